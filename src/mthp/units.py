@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Geometry of a page table, and the sizes people type and kernels print.
+
+Addresses and sizes are ints in bytes; orders are log2 of a number of base pages.
+Kernel: include/linux/huge_mm.h (HPAGE_PMD_ORDER, HPAGE_PMD_MASK), mm/huge_memory.c (THP sizes).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+KIB = 1024
+MTHP_MIN_ORDER = 2
+"""Smallest anonymous mTHP order. Kernel: mm/khugepaged.c, KHUGEPAGED_MIN_MTHP_ORDER."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How addresses split into pages and PMD ranges.
+
+    page_shift: log2 of the base page in bytes. pmd_order: log2 of the PTEs in one table.
+    """
+
+    page_shift: int = 12
+    pmd_order: int = 9
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.pmd_order <= 16 and 2 <= self.page_shift <= 20):
+            raise ValueError(f"impossible geometry: page shift {self.page_shift}, PMD order {self.pmd_order}")
+
+    @cached_property
+    def page_size(self) -> int:
+        return 1 << self.page_shift
+
+    @cached_property
+    def ptrs_per_pte(self) -> int:
+        """PTEs in one table. Kernel: PTRS_PER_PTE, HPAGE_PMD_NR."""
+        return 1 << self.pmd_order
+
+    @cached_property
+    def pmd_shift(self) -> int:
+        return self.page_shift + self.pmd_order
+
+    @cached_property
+    def pmd_size(self) -> int:
+        return 1 << self.pmd_shift
+
+    @cached_property
+    def anon_orders(self) -> frozenset[int]:
+        """Orders an anonymous folio may have. Kernel: THP_ORDERS_ALL_ANON."""
+        return frozenset(range(MTHP_MIN_ORDER, self.pmd_order + 1)) | {self.pmd_order}
+
+    @cached_property
+    def anon_orders_mask(self) -> int:
+        return sum(1 << order for order in self.anon_orders)
+
+    def pmd_addr(self, address: int) -> int:
+        """The address of the PMD range that holds address. Kernel: HPAGE_PMD_MASK."""
+        return address & ~(self.pmd_size - 1)
+
+    def pmd_align_up(self, address: int) -> int:
+        return (address + self.pmd_size - 1) & ~(self.pmd_size - 1)
+
+    def pte_index(self, address: int) -> int:
+        return (address >> self.page_shift) & (self.ptrs_per_pte - 1)
+
+    def order_bytes(self, order: int) -> int:
+        return self.page_size << order
+
+    def order_of(self, size: int) -> int:
+        """The order of a folio of size bytes; ValueError where no folio has that size."""
+        order = (size >> self.page_shift).bit_length() - 1
+        if order < 0 or self.page_size << order != size:
+            raise ValueError(f"{format_size(size)} is not a power of two of {format_size(self.page_size)} pages")
+        return order
+
+    def size_kb(self, order: int) -> str:
+        """An order as sysfs names it: 64kB."""
+        return f"{self.order_bytes(order) // KIB}kB"
+
+    def __str__(self) -> str:
+        return f"{format_size(self.page_size)}/{format_size(self.pmd_size)}"
+
+
+_SUFFIX = {"": 1, "K": KIB, "M": KIB**2, "G": KIB**3, "T": KIB**4}
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by 64K, 64kB, 2M, 2048kB, 1G or 4096; ValueError otherwise."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"not a size: {text!r} (write 64K, 2M, 2048kB)")
+    return int(match[1]) * _SUFFIX[match[2].upper()]
+
+
+def format_size(size: int) -> str:
+    """A size in the largest unit that divides it, as people write it: 64K, 2M, 1G."""
+    for suffix in ("T", "G", "M", "K"):
+        unit = _SUFFIX[suffix]
+        if size >= unit and size % unit == 0:
+            return f"{size // unit}{suffix}"
+    return f"{size}B" if size else "0"
+
+
+def human_bytes(size: float) -> str:
+    """A size rounded for reading: 1.5 GiB, 640 KiB."""
+    sign, size = ("-", -size) if size < 0 else ("", size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < KIB:
+            break
+        size /= KIB
+    else:
+        unit = "TiB"
+    digits = 0 if size >= 100 or size == int(size) else 1
+    return f"{sign}{size:.{digits}f} {unit}"
