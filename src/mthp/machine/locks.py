@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Spinlocks and read-write semaphores, with hold tokens that may be released early.
+
+A token is a context manager: leaving the block releases what is still held, so no exit can forget
+an unlock, and `token.release()` says where the kernel unlocks sooner.
+Kernel: Documentation/locking/, include/linux/mmap_lock.h.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from types import TracebackType
+
+from mthp.machine.memory import Cell
+from mthp.machine.step import Access, Machine
+from mthp.results import KernelBug
+
+
+class Rank(IntEnum):
+    """The order in which locks nest. Kernel: mm/rmap.c, "Lock ordering in mm"."""
+
+    MM_LIST = 0
+    MMAP = 1
+    VMA = 2
+    ANON_VMA = 3
+    PMD = 4
+    PTE = 5
+
+
+class Mode(Enum):
+    """How a lock is held."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+READ, WRITE = Mode.READ, Mode.WRITE
+
+
+class Hold:
+    """Proof that a task holds a lock, and the way to give it back."""
+
+    __slots__ = ("active", "lock", "mode")
+
+    def __init__(self, lock: Lock, mode: Mode) -> None:
+        self.lock = lock
+        self.mode = mode
+        self.active = True
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.active:
+            self.release()
+
+    def release(self) -> None:
+        """Unlock now. Releasing twice is a KernelBug."""
+        if not self.active:
+            raise KernelBug(f"{self.lock} is unlocked twice")
+        self.active = False
+        self.lock.unlock(self)
+
+    def __repr__(self) -> str:
+        return f"{self.lock}({self.mode.value})"
+
+
+class Lock:
+    """What spinlocks and semaphores share: a word, a name, a rank, and who holds it.
+
+    The word is 0 when free, -1 when held for writing, else the number of readers.
+    """
+
+    __slots__ = ("machine", "name", "rank", "word")
+
+    def __init__(self, machine: Machine, name: str, rank: Rank) -> None:
+        self.machine = machine
+        self.name = name
+        self.rank = rank
+        self.word = Cell(machine, name, 0)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def _take(self, mode: Mode) -> Hold:
+        machine = self.machine
+        held = machine.current.held
+        if machine.debug:
+            self._check_order(held)
+        if machine.on_step is not None:
+            machine.on_step(Access.ACQUIRE, self, mode is WRITE)
+        word = self.word
+        if mode is READ:
+            while word.value < 0:
+                machine.block(self)
+            word.value += 1
+        else:
+            while word.value != 0:
+                machine.block(self)
+            word.value = -1
+        hold = Hold(self, mode)
+        held.append(hold)
+        return hold
+
+    def _try(self, mode: Mode) -> Hold | None:
+        machine = self.machine
+        machine.step(Access.ACQUIRE, self, mode is WRITE)
+        free = self.word.value >= 0 if mode is READ else self.word.value == 0
+        if not free:
+            return None
+        self.word.value = self.word.value + 1 if mode is READ else -1
+        hold = Hold(self, mode)
+        machine.current.held.append(hold)
+        return hold
+
+    def unlock(self, hold: Hold) -> None:
+        """Give back what `hold` stands for. The running task must be its owner."""
+        machine = self.machine
+        if machine.abandoned:
+            return
+        if machine.on_step is not None:
+            machine.on_step(Access.RELEASE, self, hold.mode is WRITE)
+        held = machine.current.held
+        if hold not in held:
+            raise KernelBug(f"{machine.current.name} unlocks {self}, which it does not hold")
+        held.remove(hold)
+        self.word.value = self.word.value - 1 if hold.mode is READ else 0
+
+    def _check_order(self, held: list[Hold]) -> None:
+        for other in held:
+            if other.lock is self:
+                raise KernelBug(f"{self.machine.current.name} takes {self} and holds it already")
+            if other.lock.rank > self.rank:
+                raise KernelBug(f"lock order: {self} is taken under {other.lock}")
+
+    def held_mode(self) -> Mode | None:
+        """How the running task holds this lock, or None. Not a step."""
+        for hold in self.machine.current.held:
+            if hold.lock is self:
+                return hold.mode
+        return None
+
+    def assert_held(self, mode: Mode | None = None) -> None:
+        """KernelBug unless the running task holds it (in `mode`). Kernel: lockdep_assert_held()."""
+        actual = self.held_mode()
+        if actual is None or (mode is WRITE and actual is READ):
+            wanted = f" for {mode.value}" if mode else ""
+            raise KernelBug(f"{self} must be held{wanted}, and is {self._state(actual)}")
+
+    def assert_not_held(self) -> None:
+        """KernelBug if the running task holds it."""
+        actual = self.held_mode()
+        if actual is not None:
+            raise KernelBug(f"{self} must not be held, and is {self._state(actual)}")
+
+    def _state(self, mode: Mode | None) -> str:
+        return "not held" if mode is None else f"held for {mode.value}"
+
+
+class SpinLock(Lock):
+    """A lock with one holder."""
+
+    __slots__ = ()
+
+    def lock(self) -> Hold:
+        """Kernel: spin_lock()."""
+        return self._take(WRITE)
+
+
+class RwSem(Lock):
+    """Many readers or one writer. Kernel: struct rw_semaphore."""
+
+    __slots__ = ()
+
+    def read(self) -> Hold:
+        """Wait, then hold for reading. Kernel: down_read()."""
+        return self._take(READ)
+
+    def write(self) -> Hold:
+        """Wait, then hold for writing. Kernel: down_write()."""
+        return self._take(WRITE)
+
+    def try_read(self) -> Hold | None:
+        """Hold for reading, or None at once. Kernel: down_read_trylock()."""
+        return self._try(READ)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Shared words. A Cell is one word that several tasks may reach; every access to it is one step.
+
+Cells of a kind stand in a row (`Words`): the PTEs of one table, the refcounts of all frames. A Cell
+is then (row, index), its value an int: immutable, hashable, and free of objects however large the
+image is. Rows may be read whole by bookkeeping and by vectorised twins through `raw`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from mthp.machine.step import Access, Machine
+
+READ, WRITE, RMW = Access.READ, Access.WRITE, Access.RMW
+
+
+class Words:
+    """A row of Cells. typecode: as in `array`; size: how many words there are."""
+
+    __slots__ = ("machine", "name", "raw")
+
+    def __init__(self, machine: Machine, name: str, typecode: str, size: int = 0) -> None:
+        self.machine = machine
+        self.name = name
+        self.raw: array[int] = array(typecode, bytes(array(typecode).itemsize * size))
+
+    def __repr__(self) -> str:
+        return f"Words({self.name!r}, {len(self.raw)})"
+
+    def grow(self, size: int) -> None:
+        """Make the row at least `size` words long; new words are zero."""
+        missing = size - len(self.raw)
+        if missing > 0:
+            self.raw.frombytes(bytes(self.raw.itemsize * missing))
+
+    def read(self, index: int) -> int:
+        """Kernel: READ_ONCE()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(READ, self, index)
+        return self.raw[index]
+
+    def write(self, index: int, value: int) -> None:
+        """Kernel: WRITE_ONCE()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(WRITE, self, index)
+        self.raw[index] = value
+
+    def add(self, index: int, amount: int) -> int:
+        """Add atomically; the new value. Kernel: atomic_add_return()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(RMW, self, index)
+        value = self.raw[index] + amount
+        self.raw[index] = value
+        return value
+
+    def swap(self, index: int, value: int) -> int:
+        """Write atomically; the old value. Kernel: xchg()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(RMW, self, index)
+        old = self.raw[index]
+        self.raw[index] = value
+        return old
+
+    def set_bits(self, index: int, mask: int) -> int:
+        """Set bits atomically; the old value. Kernel: test_and_set_bit()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(RMW, self, index)
+        old = self.raw[index]
+        self.raw[index] = old | mask
+        return old
+
+    def clear_bits(self, index: int, mask: int) -> int:
+        """Clear bits atomically; the old value. Kernel: test_and_clear_bit()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(RMW, self, index)
+        old = self.raw[index]
+        self.raw[index] = old & ~mask
+        return old
+
+    def freeze(self, index: int, expected: int) -> bool:
+        """If the word is `expected`, make it 0 atomically. Kernel: folio_ref_freeze()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(RMW, self, index)
+        if self.raw[index] != expected:
+            return False
+        self.raw[index] = 0
+        return True
+
+
+class Cell:
+    """A single shared word that is not an int in a row: a lock word, a list as a tuple."""
+
+    __slots__ = ("machine", "name", "value")
+
+    def __init__(self, machine: Machine, name: str, value: Any) -> None:
+        self.machine = machine
+        self.name = name
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Cell({self.name!r}, {self.value!r})"
+
+    def read(self) -> Any:
+        """One step; the value is immutable."""
+        if self.machine.on_step is not None:
+            self.machine.on_step(READ, self, 0)
+        return self.value
+
+    def write(self, value: Any) -> None:
+        """One step."""
+        if self.machine.on_step is not None:
+            self.machine.on_step(WRITE, self, 0)
+        self.value = value

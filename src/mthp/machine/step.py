@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine a world runs on: who runs now, and what an access to a shared word means.
+
+Every access to a shared word is one step. A step calls `Machine.on_step`, or nothing at all when no
+scheduler listens (straight-through). Nothing else in the engine can switch tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from mthp.results import KernelBug
+
+if TYPE_CHECKING:
+    from mthp.machine.locks import Hold
+
+
+class Access(Enum):
+    """What a step does to the word it names."""
+
+    READ = "read"
+    WRITE = "write"
+    RMW = "read-modify-write"
+    ACQUIRE = "acquire"
+    RELEASE = "release"
+    BARRIER = "barrier"
+    IPI = "ipi"
+
+
+class Task:
+    """A thread of control: khugepaged, or whoever calls madvise(). Owns what it holds."""
+
+    __slots__ = ("held", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.held: list[Hold] = []
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r})"
+
+
+OnStep = Callable[[Access, object, int], None]
+OnBlock = Callable[[object], None]
+
+
+class Machine:
+    """One machine. on_step: the scheduler's schedule point; on_block: called when a lock is taken.
+
+    debug: check lock order and contracts at every acquire, not only at function entry.
+    abandoned: this execution was thrown away; releasing locks then does nothing.
+    """
+
+    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step")
+
+    def __init__(self, *, debug: bool = False) -> None:
+        self.on_step: OnStep | None = None
+        self.on_block: OnBlock | None = None
+        self.debug = debug
+        self.abandoned = False
+        self.current = Task("khugepaged")
+
+    def step(self, access: Access, word: object, index: int = 0) -> None:
+        """A schedule point before an act that is not an access to a row of words."""
+        if self.on_step is not None:
+            self.on_step(access, word, index)
+
+    def block(self, lock: object) -> None:
+        """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
+        if self.on_block is None:
+            raise KernelBug(f"{self.current.name} waits for {lock} for ever: nobody runs to release it")
+        self.on_block(lock)
+
+    def smp_wmb(self) -> None:
+        """Stores before it are seen before stores after it. Kernel: smp_wmb()."""
+        self.step(Access.BARRIER, self)
