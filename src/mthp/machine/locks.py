@@ -8,6 +8,7 @@ Kernel: Documentation/locking/, include/linux/mmap_lock.h.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum, IntEnum
 from types import TracebackType
 
@@ -40,11 +41,14 @@ READ, WRITE = Mode.READ, Mode.WRITE
 class Hold:
     """Proof that a task holds a lock, and the way to give it back."""
 
-    __slots__ = ("active", "lock", "mode")
+    __slots__ = ("active", "lock", "mode", "on_release")
 
-    def __init__(self, lock: Lock, mode: Mode) -> None:
+    def __init__(
+        self, lock: Lock, mode: Mode, on_release: Callable[[], None] | None = None
+    ) -> None:
         self.lock = lock
         self.mode = mode
+        self.on_release = on_release
         self.active = True
 
     def __enter__(self) -> Hold:
@@ -64,6 +68,8 @@ class Hold:
         if not self.active:
             raise KernelBug(f"{self.lock} is unlocked twice")
         self.active = False
+        if self.on_release is not None and not self.lock.machine.abandoned:
+            self.on_release()
         self.lock.unlock(self)
 
     def __repr__(self) -> str:
@@ -87,7 +93,7 @@ class Lock:
     def __repr__(self) -> str:
         return self.name
 
-    def _take(self, mode: Mode) -> Hold:
+    def _take(self, mode: Mode, on_release: Callable[[], None] | None = None) -> Hold:
         machine = self.machine
         held = machine.current.held
         if machine.debug:
@@ -103,7 +109,7 @@ class Lock:
             while word.value != 0:
                 machine.block(self)
             word.value = -1
-        hold = Hold(self, mode)
+        hold = Hold(self, mode, on_release)
         held.append(hold)
         return hold
 
@@ -181,9 +187,12 @@ class RwSem(Lock):
         """Wait, then hold for reading. Kernel: down_read()."""
         return self._take(READ)
 
-    def write(self) -> Hold:
-        """Wait, then hold for writing. Kernel: down_write()."""
-        return self._take(WRITE)
+    def write(self, on_release: Callable[[], None] | None = None) -> Hold:
+        """Wait, then hold for writing; on_release runs just before it is given back.
+
+        Kernel: down_write().
+        """
+        return self._take(WRITE, on_release)
 
     def try_read(self) -> Hold | None:
         """Hold for reading, or None at once. Kernel: down_read_trylock()."""

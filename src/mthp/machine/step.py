@@ -67,6 +67,12 @@ class Machine:
         if self.on_step is not None:
             self.on_step(access, word, index)
 
+    def step_words(self, words: object, first: int, count: int) -> None:
+        """`count` writes to neighbouring words, for a row that is then filled at once."""
+        if self.on_step is not None:
+            for index in range(first, first + count):
+                self.on_step(Access.WRITE, words, index)
+
     def block(self, lock: object) -> None:
         """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
         if self.on_block is None:

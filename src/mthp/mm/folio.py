@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Folios: the mem_map as rows of words, one word per frame and property.
+
+A folio is the number of its first frame. What belongs to the folio stands at that frame (flags,
+refcount, order); what belongs to a page stands at its own frame (mapcount, exclusive, contents).
+Mapcounts start at 0, not at -1 as in the kernel.
+Kernel: include/linux/mm_types.h (struct folio), include/linux/page-flags.h, include/linux/mm.h.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+from mthp.machine.memory import Words
+from mthp.machine.step import Machine
+from mthp.mm.allocator import Allocator, NodeState
+from mthp.mm.memcg import MemCgroup
+from mthp.mm.vmstat import VmStat
+from mthp.results import KernelBug
+
+PG_LOCKED: Final = 1 << 0
+PG_LRU: Final = 1 << 1
+PG_ACTIVE: Final = 1 << 2
+PG_REFERENCED: Final = 1 << 3
+PG_DIRTY: Final = 1 << 4
+PG_SWAPBACKED: Final = 1 << 5
+PG_UNEVICTABLE: Final = 1 << 6
+PG_MLOCKED: Final = 1 << 7
+PG_UPTODATE: Final = 1 << 8
+PG_SWAPCACHE: Final = 1 << 9
+PG_ANON: Final = 1 << 10
+PG_KSM: Final = 1 << 11
+PG_YOUNG: Final = 1 << 12
+PG_PARTIALLY_MAPPED: Final = 1 << 13
+PG_MAPPED_SHARED: Final = 1 << 14
+"""A large folio is mapped by more than one mm. Kernel: FOLIO_MM_IDS_SHARED_BITNUM."""
+PG_ZONE_DEVICE: Final = 1 << 15
+PG_ISOLATED: Final = 1 << 16
+"""Counted in NR_ISOLATED_ANON."""
+
+PAGE_ANON_EXCLUSIVE: Final = 1 << 0
+PAGE_HWPOISON: Final = 1 << 1
+
+ENTIRELY_MAPPED: Final = 1 << 23
+"""Added to nr_pages_mapped by a PMD mapping. Kernel: mm/internal.h."""
+
+_ROWS: Final = {
+    "head": "i", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
+    "large_mapcount": "i", "entire_mapcount": "i", "nr_pages_mapped": "i", "page_flags": "B",
+    "nid": "b", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
+}  # fmt: skip
+_CLEARED: Final = (
+    "flags", "refcount", "mapcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped",
+    "page_flags", "memcg", "anon_vma", "index",
+)  # fmt: skip
+
+
+class MemMap:
+    """Every frame of the world, and what happens to a folio's references.
+
+    Raises KernelBug where a reference count would go below zero.
+    """
+
+    head: Words
+    order: Words
+    flags: Words
+    refcount: Words
+    mapcount: Words
+    large_mapcount: Words
+    entire_mapcount: Words
+    nr_pages_mapped: Words
+    page_flags: Words
+    nid: Words
+    memcg: Words
+    anon_vma: Words
+    index: Words
+    content: Words
+
+    def __init__(
+        self,
+        machine: Machine,
+        vmstat: VmStat,
+        memcgs: list[MemCgroup],
+        nodes: tuple[NodeState, ...],
+        pmd_order: int,
+    ) -> None:
+        self.machine = machine
+        self.vmstat = vmstat
+        self.memcgs = memcgs
+        self.mm_mapcounts: dict[int, dict[int, int]] = {}
+        """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
+        for name, typecode in _ROWS.items():
+            setattr(self, name, Words(machine, name, typecode, 1))
+        self.allocator = Allocator(nodes, self._new_frames, self.folio_nid, pmd_order)
+
+    @property
+    def nr_frames(self) -> int:
+        return len(self.head.raw)
+
+    def _new_frames(self, nid: int, order: int) -> int:
+        """Append 2**order frames of node nid, naturally aligned; the first one's number."""
+        first = -(-self.nr_frames >> order) << order
+        end = first + (1 << order)
+        for name in _ROWS:
+            getattr(self, name).grow(end)
+        if nid:
+            self.nid.raw[first:end] = array("b", [nid]) * (1 << order)
+        return first
+
+    # Allocating and freeing
+
+    def folio_alloc(
+        self, order: int, nid: int = 0, allowed: frozenset[int] = frozenset(), *, compact: bool = True
+    ) -> int | None:
+        """A folio of 2**order frames with one reference, or None. Kernel: __folio_alloc()."""
+        folio = self.allocator.alloc(order, nid, allowed, compact)
+        if folio is None:
+            return None
+        self.prep_folio(folio, order)
+        return folio
+
+    def prep_folio(self, folio: int, order: int) -> None:
+        """Make frames that nobody knows into a folio with one reference. Not a step."""
+        nr = 1 << order
+        self.head.raw[folio : folio + nr] = array("i", [folio]) * nr
+        self.order.raw[folio] = order
+        self.refcount.raw[folio] = 1
+
+    def folio_get(self, folio: int) -> None:
+        """Kernel: include/linux/mm.h, folio_get()."""
+        if self.refcount.add(folio, 1) <= 1:
+            raise KernelBug(f"folio {folio} is referenced after it was freed")
+
+    def folio_ref_add(self, folio: int, nr: int) -> None:
+        """Kernel: include/linux/page_ref.h, folio_ref_add()."""
+        self.refcount.add(folio, nr)
+
+    def folio_put(self, folio: int, refs: int = 1) -> None:
+        """Drop references; the last one frees. Kernel: folio_put(), folio_put_refs()."""
+        left = self.refcount.add(folio, -refs)
+        if left == 0:
+            self.free_folio(folio)
+        elif left < 0:
+            raise KernelBug(f"folio {folio}: reference count {left}")
+
+    def free_folio(self, folio: int) -> None:
+        """Free a folio without references. Kernel: mm/folio.c, __folio_put()."""
+        flags = self.flags.raw[folio]
+        order = self.order.raw[folio]
+        nr = 1 << order
+        if flags & PG_LOCKED:
+            raise KernelBug(f"folio {folio} is freed while locked")
+        if self.folio_mapcount(folio) != 0:
+            raise KernelBug(f"folio {folio} is freed while mapped")
+        self.folio_unqueue_deferred_split(folio)
+        memcg = self.memcg.raw[folio]
+        if memcg:
+            self.memcgs[memcg - 1].uncharge(nr)
+        if flags & PG_ANON:
+            self.vmstat.count_mthp_stat(order, "nr_anon", -1)
+        for name in _CLEARED:
+            raw = getattr(self, name).raw
+            if nr == 1:
+                raw[folio] = 0
+            else:
+                raw[folio : folio + nr] = array(raw.typecode, bytes(raw.itemsize * nr))
+        self.mm_mapcounts.pop(folio, None)
+        self.allocator.free(folio, order)
+
+    # Flags
+
+    def test(self, folio: int, flag: int) -> bool:
+        """Kernel: folio_test_*()."""
+        return self.flags.read(folio) & flag != 0
+
+    def set(self, folio: int, flag: int) -> bool:
+        """Set a flag; whether it was set. Kernel: folio_test_set_*()."""
+        return self.flags.set_bits(folio, flag) & flag != 0
+
+    def clear(self, folio: int, flag: int) -> bool:
+        """Clear a flag; whether it was set. Kernel: folio_test_clear_*()."""
+        return self.flags.clear_bits(folio, flag) & flag != 0
+
+    def folio_trylock(self, folio: int) -> bool:
+        """Kernel: include/linux/pagemap.h, folio_trylock()."""
+        return self.flags.set_bits(folio, PG_LOCKED) & PG_LOCKED == 0
+
+    def folio_unlock(self, folio: int) -> None:
+        """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
+        if self.flags.clear_bits(folio, PG_LOCKED) & PG_LOCKED == 0:
+            raise KernelBug(f"folio {folio} is unlocked and was not locked")
+
+    def folio_test_lazyfree(self, folio: int) -> bool:
+        """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""
+        return self.flags.read(folio) & (PG_ANON | PG_SWAPBACKED) == PG_ANON
+
+    # Shape and counts
+
+    def page_folio(self, pfn: int) -> int:
+        """The folio a frame belongs to. Kernel: page_folio()."""
+        return self.head.raw[pfn]
+
+    def folio_order(self, folio: int) -> int:
+        return self.order.read(folio)
+
+    def folio_nr_pages(self, folio: int) -> int:
+        return 1 << self.order.raw[folio]
+
+    def folio_test_large(self, folio: int) -> bool:
+        return self.order.raw[folio] != 0
+
+    def folio_nid(self, pfn: int) -> int:
+        """The NUMA node a frame belongs to."""
+        return self.nid.raw[pfn]
+
+    def folio_ref_count(self, folio: int) -> int:
+        return self.refcount.read(folio)
+
+    def folio_mapcount(self, folio: int) -> int:
+        """Page table mappings of the folio. Kernel: include/linux/mm.h, folio_mapcount()."""
+        return (self.large_mapcount if self.order.raw[folio] else self.mapcount).read(folio)
+
+    def folio_expected_ref_count(self, folio: int) -> int:
+        """References that mappings and the swap cache explain.
+
+        Kernel: include/linux/mm.h, folio_expected_ref_count().
+        """
+        swapcache = self.flags.read(folio) & PG_SWAPCACHE != 0
+        return (swapcache << self.order.raw[folio]) + self.folio_mapcount(folio)
+
+    def folio_maybe_mapped_shared(self, folio: int) -> bool:
+        """Kernel: include/linux/mm.h, folio_maybe_mapped_shared()."""
+        mapcount = self.folio_mapcount(folio)
+        if mapcount <= 1 or not self.order.raw[folio]:
+            return mapcount > 1
+        return self.flags.read(folio) & PG_MAPPED_SHARED != 0
+
+    # Deferred split
+
+    def deferred_split_folio(self, folio: int) -> None:
+        """Queue a partially mapped folio. Kernel: mm/huge_memory.c, deferred_split_folio().
+
+        Divergence: the queue of fully mapped folios (for the underused shrinker) is not kept.
+        """
+        order = self.order.raw[folio]
+        if order <= 1 or self.flags.raw[folio] & PG_SWAPCACHE:
+            return
+        if not self.set(folio, PG_PARTIALLY_MAPPED):
+            self.vmstat.count_mthp_stat(order, "split_deferred")
+            self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
+
+    def folio_unqueue_deferred_split(self, folio: int) -> None:
+        """Kernel: mm/huge_memory.c, folio_unqueue_deferred_split()."""
+        if self.clear(folio, PG_PARTIALLY_MAPPED):
+            self.vmstat.count_mthp_stat(self.order.raw[folio], "nr_anon_partially_mapped", -1)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The LRU as far as a collapse can see it: a flag, isolation, and the per-CPU batches.
+
+A folio in a batch carries one more reference and is not on the LRU. That decides outcomes: a
+refused isolation puts its folios back through the batch, and the next attempt meets the reference.
+The lists themselves and their order are not modelled.
+Kernel: mm/folio.c (struct cpu_fbatches), mm/vmscan.c (folio_isolate_lru), mm/mlock.c.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mthp.machine.cpu import Cpu
+from mthp.mm.folio import PG_ACTIVE, PG_ISOLATED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE, MemMap
+from mthp.mm.vma import VM_LOCKED, VM_SPECIAL, Vma
+
+FOLIO_BATCH_SIZE: Final = 31
+"""Kernel: include/linux/folio_batch.h."""
+
+NEW_FOLIO: Final = 1
+MUNLOCK: Final = 0
+
+
+def folio_isolate_lru(mem: MemMap, folio: int) -> bool:
+    """Take a folio off the LRU, with a reference. Kernel: mm/vmscan.c, folio_isolate_lru()."""
+    if not mem.clear(folio, PG_LRU):
+        return False
+    mem.folio_get(folio)
+    return True
+
+
+def folio_putback_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
+    """Give an isolated folio back. Kernel: mm/vmscan.c, folio_putback_lru()."""
+    folio_add_lru(mem, cpu, folio)
+    mem.folio_put(folio)
+
+
+def folio_add_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
+    """Queue a folio for the LRU in this CPU's batch; a full batch or a large folio flushes it.
+
+    Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move().
+    """
+    mem.folio_get(folio)
+    batch = (*cpu.lru_add.read(), folio)
+    cpu.lru_add.write(batch)
+    if len(batch) >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
+        folio_batch_move_lru(mem, cpu)
+
+
+def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+    """Kernel: mm/folio.c, folio_add_lru_vma()."""
+    if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
+        mem.set(folio, PG_MLOCKED)
+        _mlock_batch_add(mem, cpu, folio, NEW_FOLIO)
+    else:
+        folio_add_lru(mem, cpu, folio)
+
+
+def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
+    """Move the add batch to the LRU; folios only the batch still holds are freed.
+
+    Kernel: mm/folio.c, folio_batch_move_lru(), lru_add().
+    """
+    batch = cpu.lru_add.read()
+    cpu.lru_add.write(())
+    dead: list[int] = []
+    alive: list[int] = []
+    for folio in batch:
+        if mem.refcount.freeze(folio, 1):
+            mem.flags.clear_bits(folio, PG_ACTIVE | PG_UNEVICTABLE)
+            dead.append(folio)
+            continue
+        if mem.test(folio, PG_MLOCKED):
+            mem.flags.clear_bits(folio, PG_ACTIVE)
+            mem.flags.set_bits(folio, PG_LRU | PG_UNEVICTABLE)
+        else:
+            mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+            mem.flags.set_bits(folio, PG_LRU)
+        alive.append(folio)
+    for folio in dead:
+        mem.free_folio(folio)
+    for folio in alive:
+        mem.folio_put(folio)
+
+
+def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: int) -> None:
+    """Kernel: mm/mlock.c, mlock_new_folio(), munlock_folio()."""
+    mem.folio_get(folio)
+    batch = (*cpu.mlock.read(), (folio, what))
+    cpu.mlock.write(batch)
+    if len(batch) >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
+        mlock_folio_batch(mem, cpu)
+
+
+def mlock_folio_batch(mem: MemMap, cpu: Cpu) -> None:
+    """Kernel: mm/mlock.c, mlock_folio_batch(), __mlock_new_folio(), __munlock_folio()."""
+    batch = cpu.mlock.read()
+    cpu.mlock.write(())
+    for folio, what in batch:
+        if what == NEW_FOLIO:
+            if mem.test(folio, PG_MLOCKED):
+                mem.set(folio, PG_UNEVICTABLE)
+            mem.set(folio, PG_LRU)
+        else:
+            isolated = mem.clear(folio, PG_LRU)
+            mem.clear(folio, PG_MLOCKED)
+            if isolated:
+                mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+                mem.set(folio, PG_LRU)
+        mem.folio_put(folio)
+
+
+def munlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+    """Any unmapping from a locked VMA munlocks. Kernel: mm/internal.h, munlock_vma_folio()."""
+    if vma.vm_flags & VM_LOCKED:
+        _mlock_batch_add(mem, cpu, folio, MUNLOCK)
+
+
+def lru_add_drain(mem: MemMap, cpu: Cpu) -> None:
+    """Empty this CPU's batches. Kernel: mm/folio.c, lru_add_drain()."""
+    if cpu.lru_add.read():
+        folio_batch_move_lru(mem, cpu)
+    if cpu.mlock.read():
+        mlock_folio_batch(mem, cpu)
+
+
+def lru_add_drain_all(mem: MemMap, cpus: tuple[Cpu, ...]) -> None:
+    """Empty every CPU's batches. Kernel: mm/folio.c, lru_add_drain_all()."""
+    for cpu in cpus:
+        lru_add_drain(mem, cpu)
+
+
+def folio_mark_isolated(mem: MemMap, folio: int) -> None:
+    """Count it in NR_ISOLATED_ANON. Kernel: node_stat_mod_folio()."""
+    mem.flags.raw[folio] |= PG_ISOLATED
+
+
+def folio_clear_isolated(mem: MemMap, folio: int) -> None:
+    """Stop counting it in NR_ISOLATED_ANON."""
+    mem.flags.raw[folio] &= ~PG_ISOLATED

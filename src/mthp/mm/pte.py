@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page table entries as words: a PTE and a PMD are ints, read with the kernel's predicates.
+
+The layout is the model's own. Bits 0-9 are flags, bits 10-13 say what a non-present entry is, and
+the frame number (or swap entry, or table number) stands from bit 16 up.
+Kernel: include/linux/pgtable.h, include/linux/leafops.h.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+PTE_NONE: Final = 0
+
+PRESENT: Final = 1 << 0
+WRITE: Final = 1 << 1
+YOUNG: Final = 1 << 2
+DIRTY: Final = 1 << 3
+SOFT_DIRTY: Final = 1 << 4
+UFFD_WP: Final = 1 << 5
+SPECIAL: Final = 1 << 6
+SWP_EXCLUSIVE: Final = 1 << 7
+HUGE: Final = 1 << 8
+
+KIND_SHIFT: Final = 10
+KIND_MASK: Final = 0xF << KIND_SHIFT
+PFN_SHIFT: Final = 16
+
+ZERO_PFN: Final = 0
+"""The shared zero page is frame 0 of every world."""
+ZERO_PTE_BITS: Final = PRESENT | SPECIAL
+
+
+class Leaf(IntEnum):
+    """What a non-present, non-none entry stands for. Kernel: enum softleaf_type."""
+
+    NONE = 0
+    SWAP = 1
+    MIGRATION = 2
+    HWPOISON = 3
+    GUARD = 4
+    UFFD_WP_MARKER = 5
+    DEVICE = 6
+
+
+def mk_pte(pfn: int, flags: int) -> int:
+    """A present PTE of frame pfn. Kernel: mk_pte()."""
+    return pfn << PFN_SHIFT | flags | PRESENT
+
+
+def zero_pte(flags: int = YOUNG) -> int:
+    """A PTE of the shared zero page, which is special and never written through."""
+    return ZERO_PTE_BITS | flags
+
+
+def leaf_pte(kind: Leaf, value: int = 0, flags: int = 0) -> int:
+    """A non-present entry: swap (value: swap entry), migration (value: pfn), or a marker."""
+    return value << PFN_SHIFT | kind << KIND_SHIFT | flags
+
+
+def pte_none(pte: int) -> bool:
+    return pte == 0
+
+
+def pte_present(pte: int) -> bool:
+    return pte & PRESENT != 0
+
+
+def pte_pfn(pte: int) -> int:
+    return pte >> PFN_SHIFT
+
+
+def is_zero_pfn(pfn: int) -> bool:
+    return pfn == ZERO_PFN
+
+
+def pte_none_or_zero(pte: int) -> bool:
+    """Kernel: mm/khugepaged.c, pte_none_or_zero()."""
+    return pte == 0 or (pte & PRESENT != 0 and pte >> PFN_SHIFT == ZERO_PFN)
+
+
+def pte_young(pte: int) -> bool:
+    return pte & YOUNG != 0
+
+
+def pte_dirty(pte: int) -> bool:
+    return pte & DIRTY != 0
+
+
+def pte_write(pte: int) -> bool:
+    return pte & WRITE != 0
+
+
+def pte_uffd(pte: int) -> bool:
+    """A present PTE that userfaultfd write-protects. Kernel: pte_uffd()."""
+    return pte & UFFD_WP != 0
+
+
+def pte_special(pte: int) -> bool:
+    return pte & SPECIAL != 0
+
+
+def leaf_kind(pte: int) -> Leaf:
+    """What a non-present entry is. Kernel: softleaf_from_pte()."""
+    return Leaf((pte & KIND_MASK) >> KIND_SHIFT)
+
+
+def pte_swp_uffd_any(pte: int) -> bool:
+    """A non-present entry with uffd write protection, carried or as a marker.
+
+    Kernel: include/linux/userfaultfd_k.h, pte_swp_uffd_any().
+    """
+    return pte & UFFD_WP != 0 or leaf_kind(pte) is Leaf.UFFD_WP_MARKER
+
+
+# A PMD slot: none, a table (PRESENT, table number), a huge leaf (PRESENT | HUGE), a migration
+# entry (not present), or bad (PRESENT | SPECIAL).
+
+PMD_NONE: Final = 0
+
+
+def table_pmd(number: int) -> int:
+    """A PMD that points to page table `number`."""
+    return number << PFN_SHIFT | PRESENT
+
+
+def huge_pmd(pfn: int, flags: int) -> int:
+    """A PMD that maps a PMD-sized folio. Kernel: folio_mk_pmd()."""
+    return pfn << PFN_SHIFT | flags | PRESENT | HUGE
+
+
+def bad_pmd() -> int:
+    """A present PMD that is neither a table nor a leaf."""
+    return PRESENT | SPECIAL
+
+
+def pmd_none(pmd: int) -> bool:
+    return pmd == 0
+
+
+def pmd_present(pmd: int) -> bool:
+    return pmd & PRESENT != 0
+
+
+def pmd_trans_huge(pmd: int) -> bool:
+    return pmd & (PRESENT | HUGE) == PRESENT | HUGE
+
+
+def pmd_is_migration_entry(pmd: int) -> bool:
+    return pmd & PRESENT == 0 and (pmd & KIND_MASK) >> KIND_SHIFT == Leaf.MIGRATION
+
+
+def pmd_bad(pmd: int) -> bool:
+    return pmd & (PRESENT | SPECIAL) == PRESENT | SPECIAL
+
+
+def pmd_is_table(pmd: int) -> bool:
+    return pmd & (PRESENT | SPECIAL | HUGE) == PRESENT
+
+
+def pmd_pgtable(pmd: int) -> int:
+    """The number of the table a PMD points to. Kernel: pmd_pgtable()."""
+    return pmd >> PFN_SHIFT
