@@ -28,7 +28,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if not (1 <= self.pmd_order <= 16 and 2 <= self.page_shift <= 20):
-            raise ValueError(f"impossible geometry: page shift {self.page_shift}, PMD order {self.pmd_order}")
+            raise ValueError(
+                f"impossible geometry: page shift {self.page_shift}, PMD order {self.pmd_order}"
+            )
 
     @cached_property
     def page_size(self) -> int:
@@ -73,7 +75,9 @@ class Geometry:
         """The order of a folio of size bytes; ValueError where no folio has that size."""
         order = (size >> self.page_shift).bit_length() - 1
         if order < 0 or self.page_size << order != size:
-            raise ValueError(f"{format_size(size)} is not a power of two of {format_size(self.page_size)} pages")
+            raise ValueError(
+                f"{format_size(size)} is not a power of two of {format_size(self.page_size)} pages"
+            )
         return order
 
     def size_kb(self, order: int) -> str:
@@ -108,11 +112,10 @@ def format_size(size: int) -> str:
 def human_bytes(size: float) -> str:
     """A size rounded for reading: 1.5 GiB, 640 KiB."""
     sign, size = ("-", -size) if size < 0 else ("", size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < KIB:
-            break
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    step = 0
+    while size >= KIB and step < len(units) - 1:
         size /= KIB
-    else:
-        unit = "TiB"
+        step += 1
     digits = 0 if size >= 100 or size == int(size) else 1
-    return f"{sign}{size:.{digits}f} {unit}"
+    return f"{sign}{size:.{digits}f} {units[step]}"

@@ -76,7 +76,9 @@ class Machine:
     def block(self, lock: object) -> None:
         """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
         if self.on_block is None:
-            raise KernelBug(f"{self.current.name} waits for {lock} for ever: nobody runs to release it")
+            raise KernelBug(
+                f"{self.current.name} waits for {lock} for ever: nobody runs to release it"
+            )
         self.on_block(lock)
 
     def smp_wmb(self) -> None:

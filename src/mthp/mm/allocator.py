@@ -109,7 +109,9 @@ class Allocator:
         self.node_of = node_of
         self.nodes = [Node(nid, state, max_order, new_frames) for nid, state in enumerate(states)]
 
-    def alloc(self, order: int, nid: int, allowed: frozenset[int], direct_compact: bool) -> int | None:
+    def alloc(
+        self, order: int, nid: int, allowed: frozenset[int], direct_compact: bool
+    ) -> int | None:
         """First frame of a block of 2**order, from nid first, or None.
 
         allowed: nodes to fall back to; empty means every node. direct_compact: reclaim and

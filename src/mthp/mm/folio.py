@@ -111,7 +111,12 @@ class MemMap:
     # Allocating and freeing
 
     def folio_alloc(
-        self, order: int, nid: int = 0, allowed: frozenset[int] = frozenset(), *, compact: bool = True
+        self,
+        order: int,
+        nid: int = 0,
+        allowed: frozenset[int] = frozenset(),
+        *,
+        compact: bool = True,
     ) -> int | None:
         """A folio of 2**order frames with one reference, or None. Kernel: __folio_alloc()."""
         folio = self.allocator.alloc(order, nid, allowed, compact)

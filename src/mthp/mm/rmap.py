@@ -56,7 +56,9 @@ def folio_add_new_anon_rmap(
     mem.vmstat.count_mthp_stat(order, "nr_anon")
 
 
-def folio_add_anon_rmap_pte(mem: MemMap, folio: int, page: int, vma: Vma, *, exclusive: bool) -> None:
+def folio_add_anon_rmap_pte(
+    mem: MemMap, folio: int, page: int, vma: Vma, *, exclusive: bool
+) -> None:
     """One more mapping of one page of an anonymous folio. Kernel: folio_add_anon_rmap_ptes()."""
     first = mem.mapcount.add(page, 1) == 1
     if mem.folio_test_large(folio):
@@ -96,9 +98,7 @@ def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
     mem.large_mapcount.add(folio, -1)
     _count_mm(mem, folio, vma.vm_mm.number, -1)
     if mem.entire_mapcount.add(folio, -1) == 0:
-        mapped = mem.nr_pages_mapped.raw[folio] = (
-            mem.nr_pages_mapped.raw[folio] - ENTIRELY_MAPPED
-        )
+        mapped = mem.nr_pages_mapped.raw[folio] = mem.nr_pages_mapped.raw[folio] - ENTIRELY_MAPPED
         if 0 < mapped < mem.folio_nr_pages(folio):
             mem.deferred_split_folio(folio)
     munlock_vma_folio(mem, cpu, folio, vma)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What one collapse carries with it. Kernel: mm/khugepaged.c, struct collapse_control."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Caller(Enum):
+    """Who asked for the collapse."""
+
+    KHUGEPAGED = "khugepaged"
+    MADVISE = "MADV_COLLAPSE"
+
+
+@dataclass(slots=True)
+class CollapseControl:
+    """node_load: node -> pages seen there. progress: against pages_to_scan.
+
+    alloc_nmask: nodes the allocation may fall back to. present_ptes: bit i is set if PTE i of the
+    table maps a page (not none, not zero page).
+    """
+
+    caller: Caller
+    progress: int = 0
+    node_load: Counter[int] = field(default_factory=Counter)
+    alloc_nmask: frozenset[int] = frozenset()
+    present_ptes: int = 0
+
+    @property
+    def is_khugepaged(self) -> bool:
+        return self.caller is Caller.KHUGEPAGED
+
+    def init_scan(self) -> None:
+        """Kernel: mm/khugepaged.c, collapse_control_init_scan()."""
+        self.node_load.clear()
+        self.alloc_nmask = frozenset()
+        self.present_ptes = 0

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""khugepaged's loop: mm slots, the cursor, the budget, sleeping. Kernel: mm/khugepaged.c.
+
+A wakeup is one khugepaged_do_scan(). A full scan is one round over all mms; it may take many
+wakeups. Work counts as no time: only the two sleeps pass, and they are recorded as Slept events.
+"""
+
+from __future__ import annotations
+
+from mthp.events import KhugepagedScan, Slept
+from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.khugepaged.eligibility import (
+    Tva,
+    collapse_possible_orders,
+    collapse_test_exit,
+    collapse_test_exit_or_disable,
+    hugepage_enabled,
+)
+from mthp.khugepaged.scan import collapse_scan_pmd
+from mthp.machine.locks import Hold, Rank, SpinLock
+from mthp.mm.kernel import Kernel
+from mthp.mm.lru import lru_add_drain_all
+from mthp.mm.mm_struct import MMF_VM_HUGEPAGE, Mm
+from mthp.mm.vma import Vma, vma_is_anonymous
+from mthp.profiles import Progress
+from mthp.results import KernelBug, ScanResult
+
+
+def collapse_single_pmd(address: int, vma: Vma, mmap_lock: Hold, cc: CollapseControl) -> ScanResult:
+    """One PMD range of one VMA. mmap_lock is held on entry and may be released.
+
+    Divergence: file mappings are not modelled and answer FAIL.
+    Kernel: mm/khugepaged.c, collapse_single_pmd().
+    """
+    if not vma_is_anonymous(vma):
+        return ScanResult.FAIL
+    return collapse_scan_pmd(vma.vm_mm, vma, address, mmap_lock, cc)
+
+
+class Khugepaged:
+    """The daemon of one kernel. mm_slots is the list of registered mms, in scan order.
+
+    mm_slot, address: the cursor; mm_slot is None between two full scans. mm_slots and the cursor
+    are guarded by khugepaged_mm_lock.
+    """
+
+    __slots__ = (
+        "address", "cc", "full_scans", "kernel", "mm_lock", "mm_slot", "mm_slots",
+        "pages_collapsed",
+    )  # fmt: skip
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.mm_lock = SpinLock(kernel.machine, "khugepaged_mm_lock", Rank.MM_LIST)
+        self.mm_slots: list[Mm] = []
+        self.mm_slot: Mm | None = None
+        self.address = 0
+        self.pages_collapsed = 0
+        self.full_scans = 0
+        self.cc = CollapseControl(Caller.KHUGEPAGED)
+
+    # Registering
+
+    def khugepaged_enter(self, mm: Mm) -> None:
+        """Put an mm just behind the cursor's round. Kernel: __khugepaged_enter()."""
+        if collapse_test_exit(mm):
+            raise KernelBug(f"{mm} is registered after its last user left")
+        if mm.mm_flags_test(MMF_VM_HUGEPAGE):
+            return
+        mm.mm_flags_set(MMF_VM_HUGEPAGE)
+        with self.mm_lock.lock():
+            self.mm_slots.append(mm)
+
+    def khugepaged_enter_vma(self, vma: Vma) -> None:
+        """Register the mm if the VMA can be collapsed. Kernel: khugepaged_enter_vma()."""
+        mm = vma.vm_mm
+        if mm.mm_flags_test(MMF_VM_HUGEPAGE) or not hugepage_enabled(self.kernel):
+            return
+        if collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED):
+            self.khugepaged_enter(mm)
+
+    def khugepaged_exit(self, mm: Mm) -> None:
+        """Leave, or wait until the daemon lets go of the mm. Kernel: __khugepaged_exit()."""
+        with self.mm_lock.lock():
+            registered = mm in self.mm_slots
+            current = self.mm_slot is mm
+            if registered and not current:
+                self.mm_slots.remove(mm)
+        if registered and current:
+            with mm.mmap_write_lock():
+                pass
+        elif registered:
+            mm.mm_flags_clear(MMF_VM_HUGEPAGE)
+
+    def collect_mm_slot(self, mm: Mm) -> None:
+        """Forget an mm without users. Kernel: collect_mm_slot()."""
+        self.mm_lock.assert_held()
+        if collapse_test_exit(mm):
+            self.mm_slots.remove(mm)
+
+    # Scanning
+
+    def khugepaged_do_scan(self) -> None:
+        """One wakeup: scan until pages_to_scan, the second round, or the second failed allocation.
+
+        Kernel: mm/khugepaged.c, khugepaged_do_scan().
+        """
+        kernel = self.kernel
+        progress_max = kernel.settings.pages_to_scan
+        pass_through_head = 0
+        may_sleep = True
+        lru_add_drain_all(kernel.mem, kernel.cpus)
+        self.cc.progress = 0
+        while True:
+            with self.mm_lock.lock():
+                pass_through_head += self.mm_slot is None
+                mm = self._current_slot() if pass_through_head < 2 else None
+            if mm is None:
+                break
+            result = self.collapse_scan_mm_slot(mm, progress_max)
+            if self.cc.progress >= progress_max:
+                break
+            if result is ScanResult.ALLOC_HUGE_PAGE_FAIL:
+                if not may_sleep:
+                    break
+                may_sleep = False
+                kernel.trace(Slept("alloc_sleep", kernel.settings.alloc_sleep_millisecs))
+
+    def khugepaged_wait_work(self) -> None:
+        """Sleep until the next wakeup. Kernel: khugepaged_wait_work()."""
+        self.kernel.trace(Slept("scan_sleep", self.kernel.settings.scan_sleep_millisecs))
+
+    def _current_slot(self) -> Mm | None:
+        """The mm under the cursor, which starts a new round if it stood nowhere; None: no work."""
+        self.mm_lock.assert_held()
+        if not self.mm_slots or not hugepage_enabled(self.kernel):
+            return None
+        if self.mm_slot is None:
+            self.mm_slot = self.mm_slots[0]
+            self.address = 0
+        return self.mm_slot
+
+    def collapse_scan_mm_slot(self, mm: Mm, progress_max: int) -> ScanResult:
+        """One visit to the mm under the cursor: until a collapse was tried, its end, or the
+        budget's end. Returns the last table's result.
+
+        Divergence: khugepaged_mm_lock is not held on entry; the caller has read the cursor under it.
+        Kernel: mm/khugepaged.c, collapse_scan_mm_slot().
+        """
+        progress_prev = self.cc.progress
+        # Never wait for the lock: a busy mm is skipped until the next full scan.
+        mmap_lock = mm.mmap_read_trylock()
+        if mmap_lock is None:
+            result, finished = ScanResult.FAIL, True
+        else:
+            self.cc.progress += 1
+            with mmap_lock:
+                result, finished = self._scan_vmas(mm, mmap_lock, progress_max)
+        with self.mm_lock.lock():
+            if self.mm_slot is not mm:
+                raise KernelBug("the scan cursor moved while its mm was scanned")
+            if finished or collapse_test_exit_or_disable(mm):
+                self._advance(mm)
+        self.kernel.trace(
+            KhugepagedScan(mm.number, self.cc.progress - progress_prev, self.mm_slot is None)
+        )
+        return result
+
+    def _scan_vmas(self, mm: Mm, mmap_lock: Hold, progress_max: int) -> tuple[ScanResult, bool]:
+        """Walk the VMAs from the cursor on. Returns the last result, and whether the mm is done."""
+        cc = self.cc
+        pmd_size = mm.geometry.pmd_size
+        result = ScanResult.FAIL
+        if collapse_test_exit_or_disable(mm):
+            return result, True
+        for vma in mm.for_each_vma(self.address):
+            if collapse_test_exit_or_disable(mm):
+                cc.progress += 1
+                return result, True
+            if not collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED):
+                cc.progress += 1
+                continue
+            hstart = mm.geometry.pmd_align_up(vma.vm_start)
+            hend = mm.geometry.pmd_addr(vma.vm_end)
+            if self.address > hend:
+                cc.progress += 1
+                continue
+            self.address = max(self.address, hstart)
+            while self.address < hend:
+                if collapse_test_exit_or_disable(mm):
+                    return result, True
+                result = collapse_single_pmd(self.address, vma, mmap_lock, cc)
+                if result is ScanResult.SUCCEED:
+                    self.pages_collapsed += 1
+                self.address += pmd_size
+                if self.kernel.profile.progress is Progress.PER_PMD:
+                    cc.progress += mm.geometry.ptrs_per_pte
+                if not mmap_lock.active or cc.progress >= progress_max:
+                    return result, False
+        return result, True
+
+    def _advance(self, mm: Mm) -> None:
+        """Move the cursor to the next mm, or end the full scan."""
+        at = self.mm_slots.index(mm)
+        if at + 1 < len(self.mm_slots):
+            self.mm_slot = self.mm_slots[at + 1]
+            self.address = 0
+        else:
+            self.mm_slot = None
+            self.full_scans += 1
+        self.collect_mm_slot(mm)

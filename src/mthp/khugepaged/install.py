@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Make the new folio reachable: by the PMD, or by PTEs of the old table.
+
+Kernel: mm/khugepaged.c, the last part of collapse_huge_page().
+"""
+
+from __future__ import annotations
+
+from mthp.mm.folio import PG_UPTODATE
+from mthp.mm.kernel import Kernel
+from mthp.mm.pagetable import (
+    PmdPtr,
+    PteMap,
+    map_anon_folio_pmd_nopf,
+    map_anon_folio_pte_nopf,
+    pgtable_trans_huge_deposit,
+    pmd_lock,
+    pmd_populate,
+    pmdp_get_lockless,
+)
+from mthp.mm.pte import pmd_none, pmd_pgtable
+from mthp.mm.vma import Vma
+from mthp.profiles import Install
+
+
+def guard_pmd_none(kernel: Kernel, pmd: PmdPtr) -> None:
+    """The PMD this collapse cleared must still be none; what else follows is the profile's."""
+    kernel.guard(
+        "collapse_huge_page",
+        not pmd_none(pmdp_get_lockless(pmd)),
+        "the PMD that the collapse cleared is populated; it is overwritten",
+    )
+
+
+def restore_pmd(kernel: Kernel, pmd: PmdPtr, orig_pmd: int) -> None:
+    """Put the old table back after a refusal. Kernel: collapse_huge_page(), failure branch."""
+    with pmd_lock(pmd):
+        guard_pmd_none(kernel, pmd)
+        pmd_populate(pmd, pmd_pgtable(orig_pmd))
+
+
+def __folio_mark_uptodate(kernel: Kernel, folio: int) -> None:
+    """Contents are seen before the mapping. Kernel: include/linux/page-flags.h."""
+    kernel.machine.smp_wmb()
+    kernel.mem.set(folio, PG_UPTODATE)
+
+
+def install_pmd(
+    kernel: Kernel, folio: int, pmd: PmdPtr, orig_pmd: int, vma: Vma, pmd_addr: int
+) -> None:
+    """PMD order: deposit the table, map by the PMD."""
+    with pmd_lock(pmd):
+        guard_pmd_none(kernel, pmd)
+        pgtable_trans_huge_deposit(pmd, pmd_pgtable(orig_pmd))
+        map_anon_folio_pmd_nopf(kernel, folio, pmd, vma, pmd_addr)
+
+
+def install_ptes(
+    kernel: Kernel,
+    folio: int,
+    pmd: PmdPtr,
+    orig_pmd: int,
+    pte: PteMap,
+    vma: Vma,
+    start_addr: int,
+) -> None:
+    """Below PMD order: the old table comes back with the new folio in it, in the profile's order."""
+    with pmd_lock(pmd):
+        guard_pmd_none(kernel, pmd)
+        if kernel.profile.install is Install.PTES_THEN_PMD:
+            map_anon_folio_pte_nopf(kernel, folio, pte, vma, start_addr, uffd_wp=False)
+            kernel.machine.smp_wmb()
+            pmd_populate(pmd, pmd_pgtable(orig_pmd))
+        else:
+            with pte.table.ptl.lock():
+                pmd_populate(pmd, pmd_pgtable(orig_pmd))
+                map_anon_folio_pte_nopf(kernel, folio, pte, vma, start_addr, uffd_wp=False)

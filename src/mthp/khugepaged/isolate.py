@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Lock the source folios of a window and take them off the LRU. Kernel: mm/khugepaged.c."""
+
+from __future__ import annotations
+
+from mthp.events import NO_PFN, Isolate
+from mthp.khugepaged.control import CollapseControl
+from mthp.khugepaged.limits import (
+    collapse_max_ptes_none,
+    collapse_max_ptes_shared,
+    count_collapse_event,
+)
+from mthp.mm.folio import PG_REFERENCED, PG_YOUNG, PG_ZONE_DEVICE, MemMap
+from mthp.mm.kernel import Kernel
+from mthp.mm.lru import (
+    folio_clear_isolated,
+    folio_isolate_lru,
+    folio_mark_isolated,
+    folio_putback_lru,
+)
+from mthp.mm.mmu_notifier import mmu_notifier_test_young
+from mthp.mm.pagetable import PteMap
+from mthp.mm.pte import (
+    pte_dirty,
+    pte_none_or_zero,
+    pte_pfn,
+    pte_present,
+    pte_special,
+    pte_uffd,
+    pte_young,
+)
+from mthp.mm.vma import VM_DROPPABLE, Vma
+from mthp.profiles import Lazyfree
+from mthp.results import Refused, ScanResult
+
+
+def vm_normal_page(mem: MemMap, pte: int) -> int | None:
+    """The frame of a present PTE, or None for special and device mappings.
+
+    Kernel: mm/memory.c, vm_normal_page(), with the is_zone_device_page() test of both callers.
+    """
+    pfn = pte_pfn(pte)
+    if pte_special(pte) or mem.flags.raw[mem.page_folio(pfn)] & PG_ZONE_DEVICE:
+        return None
+    return pfn
+
+
+def refuses_lazyfree(kernel: Kernel, cc: CollapseControl, vma: Vma, folio: int, pte: int) -> bool:
+    """A clean page that MADV_FREE gave up, and khugepaged must keep freeable."""
+    return (
+        cc.is_khugepaged
+        and not vma.vm_flags & VM_DROPPABLE
+        and kernel.mem.folio_test_lazyfree(folio)
+        and not pte_dirty(pte)
+        and kernel.profile.lazyfree is Lazyfree.REFUSE
+    )
+
+
+def folio_pte_referenced(mem: MemMap, folio: int, vma: Vma, address: int, pte: int) -> bool:
+    """Kernel: mm/khugepaged.c, folio_pte_referenced()."""
+    if mem.test(folio, PG_YOUNG | PG_REFERENCED) or pte_young(pte):
+        return True
+    return bool(vma.vm_mm.notifiers) and mmu_notifier_test_young(vma.vm_mm, address)
+
+
+def release_pte_folio(kernel: Kernel, folio: int) -> None:
+    """Give one isolated folio back through the LRU batch. Kernel: release_pte_folio()."""
+    folio_clear_isolated(kernel.mem, folio)
+    kernel.mem.folio_unlock(folio)
+    folio_putback_lru(kernel.mem, kernel.this_cpu, folio)
+
+
+def release_pte_pages(pte: PteMap, nr: int, compound_pagelist: list[int]) -> None:
+    """Give back what the first nr PTEs isolated: small folios from the highest address down, then
+    large ones in the order they were met. Kernel: mm/khugepaged.c, release_pte_pages().
+    """
+    kernel = pte.kernel
+    mem = kernel.mem
+    for i in range(nr - 1, -1, -1):
+        pteval = pte.get(i)
+        if pte_none_or_zero(pteval):
+            continue
+        folio = mem.page_folio(pte_pfn(pteval))
+        if not mem.folio_test_large(folio):
+            release_pte_folio(kernel, folio)
+    for folio in compound_pagelist:
+        release_pte_folio(kernel, folio)
+    compound_pagelist.clear()
+
+
+class _Isolation:
+    """What __collapse_huge_page_isolate() has counted and taken so far."""
+
+    __slots__ = (
+        "cc", "compound_pagelist", "folio", "kernel", "max_ptes_none", "max_ptes_shared", "mem",
+        "none_or_zero", "order", "referenced", "shared", "sub_pmd", "vma",
+    )  # fmt: skip
+
+    def __init__(self, kernel: Kernel, vma: Vma, cc: CollapseControl, order: int) -> None:
+        self.kernel = kernel
+        self.mem = kernel.mem
+        self.vma = vma
+        self.cc = cc
+        self.order = order
+        self.sub_pmd = order != kernel.geometry.pmd_order
+        self.max_ptes_none = collapse_max_ptes_none(kernel, cc, vma, order)
+        self.max_ptes_shared = collapse_max_ptes_shared(kernel, cc, order)
+        self.none_or_zero = self.shared = self.referenced = 0
+        self.folio = NO_PFN
+        self.compound_pagelist: list[int] = []
+
+    def take_none(self) -> None:
+        """Spend the budget for empty and zero-page PTEs."""
+        self.none_or_zero += 1
+        if self.max_ptes_none is None:
+            raise Refused(ScanResult.FAIL)
+        if self.none_or_zero > self.max_ptes_none:
+            count_collapse_event(
+                self.kernel, self.order, "thp_scan_exceed_none_pte", "collapse_exceed_none_pte"
+            )
+            raise Refused(ScanResult.EXCEED_NONE_PTE)
+
+    def take_page(self, address: int, pteval: int) -> None:
+        """Check, lock and isolate the folio behind one non-empty PTE, in the kernel's order."""
+        if not pte_present(pteval):
+            raise Refused(ScanResult.PTE_NON_PRESENT)
+        if pte_uffd(pteval):
+            raise Refused(ScanResult.PTE_UFFD)
+        page = vm_normal_page(self.mem, pteval)
+        if page is None:
+            raise Refused(ScanResult.PAGE_NULL)
+        folio = self.folio = self.mem.page_folio(page)
+        if refuses_lazyfree(self.kernel, self.cc, self.vma, folio, pteval):
+            raise Refused(ScanResult.PAGE_LAZYFREE)
+        if self.mem.folio_maybe_mapped_shared(folio):
+            self.take_shared()
+        if self.sub_pmd and self.mem.folio_order(folio) >= self.order:
+            raise Refused(ScanResult.PTE_MAPPED_HUGEPAGE)
+        if folio not in self.compound_pagelist:
+            self.lock_and_isolate(folio)
+        if self.cc.is_khugepaged and folio_pte_referenced(
+            self.mem, folio, self.vma, address, pteval
+        ):
+            self.referenced += 1
+
+    def take_shared(self) -> None:
+        """Spend the budget for pages that several processes map."""
+        self.shared += 1
+        if self.shared > self.max_ptes_shared:
+            count_collapse_event(
+                self.kernel, self.order, "thp_scan_exceed_share_pte", "collapse_exceed_shared_pte"
+            )
+            raise Refused(ScanResult.EXCEED_SHARED_PTE)
+
+    def lock_and_isolate(self, folio: int) -> None:
+        """Lock the folio, see that nobody else refers to it, take it off the LRU."""
+        mem = self.mem
+        if not mem.folio_trylock(folio):
+            raise Refused(ScanResult.PAGE_LOCK)
+        if mem.folio_expected_ref_count(folio) != mem.folio_ref_count(folio):
+            mem.folio_unlock(folio)
+            raise Refused(ScanResult.PAGE_COUNT)
+        if not folio_isolate_lru(mem, folio):
+            mem.folio_unlock(folio)
+            raise Refused(ScanResult.DEL_PAGE_LRU)
+        folio_mark_isolated(mem, folio)
+        if mem.folio_test_large(folio):
+            self.compound_pagelist.append(folio)
+
+    def trace(self, address: int, result: ScanResult) -> None:
+        """mm_collapse_huge_page_isolate."""
+        self.kernel.trace(
+            Isolate(
+                self.vma.vm_mm.number,
+                address,
+                self.folio,
+                self.none_or_zero,
+                self.referenced,
+                result,
+                self.order,
+            )
+        )
+
+
+def __collapse_huge_page_isolate(
+    vma: Vma, start_addr: int, pte: PteMap, cc: CollapseControl, order: int
+) -> list[int]:
+    """Lock and isolate every folio of the window; the large ones are returned, in order met.
+
+    Caller holds the PTE lock, mmap_lock for writing and anon_vma for writing; the PMD is clear.
+    A refusal has put everything back.
+    Refused: EXCEED_NONE_PTE, EXCEED_SHARED_PTE, PTE_NON_PRESENT, PTE_UFFD, PAGE_NULL,
+    PAGE_LAZYFREE, PTE_MAPPED_HUGEPAGE, PAGE_LOCK, PAGE_COUNT, DEL_PAGE_LRU, LACK_REFERENCED_PAGE.
+    Kernel: mm/khugepaged.c, __collapse_huge_page_isolate().
+    """
+    kernel = pte.kernel
+    pte.table.ptl.assert_held()
+    isolation = _Isolation(kernel, vma, cc, order)
+    page_size = kernel.geometry.page_size
+    done = 0
+    try:
+        for i in range(1 << order):
+            pteval = pte.get(i)
+            if pte_none_or_zero(pteval):
+                isolation.take_none()
+            else:
+                isolation.take_page(start_addr + i * page_size, pteval)
+            done += 1
+        if cc.is_khugepaged and not isolation.referenced:
+            raise Refused(ScanResult.LACK_REFERENCED_PAGE)
+    except Refused as refusal:
+        release_pte_pages(pte, done, isolation.compound_pagelist)
+        isolation.trace(start_addr, refusal.result)
+        raise
+    isolation.trace(start_addr, ScanResult.SUCCEED)
+    return isolation.compound_pagelist

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many empty, shared and swapped PTEs a collapse may take in. Kernel: mm/khugepaged.c."""
+
+from __future__ import annotations
+
+from mthp.khugepaged.control import CollapseControl
+from mthp.mm.kernel import Kernel
+from mthp.mm.vma import Vma, userfaultfd_armed
+from mthp.profiles import IntermediateNone
+
+
+def collapse_max_ptes_none(
+    kernel: Kernel, cc: CollapseControl, vma: Vma | None, order: int
+) -> int | None:
+    """Empty or zero-page PTEs allowed; None: a collapse to this order is refused whatever it holds.
+
+    vma: looked at for userfaultfd, or None where the caller holds no VMA.
+    Kernel: mm/khugepaged.c, collapse_max_ptes_none().
+    """
+    geometry = kernel.geometry
+    max_ptes_none = kernel.settings.max_ptes_none
+    if vma is not None and userfaultfd_armed(vma):
+        return 0
+    if not cc.is_khugepaged:
+        return geometry.ptrs_per_pte
+    if order == geometry.pmd_order:
+        return max_ptes_none
+    if max_ptes_none == geometry.ptrs_per_pte - 1:
+        return (1 << order) - 1
+    if max_ptes_none:
+        if kernel.profile.intermediate_none is IntermediateNone.REFUSE:
+            return None
+        kernel.warn_once(
+            "collapse_max_ptes_none",
+            "mTHP collapse does not support max_ptes_none values other than 0 or "
+            f"{geometry.ptrs_per_pte - 1}, defaulting to 0.",
+        )
+    return 0
+
+
+def collapse_max_ptes_shared(kernel: Kernel, cc: CollapseControl, order: int) -> int:
+    """PTEs of pages that several processes map. Kernel: collapse_max_ptes_shared()."""
+    if not cc.is_khugepaged:
+        return kernel.geometry.ptrs_per_pte
+    return kernel.settings.max_ptes_shared if order == kernel.geometry.pmd_order else 0
+
+
+def collapse_max_ptes_swap(kernel: Kernel, cc: CollapseControl, order: int) -> int:
+    """Entries that are neither none nor present. Kernel: collapse_max_ptes_swap()."""
+    if not cc.is_khugepaged:
+        return kernel.geometry.ptrs_per_pte
+    return kernel.settings.max_ptes_swap if order == kernel.geometry.pmd_order else 0
+
+
+def count_collapse_event(kernel: Kernel, order: int, vm_event: str, mthp_stat: str) -> None:
+    """Count per order, and in vmstat at PMD order. Kernel: count_collapse_event()."""
+    if order == kernel.geometry.pmd_order:
+        kernel.vmstat.count_vm_event(vm_event)
+    kernel.vmstat.count_mthp_stat(order, mthp_stat)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""madvise(MADV_COLLAPSE). Kernel: mm/khugepaged.c, madvise_collapse()."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.khugepaged.daemon import collapse_single_pmd
+from mthp.khugepaged.eligibility import Tva, collapse_possible_orders
+from mthp.khugepaged.revalidate import Expect, hugepage_vma_revalidate
+from mthp.machine.locks import Hold
+from mthp.mm.lru import lru_add_drain_all
+from mthp.mm.mm_struct import Mm
+from mthp.mm.vma import Vma
+from mthp.results import KernelBug, Refused, ScanResult
+
+THP: Final = frozenset({ScanResult.SUCCEED, ScanResult.PMD_MAPPED})
+"""The range is huge now."""
+
+GO_ON: Final = frozenset(
+    {
+        ScanResult.NO_PTE_TABLE,
+        ScanResult.PTE_NON_PRESENT,
+        ScanResult.PTE_UFFD,
+        ScanResult.LACK_REFERENCED_PAGE,
+        ScanResult.PAGE_NULL,
+        ScanResult.PAGE_COUNT,
+        ScanResult.PAGE_LOCK,
+        ScanResult.PAGE_COMPOUND,
+        ScanResult.PAGE_LRU,
+        ScanResult.DEL_PAGE_LRU,
+    }
+)
+"""This range failed, the next one is tried all the same."""
+
+_ERRNO: Final = {
+    ScanResult.ALLOC_HUGE_PAGE_FAIL: errno.ENOMEM,
+    ScanResult.CGROUP_CHARGE_FAIL: errno.EBUSY,
+    ScanResult.EXCEED_NONE_PTE: errno.EBUSY,
+    ScanResult.PAGE_COUNT: errno.EAGAIN,
+    ScanResult.PAGE_LOCK: errno.EAGAIN,
+    ScanResult.PAGE_LRU: errno.EAGAIN,
+    ScanResult.DEL_PAGE_LRU: errno.EAGAIN,
+    ScanResult.PAGE_FILLED: errno.EAGAIN,
+    ScanResult.PAGE_HAS_PRIVATE: errno.EAGAIN,
+    ScanResult.PAGE_DIRTY_OR_WRITEBACK: errno.EAGAIN,
+}
+
+
+def madvise_collapse_errno(result: ScanResult) -> int:
+    """A negative errno. Kernel: mm/khugepaged.c, madvise_collapse_errno()."""
+    return -_ERRNO.get(result, errno.EINVAL)
+
+
+def madvise_collapse(vma: Vma, start: int, end: int) -> int:
+    """Collapse every aligned PMD range of [start, end) in vma, to PMD order.
+
+    Takes mmap_lock for reading as madvise() does. Returns 0 if every range is huge afterwards, else
+    a negative errno. Kernel: mm/khugepaged.c, madvise_collapse().
+    """
+    mm = vma.vm_mm
+    with mm.mmap_read_lock() as mmap_lock:
+        if not vma.vm_start <= start <= end <= vma.vm_end:
+            raise KernelBug(f"BUG_ON in madvise_collapse: {start:#x}-{end:#x} leaves {vma}")
+        if not collapse_possible_orders(vma, vma.vm_flags, Tva.FORCED_COLLAPSE):
+            return -errno.EINVAL
+        hstart = mm.geometry.pmd_align_up(start)
+        hend = mm.geometry.pmd_addr(end)
+        if hstart >= hend:
+            return 0
+        kernel = mm.kernel
+        lru_add_drain_all(kernel.mem, kernel.cpus)
+        return _collapse_ranges(mm, vma, hstart, hend, mmap_lock)
+
+
+def _collapse_ranges(mm: Mm, vma: Vma, hstart: int, hend: int, mmap_lock: Hold) -> int:
+    """The loop of madvise_collapse(); mmap_lock is held on entry."""
+    cc = CollapseControl(Caller.MADVISE)
+    last_fail = ScanResult.FAIL
+    thps = 0
+    address = hstart
+    current: Hold | None = mmap_lock
+    try:
+        while address < hend:
+            if current is None or not current.active:
+                current = mm.mmap_read_lock()
+                try:
+                    vma = hugepage_vma_revalidate(
+                        mm, address, Expect.ANY, cc, mm.geometry.pmd_order
+                    )
+                except Refused as refusal:
+                    last_fail = refusal.result
+                    break
+                hend = min(hend, mm.geometry.pmd_addr(vma.vm_end))
+            result = collapse_single_pmd(address, vma, current, cc)
+            if result in THP:
+                thps += 1
+            else:
+                last_fail = result
+                if result not in GO_ON:
+                    break
+            address += mm.geometry.pmd_size
+    finally:
+        if current is not None and current.active and current is not mmap_lock:
+            current.release()
+    if thps == (hend - hstart) >> mm.geometry.pmd_shift:
+        return 0
+    return madvise_collapse_errno(last_fail)

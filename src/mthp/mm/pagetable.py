@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page tables: rows of PTEs, pages of PMD slots, and the ways to reach and replace them.
+
+Kernel: mm/pgtable-generic.c, include/linux/mm.h (pte_offset_map and friends), mm/memory.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mthp.events import PmdFlush
+from mthp.machine.cpu import flush_tlb_range
+from mthp.machine.locks import Hold, Rank, SpinLock
+from mthp.machine.memory import Words
+from mthp.mm.lru import folio_add_lru_vma
+from mthp.mm.pte import (
+    DIRTY,
+    PMD_NONE,
+    PRESENT,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    huge_pmd,
+    mk_pte,
+    pmd_is_table,
+    pmd_pgtable,
+    table_pmd,
+)
+from mthp.mm.rmap import folio_add_new_anon_rmap
+from mthp.mm.vma import VM_WRITE, Vma
+from mthp.results import KernelBug
+
+if TYPE_CHECKING:
+    from mthp.mm.kernel import Kernel
+    from mthp.mm.mm_struct import Mm
+
+
+class PageTable:
+    """One table of PTEs. ptes is guarded by ptl, or by being detached from its PMD."""
+
+    __slots__ = ("number", "ptes", "ptl")
+
+    def __init__(self, kernel: Kernel, number: int) -> None:
+        self.number = number
+        self.ptes = Words(kernel.machine, f"table{number}", "Q", kernel.geometry.ptrs_per_pte)
+        self.ptl = SpinLock(kernel.machine, f"table{number}.ptl", Rank.PTE)
+
+
+class PmdPage:
+    """One page of PMD slots. pmds is guarded by ptl. deposited: slot -> table numbers."""
+
+    __slots__ = ("deposited", "pmds", "ptl")
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        self.pmds = Words(kernel.machine, name, "Q", kernel.geometry.ptrs_per_pte)
+        self.ptl = SpinLock(kernel.machine, f"{name}.ptl", Rank.PMD)
+        self.deposited: dict[int, list[int]] = {}
+
+
+class PmdPtr(NamedTuple):
+    """A pmd_t pointer: a slot of a page. Two are equal if they name the same slot."""
+
+    page: PmdPage
+    slot: int
+
+
+class PteMap:
+    """A mapped PTE table, from one entry on. Must be unmapped once; the kernel counts.
+
+    Kernel: pte_offset_map() and pte_unmap(), which pair like rcu_read_lock().
+    """
+
+    __slots__ = ("base", "kernel", "mapped", "ptes", "table")
+
+    def __init__(self, kernel: Kernel, table: PageTable, base: int) -> None:
+        self.kernel = kernel
+        self.table = table
+        self.ptes = table.ptes
+        self.base = base
+        self.mapped = True
+        kernel.pte_maps += 1
+
+    def get(self, i: int) -> int:
+        """Kernel: ptep_get()."""
+        return self.ptes.read(self.base + i)
+
+    def unmap(self) -> None:
+        """Kernel: pte_unmap(). Unmapping twice is a KernelBug."""
+        if not self.mapped:
+            raise KernelBug(f"table {self.table.number} is unmapped twice")
+        self.mapped = False
+        self.kernel.pte_maps -= 1
+
+    def __enter__(self) -> PteMap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.mapped:
+            self.unmap()
+
+
+# Finding
+
+
+def pmd_ptr(mm: Mm, address: int, *, create: bool = False) -> PmdPtr | None:
+    """The slot of address; made if `create`. Kernel: pmd_offset(), pmd_alloc()."""
+    index = address >> mm.geometry.pmd_shift
+    number, slot = divmod(index, mm.geometry.ptrs_per_pte)
+    page = mm.pmd_pages.get(number)
+    if page is None:
+        if not create:
+            return None
+        page = mm.pmd_pages[number] = PmdPage(mm.kernel, f"mm{mm.number}.pmd{number}")
+    return PmdPtr(page, slot)
+
+
+def mm_find_pmd(mm: Mm, address: int) -> PmdPtr | None:
+    """Kernel: mm/rmap.c, mm_find_pmd()."""
+    return pmd_ptr(mm, address)
+
+
+def pmdp_get_lockless(pmd: PmdPtr) -> int:
+    """Kernel: pmdp_get_lockless()."""
+    return pmd.page.pmds.read(pmd.slot)
+
+
+def pmd_lock(pmd: PmdPtr) -> Hold:
+    """Kernel: include/linux/mm.h, pmd_lock()."""
+    return pmd.page.ptl.lock()
+
+
+def pte_offset_map(kernel: Kernel, pmdval: int, address: int) -> PteMap | None:
+    """Map the table a PMD value points to, at address; None if it points to none.
+
+    Kernel: mm/pgtable-generic.c, __pte_offset_map().
+    """
+    if not pmd_is_table(pmdval):
+        return None
+    table = kernel.tables[pmd_pgtable(pmdval)]
+    return PteMap(kernel, table, kernel.geometry.pte_index(address))
+
+
+# Changing
+
+
+def pmd_populate(pmd: PmdPtr, table: int) -> None:
+    """Point a slot at a table. Caller holds the pmd lock. Kernel: pmd_populate()."""
+    pmd.page.ptl.assert_held()
+    pmd.page.pmds.write(pmd.slot, table_pmd(table))
+
+
+def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr, window: tuple[int, int]) -> int:
+    """Clear a slot that points to a table and flush the whole PMD range; the old value.
+
+    window: (address, order) of the collapse, for the account of what the flush cost.
+    Kernel: mm/pgtable-generic.c, pmdp_collapse_flush().
+    """
+    pmd.page.ptl.assert_held()
+    mm = vma.vm_mm
+    old = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
+    shift = mm.geometry.page_shift
+    first = pmd_addr >> shift
+    flush_tlb_range(mm.kernel.cpus, mm.number, first, first + mm.geometry.ptrs_per_pte)
+    _account_flush(mm, old, window)
+    return old
+
+
+def _account_flush(mm: Mm, old: int, window: tuple[int, int]) -> None:
+    """Say what was flushed within and outside the window. Not a step."""
+    kernel = mm.kernel
+    address, order = window
+    first = kernel.geometry.pte_index(address)
+    ptes = np.frombuffer(kernel.tables[pmd_pgtable(old)].ptes.raw, np.uint64)
+    present = (ptes & np.uint64(PRESENT)).astype(bool)
+    inside = int(np.count_nonzero(present[first : first + (1 << order)]))
+    outside = int(np.count_nonzero(present)) - inside
+    ipis = len(kernel.cpus) - 1
+    kernel.trace(PmdFlush(mm.number, address, order, inside, outside, ipis))
+
+
+def pgtable_trans_huge_deposit(pmd: PmdPtr, table: int) -> None:
+    """Keep a table for a later split. Kernel: mm/pgtable-generic.c."""
+    pmd.page.ptl.assert_held()
+    pmd.page.deposited.setdefault(pmd.slot, []).append(table)
+
+
+def pgtable_trans_huge_withdraw(pmd: PmdPtr) -> int:
+    """Take a deposited table back. Kernel: mm/pgtable-generic.c."""
+    pmd.page.ptl.assert_held()
+    tables = pmd.page.deposited[pmd.slot]
+    table = tables.pop()
+    if not tables:
+        del pmd.page.deposited[pmd.slot]
+    return table
+
+
+def set_ptes(pte: PteMap, i: int, first: int, nr: int) -> None:
+    """Write nr PTEs of consecutive frames, the first being `first`. Kernel: set_ptes()."""
+    write = pte.ptes.write
+    step = mk_pte(1, 0) - PRESENT
+    for k in range(nr):
+        write(pte.base + i + k, first + k * step)
+
+
+# Mapping a new folio
+
+
+def map_anon_folio_pmd_nopf(kernel: Kernel, folio: int, pmd: PmdPtr, vma: Vma, haddr: int) -> None:
+    """Map a PMD-sized folio by its PMD. Caller holds the pmd lock.
+
+    Kernel: mm/huge_memory.c, map_anon_folio_pmd_nopf().
+    """
+    pmd.page.ptl.assert_held()
+    flags = YOUNG | DIRTY | (WRITE if vma.vm_flags & VM_WRITE else 0)
+    folio_add_new_anon_rmap(kernel.mem, folio, vma, haddr, exclusive=True, pmd_mapped=True)
+    folio_add_lru_vma(kernel.mem, kernel.this_cpu, folio, vma)
+    pmd.page.pmds.write(pmd.slot, huge_pmd(folio, flags))
+
+
+def map_anon_folio_pte_nopf(
+    kernel: Kernel, folio: int, pte: PteMap, vma: Vma, address: int, *, uffd_wp: bool
+) -> None:
+    """Map a folio by PTEs from the start of `pte`; update_mmu_cache_range() comes last.
+
+    Kernel: mm/memory.c, map_anon_folio_pte_nopf().
+    """
+    mem = kernel.mem
+    nr = mem.folio_nr_pages(folio)
+    flags = YOUNG
+    if vma.vm_flags & VM_WRITE:
+        flags |= WRITE | DIRTY
+    if uffd_wp:
+        flags |= UFFD_WP
+    mem.folio_ref_add(folio, nr - 1)
+    folio_add_new_anon_rmap(mem, folio, vma, address, exclusive=True)
+    folio_add_lru_vma(mem, kernel.this_cpu, folio, vma)
+    set_ptes(pte, 0, mk_pte(folio, flags), nr)
+    kernel.update_mmu_cache_range(vma, address, nr)

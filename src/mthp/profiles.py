@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which kernel's collapse runs: each point where kernels differ, as a policy with its reason.
+
+v16 is the patch as posted in April 2026; 7.3 is what was merged (first release 7.2); pmd-only is
+every kernel before. The order walk is 7.3's under every profile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+
+
+class Orders(Enum):
+    """Orders khugepaged may collapse to."""
+
+    PMD_ONLY = "the PMD order alone"
+    ANON = "2 to the PMD order"
+
+
+class Guard(Enum):
+    """What happens where a PMD that must be none is not."""
+
+    BUG_ON = "BUG_ON: the kernel stops"
+    WARN_ON_ONCE = "WARN_ON_ONCE: one warning a boot, then the PMD is overwritten"
+    VM_WARN_ON_ONCE = "VM_WARN_ON_ONCE: silent without CONFIG_DEBUG_VM, then overwritten"
+
+
+class Install(Enum):
+    """How PTEs of a new folio below PMD order become visible."""
+
+    PTES_THEN_PMD = "PTEs set under the pmd lock, smp_wmb, then pmd_populate"
+    PMD_THEN_PTES = "pmd_populate, then PTEs, under the pmd lock and the PTE lock nested"
+
+
+class IntermediateNone(Enum):
+    """What max_ptes_none other than 0 and the maximum means below PMD order."""
+
+    REFUSE = "no collapse below PMD order"
+    ZERO = "warn once and act as 0"
+
+
+class UnmapOrder(Enum):
+    """When the PTE table is unmapped on the way out."""
+
+    BEFORE_ANON_VMA_UNLOCK = "pte_unmap, then anon_vma unlock"
+    AFTER_ANON_VMA_UNLOCK = "anon_vma unlock, then pte_unmap"
+
+
+class DeferredMemcg(Enum):
+    """Whether a deferred memcg allocation failure is looked for."""
+
+    CHECKED = "checked after the charge: alloc_huge_page_failed"
+    UNKNOWN = "not checked"
+
+
+class Lazyfree(Enum):
+    """What khugepaged does at a clean MADV_FREE page."""
+
+    REFUSE = "page_lazyfree: the table (or window) is refused"
+    COLLAPSE = "collapsed like any other page"
+
+
+class Progress(Enum):
+    """What a scanned table costs of pages_to_scan."""
+
+    PER_PTE = "one for each entry looked at"
+    PER_PMD = "a whole table, whatever was looked at"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kernel's choices. debug_vm: CONFIG_DEBUG_VM is set."""
+
+    name: str
+    kernels: str
+    orders: Orders
+    install: Install
+    guard: Guard
+    intermediate_none: IntermediateNone
+    unmap_order: UnmapOrder
+    deferred_memcg: DeferredMemcg
+    lazyfree: Lazyfree
+    progress: Progress
+    debug_vm: bool = False
+
+
+V16 = Profile(
+    name="v16",
+    kernels="the series as posted in April 2026, v16",
+    orders=Orders.ANON,
+    install=Install.PTES_THEN_PMD,
+    guard=Guard.WARN_ON_ONCE,
+    intermediate_none=IntermediateNone.REFUSE,
+    unmap_order=UnmapOrder.AFTER_ANON_VMA_UNLOCK,
+    deferred_memcg=DeferredMemcg.UNKNOWN,
+    lazyfree=Lazyfree.REFUSE,
+    progress=Progress.PER_PTE,
+)
+V7_3 = Profile(
+    name="7.3",
+    kernels="7.2 and later, as merged",
+    orders=Orders.ANON,
+    install=Install.PMD_THEN_PTES,
+    guard=Guard.VM_WARN_ON_ONCE,
+    intermediate_none=IntermediateNone.ZERO,
+    unmap_order=UnmapOrder.BEFORE_ANON_VMA_UNLOCK,
+    deferred_memcg=DeferredMemcg.CHECKED,
+    lazyfree=Lazyfree.REFUSE,
+    progress=Progress.PER_PTE,
+)
+PMD_ONLY = Profile(
+    name="pmd-only",
+    kernels="before 7.2",
+    orders=Orders.PMD_ONLY,
+    install=Install.PMD_THEN_PTES,
+    guard=Guard.BUG_ON,
+    intermediate_none=IntermediateNone.ZERO,
+    unmap_order=UnmapOrder.BEFORE_ANON_VMA_UNLOCK,
+    deferred_memcg=DeferredMemcg.UNKNOWN,
+    lazyfree=Lazyfree.COLLAPSE,
+    progress=Progress.PER_PMD,
+)
+
+PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
+
+REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "orders": "collapse_huge_page() took an order and an offset with this series; before it, "
+        "khugepaged knew one size.",
+        "install": "update_mmu_cache_range() walks the live table on some architectures (MIPS), so "
+        "the table is published first, under both locks; __folio_mark_uptodate() already orders "
+        "the contents before the mapping, so the barrier went.",
+        "guard": "the series replaced BUG_ON; a reviewer who would rather crash than corrupt did "
+        "not prevail, and it was merged as a debug check.",
+        "intermediate_none": "a limit between the ends lets a window grow to the next size on every "
+        "later scan; v16 refused it, the merged code falls back to 0.",
+        "unmap_order": "pte_unmap moved to the common exit with the new error paths; the order "
+        "against the anon_vma unlock changed once more before 7.3.",
+        "deferred_memcg": "the memcg list_lru for the deferred split queue may fail to be allocated; "
+        "merged code looks at it before any lock is taken.",
+        "lazyfree": "collapsing a page given up by MADV_FREE would make it unfreeable again.",
+        "progress": "progress is counted at each entry since the scan loops were merged.",
+    }
+)
+
+DEFAULT = V7_3
+
+
+def profile_for_release(release: str) -> Profile:
+    """The profile of a kernel release such as 6.12.9-amd64; the default where it says nothing."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None:
+        return DEFAULT
+    return V7_3 if (int(match[1]), int(match[2])) >= (7, 2) else PMD_ONLY
+
+
+def differences(a: Profile, b: Profile) -> list[tuple[str, Enum, Enum, str]]:
+    """(point, in a, in b, reason) for each point where two profiles differ."""
+    return [
+        (point, getattr(a, point), getattr(b, point), reason)
+        for point, reason in REASONS.items()
+        if getattr(a, point) is not getattr(b, point)
+    ]
