@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mthp.events import NO_PFN, ScanPmd
 from mthp.khugepaged.control import CollapseControl
@@ -217,9 +218,9 @@ def scan_ptes_at_once(scan: Scan, pte: PteMap) -> bool:
 
 def _count_at_once(
     scan: Scan,
-    mapped: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    pfns: np.ndarray[tuple[int], np.dtype[np.intp]],
-    used: np.ndarray[tuple[int], np.dtype[np.uint32]],
+    mapped: NDArray[np.bool_],
+    pfns: NDArray[np.intp],
+    used: NDArray[Any],
 ) -> None:
     """Book what an accepted table holds."""
     cc = scan.cc

@@ -75,7 +75,8 @@ class Mm:
 
     def mm_flags_test(self, flag: int) -> bool:
         """Kernel: include/linux/mm_types.h, mm_flags_test()."""
-        return self.flags.read() & flag != 0
+        flags: int = self.flags.read()
+        return flags & flag != 0
 
     def mm_flags_set(self, flag: int) -> None:
         self.flags.write(self.flags.read() | flag)
