@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading JSON lines and their fields: every refusal names the place and what was expected."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+E = TypeVar("E", bound=StrEnum)
+
+_REQUIRED = object()
+_NAMES = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
+
+
+class ScenarioError(ValueError):
+    """A scenario that cannot be read, or a state that cannot be. One line."""
+
+
+class Fields:
+    """The fields of one object; taken ones are struck off, so that rest() holds the unknown.
+
+    where: the object's place in the document with a dot at its end, for messages.
+    """
+
+    __slots__ = ("_document", "_left", "where")
+
+    def __init__(self, document: Mapping[str, Any], where: str = "") -> None:
+        self._document = document
+        self._left = dict(document)
+        self.where = where
+
+    def rest(self) -> dict[str, Any]:
+        """The fields nobody took."""
+        return dict(self._left)
+
+    def has(self, key: str) -> bool:
+        """The field is there, be it null."""
+        return key in self._document
+
+    def is_null(self, key: str) -> bool:
+        """The field is null or not there; a null is struck off."""
+        if self._document.get(key) is not None:
+            return False
+        self._left.pop(key, None)
+        return True
+
+    def take(self, key: str, kind: type[Any], default: Any = _REQUIRED) -> Any:
+        """The field, of JSON type kind; ScenarioError where it is missing or of another type."""
+        value = self._left.pop(key, default)
+        if value is _REQUIRED:
+            raise ScenarioError(f"{self.where}{key}: missing")
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ScenarioError(f"{self.where}{key}: {_short(value)} is not {_NAMES[kind]}")
+        return value
+
+    def number(self, key: str, low: int, high: int, default: Any = _REQUIRED) -> int:
+        """A whole number within low..high."""
+        value: int = self.take(key, int, default)
+        if not low <= value <= high:
+            raise ScenarioError(f"{self.where}{key}: {value} is outside {low}..{high}")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """true or false, or 1 or 0."""
+        value = self._left.pop(key, default)
+        if value not in (True, False):
+            raise ScenarioError(f"{self.where}{key}: {_short(value)} is not true or false")
+        return bool(value)
+
+    def choice(self, key: str, kind: type[E]) -> E:
+        """One of an enum's values."""
+        value = self.take(key, str)
+        if value not in set(kind):
+            raise ScenarioError(
+                f"{self.where}{key}: {_short(value)} is not one of {', '.join(kind)}"
+            )
+        return kind(value)
+
+    def objects(self, key: str, what: str, default: Any = _REQUIRED) -> list[Fields]:
+        """A list of objects, each ready to be read."""
+        values = self._left.pop(key, default)
+        if values is _REQUIRED:
+            raise ScenarioError(f"{self.where}{key}: missing")
+        if not isinstance(values, Sequence) or not all(isinstance(each, dict) for each in values):
+            raise ScenarioError(f"{self.where}{key}: not {what}")
+        return [Fields(each, f"{self.where}{key}[{i}].") for i, each in enumerate(values)]
+
+    def counted_ranges(self, key: str, pages: int) -> tuple[tuple[int, int, int], ...]:
+        """[[first page, pages, number], ...] inside a VMA of so many pages; the number may lack."""
+        ranges = []
+        for each in self.take(key, list, []):
+            if (
+                not isinstance(each, list)
+                or len(each) not in (2, 3)
+                or not all(type(number) is int for number in each)
+            ):
+                raise ScenarioError(f"{self.where}{key}: {_short(each)} is not [first, pages]")
+            first, count, number = (*each, 1)[:3]
+            if first < 0 or count < 1 or number < 1 or first + count > pages:
+                raise ScenarioError(
+                    f"{self.where}{key}: {each} is not inside the VMA's {pages} pages"
+                )
+            ranges.append((first, count, number))
+        return tuple(ranges)
+
+    def ranges(self, key: str, pages: int) -> tuple[tuple[int, int], ...]:
+        """[[first page, pages], ...] inside a VMA of so many pages."""
+        for each in self._document.get(key) or ():
+            if isinstance(each, list) and len(each) != 2:
+                raise ScenarioError(f"{self.where}{key}: {_short(each)} is not [first, pages]")
+        return tuple((first, count) for first, count, _ in self.counted_ranges(key, pages))
+
+
+def _short(value: object) -> str:
+    """A value for a one-line message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def parse_object(line: str) -> dict[str, Any]:
+    """One line as a JSON object; ScenarioError where it is none."""
+    try:
+        document = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ScenarioError(f"bad JSON: {error.msg}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise ScenarioError(f"bad JSON: {type(error).__name__}") from None
+    if not isinstance(document, dict):
+        raise ScenarioError("bad JSON: not an object")
+    return document
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[IO[str]]:
+    """The file as text, unpacked by its suffix."""
+    match Path(path).suffix:
+        case ".xz":
+            with lzma.open(path, "rt", encoding="utf-8") as stream:
+                yield stream
+        case ".gz":
+            with gzip.open(path, "rt", encoding="utf-8") as stream:
+                yield stream
+        case _:
+            with Path(path).open(encoding="utf-8") as stream:
+                yield stream
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file, plain or .xz or .gz, that are not blank, each with its number.
+
+    ScenarioError for a file that cannot be opened, is damaged or cut short.
+    """
+    number = 0
+    try:
+        with _open(path) as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, line
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        message = f"{path}: damaged or cut short after line {number} ({type(error).__name__})"
+        raise ScenarioError(message) from None
+    except OSError as error:
+        raise ScenarioError(f"{path}: {error.strerror or error}") from None

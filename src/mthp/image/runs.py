@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The run-length strings of a scenario: what lies behind each page, and its page-table entry.
+
+A string is blanks between tokens `N:token`, N pages each. docs/scenario-format.md has the grammar.
+Tokens are values and memoised: equal texts give the same object.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import lru_cache
+from itertools import pairwise
+from sys import intern
+from typing import TypeVar
+
+from mthp.units import Geometry
+
+SPECIAL_SWAP_TYPE = 24
+"""Swap types from here up are no swap device. Kernel: include/linux/swap.h, MAX_SWAPFILES with
+CONFIG_MIGRATION, CONFIG_DEVICE_PRIVATE and CONFIG_MEMORY_FAILURE set."""
+
+_SPECIAL_SWAP = {24: "hwpoison", 25: "migration", 26: "migration", 27: "migration", 31: "marker"}
+
+FOLIO_FLAGS = "lRDLAaCBVMPKTI"
+"""kpageflags letters: locked, referenced, dirty, LRU, active, anon, swap cache, swap-backed,
+unevictable, mlocked, poisoned, KSM, THP, idle."""
+
+PAGEMAP_LETTERS = "xws"
+"""pagemap letters: mapped exclusively, uffd-wp, soft-dirty."""
+
+
+class RunsError(ValueError):
+    """A run-length string that cannot be read."""
+
+
+class PageKind(StrEnum):
+    """What pagemap says of one page."""
+
+    NONE = "none"
+    ZERO = "zero"
+    HUGE_ZERO = "huge_zero"
+    SWAP = "swap"
+    GUARD = "guard"
+    FOLIO = "folio"
+
+
+class PteState(StrEnum):
+    """What the page table says of one page."""
+
+    NO_TABLE = "nopte"
+    NONE = "none"
+    NOT_PRESENT = "not present"
+    PRESENT = "present"
+    HUGE = "huge"
+
+
+@dataclass(frozen=True, slots=True)
+class FolioToken:
+    """One page as pagemap, kpageflags and kpagecount show it; of a run, its first page.
+
+    flags: letters of FOLIO_FLAGS, as written. pagemap: letters of PAGEMAP_LETTERS. mapcount: of
+    the page. folio: identity within one snapshot, None where the record gives none (small pages).
+    index: place in the folio, in pages. swap_type: of a swap entry, with its uffd-wp bit.
+    """
+
+    kind: PageKind
+    order: int = 0
+    flags: str = ""
+    pagemap: str = ""
+    mapcount: int = 0
+    folio: int | None = None
+    index: int = 0
+    swap_type: int | None = None
+    swap_uffd_wp: bool = False
+
+    @property
+    def special_swap(self) -> str | None:
+        """hwpoison, migration, device or marker, where the entry names no swap device."""
+        if self.swap_type is None or self.swap_type < SPECIAL_SWAP_TYPE:
+            return None
+        return _SPECIAL_SWAP.get(self.swap_type, "device")
+
+    def __str__(self) -> str:
+        """The token's text, without the number of pages."""
+        match self.kind:
+            case PageKind.SWAP:
+                return f"W{self.swap_type}.w" if self.swap_uffd_wp else f"W{self.swap_type}"
+            case PageKind.FOLIO:
+                text = f"F{self.order}.{self.flags}.{self.pagemap}.m{self.mapcount}"
+                return text if self.folio is None else f"{text}.f{self.folio}.i{self.index}"
+            case kind:
+                return _PLAIN_TEXT[kind]
+
+
+_PLAIN = {
+    "-": FolioToken(PageKind.NONE),
+    "Z": FolioToken(PageKind.ZERO),
+    "Zh": FolioToken(PageKind.HUGE_ZERO),
+    "G": FolioToken(PageKind.GUARD),
+}
+_PLAIN_TEXT = {token.kind: text for text, token in _PLAIN.items()}
+_SWAP = re.compile(r"W([0-9]{1,4})(\.w)?")
+_FOLIO = re.compile(
+    rf"F([0-9]{{1,2}})\.([{FOLIO_FLAGS}]*)\.([{PAGEMAP_LETTERS}]*)\.m([0-9]{{1,9}})"
+    r"(?:\.f([0-9]{1,12})\.i([0-9]{1,9}))?"
+)
+_PTE = re.compile(r"(H?)(P[WADU]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class PteToken:
+    """One page-table entry. letters: of a present one, from P W A D U, without the H."""
+
+    state: PteState
+    letters: str = ""
+
+    @property
+    def uffd_wp(self) -> bool:
+        """The entry is write-protected for userfaultfd."""
+        return "U" in self.letters
+
+    @property
+    def writable(self) -> bool:
+        return "W" in self.letters
+
+    @property
+    def young(self) -> bool:
+        """Its accessed bit is set."""
+        return "A" in self.letters
+
+    @property
+    def dirty(self) -> bool:
+        return "D" in self.letters
+
+    def __str__(self) -> str:
+        """The token's text: PWAD, HPWAD, s, -, nopte."""
+        match self.state:
+            case PteState.PRESENT:
+                return self.letters
+            case PteState.HUGE:
+                return "H" + self.letters
+            case state:
+                return _PLAIN_PTE_TEXT[state]
+
+
+_PLAIN_PTE = {
+    "-": PteToken(PteState.NONE),
+    "s": PteToken(PteState.NOT_PRESENT),
+    "nopte": PteToken(PteState.NO_TABLE),
+}
+_PLAIN_PTE_TEXT = {token.state: text for text, token in _PLAIN_PTE.items()}
+
+
+@lru_cache(maxsize=1 << 16)
+def parse_folio_token(text: str) -> FolioToken:
+    """Read one token of `folios` (without `N:`); RunsError where it is none."""
+    plain = _PLAIN.get(text)
+    if plain is not None:
+        return plain
+    if swap := _SWAP.fullmatch(text):
+        swap_type, uffd_wp = int(swap[1]), swap[2] is not None
+        return FolioToken(PageKind.SWAP, swap_type=swap_type, swap_uffd_wp=uffd_wp)
+    match = _FOLIO.fullmatch(text)
+    if match is None:
+        raise RunsError(f"cannot read folio token {text!r}")
+    order, flags, pagemap, mapcount, folio, index = match.groups()
+    if folio is None and order != "0":
+        raise RunsError(f"a folio of order {order} needs .f<id>.i<index>: {text!r}")
+    return FolioToken(
+        PageKind.FOLIO,
+        int(order),
+        intern(flags),
+        intern(pagemap),
+        int(mapcount),
+        None if folio is None else int(folio),
+        int(index or 0),
+    )
+
+
+@lru_cache(maxsize=1 << 10)
+def parse_pte_token(text: str) -> PteToken:
+    """Read one token of `ptes` (without `N:`); RunsError where it is none."""
+    plain = _PLAIN_PTE.get(text)
+    if plain is not None:
+        return plain
+    match = _PTE.fullmatch(text)
+    if match is None:
+        raise RunsError(f"cannot read PTE token {text!r}")
+    return PteToken(PteState.HUGE if match[1] else PteState.PRESENT, intern(match[2]))
+
+
+Token = TypeVar("Token", FolioToken, PteToken)
+
+
+def parse_runs(text: str, parse: Callable[[str], Token]) -> tuple[tuple[int, Token], ...]:
+    """(pages, token) of each run; parse is parse_folio_token or parse_pte_token."""
+    runs = []
+    for item in text.split():
+        count, colon, token = item.partition(":")
+        if (
+            not colon
+            or not (count.isascii() and count.isdigit() and len(count) < 16)
+            or count == "0"
+        ):
+            raise RunsError(f"{item!r} is not <pages>:<token>")
+        runs.append((int(count), parse(token)))
+    return tuple(runs)
+
+
+def _follows(token: FolioToken, first: FolioToken, pages: int) -> bool:
+    """token is what stands pages after first in one run."""
+    if first.folio is None:
+        return token == first
+    return token.index == first.index + pages and replace(token, index=first.index) == first
+
+
+def folio_runs(pages: Iterable[FolioToken]) -> tuple[tuple[int, FolioToken], ...]:
+    """The longest runs over per-page tokens, each with the token of its first page."""
+    runs: list[tuple[int, FolioToken]] = []
+    first, count = None, 0
+    for token in pages:
+        if first is not None and (
+            (token is first and token.folio is None) or _follows(token, first, count)
+        ):
+            count += 1
+            continue
+        if first is not None:
+            runs.append((count, first))
+        first, count = token, 1
+    if first is not None:
+        runs.append((count, first))
+    return tuple(runs)
+
+
+def pte_runs(
+    pages: Sequence[PteToken], start: int, geometry: Geometry
+) -> tuple[tuple[int, PteToken], ...]:
+    """The longest runs over per-page entries that do not cross a table's edge.
+
+    start: the address of the first page, in bytes.
+    """
+    nr = geometry.ptrs_per_pte
+    to_edge = nr - geometry.pte_index(start)
+    cuts = [
+        place
+        for place in range(1, len(pages))
+        if (place - to_edge) % nr == 0 or pages[place] != pages[place - 1]
+    ]
+    edges = [0, *cuts, len(pages)] if pages else []
+    return tuple((after - before, pages[before]) for before, after in pairwise(edges))
+
+
+def encode_runs(runs: Iterable[tuple[int, FolioToken]] | Iterable[tuple[int, PteToken]]) -> str:
+    """The string of runs: the reverse of parse_runs()."""
+    return " ".join(f"{count}:{token}" for count, token in runs)
+
+
+@dataclass(slots=True)
+class PageColumns:
+    """One snapshot of one VMA, a list per property, all of the VMA's length in pages.
+
+    The meanings are FolioToken's. pte: 'PWAD', 'HPWAD', 's', '-', 'nopte'.
+    """
+
+    kind: list[PageKind] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    pagemap: list[str] = field(default_factory=list)
+    mapcount: list[int] = field(default_factory=list)
+    folio: list[int | None] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+    swap_type: list[int | None] = field(default_factory=list)
+    swap_uffd_wp: list[bool] = field(default_factory=list)
+    pte: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PagesState:
+    """The state of a VMA's pages: runs over `pages` pages.
+
+    ptes is None where the record has none (a mapping that was never written, see ScenarioVma's
+    anon_vma); its entries are then those that the folios imply: none, or a read-only zero page.
+    """
+
+    pages: int
+    folios: tuple[tuple[int, FolioToken], ...]
+    ptes: tuple[tuple[int, PteToken], ...] | None
+
+    @classmethod
+    def of_pages(
+        cls,
+        folios: Sequence[FolioToken],
+        ptes: Sequence[PteToken] | None,
+        start: int,
+        geometry: Geometry,
+    ) -> PagesState:
+        """A state from per-page values; start: the VMA's address, in bytes."""
+        entries = None if ptes is None else pte_runs(ptes, start, geometry)
+        return cls(len(folios), folio_runs(folios), entries)
+
+    def folio_pages(self) -> Iterator[FolioToken]:
+        """The token of every page, with its own index."""
+        for count, token in self.folios:
+            if token.folio is None:
+                yield from (token,) * count
+            else:
+                yield from (replace(token, index=token.index + i) for i in range(count))
+
+    def pte_pages(self) -> Iterator[PteToken]:
+        """The entry of every page."""
+        if self.ptes is not None:
+            for count, entry in self.ptes:
+                yield from (entry,) * count
+        else:
+            for count, token in self.folios:
+                text = "PA" if token.kind is PageKind.ZERO else "-"
+                yield from (parse_pte_token(text),) * count
+
+    def columns(self) -> PageColumns:
+        """The state as lists over the pages; new lists at each call."""
+        columns = PageColumns()
+        for count, token in self.folios:
+            columns.kind += [token.kind] * count
+            columns.order += [token.order] * count
+            columns.flags += [token.flags] * count
+            columns.pagemap += [token.pagemap] * count
+            columns.mapcount += [token.mapcount] * count
+            columns.folio += [token.folio] * count
+            columns.swap_type += [token.swap_type] * count
+            columns.swap_uffd_wp += [token.swap_uffd_wp] * count
+            if token.folio is None:
+                columns.index += [0] * count
+            else:
+                columns.index += range(token.index, token.index + count)
+        columns.pte = [str(entry) for entry in self.pte_pages()]
+        return columns
+
+    def folios_text(self) -> str:
+        """The `folios` string."""
+        return encode_runs(self.folios)
+
+    def ptes_text(self) -> str | None:
+        """The `ptes` string."""
+        return None if self.ptes is None else encode_runs(self.ptes)
+
+
+def renumber(states: Iterable[PagesState]) -> tuple[PagesState, ...]:
+    """The VMAs of one snapshot with folio identities counted from 0 in order of appearance.
+
+    Two snapshots that differ in nothing but the names of folios become equal.
+    """
+    names: dict[int, int] = {}
+
+    def rename(token: FolioToken) -> FolioToken:
+        if token.folio is None:
+            return token
+        return replace(token, folio=names.setdefault(token.folio, len(names)))
+
+    return tuple(
+        replace(state, folios=tuple((count, rename(token)) for count, token in state.folios))
+        for state in states
+    )

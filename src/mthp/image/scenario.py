@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Scenarios: one initial state, and what a kernel did with it (mthp-scenario/1, JSON lines).
+
+docs/scenario-format.md describes the file; mthp.image.runs its run-length strings;
+mthp.image.scenario_checks says which states cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mthp.image.fields import Fields, ScenarioError, numbered_lines, parse_object
+from mthp.image.runs import (
+    PagesState,
+    PteState,
+    RunsError,
+    parse_folio_token,
+    parse_pte_token,
+    parse_runs,
+)
+from mthp.image.scenario_checks import check_snapshot, check_vmas
+from mthp.settings import Enabled, Settings, SettingsError
+from mthp.settings_text import SIZE_MODES, parse_mode
+from mthp.units import Geometry
+
+__all__ = [
+    "Action",
+    "Advice",
+    "Memcg",
+    "Prctl",
+    "RecordedPass",
+    "Scenario",
+    "ScenarioError",
+    "ScenarioVma",
+    "load",
+    "load_one",
+    "parse_scenario",
+]
+
+SCHEMA = "mthp-scenario/1"
+
+
+class Action(StrEnum):
+    """What was run over the state."""
+
+    KHUGEPAGED = "khugepaged"
+    MADVISE_COLLAPSE = "madvise_collapse"
+
+
+class Advice(StrEnum):
+    """A VMA's THP advice. Kernel: VM_HUGEPAGE, VM_NOHUGEPAGE."""
+
+    HUGEPAGE = "hugepage"
+    NOHUGEPAGE = "nohugepage"
+
+
+class Prctl(StrEnum):
+    """PR_SET_THP_DISABLE of a process, whole or with PR_THP_DISABLE_EXCEPT_ADVISED."""
+
+    DISABLE = "disable"
+    EXCEPT_ADVISED = "except_advised"
+
+
+@dataclass(frozen=True)
+class Memcg:
+    """The memory cgroup of the processes, in base pages."""
+
+    limit_pages: int
+    usage_pages: int
+
+
+@dataclass(frozen=True)
+class ScenarioVma:
+    """One anonymous private mapping.
+
+    start: bytes. pages: base pages. Ranges are (first page, pages) from the VMA's start: pins is
+    held by long-lived GUP references, locked pages stay locked, off_lru ones are in nobody's LRU,
+    poisoned ones fail to be copied; extra_refs adds a number of references as third. mm: which
+    process. anon_vma: false for a VMA that was only ever read. extra: fields we do not know.
+    """
+
+    start: int
+    pages: int
+    initial: PagesState
+    advice: Advice | None = None
+    mlocked: bool = False
+    uffd_wp: bool = False
+    anon_vma: bool = True
+    pins: tuple[tuple[int, int], ...] = ()
+    mm: int = 0
+    droppable: bool = False
+    ksm: bool = False
+    locked: tuple[tuple[int, int], ...] = ()
+    off_lru: tuple[tuple[int, int], ...] = ()
+    poisoned: tuple[tuple[int, int], ...] = ()
+    extra_refs: tuple[tuple[int, int, int], ...] = ()
+    thp_eligible: bool | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def end(self, geometry: Geometry) -> int:
+        """The first address after the VMA, in bytes."""
+        return self.start + (self.pages << geometry.page_shift)
+
+
+@dataclass(frozen=True)
+class RecordedPass:
+    """One pass of the recording kernel: what it reported and what it left.
+
+    events: in order, as recorded. counters: stats, vmstat, khugepaged, changes only. final: per
+    VMA. errno: MADV_COLLAPSE's result, 0 or negative; None for khugepaged.
+    """
+
+    events: tuple[Mapping[str, Any], ...]
+    counters: Mapping[str, Any]
+    final: tuple[PagesState, ...]
+    errno: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A process's memory, the settings, the action, and what a kernel did.
+
+    target: the index of the VMA that MADV_COLLAPSE covers. prctl: by process (mm). free_blocks:
+    free blocks by order at the start, None for plenty. kernel: the recording kernel's release,
+    empty where nothing was recorded (then passes is empty too).
+    """
+
+    id: str
+    kernel: str
+    settings: Settings
+    action: Action
+    target: int
+    vmas: tuple[ScenarioVma, ...]
+    passes: tuple[RecordedPass, ...] = ()
+    prctl: tuple[Prctl | None, ...] = (None,)
+    memcg: Memcg | None = None
+    free_blocks: Mapping[int, int] | None = None
+    built_by: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Page and PMD sizes; the settings hold them."""
+        return self.settings.geometry
+
+
+def load(path: str | Path) -> Iterator[Scenario]:
+    """The scenarios of a .jsonl file, plain or .xz or .gz, one at a time.
+
+    ScenarioError, one line with file, line number and id, for anything unreadable or impossible.
+    """
+    seen: set[str] = set()
+    for number, line in numbered_lines(path):
+        name = ""
+        try:
+            document = _document(line)
+            name = document["id"]
+            if name in seen:
+                raise ScenarioError("id: used twice in this file")
+            seen.add(name)
+            scenario = parse_scenario(document)
+        except ScenarioError as error:
+            raise _placed(path, number, name, error) from None
+        yield scenario
+
+
+def load_one(spec: str) -> Scenario:
+    """The scenario meant by FILE#ID, or by FILE where it holds one alone.
+
+    Only the one asked for is checked. ScenarioError as from load(), and for an unknown id.
+    """
+    path, hash_sign, wanted = spec.rpartition("#")
+    if not hash_sign or Path(spec).exists():
+        path, wanted = spec, ""
+    found: tuple[int, str, dict[str, Any]] | None = None
+    names = []
+    for number, line in numbered_lines(path):
+        try:
+            document = _document(line)
+        except ScenarioError as error:
+            raise _placed(path, number, "", error) from None
+        name: str = document["id"]
+        names.append(name)
+        if name == wanted or not wanted:
+            found = number, name, document
+            if wanted:
+                break
+    if found is None or (not wanted and len(names) > 1):
+        some = ", ".join(map(_printable, names[:3])) + (", ..." if len(names) > 3 else "")
+        asked = f"no scenario {wanted!r}" if wanted else "which one? write FILE#ID"
+        raise ScenarioError(f"{path}: {asked} (it holds {len(names)}: {some or 'nothing'})")
+    number, name, document = found
+    try:
+        return parse_scenario(document)
+    except ScenarioError as error:
+        raise _placed(path, number, name, error) from None
+
+
+def parse_scenario(document: Mapping[str, Any]) -> Scenario:
+    """A scenario from its JSON object; ScenarioError says where in it, and what."""
+    fields = Fields(document)
+    if fields.take("schema", str, "") != SCHEMA:
+        raise ScenarioError(f"schema: {document.get('schema')!r} is not {SCHEMA!r}")
+    name = fields.take("id", str)
+    action = fields.choice("action", Action)
+    settings, prctl, unknown = _settings(fields)
+    vmas = tuple(
+        _vma(each, settings.geometry) for each in fields.objects("vmas", what="a list of VMAs")
+    )
+    if not vmas:
+        raise ScenarioError("vmas: empty")
+    target = fields.number("target", 0, len(vmas) - 1, default=0)
+    check_vmas(vmas, settings.geometry)
+    check_snapshot(
+        settings.geometry,
+        [(f"vmas[{i}].initial", vma, vma.initial) for i, vma in enumerate(vmas)],
+    )
+    passes = []
+    for each in fields.objects("passes", what="a list of passes", default=()):
+        recorded = _pass(each, vmas)
+        check_snapshot(
+            settings.geometry,
+            [
+                (f"{each.where}final[{i}]", vma, state)
+                for i, (vma, state) in enumerate(zip(vmas, recorded.final, strict=True))
+            ],
+        )
+        passes.append(recorded)
+    return Scenario(
+        id=name,
+        kernel=fields.take("kernel", str, ""),
+        settings=settings,
+        action=action,
+        target=target,
+        vmas=vmas,
+        passes=tuple(passes),
+        prctl=prctl,
+        memcg=_memcg(fields),
+        free_blocks=_free_blocks(fields),
+        built_by=tuple(fields.take("built_by", list, [])),
+        extra=fields.rest() | ({"settings": unknown} if unknown else {}),
+    )
+
+
+def _settings(fields: Fields) -> tuple[Settings, tuple[Prctl | None, ...], dict[str, Any]]:
+    """The knobs of both flavours, the prctl modes, and the fields of `settings` left over."""
+    known = dict(fields.take("settings", dict))
+    prctl = known.pop("prctl", None)
+    knobs = {key: known.pop(key) for key in Settings().to_json() if key in known}
+    knobs["geometry"] = fields.take("geometry", dict, knobs.get("geometry", {}))
+    orders, mode = known.pop("enabled_orders", None), known.pop("enabled_value", None)
+    try:
+        settings = Settings.from_json(knobs)
+        if orders is not None:
+            if "enabled" in knobs:
+                raise SettingsError("both enabled and enabled_orders")
+            settings = _one_mode(settings, orders, mode)
+    except SettingsError as error:
+        raise ScenarioError(f"settings: {error}") from None
+    prctl = fields.take("prctl", object, prctl)
+    modes = prctl if isinstance(prctl, list) and prctl else [prctl]
+    for each in modes:
+        if each is not None and each not in list(Prctl):
+            raise ScenarioError(f"prctl: {each!r} is not one of {', '.join(Prctl)}")
+    return settings, tuple(None if each is None else Prctl(each) for each in modes), known
+
+
+def _one_mode(settings: Settings, orders: object, mode: object) -> Settings:
+    """The first flavour: some orders hold one mode, the others never, the global one madvise."""
+    if not isinstance(orders, list) or not all(type(order) is int for order in orders):
+        raise SettingsError(f"enabled_orders: {orders!r} is not a list of orders")
+    value = parse_mode("enabled_value", str(mode), SIZE_MODES)
+    sizes = dict.fromkeys(settings.geometry.anon_orders, Enabled.NEVER)
+    sizes.update(dict.fromkeys(orders, value))
+    return settings.replace(enabled=Enabled.MADVISE, sizes=sizes)
+
+
+def _vma(fields: Fields, geometry: Geometry) -> ScenarioVma:
+    """One entry of `vmas`, either flavour."""
+    start = fields.number("start", 0, 2**64 - 1)
+    if start & (geometry.page_size - 1):
+        raise ScenarioError(f"{fields.where}start: {start:#x} is not on a page boundary")
+    pages = fields.number("pages", 1, (2**64 - start) >> geometry.page_shift)
+    initial = _state(fields.take("initial", dict), pages, f"{fields.where}initial")
+    read_only = initial.ptes is None or all(
+        entry.state is PteState.NO_TABLE for _, entry in initial.ptes
+    )
+    return ScenarioVma(
+        start=start,
+        pages=pages,
+        initial=initial,
+        advice=_advice(fields),
+        mlocked=fields.flag("mlocked"),
+        uffd_wp=fields.flag("uffd_wp"),
+        anon_vma=fields.flag("anon_vma", not read_only),
+        pins=fields.ranges("pins", pages),
+        mm=fields.number("mm", 0, 2**31, default=0),
+        droppable=fields.flag("droppable"),
+        ksm=fields.flag("ksm"),
+        locked=fields.ranges("locked", pages),
+        off_lru=fields.ranges("off_lru", pages),
+        poisoned=fields.ranges("poisoned", pages),
+        extra_refs=fields.counted_ranges("extra_refs", pages),
+        thp_eligible=fields.flag("thp_eligible") if fields.has("thp_eligible") else None,
+        extra=fields.rest(),
+    )
+
+
+def _advice(fields: Fields) -> Advice | None:
+    """`advice` where it is given, else `hugepage`; both must say the same."""
+    hugepage = fields.flag("hugepage") if fields.has("hugepage") else None
+    if not fields.has("advice"):
+        return Advice.HUGEPAGE if hugepage else None
+    advice = None if fields.is_null("advice") else fields.choice("advice", Advice)
+    if hugepage is not None and hugepage != (advice is Advice.HUGEPAGE):
+        raise ScenarioError(f"{fields.where}advice: contradicts hugepage")
+    return advice
+
+
+def _state(document: Mapping[str, Any], pages: int, where: str) -> PagesState:
+    """One state: its two strings, each of which must describe exactly `pages` pages."""
+    fields = Fields(document, f"{where}.")
+    texts = {"folios": fields.take("folios", str), "ptes": None}
+    if not fields.is_null("ptes"):
+        texts["ptes"] = fields.take("ptes", str)
+    try:
+        key = "folios"
+        folios = parse_runs(texts["folios"], parse_folio_token)
+        key = "ptes"
+        ptes = None if texts["ptes"] is None else parse_runs(texts["ptes"], parse_pte_token)
+    except RunsError as error:
+        raise ScenarioError(f"{where}.{key}: {error}") from None
+    for key, runs in (("folios", folios), ("ptes", ptes)):
+        total = pages if runs is None else sum(count for count, _ in runs)
+        if total != pages:
+            raise ScenarioError(f"{where}.{key}: the runs make {total} pages, the VMA has {pages}")
+    return PagesState(pages, folios, ptes)
+
+
+def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:
+    """One entry of `passes`."""
+    events = fields.take("events", list)
+    for i, event in enumerate(events):
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            raise ScenarioError(f"{fields.where}events[{i}]: not an event")
+    final = fields.take("final", list)
+    if len(final) != len(vmas) or not all(isinstance(each, dict) for each in final):
+        raise ScenarioError(f"{fields.where}final: not one state for each of {len(vmas)} VMAs")
+    return RecordedPass(
+        events=tuple(MappingProxyType(event) for event in events),
+        counters=MappingProxyType(fields.take("counters", dict, {})),
+        final=tuple(
+            _state(each, vma.pages, f"{fields.where}final[{i}]")
+            for i, (each, vma) in enumerate(zip(final, vmas, strict=True))
+        ),
+        errno=None if fields.is_null("errno") else fields.number("errno", -4095, 0),
+        extra=fields.rest(),
+    )
+
+
+def _memcg(fields: Fields) -> Memcg | None:
+    """`memcg`: limit_pages and usage_pages."""
+    if fields.is_null("memcg"):
+        return None
+    memcg = Fields(fields.take("memcg", dict), "memcg.")
+    return Memcg(memcg.number("limit_pages", 0, 2**64), memcg.number("usage_pages", 0, 2**64))
+
+
+def _free_blocks(fields: Fields) -> Mapping[int, int] | None:
+    """`free_blocks`: order -> blocks, as a table or as a list by order (as in buddyinfo)."""
+    if fields.is_null("free_blocks"):
+        return None
+    blocks = fields.take("free_blocks", object)
+    if isinstance(blocks, list):
+        blocks = {str(order): count for order, count in enumerate(blocks)}
+    if not isinstance(blocks, dict) or not all(order.isdecimal() for order in blocks):
+        raise ScenarioError("free_blocks: not a table of orders and numbers of blocks")
+    table = Fields(blocks, "free_blocks.")
+    counts = {int(order): table.number(order, 0, 2**64) for order in blocks if len(order) < 3}
+    if len(counts) != len(blocks):
+        raise ScenarioError("free_blocks: no such order")
+    return MappingProxyType(counts)
+
+
+def _printable(text: str) -> str:
+    """An id as it may stand in a one-line message."""
+    return text if text.isprintable() else repr(text)
+
+
+def _placed(path: str | Path, number: int, name: str, error: ScenarioError) -> ScenarioError:
+    """The error with the file, the line and the id before it."""
+    shown = f" {_printable(name)}:" if name else ""
+    return ScenarioError(f"{path}:{number}:{shown} {error}")
+
+
+def _document(line: str) -> dict[str, Any]:
+    """One line as a JSON object with an id."""
+    document = parse_object(line)
+    if not isinstance(document.get("id"), str) or not document["id"]:
+        raise ScenarioError("id: missing")
+    return document

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""States that no kernel can be in: what a scenario is refused for.
+
+Each check raises ScenarioError with the place in the document and one sentence.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from mthp.image.fields import ScenarioError
+from mthp.image.runs import FolioToken, PageKind, PagesState, PteState, PteToken
+from mthp.units import Geometry
+
+if TYPE_CHECKING:
+    from mthp.image.scenario import ScenarioVma
+
+_ENTRY_OF = {
+    PageKind.NONE: {PteState.NONE, PteState.NO_TABLE},
+    PageKind.ZERO: {PteState.PRESENT},
+    PageKind.HUGE_ZERO: {PteState.HUGE},
+    PageKind.SWAP: {PteState.NOT_PRESENT},
+    PageKind.GUARD: {PteState.NOT_PRESENT},
+    PageKind.FOLIO: {PteState.PRESENT, PteState.HUGE},
+}
+"""The page-table entries that go with what pagemap says."""
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Pages of one run of folios and one run of entries."""
+
+    first: int
+    count: int
+    token: FolioToken
+    entry: PteToken
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A stretch of a folio's pages, and where it is mapped."""
+
+    index: int
+    count: int
+    mapcount: int
+    order: int
+    where: str
+
+
+def check_vmas(vmas: Sequence[ScenarioVma], geometry: Geometry) -> None:
+    """No two VMAs of one process overlap."""
+    places = sorted(range(len(vmas)), key=lambda i: (vmas[i].mm, vmas[i].start))
+    for i, j in pairwise(places):
+        if vmas[i].mm == vmas[j].mm and vmas[i].end(geometry) > vmas[j].start:
+            first, second = sorted((i, j))
+            raise ScenarioError(f"vmas[{second}]: overlaps vmas[{first}]")
+
+
+def check_snapshot(
+    geometry: Geometry, snapshot: Sequence[tuple[str, ScenarioVma, PagesState]]
+) -> None:
+    """One moment of all VMAs, each with its place in the document, could have been."""
+    claims: dict[int, list[_Claim]] = defaultdict(list)
+    tables: dict[tuple[int, int], PteState] = {}
+    for where, vma, state in snapshot:
+        stretches = list(_stretches(state))
+        for stretch in stretches:
+            _check_stretch(where, vma, stretch, geometry)
+            token = stretch.token
+            if token.folio is not None:
+                place = f"{where}.folios: page {stretch.first}"
+                claims[token.folio].append(
+                    _Claim(token.index, stretch.count, token.mapcount, token.order, place)
+                )
+        if state.ptes is not None:
+            _check_tables(where, vma, stretches, tables, geometry)
+    for folio, claimed in claims.items():
+        _check_claims(folio, claimed)
+
+
+def _stretches(state: PagesState) -> Iterator[_Stretch]:
+    """The state cut where either of its strings changes; neighbours that go on are joined."""
+    page = 0
+    folios, entries = iter(state.folios), iter(_entries(state))
+    folio_left = entry_left = 0
+    token, entry = FolioToken(PageKind.NONE), PteToken(PteState.NONE)
+    last: _Stretch | None = None
+    while page < state.pages:
+        if not folio_left:
+            folio_left, token = next(folios)
+        if not entry_left:
+            entry_left, entry = next(entries)
+        count = min(folio_left, entry_left)
+        if last is not None and entry == last.entry and _advanced(last.token, last.count) == token:
+            last.count += count
+        else:
+            if last is not None:
+                yield last
+            last = _Stretch(page, count, token, entry)
+        page, folio_left, entry_left = page + count, folio_left - count, entry_left - count
+        token = _advanced(token, count)
+    if last is not None:
+        yield last
+
+
+def _advanced(token: FolioToken, pages: int) -> FolioToken:
+    """The token some pages further on."""
+    return token if token.folio is None else replace(token, index=token.index + pages)
+
+
+def _entries(state: PagesState) -> Iterable[tuple[int, PteToken]]:
+    """The entries' runs; those the folios imply where the record has none."""
+    if state.ptes is not None:
+        return state.ptes
+    none, zero = PteToken(PteState.NONE), PteToken(PteState.PRESENT, "PA")
+    return [(count, zero if token.kind is PageKind.ZERO else none) for count, token in state.folios]
+
+
+def _check_stretch(where: str, vma: ScenarioVma, stretch: _Stretch, geometry: Geometry) -> None:
+    """What pagemap and the page table say of the same pages agree."""
+    token, entry = stretch.token, stretch.entry
+    place = f"page {stretch.first}"
+    if entry.state not in _ENTRY_OF[token.kind]:
+        raise ScenarioError(f"{where}.ptes: {place}: entry {entry} under {token} in folios")
+    if token.kind in (PageKind.ZERO, PageKind.HUGE_ZERO) and entry.writable:
+        raise ScenarioError(f"{where}.ptes: {place}: a zero page is mapped writable ({entry})")
+    if token.kind is not PageKind.FOLIO:
+        return
+    where = f"{where}.folios"
+    if token.mapcount < 1:
+        raise ScenarioError(f"{where}: {place}: mapcount 0 of a mapped page ({token})")
+    if "x" in token.pagemap and token.mapcount > 1:
+        raise ScenarioError(
+            f"{where}: {place}: mapped exclusively, yet mapcount {token.mapcount} ({token})"
+        )
+    if entry.uffd_wp != ("w" in token.pagemap):
+        raise ScenarioError(f"{where}: {place}: uffd-wp differs: {token} and entry {entry}")
+    if token.order and token.order not in geometry.anon_orders:
+        raise ScenarioError(f"{where}: {place}: no anonymous folio has order {token.order}")
+    if token.folio is not None and token.index + stretch.count > 1 << token.order:
+        last = token.index + stretch.count - 1
+        raise ScenarioError(
+            f"{where}: {place}: index {last} is past the end of f{token.folio}, "
+            f"a folio of order {token.order}"
+        )
+    if not vma.anon_vma:
+        raise ScenarioError(f"{where}: {place}: {token} in a VMA without anon_vma")
+
+
+def _check_tables(
+    where: str,
+    vma: ScenarioVma,
+    stretches: Sequence[_Stretch],
+    tables: dict[tuple[int, int], PteState],
+    geometry: Geometry,
+) -> None:
+    """A missing table is missing whole; a huge PMD maps a whole aligned table of one folio."""
+    nr = geometry.ptrs_per_pte
+    base = vma.start >> geometry.page_shift
+    for stretch in stretches:
+        page, end = base + stretch.first, base + stretch.first + stretch.count
+        state = stretch.entry.state
+        kind = state if state in (PteState.HUGE, PteState.NO_TABLE) else PteState.PRESENT
+        if kind is PteState.HUGE:
+            token = stretch.token
+            whole = not page % nr and not end % nr and not token.index % nr
+            if not whole or (token.kind is PageKind.FOLIO and token.order < geometry.pmd_order):
+                raise ScenarioError(
+                    f"{where}.ptes: page {stretch.first}: a huge PMD maps a whole table of {nr} "
+                    f"pages, not {stretch.count} pages of {token}"
+                )
+        for table in range(page // nr, (end - 1) // nr + 1):
+            if tables.setdefault((vma.mm, table), kind) is not kind:
+                raise ScenarioError(
+                    f"{where}.ptes: page {max(0, table * nr - base)}: one table is both "
+                    f"{_table_name(tables[vma.mm, table])} and {_table_name(kind)}"
+                )
+
+
+def _table_name(kind: PteState) -> str:
+    return {PteState.HUGE: "a huge PMD", PteState.NO_TABLE: "missing"}.get(kind, "there")
+
+
+def _check_claims(folio: int, claims: list[_Claim]) -> None:
+    """One folio has one order, and no page of it is mapped more often than its mapcount."""
+    first = claims[0]
+    for claim in claims:
+        if claim.order != first.order:
+            raise ScenarioError(
+                f"{claim.where}: f{folio} has order {claim.order} here and {first.order} "
+                f"at {first.where}"
+            )
+    claims.sort(key=lambda claim: claim.index)
+    reach = 0
+    for claim in claims:
+        if claim.index < reach:
+            _check_overlap(folio, claims)
+            return
+        reach = max(reach, claim.index + claim.count)
+
+
+def _check_overlap(folio: int, claims: Sequence[_Claim]) -> None:
+    """The slow path of _check_claims: count the mappings of each page."""
+    users: dict[int, list[_Claim]] = defaultdict(list)
+    for claim in claims:
+        for index in range(claim.index, claim.index + claim.count):
+            users[index].append(claim)
+    for index, claimed in users.items():
+        least = min(claim.mapcount for claim in claimed)
+        if len(claimed) > least:
+            raise ScenarioError(
+                f"{claimed[-1].where}: page {index} of f{folio} is mapped at {len(claimed)} "
+                f"places with mapcount {least}"
+            )
