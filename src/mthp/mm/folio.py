@@ -92,13 +92,13 @@ class MemMap:
         """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
         for name, typecode in _ROWS.items():
             setattr(self, name, Words(machine, name, typecode, 1))
-        self.allocator = Allocator(nodes, self._new_frames, self.folio_nid, pmd_order)
+        self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
 
     @property
     def nr_frames(self) -> int:
         return len(self.head.raw)
 
-    def _new_frames(self, nid: int, order: int) -> int:
+    def new_frames(self, nid: int, order: int) -> int:
         """Append 2**order frames of node nid, naturally aligned; the first one's number."""
         first = -(-self.nr_frames >> order) << order
         end = first + (1 << order)

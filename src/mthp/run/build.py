@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Put a scenario's initial state into a world: folios, tables, VMAs, as a kernel would have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
+from mthp.image.scenario import Advice, Prctl, Scenario, ScenarioVma
+from mthp.khugepaged.daemon import Khugepaged
+from mthp.mm import folio as pg
+from mthp.mm.allocator import NodeState
+from mthp.mm.folio import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON
+from mthp.mm.kernel import Kernel
+from mthp.mm.memcg import MemCgroup
+from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED, Mm
+from mthp.mm.pagetable import PageTable, pmd_ptr
+from mthp.mm.pte import (
+    DIRTY,
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    Leaf,
+    huge_pmd,
+    leaf_pte,
+    mk_pte,
+    pmd_is_table,
+    pmd_none,
+    pmd_pgtable,
+    table_pmd,
+    zero_pte,
+)
+from mthp.mm.rmap import UNKNOWN_MM, share_large_folio
+from mthp.mm.vma import (
+    VM_DEFAULT,
+    VM_DROPPABLE,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_MERGEABLE,
+    VM_NOHUGEPAGE,
+    VM_SOFTDIRTY,
+    VM_UFFD_WP,
+    Vma,
+)
+from mthp.profiles import Profile
+
+GUP_PIN_COUNTING_BIAS = 1024
+"""References that one pin adds to a small folio. Kernel: include/linux/mm.h."""
+
+PAGE_FLAGS = {
+    "l": pg.PG_LOCKED,
+    "R": pg.PG_REFERENCED,
+    "D": pg.PG_DIRTY,
+    "L": pg.PG_LRU,
+    "A": pg.PG_ACTIVE,
+    "a": pg.PG_ANON,
+    "C": pg.PG_SWAPCACHE,
+    "B": pg.PG_SWAPBACKED,
+    "V": pg.PG_UNEVICTABLE,
+    "M": pg.PG_MLOCKED,
+    "K": pg.PG_KSM,
+}
+"""kpageflags letters of the scenario format and the flags they stand for."""
+
+_PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY, "U": UFFD_WP}
+_SPECIAL_SWAP = {"hwpoison": Leaf.HWPOISON, "migration": Leaf.MIGRATION, "device": Leaf.DEVICE}
+
+
+@dataclass(slots=True)
+class World:
+    """A kernel, its daemon, and the mappings a scenario or an image put into it."""
+
+    kernel: Kernel
+    khugepaged: Khugepaged
+    vmas: list[Vma]
+
+
+def table_at(mm: Mm, address: int) -> PageTable:
+    """The page table of address, made if there is none. Not a step; ValueError under a huge PMD."""
+    pmd = pmd_ptr(mm, address, create=True)
+    assert pmd is not None
+    value = pmd.page.pmds.raw[pmd.slot]
+    if pmd_none(value):
+        table = mm.kernel.new_table()
+        pmd.page.pmds.raw[pmd.slot] = table_pmd(table.number)
+        return table
+    if not pmd_is_table(value):
+        raise ValueError(f"no page table at {address:#x}: the PMD holds something else")
+    return mm.kernel.tables[pmd_pgtable(value)]
+
+
+def map_huge(mm: Mm, address: int, pfn: int, flags: int) -> None:
+    """Map a PMD-sized folio at address, with a deposited table. Not a step."""
+    pmd = pmd_ptr(mm, address, create=True)
+    assert pmd is not None
+    if not pmd_none(pmd.page.pmds.raw[pmd.slot]):
+        raise ValueError(f"the PMD of {address:#x} is taken")
+    pmd.page.pmds.raw[pmd.slot] = huge_pmd(pfn, flags)
+    pmd.page.deposited.setdefault(pmd.slot, []).append(mm.kernel.new_table().number)
+
+
+@dataclass(slots=True)
+class _LargeFolio:
+    """A large folio while its pages are being met."""
+
+    head: int
+    token: FolioToken
+    visible: dict[int, int] = field(default_factory=dict)
+    """mm number -> PTE mappings in this world."""
+    outside: int = 0
+    pmd_mapped: int = 0
+
+
+class ScenarioBuilder:
+    """Builds one scenario's world. Every page gets its own contents (its frame's number)."""
+
+    def __init__(self, scenario: Scenario, profile: Profile) -> None:
+        self.scenario = scenario
+        nodes = (NodeState(scenario.free_blocks),)
+        self.kernel = Kernel(scenario.settings, profile, nodes=nodes)
+        self.mem = self.kernel.mem
+        self.khugepaged = Khugepaged(self.kernel)
+        self.large: dict[int, _LargeFolio] = {}
+        self.mms: dict[int, Mm] = {}
+        self.next_swap_entry = 1
+
+    def build(self) -> World:
+        """The world as it stands before the first pass."""
+        vmas = [self.add_vma(vma) for vma in self.scenario.vmas]
+        for spec, vma in zip(self.scenario.vmas, vmas, strict=True):
+            self.fill(spec, vma)
+        for folio in self.large.values():
+            self.finish_large(folio)
+        for spec, vma in zip(self.scenario.vmas, vmas, strict=True):
+            self.add_references(spec, vma)
+        for mm in self.mms.values():
+            self.khugepaged.khugepaged_enter(mm)
+        self.kernel.vmstat.mthp.clear()
+        return World(self.kernel, self.khugepaged, vmas)
+
+    def mm(self, index: int) -> Mm:
+        """The mm of a process of the scenario."""
+        if index not in self.mms:
+            mm = self.kernel.new_mm(1000 + index, "scenario", self.memcg())
+            modes = self.scenario.prctl
+            mode = modes[index] if index < len(modes) else None
+            if mode is Prctl.DISABLE:
+                mm.mm_flags_set(MMF_DISABLE_THP_COMPLETELY)
+            elif mode is Prctl.EXCEPT_ADVISED:
+                mm.mm_flags_set(MMF_DISABLE_THP_EXCEPT_ADVISED)
+            self.mms[index] = mm
+        return self.mms[index]
+
+    def memcg(self) -> MemCgroup | None:
+        """The one cgroup of the scenario's processes."""
+        wanted = self.scenario.memcg
+        if wanted is None:
+            return None
+        if not self.kernel.memcgs:
+            self.kernel.new_memcg("scenario", wanted.limit_pages, wanted.usage_pages)
+        return self.kernel.memcgs[0]
+
+    def add_vma(self, spec: ScenarioVma) -> Vma:
+        """One mapping with its flags."""
+        flags = VM_DEFAULT | VM_SOFTDIRTY
+        flags |= VM_HUGEPAGE if spec.advice is Advice.HUGEPAGE else 0
+        flags |= VM_NOHUGEPAGE if spec.advice is Advice.NOHUGEPAGE else 0
+        flags |= VM_LOCKED if spec.mlocked else 0
+        flags |= VM_UFFD_WP if spec.uffd_wp else 0
+        flags |= VM_DROPPABLE if spec.droppable else 0
+        flags |= VM_MERGEABLE if spec.ksm else 0
+        mm = self.mm(spec.mm)
+        vma = mm.mmap(spec.start, spec.end(self.scenario.geometry), flags)
+        if spec.anon_vma:
+            mm.link_anon_vma(vma)
+        return vma
+
+    def fill(self, spec: ScenarioVma, vma: Vma) -> None:
+        """Page tables, entries and folios of one mapping."""
+        geometry = self.scenario.geometry
+        mm = vma.vm_mm
+        pages = zip(spec.initial.folio_pages(), spec.initial.pte_pages(), strict=True)
+        for i, (token, entry) in enumerate(pages):
+            address = spec.start + (i << geometry.page_shift)
+            if entry.state is PteState.NO_TABLE:
+                continue
+            slot = geometry.pte_index(address)
+            if entry.state is PteState.HUGE:
+                if slot == 0:
+                    pfn = self.huge_frame(token)
+                    map_huge(mm, address, pfn, self.pte_flags(token, entry))
+                continue
+            value = self.pte_value(token, entry, vma, address)
+            table_at(mm, address).ptes.raw[slot] = value
+
+    def huge_frame(self, token: FolioToken) -> int:
+        """The first frame behind a huge PMD."""
+        if token.kind is PageKind.HUGE_ZERO:
+            return 0
+        folio = self.large_folio(token)
+        folio.pmd_mapped += 1
+        return folio.head
+
+    def pte_flags(self, token: FolioToken, entry: PteToken) -> int:
+        """PTE bits from both tokens."""
+        flags = sum(bit for letter, bit in _PTE_LETTERS.items() if letter in entry.letters)
+        if "s" in token.pagemap:
+            flags |= SOFT_DIRTY
+        if "w" in token.pagemap:
+            flags |= UFFD_WP
+        return flags
+
+    def pte_value(self, token: FolioToken, entry: PteToken, vma: Vma, address: int) -> int:
+        """The word of one entry."""
+        match token.kind:
+            case PageKind.NONE:
+                return 0
+            case PageKind.ZERO | PageKind.HUGE_ZERO:
+                return zero_pte(self.pte_flags(token, entry))
+            case PageKind.GUARD:
+                return leaf_pte(Leaf.GUARD)
+            case PageKind.SWAP:
+                return self.swap_pte(token)
+            case PageKind.FOLIO:
+                page = self.page(token, vma, address)
+                return mk_pte(page, self.pte_flags(token, entry))
+
+    def swap_pte(self, token: FolioToken) -> int:
+        """A non-present entry; each swapped page has a slot of its own, exclusive to its process."""
+        wp = UFFD_WP if token.swap_uffd_wp else 0
+        special = token.special_swap
+        if special == "marker":
+            return leaf_pte(Leaf.UFFD_WP_MARKER, 0, wp)
+        if special is not None:
+            return leaf_pte(_SPECIAL_SWAP[special], 0, wp)
+        entry = self.next_swap_entry
+        self.next_swap_entry += 1
+        self.kernel.swap.contents[entry] = -entry
+        return leaf_pte(Leaf.SWAP, entry, SWP_EXCLUSIVE | SOFT_DIRTY | wp)
+
+    def page(self, token: FolioToken, vma: Vma, address: int) -> int:
+        """The frame a PTE maps; a small page gets a folio of its own."""
+        mem = self.mem
+        if token.folio is not None:
+            large = self.large_folio(token)
+            page = large.head + token.index
+            mm = vma.vm_mm.number
+            if not mem.mapcount.raw[page]:
+                mem.mapcount.raw[page] = token.mapcount
+                large.outside += token.mapcount - 1
+            else:
+                large.outside -= 1
+            large.visible[mm] = large.visible.get(mm, 0) + 1
+            if mem.index.raw[large.head] == 0 and vma.anon_vma is not None:
+                pgoff = (address >> self.scenario.geometry.page_shift) - token.index
+                mem.index.raw[large.head] = pgoff
+                mem.anon_vma.raw[large.head] = vma.anon_vma.number
+        else:
+            page = mem.new_frames(0, 0)
+            self.prepare(page, token)
+            mem.mapcount.raw[page] = token.mapcount
+            mem.refcount.raw[page] = token.mapcount + ("C" in token.flags)
+            mem.index.raw[page] = address >> self.scenario.geometry.page_shift
+            if vma.anon_vma is not None:
+                mem.anon_vma.raw[page] = vma.anon_vma.number
+        if "x" in token.pagemap:
+            mem.page_flags.raw[page] |= PAGE_ANON_EXCLUSIVE
+        return page
+
+    def large_folio(self, token: FolioToken) -> _LargeFolio:
+        """The large folio of a token, made when it is met first."""
+        assert token.folio is not None
+        if token.folio not in self.large:
+            head = self.mem.new_frames(0, token.order)
+            self.prepare(head, token)
+            self.large[token.folio] = _LargeFolio(head, token)
+        return self.large[token.folio]
+
+    def prepare(self, head: int, token: FolioToken) -> None:
+        """A folio's frames, flags and contents."""
+        mem = self.mem
+        mem.prep_folio(head, token.order)
+        flags = pg.PG_UPTODATE
+        for letter in token.flags:
+            flags |= PAGE_FLAGS.get(letter, 0)
+        mem.flags.raw[head] = flags
+        for page in range(head, head + (1 << token.order)):
+            mem.content.raw[page] = page
+            if "P" in token.flags:
+                mem.page_flags.raw[page] |= PAGE_HWPOISON
+        if flags & pg.PG_SWAPCACHE:
+            self.kernel.swap.add_to_cache(self.next_swap_entry, head)
+            self.next_swap_entry += 1
+
+    def finish_large(self, large: _LargeFolio) -> None:
+        """Counts that need all pages of a large folio."""
+        mem = self.mem
+        head, nr = large.head, 1 << large.token.order
+        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
+        ptes = sum(mem.mapcount.raw[head : head + nr])
+        outside = large.outside
+        if large.pmd_mapped:
+            entire = max(large.token.mapcount - (1 if mem.mapcount.raw[head] else 0), 1)
+            outside += entire - large.pmd_mapped
+            mem.entire_mapcount.raw[head] = entire
+            ptes += entire
+            mapped += ENTIRELY_MAPPED
+        mem.large_mapcount.raw[head] = ptes
+        mem.nr_pages_mapped.raw[head] = mapped
+        mem.refcount.raw[head] = ptes + (nr if "C" in large.token.flags else 0)
+        if outside > 0:
+            large.visible[UNKNOWN_MM] = outside
+        if len(large.visible) > 1:
+            share_large_folio(mem, head, large.visible)
+        elif 0 < mapped < nr:
+            mem.flags.raw[head] |= pg.PG_PARTIALLY_MAPPED
+
+    def add_references(self, spec: ScenarioVma, vma: Vma) -> None:
+        """Pins, extra references, locks, poison and missing LRU membership, by page ranges."""
+        for first, count in spec.pins:
+            for folio in self.folios(spec, vma, first, count):
+                large = self.mem.order.raw[folio] > 0
+                self.mem.refcount.raw[folio] += 1 if large else GUP_PIN_COUNTING_BIAS
+        for first, count, refs in spec.extra_refs:
+            for folio in self.folios(spec, vma, first, count):
+                self.mem.refcount.raw[folio] += refs
+        for first, count in spec.locked:
+            for folio in self.folios(spec, vma, first, count):
+                self.mem.flags.raw[folio] |= pg.PG_LOCKED
+        for first, count in spec.off_lru:
+            for folio in self.folios(spec, vma, first, count):
+                self.mem.flags.raw[folio] &= ~pg.PG_LRU
+        for first, count in spec.poisoned:
+            for pfn in self.frames(spec, vma, first, count):
+                self.mem.page_flags.raw[pfn] |= PAGE_HWPOISON
+
+    def frames(self, spec: ScenarioVma, vma: Vma, first: int, count: int) -> list[int]:
+        """The frames mapped by a range of pages."""
+        found = []
+        shift = self.scenario.geometry.page_shift
+        for i in range(first, first + count):
+            pfn = mapped_frame(vma.vm_mm, spec.start + (i << shift))
+            if pfn:
+                found.append(pfn)
+        return found
+
+    def folios(self, spec: ScenarioVma, vma: Vma, first: int, count: int) -> list[int]:
+        """The folios of a range of pages, each once."""
+        frames = self.frames(spec, vma, first, count)
+        return list(dict.fromkeys(self.mem.head.raw[pfn] for pfn in frames))
+
+
+def mapped_frame(mm: Mm, address: int) -> int | None:
+    """The frame address maps now, 0 for the zero page, None for nothing. Not a step."""
+    geometry = mm.geometry
+    pmd = pmd_ptr(mm, address)
+    if pmd is None:
+        return None
+    value = pmd.page.pmds.raw[pmd.slot]
+    if value & 1 == 0:
+        return None
+    if not pmd_is_table(value):
+        return (value >> 16) + geometry.pte_index(address)
+    entry = mm.kernel.tables[pmd_pgtable(value)].ptes.raw[geometry.pte_index(address)]
+    return entry >> 16 if entry & 1 else None
+
+
+def build_scenario(scenario: Scenario, profile: Profile) -> World:
+    """The world of a scenario, registered with khugepaged and ready for its first pass."""
+    return ScenarioBuilder(scenario, profile).build()
