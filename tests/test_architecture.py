@@ -98,7 +98,7 @@ def own_imports(module: Module) -> Iterator[tuple[int, str]]:
     """(line, name below mthp) of what a module imports from this project."""
     for line, name in imports(module):
         top, _, below = name.partition(".")
-        if top == "mthp" and not below.startswith("__version__"):
+        if top == "mthp" and below not in ("", "__version__"):
             yield line, below
 
 
@@ -171,9 +171,9 @@ def the_project_stands_alone(root: Path) -> Iterator[str]:
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if name in {".ci", ".github"} or name[0] != "."]
         for path in sorted(Path(folder, name) for name in files):
-            if path.suffix in suffixes and path.is_file():
-                if beside in path.read_text(encoding="utf-8", errors="replace"):
-                    yield f"{path.relative_to(root)}: mentions {beside}"
+            text = path.suffix in suffixes and path.is_file()
+            if text and beside in path.read_text(encoding="utf-8", errors="replace"):
+                yield f"{path.relative_to(root)}: mentions {beside}"
 
 
 def public_things_have_docstrings(root: Path) -> Iterator[str]:
