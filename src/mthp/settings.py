@@ -287,7 +287,9 @@ def geometry_from_json(document: object) -> Geometry:
     if not isinstance(document, Mapping) or document.keys() - {"page_shift", "pmd_order"}:
         raise SettingsError(f"geometry: {document!r} is not page_shift and pmd_order")
     try:
-        return Geometry(**{key: check_range(key, value, 0, 63) for key, value in document.items()})
+        return Geometry(
+            **{key: check_range(f"geometry.{key}", each, 0, 63) for key, each in document.items()}
+        )
     except SettingsError:
         raise
     except ValueError as error:

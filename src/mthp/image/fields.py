@@ -94,28 +94,25 @@ class Fields:
 
     def counted_ranges(self, key: str, pages: int) -> tuple[tuple[int, int, int], ...]:
         """[[first page, pages, number], ...] inside a VMA of so many pages; the number may lack."""
-        ranges = []
-        for each in self.take(key, list, []):
-            if (
-                not isinstance(each, list)
-                or len(each) not in (2, 3)
-                or not all(type(number) is int for number in each)
-            ):
-                raise ScenarioError(f"{self.where}{key}: {_short(each)} is not [first, pages]")
-            first, count, number = (*each, 1)[:3]
-            if first < 0 or count < 1 or number < 1 or first + count > pages:
-                raise ScenarioError(
-                    f"{self.where}{key}: {each} is not inside the VMA's {pages} pages"
-                )
-            ranges.append((first, count, number))
-        return tuple(ranges)
+        ranges = self._ranges(key, pages, lengths=(2, 3))
+        return tuple((each[0], each[1], each[2] if each[2:] else 1) for each in ranges)
 
     def ranges(self, key: str, pages: int) -> tuple[tuple[int, int], ...]:
         """[[first page, pages], ...] inside a VMA of so many pages."""
-        for each in self._document.get(key) or ():
-            if isinstance(each, list) and len(each) != 2:
+        return tuple((each[0], each[1]) for each in self._ranges(key, pages, lengths=(2,)))
+
+    def _ranges(self, key: str, pages: int, lengths: tuple[int, ...]) -> list[list[int]]:
+        """Lists of so many whole numbers, the first two of which are a range of pages."""
+        ranges: list[list[int]] = self.take(key, list, [])
+        for each in ranges:
+            whole = isinstance(each, list) and all(type(number) is int for number in each)
+            if not whole or len(each) not in lengths:
                 raise ScenarioError(f"{self.where}{key}: {_short(each)} is not [first, pages]")
-        return tuple((first, count) for first, count, _ in self.counted_ranges(key, pages))
+            if each[0] < 0 or min(each[1:]) < 1 or each[0] + each[1] > pages:
+                raise ScenarioError(
+                    f"{self.where}{key}: {_short(each)} is not inside the VMA's {pages} pages"
+                )
+        return ranges
 
 
 def _short(value: object) -> str:

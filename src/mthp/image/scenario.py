@@ -7,7 +7,7 @@ mthp.image.scenario_checks says which states cannot be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,7 @@ from mthp.image.runs import (
     PagesState,
     PteState,
     RunsError,
+    Token,
     parse_folio_token,
     parse_pte_token,
     parse_runs,
@@ -326,21 +327,26 @@ def _advice(fields: Fields) -> Advice | None:
 def _state(document: Mapping[str, Any], pages: int, where: str) -> PagesState:
     """One state: its two strings, each of which must describe exactly `pages` pages."""
     fields = Fields(document, f"{where}.")
-    texts = {"folios": fields.take("folios", str), "ptes": None}
-    if not fields.is_null("ptes"):
-        texts["ptes"] = fields.take("ptes", str)
-    try:
-        key = "folios"
-        folios = parse_runs(texts["folios"], parse_folio_token)
-        key = "ptes"
-        ptes = None if texts["ptes"] is None else parse_runs(texts["ptes"], parse_pte_token)
-    except RunsError as error:
-        raise ScenarioError(f"{where}.{key}: {error}") from None
-    for key, runs in (("folios", folios), ("ptes", ptes)):
-        total = pages if runs is None else sum(count for count, _ in runs)
-        if total != pages:
-            raise ScenarioError(f"{where}.{key}: the runs make {total} pages, the VMA has {pages}")
+    folios = _runs(fields, "folios", parse_folio_token, pages)
+    ptes = None if fields.is_null("ptes") else _runs(fields, "ptes", parse_pte_token, pages)
     return PagesState(pages, folios, ptes)
+
+
+def _runs(
+    fields: Fields, key: str, parse: Callable[[str], Token], pages: int
+) -> tuple[tuple[int, Token], ...]:
+    """One run-length string over exactly `pages` pages."""
+    text = fields.take(key, str)
+    try:
+        runs = parse_runs(text, parse)
+    except RunsError as error:
+        raise ScenarioError(f"{fields.where}{key}: {error}") from None
+    total = sum(count for count, _ in runs)
+    if total != pages:
+        raise ScenarioError(
+            f"{fields.where}{key}: the runs make {total} pages, the VMA has {pages}"
+        )
+    return runs
 
 
 def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:

@@ -173,10 +173,11 @@ def _check_tables(
                     f"{where}.ptes: page {stretch.first}: a huge PMD maps a whole table of {nr} "
                     f"pages, not {stretch.count} pages of {token}"
                 )
-        for table in range(page // nr, (end - 1) // nr + 1):
+        for table in (page // nr, (end - 1) // nr):  # those between are all of this stretch
             if tables.setdefault((vma.mm, table), kind) is not kind:
+                first = max(stretch.first, table * nr - base)
                 raise ScenarioError(
-                    f"{where}.ptes: page {max(0, table * nr - base)}: one table is both "
+                    f"{where}.ptes: page {first}: one table is both "
                     f"{_table_name(tables[vma.mm, table])} and {_table_name(kind)}"
                 )
 

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The house rules. Each rule is a function from a source tree to complaints; each is shown to
+complain about a bad tree, and none may complain about ours."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SPDX = "# SPDX-License-Identifier: GPL-2.0-or-later"
+
+WORDS = {"units", "results", "settings", "settings_text", "profiles", "events"}
+FREE = {"", "cli", "__main__"}
+"""At the top: they may import everything. The empty name is the package itself."""
+
+MAX_MODULE_LINES = 450
+MAX_CAPTURE_LINES = 800
+MAX_FUNCTION_LINES = 75
+
+ENGINE = WORDS | {"machine", "mm"}
+MAY_IMPORT: dict[str, set[str]] = {
+    **dict.fromkeys(WORDS, WORDS),
+    "machine": WORDS,
+    "mm": WORDS | {"machine"},
+    "khugepaged": ENGINE,
+    "rivals": ENGINE,
+    "laws": ENGINE | {"khugepaged", "rivals"},
+    "races": ENGINE | {"khugepaged", "rivals", "laws"},
+    "schedulers": {"machine.step"},
+    "image": WORDS,
+    "plan": WORDS,
+    "lab": WORDS,
+    "run": ENGINE | {"khugepaged", "rivals", "laws", "races", "schedulers", "image", "plan", "lab"},
+    "report": WORDS | {"run.records"},
+}
+"""Room -> the rooms (or single modules) it may import, besides itself."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file. name: dotted, below mthp: 'mm.pte', '' for the package's __init__."""
+
+    path: Path
+    name: str
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, str(self.path))
+
+    @property
+    def room(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
+
+
+def modules(root: Path) -> Iterator[Module]:
+    """The modules under root/src/mthp."""
+    source = root / "src" / "mthp"
+    for path in sorted(source.rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
+        yield Module(path, ".".join(parts).removesuffix("__init__").removesuffix("."))
+
+
+def imports(module: Module) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything a module imports, wherever it stands in it.
+
+    `from a import b` gives a.b: whether b is a module is not known here.
+    """
+    package = ["mthp", *module.name.split(".")] if module.name else ["mthp"]
+    if not module.is_package:
+        package = package[:-1]
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module or "").split(".")]
+            start = ".".join(part for part in base if part)
+            yield from ((node.lineno, f"{start}.{alias.name}") for alias in node.names)
+
+
+def own_imports(module: Module) -> Iterator[tuple[int, str]]:
+    """(line, name below mthp) of what a module imports from this project."""
+    for line, name in imports(module):
+        top, _, below = name.partition(".")
+        if top == "mthp" and below not in ("", "__version__"):
+            yield line, below
+
+
+def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+# --- the rules ------------------------------------------------------------------------------
+
+
+def imports_go_one_way(root: Path) -> Iterator[str]:
+    """Words, machine, mm, khugepaged and rivals, laws, races; the others as MAY_IMPORT says."""
+    for module in modules(root):
+        if module.room in FREE:
+            continue
+        if module.room not in MAY_IMPORT:
+            yield f"{module.name}: a room that MAY_IMPORT does not know"
+            continue
+        allowed = MAY_IMPORT[module.room]
+        for line, name in own_imports(module):
+            room = name.partition(".")[0]
+            single = {each for each in allowed if name == each or name.startswith(f"{each}.")}
+            if room != module.room and not single:
+                yield f"{module.name}:{line}: imports {name}"
+
+
+def capture_stands_alone(root: Path) -> Iterator[str]:
+    """image/capture.py may be copied to a production host: the standard library only."""
+    for module in modules(root):
+        if module.name == "image.capture":
+            for line, name in imports(module):
+                if name.partition(".")[0] not in sys.stdlib_module_names:
+                    yield f"{module.name}:{line}: imports {name}"
+
+
+def modules_are_short(root: Path) -> Iterator[str]:
+    """One room, one thing."""
+    for module in modules(root):
+        most = MAX_CAPTURE_LINES if module.name == "image.capture" else MAX_MODULE_LINES
+        lines = len(module.text.splitlines())
+        if lines > most:
+            yield f"{module.name}: {lines} lines, at most {most}"
+
+
+def functions_are_short(root: Path) -> Iterator[str]:
+    """From the first line of the def to the last of its body."""
+    for module in modules(root):
+        for node in functions(module):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                most = MAX_FUNCTION_LINES
+                yield f"{module.name}:{node.lineno}: {node.name} has {lines} lines, at most {most}"
+
+
+def modules_say_what_they_are(root: Path) -> Iterator[str]:
+    """The licence on the first line, and a docstring; an __init__ may have the first alone."""
+    for module in modules(root):
+        if module.text.partition("\n")[0] != SPDX:
+            yield f"{module.name or 'mthp'}: the first line is not the SPDX line"
+        if not module.is_package and not ast.get_docstring(module.tree):
+            yield f"{module.name}: no docstring"
+
+
+def the_project_stands_alone(root: Path) -> Iterator[str]:
+    """Nothing refers to what lies beside the clone."""
+    beside = "../" + "shared"
+    suffixes = {".py", ".md", ".toml", ".txt", ".json", ".html", ".yml", ".yaml", ".cfg", ".sh", ""}
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name in {".ci", ".github"} or name[0] != "."]
+        for path in sorted(Path(folder, name) for name in files):
+            text = path.suffix in suffixes and path.is_file()
+            if text and beside in path.read_text(encoding="utf-8", errors="replace"):
+                yield f"{path.relative_to(root)}: mentions {beside}"
+
+
+def public_things_have_docstrings(root: Path) -> Iterator[str]:
+    """Public classes, functions and methods; methods of one return may let their name speak."""
+    for module in modules(root):
+        for node, owner in _definitions(module.tree, ""):
+            if not ast.get_docstring(node) and not _may_be_silent(node, owner):
+                yield f"{module.name}:{node.lineno}: {owner}{node.name} has no docstring"
+
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _definitions(tree: ast.Module | ast.ClassDef, owner: str) -> Iterator[tuple[Definition, str]]:
+    for node in tree.body:
+        if isinstance(node, Definition) and not node.name.startswith("_"):
+            yield node, owner
+            if isinstance(node, ast.ClassDef):
+                yield from _definitions(node, f"{owner}{node.name}.")
+
+
+def _may_be_silent(node: Definition, owner: str) -> bool:
+    names = {ast.unparse(each).rpartition(".")[2] for each in node.decorator_list}
+    if names & {"overload", "override", "setter"}:
+        return True
+    return bool(owner) and len(node.body) == 1 and isinstance(node.body[0], ast.Return)
+
+
+def the_engine_knows_no_mutants(root: Path) -> Iterator[str]:
+    """Rules are taken away from outside; the engine does not know that they can be."""
+    for module in modules(root):
+        if module.room in {"machine", "mm", "khugepaged"}:
+            for number, line in enumerate(module.text.splitlines(), 1):
+                for word in ("mutant", "variant"):
+                    if word in line.lower().replace("in" + "variant", ""):
+                        yield f"{module.name}:{number}: mentions {word}"
+
+
+ONLY_IN_TESTS = {"data", "litmus", "selftests", "lab"}
+"""Directories under tests/ that need no room of the same name."""
+
+
+def mirror_of_the_source(root: Path) -> Iterator[str]:
+    """A package of tests has the name of a package of the source."""
+    tests = root / "tests"
+    for init in sorted(tests.rglob("__init__.py")):
+        package = init.parent.relative_to(tests)
+        known = not package.parts or package.parts[0] in ONLY_IN_TESTS
+        if not known and not (root / "src" / "mthp" / package).is_dir():
+            yield f"tests/{package}: there is no src/mthp/{package}"
+    for path in sorted(tests.rglob("test_*.py")):
+        if not (path.parent / "__init__.py").exists():
+            yield f"{path.relative_to(root)}: its directory has no __init__.py"
+
+
+Rule = Callable[[Path], Iterator[str]]
+RULES: list[Rule] = [
+    imports_go_one_way,
+    capture_stands_alone,
+    modules_are_short,
+    functions_are_short,
+    modules_say_what_they_are,
+    the_project_stands_alone,
+    public_things_have_docstrings,
+    the_engine_knows_no_mutants,
+    mirror_of_the_source,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_our_tree_keeps_the_rule(rule: Rule) -> None:
+    complaints = list(rule(ROOT))
+    assert not complaints, "\n".join(complaints)
+
+
+# --- the rules can fail ---------------------------------------------------------------------
+
+GOOD = f'{SPDX}\n"""A module."""\n'
+
+BAD: list[tuple[Rule, str, str, str]] = [
+    (imports_go_one_way, "units.py", "from mthp.machine import step", "units:3: imports machine"),
+    (imports_go_one_way, "machine/step.py", "import mthp.mm.pte", "imports mm.pte"),
+    (imports_go_one_way, "mm/pte.py", "from mthp.khugepaged import scan", "imports khugepaged"),
+    (imports_go_one_way, "mm/pte.py", "from ..khugepaged import scan", "imports khugepaged.scan"),
+    (imports_go_one_way, "mm/pte.py", "from .. import rivals", "imports rivals"),
+    (imports_go_one_way, "mm/pte.py", "def f():\n    import mthp.rivals", "imports rivals"),
+    (imports_go_one_way, "khugepaged/scan.py", "from mthp.rivals import fork", "imports rivals"),
+    (imports_go_one_way, "rivals/fork.py", "from mthp.khugepaged import scan", "khugepaged.scan"),
+    (imports_go_one_way, "laws.py", "from mthp.races import one", "laws:3: imports races"),
+    (imports_go_one_way, "races/one.py", "from mthp.run import world", "imports run.world"),
+    (imports_go_one_way, "schedulers/s.py", "from mthp.machine.locks import A", "machine.locks"),
+    (imports_go_one_way, "schedulers/s.py", "from mthp.units import Geometry", "imports units"),
+    (imports_go_one_way, "image/a.py", "from mthp.machine.step import b", "imports machine"),
+    (imports_go_one_way, "plan/a.py", "from mthp.image import scenario", "imports image"),
+    (imports_go_one_way, "lab/a.py", "from mthp.khugepaged import scan", "imports khugepaged"),
+    (imports_go_one_way, "run/a.py", "from mthp.report import tables", "imports report"),
+    (imports_go_one_way, "run/a.py", "from mthp import cli", "imports cli"),
+    (imports_go_one_way, "report/a.py", "from mthp.run.world import b", "imports run.world"),
+    (imports_go_one_way, "report/a.py", "from mthp.mm.pte import b", "imports mm.pte"),
+    (imports_go_one_way, "attic/a.py", "", "attic.a: a room that MAY_IMPORT does not know"),
+    (capture_stands_alone, "image/capture.py", "import numpy", "imports numpy"),
+    (capture_stands_alone, "image/capture.py", "from mthp.units import KIB", "imports mthp.units"),
+    (capture_stands_alone, "image/capture.py", "from . import runs", "imports mthp.image.runs"),
+    (modules_are_short, "mm/pte.py", "x = 1\n" * 449, "mm.pte: 451 lines, at most 450"),
+    (modules_are_short, "image/capture.py", "x = 1\n" * 799, "801 lines, at most 800"),
+    (
+        functions_are_short,
+        "mm/pte.py",
+        "class A:\n    def walk(self):\n" + "        x = 1\n" * 75,
+        "mm.pte:4: walk has 76 lines, at most 75",
+    ),
+    (the_project_stands_alone, "mm/pte.py", "# see ../" + "shared/x", "mentions ../" + "shared"),
+    (public_things_have_docstrings, "mm/pte.py", "class A:\n    x = 1", "mm.pte:3: A has no"),
+    (public_things_have_docstrings, "mm/pte.py", "def f():\n    pass", "mm.pte:3: f has no"),
+    (
+        public_things_have_docstrings,
+        "mm/pte.py",
+        'class A:\n    """A."""\n    def f(self):\n        x = 1\n        return x',
+        "mm.pte:5: A.f has no docstring",
+    ),
+    (the_engine_knows_no_mutants, "mm/pte.py", "# a Mutant may", "mm.pte:3: mentions mutant"),
+    (the_engine_knows_no_mutants, "machine/a.py", "variants = 1", "mentions variant"),
+    (the_engine_knows_no_mutants, "khugepaged/a.py", "# the variant", "mentions variant"),
+]
+
+
+def write(root: Path, path: str, text: str) -> None:
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "complaint"), BAD)
+def test_the_rule_can_fail(
+    tmp_path: Path, rule: Rule, path: str, text: str, complaint: str
+) -> None:
+    write(tmp_path, f"src/mthp/{path}", GOOD)
+    assert path.startswith("attic") or not list(rule(tmp_path))
+    write(tmp_path, f"src/mthp/{path}", GOOD + text)
+    complaints = list(rule(tmp_path))
+    assert len(complaints) == 1
+    assert complaint in complaints[0]
+
+
+def test_modules_say_what_they_are_can_fail(tmp_path: Path) -> None:
+    write(tmp_path, "src/mthp/__init__.py", f"{SPDX}\n")
+    assert not list(modules_say_what_they_are(tmp_path))
+    write(tmp_path, "src/mthp/mm/__init__.py", "")
+    write(tmp_path, "src/mthp/mm/pte.py", f"{SPDX}\nx = 1\n")
+    write(tmp_path, "src/mthp/units.py", '"""Units."""\n')
+    assert list(modules_say_what_they_are(tmp_path)) == [
+        "mm: the first line is not the SPDX line",
+        "mm.pte: no docstring",
+        "units: the first line is not the SPDX line",
+    ]
+
+
+def test_the_project_stands_alone_can_fail_outside_the_source(tmp_path: Path) -> None:
+    write(tmp_path, "docs/a.md", "see ../" + "shared/design.md\n")
+    write(tmp_path, "Makefile", "run:\n\tcp ../" + "shared/x .\n")
+    write(tmp_path, ".venv/lib/a.py", "# ../" + "shared\n")
+    assert [each.partition(":")[0] for each in the_project_stands_alone(tmp_path)] == [
+        "Makefile",
+        "docs/a.md",
+    ]
+
+
+def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
+    write(tmp_path, "src/mthp/mm/pte.py", GOOD)
+    for good in ("tests/__init__.py", "tests/mm/__init__.py", "tests/litmus/__init__.py"):
+        write(tmp_path, good, GOOD)
+    assert not list(mirror_of_the_source(tmp_path))
+    write(tmp_path, "tests/attic/__init__.py", GOOD)
+    write(tmp_path, "tests/swap/test_a.py", GOOD)
+    assert list(mirror_of_the_source(tmp_path)) == [
+        "tests/attic: there is no src/mthp/attic",
+        "tests/swap/test_a.py: its directory has no __init__.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("khugepaged/a.py", "from mthp.mm.pte import b\nfrom mthp.machine import step\n"),
+        ("schedulers/a.py", "from mthp.machine.step import b\nfrom mthp.machine import step\n"),
+        ("report/a.py", "from mthp.run.records import b\nimport mthp.events\n"),
+        ("report/a.py", "from mthp.run import records\n"),
+        ("run/a.py", "from mthp.khugepaged import a\nfrom mthp.image.scenario import b\n"),
+        ("image/a.py", "from mthp.image.runs import b\nfrom . import c\n"),
+        ("cli.py", "from mthp.report import tables\nfrom mthp import __version__\n"),
+        ("mm/a.py", "# an in" + "variant\n"),
+        ("mm/a.py", 'class A:\n    """A."""\n    def f(self):\n        return 1\n'),
+    ],
+)
+def test_what_the_rules_allow(tmp_path: Path, path: str, text: str) -> None:
+    write(tmp_path, f"src/mthp/{path}", GOOD + text)
+    assert [complaint for rule in RULES for complaint in rule(tmp_path)] == []
+
+
+def test_rooms_that_do_not_exist_yet_break_nothing(tmp_path: Path) -> None:
+    assert [complaint for rule in RULES for complaint in rule(tmp_path)] == []
