@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# ruff: noqa: B905, UP017, UP022 - production hosts: this one file also runs on Python 3.8
+# ruff: noqa: B905 - production hosts: this one file also runs on Python 3.8
 """Write what khugepaged would find in live processes into one .npz file (docs/snapshot-format.md).
 
 Runs alone: copy this file to a host and call `python3 capture.py --pid N -o FILE`. It only reads
@@ -31,8 +31,6 @@ import tempfile
 import time
 import zipfile
 from array import array
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any, Callable, Iterable, Iterator, NamedTuple, NoReturn  # noqa: UP035
 
 SCHEMA = "mthp-snapshot/1"
@@ -54,7 +52,11 @@ KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = 1 << 15, 1 << 16, 1 << 22, 1 << 24
 
 BATCH_BYTES = 1 << 20
 """Pagemap bytes held by one batch of tables: the unit of reading, decoding and writing."""
-BUSY_REGIONS = 8
+AHEAD_BYTES = 512 << 20
+"""At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
+PROBE = 64
+"""Regions (and, when pagemap is read anyway, pages) asked for in one PAGEMAP_SCAN."""
+BUSY_REGIONS = 6
 """Above this many regions a table, reading pagemap is cheaper than taking the regions apart."""
 AGAIN_TABLES = 512
 """At most this many tables of a process are read a second time to measure tearing."""
@@ -235,35 +237,37 @@ HIGH_OF_TOP = bytes(1 if top & 0x44 == 0x44 else 0 for top in range(256))
 SOFT_OF_BYTE = bytes(SOFT_DIRTY if value & 0x80 else 0 for value in range(256))
 SOFT_IF_ANY = bytes(SOFT_DIRTY if value else 0 for value in range(256))
 NO_EXCLUSIVE = bytes(value & ~EXCLUSIVE for value in range(256))
+NOT_SWAPPED = bytes(value for value in range(256) if not value & SWAPPED)
 LOW_7_BITS = bytes(value & 0x7F for value in range(256))
-# Zero pages are present, neither exclusive nor a file's; so are shared pages.
-NEVER_ZERO = bytes(v for v in range(256) if v & (PRESENT | EXCLUSIVE | FILE) != PRESENT)
+# Top bytes that need a second look (a search for one byte is the cheapest test there is). Zero
+# pages are present, neither exclusive nor a file's, and so are shared pages; then guards.
+MAYBE_ZERO, GUARDS = (0x80, 0x82), (0x44, 0x46)
 
 
-def _or_bytes(left: bytes, right: bytes, mask: bytes) -> bytearray:
+def _or_bytes(left: bytearray, right: bytearray, mask: bytearray) -> bytearray:
     """left | (right & mask), byte by byte."""
     word = int.from_bytes(right, "little") & int.from_bytes(mask, "little")
     return bytearray((int.from_bytes(left, "little") | word).to_bytes(len(left), "little"))
 
 
-def decode_words(words: bytearray) -> tuple[bytearray, bytearray | None]:
-    """pagemap words -> the low bytes of their PTE flags, and the high bytes if any is set."""
+def decode_words(words: bytearray) -> tuple[bytearray, bytearray | None, bool]:
+    """pagemap words -> low bytes of the PTE flags, high bytes if any is set, maybe zero pages."""
     top = words[_byte(7) :: 8]
     below = words[_byte(6) :: 8]
     low = top.translate(LOW_OF_TOP)
-    high = top.translate(HIGH_OF_TOP)
     if not below.isascii():
         low = _or_bytes(low, below.translate(SOFT_OF_BYTE), low.translate(SOFT_IF_ANY))
-    return low, high if high.count(1) else None
+    high = top.translate(HIGH_OF_TOP) if any(value in top for value in GUARDS) else None
+    return low, high, any(value in top for value in MAYBE_ZERO)
 
 
 class Scanner:
     """The PAGEMAP_SCAN ioctl on one open pagemap (Linux 6.7 and later)."""
 
-    def __init__(self, pagemap: int, regions: int) -> None:
+    def __init__(self, pagemap: int) -> None:
         self._pagemap = pagemap
-        self._limit = regions
-        self._vector = array("Q", bytes(24 * regions))
+        self._page = os.sysconf("SC_PAGE_SIZE")
+        self._vector = array("Q", bytes(24 * PROBE))
         self._guard = IS_GUARD
 
     def works(self) -> bool:
@@ -277,19 +281,26 @@ class Scanner:
                     raise
         return False
 
-    def find(self, start: int, end: int, anyof: int) -> tuple[list[tuple[int, int, int]], bool]:
+    def find(
+        self, start: int, end: int, anyof: int, pages: int = 0
+    ) -> tuple[list[tuple[int, int, int]], bool]:
         """Regions (start, end, categories) holding any of the categories, and: may be more.
+
+        pages: stop after so many pages; 0: no limit.
 
         walk_end is not used: it can be stale when the vector got full exactly at a flush.
         """
         returned = POPULATED | IS_PFNZERO | IS_HUGE | IS_SOFT_DIRTY | self._guard
         vector = self._vector
         where = vector.buffer_info()[0]
-        argument = array("Q", (96, 0, start, end, 0, where, self._limit, 0, 0, 0, anyof, returned))
+        argument = array("Q", (96, 0, start, end, 0, where, PROBE, pages, 0, 0, anyof, returned))
         found = fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, argument, True)
         stop = 3 * found
-        regions = zip(vector[0:stop:3], vector[1:stop:3], vector[2:stop:3])
-        return list(regions), found == self._limit
+        regions = list(zip(vector[0:stop:3], vector[1:stop:3], vector[2:stop:3]))
+        more = found == PROBE
+        if pages and not more:
+            more = sum(last - first for first, last, _ in regions) >= pages * self._page
+        return regions, more
 
     def find_all(self, start: int, end: int, anyof: int) -> Iterator[tuple[int, int, int]]:
         more = True
@@ -333,7 +344,8 @@ class TableReader:
         self._exclusive = exclusive
         self._gaps: list[tuple[int, int]] = []
         self._batch = max(1, BATCH_BYTES // (8 * geometry.ptrs))
-        self._buffers: deque[bytearray] = deque()
+        self._ahead = max(1, AHEAD_BYTES // geometry.pmd)
+        self._words = bytearray()
 
     def windows(self, vmas: list[Vma]) -> list[tuple[int, int]]:
         """Whole-table ranges that cover the given VMAs; remembers what lies between them."""
@@ -357,24 +369,13 @@ class TableReader:
         return windows
 
     def batches(self, windows: list[tuple[int, int]]) -> Iterator[Batch]:
-        """Every table in windows with something in it. Two threads read ahead."""
-        ahead = min(2, os.cpu_count() or 1)
-        pending: deque[tuple[Job, Future[bytearray] | None]] = deque()
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(0.0005)
+        """Every table in windows with something in it; the last batch's words are reused."""
         try:
-            with ThreadPoolExecutor(ahead) as pool:
-                for job in self._batched(self._jobs(windows)):
-                    reading = pool.submit(self._read, job.runs) if job.regions is None else None
-                    pending.append((job, reading))
-                    if len(pending) > ahead:
-                        yield from self._finish(*pending.popleft())
-                while pending:
-                    yield from self._finish(*pending.popleft())
+            for job in self._batched(self._jobs(windows)):
+                batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)
+                yield self._blank_gaps(job, batch)
         except OSError as error:
             raise (gone(self.pid) if error.errno == errno.ESRCH else error) from None
-        finally:
-            sys.setswitchinterval(interval)
 
     def _jobs(self, windows: list[tuple[int, int]]) -> Iterator[Job]:
         pmd = self._geometry.pmd
@@ -385,34 +386,35 @@ class TableReader:
                 yield from self._scan_jobs(self.scanner, start, end)
 
     def _scan_jobs(self, scanner: Scanner, start: int, end: int) -> Iterator[Job]:
-        """What to read in one window: asks for regions, and reads blindly on where they are many.
+        """What to read in one window, found by probing for regions.
 
-        A busy area costs more to describe in regions than to read, so each probe that meets one
-        commits twice as many tables as the one before to plain reading.
+        Where most tables hold something (or where they are cheaper to read than to describe), each
+        probe commits twice as many tables as the one before to reading without further questions.
         """
         down, up, pmd = self._geometry.down, self._geometry.up, self._geometry.pmd
+        pages = PROBE if self._exclusive else 0
         ahead, more = 1, True
         while more and start < end:
-            regions, more = scanner.find(start, end, POPULATED)
+            regions, more = scanner.find(start, end, POPULATED, pages)
             if not regions:
                 return
             first, last = down(regions[0][0]), up(regions[-1][1])
-            if len(regions) > BUSY_REGIONS * (last - first) // pmd:
-                ahead = min(2 * ahead, self._batch)
+            runs = self._runs(regions)
+            dense = 2 * sum(count for _, count in runs) * pmd >= last - first
+            ahead = min(2 * ahead, self._ahead) if first - start <= ahead * pmd else 1
+            if more and dense and (pages or len(regions) > BUSY_REGIONS * (last - first) // pmd):
                 start = min(end, max(last, first + ahead * pmd))
-                more = start < end
                 yield Job([(first, (start - first) // pmd)], None)
-                continue
-            ahead = 1
-            if self._exclusive:
-                yield Job(self._runs(regions), None)
+            elif pages:
                 start = last
-                continue
-            if more:  # the last table may hold regions that did not fit: leave it to the next call
-                last = down(regions[-1][1])
-                regions = [(s, min(e, last), c) for s, e, c in regions if s < last]
-            yield Job(self._runs(regions), regions)
-            start = last
+                yield Job(runs, None)
+            else:
+                if more:  # the last table may hold regions that did not fit: the next call's
+                    last = down(regions[-1][1])
+                    regions = [(s, min(e, last), c) for s, e, c in regions if s < last]
+                    runs = self._runs(regions)
+                start = last
+                yield Job(runs, regions)
 
     def _runs(self, regions: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
         down, up, pmd = self._geometry.down, self._geometry.up, self._geometry.pmd
@@ -450,8 +452,9 @@ class TableReader:
     def _read(self, runs: list[tuple[int, int]]) -> bytearray:
         row = 8 * self._geometry.ptrs
         size = row * sum(count for _, count in runs)
-        buffer = self._buffers.popleft() if self._buffers else bytearray(row * self._batch)
-        view = memoryview(buffer)
+        if size != len(self._words):
+            self._words = bytearray(size)
+        view = memoryview(self._words)
         at = 0
         for address, count in runs:
             stop = at + count * row
@@ -461,24 +464,17 @@ class TableReader:
                 if not got:
                     raise OSError(errno.ESRCH, "pagemap ended")
                 at, offset = at + got, offset + got
-        view.release()
-        return buffer if size == len(buffer) else buffer[:size]
+        return self._words
 
-    def _finish(self, job: Job, reading: Future[bytearray] | None) -> Iterator[Batch]:
-        if reading is None:
-            yield self._blank_gaps(job, self._from_regions(job))
-            return
-        words = reading.result()
-        low, high = decode_words(words)
+    def _from_pagemap(self, job: Job) -> Batch:
+        words = self._read(job.runs)
+        low, high, zero_pages = decode_words(words)
         batch = Batch(self._addresses(job), low, high)
         batch.words = words
-        self._mark(job, batch)
+        self._mark(job, batch, zero_pages)
         if not self._exclusive:
             batch.low = batch.low.translate(NO_EXCLUSIVE)
-        yield self._blank_gaps(job, batch)
-        batch.words = None
-        if len(words) == 8 * self._geometry.ptrs * self._batch:
-            self._buffers.append(words)
+        return batch
 
     def _addresses(self, job: Job) -> list[int]:
         pmd = self._geometry.pmd
@@ -495,24 +491,27 @@ class TableReader:
         addresses = self._addresses(job)
         size = len(addresses) * self._geometry.ptrs
         low, high = bytearray(size), bytearray(size)
-        regions = job.regions or []
-        first = 0
+        page, flags_of = self._geometry.page, {0: 0}
+        regions = iter(job.regions or ())
+        region = next(regions, None)
         for at, start, end in self._places(job):
-            while first < len(regions) and regions[first][1] <= start:
-                first += 1
-            for k in range(first, len(regions)):
-                region_start, region_end, categories = regions[k]
-                if region_start >= end:
+            while region is not None and region[0] < end:
+                first, last, categories = region
+                if categories not in flags_of:
+                    flags_of[categories] = flags_of_categories(categories)
+                flags = flags_of[categories]
+                i = at + (first - start) // page if first > start else at
+                j = at + ((last if last < end else end) - start) // page
+                if i < j:
+                    low[i:j] = bytes((flags & 255,)) * (j - i)
+                    if flags >> 8:
+                        high[i:j] = bytes((flags >> 8,)) * (j - i)
+                if last > end:
                     break
-                flags = flags_of_categories(categories)
-                i = at + (max(region_start, start) - start) // self._geometry.page
-                j = at + (min(region_end, end) - start) // self._geometry.page
-                low[i:j] = bytes((flags & 255,)) * (j - i)
-                if flags >> 8:
-                    high[i:j] = bytes((flags >> 8,)) * (j - i)
+                region = next(regions, None)
         return Batch(addresses, low, high if high.count(1) else None)
 
-    def _mark(self, job: Job, batch: Batch) -> None:
+    def _mark(self, job: Job, batch: Batch, zero_pages: bool) -> None:
         """Set ZERO and HUGE, which pagemap does not tell, where there may be such pages."""
         if self.scanner is None:
             return
@@ -520,9 +519,7 @@ class TableReader:
         low = batch.low
         for at, start, end in self._places(job):
             stop = at + (end - start) // page
-            part = low[at:stop]
-            full = any(part.find(0, i, i + ptrs) < 0 for i in range(0, len(part), ptrs))
-            if not full and not part.translate(None, NEVER_ZERO):
+            if not zero_pages and all(low.find(0, i, i + ptrs) >= 0 for i in range(at, stop, ptrs)):
                 continue
             for first, last, categories in self.scanner.find_all(start, end, IS_PFNZERO | IS_HUGE):
                 flags = flags_of_categories(categories) & (ZERO | HUGE)
@@ -636,7 +633,8 @@ class Columns:
         self.address: array[int] = array("Q")
         self.process: array[int] = array("H")
         self.files: dict[str, IO[bytes]] = {
-            name: tempfile.SpooledTemporaryFile(4 << 20, dir=folder) for name in members
+            name: tempfile.SpooledTemporaryFile(4 << 20, dir=folder)  # noqa: SIM115 - kept open
+            for name in members
         }
 
     def add(self, process: int, batch: Batch, parts: dict[str, bytes]) -> None:
@@ -678,6 +676,15 @@ def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode("latin1")
 
 
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while True:
+        chunk = file.read(1 << 20)
+        if not chunk:
+            return
+        yield chunk
+
+
 def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> None:
     document = json.dumps(meta, ensure_ascii=True, separators=(",", ":")).encode()
     rows, ptrs = len(columns.address), columns.geometry.ptrs
@@ -699,9 +706,8 @@ def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> Non
         member("table_address", "u8", (rows,), [columns.address.tobytes()])
         member("table_process", "u2", (rows,), [columns.process.tobytes()])
         for name, spool in columns.files.items():
-            spool.seek(0)
             kind = Columns.TYPE[Columns.WIDTH[name]]
-            member(name, kind, (rows, ptrs), iter(lambda s=spool: s.read(1 << 20), b""))
+            member(name, kind, (rows, ptrs), _chunks(spool))
 
 
 # --- one process -------------------------------------------------------------------------------
@@ -849,13 +855,8 @@ def sysfs_settings() -> dict[str, str]:
 
 
 def host_facts() -> dict[str, Any]:
-    amounts = dict(
-        re.findall(
-            r"^(MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree):\s+(\d+) kB",
-            text("/proc/meminfo") or "",
-            re.M,
-        )  # fmt: skip # noqa: E501
-    )
+    names = "MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree"
+    amounts = re.findall(rf"^({names}):\s+(\d+) kB", text("/proc/meminfo") or "", re.M)
     node = "/sys/devices/system/node"
     rows = {
         os.path.basename(os.path.dirname(path)): (text(path) or "").split()
@@ -868,7 +869,7 @@ def host_facts() -> dict[str, Any]:
         "machine": platform.machine(),
         "sysfs": sysfs_settings(),
         "buddyinfo": text("/proc/buddyinfo"),
-        "meminfo": {name: int(kib) << 10 for name, kib in amounts.items()},
+        "meminfo": {name: int(kib) << 10 for name, kib in amounts},
         "swaps": text("/proc/swaps"),
         "nodes": {
             "online": text(node + "/online"),
@@ -1037,7 +1038,7 @@ class Session:
         self._say_what_is_unseen()
 
     def _privilege(self) -> dict[str, bool]:
-        scanner = Scanner(self._own, 1)
+        scanner = Scanner(self._own)
         scan = self.args.reader != "pagemap" and scanner.works()
         if self.args.reader == "scan" and not scan:
             raise CaptureError("this kernel has no PAGEMAP_SCAN (Linux 6.7)", LACKING)
@@ -1083,7 +1084,7 @@ class Session:
     def table_reader(self, pid: int, pagemap: int) -> TableReader:
         scanner = None
         if self.privilege["pagemap_scan"]:
-            scanner = Scanner(pagemap, self.geometry.ptrs + 1)
+            scanner = Scanner(pagemap)
             scanner.works()
         exclusive = self.privilege["exclusive"]
         return TableReader(pid, pagemap, self.geometry, scanner, exclusive)
@@ -1152,9 +1153,6 @@ class Session:
             "redacted": self.args.redact,
             "processes": processes,
         }
-
-
-NOT_SWAPPED = bytes(v for v in range(256) if not v & SWAPPED)
 
 
 def _open_or_none(path: str) -> int | None:
