@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# ruff: noqa: B905 - production hosts: this one file also runs on Python 3.8
+# ruff: noqa: B905, UP033 - production hosts: this one file also runs on Python 3.8
 """Write what khugepaged would find in live processes into one .npz file (docs/snapshot-format.md).
 
 Runs alone: copy this file to a host and call `python3 capture.py --pid N -o FILE`. It only reads
@@ -16,6 +16,7 @@ import bisect
 import contextlib
 import errno
 import fcntl
+import functools
 import glob
 import json
 import operator
@@ -50,13 +51,13 @@ POPULATED = IS_PRESENT | IS_SWAPPED
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
 KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = 1 << 15, 1 << 16, 1 << 22, 1 << 24
 
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 19
 """Pagemap bytes held by one batch of tables: the unit of reading, decoding and writing."""
 AHEAD_BYTES = 512 << 20
 """At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
 PROBE = 64
 """Regions (and, when pagemap is read anyway, pages) asked for in one PAGEMAP_SCAN."""
-BUSY_REGIONS = 6
+BUSY_REGIONS = 1
 """Above this many regions a table, reading pagemap is cheaper than taking the regions apart."""
 AGAIN_TABLES = 512
 """At most this many tables of a process are read a second time to measure tearing."""
@@ -250,11 +251,14 @@ def _or_bytes(left: bytearray, right: bytearray, mask: bytearray) -> bytearray:
     return bytearray((int.from_bytes(left, "little") | word).to_bytes(len(left), "little"))
 
 
-def decode_words(words: bytearray) -> tuple[bytearray, bytearray | None, bool]:
-    """pagemap words -> low bytes of the PTE flags, high bytes if any is set, maybe zero pages."""
+def decode_words(words: bytearray, soft_dirty: bool) -> tuple[bytearray, bytearray | None, bool]:
+    """pagemap words -> low bytes of the PTE flags, high bytes if any is set, maybe zero pages.
+
+    soft_dirty: whether this kernel keeps that bit at all (CONFIG_MEM_SOFT_DIRTY).
+    """
     top = words[_byte(7) :: 8]
-    below = words[_byte(6) :: 8]
     low = top.translate(LOW_OF_TOP)
+    below = words[_byte(6) :: 8] if soft_dirty else low[:0]
     if not below.isascii():
         low = _or_bytes(low, below.translate(SOFT_OF_BYTE), low.translate(SOFT_IF_ANY))
     high = top.translate(HIGH_OF_TOP) if any(value in top for value in GUARDS) else None
@@ -346,6 +350,7 @@ class TableReader:
         self._batch = max(1, BATCH_BYTES // (8 * geometry.ptrs))
         self._ahead = max(1, AHEAD_BYTES // geometry.pmd)
         self._words = bytearray()
+        self._soft_dirty = keeps_soft_dirty()
 
     def windows(self, vmas: list[Vma]) -> list[tuple[int, int]]:
         """Whole-table ranges that cover the given VMAs; remembers what lies between them."""
@@ -468,7 +473,7 @@ class TableReader:
 
     def _from_pagemap(self, job: Job) -> Batch:
         words = self._read(job.runs)
-        low, high, zero_pages = decode_words(words)
+        low, high, zero_pages = decode_words(words, self._soft_dirty)
         batch = Batch(self._addresses(job), low, high)
         batch.words = words
         self._mark(job, batch, zero_pages)
@@ -544,6 +549,14 @@ class TableReader:
                     if batch.high is not None:
                         batch.high[i:j] = bytes(j - i)
         return batch
+
+
+@functools.lru_cache(maxsize=None)
+def keeps_soft_dirty() -> bool:
+    """Whether the kernel tracks soft-dirty pages: then it marks every new VMA so, ours too."""
+    with open("/proc/self/smaps", "rb", buffering=0) as file:
+        first = re.search(rb"^VmFlags:(.*)$", file.read(4096), re.M)
+    return first is None or b" sd" in first[1]
 
 
 # --- physical pages (root) ---------------------------------------------------------------------
