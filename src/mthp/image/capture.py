@@ -265,6 +265,11 @@ def decode_words(words: bytearray, soft_dirty: bool) -> tuple[bytearray, bytearr
     return low, high, any(value in top for value in MAYBE_ZERO)
 
 
+def as_zero(value: int, flags: int) -> int:
+    """value | flags; a zero page is neither a file's nor exclusive, whatever pagemap says."""
+    return (value | flags) & ~(FILE | EXCLUSIVE) if flags & ZERO else value | flags
+
+
 class Scanner:
     """The PAGEMAP_SCAN ioctl on one open pagemap (Linux 6.7 and later)."""
 
@@ -378,7 +383,11 @@ class TableReader:
         try:
             for job in self._batched(self._jobs(windows)):
                 batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)
-                yield self._blank_gaps(job, batch)
+                self._blank_gaps(job, batch)
+                if self._drop_empty(batch):
+                    yield batch
+            if windows:  # of a dead process PAGEMAP_SCAN may say that nothing is populated
+                self._read([(windows[0][0], 1)])
         except OSError as error:
             raise (gone(self.pid) if error.errno == errno.ESRCH else error) from None
 
@@ -528,11 +537,29 @@ class TableReader:
                 continue
             for first, last, categories in self.scanner.find_all(start, end, IS_PFNZERO | IS_HUGE):
                 flags = flags_of_categories(categories) & (ZERO | HUGE)
-                add = bytes(value | flags if value else 0 for value in range(256))
+                add = bytes(as_zero(value, flags) if value else 0 for value in range(256))
                 i, j = at + (first - start) // page, at + (last - start) // page
                 low[i:j] = low[i:j].translate(add)
 
-    def _blank_gaps(self, job: Job, batch: Batch) -> Batch:
+    def _drop_empty(self, batch: Batch) -> bool:
+        """Keep only tables with something in them; whether there are any."""
+        ptrs = self._geometry.ptrs
+        if batch.low.isascii() and not batch.low.strip(b"\0"):
+            return False
+        empty = bytes(ptrs)
+        starts = range(0, len(batch.low), ptrs)
+        keep = [i for i in starts if batch.low[i : i + ptrs] != empty]
+        if len(keep) < len(batch.addresses):
+            batch.addresses = [batch.addresses[i // ptrs] for i in keep]
+            if batch.words is not None:
+                view = memoryview(batch.words)
+                batch.words = bytearray().join(view[8 * i : 8 * (i + ptrs)] for i in keep)
+            if batch.high is not None:
+                batch.high = bytearray().join(batch.high[i : i + ptrs] for i in keep)
+            batch.low = bytearray().join(batch.low[i : i + ptrs] for i in keep)
+        return True
+
+    def _blank_gaps(self, job: Job, batch: Batch) -> None:
         """Empty the PTEs that belong to no anonymous VMA."""
         page = self._geometry.page
         for at, start, end in self._places(job):
@@ -548,7 +575,6 @@ class TableReader:
                         batch.words[8 * i : 8 * j] = bytes(8 * (j - i))
                     if batch.high is not None:
                         batch.high[i:j] = bytes(j - i)
-        return batch
 
 
 @functools.lru_cache(maxsize=None)
@@ -651,21 +677,11 @@ class Columns:
         }
 
     def add(self, process: int, batch: Batch, parts: dict[str, bytes]) -> None:
-        """Append the tables of a batch that hold something; parts: the batch's member data."""
-        ptrs = self.geometry.ptrs
-        empty = bytes(ptrs)
-        keep = [
-            k for k in range(len(batch.addresses)) if batch.low[k * ptrs : (k + 1) * ptrs] != empty
-        ]
+        """Append the tables of a batch; parts: its data for each member."""
         for name, data in parts.items():
-            row = ptrs * self.WIDTH[name]
-            if len(keep) == len(batch.addresses):
-                self.files[name].write(data)
-            else:
-                view = memoryview(data).cast("B")
-                self.files[name].writelines(view[k * row : (k + 1) * row] for k in keep)
-        self.address.extend(batch.addresses[k] for k in keep)
-        self.process.extend([process] * len(keep))
+            self.files[name].write(data)
+        self.address.extend(batch.addresses)
+        self.process.extend([process] * len(batch.addresses))
 
     def row(self, name: str, k: int) -> bytes:
         size = self.geometry.ptrs * self.WIDTH[name]
@@ -1138,7 +1154,7 @@ class Session:
         if scanner is None and any(flag & KPF_ZERO_PAGE for flag in set(flags)):
             for k, flag in enumerate(flags):
                 if flag & KPF_ZERO_PAGE:
-                    batch.low[k] |= ZERO | (HUGE if flag & KPF_THP else 0)
+                    batch.low[k] = as_zero(batch.low[k], ZERO | (HUGE if flag & KPF_THP else 0))
         parts["kpageflags"], parts["kpagecount"] = flags.tobytes(), counts.tobytes()
         parts["folio_order"] = orders
 

@@ -370,12 +370,11 @@ def _check_tables(
     starts = np.array([vma.start for vma in vmas if vma.anonymous], np.uint64)
     ends = np.array([vma.end for vma in vmas if vma.anonymous], np.uint64)
     # the VMA that ends after the table begins must begin before the table ends
-    k = np.asarray(np.searchsorted(ends, address, side="right"))
-    outside = np.asarray(k == len(ends))
-    inside = np.flatnonzero(~outside)
-    outside[inside] = starts[k[inside]] >= address[inside] + np.uint64(geometry.pmd_size)
-    if outside.any():
-        at = int(address[int(np.argmax(outside))])
+    after = np.asarray(np.searchsorted(ends, address, side="right"))
+    starts = np.append(starts, np.array([2**64 - 1], np.uint64))
+    outside = np.flatnonzero(starts[after] >= address + np.uint64(geometry.pmd_size))
+    if len(outside):
+        at = int(address[outside[0]])
         raise SnapshotError(f"{where}: the table at {at:#x} is in no anonymous VMA")
     both = pte & np.uint16(Pte.PRESENT | Pte.SWAPPED) == Pte.PRESENT | Pte.SWAPPED
     if both.any():
