@@ -21,7 +21,7 @@ from .children import MIXED, child
 
 pytestmark = pytest.mark.skipif(not os.path.isdir(capture.THP), reason="no THP in this kernel")
 
-Members = dict[str, npt.NDArray[Any]]
+Members = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
