@@ -49,13 +49,13 @@ IS_PRESENT, IS_SWAPPED, IS_PFNZERO, IS_HUGE, IS_SOFT_DIRTY, IS_GUARD = (1 << k f
 POPULATED = IS_PRESENT | IS_SWAPPED
 
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
-KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = 1 << 15, 1 << 16, 1 << 22, 1 << 24
+KPF_HEAD, KPF_THP, KPF_ZERO_PAGE = 1 << 15, 1 << 22, 1 << 24
 
 BATCH_BYTES = 1 << 19
 """Pagemap bytes held by one batch of tables: the unit of reading, decoding and writing."""
 AHEAD_BYTES = 512 << 20
 """At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
-PROBE = 64
+PROBE = 16
 """Regions (and, when pagemap is read anyway, pages) asked for in one PAGEMAP_SCAN."""
 BUSY_REGIONS = 1
 """Above this many regions a table, reading pagemap is cheaper than taking the regions apart."""
@@ -238,6 +238,7 @@ HIGH_OF_TOP = bytes(1 if top & 0x44 == 0x44 else 0 for top in range(256))
 SOFT_OF_BYTE = bytes(SOFT_DIRTY if value & 0x80 else 0 for value in range(256))
 SOFT_IF_ANY = bytes(SOFT_DIRTY if value else 0 for value in range(256))
 NO_EXCLUSIVE = bytes(value & ~EXCLUSIVE for value in range(256))
+EVEN = bytes(range(0, 256, 2))
 NOT_SWAPPED = bytes(value for value in range(256) if not value & SWAPPED)
 LOW_7_BITS = bytes(value & 0x7F for value in range(256))
 # Top bytes that need a second look (a search for one byte is the cheapest test there is). Zero
@@ -596,64 +597,83 @@ class Frames:
         self._counts = counts
         self._block = geometry.ptrs
 
-    def look_up(self, pfns: array[int]) -> tuple[array[int], array[int], bytes]:
-        """Per PTE: flags, mapcount (at most 2**32 - 1), order of the folio. 0 where pfn is 0."""
-        flags, counts, orders = {0: 0}, {0: 0}, {0: 0}
+    def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
+        """Per PTE, as u64, u32 and u8: flags, mapcount, order of the folio. 0 where pfn is 0.
+
+        A frame's three values travel as one 16-byte record, so that one look-up fetches them.
+        """
+        records = {0: bytes(16)}
         for block in self._blocks(pfns):
-            first, found_flags, found_counts, found_orders = self._read_block(block)
+            first, packed = self._read_block(block)
+            if 2 * len(block) > len(packed) // 16:
+                block = list(range(first, first + len(packed) // 16))
             for pfn in block:
-                k = pfn - first
-                flags[pfn], counts[pfn], orders[pfn] = (
-                    found_flags[k], found_counts[k], found_orders[k],
-                )  # fmt: skip
-        return (
-            array("Q", map(flags.__getitem__, pfns)),
-            array("I", map(counts.__getitem__, pfns)),
-            bytes(map(orders.__getitem__, pfns)),
-        )
+                k = 16 * (pfn - first)
+                records[pfn] = packed[k : k + 16]
+        found = b"".join(map(records.__getitem__, pfns))
+        flags, counts = bytearray(8 * len(pfns)), bytearray(4 * len(pfns))
+        for k in range(8):
+            flags[k::8] = found[k::16]
+        for k in range(4):
+            counts[k::4] = found[8 + k :: 16]
+        return bytes(flags), bytes(counts), found[12::16]
 
     def _blocks(self, pfns: array[int]) -> Iterator[list[int]]:
         """The distinct frames, ascending, cut where a folio of PMD order would end."""
-        block: list[int] = []
-        stop = 0
-        for pfn in sorted(set(pfns) - {0}):
-            if pfn >= stop:
-                if block:
-                    yield block
-                block = []
-                stop = pfn - pfn % self._block + self._block
-            block.append(pfn)
-        if block:
-            yield block
+        distinct = sorted(set(pfns) - {0})
+        at = 0
+        while at < len(distinct):
+            stop = distinct[at] - distinct[at] % self._block + self._block
+            end = bisect.bisect_left(distinct, stop, at)
+            yield distinct[at:end]
+            at = end
 
-    def _read_block(self, block: list[int]) -> tuple[int, array[int], array[int], bytes]:
+    def _read_block(self, block: list[int]) -> tuple[int, bytes]:
+        """The first frame read, and a record for it and each that follows."""
         first, count = block[0], block[-1] - block[0] + 1
         flags = self._values(self._flags, first, count)
-        if any(flag & (KPF_HEAD | KPF_TAIL) for flag in flags):
+        if any(self._kinds(flags)):
             first, count = first - first % self._block, self._block
             flags = self._values(self._flags, first, count)
+        orders = self._orders(flags, self._kinds(flags))
         counts = self._values(self._counts, first, count)
-        narrow = array("I", (min(value, 0xFFFFFFFF) for value in counts))
-        return first, flags, narrow, self._orders(flags)
+        low_half = range(4) if sys.byteorder == "little" else range(4, 8)
+        packed = bytearray(16 * count)
+        for k in range(8):
+            packed[k::16] = flags[k::8]
+        for at, k in enumerate(low_half):
+            packed[8 + at :: 16] = counts[k::8]
+        packed[12::16] = orders
+        return first, bytes(packed)
 
     @staticmethod
-    def _values(file: int | None, first: int, count: int) -> array[int]:
-        data = b"" if file is None else os.pread(file, 8 * count, 8 * first)
-        return array("Q", data + bytes(8 * count - len(data)))
+    def _values(file: int | None, first: int, count: int) -> bytearray:
+        data = bytearray(8 * count)
+        if file is not None:
+            os.preadv(file, [data], 8 * first)
+        return data
 
     @staticmethod
-    def _orders(flags: array[int]) -> bytes:
+    def _kinds(flags: bytearray) -> bytes:
+        """Per frame: 1 the head of a compound page, 2 a tail, 0 neither; b"" if all are neither."""
+        heads, tails = flags[_byte(1) :: 8], flags[_byte(2) :: 8]
+        if heads.isascii() and not tails.translate(None, EVEN):
+            return b""
+        return bytes(2 if tail & 1 else head >> 7 for head, tail in zip(heads, tails))
+
+    @staticmethod
+    def _orders(flags: bytearray, kinds: bytes) -> bytes:
         """Each frame's folio order; also lends tails their head's flags, as new kernels do.
 
         Kernel: a folio is aligned to its size, so a block of PMD order holds it whole.
         """
-        kinds = bytes(1 if v & KPF_HEAD else 2 if v & KPF_TAIL else 0 for v in flags)
-        orders = bytearray(len(kinds))
+        orders = bytearray(len(flags) // 8)
+        words = memoryview(flags).cast("Q")
         for match in re.finditer(b"\1\2+", kinds):
             start, stop = match.span()
-            head = flags[start] & ~KPF_HEAD
-            for k in range(start + 1, stop) if head & ~flags[start + 1] else ():
-                flags[k] |= head
+            head = words[start] & ~KPF_HEAD
+            for k in range(start + 1, stop) if head & ~words[start + 1] else ():
+                words[k] |= head
             orders[start:stop] = bytes(((stop - start).bit_length() - 1,)) * (stop - start)
         return bytes(orders)
 
@@ -1151,12 +1171,11 @@ class Session:
     ) -> None:
         assert self.frames is not None
         flags, counts, orders = self.frames.look_up(pfns)
-        if scanner is None and any(flag & KPF_ZERO_PAGE for flag in set(flags)):
-            for k, flag in enumerate(flags):
+        if scanner is None and flags[_byte(3) :: 8].translate(None, EVEN):
+            for k, flag in enumerate(memoryview(flags).cast("Q")):
                 if flag & KPF_ZERO_PAGE:
                     batch.low[k] = as_zero(batch.low[k], ZERO | (HUGE if flag & KPF_THP else 0))
-        parts["kpageflags"], parts["kpagecount"] = flags.tobytes(), counts.tobytes()
-        parts["folio_order"] = orders
+        parts["kpageflags"], parts["kpagecount"], parts["folio_order"] = flags, counts, orders
 
     def meta(self, processes: list[dict[str, Any]], frozen: bool) -> dict[str, Any]:
         names = ("vmas_changed", "tables_changed", "pages_changed", "tables_read_again", "tables")
