@@ -136,3 +136,23 @@ for k in range(64):
     write(s + (k << 34), 3, 2)
 ready(s=s)
 """
+
+UFFD = """
+import fcntl, struct
+u = reserve(TABLE)
+advise(u, TABLE, MADV_NOHUGEPAGE)
+write(u, 0, 200)
+fd = libc.syscall(323, 1)
+ok = 0
+if fd >= 0:
+    api = bytearray(struct.pack("<QQQ", 0xAA, 1, 0))
+    register = bytearray(struct.pack("<QQQQ", u, TABLE, 2, 0))
+    protect = bytearray(struct.pack("<QQQ", u + 16 * PAGE, 32 * PAGE, 1))
+    try:
+        for code, data in ((0xC018AA3F, api), (0xC020AA00, register), (0xC018AA06, protect)):
+            fcntl.ioctl(fd, code, data)
+        ok = 1
+    except OSError:
+        pass
+ready(u=u, ok=ok)
+"""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 from mthp.image import capture
 from mthp.image.snapshot import Kpf, Process, Pte, Snapshot, load
 
-from .children import HUGE, MIXED, PAGE, SPARSE, TABLE, child
+from .children import HUGE, MIXED, PAGE, SPARSE, TABLE, UFFD, child
 
 root = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -92,6 +93,19 @@ def test_guard_regions(tmp_path: Path, reader: str) -> None:
     for one in (process, bare):
         guards = visible(table(one, kid.facts["a"] + 5 * TABLE))
         assert (guards[:4] == Pte.SWAPPED | Pte.GUARD).all() and not guards[4:].any()
+
+
+@pytest.mark.parametrize("options", [[], ["--no-exclusive"]])
+@pytest.mark.parametrize("reader", READERS)
+def test_write_protected_by_userfaultfd(tmp_path: Path, reader: str, options: list[str]) -> None:
+    with child(UFFD) as kid:
+        if not kid.facts["ok"] or reader not in readers():
+            pytest.skip("no userfaultfd write protection for us")
+        process = snap(tmp_path, kid.pid, "--reader", reader, *options).processes[0]
+    flags = table(process, kid.facts["u"])
+    assert np.flatnonzero(flags & Pte.UFFD_WP).tolist() == list(range(16, 48))
+    assert np.count_nonzero(flags & Pte.PRESENT) == 200
+    assert any("uw" in vma.flags for vma in process.vmas)
 
 
 def test_vmas_say_why_they_are_left_out(tmp_path: Path) -> None:
@@ -310,9 +324,21 @@ def test_several_processes_and_duplicates(tmp_path: Path) -> None:
         assert (visible(table(process, kid.facts["a"] + TABLE)) & Pte.PRESENT).all()
 
 
+def gone_for(pid: int) -> Callable[[int], int]:
+    """open_pagemap as it fails when the process ends just before."""
+    real = capture.open_pagemap
+
+    def open_pagemap(asked: int) -> int:
+        if asked == pid:
+            raise capture.gone(pid)
+        return real(asked)
+
+    return open_pagemap
+
+
 @root
 @needs_root
-def test_a_cgroup(tmp_path: Path) -> None:
+def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mount = capture.cgroup_mounts().get("", "")
     group = Path(mount) / f"mthp-test-{os.getpid()}"
     try:
@@ -328,7 +354,13 @@ def test_a_cgroup(tmp_path: Path) -> None:
                 assert capture.main(["--cgroup", path, "-o", str(out), "--quiet"]) == 0
                 assert [process.pid for process in load(out).processes] == [kid.pid]
             assert load(out).processes[0].meta["cgroup"]
-            # what the child forked stays outside
+            with child(MIXED) as other:
+                (group / "cgroup.procs").write_text(str(other.pid))
+                monkeypatch.setattr(capture, "open_pagemap", gone_for(max(kid.pid, other.pid)))
+                argv = ["--cgroup", str(group), "-o", str(out), "--quiet"]
+                assert capture.main(argv) == 0
+                assert [p.pid for p in load(out).processes] == [min(kid.pid, other.pid)]
+                assert any("exited" in sentence for sentence in load(out).unseen)
     finally:
         for _ in range(100):
             try:

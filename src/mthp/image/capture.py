@@ -25,7 +25,6 @@ import platform
 import re
 import secrets
 import signal
-import stat
 import struct
 import sys
 import tempfile
@@ -357,11 +356,14 @@ class TableReader:
         self._ahead = max(1, AHEAD_BYTES // geometry.pmd)
         self._words = bytearray()
         self._soft_dirty = keeps_soft_dirty()
+        self._by_regions = not exclusive
 
     def windows(self, vmas: list[Vma]) -> list[tuple[int, int]]:
         """Whole-table ranges that cover the given VMAs; remembers what lies between them."""
         windows: list[tuple[int, int]] = []
         covered = 0
+        if any("uw" in vma.flags.split() for vma in vmas):
+            self._by_regions = False  # only pagemap tells which pages userfaultfd write-protected
         for vma in vmas:
             start, end = self._geometry.down(vma.start), self._geometry.up(vma.end)
             if windows and start <= windows[-1][1]:
@@ -407,7 +409,7 @@ class TableReader:
         probe commits twice as many tables as the one before to reading without further questions.
         """
         down, up, pmd = self._geometry.down, self._geometry.up, self._geometry.pmd
-        pages = PROBE if self._exclusive else 0
+        pages = 0 if self._by_regions else PROBE
         ahead, more = 1, True
         while more and start < end:
             regions, more = scanner.find(start, end, POPULATED, pages)
@@ -597,6 +599,11 @@ class Frames:
         self._counts = counts
         self._block = geometry.ptrs
 
+    def close(self) -> None:
+        for file in (self._flags, self._counts):
+            if file is not None:
+                os.close(file)
+
     def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
         """Per PTE, as u64, u32 and u8: flags, mapcount, order of the folio. 0 where pfn is 0.
 
@@ -702,6 +709,17 @@ class Columns:
             self.files[name].write(data)
         self.address.extend(batch.addresses)
         self.process.extend([process] * len(batch.addresses))
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def truncate(self, rows: int) -> None:
+        """Forget all tables from the row on."""
+        for name, file in self.files.items():
+            file.seek(rows * self.geometry.ptrs * self.WIDTH[name])
+            file.truncate()
+        del self.address[rows:], self.process[rows:]
 
     def row(self, name: str, k: int) -> bytes:
         size = self.geometry.ptrs * self.WIDTH[name]
@@ -1065,6 +1083,9 @@ def redact(meta: dict[str, Any], columns: Columns) -> None:
 # --- one capture -------------------------------------------------------------------------------
 
 
+NEVER = "never visible: "
+
+
 class Session:
     """What one run can see, the columns it fills, and the sentences on what it cannot see."""
 
@@ -1085,6 +1106,12 @@ class Session:
             members += ["kpageflags", "kpagecount", "folio_order"]
         self.columns = Columns(self.geometry, folder, members)
         self._say_what_is_unseen()
+
+    def close(self) -> None:
+        os.close(self._own)
+        if self.frames is not None:
+            self.frames.close()
+        self.columns.close()
 
     def _privilege(self) -> dict[str, bool]:
         scanner = Scanner(self._own)
@@ -1128,7 +1155,7 @@ class Session:
             "locks held for a moment",
             "which VMAs already have an anon_vma although nothing was written",
         ):
-            self.not_seen("never visible: " + always)
+            self.not_seen(NEVER + always)
 
     def table_reader(self, pid: int, pagemap: int) -> TableReader:
         scanner = None
@@ -1279,13 +1306,15 @@ def read_processes(session: Session, pids: list[int]) -> Iterator[dict[str, Any]
     index = 0
     for pid in pids:
         reader = ProcessReader(pid, index, session)
+        rows = len(session.columns.address)
         try:
             status = read_status(pid)
             reader.read()
         except CaptureError as error:
-            if not session.args.cgroup or session.columns.process[-1:] == array("H", [index]):
+            if not session.args.cgroup:
                 raise
             last = error
+            session.columns.truncate(rows)
             session.not_seen(str(error))
             continue
         index += 1
@@ -1297,7 +1326,7 @@ def read_processes(session: Session, pids: list[int]) -> Iterator[dict[str, Any]
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
     """A file of mode 0600 beside path, renamed to it when the body ends well."""
-    if os.path.lexists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+    if os.path.exists(path) and not os.path.isfile(path):
         raise CaptureError(f"{path} is not a regular file", USAGE)
     try:
         handle, temporary = tempfile.mkstemp(
@@ -1322,8 +1351,8 @@ def capture(args: argparse.Namespace) -> str:
         raise CaptureError("more than 65535 processes", USAGE)
     for pid in () if args.cgroup else pids:
         read_status(pid)
-    with replacing(args.output) as file:
-        session = Session(args, os.path.dirname(os.path.abspath(args.output)))
+    folder = os.path.dirname(os.path.abspath(args.output))
+    with replacing(args.output) as file, contextlib.closing(Session(args, folder)) as session:
         freeze = may_freeze(args, pids)
         with frozen(pids, freeze):
             processes = list(read_processes(session, pids))
@@ -1331,12 +1360,12 @@ def capture(args: argparse.Namespace) -> str:
         if args.redact:
             redact(meta, session.columns)
         write_file(file, meta, session.columns)
-        size = file.tell()
+        size, tables = file.tell(), len(session.columns.address)
     torn = meta["tearing"]["pages_changed"]
     return (
-        f"{len(processes)} process(es), {len(session.columns.address)} tables, {size >> 10} KiB in "
+        f"{len(processes)} process(es), {tables} tables, {size >> 10} KiB in "
         f"{time.monotonic() - began:.2f} s to {args.output}; {torn} pages changed meanwhile; "
-        f"not seen: {'; '.join(session.unseen)}"
+        f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in session.unseen)}"
     )
 
 
@@ -1344,9 +1373,9 @@ def capture(args: argparse.Namespace) -> str:
 
 
 def _pid(value: str) -> int:
-    pid = os.getpid() if value == "self" else int(value)
+    pid = os.getpid() if value == "self" else int(value) if value.isdigit() else 0
     if pid <= 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"not a pid: {value!r}")
     return pid
 
 
