@@ -530,10 +530,13 @@ class TableReader:
 
     def _mark(self, job: Job, batch: Batch, zero_pages: bool) -> None:
         """Set ZERO and HUGE, which pagemap does not tell, where there may be such pages."""
-        if self.scanner is None:
-            return
         ptrs, page = self._geometry.ptrs, self._geometry.page
         low = batch.low
+        if self.scanner is None:  # a "file" that fills a table can only be the huge zero page
+            for i in range(0, len(low), ptrs) if low.find(PRESENT | FILE) >= 0 else ():
+                if low.count(PRESENT | FILE, i, i + ptrs) == ptrs:
+                    low[i : i + ptrs] = bytes((PRESENT | ZERO | HUGE,)) * ptrs
+            return
         for at, start, end in self._places(job):
             stop = at + (end - start) // page
             if not zero_pages and all(low.find(0, i, i + ptrs) >= 0 for i in range(at, stop, ptrs)):
