@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Read a snapshot that image/capture.py wrote, checked, as numpy arrays and frozen values.
+
+The format is docs/snapshot-format.md. Kernel: fs/proc/task_mmu.c and fs/proc/page.c give the bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from mthp.units import Geometry
+
+SCHEMA = "mthp-snapshot/1"
+
+
+class SnapshotError(ValueError):
+    """A file that is no snapshot, or one that contradicts itself; one line says where."""
+
+
+class Pte(IntFlag):
+    """Bits of Process.pte. SWAPPED: not present and not none (swap, migration, marker, guard)."""
+
+    PRESENT = 1
+    SWAPPED = 2
+    FILE = 4
+    ZERO = 8
+    HUGE = 16
+    SOFT_DIRTY = 32
+    UFFD_WP = 64
+    EXCLUSIVE = 128
+    GUARD = 256
+    MIGRATION = 512
+
+
+class Kpf(IntEnum):
+    """Bit numbers of Process.kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h."""
+
+    LOCKED = 0
+    REFERENCED = 2
+    UPTODATE = 3
+    DIRTY = 4
+    LRU = 5
+    ACTIVE = 6
+    WRITEBACK = 8
+    RECLAIM = 9
+    MMAP = 11
+    ANON = 12
+    SWAPCACHE = 13
+    SWAPBACKED = 14
+    COMPOUND_HEAD = 15
+    COMPOUND_TAIL = 16
+    HUGE = 17
+    UNEVICTABLE = 18
+    HWPOISON = 19
+    NOPAGE = 20
+    KSM = 21
+    THP = 22
+    ZERO_PAGE = 24
+    MLOCKED = 33
+
+
+@dataclass(frozen=True)
+class Privilege:
+    """What the capture was allowed to see, and how it read."""
+
+    root: bool
+    pfn: bool
+    kpageflags: bool
+    pagemap_scan: bool
+    exclusive: bool
+
+
+@dataclass(frozen=True)
+class Vma:
+    """A VMA; addresses and sizes in bytes. skipped: why its PTEs are not in the snapshot.
+
+    flags: the two-letter codes of smaps' VmFlags (rd, wr, hg, nh, lo, uw, ...). anonymous: as
+    vma_is_anonymous() would answer.
+    """
+
+    start: int
+    end: int
+    perms: str
+    flags: frozenset[str]
+    name: str
+    anonymous: bool
+    skipped: str | None
+    rss: int = 0
+    anonymous_bytes: int = 0
+    referenced: int = 0
+    swap_bytes: int = 0
+    anon_huge_bytes: int = 0
+    lazyfree: int = 0
+    locked: int = 0
+    thp_eligible: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FolioRuns:
+    """Maximal runs of PTEs in one table that map consecutive pages of one folio; arrays (k,).
+
+    table: row in the process's arrays. index: first PTE. pages: length of the run. order: of the
+    folio (0: a base page). head: the folio's first PFN; the run maps head + first and on.
+    """
+
+    table: npt.NDArray[np.int64]
+    index: npt.NDArray[np.int64]
+    pages: npt.NDArray[np.int64]
+    order: npt.NDArray[np.uint8]
+    head: npt.NDArray[np.uint64]
+    first: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """A process and its populated tables, ascending. Arrays but table_address are (n, PTRS).
+
+    table_address: (n,) first address of each table's range. pte: bits of Pte. The last four are
+    None without root: pfn (0 where none; the swap entry's type | offset << 5 where swapped),
+    kpageflags (bits of Kpf), kpagecount (mapcount), folio_order (0 where nothing or a base page).
+    """
+
+    pid: int
+    name: str
+    meta: Mapping[str, Any]
+    vmas: tuple[Vma, ...]
+    table_address: npt.NDArray[np.uint64]
+    pte: npt.NDArray[np.uint16]
+    pfn: npt.NDArray[np.uint64] | None = None
+    kpageflags: npt.NDArray[np.uint64] | None = None
+    kpagecount: npt.NDArray[np.uint32] | None = None
+    folio_order: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def thp_disabled(self) -> bool:
+        """PR_SET_THP_DISABLE as far as status tells (not its EXCEPT_ADVISED mode)."""
+        return bool(self.meta.get("thp_disable"))
+
+    def count(self, bits: Pte) -> int:
+        """PTEs with any of the bits set."""
+        return int(np.count_nonzero(self.pte & np.uint16(bits)))
+
+    def page_flag(self, flag: Kpf) -> npt.NDArray[np.bool_] | None:
+        """(n, PTRS) whether the page has the flag; None without root."""
+        if self.kpageflags is None:
+            return None
+        return cast(npt.NDArray[np.bool_], (self.kpageflags >> np.uint64(flag)) & 1 != 0)
+
+    def folio_runs(self) -> FolioRuns | None:
+        """The present, non-zero pages as runs of one folio each; None without root."""
+        if self.pfn is None or self.folio_order is None:
+            return None
+        ptrs = self.pte.shape[1]
+        here = (self.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+        at = np.flatnonzero(here)
+        pfn, order = self.pfn.reshape(-1)[at], self.folio_order.reshape(-1)[at]
+        head = (pfn >> order) << order
+        begins = np.ones(len(at), bool)
+        if len(at) > 1:
+            joined = (np.diff(at) == 1) & (np.diff(pfn) == 1) & (head[1:] == head[:-1])
+            begins[1:] = ~(joined & (order[1:] == order[:-1]) & (at[1:] % ptrs != 0))
+        start = np.flatnonzero(begins)
+        return FolioRuns(
+            table=at[start] // ptrs,
+            index=at[start] % ptrs,
+            pages=np.diff(np.append(start, len(at))),
+            order=order[start],
+            head=head[start],
+            first=(pfn[start] - head[start]).astype(np.int64),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A whole file. meta: all that docs/snapshot-format.md lists, as read."""
+
+    schema: str
+    kernel: str
+    geometry: Geometry
+    meta: Mapping[str, Any]
+    privilege: Privilege
+    unseen: tuple[str, ...]
+    frozen: bool
+    redacted: bool
+    processes: tuple[Process, ...]
+
+    @property
+    def sysfs(self) -> Mapping[str, str]:
+        """Files under /sys/kernel/mm/transparent_hugepage by relative path."""
+        return cast(Mapping[str, str], self.meta["sysfs"])
+
+    @property
+    def tearing(self) -> Mapping[str, Any]:
+        return cast(Mapping[str, Any], self.meta["tearing"])
+
+
+# member -> dtype kind and size, and whether it has a column per PTE
+MEMBERS = {
+    "meta": ("u1", False),
+    "table_address": ("u8", False),
+    "table_process": ("u2", False),
+    "pte": ("u2", True),
+    "pfn": ("u8", True),
+    "kpageflags": ("u8", True),
+    "kpagecount": ("u4", True),
+    "folio_order": ("u1", True),
+}
+REQUIRED = ("meta", "table_address", "table_process", "pte")
+
+
+def load(path: str | os.PathLike[str]) -> Snapshot:
+    """The snapshot in a file; SnapshotError with one line where it is not one."""
+    where = os.fspath(path)
+    arrays = _read_members(where)
+    try:
+        meta = json.loads(arrays.pop("meta").tobytes())
+    except ValueError:
+        raise SnapshotError(f"{where}: member meta is not JSON") from None
+    try:
+        return _build(meta, arrays)
+    except SnapshotError as error:
+        raise SnapshotError(f"{where}: {error}") from None
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise SnapshotError(f"{where}: member meta is malformed: {what}") from None
+
+
+def _read_members(where: str) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    name = ""
+    try:
+        with zipfile.ZipFile(where) as archive:
+            names = {entry.removesuffix(".npy") for entry in archive.namelist()}
+            for name in REQUIRED:
+                if name not in names:
+                    raise SnapshotError(f"{where}: not a snapshot (no member {name})")
+            for name in MEMBERS:
+                if name in names:
+                    with archive.open(name + ".npy") as file:
+                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    except SnapshotError:
+        raise
+    except zipfile.BadZipFile as error:
+        about = f"member {name} is damaged" if name else "not a snapshot, or truncated"
+        raise SnapshotError(f"{where}: {about} ({error})") from None
+    except OSError as error:
+        raise SnapshotError(f"{where}: {error.strerror or error}") from None
+    except Exception as error:  # a damaged member makes numpy and zipfile raise nearly anything
+        line = str(error).split("\n")[0]
+        raise SnapshotError(
+            f"{where}: member {name} is damaged ({line or type(error).__name__})"
+        ) from None
+    return arrays
+
+
+def _build(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Snapshot:
+    if not isinstance(meta, dict):
+        raise SnapshotError("member meta is not a JSON object")
+    if meta.get("schema") != SCHEMA:
+        raise SnapshotError(f"schema {meta.get('schema')!r} is not {SCHEMA!r}")
+    geometry = _geometry(meta["page_size"], meta["pmd_size"])
+    _check_shapes(arrays, geometry, len(meta["processes"]))
+    described = meta["privilege"]
+    return Snapshot(
+        schema=SCHEMA,
+        kernel=str(meta["kernel"]),
+        geometry=geometry,
+        meta=MappingProxyType(meta),
+        privilege=Privilege(**{k: bool(described[k]) for k in Privilege.__dataclass_fields__}),
+        unseen=tuple(meta["unseen"]),
+        frozen=bool(meta["frozen"]),
+        redacted=bool(meta["redacted"]),
+        processes=tuple(
+            _process(index, entry, arrays, geometry)
+            for index, entry in enumerate(meta["processes"])
+        ),
+    )
+
+
+def _geometry(page_size: int, pmd_size: int) -> Geometry:
+    page_shift, pmd_shift = int(page_size).bit_length() - 1, int(pmd_size).bit_length() - 1
+    try:
+        geometry = Geometry(page_shift, pmd_shift - page_shift)
+    except ValueError as error:
+        raise SnapshotError(str(error)) from None
+    if (geometry.page_size, geometry.pmd_size) != (page_size, pmd_size):
+        raise SnapshotError(f"page_size {page_size} and pmd_size {pmd_size} are not powers of two")
+    return geometry
+
+
+def _check_shapes(arrays: dict[str, npt.NDArray[Any]], geometry: Geometry, processes: int) -> None:
+    rows = len(arrays["table_address"]) if arrays["table_address"].ndim else 0
+    for name, array in arrays.items():
+        kind, wide = MEMBERS[name]
+        shape = (rows, geometry.ptrs_per_pte) if wide else (rows,)
+        if array.dtype.kind != "u" or array.dtype.itemsize != int(kind[1]):
+            raise SnapshotError(f"member {name} is {array.dtype}, not {kind}")
+        if array.shape != shape:
+            raise SnapshotError(f"member {name} has shape {array.shape}, not {shape}")
+        arrays[name] = array.astype(kind, copy=False)
+    owner = arrays["table_process"].astype(np.int64)
+    if rows and (np.any(np.diff(owner) < 0) or owner[-1] >= processes):
+        raise SnapshotError(
+            f"member table_process is not ascending indices of {processes} processes"
+        )
+
+
+def _process(
+    index: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], geometry: Geometry
+) -> Process:
+    first, last = np.searchsorted(arrays["table_process"], [index, index + 1])
+    own = {name: array[first:last] for name, array in arrays.items() if name != "table_process"}
+    pid = int(entry["pid"])
+    where = f"process {pid}"
+    vmas = tuple(_vma(vma) for vma in entry["vmas"])
+    for before, after in pairwise(vmas):
+        if after.start < before.end:
+            raise SnapshotError(f"{where}: VMAs overlap or are unsorted at {after.start:#x}")
+    for vma in vmas:
+        if vma.start >= vma.end or (vma.start | vma.end) % geometry.page_size:
+            raise SnapshotError(f"{where}: impossible VMA {vma.start:#x}-{vma.end:#x}")
+    _check_tables(where, own, vmas, geometry)
+    name = str(entry.get("comm") or f"pid {pid}")
+    return Process(pid=pid, name=name, meta=MappingProxyType(entry), vmas=vmas, **own)
+
+
+def _vma(entry: dict[str, Any]) -> Vma:
+    eligible = entry.get("thp_eligible")
+    return Vma(
+        start=int(entry["start"]),
+        end=int(entry["end"]),
+        perms=str(entry["perms"]),
+        flags=frozenset(str(entry["flags"]).split()),
+        name=str(entry["path"]),
+        anonymous=entry["skipped"] is None,
+        skipped=entry["skipped"],
+        rss=int(entry.get("rss", 0)),
+        anonymous_bytes=int(entry.get("anonymous", 0)),
+        referenced=int(entry.get("referenced", 0)),
+        swap_bytes=int(entry.get("swap", 0)),
+        anon_huge_bytes=int(entry.get("anon_huge", 0)),
+        lazyfree=int(entry.get("lazyfree", 0)),
+        locked=int(entry.get("locked", 0)),
+        thp_eligible=None if eligible is None else bool(eligible),
+    )
+
+
+def _check_tables(
+    where: str, own: dict[str, npt.NDArray[Any]], vmas: tuple[Vma, ...], geometry: Geometry
+) -> None:
+    address, pte = own["table_address"], own["pte"]
+    if np.any(address % np.uint64(geometry.pmd_size)):
+        raise SnapshotError(f"{where}: a table address is not a multiple of {geometry.pmd_size}")
+    if len(address) > 1 and np.any(address[1:] <= address[:-1]):
+        k = int(np.argmax(address[1:] <= address[:-1])) + 1
+        raise SnapshotError(f"{where}: tables are not ascending at {int(address[k]):#x}")
+    starts = np.array([vma.start for vma in vmas if vma.anonymous], np.uint64)
+    ends = np.array([vma.end for vma in vmas if vma.anonymous], np.uint64)
+    # the VMA that ends after the table begins must begin before the table ends
+    after = np.asarray(np.searchsorted(ends, address, side="right"))
+    starts = np.append(starts, np.array([2**64 - 1], np.uint64))
+    outside = np.flatnonzero(starts[after] >= address + np.uint64(geometry.pmd_size))
+    if len(outside):
+        at = int(address[outside[0]])
+        raise SnapshotError(f"{where}: the table at {at:#x} is in no anonymous VMA")
+    both = pte & np.uint16(Pte.PRESENT | Pte.SWAPPED) == Pte.PRESENT | Pte.SWAPPED
+    if both.any():
+        row, column = np.unravel_index(int(np.argmax(both)), both.shape)
+        at = int(address[row]) + int(column) * geometry.page_size
+        raise SnapshotError(f"{where}: the PTE at {at:#x} is both present and swapped")

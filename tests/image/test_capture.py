@@ -1,0 +1,555 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The capture on real processes: what it reads, by both readers, and how it refuses."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mthp.image import capture
+from mthp.image.snapshot import Kpf, Process, Pte, Snapshot, load
+
+from .children import HUGE, MIXED, PAGE, SPARSE, TABLE, UFFD, child
+
+root = pytest.mark.root
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_thp = pytest.mark.skipif(not os.path.isdir(capture.THP), reason="no THP in this kernel")
+pytestmark = needs_thp
+
+SCRIPT = Path(capture.__file__)
+READERS = ("scan", "pagemap")
+
+
+def snap(tmp_path: Path, pid: int, *options: str) -> Snapshot:
+    out = tmp_path / f"{len(os.listdir(tmp_path))}.npz"
+    assert capture.main(["--pid", str(pid), "-o", str(out), "--quiet", *options]) == 0
+    return load(out)
+
+
+def table(process: Process, address: int) -> np.ndarray:
+    """The 512 PTE flags of the table at address; zeros where it is not in the snapshot."""
+    (rows,) = np.nonzero(process.table_address == address)
+    return process.pte[rows[0]] if len(rows) else np.zeros(512, np.uint16)
+
+
+def visible(pte: np.ndarray) -> np.ndarray:
+    """Flags without soft-dirty, which depends on how the kernel was built."""
+    return pte & ~np.uint16(Pte.SOFT_DIRTY)
+
+
+def readers() -> list[str]:
+    """The readers that this kernel supports."""
+    scanner = capture.Scanner(capture.open_pagemap(os.getpid()))
+    return list(READERS) if scanner.works() else ["pagemap"]
+
+
+@pytest.mark.parametrize("options", [[], ["--no-exclusive"]])
+@pytest.mark.parametrize("reader", READERS)
+def test_reads_what_the_process_did(tmp_path: Path, reader: str, options: list[str]) -> None:
+    if reader not in readers():
+        pytest.skip("no PAGEMAP_SCAN")
+    with child(MIXED) as kid:
+        process = snap(tmp_path, kid.pid, "--reader", reader, *options).processes[0]
+    own = 1 if options else 1 | Pte.EXCLUSIVE
+    knows_zero = reader == "scan" or process.kpageflags is not None
+    expected = np.zeros(512, np.uint16)
+    expected[0:16] = own
+    expected[20:220:2] = own
+    expected[300:307] = Pte.PRESENT | (Pte.ZERO if knows_zero else 0)
+    expected[400:420] = own
+    expected[405:408] = 0
+    a = kid.facts["a"]
+    np.testing.assert_array_equal(visible(table(process, a)), expected)
+    assert (visible(table(process, a + TABLE)) == own).all()
+    assert a + 2 * TABLE not in process.table_address.tolist()
+    assert np.flatnonzero(table(process, a + 3 * TABLE)).tolist() == [511]
+    assert np.flatnonzero(table(process, a + 4 * TABLE)).tolist() == [0]
+    shared = visible(table(process, kid.facts["b"]))[:64]
+    assert (shared[:32] == Pte.PRESENT).all() and (shared[32:] == own).all()
+    between = np.flatnonzero(table(process, kid.facts["c"]))
+    assert between.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert np.flatnonzero(table(process, kid.facts["d"])).tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_guard_regions(tmp_path: Path, reader: str) -> None:
+    with child(MIXED) as kid:
+        if not kid.facts["guard"] or reader not in readers():
+            pytest.skip("no guard regions in this kernel")
+        process = snap(tmp_path, kid.pid, "--reader", reader).processes[0]
+        bare = snap(tmp_path, kid.pid, "--reader", reader, "--no-exclusive").processes[0]
+    for one in (process, bare):
+        guards = visible(table(one, kid.facts["a"] + 5 * TABLE))
+        assert (guards[:4] == Pte.SWAPPED | Pte.GUARD).all() and not guards[4:].any()
+
+
+@pytest.mark.parametrize("options", [[], ["--no-exclusive"]])
+@pytest.mark.parametrize("reader", READERS)
+def test_write_protected_by_userfaultfd(tmp_path: Path, reader: str, options: list[str]) -> None:
+    with child(UFFD) as kid:
+        if not kid.facts["ok"] or reader not in readers():
+            pytest.skip("no userfaultfd write protection for us")
+        process = snap(tmp_path, kid.pid, "--reader", reader, *options).processes[0]
+    flags = table(process, kid.facts["u"])
+    assert np.flatnonzero(flags & Pte.UFFD_WP).tolist() == list(range(16, 48))
+    assert np.count_nonzero(flags & Pte.PRESENT) == 200
+    assert any("uw" in vma.flags for vma in process.vmas)
+
+
+def test_vmas_say_why_they_are_left_out(tmp_path: Path) -> None:
+    with child(MIXED) as kid:
+        process = snap(tmp_path, kid.pid).processes[0]
+    why = {vma.name: vma.skipped for vma in process.vmas}
+    assert why["/dev/zero"] is None
+    assert why["/dev/zero (deleted)"] == "shared mapping"
+    assert why["[vdso]"] == "special mapping"
+    assert why[os.path.realpath(sys.executable)] == "file mapping"
+    stack = next(vma for vma in process.vmas if vma.name == "[stack]")
+    assert stack.anonymous and "gd" in stack.flags and stack.anonymous_bytes
+    (nohuge,) = (vma for vma in process.vmas if vma.start == kid.facts["a"])
+    assert "nh" in nohuge.flags and nohuge.end - nohuge.start >= 6 * TABLE
+
+
+@root
+@needs_root
+@pytest.mark.parametrize("reader", READERS)
+def test_huge_pages(tmp_path: Path, reader: str) -> None:
+    with child(HUGE) as kid:
+        if kid.facts["huge"] != TABLE >> 10 or reader not in readers():
+            pytest.skip("MADV_COLLAPSE gave no huge page")
+        process = snap(tmp_path, kid.pid, "--reader", reader).processes[0]
+    h = kid.facts["h"]
+    assert (visible(table(process, h)) & ~Pte.EXCLUSIVE == Pte.PRESENT | Pte.HUGE).all()
+    split = visible(table(process, h + TABLE))
+    assert split[7] == 0 and np.count_nonzero(split & Pte.PRESENT) == 511
+    assert not (split & Pte.HUGE).any()
+    assert not (table(process, h + 2 * TABLE) & Pte.HUGE).any()
+    zero = visible(table(process, h + 3 * TABLE))
+    assert zero[0] & Pte.ZERO
+    assert zero[0] == Pte.PRESENT | Pte.ZERO or (
+        (zero == Pte.PRESENT | Pte.ZERO | Pte.HUGE).all()  # use_zero_page
+    )
+
+
+@root
+@needs_root
+def test_root_sees_folios(tmp_path: Path) -> None:
+    with child(HUGE) as kid:
+        snapshot = snap(tmp_path, kid.pid)
+    process = snapshot.processes[0]
+    assert snapshot.privilege.kpageflags and process.pfn is not None
+    assert process.folio_order is not None and process.kpagecount is not None
+    lru, anon = process.page_flag(Kpf.LRU), process.page_flag(Kpf.ANON)
+    assert lru is not None and anon is not None
+    small = np.flatnonzero(process.table_address == kid.facts["h"] + 2 * TABLE)[0]
+    assert (process.folio_order[small] == 0).all() and anon[small].all()
+    assert (process.kpagecount[small] == 1).all()
+    if kid.facts["huge"] == TABLE >> 10:
+        for k in (0, 1):  # mapped by a PMD; by PTEs, its 8th page gone
+            row = np.flatnonzero(process.table_address == kid.facts["h"] + k * TABLE)[0]
+            here = process.pte[row] & Pte.PRESENT != 0
+            assert (process.folio_order[row][here] == 9).all()
+        runs = process.folio_runs()
+        assert runs is not None
+        mine = [(int(i), int(n)) for t, i, n in zip(runs.table, runs.index, runs.pages, strict=True)
+                if t == row]  # fmt: skip
+        assert mine == [(0, 7), (8, 504)]
+
+
+@root
+@needs_root
+def test_only_tails_of_a_folio_are_mapped(tmp_path: Path) -> None:
+    script = HUGE.replace(
+        "advise(h + TABLE + 7 * PAGE, PAGE, MADV_DONTNEED)",
+        "advise(h + TABLE, 500 * PAGE, MADV_DONTNEED)",
+    )
+    with child(script) as kid:
+        process = snap(tmp_path, kid.pid).processes[0]
+    if kid.facts["huge"] != TABLE >> 10:
+        pytest.skip("MADV_COLLAPSE gave no huge page")
+    row = np.flatnonzero(process.table_address == kid.facts["h"] + TABLE)[0]
+    assert process.folio_order is not None
+    assert process.folio_order[row].tolist() == [0] * 500 + [9] * 12
+
+
+def test_readers_agree(tmp_path: Path) -> None:
+    if len(readers()) < 2:
+        pytest.skip("no PAGEMAP_SCAN")
+    for script in (MIXED, HUGE):
+        with child(script) as kid:
+            scan, pagemap = (
+                snap(tmp_path, kid.pid, "--reader", reader).processes[0] for reader in READERS
+            )
+            bare = snap(tmp_path, kid.pid, "--reader", "scan", "--no-exclusive").processes[0]
+        np.testing.assert_array_equal(scan.table_address, pagemap.table_address)
+        np.testing.assert_array_equal(scan.table_address, bare.table_address)
+        np.testing.assert_array_equal(scan.pte & ~np.uint16(Pte.EXCLUSIVE), bare.pte)
+        unknown = 0 if scan.kpageflags is not None else Pte.ZERO | Pte.HUGE
+        np.testing.assert_array_equal(
+            scan.pte & ~np.uint16(unknown), pagemap.pte & ~np.uint16(unknown)
+        )
+        if scan.pfn is not None and pagemap.pfn is not None:
+            np.testing.assert_array_equal(scan.pfn, pagemap.pfn)
+
+
+def test_scattered_and_long_runs_agree(tmp_path: Path) -> None:
+    """Runs of every length, so that both ways of reading a window are taken."""
+    script = """
+import random
+random.seed(int(7))
+a = reserve(200 * TABLE)
+advise(a, 200 * TABLE, MADV_NOHUGEPAGE)
+at = 0
+while at < 200 * 512:
+    long = random.choice((1, 1, 2, 3, 60, 700, 3000))
+    for k in range(at, min(at + long, 200 * 512)):
+        (write if random.random() < 0.9 else read)(a, k)
+    at += long + random.choice((1, 1, 5, 1000, 6000))
+ready(a=a)
+"""
+    with child(script) as kid:
+        every = [snap(tmp_path, kid.pid, "--reader", r, *o).processes[0]
+                 for r in readers() for o in ((), ("--no-exclusive",))]  # fmt: skip
+    first = every[0]
+    assert first.count(Pte.PRESENT) > 10_000
+    for other in every[1:]:
+        np.testing.assert_array_equal(first.table_address, other.table_address)
+        mask = np.uint16(Pte.PRESENT | Pte.SWAPPED)
+        np.testing.assert_array_equal(first.pte & mask, other.pte & mask)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_sparse_tebibyte(tmp_path: Path, reader: str) -> None:
+    if reader not in readers():
+        pytest.skip("no PAGEMAP_SCAN")
+    with child(SPARSE) as kid:
+        began = time.monotonic()
+        process = snap(tmp_path, kid.pid, "--reader", reader).processes[0]
+        took = time.monotonic() - began
+    mine = process.table_address >= kid.facts["s"]
+    mine &= process.table_address < kid.facts["s"] + (1 << 40)
+    assert np.count_nonzero(mine) == 64
+    assert np.count_nonzero(process.pte[mine]) == 128
+    assert took < (2 if reader == "scan" else 30)
+
+
+def test_the_file_needs_numpy_alone_and_is_private(tmp_path: Path) -> None:
+    out = tmp_path / "x.npz"
+    with child(MIXED) as kid:
+        assert capture.main(["--pid", str(kid.pid), "-o", str(out), "--quiet"]) == 0
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["x.npz"]
+    with np.load(out) as file:
+        assert file["meta"].dtype == np.uint8
+        assert file["pte"].dtype == np.uint16 and file["pte"].shape[1] == 512
+        assert file["table_address"].dtype == np.uint64
+
+
+def test_runs_alone_without_numpy_and_mthp(tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere.py"
+    shutil.copy(SCRIPT, copy)
+    command = [sys.executable, "-I", "-S", str(copy), "--pid", str(os.getpid())]
+    done = subprocess.run([*command, "-o", str(tmp_path / "x.npz")], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout
+    assert done.stderr.startswith("capture.py: 1 process(es), ")
+    assert load(tmp_path / "x.npz").processes[0].pid == os.getpid()
+
+
+def test_imports_the_standard_library_only() -> None:
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
+    modules = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert modules <= set(sys.stdlib_module_names)
+
+
+def test_redaction_leaves_no_name(tmp_path: Path) -> None:
+    with child(MIXED) as kid:
+        clear = snap(tmp_path, kid.pid)
+        hidden = snap(tmp_path, kid.pid, "--redact")
+    before, after = clear.processes[0], hidden.processes[0]
+    said = str(dict(hidden.meta))
+    for name in (before.name, *before.meta["cmdline"], before.meta["exe"], clear.meta["hostname"]):
+        if len(name) > 3:  # "-c", "vm": too short to look for
+            assert name not in said, name
+    assert "/usr" not in said and "/lib" not in said
+    assert hidden.meta["hostname"] is None and after.meta["cgroup"] is None
+    shift = int(after.table_address[0]) - int(before.table_address[0])
+    assert shift % TABLE == 0 and shift != 0
+    np.testing.assert_array_equal(
+        before.table_address + np.uint64(shift % 2**64), after.table_address
+    )
+    np.testing.assert_array_equal(before.pte, after.pte)
+    assert [v.end - v.start for v in after.vmas] == [
+        v.end - v.start for v in before.vmas if v.end < 1 << 56
+    ]
+    if before.pfn is not None and after.pfn is not None:
+        here = (before.pte & Pte.PRESENT) != 0
+        moved = np.unique(after.pfn[here] - before.pfn[here])
+        assert len(moved) == 1 and moved[0] % 512 == 0 and moved[0]
+        assert not after.pfn[~here].any()
+
+
+def test_several_processes_and_duplicates(tmp_path: Path) -> None:
+    out = tmp_path / "x.npz"
+    with child(MIXED) as one, child(MIXED) as two:
+        pids = [str(pid) for pid in (one.pid, two.pid, one.pid)]
+        argv = [word for pid in pids for word in ("--pid", pid)]
+        assert capture.main([*argv, "-o", str(out), "--quiet"]) == 0
+        snapshot = load(out)
+    assert [process.pid for process in snapshot.processes] == sorted((one.pid, two.pid))
+    for kid, process in zip(
+        sorted((one, two), key=lambda kid: kid.pid), snapshot.processes, strict=True
+    ):
+        assert (visible(table(process, kid.facts["a"] + TABLE)) & Pte.PRESENT).all()
+
+
+def gone_for(pid: int) -> Callable[[int], int]:
+    """open_pagemap as it fails when the process ends just before."""
+    real = capture.open_pagemap
+
+    def open_pagemap(asked: int) -> int:
+        if asked == pid:
+            raise capture.gone(pid)
+        return real(asked)
+
+    return open_pagemap
+
+
+@root
+@needs_root
+def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount = capture.cgroup_mounts().get("", "")
+    group = Path(mount) / f"mthp-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no writable cgroup v2")
+    out = tmp_path / "x.npz"
+    try:
+        assert capture.main(["--cgroup", str(group), "-o", str(out), "--quiet"]) == 2
+        with child(MIXED) as kid:
+            (group / "cgroup.procs").write_text(str(kid.pid))
+            for path in (str(group), group.name):
+                assert capture.main(["--cgroup", path, "-o", str(out), "--quiet"]) == 0
+                assert [process.pid for process in load(out).processes] == [kid.pid]
+            assert load(out).processes[0].meta["cgroup"]
+            with child(MIXED) as other:
+                (group / "cgroup.procs").write_text(str(other.pid))
+                monkeypatch.setattr(capture, "open_pagemap", gone_for(max(kid.pid, other.pid)))
+                argv = ["--cgroup", str(group), "-o", str(out), "--quiet"]
+                assert capture.main(argv) == 0
+                assert [p.pid for p in load(out).processes] == [min(kid.pid, other.pid)]
+                assert any("exited" in sentence for sentence in load(out).unseen)
+    finally:
+        for _ in range(100):
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.02)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_freeze_lets_go_again(tmp_path: Path) -> None:
+    with child(MIXED) as kid:
+        snapshot = snap(tmp_path, kid.pid, "--freeze", "--yes")
+        assert snapshot.frozen and snapshot.tearing["pages_changed"] == 0
+        assert state(kid.pid) != "T"
+        os.kill(kid.pid, signal.SIGSTOP)
+        while state(kid.pid) != "T":
+            time.sleep(0.001)
+        snap(tmp_path, kid.pid, "--freeze", "--yes")
+        assert state(kid.pid) == "T", "it was stopped before: it stays so"
+
+
+def test_freeze_lets_go_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        assert state(kid.pid) == "T"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capture.ProcessReader, "read", fail)
+    with child(MIXED) as kid:
+        argv = ["--pid", str(kid.pid), "-o", str(tmp_path / "x"), "--freeze", "--yes"]
+        assert capture.main(argv) == 1
+        while state(kid.pid) == "T":
+            time.sleep(0.001)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_signal_while_frozen(tmp_path: Path) -> None:
+    """SIGTERM in the middle: the process runs on, nothing is left behind."""
+    with child(SPARSE) as kid:
+        command = [sys.executable, str(SCRIPT), "--pid", str(kid.pid), "--freeze", "--yes"]
+        command += ["--reader", "pagemap", "-o", str(tmp_path / "x")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as snapping:
+            while state(kid.pid) != "T" and snapping.poll() is None:
+                time.sleep(0.0005)
+            snapping.terminate()
+            _, said = snapping.communicate(timeout=60)
+        if snapping.returncode:
+            assert snapping.returncode == 1 and "interrupted, nothing written" in said
+            assert not os.listdir(tmp_path)
+        assert state(kid.pid) != "T"
+
+
+def test_tearing_is_counted(tmp_path: Path) -> None:
+    script = """
+import threading
+a = reserve(64 * TABLE)
+advise(a, 64 * TABLE, MADV_NOHUGEPAGE)
+write(a, 0, 64, 512)
+def churn():
+    while True:
+        for k in range(64):
+            write(a, k * 512 + 1, 3)
+            advise(a + (k * 512 + 1) * PAGE, 3 * PAGE, MADV_DONTNEED)
+        reserve(PAGE)
+threading.Thread(target=churn, daemon=True).start()
+ready(a=a)
+"""
+    with child(script) as kid:
+        for _ in range(20):
+            tearing = snap(tmp_path, kid.pid).tearing
+            if tearing["pages_changed"] and tearing["vmas_changed"]:
+                break
+    assert tearing["pages_changed"] and tearing["tables_changed"] and tearing["vmas_changed"]
+    assert tearing["tables_read_again"] == tearing["tables"] and tearing["how"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str], code: int, word: str) -> None:
+    assert capture.main(argv) == code
+    out, err = capsys.readouterr()
+    assert not out and word in err
+    assert len(err.strip().splitlines()) == 1, err
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["-o", str(tmp_path / "x.npz")]
+    fails(capsys, ["--pid", "4194399", *out], 2, "no process 4194399")
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    while state(done.pid) != "Z":
+        time.sleep(0.001)
+    fails(capsys, ["--pid", str(done.pid), *out], 2, "zombie")
+    done.wait()
+    fails(capsys, ["--pid", str(done.pid), *out], 2, "no process")
+    fails(capsys, ["--cgroup", "/nonexistent", *out], 2, "no cgroup /nonexistent")
+    me = ["--pid", "self", "-o"]
+    fails(capsys, [*me, str(tmp_path / "no" / "x")], 2, "cannot write")
+    fails(capsys, [*me, str(tmp_path)], 2, "not a regular file")
+    fails(capsys, [*me, "/dev/null"], 2, "not a regular file")
+    assert not os.listdir(tmp_path)
+    assert capture.main(["--pid", "-3", *out]) == 2
+    assert capture.main(["--pid", "one", *out]) == 2
+    assert capture.main(out) == 2
+
+
+def test_threads_and_kernel_threads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["-o", str(tmp_path / "x.npz")]
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    fails(capsys, ["--pid", str(other.native_id), *out], 2, f"capture its process {os.getpid()}")
+    over.set()
+    kernel = [p for p in os.listdir("/proc") if p.isdigit() and "VmSize" not in
+              (capture.text(f"/proc/{p}/status") or "VmSize")]  # fmt: skip
+    alive = [p for p in kernel if state(int(p)) != "Z"]
+    if alive:
+        fails(capsys, ["--pid", alive[0], *out], 2, "kernel thread")
+
+
+def test_a_process_that_exits_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after its VMAs were read, and after its first tables were."""
+    out = ["-o", str(tmp_path / "x.npz")]
+    windows = capture.TableReader.windows
+    for reader in readers():
+        with child(MIXED) as kid:
+
+            def kill_first(
+                self: capture.TableReader, vmas: list[capture.Vma], pid: int = kid.pid
+            ) -> list[tuple[int, int]]:
+                os.kill(pid, signal.SIGKILL)
+                while state(pid) != "Z":
+                    time.sleep(0.001)
+                return windows(self, vmas)
+
+            monkeypatch.setattr(capture.TableReader, "windows", kill_first)
+            argv = ["--pid", str(kid.pid), "--reader", reader, *out]
+            fails(capsys, argv, 1, "exited")
+        monkeypatch.setattr(capture.TableReader, "windows", windows)
+    assert not os.listdir(tmp_path)
+
+
+@root
+@needs_root
+def test_without_root(tmp_path: Path) -> None:
+    """Our own child as nobody: the tables, not the folios; a process of root's is refused."""
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    python = "/usr/bin/python3"
+    if not (shutil.which("setpriv") and os.access(python, os.X_OK)):
+        pytest.skip("no setpriv or no /usr/bin/python3")
+    tmp_path.chmod(0o777)
+    script = tmp_path / "capture.py"
+    shutil.copy(SCRIPT, script)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    out = tmp_path / "x.npz"
+    inner = f"{python} {script} --pid $$ -o {out} --quiet"
+    subprocess.run([*nobody, "sh", "-c", f"{inner}; exit $?"], check=True, cwd=tmp_path)
+    snapshot = load(out)
+    process = snapshot.processes[0]
+    assert not snapshot.privilege.root and not snapshot.privilege.pfn
+    assert process.pfn is None and process.folio_order is None and process.folio_runs() is None
+    assert process.count(Pte.PRESENT) and process.count(Pte.EXCLUSIVE)
+    assert any(sentence.startswith("not root: folio orders") for sentence in snapshot.unseen)
+    done = subprocess.run(
+        [*nobody, python, str(script), "--pid", str(os.getpid()), "-o", str(out)],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"capture.py: process {os.getpid()} is not ours to read " + (
+        "(run as its user or as root)\n"
+    )
+
+
+def test_what_the_host_says(tmp_path: Path) -> None:
+    snapshot = snap(tmp_path, os.getpid())
+    assert "[" in snapshot.sysfs["enabled"]
+    assert snapshot.sysfs["khugepaged/max_ptes_none"].isdigit()
+    assert snapshot.sysfs["hpage_pmd_size"] == str(snapshot.geometry.pmd_size)
+    meta = snapshot.meta
+    assert meta["meminfo"]["MemTotal"] > 1 << 20 and "Node 0" in meta["buddyinfo"]
+    assert meta["nodes"]["online"] and meta["cpus"] >= 1
+    assert snapshot.processes[0].name == Path(f"/proc/{os.getpid()}/comm").read_text().strip()
+    assert not snapshot.processes[0].thp_disabled
+    assert sum(sentence.startswith("never visible") for sentence in snapshot.unseen) == 5
+
+
+def test_pages_of_the_constant() -> None:
+    assert os.sysconf("SC_PAGE_SIZE") == PAGE
