@@ -52,7 +52,7 @@ from mthp.mm.pte import (
     pte_present,
     zero_pte,
 )
-from mthp.mm.rmap import UNKNOWN_MM, share_large_folio
+from mthp.mm.rmap import UNKNOWN_MM, folio_remove_rmap_ptes, share_large_folio
 from mthp.mm.vma import VM_DEFAULT, VM_LOCKED, Vma
 from mthp.profiles import V7_3, Profile
 from mthp.results import ScanResult
@@ -282,9 +282,9 @@ class World:
             mem.content.raw[page] = self._next_content
             self._next_content += 1
             mem.page_flags.raw[page] = PAGE_HWPOISON if piece.poisoned else 0
-        exclusive = [] if piece.elsewhere else range(head + piece.first, head + piece.first + piece.count)
-        for page in exclusive:
-            mem.page_flags.raw[page] |= PAGE_ANON_EXCLUSIVE
+        if not piece.elsewhere:
+            for page in range(head + piece.first, head + piece.first + (1 if is_huge else piece.count)):
+                mem.page_flags.raw[page] |= PAGE_ANON_EXCLUSIVE
         if is_huge:
             mapped = 1 + piece.elsewhere
             mem.entire_mapcount.raw[head] = mapped
@@ -410,13 +410,8 @@ class World:
             pfn = pte_pfn(table.ptes.raw[at])
             folio = mem.head.raw[pfn]
             table.ptes.raw[at] = 0
-            mem.mapcount.raw[pfn] -= 1
-            mem.page_flags.raw[pfn] &= ~PAGE_ANON_EXCLUSIVE
             vma.vm_mm.counters[MM_ANONPAGES] -= 1
-            if mem.order.raw[folio]:
-                mem.large_mapcount.raw[folio] -= 1
-                mem.nr_pages_mapped.raw[folio] -= mem.mapcount.raw[pfn] == 0
-                mem.deferred_split_folio(folio)
+            folio_remove_rmap_ptes(mem, self.kernel.this_cpu, folio, pfn, 1, vma)
             mem.folio_put(folio)
 
     # Finding
