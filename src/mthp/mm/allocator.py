@@ -60,15 +60,15 @@ class Node:
         for have in range(order, self.max_order + 1):
             if self.blocks[have]:
                 pfn, _ = self.blocks[have].popitem()
-                while have > order:
-                    have -= 1
-                    self.blocks[have][pfn + (1 << have)] = None
-                return pfn
-            if self.unborn[have]:
+            elif self.unborn[have]:
                 self.unborn[have] -= 1
-                for half in range(order, have):
-                    self.unborn[half] += 1
-                return self.new_frames(self.nid, order)
+                pfn = self.new_frames(self.nid, have)
+            else:
+                continue
+            while have > order:
+                have -= 1
+                self.blocks[have][pfn + (1 << have)] = None
+            return pfn
         return self.new_frames(self.nid, order) if self.endless else None
 
     def give(self, pfn: int, order: int) -> None:
