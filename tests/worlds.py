@@ -64,6 +64,7 @@ USED = PRESENT | WRITE | YOUNG | DIRTY | SOFT_DIRTY
 """PTE bits of a page that was just written."""
 ON_LRU = pg.PG_UPTODATE | pg.PG_LRU | pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_DIRTY
 """Flags of an anonymous folio in use."""
+DEFAULT = Geometry()
 TINY = Geometry(12, 4)
 """Sixteen PTEs a table, orders 2 to 4."""
 
@@ -172,7 +173,7 @@ class World:
     def __init__(
         self,
         *,
-        geometry: Geometry = Geometry(),
+        geometry: Geometry = DEFAULT,
         profile: Profile = V7_3,
         orders: Iterable[int] | None = None,
         free: dict[int, int] | None = None,
@@ -283,7 +284,9 @@ class World:
             self._next_content += 1
             mem.page_flags.raw[page] = PAGE_HWPOISON if piece.poisoned else 0
         if not piece.elsewhere:
-            for page in range(head + piece.first, head + piece.first + (1 if is_huge else piece.count)):
+            for page in range(
+                head + piece.first, head + piece.first + (1 if is_huge else piece.count)
+            ):
                 mem.page_flags.raw[page] |= PAGE_ANON_EXCLUSIVE
         if is_huge:
             mapped = 1 + piece.elsewhere

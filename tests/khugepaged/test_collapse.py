@@ -38,7 +38,10 @@ def test_mmap_lock_must_not_be_held(mode: str) -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(16))
     hold = world.mm.mmap_read_lock() if mode == "read" else world.mm.mmap_write_lock()
-    with hold, pytest.raises(KernelBug, match=f"mmap_lock must not be held, and is held for {mode}"):
+    with (
+        hold,
+        pytest.raises(KernelBug, match=f"mmap_lock must not be held, and is held for {mode}"),
+    ):
         world.collapse(vma)
     assert world.kernel.events == []
 
@@ -62,7 +65,10 @@ def test_what_it_calls_wants_its_locks() -> None:
         collapse_scan_pmd(world.mm, vma, vma.vm_start, hold, cc())
     with world.mm.mmap_read_lock() as hold, pytest.raises(KernelBug, match="not PMD aligned"):
         collapse_scan_pmd(world.mm, vma, vma.vm_start + 0x1000, hold, cc())
-    with PteMap(world.kernel, world.table(vma), 0) as pte, pytest.raises(KernelBug, match="ptl must be held"):
+    with (
+        PteMap(world.kernel, world.table(vma), 0) as pte,
+        pytest.raises(KernelBug, match="ptl must be held"),
+    ):
         isolate(vma, vma.vm_start, pte, cc(), 4)
 
 
@@ -75,7 +81,11 @@ def test_locks_held_at_each_step(order: int) -> None:
 
     def hook(access: Access, word: object, index: int) -> None:
         if isinstance(word, Lock) and access in (Access.ACQUIRE, Access.RELEASE):
-            name = word.name.split(".")[-1] if "table" in word.name or "mm" in word.name else "anon_vma"
+            name = (
+                word.name.split(".")[-1]
+                if "table" in word.name or "mm" in word.name
+                else "anon_vma"
+            )
             name = "pmd" if "pmd" in word.name else name
             taken.append(("+" if access is Access.ACQUIRE else "-") + name)
 

@@ -54,7 +54,12 @@ def test_pages_to_scan_ends_a_wakeup_and_the_cursor_stays() -> None:
     world = sparse_world(5, pages_to_scan=5)
     seen = [tables(world.scan()) for _ in range(4)]
     base, size = 0x40000000, 1 << 16
-    assert [[(a - base) // size for a in wakeup] for wakeup in seen] == [[0, 1], [2, 3], [4, 0], [1, 2]]
+    assert [[(a - base) // size for a in wakeup] for wakeup in seen] == [
+        [0, 1],
+        [2, 3],
+        [4, 0],
+        [1, 2],
+    ]
     assert world.khugepaged.full_scans == 1
     assert world.khugepaged.address == base + 3 * size
 

@@ -21,6 +21,7 @@ from mthp.units import Geometry
 from tests.khugepaged.strategies import VMA_FAULTS, Fault, Recipe, recipes
 from tests.worlds import World
 
+R = ScanResult
 TINIER = Geometry(12, 3)
 seen: Counter[ScanResult] = Counter()
 
@@ -155,7 +156,6 @@ def test_the_property_reached_every_kind_of_exit() -> None:
     """The random worlds above are worth something: they met these exits (run after them)."""
     if not seen:
         pytest.skip("the property tests did not run in this process")
-    R = ScanResult
     assert set(seen) >= {
         R.SUCCEED, R.FAIL, R.NO_PTE_TABLE, R.PMD_MAPPED, R.EXCEED_NONE_PTE, R.PTE_NON_PRESENT,
         R.PTE_MAPPED_HUGEPAGE, R.PAGE_LOCK, R.PAGE_COUNT, R.DEL_PAGE_LRU, R.ANY_PROCESS,

@@ -139,7 +139,9 @@ def test_every_result_has_its_errno() -> None:
 def test_a_uffd_armed_vma_may_not_grow() -> None:
     """Its none limit is 0 even here, whatever max_ptes_none says."""
     world = World(geometry=TINY, max_ptes_none=15)
-    assert world.madvise(world.vma(small(15), hole(), flags=VM_DEFAULT | VM_UFFD_WP)) == -errno.EBUSY
+    assert (
+        world.madvise(world.vma(small(15), hole(), flags=VM_DEFAULT | VM_UFFD_WP)) == -errno.EBUSY
+    )
     full = world.vma(small(NR), flags=VM_DEFAULT | VM_UFFD_WP, at=0x50000000)
     assert world.madvise(full) == 0
 

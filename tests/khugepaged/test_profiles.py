@@ -83,7 +83,11 @@ def populate_behind(world: World, vma: Vma, when: int) -> None:
 
 @pytest.mark.parametrize(
     ("guard", "debug_vm", "warnings"),
-    [(Guard.WARN_ON_ONCE, False, 1), (Guard.VM_WARN_ON_ONCE, False, 0), (Guard.VM_WARN_ON_ONCE, True, 1)],
+    [
+        (Guard.WARN_ON_ONCE, False, 1),
+        (Guard.VM_WARN_ON_ONCE, False, 0),
+        (Guard.VM_WARN_ON_ONCE, True, 1),
+    ],
 )
 @pytest.mark.parametrize("poisoned", [False, True])
 def test_a_guard_that_only_warns_overwrites_the_pmd(
@@ -137,7 +141,11 @@ def order_of_words(world: World, vma: Vma, collapse: Callable[[], object]) -> li
 
     def hook(access: Access, word: object, index: int) -> None:
         name = names.get(id(word))
-        if name and access is not Access.READ and (not seen or seen[-1] != f"{access.value} {name}"):
+        if (
+            name
+            and access is not Access.READ
+            and (not seen or seen[-1] != f"{access.value} {name}")
+        ):
             seen.append(f"{access.value} {name}")
 
     world.kernel.machine.on_step = hook
@@ -167,7 +175,7 @@ def test_the_hook_of_the_architecture_meets_a_live_table_only_in_7_3() -> None:
         world = World(geometry=TINY, profile=profile, orders={2})
         vma = world.vma(small(16))
         met: list[bool] = []
-        world.kernel.update_mmu_cache = lambda vma, address, nr, w=world, m=met: m.append(  # type: ignore[misc]
+        world.kernel.update_mmu_cache = lambda vma, address, nr, w=world, m=met: m.append(
             w.pmd(vma) != PMD_NONE
         )
         assert world.collapse(vma, 2) is R.SUCCEED

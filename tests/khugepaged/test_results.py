@@ -101,16 +101,12 @@ def collapse_of(  # type: ignore[no-untyped-def]
 
 def after_allocating(change: Callable[[World, Vma], None]) -> Callable[[World, Vma], None]:
     """Change the world before mmap_lock is taken for reading."""
-    return lambda world, vma: world.before_lock(
-        world.mm.mmap_lock, 1, lambda: change(world, vma)
-    )
+    return lambda world, vma: world.before_lock(world.mm.mmap_lock, 1, lambda: change(world, vma))
 
 
 def between_locks(change: Callable[[World, Vma], None]) -> Callable[[World, Vma], None]:
     """Change the world after mmap_lock was dropped, before it is taken for writing."""
-    return lambda world, vma: world.before_lock(
-        world.mm.mmap_lock, 2, lambda: change(world, vma)
-    )
+    return lambda world, vma: world.before_lock(world.mm.mmap_lock, 2, lambda: change(world, vma))
 
 
 def unmap(world: World, vma: Vma) -> None:
@@ -217,7 +213,7 @@ CASES = [
     Case(
         R.EXCEED_NONE_PTE,
         "isolate: uffd armed, mTHP enabled",
-        scan_of(small(15), hole(), orders={4, 3}, flags=VM_DEFAULT | VM_UFFD_WP, meddle=lambda w, v: w.zap(v, 0, 8)),
+        scan_of(hole(8), small(7), hole(), orders={4, 3}, flags=VM_DEFAULT | VM_UFFD_WP),
     ),
     Case(R.EXCEED_SWAP_PTE, "scan", scan_of(small(14), swap(2), max_ptes_swap=1)),
     Case(R.EXCEED_SWAP_PTE, "swapin", collapse_of(small(3), swap(), order=2, unmapped=1)),

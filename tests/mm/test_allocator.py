@@ -96,9 +96,7 @@ def test_a_geometry_with_large_pmds_has_blocks_of_that_order() -> None:
     st.dictionaries(st.integers(0, 6), st.integers(0, 3)),
     st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 9)), max_size=60),
 )
-def test_frames_are_conserved(
-    free: dict[int, int], actions: list[tuple[int, bool, int]]
-) -> None:
+def test_frames_are_conserved(free: dict[int, int], actions: list[tuple[int, bool, int]]) -> None:
     """Free and used frames always add up, and nothing is in two places."""
     made = kernel(NodeState(free))
     mem, node = made.mem, made.mem.allocator.nodes[0]
@@ -117,7 +115,10 @@ def test_frames_are_conserved(
         assert node.free_frames() + sum(1 << order for _, order in used) == total
         frames = [f for folio, order in used for f in range(folio, folio + (1 << order))]
         frames += [
-            f for order, blocks in enumerate(node.blocks) for b in blocks for f in range(b, b + (1 << order))
+            f
+            for order, blocks in enumerate(node.blocks)
+            for b in blocks
+            for f in range(b, b + (1 << order))
         ]
         assert len(frames) == len(set(frames))
 
