@@ -36,6 +36,9 @@ def test_a_block_is_split_and_merges_again() -> None:
     for page in pages:
         assert page is not None
         made.mem.folio_put(page)
+    assert node.free_frames() == 16
+    assert made.mem.folio_alloc(4, compact=False) is None  # all on the per-CPU list
+    node.drain()
     assert [order for order, blocks in enumerate(node.blocks) if blocks] == [4]
     assert made.mem.folio_alloc(4, compact=False) is not None
 
@@ -52,6 +55,7 @@ def test_freed_buddies_merge_to_the_largest_order() -> None:
     for page in pages:
         assert page is not None
         made.mem.folio_put(page)
+    node.drain()
     assert [len(blocks) for blocks in node.blocks] == [0] * 5 + [1] + [0] * 5
 
 
@@ -120,7 +124,34 @@ def test_frames_are_conserved(free: dict[int, int], actions: list[tuple[int, boo
             for b in blocks
             for f in range(b, b + (1 << order))
         ]
+        frames += [
+            frame
+            for order, freed in node.pcp.items()
+            for first in freed
+            for frame in range(first, first + (1 << order))
+        ]
         assert len(frames) == len(set(frames))
+
+
+def test_small_sources_do_not_become_the_next_window() -> None:
+    """Freed pages lie on the per-CPU list. With defrag they are drained and merge; without, the
+    allocation fails though 32 frames and more are free."""
+    for defrag, collapsed in ((False, 2), (True, 4)):
+        world = World(geometry=Geometry(12, 6), orders={4}, free={4: 2}, defrag=defrag)
+        vma = world.vma(small(64))
+        world.scan()
+        assert world.orders(vma).count(4) == collapsed
+        assert world.kernel.vmstat.mthp[4, "collapse_alloc_failed"] == 4 - collapsed
+
+
+def test_a_refused_pmd_folio_is_not_split_for_smaller_windows() -> None:
+    """It goes to the per-CPU list of its own order."""
+    made = kernel(NodeState({9: 1}))
+    folio = made.mem.folio_alloc(9, compact=False)
+    assert folio is not None
+    made.mem.folio_put(folio)
+    assert made.mem.folio_alloc(4, compact=False) is None
+    assert made.mem.folio_alloc(9, compact=False) == folio
 
 
 def test_a_collapse_gives_back_what_it_took() -> None:

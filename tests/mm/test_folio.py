@@ -148,7 +148,7 @@ def test_what_only_the_batch_still_holds_is_freed(world: World) -> None:
     assert mem.refcount.raw[folio] == 1
     lru_add_drain(mem, cpu)
     assert mem.refcount.raw[folio] == 0
-    assert folio in mem.allocator.nodes[0].blocks[0]
+    assert folio in mem.allocator.nodes[0].pcp[0]
 
 
 def test_isolating_takes_a_reference_and_only_once(world: World) -> None:
