@@ -3,9 +3,9 @@
 
 Kernel: mm/page_alloc.c (__alloc_pages, rmqueue, __free_one_page), mm/compaction.c.
 
-Divergence: no zones, no per-CPU lists, no watermarks but one reserve. Reclaim and compaction are one
-question: with them allowed, a block exists if enough free frames do, because everything in the way
-is taken to be movable.
+Divergence: no zones, no watermarks but one reserve, and the lists of one CPU, which are never full.
+Reclaim and compaction are one question: with them allowed, a block exists if enough free frames do,
+because everything in the way is taken to be movable.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 MAX_PAGE_ORDER = 10
 """Kernel: MAX_PAGE_ORDER on x86-64; larger where one PMD is."""
+PAGE_ALLOC_COSTLY_ORDER = 3
+"""Blocks up to this order, and of the PMD order, are freed to per-CPU lists."""
 
 
 @dataclass(frozen=True)
@@ -32,46 +34,67 @@ class Node:
     """The free lists of one NUMA node.
 
     blocks[order]: first frames of free blocks. unborn[order]: free blocks that nobody has had yet;
-    their frames are made when they are taken, so a large empty node costs nothing.
+    their frames are made when they are taken, so a large empty node costs nothing. pcp: order ->
+    freed blocks on the per-CPU list: they do not merge until it is drained.
     """
 
-    __slots__ = ("blocks", "endless", "max_order", "new_frames", "nid", "reserve", "unborn")
+    __slots__ = ("blocks", "endless", "max_order", "new_frames", "nid", "pcp", "reserve", "unborn")
 
     def __init__(
-        self, nid: int, state: NodeState, max_order: int, new_frames: Callable[[int, int], int]
+        self, nid: int, state: NodeState, pmd_order: int, new_frames: Callable[[int, int], int]
     ) -> None:
+        max_order = max(MAX_PAGE_ORDER, pmd_order)
         self.nid = nid
         self.max_order = max_order
         self.reserve = state.reserve
         self.new_frames = new_frames
         self.endless = state.free_blocks is None
         self.blocks: list[dict[int, None]] = [{} for _ in range(max_order + 1)]
+        pcp_orders = {*range(PAGE_ALLOC_COSTLY_ORDER + 1), pmd_order}
+        self.pcp: dict[int, list[int]] = {order: [] for order in pcp_orders}
         self.unborn = [(state.free_blocks or {}).get(order, 0) for order in range(max_order + 1)]
 
     def free_frames(self) -> int:
-        """Frames on the free lists."""
-        return sum(
+        """Frames on the free lists and the per-CPU lists."""
+        return sum(len(blocks) << order for order, blocks in self.pcp.items()) + sum(
             (len(blocks) + unborn) << order
             for order, (blocks, unborn) in enumerate(zip(self.blocks, self.unborn, strict=True))
         )
 
     def take(self, order: int) -> int | None:
-        """Split the smallest block that holds `order`; None if no block does. Kernel: rmqueue()."""
+        """From the per-CPU list, else split the smallest block that holds `order`; None if no block
+        does. Kernel: rmqueue().
+        """
+        if self.pcp.get(order):
+            return self.pcp[order].pop()
         for have in range(order, self.max_order + 1):
             if self.blocks[have]:
                 pfn, _ = self.blocks[have].popitem()
-                while have > order:
-                    have -= 1
-                    self.blocks[have][pfn + (1 << have)] = None
-                return pfn
-            if self.unborn[have]:
+            elif self.unborn[have]:
                 self.unborn[have] -= 1
-                for half in range(order, have):
-                    self.unborn[half] += 1
-                return self.new_frames(self.nid, order)
+                pfn = self.new_frames(self.nid, have)
+            else:
+                continue
+            while have > order:
+                have -= 1
+                self.blocks[have][pfn + (1 << have)] = None
+            return pfn
         return self.new_frames(self.nid, order) if self.endless else None
 
     def give(self, pfn: int, order: int) -> None:
+        """Free a block, to the per-CPU list if there is one. Kernel: __free_frozen_pages()."""
+        if order in self.pcp:
+            self.pcp[order].append(pfn)
+        else:
+            self.merge(pfn, order)
+
+    def drain(self) -> None:
+        """Empty the per-CPU lists. Kernel: drain_all_pages()."""
+        for order, blocks in self.pcp.items():
+            while blocks:
+                self.merge(blocks.pop(), order)
+
+    def merge(self, pfn: int, order: int) -> None:
         """Free a block and merge it with free buddies. Kernel: __free_one_page()."""
         while order < self.max_order:
             buddy = pfn ^ (1 << order)
@@ -83,8 +106,12 @@ class Node:
         self.blocks[order][pfn] = None
 
     def compact(self, order: int) -> int | None:
-        """Gather smaller free blocks into one. Kernel: mm/compaction.c, compact_zone()."""
+        """Drain, then gather smaller free blocks into one. Kernel: compact_zone()."""
+        self.drain()
+        pfn = self.take(order)
         wanted = 1 << order
+        if pfn is not None or order == 0:
+            return pfn
         if self.free_frames() < wanted:
             return None
         while wanted > 0:
@@ -105,9 +132,8 @@ class Allocator:
         node_of: Callable[[int], int],
         pmd_order: int,
     ) -> None:
-        max_order = max(MAX_PAGE_ORDER, pmd_order)
         self.node_of = node_of
-        self.nodes = [Node(nid, state, max_order, new_frames) for nid, state in enumerate(states)]
+        self.nodes = [Node(nid, state, pmd_order, new_frames) for nid, state in enumerate(states)]
 
     def alloc(
         self, order: int, nid: int, allowed: frozenset[int], direct_compact: bool
@@ -125,7 +151,7 @@ class Allocator:
             if not node.endless and node.free_frames() - (1 << order) < node.reserve:
                 continue
             pfn = node.take(order)
-            if pfn is None and direct_compact and order > 0:
+            if pfn is None and direct_compact:
                 pfn = node.compact(order)
             if pfn is not None:
                 return pfn

@@ -79,9 +79,11 @@ class Mm:
         return flags & flag != 0
 
     def mm_flags_set(self, flag: int) -> None:
+        """Kernel: include/linux/mm_types.h, mm_flags_set()."""
         self.flags.write(self.flags.read() | flag)
 
     def mm_flags_clear(self, flag: int) -> None:
+        """Kernel: include/linux/mm_types.h, mm_flags_clear()."""
         self.flags.write(self.flags.read() & ~flag)
 
     # VMAs

@@ -19,6 +19,7 @@ from mthp.mm.pte import (
     DIRTY,
     PMD_NONE,
     PRESENT,
+    SOFT_DIRTY,
     UFFD_WP,
     WRITE,
     YOUNG,
@@ -213,7 +214,7 @@ def map_anon_folio_pmd_nopf(kernel: Kernel, folio: int, pmd: PmdPtr, vma: Vma, h
     Kernel: mm/huge_memory.c, map_anon_folio_pmd_nopf().
     """
     pmd.page.ptl.assert_held()
-    flags = YOUNG | DIRTY | (WRITE if vma.vm_flags & VM_WRITE else 0)
+    flags = YOUNG | DIRTY | SOFT_DIRTY | (WRITE if vma.vm_flags & VM_WRITE else 0)
     folio_add_new_anon_rmap(kernel.mem, folio, vma, haddr, exclusive=True, pmd_mapped=True)
     folio_add_lru_vma(kernel.mem, kernel.this_cpu, folio, vma)
     pmd.page.pmds.write(pmd.slot, huge_pmd(folio, flags))
@@ -230,7 +231,7 @@ def map_anon_folio_pte_nopf(
     nr = mem.folio_nr_pages(folio)
     flags = YOUNG
     if vma.vm_flags & VM_WRITE:
-        flags |= WRITE | DIRTY
+        flags |= WRITE | DIRTY | SOFT_DIRTY
     if uffd_wp:
         flags |= UFFD_WP
     mem.folio_ref_add(folio, nr - 1)

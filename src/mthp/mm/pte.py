@@ -60,18 +60,22 @@ def leaf_pte(kind: Leaf, value: int = 0, flags: int = 0) -> int:
 
 
 def pte_none(pte: int) -> bool:
+    """An empty entry."""
     return pte == 0
 
 
 def pte_present(pte: int) -> bool:
+    """An entry that maps a page."""
     return pte & PRESENT != 0
 
 
 def pte_pfn(pte: int) -> int:
+    """The frame of a present entry, or what a leaf entry names."""
     return pte >> PFN_SHIFT
 
 
 def is_zero_pfn(pfn: int) -> bool:
+    """Whether a frame is the shared zero page."""
     return pfn == ZERO_PFN
 
 
@@ -81,14 +85,17 @@ def pte_none_or_zero(pte: int) -> bool:
 
 
 def pte_young(pte: int) -> bool:
+    """Used since the bit was last cleared."""
     return pte & YOUNG != 0
 
 
 def pte_dirty(pte: int) -> bool:
+    """Written through."""
     return pte & DIRTY != 0
 
 
 def pte_write(pte: int) -> bool:
+    """May be written through."""
     return pte & WRITE != 0
 
 
@@ -98,6 +105,7 @@ def pte_uffd(pte: int) -> bool:
 
 
 def pte_special(pte: int) -> bool:
+    """Maps a frame that has no page of its own to the memory manager."""
     return pte & SPECIAL != 0
 
 
@@ -136,26 +144,32 @@ def bad_pmd() -> int:
 
 
 def pmd_none(pmd: int) -> bool:
+    """An empty slot."""
     return pmd == 0
 
 
 def pmd_present(pmd: int) -> bool:
+    """A slot with a table, a huge leaf, or something bad."""
     return pmd & PRESENT != 0
 
 
 def pmd_trans_huge(pmd: int) -> bool:
+    """A slot that maps a huge page."""
     return pmd & (PRESENT | HUGE) == PRESENT | HUGE
 
 
 def pmd_is_migration_entry(pmd: int) -> bool:
+    """A slot whose huge page is on its way elsewhere."""
     return pmd & PRESENT == 0 and (pmd & KIND_MASK) >> KIND_SHIFT == Leaf.MIGRATION
 
 
 def pmd_bad(pmd: int) -> bool:
+    """A slot that is present and neither a table nor a leaf."""
     return pmd & (PRESENT | SPECIAL) == PRESENT | SPECIAL
 
 
 def pmd_is_table(pmd: int) -> bool:
+    """A slot that points to a table of PTEs."""
     return pmd & (PRESENT | SPECIAL | HUGE) == PRESENT
 
 

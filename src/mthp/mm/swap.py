@@ -54,20 +54,31 @@ class SwapDevice:
     """A swap area. Slots are named by the entry a PTE holds.
 
     synchronous: SWP_SYNCHRONOUS_IO (zram): the swap cache copy is given up at once.
-    contents, cache: entry -> content, entry -> folio in the swap cache; failing: entries that
-    cannot be read.
+    contents, cache: entry -> content, entry -> folio in the swap cache. users: entry -> PTEs that
+    still name it, where fork() made them more than one. failing: entries that cannot be read.
     """
 
     synchronous: bool = True
     contents: dict[int, int] = field(default_factory=dict)
     cache: dict[int, int] = field(default_factory=dict)
     entry_of: dict[int, int] = field(default_factory=dict)
+    users: dict[int, int] = field(default_factory=dict)
     failing: set[int] = field(default_factory=set)
 
     def add_to_cache(self, entry: int, folio: int) -> None:
         """Kernel: mm/swap_state.c, swap_cache_add_folio()."""
         self.cache[entry] = folio
         self.entry_of[folio] = entry
+
+    def drop_user(self, entry: int) -> None:
+        """One PTE less names the entry. Kernel: mm/swapfile.c, folio_put_swap()."""
+        left = self.users.pop(entry, 1) - 1
+        if left:
+            self.users[entry] = left
+
+    def folio_swapped(self, folio: int) -> bool:
+        """Whether PTEs still name the slot of a swap cache folio. Kernel: folio_maybe_swapped()."""
+        return self.entry_of[folio] in self.users
 
     def remove_from_cache(self, folio: int) -> None:
         """Kernel: mm/swap_state.c, swap_cache_del_folio()."""
@@ -154,6 +165,7 @@ def _map_swapped_in(
             folio_add_new_anon_rmap(mem, folio, vma, address, exclusive=exclusive)
         mm.counters[MM_ANONPAGES] += 1
         mm.counters[MM_SWAPENTS] -= 1
+        kernel.swap.drop_user(pte_pfn(orig_pte))
         pte.ptes.write(pte.base, mk_pte(folio, flags))
         if kernel.swap.synchronous or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
             folio_free_swap(kernel, folio)
@@ -169,12 +181,13 @@ def _drop(kernel: Kernel, folio: int, outcome: VmFault) -> VmFault:
 
 
 def folio_free_swap(kernel: Kernel, folio: int) -> None:
-    """Give up the swap slot of a folio that is in memory; it is dirty from then on.
+    """Give up the swap slot of a folio that is in memory; it is dirty from then on. A slot that
+    other PTEs still name stays.
 
     Caller holds the folio lock. Kernel: mm/swapfile.c, folio_free_swap().
     """
     mem = kernel.mem
-    if not mem.test(folio, PG_SWAPCACHE):
+    if not mem.test(folio, PG_SWAPCACHE) or kernel.swap.folio_swapped(folio):
         return
     kernel.swap.remove_from_cache(folio)
     mem.flags.clear_bits(folio, PG_SWAPCACHE)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The scan's fast twin declines, or agrees with the clear twin in everything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.khugepaged.scan import Scan, scan_ptes, scan_ptes_at_once
+from mthp.mm.allocator import NodeState
+from mthp.mm.pagetable import PteMap
+from mthp.mm.pte import pmd_is_table
+from mthp.mm.vma import Vma
+from mthp.results import Refused, ScanResult
+from mthp.units import Geometry
+from tests.khugepaged.strategies import Recipe, recipes
+from tests.worlds import TINY, World, hole, large, old, scans, small, zero
+
+agreed = declined = 0
+
+
+def counted(world: World, vma: Vma, page: int, caller: Caller, fast: bool) -> dict[str, Any] | None:
+    """What a twin counts over one table; None if the fast one declines."""
+    cc = CollapseControl(caller)
+    scan = Scan(vma, world.address(vma, page), cc)
+    result = ScanResult.SUCCEED
+    with PteMap(world.kernel, world.table(vma, world.address(vma, page)), 0) as pte:
+        if fast:
+            done = scan_ptes_at_once(scan, pte)
+            if not done:
+                assert cc == CollapseControl(caller)
+                assert scan.none_or_zero == scan.referenced == scan.unmapped == 0
+                return None
+        else:
+            try:
+                scan_ptes(scan, pte)
+            except Refused as refusal:
+                result = refusal.result
+    names = ("none_or_zero", "referenced", "unmapped", "failed_pfn")
+    return {
+        "result": result,
+        "present": cc.present_ptes,
+        "progress": cc.progress,
+        "node_load": {node: n for node, n in cc.node_load.items() if n},
+        **{name: getattr(scan, name) for name in names},
+    }
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(recipes(Geometry(12, 4)), st.sampled_from(list(Caller)))
+def test_the_twins_agree(recipe: Recipe, caller: Caller) -> None:
+    global agreed, declined
+    world, vma = recipe.build()
+    for page in (0, 16):
+        if not pmd_is_table(world.pmd(vma, world.address(vma, page))):
+            continue
+        fast = counted(world, vma, page, caller, fast=True)
+        if fast is None:
+            declined += 1
+            continue
+        agreed += 1
+        assert fast == counted(world, vma, page, caller, fast=False)
+
+
+def test_both_answers_were_met() -> None:
+    """The property above is about something (it runs first)."""
+    assert not (agreed or declined) or (agreed > 20 and declined > 20)
+
+
+def test_pages_on_several_nodes() -> None:
+    world = World(geometry=TINY, nodes=(NodeState(), NodeState(), NodeState()))
+    vma = world.vma(small(3, nid=2), large(2, nid=1), zero(4), hole(4), old(1))
+    fast = counted(world, vma, 0, Caller.KHUGEPAGED, fast=True)
+    assert fast is not None
+    assert Counter(fast["node_load"]) == {2: 3, 1: 4, 0: 1}
+    assert fast["referenced"] == 7
+    assert fast["present"] == 0b1000_0000_0111_1111
+    assert fast == counted(world, vma, 0, Caller.KHUGEPAGED, fast=False)
+
+
+def test_a_watched_scan_takes_the_clear_twin() -> None:
+    """Steps are steps where somebody counts them, and the answer is the same."""
+    results = []
+    for watched in (False, True):
+        world = World(geometry=TINY, orders={2, 4}, max_ptes_none=0)
+        vma = world.vma(small(13), hole(3))
+        if watched:
+            table = world.table(vma)
+            seen: list[int] = []
+            world.kernel.machine.on_step = lambda access, word, index: (
+                seen.append(index) if word is table.ptes else None  # noqa: B023
+            )
+        results.append((scans(world.scan()), world.orders(vma)))
+        if watched:
+            assert seen[:16] == list(range(16))
+    assert results[0] == results[1]

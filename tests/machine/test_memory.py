@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Words and Cells: every access is one step, before the act."""
+
+from __future__ import annotations
+
+from mthp.machine.cpu import Cpu, TlbEntry, flush_tlb_range, tlb_remove_table_sync_one
+from mthp.machine.memory import Cell, Words
+from mthp.machine.step import Access, Machine
+
+Seen = list[tuple[Access, int]]
+
+
+def watched() -> tuple[Machine, Words, Seen]:
+    machine = Machine()
+    words = Words(machine, "row", "q", 4)
+    seen: Seen = []
+    machine.on_step = lambda access, word, index: seen.append((access, words.raw[index]))
+    return machine, words, seen
+
+
+def test_reads_and_writes() -> None:
+    _, words, seen = watched()
+    words.write(2, 7)
+    assert words.read(2) == 7
+    assert seen == [(Access.WRITE, 0), (Access.READ, 7)]
+
+
+def test_atomics_give_what_the_kernels_give() -> None:
+    _, words, seen = watched()
+    assert words.add(0, 3) == 3
+    assert words.add(0, -1) == 2
+    assert words.swap(0, 9) == 2
+    assert words.set_bits(0, 6) == 9
+    assert words.clear_bits(0, 1) == 15
+    assert words.raw[0] == 14
+    assert not words.freeze(0, 13)
+    assert words.raw[0] == 14
+    assert words.freeze(0, 14)
+    assert words.raw[0] == 0
+    assert {access for access, _ in seen} == {Access.RMW}
+    assert len(seen) == 7
+
+
+def test_straight_through_is_the_same_without_steps() -> None:
+    words = Words(Machine(), "row", "I", 2)
+    words.write(1, 5)
+    assert (words.read(1), words.add(1, 1), words.swap(1, 4), words.set_bits(1, 3)) == (5, 6, 6, 4)
+    assert (words.clear_bits(1, 7), words.freeze(1, 0), words.raw[1]) == (7, True, 0)
+
+
+def test_rows_grow_by_zeroes_and_never_shrink() -> None:
+    words = Words(Machine(), "row", "B", 1)
+    words.raw[0] = 9
+    words.grow(3)
+    words.grow(2)
+    assert list(words.raw) == [9, 0, 0]
+    assert repr(words) == "Words('row', 3)"
+
+
+def test_cells_hold_anything_immutable() -> None:
+    machine = Machine()
+    cell = Cell(machine, "cell", ())
+    seen: list[Access] = []
+    machine.on_step = lambda access, word, index: seen.append(access)
+    cell.write((1, 2))
+    assert cell.read() == (1, 2)
+    assert seen == [Access.WRITE, Access.READ]
+    assert repr(cell) == "Cell('cell', (1, 2))"
+
+
+def test_a_row_filled_at_once_is_as_many_steps() -> None:
+    machine, words, _ = watched()
+    seen: list[int] = []
+    machine.on_step = lambda access, word, index: seen.append(index)
+    machine.step_words(words, 1, 3)
+    assert seen == [1, 2, 3]
+
+
+def test_barriers_are_steps() -> None:
+    machine = Machine()
+    seen: list[Access] = []
+    machine.smp_wmb()
+    machine.on_step = lambda access, word, index: seen.append(access)
+    machine.smp_wmb()
+    assert seen == [Access.BARRIER]
+
+
+def test_a_flush_drops_what_overlaps_the_range() -> None:
+    machine = Machine()
+    cpus = (Cpu(machine, 0), Cpu(machine, 1))
+    entries = (
+        TlbEntry(1, 15, 0, 0),
+        TlbEntry(1, 16, 0, 0),
+        TlbEntry(1, 0, 5, 0),
+        TlbEntry(2, 16, 0, 0),
+        TlbEntry(1, 32, 0, 0),
+    )
+    cpus[1].tlb.value = entries
+    assert flush_tlb_range(cpus, 1, 16, 32) == 2
+    assert cpus[1].tlb.value == (entries[0], entries[3], entries[4])
+
+
+def test_the_sync_ipi_waits_for_walkers_on_other_cpus() -> None:
+    machine = Machine()
+    cpus = tuple(Cpu(machine, n) for n in range(3))
+    waited: list[object] = []
+
+    def walk_on(cell: object) -> None:
+        waited.append(cell)
+        cpus[2].irqs_off.value = False
+
+    cpus[2].irqs_off.value = True
+    machine.on_block = walk_on
+    assert tlb_remove_table_sync_one(machine, cpus, 0) == 2
+    assert waited == [cpus[2].irqs_off]
+    cpus[0].irqs_off.value = True
+    assert tlb_remove_table_sync_one(machine, cpus, 0) == 2

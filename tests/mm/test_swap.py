@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Swapping in, as a collapse does it."""
+
+from mthp.khugepaged.control import Caller
+from mthp.mm.folio import PG_DIRTY, PG_LRU, PG_SWAPCACHE
+from mthp.mm.mm_struct import MM_ANONPAGES
+from mthp.mm.pte import WRITE, Leaf, pte_pfn
+from mthp.results import ScanResult
+from tests.worlds import TINY, World, leaf, small, swap, swapins
+
+
+def test_a_swapped_page_comes_back_writable_and_its_slot_is_given_up() -> None:
+    world = World(geometry=TINY, orders={2, 4}, max_ptes_none=0)
+    vma = world.vma(small(15), swap())
+    world.off_lru(vma, 0)
+    before = world.census()
+    assert world.collapse(vma, unmapped=1) is ScanResult.DEL_PAGE_LRU
+    pte = world.table(vma).ptes.raw[15]
+    folio = pte_pfn(pte)
+    assert pte & WRITE
+    flags = world.mem.flags.raw[folio]
+    assert flags & (PG_DIRTY | PG_LRU | PG_SWAPCACHE) == PG_DIRTY | PG_LRU
+    assert world.kernel.swap.cache == {}
+    world.assert_sound(before, aborted=True)
+
+
+def test_a_slot_that_a_child_still_names_stays_in_the_swap_cache() -> None:
+    """Kernel: mm/swapfile.c, folio_free_swap() gives up only slots that nobody names."""
+    world = World(geometry=TINY, max_ptes_shared=15)
+    vma = world.vma(small(15), swap())
+    child = world.fork(vma)
+    before = world.census()
+    world.off_lru(vma, 0)
+    outside = world.census().outside
+    assert world.collapse(vma, unmapped=1) is ScanResult.DEL_PAGE_LRU
+    folio = world.folio(vma, 15)
+    assert world.mem.flags.raw[folio] & PG_SWAPCACHE
+    assert list(world.kernel.swap.cache.values()) == [folio]
+    assert world.check(outside) == []
+    world.mem.flags.raw[world.folio(vma, 0)] |= PG_LRU
+    # The child's fault finds the same folio, and now nobody names the slot.
+    assert world.collapse(child, unmapped=1, caller=Caller.MADVISE) is ScanResult.SUCCEED
+    assert world.kernel.swap.cache == {}
+    assert world.kernel.swap.users == {}
+    world.assert_sound(before)
+
+
+def test_a_slot_outlives_the_collapse_of_one_of_two_processes() -> None:
+    world = World(geometry=TINY, max_ptes_shared=15)
+    vma = world.vma(small(15), swap())
+    child = world.fork(vma)
+    before = world.census()
+    assert world.collapse(vma, unmapped=1) is ScanResult.SUCCEED
+    assert world.orders(vma) == [4]
+    assert world.collapse(child, unmapped=1) is ScanResult.SUCCEED
+    world.assert_sound(before)
+
+
+def test_a_retry_lets_go_of_mmap_lock_and_says_page_lock() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(14), swap(2))
+    world.cache_swapped(vma, 15, locked=True)
+    before = world.census()
+    assert world.collapse(vma, unmapped=2) is ScanResult.PAGE_LOCK
+    assert swapins(world.kernel.events) == [ScanResult.PAGE_LOCK]
+    assert world.kernel.events[1].swapped_in == 1  # type: ignore[union-attr]
+    world.assert_sound(before, aborted=True)
+
+
+def test_a_slot_that_cannot_be_read_is_a_failure_and_stays_swapped() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(14), swap(2))
+    world.kernel.swap.failing.add(2)
+    before = world.census()
+    assert world.collapse(vma, unmapped=2) is ScanResult.FAIL
+    assert world.mm.counters[MM_ANONPAGES] == 15
+    assert world.check(before.outside) == []
+
+
+def test_markers_are_failures_and_migration_is_waited_for() -> None:
+    for kind, result in (
+        (Leaf.GUARD, ScanResult.FAIL),
+        (Leaf.HWPOISON, ScanResult.FAIL),
+        (Leaf.MIGRATION, ScanResult.PTE_NON_PRESENT),
+    ):
+        world = World(geometry=TINY)
+        vma = world.vma(small(15), leaf(kind))
+        before = world.census()
+        assert world.collapse(vma, unmapped=1) is result
+        world.assert_sound(before, aborted=True)
+
+
+def test_no_memory_for_a_swapped_page_is_a_failure() -> None:
+    world = World(geometry=TINY, free={4: 1})
+    vma = world.vma(small(15), swap())
+    before = world.census()
+    assert world.collapse(vma, unmapped=1) is ScanResult.FAIL
+    world.assert_sound(before, aborted=True)
+
+
+def test_no_charge_for_a_swapped_page_is_a_failure() -> None:
+    world = World(geometry=TINY)
+    memcg = world.kernel.new_memcg("full", limit=16)
+    vma = world.vma(small(15), swap(), mm=world.process(memcg))
+    before = world.census()
+    assert world.collapse(vma, unmapped=1) is ScanResult.FAIL
+    assert memcg.usage.value == 0
+    world.assert_sound(before, aborted=True)

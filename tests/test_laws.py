@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Each law fires on a world corrupted in the way it forbids, and on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mthp.laws import check_aborted, check_collapse, check_quiescent
+from mthp.machine.cpu import TlbEntry
+from mthp.machine.locks import Hold
+from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_REFERENCED
+from mthp.mm.mm_struct import MM_ANONPAGES
+from mthp.mm.pte import DIRTY, PMD_NONE, SOFT_DIRTY, UFFD_WP, YOUNG, mk_pte
+from mthp.mm.vma import VM_READ, Vma
+from mthp.results import ScanResult
+from tests.worlds import TINY, World, huge, large, shared, small, swap, zero
+
+Corrupt = Callable[[World, Vma], object]
+
+
+def made() -> tuple[World, Vma]:
+    world = World(geometry=TINY)
+    vma = world.vma(small(4), large(2), shared(2), zero(2), swap(4), huge(4))
+    return world, vma
+
+
+def raw(row: str, page: int, amount: int) -> Corrupt:
+    """Change one word of the mem_map, of the folio at a page of the VMA."""
+
+    def corrupt(world: World, vma: Vma) -> None:
+        getattr(world.mem, row).raw[world.folio(vma, page)] += amount
+
+    return corrupt
+
+
+def free_mapped(world: World, vma: Vma) -> None:
+    world.mem.refcount.raw[world.folio(vma, 0)] = 0
+
+
+def keep_translation(world: World, vma: Vma) -> None:
+    vpn = vma.vm_start >> 12
+    world.kernel.cpus[0].tlb.value = (TlbEntry(world.mm.number, vpn, 0, mk_pte(77, YOUNG)),)
+
+
+def lose_table(world: World, vma: Vma) -> None:
+    world.set_pmd(vma, PMD_NONE)
+
+
+def link_twice(world: World, vma: Vma) -> None:
+    world.mm.mmap(0x80000000, 0x80010000)
+    pmd = world.pmd(vma)
+    page = next(iter(world.mm.pmd_pages.values()))
+    page.pmds.raw[15] = pmd
+
+
+def fill_deposited(world: World, vma: Vma) -> None:
+    page = next(iter(world.mm.pmd_pages.values()))
+    (number,) = next(iter(page.deposited.values()))
+    world.kernel.tables[number].ptes.raw[3] = mk_pte(0, YOUNG)
+
+
+def warn(world: World, vma: Vma) -> None:
+    world.kernel.warn_once("collapse_huge_page", "a PMD was overwritten")
+
+
+def write_shared(world: World, vma: Vma) -> None:
+    """A second writable mapping of an exclusive page, counted properly."""
+    page = world.folio(vma, 0)
+    world.table(vma).ptes.raw[10] = mk_pte(page, world.table(vma).ptes.raw[0] & 0xFFFF)
+    world.mem.mapcount.raw[page] += 1
+    world.mem.refcount.raw[page] += 1
+    assert world.mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE
+
+
+def hold_mmap_lock(world: World, vma: Vma) -> Hold:
+    return world.mm.mmap_read_lock()
+
+
+def map_and_forget(world: World, vma: Vma) -> None:
+    world.kernel.pte_maps += 1
+
+
+def leave_locked(world: World, vma: Vma) -> None:
+    world.lock(vma, 0)
+
+
+def leave_vma_locked(world: World, vma: Vma) -> None:
+    vma.vm_lock.value = -1
+
+
+def leave_isolated(world: World, vma: Vma) -> None:
+    world.mem.flags.raw[world.folio(vma, 0)] |= PG_ISOLATED
+
+
+def lose_from_lru(world: World, vma: Vma) -> None:
+    world.mem.flags.raw[world.folio(vma, 0)] &= ~PG_LRU
+
+
+def register_twice(world: World, vma: Vma) -> None:
+    world.khugepaged.mm_slots.append(world.mm)
+
+
+def forget_cursor(world: World, vma: Vma) -> None:
+    world.khugepaged.mm_slot = world.mm
+    world.khugepaged.mm_slots.clear()
+
+
+def miscount_sharers(world: World, vma: Vma) -> None:
+    world.mem.mm_mapcounts[world.folio(vma, 4)] = {world.mm.number: 3}
+
+
+AT_REST: list[tuple[int, Corrupt]] = [
+    (1, free_mapped),
+    (2, keep_translation),
+    (4, raw("mapcount", 0, 1)),
+    (4, raw("mapcount", 8, -1)),
+    (4, raw("entire_mapcount", 16, 1)),
+    (4, raw("large_mapcount", 4, 1)),
+    (4, raw("nr_pages_mapped", 4, 1)),
+    (4, miscount_sharers),
+    (5, raw("refcount", 0, 1)),
+    (5, raw("refcount", 4, -1)),
+    (5, leave_isolated),
+    (5, lose_from_lru),
+    (6, lose_table),
+    (6, link_twice),
+    (6, fill_deposited),
+    (7, warn),
+    (7, write_shared),
+    (9, hold_mmap_lock),
+    (9, map_and_forget),
+    (9, leave_locked),
+    (9, leave_vma_locked),
+    (13, register_twice),
+    (13, forget_cursor),
+]
+
+
+@pytest.mark.parametrize(("law", "corrupt"), AT_REST)
+def test_a_corrupted_world_breaks_the_law(law: int, corrupt: Corrupt) -> None:
+    world, vma = made()
+    outside = world.census().outside
+    assert world.check(outside) == []
+    corrupt(world, vma)
+    broken = check_quiescent(world.kernel, world.khugepaged, outside)
+    assert any(line.startswith(f"law {law}:") for line in broken), broken
+
+
+def test_without_knowing_the_outside_its_holds_look_like_leaks() -> None:
+    world, vma = made()
+    world.pin(vma, 0)
+    broken = check_quiescent(world.kernel, world.khugepaged)
+    assert {line.split(":")[0] for line in broken} == {"law 4", "law 5"}
+
+
+def overwrite_contents(world: World, vma: Vma) -> None:
+    world.mem.content.raw[world.folio(vma, 1)] = 12345
+
+
+def overwrite_swapped(world: World, vma: Vma) -> None:
+    world.kernel.swap.contents[1] = 12345
+
+
+def lose_marks(world: World, vma: Vma) -> None:
+    world.table(vma).ptes.raw[0] &= ~(UFFD_WP | SOFT_DIRTY)
+
+
+def miscount(world: World, vma: Vma) -> None:
+    world.mm.counters[MM_ANONPAGES] += 1
+
+
+def miscount_gauge(world: World, vma: Vma) -> None:
+    world.kernel.vmstat.count_mthp_stat(2, "nr_anon", 1)
+
+
+def miscount_charge(world: World, vma: Vma) -> None:
+    world.kernel.memcgs[0].charge(1)
+
+
+@pytest.mark.parametrize(
+    ("law", "corrupt"),
+    [
+        (3, overwrite_contents),
+        (3, overwrite_swapped),
+        (5, miscount),
+        (5, miscount_gauge),
+        (5, miscount_charge),
+        (8, lose_marks),
+    ],
+)
+def test_a_change_that_no_collapse_may_make_is_found(law: int, corrupt: Corrupt) -> None:
+    world, vma = made()
+    world.kernel.new_memcg("group")
+    world.table(vma).ptes.raw[0] |= UFFD_WP
+    before = world.census()
+    assert check_collapse(before, world.kernel) == []
+    corrupt(world, vma)
+    broken = check_collapse(before, world.kernel)
+    assert broken and all(line.startswith(f"law {law}:") for line in broken), broken
+
+
+@pytest.mark.parametrize("change", ["entry", "flags", "gone"])
+def test_an_abort_changes_nothing(change: str) -> None:
+    world, vma = made()
+    before = world.census()
+    if change == "entry":
+        world.table(vma).ptes.raw[0] &= ~DIRTY
+    elif change == "flags":
+        world.mem.flags.raw[world.folio(vma, 0)] |= PG_REFERENCED
+    else:
+        world.zap(vma, 0, 1)
+    broken = check_aborted(before, world.kernel)
+    assert any(line.startswith("law 11:") for line in broken), broken
+
+
+def test_below_pmd_order_a_read_only_vma_loses_its_soft_dirty_marks() -> None:
+    """What 7.3 does, as its source says: map_anon_folio_pte_nopf() marks the new entries dirty, and
+    so soft-dirty, only where the VMA is writable; map_anon_folio_pmd_nopf() always does."""
+    for order, broken_laws in ((2, {"law 8"}), (4, set())):
+        world = World(geometry=TINY, orders={2, 4})
+        vma = world.vma(small(16), flags=VM_READ)
+        before = world.census()
+        assert world.collapse(vma, order) is ScanResult.SUCCEED
+        broken = check_collapse(before, world.kernel)
+        assert {line.split(":")[0] for line in broken} == broken_laws
+
+
+def test_a_folio_lock_of_others_is_not_ours() -> None:
+    world, vma = made()
+    world.mem.flags.raw[world.folio(vma, 0)] |= PG_LOCKED
+    assert world.check(world.census().outside) == []
