@@ -50,6 +50,9 @@ _ROWS: Final = {
     "large_mapcount": "i", "entire_mapcount": "i", "nr_pages_mapped": "i", "page_flags": "B",
     "nid": "b", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
 }  # fmt: skip
+_ROOM: Final = 32
+_ROOM_SHIFT: Final = 4
+"""How many frames rows grow ahead: 32 and a sixteenth of what is there."""
 _CLEARED: Final = (
     "flags", "refcount", "mapcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped",
     "page_flags", "memcg", "anon_vma", "index",
@@ -92,18 +95,19 @@ class MemMap:
         """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
         for name, typecode in _ROWS.items():
             setattr(self, name, Words(machine, name, typecode, 1))
+        self.nr_frames = 1
         self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
-
-    @property
-    def nr_frames(self) -> int:
-        return len(self.head.raw)
 
     def new_frames(self, nid: int, order: int) -> int:
         """Append 2**order frames of node nid, naturally aligned; the first one's number."""
         first = -(-self.nr_frames >> order) << order
         end = first + (1 << order)
-        for name in _ROWS:
-            getattr(self, name).grow(end)
+        if end > len(self.head.raw):
+            # Some frames ahead: growing is dear, and folios are mostly small.
+            room = end + (end >> _ROOM_SHIFT) + _ROOM
+            for name in _ROWS:
+                getattr(self, name).grow(room)
+        self.nr_frames = end
         if nid:
             self.nid.raw[first:end] = array("b", [nid]) * (1 << order)
         return first

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The fast twins' eyes: a run of PTEs and the folios behind them as arrays.
+
+Arrays may stand in for steps only where nobody watches steps. Each fast twin stands beside its clear
+twin, and does the whole of it or nothing at all: what is not plain is left to the clear one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.mm.folio import (
+    PG_ANON,
+    PG_LOCKED,
+    PG_LRU,
+    PG_MAPPED_SHARED,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_YOUNG,
+    PG_ZONE_DEVICE,
+    MemMap,
+)
+from mthp.mm.mm_struct import Mm
+from mthp.mm.pagetable import PteMap
+from mthp.mm.pte import PFN_SHIFT, PRESENT, SPECIAL, UFFD_WP, YOUNG
+
+_WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
+_UNWANTED: Final = PG_LOCKED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
+
+_every = np.bitwise_and.reduce
+_some = np.bitwise_or.reduce
+_count = np.count_nonzero
+
+
+class PlainPages(NamedTuple):
+    """A run of PTEs that all map plain pages, but for holes (none or zero page).
+
+    words, folios, flags: of the mapped PTEs, the first and the last of their folios. mapped: which
+    PTEs those are; None if all. small: no folio is large.
+    """
+
+    words: NDArray[Any]
+    folios: NDArray[Any]
+    flags: NDArray[Any]
+    mapped: NDArray[np.bool_] | None
+    none_or_zero: int
+    small: bool
+
+    def referenced(self) -> int:
+        """PTEs that folio_pte_referenced() would count."""
+        if _every(self.words) & YOUNG:
+            return len(self.words)
+        return int(_count((self.words & YOUNG) | (self.flags & (PG_REFERENCED | PG_YOUNG))))
+
+
+def may_look_at_once(mm: Mm) -> bool:
+    """Whether arrays may stand in for steps: nobody watches them, and no secondary MMU is asked."""
+    return mm.machine.on_step is None and not mm.notifiers
+
+
+def plain_pages(mem: MemMap, pte: PteMap, nr: int) -> PlainPages | None:
+    """The nr PTEs from pte on, if each is a hole or a page like any other: anonymous, on the LRU,
+    not locked, of one process, with no reference but its mappings'. None if any needs a closer look.
+    """
+    words = pte.ptes.view()[pte.base : pte.base + nr]
+    pfns = words >> PFN_SHIFT
+    mapped = None
+    none_or_zero = nr - int(_count(pfns))
+    if none_or_zero:
+        mapped = pfns != 0
+        holes = words[~mapped]
+        if none_or_zero == nr or _count(holes[holes & PRESENT == 0]):
+            return None
+        words, pfns = words[mapped], pfns[mapped]
+    if not _every(words) & PRESENT or _some(words) & (UFFD_WP | SPECIAL):
+        return None
+    folios = mem.head.view()[pfns]
+    flags = mem.flags.view()[folios]
+    if _every(flags) & _WANTED != _WANTED or _some(flags) & _UNWANTED:
+        return None
+    mapcounts = mem.mapcount.view()[folios]
+    large = mem.order.view()[folios] != 0
+    small = not _count(large)
+    if _count((mapcounts > 1) & ~large):
+        return None
+    if not small:
+        mapcounts = np.where(large, mem.large_mapcount.view()[folios], mapcounts)
+    if _count(mem.refcount.view()[folios] != mapcounts):
+        return None
+    return PlainPages(words, folios, flags, mapped, none_or_zero, small)
