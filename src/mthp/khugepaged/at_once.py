@@ -32,7 +32,6 @@ _WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
 _UNWANTED: Final = PG_LOCKED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
 
 _every = np.bitwise_and.reduce
-_some = np.bitwise_or.reduce
 _count = np.count_nonzero
 
 
@@ -76,19 +75,20 @@ def plain_pages(mem: MemMap, pte: PteMap, nr: int) -> PlainPages | None:
         if none_or_zero == nr or _count(holes[holes & PRESENT == 0]):
             return None
         words, pfns = words[mapped], pfns[mapped]
-    if not _every(words) & PRESENT or _some(words) & (UFFD_WP | SPECIAL):
+    if _count(words & (PRESENT | UFFD_WP | SPECIAL) != PRESENT):
         return None
-    folios = mem.head.view()[pfns]
+    folios = mem.head.view()[pfns].astype(np.intp)
     flags = mem.flags.view()[folios]
-    if _every(flags) & _WANTED != _WANTED or _some(flags) & _UNWANTED:
+    if _count(flags & (_WANTED | _UNWANTED) != _WANTED):
         return None
     mapcounts = mem.mapcount.view()[folios]
-    large = mem.order.view()[folios] != 0
-    small = not _count(large)
-    if _count((mapcounts > 1) & ~large):
-        return None
+    orders = mem.order.view()[folios]
+    small = not _count(orders)
+    shared = mapcounts > 1
     if not small:
+        large = orders != 0
+        shared &= ~large
         mapcounts = np.where(large, mem.large_mapcount.view()[folios], mapcounts)
-    if _count(mem.refcount.view()[folios] != mapcounts):
+    if _count(shared) or _count(mem.refcount.view()[folios] != mapcounts):
         return None
     return PlainPages(words, folios, flags, mapped, none_or_zero, small)

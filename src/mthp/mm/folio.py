@@ -10,7 +10,10 @@ Kernel: include/linux/mm_types.h (struct folio), include/linux/page-flags.h, inc
 from __future__ import annotations
 
 from array import array
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mthp.machine.memory import Words
 from mthp.machine.step import Machine
@@ -57,6 +60,9 @@ _CLEARED: Final = (
     "flags", "refcount", "mapcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped",
     "page_flags", "memcg", "anon_vma", "index",
 )  # fmt: skip
+
+_CLEARED_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
+"""What can be other than zero in a small folio without mappings."""
 
 
 class MemMap:
@@ -176,6 +182,17 @@ class MemMap:
                 raw[folio : folio + nr] = array(raw.typecode, bytes(raw.itemsize * nr))
         self.mm_mapcounts.pop(folio, None)
         self.allocator.free(folio, order)
+
+    def free_small_folios(self, folios: NDArray[Any]) -> None:
+        """The fast twin of free_folio() for small folios in turn, neither locked nor mapped."""
+        memcgs = self.memcg.view()[folios]
+        if np.count_nonzero(memcgs):
+            for number, pages in enumerate(np.bincount(memcgs).tolist()):
+                if number and pages:
+                    self.memcgs[number - 1].uncharge(pages)
+        for name in _CLEARED_SMALL:
+            getattr(self, name).view()[folios] = 0
+        self.allocator.free_small(folios.tolist())
 
     # Flags
 
