@@ -127,7 +127,7 @@ def let_go_at_once(pte: PteMap, vma: Vma, order: int) -> int | None:
     mem.flags.view()[folios] = flags & ~(PG_ISOLATED | PG_LOCKED)
     mem.mapcount.view()[folios] = 0
     mem.refcount.view()[folios] = 1
-    folio_add_lru_last_references(mem, kernel.this_cpu, folios.tolist())
+    folio_add_lru_last_references(mem, kernel.this_cpu, folios)
     vma.vm_mm.counters[MM_ANONPAGES] += filled
     return filled
 

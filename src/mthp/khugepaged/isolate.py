@@ -30,6 +30,8 @@ from mthp.mm.lru import (
 from mthp.mm.mmu_notifier import mmu_notifier_test_young
 from mthp.mm.pagetable import PteMap
 from mthp.mm.pte import (
+    PFN_SHIFT,
+    PRESENT,
     pte_dirty,
     pte_none_or_zero,
     pte_pfn,
@@ -196,6 +198,9 @@ def isolate_at_once(isolation: _Isolation, pte: PteMap) -> bool:
     counted, locked and isolated; False, and nothing is done.
     """
     mem = isolation.mem
+    first = pte.ptes.raw[pte.base]
+    if first & PRESENT and mem.order.raw[mem.head.raw[first >> PFN_SHIFT]]:
+        return False  # seen at a glance: windows of large folios mostly begin with one
     pages = plain_pages(mem, pte, 1 << isolation.order)
     if pages is None or not pages.small:
         return False

@@ -73,14 +73,16 @@ class Node:
 
     def give(self, pfn: int, order: int) -> None:
         """Free a block and merge it with free buddies. Kernel: __free_one_page()."""
+        blocks = self.blocks
         while order < self.max_order:
-            buddy = pfn ^ (1 << order)
-            if buddy not in self.blocks[order]:
+            size = 1 << order
+            buddy = pfn ^ size
+            if buddy not in blocks[order]:
                 break
-            del self.blocks[order][buddy]
-            pfn &= ~(1 << order)
+            del blocks[order][buddy]
+            pfn &= ~size
             order += 1
-        self.blocks[order][pfn] = None
+        blocks[order][pfn] = None
 
     def give_small(self, pfns: Sequence[int]) -> None:
         """The fast twin of give() for single frames in turn."""

@@ -138,7 +138,7 @@ class MemMap:
     def prep_folio(self, folio: int, order: int) -> None:
         """Make frames that nobody knows into a folio with one reference. Not a step."""
         nr = 1 << order
-        self.head.raw[folio : folio + nr] = array("i", [folio]) * nr
+        self.head.view()[folio : folio + nr] = folio
         self.order.raw[folio] = order
         self.refcount.raw[folio] = 1
 
@@ -175,11 +175,11 @@ class MemMap:
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
         for name in _CLEARED:
-            raw = getattr(self, name).raw
+            row = getattr(self, name)
             if nr == 1:
-                raw[folio] = 0
+                row.raw[folio] = 0
             else:
-                raw[folio : folio + nr] = array(raw.typecode, bytes(raw.itemsize * nr))
+                row.view()[folio : folio + nr] = 0
         self.mm_mapcounts.pop(folio, None)
         self.allocator.free(folio, order)
 

@@ -9,9 +9,10 @@ Kernel: mm/folio.c (struct cpu_fbatches), mm/vmscan.c (folio_isolate_lru), mm/ml
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mthp.machine.cpu import Cpu
 from mthp.mm.folio import (
@@ -58,16 +59,20 @@ def folio_add_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
         folio_batch_move_lru(mem, cpu)
 
 
-def folio_add_lru_last_references(mem: MemMap, cpu: Cpu, folios: list[int]) -> None:
+def folio_add_lru_last_references(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
     """The fast twin of folio_add_lru() and a folio_put() for small folios in turn, whose one
     reference left then is the batch's: they are freed when it is flushed.
     """
-    batch = (*cpu.lru_add.value, *folios)
-    while len(batch) >= FOLIO_BATCH_SIZE:
-        cpu.lru_add.value = batch[:FOLIO_BATCH_SIZE]
-        folio_batch_move_lru(mem, cpu)
-        batch = batch[FOLIO_BATCH_SIZE:]
-    cpu.lru_add.value = batch
+    batch = cpu.lru_add.value
+    room = FOLIO_BATCH_SIZE - len(batch)
+    cpu.lru_add.value = (*batch, *folios[:room].tolist())
+    if len(folios) < room:
+        return
+    folio_batch_move_lru(mem, cpu)
+    folios = folios[room:]
+    last = len(folios) - len(folios) % FOLIO_BATCH_SIZE
+    mem.free_small_folios(folios[:last])
+    cpu.lru_add.value = tuple(folios[last:].tolist())
 
 
 def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
@@ -112,15 +117,16 @@ def _free_dead_at_once(mem: MemMap, batch: tuple[int, ...]) -> tuple[int, ...]:
     """The fast twin for folios of a batch that nobody else holds, if they are small and plain: they
     are freed in turn. What is left of the batch.
     """
-    folios = np.array(batch)
-    dead = mem.refcount.view()[folios] == 1
-    dead &= mem.order.view()[folios] == 0
-    dead &= mem.flags.view()[folios] & PG_LOCKED == 0
-    dead &= mem.mapcount.view()[folios] == 0
-    if not np.count_nonzero(dead):
-        return batch
-    mem.free_small_folios(folios[dead])
-    return tuple(folios[~dead].tolist())
+    refcount, order = mem.refcount.raw, mem.order.raw
+    flags, mapcount = mem.flags.raw, mem.mapcount.raw
+    dead: list[int] = []
+    others: list[int] = []
+    for folio in batch:
+        busy = order[folio] or mapcount[folio] or flags[folio] & PG_LOCKED
+        (dead if refcount[folio] == 1 and not busy else others).append(folio)
+    if dead:
+        mem.free_small_folios(np.array(dead))
+    return tuple(others)
 
 
 def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: int) -> None:
