@@ -180,7 +180,7 @@ class World:
             "usage": self.mm.memcg and self.mm.memcg.usage.value,
             "held": kernel.machine.current.held,
             "pte_maps": kernel.pte_maps,
-            "cc": (self.daemon.cc.progress, self.daemon.pages_collapsed, self.daemon.full_scan),
+            "cc": (self.daemon.cc.progress, self.daemon.pages_collapsed, self.daemon.full_scans),
         }
 
 
