@@ -16,7 +16,7 @@ from mthp.events import Event
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.copy import copy_at_once, let_go_at_once
 from mthp.khugepaged.daemon import Khugepaged
-from mthp.khugepaged.isolate import _Isolation, isolate_at_once
+from mthp.khugepaged.isolate import PlainSources, _Isolation, isolate_at_once
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.khugepaged.scan import Scan, scan_ptes_at_once
 from mthp.mm import folio as pg
@@ -270,6 +270,8 @@ def test_plain_pages_take_the_fast_twins() -> None:
     folio = kernel.mem.folio_alloc(4)
     assert folio is not None
     assert copy_at_once(pte, folio, 4)
-    assert let_go_at_once(pte, world.vma, 4) == 0
+    sources = isolation.compound_pagelist
+    assert isinstance(sources, PlainSources)
+    assert let_go_at_once(pte, world.vma, 4, sources) == 0
     assert not any(world.tables[0].ptes.raw)
     assert kernel.mem.content.raw[folio : folio + 16].tolist() == list(range(1, 17))

@@ -7,8 +7,8 @@ import numpy as np
 
 from mthp.events import Copied
 from mthp.khugepaged.at_once import may_look_at_once
-from mthp.khugepaged.isolate import release_pte_folio, release_pte_pages
-from mthp.mm.folio import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED, PG_SWAPCACHE, MemMap
+from mthp.khugepaged.isolate import PlainSources, release_pte_folio, release_pte_pages
+from mthp.mm.folio import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED, MemMap
 from mthp.mm.lru import (
     folio_add_lru_last_references,
     folio_clear_isolated,
@@ -107,27 +107,19 @@ def __collapse_huge_page_copy_succeeded(
     return filled
 
 
-def let_go_at_once(pte: PteMap, vma: Vma, order: int) -> int | None:
-    """The fast twin of __collapse_huge_page_copy_succeeded(), for small sources that this window
-    alone maps. Pages filled from nothing; None, and nothing is done.
+def let_go_at_once(pte: PteMap, vma: Vma, order: int, sources: PlainSources) -> int:
+    """The fast twin of __collapse_huge_page_copy_succeeded(), for sources isolated at once: each has
+    one mapping and the reference of its isolation, and nobody watched who could have added more.
     """
-    kernel = pte.kernel
-    mem = kernel.mem
-    window = slice(pte.base, pte.base + (1 << order))
-    folios = pte.ptes.view()[window] >> PFN_SHIFT
-    filled = (1 << order) - int(np.count_nonzero(folios))
-    if filled:
-        folios = folios[folios != 0]
-    flags = mem.flags.view()[folios]
-    alone = (mem.mapcount.view()[folios] == 1) & (mem.refcount.view()[folios] == 2)
-    alone &= flags & PG_SWAPCACHE == 0
-    if vma.vm_flags & VM_LOCKED or np.count_nonzero(alone) != len(folios):
-        return None
-    pte.ptes.view()[window] = PTE_NONE
-    mem.flags.view()[folios] = flags & ~(PG_ISOLATED | PG_LOCKED)
+    mem = pte.kernel.mem
+    folios = sources.folios
+    filled = (1 << order) - len(folios)
+    pte.ptes.view()[pte.base : pte.base + (1 << order)] = PTE_NONE
+    flags = mem.flags.view()
+    flags[folios] &= ~(PG_ISOLATED | PG_LOCKED)
     mem.mapcount.view()[folios] = 0
     mem.refcount.view()[folios] = 1
-    folio_add_lru_last_references(mem, kernel.this_cpu, folios)
+    folio_add_lru_last_references(mem, pte.kernel.this_cpu, folios)
     vma.vm_mm.counters[MM_ANONPAGES] += filled
     return filled
 
@@ -181,10 +173,9 @@ def __collapse_huge_page_copy(
         elif not copy_mc_user_highpage(mem, folio + i, pte_pfn(pteval)):
             __collapse_huge_page_copy_failed(pte, pmd, orig_pmd, order, compound_pagelist)
             raise Refused(ScanResult.COPY_MC)
-    filled = None
-    if at_once and not compound_pagelist:
-        filled = let_go_at_once(pte, vma, order)
-    if filled is None:
+    if isinstance(compound_pagelist, PlainSources) and not vma.vm_flags & VM_LOCKED:
+        filled = let_go_at_once(pte, vma, order, compound_pagelist)
+    else:
         filled = __collapse_huge_page_copy_succeeded(pte, vma, order, compound_pagelist)
     pages = (1 << order) - filled
     pte.kernel.trace(Copied(vma.vm_mm.number, address, order, pages, filled))

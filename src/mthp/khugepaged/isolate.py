@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from mthp.events import NO_PFN, Isolate
 from mthp.khugepaged.at_once import may_look_at_once, plain_pages
 from mthp.khugepaged.control import CollapseControl
@@ -97,6 +101,16 @@ def release_pte_pages(pte: PteMap, nr: int, compound_pagelist: list[int]) -> Non
     for folio in compound_pagelist:
         release_pte_folio(kernel, folio)
     compound_pagelist.clear()
+
+
+class PlainSources(list[int]):
+    """An empty compound_pagelist, of a window whose small folios were all isolated at once."""
+
+    __slots__ = ("folios",)
+
+    def __init__(self, folios: NDArray[Any]) -> None:
+        super().__init__()
+        self.folios = folios
 
 
 class _Isolation:
@@ -212,6 +226,7 @@ def isolate_at_once(isolation: _Isolation, pte: PteMap) -> bool:
     if isolation.cc.is_khugepaged:
         isolation.referenced = pages.referenced()
     isolation.folio = int(pages.folios[-1])
+    isolation.compound_pagelist = PlainSources(pages.folios)
     mem.flags.view()[pages.folios] = pages.flags & ~PG_LRU | (PG_LOCKED | PG_ISOLATED)
     mem.refcount.view()[pages.folios] += 1
     return True

@@ -78,7 +78,8 @@ def mthp_collapse(
                     if result not in LOWER_ORDER:
                         break
         if not go_on_behind and order > MTHP_MIN_ORDER and enabled_orders & ((1 << order) - 1):
-            order -= 1
+            # The next enabled order; the kernel goes down one by one, and passes the same windows.
+            order = max((enabled_orders & ((1 << order) - 1)).bit_length() - 1, MTHP_MIN_ORDER)
             continue
         offset += nr_ptes
         order = max_order_from_offset(offset, geometry.pmd_order)

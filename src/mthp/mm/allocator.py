@@ -86,12 +86,17 @@ class Node:
 
     def give_small(self, pfns: Sequence[int]) -> None:
         """The fast twin of give() for single frames in turn."""
-        singles = self.blocks[0]
+        singles, pairs = self.blocks[0], self.blocks[1]
         for pfn in pfns:
-            if pfn ^ 1 in singles:
-                self.give(pfn, 0)
-            else:
+            if pfn ^ 1 not in singles:
                 singles[pfn] = None
+                continue
+            del singles[pfn ^ 1]
+            pair = pfn & ~1
+            if pair ^ 2 in pairs:
+                self.give(pair, 1)
+            else:
+                pairs[pair] = None
 
     def compact(self, order: int) -> int | None:
         """Gather smaller free blocks into one. Kernel: mm/compaction.c, compact_zone()."""

@@ -56,13 +56,14 @@ _ROWS: Final = {
 _ROOM: Final = 32
 _ROOM_SHIFT: Final = 4
 """How many frames rows grow ahead: 32 and a sixteenth of what is there."""
-_CLEARED: Final = (
-    "flags", "refcount", "mapcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped",
-    "page_flags", "memcg", "anon_vma", "index",
+_OF_FOLIO: Final = (
+    "flags", "refcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped", "memcg",
+    "anon_vma", "index",
 )  # fmt: skip
-
-_CLEARED_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
-"""What can be other than zero in a small folio without mappings."""
+_OF_PAGE: Final = ("mapcount", "page_flags")
+"""Rows that a free folio has zeroes in: at its first frame, and at each of its frames."""
+_OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
+"""Those of them that can be other than zero in a small folio without mappings."""
 
 
 class MemMap:
@@ -101,6 +102,9 @@ class MemMap:
         """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
         for name, typecode in _ROWS.items():
             setattr(self, name, Words(machine, name, typecode, 1))
+        self._of_folio: list[Words] = [getattr(self, name) for name in _OF_FOLIO]
+        self._of_page: list[Words] = [getattr(self, name) for name in _OF_PAGE]
+        self._of_small: list[Words] = [getattr(self, name) for name in _OF_SMALL]
         self.nr_frames = 1
         self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
 
@@ -138,7 +142,7 @@ class MemMap:
     def prep_folio(self, folio: int, order: int) -> None:
         """Make frames that nobody knows into a folio with one reference. Not a step."""
         nr = 1 << order
-        self.head.view()[folio : folio + nr] = folio
+        self.head.raw[folio : folio + nr] = array("i", [folio]) * nr
         self.order.raw[folio] = order
         self.refcount.raw[folio] = 1
 
@@ -174,12 +178,10 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
-        for name in _CLEARED:
-            row = getattr(self, name)
-            if nr == 1:
-                row.raw[folio] = 0
-            else:
-                row.view()[folio : folio + nr] = 0
+        for row in self._of_folio:
+            row.raw[folio] = 0
+        for row in self._of_page:
+            row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
         self.mm_mapcounts.pop(folio, None)
         self.allocator.free(folio, order)
 
@@ -190,8 +192,8 @@ class MemMap:
             for number, pages in enumerate(np.bincount(memcgs).tolist()):
                 if number and pages:
                     self.memcgs[number - 1].uncharge(pages)
-        for name in _CLEARED_SMALL:
-            getattr(self, name).view()[folios] = 0
+        for row in self._of_small:
+            row.view()[folios] = 0
         self.allocator.free_small(folios.tolist())
 
     # Flags

@@ -6,6 +6,7 @@ Kernel: mm/rmap.c.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from typing import Final
 
@@ -46,12 +47,12 @@ def folio_add_new_anon_rmap(
         mem.nr_pages_mapped.raw[folio] = ENTIRELY_MAPPED
     else:
         mem.machine.step_words(mem.mapcount, folio, nr)
-        mem.mapcount.view()[folio : folio + nr] = 1
+        mem.mapcount.raw[folio : folio + nr] = array("i", [1]) * nr
         mem.large_mapcount.write(folio, nr)
         mem.nr_pages_mapped.raw[folio] = nr
     if exclusive:
         count = 1 if pmd_mapped else nr
-        mem.page_flags.view()[folio : folio + count] = PAGE_ANON_EXCLUSIVE
+        mem.page_flags.raw[folio : folio + count] = array("B", [PAGE_ANON_EXCLUSIVE]) * count
     mem.vmstat.count_mthp_stat(order, "nr_anon")
 
 
