@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mthp.mm.folio import (
     PG_ANON,
+    PG_ISOLATED,
     PG_LOCKED,
     PG_LRU,
     PG_MAPPED_SHARED,
@@ -29,7 +30,7 @@ from mthp.mm.pagetable import PteMap
 from mthp.mm.pte import PFN_SHIFT, PRESENT, SPECIAL, UFFD_WP, YOUNG
 
 _WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
-_UNWANTED: Final = PG_LOCKED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
+_UNWANTED: Final = PG_LOCKED | PG_ISOLATED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
 
 _every = np.bitwise_and.reduce
 _count = np.count_nonzero
@@ -77,18 +78,18 @@ def plain_pages(mem: MemMap, pte: PteMap, nr: int) -> PlainPages | None:
         words, pfns = words[mapped], pfns[mapped]
     if _count(words & (PRESENT | UFFD_WP | SPECIAL) != PRESENT):
         return None
-    folios = mem.head.view()[pfns].astype(np.intp)
-    flags = mem.flags.view()[folios]
+    folios = mem.head.view().take(pfns).astype(np.intp)
+    flags = mem.flags.view().take(folios)
     if _count(flags & (_WANTED | _UNWANTED) != _WANTED):
         return None
-    mapcounts = mem.mapcount.view()[folios]
-    orders = mem.order.view()[folios]
+    mapcounts = mem.mapcount.view().take(folios)
+    orders = mem.order.view().take(folios)
     small = not _count(orders)
     shared = mapcounts > 1
     if not small:
         large = orders != 0
         shared &= ~large
-        mapcounts = np.where(large, mem.large_mapcount.view()[folios], mapcounts)
-    if _count(shared) or _count(mem.refcount.view()[folios] != mapcounts):
+        mapcounts = np.where(large, mem.large_mapcount.view().take(folios), mapcounts)
+    if _count(shared) or _count(mem.refcount.view().take(folios) != mapcounts):
         return None
     return PlainPages(words, folios, flags, mapped, none_or_zero, small)

@@ -227,8 +227,9 @@ def isolate_at_once(isolation: _Isolation, pte: PteMap) -> bool:
         isolation.referenced = pages.referenced()
     isolation.folio = int(pages.folios[-1])
     isolation.compound_pagelist = PlainSources(pages.folios)
-    mem.flags.view()[pages.folios] = pages.flags & ~PG_LRU | (PG_LOCKED | PG_ISOLATED)
-    mem.refcount.view()[pages.folios] += 1
+    # Each is on the LRU, unlocked, and has the one reference of its one mapping.
+    mem.flags.view()[pages.folios] = pages.flags ^ (PG_LRU | PG_LOCKED | PG_ISOLATED)
+    mem.refcount.view()[pages.folios] = 2
     return True
 
 
