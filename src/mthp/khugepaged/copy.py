@@ -10,7 +10,7 @@ from mthp.khugepaged.at_once import may_look_at_once
 from mthp.khugepaged.isolate import PlainSources, release_pte_folio, release_pte_pages
 from mthp.mm.folio import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED, MemMap
 from mthp.mm.lru import (
-    folio_add_lru_last_references,
+    folio_add_lru_dead,
     folio_clear_isolated,
     folio_putback_lru,
 )
@@ -119,7 +119,7 @@ def let_go_at_once(pte: PteMap, vma: Vma, order: int, sources: PlainSources) -> 
     flags[folios] &= ~(PG_ISOLATED | PG_LOCKED)
     mem.mapcount.view()[folios] = 0
     mem.refcount.view()[folios] = 1
-    folio_add_lru_last_references(mem, pte.kernel.this_cpu, folios)
+    folio_add_lru_dead(mem, pte.kernel.this_cpu, folios)
     vma.vm_mm.counters[MM_ANONPAGES] += filled
     return filled
 

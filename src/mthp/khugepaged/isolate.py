@@ -26,6 +26,7 @@ from mthp.mm.folio import (
 )
 from mthp.mm.kernel import Kernel
 from mthp.mm.lru import (
+    folio_add_lru_held,
     folio_clear_isolated,
     folio_isolate_lru,
     folio_mark_isolated,
@@ -101,6 +102,13 @@ def release_pte_pages(pte: PteMap, nr: int, compound_pagelist: list[int]) -> Non
     for folio in compound_pagelist:
         release_pte_folio(kernel, folio)
     compound_pagelist.clear()
+
+
+def release_at_once(kernel: Kernel, sources: PlainSources) -> None:
+    """The fast twin of release_pte_pages(): the reference of the isolation becomes the batch's."""
+    mem = kernel.mem
+    mem.flags.view()[sources.folios] &= ~(PG_ISOLATED | PG_LOCKED)
+    folio_add_lru_held(mem, kernel.this_cpu, sources.folios[::-1])
 
 
 class PlainSources(list[int]):
@@ -262,7 +270,10 @@ def __collapse_huge_page_isolate(
         if cc.is_khugepaged and not isolation.referenced:
             raise Refused(ScanResult.LACK_REFERENCED_PAGE)
     except Refused as refusal:
-        release_pte_pages(pte, done, isolation.compound_pagelist)
+        if isinstance(isolation.compound_pagelist, PlainSources):
+            release_at_once(kernel, isolation.compound_pagelist)
+        else:
+            release_pte_pages(pte, done, isolation.compound_pagelist)
         isolation.trace(start_addr, refusal.result)
         raise
     isolation.trace(start_addr, ScanResult.SUCCEED)

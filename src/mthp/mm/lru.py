@@ -59,20 +59,27 @@ def folio_add_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
         folio_batch_move_lru(mem, cpu)
 
 
-def folio_add_lru_last_references(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
-    """The fast twin of folio_add_lru() and a folio_put() for small folios in turn, whose one
-    reference left then is the batch's: they are freed when it is flushed.
+def folio_add_lru_held(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
+    """The fast twin of folio_add_lru() and a folio_put() for small folios in turn: the reference
+    that would be put becomes the batch's.
     """
-    batch = cpu.lru_add.value
-    room = FOLIO_BATCH_SIZE - len(batch)
-    cpu.lru_add.value = (*batch, *folios[:room].tolist())
-    if len(folios) < room:
-        return
-    folio_batch_move_lru(mem, cpu)
-    folios = folios[room:]
-    last = len(folios) - len(folios) % FOLIO_BATCH_SIZE
-    mem.free_small_folios(folios[:last])
-    cpu.lru_add.value = tuple(folios[last:].tolist())
+    batch = (*cpu.lru_add.value, *folios.tolist())
+    while len(batch) >= FOLIO_BATCH_SIZE:
+        cpu.lru_add.value = batch[:FOLIO_BATCH_SIZE]
+        folio_batch_move_lru(mem, cpu)
+        batch = batch[FOLIO_BATCH_SIZE:]
+    cpu.lru_add.value = batch
+
+
+def folio_add_lru_dead(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
+    """The same for folios that nobody else refers to: whole batches of them are freed at once."""
+    room = FOLIO_BATCH_SIZE - len(cpu.lru_add.value)
+    if len(folios) > room:
+        rest = (len(folios) - room) % FOLIO_BATCH_SIZE
+        folio_add_lru_held(mem, cpu, folios[:room])
+        mem.free_small_folios(folios[room : len(folios) - rest])
+        folios = folios[len(folios) - rest :]
+    folio_add_lru_held(mem, cpu, folios)
 
 
 def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
