@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.clock import Row, table, timed, timed_fresh
+from benchmarks.clock import Row, compared, table, timed, timed_fresh
 from benchmarks.host import HostCollapse, host_collapse
 from benchmarks.worlds import OLD_PTE, TableWorld, only
 from mthp.image.scenario import load
@@ -32,34 +32,27 @@ DATA = Path(__file__).parent.parent / "tests" / "data"
 # --- peers ----------------------------------------------------------------------------------
 
 
-def bare_loop() -> float:
-    """Seconds for `for value in values: pass` over 512 integers."""
-    values = list(range(1000, 1512))
-
-    def loop() -> None:
-        for _value in values:
-            pass
-
-    return timed(loop, repeat=51, inner=200)
+VALUES = list(range(1000, 1512))
 
 
-def adding_loop() -> float:
-    """Seconds for the same loop with `total += value`."""
-    values = list(range(1000, 1512))
+def bare_loop() -> None:
+    """A loop over 512 integers that does nothing."""
+    for _value in VALUES:
+        pass
 
-    def loop() -> int:
-        total = 0
-        for value in values:
-            total += value
-        return total
 
-    return timed(loop, repeat=51, inner=200)
+def adding_loop() -> int:
+    """The same loop with `total += value`."""
+    total = 0
+    for value in VALUES:
+        total += value
+    return total
 
 
 # --- scanning -------------------------------------------------------------------------------
 
 
-def scan_rows(loop: float, adding: float) -> list[Row]:
+def scan_rows() -> list[Row]:
     """A full table of small pages: the scan's part, its clear twin, and collapse_scan_pmd()."""
     world = TableWorld(only(4), 1)
     address = world.addresses[0]
@@ -78,17 +71,20 @@ def scan_rows(loop: float, adding: float) -> list[Row]:
     sparse = TableWorld(only(4), 1, keep=lambda i: i % 16 != 5)
     both = Settings(sizes=dict.fromkeys(range(2, 10), Enabled.ALWAYS), max_ptes_none=0)
     ragged = TableWorld(both, 1, keep=lambda i: i % 4 != 1)
-    measured = [
-        ("scan of a full table: scan_ptes_at_once", timed(scan_at_once, 51, 100)),
-        ("the same, its clear twin: scan_ptes", timed(scan_each, 15, 5)),
-        ("collapse_scan_pmd, full table, refused as unused", timed(pass_of(old), 51, 50)),
-        ("collapse_scan_pmd, a hole in each window, order 4", timed(pass_of(sparse), 51, 50)),
-        ("collapse_scan_pmd, a hole in each window, orders 2-9", timed(pass_of(ragged), 51, 50)),
-    ]
-    return [
-        Row(name, t, "tables", LOOP + f"; {t / adding:.2f} adding", t / loop)
-        for name, t in measured
-    ]
+    works: dict[str, Callable[[], object]] = {
+        "the scan's part: scan_ptes_at_once()": scan_at_once,
+        "its clear twin: scan_ptes()": scan_each,
+        "collapse_scan_pmd(), full table, refused: nothing young": pass_of(old),
+        "collapse_scan_pmd(), a hole in each window of order 4": pass_of(sparse),
+        "collapse_scan_pmd(), a hole in each window of orders 2-9": pass_of(ragged),
+    }
+    rows = []
+    for name, work in works.items():
+        inner = 3 if work is scan_each else 50
+        seconds, ratio = compared(work, bare_loop, inner=inner)
+        _, adding = compared(work, adding_loop, inner=inner)
+        rows.append(Row(name, seconds, "tables", f"{LOOP}; {adding:.2f} x adding", ratio))
+    return rows
 
 
 def pass_of(world: TableWorld) -> Callable[[], None]:
@@ -130,41 +126,37 @@ def extra_references(tables: int) -> TableWorld:
     return world
 
 
-def collapse_rows(loop: float, host: HostCollapse) -> list[Row]:
-    """Attempts, one by one, from mthp_collapse() down."""
+def attempts(make: Callable[[], TableWorld]) -> float:
+    """Seconds of one attempt, in a fresh world each time."""
+    return timed_fresh(make, walk, repeat=9)
 
-    def small(order: int) -> float:
-        return timed_fresh(lambda: TableWorld(only(order), 32), walk)
 
-    per_page = host.seconds / 512 if host.seconds else None
+def collapse_rows(host: HostCollapse) -> list[Row]:
+    """Attempts that succeed, from mthp_collapse() down."""
     rows = []
     for order in (2, 4, 6, 9):
-        seconds = small(order)
-        if per_page is None:
-            peer, ratio = "", None
-        elif order == 9:
-            peer, ratio = HOST, seconds / (per_page * 512)
-        else:
-            peer, ratio = (
-                HOST + f", {1 << order} of its 512 pages",
-                seconds / per_page / (1 << order),
-            )
-        rows.append(Row(f"collapse, order {order}", seconds, "collapses", peer, ratio))
-    mapped = timed_fresh(lambda: TableWorld(only(4), 32, order=4), walk)
-    counted = timed_fresh(lambda: extra_references(32), walk)
-    return [
-        *rows,
-        Row(
-            "refused, order 4: pte_mapped_hugepage at once", mapped, "attempts", LOOP, mapped / loop
-        ),
-        Row(
-            "refused, order 4: page_count at the last page",
-            counted,
-            "attempts",
-            LOOP,
-            counted / loop,
-        ),
-    ]
+        seconds = attempts(partial(TableWorld, only(order), 32))
+        pages = 1 << order
+        part = "" if order == 9 else f", {pages} of its 512 pages"
+        ratio = seconds / (host.seconds * pages / 512) if host.seconds else None
+        rows.append(Row(f"order {order}", seconds, "collapses", HOST + part, ratio))
+    large = attempts(partial(TableWorld, only(9), 16, order=4))
+    rows.append(Row("order 9 of 32 folios of order 4", large, "collapses"))
+    return rows
+
+
+def refusal_rows(collapse: float) -> list[Row]:
+    """Attempts that fail, against one that succeeds."""
+    measured = {
+        "pte_mapped_hugepage, at the first page": partial(TableWorld, only(4), 32, order=4),
+        "not_suitable_page_count, at the last page": partial(extra_references, 32),
+        "lack_referenced_page": partial(TableWorld, only(4), 32, pte_flags=OLD_PTE),
+    }
+    rows = []
+    for name, make in measured.items():
+        seconds = attempts(make)
+        rows.append(Row(name, seconds, "attempts", "a collapse", seconds / collapse))
+    return rows
 
 
 def daemon_rows(loop: float) -> list[Row]:
@@ -227,15 +219,18 @@ def conformance_rows() -> list[Row]:
 
 def main() -> None:
     """Measure and print."""
-    loop, adding, host = bare_loop(), adding_loop(), host_collapse()
+    host = host_collapse()
+    loop, adding = timed(bare_loop, 51, 200), timed(adding_loop, 51, 200)
     peers = [Row(LOOP, loop, "loops"), Row(ADDING_LOOP, adding, "loops")]
     if host.seconds is not None:
         peers.append(Row(HOST + ", 512 small pages", host.seconds, "collapses"))
     else:
         print(f"{HOST}: skipped: {host.why}\n")
     print(table("Peers", peers))
-    print(table("Scanning one table of 512 PTEs, straight through", scan_rows(loop, adding)))
-    print(table("Attempts", collapse_rows(loop, host)))
+    print(table("Scanning one table of 512 PTEs, straight through", scan_rows()))
+    collapses = collapse_rows(host)
+    print(table("Collapses of small pages, from mthp_collapse() down", collapses))
+    print(table("Attempts at order 4 that are refused", refusal_rows(collapses[1].seconds)))
     print(table("khugepaged, per table of 512 small pages", daemon_rows(loop)))
     print(table("Conformance", conformance_rows()))
     print("**Memory of a world, per populated page**\n")

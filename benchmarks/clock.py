@@ -35,6 +35,20 @@ def timed(work: Callable[[], object], repeat: int = 15, inner: int = 1) -> float
     return median(runs)
 
 
+def compared(
+    work: Callable[[], object], peer: Callable[[], object], repeat: int = 51, inner: int = 50
+) -> tuple[float, float]:
+    """Median seconds of one call of work, and the median of its ratio to the peer's, the two being
+    run in turns: what disturbs the machine then disturbs both.
+    """
+    times, ratios = [], []
+    for _ in range(repeat):
+        mine, other = timed(work, 1, inner), timed(peer, 1, inner)
+        times.append(mine)
+        ratios.append(mine / other)
+    return median(times), median(ratios)
+
+
 def timed_fresh(make: Callable[[], T], work: Callable[[T], int], repeat: int = 5) -> float:
     """Median seconds of one unit: make() is not timed, work() returns how many units it did."""
     runs = []

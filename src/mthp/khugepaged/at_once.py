@@ -32,7 +32,6 @@ from mthp.mm.pte import PFN_SHIFT, PRESENT, SPECIAL, UFFD_WP, YOUNG
 _WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
 _UNWANTED: Final = PG_LOCKED | PG_ISOLATED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
 
-_every = np.bitwise_and.reduce
 _count = np.count_nonzero
 
 
@@ -52,9 +51,12 @@ class PlainPages(NamedTuple):
 
     def referenced(self) -> int:
         """PTEs that folio_pte_referenced() would count."""
-        if _every(self.words) & YOUNG:
-            return len(self.words)
-        return int(_count((self.words & YOUNG) | (self.flags & (PG_REFERENCED | PG_YOUNG))))
+        young = self.words & YOUNG
+        nr_young = int(_count(young))
+        if nr_young == len(young):
+            return nr_young
+        used = self.flags & (PG_REFERENCED | PG_YOUNG)
+        return int(_count(young | used)) if _count(used) else nr_young
 
 
 def may_look_at_once(mm: Mm) -> bool:
