@@ -29,6 +29,8 @@ from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PteMap
 from mthp.mm.pte import PFN_SHIFT, PRESENT, SPECIAL, UFFD_WP, YOUNG
 
+_KIND: Final = PRESENT | UFFD_WP | SPECIAL
+"""Bits that tell a plain page (PRESENT alone) from all else; the zero page is special."""
 _WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
 _UNWANTED: Final = PG_LOCKED | PG_ISOLATED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
 
@@ -71,16 +73,16 @@ def plain_pages(mem: MemMap, pte: PteMap, nr: int) -> PlainPages | None:
     words = pte.ptes.view()[pte.base : pte.base + nr]
     pfns = words >> PFN_SHIFT
     mapped = None
-    none_or_zero = nr - int(_count(pfns))
+    none_or_zero = int(_count(words & _KIND != PRESENT))
     if none_or_zero:
         mapped = pfns != 0
         holes = words[~mapped]
-        if none_or_zero == nr or _count(holes[holes & PRESENT == 0]):
-            return None
+        none_or_zero = len(holes)
         words, pfns = words[mapped], pfns[mapped]
-    if _count(words & (PRESENT | UFFD_WP | SPECIAL) != PRESENT):
-        return None
-    folios = mem.head.view().take(pfns).astype(np.intp)
+        markers = _count(holes[holes & PRESENT == 0])
+        if markers or not len(words) or _count(words & _KIND != PRESENT):
+            return None
+    folios = mem.head.view().take(pfns)
     flags = mem.flags.view().take(folios)
     if _count(flags & (_WANTED | _UNWANTED) != _WANTED):
         return None

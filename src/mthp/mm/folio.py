@@ -49,7 +49,7 @@ ENTIRELY_MAPPED: Final = 1 << 23
 """Added to nr_pages_mapped by a PMD mapping. Kernel: mm/internal.h."""
 
 _ROWS: Final = {
-    "head": "i", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
+    "head": "q", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
     "large_mapcount": "i", "entire_mapcount": "i", "nr_pages_mapped": "i", "page_flags": "B",
     "nid": "b", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
 }  # fmt: skip
@@ -142,7 +142,7 @@ class MemMap:
     def prep_folio(self, folio: int, order: int) -> None:
         """Make frames that nobody knows into a folio with one reference. Not a step."""
         nr = 1 << order
-        self.head.raw[folio : folio + nr] = array("i", [folio]) * nr
+        self.head.raw[folio : folio + nr] = array("q", [folio]) * nr
         self.order.raw[folio] = order
         self.refcount.raw[folio] = 1
 
