@@ -13,6 +13,7 @@ class ScanResult(IntEnum):
     """The kernel's enum scan_result, in its order, with the tracepoints' strings."""
 
     string: str
+    __hash__ = int.__hash__
 
     def __new__(cls, value: int, string: str) -> ScanResult:
         member = int.__new__(cls, value)

@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -142,17 +143,17 @@ class Settings:
     def _orders(self, value: Enabled) -> int:
         return sum(1 << order for order, mode in self.sizes.items() if mode is value)
 
-    @property
+    @cached_property
     def orders_always(self) -> int:
         """Bitmap of orders set to always. Kernel: huge_anon_orders_always."""
         return self._orders(Enabled.ALWAYS)
 
-    @property
+    @cached_property
     def orders_madvise(self) -> int:
         """Kernel: huge_anon_orders_madvise."""
         return self._orders(Enabled.MADVISE)
 
-    @property
+    @cached_property
     def orders_inherit(self) -> int:
         """Kernel: huge_anon_orders_inherit."""
         return self._orders(Enabled.INHERIT)

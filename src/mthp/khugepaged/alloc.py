@@ -34,10 +34,10 @@ def collapse_find_target_node(kernel: Kernel, cc: CollapseControl) -> int:
 
     Kernel: mm/khugepaged.c, collapse_find_target_node().
     """
-    online = range(len(kernel.mem.allocator.nodes))
-    most = max((cc.node_load[nid] for nid in online), default=0)
-    cc.alloc_nmask = cc.alloc_nmask.union(nid for nid in online if cc.node_load[nid] == most)
-    return next(nid for nid in online if cc.node_load[nid] == most) if most else 0
+    loads = [cc.node_load[nid] for nid in range(len(kernel.mem.allocator.nodes))]
+    most = max(loads)
+    cc.alloc_nmask |= {nid for nid, load in enumerate(loads) if load == most}
+    return loads.index(most) if most else 0
 
 
 def alloc_charge_folio(mm: Mm, cc: CollapseControl, order: int) -> NewFolio:

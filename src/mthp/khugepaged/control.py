@@ -20,7 +20,7 @@ class CollapseControl:
     """node_load: node -> pages seen there. progress: against pages_to_scan.
 
     alloc_nmask: nodes the allocation may fall back to. present_ptes: bit i is set if PTE i of the
-    table maps a page (not none, not zero page).
+    table maps a page (not none, not zero page). is_khugepaged: what most rules ask of the caller.
     """
 
     caller: Caller
@@ -28,10 +28,10 @@ class CollapseControl:
     node_load: Counter[int] = field(default_factory=Counter)
     alloc_nmask: frozenset[int] = frozenset()
     present_ptes: int = 0
+    is_khugepaged: bool = field(init=False)
 
-    @property
-    def is_khugepaged(self) -> bool:
-        return self.caller is Caller.KHUGEPAGED
+    def __post_init__(self) -> None:
+        self.is_khugepaged = self.caller is Caller.KHUGEPAGED
 
     def init_scan(self) -> None:
         """Kernel: mm/khugepaged.c, collapse_control_init_scan()."""

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mthp.events import Copied
-from mthp.khugepaged.isolate import release_pte_folio, release_pte_pages
-from mthp.mm.folio import PAGE_HWPOISON, MemMap
-from mthp.mm.lru import folio_clear_isolated, folio_putback_lru
+from mthp.khugepaged.at_once import may_look_at_once
+from mthp.khugepaged.isolate import PlainSources, release_pte_folio, release_pte_pages
+from mthp.mm.folio import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED, MemMap
+from mthp.mm.lru import (
+    folio_add_lru_dead,
+    folio_clear_isolated,
+    folio_putback_lru,
+)
 from mthp.mm.mm_struct import MM_ANONPAGES
 from mthp.mm.pagetable import PmdPtr, PteMap, pmd_lock, pmd_populate
 from mthp.mm.pte import (
     DIRTY,
+    PFN_SHIFT,
     PTE_NONE,
     SOFT_DIRTY,
     WRITE,
@@ -23,7 +31,7 @@ from mthp.mm.pte import (
 )
 from mthp.mm.rmap import folio_remove_rmap_ptes
 from mthp.mm.swap import free_swap_cache
-from mthp.mm.vma import Vma
+from mthp.mm.vma import VM_LOCKED, Vma
 from mthp.results import Refused, ScanResult
 
 _NEXT_FRAME = mk_pte(1, 0) - mk_pte(0, 0)
@@ -99,6 +107,23 @@ def __collapse_huge_page_copy_succeeded(
     return filled
 
 
+def let_go_at_once(pte: PteMap, vma: Vma, order: int, sources: PlainSources) -> int:
+    """The fast twin of __collapse_huge_page_copy_succeeded(), for sources isolated at once: each has
+    one mapping and the reference of its isolation, and nobody watched who could have added more.
+    """
+    mem = pte.kernel.mem
+    folios = sources.folios
+    filled = (1 << order) - len(folios)
+    pte.ptes.view()[pte.base : pte.base + (1 << order)] = PTE_NONE
+    flags = mem.flags.view()
+    flags[folios] &= ~(PG_ISOLATED | PG_LOCKED)
+    mem.mapcount.view()[folios] = 0
+    mem.refcount.view()[folios] = 1
+    folio_add_lru_dead(mem, pte.kernel.this_cpu, folios)
+    vma.vm_mm.counters[MM_ANONPAGES] += filled
+    return filled
+
+
 def __collapse_huge_page_copy_failed(
     pte: PteMap, pmd: PmdPtr, orig_pmd: int, order: int, compound_pagelist: list[int]
 ) -> None:
@@ -106,6 +131,21 @@ def __collapse_huge_page_copy_failed(
     with pmd_lock(pmd):
         pmd_populate(pmd, pmd_pgtable(orig_pmd))
     release_pte_pages(pte, 1 << order, compound_pagelist)
+
+
+def copy_at_once(pte: PteMap, folio: int, order: int) -> bool:
+    """The fast twin of the copy: True if no page is poisoned; False, and nothing is copied.
+
+    An empty PTE names frame 0, and frame 0 is the zero page.
+    """
+    mem = pte.kernel.mem
+    nr = 1 << order
+    pfns = pte.ptes.view()[pte.base : pte.base + nr] >> PFN_SHIFT
+    if np.count_nonzero(mem.page_flags.view()[pfns] & PAGE_HWPOISON):
+        return False
+    content = mem.content.view()
+    content[folio : folio + nr] = content[pfns]
+    return True
 
 
 def __collapse_huge_page_copy(
@@ -125,13 +165,17 @@ def __collapse_huge_page_copy(
     Kernel: mm/khugepaged.c, __collapse_huge_page_copy().
     """
     mem = pte.kernel.mem
-    for i in range(1 << order):
+    at_once = may_look_at_once(vma.vm_mm) and copy_at_once(pte, folio, order)
+    for i in range(0 if at_once else 1 << order):
         pteval = pte.get(i)
         if pte_none_or_zero(pteval):
             mem.content.write(folio + i, 0)
         elif not copy_mc_user_highpage(mem, folio + i, pte_pfn(pteval)):
             __collapse_huge_page_copy_failed(pte, pmd, orig_pmd, order, compound_pagelist)
             raise Refused(ScanResult.COPY_MC)
-    filled = __collapse_huge_page_copy_succeeded(pte, vma, order, compound_pagelist)
+    if isinstance(compound_pagelist, PlainSources) and not vma.vm_flags & VM_LOCKED:
+        filled = let_go_at_once(pte, vma, order, compound_pagelist)
+    else:
+        filled = __collapse_huge_page_copy_succeeded(pte, vma, order, compound_pagelist)
     pages = (1 << order) - filled
     pte.kernel.trace(Copied(vma.vm_mm.number, address, order, pages, filled))

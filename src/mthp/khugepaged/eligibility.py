@@ -30,6 +30,9 @@ class Tva(Enum):
     SMAPS = "smaps"
 
 
+KHUGEPAGED, FORCED_COLLAPSE, SMAPS = Tva.KHUGEPAGED, Tva.FORCED_COLLAPSE, Tva.SMAPS
+
+
 class VmaGate(Enum):
     """Why a VMA has no order left, in the order the kernel asks."""
 
@@ -91,7 +94,7 @@ def vma_thp_disabled(vma: Vma, vm_flags: int, tva: Tva) -> VmaGate | None:
         return VmaGate.NOHUGEPAGE
     if vma.vm_mm.mm_flags_test(MMF_DISABLE_THP_COMPLETELY):
         return VmaGate.THP_DISABLED
-    if vm_flags & VM_HUGEPAGE or tva is Tva.FORCED_COLLAPSE:
+    if vm_flags & VM_HUGEPAGE or tva is FORCED_COLLAPSE:
         return None
     if vma.vm_mm.mm_flags_test(MMF_DISABLE_THP_EXCEPT_ADVISED):
         return VmaGate.NOT_ADVISED
@@ -106,7 +109,7 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
     kernel = vma.vm_mm.kernel
     if not vma_is_anonymous(vma):
         return VmaGate.FILE
-    if tva is not Tva.FORCED_COLLAPSE:
+    if tva is not FORCED_COLLAPSE:
         orders &= sysfs_orders(kernel, vm_flags)
     orders &= kernel.geometry.anon_orders_mask
     if not orders:
@@ -114,7 +117,7 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
     disabled = vma_thp_disabled(vma, vm_flags, tva)
     if disabled is not None:
         return disabled
-    if tva is not Tva.SMAPS and vm_flags & VM_NO_KHUGEPAGED:
+    if tva is not SMAPS and vm_flags & VM_NO_KHUGEPAGED:
         return VmaGate.SPECIAL
     while orders:
         order = orders.bit_length() - 1
@@ -125,7 +128,7 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
         return VmaGate.TOO_SHORT
     if vm_flags & VM_STACK_INCOMPLETE:
         return VmaGate.TEMPORARY_STACK
-    if vma.anon_vma is None and tva is not Tva.SMAPS:
+    if vma.anon_vma is None and tva is not SMAPS:
         return VmaGate.NO_ANON_VMA
     return orders
 
@@ -138,7 +141,7 @@ def thp_vma_allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> 
 
 def requested_orders(kernel: Kernel, tva: Tva) -> int:
     """Orders a caller may collapse anonymous memory to, before anything else is asked (bitmap)."""
-    if tva is Tva.KHUGEPAGED and kernel.profile.orders is Orders.ANON:
+    if tva is KHUGEPAGED and kernel.profile.orders is Orders.ANON:
         return kernel.geometry.anon_orders_mask
     return 1 << kernel.geometry.pmd_order
 

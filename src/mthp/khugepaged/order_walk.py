@@ -8,6 +8,7 @@ from typing import Final
 from mthp.khugepaged.collapse import collapse_huge_page
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import collapse_max_ptes_none
+from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.results import ScanResult
 from mthp.units import MTHP_MIN_ORDER
@@ -39,6 +40,17 @@ def max_order_from_offset(offset: int, pmd_order: int) -> int:
     return min((offset & -offset).bit_length() - 1, pmd_order) if offset else pmd_order
 
 
+def least_occupied(kernel: Kernel, cc: CollapseControl, enabled_orders: int) -> dict[int, int]:
+    """Enabled order -> PTEs a window must hold; an order that is refused in any case is left out."""
+    least = {}
+    for order in range(enabled_orders.bit_length()):
+        if enabled_orders >> order & 1:
+            max_ptes_none = collapse_max_ptes_none(kernel, cc, None, order)
+            if max_ptes_none is not None:
+                least[order] = (1 << order) - max_ptes_none
+    return least
+
+
 def mthp_collapse(
     mm: Mm, address: int, referenced: int, unmapped: int, cc: CollapseControl, enabled_orders: int
 ) -> ScanResult:
@@ -50,23 +62,19 @@ def mthp_collapse(
     """
     kernel = mm.kernel
     geometry = kernel.geometry
-    limits = {
-        order: collapse_max_ptes_none(kernel, cc, None, order)
-        for order in range(geometry.pmd_order + 1)
-        if enabled_orders >> order & 1
-    }
+    least = least_occupied(kernel, cc, enabled_orders)
     last_result = ScanResult.FAIL
     collapsed = alloc_failed = False
-    offset, order = 0, geometry.pmd_order
-    while offset < geometry.ptrs_per_pte:
+    pmd_order, end = geometry.pmd_order, geometry.ptrs_per_pte
+    offset, order = 0, pmd_order
+    while offset < end:
         nr_ptes = 1 << order
         go_on_behind = False
-        max_ptes_none = limits.get(order)
-        if max_ptes_none is not None:
+        if order in least:
             occupied = (cc.present_ptes >> offset & ((1 << nr_ptes) - 1)).bit_count()
-            if order == geometry.pmd_order:
+            if order == pmd_order:
                 occupied += unmapped
-            if occupied >= nr_ptes - max_ptes_none:
+            if occupied >= least[order]:
                 window = address + (offset << geometry.page_shift)
                 result = collapse_huge_page(mm, window, referenced, unmapped, cc, order)
                 collapsed |= result is ScanResult.SUCCEED
@@ -77,11 +85,13 @@ def mthp_collapse(
                     last_result = result
                     if result not in LOWER_ORDER:
                         break
-        if not go_on_behind and order > MTHP_MIN_ORDER and enabled_orders & ((1 << order) - 1):
-            order -= 1
+        lower_orders = enabled_orders & (nr_ptes - 1)
+        if not go_on_behind and order > MTHP_MIN_ORDER and lower_orders:
+            # The next enabled one; the kernel goes down one by one, and attempts the same windows.
+            order = lower_orders.bit_length() - 1
             continue
         offset += nr_ptes
-        order = max_order_from_offset(offset, geometry.pmd_order)
+        order = max_order_from_offset(offset, pmd_order)
     if collapsed:
         return ScanResult.SUCCEED
     return ScanResult.ALLOC_HUGE_PAGE_FAIL if alloc_failed else last_result

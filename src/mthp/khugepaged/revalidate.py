@@ -17,6 +17,7 @@ from mthp.mm.pagetable import PmdPtr, mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pte import (
     pmd_bad,
     pmd_is_migration_entry,
+    pmd_is_table,
     pmd_none,
     pmd_present,
     pmd_trans_huge,
@@ -59,6 +60,8 @@ def hugepage_vma_revalidate(
 def check_pmd_state(pmd: PmdPtr) -> None:
     """Refused: NO_PTE_TABLE, PMD_MAPPED. Kernel: mm/khugepaged.c, check_pmd_state()."""
     pmdval = pmdp_get_lockless(pmd)
+    if pmd_is_table(pmdval):
+        return  # the usual case, and the only one that passes all of these:
     if pmd_none(pmdval):
         raise Refused(ScanResult.NO_PTE_TABLE)
     if pmd_is_migration_entry(pmdval):

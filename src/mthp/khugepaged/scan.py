@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
-
 import numpy as np
-from numpy.typing import NDArray
 
 from mthp.events import NO_PFN, ScanPmd
+from mthp.khugepaged.at_once import may_look_at_once, plain_pages
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.eligibility import Tva, collapse_possible_orders
 from mthp.khugepaged.isolate import folio_pte_referenced, refuses_lazyfree, vm_normal_page
@@ -21,37 +19,14 @@ from mthp.khugepaged.limits import (
 from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.revalidate import find_pmd_or_thp_or_none
 from mthp.machine.locks import Hold
-from mthp.mm.folio import (
-    PG_ANON,
-    PG_LOCKED,
-    PG_LRU,
-    PG_MAPPED_SHARED,
-    PG_REFERENCED,
-    PG_SWAPBACKED,
-    PG_SWAPCACHE,
-    PG_YOUNG,
-    PG_ZONE_DEVICE,
-)
+from mthp.mm.folio import PG_ANON, PG_LOCKED, PG_LRU
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PteMap, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import (
-    PFN_SHIFT,
-    PRESENT,
-    SPECIAL,
-    UFFD_WP,
-    YOUNG,
-    pte_none_or_zero,
-    pte_present,
-    pte_swp_uffd_any,
-    pte_uffd,
-)
+from mthp.mm.pte import pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
 from mthp.mm.vma import Vma
 from mthp.profiles import Progress
 from mthp.results import KernelBug, Refused, ScanResult
-
-_ACCEPTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
-_ACCEPTED_MASK: Final = _ACCEPTED | PG_LOCKED | PG_ZONE_DEVICE | PG_SWAPCACHE
 
 
 class Scan:
@@ -178,68 +153,29 @@ def scan_ptes_at_once(scan: Scan, pte: PteMap) -> bool:
     closer look, and then everything is counted as scan_ptes() would; False, and nothing counted.
     """
     kernel = scan.kernel
-    mem = kernel.mem
-    words = np.frombuffer(pte.ptes.raw, np.uint64)
-    pfns = (words >> np.uint64(PFN_SHIFT)).astype(np.intp)
-    low = words.astype(np.uint16)
-    present = (low & PRESENT) != 0
-    mapped = present & (pfns != 0)
-    nr_mapped = int(np.count_nonzero(mapped))
-    none_or_zero = int(np.count_nonzero(words == 0)) + int(np.count_nonzero(present)) - nr_mapped
-    nr = len(words)
-    if nr_mapped + none_or_zero != nr:
-        return False
-    if scan.max_ptes_none is not None and none_or_zero > scan.max_ptes_none:
-        return False
-    if nr_mapped != nr:
-        pfns = pfns[mapped]
-        low = low[mapped]
-    if not nr_mapped or (low & (UFFD_WP | SPECIAL)).any():
-        return False
-    heads = np.frombuffer(mem.head.raw, np.int32)[pfns]
-    flags = np.frombuffer(mem.flags.raw, np.uint32)[heads]
-    if ((flags & _ACCEPTED_MASK) != _ACCEPTED).any():
-        return False
-    mapcounts = np.frombuffer(mem.mapcount.raw, np.int32)[heads]
-    large = np.frombuffer(mem.order.raw, np.int8)[heads] != 0
-    if large.any():
-        large_mapcounts = np.frombuffer(mem.large_mapcount.raw, np.int32)[heads]
-        if (flags[large] & PG_MAPPED_SHARED).any() or (mapcounts[~large] > 1).any():
-            return False
-        mapcounts = np.where(large, large_mapcounts, mapcounts)
-    elif (mapcounts > 1).any():
-        return False
-    if (np.frombuffer(mem.refcount.raw, np.int32)[heads] != mapcounts).any():
-        return False
-    _count_at_once(scan, mapped, pfns, (low & YOUNG) | (flags & (PG_REFERENCED | PG_YOUNG)))
-    scan.none_or_zero = none_or_zero
-    return True
-
-
-def _count_at_once(
-    scan: Scan,
-    mapped: NDArray[np.bool_],
-    pfns: NDArray[np.intp],
-    used: NDArray[Any],
-) -> None:
-    """Book what an accepted table holds."""
     cc = scan.cc
-    kernel = scan.kernel
-    if len(kernel.mem.allocator.nodes) == 1:
-        cc.node_load[0] = len(pfns)
-    else:
-        nids = np.frombuffer(kernel.mem.nid.raw, np.int8)[pfns]
-        cc.node_load.update(dict(enumerate(np.bincount(nids).tolist())))
-    cc.present_ptes = int.from_bytes(np.packbits(mapped, bitorder="little").tobytes(), "little")
+    nr = kernel.geometry.ptrs_per_pte
+    pages = plain_pages(kernel.mem, pte, nr)
+    if pages is None:
+        return False
+    if scan.max_ptes_none is not None and pages.none_or_zero > scan.max_ptes_none:
+        return False
+    scan.none_or_zero = pages.none_or_zero
     if cc.is_khugepaged:
-        scan.referenced = int(np.count_nonzero(used))
+        scan.referenced = pages.referenced()
+    if pages.mapped is None:
+        cc.present_ptes = (1 << nr) - 1
+    else:
+        bits = np.packbits(pages.mapped, bitorder="little")
+        cc.present_ptes = int.from_bytes(bits.tobytes(), "little")
+    if len(kernel.mem.allocator.nodes) == 1:
+        cc.node_load[0] = len(pages.folios)
+    else:
+        nodes = np.bincount(kernel.mem.nid.view()[pages.folios])
+        cc.node_load.update(dict(enumerate(nodes.tolist())))
     if kernel.profile.progress is Progress.PER_PTE:
-        cc.progress += kernel.geometry.ptrs_per_pte
-
-
-def _may_scan_at_once(kernel: Kernel, mm: Mm) -> bool:
-    """Arrays may stand in for steps only where nobody watches the steps."""
-    return kernel.machine.on_step is None and not kernel.node_reclaim and not mm.notifiers
+        cc.progress += nr
+    return True
 
 
 def collapse_scan_pmd(
@@ -274,7 +210,8 @@ def collapse_scan_pmd(
             cc.progress += kernel.profile.progress is Progress.PER_PTE
             raise
         with pte, pte.table.ptl.lock():
-            if not (_may_scan_at_once(kernel, mm) and scan_ptes_at_once(scan, pte)):
+            at_once = may_look_at_once(mm) and not kernel.node_reclaim
+            if not (at_once and scan_ptes_at_once(scan, pte)):
                 scan_ptes(scan, pte)
             scan.check_referenced()
     except Refused as refusal:

@@ -132,9 +132,12 @@ class Lock:
         if machine.on_step is not None:
             machine.on_step(Access.RELEASE, self, hold.mode is WRITE)
         held = machine.current.held
-        if hold not in held:
+        if held and held[-1] is hold:
+            held.pop()
+        elif hold in held:
+            held.remove(hold)
+        else:
             raise KernelBug(f"{machine.current.name} unlocks {self}, which it does not hold")
-        held.remove(hold)
         self.word.value = self.word.value - 1 if hold.mode is READ else 0
 
     def _check_order(self, held: list[Hold]) -> None:

@@ -3,25 +3,34 @@
 
 Cells of a kind stand in a row (`Words`): the PTEs of one table, the refcounts of all frames. A Cell
 is then (row, index), its value an int: immutable, hashable, and free of objects however large the
-image is. Rows may be read whole by bookkeeping and by vectorised twins through `raw`.
+image is. Rows may be read whole by bookkeeping through `raw`, and by vectorised twins through
+`view()`; neither is a step.
 """
 
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mthp.machine.step import Access, Machine
 
 READ, WRITE, RMW = Access.READ, Access.WRITE, Access.RMW
 
+_VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32, "H": np.uint16,
+                     "B": np.uint8, "b": np.int8}  # fmt: skip
+"""Signed where an index may come of it: no word of a world uses its highest bit."""
+
 
 class Words:
     """A row of Cells. typecode: as in `array`; size: how many words there are."""
 
-    __slots__ = ("machine", "name", "raw")
+    __slots__ = ("_view", "machine", "name", "raw")
 
     def __init__(self, machine: Machine, name: str, typecode: str, size: int = 0) -> None:
+        self._view: NDArray[Any] | None = None
         self.machine = machine
         self.name = name
         self.raw: array[int] = array(typecode, bytes(array(typecode).itemsize * size))
@@ -32,8 +41,22 @@ class Words:
     def grow(self, size: int) -> None:
         """Make the row at least `size` words long; new words are zero."""
         missing = size - len(self.raw)
-        if missing > 0:
-            self.raw.frombytes(bytes(self.raw.itemsize * missing))
+        if missing <= 0:
+            return
+        self._view = None
+        more = bytes(self.raw.itemsize * missing)
+        try:
+            self.raw.frombytes(more)
+        except BufferError:  # somebody still looks at a view: leave the old row to them
+            self.raw = array(self.raw.typecode, self.raw.tobytes() + more)
+
+    def view(self) -> NDArray[Any]:
+        """The row as an array over the same memory. Not a step, so only for code that runs where
+        nobody watches steps. Do not keep it: it ends when the row grows.
+        """
+        if self._view is None:
+            self._view = np.frombuffer(self.raw, _VIEWED_AS[self.raw.typecode])
+        return self._view
 
     def read(self, index: int) -> int:
         """Kernel: READ_ONCE()."""

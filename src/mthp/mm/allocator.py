@@ -96,14 +96,30 @@ class Node:
 
     def merge(self, pfn: int, order: int) -> None:
         """Free a block and merge it with free buddies. Kernel: __free_one_page()."""
+        blocks = self.blocks
         while order < self.max_order:
-            buddy = pfn ^ (1 << order)
-            if buddy not in self.blocks[order]:
+            size = 1 << order
+            buddy = pfn ^ size
+            if buddy not in blocks[order]:
                 break
-            del self.blocks[order][buddy]
-            pfn &= ~(1 << order)
+            del blocks[order][buddy]
+            pfn &= ~size
             order += 1
-        self.blocks[order][pfn] = None
+        blocks[order][pfn] = None
+
+    def give_small(self, pfns: Sequence[int]) -> None:
+        """The fast twin of give() for single frames in turn."""
+        singles, pairs = self.blocks[0], self.blocks[1]
+        for pfn in pfns:
+            if pfn ^ 1 not in singles:
+                singles[pfn] = None
+                continue
+            del singles[pfn ^ 1]
+            pair = pfn & ~1
+            if pair ^ 2 in pairs:
+                self.give(pair, 1)
+            else:
+                pairs[pair] = None
 
     def compact(self, order: int) -> int | None:
         """Drain, then gather smaller free blocks into one. Kernel: compact_zone()."""
@@ -160,3 +176,11 @@ class Allocator:
     def free(self, pfn: int, order: int) -> None:
         """Give a block back to its node. Kernel: free_frozen_pages()."""
         self.nodes[self.node_of(pfn)].give(pfn, order)
+
+    def free_small(self, pfns: Sequence[int]) -> None:
+        """Give single frames back in turn."""
+        if len(self.nodes) == 1:
+            self.nodes[0].give_small(pfns)
+            return
+        for pfn in pfns:
+            self.free(pfn, 0)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -24,14 +22,29 @@ class Subscriber(Protocol):
         """Whether the page at address was used through this MMU."""
 
 
-@contextmanager
-def mmu_notifier_invalidate_range(mm: Mm, start: int, end: int) -> Iterator[None]:
+class InvalidateRange:
+    """The time between the start and the end of an invalidation; a KernelBug has no end."""
+
+    __slots__ = ("end", "mm", "start")
+
+    def __init__(self, mm: Mm, start: int, end: int) -> None:
+        self.mm = mm
+        self.start = start
+        self.end = end
+
+    def __enter__(self) -> None:
+        for subscriber in self.mm.notifiers:
+            subscriber.invalidate_range_start(self.mm, self.start, self.end)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            for subscriber in self.mm.notifiers:
+                subscriber.invalidate_range_end(self.mm, self.start, self.end)
+
+
+def mmu_notifier_invalidate_range(mm: Mm, start: int, end: int) -> InvalidateRange:
     """Kernel: mmu_notifier_invalidate_range_start(), mmu_notifier_invalidate_range_end()."""
-    for subscriber in mm.notifiers:
-        subscriber.invalidate_range_start(mm, start, end)
-    yield
-    for subscriber in mm.notifiers:
-        subscriber.invalidate_range_end(mm, start, end)
+    return InvalidateRange(mm, start, end)
 
 
 def mmu_notifier_test_young(mm: Mm, address: int) -> bool:

@@ -173,8 +173,7 @@ def _account_flush(mm: Mm, old: int, window: tuple[int, int]) -> None:
     kernel = mm.kernel
     address, order = window
     first = kernel.geometry.pte_index(address)
-    ptes = np.frombuffer(kernel.tables[pmd_pgtable(old)].ptes.raw, np.uint64)
-    present = (ptes & np.uint64(PRESENT)).astype(bool)
+    present = kernel.tables[pmd_pgtable(old)].ptes.view() & PRESENT
     inside = int(np.count_nonzero(present[first : first + (1 << order)]))
     outside = int(np.count_nonzero(present)) - inside
     ipis = len(kernel.cpus) - 1
@@ -199,10 +198,14 @@ def pgtable_trans_huge_withdraw(pmd: PmdPtr) -> int:
 
 def set_ptes(pte: PteMap, i: int, first: int, nr: int) -> None:
     """Write nr PTEs of consecutive frames, the first being `first`. Kernel: set_ptes()."""
-    write = pte.ptes.write
     step = mk_pte(1, 0) - PRESENT
-    for k in range(nr):
-        write(pte.base + i + k, first + k * step)
+    base = pte.base + i
+    values = range(first, first + nr * step, step)
+    if pte.kernel.machine.on_step is None:
+        pte.ptes.view()[base : base + nr] = values
+        return
+    for k, value in enumerate(values):
+        pte.ptes.write(base + k, value)
 
 
 # Mapping a new folio
