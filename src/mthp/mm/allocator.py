@@ -107,20 +107,6 @@ class Node:
             order += 1
         blocks[order][pfn] = None
 
-    def give_small(self, pfns: Sequence[int]) -> None:
-        """The fast twin of give() for single frames in turn."""
-        singles, pairs = self.blocks[0], self.blocks[1]
-        for pfn in pfns:
-            if pfn ^ 1 not in singles:
-                singles[pfn] = None
-                continue
-            del singles[pfn ^ 1]
-            pair = pfn & ~1
-            if pair ^ 2 in pairs:
-                self.give(pair, 1)
-            else:
-                pairs[pair] = None
-
     def compact(self, order: int) -> int | None:
         """Drain, then gather smaller free blocks into one. Kernel: compact_zone()."""
         self.drain()
@@ -180,7 +166,7 @@ class Allocator:
     def free_small(self, pfns: Sequence[int]) -> None:
         """Give single frames back in turn."""
         if len(self.nodes) == 1:
-            self.nodes[0].give_small(pfns)
+            self.nodes[0].pcp[0].extend(pfns)
             return
         for pfn in pfns:
             self.free(pfn, 0)
