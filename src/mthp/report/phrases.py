@@ -92,15 +92,18 @@ class Page:
         *,
         grid: bool = False,
     ) -> None:
-        """Rows under (title, alignment); alignment is left, right or center. A grid has no titles."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=not grid)
+        """Rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same).
+
+        A grid has no titles.
+        """
+        gap = 2 if self.width >= 80 else 1
+        table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=not grid)
         table.header_style = "dim"
-        for title, justify in columns:
-            right = justify == "right"
+        for title, kind in columns:
             table.add_column(
                 self.text(title),
-                justify="right" if right else "left",
-                no_wrap=right,
+                justify="right" if kind == "right" else "left",
+                no_wrap=kind != "left",
                 overflow="fold",
             )
         for row in rows:
@@ -126,6 +129,8 @@ def percent(part: float, whole: float) -> str:
     """A share for reading: 0%, <1%, 37%, >99%, 100%."""
     if not whole or not part:
         return "0%"
+    if part < 0:
+        return f"-{percent(-part, whole)}"
     share = 100 * part / whole
     if share < 1:
         return "<1%"

@@ -25,6 +25,8 @@ from mthp.run.records import Outcome, Verified
 from mthp.units import human_bytes
 
 GROUPS_SHOWN = 10
+WIDE = 96
+"""Columns that all columns of the folio table need."""
 
 
 def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
@@ -46,6 +48,8 @@ def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False)
 def passes_made(outcome: Outcome) -> str:
     """How far the run got, in one sentence."""
     scans = plural(outcome.clock.full_scans, "full scan")
+    if outcome.fixed_point and not outcome.clock.full_scans:
+        return "Fixed point from the start: there is nothing to scan."
     if outcome.fixed_point:
         return f"Fixed point reached: {scans}, the last of which changed nothing."
     if outcome.complete:
@@ -72,6 +76,7 @@ def _headline(outcome: Outcome) -> str:
     if outcome.highest_order is None:
         return "Predicted (nothing here is observed): no size is enabled, nothing collapses."
     size = size_name(outcome.settings.geometry, outcome.highest_order)
+    more = "" if outcome.highest_order == outcome.pmd_order else " or more"
     shares = []
     for orders in (outcome.orders_before, outcome.orders_after):
         large = sum(u.bytes for order, u in orders.items() if order >= outcome.highest_order)
@@ -82,7 +87,7 @@ def _headline(outcome: Outcome) -> str:
         done = "nothing collapses"
     return (
         f"Predicted (nothing here is observed): {done}; "
-        f"{shares[0]} → {shares[1]} of the anonymous memory is in folios of {size} or more."
+        f"{shares[0]} → {shares[1]} of the anonymous memory is in folios of {size}{more}."
     )
 
 
@@ -112,7 +117,7 @@ def _folios(page: Page, outcome: Outcome) -> None:
         cells += [human_bytes(total[0]), "→", human_bytes(total[1]), "", "", ""]
         rows.append([page.text(cell, "bold") for cell in cells])
     page.heading("Anonymous memory by folio size")
-    titles = (
+    titles = [
         "folios before",
         "",
         "after",
@@ -122,8 +127,11 @@ def _folios(page: Page, outcome: Outcome) -> None:
         "share before",
         "",
         "after",
-    )
-    page.table([("size", "left"), *((title, "right") for title in titles)], rows)
+    ]
+    if page.width < WIDE:
+        titles = ["folios", "", "after", "bytes", "", "after"]
+        rows = [row[: 1 + len(titles)] for row in rows]
+    page.table([("size", "keep"), *((title, "right") for title in titles)], rows)
 
 
 def _facts(page: Page, outcome: Outcome) -> None:
@@ -223,8 +231,11 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
     if not groups:
         return
     held = sum(group.pages for group in groups) * outcome.page_size
+    span = sum(group.span for group in groups) * outcome.page_size
     ranges = plural(len(outcome.refusals), "range")
-    page.heading(f"Why the rest did not: {human_bytes(held)} in {ranges}")
+    page.heading(
+        f"Why the rest did not: {human_bytes(held)} held in {ranges} that cover {human_bytes(span)}"
+    )
     rows: list[tuple[str, str, Text]] = []
     shown = groups if everything else groups[:GROUPS_SHOWN]
     for group in shown:

@@ -43,7 +43,7 @@ def render_map(page: Page, outcome: Outcome, *, everything: bool) -> None:
             _notes(page, vma),
         ]
         rows.append([str(vma.pid), *row] if several else row)
-    columns = [("range", "left"), ("memory", "right"), ("before", "left"), ("after", "left")]
+    columns = [("range", "keep"), ("memory", "right"), ("before", "keep"), ("after", "keep")]
     columns.append(("mapping", "left"))
     page.table([("pid", "right"), *columns] if several else columns, rows)
     page.line(_legend(outcome, glyphs), "dim", 2)
