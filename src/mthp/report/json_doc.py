@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An outcome as one JSON document. docs/json-schema.md describes it, docs/schema/ checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mthp.report.phrases import flushed_bytes, wasted_attempts
+from mthp.run.records import Effort, OrderUse, Outcome, Refusal, VmaUse
+
+SCHEMA_VERSION = 1
+
+
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
+    """Plain JSON values. Bytes, milliseconds, absolute addresses as numbers; orders are keys."""
+    clock = outcome.clock
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "predicted": True,
+        "target": outcome.target,
+        "source": outcome.source,
+        "profile": outcome.profile,
+        "profile_reason": outcome.profile_reason,
+        "settings": outcome.settings.to_json(),
+        "page_size": outcome.page_size,
+        "pmd_order": outcome.pmd_order,
+        "highest_order": outcome.highest_order,
+        "processes": outcome.processes,
+        "fixed_point": outcome.fixed_point,
+        "complete": outcome.complete,
+        "orders_before": _orders(outcome.orders_before),
+        "orders_after": _orders(outcome.orders_after),
+        "memory_added": outcome.memory_added,
+        "swapped_in_bytes": outcome.swapped_in_bytes,
+        "copied_bytes": outcome.copied_bytes,
+        "flushed_bytes": flushed_bytes(outcome),
+        "collapsed_bytes": outcome.collapsed_bytes,
+        "alloc_wasted": {
+            "attempts": wasted_attempts(outcome),
+            "bytes": outcome.refused.allocated,
+        },
+        "ipis": outcome.successes.ipis + outcome.refused.ipis,
+        "successes": _effort(outcome.successes),
+        "refused": _effort(outcome.refused),
+        "tlb": {
+            "model": outcome.tlb,
+            "before": outcome.tlb_before,
+            "after": outcome.tlb_after,
+            "lost_outside": outcome.successes.tlb_outside + outcome.refused.tlb_outside,
+        },
+        "clock": {
+            "full_scans": clock.full_scans,
+            "wakeups": clock.wakeups,
+            "scan_sleep_ms": clock.scan_sleep_ms,
+            "alloc_sleep_ms": clock.alloc_sleep_ms,
+        },
+        "attempts": [
+            {"order": order, "status": status, "count": count}
+            for (order, status), count in sorted(outcome.attempts.items())
+        ],
+        "counters": {group: dict(values) for group, values in outcome.counters.items()},
+        "refusals": [_refusal(refusal) for refusal in outcome.refusals],
+        "vmas": [_vma(vma) for vma in outcome.vmas],
+        "assumptions": list(outcome.assumptions),
+        "unseen": list(outcome.unseen),
+        "warnings": list(outcome.warnings),
+        "seconds": outcome.seconds,
+        "extra": dict(outcome.extra),
+    }
+
+
+def _orders(orders: Mapping[int, OrderUse]) -> dict[str, dict[str, int]]:
+    return {
+        str(order): {"folios": use.folios, "bytes": use.bytes}
+        for order, use in sorted(orders.items())
+    }
+
+
+def _effort(effort: Effort) -> dict[str, int]:
+    return {
+        "attempts": effort.attempts,
+        "flushed_bytes": effort.flushed_bytes,
+        "ipis": effort.ipis,
+        "tlb_outside": effort.tlb_outside,
+        "allocated_bytes": effort.allocated,
+    }
+
+
+def _refusal(refusal: Refusal) -> dict[str, Any]:
+    return {
+        "pid": refusal.pid,
+        "address": refusal.address,
+        "pages": refusal.pages,
+        "span": refusal.span,
+        "order": refusal.order,
+        "stage": refusal.stage.value,
+        "status": refusal.status,
+        "reason": refusal.reason,
+        "change": refusal.change,
+        "verified": refusal.verified.name.lower(),
+    }
+
+
+def _vma(vma: VmaUse) -> dict[str, Any]:
+    return {
+        "pid": vma.pid,
+        "start": vma.start,
+        "end": vma.end,
+        "name": vma.name,
+        "gate": vma.gate,
+        "before": {str(order): size for order, size in sorted(vma.before.items())},
+        "after": {str(order): size for order, size in sorted(vma.after.items())},
+        "swapped": vma.swapped,
+        "zero": vma.zero,
+    }

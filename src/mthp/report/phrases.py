@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every report shares: how sizes, times and orders read, and a page that prints safely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mthp.results import ScanResult
+from mthp.run.records import Outcome, Refusal, Verified
+from mthp.units import KIB, Geometry, human_bytes
+
+_PLAIN = str.maketrans(
+    {
+        "→": "->",
+        "…": "...",
+        "–": "-",
+        "—": "-",
+        "×": "x",
+        "✓": "+",
+        "≈": "~",
+        "•": "*",
+        "·": ".",
+        "░": ":",
+        "▒": "=",
+        "▓": "%",
+        "█": "#",
+    }
+)
+"""What a console that is not UTF-8 shows instead."""
+
+TLB_MODELS = {
+    "pte": "one per PMD mapping, else one per PTE",
+    "contpte": "one per PMD mapping, one per contiguous-PTE block, else one per PTE",
+}
+"""Names that --tlb takes, in words; a model not listed here is printed as it is named."""
+
+
+class Page:
+    """Prints on a console what may come from a stranger: no control character gets through, and
+    nothing that the console's encoding lacks."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plain = console.options.ascii_only
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.console.width
+
+    def clean(self, words: str) -> str:
+        """The words with every character printable here."""
+        words = "".join(letter if letter.isprintable() else "?" for letter in words)
+        if self.plain:
+            words = words.translate(_PLAIN).encode("ascii", "replace").decode("ascii")
+        return words
+
+    def text(self, words: str, style: str = "") -> Text:
+        """Clean words, wrapped between words; no markup is read."""
+        return Text(self.clean(words), style=style, overflow="fold")
+
+    def line(self, words: str = "", style: str = "", indent: int = 0) -> None:
+        """A paragraph."""
+        self.console.print(Padding(self.text(words, style), (0, 0, 0, indent), expand=False))
+
+    def heading(self, words: str) -> None:
+        """An empty line and a title."""
+        self.console.print()
+        self.line(words, "bold")
+
+    def bullets(self, title: str, items: Iterable[str], style: str = "") -> None:
+        """A titled list; nothing where it is empty."""
+        items = list(items)
+        if items:
+            self.heading(title)
+            grid = Table.grid(padding=(0, 1))
+            for item in items:
+                grid.add_row(self.text("  •", style), self.text(item, style))
+            self.console.print(grid)
+
+    def table(
+        self,
+        columns: Sequence[tuple[str, str]],
+        rows: Iterable[Sequence[str | Text]],
+        *,
+        grid: bool = False,
+    ) -> None:
+        """Rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same).
+
+        A grid has no titles.
+        """
+        gap = 2 if self.width >= 80 else 1
+        table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=not grid)
+        table.header_style = "dim"
+        for title, kind in columns:
+            table.add_column(
+                self.text(title),
+                justify="right" if kind == "right" else "left",
+                no_wrap=kind != "left",
+                overflow="fold",
+            )
+        for row in rows:
+            table.add_row(*(self.text(cell) if isinstance(cell, str) else cell for cell in row))
+        self.console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+# --- numbers --------------------------------------------------------------------------------
+
+
+def order_name(geometry: Geometry, order: int) -> str:
+    """An order as sysfs names its size, with the order: 64kB (order 4)."""
+    return f"{size_name(geometry, order)} (order {order})"
+
+
+def size_name(geometry: Geometry, order: int) -> str:
+    """An order as sysfs names its size; tiny geometries in bytes."""
+    size = geometry.order_bytes(order)
+    return geometry.size_kb(order) if size >= KIB else f"{size}B"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share for reading: 0%, <1%, 37%, >99%, 100%."""
+    if not whole or not part:
+        return "0%"
+    if part < 0:
+        return f"-{percent(-part, whole)}"
+    share = 100 * part / whole
+    if share < 1:
+        return "<1%"
+    if 99 < share < 100:
+        return ">99%"
+    return f"{share:.0f}%"
+
+
+def each(total: float, number: int) -> str:
+    """A count per attempt: 1, 0.5, 1,234; a dash where there was none."""
+    if not number:
+        return "–"
+    value = total / number
+    if value == int(value) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 0.05 else "<0.1"
+
+
+def each_bytes(total: float, number: int) -> str:
+    """Bytes per attempt; a dash where there was none."""
+    return human_bytes(round(total / number)) if number else "–"
+
+
+def duration(milliseconds: int) -> str:
+    """A time for reading: 250 ms, 10 s, 6 min 40 s, 2 h 5 min, 3 d 4 h."""
+    if milliseconds < 1000:
+        return f"{milliseconds} ms" if milliseconds else "0 s"
+    if milliseconds < 60_000:
+        return f"{milliseconds / 1000:.3g} s"
+    seconds = round(milliseconds / 1000)
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    place = next(i for i, (_, size) in enumerate(units) if seconds >= size)
+    (name, size), (low, low_size) = units[place], units[place + 1]
+    rest = seconds % size // low_size
+    return f"{seconds // size} {name}" + (f" {rest} {low}" if rest else "")
+
+
+def plural(number: int, thing: str, several: str = "") -> str:
+    """1 range, 2 ranges."""
+    return f"{number:,} {thing if number == 1 else several or thing + 's'}"
+
+
+# --- outcomes -------------------------------------------------------------------------------
+
+
+def flushed_bytes(outcome: Outcome) -> int:
+    """Flushed by successes and refusals together."""
+    return outcome.successes.flushed_bytes + outcome.refused.flushed_bytes
+
+
+def wasted_attempts(outcome: Outcome) -> int:
+    """Refused attempts that had allocated a folio: all but those whose allocation failed."""
+    if not outcome.refused.allocated:
+        return 0
+    without = {ScanResult.SUCCEED.string, ScanResult.ALLOC_HUGE_PAGE_FAIL.string}
+    return sum(n for (_, status), n in outcome.attempts.items() if status not in without)
+
+
+@dataclass(frozen=True)
+class RefusalGroup:
+    """Refusals alike in (stage, status, order, change). example: the largest of them.
+
+    pages: those that hold something. verified: the weakest of the group's.
+    """
+
+    example: Refusal
+    ranges: int
+    pages: int
+    span: int
+    verified: Verified
+
+
+def group_refusals(refusals: Iterable[Refusal]) -> list[RefusalGroup]:
+    """Refusals that read the same, together; most pages first."""
+
+    def kind(refusal: Refusal) -> tuple[str, str, int, str]:
+        order = -1 if refusal.order is None else refusal.order
+        return refusal.stage.value, refusal.status, order, refusal.change
+
+    sure = list(Verified)
+    groups = []
+    for _, members in groupby(sorted(refusals, key=kind), key=kind):
+        alike = list(members)
+        groups.append(
+            RefusalGroup(
+                example=max(alike, key=lambda r: (r.pages, r.span, -r.pid, -r.address)),
+                ranges=len(alike),
+                pages=sum(r.pages for r in alike),
+                span=sum(r.span for r in alike),
+                verified=max((r.verified for r in alike), key=sure.index),
+            )
+        )
+    groups.sort(key=lambda group: (-group.pages, -group.span, kind(group.example)))
+    return groups

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where two profiles differ and why, and what each would do differently to one target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from mthp.profiles import Profile, differences
+from mthp.report.phrases import (
+    Page,
+    duration,
+    flushed_bytes,
+    order_name,
+    plural,
+    wasted_attempts,
+)
+from mthp.run.records import Outcome
+from mthp.units import human_bytes
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number that is not the same under two profiles. key: where --json files it."""
+
+    section: str
+    key: str
+    label: str
+    a: int
+    b: int
+    unit: str = ""
+
+    def show(self, value: int) -> str:
+        """The number with its unit, for reading."""
+        if self.unit == "bytes":
+            return human_bytes(value)
+        return duration(value) if self.unit == "ms" else f"{value:,}"
+
+
+def render_differences(a: Profile, b: Profile, console: Console) -> None:
+    """Print each point where the profiles differ, what each does there, and why it changed."""
+    page = Page(console)
+    points = differences(a, b)
+    page.line(f"{a.name} ({a.kernels}) and {b.name} ({b.kernels})", "bold")
+    if not points:
+        page.line("No difference between these profiles.")
+        return
+    page.line(f"They differ in {plural(len(points), 'point')}:")
+    width = max(len(a.name), len(b.name))
+    for point, in_a, in_b, reason in points:
+        page.heading(point)
+        page.line(f"{a.name:<{width}}  {in_a.value}", indent=2)
+        page.line(f"{b.name:<{width}}  {in_b.value}", indent=2)
+        page.line(f"why: {reason}", "dim", indent=2)
+
+
+def outcome_differences(a: Outcome, b: Outcome) -> list[Difference]:
+    """The numbers that differ between two outcomes of one target; how long each took apart."""
+    geometry = a.settings.geometry
+    found: list[Difference] = []
+
+    def compare(section: str, key: str, label: str, pair: tuple[int, int], unit: str = "") -> None:
+        if pair[0] != pair[1]:
+            found.append(Difference(section, key, label, *pair, unit))
+
+    for order in sorted({*a.orders_after, *b.orders_after}):
+        uses = a.orders_after.get(order), b.orders_after.get(order)
+        name = order_name(geometry, order)
+        folios = [use.folios if use else 0 for use in uses]
+        mapped = [use.bytes if use else 0 for use in uses]
+        compare("orders_after", f"{order}.folios", f"{name}, folios", (folios[0], folios[1]))
+        compare("orders_after", f"{order}.bytes", f"{name}, bytes", (mapped[0], mapped[1]), "bytes")
+    for order, status in sorted({*a.attempts, *b.attempts}):
+        pair = a.attempts.get((order, status), 0), b.attempts.get((order, status), 0)
+        compare("attempts", f"{order}.{status}", f"{order_name(geometry, order)}, {status}", pair)
+    sums = _refused_pages(a), _refused_pages(b)
+    for stage, status, at in sorted({*sums[0], *sums[1]}):
+        kind = stage, status, at
+        label = f"{stage}: {status}" + ("" if at < 0 else f" at {order_name(geometry, at)}")
+        pair = tuple(each.get(kind, 0) * a.page_size for each in sums)
+        key = f"{stage}.{status}" + ("" if at < 0 else f".{at}")
+        compare("refusals", key, label, (pair[0], pair[1]), "bytes")
+    totals = _totals(a), _totals(b)
+    for key, (label, value, unit) in totals[0].items():
+        compare("totals", key, label, (value, totals[1][key][1]), unit)
+    counters = _counters(a), _counters(b)
+    for key in sorted({*counters[0], *counters[1]}):
+        compare("counters", key, key, (counters[0].get(key, 0), counters[1].get(key, 0)))
+    return found
+
+
+def changed_mappings(a: Outcome, b: Outcome) -> int:
+    """Mappings that end with other folios: they may, though the totals are the same."""
+    ends = [
+        {(vma.pid, vma.start): {order: n for order, n in vma.after.items() if n} for vma in each}
+        for each in (a.vmas, b.vmas)
+    ]
+    return sum(ends[0].get(place) != ends[1].get(place) for place in {*ends[0], *ends[1]})
+
+
+def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
+    """Print what two profiles make of one target, where it is not the same. All of it predicted."""
+    page = Page(console)
+    page.line(
+        f"{a.target}: {a.profile} and {b.profile}, predicted (nothing here is observed)", "bold"
+    )
+    page.line(f"settings: {a.settings.describe()}")
+    for outcome in (a, b):
+        if not outcome.complete:
+            page.line(f"INCOMPLETE under {outcome.profile}: compare with care", "bold yellow")
+    found = outcome_differences(a, b)
+    mappings = changed_mappings(a, b)
+    refusals = a.refusals != b.refusals
+    if not found and not mappings and not refusals:
+        page.line("No difference on this target.", "bold")
+        return
+    titles = {
+        "orders_after": "Folios afterwards",
+        "attempts": "Attempts",
+        "refusals": "Why the rest did not",
+        "totals": "Effort and result",
+        "counters": "Counters",
+    }
+    for section, title in titles.items():
+        rows = [
+            (each.label, each.show(each.a), each.show(each.b), _change(each))
+            for each in found
+            if each.section == section
+        ]
+        if rows:
+            page.heading(title)
+            columns = [(a.profile, "right"), (b.profile, "right"), ("change", "right")]
+            page.table([("", "left"), *columns], rows)
+    page.console.print()
+    if mappings:
+        page.line(f"{plural(mappings, 'mapping')} end with other folios.")
+    if not found and refusals:
+        page.line("The totals are the same; single refusals differ in place, words or change.")
+
+
+def differences_document(
+    a: Profile, b: Profile, outcomes: tuple[Outcome, Outcome] | None = None
+) -> dict[str, Any]:
+    """Plain JSON values: the points and, given what each made of one target, what differs there."""
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "profiles": [a.name, b.name],
+        "points": [
+            {
+                "point": point,
+                "a": {"name": in_a.name, "what": in_a.value},
+                "b": {"name": in_b.name, "what": in_b.value},
+                "reason": reason,
+            }
+            for point, in_a, in_b, reason in differences(a, b)
+        ],
+    }
+    if outcomes is not None:
+        found = outcome_differences(*outcomes)
+        mappings = changed_mappings(*outcomes)
+        refusals = outcomes[0].refusals != outcomes[1].refusals
+        document["target"] = outcomes[0].target
+        document["predicted"] = True
+        document["complete"] = all(outcome.complete for outcome in outcomes)
+        document["same"] = not (found or mappings or refusals)
+        document["mappings_changed"] = mappings
+        document["differs"] = [
+            {"section": each.section, "key": each.key, "a": each.a, "b": each.b} for each in found
+        ]
+    return document
+
+
+def _change(difference: Difference) -> str:
+    change = difference.b - difference.a
+    return f"{'+' if change > 0 else '-'}{difference.show(abs(change))}"
+
+
+def _refused_pages(outcome: Outcome) -> dict[tuple[str, str, int], int]:
+    """Pages held, by (stage, status, order); -1 stands for no order."""
+    pages: dict[tuple[str, str, int], int] = {}
+    for refusal in outcome.refusals:
+        order = -1 if refusal.order is None else refusal.order
+        kind = refusal.stage.value, refusal.status, order
+        pages[kind] = pages.get(kind, 0) + refusal.pages
+    return pages
+
+
+def _totals(outcome: Outcome) -> Mapping[str, tuple[str, int, str]]:
+    """Key -> (label, value, unit)."""
+    good, bad, clock = outcome.successes, outcome.refused, outcome.clock
+    return {
+        "collapsed_bytes": ("bytes collapsed", outcome.collapsed_bytes, "bytes"),
+        "memory_added": ("memory added by filling holes", outcome.memory_added, "bytes"),
+        "swapped_in_bytes": ("swapped in", outcome.swapped_in_bytes, "bytes"),
+        "copied_bytes": ("bytes copied", outcome.copied_bytes, "bytes"),
+        "flushed_bytes": ("bytes flushed", flushed_bytes(outcome), "bytes"),
+        "ipis": ("IPIs sent", good.ipis + bad.ipis, ""),
+        "tlb.lost_outside": (
+            "TLB entries lost outside the range, a CPU, at most",
+            good.tlb_outside + bad.tlb_outside,
+            "",
+        ),
+        "tlb.after": ("TLB entries needed afterwards", outcome.tlb_after, ""),
+        "alloc_wasted.attempts": ("attempts that wasted", wasted_attempts(outcome), ""),
+        "alloc_wasted.bytes": ("allocations wasted", bad.allocated, "bytes"),
+        "clock.full_scans": ("full scans", clock.full_scans, ""),
+        "clock.wakeups": ("wakeups", clock.wakeups, ""),
+        "clock.scan_sleep_ms": ("asleep, scan_sleep", clock.scan_sleep_ms, "ms"),
+        "clock.alloc_sleep_ms": ("asleep, alloc_sleep", clock.alloc_sleep_ms, "ms"),
+    }
+
+
+def _counters(outcome: Outcome) -> dict[str, int]:
+    return {
+        f"{group}.{name}": value
+        for group, values in outcome.counters.items()
+        for name, value in values.items()
+    }

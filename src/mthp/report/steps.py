@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One collapse, step by step, with the locks held at each: what a reviewer draws on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.text import Text
+
+from mthp.report.phrases import Page
+
+SCHEMA_VERSION = 1
+
+
+class StepLike(Protocol):
+    """One step. depth: calls it is nested in, from 0; locks: those held, outermost first."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def locks(self) -> Sequence[str]: ...
+
+
+def render_steps(steps: Iterable[StepLike], console: Console) -> None:
+    """Print a table: number, indented call, what happens, locks held there."""
+    page = Page(console)
+    rows: list[list[str | Text]] = []
+    before: tuple[str, ...] = ()
+    called = ""
+    for number, step in enumerate(steps, 1):
+        locks = tuple(step.locks)
+        held = Text()
+        for lock in locks:
+            held.append(", " if held else "")
+            # What was just taken stands out, the rest is context.
+            held.append(page.clean(lock), "" if lock in before else "bold")
+        call = f"{'  ' * step.depth}{step.function}"
+        rows.append(
+            [str(number), call if call != called else "", step.what, held or page.text("–", "dim")]
+        )
+        before, called = locks, call
+    if not rows:
+        page.line("No collapse was attempted here: there are no steps.")
+        return
+    columns = [("step", "right"), ("call", "keep"), ("what happens", "left")]
+    page.table([*columns, ("locks held", "left")], rows)
+
+
+def steps_document(steps: Iterable[StepLike]) -> dict[str, Any]:
+    """Plain JSON values, in order."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "steps": [
+            {
+                "depth": step.depth,
+                "function": step.function,
+                "what": step.what,
+                "locks": list(step.locks),
+            }
+            for step in steps
+        ],
+    }

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What khugepaged would make of a target, for people: the answer first, then where, then why not."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from mthp.report.phrases import (
+    TLB_MODELS,
+    Page,
+    duration,
+    each,
+    each_bytes,
+    flushed_bytes,
+    group_refusals,
+    order_name,
+    percent,
+    plural,
+    size_name,
+    wasted_attempts,
+)
+from mthp.report.vma_map import render_map
+from mthp.run.records import Outcome, Verified
+from mthp.units import human_bytes
+
+GROUPS_SHOWN = 10
+WIDE = 96
+"""Columns that all columns of the folio table need."""
+
+
+def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
+    """Print an outcome. verbose: every mapping, every kind of refusal, and the counters."""
+    page = Page(console)
+    _header(page, outcome)
+    _folios(page, outcome)
+    _facts(page, outcome)
+    _costs(page, outcome)
+    render_map(page, outcome, everything=verbose)
+    _refusals(page, outcome, verbose)
+    if verbose:
+        _counters(page, outcome)
+    page.bullets("Assumed", outcome.assumptions)
+    page.bullets("Not seen", outcome.unseen)
+    page.bullets("Warnings", outcome.warnings, "yellow")
+
+
+def passes_made(outcome: Outcome) -> str:
+    """How far the run got, in one sentence."""
+    scans = plural(outcome.clock.full_scans, "full scan")
+    if outcome.fixed_point and not outcome.clock.full_scans:
+        return "Fixed point from the start: there is nothing to scan."
+    if outcome.fixed_point:
+        return f"Fixed point reached: {scans}, the last of which changed nothing."
+    if outcome.complete:
+        return f"{scans} as asked; not a fixed point: the next may collapse more."
+    return (
+        f"INCOMPLETE: interrupted, or at its limit of passes, after {scans}; no fixed point. "
+        "What follows is what is known so far."
+    )
+
+
+def _header(page: Page, outcome: Outcome) -> None:
+    where = outcome.target
+    if outcome.source and outcome.source != outcome.target:
+        where += f" ({outcome.source})"
+    reason = f" ({outcome.profile_reason})" if outcome.profile_reason else ""
+    page.line(f"{where}: profile {outcome.profile}{reason}", "bold")
+    page.line(f"settings: {outcome.settings.describe()}")
+    page.line(_headline(outcome), "bold green" if outcome.collapsed_bytes else "bold")
+    page.line(passes_made(outcome), "" if outcome.complete else "bold yellow")
+
+
+def _headline(outcome: Outcome) -> str:
+    """The answer, and that it is a prediction."""
+    if outcome.highest_order is None:
+        return "Predicted (nothing here is observed): no size is enabled, nothing collapses."
+    size = size_name(outcome.settings.geometry, outcome.highest_order)
+    more = "" if outcome.highest_order == outcome.pmd_order else " or more"
+    shares = []
+    for orders in (outcome.orders_before, outcome.orders_after):
+        large = sum(u.bytes for order, u in orders.items() if order >= outcome.highest_order)
+        shares.append(percent(large, sum(use.bytes for use in orders.values())))
+    windows = plural(outcome.successes.attempts, "window")
+    done = f"{human_bytes(outcome.collapsed_bytes)} collapse in {windows}"
+    if not outcome.collapsed_bytes:
+        done = "nothing collapses"
+    return (
+        f"Predicted (nothing here is observed): {done}; "
+        f"{shares[0]} → {shares[1]} of the anonymous memory is in folios of {size}{more}."
+    )
+
+
+def _folios(page: Page, outcome: Outcome) -> None:
+    before, after = outcome.orders_before, outcome.orders_after
+    total = [sum(use.bytes for use in orders.values()) for orders in (before, after)]
+    rows: list[list[str | Text]] = []
+    for order in sorted({*before, *after}):
+        was, now = before.get(order), after.get(order)
+        rows.append(
+            [
+                order_name(outcome.settings.geometry, order),
+                f"{was.folios if was else 0:,}",
+                "→",
+                f"{now.folios if now else 0:,}",
+                human_bytes(was.bytes if was else 0),
+                "→",
+                human_bytes(now.bytes if now else 0),
+                percent(was.bytes if was else 0, total[0]),
+                "→",
+                percent(now.bytes if now else 0, total[1]),
+            ]
+        )
+    if len(rows) != 1:
+        folios = [sum(use.folios for use in orders.values()) for orders in (before, after)]
+        cells = ["all", f"{folios[0]:,}", "→", f"{folios[1]:,}"]
+        cells += [human_bytes(total[0]), "→", human_bytes(total[1]), "", "", ""]
+        rows.append([page.text(cell, "bold") for cell in cells])
+    page.heading("Anonymous memory by folio size")
+    titles = [
+        "folios before",
+        "",
+        "after",
+        "bytes before",
+        "",
+        "after",
+        "share before",
+        "",
+        "after",
+    ]
+    if page.width < WIDE:
+        titles = ["folios", "", "after", "bytes", "", "after"]
+        rows = [row[: 1 + len(titles)] for row in rows]
+    page.table([("size", "keep"), *((title, "right") for title in titles)], rows)
+
+
+def _facts(page: Page, outcome: Outcome) -> None:
+    clock = outcome.clock
+    model = TLB_MODELS.get(outcome.tlb, outcome.tlb)
+    total = sum(use.bytes for use in outcome.orders_before.values())
+    rows = [
+        (
+            "memory added by filling holes",
+            f"{human_bytes(outcome.memory_added)} "
+            f"({percent(outcome.memory_added, total)} of what was there)",
+        ),
+        (
+            "TLB entries needed",
+            f"{outcome.tlb_before:,} → {outcome.tlb_after:,}  (model: {model})",
+        ),
+        (
+            "allocations wasted",
+            f"{plural(wasted_attempts(outcome), 'refused attempt')} had allocated "
+            f"{human_bytes(outcome.refused.allocated)}"
+            if outcome.refused.allocated
+            else "none",
+        ),
+        (
+            "time asleep",
+            f"{duration(clock.scan_sleep_ms + clock.alloc_sleep_ms)} = "
+            f"{duration(clock.scan_sleep_ms)} scan_sleep + "
+            f"{duration(clock.alloc_sleep_ms)} alloc_sleep; work counted as zero",
+        ),
+        (
+            "full scans and wakeups",
+            f"{plural(clock.full_scans, 'full scan')}, {plural(clock.wakeups, 'wakeup')}",
+        ),
+    ]
+    if outcome.swapped_in_bytes:
+        rows.insert(1, ("swapped in", human_bytes(outcome.swapped_in_bytes)))
+    page.console.print()
+    page.table([("", "left"), ("", "left")], rows, grid=True)
+
+
+def _costs(page: Page, outcome: Outcome) -> None:
+    good, bad = outcome.successes, outcome.refused
+    flushed = flushed_bytes(outcome)
+    times = ""
+    if outcome.collapsed_bytes:
+        times = f", {flushed / outcome.collapsed_bytes:.3g} × collapsed"
+    outside = good.tlb_outside + bad.tlb_outside
+    ipis = good.ipis + bad.ipis
+    rows = [
+        (
+            "attempts",
+            f"{good.attempts + bad.attempts:,}",
+            f"{good.attempts:,}",
+            f"{bad.attempts:,}",
+        ),
+        (
+            "bytes collapsed",
+            human_bytes(outcome.collapsed_bytes),
+            each_bytes(outcome.collapsed_bytes, good.attempts),
+            "–",
+        ),
+        ("bytes copied", human_bytes(outcome.copied_bytes), "", ""),
+        (
+            f"bytes flushed{times}",
+            human_bytes(flushed),
+            each_bytes(good.flushed_bytes, good.attempts),
+            each_bytes(bad.flushed_bytes, bad.attempts),
+        ),
+        ("IPIs sent", f"{ipis:,}", each(good.ipis, good.attempts), each(bad.ipis, bad.attempts)),
+        (
+            "TLB entries lost outside the range, a CPU, at most",
+            f"{outside:,}",
+            each(good.tlb_outside, good.attempts),
+            each(bad.tlb_outside, bad.attempts),
+        ),
+        (
+            "bytes allocated",
+            human_bytes(good.allocated + bad.allocated),
+            each_bytes(good.allocated, good.attempts),
+            each_bytes(bad.allocated, bad.attempts),
+        ),
+    ]
+    page.heading("What it costs")
+    page.table(
+        [
+            ("", "left"),
+            ("in all", "right"),
+            ("per success", "right"),
+            ("per refused attempt", "right"),
+        ],
+        rows,
+    )
+
+
+def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
+    groups = group_refusals(outcome.refusals)
+    if not groups:
+        return
+    held = sum(group.pages for group in groups) * outcome.page_size
+    span = sum(group.span for group in groups) * outcome.page_size
+    ranges = plural(len(outcome.refusals), "range")
+    page.heading(
+        f"Why the rest did not: {human_bytes(held)} held in {ranges} that cover {human_bytes(span)}"
+    )
+    rows: list[tuple[str, str, Text]] = []
+    shown = groups if everything else groups[:GROUPS_SHOWN]
+    for group in shown:
+        refusal = group.example
+        asked = ""
+        if refusal.order is not None:
+            asked = f" at {order_name(outcome.settings.geometry, refusal.order)}"
+        place = f", for example {refusal.address:#x}"
+        if outcome.processes > 1:
+            place += f" of pid {refusal.pid}"
+        words = page.text(f"{refusal.stage.value}: ")
+        words.append(page.clean(refusal.status), "bold")
+        words.append(page.clean(asked + place))
+        change = _change(page, refusal.change, group.verified)
+        text = Text("\n").join([words, page.text(refusal.reason), change])
+        size = human_bytes(group.pages * outcome.page_size)
+        rows.append((size, plural(group.ranges, "range"), text))
+    page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)
+    hidden = groups[len(shown) :]
+    if hidden:
+        rest = human_bytes(sum(group.pages for group in hidden) * outcome.page_size)
+        page.line(
+            f"… and {plural(len(hidden), 'more kind')} of refusal, {rest}: --verbose", "dim", 2
+        )
+
+
+def _change(page: Page, change: str, verified: Verified) -> Text:
+    """The least change, and how sure that is."""
+    if not change:
+        return page.text("→ nothing tried lets it", "dim")
+    if verified is Verified.NONE:
+        return page.text(f"→ {change} (not verified)", "yellow")
+    mark = "✓" if verified is Verified.RUN else "≈"
+    words = page.text(f"→ {change} ", "green")
+    words.append(page.clean(f"{mark} {verified.value}"), "dim")
+    return words
+
+
+def _counters(page: Page, outcome: Outcome) -> None:
+    rows = [
+        (group, name, f"{value:,}")
+        for group, values in outcome.counters.items()
+        for name, value in values.items()
+    ]
+    if rows:
+        page.heading("Counters, as the kernel names them (changes)")
+        page.table([("", "left"), ("", "left"), ("", "right")], rows, grid=True)
+    if outcome.attempts:
+        page.heading("Attempts")
+        page.table(
+            [("size", "left"), ("status", "left"), ("attempts", "right")],
+            [
+                (order_name(outcome.settings.geometry, order), status, f"{number:,}")
+                for (order, status), number in sorted(outcome.attempts.items())
+            ],
+        )

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Outcomes made by hand, and what is needed to print them and compare with a golden file."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from mthp.run.records import (
+    Clock,
+    Effort,
+    OrderUse,
+    Outcome,
+    Refusal,
+    Stage,
+    Verified,
+    VmaUse,
+)
+from mthp.settings import Enabled, Settings
+
+GOLDEN = Path(__file__).parent / "golden"
+MIB = 1024 * 1024
+
+
+def console(width: int = 100) -> Console:
+    """No colour, into memory."""
+    return Console(file=io.StringIO(), width=width, color_system=None)
+
+
+def printed(page: Console) -> str:
+    """What was printed; blanks at the ends of lines are padding."""
+    assert isinstance(page.file, io.StringIO)
+    return "".join(line.rstrip() + "\n" for line in page.file.getvalue().splitlines())
+
+
+def golden(name: str, text: str) -> None:
+    """Compare with a golden file. UPDATE_GOLDEN=1 writes it instead."""
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def vma(start: int, pages: int, name: str, before: dict[int, int], after: dict[int, int]) -> VmaUse:
+    """A mapping nothing of which is swapped or zero."""
+    end = start + pages * 4096
+    return VmaUse(812, start, end, name, "", before, after, swapped=0, zero=0)
+
+
+def refused(address: int, pages: int, **fields: object) -> Refusal:
+    """A run of pages refused for its holes, unless fields say otherwise."""
+    values: dict[str, object] = {
+        "pid": 812,
+        "address": address,
+        "span": pages + 4,
+        "pages": pages,
+        "order": 9,
+        "stage": Stage.OCCUPANCY,
+        "status": "EXCEED_NONE",
+        "reason": "more than max_ptes_none (0) of the window's 512 pages are holes",
+        "change": "raise max_ptes_none to 511",
+        "verified": Verified.GROUP,
+    }
+    return Refusal(**{**values, **fields})  # type: ignore[arg-type]
+
+
+VMAS = (
+    vma(0x55D0_0000_0000, 33, "[heap]", {0: 132 * 1024}, {0: 132 * 1024}),
+    vma(0x7F00_0000_0000, 16384, "", {0: 40 * MIB, 4: 4 * MIB}, {0: 2 * MIB, 4: MIB, 9: 48 * MIB}),
+    VmaUse(
+        812,
+        0x7F10_0000_0000,
+        0x7F10_0080_0000,
+        "[anon: jemalloc arena with a very long name indeed]",
+        "",
+        {0: 4 * MIB},
+        {0: MIB, 4: 3 * MIB},
+        swapped=2 * MIB,
+        zero=8192,
+    ),
+    VmaUse(
+        812,
+        0x7F20_0000_0000,
+        0x7F20_0020_0000,
+        "/usr/lib/x86_64-linux-gnu/libc.so.6",
+        "a file mapping",
+        {},
+        {},
+        swapped=0,
+        zero=0,
+    ),
+    vma(0x7FFC_0000_0000, 33, "[stack]", {0: 64 * 1024}, {0: 64 * 1024}),
+)
+
+REFUSALS = (
+    refused(0x7F00_0100_0000, 200),
+    refused(0x7F00_0200_0000, 100, verified=Verified.RUN),
+    refused(
+        0x7F10_0000_0000,
+        16,
+        order=4,
+        stage=Stage.ATTEMPT,
+        status="not_suitable_page_count",
+        reason="a page has more references than its mappings explain: it is pinned",
+        change="clear 1 pinned page",
+        verified=Verified.RUN,
+    ),
+    refused(
+        0x55D0_0000_0000,
+        33,
+        order=None,
+        stage=Stage.VMA,
+        status="SIZE",
+        reason="the mapping holds no aligned range of the PMD's size",
+        change="",
+        verified=Verified.NONE,
+    ),
+    refused(
+        0x7F10_0040_0000,
+        8,
+        stage=Stage.SCAN,
+        status="exceed_swap_pte",
+        reason="more than max_ptes_swap pages are swapped out",
+        change="raise max_ptes_swap to 128",
+        verified=Verified.NONE,
+    ),
+)
+
+OUTCOME = Outcome(
+    target="redis-server, pid 812",
+    source="snapshot redis.npz",
+    profile="7.3",
+    profile_reason="default: captured kernel 6.18 knows no multi-size collapse",
+    settings=Settings(max_ptes_none=0, sizes={4: Enabled.ALWAYS, 9: Enabled.ALWAYS}),
+    page_size=4096,
+    pmd_order=9,
+    highest_order=9,
+    processes=1,
+    orders_before={0: OrderUse(11313, 44 * MIB + 196 * 1024), 4: OrderUse(64, 4 * MIB)},
+    orders_after={
+        0: OrderUse(817, 3 * MIB + 196 * 1024),
+        4: OrderUse(64, 4 * MIB),
+        9: OrderUse(24, 48 * MIB),
+    },
+    memory_added=7 * MIB,
+    copied_bytes=44 * MIB,
+    collapsed_bytes=51 * MIB,
+    swapped_in_bytes=0,
+    successes=Effort(72, 144 * MIB, 72, 17_408, 51 * MIB),
+    refused=Effort(5, 8 * MIB, 4, 1984, 4 * MIB),
+    tlb="pte",
+    tlb_before=12_337,
+    tlb_after=1865,
+    clock=Clock(full_scans=3, wakeups=7, scan_sleep_ms=70_000, alloc_sleep_ms=60_000),
+    fixed_point=True,
+    complete=True,
+    attempts={
+        (9, "succeeded"): 24,
+        (4, "succeeded"): 48,
+        (4, "not_suitable_page_count"): 3,
+        (9, "pte_non_present"): 1,
+        (9, "alloc_huge_page_failed"): 1,
+    },
+    counters={"vmstat": {"thp_collapse_alloc": 28}, "khugepaged": {"full_scans": 3}},
+    refusals=REFUSALS,
+    vmas=VMAS,
+    assumptions=("young: from smaps' Referenced per mapping",),
+    unseen=("no root: folio orders; base pages are assumed",),
+    warnings=("3 pages changed while they were read",),
+    seconds=1.25,
+)

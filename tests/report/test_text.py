@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The report people read: golden pages, and what they say in odd cases."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from mthp.report.phrases import Page, duration, each, group_refusals, percent, wasted_attempts
+from mthp.report.text import render_outcome
+from mthp.report.vma_map import VMAS_SHOWN, bar_glyphs, share_bar
+from mthp.run.records import Clock, Effort, OrderUse, Outcome, Verified
+from mthp.settings import Settings
+from mthp.units import Geometry
+from tests.report.samples import MIB, OUTCOME, REFUSALS, console, golden, printed, refused, vma
+
+
+def page_of(outcome: Outcome, width: int = 100, *, verbose: bool = False) -> str:
+    page = console(width)
+    render_outcome(outcome, page, verbose=verbose)
+    return printed(page)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_nothing_is_wider_than_the_console(width: int) -> None:
+    text = page_of(OUTCOME, width, verbose=True)
+    assert max(len(line) for line in text.splitlines()) <= width
+    golden(f"outcome-{width}.txt", page_of(OUTCOME, width))
+
+
+def test_verbose() -> None:
+    golden("outcome-verbose.txt", page_of(OUTCOME, verbose=True))
+
+
+def test_the_first_lines_say_what_ran() -> None:
+    first, second, third, *_ = page_of(OUTCOME, 300).splitlines()
+    assert first == (
+        "redis-server, pid 812 (snapshot redis.npz): profile 7.3 "
+        "(default: captured kernel 6.18 knows no multi-size collapse)"
+    )
+    assert second == f"settings: {OUTCOME.settings.describe()}"
+    assert third.startswith("Predicted (nothing here is observed): 51 MiB collapse in 72 windows")
+
+
+def test_how_far_it_got() -> None:
+    assert "Fixed point reached: 3 full scans" in page_of(OUTCOME)
+    asked = page_of(replace(OUTCOME, fixed_point=False))
+    assert "3 full scans as asked; not a fixed point" in asked
+    stopped = page_of(replace(OUTCOME, fixed_point=False, complete=False))
+    assert "INCOMPLETE" in stopped
+    assert "interrupted" in stopped
+
+
+EMPTY = replace(
+    OUTCOME,
+    settings=Settings(enabled="never"),  # type: ignore[arg-type]
+    source="",
+    profile_reason="",
+    highest_order=None,
+    orders_before={},
+    orders_after={},
+    memory_added=0,
+    copied_bytes=0,
+    collapsed_bytes=0,
+    successes=Effort(),
+    refused=Effort(),
+    clock=Clock(0, 0, 0, 0),
+    attempts={},
+    counters={},
+    refusals=(),
+    vmas=(),
+    assumptions=(),
+    unseen=(),
+    warnings=(),
+)
+
+
+def test_nothing_at_all() -> None:
+    golden("outcome-empty.txt", page_of(EMPTY))
+
+
+def test_small_pages_and_several_processes() -> None:
+    mappings = tuple(
+        replace(vma(0x10000 * i, 4, f"m{i}", {0: 64 * i}, {3: 64 * i}), pid=i % 2 + 1)
+        for i in range(1, VMAS_SHOWN + 4)
+    )
+    text = page_of(
+        replace(
+            OUTCOME,
+            settings=Settings(geometry=Geometry(4, 3)),
+            page_size=16,
+            pmd_order=3,
+            highest_order=3,
+            processes=2,
+            orders_before={0: OrderUse(9, 144)},
+            orders_after={3: OrderUse(2, 256)},
+            vmas=mappings,
+            refusals=(refused(0x10000, 8, order=3, pid=2),),
+        )
+    )
+    assert "128B (order 3)" in text
+    assert "of pid 2" in text
+    assert "3 mappings hidden, 384 B" in text
+
+
+def test_a_console_that_is_not_utf8_and_names_that_are_hostile() -> None:
+    raw = io.BytesIO()
+    page = Console(
+        file=io.TextIOWrapper(raw, encoding="ascii", write_through=True),
+        width=100,
+        color_system=None,
+    )
+    name = "[red]\x1b[31m\u2603\n"
+    outcome = replace(OUTCOME, vmas=(vma(0, 4, name, {0: 4096}, {9: 4096}),), warnings=("…→",))
+    render_outcome(outcome, page)
+    text = raw.getvalue().decode("ascii")
+    assert "[red]?[31m??" in text
+    assert "....->" in text.replace(" ", "") or "...->" in text
+    assert "\x1b" not in text
+
+
+def test_colour_changes_no_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = Console(file=io.StringIO(), width=100, color_system="truecolor", force_terminal=True)
+    render_outcome(OUTCOME, coloured)
+    assert isinstance(coloured.file, io.StringIO)
+    text = coloured.file.getvalue()
+    assert "\x1b[" in text
+    plain = "".join(line.rstrip() + "\n" for line in Text.from_ansi(text).plain.splitlines())
+    assert plain == page_of(OUTCOME)
+
+
+def test_refusals_that_read_the_same_are_one_group() -> None:
+    groups = group_refusals(REFUSALS)
+    assert [(group.pages, group.ranges) for group in groups] == [(300, 2), (33, 1), (16, 1), (8, 1)]
+    assert groups[0].verified is Verified.GROUP
+    assert groups[0].example.address == 0x7F00_0100_0000
+
+
+def test_wasted_attempts() -> None:
+    assert wasted_attempts(OUTCOME) == 4
+    assert wasted_attempts(replace(OUTCOME, refused=Effort(attempts=5))) == 0
+
+
+@pytest.mark.parametrize("width", [6, 7, 20])
+@pytest.mark.parametrize(
+    "use", [{}, {0: 1}, {0: 1, 9: 10**9}, {0: 5, 2: 5, 3: 5, 4: 5, 5: 5, 9: 5}, {0: MIB, 9: MIB}]
+)
+def test_bars_are_full_and_hide_nothing(width: int, use: dict[int, int]) -> None:
+    outcome = replace(OUTCOME, vmas=(vma(0, 1, "", use, {}),))
+    bar = share_bar(Page(console()), use, bar_glyphs(outcome), width).plain
+    assert len(bar) == width
+    assert bool(bar.strip()) == bool(use)
+    assert (" " in bar) == (not use)
+    if use.get(9) and use.get(0):
+        assert "·" in bar
+        assert "█" in bar
+
+
+def test_numbers() -> None:
+    times = [0, 250, 10_000, 400_000, 7_500_000, 273_600_000, 3_600_000]
+    assert [duration(each) for each in times] == [
+        "0 s",
+        "250 ms",
+        "10 s",
+        "6 min 40 s",
+        "2 h 5 min",
+        "3 d 4 h",
+        "1 h",
+    ]
+    shares = [percent(*pair) for pair in ((0, 0), (1, 1000), (1, 2), (999, 1000), (5, 5))]
+    assert shares == ["0%", "<1%", "50%", ">99%", "100%"]
+    assert [each(*pair) for pair in ((1, 0), (4, 2), (1, 2), (1, 100), (12345, 2))] == [
+        "–",
+        "2",
+        "0.5",
+        "<0.1",
+        "6,172",
+    ]
