@@ -101,6 +101,19 @@ class Copied(NamedTuple):
     filled: int
 
 
+class OrderWalk(NamedTuple):
+    """A table passed the scan, and windows are now chosen in it.
+
+    present_ptes: bit i is set if PTE i maps a page. enabled_orders: bitmap of the VMA's orders.
+    """
+
+    mm: int
+    address: int
+    present_ptes: int
+    unmapped: int
+    enabled_orders: int
+
+
 class Slept(NamedTuple):
     """khugepaged slept: which knob ("scan_sleep" or "alloc_sleep"), for how many milliseconds."""
 
@@ -117,6 +130,7 @@ Event = (
     | KhugepagedScan
     | PmdFlush
     | Copied
+    | OrderWalk
     | Slept
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from mthp.events import OrderWalk
 from mthp.khugepaged.collapse import collapse_huge_page
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import collapse_max_ptes_none
@@ -63,6 +64,7 @@ def mthp_collapse(
     kernel = mm.kernel
     geometry = kernel.geometry
     least = least_occupied(kernel, cc, enabled_orders)
+    kernel.trace(OrderWalk(mm.number, address, cc.present_ptes, unmapped, enabled_orders))
     last_result = ScanResult.FAIL
     collapsed = alloc_failed = False
     pmd_order, end = geometry.pmd_order, geometry.ptrs_per_pte

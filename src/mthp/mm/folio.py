@@ -111,16 +111,26 @@ class MemMap:
     def new_frames(self, nid: int, order: int) -> int:
         """Append 2**order frames of node nid, naturally aligned; the first one's number."""
         first = -(-self.nr_frames >> order) << order
-        end = first + (1 << order)
+        self._grow(first + (1 << order))
+        if nid:
+            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * (1 << order)
+        return first
+
+    def append_frames(self, nid: int, count: int) -> int:
+        """Append any number of frames of node nid; the first one's number."""
+        first = self.nr_frames
+        self._grow(first + count)
+        if nid:
+            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * count
+        return first
+
+    def _grow(self, end: int) -> None:
         if end > len(self.head.raw):
             # Some frames ahead: growing is dear, and folios are mostly small.
             room = end + (end >> _ROOM_SHIFT) + _ROOM
             for name in _ROWS:
                 getattr(self, name).grow(room)
         self.nr_frames = end
-        if nid:
-            self.nid.raw[first:end] = array("b", [nid]) * (1 << order)
-        return first
 
     # Allocating and freeing
 

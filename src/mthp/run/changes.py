@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The least change that would let a refused window collapse, each tried on a world of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from mthp.khugepaged.eligibility import VmaGate
+from mthp.mm import folio as pg
+from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
+from mthp.mm.pte import DIRTY, PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, leaf_kind, mk_pte
+from mthp.mm.vma import (
+    VM_HUGEPAGE,
+    VM_NOHUGEPAGE,
+    VM_UFFD_MISSING,
+    VM_UFFD_WP,
+    Vma,
+    userfaultfd_armed,
+)
+from mthp.profiles import Orders
+from mthp.results import ScanResult
+from mthp.run.explain import EDGE, TOO_FEW, explain_vma
+from mthp.run.passes import TableLog
+from mthp.run.records import Refusal, Stage, Verified
+from mthp.run.trial import Trial
+from mthp.settings import Enabled
+from mthp.units import MTHP_MIN_ORDER
+
+MOST_VERIFIED = 400
+"""Refusals whose change is run one by one; the rest take that of their group."""
+MOST_STEPS = 3
+"""Changes that may be needed together."""
+
+Change = tuple[str, Callable[[Trial], None]]
+
+
+def plural(count: int, what: str) -> str:
+    """1 page, 2 pages."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _set(**knobs: int | bool) -> Callable[[Trial], None]:
+    def apply(trial: Trial) -> None:
+        trial.kernel.settings = trial.kernel.settings.replace(**knobs)
+
+    return apply
+
+
+def _enable(order: int) -> Callable[[Trial], None]:
+    def apply(trial: Trial) -> None:
+        settings = trial.kernel.settings
+        trial.kernel.settings = settings.replace(sizes={**settings.sizes, order: Enabled.ALWAYS})
+
+    return apply
+
+
+def _flags(add: int, remove: int) -> Callable[[Trial], None]:
+    def apply(trial: Trial) -> None:
+        trial.vma.vm_flags = trial.vma.vm_flags & ~remove | add
+
+    return apply
+
+
+def candidates(trial: Trial, refusal: Refusal) -> Iterator[Change]:
+    """Changes that may let the refused PTEs in, the least first."""
+    if refusal.stage is Stage.VMA:
+        yield from _vma_changes(trial, refusal)
+    elif refusal.status == EDGE:
+        yield "give the mapping the whole PMD range", _span_pmd
+    elif refusal.status == TOO_FEW:
+        yield from _occupancy_changes(trial, refusal)
+    else:
+        yield from _result_changes(trial, refusal)
+
+
+def _vma_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
+    kernel = trial.kernel
+    pmd_kb = kernel.geometry.size_kb(kernel.geometry.pmd_order)
+    match VmaGate[refusal.status]:
+        case VmaGate.NOT_ENABLED:
+            if kernel.settings.enabled is not Enabled.NEVER:
+                yield "MADV_HUGEPAGE on the mapping", _flags(VM_HUGEPAGE, VM_NOHUGEPAGE)
+            elif kernel.settings.size_enabled(kernel.geometry.pmd_order) is Enabled.INHERIT:
+                yield "set transparent_hugepage/enabled to always", _global_always
+            yield f"enable {pmd_kb}", _enable(kernel.geometry.pmd_order)
+        case VmaGate.NOHUGEPAGE:
+            yield "drop MADV_NOHUGEPAGE", _flags(0, VM_NOHUGEPAGE)
+            yield "MADV_HUGEPAGE instead of MADV_NOHUGEPAGE", _flags(VM_HUGEPAGE, VM_NOHUGEPAGE)
+        case VmaGate.THP_DISABLED | VmaGate.NOT_ADVISED:
+            yield "lift PR_SET_THP_DISABLE", _lift_prctl
+        case VmaGate.TOO_SHORT:
+            yield "give the mapping an aligned PMD range", _span_pmd
+        case VmaGate.NO_ANON_VMA:
+            yield "write to the mapping once", _write_once
+        case _:
+            return
+
+
+def _global_always(trial: Trial) -> None:
+    trial.kernel.settings = trial.kernel.settings.replace(enabled=Enabled.ALWAYS)
+
+
+def _lift_prctl(trial: Trial) -> None:
+    trial.mm.flags.value &= ~(MMF_DISABLE_THP_COMPLETELY | MMF_DISABLE_THP_EXCEPT_ADVISED)
+
+
+def _span_pmd(trial: Trial) -> None:
+    old = trial.vma
+    trial.mm.unlink_vma(old)
+    end = trial.pmd_addr + trial.kernel.geometry.pmd_size
+    trial.vma = trial.mm.mmap(trial.pmd_addr, end, old.vm_flags, file=old.file)
+    if old.anon_vma is not None:
+        trial.mm.link_anon_vma(trial.vma)
+
+
+def _write_once(trial: Trial) -> None:
+    trial.mm.link_anon_vma(trial.vma)
+
+
+def _occupancy_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
+    """Too few pages for every enabled order: a smaller size, or more holes allowed."""
+    kernel = trial.kernel
+    settings = kernel.settings
+    most = kernel.geometry.ptrs_per_pte - 1
+    first = kernel.geometry.pte_index(refusal.address)
+    if kernel.profile.orders is Orders.ANON and refusal.order is not None:
+        for order in range(refusal.order - 1, MTHP_MIN_ORDER - 1, -1):
+            start = first >> order << order
+            if all(trial.frame(i) for i in range(start, start + (1 << order))):
+                yield f"enable {kernel.geometry.size_kb(order)}", _enable(order)
+                break
+    if settings.max_ptes_none != most:
+        yield f"raise max_ptes_none to {most}", _set(max_ptes_none=most)
+
+
+def _result_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
+    kernel = trial.kernel
+    pmd_order = kernel.geometry.pmd_order
+    order = pmd_order if refusal.order is None or refusal.stage is Stage.SCAN else refusal.order
+    start = kernel.geometry.pte_index(refusal.address) >> order << order
+    window = range(start, start + (1 << order))
+    most = kernel.geometry.ptrs_per_pte - 1
+    at_pmd = order == pmd_order
+    match refusal.status:
+        case ScanResult.EXCEED_NONE_PTE.string:
+            if userfaultfd_armed(trial.vma):
+                yield "unregister userfaultfd", _flags(0, VM_UFFD_WP | VM_UFFD_MISSING)
+            empty = sum(not trial.frame(i) and _is_empty(trial, i) for i in window)
+            limit = empty if at_pmd else most
+            yield f"raise max_ptes_none to {limit}", _set(max_ptes_none=min(limit, most))
+        case ScanResult.EXCEED_SWAP_PTE.string:
+            out = sum(not trial.ptes[i] & PRESENT and trial.ptes[i] != 0 for i in window)
+            if at_pmd:
+                yield f"raise max_ptes_swap to {out}", _set(max_ptes_swap=min(out, most))
+            yield f"bring in {plural(out, 'page')}", lambda t: _bring_in(t, window)
+        case ScanResult.EXCEED_SHARED_PTE.string:
+            shared = sum(
+                bool(trial.frame(i)) and kernel.mem.folio_maybe_mapped_shared(trial.folio(i))
+                for i in window
+            )
+            if at_pmd:
+                yield f"raise max_ptes_shared to {shared}", _set(max_ptes_shared=min(shared, most))
+            yield f"unshare {plural(shared, 'page')}", lambda t: _unshare(t, window)
+        case ScanResult.PTE_MAPPED_HUGEPAGE.string | ScanResult.SUCCEED.string:
+            yield from _larger_size(trial, order)
+        case ScanResult.ALLOC_HUGE_PAGE_FAIL.string:
+            yield "set khugepaged/defrag to 1", _set(defrag=True)
+        case _:
+            yield from _page_changes(trial, refusal, window)
+
+
+def _larger_size(trial: Trial, order: int) -> Iterator[Change]:
+    """Already in a folio of this order: only a higher one would help."""
+    kernel = trial.kernel
+    settings = kernel.settings
+    most = kernel.geometry.ptrs_per_pte - 1
+    for higher in range(order + 1, kernel.geometry.pmd_order + 1):
+        if settings.size_enabled(higher) is Enabled.NEVER:
+            yield f"enable {kernel.geometry.size_kb(higher)}", _enable(higher)
+    if settings.max_ptes_none != most:
+        yield f"raise max_ptes_none to {most}", _set(max_ptes_none=most)
+
+
+def _page_changes(trial: Trial, refusal: Refusal, window: range) -> Iterator[Change]:
+    """Something about single pages stands in the way: free exactly those."""
+    mem = trial.kernel.mem
+    folios = list(dict.fromkeys(trial.folio(i) for i in window if trial.frame(i)))
+    match refusal.status:
+        case ScanResult.PAGE_COUNT.string:
+            pinned = [f for f in folios if mem.folio_expected_ref_count(f) != mem.refcount.raw[f]]
+
+            def unpin(_: Trial) -> None:
+                for folio in pinned:
+                    mem.refcount.raw[folio] = mem.folio_expected_ref_count(folio)
+
+            yield f"clear {plural(len(pinned), 'pinned page')}", unpin
+        case ScanResult.PAGE_LOCK.string:
+            locked = [f for f in folios if mem.flags.raw[f] & pg.PG_LOCKED]
+            yield (
+                f"unlock {plural(len(locked), 'page')}",
+                lambda t: _change_flags(t, locked, 0, pg.PG_LOCKED),
+            )
+        case ScanResult.PAGE_LRU.string | ScanResult.DEL_PAGE_LRU.string:
+            off = [f for f in folios if not mem.flags.raw[f] & pg.PG_LRU]
+            yield (
+                f"put {plural(len(off), 'page')} back on the LRU",
+                lambda t: _change_flags(t, off, pg.PG_LRU, 0),
+            )
+        case ScanResult.PAGE_LAZYFREE.string:
+            free = [f for f in folios if not mem.flags.raw[f] & pg.PG_SWAPBACKED]
+            yield (
+                f"write to {plural(len(free), 'page')} that MADV_FREE gave up",
+                lambda t: _change_flags(t, free, pg.PG_SWAPBACKED | pg.PG_DIRTY, 0),
+            )
+        case ScanResult.PTE_UFFD.string:
+            protected = [i for i in window if trial.ptes[i] & UFFD_WP]
+            yield (
+                f"lift write protection from {plural(len(protected), 'page')}",
+                lambda t: _lift_wp(t, protected),
+            )
+        case ScanResult.LACK_REFERENCED_PAGE.string:
+            for count in (1, trial.kernel.geometry.ptrs_per_pte // 2):
+                old = [i for i in window if trial.frame(i)][:count]
+                yield f"touch {plural(len(old), 'page')}", partial(_touch, ptes=old)
+        case ScanResult.FAIL.string | ScanResult.PTE_NON_PRESENT.string:
+            bad = [i for i in window if _is_marker(trial, i)]
+            if bad:
+                what = "entry" if len(bad) == 1 else "entries"
+                yield f"remove {len(bad)} guard or poison {what}", lambda t: _remove(t, bad)
+        case ScanResult.CGROUP_CHARGE_FAIL.string:
+            pages = len(window)
+
+            def more(t: Trial) -> None:
+                if t.mm.memcg is not None and t.mm.memcg.limit is not None:
+                    t.mm.memcg.limit += pages
+
+            yield f"raise the memory cgroup's limit by {plural(pages, 'page')}", more
+        case _:
+            return
+
+
+def _is_empty(trial: Trial, i: int) -> bool:
+    word = trial.ptes[i]
+    return word == 0 or word & PRESENT != 0
+
+
+def _is_marker(trial: Trial, i: int) -> bool:
+    word = trial.ptes[i]
+    return word != 0 and not word & PRESENT and leaf_kind(word) is not Leaf.SWAP
+
+
+def _change_flags(trial: Trial, folios: list[int], add: int, remove: int) -> None:
+    for folio in folios:
+        flags = trial.kernel.mem.flags.raw[folio]
+        trial.kernel.mem.flags.raw[folio] = flags & ~remove | add
+
+
+def _lift_wp(trial: Trial, ptes: list[int]) -> None:
+    for i in ptes:
+        trial.ptes[i] &= ~UFFD_WP
+
+
+def _touch(trial: Trial, ptes: list[int]) -> None:
+    for i in ptes:
+        trial.ptes[i] |= YOUNG
+
+
+def _remove(trial: Trial, ptes: list[int]) -> None:
+    for i in ptes:
+        trial.ptes[i] = PTE_NONE
+
+
+def _bring_in(trial: Trial, window: range) -> None:
+    mem = trial.kernel.mem
+    for i in window:
+        word = trial.ptes[i]
+        if word == 0 or word & PRESENT:
+            continue
+        folio = mem.new_frames(0, 0)
+        mem.prep_folio(folio, 0)
+        mem.flags.raw[folio] = pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_LRU | pg.PG_UPTODATE
+        mem.mapcount.raw[folio] = 1
+        trial.ptes[i] = mk_pte(folio, YOUNG | DIRTY)
+
+
+def _unshare(trial: Trial, window: range) -> None:
+    mem = trial.kernel.mem
+    for i in window:
+        if not trial.frame(i) or not mem.folio_maybe_mapped_shared(trial.folio(i)):
+            continue
+        folio = mem.new_frames(0, 0)
+        mem.prep_folio(folio, 0)
+        mem.flags.raw[folio] = mem.flags.raw[trial.folio(i)] & ~pg.PG_MAPPED_SHARED
+        mem.mapcount.raw[folio] = 1
+        trial.ptes[i] = mk_pte(folio, trial.ptes[i] & 0xFFFF)
+
+
+def find_change(vma: Vma, refusal: Refusal) -> str:
+    """The least change found that puts every page of the refusal into a larger folio; "" if none.
+
+    Each is run; up to MOST_STEPS are combined, each answering what the one before ran into.
+    """
+    geometry = vma.vm_mm.geometry
+    first = geometry.pte_index(refusal.address)
+    span = range(first, first + refusal.span)
+    pmd_addr = geometry.pmd_addr(refusal.address)
+    tried: list[tuple[list[str], list[Callable[[Trial], None]], Refusal]] = [([], [], refusal)]
+    for _ in range(MOST_STEPS):
+        following = []
+        for texts, steps, met in tried:
+            for text, step in candidates(_prepared(vma, pmd_addr, steps), met):
+                if text in texts:
+                    continue
+                again = _prepared(vma, pmd_addr, [*steps, step])
+                before = again.orders()
+                held = [i for i in span if again.ptes[i]]
+                tally = again.run()
+                after = again.orders()
+                if held and all(after[i] > before[i] for i in held):
+                    return " and ".join([*texts, text])
+                new = _met(again, tally.last_pass, refusal)
+                if new is not None:
+                    following.append(([*texts, text], [*steps, step], new))
+        tried = following[:4]
+    return ""
+
+
+def _prepared(vma: Vma, pmd_addr: int, steps: list[Callable[[Trial], None]]) -> Trial:
+    trial = Trial(vma, pmd_addr)
+    for step in steps:
+        step(trial)
+    return trial
+
+
+def _met(trial: Trial, logs: dict[tuple[int, int], TableLog], refusal: Refusal) -> Refusal | None:
+    """What the refused PTEs ran into in the trial."""
+    end = refusal.address + refusal.span * trial.kernel.geometry.page_size
+    for new in explain_vma(trial.kernel, trial.vma, logs):
+        if new.address < end and refusal.address < new.address + new.span * (
+            trial.kernel.geometry.page_size
+        ):
+            return new
+    return None
+
+
+def with_changes(
+    refusals: list[tuple[Vma, Refusal]],
+    on_try: Callable[[], None] | None = None,
+) -> Iterator[Refusal]:
+    """Each refusal with its least change; the largest are run, the others take their group's.
+
+    A table that is mapped by its PMD, and the like, have none.
+    """
+    by_size = sorted(range(len(refusals)), key=lambda k: -refusals[k][1].pages)
+    answers: dict[int, tuple[str, Verified]] = {}
+    groups: dict[tuple[object, ...], str] = {}
+    for rank, k in enumerate(by_size):
+        vma, refusal = refusals[k]
+        key = refusal.stage, refusal.status, refusal.order, vma.vm_flags
+        if rank < MOST_VERIFIED or key not in groups:
+            change = find_change(vma, refusal)
+            groups.setdefault(key, change)
+            answers[k] = change, Verified.RUN if change else Verified.NONE
+            if on_try is not None:
+                on_try()
+        else:
+            change = groups[key]
+            answers[k] = change, Verified.GROUP if change else Verified.NONE
+    for k, (_, refusal) in enumerate(refusals):
+        change, verified = answers[k]
+        yield replace(refusal, change=change, verified=verified)
