@@ -20,31 +20,47 @@ MAX_VALUE = 300
 
 
 class MismatchLike(Protocol):
-    """One difference. where: events[i], counters, errno, final[vma].folios or .ptes."""
+    """One difference between a recording and the engine."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The scenario."""
+
     @property
-    def pass_(self) -> int: ...
+    def pass_(self) -> int:
+        """Which of its passes, from 0."""
+
     @property
-    def where(self) -> str: ...
+    def where(self) -> str:
+        """What differs: `events[i]`, `counters`, `errno`, `final[vma].folios` or `.ptes`."""
+
     @property
-    def expected(self) -> Any: ...
+    def expected(self) -> Any:
+        """What the kernel did."""
+
     @property
-    def got(self) -> Any: ...
+    def got(self) -> Any:
+        """What the engine did."""
 
 
 class ScoreLike(Protocol):
-    """A score over many scenarios; outcomes: (event, status) -> how often it was recorded."""
+    """A score over many scenarios."""
 
     @property
-    def passes(self) -> int: ...
+    def passes(self) -> int:
+        """Recorded passes that were run."""
+
     @property
-    def agreed(self) -> int: ...
+    def agreed(self) -> int:
+        """Those without a mismatch."""
+
     @property
-    def mismatches(self) -> Sequence[MismatchLike]: ...
+    def mismatches(self) -> Sequence[MismatchLike]:
+        """In the order they were met."""
+
     @property
-    def outcomes(self) -> Mapping[tuple[str, str], int]: ...
+    def outcomes(self) -> Mapping[tuple[str, str], int]:
+        """(event, status) -> how often it was recorded."""
 
 
 def mismatch_kinds(score: ScoreLike) -> dict[str, int]:

@@ -18,7 +18,7 @@ from mthp.report.phrases import (
     plural,
     wasted_attempts,
 )
-from mthp.run.records import Outcome
+from mthp.run.records import OrderUse, Outcome
 from mthp.units import human_bytes
 
 SCHEMA_VERSION = 1
@@ -64,33 +64,33 @@ def outcome_differences(a: Outcome, b: Outcome) -> list[Difference]:
     geometry = a.settings.geometry
     found: list[Difference] = []
 
-    def compare(section: str, key: str, label: str, pair: tuple[int, int], unit: str = "") -> None:
-        if pair[0] != pair[1]:
-            found.append(Difference(section, key, label, *pair, unit))
+    def compare(section: str, key: str, label: str, in_a: int, in_b: int, unit: str = "") -> None:
+        if in_a != in_b:
+            found.append(Difference(section, key, label, in_a, in_b, unit))
 
     for order in sorted({*a.orders_after, *b.orders_after}):
-        uses = a.orders_after.get(order), b.orders_after.get(order)
-        name = order_name(geometry, order)
-        folios = [use.folios if use else 0 for use in uses]
-        mapped = [use.bytes if use else 0 for use in uses]
-        compare("orders_after", f"{order}.folios", f"{name}, folios", (folios[0], folios[1]))
-        compare("orders_after", f"{order}.bytes", f"{name}, bytes", (mapped[0], mapped[1]), "bytes")
-    for order, status in sorted({*a.attempts, *b.attempts}):
-        pair = a.attempts.get((order, status), 0), b.attempts.get((order, status), 0)
-        compare("attempts", f"{order}.{status}", f"{order_name(geometry, order)}, {status}", pair)
-    sums = _refused_pages(a), _refused_pages(b)
-    for stage, status, at in sorted({*sums[0], *sums[1]}):
-        kind = stage, status, at
-        label = f"{stage}: {status}" + ("" if at < 0 else f" at {order_name(geometry, at)}")
-        pair = tuple(each.get(kind, 0) * a.page_size for each in sums)
-        key = f"{stage}.{status}" + ("" if at < 0 else f".{at}")
-        compare("refusals", key, label, (pair[0], pair[1]), "bytes")
-    totals = _totals(a), _totals(b)
-    for key, (label, value, unit) in totals[0].items():
-        compare("totals", key, label, (value, totals[1][key][1]), unit)
-    counters = _counters(a), _counters(b)
-    for key in sorted({*counters[0], *counters[1]}):
-        compare("counters", key, key, (counters[0].get(key, 0), counters[1].get(key, 0)))
+        use_a, use_b = (each.orders_after.get(order, OrderUse(0, 0)) for each in (a, b))
+        at, key = order_name(geometry, order), "orders_after"
+        compare(key, f"{order}.folios", f"{at}, folios", use_a.folios, use_b.folios)
+        compare(key, f"{order}.bytes", f"{at}, bytes", use_a.bytes, use_b.bytes, "bytes")
+    for kind in sorted({*a.attempts, *b.attempts}):
+        order, status = kind
+        label = f"{order_name(geometry, order)}, {status}"
+        in_a, in_b = a.attempts.get(kind, 0), b.attempts.get(kind, 0)
+        compare("attempts", f"{order}.{status}", label, in_a, in_b)
+    held_a, held_b = _refused_bytes(a), _refused_bytes(b)
+    for gate in sorted({*held_a, *held_b}):
+        stage, status, order = gate
+        key, label = f"{stage}.{status}", f"{stage}: {status}"
+        if order >= 0:
+            key, label = f"{key}.{order}", f"{label} at {order_name(geometry, order)}"
+        compare("refusals", key, label, held_a.get(gate, 0), held_b.get(gate, 0), "bytes")
+    totals_b = _totals(b)
+    for key, (label, value, unit) in _totals(a).items():
+        compare("totals", key, label, value, totals_b[key][1], unit)
+    counters_a, counters_b = _counters(a), _counters(b)
+    for key in sorted({*counters_a, *counters_b}):
+        compare("counters", key, key, counters_a.get(key, 0), counters_b.get(key, 0))
     return found
 
 
@@ -109,7 +109,8 @@ def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
     page.line(
         f"{a.target}: {a.profile} and {b.profile}, predicted (nothing here is observed)", "bold"
     )
-    page.line(f"settings: {a.settings.describe()}")
+    for outcome in (a, b) if a.settings != b.settings else (a,):
+        page.line(f"settings: {outcome.settings.describe()}")
     for outcome in (a, b):
         if not outcome.complete:
             page.line(f"INCOMPLETE under {outcome.profile}: compare with care", "bold yellow")
@@ -138,7 +139,7 @@ def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
             page.table([("", "left"), *columns], rows)
     page.console.print()
     if mappings:
-        page.line(f"{plural(mappings, 'mapping')} end with other folios.")
+        page.line(f"{plural(mappings, 'mapping ends', 'mappings end')} with other folios.")
     if not found and refusals:
         page.line("The totals are the same; single refusals differ in place, words or change.")
 
@@ -180,14 +181,14 @@ def _change(difference: Difference) -> str:
     return f"{'+' if change > 0 else '-'}{difference.show(abs(change))}"
 
 
-def _refused_pages(outcome: Outcome) -> dict[tuple[str, str, int], int]:
-    """Pages held, by (stage, status, order); -1 stands for no order."""
-    pages: dict[tuple[str, str, int], int] = {}
+def _refused_bytes(outcome: Outcome) -> dict[tuple[str, str, int], int]:
+    """Memory held by refused ranges, by (stage, status, order); -1 stands for no order."""
+    held: dict[tuple[str, str, int], int] = {}
     for refusal in outcome.refusals:
         order = -1 if refusal.order is None else refusal.order
         kind = refusal.stage.value, refusal.status, order
-        pages[kind] = pages.get(kind, 0) + refusal.pages
-    return pages
+        held[kind] = held.get(kind, 0) + refusal.pages * outcome.page_size
+    return held
 
 
 def _totals(outcome: Outcome) -> Mapping[str, tuple[str, int, str]]:

@@ -15,20 +15,30 @@ SCHEMA_VERSION = 1
 
 
 class StepLike(Protocol):
-    """One step. depth: calls it is nested in, from 0; locks: those held, outermost first."""
+    """One step of a collapse."""
 
     @property
-    def depth(self) -> int: ...
+    def depth(self) -> int:
+        """Calls it is nested in, from 0."""
+
     @property
-    def function(self) -> str: ...
+    def function(self) -> str:
+        """The kernel's name of what runs."""
+
     @property
-    def what(self) -> str: ...
+    def what(self) -> str:
+        """What happens, in plain words."""
+
     @property
-    def locks(self) -> Sequence[str]: ...
+    def locks(self) -> Sequence[str]:
+        """Those held, outermost first."""
 
 
 def render_steps(steps: Iterable[StepLike], console: Console) -> None:
-    """Print a table: number, indented call, what happens, locks held there."""
+    """Print a table: number, indented call, what happens, locks held there.
+
+    Consecutive steps of one function at one depth name it once.
+    """
     page = Page(console)
     rows: list[list[str | Text]] = []
     before: tuple[str, ...] = ()
