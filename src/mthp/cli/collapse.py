@@ -202,6 +202,8 @@ def _steps(
     request.on_event = recorder.on_event
     run_world(world, request)
     if not recorder.attempts:
-        raise UsageError(f"--steps: nothing was attempted at {address:#x}; --why {address:x} says why")
+        raise UsageError(
+            f"--steps: nothing was attempted at {address:#x}; --why {address:x} says why"
+        )
     render_steps(recorder.folded(), Console())
     return 0

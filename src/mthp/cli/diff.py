@@ -39,7 +39,7 @@ def run_diff(args: argparse.Namespace) -> int:
         request.changes = False
         outcomes.append(run_world(world, request))
     if args.json:
-        json.dump(differences_document(a, b, outcomes[0], outcomes[1]), sys.stdout, indent=1)
+        json.dump(differences_document(a, b, (outcomes[0], outcomes[1])), sys.stdout, indent=1)
         print()
         return 0
     render_differences(a, b, console)

@@ -67,7 +67,9 @@ def describe_window(
             yield f"refused     {refusal.status}{asked}: {refusal.reason}"
             change = refusal.change or "none found"
             yield f"change      {change} ({refusal.verified.value})"
-    mine = [event for event in events if _concerns(event, vma.vm_mm.number, base, geometry.pmd_size)]
+    mine = [
+        event for event in events if _concerns(event, vma.vm_mm.number, base, geometry.pmd_size)
+    ]
     yield f"events      {len(mine)} about this table"
     yield from ftrace(mine)
 
