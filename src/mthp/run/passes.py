@@ -156,14 +156,21 @@ class Run:
     complete: bool
 
 
-def run_full_scans(kernel: Kernel, daemon: Khugepaged, tally: Tally, passes: int | None) -> Run:
-    """Wake khugepaged until `passes` full scans are done, or to the fixed point if None.
+def run_full_scans(
+    kernel: Kernel,
+    daemon: Khugepaged,
+    tally: Tally,
+    passes: int | None,
+    most: int = MAX_FULL_SCANS,
+) -> Run:
+    """Wake khugepaged until `passes` full scans are done, or to the fixed point if None, but then
+    for no more than `most` of them.
 
     A full scan that began within a wakeup did not start from drained batches; two in a row that
     change nothing are then asked for.
     """
     kernel.trace = tally
-    tally.limit = MAX_FULL_SCANS if passes is None else passes
+    tally.limit = most if passes is None else passes
     wakeups = quiet = 0
     try:
         while daemon.mm_slots and hugepage_enabled(kernel):
