@@ -67,7 +67,7 @@ def test_every_name_in_architecture_exists() -> None:
     assert not missing, "\n".join(sorted(missing))
 
 
-@pytest.mark.parametrize("file", rooms_with_kernel_names())
+@pytest.mark.parametrize("file", list(rooms_with_kernel_names()))
 def test_every_function_with_a_kernel_name_is_in_architecture(file: str) -> None:
     forward, _, _ = ARCHITECTURE.partition("## From ours to the kernel's")
     named = named_in_architecture()
