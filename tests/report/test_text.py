@@ -141,8 +141,18 @@ def test_refusals_that_read_the_same_are_one_group() -> None:
     assert groups[0].example.address == 0x7F00_0100_0000
 
 
+def test_nothing_is_said_about_trying_where_nothing_was_tried() -> None:
+    bare = tuple(replace(each, change="", verified=Verified.NONE) for each in REFUSALS)
+    text = page_of(replace(OUTCOME, refusals=bare, complete=False, fixed_point=False))
+    assert "no change known" in text
+    assert "nothing tried" not in text
+    assert "nothing tried lets it" in page_of(OUTCOME)
+
+
 def test_wasted_attempts() -> None:
     assert wasted_attempts(OUTCOME) == 4
+    charge = {**OUTCOME.attempts, (4, "ccgroup_charge_failed"): 2}
+    assert wasted_attempts(replace(OUTCOME, attempts=charge)) == 4
     assert wasted_attempts(replace(OUTCOME, refused=Effort(attempts=5))) == 0
 
 

@@ -175,6 +175,9 @@ def _facts(page: Page, outcome: Outcome) -> None:
 def _costs(page: Page, outcome: Outcome) -> None:
     good, bad = outcome.successes, outcome.refused
     flushed = flushed_bytes(outcome)
+    if not good.attempts + bad.attempts:
+        page.heading("What it costs: no collapse was attempted, so nothing but the scanning")
+        return
     times = ""
     if outcome.collapsed_bytes:
         times = f", {flushed / outcome.collapsed_bytes:.3g} × collapsed"
@@ -237,6 +240,8 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         f"Why the rest did not: {human_bytes(held)} held in {ranges} that cover {human_bytes(span)}"
     )
     rows: list[tuple[str, str, Text]] = []
+    # After an interrupt nothing was tried, and then nothing may be said about trying.
+    tried = any(refusal.verified is not Verified.NONE for refusal in outcome.refusals)
     shown = groups if everything else groups[:GROUPS_SHOWN]
     for group in shown:
         refusal = group.example
@@ -249,7 +254,7 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         words = page.text(f"{refusal.stage.value}: ")
         words.append(page.clean(refusal.status), "bold")
         words.append(page.clean(asked + place))
-        change = _change(page, refusal.change, group.verified)
+        change = _change(page, refusal.change, group.verified, tried)
         text = Text("\n").join([words, page.text(refusal.reason), change])
         size = human_bytes(group.pages * outcome.page_size)
         rows.append((size, plural(group.ranges, "range"), text))
@@ -262,10 +267,10 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         )
 
 
-def _change(page: Page, change: str, verified: Verified) -> Text:
-    """The least change, and how sure that is."""
+def _change(page: Page, change: str, verified: Verified, tried: bool) -> Text:
+    """The least change, and how sure that is. tried: changes were looked for in this run."""
     if not change:
-        return page.text("→ nothing tried lets it", "dim")
+        return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
     if verified is Verified.NONE:
         return page.text(f"→ {change} (not verified)", "yellow")
     mark = "✓" if verified is Verified.RUN else "≈"
