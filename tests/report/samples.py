@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 
 def console(width: int = 100) -> Console:
     """No colour, into memory."""
-    return Console(file=io.StringIO(), width=width, color_system=None)
+    return Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
 
 
 def printed(page: Console) -> str:

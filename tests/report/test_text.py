@@ -125,6 +125,7 @@ def test_a_console_that_is_not_utf8_and_names_that_are_hostile() -> None:
 
 def test_colour_changes_no_letter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     coloured = Console(file=io.StringIO(), width=100, color_system="truecolor", force_terminal=True)
     render_outcome(OUTCOME, coloured)
     assert isinstance(coloured.file, io.StringIO)

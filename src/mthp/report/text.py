@@ -27,6 +27,7 @@ from mthp.units import human_bytes
 GROUPS_SHOWN = 10
 WIDE = 96
 """Columns that all columns of the folio table need."""
+_MARKS = {Verified.RUN: "✓", Verified.GROUP: "≈"}
 
 
 def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
@@ -259,6 +260,10 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         size = human_bytes(group.pages * outcome.page_size)
         rows.append((size, plural(group.ranges, "range"), text))
     page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)
+    used = {group.verified for group in shown}
+    legend = [f"{mark} {sure.value}" for sure, mark in _MARKS.items() if sure in used]
+    if legend:
+        page.line("   ".join(legend), "dim", 2)
     hidden = groups[len(shown) :]
     if hidden:
         rest = human_bytes(sum(group.pages for group in hidden) * outcome.page_size)
@@ -273,10 +278,7 @@ def _change(page: Page, change: str, verified: Verified, tried: bool) -> Text:
         return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
     if verified is Verified.NONE:
         return page.text(f"→ {change} (not verified)", "yellow")
-    mark = "✓" if verified is Verified.RUN else "≈"
-    words = page.text(f"→ {change} ", "green")
-    words.append(page.clean(f"{mark} {verified.value}"), "dim")
-    return words
+    return page.text(f"→ {change} {_MARKS[verified]}", "green")
 
 
 def _counters(page: Page, outcome: Outcome) -> None:
