@@ -147,10 +147,12 @@ class ImageBuilder:
             said.append(
                 f"every page is taken to be {'young' if self.assume.young is Young.ALL else 'old'}"
             )
-        elif self.snapshot.privilege.kpageflags:
-            said.append("a page is young if PG_referenced is set")
         else:
-            said.append("all pages of a mapping are young if smaps counts any as referenced")
+            flagged = "pages with PG_referenced, and " if self.snapshot.privilege.kpageflags else ""
+            said.append(
+                f"young are {flagged}as many pages as smaps counts as referenced in a mapping, "
+                "spread evenly"
+            )
         said.append("no page is pinned or locked for a moment, but those the capture saw locked")
         said.append(self.assume.lru_batches)
         if not self.snapshot.privilege.kpageflags:
@@ -420,14 +422,37 @@ class ImageBuilder:
         return words.astype(np.uint64)
 
     def young(self, process: Process) -> NDArray[np.bool_]:
-        """(n, PTRS) whether the PTE is taken to be young."""
+        """(n, PTRS) whether the PTE is taken to be young.
+
+        PG_referenced where it was seen; what smaps counts as referenced beyond that is spread
+        evenly over the mapping's other pages, because it does not say which they are.
+        """
         shape = process.pte.shape
         if self.assume.young is not Young.CAPTURED:
             return np.full(shape, self.assume.young is Young.ALL, np.bool_)
-        referenced = process.page_flag(Kpf.REFERENCED)
-        if referenced is not None:
-            return referenced
-        return self.by_vma(process, [vma.referenced > 0 for vma in process.vmas])
+        seen = process.page_flag(Kpf.REFERENCED)
+        young: NDArray[np.bool_] = np.zeros(shape, np.bool_) if seen is None else seen.copy()
+        mapped = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+        young &= mapped
+        flat_young, flat_mapped = young.reshape(-1), mapped.reshape(-1)
+        addresses = self.addresses(process).reshape(-1)
+        for vma in process.vmas:
+            if not vma.anonymous or not vma.referenced:
+                continue
+            first, end = np.searchsorted(addresses, [vma.start, min(vma.end, 2**63 - 1)])
+            part = flat_young[first:end]
+            missing = (vma.referenced >> self.kernel.geometry.page_shift) - int(part.sum())
+            others = np.flatnonzero(flat_mapped[first:end] & ~part)
+            if missing > 0 and len(others):
+                count = min(missing, len(others))
+                part[others[np.arange(count) * len(others) // count]] = True
+        return young
+
+    def addresses(self, process: Process) -> NDArray[np.int64]:
+        """(n, PTRS) the address of each PTE."""
+        geometry = self.kernel.geometry
+        offsets = np.arange(geometry.ptrs_per_pte, dtype=np.int64) << geometry.page_shift
+        return process.table_address.astype(np.int64)[:, None] + offsets
 
     def writable(self, process: Process) -> NDArray[np.bool_]:
         """(n, PTRS) whether the PTE's mapping may be written."""
@@ -437,9 +462,7 @@ class ImageBuilder:
         """(n, PTRS) each PTE's value by its VMA."""
         if not process.vmas:
             return np.zeros(process.pte.shape, np.bool_)
-        geometry = self.kernel.geometry
-        offsets = np.arange(geometry.ptrs_per_pte, dtype=np.int64) << geometry.page_shift
-        addresses = process.table_address.astype(np.int64)[:, None] + offsets
+        addresses = self.addresses(process)
         starts = np.array([min(vma.start, 2**63 - 1) for vma in process.vmas], np.int64)
         at = np.searchsorted(starts, addresses, side="right") - 1
         answer: NDArray[np.bool_] = np.array(values, np.bool_)[np.maximum(at, 0)]

@@ -19,7 +19,8 @@ from mthp.run.records import Clock, Outcome, Refusal, VmaUse
 
 @dataclass
 class Request:
-    """What to run. passes: full scans, None for the fixed point. on_table: called after each table.
+    """What to run. passes: full scans, None for the fixed point. on_event: called with each event.
+    on_table: called after each table.
 
     changes: look for the least change of each refusal. keep: every event is appended to it.
     """
@@ -31,6 +32,7 @@ class Request:
     tlb: TlbModel = TlbModel.PLAIN
     changes: bool = True
     keep: list[Event] | None = None
+    on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
     on_try: Callable[[], None] | None = None
     assumptions: list[str] = field(default_factory=list)
@@ -44,7 +46,7 @@ def run_world(world: World, request: Request) -> Outcome:
     kernel = world.kernel
     vmas = [vma for vma in world.vmas if vma.file is None]
     before = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
-    tally = Tally(kernel, keep=request.keep, on_table=request.on_table)
+    tally = Tally(kernel, keep=request.keep, on_event=request.on_event, on_table=request.on_table)
     run = run_full_scans(kernel, world.khugepaged, tally, request.passes)
     after = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
     logs = tally.last_pass | tally.tables

@@ -63,6 +63,7 @@ class Tally:
 
     kernel: Kernel
     keep: list[Event] | None = None
+    on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
     attempts: Counter[tuple[int, str]] = field(default_factory=Counter)
     succeeded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_EFFORT, 0))
@@ -83,6 +84,8 @@ class Tally:
     def __call__(self, event: Event) -> None:
         if self.keep is not None:
             self.keep.append(event)
+        if self.on_event is not None:
+            self.on_event(event)
         match event:
             case PmdFlush():
                 self._flush = event

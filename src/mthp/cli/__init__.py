@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command: parse, run, print. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from mthp import __version__
+from mthp.cli.options import UsageError, add_collapse, add_diff, add_snap
+
+EXIT_CODES = (
+    "exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 prediction and kernel differ, "
+    "4 a law is broken, 5 this host lacks something"
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="mthp",
+        description="khugepaged, executable: what Linux collapses into huge pages in a real "
+        "process's memory, to which order, at what cost, and why the rest does not.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"mthp {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    add_collapse(verbs)
+    add_snap(verbs)
+    add_diff(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Bad input is one line on stderr."""
+    args = build_parser().parse_args(argv)
+    try:
+        return _run(args)
+    except UsageError as error:
+        return _complain(args.verb, error, error.code)
+    except KeyboardInterrupt:
+        return _complain(args.verb, "interrupted", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _complain(verb: str, what: object, code: int) -> int:
+    print(f"mthp {verb}: {what}", file=sys.stderr)
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.verb == "snap":
+        from mthp.image.capture import run as run_capture
+
+        return run_capture(args)
+    if args.verb == "diff":
+        from mthp.cli.diff import run_diff
+
+        return run_diff(args)
+    if args.conformance:
+        from mthp.cli.conformance import run_conformance_file
+
+        return run_conformance_file(args)
+    from mthp.cli.collapse import run_collapse
+
+    return run_collapse(args)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp collapse: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from mthp.cli.options import UsageError
+from mthp.cli.target import (
+    Loaded,
+    address_of,
+    assumptions_of,
+    load_target,
+    passes_of,
+    settle_profile,
+    settle_settings,
+)
+from mthp.events import Event, ftrace
+from mthp.image.snapshot import Snapshot
+from mthp.profiles import Profile
+from mthp.report.json_doc import outcome_document
+from mthp.report.steps import render_steps
+from mthp.report.text import render_outcome
+from mthp.run.build import World
+from mthp.run.image_world import Assumptions
+from mthp.run.measure import TlbModel
+from mthp.run.outcome import Request, run_world
+from mthp.run.passes import Interrupted
+from mthp.run.records import Outcome
+from mthp.run.steps import StepRecorder
+from mthp.run.why import describe_window, find_mapping, table_lines
+from mthp.settings import Settings
+
+
+class Progress:
+    """A line on stderr while tables are scanned; also where an interrupt takes effect."""
+
+    def __init__(self, tables: int, *, shown: bool) -> None:
+        self.tables = max(tables, 1)
+        self.shown = shown and sys.stderr.isatty()
+        self.scanned = 0
+        self.tried = 0
+        self.interrupted = False
+        self.began = self.last = time.monotonic()
+
+    def on_table(self) -> None:
+        """One more table was scanned."""
+        self.scanned += 1
+        if self.interrupted:
+            raise Interrupted
+        now = time.monotonic()
+        if self.shown and now - self.last > 0.5:
+            self.last = now
+            rounds, within = divmod(self.scanned, self.tables)
+            left = (now - self.began) / self.scanned * (self.tables - within)
+            self.say(
+                f"full scan {rounds + 1}: {within} of about {self.tables} tables, "
+                f"{left:.0f} s to its end"
+            )
+
+    def on_try(self) -> None:
+        """One more change was tried."""
+        self.tried += 1
+        if self.shown and time.monotonic() - self.last > 0.5:
+            self.last = time.monotonic()
+            self.say(f"looking for the least changes: {self.tried} tried")
+
+    def say(self, text: str) -> None:
+        """Replace the line."""
+        print(f"\r{text:<78}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self.shown:
+            print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """The first interrupt stops at the next table and prints what is known; a second kills."""
+
+        def on_signal(_: int, __: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        old = signal.signal(signal.SIGINT, on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old)
+            self.clear()
+
+
+def tables_of(loaded: Loaded) -> int:
+    """How many tables a full scan is likely to visit."""
+    if isinstance(loaded.image, Snapshot):
+        return sum(len(process.table_address) for process in loaded.image.processes)
+    return len(loaded.image.vmas)
+
+
+def predict(
+    loaded: Loaded,
+    settings: Settings,
+    profile: tuple[Profile, str],
+    args: argparse.Namespace,
+    **more: Any,
+) -> tuple[World, Request]:
+    """A world and the request to run on it; a ValueError says why a state cannot be."""
+    assume = Assumptions() if not hasattr(args, "assume_young") else assumptions_of(args)
+    try:
+        world = loaded.world(settings, profile[0], assume)
+    except ValueError as error:
+        raise UsageError(f"{loaded.name}: {error}") from None
+    request = Request(
+        target=loaded.name,
+        source=loaded.source,
+        profile_reason=profile[1],
+        passes=passes_of(args),
+        tlb=TlbModel(getattr(args, "tlb", "plain")),
+        changes=not getattr(args, "no_changes", False),
+        assumptions=assume.said,
+        unseen=loaded.image.unseen if isinstance(loaded.image, Snapshot) else (),
+        **more,
+    )
+    return world, request
+
+
+def run_collapse(args: argparse.Namespace) -> int:
+    """The verb; an exit code."""
+    views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
+    if sum(views) > 1:
+        raise UsageError("--json, --events, --why and --steps exclude one another")
+    loaded = load_target(args)
+    settings = settle_settings(args, loaded.settings())
+    profile = settle_profile(args.profile, loaded)
+    if args.steps is not None:
+        return _steps(args, loaded, settings, profile)
+    keep: list[Event] | None = [] if args.events or args.why is not None else None
+    progress = Progress(tables_of(loaded), shown=not args.quiet)
+    world, request = predict(
+        loaded, settings, profile, args, keep=keep, on_table=progress.on_table,
+        on_try=progress.on_try,
+    )  # fmt: skip
+    if args.why is not None:
+        return _why(args, world, request, progress, keep or [])
+    if args.events:
+        request.changes = False
+    with progress.interruptible():
+        outcome = run_world(world, request)
+    _print(args, outcome, keep or [])
+    return 0 if outcome.complete else 1
+
+
+def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> None:
+    if args.events:
+        for line in ftrace(events):
+            print(line)
+    elif args.json:
+        json.dump(outcome_document(outcome), sys.stdout, indent=1)
+        print()
+    else:
+        render_outcome(outcome, Console(), verbose=args.verbose)
+
+
+def _why(
+    args: argparse.Namespace,
+    world: World,
+    request: Request,
+    progress: Progress,
+    events: list[Event],
+) -> int:
+    address = address_of("why", args.why)
+    vma = find_mapping(world, address)
+    if vma is None:
+        raise UsageError(f"--why: {address:#x} is in no mapping of {request.target}")
+    before = table_lines(world, vma, address) if vma.file is None else ("", "")
+    with progress.interruptible():
+        request.keep = events
+        outcome = run_world(world, request)
+    for line in describe_window(world, vma, address, before, outcome, events):
+        print(line)
+    return 0
+
+
+def _steps(
+    args: argparse.Namespace, loaded: Loaded, settings: Settings, profile: tuple[Profile, str]
+) -> int:
+    address = address_of("steps", args.steps)
+    world, request = predict(loaded, settings, profile, args)
+    request.changes = False
+    recorder = StepRecorder(world.kernel, address)
+    request.on_event = recorder.on_event
+    run_world(world, request)
+    if not recorder.attempts:
+        raise UsageError(
+            f"--steps: nothing was attempted at {address:#x}; --why {address:x} says why"
+        )
+    render_steps(recorder.folded(), Console())
+    return 0

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp collapse --conformance: recorded scenarios against the engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from rich.console import Console
+
+from mthp.cli.options import UsageError
+from mthp.image.scenario import ScenarioError, load
+from mthp.profiles import DEFAULT, PROFILES
+from mthp.report.conformance import conformance_document, render_conformance
+from mthp.run.conformance import run_conformance
+
+DIFFER = 3
+"""Exit code: prediction and kernel differ."""
+
+
+def run_conformance_file(args: argparse.Namespace) -> int:
+    """The verb's option; an exit code."""
+    if args.target is not None or args.pid is not None:
+        raise UsageError("--conformance takes its scenarios from FILE; give no other target")
+    profile = PROFILES[args.profile] if args.profile else DEFAULT
+    try:
+        score = run_conformance(load(args.conformance), profile)
+    except (ScenarioError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    if args.json:
+        json.dump(conformance_document(score), sys.stdout, indent=1)
+        print()
+    else:
+        render_conformance(score, Console())
+    return DIFFER if score.mismatches else 0

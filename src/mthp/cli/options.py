@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The options of each verb. Only the standard library: --help must answer at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Verbs = Any
+
+PROFILES = ("v16", "7.3", "pmd-only")
+NUMBERS = (
+    ("max-ptes-none", "empty or zero-page PTEs a collapse may fill"),
+    ("max-ptes-swap", "swapped-out PTEs a collapse may bring in"),
+    ("max-ptes-shared", "PTEs of shared pages a collapse may copy"),
+    ("pages-to-scan", "PTEs to scan in one wakeup"),
+    ("scan-sleep-millisecs", "sleep between two wakeups"),
+    ("alloc-sleep-millisecs", "sleep after a failed allocation"),
+)
+
+
+class UsageError(Exception):
+    """Something the user can mend; code is the exit code (2, or 5 where the host lacks a thing)."""
+
+    def __init__(self, text: str, code: int = 2) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The knobs of /sys/kernel/mm/transparent_hugepage, under their names there."""
+    group = parser.add_argument_group(
+        "settings", "default: those captured with the target, else the kernel's"
+    )
+    group.add_argument(
+        "--enabled",
+        action="append",
+        metavar="SIZE=MODE,...",
+        help="per-size switches, e.g. 64kB=always,2048kB=never; a bare mode is the global switch; "
+        "'all' is every size",
+    )
+    group.add_argument(
+        "--thp-anon", metavar="TEXT", help="the boot parameter thp_anon=, e.g. 16K-64K:always"
+    )
+    for name, text in NUMBERS:
+        group.add_argument(f"--{name}", metavar="N", help=text)
+    group.add_argument("--defrag", choices=("0", "1"), help="khugepaged may reclaim and compact")
+
+
+def add_target(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """What to run on."""
+    group = parser.add_argument_group("target")
+    group.add_argument(
+        "target",
+        nargs=None if required else "?",
+        metavar="TARGET",
+        help="a snapshot (mthp snap), or a scenario FILE.jsonl#ID",
+    )
+    group.add_argument("--pid", metavar="N", help="a live process: a number, or 'self'")
+    group.add_argument(
+        "--assume-young",
+        choices=("captured", "all", "none"),
+        default="captured",
+        help="which pages count as used lately (a capture cannot see the accessed bit)",
+    )
+
+
+def add_collapse(verbs: Verbs) -> None:
+    """mthp collapse."""
+    parser = verbs.add_parser(
+        "collapse",
+        help="run khugepaged over a process, a snapshot or a scenario, and explain",
+        description="Run khugepaged over a target until nothing changes any more, and say what "
+        "collapses, to which order, at what cost, and why the rest does not. Nothing on this "
+        "machine is changed: everything shown is predicted.",
+    )
+    add_target(parser)
+    add_settings(parser)
+    group = parser.add_argument_group("run")
+    group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse")
+    group.add_argument(
+        "--passes", metavar="N", help="full scans to run (default: to the fixed point)"
+    )
+    group.add_argument(
+        "--tlb", choices=("plain", "contpte"), default="plain", help="how translations are counted"
+    )
+    group.add_argument(
+        "--no-changes", action="store_true", help="do not look for the least change of refusals"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument("--events", choices=("ftrace",), help="the trace, as the kernel prints it")
+    group.add_argument("--why", metavar="ADDR", help="everything about the window at ADDR")
+    group.add_argument(
+        "--steps", metavar="ADDR", help="the last collapse at ADDR, call by call, with the locks"
+    )
+    group.add_argument(
+        "--conformance", metavar="FILE", help="run recorded scenarios and compare with the kernel"
+    )
+    group.add_argument("--verbose", action="store_true", help="show everything")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_snap(verbs: Verbs) -> None:
+    """mthp snap."""
+    from mthp.image.capture import add_arguments
+
+    parser = verbs.add_parser(
+        "snap",
+        help="capture a process's page tables into a file",
+        description="Capture the page tables of live processes into a file that `mthp collapse` "
+        "reads anywhere. Reads only.",
+    )
+    add_arguments(parser)
+
+
+def add_diff(verbs: Verbs) -> None:
+    """mthp diff."""
+    parser = verbs.add_parser(
+        "diff",
+        help="where two kernels' collapses differ, in general or on a target",
+        description="The points where two profiles differ, with reasons; with a target, what each "
+        "would do differently there.",
+    )
+    parser.add_argument("a", choices=PROFILES, metavar="PROFILE", help="v16, 7.3 or pmd-only")
+    parser.add_argument("b", choices=PROFILES, metavar="PROFILE")
+    add_target(parser)
+    add_settings(parser)
+    parser.add_argument("--passes", metavar="N", help="full scans to run")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
