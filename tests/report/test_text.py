@@ -107,6 +107,18 @@ def test_small_pages_and_several_processes() -> None:
     assert "3 mappings hidden, 384 B" in text
 
 
+def test_small_mappings_get_no_row_but_are_counted() -> None:
+    large = [vma(i << 30, 4096, f"large{i}", {0: 16 * MIB}, {}) for i in range(5)]
+    small = [vma(i << 40, 1, f"small{i}", {0: 4096}, {}) for i in range(1, 4)]
+    outcome = replace(OUTCOME, vmas=(*large, *small))
+    text = page_of(outcome)
+    assert all(f"large{i}" in text for i in range(5))
+    assert "small" not in text
+    assert "3 mappings hidden, 12 KiB: --verbose" in text
+    assert "small3" in page_of(outcome, verbose=True)
+    assert "small3" in page_of(replace(OUTCOME, vmas=(large[0], *small)))
+
+
 def test_a_console_that_is_not_utf8_and_names_that_are_hostile() -> None:
     raw = io.BytesIO()
     page = Console(

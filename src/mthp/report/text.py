@@ -75,7 +75,10 @@ def _header(page: Page, outcome: Outcome) -> None:
 def _headline(outcome: Outcome) -> str:
     """The answer, and that it is a prediction."""
     if outcome.highest_order is None:
-        return "Predicted (nothing here is observed): no size is enabled, nothing collapses."
+        return (
+            "Predicted (nothing here is observed): nothing collapses, "
+            "khugepaged has no enabled size for any mapping here."
+        )
     size = size_name(outcome.settings.geometry, outcome.highest_order)
     more = "" if outcome.highest_order == outcome.pmd_order else " or more"
     shares = []
