@@ -43,5 +43,6 @@ def run_diff(args: argparse.Namespace) -> int:
         print()
         return 0
     render_differences(a, b, console)
+    console.print()
     render_outcome_diff(outcomes[0], outcomes[1], console)
     return 0
