@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.cli import build_parser
+from mthp.cli import build_parser, main
 from mthp.khugepaged.eligibility import VmaGate
 from mthp.run.explain import EDGE, REASONS, SUCCEEDED, TOO_FEW
 
@@ -115,6 +115,32 @@ def test_files_in_the_readmes_commands_exist() -> None:
         for word in shlex.split(command):
             if word.startswith(("src/", "tests/")):
                 assert (ROOT / word.partition("#")[0]).is_file(), command
+
+
+def outputs() -> Iterator[tuple[str, list[str]]]:
+    """(command, lines shown) of the README, for what a clone can run; "…" stands for lines left out."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *lines = part.splitlines()
+            runs = command.startswith("mthp diff") or "src/mthp/data" in command
+            if runs and any(lines):
+                yield command, [line for line in lines if line not in ("", "…")]
+
+
+@pytest.mark.parametrize(("command", "lines"), list(outputs()))
+def test_the_readme_shows_what_comes_out(
+    command: str,
+    lines: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(shlex.split(command)[1:]) == 0
+    shown = iter([line.rstrip() for line in capsys.readouterr().out.splitlines()])
+    for line in lines:
+        assert line in shown, f"not shown, or not in this order: {line}"
 
 
 @pytest.mark.parametrize("target", ["run", "test", "venv"])
