@@ -64,7 +64,9 @@ def mixed(row: Row, rng: np.random.Generator) -> None:
     full(row, rng)
     at = 0
     while at < PTRS:
-        order = int(rng.choice([0, 2, 3, 4, 5, 6, 7, 8], p=[0.2, 0.2, 0.1, 0.25, 0.1, 0.05, 0.05, 0.05]))
+        order = int(
+            rng.choice([0, 2, 3, 4, 5, 6, 7, 8], p=[0.2, 0.2, 0.1, 0.25, 0.1, 0.05, 0.05, 0.05])
+        )
         nr = 1 << order
         if order and at % nr == 0:
             part = slice(at, at + nr)
@@ -142,12 +144,12 @@ def write_image(path: Path, size: int = 8 * GIB, vmas: int = 4) -> dict[str, int
         have += int(np.count_nonzero(row.pte))
         rows.append(row)
     used = [k for k, row in enumerate(rows) if row.pte.any()]
-    addresses = START + addresses[used].astype(np.uint64) * TABLE
+    at: NDArray[np.uint64] = START + addresses[used].astype(np.uint64) * TABLE
     pte = np.array([rows[k].pte for k in used])
     step = size // vmas
     mappings = []
     for k in range(vmas):
-        inside = (addresses >= START + k * step) & (addresses < START + (k + 1) * step)
+        inside = (at >= START + k * step) & (at < START + (k + 1) * step)
         rss = int(np.count_nonzero(pte[inside] & PRESENT)) * PAGE
         swap = int(np.count_nonzero(pte[inside] & SWAPPED)) * PAGE
         mappings.append(_vma(START + k * step, START + (k + 1) * step, rss, swap))
@@ -155,7 +157,7 @@ def write_image(path: Path, size: int = 8 * GIB, vmas: int = 4) -> dict[str, int
     np.savez_compressed(
         path,
         meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
-        table_address=addresses.astype(np.uint64),
+        table_address=at.astype(np.uint64),
         table_process=np.zeros(len(used), np.uint16),
         pte=pte,
         pfn=np.array([rows[k].pfn for k in used]),

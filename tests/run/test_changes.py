@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from mthp.image.runs import PagesState
+from mthp.image.runs import PagesState, parse_folio_token, parse_pte_token, parse_runs
 from mthp.image.scenario import Advice, Scenario, ScenarioVma
 from mthp.profiles import V7_3
 from mthp.run.build import build_scenario
@@ -31,12 +31,19 @@ def scenario(
         enabled=enabled,
         **{k: v for k, v in fields.items() if k.startswith("max_") or k == "defrag"},
     )
-    state = PagesState.parse(folios, ptes, START, settings.geometry)
+    state = PagesState(
+        512, parse_runs(folios, parse_folio_token), parse_runs(ptes, parse_pte_token)
+    )
     rest = {k: v for k, v in fields.items() if not k.startswith("max_") and k != "defrag"}
     world_fields = {k: rest.pop(k) for k in ("free_blocks", "memcg") if k in rest}
     vma = ScenarioVma(START, 512, state, advice=advice, **rest)  # type: ignore[arg-type]
     return dataclasses.replace(
-        base, settings=settings, vmas=(vma,), passes=(), target=0, **world_fields
+        base,
+        settings=settings,
+        vmas=(vma,),
+        passes=(),
+        target=0,
+        **world_fields,  # type: ignore[arg-type]
     )
 
 

@@ -162,6 +162,7 @@ def run_full_scans(kernel: Kernel, daemon: Khugepaged, tally: Tally, passes: int
     kernel.trace = tally
     tally.limit = MAX_FULL_SCANS if passes is None else passes
     wakeups = quiet = 0
+    drained = True
     try:
         while daemon.mm_slots and hugepage_enabled(kernel):
             if wakeups:
@@ -179,7 +180,7 @@ def run_full_scans(kernel: Kernel, daemon: Khugepaged, tally: Tally, passes: int
     except Interrupted:
         return Run(tally.full_scans, wakeups, fixed_point=False, complete=False)
     except PassesDone:
-        quiet = 0 if tally.changed else quiet + 1
-    idle = not daemon.mm_slots or not hugepage_enabled(kernel)
-    fixed = idle or (quiet > 0)
-    return Run(tally.full_scans, wakeups, fixed_point=fixed, complete=True)
+        # As many as were asked for; a run to the fixed point that got here did not come to rest.
+        at_rest = not tally.changed and (drained or quiet > 0)
+        return Run(tally.full_scans, wakeups, fixed_point=at_rest, complete=passes is not None)
+    return Run(tally.full_scans, wakeups, fixed_point=True, complete=True)
