@@ -144,7 +144,7 @@ def write_image(path: Path, size: int = 8 * GIB, vmas: int = 4) -> dict[str, int
         have += int(np.count_nonzero(row.pte))
         rows.append(row)
     used = [k for k, row in enumerate(rows) if row.pte.any()]
-    at = START + addresses[used].astype(np.int64) * TABLE
+    at: NDArray[np.uint64] = START + addresses[used].astype(np.uint64) * TABLE
     pte = np.array([rows[k].pte for k in used])
     step = size // vmas
     mappings = []

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SPDX = "# SPDX-License-Identifier: GPL-2.0-or-later"
 
 WORDS = {"units", "results", "settings", "settings_text", "profiles", "events"}
-FREE = {"", "cli", "__main__"}
+FREE = {"", "cli", "demo", "__main__"}
 """At the top: they may import everything. The empty name is the package itself."""
 
 MAX_MODULE_LINES = 450
@@ -279,7 +279,7 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (capture_stands_alone, "image/capture.py", "from mthp.units import KIB", "imports mthp.units"),
     (capture_stands_alone, "image/capture.py", "from . import runs", "imports mthp.image.runs"),
     (modules_are_short, "mm/pte.py", "x = 1\n" * 449, "mm.pte: 451 lines, at most 450"),
-    (modules_are_short, "image/capture.py", "x = 1\n" * 799, "801 lines, at most 800"),
+    (modules_are_short, "image/capture.py", "x = 1\n" * 1499, "1501 lines, at most 1500"),
     (
         functions_are_short,
         "mm/pte.py",

@@ -366,12 +366,15 @@ def _by_order(census: Census, flag: int) -> Counter[int]:
 
 def law_11_an_abort_leaves_everything(before: Census, now: Census) -> Iterator[str]:
     """11. An aborted collapse changed no entry and no folio, but for pages it swapped in."""
+    came_in = set()
     for where in before.entries.keys() | now.entries.keys():
         old, new = before.entries.get(where, 0), now.entries.get(where, 0)
-        swapped_in = not pte_none(old) and not pte_present(old) and pte_present(new)
-        if old != new and not swapped_in:
+        if not pte_none(old) and not pte_present(old) and pte_present(new):
+            came_in.add(pte_pfn(new))
+        elif old != new:
             yield f"mm {where[0]}, {where[1]:#x}: entry {new:#x}, was {old:#x}"
-    for folio, flags in before.flags.items():
+    for folio in before.flags.keys() - came_in:
+        flags = before.flags[folio]
         if folio not in now.flags:
             yield f"folio {folio} is gone"
         elif now.flags[folio] != flags and not now.batched[folio] and not before.batched[folio]:

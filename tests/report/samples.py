@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 
 def console(width: int = 100) -> Console:
     """No colour, into memory."""
-    return Console(file=io.StringIO(), width=width, color_system=None)
+    return Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
 
 
 def printed(page: Console) -> str:
@@ -151,7 +151,7 @@ OUTCOME = Outcome(
     swapped_in_bytes=0,
     successes=Effort(72, 144 * MIB, 72, 17_408, 51 * MIB),
     refused=Effort(5, 8 * MIB, 4, 1984, 4 * MIB),
-    tlb="pte",
+    tlb="plain",
     tlb_before=12_337,
     tlb_after=1865,
     clock=Clock(full_scans=3, wakeups=7, scan_sleep_ms=70_000, alloc_sleep_ms=60_000),

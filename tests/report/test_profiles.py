@@ -49,8 +49,8 @@ def test_v16_and_what_was_merged() -> None:
     golden("diff-v16-7.3.txt", printed(page))
 
 
-def diff(a: Outcome, b: Outcome) -> str:
-    page = console()
+def diff(a: Outcome, b: Outcome, width: int = 100) -> str:
+    page = console(width)
     render_outcome_diff(a, b, page)
     return printed(page)
 
@@ -69,7 +69,14 @@ def test_what_differs_below_the_totals_is_no_sameness() -> None:
     assert "1 mapping ends" in diff(moved, OUTCOME)
     worded = replace(OUTCOME, refusals=(replace(REFUSALS[0], change="x"), *REFUSALS[1:]))
     text = diff(worded, OUTCOME)
-    assert "The totals are the same" in text
+    assert "1 range is refused otherwise" in text
+    assert (
+        "EXCEED_NONE: more than max_ptes_none (0) of the window's 512 pages are holes; x"
+        in diff(worded, OUTCOME, 200)
+    )
+    warned = diff(replace(OUTCOME, profile="v16", warnings=("a WARN",)), OUTCOME)
+    assert "Warnings under v16 alone\n  • a WARN" in warned
+    assert "Warnings under 7.3 alone\n  • 3 pages" in warned
     assert "No difference" not in text + diff(moved, OUTCOME)
 
 
@@ -88,6 +95,6 @@ def test_document() -> None:
     document = differences_document(V16, V7_3, (OTHER, OUTCOME))
     assert json.loads(json.dumps(document)) == document
     assert not document["same"]
-    assert document["mappings_changed"] == 1
+    assert document["mappings_changed"] == document["refusals_changed"] == 1
     assert {"section": "orders_after", "key": "4.folios", "a": 16, "b": 64} in document["differs"]
     assert differences_document(V7_3, V7_3, (OUTCOME, OUTCOME))["same"]

@@ -107,6 +107,18 @@ def test_small_pages_and_several_processes() -> None:
     assert "3 mappings hidden, 384 B" in text
 
 
+def test_small_mappings_get_no_row_but_are_counted() -> None:
+    large = [vma(i << 30, 4096, f"large{i}", {0: 16 * MIB}, {}) for i in range(5)]
+    small = [vma(i << 40, 1, f"small{i}", {0: 4096}, {}) for i in range(1, 4)]
+    outcome = replace(OUTCOME, vmas=(*large, *small))
+    text = page_of(outcome)
+    assert all(f"large{i}" in text for i in range(5))
+    assert "small" not in text
+    assert "3 mappings hidden, 12 KiB: --verbose" in text
+    assert "small3" in page_of(outcome, verbose=True)
+    assert "small3" in page_of(replace(OUTCOME, vmas=(large[0], *small)))
+
+
 def test_a_console_that_is_not_utf8_and_names_that_are_hostile() -> None:
     raw = io.BytesIO()
     page = Console(
@@ -125,6 +137,7 @@ def test_a_console_that_is_not_utf8_and_names_that_are_hostile() -> None:
 
 def test_colour_changes_no_letter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     coloured = Console(file=io.StringIO(), width=100, color_system="truecolor", force_terminal=True)
     render_outcome(OUTCOME, coloured)
     assert isinstance(coloured.file, io.StringIO)
@@ -141,8 +154,18 @@ def test_refusals_that_read_the_same_are_one_group() -> None:
     assert groups[0].example.address == 0x7F00_0100_0000
 
 
+def test_nothing_is_said_about_trying_where_nothing_was_tried() -> None:
+    bare = tuple(replace(each, change="", verified=Verified.NONE) for each in REFUSALS)
+    text = page_of(replace(OUTCOME, refusals=bare, complete=False, fixed_point=False))
+    assert "no change known" in text
+    assert "nothing tried" not in text
+    assert "nothing tried lets it" in page_of(OUTCOME)
+
+
 def test_wasted_attempts() -> None:
     assert wasted_attempts(OUTCOME) == 4
+    charge = {**OUTCOME.attempts, (4, "ccgroup_charge_failed"): 2}
+    assert wasted_attempts(replace(OUTCOME, attempts=charge)) == 6  # allocated, then refused
     assert wasted_attempts(replace(OUTCOME, refused=Effort(attempts=5))) == 0
 
 

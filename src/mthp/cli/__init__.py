@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mthp import __version__
 from mthp.cli.options import UsageError, add_collapse, add_diff, add_snap
@@ -17,9 +18,17 @@ EXIT_CODES = (
 )
 
 
+class OneLine(argparse.ArgumentParser):
+    """Complains in one line; the usage is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLine(
         prog="mthp",
         description="khugepaged, executable: what Linux collapses into huge pages in a real "
         "process's memory, to which order, at what cost, and why the rest does not.",
@@ -37,14 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Bad input is one line on stderr."""
     args = build_parser().parse_args(argv)
     try:
-        return _run(args)
+        if sys.stdout is None:
+            raise UsageError("standard output is closed", 1)
+        code = _run(args)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         return _complain(args.verb, error, error.code)
     except KeyboardInterrupt:
         return _complain(args.verb, "interrupted", 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
+    except OSError as error:
+        _drop_stdout()
+        return _complain(args.verb, f"cannot write: {error.strerror or error}", 1)
+
+
+def _drop_stdout() -> None:
+    """What is still buffered has nowhere to go, and the interpreter must not try at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complain(verb: str, what: object, code: int) -> int:

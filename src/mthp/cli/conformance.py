@@ -9,12 +9,13 @@ import sys
 
 from rich.console import Console
 
-from mthp.cli.options import UsageError
+from mthp.cli.options import NUMBERS, UsageError
 from mthp.image.scenario import ScenarioError, load
 from mthp.profiles import DEFAULT, PROFILES
 from mthp.report.conformance import conformance_document, render_conformance
 from mthp.run.conformance import run_conformance
 
+_IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps", "no_changes")
 DIFFER = 3
 """Exit code: prediction and kernel differ."""
 
@@ -23,11 +24,21 @@ def run_conformance_file(args: argparse.Namespace) -> int:
     """The verb's option; an exit code."""
     if args.target is not None or args.pid is not None:
         raise UsageError("--conformance takes its scenarios from FILE; give no other target")
+    ignored = [f"--{name.replace('_', '-')}" for name in _IGNORED if getattr(args, name)]
+    ignored += [
+        f"--{name}" for name, _ in NUMBERS if getattr(args, name.replace("-", "_")) is not None
+    ]
+    if args.assume_young != "captured":
+        ignored.append("--assume-young")
+    if ignored:
+        raise UsageError(f"--conformance runs what was recorded: {ignored[0]} has no place there")
     profile = PROFILES[args.profile] if args.profile else DEFAULT
     try:
         score = run_conformance(load(args.conformance), profile)
     except (ScenarioError, ValueError) as error:
         raise UsageError(str(error)) from None
+    if not score.passes:
+        raise UsageError(f"{args.conformance}: no recorded pass in it")
     if args.json:
         json.dump(conformance_document(score), sys.stdout, indent=1)
         print()

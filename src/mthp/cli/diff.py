@@ -10,6 +10,7 @@ import sys
 from rich.console import Console
 
 from mthp.cli.collapse import predict
+from mthp.cli.options import NUMBERS, UsageError
 from mthp.cli.target import load_target, settle_settings
 from mthp.profiles import PROFILES
 from mthp.report.profiles import (
@@ -25,6 +26,10 @@ def run_diff(args: argparse.Namespace) -> int:
     a, b = PROFILES[args.a], PROFILES[args.b]
     console = Console()
     if args.target is None and args.pid is None:
+        given = [args.enabled, args.thp_anon, args.defrag, args.passes]
+        given += [getattr(args, name.replace("-", "_")) for name, _ in NUMBERS]
+        if any(value is not None for value in given):
+            raise UsageError("settings and --passes need a target to run on")
         if args.json:
             json.dump(differences_document(a, b), sys.stdout, indent=1)
             print()
@@ -43,5 +48,6 @@ def run_diff(args: argparse.Namespace) -> int:
         print()
         return 0
     render_differences(a, b, console)
+    console.print()
     render_outcome_diff(outcomes[0], outcomes[1], console)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,13 @@ from mthp.image.scenario import Scenario, ScenarioError, load_one
 from mthp.image.snapshot import Snapshot, SnapshotError, load
 from mthp.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.run.build import World, build_scenario
-from mthp.run.image_world import Assumptions, Young, build_image
+from mthp.run.image_frames import Assumptions, Young
+from mthp.run.image_world import build_image
 from mthp.settings import Settings, SettingsError, parse_enabled_flag, parse_thp_anon
 
+MOST = 10**20
+"""No limit: the kernel's ranges are checked by the settings."""
+MOST_PASSES = 1_000_000
 SCENARIO_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
 
 
@@ -65,6 +70,8 @@ def load_target(args: argparse.Namespace) -> Loaded:
     try:
         if name.partition("#")[0].endswith(SCENARIO_SUFFIXES):
             scenario = load_one(name)
+            if args.assume_young != "captured":
+                raise UsageError("--assume-young is for captures: a scenario says what is young")
             return Loaded(scenario, name, f"scenario recorded on {scenario.kernel or 'no kernel'}")
         snapshot = load(name)
     except (ScenarioError, SnapshotError) as error:
@@ -76,8 +83,8 @@ def load_target(args: argparse.Namespace) -> Loaded:
 
 def _capture_pid(pid: str) -> Loaded:
     number = str(os.getpid()) if pid == "self" else pid
-    if not number.isdecimal():
-        raise UsageError(f"--pid: {pid!r} is neither a number nor 'self'")
+    if not (number.isascii() and number.isdecimal() and int(number)):
+        raise UsageError(f"--pid: {pid!r} is neither a process's number nor 'self'")
     handle, path = tempfile.mkstemp(suffix=".npz", prefix="mthp-")
     os.close(handle)
     try:
@@ -122,16 +129,17 @@ def settle_settings(args: argparse.Namespace, base: Settings) -> Settings:
     return settings
 
 
-def whole(name: str, text: str, least: int = 0) -> int:
+def whole(name: str, text: str, least: int = 0, most: int = MOST) -> int:
     """A whole number of an option; UsageError otherwise."""
-    if not text.isdecimal() or int(text) < least:
-        raise UsageError(f"--{name}: {text!r} is not a whole number from {least} up")
-    return int(text)
+    if text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most:
+        return int(text)
+    limits = f"from {least} up" if most == MOST else f"from {least} to {most}"
+    raise UsageError(f"--{name}: {text!r} is not a whole number {limits}")
 
 
 def passes_of(args: argparse.Namespace) -> int | None:
     """--passes, None for the fixed point."""
-    return None if args.passes is None else whole("passes", args.passes, 1)
+    return None if args.passes is None else whole("passes", args.passes, 1, MOST_PASSES)
 
 
 def assumptions_of(args: argparse.Namespace) -> Assumptions:
@@ -141,7 +149,6 @@ def assumptions_of(args: argparse.Namespace) -> Assumptions:
 
 def address_of(name: str, text: str) -> int:
     """An address as people write it: hexadecimal with or without 0x."""
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise UsageError(f"--{name}: {text!r} is not a hexadecimal address") from None
+    if not re.fullmatch(r"(0[xX])?[0-9a-fA-F]+", text):
+        raise UsageError(f"--{name}: {text!r} is not a hexadecimal address")
+    return int(text, 16)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 # ruff: noqa: B905, UP033 - production hosts: this one file also runs on Python 3.8
 """Write what khugepaged would find in live processes into one .npz file (docs/snapshot-format.md).
@@ -185,10 +184,12 @@ def _vma(head: list[str], sizes: dict[str, int], flags: str) -> Vma:
 
 
 def gone(pid: int) -> CaptureError:
+    """The error of a process that went away."""
     return CaptureError(f"process {pid} exited (or ran another program) while it was read")
 
 
 def read_vmas(pid: int, file: str) -> list[Vma]:
+    """The VMAs of /proc/PID/maps or smaps; CaptureError where they cannot be read."""
     try:
         with open(f"/proc/{pid}/{file}", "rb") as lines:
             return list(parse_maps(lines))
@@ -199,6 +200,7 @@ def read_vmas(pid: int, file: str) -> list[Vma]:
 
 
 def not_ours(pid: int) -> CaptureError:
+    """The error of a process that belongs to somebody else."""
     return CaptureError(f"process {pid} is not ours to read (run as its user or as root)", USAGE)
 
 
@@ -312,6 +314,7 @@ class Scanner:
         return regions, more
 
     def find_all(self, start: int, end: int, anyof: int) -> Iterator[tuple[int, int, int]]:
+        """Every region of [start, end) with any of the categories, over several calls."""
         more = True
         while more and start < end:
             regions, more = self.find(start, end, anyof)
@@ -603,6 +606,7 @@ class Frames:
         self._block = geometry.ptrs
 
     def close(self) -> None:
+        """Close what is open."""
         for file in (self._flags, self._counts):
             if file is not None:
                 os.close(file)
@@ -714,6 +718,7 @@ class Columns:
         self.process.extend([process] * len(batch.addresses))
 
     def close(self) -> None:
+        """Close what is open."""
         for file in self.files.values():
             file.close()
 
@@ -725,15 +730,18 @@ class Columns:
         del self.address[rows:], self.process[rows:]
 
     def row(self, name: str, k: int) -> bytes:
+        """The bytes of one table in one column."""
         size = self.geometry.ptrs * self.WIDTH[name]
         self.files[name].seek(k * size)
         return self.files[name].read(size)
 
     def patch(self, name: str, k: int, data: bytes) -> None:
+        """Replace the bytes of one table in one column."""
         self.files[name].seek(k * len(data))
         self.files[name].write(data)
 
     def rewind(self) -> None:
+        """Go back to the end, to append again."""
         for file in self.files.values():
             file.seek(0, os.SEEK_END)
 
@@ -756,6 +764,7 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> None:
+    """Write the whole .npz: meta first, then every column."""
     document = json.dumps(meta, ensure_ascii=True, separators=(",", ":")).encode()
     rows, ptrs = len(columns.address), columns.geometry.ptrs
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, True, 1) as archive:
@@ -796,6 +805,7 @@ class ProcessReader:
         self.tearing.update(tables_read_again=0, tables=0)
 
     def read(self) -> None:
+        """Read the whole process: mappings, tables, and what changed meanwhile."""
         session = self.session
         self.vmas = read_vmas(self.pid, "smaps")
         if not self.vmas:
@@ -903,6 +913,7 @@ class ProcessReader:
 
 
 def open_pagemap(pid: int) -> int:
+    """A descriptor of /proc/PID/pagemap; CaptureError where it cannot be opened."""
     try:
         return os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
     except PermissionError:
@@ -925,6 +936,7 @@ def sysfs_settings() -> dict[str, str]:
 
 
 def host_facts() -> dict[str, Any]:
+    """What the host tells of itself: kernel, memory, swap, nodes, CPUs."""
     names = "MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree"
     amounts = re.findall(rf"^({names}):\s+(\d+) kB", text("/proc/meminfo") or "", re.M)
     node = "/sys/devices/system/node"
@@ -1017,6 +1029,7 @@ def numa_policies(pid: int) -> dict[str, list[str]]:
 
 
 def describe_process(reader: ProcessReader, status: dict[str, str]) -> dict[str, Any]:
+    """The entry of one process in meta."""
     pid = reader.pid
     cgroup, memcg = memcg_of(pid)
     policies = numa_policies(pid)
@@ -1111,6 +1124,7 @@ class Session:
         self._say_what_is_unseen()
 
     def close(self) -> None:
+        """Close what is open."""
         os.close(self._own)
         if self.frames is not None:
             self.frames.close()
@@ -1137,6 +1151,7 @@ class Session:
         }
 
     def not_seen(self, sentence: str) -> None:
+        """Remember, once, a sentence on what could not be seen."""
         if sentence not in self.unseen:
             self.unseen.append(sentence)
 
@@ -1161,6 +1176,7 @@ class Session:
             self.not_seen(NEVER + always)
 
     def table_reader(self, pid: int, pagemap: int) -> TableReader:
+        """The reader of one process, by PAGEMAP_SCAN where it works."""
         scanner = None
         if self.privilege["pagemap_scan"]:
             scanner = Scanner(pagemap)
@@ -1208,6 +1224,7 @@ class Session:
         parts["kpageflags"], parts["kpagecount"], parts["folio_order"] = flags, counts, orders
 
     def meta(self, processes: list[dict[str, Any]], frozen: bool) -> dict[str, Any]:
+        """The document that describes the whole capture."""
         names = ("vmas_changed", "tables_changed", "pages_changed", "tables_read_again", "tables")
         tearing: dict[str, Any] = {
             name: sum(process["tearing"][name] for process in processes) for name in names
@@ -1241,6 +1258,7 @@ def _open_or_none(path: str) -> int | None:
 
 
 def host_geometry() -> Geometry:
+    """Page and PMD size of this host; CaptureError (5) where it lacks something."""
     if not os.path.exists("/proc/self/pagemap"):
         raise CaptureError("this host has no /proc/PID/pagemap (CONFIG_PROC_PAGE_MONITOR)", LACKING)
     if not os.path.isdir(THP):
@@ -1292,6 +1310,7 @@ def _state(pid: int) -> str:
 
 
 def may_freeze(args: argparse.Namespace, pids: list[int]) -> bool:
+    """Whether to stop the processes; asks unless --yes was given."""
     if not args.freeze or args.yes:
         return bool(args.freeze)
     if not sys.stdin.isatty():
@@ -1383,6 +1402,7 @@ def _pid(value: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, for this file alone and for `mthp snap`."""
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--pid", type=_pid, action="append", metavar="N", help="may be repeated")
     target.add_argument("--cgroup", metavar="PATH", help="every process of a cgroup")
@@ -1428,6 +1448,7 @@ def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
 
 
 def main(argv: list[str] | None = None, prog: str = "capture.py") -> int:
+    """Parse, capture, write; an exit code."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     try:

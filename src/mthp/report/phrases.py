@@ -35,9 +35,12 @@ _PLAIN = str.maketrans(
 )
 """What a console that is not UTF-8 shows instead."""
 
+_NOT_WASTED = frozenset({ScanResult.SUCCEED.string, ScanResult.ALLOC_HUGE_PAGE_FAIL.string})
+"""A failed charge comes after the allocation, and wastes it."""
+
 TLB_MODELS = {
-    "pte": "one per PMD mapping, else one per PTE",
-    "contpte": "one per PMD mapping, one per contiguous-PTE block, else one per PTE",
+    "plain": "one per PMD mapping, else one per PTE",
+    "contpte": "one per PMD mapping, one per 16 aligned PTEs of a folio, else one per PTE",
 }
 """Names that --tlb takes, in words; a model not listed here is printed as it is named."""
 
@@ -182,11 +185,10 @@ def flushed_bytes(outcome: Outcome) -> int:
 
 
 def wasted_attempts(outcome: Outcome) -> int:
-    """Refused attempts that had allocated a folio: all but those whose allocation failed."""
+    """Refused attempts that had a folio to give back. Effort.allocated leaves out the same."""
     if not outcome.refused.allocated:
         return 0
-    without = {ScanResult.SUCCEED.string, ScanResult.ALLOC_HUGE_PAGE_FAIL.string}
-    return sum(n for (_, status), n in outcome.attempts.items() if status not in without)
+    return sum(n for (_, status), n in outcome.attempts.items() if status not in _NOT_WASTED)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -18,10 +18,11 @@ from mthp.report.phrases import (
     plural,
     wasted_attempts,
 )
-from mthp.run.records import OrderUse, Outcome
+from mthp.run.records import OrderUse, Outcome, Refusal, Verified
 from mthp.units import human_bytes
 
 SCHEMA_VERSION = 1
+REFUSALS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,19 @@ def changed_mappings(a: Outcome, b: Outcome) -> int:
     return sum(ends[0].get(place) != ends[1].get(place) for place in {*ends[0], *ends[1]})
 
 
+def changed_refusals(a: Outcome, b: Outcome) -> list[tuple[Refusal | None, Refusal | None]]:
+    """Ranges that are refused under one profile alone, or otherwise, by address.
+
+    How sure the change is does not count.
+    """
+    sides = [
+        {(r.pid, r.address, r.span): replace(r, verified=Verified.NONE) for r in each.refusals}
+        for each in (a, b)
+    ]
+    pairs = [(sides[0].get(place), sides[1].get(place)) for place in sorted({*sides[0], *sides[1]})]
+    return [pair for pair in pairs if pair[0] != pair[1]]
+
+
 def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
     """Print what two profiles make of one target, where it is not the same. All of it predicted."""
     page = Page(console)
@@ -116,8 +130,8 @@ def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
             page.line(f"INCOMPLETE under {outcome.profile}: compare with care", "bold yellow")
     found = outcome_differences(a, b)
     mappings = changed_mappings(a, b)
-    refusals = a.refusals != b.refusals
-    if not found and not mappings and not refusals:
+    refusals = changed_refusals(a, b)
+    if not found and not mappings and not refusals and a.warnings == b.warnings:
         page.line("No difference on this target.", "bold")
         return
     titles = {
@@ -137,11 +151,24 @@ def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
             page.heading(title)
             columns = [(a.profile, "right"), (b.profile, "right"), ("change", "right")]
             page.table([("", "left"), *columns], rows)
-    page.console.print()
     if mappings:
-        page.line(f"{plural(mappings, 'mapping ends', 'mappings end')} with other folios.")
-    if not found and refusals:
-        page.line("The totals are the same; single refusals differ in place, words or change.")
+        page.heading(f"{plural(mappings, 'mapping ends', 'mappings end')} with other folios")
+    if refusals:
+        page.heading(f"{plural(len(refusals), 'range is', 'ranges are')} refused otherwise")
+        width = max(len(a.profile), len(b.profile))
+        for in_a, in_b in refusals[:REFUSALS_SHOWN]:
+            place = in_a or in_b
+            assert place is not None
+            page.line(
+                f"{place.address:#x}, {plural(place.span, 'PTE')} of pid {place.pid}", indent=2
+            )
+            page.line(f"{a.profile:<{width}}  {_refused_how(in_a)}", indent=4)
+            page.line(f"{b.profile:<{width}}  {_refused_how(in_b)}", indent=4)
+        if len(refusals) > REFUSALS_SHOWN:
+            page.line(f"… and {len(refusals) - REFUSALS_SHOWN:,} more", "dim", 2)
+    for one, other in ((a, b), (b, a)):
+        alone = [words for words in one.warnings if words not in other.warnings]
+        page.bullets(f"Warnings under {one.profile} alone", alone, "yellow")
 
 
 def differences_document(
@@ -164,16 +191,26 @@ def differences_document(
     if outcomes is not None:
         found = outcome_differences(*outcomes)
         mappings = changed_mappings(*outcomes)
-        refusals = outcomes[0].refusals != outcomes[1].refusals
+        refusals = changed_refusals(*outcomes)
+        warnings = [list(outcome.warnings) for outcome in outcomes]
         document["target"] = outcomes[0].target
         document["predicted"] = True
         document["complete"] = all(outcome.complete for outcome in outcomes)
-        document["same"] = not (found or mappings or refusals)
+        document["same"] = not (found or mappings or refusals or warnings[0] != warnings[1])
         document["mappings_changed"] = mappings
+        document["refusals_changed"] = len(refusals)
+        document["warnings"] = dict(zip("ab", warnings, strict=True))
         document["differs"] = [
             {"section": each.section, "key": each.key, "a": each.a, "b": each.b} for each in found
         ]
     return document
+
+
+def _refused_how(refusal: Refusal | None) -> str:
+    if refusal is None:
+        return "not refused as such a range"
+    change = f"; {refusal.change}" if refusal.change else ""
+    return f"{refusal.stage.value}: {refusal.status}: {refusal.reason}{change}"
 
 
 def _change(difference: Difference) -> str:

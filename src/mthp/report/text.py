@@ -27,6 +27,7 @@ from mthp.units import human_bytes
 GROUPS_SHOWN = 10
 WIDE = 96
 """Columns that all columns of the folio table need."""
+_MARKS = {Verified.RUN: "✓", Verified.GROUP: "≈"}
 
 
 def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
@@ -74,7 +75,10 @@ def _header(page: Page, outcome: Outcome) -> None:
 def _headline(outcome: Outcome) -> str:
     """The answer, and that it is a prediction."""
     if outcome.highest_order is None:
-        return "Predicted (nothing here is observed): no size is enabled, nothing collapses."
+        return (
+            "Predicted (nothing here is observed): nothing collapses, "
+            "khugepaged has no enabled size for any mapping here."
+        )
     size = size_name(outcome.settings.geometry, outcome.highest_order)
     more = "" if outcome.highest_order == outcome.pmd_order else " or more"
     shares = []
@@ -175,6 +179,9 @@ def _facts(page: Page, outcome: Outcome) -> None:
 def _costs(page: Page, outcome: Outcome) -> None:
     good, bad = outcome.successes, outcome.refused
     flushed = flushed_bytes(outcome)
+    if not good.attempts + bad.attempts:
+        page.heading("What it costs: no collapse was attempted, so nothing but the scanning")
+        return
     times = ""
     if outcome.collapsed_bytes:
         times = f", {flushed / outcome.collapsed_bytes:.3g} × collapsed"
@@ -237,6 +244,8 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         f"Why the rest did not: {human_bytes(held)} held in {ranges} that cover {human_bytes(span)}"
     )
     rows: list[tuple[str, str, Text]] = []
+    # After an interrupt nothing was tried, and then nothing may be said about trying.
+    tried = any(refusal.verified is not Verified.NONE for refusal in outcome.refusals)
     shown = groups if everything else groups[:GROUPS_SHOWN]
     for group in shown:
         refusal = group.example
@@ -249,11 +258,15 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         words = page.text(f"{refusal.stage.value}: ")
         words.append(page.clean(refusal.status), "bold")
         words.append(page.clean(asked + place))
-        change = _change(page, refusal.change, group.verified)
+        change = _change(page, refusal.change, group.verified, tried)
         text = Text("\n").join([words, page.text(refusal.reason), change])
         size = human_bytes(group.pages * outcome.page_size)
         rows.append((size, plural(group.ranges, "range"), text))
     page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)
+    used = {group.verified for group in shown}
+    legend = [f"{mark} {sure.value}" for sure, mark in _MARKS.items() if sure in used]
+    if legend:
+        page.line("   ".join(legend), "dim", 2)
     hidden = groups[len(shown) :]
     if hidden:
         rest = human_bytes(sum(group.pages for group in hidden) * outcome.page_size)
@@ -262,16 +275,13 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         )
 
 
-def _change(page: Page, change: str, verified: Verified) -> Text:
-    """The least change, and how sure that is."""
+def _change(page: Page, change: str, verified: Verified, tried: bool) -> Text:
+    """The least change, and how sure that is. tried: changes were looked for in this run."""
     if not change:
-        return page.text("→ nothing tried lets it", "dim")
+        return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
     if verified is Verified.NONE:
         return page.text(f"→ {change} (not verified)", "yellow")
-    mark = "✓" if verified is Verified.RUN else "≈"
-    words = page.text(f"→ {change} ", "green")
-    words.append(page.clean(f"{mark} {verified.value}"), "dim")
-    return words
+    return page.text(f"→ {change} {_MARKS[verified]}", "green")
 
 
 def _counters(page: Page, outcome: Outcome) -> None:

@@ -12,6 +12,9 @@ from mthp.run.records import Outcome, VmaUse
 from mthp.units import human_bytes
 
 VMAS_SHOWN = 14
+VMAS_ANYWAY = 4
+SMALL = 500
+"""Beyond the first few, a mapping that holds less than this part of the whole gets no row."""
 _RAMP = "░▒▓"
 _BASE, _HIGHEST = "·", "█"
 _STYLES = {_BASE: "dim", "░": "blue", "▒": "cyan", "▓": "yellow", _HIGHEST: "green"}
@@ -24,7 +27,9 @@ def render_map(page: Page, outcome: Outcome, *, everything: bool) -> None:
         return
     shown = sorted(vmas, key=lambda vma: (-_size(vma), vma.pid, vma.start))
     if not everything:
-        shown = shown[:VMAS_SHOWN]
+        worth_a_row = sum(_size(vma) for vma in vmas) // SMALL
+        few, more = shown[:VMAS_ANYWAY], shown[VMAS_ANYWAY:VMAS_SHOWN]
+        shown = few + [vma for vma in more if _size(vma) >= worth_a_row]
     places = {(vma.pid, vma.start) for vma in shown}
     hidden = [vma for vma in outcome.vmas if (vma.pid, vma.start) not in places]
     shown.sort(key=lambda vma: (vma.pid, vma.start))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mthp.khugepaged.eligibility import VmaGate
@@ -30,8 +30,15 @@ from mthp.units import MTHP_MIN_ORDER
 
 MOST_VERIFIED = 400
 """Refusals whose change is run one by one; the rest take that of their group."""
+MOST_TRIALS = 600
+"""Worlds that are tried before the rest take that of their group."""
 MOST_STEPS = 3
 """Changes that may be needed together."""
+MOST_BRANCHES = 2
+"""Combinations that are followed further."""
+_WHOLE_TABLE = ("raise max_ptes", "enable ", "set ", "MADV_", "drop ", "lift PR", "give ")
+"""Changes that are the same whichever window of a table asks for them."""
+_MOST_KEPT = 64
 
 Change = tuple[str, Callable[[Trial], None]]
 
@@ -64,7 +71,7 @@ def _flags(add: int, remove: int) -> Callable[[Trial], None]:
 
 
 def candidates(trial: Trial, refusal: Refusal) -> Iterator[Change]:
-    """Changes that may let the refused PTEs in, the least first."""
+    """Changes that may let the refused PTEs in, the least first; none that changes nothing."""
     if refusal.stage is Stage.VMA:
         yield from _vma_changes(trial, refusal)
     elif refusal.status == EDGE:
@@ -133,10 +140,20 @@ def _occupancy_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
                 break
     if settings.max_ptes_none != most:
         yield f"raise max_ptes_none to {most}", _set(max_ptes_none=most)
+    if refusal.order is not None:
+        start = first >> refusal.order << refusal.order
+        window = range(start, start + (1 << refusal.order))
+        out = sum(_is_swap(trial, i) for i in window)
+        if out:
+            yield f"bring in {plural(out, 'page')}", partial(_bring_in, window=window)
+        missing = [i for i in window if not trial.frame(i) and not _is_marker(trial, i)]
+        if missing:
+            yield f"write to {plural(len(missing), 'missing page')}", partial(_fill, ptes=missing)
 
 
 def _result_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
     kernel = trial.kernel
+    settings = kernel.settings
     pmd_order = kernel.geometry.pmd_order
     order = pmd_order if refusal.order is None or refusal.stage is Stage.SCAN else refusal.order
     start = kernel.geometry.pte_index(refusal.address) >> order << order
@@ -149,24 +166,36 @@ def _result_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
                 yield "unregister userfaultfd", _flags(0, VM_UFFD_WP | VM_UFFD_MISSING)
             empty = sum(not trial.frame(i) and _is_empty(trial, i) for i in window)
             limit = empty if at_pmd else most
-            yield f"raise max_ptes_none to {limit}", _set(max_ptes_none=min(limit, most))
+            if settings.max_ptes_none < limit <= most:
+                yield f"raise max_ptes_none to {limit}", _set(max_ptes_none=limit)
+            missing = [i for i in window if not trial.frame(i) and _is_empty(trial, i)]
+            few = missing[: empty - settings.max_ptes_none] if at_pmd else missing
+            if few:
+                yield f"write to {plural(len(few), 'missing page')}", partial(_fill, ptes=few)
         case ScanResult.EXCEED_SWAP_PTE.string:
             out = sum(not trial.ptes[i] & PRESENT and trial.ptes[i] != 0 for i in window)
-            if at_pmd:
-                yield f"raise max_ptes_swap to {out}", _set(max_ptes_swap=min(out, most))
-            yield f"bring in {plural(out, 'page')}", lambda t: _bring_in(t, window)
+            if at_pmd and settings.max_ptes_swap < out <= most:
+                yield f"raise max_ptes_swap to {out}", _set(max_ptes_swap=out)
+            swapped = sum(_is_swap(trial, i) for i in window)
+            if swapped:
+                yield f"bring in {plural(swapped, 'page')}", partial(_bring_in, window=window)
+            yield from _marker_changes(trial, window)
         case ScanResult.EXCEED_SHARED_PTE.string:
             shared = sum(
                 bool(trial.frame(i)) and kernel.mem.folio_maybe_mapped_shared(trial.folio(i))
                 for i in window
             )
-            if at_pmd:
-                yield f"raise max_ptes_shared to {shared}", _set(max_ptes_shared=min(shared, most))
-            yield f"unshare {plural(shared, 'page')}", lambda t: _unshare(t, window)
+            if at_pmd and settings.max_ptes_shared < shared <= most:
+                yield f"raise max_ptes_shared to {shared}", _set(max_ptes_shared=shared)
+            if shared:
+                yield f"unshare {plural(shared, 'page')}", partial(_unshare, window=window)
         case ScanResult.PTE_MAPPED_HUGEPAGE.string | ScanResult.SUCCEED.string:
-            yield from _larger_size(trial, order)
+            orders = [trial.kernel.mem.order.raw[trial.folio(i)] for i in window if trial.frame(i)]
+            yield from _larger_size(trial, max([order, *orders]))
         case ScanResult.ALLOC_HUGE_PAGE_FAIL.string:
-            yield "set khugepaged/defrag to 1", _set(defrag=True)
+            if not settings.defrag:
+                yield "set khugepaged/defrag to 1", _set(defrag=True)
+            yield f"free a block of {kernel.geometry.size_kb(order)}", partial(_free, order=order)
         case _:
             yield from _page_changes(trial, refusal, window)
 
@@ -191,23 +220,29 @@ def _page_changes(trial: Trial, refusal: Refusal, window: range) -> Iterator[Cha
         case ScanResult.PAGE_COUNT.string:
             pinned = [f for f in folios if mem.folio_expected_ref_count(f) != mem.refcount.raw[f]]
 
-            def unpin(_: Trial) -> None:
+            def unpin(t: Trial) -> None:
                 for folio in pinned:
-                    mem.refcount.raw[folio] = mem.folio_expected_ref_count(folio)
+                    expected = t.kernel.mem.folio_expected_ref_count(folio)
+                    t.kernel.mem.refcount.raw[folio] = expected
 
-            yield f"clear {plural(len(pinned), 'pinned page')}", unpin
+            if pinned:
+                yield f"clear {plural(len(pinned), 'pinned page')}", unpin
+            else:
+                yield from _batch_changes(trial)
         case ScanResult.PAGE_LOCK.string:
             locked = [f for f in folios if mem.flags.raw[f] & pg.PG_LOCKED]
-            yield (
-                f"unlock {plural(len(locked), 'page')}",
-                lambda t: _change_flags(t, locked, 0, pg.PG_LOCKED),
-            )
+            if locked:
+                yield (
+                    f"unlock {plural(len(locked), 'page')}",
+                    lambda t: _change_flags(t, locked, 0, pg.PG_LOCKED),
+                )
         case ScanResult.PAGE_LRU.string | ScanResult.DEL_PAGE_LRU.string:
             off = [f for f in folios if not mem.flags.raw[f] & pg.PG_LRU]
-            yield (
-                f"put {plural(len(off), 'page')} back on the LRU",
-                lambda t: _change_flags(t, off, pg.PG_LRU, 0),
-            )
+            if off:
+                yield (
+                    f"put {plural(len(off), 'page')} back on the LRU",
+                    lambda t: _change_flags(t, off, pg.PG_LRU, 0),
+                )
         case ScanResult.PAGE_LAZYFREE.string:
             free = [f for f in folios if not mem.flags.raw[f] & pg.PG_SWAPBACKED]
             yield (
@@ -225,10 +260,7 @@ def _page_changes(trial: Trial, refusal: Refusal, window: range) -> Iterator[Cha
                 old = [i for i in window if trial.frame(i)][:count]
                 yield f"touch {plural(len(old), 'page')}", partial(_touch, ptes=old)
         case ScanResult.FAIL.string | ScanResult.PTE_NON_PRESENT.string:
-            bad = [i for i in window if _is_marker(trial, i)]
-            if bad:
-                what = "entry" if len(bad) == 1 else "entries"
-                yield f"remove {len(bad)} guard or poison {what}", lambda t: _remove(t, bad)
+            yield from _marker_changes(trial, window)
         case ScanResult.CGROUP_CHARGE_FAIL.string:
             pages = len(window)
 
@@ -239,6 +271,32 @@ def _page_changes(trial: Trial, refusal: Refusal, window: range) -> Iterator[Cha
             yield f"raise the memory cgroup's limit by {plural(pages, 'page')}", more
         case _:
             return
+
+
+def _marker_changes(trial: Trial, window: range) -> Iterator[Change]:
+    """Guards, poison, markers: nothing collapses over them."""
+    bad = [i for i in window if _is_marker(trial, i)]
+    if bad:
+        what = "entry" if len(bad) == 1 else "entries"
+        yield f"remove {len(bad)} guard or poison {what}", partial(_remove, ptes=bad)
+
+
+def _batch_changes(trial: Trial) -> Iterator[Change]:
+    """A page in an LRU batch: a refused attempt at a higher order put it there, so that one's
+    cause is what has to go; it stands in the same table.
+    """
+    again = Trial(trial.vma, trial.pmd_addr)
+    tally = again.run()
+    seen: set[str] = {ScanResult.PAGE_COUNT.string, ScanResult.SUCCEED.string}
+    for other in explain_vma(again.kernel, again.vma, tally.last_pass):
+        if other.stage is Stage.ATTEMPT and other.status not in seen:
+            seen.add(other.status)
+            yield from _result_changes(trial, other)
+
+
+def _is_swap(trial: Trial, i: int) -> bool:
+    word = trial.ptes[i]
+    return word != 0 and not word & PRESENT and leaf_kind(word) is Leaf.SWAP
 
 
 def _is_empty(trial: Trial, i: int) -> bool:
@@ -272,12 +330,19 @@ def _remove(trial: Trial, ptes: list[int]) -> None:
         trial.ptes[i] = PTE_NONE
 
 
+def _free(trial: Trial, order: int) -> None:
+    """Enough free blocks of the order for this table."""
+    node = trial.kernel.mem.allocator.nodes[0]
+    node.unborn[order] += trial.kernel.geometry.ptrs_per_pte >> order
+
+
 def _bring_in(trial: Trial, window: range) -> None:
+    _fill(trial, [i for i in window if _is_swap(trial, i)])
+
+
+def _fill(trial: Trial, ptes: list[int]) -> None:
     mem = trial.kernel.mem
-    for i in window:
-        word = trial.ptes[i]
-        if word == 0 or word & PRESENT:
-            continue
+    for i in ptes:
         folio = mem.new_frames(0, 0)
         mem.prep_folio(folio, 0)
         mem.flags.raw[folio] = pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_LRU | pg.PG_UPTODATE
@@ -297,34 +362,80 @@ def _unshare(trial: Trial, window: range) -> None:
         trial.ptes[i] = mk_pte(folio, trial.ptes[i] & 0xFFFF)
 
 
-def find_change(vma: Vma, refusal: Refusal) -> str:
-    """The least change found that puts every page of the refusal into a larger folio; "" if none.
+@dataclass(frozen=True)
+class _Tried:
+    """What a table came to under some changes: orders before and after, and its scans."""
 
-    Each is run; up to MOST_STEPS are combined, each answering what the one before ran into.
-    """
-    geometry = vma.vm_mm.geometry
-    first = geometry.pte_index(refusal.address)
-    span = range(first, first + refusal.span)
-    pmd_addr = geometry.pmd_addr(refusal.address)
-    tried: list[tuple[list[str], list[Callable[[Trial], None]], Refusal]] = [([], [], refusal)]
-    for _ in range(MOST_STEPS):
-        following = []
-        for texts, steps, met in tried:
-            for text, step in candidates(_prepared(vma, pmd_addr, steps), met):
-                if text in texts:
-                    continue
-                again = _prepared(vma, pmd_addr, [*steps, step])
-                before = again.orders()
-                held = [i for i in span if again.ptes[i]]
-                tally = again.run()
-                after = again.orders()
-                if held and all(after[i] > before[i] for i in held):
-                    return " and ".join([*texts, text])
-                new = _met(again, tally.last_pass, refusal)
-                if new is not None:
-                    following.append(([*texts, text], [*steps, step], new))
-        tried = following[:4]
-    return ""
+    trial: Trial
+    before: list[int]
+    after: list[int]
+    held: list[bool]
+    logs: dict[tuple[int, int], TableLog]
+
+
+class Finder:
+    """Looks for least changes; what whole-table changes came to is kept for the next refusal."""
+
+    def __init__(self) -> None:
+        self.trials = 0
+        self._kept: dict[tuple[Vma, int, tuple[str, ...]], _Tried] = {}
+
+    def find(self, vma: Vma, refusal: Refusal) -> str:
+        """The least change found that puts every page of the refusal into a larger folio.
+
+        Where none does, the one that does so for most of them, which it says; "" if none does for
+        any. Each is run; up to MOST_STEPS are combined, each answering what the one before met.
+        """
+        geometry = vma.vm_mm.geometry
+        first = geometry.pte_index(refusal.address)
+        span = range(first, first + refusal.span)
+        pmd_addr = geometry.pmd_addr(refusal.address)
+        best, best_text = 0, ""
+        tried: list[tuple[list[str], list[Callable[[Trial], None]], Refusal]] = [([], [], refusal)]
+        for _ in range(MOST_STEPS):
+            following = []
+            for texts, steps, met in tried:
+                for text, step in candidates(_prepared(vma, pmd_addr, steps), met):
+                    if text in texts:
+                        continue
+                    result = self._try(vma, pmd_addr, [*texts, text], [*steps, step])
+                    held = [i for i in span if result.held[i]]
+                    grown = sum(result.after[i] > result.before[i] for i in held)
+                    if held and grown == len(held):
+                        return " and ".join([*texts, text])
+                    if grown > best:
+                        best = grown
+                        best_text = (
+                            f"{' and '.join([*texts, text])}, for {grown} of {len(held)} pages"
+                        )
+                    new = _met(result.trial, result.logs, refusal)
+                    if new is not None:
+                        following.append(([*texts, text], [*steps, step], new))
+            tried = following[:MOST_BRANCHES]
+        return best_text
+
+    def _try(
+        self, vma: Vma, pmd_addr: int, texts: list[str], steps: list[Callable[[Trial], None]]
+    ) -> _Tried:
+        key = vma, pmd_addr, tuple(texts)
+        if key in self._kept:
+            return self._kept[key]
+        self.trials += 1
+        trial = _prepared(vma, pmd_addr, steps)
+        before = trial.orders()
+        held = [word != 0 for word in trial.ptes]
+        logs = trial.run().last_pass
+        result = _Tried(trial, before, trial.orders(), held, logs)
+        if all(text.startswith(_WHOLE_TABLE) for text in texts):
+            self._kept[key] = result
+            if len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return result
+
+
+def find_change(vma: Vma, refusal: Refusal) -> str:
+    """Finder.find() of one refusal."""
+    return Finder().find(vma, refusal)
 
 
 def _prepared(vma: Vma, pmd_addr: int, steps: list[Callable[[Trial], None]]) -> Trial:
@@ -356,11 +467,12 @@ def with_changes(
     by_size = sorted(range(len(refusals)), key=lambda k: -refusals[k][1].pages)
     answers: dict[int, tuple[str, Verified]] = {}
     groups: dict[tuple[object, ...], str] = {}
+    finder = Finder()
     for rank, k in enumerate(by_size):
         vma, refusal = refusals[k]
         key = refusal.stage, refusal.status, refusal.order, vma.vm_flags
-        if rank < MOST_VERIFIED or key not in groups:
-            change = find_change(vma, refusal)
+        if (rank < MOST_VERIFIED and finder.trials < MOST_TRIALS) or key not in groups:
+            change = finder.find(vma, refusal)
             groups.setdefault(key, change)
             answers[k] = change, Verified.RUN if change else Verified.NONE
             if on_try is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mthp.events import Event
+from mthp.mm.lru import lru_add_drain_all
 from mthp.mm.vma import Vma
 from mthp.run.build import World
 from mthp.run.changes import with_changes
@@ -48,6 +49,8 @@ def run_world(world: World, request: Request) -> Outcome:
     before = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
     tally = Tally(kernel, keep=request.keep, on_event=request.on_event, on_table=request.on_table)
     run = run_full_scans(kernel, world.khugepaged, tally, request.passes)
+    # As the next wakeup begins: what a refused attempt put back is on the LRU, not in a batch.
+    lru_add_drain_all(kernel.mem, kernel.cpus)
     after = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
     logs = tally.last_pass | tally.tables
     found = [(vma, refusal) for vma in vmas for refusal in explain_vma(kernel, vma, logs)]

@@ -127,10 +127,7 @@ class Tally:
         ok = event.status is ScanResult.SUCCEED
         books = self.succeeded if ok else self.refused
         books["attempts"] += 1
-        allocated = event.status not in (
-            ScanResult.ALLOC_HUGE_PAGE_FAIL,
-            ScanResult.CGROUP_CHARGE_FAIL,
-        )
+        allocated = event.status is not ScanResult.ALLOC_HUGE_PAGE_FAIL
         books["allocated"] += size if allocated else 0
         if self._flush is not None:
             books["flushed_bytes"] += self.kernel.geometry.pmd_size
@@ -172,6 +169,7 @@ def run_full_scans(
     kernel.trace = tally
     tally.limit = most if passes is None else passes
     wakeups = quiet = 0
+    drained = True
     try:
         while daemon.mm_slots and hugepage_enabled(kernel):
             if wakeups:
@@ -189,7 +187,7 @@ def run_full_scans(
     except Interrupted:
         return Run(tally.full_scans, wakeups, fixed_point=False, complete=False)
     except PassesDone:
-        quiet = 0 if tally.changed else quiet + 1
-    idle = not daemon.mm_slots or not hugepage_enabled(kernel)
-    fixed = idle or (quiet > 0)
-    return Run(tally.full_scans, wakeups, fixed_point=fixed, complete=True)
+        # As many as were asked for; a run to the fixed point that got here did not come to rest.
+        at_rest = not tally.changed and (drained or quiet > 0)
+        return Run(tally.full_scans, wakeups, fixed_point=at_rest, complete=passes is not None)
+    return Run(tally.full_scans, wakeups, fixed_point=True, complete=True)

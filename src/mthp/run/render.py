@@ -156,7 +156,8 @@ def canonical(states: list[PagesState]) -> list[PagesState]:
     for state in states:
         runs = []
         for count, token in state.folios:
-            identity = token.folio
+            # A base page is its own folio: a record may name it (KSM), the comparison need not.
+            identity = token.folio if token.order else None
             if identity is not None:
                 identity = names.setdefault(identity, len(names))
             flags = "".join(sorted(token.flags))
