@@ -210,7 +210,7 @@ def set_ptes(pte: PteMap, i: int, first: int, nr: int) -> None:
 
 
 def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
-    """Make nr PTEs none. Kernel: clear_ptes()."""
+    """Make nr PTEs none. Kernel: include/linux/pgtable.h, clear_ptes()."""
     base = pte.base + i
     if pte.kernel.machine.on_step is None:
         pte.ptes.view()[base : base + nr] = PTE_NONE
