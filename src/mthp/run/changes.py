@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,7 +23,7 @@ from mthp.mm.vma import (
 from mthp.profiles import Orders
 from mthp.results import ScanResult
 from mthp.run.explain import EDGE, TOO_FEW, explain_vma
-from mthp.run.passes import TableLog
+from mthp.run.passes import Interrupted, TableLog
 from mthp.run.records import Refusal, Stage, Verified
 from mthp.run.trial import Trial
 from mthp.settings import Enabled
@@ -376,8 +377,9 @@ class _Tried:
 class Finder:
     """Looks for least changes; what whole-table changes came to is kept for the next refusal."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_try: Callable[[], None] | None = None) -> None:
         self.trials = 0
+        self.on_try = on_try
         self._kept: dict[tuple[Vma, int, tuple[str, ...]], _Tried] = {}
 
     def find(self, vma: Vma, refusal: Refusal) -> str:
@@ -421,6 +423,8 @@ class Finder:
         if key in self._kept:
             return self._kept[key]
         self.trials += 1
+        if self.on_try is not None:
+            self.on_try()
         trial = _prepared(vma, pmd_addr, steps)
         before = trial.orders()
         held = [word != 0 for word in trial.ptes]
@@ -462,24 +466,24 @@ def with_changes(
 ) -> Iterator[Refusal]:
     """Each refusal with its least change; the largest are run, the others take their group's.
 
-    A table that is mapped by its PMD, and the like, have none.
+    A table that is mapped by its PMD, and the like, have none. on_try is called before each world
+    that is tried; where it raises Interrupted, what is not answered by then has no change.
     """
     by_size = sorted(range(len(refusals)), key=lambda k: -refusals[k][1].pages)
     answers: dict[int, tuple[str, Verified]] = {}
     groups: dict[tuple[object, ...], str] = {}
-    finder = Finder()
-    for rank, k in enumerate(by_size):
-        vma, refusal = refusals[k]
-        key = refusal.stage, refusal.status, refusal.order, vma.vm_flags
-        if (rank < MOST_VERIFIED and finder.trials < MOST_TRIALS) or key not in groups:
-            change = finder.find(vma, refusal)
-            groups.setdefault(key, change)
-            answers[k] = change, Verified.RUN if change else Verified.NONE
-            if on_try is not None:
-                on_try()
-        else:
-            change = groups[key]
-            answers[k] = change, Verified.GROUP if change else Verified.NONE
+    finder = Finder(on_try)
+    with suppress(Interrupted):
+        for rank, k in enumerate(by_size):
+            vma, refusal = refusals[k]
+            key = refusal.stage, refusal.status, refusal.order, vma.vm_flags
+            if (rank < MOST_VERIFIED and finder.trials < MOST_TRIALS) or key not in groups:
+                change = finder.find(vma, refusal)
+                groups.setdefault(key, change)
+                answers[k] = change, Verified.RUN if change else Verified.NONE
+            else:
+                change = groups[key]
+                answers[k] = change, Verified.GROUP if change else Verified.NONE
     for k, (_, refusal) in enumerate(refusals):
-        change, verified = answers[k]
+        change, verified = answers.get(k, ("", Verified.NONE))
         yield replace(refusal, change=change, verified=verified)

@@ -127,10 +127,8 @@ class Tally:
         ok = event.status is ScanResult.SUCCEED
         books = self.succeeded if ok else self.refused
         books["attempts"] += 1
-        allocated = event.status not in (
-            ScanResult.ALLOC_HUGE_PAGE_FAIL,
-            ScanResult.CGROUP_CHARGE_FAIL,
-        )
+        # What could not be charged was allocated all the same.
+        allocated = event.status is not ScanResult.ALLOC_HUGE_PAGE_FAIL
         books["allocated"] += size if allocated else 0
         if self._flush is not None:
             books["flushed_bytes"] += self.kernel.geometry.pmd_size
