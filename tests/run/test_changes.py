@@ -13,7 +13,7 @@ from mthp.image.runs import PagesState, parse_folio_token, parse_pte_token, pars
 from mthp.image.scenario import Advice, Scenario, ScenarioVma
 from mthp.profiles import V7_3
 from mthp.run.build import build_scenario
-from mthp.run.changes import find_change
+from mthp.run.find import find_change
 from mthp.run.outcome import Request, run_world
 from mthp.run.passes import Interrupted
 from mthp.run.records import Outcome, Verified
