@@ -25,7 +25,18 @@ from mthp.mm.folio import _ROWS, PAGE_HWPOISON
 from mthp.mm.kernel import Kernel
 from mthp.mm.lru import folio_add_lru
 from mthp.mm.pagetable import PageTable, PteMap, pmd_ptr
-from mthp.mm.pte import DIRTY, UFFD_WP, WRITE, YOUNG, Leaf, leaf_pte, mk_pte, table_pmd, zero_pte
+from mthp.mm.pte import (
+    DIRTY,
+    PFN_SHIFT,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    Leaf,
+    leaf_pte,
+    mk_pte,
+    table_pmd,
+    zero_pte,
+)
 from mthp.mm.vma import VM_DEFAULT, VM_LOCKED
 from mthp.settings import Enabled, Settings
 from mthp.units import Geometry
@@ -65,7 +76,7 @@ KINDS = {
     "poisoned": Kind(poisoned=True),
     "batched": Kind(clear=pg.PG_LRU, batched=True),
 }
-SPECIAL = ["none", "zero", "guard", "swap", "migration", "large"]
+SPECIAL = ["none", "zero", "guard", "swap", "migration", "large", "part"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,11 @@ class World:
         i = 0
         while i < len(table.ptes.raw):
             kind = kinds[min(i, len(kinds) - 1)]
-            nr = 4 if kind == "large" and i % 4 == 0 and i + 4 <= len(table.ptes.raw) else 1
+            nr = (
+                4
+                if kind in ("large", "part") and i % 4 == 0 and i + 4 <= len(table.ptes.raw)
+                else 1
+            )
             for k in range(nr):
                 table.ptes.raw[i + k] = self.entry(kind, i + k, k, nr, recipe)
             i += nr
@@ -135,25 +150,28 @@ class World:
                 return leaf_pte(Leaf.GUARD)
             case "swap" | "migration":
                 return leaf_pte(Leaf[kind.upper()], 3)
-            case "large" if k:
+            case "part" if k in (1, 3):
+                return 0
+            case "large" | "part" if k:
                 return mk_pte(self.kernel.mem.nr_frames - nr + k, ENTRY | YOUNG)
-        folio = self.folio(KINDS.get(kind, Kind()), nr, i % recipe.nodes)
+        holes = nr // 2 if kind == "part" else 0
+        folio = self.folio(KINDS.get(kind, Kind()), nr, i % recipe.nodes, holes)
         return mk_pte(folio, ENTRY | KINDS.get(kind, Kind()).pte)
 
-    def folio(self, kind: Kind, nr: int, nid: int) -> int:
-        """A folio of nr pages, all mapped."""
+    def folio(self, kind: Kind, nr: int, nid: int, holes: int) -> int:
+        """A folio of nr pages, the odd ones not mapped if there are holes."""
         mem = self.kernel.mem
         order = nr.bit_length() - 1
         folio = mem.new_frames(nid, order)
         mem.prep_folio(folio, order)
         mem.flags.raw[folio] = (PLAIN | kind.set) & ~kind.clear
-        mem.refcount.raw[folio] = nr + kind.refs
+        mem.refcount.raw[folio] = nr - holes + kind.refs
         mem.anon_vma.raw[folio] = 0
         for page in range(folio, folio + nr):
-            mem.mapcount.raw[page] = 1 + kind.maps
+            mem.mapcount.raw[page] = 0 if holes and (page - folio) % 2 else 1 + kind.maps
             mem.content.raw[page] = page
         if order:
-            mem.large_mapcount.raw[folio] = mem.nr_pages_mapped.raw[folio] = nr
+            mem.large_mapcount.raw[folio] = mem.nr_pages_mapped.raw[folio] = nr - holes
         if kind.poisoned:
             mem.page_flags.raw[folio] |= PAGE_HWPOISON
         if kind.batched:
@@ -182,6 +200,23 @@ class World:
             "pte_maps": kernel.pte_maps,
             "cc": (self.daemon.cc.progress, self.daemon.pages_collapsed, self.daemon.full_scans),
         }
+
+
+def test_windows_of_large_folios_take_the_fast_isolation() -> None:
+    """Smaller than the window: taken at once, listed in the order met. As large: left alone."""
+    world = World(Recipe((("young", "young", "young", "young", "large"),)))
+    kernel, mem = world.kernel, world.kernel.mem
+    cc = CollapseControl(Caller.KHUGEPAGED)
+    pte = PteMap(kernel, world.tables[0], 0)
+    before = mem.refcount.raw[: mem.nr_frames].tolist()
+    isolation = _Isolation(kernel, world.vma, cc, 4)
+    assert isolate_at_once(isolation, pte)
+    heads = [mem.head.raw[pte.get(i) >> PFN_SHIFT] for i in (4, 8, 12)]
+    assert isolation.compound_pagelist == heads
+    assert not isinstance(isolation.compound_pagelist, PlainSources)
+    after = mem.refcount.raw[: mem.nr_frames].tolist()
+    assert [after[head] - before[head] for head in heads] == [1, 1, 1]
+    assert not isolate_at_once(_Isolation(kernel, world.vma, cc, 2), PteMap(kernel, pte.table, 4))
 
 
 def full_scan(world: World) -> int:

@@ -165,7 +165,7 @@ def test_nothing_is_said_about_trying_where_nothing_was_tried() -> None:
 def test_wasted_attempts() -> None:
     assert wasted_attempts(OUTCOME) == 4
     charge = {**OUTCOME.attempts, (4, "ccgroup_charge_failed"): 2}
-    assert wasted_attempts(replace(OUTCOME, attempts=charge)) == 4
+    assert wasted_attempts(replace(OUTCOME, attempts=charge)) == 6  # allocated, then refused
     assert wasted_attempts(replace(OUTCOME, refused=Effort(attempts=5))) == 0
 
 

@@ -40,7 +40,12 @@ def scenario(
     world_fields: dict[str, Any] = {k: rest.pop(k) for k in ("free_blocks", "memcg") if k in rest}
     vma = ScenarioVma(START, 512, state, advice=advice, **rest)  # type: ignore[arg-type]
     return dataclasses.replace(
-        base, settings=settings, vmas=(vma,), passes=(), target=0, **world_fields
+        base,
+        settings=settings,
+        vmas=(vma,),
+        passes=(),
+        target=0,
+        **world_fields,  # type: ignore[arg-type]
     )
 
 

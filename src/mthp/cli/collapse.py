@@ -32,7 +32,7 @@ from mthp.report.json_doc import outcome_document
 from mthp.report.steps import render_steps
 from mthp.report.text import render_outcome
 from mthp.run.build import World
-from mthp.run.image_world import Assumptions
+from mthp.run.image_frames import Assumptions
 from mthp.run.measure import TlbModel
 from mthp.run.outcome import Request, run_world
 from mthp.run.passes import Interrupted

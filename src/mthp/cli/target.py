@@ -16,7 +16,8 @@ from mthp.image.scenario import Scenario, ScenarioError, load_one
 from mthp.image.snapshot import Snapshot, SnapshotError, load
 from mthp.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.run.build import World, build_scenario
-from mthp.run.image_world import Assumptions, Young, build_image
+from mthp.run.image_frames import Assumptions, Young
+from mthp.run.image_world import build_image
 from mthp.settings import Settings, SettingsError, parse_enabled_flag, parse_thp_anon
 
 MOST = 10**20

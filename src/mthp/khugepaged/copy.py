@@ -15,7 +15,7 @@ from mthp.mm.lru import (
     folio_putback_lru,
 )
 from mthp.mm.mm_struct import MM_ANONPAGES
-from mthp.mm.pagetable import PmdPtr, PteMap, pmd_lock, pmd_populate
+from mthp.mm.pagetable import PmdPtr, PteMap, clear_ptes, pmd_lock, pmd_populate
 from mthp.mm.pte import (
     DIRTY,
     PFN_SHIFT,
@@ -54,12 +54,22 @@ def folio_pte_batch(mem: MemMap, folio: int, pte: PteMap, i: int, pteval: int, m
     """
     last = folio + mem.folio_nr_pages(folio) - 1
     most = min(most, last - pte_pfn(pteval) + 1)
+    if mem.machine.on_step is None:
+        return _pte_batch_at_once(pte, i, pteval, most)
     nr = 1
     expected = (pteval + _NEXT_FRAME) & _BATCH_IGNORES
     while nr < most and pte.get(i + nr) & _BATCH_IGNORES == expected:
         expected += _NEXT_FRAME
         nr += 1
     return nr
+
+
+def _pte_batch_at_once(pte: PteMap, i: int, pteval: int, most: int) -> int:
+    """The fast twin of the loop above."""
+    words = pte.ptes.view()[pte.base + i : pte.base + i + most] & _BATCH_IGNORES
+    first = pteval & _BATCH_IGNORES
+    same = words == np.arange(first, first + most * _NEXT_FRAME, _NEXT_FRAME)
+    return most if same.all() else int(same.argmin())
 
 
 def __collapse_huge_page_copy_succeeded(
@@ -92,8 +102,7 @@ def __collapse_huge_page_copy_succeeded(
             else:
                 release_pte_folio(kernel, src)
             with ptl.lock():
-                for k in range(i, i + nr_ptes):
-                    pte.ptes.write(pte.base + k, PTE_NONE)
+                clear_ptes(pte, i, nr_ptes)
                 folio_remove_rmap_ptes(mem, cpu, src, page, nr_ptes, vma)
             free_swap_cache(kernel, src)
             mem.folio_put(src, nr_ptes)

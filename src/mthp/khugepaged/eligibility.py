@@ -36,7 +36,7 @@ KHUGEPAGED, FORCED_COLLAPSE, SMAPS = Tva.KHUGEPAGED, Tva.FORCED_COLLAPSE, Tva.SM
 class VmaGate(Enum):
     """Why a VMA has no order left, in the order the kernel asks."""
 
-    NOT_ENABLED = "no size is enabled for it"
+    NOT_ENABLED = "no size it could be collapsed to is enabled for it"
     NOHUGEPAGE = "MADV_NOHUGEPAGE"
     THP_DISABLED = "PR_SET_THP_DISABLE"
     NOT_ADVISED = "PR_SET_THP_DISABLE except advised, and not advised"

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mthp.events import NO_PFN, Isolate
@@ -48,6 +49,9 @@ from mthp.mm.pte import (
 from mthp.mm.vma import VM_DROPPABLE, Vma
 from mthp.profiles import Lazyfree
 from mthp.results import Refused, ScanResult
+
+NO_ORDER: Final = 64
+"""Larger than any folio's order."""
 
 
 def vm_normal_page(mem: MemMap, pte: int) -> int | None:
@@ -216,28 +220,40 @@ class _Isolation:
 
 
 def isolate_at_once(isolation: _Isolation, pte: PteMap) -> bool:
-    """The fast twin of the loop below, for a window of plain small pages. True, and all of them are
-    counted, locked and isolated; False, and nothing is done.
+    """The fast twin of the loop below, for a window of plain pages whose folios are smaller than it
+    (any, at PMD order). True, and all of them are counted, locked and isolated; False, and nothing
+    is done.
     """
     mem = isolation.mem
+    too_large = isolation.order if isolation.sub_pmd else NO_ORDER
     first = pte.ptes.raw[pte.base]
-    if first & PRESENT and mem.order.raw[mem.head.raw[first >> PFN_SHIFT]]:
+    if first & PRESENT and mem.order.raw[mem.head.raw[first >> PFN_SHIFT]] >= too_large:
         return False  # seen at a glance: windows of large folios mostly begin with one
     pages = plain_pages(mem, pte, 1 << isolation.order)
-    if pages is None or not pages.small:
+    if pages is None:
         return False
     if pages.none_or_zero and (
         isolation.max_ptes_none is None or pages.none_or_zero > isolation.max_ptes_none
     ):
         return False
+    if pages.small:
+        taken = pages.folios
+        flags = pages.flags
+        isolation.compound_pagelist = PlainSources(taken)
+    else:
+        if int(mem.order.view()[pages.folios].max()) >= too_large:
+            return False
+        met = list(dict.fromkeys(pages.folios.tolist()))
+        taken = np.array(met)
+        flags = mem.flags.view()[taken]
+        isolation.compound_pagelist = [folio for folio in met if mem.order.raw[folio]]
     isolation.none_or_zero = pages.none_or_zero
     if isolation.cc.is_khugepaged:
         isolation.referenced = pages.referenced()
     isolation.folio = int(pages.folios[-1])
-    isolation.compound_pagelist = PlainSources(pages.folios)
-    # Each is on the LRU, unlocked, and has the one reference of its one mapping.
-    mem.flags.view()[pages.folios] = pages.flags ^ (PG_LRU | PG_LOCKED | PG_ISOLATED)
-    mem.refcount.view()[pages.folios] = 2
+    # Each is on the LRU, unlocked, and has no references but its mappings'.
+    mem.flags.view()[taken] = flags ^ (PG_LRU | PG_LOCKED | PG_ISOLATED)
+    mem.refcount.view()[taken] += 1
     return True
 
 

@@ -42,6 +42,8 @@ def flush_tlb_range(cpus: tuple[Cpu, ...], mm: int, first_vpn: int, last_vpn: in
     lost = 0
     for cpu in cpus:
         entries = cpu.tlb.read()
+        if not entries:
+            continue
         kept = tuple(
             e
             for e in entries

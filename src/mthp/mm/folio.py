@@ -289,6 +289,6 @@ class MemMap:
             self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
 
     def folio_unqueue_deferred_split(self, folio: int) -> None:
-        """Kernel: mm/huge_memory.c, folio_unqueue_deferred_split()."""
+        """Kernel: mm/internal.h, folio_unqueue_deferred_split()."""
         if self.clear(folio, PG_PARTIALLY_MAPPED):
             self.vmstat.count_mthp_stat(self.order.raw[folio], "nr_anon_partially_mapped", -1)

@@ -74,16 +74,16 @@ class Mm:
         return f"Mm({self.number})"
 
     def mm_flags_test(self, flag: int) -> bool:
-        """Kernel: include/linux/mm_types.h, mm_flags_test()."""
+        """Kernel: include/linux/mm.h, mm_flags_test()."""
         flags: int = self.flags.read()
         return flags & flag != 0
 
     def mm_flags_set(self, flag: int) -> None:
-        """Kernel: include/linux/mm_types.h, mm_flags_set()."""
+        """Kernel: include/linux/mm.h, mm_flags_set()."""
         self.flags.write(self.flags.read() | flag)
 
     def mm_flags_clear(self, flag: int) -> None:
-        """Kernel: include/linux/mm_types.h, mm_flags_clear()."""
+        """Kernel: include/linux/mm.h, mm_flags_clear()."""
         self.flags.write(self.flags.read() & ~flag)
 
     # VMAs

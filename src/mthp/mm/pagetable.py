@@ -19,6 +19,7 @@ from mthp.mm.pte import (
     DIRTY,
     PMD_NONE,
     PRESENT,
+    PTE_NONE,
     SOFT_DIRTY,
     UFFD_WP,
     WRITE,
@@ -206,6 +207,16 @@ def set_ptes(pte: PteMap, i: int, first: int, nr: int) -> None:
         return
     for k, value in enumerate(values):
         pte.ptes.write(base + k, value)
+
+
+def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
+    """Make nr PTEs none. Kernel: clear_ptes()."""
+    base = pte.base + i
+    if pte.kernel.machine.on_step is None:
+        pte.ptes.view()[base : base + nr] = PTE_NONE
+        return
+    for k in range(base, base + nr):
+        pte.ptes.write(k, PTE_NONE)
 
 
 # Mapping a new folio

@@ -10,6 +10,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
+
 from mthp.machine.cpu import Cpu
 from mthp.mm.folio import (
     ENTIRELY_MAPPED,
@@ -83,14 +85,21 @@ def folio_remove_rmap_ptes(
     else:
         mem.large_mapcount.add(folio, -nr_pages)
         _count_mm(mem, folio, vma.vm_mm.number, -nr_pages)
-        last = 0
-        for pfn in range(page, page + nr_pages):
-            last += mem.mapcount.add(pfn, -1) == 0
+        last = _no_longer_mapped(mem, page, nr_pages)
         if last:
             mapped = mem.nr_pages_mapped.raw[folio] = mem.nr_pages_mapped.raw[folio] - last
             if 0 < mapped < ENTIRELY_MAPPED:
                 mem.deferred_split_folio(folio)
     munlock_vma_folio(mem, cpu, folio, vma)
+
+
+def _no_longer_mapped(mem: MemMap, page: int, nr_pages: int) -> int:
+    """One mapping less of each of nr_pages pages; how many have none left."""
+    if mem.machine.on_step is None:
+        mapcounts = mem.mapcount.view()[page : page + nr_pages]
+        mapcounts -= 1
+        return nr_pages - int(np.count_nonzero(mapcounts))
+    return sum(mem.mapcount.add(pfn, -1) == 0 for pfn in range(page, page + nr_pages))
 
 
 def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:

@@ -66,7 +66,7 @@ class SwapDevice:
     failing: set[int] = field(default_factory=set)
 
     def add_to_cache(self, entry: int, folio: int) -> None:
-        """Kernel: mm/swap_state.c, swap_cache_add_folio()."""
+        """Kernel: mm/swap_state.c, __swap_cache_add_folio()."""
         self.cache[entry] = folio
         self.entry_of[folio] = entry
 

@@ -123,5 +123,5 @@ def vma_start_write(vma: Vma) -> None:
 
 
 def anon_vma_lock_write(anon_vma: AnonVma) -> Hold:
-    """Kernel: include/linux/rmap.h, anon_vma_lock_write()."""
+    """Kernel: mm/internal.h, anon_vma_lock_write()."""
     return anon_vma.rwsem.write()

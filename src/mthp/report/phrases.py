@@ -35,14 +35,8 @@ _PLAIN = str.maketrans(
 )
 """What a console that is not UTF-8 shows instead."""
 
-_NOT_WASTED = frozenset(
-    result.string
-    for result in (
-        ScanResult.SUCCEED,
-        ScanResult.ALLOC_HUGE_PAGE_FAIL,
-        ScanResult.CGROUP_CHARGE_FAIL,
-    )
-)
+_NOT_WASTED = frozenset({ScanResult.SUCCEED.string, ScanResult.ALLOC_HUGE_PAGE_FAIL.string})
+"""A failed charge comes after the allocation, and wastes it."""
 
 TLB_MODELS = {
     "plain": "one per PMD mapping, else one per PTE",

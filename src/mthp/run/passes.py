@@ -154,15 +154,23 @@ class Run:
     complete: bool
 
 
-def run_full_scans(kernel: Kernel, daemon: Khugepaged, tally: Tally, passes: int | None) -> Run:
-    """Wake khugepaged until `passes` full scans are done, or to the fixed point if None.
+def run_full_scans(
+    kernel: Kernel,
+    daemon: Khugepaged,
+    tally: Tally,
+    passes: int | None,
+    most: int = MAX_FULL_SCANS,
+) -> Run:
+    """Wake khugepaged until `passes` full scans are done, or to the fixed point if None, but then
+    for no more than `most` of them.
 
     A full scan that began within a wakeup did not start from drained batches; two in a row that
     change nothing are then asked for.
     """
     kernel.trace = tally
-    tally.limit = MAX_FULL_SCANS if passes is None else passes
+    tally.limit = most if passes is None else passes
     wakeups = quiet = 0
+    drained = True
     try:
         while daemon.mm_slots and hugepage_enabled(kernel):
             if wakeups:
@@ -180,7 +188,7 @@ def run_full_scans(kernel: Kernel, daemon: Khugepaged, tally: Tally, passes: int
     except Interrupted:
         return Run(tally.full_scans, wakeups, fixed_point=False, complete=False)
     except PassesDone:
-        quiet = 0 if tally.changed else quiet + 1
-    idle = not daemon.mm_slots or not hugepage_enabled(kernel)
-    fixed = idle or (quiet > 0)
-    return Run(tally.full_scans, wakeups, fixed_point=fixed, complete=True)
+        # As many as were asked for; a run to the fixed point that got here did not come to rest.
+        at_rest = not tally.changed and (drained or quiet > 0)
+        return Run(tally.full_scans, wakeups, fixed_point=at_rest, complete=passes is not None)
+    return Run(tally.full_scans, wakeups, fixed_point=True, complete=True)

@@ -116,7 +116,7 @@ class Trial:
         if hugepage_enabled(self.kernel):
             daemon.khugepaged_enter(self.mm)
         self.kernel.settings = self.kernel.settings.replace(pages_to_scan=2**32 - 1)
-        run_full_scans(self.kernel, daemon, tally, _TRIAL_FULL_SCANS)
+        run_full_scans(self.kernel, daemon, tally, passes=None, most=_TRIAL_FULL_SCANS)
         return tally
 
 

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the documents name exists: functions, commands, files, divergences, statuses."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from mthp.cli import build_parser, main
+from mthp.khugepaged.eligibility import VmaGate
+from mthp.run.explain import EDGE, REASONS, SUCCEEDED, TOO_FEW
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "mthp"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+)
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+DIVERGENCES = next((ROOT / "docs" / "decisions").glob("0006-*.md")).read_text(encoding="utf-8")
+
+Definition = ast.ClassDef | ast.FunctionDef
+
+
+@cache
+def definitions(path: str) -> dict[str, Definition]:
+    """Dotted name -> definition, of one source file."""
+    found: dict[str, Definition] = {}
+
+    def walk(node: ast.Module | ast.ClassDef, owner: str) -> None:
+        for each in node.body:
+            if isinstance(each, Definition):
+                found[owner + each.name] = each
+                if isinstance(each, ast.ClassDef):
+                    walk(each, f"{owner}{each.name}.")
+
+    walk(ast.parse((SOURCE / path).read_text(encoding="utf-8")), "")
+    return found
+
+
+def rooms_with_kernel_names() -> Iterator[str]:
+    for room in ("khugepaged", "mm", "machine"):
+        for path in sorted((SOURCE / room).glob("*.py")):
+            yield f"{room}/{path.name}"
+
+
+def named_in_architecture() -> set[tuple[str, str]]:
+    """(our file, our name) wherever ARCHITECTURE.md names one, in either table."""
+    forward, _, reverse = ARCHITECTURE.partition("## From ours to the kernel's")
+    found: set[tuple[str, str]] = set()
+    for file, names in re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", forward):
+        found |= {(file, name) for name in re.findall(r"`([\w.]+)`", names)}
+    for file, cell in re.findall(r"^\| `([\w/]+\.py)` \| (.*) \|$", reverse, re.MULTILINE):
+        found |= {(file, name) for name in re.findall(r"`([\w.]+)`", cell)}
+    return found
+
+
+def test_every_name_in_architecture_exists() -> None:
+    named = named_in_architecture()
+    assert len(named) > 150
+    missing = [f"{file}: {name}" for file, name in named if name not in definitions(file)]
+    assert not missing, "\n".join(sorted(missing))
+
+
+@pytest.mark.parametrize("file", list(rooms_with_kernel_names()))
+def test_every_function_with_a_kernel_name_is_in_architecture(file: str) -> None:
+    forward, _, _ = ARCHITECTURE.partition("## From ours to the kernel's")
+    named = named_in_architecture()
+    missing = []
+    for name, node in definitions(file).items():
+        text = re.search(r"Kernel: (.*?)(?:\n\n|\Z)", ast.get_docstring(node) or "", re.DOTALL)
+        kernel = re.findall(r"(\w+)\(\)", text[1]) if text else []
+        if not kernel or file == "machine/memory.py":
+            continue
+        if (file, name) not in named:
+            missing.append(f"{file}: {name}")
+        if not any(f"`{each}()`" in forward for each in kernel):
+            missing.append(f"{file}: {name}: none of {kernel}")
+    assert not missing, "\n".join(missing)
+
+
+def test_every_room_is_in_architecture() -> None:
+    for path in SOURCE.iterdir():
+        if path.is_dir() and any(path.glob("*.py")):
+            assert f"`{path.name}/`" in ARCHITECTURE, path.name
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Command lines of `mthp` in the console blocks of a page."""
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.splitlines():
+            command = line.removeprefix("$ ").partition(" | ")[0]
+            if line.startswith("$ mthp ") and "TARGET [" not in line:
+                yield command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_commands(page: Path) -> None:
+    for command in commands(page):
+        build_parser().parse_args(shlex.split(command)[1:])
+
+
+def test_the_readme_has_commands() -> None:
+    verbs = {shlex.split(command)[1] for command in commands(ROOT / "README.md")}
+    assert verbs == {"collapse", "snap", "diff"}
+
+
+def test_files_in_the_readmes_commands_exist() -> None:
+    for command in commands(ROOT / "README.md"):
+        for word in shlex.split(command):
+            if word.startswith(("src/", "tests/")):
+                assert (ROOT / word.partition("#")[0]).is_file(), command
+
+
+def outputs() -> Iterator[tuple[str, list[str]]]:
+    """(command, lines shown) of the README, for what a clone can run; "…" stands for lines left out."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *lines = part.splitlines()
+            runs = command.startswith("mthp diff") or "src/mthp/data" in command
+            if runs and any(lines):
+                yield command, [line for line in lines if line not in ("", "…")]
+
+
+@pytest.mark.parametrize(("command", "lines"), list(outputs()))
+def test_the_readme_shows_what_comes_out(
+    command: str,
+    lines: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(shlex.split(command)[1:]) == 0
+    shown = iter([line.rstrip() for line in capsys.readouterr().out.splitlines()])
+    for line in lines:
+        assert line in shown, f"not shown, or not in this order: {line}"
+
+
+@pytest.mark.parametrize("target", ["run", "test", "venv"])
+def test_make_has_what_the_readme_says(target: str) -> None:
+    assert f"make {target}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_every_divergence_is_listed() -> None:
+    said = set()
+    for path in sorted(SOURCE.rglob("*.py")):
+        file = str(path.relative_to(SOURCE))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if "Divergence:" in (ast.get_docstring(tree) or ""):
+            said.add(f"`{file}`")
+        for name, node in definitions(file).items():
+            if "Divergence:" in (ast.get_docstring(node) or ""):
+                said.add(f"`{file}` `{name}`")
+    listed = {row.strip() for row in re.findall(r"^\| (`[^|]*) \|", DIVERGENCES, re.MULTILINE)}
+    assert listed == said
+
+
+def test_every_refusal_is_explained() -> None:
+    text = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8")
+    words = {result.string: reason for result, reason in REASONS.items()}
+    words |= {gate.name: gate.value for gate in VmaGate} | {"succeeded": SUCCEEDED}
+    for status, reason in words.items():
+        assert f"`{status}` | {reason} |" in text, status
+    for status in (EDGE, TOO_FEW):
+        assert f"`{status}`" in text
