@@ -69,8 +69,10 @@ class Progress:
             )
 
     def on_try(self) -> None:
-        """One more change was tried."""
+        """One more change is tried."""
         self.tried += 1
+        if self.interrupted:
+            raise Interrupted
         if self.shown and time.monotonic() - self.last > 0.5:
             self.last = time.monotonic()
             self.say(f"looking for the least changes: {self.tried} tried")
@@ -158,7 +160,7 @@ def run_collapse(args: argparse.Namespace) -> int:
     with progress.interruptible():
         outcome = run_world(world, request)
     _print(args, outcome, keep or [])
-    return 0 if outcome.complete else 1
+    return 0 if outcome.complete and not progress.interrupted else 1
 
 
 def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> None:
@@ -189,7 +191,7 @@ def _why(
         outcome = run_world(world, request)
     for line in describe_window(world, vma, address, before, outcome, events):
         print(line)
-    return 0
+    return 0 if outcome.complete and not progress.interrupted else 1
 
 
 def _steps(

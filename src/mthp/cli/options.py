@@ -95,7 +95,7 @@ def add_collapse(verbs: Verbs) -> None:
     group.add_argument("--events", choices=("ftrace",), help="the trace, as the kernel prints it")
     group.add_argument("--why", metavar="ADDR", help="everything about the window at ADDR")
     group.add_argument(
-        "--steps", metavar="ADDR", help="the last collapse at ADDR, call by call, with the locks"
+        "--steps", metavar="ADDR", help="one collapse at ADDR, call by call, with the locks"
     )
     group.add_argument(
         "--conformance", metavar="FILE", help="run recorded scenarios and compare with the kernel"

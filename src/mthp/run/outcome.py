@@ -11,8 +11,8 @@ from mthp.events import Event
 from mthp.mm.lru import lru_add_drain_all
 from mthp.mm.vma import Vma
 from mthp.run.build import World
-from mthp.run.changes import with_changes
 from mthp.run.explain import explain_vma, highest_order, vma_gate
+from mthp.run.find import with_changes
 from mthp.run.measure import TlbModel, Usage, measure_vma
 from mthp.run.passes import Tally, effort, run_full_scans
 from mthp.run.records import Clock, Outcome, Refusal, VmaUse

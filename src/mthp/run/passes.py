@@ -127,6 +127,7 @@ class Tally:
         ok = event.status is ScanResult.SUCCEED
         books = self.succeeded if ok else self.refused
         books["attempts"] += 1
+        # What could not be charged was allocated all the same.
         allocated = event.status is not ScanResult.ALLOC_HUGE_PAGE_FAIL
         books["allocated"] += size if allocated else 0
         if self._flush is not None:

@@ -9,26 +9,57 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, NamedTuple
 
 from mthp.events import Attempt, CollapseHugePage, Event
-from mthp.machine.locks import Hold, Lock
+from mthp.machine.locks import Hold, Mode, Rank
 from mthp.mm.kernel import Kernel
+from mthp.results import ScanResult
 
 _ROOMS = ("mthp.khugepaged.", "mthp.mm.", "mthp.machine.cpu", "mthp.machine.locks")
-_ALWAYS_LEFT_OUT = frozenset(
-    {
-        "step", "read", "write", "get", "test", "set", "clear", "folio_order", "page_folio",
-        "folio_nr_pages", "folio_test_large", "folio_nid", "held_mode", "assert_held",
-        "assert_not_held", "is_khugepaged", "warn_once", "guard", "trace", "count_vm_event",
-        "count_mthp_stat", "try_read", "active", "lock", "tables", "block", "order_bytes",
-        "pte_none_or_zero", "pte_none", "pte_present", "pte_uffd", "pte_pfn", "pte_dirty",
-        "pte_young", "pte_special", "mm_flags_test", "folio_mapcount", "folio_ref_count",
-        "pmd_none", "pmd_is_table", "pmd_pgtable", "pmdp_get_lockless", "mk_pte", "give",
-        "merge", "take", "new_frames", "prep_folio", "alloc", "free", "linear_page_index",
-    }
-)  # fmt: skip
+_LOCKS = "mthp.machine.locks"
+
+_CALLS: dict[str, tuple[str, str]] = {
+    "alloc_charge_folio": ("", "allocate and charge the new folio: before any lock, may reclaim"),
+    "folio_alloc": ("__folio_alloc", "a folio of the order, from the target node"),
+    "charge": ("mem_cgroup_charge", "charge it to the process's cgroup"),
+    "check_memcg_alloc_deferred": ("", "the cgroup's deferred-split list must be there"),
+    "hugepage_vma_revalidate": ("", "the mapping is still there, spans the PMD and may collapse"),
+    "find_pmd_or_thp_or_none": ("", "the PMD still points to a page table"),
+    "__collapse_huge_page_swapin": ("", "bring in what the window misses"),
+    "do_swap_page": ("", "fault one page in"),
+    "vma_start_write": ("", "page faults under the VMA's own lock wait from here on"),
+    "check_pmd_still_valid": ("", "the same PMD still points to a page table"),
+    "pmdp_collapse_flush": ("", "clear the PMD and flush the TLB of its whole range"),
+    "tlb_remove_table_sync_one": ("", "wait by IPI for lockless page-table walkers"),
+    "pte_offset_map": ("", "map the detached page table"),
+    "__collapse_huge_page_isolate": ("", "take every page of the window, or refuse"),
+    "folio_trylock": ("", "lock the page's folio"),
+    "folio_isolate_lru": ("", "take it off the LRU"),
+    "release_pte_pages": ("", "give back what was taken"),
+    "restore_pmd": ("", "put the old page table back"),
+    "pmd_populate": ("", "the PMD points to the old page table again"),
+    "__collapse_huge_page_copy": ("", "fill the new folio, then let the sources go"),
+    "copy_mc_user_highpage": ("", "copy a page"),
+    "__collapse_huge_page_copy_succeeded": ("", "clear the window's PTEs and put the sources"),
+    "__collapse_huge_page_copy_failed": ("", "poison: put the PMD back, then the pages"),
+    "release_pte_folio": ("", "unlock a source, back to the LRU through the per-CPU batch"),
+    "folio_remove_rmap_ptes": ("", "its PTEs are clear: it is mapped once less"),
+    "__folio_mark_uptodate": ("", "write barrier: the contents before the mapping"),
+    "guard_pmd_none": ("pmd_none", "the PMD this collapse cleared must still be none"),
+    "pgtable_trans_huge_deposit": ("", "keep the old page table for a later split"),
+    "map_anon_folio_pmd_nopf": ("", "rmap and LRU of the new folio, then map it by the PMD"),
+    "map_anon_folio_pte_nopf": ("", "rmap and LRU of the new folio, then set its PTEs"),
+    "unmap": ("pte_unmap", "let go of the mapped page table"),
+}
+"""The calls a reviewer draws: our function -> (the kernel's name where it differs, what it does).
+
+Predicates, counters and what the drawn calls are made of are left out.
+"""
+
+_LEFT_OUT_INSIDE = frozenset({"check_pmd_still_valid"})
+"""Of these only the call itself is drawn."""
 
 
 class Step(NamedTuple):
@@ -42,7 +73,8 @@ class Step(NamedTuple):
 
 @dataclass
 class StepRecorder:
-    """Records the attempts whose window holds address; `steps` keeps the last one's.
+    """Records the attempts whose window holds address; `steps` keeps those of the last that
+    succeeded, of the last at all if none did.
 
     Hand its `on_event` the kernel's events.
     """
@@ -52,26 +84,36 @@ class StepRecorder:
     steps: list[Step] = field(default_factory=list)
     attempts: int = 0
     _depth: int = 0
-    _counts: dict[int, int] = field(default_factory=dict)
+    _hidden: int = 0
     _waiting: bool = False
+    _succeeded: bool = False
+    _now: list[Step] = field(default_factory=list)
 
     def on_event(self, event: Event) -> None:
         """Start at the attempt's entry, stop at its end."""
         if isinstance(event, Attempt):
             size = self.kernel.geometry.order_bytes(event.order)
             if event.address <= self.address < event.address + size:
-                self._begin()
+                self._begin(event)
         elif isinstance(event, CollapseHugePage) and self._waiting:
             sys.setprofile(None)
             self.kernel.machine.on_step = None
             self._waiting = False
+            self._depth = 0
+            self._add("collapse_huge_page", f"returns: {event.status.string}")
+            ok = event.status is ScanResult.SUCCEED
+            if ok or not self._succeeded:
+                self.steps = self._now
+                self._succeeded = ok
 
-    def _begin(self) -> None:
+    def _begin(self, event: Attempt) -> None:
         self.attempts += 1
-        self.steps.clear()
-        self._counts.clear()
-        self._depth = 0
+        self._now = []
+        self._depth = self._hidden = 0
         self._waiting = True
+        size = self.kernel.geometry.size_kb(event.order)
+        self._add("collapse_huge_page", f"{event.address:#x}, {size} (order {event.order})")
+        self._depth = 1
         self.kernel.machine.on_step = lambda *_: None
         sys.setprofile(self._hook)
 
@@ -79,49 +121,62 @@ class StepRecorder:
         if kind not in ("call", "return"):
             return
         code = frame.f_code
-        if not _shown(frame.f_globals.get("__name__", ""), code):
+        module = frame.f_globals.get("__name__", "")
+        if module == _LOCKS and code.co_name in ("_take", "unlock"):
+            # Drawn when it is done: the locks held then are what the next call runs under.
+            if kind == "return":
+                self._add(*_describe_lock(frame))
+            return
+        name = code.co_name
+        if name == "__enter__" or name == "__exit__":
+            if module == "mthp.mm.mmu_notifier" and kind == "call":
+                end = "start" if name == "__enter__" else "end"
+                what = "secondary MMUs drop the window" if end == "start" else "they may map again"
+                self._add(f"mmu_notifier_invalidate_range_{end}", what)
+            return
+        if name not in _CALLS or not module.startswith(_ROOMS):
             return
         if kind == "return":
-            self._depth = max(0, self._depth - 1)
+            self._depth = max(1, self._depth - 1)
+            self._hidden = max(0, self._hidden - 1) if self._hidden else 0
             return
-        name, what = _describe(frame, code)
-        locks = tuple(repr(hold) for hold in self.kernel.machine.current.held)
-        step = Step(self._depth, name, what, locks)
+        kernel_name, what = _CALLS[name]
+        if not self._hidden:
+            self._add(kernel_name or name, what)
         self._depth += 1
-        if self.steps and self.steps[-1] == step:
-            at = len(self.steps) - 1
-            self._counts[at] = self._counts.get(at, 1) + 1
-        else:
-            self.steps.append(step)
+        if self._hidden or name in _LEFT_OUT_INSIDE:
+            self._hidden += 1
+
+    def _add(self, name: str, what: str) -> None:
+        if not self._hidden:
+            locks = tuple(map(_hold_name, self.kernel.machine.current.held))
+            self._now.append(Step(self._depth, name, what, locks))
 
     def folded(self) -> list[Step]:
-        """The steps, calls that repeat in a row folded into one line with their number."""
-        lines = [
-            step._replace(function=f"{step.function} x{self._counts[at]}")
-            if at in self._counts
-            else step
-            for at, step in enumerate(self.steps)
-        ]
-        return _fold_groups(lines)
+        """The steps; what repeats for one PTE after the other is one group with a number."""
+        return _fold(self.steps)
 
 
-def _fold_groups(lines: list[Step]) -> list[Step]:
-    """Groups of up to 6 lines that repeat in a row (one per PTE) become one group with a count."""
+_LONGEST_GROUP = 8
+
+
+def _fold(lines: list[Step]) -> list[Step]:
+    """Groups of lines that repeat in a row (one per PTE) become one group with a count."""
     result: list[Step] = []
     at = 0
     while at < len(lines):
-        for length in range(1, 7):
-            group = [line[:2] for line in lines[at : at + length]]
+        for length in range(1, _LONGEST_GROUP + 1):
+            group = lines[at : at + length]
             times = 1
-            while (
-                len(group) == length
-                and [x[:2] for x in lines[at + times * length : at + (times + 1) * length]] == group
+            while len(group) == length and (
+                lines[at + times * length : at + (times + 1) * length] == group
             ):
                 times += 1
             if times > 1:
                 head = lines[at]
-                result.append(head._replace(function=f"{head.function}  (and so on, x{times})"))
-                result += lines[at + 1 : at + length]
+                those = "" if length == 1 else f", with the next {length - 1}"
+                result.append(head._replace(what=f"{head.what} (x{times}{those})"))
+                result += group[1:]
                 at += times * length
                 break
         else:
@@ -130,29 +185,30 @@ def _fold_groups(lines: list[Step]) -> list[Step]:
     return result
 
 
-def _shown(module: str, code: CodeType) -> bool:
-    """Functions that a reviewer would name; words, predicates and plumbing are left out."""
-    name = code.co_name
-    if module == "mthp.machine.locks":
-        return name in ("_take", "unlock")
-    if not module.startswith(_ROOMS) or name in _ALWAYS_LEFT_OUT:
-        return False
-    return not (name.startswith("<") or (name.startswith("_") and not name.startswith("__co")
-                                         and not name.startswith("__folio")))  # fmt: skip
+_LOCK_NAMES = {
+    Rank.MMAP: "mmap_lock",
+    Rank.VMA: "VMA lock",
+    Rank.ANON_VMA: "anon_vma",
+    Rank.PMD: "pmd_ptl",
+    Rank.PTE: "pte_ptl",
+}
 
 
-def _describe(frame: FrameType, code: CodeType) -> tuple[str, str]:
-    """A name and the first sentence of the docstring; locks say which."""
-    lock = frame.f_locals.get("self")
-    if isinstance(lock, Lock):
-        if code.co_name == "unlock":
-            hold = frame.f_locals.get("hold")
-            mode = hold.mode.value if isinstance(hold, Hold) else ""
-            return "unlock", f"{lock} ({mode})"
-        return "lock", f"{lock} ({frame.f_locals['mode'].value})"
-    function = frame.f_globals.get(code.co_name)
-    doc = getattr(function, "__doc__", None) or ""
-    if not doc and "self" in frame.f_locals:
-        doc = getattr(type(frame.f_locals["self"]), code.co_name, None).__doc__ or ""
-    first = doc.strip().split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".")
-    return code.co_name, " ".join(first.split())
+def _hold_name(hold: Hold) -> str:
+    """Short, as on paper: of each kind one alone is held."""
+    name = _LOCK_NAMES.get(hold.lock.rank, str(hold.lock))
+    return name if hold.lock.rank >= Rank.PMD else f"{name} ({hold.mode.value})"
+
+
+def _describe_lock(frame: FrameType) -> tuple[str, str]:
+    """The kernel's name of taking or giving back a lock, and which."""
+    lock = frame.f_locals["self"]
+    taken = frame.f_code.co_name == "_take"
+    hold = frame.f_locals.get("hold")
+    mode = frame.f_locals["mode"] if taken else hold.mode if isinstance(hold, Hold) else Mode.WRITE
+    done = "lock" if taken else "unlock"
+    if lock.rank is Rank.MMAP:
+        return f"mmap_{mode.value}_{done}", ""
+    if lock.rank is Rank.ANON_VMA:
+        return f"anon_vma_{done}_write", "rmap walks of the mapping's pages wait" if taken else ""
+    return f"spin_{done}({_LOCK_NAMES.get(lock.rank, str(lock))})", ""

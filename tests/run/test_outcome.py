@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Costs and time of a run: allocations that fail, a cgroup's limit, wakeups and sleeping, the TLB."""
+
+from __future__ import annotations
+
+from mthp.image.scenario import Memcg
+from mthp.profiles import V7_3
+from mthp.run.build import build_scenario
+from mthp.run.measure import TlbModel
+from mthp.run.outcome import Request, run_world
+from mthp.run.records import Outcome
+from mthp.settings import Enabled
+from tests.run.test_changes import FULL, outcome, scenario
+
+ALWAYS = Enabled.ALWAYS
+
+
+def test_no_free_block() -> None:
+    """The first failure sleeps alloc_sleep_millisecs, the second ends the wakeup."""
+    result = outcome(scenario(*FULL, orders={9: ALWAYS}, free_blocks={0: 600}, defrag=False))
+    assert result.fixed_point and not result.collapsed_bytes
+    assert result.attempts == {(9, "alloc_huge_page_failed"): result.refused.attempts}
+    assert (
+        result.clock.alloc_sleep_ms == result.settings.alloc_sleep_millisecs * result.clock.wakeups
+    )
+    assert result.refused.allocated == 0
+    (refusal,) = result.refusals
+    assert (refusal.status, refusal.pages) == ("alloc_huge_page_failed", 512)
+
+
+def test_as_many_blocks_as_are_free() -> None:
+    """Ten blocks of 64kB, and nothing between them to merge: ten collapses, 22 refused."""
+    result = outcome(scenario(*FULL, orders={4: ALWAYS}, free_blocks={4: 10}, defrag=False))
+    assert result.collapsed_bytes >= 10 * 65536
+    left = sum(refusal.pages for refusal in result.refusals)
+    assert left * 4096 == (2 << 20) - result.collapsed_bytes
+
+
+def test_a_cgroup_at_its_limit() -> None:
+    """An allocation that cannot be charged was made, and is wasted."""
+    result = outcome(scenario(*FULL, orders={9: ALWAYS}, memcg=Memcg(600, 512)))
+    assert {status for _, status in result.attempts} == {"ccgroup_charge_failed"}
+    assert result.refused.allocated == result.refused.attempts << 21
+    assert result.refusals[0].change == "raise the memory cgroup's limit by 512 pages"
+
+
+def run_with(pages_to_scan: int) -> Outcome:
+    of = scenario(*FULL, orders={4: ALWAYS})
+    world = build_scenario(of, V7_3)
+    world.kernel.settings = of.settings.replace(pages_to_scan=pages_to_scan)
+    return run_world(world, Request("t", "s", "r", changes=False))
+
+
+def test_wakeups_and_full_scans() -> None:
+    """A small budget takes more wakeups and sleeps more; what collapses is the same."""
+    many, few = run_with(1), run_with(100_000)
+    assert many.orders_after == few.orders_after
+    assert many.clock.wakeups > few.clock.wakeups
+    for result in (many, few):
+        assert result.clock.wakeups >= result.clock.full_scans
+        slept = result.settings.scan_sleep_millisecs * (result.clock.wakeups - 1)
+        assert result.clock.scan_sleep_ms == slept
+
+
+def test_translations() -> None:
+    """One for a huge PMD, else one for a PTE; contpte: 16 aligned PTEs of a folio share one."""
+    for tlb, order, expected in (
+        (TlbModel.PLAIN, 9, 1),
+        (TlbModel.PLAIN, 4, 512),
+        (TlbModel.CONTPTE, 4, 32),
+        (TlbModel.CONTPTE, 5, 32),
+        (TlbModel.CONTPTE, 3, 512),
+    ):
+        world = build_scenario(scenario(*FULL, orders={order: ALWAYS}), V7_3)
+        result = run_world(world, Request("t", "s", "r", tlb=tlb, changes=False))
+        assert (result.tlb_before, result.tlb_after) == (512, expected), (tlb, order)
+        assert result.collapsed_bytes == 2 << 20
