@@ -45,7 +45,7 @@ def scenario(
         vmas=(vma,),
         passes=(),
         target=0,
-        **world_fields,  # type: ignore[arg-type]
+        **world_fields,
     )
 
 

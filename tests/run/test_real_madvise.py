@@ -24,7 +24,8 @@ from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.vma import Vma
 from mthp.profiles import profile_for_release
 from mthp.run.build import World
-from mthp.run.image_world import Assumptions, build_image
+from mthp.run.image_frames import Assumptions
+from mthp.run.image_world import build_image
 from mthp.run.measure import page_order
 from mthp.settings import Settings
 from tests.image.children import PAGE, PRELUDE, TABLE
