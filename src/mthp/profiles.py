@@ -71,6 +71,13 @@ class Progress(Enum):
     PER_PMD = "a whole table, whatever was looked at"
 
 
+class EmptyRange(Enum):
+    """What MADV_COLLAPSE answers where no aligned PMD range fits into what was asked."""
+
+    ZERO = "0: there is nothing to do"
+    UNDERFLOW = "-EINVAL if the rounded start lies behind the rounded end, else 0"
+
+
 @dataclass(frozen=True)
 class Profile:
     """One kernel's choices. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -85,6 +92,7 @@ class Profile:
     deferred_memcg: DeferredMemcg
     lazyfree: Lazyfree
     progress: Progress
+    empty_range: EmptyRange
     debug_vm: bool = False
 
 
@@ -99,6 +107,7 @@ V16 = Profile(
     deferred_memcg=DeferredMemcg.UNKNOWN,
     lazyfree=Lazyfree.REFUSE,
     progress=Progress.PER_PTE,
+    empty_range=EmptyRange.ZERO,
 )
 V7_3 = Profile(
     name="7.3",
@@ -111,6 +120,7 @@ V7_3 = Profile(
     deferred_memcg=DeferredMemcg.CHECKED,
     lazyfree=Lazyfree.REFUSE,
     progress=Progress.PER_PTE,
+    empty_range=EmptyRange.ZERO,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -123,6 +133,7 @@ PMD_ONLY = Profile(
     deferred_memcg=DeferredMemcg.UNKNOWN,
     lazyfree=Lazyfree.COLLAPSE,
     progress=Progress.PER_PMD,
+    empty_range=EmptyRange.UNDERFLOW,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -143,6 +154,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "deferred_memcg": "the memcg list_lru for the deferred split queue may fail to be allocated; "
         "merged code looks at it before any lock is taken.",
         "lazyfree": "collapsing a page given up by MADV_FREE would make it unfreeable again.",
+        "empty_range": "the number of ranges was computed without looking whether it is negative; "
+        "seen on 6.18.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable
 
 import pytest
 
+from mthp.khugepaged.madvise import madvise_collapse
 from mthp.machine.step import Access
 from mthp.mm.pte import PMD_NONE, table_pmd
 from mthp.mm.vma import VM_DEFAULT, VM_DROPPABLE, Vma
@@ -242,3 +244,13 @@ def test_a_pmd_collapse_is_the_same_in_all(profile: Profile) -> None:
     assert attempts(world.scan()) == [(4, R.SUCCEED)]
     assert world.orders(vma) == [4]
     world.assert_sound(before)
+
+
+@EVERY
+def test_an_empty_range(profile: Profile) -> None:
+    world = World(geometry=TINY, profile=profile)
+    vma = world.vma(small(16))
+    behind = madvise_collapse(vma, vma.vm_start + 0x1000, vma.vm_start + 0x3000)
+    assert behind == (-errno.EINVAL if profile is PMD_ONLY else 0)
+    assert madvise_collapse(vma, vma.vm_start, vma.vm_start + 0x3000) == 0
+    assert world.kernel.events == []

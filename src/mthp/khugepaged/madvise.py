@@ -14,6 +14,7 @@ from mthp.machine.locks import Hold
 from mthp.mm.lru import lru_add_drain_all
 from mthp.mm.mm_struct import Mm
 from mthp.mm.vma import Vma
+from mthp.profiles import EmptyRange
 from mthp.results import KernelBug, Refused, ScanResult
 
 THP: Final = frozenset({ScanResult.SUCCEED, ScanResult.PMD_MAPPED})
@@ -69,7 +70,8 @@ def madvise_collapse(vma: Vma, start: int, end: int) -> int:
         hstart = mm.geometry.pmd_align_up(start)
         hend = mm.geometry.pmd_addr(end)
         if hstart >= hend:
-            return 0
+            underflow = mm.kernel.profile.empty_range is EmptyRange.UNDERFLOW and hstart > hend
+            return -errno.EINVAL if underflow else 0
         kernel = mm.kernel
         lru_add_drain_all(kernel.mem, kernel.cpus)
         return _collapse_ranges(mm, vma, hstart, hend, mmap_lock)
