@@ -194,3 +194,12 @@ def test_a_folio_is_uncharged_when_it_is_freed() -> None:
     world.mem.refcount.raw[world.folio(vma, 15)] -= 1
     world.khugepaged.khugepaged_do_scan()
     assert memcg.usage.value == 16
+
+
+def test_another_allowed_node_with_a_block_comes_before_compaction() -> None:
+    """mm/page_alloc.c, __alloc_frozen_pages_noprof(): the freelists of all nodes, then slowpath."""
+    made = kernel(NodeState({0: 16}), NodeState({4: 1}))
+    ties = frozenset({0, 1})
+    nodes = [made.mem.folio_nid(made.mem.folio_alloc(4, 0, ties) or 0) for _ in range(2)]
+    assert nodes == [1, 0]
+    assert made.mem.folio_alloc(4, 0, ties) is None

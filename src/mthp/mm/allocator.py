@@ -143,18 +143,22 @@ class Allocator:
         """First frame of a block of 2**order, from nid first, or None.
 
         allowed: nodes to fall back to; empty means every node. direct_compact: reclaim and
-        compaction may make the block (GFP_TRANSHUGE); without it a block must be there.
-        Kernel: mm/page_alloc.c, __alloc_pages().
+        compaction may make the block (GFP_TRANSHUGE); without it a block must be there. No node is
+        compacted while another allowed one has a block. Kernel: mm/page_alloc.c, __alloc_pages().
         """
         fallback = [n for n in self.nodes if not allowed or n.nid in allowed or n.nid == nid]
         if len(fallback) > 1:
             fallback.sort(key=lambda node: node.nid != nid)
+        enough = []
         for node in fallback:
             if not node.endless and node.free_frames() - (1 << order) < node.reserve:
                 continue
             pfn = node.take(order)
-            if pfn is None and direct_compact:
-                pfn = node.compact(order)
+            if pfn is not None:
+                return pfn
+            enough.append(node)
+        for node in enough if direct_compact else ():
+            pfn = node.compact(order)
             if pfn is not None:
                 return pfn
         return None
