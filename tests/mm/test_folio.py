@@ -176,6 +176,7 @@ def test_a_large_folio_loses_pages_one_by_one(world: World) -> None:
     assert mem.nr_pages_mapped.raw[folio] == 5
     assert mem.test(folio, PG_PARTIALLY_MAPPED)
     assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 1
+    assert "thp_deferred_split_page" not in world.kernel.vmstat.events
     folio_remove_rmap_ptes(mem, cpu, folio, folio, 2, vma)
     folio_remove_rmap_ptes(mem, cpu, folio, folio + 5, 3, vma)
     assert mem.folio_mapcount(folio) == 0
@@ -191,6 +192,7 @@ def test_a_pmd_mapping_counts_the_whole_folio(world: World) -> None:
     world.split_pmd(vma)
     assert mem.folio_mapcount(folio) == 16
     world.zap(vma, 0, 1)
+    assert world.kernel.vmstat.events["thp_deferred_split_page"] == 1
     mem.entire_mapcount.raw[folio] = 1
     mem.large_mapcount.raw[folio] += 1
     mem.nr_pages_mapped.raw[folio] += ENTIRELY_MAPPED

@@ -106,6 +106,7 @@ class MemMap:
         self._of_page: list[Words] = [getattr(self, name) for name in _OF_PAGE]
         self._of_small: list[Words] = [getattr(self, name) for name in _OF_SMALL]
         self.nr_frames = 1
+        self.pmd_order = pmd_order
         self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
 
     def new_frames(self, nid: int, order: int) -> int:
@@ -285,6 +286,8 @@ class MemMap:
         if order <= 1 or self.flags.raw[folio] & PG_SWAPCACHE:
             return
         if not self.set(folio, PG_PARTIALLY_MAPPED):
+            if order >= self.pmd_order:
+                self.vmstat.count_vm_event("thp_deferred_split_page")
             self.vmstat.count_mthp_stat(order, "split_deferred")
             self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
 
