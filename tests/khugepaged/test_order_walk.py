@@ -203,6 +203,14 @@ def test_a_limit_between_the_ends_warns_once_and_acts_as_zero(none: int) -> None
     assert list(world.kernel.warnings) == ["collapse_max_ptes_none"]
 
 
+def test_an_order_the_walk_never_gets_to_does_not_warn() -> None:
+    """mm/khugepaged.c, mthp_collapse(): collapse_max_ptes_none() is asked window by window."""
+    world = World(geometry=TINY, orders={2, 4}, max_ptes_none=7)
+    vma = world.vma(small(16))
+    assert windows(world.scan(), vma) == [(0, 4)]
+    assert not world.kernel.warnings
+
+
 def test_lazily_growing_windows_with_the_maximum() -> None:
     """With none at its maximum only the highest enabled order can win a window that has a page."""
     world = World(geometry=TINY, orders={2, 3}, max_ptes_none=15)

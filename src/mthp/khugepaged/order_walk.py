@@ -41,15 +41,10 @@ def max_order_from_offset(offset: int, pmd_order: int) -> int:
     return min((offset & -offset).bit_length() - 1, pmd_order) if offset else pmd_order
 
 
-def least_occupied(kernel: Kernel, cc: CollapseControl, enabled_orders: int) -> dict[int, int]:
-    """Enabled order -> PTEs a window must hold; an order that is refused in any case is left out."""
-    least = {}
-    for order in range(enabled_orders.bit_length()):
-        if enabled_orders >> order & 1:
-            max_ptes_none = collapse_max_ptes_none(kernel, cc, None, order)
-            if max_ptes_none is not None:
-                least[order] = (1 << order) - max_ptes_none
-    return least
+def least_occupied(kernel: Kernel, cc: CollapseControl, order: int) -> int | None:
+    """PTEs a window of this order must hold; None if it is refused in any case."""
+    max_ptes_none = collapse_max_ptes_none(kernel, cc, None, order)
+    return None if max_ptes_none is None else (1 << order) - max_ptes_none
 
 
 def mthp_collapse(
@@ -63,7 +58,7 @@ def mthp_collapse(
     """
     kernel = mm.kernel
     geometry = kernel.geometry
-    least = least_occupied(kernel, cc, enabled_orders)
+    least: dict[int, int | None] = {}
     kernel.trace(OrderWalk(mm.number, address, cc.present_ptes, unmapped, enabled_orders))
     last_result = ScanResult.FAIL
     collapsed = alloc_failed = False
@@ -72,11 +67,14 @@ def mthp_collapse(
     while offset < end:
         nr_ptes = 1 << order
         go_on_behind = False
-        if order in least:
+        if enabled_orders >> order & 1:
+            if order not in least:  # asked, and warned, only once the walk gets to this order
+                least[order] = least_occupied(kernel, cc, order)
+            wanted = least[order]
             occupied = (cc.present_ptes >> offset & ((1 << nr_ptes) - 1)).bit_count()
             if order == pmd_order:
                 occupied += unmapped
-            if occupied >= least[order]:
+            if wanted is not None and occupied >= wanted:
                 window = address + (offset << geometry.page_shift)
                 result = collapse_huge_page(mm, window, referenced, unmapped, cc, order)
                 collapsed |= result is ScanResult.SUCCEED
