@@ -6,7 +6,7 @@ from mthp.mm.folio import PG_DIRTY, PG_LRU, PG_SWAPCACHE
 from mthp.mm.mm_struct import MM_ANONPAGES
 from mthp.mm.pte import WRITE, Leaf, pte_pfn
 from mthp.results import ScanResult
-from tests.worlds import TINY, World, leaf, small, swap, swapins
+from tests.worlds import TINY, World, large, leaf, small, swap, swapins
 
 
 def test_a_swapped_page_comes_back_writable_and_its_slot_is_given_up() -> None:
@@ -106,3 +106,18 @@ def test_no_charge_for_a_swapped_page_is_a_failure() -> None:
     assert world.collapse(vma, unmapped=1) is ScanResult.FAIL
     assert memcg.usage.value == 0
     world.assert_sound(before, aborted=True)
+
+
+def test_a_large_folio_leaves_the_swap_cache_with_a_reference_per_page() -> None:
+    """Kernel: mm/swap_state.c, swap_cache_del_folio() drops folio_nr_pages() references."""
+    world = World(geometry=TINY)
+    vma = world.vma(large(3), small(8))
+    folio = world.folio(vma, 0)
+    world.mem.flags.raw[folio] |= PG_SWAPCACHE
+    world.mem.refcount.raw[folio] += 8
+    world.kernel.swap.add_to_cache(1, folio)
+    before = world.census()
+    assert world.collapse(vma) is ScanResult.SUCCEED
+    assert world.kernel.swap.cache == {}
+    assert world.mem.refcount.raw[folio] == 0
+    world.assert_sound(before)

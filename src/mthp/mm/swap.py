@@ -192,7 +192,7 @@ def folio_free_swap(kernel: Kernel, folio: int) -> None:
     kernel.swap.remove_from_cache(folio)
     mem.flags.clear_bits(folio, PG_SWAPCACHE)
     mem.flags.set_bits(folio, PG_DIRTY)
-    mem.folio_put(folio)
+    mem.folio_put(folio, mem.folio_nr_pages(folio))
 
 
 def free_swap_cache(kernel: Kernel, folio: int) -> None:
