@@ -19,8 +19,20 @@ from mthp.units import KIB
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _MAIN_SUITES = frozenset(
-    "stable oldstable oldoldstable testing unstable sid "
-    "buster bullseye bookworm trixie forky duke".split()
+    [
+        "stable",
+        "oldstable",
+        "oldoldstable",
+        "testing",
+        "unstable",
+        "sid",
+        "buster",
+        "bullseye",
+        "bookworm",
+        "trixie",
+        "forky",
+        "duke",
+    ]
 )
 _CONFIG = """\
 Dir::Etc::sourcelist "{folder}/sources.list";
@@ -43,6 +55,10 @@ Acquire::https::Timeout "30";
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 """
+
+
+class NoSuite(LabError):
+    """The archive does not have that suite."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +193,13 @@ class PrivateApt:
             raise LabError(HOST_LACKS, f"cannot write {folder}: {error.strerror}") from None
 
     def update(self) -> None:
-        """Fetch the suite's lists. LabError: the archive does not answer."""
-        self._run("apt-get", "-qq", "update")
+        """Fetch the suite's lists. LabError: the archive does not answer; NoSuite: not this one."""
+        try:
+            self._run("apt-get", "-qq", "update")
+        except LabError as error:
+            if "does not have a Release file" in str(error):
+                raise NoSuite(HOST_LACKS, f"the archive has no suite {self.suite}") from None
+            raise
 
     def packages(self, pattern: str) -> list[Package]:
         """What the suite has whose name the expression fits."""

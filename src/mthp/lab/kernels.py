@@ -76,9 +76,11 @@ def kernels_dir() -> Path:
 
 
 def installed() -> list[Kernel]:
-    """The kernels of the cache, oldest release first. LabError: one of them is damaged."""
-    found = [_read(path.parent) for path in kernels_dir().glob("[0-9]*/kernel.json")]
-    return sorted(found, key=lambda kernel: version_key(kernel.release))
+    """The kernels of the cache, oldest release first. LabError: one of them is damaged, or the
+    cache cannot be read."""
+    with _cache_errors("read"):
+        folders = [path.parent for path in kernels_dir().glob("[0-9]*/kernel.json")]
+    return sorted(map(_read, folders), key=lambda kernel: version_key(kernel.release))
 
 
 def find(name: str | None = None) -> Kernel:
@@ -124,6 +126,8 @@ def release_of_image(path: Path) -> str:
     Kernel: Documentation/arch/x86/boot.rst (kernel_version); init/version.c (linux_banner)
     Errors: LabError, no such file or not a kernel for x86-64.
     """
+    if path.exists() and not path.is_file():
+        raise LabError(BAD_INPUT, f"{path}: not a plain file")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             release = _bzimage_release(data) or _vmlinux_release(data)
@@ -178,21 +182,28 @@ def staging() -> Iterator[Path]:
 
     Errors: LabError, the cache cannot be written.
     """
-    try:
+    with _cache_errors("write"):
         kernels_dir().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=kernels_dir()) as folder:
             yield Path(folder)
+
+
+@contextmanager
+def _cache_errors(what: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         why = error.strerror or str(error)
-        raise LabError(HOST_LACKS, f"cannot write the cache {kernels_dir()}: {why}") from None
+        raise LabError(HOST_LACKS, f"cannot {what} the cache {kernels_dir()}: {why}") from None
 
 
 def check_room(needed: int) -> None:
     """LabError where the cache's disk has not that many bytes (and some more) free."""
     place = kernels_dir()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    with _cache_errors("write"):
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
     if free < needed + _MARGIN:
         raise LabError(
             HOST_LACKS,
@@ -215,8 +226,16 @@ def add_copy(image: Path, modules: Path | None) -> Kernel:
         folder.mkdir()
         shutil.copyfile(image, folder / "vmlinuz")
         if tree:
-            shutil.copytree(tree, folder / "modules", ignore=_links_to_sources)
+            _copy_tree(tree, folder / "modules")
         return keep(folder, release, f"{image.absolute()}")
+
+
+def _copy_tree(tree: Path, to: Path) -> None:
+    try:
+        shutil.copytree(tree, to, ignore=_links_to_sources)
+    except shutil.Error as error:
+        source, _, why = error.args[0][0]
+        raise LabError(BAD_INPUT, f"{source}: cannot be copied: {why}") from None
 
 
 def _links_to_sources(folder: str, names: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from mthp.lab.apt import Package, PrivateApt, archive_address, system_sources
+from mthp.lab.apt import NoSuite, Package, PrivateApt, archive_address, system_sources
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels import (
     Kernel,
@@ -34,6 +34,8 @@ _KERNEL_PACKAGE = re.compile(
     rf"linux-(binary-unsigned|binary|image|modules|base)-(\d\S*-{_FLAVOUR})(-unsigned)?"
 )
 _PATTERN = rf"^linux-(binary|image|modules|base)-.*-{_FLAVOUR}(-unsigned)?$"
+_IMAGES = ("binary-unsigned", "binary", "image-unsigned", "image")
+"""Where the image is, the first there is: beside linux-binary, linux-image is an empty shell."""
 
 Say = Callable[[str], None]
 
@@ -85,29 +87,23 @@ def offers(packages: Iterable[Package], suite: str) -> list[Offer]:
             kind = found[1] + (found[3] or "")
             by_release.setdefault(found[2], {})[kind] = package
     made = (_offer(release, suite, kinds) for release, kinds in by_release.items())
-    return sorted(
-        (offer for offer in made if offer), key=lambda offer: version_key(offer.release)
-    )
+    return sorted((offer for offer in made if offer), key=_age)
 
 
 def _offer(release: str, suite: str, kinds: dict[str, Package]) -> Offer | None:
-    base = [kinds[kind] for kind in ("base",) if kind in kinds]
-    for kind in ("binary-unsigned", "binary"):
-        if kind in kinds:
-            more = [kinds[other] for other in ("modules",) if other in kinds]
-            state = Modules.THERE if more else Modules.GONE
-            return Offer(release, suite, (kinds[kind], *more, *base), state)
-    for kind in ("image-unsigned", "image"):
-        if kind in kinds:
-            return Offer(release, suite, (kinds[kind], *base), Modules.THERE)
-    return None
+    image = next((kinds[kind] for kind in _IMAGES if kind in kinds), None)
+    if image is None:
+        return None
+    rest = [kinds[kind] for kind in ("modules", "base") if kind in kinds]
+    whole = "modules" in kinds or image.name.startswith("linux-image")
+    return Offer(release, suite, (image, *rest), Modules.THERE if whole else Modules.GONE)
 
 
 def best(found: Iterable[Offer], wanted: str) -> Offer | None:
     """The newest that fits; one with modules rather than a newer one without."""
     fitting = [offer for offer in found if matches(offer.release, wanted)]
     complete = [offer for offer in fitting if offer.modules is Modules.THERE]
-    return (complete or fitting or [None])[-1]
+    return max(complete or fitting, key=_age, default=None)
 
 
 class DebianKernels:
@@ -137,28 +133,47 @@ class DebianKernels:
         check_room(offer.size + offer.installed_size)
         apt, _ = self._suites[offer.suite]
         with staging() as work:
-            unpacked = work / "unpacked"
+            files = []
             for package in offer.packages:
                 self._say(f"fetching {package.name} ({human_bytes(package.size)})")
-                file = apt.download(package, work)
-                _unpack(file, unpacked)
-                file.unlink()
-            return keep(_arrange(unpacked, offer.release, work), offer.release, offer.source)
+                files.append(apt.download(package, work))
+            return unpack(files, offer.release, offer.source, work)
 
     def _look_into(self, suite: str) -> list[Offer]:
         if suite not in self._suites:
             self._say(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
             apt = PrivateApt(cache_dir() / "apt" / suite, self._address, suite)
-            apt.update()
-            self._suites[suite] = (apt, offers(apt.packages(_PATTERN), suite))
+            try:
+                apt.update()
+                there = offers(apt.packages(_PATTERN), suite)
+            except NoSuite:
+                self._say(f"the archive has no suite {suite}")
+                there = []
+            self._suites[suite] = (apt, there)
         return self._suites[suite][1]
+
+
+def _age(offer: Offer) -> tuple[int, ...]:
+    return version_key(offer.release)
 
 
 def _series(release: str) -> str:
     return ".".join(release.split(".")[:2])
 
 
-def _unpack(file: Path, folder: Path) -> None:
+def unpack(files: Iterable[Path], release: str, source: str, work: Path) -> Kernel:
+    """Put the kernel of that release, cut into these .deb files, into the cache.
+
+    work: a folder of staging(); the files go. Errors: LabError, they hold no such kernel.
+    """
+    unpacked = work / "unpacked"
+    for file in files:
+        _unpack_one(file, unpacked)
+        file.unlink()
+    return keep(_arrange(unpacked, release, work / "kernel"), release, source)
+
+
+def _unpack_one(file: Path, folder: Path) -> None:
     done = subprocess.run(
         ["dpkg-deb", "-x", str(file), str(folder)], capture_output=True, text=True, check=False
     )
@@ -167,25 +182,20 @@ def _unpack(file: Path, folder: Path) -> None:
         raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {said}")
 
 
-def _arrange(unpacked: Path, release: str, work: Path) -> Path:
+def _arrange(unpacked: Path, release: str, folder: Path) -> Path:
     """From a package's tree to a folder of the cache: vmlinuz, config, modules/."""
-    folder = work / "kernel"
     folder.mkdir()
-    image = _only(unpacked, ("usr/lib/modules/{}/vmlinuz*", "lib/modules/{}/vmlinuz*", "boot/vmlinuz-{}*"), release)
-    if image is None or release_of_image(image) != release:
+    homes = [unpacked / below / release for below in ("usr/lib/modules", "lib/modules")]
+    boot = unpacked / "boot"
+    images = [path for home in homes for path in home.glob("vmlinuz*")]
+    images += boot.glob(f"vmlinuz-{release}*")
+    if not images or release_of_image(images[0]) != release:
         raise LabError(HOST_LACKS, f"the packages of {release} hold no image of that kernel")
-    image.rename(folder / "vmlinuz")
-    config = _only(unpacked, ("usr/lib/modules/{}/config", "lib/modules/{}/config", "boot/config-{}"), release)
-    if config:
-        shutil.copyfile(config, folder / "config")
-    for below in ("usr/lib/modules", "lib/modules"):
-        tree = unpacked / below / release
-        if (tree / "kernel").is_dir():
-            tree.rename(folder / "modules")
-            break
+    images[0].rename(folder / "vmlinuz")
+    for config in (*(home / "config" for home in homes), boot / f"config-{release}"):
+        if config.is_file():
+            shutil.copyfile(config, folder / "config")
+    for home in homes:
+        if (home / "kernel").is_dir():
+            home.rename(folder / "modules")
     return folder
-
-
-def _only(root: Path, patterns: Iterable[str], release: str) -> Path | None:
-    found = (path for pattern in patterns for path in root.glob(pattern.format(release)))
-    return next(found, None)

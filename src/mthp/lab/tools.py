@@ -77,9 +77,7 @@ def _sizes(words: Sequence[str]) -> tuple[str, ...]:
         [*words, "--assume-no"], capture_output=True, text=True, check=False,
         env={**os.environ, "LC_ALL": "C"},
     )  # fmt: skip
-    return tuple(
-        re.findall(r"^(?:Need to get|After this operation).*$", done.stdout, re.MULTILINE)
-    )
+    return tuple(re.findall(r"^(?:Need to get|After this operation).*$", done.stdout, re.MULTILINE))
 
 
 def install(what: Plan) -> None:
