@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedulers": {"machine.step"},
     "image": WORDS,
     "plan": WORDS,
-    "lab": WORDS,
+    "lab": WORDS | {"image"},
     "run": ENGINE | {"khugepaged", "rivals", "laws", "races", "schedulers", "image", "plan", "lab"},
     "report": WORDS | {"run.records"},
 }
