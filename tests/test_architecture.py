@@ -364,6 +364,7 @@ def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
         ("report/a.py", "from mthp.run import records\n"),
         ("run/a.py", "from mthp.khugepaged import a\nfrom mthp.image.scenario import b\n"),
         ("image/a.py", "from mthp.image.runs import b\nfrom . import c\n"),
+        ("lab/a.py", "from mthp.image.scenario import b\nfrom mthp.units import c\n"),
         ("cli.py", "from mthp.report import tables\nfrom mthp import __version__\n"),
         ("mm/a.py", "# an in" + "variant\n"),
         ("mm/a.py", 'class A:\n    """A."""\n    def f(self):\n        return 1\n'),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mthp import __version__
+from mthp.cli.lab import add_lab, run_lab
 from mthp.cli.options import UsageError, add_collapse, add_diff, add_snap
 
 EXIT_CODES = (
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_collapse(verbs)
     add_snap(verbs)
     add_diff(verbs)
+    add_lab(verbs)
     return parser
 
 
@@ -82,6 +84,8 @@ def _run(args: argparse.Namespace) -> int:
         from mthp.cli.diff import run_diff
 
         return run_diff(args)
+    if args.verb == "lab":
+        return run_lab(args)
     if args.conformance:
         from mthp.cli.conformance import run_conformance_file
 
