@@ -116,12 +116,11 @@ def _columns(pages: bytes) -> Any:
     return np.frombuffer(pages, dtype="<u8").reshape(-1, 4)
 
 
-def pages_state(
-    start: int, pages: bytes, entries: bytes | None, names: FolioNames
-) -> PagesState:
+def pages_state(start: int, pages: bytes, entries: bytes | None, names: FolioNames) -> PagesState:
     """One VMA's state from the agent's `pages` and `walk`. start: bytes."""
     folios = [
-        parse_folio_token(_folio_text(*words, names)) for words in _columns(pages).tolist()
+        parse_folio_token(_folio_text(pagemap, flags, count, folio, names))
+        for pagemap, flags, count, folio in _columns(pages).tolist()
     ]
     ptes = None
     if entries is not None:

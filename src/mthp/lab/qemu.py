@@ -71,7 +71,9 @@ def qemu_path() -> str:
     """Where QEMU is; LabError (5) with what to install."""
     path = shutil.which(QEMU)
     if path is None:
-        raise LabError(HOST_LACKS, f"{QEMU} is not installed (Debian: apt-get install qemu-system-x86)")
+        raise LabError(
+            HOST_LACKS, f"{QEMU} is not installed (Debian: apt-get install qemu-system-x86)"
+        )
     return path
 
 
@@ -114,7 +116,9 @@ def boot(machine: Machine, how: Accel | None = None) -> Iterator[Guest]:
         try:
             channel.wait_ready()
         except GuestGone as error:
-            raise LabError(HOST_LACKS, f"the guest does not boot: {error}; {guest.last_words()}") from None
+            raise LabError(
+                HOST_LACKS, f"the guest does not boot: {error}; {guest.last_words()}"
+            ) from None
         channel.patience = ANSWER_SECONDS
         yield guest
 
@@ -124,9 +128,7 @@ def _common(how: Accel) -> list[str]:
     return ["-accel", how.value, "-cpu", cpu, "-nodefaults", "-no-user-config", "-display", "none"]
 
 
-def _start(
-    machine: Machine, how: Accel, home: Path, initramfs: Path
-) -> subprocess.Popen[bytes]:
+def _start(machine: Machine, how: Accel, home: Path, initramfs: Path) -> subprocess.Popen[bytes]:
     words = ("console=ttyS0", "quiet", "panic=-1", *machine.arguments)
     command = [
         *(qemu_path(), *_common(how), "-machine", "pc", "-no-reboot"),
@@ -148,9 +150,7 @@ def _die_with_us() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _accept(
-    listener: socket.socket, process: subprocess.Popen[bytes], home: Path
-) -> socket.socket:
+def _accept(listener: socket.socket, process: subprocess.Popen[bytes], home: Path) -> socket.socket:
     listener.settimeout(0.2)
     while process.poll() is None:
         with contextlib.suppress(TimeoutError):

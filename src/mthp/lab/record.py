@@ -61,7 +61,7 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
 
 def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
     settings = draft.settings.to_json()
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "id": draft.id,
         "family": draft.family,
@@ -112,7 +112,9 @@ def _vma(where: _Placed, state: PagesState) -> dict[str, Any]:
     advice = (
         "hugepage"
         if seen.has(VmFlag.HUGEPAGE)
-        else "nohugepage" if seen.has(VmFlag.NOHUGEPAGE) else None
+        else "nohugepage"
+        if seen.has(VmFlag.NOHUGEPAGE)
+        else None
     )
     document: dict[str, Any] = {
         "start": seen.start,
