@@ -15,6 +15,7 @@ from mthp.lab.apt import NoSuite, Package, PrivateApt, archive_address, system_s
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels import (
     Kernel,
+    Origin,
     cache_dir,
     check_room,
     keep,
@@ -68,10 +69,10 @@ class Offer:
         return sum(package.installed_size for package in self.packages)
 
     @property
-    def source(self) -> str:
-        """Where it comes from, for people."""
-        named = ", ".join(f"{package.name}={package.version}" for package in self.packages)
-        return f"Debian {self.suite}: {named}"
+    def origin(self) -> Origin:
+        """What the cache keeps of where it came from."""
+        named = (f"{package.name}={package.version}" for package in self.packages)
+        return Origin(f"Debian {self.suite}", tuple(named))
 
 
 def offers(packages: Iterable[Package], suite: str) -> list[Offer]:
@@ -137,7 +138,7 @@ class DebianKernels:
             for package in offer.packages:
                 self._say(f"fetching {package.name} ({human_bytes(package.size)})")
                 files.append(apt.download(package, work))
-            return unpack(files, offer.release, offer.source, work)
+            return unpack(files, offer.release, offer.origin, work)
 
     def _look_into(self, suite: str) -> list[Offer]:
         if suite not in self._suites:
@@ -161,7 +162,7 @@ def _series(release: str) -> str:
     return ".".join(release.split(".")[:2])
 
 
-def unpack(files: Iterable[Path], release: str, source: str, work: Path) -> Kernel:
+def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> Kernel:
     """Put the kernel of that release, cut into these .deb files, into the cache.
 
     work: a folder of staging(); the files go. Errors: LabError, they hold no such kernel.
@@ -170,7 +171,7 @@ def unpack(files: Iterable[Path], release: str, source: str, work: Path) -> Kern
     for file in files:
         _unpack_one(file, unpacked)
         file.unlink()
-    return keep(_arrange(unpacked, release, work / "kernel"), release, source)
+    return keep(_arrange(unpacked, release, work / "kernel"), release, origin)
 
 
 def _unpack_one(file: Path, folder: Path) -> None:
