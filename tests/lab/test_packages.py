@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import lzma
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from mthp.lab.apt import Package
 from mthp.lab.errors import LabError
 from mthp.lab.kernels import Origin, find, staging
 from mthp.lab.packages import Modules, Offer, best, offers, unpack
+from tests.lab.debs import deb
 from tests.lab.synthetic import bzimage, module
 
 R = "+deb13-cloud-amd64"
@@ -90,25 +90,6 @@ def test_the_newest_with_modules_is_best() -> None:
 
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb here")
-
-
-def deb(folder: Path, name: str, files: dict[str, bytes]) -> Path:
-    root = folder / name
-    files = {"DEBIAN/control": CONTROL.format(name=name).encode(), **files}
-    for path, data in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    subprocess.run(["dpkg-deb", "-b", str(root), str(folder)], check=True, capture_output=True)
-    (file,) = folder.glob(f"{name}_*.deb")
-    return file
-
-
-CONTROL = """Package: {name}
-Version: 1
-Architecture: all
-Maintainer: nobody <nobody@localhost>
-Description: a test
-"""
 
 
 @pytest.fixture

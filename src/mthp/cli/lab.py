@@ -130,13 +130,14 @@ def _asked(question: str) -> bool:
 
 
 def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
+    from mthp.lab.apt import debian_archive, system_sources
     from mthp.lab.kernels import check_room, installed
     from mthp.lab.packages import DebianKernels
 
     absent = wanted if args.again else [name for name in wanted if not _in_cache(name)]
     if not absent:
         return
-    debian = DebianKernels(_say)
+    debian = DebianKernels(debian_archive(system_sources()), _say)
     have = {kernel.origin: kernel for kernel in installed()}
     found: dict[str, Offer] = {}
     for offer in map(debian.look_up, absent):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from mthp.lab.apt import NoSuite, Package, PrivateApt, archive_address, system_sources
+from mthp.lab.apt import Archive, NoSuite, Package, PrivateApt
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels import (
     Kernel,
@@ -110,10 +110,10 @@ def best(found: Iterable[Offer], wanted: str) -> Offer | None:
 class DebianKernels:
     """Debian's kernels for virtual machines, found and fetched. Each suite's lists come once."""
 
-    def __init__(self, say: Say) -> None:
-        """say: takes a line about what is being done. LabError: no archive of Debian known."""
+    def __init__(self, archive: Archive, say: Say) -> None:
+        """say: takes a line about what is being done."""
         self._say = say
-        self._address = archive_address(system_sources())
+        self._archive = archive
         self._suites: dict[str, tuple[PrivateApt, list[Offer]]] = {}
 
     def look_up(self, wanted: str) -> Offer:
@@ -143,7 +143,7 @@ class DebianKernels:
     def _look_into(self, suite: str) -> list[Offer]:
         if suite not in self._suites:
             self._say(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
-            apt = PrivateApt(cache_dir() / "apt" / suite, self._address, suite)
+            apt = PrivateApt(cache_dir() / "apt" / suite, self._archive, suite)
             try:
                 apt.update()
                 there = offers(apt.packages(_PATTERN), suite)
