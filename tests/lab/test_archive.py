@@ -85,6 +85,21 @@ def test_a_kernel_is_found_fetched_and_kept(tmp_path: Path, repository: SignedFo
     assert debian.look_up("7.3.4").release == old
 
 
+def test_what_the_cache_holds_is_not_fetched_again(
+    tmp_path: Path, repository: SignedFolder
+) -> None:
+    old, new = f"7.3.4{R}", f"7.3.5{R}"
+    repository.publish("trixie-backports", parts(tmp_path, old))
+    said = Said()
+    debian = said.kernels(repository)
+    (offer,) = debian.choose(["7.3", "7", old])
+    debian.fetch(offer)
+    assert debian.choose(["7.3"]) == []
+    assert said[-1] == f"kernel {old} is in the cache already, and the newest there is"
+    repository.publish("trixie-backports", [*parts(tmp_path, old), *parts(tmp_path, new)])
+    assert [each.release for each in said.kernels(repository).choose(["7.3"])] == [new]
+
+
 def test_suites_are_looked_through_and_may_be_missing(
     tmp_path: Path, repository: SignedFolder
 ) -> None:

@@ -131,25 +131,19 @@ def _asked(question: str) -> bool:
 
 def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
     from mthp.lab.apt import debian_archive, system_sources
-    from mthp.lab.kernels import check_room, installed
+    from mthp.lab.kernels import check_room
     from mthp.lab.packages import DebianKernels
 
     absent = wanted if args.again else [name for name in wanted if not _in_cache(name)]
     if not absent:
         return
     debian = DebianKernels(debian_archive(system_sources()), _say)
-    have = {kernel.origin: kernel for kernel in installed()}
-    found: dict[str, Offer] = {}
-    for offer in map(debian.look_up, absent):
-        if offer.origin in have:
-            print(f"kernel {offer.release} is in the cache already, and the newest there is")
-        else:
-            found[offer.release] = offer
-    for offer in found.values():
+    chosen = debian.choose(absent)
+    for offer in chosen:
         _announce(offer)
     if not args.rehearse:
-        check_room(sum(offer.size + offer.installed_size for offer in found.values()))
-        for offer in found.values():
+        check_room(sum(offer.size + offer.installed_size for offer in chosen))
+        for offer in chosen:
             _ready(debian.fetch(offer))
 
 

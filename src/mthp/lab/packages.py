@@ -18,6 +18,7 @@ from mthp.lab.kernels import (
     Origin,
     cache_dir,
     check_room,
+    installed,
     keep,
     matches,
     release_of_image,
@@ -128,6 +129,19 @@ class DebianKernels:
         series = sorted({_series(offer.release) for offer in known}, key=version_key)
         have = ", ".join(series) or "none"
         raise LabError(HOST_LACKS, f"no kernel {wanted} in Debian's suites (they have {have})")
+
+    def choose(self, wanted: Iterable[str]) -> list[Offer]:
+        """What look_up() finds for these, each once, without what the cache holds unchanged."""
+        have = {kernel.origin for kernel in installed()}
+        chosen: dict[str, Offer] = {}
+        for offer in map(self.look_up, wanted):
+            if offer.origin in have:
+                self._say(
+                    f"kernel {offer.release} is in the cache already, and the newest there is"
+                )
+            else:
+                chosen[offer.release] = offer
+        return list(chosen.values())
 
     def fetch(self, offer: Offer) -> Kernel:
         """Fetch, unpack and put into the cache. LabError: no room, or a step failed."""
