@@ -34,5 +34,5 @@ def test_a_compiler_without_a_static_libc(tools: Path) -> None:
     put(tools, "qemu-system-x86_64", "")
     put(tools, "gcc", "libc.a")
     assert missing() == (Tool.STATIC_LIBC,)
-    put(tools, "gcc", "/usr/lib/libc.a")
+    put(tools, "cc", "/usr/lib/libc.a")
     assert missing() == ()
