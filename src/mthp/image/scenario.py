@@ -129,7 +129,8 @@ class Scenario:
     """A process's memory, the settings, the action, and what a kernel did.
 
     target: the index of the VMA that MADV_COLLAPSE covers. prctl: by process (mm). free_blocks:
-    free blocks by order at the start, None for plenty. kernel: the recording kernel's release,
+    free blocks by order at the start, None for plenty. largest_block: no block above this order ever
+    becomes free. kernel: the recording kernel's release,
     empty where nothing was recorded (then passes is empty too).
     """
 
@@ -143,6 +144,7 @@ class Scenario:
     prctl: tuple[Prctl | None, ...] = (None,)
     memcg: Memcg | None = None
     free_blocks: Mapping[int, int] | None = None
+    largest_block: int = 63
     built_by: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -245,6 +247,7 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         prctl=prctl,
         memcg=_memcg(fields),
         free_blocks=_free_blocks(fields),
+        largest_block=fields.number("largest_block", 0, 63, default=63),
         built_by=tuple(fields.take("built_by", list, [])),
         extra=fields.rest() | ({"settings": unknown} if unknown else {}),
     )

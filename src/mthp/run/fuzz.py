@@ -20,6 +20,10 @@ from mthp.run.conformance import Conformance, run_scenario
 __all__ = ["Trial", "Trier", "Verdict", "judge"]
 
 
+MEMORY = 256
+"""MiB of a guest: programs need little, and `eat` fills the rest."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What came of one draft. record: the scenario as the kernel ran it; None where it was not
@@ -49,7 +53,7 @@ def judge(draft: Draft, document: Mapping[str, Any]) -> Verdict:
         wrong = {"id": draft.id, "pass": 0, "where": "state", "expected": None, "got": str(error)}
         return Verdict(draft, document, mismatches=[wrong], passes=len(document["passes"]))
     run_scenario(scenario, profile_for_release(scenario.kernel), score)
-    found = [each.to_json() for each in score.mismatches]
+    found: list[Mapping[str, Any]] = [each.to_json() for each in score.mismatches]
     return Verdict(draft, document, "", found, score.passes, score.agreed)
 
 
@@ -91,5 +95,5 @@ class Trier:
 
     def _guest(self) -> Booted:
         if self._booted is None:
-            self._booted = self._stack.enter_context(booted(self._kernel))
+            self._booted = self._stack.enter_context(booted(self._kernel, MEMORY))
         return self._booted

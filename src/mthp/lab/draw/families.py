@@ -237,10 +237,13 @@ def memcg(author: Author) -> None:
 
 
 def nomem(author: Author) -> None:
-    """No free block of some order, and khugepaged may not make one (defrag 0)."""
+    """No free block of some order, and khugepaged may not make one (defrag 0).
+
+    Of orders below 4 the kernel itself cannot do without blocks.
+    """
     author.settings = author.settings.replace(defrag=False)
+    author.do(Verb.EAT, author.rng.randint(4, 9))
     plain(author)
-    author.finish_with(Op(Verb.EAT, (author.rng.randint(2, 9),)))
 
 
 _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))
