@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from mthp.lab.channel import Channel, CommandFailed
 from mthp.lab.program import BASE
 
-__all__ = ["DRAIN", "ORDERS", "THP", "Eater", "size_kb", "switch"]
+__all__ = ["DRAIN", "ORDERS", "THP", "Eater", "free_blocks_of", "size_kb", "switch"]
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 ORDERS = range(2, 10)
@@ -51,6 +51,19 @@ def size_kb(order: int) -> int:
 def switch(order: int) -> str:
     """The file that enables a size."""
     return f"{THP}/hugepages-{size_kb(order)}kB/enabled"
+
+
+def free_blocks_of(pagetypeinfo: str) -> dict[str, int]:
+    """Free blocks by order, for a movable allocation, from the text of /proc/pagetypeinfo.
+
+    Zone DMA is kept for others by lowmem_reserve_ratio, and reserves have types of their own.
+    """
+    totals: dict[str, int] = {}
+    for line in pagetypeinfo.splitlines():
+        found = _FREE.fullmatch(line)
+        for order, count in enumerate(found[1].split() if found else ()):
+            totals[str(order)] = totals.get(str(order), 0) + int(count.lstrip(">"))
+    return totals
 
 
 class Eater:
@@ -123,17 +136,8 @@ class Eater:
         return sum(count << int(order) for order, count in self.free_blocks().items())
 
     def free_blocks(self) -> dict[str, int]:
-        """Free blocks by order that a movable allocation can get.
-
-        Zone DMA is kept for others by lowmem_reserve_ratio, and reserves have types of their own.
-        Kernel: mm/vmstat.c, pagetypeinfo_showfree_print().
-        """
-        totals: dict[str, int] = {}
-        for line in self._channel.ask("r /proc/pagetypeinfo").decode().splitlines():
-            found = _FREE.fullmatch(line)
-            for order, count in enumerate(found[1].split() if found else ()):
-                totals[str(order)] = totals.get(str(order), 0) + int(count.lstrip(">"))
-        return totals
+        """Free blocks by order that a movable allocation can get."""
+        return free_blocks_of(self._channel.ask("r /proc/pagetypeinfo").decode())
 
     def _modes(self) -> dict[int, str]:
         """What each size's switch stands at."""

@@ -58,7 +58,10 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
         document["free_blocks"] = session.eater.free_blocks()
         document["largest_block"] = starved - 1
     document["built_by"] = [str(op) for op in draft.program()]
-    document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
+    try:
+        document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
+    except CommandFailed as error:
+        raise NotBuilt(f"in a pass: {error}") from None
     return document
 
 

@@ -35,7 +35,7 @@ ENDLESS = 4294967295
 ASLEEP = 4000000000
 """scan_sleep_millisecs: khugepaged sleeps until the next write; the write itself wakes it."""
 PATIENCE_MS = 30000
-SCAN_MS = 500
+SCAN_MS = 200
 """How long a full scan may take before we look whether the thread has gone to sleep without one."""
 SETTLED_MS = 100
 """Asleep for so long, khugepaged is in khugepaged_wait_work(), not in an alloc_sleep of 1 ms."""
@@ -370,20 +370,27 @@ class Session:
     def full_scan(self) -> list[dict[str, Any]]:
         """Exactly one khugepaged_do_scan() over every registered process; its events.
 
-        full_scans goes up by one, unless two allocations failed and the wakeup ended there.
+        full_scans goes up by one, unless two allocations failed and the wakeup ended there. The next
+        one then goes on from there and may end early again, whatever full_scans says meanwhile.
         """
         pid = int(self._channel.ask("pidof khugepaged"))
         asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
         trigger = f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}"
         self._channel.ask_all([asleep, f"w {TRACING}/trace", trigger])
-        try:
-            self._channel.ask(f"wait {KHUGEPAGED}/full_scans 0 {done + 1} {SCAN_MS}")
-        except CommandFailed:
+        if self._cut_short or not self._scanned(done + 1):
             self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
             self._cut_short = True
         answers = self._channel.ask_all([asleep, f"r {TRACING}/trace"])
         return events_of(answers[-1].decode())
+
+    def _scanned(self, full_scans: int) -> bool:
+        """Whether the number is reached before long."""
+        try:
+            self._channel.ask(f"wait {KHUGEPAGED}/full_scans 0 {full_scans} {SCAN_MS}")
+        except CommandFailed:
+            return False
+        return True
 
     def collapse(self, op: Op) -> tuple[list[dict[str, Any]], int]:
         """An operation that is madvise(MADV_COLLAPSE); its events, and 0 or a negative errno."""

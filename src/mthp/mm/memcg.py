@@ -54,8 +54,8 @@ class MemCgroup:
         """Charge pages, reclaiming what can be if gfp allows; False where the limit is in the way.
 
         relieve: what else reclaim does, before it looks for pages.
-        Divergence: nobody is killed. For orders up to PAGE_ALLOC_COSTLY_ORDER the kernel would do
-        that, even on behalf of khugepaged with defrag set.
+        Divergence: nobody is killed, and reclaim splits no partially mapped folios. For orders up to
+        PAGE_ALLOC_COSTLY_ORDER the kernel kills, even on behalf of khugepaged with defrag set.
         Kernel: mm/memcontrol.c, mem_cgroup_charge(), try_charge_memcg().
         """
         if self._consume_stock(pages) or self._charge_ahead(pages):
@@ -84,9 +84,10 @@ class MemCgroup:
         return True
 
     def _charge_ahead(self, pages: int) -> bool:
-        """A whole batch if there is room, and what is too much of it to the stock."""
+        """A whole batch if there is room, and what is too much of it to the stock: that was smaller
+        than `pages`, and so never gets too large. Kernel: mm/memcontrol.c, refill_stock()."""
         if pages < CHARGE_BATCH and self._try_charge(CHARGE_BATCH):
-            self._refill_stock(CHARGE_BATCH - pages)
+            self.stock += CHARGE_BATCH - pages
             return True
         return self._try_charge(pages)
 
@@ -96,12 +97,6 @@ class MemCgroup:
             return False
         self.stock -= pages
         return True
-
-    def _refill_stock(self, pages: int) -> None:
-        """Kernel: mm/memcontrol.c, refill_stock()."""
-        self.stock += pages
-        if self.stock > CHARGE_BATCH:
-            self._drain_stock()
 
     def _drain_stock(self) -> None:
         """Kernel: mm/memcontrol.c, drain_stock()."""

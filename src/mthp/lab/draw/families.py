@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mthp.image.scenario import Action
 from mthp.lab.draw.author import Author
@@ -24,7 +24,7 @@ from mthp.lab.draw.fill import (
     weather,
     weighted,
 )
-from mthp.lab.draw.knobs import ORDERS
+from mthp.lab.draw.knobs import ORDERS, PMD_ORDER
 from mthp.lab.draw.layout import close, map_many, map_one, place
 from mthp.lab.draw.special import (
     arm_some,
@@ -44,6 +44,7 @@ from mthp.lab.draw.special import (
 from mthp.lab.program import Madv, Op, Target, Verb
 from mthp.lab.space import Page
 from mthp.lab.world import PMD_PAGES
+from mthp.settings import Enabled
 
 
 def plain(author: Author) -> None:
@@ -221,19 +222,37 @@ def ksm(author: Author) -> None:
 def memcg(author: Author) -> None:
     """A memory cgroup that is full, or nearly so, when khugepaged comes.
 
-    Nothing in it can be reclaimed: no swapped or lazily freed pages.
+    Nothing in it can be reclaimed: no swapped or lazily freed pages. With defrag, a charge that
+    fails reclaims: it would split partially mapped folios, and for orders up to 3 kill the process.
+    So there are none of either then. Kernel: mm/memcontrol.c, try_charge_memcg().
     """
     rng = author.rng
+    if rng.random() < 0.5:
+        author.settings = author.settings.replace(defrag=False)
     author.start()
     author.do(Verb.CGROUP, "g", who="s")
     map_one(author)
-    fill(author, "s", looks={Look.FULL: 4, Look.LARGE: 2, Look.MOSTLY: 2})
-    if rng.random() < 0.5:
-        drop_some(author, "s")
+    if author.settings.defrag:
+        author.settings = author.settings.replace(sizes=_costly(author.settings.sizes))
+        fill(author, "s", looks={Look.FULL: 4, Look.MOSTLY: 2})
+    else:
+        fill(author, "s", looks={Look.FULL: 4, Look.LARGE: 2, Look.MOSTLY: 2})
+        if rng.random() < 0.5:
+            drop_some(author, "s")
     close(author)
     order = rng.choice(ORDERS)
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-1, 0, 0, 1]))
     author.finish_with(Op(Verb.MEMCG, ("g", slack)))
+
+
+KILLS_UP_TO = 3
+"""Kernel: mm/memcontrol.c, mem_cgroup_oom(), PAGE_ALLOC_COSTLY_ORDER."""
+
+
+def _costly(sizes: Mapping[int, Enabled]) -> dict[int, Enabled]:
+    """The sizes with those off for which the kernel would kill, and 2 MiB on."""
+    small = {order: Enabled.NEVER for order in sizes if order <= KILLS_UP_TO}
+    return {**sizes, **small, PMD_ORDER: Enabled.ALWAYS}
 
 
 def nomem(author: Author) -> None:
