@@ -54,6 +54,15 @@ def test_who_may_not_wait_fails_at_once() -> None:
     assert memcg.stock == 60
 
 
+def test_who_may_not_wait_charges_nothing_ahead() -> None:
+    memcg = group(1000)
+    assert memcg.charge(4, Gfp.TRANSHUGE_LIGHT)
+    assert (memcg.usage.value, memcg.stock) == (4, 0)
+    assert memcg.charge(4)
+    assert memcg.charge(8, Gfp.TRANSHUGE_LIGHT)
+    assert (memcg.usage.value, memcg.stock) == (68, 52)
+
+
 def test_who_may_wait_reclaims_and_then_drains_the_stock() -> None:
     memcg = group(100)
     assert memcg.charge(4)

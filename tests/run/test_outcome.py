@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mthp.image.scenario import Memcg
 from mthp.profiles import V7_3
 from mthp.run.build import build_scenario
@@ -53,7 +55,7 @@ def test_a_cgroup_gets_back_what_a_collapse_frees() -> None:
 
 def test_no_block_above_the_largest() -> None:
     """512 pages are freed, and never make a block of 64kB where something lies in each."""
-    free = {"free_blocks": {3: 200}, "largest_block": 3, "defrag": False}
+    free: dict[str, Any] = {"free_blocks": {3: 200}, "largest_block": 3, "defrag": False}
     result = outcome(scenario(*FULL, orders={3: ALWAYS, 4: ALWAYS}, **free))
     statuses = {order: {s for o, s in result.attempts if o == order} for order in (3, 4)}
     assert statuses[4] == {"alloc_huge_page_failed"}

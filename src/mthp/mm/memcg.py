@@ -58,10 +58,13 @@ class MemCgroup:
         PAGE_ALLOC_COSTLY_ORDER the kernel kills, even on behalf of khugepaged with defrag set.
         Kernel: mm/memcontrol.c, mem_cgroup_charge(), try_charge_memcg().
         """
-        if self._consume_stock(pages) or self._charge_ahead(pages):
+        if self._consume_stock(pages):
             return True
         if gfp is Gfp.TRANSHUGE_LIGHT:
-            return False
+            # Without __GFP_RECLAIM it may not spin, and then nothing is charged ahead either.
+            return self._try_charge(pages)
+        if self._charge_ahead(pages):
+            return True
         if relieve is not None:
             relieve()
         self._reclaim(pages)
