@@ -248,6 +248,7 @@ def test_optional_fields() -> None:
         "mm": 1,
         "droppable": True,
         "ksm": 1,
+        "read_only": True,
         "locked": [[0, 2]],
         "off_lru": [[5, 1]],
         "poisoned": [[9, 1]],
@@ -260,7 +261,7 @@ def test_optional_fields() -> None:
     assert scenario.free_blocks == {0: 100, 4: 2}
     assert scenario.extra == {"weather": "fine", "settings": {"mood": 3}}
     vma = scenario.vmas[1]
-    assert (vma.mm, vma.droppable, vma.ksm) == (1, True, True)
+    assert (vma.mm, vma.droppable, vma.ksm, vma.read_only) == (1, True, True, True)
     assert (vma.locked, vma.off_lru, vma.poisoned) == (((0, 2),), ((5, 1),), ((9, 1),))
     assert vma.extra_refs == ((7, 2, 1), (9, 1, 3))
     assert vma.extra == {"colour": "red"}

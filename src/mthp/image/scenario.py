@@ -95,6 +95,7 @@ class ScenarioVma:
     pins: tuple[tuple[int, int], ...] = ()
     mm: int = 0
     droppable: bool = False
+    read_only: bool = False
     ksm: bool = False
     locked: tuple[tuple[int, int], ...] = ()
     off_lru: tuple[tuple[int, int], ...] = ()
@@ -303,6 +304,7 @@ def _vma(fields: Fields, geometry: Geometry) -> ScenarioVma:
         pins=fields.ranges("pins", pages),
         mm=fields.number("mm", 0, 2**31, default=0),
         droppable=fields.flag("droppable"),
+        read_only=fields.flag("read_only"),
         ksm=fields.flag("ksm"),
         locked=fields.ranges("locked", pages),
         off_lru=fields.ranges("off_lru", pages),

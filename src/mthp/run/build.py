@@ -42,6 +42,7 @@ from mthp.mm.vma import (
     VM_NOHUGEPAGE,
     VM_SOFTDIRTY,
     VM_UFFD_WP,
+    VM_WRITE,
     Vma,
 )
 from mthp.profiles import Profile
@@ -170,6 +171,7 @@ class ScenarioBuilder:
         flags |= VM_LOCKED if spec.mlocked else 0
         flags |= VM_UFFD_WP if spec.uffd_wp else 0
         flags |= VM_DROPPABLE if spec.droppable else 0
+        flags &= ~(VM_WRITE if spec.read_only else 0)
         flags |= VM_MERGEABLE if spec.ksm else 0
         mm = self.mm(spec.mm)
         vma = mm.mmap(spec.start, spec.end(self.scenario.geometry), flags)
