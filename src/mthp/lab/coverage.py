@@ -167,6 +167,7 @@ _BY_ISOLATE: dict[ScanResult, tuple[int, ...]] = {
     _R.PTE_MAPPED_HUGEPAGE: _SMALL,
     _R.PAGE_COUNT: _SMALL,
     _R.LACK_REFERENCED_PAGE: _SMALL,
+    _R.PAGE_LOCK: (PMD_ORDER,),
 }
 _BY_SWAPIN: dict[ScanResult, tuple[int, ...]] = {
     _R.EXCEED_SWAP_PTE: _SMALL,
@@ -184,6 +185,7 @@ _BY_SCAN = (
     _R.PTE_UFFD,
     _R.PAGE_LAZYFREE,
     _R.PAGE_LRU,
+    _R.PAGE_LOCK,
     _R.PAGE_COUNT,
     _R.LACK_REFERENCED_PAGE,
     _R.SUCCEED,
@@ -203,7 +205,8 @@ _RACES: dict[ScanResult, str] = {
     _R.PTE_UFFD: "the scan refuses the whole table first: an entry must be protected after it",
     _R.PAGE_NULL: "anonymous private memory maps normal pages; a device page cannot be made here",
     _R.SCAN_ABORT: "needs NUMA nodes further apart than node_reclaim_distance",
-    _R.PAGE_LOCK: "somebody must hold a page's lock just then",
+    _R.PAGE_LOCK: "somebody must hold a page's lock just then (at PMD order the attempt itself does,"
+    " where one KSM page is mapped twice)",
     _R.PAGE_LRU: "the page must be isolated, or in an LRU batch, just then",
     _R.PAGE_ANON: "a private file mapping's page: only anonymous mappings are drawn",
     _R.PAGE_LAZYFREE: "the scan refuses the whole table first: MADV_FREE must come after it",

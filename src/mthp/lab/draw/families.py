@@ -9,6 +9,7 @@ from mthp.image.scenario import Action
 from mthp.lab.draw.author import Author
 from mthp.lab.draw.fill import (
     LOOKS,
+    SMALL_ORDERS,
     Look,
     cool_all,
     cool_some,
@@ -24,7 +25,7 @@ from mthp.lab.draw.fill import (
     weather,
     weighted,
 )
-from mthp.lab.draw.knobs import ORDERS
+from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS
 from mthp.lab.draw.layout import close, map_many, map_one, place
 from mthp.lab.draw.special import (
     arm_some,
@@ -120,13 +121,20 @@ def shared(author: Author) -> None:
         share_some(author, "s", 4)
         fill(author, "s", looks={Look.FULL: 3, Look.MOSTLY: 2, Look.LARGE: 2})
     else:
-        fill(author, "s", looks={Look.FULL: 2, Look.LARGE: 3, Look.MOSTLY: 1})
+        looks: dict[Look, float] = {Look.FULL: 2, Look.LARGE: 3, Look.MOSTLY: 1}
+        fill(author, "s", looks=looks, orders=SMALL_ORDERS)
+        if rng.random() < 0.35:
+            collapse_some(author, "s")
         author.do(Verb.FORK, 1, who="s")
         for run in author.pieces("s", (Page.WRITTEN,), rng.randint(1, 5), 512):
             author.do(Verb.WRITE, *run, who="s")
     weather(author, "s", 0.25)
     if rng.random() < 0.1:
         author.do(Verb.END_FORK, who="s")
+    style = rng.random()
+    if style < 0.7:
+        limit = MAX_LIMIT if style < 0.45 else rng.randint(0, MAX_LIMIT)
+        author.settings = author.settings.replace(max_ptes_shared=limit)
     close(author)
 
 
@@ -185,7 +193,9 @@ def moved(author: Author) -> None:
 def uffd(author: Author) -> None:
     """Mappings registered with userfaultfd, some pages protected, some of those swapped."""
     author.start()
-    map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(author)
+    map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(
+        author, tables=author.rng.choice([1, 2, 2])
+    )
     fill(author, "s")
     weather(author, "s")
     arm_some(author, "s")
@@ -195,7 +205,7 @@ def uffd(author: Author) -> None:
 def pinned(author: Author) -> None:
     """Long-lived references, of both kinds, on small pages and on parts of large folios."""
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     if author.rng.random() < 0.2:
         share_some(author, "s")
     fill(author, "s", looks={Look.FULL: 3, Look.LARGE: 3, Look.MIXED: 2, Look.MOSTLY: 2})
@@ -285,7 +295,7 @@ def droppable(author: Author) -> None:
 def readonly(author: Author) -> None:
     """Mappings made read-only after they were filled, whole or in part."""
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     if author.rng.random() < 0.3:
         share_some(author, "s")
     fill(author, "s")
@@ -300,7 +310,7 @@ def guard_poison(author: Author) -> None:
     """Guard markers, and now and then a poisoned page."""
     rng = author.rng
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     fill(author, "s")
     weather(author, "s", 0.25)
     guards = rng.random() < 0.75
