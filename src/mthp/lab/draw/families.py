@@ -45,6 +45,7 @@ from mthp.lab.draw.special import (
 from mthp.lab.program import Madv, Op, Target, Verb
 from mthp.lab.space import Page
 from mthp.lab.world import PMD_PAGES
+from mthp.settings import Enabled
 
 
 def plain(author: Author) -> None:
@@ -84,8 +85,11 @@ def swap(author: Author) -> None:
         cool_some(author, "s")
     if author.rng.random() < 0.3:
         drop_some(author, "s", 2)
-    if author.rng.random() < 0.5:
+    style = author.rng.random()
+    if style < 0.35:
         edge_limits(author, "s")
+    elif style < 0.75:
+        author.settings = author.settings.replace(max_ptes_swap=MAX_LIMIT)
     close(author)
 
 
@@ -161,7 +165,7 @@ def madvise(author: Author) -> None:
 
 
 def collapse(author: Author) -> None:
-    """Make MADV_COLLAPSE the action, over one of the mappings."""
+    """Make MADV_COLLAPSE the action, over one of the mappings; who asks is drawn too."""
     rng = author.rng
     names = list(author.world.processes)
     who = rng.choice(names)
@@ -244,13 +248,18 @@ def memcg(author: Author) -> None:
     order = rng.choice(ORDERS)
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-1, 0, 0, 1]))
     author.finish_with(Op(Verb.MEMCG, ("g", slack)))
+    if rng.random() < 0.15:
+        collapse(author)
 
 
 def nomem(author: Author) -> None:
     """No free block of some order, and khugepaged may not make one (defrag 0)."""
     author.settings = author.settings.replace(defrag=False)
     plain(author)
-    author.finish_with(Op(Verb.EAT, (author.rng.randint(2, 9),)))
+    rng = author.rng
+    on = [order for order, mode in author.settings.sizes.items() if mode is not Enabled.NEVER]
+    order = rng.choice(on) if on and rng.random() < 0.7 else rng.choice(ORDERS)
+    author.finish_with(Op(Verb.EAT, (order,)))
 
 
 _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))
