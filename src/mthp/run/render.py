@@ -79,18 +79,28 @@ class Renderer:
             entries += [_NO_TABLE] * count
             return
         if not pmd_is_table(value):
-            letters = "H" + self.letters(value)
-            pfn = value >> PFN_SHIFT
-            for i in range(first, first + count):
-                folios.append(
-                    self.page(vma, pfn + i, value) if pfn else FolioToken(PageKind.HUGE_ZERO)
-                )
-            entries += [parse_pte_token(letters)] * count
+            folios += self.huge(vma, value, first, count)
+            entries += [parse_pte_token("H" + self.letters(value))] * count
             return
         ptes = self.kernel.tables[pmd_pgtable(value)].ptes.raw
         for pte in ptes[first : first + count]:
             folios.append(self.folio_token(vma, pte))
             entries.append(self.pte_token(pte))
+
+    def huge(self, vma: Vma, pmd: int, first: int, count: int) -> list[FolioToken]:
+        """The pages behind a huge PMD. pagemap says of all of them "mapped exclusively" or not as it
+        is with the first: the walk does not move on to the next page for that.
+
+        Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp()
+        """
+        pfn = pmd >> PFN_SHIFT
+        if not pfn:
+            return [FolioToken(PageKind.HUGE_ZERO)] * count
+        tokens = [self.page(vma, pfn + i, pmd) for i in range(first, first + count)]
+        exclusive = "x" if "x" in tokens[0].pagemap else ""
+        return [
+            replace(token, pagemap=exclusive + token.pagemap.replace("x", "")) for token in tokens
+        ]
 
     def letters(self, pte: int) -> str:
         """P W A D U of a present entry."""
