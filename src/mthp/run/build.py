@@ -315,7 +315,7 @@ class ScenarioBuilder:
             large.visible[UNKNOWN_MM] = outside
         if len(large.visible) > 1:
             share_large_folio(mem, head, large.visible)
-        elif 0 < mapped < nr:
+        elif 0 < mapped < nr and "C" not in large.token.flags:
             mem.flags.raw[head] |= pg.PG_PARTIALLY_MAPPED
 
     def add_references(self, spec: ScenarioVma, vma: Vma) -> None:

@@ -58,7 +58,12 @@ class SwapSlots:
         for entry, users in self._outside.items():
             self._swap.users[entry] += users
         for folio, (nr, first) in self._cached.items():
-            self._swap.add_to_cache(self._unplaced(0, nr) if first is None else first, folio, nr)
+            if first is None:
+                first = self._unplaced(0, nr)
+                if self._swap.synchronous:
+                    # Somebody outside names it: else it would not be in the swap cache any more.
+                    self._swap.add_user(first)
+            self._swap.add_to_cache(first, folio, nr)
 
     def _unplaced(self, swap_type: int, nr: int) -> int:
         number, self._next = self._next, self._next + nr
