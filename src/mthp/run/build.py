@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
@@ -107,9 +108,12 @@ class _KnownFolio:
 
     head: int
     token: FolioToken
-    visible: dict[int, int] = field(default_factory=dict)
-    """mm number -> PTE mappings in this world."""
-    outside: int = 0
+    mapcounts: dict[int, int] = field(default_factory=dict)
+    """Page's place in the folio -> its mapcount, from every process there is."""
+    ptes: Counter[int] = field(default_factory=Counter)
+    """Page's place in the folio -> PTE mappings in this world."""
+    visible: Counter[int] = field(default_factory=Counter)
+    """mm number -> mappings in this world, a PMD's being one."""
     pmd_mapped: int = 0
 
 
@@ -192,18 +196,21 @@ class ScenarioBuilder:
             slot = geometry.pte_index(address)
             if entry.state is PteState.HUGE:
                 if slot == 0:
-                    pfn = self.huge_frame(token)
+                    pfn = self.huge_frame(token, mm)
                     map_huge(mm, address, pfn, self.pte_flags(token, entry))
+                if token.kind is PageKind.FOLIO:
+                    self.known_folio(token).mapcounts[token.index] = token.mapcount
                 continue
             value = self.pte_value(token, entry, vma, address)
             table_at(mm, address).ptes.raw[slot] = value
 
-    def huge_frame(self, token: FolioToken) -> int:
+    def huge_frame(self, token: FolioToken, mm: Mm) -> int:
         """The first frame behind a huge PMD."""
         if token.kind is PageKind.HUGE_ZERO:
             return 0
         folio = self.known_folio(token)
         folio.pmd_mapped += 1
+        folio.visible[mm.number] += 1
         return folio.head
 
     def pte_flags(self, token: FolioToken, entry: PteToken) -> int:
@@ -254,16 +261,10 @@ class ScenarioBuilder:
 
     def map_known(self, known: _KnownFolio, token: FolioToken, vma: Vma) -> int:
         """One more PTE of this world maps a page of a folio; the page."""
-        mem = self.mem
-        page = known.head + token.index
-        if not mem.mapcount.raw[page]:
-            mem.mapcount.raw[page] = token.mapcount
-            known.outside += token.mapcount - 1
-        else:
-            known.outside -= 1
-        mm = vma.vm_mm.number
-        known.visible[mm] = known.visible.get(mm, 0) + 1
-        return page
+        known.mapcounts[token.index] = token.mapcount
+        known.ptes[token.index] += 1
+        known.visible[vma.vm_mm.number] += 1
+        return known.head + token.index
 
     def known_folio(self, token: FolioToken) -> _KnownFolio:
         """The folio of a token with an identity, made when it is met first."""
@@ -291,26 +292,35 @@ class ScenarioBuilder:
         """Counts that need all mappings of a folio."""
         if known.token.order:
             self.finish_large(known)
-        else:
-            mapcount = self.mem.mapcount.raw[known.head]
-            self.mem.refcount.raw[known.head] = mapcount + ("C" in known.token.flags)
+            return
+        mapcount = self.mem.mapcount.raw[known.head] = known.mapcounts[0]
+        self.mem.refcount.raw[known.head] = mapcount + ("C" in known.token.flags)
 
     def finish_large(self, large: _KnownFolio) -> None:
-        """Counts that need all pages of a large folio."""
+        """Counts that need all pages of a large folio.
+
+        Mappings that no process of this world has are another's: of the whole folio by a PMD as far
+        as every page has one and we see a PMD of it here, of single pages otherwise.
+        """
         mem = self.mem
         head, nr = large.head, 1 << large.token.order
-        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
+        others = {
+            index: mapcount - large.pmd_mapped - large.ptes[index]
+            for index, mapcount in large.mapcounts.items()
+        }
+        other_pmds = min(others.values()) if large.pmd_mapped else 0
+        entire = large.pmd_mapped + other_pmds
+        for index, mapcount in large.mapcounts.items():
+            mem.mapcount.raw[head + index] = mapcount - entire
         ptes = sum(mem.mapcount.raw[head : head + nr])
-        outside = large.outside
-        if large.pmd_mapped:
-            entire = max(large.token.mapcount - (1 if mem.mapcount.raw[head] else 0), 1)
-            outside += entire - large.pmd_mapped
+        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
+        if entire:
             mem.entire_mapcount.raw[head] = entire
-            ptes += entire
             mapped += ENTIRELY_MAPPED
-        mem.large_mapcount.raw[head] = ptes
+        mem.large_mapcount.raw[head] = ptes + entire
         mem.nr_pages_mapped.raw[head] = mapped
-        mem.refcount.raw[head] = ptes + (nr if "C" in large.token.flags else 0)
+        mem.refcount.raw[head] = ptes + entire + (nr if "C" in large.token.flags else 0)
+        outside = other_pmds + sum(count - other_pmds for count in others.values())
         if outside > 0:
             large.visible[UNKNOWN_MM] = outside
         if len(large.visible) > 1:

@@ -71,6 +71,7 @@ def _rounded(author: Author, run: Run) -> Run:
 def trouble(author: Author, who: str) -> None:
     """What comes between: pages read or written back, cleared marks, holes, userfaultfd."""
     rng = author.rng
+    alone = len(author.world.processes) == 1 and not author.world.process(who).children
     for _ in range(rng.randint(0, 3)):
         runs = author.pieces(who, (Page.OUT,), 1, 16)
         style = rng.random()
@@ -80,7 +81,7 @@ def trouble(author: Author, who: str) -> None:
             continue
         if style < 0.3:
             author.do(Verb.READ, *runs[0], who=who)
-        elif style < 0.4:
+        elif style < 0.4 and alone:
             author.do(Verb.WRITE, *runs[0], who=who)
         elif style < 0.55:
             author.advise(who, *runs[0], Madv.DONTNEED)
@@ -94,7 +95,11 @@ def trouble(author: Author, who: str) -> None:
 
 def share_slots(author: Author) -> None:
     """A fork after swapping out, to a process of the record or to one that sleeps; some pages are
-    read back by one of them."""
+    read back by one of them.
+
+    None is written: the folio of which every page has been copied stays in the swap cache, where
+    nothing shows it.
+    """
     rng = author.rng
     names = ["s"]
     if rng.random() < 0.7:
@@ -106,7 +111,7 @@ def share_slots(author: Author) -> None:
         for run in author.pieces(who, (Page.OUT,), rng.randint(0, 2), 16):
             order = rng.choice(ORDERS[:-1])
             with author.with_order(order):
-                author.do(rng.choice([Verb.READ, Verb.READ, Verb.WRITE]), *run, who=who)
+                author.do(Verb.READ, *run, who=who)
 
 
 def draw_swapin(author: Author) -> None:
