@@ -109,9 +109,29 @@ class _LargeFolio:
     head: int
     token: FolioToken
     visible: dict[int, int] = field(default_factory=dict)
-    """mm number -> PTE mappings in this world."""
-    outside: int = 0
+    """mm number -> mappings in this world, by PTEs and PMDs."""
+    mapcounts: dict[int, int] = field(default_factory=dict)
+    """Page of the folio -> how often it is mapped, by anyone, the PMDs that map it included."""
+    ptes: dict[int, int] = field(default_factory=dict)
+    """Page of the folio -> PTEs that map it in this world."""
     pmd_mapped: int = 0
+
+    def seen(self, token: FolioToken, mm: int) -> None:
+        """One PTE of a process maps the token's page."""
+        self.mapcounts[token.index] = token.mapcount
+        self.ptes[token.index] = self.ptes.get(token.index, 0) + 1
+        self.visible[mm] = self.visible.get(mm, 0) + 1
+
+    @property
+    def entire(self) -> int:
+        """PMDs that map it, elsewhere too: what all its pages have beyond the PTEs known here.
+
+        Where no PMD of this world maps it, others are taken to map it by PTEs.
+        """
+        if not self.pmd_mapped:
+            return 0
+        least = min(count - self.ptes.get(page, 0) for page, count in self.mapcounts.items())
+        return max(least, self.pmd_mapped)
 
 
 class ScenarioBuilder:
@@ -190,20 +210,29 @@ class ScenarioBuilder:
                 continue
             slot = geometry.pte_index(address)
             if entry.state is PteState.HUGE:
+                pfn = self.huge_frame(token)
                 if slot == 0:
-                    pfn = self.huge_frame(token)
+                    self.count_huge(token, mm)
                     map_huge(mm, address, pfn, self.pte_flags(token, entry))
                 continue
             value = self.pte_value(token, entry, vma, address)
             table_at(mm, address).ptes.raw[slot] = value
 
     def huge_frame(self, token: FolioToken) -> int:
-        """The first frame behind a huge PMD."""
+        """The first frame behind a huge PMD, at any page of it."""
         if token.kind is PageKind.HUGE_ZERO:
             return 0
         folio = self.large_folio(token)
-        folio.pmd_mapped += 1
+        folio.mapcounts[token.index] = token.mapcount
         return folio.head
+
+    def count_huge(self, token: FolioToken, mm: Mm) -> None:
+        """One PMD of a process maps the folio."""
+        if token.kind is PageKind.HUGE_ZERO:
+            return
+        folio = self.large_folio(token)
+        folio.pmd_mapped += 1
+        folio.visible[mm.number] = folio.visible.get(mm.number, 0) + 1
 
     def pte_flags(self, token: FolioToken, entry: PteToken) -> int:
         """PTE bits from both tokens."""
@@ -248,13 +277,7 @@ class ScenarioBuilder:
         if token.folio is not None:
             large = self.large_folio(token)
             page = large.head + token.index
-            mm = vma.vm_mm.number
-            if not mem.mapcount.raw[page]:
-                mem.mapcount.raw[page] = token.mapcount
-                large.outside += token.mapcount - 1
-            else:
-                large.outside -= 1
-            large.visible[mm] = large.visible.get(mm, 0) + 1
+            large.seen(token, vma.vm_mm.number)
             if mem.index.raw[large.head] == 0 and vma.anon_vma is not None:
                 pgoff = (address >> self.scenario.geometry.page_shift) - token.index
                 mem.index.raw[large.head] = pgoff
@@ -299,16 +322,14 @@ class ScenarioBuilder:
     def finish_large(self, large: _LargeFolio) -> None:
         """Counts that need all pages of a large folio."""
         mem = self.mem
-        head, nr = large.head, 1 << large.token.order
+        head, nr, entire = large.head, 1 << large.token.order, large.entire
+        for page, count in large.mapcounts.items():
+            mem.mapcount.raw[head + page] = count - entire
         mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
-        ptes = sum(mem.mapcount.raw[head : head + nr])
-        outside = large.outside
-        if large.pmd_mapped:
-            entire = max(large.token.mapcount - (1 if mem.mapcount.raw[head] else 0), 1)
-            outside += entire - large.pmd_mapped
-            mem.entire_mapcount.raw[head] = entire
-            ptes += entire
-            mapped += ENTIRELY_MAPPED
+        mapped += ENTIRELY_MAPPED if entire else 0
+        mem.entire_mapcount.raw[head] = entire
+        ptes = sum(mem.mapcount.raw[head : head + nr]) + entire
+        outside = ptes - sum(large.visible.values())
         mem.large_mapcount.raw[head] = ptes
         mem.nr_pages_mapped.raw[head] = mapped
         mem.refcount.raw[head] = ptes + (nr if "C" in large.token.flags else 0)

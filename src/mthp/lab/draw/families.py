@@ -171,8 +171,6 @@ def collapse(author: Author) -> None:
     author.target = Target(who, vma.start, by)
 
 
-
-
 def moved(author: Author) -> None:
     """Mappings moved by mremap: large folios that lie across the boundaries of windows."""
     rng = author.rng
