@@ -10,14 +10,22 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from mthp.image.runs import PagesState, PteToken, parse_folio_token, parse_pte_token
+from mthp.image.runs import (
+    FolioToken,
+    PageKind,
+    PagesState,
+    PteState,
+    PteToken,
+    parse_folio_token,
+    parse_pte_token,
+)
 from mthp.units import Geometry
 
 __all__ = ["FolioNames", "ObservedVma", "VmFlag", "entered", "events_of", "pages_state", "vmas_of"]
@@ -125,6 +133,7 @@ def pages_state(start: int, pages: bytes, entries: bytes | None, names: FolioNam
     ptes = None
     if entries is not None:
         ptes = [_pte(value, level) for value, level in _ENTRY.iter_unpack(entries)]
+        folios = list(map(_exclusive_by_count, folios, ptes))
     return PagesState.of_pages(folios, ptes, start, GEOMETRY)
 
 
@@ -139,6 +148,17 @@ def _folio_text(pagemap: int, flags: int, count: int, folio: int, names: FolioNa
         return "Zh" if flags & KPF_THP else "Z"
     letters, mapping = _flag_letters(flags), _mapping_letters(pagemap & _MAPPING_BITS)
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
+
+
+def _exclusive_by_count(folio: FolioToken, entry: PteToken) -> FolioToken:
+    """Under a huge PMD the kernel shows for every page whether the first is mapped exclusively.
+
+    Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp(), which passes the same page on each time.
+    """
+    if entry.state is not PteState.HUGE or folio.kind is not PageKind.FOLIO:
+        return folio
+    letters = folio.pagemap.replace("x", "")
+    return replace(folio, pagemap=f"x{letters}" if folio.mapcount == 1 else letters)
 
 
 @lru_cache(maxsize=4096)

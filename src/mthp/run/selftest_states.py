@@ -14,6 +14,7 @@ from typing import Any
 
 from mthp.image.scenario import SCHEMA, Action
 from mthp.lab.kselftest import Context
+from mthp.lab.program import BASE
 from mthp.settings import Enabled, Settings
 from mthp.units import Geometry
 
@@ -22,8 +23,6 @@ __all__ = ["Case", "Errno", "Look", "Step", "cases"]
 GEOMETRY = Geometry()
 NR = GEOMETRY.ptrs_per_pte
 PMD = GEOMETRY.pmd_order
-START = 1 << 30
-"""Where the test maps."""
 MAX_PTES_SWAP, MAX_PTES_SHARED = NR // 8, NR // 2
 _LIMITS = {
     "max_ptes_none": NR - 1,
@@ -113,10 +112,10 @@ class _Pages:
         """The mapping that holds just these pages."""
         runs = [run for run in self.runs if run[0]]
         anon_vma = any(folio != "-" for _, folio, _ in runs)
-        ptes = " ".join(f"{pages}:{entry}" for pages, _, entry in runs)
+        ptes = " ".join(f"{pages}:{entry if anon_vma else 'nopte'}" for pages, _, entry in runs)
         folios = " ".join(f"{pages}:{folio}" for pages, folio, _ in runs)
         return {
-            "start": START,
+            "start": BASE,
             "pages": self.pages,
             "advice": advice,
             "mlocked": False,
@@ -124,7 +123,7 @@ class _Pages:
             "anon_vma": anon_vma,
             "pins": [],
             "mm": mm,
-            "initial": {"folios": folios, "ptes": ptes if anon_vma else None},
+            "initial": {"folios": folios, "ptes": ptes},
         }
 
 
@@ -142,25 +141,25 @@ def _swapped(pages: int) -> _Pages:
 
 def _split(pages: int, folio: int = 0) -> _Pages:
     """The first pages of a PMD-sized folio that is mapped by entries, by this process alone."""
-    return _Pages(((pages, f"F{PMD}.RLaBT.xs.m1.f{folio}.i0", "PWAD"),))
+    return _Pages(((pages, f"F{PMD}.DLaBT.xs.m1.f{folio}.i0", "PWAD"),))
 
 
-def _shared_small(pages: int) -> _Pages:
-    runs = ((1, f"F0.RLaB.s.m2.f{i}.i0", "PAD") for i in range(pages))
-    return _Pages(tuple(runs))
+def _shared_small(entry: str) -> _Pages:
+    """One page that parent and child share; fork leaves it old in the child."""
+    return _Pages(((1, "F0.RLaB.s.m2.f0.i0", entry),))
 
 
 def _shared_split(first: int) -> _Pages:
     """What a child sees of its parent's PMD-sized folio, from page `first` on."""
-    return _Pages(((NR - first, f"F{PMD}.RLaBT.s.m2.f0.i{first}", "PAD"),))
+    return _Pages(((NR - first, f"F{PMD}.DLaBT.s.m2.f0.i{first}", "PD"),))
 
 
 def _shared_huge(copied: int) -> _Pages:
     """The parent's side: mapped by a PMD; its child has copied the first pages."""
-    token = f"F{PMD}.RLaBT.s"
+    token = f"F{PMD}.DLaBT.s"
     return _Pages(
         (
-            (copied, f"{token}.m1.f0.i0", "HPAD"),
+            (copied, f"F{PMD}.DLaBT.xs.m1.f0.i0", "HPAD"),
             (NR - copied, f"{token}.m2.f0.i{copied}", "HPAD"),
         )
     )
@@ -193,12 +192,13 @@ class _Where:
         folios: int,
         looks: tuple[Look, ...] = (),
         part: str = "",
+        target: int | None = None,
         passes: int | None = None,
         limits: Mapping[str, int] | None = None,
     ) -> Step:
-        """One collapse of the last mapping; `folios` must stand in it afterwards."""
+        """One collapse of a mapping, the last if none is named; `folios` must stand in it then."""
         madvise = self.context is Context.MADVISE
-        target = len(vmas) - 1
+        target = len(vmas) - 1 if target is None else target
         words = [self.name, self.context.value, f"order-{self.order}", *([part] if part else [])]
         document = {
             "schema": SCHEMA,
@@ -219,7 +219,7 @@ def _settings(context: Context, order: int, limits: Mapping[str, int]) -> dict[s
     sizes = dict.fromkeys(GEOMETRY.anon_orders, Enabled.NEVER) | {PMD: Enabled.INHERIT}
     if context is Context.MTHP:
         sizes[order] = Enabled.MADVISE
-    settings = Settings(enabled=everywhere, sizes=sizes).replace(**(_LIMITS | limits)).to_json()
+    settings = Settings(enabled=everywhere, sizes=sizes).replace(**{**_LIMITS, **limits}).to_json()
     return {name: settings[name] for name in ("enabled", *_LIMITS, "defrag")}
 
 
@@ -289,9 +289,10 @@ def _compound_extreme(where: _Where) -> Iterator[Step]:
 
 
 def _fork(where: _Where) -> Iterator[Step]:
-    parent = (_shared_small(1) + _hole(NR - 1)).vma(advice=None)
-    child = (_shared_small(1) + _small(1) + _hole(NR - 2)).vma(mm=1)
-    yield where.step(parent, child, folios=1, looks=(Look(0, PMD, 0),))
+    """The parent is not advised, so khugepaged does not know it: it stands last."""
+    child = (_shared_small("PD") + _small(1) + _hole(NR - 2)).vma()
+    parent = (_shared_small("PAD") + _hole(NR - 1)).vma(mm=1, advice=None)
+    yield where.step(child, parent, folios=1, looks=(Look(1, PMD, 0),), target=0)
 
 
 def _of_huge_parent(
