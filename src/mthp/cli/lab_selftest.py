@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from mthp.lab.kselftest import Output
     from mthp.profiles import Profile
     from mthp.run.selftest import CaseRun, Row
+    from mthp.run.selftest_states import Case
 
 SCHEMA_VERSION = 1
 DEFAULT_ORDER = 4
+_SIDES = ("kernel", "engine", "recorded")
+"""Columns of verdicts: fields of a Row."""
 
 
 def add_selftest(subverbs: Verbs) -> None:
@@ -51,42 +55,69 @@ def add_selftest(subverbs: Verbs) -> None:
     parser.add_argument(
         "--scenarios", metavar="FILE", help="also write the engine's states, as scenarios"
     )
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        help="also make the engine's states in the guest by system calls, write down what its "
+        "kernel does with them, and compare in every detail",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run_subverb=_run_selftest)
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What is printed. outputs: None where no guest ran. runs: by mTHP order, None the default."""
+    """What is printed. guest: None where none ran. runs: by mTHP order, None the default."""
 
     kernel: str
     profile: Profile
-    outputs: Mapping[int | None, Output] | None
+    guest: _Guest | None
     runs: Mapping[int | None, Sequence[CaseRun]]
 
     @property
+    def outputs(self) -> Mapping[int | None, Output]:
+        """What the test printed; empty where no guest ran."""
+        return self.guest.outputs if self.guest else {}
+
+    @property
+    def records(self) -> Mapping[str, Sequence[str]] | None:
+        """Step id -> what was wrong with its record; None where nothing was recorded."""
+        return self.guest.records if self.guest else None
+
+    @property
     def rows(self) -> list[Row]:
+        """All of them, in the test's order."""
         from mthp.run.selftest import side_by_side
 
         return [
             row
             for order, runs in self.runs.items()
-            for row in side_by_side(self.outputs[order] if self.outputs else None, runs, order)
+            for row in side_by_side(self.outputs.get(order), runs, order, self.records)
         ]
 
     @property
     def complaints(self) -> list[str]:
-        said = [
-            f"kernel: {line}" for out in (self.outputs or {}).values() for line in out.complaints
-        ]
+        """One line for everything that was not as it must be."""
+        said = [f"kernel: {line}" for out in self.outputs.values() for line in out.complaints]
         for runs in self.runs.values():
             said += [f"engine: {line}" for run in runs for line in run.findings]
+        for step, lines in (self.records or {}).items():
+            said += [f"recorded: {step}: {line}" for line in lines]
         return said
 
     @property
     def passed(self) -> bool:
-        ran = all(output.passed for output in (self.outputs or {}).values())
+        """Everything that ran is ok, and all that was wanted ran."""
+        ran = all(output.passed for output in self.outputs.values())
         return ran and all(row.passed for row in self.rows)
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """What came out of the guest. outputs: by mTHP order. records: as record_cases() has them."""
+
+    outputs: Mapping[int | None, Output]
+    records: Mapping[str, Sequence[str]] | None
 
 
 def _run_selftest(args: argparse.Namespace) -> int:
@@ -94,20 +125,22 @@ def _run_selftest(args: argparse.Namespace) -> int:
     from mthp.run.selftest import run_case
     from mthp.run.selftest_states import cases
 
-    if args.engine and (args.kernel or args.source or args.yes):
-        raise UsageError("--engine needs no guest: no --kernel, --source or --yes")
+    if args.engine and (args.kernel or args.source or args.yes or args.record):
+        raise UsageError("--engine needs no guest: no --kernel, --source, --yes or --record")
     orders = [None, *_orders(args.order or [str(DEFAULT_ORDER)])]
     kernel = None if args.engine else _kernel(args.kernel)
     profile = profile_for_release(kernel.release) if kernel else DEFAULT
     made = {order: cases(order) for order in orders}
     if args.scenarios:
-        _write_scenarios(
-            args.scenarios,
-            [step for group in made.values() for case in group for step in case.steps],
-        )
-    outputs = None if kernel is None else _run_in_guest(kernel, _source(args), orders)
+        with _writer(args.scenarios) as write:
+            for case in (case for group in made.values() for case in group):
+                for step in case.steps:
+                    write(step.document)
+    guest = None
+    if kernel is not None:
+        guest = _run_in_guest(kernel, profile, _source(args), made, args.record)
     runs = {order: [run_case(case, profile) for case in group] for order, group in made.items()}
-    result = _Result(kernel.release if kernel else "", profile, outputs, runs)
+    result = _Result(kernel.release if kernel else "", profile, guest, runs)
     _print(result, args.json)
     return 0 if result.passed else FAILED
 
@@ -160,16 +193,28 @@ def _source(args: argparse.Namespace) -> Path:
 
 
 def _run_in_guest(
-    kernel: Kernel, source: Path, orders: Sequence[int | None]
-) -> dict[int | None, Output]:
+    kernel: Kernel,
+    profile: Profile,
+    source: Path,
+    made: Mapping[int | None, Sequence[Case]],
+    record_to: str | None,
+) -> _Guest:
     from mthp.lab.selftest import Invocation, build, guest_session, run_selftest
+    from mthp.run.selftest_record import record_cases
 
     program = build(source)
-    _say(f"booting {kernel.release}")
-    wanted = [Invocation(order) for order in orders]
-    with guest_session(kernel) as (guest, _):
-        outputs = run_selftest(guest, program, wanted, _begun)
-    return {invocation.mthp_order: output for invocation, output in outputs.items()}
+    every = [case for group in made.values() for case in group]
+    with ExitStack() as stack:
+        write = stack.enter_context(_writer(record_to)) if record_to is not None else None
+        _say(f"booting {kernel.release}")
+        guest, session = stack.enter_context(guest_session(kernel))
+        outputs = run_selftest(guest, program, map(Invocation, made), _begun)
+        records = None
+        if write is not None:
+            _say(f"recording {sum(len(case.steps) for case in every)} states")
+            records = record_cases(session, every, kernel.release, profile, write)
+    by_order = {invocation.mthp_order: output for invocation, output in outputs.items()}
+    return _Guest(by_order, records)
 
 
 def _begun(what: str) -> None:
@@ -183,11 +228,12 @@ def _say(line: str) -> None:
 # --- output ---------------------------------------------------------------------------------
 
 
-def _write_scenarios(path: str, steps: Sequence[Any]) -> None:
+@contextmanager
+def _writer(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Takes documents, a line each."""
     try:
         with Path(path).open("w", encoding="utf-8") as file:
-            for step in steps:
-                file.write(json.dumps(step.document) + "\n")
+            yield lambda document: print(json.dumps(document), file=file, flush=True)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
 
@@ -197,35 +243,30 @@ def _print(result: _Result, as_json: bool) -> None:
         print(json.dumps(_document(result), indent=1))
         return
     print(_heading(result))
-    rows = [("case", "context", "order", "kernel", "engine")]
-    rows += map(_cells, result.rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
+    lines = [("case", "context", "order", *_SIDES), *map(_cells, result.rows)]
+    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"-"}]
+    widths = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         print(line.rstrip())
-    for line in result.complaints:
-        print(line)
+    for complaint in result.complaints:
+        print(complaint)
 
 
 def _heading(result: _Result) -> str:
+    names = (result.kernel, f"engine {result.profile.name}", "engine on the recorded states")
     counts = []
-    for who in ("kernel", "engine"):
-        verdicts = [value for row in result.rows if (value := getattr(row, who)) is not None]
+    for name, side in zip(names, _SIDES, strict=True):
+        verdicts = [value for row in result.rows if (value := getattr(row, side)) is not None]
         if verdicts:
-            good = sum(verdict.value in ("ok", "skip") for verdict in verdicts)
-            name = result.kernel if who == "kernel" else f"engine {result.profile.name}"
+            good = sum(verdict in ("ok", "skip") for verdict in verdicts)
             counts.append(f"{name}: {good} of {len(verdicts)} ok")
     return "; ".join(counts)
 
 
-def _cells(row: Row) -> tuple[str, str, str, str, str]:
-    return (
-        row.name,
-        row.context or "-",
-        "-" if row.order is None else str(row.order),
-        row.kernel or "-",
-        row.engine or "-",
-    )
+def _cells(row: Row) -> tuple[str, ...]:
+    order = "-" if row.order is None else str(row.order)
+    return (row.name, row.context or "-", order, *(getattr(row, side) or "-" for side in _SIDES))
 
 
 def _document(result: _Result) -> dict[str, Any]:
@@ -239,8 +280,7 @@ def _document(result: _Result) -> dict[str, Any]:
                 "case": row.name,
                 "context": row.context or None,
                 "order": row.order,
-                "kernel": row.kernel,
-                "engine": row.engine,
+                **{side: getattr(row, side) for side in _SIDES},
             }
             for row in result.rows
         ],

@@ -18,7 +18,7 @@ from typing import IO
 
 from mthp.lab.apt import Archive, NoSuite, Package, PrivateApt
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
-from mthp.lab.kernels import cache_dir, check_room, matches, staging
+from mthp.lab.kernels import cache_dir, check_room, staging
 from mthp.lab.packages import SUITES, Say
 
 __all__ = ["SELFTESTS", "SourceOffer", "cached_source", "fetch", "look_up", "source_at"]
@@ -49,11 +49,7 @@ def sources_dir() -> Path:
 
 def cached_source(release: str) -> Path | None:
     """The newest source of that release (7.3) in the cache; None where there is none."""
-    try:
-        found = sources_dir().glob("linux-source-*_*")
-        fitting = [path for path in found if matches(path.name.split("_")[1], release)]
-    except OSError as error:
-        raise LabError(HOST_LACKS, f"{sources_dir()}: {error.strerror}") from None
+    fitting = sources_dir().glob(f"linux-source-{release}_*")
     return max(fitting, default=None, key=lambda path: path.stat().st_mtime)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mthp.image.runs import PageKind, PagesState, PteState
@@ -100,24 +100,32 @@ def folios_of(state: PagesState, order: int) -> int:
 @dataclass(frozen=True)
 class Row:
     """A case in a context: the kernel's verdict in the guest, and the engine's; None where that
-    side has no such case. order: what is collapsed to, None where nothing is."""
+    side has no such case. order: what is collapsed to, None where nothing is. recorded: whether
+    the guest's kernel, given the engine's states, did in every detail what the engine does."""
 
     name: str
     context: str
     order: int | None
     kernel: Verdict | None = None
     engine: Verdict | None = None
+    recorded: Verdict | None = None
 
     @property
     def passed(self) -> bool:
         """No side says anything but ok, or that it was skipped."""
-        return {self.kernel, self.engine} <= {Verdict.OK, Verdict.SKIP, None}
+        return {self.kernel, self.engine, self.recorded} <= {Verdict.OK, Verdict.SKIP, None}
 
 
 def side_by_side(
-    output: Output | None, runs: Sequence[CaseRun], mthp_order: int | None
+    output: Output | None,
+    runs: Sequence[CaseRun],
+    mthp_order: int | None,
+    records: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Row]:
-    """The rows of one run of the test (None: it was not run) and of the engine's cases."""
+    """The rows of one run of the test (None: it was not run) and of the engine's cases.
+
+    records: step id -> what was wrong with its record; None where none was made.
+    """
     order = PMD if mthp_order is None else mthp_order
     rows: dict[tuple[str, str], Row] = {}
     for found in output.cases if output else ():
@@ -128,5 +136,13 @@ def side_by_side(
         key = run.case.name, run.case.context.value
         lacking = None if output is None else Verdict.NOT_RUN
         row = rows.get(key, Row(*key, order, kernel=lacking))
-        rows[key] = replace(row, engine=run.verdict)
+        recorded = None if records is None else _recorded(run.case, records)
+        rows[key] = replace(row, engine=run.verdict, recorded=recorded)
     return list(rows.values())
+
+
+def _recorded(case: Case, records: Mapping[str, Sequence[str]]) -> Verdict:
+    if any(step.id not in records for step in case.steps):
+        return Verdict.NOT_RUN
+    wrong = any(records[step.id] for step in case.steps)
+    return Verdict.NOT_OK if wrong else Verdict.OK
