@@ -161,11 +161,22 @@ def _check_tables(
     """A missing table is missing whole; a huge PMD maps a whole aligned table of one folio."""
     nr = geometry.ptrs_per_pte
     base = vma.start >> geometry.page_shift
-    _check_huge(where, vma, stretches, geometry)
-    for stretch in stretches:
+    covered: dict[tuple[int, int | None], int] = {}
+    following = [*(each.entry.state for each in stretches[1:]), None]
+    for stretch, after in zip(stretches, following, strict=True):
         page, end = base + stretch.first, base + stretch.first + stretch.count
         state = stretch.entry.state
         kind = state if state in (PteState.HUGE, PteState.NO_TABLE) else PteState.PRESENT
+        if kind is PteState.HUGE:
+            key = page // nr, stretch.token.folio
+            covered[key] = covered.get(key, 0) + stretch.count
+            if not _may_be_huge(stretch, page, geometry) or (
+                after is not PteState.HUGE and covered[key] % nr
+            ):
+                raise ScenarioError(
+                    f"{where}.ptes: page {stretch.first}: a huge PMD maps a whole table of {nr} "
+                    f"pages, not {covered[key]} pages of {stretch.token}"
+                )
         for table in (page // nr, (end - 1) // nr):  # those between are all of this stretch
             if tables.setdefault((vma.mm, table), kind) is not kind:
                 first = max(stretch.first, table * nr - base)
@@ -175,38 +186,12 @@ def _check_tables(
                 )
 
 
-def _check_huge(
-    where: str, vma: ScenarioVma, stretches: Sequence[_Stretch], geometry: Geometry
-) -> None:
-    """Each run of huge entries is whole tables, each the pages of one folio in their order.
-
-    The runs may be shorter: pages of one folio differ in mapcount where others map it by entries.
-    """
-    nr = geometry.ptrs_per_pte
-    base = vma.start >> geometry.page_shift
-    head: tuple[PageKind, int | None] | None = None
-    end = base
-    for stretch in stretches:
-        if stretch.entry.state is not PteState.HUGE:
-            continue
-        page, token = base + stretch.first, stretch.token
-        goes_on = page == end and page % nr
-        if not goes_on:
-            head = (token.kind, token.folio)
-        end = page + stretch.count
-        following = stretch.first + stretch.count
-        whole = not page % nr or (goes_on and head == (token.kind, token.folio))
-        closed = not end % nr or any(
-            other.first == following and other.entry.state is PteState.HUGE for other in stretches
-        )
-        fits = token.kind is not PageKind.FOLIO or (
-            token.order >= geometry.pmd_order and token.index % nr == page % nr
-        )
-        if not (whole and closed and fits):
-            raise ScenarioError(
-                f"{where}.ptes: page {stretch.first}: a huge PMD maps a whole table of {nr} "
-                f"pages, not {stretch.count} pages of {token}"
-            )
+def _may_be_huge(stretch: _Stretch, page: int, geometry: Geometry) -> bool:
+    """The run lies in its PMD as in a folio of PMD order. Its pages' mapcounts may differ: another
+    process may map them one by one."""
+    token = stretch.token
+    large = token.kind is not PageKind.FOLIO or token.order >= geometry.pmd_order
+    return large and (page - token.index) % geometry.ptrs_per_pte == 0
 
 
 def _table_name(kind: PteState) -> str:

@@ -83,6 +83,10 @@ _QUIET = {
 """What would act on its own, or refuse a large mapping."""
 
 
+_NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
+"""Operations that ask the guest something before they act: all before them must have been done."""
+
+
 def size_kb(order: int) -> int:
     """A size's number in sysfs, KiB of 4 KiB pages."""
     return 4 << order
@@ -131,6 +135,7 @@ class Session:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._bases: dict[str, int] = {}
         self._orders = self._sizes()
         self._stat_paths = [
             (order, name, f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
@@ -243,7 +248,7 @@ class Session:
         waiting: list[str] = []
         registered: list[int] = []
         for op in program:
-            if op.verb in (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS):
+            if op.verb in _NEED_ANSWERS:
                 self._channel.ask_all(waiting)
                 waiting = []
                 registered += self._registered()
@@ -265,8 +270,14 @@ class Session:
                 self._channel.ask(f"mkdir {group}")
             return [f"w {group}/memory.swap.max 0", f"{op.who} join {group}/cgroup.procs"]
         if op.verb is Verb.ADVISE_OTHER:
-            pid = self._pid(str(op.args[0]))
-            return [f"{op.who} padv {pid} {BASE + op.start * 4096} {op.pages * 4096} {op.args[3]}"]
+            whose = str(op.args[0])
+            start = self._bases.get(whose, BASE) + op.start * 4096
+            pid = self._pid(whose)
+            return [f"{op.who} padv {pid} {start} {op.pages * 4096} {op.args[3]}"]
+        if op.verb is Verb.BASE:
+            self._bases[op.who] = op.start
+        if op.verb is Verb.FORK_TO:
+            self._bases[str(op.args[0])] = self._bases.get(op.who, BASE)
         return [str(op)]
 
     def _pid(self, process: str) -> int:
@@ -277,6 +288,8 @@ class Session:
             self.write(f"/proc/{self._pid(op.who)}/clear_refs", str(op.args[0]))
         elif op.verb is Verb.KSM:
             self._run_ksm(int(op.args[0]))
+        elif op.verb is Verb.ADVISE_OTHER:
+            self._channel.ask_all(self._commands(op))
         elif op.verb is Verb.MEMCG:
             self._limit_memcg(str(op.args[0]), int(op.args[1]))
         else:

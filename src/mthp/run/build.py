@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
@@ -108,30 +109,13 @@ class _LargeFolio:
 
     head: int
     token: FolioToken
-    visible: dict[int, int] = field(default_factory=dict)
-    """mm number -> mappings in this world, by PTEs and PMDs."""
     mapcounts: dict[int, int] = field(default_factory=dict)
-    """Page of the folio -> how often it is mapped, by anyone, the PMDs that map it included."""
-    ptes: dict[int, int] = field(default_factory=dict)
-    """Page of the folio -> PTEs that map it in this world."""
+    """Page's place in the folio -> its mapcount, from every process there is."""
+    ptes: Counter[int] = field(default_factory=Counter)
+    """Page's place in the folio -> PTE mappings in this world."""
+    visible: Counter[int] = field(default_factory=Counter)
+    """mm number -> mappings in this world, a PMD's being one."""
     pmd_mapped: int = 0
-
-    def seen(self, token: FolioToken, mm: int) -> None:
-        """One PTE of a process maps the token's page."""
-        self.mapcounts[token.index] = token.mapcount
-        self.ptes[token.index] = self.ptes.get(token.index, 0) + 1
-        self.visible[mm] = self.visible.get(mm, 0) + 1
-
-    @property
-    def entire(self) -> int:
-        """PMDs that map it, elsewhere too: what all its pages have beyond the PTEs known here.
-
-        Where no PMD of this world maps it, others are taken to map it by PTEs.
-        """
-        if not self.pmd_mapped:
-            return 0
-        least = min(count - self.ptes.get(page, 0) for page, count in self.mapcounts.items())
-        return max(least, self.pmd_mapped)
 
 
 class ScenarioBuilder:
@@ -210,29 +194,23 @@ class ScenarioBuilder:
                 continue
             slot = geometry.pte_index(address)
             if entry.state is PteState.HUGE:
-                pfn = self.huge_frame(token)
                 if slot == 0:
-                    self.count_huge(token, mm)
+                    pfn = self.huge_frame(token, mm)
                     map_huge(mm, address, pfn, self.pte_flags(token, entry))
+                if token.kind is PageKind.FOLIO:
+                    self.large_folio(token).mapcounts[token.index] = token.mapcount
                 continue
             value = self.pte_value(token, entry, vma, address)
             table_at(mm, address).ptes.raw[slot] = value
 
-    def huge_frame(self, token: FolioToken) -> int:
-        """The first frame behind a huge PMD, at any page of it."""
+    def huge_frame(self, token: FolioToken, mm: Mm) -> int:
+        """The first frame behind a huge PMD."""
         if token.kind is PageKind.HUGE_ZERO:
             return 0
         folio = self.large_folio(token)
-        folio.mapcounts[token.index] = token.mapcount
-        return folio.head
-
-    def count_huge(self, token: FolioToken, mm: Mm) -> None:
-        """One PMD of a process maps the folio."""
-        if token.kind is PageKind.HUGE_ZERO:
-            return
-        folio = self.large_folio(token)
         folio.pmd_mapped += 1
-        folio.visible[mm.number] = folio.visible.get(mm.number, 0) + 1
+        folio.visible[mm.number] += 1
+        return folio.head
 
     def pte_flags(self, token: FolioToken, entry: PteToken) -> int:
         """PTE bits from both tokens."""
@@ -277,7 +255,9 @@ class ScenarioBuilder:
         if token.folio is not None:
             large = self.large_folio(token)
             page = large.head + token.index
-            large.seen(token, vma.vm_mm.number)
+            large.mapcounts[token.index] = token.mapcount
+            large.ptes[token.index] += 1
+            large.visible[vma.vm_mm.number] += 1
             if mem.index.raw[large.head] == 0 and vma.anon_vma is not None:
                 pgoff = (address >> self.scenario.geometry.page_shift) - token.index
                 mem.index.raw[large.head] = pgoff
@@ -320,19 +300,30 @@ class ScenarioBuilder:
             self.next_swap_entry += 1
 
     def finish_large(self, large: _LargeFolio) -> None:
-        """Counts that need all pages of a large folio."""
+        """Counts that need all pages of a large folio.
+
+        Mappings that no process of this world has are another's: of the whole folio by a PMD as far
+        as every page has one and we see a PMD of it here, of single pages otherwise.
+        """
         mem = self.mem
-        head, nr, entire = large.head, 1 << large.token.order, large.entire
-        for page, count in large.mapcounts.items():
-            mem.mapcount.raw[head + page] = count - entire
+        head, nr = large.head, 1 << large.token.order
+        others = {
+            index: mapcount - large.pmd_mapped - large.ptes[index]
+            for index, mapcount in large.mapcounts.items()
+        }
+        other_pmds = min(others.values()) if large.pmd_mapped else 0
+        entire = large.pmd_mapped + other_pmds
+        for index, mapcount in large.mapcounts.items():
+            mem.mapcount.raw[head + index] = mapcount - entire
+        ptes = sum(mem.mapcount.raw[head : head + nr])
         mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
-        mapped += ENTIRELY_MAPPED if entire else 0
-        mem.entire_mapcount.raw[head] = entire
-        ptes = sum(mem.mapcount.raw[head : head + nr]) + entire
-        outside = ptes - sum(large.visible.values())
-        mem.large_mapcount.raw[head] = ptes
+        if entire:
+            mem.entire_mapcount.raw[head] = entire
+            mapped += ENTIRELY_MAPPED
+        mem.large_mapcount.raw[head] = ptes + entire
         mem.nr_pages_mapped.raw[head] = mapped
-        mem.refcount.raw[head] = ptes + (nr if "C" in large.token.flags else 0)
+        mem.refcount.raw[head] = ptes + entire + (nr if "C" in large.token.flags else 0)
+        outside = other_pmds + sum(count - other_pmds for count in others.values())
         if outside > 0:
             large.visible[UNKNOWN_MM] = outside
         if len(large.visible) > 1:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mthp.image.scenario import ScenarioError, parse_scenario
@@ -28,7 +28,7 @@ class Verdict:
     draft: Draft
     record: Mapping[str, Any] | None = None
     not_built: str = ""
-    mismatches: list[Mapping[str, Any]] = field(default_factory=list)
+    mismatches: Sequence[Mapping[str, Any]] = ()
     passes: int = 0
     agreed: int = 0
 
