@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+FAILED = 1
+"""Exit code: what was begun did not come to its end."""
 HOST_LACKS = 5
 """Exit code: this host lacks something (a program, room, the archive, a kernel)."""
 BAD_INPUT = 2
@@ -10,7 +12,7 @@ BAD_INPUT = 2
 
 
 class LabError(Exception):
-    """One line for the user; code is the exit code (HOST_LACKS or BAD_INPUT)."""
+    """One line for the user; code is the exit code (FAILED, HOST_LACKS or BAD_INPUT)."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
