@@ -602,3 +602,10 @@ def test_whatever_stands_in_a_field_is_read_or_refused(data: st.DataObject) -> N
         parse_scenario(doc)
     except ScenarioError as error:
         assert "\n" not in str(error)
+
+
+def test_another_process_may_map_single_pages_of_a_huge_pmd() -> None:
+    """Its pages' mapcounts then differ, and the run of the folio is cut there."""
+    folios = "501:F9.LaBT.s.m2.f0.i0 1:F9.LaBT.s.m1.f0.i501 10:F9.LaBT.s.m2.f0.i502"
+    state = parse_scenario(document(folios, "512:HPAD")).vmas[0].initial
+    assert state.folios_text() == folios

@@ -16,7 +16,7 @@ from mthp.lab.errors import HOST_LACKS, LabError
 
 if TYPE_CHECKING:
     from mthp.lab.kernels import Kernel
-    from mthp.lab.packages import DebianKernels, Offer
+    from mthp.lab.packages import Offer
 
 
 def add_lab(verbs: Verbs) -> None:
@@ -61,7 +61,9 @@ def _add_setup(subverbs: Verbs) -> None:
         "--modules", metavar="DIR", help="modules of --kernel: its lib/modules/RELEASE"
     )
     parser.add_argument(
-        "--again", action="store_true", help="look in the archive even if the cache has such a one"
+        "--again",
+        action="store_true",
+        help="look for a newer one even if the cache has such a release",
     )
     parser.add_argument("--yes", action="store_true", help="install missing programs unasked")
     parser.add_argument(
@@ -128,24 +130,21 @@ def _asked(question: str) -> bool:
 
 
 def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
+    from mthp.lab.apt import debian_archive, system_sources
     from mthp.lab.kernels import check_room
     from mthp.lab.packages import DebianKernels
 
     absent = wanted if args.again else [name for name in wanted if not _in_cache(name)]
     if not absent:
         return
-    debian = DebianKernels(_say)
-    found = {offer.release: offer for offer in map(debian.look_up, absent)}
-    for offer in found.values():
+    debian = DebianKernels(debian_archive(system_sources()), _say)
+    chosen = debian.choose(absent)
+    for offer in chosen:
         _announce(offer)
     if not args.rehearse:
-        check_room(sum(offer.size + offer.installed_size for offer in found.values()))
-        _fetch_all(debian, list(found.values()))
-
-
-def _fetch_all(debian: DebianKernels, found: Sequence[Offer]) -> None:
-    for offer in found:
-        _ready(debian.fetch(offer))
+        check_room(sum(offer.size + offer.installed_size for offer in chosen))
+        for offer in chosen:
+            _ready(debian.fetch(offer))
 
 
 def _in_cache(name: str) -> bool:
@@ -193,7 +192,7 @@ def _run_list(args: argparse.Namespace) -> int:
     for kernel in kernels:
         modules = "modules" if kernel.modules else "no modules"
         size = human_bytes(kernel.image.stat().st_size)
-        print(f"{kernel.release}  {size}, {modules}  {kernel.source}")
+        print(f"{kernel.release}  {size}, {modules}  {kernel.origin.source}")
     if not kernels:
         print("no kernel in the cache: mthp lab setup fetches one")
     return 0
@@ -205,7 +204,8 @@ def _entry(kernel: Kernel) -> dict[str, object]:
         "image": str(kernel.image),
         "image_bytes": kernel.image.stat().st_size,
         "modules": str(kernel.modules) if kernel.modules else None,
-        "source": kernel.source,
+        "source": kernel.origin.source,
+        "packages": list(kernel.origin.packages),
         "sha256": kernel.sha256,
         "config": dict(kernel.config),
     }

@@ -161,17 +161,21 @@ def _check_tables(
     """A missing table is missing whole; a huge PMD maps a whole aligned table of one folio."""
     nr = geometry.ptrs_per_pte
     base = vma.start >> geometry.page_shift
-    for stretch in stretches:
+    covered: dict[tuple[int, int | None], int] = {}
+    following = [*(each.entry.state for each in stretches[1:]), None]
+    for stretch, after in zip(stretches, following, strict=True):
         page, end = base + stretch.first, base + stretch.first + stretch.count
         state = stretch.entry.state
         kind = state if state in (PteState.HUGE, PteState.NO_TABLE) else PteState.PRESENT
         if kind is PteState.HUGE:
-            token = stretch.token
-            whole = not page % nr and not end % nr and not token.index % nr
-            if not whole or (token.kind is PageKind.FOLIO and token.order < geometry.pmd_order):
+            key = page // nr, stretch.token.folio
+            covered[key] = covered.get(key, 0) + stretch.count
+            if not _may_be_huge(stretch, page, geometry) or (
+                after is not PteState.HUGE and covered[key] % nr
+            ):
                 raise ScenarioError(
                     f"{where}.ptes: page {stretch.first}: a huge PMD maps a whole table of {nr} "
-                    f"pages, not {stretch.count} pages of {token}"
+                    f"pages, not {covered[key]} pages of {stretch.token}"
                 )
         for table in (page // nr, (end - 1) // nr):  # those between are all of this stretch
             if tables.setdefault((vma.mm, table), kind) is not kind:
@@ -180,6 +184,14 @@ def _check_tables(
                     f"{where}.ptes: page {first}: one table is both "
                     f"{_table_name(tables[vma.mm, table])} and {_table_name(kind)}"
                 )
+
+
+def _may_be_huge(stretch: _Stretch, page: int, geometry: Geometry) -> bool:
+    """The run lies in its PMD as in a folio of PMD order. Its pages' mapcounts may differ: another
+    process may map them one by one."""
+    token = stretch.token
+    large = token.kind is not PageKind.FOLIO or token.order >= geometry.pmd_order
+    return large and (page - token.index) % geometry.ptrs_per_pte == 0
 
 
 def _table_name(kind: PteState) -> str:

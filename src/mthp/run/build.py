@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
@@ -108,9 +109,12 @@ class _LargeFolio:
 
     head: int
     token: FolioToken
-    visible: dict[int, int] = field(default_factory=dict)
-    """mm number -> PTE mappings in this world."""
-    outside: int = 0
+    mapcounts: dict[int, int] = field(default_factory=dict)
+    """Page's place in the folio -> its mapcount, from every process there is."""
+    ptes: Counter[int] = field(default_factory=Counter)
+    """Page's place in the folio -> PTE mappings in this world."""
+    visible: Counter[int] = field(default_factory=Counter)
+    """mm number -> mappings in this world, a PMD's being one."""
     pmd_mapped: int = 0
 
 
@@ -191,18 +195,21 @@ class ScenarioBuilder:
             slot = geometry.pte_index(address)
             if entry.state is PteState.HUGE:
                 if slot == 0:
-                    pfn = self.huge_frame(token)
+                    pfn = self.huge_frame(token, mm)
                     map_huge(mm, address, pfn, self.pte_flags(token, entry))
+                if token.kind is PageKind.FOLIO:
+                    self.large_folio(token).mapcounts[token.index] = token.mapcount
                 continue
             value = self.pte_value(token, entry, vma, address)
             table_at(mm, address).ptes.raw[slot] = value
 
-    def huge_frame(self, token: FolioToken) -> int:
+    def huge_frame(self, token: FolioToken, mm: Mm) -> int:
         """The first frame behind a huge PMD."""
         if token.kind is PageKind.HUGE_ZERO:
             return 0
         folio = self.large_folio(token)
         folio.pmd_mapped += 1
+        folio.visible[mm.number] += 1
         return folio.head
 
     def pte_flags(self, token: FolioToken, entry: PteToken) -> int:
@@ -248,13 +255,9 @@ class ScenarioBuilder:
         if token.folio is not None:
             large = self.large_folio(token)
             page = large.head + token.index
-            mm = vma.vm_mm.number
-            if not mem.mapcount.raw[page]:
-                mem.mapcount.raw[page] = token.mapcount
-                large.outside += token.mapcount - 1
-            else:
-                large.outside -= 1
-            large.visible[mm] = large.visible.get(mm, 0) + 1
+            large.mapcounts[token.index] = token.mapcount
+            large.ptes[token.index] += 1
+            large.visible[vma.vm_mm.number] += 1
             if mem.index.raw[large.head] == 0 and vma.anon_vma is not None:
                 pgoff = (address >> self.scenario.geometry.page_shift) - token.index
                 mem.index.raw[large.head] = pgoff
@@ -297,21 +300,30 @@ class ScenarioBuilder:
             self.next_swap_entry += 1
 
     def finish_large(self, large: _LargeFolio) -> None:
-        """Counts that need all pages of a large folio."""
+        """Counts that need all pages of a large folio.
+
+        Mappings that no process of this world has are another's: of the whole folio by a PMD as far
+        as every page has one and we see a PMD of it here, of single pages otherwise.
+        """
         mem = self.mem
         head, nr = large.head, 1 << large.token.order
-        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
+        others = {
+            index: mapcount - large.pmd_mapped - large.ptes[index]
+            for index, mapcount in large.mapcounts.items()
+        }
+        other_pmds = min(others.values()) if large.pmd_mapped else 0
+        entire = large.pmd_mapped + other_pmds
+        for index, mapcount in large.mapcounts.items():
+            mem.mapcount.raw[head + index] = mapcount - entire
         ptes = sum(mem.mapcount.raw[head : head + nr])
-        outside = large.outside
-        if large.pmd_mapped:
-            entire = max(large.token.mapcount - (1 if mem.mapcount.raw[head] else 0), 1)
-            outside += entire - large.pmd_mapped
+        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
+        if entire:
             mem.entire_mapcount.raw[head] = entire
-            ptes += entire
             mapped += ENTIRELY_MAPPED
-        mem.large_mapcount.raw[head] = ptes
+        mem.large_mapcount.raw[head] = ptes + entire
         mem.nr_pages_mapped.raw[head] = mapped
-        mem.refcount.raw[head] = ptes + (nr if "C" in large.token.flags else 0)
+        mem.refcount.raw[head] = ptes + entire + (nr if "C" in large.token.flags else 0)
+        outside = other_pmds + sum(count - other_pmds for count in others.values())
         if outside > 0:
             large.visible[UNKNOWN_MM] = outside
         if len(large.visible) > 1:

@@ -83,11 +83,11 @@ def put(author: Author, who: str, segments: list[Segment]) -> None:
 
 
 def fill(author: Author, who: str, *, looks: dict[Look, float] | None = None) -> None:
-    """Fill every empty page of the process's mappings, each mapping in a look of its own."""
+    """Fill every empty page of the process's mappings, each run of them in a look of its own."""
     segments = []
-    for vma in author.space(who).vmas:
+    for start, pages in author.free_runs(who, Page.ABSENT):
         look = weighted(author.rng, looks or LOOKS)
-        segments += plan_segments(author.rng, vma.start, vma.pages, look)
+        segments += plan_segments(author.rng, start, pages, look)
     put(author, who, segments)
 
 
@@ -106,6 +106,19 @@ def drop_some(author: Author, who: str, most: int = 3) -> None:
         author.advise(who, *run, Madv.DONTNEED)
 
 
+def pepper(author: Author, who: str, most: int = 12) -> None:
+    """Single holes, or zero pages, all over."""
+    rng = author.rng
+    runs = author.free_runs(who, Page.WRITTEN)
+    for _ in range(rng.randint(2, most) if runs else 0):
+        start, pages = rng.choice(runs)
+        page = start + rng.randrange(pages)
+        author.advise(who, page, 1, Madv.DONTNEED)
+        vma = author.space(who).over(page, page + 1)[0]
+        if rng.random() < 0.2 and not vma.traits.uffd:
+            author.do(Verb.READ, page, 1, who=who)
+
+
 def cool_some(author: Author, who: str, most: int = 3) -> None:
     """Old pages; some are touched again."""
     rng = author.rng
@@ -117,8 +130,7 @@ def cool_some(author: Author, who: str, most: int = 3) -> None:
 
 def cool_all(author: Author, who: str) -> None:
     """Every mapping is old, but for a page or two."""
-    space = author.space(who)
-    for vma in [each for each in space.vmas if not each.traits.mlocked]:
+    for vma in [each for each in author.vmas(who) if not each.traits.mlocked]:
         author.advise(who, vma.start, vma.pages, Madv.COLD)
     for start, _ in author.pieces(who, (Page.WRITTEN,), author.rng.randint(0, 2)):
         author.do(Verb.READ, start, 1, who=who)
@@ -155,6 +167,7 @@ def weather(author: Author, who: str, chance: float = 0.35) -> None:
     rng = author.rng
     for happen, weight in (
         (drop_some, 1.0),
+        (pepper, 0.5),
         (cool_some, 0.8),
         (swap_some, 0.6),
         (free_some, 0.25),
@@ -187,7 +200,7 @@ def whole_tables(author: Author, who: str) -> list[int]:
     base = author.world.process(who).base or 0
     skew = base // 4096 % PMD_PAGES
     found: list[int] = []
-    for vma in author.space(who).vmas:
+    for vma in author.vmas(who):
         first = -(-(vma.start + skew) // PMD_PAGES) * PMD_PAGES - skew
         found += range(first, vma.end - PMD_PAGES + 1, PMD_PAGES)
     return found

@@ -67,7 +67,7 @@ def give_advice(author: Author, who: str, table: dict[Advice | None, float] = _A
 
     What is to be MADV_HUGEPAGE gets the opposite first: only a change of flags registers.
     """
-    for vma in author.space(who).vmas:
+    for vma in author.vmas(who):
         advice = weighted(author.rng, table)
         if advice is Advice.HUGEPAGE:
             _advise_last(author, who, (vma.start, vma.pages), Madv.NOHUGEPAGE)
