@@ -52,7 +52,7 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
         document["vmas"].append(_vma(where, state))
     if group := next((name for name in declared.cgroups if name), ""):
         document["memcg"] = session.memcg_pages(group)
-    if any(op.verb is Verb.EAT for op in draft.ops):
+    if any(op.verb is Verb.EAT for op in draft.program()):
         document["free_blocks"] = session.free_blocks()
     document["built_by"] = [str(op) for op in draft.program()]
     document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]

@@ -162,7 +162,22 @@ def _only_anon_vma(want: Want, vma: WantedVma, tables: set[int]) -> list[Op]:
             ]
     if vma.said.initial.ptes is None:
         return _touch_and_drop(want, vma.start, Verb.WRITE)
-    raise CannotBuild(f"vmas[{vma.index}]: an anon_vma, and no page table that a page could be in")
+    return _anon_vma_from_next_door(want, vma)
+
+
+def _anon_vma_from_next_door(want: Want, vma: WantedVma) -> list[Op]:
+    """A page written where the mapping, for a moment longer, reaches into the next table."""
+    next_table = -(-vma.end // PMD_PAGES) * PMD_PAGES
+    if any(vma.end <= other.start <= next_table for other in want.vmas) or vma.said.droppable:
+        raise CannotBuild(
+            f"vmas[{vma.index}]: an anon_vma, and no page table that a page could be in"
+        )
+    more = (vma.end, next_table + 1 - vma.end)
+    return [
+        Op(Verb.MMAP, more, want.name),
+        Op(Verb.WRITE, (next_table, 1), want.name),
+        Op(Verb.MUNMAP, more, want.name),
+    ]
 
 
 # --- after ----------------------------------------------------------------------------------

@@ -32,7 +32,10 @@ __all__ = ["fill"]
 
 _OFF = Settings()
 _PMD_ORDER = GEOMETRY.pmd_order
+_SMALLEST = 4
+"""Pages of the smallest large folio."""
 Steps = tuple[Step, ...]
+_SWAPPED: Steps = (Step.OUT,)
 
 
 @dataclass
@@ -61,6 +64,7 @@ class _Filler:
             self.ops.append(Op(verb, (start, count, *more), self.want.name))
 
     def step(self, step: Step, pages: Iterable[int]) -> None:
+        """One step of a recipe over each run of pages."""
         for start, count in spans(pages):
             self.ops.append(step_op(self.want.name, step, start, count))
 
@@ -146,12 +150,30 @@ class _Filler:
         self.over(Verb.WRITE, [page.at for page in pages])
         self.there.update((page.at, page) for page in pages)
         for steps, alike in stage.small.items():
+            if steps == _SWAPPED:
+                self.page_out([page.at for page in alike])
+                continue
             for step in steps:
                 self.step(step, [page.at for page in alike])
         for page in stage.poison:
             self.advise(Madv.HWPOISON, [page.at])
 
+    def page_out(self, pages: list[int]) -> None:
+        """Swap pages out, the last first where a swap-in could otherwise bring several back.
+
+        Slots are given out in rising order, and only a window of pages whose slots rise with them
+        comes back as one folio. Kernel: mm/memory.c, alloc_swap_folio(), can_swapin_thp().
+        """
+        for start, count in spans(pages):
+            window = -(-start // _SMALLEST) * _SMALLEST
+            if window + _SMALLEST > start + count:
+                self.step(Step.OUT, range(start, start + count))
+                continue
+            for page in reversed(range(start, start + count)):
+                self.step(Step.OUT, [page])
+
     def stage(self, stage: _Stage) -> None:
+        """Everything of a stage, the largest folios first."""
         orders: dict[int, list[Folio]] = defaultdict(list)
         for folio in stage.folios:
             orders[folio.order].append(folio)
@@ -211,7 +233,7 @@ def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
         if page.token.special_swap == "hwpoison":
             at(page, 0).poison.append(page)
         else:
-            at(page, 0).small[(Step.OUT,)].append(page)
+            at(page, 0).small[_SWAPPED].append(page)
     most_first = sorted(found, key=lambda key: -key[1])
     return (
         [found[key] for key in most_first if key[0]],

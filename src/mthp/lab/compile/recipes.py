@@ -46,6 +46,7 @@ SMALL: dict[tuple[str, str], tuple[Step, ...]] = {
     ("", "W"): (_C, _F),
     ("", "WA"): (_C, _F, _R),
     ("", "WAD"): (_C, _F, _W),
+    ("", "WD"): (_F, _W, _C),
     ("RDB", "WA"): (_O, _R),
     ("RDB", "WAD"): (_O, _W),
     ("DB", "W"): (_O, _R, _C),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mthp.image.scenario import Action, Scenario, ScenarioVma
 from mthp.lab.compile.dress import anon_vmas, dress, map_room, merge, prctl, register, trim
@@ -17,6 +17,8 @@ from mthp.lab.world import GEOMETRY, PMD_PAGES
 __all__ = ["compile_state"]
 
 _GROUP = "g"
+_SMALLEST_EATEN = 2
+"""Nothing is left to boot with where no block of order 1 is free."""
 _NO_LIMIT = 1 << 38
 """Pages from which on a limit is none."""
 
@@ -69,7 +71,18 @@ def _finish(scenario: Scenario, wants: Sequence[Want]) -> list[Op]:
         if slack < 0:
             raise CannotBuild(f"memcg: {-slack} pages over its limit")
         ops.append(Op(Verb.MEMCG, (_GROUP, slack)))
+    if scenario.free_blocks is not None:
+        ops.append(_eat(scenario.free_blocks))
     return ops
+
+
+def _eat(free_blocks: Mapping[int, int]) -> Op:
+    """Take every free block larger than the largest the scenario has; of smaller ones plenty is
+    left, whatever it says. Blocks of PMD order or more cannot be counted out."""
+    largest = max((order for order, count in free_blocks.items() if count), default=0)
+    if largest >= GEOMETRY.pmd_order:
+        raise CannotBuild(f"free_blocks: blocks of order {largest} cannot be counted out")
+    return Op(Verb.EAT, (max(largest + 1, _SMALLEST_EATEN),))
 
 
 def _target(scenario: Scenario, wants: Sequence[Want]) -> Target | None:
@@ -91,8 +104,6 @@ def _check_whole(scenario: Scenario) -> None:
         raise CannotBuild("geometry: guests have 4 KiB pages and 2 MiB PMDs")
     if not scenario.vmas:
         raise CannotBuild("vmas: nothing is mapped")
-    if scenario.free_blocks is not None:
-        raise CannotBuild("free_blocks: the guest's free memory cannot be arranged")
     for i, vma in enumerate(scenario.vmas):
         for name in ("locked", "off_lru", "poisoned"):
             if getattr(vma, name):
