@@ -9,6 +9,7 @@ from mthp.image.scenario import Action
 from mthp.lab.draw.author import Author
 from mthp.lab.draw.fill import (
     LOOKS,
+    SMALL_ORDERS,
     Look,
     cool_all,
     cool_some,
@@ -24,7 +25,7 @@ from mthp.lab.draw.fill import (
     weather,
     weighted,
 )
-from mthp.lab.draw.knobs import ORDERS
+from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS
 from mthp.lab.draw.layout import close, map_many, map_one, place
 from mthp.lab.draw.special import (
     arm_some,
@@ -44,6 +45,7 @@ from mthp.lab.draw.special import (
 from mthp.lab.program import Madv, Op, Target, Verb
 from mthp.lab.space import Page
 from mthp.lab.world import PMD_PAGES
+from mthp.settings import Enabled
 
 
 def plain(author: Author) -> None:
@@ -83,8 +85,11 @@ def swap(author: Author) -> None:
         cool_some(author, "s")
     if author.rng.random() < 0.3:
         drop_some(author, "s", 2)
-    if author.rng.random() < 0.5:
+    style = author.rng.random()
+    if style < 0.35:
         edge_limits(author, "s")
+    elif style < 0.75:
+        author.settings = author.settings.replace(max_ptes_swap=MAX_LIMIT)
     close(author)
 
 
@@ -120,13 +125,20 @@ def shared(author: Author) -> None:
         share_some(author, "s", 4)
         fill(author, "s", looks={Look.FULL: 3, Look.MOSTLY: 2, Look.LARGE: 2})
     else:
-        fill(author, "s", looks={Look.FULL: 2, Look.LARGE: 3, Look.MOSTLY: 1})
+        looks: dict[Look, float] = {Look.FULL: 2, Look.LARGE: 3, Look.MOSTLY: 1}
+        fill(author, "s", looks=looks, orders=SMALL_ORDERS)
+        if rng.random() < 0.35:
+            collapse_some(author, "s")
         author.do(Verb.FORK, 1, who="s")
         for run in author.pieces("s", (Page.WRITTEN,), rng.randint(1, 5), 512):
             author.do(Verb.WRITE, *run, who="s")
     weather(author, "s", 0.25)
     if rng.random() < 0.1:
         author.do(Verb.END_FORK, who="s")
+    style = rng.random()
+    if style < 0.7:
+        limit = MAX_LIMIT if style < 0.45 else rng.randint(0, MAX_LIMIT)
+        author.settings = author.settings.replace(max_ptes_shared=limit)
     close(author)
 
 
@@ -153,7 +165,7 @@ def madvise(author: Author) -> None:
 
 
 def collapse(author: Author) -> None:
-    """Make MADV_COLLAPSE the action, over one of the mappings."""
+    """Make MADV_COLLAPSE the action, over one of the mappings; who asks is drawn too."""
     rng = author.rng
     names = list(author.world.processes)
     who = rng.choice(names)
@@ -185,7 +197,9 @@ def moved(author: Author) -> None:
 def uffd(author: Author) -> None:
     """Mappings registered with userfaultfd, some pages protected, some of those swapped."""
     author.start()
-    map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(author)
+    map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(
+        author, tables=author.rng.choice([1, 2, 2])
+    )
     fill(author, "s")
     weather(author, "s")
     arm_some(author, "s")
@@ -195,7 +209,7 @@ def uffd(author: Author) -> None:
 def pinned(author: Author) -> None:
     """Long-lived references, of both kinds, on small pages and on parts of large folios."""
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     if author.rng.random() < 0.2:
         share_some(author, "s")
     fill(author, "s", looks={Look.FULL: 3, Look.LARGE: 3, Look.MIXED: 2, Look.MOSTLY: 2})
@@ -234,13 +248,18 @@ def memcg(author: Author) -> None:
     order = rng.choice(ORDERS)
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-1, 0, 0, 1]))
     author.finish_with(Op(Verb.MEMCG, ("g", slack)))
+    if rng.random() < 0.15:
+        collapse(author)
 
 
 def nomem(author: Author) -> None:
     """No free block of some order, and khugepaged may not make one (defrag 0)."""
     author.settings = author.settings.replace(defrag=False)
     plain(author)
-    author.finish_with(Op(Verb.EAT, (author.rng.randint(2, 9),)))
+    rng = author.rng
+    on = [order for order, mode in author.settings.sizes.items() if mode is not Enabled.NEVER]
+    order = rng.choice(on) if on and rng.random() < 0.7 else rng.choice(ORDERS)
+    author.finish_with(Op(Verb.EAT, (order,)))
 
 
 _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))
@@ -285,7 +304,7 @@ def droppable(author: Author) -> None:
 def readonly(author: Author) -> None:
     """Mappings made read-only after they were filled, whole or in part."""
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     if author.rng.random() < 0.3:
         share_some(author, "s")
     fill(author, "s")
@@ -300,7 +319,7 @@ def guard_poison(author: Author) -> None:
     """Guard markers, and now and then a poisoned page."""
     rng = author.rng
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     fill(author, "s")
     weather(author, "s", 0.25)
     guards = rng.random() < 0.75
