@@ -7,7 +7,7 @@ comes before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from mthp.image.runs import PageKind, PteState
 from mthp.image.scenario import Advice, Prctl
@@ -17,7 +17,7 @@ from mthp.lab.space import Uffd
 from mthp.lab.world import GEOMETRY, PMD_PAGES
 from mthp.settings import Enabled, Settings
 
-__all__ = ["anon_vmas", "dress", "map_room", "merge", "prctl", "register", "trim"]
+__all__ = ["anon_vmas", "dress", "map_room", "merge", "prctl", "register", "rooms", "trim"]
 
 _MOST_IN_PIPE = 256
 """Pages that one pipe takes."""
@@ -53,45 +53,49 @@ def register(want: Want, decoy: int) -> list[Op]:
     ]
 
 
-def map_room(want: Want) -> list[Op]:
-    """Map the process's mappings, and the windows of folios that reach beyond them."""
+Room = tuple[int, int, bool]
+"""Start, end, and whether it is droppable, of what is mapped at first."""
+
+
+def rooms(wants: Sequence[Want]) -> list[Room]:
+    """The mappings of some processes, and the windows of folios that reach beyond them."""
+    found: list[Room] = []
+    for want in wants:
+        for vma in want.vmas:
+            found = _join(found, (vma.start, vma.end, vma.said.droppable))
+    for want in wants:
+        for folio in want.folios:
+            start, end = folio.start, folio.start + folio.size
+            if not any(low <= start and end <= high for low, high, _ in found):
+                droppable = want.vma_of(folio.pages[0]).said.droppable
+                found = _join(found, (start, end, droppable))
+    return sorted(found)
+
+
+def map_room(want: Want, room: Sequence[Room]) -> list[Op]:
+    """Map it."""
     return [
         Op(Verb.MMAP_DROPPABLE if droppable else Verb.MMAP, (start, end - start), want.name)
-        for start, end, droppable in _rooms(want)
+        for start, end, droppable in room
     ]
 
 
-def trim(want: Want) -> list[Op]:
-    """Unmap the room that is no mapping of the scenario's."""
-    room = {page for start, end, _ in _rooms(want) for page in range(start, end)}
+def trim(want: Want, room: Sequence[Room]) -> list[Op]:
+    """Unmap what is no mapping of the process's."""
+    pages = {page for start, end, _ in room for page in range(start, end)}
     for vma in want.vmas:
-        room.difference_update(range(vma.start, vma.end))
-    return _runs(want.name, Verb.MUNMAP, room)
+        pages.difference_update(range(vma.start, vma.end))
+    return _runs(want.name, Verb.MUNMAP, pages)
 
 
-def _rooms(want: Want) -> list[tuple[int, int, bool]]:
-    """(start, end, droppable) of what is mapped at first, in order."""
-    rooms = [(vma.start, vma.end, vma.said.droppable) for vma in want.vmas]
-    for folio in want.folios:
-        inside = any(
-            start <= folio.start and folio.start + folio.size <= end for start, end, _ in rooms
-        )
-        if not inside:
-            droppable = want.vma_of(folio.pages[0]).said.droppable
-            rooms = _join(rooms, (folio.start, folio.start + folio.size, droppable))
-    return sorted(rooms)
-
-
-def _join(
-    rooms: list[tuple[int, int, bool]], new: tuple[int, int, bool]
-) -> list[tuple[int, int, bool]]:
+def _join(found: list[Room], new: Room) -> list[Room]:
     start, end, droppable = new
-    touched = [room for room in rooms if room[0] < end and start < room[1]]
+    touched = [room for room in found if room[0] < end and start < room[1]]
     if any(room[2] != droppable for room in touched):
         raise CannotBuild("a folio lies across a droppable mapping and another")
-    merged = (min(room[0] for room in touched), max(room[1] for room in touched))
-    low, high = min(start, merged[0]), max(end, merged[1])
-    return [room for room in rooms if room not in touched] + [(low, high, droppable)]
+    low = min([start, *(room[0] for room in touched)])
+    high = max([end, *(room[1] for room in touched)])
+    return [room for room in found if room not in touched] + [(low, high, droppable)]
 
 
 # --- anon_vmas and page tables --------------------------------------------------------------

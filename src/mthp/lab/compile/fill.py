@@ -28,13 +28,15 @@ from mthp.lab.program import SYSFS, Madv, Op, Verb, spans, switch
 from mthp.lab.world import GEOMETRY, PMD_PAGES
 from mthp.settings import Enabled, Settings
 
-__all__ = ["fill"]
+__all__ = ["There", "fill", "fill_estate", "fill_heir", "was_shared"]
 
 _OFF = Settings()
 _PMD_ORDER = GEOMETRY.pmd_order
 _SMALLEST = 4
 """Pages of the smallest large folio."""
 Steps = tuple[Step, ...]
+There = dict[int, Folio | Page]
+"""What is on each page."""
 _SWAPPED: Steps = (Step.OUT,)
 
 
@@ -54,7 +56,7 @@ class _Filler:
 
     want: Want
     ops: list[Op] = field(default_factory=list)
-    there: dict[int, Folio | Page] = field(default_factory=dict)
+    there: There = field(default_factory=dict)
 
     # --- operations -------------------------------------------------------------------------
 
@@ -89,9 +91,12 @@ class _Filler:
     def keeps(self, page: int) -> bool:
         """What is on the page now is what is wanted there."""
         owner, final = self.there[page], self.want.pages.get(page)
-        return final is not None and (
-            final is owner or (isinstance(owner, Folio) and final in owner.pages)
-        )
+        if final is None or final.token.kind is PageKind.NONE:
+            return False
+        if isinstance(owner, Folio) and final in owner.pages:
+            return True
+        shared = final.kin and final.token.folio == owner.token.folio
+        return bool(shared) or (final.vma, final.token) == (_vma(owner), owner.token)
 
     # --- folios and pages -------------------------------------------------------------------
 
@@ -181,6 +186,29 @@ class _Filler:
             self.large(order, orders[order])
         self.little(stage)
 
+    def remaining(self) -> Want:
+        """The process with those pages alone that are not there yet."""
+        pages = {at: page for at, page in self.want.pages.items() if not self.has(at)}
+        folios = [folio for folio in self.want.folios if not self.has(folio.pages[0].at)]
+        return replace(self.want, pages=pages, folios=folios)
+
+    def has(self, page: int) -> bool:
+        return page in self.there and self.keeps(page)
+
+    def stages(self, want: Want) -> None:
+        """All pages of `want`, with the forks between them."""
+        clean, dirty = _stages(want)
+        _check_order(want, clean, dirty)
+        level = max((stage.level for stage in (*clean, *dirty)), default=0)
+        for stages in (clean, dirty):
+            for stage in stages:
+                self.sleepers(level - stage.level)
+                level = stage.level
+                self.stage(stage)
+            if stages is clean and clean:
+                self.ops.append(Op(Verb.CLEAR_REFS, (4,), want.name))
+        self.sleepers(level)
+
     def rest(self) -> None:
         """What is left of windows is taken away; then zero pages, and pages to read back."""
         mapped = {page for vma in self.want.vmas for page in range(vma.start, vma.end)}
@@ -196,18 +224,39 @@ def fill(want: Want) -> list[Op]:
     _check(want)
     filler = _Filler(want)
     filler.huge_zeros()
-    clean, dirty = _stages(want)
-    _check_order(want, clean, dirty)
+    _check_reused(want)
     _reused(filler)
-    level = max((stage.level for stage in (*clean, *dirty)), default=0)
-    for stages in (clean, dirty):
-        for stage in stages:
-            filler.sleepers(level - stage.level)
-            level = stage.level
-            filler.stage(stage)
-        if stages is clean and clean:
-            filler.ops.append(Op(Verb.CLEAR_REFS, (4,), want.name))
-    filler.sleepers(level)
+    filler.stages(filler.remaining())
+    filler.rest()
+    return filler.ops
+
+
+def fill_estate(estate: Want) -> tuple[list[Op], There]:
+    """The operations that make what processes are to inherit, and what is then where."""
+    _check(estate)
+    filler = _Filler(estate)
+    filler.stages(estate)
+    return filler.ops, filler.there
+
+
+def fill_heir(want: Want, there: There) -> list[Op]:
+    """The operations of a process that has inherited what is there; the parent is one too.
+
+    A child's entries are old. Kernel: mm/memory.c, __copy_present_ptes().
+    """
+    _check(want)
+    filler = _Filler(want, there=dict(there))
+    if want.parent:
+        old = [page for page in want.pages.values() if filler.has(page.at) and page.entry.young]
+        filler.over(Verb.READ, [page.at for page in old])
+    filler.huge_zeros()
+    remaining = filler.remaining()
+    for page in remaining.pages.values():
+        if page.kin:
+            raise cannot([page], "shared with a relative, where another page is inherited")
+        if page.level:
+            raise cannot([page], "shared with sleepers, by a process that has relatives")
+    filler.stages(remaining)
     filler.rest()
     return filler.ops
 
@@ -226,9 +275,8 @@ def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
     for folio in want.folios:
         at(folio.pages[0], folio.level).folios.append(folio)
     for page in want.small:
-        if not _was_shared(want, page):
-            level = 1 if "C" in page.token.flags else page.level
-            at(page, level).small[_steps_of(want, page)].append(page)
+        level = 1 if "C" in page.token.flags else page.level
+        at(page, level).small[_steps_of(want, page)].append(page)
     for page in want.of(PageKind.SWAP):
         if page.token.special_swap == "hwpoison":
             at(page, 0).poison.append(page)
@@ -241,7 +289,7 @@ def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
     )
 
 
-def _was_shared(want: Want, page: Page) -> bool:
+def was_shared(want: Want, page: Page) -> bool:
     """Mapped here alone and yet not writable: another process mapped it, and is gone."""
     return (
         not page.level
@@ -258,7 +306,7 @@ def _reused(filler: _Filler) -> None:
     want = filler.want
     stage = _Stage(0)
     for page in want.small:
-        if _was_shared(want, page):
+        if was_shared(want, page):
             stage.small[_steps_of(want, page)].append(page)
     if stage.small:
         filler.little(stage)
@@ -298,6 +346,10 @@ def without_referenced(page: Page) -> Page:
     return replace(page, token=replace(page.token, flags=page.token.flags.replace("R", "")))
 
 
+def _vma(owner: Folio | Page) -> int:
+    return owner.pages[0].vma if isinstance(owner, Folio) else owner.vma
+
+
 # --- refusals -------------------------------------------------------------------------------
 
 
@@ -321,7 +373,10 @@ def _check_order(want: Want, clean: list[_Stage], dirty: list[_Stage]) -> None:
             raise cannot(
                 folio.pages, "its fault registers the process, and so its sleeping children"
             )
+
+
+def _check_reused(want: Want) -> None:
     shared = next((page for page in want.of(PageKind.FOLIO) if page.level), None)
-    reused = next((page for page in want.small if _was_shared(want, page)), None)
+    reused = next((page for page in want.small if was_shared(want, page)), None)
     if shared and reused:
         raise cannot([reused], "not writable, though no process shares it and others are shared")

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mthp.image.scenario import Action, Scenario, ScenarioVma
-from mthp.lab.compile.dress import anon_vmas, dress, map_room, merge, prctl, register, trim
-from mthp.lab.compile.fill import fill
+from mthp.lab.compile.dress import dress, merge, prctl
+from mthp.lab.compile.family import build_family, families
 from mthp.lab.compile.wanted import CannotBuild, Want, wanted
 from mthp.lab.declared import DeclaredVma, declare
 from mthp.lab.program import BASE, Draft, Op, ProgramError, Target, Verb
@@ -49,14 +49,13 @@ def _build(scenario: Scenario, wants: Sequence[Want]) -> list[Op]:
     highest = max(vma.end for want in wants for vma in want.vmas)
     decoy = (highest // PMD_PAGES + 4) * PMD_PAGES
     ops: list[Op] = []
-    for want in wants:
+    for want in (want for want in wants if not want.parent):
         ops.append(Op(Verb.NEW, () if want.name == "s" else (want.name,)))
         ops.append(Op(Verb.BASE, (BASE,), want.name))
         if scenario.memcg is not None:
             ops.append(Op(Verb.CGROUP, (_GROUP,), want.name))
-    for want in wants:
-        ops += [*map_room(want), *anon_vmas(want), *fill(want), *trim(want)]
-        ops += register(want, decoy)
+    for family in families(wants):
+        ops += build_family(family, decoy)
     ops += merge(list(wants))
     for want in wants:
         ops += dress(want)

@@ -3,15 +3,25 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
 from mthp.image.scenario import Prctl, Scenario, ScenarioVma
 from mthp.lab.program import BASE, PROCESSES, spans
 from mthp.lab.session import REACH
 
-__all__ = ["CannotBuild", "Folio", "Page", "Want", "WantedVma", "displacement", "wanted"]
+__all__ = [
+    "CannotBuild",
+    "Folio",
+    "Page",
+    "Want",
+    "WantedVma",
+    "displacement",
+    "folios_of",
+    "wanted",
+]
 
 
 class CannotBuild(Exception):
@@ -23,7 +33,8 @@ class Page:
     """One page. at: in pages from the process's base. vma: index into the scenario's; index: from
     that mapping's start.
 
-    level: how many sleeping children must map it. pinned: a reference is to hold it.
+    level: how many sleeping children must map it. kin: the other processes that map it, or a page
+    of its large folio. pinned: a reference is to hold it.
     """
 
     at: int
@@ -33,6 +44,7 @@ class Page:
     entry: PteToken
     level: int = 0
     pinned: bool = False
+    kin: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -85,10 +97,14 @@ class WantedVma:
 
 @dataclass
 class Want:
-    """What one process is to have. small: pages of folios of order 0, KSM's not among them."""
+    """What one process is to have. parent: the process it is forked from, empty if from none.
+
+    pages: by their place.
+    """
 
     name: str
     prctl: Prctl | None
+    parent: str = ""
     vmas: list[WantedVma] = field(default_factory=list)
     pages: dict[int, Page] = field(default_factory=dict)
     folios: list[Folio] = field(default_factory=list)
@@ -138,15 +154,55 @@ def wanted(scenario: Scenario) -> list[Want]:
     moved, shift = displacement(scenario), scenario.geometry.page_shift
     prctls = [*scenario.prctl, *[None] * len(processes)]
     wants = [Want(name, prctls[mm]) for name, mm in zip(PROCESSES, processes, strict=False)]
+    states: list[list[Page]] = []
     for want, mm in zip(wants, processes, strict=True):
         mine = [(i, vma) for i, vma in enumerate(scenario.vmas) if vma.mm == mm]
         for index, vma in sorted(mine, key=lambda each: each[1].start):
             start = (vma.start - moved - BASE) >> shift
             want.vmas.append(WantedVma(index, start, start + vma.pages, vma))
-        for where in want.vmas:
-            want.pages.update((page.at, page) for page in _pages(where))
-        want.folios = list(_folios(want))
+        states.append([page for where in want.vmas for page in _pages(where)])
+    shares = _Shares(wants, states)
+    for want, pages in zip(wants, states, strict=True):
+        want.pages = {page.at: shares.settle(want, page) for page in pages}
+        want.folios = folios_of(want)
+        want.parent = shares.parent(want)
     return wants
+
+
+class _Shares:
+    """Which processes map the same folios, and how often each page is mapped in the scenario."""
+
+    def __init__(self, wants: list[Want], states: list[list[Page]]) -> None:
+        self._times: Counter[tuple[int, int]] = Counter()
+        self._users: dict[int, set[str]] = defaultdict(set)
+        self._order = [want.name for want in wants]
+        for want, pages in zip(wants, states, strict=True):
+            for token in (page.token for page in pages if "K" not in page.token.flags):
+                if token.folio is not None:
+                    self._times[token.folio, token.index] += 1
+                    self._users[token.folio].add(want.name)
+
+    def settle(self, want: Want, page: Page) -> Page:
+        """The page with its kin and its sleepers."""
+        token = page.token
+        if token.kind is not PageKind.FOLIO or "K" in token.flags:
+            return page
+        times, users = 1, frozenset[str]()
+        if token.folio is not None:
+            times = self._times[token.folio, token.index]
+            users = frozenset(self._users[token.folio] - {want.name})
+        return replace(page, level=token.mapcount - times, kin=users)
+
+    def parent(self, want: Want) -> str:
+        """The first of the processes that share anything, with each other or through others;
+        empty for that one itself."""
+        kin = {want.name}
+        for _ in self._order:
+            for users in self._users.values():
+                if users & kin:
+                    kin |= users
+        first = min(kin, key=self._order.index)
+        return "" if first == want.name else first
 
 
 def _pages(where: WantedVma) -> Iterator[Page]:
@@ -155,17 +211,17 @@ def _pages(where: WantedVma) -> Iterator[Page]:
     held |= {page for start, count, _ in vma.extra_refs for page in range(start, start + count)}
     both = zip(vma.initial.folio_pages(), vma.initial.pte_pages(), strict=True)
     for i, (token, entry) in enumerate(both):
-        level = max(token.mapcount - 1, 0) if token.kind is PageKind.FOLIO else 0
-        yield Page(where.start + i, where.index, i, token, entry, level, i in held)
+        yield Page(where.start + i, where.index, i, token, entry, pinned=i in held)
 
 
-def _folios(want: Want) -> Iterator[Folio]:
+def folios_of(want: Want) -> list[Folio]:
     """The large folios that the process maps, in the order of their first pages."""
     found: dict[int, list[Page]] = {}
     for page in want.of(PageKind.FOLIO):
         if page.token.order:
             assert page.token.folio is not None
             found.setdefault(page.token.folio, []).append(page)
+    folios = []
     for pages in found.values():
         first = pages[0]
         folio = Folio(first.token.order, first.at - first.token.index, tuple(pages))
@@ -173,7 +229,8 @@ def _folios(want: Want) -> Iterator[Folio]:
             _check_uniform(folio, page)
         if folio.start % folio.size:
             raise cannot([first], "a large folio that lies at no boundary of its size")
-        yield folio
+        folios.append(folio)
+    return folios
 
 
 def _check_uniform(folio: Folio, page: Page) -> None:
