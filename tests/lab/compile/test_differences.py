@@ -66,3 +66,11 @@ def test_addresses_moved_alike_agree() -> None:
     assert differences(scenario(low), scenario(moved)) == []
     other = moved | {"start": moved["start"] + (2 << 20)}
     assert len(differences(scenario(low), scenario(other))) == 1
+
+
+def test_the_largest_free_block_counts() -> None:
+    wanted = scenario(vma(FOLIOS, PTES), free_blocks={"0": 9, "3": 2})
+    assert differences(wanted, scenario(vma(FOLIOS, PTES), free_blocks={"0": 7, "3": 1})) == []
+    assert differences(wanted, scenario(vma(FOLIOS, PTES), free_blocks={"0": 7})) == [
+        "free_blocks: the largest is of order 0, not 3"
+    ]

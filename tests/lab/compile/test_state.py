@@ -282,3 +282,31 @@ def test_recorded_states_compile(name: str) -> None:
         assert [(vma.start, vma.pages, vma.anon_vma, vma.pins) for vma in said.vmas] == [
             (vma.start, vma.pages, vma.anon_vma, tuple(sorted(vma.pins))) for vma in made.vmas
         ]
+
+
+# --- relatives ------------------------------------------------------------------------------
+
+
+def test_what_relatives_share_is_inherited() -> None:
+    shared, own = "F0.RLaB.s.m2.f1.i0", SMALL
+    made = scenario(
+        vma(f"1:{shared} 1:{own} 510:-", "1:PA 1:PWAD 510:-"),
+        vma(f"1:{shared} 2:{own} 509:-", "1:P 2:PWAD 509:-", mm=1),
+    )
+    lines = [str(op) for op in compile_state(made).ops]
+    assert "new t" not in lines
+    fork = lines.index("s forkto t")
+    assert [line for line in lines[:fork] if " wr " in line] == ["s wr 0 1"]
+    assert [line for line in lines[fork:] if " wr " in line][:2] == ["s wr 1 1", "t wr 1 2"]
+
+
+def test_a_page_that_was_shared_is_dropped_by_the_other() -> None:
+    shared, reused = "F0.RLaB.s.m2.f1.i0", "F0.RLaB.xs.m1"
+    made = scenario(
+        vma(f"1:{shared} 1:{reused} 510:-", "2:PA 510:-"),
+        vma(f"1:{shared} 511:-", "1:PA 511:-", mm=1),
+    )
+    lines = [str(op) for op in compile_state(made).ops]
+    fork = lines.index("s forkto t")
+    assert [line for line in lines[:fork] if " wr " in line] == ["s wr 0 2"]
+    assert lines[fork + 1 : fork + 3] == ["t rd 0 1", "t adv 1 1 4"]

@@ -7,6 +7,8 @@ Tolerated, because nobody can tell or nothing follows from it:
 - the dirty bit of an entry that is not writable: the reader here shows x86's saved-dirty bit too,
   older records the hardware's alone. Kernel: arch/x86/include/asm/pgtable.h, pte_dirty();
 - which swap device an entry names;
+- how many blocks are free of each order: the largest order counts, of smaller ones there is plenty;
+- how much a memory cgroup has charged, and its limit: the program keeps their distance;
 - page tables where the scenario has no `ptes` at all;
 - addresses, all moved alike by displacement().
 """
@@ -14,7 +16,7 @@ Tolerated, because nobody can tell or nothing follows from it:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -65,6 +67,10 @@ def differences(wanted: Scenario, built: Scenario) -> list[str]:
         ]
         if _held(want) != _held(have):
             found.append(f"vmas[{i}]: other pages are held by references")
+    if wanted.free_blocks is not None:
+        large, free = _largest(wanted.free_blocks), _largest(built.free_blocks or {})
+        if large != free:
+            found.append(f"free_blocks: the largest is of order {free}, not {large}")
     if not found:
         states = [wanted.vmas[i].initial for i in order]
         for i, text in state_differences(states, [vma.initial for vma in built.vmas]):
@@ -87,6 +93,10 @@ _Look = tuple[FolioToken, PteToken]
 
 def _place(vma: ScenarioVma) -> tuple[int, int]:
     return vma.mm, vma.start
+
+
+def _largest(free_blocks: Mapping[int, int]) -> int:
+    return max((order for order, count in free_blocks.items() if count), default=0)
 
 
 def _held(vma: ScenarioVma) -> set[int]:
