@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mthp.cli.consent import asked
 from mthp.cli.lab_fuzz import add_fuzz
+from mthp.cli.lab_run import add_record, add_run
 from mthp.cli.lab_selftest import add_selftest
 from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import HOST_LACKS, LabError
@@ -33,6 +34,8 @@ def add_lab(verbs: Verbs) -> None:
     subverbs = parser.add_subparsers(dest="subverb", metavar="SUBVERB", required=True)
     _add_setup(subverbs)
     _add_list(subverbs)
+    add_run(subverbs)
+    add_record(subverbs)
     add_fuzz(subverbs)
     add_selftest(subverbs)
 

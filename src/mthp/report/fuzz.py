@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-__all__ = ["fuzz_text", "side_by_side"]
+__all__ = ["fuzz_text", "replayed_text", "side_by_side"]
 
 _SHOWN = 10
 _WIDTH = 58
@@ -57,6 +57,20 @@ def _short(value: object) -> str:
     return text if len(text) <= 100 else text[:99] + "…"
 
 
+def replayed_text(document: Mapping[str, Any]) -> str:
+    """A scenario that was run on a kernel: its events beside the engine's, and what differs."""
+    lines = [f"{document['id']} on {document['kernel'] or 'no kernel'}"]
+    lines += [f"  not built: {document['not_built']}"] if document["not_built"] else []
+    lines += [f"  the guest's state differs: {each}" for each in document["state_differs"]]
+    for number, each in enumerate(document["passes"]):
+        errno = each["kernel"].get("errno")
+        said = "" if errno is None else f", errno {errno}"
+        lines += [f"pass {number}{said}", side_by_side(each["kernel"]["events"], each["engine"])]
+    agree = "engine and kernel agree: events, counters, every page"
+    lines += [_mismatch(each) for each in document["mismatches"]] or [agree]
+    return "\n".join(lines) + "\n"
+
+
 def side_by_side(kernel: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str, Any]]) -> str:
     """Two event lists, a line for each place; `*` marks where they differ."""
     lines = [f"  {'kernel':<{_WIDTH}}  engine"]
@@ -66,12 +80,25 @@ def side_by_side(kernel: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[s
     return "\n".join(lines) + "\n"
 
 
+_SHORT = {
+    "mm_collapse_huge_page_swapin": "swapin",
+    "mm_collapse_huge_page_isolate": "isolate",
+    "mm_collapse_huge_page": "collapse",
+    "mm_khugepaged_scan_pmd": "scan",
+    "none_or_zero": "none",
+}
+
+
 def _event(event: Mapping[str, Any] | None) -> str:
+    """One event on one line: its tracepoint's name in short, its result, the other fields."""
     if event is None:
         return "(none)"
-    fields = (
-        f"{name}={value:#x}" if name == "address" else f"{name}={value}"
-        for name, value in event.items()
-        if name != "event"
-    )
-    return " ".join([str(event["event"]).removeprefix("mm_"), *fields])
+    words = [_SHORT.get(str(event["event"]), str(event["event"]))]
+    for name, value in event.items():
+        if name == "address":
+            words.append(f"{value:#x}")
+        elif name == "status":
+            words.append(str(value))
+        elif name != "event":
+            words.append(f"{_SHORT.get(name, name)}={value}")
+    return " ".join(words)

@@ -32,7 +32,7 @@ class Verdict:
     passes: int = 0
     agreed: int = 0
     engine: Sequence[Sequence[Mapping[str, Any]]] = ()
-    """The engine's events, pass by pass; kept where something disagrees."""
+    """The engine's events, pass by pass."""
 
     @property
     def disagrees(self) -> bool:
@@ -53,7 +53,7 @@ def judge(draft: Draft, document: Mapping[str, Any]) -> Verdict:
         return Verdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
     results = run_scenario(scenario, profile_for_release(scenario.kernel), score)
     found = [each.to_json() for each in score.mismatches]
-    events = [result.events for result in results] if found else []
+    events = [result.events for result in results]
     return Verdict(draft, document, "", found, score.passes, score.agreed, events)
 
 

@@ -10,9 +10,10 @@ from mthp.image.runs import PagesState
 from mthp.image.scenario import Scenario, parse_scenario
 from mthp.lab.record import NotBuilt, record
 from mthp.lab.session import Session
-from mthp.profiles import Profile
+from mthp.profiles import DEFAULT, Profile
+from mthp.run.build import build_scenario
 from mthp.run.conformance import Conformance, run_scenario
-from mthp.run.render import canonical
+from mthp.run.render import canonical, render_state
 from mthp.run.selftest import look, wrong_errno
 from mthp.run.selftest_drafts import draft_of
 from mthp.run.selftest_states import Case, Step
@@ -59,8 +60,10 @@ def findings(step: Step, recorded: Scenario, profile: Profile) -> Iterator[str]:
 
 
 def same_state(step: Step, recorded: Scenario) -> bool:
-    """Whether a record starts from the step's state: page by page, entry by entry, flag by flag."""
-    ours = [vma.initial for vma in parse_scenario(step.document).vmas]
+    """Whether a record starts from the step's state, as the engine would show it: page by page,
+    entry by entry, flag by flag."""
+    world = build_scenario(parse_scenario(step.document), DEFAULT)
+    ours = render_state(world.kernel, world.vmas)
     theirs = [vma.initial for vma in recorded.vmas]
     return len(ours) == len(theirs) and all(
         _same_pages(a, b) for a, b in zip(canonical(ours), canonical(theirs), strict=True)

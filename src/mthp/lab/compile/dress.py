@@ -222,7 +222,7 @@ def dress(want: Want) -> list[Op]:
 
 
 def _protected(page: Page) -> bool:
-    return page.entry.uffd_wp or page.token.swap_uffd_wp or "w" in page.token.pagemap
+    return page.entry.uffd_wp or "w" in page.token.swap_letters or "w" in page.token.pagemap
 
 
 def _advise(want: Want) -> list[Op]:
