@@ -133,7 +133,10 @@ def pages_state(start: int, pages: bytes, entries: bytes | None, names: FolioNam
     ptes = None
     if entries is not None:
         ptes = [_pte(value, level) for value, level in _ENTRY.iter_unpack(entries)]
-        folios = list(map(_exclusive_by_count, folios, ptes))
+        folios = [
+            _exclusive_by_count(folio) if entry.state is PteState.HUGE else folio
+            for folio, entry in zip(folios, ptes, strict=True)
+        ]
     return PagesState.of_pages(folios, ptes, start, GEOMETRY)
 
 
@@ -150,15 +153,15 @@ def _folio_text(pagemap: int, flags: int, count: int, folio: int, names: FolioNa
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
 
 
-def _exclusive_by_count(folio: FolioToken, entry: PteToken) -> FolioToken:
+def _exclusive_by_count(folio: FolioToken) -> FolioToken:
     """Under a huge PMD the kernel shows for every page whether the first is mapped exclusively.
 
-    Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp(), which passes the same page on each time.
+    Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp(), which asks for the same page each time.
     """
-    if entry.state is not PteState.HUGE or folio.kind is not PageKind.FOLIO:
+    exclusive = folio.kind is PageKind.FOLIO and folio.mapcount == 1
+    if exclusive is ("x" in folio.pagemap):
         return folio
-    letters = folio.pagemap.replace("x", "")
-    return replace(folio, pagemap=f"x{letters}" if folio.mapcount == 1 else letters)
+    return replace(folio, pagemap="x" * exclusive + folio.pagemap.replace("x", ""))
 
 
 @lru_cache(maxsize=4096)
