@@ -118,7 +118,7 @@ def test_columns_are_the_pages() -> None:
                 for key in ("kind", "order", "flags", "pagemap", "mapcount", "folio", "index"):
                     assert getattr(columns, key) == [getattr(page, key) for page in pages]
                 assert columns.swap_type == [page.swap_type for page in pages]
-                assert columns.swap_uffd_wp == [page.swap_uffd_wp for page in pages]
+                assert columns.swap_letters == [page.swap_letters for page in pages]
                 assert columns.pte == [str(entry) for entry in vma.initial.pte_pages()]
 
 
@@ -166,7 +166,7 @@ def test_folio_tokens() -> None:
     assert (token.mapcount, token.folio, token.index) == (3, 7, 8)
     assert parse_folio_token("F4.RLaBVTM.xws.m3.f7.i8") is token
     swap = parse_folio_token("W0.w")
-    assert (swap.swap_type, swap.swap_uffd_wp, swap.special_swap) == (0, True, None)
+    assert (swap.swap_type, swap.swap_letters, swap.special_swap) == (0, "w", None)
     assert parse_folio_token("W24").special_swap == "hwpoison"
     assert parse_folio_token("W25").special_swap == "migration"
     assert parse_folio_token("W28").special_swap == "device"

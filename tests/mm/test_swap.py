@@ -70,7 +70,7 @@ def test_a_retry_lets_go_of_mmap_lock_and_says_page_lock() -> None:
 def test_a_slot_that_cannot_be_read_is_a_failure_and_stays_swapped() -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(14), swap(2))
-    world.kernel.swap.failing.add(2)
+    world.kernel.swap.failing.add(3)
     before = world.census()
     assert world.collapse(vma, unmapped=2) is ScanResult.FAIL
     assert world.mm.counters[MM_ANONPAGES] == 15
@@ -115,7 +115,7 @@ def test_a_large_folio_leaves_the_swap_cache_with_a_reference_per_page() -> None
     folio = world.folio(vma, 0)
     world.mem.flags.raw[folio] |= PG_SWAPCACHE
     world.mem.refcount.raw[folio] += 8
-    world.kernel.swap.add_to_cache(1, folio)
+    world.kernel.swap.add_to_cache(1, folio, 8)
     before = world.census()
     assert world.collapse(vma) is ScanResult.SUCCEED
     assert world.kernel.swap.cache == {}

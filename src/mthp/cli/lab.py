@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mthp.cli.consent import asked
+from mthp.cli.lab_fuzz import add_fuzz
 from mthp.cli.lab_selftest import add_selftest
 from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import HOST_LACKS, LabError
@@ -33,6 +34,7 @@ def add_lab(verbs: Verbs) -> None:
     _add_setup(subverbs)
     _add_list(subverbs)
     add_selftest(subverbs)
+    add_fuzz(subverbs)
 
 
 def run_lab(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -95,21 +95,16 @@ def _stretches(state: PagesState) -> Iterator[_Stretch]:
         if not entry_left:
             entry_left, entry = next(entries)
         count = min(folio_left, entry_left)
-        if last is not None and entry == last.entry and _advanced(last.token, last.count) == token:
+        if last is not None and entry == last.entry and last.token.advanced(last.count) == token:
             last.count += count
         else:
             if last is not None:
                 yield last
             last = _Stretch(page, count, token, entry)
         page, folio_left, entry_left = page + count, folio_left - count, entry_left - count
-        token = _advanced(token, count)
+        token = token.advanced(count)
     if last is not None:
         yield last
-
-
-def _advanced(token: FolioToken, pages: int) -> FolioToken:
-    """The token some pages further on."""
-    return token if token.folio is None else replace(token, index=token.index + pages)
 
 
 def _entries(state: PagesState) -> Iterable[tuple[int, PteToken]]:
@@ -133,7 +128,8 @@ def _check_stretch(where: str, vma: ScenarioVma, stretch: _Stretch, geometry: Ge
     where = f"{where}.folios"
     if token.mapcount < 1:
         raise ScenarioError(f"{where}: {place}: mapcount 0 of a mapped page ({token})")
-    if "x" in token.pagemap and token.mapcount > 1:
+    # Under a huge PMD pagemap says of every page what holds of the first.
+    if "x" in token.pagemap and token.mapcount > 1 and entry.state is not PteState.HUGE:
         raise ScenarioError(
             f"{where}: {place}: mapped exclusively, yet mapcount {token.mapcount} ({token})"
         )

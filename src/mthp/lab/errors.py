@@ -17,3 +17,6 @@ class LabError(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[type[LabError], tuple[int, str]]:
+        return LabError, (self.code, str(self))

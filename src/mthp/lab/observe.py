@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntFlag
 from functools import lru_cache
 from typing import Any
@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 
 from mthp.image.runs import (
-    FolioToken,
-    PageKind,
+    SPECIAL_SWAP_TYPE,
     PagesState,
-    PteState,
     PteToken,
     parse_folio_token,
     parse_pte_token,
@@ -35,7 +33,7 @@ GEOMETRY = Geometry()
 
 PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
 PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
-SWAP_TYPE = 0x1F
+SWAP_TYPE, SWAP_OFFSET_SHIFT, SWAP_OFFSET_MASK = 0x1F, 5, (1 << 50) - 1
 
 KPF_THP, KPF_ZERO_PAGE = 1 << 22, 1 << 24
 _FLAG_LETTERS = (
@@ -57,6 +55,7 @@ _FLAG_LETTERS = (
 
 PTE_PRESENT, PTE_WRITE, PTE_ACCESSED, PTE_DIRTY = 1 << 0, 1 << 1, 1 << 5, 1 << 6
 PTE_PROTNONE, PTE_UFFD_WP, PTE_SAVED_DIRTY = 1 << 8, 1 << 10, 1 << 58
+PTE_SWP_EXCLUSIVE = 1 << 3
 _LEVEL_PTE, _LEVEL_PMD, _LEVEL_NONE = range(3)
 
 _PFN = (1 << 55) - 1
@@ -73,6 +72,7 @@ class VmFlag(IntFlag):
     UFFD_WP = 1 << 12
     LOCKED = 1 << 13
     HUGEPAGE = 1 << 29
+    SOFTDIRTY = 1 << 27
     NOHUGEPAGE = 1 << 30
     MERGEABLE = 1 << 31
     DROPPABLE = 1 << 40
@@ -124,44 +124,61 @@ def _columns(pages: bytes) -> Any:
     return np.frombuffer(pages, dtype="<u8").reshape(-1, 4)
 
 
-def pages_state(start: int, pages: bytes, entries: bytes | None, names: FolioNames) -> PagesState:
-    """One VMA's state from the agent's `pages` and `walk`. start: bytes."""
-    folios = [
-        parse_folio_token(_folio_text(pagemap, flags, count, folio, names))
-        for pagemap, flags, count, folio in _columns(pages).tolist()
-    ]
+def pages_state(
+    start: int, pages: bytes, entries: bytes | None, names: FolioNames, sleepers: int = 0
+) -> PagesState:
+    """One VMA's state from the agent's `pages` and `walk`. start: bytes. sleepers: the children
+    outside the snapshot that share what fork() shared."""
     ptes = None
+    words: Sequence[int] = ()
     if entries is not None:
-        ptes = [_pte(value, level) for value, level in _ENTRY.iter_unpack(entries)]
-        folios = [
-            _exclusive_by_count(folio) if entry.state is PteState.HUGE else folio
-            for folio, entry in zip(folios, ptes, strict=True)
-        ]
+        found = list(_ENTRY.iter_unpack(entries))
+        ptes = [_pte(value, level) for value, level in found]
+        words = [value for value, _ in found]
+    swapped = _Swapped(words, sleepers)
+    folios = [
+        parse_folio_token(_folio_text(place, columns, names, swapped))
+        for place, columns in enumerate(_columns(pages).tolist())
+    ]
     return PagesState.of_pages(folios, ptes, start, GEOMETRY)
 
 
-def _folio_text(pagemap: int, flags: int, count: int, folio: int, names: FolioNames) -> str:
+@dataclass(frozen=True)
+class _Swapped:
+    """What goes into the token of a swap entry beyond its word in pagemap.
+
+    words: the page-table entries of the VMA. sleepers: children outside the snapshot that name the
+    slots which fork() shared.
+    """
+
+    words: Sequence[int]
+    sleepers: int
+
+    def text(self, place: int, pagemap: int) -> str:
+        """The token of the entry of one page of the VMA."""
+        swap_type = pagemap & SWAP_TYPE
+        wp = "w" if pagemap & PM_UFFD_WP else ""
+        if swap_type >= SPECIAL_SWAP_TYPE:
+            return f"W{swap_type}" + (f".{wp}" if wp else "")
+        shared = bool(self.words) and not self.words[place] & PTE_SWP_EXCLUSIVE
+        letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
+        offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
+        text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
+        return text + (f".n{self.sleepers}" if shared and self.sleepers else "")
+
+
+def _folio_text(place: int, columns: Sequence[int], names: FolioNames, swapped: _Swapped) -> str:
+    pagemap, flags, count, folio = columns
     if pagemap & PM_GUARD:
         return "G"
     if pagemap & PM_SWAP:
-        return f"W{pagemap & SWAP_TYPE}" + (".w" if pagemap & PM_UFFD_WP else "")
+        return swapped.text(place, pagemap)
     if not pagemap & PM_PRESENT:
         return "-"
     if flags & KPF_ZERO_PAGE:
         return "Zh" if flags & KPF_THP else "Z"
     letters, mapping = _flag_letters(flags), _mapping_letters(pagemap & _MAPPING_BITS)
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
-
-
-def _exclusive_by_count(folio: FolioToken) -> FolioToken:
-    """Under a huge PMD the kernel shows for every page whether the first is mapped exclusively.
-
-    Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp(), which asks for the same page each time.
-    """
-    exclusive = folio.kind is PageKind.FOLIO and folio.mapcount == 1
-    if exclusive is ("x" in folio.pagemap):
-        return folio
-    return replace(folio, pagemap="x" * exclusive + folio.pagemap.replace("x", ""))
 
 
 @lru_cache(maxsize=4096)

@@ -402,8 +402,13 @@ class Session:
         )
         return vmas_of(answers[2].decode(), BASE, BASE + REACH)
 
-    def states(self, processes: Mapping[str, list[ObservedVma]]) -> list[PagesState]:
-        """The state of every VMA, all in one snapshot, in the order of the processes."""
+    def states(
+        self, processes: Mapping[str, list[ObservedVma]], sleepers: int = 0
+    ) -> list[PagesState]:
+        """The state of every VMA, all in one snapshot, in the order of the processes.
+
+        sleepers: children outside the snapshot, which share what fork() shared.
+        """
         commands, starts = [], []
         for process, vmas in processes.items():
             for vma in vmas:
@@ -413,7 +418,7 @@ class Session:
         answers = self._channel.ask_all(commands)
         names = FolioNames(answers[::2])
         return [
-            pages_state(start, answers[2 * i], answers[2 * i + 1], names)
+            pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
             for i, start in enumerate(starts)
         ]
 

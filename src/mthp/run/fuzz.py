@@ -31,6 +31,8 @@ class Verdict:
     mismatches: Sequence[Mapping[str, Any]] = ()
     passes: int = 0
     agreed: int = 0
+    engine: Sequence[Sequence[Mapping[str, Any]]] = ()
+    """The engine's events, pass by pass; kept where something disagrees."""
 
     @property
     def disagrees(self) -> bool:
@@ -47,10 +49,12 @@ def judge(draft: Draft, document: Mapping[str, Any]) -> Verdict:
         scenario = parse_scenario(document)
     except ScenarioError as error:
         wrong = {"id": draft.id, "pass": 0, "where": "state", "expected": None, "got": str(error)}
-        return Verdict(draft, document, mismatches=[wrong], passes=len(document["passes"]))
-    run_scenario(scenario, profile_for_release(scenario.kernel), score)
+        passes = document["passes"]
+        return Verdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
+    results = run_scenario(scenario, profile_for_release(scenario.kernel), score)
     found = [each.to_json() for each in score.mismatches]
-    return Verdict(draft, document, "", found, score.passes, score.agreed)
+    events = [result.events for result in results] if found else []
+    return Verdict(draft, document, "", found, score.passes, score.agreed, events)
 
 
 class Trier:

@@ -42,6 +42,7 @@ from mthp.lab.draw.special import (
     unmap_some,
     write_some,
 )
+from mthp.lab.draw.swapin import draw_swapin
 from mthp.lab.program import Madv, Op, Target, Verb
 from mthp.lab.space import Page
 from mthp.lab.world import PMD_PAGES
@@ -394,6 +395,14 @@ def advise_from_outside(author: Author) -> None:
         author.do(Verb.ADVISE_OTHER, who, *run, int(advice), who=by)
 
 
+def swapin(author: Author) -> None:
+    """Whole folios swapped out and brought back at once, shared slots and swap cache hits."""
+    draw_swapin(author)
+    close(author)
+    if author.rng.random() < 0.25:
+        collapse(author)
+
+
 FAMILIES: dict[str, tuple[float, Callable[[Author], None]]] = {
     "plain": (8, plain),
     "many_vmas": (8, many_vmas),
@@ -413,5 +422,6 @@ FAMILIES: dict[str, tuple[float, Callable[[Author], None]]] = {
     "guard_poison": (5, guard_poison),
     "mlocked": (5, mlocked),
     "processes": (8, processes),
+    "swapin": (6, swapin),
 }
 """Name -> how often it is drawn, and what draws it."""
