@@ -40,7 +40,11 @@ from mthp.settings import Enabled
 from mthp.units import Geometry
 
 DATA = Path(__file__).parent.parent / "data"
-FILES = {"linux-7.3.4.jsonl.xz": 499, "linux-7.3.4-many-vmas.jsonl.xz": 200}
+FILES = {
+    "linux-7.3.4.jsonl.xz": 499,
+    "linux-7.3.4-many-vmas.jsonl.xz": 200,
+    "lab-7.3.4.jsonl.xz": 22,
+}
 BASE = 0x7E00_0000_0000
 
 

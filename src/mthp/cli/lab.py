@@ -33,8 +33,8 @@ def add_lab(verbs: Verbs) -> None:
     subverbs = parser.add_subparsers(dest="subverb", metavar="SUBVERB", required=True)
     _add_setup(subverbs)
     _add_list(subverbs)
-    add_selftest(subverbs)
     add_fuzz(subverbs)
+    add_selftest(subverbs)
 
 
 def run_lab(args: argparse.Namespace) -> int:

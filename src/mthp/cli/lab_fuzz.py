@@ -123,7 +123,10 @@ def _save(campaign: Campaign, smallest: Smallest) -> None:
     folder = campaign.folder / "disagreements"
     folder.mkdir(exist_ok=True)
     verdict = smallest.verdict
-    if verdict.record is None:
+    if verdict.record is None or not verdict.disagrees:
+        (folder / f"{smallest.first}.txt").write_text(
+            f"{smallest.first}: tried alone in a fresh guest, it does not disagree\n"
+        )
         return
     (folder / f"{smallest.first}.jsonl").write_text(json.dumps(verdict.record) + "\n")
     lines = [f"{smallest.first}, made small:", *(f"  {op}" for op in verdict.draft.program())]

@@ -100,8 +100,6 @@ class MemMap:
         self.memcgs = memcgs
         self.mm_mapcounts: dict[int, dict[int, int]] = {}
         """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
-        self.mlock_more: dict[int, int] = {}
-        """Locks beyond the first of an unevictable folio. Kernel: folio->mlock_count, less one."""
         for name, typecode in _ROWS.items():
             setattr(self, name, Words(machine, name, typecode, 1))
         self._of_folio: list[Words] = [getattr(self, name) for name in _OF_FOLIO]
@@ -196,7 +194,6 @@ class MemMap:
         for row in self._of_page:
             row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
         self.mm_mapcounts.pop(folio, None)
-        self.mlock_more.pop(folio, None)
         self.allocator.free(folio, order)
 
     def free_small_folios(self, folios: NDArray[Any]) -> None:

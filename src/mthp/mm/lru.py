@@ -32,7 +32,7 @@ FOLIO_BATCH_SIZE: Final = 31
 
 
 class Mlock(Enum):
-    """What a folio waits for in the mlock batch. Kernel: mm/mlock.c, mlock_lru(), mlock_new()."""
+    """What a folio waits for in the mlock batch. Kernel: mm/mlock.c."""
 
     LOCK = "mlock"
     NEW = "mlock a new folio"
@@ -114,7 +114,6 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
             dead.append(folio)
             continue
         if mem.test(folio, PG_MLOCKED):
-            mem.mlock_more.pop(folio, None)
             mem.flags.clear_bits(folio, PG_ACTIVE)
             mem.flags.set_bits(folio, PG_LRU | PG_UNEVICTABLE)
         else:
@@ -175,26 +174,21 @@ def _mlock_folio(mem: MemMap, folio: int) -> None:
         return
     if not mem.test(folio, PG_MLOCKED):
         mem.flags.clear_bits(folio, PG_UNEVICTABLE)
-    elif mem.test(folio, PG_UNEVICTABLE):
-        mem.mlock_more[folio] = mem.mlock_more.get(folio, 0) + 1
-    else:
+    elif not mem.set(folio, PG_UNEVICTABLE):
         mem.flags.clear_bits(folio, PG_ACTIVE)
-        mem.set(folio, PG_UNEVICTABLE)
     mem.set(folio, PG_LRU)
 
 
 def _munlock_folio(mem: MemMap, folio: int) -> None:
-    """The last of several locks lets go. Kernel: mm/mlock.c, __munlock_folio()."""
+    """Kernel: mm/mlock.c, __munlock_folio().
+
+    Divergence: locks are not counted. A collapse munlocks what it has isolated, and then the kernel
+    does not look at its count either.
+    """
     isolated = mem.clear(folio, PG_LRU)
-    more = mem.mlock_more.pop(folio, 0)
-    if isolated and more:
-        if more > 1:
-            mem.mlock_more[folio] = more - 1
-    else:
-        mem.clear(folio, PG_MLOCKED)
-        if isolated:
-            mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+    mem.clear(folio, PG_MLOCKED)
     if isolated:
+        mem.flags.clear_bits(folio, PG_UNEVICTABLE)
         mem.set(folio, PG_LRU)
 
 

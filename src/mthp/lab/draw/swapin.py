@@ -120,7 +120,7 @@ def draw_swapin(author: Author) -> None:
     enable_swapin(author)
     map_one(author)
     swap_folios(author, "s")
-    if author.rng.random() < 0.35:
+    if author.rng.random() < 0.35 and not author.world.process("s").registered:
         share_slots(author)
     for who in list(author.world.processes):
         trouble(author, who)
