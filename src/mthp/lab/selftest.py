@@ -77,7 +77,10 @@ def _why(stderr: str) -> str:
 
 @contextmanager
 def guest_session(kernel: Kernel) -> Iterator[tuple[Guest, Session]]:
-    """A booted guest, swap on. LabError (5): it does not boot; (1): it ended in the middle."""
+    """A booted guest, swap on.
+
+    LabError (5): it does not boot; (1): it ended in the middle, or cannot do what is asked.
+    """
     machine = Machine(
         kernel.image,
         (build_initramfs(kernel),),
@@ -91,6 +94,8 @@ def guest_session(kernel: Kernel) -> Iterator[tuple[Guest, Session]]:
             yield guest, session
         except GuestGone as error:
             raise LabError(FAILED, f"the guest: {error}; {guest.last_words()}") from None
+        except CommandFailed as error:
+            raise LabError(FAILED, f"the guest of {kernel.release} cannot do: {error}") from None
 
 
 def run_selftest(

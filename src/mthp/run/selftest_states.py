@@ -155,14 +155,13 @@ def _shared_split(first: int) -> _Pages:
 
 
 def _shared_huge(copied: int) -> _Pages:
-    """The parent's side: mapped by a PMD; its child has copied the first pages."""
-    token = f"F{PMD}.DLaBT.s"
-    return _Pages(
-        (
-            (copied, f"F{PMD}.DLaBT.xs.m1.f0.i0", "HPAD"),
-            (NR - copied, f"{token}.m2.f0.i{copied}", "HPAD"),
-        )
-    )
+    """The parent's side: mapped by a PMD; its child has copied the first pages.
+
+    pagemap shows for every page under a huge PMD whether the first is mapped exclusively.
+    """
+    token = f"F{PMD}.DLaBT.xs"
+    first = (copied, f"{token}.m1.f0.i0", "HPAD")
+    return _Pages((first, (NR - copied, f"{token}.m2.f0.i{copied}", "HPAD")))
 
 
 # --- steps ----------------------------------------------------------------------------------
