@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mthp.cli.consent import asked
+from mthp.cli.lab_fuzz import add_fuzz
+from mthp.cli.lab_run import add_record, add_run
+from mthp.cli.lab_selftest import add_selftest
 from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import HOST_LACKS, LabError
 
@@ -30,6 +34,10 @@ def add_lab(verbs: Verbs) -> None:
     subverbs = parser.add_subparsers(dest="subverb", metavar="SUBVERB", required=True)
     _add_setup(subverbs)
     _add_list(subverbs)
+    add_run(subverbs)
+    add_record(subverbs)
+    add_fuzz(subverbs)
+    add_selftest(subverbs)
 
 
 def run_lab(args: argparse.Namespace) -> int:
@@ -113,20 +121,11 @@ def _provide_tools(args: argparse.Namespace) -> None:
         print(line)
     if args.rehearse:
         return
-    may = os.geteuid() == 0 and (args.yes or _asked("Install them now? [y/N] "))
+    may = os.geteuid() == 0 and (args.yes or asked("Install them now? [y/N] "))
     if not may:
         raise LabError(HOST_LACKS, f"missing programs; as root run: {todo.command}")
     sys.stdout.flush()
     install(todo)
-
-
-def _asked(question: str) -> bool:
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    try:
-        return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
 
 
 def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:

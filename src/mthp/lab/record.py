@@ -48,7 +48,7 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
     placed = _place(session, declared, built.registered)
     document = _head(draft, declared, kernel)
     document["vmas"] = []
-    for where, state in zip(placed, session.states(_by_process(placed)), strict=True):
+    for where, state in zip(placed, _states(session, declared, placed), strict=True):
         document["vmas"].append(_vma(where, state))
     if group := next((name for name in declared.cgroups if name), ""):
         document["memcg"] = session.memcg_pages(group)
@@ -138,6 +138,10 @@ def _by_process(placed: Sequence[_Placed]) -> dict[str, list[ObservedVma]]:
     return processes
 
 
+def _states(session: Session, declared: Declared, placed: Sequence[_Placed]) -> list[PagesState]:
+    return session.states(_by_process(placed), declared.sleepers)
+
+
 def _vma(where: _Placed, state: PagesState) -> dict[str, Any]:
     said, seen = where.said, where.seen
     advice = (
@@ -166,6 +170,8 @@ def _vma(where: _Placed, state: PagesState) -> dict[str, Any]:
     ):
         if on:
             document[name] = True
+    if not seen.has(VmFlag.SOFTDIRTY):
+        document["softdirty"] = False
     return document
 
 
@@ -188,7 +194,7 @@ def _pass(
     if starved is not None:
         _check_blocks(session, starved, "after")
     session.drain()
-    final = session.states(_by_process(placed))
+    final = _states(session, declared, placed)
     document["events"] = events
     document["counters"] = session.counters().since(before)
     document["final"] = [_state(state) for state in final]

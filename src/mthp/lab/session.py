@@ -82,6 +82,10 @@ _QUIET = {
 """What would act on its own, or refuse a large mapping."""
 
 
+_NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
+"""Operations that ask the guest something before they act: all before them must have been done."""
+
+
 @dataclass
 class Counters:
     """The kernel's counters at one moment; `since` gives what changed."""
@@ -126,6 +130,7 @@ class Session:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._cut_short = False
+        self._bases: dict[str, int] = {}
         self._orders = self._sizes()
         self.eater = Eater(channel, self._orders)
         self._stat_paths = [
@@ -243,7 +248,7 @@ class Session:
         waiting: list[str] = []
         registered: list[int] = []
         for op in program:
-            if op.verb in (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS):
+            if op.verb in _NEED_ANSWERS:
                 self._channel.ask_all(waiting)
                 waiting = []
                 registered += self._registered()
@@ -265,8 +270,14 @@ class Session:
                 self._channel.ask(f"mkdir {group}")
             return [f"w {group}/memory.swap.max 0", f"{op.who} join {group}/cgroup.procs"]
         if op.verb is Verb.ADVISE_OTHER:
-            pid = self._pid(str(op.args[0]))
-            return [f"{op.who} padv {pid} {BASE + op.start * 4096} {op.pages * 4096} {op.args[3]}"]
+            whose = str(op.args[0])
+            start = self._bases.get(whose, BASE) + op.start * 4096
+            pid = self._pid(whose)
+            return [f"{op.who} padv {pid} {start} {op.pages * 4096} {op.args[3]}"]
+        if op.verb is Verb.BASE:
+            self._bases[op.who] = op.start
+        if op.verb is Verb.FORK_TO:
+            self._bases[str(op.args[0])] = self._bases.get(op.who, BASE)
         return [str(op)]
 
     def _pid(self, process: str) -> int:
@@ -277,6 +288,8 @@ class Session:
             self.write(f"/proc/{self._pid(op.who)}/clear_refs", str(op.args[0]))
         elif op.verb is Verb.KSM:
             self._run_ksm(int(op.args[0]))
+        elif op.verb is Verb.ADVISE_OTHER:
+            self._channel.ask_all(self._commands(op))
         elif op.verb is Verb.MEMCG:
             self._limit_memcg(str(op.args[0]), int(op.args[1]))
         else:
@@ -332,8 +345,13 @@ class Session:
         )
         return vmas_of(answers[2].decode(), BASE, BASE + REACH)
 
-    def states(self, processes: Mapping[str, list[ObservedVma]]) -> list[PagesState]:
-        """The state of every VMA, all in one snapshot, in the order of the processes."""
+    def states(
+        self, processes: Mapping[str, list[ObservedVma]], sleepers: int = 0
+    ) -> list[PagesState]:
+        """The state of every VMA, all in one snapshot, in the order of the processes.
+
+        sleepers: children outside the snapshot, which share what fork() shared.
+        """
         commands, starts = [], []
         for process, vmas in processes.items():
             for vma in vmas:
@@ -343,7 +361,7 @@ class Session:
         answers = self._channel.ask_all(commands)
         names = FolioNames(answers[::2])
         return [
-            pages_state(start, answers[2 * i], answers[2 * i + 1], names)
+            pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
             for i, start in enumerate(starts)
         ]
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mthp.image.scenario import ScenarioError, parse_scenario
@@ -32,9 +32,11 @@ class Verdict:
     draft: Draft
     record: Mapping[str, Any] | None = None
     not_built: str = ""
-    mismatches: list[Mapping[str, Any]] = field(default_factory=list)
+    mismatches: Sequence[Mapping[str, Any]] = ()
     passes: int = 0
     agreed: int = 0
+    engine: Sequence[Sequence[Mapping[str, Any]]] = ()
+    """The engine's events, pass by pass."""
 
     @property
     def disagrees(self) -> bool:
@@ -51,10 +53,12 @@ def judge(draft: Draft, document: Mapping[str, Any]) -> Verdict:
         scenario = parse_scenario(document)
     except ScenarioError as error:
         wrong = {"id": draft.id, "pass": 0, "where": "state", "expected": None, "got": str(error)}
-        return Verdict(draft, document, mismatches=[wrong], passes=len(document["passes"]))
-    run_scenario(scenario, profile_for_release(scenario.kernel), score)
+        passes = document["passes"]
+        return Verdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
+    results = run_scenario(scenario, profile_for_release(scenario.kernel), score)
     found: list[Mapping[str, Any]] = [each.to_json() for each in score.mismatches]
-    return Verdict(draft, document, "", found, score.passes, score.agreed)
+    events = [result.events for result in results]
+    return Verdict(draft, document, "", found, score.passes, score.agreed, events)
 
 
 class Trier:

@@ -9,6 +9,7 @@ from mthp.image.scenario import Action
 from mthp.lab.draw.author import Author
 from mthp.lab.draw.fill import (
     LOOKS,
+    SMALL_ORDERS,
     Look,
     cool_all,
     cool_some,
@@ -24,7 +25,7 @@ from mthp.lab.draw.fill import (
     weather,
     weighted,
 )
-from mthp.lab.draw.knobs import ORDERS, PMD_ORDER
+from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS, PMD_ORDER
 from mthp.lab.draw.layout import close, map_many, map_one, place
 from mthp.lab.draw.special import (
     arm_some,
@@ -41,6 +42,7 @@ from mthp.lab.draw.special import (
     unmap_some,
     write_some,
 )
+from mthp.lab.draw.swapin import draw_swapin
 from mthp.lab.program import Madv, Op, Target, Verb
 from mthp.lab.space import Page
 from mthp.lab.world import PMD_PAGES
@@ -84,8 +86,11 @@ def swap(author: Author) -> None:
         cool_some(author, "s")
     if author.rng.random() < 0.3:
         drop_some(author, "s", 2)
-    if author.rng.random() < 0.5:
+    style = author.rng.random()
+    if style < 0.35:
         edge_limits(author, "s")
+    elif style < 0.75:
+        author.settings = author.settings.replace(max_ptes_swap=MAX_LIMIT)
     close(author)
 
 
@@ -121,13 +126,20 @@ def shared(author: Author) -> None:
         share_some(author, "s", 4)
         fill(author, "s", looks={Look.FULL: 3, Look.MOSTLY: 2, Look.LARGE: 2})
     else:
-        fill(author, "s", looks={Look.FULL: 2, Look.LARGE: 3, Look.MOSTLY: 1})
+        looks: dict[Look, float] = {Look.FULL: 2, Look.LARGE: 3, Look.MOSTLY: 1}
+        fill(author, "s", looks=looks, orders=SMALL_ORDERS)
+        if rng.random() < 0.35:
+            collapse_some(author, "s")
         author.do(Verb.FORK, 1, who="s")
         for run in author.pieces("s", (Page.WRITTEN,), rng.randint(1, 5), 512):
             author.do(Verb.WRITE, *run, who="s")
     weather(author, "s", 0.25)
     if rng.random() < 0.1:
         author.do(Verb.END_FORK, who="s")
+    style = rng.random()
+    if style < 0.7:
+        limit = MAX_LIMIT if style < 0.45 else rng.randint(0, MAX_LIMIT)
+        author.settings = author.settings.replace(max_ptes_shared=limit)
     close(author)
 
 
@@ -154,7 +166,7 @@ def madvise(author: Author) -> None:
 
 
 def collapse(author: Author) -> None:
-    """Make MADV_COLLAPSE the action, over one of the mappings."""
+    """Make MADV_COLLAPSE the action, over one of the mappings; who asks is drawn too."""
     rng = author.rng
     names = list(author.world.processes)
     who = rng.choice(names)
@@ -186,7 +198,9 @@ def moved(author: Author) -> None:
 def uffd(author: Author) -> None:
     """Mappings registered with userfaultfd, some pages protected, some of those swapped."""
     author.start()
-    map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(author)
+    map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(
+        author, tables=author.rng.choice([1, 2, 2])
+    )
     fill(author, "s")
     weather(author, "s")
     arm_some(author, "s")
@@ -196,7 +210,7 @@ def uffd(author: Author) -> None:
 def pinned(author: Author) -> None:
     """Long-lived references, of both kinds, on small pages and on parts of large folios."""
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     if author.rng.random() < 0.2:
         share_some(author, "s")
     fill(author, "s", looks={Look.FULL: 3, Look.LARGE: 3, Look.MIXED: 2, Look.MOSTLY: 2})
@@ -224,7 +238,8 @@ def memcg(author: Author) -> None:
 
     Nothing in it can be reclaimed: no swapped or lazily freed pages. With defrag, a charge that
     fails reclaims: it would split partially mapped folios, and for orders up to 3 kill the process.
-    So there are none of either then. Kernel: mm/memcontrol.c, try_charge_memcg().
+    So there are none of either then, nor with MADV_COLLAPSE, which may always reclaim.
+    Kernel: mm/memcontrol.c, try_charge_memcg().
     """
     rng = author.rng
     if rng.random() < 0.5:
@@ -243,6 +258,8 @@ def memcg(author: Author) -> None:
     order = rng.choice(ORDERS)
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-1, 0, 0, 1]))
     author.finish_with(Op(Verb.MEMCG, ("g", slack)))
+    if author.settings.defrag and rng.random() < 0.3:
+        collapse(author)
 
 
 KILLS_UP_TO = 3
@@ -307,7 +324,7 @@ def droppable(author: Author) -> None:
 def readonly(author: Author) -> None:
     """Mappings made read-only after they were filled, whole or in part."""
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     if author.rng.random() < 0.3:
         share_some(author, "s")
     fill(author, "s")
@@ -322,7 +339,7 @@ def guard_poison(author: Author) -> None:
     """Guard markers, and now and then a poisoned page."""
     rng = author.rng
     author.start()
-    map_one(author)
+    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     fill(author, "s")
     weather(author, "s", 0.25)
     guards = rng.random() < 0.75
@@ -397,6 +414,14 @@ def advise_from_outside(author: Author) -> None:
         author.do(Verb.ADVISE_OTHER, who, *run, int(advice), who=by)
 
 
+def swapin(author: Author) -> None:
+    """Whole folios swapped out and brought back at once, shared slots and swap cache hits."""
+    draw_swapin(author)
+    close(author)
+    if author.rng.random() < 0.25:
+        collapse(author)
+
+
 FAMILIES: dict[str, tuple[float, Callable[[Author], None]]] = {
     "plain": (8, plain),
     "many_vmas": (8, many_vmas),
@@ -416,5 +441,6 @@ FAMILIES: dict[str, tuple[float, Callable[[Author], None]]] = {
     "guard_poison": (5, guard_poison),
     "mlocked": (5, mlocked),
     "processes": (8, processes),
+    "swapin": (6, swapin),
 }
 """Name -> how often it is drawn, and what draws it."""

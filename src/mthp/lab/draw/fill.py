@@ -30,6 +30,9 @@ T = TypeVar("T")
 LOOKS = {Look.FULL: 3.0, Look.MOSTLY: 3.0, Look.LARGE: 2.0, Look.MIXED: 3.0, Look.SPARSE: 1.0}
 """How often each look is drawn."""
 
+SMALL_ORDERS = ORDERS[:-1]
+"""A fault of the PMD order registers the process: after that its children would be scanned."""
+
 HOLE, ZERO, SMALL = "hole", "zero", "small"
 _KINDS: dict[Look, dict[str, float]] = {
     Look.FULL: {SMALL: 1},
@@ -56,11 +59,13 @@ def weighted(rng: Random, table: dict[T, float]) -> T:
     return rng.choices(list(table), list(table.values()))[0]
 
 
-def plan_segments(rng: Random, start: int, pages: int, look: Look) -> list[Segment]:
-    """Cut a mapping up and choose what goes where."""
+def plan_segments(
+    rng: Random, start: int, pages: int, look: Look, orders: tuple[int, ...] = ORDERS
+) -> list[Segment]:
+    """Cut a mapping up and choose what goes where. orders: what large folios may be of."""
     parts = rng.randint(1, 2 * _PARTS[look] - 1)
     grain = rng.choice([1, 4, 8, 16, 64, 128])
-    large = rng.sample(ORDERS, rng.randint(1, 2))
+    large = rng.sample(orders, rng.randint(1, 2))
     segments = []
     for at, length in cuts(rng, start, start + pages, parts, grain):
         kind = weighted(rng, _KINDS[look])
@@ -82,13 +87,35 @@ def put(author: Author, who: str, segments: list[Segment]) -> None:
             author.do(verbs[each.kind], each.start, each.pages, who=who)
 
 
-def fill(author: Author, who: str, *, looks: dict[Look, float] | None = None) -> None:
-    """Fill every empty page of the process's mappings, each run of them in a look of its own."""
+def fill(
+    author: Author,
+    who: str,
+    *,
+    looks: dict[Look, float] | None = None,
+    orders: tuple[int, ...] = ORDERS,
+) -> None:
+    """Fill the empty pages of the process's mappings, each run of them in a look of its own.
+
+    Where there are several tables, one may stay empty.
+    """
+    rng = author.rng
+    tables = whole_tables(author, who)
+    skipped = rng.choice(tables) if len(tables) > 1 and rng.random() < 0.12 else -1
     segments = []
     for start, pages in author.free_runs(who, Page.ABSENT):
-        look = weighted(author.rng, looks or LOOKS)
-        segments += plan_segments(author.rng, start, pages, look)
+        for at, length in _around(start, pages, skipped):
+            look = weighted(rng, looks or LOOKS)
+            segments += plan_segments(rng, at, length, look, orders)
     put(author, who, segments)
+
+
+def _around(start: int, pages: int, skipped: int) -> list[Run]:
+    """A run without the table that begins at page `skipped`."""
+    end = start + pages
+    if skipped < 0 or end <= skipped or skipped + PMD_PAGES <= start:
+        return [(start, pages)]
+    parts = [(start, skipped - start), (skipped + PMD_PAGES, end - skipped - PMD_PAGES)]
+    return [(at, length) for at, length in parts if length > 0]
 
 
 def fill_one_order(author: Author, who: str, run: Run, order: int) -> None:
@@ -178,10 +205,13 @@ def weather(author: Author, who: str, chance: float = 0.35) -> None:
 
 
 def share_some(author: Author, who: str, most: int = 3) -> None:
-    """Some pages, shared with sleeping children; a part of them copied again by a write."""
+    """Some pages, shared with sleeping children; a part of them copied again by a write.
+
+    Before anything registers the process.
+    """
     rng = author.rng
     runs = author.pieces(who, (Page.ABSENT,), rng.randint(1, most), 512)
-    order = rng.choice([0, 0, 0, *ORDERS])
+    order = rng.choice([0, 0, 0, *SMALL_ORDERS])
     if order:
         with author.with_order(order):
             for run in runs:

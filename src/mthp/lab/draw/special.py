@@ -7,7 +7,7 @@ from mthp.lab.draw.author import Author, Run
 from mthp.lab.draw.fill import whole_tables
 from mthp.lab.program import Madv, Verb
 from mthp.lab.space import Page, Uffd, Vma
-from mthp.lab.world import PMD_PAGES
+from mthp.lab.world import OUT_OF_REACH, PMD_PAGES
 from mthp.settings import Enabled
 
 MOST_VMSPLICED = 8
@@ -158,15 +158,16 @@ def move_some(author: Author, who: str, to: int, most: int = 2) -> None:
 
 
 def collapse_some(author: Author, who: str) -> None:
-    """MADV_COLLAPSE of a whole table, before the settings are in force."""
-    tables = [
-        table
-        for table in whole_tables(author, who)
-        if not {Page.GUARD, Page.POISON}
-        & {author.space(who).page(page) for page in range(table, table + PMD_PAGES)}
-    ]
+    """MADV_COLLAPSE of a whole table that it is likely to succeed on, before the settings are in
+    force."""
+    tables = [table for table in whole_tables(author, who) if _collapses(author, who, table)]
     if tables:
         author.advise(who, author.rng.choice(tables), PMD_PAGES, Madv.COLLAPSE)
+
+
+def _collapses(author: Author, who: str, table: int) -> bool:
+    found = {author.space(who).page(page) for page in range(table, table + PMD_PAGES)}
+    return Page.WRITTEN in found and found.isdisjoint(OUT_OF_REACH)
 
 
 def edge_limits(author: Author, who: str) -> None:
