@@ -99,7 +99,7 @@ class Census:
         self.flags = {folio: mem.flags.raw[folio] for folio in self.folios}
         self.books = {mm.number: mm.counters[MM_ANONPAGES] for mm in kernel.mms}
         self.gauges = kernel.vmstat.mthp.copy()
-        self.usage = [memcg.usage.value + memcg.reclaimable for memcg in kernel.memcgs]
+        self.usage = [memcg.charged + memcg.reclaimable for memcg in kernel.memcgs]
         self.charged = Counter(
             {n: self._charged(n + 1) for n in range(len(kernel.memcgs))},
         )

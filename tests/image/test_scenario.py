@@ -246,6 +246,7 @@ def test_optional_fields() -> None:
     doc["prctl"] = [None, "except_advised"]
     doc["memcg"] = {"limit_pages": 1000, "usage_pages": 900}
     doc["free_blocks"] = {"0": 100, "4": 2}
+    doc["largest_block"] = 4
     doc["weather"] = "fine"
     doc["settings"]["mood"] = 3
     doc["vmas"][1] |= {
@@ -263,6 +264,7 @@ def test_optional_fields() -> None:
     assert scenario.prctl == (None, Prctl.EXCEPT_ADVISED)
     assert scenario.memcg == Memcg(1000, 900)
     assert scenario.free_blocks == {0: 100, 4: 2}
+    assert scenario.largest_block == 4
     assert scenario.extra == {"weather": "fine", "settings": {"mood": 3}}
     vma = scenario.vmas[1]
     assert (vma.mm, vma.droppable, vma.ksm, vma.read_only) == (1, True, True, True)
@@ -351,6 +353,7 @@ def pass_set(**fields: object) -> Change:
         (top_set(prctl={}), "prctl: {} is not one of"),
         (top_set(memcg={"limit_pages": -1}), "memcg.limit_pages: -1 is outside"),
         (top_set(memcg={"limit_pages": 1}), "memcg.usage_pages: missing"),
+        (top_set(largest_block=-1), "largest_block: -1 is outside"),
         (top_set(free_blocks=3), "free_blocks: not a table"),
         (top_set(free_blocks={"x": 3}), "free_blocks: not a table"),
         (top_set(free_blocks={"999": 3}), "free_blocks: no such order"),

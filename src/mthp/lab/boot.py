@@ -17,8 +17,9 @@ from mthp.lab.session import Session
 
 __all__ = ["Booted", "booted"]
 
-ARGUMENTS = ("damon_stat.enabled=0",)
-"""DAMON_STAT clears accessed bits on its own (Linux 6.17 and later)."""
+ARGUMENTS = ("damon_stat.enabled=0", "init_on_alloc=0")
+"""DAMON_STAT clears accessed bits on its own (Linux 6.17 and later). Memory is cleared where it
+must be, and not for safety: emulated, that is dear."""
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,42 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
         document["vmas"].append(_vma(where, state))
     if group := next((name for name in declared.cgroups if name), ""):
         document["memcg"] = session.memcg_pages(group)
-    if any(op.verb is Verb.EAT for op in draft.program()):
-        document["free_blocks"] = session.free_blocks()
+    starved = _starved(draft)
+    if starved is not None:
+        _starve(session, starved)
+        document["free_blocks"] = session.eater.free_blocks()
+        document["largest_block"] = starved - 1
     document["built_by"] = [str(op) for op in draft.program()]
-    document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
+    try:
+        document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
+    except CommandFailed as error:
+        raise NotBuilt(f"in a pass: {error}") from None
     return document
+
+
+def _starved(draft: Draft) -> int | None:
+    """The order of which `eat` leaves no free block, if the program eats."""
+    orders = [op.numbers[0] for op in draft.program() if op.verb is Verb.EAT]
+    return min(orders, default=None)
+
+
+def _starve(session: Session, starved: int) -> None:
+    try:
+        session.eater.starve(starved)
+    except CommandFailed as error:
+        raise NotBuilt(f"memory ran out: {error}") from None
+    _check_blocks(session, starved, "before")
+
+
+def _check_blocks(session: Session, starved: int, when: str) -> None:
+    """NotBuilt unless what is free decides every allocation, without a look at single frames: no
+    block of the order, and every smaller one can be had, by splitting if need be."""
+    free = {int(order): count for order, count in session.eater.free_blocks().items()}
+    too_large = {order: count for order, count in free.items() if count and order >= starved}
+    if too_large:
+        raise NotBuilt(f"free blocks {when} a pass that should be eaten: {too_large}")
+    if not free.get(starved - 1):
+        raise NotBuilt(f"no free block of order {starved - 1} is left {when} a pass")
 
 
 def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
@@ -151,12 +182,17 @@ def _state(state: PagesState) -> dict[str, Any]:
 def _pass(
     session: Session, draft: Draft, declared: Declared, placed: Sequence[_Placed]
 ) -> dict[str, Any]:
+    starved = _starved(draft)
+    if starved is not None:
+        _starve(session, starved)
     before = session.counters()
     document: dict[str, Any] = {}
     if draft.action is Action.MADVISE_COLLAPSE:
         events, document["errno"] = session.collapse(_collapse_op(draft, declared))
     else:
         events = session.full_scan()
+    if starved is not None:
+        _check_blocks(session, starved, "after")
     session.drain()
     final = _states(session, declared, placed)
     document["events"] = events

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from mthp.image.runs import PagesState
 from mthp.lab.channel import Channel, CommandFailed
+from mthp.lab.eater import DRAIN, ORDERS, THP, Eater, size_kb, switch
 from mthp.lab.observe import (
     FolioNames,
     ObservedVma,
@@ -28,23 +28,17 @@ REACH = 1 << 37
 """Bytes above BASE that count as memory under test."""
 
 TRACING = "/sys/kernel/tracing"
-THP = "/sys/kernel/mm/transparent_hugepage"
 KHUGEPAGED = f"{THP}/khugepaged"
-ORDERS = range(2, 10)
 
 ENDLESS = 4294967295
 """pages_to_scan: one wakeup is one full scan."""
 ASLEEP = 4000000000
 """scan_sleep_millisecs: khugepaged sleeps until the next write; the write itself wakes it."""
 PATIENCE_MS = 30000
-SCAN_MS = 500
+SCAN_MS = 200
 """How long a full scan may take before we look whether the thread has gone to sleep without one."""
 SETTLED_MS = 100
 """Asleep for so long, khugepaged is in khugepaged_wait_work(), not in an alloc_sleep of 1 ms."""
-EATEN_LAST = 16384
-"""Pages that are not taken as base pages: well above the watermarks."""
-EATEN_AT = 1 << 20
-"""The page, from BASE, where the eater's large folios begin."""
 GROUPS = ("g", "h")
 """Memory cgroups that programs use."""
 SWAP_BYTES = 256 << 20
@@ -76,7 +70,12 @@ _EVENTS = (
 _QUIET = {
     "/proc/sys/vm/page-cluster": "0",
     "/proc/sys/vm/compaction_proactiveness": "0",
+    "/proc/sys/vm/compact_unevictable_allowed": "0",
+    "/proc/sys/vm/watermark_boost_factor": "0",
+    "/proc/sys/vm/lowmem_reserve_ratio": "1",
     "/proc/sys/vm/overcommit_memory": "1",
+    "/proc/sys/vm/percpu_pagelist_high_fraction": "1000",
+    f"{THP}/defrag": "never",
     "/proc/sys/vm/stat_interval": "3600",
     "/proc/sys/kernel/printk": "1 1 1 1",
 }
@@ -85,11 +84,6 @@ _QUIET = {
 
 _NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
 """Operations that ask the guest something before they act: all before them must have been done."""
-
-
-def size_kb(order: int) -> int:
-    """A size's number in sysfs, KiB of 4 KiB pages."""
-    return 4 << order
 
 
 @dataclass
@@ -136,7 +130,9 @@ class Session:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._bases: dict[str, int] = {}
+        self._cut_short = False
         self._orders = self._sizes()
+        self.eater = Eater(channel, self._orders)
         self._stat_paths = [
             (order, name, f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
             for order in self._orders
@@ -198,27 +194,21 @@ class Session:
         self.write(f"{TRACING}/events/mthp/enable", "1")
 
     def _park(self) -> None:
-        top = size_kb(ORDERS[-1])
         commands = [
             "new parked",
             f"parked base {BASE}",
             "parked mmap 0 1024",
-            f"w {self._switch(top)} madvise",
+            f"w {switch(ORDERS[-1])} madvise",
             "parked wr 0 1",
             "parked adv 0 1024 14",
             "parked adv 0 1024 15",
-            f"w {self._switch(top)} never",
+            f"w {switch(ORDERS[-1])} never",
         ]
         self._channel.ask_all(commands)
         self._asleep()
 
-    def _switch(self, size: int) -> str:
-        return f"{THP}/hugepages-{size}kB/enabled"
-
     def _all_sizes(self, value: str) -> None:
-        self._channel.ask_all(
-            [f"w {self._switch(size_kb(order))} {value}" for order in self._orders]
-        )
+        self._channel.ask_all([f"w {switch(order)} {value}" for order in self._orders])
 
     def write(self, path: str, value: str) -> None:
         """One file in the guest."""
@@ -232,15 +222,25 @@ class Session:
 
     def reset(self, processes: Iterable[str]) -> None:
         """No process under test is left, and no size is enabled."""
-        commands = [f"end {name}" for name in (*processes, "eater")]
+        commands = [f"end {name}" for name in processes]
         for command in commands:
             with contextlib.suppress(CommandFailed):
                 self._channel.ask(command)
         for group in GROUPS:
             with contextlib.suppress(CommandFailed):
                 self._channel.ask(f"rmdir /sys/fs/cgroup/{group}")
+        self.eater.end()
         self.write(f"{THP}/enabled", "madvise")
         self._all_sizes("never")
+        if self._cut_short:
+            self._rewind()
+
+    def _rewind(self) -> None:
+        """A scan that ended early left khugepaged in the middle of its list: go on to the end."""
+        pid = int(self._channel.ask("pidof khugepaged"))
+        self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
+        self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
+        self._cut_short = False
 
     def perform(self, program: Iterable[Op]) -> Built:
         """A program's operations, in order; CommandFailed names the first that failed."""
@@ -293,7 +293,7 @@ class Session:
         elif op.verb is Verb.MEMCG:
             self._limit_memcg(str(op.args[0]), int(op.args[1]))
         else:
-            self._eat(int(op.args[0]))
+            self.eater.eat(int(op.args[0]))
 
     def _run_ksm(self, scans: int) -> None:
         """ksmd over everything mergeable, so many times; stopped again, its merges kept."""
@@ -331,66 +331,9 @@ class Session:
         most = (1 << 52) if limit == "max" else int(limit)
         return {"limit_pages": most // 4096, "usage_pages": int(usage) // 4096}
 
-    def free_blocks(self) -> dict[str, int]:
-        """Free blocks by order, over all zones."""
-        totals: dict[str, int] = {}
-        for line in self._channel.ask("r /proc/buddyinfo").decode().splitlines():
-            for order, count in enumerate(line.split()[4:]):
-                totals[str(order)] = totals.get(str(order), 0) + int(count)
-        return totals
-
-    def _modes(self) -> dict[int, str]:
-        """What each size's switch stands at."""
-        answers = self._channel.ask_all([f"r {self._switch(size_kb(k))}" for k in self._orders])
-        chosen = (re.search(r"\[(\w+)\]", text.decode()) for text in answers)
-        return {k: found[1] for k, found in zip(self._orders, chosen, strict=True) if found}
-
-    def _only(self, order: int) -> None:
-        """Only one size is enabled, for everyone. At no moment is none: khugepaged would end, and
-        scan anew when it starts again."""
-        self._set_modes({k: "always" if k == order else "never" for k in self._orders}, order)
-
-    def _set_modes(self, modes: Mapping[int, str], last: int) -> None:
-        first = [last] if modes[last] != "never" else []
-        order = [*first, *(k for k in modes if k != last), *([] if first else [last])]
-        self._channel.ask_all([f"w {self._switch(size_kb(k))} {modes[k]}" for k in order])
-
-    def _eat(self, order: int) -> None:
-        """Leave no free block of this order or above, yet plenty of smaller ones.
-
-        Nearly all memory is taken in base pages and given back except one page of every block;
-        what large blocks are left are then taken as folios of the sizes that fit them.
-        """
-        taken = max(sum(n << int(k) for k, n in self.free_blocks().items()) - EATEN_LAST, 1)
-        room = EATEN_LAST * 4
-        self._channel.ask_all(
-            [
-                "new eater",
-                f"eater base {BASE}",
-                f"eater mmap 0 {taken}",
-                f"eater adv 0 {taken} 15",
-                f"eater wr 0 {taken}",
-                f"eater thin 0 {taken} {order}",
-                f"eater mmap {EATEN_AT} {room}",
-            ]
-        )
-        sizes = [size for size in reversed(self._orders) if size >= order]
-        modes = self._modes()
-        place = EATEN_AT
-        for size in sizes:
-            self._only(size)
-            blocks = sum(
-                n << int(k) - size for k, n in self.free_blocks().items() if int(k) >= size
-            )
-            windows = [place + (i << size) for i in range(blocks)]
-            place += blocks << size
-            self._channel.ask_all([f"eater wr {window} 1" for window in windows])
-        self._set_modes(modes, last=sizes[-1])
-        self._channel.ask(f"eater adv {EATEN_AT} {room} 15")
-
     def drain(self) -> None:
         """Empty this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
-        self._channel.ask("parked adv 1 1 20")
+        self._channel.ask(DRAIN)
 
     # --- reading back ---------------------------------------------------------------------
 
@@ -438,26 +381,34 @@ class Session:
 
     # --- acting ---------------------------------------------------------------------------
 
-    def _asleep(self) -> None:
-        pid = int(self._channel.ask("pidof khugepaged"))
+    def _asleep(self, thread: str = "khugepaged") -> None:
+        pid = int(self._channel.ask(f"pidof {thread}"))
         self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
 
     def full_scan(self) -> list[dict[str, Any]]:
         """Exactly one khugepaged_do_scan() over every registered process; its events.
 
-        full_scans goes up by one, unless two allocations failed and the wakeup ended there.
+        full_scans goes up by one, unless two allocations failed and the wakeup ended there. The next
+        one then goes on from there and may end early again, whatever full_scans says meanwhile.
         """
         pid = int(self._channel.ask("pidof khugepaged"))
         asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
         trigger = f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}"
         self._channel.ask_all([asleep, f"w {TRACING}/trace", trigger])
-        try:
-            self._channel.ask(f"wait {KHUGEPAGED}/full_scans 0 {done + 1} {SCAN_MS}")
-        except CommandFailed:
+        if self._cut_short or not self._scanned(done + 1):
             self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
+            self._cut_short = True
         answers = self._channel.ask_all([asleep, f"r {TRACING}/trace"])
         return events_of(answers[-1].decode())
+
+    def _scanned(self, full_scans: int) -> bool:
+        """Whether the number is reached before long."""
+        try:
+            self._channel.ask(f"wait {KHUGEPAGED}/full_scans 0 {full_scans} {SCAN_MS}")
+        except CommandFailed:
+            return False
+        return True
 
     def collapse(self, op: Op) -> tuple[list[dict[str, Any]], int]:
         """An operation that is madvise(MADV_COLLAPSE); its events, and 0 or a negative errno."""

@@ -20,6 +20,10 @@ from mthp.run.conformance import Conformance, run_scenario
 __all__ = ["Trial", "Trier", "Verdict", "judge"]
 
 
+MEMORY = 256
+"""MiB of a guest: programs need little, and `eat` fills the rest."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What came of one draft. record: the scenario as the kernel ran it; None where it was not
@@ -95,5 +99,5 @@ class Trier:
 
     def _guest(self) -> Booted:
         if self._booted is None:
-            self._booted = self._stack.enter_context(booted(self._kernel))
+            self._booted = self._stack.enter_context(booted(self._kernel, MEMORY))
         return self._booted

@@ -55,6 +55,7 @@ class Trial:
         if memcg is not None:
             copied = self.kernel.new_memcg(memcg.name, memcg.limit, memcg.usage.value)
             copied.reclaimable, copied.defer = memcg.reclaimable, memcg.defer
+            copied.stock = memcg.stock
         self.mm = self.kernel.new_mm(
             vma.vm_mm.number, vma.vm_mm.comm, self.kernel.memcgs[0] if memcg else None
         )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mthp.image.scenario import Action
 from mthp.lab.draw.author import Author
@@ -25,7 +25,7 @@ from mthp.lab.draw.fill import (
     weather,
     weighted,
 )
-from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS
+from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS, PMD_ORDER
 from mthp.lab.draw.layout import close, map_many, map_one, place
 from mthp.lab.draw.special import (
     arm_some,
@@ -236,15 +236,23 @@ def ksm(author: Author) -> None:
 def memcg(author: Author) -> None:
     """A memory cgroup that is full, or nearly so, when khugepaged comes.
 
-    Nothing in it can be reclaimed: no swapped or lazily freed pages.
+    Nothing in it can be reclaimed: no swapped or lazily freed pages. With defrag, a charge that
+    fails reclaims: it would split partially mapped folios, and for orders up to 3 kill the process.
+    So there are none of either then. Kernel: mm/memcontrol.c, try_charge_memcg().
     """
     rng = author.rng
+    if rng.random() < 0.5:
+        author.settings = author.settings.replace(defrag=False)
     author.start()
     author.do(Verb.CGROUP, "g", who="s")
     map_one(author)
-    fill(author, "s", looks={Look.FULL: 4, Look.LARGE: 2, Look.MOSTLY: 2})
-    if rng.random() < 0.5:
-        drop_some(author, "s")
+    if author.settings.defrag:
+        author.settings = author.settings.replace(sizes=_costly(author.settings.sizes))
+        fill(author, "s", looks={Look.FULL: 4, Look.MOSTLY: 2})
+    else:
+        fill(author, "s", looks={Look.FULL: 4, Look.LARGE: 2, Look.MOSTLY: 2})
+        if rng.random() < 0.5:
+            drop_some(author, "s")
     close(author)
     order = rng.choice(ORDERS)
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-1, 0, 0, 1]))
@@ -253,14 +261,24 @@ def memcg(author: Author) -> None:
         collapse(author)
 
 
+KILLS_UP_TO = 3
+"""Kernel: mm/memcontrol.c, mem_cgroup_oom(), PAGE_ALLOC_COSTLY_ORDER."""
+
+
+def _costly(sizes: Mapping[int, Enabled]) -> dict[int, Enabled]:
+    """The sizes with those off for which the kernel would kill, and 2 MiB on."""
+    small = {order: Enabled.NEVER for order in sizes if order <= KILLS_UP_TO}
+    return {**sizes, **small, PMD_ORDER: Enabled.ALWAYS}
+
+
 def nomem(author: Author) -> None:
-    """No free block of some order, and khugepaged may not make one (defrag 0)."""
+    """No free block of some order, and khugepaged may not make one (defrag 0).
+
+    Of orders below 4 the kernel itself cannot do without blocks.
+    """
     author.settings = author.settings.replace(defrag=False)
+    author.do(Verb.EAT, author.rng.randint(4, 9))
     plain(author)
-    rng = author.rng
-    on = [order for order, mode in author.settings.sizes.items() if mode is not Enabled.NEVER]
-    order = rng.choice(on) if on and rng.random() < 0.7 else rng.choice(ORDERS)
-    author.finish_with(Op(Verb.EAT, (order,)))
 
 
 _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))

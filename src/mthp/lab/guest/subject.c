@@ -20,6 +20,9 @@
 
 #include "agent.h"
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
 #ifndef MAP_DROPPABLE
 #define MAP_DROPPABLE 0x08
 #endif
@@ -206,6 +209,33 @@ static long advise_other(const struct words *w)
 	return result < 0 ? result : 0;
 }
 
+/* One entry of 8 bytes of a file of /proc. */
+static uint64_t entry(const char *path, uint64_t index)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint64_t value = 0;
+
+	if (fd >= 0 && pread(fd, &value, sizeof(value), index * 8) != sizeof(value))
+		value = 0;
+	close(fd);
+	return value;
+}
+
+/* Touch a page of each 2 MiB until one gets a small folio: how many got a large one. */
+static long gorge(uint64_t first, uint64_t windows)
+{
+	const uint64_t large = 1 << 15 | 1 << 16; /* KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL */
+	uint64_t i, frame;
+
+	for (i = 0; i < windows; i++) {
+		*page(first + i * 512) = 1;
+		frame = entry("/proc/self/pagemap", (uint64_t)page(first + i * 512) / PAGE) << 9 >> 9;
+		if (!(entry("/proc/kpageflags", frame) & large))
+			break;
+	}
+	return i;
+}
+
 /* Give back every page but those whose frame number is a multiple of 2^order. */
 static long thin_out(uint64_t first, uint64_t pages, uint64_t order)
 {
@@ -223,11 +253,13 @@ static long thin_out(uint64_t first, uint64_t pages, uint64_t order)
 			given++;
 			continue;
 		}
-		if (given && madvise((void *)page(first + i - given), given * PAGE, MADV_DONTNEED))
+		if (given && madvise((void *)page(first + i - given), given * PAGE, MADV_DONTNEED_LOCKED))
 			return failed();
 		given = 0;
 	}
 	close(fd);
+	if (given && madvise((void *)page(first + pages - given), given * PAGE, MADV_DONTNEED_LOCKED))
+		return failed();
 	return 0;
 }
 
@@ -265,6 +297,8 @@ static long run(const struct words *w)
 		return write_protect(first, pages, third);
 	if (!strcmp(op, "thin"))
 		return thin_out(first, pages, third);
+	if (!strcmp(op, "gorge"))
+		return gorge(first, pages);
 	if (!strcmp(op, "pin_uring"))
 		return pin_uring(first, pages);
 	if (!strcmp(op, "pin_vmsplice"))
