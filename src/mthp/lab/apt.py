@@ -209,6 +209,18 @@ class PrivateApt:
             return []
         return list(parse_records(self._run("apt-cache", "show", *names)))
 
+    def with_dependencies(self, names: Sequence[str]) -> list[Package]:
+        """These packages and all that they depend on, recommendations left out.
+
+        LabError: the suite has no such package.
+        """
+        said = self._run(
+            "apt-get", "--simulate", "--no-install-recommends", "-qq", "install", *names
+        )
+        found = re.findall(r"^Inst (\S+)", said, re.MULTILINE)
+        shown = self._run("apt-cache", "show", "--no-all-versions", *dict.fromkeys(found))
+        return list(parse_records(shown))
+
     def download(self, package: Package, folder: Path) -> Path:
         """Fetch a package's file into a folder. LabError: that failed."""
         self._run("apt-get", "-qq", "download", f"{package.name}={package.version}", cwd=folder)

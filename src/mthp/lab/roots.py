@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs from Debian, with all they depend on, unpacked into a folder of the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mthp.lab.apt import PrivateApt, archive_address, system_sources
+from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.files import Root
+from mthp.lab.kernels import cache_dir, check_room
+from mthp.units import human_bytes
+
+SUITE = "bookworm"
+
+
+def debian_root(names: Sequence[str], say: Callable[[str], None]) -> Root:
+    """A tree with these packages and what they depend on, fetched unless the cache has it.
+
+    LabError (5): no archive, no such package, no room.
+    """
+    key = hashlib.sha256(" ".join((SUITE, *sorted(names))).encode()).hexdigest()[:16]
+    target = cache_dir() / "roots" / key
+    if target.is_dir():
+        return Root(target)
+    apt = PrivateApt(cache_dir() / "apt" / SUITE, archive_address(system_sources()), SUITE)
+    say(f"reading the package lists of Debian {SUITE}")
+    apt.update()
+    packages = apt.with_dependencies(names)
+    size = sum(package.size for package in packages)
+    unpacked = sum(package.installed_size for package in packages)
+    say(
+        f"fetching {' '.join(names)} with what they need: {len(packages)} packages, "
+        f"{human_bytes(size)}, {human_bytes(unpacked)} unpacked"
+    )
+    check_room(size + unpacked)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as folder:
+        tree = Path(folder) / "tree"
+        for package in packages:
+            file = apt.download(package, Path(folder))
+            _unpack(file, tree)
+            file.unlink()
+        os.replace(tree, target)
+    return Root(target)
+
+
+def _unpack(file: Path, tree: Path) -> None:
+    done = subprocess.run(
+        ["dpkg-deb", "-x", str(file), str(tree)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().partition("\n")[0]
+        raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {said}")
