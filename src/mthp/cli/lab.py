@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mthp.cli.lab_predict import add_predict
 from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import HOST_LACKS, LabError
 
@@ -30,6 +31,7 @@ def add_lab(verbs: Verbs) -> None:
     subverbs = parser.add_subparsers(dest="subverb", metavar="SUBVERB", required=True)
     _add_setup(subverbs)
     _add_list(subverbs)
+    add_predict(subverbs)
 
 
 def run_lab(args: argparse.Namespace) -> int:

@@ -54,9 +54,7 @@ def needs(data: bytes) -> Needs:
         raise ValueError("not a 64-bit little-endian ELF file")
     try:
         segments = list(_segments(data))
-        interpreter = next(
-            (_text(data, s.offset) for s in segments if s.kind == _PT_INTERP), None
-        )
+        interpreter = next((_text(data, s.offset) for s in segments if s.kind == _PT_INTERP), None)
         dynamic = list(_dynamic(data, segments))
         strings = next((_offset(segments, value) for tag, value in dynamic if tag == _DT_STRTAB), 0)
     except struct.error:

@@ -156,12 +156,10 @@ class GuestFiles:
         self, root: Root, path: str, wanted: Needs, missing: Callable[[str, str], None]
     ) -> None:
         own = root.find(path)
-        origin = str(PurePosixPath(path).parent)
+        origins = [str(PurePosixPath(path).parent)]
         if own is not None and own.is_relative_to(root.folder):
-            # The loader takes $ORIGIN from the path it was given; links lead to the real one.
-            origins = (origin, "/" + str(own.relative_to(root.folder).parent))
-        else:
-            origins = (origin,)
+            # A link may have been followed to a file whose libraries lie beside it.
+            origins.append("/" + str(own.relative_to(root.folder).parent))
         folders = [
             os.path.normpath(each.replace("$ORIGIN", place).replace("${ORIGIN}", place))
             for each in wanted.search
@@ -186,5 +184,3 @@ def _leave_out(path: str, name: str) -> None:
 
 def _is_plain(found: Path | None) -> bool:
     return found is not None and (found.is_file() or found.is_dir()) and os.access(found, os.R_OK)
-
-

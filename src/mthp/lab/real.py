@@ -26,6 +26,7 @@ __all__ = ["Provision", "Taken", "provide", "take"]
 
 Say = Callable[[str], None]
 READY_SECONDS = 120.0
+LOAD_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def _placed(recipe: Recipe, paths: dict[str, str]) -> Recipe:
         load=tuple(map(at, recipe.load)),
         ready=None if recipe.ready is None else at(recipe.ready),
         beside=None if recipe.beside is None else at(recipe.beside),
+        until=None if recipe.until is None else at(recipe.until),
     )
 
 
@@ -134,7 +136,10 @@ def _perform(stage: Stage, recipe: Recipe, say: Say) -> None:
         say(f"{recipe.name}: load: {Path(job.argv[0]).name}")
         stage.run(job)
     if recipe.beside is not None:
+        say(f"{recipe.name}: load that goes on: {Path(recipe.beside.argv[0]).name}")
         stage.start_beside(recipe.beside)
+    if recipe.until is not None:
+        stage.wait_for(recipe.until, LOAD_SECONDS)
     say(f"{recipe.name}: running")
     time.sleep(recipe.seconds)
 

@@ -22,7 +22,7 @@ class Recipe:
     that those call. trees: folders that they read, each with patterns of names in it to leave out.
     files: made here, path -> text. setup: before the program.
     ready: repeated until it succeeds. load: after that, one after the other. beside: load that
-    goes on. seconds: from then until it is stopped.
+    goes on. until: as ready, after that. seconds: from then until it is stopped.
     """
 
     name: str
@@ -35,11 +35,12 @@ class Recipe:
     ready: Job | None = None
     load: tuple[Job, ...] = ()
     beside: Job | None = None
+    until: Job | None = None
     seconds: float = 1.0
 
     def programs(self) -> tuple[str, ...]:
         """The names of all programs, each once."""
-        jobs = (*self.setup, self.ready, self.start, *self.load, self.beside)
+        jobs = (*self.setup, self.ready, self.start, *self.load, self.beside, self.until)
         named = [job.argv[0] for job in jobs if job is not None]
         return tuple(dict.fromkeys(name for name in (*named, *self.tools) if name != PYTHON))
 
@@ -108,24 +109,26 @@ _UID = 999
 _DATA = "/var/pg"
 _HOME = "/usr/lib/postgresql/15"
 _SCRIPT = "/lab/analyse.sql"
+_CLIENTS = 3
 _ANALYSE = """\
-\\set size random(20000, 60000)
+\\set size random(60000, 120000)
+SELECT count(*) FROM (SELECT md5(n::text) FROM generate_series(1, :size) n GROUP BY 1) AS g;
 BEGIN;
 DECLARE sorted NO SCROLL CURSOR FOR
   SELECT n, repeat(md5(n::text), 2) AS t FROM generate_series(1, :size) AS n ORDER BY t;
 FETCH 100 FROM sorted;
-DECLARE joined NO SCROLL CURSOR FOR
-  SELECT a.aid, b.abalance FROM pgbench_accounts a JOIN pgbench_accounts b ON a.aid = b.aid
-  WHERE a.aid < :size ORDER BY a.filler, b.aid DESC;
-FETCH 100 FROM joined;
-SELECT count(*) FROM (SELECT md5(n::text) FROM generate_series(1, :size) n GROUP BY 1) AS g;
-SELECT pg_sleep(2);
-COMMIT;
+DECLARE grouped NO SCROLL CURSOR FOR
+  SELECT aid % (:size / 3), string_agg(filler, ',') FROM pgbench_accounts GROUP BY 1;
+FETCH 100 FROM grouped;
+SELECT pg_sleep(3600);
 """
-"""Sorts and joins that are under way, each with its memory, when the server is stopped."""
+"""Queries of which the last two are under way, each with its memory, when the server is stopped."""
+_ALL_ASLEEP = (
+    f"SELECT 1 / (count(*) = {_CLIENTS})::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+)
 _OPTIONS = (
     "listen_addresses= unix_socket_directories=/tmp fsync=off jit=off shared_buffers=32MB "
-    "work_mem=32MB max_parallel_workers_per_gather=0 max_connections=20"
+    "work_mem=64MB max_parallel_workers_per_gather=0 max_connections=20"
 )
 _FOLDER = f"import os; os.makedirs('{_DATA}'); os.chown('{_DATA}', {_UID}, {_UID})"
 
@@ -156,8 +159,10 @@ _POSTGRES = Recipe(
         _job(f"{_HOME}/bin/pgbench -h /tmp -i -q -s 2 postgres", uid=_UID),
         _job(f"{_HOME}/bin/pgbench -h /tmp -n -c 2 -t 200 postgres", uid=_UID),
     ),
-    beside=_job(f"{_HOME}/bin/pgbench -h /tmp -n -c 6 -T 600 -f {_SCRIPT} postgres", uid=_UID),
-    seconds=20.0,
+    beside=_job(
+        f"{_HOME}/bin/pgbench -h /tmp -n -c {_CLIENTS} -t 1 -f {_SCRIPT} postgres", uid=_UID
+    ),
+    until=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", _ALL_ASLEEP, uid=_UID),
 )
 
 RECIPES = {recipe.name: recipe for recipe in (_REDIS, _POSTGRES, _PYTHON)}

@@ -29,6 +29,8 @@ PART = 4 << 20
 MOST_SCANS = 64
 SCAN_MS = 600_000
 COMMAND_SECONDS = 900.0
+
+
 @dataclass(frozen=True)
 class Job:
     """A command as the guest is to run it. argv[0]: an absolute path. uid: 0 for root."""
@@ -158,7 +160,9 @@ class Stage:
         """SIGSTOP to every process of the subject; their pids. LabError: none is left."""
         pids = self.pids()
         if not pids:
-            raise LabError(BAD_INPUT, f"the program has ended before its memory was read: {self.said()}")
+            raise LabError(
+                BAD_INPUT, f"the program has ended before its memory was read: {self.said()}"
+            )
         self._channel.ask_all([f"kill {pid} 19" for pid in pids])
         self._channel.ask_all([f"wait /proc/{pid}/stat 2 T 30000" for pid in pids])
         return pids

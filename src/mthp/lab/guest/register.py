@@ -56,9 +56,9 @@ def syscall_address(pid: int) -> int:
 
 def call(pid: int, at: int, number: int, *arguments: int) -> int:
     """One system call made by the process; its result."""
-    before, regs = (ctypes.c_uint64 * WORDS)(), (ctypes.c_uint64 * WORDS)()
+    before = (ctypes.c_uint64 * WORDS)()
     ptrace(PTRACE_GETREGS, pid, before)
-    regs[:] = before[:]
+    regs = type(before).from_buffer_copy(before)
     for place, value in zip((RDI, RSI, RDX, R10, R8, R9), (*arguments, 0, 0, 0)):  # noqa: B905
         regs[place] = value
     regs[RAX], regs[ORIG_RAX], regs[RIP] = number, 2**64 - 1, at
