@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mthp.lab.apt import PrivateApt, archive_address, system_sources
-from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.apt import PrivateApt, Source, archive_address, system_sources, unpack_deb
 from mthp.lab.files import Root
 from mthp.lab.kernels import cache_dir, check_room
 from mthp.units import human_bytes
@@ -19,8 +17,14 @@ from mthp.units import human_bytes
 SUITE = "bookworm"
 
 
-def debian_root(names: Sequence[str], say: Callable[[str], None]) -> Root:
+def debian_root(
+    names: Sequence[str],
+    say: Callable[[str], None],
+    sources: Callable[[], list[Source]] = system_sources,
+) -> Root:
     """A tree with these packages and what they depend on, fetched unless the cache has it.
+
+    sources: asked where Debian's archive is.
 
     LabError (5): no archive, no such package, no room.
     """
@@ -28,7 +32,7 @@ def debian_root(names: Sequence[str], say: Callable[[str], None]) -> Root:
     target = cache_dir() / "roots" / key
     if target.is_dir():
         return Root(target)
-    apt = PrivateApt(cache_dir() / "apt" / SUITE, archive_address(system_sources()), SUITE)
+    apt = PrivateApt(cache_dir() / "apt" / SUITE, archive_address(sources()), SUITE)
     say(f"reading the package lists of Debian {SUITE}")
     apt.update()
     packages = apt.with_dependencies(names)
@@ -42,18 +46,8 @@ def debian_root(names: Sequence[str], say: Callable[[str], None]) -> Root:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as folder:
         tree = Path(folder) / "tree"
-        for package in packages:
-            file = apt.download(package, Path(folder))
-            _unpack(file, tree)
+        for file in apt.download_all(packages, Path(folder)):
+            unpack_deb(file, tree)
             file.unlink()
         os.replace(tree, target)
     return Root(target)
-
-
-def _unpack(file: Path, tree: Path) -> None:
-    done = subprocess.run(
-        ["dpkg-deb", "-x", str(file), str(tree)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip().partition("\n")[0]
-        raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {said}")
