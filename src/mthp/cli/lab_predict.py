@@ -52,7 +52,11 @@ def add_predict(subverbs: Verbs) -> None:
     parser.add_argument("command", nargs="*", metavar="-- COMMAND", help="or any command")
     group = parser.add_argument_group("of a command")
     group.add_argument(
-        "--load", action="append", metavar="CMD", help="run in the guest after it has started"
+        "--load",
+        action="append",
+        metavar="CMD",
+        help="run beside it; the first one "
+        "is repeated until it succeeds, for the program may not be up yet",
     )
     group.add_argument(
         "--settle", default="5", metavar="S", help="seconds from then until it is stopped (5)"
@@ -120,7 +124,8 @@ def _recipes(args: argparse.Namespace) -> list[Recipe]:
         Recipe(
             name=Path(args.command[0]).name,
             start=Job(tuple(args.command)),
-            load=loads,
+            ready=loads[0] if loads else None,
+            load=loads[1:],
             seconds=float(_whole("settle", args.settle, 0, MOST_SECONDS)),
         )
     ]

@@ -29,8 +29,8 @@ def good(forecast: Forecast) -> bool:
 def render_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
     """Print a line for each, then what was wrong and why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("program")
-    for name in ("max_ptes_none", "PTEs", "changed", "right", "of changed", "baseline"):
+    table.add_column("program", no_wrap=True)
+    for name in ("max_ptes_\nnone", "PTEs", "changed", "right", "right of\nchanged", "baseline"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in forecasts:
         table.add_row(
