@@ -40,7 +40,11 @@ from mthp.settings import Enabled
 from mthp.units import Geometry
 
 DATA = Path(__file__).parent.parent / "data"
-FILES = {"linux-7.3.4.jsonl.xz": 499, "linux-7.3.4-many-vmas.jsonl.xz": 200}
+FILES = {
+    "linux-7.3.4.jsonl.xz": 499,
+    "linux-7.3.4-many-vmas.jsonl.xz": 200,
+    "lab-7.3.4.jsonl.xz": 22,
+}
 BASE = 0x7E00_0000_0000
 
 
@@ -118,7 +122,7 @@ def test_columns_are_the_pages() -> None:
                 for key in ("kind", "order", "flags", "pagemap", "mapcount", "folio", "index"):
                     assert getattr(columns, key) == [getattr(page, key) for page in pages]
                 assert columns.swap_type == [page.swap_type for page in pages]
-                assert columns.swap_uffd_wp == [page.swap_uffd_wp for page in pages]
+                assert columns.swap_letters == [page.swap_letters for page in pages]
                 assert columns.pte == [str(entry) for entry in vma.initial.pte_pages()]
 
 
@@ -166,7 +170,7 @@ def test_folio_tokens() -> None:
     assert (token.mapcount, token.folio, token.index) == (3, 7, 8)
     assert parse_folio_token("F4.RLaBVTM.xws.m3.f7.i8") is token
     swap = parse_folio_token("W0.w")
-    assert (swap.swap_type, swap.swap_uffd_wp, swap.special_swap) == (0, True, None)
+    assert (swap.swap_type, swap.swap_letters, swap.special_swap) == (0, "w", None)
     assert parse_folio_token("W24").special_swap == "hwpoison"
     assert parse_folio_token("W25").special_swap == "migration"
     assert parse_folio_token("W28").special_swap == "device"
@@ -602,3 +606,10 @@ def test_whatever_stands_in_a_field_is_read_or_refused(data: st.DataObject) -> N
         parse_scenario(doc)
     except ScenarioError as error:
         assert "\n" not in str(error)
+
+
+def test_another_process_may_map_single_pages_of_a_huge_pmd() -> None:
+    """Its pages' mapcounts then differ, and the run of the folio is cut there."""
+    folios = "501:F9.LaBT.s.m2.f0.i0 1:F9.LaBT.s.m1.f0.i501 10:F9.LaBT.s.m2.f0.i502"
+    state = parse_scenario(document(folios, "512:HPAD")).vmas[0].initial
+    assert state.folios_text() == folios

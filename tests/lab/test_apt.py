@@ -10,10 +10,11 @@ import pytest
 
 from mthp.lab.apt import (
     KEYRING,
+    Archive,
     Package,
     PrivateApt,
     Source,
-    archive_address,
+    debian_archive,
     parse_list,
     parse_records,
     parse_stanzas,
@@ -93,9 +94,9 @@ def test_debians_own_archive_comes_before_others_that_look_like_it() -> None:
     other = Source(("http://engine.example/debian",), ("bookworm",), ("main",), "/k/other.asc")
     plain = Source(("http://plain.example/debian",), ("bookworm",), ("main",))
     ours = Source((OURS,), ("bookworm",), ("main",), "/k/debian-archive-keyring.gpg")
-    assert archive_address([other, plain, ours]) == OURS
-    assert archive_address([other, plain]) == "http://plain.example/debian"
-    assert archive_address([other]) == "http://engine.example/debian"
+    assert debian_archive([other, plain, ours]) == Archive(OURS)
+    assert debian_archive([other, plain]) == Archive("http://plain.example/debian")
+    assert debian_archive([other]) == Archive("http://engine.example/debian")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_debians_own_archive_comes_before_others_that_look_like_it() -> None:
 )
 def test_no_archive_of_debian(source: Source) -> None:
     with pytest.raises(LabError, match="name no archive of Debian") as caught:
-        archive_address([source])
+        debian_archive([source])
     assert caught.value.code == 5
 
 
@@ -138,7 +139,7 @@ needs_apt = pytest.mark.skipif(
 
 @needs_apt
 def test_apt_keeps_to_its_own_folder(tmp_path: Path) -> None:
-    apt = PrivateApt(tmp_path / "apt", "file:/nonexistent/debian", "bookworm")
+    apt = PrivateApt(tmp_path / "apt", Archive("file:/nonexistent/debian"), "bookworm")
     kept = run_apt(["apt-config", "-c", str(tmp_path / "apt/apt.conf"), "dump"])
     for key in ("Dir::State::lists", "Dir::State::status", "Dir::Etc::sourcelist", "Dir::Cache"):
         assert f'{key} "{tmp_path}/apt/' in kept
@@ -148,7 +149,7 @@ def test_apt_keeps_to_its_own_folder(tmp_path: Path) -> None:
 
 @needs_apt
 def test_an_archive_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    apt = PrivateApt(tmp_path / "apt", "file:/nonexistent/debian", "bookworm")
+    apt = PrivateApt(tmp_path / "apt", Archive("file:/nonexistent/debian"), "bookworm")
     with pytest.raises(LabError) as caught:
         apt.update()
     assert caught.value.code == 5
@@ -158,12 +159,19 @@ def test_an_archive_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 @needs_apt
 def test_a_path_apt_cannot_take(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="apt takes no path like this") as caught:
-        PrivateApt(tmp_path / 'a"b', OURS, "bookworm")
+        PrivateApt(tmp_path / 'a"b', Archive(OURS), "bookworm")
     assert caught.value.code == 2
 
 
 def test_no_apt_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LabError, match="apt-get is not on this host") as caught:
-        PrivateApt(tmp_path / "apt", OURS, "bookworm")
+        PrivateApt(tmp_path / "apt", Archive(OURS), "bookworm")
     assert caught.value.code == 5
+
+
+def test_no_keyring(tmp_path: Path) -> None:
+    if shutil.which("apt-get") is None:
+        pytest.skip("not a Debian")
+    with pytest.raises(LabError, match="is missing: apt-get install debian-archive-keyring"):
+        PrivateApt(tmp_path / "apt", Archive(OURS, tmp_path / "gone.gpg"), "bookworm")

@@ -11,7 +11,8 @@ import pytest
 from mthp.image.scenario import Action
 from mthp.lab.declared import declare, problem
 from mthp.lab.draw import FAMILIES, draw, draw_many
-from mthp.lab.program import Draft, parse
+from mthp.lab.program import REMOTE, Draft, Madv, Verb, parse
+from mthp.lab.walk import walk
 
 NUMBER = 500
 
@@ -44,6 +45,37 @@ def test_drafts_round_trip_through_text() -> None:
 
 def test_every_family_is_drawn() -> None:
     assert {drawn.family for drawn in drafts()} == set(FAMILIES)
+
+
+EVERY_KIND = {str(verb) for verb in Verb} - {"adv", "padv"} | {
+    *(f"adv {int(advice)}" for advice in Madv),
+    *(f"padv {int(advice)}" for advice in REMOTE),
+}
+
+
+def test_every_kind_of_operation_is_drawn() -> None:
+    kinds = Counter(kind for drawn in drafts() for kind in {op.kind for op in drawn.program()})
+    assert EVERY_KIND - set(kinds) == set()
+
+
+def test_poison_is_rare_since_its_pages_never_come_back() -> None:
+    poisoned = sum(
+        op.pages for drawn in drafts() for op in drawn.ops if op.kind == f"adv {Madv.HWPOISON}"
+    )
+    assert 0 < poisoned < NUMBER // 10
+
+
+def test_most_of_what_is_drawn_can_be_collapsed() -> None:
+    """Some mapping holds a whole table, and an order is enabled for it when khugepaged comes."""
+    able = 0
+    for drawn in drafts():
+        world = walk(drawn.program())
+        able += any(
+            vma.pages >= 512 and world.eligible_orders(process, vma)
+            for process in world.processes.values()
+            for vma in process.space.vmas
+        )
+    assert able > NUMBER * 0.8
 
 
 def test_programs_are_short() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from mthp.lab.errors import LabError
 from mthp.lab.kernels import (
+    Origin,
     add_copy,
     cache_dir,
     check_release,
@@ -91,7 +92,7 @@ def test_a_kernel_from_anywhere_stands_in_the_cache(tmp_path: Path, cache: Path)
     assert kernel.image == cache / "kernels/7.4.0-mine/vmlinuz"
     assert kernel.image.read_bytes() == path.read_bytes()
     assert kernel.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert kernel.source == str(path)
+    assert kernel.origin == Origin(str(path))
     assert kernel.modules is not None
     assert sorted(each.name for each in kernel.modules.iterdir()) == ["kernel"]
     assert kernel.module("zram") == [kernel.modules / "kernel/zram.ko"]
@@ -161,7 +162,8 @@ def test_an_empty_cache_says_what_to_do() -> None:
 def test_a_damaged_kernel_is_named(tmp_path: Path) -> None:
     kernel = add_copy(image(tmp_path, "7.4.0"), None)
     facts = kernel.image.with_name("kernel.json")
-    for text in ("", "{}", "[]", '{"release": 1, "source": "", "sha256": "", "config": 3}'):
+    whole = facts.read_text()
+    for text in ("", "{}", "[]", whole.replace('"config": {}', '"config": 3'), whole[:-3]):
         facts.write_text(text)
         with pytest.raises(LabError, match=r"7\.4\.0: damaged; remove it"):
             installed()

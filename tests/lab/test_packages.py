@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import lzma
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from mthp.lab.apt import Package
 from mthp.lab.errors import LabError
-from mthp.lab.kernels import find, staging
+from mthp.lab.kernels import Origin, find, staging
 from mthp.lab.packages import Modules, Offer, best, offers, unpack
+from tests.lab.debs import deb
 from tests.lab.synthetic import bzimage, module
 
 R = "+deb13-cloud-amd64"
 NEW = "7.3.4" + R
+TEST = Origin("a test", ("p=1",))
 OLD = "6.1.0-50-cloud-amd64"
 
 
@@ -50,7 +51,7 @@ def test_a_kernel_in_parts() -> None:
     ]  # fmt: skip
     assert (offer.size, offer.installed_size) == (10101, 20202)
     assert offer.modules is Modules.THERE
-    assert offer.source.startswith(f"Debian a-suite: linux-binary-unsigned-{NEW}=1-1, ")
+    assert offer.origin == Origin("Debian a-suite", tuple(f"{name}=1-1" for name in fetched(offer)))
 
 
 def test_a_kernel_in_one_piece() -> None:
@@ -91,25 +92,6 @@ def test_the_newest_with_modules_is_best() -> None:
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb here")
 
 
-def deb(folder: Path, name: str, files: dict[str, bytes]) -> Path:
-    root = folder / name
-    files = {"DEBIAN/control": CONTROL.format(name=name).encode(), **files}
-    for path, data in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    subprocess.run(["dpkg-deb", "-b", str(root), str(folder)], check=True, capture_output=True)
-    (file,) = folder.glob(f"{name}_*.deb")
-    return file
-
-
-CONTROL = """Package: {name}
-Version: 1
-Architecture: all
-Maintainer: nobody <nobody@localhost>
-Description: a test
-"""
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTHP_CACHE", str(tmp_path / "cache"))
@@ -128,9 +110,9 @@ def test_packages_in_parts_become_a_kernel(tmp_path: Path, usr: str) -> None:
         deb(tmp_path, "base", {f"{home}/config": b"CONFIG_KSM=y\n", builtin: b"kernel/a.ko\n"}),
     ]
     with staging() as work:
-        kernel = unpack(files, NEW, "a test", work)
+        kernel = unpack(files, NEW, TEST, work)
     assert kernel == find("7.3")
-    assert (kernel.release, kernel.source, kernel.config) == (NEW, "a test", {"CONFIG_KSM": "y"})
+    assert (kernel.release, kernel.origin, kernel.config) == (NEW, TEST, {"CONFIG_KSM": "y"})
     assert [path.name for path in kernel.module("zram")] == ["zram.ko.xz"]
     assert kernel.module("a") == []
     assert not any(file.exists() for file in files)
@@ -149,7 +131,7 @@ def test_a_package_in_one_piece_becomes_a_kernel(tmp_path: Path) -> None:
         },
     )
     with staging() as work:
-        kernel = unpack([file], OLD, "a test", work)
+        kernel = unpack([file], OLD, TEST, work)
     assert kernel.config == {"CONFIG_SWAP": "y"}
     assert [path.name for path in kernel.module("zram")] == ["zram.ko"]
 
@@ -160,7 +142,7 @@ def test_an_image_alone_has_no_modules(tmp_path: Path) -> None:
     home = f"usr/lib/modules/{NEW}"
     file = deb(tmp_path, "binary", {f"{home}/vmlinuz": bzimage(NEW), f"{home}/modules.order": b""})
     with staging() as work:
-        assert unpack([file], NEW, "a test", work).modules is None
+        assert unpack([file], NEW, TEST, work).modules is None
 
 
 @needs_dpkg
@@ -172,7 +154,7 @@ def test_an_image_alone_has_no_modules(tmp_path: Path) -> None:
 def test_packages_without_the_kernel(tmp_path: Path, files: dict[str, bytes], says: str) -> None:
     file = deb(tmp_path, "image", files)
     with staging() as work, pytest.raises(LabError, match=says):
-        unpack([file], NEW, "a test", work)
+        unpack([file], NEW, TEST, work)
 
 
 @needs_dpkg
@@ -181,4 +163,4 @@ def test_a_torn_package(tmp_path: Path) -> None:
     file = tmp_path / "torn.deb"
     file.write_bytes(b"!<arch>\ntorn")
     with staging() as work, pytest.raises(LabError, match=r"torn\.deb cannot be unpacked"):
-        unpack([file], NEW, "a test", work)
+        unpack([file], NEW, TEST, work)

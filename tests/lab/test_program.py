@@ -122,9 +122,12 @@ RECORDS = [scenario for path in RECORDED for scenario in load(path)]
 
 
 def as_draft(recorded: Scenario) -> Draft:
-    """A record's program, under its switches: some set them in their own lines, some before."""
+    """A record's program; what advises at its end comes when the switches are set."""
     ops = parse(recorded.built_by)
-    return Draft(recorded.id, "recorded", (), finish=ops, settings=recorded.settings)
+    last = len(ops)
+    while ops[last - 1].kind in ("adv 14", "adv 15"):
+        last -= 1
+    return Draft(recorded.id, "recorded", ops[:last], ops[last:], recorded.settings)
 
 
 @pytest.mark.parametrize("recorded", RECORDS[::7], ids=lambda each: each.id)
@@ -350,6 +353,13 @@ def test_what_registers(lines: tuple[str, ...], registers: bool) -> None:
 )
 def test_what_is_not_legal_is_said(lines: tuple[str, ...], complaint: str) -> None:
     assert problem(draft(*lines)).startswith(complaint)
+
+
+def test_sleeping_children_of_a_registered_process_would_be_scanned_too() -> None:
+    made = draft("s mmap 0 4")
+    late = dataclasses.replace(made, ops=(*made.ops, op("s fork 1")))
+    assert problem(late).startswith("s fork 1: the children would be registered")
+    assert problem(dataclasses.replace(made, ops=(*made.ops, op("s forkto t")))) == ""
 
 
 def test_a_stopped_khugepaged_is_not_legal() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.apt import KEYRING, Source
+from mthp.lab.apt import KEYRING, Archive
 from mthp.lab.errors import LabError
 from mthp.lab.roots import debian_root
-from tests.lab.test_packages import deb
+from tests.lab.debs import deb
 
 APT_GET = """#!/bin/sh
 echo "$*" >> "$HERE/log"
@@ -25,7 +25,7 @@ APT_CACHE = """#!/bin/sh
 printf 'Package: libone\\nVersion: 1\\nSize: 10\\nInstalled-Size: 1\\n\\n'
 printf 'Package: serve\\nVersion: 1\\nSize: 20\\nInstalled-Size: 2\\n\\n'
 """
-SOURCES = [Source(("http://archive.example/debian",), ("bookworm",), ("main",))]
+DEBIAN = Archive("http://archive.example/debian")
 
 needs_debian = pytest.mark.skipif(
     shutil.which("dpkg-deb") is None or not KEYRING.exists(), reason="no dpkg-deb or no keyring"
@@ -53,19 +53,19 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @needs_debian
 def test_packages_become_a_root(archive: Path) -> None:
     said: list[str] = []
-    root = debian_root(["serve"], said.append, lambda: SOURCES)
+    root = debian_root(["serve"], said.append, lambda: DEBIAN)
     assert root.find("/usr/bin/serve") is not None and root.find("/usr/lib/libone.so") is not None
     assert "2 packages, 30 B" in said[-1]
     asked = (archive / "log").read_text()
     assert asked.count("download") == 1 and "libone=1 serve=1" in asked
     again: list[str] = []
-    assert debian_root(["serve"], again.append, lambda: SOURCES).folder == root.folder
+    assert debian_root(["serve"], again.append, lambda: DEBIAN).folder == root.folder
     assert again == [] and (archive / "log").read_text() == asked
 
 
 @needs_debian
 def test_an_unknown_package_is_one_line(archive: Path) -> None:
     with pytest.raises(LabError, match="Unable to locate package nowhere") as error:
-        debian_root(["nowhere"], lambda line: None, lambda: SOURCES)
+        debian_root(["nowhere"], lambda line: None, lambda: DEBIAN)
     assert error.value.code == 5
     assert not list((archive.parent / "cache" / "roots").glob("*"))

@@ -29,11 +29,16 @@ def image() -> Snapshot:
     heap = dataclasses.replace(
         vma, start=int(address[0]), end=int(address[-1]) + (2 << 20), referenced=0
     )
-    assert process.kpageflags is not None
+    assert process.kpageflags is not None and process.pfn is not None
     flags = process.kpageflags[rows] & ~np.uint64(1 << Kpf.REFERENCED)
     pte = np.full((3, 512), int(Pte.PRESENT | Pte.EXCLUSIVE), np.uint16)
     changed = dataclasses.replace(
-        process, table_address=address, pte=pte, kpageflags=flags, vmas=(heap,)
+        process,
+        table_address=address,
+        pte=pte,
+        pfn=process.pfn[rows],
+        kpageflags=flags,
+        vmas=(heap,),
     )
     return dataclasses.replace(image, processes=(changed,))
 

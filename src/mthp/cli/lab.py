@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mthp.cli.consent import asked
+from mthp.cli.lab_fuzz import add_fuzz
 from mthp.cli.lab_predict import add_predict
+from mthp.cli.lab_run import add_record, add_run
+from mthp.cli.lab_selftest import add_selftest
 from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import HOST_LACKS, LabError
 
 if TYPE_CHECKING:
     from mthp.lab.kernels import Kernel
-    from mthp.lab.packages import DebianKernels, Offer
+    from mthp.lab.packages import Offer
 
 
 def add_lab(verbs: Verbs) -> None:
@@ -31,6 +35,10 @@ def add_lab(verbs: Verbs) -> None:
     subverbs = parser.add_subparsers(dest="subverb", metavar="SUBVERB", required=True)
     _add_setup(subverbs)
     _add_list(subverbs)
+    add_run(subverbs)
+    add_record(subverbs)
+    add_fuzz(subverbs)
+    add_selftest(subverbs)
     add_predict(subverbs)
 
 
@@ -63,7 +71,9 @@ def _add_setup(subverbs: Verbs) -> None:
         "--modules", metavar="DIR", help="modules of --kernel: its lib/modules/RELEASE"
     )
     parser.add_argument(
-        "--again", action="store_true", help="look in the archive even if the cache has such a one"
+        "--again",
+        action="store_true",
+        help="look for a newer one even if the cache has such a release",
     )
     parser.add_argument("--yes", action="store_true", help="install missing programs unasked")
     parser.add_argument(
@@ -113,41 +123,29 @@ def _provide_tools(args: argparse.Namespace) -> None:
         print(line)
     if args.rehearse:
         return
-    may = os.geteuid() == 0 and (args.yes or _asked("Install them now? [y/N] "))
+    may = os.geteuid() == 0 and (args.yes or asked("Install them now? [y/N] "))
     if not may:
         raise LabError(HOST_LACKS, f"missing programs; as root run: {todo.command}")
     sys.stdout.flush()
     install(todo)
 
 
-def _asked(question: str) -> bool:
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    try:
-        return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
-
-
 def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
+    from mthp.lab.apt import debian_archive, system_sources
     from mthp.lab.kernels import check_room
     from mthp.lab.packages import DebianKernels
 
     absent = wanted if args.again else [name for name in wanted if not _in_cache(name)]
     if not absent:
         return
-    debian = DebianKernels(_say)
-    found = {offer.release: offer for offer in map(debian.look_up, absent)}
-    for offer in found.values():
+    debian = DebianKernels(debian_archive(system_sources()), _say)
+    chosen = debian.choose(absent)
+    for offer in chosen:
         _announce(offer)
     if not args.rehearse:
-        check_room(sum(offer.size + offer.installed_size for offer in found.values()))
-        _fetch_all(debian, list(found.values()))
-
-
-def _fetch_all(debian: DebianKernels, found: Sequence[Offer]) -> None:
-    for offer in found:
-        _ready(debian.fetch(offer))
+        check_room(sum(offer.size + offer.installed_size for offer in chosen))
+        for offer in chosen:
+            _ready(debian.fetch(offer))
 
 
 def _in_cache(name: str) -> bool:
@@ -195,7 +193,7 @@ def _run_list(args: argparse.Namespace) -> int:
     for kernel in kernels:
         modules = "modules" if kernel.modules else "no modules"
         size = human_bytes(kernel.image.stat().st_size)
-        print(f"{kernel.release}  {size}, {modules}  {kernel.source}")
+        print(f"{kernel.release}  {size}, {modules}  {kernel.origin.source}")
     if not kernels:
         print("no kernel in the cache: mthp lab setup fetches one")
     return 0
@@ -207,7 +205,8 @@ def _entry(kernel: Kernel) -> dict[str, object]:
         "image": str(kernel.image),
         "image_bytes": kernel.image.stat().st_size,
         "modules": str(kernel.modules) if kernel.modules else None,
-        "source": kernel.source,
+        "source": kernel.origin.source,
+        "packages": list(kernel.origin.packages),
         "sha256": kernel.sha256,
         "config": dict(kernel.config),
     }

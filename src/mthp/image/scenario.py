@@ -97,6 +97,7 @@ class ScenarioVma:
     droppable: bool = False
     read_only: bool = False
     ksm: bool = False
+    softdirty: bool = True
     locked: tuple[tuple[int, int], ...] = ()
     off_lru: tuple[tuple[int, int], ...] = ()
     poisoned: tuple[tuple[int, int], ...] = ()
@@ -306,6 +307,7 @@ def _vma(fields: Fields, geometry: Geometry) -> ScenarioVma:
         droppable=fields.flag("droppable"),
         read_only=fields.flag("read_only"),
         ksm=fields.flag("ksm"),
+        softdirty=fields.flag("softdirty", True),
         locked=fields.ranges("locked", pages),
         off_lru=fields.ranges("off_lru", pages),
         poisoned=fields.ranges("poisoned", pages),

@@ -72,6 +72,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A Debian archive: where it is, and the keys its lists are signed with."""
+
+    address: str
+    keyring: Path = KEYRING
+
+
+@dataclass(frozen=True)
 class Package:
     """What the archive says of a package: sizes in bytes, fetched and unpacked."""
 
@@ -136,8 +144,8 @@ def system_sources(folder: Path = Path("/etc/apt")) -> list[Source]:
     return found
 
 
-def archive_address(sources: Iterable[Source]) -> str:
-    """The first address that serves a main suite of Debian; one signed by Debian's keyring rather
+def debian_archive(sources: Iterable[Source]) -> Archive:
+    """The first archive that serves a main suite of Debian; one signed by Debian's keyring rather
     than another, for other archives use the same names of suites.
 
     Errors: LabError, there is none.
@@ -155,7 +163,7 @@ def archive_address(sources: Iterable[Source]) -> str:
             "this host's apt sources name no archive of Debian: "
             "mthp lab setup --kernel PATH takes a kernel from anywhere",
         )
-    return min(fitting, key=lambda each: each[0])[1]
+    return Archive(min(fitting, key=lambda each: each[0])[1])
 
 
 def _strangeness(source: Source) -> int:
@@ -167,7 +175,7 @@ def _strangeness(source: Source) -> int:
 class PrivateApt:
     """apt for one suite of Debian, everything it writes below one folder."""
 
-    def __init__(self, folder: Path, address: str, suite: str) -> None:
+    def __init__(self, folder: Path, archive: Archive, suite: str) -> None:
         """Write the configuration. LabError: no apt on this host, no keyring, an odd path."""
         for command in ("apt-get", "apt-cache", "dpkg-deb"):
             if shutil.which(command) is None:
@@ -176,10 +184,9 @@ class PrivateApt:
                     f"{command} is not on this host: "
                     "mthp lab setup --kernel PATH takes a kernel from anywhere",
                 )
-        if not KEYRING.exists():
-            raise LabError(
-                HOST_LACKS, f"{KEYRING} is missing: apt-get install debian-archive-keyring"
-            )
+        if not archive.keyring.exists():
+            what = f"{archive.keyring} is missing: apt-get install debian-archive-keyring"
+            raise LabError(HOST_LACKS, what)
         if '"' in str(folder) or not str(folder).isprintable():
             raise LabError(BAD_INPUT, f"{folder}: apt takes no path like this one (set MTHP_CACHE)")
         self.suite = suite
@@ -187,7 +194,7 @@ class PrivateApt:
         try:
             _lay_out(folder)
             self._config.write_text(_CONFIG.format(folder=folder))
-            line = f"deb [signed-by={KEYRING}] {address} {suite} main\n"
+            line = f"deb [signed-by={archive.keyring}] {archive.address} {suite} main\n"
             (folder / "sources.list").write_text(line)
         except OSError as error:
             raise LabError(HOST_LACKS, f"cannot write {folder}: {error.strerror}") from None

@@ -51,7 +51,8 @@ class Declared:
     """All that a draft declares. vmas: by process in scan order, then by address.
 
     processes: the names of those that have a VMA, in that order; prctl and cgroups: one
-    for each. target: the index of the VMA that MADV_COLLAPSE covers, None for khugepaged.
+    for each. sleepers: children that no operation speaks to. target: the index of the VMA that
+    MADV_COLLAPSE covers, None for khugepaged.
     """
 
     vmas: tuple[DeclaredVma, ...]
@@ -59,6 +60,7 @@ class Declared:
     prctl: tuple[Prctl | None, ...]
     cgroups: tuple[str, ...]
     target: int | None
+    sleepers: int = 0
 
 
 def declare(draft: Draft) -> Declared:
@@ -79,6 +81,7 @@ def declare(draft: Draft) -> Declared:
         prctl=tuple(world.processes[name].prctl for name in order),
         cgroups=tuple(world.processes[name].cgroup for name in order),
         target=_target(draft, world, vmas),
+        sleepers=sum(process.children for process in world.processes.values()),
     )
 
 

@@ -19,8 +19,10 @@ from mthp.lab.modules import read_module
 
 __all__ = ["MODULES", "build_agent", "build_initramfs", "guest_modules"]
 
+EARLY = ("virtio_pci", "virtio_console")
+"""The way to the host, which the agent loads by itself. A kernel may have them built in."""
 MODULES = ("zram",)
-"""What the lab's guests load: a swap device in memory. Which modules that needs, the kernel says."""
+"""What the lab's sessions load: a swap device in memory. What it needs, the kernel says."""
 
 SOURCES = ("agent.c", "subject.c", "pages.c", "agent.h")
 FLAGS = ("-static", "-O2", "-Wall", "-Wextra")
@@ -63,9 +65,12 @@ def build_agent() -> Path:
 
 
 def guest_modules(kernel: Kernel, names: Iterable[str] = MODULES) -> list[tuple[str, Path]]:
-    """(path in the guest, file here) of the modules to load, in load order, each once."""
+    """(path in the guest, file here) of the modules to load, in load order, each once.
+
+    None at all for a kernel that comes without modules.
+    """
     found: dict[str, Path] = {}
-    for name in names:
+    for name in names if kernel.modules is not None else ():
         for file in kernel.module(name):
             found.setdefault(f"/modules/{file.name.partition('.')[0]}.ko", file)
     return list(found.items())
@@ -75,7 +80,10 @@ def build_initramfs(kernel: Kernel, modules: Iterable[str] = MODULES) -> Path:
     """An initramfs for this kernel, made unless the cache has it."""
     agent = build_agent()
     wanted = guest_modules(kernel, modules)
-    key = hashlib.sha256(repr((agent.name, wanted)).encode()).hexdigest()[:16]
+    for place, (path, file) in enumerate(guest_modules(kernel, EARLY)):
+        wanted.append((f"/early/{place:02}-{Path(path).name}", file))
+    stamps = [(path, file.stat().st_size, file.stat().st_mtime_ns) for path, file in wanted]
+    key = hashlib.sha256(repr((agent.name, kernel.sha256, stamps)).encode()).hexdigest()[:16]
     target = cache_dir() / "initramfs" / f"{kernel.release}-{key}.cpio"
     if target.exists():
         return target

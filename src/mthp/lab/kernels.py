@@ -40,15 +40,23 @@ _MARGIN = 16 << 20
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a kernel came from: a suite of Debian with the packages (name=version), or a path."""
+
+    source: str
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One kernel of the cache. modules: its tree lib/modules/<release>; None where it has none."""
 
     release: str
     image: Path
     modules: Path | None
-    source: str = ""
+    origin: Origin
     sha256: str = ""
-    config: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Some of its configuration: CONFIG_… -> value; empty where no file told it."""
 
     def module(self, name: str) -> list[Path]:
@@ -227,7 +235,7 @@ def add_copy(image: Path, modules: Path | None) -> Kernel:
         shutil.copyfile(image, folder / "vmlinuz")
         if tree:
             _copy_tree(tree, folder / "modules")
-        return keep(folder, release, f"{image.absolute()}")
+        return keep(folder, release, Origin(str(image.absolute())))
 
 
 def _copy_tree(tree: Path, to: Path) -> None:
@@ -247,7 +255,7 @@ def _bytes_below(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*"))
 
 
-def keep(folder: Path, release: str, source: str) -> Kernel:
+def keep(folder: Path, release: str, origin: Origin) -> Kernel:
     """Move a folder prepared under staging() to its place: vmlinuz, modules/ and config in it."""
     config = folder / "config"
     with (folder / "vmlinuz").open("rb") as file:
@@ -255,7 +263,8 @@ def keep(folder: Path, release: str, source: str) -> Kernel:
     document = {
         "schema_version": SCHEMA_VERSION,
         "release": release,
-        "source": source,
+        "source": origin.source,
+        "packages": origin.packages,
         "sha256": digest,
         "config": config_facts(config.read_text()) if config.is_file() else {},
     }
@@ -281,7 +290,7 @@ def _read(folder: Path) -> Kernel:
             release=str(document["release"]),
             image=folder / "vmlinuz",
             modules=folder / "modules" if (folder / "modules").is_dir() else None,
-            source=str(document["source"]),
+            origin=Origin(str(document["source"]), tuple(map(str, document["packages"]))),
             sha256=str(document["sha256"]),
             config={str(key): str(value) for key, value in document["config"].items()},
         )

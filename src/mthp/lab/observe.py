@@ -17,7 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from mthp.image.runs import PagesState, PteToken, parse_folio_token, parse_pte_token
+from mthp.image.runs import (
+    SPECIAL_SWAP_TYPE,
+    PagesState,
+    PteToken,
+    parse_folio_token,
+    parse_pte_token,
+)
 from mthp.units import Geometry
 
 __all__ = ["FolioNames", "ObservedVma", "VmFlag", "entered", "events_of", "pages_state", "vmas_of"]
@@ -27,7 +33,7 @@ GEOMETRY = Geometry()
 
 PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
 PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
-SWAP_TYPE = 0x1F
+SWAP_TYPE, SWAP_OFFSET_SHIFT, SWAP_OFFSET_MASK = 0x1F, 5, (1 << 50) - 1
 
 KPF_THP, KPF_ZERO_PAGE = 1 << 22, 1 << 24
 _FLAG_LETTERS = (
@@ -49,6 +55,7 @@ _FLAG_LETTERS = (
 
 PTE_PRESENT, PTE_WRITE, PTE_ACCESSED, PTE_DIRTY = 1 << 0, 1 << 1, 1 << 5, 1 << 6
 PTE_PROTNONE, PTE_UFFD_WP, PTE_SAVED_DIRTY = 1 << 8, 1 << 10, 1 << 58
+PTE_SWP_EXCLUSIVE = 1 << 3
 _LEVEL_PTE, _LEVEL_PMD, _LEVEL_NONE = range(3)
 
 _PFN = (1 << 55) - 1
@@ -65,6 +72,7 @@ class VmFlag(IntFlag):
     UFFD_WP = 1 << 12
     LOCKED = 1 << 13
     HUGEPAGE = 1 << 29
+    SOFTDIRTY = 1 << 27
     NOHUGEPAGE = 1 << 30
     MERGEABLE = 1 << 31
     DROPPABLE = 1 << 40
@@ -116,23 +124,55 @@ def _columns(pages: bytes) -> Any:
     return np.frombuffer(pages, dtype="<u8").reshape(-1, 4)
 
 
-def pages_state(start: int, pages: bytes, entries: bytes | None, names: FolioNames) -> PagesState:
-    """One VMA's state from the agent's `pages` and `walk`. start: bytes."""
-    folios = [
-        parse_folio_token(_folio_text(pagemap, flags, count, folio, names))
-        for pagemap, flags, count, folio in _columns(pages).tolist()
-    ]
+def pages_state(
+    start: int, pages: bytes, entries: bytes | None, names: FolioNames, sleepers: int = 0
+) -> PagesState:
+    """One VMA's state from the agent's `pages` and `walk`. start: bytes. sleepers: the children
+    outside the snapshot that share what fork() shared."""
     ptes = None
+    words: Sequence[int] = ()
     if entries is not None:
-        ptes = [_pte(value, level) for value, level in _ENTRY.iter_unpack(entries)]
+        found = list(_ENTRY.iter_unpack(entries))
+        ptes = [_pte(value, level) for value, level in found]
+        words = [value for value, _ in found]
+    swapped = _Swapped(words, sleepers)
+    folios = [
+        parse_folio_token(_folio_text(place, columns, names, swapped))
+        for place, columns in enumerate(_columns(pages).tolist())
+    ]
     return PagesState.of_pages(folios, ptes, start, GEOMETRY)
 
 
-def _folio_text(pagemap: int, flags: int, count: int, folio: int, names: FolioNames) -> str:
+@dataclass(frozen=True)
+class _Swapped:
+    """What goes into the token of a swap entry beyond its word in pagemap.
+
+    words: the page-table entries of the VMA. sleepers: children outside the snapshot that name the
+    slots which fork() shared.
+    """
+
+    words: Sequence[int]
+    sleepers: int
+
+    def text(self, place: int, pagemap: int) -> str:
+        """The token of the entry of one page of the VMA."""
+        swap_type = pagemap & SWAP_TYPE
+        wp = "w" if pagemap & PM_UFFD_WP else ""
+        if swap_type >= SPECIAL_SWAP_TYPE:
+            return f"W{swap_type}" + (f".{wp}" if wp else "")
+        shared = bool(self.words) and not self.words[place] & PTE_SWP_EXCLUSIVE
+        letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
+        offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
+        text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
+        return text + (f".n{self.sleepers}" if shared and self.sleepers else "")
+
+
+def _folio_text(place: int, columns: Sequence[int], names: FolioNames, swapped: _Swapped) -> str:
+    pagemap, flags, count, folio = columns
     if pagemap & PM_GUARD:
         return "G"
     if pagemap & PM_SWAP:
-        return f"W{pagemap & SWAP_TYPE}" + (".w" if pagemap & PM_UFFD_WP else "")
+        return swapped.text(place, pagemap)
     if not pagemap & PM_PRESENT:
         return "-"
     if flags & KPF_ZERO_PAGE:

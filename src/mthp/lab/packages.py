@@ -10,19 +10,14 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from mthp.lab.apt import (
-    NoSuite,
-    Package,
-    PrivateApt,
-    archive_address,
-    system_sources,
-    unpack_deb,
-)
+from mthp.lab.apt import Archive, NoSuite, Package, PrivateApt, unpack_deb
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels import (
     Kernel,
+    Origin,
     cache_dir,
     check_room,
+    installed,
     keep,
     matches,
     release_of_image,
@@ -74,10 +69,10 @@ class Offer:
         return sum(package.installed_size for package in self.packages)
 
     @property
-    def source(self) -> str:
-        """Where it comes from, for people."""
-        named = ", ".join(f"{package.name}={package.version}" for package in self.packages)
-        return f"Debian {self.suite}: {named}"
+    def origin(self) -> Origin:
+        """What the cache keeps of where it came from."""
+        named = (f"{package.name}={package.version}" for package in self.packages)
+        return Origin(f"Debian {self.suite}", tuple(named))
 
 
 def offers(packages: Iterable[Package], suite: str) -> list[Offer]:
@@ -115,10 +110,10 @@ def best(found: Iterable[Offer], wanted: str) -> Offer | None:
 class DebianKernels:
     """Debian's kernels for virtual machines, found and fetched. Each suite's lists come once."""
 
-    def __init__(self, say: Say) -> None:
-        """say: takes a line about what is being done. LabError: no archive of Debian known."""
+    def __init__(self, archive: Archive, say: Say) -> None:
+        """say: takes a line about what is being done."""
         self._say = say
-        self._address = archive_address(system_sources())
+        self._archive = archive
         self._suites: dict[str, tuple[PrivateApt, list[Offer]]] = {}
 
     def look_up(self, wanted: str) -> Offer:
@@ -134,6 +129,19 @@ class DebianKernels:
         have = ", ".join(series) or "none"
         raise LabError(HOST_LACKS, f"no kernel {wanted} in Debian's suites (they have {have})")
 
+    def choose(self, wanted: Iterable[str]) -> list[Offer]:
+        """What look_up() finds for these, each once, without what the cache holds unchanged."""
+        have = {kernel.origin for kernel in installed()}
+        chosen: dict[str, Offer] = {}
+        for offer in map(self.look_up, wanted):
+            if offer.origin in have:
+                self._say(
+                    f"kernel {offer.release} is in the cache already, and the newest there is"
+                )
+            else:
+                chosen[offer.release] = offer
+        return list(chosen.values())
+
     def fetch(self, offer: Offer) -> Kernel:
         """Fetch, unpack and put into the cache. LabError: no room, or a step failed."""
         check_room(offer.size + offer.installed_size)
@@ -143,12 +151,12 @@ class DebianKernels:
             for package in offer.packages:
                 self._say(f"fetching {package.name} ({human_bytes(package.size)})")
                 files.append(apt.download(package, work))
-            return unpack(files, offer.release, offer.source, work)
+            return unpack(files, offer.release, offer.origin, work)
 
     def _look_into(self, suite: str) -> list[Offer]:
         if suite not in self._suites:
             self._say(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
-            apt = PrivateApt(cache_dir() / "apt" / suite, self._address, suite)
+            apt = PrivateApt(cache_dir() / "apt" / suite, self._archive, suite)
             try:
                 apt.update()
                 there = offers(apt.packages(_PATTERN), suite)
@@ -167,7 +175,7 @@ def _series(release: str) -> str:
     return ".".join(release.split(".")[:2])
 
 
-def unpack(files: Iterable[Path], release: str, source: str, work: Path) -> Kernel:
+def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> Kernel:
     """Put the kernel of that release, cut into these .deb files, into the cache.
 
     work: a folder of staging(); the files go. Errors: LabError, they hold no such kernel.
@@ -176,7 +184,7 @@ def unpack(files: Iterable[Path], release: str, source: str, work: Path) -> Kern
     for file in files:
         unpack_deb(file, unpacked)
         file.unlink()
-    return keep(_arrange(unpacked, release, work / "kernel"), release, source)
+    return keep(_arrange(unpacked, release, work / "kernel"), release, origin)
 
 
 def _arrange(unpacked: Path, release: str, folder: Path) -> Path:

@@ -48,11 +48,11 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
     placed = _place(session, declared, built.registered)
     document = _head(draft, declared, kernel)
     document["vmas"] = []
-    for where, state in zip(placed, session.states(_by_process(placed)), strict=True):
+    for where, state in zip(placed, _states(session, declared, placed), strict=True):
         document["vmas"].append(_vma(where, state))
     if group := next((name for name in declared.cgroups if name), ""):
         document["memcg"] = session.memcg_pages(group)
-    if any(op.verb is Verb.EAT for op in draft.ops):
+    if any(op.verb is Verb.EAT for op in draft.program()):
         document["free_blocks"] = session.free_blocks()
     document["built_by"] = [str(op) for op in draft.program()]
     document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
@@ -107,6 +107,10 @@ def _by_process(placed: Sequence[_Placed]) -> dict[str, list[ObservedVma]]:
     return processes
 
 
+def _states(session: Session, declared: Declared, placed: Sequence[_Placed]) -> list[PagesState]:
+    return session.states(_by_process(placed), declared.sleepers)
+
+
 def _vma(where: _Placed, state: PagesState) -> dict[str, Any]:
     said, seen = where.said, where.seen
     advice = (
@@ -135,6 +139,8 @@ def _vma(where: _Placed, state: PagesState) -> dict[str, Any]:
     ):
         if on:
             document[name] = True
+    if not seen.has(VmFlag.SOFTDIRTY):
+        document["softdirty"] = False
     return document
 
 
@@ -152,7 +158,7 @@ def _pass(
     else:
         events = session.full_scan()
     session.drain()
-    final = session.states(_by_process(placed))
+    final = _states(session, declared, placed)
     document["events"] = events
     document["counters"] = session.counters().since(before)
     document["final"] = [_state(state) for state in final]

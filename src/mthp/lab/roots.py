@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mthp.lab.apt import PrivateApt, Source, archive_address, system_sources, unpack_deb
+from mthp.lab.apt import Archive, PrivateApt, debian_archive, system_sources, unpack_deb
 from mthp.lab.files import Root
 from mthp.lab.kernels import cache_dir, check_room
 from mthp.units import human_bytes
@@ -20,11 +20,11 @@ SUITE = "bookworm"
 def debian_root(
     names: Sequence[str],
     say: Callable[[str], None],
-    sources: Callable[[], list[Source]] = system_sources,
+    archive: Callable[[], Archive] = lambda: debian_archive(system_sources()),
 ) -> Root:
     """A tree with these packages and what they depend on, fetched unless the cache has it.
 
-    sources: asked where Debian's archive is.
+    archive: asked where Debian's is, if that is needed.
 
     LabError (5): no archive, no such package, no room.
     """
@@ -32,7 +32,7 @@ def debian_root(
     target = cache_dir() / "roots" / key
     if target.is_dir():
         return Root(target)
-    apt = PrivateApt(cache_dir() / "apt" / SUITE, archive_address(sources()), SUITE)
+    apt = PrivateApt(cache_dir() / "apt" / SUITE, archive(), SUITE)
     say(f"reading the package lists of Debian {SUITE}")
     apt.update()
     packages = apt.with_dependencies(names)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,9 +37,17 @@ ENDLESS = 4294967295
 ASLEEP = 4000000000
 """scan_sleep_millisecs: khugepaged sleeps until the next write; the write itself wakes it."""
 PATIENCE_MS = 30000
+SCAN_MS = 500
+"""How long a full scan may take before we look whether the thread has gone to sleep without one."""
+SETTLED_MS = 100
+"""Asleep for so long, khugepaged is in khugepaged_wait_work(), not in an alloc_sleep of 1 ms."""
+EATEN_LAST = 16384
+"""Pages that are not taken as base pages: well above the watermarks."""
+EATEN_AT = 1 << 20
+"""The page, from BASE, where the eater's large folios begin."""
 GROUPS = ("g", "h")
 """Memory cgroups that programs use."""
-SWAP_BYTES = 512 << 20
+SWAP_BYTES = 256 << 20
 
 _STATS = (
     "collapse_alloc",
@@ -72,6 +81,10 @@ _QUIET = {
     "/proc/sys/kernel/printk": "1 1 1 1",
 }
 """What would act on its own, or refuse a large mapping."""
+
+
+_NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
+"""Operations that ask the guest something before they act: all before them must have been done."""
 
 
 def size_kb(order: int) -> int:
@@ -122,6 +135,7 @@ class Session:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._bases: dict[str, int] = {}
         self._orders = self._sizes()
         self._stat_paths = [
             (order, name, f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
@@ -218,7 +232,7 @@ class Session:
 
     def reset(self, processes: Iterable[str]) -> None:
         """No process under test is left, and no size is enabled."""
-        commands = [f"end {name}" for name in processes]
+        commands = [f"end {name}" for name in (*processes, "eater")]
         for command in commands:
             with contextlib.suppress(CommandFailed):
                 self._channel.ask(command)
@@ -232,15 +246,21 @@ class Session:
         """A program's operations, in order; CommandFailed names the first that failed."""
         self.write(f"{TRACING}/trace", "")
         waiting: list[str] = []
+        registered: list[int] = []
         for op in program:
-            if op.verb in (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS):
+            if op.verb in _NEED_ANSWERS:
                 self._channel.ask_all(waiting)
                 waiting = []
+                registered += self._registered()
                 self._host_op(op)
+                self.write(f"{TRACING}/trace", "")
             else:
                 waiting += self._commands(op)
-        self._channel.ask_all([*waiting])
-        return Built(entered(self._channel.ask(f"r {TRACING}/trace").decode()))
+        self._channel.ask_all(waiting)
+        return Built(registered + self._registered())
+
+    def _registered(self) -> list[int]:
+        return entered(self._channel.ask(f"r {TRACING}/trace").decode())
 
     def _commands(self, op: Op) -> list[str]:
         """An operation as the agent's commands."""
@@ -250,8 +270,14 @@ class Session:
                 self._channel.ask(f"mkdir {group}")
             return [f"w {group}/memory.swap.max 0", f"{op.who} join {group}/cgroup.procs"]
         if op.verb is Verb.ADVISE_OTHER:
-            pid = self._pid(str(op.args[0]))
-            return [f"{op.who} padv {pid} {BASE + op.start * 4096} {op.pages * 4096} {op.args[3]}"]
+            whose = str(op.args[0])
+            start = self._bases.get(whose, BASE) + op.start * 4096
+            pid = self._pid(whose)
+            return [f"{op.who} padv {pid} {start} {op.pages * 4096} {op.args[3]}"]
+        if op.verb is Verb.BASE:
+            self._bases[op.who] = op.start
+        if op.verb is Verb.FORK_TO:
+            self._bases[str(op.args[0])] = self._bases.get(op.who, BASE)
         return [str(op)]
 
     def _pid(self, process: str) -> int:
@@ -262,6 +288,8 @@ class Session:
             self.write(f"/proc/{self._pid(op.who)}/clear_refs", str(op.args[0]))
         elif op.verb is Verb.KSM:
             self._run_ksm(int(op.args[0]))
+        elif op.verb is Verb.ADVISE_OTHER:
+            self._channel.ask_all(self._commands(op))
         elif op.verb is Verb.MEMCG:
             self._limit_memcg(str(op.args[0]), int(op.args[1]))
         else:
@@ -311,8 +339,54 @@ class Session:
                 totals[str(order)] = totals.get(str(order), 0) + int(count)
         return totals
 
+    def _modes(self) -> dict[int, str]:
+        """What each size's switch stands at."""
+        answers = self._channel.ask_all([f"r {self._switch(size_kb(k))}" for k in self._orders])
+        chosen = (re.search(r"\[(\w+)\]", text.decode()) for text in answers)
+        return {k: found[1] for k, found in zip(self._orders, chosen, strict=True) if found}
+
+    def _only(self, order: int) -> None:
+        """Only one size is enabled, for everyone. At no moment is none: khugepaged would end, and
+        scan anew when it starts again."""
+        self._set_modes({k: "always" if k == order else "never" for k in self._orders}, order)
+
+    def _set_modes(self, modes: Mapping[int, str], last: int) -> None:
+        first = [last] if modes[last] != "never" else []
+        order = [*first, *(k for k in modes if k != last), *([] if first else [last])]
+        self._channel.ask_all([f"w {self._switch(size_kb(k))} {modes[k]}" for k in order])
+
     def _eat(self, order: int) -> None:
-        raise NotImplementedError(order)
+        """Leave no free block of this order or above, yet plenty of smaller ones.
+
+        Nearly all memory is taken in base pages and given back except one page of every block;
+        what large blocks are left are then taken as folios of the sizes that fit them.
+        """
+        taken = max(sum(n << int(k) for k, n in self.free_blocks().items()) - EATEN_LAST, 1)
+        room = EATEN_LAST * 4
+        self._channel.ask_all(
+            [
+                "new eater",
+                f"eater base {BASE}",
+                f"eater mmap 0 {taken}",
+                f"eater adv 0 {taken} 15",
+                f"eater wr 0 {taken}",
+                f"eater thin 0 {taken} {order}",
+                f"eater mmap {EATEN_AT} {room}",
+            ]
+        )
+        sizes = [size for size in reversed(self._orders) if size >= order]
+        modes = self._modes()
+        place = EATEN_AT
+        for size in sizes:
+            self._only(size)
+            blocks = sum(
+                n << int(k) - size for k, n in self.free_blocks().items() if int(k) >= size
+            )
+            windows = [place + (i << size) for i in range(blocks)]
+            place += blocks << size
+            self._channel.ask_all([f"eater wr {window} 1" for window in windows])
+        self._set_modes(modes, last=sizes[-1])
+        self._channel.ask(f"eater adv {EATEN_AT} {room} 15")
 
     def drain(self) -> None:
         """Empty this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
@@ -328,8 +402,13 @@ class Session:
         )
         return vmas_of(answers[2].decode(), BASE, BASE + REACH)
 
-    def states(self, processes: Mapping[str, list[ObservedVma]]) -> list[PagesState]:
-        """The state of every VMA, all in one snapshot, in the order of the processes."""
+    def states(
+        self, processes: Mapping[str, list[ObservedVma]], sleepers: int = 0
+    ) -> list[PagesState]:
+        """The state of every VMA, all in one snapshot, in the order of the processes.
+
+        sleepers: children outside the snapshot, which share what fork() shared.
+        """
         commands, starts = [], []
         for process, vmas in processes.items():
             for vma in vmas:
@@ -339,7 +418,7 @@ class Session:
         answers = self._channel.ask_all(commands)
         names = FolioNames(answers[::2])
         return [
-            pages_state(start, answers[2 * i], answers[2 * i + 1], names)
+            pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
             for i, start in enumerate(starts)
         ]
 
@@ -364,20 +443,20 @@ class Session:
         self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
 
     def full_scan(self) -> list[dict[str, Any]]:
-        """Exactly one khugepaged_do_scan() over every registered process; its events."""
+        """Exactly one khugepaged_do_scan() over every registered process; its events.
+
+        full_scans goes up by one, unless two allocations failed and the wakeup ended there.
+        """
         pid = int(self._channel.ask("pidof khugepaged"))
         asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
-        answers = self._channel.ask_all(
-            [
-                asleep,
-                f"w {TRACING}/trace",
-                f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}",
-                f"wait {KHUGEPAGED}/full_scans 0 {done + 1} {PATIENCE_MS}",
-                asleep,
-                f"r {TRACING}/trace",
-            ]
-        )
+        trigger = f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}"
+        self._channel.ask_all([asleep, f"w {TRACING}/trace", trigger])
+        try:
+            self._channel.ask(f"wait {KHUGEPAGED}/full_scans 0 {done + 1} {SCAN_MS}")
+        except CommandFailed:
+            self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
+        answers = self._channel.ask_all([asleep, f"r {TRACING}/trace"])
         return events_of(answers[-1].decode())
 
     def collapse(self, op: Op) -> tuple[list[dict[str, Any]], int]:

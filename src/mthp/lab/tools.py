@@ -15,7 +15,7 @@ from mthp.lab.apt import run_apt
 from mthp.lab.errors import HOST_LACKS, LabError
 
 QEMU = "qemu-system-x86_64"
-COMPILER = "gcc"
+COMPILERS = ("cc", "gcc")
 
 
 class Tool(Enum):
@@ -44,16 +44,17 @@ class Plan:
 def missing() -> tuple[Tool, ...]:
     """What this host lacks."""
     lacking = [] if shutil.which(QEMU) else [Tool.QEMU]
-    if shutil.which(COMPILER) is None:
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
         lacking += [Tool.COMPILER, Tool.STATIC_LIBC]
-    elif not _static_libc():
+    elif not _static_libc(compiler):
         lacking.append(Tool.STATIC_LIBC)
     return tuple(lacking)
 
 
-def _static_libc() -> bool:
-    """gcc answers with a whole path where it knows the file, else with the bare name."""
-    words = [COMPILER, "-print-file-name=libc.a"]
+def _static_libc(compiler: str) -> bool:
+    """A compiler answers with a whole path where it knows the file, else with the bare name."""
+    words = [compiler, "-print-file-name=libc.a"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return os.path.isabs(done.stdout.strip())
 

@@ -174,6 +174,8 @@ def _fork(world: World, each: Op) -> None:
     process, space = world.process(each.who), world.space(each.who)
     if space.pinned:
         raise ProgramError("pages are pinned: fork copies them, or a later write does")
+    if process.registered:
+        raise ProgramError("the children would be registered with khugepaged too, and scanned")
     process.children += each.numbers[0]
 
 

@@ -16,7 +16,7 @@ from mthp.mm.folio import MemMap
 from mthp.mm.memcg import MemCgroup
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PageTable
-from mthp.mm.swap import SwapDevice
+from mthp.mm.swap_device import SwapDevice
 from mthp.mm.vma import AnonVma, Vma
 from mthp.mm.vmstat import VmStat
 from mthp.profiles import DEFAULT, Guard, Profile

@@ -32,6 +32,7 @@ from mthp.mm.pte import (
     YOUNG,
     Leaf,
 )
+from mthp.mm.swap_device import swp_entry
 from mthp.mm.vma import (
     VM_DONTEXPAND,
     VM_DROPPABLE,
@@ -85,8 +86,8 @@ class ImageBuilder:
         swaps = str(snapshot.meta.get("swaps") or "").splitlines()[1:]
         self.kernel.swap.synchronous = all("zram" in line for line in swaps)
         self.khugepaged = Khugepaged(self.kernel)
+        self.shared_slots = _shared_slots(snapshot)
         self.folios = ImageFrames(snapshot, self.kernel, assume)
-        self.swap_slots: dict[int, int] = {}
 
     def build(self) -> World:
         """All processes, registered with khugepaged in the order captured."""
@@ -277,17 +278,9 @@ class ImageBuilder:
         if captured and captured & 31 >= _SPECIAL_SWAP_TYPE:
             kind = Leaf.UFFD_WP_MARKER if marks & UFFD_WP else Leaf.HWPOISON
             return kind << KIND_SHIFT | marks
-        slot = self.swap_slots.get(captured) if captured else None
-        if slot is None:
-            slot = self.folios.new_slot()
-            self.kernel.swap.contents[slot] = -slot
-            if captured:
-                self.swap_slots[captured] = slot
-        else:
-            self.kernel.swap.users[slot] = self.kernel.swap.users.get(slot, 1) + 1
-        exclusive = (
-            SWP_EXCLUSIVE if bits & Pte.EXCLUSIVE or slot not in self.kernel.swap.users else 0
-        )
+        slot = swp_entry(captured & 31, captured >> 5) if captured else self.folios.new_slot()
+        self.kernel.swap.hold(slot)
+        exclusive = 0 if captured in self.shared_slots else SWP_EXCLUSIVE
         return slot << PFN_SHIFT | Leaf.SWAP << KIND_SHIFT | marks | exclusive
 
 
@@ -297,6 +290,19 @@ def _spread(count: int, marks: NDArray[np.bool_], pages: NDArray[np.intp]) -> in
     if count:
         marks[pages[np.arange(count) * len(pages) // count]] = True
     return count
+
+
+def _shared_slots(snapshot: Snapshot) -> frozenset[int]:
+    """Swap entries, as captured, that several page table entries name."""
+    named = [
+        process.pfn[(process.pte & Pte.SWAPPED) != 0]
+        for process in snapshot.processes
+        if process.pfn is not None
+    ]
+    if not named:
+        return frozenset()
+    slots, times = np.unique(np.concatenate(named), return_counts=True)
+    return frozenset(slots[(times > 1) & (slots > 0)].tolist())
 
 
 def free_memory(snapshot: Snapshot) -> tuple[NodeState, ...]:

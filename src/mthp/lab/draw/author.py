@@ -62,15 +62,23 @@ class Author:
         """While this context lasts, faults make folios of the order."""
         return Switched(self, order, mode)
 
-    def start(self, who: str = "s", base: int = BASE) -> None:
-        """A fresh process with its base address."""
+    def start(self, who: str = "s") -> None:
+        """A fresh process with its base address, now and then an odd one."""
+        base = BASE
+        if self.rng.random() < 0.08:
+            base += self.rng.choice([1, 37, 511, PMD_PAGES, 5 * PMD_PAGES]) * 4096
         self.do(Verb.NEW, *(() if who == "s" else (who,)))
         self.do(Verb.BASE, base, who=who)
 
     # --- looking ----------------------------------------------------------------------------
 
     def space(self, who: str = "s") -> Space:
+        """The memory of a process so far."""
         return self.world.space(who)
+
+    def vmas(self, who: str) -> tuple[Vma, ...]:
+        """Its mappings as they are now: operations may follow while these are gone through."""
+        return tuple(self.space(who).vmas)
 
     def runs(self, who: str, fits: Callable[[Vma, Page], bool], least: int = 1) -> list[Run]:
         """Runs of pages of one VMA whose marks all fit, at least `least` long."""
@@ -85,10 +93,13 @@ class Author:
         ]
 
     def free_runs(self, who: str, *kinds: Page, least: int = 1) -> list[Run]:
-        """Runs of pages of those kinds that nothing holds: not pinned, protected nor locked."""
+        """Runs of writable pages of those kinds that nothing holds, locks or protects."""
         space = self.space(who)
         held = space.pinned | space.wp
-        found = self.runs(who, lambda vma, page: page in kinds and not vma.traits.mlocked)
+        found = self.runs(
+            who,
+            lambda vma, page: page in kinds and vma.traits.writable and not vma.traits.mlocked,
+        )
         cut = [
             run
             for start, pages in found

@@ -30,6 +30,9 @@ T = TypeVar("T")
 LOOKS = {Look.FULL: 3.0, Look.MOSTLY: 3.0, Look.LARGE: 2.0, Look.MIXED: 3.0, Look.SPARSE: 1.0}
 """How often each look is drawn."""
 
+SMALL_ORDERS = ORDERS[:-1]
+"""A fault of the PMD order registers the process: after that its children would be scanned."""
+
 HOLE, ZERO, SMALL = "hole", "zero", "small"
 _KINDS: dict[Look, dict[str, float]] = {
     Look.FULL: {SMALL: 1},
@@ -56,11 +59,13 @@ def weighted(rng: Random, table: dict[T, float]) -> T:
     return rng.choices(list(table), list(table.values()))[0]
 
 
-def plan_segments(rng: Random, start: int, pages: int, look: Look) -> list[Segment]:
-    """Cut a mapping up and choose what goes where."""
+def plan_segments(
+    rng: Random, start: int, pages: int, look: Look, orders: tuple[int, ...] = ORDERS
+) -> list[Segment]:
+    """Cut a mapping up and choose what goes where. orders: what large folios may be of."""
     parts = rng.randint(1, 2 * _PARTS[look] - 1)
     grain = rng.choice([1, 4, 8, 16, 64, 128])
-    large = rng.sample(ORDERS, rng.randint(1, 2))
+    large = rng.sample(orders, rng.randint(1, 2))
     segments = []
     for at, length in cuts(rng, start, start + pages, parts, grain):
         kind = weighted(rng, _KINDS[look])
@@ -82,13 +87,35 @@ def put(author: Author, who: str, segments: list[Segment]) -> None:
             author.do(verbs[each.kind], each.start, each.pages, who=who)
 
 
-def fill(author: Author, who: str, *, looks: dict[Look, float] | None = None) -> None:
-    """Fill every empty page of the process's mappings, each mapping in a look of its own."""
+def fill(
+    author: Author,
+    who: str,
+    *,
+    looks: dict[Look, float] | None = None,
+    orders: tuple[int, ...] = ORDERS,
+) -> None:
+    """Fill the empty pages of the process's mappings, each run of them in a look of its own.
+
+    Where there are several tables, one may stay empty.
+    """
+    rng = author.rng
+    tables = whole_tables(author, who)
+    skipped = rng.choice(tables) if len(tables) > 1 and rng.random() < 0.12 else -1
     segments = []
-    for vma in author.space(who).vmas:
-        look = weighted(author.rng, looks or LOOKS)
-        segments += plan_segments(author.rng, vma.start, vma.pages, look)
+    for start, pages in author.free_runs(who, Page.ABSENT):
+        for at, length in _around(start, pages, skipped):
+            look = weighted(rng, looks or LOOKS)
+            segments += plan_segments(rng, at, length, look, orders)
     put(author, who, segments)
+
+
+def _around(start: int, pages: int, skipped: int) -> list[Run]:
+    """A run without the table that begins at page `skipped`."""
+    end = start + pages
+    if skipped < 0 or end <= skipped or skipped + PMD_PAGES <= start:
+        return [(start, pages)]
+    parts = [(start, skipped - start), (skipped + PMD_PAGES, end - skipped - PMD_PAGES)]
+    return [(at, length) for at, length in parts if length > 0]
 
 
 def fill_one_order(author: Author, who: str, run: Run, order: int) -> None:
@@ -106,6 +133,19 @@ def drop_some(author: Author, who: str, most: int = 3) -> None:
         author.advise(who, *run, Madv.DONTNEED)
 
 
+def pepper(author: Author, who: str, most: int = 12) -> None:
+    """Single holes, or zero pages, all over."""
+    rng = author.rng
+    runs = author.free_runs(who, Page.WRITTEN)
+    for _ in range(rng.randint(2, most) if runs else 0):
+        start, pages = rng.choice(runs)
+        page = start + rng.randrange(pages)
+        author.advise(who, page, 1, Madv.DONTNEED)
+        vma = author.space(who).over(page, page + 1)[0]
+        if rng.random() < 0.2 and not vma.traits.uffd:
+            author.do(Verb.READ, page, 1, who=who)
+
+
 def cool_some(author: Author, who: str, most: int = 3) -> None:
     """Old pages; some are touched again."""
     rng = author.rng
@@ -117,8 +157,7 @@ def cool_some(author: Author, who: str, most: int = 3) -> None:
 
 def cool_all(author: Author, who: str) -> None:
     """Every mapping is old, but for a page or two."""
-    space = author.space(who)
-    for vma in [each for each in space.vmas if not each.traits.mlocked]:
+    for vma in [each for each in author.vmas(who) if not each.traits.mlocked]:
         author.advise(who, vma.start, vma.pages, Madv.COLD)
     for start, _ in author.pieces(who, (Page.WRITTEN,), author.rng.randint(0, 2)):
         author.do(Verb.READ, start, 1, who=who)
@@ -155,6 +194,7 @@ def weather(author: Author, who: str, chance: float = 0.35) -> None:
     rng = author.rng
     for happen, weight in (
         (drop_some, 1.0),
+        (pepper, 0.5),
         (cool_some, 0.8),
         (swap_some, 0.6),
         (free_some, 0.25),
@@ -165,10 +205,13 @@ def weather(author: Author, who: str, chance: float = 0.35) -> None:
 
 
 def share_some(author: Author, who: str, most: int = 3) -> None:
-    """Some pages, shared with sleeping children; a part of them copied again by a write."""
+    """Some pages, shared with sleeping children; a part of them copied again by a write.
+
+    Before anything registers the process.
+    """
     rng = author.rng
     runs = author.pieces(who, (Page.ABSENT,), rng.randint(1, most), 512)
-    order = rng.choice([0, 0, 0, *ORDERS])
+    order = rng.choice([0, 0, 0, *SMALL_ORDERS])
     if order:
         with author.with_order(order):
             for run in runs:
@@ -187,7 +230,7 @@ def whole_tables(author: Author, who: str) -> list[int]:
     base = author.world.process(who).base or 0
     skew = base // 4096 % PMD_PAGES
     found: list[int] = []
-    for vma in author.space(who).vmas:
+    for vma in author.vmas(who):
         first = -(-(vma.start + skew) // PMD_PAGES) * PMD_PAGES - skew
         found += range(first, vma.end - PMD_PAGES + 1, PMD_PAGES)
     return found

@@ -11,6 +11,7 @@ from mthp.lab.draw.fill import weighted
 from mthp.lab.program import Madv, Op, Verb
 from mthp.lab.walk import walk
 from mthp.lab.world import PMD_PAGES
+from mthp.settings import Enabled
 
 FIRST = PMD_PAGES
 """Mappings start around this page, so that there is room before the first whole table."""
@@ -60,30 +61,43 @@ def map_many(author: Author, who: str, number: int) -> list[Run]:
 
 _ADVICE: dict[Advice | None, float] = {Advice.HUGEPAGE: 60, None: 33, Advice.NOHUGEPAGE: 7}
 _MADV = {Advice.HUGEPAGE: Madv.HUGEPAGE, Advice.NOHUGEPAGE: Madv.NOHUGEPAGE}
+IDLE = 0.12
+"""How often a program may leave khugepaged nothing that it is allowed to collapse."""
 
 
-def give_advice(author: Author, who: str, table: dict[Advice | None, float] = _ADVICE) -> None:
+def give_advice(author: Author, who: str) -> None:
     """Advise the process's mappings after the drawn settings are in force.
 
-    What is to be MADV_HUGEPAGE gets the opposite first: only a change of flags registers.
+    What is to be MADV_HUGEPAGE gets the opposite first: only a change of flags registers. Where
+    nothing is enabled for what is not advised, nearly everything is advised.
     """
-    for vma in author.space(who).vmas:
-        advice = weighted(author.rng, table)
+    rng = author.rng
+    idle = rng.random() < IDLE
+    for vma in author.vmas(who):
+        advice = weighted(rng, _ADVICE)
+        needed = not author.settings.orders_always and not idle and not _inherits_always(author)
+        if needed and advice is None:
+            advice = Advice.HUGEPAGE
         if advice is Advice.HUGEPAGE:
             _advise_last(author, who, (vma.start, vma.pages), Madv.NOHUGEPAGE)
         if advice is not None:
             _advise_last(author, who, (vma.start, vma.pages), _MADV[advice])
 
 
+def _inherits_always(author: Author) -> bool:
+    settings = author.settings
+    return bool(settings.orders_inherit) and settings.enabled is Enabled.ALWAYS
+
+
 def _advise_last(author: Author, who: str, run: Run, advice: Madv) -> None:
     author.finish_with(Op(Verb.ADVISE, (*run, int(advice)), who))
 
 
-def close(author: Author, *, advised: bool = True) -> None:
+def close(author: Author) -> None:
     """Advise every process in a drawn order, and register those that this does not register."""
     names = list(author.world.processes)
     author.rng.shuffle(names)
-    for name in names if advised else ():
+    for name in names:
         give_advice(author, name)
     world = walk(author.draft("", "").program())
     for name in names:

@@ -278,6 +278,40 @@ static void wait_word(const struct words *w)
 	fail(ETIMEDOUT, w->word[1]);
 }
 
+/* How often a task gave up the processor by itself, or all ones while it is not asleep. */
+static uint64_t sleeps(const char *path)
+{
+	ssize_t size = read_file(path);
+	const char *at;
+
+	if (size <= 0 || size >= MAX_FILE)
+		return 0;
+	file_buffer[size] = 0;
+	if (!strstr(file_buffer, "State:\tS"))
+		return ~0ULL;
+	at = strstr(file_buffer, "\nvoluntary_ctxt_switches:");
+	return at ? strtoull(at + sizeof("\nvoluntary_ctxt_switches:"), NULL, 10) : 0;
+}
+
+/* idle PID MS LIMIT: until the task has been asleep for MS without waking. */
+static void wait_idle(const struct words *w)
+{
+	uint64_t end = now_ms() + number(w, 3), since = now_ms(), last = ~0ULL, now;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%s/status", w->word[1]);
+	while (now_ms() < end) {
+		now = sleeps(path);
+		if (now != last || now == ~0ULL)
+			since = now_ms();
+		else if (now_ms() - since >= number(w, 2))
+			return succeed("", 0);
+		last = now;
+		nap();
+	}
+	fail(ETIMEDOUT, path);
+}
+
 /* --- processes ------------------------------------------------------------------------------ */
 
 static struct subject *find_subject(const char *name)
@@ -525,6 +559,8 @@ static void run(char *line)
 		return put(&w);
 	if (!strcmp(op, "wait") && needs(&w, 5))
 		return wait_word(&w);
+	if (!strcmp(op, "idle") && needs(&w, 4))
+		return wait_idle(&w);
 	if (!strcmp(op, "new"))
 		return new_subject(w.count > 1 ? w.word[1] : "s");
 	if (!strcmp(op, "walk") && needs(&w, 4))
@@ -577,6 +613,26 @@ static void mount_all(void)
 	mount("tmpfs", "/dev/shm", "tmpfs", 0, "");
 }
 
+/* Modules that the port needs, where the kernel does not have them built in: those in /early, by
+ * name. */
+static void load_early(void)
+{
+	struct dirent **entries;
+	int count = scandir("/early", &entries, NULL, alphasort);
+
+	for (int i = 0; i < count; i++) {
+		char path[300];
+		int fd;
+
+		snprintf(path, sizeof(path), "/early/%s", entries[i]->d_name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd >= 0 && syscall(SYS_finit_module, fd, "", 0) && errno != EISDIR && *entries[i]->d_name != '.')
+			fprintf(stderr, "mthp agent: %s: %s\n", path, strerror(errno));
+		if (fd >= 0)
+			close(fd);
+	}
+}
+
 /* The port is the first one virtio-serial shows. */
 static int open_port(void)
 {
@@ -610,6 +666,7 @@ int main(void)
 	setenv("HOME", "/root", 1);
 	file_buffer = buffer(MAX_FILE);
 	mount_all();
+	load_early();
 	port = open_port();
 	if (port < 0)
 		die("no port to the host");

@@ -206,6 +206,31 @@ static long advise_other(const struct words *w)
 	return result < 0 ? result : 0;
 }
 
+/* Give back every page but those whose frame number is a multiple of 2^order. */
+static long thin_out(uint64_t first, uint64_t pages, uint64_t order)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t entries[512], given = 0;
+
+	if (fd < 0)
+		return failed();
+	for (uint64_t i = 0; i < pages; i++) {
+		uint64_t place = i % 512;
+
+		if (!place && pread(fd, entries, sizeof(entries), (uint64_t)page(first + i) / PAGE * 8) < 8)
+			return -EIO;
+		if ((entries[place] << 9 >> 9) % (1ULL << order)) {
+			given++;
+			continue;
+		}
+		if (given && madvise((void *)page(first + i - given), given * PAGE, MADV_DONTNEED))
+			return failed();
+		given = 0;
+	}
+	close(fd);
+	return 0;
+}
+
 static long run(const struct words *w)
 {
 	const char *op = w->word[0];
@@ -238,6 +263,8 @@ static long run(const struct words *w)
 		return register_uffd(first, pages, third);
 	if (!strcmp(op, "uffdwp"))
 		return write_protect(first, pages, third);
+	if (!strcmp(op, "thin"))
+		return thin_out(first, pages, third);
 	if (!strcmp(op, "pin_uring"))
 		return pin_uring(first, pages);
 	if (!strcmp(op, "pin_vmsplice"))
