@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mthp.lab.channel import Channel, CommandFailed
+from mthp.lab.eater import ORDERS, THP, size_kb
 from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.interpreter import HELPER
-from mthp.lab.session import ASLEEP, KHUGEPAGED, ORDERS, THP, TRACING, Session, size_kb
+from mthp.lab.session import ASLEEP, KHUGEPAGED, TRACING, Session
 from mthp.settings import Settings
 
 __all__ = ["Job", "Scans", "Stage"]
