@@ -38,3 +38,34 @@ def module(**fields: str) -> bytes:
         for name, at, size in sections
     )
     return bytes(head) + info + names + table
+
+
+def elf(
+    libraries: tuple[str, ...] = (), interpreter: str = "", search: str = "", rpath: str = ""
+) -> bytes:
+    """A program (with an interpreter) or library that asks for libraries; it loads at 0x10000."""
+    load_at, count = 0x10000, 3 if interpreter else 2
+    strings, offsets = b"\0", {}
+    for text in (*libraries, search, rpath):
+        offsets[text] = len(strings)
+        strings += text.encode() + b"\0"
+    at_strings = 64 + 56 * count
+    at_dynamic = at_strings + len(strings)
+    pairs = [(1, offsets[name]) for name in libraries]
+    pairs += [(tag, offsets[text]) for tag, text in ((29, search), (15, rpath)) if text]
+    pairs += [(5, load_at + at_strings), (0, 0)]
+    dynamic = b"".join(struct.pack("<qQ", *pair) for pair in pairs)
+    named = interpreter.encode() + b"\0"
+    total = at_dynamic + len(dynamic) + len(named)
+    parts = [(1, 0, total), (2, at_dynamic, len(dynamic))]
+    if interpreter:
+        parts.insert(0, (3, at_dynamic + len(dynamic), len(named)))
+    ident = b"\x7fELF\x02\x01".ljust(16, b"\0")
+    head = struct.pack(
+        "<16sHHIQQQIHHHHHH", ident, 3, 62, 1, 0, 64, 0, 0, 64, 56, len(parts), 0, 0, 0
+    )
+    table = b"".join(
+        struct.pack("<IIQQQQQQ", kind, 4, at, load_at + at, load_at + at, size, size, 1)
+        for kind, at, size in parts
+    )
+    return head + table + strings + dynamic + named

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mthp.cli.consent import asked
 from mthp.cli.lab_fuzz import add_fuzz
+from mthp.cli.lab_predict import add_predict
 from mthp.cli.lab_run import add_record, add_run
 from mthp.cli.lab_selftest import add_selftest
 from mthp.cli.options import UsageError, Verbs
@@ -38,6 +39,7 @@ def add_lab(verbs: Verbs) -> None:
     add_record(subverbs)
     add_fuzz(subverbs)
     add_selftest(subverbs)
+    add_predict(subverbs)
 
 
 def run_lab(args: argparse.Namespace) -> int:

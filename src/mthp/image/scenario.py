@@ -82,7 +82,8 @@ class ScenarioVma:
     start: bytes. pages: base pages. Ranges are (first page, pages) from the VMA's start: pins is
     held by long-lived GUP references, locked pages stay locked, off_lru ones are in nobody's LRU,
     poisoned ones fail to be copied; extra_refs adds a number of references as third. mm: which
-    process. anon_vma: false for a VMA that was only ever read. extra: fields we do not know.
+    process. softdirty: None where the record does not say. anon_vma: false for a VMA that was only
+    ever read. extra: fields we do not know.
     """
 
     start: int
@@ -97,7 +98,7 @@ class ScenarioVma:
     droppable: bool = False
     read_only: bool = False
     ksm: bool = False
-    softdirty: bool = True
+    softdirty: bool | None = None
     locked: tuple[tuple[int, int], ...] = ()
     off_lru: tuple[tuple[int, int], ...] = ()
     poisoned: tuple[tuple[int, int], ...] = ()
@@ -310,7 +311,7 @@ def _vma(fields: Fields, geometry: Geometry) -> ScenarioVma:
         droppable=fields.flag("droppable"),
         read_only=fields.flag("read_only"),
         ksm=fields.flag("ksm"),
-        softdirty=fields.flag("softdirty", True),
+        softdirty=fields.flag("softdirty") if fields.has("softdirty") else None,
         locked=fields.ranges("locked", pages),
         off_lru=fields.ranges("off_lru", pages),
         poisoned=fields.ranges("poisoned", pages),

@@ -216,16 +216,37 @@ class PrivateApt:
             return []
         return list(parse_records(self._run("apt-cache", "show", *names)))
 
+    def with_dependencies(self, names: Sequence[str]) -> list[Package]:
+        """These packages and all that they depend on, recommendations left out.
+
+        LabError: the suite has no such package.
+        """
+        said = self._run(
+            "apt-get", "--simulate", "--no-install-recommends", "-qq", "install", *names
+        )
+        found = re.findall(r"^Inst (\S+)", said, re.MULTILINE)
+        shown = self._run("apt-cache", "show", "--no-all-versions", *dict.fromkeys(found))
+        return list(parse_records(shown))
+
     def download(self, package: Package, folder: Path) -> Path:
         """Fetch a package's file into a folder. LabError: that failed."""
-        self._run("apt-get", "-qq", "download", f"{package.name}={package.version}", cwd=folder)
-        found = list(folder.glob(f"{package.name}_*.deb"))
-        if len(found) != 1:
-            raise LabError(HOST_LACKS, f"apt-get download left no file of {package.name}")
-        return found[0]
+        return self.download_all([package], folder)[0]
+
+    def download_all(self, packages: Sequence[Package], folder: Path) -> list[Path]:
+        """Fetch the files of many packages into a folder, in their order. LabError: that failed."""
+        wanted = [f"{package.name}={package.version}" for package in packages]
+        self._run("apt-get", "-qq", "download", *wanted, cwd=folder)
+        return [_file_of(package, folder) for package in packages]
 
     def _run(self, command: str, *words: str, cwd: Path | None = None) -> str:
         return run_apt([command, "-c", str(self._config), *words], cwd=cwd)
+
+
+def _file_of(package: Package, folder: Path) -> Path:
+    found = list(folder.glob(f"{package.name}_*.deb"))
+    if len(found) != 1:
+        raise LabError(HOST_LACKS, f"apt-get download left no file of {package.name}")
+    return found[0]
 
 
 def _lay_out(folder: Path) -> None:
@@ -244,6 +265,16 @@ def run_apt(words: Sequence[str], cwd: Path | None = None) -> str:
     if done.returncode:
         raise LabError(HOST_LACKS, f"{_short(words)}: {_complaint(done.stderr)}")
     return done.stdout
+
+
+def unpack_deb(file: Path, folder: Path) -> None:
+    """Unpack a package's files below a folder. LabError: it is damaged."""
+    done = subprocess.run(
+        ["dpkg-deb", "-x", str(file), str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().partition("\n")[0]
+        raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {said}")
 
 
 def _short(words: Sequence[str]) -> str:

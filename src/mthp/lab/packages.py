@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from mthp.lab.apt import Archive, NoSuite, Package, PrivateApt
+from mthp.lab.apt import Archive, NoSuite, Package, PrivateApt, unpack_deb
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels import (
     Kernel,
@@ -183,18 +182,9 @@ def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> K
     """
     unpacked = work / "unpacked"
     for file in files:
-        _unpack_one(file, unpacked)
+        unpack_deb(file, unpacked)
         file.unlink()
     return keep(_arrange(unpacked, release, work / "kernel"), release, origin)
-
-
-def _unpack_one(file: Path, folder: Path) -> None:
-    done = subprocess.run(
-        ["dpkg-deb", "-x", str(file), str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip().partition("\n")[0]
-        raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {said}")
 
 
 def _arrange(unpacked: Path, release: str, folder: Path) -> Path:

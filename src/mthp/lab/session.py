@@ -129,8 +129,8 @@ class Session:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._cut_short = False
         self._bases: dict[str, int] = {}
+        self._cut_short = False
         self._orders = self._sizes()
         self.eater = Eater(channel, self._orders)
         self._stat_paths = [

@@ -170,7 +170,7 @@ class ScenarioBuilder:
     def add_vma(self, spec: ScenarioVma) -> Vma:
         """One mapping with its flags."""
         flags = VM_DEFAULT
-        flags |= VM_SOFTDIRTY if spec.softdirty else 0
+        flags |= VM_SOFTDIRTY if _soft_dirty(spec) else 0
         flags |= VM_HUGEPAGE if spec.advice is Advice.HUGEPAGE else 0
         flags |= VM_NOHUGEPAGE if spec.advice is Advice.NOHUGEPAGE else 0
         flags |= VM_LOCKED if spec.mlocked else 0
@@ -362,6 +362,18 @@ class ScenarioBuilder:
         """The folios of a range of pages, each once."""
         frames = self.frames(spec, vma, first, count)
         return list(dict.fromkeys(self.mem.head.raw[pfn] for pfn in frames))
+
+
+def _soft_dirty(spec: ScenarioVma) -> bool:
+    """VM_SOFTDIRTY, as the record says; else whether it may be set: then no present page shows as
+    soft-clean.
+
+    Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry().
+    """
+    if spec.softdirty is not None:
+        return spec.softdirty
+    present = (PageKind.FOLIO, PageKind.ZERO, PageKind.HUGE_ZERO)
+    return all("s" in run.pagemap for _, run in spec.initial.folios if run.kind in present)
 
 
 def mapped_frame(mm: Mm, address: int) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mthp.image.scenario import ScenarioError, parse_scenario
 from mthp.lab.boot import Booted, booted
-from mthp.lab.channel import GuestGone
+from mthp.lab.channel import CommandFailed, GuestGone
 from mthp.lab.kernels import Kernel
 from mthp.lab.program import Draft
 from mthp.lab.record import NotBuilt, record
@@ -90,7 +90,7 @@ class Trier:
             guest = self._guest()
             try:
                 return judge(draft, record(guest.session, draft, self._kernel.release))
-            except NotBuilt as error:
+            except (NotBuilt, CommandFailed) as error:
                 return Verdict(draft, not_built=str(error))
             except GuestGone as error:
                 said = f"the guest is gone: {error}; {guest.guest.last_words()}"

@@ -217,8 +217,9 @@ class ImageBuilder:
     def young(self, process: Process) -> NDArray[np.bool_]:
         """(n, PTRS) whether the PTE is taken to be young.
 
-        PG_referenced where it was seen; what smaps counts as referenced beyond that is spread
-        evenly over the mapping's other pages, because it does not say which they are.
+        PG_referenced where it was seen. What smaps counts as referenced beyond that it does not
+        name: taken are first the pages that stand alone in tables mostly swapped out, for they
+        stayed or came back because they were used, then the mapping's others; evenly spread.
         """
         shape = process.pte.shape
         if self.assume.young is not Young.CAPTURED:
@@ -228,6 +229,9 @@ class ImageBuilder:
         mapped = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
         young &= mapped
         flat_young, flat_mapped = young.reshape(-1), mapped.reshape(-1)
+        swapped = np.count_nonzero(process.pte & Pte.SWAPPED, axis=1)
+        mostly = swapped > np.count_nonzero(mapped, axis=1)
+        alone = (mapped & mostly[:, None]).reshape(-1)
         addresses = self.addresses(process).reshape(-1)
         for vma in process.vmas:
             if not vma.anonymous or not vma.referenced:
@@ -235,10 +239,9 @@ class ImageBuilder:
             first, end = np.searchsorted(addresses, [vma.start, min(vma.end, 2**63 - 1)])
             part = flat_young[first:end]
             missing = (vma.referenced >> self.kernel.geometry.page_shift) - int(part.sum())
-            others = np.flatnonzero(flat_mapped[first:end] & ~part)
-            if missing > 0 and len(others):
-                count = min(missing, len(others))
-                part[others[np.arange(count) * len(others) // count]] = True
+            others = flat_mapped[first:end] & ~part
+            for pages in (others & alone[first:end], others & ~alone[first:end]):
+                missing -= _spread(missing, part, np.flatnonzero(pages))
         return young
 
     def addresses(self, process: Process) -> NDArray[np.int64]:
@@ -279,6 +282,14 @@ class ImageBuilder:
         self.kernel.swap.hold(slot)
         exclusive = 0 if captured in self.shared_slots else SWP_EXCLUSIVE
         return slot << PFN_SHIFT | Leaf.SWAP << KIND_SHIFT | marks | exclusive
+
+
+def _spread(count: int, marks: NDArray[np.bool_], pages: NDArray[np.intp]) -> int:
+    """Mark so many of the pages, evenly spread, or all; how many that are."""
+    count = max(0, min(count, len(pages)))
+    if count:
+        marks[pages[np.arange(count) * len(pages) // count]] = True
+    return count
 
 
 def _shared_slots(snapshot: Snapshot) -> frozenset[int]:

@@ -633,12 +633,13 @@ static void load_early(void)
 	}
 }
 
-/* The port is the first one virtio-serial shows. */
+/* The port is the first one virtio-serial shows; its device node may come a moment later. */
 static int open_port(void)
 {
 	for (int tries = 0; tries < 20000; tries++) {
 		DIR *dir = opendir("/sys/class/virtio-ports");
 		struct dirent *entry;
+		int fd;
 
 		while (dir && (entry = readdir(dir))) {
 			char path[300];
@@ -646,8 +647,11 @@ static int open_port(void)
 			if (*entry->d_name == '.')
 				continue;
 			snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
-			closedir(dir);
-			return open(path, O_RDWR | O_CLOEXEC);
+			fd = open(path, O_RDWR | O_CLOEXEC);
+			if (fd >= 0) {
+				closedir(dir);
+				return fd;
+			}
 		}
 		if (dir)
 			closedir(dir);
