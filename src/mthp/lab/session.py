@@ -20,7 +20,7 @@ from mthp.lab.observe import (
     pages_state,
     vmas_of,
 )
-from mthp.lab.program import BASE, Op, Verb
+from mthp.lab.program import BASE, Madv, Op, Verb
 
 __all__ = ["BASE", "Counters", "Session"]
 
@@ -84,6 +84,11 @@ _QUIET = {
 
 _NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
 """Operations that ask the guest something before they act: all before them must have been done."""
+
+
+def _is_collapse(op: Op) -> bool:
+    """MADV_COLLAPSE in a program: it does what it can, and may say that it could not."""
+    return op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER) and op.numbers[2] == Madv.COLLAPSE
 
 
 @dataclass
@@ -248,11 +253,12 @@ class Session:
         waiting: list[str] = []
         registered: list[int] = []
         for op in program:
-            if op.verb in _NEED_ANSWERS:
+            if op.verb in _NEED_ANSWERS or _is_collapse(op):
                 self._channel.ask_all(waiting)
                 waiting = []
                 registered += self._registered()
-                self._host_op(op)
+                with contextlib.suppress(*((CommandFailed,) if _is_collapse(op) else ())):
+                    self._host_op(op)
                 self.write(f"{TRACING}/trace", "")
             else:
                 waiting += self._commands(op)
@@ -288,7 +294,7 @@ class Session:
             self.write(f"/proc/{self._pid(op.who)}/clear_refs", str(op.args[0]))
         elif op.verb is Verb.KSM:
             self._run_ksm(int(op.args[0]))
-        elif op.verb is Verb.ADVISE_OTHER:
+        elif op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER):
             self._channel.ask_all(self._commands(op))
         elif op.verb is Verb.MEMCG:
             self._limit_memcg(str(op.args[0]), int(op.args[1]))

@@ -326,7 +326,8 @@ class ScenarioBuilder:
             large.visible[UNKNOWN_MM] = outside
         if len(large.visible) > 1:
             share_large_folio(mem, head, large.visible)
-        elif 0 < mapped < nr and "C" not in large.token.flags:
+        if outside <= 0 and 0 < mapped < nr and "C" not in large.token.flags:
+            # Every mapping is in this world, so some of its pages have none: they were unmapped.
             mem.flags.raw[head] |= pg.PG_PARTIALLY_MAPPED
 
     def add_references(self, spec: ScenarioVma, vma: Vma) -> None:
@@ -365,15 +366,14 @@ class ScenarioBuilder:
 
 
 def _soft_dirty(spec: ScenarioVma) -> bool:
-    """VM_SOFTDIRTY, as the record says; else whether it may be set: then no present page shows as
+    """VM_SOFTDIRTY, as the record says; else whether it may be set: then no page of a folio shows as
     soft-clean.
 
     Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry().
     """
     if spec.softdirty is not None:
         return spec.softdirty
-    present = (PageKind.FOLIO, PageKind.ZERO, PageKind.HUGE_ZERO)
-    return all("s" in run.pagemap for _, run in spec.initial.folios if run.kind in present)
+    return all("s" in run.pagemap for _, run in spec.initial.folios if run.kind is PageKind.FOLIO)
 
 
 def mapped_frame(mm: Mm, address: int) -> int | None:

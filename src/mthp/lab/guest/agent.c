@@ -592,6 +592,8 @@ static void run(char *line)
 	}
 	if (w.count > 1 && (s = find_subject(w.word[1])))
 		return run_about(&w, s);
+	if (!strcmp(op, "pages") || !strcmp(op, "pid") || !strcmp(op, "end"))
+		return fail(ESRCH, w.count > 1 ? w.word[1] : op);
 	fail(ENOSYS, op);
 }
 
