@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mthp.cli.options import UsageError, Verbs
+from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
     from mthp.image.scenario import Scenario
@@ -57,9 +58,10 @@ def _run(args: argparse.Namespace) -> int:
     from mthp.report.fuzz import replayed_text
 
     documents = []
-    differ = 0
+    differ = not_built = 0
     for replayed in _replay(args):
         differ += replayed.verdict.disagrees
+        not_built += bool(replayed.verdict.not_built)
         if args.json:
             documents.append(replayed.to_json())
         else:
@@ -68,7 +70,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         json.dump({"schema_version": 1, "scenarios": documents}, sys.stdout, indent=1)
         print()
-    return DIFFER if differ else 0
+    if differ:
+        return DIFFER
+    return FAILED if not_built else 0
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -79,6 +83,10 @@ def _record(args: argparse.Namespace) -> int:
     try:
         with part.open("w") as out:
             for replayed in _replay(args):
+                if replayed.verdict.not_built:
+                    raise UsageError(
+                        f"{replayed.scenario.id}: not built: {replayed.verdict.not_built}", FAILED
+                    )
                 out.write(json.dumps(replayed.verdict.record) + "\n")
                 out.flush()
                 number += 1
