@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv run test lint types check bench wheel clean
+.PHONY: venv run test lab lint types check bench wheel clean
 
 venv: $(STAMP)
 
@@ -23,6 +23,9 @@ run: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+lab: venv
+	$(BIN)/python -m pytest -m lab -rs tests
 
 lint: venv
 	$(BIN)/ruff check src tests benchmarks

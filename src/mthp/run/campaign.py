@@ -137,7 +137,7 @@ class Smallest:
 def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
     """A new campaign, or the one that was interrupted in this folder.
 
-    LabError (2): the folder holds another one, or cannot be used.
+    LabError (2): the folder holds another one, is damaged, or cannot be used.
     """
     campaign = Campaign(spec, folder)
     meta = folder / "campaign.json"
@@ -150,8 +150,10 @@ def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
         if known != spec.to_json():
             raise LabError(BAD_INPUT, f"{folder} holds another campaign: {json.dumps(known)}")
         _replay(campaign)
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         raise LabError(BAD_INPUT, f"{folder}: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LabError(BAD_INPUT, f"{folder}: a campaign's files are damaged: {error}") from None
     return campaign
 
 

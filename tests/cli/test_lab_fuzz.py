@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp lab fuzz, run and record, as far as they get without a guest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mthp.cli import main
+from mthp.lab.kernels import add_copy
+from mthp.run.campaign import CampaignSpec, open_campaign
+from tests.cli.test_bad_input import refused
+from tests.lab.synthetic import bzimage
+from tests.run.test_campaign import LOG, RECORDS, WRONG, lines
+
+RELEASE = "7.4.0-mine"
+DATA = Path(__file__).parent.parent / "data"
+RECORDED = DATA / "linux-7.3.4-many-vmas.jsonl.xz"
+Campaigns = Callable[[CampaignSpec], Path]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTHP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> None:
+    """The cache has a kernel (which would not boot)."""
+    image = tmp_path / "bzImage"
+    image.write_bytes(bzimage(RELEASE))
+    add_copy(image, None)
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaigns:
+    """Makes a folder in which six drafts were tried, one of which disagrees."""
+
+    def make(spec: CampaignSpec) -> Path:
+        made = open_campaign(spec, tmp_path / "campaign")
+        made.log.write_text(lines(LOG))
+        made.records.write_text(lines(RECORDS))
+        return made.folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--family", "nope"), "--family nope: not one of plain"),
+        (("--family", "plain "), "not one of"),
+        (("--seed", "x"), "--seed: 'x' is not a whole number"),
+        (("--seed", "-1"), "--seed"),
+        (("--n", "1.5"), "--n: '1.5' is not a whole number"),
+        (("--n", "٣"), "not a whole number"),
+        (("--n", ""), "not a whole number"),
+        (("--n", "1" * 13), "not a whole number"),
+        (("--guests", "two"), "--guests: 'two' is not a whole number"),
+        (("--shrink", "all"), "--shrink: 'all' is not a whole number"),
+        (("surplus",), "surplus"),
+    ],
+)
+def test_bad_options(capfd: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str) -> None:
+    assert says in refused(capfd, "lab", "fuzz", *argv)
+    assert os.listdir() == [], "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    "argv", [("fuzz", "--n", "1"), ("run", str(RECORDED)), ("record", str(RECORDED), "-o", "x")]
+)
+def test_no_kernel(capfd: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
+    assert "no kernel in the cache: run mthp lab setup" in refused(capfd, "lab", *argv, code=5)
+    said = refused(capfd, "lab", *argv, "--kernel", "7.9", code=5)
+    assert "run mthp lab setup --release 7.9" in said
+    assert not Path("x").exists()
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_host_without_programs(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "no C compiler" in refused(capfd, "lab", "fuzz", "--n", "3", "--guests", "2", code=5)
+    assert Path(f"lab-fuzz-{RELEASE}-1/log.jsonl").read_text() == ""
+    assert "no C compiler" in refused(capfd, "lab", "run", f"{RECORDED}#ext-0", code=5)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_finished_campaign_is_told_again(
+    capfd: pytest.CaptureFixture[str], campaign: Campaigns
+) -> None:
+    folder = campaign(CampaignSpec(7, 6, RELEASE))
+    argv = ["lab", "fuzz", "--seed", "7", "--n", "6", "-o", str(folder), "--shrink", "0"]
+    assert main(argv) == 3
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out.startswith(
+        f"kernel {RELEASE}, seed 7: 6 states drawn, 4 built; 4 of 5 passes agree (80.00%)\n"
+    )
+    assert "disagreements (2):\n  7-2 pass 0 errno: kernel 0, engine -11\n" in out
+    assert main([*argv, "--json"]) == 3
+    document = json.loads(capfd.readouterr().out)
+    assert document["mismatches"][0] == WRONG
+    assert (document["number"], document["schema_version"]) == (6, 1)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("argv", [("--seed", "8"), ("--seed", "7", "--family", "swap")])
+def test_another_campaigns_folder(
+    capfd: pytest.CaptureFixture[str], campaign: Campaigns, argv: tuple[str, ...]
+) -> None:
+    folder = campaign(CampaignSpec(7, 6, RELEASE))
+    said = refused(capfd, "lab", "fuzz", *argv, "--n", "6", "-o", str(folder))
+    assert f"{folder} holds another campaign" in said
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_folder_that_cannot_be(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("")
+    for name in ("file", "file/below"):
+        assert "file" in refused(capfd, "lab", "fuzz", "--n", "1", "-o", name)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("verb", [("run",), ("record", "-o", "out.jsonl")])
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("/nonexistent.jsonl", "No such file"),
+        ("/nonexistent.jsonl#a", "No such file"),
+        ("/tmp", "directory"),
+        (f"{RECORDED}#nope", "no scenario 'nope'"),
+        ("text.jsonl", "text.jsonl"),
+        ("bytes.jsonl", "bytes.jsonl"),
+        ("damaged.jsonl.xz", "damaged"),
+    ],
+)
+def test_scenarios_that_cannot_be_read(
+    capfd: pytest.CaptureFixture[str], verb: tuple[str, ...], spec: str, says: str
+) -> None:
+    Path("text.jsonl").write_text("{}\n")
+    Path("bytes.jsonl").write_bytes(b"\xff\xfe\n")
+    Path("damaged.jsonl.xz").write_bytes(RECORDED.read_bytes()[:100])
+    assert says in refused(capfd, "lab", *verb, spec)
+    assert not Path("out.jsonl").exists()
+
+
+def test_no_scenario_at_all(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "SCENARIO" in refused(capfd, "lab", "run")
+    assert "-o/--output" in refused(capfd, "lab", "record", str(RECORDED))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_scenario_file_without_leave_to_read(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("mine.jsonl").write_text("")
+    Path("mine.jsonl").chmod(0)
+    assert "Permission denied" in refused(capfd, "lab", "run", "mine.jsonl")
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_target_that_cannot_be_written(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "No such file" in refused(capfd, "lab", "record", str(RECORDED), "-o", "no/out.jsonl")
