@@ -5,28 +5,38 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mthp.cli import main
+from mthp.image.scenario import load_one
 from mthp.lab.kernels import add_copy
 from mthp.run.campaign import CampaignSpec, open_campaign
 from tests.cli.test_bad_input import refused
+from tests.lab.guests import children, kernel_or_skip
 from tests.lab.synthetic import bzimage
 from tests.run.test_campaign import LOG, RECORDS, WRONG, lines
 
 RELEASE = "7.4.0-mine"
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = DATA / "linux-7.3.4-many-vmas.jsonl.xz"
+RERUN = (
+    "linux-7.3.4.jsonl.xz#a-0",
+    "linux-7.3.4-many-vmas.jsonl.xz#ext-0",
+    "lab-7.3.4.jsonl.xz#hand:softdirty-ro-16k",
+)
 Campaigns = Callable[[CampaignSpec], Path]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MTHP_CACHE", str(tmp_path / "cache"))
+def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, but for tests with real guests."""
     monkeypatch.chdir(tmp_path)
+    if request.node.get_closest_marker("lab") is None:
+        monkeypatch.setenv("MTHP_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -167,3 +177,49 @@ def test_a_scenario_file_without_leave_to_read(capfd: pytest.CaptureFixture[str]
 @pytest.mark.usefixtures("kernel")
 def test_a_target_that_cannot_be_written(capfd: pytest.CaptureFixture[str]) -> None:
     assert "No such file" in refused(capfd, "lab", "record", str(RECORDED), "-o", "no/out.jsonl")
+
+
+# --- a real guest ---------------------------------------------------------------------------
+
+
+@pytest.mark.lab
+def test_random_states_agree_and_come_out_the_same_twice(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    kernel = kernel_or_skip()
+    argv = ["lab", "fuzz", "--seed", "1", "--n", "40", "--guests", "1", "--json", "-o"]
+    documents = []
+    for folder in ("first", "second"):
+        assert main([*argv, folder]) == 0
+        documents.append(json.loads(capfd.readouterr().out))
+        assert children() == set()
+    first, second = documents
+    assert first == second
+    assert (first["kernel"], first["number"]) == (kernel.release, 40)
+    assert first["agreed"] == first["passes"] >= first["built"] >= 36
+    assert Path("first/log.jsonl").read_bytes() == Path("second/log.jsonl").read_bytes()
+    assert repeatable(Path("first/records.jsonl")) == repeatable(Path("second/records.jsonl"))
+    assert Path("first/records.jsonl").read_text().count("\n") == first["built"]
+
+
+def repeatable(path: Path) -> str:
+    """The records of a file without what the guest's whole life decides: how many free blocks there
+    are of each order. The largest order that has any is drawn, and stays."""
+    return re.sub(r'"free_blocks": \{[^}]*\}, ', "", path.read_text())
+
+
+@pytest.mark.lab
+def test_recorded_scenarios_are_made_anew_and_agree(capfd: pytest.CaptureFixture[str]) -> None:
+    kernel_or_skip("7.3")
+    specs = [f"{DATA}/{spec}" for spec in RERUN]
+    assert main(["lab", "run", "--json", "--kernel", "7.3", *specs]) == 0
+    scenarios = json.loads(capfd.readouterr().out)["scenarios"]
+    assert [each["id"] for each in scenarios] == [spec.partition("#")[2] for spec in RERUN]
+    for spec, ran in zip(specs, scenarios, strict=True):
+        assert (ran["not_built"], ran["state_differs"], ran["mismatches"]) == ("", [], [])
+        recorded = load_one(spec)
+        assert len(ran["passes"]) == len(recorded.passes)
+        for before, now in zip(recorded.passes, ran["passes"], strict=True):
+            assert now["engine"] == now["kernel"]["events"]
+            assert len(now["kernel"]["events"]) == len(before.events) > 0
+    assert children() == set()

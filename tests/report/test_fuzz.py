@@ -123,6 +123,16 @@ def test_a_scenario_that_differs() -> None:
     golden("replayed-differs.txt", replayed_text(document))
 
 
+def test_many_differences_of_the_state_are_cut_and_said() -> None:
+    many = [f"vmas[0] page {page}: Z PA, not -" for page in range(0, 24, 2)]
+    lines = replayed_text({**REPLAYED, "state_differs": many}).splitlines()
+    assert lines[10:13] == [
+        "  the guest's state differs: vmas[0] page 18: Z PA, not -",
+        "  … and 2 more (--json has all)",
+        "pass 0",
+    ]
+
+
 def test_a_scenario_that_was_not_built() -> None:
     """Nothing ran: nothing agrees."""
     document = {**REPLAYED, "kernel": "", "not_built": "no such page", "passes": []}

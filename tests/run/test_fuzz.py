@@ -6,6 +6,9 @@ from __future__ import annotations
 import copy
 import json
 import lzma
+import os
+import signal
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from mthp.lab.draw import draw
 from mthp.lab.program import Draft
-from mthp.run.fuzz import Verdict, judge
+from mthp.run.fuzz import Trier, Verdict, judge
+from tests.lab.guests import children, exists, kernel_or_skip
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = ("lab-7.3.4.jsonl.xz", "lab-mem-7.3.4.jsonl.xz", "linux-7.3.4-many-vmas.jsonl.xz")
@@ -127,3 +132,25 @@ def test_a_state_that_cannot_be_is_a_disagreement_without_events() -> None:
     assert wrong["got"]
     assert (verdict.passes, verdict.agreed) == (len(record["passes"]), 0)
     assert [list(events) for events in verdict.engine] == [[] for _ in record["passes"]]
+
+
+# --- a real guest ---------------------------------------------------------------------------
+
+
+@pytest.mark.lab
+def test_a_guest_that_dies_in_the_middle_of_a_draft_is_booted_anew() -> None:
+    """The draft is tried again in the new one; and no process is left."""
+    with Trier(kernel_or_skip()) as trier:
+        assert trier(draw(1, 0, "plain")).record is not None
+        (first,) = children()
+        killer = threading.Timer(0.02, os.kill, (first, signal.SIGKILL))
+        killer.start()
+        verdicts = [trier(draw(1, index, "plain")) for index in range(4)]
+        killer.join()
+        assert [each.not_built for each in verdicts] == [""] * 4
+        assert not any(each.disagrees for each in verdicts)
+        (second,) = children()
+        assert second != first
+        assert not exists(first)
+    assert children() == set()
+    assert not exists(second)

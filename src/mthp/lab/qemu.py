@@ -31,6 +31,7 @@ BOOT_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 PROBE_SECONDS = 20.0
 PR_SET_PDEATHSIG = 1
+ERRORS = "qemu.err"
 
 
 class Accel(StrEnum):
@@ -53,18 +54,21 @@ class Machine:
 
 @dataclass
 class Guest:
-    """A running guest: its channel, what runs it, and what it said on its console."""
+    """A running guest: its channel, what runs it, what it said on its console, and QEMU's errors."""
 
     channel: Channel
     accel: Accel
     pid: int
     console: Path
+    errors: Path
 
     def last_words(self) -> str:
-        """The line of the console that says why it ended: the panic, or the last one."""
-        lines = [line.strip() for line in _text(self.console).splitlines() if line.strip()]
+        """The line of the console that says why it ended: the panic, or the last one; QEMU's own
+        where the guest never spoke."""
+        lines = _lines(self.console)
         telling = [line for line in lines if "panic" in line.lower() or "mthp agent" in line]
-        return (telling or lines or ["it said nothing on its console"])[-1]
+        silent = "it said nothing on its console"
+        return (telling or lines or _lines(self.errors) or [silent])[-1]
 
 
 def qemu_path() -> str:
@@ -112,7 +116,7 @@ def boot(machine: Machine, how: Accel | None = None) -> Iterator[Guest]:
         stack.callback(_end, process)
         stream = stack.enter_context(_accept(listener, process, home))
         channel = Channel(stream, BOOT_SECONDS, lambda: process.poll() is None)
-        guest = Guest(channel, how or accel(), process.pid, home / "console")
+        guest = Guest(channel, how or accel(), process.pid, home / "console", home / ERRORS)
         try:
             channel.wait_ready()
         except GuestGone as error:
@@ -139,7 +143,7 @@ def _start(machine: Machine, how: Accel, home: Path, initramfs: Path) -> subproc
         *("-chardev", f"socket,id=host,path={home / 'port'}"),
         *("-device", "virtserialport,chardev=host,name=mthp"),
     ]
-    with (home / "qemu.err").open("wb") as errors:
+    with (home / ERRORS).open("wb") as errors:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, preexec_fn=_die_with_us
         )
@@ -155,7 +159,7 @@ def _accept(listener: socket.socket, process: subprocess.Popen[bytes], home: Pat
     while process.poll() is None:
         with contextlib.suppress(TimeoutError):
             return listener.accept()[0]
-    said = _text(home / "qemu.err").strip().splitlines()
+    said = _lines(home / ERRORS)
     raise LabError(HOST_LACKS, f"{QEMU} does not start: {said[-1] if said else process.returncode}")
 
 
@@ -177,8 +181,10 @@ def _joined(parts: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that are not empty; none where it cannot be read."""
     try:
-        return path.read_text(errors="replace")
+        text = path.read_text(errors="replace")
     except OSError:
-        return ""
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]

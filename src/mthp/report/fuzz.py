@@ -39,10 +39,15 @@ def _lines(document: Mapping[str, Any], coverage: str) -> Iterator[str]:
             yield ""
             yield f"{title} ({len(items)}):"
             yield from (f"  {item}" for item in items[:_SHOWN])
-            if len(items) > _SHOWN:
-                yield f"  … and {len(items) - _SHOWN} more (--json has all)"
+            yield from _more(items)
     yield ""
     yield coverage.rstrip()
+
+
+def _more(items: Sequence[object]) -> list[str]:
+    """The line that stands for those that are not shown, if any."""
+    rest = len(items) - _SHOWN
+    return [f"  … and {rest} more (--json has all)"] if rest > 0 else []
 
 
 def _mismatch(each: Mapping[str, Any]) -> str:
@@ -61,7 +66,9 @@ def replayed_text(document: Mapping[str, Any]) -> str:
     """A scenario that was run on a kernel: its events beside the engine's, and what differs."""
     lines = [f"{document['id']} on {document['kernel'] or 'no kernel'}"]
     lines += [f"  not built: {document['not_built']}"] if document["not_built"] else []
-    lines += [f"  the guest's state differs: {each}" for each in document["state_differs"]]
+    differs = document["state_differs"]
+    lines += [f"  the guest's state differs: {each}" for each in differs[:_SHOWN]]
+    lines += _more(differs)
     for number, each in enumerate(document["passes"]):
         errno = each["kernel"].get("errno")
         said = "" if errno is None else f", errno {errno}"

@@ -24,6 +24,15 @@ def test_names_of_folios_and_swap_devices_do_not_matter() -> None:
     assert compared(renamed.replace("W0", "W2"), PTES) == []
 
 
+def test_slots_matter_where_the_scenario_says_them() -> None:
+    slots = FOLIOS.replace("W0", "W0.o7")
+    assert compared(slots, PTES) == []
+    other = scenario(vma(slots.replace("o7", "o9"), PTES))
+    assert differences(scenario(vma(slots, PTES)), other) == [
+        "vmas[0] page 8: W0.o9 s, not W0.o7 s"
+    ]
+
+
 def test_identities_do() -> None:
     mixed = "4:F2.RLaBT.xs.m1.f0.i0 2:F2.RLaBT.xs.m1.f1.i0 2:F2.RLaBT.xs.m1.f2.i2 1:W0 503:-"
     (line,) = compared(mixed, PTES)

@@ -6,7 +6,7 @@ Tolerated, because nobody can tell or nothing follows from it:
 - the names of folios (their identities must agree), and the order of flag letters;
 - the dirty bit of an entry that is not writable: the reader here shows x86's saved-dirty bit too,
   older records the hardware's alone. Kernel: arch/x86/include/asm/pgtable.h, pte_dirty();
-- which swap device an entry names;
+- which swap device an entry names, and which slot where the scenario does not say;
 - how many blocks are free of each order: the largest order counts, of smaller ones there is plenty;
 - how much a memory cgroup has charged, and its limit: the program keeps their distance;
 - page tables where the scenario has no `ptes` at all;
@@ -161,6 +161,8 @@ _NONE = parse_pte_token("-")
 def _page_difference(want: _Look, have: _Look, *, tables: bool) -> str:
     if not tables and have[1] == _NO_TABLE:
         have = (have[0], _NONE)
+    if want[0].swap_offset is None:
+        have = (replace(have[0], swap_offset=None), have[1])
     if want == have:
         return ""
     return f"{_text(have)}, not {_text(want)}"
