@@ -22,10 +22,11 @@ def kernel_or_skip(name: str | None = None) -> Kernel:
     if shutil.which(QEMU) is None:
         pytest.skip(f"{QEMU} is not installed")
     try:
+        kernel = find(name)
         build_agent()
-        return find(name)
     except LabError as error:
         pytest.skip(str(error))
+    return kernel
 
 
 def children(pid: int | None = None) -> set[int]:
