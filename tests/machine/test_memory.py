@@ -68,14 +68,6 @@ def test_cells_hold_anything_immutable() -> None:
     assert repr(cell) == "Cell('cell', (1, 2))"
 
 
-def test_a_row_filled_at_once_is_as_many_steps() -> None:
-    machine, words, _ = watched()
-    seen: list[int] = []
-    machine.on_step = lambda access, word, index: seen.append(index)
-    machine.step_words(words, 1, 3)
-    assert seen == [1, 2, 3]
-
-
 def test_barriers_are_steps() -> None:
     machine = Machine()
     seen: list[Access] = []

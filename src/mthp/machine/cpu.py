@@ -21,6 +21,16 @@ class TlbEntry(NamedTuple):
     entry: int
 
 
+class IrqsOff(Cell):
+    """True while the CPU walks page tables with interrupts off; the sync IPI waits for it."""
+
+    __slots__ = ()
+
+    def may_take(self, index: int) -> bool:
+        """The IPI (1) must wait; the CPU itself (0) never does. Not a step."""
+        return not (index and self.value)
+
+
 class Cpu:
     """One CPU. tlb and the two folio batches are Cells that hold tuples.
 
@@ -34,7 +44,17 @@ class Cpu:
         self.tlb = Cell(machine, f"cpu{number}.tlb", ())
         self.lru_add = Cell(machine, f"cpu{number}.lru_add", ())
         self.mlock = Cell(machine, f"cpu{number}.mlock_fbatch", ())
-        self.irqs_off = Cell(machine, f"cpu{number}.irqs_off", False)
+        self.irqs_off = IrqsOff(machine, f"cpu{number}.irqs_off", False)
+
+    def local_irq_save(self) -> None:
+        """Kernel: include/linux/irqflags.h, local_irq_save()."""
+        self.irqs_off.machine.step(Access.ACQUIRE, self.irqs_off, 0)
+        self.irqs_off.value = True
+
+    def local_irq_restore(self) -> None:
+        """Kernel: include/linux/irqflags.h, local_irq_restore()."""
+        self.irqs_off.machine.step(Access.RELEASE, self.irqs_off, 0)
+        self.irqs_off.value = False
 
 
 def flush_tlb_range(cpus: tuple[Cpu, ...], mm: int, first_vpn: int, last_vpn: int) -> int:
@@ -64,7 +84,7 @@ def tlb_remove_table_sync_one(machine: Machine, cpus: tuple[Cpu, ...], this_cpu:
     for cpu in cpus:
         if cpu.number == this_cpu:
             continue
-        machine.step(Access.IPI, cpu, cpu.number)
+        machine.step(Access.IPI, cpu.irqs_off, 1)
         while cpu.irqs_off.value:
             machine.block(cpu.irqs_off)
         sent += 1

@@ -115,14 +115,18 @@ class Lock:
 
     def _try(self, mode: Mode) -> Hold | None:
         machine = self.machine
-        machine.step(Access.ACQUIRE, self, mode is WRITE)
-        free = self.word.value >= 0 if mode is READ else self.word.value == 0
-        if not free:
+        machine.step(Access.TRY, self, mode is WRITE)
+        if not self.may_take(mode is WRITE):
             return None
         self.word.value = self.word.value + 1 if mode is READ else -1
         hold = Hold(self, mode)
         machine.current.held.append(hold)
         return hold
+
+    def may_take(self, index: int) -> bool:
+        """Whether it is free for writing (index 1) or for reading (0). Not a step."""
+        value: int = self.word.value
+        return value == 0 if index else value >= 0
 
     def unlock(self, hold: Hold) -> None:
         """Give back what `hold` stands for. The running task must be its owner."""
@@ -179,6 +183,49 @@ class SpinLock(Lock):
     def lock(self) -> Hold:
         """Kernel: spin_lock()."""
         return self._take(WRITE)
+
+
+class WriteMark(Cell):
+    """A word that readers count up and one writer marks -1, without being held as a lock is.
+
+    Kernel: struct vm_area_struct, vm_lock_seq and vm_refcnt together.
+    """
+
+    __slots__ = ("owner",)
+
+    def __init__(self, machine: Machine, name: str, owner: object) -> None:
+        super().__init__(machine, name, 0)
+        self.owner = owner
+
+    def may_take(self, index: int) -> bool:
+        """Whether a writer (1) could mark it, a reader (0) enter. Not a step."""
+        value: int = self.value
+        return value <= 0 if index else value >= 0
+
+    def mark(self) -> None:
+        """Wait for readers to leave, then keep new ones out."""
+        self.machine.step(Access.ACQUIRE, self, 1)
+        while self.value > 0:
+            self.machine.block(self)
+        self.value = -1
+
+    def unmark(self) -> None:
+        """Let readers in again."""
+        self.machine.step(Access.RELEASE, self, 1)
+        self.value = 0
+
+    def try_enter(self) -> bool:
+        """Enter as a reader, unless it is marked."""
+        self.machine.step(Access.TRY, self, 0)
+        if self.value < 0:
+            return False
+        self.value += 1
+        return True
+
+    def leave(self) -> None:
+        """A reader leaves."""
+        self.machine.step(Access.RELEASE, self, 0)
+        self.value -= 1
 
 
 class RwSem(Lock):

@@ -46,7 +46,6 @@ class Kernel:
         self.geometry = self.settings.geometry
         self.machine = Machine(debug=debug)
         self.cpus = tuple(Cpu(self.machine, n) for n in range(nr_cpus))
-        self.this_cpu = self.cpus[0]
         self.vmstat = VmStat()
         self.memcgs: list[MemCgroup] = []
         self.mem = MemMap(
@@ -64,6 +63,11 @@ class Kernel:
         self.trace: Callable[[Event], None] = self.events.append
         self.warnings: dict[str, str] = {}
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
+
+    @property
+    def this_cpu(self) -> Cpu:
+        """The CPU of the running task."""
+        return self.cpus[self.machine.current.cpu]
 
     # Making things
 

@@ -154,7 +154,7 @@ class Mm:
     def _vma_end_write_all(self) -> None:
         """Every VMA write lock ends with mmap_lock. Kernel: vma_end_write_all()."""
         for vma in self.write_locked_vmas:
-            vma.vm_lock.write(0)
+            vma.vm_lock.unmark()
         self.write_locked_vmas.clear()
 
     def mmap_read_lock(self) -> Hold:
