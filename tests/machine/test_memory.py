@@ -103,7 +103,7 @@ def test_the_sync_ipi_waits_for_walkers_on_other_cpus() -> None:
 
     cpus[2].irqs_off.value = True
     machine.on_block = walk_on
-    assert tlb_remove_table_sync_one(machine, cpus, 0) == 2
+    assert tlb_remove_table_sync_one(cpus, 0) == 2
     assert waited == [cpus[2].irqs_off]
     cpus[0].irqs_off.value = True
-    assert tlb_remove_table_sync_one(machine, cpus, 0) == 2
+    assert tlb_remove_table_sync_one(cpus, 0) == 2

@@ -184,6 +184,10 @@ class SpinLock(Lock):
         """Kernel: spin_lock()."""
         return self._take(WRITE)
 
+    def trylock(self) -> Hold | None:
+        """Hold it, or None at once. Kernel: include/linux/spinlock.h, spin_trylock()."""
+        return self._try(WRITE)
+
 
 class WriteMark(Cell):
     """A word that readers count up and one writer marks -1, without being held as a lock is.

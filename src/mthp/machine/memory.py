@@ -25,11 +25,14 @@ _VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32,
 
 
 class Words:
-    """A row of Cells. typecode: as in `array`; size: how many words there are."""
+    """A row of Cells. typecode: as in `array`; size: how many words there are; owner: whose."""
 
-    __slots__ = ("_view", "machine", "name", "raw")
+    __slots__ = ("_view", "machine", "name", "owner", "raw")
 
-    def __init__(self, machine: Machine, name: str, typecode: str, size: int = 0) -> None:
+    def __init__(
+        self, machine: Machine, name: str, typecode: str, size: int = 0, owner: object = None
+    ) -> None:
+        self.owner = owner
         self._view: NDArray[Any] | None = None
         self.machine = machine
         self.name = name
@@ -80,6 +83,26 @@ class Words:
         value = self.raw[index] + amount
         self.raw[index] = value
         return value
+
+    def add_unless_zero(self, index: int, amount: int) -> bool:
+        """Add atomically, unless the word is 0; whether it was not. Kernel: folio_ref_try_add()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(RMW, self, index)
+        if not self.raw[index]:
+            return False
+        self.raw[index] += amount
+        return True
+
+    def replace(self, index: int, expected: int, value: int) -> bool:
+        """Write atomically if the word is `expected`; whether it was. Kernel: try_cmpxchg()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            hook(RMW, self, index)
+        if self.raw[index] != expected:
+            return False
+        self.raw[index] = value
+        return True
 
     def swap(self, index: int, value: int) -> int:
         """Write atomically; the old value. Kernel: xchg()."""

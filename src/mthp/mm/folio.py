@@ -162,6 +162,10 @@ class MemMap:
         if self.refcount.add(folio, 1) <= 1:
             raise KernelBug(f"folio {folio} is referenced after it was freed")
 
+    def folio_try_get(self, folio: int) -> bool:
+        """A reference, unless it is being freed. Kernel: include/linux/page_ref.h, folio_try_get()."""
+        return self.refcount.add_unless_zero(folio, 1)
+
     def folio_ref_add(self, folio: int, nr: int) -> None:
         """Kernel: include/linux/page_ref.h, folio_ref_add()."""
         self.refcount.add(folio, nr)
@@ -189,12 +193,20 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
+        if self.machine.on_step is not None:
+            self._take_from_users(folio, nr)
         for row in self._of_folio:
             row.raw[folio] = 0
         for row in self._of_page:
             row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
         self.mm_mapcounts.pop(folio, None)
         self.allocator.free(folio, order)
+
+    def _take_from_users(self, folio: int, nr: int) -> None:
+        """Freeing is a step at the words that whoever still used the pages would use."""
+        self.flags.swap(folio, 0)
+        for page in range(folio, folio + nr):
+            self.content.set_bits(page, 0)
 
     def free_small_folios(self, folios: NDArray[Any]) -> None:
         """The fast twin of free_folio() for small folios in turn, neither locked nor mapped."""

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who plays: the collapser and its rivals by name, each put on a stage by one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from mthp.khugepaged import collapse
+from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.mm.vma import VM_DEFAULT
+from mthp.races.stage import START, Size, Stage
+from mthp.rivals.fault import handle_user_fault
+from mthp.rivals.gup import pin_and_write
+from mthp.rivals.hardware import load, store
+from mthp.rivals.migrate import migrate_folio
+from mthp.rivals.unmap import madvise_dontneed
+
+Act = Callable[[Stage], None]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """An actor. act: what its task does. what: one line about it. vm_flags: the mapping needs them.
+
+    prepare: changes to the stage before the first step.
+    """
+
+    name: str
+    what: str
+    act: Act
+    vm_flags: int = 0
+    prepare: Act = lambda _: None
+
+
+def collapser(stage: Stage) -> None:
+    """khugepaged, from the allocation of the new folio on."""
+    cc = CollapseControl(Caller.KHUGEPAGED)
+    collapse.collapse_huge_page(stage.mm, START, 1, 0, cc, stage.order)
+
+
+def second_collapser(stage: Stage) -> None:
+    """MADV_COLLAPSE of the same table."""
+    cc = CollapseControl(Caller.MADVISE)
+    collapse.collapse_huge_page(stage.mm, START, 1, 0, cc, stage.order)
+
+
+def store_page(index: int, stage: Stage) -> None:
+    """Store to a page, and load it again."""
+    store(stage.mm, stage.address(index), 200 + index)
+    load(stage.mm, stage.address(index))
+
+
+def store_twice(stage: Stage) -> None:
+    """Two stores: the second through whatever the first left in the TLB."""
+    store(stage.mm, START, 200)
+    store(stage.mm, START, 201)
+
+
+def fault_hole(stage: Stage) -> None:
+    """Touch the empty PTE of the window."""
+    store_page(1, stage)
+
+
+def read_fault(stage: Stage) -> None:
+    """Read the empty PTE of the window: the zero page."""
+    handle_user_fault(stage.mm, stage.address(1), write=False)
+
+
+def gup(stage: Stage) -> None:
+    """Pin the first page, and let a device write to it."""
+    pin_and_write(stage.mm, START, 300)
+
+
+def zap(stage: Stage) -> None:
+    """MADV_DONTNEED over the whole table."""
+    madvise_dontneed(stage.mm, START, stage.end)
+
+
+def zap_page(stage: Stage) -> None:
+    """MADV_DONTNEED over the first page."""
+    madvise_dontneed(stage.mm, START, stage.address(1))
+
+
+def migrate(stage: Stage) -> None:
+    """Migrate the first page of the window."""
+    migrate_folio(stage.kernel, stage.pages[0])
+
+
+def migrate_neighbour(stage: Stage) -> None:
+    """Migrate a page of the same table outside the window."""
+    if stage.size is Size.WINDOW:
+        migrate_folio(stage.kernel, stage.pages[2])
+
+
+_RIVALS = (
+    Rival("store", "a CPU stores to a page of the window", partial(store_page, 0)),
+    Rival("store-twice", "a CPU stores twice, the second time through its TLB", store_twice),
+    Rival("fault", "a CPU stores to the window's empty PTE", fault_hole),
+    Rival("zero-fault", "a CPU reads the window's empty PTE", read_fault),
+    Rival("gup", "GUP-fast pins a page, a device writes to it later", gup),
+    Rival("zap", "MADV_DONTNEED of the whole table", zap),
+    Rival("zap-page", "MADV_DONTNEED of one page of the window", zap_page),
+    Rival("migrate", "migration of a page of the window", migrate),
+    Rival("migrate-neighbour", "migration of a page beside the window", migrate_neighbour),
+    Rival("madv-collapse", "MADV_COLLAPSE of the same window", second_collapser),
+)
+RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})
+COLLAPSER = "khugepaged"
+
+
+def vm_flags(rivals: tuple[Rival, ...]) -> int:
+    """What the mapping must be."""
+    flags = VM_DEFAULT
+    for rival in rivals:
+        flags |= rival.vm_flags
+    return flags
