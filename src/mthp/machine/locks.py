@@ -20,9 +20,9 @@ from mthp.results import KernelBug
 class Rank(IntEnum):
     """The order in which locks nest. Kernel: mm/rmap.c, "Lock ordering in mm"."""
 
-    MM_LIST = 0
-    MMAP = 1
-    VMA = 2
+    MMAP = 0
+    VMA = 1
+    MM_LIST = 2
     ANON_VMA = 3
     PMD = 4
     PTE = 5

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mthp.machine.locks import Hold
+from mthp.machine.step import Access
 from mthp.mm.folio import (
     PAGE_HWPOISON,
     PG_DIRTY,
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from mthp.mm.kernel import Kernel
 
 
+GONE: Final = 0
+"""No folio: frame 0 is the zero page."""
+
+
 class VmFault(Enum):
     """How a fault ended. Kernel: vm_fault_t, as far as swap-in tells them apart."""
 
@@ -55,7 +60,8 @@ class SwapDevice:
 
     synchronous: SWP_SYNCHRONOUS_IO (zram): the swap cache copy is given up at once.
     contents, cache: entry -> content, entry -> folio in the swap cache. users: entry -> PTEs that
-    still name it, where fork() made them more than one. failing: entries that cannot be read.
+    still name it, where fork() made them more than one. failing: entries that cannot be read. gone:
+    slots that no PTE names any more.
     """
 
     synchronous: bool = True
@@ -64,6 +70,8 @@ class SwapDevice:
     entry_of: dict[int, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     failing: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
+    name: str = "swap"
 
     def add_to_cache(self, entry: int, folio: int) -> None:
         """Kernel: mm/swap_state.c, __swap_cache_add_folio()."""
@@ -75,6 +83,8 @@ class SwapDevice:
         left = self.users.pop(entry, 1) - 1
         if left:
             self.users[entry] = left
+        else:
+            self.gone.add(entry)
 
     def folio_swapped(self, folio: int) -> bool:
         """Whether PTEs still name the slot of a swap cache folio. Kernel: folio_maybe_swapped()."""
@@ -102,13 +112,17 @@ def do_swap_page(
         return VmFault.ERROR
     entry = pte_pfn(orig_pte)
     swap = kernel.swap
+    kernel.machine.step(Access.READ, swap, entry)
     folio = swap.cache.get(entry)
     if folio is None:
         folio = _swapin_sync(mm, entry)
         if folio is None:
             return VmFault.ERROR
+        if folio == GONE:
+            return VmFault.DONE
     else:
-        kernel.mem.folio_get(folio)
+        if not kernel.mem.folio_try_get(folio):
+            return VmFault.DONE
         if not kernel.mem.folio_trylock(folio):
             # folio_lock_or_retry(): FAULT_FLAG_ALLOW_RETRY lets go of mmap_lock before it waits.
             kernel.mem.folio_put(folio)
@@ -118,7 +132,8 @@ def do_swap_page(
 
 
 def _swapin_sync(mm: Mm, entry: int) -> int | None:
-    """Read a slot into a new locked folio in the swap cache; None: no memory.
+    """Read a slot into a new locked folio in the swap cache; None: no memory; GONE: somebody else
+    put one there meanwhile, or nobody needs the slot any more, and the entry is read again later.
 
     Kernel: mm/swap_state.c, swapin_sync().
     """
@@ -130,6 +145,10 @@ def _swapin_sync(mm: Mm, entry: int) -> int | None:
     if not kernel.charge(folio, mm):
         mem.folio_put(folio)
         return None
+    kernel.machine.step(Access.RMW, kernel.swap, entry)
+    if entry in kernel.swap.cache or entry in kernel.swap.gone:
+        mem.folio_put(folio)
+        return GONE
     uptodate = 0 if entry in kernel.swap.failing else PG_UPTODATE
     mem.flags.set_bits(folio, PG_LOCKED | PG_SWAPBACKED | PG_SWAPCACHE | uptodate)
     mem.content.write(folio, kernel.swap.contents.get(entry, 0))
@@ -189,6 +208,7 @@ def folio_free_swap(kernel: Kernel, folio: int) -> None:
     mem = kernel.mem
     if not mem.test(folio, PG_SWAPCACHE) or kernel.swap.folio_swapped(folio):
         return
+    kernel.machine.step(Access.WRITE, kernel.swap, kernel.swap.entry_of[folio])
     kernel.swap.remove_from_cache(folio)
     mem.flags.clear_bits(folio, PG_SWAPCACHE)
     mem.flags.set_bits(folio, PG_DIRTY)

@@ -10,12 +10,18 @@ from types import MappingProxyType
 
 from mthp.khugepaged import collapse
 from mthp.khugepaged.control import Caller, CollapseControl
-from mthp.mm.vma import VM_DEFAULT
-from mthp.races.stage import START, Size, Stage
-from mthp.rivals.fault import handle_user_fault
+from mthp.mm.pagetable import pmd_ptr
+from mthp.mm.vma import VM_DEFAULT, VM_UFFD_WP
+from mthp.races.stage import START, SWAP_SLOT, Size, Stage
+from mthp.rivals.fault import handle_mm_fault, handle_user_fault
+from mthp.rivals.fork import dup_mmap, dup_mmap_failing, exit_mm
 from mthp.rivals.gup import pin_and_write
 from mthp.rivals.hardware import load, store
 from mthp.rivals.migrate import migrate_folio
+from mthp.rivals.mmap import munmap_and_mmap
+from mthp.rivals.reclaim import shrink_folio
+from mthp.rivals.secondary_mmu import Guest
+from mthp.rivals.uffd import mwriteprotect_range
 from mthp.rivals.unmap import madvise_dontneed
 
 Act = Callable[[Stage], None]
@@ -38,7 +44,8 @@ class Rival:
 def collapser(stage: Stage) -> None:
     """khugepaged, from the allocation of the new folio on."""
     cc = CollapseControl(Caller.KHUGEPAGED)
-    collapse.collapse_huge_page(stage.mm, START, 1, 0, cc, stage.order)
+    unmapped = len(stage.swapped)
+    collapse.collapse_huge_page(stage.mm, START, 1, unmapped, cc, stage.order)
 
 
 def second_collapser(stage: Stage) -> None:
@@ -95,6 +102,66 @@ def migrate_neighbour(stage: Stage) -> None:
         migrate_folio(stage.kernel, stage.pages[2])
 
 
+def unmap_and_map(stage: Stage) -> None:
+    """munmap(), and mmap() of the same range."""
+    munmap_and_mmap(stage.mm, START, stage.end)
+
+
+def fork_all(stage: Stage) -> None:
+    """fork() of the process."""
+    child = stage.kernel.mms[1]
+    dup_mmap(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
+
+
+def fork_failing(stage: Stage) -> None:
+    """fork() that fails half way."""
+    child = stage.kernel.mms[1]
+    dup_mmap_failing(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
+
+
+def add_child(stage: Stage) -> None:
+    """An empty mm, with the page that will hold its PMDs."""
+    child = stage.kernel.new_mm(2, "child")
+    pmd_ptr(child, START, create=True)
+
+
+def leave(stage: Stage) -> None:
+    """The process exits."""
+    exit_mm(stage.mm, stage.khugepaged.khugepaged_exit)
+
+
+def swap_out(stage: Stage) -> None:
+    """Reclaim takes the first page."""
+    shrink_folio(stage.kernel, stage.pages[0], SWAP_SLOT)
+
+
+def swap_page(stage: Stage) -> None:
+    """The empty PTE of the window is a swapped page instead."""
+    stage.swap_page(1, SWAP_SLOT + 1)
+
+
+def write_protect(stage: Stage) -> None:
+    """userfaultfd write-protects the first page."""
+    mwriteprotect_range(stage.mm, START)
+
+
+def add_guest(stage: Stage) -> None:
+    """A guest that maps the first page already."""
+    stage.guest = Guest(stage.mm)
+    stage.guest.sptes[START] = stage.pages[0]
+
+
+def guest_store(stage: Stage) -> None:
+    """The guest stores to the first page."""
+    assert stage.guest is not None
+    stage.guest.store(START, 400)
+
+
+def fault_without_locks(stage: Stage) -> None:
+    """A fault that takes neither mmap_lock nor the VMA lock, as a core dumper's once did."""
+    handle_mm_fault(stage.vma, stage.address(1), write=True)
+
+
 _RIVALS = (
     Rival("store", "a CPU stores to a page of the window", partial(store_page, 0)),
     Rival("store-twice", "a CPU stores twice, the second time through its TLB", store_twice),
@@ -105,6 +172,14 @@ _RIVALS = (
     Rival("zap-page", "MADV_DONTNEED of one page of the window", zap_page),
     Rival("migrate", "migration of a page of the window", migrate),
     Rival("migrate-neighbour", "migration of a page beside the window", migrate_neighbour),
+    Rival("remap", "munmap() and mmap() of the same range", unmap_and_map),
+    Rival("fork", "fork() of the process", fork_all, prepare=add_child),
+    Rival("fork-fails", "fork() that fails half way", fork_failing, prepare=add_child),
+    Rival("exit", "the process exits", leave),
+    Rival("swap-out", "reclaim swaps a page of the window out", swap_out),
+    Rival("swap-in", "a CPU stores to a swapped page of the window", fault_hole, prepare=swap_page),
+    Rival("uffd-wp", "userfaultfd write-protects a page of the window", write_protect, VM_UFFD_WP),
+    Rival("guest", "a guest stores to a page its MMU maps", guest_store, prepare=add_guest),
     Rival("madv-collapse", "MADV_COLLAPSE of the same window", second_collapser),
 )
 RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})

@@ -25,16 +25,29 @@ from mthp.mm.folio import (
     MemMap,
 )
 from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import MM_ANONPAGES, Mm
+from mthp.mm.mm_struct import MM_ANONPAGES, MM_SWAPENTS, Mm
 from mthp.mm.pagetable import PageTable, pmd_ptr
-from mthp.mm.pte import DIRTY, SOFT_DIRTY, WRITE, YOUNG, mk_pte, table_pmd
+from mthp.mm.pte import (
+    DIRTY,
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    WRITE,
+    YOUNG,
+    Leaf,
+    leaf_pte,
+    mk_pte,
+    table_pmd,
+)
 from mthp.mm.vma import VM_DEFAULT
 from mthp.profiles import Profile
+from mthp.rivals.secondary_mmu import Guest
 from mthp.settings import Enabled, Settings
 from mthp.units import Geometry
 
 START: Final = 0x40000
 """Where the one mapping begins."""
+SWAP_SLOT: Final = 1
+"""The slot a page is swapped out to; the next one holds a page that is out from the start."""
 GARBAGE: Final = 666
 """What a fresh page holds before anybody writes to it."""
 _ARENA: Final = 16
@@ -95,7 +108,8 @@ Body = Callable[[], None]
 class Stage:
     """The world and its tasks, as schedulers want them (schedulers.tasks.Setup).
 
-    order: of the window. pages: PTE index -> frame of the small pages there.
+    order: of the window. pages: PTE index -> frame of the small pages there. swapped: PTE index ->
+    slot of the pages that are out.
     """
 
     def __init__(self, size: Size, profile: Profile, cpus: int, vm_flags: int = VM_DEFAULT) -> None:
@@ -111,6 +125,8 @@ class Stage:
         self.mm.link_anon_vma(self.vma)
         self.table = self._table(self.mm)
         self.pages: dict[int, int] = {}
+        self.swapped: dict[int, int] = {}
+        self.guest: Guest | None = None
         self.tasks: list[tuple[Task, Body]] = []
         self.watch: Watch
 
@@ -142,6 +158,13 @@ class Stage:
         self.mm.counters[MM_ANONPAGES] += 1
         self.pages[index] = page
         return page
+
+    def swap_page(self, index: int, slot: int) -> None:
+        """A page that was swapped out before."""
+        self.kernel.swap.contents[slot] = 100 + index
+        self.table.ptes.raw[index] = leaf_pte(Leaf.SWAP, slot, SWP_EXCLUSIVE | SOFT_DIRTY)
+        self.mm.counters[MM_SWAPENTS] += 1
+        self.swapped[index] = slot
 
     def add_task(self, name: str, body: Body) -> None:
         """A task on a CPU of its own."""
