@@ -21,7 +21,8 @@ class Access(Enum):
     """What a step does to the word it names.
 
     ACQUIRE, TRY, RELEASE: of a lock; the index is 1 for writing, 0 for reading. ACQUIRE waits, TRY
-    does not. IPI: wait until nobody holds the word, and go on without holding it.
+    does not. IPI: wait until nobody holds the word, and go on without holding it. WAIT: the same for
+    one word of a row; the index is the word's.
     """
 
     READ = "read"
@@ -32,10 +33,11 @@ class Access(Enum):
     RELEASE = "release"
     BARRIER = "barrier"
     IPI = "ipi"
+    WAIT = "wait"
 
 
 class Waitable(Protocol):
-    """A word that a task may have to wait for (ACQUIRE, IPI)."""
+    """A word that a task may have to wait for (ACQUIRE, IPI, WAIT)."""
 
     name: str
 

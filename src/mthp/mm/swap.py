@@ -125,8 +125,9 @@ def do_swap_page(
             return VmFault.DONE
         if not kernel.mem.folio_trylock(folio):
             # folio_lock_or_retry(): FAULT_FLAG_ALLOW_RETRY lets go of mmap_lock before it waits.
-            kernel.mem.folio_put(folio)
             mmap_lock.release()
+            kernel.mem.folio_wait_locked(folio)
+            kernel.mem.folio_put(folio)
             return VmFault.RETRY
     return _map_swapped_in(mm, vma, address, pmd, orig_pte, folio)
 

@@ -10,8 +10,10 @@ from types import MappingProxyType
 
 from mthp.khugepaged import collapse
 from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.khugepaged.scan import collapse_scan_pmd
+from mthp.mm.folio import PG_LOCKED
 from mthp.mm.pagetable import pmd_ptr
-from mthp.mm.vma import VM_DEFAULT, VM_UFFD_WP
+from mthp.mm.vma import VM_DEFAULT, VM_STACK_INCOMPLETE, VM_UFFD_WP
 from mthp.races.stage import START, SWAP_SLOT, Size, Stage
 from mthp.rivals.fault import handle_mm_fault, handle_user_fault
 from mthp.rivals.fork import dup_mmap, dup_mmap_failing, exit_mm
@@ -46,6 +48,21 @@ def collapser(stage: Stage) -> None:
     cc = CollapseControl(Caller.KHUGEPAGED)
     unmapped = len(stage.swapped)
     collapse.collapse_huge_page(stage.mm, START, 1, unmapped, cc, stage.order)
+
+
+def scan(stage: Stage) -> None:
+    """khugepaged, from the scan of the table on."""
+    cc = CollapseControl(Caller.KHUGEPAGED)
+    with stage.mm.mmap_read_lock() as mmap_lock:
+        vma = stage.mm.find_vma(START)
+        if vma is not None:
+            collapse_scan_pmd(stage.mm, vma, START, mmap_lock, cc)
+
+
+def scan_all(stage: Stage) -> None:
+    """khugepaged's daemon: one full scan of every registered mm, twice."""
+    stage.khugepaged.khugepaged_do_scan()
+    stage.khugepaged.khugepaged_do_scan()
 
 
 def second_collapser(stage: Stage) -> None:
@@ -107,6 +124,27 @@ def unmap_and_map(stage: Stage) -> None:
     munmap_and_mmap(stage.mm, START, stage.end)
 
 
+def store_both(stage: Stage) -> None:
+    """A store that caches the link to the table, and one that uses it."""
+    store(stage.mm, START, 200)
+    store(stage.mm, stage.address(1), 201)
+
+
+def lock_first_page(stage: Stage) -> None:
+    """Somebody holds the lock of the first page: the scan will stop at it."""
+    stage.kernel.mem.flags.raw[stage.pages[0]] |= PG_LOCKED
+
+
+def zap_locked(stage: Stage) -> None:
+    """The holder unlocks the page, then MADV_DONTNEED frees it."""
+    stage.kernel.mem.folio_unlock(stage.pages[0])
+    zap(stage)
+
+
+def nothing(stage: Stage) -> None:
+    """No rival: the mapping is what is special."""
+
+
 def fork_all(stage: Stage) -> None:
     """fork() of the process."""
     child = stage.kernel.mms[1]
@@ -138,6 +176,22 @@ def swap_out(stage: Stage) -> None:
 def swap_page(stage: Stage) -> None:
     """The empty PTE of the window is a swapped page instead."""
     stage.swap_page(1, SWAP_SLOT + 1)
+
+
+def read_swap(stage: Stage) -> None:
+    """The swapped page's read is under way: its folio is in the swap cache, locked."""
+    swap_page(stage)
+    stage.cache_swapped(1)
+
+
+def end_of_read(stage: Stage) -> None:
+    """The read ends."""
+    stage.kernel.mem.folio_unlock(stage.pages[1])
+
+
+def fill_window(stage: Stage) -> None:
+    """The window has no empty PTE."""
+    stage.map_page(1)
 
 
 def write_protect(stage: Stage) -> None:
@@ -178,8 +232,14 @@ _RIVALS = (
     Rival("exit", "the process exits", leave),
     Rival("swap-out", "reclaim swaps a page of the window out", swap_out),
     Rival("swap-in", "a CPU stores to a swapped page of the window", fault_hole, prepare=swap_page),
-    Rival("uffd-wp", "userfaultfd write-protects a page of the window", write_protect, VM_UFFD_WP),
+    Rival("swap-read", "the read of a swapped page of the window ends", end_of_read, 0, read_swap),
+    Rival("uffd-wp", "userfaultfd write-protects a page of the window", write_protect, VM_UFFD_WP, fill_window),
     Rival("guest", "a guest stores to a page its MMU maps", guest_store, prepare=add_guest),
+    Rival("fault-unlocked", "a fault that takes no lock (a core dumper's)", fault_without_locks),
+    Rival("store-both", "a CPU stores to both pages, the second through a cached link", store_both),
+    Rival("exec", "exec builds its temporary stack here", nothing, VM_STACK_INCOMPLETE),
+    Rival("swapped", "a page of the window is swapped out", nothing, prepare=swap_page),
+    Rival("zap-locked", "a locked page is unlocked and zapped", zap_locked, prepare=lock_first_page),
     Rival("madv-collapse", "MADV_COLLAPSE of the same window", second_collapser),
 )
 RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})

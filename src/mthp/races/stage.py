@@ -19,8 +19,10 @@ from mthp.mm.folio import (
     PAGE_ANON_EXCLUSIVE,
     PG_ANON,
     PG_DIRTY,
+    PG_LOCKED,
     PG_LRU,
     PG_SWAPBACKED,
+    PG_SWAPCACHE,
     PG_UPTODATE,
     MemMap,
 )
@@ -165,6 +167,17 @@ class Stage:
         self.table.ptes.raw[index] = leaf_pte(Leaf.SWAP, slot, SWP_EXCLUSIVE | SOFT_DIRTY)
         self.mm.counters[MM_SWAPENTS] += 1
         self.swapped[index] = slot
+
+    def cache_swapped(self, index: int) -> None:
+        """The swapped page is in the swap cache, locked until its contents are read."""
+        mem = self.kernel.mem
+        page = self.pages[index] = mem.new_frames(0, 0)
+        mem.prep_folio(page, 0)
+        mem.content.raw[page] = 100 + index
+        mem.flags.raw[page] = (
+            PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_SWAPCACHE | PG_LOCKED
+        )
+        self.kernel.swap.add_to_cache(self.swapped[index], page)
 
     def add_task(self, name: str, body: Body) -> None:
         """A task on a CPU of its own."""

@@ -113,11 +113,21 @@ def handle_mm_fault(vma: Vma, address: int, *, write: bool) -> bool:
     if pte_none(orig_pte):
         do_anonymous_page(vma, address, pmd, write=write)
     elif not pte_present(orig_pte):
-        # A migration entry is waited for; the access is tried again.
-        return leaf_kind(orig_pte) is not Leaf.SWAP
+        return migration_entry_wait(mm.kernel, orig_pte)
     elif write and not pte_write(orig_pte):
         do_wp_page(vma, address, pmd, orig_pte)
     return True
+
+
+def migration_entry_wait(kernel: Kernel, entry: int) -> bool:
+    """Wait for the end of a migration, if that is what the entry says; the access is tried again.
+
+    Kernel: mm/migrate.c, migration_entry_wait().
+    """
+    if leaf_kind(entry) is Leaf.MIGRATION:
+        kernel.mem.folio_wait_locked(pte_pfn(entry))
+        return True
+    return False
 
 
 def pte_alloc(mm: Mm, pmd: PmdPtr) -> None:

@@ -27,6 +27,8 @@ class Op(NamedTuple):
     mode: int
 
 
+WAITING: Final = frozenset({Access.ACQUIRE, Access.IPI, Access.WAIT})
+"""Steps that cannot be taken at all times."""
 _OF_LOCKS: Final = frozenset({Access.ACQUIRE, Access.TRY, Access.RELEASE, Access.IPI})
 
 
@@ -116,7 +118,7 @@ class Execution:
 
     def may_go(self, task: int, op: Op) -> bool:
         """Whether a task could take its step now. Waiting is the only thing that stops one."""
-        if op.access is Access.ACQUIRE or op.access is Access.IPI:
+        if op.access in WAITING:
             free: bool = self._words[task].may_take(op.mode)
             return free
         return True
