@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from types import MappingProxyType
 
@@ -63,6 +64,20 @@ def scan_all(stage: Stage) -> None:
     """khugepaged's daemon: one full scan of every registered mm, twice."""
     stage.khugepaged.khugepaged_do_scan()
     stage.khugepaged.khugepaged_do_scan()
+
+
+class Start(Enum):
+    """Where khugepaged begins."""
+
+    COLLAPSE = "collapse_huge_page()"
+    SCAN = "collapse_scan_pmd()"
+    DAEMON = "khugepaged_do_scan()"
+
+    @property
+    def act(self) -> Act:
+        """What its task does."""
+        acts = {Start.COLLAPSE: collapser, Start.SCAN: scan, Start.DAEMON: scan_all}
+        return acts[self]
 
 
 def second_collapser(stage: Stage) -> None:
@@ -244,6 +259,9 @@ _RIVALS = (
 )
 RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})
 COLLAPSER = "khugepaged"
+UNLAWFUL = frozenset({"fault-unlocked"})
+"""Rivals that keep no rules; only mutants have them."""
+LAWFUL = tuple(name for name in RIVALS if name not in UNLAWFUL)
 
 
 def vm_flags(rivals: tuple[Rival, ...]) -> int:

@@ -2,7 +2,7 @@
 """The rules of the collapse, taken away one at a time: each a bug the kernel had, or would have.
 
 A mutant is an edit of the protocol, the world in which that shows, and the laws that may say so.
-`masked` names the rules each of which hides the loss of the others; taken alone they show nothing.
+A rule whose loss alone shows nothing, because another still covers it, is a Half.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from mthp.races.cast import scan, scan_all
+from mthp.races.cast import Start
 from mthp.races.stage import Size
 from mthp.races.variant import Edit
 from mthp.races.world import Hook, World
@@ -20,8 +20,7 @@ from mthp.races.world import Hook, World
 @dataclass(frozen=True)
 class Mutant:
     """id: as in the list of known races. where: the fix, or where the rule comes from. rule: what is
-    taken away. edits: how. world: where it shows. laws: which may be broken. memory: needs the
-    weaker machine.
+    taken away. edits: how. world: where it shows. laws: any of them may say so.
     """
 
     id: str
@@ -113,7 +112,7 @@ _MUTANTS = (
         "CVE-2024-50263",
         "fork registers the child with khugepaged before the copy is known to succeed",
         (Edit("rivals.fork", "    if complete:\n", "    if True:\n"),),
-        replace(_world(PMD, "fork-fails"), act=scan_all),
+        replace(_world(PMD, "fork-fails"), start=Start.DAEMON),
         frozenset({13}),
     ),
     Mutant(
@@ -253,7 +252,7 @@ _MUTANTS = (
                 "    kernel.trace(\n        ScanPmd(",
             ),
         ),
-        replace(_world(PMD, "zap-locked"), act=scan),
+        replace(_world(PMD, "zap-locked"), start=Start.SCAN),
         frozenset({1}),
     ),
     Mutant(

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -63,6 +63,57 @@ def replaced(texts: dict[str, str]) -> Iterator[None]:
     finally:
         for holder, name, value in reversed(undo):
             setattr(holder, name, value)
+
+
+class VariantError(Exception):
+    """A protocol file that cannot be used; one line says why."""
+
+
+def protocol(file: Path) -> AbstractContextManager[None]:
+    """The engine with a user's own text of one of its modules, or of some of its functions.
+
+    The file is an edited copy of a module below khugepaged/, under the module's name, or any file:
+    then each function in it that has the name of an engine function takes that one's place.
+    OSError: it cannot be read. VariantError: it is not Python, or replaces nothing.
+    """
+    text = file.read_text(encoding="utf-8")
+    try:
+        compile(text, str(file), "exec")
+    except SyntaxError as error:
+        raise VariantError(f"line {error.lineno}: {error.msg}") from None
+    return _protocol(file, text)
+
+
+@contextmanager
+def _protocol(file: Path, text: str) -> Iterator[None]:
+    undo: list[tuple[ModuleType, str, Any]] = []
+    variant = ModuleType("mthp.protocol")
+    variant.__file__ = str(file)
+    try:
+        exec(compile(text, str(file), "exec"), variant.__dict__)
+        for name, value in vars(variant).items():
+            if not isinstance(value, FunctionType) or value.__code__.co_filename != str(file):
+                continue
+            for holder in _our_modules():
+                before = holder.__dict__.get(name)
+                if holder.__name__.startswith(_ENGINE) and isinstance(before, FunctionType):
+                    undo.append((holder, name, before))
+        if not undo:
+            raise VariantError(f"{file}: no function in it has the name of an engine function")
+        replaced_names = {name for _, name, _ in undo}
+        for holder in _our_modules():
+            for name in replaced_names:
+                before = holder.__dict__.get(name)
+                if isinstance(before, FunctionType):
+                    undo.append((holder, name, before))
+                    setattr(holder, name, getattr(variant, name))
+        yield
+    finally:
+        for holder, name, value in reversed(undo):
+            setattr(holder, name, value)
+
+
+_ENGINE = ("mthp.khugepaged.", "mthp.mm.", "mthp.machine.", "mthp.rivals.")
 
 
 def _install(original: ModuleType, text: str, undo: list[tuple[ModuleType, str, Any]]) -> None:

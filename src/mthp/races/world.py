@@ -10,7 +10,7 @@ from mthp.mm.pagetable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pte import pmd_is_table
 from mthp.mm.vma import Vma
 from mthp.profiles import PROFILES
-from mthp.races.cast import COLLAPSER, RIVALS, Act, collapser, vm_flags
+from mthp.races.cast import COLLAPSER, RIVALS, Start, vm_flags
 from mthp.races.stage import Size, Stage
 from mthp.results import KernelBug
 
@@ -37,12 +37,41 @@ class World:
     profile: str
     rivals: tuple[str, ...]
     hook: Hook = Hook.NOTHING
-    act: Act = collapser
+    start: Start = Start.COLLAPSE
 
     @property
     def name(self) -> str:
-        """pmd or window, and +hook where the architecture's hook walks."""
-        return self.size.name.lower() + ("+hook" if self.hook is Hook.WALKS else "")
+        """pmd or window; +hook where the architecture's hook walks; +scan, +daemon where khugepaged
+        begins there."""
+        hook = "+hook" if self.hook is Hook.WALKS else ""
+        start = f"+{self.start.name.lower()}" if self.start is not Start.COLLAPSE else ""
+        return self.size.name.lower() + hook + start
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, in their order."""
+        return (COLLAPSER, *self.rivals)
+
+    @staticmethod
+    def parse(name: str, profile: str, rivals: tuple[str, ...]) -> World:
+        """The world of a name; ValueError where there is none, or no such rival."""
+        parts = name.split("+")
+        sizes = {size.name.lower(): size for size in Size}
+        starts = {start.name.lower(): start for start in Start}
+        start = Start.COLLAPSE
+        for part in parts[1:]:
+            if part != "hook" and part not in starts:
+                raise ValueError(f"no world {name!r}: after pmd or window: +hook, +scan, +daemon")
+            start = starts.get(part, start)
+        if parts[0] not in sizes:
+            raise ValueError(f"no world {name!r}: pmd or window, then +hook, +scan, +daemon")
+        for rival in rivals:
+            if rival not in RIVALS:
+                raise ValueError(f"no rival {rival!r}; there are {', '.join(RIVALS)}")
+        if profile not in PROFILES:
+            raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
+        hook = Hook.WALKS if "hook" in parts else Hook.NOTHING
+        return World(sizes[parts[0]], profile, rivals, hook, start)
 
     def __call__(self) -> Stage:
         """A fresh stage."""
@@ -53,7 +82,7 @@ class World:
             stage.map_page(2)
         if self.hook is Hook.WALKS:
             stage.kernel.update_mmu_cache = walking_hook
-        stage.add_task(COLLAPSER, lambda: self.act(stage))
+        stage.add_task(COLLAPSER, lambda: self.start.act(stage))
         for rival in cast:
             rival.prepare(stage)
             stage.add_task(rival.name, lambda act=rival.act: act(stage))  # type: ignore[misc]
