@@ -131,7 +131,9 @@ def _mutant(args: argparse.Namespace) -> int:
         print(f"{result.id}: {result.rule}")
         print(f"where: {result.where}\n")
         if result.violation is None:
-            print(f"no law is broken; {result.covered.kind}, {result.covered.executions} executions")
+            print(
+                f"no law is broken; {result.covered.kind}, {result.covered.executions} executions"
+            )
         else:
             print("\n".join(violation_lines(result.violation, _width())))
     return BROKEN if result.violation is not None else 0

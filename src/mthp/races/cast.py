@@ -248,13 +248,21 @@ _RIVALS = (
     Rival("swap-out", "reclaim swaps a page of the window out", swap_out),
     Rival("swap-in", "a CPU stores to a swapped page of the window", fault_hole, prepare=swap_page),
     Rival("swap-read", "the read of a swapped page of the window ends", end_of_read, 0, read_swap),
-    Rival("uffd-wp", "userfaultfd write-protects a page of the window", write_protect, VM_UFFD_WP, fill_window),
+    Rival(
+        "uffd-wp",
+        "userfaultfd write-protects a page of the window",
+        write_protect,
+        VM_UFFD_WP,
+        fill_window,
+    ),
     Rival("guest", "a guest stores to a page its MMU maps", guest_store, prepare=add_guest),
     Rival("fault-unlocked", "a fault that takes no lock (a core dumper's)", fault_without_locks),
     Rival("store-both", "a CPU stores to both pages, the second through a cached link", store_both),
     Rival("exec", "exec builds its temporary stack here", nothing, VM_STACK_INCOMPLETE),
     Rival("swapped", "a page of the window is swapped out", nothing, prepare=swap_page),
-    Rival("zap-locked", "a locked page is unlocked and zapped", zap_locked, prepare=lock_first_page),
+    Rival(
+        "zap-locked", "a locked page is unlocked and zapped", zap_locked, prepare=lock_first_page
+    ),
     Rival("madv-collapse", "MADV_COLLAPSE of the same window", second_collapser),
 )
 RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})

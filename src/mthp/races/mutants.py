@@ -208,7 +208,13 @@ _MUTANTS = (
         "A16",
         "the rule of the mTHP series",
         "anon_vma is let go before the copy below PMD order too",
-        (Edit(COLLAPSE, "        if is_pmd_order:\n            # Every", "        if True:\n            # Every"),),
+        (
+            Edit(
+                COLLAPSE,
+                "        if is_pmd_order:\n            # Every",
+                "        if True:\n            # Every",
+            ),
+        ),
         _world(WINDOW, "migrate-neighbour"),
         frozenset({4}),
     ),

@@ -105,6 +105,7 @@ class Arenas(Allocator):
 
 
 Body = Callable[[], None]
+Observer = Callable[[Access, Any, int], None]
 
 
 class Stage:
@@ -131,6 +132,8 @@ class Stage:
         self.guest: Guest | None = None
         self.tasks: list[tuple[Task, Body]] = []
         self.watch: Watch
+        self.before: Observer
+        self.after: Observer
 
     def _table(self, mm: Mm) -> PageTable:
         pmd = pmd_ptr(mm, START, create=True)
@@ -198,12 +201,6 @@ class Stage:
     def broken(self) -> list[Broken]:
         """The laws broken so far."""
         return self.watch.broken
-
-    def before(self, access: Access, word: Any, index: int) -> None:
-        """Replaced by the watch's."""
-
-    def after(self, access: Access, word: Any, index: int) -> None:
-        """Replaced by the watch's."""
 
     def raised(self, task: Task, error: Exception) -> None:
         """A task ended with an error."""

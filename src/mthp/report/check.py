@@ -41,15 +41,16 @@ def _columns(violation: Violation, width: int) -> list[str]:
     tasks = violation.tasks
     column = max(_MIN_COLUMN, (width - _GAP * (len(tasks) - 1)) // len(tasks))
     offset = [number * (column + _GAP) for number in range(len(tasks))]
-    lines = ["".join(f"CPU{n} {task}".ljust(column + _GAP) for n, task in enumerate(tasks)).rstrip()]
+    lines = [
+        "".join(f"CPU{n} {task}".ljust(column + _GAP) for n, task in enumerate(tasks)).rstrip()
+    ]
     lines.append("".join(("-" * column).ljust(column + _GAP) for _ in tasks).rstrip())
     held: dict[int, tuple[str, ...]] = {}
     for call in _folded(violation.calls):
         if held.get(call.task, ()) != call.locks:
             held[call.task] = call.locks
             locks = "[" + ", ".join(call.locks) + "]"
-            for part in wrap(locks, column):
-                lines.append(" " * offset[call.task] + part)
+            lines += [" " * offset[call.task] + part for part in wrap(locks, column)]
         lines.append(" " * offset[call.task] + "  " + call.function[: column - 2])
     return lines
 
@@ -58,7 +59,7 @@ def _folded(calls: Sequence[Call]) -> Iterable[Call]:
     """Taking and giving back a lock shows in the locks held."""
     last = None
     for call in calls:
-        if call.function.endswith((": lock", ": unlock", ": trylock")):
+        if call.function.endswith((": lock", ": unlock")):
             continue
         if call != last:
             yield call
@@ -80,7 +81,9 @@ def mutant_line(result: MutantResult) -> str:
     """One line of the scorecard."""
     laws = ", ".join(map(str, result.laws))
     found = f"law {laws}" if laws else result.masked_by
-    return f"{result.id:11}{result.verdict.value:8}{found:14} {result.seconds:6.2f} s  {result.rule}"
+    return (
+        f"{result.id:11}{result.verdict.value:8}{found:14} {result.seconds:6.2f} s  {result.rule}"
+    )
 
 
 # Documents

@@ -29,7 +29,8 @@ MOST_FAULTS = 4
 
 def lookup(cpu: Cpu, mm: Mm, vpn: int, *, write: bool) -> int | None:
     """The frame a cached translation gives, None if none does."""
-    for entry in cpu.tlb.value:
+    entries: tuple[TlbEntry, ...] = cpu.tlb.value
+    for entry in entries:
         if entry.mm == mm.number and entry.vpn <= vpn < entry.vpn + (1 << entry.order):
             if write and not pte_write(entry.entry):
                 return None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from mthp.laws.sentences import LAWS
@@ -102,9 +103,7 @@ def search(world: World, budget: Budget, laws: Collection[int], go_on: GoOn | No
             return False
         return go_on is None or go_on(explorer)
 
-    explorer = Explorer(
-        world, until=Until.END, most_executions=budget.executions, go_on=not_found
-    )
+    explorer = Explorer(world, until=Until.END, most_executions=budget.executions, go_on=not_found)
     return explorer.explore()
 
 
@@ -203,9 +202,7 @@ def hunt_half(half: Half) -> MutantResult:
 # Showing
 
 
-def violation_of(
-    mutant: str, world: World, finding: Finding, laws: Collection[int]
-) -> Violation:
+def violation_of(mutant: str, world: World, finding: Finding, laws: Collection[int]) -> Violation:
     """The finding's execution, made as short as can be. The mutant is in force."""
 
     def still(broken: list[Any]) -> bool:
@@ -242,7 +239,7 @@ def _breaches(broken: Collection[Broken]) -> Iterator[Breach]:
 
 
 def _switches(taken: list[int]) -> int:
-    return sum(a != b for a, b in zip(taken, taken[1:], strict=False))
+    return sum(a != b for a, b in pairwise(taken))
 
 
 def replay(text: str) -> Violation:

@@ -12,7 +12,9 @@ from types import FrameType
 from typing import Any
 
 from mthp.machine.locks import Hold, Rank
+from mthp.machine.memory import Words
 from mthp.machine.step import Access
+from mthp.mm.pagetable import PageTable, PmdPage
 from mthp.races.stage import Stage
 from mthp.run.check_records import Call
 
@@ -23,12 +25,13 @@ _INNER = frozenset(
     __enter__ __exit__ release _take unlock is_wanted before after unmap lock_and_isolate take_page
     take_none trace unlocked_after _vma_end_write_all fault store load _translate walk folio_get
     folio_put folio_ref_count folio_mapcount folio_order folio_ref_add folio_try_get mm_flags_test
-    folio_maybe_mapped_shared folio_expected_ref_count free_folio _take_from_users
+    folio_maybe_mapped_shared folio_expected_ref_count free_folio _take_from_users _move
     folio_unqueue_deferred_split lookup pmd_unchanged pte_unchanged _cache _replace collapser
     collapse_test_exit collapse_test_exit_or_disable vma_thp_disabled allowable_orders
-    thp_vma_allowable_orders charge pte_offset_map _on_step step _acted before_content mark unmark
-    pmdp_get_lockless check_pmd_state _count_mm <genexpr> <listcomp> <lambda>
-    """.split()
+    thp_vma_allowable_orders charge pte_offset_map _on_step step _acted mark unmark try_enter leave
+    enter wait flush_tlb_range pmdp_get_lockless check_pmd_state find_pmd_or_thp_or_none _count_mm
+    folio_test_lazyfree folio_pte_referenced folio_test_large <genexpr> <listcomp> <lambda>
+    """.split()  # noqa: SIM905
 )
 """What kernel functions are made of; a step within is named by who called it."""
 _LOCKS = {
@@ -50,12 +53,12 @@ class Drawing:
         self.calls: list[Call] = []
         self._numbers = {task.name: number for number, (task, _) in enumerate(stage.tasks)}
         self._before = stage.before
-        stage.before = self.before  # type: ignore[method-assign]
+        stage.before = self.before
 
     def before(self, access: Access, word: Any, index: int) -> None:
         """Draw the step, then let the laws look at it."""
         task = self.stage.machine.current
-        name = function_of(sys._getframe(1), access, word)
+        name = function_of(sys._getframe(1), access, word) + _what(access, word, index)
         locks = tuple(_name(hold) for hold in task.held)
         call = Call(self._numbers[task.name], name, locks)
         if not self.calls or self.calls[-1] != call:
@@ -78,6 +81,22 @@ def function_of(frame: FrameType | None, access: Access, word: Any) -> str:
             return f"{name}()"
         frame = frame.f_back
     return f"{access.value} {word.name}"
+
+
+_VERBS = {Access.READ: "reads", Access.WRITE: "writes", Access.RMW: "changes"}
+
+
+def _what(access: Access, word: Any, index: int) -> str:
+    """What is done to the words that races are about."""
+    if access is Access.IPI:
+        return f": IPI to {word.name.partition('.')[0]}"
+    if access not in _VERBS or not isinstance(word, Words):
+        return ""
+    if isinstance(word.owner, PmdPage):
+        return f": {_VERBS[access]} the PMD"
+    if isinstance(word.owner, PageTable):
+        return f": {_VERBS[access]} PTE {index}"
+    return f": {_VERBS[access]} page {index}" if word.name == "content" else ""
 
 
 def _name(hold: Hold) -> str:

@@ -18,7 +18,11 @@ _READERS: Final = frozenset({Access.ACQUIRE, Access.TRY, Access.RELEASE})
 
 def _is_reader(op: Op) -> bool:
     """A step that leaves alone what other readers see."""
-    return op.access is Access.READ or op.access is Access.WAIT or (op.access in _READERS and not op.mode)
+    return (
+        op.access is Access.READ
+        or op.access is Access.WAIT
+        or (op.access in _READERS and not op.mode)
+    )
 
 
 def dependent(a: Op, b: Op) -> bool:
