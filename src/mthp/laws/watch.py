@@ -101,7 +101,9 @@ class Watch:
     # Around each step
 
     def before(self, access: Access, word: Any, index: int) -> None:
-        """The running task is about to do this."""
+        """The running task is about to do this. What leaves a store buffer was looked at before."""
+        if self.kernel.machine.current.background:
+            return
         handler = self._before.get(id(word))
         if handler is not None:
             handler(access, word, index)
@@ -117,7 +119,7 @@ class Watch:
 
     def after(self, access: Access, word: Any, index: int) -> None:
         """The running task has done this."""
-        if access is Access.READ:
+        if access is Access.READ or self.kernel.machine.current.background:
             return
         if isinstance(word, Words):
             owner = word.owner

@@ -111,6 +111,8 @@ class Lock:
             word.value = -1
         hold = Hold(self, mode, on_release)
         held.append(hold)
+        if machine.current.buffer is not None:
+            machine.current.buffer.after_acquire()
         return hold
 
     def _try(self, mode: Mode) -> Hold | None:
@@ -143,6 +145,8 @@ class Lock:
         else:
             raise KernelBug(f"{machine.current.name} unlocks {self}, which it does not hold")
         self.word.value = self.word.value - 1 if hold.mode is READ else 0
+        if machine.current.buffer is not None:
+            machine.current.buffer.after_release()
 
     def _check_order(self, held: list[Hold]) -> None:
         for other in held:

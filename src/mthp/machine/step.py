@@ -15,6 +15,7 @@ from mthp.results import KernelBug
 
 if TYPE_CHECKING:
     from mthp.machine.locks import Hold
+    from mthp.machine.store_buffer import StoreBuffer
 
 
 class Access(Enum):
@@ -48,15 +49,18 @@ class Waitable(Protocol):
 class Task:
     """A thread of control: khugepaged, or whoever calls madvise(). Owns what it holds.
 
-    cpu: the number of the CPU it runs on.
+    cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
+    background: it works for others and need not end.
     """
 
-    __slots__ = ("cpu", "held", "name")
+    __slots__ = ("background", "buffer", "cpu", "held", "name")
 
     def __init__(self, name: str, cpu: int = 0) -> None:
         self.name = name
         self.cpu = cpu
         self.held: list[Hold] = []
+        self.buffer: StoreBuffer | None = None
+        self.background = False
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
@@ -98,3 +102,5 @@ class Machine:
     def smp_wmb(self) -> None:
         """Stores before it are seen before stores after it. Kernel: smp_wmb()."""
         self.step(Access.BARRIER, self)
+        if self.current.buffer is not None:
+            self.current.buffer.wait_until_seen()

@@ -92,6 +92,11 @@ def store_page(index: int, stage: Stage) -> None:
     load(stage.mm, stage.address(index))
 
 
+def load_page(stage: Stage) -> None:
+    """Load from the first page."""
+    load(stage.mm, START)
+
+
 def store_twice(stage: Stage) -> None:
     """Two stores: the second through whatever the first left in the TLB."""
     store(stage.mm, START, 200)
@@ -236,6 +241,7 @@ _RIVALS = (
     Rival("store-twice", "a CPU stores twice, the second time through its TLB", store_twice),
     Rival("fault", "a CPU stores to the window's empty PTE", fault_hole),
     Rival("zero-fault", "a CPU reads the window's empty PTE", read_fault),
+    Rival("load", "a CPU loads from a page of the window", load_page),
     Rival("gup", "GUP-fast pins a page, a device writes to it later", gup),
     Rival("zap", "MADV_DONTNEED of the whole table", zap),
     Rival("zap-page", "MADV_DONTNEED of one page of the window", zap_page),

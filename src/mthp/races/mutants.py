@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from mthp.machine.store_buffer import Model
 from mthp.races.cast import Start
 from mthp.races.stage import Size
 from mthp.races.variant import Edit
@@ -41,6 +42,7 @@ NO_RECHECK = (
     Edit("rivals.gup", "    return pmdp_get_lockless(pmd) == pmdval\n", "    return True\n"),
     Edit("rivals.gup", "    return now == pteval\n", "    return True\n"),
 )
+NO_BARRIER = Edit("khugepaged.install", "    kernel.machine.smp_wmb()\n    kernel.mem.set(", "    kernel.mem.set(")
 PROFILE = "7.3"
 
 
@@ -262,6 +264,14 @@ _MUTANTS = (
         frozenset({1}),
     ),
     Mutant(
+        "X3",
+        "the barrier in __folio_mark_uptodate()",
+        "no write barrier between the contents of the new folio and the store that maps it",
+        (NO_BARRIER,),
+        replace(_world(PMD, "load"), memory=Model.WEAK),
+        frozenset({3}),
+    ),
+    Mutant(
         "F1",
         "CVE-2022-48991 (4.8 to 6.1)",
         "secondary MMUs are not told",
@@ -304,5 +314,20 @@ HALVES = (
         NO_RECHECK,
         _world(PMD, "gup"),
         "the IPI waits for walkers before the references are counted",
+    ),
+    Half(
+        "X3-tso",
+        "no write barrier before the mapping store, on x86",
+        (NO_BARRIER,),
+        replace(_world(PMD, "load"), memory=Model.TSO),
+        "stores are seen in order there",
+    ),
+    Half(
+        "X3-lkmm",
+        "no write barrier before the mapping store, in the kernel's memory model",
+        (NO_BARRIER,),
+        replace(_world(PMD, "load"), memory=Model.LKMM),
+        "the sources' references are put, and the PTE lock is given back and the pmd lock taken, between "
+        "copy and mapping store",
     ),
 )

@@ -14,6 +14,7 @@ from typing import Any, Final
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.watch import Broken, Watch
 from mthp.machine.step import Access, Machine, Task
+from mthp.machine.store_buffer import Lane, Model, StoreBuffer
 from mthp.mm.allocator import Allocator
 from mthp.mm.folio import (
     PAGE_ANON_EXCLUSIVE,
@@ -185,6 +186,25 @@ class Stage:
     def add_task(self, name: str, body: Body) -> None:
         """A task on a CPU of its own."""
         self.tasks.append((Task(name, len(self.tasks)), body))
+
+    def store_late(self, model: Model) -> None:
+        """The first task's CPU has a store buffer."""
+        if model is Model.SC:
+            return
+        owner = self.tasks[0][0]
+        pages = 1 << self.order
+        owner.buffer = StoreBuffer(self.machine, owner.name, model, pages)
+        self.kernel.mem.content.lane = Lane.CONTENTS
+        self.kernel.mem.refcount.lane = Lane.COUNTS
+        for mm in self.kernel.mms:
+            for page in mm.pmd_pages.values():
+                page.pmds.lane = Lane.TABLES
+        for table in self.kernel.tables.values():
+            table.ptes.lane = Lane.TABLES
+        for number, slot in enumerate(owner.buffer.free):
+            task = Task(f"store-buffer-{number}", owner.cpu)
+            task.background = True
+            self.tasks.append((task, slot.drain))
 
     def ready(self, collapsers: Sequence[str]) -> Stage:
         """Everything is in place: frames for each task, and the laws look on from here."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from mthp.machine.store_buffer import Model
 from mthp.mm.pagetable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pte import pmd_is_table
 from mthp.mm.vma import Vma
@@ -13,6 +14,9 @@ from mthp.profiles import PROFILES
 from mthp.races.cast import COLLAPSER, RIVALS, Start, vm_flags
 from mthp.races.stage import Size, Stage
 from mthp.results import KernelBug
+
+
+_PARTS = "+hook, +scan or +daemon, +tso or +lkmm or +weak"
 
 
 class Hook(Enum):
@@ -38,6 +42,7 @@ class World:
     rivals: tuple[str, ...]
     hook: Hook = Hook.NOTHING
     start: Start = Start.COLLAPSE
+    memory: Model = Model.SC
 
     @property
     def name(self) -> str:
@@ -45,12 +50,14 @@ class World:
         begins there."""
         hook = "+hook" if self.hook is Hook.WALKS else ""
         start = f"+{self.start.name.lower()}" if self.start is not Start.COLLAPSE else ""
-        return self.size.name.lower() + hook + start
+        memory = f"+{self.memory.value}" if self.memory is not Model.SC else ""
+        return self.size.name.lower() + hook + start + memory
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of the tasks, in their order."""
-        return (COLLAPSER, *self.rivals)
+        """The names of the tasks, in their order; late stores come out by tasks of their own."""
+        late = 0 if self.memory is Model.SC else 2
+        return (COLLAPSER, *self.rivals, *(f"store-buffer-{n}" for n in range(late)))
 
     @staticmethod
     def parse(name: str, profile: str, rivals: tuple[str, ...]) -> World:
@@ -58,20 +65,20 @@ class World:
         parts = name.split("+")
         sizes = {size.name.lower(): size for size in Size}
         starts = {start.name.lower(): start for start in Start}
-        start = Start.COLLAPSE
+        models = {model.value: model for model in Model}
+        start, memory = Start.COLLAPSE, Model.SC
+        if parts[0] not in sizes or not {"hook", *starts, *models}.issuperset(parts[1:]):
+            raise ValueError(f"no world {name!r}: pmd or window, then {_PARTS}")
         for part in parts[1:]:
-            if part != "hook" and part not in starts:
-                raise ValueError(f"no world {name!r}: after pmd or window: +hook, +scan, +daemon")
             start = starts.get(part, start)
-        if parts[0] not in sizes:
-            raise ValueError(f"no world {name!r}: pmd or window, then +hook, +scan, +daemon")
+            memory = models.get(part, memory)
         for rival in rivals:
             if rival not in RIVALS:
                 raise ValueError(f"no rival {rival!r}; there are {', '.join(RIVALS)}")
         if profile not in PROFILES:
             raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
         hook = Hook.WALKS if "hook" in parts else Hook.NOTHING
-        return World(sizes[parts[0]], profile, rivals, hook, start)
+        return World(sizes[parts[0]], profile, rivals, hook, start, memory)
 
     def __call__(self) -> Stage:
         """A fresh stage."""
@@ -86,4 +93,5 @@ class World:
         for rival in cast:
             rival.prepare(stage)
             stage.add_task(rival.name, lambda act=rival.act: act(stage))  # type: ignore[misc]
+        stage.store_late(self.memory)
         return stage.ready((COLLAPSER, "madv-collapse"))

@@ -171,9 +171,11 @@ class Execution:
         if self.steps >= MAX_STEPS:
             self.ending = Ending.TOO_LONG
             return STOP
+        tasks = self.setup.tasks
         if not self.enabled():
+            if all(op is None or tasks[n][0].background for n, op in enumerate(self.ops)):
+                return STOP
             self.ending = Ending.STUCK
-            tasks = self.setup.tasks
             self.setup.stuck([(tasks[n][0], op) for n, op in enumerate(self.ops) if op])
             return STOP
         chosen = self.choose(self)
