@@ -8,14 +8,16 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mthp.cli.options import UsageError
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
-from mthp.races.mutants import HALVES, MUTANTS
+from mthp.races.mutants import HALVES, MUTANTS, Mutant
+from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError, protocol
 from mthp.races.world import World
@@ -28,7 +30,7 @@ from mthp.report.check import (
     world_document,
     world_line,
 )
-from mthp.run.check import NO_MUTANT, Budget, check_world, hunt, known, replay
+from mthp.run.check import NOBODY, NO_MUTANT, Budget, check_world, hunt, known, replay
 from mthp.run.check_records import MutantResult, Verdict, WorldResult
 from mthp.run.scorecard import Job, default_worlds, pair_jobs, run_jobs, scorecard_jobs
 
@@ -72,11 +74,14 @@ def run_replay(args: argparse.Namespace) -> int:
 # One profile
 
 
-def _worlds(args: argparse.Namespace) -> int:
+def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     budget = _budget(args)
     results = []
     for world in _chosen(args):
-        result = check_world(world, budget)
+        try:
+            result = check_world(world, budget, mutant)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         results.append(result)
         if not args.json:
             print(world_line(result), flush=True)
@@ -92,39 +97,48 @@ def _worlds(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace) -> list[World]:
     """The worlds asked for."""
+    profile = args.profile or "7.3"
     sizes = [args.world] if args.world else [size.name.lower() for size in Size]
     if args.rivals is None:
         casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
     else:
-        casts = [() if args.rivals == NO_MUTANT else tuple(args.rivals.split("+"))]
+        casts = [() if args.rivals == NOBODY else tuple(args.rivals.split("+"))]
     try:
-        worlds = [World.parse(size, args.profile, cast) for size in sizes for cast in casts]
+        worlds = [World.parse(size, profile, cast) for size in sizes for cast in casts]
     except ValueError as error:
         raise UsageError(str(error)) from None
     if args.world or args.rivals:
         return worlds
-    return default_worlds(args.profile)
+    return default_worlds(profile)
 
 
-def _protocol(file: str | None) -> AbstractContextManager[None]:
+@contextmanager
+def _protocol(file: str | None) -> Iterator[None]:
     if file is None:
-        return nullcontext()
+        yield
+        return
     try:
-        return protocol(Path(file))
-    except (OSError, VariantError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"--protocol {file}: {reason}") from None
+        with protocol(Path(file)):
+            yield
+    except OSError as error:
+        raise UsageError(f"--protocol {file}: {error.strerror or error}") from None
+    except (VariantError, UnicodeDecodeError) as error:
+        raise UsageError(f"--protocol {file}: {error}") from None
 
 
 # Mutants
 
 
 def _mutant(args: argparse.Namespace) -> int:
-    if args.mutant not in MUTANTS:
-        if known(args.mutant) is None:
-            raise UsageError(f"no mutant {args.mutant!r}; there are {', '.join(MUTANTS)}")
-        raise UsageError(f"{args.mutant} shows nothing alone; `mthp check --all` shows why")
-    result = hunt(MUTANTS[args.mutant], _budget(args))
+    found = known(args.mutant)
+    if found is None:
+        names = ", ".join((*MUTANTS, *QUESTIONS))
+        raise UsageError(f"no mutant {args.mutant!r}; there are {names}")
+    if not isinstance(found, Mutant) or args.world or args.rivals:
+        return _worlds(args, args.mutant)
+    if args.profile is not None:
+        found = replace(found, world=replace(found.world, profile=args.profile))
+    result = hunt(found, _budget(args))
     if args.json:
         _print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
     else:
@@ -207,13 +221,16 @@ def _progress(args: argparse.Namespace, done: int, total: int) -> None:
 def _list() -> None:
     print("rivals:")
     for rival in RIVALS.values():
-        print(f"  {rival.name:18}{rival.what}")
+        print(f"  {rival.name:20}{rival.what}")
     print("mutants:")
     for mutant in MUTANTS.values():
-        print(f"  {mutant.id:18}{mutant.rule}")
+        print(f"  {mutant.id:20}{mutant.rule}")
+    print("questions:")
+    for question in QUESTIONS.values():
+        print(f"  {question.id:20}{question.asked}")
     print("laws:")
     for number, sentence in LAWS.items():
-        print(f"  {number:<18}{sentence}")
+        print(f"  {number:<20}{sentence}")
 
 
 def _budget(args: argparse.Namespace) -> Budget:

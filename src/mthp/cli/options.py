@@ -114,14 +114,14 @@ def add_check(verbs: Verbs) -> None:
         "against each rival alone.",
     )
     group = parser.add_argument_group("what is explored")
-    group.add_argument("--profile", choices=PROFILES, default="7.3", help="which kernel's collapse")
+    group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse (default 7.3)")
     group.add_argument(
         "--world", metavar="NAME", help="pmd or window; then +hook, +scan, +daemon (default: both)"
     )
     group.add_argument(
         "--rivals", metavar="A+B", help="who runs beside it, '-' for nobody (default: each alone)"
     )
-    group.add_argument("--mutant", metavar="ID", help="take one rule away, e.g. A16")
+    group.add_argument("--mutant", metavar="ID", help="take a rule away: A16, flush-window")
     group.add_argument(
         "--protocol", metavar="FILE", help="your own text of an engine module, e.g. of collapse.py"
     )

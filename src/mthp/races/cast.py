@@ -128,6 +128,19 @@ def zap_page(stage: Stage) -> None:
     madvise_dontneed(stage.mm, START, stage.address(1))
 
 
+def store_neighbour(stage: Stage) -> None:
+    """Two stores to a page of the same table outside the window."""
+    if stage.size is Size.WINDOW:
+        store(stage.mm, stage.address(2), 200)
+        store(stage.mm, stage.address(2), 201)
+
+
+def swap_out_neighbour(stage: Stage) -> None:
+    """Reclaim takes a page of the same table outside the window."""
+    if stage.size is Size.WINDOW:
+        shrink_folio(stage.kernel, stage.pages[2], SWAP_SLOT)
+
+
 def migrate(stage: Stage) -> None:
     """Migrate the first page of the window."""
     migrate_folio(stage.kernel, stage.pages[0])
@@ -269,6 +282,8 @@ _RIVALS = (
     Rival(
         "zap-locked", "a locked page is unlocked and zapped", zap_locked, prepare=lock_first_page
     ),
+    Rival("store-neighbour", "a CPU stores twice to a page beside the window", store_neighbour),
+    Rival("swap-out-neighbour", "reclaim takes a page beside the window", swap_out_neighbour),
     Rival("madv-collapse", "MADV_COLLAPSE of the same window", second_collapser),
 )
 RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})

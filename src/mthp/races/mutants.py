@@ -42,7 +42,9 @@ NO_RECHECK = (
     Edit("rivals.gup", "    return pmdp_get_lockless(pmd) == pmdval\n", "    return True\n"),
     Edit("rivals.gup", "    return now == pteval\n", "    return True\n"),
 )
-NO_BARRIER = Edit("khugepaged.install", "    kernel.machine.smp_wmb()\n    kernel.mem.set(", "    kernel.mem.set(")
+NO_BARRIER = Edit(
+    "khugepaged.install", "    kernel.machine.smp_wmb()\n    kernel.mem.set(", "    kernel.mem.set("
+)
 PROFILE = "7.3"
 
 

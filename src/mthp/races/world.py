@@ -15,7 +15,6 @@ from mthp.races.cast import COLLAPSER, RIVALS, Start, vm_flags
 from mthp.races.stage import Size, Stage
 from mthp.results import KernelBug
 
-
 _PARTS = "+hook, +scan or +daemon, +tso or +lkmm or +weak"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from mthp.laws.sentences import LAWS
 from mthp.laws.watch import Broken
 from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
+from mthp.races.questions import QUESTIONS, Question
 from mthp.races.variant import applied
 from mthp.races.world import Hook, World
 from mthp.run.check_records import (
@@ -31,7 +32,8 @@ from mthp.schedulers.sample import Sampler
 
 EXPECTED = "A18a"
 """The finding that v16 has on an architecture whose cache hook walks the table."""
-NO_MUTANT = "-"
+NO_MUTANT = "as-is"
+NOBODY = "-"
 ALL_LAWS = frozenset(LAWS)
 
 GoOn = Callable[[Explorer], bool]
@@ -57,7 +59,7 @@ class Token:
     schedule: Schedule
 
     def __str__(self) -> str:
-        rivals = "+".join(self.world.rivals) or NO_MUTANT
+        rivals = "+".join(self.world.rivals) or NOBODY
         world = self.world
         return f"{self.mutant}:{world.profile}:{world.name}:{rivals}:{self.schedule}"
 
@@ -70,7 +72,7 @@ class Token:
         mutant, profile, name, rivals, schedule = parts
         if mutant != NO_MUTANT and not known(mutant):
             raise ValueError(f"no mutant {mutant!r}; there are {', '.join(MUTANTS)}")
-        names = () if rivals == NO_MUTANT else tuple(rivals.split("+"))
+        names = () if rivals == NOBODY else tuple(rivals.split("+"))
         world = World.parse(name, profile, names)
         parsed = Schedule.parse(schedule)
         if any(task >= len(world.tasks) for task in parsed.choices):
@@ -78,10 +80,10 @@ class Token:
         return Token(mutant, world, parsed)
 
 
-def known(mutant: str) -> Mutant | Half | None:
-    """The mutant, or half of one, of an id."""
+def known(mutant: str) -> Mutant | Half | Question | None:
+    """The mutant, half of one, or question of an id."""
     halves = {half.id: half for half in HALVES}
-    return MUTANTS.get(mutant) or halves.get(mutant)
+    return MUTANTS.get(mutant) or halves.get(mutant) or QUESTIONS.get(mutant)
 
 
 def as_mutant(mutant: str) -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from mthp.mm.pagetable import PageTable, PmdPage
 from mthp.races.stage import Stage
 from mthp.run.check_records import Call
 
-_ROOMS = ("mthp.khugepaged.", "mthp.rivals.", "mthp.mm.")
+_ROOMS = ("mthp.khugepaged.", "mthp.rivals.", "mthp.mm.", "mthp.protocol")
 _INNER = frozenset(
     """
     read write add swap set_bits clear_bits get test set clear replace freeze add_unless_zero
@@ -58,12 +58,19 @@ class Drawing:
     def before(self, access: Access, word: Any, index: int) -> None:
         """Draw the step, then let the laws look at it."""
         task = self.stage.machine.current
+        if task.background:
+            if access is Access.WRITE:
+                self._draw(Call(self._numbers[task.name], f"seen: the store to page {index}", ()))
+            self._before(access, word, index)
+            return
         name = function_of(sys._getframe(1), access, word) + _what(access, word, index)
         locks = tuple(_name(hold) for hold in task.held)
-        call = Call(self._numbers[task.name], name, locks)
+        self._draw(Call(self._numbers[task.name], name, locks))
+        self._before(access, word, index)
+
+    def _draw(self, call: Call) -> None:
         if not self.calls or self.calls[-1] != call:
             self.calls.append(call)
-        self._before(access, word, index)
 
 
 def function_of(frame: FrameType | None, access: Access, word: Any) -> str:
