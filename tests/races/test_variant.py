@@ -20,7 +20,8 @@ from mthp.run.check import check_world, hunt
 
 def test_every_edit_meets_its_text() -> None:
     for each in (*MUTANTS.values(), *QUESTIONS.values()):
-        assert not each.edits or edited(each.edits)
+        edits: tuple[Edit, ...] = each.edits  # type: ignore[attr-defined]
+        assert not edits or edited(edits)
 
 
 def test_methods_are_replaced_and_classes_stay() -> None:

@@ -30,7 +30,7 @@ from mthp.report.check import (
     world_document,
     world_line,
 )
-from mthp.run.check import NOBODY, NO_MUTANT, Budget, check_world, hunt, known, replay
+from mthp.run.check import NO_MUTANT, NOBODY, Budget, check_world, hunt, known, replay
 from mthp.run.check_records import MutantResult, Verdict, WorldResult
 from mthp.run.scorecard import Job, default_worlds, pair_jobs, run_jobs, scorecard_jobs
 
