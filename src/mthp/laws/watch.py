@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 
 from mthp.events import CollapseHugePage, Event
 from mthp.khugepaged.daemon import Khugepaged
-from mthp.laws.at_rest import Census, Outside, Where, check_quiescent
+from mthp.laws.at_rest import (
+    Census,
+    Outside,
+    Where,
+    check_aborted,
+    check_collapse,
+    check_quiescent,
+)
 from mthp.machine.locks import Mode, Rank, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Task
@@ -74,7 +81,9 @@ class Watch:
         self.pins: list[Pinned] = []
         self.protected: list[WriteProtected] = []
         self.halfway: set[Mm] = set()
-        self.initial = Census(kernel).contents
+        self.begun = Census(kernel)
+        self.initial = self.begun.contents
+        self.collapsed = False
         self.legal: defaultdict[Where, set[int]] = defaultdict(set)
         self.final: defaultdict[Where, dict[str, int]] = defaultdict(dict)
         self.zapped: set[Where] = set()
@@ -302,7 +311,11 @@ class Watch:
                     self.say(2, f"CPU {cpu} holds a small and a huge entry of page {small.vpn:#x}")
 
     def _trace(self, event: Event) -> None:
-        if isinstance(event, CollapseHugePage) and event.status is not ScanResult.SUCCEED:
+        if not isinstance(event, CollapseHugePage):
+            return
+        if event.status is ScanResult.SUCCEED:
+            self.collapsed = True
+        else:
             me = self.kernel.machine.current.name
             self.copied = {page: by for page, by in self.copied.items() if by != me}
 
@@ -327,6 +340,13 @@ class Watch:
             entry = census.entries.get((said.mm.number, said.address), 0)
             if pte_present(entry) and entry & WRITE and not entry & UFFD_WP:
                 self.say(8, f"{said.address:#x} lost its userfaultfd write protection")
+
+    def alone_at_rest(self) -> None:
+        """The same, where nobody but the collapser did anything."""
+        check = check_collapse if self.collapsed else check_aborted
+        for line in check(self.begun, self.kernel):
+            number, _, text = line.removeprefix("law ").partition(": ")
+            self.say(int(number), text)
 
     def _contents(self, census: Census) -> None:
         for where in self.initial.keys() | self.final.keys():

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from mthp.khugepaged import collapse
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.scan import collapse_scan_pmd
-from mthp.mm.folio import PG_LOCKED
+from mthp.mm.folio import PAGE_HWPOISON, PG_LOCKED
 from mthp.mm.pagetable import pmd_ptr
 from mthp.mm.vma import VM_DEFAULT, VM_STACK_INCOMPLETE, VM_UFFD_WP
 from mthp.races.stage import START, SWAP_SLOT, Size, Stage
@@ -174,6 +174,22 @@ def zap_locked(stage: Stage) -> None:
     zap(stage)
 
 
+def poison(stage: Stage) -> None:
+    """The first page cannot be read any more."""
+    stage.kernel.mem.page_flags.raw[stage.pages[0]] |= PAGE_HWPOISON
+
+
+def large_source(stage: Stage) -> None:
+    """The window is one large folio."""
+    stage.map_large()
+
+
+def poison_second(stage: Stage) -> None:
+    """One large folio, whose second page cannot be read."""
+    stage.map_large()
+    stage.kernel.mem.page_flags.raw[stage.pages[1]] |= PAGE_HWPOISON
+
+
 def nothing(stage: Stage) -> None:
     """No rival: the mapping is what is special."""
 
@@ -284,6 +300,10 @@ _RIVALS = (
     ),
     Rival("store-neighbour", "a CPU stores twice to a page beside the window", store_neighbour),
     Rival("swap-out-neighbour", "reclaim takes a page beside the window", swap_out_neighbour),
+    Rival("poisoned", "a page of the window is poisoned, and migrated", migrate, prepare=poison),
+    Rival("large", "the window is a large folio", nothing, prepare=large_source),
+    Rival("large-poisoned", "the same, with a poisoned page", nothing, prepare=poison_second),
+    Rival("gup-large", "GUP-fast pins a page of a large folio", gup, prepare=large_source),
     Rival("madv-collapse", "MADV_COLLAPSE of the same window", second_collapser),
 )
 RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})

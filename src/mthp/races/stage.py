@@ -113,7 +113,7 @@ class Stage:
     """The world and its tasks, as schedulers want them (schedulers.tasks.Setup).
 
     order: of the window. pages: PTE index -> frame of the small pages there. swapped: PTE index ->
-    slot of the pages that are out.
+    slot of the pages that are out. alone: nobody but the collapser does anything.
     """
 
     def __init__(self, size: Size, profile: Profile, cpus: int, vm_flags: int = VM_DEFAULT) -> None:
@@ -131,6 +131,7 @@ class Stage:
         self.pages: dict[int, int] = {}
         self.swapped: dict[int, int] = {}
         self.guest: Guest | None = None
+        self.alone = False
         self.tasks: list[tuple[Task, Body]] = []
         self.watch: Watch
         self.before: Observer
@@ -164,6 +165,25 @@ class Stage:
         self.mm.counters[MM_ANONPAGES] += 1
         self.pages[index] = page
         return page
+
+    def map_large(self) -> None:
+        """One folio of two pages, mapped by PTEs, in the place of the first page."""
+        mem = self.kernel.mem
+        old = self.pages.pop(0)
+        for row in (mem.refcount, mem.mapcount, mem.flags, mem.page_flags):
+            row.raw[old] = 0
+        head = mem.new_frames(0, 1)
+        mem.prep_folio(head, 1)
+        mem.flags.raw[head] = ON_LRU
+        mem.refcount.raw[head] = mem.large_mapcount.raw[head] = mem.nr_pages_mapped.raw[head] = 2
+        mem.index.raw[head] = START >> self.kernel.geometry.page_shift
+        for i in range(2):
+            mem.content.raw[head + i] = 100 + i
+            mem.mapcount.raw[head + i] = 1
+            mem.page_flags.raw[head + i] = PAGE_ANON_EXCLUSIVE
+            self.table.ptes.raw[i] = mk_pte(head + i, USED)
+            self.pages[i] = head + i
+        self.mm.counters[MM_ANONPAGES] += 1
 
     def swap_page(self, index: int, slot: int) -> None:
         """A page that was swapped out before."""
@@ -233,3 +253,5 @@ class Stage:
     def at_rest(self) -> None:
         """Every task has ended."""
         self.watch.at_rest([task for task, _ in self.tasks])
+        if self.alone:
+            self.watch.alone_at_rest()

@@ -11,7 +11,7 @@ from mthp.mm.pagetable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pte import pmd_is_table
 from mthp.mm.vma import Vma
 from mthp.profiles import PROFILES
-from mthp.races.cast import COLLAPSER, RIVALS, Start, vm_flags
+from mthp.races.cast import COLLAPSER, RIVALS, Start, nothing, vm_flags
 from mthp.races.stage import Size, Stage
 from mthp.results import KernelBug
 
@@ -92,5 +92,6 @@ class World:
         for rival in cast:
             rival.prepare(stage)
             stage.add_task(rival.name, lambda act=rival.act: act(stage))  # type: ignore[misc]
+        stage.alone = all(rival.act is nothing for rival in cast)
         stage.store_late(self.memory)
         return stage.ready((COLLAPSER, "madv-collapse"))
