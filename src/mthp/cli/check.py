@@ -17,6 +17,7 @@ from mthp.cli.options import UsageError
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
 from mthp.races.mutants import HALVES, MUTANTS, Mutant
+from mthp.races.mutations import mutations
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError, protocol
@@ -32,6 +33,7 @@ from mthp.report.check import (
 )
 from mthp.run.check import NO_MUTANT, NOBODY, Budget, check_world, hunt, known, replay
 from mthp.run.check_records import MutantResult, Verdict, WorldResult
+from mthp.run.mutate import EXECUTIONS, try_mutations
 from mthp.run.scorecard import Job, default_worlds, pair_jobs, run_jobs, scorecard_jobs
 
 BROKEN = 4
@@ -51,6 +53,8 @@ def run_check(args: argparse.Namespace) -> int:
         return _scorecard(args)
     if args.mutant is not None:
         return _mutant(args)
+    if args.mutations is not None:
+        return _mutations(args)
     with _protocol(args.protocol):
         return _worlds(args)
 
@@ -151,6 +155,26 @@ def _mutant(args: argparse.Namespace) -> int:
         else:
             print("\n".join(violation_lines(result.violation, _width())))
     return BROKEN if result.violation is not None else 0
+
+
+def _mutations(args: argparse.Namespace) -> int:
+    every = list(mutations(args.mutations))
+    tried = try_mutations(every, _number("jobs", args.jobs) if args.jobs else None)
+    caught = 0
+    rows = []
+    for each in tried:
+        caught += bool(each.laws)
+        what = f"{each.mutation.function}:{each.mutation.line}: {each.mutation.what}"
+        laws = ", ".join(map(str, each.laws))
+        if args.json:
+            rows.append({"mutation": what, "laws": list(each.laws), "world": each.world or None})
+        else:
+            print(f"{f'law {laws}' if laws else 'not caught':18} {what}", flush=True)
+    if args.json:
+        _print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
+    else:
+        print(f"{caught} of {len(every)} caught, each bounded to {EXECUTIONS} executions a world")
+    return 0
 
 
 # The scorecard

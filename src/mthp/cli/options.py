@@ -127,6 +127,12 @@ def add_check(verbs: Verbs) -> None:
     )
     group.add_argument("--all", action="store_true", help="every profile and every mutant")
     group.add_argument("--pairs", action="store_true", help="then every pair of rivals (window)")
+    group.add_argument(
+        "--mutations",
+        metavar="MODULE",
+        choices=("collapse", "isolate", "install", "copy", "swapin"),
+        help="take out or swap each call of a module in turn, and say what notices",
+    )
     group.add_argument("--list", action="store_true", help="the rivals, the mutants and the laws")
     group = parser.add_argument_group("how far")
     group.add_argument("--executions", metavar="N", help="stop each world after N executions")

@@ -25,6 +25,7 @@ from mthp.laws.at_rest import (
 from mthp.machine.locks import Mode, Rank, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Task
+from mthp.mm.folio import PG_UPTODATE
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PageTable, PmdPage, TableState
@@ -334,6 +335,9 @@ class Watch:
                 self.say(9, f"{task.name} still holds {hold}")
         for page in sorted(census.migrating):
             self.say(4, f"a migration entry of page {page} is stranded")
+        for page in sorted({*census.pte_mappings, *census.pmd_mappings}):
+            if not mem.flags.raw[mem.head.raw[page]] & PG_UPTODATE:
+                self.say(3, f"page {page} is mapped and not up to date")
         self._contents(census)
         self._pins(census)
         for said in self.protected:
