@@ -52,6 +52,7 @@ from mthp.rivals.said import (
     Stored,
     WriteProtected,
     Zapped,
+    Zapping,
 )
 
 
@@ -256,11 +257,11 @@ class Watch:
             self.say(13, f"{me.name} collapses exec's temporary stack")
 
     def _before_anon_vma(self, access: Access, word: Any, index: int) -> None:
-        if access is not Access.ACQUIRE:
+        name = self.kernel.machine.current.name
+        if access is not Access.ACQUIRE or name not in self.collapsers:
             return
         for each in self.kernel.anon_vmas:
             if each.rwsem is word and not each.vmas:
-                name = self.kernel.machine.current.name
                 self.say(1, f"{name} locks anon_vma {each.number}, which has no VMA left")
 
     def _before_mmap_lock(self, access: Access, word: Any, index: int) -> None:
@@ -280,12 +281,14 @@ class Watch:
                 self.final[mm.number, address][by] = value
             case Loaded(mm, address, value, by):
                 self._loaded(mm, address, value, by)
-            case Zapped(mm, start, end, by):
+            case Zapping(mm, start, end):
                 for where in self._range(mm, start, end):
                     self.legal[where].add(0)
+            case Zapped(mm, start, end, by):
+                for where in self._range(mm, start, end):
                     self.final[where][by] = 0
                     self.zapped.add(where)
-            case Pinned(_, _, page):
+            case Pinned(_, _, page, _):
                 self.pins.append(said)
                 self.pinned[page] += 1
             case WriteProtected():
@@ -365,6 +368,8 @@ class Watch:
 
     def _pins(self, census: Census) -> None:
         for pin in self.pins:
+            if not pin.exclusive:
+                continue
             where = pin.mm.number, pin.address
             entry = census.entries.get(where, 0)
             if pte_present(entry) and pte_pfn(entry) != pin.page and where not in self.zapped:

@@ -166,11 +166,13 @@ def store_both(stage: Stage) -> None:
 def lock_first_page(stage: Stage) -> None:
     """Somebody holds the lock of the first page: the scan will stop at it."""
     stage.kernel.mem.flags.raw[stage.pages[0]] |= PG_LOCKED
+    stage.kernel.mem.refcount.raw[stage.pages[0]] += 1
 
 
 def zap_locked(stage: Stage) -> None:
     """The holder unlocks the page, then MADV_DONTNEED frees it."""
     stage.kernel.mem.folio_unlock(stage.pages[0])
+    stage.kernel.mem.folio_put(stage.pages[0])
     zap(stage)
 
 
@@ -196,19 +198,19 @@ def nothing(stage: Stage) -> None:
 
 def fork_all(stage: Stage) -> None:
     """fork() of the process."""
-    child = stage.kernel.mms[1]
+    child = stage.children["fork"]
     dup_mmap(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
 
 
 def fork_failing(stage: Stage) -> None:
     """fork() that fails half way."""
-    child = stage.kernel.mms[1]
+    child = stage.children["fork-fails"]
     dup_mmap_failing(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
 
 
-def add_child(stage: Stage) -> None:
+def add_child(name: str, stage: Stage) -> None:
     """An empty mm, with the page that will hold its PMDs."""
-    child = stage.kernel.new_mm(2, "child")
+    child = stage.children[name] = stage.kernel.new_mm(2 + len(stage.children), name)
     pmd_ptr(child, START, create=True)
 
 
@@ -277,8 +279,13 @@ _RIVALS = (
     Rival("migrate", "migration of a page of the window", migrate),
     Rival("migrate-neighbour", "migration of a page beside the window", migrate_neighbour),
     Rival("remap", "munmap() and mmap() of the same range", unmap_and_map),
-    Rival("fork", "fork() of the process", fork_all, prepare=add_child),
-    Rival("fork-fails", "fork() that fails half way", fork_failing, prepare=add_child),
+    Rival("fork", "fork() of the process", fork_all, prepare=partial(add_child, "fork")),
+    Rival(
+        "fork-fails",
+        "fork() that fails half way",
+        fork_failing,
+        prepare=partial(add_child, "fork-fails"),
+    ),
     Rival("exit", "the process exits", leave),
     Rival("swap-out", "reclaim swaps a page of the window out", swap_out),
     Rival("swap-in", "a CPU stores to a swapped page of the window", fault_hole, prepare=swap_page),
@@ -308,6 +315,21 @@ _RIVALS = (
 )
 RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})
 COLLAPSER = "khugepaged"
+_HOLE = {swap_page, read_swap, fill_window}
+_FIRST = {poison, lock_first_page}
+_BOTH = {large_source, poison_second}
+
+
+def get_along(a: str, b: str) -> bool:
+    """Whether two rivals can be in one world: not where both change the same PTEs beforehand, and
+    nobody but GUP-fast knows what to do with a large folio.
+    """
+    first, second = RIVALS[a].prepare, RIVALS[b].prepare
+    if {first, second} & _BOTH:
+        return False
+    return not any({first, second} <= group for group in (_HOLE, _FIRST))
+
+
 UNLAWFUL = frozenset({"fault-unlocked"})
 """Rivals that keep no rules; only mutants have them."""
 LAWFUL = tuple(name for name in RIVALS if name not in UNLAWFUL)

@@ -114,6 +114,7 @@ class Stage:
 
     order: of the window. pages: PTE index -> frame of the small pages there. swapped: PTE index ->
     slot of the pages that are out. alone: nobody but the collapser does anything.
+    children: mms for fork() to fill, by who forks.
     """
 
     def __init__(self, size: Size, profile: Profile, cpus: int, vm_flags: int = VM_DEFAULT) -> None:
@@ -132,6 +133,7 @@ class Stage:
         self.swapped: dict[int, int] = {}
         self.guest: Guest | None = None
         self.alone = False
+        self.children: dict[str, Mm] = {}
         self.tasks: list[tuple[Task, Body]] = []
         self.watch: Watch
         self.before: Observer

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import combinations
 
 from mthp.machine.store_buffer import Model
 from mthp.mm.pagetable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pte import pmd_is_table
 from mthp.mm.vma import Vma
 from mthp.profiles import PROFILES
-from mthp.races.cast import COLLAPSER, RIVALS, Start, nothing, vm_flags
+from mthp.races.cast import COLLAPSER, RIVALS, Start, get_along, nothing, vm_flags
 from mthp.races.stage import Size, Stage
 from mthp.results import KernelBug
 
@@ -74,6 +75,9 @@ class World:
         for rival in rivals:
             if rival not in RIVALS:
                 raise ValueError(f"no rival {rival!r}; there are {', '.join(RIVALS)}")
+        for pair in combinations(rivals, 2):
+            if pair[0] == pair[1] or not get_along(*pair):
+                raise ValueError(f"no rivals in one world: {' and '.join(pair)}")
         if profile not in PROFILES:
             raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
         hook = Hook.WALKS if "hook" in parts else Hook.NOTHING

@@ -92,7 +92,7 @@ def pin_and_write(mm: Mm, address: int, value: int) -> None:
     page = gup_fast(mm, address)
     if page is None:
         return
-    if kernel.mem.page_flags.raw[kernel.mem.page_folio(page)] & PAGE_ANON_EXCLUSIVE:
-        kernel.witness(Pinned(mm, address, page))
+    exclusive = kernel.mem.page_flags.raw[kernel.mem.page_folio(page)] & PAGE_ANON_EXCLUSIVE != 0
+    kernel.witness(Pinned(mm, address, page, exclusive))
     kernel.mem.content.write(page, value)
     kernel.witness(Stored(mm, address, value, kernel.machine.current.name))

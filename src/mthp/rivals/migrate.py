@@ -12,6 +12,7 @@ from mthp.mm.pte import (
     DIRTY,
     PTE_NONE,
     SOFT_DIRTY,
+    SWP_EXCLUSIVE,
     UFFD_WP,
     WRITE,
     YOUNG,
@@ -46,7 +47,9 @@ def try_to_migrate_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> No
             pteval = pte.ptes.swap(pte.base, PTE_NONE)
             vpn = address >> kernel.geometry.page_shift
             flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
-            pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, folio, pteval & _KEPT))
+            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
+            flags = pteval & _KEPT | (SWP_EXCLUSIVE if exclusive else 0)
+            pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, folio, flags))
             folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, folio, 1, vma)
             mem.folio_put(folio)
 
@@ -67,7 +70,8 @@ def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: 
     with unlocked_after(kernel, found) as pte:
         old = pte.get(0)
         mem.folio_get(dst)
-        folio_add_anon_rmap_pte(mem, dst, dst, vma, exclusive=True)
+        exclusive = old & SWP_EXCLUSIVE != 0
+        folio_add_anon_rmap_pte(mem, dst, dst, vma, exclusive=exclusive)
         pte.ptes.write(pte.base, mk_pte(dst, old & _KEPT))
         kernel.update_mmu_cache_range(vma, address, 1)
 
@@ -111,7 +115,6 @@ def _move(kernel: Kernel, src: int) -> bool:
     mem.flags.set_bits(dst, PG_ANON | PG_SWAPBACKED | PG_UPTODATE)
     mem.anon_vma.raw[dst] = mem.anon_vma.raw[src]
     mem.index.raw[dst] = mem.index.raw[src]
-    mem.page_flags.raw[dst] = mem.page_flags.raw[src] & PAGE_ANON_EXCLUSIVE
     folio_add_lru(mem, kernel.this_cpu, dst)
     remove_migration_ptes(kernel, src, dst)
     mem.folio_unlock(dst)

@@ -9,7 +9,7 @@ from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pagetable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_tlb
 from mthp.mm.pte import PMD_NONE, pmd_is_table, pmd_pgtable
 from mthp.mm.vma import Vma, vma_start_write
-from mthp.rivals.said import Zapped
+from mthp.rivals.said import Zapped, Zapping
 from mthp.rivals.unmap import zap_pmd_range
 
 
@@ -36,6 +36,7 @@ def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
     if vma is None or vma.vm_start != start:
         return None
     vma_start_write(vma)
+    mm.kernel.witness(Zapping(mm, start, end))
     mm.unlink_vma(vma)
     unmap_region(vma, start, end)
     return vma

@@ -26,6 +26,14 @@ class Loaded(NamedTuple):
     by: str
 
 
+class Zapping(NamedTuple):
+    """[start, end) is being emptied: a load may see nothing there from here on."""
+
+    mm: Mm
+    start: int
+    end: int
+
+
 class Zapped(NamedTuple):
     """MADV_DONTNEED returned: [start, end) is empty from here on."""
 
@@ -36,11 +44,12 @@ class Zapped(NamedTuple):
 
 
 class Pinned(NamedTuple):
-    """A page of an address is pinned, and is that address's exclusively."""
+    """A page of an address is pinned. exclusive: it is that address's alone."""
 
     mm: Mm
     address: int
     page: int
+    exclusive: bool
 
 
 class WriteProtected(NamedTuple):

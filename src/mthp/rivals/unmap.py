@@ -29,15 +29,24 @@ from mthp.mm.pte import (
 )
 from mthp.mm.rmap import folio_remove_rmap_pmd, folio_remove_rmap_ptes
 from mthp.mm.vma import Vma
-from mthp.rivals.said import Zapped
+from mthp.rivals.said import Zapped, Zapping
 
 
 def madvise_dontneed(mm: Mm, start: int, end: int) -> None:
-    """Empty [start, end), which lies in one table. Kernel: mm/madvise.c, madvise_dontneed_free()."""
+    """Empty [start, end), which lies in one table. Kernel: mm/madvise.c, madvise_dontneed_free().
+
+    Divergence: part of a huge page is left alone, where the kernel splits the PMD first.
+    """
     with mm.mmap_read_lock():
         vma = mm.find_vma(start)
         if vma is None or start < vma.vm_start:
             return
+        pmd = mm_find_pmd(mm, start)
+        if pmd is None or (
+            pmd_trans_huge(pmdp_get_lockless(pmd)) and not whole_table(vma, start, end)
+        ):
+            return
+        mm.kernel.witness(Zapping(mm, start, end))
         zap_page_range_single(vma, start, min(end, vma.vm_end))
     mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
 

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from mthp.profiles import PROFILES, Orders
-from mthp.races.cast import LAWFUL
+from mthp.races.cast import LAWFUL, get_along
 from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
 from mthp.races.stage import Size
 from mthp.races.world import Hook, World
@@ -76,11 +76,12 @@ def scorecard_jobs(budget: Budget) -> list[Job]:
 
 
 def pair_jobs(budget: Budget) -> list[Job]:
-    """Every pair of rivals, in the smallest world of each profile that has windows."""
+    """Every pair of rivals that get along, in the smallest world of each profile that has windows."""
     return [
         Job(World(Size.PMD, profile, pair), budget)
         for profile in ("v16", "7.3")
         for pair in combinations(LAWFUL, 2)
+        if get_along(*pair)
     ]
 
 
