@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,7 @@ from mthp.run.check_records import (
 )
 from mthp.run.drawing import Drawing
 from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.outcome import Coverage, Finding, Outcome, Schedule
+from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
 from mthp.schedulers.replay import Replay, shrink
 from mthp.schedulers.sample import Sampler
 
@@ -106,7 +106,10 @@ def search(world: World, budget: Budget, laws: Collection[int], go_on: GoOn | No
         return go_on is None or go_on(explorer)
 
     explorer = Explorer(world, until=Until.END, most_executions=budget.executions, go_on=not_found)
-    return explorer.explore()
+    outcome = explorer.explore()
+    if _of_laws(outcome, laws) is None or outcome.coverage.kind is Kind.EXHAUSTIVE:
+        return outcome
+    return replace(outcome, coverage=replace(outcome.coverage, bound="stopped at the first breach"))
 
 
 def _covered(coverage: Coverage) -> Covered:
