@@ -34,7 +34,7 @@ def shrink_folio(kernel: Kernel, folio: int, entry: int) -> None:
         gone = not mem.folio_mapcount(folio) and remove_mapping(kernel, folio, entry)
         mem.folio_unlock(folio)
         if gone:
-            mem.folio_put(folio)
+            mem.free_folio(folio)
             return
     folio_putback_lru(mem, kernel.this_cpu, folio)
 
@@ -77,13 +77,13 @@ def try_to_unmap_one(kernel: Kernel, folio: int, entry: int, vma: Vma, address: 
 
 
 def remove_mapping(kernel: Kernel, folio: int, entry: int) -> bool:
-    """Write it out and take it from the swap cache, if nobody else refers to it.
+    """Write it out and take it from the swap cache, if nobody else refers to it; nobody can then.
 
     Kernel: mm/vmscan.c, pageout(), __remove_mapping().
     """
     mem = kernel.mem
     kernel.swap.contents[entry] = mem.content.read(folio)
-    if not mem.refcount.replace(folio, 2, 1):
+    if not mem.refcount.freeze(folio, 2):
         return False
     kernel.machine.step(Access.WRITE, kernel.swap, entry)
     kernel.swap.remove_from_cache(folio)
