@@ -15,9 +15,10 @@ from benchmarks.host import HostCollapse, host_collapse
 from benchmarks.worlds import OLD_PTE, TableWorld, only
 from mthp.image.scenario import load
 from mthp.khugepaged.daemon import Khugepaged
-from mthp.khugepaged.eligibility import Tva, collapse_possible_orders
+from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.scan import Scan, collapse_scan_pmd, scan_ptes, scan_ptes_at_once
+from mthp.mm.huge_mm import Tva
 from mthp.mm.pagetable import PteMap
 from mthp.profiles import PROFILES
 from mthp.run.conformance import run_conformance

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedulers": {"machine.step"},
     "image": WORDS,
     "plan": WORDS,
-    "lab": WORDS,
+    "lab": WORDS | {"image"},
     "run": ENGINE | {"khugepaged", "rivals", "laws", "races", "schedulers", "image", "plan", "lab"},
     "report": WORDS | {"run.records", "run.check_records"},
 }
@@ -364,6 +364,7 @@ def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
         ("report/a.py", "from mthp.run import records\n"),
         ("run/a.py", "from mthp.khugepaged import a\nfrom mthp.image.scenario import b\n"),
         ("image/a.py", "from mthp.image.runs import b\nfrom . import c\n"),
+        ("lab/a.py", "from mthp.image.scenario import b\nfrom mthp.units import c\n"),
         ("cli.py", "from mthp.report import tables\nfrom mthp import __version__\n"),
         ("mm/a.py", "# an in" + "variant\n"),
         ("mm/a.py", 'class A:\n    """A."""\n    def f(self):\n        return 1\n'),

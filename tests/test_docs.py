@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mthp.cli import build_parser, main
-from mthp.khugepaged.eligibility import VmaGate
+from mthp.mm.huge_mm import VmaGate
 from mthp.run.explain import EDGE, REASONS, SUCCEEDED, TOO_FEW
 
 ROOT = Path(__file__).parent.parent

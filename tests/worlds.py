@@ -254,8 +254,9 @@ class World:
             return leaf_pte(piece.leaf)
         if piece.kind is Kind.HOLE:
             return 0
-        entry, self._next_entry = self._next_entry, self._next_entry + 1
-        self.kernel.swap.contents[entry] = -entry
+        # Two apart, so that nothing but a piece that says so lies side by side.
+        entry, self._next_entry = self._next_entry, self._next_entry + 2
+        self.kernel.swap.hold(entry)
         return leaf_pte(Leaf.SWAP, entry, piece.pte)
 
     def _folios(self, vma: Vma, address: int, piece: Piece) -> list[int]:
@@ -342,9 +343,7 @@ class World:
                 self._share(pte_pfn(pte), vma.vm_mm, child, 1)
                 pte = mine.ptes.raw[i] = pte & ~WRITE
             elif not pte_present(pte) and leaf_kind(pte) is Leaf.SWAP:
-                self.kernel.swap.users[pte_pfn(pte)] = (
-                    self.kernel.swap.users.get(pte_pfn(pte), 1) + 1
-                )
+                self.kernel.swap.add_user(pte_pfn(pte))
                 pte = mine.ptes.raw[i] = pte & ~SWP_EXCLUSIVE
             theirs.ptes.raw[i] = pte
 
@@ -491,7 +490,7 @@ class World:
         self.mem.prep_folio(folio, 0)
         self.mem.flags.raw[folio] = flags
         self.mem.content.raw[folio] = self.kernel.swap.contents[entry]
-        self.kernel.swap.add_to_cache(entry, folio)
+        self.kernel.swap.add_to_cache(entry, folio, 1)
         return folio
 
     def held_by_another(self, take: Callable[[], Hold]) -> Hold:

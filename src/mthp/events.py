@@ -48,7 +48,8 @@ class Isolate(NamedTuple):
 
 
 class Swapin(NamedTuple):
-    """mm_collapse_huge_page_swapin; ret is printed as the enum's number."""
+    """mm_collapse_huge_page_swapin; ret is printed as the enum's number. swapped_in: faults, each of
+    which may bring a large folio. pages (ours): base pages that came back."""
 
     mm: int
     address: int
@@ -56,6 +57,7 @@ class Swapin(NamedTuple):
     referenced: int
     ret: ScanResult
     order: int
+    pages: int = 0
 
 
 class CollapseHugePage(NamedTuple):

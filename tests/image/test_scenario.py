@@ -40,7 +40,11 @@ from mthp.settings import Enabled
 from mthp.units import Geometry
 
 DATA = Path(__file__).parent.parent / "data"
-FILES = {"linux-7.3.4.jsonl.xz": 499, "linux-7.3.4-many-vmas.jsonl.xz": 200}
+FILES = {
+    "linux-7.3.4.jsonl.xz": 499,
+    "linux-7.3.4-many-vmas.jsonl.xz": 200,
+    "lab-7.3.4.jsonl.xz": 22,
+}
 BASE = 0x7E00_0000_0000
 
 
@@ -118,7 +122,7 @@ def test_columns_are_the_pages() -> None:
                 for key in ("kind", "order", "flags", "pagemap", "mapcount", "folio", "index"):
                     assert getattr(columns, key) == [getattr(page, key) for page in pages]
                 assert columns.swap_type == [page.swap_type for page in pages]
-                assert columns.swap_uffd_wp == [page.swap_uffd_wp for page in pages]
+                assert columns.swap_letters == [page.swap_letters for page in pages]
                 assert columns.pte == [str(entry) for entry in vma.initial.pte_pages()]
 
 
@@ -166,7 +170,7 @@ def test_folio_tokens() -> None:
     assert (token.mapcount, token.folio, token.index) == (3, 7, 8)
     assert parse_folio_token("F4.RLaBVTM.xws.m3.f7.i8") is token
     swap = parse_folio_token("W0.w")
-    assert (swap.swap_type, swap.swap_uffd_wp, swap.special_swap) == (0, True, None)
+    assert (swap.swap_type, swap.swap_letters, swap.special_swap) == (0, "w", None)
     assert parse_folio_token("W24").special_swap == "hwpoison"
     assert parse_folio_token("W25").special_swap == "migration"
     assert parse_folio_token("W28").special_swap == "device"
@@ -242,12 +246,14 @@ def test_optional_fields() -> None:
     doc["prctl"] = [None, "except_advised"]
     doc["memcg"] = {"limit_pages": 1000, "usage_pages": 900}
     doc["free_blocks"] = {"0": 100, "4": 2}
+    doc["largest_block"] = 4
     doc["weather"] = "fine"
     doc["settings"]["mood"] = 3
     doc["vmas"][1] |= {
         "mm": 1,
         "droppable": True,
         "ksm": 1,
+        "read_only": True,
         "locked": [[0, 2]],
         "off_lru": [[5, 1]],
         "poisoned": [[9, 1]],
@@ -258,9 +264,10 @@ def test_optional_fields() -> None:
     assert scenario.prctl == (None, Prctl.EXCEPT_ADVISED)
     assert scenario.memcg == Memcg(1000, 900)
     assert scenario.free_blocks == {0: 100, 4: 2}
+    assert scenario.largest_block == 4
     assert scenario.extra == {"weather": "fine", "settings": {"mood": 3}}
     vma = scenario.vmas[1]
-    assert (vma.mm, vma.droppable, vma.ksm) == (1, True, True)
+    assert (vma.mm, vma.droppable, vma.ksm, vma.read_only) == (1, True, True, True)
     assert (vma.locked, vma.off_lru, vma.poisoned) == (((0, 2),), ((5, 1),), ((9, 1),))
     assert vma.extra_refs == ((7, 2, 1), (9, 1, 3))
     assert vma.extra == {"colour": "red"}
@@ -346,6 +353,7 @@ def pass_set(**fields: object) -> Change:
         (top_set(prctl={}), "prctl: {} is not one of"),
         (top_set(memcg={"limit_pages": -1}), "memcg.limit_pages: -1 is outside"),
         (top_set(memcg={"limit_pages": 1}), "memcg.usage_pages: missing"),
+        (top_set(largest_block=-1), "largest_block: -1 is outside"),
         (top_set(free_blocks=3), "free_blocks: not a table"),
         (top_set(free_blocks={"x": 3}), "free_blocks: not a table"),
         (top_set(free_blocks={"999": 3}), "free_blocks: no such order"),
@@ -601,3 +609,10 @@ def test_whatever_stands_in_a_field_is_read_or_refused(data: st.DataObject) -> N
         parse_scenario(doc)
     except ScenarioError as error:
         assert "\n" not in str(error)
+
+
+def test_another_process_may_map_single_pages_of_a_huge_pmd() -> None:
+    """Its pages' mapcounts then differ, and the run of the folio is cut there."""
+    folios = "501:F9.LaBT.s.m2.f0.i0 1:F9.LaBT.s.m1.f0.i501 10:F9.LaBT.s.m2.f0.i502"
+    state = parse_scenario(document(folios, "512:HPAD")).vmas[0].initial
+    assert state.folios_text() == folios

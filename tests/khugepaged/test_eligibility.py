@@ -5,16 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.khugepaged.eligibility import (
-    Tva,
-    VmaGate,
-    allowable_orders,
-    collapse_possible_orders,
-    hugepage_enabled,
-    requested_orders,
-    sysfs_orders,
-    thp_vma_suitable_order,
-)
+from mthp.khugepaged.eligibility import collapse_possible_orders, hugepage_enabled, requested_orders
+from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders, thp_vma_suitable_order
 from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.vma import (
     VM_DEFAULT,

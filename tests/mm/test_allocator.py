@@ -203,3 +203,15 @@ def test_another_allowed_node_with_a_block_comes_before_compaction() -> None:
     nodes = [made.mem.folio_nid(made.mem.folio_alloc(4, 0, ties) or 0) for _ in range(2)]
     assert nodes == [1, 0]
     assert made.mem.folio_alloc(4, 0, ties) is None
+
+
+def test_blocks_do_not_merge_beyond_the_largest() -> None:
+    made = kernel(NodeState({6: 1}, largest=5))
+    node = made.mem.allocator.nodes[0]
+    whole = [made.mem.folio_alloc(4) for _ in range(4)]
+    for folio in whole:
+        assert folio is not None
+        made.mem.folio_put(folio)
+    assert [len(blocks) for blocks in node.blocks[4:7]] == [0, 2, 0]
+    assert made.mem.folio_alloc(6, compact=False) is None
+    assert made.mem.folio_alloc(5, compact=False) is not None

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Swapping in, as a collapse does it."""
 
+from mthp.events import Swapin
 from mthp.khugepaged.control import Caller
 from mthp.mm.folio import PG_DIRTY, PG_LRU, PG_SWAPCACHE
 from mthp.mm.mm_struct import MM_ANONPAGES
-from mthp.mm.pte import WRITE, Leaf, pte_pfn
+from mthp.mm.pte import WRITE, Leaf, leaf_pte, pte_pfn
+from mthp.mm.vma import Vma
 from mthp.results import ScanResult
 from tests.worlds import TINY, World, large, leaf, small, swap, swapins
 
@@ -70,7 +72,7 @@ def test_a_retry_lets_go_of_mmap_lock_and_says_page_lock() -> None:
 def test_a_slot_that_cannot_be_read_is_a_failure_and_stays_swapped() -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(14), swap(2))
-    world.kernel.swap.failing.add(2)
+    world.kernel.swap.failing.add(3)
     before = world.census()
     assert world.collapse(vma, unmapped=2) is ScanResult.FAIL
     assert world.mm.counters[MM_ANONPAGES] == 15
@@ -115,9 +117,31 @@ def test_a_large_folio_leaves_the_swap_cache_with_a_reference_per_page() -> None
     folio = world.folio(vma, 0)
     world.mem.flags.raw[folio] |= PG_SWAPCACHE
     world.mem.refcount.raw[folio] += 8
-    world.kernel.swap.add_to_cache(1, folio)
+    world.kernel.swap.add_to_cache(1, folio, 8)
     before = world.census()
     assert world.collapse(vma) is ScanResult.SUCCEED
     assert world.kernel.swap.cache == {}
     assert world.mem.refcount.raw[folio] == 0
     world.assert_sound(before)
+
+
+def side_by_side(world: World, vma: Vma, first: int, count: int, offset: int) -> None:
+    """`count` swapped pages from `first` on get slots one after the other."""
+    ptes = world.table(vma).ptes.raw
+    for i in range(count):
+        world.kernel.swap.users.pop(pte_pfn(ptes[first + i]))
+        world.kernel.swap.hold(offset + i)
+        ptes[first + i] = leaf_pte(Leaf.SWAP, offset + i, ptes[first + i] & 0x3FF)
+
+
+def test_entries_side_by_side_come_back_in_one_folio() -> None:
+    """Kernel: mm/memory.c, thp_swapin_suitable_orders()."""
+    for offset, faults in ((64, 1), (65, 4)):
+        world = World(geometry=TINY, orders={2, 4}, max_ptes_none=0)
+        vma = world.vma(small(12), swap(4))
+        side_by_side(world, vma, 12, 4, offset)
+        before = world.census()
+        assert world.collapse(vma, unmapped=4) is ScanResult.SUCCEED
+        assert [e.swapped_in for e in world.kernel.events if isinstance(e, Swapin)] == [faults]
+        assert world.kernel.swap.users == {}
+        world.assert_sound(before)

@@ -48,7 +48,11 @@ def test_every_recorded_pass_agrees(name: str) -> None:
 
 
 def test_all_records_are_here() -> None:
-    assert sum(len(scenario.passes) for scenario in everything()) == 836
+    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29
+
+
+LOSES_SOFT_DIRTY = {"hand:softdirty-ro-16k"}
+"""Linux 7.3.4 itself does: below PMD order, in a mapping that may not be written."""
 
 
 @pytest.mark.slow
@@ -64,7 +68,9 @@ def test_recorded_worlds_keep_the_laws() -> None:
             run_pass(world, scenario)
             broken = check_quiescent(world.kernel, world.khugepaged, outside)
             assert broken == [], scenario.id
-            assert check_collapse(before, world.kernel) == [], scenario.id
+            lost = check_collapse(before, world.kernel)
+            assert lost == [] or scenario.id in LOSES_SOFT_DIRTY, scenario.id
+            assert all(each.endswith("lost its soft-dirty mark") for each in lost)
 
 
 # The comparer

@@ -27,7 +27,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 @cache
 def scenarios() -> tuple[Scenario, ...]:
-    return tuple(s for path in sorted(DATA.glob("*.jsonl.xz")) for s in load(path))
+    return tuple(s for path in sorted(DATA.glob("linux-*.jsonl.xz")) for s in load(path))
 
 
 def request(passes: int | None = None) -> Request:

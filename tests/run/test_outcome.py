@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mthp.image.scenario import Memcg
 from mthp.profiles import V7_3
 from mthp.run.build import build_scenario
@@ -42,6 +44,22 @@ def test_a_cgroup_at_its_limit() -> None:
     assert {status for _, status in result.attempts} == {"ccgroup_charge_failed"}
     assert result.refused.allocated == result.refused.attempts << 21
     assert result.refusals[0].change == "raise the memory cgroup's limit by 512 pages"
+
+
+def test_a_cgroup_gets_back_what_a_collapse_frees() -> None:
+    """Room for one window is room for all: the sources of each are uncharged."""
+    result = outcome(scenario(*FULL, orders={4: ALWAYS}, memcg=Memcg(528, 512)))
+    assert result.attempts[(4, "succeeded")] == 32
+    assert (4, "ccgroup_charge_failed") not in result.attempts
+
+
+def test_no_block_above_the_largest() -> None:
+    """512 pages are freed, and never make a block of 64kB where something lies in each."""
+    free: dict[str, Any] = {"free_blocks": {3: 200}, "largest_block": 3, "defrag": False}
+    result = outcome(scenario(*FULL, orders={3: ALWAYS, 4: ALWAYS}, **free))
+    statuses = {order: {s for o, s in result.attempts if o == order} for order in (3, 4)}
+    assert statuses[4] == {"alloc_huge_page_failed"}
+    assert "succeeded" in statuses[3]
 
 
 def run_with(pages_to_scan: int) -> Outcome:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mthp import __version__
+from mthp.cli.lab import add_lab, run_lab
 from mthp.cli.options import (
     UsageError,
     add_check,
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_diff(verbs)
     add_check(verbs)
     add_replay(verbs)
+    add_lab(verbs)
     return parser
 
 
@@ -99,6 +101,8 @@ def _run(args: argparse.Namespace) -> int:
         from mthp.cli.check import run_replay
 
         return run_replay(args)
+    if args.verb == "lab":
+        return run_lab(args)
     if args.conformance:
         from mthp.cli.conformance import run_conformance_file
 

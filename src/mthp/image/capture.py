@@ -1028,8 +1028,8 @@ def numa_policies(pid: int) -> dict[str, list[str]]:
     return {w[0]: [w[1], *(x for x in w[2:] if re.match(r"N\d+=", x))] for w in lines if w}
 
 
-def describe_process(reader: ProcessReader, status: dict[str, str]) -> dict[str, Any]:
-    """The entry of one process in meta."""
+def describe_process(reader: ProcessReader, status: dict[str, str], command: str) -> dict[str, Any]:
+    """The entry of one process in meta. command: as /proc/PID/cmdline has it."""
     pid = reader.pid
     cgroup, memcg = memcg_of(pid)
     policies = numa_policies(pid)
@@ -1051,7 +1051,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str]) -> dict[str,
     return {
         "pid": pid,
         "comm": status["Name"],
-        "cmdline": (text(f"/proc/{pid}/cmdline") or "").split("\0")[:-1],
+        "cmdline": command.split("\0")[:-1],
         "exe": exe,
         "cgroup": cgroup,
         "memcg": memcg,
@@ -1331,6 +1331,8 @@ def read_processes(session: Session, pids: list[int]) -> Iterator[dict[str, Any]
         rows = len(session.columns.address)
         try:
             status = read_status(pid)
+            # Before the pages: where it was swapped out, this brings it back.
+            command = text(f"/proc/{pid}/cmdline") or ""
             reader.read()
         except CaptureError as error:
             if not session.args.cgroup:
@@ -1340,7 +1342,7 @@ def read_processes(session: Session, pids: list[int]) -> Iterator[dict[str, Any]
             session.not_seen(str(error))
             continue
         index += 1
-        yield describe_process(reader, status)
+        yield describe_process(reader, status, command)
     if last is not None and not index:
         raise last
 

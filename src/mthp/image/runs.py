@@ -31,6 +31,9 @@ unevictable, mlocked, poisoned, KSM, THP, idle."""
 PAGEMAP_LETTERS = "xws"
 """pagemap letters: mapped exclusively, uffd-wp, soft-dirty."""
 
+SWAP_LETTERS = "wfc"
+"""Letters of a swap entry: uffd-wp, shared by fork (not exclusive), soft-clean; in this order."""
+
 
 class RunsError(ValueError):
     """A run-length string that cannot be read."""
@@ -63,7 +66,9 @@ class FolioToken:
 
     flags: letters of FOLIO_FLAGS, as written. pagemap: letters of PAGEMAP_LETTERS. mapcount: of
     the page. folio: identity within one snapshot, None where the record gives none (small pages).
-    index: place in the folio, in pages. swap_type: of a swap entry, with its uffd-wp bit.
+    index: place in the folio, in pages. Of a swap entry: its type; its letters of SWAP_LETTERS; its
+    offset in the device, in pages, None where the record does not say; and how many page tables
+    outside the snapshot name the slot too.
     """
 
     kind: PageKind
@@ -74,7 +79,22 @@ class FolioToken:
     folio: int | None = None
     index: int = 0
     swap_type: int | None = None
-    swap_uffd_wp: bool = False
+    swap_letters: str = ""
+    swap_offset: int | None = None
+    swap_outside: int = 0
+
+    @property
+    def runs_on(self) -> bool:
+        """Along a run a number rises: the place in the folio, or the swap offset."""
+        return self.folio is not None or self.swap_offset is not None
+
+    def advanced(self, pages: int) -> FolioToken:
+        """What stands so many pages further on in one run."""
+        if self.folio is not None:
+            return replace(self, index=self.index + pages)
+        if self.swap_offset is not None:
+            return replace(self, swap_offset=self.swap_offset + pages)
+        return self
 
     @property
     def special_swap(self) -> str | None:
@@ -87,12 +107,20 @@ class FolioToken:
         """The token's text, without the number of pages."""
         match self.kind:
             case PageKind.SWAP:
-                return f"W{self.swap_type}.w" if self.swap_uffd_wp else f"W{self.swap_type}"
+                return self._swap_text()
             case PageKind.FOLIO:
                 text = f"F{self.order}.{self.flags}.{self.pagemap}.m{self.mapcount}"
                 return text if self.folio is None else f"{text}.f{self.folio}.i{self.index}"
             case kind:
                 return _PLAIN_TEXT[kind]
+
+    def _swap_text(self) -> str:
+        text = f"W{self.swap_type}"
+        if self.swap_letters:
+            text += f".{self.swap_letters}"
+        if self.swap_offset is not None:
+            text += f".o{self.swap_offset}"
+        return f"{text}.n{self.swap_outside}" if self.swap_outside else text
 
 
 _PLAIN = {
@@ -102,7 +130,9 @@ _PLAIN = {
     "G": FolioToken(PageKind.GUARD),
 }
 _PLAIN_TEXT = {token.kind: text for text, token in _PLAIN.items()}
-_SWAP = re.compile(r"W([0-9]{1,4})(\.w)?")
+_SWAP = re.compile(
+    r"W([0-9]{1,4})(?:\.(w?f?c?)(?<=[wfc]))?(?:\.o([0-9]{1,12}))?(?:\.n([1-9][0-9]{0,5}))?"
+)
 _FOLIO = re.compile(
     rf"F([0-9]{{1,2}})\.([{FOLIO_FLAGS}]*)\.([{PAGEMAP_LETTERS}]*)\.m([0-9]{{1,9}})"
     r"(?:\.f([0-9]{1,12})\.i([0-9]{1,9}))?"
@@ -161,8 +191,7 @@ def parse_folio_token(text: str) -> FolioToken:
     if plain is not None:
         return plain
     if swap := _SWAP.fullmatch(text):
-        swap_type, uffd_wp = int(swap[1]), swap[2] is not None
-        return FolioToken(PageKind.SWAP, swap_type=swap_type, swap_uffd_wp=uffd_wp)
+        return _swap_token(*swap.groups())
     match = _FOLIO.fullmatch(text)
     if match is None:
         raise RunsError(f"cannot read folio token {text!r}")
@@ -177,6 +206,18 @@ def parse_folio_token(text: str) -> FolioToken:
         int(mapcount),
         None if folio is None else int(folio),
         int(index or 0),
+    )
+
+
+def _swap_token(
+    swap_type: str, letters: str | None, offset: str | None, outside: str | None
+) -> FolioToken:
+    return FolioToken(
+        PageKind.SWAP,
+        swap_type=int(swap_type),
+        swap_letters=letters or "",
+        swap_offset=None if offset is None else int(offset),
+        swap_outside=int(outside or 0),
     )
 
 
@@ -212,9 +253,7 @@ def parse_runs(text: str, parse: Callable[[str], Token]) -> tuple[tuple[int, Tok
 
 def _follows(token: FolioToken, first: FolioToken, pages: int) -> bool:
     """token is what stands pages after first in one run."""
-    if first.folio is None:
-        return token == first
-    return token.index == first.index + pages and replace(token, index=first.index) == first
+    return token == first.advanced(pages)
 
 
 def folio_runs(pages: Iterable[FolioToken]) -> tuple[tuple[int, FolioToken], ...]:
@@ -223,7 +262,7 @@ def folio_runs(pages: Iterable[FolioToken]) -> tuple[tuple[int, FolioToken], ...
     first, count = None, 0
     for token in pages:
         if first is not None and (
-            (token is first and token.folio is None) or _follows(token, first, count)
+            (token is first and not token.runs_on) or _follows(token, first, count)
         ):
             count += 1
             continue
@@ -273,7 +312,8 @@ class PageColumns:
     folio: list[int | None] = field(default_factory=list)
     index: list[int] = field(default_factory=list)
     swap_type: list[int | None] = field(default_factory=list)
-    swap_uffd_wp: list[bool] = field(default_factory=list)
+    swap_letters: list[str] = field(default_factory=list)
+    swap_offset: list[int | None] = field(default_factory=list)
     pte: list[str] = field(default_factory=list)
 
 
@@ -304,10 +344,10 @@ class PagesState:
     def folio_pages(self) -> Iterator[FolioToken]:
         """The token of every page, with its own index."""
         for count, token in self.folios:
-            if token.folio is None:
-                yield from (token,) * count
+            if token.runs_on:
+                yield from map(token.advanced, range(count))
             else:
-                yield from (replace(token, index=token.index + i) for i in range(count))
+                yield from (token,) * count
 
     def pte_pages(self) -> Iterator[PteToken]:
         """The entry of every page."""
@@ -330,7 +370,11 @@ class PagesState:
             columns.mapcount += [token.mapcount] * count
             columns.folio += [token.folio] * count
             columns.swap_type += [token.swap_type] * count
-            columns.swap_uffd_wp += [token.swap_uffd_wp] * count
+            columns.swap_letters += [token.swap_letters] * count
+            offset = token.swap_offset
+            columns.swap_offset += (
+                [None] * count if offset is None else range(offset, offset + count)
+            )
             if token.folio is None:
                 columns.index += [0] * count
             else:

@@ -82,7 +82,8 @@ class ScenarioVma:
     start: bytes. pages: base pages. Ranges are (first page, pages) from the VMA's start: pins is
     held by long-lived GUP references, locked pages stay locked, off_lru ones are in nobody's LRU,
     poisoned ones fail to be copied; extra_refs adds a number of references as third. mm: which
-    process. anon_vma: false for a VMA that was only ever read. extra: fields we do not know.
+    process. softdirty: None where the record does not say. anon_vma: false for a VMA that was only
+    ever read. extra: fields we do not know.
     """
 
     start: int
@@ -95,7 +96,9 @@ class ScenarioVma:
     pins: tuple[tuple[int, int], ...] = ()
     mm: int = 0
     droppable: bool = False
+    read_only: bool = False
     ksm: bool = False
+    softdirty: bool | None = None
     locked: tuple[tuple[int, int], ...] = ()
     off_lru: tuple[tuple[int, int], ...] = ()
     poisoned: tuple[tuple[int, int], ...] = ()
@@ -128,7 +131,8 @@ class Scenario:
     """A process's memory, the settings, the action, and what a kernel did.
 
     target: the index of the VMA that MADV_COLLAPSE covers. prctl: by process (mm). free_blocks:
-    free blocks by order at the start, None for plenty. kernel: the recording kernel's release,
+    free blocks by order at the start, None for plenty. largest_block: no block above this order ever
+    becomes free. kernel: the recording kernel's release,
     empty where nothing was recorded (then passes is empty too).
     """
 
@@ -142,6 +146,7 @@ class Scenario:
     prctl: tuple[Prctl | None, ...] = (None,)
     memcg: Memcg | None = None
     free_blocks: Mapping[int, int] | None = None
+    largest_block: int = 63
     built_by: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -244,6 +249,7 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         prctl=prctl,
         memcg=_memcg(fields),
         free_blocks=_free_blocks(fields),
+        largest_block=fields.number("largest_block", 0, 63, default=63),
         built_by=tuple(fields.take("built_by", list, [])),
         extra=fields.rest() | ({"settings": unknown} if unknown else {}),
     )
@@ -303,7 +309,9 @@ def _vma(fields: Fields, geometry: Geometry) -> ScenarioVma:
         pins=fields.ranges("pins", pages),
         mm=fields.number("mm", 0, 2**31, default=0),
         droppable=fields.flag("droppable"),
+        read_only=fields.flag("read_only"),
         ksm=fields.flag("ksm"),
+        softdirty=fields.flag("softdirty") if fields.has("softdirty") else None,
         locked=fields.ranges("locked", pages),
         off_lru=fields.ranges("off_lru", pages),
         poisoned=fields.ranges("poisoned", pages),

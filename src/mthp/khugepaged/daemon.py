@@ -10,7 +10,6 @@ from __future__ import annotations
 from mthp.events import KhugepagedScan, Slept
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import (
-    Tva,
     collapse_possible_orders,
     collapse_test_exit,
     collapse_test_exit_or_disable,
@@ -18,6 +17,7 @@ from mthp.khugepaged.eligibility import (
 )
 from mthp.khugepaged.scan import collapse_scan_pmd
 from mthp.machine.locks import Hold, Rank, SpinLock
+from mthp.mm.huge_mm import Tva
 from mthp.mm.kernel import Kernel
 from mthp.mm.lru import lru_add_drain_all
 from mthp.mm.mm_struct import MMF_VM_HUGEPAGE, Mm

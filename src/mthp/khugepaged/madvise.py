@@ -8,9 +8,10 @@ from typing import Final
 
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.daemon import collapse_single_pmd
-from mthp.khugepaged.eligibility import Tva, collapse_possible_orders
+from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.revalidate import Expect, hugepage_vma_revalidate
 from mthp.machine.locks import Hold
+from mthp.mm.huge_mm import Tva
 from mthp.mm.lru import lru_add_drain_all
 from mthp.mm.mm_struct import Mm
 from mthp.mm.vma import Vma

@@ -6,12 +6,8 @@ from __future__ import annotations
 from enum import Enum
 
 from mthp.khugepaged.control import CollapseControl
-from mthp.khugepaged.eligibility import (
-    Tva,
-    collapse_test_exit_or_disable,
-    thp_vma_allowable_orders,
-    thp_vma_suitable_order,
-)
+from mthp.khugepaged.eligibility import collapse_test_exit_or_disable
+from mthp.mm.huge_mm import Tva, thp_vma_allowable_orders, thp_vma_suitable_order
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PmdPtr, mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pte import (

@@ -8,7 +8,7 @@ import numpy as np
 from mthp.events import NO_PFN, ScanPmd
 from mthp.khugepaged.at_once import may_look_at_once, plain_pages
 from mthp.khugepaged.control import CollapseControl
-from mthp.khugepaged.eligibility import Tva, collapse_possible_orders
+from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.isolate import folio_pte_referenced, refuses_lazyfree, vm_normal_page
 from mthp.khugepaged.limits import (
     collapse_max_ptes_none,
@@ -20,6 +20,7 @@ from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.revalidate import find_pmd_or_thp_or_none
 from mthp.machine.locks import Hold
 from mthp.mm.folio import PG_ANON, PG_LOCKED, PG_LRU
+from mthp.mm.huge_mm import Tva
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PteMap, pmdp_get_lockless, pte_offset_map

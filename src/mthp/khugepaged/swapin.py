@@ -6,7 +6,7 @@ from __future__ import annotations
 from mthp.events import Swapin
 from mthp.machine.locks import Hold
 from mthp.mm.lru import lru_add_drain
-from mthp.mm.mm_struct import Mm
+from mthp.mm.mm_struct import MM_SWAPENTS, Mm
 from mthp.mm.pagetable import PmdPtr, PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pte import pte_none, pte_present
 from mthp.mm.swap import VmFault, do_swap_page
@@ -30,7 +30,7 @@ def __collapse_huge_page_swapin(
     Kernel: mm/khugepaged.c, __collapse_huge_page_swapin().
     """
     kernel = mm.kernel
-    swapped_in = 0
+    swapped_in, entries = 0, mm.counters[MM_SWAPENTS]
     result = ScanResult.SUCCEED
     pte: PteMap | None = None
     try:
@@ -64,4 +64,5 @@ def __collapse_huge_page_swapin(
     finally:
         if pte is not None:
             pte.unmap()
-        kernel.trace(Swapin(mm.number, start_addr, swapped_in, referenced, result, order))
+        pages = entries - mm.counters[MM_SWAPENTS]
+        kernel.trace(Swapin(mm.number, start_addr, swapped_in, referenced, result, order, pages))

@@ -100,7 +100,7 @@ class Census:
         self.flags = {folio: mem.flags.raw[folio] for folio in self.folios}
         self.books = {mm.number: mm.counters[MM_ANONPAGES] for mm in kernel.mms}
         self.gauges = kernel.vmstat.mthp.copy()
-        self.usage = [memcg.usage.value + memcg.reclaimable for memcg in kernel.memcgs]
+        self.usage = [memcg.charged + memcg.reclaimable for memcg in kernel.memcgs]
         self.charged = Counter(
             {n: self._charged(n + 1) for n in range(len(kernel.memcgs))},
         )
@@ -157,8 +157,11 @@ class Census:
             return mem.content.raw[pte_pfn(pte)] if pte_pfn(pte) else 0
         kind = (pte & KIND_MASK) >> KIND_SHIFT
         if kind == Leaf.SWAP:
-            cached = swap.cache.get(pte_pfn(pte))
-            return swap.contents.get(pte_pfn(pte), 0) if cached is None else mem.content.raw[cached]
+            entry = pte_pfn(pte)
+            folio = swap.cache.get(entry)
+            if folio is None:
+                return swap.contents.get(entry, 0)
+            return mem.content.raw[folio + entry - swap.entry_of[folio]]
         return mem.content.raw[pte_pfn(pte)] if kind == Leaf.MIGRATION else None
 
     def explained_references(self, folio: int) -> int:

@@ -23,11 +23,13 @@ PAGE_ALLOC_COSTLY_ORDER = 3
 class NodeState:
     """What a node has free. free_blocks: order -> blocks, or None for as much as is asked for.
 
-    reserve: frames that are never handed out (the kernel's watermark).
+    reserve: frames that are never handed out (the kernel's watermark). largest: freed blocks never
+    merge beyond this order, because something that stays lies in every larger one.
     """
 
     free_blocks: Mapping[int, int] | None = None
     reserve: int = 0
+    largest: int = 63
 
 
 class Node:
@@ -38,7 +40,17 @@ class Node:
     freed blocks on the per-CPU list: they do not merge until it is drained.
     """
 
-    __slots__ = ("blocks", "endless", "max_order", "new_frames", "nid", "pcp", "reserve", "unborn")
+    __slots__ = (
+        "blocks",
+        "endless",
+        "largest",
+        "max_order",
+        "new_frames",
+        "nid",
+        "pcp",
+        "reserve",
+        "unborn",
+    )
 
     def __init__(
         self, nid: int, state: NodeState, pmd_order: int, new_frames: Callable[[int, int], int]
@@ -46,6 +58,7 @@ class Node:
         max_order = max(MAX_PAGE_ORDER, pmd_order)
         self.nid = nid
         self.max_order = max_order
+        self.largest = min(max_order, state.largest)
         self.reserve = state.reserve
         self.new_frames = new_frames
         self.endless = state.free_blocks is None
@@ -97,7 +110,7 @@ class Node:
     def merge(self, pfn: int, order: int) -> None:
         """Free a block and merge it with free buddies. Kernel: __free_one_page()."""
         blocks = self.blocks
-        while order < self.max_order:
+        while order < self.largest:
             size = 1 << order
             buddy = pfn ^ size
             if buddy not in blocks[order]:

@@ -13,10 +13,11 @@ from mthp.machine.cpu import Cpu
 from mthp.machine.step import Machine
 from mthp.mm.allocator import NodeState
 from mthp.mm.folio import MemMap
-from mthp.mm.memcg import MemCgroup
+from mthp.mm.lru import lru_add_drain
+from mthp.mm.memcg import Gfp, MemCgroup
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PageTable
-from mthp.mm.swap import SwapDevice
+from mthp.mm.swap_device import SwapDevice
 from mthp.mm.vma import AnonVma, Vma
 from mthp.mm.vmstat import VmStat
 from mthp.profiles import DEFAULT, Guard, Profile
@@ -99,14 +100,20 @@ class Kernel:
 
     # What several rooms need
 
-    def charge(self, folio: int, mm: Mm) -> bool:
-        """Charge a folio to the mm's cgroup. Kernel: mm/memcontrol.c, mem_cgroup_charge()."""
+    def charge(self, folio: int, mm: Mm, gfp: Gfp = Gfp.TRANSHUGE) -> bool:
+        """Charge a folio to the mm's cgroup; a full one's reclaim empties this CPU's batches first.
+
+        Kernel: mm/memcontrol.c, mem_cgroup_charge(); mm/vmscan.c, lru_gen_shrink_lruvec().
+        """
         if mm.memcg is None:
             return True
-        if not mm.memcg.charge(self.mem.folio_nr_pages(folio)):
+        if not mm.memcg.charge(self.mem.folio_nr_pages(folio), gfp, self._drain_batches):
             return False
         self.mem.memcg.raw[folio] = mm.memcg.number
         return True
+
+    def _drain_batches(self) -> None:
+        lru_add_drain(self.mem, self.this_cpu)
 
     def update_mmu_cache_range(self, vma: Vma, address: int, nr: int) -> None:
         """The architecture's hook after PTEs were set; does nothing unless one is installed."""

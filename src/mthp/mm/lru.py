@@ -9,6 +9,7 @@ Kernel: mm/folio.c (struct cpu_fbatches), mm/vmscan.c (folio_isolate_lru), mm/ml
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, Final
 
 import numpy as np
@@ -29,8 +30,13 @@ from mthp.mm.vma import VM_LOCKED, VM_SPECIAL, Vma
 FOLIO_BATCH_SIZE: Final = 31
 """Kernel: include/linux/folio_batch.h."""
 
-NEW_FOLIO: Final = 1
-MUNLOCK: Final = 0
+
+class Mlock(Enum):
+    """What a folio waits for in the mlock batch. Kernel: mm/mlock.c."""
+
+    LOCK = "mlock"
+    NEW = "mlock a new folio"
+    UNLOCK = "munlock"
 
 
 def folio_isolate_lru(mem: MemMap, folio: int) -> bool:
@@ -86,7 +92,7 @@ def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
     """Kernel: mm/folio.c, folio_add_lru_vma()."""
     if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
         mem.set(folio, PG_MLOCKED)
-        _mlock_batch_add(mem, cpu, folio, NEW_FOLIO)
+        _mlock_batch_add(mem, cpu, folio, Mlock.NEW)
     else:
         folio_add_lru(mem, cpu, folio)
 
@@ -136,8 +142,8 @@ def _free_dead_at_once(mem: MemMap, batch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(others)
 
 
-def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: int) -> None:
-    """Kernel: mm/mlock.c, mlock_new_folio(), munlock_folio()."""
+def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: Mlock) -> None:
+    """Kernel: mm/mlock.c, mlock_folio(), mlock_new_folio(), munlock_folio()."""
     mem.folio_get(folio)
     batch = (*cpu.mlock.read(), (folio, what))
     cpu.mlock.write(batch)
@@ -146,27 +152,57 @@ def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: int) -> None:
 
 
 def mlock_folio_batch(mem: MemMap, cpu: Cpu) -> None:
-    """Kernel: mm/mlock.c, mlock_folio_batch(), __mlock_new_folio(), __munlock_folio()."""
+    """Kernel: mm/mlock.c, mlock_folio_batch()."""
     batch = cpu.mlock.read()
     cpu.mlock.write(())
     for folio, what in batch:
-        if what == NEW_FOLIO:
-            if mem.test(folio, PG_MLOCKED):
-                mem.set(folio, PG_UNEVICTABLE)
-            mem.set(folio, PG_LRU)
-        else:
-            isolated = mem.clear(folio, PG_LRU)
-            mem.clear(folio, PG_MLOCKED)
-            if isolated:
-                mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+        match what:
+            case Mlock.LOCK:
+                _mlock_folio(mem, folio)
+            case Mlock.NEW:
+                if mem.test(folio, PG_MLOCKED):
+                    mem.set(folio, PG_UNEVICTABLE)
                 mem.set(folio, PG_LRU)
+            case Mlock.UNLOCK:
+                _munlock_folio(mem, folio)
         mem.folio_put(folio)
+
+
+def _mlock_folio(mem: MemMap, folio: int) -> None:
+    """Kernel: mm/mlock.c, __mlock_folio()."""
+    if not mem.clear(folio, PG_LRU):
+        return
+    if not mem.test(folio, PG_MLOCKED):
+        mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+    elif not mem.set(folio, PG_UNEVICTABLE):
+        mem.flags.clear_bits(folio, PG_ACTIVE)
+    mem.set(folio, PG_LRU)
+
+
+def _munlock_folio(mem: MemMap, folio: int) -> None:
+    """Kernel: mm/mlock.c, __munlock_folio().
+
+    Divergence: locks are not counted. A collapse munlocks what it has isolated, and then the kernel
+    does not look at its count either.
+    """
+    isolated = mem.clear(folio, PG_LRU)
+    mem.clear(folio, PG_MLOCKED)
+    if isolated:
+        mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+        mem.set(folio, PG_LRU)
+
+
+def mlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+    """One that a locked VMA maps whole. Kernel: mm/internal.h, mlock_vma_folio()."""
+    if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
+        mem.set(folio, PG_MLOCKED)
+        _mlock_batch_add(mem, cpu, folio, Mlock.LOCK)
 
 
 def munlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
     """Any unmapping from a locked VMA munlocks. Kernel: mm/internal.h, munlock_vma_folio()."""
     if vma.vm_flags & VM_LOCKED:
-        _mlock_batch_add(mem, cpu, folio, MUNLOCK)
+        _mlock_batch_add(mem, cpu, folio, Mlock.UNLOCK)
 
 
 def lru_add_drain(mem: MemMap, cpu: Cpu) -> None:

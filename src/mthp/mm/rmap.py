@@ -21,7 +21,7 @@ from mthp.mm.folio import (
     PG_SWAPBACKED,
     MemMap,
 )
-from mthp.mm.lru import munlock_vma_folio
+from mthp.mm.lru import mlock_vma_folio, munlock_vma_folio
 from mthp.mm.vma import VM_DROPPABLE, AnonVma, Vma, linear_page_index
 
 UNKNOWN_MM: Final = -1
@@ -61,18 +61,22 @@ def folio_add_new_anon_rmap(
     mem.vmstat.count_mthp_stat(order, "nr_anon")
 
 
-def folio_add_anon_rmap_pte(
-    mem: MemMap, folio: int, page: int, vma: Vma, *, exclusive: bool
+def folio_add_anon_rmap_ptes(
+    mem: MemMap, cpu: Cpu, folio: int, pages: range, vma: Vma, *, exclusive: bool
 ) -> None:
-    """One more mapping of one page of an anonymous folio. Kernel: folio_add_anon_rmap_ptes()."""
-    first = mem.mapcount.add(page, 1) == 1
+    """One more mapping of some pages of an anonymous folio; one that is mapped whole in a locked VMA
+    is mlocked. Caller holds the PTE lock. Kernel: mm/rmap.c, folio_add_anon_rmap_ptes().
+    """
+    first = sum(mem.mapcount.add(page, 1) == 1 for page in pages)
     if mem.folio_test_large(folio):
-        mem.large_mapcount.add(folio, 1)
-        if first:
-            mem.nr_pages_mapped.raw[folio] += 1
-        _count_mm(mem, folio, vma.vm_mm.number, 1)
+        mem.large_mapcount.add(folio, len(pages))
+        mem.nr_pages_mapped.raw[folio] += first
+        _count_mm(mem, folio, vma.vm_mm.number, len(pages))
     if exclusive:
-        mem.page_flags.set_bits(page, PAGE_ANON_EXCLUSIVE)
+        for page in pages:
+            mem.page_flags.set_bits(page, PAGE_ANON_EXCLUSIVE)
+    if len(pages) == mem.folio_nr_pages(folio):
+        mlock_vma_folio(mem, cpu, folio, vma)
 
 
 def folio_remove_rmap_ptes(

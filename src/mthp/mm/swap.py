@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swap: a device, its slots, the swap cache, and the fault that brings a page back.
+"""The fault that brings swapped pages back, and giving up slots of what is in memory.
 
-Kernel: mm/memory.c (do_swap_page), mm/swap_state.c, mm/swapfile.c.
+Kernel: mm/memory.c (do_swap_page), mm/swapfile.c. Reading into the swap cache: mthp.mm.swap_state.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, NamedTuple
 
 from mthp.machine.locks import Hold
 from mthp.machine.step import Access
 from mthp.mm.folio import (
     PAGE_HWPOISON,
+    PG_ANON,
     PG_DIRTY,
-    PG_LOCKED,
+    PG_KSM,
     PG_MLOCKED,
-    PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_UPTODATE,
 )
-from mthp.mm.lru import folio_add_lru
+from mthp.mm.ksm import ksm_might_need_to_copy
+from mthp.mm.lru import folio_add_lru_vma
 from mthp.mm.mm_struct import MM_ANONPAGES, MM_SWAPENTS, Mm
-from mthp.mm.pagetable import PmdPtr, pmdp_get_lockless, pte_offset_map
+from mthp.mm.pagetable import PmdPtr, PteMap, pmdp_get_lockless, pte_offset_map, set_ptes
 from mthp.mm.pte import (
+    PFN_SHIFT,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
     UFFD_WP,
@@ -35,15 +36,12 @@ from mthp.mm.pte import (
     mk_pte,
     pte_pfn,
 )
-from mthp.mm.rmap import folio_add_anon_rmap_pte, folio_add_new_anon_rmap
-from mthp.mm.vma import VM_LOCKED, VM_WRITE, Vma
+from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_add_new_anon_rmap
+from mthp.mm.swap_state import swap_ptes_run_on, swapin_sync
+from mthp.mm.vma import VM_LOCKED, VM_SOFTDIRTY, VM_UFFD_WP, VM_WRITE, Vma
 
 if TYPE_CHECKING:
     from mthp.mm.kernel import Kernel
-
-
-GONE: Final = 0
-"""No folio: frame 0 is the zero page."""
 
 
 class VmFault(Enum):
@@ -54,56 +52,26 @@ class VmFault(Enum):
     ERROR = "error"
 
 
-@dataclass(slots=True)
-class SwapDevice:
-    """A swap area. Slots are named by the entry a PTE holds.
+class _Span(NamedTuple):
+    """What one fault maps: nr PTEs from `first` of a mapped table on, at address."""
 
-    synchronous: SWP_SYNCHRONOUS_IO (zram): the swap cache copy is given up at once.
-    contents, cache: entry -> content, entry -> folio in the swap cache. users: entry -> PTEs that
-    still name it, where fork() made them more than one. failing: entries that cannot be read. gone:
-    slots that no PTE names any more.
-    """
-
-    synchronous: bool = True
-    contents: dict[int, int] = field(default_factory=dict)
-    cache: dict[int, int] = field(default_factory=dict)
-    entry_of: dict[int, int] = field(default_factory=dict)
-    users: dict[int, int] = field(default_factory=dict)
-    failing: set[int] = field(default_factory=set)
-    gone: set[int] = field(default_factory=set)
-    name: str = "swap"
-
-    def add_to_cache(self, entry: int, folio: int) -> None:
-        """Kernel: mm/swap_state.c, __swap_cache_add_folio()."""
-        self.cache[entry] = folio
-        self.entry_of[folio] = entry
-
-    def drop_user(self, entry: int) -> None:
-        """One PTE less names the entry. Kernel: mm/swapfile.c, folio_put_swap()."""
-        left = self.users.pop(entry, 1) - 1
-        if left:
-            self.users[entry] = left
-        else:
-            self.gone.add(entry)
-
-    def folio_swapped(self, folio: int) -> bool:
-        """Whether PTEs still name the slot of a swap cache folio. Kernel: folio_maybe_swapped()."""
-        return self.entry_of[folio] in self.users
-
-    def remove_from_cache(self, folio: int) -> None:
-        """Kernel: mm/swap_state.c, swap_cache_del_folio()."""
-        del self.cache[self.entry_of.pop(folio)]
+    first: int
+    nr: int
+    address: int
+    page: int
 
 
 def do_swap_page(
     mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int, mmap_lock: Hold
 ) -> VmFault:
-    """Bring one non-present PTE back. RETRY: mmap_lock was released here; else it is still held.
+    """Bring a non-present PTE back, and those around it that are of the same large folio. RETRY:
+    mmap_lock was released here; else it is still held.
 
     Kernel: mm/memory.c, do_swap_page().
-    Divergence: folios come back one page at a time, with no readahead.
+    Divergence: no readahead, and a device that is not synchronous has read a page at once.
     """
     kernel = mm.kernel
+    mem = kernel.mem
     kind = leaf_kind(orig_pte)
     if kind is Leaf.MIGRATION:
         # migration_entry_wait(): over by itself once migration ends; the entry is read again later.
@@ -111,109 +79,172 @@ def do_swap_page(
     if kind is not Leaf.SWAP:
         return VmFault.ERROR
     entry = pte_pfn(orig_pte)
-    swap = kernel.swap
-    kernel.machine.step(Access.READ, swap, entry)
-    folio = swap.cache.get(entry)
+    kernel.machine.step(Access.READ, kernel.swap, entry)
+    swapcache = kernel.swap.cache.get(entry)
+    if swapcache is None:
+        swapcache = swapin_sync(mm, vma, address, pmd, orig_pte)
+        if swapcache is None and entry in kernel.swap.cache:
+            return VmFault.DONE  # somebody else reads it; the entry is read again later
+        if swapcache is None:
+            return _not_read(kernel, pmd, address, orig_pte)
+        kernel.vmstat.count_vm_event("pgmajfault")
+    elif not mem.folio_try_get(swapcache):
+        return VmFault.DONE
+    if not mem.folio_trylock(swapcache):
+        # folio_lock_or_retry(): FAULT_FLAG_ALLOW_RETRY lets go of mmap_lock before it waits.
+        mmap_lock.release()
+        mem.folio_wait_locked(swapcache)
+        mem.folio_put(swapcache)
+        return VmFault.RETRY
+    if kernel.swap.cache.get(entry) != swapcache:  # folio_matches_swap_entry()
+        return _drop(kernel, swapcache, VmFault.DONE)
+    page = swapcache + entry - kernel.swap.entry_of[swapcache]
+    if mem.page_flags.raw[page] & PAGE_HWPOISON:
+        return _drop(kernel, swapcache, VmFault.ERROR)
+    folio = ksm_might_need_to_copy(kernel, swapcache, vma, address)
     if folio is None:
-        folio = _swapin_sync(mm, entry)
-        if folio is None:
-            return VmFault.ERROR
-        if folio == GONE:
-            return VmFault.DONE
-    else:
-        if not kernel.mem.folio_try_get(folio):
-            return VmFault.DONE
-        if not kernel.mem.folio_trylock(folio):
-            # folio_lock_or_retry(): FAULT_FLAG_ALLOW_RETRY lets go of mmap_lock before it waits.
-            mmap_lock.release()
-            kernel.mem.folio_wait_locked(folio)
-            kernel.mem.folio_put(folio)
-            return VmFault.RETRY
-    return _map_swapped_in(mm, vma, address, pmd, orig_pte, folio)
+        return _drop(kernel, swapcache, VmFault.ERROR)
+    if folio != swapcache:
+        page = folio
+    outcome = _map(kernel, vma, address, pmd, orig_pte, (folio, page, swapcache))
+    if folio != swapcache:
+        mem.folio_unlock(swapcache)
+        mem.folio_put(swapcache)
+    return outcome
 
 
-def _swapin_sync(mm: Mm, entry: int) -> int | None:
-    """Read a slot into a new locked folio in the swap cache; None: no memory; GONE: somebody else
-    put one there meanwhile, or nobody needs the slot any more, and the entry is read again later.
-
-    Kernel: mm/swap_state.c, swapin_sync().
-    """
-    kernel = mm.kernel
-    mem = kernel.mem
-    folio = mem.folio_alloc(0)
-    if folio is None:
-        return None
-    if not kernel.charge(folio, mm):
-        mem.folio_put(folio)
-        return None
-    kernel.machine.step(Access.RMW, kernel.swap, entry)
-    if entry in kernel.swap.cache or entry in kernel.swap.gone:
-        mem.folio_put(folio)
-        return GONE
-    uptodate = 0 if entry in kernel.swap.failing else PG_UPTODATE
-    mem.flags.set_bits(folio, PG_LOCKED | PG_SWAPBACKED | PG_SWAPCACHE | uptodate)
-    mem.content.write(folio, kernel.swap.contents.get(entry, 0))
-    kernel.swap.add_to_cache(entry, folio)
-    mem.folio_ref_add(folio, 1)
-    folio_add_lru(mem, kernel.this_cpu, folio)
-    kernel.vmstat.count_vm_event("pgmajfault")
-    return folio
+def _not_read(kernel: Kernel, pmd: PmdPtr, address: int, orig_pte: int) -> VmFault:
+    """No memory, which is no error where somebody else has dealt with the entry."""
+    pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), address)
+    if pte is None:
+        return VmFault.DONE
+    with pte, pte.table.ptl.lock():
+        return VmFault.ERROR if pte.get(0) == orig_pte else VmFault.DONE
 
 
-def _map_swapped_in(
-    mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int, folio: int
+def _map(
+    kernel: Kernel,
+    vma: Vma,
+    address: int,
+    pmd: PmdPtr,
+    orig_pte: int,
+    found: tuple[int, int, int],
 ) -> VmFault:
-    """Map a locked swap cache folio where orig_pte still stands; consumes the caller's reference."""
-    kernel = mm.kernel
+    """Map a locked folio where orig_pte still stands; consumes the lock and a reference of it.
+
+    found: the folio, its page for the address, and the folio in the swap cache.
+    """
     mem = kernel.mem
+    folio, page, swapcache = found
     pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), address)
     if pte is None:
         return _drop(kernel, folio, VmFault.DONE)
     with pte, pte.table.ptl.lock():
         if pte.get(0) != orig_pte:
             return _drop(kernel, folio, VmFault.DONE)
-        usable = mem.test(folio, PG_UPTODATE) and not mem.page_flags.raw[folio] & PAGE_HWPOISON
-        if not usable:
+        if not mem.test(folio, PG_UPTODATE):
             return _drop(kernel, folio, VmFault.ERROR)
-        exclusive = orig_pte & SWP_EXCLUSIVE != 0
-        flags = YOUNG | orig_pte & (SOFT_DIRTY | UFFD_WP)
-        if exclusive and vma.vm_flags & VM_WRITE and not orig_pte & UFFD_WP:
-            flags |= WRITE
-        if mem.folio_mapcount(folio):
-            folio_add_anon_rmap_pte(mem, folio, folio, vma, exclusive=exclusive)
-        else:
-            folio_add_new_anon_rmap(mem, folio, vma, address, exclusive=exclusive)
-        mm.counters[MM_ANONPAGES] += 1
-        mm.counters[MM_SWAPENTS] -= 1
-        kernel.swap.drop_user(pte_pfn(orig_pte))
-        pte.ptes.write(pte.base, mk_pte(folio, flags))
-        if kernel.swap.synchronous or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
+        span = _span(kernel, vma, pte, orig_pte, _Span(0, 1, address, page))
+        nr = mem.folio_nr_pages(folio)
+        if nr > span.nr and not mem.test(folio, PG_ANON):
+            # Read for this table, which has changed since.
+            if not mem.test(folio, PG_DIRTY):
+                swap_cache_del_folio(kernel, folio)
+            return _drop(kernel, folio, VmFault.DONE)
+        _set(kernel, vma, pte, orig_pte, span, swapcache)
+        synchronous = kernel.swap.synchronous
+        if synchronous or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
             folio_free_swap(kernel, folio)
         mem.folio_unlock(folio)
-        kernel.update_mmu_cache_range(vma, address, 1)
+        kernel.update_mmu_cache_range(vma, span.address, span.nr)
     return VmFault.DONE
 
 
+def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: int, one: _Span) -> _Span:
+    """The whole of a large folio, if the table has its entries all side by side; else one page."""
+    mem, geometry = kernel.mem, kernel.geometry
+    folio = mem.head.raw[one.page]
+    if not mem.folio_test_large(folio) or not mem.test(folio, PG_SWAPCACHE):
+        return one
+    nr, index = mem.folio_nr_pages(folio), one.page - folio
+    start = one.address - (index << geometry.page_shift)
+    end = start + (nr << geometry.page_shift)
+    table = geometry.pmd_addr(one.address)
+    if start < max(table, vma.vm_start) or end > min(table + geometry.pmd_size, vma.vm_end):
+        return one
+    if not swap_ptes_run_on(pte, -index, nr, orig_pte - (index << PFN_SHIFT)):
+        return one
+    return _Span(-index, nr, start, folio)
+
+
+def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: int, span: _Span, swapcache: int) -> None:
+    """Counts, rmap and PTEs of what is mapped. Caller holds the PTE lock and the folio lock."""
+    mem, counters = kernel.mem, vma.vm_mm.counters
+    folio = mem.head.raw[span.page]
+    copied = folio != swapcache
+    exclusive = copied or (orig_pte & SWP_EXCLUSIVE != 0 and not mem.test(folio, PG_KSM))
+    counters[MM_ANONPAGES] += span.nr
+    counters[MM_SWAPENTS] -= span.nr
+    if span.nr > 1:
+        mem.folio_ref_add(folio, span.nr - 1)
+    if copied or not mem.test(folio, PG_ANON):
+        folio_add_new_anon_rmap(mem, folio, vma, span.address, exclusive=exclusive)
+        if copied:
+            folio_add_lru_vma(mem, kernel.this_cpu, folio, vma)
+    else:
+        folio_add_anon_rmap_ptes(
+            mem,
+            kernel.this_cpu,
+            folio,
+            range(span.page, span.page + span.nr),
+            vma,
+            exclusive=exclusive,
+        )
+    kernel.swap.put_users(pte_pfn(orig_pte) + span.first, span.nr)
+    set_ptes(pte, span.first, mk_pte(span.page, _bits(vma, orig_pte, exclusive=exclusive)), span.nr)
+
+
+def _bits(vma: Vma, orig_pte: int, *, exclusive: bool) -> int:
+    """The bits of the PTE that takes the place of a swap entry."""
+    bits = YOUNG | orig_pte & (SOFT_DIRTY | UFFD_WP)
+    protected = vma.vm_flags & VM_UFFD_WP and bits & UFFD_WP
+    untracked = vma.vm_flags & VM_SOFTDIRTY or bits & SOFT_DIRTY
+    if exclusive and vma.vm_flags & VM_WRITE and not protected and untracked:
+        bits |= WRITE
+    return bits
+
+
 def _drop(kernel: Kernel, folio: int, outcome: VmFault) -> VmFault:
+    """Every exit without a mapping gives up a slot that nobody names."""
+    folio_free_swap(kernel, folio)
     kernel.mem.folio_unlock(folio)
     kernel.mem.folio_put(folio)
     return outcome
 
 
+def swap_cache_del_folio(kernel: Kernel, folio: int) -> None:
+    """Caller holds the folio lock. Kernel: mm/swap_state.c, swap_cache_del_folio()."""
+    mem = kernel.mem
+    nr = mem.folio_nr_pages(folio)
+    kernel.machine.step(Access.WRITE, kernel.swap, kernel.swap.entry_of[folio])
+    kernel.swap.remove_from_cache(folio, nr)
+    mem.flags.clear_bits(folio, PG_SWAPCACHE)
+    mem.folio_put(folio, nr)
+
+
 def folio_free_swap(kernel: Kernel, folio: int) -> None:
-    """Give up the swap slot of a folio that is in memory; it is dirty from then on. A slot that
-    other PTEs still name stays.
+    """Give up the swap slots of a folio that is in memory; it is dirty from then on. Slots that
+    other PTEs still name stay.
 
     Caller holds the folio lock. Kernel: mm/swapfile.c, folio_free_swap().
     """
     mem = kernel.mem
-    if not mem.test(folio, PG_SWAPCACHE) or kernel.swap.folio_swapped(folio):
+    if not mem.test(folio, PG_SWAPCACHE):
         return
-    kernel.machine.step(Access.WRITE, kernel.swap, kernel.swap.entry_of[folio])
-    kernel.swap.remove_from_cache(folio)
-    mem.flags.clear_bits(folio, PG_SWAPCACHE)
+    if kernel.swap.folio_maybe_swapped(folio, mem.folio_nr_pages(folio)):
+        return
+    swap_cache_del_folio(kernel, folio)
     mem.flags.set_bits(folio, PG_DIRTY)
-    mem.folio_put(folio, mem.folio_nr_pages(folio))
 
 
 def free_swap_cache(kernel: Kernel, folio: int) -> None:

@@ -190,6 +190,7 @@ class Stage:
     def swap_page(self, index: int, slot: int) -> None:
         """A page that was swapped out before."""
         self.kernel.swap.contents[slot] = 100 + index
+        self.kernel.swap.add_user(slot)
         self.table.ptes.raw[index] = leaf_pte(Leaf.SWAP, slot, SWP_EXCLUSIVE | SOFT_DIRTY)
         self.mm.counters[MM_SWAPENTS] += 1
         self.swapped[index] = slot
@@ -203,7 +204,7 @@ class Stage:
         mem.flags.raw[page] = (
             PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_SWAPCACHE | PG_LOCKED
         )
-        self.kernel.swap.add_to_cache(self.swapped[index], page)
+        self.kernel.swap.add_to_cache(self.swapped[index], page, 1)
 
     def add_task(self, name: str, body: Body) -> None:
         """A task on a CPU of its own."""

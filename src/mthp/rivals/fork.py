@@ -15,7 +15,7 @@ from mthp.mm.pagetable import (
     pte_offset_map_lock,
 )
 from mthp.mm.pte import WRITE, pmd_is_table, pte_pfn, pte_present
-from mthp.mm.rmap import folio_add_anon_rmap_pte
+from mthp.mm.rmap import folio_add_anon_rmap_ptes
 from mthp.mm.vma import Vma, vma_start_write
 from mthp.rivals.fault import pte_alloc
 from mthp.rivals.said import Halfway
@@ -73,7 +73,9 @@ def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> None:
             folio = mem.page_folio(page)
             mem.folio_get(folio)
             mem.page_flags.clear_bits(page, PAGE_ANON_EXCLUSIVE)
-            folio_add_anon_rmap_pte(mem, folio, page, copy, exclusive=False)
+            folio_add_anon_rmap_ptes(
+                mem, child.kernel.this_cpu, folio, range(page, page + 1), copy, exclusive=False
+            )
             src.ptes.write(src.base + i, pteval & ~WRITE)
             dst.ptes.write(dst.base + i, pteval & ~WRITE)
             child.counters[MM_ANONPAGES] += 1

@@ -20,7 +20,7 @@ from mthp.mm.pte import (
     leaf_pte,
     mk_pte,
 )
-from mthp.mm.rmap import folio_add_anon_rmap_pte, folio_remove_rmap_ptes
+from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_remove_rmap_ptes
 from mthp.mm.vma import Vma
 from mthp.rivals.walk import folio_lock_anon_vma_read, map_pte, mapped_places, unlocked_after
 
@@ -71,7 +71,9 @@ def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: 
         old = pte.get(0)
         mem.folio_get(dst)
         exclusive = old & SWP_EXCLUSIVE != 0
-        folio_add_anon_rmap_pte(mem, dst, dst, vma, exclusive=exclusive)
+        folio_add_anon_rmap_ptes(
+            mem, kernel.this_cpu, dst, range(dst, dst + 1), vma, exclusive=exclusive
+        )
         pte.ptes.write(pte.base, mk_pte(dst, old & _KEPT))
         kernel.update_mmu_cache_range(vma, address, 1)
 

@@ -42,7 +42,7 @@ def shrink_folio(kernel: Kernel, folio: int, entry: int) -> None:
 def add_to_swap(kernel: Kernel, folio: int, entry: int) -> None:
     """Kernel: mm/swapfile.c, folio_alloc_swap()."""
     kernel.machine.step(Access.WRITE, kernel.swap, entry)
-    kernel.swap.add_to_cache(entry, folio)
+    kernel.swap.add_to_cache(entry, folio, 1)
     kernel.mem.folio_ref_add(folio, 1)
     kernel.mem.set(folio, PG_SWAPCACHE)
 
@@ -70,6 +70,7 @@ def try_to_unmap_one(kernel: Kernel, folio: int, entry: int, vma: Vma, address: 
             exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
             flags = pteval & (SOFT_DIRTY | UFFD_WP) | (SWP_EXCLUSIVE if exclusive else 0)
             pte.ptes.write(pte.base, leaf_pte(Leaf.SWAP, entry, flags))
+            kernel.swap.add_user(entry)
             mm.counters[MM_ANONPAGES] -= 1
             mm.counters[MM_SWAPENTS] += 1
             folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, folio, 1, vma)
@@ -86,6 +87,6 @@ def remove_mapping(kernel: Kernel, folio: int, entry: int) -> bool:
     if not mem.refcount.freeze(folio, 2):
         return False
     kernel.machine.step(Access.WRITE, kernel.swap, entry)
-    kernel.swap.remove_from_cache(folio)
+    kernel.swap.remove_from_cache(folio, 1)
     mem.clear(folio, PG_SWAPCACHE)
     return True

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
@@ -18,7 +19,6 @@ from mthp.mm.pagetable import PageTable, pmd_ptr
 from mthp.mm.pte import (
     DIRTY,
     SOFT_DIRTY,
-    SWP_EXCLUSIVE,
     UFFD_WP,
     WRITE,
     YOUNG,
@@ -42,9 +42,11 @@ from mthp.mm.vma import (
     VM_NOHUGEPAGE,
     VM_SOFTDIRTY,
     VM_UFFD_WP,
+    VM_WRITE,
     Vma,
 )
 from mthp.profiles import Profile
+from mthp.run.build_swap import SwapSlots
 
 GUP_PIN_COUNTING_BIAS = 1024
 """References that one pin adds to a small folio. Kernel: include/linux/mm.h."""
@@ -65,7 +67,6 @@ PAGE_FLAGS = {
 """kpageflags letters of the scenario format and the flags they stand for."""
 
 _PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY, "U": UFFD_WP}
-_SPECIAL_SWAP = {"hwpoison": Leaf.HWPOISON, "migration": Leaf.MIGRATION, "device": Leaf.DEVICE}
 
 
 @dataclass(slots=True)
@@ -102,14 +103,17 @@ def map_huge(mm: Mm, address: int, pfn: int, flags: int) -> None:
 
 
 @dataclass(slots=True)
-class _LargeFolio:
-    """A large folio while its pages are being met."""
+class _KnownFolio:
+    """A folio with an identity, while its pages are being met."""
 
     head: int
     token: FolioToken
-    visible: dict[int, int] = field(default_factory=dict)
-    """mm number -> PTE mappings in this world."""
-    outside: int = 0
+    mapcounts: dict[int, int] = field(default_factory=dict)
+    """Page's place in the folio -> its mapcount, from every process there is."""
+    ptes: Counter[int] = field(default_factory=Counter)
+    """Page's place in the folio -> PTE mappings in this world."""
+    visible: Counter[int] = field(default_factory=Counter)
+    """mm number -> mappings in this world, a PMD's being one."""
     pmd_mapped: int = 0
 
 
@@ -118,21 +122,22 @@ class ScenarioBuilder:
 
     def __init__(self, scenario: Scenario, profile: Profile) -> None:
         self.scenario = scenario
-        nodes = (NodeState(scenario.free_blocks),)
+        nodes = (NodeState(scenario.free_blocks, largest=scenario.largest_block),)
         self.kernel = Kernel(scenario.settings, profile, nodes=nodes)
         self.mem = self.kernel.mem
         self.khugepaged = Khugepaged(self.kernel)
-        self.large: dict[int, _LargeFolio] = {}
+        self.known: dict[int, _KnownFolio] = {}
         self.mms: dict[int, Mm] = {}
-        self.next_swap_entry = 1
+        self.slots = SwapSlots(self.kernel, scenario)
 
     def build(self) -> World:
         """The world as it stands before the first pass."""
         vmas = [self.add_vma(vma) for vma in self.scenario.vmas]
         for spec, vma in zip(self.scenario.vmas, vmas, strict=True):
             self.fill(spec, vma)
-        for folio in self.large.values():
-            self.finish_large(folio)
+        for folio in self.known.values():
+            self.finish_folio(folio)
+        self.slots.finish()
         for spec, vma in zip(self.scenario.vmas, vmas, strict=True):
             self.add_references(spec, vma)
         for mm in self.mms.values():
@@ -164,12 +169,14 @@ class ScenarioBuilder:
 
     def add_vma(self, spec: ScenarioVma) -> Vma:
         """One mapping with its flags."""
-        flags = VM_DEFAULT | VM_SOFTDIRTY
+        flags = VM_DEFAULT
+        flags |= VM_SOFTDIRTY if _soft_dirty(spec) else 0
         flags |= VM_HUGEPAGE if spec.advice is Advice.HUGEPAGE else 0
         flags |= VM_NOHUGEPAGE if spec.advice is Advice.NOHUGEPAGE else 0
         flags |= VM_LOCKED if spec.mlocked else 0
         flags |= VM_UFFD_WP if spec.uffd_wp else 0
         flags |= VM_DROPPABLE if spec.droppable else 0
+        flags &= ~(VM_WRITE if spec.read_only else 0)
         flags |= VM_MERGEABLE if spec.ksm else 0
         mm = self.mm(spec.mm)
         vma = mm.mmap(spec.start, spec.end(self.scenario.geometry), flags)
@@ -189,18 +196,21 @@ class ScenarioBuilder:
             slot = geometry.pte_index(address)
             if entry.state is PteState.HUGE:
                 if slot == 0:
-                    pfn = self.huge_frame(token)
+                    pfn = self.huge_frame(token, mm)
                     map_huge(mm, address, pfn, self.pte_flags(token, entry))
+                if token.kind is PageKind.FOLIO:
+                    self.known_folio(token).mapcounts[token.index] = token.mapcount
                 continue
             value = self.pte_value(token, entry, vma, address)
             table_at(mm, address).ptes.raw[slot] = value
 
-    def huge_frame(self, token: FolioToken) -> int:
+    def huge_frame(self, token: FolioToken, mm: Mm) -> int:
         """The first frame behind a huge PMD."""
         if token.kind is PageKind.HUGE_ZERO:
             return 0
-        folio = self.large_folio(token)
+        folio = self.known_folio(token)
         folio.pmd_mapped += 1
+        folio.visible[mm.number] += 1
         return folio.head
 
     def pte_flags(self, token: FolioToken, entry: PteToken) -> int:
@@ -222,61 +232,48 @@ class ScenarioBuilder:
             case PageKind.GUARD:
                 return leaf_pte(Leaf.GUARD)
             case PageKind.SWAP:
-                return self.swap_pte(token)
+                return self.slots.pte(token)
             case PageKind.FOLIO:
                 page = self.page(token, vma, address)
                 return mk_pte(page, self.pte_flags(token, entry))
 
-    def swap_pte(self, token: FolioToken) -> int:
-        """A non-present entry; each swapped page has a slot of its own, exclusive to its process."""
-        wp = UFFD_WP if token.swap_uffd_wp else 0
-        special = token.special_swap
-        if special == "marker":
-            return leaf_pte(Leaf.UFFD_WP_MARKER, 0, wp)
-        if special is not None:
-            return leaf_pte(_SPECIAL_SWAP[special], 0, wp)
-        entry = self.next_swap_entry
-        self.next_swap_entry += 1
-        self.kernel.swap.contents[entry] = -entry
-        return leaf_pte(Leaf.SWAP, entry, SWP_EXCLUSIVE | SOFT_DIRTY | wp)
-
     def page(self, token: FolioToken, vma: Vma, address: int) -> int:
-        """The frame a PTE maps; a small page gets a folio of its own."""
+        """The frame a PTE maps; a small page without an identity gets a folio of its own."""
         mem = self.mem
+        pgoff = (address >> self.scenario.geometry.page_shift) - token.index
         if token.folio is not None:
-            large = self.large_folio(token)
-            page = large.head + token.index
-            mm = vma.vm_mm.number
-            if not mem.mapcount.raw[page]:
-                mem.mapcount.raw[page] = token.mapcount
-                large.outside += token.mapcount - 1
-            else:
-                large.outside -= 1
-            large.visible[mm] = large.visible.get(mm, 0) + 1
-            if mem.index.raw[large.head] == 0 and vma.anon_vma is not None:
-                pgoff = (address >> self.scenario.geometry.page_shift) - token.index
-                mem.index.raw[large.head] = pgoff
-                mem.anon_vma.raw[large.head] = vma.anon_vma.number
+            known = self.known_folio(token)
+            page = self.map_known(known, token, vma)
+            head = known.head
         else:
-            page = mem.new_frames(0, 0)
+            head = page = mem.new_frames(0, 0)
             self.prepare(page, token)
             mem.mapcount.raw[page] = token.mapcount
             mem.refcount.raw[page] = token.mapcount + ("C" in token.flags)
-            mem.index.raw[page] = address >> self.scenario.geometry.page_shift
-            if vma.anon_vma is not None:
-                mem.anon_vma.raw[page] = vma.anon_vma.number
+        if mem.index.raw[head] == 0 and vma.anon_vma is not None:
+            mem.index.raw[head] = pgoff
+            mem.anon_vma.raw[head] = vma.anon_vma.number
+        if "C" in token.flags:
+            self.slots.meet(head, 1 << token.order, token.index, address)
         if "x" in token.pagemap:
             mem.page_flags.raw[page] |= PAGE_ANON_EXCLUSIVE
         return page
 
-    def large_folio(self, token: FolioToken) -> _LargeFolio:
-        """The large folio of a token, made when it is met first."""
+    def map_known(self, known: _KnownFolio, token: FolioToken, vma: Vma) -> int:
+        """One more PTE of this world maps a page of a folio; the page."""
+        known.mapcounts[token.index] = token.mapcount
+        known.ptes[token.index] += 1
+        known.visible[vma.vm_mm.number] += 1
+        return known.head + token.index
+
+    def known_folio(self, token: FolioToken) -> _KnownFolio:
+        """The folio of a token with an identity, made when it is met first."""
         assert token.folio is not None
-        if token.folio not in self.large:
+        if token.folio not in self.known:
             head = self.mem.new_frames(0, token.order)
             self.prepare(head, token)
-            self.large[token.folio] = _LargeFolio(head, token)
-        return self.large[token.folio]
+            self.known[token.folio] = _KnownFolio(head, token)
+        return self.known[token.folio]
 
     def prepare(self, head: int, token: FolioToken) -> None:
         """A folio's frames, flags and contents."""
@@ -286,35 +283,50 @@ class ScenarioBuilder:
         for letter in token.flags:
             flags |= PAGE_FLAGS.get(letter, 0)
         mem.flags.raw[head] = flags
+        mem.memcg.raw[head] = len(self.kernel.memcgs)
         for page in range(head, head + (1 << token.order)):
             mem.content.raw[page] = page
             if "P" in token.flags:
                 mem.page_flags.raw[page] |= PAGE_HWPOISON
-        if flags & pg.PG_SWAPCACHE:
-            self.kernel.swap.add_to_cache(self.next_swap_entry, head)
-            self.next_swap_entry += 1
 
-    def finish_large(self, large: _LargeFolio) -> None:
-        """Counts that need all pages of a large folio."""
+    def finish_folio(self, known: _KnownFolio) -> None:
+        """Counts that need all mappings of a folio."""
+        if known.token.order:
+            self.finish_large(known)
+            return
+        mapcount = self.mem.mapcount.raw[known.head] = known.mapcounts[0]
+        self.mem.refcount.raw[known.head] = mapcount + ("C" in known.token.flags)
+
+    def finish_large(self, large: _KnownFolio) -> None:
+        """Counts that need all pages of a large folio.
+
+        Mappings that no process of this world has are another's: of the whole folio by a PMD as far
+        as every page has one and we see a PMD of it here, of single pages otherwise.
+        """
         mem = self.mem
         head, nr = large.head, 1 << large.token.order
-        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
+        others = {
+            index: mapcount - large.pmd_mapped - large.ptes[index]
+            for index, mapcount in large.mapcounts.items()
+        }
+        other_pmds = min(others.values()) if large.pmd_mapped else 0
+        entire = large.pmd_mapped + other_pmds
+        for index, mapcount in large.mapcounts.items():
+            mem.mapcount.raw[head + index] = mapcount - entire
         ptes = sum(mem.mapcount.raw[head : head + nr])
-        outside = large.outside
-        if large.pmd_mapped:
-            entire = max(large.token.mapcount - (1 if mem.mapcount.raw[head] else 0), 1)
-            outside += entire - large.pmd_mapped
+        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
+        if entire:
             mem.entire_mapcount.raw[head] = entire
-            ptes += entire
             mapped += ENTIRELY_MAPPED
-        mem.large_mapcount.raw[head] = ptes
+        mem.large_mapcount.raw[head] = ptes + entire
         mem.nr_pages_mapped.raw[head] = mapped
-        mem.refcount.raw[head] = ptes + (nr if "C" in large.token.flags else 0)
+        mem.refcount.raw[head] = ptes + entire + (nr if "C" in large.token.flags else 0)
+        outside = other_pmds + sum(count - other_pmds for count in others.values())
         if outside > 0:
             large.visible[UNKNOWN_MM] = outside
         if len(large.visible) > 1:
             share_large_folio(mem, head, large.visible)
-        elif 0 < mapped < nr:
+        elif 0 < mapped < nr and "C" not in large.token.flags:
             mem.flags.raw[head] |= pg.PG_PARTIALLY_MAPPED
 
     def add_references(self, spec: ScenarioVma, vma: Vma) -> None:
@@ -350,6 +362,18 @@ class ScenarioBuilder:
         """The folios of a range of pages, each once."""
         frames = self.frames(spec, vma, first, count)
         return list(dict.fromkeys(self.mem.head.raw[pfn] for pfn in frames))
+
+
+def _soft_dirty(spec: ScenarioVma) -> bool:
+    """VM_SOFTDIRTY, as the record says; else whether it may be set: then no present page shows as
+    soft-clean.
+
+    Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry().
+    """
+    if spec.softdirty is not None:
+        return spec.softdirty
+    present = (PageKind.FOLIO, PageKind.ZERO, PageKind.HUGE_ZERO)
+    return all("s" in run.pagemap for _, run in spec.initial.folios if run.kind in present)
 
 
 def mapped_frame(mm: Mm, address: int) -> int | None:

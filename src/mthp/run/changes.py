@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from mthp.khugepaged.eligibility import VmaGate
 from mthp.mm import folio as pg
+from mthp.mm.huge_mm import VmaGate
 from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.pte import DIRTY, PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, leaf_kind, mk_pte
 from mthp.mm.vma import (

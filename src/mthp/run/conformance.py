@@ -167,13 +167,15 @@ def run_pass(world: World, scenario: Scenario) -> PassResult:
     )
 
 
-def run_scenario(scenario: Scenario, profile: Profile, score: Conformance) -> None:
+def run_scenario(scenario: Scenario, profile: Profile, score: Conformance) -> list[PassResult]:
     """Run every recorded pass of a scenario, each from where the last one ended."""
     settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
     world = build_scenario(scenario, profile)
     world.kernel.settings = settings
+    results = []
     for number, recorded in enumerate(scenario.passes):
         result = run_pass(world, scenario)
+        results.append(result)
         wrong = list(compare(scenario, number, result))
         score.passes += 1
         score.agreed += not wrong
@@ -181,6 +183,7 @@ def run_scenario(scenario: Scenario, profile: Profile, score: Conformance) -> No
         for event in recorded.events:
             key = str(event["event"]), str(event.get("status", event.get("ret", "")))
             score.outcomes[key] = score.outcomes.get(key, 0) + 1
+    return results
 
 
 def compare(scenario: Scenario, number: int, result: PassResult) -> Iterable[Mismatch]:

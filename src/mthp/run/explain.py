@@ -13,16 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mthp.khugepaged.control import Caller, CollapseControl
-from mthp.khugepaged.eligibility import (
-    Tva,
-    VmaGate,
-    allowable_orders,
-    hugepage_enabled,
-    requested_orders,
-    sysfs_orders,
-)
+from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, max_order_from_offset
+from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
 from mthp.mm.kernel import Kernel
 from mthp.mm.pte import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.mm.vma import Vma

@@ -15,6 +15,7 @@ from mthp.mm.folio import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.mm.rmap import UNKNOWN_MM, share_large_folio
+from mthp.mm.swap_device import unplaced_entry
 
 _KPF_TO_PG = {
     Kpf.LOCKED: pg.PG_LOCKED,
@@ -149,7 +150,7 @@ class ImageFrames:
         mem.content.view()[start:end] = np.arange(start, end) & 0x7FFFFFFF
         mem.anon_vma.view()[start:end] = 0
         for folio in (start + np.flatnonzero(swapcache)).tolist():
-            self.kernel.swap.add_to_cache(self.new_slot(), folio)
+            self.kernel.swap.add_to_cache(self.new_slot(), folio, 1)
         if mm.memcg is not None:
             mem.memcg.view()[start:end] = mm.memcg.number
         return start
@@ -224,10 +225,10 @@ class ImageFrames:
             elif 0 < mapped < nr and not entire:
                 mem.flags.raw[head] |= pg.PG_PARTIALLY_MAPPED
             if swapcache:
-                self.kernel.swap.add_to_cache(self.new_slot(), head)
+                self.kernel.swap.add_to_cache(unplaced_entry(0, self.next_slot + 1), head, nr)
+                self.next_slot += nr
 
     def new_slot(self) -> int:
         """A swap slot nobody has."""
-        slot = self.next_slot
         self.next_slot += 1
-        return slot
+        return unplaced_entry(0, self.next_slot)

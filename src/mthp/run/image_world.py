@@ -32,6 +32,7 @@ from mthp.mm.pte import (
     YOUNG,
     Leaf,
 )
+from mthp.mm.swap_device import swp_entry
 from mthp.mm.vma import (
     VM_DONTEXPAND,
     VM_DROPPABLE,
@@ -85,8 +86,8 @@ class ImageBuilder:
         swaps = str(snapshot.meta.get("swaps") or "").splitlines()[1:]
         self.kernel.swap.synchronous = all("zram" in line for line in swaps)
         self.khugepaged = Khugepaged(self.kernel)
+        self.shared_slots = _shared_slots(snapshot)
         self.folios = ImageFrames(snapshot, self.kernel, assume)
-        self.swap_slots: dict[int, int] = {}
 
     def build(self) -> World:
         """All processes, registered with khugepaged in the order captured."""
@@ -216,8 +217,9 @@ class ImageBuilder:
     def young(self, process: Process) -> NDArray[np.bool_]:
         """(n, PTRS) whether the PTE is taken to be young.
 
-        PG_referenced where it was seen; what smaps counts as referenced beyond that is spread
-        evenly over the mapping's other pages, because it does not say which they are.
+        PG_referenced where it was seen. What smaps counts as referenced beyond that it does not
+        name: taken are first the pages that stand alone in tables mostly swapped out, for they
+        stayed or came back because they were used, then the mapping's others; evenly spread.
         """
         shape = process.pte.shape
         if self.assume.young is not Young.CAPTURED:
@@ -227,6 +229,9 @@ class ImageBuilder:
         mapped = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
         young &= mapped
         flat_young, flat_mapped = young.reshape(-1), mapped.reshape(-1)
+        swapped = np.count_nonzero(process.pte & Pte.SWAPPED, axis=1)
+        mostly = swapped > np.count_nonzero(mapped, axis=1)
+        alone = (mapped & mostly[:, None]).reshape(-1)
         addresses = self.addresses(process).reshape(-1)
         for vma in process.vmas:
             if not vma.anonymous or not vma.referenced:
@@ -234,10 +239,9 @@ class ImageBuilder:
             first, end = np.searchsorted(addresses, [vma.start, min(vma.end, 2**63 - 1)])
             part = flat_young[first:end]
             missing = (vma.referenced >> self.kernel.geometry.page_shift) - int(part.sum())
-            others = np.flatnonzero(flat_mapped[first:end] & ~part)
-            if missing > 0 and len(others):
-                count = min(missing, len(others))
-                part[others[np.arange(count) * len(others) // count]] = True
+            others = flat_mapped[first:end] & ~part
+            for pages in (others & alone[first:end], others & ~alone[first:end]):
+                missing -= _spread(missing, part, np.flatnonzero(pages))
         return young
 
     def addresses(self, process: Process) -> NDArray[np.int64]:
@@ -274,18 +278,31 @@ class ImageBuilder:
         if captured and captured & 31 >= _SPECIAL_SWAP_TYPE:
             kind = Leaf.UFFD_WP_MARKER if marks & UFFD_WP else Leaf.HWPOISON
             return kind << KIND_SHIFT | marks
-        slot = self.swap_slots.get(captured) if captured else None
-        if slot is None:
-            slot = self.folios.new_slot()
-            self.kernel.swap.contents[slot] = -slot
-            if captured:
-                self.swap_slots[captured] = slot
-        else:
-            self.kernel.swap.users[slot] = self.kernel.swap.users.get(slot, 1) + 1
-        exclusive = (
-            SWP_EXCLUSIVE if bits & Pte.EXCLUSIVE or slot not in self.kernel.swap.users else 0
-        )
+        slot = swp_entry(captured & 31, captured >> 5) if captured else self.folios.new_slot()
+        self.kernel.swap.hold(slot)
+        exclusive = 0 if captured in self.shared_slots else SWP_EXCLUSIVE
         return slot << PFN_SHIFT | Leaf.SWAP << KIND_SHIFT | marks | exclusive
+
+
+def _spread(count: int, marks: NDArray[np.bool_], pages: NDArray[np.intp]) -> int:
+    """Mark so many of the pages, evenly spread, or all; how many that are."""
+    count = max(0, min(count, len(pages)))
+    if count:
+        marks[pages[np.arange(count) * len(pages) // count]] = True
+    return count
+
+
+def _shared_slots(snapshot: Snapshot) -> frozenset[int]:
+    """Swap entries, as captured, that several page table entries name."""
+    named = [
+        process.pfn[(process.pte & Pte.SWAPPED) != 0]
+        for process in snapshot.processes
+        if process.pfn is not None
+    ]
+    if not named:
+        return frozenset()
+    slots, times = np.unique(np.concatenate(named), return_counts=True)
+    return frozenset(slots[(times > 1) & (slots > 0)].tolist())
 
 
 def free_memory(snapshot: Snapshot) -> tuple[NodeState, ...]:

@@ -98,7 +98,7 @@ class Tally:
                 self.copied_bytes += event.pages * page
                 self.filled_bytes += event.filled * page
             case Swapin():
-                self.swapped_in += event.swapped_in
+                self.swapped_in += event.pages
                 self.changed |= event.swapped_in > 0
             case OrderWalk():
                 self._pending.walk = event

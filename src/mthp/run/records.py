@@ -146,3 +146,54 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Miss:
+    """PTEs whose final order was predicted wrong, of one kind. before, predicted, real: `none`,
+    `zero`, `swapped`, an order, or `pmd` (a folio mapped by its PMD). first: an address of one."""
+
+    before: str
+    predicted: str
+    real: str
+    ptes: int
+    cause: str
+    first: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A prediction held against what a real kernel made of the same memory, PTE by PTE.
+
+    ptes: anonymous ones that map something, before or after. changed: whose order is another after
+    the real run. right, right_changed: of those, predicted right. *_full_scans: to the fixed point,
+    the last one changed nothing.
+    """
+
+    target: str
+    kernel: str
+    settings: Settings
+    processes: int
+    ptes: int
+    changed: int
+    right: int
+    right_changed: int
+    full_scans: int
+    real_full_scans: int
+    misses: tuple[Miss, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Right of all, 0 to 1."""
+        return self.right / self.ptes if self.ptes else 1.0
+
+    @property
+    def share_changed(self) -> float:
+        """Right of those that changed, 0 to 1."""
+        return self.right_changed / self.changed if self.changed else 1.0
+
+    @property
+    def baseline(self) -> float:
+        """Right of all if one predicts that nothing changes, 0 to 1."""
+        return 1 - self.changed / self.ptes if self.ptes else 1.0

@@ -22,6 +22,7 @@ from mthp.mm.pte import (
     PFN_SHIFT,
     PRESENT,
     SOFT_DIRTY,
+    SWP_EXCLUSIVE,
     UFFD_WP,
     WRITE,
     YOUNG,
@@ -30,7 +31,9 @@ from mthp.mm.pte import (
     pmd_is_table,
     pmd_none,
     pmd_pgtable,
+    pte_pfn,
 )
+from mthp.mm.swap_device import swp_offset, swp_type
 from mthp.mm.vma import VM_SOFTDIRTY, Vma
 from mthp.run.build import PAGE_FLAGS
 
@@ -38,7 +41,7 @@ _NONE = FolioToken(PageKind.NONE)
 _NO_TABLE = PteToken(PteState.NO_TABLE)
 _LETTERS = (("W", WRITE), ("A", YOUNG), ("D", DIRTY), ("U", UFFD_WP))
 _FLAG_ORDER = "lRDLAaCBV"
-_SWAP_TYPE = {Leaf.SWAP: 0, Leaf.HWPOISON: 24, Leaf.MIGRATION: 26, Leaf.DEVICE: 27}
+_SPECIAL_TYPE = {Leaf.HWPOISON: 24, Leaf.MIGRATION: 26, Leaf.DEVICE: 27}
 
 
 class Renderer:
@@ -79,18 +82,28 @@ class Renderer:
             entries += [_NO_TABLE] * count
             return
         if not pmd_is_table(value):
-            letters = "H" + self.letters(value)
-            pfn = value >> PFN_SHIFT
-            for i in range(first, first + count):
-                folios.append(
-                    self.page(vma, pfn + i, value) if pfn else FolioToken(PageKind.HUGE_ZERO)
-                )
-            entries += [parse_pte_token(letters)] * count
+            folios += self.huge(vma, value, first, count)
+            entries += [parse_pte_token("H" + self.letters(value))] * count
             return
         ptes = self.kernel.tables[pmd_pgtable(value)].ptes.raw
         for pte in ptes[first : first + count]:
             folios.append(self.folio_token(vma, pte))
             entries.append(self.pte_token(pte))
+
+    def huge(self, vma: Vma, pmd: int, first: int, count: int) -> list[FolioToken]:
+        """The pages behind a huge PMD. pagemap says of all of them "mapped exclusively" or not as it
+        is with the first: the walk does not move on to the next page for that.
+
+        Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp()
+        """
+        pfn = pmd >> PFN_SHIFT
+        if not pfn:
+            return [FolioToken(PageKind.HUGE_ZERO)] * count
+        tokens = [self.page(vma, pfn + i, pmd) for i in range(first, first + count)]
+        exclusive = "x" if "x" in tokens[0].pagemap else ""
+        return [
+            replace(token, pagemap=exclusive + token.pagemap.replace("x", "")) for token in tokens
+        ]
 
     def letters(self, pte: int) -> str:
         """P W A D U of a present entry."""
@@ -112,10 +125,20 @@ class Renderer:
         kind = leaf_kind(pte)
         if kind is Leaf.GUARD:
             return FolioToken(PageKind.GUARD)
+        return self.swap_token(vma, kind, pte)
+
+    def swap_token(self, vma: Vma, kind: Leaf, pte: int) -> FolioToken:
+        """An entry that is not present."""
+        wp = "w" if pte & UFFD_WP else ""
+        if kind is not Leaf.SWAP:
+            return FolioToken(PageKind.SWAP, swap_type=_SPECIAL_TYPE.get(kind, 31), swap_letters=wp)
+        entry = pte_pfn(pte)
+        clean = not (pte & SOFT_DIRTY or vma.vm_flags & VM_SOFTDIRTY)
         return FolioToken(
             PageKind.SWAP,
-            swap_type=_SWAP_TYPE.get(kind, 31),
-            swap_uffd_wp=pte & UFFD_WP != 0,
+            swap_type=swp_type(entry),
+            swap_letters=wp + ("" if pte & SWP_EXCLUSIVE else "f") + ("c" if clean else ""),
+            swap_offset=swp_offset(entry),
         )
 
     def page(self, vma: Vma, pfn: int, pte: int) -> FolioToken:
@@ -150,7 +173,8 @@ def render_state(kernel: Kernel, vmas: list[Vma]) -> list[PagesState]:
 
 
 def canonical(states: list[PagesState]) -> list[PagesState]:
-    """The same states with folio identities numbered as they appear, and flags in one order."""
+    """The same states with folio identities numbered as they appear, and flags in one order. Offsets
+    of swap entries stay: nothing moves a slot."""
     names: dict[int, int] = {}
     result = []
     for state in states:
@@ -161,6 +185,7 @@ def canonical(states: list[PagesState]) -> list[PagesState]:
             if identity is not None:
                 identity = names.setdefault(identity, len(names))
             flags = "".join(sorted(token.flags))
-            runs.append((count, replace(token, folio=identity, flags=flags)))
+            # Who else names a slot is known of a record by what it shows, not for itself.
+            runs.append((count, replace(token, folio=identity, flags=flags, swap_outside=0)))
         result.append(replace(state, folios=tuple(runs)))
     return result

@@ -11,7 +11,8 @@ from mthp.mm.allocator import NodeState
 from mthp.mm.folio import MemMap
 from mthp.mm.kernel import Kernel
 from mthp.mm.pagetable import pmd_ptr
-from mthp.mm.pte import PFN_SHIFT, PRESENT, mk_pte, pmd_is_table, pmd_pgtable
+from mthp.mm.pte import PFN_SHIFT, PRESENT, Leaf, leaf_kind, mk_pte, pmd_is_table, pmd_pgtable
+from mthp.mm.swap_device import SwapDevice
 from mthp.mm.vma import Vma
 from mthp.run.build import table_at
 from mthp.run.passes import Tally, run_full_scans
@@ -54,6 +55,7 @@ class Trial:
         if memcg is not None:
             copied = self.kernel.new_memcg(memcg.name, memcg.limit, memcg.usage.value)
             copied.reclaimable, copied.defer = memcg.reclaimable, memcg.defer
+            copied.stock = memcg.stock
         self.mm = self.kernel.new_mm(
             vma.vm_mm.number, vma.vm_mm.comm, self.kernel.memcgs[0] if memcg else None
         )
@@ -86,9 +88,26 @@ class Trial:
                 if head not in heads:
                     heads[head] = _copy_folio(source.mem, head, self.kernel.mem)
                 word = mk_pte(heads[head] + pfn - head, word & ((1 << PFN_SHIFT) - 1))
+            elif word and leaf_kind(word) is Leaf.SWAP:
+                self.kernel.swap.users[pfn] = source.swap.users[pfn]
             self.ptes[i] = word
+        self._copy_swap_cache(source.swap, heads)
         self.kernel.swap.synchronous = source.swap.synchronous
         self.kernel.swap.failing = set(source.swap.failing)
+
+    def _copy_swap_cache(self, source: SwapDevice, heads: dict[int, int]) -> None:
+        """The slots of the table's own folios; folios of others are not in a trial world."""
+        mem = self.kernel.mem
+        for head, ours in heads.items():
+            if head in source.entry_of:
+                entry, nr = source.entry_of[head], mem.folio_nr_pages(ours)
+                self.kernel.swap.add_to_cache(entry, ours, nr)
+                named = {
+                    slot: source.users[slot]
+                    for slot in range(entry, entry + nr)
+                    if slot in source.users
+                }
+                self.kernel.swap.users |= named
 
     def frame(self, i: int) -> int:
         """The frame PTE i maps, 0 for none or the zero page."""

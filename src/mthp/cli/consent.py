@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Asking before something large or lasting is done."""
+
+from __future__ import annotations
+
+import sys
+
+
+def asked(question: str) -> bool:
+    """Whether someone at a terminal said yes; nobody there is a no."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp lab fuzz: random states on a real kernel and on the engine, and what they disagree about."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mthp.cli.options import UsageError, Verbs
+
+if TYPE_CHECKING:
+    from mthp.run.campaign import Campaign, Smallest
+
+DIFFER = 3
+"""Exit code: engine and kernel differ."""
+
+
+def whole_number(text: str) -> int:
+    """An option's value; argparse says where it is none."""
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def add_fuzz(subverbs: Verbs) -> None:
+    """The subverb and its options."""
+    parser = subverbs.add_parser(
+        "fuzz",
+        help="random states on a real kernel and on the engine",
+        description="Draw random initial states, run khugepaged over them on a real kernel and on "
+        "the engine, compare every event, counter and page, and shrink what disagrees. What was "
+        "done is kept in a folder; the same command goes on where it was stopped.",
+    )
+    parser.add_argument("--seed", type=whole_number, default=1, help="what is drawn (default 1)")
+    parser.add_argument(
+        "--n", type=whole_number, default=250, metavar="N", help="how many states (default 250)"
+    )
+    parser.add_argument("--kernel", metavar="R", help="a release of the cache (default: newest)")
+    parser.add_argument("--family", default="", metavar="F", help="only states of this family")
+    parser.add_argument(
+        "--guests", type=whole_number, metavar="G", help="guests side by side (default: processors)"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="the folder (default lab-fuzz-RELEASE-SEED)"
+    )
+    parser.add_argument(
+        "--shrink",
+        type=whole_number,
+        default=5,
+        metavar="K",
+        help="make the first K disagreements small (default 5; 0: none)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.set_defaults(run_subverb=run_fuzz)
+
+
+def run_fuzz(args: argparse.Namespace) -> int:
+    """The subverb; an exit code."""
+    from mthp.lab.coverage import table
+    from mthp.lab.draw import FAMILIES
+    from mthp.lab.kernels import find
+    from mthp.report.fuzz import fuzz_text
+    from mthp.run.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
+
+    if args.family and args.family not in FAMILIES:
+        raise UsageError(f"--family {args.family}: not one of {', '.join(FAMILIES)}")
+    kernel = find(args.kernel)
+    spec = CampaignSpec(args.seed, args.n, kernel.release, args.family)
+    name = f"lab-fuzz-{kernel.release}-{args.seed}" + (f"-{args.family}" if args.family else "")
+    campaign = open_campaign(spec, Path(args.output or name))
+    guests = max(args.guests or os.cpu_count() or 1, 1)
+    try:
+        run_campaign(campaign, kernel, guests, _progress(sys.stderr.isatty()))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise UsageError(
+            f"stopped after {campaign.done} of {args.n}; the same command goes on", 1
+        ) from None
+    smallest = shrink_all(campaign, kernel, guests, args.shrink, budget=80)
+    for each in smallest:
+        _save(campaign, each)
+    document = campaign.to_json()
+    if args.json:
+        json.dump(document, sys.stdout, indent=1)
+        print()
+    else:
+        sys.stdout.write(fuzz_text(document, table(campaign.coverage)))
+        if smallest:
+            print(f"made small, with both event lists: {campaign.folder / 'disagreements'}")
+    return DIFFER if campaign.mismatches else 0
+
+
+def _progress(terminal: bool) -> Callable[[Campaign, float], None]:
+    """A line on stderr that says how far it is: rewritten on a terminal, now and then elsewhere."""
+    begun: list[int] = []
+
+    def show(campaign: Campaign, seconds: float) -> None:
+        begun.append(1)
+        rate = len(begun) / seconds * 60 if seconds else 0.0
+        line = (
+            f"{campaign.done}/{campaign.spec.number} states, {campaign.agreed}/{campaign.passes} "
+            f"passes agree, {len(campaign.not_built)} not built, {rate:.0f} a minute"
+        )
+        if terminal:
+            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+            if campaign.done == campaign.spec.number:
+                print(file=sys.stderr)
+        elif campaign.done % 500 == 0 or campaign.done == campaign.spec.number:
+            print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _save(campaign: Campaign, smallest: Smallest) -> None:
+    """The smallest scenario as a record, and both event lists."""
+    from mthp.report.fuzz import side_by_side
+
+    folder = campaign.folder / "disagreements"
+    folder.mkdir(exist_ok=True)
+    verdict = smallest.verdict
+    if verdict.record is None or not verdict.disagrees:
+        (folder / f"{smallest.first}.txt").write_text(
+            f"{smallest.first}: tried alone in a fresh guest, it does not disagree\n"
+        )
+        return
+    (folder / f"{smallest.first}.jsonl").write_text(json.dumps(verdict.record) + "\n")
+    lines = [f"{smallest.first}, made small:", *(f"  {op}" for op in verdict.draft.program())]
+    lines += ["", *(json.dumps(each) for each in verdict.mismatches), ""]
+    for number, (recorded, ours) in enumerate(
+        zip(verdict.record["passes"], verdict.engine, strict=True)
+    ):
+        lines += [f"pass {number}:", side_by_side(recorded["events"], ours)]
+    (folder / f"{smallest.first}.txt").write_text("\n".join(lines))

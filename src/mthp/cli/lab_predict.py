@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp lab predict: a real program in a guest, predicted, and compared with real khugepaged."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mthp.cli.options import UsageError, Verbs, add_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mthp.lab.kernels import Kernel
+    from mthp.lab.real import Provision
+    from mthp.lab.recipes import Recipe
+    from mthp.run.records import Forecast
+    from mthp.settings import Settings
+
+DIFFER = 3
+"""Exit code: prediction and kernel differ by more than is promised."""
+NONE_VALUES = "0,511"
+MEMORY = "3072"
+LEAST_MEMORY, MOST_MEMORY = 512, 1 << 20
+MOST_SECONDS = 86400
+
+
+def add_predict(subverbs: Verbs) -> None:
+    """mthp lab predict."""
+    parser = subverbs.add_parser(
+        "predict",
+        help="predict what khugepaged makes of a real program, and let it show",
+        description="Start a program in a guest, unmodified and under load, stop it, and capture "
+        "it (mthp snap). Predict from that capture, let the guest's khugepaged work to its fixed "
+        "point, capture again, and compare PTE by PTE. Exit code 3 where fewer than 99.9 % of the "
+        "anonymous PTEs, or 99.5 % of those that changed, are predicted right.",
+    )
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        metavar="NAME",
+        help="redis, postgres or python: the program with its load; may be repeated; their "
+        "programs are this host's, or Debian's packages fetched into the cache",
+    )
+    parser.add_argument("command", nargs="*", metavar="-- COMMAND", help="or any command")
+    group = parser.add_argument_group("of a command")
+    group.add_argument(
+        "--load",
+        action="append",
+        metavar="CMD",
+        help="run beside it; the first one "
+        "is repeated until it succeeds, for the program may not be up yet",
+    )
+    group.add_argument(
+        "--settle", default="5", metavar="S", help="seconds from then until it is stopped (5)"
+    )
+    group.add_argument(
+        "--with", action="append", dest="extra", metavar="PATH", help="a file or folder to take"
+    )
+    parser.add_argument("--release", metavar="R", help="which kernel of the cache (the newest)")
+    parser.add_argument("--memory", default=MEMORY, metavar="MIB", help=f"the guest's ({MEMORY})")
+    parser.add_argument("--keep", metavar="DIR", help="keep the snapshots in this folder")
+    parser.add_argument(
+        "--assume-young",
+        choices=("captured", "all", "none"),
+        default="captured",
+        help="which pages count as used lately (a capture cannot see the accessed bit)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_settings(parser)
+    group = parser.add_argument_group("defaults of the settings here")
+    group.description = (
+        f"every size always; max-ptes-none {NONE_VALUES}: each of a list gets a guest of its own"
+    )
+    parser.set_defaults(run_subverb=run_predict)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """The subverb; an exit code."""
+    from mthp.lab.kernels import find
+    from mthp.report.forecast import forecast_document, good, render_forecasts
+
+    recipes = _recipes(args)
+    settings = _settings(args)
+    memory = _memory(args)
+    kernel = find(args.release)
+    found: list[Forecast] = []
+    with _folder(args) as folder:
+        for recipe in recipes:
+            found += _forecasts(args, recipe, settings, kernel, memory, folder)
+    if args.json:
+        json.dump(forecast_document(found), sys.stdout, indent=1)
+        print()
+    else:
+        from rich.console import Console
+
+        render_forecasts(found, Console())
+    return 0 if all(map(good, found)) else DIFFER
+
+
+def _recipes(args: argparse.Namespace) -> list[Recipe]:
+    from mthp.lab.recipes import RECIPES, Recipe
+    from mthp.lab.stage import Job
+
+    if bool(args.recipe) == bool(args.command):
+        raise UsageError("give --recipe NAME, or -- COMMAND")
+    if args.recipe:
+        if args.load or args.extra:
+            raise UsageError("--load and --with go with a command of your own")
+        for name in args.recipe:
+            if name not in RECIPES:
+                raise UsageError(f"--recipe: no {name!r} (there are {', '.join(RECIPES)})")
+        return [RECIPES[name] for name in dict.fromkeys(args.recipe)]
+    loads = tuple(Job(tuple(_words("load", text))) for text in args.load or ())
+    return [
+        Recipe(
+            name=Path(args.command[0]).name,
+            start=Job(tuple(args.command)),
+            ready=loads[0] if loads else None,
+            load=loads[1:],
+            seconds=float(_whole("settle", args.settle, 0, MOST_SECONDS)),
+        )
+    ]
+
+
+def _words(option: str, text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--{option}: {text!r}: {error}") from None
+    if not words:
+        raise UsageError(f"--{option}: an empty command")
+    return words
+
+
+def _whole(option: str, text: str, least: int, most: int) -> int:
+    from mthp.cli.target import whole
+
+    return whole(option, text, least, most)
+
+
+def _memory(args: argparse.Namespace) -> int:
+    return _whole("memory", args.memory, LEAST_MEMORY, MOST_MEMORY)
+
+
+def _settings(args: argparse.Namespace) -> list[Settings]:
+    """The settings of each guest: the command line's over every size enabled."""
+    from mthp.cli.target import settle_settings
+    from mthp.settings import Enabled, Settings
+
+    base = Settings(shrink_underused=False)
+    base = base.replace(sizes=dict.fromkeys(base.sizes, Enabled.ALWAYS))
+    values = NONE_VALUES if args.max_ptes_none is None else args.max_ptes_none
+    found = []
+    for value in dict.fromkeys(values.split(",")):
+        each = argparse.Namespace(**{**vars(args), "max_ptes_none": value.strip()})
+        found.append(settle_settings(each, base))
+    return found
+
+
+@contextlib.contextmanager
+def _folder(args: argparse.Namespace) -> Iterator[Path]:
+    if args.keep is None:
+        with tempfile.TemporaryDirectory(prefix="mthp-") as name:
+            yield Path(name)
+        return
+    folder = Path(args.keep)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--keep: {folder}: {error.strerror}") from None
+    yield folder
+
+
+def _forecasts(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    settings: list[Settings],
+    kernel: Kernel,
+    memory: int,
+    folder: Path,
+) -> Iterator[Forecast]:
+    from mthp.lab.real import provide
+
+    def say(line: str) -> None:
+        if not args.quiet:
+            print(f"mthp lab predict: {line}", file=sys.stderr, flush=True)
+
+    with provide(recipe, args.extra or (), say) as provision:
+        for each in settings:
+            say(f"{recipe.name}: max_ptes_none {each.max_ptes_none}: booting {kernel.release}")
+            place = folder / f"{recipe.name}-{each.max_ptes_none}"
+            yield _one(provision, kernel, each, memory, place, say, args.assume_young)
+
+
+def _one(
+    provision: Provision,
+    kernel: Kernel,
+    settings: Settings,
+    memory: int,
+    place: Path,
+    say: Callable[[str], None],
+    young: str,
+) -> Forecast:
+    from mthp.image.snapshot import SnapshotError, load
+    from mthp.lab.real import take
+    from mthp.run.forecast import compare
+    from mthp.run.image_frames import Young
+
+    place.mkdir(exist_ok=True)
+    taken = take(provision, kernel, settings, memory, place, say)
+    scans = taken.scans.full_scans
+    try:
+        before, after = load(taken.before), load(taken.after)
+        return compare(provision.recipe.name, before, after, scans, Young(young))
+    except (SnapshotError, ValueError) as error:
+        raise UsageError(f"{provision.recipe.name}: {error}", 1) from None

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp lab run and mthp lab record: given scenarios on a real kernel."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mthp.cli.options import UsageError, Verbs
+
+if TYPE_CHECKING:
+    from mthp.image.scenario import Scenario
+    from mthp.run.replay import Replayed
+
+DIFFER = 3
+"""Exit code: engine and kernel differ."""
+
+
+def add_run(subverbs: Verbs) -> None:
+    """mthp lab run."""
+    parser = subverbs.add_parser(
+        "run",
+        help="scenarios on a real kernel, beside the engine",
+        description="Make each scenario's state in a guest by real system calls, let the real "
+        "khugepaged or MADV_COLLAPSE act, and show its events beside the engine's.",
+    )
+    _add_common(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.set_defaults(run_subverb=_run)
+
+
+def add_record(subverbs: Verbs) -> None:
+    """mthp lab record."""
+    parser = subverbs.add_parser(
+        "record",
+        help="write down what a real kernel does with scenarios",
+        description="As run, and write a scenario file: each state with what the kernel did.",
+    )
+    _add_common(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="a .jsonl file")
+    parser.set_defaults(run_subverb=_record)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "scenarios", nargs="+", metavar="SCENARIO", help="FILE.jsonl (all of it) or FILE.jsonl#ID"
+    )
+    parser.add_argument("--kernel", metavar="R", help="a release of the cache (default: newest)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from mthp.report.fuzz import replayed_text
+
+    documents = []
+    differ = 0
+    for replayed in _replay(args):
+        differ += replayed.verdict.disagrees
+        if args.json:
+            documents.append(replayed.to_json())
+        else:
+            sys.stdout.write(replayed_text(replayed.to_json()))
+            sys.stdout.flush()
+    if args.json:
+        json.dump({"schema_version": 1, "scenarios": documents}, sys.stdout, indent=1)
+        print()
+    return DIFFER if differ else 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    """The file is whole or not there; what was recorded before a failure is kept beside it."""
+    target = Path(args.output)
+    part = target.with_name(target.name + ".part")
+    number = 0
+    try:
+        with part.open("w") as out:
+            for replayed in _replay(args):
+                out.write(json.dumps(replayed.verdict.record) + "\n")
+                out.flush()
+                number += 1
+        os.replace(part, target)
+    except OSError as error:
+        raise UsageError(f"{target}: {error.strerror or error}") from None
+    print(f"{number} scenarios recorded: {target}", file=sys.stderr)
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> Iterator[Replayed]:
+    """Every scenario named, in order; UsageError where one cannot be read or made."""
+    from mthp.image.scenario import ScenarioError
+    from mthp.lab.compile import CannotBuild
+    from mthp.lab.kernels import find
+    from mthp.run.fuzz import Trier
+    from mthp.run.replay import replay
+
+    try:
+        scenarios = [each for spec in args.scenarios for each in _load(spec)]
+    except (ScenarioError, OSError) as error:
+        raise UsageError(str(error)) from None
+    with Trier(find(args.kernel)) as trier:
+        for scenario in scenarios:
+            try:
+                yield replay(trier, scenario)
+            except CannotBuild as error:
+                raise UsageError(
+                    f"{scenario.id}: cannot be made by system calls: {error}"
+                ) from None
+
+
+def _load(spec: str) -> Sequence[Scenario]:
+    from mthp.image.scenario import load, load_one
+
+    if "#" in spec and not Path(spec).exists():
+        return [load_one(spec)]
+    return list(load(spec))

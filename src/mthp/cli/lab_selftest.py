@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp lab selftest: the kernel's own cases, in a guest and on the engine, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mthp.cli.consent import asked
+from mthp.cli.options import UsageError, Verbs
+from mthp.lab.errors import FAILED, HOST_LACKS, LabError
+
+if TYPE_CHECKING:
+    from mthp.lab.kernels import Kernel
+    from mthp.lab.kselftest import Output
+    from mthp.profiles import Profile
+    from mthp.run.selftest import CaseRun, Row
+    from mthp.run.selftest_states import Case
+
+SCHEMA_VERSION = 1
+DEFAULT_ORDER = 4
+_SIDES = ("kernel", "engine", "recorded")
+"""Columns of verdicts: fields of a Row."""
+
+
+def add_selftest(subverbs: Verbs) -> None:
+    """mthp lab selftest."""
+    parser = subverbs.add_parser(
+        "selftest",
+        help="the kernel's own khugepaged test, in a guest and on the engine",
+        description="Compile the khugepaged test of the kernel's own tree "
+        "(tools/testing/selftests/mm), run it in a guest, run the same cases on the engine, and "
+        "print both. The test's source is Debian's linux-source, fetched once; what and how much "
+        "is said beforehand. Exit code 0: all is ok; 1: something is not.",
+    )
+    parser.add_argument("--kernel", metavar="R", help="a kernel of the cache (default: the newest)")
+    parser.add_argument(
+        "--order",
+        action="append",
+        metavar="N",
+        help="an order to collapse to below the PMD's, 2 to 8, or 'all' (the test's -c; may be "
+        f"given several times; default: {DEFAULT_ORDER})",
+    )
+    parser.add_argument(
+        "--source", metavar="PATH", help="a kernel's tree, or a .deb of linux-source"
+    )
+    parser.add_argument("--yes", action="store_true", help="fetch the test's source unasked")
+    parser.add_argument("--engine", action="store_true", help="the engine's side alone: no guest")
+    parser.add_argument(
+        "--scenarios", metavar="FILE", help="also write the engine's states, as scenarios"
+    )
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        help="also make the engine's states in the guest by system calls, write down what its "
+        "kernel does with them, and compare in every detail",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(run_subverb=_run_selftest)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is printed. guest: None where none ran. runs: by mTHP order, None the default."""
+
+    kernel: str
+    profile: Profile
+    guest: _Guest | None
+    runs: Mapping[int | None, Sequence[CaseRun]]
+
+    @property
+    def outputs(self) -> Mapping[int | None, Output]:
+        """What the test printed; empty where no guest ran."""
+        return self.guest.outputs if self.guest else {}
+
+    @property
+    def records(self) -> Mapping[str, Sequence[str]] | None:
+        """Step id -> what was wrong with its record; None where nothing was recorded."""
+        return self.guest.records if self.guest else None
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of them, in the test's order."""
+        from mthp.run.selftest import side_by_side
+
+        return [
+            row
+            for order, runs in self.runs.items()
+            for row in side_by_side(self.outputs.get(order), runs, order, self.records)
+        ]
+
+    @property
+    def complaints(self) -> list[str]:
+        """One line for everything that was not as it must be."""
+        said = [f"kernel: {line}" for out in self.outputs.values() for line in out.complaints]
+        for runs in self.runs.values():
+            said += [f"engine: {line}" for run in runs for line in run.findings]
+        for step, lines in (self.records or {}).items():
+            said += [f"recorded: {step}: {line}" for line in lines]
+        return said
+
+    @property
+    def passed(self) -> bool:
+        """Everything that ran is ok, and all that was wanted ran."""
+        ran = all(output.passed for output in self.outputs.values())
+        return ran and all(row.passed for row in self.rows)
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """What came out of the guest. outputs: by mTHP order. records: as record_cases() has them."""
+
+    outputs: Mapping[int | None, Output]
+    records: Mapping[str, Sequence[str]] | None
+
+
+def _run_selftest(args: argparse.Namespace) -> int:
+    from mthp.profiles import DEFAULT, profile_for_release
+    from mthp.run.selftest import run_case
+    from mthp.run.selftest_states import cases
+
+    if args.engine and (args.kernel or args.source or args.yes or args.record):
+        raise UsageError("--engine needs no guest: no --kernel, --source, --yes or --record")
+    orders = [None, *_orders(args.order or [str(DEFAULT_ORDER)])]
+    kernel = None if args.engine else _kernel(args.kernel)
+    profile = profile_for_release(kernel.release) if kernel else DEFAULT
+    made = {order: cases(order) for order in orders}
+    if args.scenarios:
+        with _writer(args.scenarios) as write:
+            for case in (case for group in made.values() for case in group):
+                for step in case.steps:
+                    write(step.document)
+    guest = None
+    if kernel is not None:
+        guest = _run_in_guest(kernel, profile, _source(args), made, args.record)
+    runs = {order: [run_case(case, profile) for case in group] for order, group in made.items()}
+    result = _Result(kernel.release if kernel else "", profile, guest, runs)
+    _print(result, args.json)
+    return 0 if result.passed else FAILED
+
+
+def _orders(texts: Sequence[str]) -> list[int]:
+    from mthp.lab.selftest import MTHP_ORDERS
+
+    if texts == ["all"]:
+        return list(MTHP_ORDERS)
+    for text in texts:
+        if not text.isdecimal() or int(text) not in MTHP_ORDERS:
+            raise UsageError(f"--order {text!r}: not an order from 2 to 8, and not 'all'")
+    return list(dict.fromkeys(map(int, texts)))
+
+
+# --- the guest ------------------------------------------------------------------------------
+
+
+def _kernel(name: str | None) -> Kernel:
+    from mthp.lab.kernels import find
+    from mthp.lab.qemu import qemu_path
+
+    qemu_path()
+    return find(name)
+
+
+def _source(args: argparse.Namespace) -> Path:
+    """The test's source: the one named, the cache's, or the archive's if that is wanted."""
+    from mthp.lab.apt import debian_archive, system_sources
+    from mthp.lab.packages import DEFAULT_RELEASE
+    from mthp.lab.source import cached_source, fetch, look_up, source_at
+    from mthp.units import human_bytes
+
+    if args.source is not None:
+        return source_at(Path(args.source))
+    kept = cached_source(DEFAULT_RELEASE)
+    if kept is not None:
+        return kept
+    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), _say)
+    package = offer.package
+    _say(
+        f"{package.name} {package.version}, Debian {offer.suite}: {human_bytes(package.size)} to "
+        "fetch, under 10 MiB of it kept in the cache"
+    )
+    if not (args.yes or asked("Fetch it now? [y/N] ")):
+        raise LabError(
+            HOST_LACKS, "the test's source is not here: --yes fetches it, --source takes a tree"
+        )
+    return fetch(offer)
+
+
+def _run_in_guest(
+    kernel: Kernel,
+    profile: Profile,
+    source: Path,
+    made: Mapping[int | None, Sequence[Case]],
+    record_to: str | None,
+) -> _Guest:
+    from mthp.lab.selftest import Invocation, build, guest_session, run_selftest
+    from mthp.run.selftest_record import record_cases
+
+    program = build(source)
+    every = [case for group in made.values() for case in group]
+    with ExitStack() as stack:
+        write = stack.enter_context(_writer(record_to)) if record_to is not None else None
+        _say(f"booting {kernel.release}")
+        guest, session = stack.enter_context(guest_session(kernel))
+        outputs = run_selftest(guest, program, map(Invocation, made), _begun)
+        records = None
+        if write is not None:
+            _say(f"recording {sum(len(case.steps) for case in every)} states")
+            records = record_cases(session, every, kernel.release, profile, write)
+    by_order = {invocation.mthp_order: output for invocation, output in outputs.items()}
+    return _Guest(by_order, records)
+
+
+def _begun(what: str) -> None:
+    _say(f"running {what}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- output ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writer(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Takes documents, a line each."""
+    try:
+        with Path(path).open("w", encoding="utf-8") as file:
+            yield lambda document: print(json.dumps(document), file=file, flush=True)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _print(result: _Result, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_document(result), indent=1))
+        return
+    print(_heading(result))
+    lines = [("case", "context", "order", *_SIDES), *map(_cells, result.rows)]
+    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"-"}]
+    widths = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        print(line.rstrip())
+    for complaint in result.complaints:
+        print(complaint)
+
+
+def _heading(result: _Result) -> str:
+    names = (result.kernel, f"engine {result.profile.name}", "engine on the recorded states")
+    counts = []
+    for name, side in zip(names, _SIDES, strict=True):
+        verdicts = [value for row in result.rows if (value := getattr(row, side)) is not None]
+        if verdicts:
+            good = sum(verdict in ("ok", "skip") for verdict in verdicts)
+            counts.append(f"{name}: {good} of {len(verdicts)} ok")
+    return "; ".join(counts)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    order = "-" if row.order is None else str(row.order)
+    return (row.name, row.context or "-", order, *(getattr(row, side) or "-" for side in _SIDES))
+
+
+def _document(result: _Result) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kernel": result.kernel or None,
+        "profile": result.profile.name,
+        "passed": result.passed,
+        "cases": [
+            {
+                "case": row.name,
+                "context": row.context or None,
+                "order": row.order,
+                **{side: getattr(row, side) for side in _SIDES},
+            }
+            for row in result.rows
+        ],
+        "complaints": result.complaints,
+    }

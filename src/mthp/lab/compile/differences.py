@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What differs between the state a scenario declares and the one that was read back.
+
+Tolerated, because nobody can tell or nothing follows from it:
+
+- the names of folios (their identities must agree), and the order of flag letters;
+- the dirty bit of an entry that is not writable: the reader here shows x86's saved-dirty bit too,
+  older records the hardware's alone. Kernel: arch/x86/include/asm/pgtable.h, pte_dirty();
+- which swap device an entry names;
+- how many blocks are free of each order: the largest order counts, of smaller ones there is plenty;
+- how much a memory cgroup has charged, and its limit: the program keeps their distance;
+- page tables where the scenario has no `ptes` at all;
+- addresses, all moved alike by displacement().
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from mthp.image.runs import (
+    SPECIAL_SWAP_TYPE,
+    FolioToken,
+    PageKind,
+    PagesState,
+    PteToken,
+    parse_pte_token,
+)
+from mthp.image.scenario import Scenario, ScenarioVma
+from mthp.lab.compile.wanted import displacement
+
+__all__ = ["differences", "state_differences"]
+
+_TRAITS = (
+    "pages",
+    "advice",
+    "mlocked",
+    "uffd_wp",
+    "anon_vma",
+    "mm",
+    "droppable",
+    "read_only",
+    "ksm",
+)
+
+
+def differences(wanted: Scenario, built: Scenario) -> list[str]:
+    """One line for each mapping's property, and for each run of pages, that is not as declared.
+
+    built: the scenario that was recorded from the program of compile_state(wanted).
+    """
+    if len(wanted.vmas) != len(built.vmas):
+        return [f"{len(built.vmas)} mappings, not {len(wanted.vmas)}"]
+    found: list[str] = []
+    order = sorted(range(len(wanted.vmas)), key=lambda i: _place(wanted.vmas[i]))
+    moved = displacement(wanted)
+    for i, have in zip(order, built.vmas, strict=True):
+        want = wanted.vmas[i]
+        if want.start - moved != have.start:
+            found.append(f"vmas[{i}].start: {have.start}, not {want.start - moved}")
+        found += [
+            f"vmas[{i}].{name}: {getattr(have, name)}, not {getattr(want, name)}"
+            for name in _TRAITS
+            if getattr(have, name) != getattr(want, name)
+        ]
+        if _held(want) != _held(have):
+            found.append(f"vmas[{i}]: other pages are held by references")
+    if wanted.free_blocks is not None:
+        large, free = _largest(wanted.free_blocks), _largest(built.free_blocks or {})
+        if large != free:
+            found.append(f"free_blocks: the largest is of order {free}, not {large}")
+    if not found:
+        states = [wanted.vmas[i].initial for i in order]
+        for i, text in state_differences(states, [vma.initial for vma in built.vmas]):
+            found.append(f"vmas[{order[i]}] {text}")
+    return found
+
+
+def state_differences(
+    wanted: Sequence[PagesState], built: Sequence[PagesState]
+) -> Iterator[tuple[int, str]]:
+    """(mapping, what differs) for each run of pages; the states of one snapshot each."""
+    pages_wanted, pages_built = _comparable(wanted), _comparable(built)
+    for i, (want, have) in enumerate(zip(pages_wanted, pages_built, strict=True)):
+        tables = wanted[i].ptes is not None
+        yield from ((i, text) for text in _page_differences(want, have, tables=tables))
+
+
+_Look = tuple[FolioToken, PteToken]
+
+
+def _place(vma: ScenarioVma) -> tuple[int, int]:
+    return vma.mm, vma.start
+
+
+def _largest(free_blocks: Mapping[int, int]) -> int:
+    return max((order for order, count in free_blocks.items() if count), default=0)
+
+
+def _held(vma: ScenarioVma) -> set[int]:
+    """The pages on which there are references: pins, and others."""
+    ranges = [*vma.pins, *((start, pages) for start, pages, _ in vma.extra_refs)]
+    return {page for start, pages in ranges for page in range(start, start + pages)}
+
+
+def _comparable(states: Iterable[PagesState]) -> list[list[_Look]]:
+    """Each page's token and entry, without what is tolerated."""
+    looks = [list(zip(each.folio_pages(), each.pte_pages(), strict=True)) for each in states]
+    times = Counter(token.folio for look in looks for token, _ in look if token.folio is not None)
+    names: dict[int, int] = {}
+
+    def rename(token: FolioToken) -> FolioToken:
+        if token.folio is None:
+            return token
+        if token.order == 0 and times[token.folio] == 1:
+            return replace(token, folio=None)
+        return replace(token, folio=names.setdefault(token.folio, len(names)))
+
+    return [[(rename(_plain(token)), _entry(entry)) for token, entry in look] for look in looks]
+
+
+@lru_cache(maxsize=1 << 14)
+def _plain(token: FolioToken) -> FolioToken:
+    if token.swap_type is not None and token.swap_type < SPECIAL_SWAP_TYPE:
+        return replace(token, swap_type=0)
+    return replace(token, flags="".join(sorted(token.flags)))
+
+
+@lru_cache(maxsize=1 << 10)
+def _entry(entry: PteToken) -> PteToken:
+    if not entry.letters:
+        return entry
+    letters = "".join(
+        each for each in "PWADU" if each in entry.letters and (entry.writable or each != "D")
+    )
+    return replace(entry, letters=letters)
+
+
+def _page_differences(
+    want: Sequence[_Look], have: Sequence[_Look], *, tables: bool
+) -> Iterator[str]:
+    """Runs of pages whose differences read the same."""
+    first, last_text = 0, ""
+    for page in range(len(want) + 1):
+        text = ""
+        if page < len(want):
+            text = _page_difference(want[page], have[page], tables=tables)
+        if text != last_text:
+            if last_text:
+                where = f"page {first}" if page - first == 1 else f"pages {first}..{page - 1}"
+                yield f"{where}: {last_text}"
+            first, last_text = page, text
+
+
+_NO_TABLE = parse_pte_token("nopte")
+_NONE = parse_pte_token("-")
+
+
+def _page_difference(want: _Look, have: _Look, *, tables: bool) -> str:
+    if not tables and have[1] == _NO_TABLE:
+        have = (have[0], _NONE)
+    if want == have:
+        return ""
+    return f"{_text(have)}, not {_text(want)}"
+
+
+def _text(look: _Look) -> str:
+    token, entry = look
+    if token.kind is PageKind.FOLIO and token.folio is not None:
+        name = f"{replace(token, folio=None, index=0)}.f{token.folio}"
+        return f"{name} {entry}"
+    return f"{token} {entry}"

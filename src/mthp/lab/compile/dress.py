@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Before and after the filling: mappings with room for whole folios, then what mappings are.
+
+Guards, KSM, userfaultfd, pins, locks, protection, advice come in this order: each forbids what
+comes before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from mthp.image.runs import PageKind, PteState
+from mthp.image.scenario import Advice, Prctl
+from mthp.lab.compile.wanted import CannotBuild, Page, Want, WantedVma, cannot
+from mthp.lab.program import Madv, Op, Verb, spans, switch
+from mthp.lab.space import Uffd
+from mthp.lab.world import GEOMETRY, PMD_PAGES
+from mthp.settings import Enabled, Settings
+
+__all__ = ["anon_vmas", "dress", "map_room", "merge", "prctl", "register", "rooms", "trim"]
+
+_MOST_IN_PIPE = 256
+"""Pages that one pipe takes."""
+
+
+def _runs(who: str, verb: Verb, pages: Iterable[int], *more: int) -> list[Op]:
+    return [Op(verb, (start, count, *more), who) for start, count in spans(pages)]
+
+
+def _over(who: str, verb: Verb, vma: WantedVma, *more: int) -> Op:
+    return Op(verb, (vma.start, vma.pages, *more), who)
+
+
+# --- before ---------------------------------------------------------------------------------
+
+
+def register(want: Want, decoy: int) -> list[Op]:
+    """Make khugepaged know the process, whatever its mappings are advised.
+
+    A short-lived mapping far from the others (at page `decoy`) is advised for it, after every
+    fork: children of a process that is registered are registered too.
+    Kernel: mm/khugepaged.c, khugepaged_enter_vma().
+    """
+    off, order, who = Settings(), GEOMETRY.pmd_order, want.name
+    place = (decoy, 2 * PMD_PAGES)
+    return [
+        switch(off, order, Enabled.MADVISE),
+        Op(Verb.MMAP, place, who),
+        Op(Verb.WRITE, (decoy, 1), who),
+        Op(Verb.ADVISE, (*place, int(Madv.HUGEPAGE)), who),
+        Op(Verb.MUNMAP, place, who),
+        switch(off, order, Enabled.NEVER),
+    ]
+
+
+Room = tuple[int, int, bool]
+"""Start, end, and whether it is droppable, of what is mapped at first."""
+
+
+def rooms(wants: Sequence[Want]) -> list[Room]:
+    """The mappings of some processes, and the windows of folios that reach beyond them."""
+    found: list[Room] = []
+    for want in wants:
+        for vma in want.vmas:
+            found = _join(found, (vma.start, vma.end, vma.said.droppable))
+    for want in wants:
+        for folio in want.folios:
+            start, end = folio.start, folio.start + folio.size
+            if not any(low <= start and end <= high for low, high, _ in found):
+                droppable = want.vma_of(folio.pages[0]).said.droppable
+                found = _join(found, (start, end, droppable))
+    return sorted(found)
+
+
+def map_room(want: Want, room: Sequence[Room]) -> list[Op]:
+    """Map it."""
+    return [
+        Op(Verb.MMAP_DROPPABLE if droppable else Verb.MMAP, (start, end - start), want.name)
+        for start, end, droppable in room
+    ]
+
+
+def trim(want: Want, room: Sequence[Room]) -> list[Op]:
+    """Unmap what is no mapping of the process's."""
+    pages = {page for start, end, _ in room for page in range(start, end)}
+    for vma in want.vmas:
+        pages.difference_update(range(vma.start, vma.end))
+    return _runs(want.name, Verb.MUNMAP, pages)
+
+
+def _join(found: list[Room], new: Room) -> list[Room]:
+    start, end, droppable = new
+    touched = [room for room in found if room[0] < end and start < room[1]]
+    if any(room[2] != droppable for room in touched):
+        raise CannotBuild("a folio lies across a droppable mapping and another")
+    low = min([start, *(room[0] for room in touched)])
+    high = max([end, *(room[1] for room in touched)])
+    return [room for room in found if room not in touched] + [(low, high, droppable)]
+
+
+# --- anon_vmas and page tables --------------------------------------------------------------
+
+
+def anon_vmas(want: Want) -> list[Op]:
+    """Page tables with nothing in them, and anon_vmas without a page.
+
+    A page is written, or only read, and dropped again; its table stays.
+    """
+    ops: list[Op] = []
+    tables = {page.at // PMD_PAGES for page in want.pages.values() if _has_content(page)}
+    for vma in want.vmas:
+        anon = any(_is_anon(want.pages[at]) for at in range(vma.start, vma.end))
+        if anon and not vma.said.anon_vma:
+            raise CannotBuild(f"vmas[{vma.index}]: pages without an anon_vma")
+        for at in _empty_tables(want, vma):
+            if at // PMD_PAGES not in tables:
+                verb = Verb.WRITE if vma.said.anon_vma else Verb.READ
+                ops += _touch_and_drop(want, at, verb)
+                tables.add(at // PMD_PAGES)
+                anon = anon or vma.said.anon_vma
+        if vma.said.anon_vma and not anon:
+            ops += _only_anon_vma(want, vma, tables)
+    return ops
+
+
+def _has_content(page: Page) -> bool:
+    return page.entry.state not in (PteState.NONE, PteState.NO_TABLE)
+
+
+def _is_anon(page: Page) -> bool:
+    return page.token.kind not in (PageKind.NONE, PageKind.ZERO, PageKind.HUGE_ZERO)
+
+
+def _empty_tables(want: Want, vma: WantedVma) -> Iterator[int]:
+    """The first page of the mapping in each table that it says is there."""
+    if vma.said.initial.ptes is None:
+        return
+    for at in range(vma.start, vma.end):
+        first = at == vma.start or at % PMD_PAGES == 0
+        if first and want.pages[at].entry.state is not PteState.NO_TABLE:
+            yield at
+
+
+def _touch_and_drop(want: Want, at: int, verb: Verb) -> list[Op]:
+    return [
+        Op(verb, (at, 1), want.name),
+        Op(Verb.ADVISE, (at, 1, int(Madv.DONTNEED)), want.name),
+    ]
+
+
+def _only_anon_vma(want: Want, vma: WantedVma, tables: set[int]) -> list[Op]:
+    """An anon_vma where no page is to be left; in a table that is there, or that goes again.
+
+    Dropping a whole table's range frees the table. Kernel: mm/pt_reclaim.c, try_to_free_pte().
+    """
+    for at in range(vma.start, vma.end):
+        nothing = not _has_content(want.pages[at])
+        if nothing and at // PMD_PAGES in tables:
+            return _touch_and_drop(want, at, Verb.WRITE)
+    for at in range(-(-vma.start // PMD_PAGES) * PMD_PAGES, vma.end - PMD_PAGES + 1, PMD_PAGES):
+        whole = range(at, at + PMD_PAGES)
+        if not any(_has_content(want.pages[page]) for page in whole):
+            return [
+                Op(Verb.WRITE, (at, 1), want.name),
+                Op(Verb.ADVISE, (at, PMD_PAGES, int(Madv.DONTNEED)), want.name),
+            ]
+    if vma.said.initial.ptes is None:
+        return _touch_and_drop(want, vma.start, Verb.WRITE)
+    return _anon_vma_from_next_door(want, vma)
+
+
+def _anon_vma_from_next_door(want: Want, vma: WantedVma) -> list[Op]:
+    """A page written where the mapping, for a moment longer, reaches into the next table."""
+    next_table = -(-vma.end // PMD_PAGES) * PMD_PAGES
+    if any(vma.end <= other.start <= next_table for other in want.vmas) or vma.said.droppable:
+        raise CannotBuild(
+            f"vmas[{vma.index}]: an anon_vma, and no page table that a page could be in"
+        )
+    more = (vma.end, next_table + 1 - vma.end)
+    return [
+        Op(Verb.MMAP, more, want.name),
+        Op(Verb.WRITE, (next_table, 1), want.name),
+        Op(Verb.MUNMAP, more, want.name),
+    ]
+
+
+# --- after ----------------------------------------------------------------------------------
+
+
+def merge(wants: list[Want]) -> list[Op]:
+    """Mergeable mappings, and KSM over all of them where it merged pages."""
+    ops: list[Op] = []
+    for want in wants:
+        ops += _runs(want.name, Verb.SAME, [page.at for page in want.merged])
+    for want in wants:
+        ops += [
+            _over(want.name, Verb.ADVISE, vma, int(Madv.MERGEABLE))
+            for vma in want.vmas
+            if vma.said.ksm
+        ]
+    if any(want.merged for want in wants):
+        ops.append(Op(Verb.KSM, (3,)))
+    return ops
+
+
+def dress(want: Want) -> list[Op]:
+    """What mappings are registered for, locked, protected, advised; and what holds their pages."""
+    who = want.name
+    ops = _runs(
+        who, Verb.ADVISE, [page.at for page in want.of(PageKind.GUARD)], int(Madv.GUARD_INSTALL)
+    )
+    ops += [_over(who, Verb.UFFD, vma, Uffd.WP.value) for vma in want.vmas if vma.said.uffd_wp]
+    ops += _runs(who, Verb.UFFD_WP, [p.at for p in want.pages.values() if _protected(p)], 1)
+    ops += _pins(want)
+    for vma in want.vmas:
+        if vma.said.mlocked:
+            ops.append(_over(who, Verb.MLOCK2, vma))
+    for vma in want.vmas:
+        if vma.said.read_only:
+            ops.append(_over(who, Verb.MPROTECT, vma, 1))
+    return ops + _advise(want)
+
+
+def _protected(page: Page) -> bool:
+    return page.entry.uffd_wp or "w" in page.token.swap_letters or "w" in page.token.pagemap
+
+
+def _advise(want: Want) -> list[Op]:
+    advices = {Advice.HUGEPAGE: Madv.HUGEPAGE, Advice.NOHUGEPAGE: Madv.NOHUGEPAGE}
+    return [
+        _over(want.name, Verb.ADVISE, vma, int(advices[vma.said.advice]))
+        for vma in want.vmas
+        if vma.said.advice is not None
+    ]
+
+
+def _pins(want: Want) -> list[Op]:
+    """Pages that are the process's own are pinned for long; others get a plain reference, since
+    a pin would copy them."""
+    ops: list[Op] = []
+    for vma in want.vmas:
+        said = vma.said
+        if any(count != 1 for _, _, count in said.extra_refs):
+            raise CannotBuild(f"vmas[{vma.index}]: more than one reference on a page (extra_refs)")
+        held = [*said.pins, *((start, pages) for start, pages, _ in said.extra_refs)]
+        for start, pages in held:
+            ops += _pin(want, vma, start, pages, long=(start, pages) in said.pins)
+    old = [page for page in want.pages.values() if page.pinned and _referenced_only(page)]
+    return _drained(want, old) + ops if ops and old else ops
+
+
+def _pin(want: Want, vma: WantedVma, start: int, pages: int, *, long: bool) -> list[Op]:
+    places = [want.pages[vma.start + start + i] for i in range(pages)]
+    if none := [page for page in places if page.token.kind is not PageKind.FOLIO]:
+        raise cannot(none, "nothing there that could be held by a reference")
+    if long and all(page.entry.writable for page in places):
+        return [Op(Verb.PIN_URING, (vma.start + start, pages), want.name)]
+    return [
+        Op(Verb.PIN_VMSPLICE, (vma.start + at, min(_MOST_IN_PIPE, start + pages - at)), want.name)
+        for at in range(start, start + pages, _MOST_IN_PIPE)
+    ]
+
+
+def _referenced_only(page: Page) -> bool:
+    return "R" in page.token.flags and not page.entry.young and "B" in page.token.flags
+
+
+def _drained(want: Want, old: list[Page]) -> list[Op]:
+    """Empty the LRU batches, so that what a pin marks referenced stays so.
+
+    Kernel: mm/folio.c, lru_deactivate() clears it when the batch of MADV_COLD is drained.
+    """
+    for page in want.pages.values():
+        if page.token.kind in (PageKind.NONE, PageKind.ZERO, PageKind.GUARD):
+            return [Op(Verb.ADVISE, (page.at, 1, int(Madv.COLD)), want.name)]
+    raise cannot(old, "referenced by its pin alone, and no page left to drain the LRU with")
+
+
+def prctl(want: Want) -> list[Op]:
+    """PR_SET_THP_DISABLE."""
+    flags = {Prctl.DISABLE: (1, 0), Prctl.EXCEPT_ADVISED: (1, 2)}
+    return [] if want.prctl is None else [Op(Verb.PRCTL_THP, flags[want.prctl], want.name)]

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Filling one process's mappings so that each page is what the scenario says.
+
+A fault makes a folio of an order where that size alone is on, the window naturally aligned, within
+the mapping and empty; so large folios come before what fills the holes in them, the largest first.
+What more sleepers share is made before what fewer share, with a fork between.
+Kernel: mm/memory.c, alloc_anon_folio(); mm/huge_memory.c, do_huge_pmd_anonymous_page().
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from mthp.image.runs import PageKind
+from mthp.lab.compile.recipes import (
+    DROPPABLE,
+    SMALL,
+    LargeRecipe,
+    Step,
+    large_recipe,
+    small_recipe,
+    step_op,
+)
+from mthp.lab.compile.wanted import Folio, Page, Want, cannot
+from mthp.lab.program import SYSFS, Madv, Op, Verb, spans, switch
+from mthp.lab.world import GEOMETRY, PMD_PAGES
+from mthp.settings import Enabled, Settings
+
+__all__ = ["There", "fill", "fill_estate", "fill_heir", "was_shared"]
+
+_OFF = Settings()
+_PMD_ORDER = GEOMETRY.pmd_order
+_SMALLEST = 4
+"""Pages of the smallest large folio."""
+Steps = tuple[Step, ...]
+There = dict[int, Folio | Page]
+"""What is on each page."""
+_SWAPPED: Steps = (Step.OUT,)
+
+
+@dataclass
+class _Stage:
+    """What is made between two forks: folios and small pages with their steps."""
+
+    level: int
+    folios: list[Folio] = field(default_factory=list)
+    small: dict[Steps, list[Page]] = field(default_factory=lambda: defaultdict(list))
+    poison: list[Page] = field(default_factory=list)
+
+
+@dataclass
+class _Filler:
+    """One process being filled. there: what is on each page so far, a Folio or a Page."""
+
+    want: Want
+    ops: list[Op] = field(default_factory=list)
+    there: There = field(default_factory=dict)
+
+    # --- operations -------------------------------------------------------------------------
+
+    def over(self, verb: Verb, pages: Iterable[int], *more: int) -> None:
+        """An operation over each run of pages."""
+        for start, count in spans(pages):
+            self.ops.append(Op(verb, (start, count, *more), self.want.name))
+
+    def step(self, step: Step, pages: Iterable[int]) -> None:
+        """One step of a recipe over each run of pages."""
+        for start, count in spans(pages):
+            self.ops.append(step_op(self.want.name, step, start, count))
+
+    def advise(self, advice: Madv, pages: Iterable[int]) -> None:
+        self.over(Verb.ADVISE, pages, int(advice))
+
+    def sleepers(self, count: int) -> None:
+        """So many more children map whatever is there."""
+        if count:
+            self.ops.append(Op(Verb.FORK, (count,), self.want.name))
+
+    def clear(self, pages: Iterable[int], new: Iterable[Page]) -> None:
+        """Make room: nothing is left on these pages, where `new` is to come."""
+        taken = [page for page in pages if page in self.there]
+        for page in taken:
+            if self.keeps(page):
+                raise cannot(new, f"page {page} of the process is taken by what must come before")
+        self.advise(Madv.DONTNEED, taken)
+        for page in taken:
+            del self.there[page]
+
+    def keeps(self, page: int) -> bool:
+        """What is on the page now is what is wanted there."""
+        owner, final = self.there[page], self.want.pages.get(page)
+        if final is None or final.token.kind is PageKind.NONE:
+            return False
+        if isinstance(owner, Folio) and final in owner.pages:
+            return True
+        shared = final.kin and final.token.folio == owner.token.folio
+        return bool(shared) or (final.vma, final.token) == (_vma(owner), owner.token)
+
+    # --- folios and pages -------------------------------------------------------------------
+
+    def huge_zeros(self) -> None:
+        """Tables that the huge zero folio maps."""
+        tables = {page.at // PMD_PAGES for page in self.want.of(PageKind.HUGE_ZERO)}
+        if not tables:
+            return
+        use = f"{SYSFS}/use_zero_page"
+        self.ops.append(Op(Verb.WRITE_FILE, (use, "1")))
+        self.ops.append(switch(_OFF, _PMD_ORDER, Enabled.ALWAYS))
+        for table in sorted(tables):
+            self.over(Verb.READ, [table * PMD_PAGES])
+        self.ops.append(switch(_OFF, _PMD_ORDER, Enabled.NEVER))
+        self.ops.append(Op(Verb.WRITE_FILE, (use, "0")))
+
+    def large(self, order: int, folios: list[Folio]) -> None:
+        """Folios of one order, whole; then their flags, then their entries' bits."""
+        by_recipe: dict[LargeRecipe, list[Folio]] = defaultdict(list)
+        for folio in folios:
+            self.clear(folio.window, folio.pages)
+            by_recipe[_recipe_of(folio)].append(folio)
+        self.ops.append(switch(_OFF, order, Enabled.ALWAYS))
+        self.over(Verb.WRITE, [page for folio in folios for page in folio.window])
+        self.ops.append(switch(_OFF, order, Enabled.NEVER))
+        for recipe, alike in by_recipe.items():
+            for step in recipe.steps:
+                self.step(step, [page for folio in alike for page in folio.window])
+        for folio in folios:
+            self.there.update(dict.fromkeys(folio.window, folio))
+            if order == _PMD_ORDER and not folio.huge:
+                self.split_pmd(folio)
+        for recipe, alike in by_recipe.items():
+            self.touch([page for folio in alike for page in folio.pages], recipe.bits)
+
+    def split_pmd(self, folio: Folio) -> None:
+        """Map a folio of PMD order by PTEs: another protection for one page, and back.
+
+        Kernel: mm/mprotect.c, change_pmd_range().
+        """
+        page = folio.pages[0].at
+        self.over(Verb.MPROTECT, [page], 1)
+        self.over(Verb.MPROTECT, [page], 3)
+
+    def touch(self, pages: list[Page], bits: str) -> None:
+        """Give the entries that lack it their dirty and their accessed bit."""
+        written = [page for page in pages if page.entry.dirty and "D" not in bits]
+        read = [page for page in pages if page.entry.young and "A" not in bits]
+        self.over(Verb.WRITE, {page.at for page in written})
+        self.over(Verb.READ, {page.at for page in read} - {page.at for page in written})
+
+    def little(self, stage: _Stage) -> None:
+        """Small pages: written all together, then each kind as its steps say."""
+        pages = [page for alike in stage.small.values() for page in alike] + stage.poison
+        self.clear([page.at for page in pages], pages)
+        self.over(Verb.WRITE, [page.at for page in pages])
+        self.there.update((page.at, page) for page in pages)
+        for steps, alike in stage.small.items():
+            if steps == _SWAPPED:
+                self.page_out([page.at for page in alike])
+                continue
+            for step in steps:
+                self.step(step, [page.at for page in alike])
+        for page in stage.poison:
+            self.advise(Madv.HWPOISON, [page.at])
+
+    def page_out(self, pages: list[int]) -> None:
+        """Swap pages out, the last first where a swap-in could otherwise bring several back.
+
+        Slots are given out in rising order, and only a window of pages whose slots rise with them
+        comes back as one folio. Kernel: mm/memory.c, alloc_swap_folio(), can_swapin_thp().
+        """
+        for start, count in spans(pages):
+            window = -(-start // _SMALLEST) * _SMALLEST
+            if window + _SMALLEST > start + count:
+                self.step(Step.OUT, range(start, start + count))
+                continue
+            for page in reversed(range(start, start + count)):
+                self.step(Step.OUT, [page])
+
+    def stage(self, stage: _Stage) -> None:
+        """Everything of a stage, the largest folios first."""
+        orders: dict[int, list[Folio]] = defaultdict(list)
+        for folio in stage.folios:
+            orders[folio.order].append(folio)
+        for order in sorted(orders, reverse=True):
+            self.large(order, orders[order])
+        self.little(stage)
+
+    def remaining(self) -> Want:
+        """The process with those pages alone that are not there yet."""
+        pages = {at: page for at, page in self.want.pages.items() if not self.has(at)}
+        folios = [folio for folio in self.want.folios if not self.has(folio.pages[0].at)]
+        return replace(self.want, pages=pages, folios=folios)
+
+    def has(self, page: int) -> bool:
+        return page in self.there and self.keeps(page)
+
+    def stages(self, want: Want) -> None:
+        """All pages of `want`, with the forks between them."""
+        clean, dirty = _stages(want)
+        _check_order(want, clean, dirty)
+        level = max((stage.level for stage in (*clean, *dirty)), default=0)
+        for stages in (clean, dirty):
+            for stage in stages:
+                self.sleepers(level - stage.level)
+                level = stage.level
+                self.stage(stage)
+            if stages is clean and clean:
+                self.ops.append(Op(Verb.CLEAR_REFS, (4,), want.name))
+        self.sleepers(level)
+
+    def rest(self) -> None:
+        """What is left of windows is taken away; then zero pages, and pages to read back."""
+        mapped = {page for vma in self.want.vmas for page in range(vma.start, vma.end)}
+        left = [page for page in self.there if page in mapped and not self.keeps(page)]
+        guards = {page.at for page in self.want.of(PageKind.GUARD)}
+        self.advise(Madv.DONTNEED, [page for page in left if page not in guards])
+        self.over(Verb.READ, [page.at for page in self.want.of(PageKind.ZERO)])
+        self.over(Verb.READ, [page.at for page in self.want.small if "C" in page.token.flags])
+
+
+def fill(want: Want) -> list[Op]:
+    """The operations that fill the process's mappings, all mapped with nothing on them."""
+    _check(want)
+    filler = _Filler(want)
+    filler.huge_zeros()
+    _check_reused(want)
+    _reused(filler)
+    filler.stages(filler.remaining())
+    filler.rest()
+    return filler.ops
+
+
+def fill_estate(estate: Want) -> tuple[list[Op], There]:
+    """The operations that make what processes are to inherit, and what is then where."""
+    _check(estate)
+    filler = _Filler(estate)
+    filler.stages(estate)
+    return filler.ops, filler.there
+
+
+def fill_heir(want: Want, there: There) -> list[Op]:
+    """The operations of a process that has inherited what is there; the parent is one too.
+
+    A child's entries are old. Kernel: mm/memory.c, __copy_present_ptes().
+    """
+    _check(want)
+    filler = _Filler(want, there=dict(there))
+    if want.parent:
+        old = [page for page in want.pages.values() if filler.has(page.at) and page.entry.young]
+        filler.over(Verb.READ, [page.at for page in old])
+    filler.huge_zeros()
+    remaining = filler.remaining()
+    for page in remaining.pages.values():
+        if page.kin:
+            raise cannot([page], "shared with a relative, where another page is inherited")
+        if page.level:
+            raise cannot([page], "shared with sleepers, by a process that has relatives")
+    filler.stages(remaining)
+    filler.rest()
+    return filler.ops
+
+
+# --- what goes when -------------------------------------------------------------------------
+
+
+def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
+    """The stages whose pages are not soft-dirty, and the others: most shared first."""
+    found: dict[tuple[bool, int], _Stage] = {}
+
+    def at(page: Page, level: int) -> _Stage:
+        clean = page.token.kind is PageKind.FOLIO and "s" not in page.token.pagemap
+        return found.setdefault((clean, level), _Stage(level))
+
+    for folio in want.folios:
+        at(folio.pages[0], folio.level).folios.append(folio)
+    for page in want.small:
+        level = 1 if "C" in page.token.flags else page.level
+        at(page, level).small[_steps_of(want, page)].append(page)
+    for page in want.of(PageKind.SWAP):
+        if page.token.special_swap == "hwpoison":
+            at(page, 0).poison.append(page)
+        else:
+            at(page, 0).small[_SWAPPED].append(page)
+    most_first = sorted(found, key=lambda key: -key[1])
+    return (
+        [found[key] for key in most_first if key[0]],
+        [found[key] for key in most_first if not key[0]],
+    )
+
+
+def was_shared(want: Want, page: Page) -> bool:
+    """Mapped here alone and yet not writable: another process mapped it, and is gone."""
+    return (
+        not page.level
+        and not page.entry.writable
+        and not page.entry.uffd_wp
+        and not want.vma_of(page).said.read_only
+        and not set("CK") & set(page.token.flags)
+        and "s" in page.token.pagemap
+    )
+
+
+def _reused(filler: _Filler) -> None:
+    """Small pages that a child mapped, and no longer does."""
+    want = filler.want
+    stage = _Stage(0)
+    for page in want.small:
+        if was_shared(want, page):
+            stage.small[_steps_of(want, page)].append(page)
+    if stage.small:
+        filler.little(stage)
+        filler.sleepers(1)
+        filler.ops.append(Op(Verb.END_FORK, (), want.name))
+
+
+def _steps_of(want: Want, page: Page) -> Steps:
+    table = DROPPABLE if want.vma_of(page).said.droppable else SMALL
+    steps = small_recipe(page.token, page.entry, table)
+    if steps is None and page.pinned:
+        # The pin marks the page referenced, so it need not be before.
+        steps = small_recipe(without_referenced(page).token, page.entry, table)
+    if steps is None:
+        raise cannot([page], "no operations known give a small page these flags and bits")
+    return steps
+
+
+def _recipe_of(folio: Folio) -> LargeRecipe:
+    recipe = large_recipe(folio.token)
+    if recipe is None:
+        raise cannot(folio.pages, "no operations known give a large folio these flags")
+    bits = {page.entry.letters for page in folio.pages}
+    old = any("A" not in each for each in bits)
+    if old and "A" in recipe.bits and any(page.pinned for page in folio.pages):
+        recipe = large_recipe(without_referenced(folio.pages[0]).token) or recipe
+    if any("A" not in each for each in bits) and "A" in recipe.bits:
+        raise cannot(folio.pages, "a referenced folio with old entries")
+    split_dirty = folio.order == _PMD_ORDER and not folio.huge and "D" in recipe.bits
+    if ("D" in folio.token.flags) != split_dirty:
+        raise cannot(folio.pages, "only a dirty PMD that is split makes a large folio dirty")
+    return recipe
+
+
+def without_referenced(page: Page) -> Page:
+    """The page as it is before something marks it referenced."""
+    return replace(page, token=replace(page.token, flags=page.token.flags.replace("R", "")))
+
+
+def _vma(owner: Folio | Page) -> int:
+    return owner.pages[0].vma if isinstance(owner, Folio) else owner.vma
+
+
+# --- refusals -------------------------------------------------------------------------------
+
+
+def _check(want: Want) -> None:
+    for page in want.pages.values():
+        token = page.token
+        special = token.special_swap
+        if special and special != "hwpoison":
+            raise cannot([page], f"no system call leaves a {special} entry behind")
+        if token.kind is PageKind.FOLIO and set(token.flags) & set("lPIA"):
+            raise cannot([page], "locked, active, idle or poisoned pages cannot be arranged")
+
+
+def _check_order(want: Want, clean: list[_Stage], dirty: list[_Stage]) -> None:
+    """Soft-dirty bits are cleared once, so whatever is soft-dirty must be made after that."""
+    if clean and dirty and clean[-1].level < dirty[0].level:
+        page = next(page for page in want.of(PageKind.FOLIO) if "s" not in page.token.pagemap)
+        raise cannot([page], "not soft-dirty, though pages that more processes share are")
+    for folio in want.folios:
+        if folio.order == _PMD_ORDER and folio.level:
+            raise cannot(
+                folio.pages, "its fault registers the process, and so its sleeping children"
+            )
+
+
+def _check_reused(want: Want) -> None:
+    shared = next((page for page in want.of(PageKind.FOLIO) if page.level), None)
+    reused = next((page for page in want.small if was_shared(want, page)), None)
+    if shared and reused:
+        raise cannot([reused], "not writable, though no process shares it and others are shared")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What to do to a page that was just written until the kernel shows it with given flags and bits.
+
+Found by trying each sequence in a guest of 7.3.4, small and large folios alike. `cold` is
+MADV_COLD, `free` MADV_FREE, `out` MADV_PAGEOUT; a folio loses R with its accessed bit, and gets D
+when its swap slot is given back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from mthp.image.runs import FolioToken, PteToken
+from mthp.lab.program import Madv, Op, Verb
+
+__all__ = ["DROPPABLE", "SMALL", "LargeRecipe", "Step", "large_recipe", "small_recipe", "step_op"]
+
+
+class Step(Enum):
+    """One operation over pages that are there."""
+
+    COLD = Madv.COLD
+    FREE = Madv.FREE
+    OUT = Madv.PAGEOUT
+    READ = Verb.READ
+    WRITE = Verb.WRITE
+
+
+def step_op(who: str, step: Step, start: int, pages: int) -> Op:
+    """The step as an operation of a process."""
+    if isinstance(step.value, Madv):
+        return Op(Verb.ADVISE, (start, pages, int(step.value)), who)
+    return Op(step.value, (start, pages), who)
+
+
+_C, _F, _O, _R, _W = Step.COLD, Step.FREE, Step.OUT, Step.READ, Step.WRITE
+
+SMALL: dict[tuple[str, str], tuple[Step, ...]] = {
+    ("RB", "WAD"): (),
+    ("B", "WD"): (_C,),
+    ("B", "WAD"): (_C, _R),
+    ("R", "W"): (_F,),
+    ("R", "WA"): (_F, _R),
+    ("R", "WAD"): (_F, _W),
+    ("", "W"): (_C, _F),
+    ("", "WA"): (_C, _F, _R),
+    ("", "WAD"): (_C, _F, _W),
+    ("", "WD"): (_F, _W, _C),
+    ("RDB", "WA"): (_O, _R),
+    ("RDB", "WAD"): (_O, _W),
+    ("DB", "W"): (_O, _R, _C),
+    ("DB", "WA"): (_O, _R, _C, _R),
+    ("DB", "WD"): (_O, _W, _C),
+    ("DB", "WAD"): (_O, _W, _C, _R),
+    ("RCB", "A"): (_O,),
+}
+"""(of the folio's flags R D C B, of the entry's bits W A D) -> the steps after the first write."""
+
+DROPPABLE: dict[tuple[str, str], tuple[Step, ...]] = {
+    ("R", "WAD"): (),
+    ("", "WD"): (_C,),
+    ("", "WAD"): (_C, _R),
+    ("R", "W"): (_F,),
+    ("R", "WA"): (_F, _R),
+    ("", "W"): (_C, _F),
+    ("", "WA"): (_C, _F, _R),
+}
+"""The same in a droppable mapping, whose folios are never swap-backed."""
+
+_LARGE: dict[str, tuple[tuple[Step, ...], str]] = {
+    "RB": ((), "WAD"),
+    "B": ((_C,), "WD"),
+    "R": ((_F,), "W"),
+    "": ((_C, _F), "W"),
+}
+"""Flags -> steps over the whole folio, and the bits its entries then have."""
+
+_FIXED = frozenset("LaTVM")
+"""Flags that no recipe is about: of every folio here, of large ones, of mlocked mappings."""
+
+
+@dataclass(frozen=True)
+class LargeRecipe:
+    """steps: over the whole folio. bits: what its entries have then."""
+
+    steps: tuple[Step, ...]
+    bits: str
+
+
+def _letters(text: str, known: str) -> str:
+    return "".join(letter for letter in known if letter in text)
+
+
+def _own_flags(token: FolioToken) -> str | None:
+    """The flags a recipe is about; None if the folio has others, or lacks what all have."""
+    flags = set(token.flags)
+    if not {"L", "a"} <= flags or flags - _FIXED - set("RDCB"):
+        return None
+    return _letters(token.flags, "RDCB")
+
+
+def small_recipe(
+    token: FolioToken, entry: PteToken, table: dict[tuple[str, str], tuple[Step, ...]]
+) -> tuple[Step, ...] | None:
+    """The steps that make a small page look so; None if there are none.
+
+    Where the entry is not writable its dirty bit may be unknown (older records show the hardware's
+    alone): then a page that differs in that bit only will do.
+    """
+    flags = _own_flags(token)
+    if flags is None:
+        return None
+    bits = _letters(entry.letters, "WAD")
+    tries = [bits]
+    if "W" not in bits:
+        tries += ["W" + bits, _letters("WD" + bits, "WAD")]
+    for each in tries:
+        if (flags, each) in table:
+            return table[flags, each]
+    return None
+
+
+def large_recipe(token: FolioToken) -> LargeRecipe | None:
+    """The steps that give a large folio its flags; D is left to whoever splits its mapping."""
+    flags = _own_flags(token)
+    if flags is None or "C" in flags:
+        return None
+    found = _LARGE.get(flags.replace("D", ""))
+    return None if found is None else LargeRecipe(*found)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a scenario's declared state to the program that makes it in the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mthp.image.scenario import Action, Scenario, ScenarioVma
+from mthp.lab.compile.dress import dress, merge, prctl
+from mthp.lab.compile.family import build_family, families
+from mthp.lab.compile.wanted import CannotBuild, Want, wanted
+from mthp.lab.declared import DeclaredVma, declare
+from mthp.lab.program import BASE, Draft, Op, ProgramError, Target, Verb
+from mthp.lab.space import Uffd
+from mthp.lab.world import GEOMETRY, PMD_PAGES
+
+__all__ = ["compile_state"]
+
+_GROUP = "g"
+_SMALLEST_EATEN = 2
+"""Nothing is left to boot with where no block of order 1 is free."""
+_NO_LIMIT = 1 << 38
+"""Pages from which on a limit is none."""
+
+
+def compile_state(scenario: Scenario) -> Draft:
+    """The program that makes the scenario's initial state, and what is then to be run over it.
+
+    Whatever built the state once (built_by) is not looked at. CannotBuild, one line, says which
+    part no known sequence of system calls makes.
+    """
+    _check_whole(scenario)
+    wants = wanted(scenario)
+    draft = Draft(
+        id=scenario.id,
+        family="compiled",
+        ops=tuple(_build(scenario, wants)),
+        finish=tuple(_finish(scenario, wants)),
+        settings=scenario.settings,
+        action=scenario.action,
+        target=_target(scenario, wants),
+        passes=max(1, len(scenario.passes)),
+    )
+    _check_declared(draft, wants)
+    return draft
+
+
+def _build(scenario: Scenario, wants: Sequence[Want]) -> list[Op]:
+    highest = max(vma.end for want in wants for vma in want.vmas)
+    decoy = (highest // PMD_PAGES + 4) * PMD_PAGES
+    ops: list[Op] = []
+    for want in (want for want in wants if not want.parent):
+        ops.append(Op(Verb.NEW, () if want.name == "s" else (want.name,)))
+        ops.append(Op(Verb.BASE, (BASE,), want.name))
+        if scenario.memcg is not None:
+            ops.append(Op(Verb.CGROUP, (_GROUP,), want.name))
+    for family in families(wants):
+        ops += build_family(family, decoy)
+    ops += merge(list(wants))
+    for want in wants:
+        ops += dress(want)
+    return ops
+
+
+def _finish(scenario: Scenario, wants: Sequence[Want]) -> list[Op]:
+    ops = [op for want in wants for op in prctl(want)]
+    memcg = scenario.memcg
+    if memcg is not None and memcg.limit_pages < _NO_LIMIT:
+        slack = memcg.limit_pages - memcg.usage_pages
+        if slack < 0:
+            raise CannotBuild(f"memcg: {-slack} pages over its limit")
+        ops.append(Op(Verb.MEMCG, (_GROUP, slack)))
+    if scenario.free_blocks is not None:
+        ops.append(_eat(scenario.free_blocks))
+    return ops
+
+
+def _eat(free_blocks: Mapping[int, int]) -> Op:
+    """Take every free block larger than the largest the scenario has; of smaller ones plenty is
+    left, whatever it says. Blocks of PMD order or more cannot be counted out."""
+    largest = max((order for order, count in free_blocks.items() if count), default=0)
+    if largest >= GEOMETRY.pmd_order:
+        raise CannotBuild(f"free_blocks: blocks of order {largest} cannot be counted out")
+    return Op(Verb.EAT, (max(largest + 1, _SMALLEST_EATEN),))
+
+
+def _target(scenario: Scenario, wants: Sequence[Want]) -> Target | None:
+    if scenario.action is Action.KHUGEPAGED:
+        return None
+    for want in wants:
+        for vma in want.vmas:
+            if vma.index == scenario.target:
+                return Target(want.name, vma.start, want.name)
+    raise CannotBuild(f"target: no mapping {scenario.target}")
+
+
+# --- refusals -------------------------------------------------------------------------------
+
+
+def _check_whole(scenario: Scenario) -> None:
+    """What no part of a program can say."""
+    if scenario.geometry != GEOMETRY:
+        raise CannotBuild("geometry: guests have 4 KiB pages and 2 MiB PMDs")
+    if not scenario.vmas:
+        raise CannotBuild("vmas: nothing is mapped")
+    for i, vma in enumerate(scenario.vmas):
+        for name in ("locked", "off_lru", "poisoned"):
+            if getattr(vma, name):
+                raise CannotBuild(f"vmas[{i}].{name}: no system call leaves a page so")
+
+
+def _check_declared(draft: Draft, wants: Sequence[Want]) -> None:
+    """The program is legal, and its mappings are those of the scenario."""
+    try:
+        declared = declare(draft)
+    except ProgramError as error:
+        raise CannotBuild(str(error)) from None
+    for want in wants:
+        have = [vma for vma in declared.vmas if vma.process == want.name]
+        if [(vma.page, vma.page + vma.pages) for vma in have] != [
+            (vma.start, vma.end) for vma in want.vmas
+        ]:
+            raise CannotBuild(f"process {want.name}: mappings that touch would be one")
+        for vma, said in zip(have, want.vmas, strict=True):
+            if problem := _differs(vma, said.said):
+                raise CannotBuild(f"vmas[{said.index}]: {problem}")
+
+
+def _differs(vma: DeclaredVma, said: ScenarioVma) -> str:
+    """The first property that the program does not give the mapping as the scenario says."""
+    pairs = {
+        "advice": (vma.advice, said.advice),
+        "mlocked": (vma.mlocked, said.mlocked),
+        "uffd_wp": (bool(vma.uffd & Uffd.WP), said.uffd_wp),
+        "anon_vma": (vma.anon_vma, said.anon_vma),
+        "droppable": (vma.droppable, said.droppable),
+        "ksm": (vma.ksm, said.ksm),
+        "read_only": (not vma.writable, said.read_only),
+    }
+    for name, (have, want) in pairs.items():
+        if have != want:
+            return f"{name} would be {have}, not {want}"
+    return ""

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A scenario's declared state, process by process: what is to be on each page, and where."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
+from mthp.image.scenario import Prctl, Scenario, ScenarioVma
+from mthp.lab.program import BASE, PROCESSES, spans
+from mthp.lab.session import REACH
+
+__all__ = [
+    "CannotBuild",
+    "Folio",
+    "Page",
+    "Want",
+    "WantedVma",
+    "displacement",
+    "folios_of",
+    "wanted",
+]
+
+
+class CannotBuild(Exception):
+    """A state that no sequence of our system calls makes: one line that says which part and why."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page. at: in pages from the process's base. vma: index into the scenario's; index: from
+    that mapping's start.
+
+    level: how many sleeping children must map it. kin: the other processes that map it, or a page
+    of its large folio. pinned: a reference is to hold it.
+    """
+
+    at: int
+    vma: int
+    index: int
+    token: FolioToken
+    entry: PteToken
+    level: int = 0
+    pinned: bool = False
+    kin: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Folio:
+    """A large folio. start: the first page of its window, from the process's base.
+
+    pages: those of its pages that are mapped here.
+    """
+
+    order: int
+    start: int
+    pages: tuple[Page, ...]
+
+    @property
+    def size(self) -> int:
+        return 1 << self.order
+
+    @property
+    def window(self) -> range:
+        """All places of the folio, mapped or not."""
+        return range(self.start, self.start + self.size)
+
+    @property
+    def token(self) -> FolioToken:
+        return self.pages[0].token
+
+    @property
+    def level(self) -> int:
+        return self.pages[0].level
+
+    @property
+    def huge(self) -> bool:
+        """Mapped by a PMD."""
+        return self.pages[0].entry.state is PteState.HUGE
+
+
+@dataclass(frozen=True)
+class WantedVma:
+    """One mapping. index: in the scenario. start, end: in pages from the process's base."""
+
+    index: int
+    start: int
+    end: int
+    said: ScenarioVma
+
+    @property
+    def pages(self) -> int:
+        return self.end - self.start
+
+
+@dataclass
+class Want:
+    """What one process is to have. parent: the process it is forked from, empty if from none.
+
+    pages: by their place.
+    """
+
+    name: str
+    prctl: Prctl | None
+    parent: str = ""
+    vmas: list[WantedVma] = field(default_factory=list)
+    pages: dict[int, Page] = field(default_factory=dict)
+    folios: list[Folio] = field(default_factory=list)
+
+    def of(self, *kinds: PageKind) -> list[Page]:
+        """The pages of some kinds, in order."""
+        return [page for page in self.pages.values() if page.token.kind in kinds]
+
+    @property
+    def small(self) -> list[Page]:
+        return [page for page in self.of(PageKind.FOLIO) if is_small(page)]
+
+    @property
+    def merged(self) -> list[Page]:
+        """The pages KSM merged."""
+        return [page for page in self.of(PageKind.FOLIO) if "K" in page.token.flags]
+
+    def vma_of(self, page: Page) -> WantedVma:
+        return next(vma for vma in self.vmas if vma.index == page.vma)
+
+
+def is_small(page: Page) -> bool:
+    """A page of a folio of order 0 that is no other process's, and not merged by KSM."""
+    return page.token.order == 0 and "K" not in page.token.flags
+
+
+def displacement(scenario: Scenario) -> int:
+    """How much lower an address of the scenario lies in the guest: bytes, whole GiB.
+
+    0 wherever the scenario's mappings lie in the range that a session watches.
+    """
+    low = min(vma.start for vma in scenario.vmas)
+    high = max(vma.end(scenario.geometry) for vma in scenario.vmas)
+    if low >= BASE and high <= BASE + REACH:
+        return 0
+    moved = (low - BASE) >> 30 << 30
+    if high - moved > BASE + REACH:
+        raise CannotBuild(f"the mappings span {high - low} bytes, at most {REACH}")
+    return moved
+
+
+def wanted(scenario: Scenario) -> list[Want]:
+    """The processes of a scenario, in the order of khugepaged's scan."""
+    processes = sorted({vma.mm for vma in scenario.vmas})
+    if len(processes) > len(PROCESSES):
+        raise CannotBuild(f"{len(processes)} processes, at most {len(PROCESSES)}")
+    moved, shift = displacement(scenario), scenario.geometry.page_shift
+    prctls = [*scenario.prctl, *[None] * len(processes)]
+    wants = [Want(name, prctls[mm]) for name, mm in zip(PROCESSES, processes, strict=False)]
+    states: list[list[Page]] = []
+    for want, mm in zip(wants, processes, strict=True):
+        mine = [(i, vma) for i, vma in enumerate(scenario.vmas) if vma.mm == mm]
+        for index, vma in sorted(mine, key=lambda each: each[1].start):
+            start = (vma.start - moved - BASE) >> shift
+            want.vmas.append(WantedVma(index, start, start + vma.pages, vma))
+        states.append([page for where in want.vmas for page in _pages(where)])
+    shares = _Shares(wants, states)
+    for want, pages in zip(wants, states, strict=True):
+        want.pages = {page.at: shares.settle(want, page) for page in pages}
+        want.folios = folios_of(want)
+        want.parent = shares.parent(want)
+    return wants
+
+
+class _Shares:
+    """Which processes map the same folios, and how often each page is mapped in the scenario."""
+
+    def __init__(self, wants: list[Want], states: list[list[Page]]) -> None:
+        self._times: Counter[tuple[int, int]] = Counter()
+        self._users: dict[int, set[str]] = defaultdict(set)
+        self._order = [want.name for want in wants]
+        for want, pages in zip(wants, states, strict=True):
+            for token in (page.token for page in pages if "K" not in page.token.flags):
+                if token.folio is not None:
+                    self._times[token.folio, token.index] += 1
+                    self._users[token.folio].add(want.name)
+
+    def settle(self, want: Want, page: Page) -> Page:
+        """The page with its kin and its sleepers."""
+        token = page.token
+        if token.kind is not PageKind.FOLIO or "K" in token.flags:
+            return page
+        times, users = 1, frozenset[str]()
+        if token.folio is not None:
+            times = self._times[token.folio, token.index]
+            users = frozenset(self._users[token.folio] - {want.name})
+        return replace(page, level=token.mapcount - times, kin=users)
+
+    def parent(self, want: Want) -> str:
+        """The first of the processes that share anything, with each other or through others;
+        empty for that one itself."""
+        kin = {want.name}
+        for _ in self._order:
+            for users in self._users.values():
+                if users & kin:
+                    kin |= users
+        first = min(kin, key=self._order.index)
+        return "" if first == want.name else first
+
+
+def _pages(where: WantedVma) -> Iterator[Page]:
+    vma = where.said
+    held = {page for start, count in vma.pins for page in range(start, start + count)}
+    held |= {page for start, count, _ in vma.extra_refs for page in range(start, start + count)}
+    both = zip(vma.initial.folio_pages(), vma.initial.pte_pages(), strict=True)
+    for i, (token, entry) in enumerate(both):
+        yield Page(where.start + i, where.index, i, token, entry, pinned=i in held)
+
+
+def folios_of(want: Want) -> list[Folio]:
+    """The large folios that the process maps, in the order of their first pages."""
+    found: dict[int, list[Page]] = {}
+    for page in want.of(PageKind.FOLIO):
+        if page.token.order:
+            assert page.token.folio is not None
+            found.setdefault(page.token.folio, []).append(page)
+    folios = []
+    for pages in found.values():
+        first = pages[0]
+        folio = Folio(first.token.order, first.at - first.token.index, tuple(pages))
+        for page in pages:
+            _check_uniform(folio, page)
+        if folio.start % folio.size:
+            raise cannot([first], "a large folio that lies at no boundary of its size")
+        folios.append(folio)
+    return folios
+
+
+def _check_uniform(folio: Folio, page: Page) -> None:
+    first = folio.pages[0]
+    if page.at - page.token.index != folio.start:
+        raise cannot([page], "a page of a folio that lies apart from its others")
+    if page.token.flags != first.token.flags:
+        raise cannot([page], "a folio whose pages have different flags")
+    if page.level != first.level:
+        raise cannot([page], "a folio whose pages are mapped a different number of times")
+
+
+def cannot(pages: Iterable[Page], why: str) -> CannotBuild:
+    """The refusal for some pages of one mapping: which, counted from its start, what, and why."""
+    some = list(pages)
+    first = some[0]
+    start, count = spans(page.index for page in some)[0]
+    where = f"page {start}" if count == 1 else f"pages {start}..{start + count - 1}"
+    return CannotBuild(f"vmas[{first.vma}] {where}: {first.token} {first.entry}: {why}")

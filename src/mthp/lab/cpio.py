@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An initramfs: a cpio archive in the "newc" form, written in plain Python.
+
+The same entries give the same bytes: times are 0, owners root, inodes counted from 1.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+_MAGIC = b"070701"
+_TRAILER = "TRAILER!!!"
+_BLOCK = 512
+_MOST_BYTES = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device node's numbers; kind is stat.S_IFCHR or stat.S_IFBLK."""
+
+    kind: int
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: str
+    mode: int
+    data: bytes
+    device: Device | None = None
+
+
+class Cpio:
+    """Entries in the order they were added, directories before what lies in them."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+
+    def add(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """A plain file; mode: its permission bits. ValueError as in add_dir()."""
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"{path}: larger than a newc archive can hold")
+        self._add(path, stat.S_IFREG | mode, data)
+
+    def add_dir(self, path: str, mode: int = 0o755) -> None:
+        """A directory; those above it come by themselves (0755).
+
+        ValueError: the path is already there, or leads out of the archive.
+        """
+        self._add(path, stat.S_IFDIR | mode, b"")
+
+    def add_symlink(self, path: str, target: str) -> None:
+        """A symbolic link. ValueError as in add_dir()."""
+        self._add(path, stat.S_IFLNK | 0o777, target.encode())
+
+    def add_node(self, path: str, device: Device, mode: int = 0o600) -> None:
+        """A device node. ValueError as in add_dir()."""
+        self._add(path, device.kind | mode, b"", device)
+
+    def pack(self) -> bytes:
+        """The archive, filled up to a whole block of 512 bytes."""
+        out = bytearray()
+        for inode, entry in enumerate(self._entries.values(), 1):
+            out += _record(entry, inode)
+        out += _record(_Entry(_TRAILER, 0, b""), 0)
+        return bytes(_padded(out, _BLOCK))
+
+    def _add(self, path: str, mode: int, data: bytes, device: Device | None = None) -> None:
+        name = _checked(path)
+        if name in self._entries:
+            raise ValueError(f"{path}: already in the archive")
+        above = name.rpartition("/")[0]
+        if above and above not in self._entries:
+            self.add_dir(above)
+        elif above and not stat.S_ISDIR(self._entries[above].mode):
+            raise ValueError(f"{path}: {above} is not a directory")
+        self._entries[name] = _Entry(name, mode, data, device)
+
+
+def _checked(path: str) -> str:
+    name = path.strip("/")
+    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{path!r}: not a path inside the archive")
+    if name == _TRAILER:
+        raise ValueError(f"{path!r}: the name that ends the archive")
+    return name
+
+
+def _record(entry: _Entry, inode: int) -> bytes:
+    name = entry.path.encode() + b"\0"
+    links = 2 if stat.S_ISDIR(entry.mode) else 1
+    major, minor = (entry.device.major, entry.device.minor) if entry.device else (0, 0)
+    numbers = (
+        inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, major, minor, len(name), 0,
+    )  # fmt: skip
+    head = _MAGIC + b"".join(b"%08X" % number for number in numbers)
+    return bytes(_padded(bytearray(head + name), 4)) + bytes(_padded(bytearray(entry.data), 4))
+
+
+def _padded(data: bytearray, unit: int) -> bytearray:
+    return data + bytes(-len(data) % unit)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drawing random initial states: a seed and an index give a Draft, always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from mthp.lab.draw.author import new_author
+from mthp.lab.draw.families import FAMILIES
+from mthp.lab.program import Draft
+
+__all__ = ["FAMILIES", "draw", "draw_many"]
+
+
+def draw(seed: int, index: int, family: str = "") -> Draft:
+    """The draft of this index: legal, and independent of every other index.
+
+    family: one of FAMILIES, instead of one drawn by weight.
+    """
+    rng = Random(f"{seed}:{index}")
+    weights = [weight for weight, _ in FAMILIES.values()]
+    drawn = rng.choices(list(FAMILIES), weights)[0]
+    family = family or drawn
+    author = new_author(rng)
+    FAMILIES[family][1](author)
+    if rng.random() < 0.25:
+        author.passes = rng.choice([2, 2, 3])
+    return author.draft(f"{seed}-{index}", family)
+
+
+def draw_many(seed: int, number: int) -> Iterator[Draft]:
+    """The drafts of the indices from 0."""
+    for index in range(number):
+        yield draw(seed, index)

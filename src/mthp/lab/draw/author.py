@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writing a program down while walking through it, so that what is drawn next can be legal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from random import Random
+
+from mthp.image.scenario import Action
+from mthp.lab.draw.knobs import ORDERS, PMD_ORDER, draw_settings
+from mthp.lab.program import BASE, Draft, Madv, Op, Target, Verb, spans, switch, switches
+from mthp.lab.space import Page, Space, Vma
+from mthp.lab.walk import do
+from mthp.lab.world import PMD_PAGES, World
+from mthp.settings import Enabled, Settings
+
+DECOY = 1 << 21
+"""Where decoy mappings lie, in pages from the base: far from everything else."""
+
+OFF = Settings(enabled=Enabled.MADVISE, sizes=dict.fromkeys(ORDERS, Enabled.NEVER))
+"""The switches while a state is made."""
+
+
+@dataclass
+class Author:
+    """A program being drawn. world is what its operations have made so far.
+
+    settings are the final ones; while the operations run every switch is off.
+    """
+
+    rng: Random
+    settings: Settings
+    world: World = field(default_factory=World)
+    ops: list[Op] = field(default_factory=list)
+    finish: list[Op] = field(default_factory=list)
+    action: Action = Action.KHUGEPAGED
+    target: Target | None = None
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        for each in switches(OFF):
+            do(self.world, each)
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def do(self, verb: Verb, *args: int | str, who: str = "") -> None:
+        """Write one operation down and walk through it."""
+        self.add(Op(verb, args, who))
+
+    def add(self, each: Op) -> None:
+        """do() for an operation that is there already."""
+        do(self.world, each)
+        self.ops.append(each)
+
+    def advise(self, who: str, start: int, pages: int, advice: Madv) -> None:
+        """One madvise."""
+        self.do(Verb.ADVISE, start, pages, int(advice), who=who)
+
+    def with_order(self, order: int, mode: Enabled = Enabled.ALWAYS) -> Switched:
+        """While this context lasts, faults make folios of the order."""
+        return Switched(self, order, mode)
+
+    def start(self, who: str = "s") -> None:
+        """A fresh process with its base address, now and then an odd one."""
+        base = BASE
+        if self.rng.random() < 0.08:
+            base += self.rng.choice([1, 37, 511, PMD_PAGES, 5 * PMD_PAGES]) * 4096
+        self.do(Verb.NEW, *(() if who == "s" else (who,)))
+        self.do(Verb.BASE, base, who=who)
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def space(self, who: str = "s") -> Space:
+        """The memory of a process so far."""
+        return self.world.space(who)
+
+    def vmas(self, who: str) -> tuple[Vma, ...]:
+        """Its mappings as they are now: operations may follow while these are gone through."""
+        return tuple(self.space(who).vmas)
+
+    def runs(self, who: str, fits: Callable[[Vma, Page], bool], least: int = 1) -> list[Run]:
+        """Runs of pages of one VMA whose marks all fit, at least `least` long."""
+        space = self.space(who)
+        return [
+            (start, pages)
+            for vma in space.vmas
+            for start, pages in spans(
+                page for page in range(vma.start, vma.end) if fits(vma, space.page(page))
+            )
+            if pages >= least
+        ]
+
+    def free_runs(self, who: str, *kinds: Page, least: int = 1) -> list[Run]:
+        """Runs of writable pages of those kinds that nothing holds, locks or protects."""
+        space = self.space(who)
+        held = space.pinned | space.wp
+        found = self.runs(
+            who,
+            lambda vma, page: page in kinds and vma.traits.writable and not vma.traits.mlocked,
+        )
+        cut = [
+            run
+            for start, pages in found
+            for run in spans(page for page in range(start, start + pages) if page not in held)
+        ]
+        return [run for run in cut if run[1] >= least]
+
+    def piece(self, run: Run, most: int = 64) -> Run:
+        """A random part of a run, often at a round place."""
+        start, pages = run
+        length = min(pages, self.rng.choice([1, 1, 2, 3, 4, 8, 16, 32, 64]), most)
+        at = start + self.rng.randint(0, pages - length)
+        if self.rng.random() < 0.5:
+            rounded = at // length * length
+            at = rounded if rounded >= start else at
+        return at, length
+
+    def pieces(self, who: str, kinds: tuple[Page, ...], most: int, length: int = 64) -> list[Run]:
+        """Up to `most` random parts of free runs of those kinds, apart from one another."""
+        runs = self.free_runs(who, *kinds)
+        chosen = self.rng.sample(runs, min(most, len(runs)))
+        return [self.piece(run, length) for run in chosen]
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def register(self, who: str) -> None:
+        """Make sure that khugepaged knows the process, whatever its VMAs are advised.
+
+        A short-lived mapping is advised for it, with the PMD size enabled for a moment.
+        """
+        if self.world.process(who).registered:
+            return
+        with self.with_order(PMD_ORDER, Enabled.MADVISE):
+            self.do(Verb.MMAP, DECOY, 2 * PMD_PAGES, who=who)
+            self.do(Verb.WRITE, DECOY, 1, who=who)
+            self.advise(who, DECOY, 2 * PMD_PAGES, Madv.HUGEPAGE)
+            self.do(Verb.MUNMAP, DECOY, 2 * PMD_PAGES, who=who)
+
+    def finish_with(self, each: Op) -> None:
+        """An operation for after the drawn settings are written; walked through by draft()."""
+        self.finish.append(each)
+
+    def draft(self, name: str, family: str) -> Draft:
+        """The program as it stands."""
+        return Draft(
+            id=name,
+            family=family,
+            ops=tuple(self.ops),
+            finish=tuple(self.finish),
+            settings=self.settings,
+            action=self.action,
+            target=self.target,
+            passes=self.passes,
+        )
+
+
+Run = tuple[int, int]
+"""First page and number of pages."""
+
+
+@dataclass
+class Switched:
+    """One size is on while this context lasts."""
+
+    author: Author
+    order: int
+    mode: Enabled
+
+    def __enter__(self) -> None:
+        self.author.add(switch(OFF, self.order, self.mode))
+
+    def __exit__(self, *error: object) -> None:
+        if error == (None, None, None):
+            self.author.add(switch(OFF, self.order, Enabled.NEVER))
+
+
+def new_author(rng: Random) -> Author:
+    """An empty program with drawn settings."""
+    return Author(rng, draw_settings(rng))
+
+
+def cuts(rng: Random, start: int, end: int, parts: int, grain: int) -> Iterator[Run]:
+    """[start, end) in about `parts` runs, with most of their edges at multiples of `grain`."""
+    edges = {start, end}
+    for _ in range(parts - 1):
+        at = rng.randint(start, end)
+        if rng.random() < 0.8:
+            at = at // grain * grain
+        if start < at < end:
+            edges.add(at)
+    marks = sorted(edges)
+    for low, high in pairwise(marks):
+        yield low, high - low

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drawing the settings: which sizes are on and how, and the limits."""
+
+from __future__ import annotations
+
+from random import Random
+
+from mthp.settings import Enabled, Settings
+from mthp.units import Geometry
+
+ORDERS = tuple(sorted(Geometry().anon_orders))
+PMD_ORDER = Geometry().pmd_order
+MAX_LIMIT = Geometry().ptrs_per_pte - 1
+
+_NONE = (0, 1, 2, 3, 15, 16, 64, 255, 256, 510)
+_FEW = (0, 1, 2, 7, 8, 16, 63, 64, 128, 255, 256, 510, 511)
+
+
+def draw_settings(rng: Random) -> Settings:
+    """Switches and limits; khugepaged always has something that is enabled."""
+    sizes = _sizes(rng)
+    own = {mode for mode in sizes.values() if mode is not Enabled.INHERIT}
+    everywhere = rng.choices(list(_GLOBAL), list(_GLOBAL.values()))[0]
+    if everywhere is Enabled.NEVER and own <= {Enabled.NEVER}:
+        everywhere = rng.choice([Enabled.MADVISE, Enabled.ALWAYS])
+    return Settings(
+        enabled=everywhere,
+        sizes=sizes,
+        defrag=rng.random() < 0.85,
+        max_ptes_none=_none_limit(rng),
+        max_ptes_swap=_few(rng, 64),
+        max_ptes_shared=_few(rng, 256),
+    )
+
+
+_GLOBAL = {Enabled.MADVISE: 5, Enabled.ALWAYS: 4, Enabled.NEVER: 1}
+_ON = {Enabled.MADVISE: 4, Enabled.ALWAYS: 5, Enabled.INHERIT: 3}
+
+
+def _sizes(rng: Random) -> dict[int, Enabled]:
+    """A switch for every size, in one of several styles."""
+    off = dict.fromkeys(ORDERS, Enabled.NEVER)
+    mode = rng.choices(list(_ON), list(_ON.values()))[0]
+    style = rng.random()
+    if style < 0.12:
+        return off | {PMD_ORDER: mode}
+    if style < 0.34:
+        return off | {rng.choice(ORDERS[:-1]): mode}
+    if style < 0.46:
+        return off | {rng.choice(ORDERS[:-1]): mode, PMD_ORDER: mode}
+    if style < 0.58:
+        return dict.fromkeys(ORDERS, mode)
+    if style < 0.78:
+        return off | dict.fromkeys(rng.sample(ORDERS, rng.randint(2, 5)), mode)
+    modes = list(Enabled)
+    return {order: rng.choice(modes) for order in ORDERS}
+
+
+def _none_limit(rng: Random) -> int:
+    """Only 0 and the highest value let sizes below PMD order collapse as they say."""
+    style = rng.random()
+    if style < 0.3:
+        return 0
+    if style < 0.72:
+        return MAX_LIMIT
+    if style < 0.9:
+        return rng.choice(_NONE)
+    return rng.randint(0, MAX_LIMIT)
+
+
+def _few(rng: Random, default: int) -> int:
+    style = rng.random()
+    if style < 0.4:
+        return default
+    if style < 0.6:
+        return MAX_LIMIT
+    if style < 0.9:
+        return rng.choice(_FEW)
+    return rng.randint(0, MAX_LIMIT)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where mappings lie, how they are advised in the end, and that khugepaged knows the processes."""
+
+from __future__ import annotations
+
+from random import Random
+
+from mthp.image.scenario import Advice
+from mthp.lab.draw.author import Author, Run
+from mthp.lab.draw.fill import weighted
+from mthp.lab.program import Madv, Op, Verb
+from mthp.lab.walk import walk
+from mthp.lab.world import PMD_PAGES
+from mthp.settings import Enabled
+
+FIRST = PMD_PAGES
+"""Mappings start around this page, so that there is room before the first whole table."""
+
+
+def place(rng: Random, at: int = FIRST, tables: int = 0) -> Run:
+    """A mapping that holds `tables` whole tables (1 to 3 if not given), often with odd ends.
+
+    at: on a table's boundary; what goes before the first whole table lies before it.
+    """
+    tables = tables or rng.choice([1, 1, 1, 1, 2, 2, 3])
+    before = _odd(rng) if rng.random() < 0.35 else 0
+    after = _odd(rng) if rng.random() < 0.35 else 0
+    return at - before, before + tables * PMD_PAGES + after
+
+
+def _odd(rng: Random) -> int:
+    return rng.choice([1, 2, 4, 16, 37, 256, 511, rng.randint(1, PMD_PAGES - 1)])
+
+
+def short_place(rng: Random, at: int) -> Run:
+    """A mapping that holds no whole table, or just one."""
+    pages = rng.choice([1, 4, 63, 300, 511, 512, 513, 700, rng.randint(1, 1000)])
+    return at - rng.randint(0, PMD_PAGES - 1), pages
+
+
+def map_one(author: Author, who: str = "s", tables: int = 0) -> Run:
+    """One mapping for the process."""
+    run = place(author.rng, tables=tables)
+    author.do(Verb.MMAP, *run, who=who)
+    return run
+
+
+def map_many(author: Author, who: str, number: int) -> list[Run]:
+    """Several mappings with at least a page between them; tables may be shared by two."""
+    rng, runs, low = author.rng, [], 0
+    for _ in range(number):
+        at = -(-(low + 1) // PMD_PAGES) * PMD_PAGES + rng.choice([0, 0, PMD_PAGES])
+        run = place(rng, at, 1) if rng.random() < 0.7 else short_place(rng, at + PMD_PAGES)
+        start = max(run[0], low + 1)
+        run = (start, max(1, sum(run) - start))
+        author.do(Verb.MMAP, *run, who=who)
+        runs.append(run)
+        low = sum(run)
+    return runs
+
+
+_ADVICE: dict[Advice | None, float] = {Advice.HUGEPAGE: 60, None: 33, Advice.NOHUGEPAGE: 7}
+_MADV = {Advice.HUGEPAGE: Madv.HUGEPAGE, Advice.NOHUGEPAGE: Madv.NOHUGEPAGE}
+IDLE = 0.12
+"""How often a program may leave khugepaged nothing that it is allowed to collapse."""
+
+
+def give_advice(author: Author, who: str) -> None:
+    """Advise the process's mappings after the drawn settings are in force.
+
+    What is to be MADV_HUGEPAGE gets the opposite first: only a change of flags registers. Where
+    nothing is enabled for what is not advised, nearly everything is advised.
+    """
+    rng = author.rng
+    idle = rng.random() < IDLE
+    for vma in author.vmas(who):
+        advice = weighted(rng, _ADVICE)
+        needed = not author.settings.orders_always and not idle and not _inherits_always(author)
+        if needed and advice is None:
+            advice = Advice.HUGEPAGE
+        if advice is Advice.HUGEPAGE:
+            _advise_last(author, who, (vma.start, vma.pages), Madv.NOHUGEPAGE)
+        if advice is not None:
+            _advise_last(author, who, (vma.start, vma.pages), _MADV[advice])
+
+
+def _inherits_always(author: Author) -> bool:
+    settings = author.settings
+    return bool(settings.orders_inherit) and settings.enabled is Enabled.ALWAYS
+
+
+def _advise_last(author: Author, who: str, run: Run, advice: Madv) -> None:
+    author.finish_with(Op(Verb.ADVISE, (*run, int(advice)), who))
+
+
+def close(author: Author) -> None:
+    """Advise every process in a drawn order, and register those that this does not register."""
+    names = list(author.world.processes)
+    author.rng.shuffle(names)
+    for name in names:
+        give_advice(author, name)
+    world = walk(author.draft("", "").program())
+    for name in names:
+        if not world.process(name).registered or author.rng.random() < 0.1:
+            author.register(name)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Folios swapped out whole, so that swap-in may bring them back at once, and what is in its way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mthp.lab.draw.author import Author, Run
+from mthp.lab.draw.fill import (
+    Look,
+    drop_some,
+    fill_one_order,
+    plan_segments,
+    put,
+    weighted,
+    whole_tables,
+)
+from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS, PMD_ORDER
+from mthp.lab.draw.layout import map_one
+from mthp.lab.program import Madv, Verb
+from mthp.lab.space import Page, Uffd
+from mthp.lab.world import PMD_PAGES
+from mthp.settings import Enabled
+
+
+def enable_swapin(author: Author) -> None:
+    """The PMD size is on, with sizes for swap-in below it; the limits mostly let swap-in happen."""
+    rng = author.rng
+    on = rng.choice([Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT])
+    sizes = dict.fromkeys(rng.sample(ORDERS, rng.randint(1, len(ORDERS))), on) | {PMD_ORDER: on}
+    author.settings = replace(
+        author.settings,
+        enabled=rng.choice([Enabled.ALWAYS, Enabled.MADVISE]),
+        sizes=dict.fromkeys(ORDERS, Enabled.NEVER) | sizes,
+        max_ptes_none=rng.choice([0, MAX_LIMIT, MAX_LIMIT, MAX_LIMIT]),
+        max_ptes_swap=rng.choice([64, 256, MAX_LIMIT, MAX_LIMIT]),
+    )
+
+
+def swap_folios(author: Author, who: str) -> None:
+    """Pages of a table or two go out, many at a time, in folios of one order or of several."""
+    rng = author.rng
+    for table in whole_tables(author, who):
+        style = rng.random()
+        if style < 0.5:
+            order = rng.choice([0, *ORDERS[:-1]])
+            run = table, PMD_PAGES
+            if order:
+                fill_one_order(author, who, run, order)
+            else:
+                author.do(Verb.WRITE, *run, who=who)
+        else:
+            look = weighted(rng, {Look.LARGE: 4, Look.MIXED: 2})
+            put(author, who, plan_segments(rng, table, PMD_PAGES, look))
+    if rng.random() < 0.3:
+        drop_some(author, who, 2)
+    if rng.random() < 0.2:
+        author.do(Verb.CLEAR_REFS, 4, who=who)
+    for run in author.pieces(who, (Page.WRITTEN,), rng.randint(1, 6), PMD_PAGES):
+        author.advise(who, *_rounded(author, run), Madv.PAGEOUT)
+
+
+def _rounded(author: Author, run: Run) -> Run:
+    """The aligned half of a table around a run, or less, if one VMA holds it."""
+    size = author.rng.choice([1, 4, 8, 16, 32, 64, 128, 240])
+    start = run[0] // size * size
+    inside = any(vma.start <= start and start + size <= vma.end for vma in author.space().vmas)
+    return (start, size) if inside else run
+
+
+def trouble(author: Author, who: str) -> None:
+    """What comes between: pages read or written back, cleared marks, holes, userfaultfd."""
+    rng = author.rng
+    alone = len(author.world.processes) == 1 and not author.world.process(who).children
+    for _ in range(rng.randint(0, 3)):
+        runs = author.pieces(who, (Page.OUT,), 1, 16)
+        style = rng.random()
+        if style < 0.1:
+            author.do(Verb.CLEAR_REFS, 4, who=who)
+        if not runs:
+            continue
+        if style < 0.3:
+            author.do(Verb.READ, *runs[0], who=who)
+        elif style < 0.4 and alone:
+            author.do(Verb.WRITE, *runs[0], who=who)
+        elif style < 0.55:
+            author.advise(who, *runs[0], Madv.DONTNEED)
+        elif style < 0.65:
+            start, pages = runs[0]
+            vma = author.space(who).over(start, start + pages)[0]
+            if not vma.traits.uffd and vma.traits.writable:
+                author.do(Verb.UFFD, vma.start, vma.pages, Uffd.WP.value, who=who)
+                author.do(Verb.UFFD_WP, start, pages, 1, who=who)
+
+
+def share_slots(author: Author) -> None:
+    """A fork after swapping out, to a process of the record or to one that sleeps; some pages are
+    read back by one of them.
+
+    None is written: the folio of which every page has been copied stays in the swap cache, where
+    nothing shows it.
+    """
+    rng = author.rng
+    names = ["s"]
+    if rng.random() < 0.7:
+        author.do(Verb.FORK_TO, "t", who="s")
+        names.append("t")
+    else:
+        author.do(Verb.FORK, 1, who="s")
+    for who in names:
+        for run in author.pieces(who, (Page.OUT,), rng.randint(0, 2), 16):
+            order = rng.choice(ORDERS[:-1])
+            with author.with_order(order):
+                author.do(Verb.READ, *run, who=who)
+
+
+def draw_swapin(author: Author) -> None:
+    """Everything but the end: who is registered, and how."""
+    author.start()
+    enable_swapin(author)
+    map_one(author)
+    swap_folios(author, "s")
+    if author.rng.random() < 0.35 and not author.world.process("s").registered:
+        share_slots(author)
+    for who in list(author.world.processes):
+        trouble(author, who)
+    if author.rng.random() < 0.1:
+        vma = author.space("s").vmas[0]
+        if vma.traits.writable:
+            author.do(Verb.MPROTECT, vma.start, vma.pages, 1, who="s")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""In the guest: one Python that does the host's jobs, for starting one for each is slow there.
+
+Job N is the folder's N.json, complete once N.go is there. A job executes argv (with env, cwd, uid,
+a cgroup to join), or calls a function of this file with args. Its output goes to N.out; N.done says
+`done` and its exit status at its end, or `started` and its pid where background is set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import sys
+import time
+
+PR_SET_THP_DISABLE = 41
+PAUSE = 0.02
+PRELOADED = ("capture", "register")
+
+
+def forbid_huge_pages(on: int) -> None:
+    """prctl(2); children and what they execute inherit it."""
+    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, on, 0, 0, 0)
+
+
+def split(path: str, size: str) -> int:
+    """A file in parts PATH.0, PATH.1 and so on, for one answer of the agent has its limits."""
+    with open(path, "rb") as file:
+        data = file.read()
+    parts = range(0, len(data), int(size))
+    for number, at in enumerate(parts):
+        with open(f"{path}.{number}", "wb") as part:
+            part.write(data[at : at + int(size)])
+    print(len(parts))
+    return 0
+
+
+def call(name: str, args: list[str]) -> int:
+    """split() here, or main() of a module beside this one."""
+    if name == "split":
+        return split(*args)
+    status = importlib.import_module(name).main(args)
+    return int(status or 0)
+
+
+def execute(job: dict[str, object]) -> None:
+    """Become the program; no return."""
+    forbid_huge_pages(0)
+    if job.get("cgroup"):
+        with open(f"{job['cgroup']}/cgroup.procs", "w", encoding="ascii") as procs:
+            procs.write(str(os.getpid()))
+    uid = job.get("uid")
+    if isinstance(uid, int) and uid:
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+    os.chdir(str(job.get("cwd") or "/tmp"))
+    argv, env = job["argv"], job.get("env") or {}
+    assert isinstance(argv, list) and isinstance(env, dict)
+    os.execve(argv[0], argv, {**os.environ, **env})
+
+
+def child(job: dict[str, object], output: str) -> None:
+    """Everything after the fork; no return."""
+    status = 1
+    try:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDONLY)
+        out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        for source, target in ((null, 0), (out, 1), (out, 2)):
+            os.dup2(source, target)
+        if "argv" in job:
+            execute(job)
+        status = call(str(job["call"]), job["args"])  # type: ignore[arg-type]
+    except OSError as error:
+        print(error.strerror or error, file=sys.stderr)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def do(folder: str, number: int) -> None:
+    """Job N, to its end unless it is one for the background."""
+    with open(f"{folder}/{number}.json", encoding="utf-8") as file:
+        job = json.load(file)
+    pid = os.fork()
+    if not pid:
+        child(job, f"{folder}/{number}.out")
+    word = f"started {pid}"
+    if not job.get("background"):
+        word = f"done {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+    with open(f"{folder}/{number}.done", "w", encoding="ascii") as done:
+        done.write(word)
+
+
+def main() -> None:
+    """Serve the folder named on the command line until the guest ends."""
+    folder = sys.argv[1]
+    forbid_huge_pages(1)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    print("ready", flush=True)
+    number = 1
+    while True:
+        if not os.path.exists(f"{folder}/{number}.go"):
+            time.sleep(PAUSE)
+            continue
+        do(folder, number)
+        number += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A process under test. Whatever state its memory gets, it gets by the system calls below, each
+ * over a range of pages counted from the process's base. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE 0x08
+#endif
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+#define MAX_CHILDREN 64
+
+static uint64_t base;
+static int uffd = -1;
+static pid_t children[MAX_CHILDREN];
+static int child_count;
+static int sock;
+
+static long failed(void)
+{
+	return -errno;
+}
+
+static long or_errno(long result)
+{
+	return result < 0 ? failed() : result;
+}
+
+static volatile uint64_t *page(uint64_t index)
+{
+	return (volatile uint64_t *)(base + index * PAGE);
+}
+
+static long touch(const char *op, uint64_t first, uint64_t pages)
+{
+	for (uint64_t i = first; i < first + pages; i++) {
+		if (!strcmp(op, "rd"))
+			(void)*page(i);
+		else
+			*page(i) = !strcmp(op, "same") ? 0x5a5a5a5a : (uint64_t)page(i) | 1;
+	}
+	return 0;
+}
+
+static long map(uint64_t first, uint64_t pages, int sharing)
+{
+	void *at = mmap((void *)page(first), pages * PAGE, PROT_READ | PROT_WRITE,
+			sharing | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return failed();
+	return at == (void *)page(first) ? 0 : -EEXIST;
+}
+
+static long move(uint64_t first, uint64_t pages, uint64_t to)
+{
+	void *at = mremap((void *)page(first), pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+			  (void *)page(to));
+
+	return at == MAP_FAILED ? failed() : 0;
+}
+
+static long register_uffd(uint64_t first, uint64_t pages, uint64_t mode)
+{
+	struct uffdio_register range = {
+		.range = { .start = (uint64_t)page(first), .len = pages * PAGE }, .mode = mode,
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+
+	if (uffd < 0) {
+		uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+		if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+			return failed();
+	}
+	return or_errno(ioctl(uffd, UFFDIO_REGISTER, &range));
+}
+
+static long write_protect(uint64_t first, uint64_t pages, uint64_t on)
+{
+	struct uffdio_writeprotect range = {
+		.range = { .start = (uint64_t)page(first), .len = pages * PAGE },
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+
+	return or_errno(ioctl(uffd, UFFDIO_WRITEPROTECT, &range));
+}
+
+/* Registered buffers hold a long-term pin (FOLL_PIN | FOLL_LONGTERM) until the ring is closed. */
+static long pin_uring(uint64_t first, uint64_t pages)
+{
+	struct io_uring_params params = { 0 };
+	struct iovec range = { (void *)page(first), pages * PAGE };
+	int ring = syscall(SYS_io_uring_setup, 4, &params);
+
+	if (ring < 0)
+		return failed();
+	return or_errno(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &range, 1));
+}
+
+/* Pages in a pipe hold a plain reference each until they are read, which nobody does. */
+static long pin_vmsplice(uint64_t first, uint64_t pages)
+{
+	struct iovec range = { (void *)page(first), pages * PAGE };
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC) || fcntl(ends[1], F_SETPIPE_SZ, pages * PAGE) < 0)
+		return failed();
+	return vmsplice(ends[1], &range, 1, SPLICE_F_NONBLOCK) == (ssize_t)range.iov_len ? 0 : -EIO;
+}
+
+static long fork_sleepers(uint64_t count)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			return failed();
+		if (!pid) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			for (;;)
+				pause();
+		}
+		if (child_count == MAX_CHILDREN)
+			return -ENOSPC;
+		children[child_count++] = pid;
+	}
+	return 0;
+}
+
+static void end_sleepers(void)
+{
+	while (child_count) {
+		pid_t pid = children[--child_count];
+
+		kill(pid, SIGKILL);
+		syscall(SYS_wait4, pid, NULL, 0, NULL);
+	}
+}
+
+/* A child that takes ops of its own; PID 1 gets its socket through ours. */
+static long fork_subject(void)
+{
+	int ends[2];
+	pid_t pid;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends))
+		return failed();
+	pid = fork();
+	if (pid < 0)
+		return failed();
+	if (!pid) {
+		close(ends[0]);
+		close(sock);
+		child_count = 0;
+		subject_loop(ends[1]);
+	}
+	close(ends[1]);
+	if (send_fd(sock, ends[0], pid))
+		return failed();
+	close(ends[0]);
+	return 0;
+}
+
+static long write_own_pid(const char *path)
+{
+	char text[16];
+	int fd = open(path, O_WRONLY | O_CLOEXEC), length = sprintf(text, "%d", getpid());
+	long result;
+
+	if (fd < 0)
+		return failed();
+	result = write(fd, text, length) == length ? 0 : failed();
+	close(fd);
+	return result;
+}
+
+/* madvise() on another process, by its pid. */
+static long advise_other(const struct words *w)
+{
+	struct iovec range = { (void *)number(w, 2), number(w, 3) };
+	int pidfd = syscall(SYS_pidfd_open, (pid_t)number(w, 1), 0);
+	long result;
+
+	if (pidfd < 0)
+		return failed();
+	result = or_errno(syscall(SYS_process_madvise, pidfd, &range, 1, (int)number(w, 4), 0));
+	close(pidfd);
+	return result < 0 ? result : 0;
+}
+
+/* One entry of 8 bytes of a file of /proc. */
+static uint64_t entry(const char *path, uint64_t index)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint64_t value = 0;
+
+	if (fd >= 0 && pread(fd, &value, sizeof(value), index * 8) != sizeof(value))
+		value = 0;
+	close(fd);
+	return value;
+}
+
+/* Touch a page of each 2 MiB until one gets a small folio: how many got a large one. */
+static long gorge(uint64_t first, uint64_t windows)
+{
+	const uint64_t large = 1 << 15 | 1 << 16; /* KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL */
+	uint64_t i, frame;
+
+	for (i = 0; i < windows; i++) {
+		*page(first + i * 512) = 1;
+		frame = entry("/proc/self/pagemap", (uint64_t)page(first + i * 512) / PAGE) << 9 >> 9;
+		if (!(entry("/proc/kpageflags", frame) & large))
+			break;
+	}
+	return i;
+}
+
+/* Give back every page but those whose frame number is a multiple of 2^order. */
+static long thin_out(uint64_t first, uint64_t pages, uint64_t order)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t entries[512], given = 0;
+
+	if (fd < 0)
+		return failed();
+	for (uint64_t i = 0; i < pages; i++) {
+		uint64_t place = i % 512;
+
+		if (!place && pread(fd, entries, sizeof(entries), (uint64_t)page(first + i) / PAGE * 8) < 8)
+			return -EIO;
+		if ((entries[place] << 9 >> 9) % (1ULL << order)) {
+			given++;
+			continue;
+		}
+		if (given && madvise((void *)page(first + i - given), given * PAGE, MADV_DONTNEED_LOCKED))
+			return failed();
+		given = 0;
+	}
+	close(fd);
+	if (given && madvise((void *)page(first + pages - given), given * PAGE, MADV_DONTNEED_LOCKED))
+		return failed();
+	return 0;
+}
+
+static long run(const struct words *w)
+{
+	const char *op = w->word[0];
+	uint64_t first = number(w, 1), pages = number(w, 2), third = number(w, 3);
+	void *start = (void *)page(first);
+
+	if (!strcmp(op, "base"))
+		return base = first, 0;
+	if (!strcmp(op, "wr") || !strcmp(op, "rd") || !strcmp(op, "same"))
+		return touch(op, first, pages);
+	if (!strcmp(op, "adv"))
+		return or_errno(madvise(start, pages * PAGE, third));
+	if (!strcmp(op, "mmap"))
+		return map(first, pages, MAP_PRIVATE);
+	if (!strcmp(op, "mmap_droppable"))
+		return map(first, pages, MAP_DROPPABLE);
+	if (!strcmp(op, "munmap"))
+		return or_errno(munmap(start, pages * PAGE));
+	if (!strcmp(op, "mprotect"))
+		return or_errno(mprotect(start, pages * PAGE, third));
+	if (!strcmp(op, "mremap"))
+		return move(first, pages, third);
+	if (!strcmp(op, "mlock2"))
+		return or_errno(syscall(SYS_mlock2, start, pages * PAGE, MLOCK_ONFAULT));
+	if (!strcmp(op, "mlock"))
+		return or_errno(mlock(start, pages * PAGE));
+	if (!strcmp(op, "munlock"))
+		return or_errno(munlock(start, pages * PAGE));
+	if (!strcmp(op, "uffd"))
+		return register_uffd(first, pages, third);
+	if (!strcmp(op, "uffdwp"))
+		return write_protect(first, pages, third);
+	if (!strcmp(op, "thin"))
+		return thin_out(first, pages, third);
+	if (!strcmp(op, "gorge"))
+		return gorge(first, pages);
+	if (!strcmp(op, "pin_uring"))
+		return pin_uring(first, pages);
+	if (!strcmp(op, "pin_vmsplice"))
+		return pin_vmsplice(first, pages);
+	if (!strcmp(op, "fork"))
+		return fork_sleepers(first);
+	if (!strcmp(op, "endfork"))
+		return end_sleepers(), 0;
+	if (!strcmp(op, "forkto"))
+		return fork_subject();
+	if (!strcmp(op, "prctl_thp"))
+		return or_errno(prctl(PR_SET_THP_DISABLE, first, pages, 0, 0));
+	if (!strcmp(op, "join"))
+		return write_own_pid(w->word[1]);
+	if (!strcmp(op, "padv"))
+		return advise_other(w);
+	return -ENOSYS;
+}
+
+/* SIGBUS is forced on whoever poisons a page, used or not; ignoring it would not be enough. */
+static void do_nothing(int signal)
+{
+	(void)signal;
+}
+
+void subject_loop(int from)
+{
+	char line[1024];
+	ssize_t length;
+
+	signal(SIGBUS, do_nothing);
+	sock = from;
+	while ((length = recv(sock, line, sizeof(line) - 1, 0)) > 0) {
+		struct answer answer = { 0 };
+		struct words w;
+		long result;
+
+		line[length] = 0;
+		w = split(line);
+		result = run(&w);
+		answer.error = result < 0 ? result : 0;
+		answer.value = result < 0 ? 0 : result;
+		if (send(sock, &answer, sizeof(answer), 0) != sizeof(answer))
+			break;
+	}
+	_exit(0);
+}
+
+int send_fd(int to, int fd, pid_t pid)
+{
+	char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec data = { &pid, sizeof(pid) };
+	struct msghdr message = {
+		.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(header), &fd, sizeof(int));
+	return sendmsg(to, &message, 0) == sizeof(pid) ? 0 : -1;
+}
+
+int receive_fd(int from, pid_t *pid)
+{
+	char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec data = { pid, sizeof(*pid) };
+	struct msghdr message = {
+		.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control),
+	};
+	int fd = -1;
+
+	if (recvmsg(from, &message, 0) == sizeof(*pid) && CMSG_FIRSTHDR(&message))
+		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
+	return fd;
+}

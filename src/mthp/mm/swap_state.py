@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading swapped pages into the swap cache: which size of folio, and what it falls back to.
+
+Kernel: mm/swap_state.c, mm/memory.c (thp_swapin_suitable_orders).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mthp.machine.step import Access
+from mthp.mm.folio import PG_LOCKED, PG_SWAPBACKED, PG_SWAPCACHE, PG_UPTODATE
+from mthp.mm.huge_mm import (
+    Tva,
+    highest_order,
+    next_orders,
+    thp_vma_allowable_orders,
+    thp_vma_suitable_orders,
+)
+from mthp.mm.lru import folio_add_lru
+from mthp.mm.mm_struct import Mm
+from mthp.mm.pagetable import PmdPtr, PteMap, pmdp_get_lockless, pte_offset_map
+from mthp.mm.pte import PFN_SHIFT, pte_pfn
+from mthp.mm.swap_device import swp_offset
+from mthp.mm.vma import VM_HUGEPAGE, Vma, userfaultfd_armed
+from mthp.profiles import DeferredMemcg
+
+if TYPE_CHECKING:
+    from mthp.mm.kernel import Kernel
+
+
+def swapin_sync(mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> int | None:
+    """Read the slot of orig_pte, and those around it where a larger folio may hold them, into a new
+    folio in the swap cache. It is returned unlocked and with a reference; None: no memory.
+
+    Kernel: mm/swap_state.c, swapin_sync().
+    """
+    kernel = mm.kernel
+    mem, swap = kernel.mem, kernel.swap
+    orders = 1
+    if swap.synchronous:
+        orders |= _thp_swapin_suitable_orders(kernel, vma, address, pmd, orig_pte)
+    folio = _swap_cache_alloc_folio(mm, vma, pte_pfn(orig_pte), orders)
+    if folio is None:
+        return None
+    slots = range(entry := swap.entry_of[folio], entry + mem.folio_nr_pages(folio))
+    for page, slot in enumerate(slots, folio):
+        mem.content.write(page, swap.contents.get(slot, 0))
+    if swap.failing.isdisjoint(slots):
+        mem.set(folio, PG_UPTODATE)
+        mem.vmstat.count_mthp_stat(mem.folio_order(folio), "swpin")
+    mem.folio_unlock(folio)
+    return folio
+
+
+def _thp_swapin_suitable_orders(
+    kernel: Kernel, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int
+) -> int:
+    """Orders below PMD order that switches, VMA, offset and table allow (bitmap).
+
+    Kernel: mm/memory.c, thp_swapin_suitable_orders().
+    Divergence: zswap is taken never to have been on, which would leave single pages alone.
+    """
+    if userfaultfd_armed(vma):
+        return 0
+    below_pmd = (1 << kernel.geometry.pmd_order) - 1
+    orders = thp_vma_allowable_orders(vma, vma.vm_flags, Tva.PAGEFAULT, below_pmd)
+    orders = thp_vma_suitable_orders(vma, address, orders)
+    orders = _thp_swap_suitable_orders(kernel, pte_pfn(orig_pte), address, orders)
+    if not orders:
+        return 0
+    start = kernel.geometry.pmd_addr(address)
+    pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), start)
+    if pte is None:
+        return 0
+    with pte, pte.table.ptl.lock():
+        place = kernel.geometry.pte_index(address)
+        while orders and not _can_swapin_thp(pte, place, orig_pte, 1 << highest_order(orders)):
+            orders = next_orders(orders)
+    return orders
+
+
+def _thp_swap_suitable_orders(kernel: Kernel, entry: int, address: int, orders: int) -> int:
+    """Those whose window starts at an offset as much aligned as its address.
+
+    Kernel: mm/memory.c, thp_swap_suitable_orders().
+    """
+    offset = swp_offset(entry)
+    if offset is None:
+        return 0
+    page = address >> kernel.geometry.page_shift
+    while orders and (page - offset) % (1 << highest_order(orders)):
+        orders = next_orders(orders)
+    return orders
+
+
+def _can_swapin_thp(pte: PteMap, place: int, orig_pte: int, nr: int) -> bool:
+    """Whether the window of nr PTEs around `place` has entries side by side and alike.
+
+    Kernel: mm/memory.c, can_swapin_thp().
+    """
+    index = place % nr
+    return swap_ptes_run_on(pte, place - index, nr, orig_pte - (index << PFN_SHIFT))
+
+
+def swap_ptes_run_on(pte: PteMap, first: int, nr: int, value: int) -> bool:
+    """nr PTEs from `first` on are swap entries one after the other, alike in all bits, the first
+    being `value`. Kernel: mm/internal.h, swap_pte_batch().
+    """
+    return all(pte.get(first + i) == value + (i << PFN_SHIFT) for i in range(nr))
+
+
+def _swap_cache_alloc_folio(mm: Mm, vma: Vma, entry: int, orders: int) -> int | None:
+    """A new locked folio in the swap cache, of the highest of `orders` (a bitmap with bit 0) that
+    can be had; None if not even a page can.
+
+    Kernel: mm/swap_state.c, swap_cache_alloc_folio().
+    """
+    while orders:
+        order = highest_order(orders)
+        folio = _swap_cache_alloc(mm, vma, entry, order)
+        if folio is not None:
+            return folio
+        mm.kernel.vmstat.count_mthp_stat(order, "swpin_fallback")
+        orders = next_orders(orders)
+    return None
+
+
+def _swap_cache_alloc(mm: Mm, vma: Vma, entry: int, order: int) -> int | None:
+    """Kernel: mm/swap_state.c, __swap_cache_alloc()."""
+    kernel = mm.kernel
+    mem, swap = kernel.mem, kernel.swap
+    nr = 1 << order
+    first = entry & -nr
+    if order and not swap.add_check(first, nr):
+        return None
+    # vma_thp_gfp_mask(): with the usual defrag=madvise only advised memory may compact for it.
+    compact = not order or vma.vm_flags & VM_HUGEPAGE != 0
+    folio = mem.folio_alloc(order, compact=compact)
+    if folio is None:
+        return None
+    kernel.machine.step(Access.RMW, swap, first)
+    if first in swap.cache:  # somebody else was faster
+        mem.folio_put(folio)
+        return None
+    mem.flags.set_bits(folio, PG_LOCKED | PG_SWAPBACKED | PG_SWAPCACHE)
+    swap.add_to_cache(first, folio, nr)
+    mem.folio_ref_add(folio, nr)
+    if not kernel.charge(folio, mm):
+        kernel.vmstat.count_mthp_stat(order, "swpin_fallback_charge")
+        _take_back(kernel, folio)
+        return None
+    if order > 1 and _deferred_fails(mm):
+        _take_back(kernel, folio)
+        return None
+    folio_add_lru(mem, kernel.this_cpu, folio)
+    return folio
+
+
+def _deferred_fails(mm: Mm) -> bool:
+    """folio_memcg_alloc_deferred() has no memory, in kernels that ask it."""
+    asked = mm.kernel.profile.deferred_memcg is DeferredMemcg.CHECKED
+    return asked and mm.memcg is not None and mm.memcg.defer
+
+
+def _take_back(kernel: Kernel, folio: int) -> None:
+    mem = kernel.mem
+    nr = mem.folio_nr_pages(folio)
+    kernel.swap.remove_from_cache(folio, nr)
+    mem.flags.clear_bits(folio, PG_SWAPCACHE)
+    mem.folio_unlock(folio)
+    mem.folio_put(folio, nr + 1)

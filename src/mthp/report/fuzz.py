@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A fuzz campaign's document as text, and a disagreement with both event lists side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+__all__ = ["fuzz_text", "replayed_text", "side_by_side"]
+
+_SHOWN = 10
+_WIDTH = 58
+
+
+def fuzz_text(document: Mapping[str, Any], coverage: str) -> str:
+    """The account of a campaign. coverage: its table, as text."""
+    return "\n".join(_lines(document, coverage)) + "\n"
+
+
+def _lines(document: Mapping[str, Any], coverage: str) -> Iterator[str]:
+    passes, agreed = document["passes"], document["agreed"]
+    share = f"{agreed / passes:.2%}" if passes else "nothing to compare"
+    yield (
+        f"kernel {document['kernel']}, seed {document['seed']}: {document['number']} states drawn, "
+        f"{document['built']} built; {agreed} of {passes} passes agree ({share})"
+    )
+    yield ""
+    yield f"{'family':<16}{'drawn':>8}{'not built':>11}{'passes':>8}{'agree':>8}"
+    for name, row in document["families"].items():
+        yield (
+            f"{name:<16}{row['drafts']:>8}{row['not_built']:>11}{row['passes']:>8}{row['agreed']:>8}"
+        )
+    for title, items in (
+        ("disagreements", [_mismatch(each) for each in document["mismatches"]]),
+        ("not built", [f"{each['id']}: {each['reason']}" for each in document["not_built"]]),
+    ):
+        if items:
+            yield ""
+            yield f"{title} ({len(items)}):"
+            yield from (f"  {item}" for item in items[:_SHOWN])
+            if len(items) > _SHOWN:
+                yield f"  … and {len(items) - _SHOWN} more (--json has all)"
+    yield ""
+    yield coverage.rstrip()
+
+
+def _mismatch(each: Mapping[str, Any]) -> str:
+    return (
+        f"{each['id']} pass {each['pass']} {each['where']}: "
+        f"kernel {_short(each['expected'])}, engine {_short(each['got'])}"
+    )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def replayed_text(document: Mapping[str, Any]) -> str:
+    """A scenario that was run on a kernel: its events beside the engine's, and what differs."""
+    lines = [f"{document['id']} on {document['kernel'] or 'no kernel'}"]
+    lines += [f"  not built: {document['not_built']}"] if document["not_built"] else []
+    lines += [f"  the guest's state differs: {each}" for each in document["state_differs"]]
+    for number, each in enumerate(document["passes"]):
+        errno = each["kernel"].get("errno")
+        said = "" if errno is None else f", errno {errno}"
+        lines += [f"pass {number}{said}", side_by_side(each["kernel"]["events"], each["engine"])]
+    agree = "engine and kernel agree: events, counters, every page"
+    lines += [_mismatch(each) for each in document["mismatches"]] or [agree]
+    return "\n".join(lines) + "\n"
+
+
+def side_by_side(kernel: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str, Any]]) -> str:
+    """Two event lists, a line for each place; `*` marks where they differ."""
+    lines = [f"  {'kernel':<{_WIDTH}}  engine"]
+    for real, ours in zip_longest(kernel, engine):
+        mark = " " if real == ours else "*"
+        lines.append(f"{mark} {_event(real):<{_WIDTH}}  {_event(ours)}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+_SHORT = {
+    "mm_collapse_huge_page_swapin": "swapin",
+    "mm_collapse_huge_page_isolate": "isolate",
+    "mm_collapse_huge_page": "collapse",
+    "mm_khugepaged_scan_pmd": "scan",
+    "none_or_zero": "none",
+}
+
+
+def _event(event: Mapping[str, Any] | None) -> str:
+    """One event on one line: its tracepoint's name in short, its result, the other fields."""
+    if event is None:
+        return "(none)"
+    words = [_SHORT.get(str(event["event"]), str(event["event"]))]
+    for name, value in event.items():
+        if name == "address":
+            words.append(f"{value:#x}")
+        elif name == "status":
+            words.append(str(value))
+        elif name != "event":
+            words.append(f"{_SHORT.get(name, name)}={value}")
+    return " ".join(words)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The archive as the command cpio reads it, and as the kernel's document describes it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mthp.lab.cpio import Cpio, Device
+
+CPIO = shutil.which("cpio")
+needs_cpio = pytest.mark.skipif(CPIO is None, reason="the command cpio is not here")
+
+
+def sample() -> Cpio:
+    tree = Cpio()
+    tree.add("init", b"#!/bin/true\n", 0o755)
+    tree.add("lib/modules/a.ko", bytes(range(256)) * 3)
+    tree.add_dir("proc", 0o555)
+    tree.add_symlink("bin", "usr/bin")
+    tree.add_node("dev/console", Device(stat.S_IFCHR, 5, 1))
+    return tree
+
+
+def cpio(archive: bytes, *words: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(["cpio", *words], input=archive, capture_output=True, cwd=cwd, check=True)
+    return done.stdout.decode()
+
+
+@needs_cpio
+def test_cpio_lists_directories_before_their_files() -> None:
+    names = cpio(sample().pack(), "-t").split()
+    assert names == [
+        "init", "lib", "lib/modules", "lib/modules/a.ko", "proc", "bin", "dev", "dev/console",
+    ]  # fmt: skip
+
+
+@needs_cpio
+def test_cpio_sees_modes_and_numbers() -> None:
+    lines = cpio(sample().pack(), "-tvn").splitlines()
+    modes = {line.split()[-1]: line.split()[0] for line in lines}
+    assert modes["init"] == "-rwxr-xr-x"
+    assert modes["proc"] == "dr-xr-xr-x"
+    assert modes["dev/console"] == "crw-------"
+    (console,) = (line for line in lines if line.endswith("dev/console"))
+    assert [word.strip(",") for word in console.split()[4:6]] == ["5", "1"]
+    assert any(line.endswith("bin -> usr/bin") for line in lines)
+
+
+@needs_cpio
+def test_cpio_unpacks_what_went_in(tmp_path: Path) -> None:
+    tree = Cpio()
+    files = {f"d/f{size}": os.urandom(size) for size in (0, 1, 2, 3, 4, 5, 511, 512, 513, 70_000)}
+    for path, data in files.items():
+        tree.add(path, data, 0o640)
+    tree.add_symlink("d/link", "f3")
+    cpio(tree.pack(), "-i", "--quiet", cwd=tmp_path)
+    assert {path: (tmp_path / path).read_bytes() for path in files} == files
+    assert stat.S_IMODE((tmp_path / "d/f0").stat().st_mode) == 0o640
+    assert os.readlink(tmp_path / "d/link") == "f3"
+
+
+def test_the_bytes_of_a_small_archive() -> None:
+    tree = Cpio()
+    tree.add("ab", b"xyz", 0o600)
+    packed = tree.pack()
+    head = "070701" + "00000001" + "00008180" + "0" * 16 + "00000001" + "0" * 8 + "00000003"
+    head += "0" * 32 + "00000003" + "0" * 8
+    assert len(head) == 110
+    assert packed.startswith(head.encode() + b"ab\0" + bytes(3) + b"xyz\0" + b"070701")
+    assert packed.rstrip(b"\0").endswith(b"TRAILER!!!")
+    assert len(packed) % 512 == 0
+
+
+def test_the_same_entries_give_the_same_bytes() -> None:
+    assert sample().pack() == sample().pack()
+
+
+def test_inodes_differ_for_nothing_is_a_hard_link() -> None:
+    packed = sample().pack()
+    heads = [packed[at : at + 110] for at in _heads(packed)]
+    inodes = [int(head[6:14], 16) for head in heads[:-1]]
+    assert inodes == list(range(1, 9))
+
+
+def _heads(packed: bytes) -> list[int]:
+    at, found = 0, []
+    while packed[at : at + 6] == b"070701":
+        found.append(at)
+        size, name = int(packed[at + 54 : at + 62], 16), int(packed[at + 94 : at + 102], 16)
+        at += -(-(110 + name) // 4) * 4
+        at += -(-size // 4) * 4
+    return found
+
+
+@pytest.mark.parametrize("path", ["", "/", "a//b", "../a", "a/./b", "a\0b", "TRAILER!!!"])
+def test_paths_that_lead_nowhere(path: str) -> None:
+    with pytest.raises(ValueError, match=r"path inside|ends the archive"):
+        Cpio().add(path, b"")
+
+
+def test_a_path_comes_once_and_below_directories() -> None:
+    tree = Cpio()
+    tree.add("a", b"")
+    with pytest.raises(ValueError, match="already"):
+        tree.add_dir("/a/")
+    with pytest.raises(ValueError, match="a is not a directory"):
+        tree.add("a/b", b"")
