@@ -133,7 +133,7 @@ _MUTANTS = (
         "exec's temporary stack may be collapsed",
         (
             Edit(
-                "khugepaged.eligibility",
+                "mm.huge_mm",
                 "    if vm_flags & VM_STACK_INCOMPLETE:\n",
                 "    if False:\n",
             ),
