@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": WORDS,
     "lab": WORDS | {"image"},
     "run": ENGINE | {"khugepaged", "rivals", "laws", "races", "schedulers", "image", "plan", "lab"},
-    "report": WORDS | {"run.records"},
+    "report": WORDS | {"run.records", "run.check_records"},
 }
 """Room -> the rooms (or single modules) it may import, besides itself."""
 

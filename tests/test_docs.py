@@ -107,7 +107,7 @@ def test_commands_are_commands(page: Path) -> None:
 
 def test_the_readme_has_commands() -> None:
     verbs = {shlex.split(command)[1] for command in commands(ROOT / "README.md")}
-    assert verbs == {"collapse", "snap", "diff"}
+    assert verbs == {"collapse", "snap", "diff", "check"}
 
 
 def test_files_in_the_readmes_commands_exist() -> None:
@@ -123,7 +123,7 @@ def outputs() -> Iterator[tuple[str, list[str]]]:
     for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, *lines = part.splitlines()
-            runs = command.startswith("mthp diff") or "src/mthp/data" in command
+            runs = command.startswith(("mthp diff", "mthp check")) or "src/mthp/data" in command
             if runs and any(lines):
                 yield command, [line for line in lines if line not in ("", "…")]
 
@@ -137,7 +137,7 @@ def test_the_readme_shows_what_comes_out(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "80")
-    assert main(shlex.split(command)[1:]) == 0
+    assert main(shlex.split(command)[1:]) == (4 if "--mutant" in command else 0)
     shown = iter([line.rstrip() for line in capsys.readouterr().out.splitlines()])
     for line in lines:
         assert line in shown, f"not shown, or not in this order: {line}"

@@ -20,7 +20,7 @@ from mthp.khugepaged.collapse import collapse_huge_page
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.madvise import madvise_collapse
-from mthp.laws import Census, Outside, check_aborted, check_collapse, check_quiescent
+from mthp.laws.at_rest import Census, Outside, check_aborted, check_collapse, check_quiescent
 from mthp.machine.locks import Hold
 from mthp.machine.step import Access, Task
 from mthp.mm import folio as pg
@@ -506,7 +506,7 @@ class World:
 
         def hook(access: Access, word: object, index: int) -> None:
             nonlocal seen
-            if access is Access.ACQUIRE and word is lock:
+            if access in (Access.ACQUIRE, Access.TRY) and word is lock:
                 seen += 1
                 if seen == nth:
                     act()

@@ -20,11 +20,13 @@ MTHP_MIN_ORDER = 2
 class Geometry:
     """How addresses split into pages and PMD ranges.
 
-    page_shift: log2 of the base page in bytes. pmd_order: log2 of the PTEs in one table.
+    page_shift: log2 of the base page in bytes. pmd_order: log2 of the PTEs in one table. min_order:
+    the smallest order below the PMD's that a folio may be collapsed to.
     """
 
     page_shift: int = 12
     pmd_order: int = 9
+    min_order: int = MTHP_MIN_ORDER
 
     def __post_init__(self) -> None:
         if not (1 <= self.pmd_order <= 16 and 2 <= self.page_shift <= 20):
@@ -52,7 +54,7 @@ class Geometry:
     @cached_property
     def anon_orders(self) -> frozenset[int]:
         """Orders an anonymous folio may have. Kernel: THP_ORDERS_ALL_ANON."""
-        return frozenset(range(MTHP_MIN_ORDER, self.pmd_order + 1)) | {self.pmd_order}
+        return frozenset(range(self.min_order, self.pmd_order + 1)) | {self.pmd_order}
 
     @cached_property
     def anon_orders_mask(self) -> int:

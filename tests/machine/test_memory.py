@@ -68,14 +68,6 @@ def test_cells_hold_anything_immutable() -> None:
     assert repr(cell) == "Cell('cell', (1, 2))"
 
 
-def test_a_row_filled_at_once_is_as_many_steps() -> None:
-    machine, words, _ = watched()
-    seen: list[int] = []
-    machine.on_step = lambda access, word, index: seen.append(index)
-    machine.step_words(words, 1, 3)
-    assert seen == [1, 2, 3]
-
-
 def test_barriers_are_steps() -> None:
     machine = Machine()
     seen: list[Access] = []
@@ -111,7 +103,7 @@ def test_the_sync_ipi_waits_for_walkers_on_other_cpus() -> None:
 
     cpus[2].irqs_off.value = True
     machine.on_block = walk_on
-    assert tlb_remove_table_sync_one(machine, cpus, 0) == 2
+    assert tlb_remove_table_sync_one(cpus, 0) == 2
     assert waited == [cpus[2].irqs_off]
     cpus[0].irqs_off.value = True
-    assert tlb_remove_table_sync_one(machine, cpus, 0) == 2
+    assert tlb_remove_table_sync_one(cpus, 0) == 2

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mthp.image.scenario import Action, RecordedPass, Scenario, load
-from mthp.laws import Census, check_collapse, check_quiescent
+from mthp.laws.at_rest import Census, check_collapse, check_quiescent
 from mthp.profiles import V7_3
 from mthp.run.build import build_scenario
 from mthp.run.conformance import (

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mthp.laws import Census
+from mthp.laws.at_rest import Census
 from mthp.mm.vma import VM_DEFAULT, VM_HUGEPAGE, Vma
 from mthp.settings import Enabled
 from tests.worlds import World, hole, huge, large, shared, small, swap

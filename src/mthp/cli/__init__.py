@@ -11,7 +11,14 @@ from typing import NoReturn
 
 from mthp import __version__
 from mthp.cli.lab import add_lab, run_lab
-from mthp.cli.options import UsageError, add_collapse, add_diff, add_snap
+from mthp.cli.options import (
+    UsageError,
+    add_check,
+    add_collapse,
+    add_diff,
+    add_replay,
+    add_snap,
+)
 
 EXIT_CODES = (
     "exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 prediction and kernel differ, "
@@ -40,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_collapse(verbs)
     add_snap(verbs)
     add_diff(verbs)
+    add_check(verbs)
+    add_replay(verbs)
     add_lab(verbs)
     return parser
 
@@ -84,6 +93,14 @@ def _run(args: argparse.Namespace) -> int:
         from mthp.cli.diff import run_diff
 
         return run_diff(args)
+    if args.verb == "check":
+        from mthp.cli.check import run_check
+
+        return run_check(args)
+    if args.verb == "replay":
+        from mthp.cli.check import run_replay
+
+        return run_replay(args)
     if args.verb == "lab":
         return run_lab(args)
     if args.conformance:

@@ -104,6 +104,59 @@ def add_collapse(verbs: Verbs) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def add_check(verbs: Verbs) -> None:
+    """mthp check."""
+    parser = verbs.add_parser(
+        "check",
+        help="explore what can run while a collapse runs, and find broken rules",
+        description="Run the collapse against its rivals in every order of steps that can differ, "
+        "in tiny worlds, and look at the laws after every step. Without options: the profile "
+        "against each rival alone.",
+    )
+    group = parser.add_argument_group("what is explored")
+    group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse (default 7.3)")
+    group.add_argument(
+        "--world", metavar="NAME", help="pmd or window; then +hook, +scan, +daemon (default: both)"
+    )
+    group.add_argument(
+        "--rivals", metavar="A+B", help="who runs beside it, '-' for nobody (default: each alone)"
+    )
+    group.add_argument("--mutant", metavar="ID", help="take a rule away: A16, flush-window")
+    group.add_argument(
+        "--protocol", metavar="FILE", help="your own text of an engine module, e.g. of collapse.py"
+    )
+    group.add_argument("--all", action="store_true", help="every profile and every mutant")
+    group.add_argument("--pairs", action="store_true", help="then every pair of rivals (window)")
+    group.add_argument(
+        "--mutations",
+        metavar="MODULE",
+        choices=("collapse", "isolate", "install", "copy", "swapin"),
+        help="take out or swap each call of a module in turn, and say what notices",
+    )
+    group.add_argument("--list", action="store_true", help="the rivals, the mutants and the laws")
+    group = parser.add_argument_group("how far")
+    group.add_argument("--executions", metavar="N", help="stop each world after N executions")
+    group.add_argument("--sample", metavar="N", help="draw N executions instead of exploring")
+    group.add_argument("--seed", metavar="N", default="0", help="of --sample")
+    group.add_argument("--jobs", metavar="N", help="processes (default: one a core)")
+    group.add_argument("--resume", metavar="FILE", help="keep finished rows here, and skip them")
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_replay(verbs: Verbs) -> None:
+    """mthp replay."""
+    parser = verbs.add_parser(
+        "replay",
+        help="run one execution that `mthp check` printed",
+        description="Run the one execution of a token again, and draw it.",
+    )
+    parser.add_argument("token", metavar="TOKEN", help="as `mthp check` printed it")
+    parser.add_argument("--protocol", metavar="FILE", help="as it was given to `mthp check`")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
 def add_snap(verbs: Verbs) -> None:
     """mthp snap."""
     from mthp.image.capture import add_arguments

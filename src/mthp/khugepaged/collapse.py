@@ -108,7 +108,7 @@ def _replace(
             # Clears the whole PMD: no huge and small TLB entries of one address, and GUP-fast
             # backs off when it sees the PMD changed.
             orig_pmd = pmdp_collapse_flush(vma, pmd_addr, pmd, (start_addr, order))
-        tlb_remove_table_sync_one(kernel.machine, kernel.cpus, kernel.this_cpu.number)
+        tlb_remove_table_sync_one(kernel.cpus, kernel.this_cpu.number)
 
         pte = leaving.pte = pte_offset_map(kernel, orig_pmd, start_addr)
         try:

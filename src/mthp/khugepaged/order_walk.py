@@ -12,7 +12,6 @@ from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.results import ScanResult
-from mthp.units import MTHP_MIN_ORDER
 
 NEXT_OFFSET: Final = frozenset({ScanResult.SUCCEED, ScanResult.PTE_MAPPED_HUGEPAGE})
 """After these the walk goes on behind the window."""
@@ -86,7 +85,7 @@ def mthp_collapse(
                     if result not in LOWER_ORDER:
                         break
         lower_orders = enabled_orders & (nr_ptes - 1)
-        if not go_on_behind and order > MTHP_MIN_ORDER and lower_orders:
+        if not go_on_behind and order > geometry.min_order and lower_orders:
             # The next enabled one; the kernel goes down one by one, and attempts the same windows.
             order = lower_orders.bit_length() - 1
             continue

@@ -26,7 +26,16 @@ from mthp.image.runs import (
 )
 from mthp.units import Geometry
 
-__all__ = ["FolioNames", "ObservedVma", "VmFlag", "entered", "events_of", "pages_state", "vmas_of"]
+__all__ = [
+    "FolioNames",
+    "ObservedVma",
+    "VmFlag",
+    "believed_flags",
+    "entered",
+    "events_of",
+    "pages_state",
+    "vmas_of",
+]
 
 GEOMETRY = Geometry()
 """Of every guest: x86-64, 4 KiB pages and 2 MiB PMDs."""
@@ -35,7 +44,7 @@ PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
 PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
 SWAP_TYPE, SWAP_OFFSET_SHIFT, SWAP_OFFSET_MASK = 0x1F, 5, (1 << 50) - 1
 
-KPF_THP, KPF_ZERO_PAGE = 1 << 22, 1 << 24
+KPF_KSM, KPF_THP, KPF_ZERO_PAGE = 1 << 21, 1 << 22, 1 << 24
 _FLAG_LETTERS = (
     (0, "l"),
     (2, "R"),
@@ -103,8 +112,10 @@ class FolioNames:
     """Identities of folios within one snapshot: of every large one, and of the small ones that
     the snapshot shows at more than one place."""
 
-    def __init__(self, snapshot: Sequence[bytes]) -> None:
-        """snapshot: the agent's `pages` of every VMA in it."""
+    def __init__(self, snapshot: Sequence[bytes], believed: int = -1) -> None:
+        """snapshot: the agent's `pages` of every VMA in it. believed: the bits of kpageflags that
+        this kernel shows rightly."""
+        self.believed = believed
         self._names: dict[int, int] = {}
         words = np.concatenate([_columns(pages) for pages in snapshot])
         shown = words[(words[:, 0] & PM_PRESENT != 0) & (words[:, 1] & KPF_ZERO_PAGE == 0)]
@@ -177,7 +188,10 @@ def _folio_text(place: int, columns: Sequence[int], names: FolioNames, swapped: 
         return "-"
     if flags & KPF_ZERO_PAGE:
         return "Zh" if flags & KPF_THP else "Z"
-    letters, mapping = _flag_letters(flags), _mapping_letters(pagemap & _MAPPING_BITS)
+    letters, mapping = (
+        _flag_letters(flags & names.believed),
+        _mapping_letters(pagemap & _MAPPING_BITS),
+    )
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
 
 
@@ -229,21 +243,27 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 """Event -> the fields a scenario keeps, in its order."""
 
 
+_OLD_NAMES = {"pmd_none": "no_pte_table", "pmd_null": "no_pte_table"}
+"""Statuses that became one later."""
+
+
 def _lines(trace: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     for name, rest in _LINE.findall(trace):
         yield name, dict(_FIELD.findall(rest))
 
 
 def events_of(trace: str) -> list[dict[str, Any]]:
-    """The collapse events of a trace's text, in order, with the fields of a scenario."""
+    """The collapse events of a trace's text, in order, with the fields of a scenario.
+
+    Kernels that know no other order than the PMD's do not say it; it is filled in.
+    """
     events = []
     for name, fields in _lines(trace):
         if name in _FIELDS:
             event: dict[str, Any] = {"event": name}
             for key in _FIELDS[name]:
-                if key in fields:
-                    text = fields[key]
-                    event[key] = text if key == "status" else int(text, 0)
+                text = fields.get(key, str(GEOMETRY.pmd_order))
+                event[key] = _OLD_NAMES.get(text, text) if key == "status" else int(text, 0)
             events.append(event)
     return events
 
@@ -264,3 +284,9 @@ def vmas_of(trace: str, low: int, high: int) -> list[ObservedVma]:
 def entered(trace: str) -> list[int]:
     """The page tables (pgd) of the processes that registered with khugepaged, in order."""
     return [int(fields["pgd"], 0) for name, fields in _lines(trace) if name == "enter"]
+
+
+def believed_flags(fresh: bytes) -> int:
+    """The bits of kpageflags to believe, told from a page just written: Linux 6.18 shows every
+    anonymous page as KSM's."""
+    return -1 if not int(_columns(fresh)[0, 1]) & KPF_KSM else ~KPF_KSM

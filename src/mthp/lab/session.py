@@ -15,6 +15,7 @@ from mthp.lab.eater import DRAIN, ORDERS, THP, Eater, size_kb, switch
 from mthp.lab.observe import (
     FolioNames,
     ObservedVma,
+    believed_flags,
     entered,
     events_of,
     pages_state,
@@ -136,13 +137,22 @@ class Session:
         self._channel = channel
         self._bases: dict[str, int] = {}
         self._cut_short = False
+        self._believed = -1
         self._orders = self._sizes()
         self.eater = Eater(channel, self._orders)
         self._stat_paths = [
             (order, name, f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
             for order in self._orders
             for name in _STATS
+            if self._exists(f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
         ]
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self._channel.ask(f"r {path}")
+        except CommandFailed:
+            return False
+        return True
 
     # --- making ready ---------------------------------------------------------------------
 
@@ -156,6 +166,8 @@ class Session:
                 ask(f"w {path} {value}")
         self._swap_on()
         self._set_probes()
+        # What keeps the thread alive while every size is off, before Linux 7.2.
+        self._write_optional(f"{THP}/hugepages-{size_kb(ORDERS[-1])}kB/shmem_enabled", "advise")
         self.write(f"{THP}/enabled", "madvise")
         self._all_sizes("never")
         self._write_optional(f"{THP}/shrink_underused", "0")
@@ -168,12 +180,7 @@ class Session:
 
     def _sizes(self) -> list[int]:
         """The orders this kernel has a switch for; none where there is only the PMD size."""
-        found = []
-        for order in ORDERS:
-            with contextlib.suppress(CommandFailed):
-                self._channel.ask(f"r {THP}/hugepages-{size_kb(order)}kB/enabled")
-                found.append(order)
-        return found
+        return [k for k in ORDERS if self._exists(f"{THP}/hugepages-{size_kb(k)}kB/enabled")]
 
     def _swap_on(self) -> None:
         ask = self._channel.ask
@@ -186,8 +193,11 @@ class Session:
         ask("swapon /dev/zram0")
 
     def _set_probes(self) -> None:
+        scans_by_order = b"order" in self._channel.ask(
+            f"r {TRACING}/events/huge_memory/mm_collapse_huge_page/format"
+        )
         probes = (
-            "p:mthp/attempt collapse_huge_page address=%si order=%r9",
+            "p:mthp/attempt collapse_huge_page address=%si" + " order=%r9" * scans_by_order,
             "p:mthp/vma show_map_vma start=vma->vm_start end=vma->vm_end "
             "flags=vma->vm_flags anon_vma=vma->anon_vma pgd=vma->vm_mm->pgd",
             "p:mthp/enter __khugepaged_enter pgd=mm->pgd",
@@ -211,6 +221,7 @@ class Session:
         ]
         self._channel.ask_all(commands)
         self._asleep()
+        self._believed = believed_flags(self._channel.ask(f"pages parked {BASE} 1"))
 
     def _all_sizes(self, value: str) -> None:
         self._channel.ask_all([f"w {switch(order)} {value}" for order in self._orders])
@@ -246,6 +257,7 @@ class Session:
         self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
         self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
         self._cut_short = False
+        self._believed = -1
 
     def perform(self, program: Iterable[Op]) -> Built:
         """A program's operations, in order; CommandFailed names the first that failed."""
@@ -365,7 +377,7 @@ class Session:
                 commands.append(f"walk {vma.pgd} {vma.start} {vma.pages}")
                 starts.append(vma.start)
         answers = self._channel.ask_all(commands)
-        names = FolioNames(answers[::2])
+        names = FolioNames(answers[::2], self._believed)
         return [
             pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
             for i, start in enumerate(starts)

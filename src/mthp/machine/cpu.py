@@ -21,27 +21,72 @@ class TlbEntry(NamedTuple):
     entry: int
 
 
+class Busy(Cell):
+    """True while the CPU is in the middle of something that an IPI to it waits for."""
+
+    __slots__ = ()
+
+    def may_take(self, index: int) -> bool:
+        """An IPI (1) must wait; the CPU itself (0) never does. Not a step."""
+        return not (index and self.value)
+
+    def enter(self) -> None:
+        """IPIs wait from here on."""
+        self.machine.step(Access.ACQUIRE, self, 0)
+        self.value = True
+
+    def leave(self) -> None:
+        """IPIs need not wait any more."""
+        self.machine.step(Access.RELEASE, self, 0)
+        self.value = False
+
+    def wait(self) -> None:
+        """Send an IPI: one step, once the CPU is at rest."""
+        self.machine.step(Access.IPI, self, 1)
+        while self.value:
+            self.machine.block(self)
+
+
 class Cpu:
     """One CPU. tlb and the two folio batches are Cells that hold tuples.
 
-    irqs_off: a lockless walker (GUP-fast) is inside; the sync IPI waits for it.
+    irqs_off: a lockless walker (GUP-fast) is inside; the sync IPI waits for it. instruction: a load
+    or store of user space is under way; a flush waits for it. tlb and walk_cache change within an
+    instruction, or by a flush between two. walk_cache: (mm, PMD index, table number) links.
     """
 
-    __slots__ = ("irqs_off", "lru_add", "mlock", "number", "tlb")
+    __slots__ = ("instruction", "irqs_off", "lru_add", "mlock", "number", "tlb", "walk_cache")
 
     def __init__(self, machine: Machine, number: int) -> None:
         self.number = number
         self.tlb = Cell(machine, f"cpu{number}.tlb", ())
         self.lru_add = Cell(machine, f"cpu{number}.lru_add", ())
         self.mlock = Cell(machine, f"cpu{number}.mlock_fbatch", ())
-        self.irqs_off = Cell(machine, f"cpu{number}.irqs_off", False)
+        self.irqs_off = Busy(machine, f"cpu{number}.irqs_off", False)
+        self.instruction = Busy(machine, f"cpu{number}.instruction", False)
+        self.walk_cache: tuple[tuple[int, int, int], ...] = ()
+
+    def local_irq_save(self) -> None:
+        """Kernel: include/linux/irqflags.h, local_irq_save()."""
+        self.irqs_off.enter()
+
+    def local_irq_restore(self) -> None:
+        """Kernel: include/linux/irqflags.h, local_irq_restore()."""
+        self.irqs_off.leave()
 
 
-def flush_tlb_range(cpus: tuple[Cpu, ...], mm: int, first_vpn: int, last_vpn: int) -> int:
-    """Drop every entry that overlaps [first_vpn, last_vpn) on every CPU; how many were lost."""
+def flush_tlb_range(
+    cpus: tuple[Cpu, ...], mm: int, first_vpn: int, last_vpn: int, this_cpu: int = 0
+) -> int:
+    """Drop every entry that overlaps [first_vpn, last_vpn), and the links of mm, on every CPU; how
+    many entries were lost. Waits for the instruction another CPU is in.
+    """
     lost = 0
     for cpu in cpus:
-        entries = cpu.tlb.read()
+        if cpu.number != this_cpu:
+            cpu.instruction.wait()
+        cpu.walk_cache = tuple(link for link in cpu.walk_cache if link[0] != mm)
+        entries = cpu.tlb.value
         if not entries:
             continue
         kept = tuple(
@@ -49,13 +94,12 @@ def flush_tlb_range(cpus: tuple[Cpu, ...], mm: int, first_vpn: int, last_vpn: in
             for e in entries
             if e.mm != mm or e.vpn >= last_vpn or e.vpn + (1 << e.order) <= first_vpn
         )
-        if len(kept) != len(entries):
-            lost += len(entries) - len(kept)
-            cpu.tlb.write(kept)
+        lost += len(entries) - len(kept)
+        cpu.tlb.value = kept
     return lost
 
 
-def tlb_remove_table_sync_one(machine: Machine, cpus: tuple[Cpu, ...], this_cpu: int) -> int:
+def tlb_remove_table_sync_one(cpus: tuple[Cpu, ...], this_cpu: int) -> int:
     """Wait until no other CPU walks page tables with interrupts off; the number of IPIs sent.
 
     Kernel: mm/mmu_gather.c, tlb_remove_table_sync_one().
@@ -64,8 +108,6 @@ def tlb_remove_table_sync_one(machine: Machine, cpus: tuple[Cpu, ...], this_cpu:
     for cpu in cpus:
         if cpu.number == this_cpu:
             continue
-        machine.step(Access.IPI, cpu, cpu.number)
-        while cpu.irqs_off.value:
-            machine.block(cpu.irqs_off)
+        cpu.irqs_off.wait()
         sent += 1
     return sent

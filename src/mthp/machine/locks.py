@@ -20,9 +20,9 @@ from mthp.results import KernelBug
 class Rank(IntEnum):
     """The order in which locks nest. Kernel: mm/rmap.c, "Lock ordering in mm"."""
 
-    MM_LIST = 0
-    MMAP = 1
-    VMA = 2
+    MMAP = 0
+    VMA = 1
+    MM_LIST = 2
     ANON_VMA = 3
     PMD = 4
     PTE = 5
@@ -111,18 +111,24 @@ class Lock:
             word.value = -1
         hold = Hold(self, mode, on_release)
         held.append(hold)
+        if machine.current.buffer is not None:
+            machine.current.buffer.after_acquire()
         return hold
 
     def _try(self, mode: Mode) -> Hold | None:
         machine = self.machine
-        machine.step(Access.ACQUIRE, self, mode is WRITE)
-        free = self.word.value >= 0 if mode is READ else self.word.value == 0
-        if not free:
+        machine.step(Access.TRY, self, mode is WRITE)
+        if not self.may_take(mode is WRITE):
             return None
         self.word.value = self.word.value + 1 if mode is READ else -1
         hold = Hold(self, mode)
         machine.current.held.append(hold)
         return hold
+
+    def may_take(self, index: int) -> bool:
+        """Whether it is free for writing (index 1) or for reading (0). Not a step."""
+        value: int = self.word.value
+        return value == 0 if index else value >= 0
 
     def unlock(self, hold: Hold) -> None:
         """Give back what `hold` stands for. The running task must be its owner."""
@@ -139,6 +145,8 @@ class Lock:
         else:
             raise KernelBug(f"{machine.current.name} unlocks {self}, which it does not hold")
         self.word.value = self.word.value - 1 if hold.mode is READ else 0
+        if machine.current.buffer is not None:
+            machine.current.buffer.after_release()
 
     def _check_order(self, held: list[Hold]) -> None:
         for other in held:
@@ -179,6 +187,53 @@ class SpinLock(Lock):
     def lock(self) -> Hold:
         """Kernel: spin_lock()."""
         return self._take(WRITE)
+
+    def trylock(self) -> Hold | None:
+        """Hold it, or None at once. Kernel: include/linux/spinlock.h, spin_trylock()."""
+        return self._try(WRITE)
+
+
+class WriteMark(Cell):
+    """A word that readers count up and one writer marks -1, without being held as a lock is.
+
+    Kernel: struct vm_area_struct, vm_lock_seq and vm_refcnt together.
+    """
+
+    __slots__ = ("owner",)
+
+    def __init__(self, machine: Machine, name: str, owner: object) -> None:
+        super().__init__(machine, name, 0)
+        self.owner = owner
+
+    def may_take(self, index: int) -> bool:
+        """Whether a writer (1) could mark it, a reader (0) enter. Not a step."""
+        value: int = self.value
+        return value <= 0 if index else value >= 0
+
+    def mark(self) -> None:
+        """Wait for readers to leave, then keep new ones out."""
+        self.machine.step(Access.ACQUIRE, self, 1)
+        while self.value > 0:
+            self.machine.block(self)
+        self.value = -1
+
+    def unmark(self) -> None:
+        """Let readers in again."""
+        self.machine.step(Access.RELEASE, self, 1)
+        self.value = 0
+
+    def try_enter(self) -> bool:
+        """Enter as a reader, unless it is marked."""
+        self.machine.step(Access.TRY, self, 0)
+        if self.value < 0:
+            return False
+        self.value += 1
+        return True
+
+    def leave(self) -> None:
+        """A reader leaves."""
+        self.machine.step(Access.RELEASE, self, 0)
+        self.value -= 1
 
 
 class RwSem(Lock):

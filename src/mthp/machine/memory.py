@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.machine.step import Access, Machine
+from mthp.machine.store_buffer import Lane
 
 READ, WRITE, RMW = Access.READ, Access.WRITE, Access.RMW
 
@@ -25,11 +26,18 @@ _VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32,
 
 
 class Words:
-    """A row of Cells. typecode: as in `array`; size: how many words there are."""
+    """A row of Cells. typecode: as in `array`; size: how many words there are; owner: whose.
 
-    __slots__ = ("_view", "machine", "name", "raw")
+    lane: how stores to it behave where CPUs have store buffers.
+    """
 
-    def __init__(self, machine: Machine, name: str, typecode: str, size: int = 0) -> None:
+    __slots__ = ("_view", "lane", "machine", "name", "owner", "raw")
+
+    def __init__(
+        self, machine: Machine, name: str, typecode: str, size: int = 0, owner: object = None
+    ) -> None:
+        self.owner = owner
+        self.lane: Lane | None = None
         self._view: NDArray[Any] | None = None
         self.machine = machine
         self.name = name
@@ -63,28 +71,82 @@ class Words:
         hook = self.machine.on_step
         if hook is not None:
             hook(READ, self, index)
+            if self.lane is not None:
+                return self._forwarded(index)
         return self.raw[index]
 
     def write(self, index: int, value: int) -> None:
         """Kernel: WRITE_ONCE()."""
         hook = self.machine.on_step
         if hook is not None:
+            if self.lane is not None and self._stored_late(index, value):
+                return
             hook(WRITE, self, index)
         self.raw[index] = value
+
+    def _forwarded(self, index: int) -> int:
+        """What the running task reads: its own late store, or what everybody sees."""
+        buffer = self.machine.current.buffer
+        late = buffer.forwarded(self, index) if buffer is not None else None
+        return self.raw[index] if late is None else late
+
+    def _stored_late(self, index: int, value: int) -> bool:
+        """Whether the running task's store buffer took a store."""
+        buffer = self.machine.current.buffer
+        if buffer is None:
+            return False
+        if self.lane is Lane.CONTENTS:
+            return buffer.store(self, index, value)
+        buffer.before_table_store()
+        return False
+
+    def _full_barrier(self) -> None:
+        """Atomics that return a value are full barriers, but in the weakest model."""
+        buffer = self.machine.current.buffer
+        if buffer is not None and self.lane is not Lane.CONTENTS:
+            buffer.before_atomic()
 
     def add(self, index: int, amount: int) -> int:
         """Add atomically; the new value. Kernel: atomic_add_return()."""
         hook = self.machine.on_step
         if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
             hook(RMW, self, index)
         value = self.raw[index] + amount
         self.raw[index] = value
         return value
 
+    def add_unless_zero(self, index: int, amount: int) -> bool:
+        """Add atomically, unless the word is 0; whether it was not. Kernel: folio_ref_try_add()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
+            hook(RMW, self, index)
+        if not self.raw[index]:
+            return False
+        self.raw[index] += amount
+        return True
+
+    def replace(self, index: int, expected: int, value: int) -> bool:
+        """Write atomically if the word is `expected`; whether it was. Kernel: try_cmpxchg()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
+            hook(RMW, self, index)
+        if self.raw[index] != expected:
+            return False
+        self.raw[index] = value
+        return True
+
     def swap(self, index: int, value: int) -> int:
         """Write atomically; the old value. Kernel: xchg()."""
         hook = self.machine.on_step
         if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
             hook(RMW, self, index)
         old = self.raw[index]
         self.raw[index] = value
@@ -94,6 +156,8 @@ class Words:
         """Set bits atomically; the old value. Kernel: test_and_set_bit()."""
         hook = self.machine.on_step
         if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
             hook(RMW, self, index)
         old = self.raw[index]
         self.raw[index] = old | mask
@@ -103,6 +167,8 @@ class Words:
         """Clear bits atomically; the old value. Kernel: test_and_clear_bit()."""
         hook = self.machine.on_step
         if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
             hook(RMW, self, index)
         old = self.raw[index]
         self.raw[index] = old & ~mask
@@ -112,6 +178,8 @@ class Words:
         """If the word is `expected`, make it 0 atomically. Kernel: folio_ref_freeze()."""
         hook = self.machine.on_step
         if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
             hook(RMW, self, index)
         if self.raw[index] != expected:
             return False

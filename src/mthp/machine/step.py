@@ -9,40 +9,64 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mthp.results import KernelBug
 
 if TYPE_CHECKING:
     from mthp.machine.locks import Hold
+    from mthp.machine.store_buffer import StoreBuffer
 
 
 class Access(Enum):
-    """What a step does to the word it names."""
+    """What a step does to the word it names.
+
+    ACQUIRE, TRY, RELEASE: of a lock; the index is 1 for writing, 0 for reading. ACQUIRE waits, TRY
+    does not. IPI: wait until nobody holds the word, and go on without holding it. WAIT: the same for
+    one word of a row; the index is the word's.
+    """
 
     READ = "read"
     WRITE = "write"
     RMW = "read-modify-write"
     ACQUIRE = "acquire"
+    TRY = "try"
     RELEASE = "release"
     BARRIER = "barrier"
     IPI = "ipi"
+    WAIT = "wait"
+
+
+class Waitable(Protocol):
+    """A word that a task may have to wait for (ACQUIRE, IPI, WAIT)."""
+
+    name: str
+
+    def may_take(self, index: int) -> bool:
+        """Whether a step with this index could go ahead now. Not a step."""
 
 
 class Task:
-    """A thread of control: khugepaged, or whoever calls madvise(). Owns what it holds."""
+    """A thread of control: khugepaged, or whoever calls madvise(). Owns what it holds.
 
-    __slots__ = ("held", "name")
+    cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
+    background: it works for others and need not end.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("background", "buffer", "cpu", "held", "name")
+
+    def __init__(self, name: str, cpu: int = 0) -> None:
         self.name = name
+        self.cpu = cpu
         self.held: list[Hold] = []
+        self.buffer: StoreBuffer | None = None
+        self.background = False
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
 
 
-OnStep = Callable[[Access, object, int], None]
+OnStep = Callable[[Access, Any, int], None]
 OnBlock = Callable[[object], None]
 
 
@@ -67,12 +91,6 @@ class Machine:
         if self.on_step is not None:
             self.on_step(access, word, index)
 
-    def step_words(self, words: object, first: int, count: int) -> None:
-        """`count` writes to neighbouring words, for a row that is then filled at once."""
-        if self.on_step is not None:
-            for index in range(first, first + count):
-                self.on_step(Access.WRITE, words, index)
-
     def block(self, lock: object) -> None:
         """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
         if self.on_block is None:
@@ -84,3 +102,5 @@ class Machine:
     def smp_wmb(self) -> None:
         """Stores before it are seen before stores after it. Kernel: smp_wmb()."""
         self.step(Access.BARRIER, self)
+        if self.current.buffer is not None:
+            self.current.buffer.wait_until_seen()

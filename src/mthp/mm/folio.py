@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.machine.memory import Words
-from mthp.machine.step import Machine
+from mthp.machine.step import Access, Machine
 from mthp.mm.allocator import Allocator, NodeState
 from mthp.mm.memcg import MemCgroup
 from mthp.mm.vmstat import VmStat
@@ -64,6 +64,20 @@ _OF_PAGE: Final = ("mapcount", "page_flags")
 """Rows that a free folio has zeroes in: at its first frame, and at each of its frames."""
 _OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
 """Those of them that can be other than zero in a small folio without mappings."""
+
+
+class Unlocked:
+    """What folio_wait_locked() waits for: the flags word of a folio without its lock bit."""
+
+    __slots__ = ("flags", "name")
+
+    def __init__(self, flags: Words) -> None:
+        self.flags = flags
+        self.name = flags.name
+
+    def may_take(self, index: int) -> bool:
+        """Whether folio `index` is unlocked. Not a step."""
+        return not self.flags.raw[index] & PG_LOCKED
 
 
 class MemMap:
@@ -162,6 +176,10 @@ class MemMap:
         if self.refcount.add(folio, 1) <= 1:
             raise KernelBug(f"folio {folio} is referenced after it was freed")
 
+    def folio_try_get(self, folio: int) -> bool:
+        """A reference, unless it is being freed. Kernel: include/linux/page_ref.h, folio_try_get()."""
+        return self.refcount.add_unless_zero(folio, 1)
+
     def folio_ref_add(self, folio: int, nr: int) -> None:
         """Kernel: include/linux/page_ref.h, folio_ref_add()."""
         self.refcount.add(folio, nr)
@@ -189,12 +207,20 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
+        if self.machine.on_step is not None:
+            self._take_from_users(folio, nr)
         for row in self._of_folio:
             row.raw[folio] = 0
         for row in self._of_page:
             row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
         self.mm_mapcounts.pop(folio, None)
         self.allocator.free(folio, order)
+
+    def _take_from_users(self, folio: int, nr: int) -> None:
+        """Freeing is a step at the words that whoever still used the pages would use."""
+        self.flags.swap(folio, 0)
+        for page in range(folio, folio + nr):
+            self.content.set_bits(page, 0)
 
     def free_small_folios(self, folios: NDArray[Any]) -> None:
         """The fast twin of free_folio() for small folios in turn, neither locked nor mapped."""
@@ -229,6 +255,13 @@ class MemMap:
         """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
         if self.flags.clear_bits(folio, PG_LOCKED) & PG_LOCKED == 0:
             raise KernelBug(f"folio {folio} is unlocked and was not locked")
+
+    def folio_wait_locked(self, folio: int) -> None:
+        """Wait until the folio is unlocked, if there is a scheduler who may run its holder.
+
+        Kernel: include/linux/pagemap.h, folio_wait_locked().
+        """
+        self.machine.step(Access.WAIT, Unlocked(self.flags), folio)
 
     def folio_test_lazyfree(self, folio: int) -> bool:
         """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""

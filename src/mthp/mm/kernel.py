@@ -30,6 +30,7 @@ class Kernel:
 
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows.
+    witness: told what actors other than khugepaged did, for whoever checks laws.
     pte_maps: tables mapped and not yet unmapped; 0 whenever nobody works.
     """
 
@@ -47,7 +48,6 @@ class Kernel:
         self.geometry = self.settings.geometry
         self.machine = Machine(debug=debug)
         self.cpus = tuple(Cpu(self.machine, n) for n in range(nr_cpus))
-        self.this_cpu = self.cpus[0]
         self.vmstat = VmStat()
         self.memcgs: list[MemCgroup] = []
         self.mem = MemMap(
@@ -64,7 +64,13 @@ class Kernel:
         self.events: list[Event] = []
         self.trace: Callable[[Event], None] = self.events.append
         self.warnings: dict[str, str] = {}
+        self.witness: Callable[[object], None] = lambda _: None
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
+
+    @property
+    def this_cpu(self) -> Cpu:
+        """The CPU of the running task."""
+        return self.cpus[self.machine.current.cpu]
 
     # Making things
 

@@ -30,7 +30,8 @@ class Mm:
     """An address space: its VMAs, page tables, locks and counters.
 
     number: the process id it stands for. mm_users: 0 once every user is gone. flags: MMF_* bits.
-    pmd_pages: PUD index -> page of PMD slots. vmas are guarded by mmap_lock.
+    pmd_pages: PUD index -> page of PMD slots. vmas are guarded by mmap_lock; mm_mt stands for the
+    tree that lookups without it read, and counts its changes.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Mm:
         "kernel",
         "machine",
         "memcg",
+        "mm_mt",
         "mm_users",
         "mmap_lock",
         "notifiers",
@@ -63,6 +65,7 @@ class Mm:
         self.mmap_lock = RwSem(self.machine, f"mm{number}.mmap_lock", Rank.MMAP)
         self.mm_users = Cell(self.machine, f"mm{number}.mm_users", 1)
         self.flags = Cell(self.machine, f"mm{number}.flags", 0)
+        self.mm_mt = Cell(self.machine, f"mm{number}.mm_mt", 0)
         self.vmas: list[Vma] = []
         self._starts: list[int] = []
         self.write_locked_vmas: list[Vma] = []
@@ -110,6 +113,7 @@ class Mm:
             at < len(self.vmas) and self.vmas[at].vm_start < end
         ):
             raise ValueError(f"{start:#x}-{end:#x} overlaps another mapping")
+        self.mm_mt.write(self.mm_mt.value + 1)
         vma = Vma(self, start, end, vm_flags, file=file, name=name)
         insort(self._starts, start)
         self.vmas.insert(at, vma)
@@ -119,6 +123,7 @@ class Mm:
 
     def unlink_vma(self, vma: Vma) -> None:
         """Remove a mapping from the tree, page tables left alone. Kernel: mm/vma.c, vma_iter_clear()."""
+        self.mm_mt.write(self.mm_mt.value + 1)
         at = self.vmas.index(vma)
         del self.vmas[at], self._starts[at]
         if vma.anon_vma is not None:
@@ -154,7 +159,7 @@ class Mm:
     def _vma_end_write_all(self) -> None:
         """Every VMA write lock ends with mmap_lock. Kernel: vma_end_write_all()."""
         for vma in self.write_locked_vmas:
-            vma.vm_lock.write(0)
+            vma.vm_lock.unmark()
         self.write_locked_vmas.clear()
 
     def mmap_read_lock(self) -> Hold:

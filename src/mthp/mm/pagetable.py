@@ -6,6 +6,7 @@ Kernel: mm/pgtable-generic.c, include/linux/mm.h (pte_offset_map and friends), m
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,14 +40,24 @@ if TYPE_CHECKING:
     from mthp.mm.mm_struct import Mm
 
 
+class TableState(Enum):
+    """Where a table stands in its life."""
+
+    LIVE = "live"
+    DEFERRED = "freed once no walker can be inside"
+    FREED = "freed"
+
+
 class PageTable:
     """One table of PTEs. ptes is guarded by ptl, or by being detached from its PMD."""
 
-    __slots__ = ("number", "ptes", "ptl")
+    __slots__ = ("number", "ptes", "ptl", "state")
 
     def __init__(self, kernel: Kernel, number: int) -> None:
         self.number = number
-        self.ptes = Words(kernel.machine, f"table{number}", "Q", kernel.geometry.ptrs_per_pte)
+        self.state = TableState.LIVE
+        size = kernel.geometry.ptrs_per_pte
+        self.ptes = Words(kernel.machine, f"table{number}", "Q", size, self)
         self.ptl = SpinLock(kernel.machine, f"table{number}.ptl", Rank.PTE)
 
 
@@ -56,7 +67,7 @@ class PmdPage:
     __slots__ = ("deposited", "pmds", "ptl")
 
     def __init__(self, kernel: Kernel, name: str) -> None:
-        self.pmds = Words(kernel.machine, name, "Q", kernel.geometry.ptrs_per_pte)
+        self.pmds = Words(kernel.machine, name, "Q", kernel.geometry.ptrs_per_pte, self)
         self.ptl = SpinLock(kernel.machine, f"{name}.ptl", Rank.PMD)
         self.deposited: dict[int, list[int]] = {}
 
@@ -144,7 +155,39 @@ def pte_offset_map(kernel: Kernel, pmdval: int, address: int) -> PteMap | None:
     return PteMap(kernel, table, kernel.geometry.pte_index(address))
 
 
+def pte_offset_map_lock(mm: Mm, pmd: PmdPtr, address: int) -> tuple[PteMap, Hold] | None:
+    """Map the table of a slot and take its lock; None if it points to none, also by then.
+
+    Kernel: mm/pgtable-generic.c, pte_offset_map_lock().
+    """
+    while True:
+        pmdval = pmdp_get_lockless(pmd)
+        pte = pte_offset_map(mm.kernel, pmdval, address)
+        if pte is None:
+            return None
+        ptl = pte.table.ptl.lock()
+        if pmdp_get_lockless(pmd) == pmdval:
+            return pte, ptl
+        ptl.release()
+        pte.unmap()
+
+
 # Changing
+
+
+def pte_free(table: PageTable) -> None:
+    """Free a table at once: nobody may be inside. Kernel: include/asm-generic/pgalloc.h, pte_free()."""
+    for i in range(len(table.ptes.raw)):
+        table.ptes.swap(i, PTE_NONE)
+    table.state = TableState.FREED
+
+
+def pte_free_tlb(table: PageTable) -> None:
+    """Free a table once every walker that may be inside has left; its words stay until then.
+
+    Divergence: the end of that time is never seen. Kernel: mm/mmu_gather.c, tlb_remove_table().
+    """
+    table.state = TableState.DEFERRED
 
 
 def pmd_populate(pmd: PmdPtr, table: int) -> None:
@@ -164,8 +207,10 @@ def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr, window: tuple[int,
     old = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
     shift = mm.geometry.page_shift
     first = pmd_addr >> shift
-    flush_tlb_range(mm.kernel.cpus, mm.number, first, first + mm.geometry.ptrs_per_pte)
-    _account_flush(mm, old, window)
+    last = first + mm.geometry.ptrs_per_pte
+    flush_tlb_range(mm.kernel.cpus, mm.number, first, last, mm.kernel.this_cpu.number)
+    if pmd_is_table(old):
+        _account_flush(mm, old, window)
     return old
 
 

@@ -48,8 +48,11 @@ def folio_add_new_anon_rmap(
         mem.large_mapcount.write(folio, 1)
         mem.nr_pages_mapped.raw[folio] = ENTIRELY_MAPPED
     else:
-        mem.machine.step_words(mem.mapcount, folio, nr)
-        mem.mapcount.raw[folio : folio + nr] = array("i", [1]) * nr
+        if mem.machine.on_step is None:
+            mem.mapcount.raw[folio : folio + nr] = array("i", [1]) * nr
+        else:
+            for page in range(folio, folio + nr):
+                mem.mapcount.write(page, 1)
         mem.large_mapcount.write(folio, nr)
         mem.nr_pages_mapped.raw[folio] = nr
     if exclusive:

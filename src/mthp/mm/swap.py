@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from mthp.machine.locks import Hold
+from mthp.machine.step import Access
 from mthp.mm.folio import (
     PAGE_HWPOISON,
     PG_ANON,
@@ -78,18 +79,22 @@ def do_swap_page(
     if kind is not Leaf.SWAP:
         return VmFault.ERROR
     entry = pte_pfn(orig_pte)
+    kernel.machine.step(Access.READ, kernel.swap, entry)
     swapcache = kernel.swap.cache.get(entry)
     if swapcache is None:
         swapcache = swapin_sync(mm, vma, address, pmd, orig_pte)
+        if swapcache is None and entry in kernel.swap.cache:
+            return VmFault.DONE  # somebody else reads it; the entry is read again later
         if swapcache is None:
             return _not_read(kernel, pmd, address, orig_pte)
         kernel.vmstat.count_vm_event("pgmajfault")
-    else:
-        mem.folio_get(swapcache)
+    elif not mem.folio_try_get(swapcache):
+        return VmFault.DONE
     if not mem.folio_trylock(swapcache):
         # folio_lock_or_retry(): FAULT_FLAG_ALLOW_RETRY lets go of mmap_lock before it waits.
-        mem.folio_put(swapcache)
         mmap_lock.release()
+        mem.folio_wait_locked(swapcache)
+        mem.folio_put(swapcache)
         return VmFault.RETRY
     if kernel.swap.cache.get(entry) != swapcache:  # folio_matches_swap_entry()
         return _drop(kernel, swapcache, VmFault.DONE)
@@ -221,6 +226,7 @@ def swap_cache_del_folio(kernel: Kernel, folio: int) -> None:
     """Caller holds the folio lock. Kernel: mm/swap_state.c, swap_cache_del_folio()."""
     mem = kernel.mem
     nr = mem.folio_nr_pages(folio)
+    kernel.machine.step(Access.WRITE, kernel.swap, kernel.swap.entry_of[folio])
     kernel.swap.remove_from_cache(folio, nr)
     mem.flags.clear_bits(folio, PG_SWAPCACHE)
     mem.folio_put(folio, nr)

@@ -51,6 +51,7 @@ class SwapDevice:
     entry_of: dict[int, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     failing: set[int] = field(default_factory=set)
+    name: str = "swap"
 
     def hold(self, entry: int) -> None:
         """A slot gets contents of its own if it has none, and one PTE more names it. Not a step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mthp.machine.step import Access
 from mthp.mm.folio import PG_LOCKED, PG_SWAPBACKED, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.huge_mm import (
     Tva,
@@ -137,6 +138,10 @@ def _swap_cache_alloc(mm: Mm, vma: Vma, entry: int, order: int) -> int | None:
     compact = not order or vma.vm_flags & VM_HUGEPAGE != 0
     folio = mem.folio_alloc(order, compact=compact)
     if folio is None:
+        return None
+    kernel.machine.step(Access.RMW, swap, first)
+    if first in swap.cache:  # somebody else was faster
+        mem.folio_put(folio)
         return None
     mem.flags.set_bits(folio, PG_LOCKED | PG_SWAPBACKED | PG_SWAPCACHE)
     swap.add_to_cache(first, folio, nr)

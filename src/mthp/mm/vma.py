@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mthp.machine.locks import Hold, Rank, RwSem
-from mthp.machine.memory import Cell
+from mthp.machine.locks import Hold, Rank, RwSem, WriteMark
 from mthp.machine.step import Machine
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.file = file
         self.name = name
-        self.vm_lock = Cell(mm.machine, f"vma{vm_start:x}.vm_lock", 0)
+        self.vm_lock = WriteMark(mm.machine, f"vma{vm_start:x}.vm_lock", self)
 
     def __repr__(self) -> str:
         return f"Vma({self.vm_start:#x}-{self.vm_end:#x})"
@@ -116,9 +115,7 @@ def vma_start_write(vma: Vma) -> None:
     Kernel: mm/mmap_lock.c, __vma_start_write().
     """
     vma.vm_mm.mmap_lock.assert_held()
-    while vma.vm_lock.read() > 0:
-        vma.vm_mm.machine.block(vma.vm_lock)
-    vma.vm_lock.write(-1)
+    vma.vm_lock.mark()
     vma.vm_mm.write_locked_vmas.append(vma)
 
 

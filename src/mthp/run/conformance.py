@@ -12,7 +12,7 @@ from mthp.image.runs import PagesState, encode_runs
 from mthp.image.scenario import Action, Scenario
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.lru import lru_add_drain_all
-from mthp.profiles import Profile
+from mthp.profiles import Orders, Profile
 from mthp.run.build import World, build_scenario
 from mthp.run.render import canonical, render_state
 
@@ -30,6 +30,8 @@ STATS = frozenset(
         "nr_anon_partially_mapped",
     }
 )
+GAUGES = frozenset({"nr_anon", "nr_anon_partially_mapped"})
+"""What kernels before mTHP collapse have of them."""
 VMSTAT = frozenset(
     {
         "thp_collapse_alloc",
@@ -137,8 +139,9 @@ def run_pass(world: World, scenario: Scenario) -> PassResult:
         daemon.khugepaged_do_scan()
     lru_add_drain_all(kernel.mem, kernel.cpus)
     stats: dict[str, dict[str, int]] = {}
+    shown = GAUGES if kernel.profile.orders is Orders.PMD_ONLY else STATS
     for (order, name), value in kernel.vmstat.mthp.items():
-        if name in STATS and value != mthp[order, name]:
+        if name in shown and value != mthp[order, name]:
             stats.setdefault(str(order), {})[name] = value - mthp[order, name]
     counters = {
         "stats": stats,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mthp.image.runs import PageKind, PagesState, PteState
 from mthp.image.scenario import Action, parse_scenario
 from mthp.lab.kselftest import Output, Verdict
-from mthp.laws import Census, check_collapse, check_quiescent
+from mthp.laws.at_rest import Census, check_collapse, check_quiescent
 from mthp.profiles import Profile
 from mthp.run.build import World, build_scenario
 from mthp.run.conformance import ENDLESS_PAGES_TO_SCAN, run_pass

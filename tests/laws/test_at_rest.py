@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mthp.laws import check_aborted, check_collapse, check_quiescent
+from mthp.laws.at_rest import check_aborted, check_collapse, check_quiescent
 from mthp.machine.cpu import TlbEntry
 from mthp.machine.locks import Hold
 from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_REFERENCED

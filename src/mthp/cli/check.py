@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp check and mthp replay: the race checker."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mthp.cli.options import UsageError
+from mthp.laws.sentences import LAWS
+from mthp.races.cast import LAWFUL, RIVALS
+from mthp.races.mutants import HALVES, MUTANTS, Mutant
+from mthp.races.mutations import mutations
+from mthp.races.questions import QUESTIONS
+from mthp.races.stage import Size
+from mthp.races.variant import VariantError, protocol
+from mthp.races.world import World
+from mthp.report.check import (
+    mutant_document,
+    mutant_line,
+    scorecard_document,
+    violation_document,
+    violation_lines,
+    world_document,
+    world_line,
+)
+from mthp.run.check import NO_MUTANT, NOBODY, Budget, check_world, hunt, known, replay
+from mthp.run.check_records import MutantResult, Verdict, WorldResult
+from mthp.run.mutate import EXECUTIONS, try_mutations
+from mthp.run.scorecard import Job, budget_for, default_worlds, pair_jobs, run_jobs, scorecard_jobs
+
+BROKEN = 4
+"""Exit code: a law is broken."""
+_NARROW, _WIDE = 80, 120
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """The verb; an exit code."""
+    if args.list:
+        _list()
+        return 0
+    several = [args.mutant is not None, args.protocol is not None, args.all or args.pairs]
+    if sum(several) > 1:
+        raise UsageError("--mutant, --protocol and --all (or --pairs) exclude one another")
+    if args.all or args.pairs:
+        return _scorecard(args)
+    if args.mutant is not None:
+        return _mutant(args)
+    if args.mutations is not None:
+        return _mutations(args)
+    with _protocol(args.protocol):
+        return _worlds(args)
+
+
+def run_replay(args: argparse.Namespace) -> int:
+    """The verb; an exit code."""
+    with _protocol(args.protocol):
+        try:
+            violation = replay(args.token)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    if args.json:
+        _print_json(violation_document(violation))
+    else:
+        print("\n".join(violation_lines(violation, _width())))
+        if not violation.breaches:
+            print("no law is broken in this execution")
+    return BROKEN if violation.breaches else 0
+
+
+# One profile
+
+
+def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
+    budget = _budget(args)
+    results = []
+    for world in _chosen(args):
+        try:
+            result = check_world(world, budget_for(world, budget), mutant)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        results.append(result)
+        if not args.json:
+            print(world_line(result), flush=True)
+    broken = [each for each in results if each.violation is not None]
+    if args.json:
+        _print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
+    else:
+        for each in broken[:1]:
+            assert each.violation is not None
+            print("\n" + "\n".join(violation_lines(each.violation, _width())))
+    return BROKEN if any(not each.expected_finding for each in broken) else 0
+
+
+def _chosen(args: argparse.Namespace) -> list[World]:
+    """The worlds asked for."""
+    profile = args.profile or "7.3"
+    sizes = [args.world] if args.world else [size.name.lower() for size in Size]
+    if args.rivals is None:
+        casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
+    else:
+        casts = [() if args.rivals == NOBODY else tuple(args.rivals.split("+"))]
+    try:
+        worlds = [World.parse(size, profile, cast) for size in sizes for cast in casts]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if args.world or args.rivals:
+        return worlds
+    return default_worlds(profile)
+
+
+@contextmanager
+def _protocol(file: str | None) -> Iterator[None]:
+    if file is None:
+        yield
+        return
+    try:
+        with protocol(Path(file)):
+            yield
+    except OSError as error:
+        raise UsageError(f"--protocol {file}: {error.strerror or error}") from None
+    except (VariantError, UnicodeDecodeError) as error:
+        raise UsageError(f"--protocol {file}: {error}") from None
+
+
+# Mutants
+
+
+def _mutant(args: argparse.Namespace) -> int:
+    found = known(args.mutant)
+    if found is None:
+        names = ", ".join((*MUTANTS, *QUESTIONS))
+        raise UsageError(f"no mutant {args.mutant!r}; there are {names}")
+    if not isinstance(found, Mutant) or args.world or args.rivals:
+        return _worlds(args, args.mutant)
+    if args.profile is not None:
+        found = replace(found, world=replace(found.world, profile=args.profile))
+    result = hunt(found, _budget(args))
+    if args.json:
+        _print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
+    else:
+        print(f"{result.id}: {result.rule}")
+        print(f"where: {result.where}\n")
+        if result.violation is None:
+            print(
+                f"no law is broken; {result.covered.kind}, {result.covered.executions} executions"
+            )
+        else:
+            print("\n".join(violation_lines(result.violation, _width())))
+    return BROKEN if result.violation is not None else 0
+
+
+def _mutations(args: argparse.Namespace) -> int:
+    every = list(mutations(args.mutations))
+    tried = try_mutations(every, _number("jobs", args.jobs) if args.jobs else None)
+    caught = 0
+    rows = []
+    for each in tried:
+        caught += bool(each.laws)
+        what = f"{each.mutation.function}:{each.mutation.line}: {each.mutation.what}"
+        laws = ", ".join(map(str, each.laws))
+        if args.json:
+            rows.append({"mutation": what, "laws": list(each.laws), "world": each.world or None})
+        else:
+            print(f"{f'law {laws}' if laws else 'not caught':18} {what}", flush=True)
+    if args.json:
+        _print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
+    else:
+        print(f"{caught} of {len(every)} caught, each bounded to {EXECUTIONS} executions a world")
+    return 0
+
+
+# The scorecard
+
+
+def _scorecard(args: argparse.Namespace) -> int:
+    budget = _budget(args)
+    jobs: list[Job] = scorecard_jobs(budget) if args.all or not args.pairs else []
+    if args.pairs:
+        jobs += pair_jobs(budget)
+    resume = Path(args.resume) if args.resume else None
+    worlds: list[WorldResult] = []
+    mutants: list[MutantResult] = []
+    processes = _number("jobs", args.jobs) if args.jobs else None
+    for done, result in enumerate(_finished(jobs, processes, resume), 1):
+        if isinstance(result, WorldResult):
+            worlds.append(result)
+        else:
+            mutants.append(result)
+        _progress(args, done, len(jobs))
+        if not args.json:
+            print(
+                world_line(result) if isinstance(result, WorldResult) else mutant_line(result),
+                flush=True,
+            )
+    worlds.sort(key=lambda each: (each.profile, each.world, each.tasks))
+    order = {name: at for at, name in enumerate((*MUTANTS, *(half.id for half in HALVES)))}
+    mutants.sort(key=lambda each: order[each.id])
+    if args.json:
+        _print_json(scorecard_document(worlds, mutants))
+    else:
+        _totals(worlds, mutants)
+    alarms = any(not each.clean and not each.expected_finding for each in worlds)
+    missed = any(each.verdict is Verdict.MISSED for each in mutants)
+    return BROKEN if alarms else 1 if missed else 0
+
+
+def _finished(
+    jobs: list[Job], processes: int | None, resume: Path | None
+) -> Iterator[WorldResult | MutantResult]:
+    try:
+        yield from run_jobs(jobs, processes, resume)
+    except OSError as error:
+        raise UsageError(f"--resume {resume}: {error.strerror}") from None
+
+
+def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
+    clean = sum(each.clean for each in worlds)
+    expected = sum(bool(each.expected_finding) for each in worlds)
+    exhaustive = sum(each.covered.kind == "exhaustive" for each in worlds if each.clean)
+    print(
+        f"\n{len(worlds)} worlds: {clean} clean ({exhaustive} of them exhaustively), {expected} with "
+        f"the expected finding, {len(worlds) - clean - expected} broken"
+    )
+    if mutants:
+        said = {v: sum(each.verdict is v for each in mutants) for v in Verdict}
+        print(", ".join(f"{number} {verdict.value}" for verdict, number in said.items()))
+
+
+def _progress(args: argparse.Namespace, done: int, total: int) -> None:
+    if not args.quiet and sys.stderr.isatty():
+        print(f"\r{done} of {total} ", end="", file=sys.stderr, flush=True)
+
+
+# Words
+
+
+def _list() -> None:
+    print("rivals:")
+    for rival in RIVALS.values():
+        print(f"  {rival.name:20}{rival.what}")
+    print("mutants:")
+    for mutant in MUTANTS.values():
+        print(f"  {mutant.id:20}{mutant.rule}")
+    print("questions:")
+    for question in QUESTIONS.values():
+        print(f"  {question.id:20}{question.asked}")
+    print("laws:")
+    for number, sentence in LAWS.items():
+        print(f"  {number:<20}{sentence}")
+
+
+def _budget(args: argparse.Namespace) -> Budget:
+    executions = _number("executions", args.executions) if args.executions else None
+    sample = _number("sample", args.sample) if args.sample else None
+    return Budget(executions, sample, _number("seed", args.seed, least=0))
+
+
+def _number(name: str, text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise UsageError(f"--{name}: not a number from {least} up: {text!r}")
+    return int(text)
+
+
+def _width() -> int:
+    return min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
+
+
+def _print_json(document: Any) -> None:
+    json.dump(document, sys.stdout, indent=1)
+    print()

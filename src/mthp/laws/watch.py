@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The laws while tasks run: looked at around each step, over ghost state carried along.
+
+A verdict depends only on the order of steps that depend on one another (same word, or ordered by a
+lock or an IPI), so that it is the same for every execution that a reduced search takes as one.
+None of this steps. Numbers are those of the project's list of laws.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+from mthp.events import CollapseHugePage, Event
+from mthp.khugepaged.daemon import Khugepaged
+from mthp.laws.at_rest import (
+    Census,
+    Outside,
+    Where,
+    check_aborted,
+    check_collapse,
+    check_quiescent,
+)
+from mthp.machine.locks import Mode, Rank, WriteMark
+from mthp.machine.memory import Words
+from mthp.machine.step import Access, Task
+from mthp.mm.folio import PG_UPTODATE
+from mthp.mm.kernel import Kernel
+from mthp.mm.mm_struct import Mm
+from mthp.mm.pagetable import PageTable, PmdPage, TableState
+from mthp.mm.pte import (
+    DIRTY,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    pmd_is_table,
+    pmd_none,
+    pmd_pgtable,
+    pmd_trans_huge,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
+from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma
+from mthp.results import KernelBug, ScanResult
+from mthp.rivals.said import (
+    Halfway,
+    InstructionEnds,
+    Loaded,
+    Pinned,
+    Stored,
+    WriteProtected,
+    Zapped,
+    Zapping,
+)
+
+
+class Broken(NamedTuple):
+    """A law was broken. text: what was seen."""
+
+    law: int
+    text: str
+
+
+class Watch:
+    """Ghost state of one execution. collapsers: the names of tasks that run khugepaged's path.
+
+    detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
+    have no translation and no link to the table left. copied: source page -> where it was mapped.
+    final: address -> task -> what must be read there in the end, if only that task wrote.
+    """
+
+    def __init__(self, kernel: Kernel, khugepaged: Khugepaged, collapsers: Collection[str]) -> None:
+        self.kernel = kernel
+        self.khugepaged = khugepaged
+        self.collapsers = frozenset(collapsers)
+        self.broken: list[Broken] = []
+        self.detached: dict[int, Task] = {}
+        self.flushed: set[tuple[int, int]] = set()
+        self.copied: dict[int, str] = {}
+        self.pinned: Counter[int] = Counter()
+        self.pins: list[Pinned] = []
+        self.protected: list[WriteProtected] = []
+        self.halfway: set[Mm] = set()
+        self.begun = Census(kernel)
+        self.initial = self.begun.contents
+        self.collapsed = False
+        self.legal: defaultdict[Where, set[int]] = defaultdict(set)
+        self.final: defaultdict[Where, dict[str, int]] = defaultdict(dict)
+        self.zapped: set[Where] = set()
+        self._old = 0
+        self._cpus = {id(cpu.instruction): cpu.number for cpu in kernel.cpus}
+        mem = kernel.mem
+        self._before: dict[int, Callable[[Access, Any, int], None]] = {
+            id(mem.content): self._before_content,
+            id(mem.flags): self._before_flags,
+        }
+        for mm in kernel.mms:
+            self._before[id(mm.mmap_lock)] = self._before_mmap_lock
+        for each in kernel.anon_vmas:
+            self._before[id(each.rwsem)] = self._before_anon_vma
+        kernel.witness = self._witness
+        kernel.trace = self._trace
+
+    def say(self, law: int, text: str) -> None:
+        """Record a breach, once."""
+        breach = Broken(law, text)
+        if breach not in self.broken:
+            self.broken.append(breach)
+
+    # Around each step
+
+    def before(self, access: Access, word: Any, index: int) -> None:
+        """The running task is about to do this. What leaves a store buffer was looked at before."""
+        if self.kernel.machine.current.background:
+            return
+        handler = self._before.get(id(word))
+        if handler is not None:
+            handler(access, word, index)
+            return
+        if isinstance(word, Words):
+            owner = word.owner
+            if isinstance(owner, PageTable):
+                self._before_pte(access, owner, index)
+            elif owner is not None:
+                self._old = word.raw[index]
+        elif isinstance(word, WriteMark) and access is Access.ACQUIRE:
+            self._before_vma_start_write(word)
+
+    def after(self, access: Access, word: Any, index: int) -> None:
+        """The running task has done this."""
+        if access is Access.READ or self.kernel.machine.current.background:
+            return
+        if isinstance(word, Words):
+            owner = word.owner
+            if isinstance(owner, PageTable):
+                self._after_pte(owner, index)
+            elif isinstance(owner, PmdPage):
+                self._after_pmd(access, self._old, word.raw[index])
+        elif access is Access.IPI and id(word) in self._cpus:
+            cpu = self._cpus[id(word)]
+            me = self.kernel.machine.current
+            self.flushed |= {(table, cpu) for table, task in self.detached.items() if task is me}
+
+    def raised(self, task: Task, error: Exception) -> None:
+        """A task ended with an error: the engine's own checks, or a dangling object."""
+        if isinstance(error, KernelBug):
+            text = str(error)
+            counts = "reference" in text or "freed" in text
+            self.say(5 if counts else 9, f"{task.name}: {text}")
+        else:
+            self.say(1, f"{task.name}: {type(error).__name__}: {error}")
+
+    def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
+        """Nobody can go on."""
+        who = ", ".join(f"{task.name} for {op.where[0]}" for task, op in waiting)
+        self.say(9, f"deadlock: {who}")
+
+    # Tables
+
+    def _holds(self, lock: object) -> bool:
+        return any(hold.lock is lock for hold in self.kernel.machine.current.held)
+
+    def _before_pte(self, access: Access, table: PageTable, index: int) -> None:
+        me = self.kernel.machine.current
+        if table.state is TableState.FREED:
+            self.say(1, f"{me.name} uses table {table.number}, which was freed")
+        if (table.number, me.cpu) in self.flushed and self.kernel.cpus[me.cpu].instruction.value:
+            self.say(6, f"{me.name}'s CPU walks table {table.number}, detached and flushed")
+        self._old = table.ptes.raw[index]
+
+    def _after_pte(self, table: PageTable, index: int) -> None:
+        me = self.kernel.machine.current
+        old, new = self._old, table.ptes.raw[index]
+        if old == new or table.state is TableState.FREED:
+            return
+        if self.kernel.cpus[me.cpu].instruction.value:
+            if (old ^ new) & ~(YOUNG | DIRTY):
+                self.say(9, f"{me.name}'s CPU changes more than young and dirty")
+            return
+        mine = self.detached.get(table.number) is me
+        if not mine and table.number in self.detached and not pte_none(new):
+            self.say(6, f"{me.name} fills table {table.number} while another has detached it")
+        if self._holds(table.ptl) or (mine and self._holds_mmap_for_writing()):
+            return
+        if self._is_deposited(table.number):
+            self.say(6, f"{me.name} changes table {table.number}, which is deposited")
+        self.say(9, f"{me.name} changes a PTE of table {table.number} without its lock")
+
+    def _holds_mmap_for_writing(self) -> bool:
+        held = self.kernel.machine.current.held
+        return any(h.lock.rank is Rank.MMAP and h.mode is Mode.WRITE for h in held)
+
+    def _is_deposited(self, number: int) -> bool:
+        pages = (page for mm in self.kernel.mms for page in mm.pmd_pages.values())
+        return any(number in tables for page in pages for tables in page.deposited.values())
+
+    def _after_pmd(self, access: Access, old: int, new: int) -> None:
+        me = self.kernel.machine.current
+        if old == new:
+            return
+        if pmd_is_table(old):
+            if pmd_none(new):
+                self.detached[pmd_pgtable(old)] = me
+            else:
+                self.say(7, f"{me.name} overwrites a PMD that points to table {pmd_pgtable(old)}")
+        elif pmd_trans_huge(old) and access is Access.RMW and me.name in self.collapsers:
+            self.say(7, f"{me.name} clears a huge PMD (folio {pte_pfn(old)}) as if it were a table")
+        elif not pmd_none(old) and not pmd_none(new) and pte_pfn(old) != pte_pfn(new):
+            self.say(7, f"{me.name} overwrites a PMD that maps folio {pte_pfn(old)}")
+        if pmd_is_table(new):
+            self._linked(pmd_pgtable(new))
+
+    def _linked(self, number: int) -> None:
+        me = self.kernel.machine.current
+        table = self.kernel.tables.get(number)
+        if table is None or table.state is not TableState.LIVE:
+            self.say(6, f"{me.name} links table {number}, which is no table any more")
+        self.detached.pop(number, None)
+        self.flushed = {each for each in self.flushed if each[0] != number}
+
+    # Pages
+
+    def _before_content(self, access: Access, word: Words, page: int) -> None:
+        if access is Access.RMW:  # being freed
+            return
+        mem = self.kernel.mem
+        me = self.kernel.machine.current
+        if page and not mem.refcount.raw[mem.head.raw[page]]:
+            self.say(1, f"{me.name} uses page {page}, which was freed")
+        if me.name in self.collapsers:
+            if access is Access.READ:
+                self.copied[page] = me.name
+        elif access is Access.WRITE and page in self.copied:
+            if self.pinned[page]:
+                self.say(3, f"{me.name} writes pinned page {page} after it was copied")
+            else:
+                self.say(2, f"{me.name} can still write page {page} after it was copied")
+
+    def _before_flags(self, access: Access, word: Words, folio: int) -> None:
+        mem = self.kernel.mem
+        if not mem.refcount.raw[folio] and access is Access.READ:
+            me = self.kernel.machine.current
+            self.say(1, f"{me.name} looks at folio {folio}, which was freed")
+
+    # Mappings and locks
+
+    def _before_vma_start_write(self, word: WriteMark) -> None:
+        vma = word.owner
+        me = self.kernel.machine.current
+        if not isinstance(vma, Vma) or me.name not in self.collapsers:
+            return
+        if vma not in vma.vm_mm.vmas:
+            self.say(10, f"{me.name} goes on with {vma}, looked up before mmap_lock was let go")
+        if vma.vm_flags & VM_STACK_INCOMPLETE:
+            self.say(13, f"{me.name} collapses exec's temporary stack")
+
+    def _before_anon_vma(self, access: Access, word: Any, index: int) -> None:
+        name = self.kernel.machine.current.name
+        if access is not Access.ACQUIRE or name not in self.collapsers:
+            return
+        for each in self.kernel.anon_vmas:
+            if each.rwsem is word and not each.vmas:
+                self.say(1, f"{name} locks anon_vma {each.number}, which has no VMA left")
+
+    def _before_mmap_lock(self, access: Access, word: Any, index: int) -> None:
+        me = self.kernel.machine.current
+        if access is Access.RELEASE or me.name not in self.collapsers:
+            return
+        for mm in self.halfway:
+            if mm.mmap_lock is word and not (access is Access.TRY and word.word.value):
+                self.say(13, f"{me.name} walks mm {mm.number}, which is half built")
+
+    # What rivals say
+
+    def _witness(self, said: object) -> None:
+        match said:
+            case Stored(mm, address, value, by):
+                self.legal[mm.number, address].add(value)
+                self.final[mm.number, address][by] = value
+            case Loaded(mm, address, value, by):
+                self._loaded(mm, address, value, by)
+            case Zapping(mm, start, end):
+                for where in self._range(mm, start, end):
+                    self.legal[where].add(0)
+            case Zapped(mm, start, end, by):
+                for where in self._range(mm, start, end):
+                    self.final[where][by] = 0
+                    self.zapped.add(where)
+            case Pinned(_, _, page, _):
+                self.pins.append(said)
+                self.pinned[page] += 1
+            case WriteProtected():
+                self.protected.append(said)
+            case Halfway(mm, building):
+                (self.halfway.add if building else self.halfway.discard)(mm)
+            case InstructionEnds(cpu):
+                self._tlb(cpu)
+
+    def _range(self, mm: Mm, start: int, end: int) -> list[Where]:
+        return [(mm.number, a) for a in range(start, end, mm.geometry.page_size)]
+
+    def _loaded(self, mm: Mm, address: int, value: int, by: str) -> None:
+        where = mm.number, address
+        if value != self.initial.get(where, 0) and value not in self.legal[where]:
+            self.say(3, f"{by} reads {value} at {address:#x}, which nobody stored there")
+
+    def _tlb(self, cpu: int) -> None:
+        entries = self.kernel.cpus[cpu].tlb.value
+        for huge in entries:
+            for small in entries:
+                inside = huge.vpn <= small.vpn < huge.vpn + (1 << huge.order)
+                if huge.mm == small.mm and small.order < huge.order and inside:
+                    self.say(2, f"CPU {cpu} holds a small and a huge entry of page {small.vpn:#x}")
+
+    def _trace(self, event: Event) -> None:
+        if not isinstance(event, CollapseHugePage):
+            return
+        if event.status is ScanResult.SUCCEED:
+            self.collapsed = True
+        else:
+            me = self.kernel.machine.current.name
+            self.copied = {page: by for page, by in self.copied.items() if by != me}
+
+    # In the end
+
+    def at_rest(self, tasks: Sequence[Task]) -> None:
+        """Every task has ended: count everything."""
+        census = Census(self.kernel)
+        mem = self.kernel.mem
+        references = Counter(mem.head.raw[pin.page] for pin in self.pins)
+        for line in check_quiescent(self.kernel, self.khugepaged, Outside(references)):
+            number, _, text = line.removeprefix("law ").partition(": ")
+            self.say(int(number), text)
+        for task in tasks:
+            for hold in task.held:
+                self.say(9, f"{task.name} still holds {hold}")
+        for page in sorted(census.migrating):
+            self.say(4, f"a migration entry of page {page} is stranded")
+        for page in sorted({*census.pte_mappings, *census.pmd_mappings}):
+            if not mem.flags.raw[mem.head.raw[page]] & PG_UPTODATE:
+                self.say(3, f"page {page} is mapped and not up to date")
+        self._contents(census)
+        self._pins(census)
+        for said in self.protected:
+            entry = census.entries.get((said.mm.number, said.address), 0)
+            if pte_present(entry) and entry & WRITE and not entry & UFFD_WP:
+                self.say(8, f"{said.address:#x} lost its userfaultfd write protection")
+
+    def alone_at_rest(self) -> None:
+        """The same, where nobody but the collapser did anything."""
+        check = check_collapse if self.collapsed else check_aborted
+        for line in check(self.begun, self.kernel):
+            number, _, text = line.removeprefix("law ").partition(": ")
+            self.say(int(number), text)
+
+    def _contents(self, census: Census) -> None:
+        for where in self.initial.keys() | self.final.keys():
+            now = census.contents.get(where, 0)
+            written = self.final.get(where)
+            wanted = set(written.values()) if written else {self.initial.get(where, 0)}
+            if now in wanted:
+                continue
+            law = 12 if where in self.zapped and wanted == {0} else 3
+            text = " or ".join(str(value) for value in sorted(map(str, wanted)))
+            self.say(law, f"{where[1]:#x} reads {now}; the last store was {text}")
+
+    def _pins(self, census: Census) -> None:
+        for pin in self.pins:
+            if not pin.exclusive:
+                continue
+            where = pin.mm.number, pin.address
+            entry = census.entries.get(where, 0)
+            if pte_present(entry) and pte_pfn(entry) != pin.page and where not in self.zapped:
+                self.say(
+                    3, f"page {pin.page} is pinned and {pin.address:#x} maps {pte_pfn(entry)} now"
+                )

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Stores to page contents that others see late, and what makes them wait for one another.
+
+What matters to the collapse is whether a page's contents can be overtaken by the store that maps the
+page. So contents go through a store buffer, and everything else is seen at once; a barrier, or
+whatever orders like one, waits until what is in the buffer has been seen. Each place in the buffer
+is emptied by a task of its own, so that contents overtake one another too.
+Kernel: Documentation/memory-barriers.txt, tools/memory-model/.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from mthp.machine.step import Access, Machine
+
+if TYPE_CHECKING:
+    from mthp.machine.memory import Words
+
+
+class Model(Enum):
+    """What keeps a mapping store behind the contents written before it.
+
+    SC: nothing is late. TSO: every store is behind earlier ones (x86). LKMM: smp_wmb(), a lock given
+    back before another is taken, and atomics that return a value (a put reference). WEAK: smp_wmb()
+    alone, so as to see what each barrier is for.
+    """
+
+    SC = "sc"
+    TSO = "tso"
+    LKMM = "lkmm"
+    WEAK = "weak"
+
+
+class Lane(Enum):
+    """How a row of words is stored to."""
+
+    CONTENTS = "late"
+    TABLES = "maps contents"
+    COUNTS = "changed by atomics that return a value"
+
+
+class Event:
+    """Something that happens once, and that tasks wait for."""
+
+    __slots__ = ("happened", "machine", "name")
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine = machine
+        self.name = name
+        self.happened = False
+
+    def may_take(self, index: int) -> bool:
+        """Whether it has happened. Not a step."""
+        return self.happened
+
+    def happen(self) -> None:
+        """One step: whoever waits may go on."""
+        self.machine.step(Access.RELEASE, self, 1)
+        self.happened = True
+
+    def wait(self) -> None:
+        """One step, once it has happened."""
+        self.machine.step(Access.WAIT, self, 0)
+
+
+class Slot:
+    """One place of a store buffer, used once."""
+
+    __slots__ = ("filled", "index", "row", "seen", "value")
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.filled = Event(machine, f"{name}.filled")
+        self.seen = Event(machine, f"{name}.seen")
+        self.row: Words
+        self.index = self.value = 0
+
+    def drain(self) -> None:
+        """What the slot's task does: let the store out, some time after it was made."""
+        self.filled.wait()
+        self.row.write(self.index, self.value)
+        self.seen.happen()
+
+
+class StoreBuffer:
+    """One CPU's. released: a lock was given back since the last store."""
+
+    __slots__ = ("free", "model", "released", "waiting")
+
+    def __init__(self, machine: Machine, name: str, model: Model, slots: int) -> None:
+        self.model = model
+        self.free = [Slot(machine, f"{name}.slot{n}") for n in range(slots)]
+        self.waiting: list[Slot] = []
+        self.released = False
+
+    def store(self, row: Words, index: int, value: int) -> bool:
+        """Keep a store for later; False: no room, and it is seen at once."""
+        if not self.free:
+            return False
+        slot = self.free.pop(0)
+        slot.row, slot.index, slot.value = row, index, value
+        self.waiting.append(slot)
+        self.released = False
+        slot.filled.happen()
+        return True
+
+    def forwarded(self, row: Words, index: int) -> int | None:
+        """What the CPU itself reads of a word that others do not see yet."""
+        for slot in reversed(self.waiting):
+            if slot.row is row and slot.index == index:
+                return slot.value
+        return None
+
+    def wait_until_seen(self) -> None:
+        """A barrier: nothing further is stored until everybody sees what was."""
+        while self.waiting:
+            self.waiting[0].seen.wait()
+            del self.waiting[0]
+
+    def before_table_store(self) -> None:
+        """A store that maps something is about to be made."""
+        if self.model is Model.TSO:
+            self.wait_until_seen()
+
+    def before_atomic(self) -> None:
+        """An atomic that returns a value is about to be done: a full barrier, says the LKMM."""
+        if self.model is not Model.WEAK:
+            self.wait_until_seen()
+
+    def after_release(self) -> None:
+        """A lock was given back."""
+        self.released = True
+
+    def after_acquire(self) -> None:
+        """A lock was taken."""
+        if self.model is Model.LKMM and self.released:
+            self.wait_until_seen()

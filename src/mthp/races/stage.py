@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A tiny world with a collapse in it, built afresh for every execution.
+
+PMD worlds have two PTEs a table, window worlds four of which the first two are the window: enough
+for every race known, and small enough to try every order of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, Final
+
+from mthp.khugepaged.daemon import Khugepaged
+from mthp.laws.watch import Broken, Watch
+from mthp.machine.step import Access, Machine, Task
+from mthp.machine.store_buffer import Lane, Model, StoreBuffer
+from mthp.mm.allocator import Allocator
+from mthp.mm.folio import (
+    PAGE_ANON_EXCLUSIVE,
+    PG_ANON,
+    PG_DIRTY,
+    PG_LOCKED,
+    PG_LRU,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_UPTODATE,
+    MemMap,
+)
+from mthp.mm.kernel import Kernel
+from mthp.mm.mm_struct import MM_ANONPAGES, MM_SWAPENTS, Mm
+from mthp.mm.pagetable import PageTable, pmd_ptr
+from mthp.mm.pte import (
+    DIRTY,
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    WRITE,
+    YOUNG,
+    Leaf,
+    leaf_pte,
+    mk_pte,
+    table_pmd,
+)
+from mthp.mm.vma import VM_DEFAULT
+from mthp.profiles import Profile
+from mthp.rivals.secondary_mmu import Guest
+from mthp.settings import Enabled, Settings
+from mthp.units import Geometry
+
+START: Final = 0x40000
+"""Where the one mapping begins."""
+SWAP_SLOT: Final = 1
+"""The slot a page is swapped out to; the next one holds a page that is out from the start."""
+GARBAGE: Final = 666
+"""What a fresh page holds before anybody writes to it."""
+_ARENA: Final = 16
+"""Frames each task may allocate."""
+
+USED: Final = WRITE | YOUNG | DIRTY | SOFT_DIRTY
+ON_LRU: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_DIRTY
+
+
+class Size(Enum):
+    """What is collapsed."""
+
+    PMD = "a whole table of two PTEs"
+    WINDOW = "the first two of a table's four PTEs"
+
+
+_GEOMETRY: Final = {Size.PMD: Geometry(12, 1, 1), Size.WINDOW: Geometry(12, 2, 1)}
+_SETTINGS: Final = {
+    size: Settings(
+        geometry=geometry,
+        sizes=dict.fromkeys(geometry.anon_orders, Enabled.ALWAYS),
+        max_ptes_none=geometry.ptrs_per_pte - 1,
+        max_ptes_swap=geometry.ptrs_per_pte - 1,
+    )
+    for size, geometry in _GEOMETRY.items()
+}
+
+
+class Arenas(Allocator):
+    """Each task has frames of its own, and none is used twice: which frame an allocation gets does
+    not depend on what others do, and what was freed stays freed.
+    """
+
+    def __init__(self, mem: MemMap, machine: Machine, names: Sequence[str]) -> None:
+        self.machine = machine
+        self.next = {name: mem.new_frames(0, _ARENA.bit_length() - 1) for name in names}
+        for first in self.next.values():
+            for page in range(first, first + _ARENA):
+                mem.content.raw[page] = GARBAGE
+        self.nodes = mem.allocator.nodes
+
+    def alloc(
+        self, order: int, nid: int, allowed: frozenset[int], direct_compact: bool
+    ) -> int | None:
+        """The next aligned block of the running task's frames."""
+        name = self.machine.current.name
+        first = -(-self.next[name] >> order) << order
+        self.next[name] = first + (1 << order)
+        return first
+
+    def free(self, pfn: int, order: int) -> None:
+        """Nothing: it is never handed out again."""
+
+
+Body = Callable[[], None]
+Observer = Callable[[Access, Any, int], None]
+
+
+class Stage:
+    """The world and its tasks, as schedulers want them (schedulers.tasks.Setup).
+
+    order: of the window. pages: PTE index -> frame of the small pages there. swapped: PTE index ->
+    slot of the pages that are out. alone: nobody but the collapser does anything.
+    children: mms for fork() to fill, by who forks.
+    """
+
+    def __init__(self, size: Size, profile: Profile, cpus: int, vm_flags: int = VM_DEFAULT) -> None:
+        self.kernel = kernel = Kernel(_SETTINGS[size], profile, nr_cpus=cpus, debug=True)
+        self.machine = kernel.machine
+        self.size = size
+        self.order = 1
+        self.khugepaged = Khugepaged(kernel)
+        self.mm = kernel.new_mm(1, "mm")
+        self.khugepaged.khugepaged_enter(self.mm)
+        self.end = START + kernel.geometry.pmd_size
+        self.vma = self.mm.mmap(START, self.end, vm_flags)
+        self.mm.link_anon_vma(self.vma)
+        self.table = self._table(self.mm)
+        self.pages: dict[int, int] = {}
+        self.swapped: dict[int, int] = {}
+        self.guest: Guest | None = None
+        self.alone = False
+        self.children: dict[str, Mm] = {}
+        self.tasks: list[tuple[Task, Body]] = []
+        self.watch: Watch
+        self.before: Observer
+        self.after: Observer
+
+    def _table(self, mm: Mm) -> PageTable:
+        pmd = pmd_ptr(mm, START, create=True)
+        assert pmd is not None
+        table = self.kernel.new_table()
+        pmd.page.pmds.raw[pmd.slot] = table_pmd(table.number)
+        return table
+
+    # Building
+
+    def address(self, index: int) -> int:
+        """Of a page of the mapping."""
+        return START + (index << self.kernel.geometry.page_shift)
+
+    def map_page(self, index: int, pte: int = USED) -> int:
+        """A small page with contents of its own (100 + index); its frame."""
+        mem = self.kernel.mem
+        page = mem.new_frames(0, 0)
+        mem.prep_folio(page, 0)
+        mem.content.raw[page] = 100 + index
+        mem.flags.raw[page] = ON_LRU
+        mem.mapcount.raw[page] = mem.refcount.raw[page] = 1
+        mem.page_flags.raw[page] = PAGE_ANON_EXCLUSIVE
+        mem.index.raw[page] = self.address(index) >> self.kernel.geometry.page_shift
+        mem.anon_vma.raw[page] = 0
+        self.table.ptes.raw[index] = mk_pte(page, pte)
+        self.mm.counters[MM_ANONPAGES] += 1
+        self.pages[index] = page
+        return page
+
+    def map_large(self) -> None:
+        """One folio of two pages, mapped by PTEs, in the place of the first page."""
+        mem = self.kernel.mem
+        old = self.pages.pop(0)
+        for row in (mem.refcount, mem.mapcount, mem.flags, mem.page_flags):
+            row.raw[old] = 0
+        head = mem.new_frames(0, 1)
+        mem.prep_folio(head, 1)
+        mem.flags.raw[head] = ON_LRU
+        mem.refcount.raw[head] = mem.large_mapcount.raw[head] = mem.nr_pages_mapped.raw[head] = 2
+        mem.index.raw[head] = START >> self.kernel.geometry.page_shift
+        for i in range(2):
+            mem.content.raw[head + i] = 100 + i
+            mem.mapcount.raw[head + i] = 1
+            mem.page_flags.raw[head + i] = PAGE_ANON_EXCLUSIVE
+            self.table.ptes.raw[i] = mk_pte(head + i, USED)
+            self.pages[i] = head + i
+        self.mm.counters[MM_ANONPAGES] += 1
+
+    def swap_page(self, index: int, slot: int) -> None:
+        """A page that was swapped out before."""
+        self.kernel.swap.contents[slot] = 100 + index
+        self.kernel.swap.add_user(slot)
+        self.table.ptes.raw[index] = leaf_pte(Leaf.SWAP, slot, SWP_EXCLUSIVE | SOFT_DIRTY)
+        self.mm.counters[MM_SWAPENTS] += 1
+        self.swapped[index] = slot
+
+    def cache_swapped(self, index: int) -> None:
+        """The swapped page is in the swap cache, locked until its contents are read."""
+        mem = self.kernel.mem
+        page = self.pages[index] = mem.new_frames(0, 0)
+        mem.prep_folio(page, 0)
+        mem.content.raw[page] = 100 + index
+        mem.flags.raw[page] = (
+            PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_SWAPCACHE | PG_LOCKED
+        )
+        self.kernel.swap.add_to_cache(self.swapped[index], page, 1)
+
+    def add_task(self, name: str, body: Body) -> None:
+        """A task on a CPU of its own."""
+        self.tasks.append((Task(name, len(self.tasks)), body))
+
+    def store_late(self, model: Model) -> None:
+        """The first task's CPU has a store buffer."""
+        if model is Model.SC:
+            return
+        owner = self.tasks[0][0]
+        pages = 1 << self.order
+        owner.buffer = StoreBuffer(self.machine, owner.name, model, pages)
+        self.kernel.mem.content.lane = Lane.CONTENTS
+        self.kernel.mem.refcount.lane = Lane.COUNTS
+        for mm in self.kernel.mms:
+            for page in mm.pmd_pages.values():
+                page.pmds.lane = Lane.TABLES
+        for table in self.kernel.tables.values():
+            table.ptes.lane = Lane.TABLES
+        for number, slot in enumerate(owner.buffer.free):
+            task = Task(f"store-buffer-{number}", owner.cpu)
+            task.background = True
+            self.tasks.append((task, slot.drain))
+
+    def ready(self, collapsers: Sequence[str]) -> Stage:
+        """Everything is in place: frames for each task, and the laws look on from here."""
+        kernel = self.kernel
+        names = [task.name for task, _ in self.tasks]
+        kernel.mem.allocator = Arenas(kernel.mem, self.machine, names)
+        self.watch = Watch(kernel, self.khugepaged, collapsers)
+        self.before, self.after = self.watch.before, self.watch.after
+        return self
+
+    # As schedulers want it
+
+    @property
+    def broken(self) -> list[Broken]:
+        """The laws broken so far."""
+        return self.watch.broken
+
+    def raised(self, task: Task, error: Exception) -> None:
+        """A task ended with an error."""
+        self.watch.raised(task, error)
+
+    def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
+        """Nobody can go on."""
+        self.watch.stuck(waiting)
+
+    def at_rest(self) -> None:
+        """Every task has ended."""
+        self.watch.at_rest([task for task, _ in self.tasks])
+        if self.alone:
+            self.watch.alone_at_rest()

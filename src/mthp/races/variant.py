@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Put another text in the place of an engine module's functions, for a while.
+
+A variant is compiled beside the module it replaces; wherever the engine uses one of the module's
+functions, it finds the variant's while the variant is applied. The engine's files know nothing of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A piece of a module's text, which occurs in it once, and what stands there instead."""
+
+    module: str
+    old: str
+    new: str
+
+
+def source_of(module: str) -> str:
+    """The text of one of our modules, by its name below mthp."""
+    file = importlib.import_module(f"mthp.{module}").__file__
+    assert file is not None
+    return Path(file).read_text(encoding="utf-8")
+
+
+def edited(edits: Sequence[Edit]) -> dict[str, str]:
+    """Module -> its text after all edits of it. ValueError where a piece is not there once."""
+    texts: dict[str, str] = {}
+    for edit in edits:
+        text = texts.get(edit.module) or source_of(edit.module)
+        if text.count(edit.old) != 1:
+            raise ValueError(f"{edit.module} holds this {text.count(edit.old)} times:\n{edit.old}")
+        texts[edit.module] = text.replace(edit.old, edit.new)
+    return texts
+
+
+@contextmanager
+def applied(edits: Sequence[Edit]) -> Iterator[None]:
+    """The engine runs with the edits until the end of the block."""
+    with replaced(edited(edits)):
+        yield
+
+
+@contextmanager
+def replaced(texts: dict[str, str]) -> Iterator[None]:
+    """The engine runs with these texts for its modules until the end of the block."""
+    undo: list[tuple[Any, str, Any]] = []
+    variants: list[ModuleType] = []
+    try:
+        for module, text in texts.items():
+            _install(importlib.import_module(f"mthp.{module}"), text, variants, undo)
+        yield
+    finally:
+        _restore(undo)
+
+
+class VariantError(Exception):
+    """A protocol file that cannot be used; one line says why."""
+
+
+@contextmanager
+def protocol(file: Path) -> Iterator[None]:
+    """The engine with a user's own text until the end of the block.
+
+    A file named as a module below khugepaged/ (collapse.py) is an edited copy of it. Of any other
+    file, each function that has the name of an engine function takes that one's place.
+    OSError: it cannot be read. VariantError: it is not Python, fails, or replaces nothing.
+    """
+    text = file.read_text(encoding="utf-8")
+    try:
+        compile(text, str(file), "exec")
+    except (SyntaxError, ValueError) as error:
+        raise VariantError(f"not Python: {error}") from None
+    name = f"khugepaged.{file.stem}"
+    if importlib.util.find_spec(f"mthp.{name}") is not None:
+        with replaced({name: text}):
+            yield
+        return
+    undo: list[tuple[Any, str, Any]] = []
+    try:
+        _take_over(file, text, undo)
+        yield
+    finally:
+        _restore(undo)
+
+
+def _take_over(file: Path, text: str, undo: list[tuple[Any, str, Any]]) -> None:
+    variant = ModuleType("mthp.protocol")
+    try:
+        exec(compile(text, str(file), "exec"), variant.__dict__)
+    except Exception as error:
+        raise VariantError(f"{type(error).__name__}: {error}") from None
+    engine = [module for module in _our_modules() if module.__name__.startswith(_ENGINE)]
+    for name, value in vars(variant).items():
+        if not isinstance(value, FunctionType) or value.__module__ != variant.__name__:
+            continue
+        found = {
+            function
+            for module in engine
+            if isinstance(function := vars(module).get(name), FunctionType)
+            and function.__module__ == module.__name__
+        }
+        if len(found) == 1:
+            before = found.pop()
+            for holder in _our_modules():
+                if vars(holder).get(name) is before:
+                    undo.append((holder, name, before))
+                    setattr(holder, name, value)
+    if not undo:
+        raise VariantError("no function in it has the name of an engine function")
+
+
+def _restore(undo: list[tuple[Any, str, Any]]) -> None:
+    for holder, name, value in reversed(undo):
+        setattr(holder, name, value)
+
+
+_ENGINE = ("mthp.khugepaged.", "mthp.mm.", "mthp.machine.", "mthp.rivals.")
+
+
+def _install(
+    original: ModuleType,
+    text: str,
+    variants: list[ModuleType],
+    undo: list[tuple[Any, str, Any]],
+) -> None:
+    variant = ModuleType(original.__name__)
+    variants.append(variant)
+    variant.__file__ = original.__file__
+    exec(compile(text, str(original.__file__), "exec"), variant.__dict__)
+    for name, value in list(vars(variant).items()):
+        if isinstance(value, type) and value.__module__ == original.__name__:
+            setattr(variant, name, _grafted(getattr(original, name, value), value, undo))
+    for name, value in vars(variant).items():
+        before = getattr(original, name, None)
+        if isinstance(value, FunctionType) and value.__module__ == original.__name__:
+            for holder in (*_our_modules(), *variants):
+                if before is not None and holder.__dict__.get(name) is before:
+                    undo.append((holder, name, before))
+                    setattr(holder, name, value)
+
+
+def _grafted(before: type, after: type, undo: list[tuple[Any, str, Any]]) -> type:
+    """The class there was, with the methods of the new text: objects of it stay what they are."""
+    for name, value in vars(after).items():
+        old = vars(before).get(name)
+        if isinstance(value, FunctionType) and isinstance(old, FunctionType):
+            if value.__code__.co_code == old.__code__.co_code and (
+                value.__code__.co_consts == old.__code__.co_consts
+            ):
+                continue
+            undo.append((before, name, old))
+            setattr(before, name, value)
+    return before
+
+
+def _our_modules() -> list[ModuleType]:
+    return [module for name, module in sys.modules.items() if name.startswith("mthp.")]

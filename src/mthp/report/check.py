@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The race checker's records as text and as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
+from typing import Any
+
+from mthp.run.check_records import Call, Covered, MutantResult, Verdict, Violation, WorldResult
+
+SCHEMA_VERSION = 1
+_GAP = 2
+_MIN_COLUMN = 26
+
+
+def covered_text(covered: Covered) -> str:
+    """What was covered, and how much that was."""
+    number = f"{covered.executions:,} execution{'' if covered.executions == 1 else 's'}"
+    if covered.kind == "exhaustive":
+        return f"exhaustive in this world with these tasks: {number}"
+    if covered.kind == "sampled":
+        return f"sampled: {number} from seed {covered.seed}"
+    return f"bounded: {number}; {covered.bound}"
+
+
+def violation_lines(violation: Violation, width: int = 100) -> list[str]:
+    """The race in columns, one a CPU, then the laws it breaks and how to run it again."""
+    lines = [*_columns(violation, width), ""]
+    for breach in violation.breaches:
+        lines.append(f"law {breach.law} is broken: {breach.text}")
+        lines += [f"    {line}" for line in wrap(f"the law: {breach.sentence}", width - 4)]
+    for warning in violation.warnings:
+        lines.append(f"warned once, then went on: {warning}")
+    lines.append(f"{violation.steps} steps, {violation.switches} switches between CPUs")
+    lines.append(f"run it again: mthp replay {violation.replay}")
+    return lines
+
+
+def _columns(violation: Violation, width: int) -> list[str]:
+    tasks = violation.tasks
+    column = max(_MIN_COLUMN, (width - _GAP * (len(tasks) - 1)) // len(tasks))
+    offset = [number * (column + _GAP) for number in range(len(tasks))]
+    lines = [
+        "".join(f"CPU{n} {task}".ljust(column + _GAP) for n, task in enumerate(tasks)).rstrip()
+    ]
+    lines.append("".join(("-" * column).ljust(column + _GAP) for _ in tasks).rstrip())
+    held: dict[int, tuple[str, ...]] = {}
+    for call in _folded(violation.calls):
+        if held.get(call.task, ()) != call.locks:
+            held[call.task] = call.locks
+            locks = "[" + ", ".join(call.locks) + "]"
+            lines += [" " * offset[call.task] + part for part in wrap(locks, column)]
+        lines.append(" " * offset[call.task] + "  " + call.function[: column - 2])
+    return lines
+
+
+def _folded(calls: Sequence[Call]) -> Iterable[Call]:
+    """Taking and giving back a lock shows in the locks held."""
+    last = None
+    for call in calls:
+        if call.function.endswith((": lock", ": unlock")):
+            continue
+        if call != last:
+            yield call
+        last = call
+
+
+def world_line(result: WorldResult) -> str:
+    """One line of a list of worlds."""
+    hook = " (the cache hook walks)" if result.hook == "walks" else ""
+    what = "clean" if result.clean else "BROKEN"
+    if result.expected_finding:
+        what = f"{result.expected_finding}, expected"
+    against = " + ".join(result.tasks[1:]) or "alone"
+    name = f"{result.profile:9}{result.world:14}{against}{hook}"
+    return f"{name:52} {what:18} {covered_text(result.covered)}, {result.seconds:.1f} s"
+
+
+def mutant_line(result: MutantResult) -> str:
+    """One line of the scorecard."""
+    laws = ", ".join(map(str, result.laws))
+    found = f"law {laws}" if laws else result.masked_by
+    return (
+        f"{result.id:11}{result.verdict.value:8}{found:14} {result.seconds:6.2f} s  {result.rule}"
+    )
+
+
+# Documents
+
+
+def coverage_document(covered: Covered) -> dict[str, Any]:
+    """What was covered."""
+    return {
+        "kind": covered.kind,
+        "bound": covered.bound or None,
+        "seed": covered.seed,
+        "executions": covered.executions,
+        "pruned": covered.pruned,
+        "steps": covered.steps,
+    }
+
+
+def violation_document(violation: Violation) -> dict[str, Any]:
+    """One execution that breaks laws."""
+    return {
+        "tasks": list(violation.tasks),
+        "laws": [
+            {"law": each.law, "sentence": each.sentence, "text": each.text}
+            for each in violation.breaches
+        ],
+        "calls": [
+            {"task": call.task, "function": call.function, "locks": list(call.locks)}
+            for call in violation.calls
+        ],
+        "warnings": list(violation.warnings),
+        "steps": violation.steps,
+        "switches": violation.switches,
+        "replay": violation.replay,
+    }
+
+
+def world_document(result: WorldResult) -> dict[str, Any]:
+    """One world of one profile."""
+    return {
+        "name": result.profile,
+        "hook": result.hook,
+        "world": result.world,
+        "tasks": list(result.tasks),
+        "clean": result.clean,
+        "expected_finding": result.expected_finding or None,
+        "coverage": coverage_document(result.covered),
+        "seconds": round(result.seconds, 3),
+        "violation": None if result.violation is None else violation_document(result.violation),
+    }
+
+
+def mutant_document(result: MutantResult) -> dict[str, Any]:
+    """One mutant."""
+    masked = result.verdict is Verdict.MASKED
+    return {
+        "id": result.id,
+        "verdict": result.verdict.value,
+        "laws": list(result.laws),
+        "listed_laws": list(result.listed),
+        "seconds": round(result.seconds, 3),
+        "replay": None if result.violation is None else result.violation.replay,
+        "rule": result.rule,
+        "where": result.where,
+        "masked_by": result.masked_by if masked else None,
+        "coverage": coverage_document(result.covered),
+        "violation": None if result.violation is None else violation_document(result.violation),
+    }
+
+
+def scorecard_document(
+    worlds: Iterable[WorldResult], mutants: Iterable[MutantResult]
+) -> dict[str, Any]:
+    """Everything `mthp check --all` found."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "profiles": [world_document(each) for each in worlds],
+        "mutants": [mutant_document(each) for each in mutants],
+    }

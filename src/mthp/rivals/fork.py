@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""fork(), a fork() that fails half way, exit, and exec's temporary stack. Kernel: kernel/fork.c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.mm.folio import PAGE_ANON_EXCLUSIVE
+from mthp.mm.mm_struct import MM_ANONPAGES, Mm
+from mthp.mm.pagetable import (
+    PmdPtr,
+    mm_find_pmd,
+    pmdp_get_lockless,
+    pte_offset_map_lock,
+)
+from mthp.mm.pte import WRITE, pmd_is_table, pte_pfn, pte_present
+from mthp.mm.rmap import folio_add_anon_rmap_ptes
+from mthp.mm.vma import Vma, vma_start_write
+from mthp.rivals.fault import pte_alloc
+from mthp.rivals.said import Halfway
+
+Enter = Callable[[Mm], None]
+"""khugepaged_fork(): the daemon's own, given by whoever knows it."""
+
+
+def dup_mmap(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) -> None:
+    """Copy one mapping into a new mm, and register the mm once all is copied.
+
+    Kernel: mm/mmap.c, dup_mmap().
+    """
+    kernel = parent.kernel
+    with parent.mmap_write_lock(), child.mmap_write_lock():
+        vma_start_write(vma)
+        copy = child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
+        child.link_anon_vma(copy, vma.anon_vma)
+        copy_page_range(copy, vma)
+        khugepaged_fork(child)
+        shift = kernel.geometry.page_shift
+        first, last = vma.vm_start >> shift, vma.vm_end >> shift
+        flush_tlb_range(kernel.cpus, parent.number, first, last, kernel.this_cpu.number)
+
+
+def copy_page_range(copy: Vma, vma: Vma) -> None:
+    """The table of the mapping's one PMD. Kernel: mm/memory.c, copy_page_range().
+
+    Divergence: a huge PMD is left to the child's faults, which then find nothing.
+    """
+    source = mm_find_pmd(vma.vm_mm, vma.vm_start)
+    target = mm_find_pmd(copy.vm_mm, vma.vm_start)
+    assert source is not None and target is not None
+    if pmd_is_table(pmdp_get_lockless(source)):
+        copy_pte_range(copy, vma, target, source)
+
+
+def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> None:
+    """Share every page, read-only on both sides. Kernel: mm/memory.c, copy_pte_range()."""
+    mem = vma.vm_mm.kernel.mem
+    child = copy.vm_mm
+    pte_alloc(child, target)
+    theirs = pte_offset_map_lock(child, target, vma.vm_start)
+    if theirs is None:
+        return
+    dst, dst_ptl = theirs
+    mine = pte_offset_map_lock(vma.vm_mm, source, vma.vm_start)
+    if mine is not None:
+        src, src_ptl = mine
+        for i in range(vma.vm_mm.geometry.ptrs_per_pte):
+            pteval = src.get(i)
+            if not pte_present(pteval) or not pte_pfn(pteval):
+                continue
+            page = pte_pfn(pteval)
+            folio = mem.page_folio(page)
+            mem.folio_get(folio)
+            mem.page_flags.clear_bits(page, PAGE_ANON_EXCLUSIVE)
+            folio_add_anon_rmap_ptes(
+                mem, child.kernel.this_cpu, folio, range(page, page + 1), copy, exclusive=False
+            )
+            src.ptes.write(src.base + i, pteval & ~WRITE)
+            dst.ptes.write(dst.base + i, pteval & ~WRITE)
+            child.counters[MM_ANONPAGES] += 1
+        src_ptl.release()
+        src.unmap()
+    dst_ptl.release()
+    dst.unmap()
+
+
+def dup_mmap_failing(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) -> None:
+    """A copy that runs out of memory after the first mapping was taken over.
+
+    The rest of the child's tree are placeholders, and the child is registered with khugepaged only
+    if there are none. Kernel: mm/mmap.c, dup_mmap(), the XA_ZERO_ENTRY path; kernel/fork.c.
+    """
+    witness = parent.kernel.witness
+    witness(Halfway(child, True))
+    with parent.mmap_write_lock(), child.mmap_write_lock():
+        child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
+        register_if_complete(child, khugepaged_fork, complete=False)
+    mmput(child)
+
+
+def register_if_complete(child: Mm, khugepaged_fork: Enter, *, complete: bool) -> None:
+    """khugepaged may know the child only when nothing can fail any more."""
+    if complete:
+        khugepaged_fork(child)
+
+
+def mmput(mm: Mm) -> None:
+    """The last user leaves. Kernel: kernel/fork.c, mmput()."""
+    mm.mm_users.write(0)
+
+
+def exit_mm(mm: Mm, khugepaged_exit: Enter) -> None:
+    """The process ends: its slot goes first, and waits for the daemon. Kernel: __mmput()."""
+    mmput(mm)
+    khugepaged_exit(mm)

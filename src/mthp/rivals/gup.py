@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""GUP-fast: pin a page by walking the page table without a lock. Kernel: mm/gup.c."""
+
+from __future__ import annotations
+
+from mthp.mm.folio import PAGE_ANON_EXCLUSIVE
+from mthp.mm.kernel import Kernel
+from mthp.mm.mm_struct import Mm
+from mthp.mm.pagetable import PmdPtr, mm_find_pmd, pmdp_get_lockless, pte_offset_map
+from mthp.mm.pte import pmd_present, pmd_trans_huge, pte_pfn, pte_present, pte_special, pte_write
+from mthp.rivals.said import Pinned, Stored
+
+
+def try_grab_folio_fast(kernel: Kernel, page: int) -> int | None:
+    """A reference on the page's folio, unless it is being freed. Kernel: try_grab_folio_fast()."""
+    folio = kernel.mem.page_folio(page)
+    return folio if kernel.mem.folio_try_get(folio) else None
+
+
+def gup_fast_pte_range(kernel: Kernel, pmdval: int, pmd: PmdPtr, address: int) -> int | None:
+    """The page behind a writable PTE, with a reference; None where the slow path must be taken.
+
+    After the reference is taken, the PMD and the PTE must still be what they were.
+    Kernel: mm/gup.c, gup_fast_pte_range().
+    """
+    pte = pte_offset_map(kernel, pmdval, address)
+    if pte is None:
+        return None
+    with pte:
+        pteval = pte.get(0)
+        if not pte_present(pteval) or not pte_write(pteval) or pte_special(pteval):
+            return None
+        page = pte_pfn(pteval)
+        folio = try_grab_folio_fast(kernel, page)
+        if folio is None:
+            return None
+        if not pmd_unchanged(pmd, pmdval) or not pte_unchanged(pte.get(0), pteval):
+            kernel.mem.folio_put(folio)
+            return None
+    return page
+
+
+def pmd_unchanged(pmd: PmdPtr, pmdval: int) -> bool:
+    """The recheck of the PMD after the reference was taken."""
+    return pmdp_get_lockless(pmd) == pmdval
+
+
+def pte_unchanged(now: int, pteval: int) -> bool:
+    """The recheck of the PTE after the reference was taken."""
+    return now == pteval
+
+
+def gup_fast_pmd_leaf(kernel: Kernel, pmdval: int, pmd: PmdPtr, address: int) -> int | None:
+    """The page behind a writable huge PMD. Kernel: mm/gup.c, gup_fast_pmd_leaf()."""
+    if not pte_write(pmdval):
+        return None
+    folio = try_grab_folio_fast(kernel, pte_pfn(pmdval))
+    if folio is None:
+        return None
+    if not pmd_unchanged(pmd, pmdval):
+        kernel.mem.folio_put(folio)
+        return None
+    return pte_pfn(pmdval) + kernel.geometry.pte_index(address)
+
+
+def gup_fast(mm: Mm, address: int) -> int | None:
+    """Pin the page of address for writing, interrupts off while walking; None: not by this path.
+
+    Kernel: mm/gup.c, gup_fast(), gup_fast_pmd_range().
+    """
+    kernel = mm.kernel
+    cpu = kernel.this_cpu
+    cpu.local_irq_save()
+    try:
+        pmd = mm_find_pmd(mm, address)
+        if pmd is None:
+            return None
+        pmdval = pmdp_get_lockless(pmd)
+        if not pmd_present(pmdval):
+            return None
+        if pmd_trans_huge(pmdval):
+            return gup_fast_pmd_leaf(kernel, pmdval, pmd, address)
+        return gup_fast_pte_range(kernel, pmdval, pmd, address)
+    finally:
+        if not kernel.machine.abandoned:
+            cpu.local_irq_restore()
+
+
+def pin_and_write(mm: Mm, address: int, value: int) -> None:
+    """Pin a page, have a device write to it later, and keep the pin."""
+    kernel = mm.kernel
+    page = gup_fast(mm, address)
+    if page is None:
+        return
+    exclusive = kernel.mem.page_flags.raw[kernel.mem.page_folio(page)] & PAGE_ANON_EXCLUSIVE != 0
+    kernel.witness(Pinned(mm, address, page, exclusive))
+    kernel.mem.content.write(page, value)
+    kernel.witness(Stored(mm, address, value, kernel.machine.current.name))

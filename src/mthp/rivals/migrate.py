@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page migration (compaction) of a small anonymous folio. Kernel: mm/migrate.c, mm/rmap.c."""
+
+from __future__ import annotations
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_ANON, PG_SWAPBACKED, PG_UPTODATE
+from mthp.mm.kernel import Kernel
+from mthp.mm.lru import folio_add_lru, folio_isolate_lru, folio_putback_lru
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
+from mthp.mm.pte import (
+    DIRTY,
+    PTE_NONE,
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    Leaf,
+    leaf_pte,
+    mk_pte,
+)
+from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_remove_rmap_ptes
+from mthp.mm.vma import Vma
+from mthp.rivals.walk import folio_lock_anon_vma_read, map_pte, mapped_places, unlocked_after
+
+_KEPT = WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
+
+
+def try_to_migrate(kernel: Kernel, folio: int) -> None:
+    """Put a migration entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_migrate()."""
+    with folio_lock_anon_vma_read(kernel, folio):
+        for vma, address in mapped_places(kernel, folio):
+            try_to_migrate_one(kernel, folio, vma, address)
+
+
+def try_to_migrate_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> None:
+    """One PTE becomes a migration entry. Kernel: mm/rmap.c, try_to_migrate_one()."""
+    mem = kernel.mem
+    mm = vma.vm_mm
+    size = kernel.geometry.page_size
+    with mmu_notifier_invalidate_range(mm, address, address + size):
+        found = map_pte(mm, address, folio)
+        if found is None:
+            return
+        with unlocked_after(kernel, found) as pte:
+            pteval = pte.ptes.swap(pte.base, PTE_NONE)
+            vpn = address >> kernel.geometry.page_shift
+            flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
+            flags = pteval & _KEPT | (SWP_EXCLUSIVE if exclusive else 0)
+            pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, folio, flags))
+            folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, folio, 1, vma)
+            mem.folio_put(folio)
+
+
+def remove_migration_ptes(kernel: Kernel, src: int, dst: int) -> None:
+    """Map dst wherever an entry of src stands. Kernel: mm/migrate.c, remove_migration_ptes()."""
+    with folio_lock_anon_vma_read(kernel, src):
+        for vma, address in mapped_places(kernel, src):
+            remove_migration_pte(kernel, src, dst, vma, address)
+
+
+def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: int) -> None:
+    """Kernel: mm/migrate.c, remove_migration_pte()."""
+    mem = kernel.mem
+    found = map_pte(vma.vm_mm, address, -src)
+    if found is None:
+        return
+    with unlocked_after(kernel, found) as pte:
+        old = pte.get(0)
+        mem.folio_get(dst)
+        exclusive = old & SWP_EXCLUSIVE != 0
+        folio_add_anon_rmap_ptes(
+            mem, kernel.this_cpu, dst, range(dst, dst + 1), vma, exclusive=exclusive
+        )
+        pte.ptes.write(pte.base, mk_pte(dst, old & _KEPT))
+        kernel.update_mmu_cache_range(vma, address, 1)
+
+
+def migrate_folio(kernel: Kernel, folio: int) -> None:
+    """Move a small folio elsewhere, or give up and leave it where it was.
+
+    Kernel: mm/migrate.c, migrate_pages_batch(), migrate_folio_unmap(), migrate_folio_move(),
+    migrate_folio_undo_src().
+    """
+    mem = kernel.mem
+    cpu = kernel.this_cpu
+    if not mem.folio_try_get(folio):
+        return
+    isolated = folio_isolate_lru(mem, folio)
+    mem.folio_put(folio)
+    if not isolated:
+        return
+    if mem.folio_trylock(folio):
+        try_to_migrate(kernel, folio)
+        moved = not mem.folio_mapcount(folio) and _move(kernel, folio)
+        if not moved:
+            remove_migration_ptes(kernel, folio, folio)
+        mem.folio_unlock(folio)
+        if moved:
+            mem.folio_put(folio)
+            return
+    folio_putback_lru(mem, cpu, folio)
+
+
+def _move(kernel: Kernel, src: int) -> bool:
+    """Copy an unmapped folio to a new one, which takes its place."""
+    mem = kernel.mem
+    if mem.folio_ref_count(src) != 1:  # folio_migrate_mapping(): somebody else uses it
+        return False
+    dst = mem.folio_alloc(0)
+    if dst is None:
+        return False
+    mem.folio_trylock(dst)
+    mem.content.write(dst, mem.content.read(src))
+    mem.flags.set_bits(dst, PG_ANON | PG_SWAPBACKED | PG_UPTODATE)
+    mem.anon_vma.raw[dst] = mem.anon_vma.raw[src]
+    mem.index.raw[dst] = mem.index.raw[src]
+    folio_add_lru(mem, kernel.this_cpu, dst)
+    remove_migration_ptes(kernel, src, dst)
+    mem.folio_unlock(dst)
+    mem.folio_put(dst)
+    return True

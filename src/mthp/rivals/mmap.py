@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""munmap() and mmap() of the same place. Kernel: mm/vma.c."""
+
+from __future__ import annotations
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.mm.mm_struct import Mm
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
+from mthp.mm.pagetable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_tlb
+from mthp.mm.pte import PMD_NONE, pmd_is_table, pmd_pgtable
+from mthp.mm.vma import Vma, vma_start_write
+from mthp.rivals.said import Zapped, Zapping
+from mthp.rivals.unmap import zap_pmd_range
+
+
+def munmap(mm: Mm, start: int, end: int) -> Vma | None:
+    """Remove the mapping of [start, end), its pages and its table. Kernel: do_vmi_munmap()."""
+    with mm.mmap_write_lock():
+        vma = _unmap_locked(mm, start, end)
+    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+    return vma
+
+
+def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
+    """Another mapping, just as suitable, takes the old one's place."""
+    with mm.mmap_write_lock():
+        old = _unmap_locked(mm, start, end)
+        if old is not None:
+            new = mm.mmap(start, end, old.vm_flags)
+            mm.link_anon_vma(new)
+    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+
+
+def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
+    vma = mm.find_vma(start)
+    if vma is None or vma.vm_start != start:
+        return None
+    vma_start_write(vma)
+    mm.kernel.witness(Zapping(mm, start, end))
+    mm.unlink_vma(vma)
+    unmap_region(vma, start, end)
+    return vma
+
+
+def unmap_region(vma: Vma, start: int, end: int) -> None:
+    """Zap, flush, give pages and tables back. Kernel: mm/vma.c, unmap_region()."""
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    shift = kernel.geometry.page_shift
+    with mmu_notifier_invalidate_range(mm, start, end):
+        freed = zap_pmd_range(vma, start, end)
+        free_pgtables(vma, start)
+        this_cpu = kernel.this_cpu.number
+        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        for folio in freed:
+            kernel.mem.folio_put(folio)
+
+
+def free_pgtables(vma: Vma, start: int) -> None:
+    """Kernel: mm/memory.c, free_pgtables(), free_pte_range()."""
+    mm = vma.vm_mm
+    pmd = mm_find_pmd(mm, start)
+    if pmd is None:
+        return
+    pmdval = pmdp_get_lockless(pmd)
+    if not pmd_is_table(pmdval):
+        return
+    with pmd_lock(pmd):
+        pmd.page.pmds.write(pmd.slot, PMD_NONE)
+    pte_free_tlb(mm.kernel.tables[pmd_pgtable(pmdval)])

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Explore worlds, hunt mutants, replay tokens: the race checker's answers as records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from mthp.laws.sentences import LAWS
+from mthp.laws.watch import Broken
+from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
+from mthp.races.questions import QUESTIONS, Question
+from mthp.races.variant import applied
+from mthp.races.world import Hook, World
+from mthp.run.check_records import (
+    Breach,
+    Covered,
+    MutantResult,
+    Verdict,
+    Violation,
+    WorldResult,
+)
+from mthp.run.drawing import Drawing
+from mthp.schedulers.explore import Explorer, Until
+from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
+from mthp.schedulers.replay import Replay, shrink
+from mthp.schedulers.sample import Sampler
+
+EXPECTED = "A18a"
+"""The finding that v16 has on an architecture whose cache hook walks the table."""
+NO_MUTANT = "as-is"
+NOBODY = "-"
+ALL_LAWS = frozenset(LAWS)
+
+GoOn = Callable[[Explorer], bool]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a search may go. executions: at most; None for all. sample: draw that many instead,
+    from seed.
+    """
+
+    executions: int | None = None
+    sample: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """What `mthp replay` needs: mutant, profile, world, rivals, schedule."""
+
+    mutant: str
+    world: World
+    schedule: Schedule
+
+    def __str__(self) -> str:
+        rivals = "+".join(self.world.rivals) or NOBODY
+        world = self.world
+        return f"{self.mutant}:{world.profile}:{world.name}:{rivals}:{self.schedule}"
+
+    @staticmethod
+    def parse(text: str) -> Token:
+        """The token printed as text; ValueError where it is none."""
+        parts = text.split(":")
+        if len(parts) != 5:
+            raise ValueError(f"not a token: {text!r} (MUTANT:PROFILE:WORLD:RIVALS:SCHEDULE)")
+        mutant, profile, name, rivals, schedule = parts
+        if mutant != NO_MUTANT and not known(mutant):
+            raise ValueError(f"no mutant {mutant!r}; there are {', '.join(MUTANTS)}")
+        names = () if rivals == NOBODY else tuple(rivals.split("+"))
+        world = World.parse(name, profile, names)
+        parsed = Schedule.parse(schedule)
+        if any(task >= len(world.tasks) for task in parsed.choices):
+            raise ValueError(f"the schedule names a task that is not there: {schedule}")
+        return Token(mutant, world, parsed)
+
+
+def known(mutant: str) -> Mutant | Half | Question | None:
+    """The mutant, half of one, or question of an id."""
+    halves = {half.id: half for half in HALVES}
+    return MUTANTS.get(mutant) or halves.get(mutant) or QUESTIONS.get(mutant)
+
+
+def as_mutant(mutant: str) -> AbstractContextManager[None]:
+    """The engine without the mutant's rule; as it is, for NO_MUTANT."""
+    found = known(mutant)
+    return applied(found.edits) if found is not None else nullcontext()
+
+
+# Searching
+
+
+def search(world: World, budget: Budget, laws: Collection[int], go_on: GoOn | None) -> Outcome:
+    """Explore or sample a world until a law among `laws` is broken."""
+    if budget.sample is not None:
+        return Sampler(world, seed=budget.seed).sample(budget.sample)
+
+    def not_found(explorer: Explorer) -> bool:
+        if any(broken.law in laws for broken in explorer.findings):  # type: ignore[attr-defined]
+            return False
+        return go_on is None or go_on(explorer)
+
+    explorer = Explorer(world, until=Until.END, most_executions=budget.executions, go_on=not_found)
+    outcome = explorer.explore()
+    if _of_laws(outcome, laws) is None or outcome.coverage.kind is Kind.EXHAUSTIVE:
+        return outcome
+    return replace(outcome, coverage=replace(outcome.coverage, bound="stopped at the first breach"))
+
+
+def _covered(coverage: Coverage) -> Covered:
+    return Covered(
+        coverage.kind.value,
+        coverage.executions,
+        coverage.pruned,
+        coverage.steps,
+        coverage.bound,
+        coverage.seed,
+    )
+
+
+def _of_laws(outcome: Outcome, laws: Collection[int]) -> Finding | None:
+    return next((each for each in outcome.findings if each.broken.law in laws), None)
+
+
+def check_world(
+    world: World, budget: Budget | None = None, mutant: str = NO_MUTANT, go_on: GoOn | None = None
+) -> WorldResult:
+    """One world, as it is or without a mutant's rule."""
+    began = time.perf_counter()
+    with as_mutant(mutant):
+        return _check(world, budget or Budget(), mutant, began, go_on)
+
+
+def _check(
+    world: World, budget: Budget, mutant: str, began: float, go_on: GoOn | None
+) -> WorldResult:
+    outcome = search(world, budget, ALL_LAWS, go_on)
+    finding = _of_laws(outcome, ALL_LAWS)
+    violation = violation_of(mutant, world, finding, ALL_LAWS) if finding is not None else None
+    expected = mutant == NO_MUTANT and violation is not None and is_expected(world)
+    return WorldResult(
+        world.profile,
+        world.hook.value,
+        world.name,
+        world.tasks,
+        _covered(outcome.coverage),
+        violation,
+        EXPECTED if expected else "",
+        time.perf_counter() - began,
+    )
+
+
+def is_expected(world: World) -> bool:
+    """v16 maps the PTEs before the PMD, and this architecture's hook walks then."""
+    return world.profile == "v16" and world.hook is Hook.WALKS
+
+
+def hunt(mutant: Mutant, budget: Budget | None = None) -> MutantResult:
+    """Look for the breach a mutant is listed with."""
+    began = time.perf_counter()
+    with applied(mutant.edits):
+        outcome = search(mutant.world, budget or Budget(), mutant.laws, None)
+        seconds = time.perf_counter() - began
+        finding = _of_laws(outcome, mutant.laws)
+        violation = None
+        if finding is not None:
+            violation = violation_of(mutant.id, mutant.world, finding, mutant.laws)
+    return MutantResult(
+        mutant.id,
+        mutant.where,
+        mutant.rule,
+        Verdict.CAUGHT if violation is not None else Verdict.MISSED,
+        tuple(sorted({each.law for each in violation.breaches})) if violation is not None else (),
+        tuple(sorted(mutant.laws)),
+        _covered(outcome.coverage),
+        violation,
+        "",
+        seconds,
+    )
+
+
+def hunt_half(half: Half) -> MutantResult:
+    """Show that half a mutant shows nothing, by exploring everything."""
+    began = time.perf_counter()
+    with applied(half.edits):
+        outcome = search(half.world, Budget(), ALL_LAWS, None)
+    found = tuple(sorted({each.broken.law for each in outcome.findings}))
+    return MutantResult(
+        half.id,
+        "",
+        half.rule,
+        Verdict.CAUGHT if found else Verdict.MASKED,
+        found,
+        (),
+        _covered(outcome.coverage),
+        None,
+        half.masked_by,
+        time.perf_counter() - began,
+    )
+
+
+# Showing
+
+
+def violation_of(mutant: str, world: World, finding: Finding, laws: Collection[int]) -> Violation:
+    """The finding's execution, made as short as can be. The mutant is in force."""
+
+    def still(broken: list[Any]) -> bool:
+        return any(each.law in laws for each in broken)
+
+    return draw(Token(mutant, world, shrink(world, finding.schedule, still)))
+
+
+def draw(token: Token) -> Violation:
+    """Run a token's schedule and write down who called what. The mutant is in force."""
+    drawings: list[Drawing] = []
+
+    def recipe() -> Any:
+        stage = token.world()
+        drawings.append(Drawing(stage))
+        return stage
+
+    replay = Replay(recipe, token.schedule)
+    broken: list[Any] = replay.run()
+    return Violation(
+        token.world.tasks,
+        tuple(drawings[0].calls),
+        tuple(_breaches(broken)),
+        tuple(drawings[0].stage.kernel.warnings.values()),
+        len(replay.taken),
+        _switches(replay.taken),
+        str(token),
+    )
+
+
+def _breaches(broken: Collection[Broken]) -> Iterator[Breach]:
+    for each in broken:
+        yield Breach(each.law, LAWS[each.law], each.text)
+
+
+def _switches(taken: list[int]) -> int:
+    return sum(a != b for a, b in pairwise(taken))
+
+
+def replay(text: str) -> Violation:
+    """Run a token; ValueError where it is none."""
+    token = Token.parse(text)
+    with as_mutant(token.mutant):
+        return draw(token)

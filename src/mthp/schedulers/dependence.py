@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which steps may not change places: the relation that partial order reduction rests on.
+
+Two steps at different words commute. At one word, reads commute, and so do a lock's readers. A step
+that waits (ACQUIRE, IPI, WAIT) cannot have come before the release it waited for: the two depend on one
+another, but are no race.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mthp.machine.step import Access
+from mthp.schedulers.tasks import WAITING, Op
+
+_READERS: Final = frozenset({Access.ACQUIRE, Access.TRY, Access.RELEASE})
+
+
+def _is_reader(op: Op) -> bool:
+    """A step that leaves alone what other readers see."""
+    return (
+        op.access is Access.READ
+        or op.access is Access.WAIT
+        or (op.access in _READERS and not op.mode)
+    )
+
+
+def dependent(a: Op, b: Op) -> bool:
+    """Whether the order of two steps of different tasks may matter."""
+    return a.where == b.where and not (_is_reader(a) and _is_reader(b))
+
+
+def waits(op: Op) -> bool:
+    """Whether the step waits for a release rather than racing with it."""
+    return op.access in WAITING

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every execution, without any reduction: what the reduced search is compared with in tests, and
+what a bound on preemptions is searched with.
+"""
+
+from __future__ import annotations
+
+from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
+from mthp.schedulers.tasks import Ending, Execution, Recipe
+
+
+class Enumerator:
+    """Depth first over every choice. preemptions: the most there may be, or None.
+
+    A preemption is a switch away from a task that could have gone on.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        preemptions: int | None = None,
+        most_executions: int | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.preemptions = preemptions
+        self.most_executions = most_executions
+        self._path: list[tuple[int, list[int]]] = []
+        self._depth = self._spent = 0
+
+    def enumerate(self) -> Outcome:
+        """Run them all."""
+        findings: dict[object, Finding] = {}
+        executions = steps = 0
+        bound = "" if self.preemptions is None else f"{self.preemptions} preemptions"
+        while True:
+            self._depth = self._spent = 0
+            execution = Execution(self.recipe(), self._choose)
+            ending = execution.run()
+            executions += 1
+            steps += execution.steps
+            if ending is Ending.TOO_LONG:
+                bound = "some executions were cut off as too long"
+            for broken in execution.setup.broken:
+                schedule = Schedule(tuple(task for task, _ in self._path))
+                findings.setdefault(broken, Finding(broken, schedule))
+            if not self._next_path():
+                break
+            if self.most_executions is not None and executions >= self.most_executions:
+                bound = f"stopped after {executions} executions"
+                break
+        kind = Kind.BOUNDED if bound else Kind.EXHAUSTIVE
+        return Outcome(Coverage(kind, executions, 0, steps, bound), tuple(findings.values()))
+
+    def _choose(self, execution: Execution) -> int:
+        depth = self._depth
+        self._depth += 1
+        if depth < len(self._path):
+            task = self._path[depth][0]
+            enabled = None
+        else:
+            enabled = execution.enabled()
+            current = execution.current
+            if current in enabled:
+                enabled.remove(current)
+                spare = self.preemptions is None or self._spent < self.preemptions
+                enabled = [current, *enabled] if spare else [current]
+            task = enabled[0]
+            self._path.append((task, enabled[1:]))
+        last = execution.current
+        if task != last and last in execution.enabled():
+            self._spent += 1
+        return task
+
+    def _next_path(self) -> bool:
+        while self._path:
+            _, others = self._path.pop()
+            if others:
+                self._path.append((others[0], others[1:]))
+                return True
+        return False

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a search did, as values: schedules, findings, and what exactly was covered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby
+from typing import Any
+
+_RUN = re.compile(r"([a-z])(\d+)")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who takes each step, by task number. After its end the running task goes on while it can,
+    then the first that can."""
+
+    choices: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        runs = ((chr(ord("a") + task), len(list(steps))) for task, steps in groupby(self.choices))
+        return "".join(f"{task}{count}" for task, count in runs) or "a0"
+
+    @staticmethod
+    def parse(text: str) -> Schedule:
+        """The schedule printed as text; ValueError where it is none."""
+        runs = _RUN.findall(text)
+        if not runs or "".join(map("".join, runs)) != text:
+            raise ValueError(f"not a schedule: {text!r} (runs of steps such as a12b3)")
+        return Schedule(
+            tuple(ord(task) - ord("a") for task, count in runs for _ in range(int(count)))
+        )
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """(task, steps) in turn."""
+        return [(task, len(list(steps))) for task, steps in groupby(self.choices)]
+
+    @staticmethod
+    def of_runs(runs: Iterable[tuple[int, int]]) -> Schedule:
+        """The inverse of runs."""
+        return Schedule(tuple(task for task, steps in runs for _ in range(steps)))
+
+
+class Kind(Enum):
+    """How much of all executions a search has seen."""
+
+    EXHAUSTIVE = "exhaustive"
+    BOUNDED = "bounded"
+    SAMPLED = "sampled"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was covered. executions: complete ones; pruned: given up as another's equals.
+
+    bound: what limited the search, "" if nothing. seed: of a sample.
+    """
+
+    kind: Kind
+    executions: int
+    pruned: int = 0
+    steps: int = 0
+    bound: str = ""
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was broken, and the schedule that breaks it."""
+
+    broken: Any
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a search found, each kind of breach once."""
+
+    coverage: Coverage
+    findings: tuple[Finding, ...] = ()

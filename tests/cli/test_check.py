@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp check and mthp replay on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mthp.cli import main
+
+ONE_WORLD = ["--world", "pmd", "--rivals", "gup"]
+
+
+def test_a_clean_world(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *ONE_WORLD]) == 0
+    out = capsys.readouterr().out
+    assert "clean" in out
+    assert "exhaustive in this world with these tasks: 5 executions" in out
+
+
+def test_a_mutant_is_drawn_and_replays(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--mutant", "A16"]) == 4
+    out = capsys.readouterr().out
+    assert "CPU0 khugepaged" in out
+    assert "CPU1 migrate-neighbour" in out
+    assert "[mmap_lock (write), anon_vma (write), pmd lock]" in out
+    assert "law 4 is broken: a migration entry of page 2 is stranded" in out
+    token = out.split("mthp replay ")[1].strip()
+    assert main(["replay", token]) == 4
+    assert "law 4 is broken: a migration entry of page 2 is stranded" in capsys.readouterr().out
+    assert main(["replay", token, "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert document["replay"] == token
+    assert [each["law"] for each in document["laws"]] == [4]
+
+
+def test_the_same_schedule_without_the_mutant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "as-is:7.3:window:migrate-neighbour:b8a44b11"]) == 0
+    assert "no law is broken in this execution" in capsys.readouterr().out
+
+
+def test_json_says_what_was_covered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *ONE_WORLD, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["profiles"]
+    assert row["name"] == "7.3"
+    assert row["world"] == "pmd"
+    assert row["tasks"] == ["khugepaged", "gup"]
+    assert (row["clean"], row["expected_finding"]) == (True, None)
+    assert row["coverage"]["kind"] == "exhaustive"
+    assert row["coverage"]["executions"] == 5
+    assert main(["check", "--mutant", "A14b", "--json"]) == 4
+    (mutant,) = json.loads(capsys.readouterr().out)["mutants"]
+    assert (mutant["id"], mutant["verdict"], mutant["laws"]) == ("A14b", "caught", [9])
+    assert main(["replay", mutant["replay"]]) == 4
+
+
+def test_bounds_and_samples_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    world = ["--world", "pmd", "--rivals", "migrate"]
+    assert main(["check", *world, "--executions", "7"]) == 0
+    assert "bounded: 7 executions; stopped after 7 executions" in capsys.readouterr().out
+    assert main(["check", *world, "--sample", "5", "--seed", "3"]) == 0
+    assert "sampled: 5 executions from seed 3" in capsys.readouterr().out
+
+
+def test_v16_with_a_walking_hook_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--profile", "v16", "--world", "window+hook", "--rivals", "-"]) == 0
+    assert "A18a, expected" in capsys.readouterr().out
+
+
+def test_a_question(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--mutant", "read-lock", "--world", "pmd", "--rivals", "fault"]) == 4
+    assert "BROKEN" in capsys.readouterr().out
+
+
+def test_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("migrate-neighbour", "A18b", "flush-window", "swap cache"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["check", "--mutant", "A99"], "no mutant 'A99'"),
+        (["check", "--world", "attic"], "no world 'attic'"),
+        (["check", "--rivals", "nobody"], "no rival 'nobody'"),
+        (["check", "--executions", "x"], "--executions: not a number"),
+        (["check", "--mutant", "A1", "--all"], "exclude one another"),
+        (["check", "--protocol", "/nonexistent.py"], "No such file"),
+        (["replay", "nonsense"], "not a token"),
+        (["replay", "A1:7.3:pmd:gup:x"], "not a schedule"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_a_protocol_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def vma_start_write(vma):\n    pass\n", encoding="utf-8")
+    assert main(["check", "--protocol", str(own), "--world", "pmd", "--rivals", "fault"]) == 4
+    assert "law 7 is broken" in capsys.readouterr().out

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every rule taken away is noticed by a law; with the rules in place nothing is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mthp.laws.sentences import LAWS
+from mthp.races.cast import LAWFUL, RIVALS
+from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
+from mthp.races.variant import Edit, applied, edited
+from mthp.races.world import Hook, World
+from mthp.run.check import Token, check_world, draw, hunt, hunt_half, replay
+from mthp.run.check_records import Verdict
+from mthp.run.scorecard import default_worlds
+
+LISTED = {
+    "A1": {3}, "A2": {1, 6}, "A3": {1, 10}, "A4": {6, 7, 10}, "A6": {6, 10}, "A7": {3, 7},
+    "A8": {13}, "A9": {8}, "A11": {4, 13}, "A12": {2}, "A13": {1, 6}, "A14a": {1, 9}, "A14b": {9},
+    "A16": {4}, "X3": {3}, "A18a": {7, 9}, "A18b": {9}, "A21": {1}, "F1": {1, 2},
+}  # fmt: skip
+"""The laws that the list of known races gives for each."""
+
+
+def test_the_list_is_whole() -> None:
+    assert {each.id: set(each.laws) for each in MUTANTS.values()} == LISTED
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=lambda mutant: mutant.id)
+def test_a_mutant_is_caught_by_a_law_listed_for_it(mutant: Mutant) -> None:
+    result = hunt(mutant)
+    assert result.verdict is Verdict.CAUGHT
+    assert set(result.laws) & LISTED[mutant.id]
+    assert result.violation is not None
+    assert result.violation.breaches == replay(result.violation.replay).breaches
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=lambda mutant: mutant.id)
+def test_its_world_is_clean_with_the_rule_in_place(mutant: Mutant) -> None:
+    if mutant.id in ("A6", "A18a"):
+        pytest.skip("the world itself is what breaks the rule")
+    result = check_world(mutant.world)
+    assert result.clean
+    assert result.covered.kind == "exhaustive"
+
+
+@pytest.mark.parametrize("half", HALVES, ids=lambda half: half.id)
+def test_half_a_mutant_is_masked(half: Half) -> None:
+    result = hunt_half(half)
+    assert result.verdict is Verdict.MASKED
+    assert result.covered.kind == "exhaustive"
+
+
+@pytest.mark.parametrize("profile", ["v16", "7.3", "pmd-only"])
+@pytest.mark.parametrize("rival", ["", *(name for name in LAWFUL if name != "swap-in")])
+def test_the_profiles_are_clean(profile: str, rival: str) -> None:
+    rivals = (rival,) if rival else ()
+    for world in default_worlds(profile):
+        if world.rivals == rivals:
+            result = check_world(world)
+            assert result.clean, result.violation
+            assert result.covered.kind == "exhaustive"
+
+
+def test_v16_meets_a_hook_that_walks() -> None:
+    worlds = [
+        World(world.size, world.profile, world.rivals, Hook.WALKS)
+        for profile in ("v16", "7.3")
+        for world in default_worlds(profile)
+        if world.size.name == "WINDOW" and not world.rivals
+    ]
+    v16, merged = (check_world(world) for world in worlds)
+    assert (v16.clean, v16.expected_finding) == (False, "A18a")
+    assert (merged.clean, merged.expected_finding) == (True, "")
+
+
+def test_a_token_replays_in_a_fresh_process() -> None:
+    violation = hunt(MUTANTS["A2"]).violation
+    assert violation is not None
+    command = [sys.executable, "-m", "mthp", "replay", violation.replay]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 4
+    for breach in violation.breaches:
+        assert f"law {breach.law} is broken: {breach.text}" in ran.stdout
+
+
+def test_without_the_mutant_its_schedule_breaks_nothing() -> None:
+    violation = hunt(MUTANTS["A16"]).violation
+    assert violation is not None
+    token = Token.parse(violation.replay)
+    assert draw(Token("as-is", token.world, token.schedule)).breaches == ()
+
+
+def test_laws_that_fire() -> None:
+    """Every law is broken by some mutant here, or by a corrupted world in tests/laws."""
+    fired = {law for mutant in MUTANTS.values() for law in hunt(mutant).laws}
+    assert fired >= {1, 2, 3, 4, 6, 7, 8, 9, 10, 13}
+    assert fired <= LAWS.keys()
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "A16",
+        "A99:7.3:pmd:-:a1",
+        "as-is:9.9:pmd:-:a1",
+        "as-is:7.3:attic:-:a1",
+        "as-is:7.3:pmd+x:-:a1",
+        "as-is:7.3:pmd:nobody:a1",
+        "as-is:7.3:pmd:-:b1",
+        "as-is:7.3:pmd:-:1a",
+    ],
+)
+def test_bad_tokens_are_refused(token: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"not a token|no mutant|no profile|no world|no rival|sched"
+    ):
+        Token.parse(token)
+
+
+def test_worlds_have_names_that_read_back() -> None:
+    for mutant in MUTANTS.values():
+        world = mutant.world
+        assert World.parse(world.name, world.profile, world.rivals) == world
+
+
+def test_an_edit_must_meet_its_text_once() -> None:
+    with pytest.raises(ValueError, match="0 times"):
+        edited([Edit("khugepaged.collapse", "no such text", "")])
+    with pytest.raises(ValueError, match=r"\d+ times"):
+        edited([Edit("khugepaged.collapse", "kernel", "")])
+
+
+def test_an_edit_ends_with_its_block() -> None:
+    from mthp.khugepaged import collapse
+
+    before = collapse.collapse_huge_page
+    with applied(MUTANTS["A16"].edits):
+        assert collapse.collapse_huge_page is not before
+    assert collapse.collapse_huge_page is before
+
+
+def test_rivals_say_what_they_do() -> None:
+    assert all(rival.what for rival in RIVALS.values())

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""On the engine itself: the reduced search reaches every state, and breaks every law, that plain
+enumeration under a bound on preemptions does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mthp.laws.watch import Broken
+from mthp.races.mutants import MUTANTS
+from mthp.races.stage import Size, Stage
+from mthp.races.variant import applied
+from mthp.races.world import World
+from mthp.schedulers.enumerate import Enumerator
+from mthp.schedulers.explore import Explorer, Until
+from mthp.schedulers.outcome import Kind
+
+
+def state_of(stage: Stage) -> str:
+    """Everything that stands in the world, as text."""
+    kernel, mem = stage.kernel, stage.kernel.mem
+    rows = [mem.flags, mem.refcount, mem.mapcount, mem.large_mapcount, mem.content, mem.page_flags]
+    tables = [(n, table.state.name, list(table.ptes.raw)) for n, table in kernel.tables.items()]
+    pmds = [list(page.pmds.raw) for mm in kernel.mms for page in mm.pmd_pages.values()]
+    tlbs = [cpu.tlb.value for cpu in kernel.cpus]
+    return repr(([list(row.raw) for row in rows], tables, pmds, tlbs))
+
+
+class WithStates:
+    """A recipe whose executions leave their last state among what is broken."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __call__(self) -> Stage:
+        stage = self.world()
+        at_rest = stage.at_rest
+
+        def ended() -> None:
+            at_rest()
+            stage.broken.append(Broken(0, state_of(stage)))
+
+        stage.at_rest = ended  # type: ignore[method-assign]
+        return stage
+
+
+@pytest.mark.parametrize("size", list(Size))
+@pytest.mark.parametrize(
+    ("rival", "preemptions"),
+    [
+        ("gup", 2),
+        ("store", 1),
+        ("fault", 1),
+        ("zap", 1),
+        ("remap", 1),
+        ("migrate", 1),
+        ("migrate-neighbour", 1),
+        ("swap-out", 1),
+        ("guest", 1),
+        ("exit", 1),
+    ],
+)
+def test_every_state_is_reached(size: Size, rival: str, preemptions: int) -> None:
+    recipe = WithStates(World(size, "7.3", (rival,)))
+    reduced = Explorer(recipe, until=Until.END).explore()
+    plain = Enumerator(recipe, preemptions=preemptions).enumerate()
+    assert reduced.coverage.kind is Kind.EXHAUSTIVE
+    assert plain.coverage.executions > 1 or (size, rival) == (Size.PMD, "migrate-neighbour")
+    states = {finding.broken for finding in reduced.findings}
+    assert {finding.broken for finding in plain.findings} <= states
+
+
+def laws(recipe: Callable[[], Stage], preemptions: int) -> tuple[set[int], set[int]]:
+    plain = Enumerator(recipe, preemptions=preemptions).enumerate()
+    reduced = Explorer(recipe, until=Until.END).explore()
+    return (
+        {finding.broken.law for finding in plain.findings},
+        {finding.broken.law for finding in reduced.findings},
+    )
+
+
+@pytest.mark.parametrize("mutant", ["A1", "A4", "A6", "A7", "A9", "A12", "A13", "A16", "A21", "F1"])
+def test_every_law_that_enumeration_breaks_is_broken(mutant: str) -> None:
+    found = MUTANTS[mutant]
+    with applied(found.edits):
+        plain, reduced = laws(found.world, 1)
+    assert plain <= reduced
+    assert reduced & found.laws

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Edits and a user's own protocol: in force in their block, and gone after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mthp.khugepaged import collapse
+from mthp.khugepaged.isolate import _Isolation
+from mthp.machine.store_buffer import Model
+from mthp.races.mutants import MUTANTS, NO_BARRIER
+from mthp.races.questions import QUESTIONS
+from mthp.races.stage import Size
+from mthp.races.variant import Edit, VariantError, applied, edited, protocol, source_of
+from mthp.races.world import World
+from mthp.run.check import check_world, hunt
+
+
+def test_every_edit_meets_its_text() -> None:
+    for each in (*MUTANTS.values(), *QUESTIONS.values()):
+        edits: tuple[Edit, ...] = each.edits  # type: ignore[attr-defined]
+        assert not edits or edited(edits)
+
+
+def test_methods_are_replaced_and_classes_stay() -> None:
+    method = _Isolation.take_page
+    with applied(MUTANTS["A9"].edits):
+        assert _Isolation.take_page is not method
+    assert _Isolation.take_page is method
+
+
+def test_edits_of_two_modules_see_one_another() -> None:
+    clean = check_world(World(Size.PMD, "7.3", ()), mutant="no-pmd-lock")
+    assert clean.clean
+
+
+@pytest.mark.parametrize("name", ["collapse.py", "mine.py"])
+def test_a_protocol_of_ones_own(tmp_path: Path, name: str) -> None:
+    text = source_of("khugepaged.collapse")
+    own = tmp_path / name
+    own.write_text(text.replace("                vma_start_write(vma)\n", ""), encoding="utf-8")
+    world = World(Size.PMD, "7.3", ("fault",))
+    before = collapse.collapse_huge_page
+    with protocol(own):
+        result = check_world(world)
+    assert collapse.collapse_huge_page is before
+    assert result.violation is not None
+    assert {3, 7} & {breach.law for breach in result.violation.breaches}
+    own.write_text(text, encoding="utf-8")
+    with protocol(own):
+        assert check_world(world).clean
+
+
+@pytest.mark.parametrize("text", ["x =", "x = 1", "def attic(): pass", "1 / 0"])
+def test_what_is_no_protocol(tmp_path: Path, text: str) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(text, encoding="utf-8")
+    with pytest.raises(VariantError), protocol(own):
+        pass
+
+
+SEED_BARRIER = Edit("khugepaged.install", "            kernel.machine.smp_wmb()\n", "")
+MEMORY = [
+    # (profile, size, edits, models in which stale contents are seen)
+    ("7.3", Size.PMD, (), set()),
+    ("7.3", Size.PMD, (NO_BARRIER,), {Model.WEAK}),
+    ("7.3", Size.WINDOW, (NO_BARRIER,), {Model.WEAK}),
+    ("v16", Size.WINDOW, (), set()),
+    ("v16", Size.WINDOW, (NO_BARRIER,), set()),
+    ("v16", Size.WINDOW, (SEED_BARRIER,), set()),
+    ("v16", Size.WINDOW, (NO_BARRIER, SEED_BARRIER), {Model.WEAK}),
+]
+
+
+@pytest.mark.parametrize(("profile", "size", "edits", "stale"), MEMORY)
+def test_which_barrier_is_for_what(
+    profile: str, size: Size, edits: tuple[Edit, ...], stale: set[Model]
+) -> None:
+    found = set()
+    for model in Model:
+        with applied(edits):
+            result = check_world(World(size, profile, ("load",), memory=model))
+        assert result.violation is not None or result.covered.kind == "exhaustive"
+        if not result.clean:
+            found.add(model)
+    assert found == stale
+
+
+def test_x3_needs_the_weak_machine() -> None:
+    assert MUTANTS["X3"].world.memory is Model.WEAK
+    assert hunt(MUTANTS["X3"]).laws == (3,)
