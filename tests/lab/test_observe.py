@@ -11,6 +11,7 @@ from mthp.lab.observe import (
     FolioNames,
     ObservedVma,
     VmFlag,
+    believed_flags,
     entered,
     events_of,
     pages_state,
@@ -39,6 +40,7 @@ BEFORE_MTHP = (
     HEAD
     + """\
  a [odd] name-7      [003] d..2.   105.000001: mm_collapse_huge_page: mm=(____ptrval____), isolated=0, status=alloc_huge_page_failed
+ a [odd] name-7      [003] d..2.   105.000009: mm_khugepaged_scan_pmd: mm=(____ptrval____), referenced=0, status=pmd_none
 """  # noqa: E501
 )
 MAPS = (
@@ -62,6 +64,7 @@ PRESENT, SWAP, GUARD = 1 << 63, 1 << 62, 1 << 58
 WP, EXCLUSIVE, SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
 SMALL = 1 << 2 | 1 << 5 | 1 << 12 | 1 << 14
 """referenced, on an LRU list, anonymous, swap-backed: what 7.3.4 shows of a new base page."""
+KSM = 1 << 21
 THP = 1 << 22
 ZERO_PAGE = 1 << 24
 
@@ -138,10 +141,11 @@ def test_events_have_the_fields_of_a_scenario_in_their_order() -> None:
     ]
 
 
-def test_an_event_has_only_what_its_kernel_traces() -> None:
-    """Before Linux 7.2 there is no order."""
+def test_before_there_were_orders_each_event_is_of_the_pmds() -> None:
+    """Linux before 7.2. What else a kernel does not say is left out, not made up."""
     assert events_of(BEFORE_MTHP) == [
-        {"event": "mm_collapse_huge_page", "status": "alloc_huge_page_failed"}
+        {"event": "mm_collapse_huge_page", "status": "alloc_huge_page_failed", "order": 9},
+        {"event": "mm_khugepaged_scan_pmd", "status": "no_pte_table", "referenced": 0},
     ]
 
 
@@ -219,6 +223,16 @@ def test_a_small_page_has_a_name_where_it_is_seen_twice() -> None:
     assert pages_state(START, child, None, names).folios_text() == (
         "1:- 1:F0.RLaB..m2.f1.i0 1:F0.RLaB..m2.f0.i0"
     )
+
+
+def test_flags_that_a_kernel_shows_wrongly_are_not_believed() -> None:
+    """Linux 6.18 has every anonymous page as KSM's."""
+    page = (PRESENT | EXCLUSIVE | 7, SMALL | KSM, 1, 7 << 8)
+    data = raw(page)
+    assert believed_flags(raw(small(7))) == -1
+    names = FolioNames([data], believed_flags(data))
+    assert pages_state(START, data, None, names).folios_text() == "1:F0.RLaB.x.m1"
+    assert folios(page) == "1:F0.RLaBK.x.m1"
 
 
 def test_the_zero_page_seen_twice_has_no_name() -> None:

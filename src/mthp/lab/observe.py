@@ -261,9 +261,11 @@ def events_of(trace: str) -> list[dict[str, Any]]:
     for name, fields in _lines(trace):
         if name in _FIELDS:
             event: dict[str, Any] = {"event": name}
+            said = {"order": str(GEOMETRY.pmd_order), **fields}
             for key in _FIELDS[name]:
-                text = fields.get(key, str(GEOMETRY.pmd_order))
-                event[key] = _OLD_NAMES.get(text, text) if key == "status" else int(text, 0)
+                if key in said:
+                    text = said[key]
+                    event[key] = _OLD_NAMES.get(text, text) if key == "status" else int(text, 0)
             events.append(event)
     return events
 
