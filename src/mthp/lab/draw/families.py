@@ -256,12 +256,16 @@ def memcg(author: Author) -> None:
             drop_some(author, "s")
     close(author)
     order = rng.choice(ORDERS)
-    slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-1, 0, 0, 1]))
+    short = KERNELS_OWN if author.settings.defrag else 1
+    slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-short, 0, 0, 1]))
     author.finish_with(Op(Verb.MEMCG, ("g", slack)))
     if author.settings.defrag and rng.random() < 0.3:
         collapse(author)
 
 
+KERNELS_OWN = 64
+"""Pages that a charge which reclaims lacks at least: a few it may find among what the kernel itself
+has charged to the group (slab), and that nobody outside sees."""
 KILLS_UP_TO = 3
 """Kernel: mm/memcontrol.c, mem_cgroup_oom(), PAGE_ALLOC_COSTLY_ORDER."""
 
