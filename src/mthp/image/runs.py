@@ -91,7 +91,11 @@ class FolioToken:
     def advanced(self, pages: int) -> FolioToken:
         """What stands so many pages further on in one run."""
         if self.folio is not None:
-            return replace(self, index=self.index + pages)
+            index = self.index + pages
+            # Not replace(): this is done for every page of every folio.
+            return FolioToken(
+                self.kind, self.order, self.flags, self.pagemap, self.mapcount, self.folio, index
+            )
         if self.swap_offset is not None:
             return replace(self, swap_offset=self.swap_offset + pages)
         return self
@@ -253,6 +257,15 @@ def parse_runs(text: str, parse: Callable[[str], Token]) -> tuple[tuple[int, Tok
 
 def _follows(token: FolioToken, first: FolioToken, pages: int) -> bool:
     """token is what stands pages after first in one run."""
+    if first.folio is not None:
+        return (
+            token.folio == first.folio
+            and token.index == first.index + pages
+            and token.mapcount == first.mapcount
+            and token.flags == first.flags
+            and token.pagemap == first.pagemap
+            and token.order == first.order
+        )
     return token == first.advanced(pages)
 
 

@@ -23,7 +23,7 @@ from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.kernels import Kernel
 from mthp.lab.program import Draft
 from mthp.lab.shrink import shrink
-from mthp.run.fuzz import Trier, Verdict
+from mthp.run.fuzz import Trier, Verdict, judge
 
 __all__ = [
     "Campaign",
@@ -200,9 +200,10 @@ def _start_worker(kernel: Kernel) -> None:
     multiprocessing.util.Finalize(None, _trier.close, exitpriority=10)
 
 
-def _try_index(spec: CampaignSpec, index: int) -> Verdict:
+def _record_index(spec: CampaignSpec, index: int) -> Verdict:
+    """Not judged there: the guest is not to wait for the engine."""
     assert _trier is not None
-    return _trier(draw(spec.seed, index, spec.family))
+    return _trier.record(draw(spec.seed, index, spec.family))
 
 
 def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> Smallest:
@@ -259,10 +260,12 @@ def run_campaign(
         todo = iter(range(campaign.done, spec.number))
         while True:
             while len(waiting) < guests * AHEAD and (index := next(todo, None)) is not None:
-                waiting.append(pool.submit(_try_index, spec, index))
+                waiting.append(pool.submit(_record_index, spec, index))
             if not waiting:
                 return
             verdict = waiting.popleft().result()
+            if verdict.record is not None:
+                verdict = judge(verdict.draft, verdict.record)
             entry = _entry(verdict)
             if verdict.record is not None:
                 records.write(json.dumps(verdict.record) + "\n")

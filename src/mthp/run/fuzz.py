@@ -85,11 +85,16 @@ class Trier:
 
     def __call__(self, draft: Draft) -> Verdict:
         """Record the draft and judge it. LabError where no guest can be had."""
+        verdict = self.record(draft)
+        return verdict if verdict.record is None else judge(draft, verdict.record)
+
+    def record(self, draft: Draft) -> Verdict:
+        """Record the draft, and leave the judging to somebody else. LabError as above."""
         said = ""
         for _ in range(2):
             guest = self._guest()
             try:
-                return judge(draft, record(guest.session, draft, self._kernel.release))
+                return Verdict(draft, record(guest.session, draft, self._kernel.release))
             except (NotBuilt, CommandFailed) as error:
                 return Verdict(draft, not_built=str(error))
             except GuestGone as error:
