@@ -55,7 +55,7 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
     starved = _starved(draft)
     if starved is not None:
         _starve(session, starved)
-        document["free_blocks"] = session.eater.free_blocks()
+        document["free_blocks"] = {str(starved - 1): ENOUGH_PAGES >> (starved - 1)}
         document["largest_block"] = starved - 1
     document["built_by"] = [str(op) for op in draft.program()]
     try:
@@ -79,6 +79,11 @@ def _starve(session: Session, starved: int) -> None:
     _check_blocks(session, starved, "before")
 
 
+ENOUGH_PAGES = 4096
+"""More than a drawn state can use. The record says so many, in blocks of the largest order that can
+arise: which frames are free is the guest's history, and decides nothing."""
+
+
 def _check_blocks(session: Session, starved: int, when: str) -> None:
     """NotBuilt unless what is free decides every allocation, without a look at single frames: no
     block of the order, and every smaller one can be had, by splitting if need be."""
@@ -88,6 +93,8 @@ def _check_blocks(session: Session, starved: int, when: str) -> None:
         raise NotBuilt(f"free blocks {when} a pass that should be eaten: {too_large}")
     if not free.get(starved - 1):
         raise NotBuilt(f"no free block of order {starved - 1} is left {when} a pass")
+    if sum(count << order for order, count in free.items()) < ENOUGH_PAGES:
+        raise NotBuilt(f"fewer than {ENOUGH_PAGES} pages are free {when} a pass")
 
 
 def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:

@@ -341,13 +341,15 @@ class Session:
         self.write(f"{folder}/memory.max", str(current + slack * 4096))
 
     def memcg_pages(self, group: str) -> dict[str, int]:
-        """Limit and usage of a memory cgroup, in base pages."""
-        answers = self._channel.ask_all(
-            [f"r /sys/fs/cgroup/{group}/memory.{name}" for name in ("max", "current")]
+        """Limit and usage of a memory cgroup, in base pages, without what the kernel has charged to
+        it for itself: how much that is depends on what the guest did before."""
+        limit, usage, stat = (
+            self._channel.ask(f"r /sys/fs/cgroup/{group}/memory.{name}").decode().strip()
+            for name in ("max", "current", "stat")
         )
-        limit, usage = (text.decode().strip() for text in answers)
-        most = (1 << 52) if limit == "max" else int(limit)
-        return {"limit_pages": most // 4096, "usage_pages": int(usage) // 4096}
+        anon = int(dict(line.split() for line in stat.splitlines())["anon"])
+        most = (1 << 52) if limit == "max" else int(limit) - (int(usage) - anon)
+        return {"limit_pages": most // 4096, "usage_pages": anon // 4096}
 
     def drain(self) -> None:
         """Empty this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
