@@ -13,11 +13,11 @@ import re
 from collections.abc import Mapping
 
 from mthp.lab.channel import Channel, CommandFailed
-from mthp.lab.program import BASE
+from mthp.lab.program import BASE, SYSFS
 
 __all__ = ["DRAIN", "ORDERS", "THP", "Eater", "free_blocks_of", "size_kb", "switch"]
 
-THP = "/sys/kernel/mm/transparent_hugepage"
+THP = SYSFS
 ORDERS = range(2, 10)
 DRAIN = "parked adv 1 1 20"
 """Empties this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""

@@ -269,8 +269,11 @@ class Session:
                 self._channel.ask_all(waiting)
                 waiting = []
                 registered += self._registered()
-                with contextlib.suppress(*((CommandFailed,) if _is_collapse(op) else ())):
+                try:
                     self._host_op(op)
+                except CommandFailed:
+                    if not _is_collapse(op):
+                        raise
                 self.write(f"{TRACING}/trace", "")
             else:
                 waiting += self._commands(op)
