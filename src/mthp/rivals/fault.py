@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_SWAPBACKED, PG_UPTODATE
 from mthp.mm.kernel import Kernel
 from mthp.mm.lru import folio_add_lru_vma
@@ -40,7 +39,7 @@ from mthp.mm.pte import (
 from mthp.mm.rmap import folio_add_new_anon_rmap, folio_remove_rmap_ptes
 from mthp.mm.swap import do_swap_page
 from mthp.mm.vma import VM_UFFD_WP, VM_WRITE, Vma
-from mthp.rivals.walk import unlocked_after
+from mthp.rivals.walk import flush_tlb_page, unlocked_after
 
 
 def lock_vma_under_rcu(mm: Mm, address: int) -> Vma | None:
@@ -210,9 +209,8 @@ def wp_page_copy(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
         if found is not None:
             with unlocked_after(kernel, found) as pte:
                 if pte.get(0) == orig_pte:
-                    vpn = address >> kernel.geometry.page_shift
                     pte.ptes.write(pte.base, PTE_NONE)
-                    flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+                    flush_tlb_page(mm, address)
                     folio_add_new_anon_rmap(mem, folio, vma, address, exclusive=True)
                     folio_add_lru_vma(mem, kernel.this_cpu, folio, vma)
                     flags = WRITE | DIRTY | YOUNG | SOFT_DIRTY

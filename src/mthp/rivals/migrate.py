@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_ANON, PG_SWAPBACKED, PG_UPTODATE
 from mthp.mm.kernel import Kernel
 from mthp.mm.lru import folio_add_lru, folio_isolate_lru, folio_putback_lru
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pte import (
     DIRTY,
-    PTE_NONE,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
     UFFD_WP,
@@ -22,7 +20,13 @@ from mthp.mm.pte import (
 )
 from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_remove_rmap_ptes
 from mthp.mm.vma import Vma
-from mthp.rivals.walk import folio_lock_anon_vma_read, map_pte, mapped_places, unlocked_after
+from mthp.rivals.walk import (
+    folio_lock_anon_vma_read,
+    map_pte,
+    mapped_places,
+    ptep_clear_flush,
+    unlocked_after,
+)
 
 _KEPT = WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
 
@@ -44,9 +48,7 @@ def try_to_migrate_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> No
         if found is None:
             return
         with unlocked_after(kernel, found) as pte:
-            pteval = pte.ptes.swap(pte.base, PTE_NONE)
-            vpn = address >> kernel.geometry.page_shift
-            flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+            pteval = ptep_clear_flush(mm, pte, address)
             exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
             flags = pteval & _KEPT | (SWP_EXCLUSIVE if exclusive else 0)
             pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, folio, flags))

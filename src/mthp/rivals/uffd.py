@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import mm_find_pmd, pte_offset_map_lock
 from mthp.mm.pte import UFFD_WP, WRITE, pte_present
 from mthp.rivals.said import WriteProtected
-from mthp.rivals.walk import unlocked_after
+from mthp.rivals.walk import flush_tlb_page, unlocked_after
 
 
 def mwriteprotect_range(mm: Mm, address: int) -> None:
@@ -34,6 +33,5 @@ def change_pte_range(mm: Mm, address: int) -> bool:
         if not pte_present(pteval):
             return False
         pte.ptes.write(pte.base, (pteval & ~WRITE) | UFFD_WP)
-        vpn = address >> kernel.geometry.page_shift
-        flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+        flush_tlb_page(mm, address)
     return True

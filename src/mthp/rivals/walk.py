@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.locks import Hold
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PteMap, mm_find_pmd, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import Leaf, leaf_kind, pmd_is_table, pte_none, pte_pfn, pte_present
+from mthp.mm.pte import PTE_NONE, Leaf, leaf_kind, pmd_is_table, pte_none, pte_pfn, pte_present
 from mthp.mm.rmap import rmap_walk
 from mthp.mm.vma import Vma
 
@@ -21,6 +22,23 @@ from mthp.mm.vma import Vma
 def folio_lock_anon_vma_read(kernel: Kernel, folio: int) -> Hold:
     """Kernel: mm/rmap.c, folio_lock_anon_vma_read()."""
     return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.read()
+
+
+def flush_tlb_page(mm: Mm, address: int) -> None:
+    """Forget one page's translation on every CPU; address: bytes. Kernel: flush_tlb_page()."""
+    kernel = mm.kernel
+    vpn = address >> kernel.geometry.page_shift
+    flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+
+
+def ptep_clear_flush(mm: Mm, pte: PteMap, address: int) -> int:
+    """Empty a locked PTE, flush it, and give what it held.
+
+    Kernel: mm/pgtable-generic.c, ptep_clear_flush().
+    """
+    pteval = pte.ptes.swap(pte.base, PTE_NONE)
+    flush_tlb_page(mm, address)
+    return pteval
 
 
 def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
