@@ -6,7 +6,10 @@ from __future__ import annotations
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mthp.image.runs import PagesState
 from mthp.lab.observe import (
     FolioNames,
     ObservedVma,
@@ -17,6 +20,7 @@ from mthp.lab.observe import (
     pages_state,
     vmas_of,
 )
+from mthp.units import Geometry
 
 START = 0x7E0000200000
 HEAD = """# tracer: nop
@@ -328,3 +332,33 @@ def test_no_table_beside_a_table() -> None:
     entries = walk(*[(0, 2)] * 512, *[0] * 512)
     state = pages_state(START, data, entries, FolioNames([data]))
     assert state.ptes_text() == "512:nopte 512:-"
+
+
+PRESENT_PAGE = st.tuples(
+    st.sampled_from([PRESENT, PRESENT | EXCLUSIVE, PRESENT | WP | SOFT_DIRTY]),
+    st.integers(64, 80),
+    st.sampled_from([SMALL, SMALL | KSM, SMALL | THP, ZERO_PAGE]),
+    st.integers(1, 2),
+    st.sampled_from([0, 0, 2]),
+).map(lambda p: (p[0] | p[1], p[2], p[3], (p[1] >> p[4] << p[4]) << 8 | p[4]))
+OTHER_PAGE = st.sampled_from([NONE, (SOFT_DIRTY, 0, 0, 0), (GUARD, 0, 0, 0)])
+SWAPPED_PAGE = st.integers(1, 3).map(lambda offset: (SWAP | offset << 5, 0, 0, 0))
+ENTRY = st.tuples(
+    st.sampled_from([0, PWAD, PWAD & ~0x40, PWAD & ~0x40 | 1 << 58, PWAD & ~1 | 1 << 8, 0x200]),
+    st.sampled_from([0, 0, 0, 1, 2]),
+)
+
+
+@given(
+    st.lists(st.tuples(PRESENT_PAGE | OTHER_PAGE | SWAPPED_PAGE, ENTRY), min_size=1, max_size=40)
+)
+def test_a_state_is_the_runs_over_its_pages(shown: list[tuple[Page, tuple[int, int]]]) -> None:
+    start = START + (500 << 12)
+    data = [struct.pack("<4Q", *page) for page, _ in shown]
+    words = [struct.pack("<2Q", *entry) for _, entry in shown]
+    whole = pages_state(start, b"".join(data), b"".join(words), FolioNames(data))
+    names = FolioNames(data)
+    alone = [pages_state(START, *each, names) for each in zip(data, words, strict=True)]
+    folios = [token for state in alone for _, token in state.folios]
+    entries = [entry for state in alone for _, entry in state.ptes or ()]
+    assert whole == PagesState.of_pages(folios, entries, start, Geometry())

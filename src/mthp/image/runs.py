@@ -271,17 +271,24 @@ def _follows(token: FolioToken, first: FolioToken, pages: int) -> bool:
 
 def folio_runs(pages: Iterable[FolioToken]) -> tuple[tuple[int, FolioToken], ...]:
     """The longest runs over per-page tokens, each with the token of its first page."""
+    return joined_folios((1, token) for token in pages)
+
+
+def joined_folios(
+    pieces: Iterable[tuple[int, FolioToken]],
+) -> tuple[tuple[int, FolioToken], ...]:
+    """The longest runs over shorter ones that stand in a row."""
     runs: list[tuple[int, FolioToken]] = []
     first, count = None, 0
-    for token in pages:
+    for pages, token in pieces:
         if first is not None and (
             (token is first and not token.runs_on) or _follows(token, first, count)
         ):
-            count += 1
+            count += pages
             continue
         if first is not None:
             runs.append((count, first))
-        first, count = token, 1
+        first, count = token, pages
     if first is not None:
         runs.append((count, first))
     return tuple(runs)

@@ -73,9 +73,13 @@ class Eater:
         self._channel = channel
         self._orders = orders
         self._meals = 0
+        self._eats = False
 
     def end(self) -> None:
         """Everything is given back."""
+        if not self._eats:
+            return
+        self._eats = False
         for command in ("end eater", f"w {BALLAST} 0", f"w {SWAPPINESS} 60"):
             with contextlib.suppress(CommandFailed):
                 self._channel.ask(command)
@@ -87,6 +91,7 @@ class Eater:
         What is too much is held as folios of 2 MiB first; the rest is taken page by page, and all
         but one page of each block given back.
         """
+        self._eats = True
         self._channel.ask_all(["new eater", f"eater base {BASE}"])
         self._write(BALLAST, str(max(0, (self.free_pages() - POOL) // PMD_PAGES)))
         self._write(SWAPPINESS, "0")

@@ -8,11 +8,11 @@ arch/x86/include/asm/pgtable_types.h for those of a page-table entry.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mthp.image.runs import (
     SPECIAL_SWAP_TYPE,
     PagesState,
     PteToken,
+    joined_folios,
     parse_folio_token,
     parse_pte_token,
 )
@@ -70,7 +71,10 @@ _LEVEL_PTE, _LEVEL_PMD, _LEVEL_NONE = range(3)
 _PFN = (1 << 55) - 1
 _MAPPING_BITS = PM_EXCLUSIVE | PM_UFFD_WP | PM_SOFT_DIRTY
 _FRAME_BITS = ((1 << 52) - 1) & ~0xFFF
-_ENTRY = struct.Struct("<2Q")
+_PTE_MAPS = PTE_PRESENT | PTE_PROTNONE
+_PTE_LETTERS = PTE_WRITE | PTE_ACCESSED | PTE_DIRTY | PTE_UFFD_WP
+_HUGE, _NOT_PRESENT, _NO_TABLE = (np.uint64(1 << bit) for bit in (61, 62, 63))
+_ALL = (1 << 64) - 1
 
 
 class VmFlag(IntFlag):
@@ -120,7 +124,12 @@ class FolioNames:
         words = np.concatenate([_columns(pages) for pages in snapshot])
         shown = words[(words[:, 0] & PM_PRESENT != 0) & (words[:, 1] & KPF_ZERO_PAGE == 0)]
         frames, times = np.unique(shown[:, 0] & _PFN, return_counts=True)
-        self._repeated = frozenset(frames[times > 1].tolist())
+        self._frames = frames[times > 1]
+        self._repeated = frozenset(self._frames.tolist())
+
+    def repeated(self, frames: Any) -> Any:
+        """Of each frame: whether the snapshot shows it at more than one place."""
+        return np.isin(frames, self._frames)
 
     def text(self, pfn: int, folio: int) -> str:
         """How a page's token ends: the folio's name and the page's place in it, or nothing."""
@@ -140,29 +149,68 @@ def pages_state(
 ) -> PagesState:
     """One VMA's state from the agent's `pages` and `walk`. start: bytes. sleepers: the children
     outside the snapshot that share what fork() shared."""
-    ptes = None
-    words: Sequence[int] = ()
+    columns = _columns(pages)
+    ptes, words = None, None
     if entries is not None:
-        found = list(_ENTRY.iter_unpack(entries))
-        ptes = [_pte(value, level) for value, level in found]
-        words = [value for value, _ in found]
+        found = np.frombuffer(entries, dtype="<u8").reshape(-1, 2)
+        ptes, words = _pte_runs(found, start), found[:, 0]
     swapped = _Swapped(words, sleepers)
-    folios = [
-        parse_folio_token(_folio_text(place, columns, names, swapped))
-        for place, columns in enumerate(_columns(pages).tolist())
+    pieces = [
+        (pages, parse_folio_token(_folio_text(place, columns[place].tolist(), names, swapped)))
+        for place, pages in _cut(_differs(columns, names))
     ]
-    return PagesState.of_pages(folios, ptes, start, GEOMETRY)
+    return PagesState(len(columns), joined_folios(pieces), ptes)
+
+
+def _cut(differs: Any) -> Iterator[tuple[int, int]]:
+    """(place, pages) of each piece; differs: whether a page begins one, but for the first."""
+    edges = [0, *(np.flatnonzero(differs) + 1).tolist(), len(differs) + 1]
+    yield from ((before, after - before) for before, after in pairwise(edges))
+
+
+def _differs(columns: Any, names: FolioNames) -> Any:
+    """Of all pages but the first: whether its token says something else than the one before, but
+    for the place in their folio. Only mapped pages are alike, and pages that map nothing."""
+    pagemap, flags, count, folio = columns.T
+    present = pagemap & PM_PRESENT != 0
+    frame = np.where(present, pagemap & _PFN, 0)
+    named = (folio & 0xFF != 0) | names.repeated(frame)
+    shown = np.stack(
+        (
+            pagemap & (PM_PRESENT | PM_SWAP | PM_GUARD | _MAPPING_BITS),
+            flags & np.uint64(names.believed & _ALL | KPF_THP | KPF_ZERO_PAGE),
+            count,
+            np.where(named, folio, 0),
+            named,
+        )
+    )
+    alike = (shown[:, 1:] == shown[:, :-1]).all(axis=0)
+    follows = ~named[1:] | (frame[1:] == frame[:-1] + 1)
+    return ~alike | ~follows | (pagemap[1:] & PM_SWAP != 0)
+
+
+def _pte_runs(entries: Any, start: int) -> tuple[tuple[int, PteToken], ...]:
+    """The longest runs over the agent's `walk` that do not cross a table's edge."""
+    values, levels = entries.T
+    dirty = np.uint64(PTE_DIRTY) * (values & PTE_SAVED_DIRTY != 0)
+    letters = values & _PTE_LETTERS | dirty | np.uint64(_HUGE) * (levels == _LEVEL_PMD)
+    kinds = (levels == _LEVEL_NONE, values == 0, values & _PTE_MAPS == 0)
+    shown = np.select(kinds, (_NO_TABLE, np.uint64(0), _NOT_PRESENT), letters | PTE_PRESENT)
+    differs = shown[1:] != shown[:-1]
+    first = GEOMETRY.pte_index(start)
+    differs[GEOMETRY.ptrs_per_pte - 1 - first :: GEOMETRY.ptrs_per_pte] = True
+    return tuple((pages, _pte(*entries[at].tolist())) for at, pages in _cut(differs))
 
 
 @dataclass(frozen=True)
 class _Swapped:
     """What goes into the token of a swap entry beyond its word in pagemap.
 
-    words: the page-table entries of the VMA. sleepers: children outside the snapshot that name the
-    slots which fork() shared.
+    words: the page-table entries of the VMA, if it has any. sleepers: children outside the snapshot
+    that name the slots which fork() shared.
     """
 
-    words: Sequence[int]
+    words: Any
     sleepers: int
 
     def text(self, place: int, pagemap: int) -> str:
@@ -171,7 +219,7 @@ class _Swapped:
         wp = "w" if pagemap & PM_UFFD_WP else ""
         if swap_type >= SPECIAL_SWAP_TYPE:
             return f"W{swap_type}" + (f".{wp}" if wp else "")
-        shared = bool(self.words) and not self.words[place] & PTE_SWP_EXCLUSIVE
+        shared = self.words is not None and not int(self.words[place]) & PTE_SWP_EXCLUSIVE
         letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
         offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
         text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
@@ -222,7 +270,7 @@ def _pte(value: int, level: int) -> PteToken:
         return parse_pte_token("nopte")
     if not value:
         return parse_pte_token("-")
-    if not value & (PTE_PRESENT | PTE_PROTNONE):
+    if not value & _PTE_MAPS:
         return parse_pte_token("s")
     text = _letters_of_pte(value & ~_FRAME_BITS)
     return parse_pte_token("H" + text if level == _LEVEL_PMD else text)

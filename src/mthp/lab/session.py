@@ -170,6 +170,7 @@ class Session:
         self._write_optional(f"{THP}/hugepages-{size_kb(ORDERS[-1])}kB/shmem_enabled", "advise")
         self.write(f"{THP}/enabled", "madvise")
         self._all_sizes("never")
+        self._keep()
         self._write_optional(f"{THP}/shrink_underused", "0")
         self._write_optional(f"{THP}/use_zero_page", "0")
         self.write(f"{KHUGEPAGED}/alloc_sleep_millisecs", "1")
@@ -208,6 +209,12 @@ class Session:
             self.write(f"{TRACING}/events/huge_memory/{event}/enable", "1")
         self.write(f"{TRACING}/events/mthp/enable", "1")
 
+    def _keep(self) -> None:
+        """Have the agent keep the files of counters() open."""
+        paths = [path for _, _, path in self._stat_paths]
+        paths += [f"{KHUGEPAGED}/{name}" for name in _KHUGEPAGED]
+        self._channel.ask_all([f"keep {path}" for path in (*paths, "/proc/vmstat")])
+
     def _park(self) -> None:
         commands = [
             "new parked",
@@ -237,17 +244,13 @@ class Session:
     # --- between scenarios ----------------------------------------------------------------
 
     def reset(self, processes: Iterable[str]) -> None:
-        """No process under test is left, and no size is enabled."""
+        """No process under test is left, and no memory cgroup. The switches stand as they stood: a
+        program begins with them."""
         commands = [f"end {name}" for name in processes]
-        for command in commands:
-            with contextlib.suppress(CommandFailed):
-                self._channel.ask(command)
-        for group in GROUPS:
-            with contextlib.suppress(CommandFailed):
-                self._channel.ask(f"rmdir /sys/fs/cgroup/{group}")
+        commands += [f"rmdir /sys/fs/cgroup/{group}" for group in GROUPS]
+        with contextlib.suppress(CommandFailed):
+            self._channel.ask_all(commands)
         self.eater.end()
-        self.write(f"{THP}/enabled", "madvise")
-        self._all_sizes("never")
         if self._cut_short:
             self._rewind()
 
@@ -390,16 +393,14 @@ class Session:
 
     def counters(self) -> Counters:
         """All counters a scenario records."""
-        commands = [f"r {path}" for _, _, path in self._stat_paths]
-        commands += [f"r {KHUGEPAGED}/{name}" for name in _KHUGEPAGED]
-        answers = self._channel.ask_all([*commands, "r /proc/vmstat"])
+        *texts, vmstat, _ = self._channel.ask("look").decode().split("\0")
         counters = Counters()
-        for (order, name, _), text in zip(self._stat_paths, answers, strict=False):
+        for (order, name, _), text in zip(self._stat_paths, texts, strict=False):
             counters.stats.setdefault(str(order), {})[name] = int(text)
-        for name, text in zip(_KHUGEPAGED, answers[len(self._stat_paths) :], strict=False):
+        for name, text in zip(_KHUGEPAGED, texts[len(self._stat_paths) :], strict=True):
             counters.khugepaged[name] = int(text)
-        vmstat = dict(line.split() for line in answers[-1].decode().splitlines())
-        counters.vmstat = {name: int(vmstat[name]) for name in _VMSTAT}
+        lines = dict(line.split() for line in vmstat.splitlines())
+        counters.vmstat = {name: int(lines[name]) for name in _VMSTAT}
         return counters
 
     # --- acting ---------------------------------------------------------------------------

@@ -27,6 +27,7 @@
 #define MAX_SUBJECTS 16
 #define MAX_FILE (8 << 20)
 #define READ_SIZE (1 << 16)
+#define MAX_KEPT 128
 
 struct subject {
 	char name[32];
@@ -38,7 +39,10 @@ static struct subject subjects[MAX_SUBJECTS];
 static int port;
 static char input[1 << 16];
 static size_t input_start, input_end;
+static char output[1 << 16];
+static size_t output_end;
 static char *file_buffer;
+static int kept[MAX_KEPT], nr_kept;
 
 /* Memory that no process under test inherits and no huge page is ever made of. */
 void *buffer(size_t size)
@@ -79,7 +83,7 @@ static void die(const char *what)
 		pause();
 }
 
-static void send_all(const void *data, size_t size)
+static void write_out(const void *data, size_t size)
 {
 	const char *at = data;
 
@@ -93,10 +97,28 @@ static void send_all(const void *data, size_t size)
 	}
 }
 
+static void flush(void)
+{
+	write_out(output, output_end);
+	output_end = 0;
+}
+
+/* Answers go out when the next command has to be waited for: a message is dear. */
+static void send_all(const void *data, size_t size)
+{
+	if (output_end + size > sizeof(output))
+		flush();
+	if (size > sizeof(output))
+		return write_out(data, size);
+	memcpy(output + output_end, data, size);
+	output_end += size;
+}
+
 static void fill_input(void)
 {
 	ssize_t got;
 
+	flush();
 	input_start = input_end = 0;
 	while ((got = read(port, input, sizeof(input))) <= 0) {
 		struct timespec pause = { 0, 1000000 };
@@ -219,6 +241,38 @@ static void send_file(const char *path)
 		fail(size, path);
 	else
 		succeed(file_buffer, size);
+}
+
+/* keep PATH…: files that `look` shows, all at once, as they are then. They stay open. */
+static void keep(const struct words *w)
+{
+	for (int i = 1; i < w->count; i++) {
+		int fd = nr_kept < MAX_KEPT ? open(w->word[i], O_RDONLY | O_CLOEXEC) : -1;
+
+		if (fd < 0)
+			return fail(nr_kept < MAX_KEPT ? errno : ENOSPC, w->word[i]);
+		kept[nr_kept++] = fd;
+	}
+	succeed("", 0);
+}
+
+/* look: what is in the kept files, each ended by a byte of zero. */
+static void look(void)
+{
+	size_t size = 0;
+
+	for (int i = 0; i < nr_kept; i++) {
+		off_t place = 0;
+		ssize_t got = 0;
+
+		while (size < MAX_FILE - READ_SIZE &&
+		       (got = pread(kept[i], file_buffer + size, READ_SIZE, place)) > 0)
+			size += got, place += got;
+		if (got < 0)
+			return fail(errno, "look");
+		file_buffer[size++] = 0;
+	}
+	succeed(file_buffer, size);
 }
 
 /* put PATH OFFSET SIZE, and that many bytes behind the line. */
@@ -460,22 +514,30 @@ static void execute(struct words *w)
 	send_all(file_buffer, size < 0 ? 0 : size);
 }
 
-/* pidof NAME: the first process of that name, kernel threads too. */
-static void find_process(const char *name)
+static int is_called(const char *pid, const char *name)
 {
-	DIR *dir = opendir("/proc");
-	struct dirent *entry;
+	size_t length = strlen(name);
 	char path[300];
 
-	while (dir && (entry = readdir(dir))) {
-		size_t length = strlen(name);
+	snprintf(path, sizeof(path), "/proc/%s/comm", pid);
+	return read_file(path) == (ssize_t)length + 1 && !memcmp(file_buffer, name, length);
+}
 
-		if (*entry->d_name < '0' || *entry->d_name > '9')
+/* pidof NAME: the first process of that name, kernel threads too. The last answer may still hold. */
+static void find_process(const char *name)
+{
+	static char last[32];
+	struct dirent *entry;
+	DIR *dir;
+
+	if (*last && is_called(last, name))
+		return succeed(last, strlen(last));
+	dir = opendir("/proc");
+	while (dir && (entry = readdir(dir))) {
+		if (*entry->d_name < '0' || *entry->d_name > '9' || !is_called(entry->d_name, name))
 			continue;
-		snprintf(path, sizeof(path), "/proc/%s/comm", entry->d_name);
-		if (read_file(path) != (ssize_t)length + 1 || memcmp(file_buffer, name, length))
-			continue;
-		succeed(entry->d_name, strlen(entry->d_name));
+		snprintf(last, sizeof(last), "%.31s", entry->d_name);
+		succeed(last, strlen(last));
 		closedir(dir);
 		return;
 	}
@@ -555,6 +617,10 @@ static void run(char *line)
 	}
 	if (!strcmp(op, "r") && needs(&w, 2))
 		return send_file(w.word[1]);
+	if (!strcmp(op, "keep"))
+		return keep(&w);
+	if (!strcmp(op, "look"))
+		return look();
 	if (!strcmp(op, "put") && needs(&w, 4))
 		return put(&w);
 	if (!strcmp(op, "wait") && needs(&w, 5))
@@ -588,6 +654,7 @@ static void run(char *line)
 		return answer_result(kill(number(&w, 1), number(&w, 2)) ? -errno : 0, w.word[1]);
 	if (!strcmp(op, "poweroff")) {
 		succeed("", 0);
+		flush();
 		reboot(RB_POWER_OFF);
 	}
 	if (w.count > 1 && (s = find_subject(w.word[1])))
