@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,31 @@ def test_pages_alone_among_swapped_ones_come_first(image: Snapshot) -> None:
     assert young_of(image, 32) == [10, 12, 10]
     image.processes[0].pte[1, 100:500] = int(Pte.PRESENT)
     assert young_of(image, 4) == [2, 1, 1], "most of that table is there: nothing to tell"
+
+
+def test_every_folio_is_charged_to_the_cgroup_of_its_process(image: Snapshot) -> None:
+    process = image.processes[0]
+    order = process.folio_order
+    assert order is not None and process.pfn is not None
+    order = order[:3].copy()
+    order[1] = 4
+    order[2] = 9
+    process.pte[2] |= np.uint16(Pte.HUGE)
+    pfn = np.arange(3 * 512, dtype=process.pfn.dtype).reshape(3, 512) + (1 << 20)
+    meta = {**process.meta, "cgroup": "/db", "memcg": {"limit": 64 << 20, "usage": 6 << 20}}
+    once = np.ones((3, 512), np.uint64)
+    charged = dataclasses.replace(process, pfn=pfn, folio_order=order, kpagecount=once, meta=meta)
+    world = ImageBuilder(
+        dataclasses.replace(image, processes=(charged,)), Settings(), DEFAULT, Assumptions()
+    ).build()
+    mem = world.kernel.mem
+    heads = {
+        mem.head.raw[page] for page in range(len(mem.mapcount.raw)) if mem.mapcount.raw[page] > 0
+    }
+    huge = {mem.head.raw[p] for p in range(len(mem.order.raw)) if mem.order.raw[p] == 9}
+    assert sorted(Counter(mem.order.raw[h] for h in heads | huge).items()) == [
+        (0, 512),
+        (4, 32),
+        (9, 1),
+    ]
+    assert {mem.memcg.raw[head] for head in heads | huge} == {world.kernel.memcgs[0].number}

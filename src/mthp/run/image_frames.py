@@ -85,7 +85,7 @@ class ImageFrames:
         if len(large):
             _, firsts = np.unique(head[large], return_index=True)
             for k in large[firsts].tolist():
-                self.large_folio(int(head[k]), int(order[k]), int(flags[k]))
+                self.large_folio(mm, int(head[k]), int(order[k]), int(flags[k]))
             lookup = {int(h): self.heads[int(h)] for h in np.unique(head[large])}
             ours = np.array([lookup[int(h)] for h in head[large]], np.int64)
             found[large] = ours + (pfn[large] - head[large])
@@ -169,14 +169,16 @@ class ImageFrames:
         start = self.new_small_folios(flags, mapcounts, mm)
         frames[here] = start + np.arange(len(bits))
 
-    def large_folio(self, head: int, order: int, flags: int) -> int:
-        """The folio of a captured head frame, made when it is met first."""
+    def large_folio(self, mm: Mm, head: int, order: int, flags: int) -> int:
+        """The folio of a captured head frame, made when it is met first, charged where mm is."""
         if head not in self.heads:
             mem = self.mem
             ours = mem.new_frames(0, order)
             mem.prep_folio(ours, order)
             mem.refcount.raw[ours] = 0
             mem.flags.raw[ours] = flags
+            if mm.memcg is not None:
+                mem.memcg.raw[ours] = mm.memcg.number
             mem.content.view()[ours : ours + (1 << order)] = (
                 np.arange(ours, ours + (1 << order)) & 0x7FFFFFFF
             )

@@ -187,10 +187,10 @@ class ImageBuilder:
             here = np.zeros(process.pte.shape, np.bool_)
             here[row, 0] = True
             head = self.folios.large_folio(
-                int(process.pfn[row, 0]), order, int(self.folios.page_flags(process, here)[0])
+                mm, int(process.pfn[row, 0]), order, int(self.folios.page_flags(process, here)[0])
             )
         else:
-            head = self.folios.large_folio(-address - (mm.number << 52), order, ASSUMED_FLAGS)
+            head = self.folios.large_folio(mm, -address - (mm.number << 52), order, ASSUMED_FLAGS)
         self.mem.entire_mapcount.raw[head] += 1
         mine = self.folios.mappings[head]
         mine[mm.number] = mine.get(mm.number, 0) + 1
