@@ -209,6 +209,16 @@ def repeatable(path: Path) -> str:
 
 
 @pytest.mark.lab
+def test_khugepaged_has_the_oom_killer_take_a_process(capfd: pytest.CaptureFixture[str]) -> None:
+    """docs/findings.md: the first of what was found in the kernel."""
+    kernel_or_skip("7.3")
+    finding = str(DATA.parents[1] / "docs/findings/oom-order-2.jsonl")
+    assert main(["lab", "run", "--kernel", "7.3", finding]) == 1
+    assert "the OOM killer took a process of its cgroup (oom_kill 1)" in capfd.readouterr().out
+    assert children() == set()
+
+
+@pytest.mark.lab
 def test_recorded_scenarios_are_made_anew_and_agree(capfd: pytest.CaptureFixture[str]) -> None:
     kernel_or_skip("7.3")
     specs = [f"{DATA}/{spec}" for spec in RERUN]

@@ -48,6 +48,7 @@ def run(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
         ("why.txt", [*REDIS_ALL, "--why", "0xb52fbda6a05000"]),
         ("steps.txt", [*REDIS_ALL, "--steps", "b52fbda6a00000"]),
         ("events.txt", ["collapse", SMALL_SCENARIO, "--events", "ftrace"]),
+        ("oom.txt", ["collapse", "docs/findings/oom-order-2.jsonl"]),
         ("diff.txt", ["diff", "v16", "7.3", SMALL_SCENARIO]),
     ],
 )

@@ -557,3 +557,17 @@ def test_what_the_host_says(tmp_path: Path) -> None:
 
 def test_pages_of_the_constant() -> None:
     assert os.sysconf("SC_PAGE_SIZE") == PAGE
+
+
+@pytest.mark.parametrize(
+    ("stat", "spare"),
+    [
+        ("anon 8192\nactive_file 4096\ninactive_file 8192\nslab_reclaimable 100\n", 12388),
+        ("active_file 1\ntotal_active_file 4096\ntotal_inactive_file 8192\n", 12288),
+        ("", None),
+    ],
+)
+def test_what_a_cgroup_can_give_back(tmp_path: Path, stat: str, spare: int | None) -> None:
+    """memory.stat of cgroup v2, and of v1 with the sums over its children."""
+    (tmp_path / "memory.stat").write_text(stat)
+    assert capture.reclaimable(str(tmp_path / "memory.stat")) == spare

@@ -78,7 +78,7 @@ def test_every_folio_is_charged_to_the_cgroup_of_its_process(image: Snapshot) ->
     process.pte[2] |= np.uint16(Pte.HUGE)
     pfn = np.arange(3 * 512, dtype=process.pfn.dtype).reshape(3, 512) + (1 << 20)
     meta = {**process.meta, "cgroup": "/db", "memcg": {"limit": 64 << 20, "usage": 6 << 20}}
-    once = np.ones((3, 512), np.uint64)
+    once = np.ones((3, 512), np.uint32)
     charged = dataclasses.replace(process, pfn=pfn, folio_order=order, kpagecount=once, meta=meta)
     world = ImageBuilder(
         dataclasses.replace(image, processes=(charged,)), Settings(), DEFAULT, Assumptions()

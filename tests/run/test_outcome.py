@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from mthp.image.scenario import Memcg
 from mthp.profiles import V7_3
 from mthp.run.build import build_scenario
@@ -44,6 +46,16 @@ def test_a_cgroup_at_its_limit() -> None:
     assert {status for _, status in result.attempts} == {"ccgroup_charge_failed"}
     assert result.refused.allocated == result.refused.attempts << 21
     assert result.refusals[0].change == "raise the memory cgroup's limit by 512 pages"
+
+
+@pytest.mark.parametrize(("order", "defrag", "kills"), [(3, True, 1), (4, True, 0), (3, False, 0)])
+def test_a_charge_that_would_kill_is_said(order: int, defrag: bool, kills: int) -> None:
+    """Seen on 7.3.4: memory.events counts one oom_kill in the first of these, none in the others."""
+    full: dict[str, Any] = {"memcg": Memcg(512, 512), "defrag": defrag}
+    result = outcome(scenario(*FULL, orders={order: ALWAYS}, **full))
+    assert result.attempts == {(order, "ccgroup_charge_failed"): 1}
+    assert len(result.warnings) == kills
+    assert all("the kernel kills a process" in words for words in result.warnings)
 
 
 def test_a_cgroup_gets_back_what_a_collapse_frees() -> None:

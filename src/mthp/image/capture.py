@@ -983,6 +983,14 @@ MEMCG_FILES = {
 }  # fmt: skip
 
 
+def reclaimable(path: str) -> int | None:
+    """Bytes of a memory.stat that reclaim takes without swap: page cache, and slab where counted."""
+    stat = dict(line.split() for line in (text(path) or "").splitlines())
+    prefix = "total_" if "total_active_file" in stat else ""
+    names = (f"{prefix}active_file", f"{prefix}inactive_file", "slab_reclaimable")
+    return sum(int(stat.get(name, 0)) for name in names) if stat else None
+
+
 def memcg_of(pid: int) -> tuple[str | None, dict[str, Any] | None]:
     """The process's cgroup path, and the memory limits of whichever ancestor has least room."""
     groups = dict(
@@ -996,6 +1004,7 @@ def memcg_of(pid: int) -> tuple[str | None, dict[str, Any] | None]:
             folder = mount + path.rstrip("/")
             limits: dict[str, Any] = {k: number(f"{folder}/{name}") for k, name in files.items()}
             limits["path"] = path
+            limits["reclaimable"] = reclaimable(f"{folder}/memory.stat")
             if limits["limit"] is not None and limits["limit"] < 1 << 60:
                 room = limits["limit"] - (limits["usage"] or 0)
                 if tightest is None or room < tightest["limit"] - (tightest["usage"] or 0):

@@ -50,7 +50,8 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
     document["vmas"] = []
     for where, state in zip(placed, _states(session, declared, placed), strict=True):
         document["vmas"].append(_vma(where, state))
-    if group := next((name for name in declared.cgroups if name), ""):
+    group = next((name for name in declared.cgroups if name), "")
+    if group:
         document["memcg"] = session.memcg_pages(group)
     starved = _starved(draft)
     if starved is not None:
@@ -61,7 +62,9 @@ def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
     try:
         document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
     except CommandFailed as error:
-        raise NotBuilt(f"in a pass: {error}") from None
+        killed = session.oom_kills(group) if group else 0
+        why = f"the OOM killer took a process of its cgroup (oom_kill {killed}); " if killed else ""
+        raise NotBuilt(f"in a pass: {why}{error}") from None
     return document
 
 

@@ -357,6 +357,11 @@ class Session:
         most = (1 << 52) if limit == "max" else int(limit) - (int(usage) - anon)
         return {"limit_pages": most // 4096, "usage_pages": anon // 4096}
 
+    def oom_kills(self, group: str) -> int:
+        """How often the OOM killer came for a memory cgroup."""
+        events = self._channel.ask(f"r /sys/fs/cgroup/{group}/memory.events").split()
+        return int(events[events.index(b"oom_kill") + 1])
+
     def drain(self) -> None:
         """Empty this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
         self._channel.ask(DRAIN)
@@ -423,8 +428,7 @@ class Session:
         if self._cut_short or not self._scanned(done + 1):
             self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
             self._cut_short = True
-        answers = self._channel.ask_all([asleep, f"r {TRACING}/trace"])
-        return events_of(answers[-1].decode())
+        return events_of(self._channel.ask_all([asleep, f"r {TRACING}/trace"])[-1].decode())
 
     def _scanned(self, full_scans: int) -> bool:
         """Whether the number is reached before long."""

@@ -14,7 +14,7 @@ from mthp.machine.step import Machine
 from mthp.mm.allocator import NodeState
 from mthp.mm.folio import MemMap
 from mthp.mm.lru import lru_add_drain
-from mthp.mm.memcg import Gfp, MemCgroup
+from mthp.mm.memcg import PAGE_ALLOC_COSTLY_ORDER, Gfp, MemCgroup
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PageTable
 from mthp.mm.swap_device import SwapDevice
@@ -108,9 +108,19 @@ class Kernel:
         if mm.memcg is None:
             return True
         if not mm.memcg.charge(self.mem.folio_nr_pages(folio), gfp, self._drain_batches):
+            self._warn_of_oom(mm.memcg, self.mem.order.raw[folio], gfp)
             return False
         self.mem.memcg.raw[folio] = mm.memcg.number
         return True
+
+    def _warn_of_oom(self, memcg: MemCgroup, order: int, gfp: Gfp) -> None:
+        if memcg.kills(order, gfp):
+            self.warn_once(
+                f"mem_cgroup_oom {memcg.name}",
+                f"cgroup {memcg.name} is full: before khugepaged's charge of order {order} fails, the "
+                "kernel kills a process of the cgroup (with defrag 1 and orders up to "
+                f"{PAGE_ALLOC_COSTLY_ORDER}); from there on this run is one in which it did not",
+            )
 
     def _drain_batches(self) -> None:
         lru_add_drain(self.mem, self.this_cpu)

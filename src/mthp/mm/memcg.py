@@ -12,6 +12,8 @@ from mthp.machine.step import Machine
 
 CHARGE_BATCH: Final = 64
 """Pages charged at a time, and the most that the stock holds. Kernel: MEMCG_CHARGE_BATCH."""
+PAGE_ALLOC_COSTLY_ORDER: Final = 3
+"""The highest order for which the kernel rather kills than fails. Kernel: include/linux/mmzone.h."""
 
 
 class Gfp(Enum):
@@ -54,8 +56,7 @@ class MemCgroup:
         """Charge pages, reclaiming what can be if gfp allows; False where the limit is in the way.
 
         relieve: what else reclaim does, before it looks for pages.
-        Divergence: nobody is killed, and reclaim splits no partially mapped folios. For orders up to
-        PAGE_ALLOC_COSTLY_ORDER the kernel kills, even on behalf of khugepaged with defrag set.
+        Divergence: nobody is killed (see kills()), and reclaim splits no partially mapped folios.
         Kernel: mm/memcontrol.c, mem_cgroup_charge(), try_charge_memcg().
         """
         if self._consume_stock(pages):
@@ -71,6 +72,15 @@ class MemCgroup:
         if not self._fits(pages):
             self._drain_stock()
         return self._try_charge(pages)
+
+    @staticmethod
+    def kills(order: int, gfp: Gfp) -> bool:
+        """Whether the OOM killer is asked before such a charge fails, on behalf of khugepaged too.
+
+        Kernel: mm/memcontrol.c, mem_cgroup_oom(); neither __GFP_NORETRY nor __GFP_RETRY_MAYFAIL is in
+        GFP_TRANSHUGE.
+        """
+        return gfp is Gfp.TRANSHUGE and order <= PAGE_ALLOC_COSTLY_ORDER
 
     def uncharge(self, pages: int) -> None:
         """Past the stock. Kernel: mm/memcontrol.c, mem_cgroup_uncharge(), memcg_uncharge()."""

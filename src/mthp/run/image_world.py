@@ -124,7 +124,7 @@ class ImageBuilder:
             said.append("a page that is not mapped exclusively is shared by two processes")
 
     def memcg(self, process: Process) -> MemCgroup | None:
-        """The tightest limit above the process, in pages; what it could reclaim is not known."""
+        """The tightest limit above the process, in pages, and what it could give back."""
         known = process.meta.get("memcg")
         if not isinstance(known, dict) or not isinstance(known.get("limit"), int):
             return None
@@ -133,10 +133,18 @@ class ImageBuilder:
         for memcg in self.kernel.memcgs:
             if memcg.name == name:
                 return memcg
-        self.assume.said.append(f"cgroup {name} reclaims nothing when it is at its limit")
-        return self.kernel.new_memcg(
-            name, int(known["limit"]) >> shift, int(known.get("usage") or 0) >> shift
+        limit, usage, spare = (
+            int(known.get(key) or 0) >> shift for key in ("limit", "usage", "reclaimable")
         )
+        self.assume.said.append(
+            f"cgroup {name} at its limit gives back {spare} pages of cache and slab, and swaps "
+            "nothing out"
+            if spare
+            else f"cgroup {name} reclaims nothing when it is at its limit"
+        )
+        memcg = self.kernel.new_memcg(name, limit, usage)
+        memcg.reclaimable = spare
+        return memcg
 
     def add_vma(self, mm: Mm, image: ImageVma) -> Any:
         """One mapping; file mappings are kept so that addresses mean what they meant."""
