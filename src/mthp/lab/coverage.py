@@ -163,7 +163,7 @@ _ERRNOS = ("0", "EINVAL", "ENOMEM", "EBUSY", "EAGAIN")
 
 _BY_ISOLATE: dict[ScanResult, tuple[int, ...]] = {
     _R.EXCEED_NONE_PTE: ORDERS,
-    _R.EXCEED_SHARED_PTE: _SMALL,
+    _R.EXCEED_SHARED_PTE: ORDERS,  # at PMD order where swapped-in pages are shared
     _R.PTE_MAPPED_HUGEPAGE: _SMALL,
     _R.PAGE_COUNT: _SMALL,
     _R.LACK_REFERENCED_PAGE: _SMALL,
@@ -223,7 +223,6 @@ _COUNTED = "at PMD order the scan has looked at the same entries before, with th
 _EXCLUDED: dict[tuple[Kind, ScanResult], str] = {
     (Kind.SCAN, _R.PTE_NON_PRESENT): "the scan counts such entries against max_ptes_swap",
     (Kind.SCAN, _R.PTE_MAPPED_HUGEPAGE): "mthp_collapse() does not report it",
-    (Kind.ISOLATE, _R.EXCEED_SHARED_PTE): _COUNTED,
     (Kind.ISOLATE, _R.LACK_REFERENCED_PAGE): _COUNTED,
     (Kind.ISOLATE, _R.PAGE_COUNT): _COUNTED,
     (Kind.ISOLATE, _R.PTE_MAPPED_HUGEPAGE): "asked below PMD order alone",
