@@ -34,7 +34,7 @@ from mthp.report.check import (
 from mthp.run.check import NO_MUTANT, NOBODY, Budget, check_world, hunt, known, replay
 from mthp.run.check_records import MutantResult, Verdict, WorldResult
 from mthp.run.mutate import EXECUTIONS, try_mutations
-from mthp.run.scorecard import Job, budget_for, default_worlds, pair_jobs, run_jobs, scorecard_jobs
+from mthp.run.scorecard import Job, default_worlds, pair_jobs, run_jobs, scorecard_jobs
 
 BROKEN = 4
 """Exit code: a law is broken."""
@@ -83,7 +83,7 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     results = []
     for world in _chosen(args):
         try:
-            result = check_world(world, budget_for(world, budget), mutant)
+            result = check_world(world, budget, mutant)
         except ValueError as error:
             raise UsageError(str(error)) from None
         results.append(result)

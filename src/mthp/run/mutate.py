@@ -20,7 +20,6 @@ EXECUTIONS = 200
 """At most so many in each world."""
 _TELLING = ("", "poisoned", "large", "large-poisoned", "gup-large", "gup", "store", "fault")
 """Casts that most mutations show against; they are tried first."""
-_SLOW = frozenset({"swap-in"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Tried:
 
 def worlds() -> Iterator[World]:
     """Where a mutation is looked for, the most telling first."""
-    others = (name for name in LAWFUL if name not in _TELLING and name not in _SLOW)
+    others = (name for name in LAWFUL if name not in _TELLING)
     for name in (*_TELLING, *others, "gup+zap"):
         rivals = tuple(name.split("+")) if name else ()
         for profile in ("7.3", "v16"):

@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Job:
     def run(self) -> Result:
         """Search."""
         if isinstance(self.what, World):
-            return check_world(self.what, budget_for(self.what, self.budget))
+            return check_world(self.what, self.budget)
         if isinstance(self.what, Mutant):
             return hunt(self.what, self.budget)
         return hunt_half(self.what)
@@ -45,20 +45,6 @@ class Job:
         else:
             name = self.what.id
         return f"{name} {self.budget}"
-
-
-LARGE = 4000
-"""Executions of a world that is known to have too many; its coverage then says "bounded"."""
-
-
-def budget_for(world: World, budget: Budget) -> Budget:
-    """The budget asked for; where none was, a bound on the one world that would take minutes.
-
-    Two tasks that swap in one page at a time meet at its folio's flags and count again and again.
-    """
-    unlimited = budget.executions is None and budget.sample is None
-    large = world.size is Size.PMD and "swap-in" in world.rivals
-    return replace(budget, executions=LARGE) if unlimited and large else budget
 
 
 def sizes_of(profile: str) -> tuple[Size, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from mthp.machine.step import Access
 from mthp.schedulers.dependence import dependent, waits
@@ -19,6 +20,9 @@ from mthp.schedulers.tasks import STOP, Ending, Execution, Op, Recipe
 
 Clock = list[int]
 """Task -> how many of its steps happen before, or are, the step that carries the clock."""
+
+
+_HOLDS_NOTHING: Final = frozenset({Access.RELEASE, Access.IPI, Access.WAIT})
 
 
 class Until(Enum):
@@ -239,7 +243,7 @@ class Explorer:
         kept: list[Event] = []
         dropped: list[Event] = []
         for event in later:
-            holds = event.op.where == place and event.op.access is not Access.RELEASE
+            holds = event.op.where == place and event.op.access not in _HOLDS_NOTHING
             for_ever = holds and released.get(event.task, -1) < event.depth
             gone = any(each.before(event.clock) for each in dropped)
             if gone or (for_ever and dependent(event.op, second.op)):

@@ -13,18 +13,19 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from greenlet import getcurrent, greenlet
 
-from mthp.machine.step import Access, Machine, Task
+from mthp.machine.step import ALL_BITS, Access, Machine, Task
 
 
 class Op(NamedTuple):
     """What a task is about to do. where: the word's name and its index (0 for a lock).
 
-    mode: of a lock, 1 for writing and 0 for reading.
+    mode: of a lock, 1 for writing and 0 for reading. bits: those of the word that it is about.
     """
 
     access: Access
     where: tuple[str, int]
     mode: int
+    bits: int = ALL_BITS
 
 
 WAITING: Final = frozenset({Access.ACQUIRE, Access.IPI, Access.WAIT})
@@ -189,12 +190,14 @@ class Execution:
 
     def _on_step(self, access: Access, word: Any, index: int) -> None:
         """The schedule point: control may go elsewhere before the act."""
+        machine = self.setup.machine
         if access is Access.BARRIER:
             return
+        bits, machine.bits = machine.bits, ALL_BITS
         self._acted()
         me = self.current
         self._words[me] = word
-        self.ops[me] = Op(access, (word.name, 0 if access in _OF_LOCKS else index), index)
+        self.ops[me] = Op(access, (word.name, 0 if access in _OF_LOCKS else index), index, bits)
         if not self._started:
             self._main.switch()
         else:
@@ -203,7 +206,7 @@ class Execution:
                 self._main.switch()
             elif chosen != me:
                 self._carriers[chosen].switch()
-        if self.setup.machine.abandoned:
+        if machine.abandoned:
             raise _Abandoned
         self._acting = access, word, index
         self.setup.before(access, word, index)
