@@ -91,18 +91,23 @@ MAX_STEPS = 5000
 class Execution:
     """Runs a Setup. `choose(execution)` is asked before every step: a task's number or STOP.
 
+    It is cut off after most_steps.
+
     ops: what each task is about to do, None once it has ended. current: who took the last step, or
     -1 before the first.
     """
 
     __slots__ = (
-        "_acting", "_carriers", "_main", "_started", "_words", "choose", "current", "ending", "ops",
-        "setup", "steps",
+        "_acting", "_carriers", "_main", "_started", "_words", "choose", "current", "ending",
+        "most_steps", "ops", "setup", "steps",
     )  # fmt: skip
 
-    def __init__(self, setup: Setup, choose: Callable[[Execution], int]) -> None:
+    def __init__(
+        self, setup: Setup, choose: Callable[[Execution], int], most_steps: int = MAX_STEPS
+    ) -> None:
         self.setup = setup
         self.choose = choose
+        self.most_steps = most_steps
         self.current = 0
         self.steps = 0
         self.ops: list[Op | None] = [None] * len(setup.tasks)
@@ -169,7 +174,7 @@ class Execution:
         """Who takes the next step; STOP: nobody any more."""
         if self.ending is not Ending.FINISHED or not any(self.ops):
             return STOP
-        if self.steps >= MAX_STEPS:
+        if self.steps >= self.most_steps:
             self.ending = Ending.TOO_LONG
             return STOP
         tasks = self.setup.tasks
