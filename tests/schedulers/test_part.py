@@ -75,8 +75,7 @@ def split(program: Recipe, source: random.Random) -> Part:
 @pytest.mark.parametrize("seed", range(60))
 def test_a_search_in_parts_is_the_same_search(seed: int) -> None:
     source = random.Random(seed)
-    lines = [random_program, finer_program, lambda _: WIDE][seed % 3](source)
-    program = recipe(*lines)
+    program = recipe(*(WIDE, random_program(source), finer_program(source))[seed % 3])
     expected = whole(program)
     found = split(program, source)
     assert (found.counts, found.findings) == (expected.counts, expected.findings)

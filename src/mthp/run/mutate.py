@@ -14,7 +14,8 @@ from mthp.races.mutations import Mutation
 from mthp.races.stage import Size
 from mthp.races.variant import replaced
 from mthp.races.world import World
-from mthp.run.check import ALL_LAWS, Budget, search
+from mthp.run.check import ALL_LAWS
+from mthp.run.search import Budget, search
 
 EXECUTIONS = 200
 """At most so many in each world."""
@@ -47,7 +48,7 @@ def try_mutation(mutation: Mutation) -> Tried:
     """Until a law breaks, or every world was looked at."""
     with replaced({mutation.module: mutation.text}):
         for world in worlds():
-            outcome = search(world, Budget(EXECUTIONS), ALL_LAWS, None)
+            outcome = search(world, Budget(EXECUTIONS), ALL_LAWS)
             if outcome.findings:
                 laws = tuple(sorted({each.broken.law for each in outcome.findings}))
                 name = f"{world.profile}, {world.name}, {'+'.join(world.rivals) or 'alone'}"

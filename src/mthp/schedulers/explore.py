@@ -122,7 +122,8 @@ class Explorer:
 
     def explore(self) -> Outcome:
         """Search to the end, the first breach or a bound."""
-        return self.outcome(self.search())
+        stop = self.search()
+        return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
 
     def search(self) -> Stop:
         """The same; why it stopped."""
@@ -142,19 +143,6 @@ class Explorer:
         if stop is None and self.go_on is not None:
             stop = None if self.go_on(self) else Stop.ENOUGH
         return stop
-
-    def outcome(self, stop: Stop) -> Outcome:
-        """What was found, and how much was covered."""
-        counts = self.counts
-        bound = {
-            Stop.END: f"{counts.too_long} executions cut off after {self.most_steps} steps"
-            if counts.too_long
-            else "",
-            Stop.ENOUGH: f"stopped after {counts.executions} executions",
-        }.get(stop, stop.value)
-        kind = Kind.BOUNDED if bound else Kind.EXHAUSTIVE
-        coverage = Coverage(kind, counts.executions, counts.pruned, counts.steps, bound)
-        return Outcome(coverage, tuple(self.findings.values()))
 
     # As a part
 
@@ -365,7 +353,7 @@ class Explorer:
             node = self.nodes[-1]
             while left := node.left():
                 task = min(left)
-                key = self._key(node, task) if self.elsewhere else None
+                key = self._key(node, task) if self.elsewhere else Key()
                 if key not in self.elsewhere:
                     self._replaying = len(self.nodes) - 1
                     return None
@@ -383,6 +371,19 @@ class Explorer:
     def _key(self, node: Node, task: int) -> Key:
         above = (each.event.task for each in self.nodes[:-1])
         return Key((*above, task), frozenset(node.sleep))
+
+
+def outcome(
+    stop: Stop, counts: Counts, findings: tuple[Finding, ...], most_steps: int = MAX_STEPS
+) -> Outcome:
+    """What a search that stopped has found, and how much it covered."""
+    bound = {Stop.END: "", Stop.ENOUGH: f"stopped after {counts.executions} executions"}
+    text = bound.get(stop, stop.value)
+    if not text and counts.too_long:
+        text = f"{counts.too_long} executions cut off after {most_steps} steps"
+    kind = Kind.BOUNDED if text else Kind.EXHAUSTIVE
+    coverage = Coverage(kind, counts.executions, counts.pruned, counts.steps, text)
+    return Outcome(coverage, findings)
 
 
 def _races(op: Op, known: Clock, others: list[Event]) -> list[Event]:

@@ -87,6 +87,23 @@ class Part:
         above = self.places[: self.own]
         return Key(tuple(place.task for place in above), above[-1].sleep if above else frozenset())
 
+    @property
+    def next(self) -> Key:
+        """Which part is next, at the last place."""
+        last = self.places[-1]
+        choices = (*(place.task for place in self.places[:-1]), min(last.left))
+        return Key(choices, last.sleep)
+
+    def offers(self, key: Key) -> bool:
+        """Whether `key` is what comes next at one of the part's places, as far as is known."""
+        depth = len(key.choices) - 1
+        if not self.own <= depth < len(self.places):
+            return False
+        place = self.places[depth]
+        above = tuple(each.task for each in self.places[:depth])
+        sleep = place.sleep | ({place.task} - {NOBODY})
+        return (*above, min(place.left, default=NOBODY)) == key.choices and sleep == key.sleep
+
     def alternative(self, depth: int) -> Part:
         """What comes next at one of the part's places, as a part of its own, not begun."""
         place = self.places[depth]
@@ -118,6 +135,38 @@ class Part:
                 other = others.get(self.alternative(depth).key)
                 found += share * other.fraction(others) if other is not None else 0.0
         return min(found, 1.0)
+
+
+Parts = Mapping[Key, Part]
+"""A search: the part with the empty key, and those of its parts that are searched on their own."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a search is. fraction: an estimate of the share that was searched. depth: of the branch it
+    is on. left: choices known and not tried yet.
+    """
+
+    executions: int
+    fraction: float
+    depth: int
+    left: int
+
+    @property
+    def total(self) -> float:
+        """An estimate of all executions."""
+        return self.executions / self.fraction if self.fraction else float("inf")
+
+    @staticmethod
+    def of(parts: Parts) -> Standing:
+        """Of a search."""
+        whole = parts[Key()]
+        return Standing(
+            sum(part.counts.executions for part in parts.values()),
+            whole.fraction(parts),
+            len(whole.places),
+            sum(len(place.left) for part in parts.values() for place in part.places[part.own :]),
+        )
 
 
 # As documents
