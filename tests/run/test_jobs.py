@@ -112,7 +112,6 @@ def test_the_file_is_refused_where_it_is_anothers(
 
 def damaged(text: str) -> list[str]:
     document = json.loads(text)
-    (unfinished,) = document["unfinished"].values()
     headless = json.loads(text)
     next(iter(headless["unfinished"].values()))["parts"] = []
     shapeless = json.loads(text)
@@ -142,7 +141,7 @@ def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fails(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(rows_module.json, "dump", fails)
+    monkeypatch.setattr(json, "dump", fails)
     with pytest.raises(OSError, match="no space left"):
         rows.finish("key", PAIR.run())
     assert (tmp_path / "file").read_text(encoding="utf-8") == before
