@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +112,83 @@ def test_a_protocol_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
     own.write_text("def vma_start_write(vma):\n    pass\n", encoding="utf-8")
     assert main(["check", "--protocol", str(own), "--world", "pmd", "--rivals", "fault"]) == 4
     assert "law 7 is broken" in capsys.readouterr().out
+
+
+def test_bounds_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *ONE_WORLD, "--preemptions", "0"]) == 0
+    assert "bounded: 2 executions; 0 preemptions," in capsys.readouterr().out
+    assert main(["check", *ONE_WORLD, "--preemptions", "1", "--executions", "5"]) == 0
+    assert "5 executions; 1 preemptions; stopped after 5 executions" in capsys.readouterr().out
+    assert main(["check", *ONE_WORLD, "--steps", "30", "--json"]) == 0
+    coverage = json.loads(capsys.readouterr().out)["profiles"][0]["coverage"]
+    assert coverage["kind"] == "bounded"
+    assert coverage["bound"].endswith("executions cut off after 30 steps")
+
+
+def test_two_preemptions_are_enough_for_a_mutant(capsys: pytest.CaptureFixture[str]) -> None:
+    world = ["--mutant", "A1", "--world", "pmd", "--rivals", "gup"]
+    assert main(["check", *world, "--preemptions", "1"]) == 0
+    assert main(["check", *world, "--preemptions", "2"]) == 4
+    capsys.readouterr()
+
+
+LARGE = ["check", "--world", "pmd", "--rivals", "store+swap-in"]
+
+
+def test_ctrl_c_keeps_what_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    command = [sys.executable, "-m", "mthp", *LARGE, "--resume", str(file)]
+    counted = [0]
+    for _ in range(2):
+        file.touch()
+        before = file.stat().st_ino
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            while file.stat().st_ino == before:
+                time.sleep(0.02)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (1, "")
+        assert "(an estimate)" in err
+        assert err.endswith("the same command goes on\n")
+        (rest,) = json.loads(file.read_text(encoding="utf-8"))["unfinished"].values()
+        counted.append(sum(part["counts"][0] for part in rest["parts"]))
+        assert rest["seconds"] > 0
+    assert counted == sorted(set(counted))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--sample", "3", "--preemptions", "1"], "--sample and --preemptions exclude"),
+        (["--sample", "3", "--resume", "x"], "--resume goes on with neither"),
+        (["--preemptions", "1", "--resume", "x"], "--resume goes on with neither"),
+        (["--steps", "0"], "--steps: not a number from 1 up"),
+        (["--preemptions", "-1"], "--preemptions: not a number from 0 up"),
+        (["--jobs", "0"], "--jobs: not a number from 1 up"),
+        (["--resume", "/nonexistent/file"], "--resume /nonexistent/file: No such file"),
+        (["--resume", "/"], "--resume /: "),
+    ],
+)
+def test_bad_ways_to_search(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *ONE_WORLD, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_of_another_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "file")
+    assert main(["check", *ONE_WORLD, "--resume", file]) == 0
+    first = capsys.readouterr().out
+    assert main(["check", *ONE_WORLD, "--resume", file]) == 0
+    assert capsys.readouterr().out == first
+    for other in (["--rivals", "zap"], ["--profile", "v16"], ["--mutant", "A16"]):
+        assert main(["check", *ONE_WORLD, *other, "--resume", file]) == 2
+        err = capsys.readouterr().err
+        assert "it is of another check: as-is:7.3:pmd:gup" in err
+        assert err.count("\n") == 1

@@ -6,15 +6,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mthp.machine.cpu import Busy
 from mthp.machine.locks import Hold, Rank, RwSem
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Machine, Task
+from mthp.results import KernelBug
 from mthp.schedulers.tasks import Op
 
 Line = tuple[str, int]
-"""("read" | "write" | "add", word) or ("lock" | "rlock" | "try" | "unlock", lock)."""
+"""("read" | "write" | "add", word), ("lock" | "rlock" | "try" | "unlock", lock),
+("test" | "set" | "clear" | "await", flag): one bit of two words of flags, ("take" | "try take" | "put",
+count), or ("busy" | "idle" | "ipi", 0).
+"""
 
-WORDS, LOCKS = 3, 2
+WORDS, LOCKS, FLAGS, COUNTS = 3, 2, 4, 2
+MANY = 9
+FEW = 2
+"""What the counts begin with: no program puts MANY references; FEW may all be put."""
+
+
+class Clear:
+    """What "await" waits for: the flags without one bit."""
+
+    def __init__(self, flags: Words, mask: int) -> None:
+        self.name = flags.name
+        self.flags = flags
+        self.mask = mask
+
+    def may_take(self, index: int) -> bool:
+        """Whether the bit is clear."""
+        return not self.flags.raw[index] & self.mask
 
 
 class Program:
@@ -25,10 +46,47 @@ class Program:
     def __init__(self, lines: Sequence[Sequence[Line]]) -> None:
         self.machine = Machine()
         self.words = Words(self.machine, "word", "q", WORDS)
+        self.flags = Words(self.machine, "flags", "I", 2)
+        self.counts = Words(self.machine, "counts", "q", COUNTS)
+        self.counts.raw[0] = MANY
+        self.counts.raw[1] = FEW
+        self.cpu = Busy(self.machine, "cpu", False)
         self.locks = [RwSem(self.machine, f"lock{n}", Rank.PTE) for n in range(LOCKS)]
         self.seen: list[list[Any]] = [[] for _ in lines]
         self.broken: list[Any] = []
         self.tasks = [(Task(f"t{n}"), self.body(n, each)) for n, each in enumerate(lines)]
+
+    @property
+    def others(self) -> dict[str, Callable[[int, list[Any]], Any]]:
+        """Verbs about flags, counts and the CPU: what they do, and note in `seen`."""
+        flags, counts, cpu = self.flags, self.counts, self.cpu
+        return {
+            "test": lambda n, seen: seen.append(flags.test_bits(n // 2, 1 << n % 2)),
+            "set": lambda n, seen: seen.append(flags.set_bits(n // 2, 1 << n % 2)),
+            "clear": lambda n, seen: seen.append(flags.clear_bits(n // 2, 1 << n % 2)),
+            "await": lambda n, _: self.wait_for(n // 2, 1 << n % 2),
+            "take": lambda n, _: self.take(n),
+            "try take": lambda n, seen: seen.append(counts.add_unless_zero(n, 1)),
+            "put": lambda n, seen: seen.append(counts.add(n, -1) <= 0),
+            "busy": lambda _, __: cpu.enter(),
+            "idle": lambda _, __: self.idle(),
+            "ipi": lambda _, __: cpu.wait(),
+        }
+
+    def idle(self) -> None:
+        """Only who is busy becomes idle."""
+        if self.cpu.value:
+            self.cpu.leave()
+
+    def take(self, count: int) -> None:
+        """A reference; KernelBug where there was none, as folio_get()."""
+        if not self.counts.take(count, 1):
+            raise KernelBug("no reference to take another from")
+
+    def wait_for(self, word: int, mask: int) -> None:
+        """Until a flag is clear."""
+        self.machine.bits = mask
+        self.machine.step(Access.WAIT, Clear(self.flags, mask), word)
 
     def body(self, number: int, lines: Sequence[Line]) -> Callable[[], None]:
         def run() -> None:
@@ -41,6 +99,8 @@ class Program:
                     self.words.write(what, 100 * (number + 1) + at)
                 elif verb == "add":
                     seen.append(self.words.add(what, 1))
+                elif verb in self.others:
+                    self.others[verb](what, seen)
                 elif verb == "lock":
                     holds[what].append(self.locks[what].write())
                 elif verb == "rlock":
@@ -72,7 +132,8 @@ class Program:
 
     def at_rest(self) -> None:
         """The behaviour."""
-        self.broken.append((tuple(map(tuple, self.seen)), tuple(self.words.raw)))
+        raw = (*self.words.raw, *self.flags.raw, *self.counts.raw)
+        self.broken.append((tuple(map(tuple, self.seen)), raw))
 
 
 def recipe(*lines: Sequence[Line]) -> Callable[[], Program]:

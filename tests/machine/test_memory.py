@@ -30,22 +30,42 @@ def test_atomics_give_what_the_kernels_give() -> None:
     assert words.add(0, 3) == 3
     assert words.add(0, -1) == 2
     assert words.swap(0, 9) == 2
-    assert words.set_bits(0, 6) == 9
-    assert words.clear_bits(0, 1) == 15
-    assert words.raw[0] == 14
+    assert words.set_bits(0, 12) == 8
+    assert words.clear_bits(0, 3) == 1
+    assert words.raw[0] == 12
     assert not words.freeze(0, 13)
-    assert words.raw[0] == 14
-    assert words.freeze(0, 14)
+    assert words.raw[0] == 12
+    assert words.freeze(0, 12)
     assert words.raw[0] == 0
     assert {access for access, _ in seen} == {Access.RMW}
     assert len(seen) == 7
 
 
+def test_steps_at_bits_learn_of_those_alone() -> None:
+    machine, words, seen = watched()
+    words.raw[1] = 13
+    for step in (words.test_bits, words.clear_bits, words.set_bits):
+        assert step(1, 6) == (4 if step != words.set_bits else 0)
+        assert machine.bits == 6
+    assert [access for access, _ in seen] == [Access.READ, Access.RMW, Access.RMW]
+    assert words.raw[1] == 15
+
+
+def test_taking_tells_whether_there_was_one() -> None:
+    _, words, seen = watched()
+    assert not words.take(0, 2)
+    assert words.take(0, 1)
+    assert words.add_unless_zero(0, 1)
+    assert not words.add_unless_zero(1, 1)
+    assert {access for access, _ in seen} == {Access.TAKE}
+    assert list(words.raw[:2]) == [4, 0]
+
+
 def test_straight_through_is_the_same_without_steps() -> None:
     words = Words(Machine(), "row", "I", 2)
     words.write(1, 5)
-    assert (words.read(1), words.add(1, 1), words.swap(1, 4), words.set_bits(1, 3)) == (5, 6, 6, 4)
-    assert (words.clear_bits(1, 7), words.freeze(1, 0), words.raw[1]) == (7, True, 0)
+    assert (words.read(1), words.add(1, 1), words.swap(1, 4), words.set_bits(1, 6)) == (5, 6, 6, 4)
+    assert (words.clear_bits(1, 7), words.freeze(1, 0), words.raw[1]) == (6, True, 0)
 
 
 def test_rows_grow_by_zeroes_and_never_shrink() -> None:

@@ -55,7 +55,7 @@ def test_half_a_mutant_is_masked(half: Half) -> None:
 
 
 @pytest.mark.parametrize("profile", ["v16", "7.3", "pmd-only"])
-@pytest.mark.parametrize("rival", ["", *(name for name in LAWFUL if name != "swap-in")])
+@pytest.mark.parametrize("rival", ["", *LAWFUL])
 def test_the_profiles_are_clean(profile: str, rival: str) -> None:
     rivals = (rival,) if rival else ()
     for world in default_worlds(profile):

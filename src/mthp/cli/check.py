@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mthp.cli.check_jobs import run_jobs
 from mthp.cli.options import UsageError
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
@@ -31,10 +33,14 @@ from mthp.report.check import (
     world_document,
     world_line,
 )
-from mthp.run.check import NO_MUTANT, NOBODY, Budget, check_world, hunt, known, replay
+from mthp.run.check import NO_MUTANT, NOBODY, known, replay
 from mthp.run.check_records import MutantResult, Verdict, WorldResult
+from mthp.run.jobs import Row
 from mthp.run.mutate import EXECUTIONS, try_mutations
-from mthp.run.scorecard import Job, budget_for, default_worlds, pair_jobs, run_jobs, scorecard_jobs
+from mthp.run.rows import Result
+from mthp.run.scorecard import Job, default_worlds, pair_jobs, scorecard_jobs
+from mthp.run.search import Budget
+from mthp.schedulers.tasks import MAX_STEPS
 
 BROKEN = 4
 """Exit code: a law is broken."""
@@ -80,12 +86,10 @@ def run_replay(args: argparse.Namespace) -> int:
 
 def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     budget = _budget(args)
+    jobs = [Job(world, budget, mutant) for world in _chosen(args)]
     results = []
-    for world in _chosen(args):
-        try:
-            result = check_world(world, budget_for(world, budget), mutant)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+    for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs), _processes(args))):
+        assert isinstance(result, WorldResult)
         results.append(result)
         if not args.json:
             print(world_line(result), flush=True)
@@ -97,6 +101,29 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
             assert each.violation is not None
             print("\n" + "\n".join(violation_lines(each.violation, _width())))
     return BROKEN if any(not each.expected_finding for each in broken) else 0
+
+
+def _in_order(jobs: Sequence[Job], rows: Iterator[Row]) -> Iterator[Result]:
+    """The results in the order of the jobs, each as soon as it can be told."""
+    waiting = list(jobs)
+    known: dict[Job, Result] = {}
+    for job, result in rows:
+        known[job] = result
+        while waiting and waiting[0] in known:
+            yield known[waiting.pop(0)]
+
+
+def _of(args: argparse.Namespace, jobs: Sequence[Job]) -> str:
+    """What a file to go on from is of."""
+    what = (
+        ", ".join(job.name for job in jobs)
+        if len(jobs) < 3
+        else f"{len(jobs)} worlds of {jobs[0].name}"
+    )
+    if args.protocol is not None:
+        text = Path(args.protocol).read_bytes()
+        what += f", with the protocol {hashlib.sha256(text).hexdigest()[:16]}"
+    return what
 
 
 def _chosen(args: argparse.Namespace) -> list[World]:
@@ -142,7 +169,9 @@ def _mutant(args: argparse.Namespace) -> int:
         return _worlds(args, args.mutant)
     if args.profile is not None:
         found = replace(found, world=replace(found.world, profile=args.profile))
-    result = hunt(found, _budget(args))
+    jobs = [Job(found, _budget(args))]
+    ((_, result),) = run_jobs(args, jobs, jobs[0].name, _processes(args))
+    assert isinstance(result, MutantResult)
     if args.json:
         _print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
     else:
@@ -159,7 +188,7 @@ def _mutant(args: argparse.Namespace) -> int:
 
 def _mutations(args: argparse.Namespace) -> int:
     every = list(mutations(args.mutations))
-    tried = try_mutations(every, _number("jobs", args.jobs) if args.jobs else None)
+    tried = try_mutations(every, _processes(args))
     caught = 0
     rows = []
     for each in tried:
@@ -185,16 +214,13 @@ def _scorecard(args: argparse.Namespace) -> int:
     jobs: list[Job] = scorecard_jobs(budget) if args.all or not args.pairs else []
     if args.pairs:
         jobs += pair_jobs(budget)
-    resume = Path(args.resume) if args.resume else None
     worlds: list[WorldResult] = []
     mutants: list[MutantResult] = []
-    processes = _number("jobs", args.jobs) if args.jobs else None
-    for done, result in enumerate(_finished(jobs, processes, resume), 1):
+    for _, result in run_jobs(args, jobs, "the scorecard", _processes(args)):
         if isinstance(result, WorldResult):
             worlds.append(result)
         else:
             mutants.append(result)
-        _progress(args, done, len(jobs))
         if not args.json:
             print(
                 world_line(result) if isinstance(result, WorldResult) else mutant_line(result),
@@ -212,15 +238,6 @@ def _scorecard(args: argparse.Namespace) -> int:
     return BROKEN if alarms else 1 if missed else 0
 
 
-def _finished(
-    jobs: list[Job], processes: int | None, resume: Path | None
-) -> Iterator[WorldResult | MutantResult]:
-    try:
-        yield from run_jobs(jobs, processes, resume)
-    except OSError as error:
-        raise UsageError(f"--resume {resume}: {error.strerror}") from None
-
-
 def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
     clean = sum(each.clean for each in worlds)
     expected = sum(bool(each.expected_finding) for each in worlds)
@@ -232,11 +249,6 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
     if mutants:
         said = {v: sum(each.verdict is v for each in mutants) for v in Verdict}
         print(", ".join(f"{number} {verdict.value}" for verdict, number in said.items()))
-
-
-def _progress(args: argparse.Namespace, done: int, total: int) -> None:
-    if not args.quiet and sys.stderr.isatty():
-        print(f"\r{done} of {total} ", end="", file=sys.stderr, flush=True)
 
 
 # Words
@@ -260,7 +272,19 @@ def _list() -> None:
 def _budget(args: argparse.Namespace) -> Budget:
     executions = _number("executions", args.executions) if args.executions else None
     sample = _number("sample", args.sample) if args.sample else None
-    return Budget(executions, sample, _number("seed", args.seed, least=0))
+    seed = _number("seed", args.seed, least=0)
+    preemptions = _number("preemptions", args.preemptions, 0) if args.preemptions else None
+    steps = _number("steps", args.steps) if args.steps else MAX_STEPS
+    if sample is not None and preemptions is not None:
+        raise UsageError("--sample and --preemptions exclude one another")
+    budget = Budget(executions, sample, seed, preemptions, steps)
+    if args.resume and not budget.is_resumable:
+        raise UsageError("--resume goes on with neither --sample nor --preemptions")
+    return budget
+
+
+def _processes(args: argparse.Namespace) -> int | None:
+    return _number("jobs", args.jobs) if args.jobs else None
 
 
 def _number(name: str, text: str, least: int = 1) -> int:

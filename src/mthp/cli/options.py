@@ -138,8 +138,12 @@ def add_check(verbs: Verbs) -> None:
     group.add_argument("--executions", metavar="N", help="stop each world after N executions")
     group.add_argument("--sample", metavar="N", help="draw N executions instead of exploring")
     group.add_argument("--seed", metavar="N", default="0", help="of --sample")
+    group.add_argument("--preemptions", metavar="K", help="only executions with at most K, all")
+    group.add_argument("--steps", metavar="N", help="cut each execution off after N steps")
     group.add_argument("--jobs", metavar="N", help="processes (default: one a core)")
-    group.add_argument("--resume", metavar="FILE", help="keep finished rows here, and skip them")
+    group.add_argument(
+        "--resume", metavar="FILE", help="keep what is known here, and go on from it (Ctrl-C stops)"
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument("--quiet", action="store_true", help="no progress")

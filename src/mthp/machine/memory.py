@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mthp.machine.step import Access, Machine
 from mthp.machine.store_buffer import Lane
 
-READ, WRITE, RMW = Access.READ, Access.WRITE, Access.RMW
+READ, WRITE, RMW, TAKE = Access.READ, Access.WRITE, Access.RMW, Access.TAKE
 
 _VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32, "H": np.uint16,
                      "B": np.uint8, "b": np.int8}  # fmt: skip
@@ -117,13 +117,24 @@ class Words:
         self.raw[index] = value
         return value
 
+    def take(self, index: int, amount: int) -> bool:
+        """Count `amount` users more, atomically; whether there was one. Kernel: refcount_inc()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            if self.lane is not None:
+                self._full_barrier()
+            hook(TAKE, self, index)
+        before = self.raw[index]
+        self.raw[index] = before + amount
+        return before > 0
+
     def add_unless_zero(self, index: int, amount: int) -> bool:
         """Add atomically, unless the word is 0; whether it was not. Kernel: folio_ref_try_add()."""
         hook = self.machine.on_step
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            hook(RMW, self, index)
+            hook(TAKE, self, index)
         if not self.raw[index]:
             return False
         self.raw[index] += amount
@@ -152,27 +163,44 @@ class Words:
         self.raw[index] = value
         return old
 
+    def test_bits(self, index: int, mask: int) -> int:
+        """Those bits of a word; the step is about them alone. Kernel: test_bit()."""
+        hook = self.machine.on_step
+        if hook is not None:
+            self.machine.bits = mask
+            hook(READ, self, index)
+            if self.lane is not None:
+                return self._forwarded(index) & mask
+        return self.raw[index] & mask
+
     def set_bits(self, index: int, mask: int) -> int:
-        """Set bits atomically; the old value. Kernel: test_and_set_bit()."""
+        """Set bits atomically; what they were. The step is about them alone: nobody learns of the
+        others. Kernel: test_and_set_bit().
+        """
         hook = self.machine.on_step
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
+            self.machine.bits = mask
             hook(RMW, self, index)
         old = self.raw[index]
         self.raw[index] = old | mask
-        return old
+        return old & mask
 
     def clear_bits(self, index: int, mask: int) -> int:
-        """Clear bits atomically; the old value. Kernel: test_and_clear_bit()."""
+        """Clear bits atomically; what they were, and nobody learns of the others.
+
+        Kernel: test_and_clear_bit().
+        """
         hook = self.machine.on_step
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
+            self.machine.bits = mask
             hook(RMW, self, index)
         old = self.raw[index]
         self.raw[index] = old & ~mask
-        return old
+        return old & mask
 
     def freeze(self, index: int, expected: int) -> bool:
         """If the word is `expected`, make it 0 atomically. Kernel: folio_ref_freeze()."""

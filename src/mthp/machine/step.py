@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mthp.results import KernelBug
 
@@ -23,18 +23,23 @@ class Access(Enum):
 
     ACQUIRE, TRY, RELEASE: of a lock; the index is 1 for writing, 0 for reading. ACQUIRE waits, TRY
     does not. IPI: wait until nobody holds the word, and go on without holding it. WAIT: the same for
-    one word of a row; the index is the word's.
+    one word of a row; the index is the word's. TAKE: count one user more; whoever does so learns at
+    most whether there was one.
     """
 
     READ = "read"
     WRITE = "write"
     RMW = "read-modify-write"
+    TAKE = "take a reference"
     ACQUIRE = "acquire"
     TRY = "try"
     RELEASE = "release"
     BARRIER = "barrier"
     IPI = "ipi"
     WAIT = "wait"
+
+
+ALL_BITS: Final = -1
 
 
 class Waitable(Protocol):
@@ -75,15 +80,17 @@ class Machine:
 
     debug: check lock order and contracts at every acquire, not only at function entry.
     abandoned: this execution was thrown away; releasing locks then does nothing.
+    bits: which bits of its word the step that begins is about; a scheduler sets it back.
     """
 
-    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step")
+    __slots__ = ("abandoned", "bits", "current", "debug", "on_block", "on_step")
 
     def __init__(self, *, debug: bool = False) -> None:
         self.on_step: OnStep | None = None
         self.on_block: OnBlock | None = None
         self.debug = debug
         self.abandoned = False
+        self.bits = ALL_BITS
         self.current = Task("khugepaged")
 
     def step(self, access: Access, word: object, index: int = 0) -> None:

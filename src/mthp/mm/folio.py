@@ -173,7 +173,7 @@ class MemMap:
 
     def folio_get(self, folio: int) -> None:
         """Kernel: include/linux/mm.h, folio_get()."""
-        if self.refcount.add(folio, 1) <= 1:
+        if not self.refcount.take(folio, 1):
             raise KernelBug(f"folio {folio} is referenced after it was freed")
 
     def folio_try_get(self, folio: int) -> bool:
@@ -182,7 +182,7 @@ class MemMap:
 
     def folio_ref_add(self, folio: int, nr: int) -> None:
         """Kernel: include/linux/page_ref.h, folio_ref_add()."""
-        self.refcount.add(folio, nr)
+        self.refcount.take(folio, nr)
 
     def folio_put(self, folio: int, refs: int = 1) -> None:
         """Drop references; the last one frees. Kernel: folio_put(), folio_put_refs()."""
@@ -220,7 +220,7 @@ class MemMap:
         """Freeing is a step at the words that whoever still used the pages would use."""
         self.flags.swap(folio, 0)
         for page in range(folio, folio + nr):
-            self.content.set_bits(page, 0)
+            self.content.add(page, 0)
 
     def free_small_folios(self, folios: NDArray[Any]) -> None:
         """The fast twin of free_folio() for small folios in turn, neither locked nor mapped."""
@@ -237,23 +237,23 @@ class MemMap:
 
     def test(self, folio: int, flag: int) -> bool:
         """Kernel: folio_test_*()."""
-        return self.flags.read(folio) & flag != 0
+        return self.flags.test_bits(folio, flag) != 0
 
     def set(self, folio: int, flag: int) -> bool:
         """Set a flag; whether it was set. Kernel: folio_test_set_*()."""
-        return self.flags.set_bits(folio, flag) & flag != 0
+        return self.flags.set_bits(folio, flag) != 0
 
     def clear(self, folio: int, flag: int) -> bool:
         """Clear a flag; whether it was set. Kernel: folio_test_clear_*()."""
-        return self.flags.clear_bits(folio, flag) & flag != 0
+        return self.flags.clear_bits(folio, flag) != 0
 
     def folio_trylock(self, folio: int) -> bool:
         """Kernel: include/linux/pagemap.h, folio_trylock()."""
-        return self.flags.set_bits(folio, PG_LOCKED) & PG_LOCKED == 0
+        return not self.flags.set_bits(folio, PG_LOCKED)
 
     def folio_unlock(self, folio: int) -> None:
         """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
-        if self.flags.clear_bits(folio, PG_LOCKED) & PG_LOCKED == 0:
+        if not self.flags.clear_bits(folio, PG_LOCKED):
             raise KernelBug(f"folio {folio} is unlocked and was not locked")
 
     def folio_wait_locked(self, folio: int) -> None:
@@ -261,11 +261,12 @@ class MemMap:
 
         Kernel: include/linux/pagemap.h, folio_wait_locked().
         """
+        self.machine.bits = PG_LOCKED
         self.machine.step(Access.WAIT, Unlocked(self.flags), folio)
 
     def folio_test_lazyfree(self, folio: int) -> bool:
         """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""
-        return self.flags.read(folio) & (PG_ANON | PG_SWAPBACKED) == PG_ANON
+        return self.flags.test_bits(folio, PG_ANON | PG_SWAPBACKED) == PG_ANON
 
     # Shape and counts
 
@@ -298,7 +299,7 @@ class MemMap:
 
         Kernel: include/linux/mm.h, folio_expected_ref_count().
         """
-        swapcache = self.flags.read(folio) & PG_SWAPCACHE != 0
+        swapcache = self.test(folio, PG_SWAPCACHE)
         return (swapcache << self.order.raw[folio]) + self.folio_mapcount(folio)
 
     def folio_maybe_mapped_shared(self, folio: int) -> bool:
@@ -306,7 +307,7 @@ class MemMap:
         mapcount = self.folio_mapcount(folio)
         if mapcount <= 1 or not self.order.raw[folio]:
             return mapcount > 1
-        return self.flags.read(folio) & PG_MAPPED_SHARED != 0
+        return self.test(folio, PG_MAPPED_SHARED)
 
     # Deferred split
 

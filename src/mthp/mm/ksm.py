@@ -20,7 +20,7 @@ def ksm_might_need_to_copy(kernel: Kernel, folio: int, vma: Vma, address: int) -
     Kernel: mm/ksm.c, ksm_might_need_to_copy().
     """
     mem = kernel.mem
-    flags = mem.flags.read(folio)
+    flags = mem.flags.test_bits(folio, PG_KSM | PG_ANON | PG_UPTODATE)
     if mem.folio_test_large(folio) or flags & PG_KSM or not flags & PG_ANON:
         return folio
     if mem.index.raw[folio] == linear_page_index(vma, address) or not flags & PG_UPTODATE:

@@ -49,7 +49,7 @@ def try_to_migrate_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> No
             return
         with unlocked_after(kernel, found) as pte:
             pteval = ptep_clear_flush(mm, pte, address)
-            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
+            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
             flags = pteval & _KEPT | (SWP_EXCLUSIVE if exclusive else 0)
             pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, folio, flags))
             folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, folio, 1, vma)

@@ -70,7 +70,7 @@ def try_to_unmap_one(kernel: Kernel, folio: int, entry: int, vma: Vma, address: 
             return
         with unlocked_after(kernel, found) as pte:
             pteval = ptep_clear_flush(mm, pte, address)
-            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
+            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
             flags = pteval & (SOFT_DIRTY | UFFD_WP) | (SWP_EXCLUSIVE if exclusive else 0)
             pte.ptes.write(pte.base, leaf_pte(Leaf.SWAP, entry, flags))
             kernel.swap.add_user(entry)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,29 +25,15 @@ from mthp.run.check_records import (
     WorldResult,
 )
 from mthp.run.drawing import Drawing
-from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
+from mthp.run.search import Budget, Care, of_laws, search
+from mthp.schedulers.outcome import Coverage, Finding, Schedule
 from mthp.schedulers.replay import Replay, shrink
-from mthp.schedulers.sample import Sampler
 
 EXPECTED = "A18a"
 """The finding that v16 has on an architecture whose cache hook walks the table."""
 NO_MUTANT = "as-is"
 NOBODY = "-"
 ALL_LAWS = frozenset(LAWS)
-
-GoOn = Callable[[Explorer], bool]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How far a search may go. executions: at most; None for all. sample: draw that many instead,
-    from seed.
-    """
-
-    executions: int | None = None
-    sample: int | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,23 +81,6 @@ def as_mutant(mutant: str) -> AbstractContextManager[None]:
 # Searching
 
 
-def search(world: World, budget: Budget, laws: Collection[int], go_on: GoOn | None) -> Outcome:
-    """Explore or sample a world until a law among `laws` is broken."""
-    if budget.sample is not None:
-        return Sampler(world, seed=budget.seed).sample(budget.sample)
-
-    def not_found(explorer: Explorer) -> bool:
-        if any(broken.law in laws for broken in explorer.findings):  # type: ignore[attr-defined]
-            return False
-        return go_on is None or go_on(explorer)
-
-    explorer = Explorer(world, until=Until.END, most_executions=budget.executions, go_on=not_found)
-    outcome = explorer.explore()
-    if _of_laws(outcome, laws) is None or outcome.coverage.kind is Kind.EXHAUSTIVE:
-        return outcome
-    return replace(outcome, coverage=replace(outcome.coverage, bound="stopped at the first breach"))
-
-
 def _covered(coverage: Coverage) -> Covered:
     return Covered(
         coverage.kind.value,
@@ -123,24 +92,20 @@ def _covered(coverage: Coverage) -> Covered:
     )
 
 
-def _of_laws(outcome: Outcome, laws: Collection[int]) -> Finding | None:
-    return next((each for each in outcome.findings if each.broken.law in laws), None)
-
-
 def check_world(
-    world: World, budget: Budget | None = None, mutant: str = NO_MUTANT, go_on: GoOn | None = None
+    world: World, budget: Budget | None = None, mutant: str = NO_MUTANT, care: Care | None = None
 ) -> WorldResult:
     """One world, as it is or without a mutant's rule."""
     began = time.perf_counter()
     with as_mutant(mutant):
-        return _check(world, budget or Budget(), mutant, began, go_on)
+        return _check(world, budget or Budget(), mutant, began, care)
 
 
 def _check(
-    world: World, budget: Budget, mutant: str, began: float, go_on: GoOn | None
+    world: World, budget: Budget, mutant: str, began: float, care: Care | None
 ) -> WorldResult:
-    outcome = search(world, budget, ALL_LAWS, go_on)
-    finding = _of_laws(outcome, ALL_LAWS)
+    outcome = search(world, budget, ALL_LAWS, care)
+    finding = of_laws(outcome.findings, ALL_LAWS)
     violation = violation_of(mutant, world, finding, ALL_LAWS) if finding is not None else None
     expected = mutant == NO_MUTANT and violation is not None and is_expected(world)
     return WorldResult(
@@ -160,13 +125,13 @@ def is_expected(world: World) -> bool:
     return world.profile == "v16" and world.hook is Hook.WALKS
 
 
-def hunt(mutant: Mutant, budget: Budget | None = None) -> MutantResult:
+def hunt(mutant: Mutant, budget: Budget | None = None, care: Care | None = None) -> MutantResult:
     """Look for the breach a mutant is listed with."""
     began = time.perf_counter()
     with applied(mutant.edits):
-        outcome = search(mutant.world, budget or Budget(), mutant.laws, None)
+        outcome = search(mutant.world, budget or Budget(), mutant.laws, care)
         seconds = time.perf_counter() - began
-        finding = _of_laws(outcome, mutant.laws)
+        finding = of_laws(outcome.findings, mutant.laws)
         violation = None
         if finding is not None:
             violation = violation_of(mutant.id, mutant.world, finding, mutant.laws)
@@ -184,11 +149,11 @@ def hunt(mutant: Mutant, budget: Budget | None = None) -> MutantResult:
     )
 
 
-def hunt_half(half: Half) -> MutantResult:
+def hunt_half(half: Half, care: Care | None = None) -> MutantResult:
     """Show that half a mutant shows nothing, by exploring everything."""
     began = time.perf_counter()
     with applied(half.edits):
-        outcome = search(half.world, Budget(), ALL_LAWS, None)
+        outcome = search(half.world, Budget(), ALL_LAWS, care)
     found = tuple(sorted({each.broken.law for each in outcome.findings}))
     return MutantResult(
         half.id,

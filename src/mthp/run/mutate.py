@@ -14,13 +14,13 @@ from mthp.races.mutations import Mutation
 from mthp.races.stage import Size
 from mthp.races.variant import replaced
 from mthp.races.world import World
-from mthp.run.check import ALL_LAWS, Budget, search
+from mthp.run.check import ALL_LAWS
+from mthp.run.search import Budget, search
 
 EXECUTIONS = 200
 """At most so many in each world."""
 _TELLING = ("", "poisoned", "large", "large-poisoned", "gup-large", "gup", "store", "fault")
 """Casts that most mutations show against; they are tried first."""
-_SLOW = frozenset({"swap-in"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Tried:
 
 def worlds() -> Iterator[World]:
     """Where a mutation is looked for, the most telling first."""
-    others = (name for name in LAWFUL if name not in _TELLING and name not in _SLOW)
+    others = (name for name in LAWFUL if name not in _TELLING)
     for name in (*_TELLING, *others, "gup+zap"):
         rivals = tuple(name.split("+")) if name else ()
         for profile in ("7.3", "v16"):
@@ -48,7 +48,7 @@ def try_mutation(mutation: Mutation) -> Tried:
     """Until a law breaks, or every world was looked at."""
     with replaced({mutation.module: mutation.text}):
         for world in worlds():
-            outcome = search(world, Budget(EXECUTIONS), ALL_LAWS, None)
+            outcome = search(world, Budget(EXECUTIONS), ALL_LAWS)
             if outcome.findings:
                 laws = tuple(sorted({each.broken.law for each in outcome.findings}))
                 name = f"{world.profile}, {world.name}, {'+'.join(world.rivals) or 'alone'}"

@@ -1,64 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Everything at once: every profile against every rival, and every mutant, on all cores."""
+"""Everything at once: every profile against every rival, and every mutant, as rows."""
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 from mthp.profiles import PROFILES, Orders
 from mthp.races.cast import LAWFUL, get_along
 from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
 from mthp.races.stage import Size
 from mthp.races.world import Hook, World
-from mthp.run.check import Budget, check_world, hunt, hunt_half
-from mthp.run.check_records import MutantResult, WorldResult
-
-Result = WorldResult | MutantResult
+from mthp.run.check import NO_MUTANT, NOBODY, check_world, hunt, hunt_half
+from mthp.run.rows import Result
+from mthp.run.search import Budget, Care
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row of the scorecard. what: a world, a mutant or half of one."""
+    """One row. what: a world, a mutant or half of one. mutant: whose rule is missing in a world."""
 
     what: World | Mutant | Half
     budget: Budget
+    mutant: str = NO_MUTANT
 
-    def run(self) -> Result:
+    def run(self, care: Care | None = None) -> Result:
         """Search."""
         if isinstance(self.what, World):
-            return check_world(self.what, budget_for(self.what, self.budget))
+            return check_world(self.what, self.budget, self.mutant, care)
         if isinstance(self.what, Mutant):
-            return hunt(self.what, self.budget)
-        return hunt_half(self.what)
+            return hunt(self.what, self.budget, care)
+        return hunt_half(self.what, care)
+
+    @property
+    def name(self) -> str:
+        """Which row."""
+        if isinstance(self.what, World):
+            rivals = "+".join(self.what.rivals) or NOBODY
+            return f"{self.mutant}:{self.what.profile}:{self.what.name}:{rivals}"
+        if isinstance(self.what, Mutant):
+            return f"{self.what.id}:{self.what.world.profile}"
+        return self.what.id
 
     @property
     def key(self) -> str:
-        """Names the row and how far it goes."""
-        if isinstance(self.what, World):
-            name = f"{self.what.profile}:{self.what.name}:{'+'.join(self.what.rivals)}"
-        else:
-            name = self.what.id
-        return f"{name} {self.budget}"
-
-
-LARGE = 4000
-"""Executions of a world that is known to have too many; its coverage then says "bounded"."""
-
-
-def budget_for(world: World, budget: Budget) -> Budget:
-    """The budget asked for; where none was, a bound on the one world that would take minutes.
-
-    Two tasks that swap in one page at a time meet at its folio's flags and count again and again.
-    """
-    unlimited = budget.executions is None and budget.sample is None
-    large = world.size is Size.PMD and "swap-in" in world.rivals
-    return replace(budget, executions=LARGE) if unlimited and large else budget
+        """Names the row and how it is searched. A number of executions is where it stops, no more."""
+        budget = self.budget
+        if budget.is_resumable:
+            return f"{self.name} {budget.steps}"
+        return f"{self.name} {budget}"
 
 
 def sizes_of(profile: str) -> tuple[Size, ...]:
@@ -97,60 +87,3 @@ def pair_jobs(budget: Budget) -> list[Job]:
         for pair in combinations(LAWFUL, 2)
         if get_along(*pair)
     ]
-
-
-def run_jobs(
-    jobs: Sequence[Job], processes: int | None = None, resume: Path | None = None
-) -> Iterator[Result]:
-    """The results, as they come. resume: a file that keeps finished rows; they are not run again.
-
-    OSError: the file cannot be used.
-    """
-    done = _read(resume)
-    left = []
-    for job in jobs:
-        if job.key in done:
-            yield done[job.key]
-        else:
-            left.append(job)
-    if not left:
-        return
-    keep = _keeper(resume)
-    processes = min(processes or os.cpu_count() or 1, len(left))
-    if processes == 1:
-        for job in left:
-            result = job.run()
-            keep(job.key, result)
-            yield result
-        return
-    with ProcessPoolExecutor(processes) as pool:
-        futures = {pool.submit(job.run): job for job in left}
-        for future in as_completed(futures):
-            keep(futures[future].key, future.result())
-            yield future.result()
-
-
-def _read(resume: Path | None) -> dict[str, Result]:
-    """Finished rows. The file is the user's own, written by this command before."""
-    done: dict[str, Result] = {}
-    if resume is None or not resume.exists():
-        return done
-    with resume.open("rb") as file:
-        while True:
-            try:
-                key, result = pickle.load(file)
-            except EOFError:
-                return done
-            done[key] = result
-
-
-def _keeper(resume: Path | None) -> Callable[[str, Result], None]:
-    if resume is None:
-        return lambda _key, _result: None
-    resume.touch()
-
-    def keep(key: str, result: Result) -> None:
-        with resume.open("ab") as file:
-            pickle.dump((key, result), file)
-
-    return keep

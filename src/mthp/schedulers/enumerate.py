@@ -5,12 +5,15 @@ what a bound on preemptions is searched with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
-from mthp.schedulers.tasks import Ending, Execution, Recipe
+from mthp.schedulers.tasks import MAX_STEPS, Ending, Execution, Recipe
 
 
 class Enumerator:
-    """Depth first over every choice. preemptions: the most there may be, or None.
+    """Depth first over every choice. preemptions: the most there may be, or None. most_executions,
+    most_steps: bounds, the latter of each execution. go_on: asked after each, and False stops.
 
     A preemption is a switch away from a task that could have gone on.
     """
@@ -21,36 +24,41 @@ class Enumerator:
         *,
         preemptions: int | None = None,
         most_executions: int | None = None,
+        most_steps: int = MAX_STEPS,
+        go_on: Callable[[Enumerator], bool] = lambda _: True,
     ) -> None:
         self.recipe = recipe
         self.preemptions = preemptions
         self.most_executions = most_executions
+        self.most_steps = most_steps
+        self.go_on = go_on
+        self.findings: dict[object, Finding] = {}
         self._path: list[tuple[int, list[int]]] = []
         self._depth = self._spent = 0
 
     def enumerate(self) -> Outcome:
         """Run them all."""
-        findings: dict[object, Finding] = {}
-        executions = steps = 0
-        bound = "" if self.preemptions is None else f"{self.preemptions} preemptions"
+        executions = steps = too_long = 0
+        bounds = [] if self.preemptions is None else [f"{self.preemptions} preemptions"]
         while True:
             self._depth = self._spent = 0
-            execution = Execution(self.recipe(), self._choose)
-            ending = execution.run()
+            execution = Execution(self.recipe(), self._choose, self.most_steps)
+            too_long += execution.run() is Ending.TOO_LONG
             executions += 1
             steps += execution.steps
-            if ending is Ending.TOO_LONG:
-                bound = "some executions were cut off as too long"
             for broken in execution.setup.broken:
                 schedule = Schedule(tuple(task for task, _ in self._path))
-                findings.setdefault(broken, Finding(broken, schedule))
+                self.findings.setdefault(broken, Finding(broken, schedule))
             if not self._next_path():
                 break
-            if self.most_executions is not None and executions >= self.most_executions:
-                bound = f"stopped after {executions} executions"
+            if executions == self.most_executions or not self.go_on(self):
+                bounds.append(f"stopped after {executions} executions")
                 break
-        kind = Kind.BOUNDED if bound else Kind.EXHAUSTIVE
-        return Outcome(Coverage(kind, executions, 0, steps, bound), tuple(findings.values()))
+        if too_long:
+            bounds.append(f"{too_long} executions cut off after {self.most_steps} steps")
+        kind = Kind.BOUNDED if bounds else Kind.EXHAUSTIVE
+        coverage = Coverage(kind, executions, 0, steps, "; ".join(bounds))
+        return Outcome(coverage, tuple(self.findings.values()))
 
     def _choose(self, execution: Execution) -> int:
         depth = self._depth

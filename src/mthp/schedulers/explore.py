@@ -9,16 +9,21 @@ could have come the other way round, the other way is noted at the place of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from typing import Final
 
 from mthp.machine.step import Access
 from mthp.schedulers.dependence import dependent, waits
 from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
-from mthp.schedulers.tasks import STOP, Ending, Execution, Op, Recipe
+from mthp.schedulers.part import NOBODY, Counts, Key, Part, Place, Race
+from mthp.schedulers.tasks import MAX_STEPS, STOP, Ending, Execution, Op, Recipe
 
 Clock = list[int]
 """Task -> how many of its steps happen before, or are, the step that carries the clock."""
+
+
+_HOLDS_NOTHING: Final = frozenset({Access.RELEASE, Access.IPI, Access.WAIT})
 
 
 class Until(Enum):
@@ -26,6 +31,15 @@ class Until(Enum):
 
     FIRST = "the first breach"
     END = "every execution was seen"
+
+
+class Stop(Enum):
+    """Why a search stopped."""
+
+    END = "every execution was seen"
+    FIRST = "stopped at the first breach"
+    ENOUGH = "stopped"
+    ELSEWHERE = "what is next is searched elsewhere"
 
 
 class Event:
@@ -55,12 +69,12 @@ class Node:
     __slots__ = ("enabled", "event", "ops", "sleep", "todo")
 
     def __init__(
-        self, ops: list[Op | None], enabled: list[int], sleep: dict[int, Op], first: int
+        self, ops: list[Op | None], enabled: list[int], sleep: dict[int, Op], todo: Iterable[int]
     ) -> None:
         self.ops = ops
         self.enabled = enabled
         self.sleep = sleep
-        self.todo = {first}
+        self.todo = set(todo)
         self.event: Event
 
     def left(self) -> set[int]:
@@ -69,8 +83,9 @@ class Node:
 
 
 class Explorer:
-    """The search. most_executions: a bound. go_on: asked after each execution, for a progress line;
-    False stops the search.
+    """The search. most_executions, most_steps: bounds, the latter of each execution. go_on: asked after
+    each execution, for a progress line; False stops the search. part: where it begins, or goes on.
+    elsewhere: parts that others search; None: not to the end yet.
     """
 
     def __init__(
@@ -79,57 +94,118 @@ class Explorer:
         *,
         until: Until = Until.FIRST,
         most_executions: int | None = None,
+        most_steps: int = MAX_STEPS,
         go_on: Callable[[Explorer], bool] | None = None,
+        part: Part | None = None,
+        elsewhere: Mapping[Key, Part | None] | None = None,
     ) -> None:
         self.recipe = recipe
         self.until = until
         self.most_executions = most_executions
+        self.most_steps = most_steps
         self.go_on = go_on
-        self.executions = self.pruned = self.steps = self.too_long = 0
-        self.findings: dict[object, Finding] = {}
+        self.begun = part or Part()
+        self.own = self.begun.own
+        self.elsewhere = elsewhere or {}
+        self.counts = self.begun.counts
+        self.findings: dict[object, Finding] = {each.broken: each for each in self.begun.findings}
+        self.races: dict[Race, None] = dict.fromkeys(self.begun.races)
         self.nodes: list[Node] = []
         self._places: dict[tuple[str, int], list[Event]] = {}
         self._of_task: list[list[Event]] = []
         self._replaying = self._depth = 0
 
-    def explore(self) -> Outcome:
-        """Search to the end, the first breach or the bound."""
-        bound = ""
-        while not bound:
-            self._execute()
-            if self.findings and self.until is Until.FIRST:
-                bound = "stopped at the first breach"
-            elif not self._next_choice():
-                break
-            elif self._is_enough():
-                bound = f"stopped after {self.executions} executions"
-        if self.too_long and not bound:
-            bound = f"{self.too_long} executions cut off as too long"
-        kind = Kind.BOUNDED if bound else Kind.EXHAUSTIVE
-        coverage = Coverage(kind, self.executions, self.pruned, self.steps, bound)
-        return Outcome(coverage, tuple(self.findings.values()))
+    @property
+    def executions(self) -> int:
+        """Complete ones so far."""
+        return self.counts.executions
 
-    def _is_enough(self) -> bool:
-        if self.most_executions is not None and self.executions >= self.most_executions:
-            return True
-        return self.go_on is not None and not self.go_on(self)
+    def explore(self) -> Outcome:
+        """Search to the end, the first breach or a bound."""
+        stop = self.search()
+        return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
+
+    def search(self) -> Stop:
+        """The same; why it stopped."""
+        stop = self._resume()
+        while stop is None:
+            self._execute()
+            stop = self._why_stop()
+        return stop
+
+    def _why_stop(self) -> Stop | None:
+        if self.findings and self.until is Until.FIRST:
+            return Stop.FIRST
+        self._undo()
+        stop = self._find_next()
+        if stop is None and self.most_executions is not None:
+            stop = Stop.ENOUGH if self.executions >= self.most_executions else None
+        if stop is None and self.go_on is not None:
+            stop = None if self.go_on(self) else Stop.ENOUGH
+        return stop
+
+    # As a part
+
+    def part(self) -> Part:
+        """How far the search has come; between two executions."""
+        last = len(self.nodes) - 1
+        places = tuple(
+            Place(
+                NOBODY if depth == last and depth >= self.own else node.event.task,
+                frozenset(node.todo),
+                frozenset(node.sleep),
+            )
+            for depth, node in enumerate(self.nodes)
+        )
+        findings, races = tuple(self.findings.values()), tuple(self.races)
+        done = len(places) <= self.own
+        return Part(places, self.own, self.counts, findings, races, done)
+
+    def _resume(self) -> Stop | None:
+        """Take the steps that lead to where the part had come."""
+        if not self.begun.places:
+            return None
+        Execution(self.recipe(), self._lead).run()
+        self._replaying = self.own
+        return self._find_next() if len(self.nodes) > self.own else None
+
+    def _lead(self, execution: Execution) -> int:
+        depth = len(self.nodes)
+        if depth == len(self.begun.places):
+            return STOP
+        if not depth:
+            self._of_task = [[] for _ in execution.ops]
+        place = self.begun.places[depth]
+        sleep = {task: op for task in place.sleep if (op := execution.ops[task]) is not None}
+        node = Node(list(execution.ops), execution.enabled(), sleep, place.todo)
+        self.nodes.append(node)
+        if place.task == NOBODY:
+            return STOP
+        self._take(node, place.task, depth)
+        return place.task
+
+    def _absorb(self, part: Part) -> None:
+        """What was found elsewhere, as if it had been found here and now."""
+        self.counts += part.counts
+        for finding in part.findings:
+            self.findings.setdefault(finding.broken, finding)
+        for race in part.races:
+            self._reverse(race.depth, race.initials)
 
     # One execution
 
     def _execute(self) -> None:
         self._depth = 0
-        execution = Execution(self.recipe(), self._choose)
+        execution = Execution(self.recipe(), self._choose, self.most_steps)
         if not self._of_task:
             self._of_task = [[] for _ in execution.ops]
         ending = execution.run()
-        self.steps += execution.steps
         if ending is Ending.STUCK or ending is Ending.GIVEN_UP:
             self._races_of_the_waiting(execution)
         if ending is Ending.GIVEN_UP and not execution.setup.broken:
-            self.pruned += 1
+            self.counts += Counts(0, 1, execution.steps)
             return
-        self.executions += 1
-        self.too_long += ending is Ending.TOO_LONG
+        self.counts += Counts(1, 0, execution.steps, ending is Ending.TOO_LONG)
         for broken in execution.setup.broken:
             if broken not in self.findings:
                 choices = tuple(node.event.task for node in self.nodes)
@@ -152,7 +228,7 @@ class Explorer:
             if not awake:
                 return STOP
             task = execution.current if execution.current in awake else awake[0]
-            node = Node(list(execution.ops), enabled, sleep, task)
+            node = Node(list(execution.ops), enabled, sleep, {task})
             self.nodes.append(node)
         self._take(node, task, depth)
         return task
@@ -201,8 +277,14 @@ class Explorer:
 
     def _note_race(self, first: Event, second: Event) -> None:
         """Somebody who leads to `second` without `first` is to be tried where `first` was taken."""
-        place = self.nodes[first.depth]
-        initials = self._initials(first, second)
+        self._reverse(first.depth, frozenset(self._initials(first, second)))
+
+    def _reverse(self, depth: int, initials: frozenset[int]) -> None:
+        """One of `initials` is to be tried at a depth, here or by whoever searches above this part."""
+        if depth < self.own:
+            self.races[Race(depth, initials)] = None
+            return
+        place = self.nodes[depth]
         if place.todo & initials:
             return
         usable = [task for task in place.enabled if task in initials]
@@ -239,7 +321,7 @@ class Explorer:
         kept: list[Event] = []
         dropped: list[Event] = []
         for event in later:
-            holds = event.op.where == place and event.op.access is not Access.RELEASE
+            holds = event.op.where == place and event.op.access not in _HOLDS_NOTHING
             for_ever = holds and released.get(event.task, -1) < event.depth
             gone = any(each.before(event.clock) for each in dropped)
             if gone or (for_ever and dependent(event.op, second.op)):
@@ -255,19 +337,53 @@ class Explorer:
                 _join(clock, event.clock)
         return kept, clock
 
-    def _next_choice(self) -> bool:
-        """Go back to the deepest place with something left to try; False: nothing is."""
-        while self.nodes:
+    def _undo(self) -> None:
+        """Take the part's last step back."""
+        if len(self.nodes) <= self.own:
+            return
+        node = self.nodes[-1]
+        event = node.event
+        self._of_task[event.task].pop()
+        self._places[event.op.where].pop()
+        node.sleep[event.task] = event.op
+
+    def _find_next(self) -> Stop | None:
+        """Go back to the deepest place of this part with something left to try here."""
+        while len(self.nodes) > self.own:
             node = self.nodes[-1]
-            event = node.event
-            self._of_task[event.task].pop()
-            self._places[event.op.where].pop()
-            node.sleep[event.task] = event.op
-            if node.left():
-                self._replaying = len(self.nodes) - 1
-                return True
+            while left := node.left():
+                task = min(left)
+                key = self._key(node, task) if self.elsewhere else Key()
+                if key not in self.elsewhere:
+                    self._replaying = len(self.nodes) - 1
+                    return None
+                part = self.elsewhere[key]
+                if part is None:
+                    return Stop.ELSEWHERE
+                self._absorb(part)
+                op = node.ops[task]
+                assert op is not None
+                node.sleep[task] = op
             self.nodes.pop()
-        return False
+            self._undo()
+        return Stop.END
+
+    def _key(self, node: Node, task: int) -> Key:
+        above = (each.event.task for each in self.nodes[:-1])
+        return Key((*above, task), frozenset(node.sleep))
+
+
+def outcome(
+    stop: Stop, counts: Counts, findings: tuple[Finding, ...], most_steps: int = MAX_STEPS
+) -> Outcome:
+    """What a search that stopped has found, and how much it covered."""
+    bound = {Stop.END: "", Stop.ENOUGH: f"stopped after {counts.executions} executions"}
+    text = bound.get(stop, stop.value)
+    if not text and counts.too_long:
+        text = f"{counts.too_long} executions cut off after {most_steps} steps"
+    kind = Kind.BOUNDED if text else Kind.EXHAUSTIVE
+    coverage = Coverage(kind, counts.executions, counts.pruned, counts.steps, text)
+    return Outcome(coverage, findings)
 
 
 def _races(op: Op, known: Clock, others: list[Event]) -> list[Event]:

@@ -12,7 +12,7 @@ import random
 from enum import Enum
 
 from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
-from mthp.schedulers.tasks import Execution, Recipe
+from mthp.schedulers.tasks import MAX_STEPS, Execution, Recipe
 
 
 class Policy(Enum):
@@ -23,15 +23,22 @@ class Policy(Enum):
 
 
 class Sampler:
-    """Draws executions from a seed. depth: the d of PCT."""
+    """Draws executions from a seed. depth: the d of PCT. most_steps: a bound on each."""
 
     def __init__(
-        self, recipe: Recipe, *, seed: int = 0, policy: Policy = Policy.PCT, depth: int = 3
+        self,
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        policy: Policy = Policy.PCT,
+        depth: int = 3,
+        most_steps: int = MAX_STEPS,
     ) -> None:
         self.recipe = recipe
         self.seed = seed
         self.policy = policy
         self.depth = depth
+        self.most_steps = most_steps
         self._random = random.Random(seed)
         self._longest = 8  # until one has run
         self._taken: list[int] = []
@@ -44,7 +51,7 @@ class Sampler:
         findings: dict[object, Finding] = {}
         executions = 0
         while executions < count and not findings:
-            execution = Execution(self.recipe(), self._choose)
+            execution = Execution(self.recipe(), self._choose, self.most_steps)
             self._begin(len(execution.ops))
             execution.run()
             executions += 1

@@ -13,18 +13,19 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from greenlet import getcurrent, greenlet
 
-from mthp.machine.step import Access, Machine, Task
+from mthp.machine.step import ALL_BITS, Access, Machine, Task
 
 
 class Op(NamedTuple):
     """What a task is about to do. where: the word's name and its index (0 for a lock).
 
-    mode: of a lock, 1 for writing and 0 for reading.
+    mode: of a lock, 1 for writing and 0 for reading. bits: those of the word that it is about.
     """
 
     access: Access
     where: tuple[str, int]
     mode: int
+    bits: int = ALL_BITS
 
 
 WAITING: Final = frozenset({Access.ACQUIRE, Access.IPI, Access.WAIT})
@@ -90,18 +91,23 @@ MAX_STEPS = 5000
 class Execution:
     """Runs a Setup. `choose(execution)` is asked before every step: a task's number or STOP.
 
+    It is cut off after most_steps.
+
     ops: what each task is about to do, None once it has ended. current: who took the last step, or
     -1 before the first.
     """
 
     __slots__ = (
-        "_acting", "_carriers", "_main", "_started", "_words", "choose", "current", "ending", "ops",
-        "setup", "steps",
+        "_acting", "_carriers", "_main", "_started", "_words", "choose", "current", "ending",
+        "most_steps", "ops", "setup", "steps",
     )  # fmt: skip
 
-    def __init__(self, setup: Setup, choose: Callable[[Execution], int]) -> None:
+    def __init__(
+        self, setup: Setup, choose: Callable[[Execution], int], most_steps: int = MAX_STEPS
+    ) -> None:
         self.setup = setup
         self.choose = choose
+        self.most_steps = most_steps
         self.current = 0
         self.steps = 0
         self.ops: list[Op | None] = [None] * len(setup.tasks)
@@ -168,7 +174,7 @@ class Execution:
         """Who takes the next step; STOP: nobody any more."""
         if self.ending is not Ending.FINISHED or not any(self.ops):
             return STOP
-        if self.steps >= MAX_STEPS:
+        if self.steps >= self.most_steps:
             self.ending = Ending.TOO_LONG
             return STOP
         tasks = self.setup.tasks
@@ -189,12 +195,14 @@ class Execution:
 
     def _on_step(self, access: Access, word: Any, index: int) -> None:
         """The schedule point: control may go elsewhere before the act."""
+        machine = self.setup.machine
         if access is Access.BARRIER:
             return
+        bits, machine.bits = machine.bits, ALL_BITS
         self._acted()
         me = self.current
         self._words[me] = word
-        self.ops[me] = Op(access, (word.name, 0 if access in _OF_LOCKS else index), index)
+        self.ops[me] = Op(access, (word.name, 0 if access in _OF_LOCKS else index), index, bits)
         if not self._started:
             self._main.switch()
         else:
@@ -203,7 +211,7 @@ class Execution:
                 self._main.switch()
             elif chosen != me:
                 self._carriers[chosen].switch()
-        if self.setup.machine.abandoned:
+        if machine.abandoned:
             raise _Abandoned
         self._acting = access, word, index
         self.setup.before(access, word, index)

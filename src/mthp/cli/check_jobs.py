@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running the searches of mthp check: the progress line, Ctrl-C, and the file to go on from."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from mthp.cli.options import UsageError
+from mthp.run.jobs import Jobs, Row
+from mthp.run.rows import Rows, RowsError
+from mthp.run.scorecard import Job
+from mthp.schedulers.part import Standing
+
+INTERRUPTED = 1
+"""Exit code: stopped by Ctrl-C; what is known was printed."""
+_WIDTH = 100
+
+
+def standing_text(standing: Standing) -> str:
+    """How far a search is."""
+    share = f"about {standing.fraction:.1%} of {standing.total:,.0f} (an estimate)"
+    if not standing.fraction:
+        share = "no estimate yet"
+    choices = f"depth {standing.depth}, {standing.left} choices left"
+    return f"{standing.executions:,} executions, {share}; {choices}"
+
+
+class Progress:
+    """One line on stderr, if that is a terminal and --quiet was not given."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.is_shown = not args.quiet and sys.stderr.isatty()
+        self.began = time.monotonic()
+
+    def rows(self, done: int, total: int) -> None:
+        """How many rows are finished."""
+        if total > 1:
+            self._line(f"{done} of {total}")
+
+    def standing(self, job: Job, standing: Standing) -> None:
+        """How far the one search is that all cores work on."""
+        self._line(f"{job.name}: {standing_text(standing)}")
+
+    def clear(self) -> None:
+        """Remove the line."""
+        self._line("")
+
+    def _line(self, text: str) -> None:
+        if self.is_shown:
+            end = "" if text else "\r"
+            print(f"\r{text[:_WIDTH]:{_WIDTH}}", end=end, file=sys.stderr, flush=True)
+
+
+class Interrupt:
+    """The first Ctrl-C stops the searches where they are; a second kills."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self) -> bool:
+        return self.came
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Until the end of the block."""
+
+        def on_signal(_: int, __: FrameType | None) -> None:
+            if self.came:
+                raise KeyboardInterrupt
+            self.came = True
+
+        old = signal.signal(signal.SIGINT, on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old)
+
+
+def run_jobs(
+    args: argparse.Namespace, jobs: Sequence[Job], of: str, processes: int | None
+) -> Iterator[Row]:
+    """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
+    rows = _rows(args, of)
+    progress, interrupt = Progress(args), Interrupt()
+    work = Jobs(jobs, processes=processes, rows=rows, tell=progress.standing, is_over=interrupt)
+    if not all(job.budget.is_resumable for job in jobs):
+        yield from work.run()
+        return
+    done = 0
+    with interrupt.heeded():
+        for row in work.run():
+            done += 1
+            progress.clear()
+            yield row
+            progress.rows(done, len(jobs))
+    progress.clear()
+    if done < len(jobs):
+        raise UsageError(_stopped(rows, jobs, done), INTERRUPTED)
+
+
+def _rows(args: argparse.Namespace, of: str) -> Rows:
+    path = Path(args.resume) if args.resume else None
+    try:
+        return Rows(path, of)
+    except RowsError as error:
+        raise UsageError(f"--resume {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"--resume {path}: {error.strerror}") from None
+
+
+def _stopped(rows: Rows, jobs: Sequence[Job], done: int) -> str:
+    how = f"{done} of {len(jobs)} rows"
+    if len(jobs) == 1 and jobs[0].key in rows.unfinished:
+        how = standing_text(Standing.of(rows.unfinished[jobs[0].key].parts))
+    return f"stopped: {how}" + ("; the same command goes on" if rows.path is not None else "")
