@@ -142,6 +142,9 @@ def add_check(verbs: Verbs) -> None:
     group.add_argument("--resume", metavar="FILE", help="keep finished rows here, and skip them")
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument(
+        "--itf", metavar="FILE", help="write the first violation's every state there"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -155,6 +158,7 @@ def add_replay(verbs: Verbs) -> None:
     parser.add_argument("token", metavar="TOKEN", help="as `mthp check` printed it")
     parser.add_argument("--protocol", metavar="FILE", help="as it was given to `mthp check`")
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--itf", metavar="FILE", help="write every state there")
 
 
 def add_snap(verbs: Verbs) -> None:
