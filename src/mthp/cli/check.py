@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mthp.cli.itf import check_target, write_itf
+from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
@@ -47,6 +48,10 @@ def run_check(args: argparse.Namespace) -> int:
     if args.list:
         _list()
         return 0
+    if args.litmus:
+        return run_litmus(args)
+    if args.herd or args.memory_model:
+        raise UsageError("--herd and --memory-model are for --litmus")
     several = [args.mutant is not None, args.protocol is not None, args.all or args.pairs]
     if sum(several) > 1:
         raise UsageError("--mutant, --protocol and --all (or --pairs) exclude one another")

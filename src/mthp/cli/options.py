@@ -134,6 +134,17 @@ def add_check(verbs: Verbs) -> None:
         help="take out or swap each call of a module in turn, and say what notices",
     )
     group.add_argument("--list", action="store_true", help="the rivals, the mutants and the laws")
+    group = parser.add_argument_group("the litmus tests")
+    group.add_argument(
+        "--litmus", action="store_true", help="how stores are published, under each memory model"
+    )
+    group.add_argument(
+        "--herd", action="store_true", help="ask herd7 too, under the kernel's model"
+    )
+    group.add_argument(
+        "--memory-model", metavar="DIR", help="a kernel's tools/memory-model (default: the cache's)"
+    )
+    group.add_argument("--yes", action="store_true", help="fetch the memory model unasked")
     group = parser.add_argument_group("how far")
     group.add_argument("--executions", metavar="N", help="stop each world after N executions")
     group.add_argument("--sample", metavar="N", help="draw N executions instead of exploring")

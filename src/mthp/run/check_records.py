@@ -195,3 +195,23 @@ class Trace:
     tasks: tuple[str, ...]
     states: tuple[State, ...]
     replay: str
+
+
+@dataclass(frozen=True)
+class LitmusResult:
+    """A litmus test. expected: of the kernel's memory model. ours: model -> what the explorer says.
+
+    herd: what herd7 says; None where it was not asked.
+    """
+
+    name: str
+    what: str
+    expected: str
+    ours: tuple[tuple[str, str], ...]
+    herd: str | None
+
+    @property
+    def agrees(self) -> bool:
+        """Our machine of the kernel's memory model says what is expected, and so does herd7."""
+        lkmm = dict(self.ours)["lkmm"]
+        return lkmm == self.expected == (self.herd or lkmm)
