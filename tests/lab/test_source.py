@@ -13,7 +13,7 @@ import pytest
 
 from mthp.lab.apt import Archive
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
-from mthp.lab.source import cached_source, fetch, look_up, source_at
+from mthp.lab.source import MEMORY_MODEL, cached_source, fetch, look_up, source_at
 from tests.lab.debs import SignedFolder, deb
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
@@ -24,6 +24,7 @@ TREE = {
     "tools/testing/selftests/kselftest.h": b"/* 1 */\n",
     "tools/include/uapi/linux/mman.h": b"/* 2 */\n",
     "tools/arch/x86/include/uapi/asm/errno.h": b"/* 3 */\n",
+    "tools/memory-model/linux-kernel.cat": b"(* 4 *)\n",
 }
 OTHER = {
     "mm/khugepaged.c": b"",
@@ -31,6 +32,7 @@ OTHER = {
     "tools/testing/selftests/mm/../../../../escaped.h": b"",
     "tools/include/../../../escaped.h": b"",
     "tools/arch/arm64/include/uapi/asm/errno.h": b"",
+    "tools/memory-model/litmus-tests/MP+polocks.litmus": b"",
 }
 
 
@@ -140,6 +142,23 @@ def test_found_by_name_fetched_and_kept(tmp_path: Path, repository: SignedFolder
     source = fetch(offer)
     assert below(source) == TREE
     assert cached_source("7.3") == source
+
+
+@needs_apt
+def test_what_an_earlier_version_kept_less_of_is_fetched_again(
+    tmp_path: Path, repository: SignedFolder
+) -> None:
+    source = source_at(package(tmp_path, TREE))
+    assert cached_source("7.3", MEMORY_MODEL) == source
+    shutil.rmtree(source / MEMORY_MODEL)
+    assert cached_source("7.3", MEMORY_MODEL) is None
+    assert cached_source("7.3") == source
+    (offered := tmp_path / "offered").mkdir()
+    repository.publish("trixie-backports", [package(offered, TREE)])
+    archive = Archive(f"file:{repository.folder}", repository.keyring)
+    assert fetch(look_up("7.3", archive, lambda line: None)) == source
+    assert below(source) == TREE
+    assert cached_source("7.3", MEMORY_MODEL) == source
 
 
 @needs_apt

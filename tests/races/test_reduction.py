@@ -88,3 +88,13 @@ def test_every_law_that_enumeration_breaks_is_broken(mutant: str) -> None:
         plain, reduced = laws(found.world, 1)
     assert plain <= reduced
     assert reduced & found.laws
+
+
+@pytest.mark.parametrize("rival", ["fault", "store-both"])
+def test_a_link_is_stale_even_once_its_table_is_back(rival: str) -> None:
+    """In a window world the table is linked again: whether the walk comes before or after that is no
+    matter of steps that depend on one another, so it must be none of the law's. SPIN found it.
+    """
+    with applied(MUTANTS["A13"].edits):
+        plain, reduced = laws(World(Size.WINDOW, "7.3", (rival,)), 1)
+    assert plain == reduced == {6}

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mthp.cli.check_jobs import run_jobs
+from mthp.cli.itf import check_target, write_itf
+from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
@@ -52,9 +54,16 @@ def run_check(args: argparse.Namespace) -> int:
     if args.list:
         _list()
         return 0
+    if args.litmus:
+        return run_litmus(args)
+    if args.herd or args.memory_model:
+        raise UsageError("--herd and --memory-model are for --litmus")
     several = [args.mutant is not None, args.protocol is not None, args.all or args.pairs]
     if sum(several) > 1:
         raise UsageError("--mutant, --protocol and --all (or --pairs) exclude one another")
+    if args.itf and (args.all or args.pairs or args.mutations):
+        raise UsageError("--itf is for one violation, not for --all, --pairs or --mutations")
+    check_target(args.itf)
     if args.all or args.pairs:
         return _scorecard(args)
     if args.mutant is not None:
@@ -67,11 +76,13 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_replay(args: argparse.Namespace) -> int:
     """The verb; an exit code."""
+    check_target(args.itf)
     with _protocol(args.protocol):
         try:
             violation = replay(args.token)
         except ValueError as error:
             raise UsageError(str(error)) from None
+        write_itf(args.itf, args.token)
     if args.json:
         _print_json(violation_document(violation))
     else:
@@ -94,6 +105,7 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
         if not args.json:
             print(world_line(result), flush=True)
     broken = [each for each in results if each.violation is not None]
+    write_itf(args.itf, next((each.violation.replay for each in broken if each.violation), None))
     if args.json:
         _print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
     else:
@@ -172,6 +184,7 @@ def _mutant(args: argparse.Namespace) -> int:
     jobs = [Job(found, _budget(args))]
     ((_, result),) = run_jobs(args, jobs, jobs[0].name, _processes(args))
     assert isinstance(result, MutantResult)
+    write_itf(args.itf, result.violation.replay if result.violation is not None else None)
     if args.json:
         _print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
     else:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mthp.cli.consent import asked
 from mthp.cli.options import UsageError, Verbs
-from mthp.lab.errors import FAILED, HOST_LACKS, LabError
+from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
     from mthp.lab.kernels import Kernel
@@ -169,27 +168,12 @@ def _kernel(name: str | None) -> Kernel:
 
 def _source(args: argparse.Namespace) -> Path:
     """The test's source: the one named, the cache's, or the archive's if that is wanted."""
-    from mthp.lab.apt import debian_archive, system_sources
-    from mthp.lab.packages import DEFAULT_RELEASE
-    from mthp.lab.source import cached_source, fetch, look_up, source_at
-    from mthp.units import human_bytes
+    from mthp.cli.source import kept_or_fetched
+    from mthp.lab.source import SELFTESTS, source_at
 
     if args.source is not None:
         return source_at(Path(args.source))
-    kept = cached_source(DEFAULT_RELEASE)
-    if kept is not None:
-        return kept
-    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), _say)
-    package = offer.package
-    _say(
-        f"{package.name} {package.version}, Debian {offer.suite}: {human_bytes(package.size)} to "
-        "fetch, under 10 MiB of it kept in the cache"
-    )
-    if not (args.yes or asked("Fetch it now? [y/N] ")):
-        raise LabError(
-            HOST_LACKS, "the test's source is not here: --yes fetches it, --source takes a tree"
-        )
-    return fetch(offer)
+    return kept_or_fetched(SELFTESTS, "the test's source", "--source takes a tree", yes=args.yes)
 
 
 def _run_in_guest(

@@ -134,6 +134,17 @@ def add_check(verbs: Verbs) -> None:
         help="take out or swap each call of a module in turn, and say what notices",
     )
     group.add_argument("--list", action="store_true", help="the rivals, the mutants and the laws")
+    group = parser.add_argument_group("the litmus tests")
+    group.add_argument(
+        "--litmus", action="store_true", help="how stores are published, under each memory model"
+    )
+    group.add_argument(
+        "--herd", action="store_true", help="ask herd7 too, under the kernel's model"
+    )
+    group.add_argument(
+        "--memory-model", metavar="DIR", help="a kernel's tools/memory-model (default: the cache's)"
+    )
+    group.add_argument("--yes", action="store_true", help="fetch the memory model unasked")
     group = parser.add_argument_group("how far")
     group.add_argument("--executions", metavar="N", help="stop each world after N executions")
     group.add_argument("--sample", metavar="N", help="draw N executions instead of exploring")
@@ -146,6 +157,9 @@ def add_check(verbs: Verbs) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument(
+        "--itf", metavar="FILE", help="write the first violation's every state there"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -159,6 +173,7 @@ def add_replay(verbs: Verbs) -> None:
     parser.add_argument("token", metavar="TOKEN", help="as `mthp check` printed it")
     parser.add_argument("--protocol", metavar="FILE", help="as it was given to `mthp check`")
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--itf", metavar="FILE", help="write every state there")
 
 
 def add_snap(verbs: Verbs) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of a kernel's source that its selftest is compiled from, kept in the cache.
+"""The parts of a kernel's source that its selftest is compiled from, and its memory model, kept in
+the cache.
 
 They come from Debian's linux-source package by name, a .deb of it, or an unpacked tree.
 """
@@ -21,12 +22,22 @@ from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.kernels import cache_dir, check_room, staging
 from mthp.lab.packages import SUITES, Say
 
-__all__ = ["SELFTESTS", "SourceOffer", "cached_source", "fetch", "look_up", "source_at"]
+__all__ = [
+    "MEMORY_MODEL",
+    "SELFTESTS",
+    "SourceOffer",
+    "cached_source",
+    "fetch",
+    "look_up",
+    "source_at",
+]
 
 SELFTESTS = PurePosixPath("tools/testing/selftests")
+MEMORY_MODEL = PurePosixPath("tools/memory-model")
 _PARTS = re.compile(
     r"tools/(?:testing/selftests/(?:kselftest[^/]*\.h|mm/[^/]+\.[ch])"
-    r"|(?:arch/x86/)?include/.+\.h)"
+    r"|(?:arch/x86/)?include/.+\.h"
+    r"|memory-model/[^/]+\.(?:bell|cat|cfg|def))"
 )
 """Files of a kernel's tree that are kept: under 10 MiB of 1.6 GiB."""
 _TARBALL = re.compile(r"\./usr/src/linux-source-[^/]+\.tar\.xz")
@@ -47,9 +58,10 @@ def sources_dir() -> Path:
     return cache_dir() / "sources"
 
 
-def cached_source(release: str) -> Path | None:
-    """The newest source of that release (7.3) in the cache; None where there is none."""
-    fitting = sources_dir().glob(f"linux-source-{release}_*")
+def cached_source(release: str, part: PurePosixPath = SELFTESTS) -> Path | None:
+    """The newest source of that release (7.3) in the cache with that part; None if there is none."""
+    kept = sources_dir().glob(f"linux-source-{release}_*")
+    fitting = [folder for folder in kept if (folder / part).is_dir()]
     return max(fitting, default=None, key=lambda path: path.stat().st_mtime)
 
 
@@ -112,8 +124,9 @@ def _keep_parts(deb: Path, work: Path) -> Path:
     if not (folder / SELFTESTS / "mm/khugepaged.c").is_file():
         raise LabError(BAD_INPUT, f"{deb}: no khugepaged selftest in it")
     place.parent.mkdir(exist_ok=True)
-    if not place.exists():
-        folder.rename(place)
+    if place.exists():  # kept by an earlier version, which kept less
+        place.rename(work / "old")
+    folder.rename(place)
     return place
 
 

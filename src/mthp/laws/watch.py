@@ -67,7 +67,7 @@ class Watch:
     """Ghost state of one execution. collapsers: the names of tasks that run khugepaged's path.
 
     detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
-    have no translation and no link to the table left. copied: source page -> where it was mapped.
+    have no link to the table left, unless it read the PMD since. copied: source page -> where it was mapped.
     final: address -> task -> what must be read there in the end, if only that task wrote.
     """
 
@@ -125,6 +125,8 @@ class Watch:
                 self._before_pte(access, owner, index)
             elif owner is not None:
                 self._old = word.raw[index]
+                if access is Access.READ and isinstance(owner, PmdPage):
+                    self._before_pmd(word.raw[index])
         elif isinstance(word, WriteMark) and access is Access.ACQUIRE:
             self._before_vma_start_write(word)
 
@@ -162,12 +164,22 @@ class Watch:
     def _holds(self, lock: object) -> bool:
         return any(hold.lock is lock for hold in self.kernel.machine.current.held)
 
+    def _before_pmd(self, value: int) -> None:
+        """A walk of the hardware finds the table anew. Whether it is linked would depend on steps
+        that a reduced search may put elsewhere; whether this CPU has seen the link does not.
+        """
+        cpu = self.kernel.machine.current.cpu
+        if pmd_is_table(value) and self.kernel.cpus[cpu].instruction.value:
+            self.flushed.discard((pmd_pgtable(value), cpu))
+
     def _before_pte(self, access: Access, table: PageTable, index: int) -> None:
         me = self.kernel.machine.current
         if table.state is TableState.FREED:
             self.say(1, f"{me.name} uses table {table.number}, which was freed")
         if (table.number, me.cpu) in self.flushed and self.kernel.cpus[me.cpu].instruction.value:
-            self.say(6, f"{me.name}'s CPU walks table {table.number}, detached and flushed")
+            self.say(
+                6, f"{me.name}'s CPU walks table {table.number} by a link from before the flush"
+            )
         self._old = table.ptes.raw[index]
 
     def _after_pte(self, table: PageTable, index: int) -> None:
@@ -218,7 +230,6 @@ class Watch:
         if table is None or table.state is not TableState.LIVE:
             self.say(6, f"{me.name} links table {number}, which is no table any more")
         self.detached.pop(number, None)
-        self.flushed = {each for each in self.flushed if each[0] != number}
 
     # Pages
 

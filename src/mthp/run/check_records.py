@@ -99,3 +99,119 @@ class MutantResult:
     violation: Violation | None
     masked_by: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A PMD or a PTE. kind: none, table, page, huge, zero, bad, or what a non-present one is (swap,
+    migration, …). value: the frame, table or slot it names. flags: young, dirty, ….
+    """
+
+    kind: str
+    value: int
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TableStand:
+    """A page table. state: live, deferred or freed."""
+
+    number: int
+    state: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class PageStand:
+    """One frame of a folio. contents: what a load reads there."""
+
+    frame: int
+    mapcount: int
+    contents: int
+
+
+@dataclass(frozen=True)
+class FolioStand:
+    """A folio, by its first frame. mapcount: of the whole folio."""
+
+    frame: int
+    order: int
+    refcount: int
+    mapcount: int
+    flags: tuple[str, ...]
+    pages: tuple[PageStand, ...]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a CPU's TLB holds: 1 << order pages from page number `page` of process mm."""
+
+    mm: int
+    page: int
+    order: int
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class CpuStand:
+    """What a CPU remembers of page tables. links: (process, PMD index, table) of its walk cache.
+
+    late: (frame, contents) of stores that others do not see yet.
+    """
+
+    number: int
+    tlb: tuple[Translation, ...]
+    links: tuple[tuple[int, int, int], ...]
+    late: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """A world after a step. task: who took it, "" for the first state and the last. function: the
+    kernel function it belongs to. access, word: what was done to what.
+
+    pmds: name of the slot -> entry. held: task -> the locks it holds. vma_locks: name -> readers
+    inside, -1 where it is locked for writing. broken: the laws broken up to here.
+    """
+
+    task: str
+    cpu: int
+    function: str
+    access: str
+    word: str
+    pmds: tuple[tuple[str, Entry], ...]
+    tables: tuple[TableStand, ...]
+    folios: tuple[FolioStand, ...]
+    held: tuple[tuple[str, tuple[str, ...]], ...]
+    vma_locks: tuple[tuple[str, int], ...]
+    cpus: tuple[CpuStand, ...]
+    broken: tuple[Breach, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One execution, state by state. replay: its token."""
+
+    tasks: tuple[str, ...]
+    states: tuple[State, ...]
+    replay: str
+
+
+@dataclass(frozen=True)
+class LitmusResult:
+    """A litmus test. expected: of the kernel's memory model. ours: model -> what the explorer says.
+
+    herd: what herd7 says; None where it was not asked.
+    """
+
+    name: str
+    what: str
+    expected: str
+    ours: tuple[tuple[str, str], ...]
+    herd: str | None
+
+    @property
+    def agrees(self) -> bool:
+        """Our machine of the kernel's memory model says what is expected, and so does herd7."""
+        lkmm = dict(self.ours)["lkmm"]
+        return lkmm == self.expected == (self.herd or lkmm)

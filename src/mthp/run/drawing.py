@@ -79,6 +79,11 @@ def function_of(frame: FrameType | None, access: Access, word: Any) -> str:
     if rank is not None:
         done = {Access.RELEASE: "unlock", Access.TRY: "trylock"}.get(access, "lock")
         return f"{_LOCKS[rank]}: {done}"
+    return kernel_function(frame) or f"{access.value} {word.name}"
+
+
+def kernel_function(frame: FrameType | None) -> str:
+    """The innermost of the kernel's functions on the stack, "" where there is none."""
     while frame is not None:
         name = frame.f_code.co_name
         module = frame.f_globals.get("__name__", "")
@@ -87,7 +92,7 @@ def function_of(frame: FrameType | None, access: Access, word: Any) -> str:
         if module.startswith(_ROOMS) and name not in _INNER:
             return f"{name}()"
         frame = frame.f_back
-    return f"{access.value} {word.name}"
+    return ""
 
 
 _VERBS = {Access.READ: "reads", Access.WRITE: "writes", Access.RMW: "changes"}

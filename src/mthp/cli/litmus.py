@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp check --litmus: the litmus tests under our store buffers, and under herd7."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mthp.cli.options import UsageError
+from mthp.cli.source import kept_or_fetched
+from mthp.lab.errors import LabError
+from mthp.lab.herd import check_herd, check_model
+from mthp.lab.source import MEMORY_MODEL
+from mthp.report.litmus import litmus_document, litmus_lines
+from mthp.run.litmus import compare
+
+DIFFER = 3
+
+
+def run_litmus(args: argparse.Namespace) -> int:
+    """An exit code: 3 where our machine and the kernel's memory model differ."""
+    if (args.memory_model or args.yes) and not args.herd:
+        raise UsageError("--memory-model and --yes are for --herd")
+    try:
+        results = compare(_memory_model(args) if args.herd else None)
+    except LabError as error:
+        raise UsageError(str(error), error.code) from None
+    if args.json:
+        print(json.dumps(litmus_document(results), indent=1))
+    else:
+        print("\n".join(litmus_lines(results)))
+    return 0 if all(each.agrees for each in results) else DIFFER
+
+
+def _memory_model(args: argparse.Namespace) -> Path:
+    """The one named, the cache's, or the archive's; herd7 must be there, or it is of no use."""
+    check_herd()
+    if args.memory_model is not None:
+        return check_model(Path(args.memory_model))
+    source = kept_or_fetched(
+        MEMORY_MODEL, "the kernel's memory model", "--memory-model takes a folder", yes=args.yes
+    )
+    return check_model(source / MEMORY_MODEL)

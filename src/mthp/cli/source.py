@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Parts of a kernel's source: from the cache, or from Debian's archive if that is wanted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path, PurePosixPath
+
+from mthp.cli.consent import asked
+from mthp.lab.apt import debian_archive, system_sources
+from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.packages import DEFAULT_RELEASE
+from mthp.lab.source import cached_source, fetch, look_up
+from mthp.units import human_bytes
+
+
+def kept_or_fetched(part: PurePosixPath, what: str, otherwise: str, *, yes: bool) -> Path:
+    """The folder of a source with that part in it. what: how it is called in what is said.
+
+    otherwise: which option does without it. LabError: it is not here, and is not to be fetched.
+    """
+    kept = cached_source(DEFAULT_RELEASE, part)
+    if kept is not None:
+        return kept
+    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), _say)
+    package = offer.package
+    _say(
+        f"{package.name} {package.version}, Debian {offer.suite}: {human_bytes(package.size)} to "
+        "fetch, under 10 MiB of it kept in the cache"
+    )
+    if not (yes or asked("Fetch it now? [y/N] ")):
+        raise LabError(HOST_LACKS, f"{what} is not here: --yes fetches it, {otherwise}")
+    return fetch(offer)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""herd7, the simulator of memory models, under the kernel's own (tools/memory-model)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mthp.lab.errors import BAD_INPUT, FAILED, HOST_LACKS, LabError
+
+__all__ = ["HERD", "check_herd", "check_model", "run_herd"]
+
+HERD = "herd7"
+_CONFIG = "linux-kernel.cfg"
+_SECONDS = 60
+_OBSERVATION = re.compile(r"^Observation (\S+) (Always|Sometimes|Never)\b", re.MULTILINE)
+
+
+def check_herd() -> None:
+    """LabError (5): it is not on this host."""
+    if shutil.which(HERD) is None:
+        raise LabError(
+            HOST_LACKS, f"{HERD} is not on this host (Debian's package herdtools7 brings it)"
+        )
+
+
+def check_model(folder: Path) -> Path:
+    """The folder, if a memory model is in it. LabError (2): none is."""
+    if not (folder / _CONFIG).is_file():
+        raise LabError(BAD_INPUT, f"{folder}: no {_CONFIG} in it, so no memory model")
+    return folder
+
+
+def run_herd(texts: Mapping[str, str], model: Path) -> dict[str, str]:
+    """Name -> what herd7 says of the litmus test: Always, Sometimes or Never.
+
+    model: the folder of the kernel's memory model. LabError: herd7 is missing, or says nothing.
+    """
+    check_herd()
+    with tempfile.TemporaryDirectory(prefix="mthp-litmus-") as folder:
+        files = [Path(folder, f"{name}.litmus") for name in texts]
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
+        command = [HERD, "-conf", _CONFIG, *map(str, files)]
+        try:
+            ran = subprocess.run(
+                command, cwd=model, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LabError(FAILED, f"{HERD}: {error}") from None
+    said = parse_observations(ran.stdout)
+    silent = [name for name in texts if name not in said]
+    if silent:
+        complaint = (ran.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise LabError(FAILED, f"{HERD} on {silent[0]}: {complaint}")
+    return said
+
+
+def parse_observations(text: str) -> dict[str, str]:
+    """Name -> Always, Sometimes or Never, from what herd7 printed."""
+    return dict(_OBSERVATION.findall(text))

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The litmus tests' verdicts as text and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mthp.run.check_records import LitmusResult
+
+SCHEMA_VERSION = 1
+
+
+def litmus_lines(results: Sequence[LitmusResult]) -> list[str]:
+    """A table: a row a test; whether stale contents are seen under each model, and by herd7."""
+    models = [f"ours: {model}" for model, _ in results[0].ours]
+    rows = [["test", "expected", *models, "herd7", "", "between the two stores"]]
+    for each in results:
+        verdict = "agree" if each.agrees else "DIFFER"
+        ours = [said for _, said in each.ours]
+        rows.append([each.name, each.expected, *ours, each.herd or "-", verdict, each.what])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def litmus_document(results: Sequence[LitmusResult]) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "litmus": [
+            {
+                "name": each.name,
+                "what": each.what,
+                "expected": each.expected,
+                "ours": dict(each.ours),
+                "herd7": each.herd,
+                "agrees": each.agrees,
+            }
+            for each in results
+        ],
+    }
