@@ -38,6 +38,7 @@ from mthp.mm.pte import (
     WRITE,
     Leaf,
     leaf_kind,
+    pmd_is_migration_entry,
     pmd_is_table,
     pmd_none,
     pmd_pgtable,
@@ -127,6 +128,8 @@ class Census:
                         self._entry(mm, start + (i << geometry.page_shift), pte)
                 elif pmd_present(pmd) and pte_pfn(pmd):
                     self._huge(mm, start, pmd)
+                elif pmd_is_migration_entry(pmd):
+                    self.migrating.add(pte_pfn(pmd))
 
     def _entry(self, mm: Mm, address: int, pte: int) -> None:
         self.entries[mm.number, address] = pte

@@ -9,7 +9,7 @@ None of this steps. Numbers are those of the project's list of laws.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mthp.events import CollapseHugePage, Event
@@ -34,6 +34,7 @@ from mthp.mm.pte import (
     UFFD_WP,
     WRITE,
     YOUNG,
+    pmd_is_migration_entry,
     pmd_is_table,
     pmd_none,
     pmd_pgtable,
@@ -41,6 +42,7 @@ from mthp.mm.pte import (
     pte_none,
     pte_pfn,
     pte_present,
+    table_pmd,
 )
 from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma
 from mthp.results import KernelBug, ScanResult
@@ -184,6 +186,8 @@ class Watch:
             self.say(6, f"{me.name} fills table {table.number} while another has detached it")
         if self._holds(table.ptl) or (mine and self._holds_mmap_for_writing()):
             return
+        if self._is_private(table) and self._holds_rank(Rank.PMD):
+            return
         if self._is_deposited(table.number):
             self.say(6, f"{me.name} changes table {table.number}, which is deposited")
         self.say(9, f"{me.name} changes a PTE of table {table.number} without its lock")
@@ -192,9 +196,24 @@ class Watch:
         held = self.kernel.machine.current.held
         return any(h.lock.rank is Rank.MMAP and h.mode is Mode.WRITE for h in held)
 
+    def _holds_rank(self, rank: Rank) -> bool:
+        return any(hold.lock.rank is rank for hold in self.kernel.machine.current.held)
+
+    def _pmd_pages(self) -> Iterator[PmdPage]:
+        return (page for mm in self.kernel.mms for page in mm.pmd_pages.values())
+
     def _is_deposited(self, number: int) -> bool:
-        pages = (page for mm in self.kernel.mms for page in mm.pmd_pages.values())
-        return any(number in tables for page in pages for tables in page.deposited.values())
+        tables = (each for page in self._pmd_pages() for each in page.deposited.values())
+        return any(number in each for each in tables)
+
+    def _is_linked(self, number: int, *, but_one: bool = False) -> bool:
+        slots = [pmd for page in self._pmd_pages() for pmd in page.pmds.raw]
+        return slots.count(table_pmd(number)) > but_one
+
+    def _is_private(self, table: PageTable) -> bool:
+        """In nobody's reach but the task that withdrew it: no PMD has it, as table or as deposit."""
+        n = table.number
+        return not (n in self.detached or self._is_linked(n) or self._is_deposited(n))
 
     def _after_pmd(self, access: Access, old: int, new: int) -> None:
         me = self.kernel.machine.current
@@ -207,10 +226,21 @@ class Watch:
                 self.say(7, f"{me.name} overwrites a PMD that points to table {pmd_pgtable(old)}")
         elif pmd_trans_huge(old) and access is Access.RMW and me.name in self.collapsers:
             self.say(7, f"{me.name} clears a huge PMD (folio {pte_pfn(old)}) as if it were a table")
-        elif not pmd_none(old) and not pmd_none(new) and pte_pfn(old) != pte_pfn(new):
+        elif not (pmd_none(old) or pmd_none(new) or self._may_replace(old, new)):
             self.say(7, f"{me.name} overwrites a PMD that maps folio {pte_pfn(old)}")
         if pmd_is_table(new):
             self._linked(pmd_pgtable(new))
+        elif pmd_trans_huge(new):
+            for number in [n for n in self.detached if self._is_deposited(n)]:
+                del self.detached[number]
+
+    def _may_replace(self, old: int, new: int) -> bool:
+        """A change of rights, a split, or the end of a migration; none of them a collapser's."""
+        if pte_pfn(old) == pte_pfn(new) and not pmd_is_table(new):
+            return True
+        split = pmd_is_table(new) and not self._is_linked(pmd_pgtable(new), but_one=True)
+        mine = self.kernel.machine.current.name in self.collapsers
+        return not mine and (split or pmd_is_migration_entry(old))
 
     def _linked(self, number: int) -> None:
         me = self.kernel.machine.current

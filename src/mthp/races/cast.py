@@ -199,7 +199,7 @@ def nothing(stage: Stage) -> None:
 def fork_all(stage: Stage) -> None:
     """fork() of the process."""
     child = stage.children["fork"]
-    dup_mmap(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
+    dup_mmap(child, stage.mm, stage.khugepaged.khugepaged_enter)
 
 
 def fork_failing(stage: Stage) -> None:

@@ -7,14 +7,27 @@ from mthp.mm.folio import PAGE_ANON_EXCLUSIVE
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PmdPtr, mm_find_pmd, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import pmd_present, pmd_trans_huge, pte_pfn, pte_present, pte_special, pte_write
+from mthp.mm.pte import (
+    pmd_present,
+    pmd_trans_huge,
+    pte_pfn,
+    pte_present,
+    pte_protnone,
+    pte_special,
+    pte_write,
+)
 from mthp.rivals.said import Pinned, Stored
 
 
 def try_grab_folio_fast(kernel: Kernel, page: int) -> int | None:
     """A reference on the page's folio, unless it is being freed. Kernel: try_grab_folio_fast()."""
     folio = kernel.mem.page_folio(page)
-    return folio if kernel.mem.folio_try_get(folio) else None
+    if not kernel.mem.folio_try_get(folio):
+        return None
+    if kernel.mem.page_folio(page) != folio:  # it was split meanwhile
+        kernel.mem.folio_put(folio)
+        return None
+    return folio
 
 
 def gup_fast_pte_range(kernel: Kernel, pmdval: int, pmd: PmdPtr, address: int) -> int | None:
@@ -28,7 +41,9 @@ def gup_fast_pte_range(kernel: Kernel, pmdval: int, pmd: PmdPtr, address: int) -
         return None
     with pte:
         pteval = pte.get(0)
-        if not pte_present(pteval) or not pte_write(pteval) or pte_special(pteval):
+        if not pte_present(pteval) or pte_protnone(pteval):
+            return None
+        if not pte_write(pteval) or pte_special(pteval):
             return None
         page = pte_pfn(pteval)
         folio = try_grab_folio_fast(kernel, page)
@@ -52,7 +67,7 @@ def pte_unchanged(now: int, pteval: int) -> bool:
 
 def gup_fast_pmd_leaf(kernel: Kernel, pmdval: int, pmd: PmdPtr, address: int) -> int | None:
     """The page behind a writable huge PMD. Kernel: mm/gup.c, gup_fast_pmd_leaf()."""
-    if not pte_write(pmdval):
+    if pte_protnone(pmdval) or not pte_write(pmdval):
         return None
     folio = try_grab_folio_fast(kernel, pte_pfn(pmdval))
     if folio is None:

@@ -8,15 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.locks import Hold
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import PteMap, mm_find_pmd, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import PTE_NONE, Leaf, leaf_kind, pmd_is_table, pte_none, pte_pfn, pte_present
+from mthp.mm.pagetable import (
+    PmdPtr,
+    PteMap,
+    mm_find_pmd,
+    pmd_lock,
+    pmdp_get_lockless,
+    pte_offset_map,
+)
+from mthp.mm.pte import (
+    PTE_NONE,
+    Leaf,
+    leaf_kind,
+    pmd_is_migration_entry,
+    pmd_is_table,
+    pmd_trans_huge,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
 from mthp.mm.rmap import rmap_walk
-from mthp.mm.vma import Vma
+from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma, linear_page_index
 
 
 def folio_lock_anon_vma_read(kernel: Kernel, folio: int) -> Hold:
@@ -41,15 +59,34 @@ def ptep_clear_flush(mm: Mm, pte: PteMap, address: int) -> int:
     return pteval
 
 
-def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
-    """The locked PTE of address, if it maps page `wanted` or is its migration entry (negative).
+class HugeMapping(NamedTuple):
+    """A folio found by its PMD, which is locked. pmdval: what the slot holds."""
 
-    A PMD that is none, or a PTE that is something else, is passed over without a lock.
-    Kernel: mm/page_vma_mapped.c, map_pte(), check_pte().
+    pmd: PmdPtr
+    ptl: Hold
+    pmdval: int
+
+
+def page_vma_mapped_walk(
+    mm: Mm, address: int, wanted: int
+) -> HugeMapping | tuple[PteMap, Hold] | None:
+    """The locked PMD or PTE of address, if it maps page `wanted` or is its migration entry (negative).
+
+    A PMD that is none, or an entry that is something else, is passed over without a lock.
+    Kernel: mm/page_vma_mapped.c, page_vma_mapped_walk(), map_pte(), check_pte(), check_pmd().
     """
     pmd = mm_find_pmd(mm, address)
     while pmd is not None:
         pmdval = pmdp_get_lockless(pmd)
+        if pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval):
+            ptl = pmd_lock(pmd)
+            pmdval = pmdp_get_lockless(pmd)
+            if is_wanted_pmd(mm, pmdval, wanted):
+                return HugeMapping(pmd, ptl, pmdval)
+            ptl.release()
+            if not pmd_is_table(pmdval):
+                return None
+            continue  # it was split under us
         if not pmd_is_table(pmdval):
             return None
         pte = pte_offset_map(mm.kernel, pmdval, address)
@@ -68,6 +105,20 @@ def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
         pte.unmap()
         return None
     return None
+
+
+def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
+    """The same of a small folio, which no PMD maps."""
+    found = page_vma_mapped_walk(mm, address, wanted)
+    assert not isinstance(found, HugeMapping)
+    return found
+
+
+def is_wanted_pmd(mm: Mm, pmdval: int, wanted: int) -> bool:
+    """Whether a PMD maps the folio of page `wanted`; for -page, whether it is its migration entry."""
+    first, page = pte_pfn(pmdval), abs(wanted)
+    kind = pmd_trans_huge if wanted > 0 else pmd_is_migration_entry
+    return kind(pmdval) and first <= page < first + mm.geometry.ptrs_per_pte
 
 
 def is_wanted(pteval: int, wanted: int) -> bool:
@@ -89,5 +140,15 @@ def unlocked_after(kernel: Kernel, found: tuple[PteMap, Hold]) -> Iterator[PteMa
 
 
 def mapped_places(kernel: Kernel, folio: int) -> list[tuple[Vma, int]]:
-    """Where a small folio may be mapped. Caller holds its anon_vma."""
-    return list(rmap_walk(kernel.mem, folio, kernel.anon_vmas))
+    """Where a folio's pages may be mapped. Caller holds its anon_vma.
+
+    A temporary stack is passed over: its tables are moved without rmap locks.
+    Kernel: mm/rmap.c, invalid_migration_vma().
+    """
+    places = rmap_walk(kernel.mem, folio, kernel.anon_vmas)
+    return [(vma, at) for vma, at in places if not vma.vm_flags & VM_STACK_INCOMPLETE]
+
+
+def page_at(kernel: Kernel, folio: int, vma: Vma, address: int) -> int:
+    """The page of a folio that a place of its may map."""
+    return folio + linear_page_index(vma, address) - kernel.mem.index.raw[folio]
