@@ -8,7 +8,6 @@ None of this steps. Numbers are those of the project's list of laws.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,22 +16,21 @@ from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.at_rest import (
     Census,
     Outside,
-    Where,
     check_aborted,
+    check_books,
     check_collapse,
     check_quiescent,
 )
+from mthp.laws.told import Told
+from mthp.laws.trail import Trail
 from mthp.machine.locks import Mode, Rank, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Task
 from mthp.mm.folio import PG_UPTODATE
 from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PageTable, PmdPage, TableState
 from mthp.mm.pte import (
     DIRTY,
-    UFFD_WP,
-    WRITE,
     YOUNG,
     pmd_is_migration_entry,
     pmd_is_table,
@@ -41,21 +39,11 @@ from mthp.mm.pte import (
     pmd_trans_huge,
     pte_none,
     pte_pfn,
-    pte_present,
     table_pmd,
 )
 from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma
 from mthp.results import KernelBug, ScanResult
-from mthp.rivals.said import (
-    Halfway,
-    InstructionEnds,
-    Loaded,
-    Pinned,
-    Stored,
-    WriteProtected,
-    Zapped,
-    Zapping,
-)
+from mthp.rivals.said import InstructionEnds
 
 
 class Broken(NamedTuple):
@@ -70,7 +58,7 @@ class Watch:
 
     detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
     have no translation and no link to the table left. copied: source page -> where it was mapped.
-    final: address -> task -> what must be read there in the end, if only that task wrote.
+    told: what rivals said. trails: collapser -> what it changed itself.
     """
 
     def __init__(self, kernel: Kernel, khugepaged: Khugepaged, collapsers: Collection[str]) -> None:
@@ -81,16 +69,10 @@ class Watch:
         self.detached: dict[int, Task] = {}
         self.flushed: set[tuple[int, int]] = set()
         self.copied: dict[int, str] = {}
-        self.pinned: Counter[int] = Counter()
-        self.pins: list[Pinned] = []
-        self.protected: list[WriteProtected] = []
-        self.halfway: set[Mm] = set()
         self.begun = Census(kernel)
-        self.initial = self.begun.contents
+        self.told = Told(kernel, self.begun.contents, self.say)
+        self.trails = {name: Trail(self.say, name) for name in collapsers}
         self.collapsed = False
-        self.legal: defaultdict[Where, set[int]] = defaultdict(set)
-        self.final: defaultdict[Where, dict[str, int]] = defaultdict(dict)
-        self.zapped: set[Where] = set()
         self._old = 0
         self._cpus = {id(cpu.instruction): cpu.number for cpu in kernel.cpus}
         mem = kernel.mem
@@ -140,6 +122,11 @@ class Watch:
                 self._after_pte(owner, index)
             elif isinstance(owner, PmdPage):
                 self._after_pmd(access, self._old, word.raw[index])
+                self._trace_pmd(word, index)
+            elif word is self.kernel.mem.flags:
+                trail = self.trails.get(self.kernel.machine.current.name)
+                if trail is not None:
+                    trail.flag(index, self._old, word.raw[index])
         elif access is Access.IPI and id(word) in self._cpus:
             cpu = self._cpus[id(word)]
             me = self.kernel.machine.current
@@ -177,6 +164,8 @@ class Watch:
         old, new = self._old, table.ptes.raw[index]
         if old == new or table.state is TableState.FREED:
             return
+        if me.name in self.trails:
+            self.trails[me.name].pte(table.number, index, old, new)
         if self.kernel.cpus[me.cpu].instruction.value:
             if (old ^ new) & ~(YOUNG | DIRTY):
                 self.say(9, f"{me.name}'s CPU changes more than young and dirty")
@@ -234,6 +223,17 @@ class Watch:
             for number in [n for n in self.detached if self._is_deposited(n)]:
                 del self.detached[number]
 
+    def _trace_pmd(self, word: Words, slot: int) -> None:
+        trail = self.trails.get(self.kernel.machine.current.name)
+        if trail is None:
+            return
+        old, new = self._old, word.raw[slot]
+        if pmd_is_table(old) and pmd_none(new):
+            trail.detach(pmd_pgtable(old))
+        elif pmd_trans_huge(new):
+            trail.huge(new)
+        trail.pmd(word.name, slot, old, new)
+
     def _may_replace(self, old: int, new: int) -> bool:
         """A change of rights, a split, or the end of a migration; none of them a collapser's."""
         if pte_pfn(old) == pte_pfn(new) and not pmd_is_table(new):
@@ -263,13 +263,14 @@ class Watch:
             if access is Access.READ:
                 self.copied[page] = me.name
         elif access is Access.WRITE and page in self.copied:
-            if self.pinned[page]:
+            if self.told.pinned[page]:
                 self.say(3, f"{me.name} writes pinned page {page} after it was copied")
             else:
                 self.say(2, f"{me.name} can still write page {page} after it was copied")
 
     def _before_flags(self, access: Access, word: Words, folio: int) -> None:
         mem = self.kernel.mem
+        self._old = word.raw[folio]
         if not mem.refcount.raw[folio] and access is Access.READ:
             me = self.kernel.machine.current
             self.say(1, f"{me.name} looks at folio {folio}, which was freed")
@@ -298,43 +299,17 @@ class Watch:
         me = self.kernel.machine.current
         if access is Access.RELEASE or me.name not in self.collapsers:
             return
-        for mm in self.halfway:
+        for mm in self.told.halfway:
             if mm.mmap_lock is word and not (access is Access.TRY and word.word.value):
                 self.say(13, f"{me.name} walks mm {mm.number}, which is half built")
 
-    # What rivals say
+    # What is said
 
     def _witness(self, said: object) -> None:
-        match said:
-            case Stored(mm, address, value, by):
-                self.legal[mm.number, address].add(value)
-                self.final[mm.number, address][by] = value
-            case Loaded(mm, address, value, by):
-                self._loaded(mm, address, value, by)
-            case Zapping(mm, start, end):
-                for where in self._range(mm, start, end):
-                    self.legal[where].add(0)
-            case Zapped(mm, start, end, by):
-                for where in self._range(mm, start, end):
-                    self.final[where][by] = 0
-                    self.zapped.add(where)
-            case Pinned(_, _, page, _):
-                self.pins.append(said)
-                self.pinned[page] += 1
-            case WriteProtected():
-                self.protected.append(said)
-            case Halfway(mm, building):
-                (self.halfway.add if building else self.halfway.discard)(mm)
-            case InstructionEnds(cpu):
-                self._tlb(cpu)
-
-    def _range(self, mm: Mm, start: int, end: int) -> list[Where]:
-        return [(mm.number, a) for a in range(start, end, mm.geometry.page_size)]
-
-    def _loaded(self, mm: Mm, address: int, value: int, by: str) -> None:
-        where = mm.number, address
-        if value != self.initial.get(where, 0) and value not in self.legal[where]:
-            self.say(3, f"{by} reads {value} at {address:#x}, which nobody stored there")
+        if isinstance(said, InstructionEnds):
+            self._tlb(said.cpu)
+        else:
+            self.told.hear(said)
 
     def _tlb(self, cpu: int) -> None:
         entries = self.kernel.cpus[cpu].tlb.value
@@ -347,10 +322,15 @@ class Watch:
     def _trace(self, event: Event) -> None:
         if not isinstance(event, CollapseHugePage):
             return
+        me = self.kernel.machine.current.name
+        trail = self.trails.get(me)
         if event.status is ScanResult.SUCCEED:
             self.collapsed = True
+            if trail is not None:
+                trail.forget()
         else:
-            me = self.kernel.machine.current.name
+            if trail is not None:
+                trail.gave_up()
             self.copied = {page: by for page, by in self.copied.items() if by != me}
 
     # In the end
@@ -359,8 +339,9 @@ class Watch:
         """Every task has ended: count everything."""
         census = Census(self.kernel)
         mem = self.kernel.mem
-        references = Counter(mem.head.raw[pin.page] for pin in self.pins)
-        for line in check_quiescent(self.kernel, self.khugepaged, Outside(references)):
+        outside = Outside(self.told.references())
+        broken = check_quiescent(self.kernel, self.khugepaged, outside)
+        for line in [*broken, *check_books(self.begun, census)]:
             number, _, text = line.removeprefix("law ").partition(": ")
             self.say(int(number), text)
         for task in tasks:
@@ -371,12 +352,7 @@ class Watch:
         for page in sorted({*census.pte_mappings, *census.pmd_mappings}):
             if not mem.flags.raw[mem.head.raw[page]] & PG_UPTODATE:
                 self.say(3, f"page {page} is mapped and not up to date")
-        self._contents(census)
-        self._pins(census)
-        for said in self.protected:
-            entry = census.entries.get((said.mm.number, said.address), 0)
-            if pte_present(entry) and entry & WRITE and not entry & UFFD_WP:
-                self.say(8, f"{said.address:#x} lost its userfaultfd write protection")
+        self.told.at_rest(census)
 
     def alone_at_rest(self) -> None:
         """The same, where nobody but the collapser did anything."""
@@ -384,25 +360,3 @@ class Watch:
         for line in check(self.begun, self.kernel):
             number, _, text = line.removeprefix("law ").partition(": ")
             self.say(int(number), text)
-
-    def _contents(self, census: Census) -> None:
-        for where in self.initial.keys() | self.final.keys():
-            now = census.contents.get(where, 0)
-            written = self.final.get(where)
-            wanted = set(written.values()) if written else {self.initial.get(where, 0)}
-            if now in wanted:
-                continue
-            law = 12 if where in self.zapped and wanted == {0} else 3
-            text = " or ".join(str(value) for value in sorted(map(str, wanted)))
-            self.say(law, f"{where[1]:#x} reads {now}; the last store was {text}")
-
-    def _pins(self, census: Census) -> None:
-        for pin in self.pins:
-            if not pin.exclusive:
-                continue
-            where = pin.mm.number, pin.address
-            entry = census.entries.get(where, 0)
-            if pte_present(entry) and pte_pfn(entry) != pin.page and where not in self.zapped:
-                self.say(
-                    3, f"page {pin.page} is pinned and {pin.address:#x} maps {pte_pfn(entry)} now"
-                )

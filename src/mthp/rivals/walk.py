@@ -21,6 +21,7 @@ from mthp.mm.pagetable import (
     pmd_lock,
     pmdp_get_lockless,
     pte_offset_map,
+    pte_offset_map_lock,
 )
 from mthp.mm.pte import (
     PTE_NONE,
@@ -40,6 +41,44 @@ from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma, linear_page_index
 def folio_lock_anon_vma_read(kernel: Kernel, folio: int) -> Hold:
     """Kernel: mm/rmap.c, folio_lock_anon_vma_read()."""
     return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.read()
+
+
+def folio_trylock_anon_vma_read(kernel: Kernel, folio: int) -> Hold | None:
+    """The same, or None at once. Kernel: struct rmap_walk_control, try_lock."""
+    return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.try_read()
+
+
+def folio_lock(kernel: Kernel, folio: int) -> None:
+    """Wait for a folio's lock and take it. Kernel: include/linux/pagemap.h, folio_lock()."""
+    while not kernel.mem.folio_trylock(folio):
+        kernel.mem.folio_wait_locked(folio)
+
+
+def folio_walk(vma: Vma, address: int) -> int | None:
+    """The page that address maps, with a reference on its folio; None if it maps none.
+
+    Kernel: mm/pagewalk.c, folio_walk_start(), folio_walk_end().
+    """
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    pmd = mm_find_pmd(mm, address)
+    if pmd is None:
+        return None
+    if pmd_trans_huge(pmdp_get_lockless(pmd)):
+        with pmd_lock(pmd):
+            pmdval = pmdp_get_lockless(pmd)
+            if pmd_trans_huge(pmdval):
+                kernel.mem.folio_get(pte_pfn(pmdval))
+                return pte_pfn(pmdval) + mm.geometry.pte_index(address)
+    found = pte_offset_map_lock(mm, pmd, address)
+    if found is None:
+        return None
+    with unlocked_after(kernel, found) as pte:
+        pteval = pte.get(0)
+        if not pte_present(pteval) or not pte_pfn(pteval):
+            return None
+        kernel.mem.folio_get(kernel.mem.page_folio(pte_pfn(pteval)))
+        return pte_pfn(pteval)
 
 
 def flush_tlb_page(mm: Mm, address: int) -> None:
