@@ -26,6 +26,7 @@ from mthp.mm.pte import (
 from mthp.rivals.gup import PIN
 from mthp.rivals.said import (
     Discarding,
+    Gone,
     Halfway,
     Loaded,
     Moving,
@@ -67,6 +68,7 @@ class Told:
         self.cleared: dict[Where, str] = {}
         self.dirtied: set[Where] = set()
         self.halfway: set[Mm] = set()
+        self.gone: set[Mm] = set()
 
     # While tasks run
 
@@ -111,6 +113,8 @@ class Told:
                 self.missing.update(w for w in everywhere if self._is_missing(mm, w[1]))
             case SoftDirtyCleared(mm, start, end, by):
                 self.cleared.update(dict.fromkeys(self._range(mm, start, end), by))
+            case Gone(mm):
+                self.gone.add(mm)
             case Halfway(mm, building):
                 (self.halfway.add if building else self.halfway.discard)(mm)
 

@@ -109,6 +109,7 @@ class Watch:
                 self._before_pte(access, owner, index)
             elif owner is not None:
                 self._old = word.raw[index]
+                self._before_pmd(owner)
         elif isinstance(word, WriteMark) and access is Access.ACQUIRE:
             self._before_vma_start_write(word)
 
@@ -158,6 +159,13 @@ class Watch:
         if (table.number, me.cpu) in self.flushed and self.kernel.cpus[me.cpu].instruction.value:
             self.say(6, f"{me.name}'s CPU walks table {table.number}, detached and flushed")
         self._old = table.ptes.raw[index]
+
+    def _before_pmd(self, page: object) -> None:
+        me = self.kernel.machine.current.name
+        if me in self.collapsers and any(
+            page is each for mm in self.told.gone for each in mm.pmd_pages.values()
+        ):
+            self.say(13, f"{me} walks an mm that has ended")
 
     def _after_pte(self, table: PageTable, index: int) -> None:
         me = self.kernel.machine.current

@@ -20,7 +20,9 @@ from mthp.mm.rmap import folio_add_anon_rmap_ptes
 from mthp.mm.vma import Vma, anon_vma_lock_write, vma_start_write
 from mthp.rivals.fault import pte_alloc
 from mthp.rivals.huge import copy_huge_pmd
-from mthp.rivals.said import Halfway
+from mthp.rivals.mmap import free_pgtables, unlink
+from mthp.rivals.said import Gone, Halfway, Zapped, Zapping
+from mthp.rivals.unmap import zap_pmd_range
 
 Enter = Callable[[Mm], None]
 """khugepaged_fork(): the daemon's own, given by whoever knows it."""
@@ -127,3 +129,30 @@ def exit_mm(mm: Mm, khugepaged_exit: Enter) -> None:
     """The process ends: its slot goes first, and waits for the daemon. Kernel: __mmput()."""
     mmput(mm)
     khugepaged_exit(mm)
+    exit_mmap(mm)
+
+
+def exit_mmap(mm: Mm) -> None:
+    """Everything is unmapped, then tables and VMAs are given back. Kernel: mm/mmap.c, exit_mmap()."""
+    kernel = mm.kernel
+    shift, size = mm.geometry.page_shift, mm.geometry.pmd_size
+    vmas = tuple(mm.vmas)
+    freed: list[int] = []
+    for notifier in mm.notifiers:  # mmu_notifier_release()
+        notifier.invalidate_range_start(mm, vmas[0].vm_start, vmas[-1].vm_end)
+    with mm.mmap_read_lock():
+        for vma in vmas:
+            kernel.witness(Zapping(mm, vma.vm_start, vma.vm_end))
+            for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
+                freed += zap_pmd_range(vma, start, start + size)
+    with mm.mmap_write_lock():
+        for vma in vmas:
+            unlink(vma)
+            for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
+                free_pgtables(vma, start)
+            first, last = vma.vm_start >> shift, vma.vm_end >> shift
+            flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
+            kernel.witness(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
+        kernel.witness(Gone(mm))
+    for folio in freed:
+        kernel.mem.folio_put(folio)

@@ -175,7 +175,7 @@ def do_huge_pmd_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int) -> b
 def _reuse(vma: Vma, pmd: PmdPtr, orig_pmd: int) -> None:
     """The page is this process's alone: let it be written."""
     may = WRITE if vma.vm_flags & VM_WRITE else 0
-    pmd.page.pmds.write(pmd.slot, orig_pmd | YOUNG | DIRTY | may)
+    pmd.page.pmds.write(pmd.slot, orig_pmd | YOUNG | DIRTY | SOFT_DIRTY | may)
 
 
 def pmd_migration_entry_wait(kernel: Kernel, pmd: PmdPtr) -> None:

@@ -115,3 +115,9 @@ class Registered(NamedTuple):
     mm: Mm
     start: int
     end: int
+
+
+class Gone(NamedTuple):
+    """An mm has no page tables any more: nobody may walk them."""
+
+    mm: Mm

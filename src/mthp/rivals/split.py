@@ -9,7 +9,13 @@ from mthp.mm.mm_struct import Mm
 from mthp.mm.vma import anon_vma_lock_write
 from mthp.rivals.huge import split_huge_pmd_locked
 from mthp.rivals.migrate import remove_migration_pte, try_to_migrate_one
-from mthp.rivals.walk import HugeMapping, folio_walk, mapped_places, page_at, page_vma_mapped_walk
+from mthp.rivals.walk import (
+    HugeMapping,
+    folio_walk,
+    mapped_places,
+    page_at,
+    page_vma_mapped_walk,
+)
 
 
 def split_huge_pages_pid(mm: Mm, address: int) -> None:
@@ -30,12 +36,28 @@ def split_huge_pages_pid(mm: Mm, address: int) -> None:
         mem.folio_put(folio)
 
 
+def deferred_split_scan(kernel: Kernel, folio: int) -> None:
+    """The shrinker splits a large folio of its queue: it holds no lock of its process.
+
+    Divergence: which folios are queued is not asked.
+    Kernel: mm/huge_memory.c, deferred_split_scan(), deferred_split_isolate().
+    """
+    mem = kernel.mem
+    if not mem.folio_try_get(folio):
+        return
+    if mem.folio_test_large(folio) and mem.folio_trylock(folio):
+        split_folio(kernel, folio)
+        mem.folio_unlock(folio)
+    mem.folio_put(folio)
+
+
 def split_folio(kernel: Kernel, folio: int) -> bool:
     """Whether the large folio was split into pages. Caller holds its lock and a reference, and keeps
     both of its first page.
 
     anon_vma is held for writing: collapses below PMD order and other splits wait.
-    Divergence: not in the swap cache. Kernel: mm/huge_memory.c, __folio_split().
+    Divergence: not in the swap cache, and a page of zeroes stays a page of its own.
+    Kernel: mm/huge_memory.c, __folio_split().
     """
     mem = kernel.mem
     if mem.test(folio, PG_SWAPCACHE):
@@ -84,7 +106,7 @@ def _split_unmapped(kernel: Kernel, folio: int, nr: int) -> None:
     order = mem.order.raw[folio]
     mem.vmstat.count_mthp_stat(order, "nr_anon", -1)
     mem.vmstat.count_mthp_stat(0, "nr_anon", nr)
-    flags = mem.flags.read(folio)
+    flags = mem.flags.raw[folio]
     for i in range(nr):
         page = folio + i
         mem.head.raw[page], mem.order.raw[page] = page, 0

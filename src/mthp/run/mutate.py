@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mthp.machine.store_buffer import Model
 from mthp.races.cast import LAWFUL
+from mthp.races.findings import tolerated
 from mthp.races.mutations import Mutation
 from mthp.races.stage import Size
 from mthp.races.variant import replaced
@@ -20,7 +21,7 @@ EXECUTIONS = 200
 """At most so many in each world."""
 _TELLING = ("", "poisoned", "large", "large-poisoned", "gup-large", "gup", "store", "fault")
 """Casts that most mutations show against; they are tried first."""
-_SLOW = frozenset({"swap-in"})
+_SLOW = frozenset({"swap-in", "swap-in-store", "slot-reuse", "swapoff", "split-large", "writeback"})
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def try_mutation(mutation: Mutation) -> Tried:
     """Until a law breaks, or every world was looked at."""
     with replaced({mutation.module: mutation.text}):
         for world in worlds():
-            outcome = search(world, Budget(EXECUTIONS), ALL_LAWS, None)
-            if outcome.findings:
-                laws = tuple(sorted({each.broken.law for each in outcome.findings}))
+            looked_at = ALL_LAWS - tolerated(world)
+            outcome = search(world, Budget(EXECUTIONS), looked_at, None)
+            laws = tuple(sorted({each.broken.law for each in outcome.findings} & looked_at))
+            if laws:
                 name = f"{world.profile}, {world.name}, {'+'.join(world.rivals) or 'alone'}"
                 return Tried(mutation, laws, name)
     return Tried(mutation, (), "")

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from mthp.profiles import PROFILES, Orders
-from mthp.races.cast import LAWFUL, get_along
+from mthp.races.cast import LAWFUL, Start, get_along
 from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
 from mthp.races.stage import Size
 from mthp.races.world import Hook, World
@@ -47,17 +47,21 @@ class Job:
         return f"{name} {self.budget}"
 
 
-LARGE = 4000
+LARGE = 1000
 """Executions of a world that is known to have too many; its coverage then says "bounded"."""
+_MANY = frozenset({"swap-in-store", "slot-reuse"})
+_SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "exec-shift", "uffd-register")
+"""Rivals that meet khugepaged at its list of mms, or at whole mappings."""
 
 
 def budget_for(world: World, budget: Budget) -> Budget:
-    """The budget asked for; where none was, a bound on the one world that would take minutes.
+    """The budget asked for; where none was, a bound on the two worlds that would take minutes.
 
-    Two tasks that swap in one page at a time meet at its folio's flags and count again and again.
+    Two tasks that swap in one page at a time meet at its folio's flags and count again and again;
+    swap-in and swapoff do so too, and are exhausted.
     """
     unlimited = budget.executions is None and budget.sample is None
-    large = world.size is Size.PMD and "swap-in" in world.rivals
+    large = world.size is Size.PMD and not _MANY.isdisjoint(world.rivals)
     return replace(budget, executions=LARGE) if unlimited and large else budget
 
 
@@ -67,9 +71,14 @@ def sizes_of(profile: str) -> tuple[Size, ...]:
 
 
 def default_worlds(profile: str) -> list[World]:
-    """The collapse alone, and against each rival alone, at each size."""
+    """The collapse alone, and against each rival alone, at each size; some with the whole daemon."""
     casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
-    return [World(size, profile, cast) for size in sizes_of(profile) for cast in casts]
+    sizes = sizes_of(profile)
+    worlds = [World(size, profile, cast) for size in sizes for cast in casts]
+    daemons = [
+        World(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS
+    ]
+    return [*worlds, *daemons]
 
 
 def scorecard_jobs(budget: Budget) -> list[Job]:
@@ -80,7 +89,7 @@ def scorecard_jobs(budget: Budget) -> list[Job]:
         World(Size.WINDOW, profile, world.rivals, Hook.WALKS)
         for profile in ("v16", "7.3")
         for world in default_worlds(profile)
-        if world.size is Size.WINDOW
+        if world.size is Size.WINDOW and world.start is Start.COLLAPSE
     ]
     return [
         *(Job(mutant, budget) for mutant in MUTANTS.values()),
