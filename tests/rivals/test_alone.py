@@ -10,6 +10,7 @@ from mthp.mm.pte import UFFD_WP, Leaf, leaf_kind, pte_none, pte_pfn, pte_present
 from mthp.races.cast import LAWFUL
 from mthp.races.stage import START, Size, Stage
 from mthp.races.world import World
+from mthp.rivals.gup import PIN
 
 
 def played(rival: str, size: Size = Size.WINDOW) -> Stage:
@@ -53,7 +54,7 @@ def test_a_read_fault_maps_the_zero_page() -> None:
 
 def test_a_pin_is_held_and_written_through() -> None:
     stage = played("gup")
-    assert stage.kernel.mem.refcount.raw[stage.pages[0]] == 2
+    assert stage.kernel.mem.refcount.raw[stage.pages[0]] == 1 + PIN
     assert stage.kernel.mem.content.raw[stage.pages[0]] == 300
     assert not stage.kernel.cpus[1].irqs_off.value
 

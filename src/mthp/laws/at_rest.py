@@ -31,6 +31,7 @@ from mthp.mm.pagetable import TableState
 from mthp.mm.pte import (
     KIND_MASK,
     KIND_SHIFT,
+    NO_ACCESS,
     PFN_SHIFT,
     PRESENT,
     SOFT_DIRTY,
@@ -38,6 +39,7 @@ from mthp.mm.pte import (
     WRITE,
     Leaf,
     leaf_kind,
+    pmd_is_migration_entry,
     pmd_is_table,
     pmd_none,
     pmd_pgtable,
@@ -127,6 +129,8 @@ class Census:
                         self._entry(mm, start + (i << geometry.page_shift), pte)
                 elif pmd_present(pmd) and pte_pfn(pmd):
                     self._huge(mm, start, pmd)
+                elif pmd_is_migration_entry(pmd):
+                    self.migrating.add(pte_pfn(pmd))
 
     def _entry(self, mm: Mm, address: int, pte: int) -> None:
         self.entries[mm.number, address] = pte
@@ -211,7 +215,7 @@ def law_1_freed_memory_is_unreachable(now: Census) -> Iterator[str]:
 
 
 def law_2_tlbs_agree_with_the_page_table(now: Census) -> Iterator[str]:
-    """2. No CPU keeps a translation that the page table no longer gives."""
+    """2. No CPU keeps a translation, or a right to store, that the page table no longer gives."""
     shift = now.kernel.geometry.page_shift
     for cpu in now.kernel.cpus:
         for entry in cpu.tlb.value:
@@ -219,6 +223,8 @@ def law_2_tlbs_agree_with_the_page_table(now: Census) -> Iterator[str]:
                 pte = now.entries.get((entry.mm, entry.vpn + i << shift), 0)
                 if not pte & PRESENT or pte_pfn(pte) != pte_pfn(entry.entry) + i:
                     yield f"CPU {cpu.number} translates page {entry.vpn + i:#x} to a frame it lost"
+                elif pte & NO_ACCESS or entry.entry & WRITE & ~pte:
+                    yield f"CPU {cpu.number} keeps a right to page {entry.vpn + i:#x} that was taken"
 
 
 def law_4_mapcounts_are_mappings(now: Census, outside: Outside) -> Iterator[str]:
@@ -423,6 +429,11 @@ def check_collapse(before: Census, kernel: Kernel) -> list[str]:
     """Every law that khugepaged broke since `before`, if nobody else worked meanwhile."""
     now = Census(kernel)
     return [line for law in COMPARED for line in _named(law, before, now)]
+
+
+def check_books(before: Census, now: Census) -> list[str]:
+    """Whether counters, gauges and charges moved as what they count, whoever worked meanwhile."""
+    return list(_named(law_5_books_are_kept, before, now))
 
 
 def check_aborted(before: Census, kernel: Kernel) -> list[str]:

@@ -8,8 +8,7 @@ None of this steps. Numbers are those of the project's list of laws.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mthp.events import CollapseHugePage, Event
@@ -17,43 +16,34 @@ from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.at_rest import (
     Census,
     Outside,
-    Where,
     check_aborted,
+    check_books,
     check_collapse,
     check_quiescent,
 )
+from mthp.laws.told import Told
+from mthp.laws.trail import Trail
 from mthp.machine.locks import Mode, Rank, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Task
 from mthp.mm.folio import PG_UPTODATE
 from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import PageTable, PmdPage, TableState
 from mthp.mm.pte import (
     DIRTY,
-    UFFD_WP,
-    WRITE,
     YOUNG,
+    pmd_is_migration_entry,
     pmd_is_table,
     pmd_none,
     pmd_pgtable,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
-    pte_present,
+    table_pmd,
 )
 from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma
 from mthp.results import KernelBug, ScanResult
-from mthp.rivals.said import (
-    Halfway,
-    InstructionEnds,
-    Loaded,
-    Pinned,
-    Stored,
-    WriteProtected,
-    Zapped,
-    Zapping,
-)
+from mthp.rivals.said import InstructionEnds
 
 
 class Broken(NamedTuple):
@@ -67,8 +57,8 @@ class Watch:
     """Ghost state of one execution. collapsers: the names of tasks that run khugepaged's path.
 
     detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
-    have no link to the table left, unless it read the PMD since. copied: source page -> where it was mapped.
-    final: address -> task -> what must be read there in the end, if only that task wrote.
+    have no link to the table left, unless it read the PMD since. copied: source page -> where it was
+    mapped. told: what rivals said. trails: collapser -> what it changed itself.
     """
 
     def __init__(self, kernel: Kernel, khugepaged: Khugepaged, collapsers: Collection[str]) -> None:
@@ -79,16 +69,10 @@ class Watch:
         self.detached: dict[int, Task] = {}
         self.flushed: set[tuple[int, int]] = set()
         self.copied: dict[int, str] = {}
-        self.pinned: Counter[int] = Counter()
-        self.pins: list[Pinned] = []
-        self.protected: list[WriteProtected] = []
-        self.halfway: set[Mm] = set()
         self.begun = Census(kernel)
-        self.initial = self.begun.contents
+        self.told = Told(kernel, self.begun.contents, self.say)
+        self.trails = {name: Trail(self.say, name) for name in collapsers}
         self.collapsed = False
-        self.legal: defaultdict[Where, set[int]] = defaultdict(set)
-        self.final: defaultdict[Where, dict[str, int]] = defaultdict(dict)
-        self.zapped: set[Where] = set()
         self._old = 0
         self._cpus = {id(cpu.instruction): cpu.number for cpu in kernel.cpus}
         mem = kernel.mem
@@ -125,8 +109,8 @@ class Watch:
                 self._before_pte(access, owner, index)
             elif owner is not None:
                 self._old = word.raw[index]
-                if access is Access.READ and isinstance(owner, PmdPage):
-                    self._before_pmd(word.raw[index])
+                if isinstance(owner, PmdPage):
+                    self._before_pmd(access, owner, word.raw[index])
         elif isinstance(word, WriteMark) and access is Access.ACQUIRE:
             self._before_vma_start_write(word)
 
@@ -140,6 +124,11 @@ class Watch:
                 self._after_pte(owner, index)
             elif isinstance(owner, PmdPage):
                 self._after_pmd(access, self._old, word.raw[index])
+                self._trace_pmd(word, index)
+            elif word is self.kernel.mem.flags:
+                trail = self.trails.get(self.kernel.machine.current.name)
+                if trail is not None:
+                    trail.flag(index, self._old, word.raw[index])
         elif access is Access.IPI and id(word) in self._cpus:
             cpu = self._cpus[id(word)]
             me = self.kernel.machine.current
@@ -164,14 +153,6 @@ class Watch:
     def _holds(self, lock: object) -> bool:
         return any(hold.lock is lock for hold in self.kernel.machine.current.held)
 
-    def _before_pmd(self, value: int) -> None:
-        """A walk of the hardware finds the table anew. Whether it is linked would depend on steps
-        that a reduced search may put elsewhere; whether this CPU has seen the link does not.
-        """
-        cpu = self.kernel.machine.current.cpu
-        if pmd_is_table(value) and self.kernel.cpus[cpu].instruction.value:
-            self.flushed.discard((pmd_pgtable(value), cpu))
-
     def _before_pte(self, access: Access, table: PageTable, index: int) -> None:
         me = self.kernel.machine.current
         if table.state is TableState.FREED:
@@ -182,11 +163,26 @@ class Watch:
             )
         self._old = table.ptes.raw[index]
 
+    def _before_pmd(self, access: Access, page: PmdPage, value: int) -> None:
+        """A walk of the hardware finds the table anew. Whether it is linked would depend on steps
+        that a reduced search may put elsewhere; whether this CPU has seen the link does not.
+        """
+        me = self.kernel.machine.current
+        if me.name in self.collapsers and any(
+            page is each for mm in self.told.gone for each in mm.pmd_pages.values()
+        ):
+            self.say(13, f"{me.name} walks an mm that has ended")
+        is_walk = access is Access.READ and self.kernel.cpus[me.cpu].instruction.value
+        if is_walk and pmd_is_table(value):
+            self.flushed.discard((pmd_pgtable(value), me.cpu))
+
     def _after_pte(self, table: PageTable, index: int) -> None:
         me = self.kernel.machine.current
         old, new = self._old, table.ptes.raw[index]
         if old == new or table.state is TableState.FREED:
             return
+        if me.name in self.trails:
+            self.trails[me.name].pte(table.number, index, old, new)
         if self.kernel.cpus[me.cpu].instruction.value:
             if (old ^ new) & ~(YOUNG | DIRTY):
                 self.say(9, f"{me.name}'s CPU changes more than young and dirty")
@@ -196,6 +192,8 @@ class Watch:
             self.say(6, f"{me.name} fills table {table.number} while another has detached it")
         if self._holds(table.ptl) or (mine and self._holds_mmap_for_writing()):
             return
+        if self._is_private(table) and self._holds_rank(Rank.PMD):
+            return
         if self._is_deposited(table.number):
             self.say(6, f"{me.name} changes table {table.number}, which is deposited")
         self.say(9, f"{me.name} changes a PTE of table {table.number} without its lock")
@@ -204,9 +202,24 @@ class Watch:
         held = self.kernel.machine.current.held
         return any(h.lock.rank is Rank.MMAP and h.mode is Mode.WRITE for h in held)
 
+    def _holds_rank(self, rank: Rank) -> bool:
+        return any(hold.lock.rank is rank for hold in self.kernel.machine.current.held)
+
+    def _pmd_pages(self) -> Iterator[PmdPage]:
+        return (page for mm in self.kernel.mms for page in mm.pmd_pages.values())
+
     def _is_deposited(self, number: int) -> bool:
-        pages = (page for mm in self.kernel.mms for page in mm.pmd_pages.values())
-        return any(number in tables for page in pages for tables in page.deposited.values())
+        tables = (each for page in self._pmd_pages() for each in page.deposited.values())
+        return any(number in each for each in tables)
+
+    def _is_linked(self, number: int, *, but_one: bool = False) -> bool:
+        slots = [pmd for page in self._pmd_pages() for pmd in page.pmds.raw]
+        return slots.count(table_pmd(number)) > but_one
+
+    def _is_private(self, table: PageTable) -> bool:
+        """In nobody's reach but the task that withdrew it: no PMD has it, as table or as deposit."""
+        n = table.number
+        return not (n in self.detached or self._is_linked(n) or self._is_deposited(n))
 
     def _after_pmd(self, access: Access, old: int, new: int) -> None:
         me = self.kernel.machine.current
@@ -219,10 +232,32 @@ class Watch:
                 self.say(7, f"{me.name} overwrites a PMD that points to table {pmd_pgtable(old)}")
         elif pmd_trans_huge(old) and access is Access.RMW and me.name in self.collapsers:
             self.say(7, f"{me.name} clears a huge PMD (folio {pte_pfn(old)}) as if it were a table")
-        elif not pmd_none(old) and not pmd_none(new) and pte_pfn(old) != pte_pfn(new):
+        elif not (pmd_none(old) or pmd_none(new) or self._may_replace(old, new)):
             self.say(7, f"{me.name} overwrites a PMD that maps folio {pte_pfn(old)}")
         if pmd_is_table(new):
             self._linked(pmd_pgtable(new))
+        elif pmd_trans_huge(new):
+            for number in [n for n in self.detached if self._is_deposited(n)]:
+                del self.detached[number]
+
+    def _trace_pmd(self, word: Words, slot: int) -> None:
+        trail = self.trails.get(self.kernel.machine.current.name)
+        if trail is None:
+            return
+        old, new = self._old, word.raw[slot]
+        if pmd_is_table(old) and pmd_none(new):
+            trail.detach(pmd_pgtable(old))
+        elif pmd_trans_huge(new):
+            trail.huge(new)
+        trail.pmd(word.name, slot, old, new)
+
+    def _may_replace(self, old: int, new: int) -> bool:
+        """A change of rights, a split, or the end of a migration; none of them a collapser's."""
+        if pte_pfn(old) == pte_pfn(new) and not pmd_is_table(new):
+            return True
+        split = pmd_is_table(new) and not self._is_linked(pmd_pgtable(new), but_one=True)
+        mine = self.kernel.machine.current.name in self.collapsers
+        return not mine and (split or pmd_is_migration_entry(old))
 
     def _linked(self, number: int) -> None:
         me = self.kernel.machine.current
@@ -244,13 +279,14 @@ class Watch:
             if access is Access.READ:
                 self.copied[page] = me.name
         elif access is Access.WRITE and page in self.copied:
-            if self.pinned[page]:
+            if self.told.pinned[page]:
                 self.say(3, f"{me.name} writes pinned page {page} after it was copied")
             else:
                 self.say(2, f"{me.name} can still write page {page} after it was copied")
 
     def _before_flags(self, access: Access, word: Words, folio: int) -> None:
         mem = self.kernel.mem
+        self._old = word.raw[folio]
         if not mem.refcount.raw[folio] and access is Access.READ:
             me = self.kernel.machine.current
             self.say(1, f"{me.name} looks at folio {folio}, which was freed")
@@ -279,43 +315,17 @@ class Watch:
         me = self.kernel.machine.current
         if access is Access.RELEASE or me.name not in self.collapsers:
             return
-        for mm in self.halfway:
+        for mm in self.told.halfway:
             if mm.mmap_lock is word and not (access is Access.TRY and word.word.value):
                 self.say(13, f"{me.name} walks mm {mm.number}, which is half built")
 
-    # What rivals say
+    # What is said
 
     def _witness(self, said: object) -> None:
-        match said:
-            case Stored(mm, address, value, by):
-                self.legal[mm.number, address].add(value)
-                self.final[mm.number, address][by] = value
-            case Loaded(mm, address, value, by):
-                self._loaded(mm, address, value, by)
-            case Zapping(mm, start, end):
-                for where in self._range(mm, start, end):
-                    self.legal[where].add(0)
-            case Zapped(mm, start, end, by):
-                for where in self._range(mm, start, end):
-                    self.final[where][by] = 0
-                    self.zapped.add(where)
-            case Pinned(_, _, page, _):
-                self.pins.append(said)
-                self.pinned[page] += 1
-            case WriteProtected():
-                self.protected.append(said)
-            case Halfway(mm, building):
-                (self.halfway.add if building else self.halfway.discard)(mm)
-            case InstructionEnds(cpu):
-                self._tlb(cpu)
-
-    def _range(self, mm: Mm, start: int, end: int) -> list[Where]:
-        return [(mm.number, a) for a in range(start, end, mm.geometry.page_size)]
-
-    def _loaded(self, mm: Mm, address: int, value: int, by: str) -> None:
-        where = mm.number, address
-        if value != self.initial.get(where, 0) and value not in self.legal[where]:
-            self.say(3, f"{by} reads {value} at {address:#x}, which nobody stored there")
+        if isinstance(said, InstructionEnds):
+            self._tlb(said.cpu)
+        else:
+            self.told.hear(said)
 
     def _tlb(self, cpu: int) -> None:
         entries = self.kernel.cpus[cpu].tlb.value
@@ -328,10 +338,15 @@ class Watch:
     def _trace(self, event: Event) -> None:
         if not isinstance(event, CollapseHugePage):
             return
+        me = self.kernel.machine.current.name
+        trail = self.trails.get(me)
         if event.status is ScanResult.SUCCEED:
             self.collapsed = True
+            if trail is not None:
+                trail.forget()
         else:
-            me = self.kernel.machine.current.name
+            if trail is not None:
+                trail.gave_up()
             self.copied = {page: by for page, by in self.copied.items() if by != me}
 
     # In the end
@@ -340,8 +355,9 @@ class Watch:
         """Every task has ended: count everything."""
         census = Census(self.kernel)
         mem = self.kernel.mem
-        references = Counter(mem.head.raw[pin.page] for pin in self.pins)
-        for line in check_quiescent(self.kernel, self.khugepaged, Outside(references)):
+        outside = Outside(self.told.references())
+        broken = check_quiescent(self.kernel, self.khugepaged, outside)
+        for line in [*broken, *check_books(self.begun, census)]:
             number, _, text = line.removeprefix("law ").partition(": ")
             self.say(int(number), text)
         for task in tasks:
@@ -352,12 +368,7 @@ class Watch:
         for page in sorted({*census.pte_mappings, *census.pmd_mappings}):
             if not mem.flags.raw[mem.head.raw[page]] & PG_UPTODATE:
                 self.say(3, f"page {page} is mapped and not up to date")
-        self._contents(census)
-        self._pins(census)
-        for said in self.protected:
-            entry = census.entries.get((said.mm.number, said.address), 0)
-            if pte_present(entry) and entry & WRITE and not entry & UFFD_WP:
-                self.say(8, f"{said.address:#x} lost its userfaultfd write protection")
+        self.told.at_rest(census)
 
     def alone_at_rest(self) -> None:
         """The same, where nobody but the collapser did anything."""
@@ -365,25 +376,3 @@ class Watch:
         for line in check(self.begun, self.kernel):
             number, _, text = line.removeprefix("law ").partition(": ")
             self.say(int(number), text)
-
-    def _contents(self, census: Census) -> None:
-        for where in self.initial.keys() | self.final.keys():
-            now = census.contents.get(where, 0)
-            written = self.final.get(where)
-            wanted = set(written.values()) if written else {self.initial.get(where, 0)}
-            if now in wanted:
-                continue
-            law = 12 if where in self.zapped and wanted == {0} else 3
-            text = " or ".join(str(value) for value in sorted(map(str, wanted)))
-            self.say(law, f"{where[1]:#x} reads {now}; the last store was {text}")
-
-    def _pins(self, census: Census) -> None:
-        for pin in self.pins:
-            if not pin.exclusive:
-                continue
-            where = pin.mm.number, pin.address
-            entry = census.entries.get(where, 0)
-            if pte_present(entry) and pte_pfn(entry) != pin.page and where not in self.zapped:
-                self.say(
-                    3, f"page {pin.page} is pinned and {pin.address:#x} maps {pte_pfn(entry)} now"
-                )

@@ -41,6 +41,7 @@ PG_MAPPED_SHARED: Final = 1 << 14
 PG_ZONE_DEVICE: Final = 1 << 15
 PG_ISOLATED: Final = 1 << 16
 """Counted in NR_ISOLATED_ANON."""
+PG_WRITEBACK: Final = 1 << 17
 
 PAGE_ANON_EXCLUSIVE: Final = 1 << 0
 PAGE_HWPOISON: Final = 1 << 1

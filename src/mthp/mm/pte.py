@@ -22,6 +22,8 @@ UFFD_WP: Final = 1 << 5
 SPECIAL: Final = 1 << 6
 SWP_EXCLUSIVE: Final = 1 << 7
 HUGE: Final = 1 << 8
+NO_ACCESS: Final = 1 << 9
+"""Present to software and not to the hardware: a NUMA hint, a huge PMD that is being changed."""
 
 KIND_SHIFT: Final = 10
 KIND_MASK: Final = 0xF << KIND_SHIFT
@@ -102,6 +104,11 @@ def pte_write(pte: int) -> bool:
 def pte_uffd(pte: int) -> bool:
     """A present PTE that userfaultfd write-protects. Kernel: pte_uffd()."""
     return pte & UFFD_WP != 0
+
+
+def pte_protnone(pte: int) -> bool:
+    """Present, and no access is let through. Kernel: include/linux/pgtable.h, pte_protnone()."""
+    return pte & (PRESENT | NO_ACCESS) == PRESENT | NO_ACCESS
 
 
 def pte_special(pte: int) -> bool:

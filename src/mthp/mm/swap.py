@@ -19,11 +19,12 @@ from mthp.mm.folio import (
     PG_MLOCKED,
     PG_SWAPCACHE,
     PG_UPTODATE,
+    PG_WRITEBACK,
 )
 from mthp.mm.ksm import ksm_might_need_to_copy
 from mthp.mm.lru import folio_add_lru_vma
 from mthp.mm.mm_struct import MM_ANONPAGES, MM_SWAPENTS, Mm
-from mthp.mm.pagetable import PmdPtr, PteMap, pmdp_get_lockless, pte_offset_map, set_ptes
+from mthp.mm.pagetable import PmdPtr, PteMap, pte_offset_map_lock, set_ptes
 from mthp.mm.pte import (
     PFN_SHIFT,
     SOFT_DIRTY,
@@ -86,7 +87,7 @@ def do_swap_page(
         if swapcache is None and entry in kernel.swap.cache:
             return VmFault.DONE  # somebody else reads it; the entry is read again later
         if swapcache is None:
-            return _not_read(kernel, pmd, address, orig_pte)
+            return _not_read(mm, pmd, address, orig_pte)
         kernel.vmstat.count_vm_event("pgmajfault")
     elif not mem.folio_try_get(swapcache):
         return VmFault.DONE
@@ -113,12 +114,13 @@ def do_swap_page(
     return outcome
 
 
-def _not_read(kernel: Kernel, pmd: PmdPtr, address: int, orig_pte: int) -> VmFault:
+def _not_read(mm: Mm, pmd: PmdPtr, address: int, orig_pte: int) -> VmFault:
     """No memory, which is no error where somebody else has dealt with the entry."""
-    pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), address)
-    if pte is None:
+    mapped = pte_offset_map_lock(mm, pmd, address)
+    if mapped is None:
         return VmFault.DONE
-    with pte, pte.table.ptl.lock():
+    pte, ptl = mapped
+    with pte, ptl:
         return VmFault.ERROR if pte.get(0) == orig_pte else VmFault.DONE
 
 
@@ -136,10 +138,11 @@ def _map(
     """
     mem = kernel.mem
     folio, page, swapcache = found
-    pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), address)
-    if pte is None:
+    mapped = pte_offset_map_lock(vma.vm_mm, pmd, address)
+    if mapped is None:
         return _drop(kernel, folio, VmFault.DONE)
-    with pte, pte.table.ptl.lock():
+    pte, ptl = mapped
+    with pte, ptl:
         if pte.get(0) != orig_pte:
             return _drop(kernel, folio, VmFault.DONE)
         if not mem.test(folio, PG_UPTODATE):
@@ -234,13 +237,14 @@ def swap_cache_del_folio(kernel: Kernel, folio: int) -> None:
 
 def folio_free_swap(kernel: Kernel, folio: int) -> None:
     """Give up the swap slots of a folio that is in memory; it is dirty from then on. Slots that
-    other PTEs still name stay.
+    other PTEs still name stay, and so do those that are being written.
 
-    Caller holds the folio lock. Kernel: mm/swapfile.c, folio_free_swap().
+    Caller holds the folio lock. Kernel: mm/swapfile.c, folio_free_swap(), folio_swapcache_freeable().
     """
     mem = kernel.mem
-    if not mem.test(folio, PG_SWAPCACHE):
+    if mem.flags.read(folio) & (PG_SWAPCACHE | PG_WRITEBACK) != PG_SWAPCACHE:
         return
+    kernel.machine.step(Access.READ, kernel.swap, kernel.swap.entry_of[folio])
     if kernel.swap.folio_maybe_swapped(folio, mem.folio_nr_pages(folio)):
         return
     swap_cache_del_folio(kernel, folio)

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import Enum
 from functools import partial
 from types import MappingProxyType
@@ -15,6 +14,10 @@ from mthp.khugepaged.scan import collapse_scan_pmd
 from mthp.mm.folio import PAGE_HWPOISON, PG_LOCKED
 from mthp.mm.pagetable import pmd_ptr
 from mthp.mm.vma import VM_DEFAULT, VM_STACK_INCOMPLETE, VM_UFFD_WP
+from mthp.races.cast_huge import HUGE
+from mthp.races.cast_moves import MOVES
+from mthp.races.cast_pages import PAGES
+from mthp.races.rival import FIRST, HOLE, WINDOW, Act, Rival
 from mthp.races.stage import START, SWAP_SLOT, Size, Stage
 from mthp.rivals.fault import handle_mm_fault, handle_user_fault
 from mthp.rivals.fork import dup_mmap, dup_mmap_failing, exit_mm
@@ -26,22 +29,6 @@ from mthp.rivals.reclaim import shrink_folio
 from mthp.rivals.secondary_mmu import Guest
 from mthp.rivals.uffd import mwriteprotect_range
 from mthp.rivals.unmap import madvise_dontneed
-
-Act = Callable[[Stage], None]
-
-
-@dataclass(frozen=True)
-class Rival:
-    """An actor. act: what its task does. what: one line about it. vm_flags: the mapping needs them.
-
-    prepare: changes to the stage before the first step.
-    """
-
-    name: str
-    what: str
-    act: Act
-    vm_flags: int = 0
-    prepare: Act = lambda _: None
 
 
 def collapser(stage: Stage) -> None:
@@ -84,6 +71,11 @@ def second_collapser(stage: Stage) -> None:
     """MADV_COLLAPSE of the same table."""
     cc = CollapseControl(Caller.MADVISE)
     collapse.collapse_huge_page(stage.mm, START, 1, 0, cc, stage.order)
+
+
+def fault_swapped(stage: Stage) -> None:
+    """A store to the swapped page, as far as its fault: it comes back."""
+    handle_user_fault(stage.mm, stage.address(1), write=True)
 
 
 def store_page(index: int, stage: Stage) -> None:
@@ -199,7 +191,7 @@ def nothing(stage: Stage) -> None:
 def fork_all(stage: Stage) -> None:
     """fork() of the process."""
     child = stage.children["fork"]
-    dup_mmap(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
+    dup_mmap(child, stage.mm, stage.khugepaged.khugepaged_enter)
 
 
 def fork_failing(stage: Stage) -> None:
@@ -288,46 +280,82 @@ _RIVALS = (
     ),
     Rival("exit", "the process exits", leave),
     Rival("swap-out", "reclaim swaps a page of the window out", swap_out),
-    Rival("swap-in", "a CPU stores to a swapped page of the window", fault_hole, prepare=swap_page),
-    Rival("swap-read", "the read of a swapped page of the window ends", end_of_read, 0, read_swap),
+    Rival(
+        "swap-in",
+        "a store faults at a swapped page of the window",
+        fault_swapped,
+        prepare=swap_page,
+        takes=HOLE,
+    ),
+    Rival(
+        "swap-in-store",
+        "the same, with the store and a load through the TLB",
+        fault_hole,
+        prepare=swap_page,
+        takes=HOLE,
+    ),
+    Rival(
+        "swap-read",
+        "the read of a swapped page of the window ends",
+        end_of_read,
+        prepare=read_swap,
+        takes=HOLE,
+    ),
     Rival(
         "uffd-wp",
         "userfaultfd write-protects a page of the window",
         write_protect,
         VM_UFFD_WP,
         fill_window,
+        HOLE,
     ),
     Rival("guest", "a guest stores to a page its MMU maps", guest_store, prepare=add_guest),
     Rival("fault-unlocked", "a fault that takes no lock (a core dumper's)", fault_without_locks),
     Rival("store-both", "a CPU stores to both pages, the second through a cached link", store_both),
     Rival("exec", "exec builds its temporary stack here", nothing, VM_STACK_INCOMPLETE),
-    Rival("swapped", "a page of the window is swapped out", nothing, prepare=swap_page),
+    Rival("swapped", "a page of the window is swapped out", nothing, prepare=swap_page, takes=HOLE),
     Rival(
-        "zap-locked", "a locked page is unlocked and zapped", zap_locked, prepare=lock_first_page
+        "zap-locked",
+        "a locked page is unlocked and zapped",
+        zap_locked,
+        prepare=lock_first_page,
+        takes=FIRST,
     ),
     Rival("store-neighbour", "a CPU stores twice to a page beside the window", store_neighbour),
     Rival("swap-out-neighbour", "reclaim takes a page beside the window", swap_out_neighbour),
-    Rival("poisoned", "a page of the window is poisoned, and migrated", migrate, prepare=poison),
-    Rival("large", "the window is a large folio", nothing, prepare=large_source),
-    Rival("large-poisoned", "the same, with a poisoned page", nothing, prepare=poison_second),
-    Rival("gup-large", "GUP-fast pins a page of a large folio", gup, prepare=large_source),
+    Rival(
+        "poisoned",
+        "a page of the window is poisoned, and migrated",
+        migrate,
+        prepare=poison,
+        takes=FIRST,
+    ),
+    Rival("large", "the window is a large folio", nothing, prepare=large_source, takes=WINDOW),
+    Rival(
+        "large-poisoned",
+        "the same, with a poisoned page",
+        nothing,
+        prepare=poison_second,
+        takes=WINDOW,
+    ),
+    Rival(
+        "gup-large",
+        "GUP-fast pins a page of a large folio",
+        gup,
+        prepare=large_source,
+        takes=WINDOW,
+    ),
     Rival("madv-collapse", "MADV_COLLAPSE of the same window", second_collapser),
 )
-RIVALS: Mapping[str, Rival] = MappingProxyType({rival.name: rival for rival in _RIVALS})
+RIVALS: Mapping[str, Rival] = MappingProxyType(
+    {rival.name: rival for rival in (*_RIVALS, *PAGES, *MOVES, *HUGE)}
+)
 COLLAPSER = "khugepaged"
-_HOLE = {swap_page, read_swap, fill_window}
-_FIRST = {poison, lock_first_page}
-_BOTH = {large_source, poison_second}
 
 
 def get_along(a: str, b: str) -> bool:
-    """Whether two rivals can be in one world: not where both change the same PTEs beforehand, and
-    nobody but GUP-fast knows what to do with a large folio.
-    """
-    first, second = RIVALS[a].prepare, RIVALS[b].prepare
-    if {first, second} & _BOTH:
-        return False
-    return not any({first, second} <= group for group in (_HOLE, _FIRST))
+    """Whether two rivals can be in one world."""
+    return RIVALS[a].gets_along(RIVALS[b])
 
 
 UNLAWFUL = frozenset({"fault-unlocked"})

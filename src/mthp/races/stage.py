@@ -20,6 +20,7 @@ from mthp.mm.folio import (
     PAGE_ANON_EXCLUSIVE,
     PG_ANON,
     PG_DIRTY,
+    PG_KSM,
     PG_LOCKED,
     PG_LRU,
     PG_SWAPBACKED,
@@ -113,7 +114,8 @@ class Stage:
     """The world and its tasks, as schedulers want them (schedulers.tasks.Setup).
 
     order: of the window. pages: PTE index -> frame of the small pages there. swapped: PTE index ->
-    slot of the pages that are out. alone: nobody but the collapser does anything.
+    slot of the pages that are out. elsewhere: a page outside the table, for whoever prepared it.
+    alone: nobody but the collapser does anything.
     children: mms for fork() to fill, by who forks.
     """
 
@@ -128,9 +130,10 @@ class Stage:
         self.end = START + kernel.geometry.pmd_size
         self.vma = self.mm.mmap(START, self.end, vm_flags)
         self.mm.link_anon_vma(self.vma)
-        self.table = self._table(self.mm)
+        self.table = self.table_at(self.mm, START)
         self.pages: dict[int, int] = {}
         self.swapped: dict[int, int] = {}
+        self.elsewhere = 0
         self.guest: Guest | None = None
         self.alone = False
         self.children: dict[str, Mm] = {}
@@ -139,8 +142,9 @@ class Stage:
         self.before: Observer
         self.after: Observer
 
-    def _table(self, mm: Mm) -> PageTable:
-        pmd = pmd_ptr(mm, START, create=True)
+    def table_at(self, mm: Mm, address: int) -> PageTable:
+        """A new empty table for address."""
+        pmd = pmd_ptr(mm, address, create=True)
         assert pmd is not None
         table = self.kernel.new_table()
         pmd.page.pmds.raw[pmd.slot] = table_pmd(table.number)
@@ -168,12 +172,34 @@ class Stage:
         self.pages[index] = page
         return page
 
+    def map_elsewhere(
+        self, mm: Mm, start: int, vm_flags: int, content: int | None, flags: int = ON_LRU
+    ) -> int:
+        """A mapping as large as the first one, in this mm or another, with one small page (or none)
+        at its begin; the page.
+        """
+        vma = mm.mmap(start, start + self.kernel.geometry.pmd_size, vm_flags)
+        anon_vma = mm.link_anon_vma(vma)
+        table = self.table_at(mm, start)
+        if content is None:
+            return 0
+        mem = self.kernel.mem
+        page = mem.new_frames(0, 0)
+        mem.prep_folio(page, 0)
+        mem.content.raw[page] = content
+        mem.flags.raw[page] = flags
+        mem.mapcount.raw[page] = mem.refcount.raw[page] = 1
+        mem.page_flags.raw[page] = 0 if flags & PG_KSM else PAGE_ANON_EXCLUSIVE
+        mem.index.raw[page] = start >> self.kernel.geometry.page_shift
+        mem.anon_vma.raw[page] = anon_vma.number
+        table.ptes.raw[0] = mk_pte(page, YOUNG if flags & PG_KSM else USED)
+        mm.counters[MM_ANONPAGES] += 1
+        return page
+
     def map_large(self) -> None:
         """One folio of two pages, mapped by PTEs, in the place of the first page."""
         mem = self.kernel.mem
-        old = self.pages.pop(0)
-        for row in (mem.refcount, mem.mapcount, mem.flags, mem.page_flags):
-            row.raw[old] = 0
+        self.unmap_page(0)
         head = mem.new_frames(0, 1)
         mem.prep_folio(head, 1)
         mem.flags.raw[head] = ON_LRU
@@ -185,7 +211,16 @@ class Stage:
             mem.page_flags.raw[head + i] = PAGE_ANON_EXCLUSIVE
             self.table.ptes.raw[i] = mk_pte(head + i, USED)
             self.pages[i] = head + i
-        self.mm.counters[MM_ANONPAGES] += 1
+        self.mm.counters[MM_ANONPAGES] += 2
+
+    def unmap_page(self, index: int) -> None:
+        """Take a small page away again, as if it had never been."""
+        mem = self.kernel.mem
+        old = self.pages.pop(index)
+        for row in (mem.refcount, mem.mapcount, mem.flags, mem.page_flags):
+            row.raw[old] = 0
+        self.table.ptes.raw[index] = 0
+        self.mm.counters[MM_ANONPAGES] -= 1
 
     def swap_page(self, index: int, slot: int) -> None:
         """A page that was swapped out before."""

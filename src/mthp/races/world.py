@@ -87,6 +87,8 @@ class World:
         """A fresh stage."""
         cast = tuple(RIVALS[name] for name in self.rivals)
         stage = Stage(self.size, PROFILES[self.profile], 1 + len(cast), vm_flags(cast))
+        if self.start is not Start.DAEMON:
+            stage.khugepaged.mm_slot = stage.mm  # khugepaged works on the mm under its cursor
         stage.map_page(0)
         if self.size is Size.WINDOW:
             stage.map_page(2)
@@ -98,4 +100,4 @@ class World:
             stage.add_task(rival.name, lambda act=rival.act: act(stage))  # type: ignore[misc]
         stage.alone = all(rival.act is nothing for rival in cast)
         stage.store_late(self.memory)
-        return stage.ready((COLLAPSER, "madv-collapse"))
+        return stage.ready((COLLAPSER, "madv-collapse", "madv-collapse-pmd"))

@@ -19,6 +19,7 @@ from mthp.mm.pagetable import (
 )
 from mthp.mm.pte import (
     DIRTY,
+    NO_ACCESS,
     PTE_NONE,
     SOFT_DIRTY,
     UFFD_WP,
@@ -27,11 +28,13 @@ from mthp.mm.pte import (
     Leaf,
     leaf_kind,
     mk_pte,
+    pmd_is_migration_entry,
     pmd_none,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
     pte_present,
+    pte_protnone,
     pte_write,
     table_pmd,
     zero_pte,
@@ -39,6 +42,7 @@ from mthp.mm.pte import (
 from mthp.mm.rmap import folio_add_new_anon_rmap, folio_remove_rmap_ptes
 from mthp.mm.swap import do_swap_page
 from mthp.mm.vma import VM_UFFD_WP, VM_WRITE, Vma
+from mthp.rivals.huge import do_huge_pmd_fault, pmd_migration_entry_wait
 from mthp.rivals.walk import flush_tlb_page, unlocked_after
 
 
@@ -100,8 +104,13 @@ def handle_mm_fault(vma: Vma, address: int, *, write: bool) -> bool:
     pmd = pmd_ptr(mm, address, create=True)
     assert pmd is not None
     pmdval = pmdp_get_lockless(pmd)
+    if pmd_is_migration_entry(pmdval):
+        pmd_migration_entry_wait(mm.kernel, pmd)
+        return True
     if pmd_trans_huge(pmdval):
-        return True  # huge PMDs of these worlds are writable: the access is tried again
+        if do_huge_pmd_fault(vma, address, pmd, pmdval, write=write):
+            return True
+        pmdval = pmdp_get_lockless(pmd)
     orig_pte = PTE_NONE
     if not pmd_none(pmdval):
         pte = pte_offset_map(mm.kernel, pmdval, address)
@@ -113,9 +122,28 @@ def handle_mm_fault(vma: Vma, address: int, *, write: bool) -> bool:
         do_anonymous_page(vma, address, pmd, write=write)
     elif not pte_present(orig_pte):
         return migration_entry_wait(mm.kernel, orig_pte)
+    elif pte_protnone(orig_pte):
+        do_numa_page(vma, address, pmd, orig_pte)
     elif write and not pte_write(orig_pte):
         do_wp_page(vma, address, pmd, orig_pte)
     return True
+
+
+def do_numa_page(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
+    """A NUMA hint was hit: let the access through again, where the page already is.
+
+    Divergence: the page is never found to be misplaced. Kernel: mm/memory.c, do_numa_page().
+    """
+    found = pte_offset_map_lock(vma.vm_mm, pmd, address)
+    if found is None:
+        return
+    with unlocked_after(vma.vm_mm.kernel, found) as pte:
+        if pte.get(0) == orig_pte:
+            page = pte_pfn(orig_pte)
+            alone = vma.vm_mm.kernel.mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE
+            writable = WRITE if vma.vm_flags & VM_WRITE and alone else 0
+            writable = 0 if orig_pte & UFFD_WP else writable
+            pte.ptes.write(pte.base, orig_pte & ~NO_ACCESS | YOUNG | writable)
 
 
 def migration_entry_wait(kernel: Kernel, entry: int) -> bool:
@@ -179,16 +207,18 @@ def new_anon_folio(kernel: Kernel, content: int) -> int:
 
 def do_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
     """A store to a page that may not be written: reuse it or copy. Kernel: do_wp_page()."""
+    if not vma.vm_flags & VM_WRITE:
+        return  # SIGSEGV
     if vma.vm_flags & VM_UFFD_WP and orig_pte & UFFD_WP:
         return  # handle_userfault(): the monitor decides, and the access waits for it
     kernel = vma.vm_mm.kernel
     mem = kernel.mem
     page = pte_pfn(orig_pte)
-    if page and mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE and vma.vm_flags & VM_WRITE:
+    if page and mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE:
         found = pte_offset_map_lock(vma.vm_mm, pmd, address)
         if found is not None:
             with unlocked_after(kernel, found) as pte:
-                pte.ptes.replace(pte.base, orig_pte, orig_pte | WRITE | DIRTY | YOUNG)
+                pte.ptes.replace(pte.base, orig_pte, orig_pte | WRITE | DIRTY | YOUNG | SOFT_DIRTY)
         return
     wp_page_copy(vma, address, pmd, orig_pte)
 
@@ -215,7 +245,9 @@ def wp_page_copy(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
                     folio_add_lru_vma(mem, kernel.this_cpu, folio, vma)
                     flags = WRITE | DIRTY | YOUNG | SOFT_DIRTY
                     pte.ptes.write(pte.base, mk_pte(folio, flags))
-                    if old:
+                    if not old:
+                        mm.counters[MM_ANONPAGES] += 1
+                    else:
                         head = mem.page_folio(old)
                         folio_remove_rmap_ptes(mem, kernel.this_cpu, head, old, 1, vma)
                     copied = True

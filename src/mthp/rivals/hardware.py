@@ -12,6 +12,7 @@ from mthp.mm.mm_struct import Mm
 from mthp.mm.pagetable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pte import (
     DIRTY,
+    NO_ACCESS,
     YOUNG,
     pmd_is_table,
     pmd_pgtable,
@@ -47,7 +48,7 @@ def walk(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
     if number is None:
         pmd = mm_find_pmd(mm, address)
         pmdval = pmdp_get_lockless(pmd) if pmd is not None else 0
-        if not pmd_present(pmdval):
+        if not pmd_present(pmdval) or pmdval & NO_ACCESS:
             return None
         if not pmd_is_table(pmdval):
             if write and not pte_write(pmdval):
@@ -61,7 +62,7 @@ def walk(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
     index = geometry.pte_index(address)
     while True:
         pteval = ptes.read(index)
-        if not pte_present(pteval) or (write and not pte_write(pteval)):
+        if not pte_present(pteval) or pteval & NO_ACCESS or (write and not pte_write(pteval)):
             return None
         used = pteval | YOUNG | (DIRTY if write else 0)
         if used == pteval or ptes.replace(index, pteval, used):

@@ -8,7 +8,7 @@ from mthp.mm.mm_struct import Mm
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pagetable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_tlb
 from mthp.mm.pte import PMD_NONE, pmd_is_table, pmd_pgtable
-from mthp.mm.vma import Vma, vma_start_write
+from mthp.mm.vma import Vma, anon_vma_lock_write, vma_start_write
 from mthp.rivals.said import Zapped, Zapping
 from mthp.rivals.unmap import zap_pmd_range
 
@@ -37,23 +37,37 @@ def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
         return None
     vma_start_write(vma)
     mm.kernel.witness(Zapping(mm, start, end))
-    mm.unlink_vma(vma)
     unmap_region(vma, start, end)
     return vma
 
 
 def unmap_region(vma: Vma, start: int, end: int) -> None:
-    """Zap, flush, give pages and tables back. Kernel: mm/vma.c, unmap_region()."""
+    """Zap, take the VMA out, flush, give pages and tables back.
+
+    Divergence: the VMA leaves the tree only now; it is locked, so that nobody who finds it can tell.
+    Kernel: mm/vma.c, unmap_region(); mm/rmap.c, unlink_anon_vmas().
+    """
     mm = vma.vm_mm
     kernel = mm.kernel
     shift = kernel.geometry.page_shift
     with mmu_notifier_invalidate_range(mm, start, end):
         freed = zap_pmd_range(vma, start, end)
+        if vma in mm.vmas:
+            unlink(vma)
         free_pgtables(vma, start)
         this_cpu = kernel.this_cpu.number
         flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
         for folio in freed:
             kernel.mem.folio_put(folio)
+
+
+def unlink(vma: Vma) -> None:
+    """No lookup finds the VMA any more, and no rmap walk does."""
+    if vma.anon_vma is None:
+        vma.vm_mm.unlink_vma(vma)
+        return
+    with anon_vma_lock_write(vma.anon_vma):
+        vma.vm_mm.unlink_vma(vma)
 
 
 def free_pgtables(vma: Vma, start: int) -> None:

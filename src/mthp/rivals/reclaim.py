@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mthp.machine.step import Access
-from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE
+from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE, PG_WRITEBACK
 from mthp.mm.kernel import Kernel
 from mthp.mm.lru import folio_isolate_lru, folio_putback_lru
 from mthp.mm.mm_struct import MM_ANONPAGES, MM_SWAPENTS
@@ -34,9 +34,7 @@ def shrink_folio(kernel: Kernel, folio: int, entry: int) -> None:
     if not isolated:
         return
     if mem.folio_trylock(folio):
-        add_to_swap(kernel, folio, entry)
-        try_to_unmap(kernel, folio, entry)
-        gone = not mem.folio_mapcount(folio) and remove_mapping(kernel, folio, entry)
+        gone = add_to_swap(kernel, folio, entry) and swap_out(kernel, folio, entry)
         mem.folio_unlock(folio)
         if gone:
             mem.free_folio(folio)
@@ -44,12 +42,22 @@ def shrink_folio(kernel: Kernel, folio: int, entry: int) -> None:
     folio_putback_lru(mem, kernel.this_cpu, folio)
 
 
-def add_to_swap(kernel: Kernel, folio: int, entry: int) -> None:
-    """Kernel: mm/swapfile.c, folio_alloc_swap()."""
-    kernel.machine.step(Access.WRITE, kernel.swap, entry)
-    kernel.swap.add_to_cache(entry, folio, 1)
+def swap_out(kernel: Kernel, folio: int, entry: int) -> bool:
+    """Unmap a folio in the swap cache, write it and take it out again; whether nobody used it."""
+    try_to_unmap(kernel, folio, entry)
+    return not kernel.mem.folio_mapcount(folio) and remove_mapping(kernel, folio, entry)
+
+
+def add_to_swap(kernel: Kernel, folio: int, entry: int) -> bool:
+    """Whether the slot was free. Kernel: mm/swapfile.c, folio_alloc_swap()."""
+    swap = kernel.swap
+    kernel.machine.step(Access.WRITE, swap, entry)
+    if entry in swap.users or entry in swap.cache:
+        return False
+    swap.add_to_cache(entry, folio, 1)
     kernel.mem.folio_ref_add(folio, 1)
     kernel.mem.set(folio, PG_SWAPCACHE)
+    return True
 
 
 def try_to_unmap(kernel: Kernel, folio: int, entry: int) -> None:
@@ -93,3 +101,37 @@ def remove_mapping(kernel: Kernel, folio: int, entry: int) -> bool:
     kernel.swap.remove_from_cache(folio, 1)
     mem.clear(folio, PG_SWAPCACHE)
     return True
+
+
+def folio_end_writeback(kernel: Kernel, folio: int, entry: int) -> None:
+    """The write of a swap cache folio to its slot ends.
+
+    Kernel: mm/page_io.c, end_swap_bio_write(); mm/filemap.c, folio_end_writeback().
+    """
+    mem = kernel.mem
+    kernel.swap.contents[entry] = mem.content.read(folio)
+    mem.folio_get(folio)
+    mem.clear(folio, PG_WRITEBACK)
+    mem.folio_put(folio)
+
+
+def free_swapped(kernel: Kernel, folio: int, entry: int) -> None:
+    """Reclaim comes by again at a swap cache folio that is written and unmapped, and frees it.
+
+    Kernel: mm/vmscan.c, isolate_lru_folios(), shrink_folio_list().
+    """
+    mem = kernel.mem
+    if not mem.folio_try_get(folio):
+        return
+    isolated = folio_isolate_lru(mem, folio)
+    mem.folio_put(folio)
+    if not isolated:
+        return
+    if mem.folio_trylock(folio):
+        unused = mem.test(folio, PG_SWAPCACHE) and not mem.folio_mapcount(folio)
+        gone = unused and remove_mapping(kernel, folio, entry)
+        mem.folio_unlock(folio)
+        if gone:
+            mem.free_folio(folio)
+            return
+    folio_putback_lru(mem, kernel.this_cpu, folio)

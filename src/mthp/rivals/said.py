@@ -70,3 +70,54 @@ class InstructionEnds(NamedTuple):
     """A CPU holds these translations after a walk."""
 
     cpu: int
+
+
+class Discarding(NamedTuple):
+    """MADV_FREE of [start, end): a load may see nothing there from here on, or what there was."""
+
+    mm: Mm
+    start: int
+    end: int
+
+
+class Poisoned(NamedTuple):
+    """The memory of a page failed. Its folio keeps the reference of whoever took care of it.
+
+    unmapped: nothing maps it any more, and nothing may again.
+    """
+
+    page: int
+    unmapped: bool
+
+
+class SoftDirtyCleared(NamedTuple):
+    """Stores to [start, end) from here on leave a mark again."""
+
+    mm: Mm
+    start: int
+    end: int
+    by: str
+
+
+class Moving(NamedTuple):
+    """The pages of [start, start + length) move to `to`: what is read there is what was read here."""
+
+    mm: Mm
+    start: int
+    to: int
+    length: int
+    by: str
+
+
+class Registered(NamedTuple):
+    """UFFDIO_REGISTER returned: what is missing in [start, end) is the monitor's to fill."""
+
+    mm: Mm
+    start: int
+    end: int
+
+
+class Gone(NamedTuple):
+    """An mm has no page tables any more: nobody may walk them."""
+
+    mm: Mm

@@ -8,20 +8,77 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.locks import Hold
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import PteMap, mm_find_pmd, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import PTE_NONE, Leaf, leaf_kind, pmd_is_table, pte_none, pte_pfn, pte_present
+from mthp.mm.pagetable import (
+    PmdPtr,
+    PteMap,
+    mm_find_pmd,
+    pmd_lock,
+    pmdp_get_lockless,
+    pte_offset_map,
+    pte_offset_map_lock,
+)
+from mthp.mm.pte import (
+    PTE_NONE,
+    Leaf,
+    leaf_kind,
+    pmd_is_migration_entry,
+    pmd_is_table,
+    pmd_trans_huge,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
 from mthp.mm.rmap import rmap_walk
-from mthp.mm.vma import Vma
+from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma, linear_page_index
 
 
 def folio_lock_anon_vma_read(kernel: Kernel, folio: int) -> Hold:
     """Kernel: mm/rmap.c, folio_lock_anon_vma_read()."""
     return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.read()
+
+
+def folio_trylock_anon_vma_read(kernel: Kernel, folio: int) -> Hold | None:
+    """The same, or None at once. Kernel: struct rmap_walk_control, try_lock."""
+    return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.try_read()
+
+
+def folio_lock(kernel: Kernel, folio: int) -> None:
+    """Wait for a folio's lock and take it. Kernel: include/linux/pagemap.h, folio_lock()."""
+    while not kernel.mem.folio_trylock(folio):
+        kernel.mem.folio_wait_locked(folio)
+
+
+def folio_walk(vma: Vma, address: int) -> int | None:
+    """The page that address maps, with a reference on its folio; None if it maps none.
+
+    Kernel: mm/pagewalk.c, folio_walk_start(), folio_walk_end().
+    """
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    pmd = mm_find_pmd(mm, address)
+    if pmd is None:
+        return None
+    if pmd_trans_huge(pmdp_get_lockless(pmd)):
+        with pmd_lock(pmd):
+            pmdval = pmdp_get_lockless(pmd)
+            if pmd_trans_huge(pmdval):
+                kernel.mem.folio_get(pte_pfn(pmdval))
+                return pte_pfn(pmdval) + mm.geometry.pte_index(address)
+    found = pte_offset_map_lock(mm, pmd, address)
+    if found is None:
+        return None
+    with unlocked_after(kernel, found) as pte:
+        pteval = pte.get(0)
+        if not pte_present(pteval) or not pte_pfn(pteval):
+            return None
+        kernel.mem.folio_get(kernel.mem.page_folio(pte_pfn(pteval)))
+        return pte_pfn(pteval)
 
 
 def flush_tlb_page(mm: Mm, address: int) -> None:
@@ -41,15 +98,34 @@ def ptep_clear_flush(mm: Mm, pte: PteMap, address: int) -> int:
     return pteval
 
 
-def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
-    """The locked PTE of address, if it maps page `wanted` or is its migration entry (negative).
+class HugeMapping(NamedTuple):
+    """A folio found by its PMD, which is locked. pmdval: what the slot holds."""
 
-    A PMD that is none, or a PTE that is something else, is passed over without a lock.
-    Kernel: mm/page_vma_mapped.c, map_pte(), check_pte().
+    pmd: PmdPtr
+    ptl: Hold
+    pmdval: int
+
+
+def page_vma_mapped_walk(
+    mm: Mm, address: int, wanted: int
+) -> HugeMapping | tuple[PteMap, Hold] | None:
+    """The locked PMD or PTE of address, if it maps page `wanted` or is its migration entry (negative).
+
+    A PMD that is none, or an entry that is something else, is passed over without a lock.
+    Kernel: mm/page_vma_mapped.c, page_vma_mapped_walk(), map_pte(), check_pte(), check_pmd().
     """
     pmd = mm_find_pmd(mm, address)
     while pmd is not None:
         pmdval = pmdp_get_lockless(pmd)
+        if pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval):
+            ptl = pmd_lock(pmd)
+            pmdval = pmdp_get_lockless(pmd)
+            if is_wanted_pmd(mm, pmdval, wanted):
+                return HugeMapping(pmd, ptl, pmdval)
+            ptl.release()
+            if not pmd_is_table(pmdval):
+                return None
+            continue  # it was split under us
         if not pmd_is_table(pmdval):
             return None
         pte = pte_offset_map(mm.kernel, pmdval, address)
@@ -68,6 +144,20 @@ def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
         pte.unmap()
         return None
     return None
+
+
+def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
+    """The same of a small folio, which no PMD maps."""
+    found = page_vma_mapped_walk(mm, address, wanted)
+    assert not isinstance(found, HugeMapping)
+    return found
+
+
+def is_wanted_pmd(mm: Mm, pmdval: int, wanted: int) -> bool:
+    """Whether a PMD maps the folio of page `wanted`; for -page, whether it is its migration entry."""
+    first, page = pte_pfn(pmdval), abs(wanted)
+    kind = pmd_trans_huge if wanted > 0 else pmd_is_migration_entry
+    return kind(pmdval) and first <= page < first + mm.geometry.ptrs_per_pte
 
 
 def is_wanted(pteval: int, wanted: int) -> bool:
@@ -89,5 +179,15 @@ def unlocked_after(kernel: Kernel, found: tuple[PteMap, Hold]) -> Iterator[PteMa
 
 
 def mapped_places(kernel: Kernel, folio: int) -> list[tuple[Vma, int]]:
-    """Where a small folio may be mapped. Caller holds its anon_vma."""
-    return list(rmap_walk(kernel.mem, folio, kernel.anon_vmas))
+    """Where a folio's pages may be mapped. Caller holds its anon_vma.
+
+    A temporary stack is passed over: its tables are moved without rmap locks.
+    Kernel: mm/rmap.c, invalid_migration_vma().
+    """
+    places = rmap_walk(kernel.mem, folio, kernel.anon_vmas)
+    return [(vma, at) for vma, at in places if not vma.vm_flags & VM_STACK_INCOMPLETE]
+
+
+def page_at(kernel: Kernel, folio: int, vma: Vma, address: int) -> int:
+    """The page of a folio that a place of its may map."""
+    return folio + linear_page_index(vma, address) - kernel.mem.index.raw[folio]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mthp.machine.store_buffer import Model
 from mthp.races.cast import LAWFUL
+from mthp.races.findings import tolerated
 from mthp.races.mutations import Mutation
 from mthp.races.stage import Size
 from mthp.races.variant import replaced
@@ -48,9 +49,10 @@ def try_mutation(mutation: Mutation) -> Tried:
     """Until a law breaks, or every world was looked at."""
     with replaced({mutation.module: mutation.text}):
         for world in worlds():
-            outcome = search(world, Budget(EXECUTIONS), ALL_LAWS)
-            if outcome.findings:
-                laws = tuple(sorted({each.broken.law for each in outcome.findings}))
+            looked_at = ALL_LAWS - tolerated(world)
+            outcome = search(world, Budget(EXECUTIONS), looked_at)
+            laws = tuple(sorted({each.broken.law for each in outcome.findings} & looked_at))
+            if laws:
                 name = f"{world.profile}, {world.name}, {'+'.join(world.rivals) or 'alone'}"
                 return Tried(mutation, laws, name)
     return Tried(mutation, (), "")

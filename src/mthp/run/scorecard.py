@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from mthp.profiles import PROFILES, Orders
-from mthp.races.cast import LAWFUL, get_along
+from mthp.races.cast import LAWFUL, Start, get_along
 from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
 from mthp.races.stage import Size
 from mthp.races.world import Hook, World
@@ -51,15 +51,24 @@ class Job:
         return f"{self.name} {budget}"
 
 
+_SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "exec-shift", "uffd-register")
+"""Rivals that meet khugepaged at its list of mms, or at whole mappings."""
+
+
 def sizes_of(profile: str) -> tuple[Size, ...]:
     """What a kernel of the profile collapses."""
     return (Size.PMD,) if PROFILES[profile].orders is Orders.PMD_ONLY else tuple(Size)
 
 
 def default_worlds(profile: str) -> list[World]:
-    """The collapse alone, and against each rival alone, at each size."""
+    """The collapse alone, and against each rival alone, at each size; some with the whole daemon."""
     casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
-    return [World(size, profile, cast) for size in sizes_of(profile) for cast in casts]
+    sizes = sizes_of(profile)
+    worlds = [World(size, profile, cast) for size in sizes for cast in casts]
+    daemons = [
+        World(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS
+    ]
+    return [*worlds, *daemons]
 
 
 def scorecard_jobs(budget: Budget) -> list[Job]:
@@ -70,7 +79,7 @@ def scorecard_jobs(budget: Budget) -> list[Job]:
         World(Size.WINDOW, profile, world.rivals, Hook.WALKS)
         for profile in ("v16", "7.3")
         for world in default_worlds(profile)
-        if world.size is Size.WINDOW
+        if world.size is Size.WINDOW and world.start is Start.COLLAPSE
     ]
     return [
         *(Job(mutant, budget) for mutant in MUTANTS.values()),

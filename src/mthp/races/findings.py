@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What exploration found in the profiles as they are: breaches that are the kernel's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mthp.laws.sentences import LAWS
+from mthp.races.stage import Size
+from mthp.races.world import Hook, World
+
+
+@dataclass(frozen=True)
+class Finding:
+    """what: is found. shows: in which worlds. laws: no others are broken by it."""
+
+    id: str
+    what: str
+    shows: Callable[[World], bool]
+    laws: frozenset[int]
+
+
+def _walks_too_early(world: World) -> bool:
+    return world.profile == "v16" and world.hook is Hook.WALKS
+
+
+def _is_read_only(world: World) -> bool:
+    return world.size is Size.WINDOW and "mprotect" in world.rivals
+
+
+_FINDINGS = (
+    Finding(
+        "A18a",
+        "the PTEs are set before the PMD is back, and the architecture's hook walks the table",
+        _walks_too_early,
+        frozenset(LAWS),
+    ),
+    Finding(
+        "S1",
+        "below PMD order, a mapping that may not be written loses its soft-dirty marks",
+        _is_read_only,
+        frozenset({8}),
+    ),
+)
+FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})
+
+
+def finding_of(world: World) -> Finding | None:
+    """What is expected of a world, if anything."""
+    return next((each for each in _FINDINGS if each.shows(world)), None)
+
+
+def tolerated(world: World) -> frozenset[int]:
+    """Laws that a world breaks as it is, while all others must hold in it."""
+    finding = finding_of(world)
+    return frozenset() if finding is None or finding.laws == LAWS.keys() else finding.laws
