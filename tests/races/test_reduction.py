@@ -10,6 +10,7 @@ import pytest
 
 from mthp.laws.watch import Broken
 from mthp.races.mutants import MUTANTS
+from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size, Stage
 from mthp.races.variant import applied
 from mthp.races.world import World
@@ -98,3 +99,15 @@ def test_a_link_is_stale_even_once_its_table_is_back(rival: str) -> None:
     with applied(MUTANTS["A13"].edits):
         plain, reduced = laws(World(Size.WINDOW, "7.3", (rival,)), 1)
     assert plain == reduced == {6}
+
+
+@pytest.mark.parametrize("size", list(Size))
+def test_a_table_may_be_filled_until_whoever_detached_it_has_its_lock(size: Size) -> None:
+    """Before that, whether it is detached is no matter of steps that depend on one another."""
+    with applied(QUESTIONS["read-lock"].edits):
+        plain, reduced = laws(World(size, "7.3", ("uffd-wp",)), 1)
+    assert plain == reduced == set()
+    with applied(QUESTIONS["no-anon-vma"].edits):
+        plain, reduced = laws(World(Size.WINDOW, "7.3", ("migrate-neighbour",)), 1)
+    assert plain <= reduced
+    assert 4 in reduced

@@ -23,7 +23,7 @@ from mthp.laws.at_rest import (
 )
 from mthp.laws.told import Told
 from mthp.laws.trail import Trail
-from mthp.machine.locks import Mode, Rank, WriteMark
+from mthp.machine.locks import Mode, Rank, SpinLock, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Task
 from mthp.mm.folio import PG_UPTODATE
@@ -57,8 +57,10 @@ class Watch:
     """Ghost state of one execution. collapsers: the names of tasks that run khugepaged's path.
 
     detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
-    have no link to the table left, unless it read the PMD since. copied: source page -> where it was
-    mapped. told: what rivals said. trails: collapser -> what it changed itself.
+    have no link to the table left, unless it read the PMD since. inspected: table -> who may fill it
+    though somebody has detached it and then taken its lock: he, and who read the PMD since.
+    copied: source page -> where it was mapped. told: what rivals said. trails: collapser -> what it
+    changed itself.
     """
 
     def __init__(self, kernel: Kernel, khugepaged: Khugepaged, collapsers: Collection[str]) -> None:
@@ -68,6 +70,7 @@ class Watch:
         self.broken: list[Broken] = []
         self.detached: dict[int, Task] = {}
         self.flushed: set[tuple[int, int]] = set()
+        self.inspected: dict[int, set[str]] = {}
         self.copied: dict[int, str] = {}
         self.begun = Census(kernel)
         self.told = Told(kernel, self.begun.contents, self.say)
@@ -133,6 +136,8 @@ class Watch:
             cpu = self._cpus[id(word)]
             me = self.kernel.machine.current
             self.flushed |= {(table, cpu) for table, task in self.detached.items() if task is me}
+        elif access is Access.ACQUIRE and isinstance(word, SpinLock):
+            self._after_ptl(word)
 
     def raised(self, task: Task, error: Exception) -> None:
         """A task ended with an error: the engine's own checks, or a dangling object."""
@@ -153,6 +158,14 @@ class Watch:
     def _holds(self, lock: object) -> bool:
         return any(hold.lock is lock for hold in self.kernel.machine.current.held)
 
+    def _after_ptl(self, lock: SpinLock) -> None:
+        """Whoever detached a table has its lock: links read before are of no use to others now."""
+        me = self.kernel.machine.current
+        for number, task in self.detached.items():
+            table = self.kernel.tables.get(number)
+            if task is me and table is not None and table.ptl is lock:
+                self.inspected[number] = {me.name}
+
     def _before_pte(self, access: Access, table: PageTable, index: int) -> None:
         me = self.kernel.machine.current
         if table.state is TableState.FREED:
@@ -164,16 +177,19 @@ class Watch:
         self._old = table.ptes.raw[index]
 
     def _before_pmd(self, access: Access, page: PmdPage, value: int) -> None:
-        """A walk of the hardware finds the table anew. Whether it is linked would depend on steps
-        that a reduced search may put elsewhere; whether this CPU has seen the link does not.
+        """A walk finds the table anew. Whether it is linked at a later step would depend on steps that
+        a reduced search may put elsewhere; whether the walk has seen the link does not.
         """
         me = self.kernel.machine.current
         if me.name in self.collapsers and any(
             page is each for mm in self.told.gone for each in mm.pmd_pages.values()
         ):
             self.say(13, f"{me.name} walks an mm that has ended")
-        is_walk = access is Access.READ and self.kernel.cpus[me.cpu].instruction.value
-        if is_walk and pmd_is_table(value):
+        if access is not Access.READ or not pmd_is_table(value):
+            return
+        if pmd_pgtable(value) in self.inspected:
+            self.inspected[pmd_pgtable(value)].add(me.name)
+        if self.kernel.cpus[me.cpu].instruction.value:
             self.flushed.discard((pmd_pgtable(value), me.cpu))
 
     def _after_pte(self, table: PageTable, index: int) -> None:
@@ -188,8 +204,10 @@ class Watch:
                 self.say(9, f"{me.name}'s CPU changes more than young and dirty")
             return
         mine = self.detached.get(table.number) is me
-        if not mine and table.number in self.detached and not pte_none(new):
-            self.say(6, f"{me.name} fills table {table.number} while another has detached it")
+        if me.name not in self.inspected.get(table.number, {me.name}) and not pte_none(new):
+            self.say(
+                6, f"{me.name} fills table {table.number} by a link from before it was detached"
+            )
         if self._holds(table.ptl) or (mine and self._holds_mmap_for_writing()):
             return
         if self._is_private(table) and self._holds_rank(Rank.PMD):
