@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv run test lab lint types check bench wheel clean
+.PHONY: venv run test lab slow lint types check bench wheel clean
 
 venv: $(STAMP)
 
@@ -26,6 +26,9 @@ test: venv
 
 lab: venv
 	$(BIN)/python -m pytest -m lab -rs tests
+
+slow: venv
+	$(BIN)/python -m pytest -m slow -rs tests
 
 lint: venv
 	$(BIN)/ruff check src tests benchmarks

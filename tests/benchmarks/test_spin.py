@@ -10,7 +10,8 @@ import pytest
 from benchmarks.spin_peer import MUTANTS, WORLDS, build, observed, search
 
 from mthp.races.world import World
-from mthp.run.check import Budget, check_world
+from mthp.run.check import check_world
+from mthp.run.search import Budget
 from mthp.schedulers.explore import Explorer, Until
 from mthp.schedulers.outcome import Kind
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,11 +12,15 @@ import pytest
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
 from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
+from mthp.races.questions import QUESTIONS
+from mthp.races.stage import Size
 from mthp.races.variant import Edit, applied, edited
 from mthp.races.world import Hook, World
+from mthp.report.check import violation_document
 from mthp.run.check import Token, check_world, draw, hunt, hunt_half, replay
-from mthp.run.check_records import Verdict
+from mthp.run.check_records import Verdict, Violation
 from mthp.run.scorecard import default_worlds
+from mthp.run.search import Budget
 
 LISTED = {
     "A1": {3}, "A2": {1, 6}, "A3": {1, 10}, "A4": {6, 7, 10}, "A6": {6, 10}, "A7": {3, 7},
@@ -77,14 +82,44 @@ def test_v16_meets_a_hook_that_walks() -> None:
     assert (merged.clean, merged.expected_finding) == (True, "")
 
 
-def test_a_token_replays_in_a_fresh_process() -> None:
-    violation = hunt(MUTANTS["A2"]).violation
+def replays_in_a_fresh_process(violation: Violation | None) -> None:
+    """The same laws, texts, steps and calls, from the token alone."""
     assert violation is not None
-    command = [sys.executable, "-m", "mthp", "replay", violation.replay]
+    command = [sys.executable, "-m", "mthp", "replay", violation.replay, "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 4
-    for breach in violation.breaches:
-        assert f"law {breach.law} is broken: {breach.text}" in ran.stdout
+    assert (ran.returncode, ran.stderr) == (4, "")
+    assert json.loads(ran.stdout) == json.loads(json.dumps(violation_document(violation)))
+
+
+SAMPLE = ("A2", "A16", "X3")
+WALKED = World(Size.WINDOW, "v16", (), Hook.WALKS)
+
+
+@pytest.mark.parametrize("mutant", SAMPLE)
+def test_a_token_replays_in_a_fresh_process(mutant: str) -> None:
+    replays_in_a_fresh_process(hunt(MUTANTS[mutant]).violation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [each for each in MUTANTS if each not in SAMPLE])
+def test_every_token_replays_in_a_fresh_process(mutant: str) -> None:
+    replays_in_a_fresh_process(hunt(MUTANTS[mutant]).violation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_a_question_breaks_replays_in_a_fresh_process(question: str) -> None:
+    worlds = (world for profile in ("7.3", "v16") for world in default_worlds(profile))
+    results = (check_world(world, Budget(200), question) for world in worlds)
+    broken = next((each.violation for each in results if not each.clean), None)
+    if broken is None:
+        pytest.skip("nothing is broken without this rule")
+    replays_in_a_fresh_process(broken)
+
+
+@pytest.mark.slow
+def test_the_expected_finding_replays_in_a_fresh_process() -> None:
+    replays_in_a_fresh_process(check_world(WALKED).violation)
 
 
 def test_without_the_mutant_its_schedule_breaks_nothing() -> None:

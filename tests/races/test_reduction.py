@@ -73,6 +73,29 @@ def test_every_state_is_reached(size: Size, rival: str, preemptions: int) -> Non
     assert {finding.broken for finding in plain.findings} <= states
 
 
+_SLOW = [("fault", "migrate"), ("store", "zap"), ("guest", "zap-page"), ("fault", "guest")]
+
+
+@pytest.mark.parametrize(
+    "rivals",
+    [
+        ("swap-in",),
+        ("gup", "zap"),
+        ("migrate", "fork"),
+        *(pytest.param(pair, marks=pytest.mark.slow) for pair in _SLOW),
+    ],
+    ids="+".join,
+)
+def test_every_state_of_larger_worlds_is_reached(rivals: tuple[str, ...]) -> None:
+    recipe = WithStates(World(Size.PMD, "7.3", rivals))
+    reduced = Explorer(recipe, until=Until.END).explore()
+    plain = Enumerator(recipe, preemptions=1).enumerate()
+    assert reduced.coverage.kind is Kind.EXHAUSTIVE
+    assert len(plain.findings) > 1
+    states = {finding.broken for finding in reduced.findings}
+    assert {finding.broken for finding in plain.findings} <= states
+
+
 def laws(recipe: Callable[[], Stage], preemptions: int) -> tuple[set[int], set[int]]:
     plain = Enumerator(recipe, preemptions=preemptions).enumerate()
     reduced = Explorer(recipe, until=Until.END).explore()

@@ -29,6 +29,7 @@ from mthp.races.world import World
 from mthp.report.check import (
     mutant_document,
     mutant_line,
+    pairs_lines,
     scorecard_document,
     violation_document,
     violation_lines,
@@ -38,7 +39,7 @@ from mthp.report.check import (
 from mthp.run.check import NO_MUTANT, NOBODY, known, replay
 from mthp.run.check_records import MutantResult, Verdict, WorldResult
 from mthp.run.jobs import Row
-from mthp.run.mutate import EXECUTIONS, try_mutations
+from mthp.run.mutate import Tried, try_mutations
 from mthp.run.rows import Result
 from mthp.run.scorecard import Job, default_worlds, pair_jobs, scorecard_jobs
 from mthp.run.search import Budget
@@ -209,14 +210,30 @@ def _mutations(args: argparse.Namespace) -> int:
         what = f"{each.mutation.function}:{each.mutation.line}: {each.mutation.what}"
         laws = ", ".join(map(str, each.laws))
         if args.json:
-            rows.append({"mutation": what, "laws": list(each.laws), "world": each.world or None})
+            rows.append(
+                {
+                    "mutation": what,
+                    "laws": list(each.laws),
+                    "world": each.world or None,
+                    "worlds": each.worlds,
+                    "executions": each.executions,
+                    "bounded": list(each.bounded),
+                }
+            )
         else:
-            print(f"{f'law {laws}' if laws else 'not caught':18} {what}", flush=True)
+            print(f"{f'law {laws}' if laws else _not_caught(each):34} {what}", flush=True)
     if args.json:
         _print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
     else:
-        print(f"{caught} of {len(every)} caught, each bounded to {EXECUTIONS} executions a world")
+        print(f"{caught} of {len(every)} caught")
     return 0
+
+
+def _not_caught(tried: Tried) -> str:
+    """Nor can it be, in these worlds, unless one was not exhausted."""
+    if tried.bounded:
+        return f"not caught; {len(tried.bounded)} of {tried.worlds} worlds bounded"
+    return f"not in all of {tried.worlds} worlds"
 
 
 # The scorecard
@@ -259,6 +276,8 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
         f"\n{len(worlds)} worlds: {clean} clean ({exhaustive} of them exhaustively), {expected} with "
         f"the expected finding, {len(worlds) - clean - expected} broken"
     )
+    for line in pairs_lines(worlds):
+        print(line)
     if mutants:
         said = {v: sum(each.verdict is v for each in mutants) for v in Verdict}
         print(", ".join(f"{number} {verdict.value}" for verdict, number in said.items()))

@@ -38,6 +38,10 @@ class Access(Enum):
     IPI = "ipi"
     WAIT = "wait"
 
+    __hash__ = (
+        object.__hash__
+    )  # Enum's own is a Python function, and steps are looked up all the time
+
 
 ALL_BITS: Final = -1
 

@@ -86,6 +86,26 @@ def mutant_line(result: MutantResult) -> str:
     )
 
 
+def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
+    """What the worlds with two rivals came to, a line a rival: how many of its pairs were exhausted."""
+    pairs = [each for each in results if len(each.tasks) == 3]
+    rivals = sorted({rival for each in pairs for rival in each.tasks[1:]})
+    head = f"{'rival':22}{'pairs':>6}{'exhausted':>11}{'executions':>12}{'seconds':>9}  most"
+    lines = [head] if pairs else []
+    for rival in rivals:
+        mine = [each for each in pairs if rival in each.tasks[1:]]
+        exhausted = sum(each.covered.kind == "exhaustive" for each in mine)
+        executions = sum(each.covered.executions for each in mine)
+        seconds = sum(each.seconds for each in mine)
+        most = max(mine, key=lambda each: each.covered.executions)
+        (other,) = (name for name in most.tasks[1:] if name != rival)
+        lines.append(
+            f"{rival:22}{len(mine):>6}{exhausted:>11}{executions:>12,}{seconds:>9,.0f}"
+            f"  {most.covered.executions:,} with {other}"
+        )
+    return lines
+
+
 # Documents
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 from mthp.machine.store_buffer import Model
 from mthp.races.cast import LAWFUL
@@ -17,20 +18,27 @@ from mthp.races.variant import replaced
 from mthp.races.world import World
 from mthp.run.check import ALL_LAWS
 from mthp.run.search import Budget, search
+from mthp.schedulers.outcome import Kind
 
-EXECUTIONS = 200
-"""At most so many in each world."""
+EXECUTIONS = 3000
+"""At most so many in each world; the worlds of one rival have fewer, unless a mutation makes more."""
 _TELLING = ("", "poisoned", "large", "large-poisoned", "gup-large", "gup", "store", "fault")
 """Casts that most mutations show against; they are tried first."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A mutation, the laws it breaks (none: not caught), and the world in which that was seen."""
+    """A mutation, the laws it breaks (none: not caught), and the world in which that was seen.
+
+    worlds, executions: how many were looked at. bounded: the worlds that were not exhausted.
+    """
 
     mutation: Mutation
     laws: tuple[int, ...]
     world: str
+    worlds: int
+    executions: int
+    bounded: tuple[str, ...]
 
 
 def worlds() -> Iterator[World]:
@@ -47,18 +55,24 @@ def worlds() -> Iterator[World]:
 
 def try_mutation(mutation: Mutation) -> Tried:
     """Until a law breaks, or every world was looked at."""
+    executions = number = 0
+    bounded = []
     with replaced({mutation.module: mutation.text}):
-        for world in worlds():
+        for number, world in enumerate(worlds(), 1):
+            name = f"{world.profile}, {world.name}, {'+'.join(world.rivals) or 'alone'}"
             looked_at = ALL_LAWS - tolerated(world)
             outcome = search(world, Budget(EXECUTIONS), looked_at)
+            executions += outcome.coverage.executions
             laws = tuple(sorted({each.broken.law for each in outcome.findings} & looked_at))
             if laws:
-                name = f"{world.profile}, {world.name}, {'+'.join(world.rivals) or 'alone'}"
-                return Tried(mutation, laws, name)
-    return Tried(mutation, (), "")
+                return Tried(mutation, laws, name, number, executions, ())
+            if outcome.coverage.kind is not Kind.EXHAUSTIVE:
+                bounded.append(name)
+    return Tried(mutation, (), "", number, executions, tuple(bounded))
 
 
 def try_mutations(mutations: Sequence[Mutation], processes: int | None = None) -> Iterator[Tried]:
     """All of them in turn, on several cores."""
-    with ProcessPoolExecutor(processes or os.cpu_count() or 1) as pool:
+    count = processes or os.cpu_count() or 1
+    with ProcessPoolExecutor(count, get_context("fork")) as pool:
         yield from pool.map(try_mutation, mutations)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Deadlocks, and locks taken in the wrong order, are found and said."""
+
+from __future__ import annotations
+
+import pytest
+
+from mthp.races.stage import Size
+from mthp.races.variant import Edit, applied
+from mthp.races.world import World
+from mthp.run.check import check_world
+from mthp.run.check_records import WorldResult
+
+WAIT_FOR_FOLIO = Edit(
+    "khugepaged.isolate",
+    "        if not mem.folio_trylock(folio):\n            raise Refused",
+    "        mem.folio_wait_locked(folio)\n"
+    "        if not mem.folio_trylock(folio):\n            raise Refused",
+)
+"""Why the folio is only tried: its holder may be waiting for anon_vma, which is held here."""
+PTE_LOCK_FIRST = Edit(
+    "khugepaged.install",
+    "    with pmd_lock(pmd):\n        guard_pmd_none(kernel, pmd)\n        if kernel.profile",
+    "    with pte.table.ptl.lock(), pmd_lock(pmd):\n        guard_pmd_none(kernel, pmd)\n"
+    "        if kernel.profile",
+)
+
+
+def explored(world: World, edit: Edit) -> WorldResult:
+    assert check_world(world).clean
+    with applied((edit,)):
+        return check_world(world)
+
+
+def texts(result: WorldResult) -> list[str]:
+    assert result.violation is not None
+    return [each.text for each in result.violation.breaches if each.law == 9]
+
+
+def test_a_deadlock_is_found() -> None:
+    """khugepaged waits for a folio whose holder waits for the anon_vma that khugepaged holds."""
+    result = explored(World(Size.WINDOW, "7.3", ("migrate",)), WAIT_FOR_FOLIO)
+    assert "deadlock: khugepaged for flags, migrate for anon_vma0" in texts(result)
+
+
+@pytest.mark.parametrize("profile", ["v16", "7.3"])
+def test_a_lock_out_of_order_is_found_without_a_deadlock(profile: str) -> None:
+    """Nobody else is there: the order alone is what is wrong."""
+    result = explored(World(Size.WINDOW, profile, ()), PTE_LOCK_FIRST)
+    assert any(
+        "lock order: mm1.pmd4.ptl is taken under table1.ptl" in text for text in texts(result)
+    )
