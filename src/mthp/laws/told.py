@@ -217,7 +217,8 @@ class Told:
     def _filled(self, census: Census) -> Iterator[Where]:
         """What was missing, and is not although the monitor did not fill it."""
         for where in self.missing:
-            if not pte_none(census.entries.get(where, 0)) and where not in self.final:
+            asked = where in self.final or where in self.origin
+            if not pte_none(census.entries.get(where, 0)) and not asked:
                 yield where
 
 

@@ -17,7 +17,7 @@ from mthp.mm.vma import VM_DEFAULT, VM_STACK_INCOMPLETE, VM_UFFD_WP
 from mthp.races.cast_huge import HUGE
 from mthp.races.cast_moves import MOVES
 from mthp.races.cast_pages import PAGES
-from mthp.races.rival import FIRST, HOLE, WINDOW, Act, Rival
+from mthp.races.rival import FIRST, HOLE, WINDOW, Act, Rival, Who
 from mthp.races.stage import START, SWAP_SLOT, Size, Stage
 from mthp.rivals.fault import handle_mm_fault, handle_user_fault
 from mthp.rivals.fork import dup_mmap, dup_mmap_failing, exit_mm
@@ -268,8 +268,13 @@ _RIVALS = (
     Rival("gup", "GUP-fast pins a page, a device writes to it later", gup),
     Rival("zap", "MADV_DONTNEED of the whole table", zap),
     Rival("zap-page", "MADV_DONTNEED of one page of the window", zap_page),
-    Rival("migrate", "migration of a page of the window", migrate),
-    Rival("migrate-neighbour", "migration of a page beside the window", migrate_neighbour),
+    Rival("migrate", "migration of a page of the window", migrate, who=Who.PAGES),
+    Rival(
+        "migrate-neighbour",
+        "migration of a page beside the window",
+        migrate_neighbour,
+        who=Who.PAGES,
+    ),
     Rival("remap", "munmap() and mmap() of the same range", unmap_and_map),
     Rival("fork", "fork() of the process", fork_all, prepare=partial(add_child, "fork")),
     Rival(
@@ -278,8 +283,8 @@ _RIVALS = (
         fork_failing,
         prepare=partial(add_child, "fork-fails"),
     ),
-    Rival("exit", "the process exits", leave),
-    Rival("swap-out", "reclaim swaps a page of the window out", swap_out),
+    Rival("exit", "the process exits", leave, who=Who.ALONE),
+    Rival("swap-out", "reclaim swaps a page of the window out", swap_out, who=Who.PAGES),
     Rival(
         "swap-in",
         "a store faults at a swapped page of the window",
@@ -300,6 +305,7 @@ _RIVALS = (
         end_of_read,
         prepare=read_swap,
         takes=HOLE,
+        who=Who.PAGES,
     ),
     Rival(
         "uffd-wp",
@@ -313,7 +319,14 @@ _RIVALS = (
     Rival("fault-unlocked", "a fault that takes no lock (a core dumper's)", fault_without_locks),
     Rival("store-both", "a CPU stores to both pages, the second through a cached link", store_both),
     Rival("exec", "exec builds its temporary stack here", nothing, VM_STACK_INCOMPLETE),
-    Rival("swapped", "a page of the window is swapped out", nothing, prepare=swap_page, takes=HOLE),
+    Rival(
+        "swapped",
+        "a page of the window is swapped out",
+        nothing,
+        prepare=swap_page,
+        takes=HOLE,
+        who=Who.PAGES,
+    ),
     Rival(
         "zap-locked",
         "a locked page is unlocked and zapped",
@@ -322,13 +335,19 @@ _RIVALS = (
         takes=FIRST,
     ),
     Rival("store-neighbour", "a CPU stores twice to a page beside the window", store_neighbour),
-    Rival("swap-out-neighbour", "reclaim takes a page beside the window", swap_out_neighbour),
+    Rival(
+        "swap-out-neighbour",
+        "reclaim takes a page beside the window",
+        swap_out_neighbour,
+        who=Who.PAGES,
+    ),
     Rival(
         "poisoned",
         "a page of the window is poisoned, and migrated",
         migrate,
         prepare=poison,
         takes=FIRST,
+        who=Who.PAGES,
     ),
     Rival("large", "the window is a large folio", nothing, prepare=large_source, takes=WINDOW),
     Rival(

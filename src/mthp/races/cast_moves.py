@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.vma import VM_DEFAULT, VM_STACK_INCOMPLETE, VM_UFFD_MISSING
-from mthp.races.rival import ELSEWHERE, Rival
+from mthp.races.rival import ELSEWHERE, Rival, Who
 from mthp.races.stage import START, Stage
 from mthp.rivals.mremap import mremap, relocate_vma_down
 from mthp.rivals.uffd_move import move_pages
@@ -52,9 +52,17 @@ def move_in(stage: Stage) -> None:
 
 
 MOVES = (
-    Rival("mremap", "mremap() moves the whole table elsewhere", move_table),
-    Rival("mremap-ptes", "mremap() moves the table's pages one by one", move_entries),
-    Rival("exec-shift", "exec shifts its temporary stack", shift_stack, VM_STACK_INCOMPLETE),
+    Rival("mremap", "mremap() moves the whole table elsewhere", move_table, takes=ELSEWHERE),
+    Rival(
+        "mremap-ptes", "mremap() moves the table's pages one by one", move_entries, takes=ELSEWHERE
+    ),
+    Rival(
+        "exec-shift",
+        "exec shifts its temporary stack",
+        shift_stack,
+        VM_STACK_INCOMPLETE,
+        who=Who.ALONE,
+    ),
     Rival(
         "uffd-move",
         "UFFDIO_MOVE takes a page out of the window",

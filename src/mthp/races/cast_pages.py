@@ -16,7 +16,7 @@ from mthp.mm.folio import (
     PG_WRITEBACK,
 )
 from mthp.mm.vma import VM_DEFAULT, VM_MERGEABLE, VM_UFFD_MISSING
-from mthp.races.rival import ELSEWHERE, FIRST, HOLE, Rival, Spot
+from mthp.races.rival import ELSEWHERE, FIRST, HOLE, WINDOW, Rival, Spot, Who
 from mthp.races.stage import START, SWAP_SLOT, Stage
 from mthp.rivals.aging import shrink_active_list
 from mthp.rivals.fault import handle_user_fault
@@ -177,8 +177,18 @@ def reuse_slot(stage: Stage) -> None:
 
 
 PAGES = (
-    Rival("referenced", "reclaim looks whether a page of the window was used", partial(age, 0)),
-    Rival("referenced-neighbour", "the same of a page beside the window", partial(age, 2)),
+    Rival(
+        "referenced",
+        "reclaim looks whether a page of the window was used",
+        partial(age, 0),
+        who=Who.PAGES,
+    ),
+    Rival(
+        "referenced-neighbour",
+        "the same of a page beside the window",
+        partial(age, 2),
+        who=Who.PAGES,
+    ),
     Rival(
         "ksm",
         "ksmd merges a page of the window with another process's",
@@ -195,7 +205,7 @@ PAGES = (
         zeroes,
         FIRST | ELSEWHERE,
     ),
-    Rival("hwpoison", "the memory of a page of the window fails", fail_memory),
+    Rival("hwpoison", "the memory of a page of the window fails", fail_memory, who=Who.PAGES),
     Rival("numa-hint", "NUMA hints are given to the table, and a store hits one", hint_and_store),
     Rival("mprotect", "mprotect() takes the right to store away", read_only),
     Rival("soft-dirty", "soft-dirty marks are cleared, then a page is stored to", clear_and_store),
@@ -217,7 +227,7 @@ PAGES = (
         "a store faults where the whole window is swapped out",
         fault_first,
         prepare=both_swapped_out,
-        takes=HOLE | FIRST,
+        takes=WINDOW,
     ),
     Rival(
         "writeback",
@@ -225,6 +235,7 @@ PAGES = (
         end_of_write,
         prepare=being_written,
         takes=HOLE | {Spot.SWAP},
+        who=Who.PAGES,
     ),
     Rival(
         "swap-cache-free",
@@ -232,6 +243,7 @@ PAGES = (
         free_written,
         prepare=written,
         takes=HOLE | {Spot.SWAP},
+        who=Who.PAGES,
     ),
     Rival(
         "slot-reuse",

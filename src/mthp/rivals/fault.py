@@ -41,7 +41,7 @@ from mthp.mm.pte import (
 )
 from mthp.mm.rmap import folio_add_new_anon_rmap, folio_remove_rmap_ptes
 from mthp.mm.swap import do_swap_page
-from mthp.mm.vma import VM_UFFD_WP, VM_WRITE, Vma
+from mthp.mm.vma import VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE, Vma
 from mthp.rivals.huge import do_huge_pmd_fault, pmd_migration_entry_wait
 from mthp.rivals.walk import flush_tlb_page, unlocked_after
 
@@ -173,6 +173,8 @@ def do_anonymous_page(vma: Vma, address: int, pmd: PmdPtr, *, write: bool) -> No
     """A zeroed page where there was nothing. Kernel: mm/memory.c, do_anonymous_page()."""
     mm = vma.vm_mm
     kernel = mm.kernel
+    if vma.vm_flags & VM_UFFD_MISSING:
+        return  # handle_userfault(): the monitor fills it, and the access waits for that
     pte_alloc(mm, pmd)
     if not write:
         found = pte_offset_map_lock(mm, pmd, address)

@@ -20,6 +20,7 @@ from mthp.mm.rmap import folio_remove_rmap_ptes
 from mthp.mm.vma import Vma
 from mthp.rivals.said import Poisoned
 from mthp.rivals.walk import (
+    Lookup,
     folio_lock,
     folio_lock_anon_vma_read,
     map_pte,
@@ -69,7 +70,7 @@ def try_to_unmap_one_poisoned(kernel: Kernel, folio: int, vma: Vma, address: int
     mem = kernel.mem
     mm = vma.vm_mm
     with mmu_notifier_invalidate_range(mm, address, address + kernel.geometry.page_size):
-        found = map_pte(mm, address, folio)
+        found = map_pte(mm, address, folio, Lookup.SYNC)
         if found is None:
             return
         with unlocked_after(kernel, found) as pte:

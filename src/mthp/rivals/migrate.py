@@ -14,6 +14,7 @@ from mthp.mm.vma import Vma
 from mthp.rivals.huge import KEPT, remove_migration_pmd, set_pmd_migration_entry
 from mthp.rivals.walk import (
     HugeMapping,
+    Lookup,
     folio_lock_anon_vma_read,
     folio_walk,
     mapped_places,
@@ -31,14 +32,16 @@ def try_to_migrate(kernel: Kernel, folio: int) -> None:
             try_to_migrate_one(kernel, folio, vma, address)
 
 
-def try_to_migrate_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> None:
+def try_to_migrate_one(
+    kernel: Kernel, folio: int, vma: Vma, address: int, lookup: Lookup = Lookup.LOCKLESS
+) -> None:
     """One PTE, or the PMD, becomes a migration entry. Kernel: mm/rmap.c, try_to_migrate_one()."""
     mem = kernel.mem
     mm = vma.vm_mm
     page = page_at(kernel, folio, vma, address)
     size = kernel.geometry.page_size
     with mmu_notifier_invalidate_range(mm, address, address + size):
-        found = page_vma_mapped_walk(mm, address, page)
+        found = page_vma_mapped_walk(mm, address, page, lookup)
         if found is None:
             return
         if isinstance(found, HugeMapping):
@@ -65,7 +68,7 @@ def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: 
     """Kernel: mm/migrate.c, remove_migration_pte()."""
     mem = kernel.mem
     page = page_at(kernel, src, vma, address)
-    found = page_vma_mapped_walk(vma.vm_mm, address, -page)
+    found = page_vma_mapped_walk(vma.vm_mm, address, -page, Lookup.SYNC)
     if found is None:
         return
     if isinstance(found, HugeMapping):

@@ -11,6 +11,7 @@ from mthp.rivals.huge import split_huge_pmd_locked
 from mthp.rivals.migrate import remove_migration_pte, try_to_migrate_one
 from mthp.rivals.walk import (
     HugeMapping,
+    Lookup,
     folio_walk,
     mapped_places,
     page_at,
@@ -87,14 +88,15 @@ def unmap_folio(kernel: Kernel, folio: int) -> None:
     Kernel: mm/huge_memory.c, unmap_folio(); TTU_SPLIT_HUGE_PMD.
     """
     for vma, address in mapped_places(kernel, folio):
-        found = page_vma_mapped_walk(vma.vm_mm, address, page_at(kernel, folio, vma, address))
+        page = page_at(kernel, folio, vma, address)
+        found = page_vma_mapped_walk(vma.vm_mm, address, page, Lookup.SYNC)
         if isinstance(found, HugeMapping):
             with found.ptl:
                 split_huge_pmd_locked(vma, vma.vm_mm.geometry.pmd_addr(address), found.pmd)
         elif found is not None:
             found[1].release()
             found[0].unmap()
-        try_to_migrate_one(kernel, folio, vma, address)
+        try_to_migrate_one(kernel, folio, vma, address, Lookup.SYNC)
 
 
 def _split_unmapped(kernel: Kernel, folio: int, nr: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import NamedTuple
 
 from mthp.machine.cpu import flush_tlb_range
@@ -106,12 +107,19 @@ class HugeMapping(NamedTuple):
     pmdval: int
 
 
+class Lookup(Enum):
+    """How an entry is looked at that is none, or of somebody else. Kernel: PVMW_SYNC."""
+
+    LOCKLESS = "and passed over: somebody may be about to change it"
+    SYNC = "once it is locked: whoever works on it has finished"
+
+
 def page_vma_mapped_walk(
-    mm: Mm, address: int, wanted: int
+    mm: Mm, address: int, wanted: int, lookup: Lookup = Lookup.LOCKLESS
 ) -> HugeMapping | tuple[PteMap, Hold] | None:
     """The locked PMD or PTE of address, if it maps page `wanted` or is its migration entry (negative).
 
-    A PMD that is none, or an entry that is something else, is passed over without a lock.
+    A PMD that is none is passed over without a lock.
     Kernel: mm/page_vma_mapped.c, page_vma_mapped_walk(), map_pte(), check_pte(), check_pmd().
     """
     pmd = mm_find_pmd(mm, address)
@@ -130,7 +138,7 @@ def page_vma_mapped_walk(
             return None
         pte = pte_offset_map(mm.kernel, pmdval, address)
         assert pte is not None
-        if not is_wanted(pte.get(0), wanted):
+        if lookup is Lookup.LOCKLESS and not is_wanted(pte.get(0), wanted):
             pte.unmap()
             return None
         ptl = pte.table.ptl.lock()
@@ -146,9 +154,11 @@ def page_vma_mapped_walk(
     return None
 
 
-def map_pte(mm: Mm, address: int, wanted: int) -> tuple[PteMap, Hold] | None:
+def map_pte(
+    mm: Mm, address: int, wanted: int, lookup: Lookup = Lookup.LOCKLESS
+) -> tuple[PteMap, Hold] | None:
     """The same of a small folio, which no PMD maps."""
-    found = page_vma_mapped_walk(mm, address, wanted)
+    found = page_vma_mapped_walk(mm, address, wanted, lookup)
     assert not isinstance(found, HugeMapping)
     return found
 
