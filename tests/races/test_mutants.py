@@ -31,7 +31,7 @@ LISTED = {
 }  # fmt: skip
 """The laws that the list of known races gives for each."""
 OURS = {
-    "U1": {8}, "W1": {1}, "S2": {8}, "L1": {11}, "R1": {4}, "R2": {4}, "R3": {3}, "R4": {6, 9, 12},
+    "U1": {8}, "W1": {1}, "S2": {8}, "L1": {11}, "R1": {4}, "R2": {4}, "R3": {3}, "R4": {4, 6},
     "R5": {4},
 }  # fmt: skip
 """The same of rules that a rival makes visible."""

@@ -203,14 +203,14 @@ class Watch:
             if (old ^ new) & ~(YOUNG | DIRTY):
                 self.say(9, f"{me.name}'s CPU changes more than young and dirty")
             return
+        if self._is_private(table) and self._holds_rank(Rank.PMD):
+            return
         mine = self.detached.get(table.number) is me
         if me.name not in self.inspected.get(table.number, {me.name}) and not pte_none(new):
             self.say(
                 6, f"{me.name} fills table {table.number} by a link from before it was detached"
             )
         if self._holds(table.ptl) or (mine and self._holds_mmap_for_writing()):
-            return
-        if self._is_private(table) and self._holds_rank(Rank.PMD):
             return
         if self._is_deposited(table.number):
             self.say(6, f"{me.name} changes table {table.number}, which is deposited")

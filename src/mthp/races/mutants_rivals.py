@@ -131,7 +131,7 @@ MORE = (
             ),
         ),
         _world(PMD, "uffd-move-in", "zap-vma"),
-        frozenset({6, 9, 12}),
+        frozenset({4, 6}),
     ),
     Mutant(
         "R5",
