@@ -12,7 +12,7 @@ from mthp.machine.cpu import TlbEntry
 from mthp.machine.locks import Hold
 from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_REFERENCED
 from mthp.mm.mm_struct import MM_ANONPAGES
-from mthp.mm.pte import DIRTY, PMD_NONE, SOFT_DIRTY, UFFD_WP, YOUNG, mk_pte
+from mthp.mm.pte import DIRTY, PMD_NONE, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte
 from mthp.mm.vma import VM_READ, Vma
 from mthp.results import ScanResult
 from tests.worlds import TINY, World, huge, large, shared, small, swap, zero
@@ -42,6 +42,14 @@ def free_mapped(world: World, vma: Vma) -> None:
 def keep_translation(world: World, vma: Vma) -> None:
     vpn = vma.vm_start >> 12
     world.kernel.cpus[0].tlb.value = (TlbEntry(world.mm.number, vpn, 0, mk_pte(77, YOUNG)),)
+
+
+def keep_right(world: World, vma: Vma) -> None:
+    """A CPU may still store through a translation whose PTE does not let it any more."""
+    ptes = world.table(vma).ptes
+    vpn = vma.vm_start >> 12
+    ptes.raw[0] &= ~WRITE
+    world.kernel.cpus[0].tlb.value = (TlbEntry(world.mm.number, vpn, 0, ptes.raw[0] | WRITE),)
 
 
 def lose_table(world: World, vma: Vma) -> None:
@@ -114,6 +122,7 @@ def miscount_sharers(world: World, vma: Vma) -> None:
 AT_REST: list[tuple[int, Corrupt]] = [
     (1, free_mapped),
     (2, keep_translation),
+    (2, keep_right),
     (4, raw("mapcount", 0, 1)),
     (4, raw("mapcount", 8, -1)),
     (4, raw("entire_mapcount", 16, 1)),

@@ -61,6 +61,18 @@ class WithStates:
         ("swap-out", 1),
         ("guest", 1),
         ("exit", 1),
+        ("referenced", 1),
+        ("ksm", 1),
+        ("hwpoison", 1),
+        ("lazyfree", 1),
+        ("soft-dirty", 1),
+        ("numa-hint", 1),
+        ("move-pages", 1),
+        ("migrate-large", 1),
+        ("split-large", 1),
+        ("swap-cache-free", 1),
+        ("mremap", 1),
+        ("uffd-move-in", 1),
     ],
 )
 def test_every_state_is_reached(size: Size, rival: str, preemptions: int) -> None:
@@ -105,7 +117,10 @@ def laws(recipe: Callable[[], Stage], preemptions: int) -> tuple[set[int], set[i
     )
 
 
-@pytest.mark.parametrize("mutant", ["A1", "A4", "A6", "A7", "A9", "A12", "A13", "A16", "A21", "F1"])
+@pytest.mark.parametrize(
+    "mutant",
+    ["A1", "A4", "A6", "A7", "A9", "A12", "A13", "A16", "A21", "F1", "U1", "W1", "L1", "R1"],
+)
 def test_every_law_that_enumeration_breaks_is_broken(mutant: str) -> None:
     found = MUTANTS[mutant]
     with applied(found.edits):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from mthp.races.cast import LAWFUL, get_along
+from mthp.races.cast import LAWFUL, Start, get_along
 from mthp.races.mutants import MUTANTS
 from mthp.run.scorecard import default_worlds, pair_jobs, scorecard_jobs
 from mthp.run.search import Budget
@@ -13,12 +13,17 @@ from mthp.run.search import Budget
 
 def test_every_profile_meets_every_rival_alone() -> None:
     for profile, sizes in (("v16", 2), ("7.3", 2), ("pmd-only", 1)):
-        worlds = default_worlds(profile)
+        worlds = [each for each in default_worlds(profile) if each.start is Start.COLLAPSE]
         assert len(worlds) == sizes * (len(LAWFUL) + 1)
         assert all(len(world.rivals) <= 1 for world in worlds)
     keys = [job.key for job in scorecard_jobs(Budget())]
     assert len(set(keys)) == len(keys)
     assert {key.partition(" ")[0].partition(":")[0] for key in keys} >= MUTANTS.keys()
+
+
+def test_the_whole_daemon_meets_those_who_come_and_go() -> None:
+    worlds = [each for each in default_worlds("7.3") if each.start is Start.DAEMON]
+    assert {"exit", "fork", "exec-shift"} <= {each.rivals[0] for each in worlds}
 
 
 def test_every_pair_is_there() -> None:

@@ -20,7 +20,8 @@ from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
-from mthp.races.mutants import HALVES, MUTANTS, Mutant
+from mthp.races.mutant import Mutant
+from mthp.races.mutants import HALVES, MUTANTS
 from mthp.races.mutations import mutations
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size

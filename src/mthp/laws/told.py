@@ -130,6 +130,7 @@ class Told:
             new = said.mm.number, where[1] - said.start + said.to
             self.origin[new] = self.origin.get(where, where)
             self.left.add(where)
+            self.legal[new] |= {*self.legal[where], self.initial.get(where, 0) or 0}
 
     def _is_missing(self, mm: Mm, address: int) -> bool:
         """Whether nothing stands there. mmap_lock is held for writing: nobody else can fill it."""

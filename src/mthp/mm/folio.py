@@ -208,12 +208,17 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
+        failed: list[int] = []
         if self.machine.on_step is not None:
             self._take_from_users(folio, nr)
+            pages = range(folio, folio + nr)
+            failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
         for row in self._of_folio:
             row.raw[folio] = 0
         for row in self._of_page:
             row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
+        for page in failed:  # memory that failed is not mended by being free
+            self.page_flags.raw[page] = PAGE_HWPOISON
         self.mm_mapcounts.pop(folio, None)
         self.allocator.free(folio, order)
 

@@ -15,6 +15,7 @@ from mthp.mm.folio import (
     PG_UPTODATE,
     PG_WRITEBACK,
 )
+from mthp.mm.lru import lru_add_drain
 from mthp.mm.vma import VM_DEFAULT, VM_MERGEABLE, VM_UFFD_MISSING
 from mthp.races.rival import ELSEWHERE, FIRST, HOLE, WINDOW, Rival, Spot, Who
 from mthp.races.stage import START, SWAP_SLOT, Stage
@@ -172,6 +173,7 @@ def reuse_slot(stage: Stage) -> None:
         return
     mem = stage.kernel.mem
     mem.folio_put(mem.page_folio(page))
+    lru_add_drain(mem, stage.kernel.this_cpu)
     if not mem.folio_test_large(mem.page_folio(page)):
         shrink_folio(stage.kernel, page, SWAP_SLOT + 1)
 

@@ -8,29 +8,16 @@ A rule whose loss alone shows nothing, because another still covers it, is a Hal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from mthp.machine.store_buffer import Model
 from mthp.races.cast import Start
+from mthp.races.mutant import Half, Mutant
+from mthp.races.mutants_rivals import MORE, MORE_HALVES
 from mthp.races.stage import Size
 from mthp.races.variant import Edit
 from mthp.races.world import Hook, World
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """id: as in the list of known races. where: the fix, or where the rule comes from. rule: what is
-    taken away. edits: how. world: where it shows. laws: any of them may say so.
-    """
-
-    id: str
-    where: str
-    rule: str
-    edits: tuple[Edit, ...]
-    world: World
-    laws: frozenset[int]
-
 
 COLLAPSE = "khugepaged.collapse"
 NO_SYNC = Edit(
@@ -288,18 +275,9 @@ _MUTANTS = (
         frozenset({1, 2}),
     ),
 )
-MUTANTS: Mapping[str, Mutant] = MappingProxyType({mutant.id: mutant for mutant in _MUTANTS})
-
-
-@dataclass(frozen=True)
-class Half:
-    """Part of a mutant that shows nothing alone, because another rule still covers it."""
-
-    id: str
-    rule: str
-    edits: tuple[Edit, ...]
-    world: World
-    masked_by: str
+MUTANTS: Mapping[str, Mutant] = MappingProxyType(
+    {mutant.id: mutant for mutant in (*_MUTANTS, *MORE)}
+)
 
 
 HALVES = (
@@ -332,4 +310,5 @@ HALVES = (
         "the sources' references are put, and the PTE lock is given back and the pmd lock taken, between "
         "copy and mapping store",
     ),
+    *MORE_HALVES,
 )

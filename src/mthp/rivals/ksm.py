@@ -13,6 +13,7 @@ from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_remove_rmap_ptes
 from mthp.mm.swap import folio_free_swap
 from mthp.mm.vma import VM_MERGEABLE, Vma
 from mthp.rivals.gup import folio_maybe_dma_pinned
+from mthp.rivals.split import split_folio
 from mthp.rivals.walk import folio_walk, map_pte, ptep_clear_flush, unlocked_after
 
 
@@ -51,22 +52,24 @@ def try_to_merge_with_ksm_page(mm: Mm, address: int, page: int, kpage: int) -> b
 
 
 def try_to_merge_one_page(vma: Vma, address: int, page: int, kpage: int) -> bool:
-    """Divergence: a large folio is left alone, as if it could not be split.
+    """Caller holds a reference of the page's folio, which is split if it is large.
 
     Kernel: mm/ksm.c, try_to_merge_one_page().
     """
-    mem = vma.vm_mm.kernel.mem
-    if page == kpage or mem.folio_test_large(mem.page_folio(page)):
+    kernel = vma.vm_mm.kernel
+    mem = kernel.mem
+    folio = mem.page_folio(page)
+    if page == kpage or not mem.test(folio, PG_ANON) or not mem.folio_trylock(folio):
         return False
-    if not mem.test(page, PG_ANON) or not mem.folio_trylock(page):
-        return False
-    orig_pte = write_protect_page(vma, address, page)
-    merged = (
-        orig_pte is not None
-        and pages_identical(vma.vm_mm.kernel, page, kpage)
-        and replace_page(vma, address, page, kpage, orig_pte)
-    )
-    mem.folio_unlock(page)
+    merged = False
+    if not mem.folio_test_large(folio) or split_folio(kernel, folio, page):
+        orig_pte = write_protect_page(vma, address, page)
+        merged = (
+            orig_pte is not None
+            and pages_identical(kernel, page, kpage)
+            and replace_page(vma, address, page, kpage, orig_pte)
+        )
+    mem.folio_unlock(mem.page_folio(page))
     return merged
 
 

@@ -37,12 +37,22 @@ from mthp.rivals.walk import (
 def madvise_free(mm: Mm, start: int, end: int) -> None:
     """The pages of [start, end) may be dropped, until they are stored to again.
 
-    Divergence: not tried under mmap_lock where the VMA lock is not to be had.
-    Kernel: mm/madvise.c, madvise_free_single_vma(), madvise_free_pte_range().
+    Kernel: mm/madvise.c, madvise_dontneed_free(), try_vma_read_lock().
     """
     vma = lock_vma_under_rcu(mm, start)
-    if vma is None:
+    if vma is not None:
+        madvise_free_single_vma(vma, start, end)
+        vma.vm_lock.leave()
         return
+    with mm.mmap_read_lock():
+        vma = mm.find_vma(start)
+        if vma is not None and start >= vma.vm_start:
+            madvise_free_single_vma(vma, start, end)
+
+
+def madvise_free_single_vma(vma: Vma, start: int, end: int) -> None:
+    """Kernel: mm/madvise.c, madvise_free_single_vma(), madvise_free_pte_range()."""
+    mm = vma.vm_mm
     kernel = mm.kernel
     shift = kernel.geometry.page_shift
     kernel.witness(Discarding(mm, start, end))
@@ -56,7 +66,6 @@ def madvise_free(mm: Mm, start: int, end: int) -> None:
                     _free_pte(kernel, pte, i)
         this_cpu = kernel.this_cpu.number
         flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
-    vma.vm_lock.leave()
 
 
 def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:

@@ -32,9 +32,9 @@ def split_huge_pages_pid(mm: Mm, address: int) -> None:
             return
         folio = mem.page_folio(page)
         if mem.folio_test_large(folio) and mem.folio_trylock(folio):
-            split_folio(mm.kernel, folio)
-            mem.folio_unlock(folio)
-        mem.folio_put(folio)
+            split_folio(mm.kernel, folio, page)
+            mem.folio_unlock(mem.page_folio(page))
+        mem.folio_put(mem.page_folio(page))
 
 
 def deferred_split_scan(kernel: Kernel, folio: int) -> None:
@@ -47,14 +47,14 @@ def deferred_split_scan(kernel: Kernel, folio: int) -> None:
     if not mem.folio_try_get(folio):
         return
     if mem.folio_test_large(folio) and mem.folio_trylock(folio):
-        split_folio(kernel, folio)
+        split_folio(kernel, folio, folio)
         mem.folio_unlock(folio)
     mem.folio_put(folio)
 
 
-def split_folio(kernel: Kernel, folio: int) -> bool:
+def split_folio(kernel: Kernel, folio: int, lock_at: int) -> bool:
     """Whether the large folio was split into pages. Caller holds its lock and a reference, and keeps
-    both of its first page.
+    both of its page lock_at.
 
     anon_vma is held for writing: collapses below PMD order and other splits wait.
     Divergence: not in the swap cache, and a page of zeroes stays a page of its own.
@@ -75,9 +75,10 @@ def split_folio(kernel: Kernel, folio: int) -> bool:
         for vma, address, page in places:  # remap_page()
             src = page if split else folio
             remove_migration_pte(kernel, src, src, vma, address)
-        for page in range(folio + 1, folio + nr if split else 0):
-            mem.folio_unlock(page)
-            mem.folio_put(page)
+        for page in range(folio, folio + nr if split else folio):
+            if page != lock_at:
+                mem.folio_unlock(page)
+                mem.folio_put(page)
     return split
 
 

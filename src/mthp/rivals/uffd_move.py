@@ -43,6 +43,7 @@ from mthp.rivals.gup import folio_maybe_dma_pinned
 from mthp.rivals.huge import split_huge_pmd
 from mthp.rivals.mremap import flush
 from mthp.rivals.said import Moving
+from mthp.rivals.split import split_folio
 from mthp.rivals.walk import folio_lock
 
 
@@ -150,10 +151,7 @@ class _Mapped(NamedTuple):
 
 
 def move_pages_ptes(ends: _Ends) -> Moved:
-    """Divergence: a large folio is left where it is, as if it could not be split.
-
-    Kernel: mm/userfaultfd.c, move_pages_ptes().
-    """
+    """Kernel: mm/userfaultfd.c, move_pages_ptes()."""
     kernel = ends.dst_vma.vm_mm.kernel
     dst_pmdval = pmdp_get_lockless(ends.dst_pmd)
     dst = pte_offset_map(kernel, dst_pmdval, ends.dst_addr)
@@ -191,7 +189,7 @@ def _move_swapped(ends: _Ends, mapped: _Mapped) -> Moved:
 
 
 def _move_present(ends: _Ends, mapped: _Mapped) -> Moved:
-    """Lock the page, and move it if it is this process's alone."""
+    """Lock the folio, split it if it is large, and move it if it is this process's alone."""
     kernel = ends.dst_vma.vm_mm.kernel
     mem = kernel.mem
     page = pte_pfn(mapped.orig_src_pte)
@@ -206,11 +204,13 @@ def _move_present(ends: _Ends, mapped: _Mapped) -> Moved:
     if not locked:
         folio_lock(kernel, folio)
     try:
+        if mem.folio_test_large(folio):
+            return Moved.AGAIN if split_folio(kernel, folio, page) else Moved.GIVEN_UP
         return move_present_ptes(ends, mapped, folio)
     finally:
         if not kernel.machine.abandoned:
-            mem.folio_unlock(folio)
-            mem.folio_put(folio)
+            mem.folio_unlock(mem.page_folio(page))
+            mem.folio_put(mem.page_folio(page))
 
 
 def move_present_ptes(ends: _Ends, mapped: _Mapped, folio: int) -> Moved:
@@ -220,9 +220,6 @@ def move_present_ptes(ends: _Ends, mapped: _Mapped, folio: int) -> Moved:
     move_present_ptes().
     """
     kernel = ends.dst_vma.vm_mm.kernel
-    mem = kernel.mem
-    if mem.folio_test_large(folio):
-        return Moved.GIVEN_UP
     ptls = mapped.lock()
     try:
         if not mapped.is_stable(ends.dst_pmd):

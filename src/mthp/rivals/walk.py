@@ -135,6 +135,8 @@ def page_vma_mapped_walk(
                 return None
             continue  # it was split under us
         if not pmd_is_table(pmdval):
+            if lookup is Lookup.SYNC:
+                sync_with_folio_pmd_zap(mm, pmd, abs(wanted))
             return None
         pte = pte_offset_map(mm.kernel, pmdval, address)
         assert pte is not None
@@ -152,6 +154,16 @@ def page_vma_mapped_walk(
         pte.unmap()
         return None
     return None
+
+
+def sync_with_folio_pmd_zap(mm: Mm, pmd: PmdPtr, page: int) -> None:
+    """Whoever has emptied a PMD that may have been the folio's has finished with it.
+
+    Divergence: done at any place of a folio as large as a table. Kernel: mm/internal.h.
+    """
+    mem = mm.kernel.mem
+    if mem.order.raw[mem.page_folio(page)] >= mm.geometry.pmd_order:
+        pmd_lock(pmd).release()
 
 
 def map_pte(

@@ -13,7 +13,8 @@ from typing import Any
 from mthp.laws.sentences import LAWS
 from mthp.laws.watch import Broken
 from mthp.races.findings import finding_of, tolerated
-from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
+from mthp.races.mutant import Half, Mutant
+from mthp.races.mutants import HALVES, MUTANTS
 from mthp.races.questions import QUESTIONS, Question
 from mthp.races.variant import applied
 from mthp.races.world import World

@@ -8,7 +8,8 @@ from itertools import combinations
 
 from mthp.profiles import PROFILES, Orders
 from mthp.races.cast import LAWFUL, Start, get_along
-from mthp.races.mutants import HALVES, MUTANTS, Half, Mutant
+from mthp.races.mutant import Half, Mutant
+from mthp.races.mutants import HALVES, MUTANTS
 from mthp.races.stage import Size
 from mthp.races.world import Hook, World
 from mthp.run.check import NO_MUTANT, NOBODY, check_world, hunt, hunt_half

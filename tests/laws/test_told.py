@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What rivals say is held against the world in the end: each fact can be found broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mthp.mm.mm_struct import Mm
+from mthp.mm.pagetable import pmd_ptr, pmdp_get_lockless
+from mthp.mm.pte import SOFT_DIRTY, YOUNG, Leaf, leaf_pte, zero_pte
+from mthp.races.stage import START, Size, Stage
+from mthp.races.world import World
+from mthp.rivals.said import (
+    Discarding,
+    Gone,
+    Moving,
+    Poisoned,
+    Registered,
+    SoftDirtyCleared,
+    Stored,
+    Zapped,
+)
+
+END = START + 0x2000
+FAR = START + 0x8000
+
+
+def stage() -> Stage:
+    return World(Size.PMD, "7.3", ("gup",))()
+
+
+def laws(stage: Stage) -> set[int]:
+    """The laws broken at rest."""
+    stage.watch.at_rest([task for task, _ in stage.tasks])
+    return {each.law for each in stage.broken}
+
+
+def lose_store(stage: Stage, mm: Mm) -> None:
+    stage.kernel.witness(Stored(mm, START, 200, "store"))
+
+
+def survive_zap(stage: Stage, mm: Mm) -> None:
+    stage.kernel.witness(Zapped(mm, START, END, "zap"))
+
+
+def stay(stage: Stage, mm: Mm) -> None:
+    stage.kernel.witness(Moving(mm, START, FAR, 0x2000, "mremap"))
+
+
+def map_failed(stage: Stage, mm: Mm) -> None:
+    stage.kernel.mem.refcount.raw[stage.pages[0]] += 1
+    stage.kernel.witness(Poisoned(stage.pages[0], unmapped=True))
+
+
+def fill(stage: Stage, mm: Mm) -> None:
+    stage.kernel.witness(Registered(mm, START, END))
+    stage.table.ptes.raw[1] = zero_pte()
+
+
+def lose_mark(stage: Stage, mm: Mm) -> None:
+    stage.kernel.witness(SoftDirtyCleared(mm, START, END, "soft-dirty"))
+    stage.kernel.witness(Stored(mm, START, 100, "soft-dirty"))
+    stage.table.ptes.raw[0] &= ~SOFT_DIRTY
+
+
+@pytest.mark.parametrize(
+    ("breach", "law"),
+    [
+        (lose_store, 3),
+        (survive_zap, 12),
+        (stay, 3),
+        (map_failed, 1),
+        (fill, 8),
+        (lose_mark, 8),
+    ],
+)
+def test_a_fact_can_be_found_broken(breach: Callable[[Stage, Mm], None], law: int) -> None:
+    world = stage()
+    breach(world, world.mm)
+    assert laws(world) == {law}
+
+
+def test_a_world_nobody_talks_about_is_sound() -> None:
+    assert laws(stage()) == set()
+
+
+def test_a_page_of_failed_memory_reads_nothing() -> None:
+    world = stage()
+    page = world.pages[0]
+    mem = world.kernel.mem
+    world.kernel.witness(Poisoned(page, unmapped=True))
+    world.table.ptes.raw[0] = leaf_pte(Leaf.HWPOISON, page)
+    world.mm.counters["MM_ANONPAGES"] -= 1
+    mem.mapcount.raw[page] = 0
+    assert laws(world) == set()
+
+
+def test_a_page_that_was_given_up_may_be_there_or_not() -> None:
+    world = stage()
+    world.kernel.witness(Discarding(world.mm, START, END))
+    assert laws(world) == set()
+
+
+def test_a_store_before_the_marks_were_cleared_leaves_none() -> None:
+    world = stage()
+    world.kernel.witness(Stored(world.mm, START, 100, "soft-dirty"))
+    world.kernel.witness(SoftDirtyCleared(world.mm, START, END, "soft-dirty"))
+    world.table.ptes.raw[0] &= ~SOFT_DIRTY
+    assert laws(world) == set()
+
+
+def test_an_mm_that_has_ended_may_not_be_walked() -> None:
+    world = stage()
+    world.kernel.witness(Gone(world.mm))
+    pmd = pmd_ptr(world.mm, START)
+    assert pmd is not None
+    world.machine.on_step = world.before
+    pmdp_get_lockless(pmd)
+    assert {each.law for each in world.broken} == {13}
+
+
+def test_what_the_monitor_moved_in_is_asked_for() -> None:
+    world = stage()
+    world.kernel.witness(Registered(world.mm, START, END))
+    world.kernel.witness(Moving(world.mm, FAR, START + 0x1000, 0x1000, "uffd-move-in"))
+    world.table.ptes.raw[1] = zero_pte(YOUNG)
+    assert laws(world) == set()

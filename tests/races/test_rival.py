@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who can be in one world with whom, and what is expected of a world."""
+
+from __future__ import annotations
+
+import pytest
+
+from mthp.races.cast import LAWFUL, RIVALS, get_along
+from mthp.races.findings import FINDINGS, finding_of, tolerated
+from mthp.races.rival import Spot
+from mthp.races.stage import Size
+from mthp.races.world import Hook, World
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "both"),
+    [
+        ("swap-in", "uffd-wp", False),  # both change the hole
+        ("ksm-zero", "zap-locked", False),  # both change the first page
+        ("mremap", "uffd-move", False),  # both use the place elsewhere
+        ("large", "store", False),
+        ("exit", "store", False),  # nobody stores when the last thread has left
+        ("exit", "exec-shift", False),
+        ("exit", "migrate", True),
+        ("ksm", "zap", True),
+        ("uffd-move", "swap-in", True),
+    ],
+)
+def test_get_along(a: str, b: str, both: bool) -> None:
+    assert get_along(a, b) is both
+    assert get_along(b, a) is both
+
+
+def test_whoever_prepares_says_what() -> None:
+    untouched = {"fork", "fork-fails", "guest"}  # they add an mm or an MMU of their own
+    plain = RIVALS["store"].prepare
+    for name in LAWFUL:
+        rival = RIVALS[name]
+        assert (rival.prepare is plain) is (not rival.takes or name.startswith("mremap")) or (
+            name in untouched
+        )
+
+
+def test_the_whole_window_is_nobody_elses() -> None:
+    whole = [name for name in LAWFUL if Spot.WINDOW in RIVALS[name].takes]
+    assert {"large", "split-large", "swap-in-large"} <= set(whole)
+    assert not any(get_along(a, b) for a in whole for b in LAWFUL if a != b)
+
+
+def test_what_is_expected_of_a_world() -> None:
+    read_only = World(Size.WINDOW, "7.3", ("mprotect",))
+    assert finding_of(read_only) is FINDINGS["S1"]
+    assert tolerated(read_only) == {8}
+    assert finding_of(World(Size.PMD, "7.3", ("mprotect",))) is None
+    early = World(Size.WINDOW, "v16", (), Hook.WALKS)
+    assert finding_of(early) is FINDINGS["A18a"]
+    assert tolerated(early) == frozenset()
