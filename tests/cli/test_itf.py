@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mthp.cli import main
+from mthp.machine.step import Access
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "itf.schema.json"
-STRANDED = "A16:7.3:window:migrate-neighbour:b9a44b11"
 
 
 def valid(path: Path) -> Any:
@@ -50,15 +50,21 @@ def test_traces_keep_the_schema(arguments: list[str], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["trace.itf.json"]
 
 
+def test_the_schema_names_every_access() -> None:
+    state = json.loads(SCHEMA.read_text(encoding="utf-8"))["$defs"]["state"]
+    named = set(state["properties"]["access"]["enum"])
+    assert named == {"begin", "end"} | {each.value for each in Access if each is not Access.BARRIER}
+
+
 def test_check_and_replay_write_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "one", tmp_path / "two"
     assert main(["check", "--mutant", "A16", "--itf", str(first)]) == 4
-    assert main(["replay", STRANDED, "--itf", str(second)]) == 4
+    token = capsys.readouterr().out.split("mthp replay ")[1].strip()
+    assert main(["replay", token, "--itf", str(second)]) == 4
     assert first.read_bytes() == second.read_bytes()
-    assert json.loads(first.read_text())["#meta"]["source"] == f"mthp replay {STRANDED}"
-    assert STRANDED in capsys.readouterr().out
+    assert json.loads(first.read_text())["#meta"]["source"] == f"mthp replay {token}"
 
 
 def test_nothing_broken_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +86,7 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (["check", "--itf", "/nonexistent/x"], "--itf /nonexistent/x: No such directory"),
-        (["replay", STRANDED, "--itf", "/"], "--itf /: not a regular file"),
+        (["replay", "A1:7.3:pmd:gup:a0", "--itf", "/"], "--itf /: not a regular file"),
         (["check", "--all", "--itf", "x"], "--itf is for one violation"),
     ],
 )
