@@ -1,0 +1,539 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The search of explore.py on nothing but integers: the same choices, the same races, in its order.
+
+Every function here is plain code over indexable columns, so that it runs as it is on lists and, by
+Numba, compiled on arrays. A set of tasks is a mask. Only `search()` is called from outside; it comes
+back with a Status when it needs somebody who knows more, and goes on from there when it is called again.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from mthp.schedulers.automaton import ADD, HOLE, NO, READ, STEP, WRITE, YES
+
+CAP: Final = 5002
+"""Places for events: the longest execution, and one for steps that never came."""
+
+
+class Status(IntEnum):
+    """Why search() came back."""
+
+    DONE = 0
+    MISSED = 1  # a transition that nobody has seen
+    STUCK = 2
+    FOUND = 3  # a verdict that nobody has seen
+    ENOUGH = 4
+    ASK = 5
+    FULL = 6  # the journal is
+
+
+class Phase(IntEnum):
+    """What comes next."""
+
+    CHOOSE = 0
+    ACT = 1
+    JUDGE = 2
+    ENDED = 3
+    BACK = 4
+    AGAIN = 5
+
+
+class Fate(IntEnum):
+    """How an execution ended."""
+
+    FINISHED = 0
+    STUCK = 1
+    GIVEN_UP = 2
+    TOO_LONG = 3
+
+
+CHOOSE, ACT, JUDGE, ENDED, BACK, AGAIN = range(6)
+DONE, MISSED, STUCK, FOUND, ENOUGH, ASK, FULL = range(7)
+F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
+
+# Where things stand in State.at
+(PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
+ REST, BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LAST) = range(21)  # fmt: skip
+
+
+class Code(NamedTuple):
+    """The automata and the ops; see automaton.Program. background: of a task."""
+
+    kind: Any
+    arg: Any
+    val: Any
+    nxt: Any
+    bval: Any
+    bnode: Any
+    bnext: Any
+    place: Any
+    reader: Any
+    waits: Any
+    release: Any
+    background: Any
+
+
+class State(NamedTuple):
+    """Where the search stands.
+
+    at: single numbers. cell: what is in each. node: where each task stands; nodes: the same before each
+    step. jcell, jold: what was overwritten; mark: how much of that before each step. enabled, sleep,
+    todo: of each place. task, op, number, before, clock: of each event; before: the one before it at
+    its word. mine, count: the events of a task. last: the last event at a word. seen: verdicts that
+    were reported. found, kept, flags, other: scratch.
+    """
+
+    at: Any
+    cell: Any
+    node: Any
+    nodes: Any
+    jcell: Any
+    jold: Any
+    mark: Any
+    enabled: Any
+    sleep: Any
+    todo: Any
+    task: Any
+    op: Any
+    number: Any
+    before: Any
+    clock: Any
+    mine: Any
+    count: Any
+    last: Any
+    seen: Any
+    found: Any
+    kept: Any
+    flags: Any
+    other: Any
+
+
+def columns(tasks: int) -> State:
+    """Room for a search."""
+    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen"]
+    wide = {"nodes", "clock", "mine", "other"}
+    made = {
+        name: [0] * (0 if name in one else CAP * tasks if name in wide else CAP)
+        for name in State._fields
+    }
+    made["at"] = [0] * 21
+    made["node"] = [0] * tasks
+    made["count"] = [0] * tasks
+    made["jcell"], made["jold"] = [0] * 4096, [0] * 4096
+    return State(**made)
+
+
+def go(code: Code, s: State, node: int) -> int:
+    """Along an automaton from `node` to where it stops; -1, and nothing done, where nobody has been."""
+    at, cell = s.at, s.cell
+    began = at[JOURNAL]
+    while True:
+        kind = code.kind[node]
+        if kind == READ:
+            value = cell[code.arg[node]]
+            branch = code.nxt[node]
+            while branch >= 0 and code.bval[branch] != value:
+                branch = code.bnext[branch]
+            if branch < 0:
+                undo(s, began)
+                return -1
+            node = code.bnode[branch]
+        elif kind == WRITE or kind == ADD:
+            where = code.arg[node]
+            journal = at[JOURNAL]
+            if journal >= at[ROOM]:
+                undo(s, began)
+                return -2
+            s.jcell[journal] = where
+            s.jold[journal] = cell[where]
+            at[JOURNAL] = journal + 1
+            cell[where] = code.val[node] if kind == WRITE else cell[where] + code.val[node]
+            node = code.nxt[node]
+        elif kind == HOLE:
+            undo(s, began)
+            return -1
+        else:
+            return node
+
+
+def undo(s: State, to: int) -> None:
+    """Take back what was written since the journal was that long."""
+    at = s.at
+    journal = at[JOURNAL]
+    while journal > to:
+        journal -= 1
+        s.cell[s.jcell[journal]] = s.jold[journal]
+    at[JOURNAL] = to
+
+
+def may_go(code: Code, s: State, node: int) -> int:
+    """1: a task that stands here could go; 0: it must wait; -1: nobody knows."""
+    guard = code.val[node]
+    if guard < 0:
+        return 1
+    end = go(code, s, code.nxt[guard])
+    return -1 if end < 0 else (1 if end == YES else 0)
+
+
+def dependent(code: Code, a: int, b: int) -> bool:
+    """As dependence.dependent()."""
+    return code.place[a] == code.place[b] and not (code.reader[a] and code.reader[b])
+
+
+def happened(s: State, event: int, clock: int) -> bool:
+    """Whether an event is before what has the clock that begins at `clock` in s.clock."""
+    return s.clock[clock + s.task[event]] >= s.number[event]
+
+
+def join(a: Any, at: int, b: Any, other: int, tasks: int) -> None:
+    """The later of two clocks, in the first one's place."""
+    for task in range(tasks):
+        if a[at + task] < b[other + task]:
+            a[at + task] = b[other + task]
+
+
+def make_event(code: Code, s: State, task: int, op: int, depth: int) -> None:
+    """As Explorer._event(): the clock of a step, and its races."""
+    tasks = s.at[TASKS]
+    count = s.count[task]
+    s.task[depth] = task
+    s.op[depth] = op
+    s.number[depth] = count + 1
+    clock = depth * tasks
+    if count:
+        own = s.mine[task * CAP + count - 1] * tasks
+        for t in range(tasks):
+            s.clock[clock + t] = s.clock[own + t]
+    else:
+        for t in range(tasks):
+            s.clock[clock + t] = 0
+    racing = find_races(code, s, task, op, depth)
+    other = s.last[code.place[op]]
+    while other >= 0:
+        if s.task[other] != task and dependent(code, s.op[other], op):
+            join(s.clock, clock, s.clock, other * tasks, tasks)
+        other = s.before[other]
+    s.clock[clock + task] = count + 1
+    for i in range(racing):
+        note_race(code, s, s.found[i], depth)
+
+
+def find_races(code: Code, s: State, task: int, op: int, depth: int) -> int:
+    """As explore._races(): how many there are, their numbers in s.found."""
+    tasks = s.at[TASKS]
+    for t in range(tasks):
+        s.other[t] = s.clock[depth * tasks + t]
+    found = 0
+    other = s.last[code.place[op]]
+    while other >= 0:
+        if s.task[other] != task and dependent(code, s.op[other], op):
+            before = s.other[s.task[other]] >= s.number[other]
+            if code.waits[op]:
+                if not code.release[s.op[other]]:
+                    if not before:
+                        s.found[found] = other
+                        found += 1
+                else:
+                    for i in range(found):
+                        if happened(s, other, s.found[i] * tasks):
+                            join(s.other, 0, s.clock, other * tasks, tasks)
+                            break
+            else:
+                if not before:
+                    s.found[found] = other
+                    found += 1
+                join(s.other, 0, s.clock, other * tasks, tasks)
+        other = s.before[other]
+    return found
+
+
+def note_race(code: Code, s: State, first: int, second: int) -> None:
+    """As Explorer._note_race()."""
+    initials = find_initials(code, s, first, second)
+    if s.todo[first] & initials:
+        return
+    usable = s.enabled[first] & initials
+    s.todo[first] |= (usable & -usable) if usable else s.enabled[first]
+
+
+def find_initials(code: Code, s: State, first: int, second: int) -> int:
+    """As Explorer._initials(); a mask."""
+    tasks = s.at[TASKS]
+    later = 0
+    for event in range(first + 1, second):
+        if not happened(s, first, event * tasks):
+            s.kept[later] = event
+            later += 1
+    for t in range(tasks):
+        s.other[t] = s.clock[second * tasks + t]
+        s.other[tasks + t] = 0
+    if code.waits[s.op[second]]:
+        later = without_holders(code, s, first, second, later)
+    initials = 0
+    for i in range(later):
+        event = s.kept[i]
+        task = s.task[event]
+        if not s.other[tasks + task]:
+            if not after_begun(s, s.clock, event * tasks, tasks):
+                initials |= 1 << task
+            s.other[tasks + task] = s.number[event]
+    task = s.task[second]
+    if not s.other[tasks + task] and not after_begun(s, s.other, 0, tasks):
+        initials |= 1 << task
+    return initials
+
+
+def after_begun(s: State, clock: Any, at: int, tasks: int) -> bool:
+    """Whether something comes after the first event of a task that has begun (s.other)."""
+    for t in range(tasks):
+        number = s.other[tasks + t]
+        if number and clock[at + t] >= number:
+            return True
+    return False
+
+
+def without_holders(code: Code, s: State, first: int, second: int, later: int) -> int:
+    """As Explorer._without_holders(): how many of s.kept are left; the clock in s.other."""
+    tasks = s.at[TASKS]
+    op = s.op[second]
+    place = code.place[op]
+    for t in range(tasks):
+        s.other[2 * tasks + t] = -1
+    for i in range(later):
+        event = s.kept[i]
+        if code.place[s.op[event]] == place and code.release[s.op[event]]:
+            s.other[2 * tasks + s.task[event]] = event
+    kept = dropped = 0
+    for i in range(later):
+        event = s.kept[i]
+        holds = code.place[s.op[event]] == place and not code.release[s.op[event]]
+        for_ever = holds and s.other[2 * tasks + s.task[event]] < event
+        gone = for_ever and dependent(code, s.op[event], op)
+        for j in range(dropped):
+            if happened(s, s.flags[j], event * tasks):
+                gone = True
+                break
+        if gone:
+            s.flags[dropped] = event
+            dropped += 1
+        else:
+            s.kept[kept] = event
+            kept += 1
+    task = s.task[second]
+    count = s.number[second] - 1
+    for t in range(tasks):
+        s.other[t] = s.clock[s.mine[task * CAP + count - 1] * tasks + t] if count else 0
+    event = s.last[place]
+    while event >= 0:
+        if event < first and s.task[event] != task and dependent(code, s.op[event], op):
+            join(s.other, 0, s.clock, event * tasks, tasks)
+        event = s.before[event]
+    for i in range(kept):
+        event = s.kept[i]
+        if s.task[event] != task and dependent(code, s.op[event], op):
+            join(s.other, 0, s.clock, event * tasks, tasks)
+    return kept
+
+
+def take(code: Code, s: State, depth: int, task: int) -> None:
+    """As Explorer._take()."""
+    op = code.arg[s.node[task]]
+    make_event(code, s, task, op, depth)
+    s.mine[task * CAP + s.count[task]] = depth
+    s.count[task] += 1
+    place = code.place[op]
+    s.before[depth] = s.last[place]
+    s.last[place] = depth
+    s.mark[depth] = s.at[JOURNAL]
+    s.at[CURRENT] = task
+    s.at[PHASE] = ACT
+
+
+def choose(code: Code, s: State) -> int:
+    """At a place nobody has been at: who goes, or how the execution ends. A Status, or -1."""
+    at = s.at
+    depth, tasks = at[DEPTH], at[TASKS]
+    alive = enabled = others = 0
+    for task in range(tasks):
+        if code.kind[s.node[task]] == STEP:
+            alive |= 1 << task
+            others += not code.background[task]
+    at[PHASE] = JUDGE
+    at[FATE] = F_FINISHED
+    at[JUDGE_AT] = at[REST]
+    if not alive:
+        return -1
+    if depth >= at[MOST_STEPS]:
+        at[FATE] = F_TOO_LONG
+        at[PHASE] = ENDED
+        return -1
+    for task in range(tasks):
+        if alive >> task & 1:
+            free = may_go(code, s, s.node[task])
+            if free < 0:
+                at[PHASE] = CHOOSE
+                return MISSED
+            enabled |= free << task
+    if not enabled:
+        if not others:
+            return -1
+        at[FATE] = F_STUCK
+        return STUCK
+    at[PHASE] = ENDED
+    at[FATE] = F_GIVEN_UP
+    if at[FIRST] and s.cell[at[BROKEN]] != at[EMPTY]:
+        return -1
+    sleep = 0
+    if depth:
+        for task in range(tasks):
+            if s.sleep[depth - 1] >> task & 1:
+                node = s.nodes[(depth - 1) * tasks + task]
+                if not dependent(code, code.arg[node], s.op[depth - 1]):
+                    sleep |= 1 << task
+    awake = enabled & ~sleep
+    if not awake:
+        return -1
+    current = at[CURRENT]
+    if depth == 0 or not awake >> current & 1:
+        current = lowest(awake)
+    s.enabled[depth] = enabled
+    s.sleep[depth] = sleep
+    s.todo[depth] = 1 << current
+    for task in range(tasks):
+        s.nodes[depth * tasks + task] = s.node[task]
+    take(code, s, depth, current)
+    return -1
+
+
+def lowest(mask: int) -> int:
+    """The first task in a mask."""
+    task = 0
+    while not mask >> task & 1:
+        task += 1
+    return task
+
+
+def act(code: Code, s: State) -> int:
+    """The chosen task's segment. A Status, or -1."""
+    at = s.at
+    task = at[CURRENT]
+    node = go(code, s, code.nxt[s.node[task]])
+    if node < 0:
+        return MISSED if node == -1 else FULL
+    s.node[task] = node
+    at[DEPTH] += 1
+    at[PHASE] = CHOOSE
+    return -1
+
+
+def judge(code: Code, s: State) -> int:
+    """The verdict in the end. A Status, or -1."""
+    node = go(code, s, code.nxt[s.at[JUDGE_AT]])
+    if node < 0:
+        return MISSED if node == -1 else FULL
+    s.at[PHASE] = ENDED
+    return -1
+
+
+def ended(code: Code, s: State) -> int:
+    """An execution is over: count it. A Status, or -1."""
+    at = s.at
+    depth, fate = at[DEPTH], at[FATE]
+    verdict = s.cell[at[BROKEN]]
+    if fate == F_STUCK or fate == F_GIVEN_UP:
+        for task in range(at[TASKS]):
+            if code.kind[s.node[task]] == STEP:
+                free = may_go(code, s, s.node[task])
+                if free == 0:
+                    make_event(code, s, task, code.arg[s.node[task]], depth)
+    at[STEPS] += depth
+    at[QUANTUM] -= depth
+    at[PHASE] = BACK
+    if fate == F_GIVEN_UP and verdict == at[EMPTY]:
+        at[PRUNED] += 1
+        return -1
+    at[EXECUTIONS] += 1
+    at[TOO_LONG] += fate == F_TOO_LONG
+    if verdict != at[EMPTY] and not s.seen[verdict]:
+        s.seen[verdict] = 1
+        return FOUND
+    return -1
+
+
+def back(code: Code, s: State) -> int:
+    """To the deepest place with something left to try. A Status, or -1."""
+    at = s.at
+    tasks = at[TASKS]
+    depth = at[DEPTH]
+    while True:
+        if depth == 0:
+            at[DEPTH] = 0
+            return DONE
+        depth -= 1
+        task = s.task[depth]
+        s.count[task] -= 1
+        s.last[code.place[s.op[depth]]] = s.before[depth]
+        s.sleep[depth] |= 1 << task
+        if s.todo[depth] & ~s.sleep[depth]:
+            break
+    undo(s, s.mark[depth])
+    for task in range(tasks):
+        s.node[task] = s.nodes[depth * tasks + task]
+    at[DEPTH] = depth
+    at[PHASE] = AGAIN
+    if at[MOST] >= 0 and at[EXECUTIONS] >= at[MOST]:
+        return ENOUGH
+    if at[ASKED] or at[QUANTUM] <= 0:
+        return ASK
+    return -1
+
+
+def search(code: Code, s: State) -> int:
+    """Go on until something is needed; a Status."""
+    at = s.at
+    while True:
+        phase = at[PHASE]
+        if phase == CHOOSE:
+            status = choose(code, s)
+        elif phase == ACT:
+            status = act(code, s)
+        elif phase == JUDGE:
+            status = judge(code, s)
+        elif phase == ENDED:
+            status = ended(code, s)
+        elif phase == BACK:
+            status = back(code, s)
+        else:
+            depth = at[DEPTH]
+            take(code, s, depth, lowest(s.todo[depth] & ~s.sleep[depth]))
+            status = -1
+        if status >= 0:
+            return status
+
+
+def resume(code: Code, s: State) -> int:
+    """The automata have other nodes now: go where the events lead from the roots in s.node; -1 if
+    that is not known. With PHASE ACT, the last event's segment is still to come.
+    """
+    at = s.at
+    tasks = at[TASKS]
+    at[JOURNAL] = 0
+    for task in range(tasks):
+        node = go(code, s, code.nxt[s.node[task]])
+        if node < 0:
+            return node
+        s.node[task] = node
+    for depth in range(at[DEPTH] + (at[PHASE] == ACT)):
+        for task in range(tasks):
+            s.nodes[depth * tasks + task] = s.node[task]
+        s.mark[depth] = at[JOURNAL]
+        if depth == at[DEPTH]:
+            break
+        task = s.task[depth]
+        node = go(code, s, code.nxt[s.node[task]])
+        if node < 0:
+            return node
+        s.node[task] = node
+    return 0
