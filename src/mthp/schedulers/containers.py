@@ -32,15 +32,19 @@ MISSING: Final = object()
 
 
 class Shared:
-    """What all of them have. kind: where it stands in the world; name: unique in an execution."""
+    """What all of them have. kind: where it stands in the world; name: unique in an execution.
 
-    __slots__ = ("_epoch", "data", "kind", "name", "recorder")
+    changes: something of its kind is written by some task, so that reading it matters.
+    """
+
+    __slots__ = ("_epoch", "changes", "data", "kind", "name", "recorder")
 
     def __init__(self, recorder: Recorder, data: Any, kind: str, name: object) -> None:
         self.recorder = recorder
         self.data = data
         self.kind = kind
         self.name = name
+        self.changes = not recorder.building or kind in recorder.memory.changing
         self._epoch = -1
 
     def __getattr__(self, name: str) -> Any:
@@ -52,9 +56,12 @@ class Shared:
     def __reduce__(self) -> Any:
         raise Unrecordable(f"{self.kind} is copied")
 
-    def _changes(self) -> None:
-        """Keep what it held at the beginning of this execution."""
+    def _keep(self) -> None:
+        """It is about to be written: keep what it held at the beginning of this execution."""
         recorder = self.recorder
+        if not self.changes:
+            recorder.memory.changing.add(self.kind)
+            recorder.stale = self.changes = True
         if self._epoch != recorder.epoch:
             self._epoch = recorder.epoch
             recorder.journal.append((_restore, self, copy(self.data)))
@@ -87,7 +94,7 @@ class SharedArray(Shared):
     def __getitem__(self, at: Any) -> Any:
         recorder = self.recorder
         value = self.data[at]
-        if recorder.segment is not None:
+        if self.changes and recorder.segment is not None:
             if type(at) is int:
                 recorder.read(self.first + (at if at >= 0 else at + len(self.data)), value)
             else:
@@ -97,7 +104,7 @@ class SharedArray(Shared):
 
     def __setitem__(self, at: Any, value: Any) -> None:
         recorder, data = self.recorder, self.data
-        self._changes()
+        self._keep()
         if type(at) is int:
             at = at if at >= 0 else at + len(data)
             old = data[at]
@@ -128,12 +135,12 @@ class SharedList(Shared, MutableSequence[Any]):
     def _read(self) -> list[Any]:
         recorder = self.recorder
         segment = recorder.segment
-        if segment is not None and self.cell not in segment.known:
+        if self.changes and segment is not None and self.cell not in segment.known:
             recorder.read(self.cell, tuple(self.data))
         return self.data  # type: ignore[no-any-return]
 
     def _write(self, data: list[Any]) -> None:
-        self._changes()
+        self._keep()
         old, self.data = self.data, data
         self.recorder.wrote(self.cell, tuple(data), tuple(old))
 
@@ -196,12 +203,12 @@ class SharedSet(Shared, MutableSet[Any]):
     def _read(self) -> set[Any]:
         recorder = self.recorder
         segment = recorder.segment
-        if segment is not None and self.cell not in segment.known:
+        if self.changes and segment is not None and self.cell not in segment.known:
             recorder.read(self.cell, frozenset(self.data))
         return self.data  # type: ignore[no-any-return]
 
     def _write(self, data: set[Any]) -> None:
-        self._changes()
+        self._keep()
         old, self.data = self.data, data
         self.recorder.wrote(self.cell, frozenset(data), frozenset(old))
 
@@ -252,18 +259,19 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
 
     def _read(self, key: Any) -> Any:
         value = self.data.get(key, ABSENT)
-        if self.recorder.segment is not None:
+        if self.changes and self.recorder.segment is not None:
             self.recorder.read(self.cell(key), value)
         return value
 
     def _keys(self) -> tuple[Any, ...]:
         keys = tuple(self.data)
-        self.recorder.read(self.keys_cell, keys)
+        if self.changes:
+            self.recorder.read(self.keys_cell, keys)
         return keys
 
     def __getitem__(self, key: Any) -> Any:
         recorder = self.recorder
-        if self.counts and recorder.segment is not None:
+        if self.counts and self.changes and recorder.segment is not None:
             value = self.data.get(key, ABSENT)
             if value is not ABSENT:
                 return recorder.counted(self.cell(key), value, self.kind)
@@ -282,14 +290,20 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         value = self._read(key)
         return default if value is ABSENT else value
 
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """As of a dict: what is in it then, which is not what was given where that is a container."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
     def __contains__(self, key: object) -> bool:
         return self._read(key) is not ABSENT
 
     def __setitem__(self, key: Any, value: Any) -> None:
         recorder = self.recorder
+        self._keep()
         cell = self.cell(key)
         old = self.data.get(key, ABSENT)
-        self._changes()
         if recorder.adds(cell, value):
             self.data[key] = value.value
             return
@@ -301,11 +315,11 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         recorder.wrote(cell, value, old)
 
     def __delitem__(self, key: Any) -> None:
+        self._keep()
         old = self._read(key)
         if old is ABSENT:
             raise KeyError(key)
         before = self._keys()
-        self._changes()
         del self.data[key]
         self.recorder.wrote(self.keys_cell, tuple(self.data), before)
         self.recorder.wrote(self.cell(key), ABSENT, old)

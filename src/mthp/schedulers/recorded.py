@@ -15,6 +15,8 @@ from mthp.schedulers.tasks import WAITING, Ending, Execution, Op, Recipe, Setup
 JUDGE = -1
 """Who runs while the laws are asked."""
 _SCHEDULER = -2
+_OURS = ("SharedArray", "SharedList", "SharedSet", "SharedDict", "Count")
+"""What stands for something else, and cannot do something that it could."""
 
 Sleepless = Callable[[Execution], int]
 
@@ -76,7 +78,7 @@ class _Watched:
         self.tasks = [
             (task, self._body(number, body)) for number, (task, body) in enumerate(setup.tasks)
         ]
-        self.before, self.after, self.raised = setup.before, setup.after, setup.raised
+        self.before, self.after = setup.before, setup.after
 
     def _body(self, number: int, body: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -88,6 +90,12 @@ class _Watched:
     @property
     def broken(self) -> Sequence[Any]:
         return self._setup.broken
+
+    def raised(self, task: Task, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if any(name in text for name in _OURS):
+            raise Unrecordable(text)
+        self._setup.raised(task, error)
 
     def stuck(self, waiting: Sequence[tuple[Task, Op]]) -> None:
         self._begin(JUDGE)

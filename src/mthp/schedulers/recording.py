@@ -11,7 +11,9 @@ does not know how to record is refused (Unrecordable). A world is put back by un
 from __future__ import annotations
 
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from copy import copy
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
@@ -41,6 +43,7 @@ from mthp.schedulers.counts import Count
 LOWEST, ROOM = -64, 512
 """Ints from LOWEST on, this many, have the numbers from 0 on: what is added to can be calculated."""
 _ATOMS: Final = (int, str, bool, NoneType, float, bytes)
+_ALIASED: Final = (list, dict, set, array, Counter, defaultdict)
 _OF_SCHEDULERS: Final = frozenset({"current", "on_step", "abandoned"})
 """What an execution itself sets on the machine."""
 _LEAVES: Final = (Shared, Enum, type, ModuleType, BaseException, MappingProxyType, frozenset, range)
@@ -49,12 +52,14 @@ _LEAVES: Final = (Shared, Enum, type, ModuleType, BaseException, MappingProxyTyp
 class Memory:
     """What was found out about classes, for all recorders of a process.
 
-    written: (class, attribute) that some task writes. used: kinds of counts whose value matters to
-    somebody. Finding out more makes what was recorded before worthless.
+    written: (class, attribute) that some task writes. changing: kinds of containers that are written.
+    used: kinds of counts whose value matters to somebody. Finding out more makes what was recorded
+    before worthless.
     """
 
     def __init__(self) -> None:
         self.written: set[tuple[type, str]] = set()
+        self.changing: set[str] = set()
         self.used: set[str] = set()
 
 
@@ -100,6 +105,7 @@ class Recorder:
         self._made: list[Any] = []
         self._made_by: dict[Any, int] = {}
         self._who: Any = None
+        self._aliases: list[tuple[Any, Any]] = []
         self._classes: dict[type, type] = {}
         self._seen_functions: dict[int, Any] = {}
 
@@ -235,8 +241,10 @@ class Recorder:
     # Undoing
 
     def undo(self) -> None:
-        """The world is as it was built."""
+        """The world is as it was built. Unrecordable: something in it was changed past the recorder."""
         self.segment = None
+        changed = next((of for of, was in self._aliases if of != was), None)
+        self._aliases.clear()
         for restore, where, what in reversed(self.journal):
             restore(where, what)
         self.journal.clear()
@@ -245,6 +253,8 @@ class Recorder:
             self._names.pop(id(made), None)
         self._made.clear()
         self._made_by.clear()
+        if changed is not None:
+            raise Unrecordable(f"a {type(changed).__name__} is changed by another name: {changed}")
 
     def release(self) -> None:
         """Objects are of their own classes again."""
@@ -258,6 +268,8 @@ class Recorder:
     def share(self, value: Any, kind: str) -> Any:
         """The value, or what stands for it, where others will see it."""
         of = type(value)
+        if of in _ALIASED and not self.building:
+            self._aliases.append((value, copy(value)))
         if of in _ATOMS or id(value) in self._names or isinstance(value, _LEAVES):
             return value
         if of is Count:
