@@ -167,7 +167,7 @@ class Automata:
         leaf = self._find(who, place, segment)
         if leaf is None:
             for cell, _, _ in effects:
-                self._note(self._writers, self._readers, cell, who)
+                self._note(self._writers, cell, who)
             then = None if op is None else Place(self.ops.number(op), guard)
             self._add(who, place, segment, Leaf(effects, then))
             return then
@@ -209,7 +209,7 @@ class Automata:
 
     def _add(self, who: int, place: Place, segment: Segment, leaf: Leaf) -> None:
         for cell, _ in segment.reads:
-            self._note(self._readers, self._writers, cell, who)
+            self._note(self._readers, cell, who)
         parent: Read | None = None
         at = place.body
         value = 0
@@ -233,15 +233,19 @@ class Automata:
         else:
             self._stale = True  # nobody else wrote it, it seemed
 
-    def _note(self, mine: dict[int, int], theirs: dict[int, int], cell: int, who: int) -> None:
-        """`who` reads (or writes) the cell; whether others' writes (reads) matter now."""
+    def _note(self, mine: dict[int, int], cell: int, who: int) -> None:
+        """`who` reads (or writes) the cell; it may be shared from now on."""
         old = mine.get(cell, 0)
-        if old & who:
-            return
-        mine[cell] = old | who
-        for each in _bits(theirs.get(cell, 0)):
-            if each != who and not old & ~each:
-                self._stale = True
+        if not old & who:
+            was = self._is_shared(cell)
+            mine[cell] = old | who
+            self._stale |= self._is_shared(cell) != was
+
+    def _is_shared(self, cell: int) -> bool:
+        """Whether somebody writes it and somebody reads it, and they are not one and the same."""
+        readers, writers = self._readers.get(cell, 0), self._writers.get(cell, 0)
+        all_of_them = readers | writers
+        return bool(readers and writers and all_of_them & (all_of_them - 1))
 
     # As numbers
 
@@ -300,7 +304,7 @@ class Automata:
     def _compile(self, who: int, at: Read | Leaf) -> int:
         """The node a tree begins at; what it branches to is left to do."""
         program = self.program
-        while isinstance(at, Read) and not self._writers.get(at.cell, 0) & ~who:
+        while isinstance(at, Read) and not self._is_shared(at.cell):
             if len(at.branches) != 1:
                 raise Unrecordable("a cell changes that nobody writes")
             at.node = 0
@@ -311,7 +315,7 @@ class Automata:
             return at.node
         last = at.answer if at.then is None else self._place(who, at.then)
         for cell, what, kind in at.effects:
-            if self._readers.get(cell, 0) & ~who:
+            if self._is_shared(cell):
                 last = program.node(kind, cell, what, last)
         return last
 
@@ -321,7 +325,3 @@ def _hang(place: Place, parent: Read | None, value: int, what: Read | Leaf) -> N
         place.body = what
     else:
         parent.branches[value] = what
-
-
-def _bits(mask: int) -> list[int]:
-    return [1 << at for at in range(mask.bit_length()) if mask >> at & 1]

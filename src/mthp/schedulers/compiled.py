@@ -51,7 +51,7 @@ class CompiledExplorer:
         self.ops = Ops(Program())
         self._state: State
         self._recorded: Recorded
-        self._roots: list[int] = []
+        self._missed: tuple[int, list[int]] | None = None
 
     # As of Explorer
 
@@ -91,6 +91,7 @@ class CompiledExplorer:
         at[integers.MOST_STEPS] = MAX_STEPS
         at[integers.ROOM] = len(self._state.jcell)
         at[integers.QUANTUM] = QUANTUM
+        at[integers.CURRENT] = tasks - 1
         self._replay()
         return at
 
@@ -154,7 +155,7 @@ class CompiledExplorer:
             if kinds[node] == integers.STEP
         )
         automata = self._recorded.automata
-        place = automata.verdicts.get(waiting)
+        place = automata.verdicts.get((self._state.at[integers.CURRENT], waiting))
         if place is None:
             return False
         self._state.at[integers.JUDGE_AT] = automata.root(automata.bit_of(JUDGE), place)
@@ -167,6 +168,10 @@ class CompiledExplorer:
         at = self._state.at
         acting = at[integers.PHASE] == Phase.ACT
         prefix = [int(task) for task in self._state.task[: at[integers.DEPTH] + acting]]
+        missed = at[integers.PHASE], prefix
+        if missed == self._missed:
+            raise Unrecordable("what was recorded does not lead where it led")
+        self._missed = missed
         for _ in range(100):
             self.replays += 1
             self._recorded.run(_Onward(self, prefix).choose)
@@ -184,8 +189,10 @@ class CompiledExplorer:
         at = state.at
         recorder = self._recorded.recorder
         automata.compiled()
-        rest = automata.verdicts.setdefault((), Place())
-        at[integers.REST] = at[integers.JUDGE_AT] = automata.root(automata.bit_of(JUDGE), rest)
+        for task in range(at[integers.TASKS]):
+            rest = automata.verdicts.setdefault((task, ()), Place())
+            state.rest[task] = automata.root(automata.bit_of(JUDGE), rest)
+        at[integers.JUDGE_AT] = state.rest[at[integers.CURRENT]]
         at[integers.BROKEN] = self._recorded.broken.cell
         at[integers.EMPTY] = recorder.number(())
         state.cell[:] = [recorder.first.get(cell, 0) for cell in range(recorder.nr_cells)]

@@ -55,7 +55,7 @@ F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
 
 # Where things stand in State.at
 (PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
- REST, BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LAST) = range(21)  # fmt: skip
+ BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, SIZE) = range(20)  # fmt: skip
 
 
 class Code(NamedTuple):
@@ -82,7 +82,7 @@ class State(NamedTuple):
     step. jcell, jold: what was overwritten; mark: how much of that before each step. enabled, sleep,
     todo: of each place. task, op, number, before, clock: of each event; before: the one before it at
     its word. mine, count: the events of a task. last: the last event at a word. seen: verdicts that
-    were reported. found, kept, flags, other: scratch.
+    were reported. rest: by who ran last, where the verdict at rest begins. found, kept, flags, other: scratch.
     """
 
     at: Any
@@ -104,6 +104,7 @@ class State(NamedTuple):
     count: Any
     last: Any
     seen: Any
+    rest: Any
     found: Any
     kept: Any
     flags: Any
@@ -112,15 +113,16 @@ class State(NamedTuple):
 
 def columns(tasks: int) -> State:
     """Room for a search."""
-    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen"]
+    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "rest"]
     wide = {"nodes", "clock", "mine", "other"}
     made = {
         name: [0] * (0 if name in one else CAP * tasks if name in wide else CAP)
         for name in State._fields
     }
-    made["at"] = [0] * 21
+    made["at"] = [0] * SIZE
     made["node"] = [0] * tasks
     made["count"] = [0] * tasks
+    made["rest"] = [0] * tasks
     made["jcell"], made["jold"] = [0] * 4096, [0] * 4096
     return State(**made)
 
@@ -362,7 +364,7 @@ def choose(code: Code, s: State) -> int:
             others += not code.background[task]
     at[PHASE] = JUDGE
     at[FATE] = F_FINISHED
-    at[JUDGE_AT] = at[REST]
+    at[JUDGE_AT] = s.rest[at[CURRENT]]
     if not alive:
         return -1
     if depth >= at[MOST_STEPS]:

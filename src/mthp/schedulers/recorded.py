@@ -111,7 +111,7 @@ class _Watched:
 class _Execution(Execution):
     """An execution whose segments grow the automata."""
 
-    __slots__ = ("_at", "_recorded", "_who")
+    __slots__ = ("_at", "_last", "_recorded", "_who")
 
     def __init__(self, recorded: Recorded, choose: Sleepless) -> None:
         self._recorded = recorded
@@ -123,6 +123,8 @@ class _Execution(Execution):
     def _begin(self, who: int) -> None:
         """`who` runs from here on."""
         self._end()
+        if who != JUDGE:
+            self._last = who
         self._who = who
         recorder = self._recorded.recorder
         recorder.counting = who != JUDGE
@@ -150,7 +152,7 @@ class _Execution(Execution):
         recorder, automata = self._recorded.recorder, self._recorded.automata
         segment = recorder.end()
         if not recorder.stale:
-            place = automata.verdicts.setdefault(how, Place())
+            place = automata.verdicts.setdefault((self._last, how), Place())
             effects = self._recorded.effects(segment)
             automata.grow(automata.bit_of(JUDGE), place, segment, effects, None, None)
 
