@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from mthp.schedulers.containers import Unrecordable
 from mthp.schedulers.dependence import is_reader, waits
-from mthp.schedulers.recording import Segment
+from mthp.schedulers.recording import VALUE, Recorder, Segment
+from mthp.schedulers.symbols import Chain, Question, answer, calculate
 from mthp.schedulers.tasks import Op
 from mthp.machine.step import Access
 
-HOLE, READ, WRITE, ADD, STEP, END = range(6)
+HOLE, READ, WRITE, CHANGE, STEP, END = range(6)
 """Kinds of nodes. HOLE: nobody has been there."""
 NOWHERE: Final = 0
 YES: Final = 1
@@ -26,13 +27,19 @@ ALWAYS: Final = -1
 """The guard of a step that never waits."""
 
 
+Effects = tuple[tuple[int, int | Chain], ...]
+
+
 class Read:
-    """A branch by what is in a cell. node: its number, 0 while it has none."""
+    """A branch by the answer to a question about what is in a cell. node: its number, 0 while it has
+    none.
+    """
 
-    __slots__ = ("branches", "cell", "node")
+    __slots__ = ("branches", "cell", "node", "question")
 
-    def __init__(self, cell: int) -> None:
+    def __init__(self, cell: int, question: Question) -> None:
         self.cell = cell
+        self.question = question
         self.branches: dict[int, Read | Leaf] = {}
         self.node = 0
 
@@ -50,7 +57,7 @@ class Place:
 
 
 class Leaf:
-    """The end of a segment. effects: (cell, number written, or amount added, WRITE or ADD).
+    """The end of a segment. effects: cell, and the number written or what is calculated.
 
     then: where the task stands; None at its end. answer: of a guard, YES or NO.
     """
@@ -58,7 +65,7 @@ class Leaf:
     __slots__ = ("answer", "effects", "then")
 
     def __init__(
-        self, effects: tuple[tuple[int, int, int], ...], then: Place | None, answer: int = YES
+        self, effects: Effects, then: Place | None, answer: int = YES
     ) -> None:
         self.effects = effects
         self.then = then
@@ -68,8 +75,9 @@ class Leaf:
 class Program:
     """All automata as columns of numbers.
 
-    kind, arg, val, nxt of a node: READ (cell, -, first branch), WRITE (cell, number, next), ADD (cell,
-    amount, next), STEP (op, guard's node, segment's first node). bval, bnode, bnext: branches of reads.
+    kind, arg, val, nxt of a node: READ (cell, -, first branch), WRITE (cell, number, next), CHANGE (cell,
+    table, next), STEP (op, guard's node, segment's first node). bval, bnode, bnext: branches of reads,
+    by the numbers of values; and tables of calculations, from number to number.
     place, reader, waits, release: of an op. touched: nodes whose nxt was changed since a copy was made.
     """
 
@@ -156,6 +164,9 @@ class Automata:
         self._readers: dict[int, int] = {}
         self._writers: dict[int, int] = {}
         self._stale = True
+        self._asked: dict[int, tuple[Question, dict[int, int]]] = {}
+        self._tables: dict[Chain, int] = {}
+        self._chains: dict[int, Chain] = {}
         self._todo: list[tuple[int, Place | Read, int, Read | Leaf]] = []
 
     # Growing
@@ -166,7 +177,7 @@ class Automata:
         """A segment was seen that begins at `place`; where the task stands afterwards."""
         leaf = self._find(who, place, segment)
         if leaf is None:
-            for cell, _, _ in effects:
+            for cell, _ in effects:
                 self._note(self._writers, cell, who)
             then = None if op is None else Place(self.ops.number(op), guard)
             self._add(who, place, segment, Leaf(effects, then))
@@ -195,12 +206,12 @@ class Automata:
 
     def _find(self, who: int, place: Place, segment: Segment) -> Leaf | None:
         at: Read | Leaf | None = place.body
-        for cell, value in segment.reads:
+        for cell, question, value in segment.reads:
             if not isinstance(at, Read):
                 if at is None:
                     return None
                 raise Unrecordable("a task reads more than it did before")
-            if at.cell != cell:
+            if at.cell != cell or at.question != question:
                 raise Unrecordable("a task reads something else than it did before")
             at = at.branches.get(value)
         if isinstance(at, Read):
@@ -208,15 +219,15 @@ class Automata:
         return at
 
     def _add(self, who: int, place: Place, segment: Segment, leaf: Leaf) -> None:
-        for cell, _ in segment.reads:
+        for cell, _, _ in segment.reads:
             self._note(self._readers, cell, who)
         parent: Read | None = None
         at = place.body
         value = 0
         new: tuple[Read | None, int, Read | Leaf] | None = None
-        for cell, number in segment.reads:
+        for cell, question, number in segment.reads:
             if at is None:
-                at = Read(cell)
+                at = Read(cell, question)
                 new = new or (parent, value, at)
                 _hang(place, parent, value, at)
             assert isinstance(at, Read)
@@ -255,6 +266,8 @@ class Automata:
             return False
         self._stale = False
         self.program.forget()
+        for known in (self._asked, self._tables, self._chains):
+            known.clear()
         for places in (self.guards.values(), self.verdicts.values(), self.roots):
             for place in places:
                 place.node = 0
@@ -296,7 +309,10 @@ class Automata:
             who, above, value, what = self._todo.pop()
             node = self._compile(who, what)
             if isinstance(above, Read):
-                program.branch(above.node, value, node)
+                if above.question == VALUE:
+                    program.branch(above.node, value, node)
+                else:
+                    self._asked[above.node][1][value] = node
             else:
                 program.nxt[above.node] = node
                 program.touched.append(above.node)
@@ -311,13 +327,46 @@ class Automata:
             at = next(iter(at.branches.values()))
         if isinstance(at, Read):
             at.node = program.node(READ, at.cell, 0, -1)
+            if at.question != VALUE:
+                self._asked[at.node] = at.question, {}
             self._todo += ((who, at, value, then) for value, then in at.branches.items())
             return at.node
         last = at.answer if at.then is None else self._place(who, at.then)
-        for cell, what, kind in at.effects:
-            if self._is_shared(cell):
-                last = program.node(kind, cell, what, last)
+        for cell, what in at.effects:
+            if not self._is_shared(cell):
+                continue
+            if isinstance(what, int):
+                last = program.node(WRITE, cell, what, last)
+            else:
+                last = program.node(CHANGE, cell, self._table(what), last)
         return last
+
+    def _table(self, chain: Chain) -> int:
+        """The node that a calculation's table hangs on."""
+        node = self._tables.get(chain)
+        if node is None:
+            node = self._tables[chain] = self.program.node(READ, 0, 0, -1)
+            self._chains[node] = chain
+        return node
+
+    def learn(self, node: int, number: int, recorder: Recorder) -> bool:
+        """Whether what is missing at a node for the value of a number is but a matter of calculation;
+        it is there then.
+        """
+        program = self.program
+        if program.kind[node] == CHANGE:
+            table = program.val[node]
+            value = calculate(self._chains[table], recorder.values[number])
+            program.branch(table, number, recorder.number(value))
+            return True
+        asked = self._asked.get(node)
+        if asked is None:
+            return False
+        question, nodes = asked
+        to = nodes.get(int(answer(question, recorder.values[number])))
+        if to is not None:
+            program.branch(node, number, to)
+        return to is not None
 
 
 def _hang(place: Place, parent: Read | None, value: int, what: Read | Leaf) -> None:

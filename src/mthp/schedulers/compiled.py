@@ -124,7 +124,10 @@ class CompiledExplorer:
                 state.jcell.extend([0] * at[integers.ROOM])
                 state.jold.extend([0] * at[integers.ROOM])
                 at[integers.ROOM] *= 2
-            elif status == Status.MISSED or not self._judged_as_stuck():
+            elif status == Status.STUCK:
+                if not self._judged_as_stuck():
+                    self._replay()
+            elif not self._learnt():
                 self._replay()
 
     def _code(self) -> Code:
@@ -163,6 +166,18 @@ class CompiledExplorer:
 
     # What nobody has seen
 
+    def _learnt(self) -> bool:
+        """Whether what was missing is but a matter of calculation."""
+        at = self._state.at
+        recorder = self._recorded.recorder
+        if at[integers.LACKS] < 0:
+            return False
+        learnt = self._recorded.automata.learn(
+            at[integers.LACKS], at[integers.LACKING], recorder
+        )
+        self._state.seen.extend([0] * (len(recorder.values) + 1 - len(self._state.seen)))
+        return learnt
+
     def _replay(self) -> None:
         """Run this execution with the real tasks, and let the automata grow."""
         at = self._state.at
@@ -195,16 +210,22 @@ class CompiledExplorer:
         at[integers.JUDGE_AT] = state.rest[at[integers.CURRENT]]
         at[integers.BROKEN] = self._recorded.broken.cell
         at[integers.EMPTY] = recorder.number(())
-        state.cell[:] = [recorder.first.get(cell, 0) for cell in range(recorder.nr_cells)]
-        state.node[:] = [automata.root(1 << n, place) for n, place in enumerate(automata.roots)]
         recorder.first.setdefault(at[integers.BROKEN], at[integers.EMPTY])
-        state.cell[at[integers.BROKEN]] = recorder.first[at[integers.BROKEN]]
         state.seen.extend([0] * (len(recorder.values) + 1 - len(state.seen)))
         state.last.extend([-1] * (self.ops.places - len(state.last)))
-        if integers.resume(self._code(), state):
-            raise Unrecordable("what was recorded does not lead where it led")
+        self._at_roots()
+        while integers.resume(self._code(), state):
+            if not self._learnt():
+                raise Unrecordable("what was recorded does not lead where it led")
+            self._at_roots()
         if at[integers.PHASE] == Phase.JUDGE and at[integers.FATE] == integers.Fate.STUCK:
             self._judged_as_stuck()
+
+    def _at_roots(self) -> None:
+        """Nobody has done anything."""
+        state, automata, first = self._state, self._recorded.automata, self._recorded.recorder.first
+        state.cell[:] = [first.get(cell, 0) for cell in range(self._recorded.recorder.nr_cells)]
+        state.node[:] = [automata.root(1 << n, place) for n, place in enumerate(automata.roots)]
 
 
 class _Onward:

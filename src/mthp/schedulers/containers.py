@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping, Mutabl
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
+from mthp.schedulers.symbols import Symbol, plain
+
 if TYPE_CHECKING:
     from mthp.schedulers.recording import Recorder
 
@@ -29,6 +31,16 @@ class _Absent:
 ABSENT: Final = _Absent()
 """What an attribute or a key holds that is not there."""
 MISSING: Final = object()
+
+
+def _key(key: Any) -> Any:
+    """A key as it is kept: no symbol, and none in it."""
+    if type(key) is Symbol:
+        return key.look()
+    if isinstance(key, tuple) and any(type(each) is Symbol for each in key):
+        each = [plain(each) for each in key]
+        return tuple(each) if type(key) is tuple else type(key)._make(each)  # type: ignore[attr-defined]
+    return key
 
 
 class Shared:
@@ -78,6 +90,7 @@ class SharedArray(Shared):
 
     def __init__(self, recorder: Recorder, data: array[Any], kind: str, name: object) -> None:
         super().__init__(recorder, data, kind, name)
+        self.data = data[:]
         self.first = recorder.row(name, len(data))
 
     @property
@@ -93,10 +106,12 @@ class SharedArray(Shared):
 
     def __getitem__(self, at: Any) -> Any:
         recorder = self.recorder
+        at = plain(at)
         value = self.data[at]
         if self.changes and recorder.segment is not None:
             if type(at) is int:
-                recorder.read(self.first + (at if at >= 0 else at + len(self.data)), value)
+                cell = self.first + (at if at >= 0 else at + len(self.data))
+                return recorder.found(cell, value) if type(value) is int else value
             else:
                 for i in range(len(self.data))[at]:
                     recorder.read(self.first + i, self.data[i])
@@ -105,10 +120,14 @@ class SharedArray(Shared):
     def __setitem__(self, at: Any, value: Any) -> None:
         recorder, data = self.recorder, self.data
         self._keep()
+        at = plain(at)
         if type(at) is int:
             at = at if at >= 0 else at + len(data)
             old = data[at]
-            data[at] = value
+            if recorder.changes(self.first + at, value):
+                data[at] = value.value
+                return
+            data[at] = plain(value)
             recorder.wrote(self.first + at, data[at], old)
             return
         places = range(len(data))[at]
@@ -258,6 +277,7 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         return self.recorder.cell(self.name, (self.recorder.number(key),))
 
     def _read(self, key: Any) -> Any:
+        key = _key(key)
         value = self.data.get(key, ABSENT)
         if self.changes and self.recorder.segment is not None:
             self.recorder.read(self.cell(key), value)
@@ -271,10 +291,11 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         recorder = self.recorder
+        key = _key(key)
         if self.counts and self.changes and recorder.segment is not None:
             value = self.data.get(key, ABSENT)
-            if value is not ABSENT:
-                return recorder.counted(self.cell(key), value, self.kind)
+            if type(value) is int:
+                return recorder.found(self.cell(key), value)
         value = self._read(key)
         if value is not ABSENT:
             return value
@@ -302,9 +323,10 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         recorder = self.recorder
         self._keep()
+        key = _key(key)
         cell = self.cell(key)
         old = self.data.get(key, ABSENT)
-        if recorder.adds(cell, value):
+        if recorder.changes(cell, value):
             self.data[key] = value.value
             return
         value = recorder.share(value, self.kind)
@@ -316,6 +338,7 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
 
     def __delitem__(self, key: Any) -> None:
         self._keep()
+        key = _key(key)
         old = self._read(key)
         if old is ABSENT:
             raise KeyError(key)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from mthp.schedulers.automaton import ADD, HOLE, NO, READ, STEP, WRITE, YES
+from mthp.schedulers.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
 
 CAP: Final = 5002
 """Places for events: the longest execution, and one for steps that never came."""
@@ -55,7 +55,7 @@ F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
 
 # Where things stand in State.at
 (PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
- BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, SIZE) = range(20)  # fmt: skip
+ BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LACKS, LACKING, SIZE) = range(22)  # fmt: skip
 
 
 class Code(NamedTuple):
@@ -139,11 +139,22 @@ def go(code: Code, s: State, node: int) -> int:
             while branch >= 0 and code.bval[branch] != value:
                 branch = code.bnext[branch]
             if branch < 0:
+                at[LACKS], at[LACKING] = node, value
                 undo(s, began)
                 return -1
             node = code.bnode[branch]
-        elif kind == WRITE or kind == ADD:
+        elif kind == WRITE or kind == CHANGE:
             where = code.arg[node]
+            value = code.val[node]
+            if kind == CHANGE:
+                branch = code.nxt[value]
+                while branch >= 0 and code.bval[branch] != cell[where]:
+                    branch = code.bnext[branch]
+                if branch < 0:
+                    at[LACKS], at[LACKING] = node, cell[where]
+                    undo(s, began)
+                    return -1
+                value = code.bnode[branch]
             journal = at[JOURNAL]
             if journal >= at[ROOM]:
                 undo(s, began)
@@ -151,9 +162,10 @@ def go(code: Code, s: State, node: int) -> int:
             s.jcell[journal] = where
             s.jold[journal] = cell[where]
             at[JOURNAL] = journal + 1
-            cell[where] = code.val[node] if kind == WRITE else cell[where] + code.val[node]
+            cell[where] = value
             node = code.nxt[node]
         elif kind == HOLE:
+            at[LACKS] = -1
             undo(s, began)
             return -1
         else:

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from mthp.machine.step import Machine, Task
-from mthp.schedulers.automaton import ADD, WRITE, Automata, Ops, Place
+from mthp.schedulers.automaton import Automata, Effects, Ops, Place
 from mthp.schedulers.containers import SharedList, Unrecordable
-from mthp.schedulers.recording import LOWEST, ROOM, Memory, Recorder, Segment
-from mthp.schedulers.tasks import WAITING, Ending, Execution, Op, Recipe, Setup
+from mthp.schedulers.recording import VALUE, Memory, Recorder, Segment
+from mthp.schedulers.symbols import Chain
+from mthp.schedulers.tasks import WAITING, Execution, Op, Recipe, Setup
 
 JUDGE = -1
 """Who runs while the laws are asked."""
 _SCHEDULER = -2
-_OURS = ("SharedArray", "SharedList", "SharedSet", "SharedDict", "Count")
+_OURS = ("SharedArray", "SharedList", "SharedSet", "SharedDict", "Symbol")
 """What stands for something else, and cannot do something that it could."""
 
 Sleepless = Callable[[Execution], int]
@@ -54,17 +56,17 @@ class Recorded:
             machine.on_step, machine.abandoned = None, False
         return execution
 
-    def effects(self, segment: Segment) -> tuple[tuple[int, int, int], ...]:
-        """What a segment left, as numbers."""
-        found = dict(segment.reads)
+    def effects(self, segment: Segment) -> Effects:
+        """What a segment left, as numbers and calculations."""
+        found = {cell: value for cell, question, value in segment.reads if question == VALUE}
         number = self.recorder.number
-        effects = []
+        effects: list[tuple[int, int | Chain]] = []
         for cell, value in segment.written.items():
             what = number(value)
             if found.get(cell) != what:
-                effects.append((cell, what, WRITE))
-        effects += ((cell, amount, ADD) for cell, amount in segment.added.items() if amount)
-        return tuple(sorted(effects))
+                effects.append((cell, what))
+        effects += ((cell, chain) for cell, chain in segment.changed.items() if chain)
+        return tuple(sorted(effects, key=itemgetter(0)))
 
 
 class _Watched:
@@ -127,7 +129,7 @@ class _Execution(Execution):
             self._last = who
         self._who = who
         recorder = self._recorded.recorder
-        recorder.counting = who != JUDGE
+        recorder.judging = who == JUDGE
         recorder.begin(who)
 
     def _end(self) -> None:
@@ -178,11 +180,11 @@ class _Execution(Execution):
 
     def _ask(self, task: int, op: Op) -> tuple[bool, Segment]:
         recorder = self._recorded.recorder
-        recorder.counting = False
+        recorder.judging = True
         recorder.begin(_SCHEDULER)
         free = super().may_go(task, op)
         segment = recorder.end()
-        if segment.written or segment.added:
+        if segment.written or segment.changed:
             raise Unrecordable(f"{op.where[0]}: to ask whether it is free changes something")
         return free, segment
 
@@ -192,11 +194,3 @@ class _Execution(Execution):
         first = segment.reads[0][0] if segment.reads else free
         guards = self._recorded.automata.guards
         return guards.setdefault((op, type(self._words[task]).__name__, first), Place())
-
-
-def is_calculable(value: int) -> bool:
-    """Whether a number is one of an int that can be added to."""
-    return LOWEST <= value < LOWEST + ROOM
-
-
-__all__ = ["Ending", "Recorded", "is_calculable"]

@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
+from sys import getrefcount
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -38,14 +39,14 @@ from mthp.schedulers.containers import (
     SharedSet,
     Unrecordable,
 )
-from mthp.schedulers.counts import Count
+from mthp.schedulers.symbols import Chain, Question, Symbol, calculate, plain
 
-LOWEST, ROOM = -64, 512
-"""Ints from LOWEST on, this many, have the numbers from 0 on: what is added to can be calculated."""
 _ATOMS: Final = (int, str, bool, NoneType, float, bytes)
 _ALIASED: Final = (list, dict, set, array, Counter, defaultdict)
 _OF_SCHEDULERS: Final = frozenset({"current", "on_step", "abandoned"})
 """What an execution itself sets on the machine."""
+_ONLY_HERE: Final = 2
+"""References to what a variable holds that nobody else has, seen from sys.getrefcount()."""
 _LEAVES: Final = (Shared, Enum, type, ModuleType, BaseException, MappingProxyType, frozenset, range)
 
 
@@ -53,31 +54,44 @@ class Memory:
     """What was found out about classes, for all recorders of a process.
 
     written: (class, attribute) that some task writes. changing: kinds of containers that are written.
-    used: kinds of counts whose value matters to somebody. Finding out more makes what was recorded
-    before worthless.
+    Finding out more makes what was recorded before worthless.
     """
 
     def __init__(self) -> None:
         self.written: set[tuple[type, str]] = set()
         self.changing: set[str] = set()
-        self.used: set[str] = set()
+
+
+VALUE: Final = ((), "", 0)
+"""The question what a value is."""
 
 
 class Segment:
     """What one task did between two schedule points.
 
-    reads: (cell, value) of what it found there, in its order. written: cell -> what it left.
-    added: cell -> what it added without looking.
+    reads: (cell, question, number of the answer) about what it found there, in its order. found: cell ->
+    the int that was in it. looked: cells of which it knows what was in them; known: of which it knows
+    what is. written: cell -> what it left. changed: cell -> what it calculated there, without looking.
+    symbols: what it read.
     """
 
-    __slots__ = ("added", "counts", "known", "reads", "written")
+    __slots__ = ("_asked", "changed", "found", "known", "looked", "reads", "symbols", "written")
 
     def __init__(self) -> None:
-        self.reads: list[tuple[int, int]] = []
+        self.reads: list[tuple[int, Question, int]] = []
+        self.looked: set[int] = set()
         self.known: set[int] = set()
         self.written: dict[int, Any] = {}
-        self.added: dict[int, int] = {}
-        self.counts: list[Count] = []
+        self.found: dict[int, int] = {}
+        self.changed: dict[int, Chain] = {}
+        self.symbols: list[Symbol] = []
+        self._asked: set[tuple[int, Question]] = set()
+
+    def ask(self, cell: int, question: Question, answer: bool) -> None:
+        """Note a question that was not asked before."""
+        if (cell, question) not in self._asked:
+            self._asked.add((cell, question))
+            self.reads.append((cell, question, int(answer)))
 
 
 class Recorder:
@@ -91,10 +105,10 @@ class Recorder:
         self.memory = memory
         self.stale = False
         self.segment: Segment | None = None
-        self.counting = True
+        self.judging = False
         self.journal: list[tuple[Callable[..., None], Any, Any]] = []
         self.epoch = 0
-        self.values: list[Any] = list(range(LOWEST, LOWEST + ROOM))
+        self.values: list[Any] = []
         self.first: dict[int, int] = {}
         self.nr_cells = 0
         self._numbers: dict[Any, int] = {}
@@ -118,9 +132,8 @@ class Recorder:
 
     def number(self, value: Any) -> int:
         """Of a value; equal values have one number. Things that are shared are what they are."""
+        value = plain(value)
         kind = type(value)
-        if kind is int and LOWEST <= value < LOWEST + ROOM:
-            return value - LOWEST  # type: ignore[no-any-return]
         key = self._key(kind, value)
         found = self._numbers.get(key)
         if found is None:
@@ -167,19 +180,19 @@ class Recorder:
     # Recording
 
     def read(self, cell: int, value: Any) -> None:
-        """The running task looked at a cell."""
+        """The running task looked at a cell, where `value` is now."""
         segment = self.segment
         if segment is None or cell in segment.known:
             return
+        if cell in segment.changed:
+            self.looked_at(cell)
+            return
         segment.known.add(cell)
-        added = segment.added.pop(cell, None)
-        if added is not None:
-            segment.written[cell] = value
-            value -= added
+        segment.looked.add(cell)
         number = self.number(value)
         if cell not in self.first:
             self.first[cell] = number
-        segment.reads.append((cell, number))
+        segment.reads.append((cell, VALUE, number))
 
     def wrote(self, cell: int, value: Any, old: Any) -> None:
         """The running task changed a cell."""
@@ -189,39 +202,50 @@ class Recorder:
         if cell not in self.first:
             self.first[cell] = self.number(old)
         segment.known.add(cell)
-        segment.added.pop(cell, None)
+        segment.changed.pop(cell, None)
         segment.written[cell] = value
 
-    def counted(self, cell: int, value: Any, kind: str) -> Any:
-        """A number that may only be added to: whoever looks at it will say so."""
+    def found(self, cell: int, value: int) -> Any:
+        """An int that is in a cell; what matters about it is still to be seen."""
         segment = self.segment
-        if segment is None:
+        if segment is None or cell in segment.known:
             return value
-        if not self.counting or kind in self.memory.used or cell in segment.known:
+        if self.judging:
             self.read(cell, value)
             return value
-        count = Count(self, cell, value, segment.added.get(cell, 0), kind)
-        segment.counts.append(count)
-        return count
+        chain = segment.changed.get(cell)
+        if chain is None:
+            segment.found[cell] = value
+            if cell not in self.first:
+                self.first[cell] = self.number(value)
+            chain = ()
+        return Symbol(self, segment, cell, value, chain)
 
-    def adds(self, cell: int, value: Any) -> bool:
-        """Whether writing `value` is adding to the cell; it is noted then."""
-        if type(value) is not Count:
+    def changes(self, cell: int, value: Any) -> bool:
+        """Whether writing `value` is to calculate with what is in the cell; it is noted then."""
+        if type(value) is not Symbol or value.cell != cell or not value.is_open():
             return False
-        segment = self.segment
-        if segment is None or value.cell != cell or cell in segment.known:
+        if cell in value.segment.known:
             return False
-        if cell not in self.first:
-            self.first[cell] = self.number(value.value - value.added)
-        segment.added[cell] = value.added
-        value.kept = True
+        value.segment.changed[cell] = value.chain
         return True
 
-    def looked_at(self, count: Count) -> int:
-        """A count is used for what it is."""
-        self.stale = True
-        self.memory.used.add(count.kind)
-        return count.value
+    def asked(self, cell: int, question: Question, answer: bool) -> None:
+        """The running task asked something about what it found in a cell."""
+        assert self.segment is not None
+        self.segment.ask(cell, question, answer)
+
+    def looked_at(self, cell: int) -> None:
+        """The running task knows all about a cell that it has a symbol of."""
+        segment = self.segment
+        assert segment is not None
+        before = segment.found[cell]
+        segment.looked.add(cell)
+        segment.known.add(cell)
+        segment.reads.append((cell, VALUE, self.number(before)))
+        chain = segment.changed.pop(cell, None)
+        if chain is not None:
+            segment.written[cell] = calculate(chain, before)
 
     def begin(self, who: Any) -> None:
         """From here on `who` runs: a task's number, or what judges."""
@@ -232,9 +256,11 @@ class Recorder:
         """Nobody runs any more; what was done since it began."""
         segment = self.segment
         assert segment is not None
-        for count in segment.counts:
-            if not count.kept:
-                self.looked_at(count)
+        symbols = segment.symbols
+        while symbols:
+            symbol = symbols.pop()
+            if getrefcount(symbol) > _ONLY_HERE:
+                symbol.look()
         self.segment = None
         return segment
 
@@ -272,7 +298,7 @@ class Recorder:
             self._aliases.append((value, copy(value)))
         if of in _ATOMS or id(value) in self._names or isinstance(value, _LEAVES):
             return value
-        if of is Count:
+        if of is Symbol:
             return value.look()
         if of is list:
             return self._contain(SharedList, [self.share(each, kind) for each in value], kind)
@@ -393,7 +419,6 @@ class Recorder:
 
     def _property(self, of: type, attribute: str) -> property:
         get, _ = _access(of, attribute)
-        kind = f"{of.__name__}.{attribute}"
 
         def read(thing: Any) -> Any:
             value = get(thing, attribute)
@@ -406,7 +431,7 @@ class Recorder:
             cell = self.cell(name, attribute)
             if cell not in segment.known:
                 if type(value) is int:
-                    return self.counted(cell, value, kind)
+                    return self.found(cell, value)
                 self.read(cell, value)
             if value is ABSENT:
                 raise AttributeError(attribute)
@@ -425,6 +450,7 @@ class Recorder:
                 put(thing, attribute, value)
                 return
             if (of, attribute) not in written:
+                value = plain(value)
                 if value is old or (type(value) is type(old) and type(value) in _ATOMS and value == old):
                     return
                 written.add((of, attribute))
@@ -434,7 +460,7 @@ class Recorder:
                 raise Unrecordable(f"{of.__name__}.{attribute} is written after its world has ended")
             self.journal.append((partial(_put, put, attribute), thing, old))
             cell = self.cell(name, attribute)
-            if self.adds(cell, value):
+            if self.changes(cell, value):
                 put(thing, attribute, value.value)
                 return
             value = self.share(value, f"{of.__name__}.{attribute}")
