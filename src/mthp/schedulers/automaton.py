@@ -99,7 +99,7 @@ class Program:
         """All nodes but the first three; ops stay."""
         for column in (self.kind, self.arg, self.val, self.nxt):
             del column[3:]
-        for column in (self.bval, self.bnode, self.bnext):
+        for column in (self.bval, self.bnode, self.bnext, self.touched):
             column.clear()
 
     def node(self, kind: int, arg: int, val: int, nxt: int) -> int:

@@ -9,9 +9,12 @@ tasks to its end, the automata grow, and the search goes on from where it stands
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
-from mthp.schedulers import integers
+import numpy as np
+
+from mthp.schedulers import integers, jit
 from mthp.schedulers.automaton import Automata, Ops, Place, Program
 from mthp.schedulers.containers import Unrecordable
 from mthp.schedulers.dependence import dependent
@@ -25,7 +28,15 @@ from mthp.schedulers.tasks import MAX_STEPS, STOP, Execution, Op, Recipe
 MEMORY = Memory()
 """What was found out about the engine's classes, kept for all worlds of this process."""
 QUANTUM = 200_000
-"""Steps between two questions whether to go on."""
+"""Steps between two questions whether to go on; and before Numba is thought worth its while."""
+
+
+class Speed(Enum):
+    """What runs the search on integers."""
+
+    PLAIN = "Python"
+    NUMBA = "Numba, from the start"
+    BEST = "Numba where it is installed and the search is long"
 
 
 class CompiledExplorer:
@@ -41,7 +52,9 @@ class CompiledExplorer:
         until: Until = Until.FIRST,
         most_executions: int | None = None,
         go_on: Callable[[Any], bool] | None = None,
+        speed: Speed = Speed.BEST,
     ) -> None:
+        self.speed = speed
         self.recipe = recipe
         self.until = until
         self.most_executions = most_executions
@@ -52,6 +65,8 @@ class CompiledExplorer:
         self._state: State
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
+        self._run = jit.Compiled(integers.search, integers.resume)
+        self._mirror: jit.Mirror | None = None
 
     # As of Explorer
 
@@ -70,21 +85,22 @@ class CompiledExplorer:
     def explore(self) -> Outcome:
         """Search to the end, the first breach or the bound."""
         self._record()
-        at = self._prepare()
         try:
+            self._prepare()
             bound = self._search()
         finally:
             self._recorded.recorder.release()
-        if at[integers.TOO_LONG] and not bound:
-            bound = f"{at[integers.TOO_LONG]} executions cut off as too long"
+        too_long = self._state.at[integers.TOO_LONG]
+        if too_long and not bound:
+            bound = f"{too_long} executions cut off as too long"
         kind = Kind.BOUNDED if bound else Kind.EXHAUSTIVE
         coverage = Coverage(kind, self.executions, self.pruned, self.steps, bound)
         return Outcome(coverage, tuple(self.findings.values()))
 
-    def _prepare(self) -> list[int]:
+    def _prepare(self) -> None:
         tasks = len(self._recorded.background)
         self._state = columns(tasks)
-        at: list[int] = self._state.at
+        at = self._state.at
         at[integers.TASKS] = tasks
         at[integers.MOST] = -1 if self.most_executions is None else self.most_executions
         at[integers.FIRST] = int(self.until is Until.FIRST)
@@ -92,8 +108,9 @@ class CompiledExplorer:
         at[integers.ROOM] = len(self._state.jcell)
         at[integers.QUANTUM] = QUANTUM
         at[integers.CURRENT] = tasks - 1
+        if self.speed is Speed.NUMBA:
+            self._compile()
         self._replay()
-        return at
 
     def _record(self) -> None:
         """A world to be recorded, from the start."""
@@ -103,10 +120,9 @@ class CompiledExplorer:
 
     def _search(self) -> str:
         """Until it is over; what bounds it."""
-        state = self._state
-        at = state.at
         while True:
-            status = integers.search(self._code(), state)
+            at = self._state.at
+            status = self._run.search(self._code(), self._state)
             if status == Status.DONE:
                 return ""
             if status == Status.ENOUGH:
@@ -117,21 +133,44 @@ class CompiledExplorer:
                     return "stopped at the first breach"
             elif status == Status.ASK:
                 at[integers.ASKED] = 0
-                at[integers.QUANTUM] = QUANTUM
+                if at[integers.QUANTUM] <= 0 and self.speed is Speed.BEST:
+                    self._compile()
+                self._state.at[integers.QUANTUM] = QUANTUM
                 if self.go_on is not None and not self.go_on(self):
                     return f"stopped after {self.executions} executions"
             elif status == Status.FULL:
-                state.jcell.extend([0] * at[integers.ROOM])
-                state.jold.extend([0] * at[integers.ROOM])
                 at[integers.ROOM] *= 2
+                self._make_room()
             elif status == Status.STUCK:
                 if not self._judged_as_stuck():
                     self._replay()
             elif not self._learnt():
                 self._replay()
 
+    def _compile(self) -> None:
+        """Go on in machine code, if there is something that makes it."""
+        run = jit.compiled()
+        if run is not None and self._mirror is None:
+            self._run = run
+            self._state = jit.as_arrays(self._state)
+            self._mirror = jit.Mirror(self.ops.program, self._recorded.background)
+
+    def _make_room(self) -> None:
+        """Columns as long as what they are about."""
+        state, at, recorded = self._state, self._state.at, self._recorded
+        self._state = state._replace(
+            jcell=_longer(state.jcell, at[integers.ROOM], 0),
+            jold=_longer(state.jold, at[integers.ROOM], 0),
+            cell=_longer(state.cell, recorded.recorder.nr_cells, 0),
+            seen=_longer(state.seen, len(recorded.recorder.values) + 1, 0),
+            last=_longer(state.last, self.ops.places, -1),
+        )
+
     def _code(self) -> Code:
+        if self._mirror is not None:
+            return self._mirror.code()
         program = self.ops.program
+        program.touched.clear()
         return Code(
             program.kind, program.arg, program.val, program.nxt, program.bval, program.bnode,
             program.bnext, program.place, program.reader, program.waits, program.release,
@@ -143,10 +182,10 @@ class CompiledExplorer:
         at = self._state.at
         at[integers.ASKED] = 1
         verdict = self._recorded.recorder.values[self._state.cell[at[integers.BROKEN]]]
-        choices = tuple(self._state.task[: at[integers.DEPTH]])
+        choices = tuple(map(int, self._state.task[: at[integers.DEPTH]]))
         for broken in verdict:
             if broken not in self.findings:
-                self.findings[broken] = Finding(broken, Schedule(tuple(map(int, choices))))
+                self.findings[broken] = Finding(broken, Schedule(choices))
 
     def _judged_as_stuck(self) -> bool:
         """Have the verdict of a deadlock asked for, if this one was ever judged."""
@@ -175,7 +214,7 @@ class CompiledExplorer:
         learnt = self._recorded.automata.learn(
             at[integers.LACKS], at[integers.LACKING], recorder
         )
-        self._state.seen.extend([0] * (len(recorder.values) + 1 - len(self._state.seen)))
+        self._make_room()
         return learnt
 
     def _replay(self) -> None:
@@ -183,7 +222,7 @@ class CompiledExplorer:
         at = self._state.at
         acting = at[integers.PHASE] == Phase.ACT
         prefix = [int(task) for task in self._state.task[: at[integers.DEPTH] + acting]]
-        missed = at[integers.PHASE], prefix
+        missed = int(at[integers.PHASE]), prefix
         if missed == self._missed:
             raise Unrecordable("what was recorded does not lead where it led")
         self._missed = missed
@@ -203,7 +242,10 @@ class CompiledExplorer:
         state, automata = self._state, self._recorded.automata
         at = state.at
         recorder = self._recorded.recorder
-        automata.compiled()
+        if automata.compiled() and self._mirror is not None:
+            self._mirror.renewed()
+        self._make_room()
+        state = self._state
         for task in range(at[integers.TASKS]):
             rest = automata.verdicts.setdefault((task, ()), Place())
             state.rest[task] = automata.root(automata.bit_of(JUDGE), rest)
@@ -211,10 +253,8 @@ class CompiledExplorer:
         at[integers.BROKEN] = self._recorded.broken.cell
         at[integers.EMPTY] = recorder.number(())
         recorder.first.setdefault(at[integers.BROKEN], at[integers.EMPTY])
-        state.seen.extend([0] * (len(recorder.values) + 1 - len(state.seen)))
-        state.last.extend([-1] * (self.ops.places - len(state.last)))
         self._at_roots()
-        while integers.resume(self._code(), state):
+        while self._run.resume(self._code(), self._state):
             if not self._learnt():
                 raise Unrecordable("what was recorded does not lead where it led")
             self._at_roots()
@@ -224,8 +264,20 @@ class CompiledExplorer:
     def _at_roots(self) -> None:
         """Nobody has done anything."""
         state, automata, first = self._state, self._recorded.automata, self._recorded.recorder.first
-        state.cell[:] = [first.get(cell, 0) for cell in range(self._recorded.recorder.nr_cells)]
+        state.cell[:] = [first.get(cell, 0) for cell in range(len(state.cell))]
         state.node[:] = [automata.root(1 << n, place) for n, place in enumerate(automata.roots)]
+
+
+def _longer(column: Any, size: int, fill: int) -> Any:
+    """A column of at least this size."""
+    if isinstance(column, list):
+        column += [fill] * (size - len(column))
+        return column
+    if len(column) >= size:
+        return column
+    larger = np.full(2 * size, fill, np.int64)
+    larger[: len(column)] = column
+    return larger
 
 
 class _Onward:
