@@ -294,8 +294,9 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         key = _key(key)
         if self.counts and self.changes and recorder.segment is not None:
             value = self.data.get(key, ABSENT)
-            if type(value) is int:
-                return recorder.found(self.cell(key), value)
+            value = recorder.found_any(self.cell(key), value)
+            if value is not ABSENT:
+                return value
         value = self._read(key)
         if value is not ABSENT:
             return value

@@ -39,7 +39,7 @@ from mthp.schedulers.containers import (
     SharedSet,
     Unrecordable,
 )
-from mthp.schedulers.symbols import Chain, Question, Symbol, calculate, plain
+from mthp.schedulers.symbols import IS_INT, Chain, Question, Symbol, calculate, plain
 
 _ATOMS: Final = (int, str, bool, NoneType, float, bytes)
 _ALIASED: Final = (list, dict, set, array, Counter, defaultdict)
@@ -204,6 +204,17 @@ class Recorder:
         segment.known.add(cell)
         segment.changed.pop(cell, None)
         segment.written[cell] = value
+
+    def found_any(self, cell: int, value: Any) -> Any:
+        """What is in a cell, an int or something else."""
+        segment = self.segment
+        is_int = type(value) is int
+        if segment is not None and cell not in segment.known and not self.judging:
+            segment.ask(cell, IS_INT, is_int)
+        if is_int:
+            return self.found(cell, value)
+        self.read(cell, value)
+        return value
 
     def found(self, cell: int, value: int) -> Any:
         """An int that is in a cell; what matters about it is still to be seen."""
@@ -430,9 +441,7 @@ class Recorder:
             name = self._names.get(id(thing))
             cell = self.cell(name, attribute)
             if cell not in segment.known:
-                if type(value) is int:
-                    return self.found(cell, value)
-                self.read(cell, value)
+                value = self.found_any(cell, value)
             if value is ABSENT:
                 raise AttributeError(attribute)
             return value

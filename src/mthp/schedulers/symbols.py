@@ -42,8 +42,14 @@ def calculate(chain: Chain, value: int) -> int:
     return value
 
 
-def answer(question: Question, value: int) -> bool:
+IS_INT: Final[Question] = ((), "int", 0)
+"""The question whether what is there is a number at all."""
+
+
+def answer(question: Question, value: Any) -> bool:
     """Of a question about a value."""
+    if question == IS_INT:
+        return type(value) is int
     chain, name, constant = question
     return bool(_COMPARED[name](calculate(chain, value), constant))
 
