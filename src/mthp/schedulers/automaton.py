@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from mthp.machine.step import Access
 from mthp.schedulers.containers import Unrecordable
-from mthp.schedulers.dependence import is_reader, waits
-from mthp.schedulers.recording import VALUE, Recorder, Segment
+from mthp.schedulers.dependence import dependent, waits
+from mthp.schedulers.explore import HOLDS_NOTHING
+from mthp.schedulers.recording import Recorder
+from mthp.schedulers.segment import VALUE, Segment
 from mthp.schedulers.symbols import Chain, Question, answer, calculate
 from mthp.schedulers.tasks import Op
-from mthp.machine.step import Access
 
 HOLE, READ, WRITE, CHANGE, STEP, END = range(6)
 """Kinds of nodes. HOLE: nobody has been there."""
@@ -23,6 +25,8 @@ NOWHERE: Final = 0
 YES: Final = 1
 NO: Final = 2
 """Nodes that are there from the start; YES is also the end of a task."""
+WAYS: Final = 128
+"""The most kinds of steps there may be."""
 ALWAYS: Final = -1
 """The guard of a step that never waits."""
 
@@ -78,7 +82,8 @@ class Program:
     kind, arg, val, nxt of a node: READ (cell, -, first branch), WRITE (cell, number, next), CHANGE (cell,
     table, next), STEP (op, guard's node, segment's first node). bval, bnode, bnext: branches of reads,
     by the numbers of values; and tables of calculations, from number to number.
-    place, reader, waits, release: of an op. touched: nodes whose nxt was changed since a copy was made.
+    place, way, waits, release, holds: of an op; way: what else than its word its dependence rests on.
+    dependent: way * WAYS + way -> whether two ops at one word are. touched: nodes whose nxt was changed since a copy was made.
     """
 
     def __init__(self) -> None:
@@ -90,9 +95,12 @@ class Program:
         self.bnode: list[int] = []
         self.bnext: list[int] = []
         self.place: list[int] = []
-        self.reader: list[int] = []
+        self.way: list[int] = []
         self.waits: list[int] = []
         self.release: list[int] = []
+        self.holds: list[int] = []
+        self.dependent = [0] * (WAYS * WAYS)
+        self.ways = 0
         self.touched: list[int] = []
 
     def forget(self) -> None:
@@ -127,6 +135,7 @@ class Ops:
         self.known: list[Op] = []
         self._numbers: dict[Op, int] = {}
         self._places: dict[tuple[str, int], int] = {}
+        self._ways: dict[Op, int] = {}
 
     @property
     def places(self) -> int:
@@ -141,9 +150,24 @@ class Ops:
             self.known.append(op)
             program = self.program
             program.place.append(self._places.setdefault(op.where, len(self._places)))
-            program.reader.append(int(is_reader(op)))
+            program.way.append(self._way(op))
             program.waits.append(int(waits(op)))
             program.release.append(int(op.access is Access.RELEASE))
+            program.holds.append(int(op.access not in HOLDS_NOTHING))
+        return found
+
+    def _way(self, op: Op) -> int:
+        somewhere = op._replace(where=("", 0))
+        found = self._ways.get(somewhere)
+        if found is None:
+            found = self._ways[somewhere] = len(self._ways)
+            self.program.ways = len(self._ways)
+            if found >= WAYS:
+                raise Unrecordable(f"there are more than {WAYS} kinds of steps")
+            for other, way in self._ways.items():
+                depends = int(dependent(somewhere, other))
+                self.program.dependent[found * WAYS + way] = depends
+                self.program.dependent[way * WAYS + found] = depends
         return found
 
 

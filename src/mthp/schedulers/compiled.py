@@ -10,25 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from mthp.schedulers import integers, jit
-from mthp.schedulers.automaton import Automata, Ops, Place, Program
+from mthp.schedulers import columns as at_
+from mthp.schedulers import jit
+from mthp.schedulers.automaton import STEP, Ops, Place, Program
+from mthp.schedulers.columns import Code, Fate, Phase, State, Status
 from mthp.schedulers.containers import Unrecordable
 from mthp.schedulers.dependence import dependent
-from mthp.schedulers.explore import Until
-from mthp.schedulers.integers import CAP, Code, Phase, State, Status, columns
-from mthp.schedulers.outcome import Coverage, Finding, Kind, Outcome, Schedule
+from mthp.schedulers.explore import Stop, Until, outcome
+from mthp.schedulers.outcome import Finding, Outcome, Schedule
+from mthp.schedulers.part import NOBODY, Counts, Part
+from mthp.schedulers.part import Place as Mark
 from mthp.schedulers.recorded import JUDGE, Recorded
-from mthp.schedulers.recording import Memory
+from mthp.schedulers.segment import Memory
 from mthp.schedulers.tasks import MAX_STEPS, STOP, Execution, Op, Recipe
 
-MEMORY = Memory()
+MEMORY: Final = Memory()
 """What was found out about the engine's classes, kept for all worlds of this process."""
-QUANTUM = 200_000
-"""Steps between two questions whether to go on; and before Numba is thought worth its while."""
+QUANTUM: Final = 20_000
+"""Steps between two questions whether to go on, in Python; Numba takes SLOWER times as many."""
+SLOWER: Final = 20
+LONG: Final = 100_000
+"""Steps after which Numba is thought worth its while."""
+LONGEST: Final = 200_000
+"""Steps of an execution; there would be no room for more."""
 
 
 class Speed(Enum):
@@ -40,9 +48,10 @@ class Speed(Enum):
 
 
 class CompiledExplorer:
-    """As Explorer. Unrecordable: the world cannot be recorded; use that one.
+    """As Explorer, with the whole of a search as its part. replays: executions of the real tasks that
+    were needed.
 
-    replays: executions of the real tasks that were needed.
+    Unrecordable, from explore() and search(): the world cannot be recorded; use Explorer.
     """
 
     def __init__(
@@ -51,101 +60,117 @@ class CompiledExplorer:
         *,
         until: Until = Until.FIRST,
         most_executions: int | None = None,
-        go_on: Callable[[Any], bool] | None = None,
+        most_steps: int = MAX_STEPS,
+        go_on: Callable[[CompiledExplorer], bool] | None = None,
+        part: Part | None = None,
         speed: Speed = Speed.BEST,
     ) -> None:
-        self.speed = speed
         self.recipe = recipe
         self.until = until
         self.most_executions = most_executions
+        self.most_steps = most_steps
         self.go_on = go_on
-        self.findings: dict[object, Finding] = {}
+        self.begun = part or Part()
+        self.speed = speed
+        self.findings: dict[object, Finding] = {each.broken: each for each in self.begun.findings}
         self.replays = 0
         self.ops = Ops(Program())
         self._state: State
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
-        self._run = jit.Compiled(integers.search, integers.resume)
+        self._run = jit.PLAIN
         self._mirror: jit.Mirror | None = None
 
     # As of Explorer
 
     @property
+    def counts(self) -> Counts:
+        """Of executions and steps."""
+        at = self._state.at
+        names = at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG
+        return Counts(*(int(at[name]) for name in names))
+
+    @property
     def executions(self) -> int:
-        return int(self._state.at[integers.EXECUTIONS])
-
-    @property
-    def pruned(self) -> int:
-        return int(self._state.at[integers.PRUNED])
-
-    @property
-    def steps(self) -> int:
-        return int(self._state.at[integers.STEPS])
+        """Complete ones so far."""
+        return self.counts.executions
 
     def explore(self) -> Outcome:
-        """Search to the end, the first breach or the bound."""
+        """Search to the end, the first breach or a bound."""
+        stop = self.search()
+        return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
+
+    def search(self) -> Stop:
+        """The same; why it stopped."""
         self._record()
         try:
             self._prepare()
-            bound = self._search()
+            return self._go()
         finally:
             self._recorded.recorder.release()
-        too_long = self._state.at[integers.TOO_LONG]
-        if too_long and not bound:
-            bound = f"{too_long} executions cut off as too long"
-        kind = Kind.BOUNDED if bound else Kind.EXHAUSTIVE
-        coverage = Coverage(kind, self.executions, self.pruned, self.steps, bound)
-        return Outcome(coverage, tuple(self.findings.values()))
 
-    def _prepare(self) -> None:
-        tasks = len(self._recorded.background)
-        self._state = columns(tasks)
-        at = self._state.at
-        at[integers.TASKS] = tasks
-        at[integers.MOST] = -1 if self.most_executions is None else self.most_executions
-        at[integers.FIRST] = int(self.until is Until.FIRST)
-        at[integers.MOST_STEPS] = MAX_STEPS
-        at[integers.ROOM] = len(self._state.jcell)
-        at[integers.QUANTUM] = QUANTUM
-        at[integers.CURRENT] = tasks - 1
-        if self.speed is Speed.NUMBA:
-            self._compile()
-        self._replay()
+    def again(self) -> Stop:
+        """The whole search once more, with the automata there are. What benchmarks measure."""
+        self._state.seen[:] = [0] * len(self._state.seen)
+        for name in (at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG, at_.PHASE, at_.DEPTH):
+            self._state.at[name] = 0
+        self.findings.clear()
+        self._load()
+        return self._go()
+
+    def part(self) -> Part:
+        """How far the search has come; between two executions."""
+        state = self._state
+        at = state.at
+        last = int(at[at_.DEPTH])
+        marks = tuple(
+            Mark(
+                NOBODY if depth == last else int(state.task[depth]),
+                _tasks(state.todo[depth]),
+                _tasks(state.sleep[depth]),
+            )
+            for depth in range(last + (at[at_.PHASE] == Phase.AGAIN))
+        )
+        return Part(marks, 0, self.counts, tuple(self.findings.values()), (), not marks)
+
+    # Beginning
 
     def _record(self) -> None:
         """A world to be recorded, from the start."""
-        self._recorded = Recorded(self.recipe, MEMORY, self.ops)
+        self._recorded = Recorded(self.recipe, MEMORY, self.ops, self.most_steps)
 
-    # The search
+    def _prepare(self) -> None:
+        if self.begun.own or self.begun.races or self.most_steps > LONGEST:
+            raise Unrecordable("a part of a search, or executions too long to be kept")
+        tasks = len(self._recorded.background)
+        self._state = at_.columns(tasks, self.most_steps)
+        at = self._state.at
+        at[at_.MOST] = -1 if self.most_executions is None else self.most_executions
+        at[at_.FIRST] = int(self.until is Until.FIRST)
+        at[at_.ROOM] = len(self._state.jcell)
+        at[at_.QUANTUM] = QUANTUM
+        at[at_.CURRENT] = tasks - 1
+        counts = self.begun.counts
+        at[at_.EXECUTIONS], at[at_.PRUNED] = counts.executions, counts.pruned
+        at[at_.STEPS], at[at_.TOO_LONG] = counts.steps, counts.too_long
+        if self.speed is Speed.NUMBA:
+            self._compile()
+        self._replay([mark.task for mark in self.begun.places if mark.task != NOBODY])
+        if self.begun.places:
+            self._follow()
 
-    def _search(self) -> str:
-        """Until it is over; what bounds it."""
-        while True:
-            at = self._state.at
-            status = self._run.search(self._code(), self._state)
-            if status == Status.DONE:
-                return ""
-            if status == Status.ENOUGH:
-                return f"stopped after {self.executions} executions"
-            if status == Status.FOUND:
-                self._found()
-                if self.until is Until.FIRST:
-                    return "stopped at the first breach"
-            elif status == Status.ASK:
-                at[integers.ASKED] = 0
-                if at[integers.QUANTUM] <= 0 and self.speed is Speed.BEST:
-                    self._compile()
-                self._state.at[integers.QUANTUM] = QUANTUM
-                if self.go_on is not None and not self.go_on(self):
-                    return f"stopped after {self.executions} executions"
-            elif status == Status.FULL:
-                at[integers.ROOM] *= 2
-                self._make_room()
-            elif status == Status.STUCK:
-                if not self._judged_as_stuck():
-                    self._replay()
+    def _follow(self) -> None:
+        """Come to where another search had come."""
+        state, marks = self._state, self.begun.places
+        for depth, mark in enumerate(marks):
+            state.task[depth] = max(mark.task, 0)
+            state.todo[depth] = sum(1 << task for task in mark.todo)
+            state.sleep[depth] = sum(1 << task for task in mark.sleep)
+        while (status := self._run.follow(self._code(), self._state, len(marks) - 1)) >= 0:
+            if status == Status.FULL:
+                self._more_journal()
             elif not self._learnt():
-                self._replay()
+                raise Unrecordable("what was recorded does not lead where it led")
 
     def _compile(self) -> None:
         """Go on in machine code, if there is something that makes it."""
@@ -155,16 +180,37 @@ class CompiledExplorer:
             self._state = jit.as_arrays(self._state)
             self._mirror = jit.Mirror(self.ops.program, self._recorded.background)
 
-    def _make_room(self) -> None:
-        """Columns as long as what they are about."""
-        state, at, recorded = self._state, self._state.at, self._recorded
-        self._state = state._replace(
-            jcell=_longer(state.jcell, at[integers.ROOM], 0),
-            jold=_longer(state.jold, at[integers.ROOM], 0),
-            cell=_longer(state.cell, recorded.recorder.nr_cells, 0),
-            seen=_longer(state.seen, len(recorded.recorder.values) + 1, 0),
-            last=_longer(state.last, self.ops.places, -1),
-        )
+    # The search
+
+    def _go(self) -> Stop:
+        while True:
+            status = self._run.search(self._code(), self._state)
+            if status == Status.DONE:
+                return Stop.END
+            if status == Status.ENOUGH:
+                return Stop.ENOUGH
+            if status == Status.FOUND:
+                self._found()
+                if self.until is Until.FIRST:
+                    return Stop.FIRST
+            elif status == Status.ASK:
+                self._next_quantum()
+                if self.go_on is not None and not self.go_on(self):
+                    return Stop.ENOUGH
+            elif status == Status.FULL:
+                self._more_journal()
+            elif status == Status.STUCK:
+                if not self._judged_as_stuck():
+                    self._replay(self._choices())
+            elif not self._learnt():
+                self._replay(self._choices())
+
+    def _next_quantum(self) -> None:
+        if self._state.at[at_.STEPS] > LONG and self.speed is Speed.BEST:
+            self._compile()
+        at = self._state.at
+        at[at_.ASKED] = 0
+        at[at_.QUANTUM] = QUANTUM * (1 if self._mirror is None else SLOWER)
 
     def _code(self) -> Code:
         if self._mirror is not None:
@@ -173,19 +219,24 @@ class CompiledExplorer:
         program.touched.clear()
         return Code(
             program.kind, program.arg, program.val, program.nxt, program.bval, program.bnode,
-            program.bnext, program.place, program.reader, program.waits, program.release,
-            self._recorded.background,
+            program.bnext, program.place, program.way, program.waits, program.release, program.holds,
+            program.dependent, self._recorded.background,
         )  # fmt: skip
+
+    def _choices(self) -> list[int]:
+        """Who took each step so far, and who is about to."""
+        at = self._state.at
+        steps = at[at_.DEPTH] + (at[at_.PHASE] == Phase.ACT)
+        return [int(task) for task in self._state.task[:steps]]
 
     def _found(self) -> None:
         """An execution has a verdict that none had before."""
         at = self._state.at
-        at[integers.ASKED] = 1
-        verdict = self._recorded.recorder.values[self._state.cell[at[integers.BROKEN]]]
-        choices = tuple(map(int, self._state.task[: at[integers.DEPTH]]))
+        at[at_.ASKED] = 1
+        verdict = self._recorded.recorder.values[self._state.cell[at[at_.BROKEN]]]
+        schedule = Schedule(tuple(map(int, self._state.task[: at[at_.DEPTH]])))
         for broken in verdict:
-            if broken not in self.findings:
-                self.findings[broken] = Finding(broken, Schedule(choices))
+            self.findings.setdefault(broken, Finding(broken, schedule))
 
     def _judged_as_stuck(self) -> bool:
         """Have the verdict of a deadlock asked for, if this one was ever judged."""
@@ -194,71 +245,79 @@ class CompiledExplorer:
         waiting = tuple(
             (names[task], self.ops.known[args[node]])
             for task, node in enumerate(self._state.node)
-            if kinds[node] == integers.STEP
+            if kinds[node] == STEP
         )
         automata = self._recorded.automata
-        place = automata.verdicts.get((self._state.at[integers.CURRENT], waiting))
+        place = automata.verdicts.get((int(self._state.at[at_.CURRENT]), waiting))
         if place is None:
             return False
-        self._state.at[integers.JUDGE_AT] = automata.root(automata.bit_of(JUDGE), place)
+        self._state.at[at_.JUDGE_AT] = automata.root(automata.bit_of(JUDGE), place)
         return True
+
+    def _more_journal(self) -> None:
+        self._state.at[at_.ROOM] *= 2
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Columns as long as what they are about."""
+        state, at, recorded = self._state, self._state.at, self._recorded
+        self._state = state._replace(
+            jcell=_longer(state.jcell, at[at_.ROOM], 0),
+            jold=_longer(state.jold, at[at_.ROOM], 0),
+            cell=_longer(state.cell, recorded.recorder.nr_cells, 0),
+            seen=_longer(state.seen, len(recorded.recorder.values) + 1, 0),
+            last=_longer(state.last, self.ops.places, -1),
+        )
 
     # What nobody has seen
 
     def _learnt(self) -> bool:
         """Whether what was missing is but a matter of calculation."""
         at = self._state.at
-        recorder = self._recorded.recorder
-        if at[integers.LACKS] < 0:
+        if at[at_.LACKS] < 0:
             return False
-        learnt = self._recorded.automata.learn(
-            at[integers.LACKS], at[integers.LACKING], recorder
-        )
+        node, number = int(at[at_.LACKS]), int(at[at_.LACKING])
+        learnt = self._recorded.automata.learn(node, number, self._recorded.recorder)
         self._make_room()
         return learnt
 
-    def _replay(self) -> None:
+    def _replay(self, choices: list[int]) -> None:
         """Run this execution with the real tasks, and let the automata grow."""
-        at = self._state.at
-        acting = at[integers.PHASE] == Phase.ACT
-        prefix = [int(task) for task in self._state.task[: at[integers.DEPTH] + acting]]
-        missed = int(at[integers.PHASE]), prefix
+        missed = int(self._state.at[at_.PHASE]), choices
         if missed == self._missed:
             raise Unrecordable("what was recorded does not lead where it led")
         self._missed = missed
-        for _ in range(100):
+        while True:
             self.replays += 1
-            self._recorded.run(_Onward(self, prefix).choose)
+            self._recorded.run(_Onward(self._state, choices).choose)
             if not self._recorded.recorder.stale:
                 break
             self._recorded.recorder.release()
             self._record()
-        else:
-            raise Unrecordable("something new is found out without end")
         self._load()
 
     def _load(self) -> None:
         """The search stands on the automata as they are now."""
-        state, automata = self._state, self._recorded.automata
-        at = state.at
-        recorder = self._recorded.recorder
+        automata, recorder = self._recorded.automata, self._recorded.recorder
         if automata.compiled() and self._mirror is not None:
             self._mirror.renewed()
         self._make_room()
-        state = self._state
-        for task in range(at[integers.TASKS]):
+        state, at = self._state, self._state.at
+        for task in range(at[at_.TASKS]):
             rest = automata.verdicts.setdefault((task, ()), Place())
             state.rest[task] = automata.root(automata.bit_of(JUDGE), rest)
-        at[integers.JUDGE_AT] = state.rest[at[integers.CURRENT]]
-        at[integers.BROKEN] = self._recorded.broken.cell
-        at[integers.EMPTY] = recorder.number(())
-        recorder.first.setdefault(at[integers.BROKEN], at[integers.EMPTY])
+        at[at_.JUDGE_AT] = state.rest[at[at_.CURRENT]]
+        at[at_.BROKEN] = self._recorded.broken.cell
+        at[at_.EMPTY] = recorder.number(())
+        recorder.first.setdefault(self._recorded.broken.cell, recorder.number(()))
         self._at_roots()
-        while self._run.resume(self._code(), self._state):
-            if not self._learnt():
+        while status := self._run.resume(self._code(), self._state):
+            if status == -2:
+                self._more_journal()
+            elif not self._learnt():
                 raise Unrecordable("what was recorded does not lead where it led")
             self._at_roots()
-        if at[integers.PHASE] == Phase.JUDGE and at[integers.FATE] == integers.Fate.STUCK:
+        if at[at_.PHASE] == Phase.JUDGE and at[at_.FATE] == Fate.STUCK:
             self._judged_as_stuck()
 
     def _at_roots(self) -> None:
@@ -280,36 +339,37 @@ def _longer(column: Any, size: int, fill: int) -> Any:
     return larger
 
 
+def _tasks(mask: int) -> frozenset[int]:
+    return frozenset(task for task in range(int(mask).bit_length()) if mask >> task & 1)
+
+
 class _Onward:
     """Chooses for an execution of the real tasks: what is known, then as the search will."""
 
-    def __init__(self, explorer: CompiledExplorer, prefix: list[int]) -> None:
+    def __init__(self, state: State, prefix: list[int]) -> None:
         self.prefix = prefix
-        self.state = explorer._state
-        self.ops = explorer.ops
-        self.steps: list[tuple[int, list[Op | None]]] = []
         self.depth = 0
         self.sleep: set[int] = set()
+        self.slept = _tasks(state.sleep[len(prefix) - 1]) if prefix else frozenset()
 
     def choose(self, execution: Execution) -> int:
         """As Explorer._choose()."""
-        depth = self.depth
-        if depth < len(self.prefix):
-            task = self.prefix[depth]
-            if depth == len(self.prefix) - 1:
-                mask = self.state.sleep[depth]
-                self.sleep = {t for t in range(len(execution.ops)) if mask >> t & 1}
+        last = len(self.prefix) - 1
+        if self.depth <= last:
+            task = self.prefix[self.depth]
+            if self.depth == last:
+                self.sleep = set(self.slept)
         else:
             awake = [t for t in execution.enabled() if t not in self.sleep]
             if not awake:
                 return STOP
             task = execution.current if execution.current in awake else awake[0]
         step = execution.ops[task]
-        if depth >= len(self.prefix) - 1 and step is not None:
-            ops = execution.ops
-            self.sleep = {t for t in self.sleep if (op := ops[t]) and not dependent(op, step)}
+        if step is not None:
+            self.sleep = {t for t in self.sleep if _sleeps_on(execution.ops[t], step)}
         self.depth += 1
         return task
 
 
-__all__ = ["CAP", "Automata", "CompiledExplorer"]
+def _sleeps_on(op: Op | None, step: Op) -> bool:
+    return op is not None and not dependent(op, step)

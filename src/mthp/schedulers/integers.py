@@ -1,130 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The search of explore.py on nothing but integers: the same choices, the same races, in its order.
 
-Every function here is plain code over indexable columns, so that it runs as it is on lists and, by
-Numba, compiled on arrays. A set of tasks is a mask. Only `search()` is called from outside; it comes
-back with a Status when it needs somebody who knows more, and goes on from there when it is called again.
+Every function here and in integer_races.py is plain code over indexable columns, so that it runs as it
+is on lists and, by Numba, compiled on arrays. A set of tasks is a mask. search() comes back with a
+Status when it needs somebody who knows more, and goes on from there when it is called again.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Any, Final, NamedTuple
-
 from mthp.schedulers.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
-
-CAP: Final = 5002
-"""Places for events: the longest execution, and one for steps that never came."""
-
-
-class Status(IntEnum):
-    """Why search() came back."""
-
-    DONE = 0
-    MISSED = 1  # a transition that nobody has seen
-    STUCK = 2
-    FOUND = 3  # a verdict that nobody has seen
-    ENOUGH = 4
-    ASK = 5
-    FULL = 6  # the journal is
-
-
-class Phase(IntEnum):
-    """What comes next."""
-
-    CHOOSE = 0
-    ACT = 1
-    JUDGE = 2
-    ENDED = 3
-    BACK = 4
-    AGAIN = 5
-
-
-class Fate(IntEnum):
-    """How an execution ended."""
-
-    FINISHED = 0
-    STUCK = 1
-    GIVEN_UP = 2
-    TOO_LONG = 3
-
-
-CHOOSE, ACT, JUDGE, ENDED, BACK, AGAIN = range(6)
-DONE, MISSED, STUCK, FOUND, ENOUGH, ASK, FULL = range(7)
-F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
-
-# Where things stand in State.at
-(PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
- BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LACKS, LACKING, SIZE) = range(22)  # fmt: skip
-
-
-class Code(NamedTuple):
-    """The automata and the ops; see automaton.Program. background: of a task."""
-
-    kind: Any
-    arg: Any
-    val: Any
-    nxt: Any
-    bval: Any
-    bnode: Any
-    bnext: Any
-    place: Any
-    reader: Any
-    waits: Any
-    release: Any
-    background: Any
-
-
-class State(NamedTuple):
-    """Where the search stands.
-
-    at: single numbers. cell: what is in each. node: where each task stands; nodes: the same before each
-    step. jcell, jold: what was overwritten; mark: how much of that before each step. enabled, sleep,
-    todo: of each place. task, op, number, before, clock: of each event; before: the one before it at
-    its word. mine, count: the events of a task. last: the last event at a word. seen: verdicts that
-    were reported. rest: by who ran last, where the verdict at rest begins. found, kept, flags, other: scratch.
-    """
-
-    at: Any
-    cell: Any
-    node: Any
-    nodes: Any
-    jcell: Any
-    jold: Any
-    mark: Any
-    enabled: Any
-    sleep: Any
-    todo: Any
-    task: Any
-    op: Any
-    number: Any
-    before: Any
-    clock: Any
-    mine: Any
-    count: Any
-    last: Any
-    seen: Any
-    rest: Any
-    found: Any
-    kept: Any
-    flags: Any
-    other: Any
-
-
-def columns(tasks: int) -> State:
-    """Room for a search."""
-    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "rest"]
-    wide = {"nodes", "clock", "mine", "other"}
-    made = {
-        name: [0] * (0 if name in one else CAP * tasks if name in wide else CAP)
-        for name in State._fields
-    }
-    made["at"] = [0] * SIZE
-    made["node"] = [0] * tasks
-    made["count"] = [0] * tasks
-    made["rest"] = [0] * tasks
-    made["jcell"], made["jold"] = [0] * 4096, [0] * 4096
-    return State(**made)
+from mthp.schedulers.columns import (
+    ACT, AGAIN, ASK, ASKED, BACK, BROKEN, CAP, CHOOSE, CURRENT, DEPTH, DONE, EMPTY, ENDED, ENOUGH,
+    EXECUTIONS, F_FINISHED, F_GIVEN_UP, F_STUCK, F_TOO_LONG, FATE, FIRST, FOUND, FULL, JOURNAL, JUDGE,
+    JUDGE_AT, LACKING, LACKS, MISSED, MOST, MOST_STEPS, PHASE, PRUNED, QUANTUM, ROOM, STEPS, STUCK, TASKS,
+    TOO_LONG, Code, State,
+)  # fmt: skip
+from mthp.schedulers.integer_races import dependent, make_event
 
 
 def go(code: Code, s: State, node: int) -> int:
@@ -191,171 +82,11 @@ def may_go(code: Code, s: State, node: int) -> int:
     return -1 if end < 0 else (1 if end == YES else 0)
 
 
-def dependent(code: Code, a: int, b: int) -> bool:
-    """As dependence.dependent()."""
-    return code.place[a] == code.place[b] and not (code.reader[a] and code.reader[b])
-
-
-def happened(s: State, event: int, clock: int) -> bool:
-    """Whether an event is before what has the clock that begins at `clock` in s.clock."""
-    return s.clock[clock + s.task[event]] >= s.number[event]
-
-
-def join(a: Any, at: int, b: Any, other: int, tasks: int) -> None:
-    """The later of two clocks, in the first one's place."""
-    for task in range(tasks):
-        if a[at + task] < b[other + task]:
-            a[at + task] = b[other + task]
-
-
-def make_event(code: Code, s: State, task: int, op: int, depth: int) -> None:
-    """As Explorer._event(): the clock of a step, and its races."""
-    tasks = s.at[TASKS]
-    count = s.count[task]
-    s.task[depth] = task
-    s.op[depth] = op
-    s.number[depth] = count + 1
-    clock = depth * tasks
-    if count:
-        own = s.mine[task * CAP + count - 1] * tasks
-        for t in range(tasks):
-            s.clock[clock + t] = s.clock[own + t]
-    else:
-        for t in range(tasks):
-            s.clock[clock + t] = 0
-    racing = find_races(code, s, task, op, depth)
-    other = s.last[code.place[op]]
-    while other >= 0:
-        if s.task[other] != task and dependent(code, s.op[other], op):
-            join(s.clock, clock, s.clock, other * tasks, tasks)
-        other = s.before[other]
-    s.clock[clock + task] = count + 1
-    for i in range(racing):
-        note_race(code, s, s.found[i], depth)
-
-
-def find_races(code: Code, s: State, task: int, op: int, depth: int) -> int:
-    """As explore._races(): how many there are, their numbers in s.found."""
-    tasks = s.at[TASKS]
-    for t in range(tasks):
-        s.other[t] = s.clock[depth * tasks + t]
-    found = 0
-    other = s.last[code.place[op]]
-    while other >= 0:
-        if s.task[other] != task and dependent(code, s.op[other], op):
-            before = s.other[s.task[other]] >= s.number[other]
-            if code.waits[op]:
-                if not code.release[s.op[other]]:
-                    if not before:
-                        s.found[found] = other
-                        found += 1
-                else:
-                    for i in range(found):
-                        if happened(s, other, s.found[i] * tasks):
-                            join(s.other, 0, s.clock, other * tasks, tasks)
-                            break
-            else:
-                if not before:
-                    s.found[found] = other
-                    found += 1
-                join(s.other, 0, s.clock, other * tasks, tasks)
-        other = s.before[other]
-    return found
-
-
-def note_race(code: Code, s: State, first: int, second: int) -> None:
-    """As Explorer._note_race()."""
-    initials = find_initials(code, s, first, second)
-    if s.todo[first] & initials:
-        return
-    usable = s.enabled[first] & initials
-    s.todo[first] |= (usable & -usable) if usable else s.enabled[first]
-
-
-def find_initials(code: Code, s: State, first: int, second: int) -> int:
-    """As Explorer._initials(); a mask."""
-    tasks = s.at[TASKS]
-    later = 0
-    for event in range(first + 1, second):
-        if not happened(s, first, event * tasks):
-            s.kept[later] = event
-            later += 1
-    for t in range(tasks):
-        s.other[t] = s.clock[second * tasks + t]
-        s.other[tasks + t] = 0
-    if code.waits[s.op[second]]:
-        later = without_holders(code, s, first, second, later)
-    initials = 0
-    for i in range(later):
-        event = s.kept[i]
-        task = s.task[event]
-        if not s.other[tasks + task]:
-            if not after_begun(s, s.clock, event * tasks, tasks):
-                initials |= 1 << task
-            s.other[tasks + task] = s.number[event]
-    task = s.task[second]
-    if not s.other[tasks + task] and not after_begun(s, s.other, 0, tasks):
-        initials |= 1 << task
-    return initials
-
-
-def after_begun(s: State, clock: Any, at: int, tasks: int) -> bool:
-    """Whether something comes after the first event of a task that has begun (s.other)."""
-    for t in range(tasks):
-        number = s.other[tasks + t]
-        if number and clock[at + t] >= number:
-            return True
-    return False
-
-
-def without_holders(code: Code, s: State, first: int, second: int, later: int) -> int:
-    """As Explorer._without_holders(): how many of s.kept are left; the clock in s.other."""
-    tasks = s.at[TASKS]
-    op = s.op[second]
-    place = code.place[op]
-    for t in range(tasks):
-        s.other[2 * tasks + t] = -1
-    for i in range(later):
-        event = s.kept[i]
-        if code.place[s.op[event]] == place and code.release[s.op[event]]:
-            s.other[2 * tasks + s.task[event]] = event
-    kept = dropped = 0
-    for i in range(later):
-        event = s.kept[i]
-        holds = code.place[s.op[event]] == place and not code.release[s.op[event]]
-        for_ever = holds and s.other[2 * tasks + s.task[event]] < event
-        gone = for_ever and dependent(code, s.op[event], op)
-        for j in range(dropped):
-            if happened(s, s.flags[j], event * tasks):
-                gone = True
-                break
-        if gone:
-            s.flags[dropped] = event
-            dropped += 1
-        else:
-            s.kept[kept] = event
-            kept += 1
-    task = s.task[second]
-    count = s.number[second] - 1
-    for t in range(tasks):
-        s.other[t] = s.clock[s.mine[task * CAP + count - 1] * tasks + t] if count else 0
-    event = s.last[place]
-    while event >= 0:
-        if event < first and s.task[event] != task and dependent(code, s.op[event], op):
-            join(s.other, 0, s.clock, event * tasks, tasks)
-        event = s.before[event]
-    for i in range(kept):
-        event = s.kept[i]
-        if s.task[event] != task and dependent(code, s.op[event], op):
-            join(s.other, 0, s.clock, event * tasks, tasks)
-    return kept
-
-
 def take(code: Code, s: State, depth: int, task: int) -> None:
     """As Explorer._take()."""
     op = code.arg[s.node[task]]
     make_event(code, s, task, op, depth)
-    s.mine[task * CAP + s.count[task]] = depth
+    s.mine[task * s.at[CAP] + s.count[task]] = depth
     s.count[task] += 1
     place = code.place[op]
     s.before[depth] = s.last[place]
@@ -525,6 +256,38 @@ def search(code: Code, s: State) -> int:
             status = -1
         if status >= 0:
             return status
+
+
+def follow(code: Code, s: State, steps: int) -> int:
+    """Take the steps that lead to where another search had come, whose s.task, s.todo and s.sleep stand
+    here, and come to the place after them. A Status, or -1.
+    """
+    at = s.at
+    tasks = at[TASKS]
+    while True:
+        depth = at[DEPTH]
+        enabled = 0
+        for task in range(tasks):
+            s.nodes[depth * tasks + task] = s.node[task]
+            if code.kind[s.node[task]] == STEP:
+                free = may_go(code, s, s.node[task])
+                if free < 0:
+                    return MISSED
+                enabled |= free << task
+        s.enabled[depth] = enabled
+        if depth == steps:
+            break
+        task = s.task[depth]
+        stands, journal = s.node[task], at[JOURNAL]
+        node = go(code, s, code.nxt[stands])
+        if node < 0:
+            return MISSED if node == -1 else FULL
+        take(code, s, depth, task)
+        s.mark[depth] = journal
+        s.node[task] = node
+        at[DEPTH] = depth + 1
+    at[PHASE] = AGAIN if s.todo[steps] & ~s.sleep[steps] else BACK
+    return -1
 
 
 def resume(code: Code, s: State) -> int:

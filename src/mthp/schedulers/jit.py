@@ -10,35 +10,40 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.schedulers import integers
+from mthp.schedulers import integer_races, integers
 from mthp.schedulers.automaton import Program
-from mthp.schedulers.integers import Code, State
+from mthp.schedulers.columns import Code, State
 
-_COLUMNS = tuple(name for name in Code._fields if name != "background")
+_COLUMNS = tuple(name for name in Code._fields if name not in ("background", "dependent"))
 
 
 class Compiled(NamedTuple):
-    """search() and resume() of integers.py."""
+    """What is called of integers.py."""
 
     search: Any
     resume: Any
+    follow: Any
+
+
+PLAIN = Compiled(integers.search, integers.resume, integers.follow)
+"""As they are."""
 
 
 @cache
 def compiled() -> Compiled | None:
-    """Both as machine code, kept on disk by Numba; None where Numba is not installed."""
+    """The same as machine code, kept on disk by Numba; None where Numba is not installed."""
     try:
         from numba import njit
     except ImportError:
         return None
-    names = dict(vars(integers))
+    names = {**vars(integer_races), **vars(integers)}
     functions = [each for each in names.values() if isinstance(each, FunctionType)]
     for each in functions:
-        if each.__module__ == integers.__name__ and each.__name__ != "columns":
+        if each.__module__ in (integer_races.__name__, integers.__name__):
             copied = FunctionType(each.__code__, names, each.__name__)
             copied.__module__, copied.__qualname__ = each.__module__, each.__qualname__
             names[each.__name__] = njit(cache=True)(copied)
-    return Compiled(names["search"], names["resume"])
+    return Compiled(names["search"], names["resume"], names["follow"])
 
 
 def as_arrays(state: State) -> State:
@@ -54,6 +59,7 @@ class Mirror:
         self.background = np.array(background, np.int64)
         self._arrays: dict[str, NDArray[np.int64]] = {}
         self._sizes: dict[str, int] = {}
+        self._ways = -1
 
     def renewed(self) -> None:
         """The program was written anew."""
@@ -64,6 +70,9 @@ class Mirror:
         program = self.program
         for name in _COLUMNS:
             self._append(name, getattr(program, name))
+        if self._ways != program.ways:
+            self._ways = program.ways
+            self._arrays["dependent"] = np.array(program.dependent, np.int64)
         nxt = self._arrays["nxt"]
         for node in program.touched:
             nxt[node] = program.nxt[node]

@@ -10,7 +10,8 @@ from typing import Any
 from mthp.machine.step import Machine, Task
 from mthp.schedulers.automaton import Automata, Effects, Ops, Place
 from mthp.schedulers.containers import SharedList, Unrecordable
-from mthp.schedulers.recording import VALUE, Memory, Recorder, Segment
+from mthp.schedulers.recording import Recorder
+from mthp.schedulers.segment import VALUE, Memory, Segment
 from mthp.schedulers.symbols import Chain
 from mthp.schedulers.tasks import WAITING, Execution, Op, Recipe, Setup
 
@@ -29,7 +30,8 @@ class Recorded:
     Unrecordable: something in it cannot be recorded.
     """
 
-    def __init__(self, recipe: Recipe, memory: Memory, ops: Ops) -> None:
+    def __init__(self, recipe: Recipe, memory: Memory, ops: Ops, most_steps: int) -> None:
+        self.most_steps = most_steps
         self.recorder = Recorder(memory)
         self.setup = self.recorder.share(recipe(), "the world")
         self.recorder.built()
@@ -120,7 +122,7 @@ class _Execution(Execution):
         self._who = JUDGE
         self._at: list[Place | None] = list(recorded.automata.roots)
         setup = _Watched(recorded.setup, self._begin, self._judged)
-        super().__init__(setup, choose)
+        super().__init__(setup, choose, recorded.most_steps)
 
     def _begin(self, who: int) -> None:
         """`who` runs from here on."""

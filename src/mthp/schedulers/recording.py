@@ -22,7 +22,6 @@ from types import (
     BuiltinFunctionType,
     FunctionType,
     MappingProxyType,
-    MemberDescriptorType,
     MethodType,
     ModuleType,
     NoneType,
@@ -30,6 +29,7 @@ from types import (
 from typing import Any, Final
 
 from mthp.machine.step import Machine
+from mthp.schedulers.attributes import access, attributes, is_frozen, put_as, refuse_deletion
 from mthp.schedulers.containers import (
     ABSENT,
     Shared,
@@ -39,59 +39,16 @@ from mthp.schedulers.containers import (
     SharedSet,
     Unrecordable,
 )
-from mthp.schedulers.symbols import IS_INT, Chain, Question, Symbol, calculate, plain
+from mthp.schedulers.segment import VALUE, Memory, Segment
+from mthp.schedulers.symbols import IS_INT, Question, Symbol, calculate, plain
 
 _ATOMS: Final = (int, str, bool, NoneType, float, bytes)
 _ALIASED: Final = (list, dict, set, array, Counter, defaultdict)
-_OF_SCHEDULERS: Final = frozenset({"current", "on_step", "abandoned"})
-"""What an execution itself sets on the machine."""
+_OF_SCHEDULERS: Final = frozenset({"current", "on_step", "abandoned", "bits"})
+"""What an execution itself sets on the machine, or a step says of itself."""
 _ONLY_HERE: Final = 2
 """References to what a variable holds that nobody else has, seen from sys.getrefcount()."""
 _LEAVES: Final = (Shared, Enum, type, ModuleType, BaseException, MappingProxyType, frozenset, range)
-
-
-class Memory:
-    """What was found out about classes, for all recorders of a process.
-
-    written: (class, attribute) that some task writes. changing: kinds of containers that are written.
-    Finding out more makes what was recorded before worthless.
-    """
-
-    def __init__(self) -> None:
-        self.written: set[tuple[type, str]] = set()
-        self.changing: set[str] = set()
-
-
-VALUE: Final = ((), "", 0)
-"""The question what a value is."""
-
-
-class Segment:
-    """What one task did between two schedule points.
-
-    reads: (cell, question, number of the answer) about what it found there, in its order. found: cell ->
-    the int that was in it. looked: cells of which it knows what was in them; known: of which it knows
-    what is. written: cell -> what it left. changed: cell -> what it calculated there, without looking.
-    symbols: what it read.
-    """
-
-    __slots__ = ("_asked", "changed", "found", "known", "looked", "reads", "symbols", "written")
-
-    def __init__(self) -> None:
-        self.reads: list[tuple[int, Question, int]] = []
-        self.looked: set[int] = set()
-        self.known: set[int] = set()
-        self.written: dict[int, Any] = {}
-        self.found: dict[int, int] = {}
-        self.changed: dict[int, Chain] = {}
-        self.symbols: list[Symbol] = []
-        self._asked: set[tuple[int, Question]] = set()
-
-    def ask(self, cell: int, question: Question, answer: bool) -> None:
-        """Note a question that was not asked before."""
-        if (cell, question) not in self._asked:
-            self._asked.add((cell, question))
-            self.reads.append((cell, question, int(answer)))
 
 
 class Recorder:
@@ -157,7 +114,7 @@ class Recorder:
             return kind, value.__func__, self.number(value.__self__)
         if value is ABSENT:
             return "absent"
-        if is_dataclass(value) and _is_frozen(kind):
+        if is_dataclass(value) and is_frozen(kind):
             return (kind, *(self.number(getattr(value, each)) for each in kind.__dataclass_fields__))  # type: ignore[attr-defined]
         raise Unrecordable(f"{kind.__module__}.{kind.__name__} is kept where others see it")
 
@@ -339,7 +296,7 @@ class Recorder:
             if isinstance(value.__self__, ModuleType | type):
                 return value
             raise Unrecordable(f"{kind} is a method of a {type(value.__self__).__name__}")
-        if value is ABSENT or (is_dataclass(value) and _is_frozen(of)):
+        if value is ABSENT or (is_dataclass(value) and is_frozen(of)):
             return value
         self._entity(value, kind)
         return value
@@ -397,7 +354,7 @@ class Recorder:
         (self._built if self.building else self._made).append(thing)
         constant = []
         written = []
-        for attribute, get, put in _attributes(thing, recorded):
+        for attribute, get, put in attributes(thing, recorded):
             old = get(thing, attribute)
             new = self.share(old, f"{of.__name__}.{attribute}")
             if new is not old:
@@ -420,7 +377,7 @@ class Recorder:
         if of.__module__ == "builtins" or not of.__flags__ & (1 << 9):
             raise Unrecordable(f"{kind} is a {of.__module__}.{of.__name__}")
         members: dict[str, Any] = {"__slots__": (), "_recorded_as": of, "__setattr__": self._setter(of)}
-        members["__delattr__"] = _refuse_deletion
+        members["__delattr__"] = refuse_deletion
         recorded = type(of)(of.__name__, (of,), members)
         for each, attribute in self.memory.written:
             if each is of:
@@ -429,7 +386,7 @@ class Recorder:
         return recorded
 
     def _property(self, of: type, attribute: str) -> property:
-        get, _ = _access(of, attribute)
+        get, _ = access(of, attribute)
 
         def read(thing: Any) -> Any:
             value = get(thing, attribute)
@@ -453,7 +410,7 @@ class Recorder:
         machine = issubclass(of, Machine)
 
         def write(thing: Any, attribute: str, value: Any) -> None:
-            get, put = _access(of, attribute)
+            get, put = access(of, attribute)
             old = get(thing, attribute)
             if machine and attribute in _OF_SCHEDULERS:
                 put(thing, attribute, value)
@@ -467,7 +424,7 @@ class Recorder:
             name = self._names.get(id(thing))
             if name is None:
                 raise Unrecordable(f"{of.__name__}.{attribute} is written after its world has ended")
-            self.journal.append((partial(_put, put, attribute), thing, old))
+            self.journal.append((partial(put_as, put, attribute), thing, old))
             cell = self.cell(name, attribute)
             if self.changes(cell, value):
                 put(thing, attribute, value.value)
@@ -477,77 +434,3 @@ class Recorder:
             self.wrote(cell, value, old)
 
         return write
-
-
-def _put(put: Callable[[Any, str, Any], None], attribute: str, thing: Any, value: Any) -> None:
-    put(thing, attribute, value)
-
-
-def _refuse_deletion(thing: Any, attribute: str) -> None:
-    raise Unrecordable(f"{type(thing).__name__}.{attribute} is deleted")
-
-
-def _is_frozen(of: type) -> bool:
-    return bool(of.__dataclass_params__.frozen)  # type: ignore[attr-defined]
-
-
-Get = Callable[[Any, str], Any]
-Put = Callable[[Any, str, Any], None]
-
-
-def _get_from_dict(thing: Any, attribute: str) -> Any:
-    return thing.__dict__.get(attribute, ABSENT)
-
-
-def _put_in_dict(thing: Any, attribute: str, value: Any) -> None:
-    if value is ABSENT:
-        thing.__dict__.pop(attribute, None)
-    else:
-        thing.__dict__[attribute] = value
-
-
-def _slot_access(member: MemberDescriptorType) -> tuple[Get, Put]:
-    def get(thing: Any, _: str) -> Any:
-        try:
-            return member.__get__(thing)
-        except AttributeError:
-            return ABSENT
-
-    def put(thing: Any, _: str, value: Any) -> None:
-        if value is ABSENT:
-            member.__delete__(thing)
-        else:
-            member.__set__(thing, value)
-
-    return get, put
-
-
-_ACCESS: dict[tuple[type, str], tuple[Get, Put]] = {}
-
-
-def _access(of: type, attribute: str) -> tuple[Get, Put]:
-    """How an attribute of the class's objects is got at, past anything that records."""
-    found = _ACCESS.get((of, attribute))
-    if found is None:
-        found = _get_from_dict, _put_in_dict
-        for each in of.__mro__:
-            member = vars(each).get(attribute)
-            if isinstance(member, MemberDescriptorType):
-                found = _slot_access(member)
-                break
-        _ACCESS[of, attribute] = found
-    return found
-
-
-def _attributes(thing: Any, recorded: type) -> list[tuple[str, Get, Put]]:
-    """The attributes a thing has now."""
-    of = recorded.__mro__[1]
-    names = list(getattr(thing, "__dict__", ()))
-    for each in of.__mro__:
-        slots = vars(each).get("__slots__", ())
-        names += [slots] if isinstance(slots, str) else slots
-    return [
-        (name, *_access(of, name))
-        for name in names
-        if not name.startswith("__") and _access(of, name)[0](thing, name) is not ABSENT
-    ]
