@@ -188,6 +188,7 @@ class Automata:
         self._readers: dict[int, int] = {}
         self._writers: dict[int, int] = {}
         self._stale = True
+        self._at_node: dict[int, Place] = {}
         self._asked: dict[int, tuple[Question, dict[int, int]]] = {}
         self._tables: dict[Chain, int] = {}
         self._chains: dict[int, Chain] = {}
@@ -290,7 +291,7 @@ class Automata:
             return False
         self._stale = False
         self.program.forget()
-        for known in (self._asked, self._tables, self._chains):
+        for known in (self._asked, self._tables, self._chains, self._at_node):
             known.clear()
         for places in (self.guards.values(), self.verdicts.values(), self.roots):
             for place in places:
@@ -314,9 +315,14 @@ class Automata:
     def _place(self, who: int, place: Place) -> int:
         guard = ALWAYS if place.guard is None else self._guard(place.guard)
         place.node = self.program.node(STEP, place.op, guard, NOWHERE)
+        self._at_node[place.node] = place
         if place.body is not None:
             self._todo.append((who, place, 0, place.body))
         return place.node
+
+    def place_at(self, node: int) -> Place | None:
+        """Where a task stands; None at its end."""
+        return self._at_node.get(node)
 
     def _guard(self, guard: Place) -> int:
         return guard.node or self._place(self._scheduler, guard)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -78,6 +79,7 @@ class CompiledExplorer:
         self._state: State
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
+        self._loaded = 0
         self._run = jit.PLAIN
         self._mirror: jit.Mirror | None = None
 
@@ -115,7 +117,8 @@ class CompiledExplorer:
         for name in (at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG, at_.PHASE, at_.DEPTH):
             self._state.at[name] = 0
         self.findings.clear()
-        self._load()
+        self._first_values(0)
+        self._resume()
         return self._go()
 
     def part(self) -> Part:
@@ -287,19 +290,30 @@ class CompiledExplorer:
         if missed == self._missed:
             raise Unrecordable("what was recorded does not lead where it led")
         self._missed = missed
+        known, stand = self._known(choices)
         while True:
             self.replays += 1
-            self._recorded.run(_Onward(self._state, choices).choose)
+            self._recorded.run(_Onward(self._state, choices).choose, known, stand)
             if not self._recorded.recorder.stale:
                 break
             self._recorded.recorder.release()
             self._record()
+            known, stand = 0, []
         self._load()
+
+    def _known(self, choices: list[int]) -> tuple[int, list[Place | None]]:
+        """How many steps of an execution are known, and where the tasks stand then."""
+        if self.replays == 0:
+            return 0, []
+        acting = self._state.at[at_.PHASE] == Phase.ACT
+        place_at = self._recorded.automata.place_at
+        return len(choices) - acting, [place_at(int(node)) for node in self._state.node]
 
     def _load(self) -> None:
         """The search stands on the automata as they are now."""
         automata, recorder = self._recorded.automata, self._recorded.recorder
-        if automata.compiled() and self._mirror is not None:
+        renumbered = automata.compiled()
+        if renumbered and self._mirror is not None:
             self._mirror.renewed()
         self._make_room()
         state, at = self._state, self._state.at
@@ -310,21 +324,29 @@ class CompiledExplorer:
         at[at_.BROKEN] = self._recorded.broken.cell
         at[at_.EMPTY] = recorder.number(())
         recorder.first.setdefault(self._recorded.broken.cell, recorder.number(()))
-        self._at_roots()
+        self._first_values(0 if renumbered else self._loaded)
+        if renumbered:
+            self._resume()
+        if at[at_.PHASE] == Phase.JUDGE and at[at_.FATE] == Fate.STUCK:
+            self._judged_as_stuck()
+
+    def _first_values(self, known: int) -> None:
+        """What is in cells that nobody has touched; the first `known` of them have been told."""
+        first = self._recorded.recorder.first
+        for cell, number in islice(first.items(), known, None):
+            self._state.cell[cell] = number
+        self._loaded = len(first)
+
+    def _resume(self) -> None:
+        """From the roots to where the search stands."""
+        automata, at = self._recorded.automata, self._state.at
+        self._state.node[:] = [automata.root(1 << n, place) for n, place in enumerate(automata.roots)]
+        at[at_.REACHED] = at[at_.JOURNAL] = 0
         while status := self._run.resume(self._code(), self._state):
             if status == -2:
                 self._more_journal()
             elif not self._learnt():
                 raise Unrecordable("what was recorded does not lead where it led")
-            self._at_roots()
-        if at[at_.PHASE] == Phase.JUDGE and at[at_.FATE] == Fate.STUCK:
-            self._judged_as_stuck()
-
-    def _at_roots(self) -> None:
-        """Nobody has done anything."""
-        state, automata, first = self._state, self._recorded.automata, self._recorded.recorder.first
-        state.cell[:] = [first.get(cell, 0) for cell in range(len(state.cell))]
-        state.node[:] = [automata.root(1 << n, place) for n, place in enumerate(automata.roots)]
 
 
 def _longer(column: Any, size: int, fill: int) -> Any:

@@ -12,7 +12,7 @@ from mthp.schedulers.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
 from mthp.schedulers.columns import (
     ACT, AGAIN, ASK, ASKED, BACK, BROKEN, CAP, CHOOSE, CURRENT, DEPTH, DONE, EMPTY, ENDED, ENOUGH,
     EXECUTIONS, F_FINISHED, F_GIVEN_UP, F_STUCK, F_TOO_LONG, FATE, FIRST, FOUND, FULL, JOURNAL, JUDGE,
-    JUDGE_AT, LACKING, LACKS, MISSED, MOST, MOST_STEPS, PHASE, PRUNED, QUANTUM, ROOM, STEPS, STUCK, TASKS,
+    JUDGE_AT, LACKING, LACKS, MISSED, MOST, MOST_STEPS, PHASE, PRUNED, QUANTUM, REACHED, ROOM, STEPS, STUCK, TASKS,
     TOO_LONG, Code, State,
 )  # fmt: skip
 from mthp.schedulers.integer_races import dependent, make_event
@@ -291,26 +291,30 @@ def follow(code: Code, s: State, steps: int) -> int:
 
 
 def resume(code: Code, s: State) -> int:
-    """The automata have other nodes now: go where the events lead from the roots in s.node; -1 if
-    that is not known. With PHASE ACT, the last event's segment is still to come.
+    """The automata have other nodes now: go where the events lead from the roots in s.node; -1 or -2 if
+    something is missing, and called again it goes on. With PHASE ACT, the last event's segment is still
+    to come.
     """
     at = s.at
     tasks = at[TASKS]
-    at[JOURNAL] = 0
-    for task in range(tasks):
+    while at[REACHED] < tasks:
+        task = at[REACHED]
         node = go(code, s, code.nxt[s.node[task]])
         if node < 0:
             return node
         s.node[task] = node
-    for depth in range(at[DEPTH] + (at[PHASE] == ACT)):
-        for task in range(tasks):
-            s.nodes[depth * tasks + task] = s.node[task]
-        s.mark[depth] = at[JOURNAL]
+        at[REACHED] += 1
+    while True:
+        depth = at[REACHED] - tasks
+        if depth < at[DEPTH] or at[PHASE] == ACT:
+            for task in range(tasks):
+                s.nodes[depth * tasks + task] = s.node[task]
+            s.mark[depth] = at[JOURNAL]
         if depth == at[DEPTH]:
-            break
+            return 0
         task = s.task[depth]
         node = go(code, s, code.nxt[s.node[task]])
         if node < 0:
             return node
         s.node[task] = node
-    return 0
+        at[REACHED] += 1

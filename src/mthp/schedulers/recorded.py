@@ -43,9 +43,12 @@ class Recorded:
         self.background = [int(task.background) for task, _ in self.setup.tasks]
         self.automata.is_looked_at(broken.cell)
 
-    def run(self, choose: Sleepless) -> Execution:
-        """One execution of the real tasks, and the world is as before."""
-        execution = _Execution(self, choose)
+    def run(self, choose: Sleepless, known: int = 0, stand: Sequence[Place | None] = ()) -> None:
+        """One execution of the real tasks, and the world is as before.
+
+        known: so many steps are known already, and after them each task stands at its place in `stand`.
+        """
+        execution = _Execution(self, choose, known, stand)
         try:
             execution.run()
             if self.setup.broken is not self.broken:
@@ -56,7 +59,6 @@ class Recorded:
             self.recorder.undo()
             machine = self.setup.machine
             machine.on_step, machine.abandoned = None, False
-        return execution
 
     def effects(self, segment: Segment) -> Effects:
         """What a segment left, as numbers and calculations."""
@@ -115,12 +117,17 @@ class _Watched:
 class _Execution(Execution):
     """An execution whose segments grow the automata."""
 
-    __slots__ = ("_at", "_last", "_recorded", "_who")
+    __slots__ = ("_at", "_known", "_last", "_recorded", "_stand", "_who")
 
-    def __init__(self, recorded: Recorded, choose: Sleepless) -> None:
+    def __init__(
+        self, recorded: Recorded, choose: Sleepless, known: int, stand: Sequence[Place | None]
+    ) -> None:
         self._recorded = recorded
         self._who = JUDGE
         self._at: list[Place | None] = list(recorded.automata.roots)
+        self._last = JUDGE
+        self._stand = stand
+        self._known = known if stand else -1
         setup = _Watched(recorded.setup, self._begin, self._judged)
         super().__init__(setup, choose, recorded.most_steps)
 
@@ -132,7 +139,10 @@ class _Execution(Execution):
         self._who = who
         recorder = self._recorded.recorder
         recorder.judging = who == JUDGE
-        recorder.begin(who)
+        if self._known >= 0:
+            recorder.begin_known(who)
+        else:
+            recorder.begin(who)
 
     def _end(self) -> None:
         """A task has come to its next step, or to its end."""
@@ -162,16 +172,28 @@ class _Execution(Execution):
 
     def _next(self) -> int:
         self._end()
+        if self._known >= 0:
+            self._known -= 1
+            if self._known < 0:
+                self._come()
         chosen = super()._next()
         if chosen >= 0:
             self._begin(chosen)
         return chosen
 
+    def _come(self) -> None:
+        """What is known ends here."""
+        known = self._recorded.automata.ops.known
+        for task, place in enumerate(self._stand):
+            if self.ops[task] != (None if place is None else known[place.op]):
+                raise Unrecordable("what was recorded does not lead where it led")
+        self._at = list(self._stand)
+
     def may_go(self, task: int, op: Op) -> bool:
         """Whether a task could take its step now; what that depends on is written down."""
         if op.access not in WAITING:
             return True
-        if self._recorded.recorder.segment is not None:  # the execution is over
+        if self._known >= 0:
             return super().may_go(task, op)
         free, segment = self._ask(task, op)
         place = self._at[task]

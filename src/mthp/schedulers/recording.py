@@ -220,6 +220,11 @@ class Recorder:
         self.segment = Segment()
         self._who = who
 
+    def begin_known(self, who: Any) -> None:
+        """The same, where what is done is known and need not be recorded."""
+        self.segment = None
+        self._who = who
+
     def end(self) -> Segment:
         """Nobody runs any more; what was done since it began."""
         segment = self.segment
@@ -359,13 +364,11 @@ class Recorder:
             new = self.share(old, f"{of.__name__}.{attribute}")
             if new is not old:
                 put(thing, attribute, new)
-            if self.segment is None:
-                continue
             if (of, attribute) in self.memory.written:
                 written.append((attribute, new))
-            else:
+            elif not self.building:
                 constant.append((attribute, self.number(new)))
-        if self.segment is not None:
+        if not self.building:
             name = self._names[id(thing)] = (name, *constant)
             for attribute, new in written:
                 self.wrote(self.cell(name, attribute), new, ABSENT)
@@ -411,10 +414,10 @@ class Recorder:
 
         def write(thing: Any, attribute: str, value: Any) -> None:
             get, put = access(of, attribute)
-            old = get(thing, attribute)
             if machine and attribute in _OF_SCHEDULERS:
                 put(thing, attribute, value)
                 return
+            old = get(thing, attribute)
             if (of, attribute) not in written:
                 value = plain(value)
                 if value is old or (type(value) is type(old) and type(value) in _ATOMS and value == old):

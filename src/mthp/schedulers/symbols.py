@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from mthp.schedulers.recording import Recorder, Segment
+    from mthp.schedulers.recording import Recorder
+    from mthp.schedulers.segment import Segment
 
 Chain = tuple[tuple[str, int], ...]
 """Operations in turn, each with its constant."""
@@ -92,8 +93,6 @@ class Symbol:
 
     def _calculated(self, name: str, other: Any) -> Any:
         value = _CALCULATED[name](self.value, other)
-        if not self.is_open():
-            return value
         chain = _then(self.chain, name, other)
         return Symbol(self.recorder, self.segment, self.cell, value, chain)
 
@@ -104,7 +103,10 @@ class Symbol:
         return verdict
 
     def __sub__(self, other: Any) -> Any:
-        return self + -other if type(other) is int else self.look() - plain(other)
+        other = settled(other)
+        if not self.is_open():
+            return self.value - other
+        return _calculating("add")(self, -other) if type(other) is int else self.look() - plain(other)
 
     def __bool__(self) -> bool:
         return self._compared("ne", 0)
@@ -118,8 +120,16 @@ def plain(value: Any) -> Any:
     return value.look() if type(value) is Symbol else value
 
 
+def settled(value: Any) -> Any:
+    """The int for a symbol of a segment that has ended, which is as good as one."""
+    return value.value if type(value) is Symbol and not value.is_open() else value
+
+
 def _calculating(name: str) -> Callable[[Symbol, Any], Any]:
     def method(self: Symbol, other: Any) -> Any:
+        other = settled(other)
+        if not self.is_open():
+            return _CALCULATED[name](self.value, other)
         if type(other) is int and (other >= 0 or "shift" not in name):
             return self._calculated(name, other)
         return _CALCULATED[name](self.look(), plain(other))
@@ -129,6 +139,9 @@ def _calculating(name: str) -> Callable[[Symbol, Any], Any]:
 
 def _comparing(name: str) -> Callable[[Symbol, Any], Any]:
     def method(self: Symbol, other: Any) -> Any:
+        other = settled(other)
+        if not self.is_open():
+            return _COMPARED[name](self.value, other)
         if isinstance(other, int):
             return self._compared(name, int(other))
         return _COMPARED[name](self.look(), plain(other))
