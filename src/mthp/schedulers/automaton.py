@@ -68,9 +68,7 @@ class Leaf:
 
     __slots__ = ("answer", "effects", "then")
 
-    def __init__(
-        self, effects: Effects, then: Place | None, answer: int = YES
-    ) -> None:
+    def __init__(self, effects: Effects, then: Place | None, answer: int = YES) -> None:
         self.effects = effects
         self.then = then
         self.answer = answer
@@ -83,7 +81,8 @@ class Program:
     table, next), STEP (op, guard's node, segment's first node). bval, bnode, bnext: branches of reads,
     by the numbers of values; and tables of calculations, from number to number.
     place, way, waits, release, holds: of an op; way: what else than its word its dependence rests on.
-    dependent: way * WAYS + way -> whether two ops at one word are. touched: nodes whose nxt was changed since a copy was made.
+    dependent: way * WAYS + way -> whether two ops at one word are. touched: nodes whose nxt was changed
+    since a copy was made.
     """
 
     def __init__(self) -> None:
@@ -197,7 +196,13 @@ class Automata:
     # Growing
 
     def grow(
-        self, who: int, place: Place, segment: Segment, effects: Any, op: Op | None, guard: Place | None
+        self,
+        who: int,
+        place: Place,
+        segment: Segment,
+        effects: Any,
+        op: Op | None,
+        guard: Place | None,
     ) -> Place | None:
         """A segment was seen that begins at `place`; where the task stands afterwards."""
         leaf = self._find(who, place, segment)

@@ -75,7 +75,8 @@ class State(NamedTuple):
     step. jcell, jold: what was overwritten; mark: how much of that before each step. enabled, sleep,
     todo: of each place. task, op, number, before, clock: of each event; before: the one before it at
     its word. mine, count: the events of a task. last: the last event at a word. seen: verdicts that
-    were reported. rest: by who ran last, where the verdict at rest begins. found, kept, flags, other: scratch.
+    were reported. rest: by who ran last, where the verdict at rest begins. found, kept, flags, other:
+    scratch.
     """
 
     at: Any

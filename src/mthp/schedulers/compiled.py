@@ -340,7 +340,9 @@ class CompiledExplorer:
     def _resume(self) -> None:
         """From the roots to where the search stands."""
         automata, at = self._recorded.automata, self._state.at
-        self._state.node[:] = [automata.root(1 << n, place) for n, place in enumerate(automata.roots)]
+        self._state.node[:] = [
+            automata.root(1 << n, place) for n, place in enumerate(automata.roots)
+        ]
         at[at_.REACHED] = at[at_.JOURNAL] = 0
         while status := self._run.resume(self._code(), self._state):
             if status == -2:

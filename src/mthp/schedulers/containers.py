@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+)
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
@@ -186,7 +193,9 @@ class SharedList(Shared, MutableSequence[Any]):
     def __setitem__(self, at: Any, value: Any) -> None:
         share = self.recorder.share
         new = list(self._read())
-        new[at] = [share(v, self.kind) for v in value] if type(at) is slice else share(value, self.kind)
+        new[at] = (
+            [share(v, self.kind) for v in value] if type(at) is slice else share(value, self.kind)
+        )
         self._write(new)
 
     def __delitem__(self, at: Any) -> None:

@@ -13,7 +13,7 @@ def dependent(code: Code, a: int, b: int) -> bool:
     """As dependence.dependent()."""
     if code.place[a] != code.place[b]:
         return False
-    return code.dependent[code.way[a] * WAYS + code.way[b]] != 0
+    return bool(code.dependent[code.way[a] * WAYS + code.way[b]])
 
 
 def happened(s: State, event: int, clock: int) -> bool:

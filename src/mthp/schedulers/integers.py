@@ -10,10 +10,48 @@ from __future__ import annotations
 
 from mthp.schedulers.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
 from mthp.schedulers.columns import (
-    ACT, AGAIN, ASK, ASKED, BACK, BROKEN, CAP, CHOOSE, CURRENT, DEPTH, DONE, EMPTY, ENDED, ENOUGH,
-    EXECUTIONS, F_FINISHED, F_GIVEN_UP, F_STUCK, F_TOO_LONG, FATE, FIRST, FOUND, FULL, JOURNAL, JUDGE,
-    JUDGE_AT, LACKING, LACKS, MISSED, MOST, MOST_STEPS, PHASE, PRUNED, QUANTUM, REACHED, ROOM, STEPS, STUCK, TASKS,
-    TOO_LONG, Code, State,
+    ACT,
+    AGAIN,
+    ASK,
+    ASKED,
+    BACK,
+    BROKEN,
+    CAP,
+    CHOOSE,
+    CURRENT,
+    DEPTH,
+    DONE,
+    EMPTY,
+    ENDED,
+    ENOUGH,
+    EXECUTIONS,
+    F_FINISHED,
+    F_GIVEN_UP,
+    F_STUCK,
+    F_TOO_LONG,
+    FATE,
+    FIRST,
+    FOUND,
+    FULL,
+    JOURNAL,
+    JUDGE,
+    JUDGE_AT,
+    LACKING,
+    LACKS,
+    MISSED,
+    MOST,
+    MOST_STEPS,
+    PHASE,
+    PRUNED,
+    QUANTUM,
+    REACHED,
+    ROOM,
+    STEPS,
+    STUCK,
+    TASKS,
+    TOO_LONG,
+    Code,
+    State,
 )  # fmt: skip
 from mthp.schedulers.integer_races import dependent, make_event
 
@@ -34,7 +72,7 @@ def go(code: Code, s: State, node: int) -> int:
                 undo(s, began)
                 return -1
             node = code.bnode[branch]
-        elif kind == WRITE or kind == CHANGE:
+        elif kind in (WRITE, CHANGE):
             where = code.arg[node]
             value = code.val[node]
             if kind == CHANGE:
@@ -187,7 +225,7 @@ def ended(code: Code, s: State) -> int:
     at = s.at
     depth, fate = at[DEPTH], at[FATE]
     verdict = s.cell[at[BROKEN]]
-    if fate == F_STUCK or fate == F_GIVEN_UP:
+    if fate in (F_STUCK, F_GIVEN_UP):
         for task in range(at[TASKS]):
             if code.kind[s.node[task]] == STEP:
                 free = may_go(code, s, s.node[task])

@@ -76,7 +76,9 @@ class Recorded:
 class _Watched:
     """The Setup of a recorded execution: it says who runs."""
 
-    def __init__(self, setup: Setup, begin: Callable[[int], None], judged: Callable[[Any], None]) -> None:
+    def __init__(
+        self, setup: Setup, begin: Callable[[int], None], judged: Callable[[Any], None]
+    ) -> None:
         self._setup = setup
         self._judged = judged
         self._begin = begin

@@ -14,7 +14,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from copy import copy
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
 from sys import getrefcount
@@ -115,7 +115,7 @@ class Recorder:
         if value is ABSENT:
             return "absent"
         if is_dataclass(value) and is_frozen(kind):
-            return (kind, *(self.number(getattr(value, each)) for each in kind.__dataclass_fields__))  # type: ignore[attr-defined]
+            return kind, *(self.number(getattr(value, each.name)) for each in fields(value))
         raise Unrecordable(f"{kind.__module__}.{kind.__name__} is kept where others see it")
 
     def cell(self, name: Any, key: Any) -> int:
@@ -285,7 +285,7 @@ class Recorder:
             items = [self.share(each, kind) for each in value]
             if all(new is old for new, old in zip(items, value, strict=True)):
                 return value
-            return of(items) if of is tuple else of._make(items)  # type: ignore[attr-defined]
+            return of(items) if of is tuple else of._make(items)
         if of is FunctionType:
             self._function(value)
             return value
@@ -379,7 +379,11 @@ class Recorder:
         """A class whose objects say what is written to them, and what is read where it matters."""
         if of.__module__ == "builtins" or not of.__flags__ & (1 << 9):
             raise Unrecordable(f"{kind} is a {of.__module__}.{of.__name__}")
-        members: dict[str, Any] = {"__slots__": (), "_recorded_as": of, "__setattr__": self._setter(of)}
+        members: dict[str, Any] = {
+            "__slots__": (),
+            "_recorded_as": of,
+            "__setattr__": self._setter(of),
+        }
         members["__delattr__"] = refuse_deletion
         recorded = type(of)(of.__name__, (of,), members)
         for each, attribute in self.memory.written:
@@ -420,13 +424,17 @@ class Recorder:
             old = get(thing, attribute)
             if (of, attribute) not in written:
                 value = plain(value)
-                if value is old or (type(value) is type(old) and type(value) in _ATOMS and value == old):
+                if value is old or (
+                    type(value) is type(old) and type(value) in _ATOMS and value == old
+                ):
                     return
                 written.add((of, attribute))
                 self.stale = True
             name = self._names.get(id(thing))
             if name is None:
-                raise Unrecordable(f"{of.__name__}.{attribute} is written after its world has ended")
+                raise Unrecordable(
+                    f"{of.__name__}.{attribute} is written after its world has ended"
+                )
             self.journal.append((partial(put_as, put, attribute), thing, old))
             cell = self.cell(name, attribute)
             if self.changes(cell, value):

@@ -106,7 +106,9 @@ class Symbol:
         other = settled(other)
         if not self.is_open():
             return self.value - other
-        return _calculating("add")(self, -other) if type(other) is int else self.look() - plain(other)
+        return (
+            _calculating("add")(self, -other) if type(other) is int else self.look() - plain(other)
+        )
 
     def __bool__(self) -> bool:
         return self._compared("ne", 0)
