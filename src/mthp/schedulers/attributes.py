@@ -11,14 +11,17 @@ from mthp.schedulers.containers import ABSENT, Unrecordable
 
 
 def put_as(put: Callable[[Any, str, Any], None], attribute: str, thing: Any, value: Any) -> None:
+    """Put an attribute back: its name comes first, as journals want it."""
     put(thing, attribute, value)
 
 
 def refuse_deletion(thing: Any, attribute: str) -> None:
+    """For classes whose objects are recorded."""
     raise Unrecordable(f"{type(thing).__name__}.{attribute} is deleted")
 
 
 def is_frozen(of: type) -> bool:
+    """Of a dataclass: whether its objects are values."""
     return bool(of.__dataclass_params__.frozen)  # type: ignore[attr-defined]
 
 

@@ -109,17 +109,20 @@ class CompiledExplorer:
             self._prepare()
             return self._go()
         finally:
-            self._recorded.recorder.release()
+            self._recorded.close()
 
-    def again(self) -> Stop:
-        """The whole search once more, with the automata there are. What benchmarks measure."""
+    def again(self) -> Outcome:
+        """The whole search once more, with the automata there are. What benchmarks measure.
+
+        Unrecordable where the search began them anew; another CompiledExplorer of the world will not.
+        """
         self._state.seen[:] = [0] * len(self._state.seen)
         for name in (at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG, at_.PHASE, at_.DEPTH):
             self._state.at[name] = 0
         self.findings.clear()
         self._first_values(0)
         self._resume()
-        return self._go()
+        return outcome(self._go(), self.counts, tuple(self.findings.values()), self.most_steps)
 
     def part(self) -> Part:
         """How far the search has come; between two executions."""
@@ -286,6 +289,8 @@ class CompiledExplorer:
 
     def _replay(self, choices: list[int]) -> None:
         """Run this execution with the real tasks, and let the automata grow."""
+        if not self._recorded.is_open:
+            raise Unrecordable("the automata are not complete")
         missed = int(self._state.at[at_.PHASE]), choices
         if missed == self._missed:
             raise Unrecordable("what was recorded does not lead where it led")
@@ -296,7 +301,7 @@ class CompiledExplorer:
             self._recorded.run(_Onward(self._state, choices).choose, known, stand)
             if not self._recorded.recorder.stale:
                 break
-            self._recorded.recorder.release()
+            self._recorded.close()
             self._record()
             known, stand = 0, []
         self._load()

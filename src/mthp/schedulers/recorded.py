@@ -32,6 +32,7 @@ class Recorded:
 
     def __init__(self, recipe: Recipe, memory: Memory, ops: Ops, most_steps: int) -> None:
         self.most_steps = most_steps
+        self.is_open = True
         self.recorder = Recorder(memory)
         self.setup = self.recorder.share(recipe(), "the world")
         self.recorder.built()
@@ -59,6 +60,11 @@ class Recorded:
             self.recorder.undo()
             machine = self.setup.machine
             machine.on_step, machine.abandoned = None, False
+
+    def close(self) -> None:
+        """The world is given back; nothing is recorded any more."""
+        self.is_open = False
+        self.recorder.release()
 
     def effects(self, segment: Segment) -> Effects:
         """What a segment left, as numbers and calculations."""
