@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The explorers this tree has, by name: the reference, and its compiled twin where there is one."""
+"""The explorers this tree has, by name: the reference, and its compiled twin."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
+from mthp.schedulers import jit
+from mthp.schedulers.compiled import CompiledExplorer, Speed
 from mthp.schedulers.explore import Explorer, Until
 from mthp.schedulers.outcome import Kind, Outcome
 from mthp.schedulers.tasks import Recipe
@@ -15,18 +16,40 @@ Search = Callable[[Recipe], Outcome]
 
 
 def explorers() -> dict[str, Search]:
-    """Each searches a recipe to its end."""
+    """Each searches a recipe to its end. The compiled twin keeps what it has compiled of a recipe, as the
+    other explorers' peers keep theirs: the first search of each is the dear one.
+    """
     found: dict[str, Search] = {"reference explorer": lambda recipe: _explored(Explorer, recipe)}
-    try:
-        compiled = importlib.import_module("mthp.schedulers.compiled").CompiledExplorer
-    except ImportError:
-        return found
-    found["compiled explorer"] = lambda recipe: _explored(compiled, recipe)
+    found["compiled explorer, Python"] = _Kept(Speed.PLAIN)
+    if jit.compiled() is not None:
+        found["compiled explorer, Numba"] = _Kept(Speed.NUMBA)
     return found
 
 
+class _Kept:
+    """Compiled explorers by what they search."""
+
+    def __init__(self, speed: Speed) -> None:
+        self.speed = speed
+        self._explorers: dict[Recipe, CompiledExplorer] = {}
+
+    def __call__(self, recipe: Recipe) -> Outcome:
+        explorer = self._explorers.get(recipe)
+        if explorer is not None:
+            return _exhaustive(explorer.again())
+        for _ in range(2):  # the first may find out about a class and begin its automata anew
+            explorer = self._explorers[recipe] = CompiledExplorer(
+                recipe, until=Until.END, speed=self.speed
+            )
+            outcome = explorer.explore()
+        return _exhaustive(outcome)
+
+
 def _explored(explorer: Any, recipe: Recipe) -> Outcome:
-    outcome: Outcome = explorer(recipe, until=Until.END).explore()
+    return _exhaustive(explorer(recipe, until=Until.END).explore())
+
+
+def _exhaustive(outcome: Outcome) -> Outcome:
     if outcome.coverage.kind is not Kind.EXHAUSTIVE:
         raise RuntimeError("the search is not exhaustive")
     return outcome

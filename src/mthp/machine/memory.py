@@ -60,9 +60,12 @@ class Words:
 
     def view(self) -> NDArray[Any]:
         """The row as an array over the same memory. Not a step, so only for code that runs where
-        nobody watches steps. Do not keep it: it ends when the row grows.
+        nobody watches steps; who looks where somebody does has a copy. Do not keep it: it ends when
+        the row grows.
         """
         if self._view is None:
+            if self.machine.on_step is not None:
+                return np.array(self.raw[:], _VIEWED_AS[self.raw.typecode])
             self._view = np.frombuffer(self.raw, _VIEWED_AS[self.raw.typecode])
         return self._view
 

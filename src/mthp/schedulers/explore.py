@@ -23,7 +23,8 @@ Clock = list[int]
 """Task -> how many of its steps happen before, or are, the step that carries the clock."""
 
 
-_HOLDS_NOTHING: Final = frozenset({Access.RELEASE, Access.IPI, Access.WAIT})
+HOLDS_NOTHING: Final = frozenset({Access.RELEASE, Access.IPI, Access.WAIT})
+"""Steps after which nobody has to wait."""
 
 
 class Until(Enum):
@@ -321,7 +322,7 @@ class Explorer:
         kept: list[Event] = []
         dropped: list[Event] = []
         for event in later:
-            holds = event.op.where == place and event.op.access not in _HOLDS_NOTHING
+            holds = event.op.where == place and event.op.access not in HOLDS_NOTHING
             for_ever = holds and released.get(event.task, -1) < event.depth
             gone = any(each.before(event.clock) for each in dropped)
             if gone or (for_ever and dependent(event.op, second.op)):
