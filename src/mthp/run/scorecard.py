@@ -53,7 +53,7 @@ class Job:
         return f"{self.name} {budget}"
 
 
-_SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "exec-shift", "uffd-register")
+_SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "shrink", "exec-shift", "uffd-register")
 """Rivals that meet khugepaged at its list of mms, or at whole mappings."""
 
 
