@@ -264,6 +264,19 @@ def test_mremap_moves_pages(rival: str, shift: int) -> None:
     assert [address for _, address in places] == [to]
 
 
+def test_a_mapping_shrinks() -> None:
+    stage = played("shrink")
+    assert [vma.vm_end for vma in stage.mm.vmas] == [stage.address(1)]
+    assert pte_pfn(entry(stage, 0)) == stage.pages[0]
+    assert pte_none(entry(stage, 2))
+
+
+def test_a_fault_puts_a_huge_page_where_the_table_was() -> None:
+    stage = played("huge-fault")
+    assert pmd_trans_huge(pmd(stage))
+    assert stage.kernel.mem.content.raw[pte_pfn(pmd(stage))] == 0
+
+
 def test_exec_ends_with_a_stack_like_any_other() -> None:
     stage = played("exec-shift")
     (vma,) = stage.mm.vmas
@@ -343,7 +356,7 @@ def test_a_huge_page_is_there() -> None:
     assert perf_get_page_size(stage.mm, START) == stage.kernel.geometry.pmd_size
 
 
-@pytest.mark.parametrize("rival", ["zap-second", "uffd-wp", "zap-page"])
+@pytest.mark.parametrize("rival", ["zap-second", "uffd-wp", "zap-page", "shrink"])
 def test_part_of_a_huge_page_splits_its_pmd(rival: str) -> None:
     stage = after_a_collapse(rival)
     assert pmd_is_table(pmd(stage))

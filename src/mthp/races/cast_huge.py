@@ -7,6 +7,7 @@ from mthp.khugepaged import collapse
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.races.rival import WINDOW, Rival
 from mthp.races.stage import START, Size, Stage
+from mthp.rivals.fault import handle_huge_fault
 from mthp.rivals.migrate import move_page
 from mthp.rivals.split import deferred_split_scan, split_huge_pages_pid
 from mthp.rivals.unmap import madvise_dontneed
@@ -37,6 +38,12 @@ def zap_second(stage: Stage) -> None:
     madvise_dontneed(stage.mm, stage.address(1), stage.address(2))
 
 
+def zap_and_fault(stage: Stage) -> None:
+    """MADV_DONTNEED of the table, and a fault that puts a huge page there."""
+    madvise_dontneed(stage.mm, START, stage.end)
+    handle_huge_fault(stage.mm, START)
+
+
 def whole_table(stage: Stage) -> None:
     """MADV_COLLAPSE of the whole table."""
     cc = CollapseControl(Caller.MADVISE)
@@ -53,6 +60,7 @@ HUGE = (
     Rival("move-pages", "move_pages() of a page of the window, small or huge", move_whatever),
     Rival("split", "a folio that was collapsed is split again", split_whatever),
     Rival("zap-second", "MADV_DONTNEED of the window's second page", zap_second),
+    Rival("huge-fault", "the table is zapped, and a fault puts a huge page there", zap_and_fault),
     Rival("madv-collapse-pmd", "MADV_COLLAPSE of the table the window is in", whole_table_again),
     Rival(
         "migrate-large",

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rivals that move pages to another address: mremap(), exec, UFFDIO_MOVE."""
+"""Rivals that change mappings, or move pages to another address: mremap(), exec, UFFDIO_MOVE."""
 
 from __future__ import annotations
 
 from mthp.mm.vma import VM_DEFAULT, VM_STACK_INCOMPLETE, VM_UFFD_MISSING
 from mthp.races.rival import ELSEWHERE, Rival, Who
 from mthp.races.stage import START, Stage
+from mthp.rivals.mmap import munmap_tail
 from mthp.rivals.mremap import mremap, relocate_vma_down
 from mthp.rivals.uffd_move import move_pages
 
@@ -24,6 +25,11 @@ def move_table(stage: Stage) -> None:
 def move_entries(stage: Stage) -> None:
     """mremap() to where the pages stand otherwise in their tables."""
     mremap(stage.mm, START, far(stage) + stage.kernel.geometry.page_size)
+
+
+def shrink(stage: Stage) -> None:
+    """munmap() of all but the mapping's first page."""
+    munmap_tail(stage.mm, stage.address(1))
 
 
 def shift_stack(stage: Stage) -> None:
@@ -52,6 +58,7 @@ def move_in(stage: Stage) -> None:
 
 
 MOVES = (
+    Rival("shrink", "munmap() of all but the first page of the window", shrink),
     Rival("mremap", "mremap() moves the whole table elsewhere", move_table, takes=ELSEWHERE),
     Rival(
         "mremap-ptes", "mremap() moves the table's pages one by one", move_entries, takes=ELSEWHERE

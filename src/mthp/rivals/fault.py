@@ -42,7 +42,11 @@ from mthp.mm.pte import (
 from mthp.mm.rmap import folio_add_new_anon_rmap, folio_remove_rmap_ptes
 from mthp.mm.swap import do_swap_page
 from mthp.mm.vma import VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE, Vma
-from mthp.rivals.huge import do_huge_pmd_fault, pmd_migration_entry_wait
+from mthp.rivals.huge import (
+    do_huge_pmd_anonymous_page,
+    do_huge_pmd_fault,
+    pmd_migration_entry_wait,
+)
 from mthp.rivals.walk import flush_tlb_page, unlocked_after
 
 
@@ -70,6 +74,23 @@ def handle_user_fault(mm: Mm, address: int, *, write: bool) -> None:
         if done:
             return
     fault_under_mmap_lock(mm, address, write=write)
+
+
+def handle_huge_fault(mm: Mm, address: int) -> None:
+    """A fault, where the settings give huge pages to whoever touches an empty table's range.
+
+    Kernel: mm/memory.c, __handle_mm_fault(), create_huge_pmd().
+    """
+    vma = lock_vma_under_rcu(mm, address)
+    if vma is None:
+        return
+    pmd = pmd_ptr(mm, address, create=True)
+    assert pmd is not None
+    if pmd_none(pmdp_get_lockless(pmd)):
+        do_huge_pmd_anonymous_page(vma, address, pmd)
+    else:
+        handle_mm_fault(vma, address, write=True)
+    vma.vm_lock.leave()
 
 
 def fault_under_mmap_lock(mm: Mm, address: int, *, write: bool) -> None:

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from mthp.machine.cpu import flush_tlb_range
-from mthp.mm.folio import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE
+from mthp.mm.folio import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE, PG_UPTODATE
+from mthp.mm.huge_mm import thp_vma_suitable_order
 from mthp.mm.kernel import Kernel
 from mthp.mm.mm_struct import MM_ANONPAGES, Mm
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pagetable import (
     PmdPtr,
     PteMap,
+    map_anon_folio_pmd_nopf,
     pgtable_trans_huge_deposit,
     pgtable_trans_huge_withdraw,
     pmd_lock,
@@ -33,6 +35,7 @@ from mthp.mm.pte import (
     leaf_pte,
     mk_pte,
     pmd_is_migration_entry,
+    pmd_none,
     pmd_trans_huge,
     pte_pfn,
     pte_write,
@@ -42,7 +45,7 @@ from mthp.mm.rmap import (
     folio_remove_rmap_pmd,
     share_large_folio,
 )
-from mthp.mm.vma import VM_WRITE, Vma
+from mthp.mm.vma import VM_UFFD_MISSING, VM_WRITE, Vma
 
 KEPT = WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
 """What an entry hands on when its page moves, or when a PMD becomes PTEs."""
@@ -141,6 +144,34 @@ def do_huge_pmd_fault(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int, *, wri
     with pmd_lock(pmd):
         pmd.page.pmds.replace(pmd.slot, orig_pmd, orig_pmd | YOUNG | (DIRTY if write else 0))
     return True
+
+
+def do_huge_pmd_anonymous_page(vma: Vma, address: int, pmd: PmdPtr) -> None:
+    """A fault where there is no table puts a huge page there. Caller holds the VMA or mmap_lock.
+
+    Kernel: mm/huge_memory.c, __do_huge_pmd_anonymous_page().
+    """
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    mem = kernel.mem
+    order, haddr = mm.geometry.pmd_order, mm.geometry.pmd_addr(address)
+    if not thp_vma_suitable_order(vma, address, order) or vma.vm_flags & VM_UFFD_MISSING:
+        return
+    folio = mem.folio_alloc(order)
+    assert folio is not None
+    for page in range(folio, folio + (1 << order)):
+        mem.content.write(page, 0)
+    kernel.machine.smp_wmb()
+    mem.flags.set_bits(folio, PG_UPTODATE)
+    table = kernel.new_table()
+    with pmd_lock(pmd):
+        if pmd_none(pmdp_get_lockless(pmd)):
+            pgtable_trans_huge_deposit(pmd, table.number)
+            map_anon_folio_pmd_nopf(kernel, folio, pmd, vma, haddr)
+            mm.counters[MM_ANONPAGES] += 1 << order
+            return
+    del kernel.tables[table.number]
+    mem.folio_put(folio)
 
 
 def do_huge_pmd_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int) -> bool:

@@ -9,6 +9,7 @@ from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pagetable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_tlb
 from mthp.mm.pte import PMD_NONE, pmd_is_table, pmd_pgtable
 from mthp.mm.vma import Vma, anon_vma_lock_write, vma_start_write
+from mthp.rivals.huge import split_huge_pmd
 from mthp.rivals.said import Zapped, Zapping
 from mthp.rivals.unmap import zap_pmd_range
 
@@ -29,6 +30,35 @@ def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
             new = mm.mmap(start, end, old.vm_flags)
             mm.link_anon_vma(new)
     mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+
+
+def munmap_tail(mm: Mm, start: int) -> None:
+    """munmap() of what a mapping has from start on: it shrinks, and a huge PMD across start is split.
+
+    Kernel: mm/vma.c, __split_vma(), vms_gather_munmap_vmas(); mm/huge_memory.c,
+    vma_adjust_trans_huge().
+    """
+    kernel = mm.kernel
+    shift = kernel.geometry.page_shift
+    with mm.mmap_write_lock():
+        vma = mm.find_vma(start)
+        if vma is None or vma.vm_start >= start or vma.anon_vma is None:
+            return
+        vma_start_write(vma)
+        end = vma.vm_end
+        pmd = mm_find_pmd(mm, start)
+        with anon_vma_lock_write(vma.anon_vma):  # vma_prepare(), vma_complete()
+            if pmd is not None:
+                split_huge_pmd(vma, pmd, start)
+            vma.vm_end = start
+        kernel.witness(Zapping(mm, start, end))
+        with mmu_notifier_invalidate_range(mm, start, end):
+            freed = zap_pmd_range(vma, start, end)
+            this_cpu = kernel.this_cpu.number
+            flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+            for folio in freed:
+                kernel.mem.folio_put(folio)
+    kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
 
 
 def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
