@@ -242,7 +242,7 @@ def folio_free_swap(kernel: Kernel, folio: int) -> None:
     Caller holds the folio lock. Kernel: mm/swapfile.c, folio_free_swap(), folio_swapcache_freeable().
     """
     mem = kernel.mem
-    if mem.flags.read(folio) & (PG_SWAPCACHE | PG_WRITEBACK) != PG_SWAPCACHE:
+    if mem.flags.test_bits(folio, PG_SWAPCACHE | PG_WRITEBACK) != PG_SWAPCACHE:
         return
     kernel.machine.step(Access.READ, kernel.swap, kernel.swap.entry_of[folio])
     if kernel.swap.folio_maybe_swapped(folio, mem.folio_nr_pages(folio)):

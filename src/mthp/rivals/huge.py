@@ -185,7 +185,7 @@ def do_huge_pmd_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int) -> b
     if pmdp_get_lockless(pmd) != orig_pmd:
         ptl.release()
         return True
-    if mem.page_flags.read(folio) & PAGE_ANON_EXCLUSIVE:
+    if mem.page_flags.test_bits(folio, PAGE_ANON_EXCLUSIVE):
         _reuse(vma, pmd, orig_pmd)
         ptl.release()
         return True

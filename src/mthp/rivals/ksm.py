@@ -94,7 +94,7 @@ def write_protect_page(vma: Vma, address: int, folio: int) -> int | None:
             return None
         with unlocked_after(kernel, found) as pte:
             entry = pte.get(0)
-            exclusive = mem.page_flags.read(folio) & PAGE_ANON_EXCLUSIVE
+            exclusive = mem.page_flags.test_bits(folio, PAGE_ANON_EXCLUSIVE)
             if not (pte_write(entry) or pte_dirty(entry) or exclusive):
                 return entry
             swapped = mem.test(folio, PG_SWAPCACHE)

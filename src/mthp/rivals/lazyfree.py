@@ -75,7 +75,7 @@ def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
     page = pte_pfn(pteval)
     if pte_none(pteval) or not pte_present(pteval) or not page or mem.folio_test_large(page):
         return
-    if mem.flags.read(page) & (PG_SWAPCACHE | PG_DIRTY):
+    if mem.flags.test_bits(page, PG_SWAPCACHE | PG_DIRTY):
         if not mem.folio_trylock(page):
             return
         usable = mem.folio_mapcount(page) == 1 and not mem.test(page, PG_SWAPCACHE)
@@ -91,9 +91,8 @@ def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
 def folio_mark_lazyfree(kernel: Kernel, folio: int) -> None:
     """Divergence: at once, where the kernel waits until its batch is full. Kernel: mm/folio.c."""
     mem = kernel.mem
-    flags = mem.flags.read(folio)
     wanted = PG_ANON | PG_SWAPBACKED | PG_LRU
-    if flags & (wanted | PG_SWAPCACHE | PG_UNEVICTABLE) == wanted:
+    if mem.flags.test_bits(folio, wanted | PG_SWAPCACHE | PG_UNEVICTABLE) == wanted:
         mem.flags.clear_bits(folio, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
 
 

@@ -197,7 +197,7 @@ def _move_present(ends: _Ends, mapped: _Mapped) -> Moved:
         if mapped.src.get(0) != mapped.orig_src_pte:
             return Moved.AGAIN
         folio = mem.page_folio(page)
-        if not mem.page_flags.read(page) & PAGE_ANON_EXCLUSIVE:
+        if not mem.page_flags.test_bits(page, PAGE_ANON_EXCLUSIVE):
             return Moved.GIVEN_UP
         locked = mem.folio_trylock(folio)
         mem.folio_get(folio)
