@@ -35,6 +35,7 @@ from mthp.rivals.said import (
     Registered,
     SoftDirtyCleared,
     Stored,
+    WalkedNothing,
     WriteProtected,
     Zapped,
     Zapping,
@@ -113,6 +114,8 @@ class Told:
                 self.missing.update(w for w in everywhere if self._is_missing(mm, w[1]))
             case SoftDirtyCleared(mm, start, end, by):
                 self.cleared.update(dict.fromkeys(self._range(mm, start, end), by))
+            case WalkedNothing(_, _, by):
+                self.say(9, f"{by}: update_mmu_cache_range() walks a PMD that points to no table")
             case Gone(mm):
                 self.gone.add(mm)
             case Halfway(mm, building):

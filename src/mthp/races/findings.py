@@ -7,19 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mthp.laws.sentences import LAWS
+from mthp.laws.watch import Broken
 from mthp.races.stage import Size
 from mthp.races.world import Hook, World
 
 
 @dataclass(frozen=True)
 class Finding:
-    """what: is found. shows: in which worlds. laws: no others are broken by it."""
+    """what: is found. shows: in which worlds. laws: no others are broken by it. says: part of the text
+    of each such breach."""
 
     id: str
     what: str
     shows: Callable[[World], bool]
     laws: frozenset[int]
+    says: str
+
+    def is_it(self, broken: Broken) -> bool:
+        """Whether a breach is this finding."""
+        return broken.law in self.laws and self.says in broken.text
 
 
 def _walks_too_early(world: World) -> bool:
@@ -35,13 +41,15 @@ _FINDINGS = (
         "A18a",
         "the PTEs are set before the PMD is back, and the architecture's hook walks the table",
         _walks_too_early,
-        frozenset(LAWS),
+        frozenset({9}),
+        "walks a PMD that points to no table",
     ),
     Finding(
         "S1",
         "below PMD order, a mapping that may not be written loses its soft-dirty marks",
         _is_read_only,
         frozenset({8}),
+        "soft-dirty",
     ),
 )
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})
@@ -55,4 +63,4 @@ def finding_of(world: World) -> Finding | None:
 def tolerated(world: World) -> frozenset[int]:
     """Laws that a world breaks as it is, while all others must hold in it."""
     finding = finding_of(world)
-    return frozenset() if finding is None or finding.laws == LAWS.keys() else finding.laws
+    return frozenset() if finding is None else finding.laws

@@ -14,7 +14,7 @@ from mthp.mm.vma import Vma
 from mthp.profiles import PROFILES
 from mthp.races.cast import COLLAPSER, RIVALS, Start, get_along, nothing, vm_flags
 from mthp.races.stage import Size, Stage
-from mthp.results import KernelBug
+from mthp.rivals.said import WalkedNothing
 
 _PARTS = "+hook, +scan or +daemon, +tso or +lkmm or +weak"
 
@@ -27,10 +27,14 @@ class Hook(Enum):
 
 
 def walking_hook(vma: Vma, address: int, nr: int) -> None:
-    """Look the new PTEs up in the live page table. Kernel: arch/mips/mm/tlb-r4k.c, __update_tlb()."""
-    pmd = mm_find_pmd(vma.vm_mm, address)
+    """Look the new PTEs up in the live page table; whatever is found there decides nothing else.
+
+    Kernel: arch/mips/mm/tlb-r4k.c, __update_tlb().
+    """
+    mm = vma.vm_mm
+    pmd = mm_find_pmd(mm, address)
     if pmd is None or not pmd_is_table(pmdp_get_lockless(pmd)):
-        raise KernelBug("update_mmu_cache_range() walks a PMD that points to no table")
+        mm.kernel.witness(WalkedNothing(mm, address, mm.machine.current.name))
 
 
 @dataclass(frozen=True)

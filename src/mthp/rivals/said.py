@@ -26,6 +26,14 @@ class Loaded(NamedTuple):
     by: str
 
 
+class WalkedNothing(NamedTuple):
+    """The architecture's hook looked for a PTE under a PMD that points to no table."""
+
+    mm: Mm
+    address: int
+    by: str
+
+
 class Zapping(NamedTuple):
     """[start, end) is being emptied: a load may see nothing there from here on."""
 

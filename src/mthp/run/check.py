@@ -106,17 +106,12 @@ def _check(
 ) -> WorldResult:
     laws = ALL_LAWS - tolerated(world)
     outcome = search(world, budget, laws, care)
-    finding = of_laws(outcome.findings, laws)
     known = finding_of(world) if mutant == NO_MUTANT else None
-    if finding is None and known is not None:
-        laws = known.laws
-        finding = of_laws(outcome.findings, laws)
-    violation = violation_of(mutant, world, finding, laws) if finding is not None else None
-    expected = (
-        violation is not None
-        and known is not None
-        and {each.law for each in violation.breaches} <= known.laws
-    )
+    unknown = [each for each in outcome.findings if known is None or not known.is_it(each.broken)]
+    finding = next(iter(unknown or outcome.findings), None)
+    violation = None
+    if finding is not None:
+        violation = violation_of(mutant, world, finding, frozenset({finding.broken.law}))
     return WorldResult(
         world.profile,
         world.hook.value,
@@ -124,7 +119,7 @@ def _check(
         world.tasks,
         _covered(outcome.coverage),
         violation,
-        known.id if expected and known is not None else "",
+        known.id if known is not None and finding is not None and not unknown else "",
         time.perf_counter() - began,
     )
 
