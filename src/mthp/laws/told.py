@@ -133,6 +133,7 @@ class Told:
             new = said.mm.number, where[1] - said.start + said.to
             self.origin[new] = self.origin.get(where, where)
             self.left.add(where)
+            self.legal[where].add(0)
             self.legal[new] |= {*self.legal[where], self.initial.get(where, 0) or 0}
 
     def _is_missing(self, mm: Mm, address: int) -> bool:
@@ -208,7 +209,10 @@ class Told:
 
     def _entries(self, census: Census) -> None:
         for said in self.protected:
-            entry = census.entries.get((said.mm.number, said.address), 0)
+            where = said.mm.number, said.address
+            entry = census.entries.get(where, 0)
+            if where in self.zapped | self.left:
+                continue  # what stands there now is another page
             if pte_present(entry) and entry & WRITE and not entry & UFFD_WP:
                 self.say(8, f"{said.address:#x} lost its userfaultfd write protection")
         for where in self.dirtied:

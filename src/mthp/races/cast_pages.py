@@ -186,7 +186,7 @@ PAGES = (
         who=Who.PAGES,
     ),
     Rival(
-        "referenced-neighbour",
+        "referenced-beside",
         "the same of a page beside the window",
         partial(age, 2),
         who=Who.PAGES,
