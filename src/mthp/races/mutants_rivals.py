@@ -37,8 +37,8 @@ MORE = (
         (
             Edit(
                 "mm.swap",
-                "(PG_SWAPCACHE | PG_WRITEBACK) != PG_SWAPCACHE",
-                "PG_SWAPCACHE != PG_SWAPCACHE",
+                "mem.flags.test_bits(folio, PG_SWAPCACHE | PG_WRITEBACK)",
+                "mem.flags.test_bits(folio, PG_SWAPCACHE)",
             ),
         ),
         _world(PMD, "writeback"),
