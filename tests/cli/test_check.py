@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -132,7 +135,7 @@ def test_two_preemptions_are_enough_for_a_mutant(capsys: pytest.CaptureFixture[s
     capsys.readouterr()
 
 
-LARGE = ["check", "--world", "pmd", "--rivals", "store+swap-in"]
+LARGE = ["check", "--world", "pmd", "--rivals", "store+swap-in-store"]
 
 
 def test_ctrl_c_keeps_what_is_known(tmp_path: Path) -> None:
@@ -151,12 +154,37 @@ def test_ctrl_c_keeps_what_is_known(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (1, "")
-        assert "(an estimate)" in err
+        assert "(estimated), depth " in err
         assert err.endswith("the same command goes on\n")
         (rest,) = json.loads(file.read_text(encoding="utf-8"))["unfinished"].values()
         counted.append(sum(part["counts"][0] for part in rest["parts"]))
         assert rest["seconds"] > 0
     assert counted == sorted(set(counted))
+
+
+def seen_on_a_terminal(*arguments: str) -> str:
+    """What a check of a large world, stopped soon, prints on stderr where that is a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mthp", *LARGE, "--executions", "700", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        try:
+            while more := os.read(ours, 4096):
+                seen += more
+        except OSError:  # how a terminal says that nobody writes to it any more
+            pass
+        os.close(ours)
+    assert process.returncode == 0
+    return seen.decode()
+
+
+def test_a_terminal_sees_how_far_it_is() -> None:
+    lines = [line.strip() for line in seen_on_a_terminal().split("\r") if line.strip()]
+    pattern = r"[\d,]+ of about [\d,]+ \(estimated\), depth \d+, \d+ choices left: as-is:7.3:pmd:"
+    assert lines
+    assert all(re.match(pattern, line) and len(line) < 80 for line in lines)
+    assert seen_on_a_terminal("--quiet") == ""
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(json, "dump", fails)
     with pytest.raises(OSError, match="no space left"):
-        rows.finish("key", PAIR.run())
+        rows.save()
     assert (tmp_path / "file").read_text(encoding="utf-8") == before
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 

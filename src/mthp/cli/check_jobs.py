@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import time
@@ -20,16 +21,12 @@ from mthp.schedulers.part import Standing
 
 INTERRUPTED = 1
 """Exit code: stopped by Ctrl-C; what is known was printed."""
-_WIDTH = 100
 
 
 def standing_text(standing: Standing) -> str:
     """How far a search is."""
-    share = f"about {standing.fraction:.1%} of {standing.total:,.0f} (an estimate)"
-    if not standing.fraction:
-        share = "no estimate yet"
-    choices = f"depth {standing.depth}, {standing.left} choices left"
-    return f"{standing.executions:,} executions, {share}; {choices}"
+    total = f"of about {standing.total:,.0f} (estimated)" if standing.fraction else "executions"
+    return f"{standing.executions:,} {total}, depth {standing.depth}, {standing.left} choices left"
 
 
 class Progress:
@@ -46,7 +43,7 @@ class Progress:
 
     def standing(self, job: Job, standing: Standing) -> None:
         """How far the one search is that all cores work on."""
-        self._line(f"{job.name}: {standing_text(standing)}")
+        self._line(f"{standing_text(standing)}: {job.name}")
 
     def clear(self) -> None:
         """Remove the line."""
@@ -54,8 +51,9 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self.is_shown:
+            width = shutil.get_terminal_size((80, 24)).columns - 1
             end = "" if text else "\r"
-            print(f"\r{text[:_WIDTH]:{_WIDTH}}", end=end, file=sys.stderr, flush=True)
+            print(f"\r{text[:width]:{width}}", end=end, file=sys.stderr, flush=True)
 
 
 class Interrupt:

@@ -133,7 +133,7 @@ class Told:
             new = said.mm.number, where[1] - said.start + said.to
             self.origin[new] = self.origin.get(where, where)
             self.left.add(where)
-            self.legal[where].add(0)
+            self.legal[where].add(0)  # nothing is there any more; a load finds zeroes
             self.legal[new] |= {*self.legal[where], self.initial.get(where, 0) or 0}
 
     def _is_missing(self, mm: Mm, address: int) -> bool:

@@ -52,6 +52,12 @@ class Jobs:
 
     def run(self) -> Iterator[Row]:
         """The results as they come. Fewer than there are jobs: it was stopped."""
+        try:
+            yield from self._run()
+        finally:
+            self.rows.save()
+
+    def _run(self) -> Iterator[Row]:
         left = []
         for job in self.jobs:
             result = self.rows.finished.get(job.key)
@@ -76,10 +82,13 @@ class Jobs:
         over = context.Event()
         count = min(self.processes, len(jobs))
         with ProcessPoolExecutor(count, context, _begin, (over, self.turn)) as pool:
-            running = {
-                pool.submit(_turn, job, self.rows.unfinished.get(job.key)): job for job in jobs
-            }
-            while running:
+            queue = list(reversed(jobs))
+            running: dict[Future[tuple[Result, Parts | None]], Job] = {}
+            while running or queue:
+                while queue and len(running) < 2 * count:  # one more for each, so that none waits
+                    job = queue.pop()
+                    before = self.rows.unfinished.get(job.key)
+                    running[pool.submit(_turn, job, before)] = job
                 for future in wait(running, _ASK, FIRST_COMPLETED).done:
                     job = running.pop(future)
                     result = self._take(job, future)
@@ -87,6 +96,7 @@ class Jobs:
                         yield job, result
                 if self.is_over() and not over.is_set():
                     over.set()
+                    queue.clear()
                     for future in list(running):
                         if future.cancel():
                             del running[future]

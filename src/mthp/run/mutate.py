@@ -20,8 +20,8 @@ from mthp.run.check import ALL_LAWS
 from mthp.run.search import Budget, search
 from mthp.schedulers.outcome import Kind
 
-EXECUTIONS = 3000
-"""At most so many in each world; the worlds of one rival have fewer, unless a mutation makes more."""
+EXECUTIONS = 500
+"""At most so many in each world; nearly all worlds of one rival have fewer."""
 _TELLING = ("", "poisoned", "large", "large-poisoned", "gup-large", "gup", "store", "fault")
 """Casts that most mutations show against; they are tried first."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -23,6 +24,8 @@ from mthp.run.check_records import MutantResult, WorldResult
 from mthp.schedulers.part import Key, Parts, part_document, part_of
 
 FORMAT = "mthp-check/1"
+EVERY = 5.0
+"""Seconds between two times that the file is written, but for the last."""
 Result = WorldResult | MutantResult
 _ROOMS = ("machine", "mm", "khugepaged", "rivals", "laws", "races", "schedulers", "")
 
@@ -59,6 +62,7 @@ class Rows:
     def __init__(self, path: Path | None, of: str) -> None:
         self.path = path
         self.of = of
+        self._saved = 0.0
         self.finished: dict[str, Result] = {}
         self.unfinished: dict[str, Unfinished] = {}
         if path is not None and path.exists() and path.stat().st_size:
@@ -69,17 +73,23 @@ class Rows:
         """A row is known."""
         self.unfinished.pop(key, None)
         self.finished[key] = result
-        self.save()
+        self._save_now_and_then()
 
     def keep(self, key: str, parts: Parts, seconds: float) -> None:
         """A row is not."""
         self.unfinished[key] = Unfinished(parts, seconds)
-        self.save()
+        self._save_now_and_then()
+
+    def _save_now_and_then(self) -> None:
+        """The file is written whole, so not for each of many small rows."""
+        if time.monotonic() - self._saved >= EVERY:
+            self.save()
 
     def save(self) -> None:
         """Write the file."""
         if self.path is None:
             return
+        self._saved = time.monotonic()
         document = {
             "format": FORMAT,
             "engine": engine(),

@@ -20,7 +20,7 @@ from mthp.schedulers.tasks import MAX_STEPS
 ALONE: Final = 2.0
 """Seconds after which a search is split between processes."""
 TELL: Final = 0.5
-KEEP: Final = 10.0
+KEEP: Final = 5.0
 
 
 @dataclass(frozen=True)
