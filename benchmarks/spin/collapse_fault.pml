@@ -656,7 +656,7 @@ missed:
 handle:								/* handle_pte_fault() */
 	atomic {
 		if
-		:: pmd == HUGE -> goto handled
+		:: pmd == HUGE -> goto accessed
 		:: pmd == 0 -> goto allocate_table
 		:: else -> table = pmd
 		fi
@@ -667,6 +667,11 @@ handle:								/* handle_pte_fault() */
 		:: else -> table = 0
 		fi
 	}
+	goto allocate_table;
+accessed:							/* huge_pmd_set_accessed() */
+	atomic { !pmd_lock -> pmd_lock = 1 }
+	atomic { pmd = pmd }					/* it is young and dirty already */
+	atomic { pmd_lock = 0; goto handled }
 allocate_table:							/* __pte_alloc() */
 	atomic {
 		if

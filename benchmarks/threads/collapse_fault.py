@@ -351,7 +351,11 @@ def fault(world: World, batch: list[Folio]) -> None:
 def handle(world: World, batch: list[Folio]) -> None:
     """handle_pte_fault() and do_anonymous_page()."""
     pmd = world.pmd
-    if pmd == HUGE or (pmd == TABLE and world.second_pte is not None):
+    if pmd == HUGE:
+        with world.pmd_lock:
+            world.pmd = pmd  # it is young and dirty already
+        return
+    if pmd == TABLE and world.second_pte is not None:
         return
     if world.pmd == NONE:
         world.broken.append("a table is allocated")
