@@ -17,6 +17,7 @@ from mthp.cli.options import UsageError
 from mthp.run.jobs import Jobs, Row
 from mthp.run.rows import Rows, RowsError
 from mthp.run.scorecard import Job
+from mthp.run.search import By
 from mthp.schedulers.part import Standing
 
 INTERRUPTED = 1
@@ -87,7 +88,10 @@ def run_jobs(
     """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
     rows = _rows(args, of)
     progress, interrupt = Progress(args), Interrupt()
-    work = Jobs(jobs, processes=processes, rows=rows, tell=progress.standing, is_over=interrupt)
+    by = By(args.explorer) if args.explorer else By.BEST
+    work = Jobs(
+        jobs, processes=processes, rows=rows, tell=progress.standing, is_over=interrupt, by=by
+    )
     if not all(job.budget.is_resumable for job in jobs):
         yield from work.run()
         return

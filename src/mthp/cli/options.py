@@ -153,6 +153,11 @@ def add_check(verbs: Verbs) -> None:
     group.add_argument("--steps", metavar="N", help="cut each execution off after N steps")
     group.add_argument("--jobs", metavar="N", help="processes (default: one a core)")
     group.add_argument(
+        "--explorer",
+        choices=("reference", "compiled"),
+        help="which one searches (default: the compiled one where it pays); both find the same",
+    )
+    group.add_argument(
         "--resume", metavar="FILE", help="keep what is known here, and go on from it (Ctrl-C stops)"
     )
     group = parser.add_argument_group("output")

@@ -15,7 +15,12 @@ _MIN_COLUMN = 26
 
 
 def covered_text(covered: Covered) -> str:
-    """What was covered, and how much that was."""
+    """What was covered, and how much that was; and why by the reference explorer, where it had to be."""
+    text = _how_far(covered)
+    return f"{text}; reference explorer: {covered.refused}" if covered.refused else text
+
+
+def _how_far(covered: Covered) -> str:
     number = f"{covered.executions:,} execution{'' if covered.executions == 1 else 's'}"
     if covered.kind == "exhaustive":
         return f"exhaustive in this world with these tasks: {number}"
@@ -118,6 +123,7 @@ def coverage_document(covered: Covered) -> dict[str, Any]:
         "executions": covered.executions,
         "pruned": covered.pruned,
         "steps": covered.steps,
+        "refused": covered.refused or None,
     }
 
 

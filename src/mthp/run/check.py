@@ -89,6 +89,7 @@ def _covered(coverage: Coverage) -> Covered:
         coverage.steps,
         coverage.bound,
         coverage.seed,
+        coverage.refused,
     )
 
 

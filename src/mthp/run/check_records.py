@@ -11,7 +11,8 @@ from enum import StrEnum
 class Covered:
     """What a search covered. kind: exhaustive, bounded or sampled; bound and seed say how far.
 
-    executions: complete ones. pruned: given up as equal to another's. steps: all taken.
+    executions: complete ones. pruned: given up as equal to another's. steps: all taken. refused: why the
+    compiled explorer could not search; "" where it could, or was not asked.
     """
 
     kind: str
@@ -20,6 +21,7 @@ class Covered:
     steps: int
     bound: str
     seed: int | None
+    refused: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mthp.run.rows import Result, Rows, Unfinished
 from mthp.run.scorecard import Job
-from mthp.run.search import Care
+from mthp.run.search import By, Care
 from mthp.schedulers.part import Parts, Standing
 
 TURN: Final = 30.0
@@ -42,7 +42,9 @@ class Jobs:
         tell: Callable[[Job, Standing], None] | None = None,
         is_over: Callable[[], bool] = _never,
         turn: float = TURN,
+        by: By = By.BEST,
     ) -> None:
+        self.by = by
         self.jobs = jobs
         self.processes = processes or os.cpu_count() or 1
         self.rows = rows or Rows(None, "")
@@ -81,7 +83,7 @@ class Jobs:
         context = get_context("fork")
         over = context.Event()
         count = min(self.processes, len(jobs))
-        with ProcessPoolExecutor(count, context, _begin, (over, self.turn)) as pool:
+        with ProcessPoolExecutor(count, context, _begin, (over, self.turn, self.by)) as pool:
             queue = list(reversed(jobs))
             running: dict[Future[tuple[Result, Parts | None]], Job] = {}
             while running or queue:
@@ -127,6 +129,7 @@ class Jobs:
                 job.key, parts, before.seconds + time.monotonic() - began
             ),
             is_over=self.is_over,
+            by=self.by,
         )
         result = job.run(care)
         return self._keep(job, replace(result, seconds=before.seconds + result.seconds), care.rest)
@@ -151,11 +154,12 @@ def _is_bounded(job: Job, result: Result) -> bool:
 class _Orders:
     over: Any
     turn: float
+    by: By
 
 
-def _begin(over: Any, turn: float) -> None:
+def _begin(over: Any, turn: float, by: By) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _Orders.over, _Orders.turn = over, turn
+    _Orders.over, _Orders.turn, _Orders.by = over, turn, by
 
 
 def _turn(job: Job, before: Unfinished | None) -> tuple[Result, Parts | None]:
@@ -163,6 +167,7 @@ def _turn(job: Job, before: Unfinished | None) -> tuple[Result, Parts | None]:
     care = Care(
         parts=before.parts if before is not None else None,
         is_over=lambda: time.monotonic() > end or _Orders.over.is_set(),
+        by=_Orders.by,
     )
     result = job.run(care)
     seconds = before.seconds if before is not None else 0.0

@@ -26,6 +26,7 @@ from mthp.schedulers.outcome import Finding, Outcome, Schedule
 from mthp.schedulers.part import NOBODY, Counts, Part
 from mthp.schedulers.part import Place as Mark
 from mthp.schedulers.recorded import JUDGE, Recorded
+from mthp.schedulers.replay import Replay
 from mthp.schedulers.segment import Memory
 from mthp.schedulers.tasks import MAX_STEPS, STOP, Execution, Op, Recipe
 
@@ -34,7 +35,7 @@ MEMORY: Final = Memory()
 QUANTUM: Final = 20_000
 """Steps between two questions whether to go on, in Python; Numba takes SLOWER times as many."""
 SLOWER: Final = 20
-LONG: Final = 100_000
+LONG: Final = 1_000_000
 """Steps after which Numba is thought worth its while."""
 LONGEST: Final = 200_000
 """Steps of an execution; there would be no room for more."""
@@ -241,8 +242,12 @@ class CompiledExplorer:
         at[at_.ASKED] = 1
         verdict = self._recorded.recorder.values[self._state.cell[at[at_.BROKEN]]]
         schedule = Schedule(tuple(map(int, self._state.task[: at[at_.DEPTH]])))
-        for broken in verdict:
-            self.findings.setdefault(broken, Finding(broken, schedule))
+        new = [broken for broken in verdict if broken not in self.findings]
+        really = Replay(self.recipe, schedule).run() if new else []
+        for broken in new:
+            if broken not in really:
+                raise Unrecordable(f"what is found is not so: {broken}")
+            self.findings[broken] = Finding(broken, schedule)
 
     def _judged_as_stuck(self) -> bool:
         """Have the verdict of a deadlock asked for, if this one was ever judged."""

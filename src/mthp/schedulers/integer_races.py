@@ -84,7 +84,9 @@ def find_races(code: Code, s: State, task: int, op: int, depth: int) -> int:
 
 
 def note_race(code: Code, s: State, first: int, second: int) -> None:
-    """As Explorer._note_race()."""
+    """As Explorer._note_race(), but for what would change nothing."""
+    if not s.enabled[first] & ~s.todo[first]:
+        return
     initials = find_initials(code, s, first, second)
     if s.todo[first] & initials:
         return
@@ -93,7 +95,7 @@ def note_race(code: Code, s: State, first: int, second: int) -> None:
 
 
 def find_initials(code: Code, s: State, first: int, second: int) -> int:
-    """As Explorer._initials(); a mask."""
+    """As Explorer._initials(); a mask, of as many as decide what note_race() does."""
     tasks = s.at[TASKS]
     later = 0
     for event in range(first + 1, second):
@@ -105,7 +107,7 @@ def find_initials(code: Code, s: State, first: int, second: int) -> int:
         s.other[tasks + t] = 0
     if code.waits[s.op[second]]:
         later = without_holders(code, s, first, second, later)
-    initials = 0
+    initials = begun = 0
     for i in range(later):
         event = s.kept[i]
         task = s.task[event]
@@ -113,6 +115,9 @@ def find_initials(code: Code, s: State, first: int, second: int) -> int:
             if not after_begun(s, s.clock, event * tasks, tasks):
                 initials |= 1 << task
             s.other[tasks + task] = s.number[event]
+            begun += 1
+            if begun == tasks or initials & s.todo[first]:
+                return initials
     task = s.task[second]
     if not s.other[tasks + task] and not after_begun(s, s.other, 0, tasks):
         initials |= 1 << task

@@ -42,7 +42,7 @@ def compiled() -> Compiled | None:
         if each.__module__ in (integer_races.__name__, integers.__name__):
             copied = FunctionType(each.__code__, names, each.__name__)
             copied.__module__, copied.__qualname__ = each.__module__, each.__qualname__
-            names[each.__name__] = njit(cache=True)(copied)
+            names[each.__name__] = njit(cache=True, _nrt=False)(copied)
     return Compiled(names["search"], names["resume"], names["follow"])
 
 

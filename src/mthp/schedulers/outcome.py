@@ -57,7 +57,8 @@ class Kind(Enum):
 class Coverage:
     """What was covered. executions: complete ones; pruned: given up as another's equals.
 
-    bound: what limited the search, "" if nothing. seed: of a sample.
+    bound: what limited the search, "" if nothing. seed: of a sample. refused: why the compiled explorer
+    could not search, "" if nobody asked it or it could.
     """
 
     kind: Kind
@@ -66,6 +67,7 @@ class Coverage:
     steps: int = 0
     bound: str = ""
     seed: int | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True)

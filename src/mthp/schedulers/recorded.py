@@ -184,6 +184,8 @@ class _Execution(Execution):
             self._known -= 1
             if self._known < 0:
                 self._come()
+        if self._known < 0:
+            self.enabled()
         chosen = super()._next()
         if chosen >= 0:
             self._begin(chosen)
