@@ -98,7 +98,9 @@ class Compared:
 def in_turns(run: Search, world: World, best: Verifier) -> Compared:
     """Ours and pan's, one after the other. What is compiled once is not counted, for either."""
     first = timed(lambda: run(world), 1)
-    times, whole, alone = [], [], []
+    times: list[float] = []
+    whole: list[float] = []
+    alone: list[float] = []
     begin = time.perf_counter()
     while len(times) < 3 or (len(times) < REPEAT and time.perf_counter() - begin < PATIENCE):
         mine = timed(lambda: run(world), 1)

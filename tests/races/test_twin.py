@@ -15,6 +15,7 @@ from mthp.races.variant import applied
 from mthp.races.world import World
 from mthp.run.scorecard import default_worlds
 from mthp.schedulers import integers
+from mthp.schedulers.automaton import STEP
 from mthp.schedulers.columns import BROKEN, DEPTH, FATE, Code, Fate, State
 from mthp.schedulers.compiled import CompiledExplorer, Speed
 from mthp.schedulers.explore import Explorer, Until
@@ -92,7 +93,7 @@ class Checked:
             if at == depth:
                 return STOP
             nodes = state.nodes[at * tasks : (at + 1) * tasks]
-            twins = [known[code.arg[n]] if code.kind[n] == integers.STEP else None for n in nodes]
+            twins = [known[code.arg[n]] if code.kind[n] == STEP else None for n in nodes]
             assert twins == execution.ops
             assert all(
                 execution.may_go(task, op) == (state.enabled[at] >> task & 1)

@@ -107,7 +107,7 @@ def test_a_container_that_is_put_somewhere_is_taken_in() -> None:
         recorded.world.names["l"] = []  # type: ignore[assignment]
     with recorded.segment() as segment:
         assert 3 in recorded.world.sets["x"]
-        recorded.world.names.setdefault("l", []).append(1)  # type: ignore[call-overload]
+        recorded.world.names.setdefault("l", []).append(1)  # type: ignore[attr-defined, arg-type]
     assert segment.written
 
 
