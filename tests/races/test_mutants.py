@@ -11,7 +11,7 @@ import pytest
 
 from mthp.laws.sentences import LAWS
 from mthp.races.cast import LAWFUL, RIVALS
-from mthp.races.findings import finding_of
+from mthp.races.findings import findings_of
 from mthp.races.mutant import Half, Mutant
 from mthp.races.mutants import HALVES, MUTANTS
 from mthp.races.questions import QUESTIONS
@@ -81,7 +81,7 @@ def test_the_profiles_are_clean(profile: str, rival: str) -> None:
     for world in default_worlds(profile):
         if world.rivals == rivals:
             result = check_world(world)
-            assert result.clean is (finding_of(world) is None), result.violation
+            assert result.clean is (not findings_of(world)), result.violation
             assert result.covered.kind == "exhaustive"
 
 
@@ -100,6 +100,17 @@ def test_a_read_only_window_loses_its_soft_dirty_marks(profile: str) -> None:
     assert result.violation is not None
     assert {each.law for each in result.violation.breaches} == {8}
     assert result.covered.kind == "exhaustive"
+
+
+def test_two_findings_in_one_world_are_both_known() -> None:
+    result = check_world(World(Size.WINDOW, "v16", ("mprotect",), Hook.WALKS))
+    assert (result.clean, result.expected_finding) == (False, "A18a, S1")
+    assert result.covered.kind == "exhaustive"
+
+
+def test_a_question_is_not_answered_by_a_finding() -> None:
+    result = check_world(World(Size.WINDOW, "7.3", ("mprotect",)), mutant="no-pmd-lock")
+    assert result.clean
 
 
 def test_v16_meets_a_hook_that_walks() -> None:

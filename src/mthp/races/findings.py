@@ -55,12 +55,11 @@ _FINDINGS = (
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})
 
 
-def finding_of(world: World) -> Finding | None:
-    """What is expected of a world, if anything."""
-    return next((each for each in _FINDINGS if each.shows(world)), None)
+def findings_of(world: World) -> tuple[Finding, ...]:
+    """What is expected of a world."""
+    return tuple(each for each in _FINDINGS if each.shows(world))
 
 
 def tolerated(world: World) -> frozenset[int]:
     """Laws that a world breaks as it is, while all others must hold in it."""
-    finding = finding_of(world)
-    return frozenset() if finding is None else finding.laws
+    return frozenset().union(*(each.laws for each in findings_of(world)))

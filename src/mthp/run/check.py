@@ -12,7 +12,7 @@ from typing import Any
 
 from mthp.laws.sentences import LAWS
 from mthp.laws.watch import Broken
-from mthp.races.findings import finding_of, tolerated
+from mthp.races.findings import findings_of, tolerated
 from mthp.races.mutant import Half, Mutant
 from mthp.races.mutants import HALVES, MUTANTS
 from mthp.races.questions import QUESTIONS, Question
@@ -107,9 +107,13 @@ def _check(
 ) -> WorldResult:
     laws = ALL_LAWS - tolerated(world)
     outcome = search(world, budget, laws, care)
-    known = finding_of(world) if mutant == NO_MUTANT else None
-    unknown = [each for each in outcome.findings if known is None or not known.is_it(each.broken)]
-    finding = next(iter(unknown or outcome.findings), None)
+    known = findings_of(world)
+    seen = [each for each in known if any(each.is_it(one.broken) for one in outcome.findings)]
+    unknown = [
+        each for each in outcome.findings if not any(one.is_it(each.broken) for one in known)
+    ]
+    as_is = outcome.findings if mutant == NO_MUTANT else ()
+    finding = next(iter(unknown or as_is), None)
     violation = None
     if finding is not None:
         violation = violation_of(mutant, world, finding, frozenset({finding.broken.law}))
@@ -120,7 +124,7 @@ def _check(
         world.tasks,
         _covered(outcome.coverage),
         violation,
-        known.id if known is not None and finding is not None and not unknown else "",
+        ", ".join(each.id for each in seen) if finding is not None and not unknown else "",
         time.perf_counter() - began,
     )
 
