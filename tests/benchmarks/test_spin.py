@@ -34,6 +34,7 @@ def test_both_searches_end_in_the_same_states(
     assert theirs.finals == ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.parametrize(("size", "rivals"), [key for key in WORLDS if len(key[1]) == 1])
 def test_both_break_where_the_same_rule_is_taken_away(
