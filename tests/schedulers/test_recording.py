@@ -25,6 +25,7 @@ class World:
         self.names = {"a": 1}
         self.counts: Counter[str] = Counter(a=1)
         self.sets: defaultdict[str, set[int]] = defaultdict(set)
+        self.lists: dict[str, list[int]] = {}
         self.number = 3
 
 
@@ -34,7 +35,9 @@ class Recorded:
     def __init__(self) -> None:
         memory = Memory()
         memory.written.add((World, "number"))
-        memory.changing |= {f"World.{each}" for each in ("row", "items", "names", "counts", "sets")}
+        memory.changing |= {
+            f"World.{each}" for each in ("row", "items", "names", "counts", "sets", "lists")
+        }
         self.recorder = Recorder(memory)
         self.world: World = self.recorder.share(World(), "the world")
         self.recorder.built()
@@ -89,6 +92,13 @@ def test_an_old_value_of_a_word_that_was_overwritten_still_matters() -> None:
     assert [(q, a) for _, q, a in segment.reads] == [(((("and", 4),), "ne", 0), 1)]
 
 
+def test_methods_of_ints_look_at_it() -> None:
+    recorded = Recorded()
+    with recorded.segment() as segment:
+        assert recorded.world.row[2].bit_count() == 3
+    assert questions(segment) == [""]
+
+
 def test_one_key_of_a_dict_is_one_cell() -> None:
     recorded = Recorded()
     with recorded.segment() as segment:
@@ -104,10 +114,10 @@ def test_a_container_that_is_put_somewhere_is_taken_in() -> None:
     recorded = Recorded()
     with recorded.segment():
         recorded.world.sets["x"].add(3)
-        recorded.world.names["l"] = []  # type: ignore[assignment]
+        recorded.world.lists["l"] = []
     with recorded.segment() as segment:
         assert 3 in recorded.world.sets["x"]
-        recorded.world.names.setdefault("l", []).append(1)  # type: ignore[attr-defined, arg-type]
+        recorded.world.lists.setdefault("l", []).append(1)
     assert segment.written
 
 

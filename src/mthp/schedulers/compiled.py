@@ -81,6 +81,8 @@ class CompiledExplorer:
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
         self._loaded = 0
+        self._told: list[int] = []
+        self._initial: Any = None
         self._run = jit.PLAIN
         self._mirror: jit.Mirror | None = None
 
@@ -117,11 +119,18 @@ class CompiledExplorer:
 
         Unrecordable where the search began them anew; another CompiledExplorer of the world will not.
         """
-        self._state.seen[:] = [0] * len(self._state.seen)
+        for verdict in self._told:
+            self._state.seen[verdict] = 0
         for name in (at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG, at_.PHASE, at_.DEPTH):
             self._state.at[name] = 0
+        self._told.clear()
         self.findings.clear()
-        self._first_values(0)
+        if self._initial is None:
+            self._first_values(0)
+            self._initial = self._state.cell[:]
+            if self._mirror is not None:
+                self._initial = self._initial.copy()
+        self._state.cell[:] = self._initial
         self._resume()
         return outcome(self._go(), self.counts, tuple(self.findings.values()), self.most_steps)
 
@@ -240,7 +249,8 @@ class CompiledExplorer:
         """An execution has a verdict that none had before."""
         at = self._state.at
         at[at_.ASKED] = 1
-        verdict = self._recorded.recorder.values[self._state.cell[at[at_.BROKEN]]]
+        self._told.append(int(self._state.cell[at[at_.BROKEN]]))
+        verdict = self._recorded.recorder.values[self._told[-1]]
         schedule = Schedule(tuple(map(int, self._state.task[: at[at_.DEPTH]])))
         new = [broken for broken in verdict if broken not in self.findings]
         really = Replay(self.recipe, schedule).run() if new else []

@@ -102,6 +102,10 @@ class Symbol:
             self.recorder.asked(self.cell, (self.chain, name, other), verdict)
         return verdict
 
+    def __getattr__(self, name: str) -> Any:
+        """Methods of ints: bit_count() and the like."""
+        return getattr(self.look(), name)
+
     def __sub__(self, other: Any) -> Any:
         other = settled(other)
         if not self.is_open():
