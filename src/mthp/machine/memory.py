@@ -124,8 +124,9 @@ class Words:
         """Count `amount` users more, atomically; whether there was one. Kernel: refcount_inc()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
+            buffer = self.machine.current.buffer if self.lane is not None else None
+            if buffer is not None:
+                buffer.before_silent_atomic()
             hook(TAKE, self, index)
         before = self.raw[index]
         self.raw[index] = before + amount

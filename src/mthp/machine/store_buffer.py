@@ -128,6 +128,11 @@ class StoreBuffer:
         if self.model is not Model.WEAK:
             self.wait_until_seen()
 
+    def before_silent_atomic(self) -> None:
+        """An atomic that returns nothing is about to be done: it orders on x86 alone."""
+        if self.model is Model.TSO:
+            self.wait_until_seen()
+
     def after_release(self) -> None:
         """A lock was given back."""
         self.released = True

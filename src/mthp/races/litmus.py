@@ -184,6 +184,11 @@ def _behind_an_atomic(publish: Publish) -> None:
     publish.map()
 
 
+def _after_a_get(publish: Publish) -> None:
+    publish.counts.take(0, 1)
+    publish.map()
+
+
 _PTL, _PML = "spinlock_t *ptl", "spinlock_t *pml"
 _PTL_ONCE = ("spin_lock(ptl);", "spin_unlock(ptl);")
 _PML_TAKEN, _PML_GIVEN = ("spin_lock(pml);",), ("spin_unlock(pml);",)
@@ -235,6 +240,14 @@ _PATTERNS = (
         _behind_an_atomic,
         ("atomic_t *count",),
         ("int r0 = atomic_dec_return(count);",),
+    ),
+    Pattern(
+        "publish-get",
+        "no barrier: a reference is taken by an atomic that returns nothing",
+        Says.SOMETIMES,
+        _after_a_get,
+        ("atomic_t *count",),
+        ("atomic_inc(count);",),
     ),
 )
 PATTERNS = {each.name: each for each in _PATTERNS}
