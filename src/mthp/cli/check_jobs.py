@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from mthp.run.scorecard import Job
 from mthp.run.search import By
 from mthp.schedulers.part import Standing
 
+FAILED = 1
 INTERRUPTED = 1
 """Exit code: stopped by Ctrl-C; what is known was printed."""
 
@@ -96,12 +98,15 @@ def run_jobs(
         yield from work.run()
         return
     done = 0
-    with interrupt.heeded():
-        for row in work.run():
-            done += 1
-            progress.clear()
-            yield row
-            progress.rows(done, len(jobs))
+    try:
+        with interrupt.heeded():
+            for row in work.run():
+                done += 1
+                progress.clear()
+                yield row
+                progress.rows(done, len(jobs))
+    except BrokenProcessPool:
+        raise UsageError("one of the processes was killed (out of memory?)", FAILED) from None
     progress.clear()
     if done < len(jobs):
         raise UsageError(_stopped(rows, jobs, done), INTERRUPTED)

@@ -20,7 +20,7 @@ from mthp.run.check import ALL_LAWS
 from mthp.run.search import Budget, search
 from mthp.schedulers.outcome import Kind
 
-EXECUTIONS = 500
+EXECUTIONS = 200
 """At most so many in each world; nearly all worlds of one rival have fewer."""
 _TELLING = ("", "poisoned", "large", "large-poisoned", "gup-large", "gup", "store", "fault")
 """Casts that most mutations show against; they are tried first."""
