@@ -66,9 +66,9 @@ def test_half_a_mutant_is_masked(half: Half) -> None:
     assert result.covered.kind == "exhaustive"
 
 
-BOUNDED = {"swap-in-store", "slot-reuse"}
-"""Worlds that take a minute and more."""
-LONG = {"swap-in", "swap-in-large", "swapoff", "swap-cache-free", "split-large"}
+BOUNDED = {"slot-reuse"}
+"""A world that takes a minute."""
+LONG = {"swap-in", "swap-in-store", "swap-in-large", "swapoff", "swap-cache-free", "split-large"}
 """Worlds of some hundreds of executions and more; the scorecard explores them under every profile."""
 
 

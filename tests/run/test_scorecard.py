@@ -26,13 +26,6 @@ def test_the_whole_daemon_meets_those_who_come_and_go() -> None:
     assert {"exit", "fork", "exec-shift"} <= {each.rivals[0] for each in worlds}
 
 
-def test_two_worlds_are_bounded_unless_told_otherwise() -> None:
-    jobs = scorecard_jobs(Budget())
-    bounded = {job.name.rpartition(":")[2] for job in jobs if job.budget.executions is not None}
-    assert bounded == {"swap-in-store", "slot-reuse"}
-    assert {job.budget.executions for job in scorecard_jobs(Budget(7))} == {7}
-
-
 def test_every_pair_is_there() -> None:
     pairs = sum(get_along(a, b) for a, b in combinations(LAWFUL, 2))
     assert pairs > 300

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
 
 from mthp.profiles import PROFILES, Orders
 from mthp.races.cast import LAWFUL, Start, get_along
@@ -57,22 +56,6 @@ _SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "shrink", "exec-shift
 """Rivals that meet khugepaged at its list of mms, or at whole mappings."""
 
 
-LARGE: Final = 1000
-"""Executions of a world that is known to have too many; its coverage then says "bounded"."""
-_MANY = frozenset({"swap-in-store", "slot-reuse"})
-
-
-def budget_for(world: World, budget: Budget) -> Budget:
-    """The budget asked for; where none was, a bound on the two worlds that would take minutes.
-
-    Two tasks that bring one page in at a time meet at its folio's flags and count again and again.
-    swap-in and swapoff do so too, and are exhausted; what these two do besides is what takes long.
-    """
-    unlimited = budget.executions is None and budget.sample is None and budget.preemptions is None
-    large = not _MANY.isdisjoint(world.rivals)
-    return replace(budget, executions=LARGE) if unlimited and large else budget
-
-
 def sizes_of(profile: str) -> tuple[Size, ...]:
     """What a kernel of the profile collapses."""
     return (Size.PMD,) if PROFILES[profile].orders is Orders.PMD_ONLY else tuple(Size)
@@ -102,7 +85,7 @@ def scorecard_jobs(budget: Budget) -> list[Job]:
     return [
         *(Job(mutant, budget) for mutant in MUTANTS.values()),
         *(Job(half, budget) for half in HALVES),
-        *(Job(world, budget_for(world, budget)) for world in worlds),
+        *(Job(world, budget) for world in worlds),
     ]
 
 
