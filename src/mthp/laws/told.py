@@ -217,7 +217,7 @@ class Told:
                 self.say(8, f"{said.address:#x} lost its userfaultfd write protection")
         for where in self.dirtied:
             entry = census.entries.get(where, 0)
-            if not pte_none(entry) and not entry & SOFT_DIRTY:
+            if not (pte_none(entry) or _is_poisoned(entry) or entry & SOFT_DIRTY):
                 self.say(8, f"{where[1]:#x} was stored to and is not soft-dirty")
         for where in self._filled(census):
             self.say(8, f"{where[1]:#x} was missing, and userfaultfd's monitor was not asked")

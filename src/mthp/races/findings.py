@@ -36,6 +36,13 @@ def _is_read_only(world: World) -> bool:
     return world.size is Size.WINDOW and "mprotect" in world.rivals
 
 
+def _migrates_what_is_cleared(world: World) -> bool:
+    return "soft-dirty" in world.rivals and not _MIGRATES.isdisjoint(world.rivals)
+
+
+_MIGRATES = frozenset({"migrate", "move-pages", "poisoned"})
+"""Rivals that migrate the page which the soft-dirty rival stores to."""
+
 _FINDINGS = (
     Finding(
         "A18a",
@@ -50,6 +57,13 @@ _FINDINGS = (
         _is_read_only,
         frozenset({8}),
         "soft-dirty",
+    ),
+    Finding(
+        "M1",
+        "clear_refs leaves a migration entry writable: the page comes back writable and not soft-dirty",
+        _migrates_what_is_cleared,
+        frozenset({8}),
+        "was stored to and is not soft-dirty",
     ),
 )
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})

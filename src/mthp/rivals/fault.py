@@ -41,7 +41,7 @@ from mthp.mm.pte import (
 )
 from mthp.mm.rmap import folio_add_new_anon_rmap, folio_remove_rmap_ptes
 from mthp.mm.swap import do_swap_page
-from mthp.mm.vma import VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE, Vma
+from mthp.mm.vma import VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE, Vma
 from mthp.rivals.huge import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_fault,
@@ -163,8 +163,14 @@ def do_numa_page(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
             page = pte_pfn(orig_pte)
             alone = vma.vm_mm.kernel.mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE
             writable = WRITE if vma.vm_flags & VM_WRITE and alone else 0
-            writable = 0 if orig_pte & UFFD_WP else writable
+            if orig_pte & UFFD_WP or pte_needs_soft_dirty_wp(vma, orig_pte):
+                writable = 0
             pte.ptes.write(pte.base, orig_pte & ~NO_ACCESS | YOUNG | writable)
+
+
+def pte_needs_soft_dirty_wp(vma: Vma, pteval: int) -> bool:
+    """Whether stores must fault, so that soft-dirty sees them. Kernel: mm/internal.h."""
+    return not vma.vm_flags & VM_SOFTDIRTY and not pteval & SOFT_DIRTY
 
 
 def migration_entry_wait(kernel: Kernel, entry: int) -> bool:
