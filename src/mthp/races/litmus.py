@@ -249,5 +249,18 @@ _PATTERNS = (
         ("atomic_t *count",),
         ("atomic_inc(count);",),
     ),
+    Pattern(
+        "ptes-wmb",
+        "v16's smp_wmb(), where the contents are the PTEs and what maps them is the PMD",
+        Says.NEVER,
+        _behind_a_barrier,
+        before=("smp_wmb();",),
+    ),
+    Pattern(
+        "ptes-no-wmb",
+        "v16 without it: the pmd lock is held over both stores, and orders neither",
+        Says.SOMETIMES,
+        _at_once,
+    ),
 )
 PATTERNS = {each.name: each for each in _PATTERNS}
