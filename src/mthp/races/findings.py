@@ -43,6 +43,11 @@ def _migrates_what_is_cleared(world: World) -> bool:
 _MIGRATES = frozenset({"migrate", "move-pages", "poisoned"})
 """Rivals that migrate the page which the soft-dirty rival stores to."""
 
+
+def _merges_what_is_protected(world: World) -> bool:
+    return {"uffd-wp", "ksm"} <= {*world.rivals}
+
+
 _FINDINGS = (
     Finding(
         "A18a",
@@ -64,6 +69,13 @@ _FINDINGS = (
         _migrates_what_is_cleared,
         frozenset({8}),
         "was stored to and is not soft-dirty",
+    ),
+    Finding(
+        "K1",
+        "KSM replaces a page that userfaultfd write-protects by an entry without the protection",
+        _merges_what_is_protected,
+        frozenset({8}),
+        "lost its userfaultfd write protection",
     ),
 )
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})
