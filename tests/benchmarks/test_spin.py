@@ -15,9 +15,12 @@ from mthp.run.search import Budget
 from mthp.schedulers.explore import Explorer, Until
 from mthp.schedulers.outcome import Kind
 
-pytestmark = pytest.mark.skipif(
-    any(shutil.which(each) is None for each in ("spin", "gcc")), reason="needs spin and gcc"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        any(shutil.which(each) is None for each in ("spin", "gcc")), reason="needs spin and gcc"
+    ),
+]
 
 
 @pytest.mark.parametrize(("size", "rivals"), WORLDS)
@@ -34,7 +37,6 @@ def test_both_searches_end_in_the_same_states(
     assert theirs.finals == ours
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.parametrize(("size", "rivals"), [key for key in WORLDS if len(key[1]) == 1])
 def test_both_break_where_the_same_rule_is_taken_away(

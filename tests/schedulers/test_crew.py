@@ -26,7 +26,7 @@ def alone(program: Recipe) -> Part:
     return search.part()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "program",
     [
@@ -51,7 +51,7 @@ def test_several_processes_are_one_search(program: Recipe, processes: int) -> No
     crew = Crew(program, processes, go_on=look, turn=0.02)
     assert crew.search() is Stop.END
     assert (crew.whole.counts, crew.whole.findings) == (expected.counts, expected.findings)
-    assert used > 1 or expected.counts.executions < 100
+    assert used > 1 or expected.counts.executions < 400
 
 
 def test_a_crew_stops_and_another_goes_on() -> None:
