@@ -260,7 +260,6 @@ class Session:
         self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
         self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
         self._cut_short = False
-        self._believed = -1
 
     def perform(self, program: Iterable[Op]) -> Built:
         """A program's operations, in order; CommandFailed names the first that failed."""
