@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv run test lab slow lint types check bench wheel clean
+.PHONY: venv run test lab slow lint types check docs bench wheel clean
 
 venv: $(STAMP)
 
@@ -22,7 +22,7 @@ run: venv
 	$(BIN)/python -m mthp.demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lab: venv
 	$(BIN)/python -m pytest -m lab -rs tests
@@ -31,13 +31,16 @@ slow: venv
 	$(BIN)/python -m pytest -m slow -rs tests
 
 lint: venv
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 
 types: venv
 	$(BIN)/mypy
 
 check: lint types test
+
+docs: venv
+	$(BIN)/python docs/generate.py
 
 bench: venv
 	$(BIN)/python benchmarks/run.py

@@ -13,16 +13,16 @@ from pathlib import Path
 from benchmarks.clock import Row, compared, table, timed, timed_fresh
 from benchmarks.host import HostCollapse, host_collapse
 from benchmarks.worlds import OLD_PTE, TableWorld, only
+from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import load
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.scan import Scan, collapse_scan_pmd, scan_ptes, scan_ptes_at_once
 from mthp.mm.huge_mm import Tva
-from mthp.mm.pagetable import PteMap
-from mthp.profiles import PROFILES
-from mthp.run.conformance import run_conformance
-from mthp.settings import Enabled, Settings
+from mthp.mm.pgtable import PteMap
+from mthp.words.profiles import PROFILES
+from mthp.words.settings import Enabled, Settings
 
 LOOP = "loop over 512 ints"
 ADDING_LOOP = "the same loop, adding"

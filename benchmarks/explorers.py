@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mthp.schedulers import jit
-from mthp.schedulers.compiled import CompiledExplorer, Speed
-from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.outcome import Kind, Outcome
-from mthp.schedulers.tasks import Recipe
+from mthp.explore.compiled import jit
+from mthp.explore.compiled.explorer import CompiledExplorer, Speed
+from mthp.explore.explore import Explorer, Until
+from mthp.explore.outcome import Kind, Outcome
+from mthp.explore.tasks import Recipe
 
 Search = Callable[[Recipe], Outcome]
 

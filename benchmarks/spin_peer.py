@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mthp.explore.tasks import Op
 from mthp.machine.step import Access, Task
-from mthp.mm.folio import PG_ISOLATED
-from mthp.mm.pte import PFN_SHIFT, pmd_trans_huge
+from mthp.mm.page_flags import PG_ISOLATED
+from mthp.mm.pgtable_types import PFN_SHIFT, pmd_trans_huge
+from mthp.mm.reports import Loaded
 from mthp.races.stage import Stage
 from mthp.races.world import World
-from mthp.rivals.said import Loaded
-from mthp.schedulers.tasks import Op
 
 MODEL: Final = Path(__file__).parent / "spin" / "collapse_fault.pml"
 WORLDS: Final = {

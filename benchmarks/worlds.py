@@ -7,13 +7,11 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from mthp.khugepaged.control import Caller, CollapseControl
-from mthp.mm import folio as pg
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import PageTable, pmd_ptr
-from mthp.mm.pte import DIRTY, PRESENT, WRITE, YOUNG, mk_pte, table_pmd
-from mthp.mm.vma import Vma
-from mthp.settings import Enabled, Settings
+from mthp.mm import page_flags as pg
+from mthp.mm.mm_types import Kernel, Mm, PageTable, Vma
+from mthp.mm.pgtable import pmd_ptr
+from mthp.mm.pgtable_types import DIRTY, PRESENT, WRITE, YOUNG, mk_pte, table_pmd
+from mthp.words.settings import Enabled, Settings
 
 START = 1 << 40
 FLAGS = pg.PG_LRU | pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_UPTODATE

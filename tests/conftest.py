@@ -3,4 +3,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.worlds")
+pytest.register_assert_rewrite("tests.small_worlds")

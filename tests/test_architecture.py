@@ -17,37 +17,38 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SPDX = "# SPDX-License-Identifier: GPL-2.0-or-later"
 
-WORDS = {"units", "results", "settings", "settings_text", "profiles", "events"}
 FREE = {"", "cli", "demo", "__main__"}
 """At the top: they may import everything. The empty name is the package itself."""
 
-MAX_MODULE_LINES = 450
+MAX_MODULE_LINES = 620
 MAX_CAPTURE_LINES = 1500
 """One file by design: it is copied alone to hosts without this package."""
 MAX_FUNCTION_LINES = 75
 
-ENGINE = WORDS | {"machine", "mm"}
+ENGINE = {"words", "machine", "mm", "khugepaged", "vectorised"}
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(WORDS, WORDS),
-    "machine": WORDS,
-    "mm": WORDS | {"machine"},
-    "khugepaged": ENGINE,
-    "rivals": ENGINE,
-    "laws": ENGINE | {"khugepaged", "rivals"},
-    "races": ENGINE | {"khugepaged", "rivals", "laws"},
-    "schedulers": {"machine.step"},
-    "image": WORDS,
-    "plan": WORDS,
-    "lab": WORDS | {"image"},
-    "run": ENGINE | {"khugepaged", "rivals", "laws", "races", "schedulers", "image", "plan", "lab"},
-    "report": WORDS | {"run.records", "run.check_records"},
+    "words": set(),
+    "machine": {"words"},
+    "mm": {"words", "machine"},
+    "khugepaged": {"words", "machine", "mm", "vectorised"},
+    "vectorised": {"words", "machine", "mm"},
+    "laws": ENGINE,
+    "races": ENGINE | {"laws"},
+    "explore": {"machine.step"},
+    "image": {"words"},
+    "worlds": ENGINE | {"image"},
+    "predict": ENGINE | {"image", "worlds"},
+    "check": ENGINE | {"laws", "races", "explore", "lab.kernels.herd", "lab.errors"},
+    "lab": {"words", "image"},
+    "compare": ENGINE | {"laws", "image", "worlds", "predict", "lab"},
+    "report": {"words", "predict.records", "check.check_records"},
 }
 """Room -> the rooms (or single modules) it may import, besides itself."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """One source file. name: dotted, below mthp: 'mm.pte', '' for the package's __init__."""
+    """One source file. name: dotted, below mthp: 'mm.pgtable_types', '' for the package's __init__."""
 
     path: Path
     name: str
@@ -113,7 +114,7 @@ def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def imports_go_one_way(root: Path) -> Iterator[str]:
-    """Words, machine, mm, khugepaged and rivals, laws, races; the others as MAY_IMPORT says."""
+    """Words, machine, mm, khugepaged, laws, races; the others as MAY_IMPORT says."""
     for module in modules(root):
         if module.room in FREE:
             continue
@@ -255,47 +256,117 @@ def test_our_tree_keeps_the_rule(rule: Rule) -> None:
 GOOD = f'{SPDX}\n"""A module."""\n'
 
 BAD: list[tuple[Rule, str, str, str]] = [
-    (imports_go_one_way, "units.py", "from mthp.machine import step", "units:3: imports machine"),
-    (imports_go_one_way, "machine/step.py", "import mthp.mm.pte", "imports mm.pte"),
-    (imports_go_one_way, "mm/pte.py", "from mthp.khugepaged import scan", "imports khugepaged"),
-    (imports_go_one_way, "mm/pte.py", "from ..khugepaged import scan", "imports khugepaged.scan"),
-    (imports_go_one_way, "mm/pte.py", "from .. import rivals", "imports rivals"),
-    (imports_go_one_way, "mm/pte.py", "def f():\n    import mthp.rivals", "imports rivals"),
-    (imports_go_one_way, "khugepaged/scan.py", "from mthp.rivals import fork", "imports rivals"),
-    (imports_go_one_way, "rivals/fork.py", "from mthp.khugepaged import scan", "khugepaged.scan"),
+    (
+        imports_go_one_way,
+        "words/units.py",
+        "from mthp.machine import step",
+        "words.units:3: imports machine",
+    ),
+    (
+        imports_go_one_way,
+        "machine/step.py",
+        "import mthp.mm.pgtable_types",
+        "imports mm.pgtable_types",
+    ),
+    (
+        imports_go_one_way,
+        "mm/pgtable_types.py",
+        "from mthp.khugepaged import scan",
+        "imports khugepaged",
+    ),
+    (
+        imports_go_one_way,
+        "mm/pgtable_types.py",
+        "from ..khugepaged import scan",
+        "imports khugepaged.scan",
+    ),
+    (imports_go_one_way, "mm/pgtable_types.py", "from .. import races", "imports races"),
+    (
+        imports_go_one_way,
+        "mm/pgtable_types.py",
+        "def f():\n    import mthp.races",
+        "imports races",
+    ),
+    (imports_go_one_way, "khugepaged/scan.py", "from mthp.races import cast", "imports races"),
+    (imports_go_one_way, "mm/fork.py", "from mthp.khugepaged import scan", "khugepaged.scan"),
     (imports_go_one_way, "laws.py", "from mthp.races import one", "laws:3: imports races"),
-    (imports_go_one_way, "races/one.py", "from mthp.run import world", "imports run.world"),
-    (imports_go_one_way, "schedulers/s.py", "from mthp.machine.locks import A", "machine.locks"),
-    (imports_go_one_way, "schedulers/s.py", "from mthp.units import Geometry", "imports units"),
+    (imports_go_one_way, "races/one.py", "from mthp.worlds import build", "imports worlds.build"),
+    (imports_go_one_way, "explore/s.py", "from mthp.machine.locks import A", "machine.locks"),
+    (
+        imports_go_one_way,
+        "explore/s.py",
+        "from mthp.words.units import Geometry",
+        "imports words.units",
+    ),
     (imports_go_one_way, "image/a.py", "from mthp.machine.step import b", "imports machine"),
-    (imports_go_one_way, "plan/a.py", "from mthp.image import scenario", "imports image"),
+    (imports_go_one_way, "words/a.py", "from mthp.image import scenario", "imports image"),
     (imports_go_one_way, "lab/a.py", "from mthp.khugepaged import scan", "imports khugepaged"),
-    (imports_go_one_way, "run/a.py", "from mthp.report import tables", "imports report"),
-    (imports_go_one_way, "run/a.py", "from mthp import cli", "imports cli"),
-    (imports_go_one_way, "report/a.py", "from mthp.run.world import b", "imports run.world"),
-    (imports_go_one_way, "report/a.py", "from mthp.mm.pte import b", "imports mm.pte"),
+    (imports_go_one_way, "predict/a.py", "from mthp.report import tables", "imports report"),
+    (imports_go_one_way, "compare/a.py", "from mthp import cli", "imports cli"),
+    (
+        imports_go_one_way,
+        "report/a.py",
+        "from mthp.predict.passes import b",
+        "imports predict.passes",
+    ),
+    (
+        imports_go_one_way,
+        "report/a.py",
+        "from mthp.mm.pgtable_types import b",
+        "imports mm.pgtable_types",
+    ),
     (imports_go_one_way, "attic/a.py", "", "attic.a: a room that MAY_IMPORT does not know"),
     (capture_stands_alone, "image/capture.py", "import numpy", "imports numpy"),
-    (capture_stands_alone, "image/capture.py", "from mthp.units import KIB", "imports mthp.units"),
+    (
+        capture_stands_alone,
+        "image/capture.py",
+        "from mthp.words.units import KIB",
+        "imports mthp.words.units",
+    ),
     (capture_stands_alone, "image/capture.py", "from . import runs", "imports mthp.image.runs"),
-    (modules_are_short, "mm/pte.py", "x = 1\n" * 449, "mm.pte: 451 lines, at most 450"),
+    (
+        modules_are_short,
+        "mm/pgtable_types.py",
+        "x = 1\n" * 619,
+        "mm.pgtable_types: 621 lines, at most 620",
+    ),
     (modules_are_short, "image/capture.py", "x = 1\n" * 1499, "1501 lines, at most 1500"),
     (
         functions_are_short,
-        "mm/pte.py",
+        "mm/pgtable_types.py",
         "class A:\n    def walk(self):\n" + "        x = 1\n" * 75,
-        "mm.pte:4: walk has 76 lines, at most 75",
+        "mm.pgtable_types:4: walk has 76 lines, at most 75",
     ),
-    (the_project_stands_alone, "mm/pte.py", "# see ../" + "shared/x", "mentions ../" + "shared"),
-    (public_things_have_docstrings, "mm/pte.py", "class A:\n    x = 1", "mm.pte:3: A has no"),
-    (public_things_have_docstrings, "mm/pte.py", "def f():\n    pass", "mm.pte:3: f has no"),
+    (
+        the_project_stands_alone,
+        "mm/pgtable_types.py",
+        "# see ../" + "shared/x",
+        "mentions ../" + "shared",
+    ),
     (
         public_things_have_docstrings,
-        "mm/pte.py",
-        'class A:\n    """A."""\n    def f(self):\n        x = 1\n        return x',
-        "mm.pte:5: A.f has no docstring",
+        "mm/pgtable_types.py",
+        "class A:\n    x = 1",
+        "mm.pgtable_types:3: A has no",
     ),
-    (the_engine_knows_no_mutants, "mm/pte.py", "# a Mutant may", "mm.pte:3: mentions mutant"),
+    (
+        public_things_have_docstrings,
+        "mm/pgtable_types.py",
+        "def f():\n    pass",
+        "mm.pgtable_types:3: f has no",
+    ),
+    (
+        public_things_have_docstrings,
+        "mm/pgtable_types.py",
+        'class A:\n    """A."""\n    def f(self):\n        x = 1\n        return x',
+        "mm.pgtable_types:5: A.f has no docstring",
+    ),
+    (
+        the_engine_knows_no_mutants,
+        "mm/pgtable_types.py",
+        "# a Mutant may",
+        "mm.pgtable_types:3: mentions mutant",
+    ),
     (the_engine_knows_no_mutants, "machine/a.py", "variants = 1", "mentions variant"),
     (the_engine_knows_no_mutants, "khugepaged/a.py", "# the variant", "mentions variant"),
 ]
@@ -323,12 +394,12 @@ def test_modules_say_what_they_are_can_fail(tmp_path: Path) -> None:
     write(tmp_path, "src/mthp/__init__.py", f"{SPDX}\n")
     assert not list(modules_say_what_they_are(tmp_path))
     write(tmp_path, "src/mthp/mm/__init__.py", "")
-    write(tmp_path, "src/mthp/mm/pte.py", f"{SPDX}\nx = 1\n")
-    write(tmp_path, "src/mthp/units.py", '"""Units."""\n')
+    write(tmp_path, "src/mthp/mm/pgtable_types.py", f"{SPDX}\nx = 1\n")
+    write(tmp_path, "src/mthp/words/units.py", '"""Units."""\n')
     assert list(modules_say_what_they_are(tmp_path)) == [
         "mm: the first line is not the SPDX line",
-        "mm.pte: no docstring",
-        "units: the first line is not the SPDX line",
+        "mm.pgtable_types: no docstring",
+        "words.units: the first line is not the SPDX line",
     ]
 
 
@@ -343,7 +414,7 @@ def test_the_project_stands_alone_can_fail_outside_the_source(tmp_path: Path) ->
 
 
 def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
-    write(tmp_path, "src/mthp/mm/pte.py", GOOD)
+    write(tmp_path, "src/mthp/mm/pgtable_types.py", GOOD)
     for good in ("tests/__init__.py", "tests/mm/__init__.py", "tests/litmus/__init__.py"):
         write(tmp_path, good, GOOD)
     assert not list(mirror_of_the_source(tmp_path))
@@ -358,13 +429,13 @@ def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("khugepaged/a.py", "from mthp.mm.pte import b\nfrom mthp.machine import step\n"),
-        ("schedulers/a.py", "from mthp.machine.step import b\nfrom mthp.machine import step\n"),
-        ("report/a.py", "from mthp.run.records import b\nimport mthp.events\n"),
-        ("report/a.py", "from mthp.run import records\n"),
-        ("run/a.py", "from mthp.khugepaged import a\nfrom mthp.image.scenario import b\n"),
+        ("khugepaged/a.py", "from mthp.mm.pgtable_types import b\nfrom mthp.machine import step\n"),
+        ("explore/a.py", "from mthp.machine.step import b\nfrom mthp.machine import step\n"),
+        ("report/a.py", "from mthp.predict.records import b\nimport mthp.words.events\n"),
+        ("report/a.py", "from mthp.predict import records\n"),
+        ("compare/a.py", "from mthp.khugepaged import a\nfrom mthp.image.scenario import b\n"),
         ("image/a.py", "from mthp.image.runs import b\nfrom . import c\n"),
-        ("lab/a.py", "from mthp.image.scenario import b\nfrom mthp.units import c\n"),
+        ("lab/a.py", "from mthp.image.scenario import b\nfrom mthp.words.units import c\n"),
         ("cli.py", "from mthp.report import tables\nfrom mthp import __version__\n"),
         ("mm/a.py", "# an in" + "variant\n"),
         ("mm/a.py", 'class A:\n    """A."""\n    def f(self):\n        return 1\n'),

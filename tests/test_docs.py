@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from mthp.cli import build_parser, main
 from mthp.mm.huge_mm import VmaGate
-from mthp.run.explain import EDGE, REASONS, SUCCEEDED, TOO_FEW
+from mthp.predict.explain import EDGE, REASONS, SUCCEEDED, TOO_FEW
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "mthp"
@@ -43,45 +44,17 @@ def definitions(path: str) -> dict[str, Definition]:
     return found
 
 
-def rooms_with_kernel_names() -> Iterator[str]:
-    for room in ("khugepaged", "mm", "machine"):
-        for path in sorted((SOURCE / room).glob("*.py")):
-            yield f"{room}/{path.name}"
+def generated() -> dict[str, str]:
+    """Page below docs/ -> what docs/generate.py makes of the code as it is."""
+    pages: dict[str, Callable[[], str]] = runpy.run_path(str(ROOT / "docs" / "generate.py"))[
+        "PAGES"
+    ]
+    return {page: make() for page, make in pages.items()}
 
 
-def named_in_architecture() -> set[tuple[str, str]]:
-    """(our file, our name) wherever ARCHITECTURE.md names one, in either table."""
-    forward, _, reverse = ARCHITECTURE.partition("## From ours to the kernel's")
-    found: set[tuple[str, str]] = set()
-    for file, names in re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", forward):
-        found |= {(file, name) for name in re.findall(r"`([\w.]+)`", names)}
-    for file, cell in re.findall(r"^\| `([\w/]+\.py)` \| (.*) \|$", reverse, re.MULTILINE):
-        found |= {(file, name) for name in re.findall(r"`([\w.]+)`", cell)}
-    return found
-
-
-def test_every_name_in_architecture_exists() -> None:
-    named = named_in_architecture()
-    assert len(named) > 150
-    missing = [f"{file}: {name}" for file, name in named if name not in definitions(file)]
-    assert not missing, "\n".join(sorted(missing))
-
-
-@pytest.mark.parametrize("file", list(rooms_with_kernel_names()))
-def test_every_function_with_a_kernel_name_is_in_architecture(file: str) -> None:
-    forward, _, _ = ARCHITECTURE.partition("## From ours to the kernel's")
-    named = named_in_architecture()
-    missing = []
-    for name, node in definitions(file).items():
-        text = re.search(r"Kernel: (.*?)(?:\n\n|\Z)", ast.get_docstring(node) or "", re.DOTALL)
-        kernel = re.findall(r"(\w+)\(\)", text[1]) if text else []
-        if not kernel or file == "machine/memory.py":
-            continue
-        if (file, name) not in named:
-            missing.append(f"{file}: {name}")
-        if not any(f"`{each}()`" in forward for each in kernel):
-            missing.append(f"{file}: {name}: none of {kernel}")
-    assert not missing, "\n".join(missing)
+@pytest.mark.parametrize(("page", "text"), generated().items(), ids=list(generated()))
+def test_generated_pages_are_those_of_the_code(page: str, text: str) -> None:
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, "make docs"
 
 
 def test_every_room_is_in_architecture() -> None:

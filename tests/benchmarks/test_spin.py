@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from benchmarks.spin_peer import MUTANTS, WORLDS, build, observed, search
 
+from mthp.check.check import check_world
+from mthp.check.search import Budget
+from mthp.explore.explore import Explorer, Until
+from mthp.explore.outcome import Kind
 from mthp.races.world import World
-from mthp.run.check import check_world
-from mthp.run.search import Budget
-from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.outcome import Kind
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 from benchmarks.threads.collapse_fault import HUGE, TABLE, World, collapse, lawful, store_and_load
 
-from mthp.mm.pte import pmd_trans_huge
+from mthp.explore.outcome import Schedule
+from mthp.explore.replay import Replay
+from mthp.mm.pgtable_types import pmd_trans_huge
 from mthp.races.stage import Stage
 from mthp.races.world import World as OurWorld
-from mthp.schedulers.outcome import Schedule
-from mthp.schedulers.replay import Replay
 
 
 def our_end(schedule: str) -> Stage:

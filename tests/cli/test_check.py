@@ -27,7 +27,10 @@ def test_a_clean_world(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exhaustive in this world with these tasks: 5 executions" in out
 
 
-def test_a_mutant_is_drawn_and_replays(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mutant_is_drawn_and_replays(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["check", "--mutant", "A16"]) == 4
     out = capsys.readouterr().out
     assert "CPU0 khugepaged" in out

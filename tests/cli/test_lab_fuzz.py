@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from mthp.cli import main
+from mthp.compare.campaign import CampaignSpec, open_campaign
 from mthp.image.scenario import load_one
-from mthp.lab.kernels import add_copy
-from mthp.run.campaign import CampaignSpec, open_campaign
+from mthp.lab.kernels.kernels import add_copy
 from tests.cli.test_bad_input import refused
+from tests.compare.test_campaign import LOG, RECORDS, WRONG, lines
 from tests.lab.guests import children, kernel_or_skip
 from tests.lab.synthetic import bzimage
-from tests.run.test_campaign import LOG, RECORDS, WRONG, lines
 
 RELEASE = "7.4.0-mine"
 DATA = Path(__file__).parent.parent / "data"

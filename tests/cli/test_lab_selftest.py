@@ -10,7 +10,7 @@ import pytest
 
 from mthp.cli import main
 from mthp.image.scenario import load
-from mthp.lab.kernels import add_copy
+from mthp.lab.kernels.kernels import add_copy
 from tests.cli.test_bad_input import refused
 from tests.lab.synthetic import bzimage
 

@@ -26,18 +26,10 @@ from mthp.image.runs import (
     parse_runs,
     renumber,
 )
-from mthp.image.scenario import (
-    Action,
-    Advice,
-    Memcg,
-    Prctl,
-    ScenarioError,
-    load,
-    load_one,
-    parse_scenario,
-)
-from mthp.settings import Enabled
-from mthp.units import Geometry
+from mthp.image.scenario import ScenarioError, load, load_one, parse_scenario
+from mthp.image.scenario_values import Action, Advice, Memcg, Prctl
+from mthp.words.settings import Enabled
+from mthp.words.units import Geometry
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = {

@@ -15,7 +15,7 @@ import pytest
 
 from mthp.image import capture
 from mthp.image.snapshot import Pte, Snapshot, SnapshotError, load
-from mthp.units import Geometry
+from mthp.words.units import Geometry
 
 from .children import MIXED, child
 

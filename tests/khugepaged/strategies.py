@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from mthp.mm.folio import PG_LOCKED, PG_LRU, PG_REFERENCED
-from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY
-from mthp.mm.pte import SPECIAL, UFFD_WP, Leaf
-from mthp.mm.vma import VM_DEFAULT, VM_DROPPABLE, VM_LOCKED, VM_NOHUGEPAGE, VM_UFFD_WP, Vma
-from mthp.profiles import PROFILES, V7_3
-from mthp.units import Geometry
-from tests.worlds import (
+from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, Vma
+from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_REFERENCED
+from mthp.mm.pgtable_types import SPECIAL, UFFD_WP, Leaf
+from mthp.mm.vm_flags import VM_DEFAULT, VM_DROPPABLE, VM_LOCKED, VM_NOHUGEPAGE, VM_UFFD_WP
+from mthp.words.profiles import PROFILES, V7_3
+from mthp.words.units import Geometry
+from tests.small_worlds import (
     TINY,
     Piece,
     World,

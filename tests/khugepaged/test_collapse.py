@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.events import CollapseHugePage, Copied, Isolate, PmdFlush
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.isolate import __collapse_huge_page_isolate as isolate
 from mthp.khugepaged.revalidate import Expect, hugepage_vma_revalidate
@@ -13,15 +12,23 @@ from mthp.khugepaged.scan import collapse_scan_pmd
 from mthp.machine.cpu import TlbEntry
 from mthp.machine.locks import Lock
 from mthp.machine.step import Access
-from mthp.mm.folio import PG_ACTIVE, PG_DIRTY, PG_LRU, PG_SWAPBACKED, PG_UNEVICTABLE, PG_UPTODATE
-from mthp.mm.lru import lru_add_drain
-from mthp.mm.mm_struct import MM_ANONPAGES, Mm
-from mthp.mm.pagetable import PteMap
-from mthp.mm.pte import DIRTY, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte, pte_pfn
-from mthp.mm.vma import VM_DEFAULT, VM_LOCKED, VM_READ
-from mthp.results import KernelBug, ScanResult
-from mthp.units import Geometry
-from tests.worlds import TINY, World, attempts, hole, large, small, zero
+from mthp.mm.folio import lru_add_drain
+from mthp.mm.mm_types import MM_ANONPAGES, Mm
+from mthp.mm.page_flags import (
+    PG_ACTIVE,
+    PG_DIRTY,
+    PG_LRU,
+    PG_SWAPBACKED,
+    PG_UNEVICTABLE,
+    PG_UPTODATE,
+)
+from mthp.mm.pgtable import PteMap
+from mthp.mm.pgtable_types import DIRTY, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte, pte_pfn
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_READ
+from mthp.words.events import CollapseHugePage, Copied, Isolate, PmdFlush
+from mthp.words.results import KernelBug, ScanResult
+from mthp.words.units import Geometry
+from tests.small_worlds import TINY, World, attempts, hole, large, small, zero
 
 R = ScanResult
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.events import Event, KhugepagedScan, ScanPmd, Slept
-from mthp.mm.mm_struct import (
+from mthp.mm.mm_types import (
     MMF_DISABLE_THP_COMPLETELY,
     MMF_DISABLE_THP_EXCEPT_ADVISED,
     MMF_VM_HUGEPAGE,
 )
-from mthp.mm.vma import VM_DEFAULT, VM_HUGEPAGE, VM_NOHUGEPAGE
-from mthp.profiles import PMD_ONLY
-from mthp.results import KernelBug, ScanResult
-from mthp.settings import Enabled
-from tests.worlds import TINY, World, hole, huge, scans, small
+from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_NOHUGEPAGE
+from mthp.words.events import Event, KhugepagedScan, ScanPmd, Slept
+from mthp.words.profiles import PMD_ONLY
+from mthp.words.results import KernelBug, ScanResult
+from mthp.words.settings import Enabled
+from tests.small_worlds import TINY, World, hole, huge, scans, small
 
 NR = 16
 

@@ -7,8 +7,8 @@ import pytest
 
 from mthp.khugepaged.eligibility import collapse_possible_orders, hugepage_enabled, requested_orders
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders, thp_vma_suitable_order
-from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
-from mthp.mm.vma import (
+from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
+from mthp.mm.vm_flags import (
     VM_DEFAULT,
     VM_HUGEPAGE,
     VM_HUGETLB,
@@ -18,9 +18,9 @@ from mthp.mm.vma import (
     VM_PFNMAP,
     VM_STACK_INCOMPLETE,
 )
-from mthp.profiles import PMD_ONLY, V16
-from mthp.settings import Enabled, Settings
-from tests.worlds import TINY, World, small
+from mthp.words.profiles import PMD_ONLY, V16
+from mthp.words.settings import Enabled, Settings
+from tests.small_worlds import TINY, World, small
 
 E = Enabled
 

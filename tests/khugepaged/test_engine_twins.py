@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mthp.events import Event
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.copy import copy_at_once, let_go_at_once
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.isolate import PlainSources, _Isolation, isolate_at_once
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.khugepaged.scan import Scan, scan_ptes_at_once
-from mthp.mm import folio as pg
-from mthp.mm.allocator import NodeState
-from mthp.mm.folio import _ROWS, PAGE_HWPOISON
-from mthp.mm.kernel import Kernel
-from mthp.mm.lru import folio_add_lru
-from mthp.mm.pagetable import PageTable, PteMap, pmd_ptr
-from mthp.mm.pte import (
+from mthp.mm import page_flags as pg
+from mthp.mm.folio import folio_add_lru
+from mthp.mm.mem_map import _ROWS
+from mthp.mm.mm_types import Kernel, PageTable
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.page_flags import PAGE_HWPOISON
+from mthp.mm.pgtable import PteMap, pmd_ptr
+from mthp.mm.pgtable_types import (
     DIRTY,
     PFN_SHIFT,
     UFFD_WP,
@@ -37,9 +37,10 @@ from mthp.mm.pte import (
     table_pmd,
     zero_pte,
 )
-from mthp.mm.vma import VM_DEFAULT, VM_LOCKED
-from mthp.settings import Enabled, Settings
-from mthp.units import Geometry
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
+from mthp.words.events import Event
+from mthp.words.settings import Enabled, Settings
+from mthp.words.units import Geometry
 
 START = 1 << 30
 PLAIN = pg.PG_LRU | pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_UPTODATE

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings, target
 from hypothesis import strategies as st
 
-from mthp.events import CollapseHugePage
 from mthp.khugepaged.control import Caller
-from mthp.mm.folio import PG_LOCKED
-from mthp.mm.pte import Leaf, leaf_kind, pmd_is_table, pte_pfn, pte_present
-from mthp.mm.vma import Vma
-from mthp.results import ScanResult
-from mthp.run.build import mapped_frame
-from mthp.units import Geometry
+from mthp.mm.mm_types import Vma
+from mthp.mm.page_flags import PG_LOCKED
+from mthp.mm.pgtable_types import Leaf, leaf_kind, pmd_is_table, pte_pfn, pte_present
+from mthp.words.events import CollapseHugePage
+from mthp.words.results import ScanResult
+from mthp.words.units import Geometry
+from mthp.worlds.build import mapped_frame
 from tests.khugepaged.strategies import VMA_FAULTS, Fault, Recipe, recipes
-from tests.worlds import World
+from tests.small_worlds import World
 
 R = ScanResult
 TINIER = Geometry(12, 3)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from mthp.khugepaged.madvise import GO_ON, THP, madvise_collapse, madvise_collapse_errno
-from mthp.mm.folio import PG_ANON, PG_LRU
-from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
-from mthp.mm.pte import UFFD_WP, Leaf
-from mthp.mm.vma import VM_DEFAULT, VM_NOHUGEPAGE, VM_UFFD_WP, Vma
-from mthp.results import KernelBug, ScanResult
-from mthp.settings import Enabled
-from tests.worlds import (
+from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED, Vma
+from mthp.mm.page_flags import PG_ANON, PG_LRU
+from mthp.mm.pgtable_types import UFFD_WP, Leaf
+from mthp.mm.vm_flags import VM_DEFAULT, VM_NOHUGEPAGE, VM_UFFD_WP
+from mthp.words.results import KernelBug, ScanResult
+from mthp.words.settings import Enabled
+from tests.small_worlds import (
     TINY,
     Piece,
     World,

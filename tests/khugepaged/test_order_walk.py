@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 
-from mthp.events import Attempt
 from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, max_order_from_offset
-from mthp.mm.vma import VM_DEFAULT, VM_LOCKED
-from mthp.results import FILE_ONLY, ScanResult
-from tests.worlds import (
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
+from mthp.words.events import Attempt
+from mthp.words.results import FILE_ONLY, ScanResult
+from tests.small_worlds import (
     TINY,
     World,
     attempts,

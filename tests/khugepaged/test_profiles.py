@@ -11,9 +11,10 @@ import pytest
 
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.machine.step import Access
-from mthp.mm.pte import PMD_NONE, table_pmd
-from mthp.mm.vma import VM_DEFAULT, VM_DROPPABLE, Vma
-from mthp.profiles import (
+from mthp.mm.mm_types import Vma
+from mthp.mm.pgtable_types import PMD_NONE, table_pmd
+from mthp.mm.vm_flags import VM_DEFAULT, VM_DROPPABLE
+from mthp.words.profiles import (
     PMD_ONLY,
     PROFILES,
     REASONS,
@@ -24,8 +25,8 @@ from mthp.profiles import (
     differences,
     profile_for_release,
 )
-from mthp.results import KernelBug, ScanResult
-from tests.worlds import TINY, World, attempts, hole, lazyfree, scans, small, windows
+from mthp.words.results import KernelBug, ScanResult
+from tests.small_worlds import TINY, World, attempts, hole, lazyfree, scans, small, windows
 
 R = ScanResult
 EVERY = pytest.mark.parametrize("profile", list(PROFILES.values()), ids=lambda each: each.name)

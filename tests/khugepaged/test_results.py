@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from mthp.mm.allocator import NodeState
-from mthp.mm.folio import PG_ANON, PG_LRU, PG_UPTODATE, PG_ZONE_DEVICE
-from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY
-from mthp.mm.pte import (
+from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, Vma
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.page_flags import PG_ANON, PG_LRU, PG_UPTODATE, PG_ZONE_DEVICE
+from mthp.mm.pgtable_types import (
     KIND_SHIFT,
     PFN_SHIFT,
     PMD_NONE,
@@ -26,9 +26,9 @@ from mthp.mm.pte import (
     bad_pmd,
     leaf_pte,
 )
-from mthp.mm.vma import VM_DEFAULT, VM_NOHUGEPAGE, VM_UFFD_WP, Vma
-from mthp.results import FILE_ONLY, ScanResult
-from tests.worlds import (
+from mthp.mm.vm_flags import VM_DEFAULT, VM_NOHUGEPAGE, VM_UFFD_WP
+from mthp.words.results import FILE_ONLY, ScanResult
+from tests.small_worlds import (
     TINY,
     Piece,
     World,

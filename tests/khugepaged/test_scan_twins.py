@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.scan import Scan, scan_ptes, scan_ptes_at_once
-from mthp.mm.allocator import NodeState
-from mthp.mm.pagetable import PteMap
-from mthp.mm.pte import pmd_is_table
-from mthp.mm.vma import Vma
-from mthp.results import Refused, ScanResult
-from mthp.units import Geometry
+from mthp.mm.mm_types import Vma
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.pgtable import PteMap
+from mthp.mm.pgtable_types import pmd_is_table
+from mthp.words.results import Refused, ScanResult
+from mthp.words.units import Geometry
 from tests.khugepaged.strategies import Recipe, recipes
-from tests.worlds import TINY, World, hole, large, old, scans, small, zero
+from tests.small_worlds import TINY, World, hole, large, old, scans, small, zero
 
 agreed = declined = 0
 

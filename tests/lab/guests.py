@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import LabError
-from mthp.lab.initramfs import build_agent
-from mthp.lab.kernels import Kernel, find
-from mthp.lab.qemu import QEMU
+from mthp.lab.kernels.kernels import Kernel, find
+from mthp.lab.vm.initramfs import build_agent
+from mthp.lab.vm.qemu import QEMU
 
 
 def kernel_or_skip(name: str | None = None) -> Kernel:

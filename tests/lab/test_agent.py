@@ -13,7 +13,7 @@ import pytest
 
 from mthp.lab import guest
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.initramfs import FLAGS, SOURCES, build_agent
+from mthp.lab.vm.initramfs import FLAGS, SOURCES, build_agent
 
 GUEST = Path(next(iter(guest.__path__)))
 COMPILER = shutil.which("cc") or shutil.which("gcc")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.apt import (
+from mthp.lab.errors import LabError
+from mthp.lab.kernels.apt import (
     KEYRING,
     Archive,
     Package,
@@ -21,7 +22,6 @@ from mthp.lab.apt import (
     run_apt,
     system_sources,
 )
-from mthp.lab.errors import LabError
 
 OURS = "http://archive.example/debian"
 LIST = f"""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.apt import Archive
 from mthp.lab.errors import LabError
-from mthp.lab.kernels import installed, kernels_dir
-from mthp.lab.packages import DebianKernels, Modules
+from mthp.lab.kernels.apt import Archive
+from mthp.lab.kernels.kernels import installed, kernels_dir
+from mthp.lab.kernels.packages import DebianKernels, Modules
 from tests.lab.debs import SignedFolder, deb
 from tests.lab.synthetic import bzimage, module
 

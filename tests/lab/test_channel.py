@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mthp.lab.channel import MAX_IN_FLIGHT, Channel, CommandFailed, GuestGone
+from mthp.lab.vm.channel import MAX_IN_FLIGHT, Channel, CommandFailed, GuestGone
 
 Serve = Callable[[socket.socket], None]
 

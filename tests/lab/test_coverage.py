@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mthp.events import Attempt, CollapseHugePage, Isolate, ScanPmd, Swapin
 from mthp.image.scenario import load
-from mthp.lab.coverage import (
+from mthp.lab.session.coverage import (
     Chance,
     Coverage,
     Kind,
@@ -21,7 +20,8 @@ from mthp.lab.coverage import (
     outcomes,
     table,
 )
-from mthp.results import FILE_ONLY, ScanResult
+from mthp.words.events import Attempt, CollapseHugePage, Isolate, ScanPmd, Swapin
+from mthp.words.results import FILE_ONLY, ScanResult
 
 DATA = Path(__file__).parent.parent / "data"
 

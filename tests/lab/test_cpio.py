@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.cpio import Cpio, Device
+from mthp.lab.vm.cpio import Cpio, Device
 
 CPIO = shutil.which("cpio")
 needs_cpio = pytest.mark.skipif(CPIO is None, reason="the command cpio is not here")

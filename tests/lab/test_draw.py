@@ -8,11 +8,11 @@ from functools import cache
 
 import pytest
 
-from mthp.image.scenario import Action
-from mthp.lab.declared import declare, problem
+from mthp.image.scenario_values import Action
 from mthp.lab.draw import FAMILIES, draw, draw_many
-from mthp.lab.program import REMOTE, Draft, Madv, Verb, parse
-from mthp.lab.walk import walk
+from mthp.lab.program.declared import declare, problem
+from mthp.lab.program.program import REMOTE, Draft, Madv, Verb, parse
+from mthp.lab.program.walk import walk
 
 NUMBER = 500
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.elf import Needs, is_elf, needs, script_interpreter
+from mthp.lab.vm.elf import Needs, is_elf, needs, script_interpreter
 from tests.lab.synthetic import elf
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import LabError
-from mthp.lab.files import GuestFiles, Root
+from mthp.lab.vm.files import GuestFiles, Root
 from tests.lab.synthetic import elf
 
 LOADER = "/lib64/ld.so"

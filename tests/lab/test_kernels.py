@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import LabError
-from mthp.lab.kernels import (
+from mthp.lab.kernels.kernels import (
     Origin,
     add_copy,
     cache_dir,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.kselftest import CaseResult, Context, Output, Verdict, parse_output
+from mthp.lab.session.kselftest import CaseResult, Context, Output, Verdict, parse_output
 
 SAVED = Path(__file__).parent.parent / "data/selftest"
 

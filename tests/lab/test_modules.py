@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import LabError
-from mthp.lab.modules import ModuleTree, modinfo, read_module
+from mthp.lab.kernels.modules import ModuleTree, modinfo, read_module
 from tests.lab.synthetic import module
 
 

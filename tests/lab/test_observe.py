@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mthp.image.runs import PagesState
-from mthp.lab.observe import (
+from mthp.lab.session.observe import (
     FolioNames,
     ObservedVma,
     VmFlag,
@@ -20,7 +20,7 @@ from mthp.lab.observe import (
     pages_state,
     vmas_of,
 )
-from mthp.units import Geometry
+from mthp.words.units import Geometry
 
 START = 0x7E0000200000
 HEAD = """# tracer: nop

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.apt import Package
 from mthp.lab.errors import LabError
-from mthp.lab.kernels import Origin, find, staging
-from mthp.lab.packages import Modules, Offer, best, offers, unpack
+from mthp.lab.kernels.apt import Package
+from mthp.lab.kernels.kernels import Origin, find, staging
+from mthp.lab.kernels.packages import Modules, Offer, best, offers, unpack
 from tests.lab.debs import deb
 from tests.lab.synthetic import bzimage, module
 

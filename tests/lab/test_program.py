@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mthp.image.scenario import Action, Advice, Prctl, Scenario, load
-from mthp.lab.declared import Declared, declare, declared, problem
-from mthp.lab.program import BASE, Draft, Op, ProgramError, Target, Verb, op, parse, spans
-from mthp.lab.space import Uffd
-from mthp.lab.walk import walk
-from mthp.settings import Enabled, Settings
+from mthp.image.scenario import Scenario, load
+from mthp.image.scenario_values import Action, Advice, Prctl
+from mthp.lab.program.declared import Declared, declare, declared, problem
+from mthp.lab.program.program import BASE, Draft, Op, ProgramError, Target, Verb, op, parse, spans
+from mthp.lab.program.space import Uffd
+from mthp.lab.program.walk import walk
+from mthp.words.settings import Enabled, Settings
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = [DATA / "linux-7.3.4.jsonl.xz", DATA / "linux-7.3.4-many-vmas.jsonl.xz"]

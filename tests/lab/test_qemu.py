@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.boot import booted
-from mthp.lab.channel import CommandFailed, GuestGone
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.qemu import Accel, Guest, Machine, boot, qemu_path
+from mthp.lab.session.boot import booted
+from mthp.lab.vm.channel import CommandFailed, GuestGone
+from mthp.lab.vm.qemu import Accel, Guest, Machine, boot, qemu_path
 from tests.lab.guests import children, exists, kernel_or_skip, wait_until
 
 NEVER = "wait /proc/1/stat 2 Z 30000"
@@ -86,8 +86,8 @@ def test_an_error_in_the_block_ends_the_guest() -> None:
 
 SCRIPT = """\
 import time
-from mthp.lab.boot import booted
-from mthp.lab.kernels import find
+from mthp.lab.session.boot import booted
+from mthp.lab.kernels.kernels import find
 with booted(find(), 256) as guest:
     print(guest.guest.pid, flush=True)
     time.sleep(60)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.apt import KEYRING, Archive
 from mthp.lab.errors import LabError
-from mthp.lab.roots import debian_root
+from mthp.lab.kernels.apt import KEYRING, Archive
+from mthp.lab.vm.roots import debian_root
 from tests.lab.debs import deb
 
 APT_GET = """#!/bin/sh

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.selftest import Invocation, build
-from mthp.lab.tools import Tool, missing
+from mthp.lab.kernels.tools import Tool, missing
+from mthp.lab.session.selftest import Invocation, build
 
 needs_compiler = pytest.mark.skipif(
     bool({Tool.COMPILER, Tool.STATIC_LIBC} & set(missing())), reason="needs a static libc"

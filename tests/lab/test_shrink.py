@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from mthp.image.scenario import Action
-from mthp.lab.declared import declare, problem
+from mthp.image.scenario_values import Action
 from mthp.lab.draw import FAMILIES, draw
-from mthp.lab.program import BASE, Draft, Target, parse
-from mthp.lab.shrink import candidates, shrink, size
-from mthp.settings import Enabled, Settings
+from mthp.lab.program.declared import declare, problem
+from mthp.lab.program.program import BASE, Draft, Target, parse
+from mthp.lab.program.shrink import candidates, shrink, size
+from mthp.words.settings import Enabled, Settings
 
 
 def kinds(draft: Draft) -> set[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.apt import Archive
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
-from mthp.lab.source import MEMORY_MODEL, cached_source, fetch, look_up, source_at
+from mthp.lab.kernels.apt import Archive
+from mthp.lab.kernels.source import MEMORY_MODEL, cached_source, fetch, look_up, source_at
 from tests.lab.debs import SignedFolder, deb
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import LabError
-from mthp.lab.tools import Tool, missing, plan
+from mthp.lab.kernels.tools import Tool, missing, plan
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 from mthp.laws.at_rest import check_aborted, check_collapse, check_quiescent
 from mthp.machine.cpu import TlbEntry
 from mthp.machine.locks import Hold
-from mthp.mm.folio import PAGE_ANON_EXCLUSIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_REFERENCED
-from mthp.mm.mm_struct import MM_ANONPAGES
-from mthp.mm.pte import DIRTY, PMD_NONE, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte
-from mthp.mm.vma import VM_READ, Vma
-from mthp.results import ScanResult
-from tests.worlds import TINY, World, huge, large, shared, small, swap, zero
+from mthp.mm.mm_types import MM_ANONPAGES, Vma
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_REFERENCED
+from mthp.mm.pgtable_types import DIRTY, PMD_NONE, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte
+from mthp.mm.vm_flags import VM_READ
+from mthp.words.results import ScanResult
+from tests.small_worlds import TINY, World, huge, large, shared, small, swap, zero
 
 Corrupt = Callable[[World, Vma], object]
 

@@ -7,12 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import pmd_ptr, pmdp_get_lockless
-from mthp.mm.pte import SOFT_DIRTY, YOUNG, Leaf, leaf_pte, zero_pte
-from mthp.races.stage import START, Size, Stage
-from mthp.races.world import World
-from mthp.rivals.said import (
+from mthp.mm.mm_types import Mm
+from mthp.mm.pgtable import pmd_ptr, pmdp_get_lockless
+from mthp.mm.pgtable_types import SOFT_DIRTY, YOUNG, Leaf, leaf_pte, zero_pte
+from mthp.mm.reports import (
     Discarding,
     Gone,
     Moving,
@@ -22,6 +20,8 @@ from mthp.rivals.said import (
     Stored,
     Zapped,
 )
+from mthp.races.stage import START, Size, Stage
+from mthp.races.world import World
 
 END = START + 0x2000
 FAR = START + 0x8000

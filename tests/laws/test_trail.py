@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from mthp.laws.trail import Trail
-from mthp.mm.folio import PG_LOCKED, PG_LRU, PG_UPTODATE
-from mthp.mm.pte import DIRTY, SOFT_DIRTY, UFFD_WP, YOUNG, huge_pmd, mk_pte, table_pmd
+from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_UPTODATE
+from mthp.mm.pgtable_types import DIRTY, SOFT_DIRTY, UFFD_WP, YOUNG, huge_pmd, mk_pte, table_pmd
 
 USED = YOUNG | DIRTY | SOFT_DIRTY
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mthp.explore.tasks import Op
 from mthp.machine.cpu import Busy
 from mthp.machine.locks import Hold, Rank, RwSem
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Machine, Task
-from mthp.results import KernelBug
-from mthp.schedulers.tasks import Op
+from mthp.words.results import KernelBug
 
 Line = tuple[str, int]
 """("read" | "write" | "add", word), ("lock" | "rlock" | "try" | "unlock", lock),

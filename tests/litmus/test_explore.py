@@ -8,11 +8,11 @@ import random
 
 import pytest
 
-from mthp.schedulers.enumerate import Enumerator
-from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.outcome import Kind, Outcome
-from mthp.schedulers.replay import Replay
-from mthp.schedulers.sample import Policy, Sampler
+from mthp.explore.enumerate import Enumerator
+from mthp.explore.explore import Explorer, Until
+from mthp.explore.outcome import Kind, Outcome
+from mthp.explore.replay import Replay
+from mthp.explore.sample import Policy, Sampler
 from tests.litmus.programs import FEW, FLAGS, LOCKS, WORDS, Line, recipe
 
 

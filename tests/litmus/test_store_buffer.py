@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from mthp.explore.explore import Explorer, Until
+from mthp.explore.outcome import Kind
 from mthp.machine.locks import Rank, RwSem
 from mthp.machine.memory import Words
 from mthp.machine.step import Task
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
-from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.outcome import Kind
 from tests.litmus.programs import Program
 
 Between = Callable[["Publish"], None]

@@ -7,7 +7,7 @@ import pytest
 
 from mthp.machine.locks import READ, WRITE, Hold, Rank, RwSem, SpinLock
 from mthp.machine.step import Access, Machine, Task
-from mthp.results import KernelBug
+from mthp.words.results import KernelBug
 
 
 @pytest.fixture

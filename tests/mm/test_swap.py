@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Swapping in, as a collapse does it."""
 
-from mthp.events import Swapin
 from mthp.khugepaged.control import Caller
-from mthp.mm.folio import PG_DIRTY, PG_LRU, PG_SWAPCACHE
-from mthp.mm.mm_struct import MM_ANONPAGES
-from mthp.mm.pte import WRITE, Leaf, leaf_pte, pte_pfn
-from mthp.mm.vma import Vma
-from mthp.results import ScanResult
-from tests.worlds import TINY, World, large, leaf, small, swap, swapins
+from mthp.mm.mm_types import MM_ANONPAGES, Vma
+from mthp.mm.page_flags import PG_DIRTY, PG_LRU, PG_SWAPCACHE
+from mthp.mm.pgtable_types import WRITE, Leaf, leaf_pte, pte_pfn
+from mthp.words.events import Swapin
+from mthp.words.results import ScanResult
+from tests.small_worlds import TINY, World, large, leaf, small, swap, swapins
 
 
 def test_a_swapped_page_comes_back_writable_and_its_slot_is_given_up() -> None:

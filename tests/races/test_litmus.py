@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.herd import parse_observations, run_herd
+from mthp.check.litmus import compare, says
+from mthp.lab.kernels.herd import parse_observations, run_herd
 from mthp.machine.store_buffer import Model
 from mthp.races.litmus import PATTERNS, Says
-from mthp.run.litmus import compare, says
 
 FILES = Path(__file__).parents[2] / "docs" / "litmus"
 RECORDED = Path(__file__).parent / "golden" / "herd7-7.58.txt"

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.check.check import check_world
+from mthp.check.check_records import WorldResult
 from mthp.races.stage import Size
 from mthp.races.variant import Edit, applied
 from mthp.races.world import World
-from mthp.run.check import check_world
-from mthp.run.check_records import WorldResult
 
 WAIT_FOR_FOLIO = Edit(
     "khugepaged.isolate",

@@ -9,20 +9,20 @@ import sys
 
 import pytest
 
+from mthp.check.check import Token, check_world, draw, hunt, hunt_half, replay
+from mthp.check.check_records import Verdict, Violation
+from mthp.check.scorecard import default_worlds
+from mthp.check.search import Budget
 from mthp.laws.sentences import LAWS
-from mthp.races.cast import LAWFUL, RIVALS
+from mthp.races.cast.all import LAWFUL, RIVALS
 from mthp.races.findings import findings_of
-from mthp.races.mutant import Half, Mutant
-from mthp.races.mutants import HALVES, MUTANTS
+from mthp.races.mutants.collapse import HALVES, MUTANTS
+from mthp.races.mutants.mutant import Half, Mutant
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import Edit, applied, edited
 from mthp.races.world import Hook, World
 from mthp.report.check import violation_document
-from mthp.run.check import Token, check_world, draw, hunt, hunt_half, replay
-from mthp.run.check_records import Verdict, Violation
-from mthp.run.scorecard import default_worlds
-from mthp.run.search import Budget
 
 LISTED = {
     "A1": {3}, "A2": {1, 6}, "A3": {1, 10}, "A4": {6, 7, 10}, "A6": {6, 10}, "A7": {3, 7},

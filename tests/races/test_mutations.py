@@ -7,9 +7,9 @@ import ast
 
 import pytest
 
-from mthp.races.mutations import MODULES, mutations
+from mthp.check.mutate import try_mutation, worlds
+from mthp.races.mutants.automatic import MODULES, mutations
 from mthp.races.variant import source_of
-from mthp.run.mutate import try_mutation, worlds
 
 
 @pytest.mark.parametrize("module", MODULES)

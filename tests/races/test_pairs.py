@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.check.check import check_world
+from mthp.check.search import Budget
 from mthp.races.stage import Size
 from mthp.races.world import World
-from mthp.run.check import check_world
-from mthp.run.search import Budget
 
 
 @pytest.mark.parametrize("rivals", [("load", "uffd-move"), ("store", "uffd-move")], ids="+".join)

@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
+from mthp.explore.enumerate import Enumerator
+from mthp.explore.explore import Explorer, Until
+from mthp.explore.outcome import Kind
 from mthp.laws.watch import Broken
-from mthp.races.mutants import MUTANTS
+from mthp.races.mutants.collapse import MUTANTS
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size, Stage
 from mthp.races.variant import applied
 from mthp.races.world import World
-from mthp.schedulers.enumerate import Enumerator
-from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.outcome import Kind
 
 
 def state_of(stage: Stage) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.races.cast import LAWFUL, RIVALS, get_along
+from mthp.races.cast.all import LAWFUL, RIVALS, get_along
+from mthp.races.cast.rival import Spot
 from mthp.races.findings import FINDINGS, findings_of, tolerated
-from mthp.races.rival import Spot
 from mthp.races.stage import Size
 from mthp.races.world import Hook, World
 

@@ -8,18 +8,18 @@ from contextlib import nullcontext
 
 import pytest
 
-from mthp.races.cast import LAWFUL
-from mthp.races.mutants import MUTANTS
+from mthp.check.scorecard import default_worlds
+from mthp.explore.compiled import integers
+from mthp.explore.compiled.automaton import STEP
+from mthp.explore.compiled.columns import BROKEN, DEPTH, FATE, Code, Fate, State
+from mthp.explore.compiled.explorer import CompiledExplorer, Speed
+from mthp.explore.explore import Explorer, Until
+from mthp.explore.tasks import STOP, Execution
+from mthp.races.cast.all import LAWFUL
+from mthp.races.mutants.collapse import MUTANTS
 from mthp.races.stage import Size
 from mthp.races.variant import applied
 from mthp.races.world import World
-from mthp.run.scorecard import default_worlds
-from mthp.schedulers import integers
-from mthp.schedulers.automaton import STEP
-from mthp.schedulers.columns import BROKEN, DEPTH, FATE, Code, Fate, State
-from mthp.schedulers.compiled import CompiledExplorer, Speed
-from mthp.schedulers.explore import Explorer, Until
-from mthp.schedulers.tasks import STOP, Execution
 from tests.races.test_reduction import WithStates
 
 MOST = 250

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from mthp.check.check import check_world, hunt
 from mthp.khugepaged import collapse
 from mthp.khugepaged.isolate import _Isolation
 from mthp.machine.store_buffer import Model
-from mthp.races.mutants import MUTANTS, NO_BARRIER
+from mthp.races.mutants.collapse import MUTANTS, NO_BARRIER
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import Edit, VariantError, applied, edited, protocol, source_of
 from mthp.races.world import World
-from mthp.run.check import check_world, hunt
 
 
 def test_every_edit_meets_its_text() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mthp.run.records import (
+from mthp.predict.records import (
     Clock,
     Effort,
     OrderUse,
@@ -19,7 +19,7 @@ from mthp.run.records import (
     Verified,
     VmaUse,
 )
-from mthp.settings import Enabled, Settings
+from mthp.words.settings import Enabled, Settings
 
 GOLDEN = Path(__file__).parent / "golden"
 MIB = 1024 * 1024

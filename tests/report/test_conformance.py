@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from mthp.compare.conformance import Conformance, Mismatch
 from mthp.report.conformance import (
     MISMATCHES_SHOWN,
     ScoreLike,
@@ -13,7 +14,6 @@ from mthp.report.conformance import (
     mismatch_kinds,
     render_conformance,
 )
-from mthp.run.conformance import Conformance, Mismatch
 from tests.report.samples import console, golden, printed
 
 if TYPE_CHECKING:

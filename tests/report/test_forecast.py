@@ -9,9 +9,9 @@ import json
 
 from rich.console import Console
 
+from mthp.predict.records import Forecast, Miss
 from mthp.report.forecast import forecast_document, good, render_forecasts
-from mthp.run.records import Forecast, Miss
-from mthp.settings import Settings
+from mthp.words.settings import Settings
 
 MISS = Miss("0", "4", "0", 16, "young bits", 0x7F00_0000_0000)
 WELL = Forecast("redis", "7.3.4", Settings(), 1, 20000, 10000, 20000, 10000, 2, 2)

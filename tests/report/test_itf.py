@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 
-from mthp.report.itf import VARIABLES, itf_document
-from mthp.run.check_records import (
+from mthp.check.check_records import (
     Breach,
     CpuStand,
     Entry,
@@ -17,6 +16,7 @@ from mthp.run.check_records import (
     Trace,
     Translation,
 )
+from mthp.report.itf import VARIABLES, itf_document
 from tests.report.samples import golden
 
 HOLE = Entry("none", 0, ())

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from mthp.profiles import PROFILES
+from mthp.predict.records import Outcome, Stage, Verified
 from mthp.report.json_doc import SCHEMA_VERSION, outcome_document
-from mthp.run.records import Outcome, Stage, Verified
-from mthp.settings import Settings
-from mthp.units import Geometry
+from mthp.words.profiles import PROFILES
+from mthp.words.settings import Settings
+from mthp.words.units import Geometry
 from tests.report.samples import OUTCOME
 from tests.report.test_text import EMPTY
 

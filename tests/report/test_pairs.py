@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from mthp.check.check_records import Covered, WorldResult
 from mthp.report.check import pairs_lines
-from mthp.run.check_records import Covered, WorldResult
 
 
 def row(executions: int, bound: str, *rivals: str) -> WorldResult:

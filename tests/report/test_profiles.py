@@ -9,13 +9,13 @@ from itertools import product
 
 import pytest
 
-from mthp.profiles import PMD_ONLY, PROFILES, V7_3, V16, Profile, differences
+from mthp.predict.records import Clock, Effort, OrderUse, Outcome
 from mthp.report.profiles import (
     differences_document,
     render_differences,
     render_outcome_diff,
 )
-from mthp.run.records import Clock, Effort, OrderUse, Outcome
+from mthp.words.profiles import PMD_ONLY, PROFILES, V7_3, V16, Profile, differences
 from tests.report.samples import MIB, OUTCOME, REFUSALS, VMAS, console, golden, printed
 
 OTHER = replace(

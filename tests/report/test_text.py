@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from mthp.predict.records import Clock, Effort, OrderUse, Outcome, Verified
 from mthp.report.phrases import Page, duration, each, group_refusals, percent, wasted_attempts
 from mthp.report.text import render_outcome
 from mthp.report.vma_map import VMAS_SHOWN, bar_glyphs, share_bar
-from mthp.run.records import Clock, Effort, OrderUse, Outcome, Verified
-from mthp.settings import Settings
-from mthp.units import Geometry
+from mthp.words.settings import Settings
+from mthp.words.units import Geometry
 from tests.report.samples import MIB, OUTCOME, REFUSALS, console, golden, printed, refused, vma
 
 

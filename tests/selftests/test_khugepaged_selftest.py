@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from mthp.laws.at_rest import Census
-from mthp.mm.vma import VM_DEFAULT, VM_HUGEPAGE, Vma
-from mthp.settings import Enabled
-from tests.worlds import World, hole, huge, large, shared, small, swap
+from mthp.mm.mm_types import Vma
+from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE
+from mthp.words.settings import Enabled
+from tests.small_worlds import World, hole, huge, large, shared, small, swap
 
 NR = 512
 MTHP_ORDER = 4

@@ -14,15 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mthp.check.check import NO_MUTANT, NOBODY, known, replay
+from mthp.check.check_records import MutantResult, Verdict, WorldResult
+from mthp.check.jobs import Row
+from mthp.check.mutate import Tried, try_mutations
+from mthp.check.rows import Result
+from mthp.check.scorecard import Job, default_worlds, pair_jobs, scorecard_jobs
+from mthp.check.search import Budget
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.itf import check_target, write_itf
 from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError
+from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.sentences import LAWS
-from mthp.races.cast import LAWFUL, RIVALS
-from mthp.races.mutant import Mutant
-from mthp.races.mutants import HALVES, MUTANTS
-from mthp.races.mutations import mutations
+from mthp.races.cast.all import LAWFUL, RIVALS
+from mthp.races.mutants.automatic import mutations
+from mthp.races.mutants.collapse import HALVES, MUTANTS
+from mthp.races.mutants.mutant import Mutant
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError, protocol
@@ -37,14 +45,6 @@ from mthp.report.check import (
     world_document,
     world_line,
 )
-from mthp.run.check import NO_MUTANT, NOBODY, known, replay
-from mthp.run.check_records import MutantResult, Verdict, WorldResult
-from mthp.run.jobs import Row
-from mthp.run.mutate import Tried, try_mutations
-from mthp.run.rows import Result
-from mthp.run.scorecard import Job, default_worlds, pair_jobs, scorecard_jobs
-from mthp.run.search import Budget
-from mthp.schedulers.tasks import MAX_STEPS
 
 BROKEN = 4
 """Exit code: a law is broken."""

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from mthp.check.jobs import Jobs, Row
+from mthp.check.rows import Rows, RowsError
+from mthp.check.scorecard import Job
+from mthp.check.search import By
 from mthp.cli.options import UsageError
-from mthp.run.jobs import Jobs, Row
-from mthp.run.rows import Rows, RowsError
-from mthp.run.scorecard import Job
-from mthp.run.search import By
-from mthp.schedulers.part import Standing
+from mthp.explore.part import Standing
 
 FAILED = 1
 INTERRUPTED = 1

@@ -25,21 +25,21 @@ from mthp.cli.target import (
     settle_profile,
     settle_settings,
 )
-from mthp.events import Event, ftrace
 from mthp.image.snapshot import Snapshot
-from mthp.profiles import Profile
+from mthp.predict.measure import TlbModel
+from mthp.predict.outcome import Request, run_world
+from mthp.predict.passes import Interrupted
+from mthp.predict.records import Outcome
+from mthp.predict.steps import StepRecorder
+from mthp.predict.why import describe_window, find_mapping, table_lines
 from mthp.report.json_doc import outcome_document
 from mthp.report.steps import render_steps
 from mthp.report.text import render_outcome
-from mthp.run.build import World
-from mthp.run.image_frames import Assumptions
-from mthp.run.measure import TlbModel
-from mthp.run.outcome import Request, run_world
-from mthp.run.passes import Interrupted
-from mthp.run.records import Outcome
-from mthp.run.steps import StepRecorder
-from mthp.run.why import describe_window, find_mapping, table_lines
-from mthp.settings import Settings
+from mthp.words.events import Event, ftrace
+from mthp.words.profiles import Profile
+from mthp.words.settings import Settings
+from mthp.worlds.build import World
+from mthp.worlds.image_frames import Assumptions
 
 
 class Progress:

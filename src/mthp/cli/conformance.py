@@ -10,10 +10,10 @@ import sys
 from rich.console import Console
 
 from mthp.cli.options import NUMBERS, UsageError
+from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import ScenarioError, load
-from mthp.profiles import DEFAULT, PROFILES
 from mthp.report.conformance import conformance_document, render_conformance
-from mthp.run.conformance import run_conformance
+from mthp.words.profiles import DEFAULT, PROFILES
 
 _IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps", "no_changes")
 DIFFER = 3

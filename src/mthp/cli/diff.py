@@ -12,13 +12,13 @@ from rich.console import Console
 from mthp.cli.collapse import predict
 from mthp.cli.options import NUMBERS, UsageError
 from mthp.cli.target import load_target, settle_settings
-from mthp.profiles import PROFILES
+from mthp.predict.outcome import run_world
 from mthp.report.profiles import (
     differences_document,
     render_differences,
     render_outcome_diff,
 )
-from mthp.run.outcome import run_world
+from mthp.words.profiles import PROFILES
 
 
 def run_diff(args: argparse.Namespace) -> int:

@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mthp.check.trace import trace
 from mthp.cli.options import UsageError
 from mthp.report.itf import itf_document
-from mthp.run.trace import trace
 
 
 def check_target(file: str | None) -> None:

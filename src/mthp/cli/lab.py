@@ -20,8 +20,8 @@ from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import HOST_LACKS, LabError
 
 if TYPE_CHECKING:
-    from mthp.lab.kernels import Kernel
-    from mthp.lab.packages import Offer
+    from mthp.lab.kernels.kernels import Kernel
+    from mthp.lab.kernels.packages import Offer
 
 
 def add_lab(verbs: Verbs) -> None:
@@ -89,8 +89,8 @@ def _add_list(subverbs: Verbs) -> None:
 
 
 def _run_setup(args: argparse.Namespace) -> int:
-    from mthp.lab.kernels import add_copy, check_release, release_of_image
-    from mthp.lab.packages import DEFAULT_RELEASE
+    from mthp.lab.kernels.kernels import add_copy, check_release, release_of_image
+    from mthp.lab.kernels.packages import DEFAULT_RELEASE
 
     if args.modules is not None and args.kernel is None:
         raise UsageError("--modules goes with --kernel")
@@ -112,7 +112,7 @@ def _run_setup(args: argparse.Namespace) -> int:
 
 def _provide_tools(args: argparse.Namespace) -> None:
     """Install what is missing of the host's programs, if that is wanted and may be done."""
-    from mthp.lab.tools import install, missing, plan
+    from mthp.lab.kernels.tools import install, missing, plan
 
     tools = missing()
     if not tools:
@@ -131,9 +131,9 @@ def _provide_tools(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
-    from mthp.lab.apt import debian_archive, system_sources
-    from mthp.lab.kernels import check_room
-    from mthp.lab.packages import DebianKernels
+    from mthp.lab.kernels.apt import debian_archive, system_sources
+    from mthp.lab.kernels.kernels import check_room
+    from mthp.lab.kernels.packages import DebianKernels
 
     absent = wanted if args.again else [name for name in wanted if not _in_cache(name)]
     if not absent:
@@ -149,7 +149,7 @@ def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
 
 
 def _in_cache(name: str) -> bool:
-    from mthp.lab.kernels import installed, matches
+    from mthp.lab.kernels.kernels import installed, matches
 
     for kernel in reversed(installed()):
         if matches(kernel.release, name):
@@ -159,8 +159,8 @@ def _in_cache(name: str) -> bool:
 
 
 def _announce(offer: Offer) -> None:
-    from mthp.lab.packages import Modules
-    from mthp.units import human_bytes
+    from mthp.lab.kernels.packages import Modules
+    from mthp.words.units import human_bytes
 
     print(
         f"kernel {offer.release}, Debian {offer.suite}: {human_bytes(offer.size)} to fetch, "
@@ -182,8 +182,8 @@ def _say(line: str) -> None:
 
 
 def _run_list(args: argparse.Namespace) -> int:
-    from mthp.lab.kernels import SCHEMA_VERSION, installed
-    from mthp.units import human_bytes
+    from mthp.lab.kernels.kernels import SCHEMA_VERSION, installed
+    from mthp.words.units import human_bytes
 
     kernels = installed()
     if args.json:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mthp.cli.options import UsageError, Verbs
 
 if TYPE_CHECKING:
-    from mthp.run.campaign import Campaign, Smallest
+    from mthp.compare.campaign import Campaign, Smallest
 
 DIFFER = 3
 """Exit code: engine and kernel differ."""
@@ -61,11 +61,11 @@ def add_fuzz(subverbs: Verbs) -> None:
 
 def run_fuzz(args: argparse.Namespace) -> int:
     """The subverb; an exit code."""
-    from mthp.lab.coverage import table
+    from mthp.compare.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
     from mthp.lab.draw import FAMILIES
-    from mthp.lab.kernels import find
+    from mthp.lab.kernels.kernels import find
+    from mthp.lab.session.coverage import table
     from mthp.report.fuzz import fuzz_text
-    from mthp.run.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
 
     if args.family and args.family not in FAMILIES:
         raise UsageError(f"--family {args.family}: not one of {', '.join(FAMILIES)}")

@@ -18,11 +18,11 @@ from mthp.cli.options import UsageError, Verbs, add_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mthp.lab.kernels import Kernel
-    from mthp.lab.real import Provision
-    from mthp.lab.recipes import Recipe
-    from mthp.run.records import Forecast
-    from mthp.settings import Settings
+    from mthp.lab.kernels.kernels import Kernel
+    from mthp.lab.session.real import Provision
+    from mthp.lab.session.recipes import Recipe
+    from mthp.predict.records import Forecast
+    from mthp.words.settings import Settings
 
 DIFFER = 3
 """Exit code: prediction and kernel differ by more than is promised."""
@@ -85,7 +85,7 @@ def add_predict(subverbs: Verbs) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """The subverb; an exit code."""
-    from mthp.lab.kernels import find
+    from mthp.lab.kernels.kernels import find
     from mthp.report.forecast import forecast_document, good, render_forecasts
 
     recipes = _recipes(args)
@@ -107,8 +107,8 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> list[Recipe]:
-    from mthp.lab.recipes import RECIPES, Recipe
-    from mthp.lab.stage import Job
+    from mthp.lab.session.recipes import RECIPES, Recipe
+    from mthp.lab.session.workload import Job
 
     if bool(args.recipe) == bool(args.command):
         raise UsageError("give --recipe NAME, or -- COMMAND")
@@ -154,7 +154,7 @@ def _memory(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> list[Settings]:
     """The settings of each guest: the command line's over every size enabled."""
     from mthp.cli.target import settle_settings
-    from mthp.settings import Enabled, Settings
+    from mthp.words.settings import Enabled, Settings
 
     base = Settings(shrink_underused=False)
     base = base.replace(sizes=dict.fromkeys(base.sizes, Enabled.ALWAYS))
@@ -188,7 +188,7 @@ def _forecasts(
     memory: int,
     folder: Path,
 ) -> Iterator[Forecast]:
-    from mthp.lab.real import provide
+    from mthp.lab.session.real import provide
 
     def say(line: str) -> None:
         if not args.quiet:
@@ -210,10 +210,10 @@ def _one(
     say: Callable[[str], None],
     young: str,
 ) -> Forecast:
+    from mthp.compare.forecast import compare
     from mthp.image.snapshot import SnapshotError, load
-    from mthp.lab.real import take
-    from mthp.run.forecast import compare
-    from mthp.run.image_frames import Young
+    from mthp.lab.session.real import take
+    from mthp.worlds.image_frames import Young
 
     place.mkdir(exist_ok=True)
     taken = take(provision, kernel, settings, memory, place, say)

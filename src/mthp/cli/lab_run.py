@@ -15,8 +15,8 @@ from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
+    from mthp.compare.rerun import Replayed
     from mthp.image.scenario import Scenario
-    from mthp.run.replay import Replayed
 
 DIFFER = 3
 """Exit code: engine and kernel differ."""
@@ -99,11 +99,11 @@ def _record(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> Iterator[Replayed]:
     """Every scenario named, in order; UsageError where one cannot be read or made."""
+    from mthp.compare.fuzz import Trier
+    from mthp.compare.rerun import replay
     from mthp.image.scenario import ScenarioError
     from mthp.lab.compile import CannotBuild
-    from mthp.lab.kernels import find
-    from mthp.run.fuzz import Trier
-    from mthp.run.replay import replay
+    from mthp.lab.kernels.kernels import find
 
     try:
         scenarios = [each for spec in args.scenarios for each in _load(spec)]

@@ -16,11 +16,11 @@ from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
-    from mthp.lab.kernels import Kernel
-    from mthp.lab.kselftest import Output
-    from mthp.profiles import Profile
-    from mthp.run.selftest import CaseRun, Row
-    from mthp.run.selftest_states import Case
+    from mthp.compare.selftest import CaseRun, Row
+    from mthp.compare.selftest_states import Case
+    from mthp.lab.kernels.kernels import Kernel
+    from mthp.lab.session.kselftest import Output
+    from mthp.words.profiles import Profile
 
 SCHEMA_VERSION = 1
 DEFAULT_ORDER = 4
@@ -86,7 +86,7 @@ class _Result:
     @property
     def rows(self) -> list[Row]:
         """All of them, in the test's order."""
-        from mthp.run.selftest import side_by_side
+        from mthp.compare.selftest import side_by_side
 
         return [
             row
@@ -120,9 +120,9 @@ class _Guest:
 
 
 def _run_selftest(args: argparse.Namespace) -> int:
-    from mthp.profiles import DEFAULT, profile_for_release
-    from mthp.run.selftest import run_case
-    from mthp.run.selftest_states import cases
+    from mthp.compare.selftest import run_case
+    from mthp.compare.selftest_states import cases
+    from mthp.words.profiles import DEFAULT, profile_for_release
 
     if args.engine and (args.kernel or args.source or args.yes or args.record):
         raise UsageError("--engine needs no guest: no --kernel, --source, --yes or --record")
@@ -145,7 +145,7 @@ def _run_selftest(args: argparse.Namespace) -> int:
 
 
 def _orders(texts: Sequence[str]) -> list[int]:
-    from mthp.lab.selftest import MTHP_ORDERS
+    from mthp.lab.session.selftest import MTHP_ORDERS
 
     if texts == ["all"]:
         return list(MTHP_ORDERS)
@@ -159,8 +159,8 @@ def _orders(texts: Sequence[str]) -> list[int]:
 
 
 def _kernel(name: str | None) -> Kernel:
-    from mthp.lab.kernels import find
-    from mthp.lab.qemu import qemu_path
+    from mthp.lab.kernels.kernels import find
+    from mthp.lab.vm.qemu import qemu_path
 
     qemu_path()
     return find(name)
@@ -169,7 +169,7 @@ def _kernel(name: str | None) -> Kernel:
 def _source(args: argparse.Namespace) -> Path:
     """The test's source: the one named, the cache's, or the archive's if that is wanted."""
     from mthp.cli.source import kept_or_fetched
-    from mthp.lab.source import SELFTESTS, source_at
+    from mthp.lab.kernels.source import SELFTESTS, source_at
 
     if args.source is not None:
         return source_at(Path(args.source))
@@ -183,8 +183,8 @@ def _run_in_guest(
     made: Mapping[int | None, Sequence[Case]],
     record_to: str | None,
 ) -> _Guest:
-    from mthp.lab.selftest import Invocation, build, guest_session, run_selftest
-    from mthp.run.selftest_record import record_cases
+    from mthp.compare.selftest_record import record_cases
+    from mthp.lab.session.selftest import Invocation, build, guest_session, run_selftest
 
     program = build(source)
     every = [case for group in made.values() for case in group]

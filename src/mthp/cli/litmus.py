@@ -7,13 +7,13 @@ import argparse
 import json
 from pathlib import Path
 
+from mthp.check.litmus import compare
 from mthp.cli.options import UsageError
 from mthp.cli.source import kept_or_fetched
 from mthp.lab.errors import LabError
-from mthp.lab.herd import check_herd, check_model
-from mthp.lab.source import MEMORY_MODEL
+from mthp.lab.kernels.herd import check_herd, check_model
+from mthp.lab.kernels.source import MEMORY_MODEL
 from mthp.report.litmus import litmus_document, litmus_lines
-from mthp.run.litmus import compare
 
 DIFFER = 3
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path, PurePosixPath
 
 from mthp.cli.consent import asked
-from mthp.lab.apt import debian_archive, system_sources
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.packages import DEFAULT_RELEASE
-from mthp.lab.source import cached_source, fetch, look_up
-from mthp.units import human_bytes
+from mthp.lab.kernels.apt import debian_archive, system_sources
+from mthp.lab.kernels.packages import DEFAULT_RELEASE
+from mthp.lab.kernels.source import cached_source, fetch, look_up
+from mthp.words.units import human_bytes
 
 
 def kept_or_fetched(part: PurePosixPath, what: str, otherwise: str, *, yes: bool) -> Path:

@@ -14,11 +14,11 @@ from mthp.cli.options import NUMBERS, UsageError
 from mthp.image import capture
 from mthp.image.scenario import Scenario, ScenarioError, load_one
 from mthp.image.snapshot import Snapshot, SnapshotError, load
-from mthp.profiles import DEFAULT, PROFILES, Profile, profile_for_release
-from mthp.run.build import World, build_scenario
-from mthp.run.image_frames import Assumptions, Young
-from mthp.run.image_world import build_image
-from mthp.settings import Settings, SettingsError, parse_enabled_flag, parse_thp_anon
+from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
+from mthp.words.settings import Settings, SettingsError, parse_enabled_flag, parse_thp_anon
+from mthp.worlds.build import World, build_scenario
+from mthp.worlds.image_frames import Assumptions, Young
+from mthp.worlds.image_world import build_image
 
 MOST = 10**20
 """No limit: the kernel's ranges are checked by the settings."""

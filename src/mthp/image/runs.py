@@ -16,7 +16,7 @@ from itertools import pairwise
 from sys import intern
 from typing import TypeVar
 
-from mthp.units import Geometry
+from mthp.words.units import Geometry
 
 SPECIAL_SWAP_TYPE = 24
 """Swap types from here up are no swap device. Kernel: include/linux/swap.h, MAX_SWAPFILES with

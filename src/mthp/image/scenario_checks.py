@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from mthp.image.fields import ScenarioError
 from mthp.image.runs import FolioToken, PageKind, PagesState, PteState, PteToken
-from mthp.units import Geometry
+from mthp.words.units import Geometry
 
 if TYPE_CHECKING:
-    from mthp.image.scenario import ScenarioVma
+    from mthp.image.scenario_values import ScenarioVma
 
 _ENTRY_OF = {
     PageKind.NONE: {PteState.NONE, PteState.NO_TABLE},
@@ -128,7 +128,7 @@ def _check_stretch(where: str, vma: ScenarioVma, stretch: _Stretch, geometry: Ge
     where = f"{where}.folios"
     if token.mapcount < 1:
         raise ScenarioError(f"{where}: {place}: mapcount 0 of a mapped page ({token})")
-    # Under a huge PMD pagemap shows for every page what holds for the first (run/render.py, huge()).
+    # Under a huge PMD pagemap shows for every page what holds for the first (worlds/render.py, huge()).
     exact = entry.state is not PteState.HUGE
     if exact and "x" in token.pagemap and token.mapcount > 1:
         raise ScenarioError(

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from mthp.units import Geometry
+from mthp.words.units import Geometry
 
 SCHEMA = "mthp-snapshot/1"
 

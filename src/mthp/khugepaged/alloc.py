@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import count_collapse_event
-from mthp.mm.kernel import Kernel
-from mthp.mm.memcg import Gfp
-from mthp.mm.mm_struct import Mm
-from mthp.profiles import DeferredMemcg
-from mthp.results import Refused, ScanResult
+from mthp.mm.memcontrol import mem_cgroup_charge
+from mthp.mm.mm_types import Kernel, Mm
+from mthp.mm.page_counter import Gfp
+from mthp.words.profiles import DeferredMemcg
+from mthp.words.results import Refused, ScanResult
 
 
 class NewFolio:
@@ -55,7 +55,7 @@ def alloc_charge_folio(mm: Mm, cc: CollapseControl, order: int) -> NewFolio:
         count_collapse_event(kernel, order, "thp_collapse_alloc_failed", "collapse_alloc_failed")
         raise Refused(ScanResult.ALLOC_HUGE_PAGE_FAIL)
     count_collapse_event(kernel, order, "thp_collapse_alloc", "collapse_alloc")
-    if not kernel.charge(folio, mm, Gfp.TRANSHUGE if compact else Gfp.TRANSHUGE_LIGHT):
+    if not mem_cgroup_charge(folio, mm, Gfp.TRANSHUGE if compact else Gfp.TRANSHUGE_LIGHT):
         kernel.mem.folio_put(folio)
         raise Refused(ScanResult.CGROUP_CHARGE_FAIL)
     return NewFolio(kernel, folio)

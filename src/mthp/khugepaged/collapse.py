@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from mthp.events import Attempt, CollapseHugePage
 from mthp.khugepaged.alloc import alloc_charge_folio, check_memcg_alloc_deferred
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.copy import __collapse_huge_page_copy
@@ -18,13 +17,14 @@ from mthp.khugepaged.revalidate import (
 from mthp.khugepaged.swapin import __collapse_huge_page_swapin
 from mthp.machine.cpu import tlb_remove_table_sync_one
 from mthp.machine.locks import Hold
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import Mm
+from mthp.mm.mm_types import Kernel, Mm, PmdPtr, Vma
+from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.pagetable import PmdPtr, PteMap, pmd_lock, pmdp_collapse_flush, pte_offset_map
-from mthp.mm.vma import Vma, anon_vma_lock_write, vma_start_write
-from mthp.profiles import UnmapOrder
-from mthp.results import KernelBug, Refused, ScanResult
+from mthp.mm.pgtable import PteMap, pmd_lock, pmdp_collapse_flush, pte_offset_map
+from mthp.mm.rmap import anon_vma_lock_write
+from mthp.words.events import Attempt, CollapseHugePage
+from mthp.words.profiles import UnmapOrder
+from mthp.words.results import KernelBug, Refused, ScanResult
 
 
 class _Leaving:

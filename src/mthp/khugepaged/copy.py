@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from mthp.events import Copied
-from mthp.khugepaged.at_once import may_look_at_once
 from mthp.khugepaged.isolate import PlainSources, release_pte_folio, release_pte_pages
-from mthp.mm.folio import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED, MemMap
-from mthp.mm.lru import (
+from mthp.mm.folio import (
     folio_add_lru_dead,
     folio_clear_isolated,
     folio_putback_lru,
 )
-from mthp.mm.mm_struct import MM_ANONPAGES
-from mthp.mm.pagetable import PmdPtr, PteMap, clear_ptes, pmd_lock, pmd_populate
-from mthp.mm.pte import (
+from mthp.mm.mem_map import MemMap
+from mthp.mm.mm_types import MM_ANONPAGES, PmdPtr, Vma
+from mthp.mm.page_flags import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED
+from mthp.mm.pgtable import PteMap, clear_ptes, pmd_lock, pmd_populate
+from mthp.mm.pgtable_types import (
     DIRTY,
     PFN_SHIFT,
     PTE_NONE,
@@ -30,9 +29,11 @@ from mthp.mm.pte import (
     pte_pfn,
 )
 from mthp.mm.rmap import folio_remove_rmap_ptes
-from mthp.mm.swap import free_swap_cache
-from mthp.mm.vma import VM_LOCKED, Vma
-from mthp.results import Refused, ScanResult
+from mthp.mm.swapfile import free_swap_cache
+from mthp.mm.vm_flags import VM_LOCKED
+from mthp.vectorised.plain_pages import may_look_at_once
+from mthp.words.events import Copied
+from mthp.words.results import Refused, ScanResult
 
 _NEXT_FRAME = mk_pte(1, 0) - mk_pte(0, 0)
 _BATCH_IGNORES = ~(YOUNG | DIRTY | SOFT_DIRTY | WRITE)

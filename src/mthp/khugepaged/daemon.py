@@ -7,7 +7,6 @@ wakeups. Work counts as no time: only the two sleeps pass, and they are recorded
 
 from __future__ import annotations
 
-from mthp.events import KhugepagedScan, Slept
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import (
     collapse_possible_orders,
@@ -17,13 +16,12 @@ from mthp.khugepaged.eligibility import (
 )
 from mthp.khugepaged.scan import collapse_scan_pmd
 from mthp.machine.locks import Hold, Rank, SpinLock
+from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
-from mthp.mm.kernel import Kernel
-from mthp.mm.lru import lru_add_drain_all
-from mthp.mm.mm_struct import MMF_VM_HUGEPAGE, Mm
-from mthp.mm.vma import Vma, vma_is_anonymous
-from mthp.profiles import Progress
-from mthp.results import KernelBug, ScanResult
+from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Kernel, Mm, Vma, vma_is_anonymous
+from mthp.words.events import KhugepagedScan, Slept
+from mthp.words.profiles import Progress
+from mthp.words.results import KernelBug, ScanResult
 
 
 def collapse_single_pmd(address: int, vma: Vma, mmap_lock: Hold, cc: CollapseControl) -> ScanResult:

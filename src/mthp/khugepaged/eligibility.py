@@ -7,10 +7,8 @@ Kernel: mm/khugepaged.c.
 from __future__ import annotations
 
 from mthp.mm.huge_mm import Tva, hugepage_global_enabled, thp_vma_allowable_orders
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, Mm
-from mthp.mm.vma import Vma
-from mthp.profiles import Orders
+from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, Kernel, Mm, Vma
+from mthp.words.profiles import Orders
 
 
 def hugepage_enabled(kernel: Kernel) -> bool:

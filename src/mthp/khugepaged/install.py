@@ -6,21 +6,19 @@ Kernel: mm/khugepaged.c, the last part of collapse_huge_page().
 
 from __future__ import annotations
 
-from mthp.mm.folio import PG_UPTODATE
-from mthp.mm.kernel import Kernel
-from mthp.mm.pagetable import (
-    PmdPtr,
+from mthp.mm.huge_memory import map_anon_folio_pmd_nopf
+from mthp.mm.memory import map_anon_folio_pte_nopf
+from mthp.mm.mm_types import Kernel, PmdPtr, Vma
+from mthp.mm.page_flags import PG_UPTODATE
+from mthp.mm.pgtable import (
     PteMap,
-    map_anon_folio_pmd_nopf,
-    map_anon_folio_pte_nopf,
     pgtable_trans_huge_deposit,
     pmd_lock,
     pmd_populate,
     pmdp_get_lockless,
 )
-from mthp.mm.pte import pmd_none, pmd_pgtable
-from mthp.mm.vma import Vma
-from mthp.profiles import Install
+from mthp.mm.pgtable_types import pmd_none, pmd_pgtable
+from mthp.words.profiles import Install
 
 
 def guard_pmd_none(kernel: Kernel, pmd: PmdPtr) -> None:

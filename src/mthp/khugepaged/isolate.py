@@ -8,8 +8,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.events import NO_PFN, Isolate
-from mthp.khugepaged.at_once import may_look_at_once, plain_pages
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import (
     collapse_max_ptes_none,
@@ -17,25 +15,25 @@ from mthp.khugepaged.limits import (
     count_collapse_event,
 )
 from mthp.mm.folio import (
-    PG_ISOLATED,
-    PG_LOCKED,
-    PG_LRU,
-    PG_REFERENCED,
-    PG_YOUNG,
-    PG_ZONE_DEVICE,
-    MemMap,
-)
-from mthp.mm.kernel import Kernel
-from mthp.mm.lru import (
     folio_add_lru_held,
     folio_clear_isolated,
     folio_isolate_lru,
     folio_mark_isolated,
     folio_putback_lru,
 )
+from mthp.mm.mem_map import MemMap
+from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_test_young
-from mthp.mm.pagetable import PteMap
-from mthp.mm.pte import (
+from mthp.mm.page_flags import (
+    PG_ISOLATED,
+    PG_LOCKED,
+    PG_LRU,
+    PG_REFERENCED,
+    PG_YOUNG,
+    PG_ZONE_DEVICE,
+)
+from mthp.mm.pgtable import PteMap
+from mthp.mm.pgtable_types import (
     PFN_SHIFT,
     PRESENT,
     pte_dirty,
@@ -46,9 +44,11 @@ from mthp.mm.pte import (
     pte_uffd,
     pte_young,
 )
-from mthp.mm.vma import VM_DROPPABLE, Vma
-from mthp.profiles import Lazyfree
-from mthp.results import Refused, ScanResult
+from mthp.mm.vm_flags import VM_DROPPABLE
+from mthp.vectorised.plain_pages import may_look_at_once, plain_pages
+from mthp.words.events import NO_PFN, Isolate
+from mthp.words.profiles import Lazyfree
+from mthp.words.results import Refused, ScanResult
 
 NO_ORDER: Final = 64
 """Larger than any folio's order."""

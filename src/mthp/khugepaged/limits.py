@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from mthp.khugepaged.control import CollapseControl
-from mthp.mm.kernel import Kernel
-from mthp.mm.vma import Vma, userfaultfd_armed
-from mthp.profiles import IntermediateNone
+from mthp.mm.mm_types import Kernel, Vma, userfaultfd_armed
+from mthp.words.profiles import IntermediateNone
 
 
 def collapse_max_ptes_none(

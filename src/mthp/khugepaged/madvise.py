@@ -11,12 +11,11 @@ from mthp.khugepaged.daemon import collapse_single_pmd
 from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.revalidate import Expect, hugepage_vma_revalidate
 from mthp.machine.locks import Hold
+from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
-from mthp.mm.lru import lru_add_drain_all
-from mthp.mm.mm_struct import Mm
-from mthp.mm.vma import Vma
-from mthp.profiles import EmptyRange
-from mthp.results import KernelBug, Refused, ScanResult
+from mthp.mm.mm_types import Mm, Vma
+from mthp.words.profiles import EmptyRange
+from mthp.words.results import KernelBug, Refused, ScanResult
 
 THP: Final = frozenset({ScanResult.SUCCEED, ScanResult.PMD_MAPPED})
 """The range is huge now."""

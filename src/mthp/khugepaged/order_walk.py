@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from mthp.events import OrderWalk
 from mthp.khugepaged.collapse import collapse_huge_page
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import collapse_max_ptes_none
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import Mm
-from mthp.results import ScanResult
+from mthp.mm.mm_types import Kernel, Mm
+from mthp.words.events import OrderWalk
+from mthp.words.results import ScanResult
 
 NEXT_OFFSET: Final = frozenset({ScanResult.SUCCEED, ScanResult.PTE_MAPPED_HUGEPAGE})
 """After these the walk goes on behind the window."""

@@ -8,9 +8,9 @@ from enum import Enum
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.eligibility import collapse_test_exit_or_disable
 from mthp.mm.huge_mm import Tva, thp_vma_allowable_orders, thp_vma_suitable_order
-from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import PmdPtr, mm_find_pmd, pmdp_get_lockless
-from mthp.mm.pte import (
+from mthp.mm.mm_types import Mm, PmdPtr, Vma, vma_is_anonymous
+from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless
+from mthp.mm.pgtable_types import (
     pmd_bad,
     pmd_is_migration_entry,
     pmd_is_table,
@@ -18,8 +18,7 @@ from mthp.mm.pte import (
     pmd_present,
     pmd_trans_huge,
 )
-from mthp.mm.vma import Vma, vma_is_anonymous
-from mthp.results import Refused, ScanResult
+from mthp.words.results import Refused, ScanResult
 
 
 class Expect(Enum):

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mthp.events import NO_PFN, ScanPmd
-from mthp.khugepaged.at_once import may_look_at_once, plain_pages
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.isolate import folio_pte_referenced, refuses_lazyfree, vm_normal_page
@@ -19,15 +17,15 @@ from mthp.khugepaged.limits import (
 from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.revalidate import find_pmd_or_thp_or_none
 from mthp.machine.locks import Hold
-from mthp.mm.folio import PG_ANON, PG_LOCKED, PG_LRU
 from mthp.mm.huge_mm import Tva
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import PteMap, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
-from mthp.mm.vma import Vma
-from mthp.profiles import Progress
-from mthp.results import KernelBug, Refused, ScanResult
+from mthp.mm.mm_types import Kernel, Mm, Vma
+from mthp.mm.page_flags import PG_ANON, PG_LOCKED, PG_LRU
+from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
+from mthp.mm.pgtable_types import pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
+from mthp.vectorised.plain_pages import may_look_at_once, plain_pages
+from mthp.words.events import NO_PFN, ScanPmd
+from mthp.words.profiles import Progress
+from mthp.words.results import KernelBug, Refused, ScanResult
 
 
 class Scan:

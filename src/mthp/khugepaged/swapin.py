@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from mthp.events import Swapin
 from mthp.machine.locks import Hold
-from mthp.mm.lru import lru_add_drain
-from mthp.mm.mm_struct import MM_SWAPENTS, Mm
-from mthp.mm.pagetable import PmdPtr, PteMap, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import pte_none, pte_present
-from mthp.mm.swap import VmFault, do_swap_page
-from mthp.mm.vma import Vma
-from mthp.results import Refused, ScanResult
+from mthp.mm.folio import lru_add_drain
+from mthp.mm.memory import VmFault, do_swap_page
+from mthp.mm.mm_types import MM_SWAPENTS, Mm, PmdPtr, Vma
+from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
+from mthp.mm.pgtable_types import pte_none, pte_present
+from mthp.words.events import Swapin
+from mthp.words.results import Refused, ScanResult
 
 
 def __collapse_huge_page_swapin(

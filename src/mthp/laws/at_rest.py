@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.machine.locks import Lock
-from mthp.mm.folio import (
+from mthp.mm.mm_types import MM_ANONPAGES, MMF_VM_HUGEPAGE, Kernel, Mm, TableState
+from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
     PAGE_ANON_EXCLUSIVE,
     PG_ANON,
@@ -25,10 +26,7 @@ from mthp.mm.folio import (
     PG_PARTIALLY_MAPPED,
     PG_SWAPCACHE,
 )
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import MM_ANONPAGES, MMF_VM_HUGEPAGE, Mm
-from mthp.mm.pagetable import TableState
-from mthp.mm.pte import (
+from mthp.mm.pgtable_types import (
     KIND_MASK,
     KIND_SHIFT,
     NO_ACCESS,

@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
 from mthp.laws.at_rest import Census, Where
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import mm_find_pmd
-from mthp.mm.pte import (
+from mthp.mm.gup import PIN
+from mthp.mm.mm_types import Kernel, Mm
+from mthp.mm.pgtable import mm_find_pmd
+from mthp.mm.pgtable_types import (
     SOFT_DIRTY,
     UFFD_WP,
     WRITE,
@@ -23,8 +23,7 @@ from mthp.mm.pte import (
     pte_pfn,
     pte_present,
 )
-from mthp.rivals.gup import PIN
-from mthp.rivals.said import (
+from mthp.mm.reports import (
     Discarding,
     Gone,
     Halfway,

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
 
-from mthp.mm.folio import PG_ACTIVE, PG_LRU, PG_UNEVICTABLE
-from mthp.mm.pte import SOFT_DIRTY, UFFD_WP, pte_none, pte_present
+from mthp.mm.page_flags import PG_ACTIVE, PG_LRU, PG_UNEVICTABLE
+from mthp.mm.pgtable_types import SOFT_DIRTY, UFFD_WP, pte_none, pte_present
 
 Say = Callable[[int, str], None]
 

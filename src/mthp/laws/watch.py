@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mthp.events import CollapseHugePage, Event
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.at_rest import (
     Census,
@@ -26,10 +25,9 @@ from mthp.laws.trail import Trail
 from mthp.machine.locks import Mode, Rank, SpinLock, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Task
-from mthp.mm.folio import PG_UPTODATE
-from mthp.mm.kernel import Kernel
-from mthp.mm.pagetable import PageTable, PmdPage, TableState
-from mthp.mm.pte import (
+from mthp.mm.mm_types import Kernel, PageTable, PmdPage, TableState, Vma
+from mthp.mm.page_flags import PG_UPTODATE
+from mthp.mm.pgtable_types import (
     DIRTY,
     YOUNG,
     pmd_is_migration_entry,
@@ -41,9 +39,10 @@ from mthp.mm.pte import (
     pte_pfn,
     table_pmd,
 )
-from mthp.mm.vma import VM_STACK_INCOMPLETE, Vma
-from mthp.results import KernelBug, ScanResult
-from mthp.rivals.said import InstructionEnds
+from mthp.mm.reports import InstructionEnds
+from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
+from mthp.words.events import CollapseHugePage, Event
+from mthp.words.results import KernelBug, ScanResult
 
 
 class Broken(NamedTuple):

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from mthp.machine.memory import Cell
 from mthp.machine.step import Access, Machine
-from mthp.results import KernelBug
+from mthp.words.results import KernelBug
 
 
 class Rank(IntEnum):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mthp.results import KernelBug
+from mthp.words.results import KernelBug
 
 if TYPE_CHECKING:
     from mthp.machine.locks import Hold

@@ -1,337 +1,223 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Folios: the mem_map as rows of words, one word per frame and property.
+"""The LRU (mm/swap.c until it was renamed): a flag, isolation, and the per-CPU batches.
 
-A folio is the number of its first frame. What belongs to the folio stands at that frame (flags,
-refcount, order); what belongs to a page stands at its own frame (mapcount, exclusive, contents).
-Mapcounts start at 0, not at -1 as in the kernel.
-Kernel: include/linux/mm_types.h (struct folio), include/linux/page-flags.h, include/linux/mm.h.
+A folio in a batch carries one more reference and is not on the LRU. That decides outcomes: a
+refused isolation puts its folios back through the batch, and the next attempt meets the reference.
+The lists themselves and their order are not modelled.
+Kernel: mm/folio.c (struct cpu_fbatches), mm/vmscan.c (folio_isolate_lru), mm/mlock.c.
 """
 
 from __future__ import annotations
 
-from array import array
+from enum import Enum
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.machine.memory import Words
-from mthp.machine.step import Access, Machine
-from mthp.mm.allocator import Allocator, NodeState
-from mthp.mm.memcg import MemCgroup
-from mthp.mm.vmstat import VmStat
-from mthp.results import KernelBug
+from mthp.machine.cpu import Cpu
+from mthp.mm.mem_map import MemMap
+from mthp.mm.mm_types import Vma
+from mthp.mm.page_flags import PG_ACTIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
+from mthp.mm.vm_flags import VM_LOCKED, VM_SPECIAL
 
-PG_LOCKED: Final = 1 << 0
-PG_LRU: Final = 1 << 1
-PG_ACTIVE: Final = 1 << 2
-PG_REFERENCED: Final = 1 << 3
-PG_DIRTY: Final = 1 << 4
-PG_SWAPBACKED: Final = 1 << 5
-PG_UNEVICTABLE: Final = 1 << 6
-PG_MLOCKED: Final = 1 << 7
-PG_UPTODATE: Final = 1 << 8
-PG_SWAPCACHE: Final = 1 << 9
-PG_ANON: Final = 1 << 10
-PG_KSM: Final = 1 << 11
-PG_YOUNG: Final = 1 << 12
-PG_PARTIALLY_MAPPED: Final = 1 << 13
-PG_MAPPED_SHARED: Final = 1 << 14
-"""A large folio is mapped by more than one mm. Kernel: FOLIO_MM_IDS_SHARED_BITNUM."""
-PG_ZONE_DEVICE: Final = 1 << 15
-PG_ISOLATED: Final = 1 << 16
-"""Counted in NR_ISOLATED_ANON."""
-PG_WRITEBACK: Final = 1 << 17
-
-PAGE_ANON_EXCLUSIVE: Final = 1 << 0
-PAGE_HWPOISON: Final = 1 << 1
-
-ENTIRELY_MAPPED: Final = 1 << 23
-"""Added to nr_pages_mapped by a PMD mapping. Kernel: mm/internal.h."""
-
-_ROWS: Final = {
-    "head": "q", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
-    "large_mapcount": "i", "entire_mapcount": "i", "nr_pages_mapped": "i", "page_flags": "B",
-    "nid": "b", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
-}  # fmt: skip
-_ROOM: Final = 32
-_ROOM_SHIFT: Final = 4
-"""How many frames rows grow ahead: 32 and a sixteenth of what is there."""
-_OF_FOLIO: Final = (
-    "flags", "refcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped", "memcg",
-    "anon_vma", "index",
-)  # fmt: skip
-_OF_PAGE: Final = ("mapcount", "page_flags")
-"""Rows that a free folio has zeroes in: at its first frame, and at each of its frames."""
-_OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
-"""Those of them that can be other than zero in a small folio without mappings."""
+FOLIO_BATCH_SIZE: Final = 31
+"""Kernel: include/linux/folio_batch.h."""
 
 
-class Unlocked:
-    """What folio_wait_locked() waits for: the flags word of a folio without its lock bit."""
+class Mlock(Enum):
+    """What a folio waits for in the mlock batch. Kernel: mm/mlock.c."""
 
-    __slots__ = ("flags", "name")
-
-    def __init__(self, flags: Words) -> None:
-        self.flags = flags
-        self.name = flags.name
-
-    def may_take(self, index: int) -> bool:
-        """Whether folio `index` is unlocked. Not a step."""
-        return not self.flags.raw[index] & PG_LOCKED
+    LOCK = "mlock"
+    NEW = "mlock a new folio"
+    UNLOCK = "munlock"
 
 
-class MemMap:
-    """Every frame of the world, and what happens to a folio's references.
+def folio_isolate_lru(mem: MemMap, folio: int) -> bool:
+    """Take a folio off the LRU, with a reference. Kernel: mm/vmscan.c, folio_isolate_lru()."""
+    if not mem.clear(folio, PG_LRU):
+        return False
+    mem.folio_get(folio)
+    return True
 
-    Raises KernelBug where a reference count would go below zero.
+
+def folio_putback_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
+    """Give an isolated folio back. Kernel: mm/vmscan.c, folio_putback_lru()."""
+    folio_add_lru(mem, cpu, folio)
+    mem.folio_put(folio)
+
+
+def folio_add_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
+    """Queue a folio for the LRU in this CPU's batch; a full batch or a large folio flushes it.
+
+    Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move().
     """
+    mem.folio_get(folio)
+    batch = (*cpu.lru_add.read(), folio)
+    cpu.lru_add.write(batch)
+    if len(batch) >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
+        folio_batch_move_lru(mem, cpu)
 
-    head: Words
-    order: Words
-    flags: Words
-    refcount: Words
-    mapcount: Words
-    large_mapcount: Words
-    entire_mapcount: Words
-    nr_pages_mapped: Words
-    page_flags: Words
-    nid: Words
-    memcg: Words
-    anon_vma: Words
-    index: Words
-    content: Words
 
-    def __init__(
-        self,
-        machine: Machine,
-        vmstat: VmStat,
-        memcgs: list[MemCgroup],
-        nodes: tuple[NodeState, ...],
-        pmd_order: int,
-    ) -> None:
-        self.machine = machine
-        self.vmstat = vmstat
-        self.memcgs = memcgs
-        self.mm_mapcounts: dict[int, dict[int, int]] = {}
-        """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
-        for name, typecode in _ROWS.items():
-            setattr(self, name, Words(machine, name, typecode, 1))
-        self._of_folio: list[Words] = [getattr(self, name) for name in _OF_FOLIO]
-        self._of_page: list[Words] = [getattr(self, name) for name in _OF_PAGE]
-        self._of_small: list[Words] = [getattr(self, name) for name in _OF_SMALL]
-        self.nr_frames = 1
-        self.pmd_order = pmd_order
-        self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
+def folio_add_lru_held(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
+    """The fast twin of folio_add_lru() and a folio_put() for small folios in turn: the reference
+    that would be put becomes the batch's.
+    """
+    batch = (*cpu.lru_add.value, *folios.tolist())
+    while len(batch) >= FOLIO_BATCH_SIZE:
+        cpu.lru_add.value = batch[:FOLIO_BATCH_SIZE]
+        folio_batch_move_lru(mem, cpu)
+        batch = batch[FOLIO_BATCH_SIZE:]
+    cpu.lru_add.value = batch
 
-    def new_frames(self, nid: int, order: int) -> int:
-        """Append 2**order frames of node nid, naturally aligned; the first one's number."""
-        first = -(-self.nr_frames >> order) << order
-        self._grow(first + (1 << order))
-        if nid:
-            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * (1 << order)
-        return first
 
-    def append_frames(self, nid: int, count: int) -> int:
-        """Append any number of frames of node nid; the first one's number."""
-        first = self.nr_frames
-        self._grow(first + count)
-        if nid:
-            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * count
-        return first
+def folio_add_lru_dead(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
+    """The same for folios that nobody else refers to: whole batches of them are freed at once."""
+    room = FOLIO_BATCH_SIZE - len(cpu.lru_add.value)
+    if len(folios) > room:
+        rest = (len(folios) - room) % FOLIO_BATCH_SIZE
+        folio_add_lru_held(mem, cpu, folios[:room])
+        mem.free_small_folios(folios[room : len(folios) - rest])
+        folios = folios[len(folios) - rest :]
+    folio_add_lru_held(mem, cpu, folios)
 
-    def _grow(self, end: int) -> None:
-        if end > len(self.head.raw):
-            # Some frames ahead: growing is dear, and folios are mostly small.
-            room = end + (end >> _ROOM_SHIFT) + _ROOM
-            for name in _ROWS:
-                getattr(self, name).grow(room)
-        self.nr_frames = end
 
-    # Allocating and freeing
+def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+    """Kernel: mm/folio.c, folio_add_lru_vma()."""
+    if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
+        mem.set(folio, PG_MLOCKED)
+        _mlock_batch_add(mem, cpu, folio, Mlock.NEW)
+    else:
+        folio_add_lru(mem, cpu, folio)
 
-    def folio_alloc(
-        self,
-        order: int,
-        nid: int = 0,
-        allowed: frozenset[int] = frozenset(),
-        *,
-        compact: bool = True,
-    ) -> int | None:
-        """A folio of 2**order frames with one reference, or None. Kernel: __folio_alloc()."""
-        folio = self.allocator.alloc(order, nid, allowed, compact)
-        if folio is None:
-            return None
-        self.prep_folio(folio, order)
-        return folio
 
-    def prep_folio(self, folio: int, order: int) -> None:
-        """Make frames that nobody knows into a folio with one reference. Not a step."""
-        nr = 1 << order
-        self.head.raw[folio : folio + nr] = array("q", [folio]) * nr
-        self.order.raw[folio] = order
-        self.refcount.raw[folio] = 1
+def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
+    """Move the add batch to the LRU; folios only the batch still holds are freed.
 
-    def folio_get(self, folio: int) -> None:
-        """Kernel: include/linux/mm.h, folio_get()."""
-        if not self.refcount.take(folio, 1):
-            raise KernelBug(f"folio {folio} is referenced after it was freed")
+    Kernel: mm/folio.c, folio_batch_move_lru(), lru_add().
+    """
+    batch = cpu.lru_add.read()
+    cpu.lru_add.write(())
+    dead: list[int] = []
+    alive: list[int] = []
+    if mem.machine.on_step is None:
+        batch = _free_dead_at_once(mem, batch)
+    for folio in batch:
+        if mem.refcount.freeze(folio, 1):
+            mem.flags.clear_bits(folio, PG_ACTIVE | PG_UNEVICTABLE)
+            dead.append(folio)
+            continue
+        if mem.test(folio, PG_MLOCKED):
+            mem.flags.clear_bits(folio, PG_ACTIVE)
+            mem.flags.set_bits(folio, PG_LRU | PG_UNEVICTABLE)
+        else:
+            mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+            mem.flags.set_bits(folio, PG_LRU)
+        alive.append(folio)
+    for folio in dead:
+        mem.free_folio(folio)
+    for folio in alive:
+        mem.folio_put(folio)
 
-    def folio_try_get(self, folio: int) -> bool:
-        """A reference, unless it is being freed. Kernel: include/linux/page_ref.h, folio_try_get()."""
-        return self.refcount.add_unless_zero(folio, 1)
 
-    def folio_ref_add(self, folio: int, nr: int) -> None:
-        """Kernel: include/linux/page_ref.h, folio_ref_add()."""
-        self.refcount.take(folio, nr)
+def _free_dead_at_once(mem: MemMap, batch: tuple[int, ...]) -> tuple[int, ...]:
+    """The fast twin for folios of a batch that nobody else holds, if they are small and plain: they
+    are freed in turn. What is left of the batch.
+    """
+    refcount, order = mem.refcount.raw, mem.order.raw
+    flags, mapcount = mem.flags.raw, mem.mapcount.raw
+    dead: list[int] = []
+    others: list[int] = []
+    for folio in batch:
+        busy = order[folio] or mapcount[folio] or flags[folio] & PG_LOCKED
+        (dead if refcount[folio] == 1 and not busy else others).append(folio)
+    if dead:
+        mem.free_small_folios(np.array(dead))
+    return tuple(others)
 
-    def folio_put(self, folio: int, refs: int = 1) -> None:
-        """Drop references; the last one frees. Kernel: folio_put(), folio_put_refs()."""
-        left = self.refcount.add(folio, -refs)
-        if left == 0:
-            self.free_folio(folio)
-        elif left < 0:
-            raise KernelBug(f"folio {folio}: reference count {left}")
 
-    def free_folio(self, folio: int) -> None:
-        """Free a folio without references. Kernel: mm/folio.c, __folio_put()."""
-        flags = self.flags.raw[folio]
-        order = self.order.raw[folio]
-        nr = 1 << order
-        if flags & PG_LOCKED:
-            raise KernelBug(f"folio {folio} is freed while locked")
-        if self.folio_mapcount(folio) != 0:
-            raise KernelBug(f"folio {folio} is freed while mapped")
-        self.folio_unqueue_deferred_split(folio)
-        memcg = self.memcg.raw[folio]
-        if memcg:
-            self.memcgs[memcg - 1].uncharge(nr)
-        if flags & PG_ANON:
-            self.vmstat.count_mthp_stat(order, "nr_anon", -1)
-        failed: list[int] = []
-        if self.machine.on_step is not None:
-            self._take_from_users(folio, nr)
-            pages = range(folio, folio + nr)
-            failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
-        for row in self._of_folio:
-            row.raw[folio] = 0
-        for row in self._of_page:
-            row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
-        for page in failed:  # memory that failed is not mended by being free
-            self.page_flags.raw[page] = PAGE_HWPOISON
-        self.mm_mapcounts.pop(folio, None)
-        self.allocator.free(folio, order)
+def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: Mlock) -> None:
+    """Kernel: mm/mlock.c, mlock_folio(), mlock_new_folio(), munlock_folio()."""
+    mem.folio_get(folio)
+    batch = (*cpu.mlock.read(), (folio, what))
+    cpu.mlock.write(batch)
+    if len(batch) >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
+        mlock_folio_batch(mem, cpu)
 
-    def _take_from_users(self, folio: int, nr: int) -> None:
-        """Freeing is a step at the words that whoever still used the pages would use."""
-        self.flags.swap(folio, 0)
-        for page in range(folio, folio + nr):
-            self.content.add(page, 0)
 
-    def free_small_folios(self, folios: NDArray[Any]) -> None:
-        """The fast twin of free_folio() for small folios in turn, neither locked nor mapped."""
-        memcgs = self.memcg.view()[folios]
-        if np.count_nonzero(memcgs):
-            for number, pages in enumerate(np.bincount(memcgs).tolist()):
-                if number and pages:
-                    self.memcgs[number - 1].uncharge(pages)
-        for row in self._of_small:
-            row.view()[folios] = 0
-        self.allocator.free_small(folios.tolist())
+def mlock_folio_batch(mem: MemMap, cpu: Cpu) -> None:
+    """Kernel: mm/mlock.c, mlock_folio_batch()."""
+    batch = cpu.mlock.read()
+    cpu.mlock.write(())
+    for folio, what in batch:
+        match what:
+            case Mlock.LOCK:
+                _mlock_folio(mem, folio)
+            case Mlock.NEW:
+                if mem.test(folio, PG_MLOCKED):
+                    mem.set(folio, PG_UNEVICTABLE)
+                mem.set(folio, PG_LRU)
+            case Mlock.UNLOCK:
+                _munlock_folio(mem, folio)
+        mem.folio_put(folio)
 
-    # Flags
 
-    def test(self, folio: int, flag: int) -> bool:
-        """Kernel: folio_test_*()."""
-        return self.flags.test_bits(folio, flag) != 0
+def _mlock_folio(mem: MemMap, folio: int) -> None:
+    """Kernel: mm/mlock.c, __mlock_folio()."""
+    if not mem.clear(folio, PG_LRU):
+        return
+    if not mem.test(folio, PG_MLOCKED):
+        mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+    elif not mem.set(folio, PG_UNEVICTABLE):
+        mem.flags.clear_bits(folio, PG_ACTIVE)
+    mem.set(folio, PG_LRU)
 
-    def set(self, folio: int, flag: int) -> bool:
-        """Set a flag; whether it was set. Kernel: folio_test_set_*()."""
-        return self.flags.set_bits(folio, flag) != 0
 
-    def clear(self, folio: int, flag: int) -> bool:
-        """Clear a flag; whether it was set. Kernel: folio_test_clear_*()."""
-        return self.flags.clear_bits(folio, flag) != 0
+def _munlock_folio(mem: MemMap, folio: int) -> None:
+    """Kernel: mm/mlock.c, __munlock_folio().
 
-    def folio_trylock(self, folio: int) -> bool:
-        """Kernel: include/linux/pagemap.h, folio_trylock()."""
-        return not self.flags.set_bits(folio, PG_LOCKED)
+    Divergence: locks are not counted. A collapse munlocks what it has isolated, and then the kernel
+    does not look at its count either.
+    """
+    isolated = mem.clear(folio, PG_LRU)
+    mem.clear(folio, PG_MLOCKED)
+    if isolated:
+        mem.flags.clear_bits(folio, PG_UNEVICTABLE)
+        mem.set(folio, PG_LRU)
 
-    def folio_unlock(self, folio: int) -> None:
-        """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
-        if not self.flags.clear_bits(folio, PG_LOCKED):
-            raise KernelBug(f"folio {folio} is unlocked and was not locked")
 
-    def folio_wait_locked(self, folio: int) -> None:
-        """Wait until the folio is unlocked, if there is a scheduler who may run its holder.
+def mlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+    """One that a locked VMA maps whole. Kernel: mm/internal.h, mlock_vma_folio()."""
+    if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
+        mem.set(folio, PG_MLOCKED)
+        _mlock_batch_add(mem, cpu, folio, Mlock.LOCK)
 
-        Kernel: include/linux/pagemap.h, folio_wait_locked().
-        """
-        self.machine.bits = PG_LOCKED
-        self.machine.step(Access.WAIT, Unlocked(self.flags), folio)
 
-    def folio_test_lazyfree(self, folio: int) -> bool:
-        """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""
-        return self.flags.test_bits(folio, PG_ANON | PG_SWAPBACKED) == PG_ANON
+def munlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+    """Any unmapping from a locked VMA munlocks. Kernel: mm/internal.h, munlock_vma_folio()."""
+    if vma.vm_flags & VM_LOCKED:
+        _mlock_batch_add(mem, cpu, folio, Mlock.UNLOCK)
 
-    # Shape and counts
 
-    def page_folio(self, pfn: int) -> int:
-        """The folio a frame belongs to. Kernel: page_folio()."""
-        return self.head.raw[pfn]
+def lru_add_drain(mem: MemMap, cpu: Cpu) -> None:
+    """Empty this CPU's batches. Kernel: mm/folio.c, lru_add_drain()."""
+    if cpu.lru_add.read():
+        folio_batch_move_lru(mem, cpu)
+    if cpu.mlock.read():
+        mlock_folio_batch(mem, cpu)
 
-    def folio_order(self, folio: int) -> int:
-        return self.order.read(folio)
 
-    def folio_nr_pages(self, folio: int) -> int:
-        return 1 << self.order.raw[folio]
+def lru_add_drain_all(mem: MemMap, cpus: tuple[Cpu, ...]) -> None:
+    """Empty every CPU's batches. Kernel: mm/folio.c, lru_add_drain_all()."""
+    for cpu in cpus:
+        lru_add_drain(mem, cpu)
 
-    def folio_test_large(self, folio: int) -> bool:
-        return self.order.raw[folio] != 0
 
-    def folio_nid(self, pfn: int) -> int:
-        """The NUMA node a frame belongs to."""
-        return self.nid.raw[pfn]
+def folio_mark_isolated(mem: MemMap, folio: int) -> None:
+    """Count it in NR_ISOLATED_ANON. Kernel: node_stat_mod_folio()."""
+    mem.flags.raw[folio] |= PG_ISOLATED
 
-    def folio_ref_count(self, folio: int) -> int:
-        return self.refcount.read(folio)
 
-    def folio_mapcount(self, folio: int) -> int:
-        """Page table mappings of the folio. Kernel: include/linux/mm.h, folio_mapcount()."""
-        return (self.large_mapcount if self.order.raw[folio] else self.mapcount).read(folio)
-
-    def folio_expected_ref_count(self, folio: int) -> int:
-        """References that mappings and the swap cache explain.
-
-        Kernel: include/linux/mm.h, folio_expected_ref_count().
-        """
-        swapcache = self.test(folio, PG_SWAPCACHE)
-        return (swapcache << self.order.raw[folio]) + self.folio_mapcount(folio)
-
-    def folio_maybe_mapped_shared(self, folio: int) -> bool:
-        """Kernel: include/linux/mm.h, folio_maybe_mapped_shared()."""
-        mapcount = self.folio_mapcount(folio)
-        if mapcount <= 1 or not self.order.raw[folio]:
-            return mapcount > 1
-        return self.test(folio, PG_MAPPED_SHARED)
-
-    # Deferred split
-
-    def deferred_split_folio(self, folio: int) -> None:
-        """Queue a partially mapped folio. Kernel: mm/huge_memory.c, deferred_split_folio().
-
-        Divergence: the queue of fully mapped folios (for the underused shrinker) is not kept.
-        """
-        order = self.order.raw[folio]
-        if order <= 1 or self.flags.raw[folio] & PG_SWAPCACHE:
-            return
-        if not self.set(folio, PG_PARTIALLY_MAPPED):
-            if order >= self.pmd_order:
-                self.vmstat.count_vm_event("thp_deferred_split_page")
-            self.vmstat.count_mthp_stat(order, "split_deferred")
-            self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
-
-    def folio_unqueue_deferred_split(self, folio: int) -> None:
-        """Kernel: mm/internal.h, folio_unqueue_deferred_split()."""
-        if self.clear(folio, PG_PARTIALLY_MAPPED):
-            self.vmstat.count_mthp_stat(self.order.raw[folio], "nr_anon_partially_mapped", -1)
+def folio_clear_isolated(mem: MemMap, folio: int) -> None:
+    """Stop counting it in NR_ISOLATED_ANON."""
+    mem.flags.raw[folio] &= ~PG_ISOLATED

@@ -9,19 +9,17 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from mthp.mm.mm_struct import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
-from mthp.mm.vma import (
-    VM_HUGEPAGE,
-    VM_NO_KHUGEPAGED,
-    VM_NOHUGEPAGE,
-    VM_STACK_INCOMPLETE,
+from mthp.mm.mm_types import (
+    MMF_DISABLE_THP_COMPLETELY,
+    MMF_DISABLE_THP_EXCEPT_ADVISED,
     Vma,
     vma_is_anonymous,
 )
-from mthp.settings import Enabled
+from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NO_KHUGEPAGED, VM_NOHUGEPAGE, VM_STACK_INCOMPLETE
+from mthp.words.settings import Enabled
 
 if TYPE_CHECKING:
-    from mthp.mm.kernel import Kernel
+    from mthp.mm.mm_types import Kernel
 
 
 class Tva(Enum):

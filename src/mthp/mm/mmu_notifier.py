@@ -3,23 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mthp.mm.mm_struct import Mm
-
-
-class Subscriber(Protocol):
-    """A secondary MMU of one mm. Kernel: struct mmu_notifier_ops."""
-
-    def invalidate_range_start(self, mm: Mm, start: int, end: int) -> None:
-        """Drop what maps [start, end) and let nothing new in until the end."""
-
-    def invalidate_range_end(self, mm: Mm, start: int, end: int) -> None:
-        """[start, end) may be mapped again."""
-
-    def test_young(self, mm: Mm, address: int) -> bool:
-        """Whether the page at address was used through this MMU."""
+    from mthp.mm.mm_types import Mm
 
 
 class InvalidateRange:

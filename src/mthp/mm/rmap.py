@@ -13,16 +13,22 @@ from typing import Final
 import numpy as np
 
 from mthp.machine.cpu import Cpu
-from mthp.mm.folio import (
+from mthp.machine.locks import Hold
+from mthp.mm.folio import mlock_vma_folio, munlock_vma_folio
+from mthp.mm.mem_map import MemMap
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, AnonVma, Kernel, Vma, linear_page_index
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range, mmu_notifier_test_young
+from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
     PAGE_ANON_EXCLUSIVE,
     PG_ANON,
     PG_MAPPED_SHARED,
     PG_SWAPBACKED,
-    MemMap,
 )
-from mthp.mm.lru import mlock_vma_folio, munlock_vma_folio
-from mthp.mm.vma import VM_DROPPABLE, AnonVma, Vma, linear_page_index
+from mthp.mm.page_vma_mapped import map_pte
+from mthp.mm.pgtable import flush_tlb_page, ptep_clear_flush, unlocked_after
+from mthp.mm.pgtable_types import SOFT_DIRTY, SWP_EXCLUSIVE, UFFD_WP, YOUNG, Leaf, leaf_pte
+from mthp.mm.vm_flags import VM_DROPPABLE, VM_STACK_INCOMPLETE
 
 UNKNOWN_MM: Final = -1
 """An mm that is not part of this world, but maps a folio of it."""
@@ -157,3 +163,93 @@ def rmap_walk(mem: MemMap, folio: int, anon_vmas: list[AnonVma]) -> Iterator[tup
         pages = (vma.vm_end - vma.vm_start) >> shift
         for pgoff in range(max(first, vma.vm_pgoff), min(end, vma.vm_pgoff + pages)):
             yield vma, vma.vm_start + ((pgoff - vma.vm_pgoff) << shift)
+
+
+def anon_vma_lock_write(anon_vma: AnonVma) -> Hold:
+    """Kernel: mm/internal.h, anon_vma_lock_write()."""
+    return anon_vma.rwsem.write()
+
+
+def folio_lock_anon_vma_read(kernel: Kernel, folio: int) -> Hold:
+    """Kernel: mm/rmap.c, folio_lock_anon_vma_read()."""
+    return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.read()
+
+
+def folio_trylock_anon_vma_read(kernel: Kernel, folio: int) -> Hold | None:
+    """The same, or None at once. Kernel: struct rmap_walk_control, try_lock."""
+    return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.try_read()
+
+
+def mapped_places(kernel: Kernel, folio: int) -> list[tuple[Vma, int]]:
+    """Where a folio's pages may be mapped. Caller holds its anon_vma.
+
+    A temporary stack is passed over: its tables are moved without rmap locks.
+    Kernel: mm/rmap.c, invalid_migration_vma().
+    """
+    places = rmap_walk(kernel.mem, folio, kernel.anon_vmas)
+    return [(vma, at) for vma, at in places if not vma.vm_flags & VM_STACK_INCOMPLETE]
+
+
+def page_at(kernel: Kernel, folio: int, vma: Vma, address: int) -> int:
+    """The page of a folio that a place of its may map."""
+    return folio + linear_page_index(vma, address) - kernel.mem.index.raw[folio]
+
+
+def folio_referenced(kernel: Kernel, folio: int) -> int:
+    """How many places used the folio since last time; they are asked anew from here on. Never waits
+    for a lock.
+
+    Kernel: mm/rmap.c, folio_referenced().
+    """
+    mem = kernel.mem
+    if not mem.folio_mapcount(folio) or not mem.folio_trylock(folio):
+        return 0
+    referenced = 0
+    anon_vma = folio_trylock_anon_vma_read(kernel, folio)
+    if anon_vma is not None:
+        with anon_vma:
+            for vma, address in mapped_places(kernel, folio):
+                referenced += folio_referenced_one(kernel, folio, vma, address)
+    mem.folio_unlock(folio)
+    return referenced
+
+
+def folio_referenced_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> bool:
+    """Kernel: mm/rmap.c, folio_referenced_one(), clear_flush_young_ptes_notify()."""
+    mm = vma.vm_mm
+    found = map_pte(mm, address, folio)
+    if found is None:
+        return False
+    with unlocked_after(kernel, found) as pte:
+        young = pte.ptes.clear_bits(pte.base, YOUNG) & YOUNG != 0
+        if young:
+            flush_tlb_page(mm, address)
+    return young or mmu_notifier_test_young(mm, address)
+
+
+def try_to_unmap(kernel: Kernel, folio: int, entry: int) -> None:
+    """A swap entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_unmap()."""
+    with folio_lock_anon_vma_read(kernel, folio):
+        for vma, address in mapped_places(kernel, folio):
+            try_to_unmap_one(kernel, folio, entry, vma, address)
+
+
+def try_to_unmap_one(kernel: Kernel, folio: int, entry: int, vma: Vma, address: int) -> None:
+    """Kernel: mm/rmap.c, try_to_unmap_one()."""
+    mem = kernel.mem
+    mm = vma.vm_mm
+    size = kernel.geometry.page_size
+    with mmu_notifier_invalidate_range(mm, address, address + size):
+        found = map_pte(mm, address, folio)
+        if found is None:
+            return
+        with unlocked_after(kernel, found) as pte:
+            pteval = ptep_clear_flush(mm, pte, address)
+            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
+            flags = pteval & (SOFT_DIRTY | UFFD_WP) | (SWP_EXCLUSIVE if exclusive else 0)
+            pte.ptes.write(pte.base, leaf_pte(Leaf.SWAP, entry, flags))
+            kernel.swap.add_user(entry)
+            mm.counters[MM_ANONPAGES] -= 1
+            mm.counters[MM_SWAPENTS] += 1
+            folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, folio, 1, vma)
+            mem.folio_put(folio)

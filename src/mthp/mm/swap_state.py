@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mthp.machine.step import Access
-from mthp.mm.folio import PG_LOCKED, PG_SWAPBACKED, PG_SWAPCACHE, PG_UPTODATE
+from mthp.mm.folio import folio_add_lru
 from mthp.mm.huge_mm import (
     Tva,
     highest_order,
@@ -17,16 +17,17 @@ from mthp.mm.huge_mm import (
     thp_vma_allowable_orders,
     thp_vma_suitable_orders,
 )
-from mthp.mm.lru import folio_add_lru
-from mthp.mm.mm_struct import Mm
-from mthp.mm.pagetable import PmdPtr, PteMap, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pte import PFN_SHIFT, pte_pfn
-from mthp.mm.swap_device import swp_offset
-from mthp.mm.vma import VM_HUGEPAGE, Vma, userfaultfd_armed
-from mthp.profiles import DeferredMemcg
+from mthp.mm.memcontrol import mem_cgroup_charge
+from mthp.mm.mm_types import Mm, PmdPtr, Vma, userfaultfd_armed
+from mthp.mm.page_flags import PG_LOCKED, PG_SWAPBACKED, PG_SWAPCACHE, PG_UPTODATE
+from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
+from mthp.mm.pgtable_types import PFN_SHIFT, pte_pfn
+from mthp.mm.swap_table import swp_offset
+from mthp.mm.vm_flags import VM_HUGEPAGE
+from mthp.words.profiles import DeferredMemcg
 
 if TYPE_CHECKING:
-    from mthp.mm.kernel import Kernel
+    from mthp.mm.mm_types import Kernel
 
 
 def swapin_sync(mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> int | None:
@@ -146,7 +147,7 @@ def _swap_cache_alloc(mm: Mm, vma: Vma, entry: int, order: int) -> int | None:
     mem.flags.set_bits(folio, PG_LOCKED | PG_SWAPBACKED | PG_SWAPCACHE)
     swap.add_to_cache(first, folio, nr)
     mem.folio_ref_add(folio, nr)
-    if not kernel.charge(folio, mm):
+    if not mem_cgroup_charge(folio, mm):
         kernel.vmstat.count_mthp_stat(order, "swpin_fallback_charge")
         _take_back(kernel, folio)
         return None
@@ -170,3 +171,13 @@ def _take_back(kernel: Kernel, folio: int) -> None:
     mem.flags.clear_bits(folio, PG_SWAPCACHE)
     mem.folio_unlock(folio)
     mem.folio_put(folio, nr + 1)
+
+
+def swap_cache_del_folio(kernel: Kernel, folio: int) -> None:
+    """Caller holds the folio lock. Kernel: mm/swap_state.c, swap_cache_del_folio()."""
+    mem = kernel.mem
+    nr = mem.folio_nr_pages(folio)
+    kernel.machine.step(Access.WRITE, kernel.swap, kernel.swap.entry_of[folio])
+    kernel.swap.remove_from_cache(folio, nr)
+    mem.flags.clear_bits(folio, PG_SWAPCACHE)
+    mem.folio_put(folio, nr)

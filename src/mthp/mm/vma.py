@@ -1,124 +1,115 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Virtual memory areas and the anon_vma that finds them again.
-
-Kernel: include/linux/mm_types.h (struct vm_area_struct), include/linux/rmap.h (struct anon_vma).
-"""
+"""munmap() and mmap() of the same place. Kernel: mm/vma.c."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-from mthp.machine.locks import Hold, Rank, RwSem, WriteMark
-from mthp.machine.step import Machine
-
-if TYPE_CHECKING:
-    from mthp.mm.mm_struct import Mm
-
-VM_READ: Final = 1 << 0
-VM_WRITE: Final = 1 << 1
-VM_EXEC: Final = 1 << 2
-VM_SHARED: Final = 1 << 3
-VM_HUGEPAGE: Final = 1 << 4
-VM_NOHUGEPAGE: Final = 1 << 5
-VM_LOCKED: Final = 1 << 6
-VM_IO: Final = 1 << 7
-VM_PFNMAP: Final = 1 << 8
-VM_MIXEDMAP: Final = 1 << 9
-VM_DONTEXPAND: Final = 1 << 10
-VM_HUGETLB: Final = 1 << 11
-VM_DROPPABLE: Final = 1 << 12
-VM_UFFD_WP: Final = 1 << 13
-VM_UFFD_MISSING: Final = 1 << 14
-VM_SOFTDIRTY: Final = 1 << 15
-VM_STACK_INCOMPLETE: Final = 1 << 16
-VM_MERGEABLE: Final = 1 << 17
-
-VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
-VM_NO_KHUGEPAGED: Final = VM_SPECIAL | VM_HUGETLB
-"""Kernel: include/linux/mm.h, VM_SPECIAL and VM_NO_KHUGEPAGED."""
-VM_DEFAULT: Final = VM_READ | VM_WRITE
+from mthp.machine.cpu import flush_tlb_range
+from mthp.mm.huge_memory import split_huge_pmd
+from mthp.mm.memory import zap_pmd_range
+from mthp.mm.mm_types import Mm, Vma
+from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
+from mthp.mm.pgtable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_tlb
+from mthp.mm.pgtable_types import PMD_NONE, pmd_is_table, pmd_pgtable
+from mthp.mm.reports import Zapped, Zapping
+from mthp.mm.rmap import anon_vma_lock_write
 
 
-class AnonVma:
-    """The VMAs that may map an anonymous folio. Kernel: struct anon_vma (the root's rwsem)."""
-
-    __slots__ = ("number", "rwsem", "vmas")
-
-    def __init__(self, machine: Machine, number: int) -> None:
-        self.number = number
-        self.rwsem = RwSem(machine, f"anon_vma{number}", Rank.ANON_VMA)
-        self.vmas: list[Vma] = []
+def munmap(mm: Mm, start: int, end: int) -> Vma | None:
+    """Remove the mapping of [start, end), its pages and its table. Kernel: do_vmi_munmap()."""
+    with mm.mmap_write_lock():
+        vma = _unmap_locked(mm, start, end)
+    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+    return vma
 
 
-class Vma:
-    """A mapping [vm_start, vm_end) of one mm; bytes.
+def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
+    """Another mapping, just as suitable, takes the old one's place."""
+    with mm.mmap_write_lock():
+        old = _unmap_locked(mm, start, end)
+        if old is not None:
+            new = mm.mmap(start, end, old.vm_flags)
+            mm.link_anon_vma(new)
+    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
 
-    file: a name for a file mapping, None for anonymous memory. anon_vma: None until the first write.
-    vm_lock is written under mmap_lock (write) by vma_start_write() and ends with it.
+
+def munmap_tail(mm: Mm, start: int) -> None:
+    """munmap() of what a mapping has from start on: it shrinks, and a huge PMD across start is split.
+
+    Kernel: mm/vma.c, __split_vma(), vms_gather_munmap_vmas(); mm/huge_memory.c,
+    vma_adjust_trans_huge().
     """
-
-    __slots__ = (
-        "anon_vma",
-        "file",
-        "name",
-        "vm_end",
-        "vm_flags",
-        "vm_lock",
-        "vm_mm",
-        "vm_pgoff",
-        "vm_start",
-    )
-
-    def __init__(
-        self,
-        mm: Mm,
-        vm_start: int,
-        vm_end: int,
-        vm_flags: int = VM_DEFAULT,
-        *,
-        file: str | None = None,
-        name: str = "",
-    ) -> None:
-        self.vm_mm = mm
-        self.vm_start = vm_start
-        self.vm_end = vm_end
-        self.vm_flags = vm_flags
-        self.vm_pgoff = vm_start >> mm.geometry.page_shift
-        self.anon_vma: AnonVma | None = None
-        self.file = file
-        self.name = name
-        self.vm_lock = WriteMark(mm.machine, f"vma{vm_start:x}.vm_lock", self)
-
-    def __repr__(self) -> str:
-        return f"Vma({self.vm_start:#x}-{self.vm_end:#x})"
+    kernel = mm.kernel
+    shift = kernel.geometry.page_shift
+    with mm.mmap_write_lock():
+        vma = mm.find_vma(start)
+        if vma is None or vma.vm_start >= start or vma.anon_vma is None:
+            return
+        vma_start_write(vma)
+        end = vma.vm_end
+        pmd = mm_find_pmd(mm, start)
+        with anon_vma_lock_write(vma.anon_vma):  # vma_prepare(), vma_complete()
+            if pmd is not None:
+                split_huge_pmd(vma, pmd, start)
+            vma.vm_end = start
+        kernel.witness(Zapping(mm, start, end))
+        with mmu_notifier_invalidate_range(mm, start, end):
+            freed = zap_pmd_range(vma, start, end)
+            this_cpu = kernel.this_cpu.number
+            flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+            for folio in freed:
+                kernel.mem.folio_put(folio)
+    kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def vma_is_anonymous(vma: Vma) -> bool:
-    """Kernel: include/linux/mm.h, vma_is_anonymous()."""
-    return vma.file is None
+def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
+    vma = mm.find_vma(start)
+    if vma is None or vma.vm_start != start:
+        return None
+    vma_start_write(vma)
+    mm.kernel.witness(Zapping(mm, start, end))
+    unmap_region(vma, start, end)
+    return vma
 
 
-def userfaultfd_armed(vma: Vma) -> bool:
-    """Kernel: include/linux/userfaultfd_k.h, userfaultfd_armed()."""
-    return vma.vm_flags & (VM_UFFD_WP | VM_UFFD_MISSING) != 0
+def unmap_region(vma: Vma, start: int, end: int) -> None:
+    """Zap, take the VMA out, flush, give pages and tables back.
 
-
-def linear_page_index(vma: Vma, address: int) -> int:
-    """Kernel: include/linux/pagemap.h, linear_page_index()."""
-    return ((address - vma.vm_start) >> vma.vm_mm.geometry.page_shift) + vma.vm_pgoff
-
-
-def vma_start_write(vma: Vma) -> None:
-    """Shut out page faults under the VMA lock until mmap_lock is released.
-
-    Caller holds mmap_lock for writing. Waits for readers (a positive word).
-    Kernel: mm/mmap_lock.c, __vma_start_write().
+    Divergence: the VMA leaves the tree only now; it is locked, so that nobody who finds it can tell.
+    Kernel: mm/vma.c, unmap_region(); mm/rmap.c, unlink_anon_vmas().
     """
-    vma.vm_mm.mmap_lock.assert_held()
-    vma.vm_lock.mark()
-    vma.vm_mm.write_locked_vmas.append(vma)
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    shift = kernel.geometry.page_shift
+    with mmu_notifier_invalidate_range(mm, start, end):
+        freed = zap_pmd_range(vma, start, end)
+        if vma in mm.vmas:
+            unlink(vma)
+        free_pgtables(vma, start)
+        this_cpu = kernel.this_cpu.number
+        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        for folio in freed:
+            kernel.mem.folio_put(folio)
 
 
-def anon_vma_lock_write(anon_vma: AnonVma) -> Hold:
-    """Kernel: mm/internal.h, anon_vma_lock_write()."""
-    return anon_vma.rwsem.write()
+def unlink(vma: Vma) -> None:
+    """No lookup finds the VMA any more, and no rmap walk does."""
+    if vma.anon_vma is None:
+        vma.vm_mm.unlink_vma(vma)
+        return
+    with anon_vma_lock_write(vma.anon_vma):
+        vma.vm_mm.unlink_vma(vma)
+
+
+def free_pgtables(vma: Vma, start: int) -> None:
+    """Kernel: mm/memory.c, free_pgtables(), free_pte_range()."""
+    mm = vma.vm_mm
+    pmd = mm_find_pmd(mm, start)
+    if pmd is None:
+        return
+    pmdval = pmdp_get_lockless(pmd)
+    if not pmd_is_table(pmdval):
+        return
+    with pmd_lock(pmd):
+        pmd.page.pmds.write(pmd.slot, PMD_NONE)
+    pte_free_tlb(mm.kernel.tables[pmd_pgtable(pmdval)])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mthp.races.mutants import COLLAPSE, NO_BARRIER
+from mthp.races.mutants.collapse import COLLAPSE, NO_BARRIER
 from mthp.races.variant import Edit
 
 
@@ -26,7 +26,7 @@ _QUESTIONS = (
         "May the flush cover the window alone?",
         (
             Edit(
-                "mm.pagetable",
+                "mm.pgtable",
                 "    first = pmd_addr >> shift\n"
                 "    last = first + mm.geometry.ptrs_per_pte\n"
                 "    flush_tlb_range(",
@@ -41,7 +41,7 @@ _QUESTIONS = (
         "Is the flush needed at all?",
         (
             Edit(
-                "mm.pagetable",
+                "mm.pgtable",
                 "    flush_tlb_range(mm.kernel.cpus, mm.number, first, last, "
                 "mm.kernel.this_cpu.number)\n    if pmd_is_table(old):",
                 "    if pmd_is_table(old):",
@@ -58,7 +58,7 @@ _QUESTIONS = (
                 "        with mmu_notifier_invalidate_range(mm, start_addr, end_addr):\n",
             ),
             Edit(
-                "mm.pagetable",
+                "mm.pgtable",
                 "    pmd.page.ptl.assert_held()\n    mm = vma.vm_mm\n    old =",
                 "    mm = vma.vm_mm\n    old =",
             ),

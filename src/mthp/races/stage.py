@@ -15,8 +15,10 @@ from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.watch import Broken, Watch
 from mthp.machine.step import Access, Machine, Task
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
-from mthp.mm.allocator import Allocator
-from mthp.mm.folio import (
+from mthp.mm.mem_map import MemMap
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PageTable
+from mthp.mm.page_alloc import Allocator
+from mthp.mm.page_flags import (
     PAGE_ANON_EXCLUSIVE,
     PG_ANON,
     PG_DIRTY,
@@ -26,12 +28,9 @@ from mthp.mm.folio import (
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_UPTODATE,
-    MemMap,
 )
-from mthp.mm.kernel import Kernel
-from mthp.mm.mm_struct import MM_ANONPAGES, MM_SWAPENTS, Mm
-from mthp.mm.pagetable import PageTable, pmd_ptr
-from mthp.mm.pte import (
+from mthp.mm.pgtable import pmd_ptr
+from mthp.mm.pgtable_types import (
     DIRTY,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
@@ -42,11 +41,11 @@ from mthp.mm.pte import (
     mk_pte,
     table_pmd,
 )
-from mthp.mm.vma import VM_DEFAULT
-from mthp.profiles import Profile
-from mthp.rivals.secondary_mmu import Guest
-from mthp.settings import Enabled, Settings
-from mthp.units import Geometry
+from mthp.mm.vm_flags import VM_DEFAULT
+from mthp.races.guest import Guest
+from mthp.words.profiles import Profile
+from mthp.words.settings import Enabled, Settings
+from mthp.words.units import Geometry
 
 START: Final = 0x40000
 """Where the one mapping begins."""

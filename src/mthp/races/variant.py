@@ -126,7 +126,13 @@ def _restore(undo: list[tuple[Any, str, Any]]) -> None:
         setattr(holder, name, value)
 
 
-_ENGINE = ("mthp.khugepaged.", "mthp.mm.", "mthp.machine.", "mthp.rivals.")
+_ENGINE = (
+    "mthp.khugepaged.",
+    "mthp.mm.",
+    "mthp.machine.",
+    "mthp.races.guest",
+    "mthp.races.lockless_walker",
+)
 
 
 def _install(

@@ -8,13 +8,13 @@ from enum import Enum
 from itertools import combinations
 
 from mthp.machine.store_buffer import Model
-from mthp.mm.pagetable import mm_find_pmd, pmdp_get_lockless
-from mthp.mm.pte import pmd_is_table
-from mthp.mm.vma import Vma
-from mthp.profiles import PROFILES
-from mthp.races.cast import COLLAPSER, RIVALS, Start, get_along, nothing, vm_flags
+from mthp.mm.mm_types import Vma
+from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless
+from mthp.mm.pgtable_types import pmd_is_table
+from mthp.mm.reports import WalkedNothing
+from mthp.races.cast.all import COLLAPSER, RIVALS, Start, get_along, nothing, vm_flags
 from mthp.races.stage import Size, Stage
-from mthp.rivals.said import WalkedNothing
+from mthp.words.profiles import PROFILES
 
 _PARTS = "+hook, +scan or +daemon, +tso or +lkmm or +weak"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import Any
 
-from mthp.run.check_records import Call, Covered, MutantResult, Verdict, Violation, WorldResult
+from mthp.check.check_records import Call, Covered, MutantResult, Verdict, Violation, WorldResult
 
 SCHEMA_VERSION = 1
 _GAP = 2

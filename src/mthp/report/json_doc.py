@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mthp.predict.records import Effort, OrderUse, Outcome, Refusal, VmaUse
 from mthp.report.phrases import flushed_bytes, wasted_attempts
-from mthp.run.records import Effort, OrderUse, Outcome, Refusal, VmaUse
 
 SCHEMA_VERSION = 1
 

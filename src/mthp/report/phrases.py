@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mthp.results import ScanResult
-from mthp.run.records import Outcome, Refusal, Verified
-from mthp.units import KIB, Geometry, human_bytes
+from mthp.predict.records import Outcome, Refusal, Verified
+from mthp.words.results import ScanResult
+from mthp.words.units import KIB, Geometry, human_bytes
 
 _PLAIN = str.maketrans(
     {

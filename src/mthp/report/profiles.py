@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mthp.profiles import Profile, differences
+from mthp.predict.records import OrderUse, Outcome, Refusal, Verified
 from mthp.report.phrases import (
     Page,
     duration,
@@ -18,8 +18,8 @@ from mthp.report.phrases import (
     plural,
     wasted_attempts,
 )
-from mthp.run.records import OrderUse, Outcome, Refusal, Verified
-from mthp.units import human_bytes
+from mthp.words.profiles import Profile, differences
+from mthp.words.units import human_bytes
 
 SCHEMA_VERSION = 1
 REFUSALS_SHOWN = 5

@@ -6,6 +6,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from mthp.predict.records import Outcome, Verified
 from mthp.report.phrases import (
     TLB_MODELS,
     Page,
@@ -21,8 +22,7 @@ from mthp.report.phrases import (
     wasted_attempts,
 )
 from mthp.report.vma_map import render_map
-from mthp.run.records import Outcome, Verified
-from mthp.units import human_bytes
+from mthp.words.units import human_bytes
 
 GROUPS_SHOWN = 10
 WIDE = 96

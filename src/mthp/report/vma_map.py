@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from rich.text import Text
 
+from mthp.predict.records import Outcome, VmaUse
 from mthp.report.phrases import Page, plural, size_name
-from mthp.run.records import Outcome, VmaUse
-from mthp.units import human_bytes
+from mthp.words.units import human_bytes
 
 VMAS_SHOWN = 14
 VMAS_ANYWAY = 4

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mthp.image.scenario import SCHEMA, Scenario, parse_scenario
-from mthp.lab.program import BASE
+from mthp.lab.program.program import BASE
 
 ALL_ON = {"max_ptes_none": 511, "enabled": {"2048kB": "madvise", "global": "madvise"}}
 

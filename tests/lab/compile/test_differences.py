@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mthp.lab.compile import differences, displacement
-from mthp.lab.program import BASE
+from mthp.lab.program.program import BASE
 from tests.lab.compile.states import scenario, vma
 
 FOLIOS = "4:F2.RLaBT.xs.m1.f0.i0 4:F2.RLaBT.xs.m1.f1.i0 1:W0 503:-"

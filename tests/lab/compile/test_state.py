@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mthp.image.scenario import Action, Scenario, load
+from mthp.image.scenario import Scenario, load
+from mthp.image.scenario_values import Action
 from mthp.lab.compile import CannotBuild, compile_state, displacement
-from mthp.lab.declared import declare
-from mthp.lab.program import BASE
+from mthp.lab.program.declared import declare
+from mthp.lab.program.program import BASE
 from tests.lab.compile.states import scenario, vma
 
 DATA = Path(__file__).parents[2] / "data"

@@ -28,7 +28,8 @@ from mthp.image.runs import (
     PteToken,
     parse_pte_token,
 )
-from mthp.image.scenario import Scenario, ScenarioVma
+from mthp.image.scenario import Scenario
+from mthp.image.scenario_values import ScenarioVma
 from mthp.lab.compile.wanted import displacement
 
 __all__ = ["differences", "state_differences"]

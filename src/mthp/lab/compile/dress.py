@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from mthp.image.runs import PageKind, PteState
-from mthp.image.scenario import Advice, Prctl
+from mthp.image.scenario_values import Advice, Prctl
 from mthp.lab.compile.wanted import CannotBuild, Page, Want, WantedVma, cannot
-from mthp.lab.program import Madv, Op, Verb, spans, switch
-from mthp.lab.space import Uffd
-from mthp.lab.world import GEOMETRY, PMD_PAGES
-from mthp.settings import Enabled, Settings
+from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
+from mthp.lab.program.program import Madv, Op, Verb, spans, switch
+from mthp.lab.program.space import Uffd
+from mthp.words.settings import Enabled, Settings
 
 __all__ = ["anon_vmas", "dress", "map_room", "merge", "prctl", "register", "rooms", "trim"]
 

@@ -14,7 +14,7 @@ from mthp.image.runs import PageKind, parse_pte_token
 from mthp.lab.compile.dress import anon_vmas, map_room, register, rooms, trim
 from mthp.lab.compile.fill import fill, fill_estate, fill_heir, was_shared
 from mthp.lab.compile.wanted import Page, Want, folios_of
-from mthp.lab.program import Op, Verb
+from mthp.lab.program.program import Op, Verb
 
 __all__ = ["build_family", "families"]
 

@@ -24,9 +24,9 @@ from mthp.lab.compile.recipes import (
     step_op,
 )
 from mthp.lab.compile.wanted import Folio, Page, Want, cannot
-from mthp.lab.program import SYSFS, Madv, Op, Verb, spans, switch
-from mthp.lab.world import GEOMETRY, PMD_PAGES
-from mthp.settings import Enabled, Settings
+from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
+from mthp.lab.program.program import SYSFS, Madv, Op, Verb, spans, switch
+from mthp.words.settings import Enabled, Settings
 
 __all__ = ["There", "fill", "fill_estate", "fill_heir", "was_shared"]
 

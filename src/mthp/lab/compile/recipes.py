@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mthp.image.runs import FolioToken, PteToken
-from mthp.lab.program import Madv, Op, Verb
+from mthp.lab.program.program import Madv, Op, Verb
 
 __all__ = ["DROPPABLE", "SMALL", "LargeRecipe", "Step", "large_recipe", "small_recipe", "step_op"]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mthp.image.scenario import Action, Scenario, ScenarioVma
+from mthp.image.scenario import Scenario
+from mthp.image.scenario_values import Action, ScenarioVma
 from mthp.lab.compile.dress import dress, merge, prctl
 from mthp.lab.compile.family import build_family, families
 from mthp.lab.compile.wanted import CannotBuild, Want, wanted
-from mthp.lab.declared import DeclaredVma, declare
-from mthp.lab.program import BASE, Draft, Op, ProgramError, Target, Verb
-from mthp.lab.space import Uffd
-from mthp.lab.world import GEOMETRY, PMD_PAGES
+from mthp.lab.program.declared import DeclaredVma, declare
+from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
+from mthp.lab.program.program import BASE, Draft, Op, ProgramError, Target, Verb
+from mthp.lab.program.space import Uffd
 
 __all__ = ["compile_state"]
 

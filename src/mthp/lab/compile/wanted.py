@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
-from mthp.image.scenario import Prctl, Scenario, ScenarioVma
-from mthp.lab.program import BASE, PROCESSES, spans
-from mthp.lab.session import REACH
+from mthp.image.scenario import Scenario
+from mthp.image.scenario_values import Prctl, ScenarioVma
+from mthp.lab.program.program import BASE, PROCESSES, spans
+from mthp.lab.session.session import REACH
 
 __all__ = [
     "CannotBuild",

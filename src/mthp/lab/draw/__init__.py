@@ -8,7 +8,7 @@ from random import Random
 
 from mthp.lab.draw.author import new_author
 from mthp.lab.draw.families import FAMILIES
-from mthp.lab.program import Draft
+from mthp.lab.program.program import Draft
 
 __all__ = ["FAMILIES", "draw", "draw_many"]
 

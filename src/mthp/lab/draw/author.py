@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
-from mthp.image.scenario import Action
+from mthp.image.scenario_values import Action
 from mthp.lab.draw.knobs import ORDERS, PMD_ORDER, draw_settings
-from mthp.lab.program import BASE, Draft, Madv, Op, Target, Verb, spans, switch, switches
-from mthp.lab.space import Page, Space, Vma
-from mthp.lab.walk import do
-from mthp.lab.world import PMD_PAGES, World
-from mthp.settings import Enabled, Settings
+from mthp.lab.program.processes import PMD_PAGES, World
+from mthp.lab.program.program import BASE, Draft, Madv, Op, Target, Verb, spans, switch, switches
+from mthp.lab.program.space import Page, Space, Vma
+from mthp.lab.program.walk import do
+from mthp.words.settings import Enabled, Settings
 
 DECOY = 1 << 21
 """Where decoy mappings lie, in pages from the base: far from everything else."""

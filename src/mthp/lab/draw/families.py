@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mthp.image.scenario import Action
+from mthp.image.scenario_values import Action
 from mthp.lab.draw.author import Author
 from mthp.lab.draw.fill import (
     LOOKS,
@@ -43,10 +43,10 @@ from mthp.lab.draw.special import (
     write_some,
 )
 from mthp.lab.draw.swapin import draw_swapin
-from mthp.lab.program import Madv, Op, Target, Verb
-from mthp.lab.space import Page
-from mthp.lab.world import PMD_PAGES
-from mthp.settings import Enabled
+from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.program.program import Madv, Op, Target, Verb
+from mthp.lab.program.space import Page
+from mthp.words.settings import Enabled
 
 
 def plain(author: Author) -> None:

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from mthp.lab.draw.author import Author, Run, cuts
 from mthp.lab.draw.knobs import ORDERS, PMD_ORDER
-from mthp.lab.program import Madv, Verb
-from mthp.lab.space import Page
-from mthp.lab.world import PMD_PAGES
+from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.program.program import Madv, Verb
+from mthp.lab.program.space import Page
 
 
 class Look(Enum):

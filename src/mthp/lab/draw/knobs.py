@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from random import Random
 
-from mthp.settings import Enabled, Settings
-from mthp.units import Geometry
+from mthp.words.settings import Enabled, Settings
+from mthp.words.units import Geometry
 
 ORDERS = tuple(sorted(Geometry().anon_orders))
 PMD_ORDER = Geometry().pmd_order

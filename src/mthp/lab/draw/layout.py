@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from random import Random
 
-from mthp.image.scenario import Advice
+from mthp.image.scenario_values import Advice
 from mthp.lab.draw.author import Author, Run
 from mthp.lab.draw.fill import weighted
-from mthp.lab.program import Madv, Op, Verb
-from mthp.lab.walk import walk
-from mthp.lab.world import PMD_PAGES
-from mthp.settings import Enabled
+from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.program.program import Madv, Op, Verb
+from mthp.lab.program.walk import walk
+from mthp.words.settings import Enabled
 
 FIRST = PMD_PAGES
 """Mappings start around this page, so that there is room before the first whole table."""

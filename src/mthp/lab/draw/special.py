@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from mthp.lab.draw.author import Author, Run
 from mthp.lab.draw.fill import whole_tables
-from mthp.lab.program import Madv, Verb
-from mthp.lab.space import Page, Uffd, Vma
-from mthp.lab.world import OUT_OF_REACH, PMD_PAGES
-from mthp.settings import Enabled
+from mthp.lab.program.processes import OUT_OF_REACH, PMD_PAGES
+from mthp.lab.program.program import Madv, Verb
+from mthp.lab.program.space import Page, Uffd, Vma
+from mthp.words.settings import Enabled
 
 MOST_VMSPLICED = 8
 """A pipe takes sixteen pages."""

@@ -17,10 +17,10 @@ from mthp.lab.draw.fill import (
 )
 from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS, PMD_ORDER
 from mthp.lab.draw.layout import map_one
-from mthp.lab.program import Madv, Verb
-from mthp.lab.space import Page, Uffd
-from mthp.lab.world import PMD_PAGES
-from mthp.settings import Enabled
+from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.program.program import Madv, Verb
+from mthp.lab.program.space import Page, Uffd
+from mthp.words.settings import Enabled
 
 
 def enable_swapin(author: Author) -> None:

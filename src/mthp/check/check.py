@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Explore worlds, hunt mutants, replay tokens: the race checker's answers as records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from mthp.check.check_records import (
+    Breach,
+    Covered,
+    MutantResult,
+    Verdict,
+    Violation,
+    WorldResult,
+)
+from mthp.check.drawing import Drawing
+from mthp.check.search import Budget, Care, of_laws, search
+from mthp.explore.outcome import Coverage, Finding, Schedule
+from mthp.explore.replay import Replay, shrink
+from mthp.laws.sentences import LAWS
+from mthp.laws.watch import Broken
+from mthp.races.findings import findings_of, tolerated
+from mthp.races.mutants.collapse import HALVES, MUTANTS
+from mthp.races.mutants.mutant import Half, Mutant
+from mthp.races.questions import QUESTIONS, Question
+from mthp.races.variant import applied
+from mthp.races.world import World
+
+NO_MUTANT = "as-is"
+NOBODY = "-"
+ALL_LAWS = frozenset(LAWS)
+
+
+@dataclass(frozen=True)
+class Token:
+    """What `mthp replay` needs: mutant, profile, world, rivals, schedule."""
+
+    mutant: str
+    world: World
+    schedule: Schedule
+
+    def __str__(self) -> str:
+        rivals = "+".join(self.world.rivals) or NOBODY
+        world = self.world
+        return f"{self.mutant}:{world.profile}:{world.name}:{rivals}:{self.schedule}"
+
+    @staticmethod
+    def parse(text: str) -> Token:
+        """The token printed as text; ValueError where it is none."""
+        parts = text.split(":")
+        if len(parts) != 5:
+            raise ValueError(f"not a token: {text!r} (MUTANT:PROFILE:WORLD:RIVALS:SCHEDULE)")
+        mutant, profile, name, rivals, schedule = parts
+        if mutant != NO_MUTANT and not known(mutant):
+            raise ValueError(f"no mutant {mutant!r}; there are {', '.join(MUTANTS)}")
+        names = () if rivals == NOBODY else tuple(rivals.split("+"))
+        world = World.parse(name, profile, names)
+        parsed = Schedule.parse(schedule)
+        if any(task >= len(world.tasks) for task in parsed.choices):
+            raise ValueError(f"the schedule names a task that is not there: {schedule}")
+        return Token(mutant, world, parsed)
+
+
+def known(mutant: str) -> Mutant | Half | Question | None:
+    """The mutant, half of one, or question of an id."""
+    halves = {half.id: half for half in HALVES}
+    return MUTANTS.get(mutant) or halves.get(mutant) or QUESTIONS.get(mutant)
+
+
+def as_mutant(mutant: str) -> AbstractContextManager[None]:
+    """The engine without the mutant's rule; as it is, for NO_MUTANT."""
+    found = known(mutant)
+    return applied(found.edits) if found is not None else nullcontext()
+
+
+# Searching
+
+
+def _covered(coverage: Coverage) -> Covered:
+    return Covered(
+        coverage.kind.value,
+        coverage.executions,
+        coverage.pruned,
+        coverage.steps,
+        coverage.bound,
+        coverage.seed,
+        coverage.refused,
+    )
+
+
+def check_world(
+    world: World, budget: Budget | None = None, mutant: str = NO_MUTANT, care: Care | None = None
+) -> WorldResult:
+    """One world, as it is or without a mutant's rule."""
+    began = time.perf_counter()
+    with as_mutant(mutant):
+        return _check(world, budget or Budget(), mutant, began, care)
+
+
+def _check(
+    world: World, budget: Budget, mutant: str, began: float, care: Care | None
+) -> WorldResult:
+    laws = ALL_LAWS - tolerated(world)
+    outcome = search(world, budget, laws, care)
+    known = findings_of(world)
+    seen = [each for each in known if any(each.is_it(one.broken) for one in outcome.findings)]
+    unknown = [
+        each for each in outcome.findings if not any(one.is_it(each.broken) for one in known)
+    ]
+    as_is = outcome.findings if mutant == NO_MUTANT else ()
+    finding = next(iter(unknown or as_is), None)
+    violation = None
+    if finding is not None:
+        violation = violation_of(mutant, world, finding, frozenset({finding.broken.law}))
+    return WorldResult(
+        world.profile,
+        world.hook.value,
+        world.name,
+        world.tasks,
+        _covered(outcome.coverage),
+        violation,
+        ", ".join(each.id for each in seen) if finding is not None and not unknown else "",
+        time.perf_counter() - began,
+    )
+
+
+def hunt(mutant: Mutant, budget: Budget | None = None, care: Care | None = None) -> MutantResult:
+    """Look for the breach a mutant is listed with."""
+    began = time.perf_counter()
+    with applied(mutant.edits):
+        outcome = search(mutant.world, budget or Budget(), mutant.laws, care)
+        seconds = time.perf_counter() - began
+        finding = of_laws(outcome.findings, mutant.laws)
+        violation = None
+        if finding is not None:
+            violation = violation_of(mutant.id, mutant.world, finding, mutant.laws)
+    return MutantResult(
+        mutant.id,
+        mutant.where,
+        mutant.rule,
+        Verdict.CAUGHT if violation is not None else Verdict.MISSED,
+        tuple(sorted({each.law for each in violation.breaches})) if violation is not None else (),
+        tuple(sorted(mutant.laws)),
+        _covered(outcome.coverage),
+        violation,
+        "",
+        seconds,
+    )
+
+
+def hunt_half(half: Half, care: Care | None = None) -> MutantResult:
+    """Show that half a mutant shows nothing, by exploring everything."""
+    began = time.perf_counter()
+    with applied(half.edits):
+        outcome = search(half.world, Budget(), ALL_LAWS, care)
+    found = tuple(sorted({each.broken.law for each in outcome.findings}))
+    return MutantResult(
+        half.id,
+        "",
+        half.rule,
+        Verdict.CAUGHT if found else Verdict.MASKED,
+        found,
+        (),
+        _covered(outcome.coverage),
+        None,
+        half.masked_by,
+        time.perf_counter() - began,
+    )
+
+
+# Showing
+
+
+def violation_of(mutant: str, world: World, finding: Finding, laws: Collection[int]) -> Violation:
+    """The finding's execution, made as short as can be. The mutant is in force."""
+
+    def still(broken: list[Any]) -> bool:
+        return any(each.law in laws for each in broken)
+
+    return draw(Token(mutant, world, shrink(world, finding.schedule, still)))
+
+
+def draw(token: Token) -> Violation:
+    """Run a token's schedule and write down who called what. The mutant is in force."""
+    drawings: list[Drawing] = []
+
+    def recipe() -> Any:
+        stage = token.world()
+        drawings.append(Drawing(stage))
+        return stage
+
+    replay = Replay(recipe, token.schedule)
+    broken: list[Any] = replay.run()
+    return Violation(
+        token.world.tasks,
+        tuple(drawings[0].calls),
+        tuple(_breaches(broken)),
+        tuple(drawings[0].stage.kernel.warnings.values()),
+        len(replay.taken),
+        _switches(replay.taken),
+        str(token),
+    )
+
+
+def _breaches(broken: Collection[Broken]) -> Iterator[Breach]:
+    for each in broken:
+        yield Breach(each.law, LAWS[each.law], each.text)
+
+
+def _switches(taken: list[int]) -> int:
+    return sum(a != b for a, b in pairwise(taken))
+
+
+def replay(text: str) -> Violation:
+    """Run a token; ValueError where it is none."""
+    token = Token.parse(text)
+    with as_mutant(token.mutant):
+        return draw(token)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Many searches on all cores: each on one first, and those that take long on all, one after another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any, Final
+
+from mthp.check.rows import Result, Rows, Unfinished
+from mthp.check.scorecard import Job
+from mthp.check.search import By, Care
+from mthp.explore.part import Parts, Standing
+
+TURN: Final = 30.0
+"""Seconds that a search may have one core to itself."""
+_ASK: Final = 0.2
+
+Row = tuple[Job, Result]
+
+
+def _never() -> bool:
+    return False
+
+
+class Jobs:
+    """Searches to be made. rows: keeps what is known. tell: is told how far the one search is that all
+    cores work on. is_over: True stops everything; what was not finished is kept.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        *,
+        processes: int | None = None,
+        rows: Rows | None = None,
+        tell: Callable[[Job, Standing], None] | None = None,
+        is_over: Callable[[], bool] = _never,
+        turn: float = TURN,
+        by: By = By.BEST,
+    ) -> None:
+        self.by = by
+        self.jobs = jobs
+        self.processes = processes or os.cpu_count() or 1
+        self.rows = rows or Rows(None, "")
+        self.tell = tell
+        self.is_over = is_over
+        self.turn = turn
+
+    def run(self) -> Iterator[Row]:
+        """The results as they come. Fewer than there are jobs: it was stopped."""
+        try:
+            yield from self._run()
+        finally:
+            self.rows.save()
+
+    def _run(self) -> Iterator[Row]:
+        left = []
+        for job in self.jobs:
+            result = self.rows.finished.get(job.key)
+            if result is not None and not _goes_on(job, result):
+                yield job, result
+            else:
+                left.append(job)
+        if len(left) > 1 and self.processes > 1:
+            yield from self._each_on_one(left)
+            left = [job for job in left if job.key not in self.rows.finished]
+        for job in left:
+            if self.is_over():
+                return
+            result = self._on_all(job)
+            if result is not None:
+                yield job, result
+
+    # Each on one core, for a turn
+
+    def _each_on_one(self, jobs: Sequence[Job]) -> Iterator[Row]:
+        context = get_context("fork")
+        over = context.Event()
+        count = min(self.processes, len(jobs))
+        with ProcessPoolExecutor(count, context, _begin, (over, self.turn, self.by)) as pool:
+            queue = list(reversed(jobs))
+            running: dict[Future[tuple[Result, Parts | None]], Job] = {}
+            while running or queue:
+                while queue and len(running) < 2 * count:  # one more for each, so that none waits
+                    job = queue.pop()
+                    before = self.rows.unfinished.get(job.key)
+                    running[pool.submit(_turn, job, before)] = job
+                for future in wait(running, _ASK, FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    result = self._take(job, future)
+                    if result is not None:
+                        yield job, result
+                if self.is_over() and not over.is_set():
+                    over.set()
+                    queue.clear()
+                    for future in list(running):
+                        if future.cancel():
+                            del running[future]
+
+    def _take(self, job: Job, future: Future[tuple[Result, Parts | None]]) -> Result | None:
+        return self._keep(job, *future.result())
+
+    def _keep(self, job: Job, result: Result, rest: Parts | None) -> Result | None:
+        """Keep a row; None: it is not finished."""
+        if rest is not None and not _is_bounded(job, result):
+            self.rows.keep(job.key, rest, result.seconds)
+            return None
+        self.rows.finish(job.key, result)
+        if rest is not None:
+            self.rows.keep(job.key, rest, result.seconds)
+        return result
+
+    # One on all cores
+
+    def _on_all(self, job: Job) -> Result | None:
+        before = self.rows.unfinished.get(job.key) or Unfinished({}, 0)
+        began = time.monotonic()
+        care = Care(
+            parts=before.parts or None,
+            processes=self.processes,
+            tell=None if self.tell is None else lambda standing: self.tell(job, standing),  # type: ignore[misc]
+            keep=lambda parts: self.rows.keep(
+                job.key, parts, before.seconds + time.monotonic() - began
+            ),
+            is_over=self.is_over,
+            by=self.by,
+        )
+        result = job.run(care)
+        return self._keep(job, replace(result, seconds=before.seconds + result.seconds), care.rest)
+
+
+def _goes_on(job: Job, result: Result) -> bool:
+    """Whether a finished row stopped at a bound that is further away now."""
+    most = job.budget.executions
+    stopped = result.covered.bound.startswith("stopped after")
+    return stopped and (most is None or most > result.covered.executions)
+
+
+def _is_bounded(job: Job, result: Result) -> bool:
+    """Whether a search that is not at its end has come to the bound it was given."""
+    most = job.budget.executions
+    return most is not None and result.covered.executions >= most
+
+
+# In each process
+
+
+class _Orders:
+    over: Any
+    turn: float
+    by: By
+
+
+def _begin(over: Any, turn: float, by: By) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _Orders.over, _Orders.turn, _Orders.by = over, turn, by
+
+
+def _turn(job: Job, before: Unfinished | None) -> tuple[Result, Parts | None]:
+    end = time.monotonic() + _Orders.turn
+    care = Care(
+        parts=before.parts if before is not None else None,
+        is_over=lambda: time.monotonic() > end or _Orders.over.is_set(),
+        by=_Orders.by,
+    )
+    result = job.run(care)
+    seconds = before.seconds if before is not None else 0.0
+    return replace(result, seconds=seconds + result.seconds), care.rest

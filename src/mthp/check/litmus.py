@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What our store buffers say of the litmus tests, beside what herd7 says under the kernel's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mthp.check.check_records import LitmusResult
+from mthp.explore.explore import Explorer, Until
+from mthp.explore.outcome import Kind
+from mthp.lab.kernels.herd import run_herd
+from mthp.machine.store_buffer import Model
+from mthp.races.litmus import PATTERNS, Pattern, Publish, Says
+
+
+def says(pattern: Pattern, model: Model) -> Says:
+    """Every execution of a pattern under a model of ours."""
+    outcome = Explorer(lambda: Publish(model, pattern), until=Until.END).explore()
+    assert outcome.coverage.kind is Kind.EXHAUSTIVE
+    return Says.of([finding.broken == 0 for finding in outcome.findings])
+
+
+def compare(memory_model: Path | None) -> list[LitmusResult]:
+    """Every pattern under every model of ours, and under the memory model in that folder, if any.
+
+    LabError: herd7 is not on this host, or fails.
+    """
+    texts = {name: pattern.text for name, pattern in PATTERNS.items()}
+    heard: Mapping[str, str] = {}
+    if memory_model is not None:
+        heard = run_herd(texts, memory_model)
+    return [
+        LitmusResult(
+            name,
+            pattern.what,
+            pattern.expected.value,
+            tuple((model.value, says(pattern, model).value) for model in Model),
+            heard.get(name),
+        )
+        for name, pattern in PATTERNS.items()
+    ]

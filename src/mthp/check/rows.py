@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The file that a long check keeps its rows in: finished ones, and how far the others have come.
+
+It belongs to one command and to one text of the engine; any other is refused. It is written whole to a
+temporary file that then takes its place, so that a crash leaves the file before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import mthp
+from mthp.check.check_records import MutantResult, WorldResult
+from mthp.explore.part import Key, Parts, part_document, part_of
+from mthp.laws.watch import Broken
+
+FORMAT = "mthp-check/1"
+EVERY = 5.0
+"""Seconds between two times that the file is written, but for the last."""
+Result = WorldResult | MutantResult
+_ROOMS = ("words", "machine", "mm", "khugepaged", "vectorised", "laws", "races", "explore")
+
+
+class RowsError(Exception):
+    """A file that cannot be gone on with; one line says why."""
+
+
+@cache
+def engine() -> str:
+    """A fingerprint of everything that a search depends on."""
+    root = Path(mthp.__file__).parent
+    digest = hashlib.sha256()
+    for room in _ROOMS:
+        for file in sorted((root / room).rglob("*.py")):
+            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """How far a row has come, and how many seconds that took."""
+
+    parts: Parts
+    seconds: float
+
+
+class Rows:
+    """The rows of one command. of: the command, in words. path: None keeps them for this process alone.
+
+    RowsError: the file is another's. OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path | None, of: str) -> None:
+        self.path = path
+        self.of = of
+        self._saved = 0.0
+        self.finished: dict[str, Result] = {}
+        self.unfinished: dict[str, Unfinished] = {}
+        if path is not None and path.exists() and path.stat().st_size:
+            self._read(path)
+        self.save()
+
+    def finish(self, key: str, result: Result) -> None:
+        """A row is known."""
+        self.unfinished.pop(key, None)
+        self.finished[key] = result
+        self._save_now_and_then()
+
+    def keep(self, key: str, parts: Parts, seconds: float) -> None:
+        """A row is not."""
+        self.unfinished[key] = Unfinished(parts, seconds)
+        self._save_now_and_then()
+
+    def _save_now_and_then(self) -> None:
+        """The file is written whole, so not for each of many small rows."""
+        if time.monotonic() - self._saved >= EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file."""
+        if self.path is None:
+            return
+        self._saved = time.monotonic()
+        document = {
+            "format": FORMAT,
+            "engine": engine(),
+            "of": self.of,
+            "finished": {key: _result_document(result) for key, result in self.finished.items()},
+            "unfinished": {
+                key: {
+                    "seconds": each.seconds,
+                    "parts": [part_document(part, list) for part in each.parts.values()],
+                }
+                for key, each in self.unfinished.items()
+            },
+        }
+        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                json.dump(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> None:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise RowsError(f"not a file of `mthp check`, but {str(document['format'])[:40]!r}")
+            self._check(document)
+            self.finished = {
+                key: _result_of(result) for key, result in document["finished"].items()
+            }
+            for key, each in document["unfinished"].items():
+                parts = [part_of(part, _broken) for part in each["parts"]]
+                by_key = {part.key: part for part in parts}
+                if Key() not in by_key:
+                    raise ValueError("no whole")
+                self.unfinished[key] = Unfinished(by_key, float(each["seconds"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RowsError("not a file of `mthp check`, or damaged") from error
+
+    def _check(self, document: Any) -> None:
+        if document["of"] != self.of:
+            raise RowsError(f"it is of another check: {str(document['of'])[:200]}")
+        if document["engine"] != engine():
+            raise RowsError("the engine has changed since; remove the file to begin again")
+
+
+def _broken(document: Any) -> Broken:
+    law, text = document
+    return Broken(int(law), str(text))
+
+
+# Records as documents
+
+
+def _result_document(result: Result) -> dict[str, Any]:
+    return {"kind": type(result).__name__, **asdict(result)}
+
+
+def _result_of(document: Any) -> Result:
+    kinds = {kind.__name__: kind for kind in (WorldResult, MutantResult)}
+    values = dict(document)
+    result: Result = _record(kinds[values.pop("kind")], values)
+    return result
+
+
+def _record(kind: Any, document: Any) -> Any:
+    """A value of a type out of JSON: records, tuples, optional values and what JSON has itself."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if set(document) != {field.name for field in fields(kind)}:
+            raise ValueError(f"not the fields of {kind}")
+        return kind(**{name: _record(hints[name], value) for name, value in document.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        return tuple(_record(get_args(kind)[0], each) for each in document)
+    if get_origin(kind) in (Union, types.UnionType):
+        return None if document is None else _record(next(_some(kind)), document)
+    return kind(document)
+
+
+def _some(kind: Any) -> Iterator[Any]:
+    yield from (each for each in get_args(kind) if each is not type(None))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything at once: every profile against every rival, and every mutant, as rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+from mthp.check.check import NO_MUTANT, NOBODY, check_world, hunt, hunt_half
+from mthp.check.rows import Result
+from mthp.check.search import Budget, Care
+from mthp.races.cast.all import LAWFUL, Start, get_along
+from mthp.races.mutants.collapse import HALVES, MUTANTS
+from mthp.races.mutants.mutant import Half, Mutant
+from mthp.races.stage import Size
+from mthp.races.world import Hook, World
+from mthp.words.profiles import PROFILES, Orders
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row. what: a world, a mutant or half of one. mutant: whose rule is missing in a world."""
+
+    what: World | Mutant | Half
+    budget: Budget
+    mutant: str = NO_MUTANT
+
+    def run(self, care: Care | None = None) -> Result:
+        """Search."""
+        if isinstance(self.what, World):
+            return check_world(self.what, self.budget, self.mutant, care)
+        if isinstance(self.what, Mutant):
+            return hunt(self.what, self.budget, care)
+        return hunt_half(self.what, care)
+
+    @property
+    def name(self) -> str:
+        """Which row."""
+        if isinstance(self.what, World):
+            rivals = "+".join(self.what.rivals) or NOBODY
+            return f"{self.mutant}:{self.what.profile}:{self.what.name}:{rivals}"
+        if isinstance(self.what, Mutant):
+            return f"{self.what.id}:{self.what.world.profile}"
+        return self.what.id
+
+    @property
+    def key(self) -> str:
+        """Names the row and how it is searched. A number of executions is where it stops, no more."""
+        budget = self.budget
+        if budget.is_resumable:
+            return f"{self.name} {budget.steps}"
+        return f"{self.name} {budget}"
+
+
+_SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "shrink", "exec-shift", "uffd-register")
+"""Rivals that meet khugepaged at its list of mms, or at whole mappings."""
+
+
+def sizes_of(profile: str) -> tuple[Size, ...]:
+    """What a kernel of the profile collapses."""
+    return (Size.PMD,) if PROFILES[profile].orders is Orders.PMD_ONLY else tuple(Size)
+
+
+def default_worlds(profile: str) -> list[World]:
+    """The collapse alone, and against each rival alone, at each size; some with the whole daemon."""
+    casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
+    sizes = sizes_of(profile)
+    worlds = [World(size, profile, cast) for size in sizes for cast in casts]
+    daemons = [
+        World(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS
+    ]
+    return [*worlds, *daemons]
+
+
+def scorecard_jobs(budget: Budget) -> list[Job]:
+    """Every profile in its default worlds, below PMD order with the walking hook too; every mutant
+    and every half of one."""
+    worlds = [world for profile in PROFILES for world in default_worlds(profile)]
+    worlds += [
+        World(Size.WINDOW, profile, world.rivals, Hook.WALKS)
+        for profile in ("v16", "7.3")
+        for world in default_worlds(profile)
+        if world.size is Size.WINDOW and world.start is Start.COLLAPSE
+    ]
+    return [
+        *(Job(mutant, budget) for mutant in MUTANTS.values()),
+        *(Job(half, budget) for half in HALVES),
+        *(Job(world, budget) for world in worlds),
+    ]
+
+
+def pair_jobs(budget: Budget) -> list[Job]:
+    """Every pair of rivals that get along, in the smallest world of each profile that has windows."""
+    return [
+        Job(World(Size.PMD, profile, pair), budget)
+        for profile in ("v16", "7.3")
+        for pair in combinations(LAWFUL, 2)
+        if get_along(*pair)
+    ]

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Write down an execution state by state: every step, and the world as it leaves it.
+
+Nothing here steps; the engine is not touched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+from mthp.check.check import Token, as_mutant
+from mthp.check.check_records import (
+    Breach,
+    CpuStand,
+    Entry,
+    FolioStand,
+    PageStand,
+    State,
+    TableStand,
+    Trace,
+    Translation,
+)
+from mthp.check.drawing import kernel_function
+from mthp.explore.replay import Replay
+from mthp.laws.sentences import LAWS
+from mthp.machine.cpu import Cpu
+from mthp.machine.memory import Words
+from mthp.machine.step import Access, Task
+from mthp.mm import page_flags as folios
+from mthp.mm import pgtable_types as ptes
+from mthp.mm.mm_types import PageTable
+from mthp.mm.pgtable_types import (
+    PFN_SHIFT,
+    ZERO_PFN,
+    leaf_kind,
+    pmd_is_table,
+    pmd_none,
+    pmd_present,
+    pmd_trans_huge,
+    pte_none,
+    pte_present,
+)
+from mthp.races.stage import Stage
+
+Step = tuple[str, int, str, str, str]
+"""Task, CPU, kernel function, access, word."""
+
+_BEGIN: Final[Step] = ("", 0, "", "begin", "")
+_END: Final[Step] = ("", 0, "", "end", "")
+_ENTRY_FLAGS: Final = {
+    getattr(ptes, name): name.lower()
+    for name in ("WRITE", "YOUNG", "DIRTY", "SOFT_DIRTY", "UFFD_WP", "SWP_EXCLUSIVE")
+}
+_FOLIO_FLAGS: Final = {
+    value: name.removeprefix("PG_").lower()
+    for name, value in vars(folios).items()
+    if name.startswith("PG_")
+}
+
+
+class Tracing:
+    """Listens to a stage. states: the world at the beginning and after every step."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.kernel = stage.kernel
+        self._step = _BEGIN
+        self._seen: set[int] = set()
+        self._slots: set[str] = set()
+        self._before, self._after = stage.before, stage.after
+        stage.before, stage.after = self.before, self.after
+        self.states = [self._state()]
+
+    def before(self, access: Access, word: Any, index: int) -> None:
+        """Who is about to do what; then the laws look at it."""
+        task = self.stage.machine.current
+        self._step = (
+            task.name,
+            task.cpu,
+            "" if task.background else kernel_function(sys._getframe(1)),
+            access.value,
+            f"{word.name}[{index}]" if isinstance(word, Words) else word.name,
+        )
+        self._before(access, word, index)
+
+    def after(self, access: Access, word: Any, index: int) -> None:
+        """The laws look at what was done, then it is written down."""
+        self._after(access, word, index)
+        self.states.append(self._state())
+
+    def end(self) -> None:
+        """The execution is over: a last state, with what the laws say of the world at rest."""
+        self._step = _END
+        self.states.append(self._state())
+
+    def _state(self) -> State:
+        kernel = self.kernel
+        tasks = [task for task, _ in self.stage.tasks]
+        return State(
+            *self._step,
+            tuple(self._pmds()),
+            tuple(_table(table) for table in kernel.tables.values()),
+            tuple(self._folios()),
+            tuple((task.name, tuple(map(repr, task.held))) for task in tasks),
+            tuple(
+                (vma.vm_lock.name, int(vma.vm_lock.value)) for mm in kernel.mms for vma in mm.vmas
+            ),
+            tuple(_cpu(cpu, tasks) for cpu in kernel.cpus),
+            tuple(Breach(each.law, LAWS[each.law], each.text) for each in self.stage.broken),
+        )
+
+    def _pmds(self) -> Iterator[tuple[str, Entry]]:
+        """The slots that hold, or held in an earlier state, anything."""
+        for mm in self.kernel.mms:
+            for page in mm.pmd_pages.values():
+                for slot, word in enumerate(page.pmds.raw):
+                    name = f"{page.pmds.name}[{slot}]"
+                    if word:
+                        self._slots.add(name)
+                    if name in self._slots:
+                        yield name, _entry(_pmd_kind(word), word)
+
+    def _folios(self) -> Iterator[FolioStand]:
+        """Those that are, or were in an earlier state, somebody's; the zero page is nobody's."""
+        mem = self.kernel.mem
+        for frame in range(1, len(mem.head.raw)):
+            if mem.head.raw[frame] != frame:
+                continue
+            if mem.refcount.raw[frame]:
+                self._seen.add(frame)
+            if frame in self._seen:
+                yield self._folio(frame)
+
+    def _folio(self, frame: int) -> FolioStand:
+        mem = self.kernel.mem
+        order, flags = mem.order.raw[frame], mem.flags.raw[frame]
+        frames = range(frame, frame + (1 << order))
+        return FolioStand(
+            frame,
+            order,
+            mem.refcount.raw[frame],
+            mem.large_mapcount.raw[frame] if order else mem.mapcount.raw[frame],
+            tuple(name for bit, name in _FOLIO_FLAGS.items() if flags & bit),
+            tuple(PageStand(at, mem.mapcount.raw[at], mem.content.raw[at]) for at in frames),
+        )
+
+
+def _entry(kind: str, word: int) -> Entry:
+    flags = tuple(name for bit, name in _ENTRY_FLAGS.items() if word & bit)
+    return Entry(kind, word >> PFN_SHIFT, flags)
+
+
+def _pte(word: int) -> Entry:
+    return _entry(_pte_kind(word), word)
+
+
+def _pte_kind(word: int) -> str:
+    if pte_none(word):
+        return "none"
+    if pte_present(word):
+        return "zero" if word >> PFN_SHIFT == ZERO_PFN else "page"
+    return leaf_kind(word).name.lower()
+
+
+def _pmd_kind(word: int) -> str:
+    if pmd_none(word):
+        return "none"
+    if pmd_is_table(word):
+        return "table"
+    if pmd_present(word):
+        return "huge" if pmd_trans_huge(word) else "bad"
+    return leaf_kind(word).name.lower()
+
+
+def _table(table: PageTable) -> TableStand:
+    return TableStand(table.number, table.state.name.lower(), tuple(map(_pte, table.ptes.raw)))
+
+
+def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
+    late = [
+        (slot.index, slot.value)
+        for task in tasks
+        if task.cpu == cpu.number and task.buffer is not None
+        for slot in task.buffer.waiting
+        if not slot.seen.happened
+    ]
+    return CpuStand(
+        cpu.number,
+        tuple(Translation(e.mm, e.vpn, e.order, _pte(e.entry)) for e in cpu.tlb.value),
+        cpu.walk_cache,
+        tuple(late),
+    )
+
+
+def trace(text: str) -> Trace:
+    """Run a token and write down every state; ValueError where it is none."""
+    token = Token.parse(text)
+    tracings: list[Tracing] = []
+
+    def recipe() -> Stage:
+        stage = token.world()
+        tracings.append(Tracing(stage))
+        return stage
+
+    with as_mutant(token.mutant):
+        Replay(recipe, token.schedule).run()
+        tracings[0].end()
+    return Trace(token.world.tasks, tuple(tracings[0].states), text)

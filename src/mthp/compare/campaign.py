@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Many drawn states, one after another, over guests side by side; kept so that it can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mthp.compare.fuzz import Trier, Verdict, judge
+from mthp.lab.draw import draw
+from mthp.lab.errors import BAD_INPUT, LabError
+from mthp.lab.kernels.kernels import Kernel
+from mthp.lab.program.program import Draft
+from mthp.lab.program.shrink import shrink
+from mthp.lab.session.coverage import Coverage
+
+__all__ = [
+    "Campaign",
+    "CampaignSpec",
+    "Smallest",
+    "open_campaign",
+    "run_campaign",
+    "shrink_all",
+]
+
+SCHEMA_VERSION = 1
+AHEAD = 8
+"""Drafts handed out per guest before the first of them has come back."""
+
+
+@dataclass(frozen=True)
+class CampaignSpec:
+    """What is drawn, and for which kernel. family: empty for all of them, by weight."""
+
+    seed: int
+    number: int
+    kernel: str
+    family: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """What must be the same for a campaign to go on; the number may grow."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "seed": self.seed,
+            "kernel": self.kernel,
+            "family": self.family,
+        }
+
+
+@dataclass
+class Campaign:
+    """The account so far. bad: the drafts (by index) that disagree, with what disagrees first."""
+
+    spec: CampaignSpec
+    folder: Path
+    done: int = 0
+    built: int = 0
+    passes: int = 0
+    agreed: int = 0
+    mismatches: list[dict[str, Any]] = field(default_factory=list)
+    not_built: list[dict[str, Any]] = field(default_factory=list)
+    families: dict[str, dict[str, int]] = field(default_factory=dict)
+    coverage: Coverage = field(default_factory=Coverage)
+
+    @property
+    def records(self) -> Path:
+        """The scenarios, as the kernel ran them."""
+        return self.folder / "records.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """One line a draft, in order."""
+        return self.folder / "log.jsonl"
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Count one line of the log."""
+        self.done += 1
+        self.passes += entry["passes"]
+        self.agreed += entry["agreed"]
+        self.mismatches += entry["mismatches"]
+        row = self.families.setdefault(
+            entry["family"], {"drafts": 0, "passes": 0, "agreed": 0, "not_built": 0}
+        )
+        row["drafts"] += 1
+        row["passes"] += entry["passes"]
+        row["agreed"] += entry["agreed"]
+        if entry["not_built"]:
+            row["not_built"] += 1
+            self.not_built.append({"id": entry["id"], "reason": entry["not_built"]})
+        else:
+            self.built += 1
+
+    def cover(self, record: Mapping[str, Any]) -> None:
+        """Count a record's outcomes."""
+        for recorded in record["passes"]:
+            self.coverage.add_pass(recorded["events"], recorded.get("errno"))
+
+    @property
+    def bad_ids(self) -> list[str]:
+        """The drafts that disagree, in order."""
+        return list(dict.fromkeys(str(each["id"]) for each in self.mismatches))
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `mthp lab fuzz --json`."""
+        return {
+            **self.spec.to_json(),
+            "number": self.done,
+            "built": self.built,
+            "passes": self.passes,
+            "agreed": self.agreed,
+            "mismatches": self.mismatches,
+            "not_built": self.not_built,
+            "families": dict(sorted(self.families.items())),
+            "coverage": self.coverage.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """A disagreement made small: the draft found first and the verdict on the smallest like it."""
+
+    first: str
+    verdict: Verdict
+
+
+def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
+    """A new campaign, or the one that was interrupted in this folder.
+
+    LabError (2): the folder holds another one, is damaged, or cannot be used.
+    """
+    campaign = Campaign(spec, folder)
+    meta = folder / "campaign.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not meta.exists():
+            _write(meta, json.dumps(spec.to_json(), indent=1) + "\n")
+            return campaign
+        known = json.loads(meta.read_text())
+        if known != spec.to_json():
+            raise LabError(BAD_INPUT, f"{folder} holds another campaign: {json.dumps(known)}")
+        _replay(campaign)
+    except OSError as error:
+        raise LabError(BAD_INPUT, f"{folder}: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LabError(BAD_INPUT, f"{folder}: a campaign's files are damaged: {error}") from None
+    return campaign
+
+
+def _replay(campaign: Campaign) -> None:
+    """Take up what was done. A line that was not finished when it ended is dropped, with whatever
+    the other file has beyond it."""
+    entries = _whole_lines(campaign.log)
+    records = _whole_lines(campaign.records)
+    built = sum(not entry["not_built"] for entry in entries)
+    while built > len(records):
+        built -= not entries.pop()["not_built"]
+    records = records[:built]
+    for entry in entries:
+        campaign.add(entry)
+    for record in records:
+        campaign.cover(record)
+    _write(campaign.log, "".join(json.dumps(entry) + "\n" for entry in entries))
+    _write(campaign.records, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".new")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+# --- the guests -----------------------------------------------------------------------------
+
+_trier: Trier | None = None
+
+
+def _start_worker(kernel: Kernel) -> None:
+    """In each worker: a guest of its own, ended when the worker ends."""
+    global _trier
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _trier = Trier(kernel)
+    multiprocessing.util.Finalize(None, _trier.close, exitpriority=10)
+
+
+def _record_index(spec: CampaignSpec, index: int) -> Verdict:
+    """Not judged there: the guest is not to wait for the engine."""
+    assert _trier is not None
+    return _trier.record(draw(spec.seed, index, spec.family))
+
+
+def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> Smallest:
+    """Shrink what disagrees about one draft; the draft itself where it does not disagree again."""
+    assert _trier is not None
+    draft = draw(spec.seed, index, spec.family)
+    verdicts: dict[str, Verdict] = {}
+
+    def still_bad(candidate: Draft) -> bool:
+        assert _trier is not None
+        verdict = _trier(candidate)
+        if verdict.disagrees:
+            verdicts[json.dumps(candidate.to_json())] = verdict
+        return verdict.disagrees
+
+    if not still_bad(draft):
+        return Smallest(draft.id, _trier(draft))
+    smallest = shrink(draft, still_bad, budget)
+    return Smallest(draft.id, verdicts[json.dumps(smallest.to_json())])
+
+
+@contextlib.contextmanager
+def _pool(kernel: Kernel, guests: int) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(guests, context, _start_worker, (kernel,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# --- a campaign -----------------------------------------------------------------------------
+
+
+def run_campaign(
+    campaign: Campaign,
+    kernel: Kernel,
+    guests: int,
+    progress: Callable[[Campaign, float], None],
+) -> None:
+    """Try what is left of the campaign, in order; each result is on disk before the next counts.
+
+    progress: called with the seconds so far. KeyboardInterrupt leaves the campaign as far as it
+    got. LabError where no guest can be had.
+    """
+    started = time.monotonic()
+    spec = campaign.spec
+    with (
+        campaign.log.open("a") as log,
+        campaign.records.open("a") as records,
+        _pool(kernel, guests) as pool,
+    ):
+        waiting: deque[Future[Verdict]] = deque()
+        todo = iter(range(campaign.done, spec.number))
+        while True:
+            while len(waiting) < guests * AHEAD and (index := next(todo, None)) is not None:
+                waiting.append(pool.submit(_record_index, spec, index))
+            if not waiting:
+                return
+            verdict = waiting.popleft().result()
+            if verdict.record is not None:
+                verdict = judge(verdict.draft, verdict.record)
+            entry = _entry(verdict)
+            if verdict.record is not None:
+                records.write(json.dumps(verdict.record) + "\n")
+                records.flush()
+                campaign.cover(verdict.record)
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+            campaign.add(entry)
+            progress(campaign, time.monotonic() - started)
+
+
+def _entry(verdict: Verdict) -> dict[str, Any]:
+    """A draft's line in the log."""
+    return {
+        "id": verdict.draft.id,
+        "family": verdict.draft.family,
+        "passes": verdict.passes,
+        "agreed": verdict.agreed,
+        "not_built": verdict.not_built,
+        "mismatches": list(verdict.mismatches),
+    }
+
+
+def shrink_all(
+    campaign: Campaign, kernel: Kernel, guests: int, most: int, budget: int
+) -> list[Smallest]:
+    """The first `most` disagreements made small, each in at most `budget` runs of a guest."""
+    indices = [int(name.rpartition("-")[2]) for name in campaign.bad_ids[:most]]
+    if not indices:
+        return []
+    with _pool(kernel, min(guests, len(indices))) as pool:
+        jobs = [pool.submit(_shrink_one, campaign.spec, index, budget) for index in indices]
+        return [job.result() for job in jobs]

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run recorded scenarios and compare with the kernel, event by event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mthp.image.runs import PagesState, encode_runs
+from mthp.image.scenario import Scenario
+from mthp.image.scenario_values import Action
+from mthp.khugepaged.madvise import madvise_collapse
+from mthp.mm.folio import lru_add_drain_all
+from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
+from mthp.words.profiles import Orders, Profile
+from mthp.worlds.build import World, build_scenario
+from mthp.worlds.render import canonical, render_state
+
+ENDLESS_PAGES_TO_SCAN = 2**32 - 1
+"""The lab's pages_to_scan: one wakeup is then one full scan."""
+
+STATS = frozenset(
+    {
+        "collapse_alloc",
+        "collapse_alloc_failed",
+        "collapse_exceed_none_pte",
+        "collapse_exceed_swap_pte",
+        "collapse_exceed_shared_pte",
+        "nr_anon",
+        "nr_anon_partially_mapped",
+    }
+)
+GAUGES = frozenset({"nr_anon", "nr_anon_partially_mapped"})
+"""What kernels before mTHP collapse have of them."""
+VMSTAT = frozenset(
+    {
+        "thp_collapse_alloc",
+        "thp_collapse_alloc_failed",
+        "thp_scan_exceed_none_pte",
+        "thp_scan_exceed_swap_pte",
+        "thp_scan_exceed_share_pte",
+    }
+)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did, in the terms of a recording."""
+
+    events: list[dict[str, Any]]
+    counters: dict[str, Any]
+    final: list[PagesState]
+    errno: int | None
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One difference. where: events[i], counters, errno, final[vma].folios or .ptes."""
+
+    id: str
+    pass_: int
+    where: str
+    expected: Any
+    got: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """As `mthp collapse --conformance --json` prints it."""
+        return {
+            "id": self.id,
+            "pass": self.pass_,
+            "where": self.where,
+            "expected": self.expected,
+            "got": self.got,
+        }
+
+
+@dataclass
+class Conformance:
+    """The score over many scenarios; outcomes counts recorded events by kind and status."""
+
+    passes: int = 0
+    agreed: int = 0
+    mismatches: list[Mismatch] = field(default_factory=list)
+    outcomes: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+def recorded_event(event: Event) -> dict[str, Any] | None:
+    """An event with exactly the fields a recording has; None for what is not recorded."""
+    match event:
+        case Attempt():
+            return {"event": "attempt", "address": event.address, "order": event.order}
+        case Swapin():
+            return {
+                "event": "mm_collapse_huge_page_swapin",
+                "ret": int(event.ret),
+                "order": event.order,
+                "swapped_in": event.swapped_in,
+                "referenced": event.referenced,
+            }
+        case Isolate():
+            return {
+                "event": "mm_collapse_huge_page_isolate",
+                "status": event.status.string,
+                "order": event.order,
+                "referenced": event.referenced,
+                "none_or_zero": event.none_or_zero,
+            }
+        case CollapseHugePage():
+            return {
+                "event": "mm_collapse_huge_page",
+                "status": event.status.string,
+                "order": event.order,
+            }
+        case ScanPmd():
+            return {
+                "event": "mm_khugepaged_scan_pmd",
+                "status": event.status.string,
+                "referenced": event.referenced,
+                "none_or_zero": event.none_or_zero,
+                "unmapped": event.unmapped,
+            }
+        case _:
+            return None
+
+
+def run_pass(world: World, scenario: Scenario) -> PassResult:
+    """One full scan, or one MADV_COLLAPSE over the target, from drained LRU batches."""
+    kernel, daemon = world.kernel, world.khugepaged
+    events: list[Event] = []
+    kernel.trace = events.append
+    lru_add_drain_all(kernel.mem, kernel.cpus)
+    mthp, vmstat = kernel.vmstat.mthp.copy(), kernel.vmstat.events.copy()
+    before = daemon.full_scans, daemon.pages_collapsed
+    errno = None
+    if scenario.action is Action.MADVISE_COLLAPSE:
+        vma = world.vmas[scenario.target]
+        errno = madvise_collapse(vma, vma.vm_start, vma.vm_end)
+    else:
+        daemon.khugepaged_do_scan()
+    lru_add_drain_all(kernel.mem, kernel.cpus)
+    stats: dict[str, dict[str, int]] = {}
+    shown = GAUGES if kernel.profile.orders is Orders.PMD_ONLY else STATS
+    for (order, name), value in kernel.vmstat.mthp.items():
+        if name in shown and value != mthp[order, name]:
+            stats.setdefault(str(order), {})[name] = value - mthp[order, name]
+    counters = {
+        "stats": stats,
+        "vmstat": {
+            name: value - vmstat[name]
+            for name, value in kernel.vmstat.events.items()
+            if name in VMSTAT and value != vmstat[name]
+        },
+        "khugepaged": {
+            name: now - then
+            for name, now, then in zip(
+                ("full_scans", "pages_collapsed"),
+                (daemon.full_scans, daemon.pages_collapsed),
+                before,
+                strict=True,
+            )
+            if now != then
+        },
+    }
+    recorded = [record for event in events if (record := recorded_event(event)) is not None]
+    return PassResult(
+        recorded,
+        {kind: values for kind, values in counters.items() if values},
+        render_state(kernel, world.vmas),
+        errno,
+    )
+
+
+def run_scenario(scenario: Scenario, profile: Profile, score: Conformance) -> list[PassResult]:
+    """Run every recorded pass of a scenario, each from where the last one ended."""
+    settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
+    world = build_scenario(scenario, profile)
+    world.kernel.settings = settings
+    results = []
+    for number, recorded in enumerate(scenario.passes):
+        result = run_pass(world, scenario)
+        results.append(result)
+        wrong = list(compare(scenario, number, result))
+        score.passes += 1
+        score.agreed += not wrong
+        score.mismatches += wrong
+        for event in recorded.events:
+            key = str(event["event"]), str(event.get("status", event.get("ret", "")))
+            score.outcomes[key] = score.outcomes.get(key, 0) + 1
+    return results
+
+
+def compare(scenario: Scenario, number: int, result: PassResult) -> Iterable[Mismatch]:
+    """Every difference between a pass and its recording; of the events only the first."""
+    recorded = scenario.passes[number]
+
+    def mismatch(where: str, expected: Any, got: Any) -> Mismatch:
+        return Mismatch(scenario.id, number, where, expected, got)
+
+    expected_events = [dict(event) for event in recorded.events]
+    for i in range(max(len(expected_events), len(result.events))):
+        want = expected_events[i] if i < len(expected_events) else None
+        got = result.events[i] if i < len(result.events) else None
+        if want != got:
+            yield mismatch(f"events[{i}]", want, got)
+            break
+    counters = _without_empty(recorded.counters)
+    if counters != result.counters:
+        yield mismatch("counters", counters, result.counters)
+    if recorded.errno != result.errno:
+        yield mismatch("errno", recorded.errno, result.errno)
+    pairs = zip(canonical(list(recorded.final)), canonical(result.final), strict=True)
+    for i, (want_state, got_state) in enumerate(pairs):
+        if list(want_state.folio_pages()) != list(got_state.folio_pages()):
+            yield mismatch(
+                f"final[{i}].folios",
+                encode_runs(want_state.folios),
+                encode_runs(got_state.folios),
+            )
+        if want_state.ptes is not None and list(want_state.pte_pages()) != list(
+            got_state.pte_pages()
+        ):
+            assert got_state.ptes is not None
+            yield mismatch(
+                f"final[{i}].ptes", encode_runs(want_state.ptes), encode_runs(got_state.ptes)
+            )
+
+
+def _without_empty(counters: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: dict(values) for kind, values in counters.items() if values}
+
+
+def run_conformance(scenarios: Iterable[Scenario], profile: Profile) -> Conformance:
+    """Run all, in order."""
+    score = Conformance()
+    for scenario in scenarios:
+        run_scenario(scenario, profile, score)
+    return score

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One drawn state on a real kernel and on the engine, and what they disagree about."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mthp.compare.conformance import Conformance, run_scenario
+from mthp.image.scenario import ScenarioError, parse_scenario
+from mthp.lab.kernels.kernels import Kernel
+from mthp.lab.program.program import Draft
+from mthp.lab.session.boot import Booted, booted
+from mthp.lab.session.record import NotBuilt, record
+from mthp.lab.vm.channel import CommandFailed, GuestGone
+from mthp.words.profiles import profile_for_release
+
+__all__ = ["Trial", "Trier", "Verdict", "judge"]
+
+
+MEMORY = 256
+"""MiB of a guest: programs need little, and `eat` fills the rest."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one draft. record: the scenario as the kernel ran it; None where it was not
+    built, for the reason in not_built. mismatches: as Mismatch.to_json() gives them."""
+
+    draft: Draft
+    record: Mapping[str, Any] | None = None
+    not_built: str = ""
+    mismatches: Sequence[Mapping[str, Any]] = ()
+    passes: int = 0
+    agreed: int = 0
+    engine: Sequence[Sequence[Mapping[str, Any]]] = ()
+    """The engine's events, pass by pass."""
+
+    @property
+    def disagrees(self) -> bool:
+        return bool(self.mismatches)
+
+
+Trial = Callable[[Draft], Verdict]
+
+
+def judge(draft: Draft, document: Mapping[str, Any]) -> Verdict:
+    """A recorded scenario against the engine, under the profile of the kernel that recorded it."""
+    score = Conformance()
+    try:
+        scenario = parse_scenario(document)
+    except ScenarioError as error:
+        wrong = {"id": draft.id, "pass": 0, "where": "state", "expected": None, "got": str(error)}
+        passes = document["passes"]
+        return Verdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
+    results = run_scenario(scenario, profile_for_release(scenario.kernel), score)
+    found: list[Mapping[str, Any]] = [each.to_json() for each in score.mismatches]
+    events = [result.events for result in results]
+    return Verdict(draft, document, "", found, score.passes, score.agreed, events)
+
+
+class Trier:
+    """A guest that tries one draft after another; booted anew when it is gone.
+
+    Every draft is tried at most twice: one that ends two guests is not built.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._stack = contextlib.ExitStack()
+        self._booted: Booted | None = None
+
+    def __enter__(self) -> Trier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the guest."""
+        self._booted = None
+        self._stack.close()
+
+    def __call__(self, draft: Draft) -> Verdict:
+        """Record the draft and judge it. LabError where no guest can be had."""
+        verdict = self.record(draft)
+        return verdict if verdict.record is None else judge(draft, verdict.record)
+
+    def record(self, draft: Draft) -> Verdict:
+        """Record the draft, and leave the judging to somebody else. LabError as above."""
+        said = ""
+        for _ in range(2):
+            guest = self._guest()
+            try:
+                return Verdict(draft, record(guest.session, draft, self._kernel.release))
+            except (NotBuilt, CommandFailed) as error:
+                return Verdict(draft, not_built=str(error))
+            except GuestGone as error:
+                said = f"the guest is gone: {error}; {guest.guest.last_words()}"
+                self.close()
+        return Verdict(draft, not_built=said)
+
+    def _guest(self) -> Booted:
+        if self._booted is None:
+            self._booted = self._stack.enter_context(booted(self._kernel, MEMORY))
+        return self._booted

@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The compiled twin of the reference search (explore.py): the same executions in the same order.
+
+Tasks are turned into automata over integers as far as they have been seen, and the search runs on those
+(integers.py). Where it comes to a transition that nobody has seen, the execution is run with the real
+tasks to its end, the automata grow, and the search goes on from where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+
+from mthp.explore.compiled import columns as at_
+from mthp.explore.compiled import jit
+from mthp.explore.compiled.automaton import STEP, Ops, Place, Program
+from mthp.explore.compiled.columns import Code, Fate, Phase, State, Status
+from mthp.explore.compiled.containers import Unrecordable
+from mthp.explore.compiled.recorded import JUDGE, Recorded
+from mthp.explore.compiled.segment import Memory
+from mthp.explore.dependence import dependent
+from mthp.explore.explore import Stop, Until, outcome
+from mthp.explore.outcome import Finding, Outcome, Schedule
+from mthp.explore.part import NOBODY, Counts, Part
+from mthp.explore.part import Place as Mark
+from mthp.explore.replay import Replay
+from mthp.explore.tasks import MAX_STEPS, STOP, Execution, Op, Recipe
+
+MEMORY: Final = Memory()
+"""What was found out about the engine's classes, kept for all worlds of this process."""
+QUANTUM: Final = 20_000
+"""Steps between two questions whether to go on, in Python; Numba takes SLOWER times as many."""
+SLOWER: Final = 20
+LONG: Final = 1_000_000
+"""Steps after which Numba is thought worth its while."""
+LONGEST: Final = 200_000
+"""Steps of an execution; there would be no room for more."""
+
+
+class Speed(Enum):
+    """What runs the search on integers."""
+
+    PLAIN = "Python"
+    NUMBA = "Numba, from the start"
+    BEST = "Numba where it is installed and the search is long"
+
+
+class CompiledExplorer:
+    """As Explorer, with the whole of a search as its part. replays: executions of the real tasks that
+    were needed.
+
+    Unrecordable, from explore() and search(): the world cannot be recorded; use Explorer.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        until: Until = Until.FIRST,
+        most_executions: int | None = None,
+        most_steps: int = MAX_STEPS,
+        go_on: Callable[[CompiledExplorer], bool] | None = None,
+        part: Part | None = None,
+        speed: Speed = Speed.BEST,
+    ) -> None:
+        self.recipe = recipe
+        self.until = until
+        self.most_executions = most_executions
+        self.most_steps = most_steps
+        self.go_on = go_on
+        self.begun = part or Part()
+        self.speed = speed
+        self.findings: dict[object, Finding] = {each.broken: each for each in self.begun.findings}
+        self.replays = 0
+        self.ops = Ops(Program())
+        self._state: State
+        self._recorded: Recorded
+        self._missed: tuple[int, list[int]] | None = None
+        self._loaded = 0
+        self._told: list[int] = []
+        self._initial: Any = None
+        self._run = jit.PLAIN
+        self._mirror: jit.Mirror | None = None
+
+    # As of Explorer
+
+    @property
+    def counts(self) -> Counts:
+        """Of executions and steps."""
+        at = self._state.at
+        names = at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG
+        return Counts(*(int(at[name]) for name in names))
+
+    @property
+    def executions(self) -> int:
+        """Complete ones so far."""
+        return self.counts.executions
+
+    def explore(self) -> Outcome:
+        """Search to the end, the first breach or a bound."""
+        stop = self.search()
+        return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
+
+    def search(self) -> Stop:
+        """The same; why it stopped."""
+        self._record()
+        try:
+            self._prepare()
+            return self._go()
+        finally:
+            self._recorded.close()
+
+    def again(self) -> Outcome:
+        """The whole search once more, with the automata there are. What benchmarks measure.
+
+        Unrecordable where the search began them anew; another CompiledExplorer of the world will not.
+        """
+        for verdict in self._told:
+            self._state.seen[verdict] = 0
+        for name in (at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG, at_.PHASE, at_.DEPTH):
+            self._state.at[name] = 0
+        self._told.clear()
+        self.findings.clear()
+        if self._initial is None:
+            self._first_values(0)
+            self._initial = self._state.cell[:]
+            if self._mirror is not None:
+                self._initial = self._initial.copy()
+        self._state.cell[:] = self._initial
+        self._resume()
+        return outcome(self._go(), self.counts, tuple(self.findings.values()), self.most_steps)
+
+    def part(self) -> Part:
+        """How far the search has come; between two executions."""
+        state = self._state
+        at = state.at
+        last = int(at[at_.DEPTH])
+        marks = tuple(
+            Mark(
+                NOBODY if depth == last else int(state.task[depth]),
+                _tasks(state.todo[depth]),
+                _tasks(state.sleep[depth]),
+            )
+            for depth in range(last + (at[at_.PHASE] == Phase.AGAIN))
+        )
+        return Part(marks, 0, self.counts, tuple(self.findings.values()), (), not marks)
+
+    # Beginning
+
+    def _record(self) -> None:
+        """A world to be recorded, from the start."""
+        self._recorded = Recorded(self.recipe, MEMORY, self.ops, self.most_steps)
+
+    def _prepare(self) -> None:
+        if self.begun.own or self.begun.races or self.most_steps > LONGEST:
+            raise Unrecordable("a part of a search, or executions too long to be kept")
+        tasks = len(self._recorded.background)
+        self._state = at_.columns(tasks, self.most_steps)
+        at = self._state.at
+        at[at_.MOST] = -1 if self.most_executions is None else self.most_executions
+        at[at_.FIRST] = int(self.until is Until.FIRST)
+        at[at_.ROOM] = len(self._state.jcell)
+        at[at_.QUANTUM] = QUANTUM
+        at[at_.CURRENT] = tasks - 1
+        counts = self.begun.counts
+        at[at_.EXECUTIONS], at[at_.PRUNED] = counts.executions, counts.pruned
+        at[at_.STEPS], at[at_.TOO_LONG] = counts.steps, counts.too_long
+        if self.speed is Speed.NUMBA:
+            self._compile()
+        self._replay([mark.task for mark in self.begun.places if mark.task != NOBODY])
+        if self.begun.places:
+            self._follow()
+
+    def _follow(self) -> None:
+        """Come to where another search had come."""
+        state, marks = self._state, self.begun.places
+        for depth, mark in enumerate(marks):
+            state.task[depth] = max(mark.task, 0)
+            state.todo[depth] = sum(1 << task for task in mark.todo)
+            state.sleep[depth] = sum(1 << task for task in mark.sleep)
+        while (status := self._run.follow(self._code(), self._state, len(marks) - 1)) >= 0:
+            if status == Status.FULL:
+                self._more_journal()
+            elif not self._learnt():
+                raise Unrecordable("what was recorded does not lead where it led")
+
+    def _compile(self) -> None:
+        """Go on in machine code, if there is something that makes it."""
+        run = jit.compiled()
+        if run is not None and self._mirror is None:
+            self._run = run
+            self._state = jit.as_arrays(self._state)
+            self._mirror = jit.Mirror(self.ops.program, self._recorded.background)
+
+    # The search
+
+    def _go(self) -> Stop:
+        while True:
+            status = self._run.search(self._code(), self._state)
+            if status == Status.DONE:
+                return Stop.END
+            if status == Status.ENOUGH:
+                return Stop.ENOUGH
+            if status == Status.FOUND:
+                self._found()
+                if self.until is Until.FIRST:
+                    return Stop.FIRST
+            elif status == Status.ASK:
+                self._next_quantum()
+                if self.go_on is not None and not self.go_on(self):
+                    return Stop.ENOUGH
+            elif status == Status.FULL:
+                self._more_journal()
+            elif status == Status.STUCK:
+                if not self._judged_as_stuck():
+                    self._replay(self._choices())
+            elif not self._learnt():
+                self._replay(self._choices())
+
+    def _next_quantum(self) -> None:
+        if self._state.at[at_.STEPS] > LONG and self.speed is Speed.BEST:
+            self._compile()
+        at = self._state.at
+        at[at_.ASKED] = 0
+        at[at_.QUANTUM] = QUANTUM * (1 if self._mirror is None else SLOWER)
+
+    def _code(self) -> Code:
+        if self._mirror is not None:
+            return self._mirror.code()
+        program = self.ops.program
+        program.touched.clear()
+        return Code(
+            program.kind, program.arg, program.val, program.nxt, program.bval, program.bnode,
+            program.bnext, program.place, program.way, program.waits, program.release, program.holds,
+            program.dependent, self._recorded.background,
+        )  # fmt: skip
+
+    def _choices(self) -> list[int]:
+        """Who took each step so far, and who is about to."""
+        at = self._state.at
+        steps = at[at_.DEPTH] + (at[at_.PHASE] == Phase.ACT)
+        return [int(task) for task in self._state.task[:steps]]
+
+    def _found(self) -> None:
+        """An execution has a verdict that none had before."""
+        at = self._state.at
+        at[at_.ASKED] = 1
+        self._told.append(int(self._state.cell[at[at_.BROKEN]]))
+        verdict = self._recorded.recorder.values[self._told[-1]]
+        schedule = Schedule(tuple(map(int, self._state.task[: at[at_.DEPTH]])))
+        new = [broken for broken in verdict if broken not in self.findings]
+        really = Replay(self.recipe, schedule).run() if new else []
+        for broken in new:
+            if broken not in really:
+                raise Unrecordable(f"what is found is not so: {broken}")
+            self.findings[broken] = Finding(broken, schedule)
+
+    def _judged_as_stuck(self) -> bool:
+        """Have the verdict of a deadlock asked for, if this one was ever judged."""
+        kinds, args = self.ops.program.kind, self.ops.program.arg
+        names = [task.name for task, _ in self._recorded.setup.tasks]
+        waiting = tuple(
+            (names[task], self.ops.known[args[node]])
+            for task, node in enumerate(self._state.node)
+            if kinds[node] == STEP
+        )
+        automata = self._recorded.automata
+        place = automata.verdicts.get((int(self._state.at[at_.CURRENT]), waiting))
+        if place is None:
+            return False
+        self._state.at[at_.JUDGE_AT] = automata.root(automata.bit_of(JUDGE), place)
+        return True
+
+    def _more_journal(self) -> None:
+        self._state.at[at_.ROOM] *= 2
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Columns as long as what they are about."""
+        state, at, recorded = self._state, self._state.at, self._recorded
+        self._state = state._replace(
+            jcell=_longer(state.jcell, at[at_.ROOM], 0),
+            jold=_longer(state.jold, at[at_.ROOM], 0),
+            cell=_longer(state.cell, recorded.recorder.nr_cells, 0),
+            seen=_longer(state.seen, len(recorded.recorder.values) + 1, 0),
+            last=_longer(state.last, self.ops.places, -1),
+        )
+
+    # What nobody has seen
+
+    def _learnt(self) -> bool:
+        """Whether what was missing is but a matter of calculation."""
+        at = self._state.at
+        if at[at_.LACKS] < 0:
+            return False
+        node, number = int(at[at_.LACKS]), int(at[at_.LACKING])
+        learnt = self._recorded.automata.learn(node, number, self._recorded.recorder)
+        self._make_room()
+        return learnt
+
+    def _replay(self, choices: list[int]) -> None:
+        """Run this execution with the real tasks, and let the automata grow."""
+        if not self._recorded.is_open:
+            raise Unrecordable("the automata are not complete")
+        missed = int(self._state.at[at_.PHASE]), choices
+        if missed == self._missed:
+            raise Unrecordable("what was recorded does not lead where it led")
+        self._missed = missed
+        known, stand = self._known(choices)
+        while True:
+            self.replays += 1
+            self._recorded.run(_Onward(self._state, choices).choose, known, stand)
+            if not self._recorded.recorder.stale:
+                break
+            self._recorded.close()
+            self._record()
+            known, stand = 0, []
+        self._load()
+
+    def _known(self, choices: list[int]) -> tuple[int, list[Place | None]]:
+        """How many steps of an execution are known, and where the tasks stand then."""
+        if self.replays == 0:
+            return 0, []
+        acting = self._state.at[at_.PHASE] == Phase.ACT
+        place_at = self._recorded.automata.place_at
+        return len(choices) - acting, [place_at(int(node)) for node in self._state.node]
+
+    def _load(self) -> None:
+        """The search stands on the automata as they are now."""
+        automata, recorder = self._recorded.automata, self._recorded.recorder
+        renumbered = automata.compiled()
+        if renumbered and self._mirror is not None:
+            self._mirror.renewed()
+        self._make_room()
+        state, at = self._state, self._state.at
+        for task in range(at[at_.TASKS]):
+            rest = automata.verdicts.setdefault((task, ()), Place())
+            state.rest[task] = automata.root(automata.bit_of(JUDGE), rest)
+        at[at_.JUDGE_AT] = state.rest[at[at_.CURRENT]]
+        at[at_.BROKEN] = self._recorded.broken.cell
+        at[at_.EMPTY] = recorder.number(())
+        recorder.first.setdefault(self._recorded.broken.cell, recorder.number(()))
+        self._first_values(0 if renumbered else self._loaded)
+        if renumbered:
+            self._resume()
+        if at[at_.PHASE] == Phase.JUDGE and at[at_.FATE] == Fate.STUCK:
+            self._judged_as_stuck()
+
+    def _first_values(self, known: int) -> None:
+        """What is in cells that nobody has touched; the first `known` of them have been told."""
+        first = self._recorded.recorder.first
+        for cell, number in islice(first.items(), known, None):
+            self._state.cell[cell] = number
+        self._loaded = len(first)
+
+    def _resume(self) -> None:
+        """From the roots to where the search stands."""
+        automata, at = self._recorded.automata, self._state.at
+        self._state.node[:] = [
+            automata.root(1 << n, place) for n, place in enumerate(automata.roots)
+        ]
+        at[at_.REACHED] = at[at_.JOURNAL] = 0
+        while status := self._run.resume(self._code(), self._state):
+            if status == -2:
+                self._more_journal()
+            elif not self._learnt():
+                raise Unrecordable("what was recorded does not lead where it led")
+
+
+def _longer(column: Any, size: int, fill: int) -> Any:
+    """A column of at least this size."""
+    if isinstance(column, list):
+        column += [fill] * (size - len(column))
+        return column
+    if len(column) >= size:
+        return column
+    larger = np.full(2 * size, fill, np.int64)
+    larger[: len(column)] = column
+    return larger
+
+
+def _tasks(mask: int) -> frozenset[int]:
+    return frozenset(task for task in range(int(mask).bit_length()) if mask >> task & 1)
+
+
+class _Onward:
+    """Chooses for an execution of the real tasks: what is known, then as the search will."""
+
+    def __init__(self, state: State, prefix: list[int]) -> None:
+        self.prefix = prefix
+        self.depth = 0
+        self.sleep: set[int] = set()
+        self.slept = _tasks(state.sleep[len(prefix) - 1]) if prefix else frozenset()
+
+    def choose(self, execution: Execution) -> int:
+        """As Explorer._choose()."""
+        last = len(self.prefix) - 1
+        if self.depth <= last:
+            task = self.prefix[self.depth]
+            if self.depth == last:
+                self.sleep = set(self.slept)
+        else:
+            awake = [t for t in execution.enabled() if t not in self.sleep]
+            if not awake:
+                return STOP
+            task = execution.current if execution.current in awake else awake[0]
+        step = execution.ops[task]
+        if step is not None:
+            self.sleep = {t for t in self.sleep if _sleeps_on(execution.ops[t], step)}
+        self.depth += 1
+        return task
+
+
+def _sleeps_on(op: Op | None, step: Op) -> bool:
+    return op is not None and not dependent(op, step)

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The search of explore.py on nothing but integers: the same choices, the same races, in its order.
+
+Every function here and in integer_races.py is plain code over indexable columns, so that it runs as it
+is on lists and, by Numba, compiled on arrays. A set of tasks is a mask. search() comes back with a
+Status when it needs somebody who knows more, and goes on from there when it is called again.
+"""
+
+from __future__ import annotations
+
+from mthp.explore.compiled.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
+from mthp.explore.compiled.columns import (
+    ACT,
+    AGAIN,
+    ASK,
+    ASKED,
+    BACK,
+    BROKEN,
+    CAP,
+    CHOOSE,
+    CURRENT,
+    DEPTH,
+    DONE,
+    EMPTY,
+    ENDED,
+    ENOUGH,
+    EXECUTIONS,
+    F_FINISHED,
+    F_GIVEN_UP,
+    F_STUCK,
+    F_TOO_LONG,
+    FATE,
+    FIRST,
+    FOUND,
+    FULL,
+    JOURNAL,
+    JUDGE,
+    JUDGE_AT,
+    LACKING,
+    LACKS,
+    MISSED,
+    MOST,
+    MOST_STEPS,
+    PHASE,
+    PRUNED,
+    QUANTUM,
+    REACHED,
+    ROOM,
+    STEPS,
+    STUCK,
+    TASKS,
+    TOO_LONG,
+    Code,
+    State,
+)  # fmt: skip
+from mthp.explore.compiled.integer_races import dependent, make_event
+
+
+def go(code: Code, s: State, node: int) -> int:
+    """Along an automaton from `node` to where it stops; -1, and nothing done, where nobody has been."""
+    at, cell = s.at, s.cell
+    began = at[JOURNAL]
+    while True:
+        kind = code.kind[node]
+        if kind == READ:
+            value = cell[code.arg[node]]
+            branch = code.nxt[node]
+            while branch >= 0 and code.bval[branch] != value:
+                branch = code.bnext[branch]
+            if branch < 0:
+                at[LACKS], at[LACKING] = node, value
+                undo(s, began)
+                return -1
+            node = code.bnode[branch]
+        elif kind in (WRITE, CHANGE):
+            where = code.arg[node]
+            value = code.val[node]
+            if kind == CHANGE:
+                branch = code.nxt[value]
+                while branch >= 0 and code.bval[branch] != cell[where]:
+                    branch = code.bnext[branch]
+                if branch < 0:
+                    at[LACKS], at[LACKING] = node, cell[where]
+                    undo(s, began)
+                    return -1
+                value = code.bnode[branch]
+            journal = at[JOURNAL]
+            if journal >= at[ROOM]:
+                undo(s, began)
+                return -2
+            s.jcell[journal] = where
+            s.jold[journal] = cell[where]
+            at[JOURNAL] = journal + 1
+            cell[where] = value
+            node = code.nxt[node]
+        elif kind == HOLE:
+            at[LACKS] = -1
+            undo(s, began)
+            return -1
+        else:
+            return node
+
+
+def undo(s: State, to: int) -> None:
+    """Take back what was written since the journal was that long."""
+    at = s.at
+    journal = at[JOURNAL]
+    while journal > to:
+        journal -= 1
+        s.cell[s.jcell[journal]] = s.jold[journal]
+    at[JOURNAL] = to
+
+
+def may_go(code: Code, s: State, node: int) -> int:
+    """1: a task that stands here could go; 0: it must wait; -1: nobody knows."""
+    guard = code.val[node]
+    if guard < 0:
+        return 1
+    end = go(code, s, code.nxt[guard])
+    return -1 if end < 0 else (1 if end == YES else 0)
+
+
+def take(code: Code, s: State, depth: int, task: int) -> None:
+    """As Explorer._take()."""
+    op = code.arg[s.node[task]]
+    make_event(code, s, task, op, depth)
+    s.mine[task * s.at[CAP] + s.count[task]] = depth
+    s.count[task] += 1
+    place = code.place[op]
+    s.before[depth] = s.last[place]
+    s.last[place] = depth
+    s.mark[depth] = s.at[JOURNAL]
+    s.at[CURRENT] = task
+    s.at[PHASE] = ACT
+
+
+def choose(code: Code, s: State) -> int:
+    """At a place nobody has been at: who goes, or how the execution ends. A Status, or -1."""
+    at = s.at
+    depth, tasks = at[DEPTH], at[TASKS]
+    alive = enabled = others = 0
+    for task in range(tasks):
+        if code.kind[s.node[task]] == STEP:
+            alive |= 1 << task
+            others += not code.background[task]
+    at[PHASE] = JUDGE
+    at[FATE] = F_FINISHED
+    at[JUDGE_AT] = s.rest[at[CURRENT]]
+    if not alive:
+        return -1
+    if depth >= at[MOST_STEPS]:
+        at[FATE] = F_TOO_LONG
+        at[PHASE] = ENDED
+        return -1
+    for task in range(tasks):
+        if alive >> task & 1:
+            free = may_go(code, s, s.node[task])
+            if free < 0:
+                at[PHASE] = CHOOSE
+                return MISSED
+            enabled |= free << task
+    if not enabled:
+        if not others:
+            return -1
+        at[FATE] = F_STUCK
+        return STUCK
+    at[PHASE] = ENDED
+    at[FATE] = F_GIVEN_UP
+    if at[FIRST] and s.cell[at[BROKEN]] != at[EMPTY]:
+        return -1
+    sleep = 0
+    if depth:
+        for task in range(tasks):
+            if s.sleep[depth - 1] >> task & 1:
+                node = s.nodes[(depth - 1) * tasks + task]
+                if not dependent(code, code.arg[node], s.op[depth - 1]):
+                    sleep |= 1 << task
+    awake = enabled & ~sleep
+    if not awake:
+        return -1
+    current = at[CURRENT]
+    if depth == 0 or not awake >> current & 1:
+        current = lowest(awake)
+    s.enabled[depth] = enabled
+    s.sleep[depth] = sleep
+    s.todo[depth] = 1 << current
+    for task in range(tasks):
+        s.nodes[depth * tasks + task] = s.node[task]
+    take(code, s, depth, current)
+    return -1
+
+
+def lowest(mask: int) -> int:
+    """The first task in a mask."""
+    task = 0
+    while not mask >> task & 1:
+        task += 1
+    return task
+
+
+def act(code: Code, s: State) -> int:
+    """The chosen task's segment. A Status, or -1."""
+    at = s.at
+    task = at[CURRENT]
+    node = go(code, s, code.nxt[s.node[task]])
+    if node < 0:
+        return MISSED if node == -1 else FULL
+    s.node[task] = node
+    at[DEPTH] += 1
+    at[PHASE] = CHOOSE
+    return -1
+
+
+def judge(code: Code, s: State) -> int:
+    """The verdict in the end. A Status, or -1."""
+    node = go(code, s, code.nxt[s.at[JUDGE_AT]])
+    if node < 0:
+        return MISSED if node == -1 else FULL
+    s.at[PHASE] = ENDED
+    return -1
+
+
+def ended(code: Code, s: State) -> int:
+    """An execution is over: count it. A Status, or -1."""
+    at = s.at
+    depth, fate = at[DEPTH], at[FATE]
+    verdict = s.cell[at[BROKEN]]
+    if fate in (F_STUCK, F_GIVEN_UP):
+        for task in range(at[TASKS]):
+            if code.kind[s.node[task]] == STEP:
+                free = may_go(code, s, s.node[task])
+                if free == 0:
+                    make_event(code, s, task, code.arg[s.node[task]], depth)
+    at[STEPS] += depth
+    at[QUANTUM] -= depth
+    at[PHASE] = BACK
+    if fate == F_GIVEN_UP and verdict == at[EMPTY]:
+        at[PRUNED] += 1
+        return -1
+    at[EXECUTIONS] += 1
+    at[TOO_LONG] += fate == F_TOO_LONG
+    if verdict != at[EMPTY] and not s.seen[verdict]:
+        s.seen[verdict] = 1
+        return FOUND
+    return -1
+
+
+def back(code: Code, s: State) -> int:
+    """To the deepest place with something left to try. A Status, or -1."""
+    at = s.at
+    tasks = at[TASKS]
+    depth = at[DEPTH]
+    while True:
+        if depth == 0:
+            at[DEPTH] = 0
+            return DONE
+        depth -= 1
+        task = s.task[depth]
+        s.count[task] -= 1
+        s.last[code.place[s.op[depth]]] = s.before[depth]
+        s.sleep[depth] |= 1 << task
+        if s.todo[depth] & ~s.sleep[depth]:
+            break
+    undo(s, s.mark[depth])
+    for task in range(tasks):
+        s.node[task] = s.nodes[depth * tasks + task]
+    at[DEPTH] = depth
+    at[PHASE] = AGAIN
+    if at[MOST] >= 0 and at[EXECUTIONS] >= at[MOST]:
+        return ENOUGH
+    if at[ASKED] or at[QUANTUM] <= 0:
+        return ASK
+    return -1
+
+
+def search(code: Code, s: State) -> int:
+    """Go on until something is needed; a Status."""
+    at = s.at
+    while True:
+        phase = at[PHASE]
+        if phase == CHOOSE:
+            status = choose(code, s)
+        elif phase == ACT:
+            status = act(code, s)
+        elif phase == JUDGE:
+            status = judge(code, s)
+        elif phase == ENDED:
+            status = ended(code, s)
+        elif phase == BACK:
+            status = back(code, s)
+        else:
+            depth = at[DEPTH]
+            take(code, s, depth, lowest(s.todo[depth] & ~s.sleep[depth]))
+            status = -1
+        if status >= 0:
+            return status
+
+
+def follow(code: Code, s: State, steps: int) -> int:
+    """Take the steps that lead to where another search had come, whose s.task, s.todo and s.sleep stand
+    here, and come to the place after them. A Status, or -1.
+    """
+    at = s.at
+    tasks = at[TASKS]
+    while True:
+        depth = at[DEPTH]
+        enabled = 0
+        for task in range(tasks):
+            s.nodes[depth * tasks + task] = s.node[task]
+            if code.kind[s.node[task]] == STEP:
+                free = may_go(code, s, s.node[task])
+                if free < 0:
+                    return MISSED
+                enabled |= free << task
+        s.enabled[depth] = enabled
+        if depth == steps:
+            break
+        task = s.task[depth]
+        stands, journal = s.node[task], at[JOURNAL]
+        node = go(code, s, code.nxt[stands])
+        if node < 0:
+            return MISSED if node == -1 else FULL
+        take(code, s, depth, task)
+        s.mark[depth] = journal
+        s.node[task] = node
+        at[DEPTH] = depth + 1
+    at[PHASE] = AGAIN if s.todo[steps] & ~s.sleep[steps] else BACK
+    return -1
+
+
+def resume(code: Code, s: State) -> int:
+    """The automata have other nodes now: go where the events lead from the roots in s.node; -1 or -2 if
+    something is missing, and called again it goes on. With PHASE ACT, the last event's segment is still
+    to come.
+    """
+    at = s.at
+    tasks = at[TASKS]
+    while at[REACHED] < tasks:
+        task = at[REACHED]
+        node = go(code, s, code.nxt[s.node[task]])
+        if node < 0:
+            return node
+        s.node[task] = node
+        at[REACHED] += 1
+    while True:
+        depth = at[REACHED] - tasks
+        if depth < at[DEPTH] or at[PHASE] == ACT:
+            for task in range(tasks):
+                s.nodes[depth * tasks + task] = s.node[task]
+            s.mark[depth] = at[JOURNAL]
+        if depth == at[DEPTH]:
+            return 0
+        task = s.task[depth]
+        node = go(code, s, code.nxt[s.node[task]])
+        if node < 0:
+            return node
+        s.node[task] = node
+        at[REACHED] += 1

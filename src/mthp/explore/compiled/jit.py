@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""integers.py compiled by Numba, where there is one, and its columns as arrays."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.explore.compiled import integer_races, integers
+from mthp.explore.compiled.automaton import Program
+from mthp.explore.compiled.columns import Code, State
+
+_COLUMNS = tuple(name for name in Code._fields if name not in ("background", "dependent"))
+
+
+class Compiled(NamedTuple):
+    """What is called of integers.py."""
+
+    search: Any
+    resume: Any
+    follow: Any
+
+
+PLAIN = Compiled(integers.search, integers.resume, integers.follow)
+"""As they are."""
+
+
+@cache
+def compiled() -> Compiled | None:
+    """The same as machine code, kept on disk by Numba; None where Numba is not installed."""
+    try:
+        from numba import njit
+    except ImportError:
+        return None
+    names = {**vars(integer_races), **vars(integers)}
+    functions = [each for each in names.values() if isinstance(each, FunctionType)]
+    for each in functions:
+        if each.__module__ in (integer_races.__name__, integers.__name__):
+            copied = FunctionType(each.__code__, names, each.__name__)
+            copied.__module__, copied.__qualname__ = each.__module__, each.__qualname__
+            names[each.__name__] = njit(cache=True, _nrt=False)(copied)
+    return Compiled(names["search"], names["resume"], names["follow"])
+
+
+def as_arrays(state: State) -> State:
+    """The same state in arrays."""
+    return State(*(np.array(column, np.int64) for column in state))
+
+
+class Mirror:
+    """A copy of a Program in arrays, brought up to date by what is new in it."""
+
+    def __init__(self, program: Program, background: list[int]) -> None:
+        self.program = program
+        self.background = np.array(background, np.int64)
+        self._arrays: dict[str, NDArray[np.int64]] = {}
+        self._sizes: dict[str, int] = {}
+        self._ways = -1
+
+    def renewed(self) -> None:
+        """The program was written anew."""
+        self._sizes.clear()
+
+    def code(self) -> Code:
+        """The arrays as they are to be now."""
+        program = self.program
+        for name in _COLUMNS:
+            self._append(name, getattr(program, name))
+        if self._ways != program.ways:
+            self._ways = program.ways
+            self._arrays["dependent"] = np.array(program.dependent, np.int64)
+        nxt = self._arrays["nxt"]
+        for node in program.touched:
+            nxt[node] = program.nxt[node]
+        program.touched.clear()
+        return Code(**self._arrays, background=self.background)
+
+    def _append(self, name: str, column: list[int]) -> None:
+        have, size = self._sizes.get(name, 0), len(column)
+        array = self._arrays.get(name)
+        if array is None or len(array) < size:
+            larger = np.zeros(2 * size + 64, np.int64)
+            if array is not None:
+                larger[:have] = array[:have]
+            self._arrays[name] = array = larger
+        array[have:size] = column[have:]
+        self._sizes[name] = size

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Executions of the real tasks that are written down as automata while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+from mthp.explore.compiled.automaton import Automata, Effects, Ops, Place
+from mthp.explore.compiled.containers import SharedList, Unrecordable
+from mthp.explore.compiled.recording import Recorder
+from mthp.explore.compiled.segment import VALUE, Memory, Segment
+from mthp.explore.compiled.symbols import Chain
+from mthp.explore.tasks import WAITING, Execution, Op, Recipe, Setup
+from mthp.machine.step import Machine, Task
+
+JUDGE = -1
+"""Who runs while the laws are asked."""
+_SCHEDULER = -2
+_OURS = ("SharedArray", "SharedList", "SharedSet", "SharedDict", "Symbol")
+"""What stands for something else, and cannot do something that it could."""
+
+Sleepless = Callable[[Execution], int]
+
+
+class Recorded:
+    """One world, run again and again, and the automata of its tasks.
+
+    Unrecordable: something in it cannot be recorded.
+    """
+
+    def __init__(self, recipe: Recipe, memory: Memory, ops: Ops, most_steps: int) -> None:
+        self.most_steps = most_steps
+        self.is_open = True
+        self.recorder = Recorder(memory)
+        self.setup = self.recorder.share(recipe(), "the world")
+        self.recorder.built()
+        self.automata = Automata(len(self.setup.tasks), ops)
+        broken = self.setup.broken
+        if not isinstance(broken, SharedList):
+            raise Unrecordable(f"what is broken is a {type(broken).__name__}")
+        self.broken = broken
+        self.background = [int(task.background) for task, _ in self.setup.tasks]
+        self.automata.is_looked_at(broken.cell)
+
+    def run(self, choose: Sleepless, known: int = 0, stand: Sequence[Place | None] = ()) -> None:
+        """One execution of the real tasks, and the world is as before.
+
+        known: so many steps are known already, and after them each task stands at its place in `stand`.
+        """
+        execution = _Execution(self, choose, known, stand)
+        try:
+            execution.run()
+            if self.setup.broken is not self.broken:
+                raise Unrecordable("what is broken is another list in the end")
+        finally:
+            if not self.setup.machine.abandoned:
+                execution._abandon()
+            self.recorder.undo()
+            machine = self.setup.machine
+            machine.on_step, machine.abandoned = None, False
+
+    def close(self) -> None:
+        """The world is given back; nothing is recorded any more."""
+        self.is_open = False
+        self.recorder.release()
+
+    def effects(self, segment: Segment) -> Effects:
+        """What a segment left, as numbers and calculations."""
+        found = {cell: value for cell, question, value in segment.reads if question == VALUE}
+        number = self.recorder.number
+        effects: list[tuple[int, int | Chain]] = []
+        for cell, value in segment.written.items():
+            what = number(value)
+            if found.get(cell) != what:
+                effects.append((cell, what))
+        effects += ((cell, chain) for cell, chain in segment.changed.items() if chain)
+        return tuple(sorted(effects, key=itemgetter(0)))
+
+
+class _Watched:
+    """The Setup of a recorded execution: it says who runs."""
+
+    def __init__(
+        self, setup: Setup, begin: Callable[[int], None], judged: Callable[[Any], None]
+    ) -> None:
+        self._setup = setup
+        self._judged = judged
+        self._begin = begin
+        self.machine: Machine = setup.machine
+        self.tasks = [
+            (task, self._body(number, body)) for number, (task, body) in enumerate(setup.tasks)
+        ]
+        self.before, self.after = setup.before, setup.after
+
+    def _body(self, number: int, body: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            self._begin(number)
+            body()
+
+        return run
+
+    @property
+    def broken(self) -> Sequence[Any]:
+        return self._setup.broken
+
+    def raised(self, task: Task, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if any(name in text for name in _OURS):
+            raise Unrecordable(text)
+        self._setup.raised(task, error)
+
+    def stuck(self, waiting: Sequence[tuple[Task, Op]]) -> None:
+        self._begin(JUDGE)
+        self._setup.stuck(waiting)
+        self._judged(tuple((task.name, op) for task, op in waiting))
+
+    def at_rest(self) -> None:
+        self._begin(JUDGE)
+        self._setup.at_rest()
+        self._judged(())
+
+
+class _Execution(Execution):
+    """An execution whose segments grow the automata."""
+
+    __slots__ = ("_at", "_known", "_last", "_recorded", "_stand", "_who")
+
+    def __init__(
+        self, recorded: Recorded, choose: Sleepless, known: int, stand: Sequence[Place | None]
+    ) -> None:
+        self._recorded = recorded
+        self._who = JUDGE
+        self._at: list[Place | None] = list(recorded.automata.roots)
+        self._last = JUDGE
+        self._stand = stand
+        self._known = known if stand else -1
+        setup = _Watched(recorded.setup, self._begin, self._judged)
+        super().__init__(setup, choose, recorded.most_steps)
+
+    def _begin(self, who: int) -> None:
+        """`who` runs from here on."""
+        self._end()
+        if who != JUDGE:
+            self._last = who
+        self._who = who
+        recorder = self._recorded.recorder
+        recorder.judging = who == JUDGE
+        if self._known >= 0:
+            recorder.begin_known(who)
+        else:
+            recorder.begin(who)
+
+    def _end(self) -> None:
+        """A task has come to its next step, or to its end."""
+        recorder = self._recorded.recorder
+        if recorder.segment is None:
+            return
+        segment = recorder.end()
+        who, automata = self._who, self._recorded.automata
+        place = self._at[who]
+        op = self.ops[who]
+        if place is None:
+            raise Unrecordable("a task goes on after its end")
+        effects = self._recorded.effects(segment)
+        guard = None
+        if op is not None and op.access in WAITING:
+            guard = self._guard(who, op)
+        if not recorder.stale:
+            self._at[who] = automata.grow(1 << who, place, segment, effects, op, guard)
+
+    def _judged(self, how: object) -> None:
+        recorder, automata = self._recorded.recorder, self._recorded.automata
+        segment = recorder.end()
+        if not recorder.stale:
+            place = automata.verdicts.setdefault((self._last, how), Place())
+            effects = self._recorded.effects(segment)
+            automata.grow(automata.bit_of(JUDGE), place, segment, effects, None, None)
+
+    def _next(self) -> int:
+        self._end()
+        if self._known >= 0:
+            self._known -= 1
+            if self._known < 0:
+                self._come()
+        if self._known < 0:
+            self.enabled()
+        chosen = super()._next()
+        if chosen >= 0:
+            self._begin(chosen)
+        return chosen
+
+    def _come(self) -> None:
+        """What is known ends here."""
+        known = self._recorded.automata.ops.known
+        for task, place in enumerate(self._stand):
+            if self.ops[task] != (None if place is None else known[place.op]):
+                raise Unrecordable("what was recorded does not lead where it led")
+        self._at = list(self._stand)
+
+    def may_go(self, task: int, op: Op) -> bool:
+        """Whether a task could take its step now; what that depends on is written down."""
+        if op.access not in WAITING:
+            return True
+        if self._known >= 0:
+            return super().may_go(task, op)
+        free, segment = self._ask(task, op)
+        place = self._at[task]
+        if not self._recorded.recorder.stale and place is not None:
+            assert place.guard is not None
+            self._recorded.automata.answer(place.guard, segment, free)
+        return free
+
+    def _ask(self, task: int, op: Op) -> tuple[bool, Segment]:
+        recorder = self._recorded.recorder
+        recorder.judging = True
+        recorder.begin(_SCHEDULER)
+        free = super().may_go(task, op)
+        segment = recorder.end()
+        if segment.written or segment.changed:
+            raise Unrecordable(f"{op.where[0]}: to ask whether it is free changes something")
+        return free, segment
+
+    def _guard(self, task: int, op: Op) -> Place:
+        """The guard of a step: one for all steps that are the same and look at the same first."""
+        free, segment = self._ask(task, op)
+        first = segment.reads[0][0] if segment.reads else free
+        guards = self._recorded.automata.guards
+        return guards.setdefault((op, type(self._words[task]).__name__, first), Place())

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One search on several processes, with the counts and findings of a search on one.
+
+Whoever is idle is given a choice that the search has left behind, as high up as can be. The search takes
+over what was found there when it gets to that choice, and waits for it if need be; had the search come
+to another choice first, it is given up.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from typing import Final
+
+from mthp.explore.explore import Explorer, Stop, Until
+from mthp.explore.part import Key, Part, Parts
+from mthp.explore.tasks import MAX_STEPS, Recipe
+
+TURN: Final = 0.5
+"""Seconds that a process searches before it tells how far it has come."""
+
+
+class Crew:
+    """The processes of a search. parts: how far it has come; go_on: asked whenever a process has told
+    how far it is, and False stops the search; turn: seconds between.
+
+    The recipe is as it is when the search begins: what was changed in the engine holds in the processes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        processes: int,
+        parts: Parts | None = None,
+        *,
+        until: Until = Until.END,
+        most_steps: int = MAX_STEPS,
+        go_on: Callable[[Crew], bool] = lambda _: True,
+        turn: float = TURN,
+    ) -> None:
+        self.recipe = recipe
+        self.processes = processes
+        self.parts: dict[Key, Part] = dict(parts or {Key(): Part()})
+        self.until = until
+        self.most_steps = most_steps
+        self.go_on = go_on
+        self.turn = turn
+        self._running: dict[Future[Part], Key] = {}
+
+    @property
+    def whole(self) -> Part:
+        """The part that is everything."""
+        return self.parts[Key()]
+
+    def search(self) -> Stop:
+        """To the end, or until told not to go on."""
+        arguments = (self.recipe, self.most_steps, self.until)
+        with ProcessPoolExecutor(
+            self.processes, get_context("fork"), _begin, arguments
+        ) as self._pool:
+            while not self.whole.done:
+                self._hand_out()
+                for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+                    self._take_back(future)
+                if self.until is Until.FIRST and any(p.findings for p in self.parts.values()):
+                    return Stop.FIRST
+                if not self.go_on(self):
+                    self._wait_for_all()
+                    return Stop.ENOUGH
+        return Stop.END
+
+    def _wait_for_all(self) -> None:
+        for future in list(self._running):
+            self._take_back(future)
+
+    def _hand_out(self) -> None:
+        while len(self._running) < self.processes:
+            key = self._ready() or self._split()
+            if key is None:
+                return
+            part = self.parts[key]
+            others = {k: p if p.done else None for k, p in self.parts.items() if part.offers(k)}
+            future = self._pool.submit(_work, part, others, self.turn)
+            self._running[future] = key
+
+    def _ready(self) -> Key | None:
+        """A part that nobody searches, and that waits for no other."""
+        running = set(self._running.values())
+        for key, part in self.parts.items():
+            if key not in running and not part.done and not self._waits(part):
+                return key
+        return None
+
+    def _waits(self, part: Part) -> bool:
+        if len(part.places) <= part.own:
+            return False
+        other = self.parts.get(part.next)
+        return other is not None and not other.done
+
+    def _split(self) -> Key | None:
+        """Make the highest choice that is left a part of its own."""
+        best: Part | None = None
+        for part in self.parts.values():
+            for depth in part.alternatives():
+                new = part.alternative(depth)
+                if new.key not in self.parts and (best is None or new.own < best.own):
+                    best = new
+        if best is None:
+            return None
+        self.parts[best.key] = best
+        return best.key
+
+    def _take_back(self, future: Future[Part]) -> None:
+        key = self._running.pop(future)
+        if key not in self.parts:
+            return
+        self.parts[key] = future.result()
+        while stale := [key for key in self.parts if key != Key() and not self._is_offered(key)]:
+            for each in stale:
+                del self.parts[each]
+
+    def _is_offered(self, key: Key) -> bool:
+        return any(not part.done and part.offers(key) for part in self.parts.values())
+
+
+# In each process
+
+
+class _Orders:
+    """What a process searches, and how far."""
+
+    recipe: Recipe
+    most_steps: int
+    until: Until
+
+
+def _begin(recipe: Recipe, most_steps: int, until: Until) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _Orders.recipe, _Orders.most_steps, _Orders.until = recipe, most_steps, until
+
+
+def _work(part: Part, elsewhere: dict[Key, Part | None], seconds: float) -> Part:
+    end = time.monotonic() + seconds
+    explorer = Explorer(
+        _Orders.recipe,
+        until=_Orders.until,
+        most_steps=_Orders.most_steps,
+        go_on=lambda _: time.monotonic() < end,
+        part=part,
+        elsewhere=elsewhere,
+    )
+    explorer.search()
+    return explorer.part()

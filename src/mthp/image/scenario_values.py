@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a scenario says of a process: its mappings, its advice, its cgroup, what is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from mthp.image.runs import PagesState
+from mthp.words.units import Geometry
+
+
+class Action(StrEnum):
+    """What was run over the state."""
+
+    KHUGEPAGED = "khugepaged"
+    MADVISE_COLLAPSE = "madvise_collapse"
+
+
+class Advice(StrEnum):
+    """A VMA's THP advice. Kernel: VM_HUGEPAGE, VM_NOHUGEPAGE."""
+
+    HUGEPAGE = "hugepage"
+    NOHUGEPAGE = "nohugepage"
+
+
+class Prctl(StrEnum):
+    """PR_SET_THP_DISABLE of a process, whole or with PR_THP_DISABLE_EXCEPT_ADVISED."""
+
+    DISABLE = "disable"
+    EXCEPT_ADVISED = "except_advised"
+
+
+@dataclass(frozen=True)
+class Memcg:
+    """The memory cgroup of the processes, in base pages."""
+
+    limit_pages: int
+    usage_pages: int
+
+
+@dataclass(frozen=True)
+class ScenarioVma:
+    """One anonymous private mapping.
+
+    start: bytes. pages: base pages. Ranges are (first page, pages) from the VMA's start: pins is
+    held by long-lived GUP references, locked pages stay locked, off_lru ones are in nobody's LRU,
+    poisoned ones fail to be copied; extra_refs adds a number of references as third. mm: which
+    process. softdirty: None where the record does not say. anon_vma: false for a VMA that was only
+    ever read. extra: fields we do not know.
+    """
+
+    start: int
+    pages: int
+    initial: PagesState
+    advice: Advice | None = None
+    mlocked: bool = False
+    uffd_wp: bool = False
+    anon_vma: bool = True
+    pins: tuple[tuple[int, int], ...] = ()
+    mm: int = 0
+    droppable: bool = False
+    read_only: bool = False
+    ksm: bool = False
+    softdirty: bool | None = None
+    locked: tuple[tuple[int, int], ...] = ()
+    off_lru: tuple[tuple[int, int], ...] = ()
+    poisoned: tuple[tuple[int, int], ...] = ()
+    extra_refs: tuple[tuple[int, int, int], ...] = ()
+    thp_eligible: bool | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def end(self, geometry: Geometry) -> int:
+        """The first address after the VMA, in bytes."""
+        return self.start + (self.pages << geometry.page_shift)

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's archive through apt, under a configuration of our own.
+
+The system's lists, cache and settings stay as they are; nothing is installed from here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
+from mthp.words.units import KIB
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_MAIN_SUITES = frozenset(
+    [
+        "stable",
+        "oldstable",
+        "oldoldstable",
+        "testing",
+        "unstable",
+        "sid",
+        "buster",
+        "bullseye",
+        "bookworm",
+        "trixie",
+        "forky",
+        "duke",
+    ]
+)
+_CONFIG = """\
+Dir::Etc::sourcelist "{folder}/sources.list";
+Dir::Etc::sourceparts "{folder}/none.d";
+Dir::Etc::preferences "{folder}/none";
+Dir::Etc::preferencesparts "{folder}/none.d";
+Dir::State "{folder}/state";
+Dir::State::lists "{folder}/lists";
+Dir::State::status "{folder}/state/status";
+Dir::Cache "{folder}/cache";
+APT::Architecture "amd64";
+APT::Architectures {{ "amd64"; }};
+APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+Acquire::Retries "2";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+"""
+
+
+class NoSuite(LabError):
+    """The archive does not have that suite."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One line or stanza of apt's sources."""
+
+    uris: tuple[str, ...]
+    suites: tuple[str, ...]
+    components: tuple[str, ...]
+    signed_by: str = ""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A Debian archive: where it is, and the keys its lists are signed with."""
+
+    address: str
+    keyring: Path = KEYRING
+
+
+@dataclass(frozen=True)
+class Package:
+    """What the archive says of a package: sizes in bytes, fetched and unpacked."""
+
+    name: str
+    version: str
+    size: int
+    installed_size: int
+
+
+def parse_list(text: str) -> Iterator[Source]:
+    """The "deb" lines of a .list file."""
+    for line in text.splitlines():
+        found = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s*)?([^#]+)", line)
+        words = found[2].split() if found else []
+        if found and len(words) >= 2:
+            options = dict(option.partition("=")[::2] for option in (found[1] or "").split())
+            signed_by = options.get("signed-by", "")
+            yield Source((words[0],), (words[1],), tuple(words[2:]), signed_by)
+
+
+def parse_stanzas(text: str) -> Iterator[Source]:
+    """The "deb" stanzas of a .sources file (deb822) that are not switched off."""
+    for fields in _stanzas(text):
+        if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes") != "no":
+            yield Source(
+                tuple(fields.get("uris", "").split()),
+                tuple(fields.get("suites", "").split()),
+                tuple(fields.get("components", "").split()),
+                fields.get("signed-by", ""),
+            )
+
+
+def _stanzas(text: str) -> Iterator[dict[str, str]]:
+    fields: dict[str, str] = {}
+    key = ""
+    for line in (*text.splitlines(), ""):
+        if line.startswith("#"):
+            continue
+        if not line.strip():
+            if fields:
+                yield fields
+            fields, key = {}, ""
+        elif line[0].isspace() and key:
+            fields[key] += f" {line.strip()}"
+        else:
+            name, _, value = line.partition(":")
+            key = name.strip().lower()
+            fields[key] = value.strip()
+
+
+def system_sources(folder: Path = Path("/etc/apt")) -> list[Source]:
+    """The system's own sources, in apt's order. Files that cannot be read count as empty."""
+    found: list[Source] = []
+    parts = folder / "sources.list.d"
+    files = sorted(path for path in parts.glob("*") if path.suffix in (".list", ".sources"))
+    for path in (folder / "sources.list", *files):
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        found += parse_stanzas(text) if path.suffix == ".sources" else parse_list(text)
+    return found
+
+
+def debian_archive(sources: Iterable[Source]) -> Archive:
+    """The first archive that serves a main suite of Debian; one signed by Debian's keyring rather
+    than another, for other archives use the same names of suites.
+
+    Errors: LabError, there is none.
+    """
+    fitting = [
+        (_strangeness(source), uri)
+        for source in sources
+        if _MAIN_SUITES.intersection(source.suites) and "main" in source.components
+        for uri in source.uris
+        if not uri.startswith("cdrom:")
+    ]
+    if not fitting:
+        raise LabError(
+            HOST_LACKS,
+            "this host's apt sources name no archive of Debian: "
+            "mthp lab setup --kernel PATH takes a kernel from anywhere",
+        )
+    return Archive(min(fitting, key=lambda each: each[0])[1])
+
+
+def _strangeness(source: Source) -> int:
+    if "debian-archive" in source.signed_by:
+        return 0
+    return 2 if source.signed_by else 1
+
+
+class PrivateApt:
+    """apt for one suite of Debian, everything it writes below one folder."""
+
+    def __init__(self, folder: Path, archive: Archive, suite: str) -> None:
+        """Write the configuration. LabError: no apt on this host, no keyring, an odd path."""
+        for command in ("apt-get", "apt-cache", "dpkg-deb"):
+            if shutil.which(command) is None:
+                raise LabError(
+                    HOST_LACKS,
+                    f"{command} is not on this host: "
+                    "mthp lab setup --kernel PATH takes a kernel from anywhere",
+                )
+        if not archive.keyring.exists():
+            what = f"{archive.keyring} is missing: apt-get install debian-archive-keyring"
+            raise LabError(HOST_LACKS, what)
+        if '"' in str(folder) or not str(folder).isprintable():
+            raise LabError(BAD_INPUT, f"{folder}: apt takes no path like this one (set MTHP_CACHE)")
+        self.suite = suite
+        self._config = folder / "apt.conf"
+        try:
+            _lay_out(folder)
+            self._config.write_text(_CONFIG.format(folder=folder))
+            line = f"deb [signed-by={archive.keyring}] {archive.address} {suite} main\n"
+            (folder / "sources.list").write_text(line)
+        except OSError as error:
+            raise LabError(HOST_LACKS, f"cannot write {folder}: {error.strerror}") from None
+
+    def update(self) -> None:
+        """Fetch the suite's lists. LabError: the archive does not answer; NoSuite: not this one."""
+        try:
+            self._run("apt-get", "-qq", "update")
+        except LabError as error:
+            if "does not have a Release file" in str(error):
+                raise NoSuite(HOST_LACKS, f"the archive has no suite {self.suite}") from None
+            raise
+
+    def packages(self, pattern: str) -> list[Package]:
+        """What the suite has whose name the expression fits."""
+        lines = self._run("apt-cache", "search", "--names-only", pattern).splitlines()
+        names = sorted({line.partition(" ")[0] for line in lines})
+        if not names:
+            return []
+        return list(parse_records(self._run("apt-cache", "show", *names)))
+
+    def with_dependencies(self, names: Sequence[str]) -> list[Package]:
+        """These packages and all that they depend on, recommendations left out.
+
+        LabError: the suite has no such package.
+        """
+        said = self._run(
+            "apt-get", "--simulate", "--no-install-recommends", "-qq", "install", *names
+        )
+        found = re.findall(r"^Inst (\S+)", said, re.MULTILINE)
+        shown = self._run("apt-cache", "show", "--no-all-versions", *dict.fromkeys(found))
+        return list(parse_records(shown))
+
+    def download(self, package: Package, folder: Path) -> Path:
+        """Fetch a package's file into a folder. LabError: that failed."""
+        return self.download_all([package], folder)[0]
+
+    def download_all(self, packages: Sequence[Package], folder: Path) -> list[Path]:
+        """Fetch the files of many packages into a folder, in their order. LabError: that failed."""
+        wanted = [f"{package.name}={package.version}" for package in packages]
+        self._run("apt-get", "-qq", "download", *wanted, cwd=folder)
+        return [_file_of(package, folder) for package in packages]
+
+    def _run(self, command: str, *words: str, cwd: Path | None = None) -> str:
+        return run_apt([command, "-c", str(self._config), *words], cwd=cwd)
+
+
+def _file_of(package: Package, folder: Path) -> Path:
+    found = list(folder.glob(f"{package.name}_*.deb"))
+    if len(found) != 1:
+        raise LabError(HOST_LACKS, f"apt-get download left no file of {package.name}")
+    return found[0]
+
+
+def _lay_out(folder: Path) -> None:
+    for below in ("none.d", "state", "lists/partial", "cache/archives/partial"):
+        (folder / below).mkdir(parents=True, exist_ok=True)
+    (folder / "state" / "status").touch()
+
+
+def run_apt(words: Sequence[str], cwd: Path | None = None) -> str:
+    """Run one of apt's commands; what it printed. LabError with its own complaint."""
+    env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", check=False, env=env, cwd=cwd,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode:
+        raise LabError(HOST_LACKS, f"{_short(words)}: {_complaint(done.stderr)}")
+    return done.stdout
+
+
+def unpack_deb(file: Path, folder: Path) -> None:
+    """Unpack a package's files below a folder. LabError: it is damaged."""
+    done = subprocess.run(
+        ["dpkg-deb", "-x", str(file), str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().partition("\n")[0]
+        raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {said}")
+
+
+def _short(words: Sequence[str]) -> str:
+    kept = [word for word in words if word != "-c" and not word.endswith("apt.conf")]
+    return " ".join(kept[:4])
+
+
+def _complaint(text: str) -> str:
+    """The first error apt names, else the first warning, else whatever it says first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ranked = sorted(lines, key=lambda line: 0 if line[:2] == "E:" else 1 if line[:2] == "W:" else 2)
+    return ranked[0] if ranked else "failed without a word"
+
+
+def parse_records(text: str) -> Iterator[Package]:
+    """The packages of `apt-cache show`; of several versions of one the first, the newest."""
+    seen: set[str] = set()
+    for fields in _stanzas(text):
+        name = fields.get("package", "")
+        if name and name not in seen:
+            seen.add(name)
+            yield Package(
+                name,
+                fields.get("version", ""),
+                _number(fields, "size"),
+                _number(fields, "installed-size") * KIB,
+            )
+
+
+def _number(fields: Mapping[str, str], key: str) -> int:
+    text = fields.get(key, "")
+    return int(text) if text.isdecimal() else 0

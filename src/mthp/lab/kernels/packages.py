@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kernels from Debian: which packages make one, and how one comes into the cache unpacked."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.kernels.apt import Archive, NoSuite, Package, PrivateApt, unpack_deb
+from mthp.lab.kernels.kernels import (
+    Kernel,
+    Origin,
+    cache_dir,
+    check_room,
+    installed,
+    keep,
+    matches,
+    release_of_image,
+    staging,
+    version_key,
+)
+from mthp.words.units import human_bytes
+
+DEFAULT_RELEASE = "7.3"
+SUITES = {"trixie-backports": "0.5 MiB", "bookworm": "9 MiB", "trixie": "10 MiB"}
+"""Suites of Debian, in the order they are looked through -> about how large their lists are."""
+
+_FLAVOUR = "cloud-amd64"
+_KERNEL_PACKAGE = re.compile(
+    rf"linux-(binary-unsigned|binary|image|modules|base)-(\d\S*-{_FLAVOUR})(-unsigned)?"
+)
+_PATTERN = rf"^linux-(binary|image|modules|base)-.*-{_FLAVOUR}(-unsigned)?$"
+_IMAGES = ("binary-unsigned", "binary", "image-unsigned", "image")
+"""Where the image is, the first there is: beside linux-binary, linux-image is an empty shell."""
+
+Say = Callable[[str], None]
+
+
+class Modules(Enum):
+    """Whether a kernel's modules can be had."""
+
+    THERE = "there"
+    GONE = "gone"
+    """The archive keeps the image of an older kernel and drops its modules' package."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A kernel the archive has: the packages to fetch, the image's first."""
+
+    release: str
+    suite: str
+    packages: tuple[Package, ...]
+    modules: Modules
+
+    @property
+    def size(self) -> int:
+        """Bytes to fetch."""
+        return sum(package.size for package in self.packages)
+
+    @property
+    def installed_size(self) -> int:
+        """Bytes unpacked."""
+        return sum(package.installed_size for package in self.packages)
+
+    @property
+    def origin(self) -> Origin:
+        """What the cache keeps of where it came from."""
+        named = (f"{package.name}={package.version}" for package in self.packages)
+        return Origin(f"Debian {self.suite}", tuple(named))
+
+
+def offers(packages: Iterable[Package], suite: str) -> list[Offer]:
+    """The kernels that these packages make, oldest first.
+
+    Debian cuts a kernel in two ways: all in linux-image (up to 6.18), or the image in linux-binary
+    (signed, or -unsigned), the rest in linux-modules and linux-base.
+    """
+    by_release: dict[str, dict[str, Package]] = {}
+    for package in packages:
+        found = _KERNEL_PACKAGE.fullmatch(package.name)
+        if found:
+            kind = found[1] + (found[3] or "")
+            by_release.setdefault(found[2], {})[kind] = package
+    made = (_offer(release, suite, kinds) for release, kinds in by_release.items())
+    return sorted((offer for offer in made if offer), key=_age)
+
+
+def _offer(release: str, suite: str, kinds: dict[str, Package]) -> Offer | None:
+    image = next((kinds[kind] for kind in _IMAGES if kind in kinds), None)
+    if image is None:
+        return None
+    rest = [kinds[kind] for kind in ("modules", "base") if kind in kinds]
+    whole = "modules" in kinds or image.name.startswith("linux-image")
+    return Offer(release, suite, (image, *rest), Modules.THERE if whole else Modules.GONE)
+
+
+def best(found: Iterable[Offer], wanted: str) -> Offer | None:
+    """The newest that fits; one with modules rather than a newer one without."""
+    fitting = [offer for offer in found if matches(offer.release, wanted)]
+    complete = [offer for offer in fitting if offer.modules is Modules.THERE]
+    return max(complete or fitting, key=_age, default=None)
+
+
+class DebianKernels:
+    """Debian's kernels for virtual machines, found and fetched. Each suite's lists come once."""
+
+    def __init__(self, archive: Archive, say: Say) -> None:
+        """say: takes a line about what is being done."""
+        self._say = say
+        self._archive = archive
+        self._suites: dict[str, tuple[PrivateApt, list[Offer]]] = {}
+
+    def look_up(self, wanted: str) -> Offer:
+        """The kernel to take for a release or its beginning. LabError: no suite has one."""
+        known: list[Offer] = []
+        for suite in SUITES:
+            there = self._look_into(suite)
+            offer = best(there, wanted)
+            if offer:
+                return offer
+            known += there
+        series = sorted({_series(offer.release) for offer in known}, key=version_key)
+        have = ", ".join(series) or "none"
+        raise LabError(HOST_LACKS, f"no kernel {wanted} in Debian's suites (they have {have})")
+
+    def choose(self, wanted: Iterable[str]) -> list[Offer]:
+        """What look_up() finds for these, each once, without what the cache holds unchanged."""
+        have = {kernel.origin for kernel in installed()}
+        chosen: dict[str, Offer] = {}
+        for offer in map(self.look_up, wanted):
+            if offer.origin in have:
+                self._say(
+                    f"kernel {offer.release} is in the cache already, and the newest there is"
+                )
+            else:
+                chosen[offer.release] = offer
+        return list(chosen.values())
+
+    def fetch(self, offer: Offer) -> Kernel:
+        """Fetch, unpack and put into the cache. LabError: no room, or a step failed."""
+        check_room(offer.size + offer.installed_size)
+        apt, _ = self._suites[offer.suite]
+        with staging() as work:
+            files = []
+            for package in offer.packages:
+                self._say(f"fetching {package.name} ({human_bytes(package.size)})")
+                files.append(apt.download(package, work))
+            return unpack(files, offer.release, offer.origin, work)
+
+    def _look_into(self, suite: str) -> list[Offer]:
+        if suite not in self._suites:
+            self._say(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
+            apt = PrivateApt(cache_dir() / "apt" / suite, self._archive, suite)
+            try:
+                apt.update()
+                there = offers(apt.packages(_PATTERN), suite)
+            except NoSuite:
+                self._say(f"the archive has no suite {suite}")
+                there = []
+            self._suites[suite] = (apt, there)
+        return self._suites[suite][1]
+
+
+def _age(offer: Offer) -> tuple[int, ...]:
+    return version_key(offer.release)
+
+
+def _series(release: str) -> str:
+    return ".".join(release.split(".")[:2])
+
+
+def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> Kernel:
+    """Put the kernel of that release, cut into these .deb files, into the cache.
+
+    work: a folder of staging(); the files go. Errors: LabError, they hold no such kernel.
+    """
+    unpacked = work / "unpacked"
+    for file in files:
+        unpack_deb(file, unpacked)
+        file.unlink()
+    return keep(_arrange(unpacked, release, work / "kernel"), release, origin)
+
+
+def _arrange(unpacked: Path, release: str, folder: Path) -> Path:
+    """From a package's tree to a folder of the cache: vmlinuz, config, modules/."""
+    folder.mkdir()
+    homes = [unpacked / below / release for below in ("usr/lib/modules", "lib/modules")]
+    boot = unpacked / "boot"
+    images = [path for home in homes for path in home.glob("vmlinuz*")]
+    images += boot.glob(f"vmlinuz-{release}*")
+    if not images or release_of_image(images[0]) != release:
+        raise LabError(HOST_LACKS, f"the packages of {release} hold no image of that kernel")
+    images[0].rename(folder / "vmlinuz")
+    for config in (*(home / "config" for home in homes), boot / f"config-{release}"):
+        if config.is_file():
+            shutil.copyfile(config, folder / "config")
+    for home in homes:
+        if (home / "kernel").is_dir():
+            home.rename(folder / "modules")
+    return folder

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Walking through madvise and process_madvise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mthp.image.scenario_values import Advice
+from mthp.lab.program.processes import OUT_OF_REACH, World, refuse, refuse_pinned
+from mthp.lab.program.program import Madv, Op, ProgramError, Verb
+from mthp.lab.program.space import Page
+
+
+def advise(world: World, each: Op) -> None:
+    """One madvise."""
+    advice = Madv(each.numbers[2])
+    _ADVICES[advice](world, each, advice)
+
+
+def advise_other(world: World, each: Op) -> None:
+    """One process_madvise, on another subject."""
+    world.process(each.who)
+    if each.subject == each.who:
+        raise ProgramError("that is the process itself")
+    numbers = each.numbers
+    advise(world, Op(Verb.ADVISE, numbers, each.subject))
+
+
+def _advise_thp(world: World, each: Op, advice: Madv) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    wanted = Advice.HUGEPAGE if advice is Madv.HUGEPAGE else Advice.NOHUGEPAGE
+    before = {(vma.start, vma.end) for vma in space.vmas if vma.traits.advice is wanted}
+    changed, merged = space.change(each.start, each.end, advice=wanted)
+    if not changed:
+        return
+    for vma in space.over(each.start, each.end):
+        new = (vma.start, vma.end) not in before
+        if merged or (new and advice is Madv.HUGEPAGE):
+            world.enter(process, vma)
+
+
+def _advise_ksm(world: World, each: Op, advice: Madv) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    refuse(space, each, lambda vma: vma.traits.droppable, "droppable")
+    _, merged = space.change(each.start, each.end, ksm=True)
+    if merged:
+        world.enter_over(process, each.start, each.end)
+
+
+def _advise_pages(world: World, each: Op, advice: Madv) -> None:
+    """The advices that take pages away, or make them old."""
+    space = world.space(each.who)
+    refuse(space, each, lambda vma: vma.traits.mlocked, "mlocked")
+    refuse_pinned(space, each)
+    if advice is Madv.GUARD_INSTALL:
+        space.prepare_anon(each.start, each.end)
+        space.forget(each.start, each.end)
+        space.mark(each.start, each.end, Page.GUARD)
+        return
+    for page in range(each.start, each.end):
+        if advice is Madv.DONTNEED and space.page(page) is not Page.GUARD:
+            space.forget(page, page + 1)
+        elif advice is Madv.FREE and space.page(page) is not Page.ABSENT:
+            if space.page(page) not in (*OUT_OF_REACH, Page.ZERO):
+                space.pages[page] = Page.LAZYFREE
+        elif advice is Madv.PAGEOUT and space.page(page) in (Page.WRITTEN, Page.SAME):
+            space.pages[page] = Page.OUT
+
+
+def _advise_unguard(world: World, each: Op, advice: Madv) -> None:
+    space = world.space(each.who)
+    for page in range(each.start, each.end):
+        if space.over(page, page + 1) and space.page(page) is Page.GUARD:
+            space.mark(page, page + 1, Page.ABSENT)
+
+
+def _advise_poison(world: World, each: Op, advice: Madv) -> None:
+    space = world.space(each.who)
+    space.over(each.start, each.end)
+    pages = range(each.start, each.end)
+    if len(pages) > MOST_POISONED:
+        raise ProgramError(f"more than {MOST_POISONED} pages are lost to the guest")
+    if not all(space.page(page) is Page.WRITTEN for page in pages):
+        raise ProgramError("pages of it are not there, or not the process's own")
+    refuse_pinned(space, each)
+    refuse(space, each, lambda vma: vma.traits.mlocked, "mlocked")
+    if len(world.processes) > 1:
+        raise ProgramError("another subject may map the page, and its touch would kill it")
+    space.mark(each.start, each.end, Page.POISON)
+
+
+MOST_POISONED = 4
+"""Poisoned pages never come back to the guest."""
+
+
+def _advise_collapse(world: World, each: Op, advice: Madv) -> None:
+    space = world.space(each.who)
+    space.over(each.start, each.end)
+    refuse_pinned(space, each)
+    if not space.wp.isdisjoint(range(each.start, each.end)):
+        raise ProgramError("pages of it are protected by userfaultfd")
+
+
+_ADVICES: dict[Madv, Callable[[World, Op, Madv], None]] = {
+    Madv.DONTNEED: _advise_pages,
+    Madv.FREE: _advise_pages,
+    Madv.COLD: _advise_pages,
+    Madv.PAGEOUT: _advise_pages,
+    Madv.GUARD_INSTALL: _advise_pages,
+    Madv.GUARD_REMOVE: _advise_unguard,
+    Madv.MERGEABLE: _advise_ksm,
+    Madv.HUGEPAGE: _advise_thp,
+    Madv.NOHUGEPAGE: _advise_thp,
+    Madv.COLLAPSE: _advise_collapse,
+    Madv.HWPOISON: _advise_poison,
+}

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a program says about its state beyond what is read back from the guest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mthp.image.scenario_values import Action, Advice, Prctl
+from mthp.lab.program.processes import GEOMETRY, PMD_PAGES, Process, World
+from mthp.lab.program.program import Draft, ProgramError, Target, spans
+from mthp.lab.program.space import Uffd, Vma
+from mthp.lab.program.walk import walk
+from mthp.words.settings import Enabled
+
+
+@dataclass(frozen=True)
+class DeclaredVma:
+    """One mapping as the operations left it; the fields are those of a scenario's VMA.
+
+    process: its name. mm: its place in the order of the scan, from 0. page: where it starts, in
+    pages from the process's base address; start: the address. pins: (first page, pages) from its
+    start. writable is not in the scenario format: a collapse maps pages by it.
+    """
+
+    process: str
+    mm: int
+    page: int
+    start: int
+    pages: int
+    advice: Advice | None
+    mlocked: bool
+    uffd: Uffd
+    droppable: bool
+    ksm: bool
+    anon_vma: bool
+    writable: bool
+    readable: bool
+    pins: tuple[tuple[int, int], ...]
+
+    @property
+    def uffd_armed(self) -> bool:
+        """Whether it is registered in any mode. Kernel: userfaultfd_armed()."""
+        return bool(self.uffd)
+
+    def holds(self, page: int) -> bool:
+        return self.page <= page < self.page + self.pages
+
+
+@dataclass(frozen=True)
+class Declared:
+    """All that a draft declares. vmas: by process in scan order, then by address.
+
+    processes: the names of those that have a VMA, in that order; prctl and cgroups: one
+    for each. sleepers: children that no operation speaks to. target: the index of the VMA that
+    MADV_COLLAPSE covers, None for khugepaged.
+    """
+
+    vmas: tuple[DeclaredVma, ...]
+    processes: tuple[str, ...]
+    prctl: tuple[Prctl | None, ...]
+    cgroups: tuple[str, ...]
+    target: int | None
+    sleepers: int = 0
+
+
+def declare(draft: Draft) -> Declared:
+    """What a legal draft declares; ProgramError for the first operation that is not legal."""
+    world = walk(draft.program())
+    _check_alive(draft)
+    order = [name for name in scan_order(world) if world.processes[name].space.vmas]
+    vmas = tuple(
+        _declared(world.processes[name], mm, vma)
+        for mm, name in enumerate(order)
+        for vma in world.processes[name].space.vmas
+    )
+    if not vmas:
+        raise ProgramError("the program leaves nothing mapped")
+    return Declared(
+        vmas=vmas,
+        processes=tuple(order),
+        prctl=tuple(world.processes[name].prctl for name in order),
+        cgroups=tuple(world.processes[name].cgroup for name in order),
+        target=_target(draft, world, vmas),
+        sleepers=sum(process.children for process in world.processes.values()),
+    )
+
+
+def declared(draft: Draft) -> tuple[DeclaredVma, ...]:
+    """The VMAs of a legal draft, by process in scan order, then by address."""
+    return declare(draft).vmas
+
+
+def problem(draft: Draft) -> str:
+    """Why a draft is not legal, in one line; empty if it is."""
+    try:
+        declare(draft)
+    except ProgramError as error:
+        return str(error)
+    return ""
+
+
+def scan_order(world: World) -> list[str]:
+    """The living processes as khugepaged meets them; those it does not know come last."""
+    return [*world.scan_order, *(name for name in world.processes if name not in world.scan_order)]
+
+
+def _declared(process: Process, mm: int, vma: Vma) -> DeclaredVma:
+    traits, base = vma.traits, process.base or 0
+    held = (page - vma.start for page in process.space.pinned if vma.start <= page < vma.end)
+    return DeclaredVma(
+        process=process.name,
+        mm=mm,
+        page=vma.start,
+        start=base + vma.start * GEOMETRY.page_size,
+        pages=vma.pages,
+        advice=traits.advice,
+        mlocked=traits.mlocked,
+        uffd=traits.uffd,
+        droppable=traits.droppable,
+        ksm=traits.ksm,
+        anon_vma=vma.anon is not None,
+        writable=traits.writable,
+        readable=traits.readable,
+        pins=spans(held),
+    )
+
+
+def _check_alive(draft: Draft) -> None:
+    """khugepaged's thread ends when nothing is enabled, and then no scan is ever finished."""
+    settings = draft.settings
+    own = {mode for mode in settings.sizes.values() if mode is not Enabled.INHERIT}
+    if settings.enabled is Enabled.NEVER and own <= {Enabled.NEVER}:
+        raise ProgramError("the settings stop khugepaged: no size and no global switch is on")
+
+
+def _target(draft: Draft, world: World, vmas: tuple[DeclaredVma, ...]) -> int | None:
+    target = draft.target
+    if draft.action is Action.KHUGEPAGED:
+        if target is not None:
+            raise ProgramError("khugepaged has no target")
+        _check_scanned(world)
+        return None
+    if target is None:
+        raise ProgramError("MADV_COLLAPSE without a target")
+    world.process(target.by)
+    return _index(target, vmas)
+
+
+def _index(target: Target, vmas: tuple[DeclaredVma, ...]) -> int:
+    for index, vma in enumerate(vmas):
+        if vma.process == target.who and vma.holds(target.page):
+            return index
+    raise ProgramError(f"the target, page {target.page} of {target.who}, is not mapped")
+
+
+def _check_scanned(world: World) -> None:
+    """A process that khugepaged would collapse in must be registered with it.
+
+    The engine registers every process; one that the kernel does not know would differ.
+    """
+    for process in world.processes.values():
+        if not process.registered:
+            for vma in process.space.vmas:
+                first = -(-(vma.start + _skew(process)) // PMD_PAGES) * PMD_PAGES
+                whole = first + PMD_PAGES <= vma.end + _skew(process)
+                if whole and world.eligible_orders(process, vma):
+                    raise ProgramError(f"process {process.name} is eligible but not registered")
+
+
+def _skew(process: Process) -> int:
+    return (process.base or 0) // GEOMETRY.page_size

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs: the operations that make a state in the guest, one a line, and a drawn program.
+
+`s wr 0 512` writes to the first 512 pages of process s. Offsets and lengths are base pages from
+the process's base address. Lines that name no process are done by the host's side of the agent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from mthp.image.scenario_values import Action
+from mthp.words.settings import Enabled, Settings, SettingsError
+from mthp.words.settings_text import size_name
+
+BASE = 138538465099776
+"""Where a process's offset 0 lies unless `base` says otherwise: on a boundary of 2 MiB."""
+
+PROCESSES = ("s", "t", "u")
+"""The names a subject process can have."""
+
+SYSFS = "/sys/kernel/mm/transparent_hugepage"
+
+
+class ProgramError(ValueError):
+    """A line that is no operation, or an operation that cannot be done where it stands."""
+
+
+class Verb(StrEnum):
+    """What an operation does. Those of a process come after its name."""
+
+    WRITE_FILE = "w"
+    NEW = "new"
+    MEMCG = "memcg"
+    KSM = "ksm"
+    EAT = "eat"
+    BASE = "base"
+    MMAP = "mmap"
+    MMAP_DROPPABLE = "mmap_droppable"
+    MUNMAP = "munmap"
+    MPROTECT = "mprotect"
+    MREMAP = "mremap"
+    WRITE = "wr"
+    READ = "rd"
+    SAME = "same"
+    ADVISE = "adv"
+    MLOCK2 = "mlock2"
+    UFFD = "uffd"
+    UFFD_WP = "uffdwp"
+    PIN_URING = "pin_uring"
+    PIN_VMSPLICE = "pin_vmsplice"
+    FORK = "fork"
+    END_FORK = "endfork"
+    FORK_TO = "forkto"
+    PRCTL_THP = "prctl_thp"
+    CLEAR_REFS = "clear_refs"
+    ADVISE_OTHER = "padv"
+    CGROUP = "cgroup"
+
+
+class Madv(IntEnum):
+    """The advice numbers of `adv` and `padv`. Kernel: include/uapi/asm-generic/mman-common.h."""
+
+    DONTNEED = 4
+    FREE = 8
+    MERGEABLE = 12
+    HUGEPAGE = 14
+    NOHUGEPAGE = 15
+    COLD = 20
+    PAGEOUT = 21
+    COLLAPSE = 25
+    HWPOISON = 100
+    GUARD_INSTALL = 102
+    GUARD_REMOVE = 103
+
+
+REMOTE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE})
+"""The advice one process may give another. Kernel: mm/madvise.c, process_madvise_remote_valid()."""
+
+
+class Operand(StrEnum):
+    """The kinds of operands."""
+
+    PATH = "path"
+    TEXT = "text"
+    NAME = "name"
+    MAYBE_NAME = "name or nothing"
+    GROUP = "cgroup"
+    ADDRESS = "address"
+    OFFSET = "offset"
+    PAGES = "pages"
+    COUNT = "count"
+    ORDER = "order"
+    ADVICE = "advice"
+    REMOTE_ADVICE = "advice for another process"
+    PROT = "prot"
+    UFFD_MODE = "uffd mode"
+    FLAG = "flag"
+    PRCTL_FLAGS = "prctl flags"
+    CLEAR = "clear_refs value"
+
+
+_RANGE = (Operand.OFFSET, Operand.PAGES)
+_OF_HOST: dict[Verb, tuple[Operand, ...]] = {
+    Verb.WRITE_FILE: (Operand.PATH, Operand.TEXT),
+    Verb.NEW: (Operand.MAYBE_NAME,),
+    Verb.MEMCG: (Operand.GROUP, Operand.OFFSET),
+    Verb.KSM: (Operand.COUNT,),
+    Verb.EAT: (Operand.ORDER,),
+}
+_OF_PROCESS: dict[Verb, tuple[Operand, ...]] = {
+    Verb.BASE: (Operand.ADDRESS,),
+    Verb.MMAP: _RANGE,
+    Verb.MMAP_DROPPABLE: _RANGE,
+    Verb.MUNMAP: _RANGE,
+    Verb.MPROTECT: (*_RANGE, Operand.PROT),
+    Verb.MREMAP: (*_RANGE, Operand.OFFSET),
+    Verb.WRITE: _RANGE,
+    Verb.READ: _RANGE,
+    Verb.SAME: _RANGE,
+    Verb.ADVISE: (*_RANGE, Operand.ADVICE),
+    Verb.MLOCK2: _RANGE,
+    Verb.UFFD: (*_RANGE, Operand.UFFD_MODE),
+    Verb.UFFD_WP: (*_RANGE, Operand.FLAG),
+    Verb.PIN_URING: _RANGE,
+    Verb.PIN_VMSPLICE: _RANGE,
+    Verb.FORK: (Operand.COUNT,),
+    Verb.END_FORK: (),
+    Verb.FORK_TO: (Operand.NAME,),
+    Verb.PRCTL_THP: (Operand.FLAG, Operand.PRCTL_FLAGS),
+    Verb.CLEAR_REFS: (Operand.CLEAR,),
+    Verb.ADVISE_OTHER: (Operand.NAME, *_RANGE, Operand.REMOTE_ADVICE),
+    Verb.CGROUP: (Operand.GROUP,),
+}
+RANGED = frozenset(verb for verb, operands in _OF_PROCESS.items() if operands[:2] == _RANGE)
+"""The verbs whose first two operands are an offset and a number of pages."""
+
+_NUMBERS: dict[Operand, range | frozenset[int]] = {
+    Operand.ADDRESS: range(0, 1 << 47, 4096),
+    Operand.OFFSET: range(1 << 35),
+    Operand.PAGES: range(1, 1 << 35),
+    Operand.COUNT: range(1, 1000),
+    Operand.ORDER: range(1, 11),
+    Operand.ADVICE: frozenset(map(int, Madv)),
+    Operand.REMOTE_ADVICE: frozenset(map(int, REMOTE)),
+    Operand.PROT: frozenset({0, 1, 3}),
+    Operand.UFFD_MODE: frozenset({1, 2, 3}),
+    Operand.FLAG: frozenset({0, 1}),
+    Operand.PRCTL_FLAGS: frozenset({0, 2}),
+    Operand.CLEAR: frozenset({1, 4}),
+}
+_WORDS: dict[Operand, re.Pattern[str]] = {
+    Operand.PATH: re.compile(r"/\S+"),
+    Operand.TEXT: re.compile(r"\S+( \S+)*"),
+    Operand.NAME: re.compile("|".join(PROCESSES)),
+    Operand.GROUP: re.compile(r"[a-z][a-z0-9_-]*"),
+}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation. who: the process that does it, empty for the host's side."""
+
+    verb: Verb
+    args: tuple[int | str, ...] = ()
+    who: str = ""
+
+    @property
+    def start(self) -> int:
+        """The first page of an operation on a range."""
+        return self.numbers[0]
+
+    @property
+    def pages(self) -> int:
+        """The length of an operation on a range."""
+        return self.numbers[1]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.pages
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The operands that are numbers, in order."""
+        return tuple(arg for arg in self.args if isinstance(arg, int))
+
+    @property
+    def is_range(self) -> bool:
+        return self.verb in RANGED or self.verb is Verb.ADVISE_OTHER
+
+    @property
+    def subject(self) -> str:
+        """The process whose memory the operation is about; empty where there is none."""
+        return str(self.args[0]) if self.verb is Verb.ADVISE_OTHER else self.who
+
+    @property
+    def kind(self) -> str:
+        """The verb, and the advice where there is one: what a coverage of operations counts."""
+        if self.verb in (Verb.ADVISE, Verb.ADVISE_OTHER):
+            return f"{self.verb} {self.numbers[2]}"
+        return str(self.verb)
+
+    def with_range(self, start: int, pages: int) -> Op:
+        """The same operation over other pages."""
+        head = self.args[:1] if self.verb is Verb.ADVISE_OTHER else ()
+        return replace(self, args=(*head, start, pages, *self.args[len(head) + 2 :]))
+
+    def __str__(self) -> str:
+        words = [self.who] if self.who else []
+        return " ".join([*words, self.verb, *map(str, self.args)])
+
+
+def op(text: str) -> Op:
+    """An operation from its line; ProgramError says what is wrong with it."""
+    words = text.split(" ")
+    who = words.pop(0) if words[0] in PROCESSES else ""
+    table = _OF_PROCESS if who else _OF_HOST
+    name = words.pop(0) if words else ""
+    if name not in table:
+        whose = "of a process" if who else "(a process is one of s, t, u)"
+        raise ProgramError(f"{text!r}: no operation {name!r} {whose}")
+    verb = Verb(name)
+    return Op(verb, _operands(text, table[verb], words), who)
+
+
+def _operands(text: str, kinds: tuple[Operand, ...], words: list[str]) -> tuple[int | str, ...]:
+    if kinds == (Operand.MAYBE_NAME,):
+        kinds = (Operand.NAME,) if words else ()
+    if kinds[-1:] == (Operand.TEXT,) and len(words) > len(kinds):
+        words = [*words[: len(kinds) - 1], " ".join(words[len(kinds) - 1 :])]
+    if len(words) != len(kinds):
+        raise ProgramError(f"{text!r}: {len(words)} operands, not {len(kinds)}")
+    return tuple(_operand(text, kind, word) for kind, word in zip(kinds, words, strict=True))
+
+
+def _operand(text: str, kind: Operand, word: str) -> int | str:
+    if kind in _WORDS:
+        if not _WORDS[kind].fullmatch(word):
+            raise ProgramError(f"{text!r}: {word!r} is no {kind}")
+        return word
+    if not re.fullmatch("0|[1-9][0-9]{0,15}", word) or int(word) not in _NUMBERS[kind]:
+        raise ProgramError(f"{text!r}: {word!r} is no {kind}")
+    return int(word)
+
+
+def parse(lines: Iterable[str]) -> tuple[Op, ...]:
+    """The operations of a program's text."""
+    return tuple(op(line) for line in lines)
+
+
+# --- drawn programs -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """What MADV_COLLAPSE covers: the VMA of process `who` that holds page `page`. by: who asks."""
+
+    who: str
+    page: int
+    by: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A drawn program and what is then run over the state it makes.
+
+    ops: make the state with every switch off but those they set. finish: what must come after
+    the drawn settings are written: registration, limits. passes: full scans, or calls of
+    MADV_COLLAPSE. target: for MADV_COLLAPSE alone.
+    """
+
+    id: str
+    family: str
+    ops: tuple[Op, ...]
+    finish: tuple[Op, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+    action: Action = Action.KHUGEPAGED
+    target: Target | None = None
+    passes: int = 1
+
+    def program(self) -> tuple[Op, ...]:
+        """Everything the agent is to do, in order: the `built_by` of a record.
+
+        The global switch is set first and last, so that khugepaged's thread never stops.
+        """
+        never = dict.fromkeys(self.settings.sizes, Enabled.NEVER)
+        before = Settings(geometry=self.settings.geometry, enabled=Enabled.MADVISE, sizes=never)
+        *sizes, everywhere = switches(before)
+        return (
+            everywhere,
+            *sizes,
+            *self.ops,
+            *limits(self.settings),
+            *switches(self.settings),
+            *self.finish,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A document of plain JSON values, complete."""
+        target = self.target
+        return {
+            "id": self.id,
+            "family": self.family,
+            "ops": [str(each) for each in self.ops],
+            "finish": [str(each) for each in self.finish],
+            "settings": self.settings.to_json(),
+            "action": self.action.value,
+            "target": None if target is None else [target.who, target.page, target.by],
+            "passes": self.passes,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Draft:
+        """The draft that to_json() wrote; ProgramError where the document is something else."""
+        try:
+            target = document["target"]
+            return cls(
+                id=str(document["id"]),
+                family=str(document["family"]),
+                ops=parse(document["ops"]),
+                finish=parse(document["finish"]),
+                settings=Settings.from_json(document["settings"]),
+                action=Action(document["action"]),
+                target=None if target is None else Target(*target),
+                passes=int(document["passes"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, SettingsError) as error:
+            if isinstance(error, ProgramError):
+                raise
+            raise ProgramError(f"not a draft: {type(error).__name__}: {error}") from None
+
+
+def switch(settings: Settings, order: int, mode: Enabled) -> Op:
+    """The operation that sets one size's switch."""
+    name = f"hugepages-{size_name(order, settings.geometry)}"
+    return Op(Verb.WRITE_FILE, (f"{SYSFS}/{name}/enabled", mode.value))
+
+
+def switches(settings: Settings) -> tuple[Op, ...]:
+    """The operations that set every switch: the sizes', then the global one."""
+    sizes = [switch(settings, order, mode) for order, mode in settings.sizes.items()]
+    return (*sizes, Op(Verb.WRITE_FILE, (f"{SYSFS}/enabled", settings.enabled.value)))
+
+
+_LIMITS = ("max_ptes_none", "max_ptes_swap", "max_ptes_shared", "defrag")
+
+
+def limits(settings: Settings) -> tuple[Op, ...]:
+    """The operations that set khugepaged's limits, and defrag."""
+    values = {name: str(int(getattr(settings, name))) for name in _LIMITS}
+    return tuple(
+        Op(Verb.WRITE_FILE, (f"{SYSFS}/khugepaged/{name}", value)) for name, value in values.items()
+    )
+
+
+def spans(pages: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """(first page, pages) of each run of consecutive pages."""
+    found: list[tuple[int, int]] = []
+    for page in sorted(pages):
+        if found and sum(found[-1]) == page:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((page, 1))
+    return tuple(found)

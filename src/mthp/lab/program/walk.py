@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Walking through a program without running it: is every operation legal, and what does it declare.
+
+An operation is refused (ProgramError) where the kernel would refuse it, where it would hang or kill
+the process, and where its outcome is not known here and a record would then say something wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from mthp.image.scenario_values import Prctl
+from mthp.lab.program.advice import advise, advise_other
+from mthp.lab.program.processes import GEOMETRY, OUT_OF_REACH, Process, World, refuse, refuse_pinned
+from mthp.lab.program.program import SYSFS, Op, ProgramError, Verb
+from mthp.lab.program.space import Page, Traits, Uffd, Vma
+from mthp.words.settings_text import GLOBAL_MODES, SIZE_MODES, parse_anon_size, parse_mode
+
+# --- operations of the host's side ----------------------------------------------------------
+
+
+def _write_file(world: World, each: Op) -> None:
+    path, value = map(str, each.args)
+    if path == f"{SYSFS}/enabled":
+        world.everywhere = parse_mode(path, value, GLOBAL_MODES)
+        return
+    match = re.fullmatch(re.escape(SYSFS) + r"/hugepages-([0-9]+kB)/enabled", path)
+    if match:
+        order = parse_anon_size(path, match[1], GEOMETRY)
+        world.sizes[order] = parse_mode(path, value, SIZE_MODES)
+
+
+def _new(world: World, each: Op) -> None:
+    name = str(each.args[0]) if each.args else "s"
+    world.processes.pop(name, None)
+    if name in world.scan_order:
+        world.scan_order.remove(name)
+    world.processes[name] = Process(name)
+
+
+def _memcg(world: World, each: Op) -> None:
+    if each.args[0] not in world.groups:
+        raise ProgramError(f"no process is in the cgroup {each.args[0]}")
+
+
+def _nothing(world: World, each: Op) -> None:
+    """Legal anywhere."""
+
+
+# --- operations of a process ----------------------------------------------------------------
+
+
+def _base(world: World, each: Op) -> None:
+    process = world.process(each.who)
+    if process.base is not None:
+        raise ProgramError("the base address is set already")
+    process.base = each.numbers[0]
+
+
+def _mmap(world: World, each: Op) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    merged = space.map(each.start, each.end, Traits(droppable=each.verb is Verb.MMAP_DROPPABLE))
+    if merged:
+        world.enter_over(process, each.start, each.end)
+
+
+def _munmap(world: World, each: Op) -> None:
+    space = world.space(each.who)
+    space.over(each.start, each.end)
+    refuse_pinned(space, each)
+    space.unmap(each.start, each.end)
+
+
+def _mprotect(world: World, each: Op) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    prot = each.numbers[2]
+    _, merged = space.change(each.start, each.end, writable=prot == 3, readable=prot != 0)
+    if merged:
+        world.enter_over(process, each.start, each.end)
+
+
+def _mremap(world: World, each: Op) -> None:
+    space, to = world.space(each.who), each.numbers[2]
+    if len(space.over(each.start, each.end)) != 1:
+        raise ProgramError("it is more than one VMA")
+    refuse(space, each, lambda vma: vma.traits.droppable, "droppable")
+    refuse(space, each, lambda vma: vma.traits.mlocked, "mlocked")
+    refuse(space, each, lambda vma: bool(vma.traits.uffd), "registered with userfaultfd")
+    refuse_pinned(space, each)
+    if not space.is_free(to, to + each.pages):
+        raise ProgramError(f"something is mapped at page {to}")
+    space.move(each.start, each.end, to)
+
+
+def _touch(world: World, each: Op) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    pages = range(each.start, each.end)
+    writes = each.verb is not Verb.READ
+    for vma in space.over(each.start, each.end):
+        if not (vma.traits.writable if writes else vma.traits.readable):
+            raise ProgramError("a VMA of it does not allow that access")
+        if vma.traits.uffd & Uffd.MISSING and any(
+            space.page(page) is Page.ABSENT for page in vma_pages(vma, each)
+        ):
+            raise ProgramError("a missing page waits for userfaultfd for ever")
+    if any(space.page(page) in OUT_OF_REACH for page in pages):
+        raise ProgramError("a guard or a poisoned page kills the process")
+    if writes and not space.wp.isdisjoint(pages):
+        raise ProgramError("a write to a page protected by userfaultfd hangs")
+    if writes:
+        refuse_pinned(space, each)
+    for vma in space.over(each.start, each.end):
+        world.huge_fault(process, vma, each.start, each.end)
+    if writes:
+        space.prepare_anon(each.start, each.end)
+        space.mark(each.start, each.end, Page.SAME if each.verb is Verb.SAME else Page.WRITTEN)
+        return
+    for page in pages:
+        if space.page(page) is Page.ABSENT:
+            space.pages[page] = Page.ZERO
+        elif space.page(page) is Page.OUT:
+            space.pages[page] = Page.WRITTEN
+
+
+def vma_pages(vma: Vma, each: Op) -> range:
+    """The pages of the operation that lie in the VMA."""
+    return range(max(vma.start, each.start), min(vma.end, each.end))
+
+
+def _mlock2(world: World, each: Op) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    refuse(space, each, lambda vma: vma.traits.droppable, "droppable, which is never locked")
+    _, merged = space.change(each.start, each.end, mlocked=True)
+    if merged:
+        world.enter_over(process, each.start, each.end)
+
+
+def _uffd(world: World, each: Op) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    mode = Uffd(each.numbers[2])
+    refuse(space, each, lambda vma: vma.traits.droppable, "droppable")
+    refuse(space, each, lambda vma: not vma.traits.writable, "read-only")
+    refuse(space, each, lambda vma: bool(vma.traits.uffd), "registered already")
+    _, merged = space.change(each.start, each.end, uffd=mode)
+    if merged:
+        world.enter_over(process, each.start, each.end)
+
+
+def _uffd_wp(world: World, each: Op) -> None:
+    space = world.space(each.who)
+    refuse(space, each, lambda vma: not vma.traits.uffd & Uffd.WP, "not registered for that")
+    refuse_pinned(space, each)
+    pages = range(each.start, each.end)
+    if each.numbers[2]:
+        space.wp.update(pages)
+    else:
+        space.wp.difference_update(pages)
+
+
+def _pin(world: World, each: Op) -> None:
+    space = world.space(each.who)
+    pages = range(each.start, each.end)
+    refuse(space, each, lambda vma: not vma.traits.writable, "read-only")
+    if not all(space.page(page) in (Page.WRITTEN, Page.SAME) for page in pages):
+        raise ProgramError("pages of it are not there to be pinned")
+    if not space.wp.isdisjoint(pages):
+        raise ProgramError("a pin of a page protected by userfaultfd hangs")
+    refuse_pinned(space, each)
+    space.pinned.update(pages)
+
+
+def _fork(world: World, each: Op) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    if space.pinned:
+        raise ProgramError("pages are pinned: fork copies them, or a later write does")
+    if process.registered:
+        raise ProgramError("the children would be registered with khugepaged too, and scanned")
+    process.children += each.numbers[0]
+
+
+def _end_fork(world: World, each: Op) -> None:
+    world.process(each.who).children = 0
+
+
+def _fork_to(world: World, each: Op) -> None:
+    process, space = world.process(each.who), world.space(each.who)
+    name = str(each.args[0])
+    if name in world.processes:
+        raise ProgramError(f"there is a process {name} already")
+    if space.pinned:
+        raise ProgramError("pages are pinned: fork copies them, or a later write does")
+    child = Process(name, process.base, space.child(), process.prctl, process.cgroup)
+    world.processes[name] = child
+    if process.registered:
+        child.registered = True
+        world.scan_order.append(name)
+
+
+def _prctl(world: World, each: Op) -> None:
+    modes: dict[tuple[int, ...], Prctl | None] = {
+        (1, 0): Prctl.DISABLE,
+        (1, 2): Prctl.EXCEPT_ADVISED,
+        (0, 0): None,
+    }
+    if each.numbers not in modes:
+        raise ProgramError("flags go with disabling alone")
+    world.process(each.who).prctl = modes[each.numbers]
+
+
+def _clear_refs(world: World, each: Op) -> None:
+    world.process(each.who)
+
+
+def _cgroup(world: World, each: Op) -> None:
+    process = world.process(each.who)
+    if process.space.pages:
+        raise ProgramError("it has pages that were charged elsewhere")
+    process.cgroup = str(each.args[0])
+    world.groups.add(process.cgroup)
+
+
+_ACTS: dict[Verb, Callable[[World, Op], None]] = {
+    Verb.WRITE_FILE: _write_file,
+    Verb.NEW: _new,
+    Verb.MEMCG: _memcg,
+    Verb.KSM: _nothing,
+    Verb.EAT: _nothing,
+    Verb.BASE: _base,
+    Verb.MMAP: _mmap,
+    Verb.MMAP_DROPPABLE: _mmap,
+    Verb.MUNMAP: _munmap,
+    Verb.MPROTECT: _mprotect,
+    Verb.MREMAP: _mremap,
+    Verb.WRITE: _touch,
+    Verb.READ: _touch,
+    Verb.SAME: _touch,
+    Verb.ADVISE: advise,
+    Verb.MLOCK2: _mlock2,
+    Verb.UFFD: _uffd,
+    Verb.UFFD_WP: _uffd_wp,
+    Verb.PIN_URING: _pin,
+    Verb.PIN_VMSPLICE: _pin,
+    Verb.FORK: _fork,
+    Verb.END_FORK: _end_fork,
+    Verb.FORK_TO: _fork_to,
+    Verb.PRCTL_THP: _prctl,
+    Verb.CLEAR_REFS: _clear_refs,
+    Verb.ADVISE_OTHER: advise_other,
+    Verb.CGROUP: _cgroup,
+}
+
+
+def do(world: World, each: Op) -> None:
+    """One operation; ProgramError, with the operation before it, if it is not legal here."""
+    try:
+        _ACTS[each.verb](world, each)
+    except ProgramError as error:
+        raise ProgramError(f"{each}: {error}") from None
+
+
+def walk(ops: Iterable[Op]) -> World:
+    """The world after a program; ProgramError for the first operation that is not legal."""
+    world = World()
+    for each in ops:
+        do(world, each)
+    return world

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which results runs have exercised, at which orders, and why the others were not seen.
+
+What a result can come from is read off mm/khugepaged.c, for private anonymous memory.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from mthp.words.events import CollapseHugePage, Event, Isolate, ScanPmd, Swapin
+from mthp.words.results import FILE_ONLY, ScanResult
+from mthp.words.settings_text import size_name
+from mthp.words.units import Geometry
+
+ORDERS = tuple(sorted(Geometry().anon_orders))
+PMD_ORDER = Geometry().pmd_order
+_R = ScanResult
+
+
+class Kind(StrEnum):
+    """The kinds of outcomes that are counted: four tracepoints, and MADV_COLLAPSE's errno."""
+
+    SCAN = "mm_khugepaged_scan_pmd"
+    ATTEMPT = "mm_collapse_huge_page"
+    ISOLATE = "mm_collapse_huge_page_isolate"
+    SWAPIN = "mm_collapse_huge_page_swapin"
+    ERRNO = "errno"
+
+
+@dataclass(frozen=True, order=True)
+class Outcome:
+    """One thing that can be seen. order: None where the tracepoint has none.
+
+    result: the tracepoint's string, or the errno's name ("0" for success).
+    """
+
+    kind: Kind
+    result: str
+    order: int | None = None
+
+
+class Chance(StrEnum):
+    """Whether a state made in the guest can lead to an outcome."""
+
+    YES = "reachable"
+    FILE = "of files and shmem alone"
+    RACE = "needs a race, or a state no system call makes"
+    NEVER = "excluded by an earlier step"
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """An outcome that no run has had, and why."""
+
+    outcome: Outcome
+    chance: Chance
+    reason: str
+
+
+@dataclass
+class Coverage:
+    """Counts of outcomes over runs. It adds up, and goes to JSON and back."""
+
+    passes: int = 0
+    counts: Counter[Outcome] = field(default_factory=Counter)
+
+    def add_pass(
+        self, events: Iterable[Event | Mapping[str, Any]], errno: int | None = None
+    ) -> None:
+        """Count one pass: typed events or a record's; errno as a record has it, 0 or negative."""
+        self.passes += 1
+        self.counts.update(outcome for each in events for outcome in outcomes(each))
+        if errno is not None:
+            name = errnos.errorcode.get(-errno, str(errno)) if errno else "0"
+            self.counts[Outcome(Kind.ERRNO, name)] += 1
+
+    def add(self, other: Coverage) -> None:
+        """Count all that another account has counted."""
+        self.passes += other.passes
+        self.counts.update(other.counts)
+
+    def seen(self, chance: Chance) -> list[Outcome]:
+        """The outcomes of that chance that were seen: of any but YES there should be none."""
+        return sorted(
+            (each for each in self.counts if expectation(each)[0] is chance), key=_sort_key
+        )
+
+    def unseen(self) -> list[Unseen]:
+        """Every outcome of the enum that no pass has had, and why."""
+        return [
+            Unseen(each, *expectation(each)) for each in every_outcome() if not self.counts[each]
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: what was seen, what was not, and how much of the reachable was."""
+        reachable = [each for each in every_outcome() if expectation(each)[0] is Chance.YES]
+        return {
+            "passes": self.passes,
+            "reachable": len(reachable),
+            "reached": sum(self.counts[each] > 0 for each in reachable),
+            "seen": [
+                {"kind": each.kind.value, "result": each.result, "order": each.order, "count": n}
+                for each, n in sorted(self.counts.items(), key=lambda item: _sort_key(item[0]))
+            ],
+            "never_seen": [
+                {
+                    "kind": each.outcome.kind.value,
+                    "result": each.outcome.result,
+                    "order": each.outcome.order,
+                    "chance": each.chance.value,
+                    "reason": each.reason,
+                }
+                for each in self.unseen()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Coverage:
+        """The account that to_json() wrote."""
+        counts = {
+            Outcome(Kind(each["kind"]), each["result"], each["order"]): each["count"]
+            for each in document["seen"]
+        }
+        return cls(document["passes"], Counter(counts))
+
+
+def outcomes(event: Event | Mapping[str, Any]) -> Iterator[Outcome]:
+    """What one event counts as: nothing for events that say no result."""
+    match event:
+        case ScanPmd():
+            yield Outcome(Kind.SCAN, event.status.string)
+        case CollapseHugePage():
+            yield Outcome(Kind.ATTEMPT, event.status.string, event.order)
+        case Isolate():
+            yield Outcome(Kind.ISOLATE, event.status.string, event.order)
+        case Swapin():
+            yield Outcome(Kind.SWAPIN, event.ret.string, event.order)
+        case Mapping():
+            yield from _recorded(event)
+        case _:
+            pass
+
+
+def _recorded(event: Mapping[str, Any]) -> Iterator[Outcome]:
+    name = event["event"]
+    if name not in set(Kind):
+        return
+    kind = Kind(name)
+    result = _BY_NUMBER[event["ret"]].string if kind is Kind.SWAPIN else str(event["status"])
+    yield Outcome(kind, result, event.get("order"))
+
+
+# --- what can be seen -----------------------------------------------------------------------
+
+_SMALL = tuple(order for order in ORDERS if order < PMD_ORDER)
+_ERRNOS = ("0", "EINVAL", "ENOMEM", "EBUSY", "EAGAIN")
+
+_BY_ISOLATE: dict[ScanResult, tuple[int, ...]] = {
+    _R.EXCEED_NONE_PTE: ORDERS,
+    _R.EXCEED_SHARED_PTE: ORDERS,  # at PMD order where swapped-in pages are shared
+    _R.PTE_MAPPED_HUGEPAGE: _SMALL,
+    _R.PAGE_COUNT: _SMALL,
+    _R.LACK_REFERENCED_PAGE: _SMALL,
+    _R.PAGE_LOCK: (PMD_ORDER,),
+}
+_BY_SWAPIN: dict[ScanResult, tuple[int, ...]] = {
+    _R.EXCEED_SWAP_PTE: _SMALL,
+    _R.FAIL: (PMD_ORDER,),
+}
+_BY_ALLOCATION = {_R.ALLOC_HUGE_PAGE_FAIL: ORDERS, _R.CGROUP_CHARGE_FAIL: ORDERS}
+_SUCCESS = {_R.SUCCEED: ORDERS}
+
+_BY_SCAN = (
+    _R.NO_PTE_TABLE,
+    _R.PMD_MAPPED,
+    _R.EXCEED_NONE_PTE,
+    _R.EXCEED_SWAP_PTE,
+    _R.EXCEED_SHARED_PTE,
+    _R.PTE_UFFD,
+    _R.PAGE_LAZYFREE,
+    _R.PAGE_LRU,
+    _R.PAGE_LOCK,
+    _R.PAGE_COUNT,
+    _R.LACK_REFERENCED_PAGE,
+    _R.SUCCEED,
+    _R.FAIL,
+    _R.ALLOC_HUGE_PAGE_FAIL,
+    _R.CGROUP_CHARGE_FAIL,
+)
+REACHABLE: dict[Kind, dict[ScanResult, tuple[int, ...]]] = {
+    Kind.ISOLATE: _SUCCESS | _BY_ISOLATE,
+    Kind.SWAPIN: _SUCCESS | _BY_SWAPIN,
+    Kind.ATTEMPT: _SUCCESS | _BY_ALLOCATION | _BY_ISOLATE | _BY_SWAPIN,
+}
+"""Kind -> result -> the orders at which a state made by system calls can lead to it."""
+
+_RACES: dict[ScanResult, str] = {
+    _R.PTE_NON_PRESENT: "an entry must go between the scan, or the swap-in, and the isolation",
+    _R.PTE_UFFD: "the scan refuses the whole table first: an entry must be protected after it",
+    _R.PAGE_NULL: "anonymous private memory maps normal pages; a device page cannot be made here",
+    _R.SCAN_ABORT: "needs NUMA nodes further apart than node_reclaim_distance",
+    _R.PAGE_LOCK: "somebody must hold a page's lock just then (at PMD order the attempt itself does,"
+    " where one KSM page is mapped twice)",
+    _R.PAGE_LRU: "the page must be isolated, or in an LRU batch, just then",
+    _R.PAGE_ANON: "a private file mapping's page: only anonymous mappings are drawn",
+    _R.PAGE_LAZYFREE: "the scan refuses the whole table first: MADV_FREE must come after it",
+    _R.ANY_PROCESS: "the process must end while khugepaged is at it",
+    _R.VMA_NULL: "the mapping must go while the lock is dropped",
+    _R.VMA_CHECK: "the mapping's flags must change while the lock is dropped",
+    _R.ADDRESS_RANGE: "the mapping must shrink while the lock is dropped",
+    _R.DEL_PAGE_LRU: "the page must leave the LRU between the scan and its isolation",
+    _R.COPY_MC: "a machine check while copying; MADV_HWPOISON unmaps the page instead",
+    _R.NO_PTE_TABLE: "the table must go between the scan and the attempt",
+    _R.PMD_MAPPED: "another collapse or fault must map the table between the scan and the attempt",
+}
+_COUNTED = "at PMD order the scan has looked at the same entries before, with the same limit"
+_EXCLUDED: dict[tuple[Kind, ScanResult], str] = {
+    (Kind.SCAN, _R.PTE_NON_PRESENT): "the scan counts such entries against max_ptes_swap",
+    (Kind.SCAN, _R.PTE_MAPPED_HUGEPAGE): "mthp_collapse() does not report it",
+    (Kind.ISOLATE, _R.LACK_REFERENCED_PAGE): _COUNTED,
+    (Kind.ISOLATE, _R.PAGE_COUNT): _COUNTED,
+    (Kind.ISOLATE, _R.PTE_MAPPED_HUGEPAGE): "asked below PMD order alone",
+    (Kind.SWAPIN, _R.EXCEED_SWAP_PTE): "at PMD order the pages are swapped in",
+    (Kind.SWAPIN, _R.FAIL): "below PMD order the first such entry ends the attempt",
+}
+_NOT_ITS_OWN = "this step does not return it"
+_STEP_RESULTS: dict[Kind, frozenset[ScanResult]] = {
+    Kind.SWAPIN: frozenset({_R.NO_PTE_TABLE, _R.PAGE_LOCK}),
+    Kind.ISOLATE: frozenset(
+        {
+            _R.PTE_NON_PRESENT,
+            _R.PTE_UFFD,
+            _R.PAGE_NULL,
+            _R.PAGE_LAZYFREE,
+            _R.PAGE_LOCK,
+            _R.DEL_PAGE_LRU,
+        }
+    ),
+    Kind.SCAN: frozenset(_RACES) - {_R.PTE_NON_PRESENT},
+    Kind.ATTEMPT: frozenset(_RACES) - {_R.SCAN_ABORT, _R.PAGE_LRU},
+}
+"""What a step can return besides, where something happens that no program can make happen."""
+
+
+def every_outcome() -> Iterator[Outcome]:
+    """Every result at every order for every kind, possible or not; in the order of a table."""
+    for result in ScanResult:
+        yield Outcome(Kind.SCAN, result.string)
+    for kind in (Kind.ATTEMPT, Kind.ISOLATE, Kind.SWAPIN):
+        for result in ScanResult:
+            for order in ORDERS:
+                yield Outcome(kind, result.string, order)
+    for name in _ERRNOS:
+        yield Outcome(Kind.ERRNO, name)
+
+
+_BY_NUMBER = {int(result): result for result in ScanResult}
+_BY_STRING = {result.string: result for result in ScanResult}
+
+
+def expectation(outcome: Outcome) -> tuple[Chance, str]:
+    """Whether an outcome can be reached by states that system calls make; why not, in words."""
+    if outcome.kind is Kind.ERRNO:
+        if outcome.result == "ENOMEM":
+            return Chance.RACE, "MADV_COLLAPSE reclaims and compacts: memory must stay short"
+        return (Chance.YES, "") if outcome.result in _ERRNOS else (Chance.NEVER, _NOT_ITS_OWN)
+    result = _BY_STRING.get(outcome.result)
+    if result is None:
+        return Chance.NEVER, "no result of the enum"
+    if result in FILE_ONLY:
+        return Chance.FILE, "collapse_file() and hpage_collapse_scan_file() alone return it"
+    if _is_reachable(outcome, result):
+        return Chance.YES, ""
+    return _why_not(outcome.kind, result)
+
+
+def _is_reachable(outcome: Outcome, result: ScanResult) -> bool:
+    if outcome.kind is Kind.SCAN:
+        return result in _BY_SCAN
+    return outcome.order in REACHABLE[outcome.kind].get(result, ())
+
+
+def _why_not(kind: Kind, result: ScanResult) -> tuple[Chance, str]:
+    kinds = (kind, Kind.ISOLATE, Kind.SWAPIN) if kind is Kind.ATTEMPT else (kind,)
+    for each in kinds:
+        if (each, result) in _EXCLUDED:
+            return Chance.NEVER, _EXCLUDED[each, result]
+    if result in _STEP_RESULTS[kind]:
+        return Chance.RACE, _RACES[result]
+    return Chance.NEVER, _NOT_ITS_OWN
+
+
+# --- for people -----------------------------------------------------------------------------
+
+
+def _sort_key(outcome: Outcome) -> tuple[int, int, int]:
+    result = _BY_STRING.get(outcome.result)
+    number = result if result is not None else len(ScanResult)
+    return list(Kind).index(outcome.kind), number, outcome.order or 0
+
+
+def table(coverage: Coverage) -> str:
+    """The account as text: a row for each result, a column for each order.
+
+    A number is how often it was seen; `.` reachable but never seen; blank: not reachable.
+    """
+    lines = [f"{coverage.passes} passes"]
+    heads = "".join(f"{size_name(order, Geometry()):>8}" for order in ORDERS)
+    for kind in (Kind.ATTEMPT, Kind.ISOLATE, Kind.SWAPIN):
+        lines += ["", f"{kind:<32}{heads}", *_rows(coverage, kind, ORDERS)]
+    for kind in (Kind.SCAN, Kind.ERRNO):
+        lines += ["", str(kind), *_rows(coverage, kind, (None,))]
+    return "\n".join([*lines, "", *_why_lines(coverage)]) + "\n"
+
+
+def _rows(coverage: Coverage, kind: Kind, orders: Iterable[int | None]) -> Iterator[str]:
+    names = _ERRNOS if kind is Kind.ERRNO else [result.string for result in ScanResult]
+    for name in names:
+        cells = [_cell(coverage, Outcome(kind, name, order)) for order in orders]
+        if any(cells):
+            yield (f"  {name:<30}" + "".join(f"{cell:>8}" for cell in cells)).rstrip()
+
+
+def _cell(coverage: Coverage, outcome: Outcome) -> str:
+    count = coverage.counts[outcome]
+    if count:
+        return str(count)
+    return "." if expectation(outcome)[0] is Chance.YES else ""
+
+
+def _why_lines(coverage: Coverage) -> Iterator[str]:
+    """Results that were never seen anywhere, with the reason where there is one."""
+    seen = {each.result for each in coverage.counts}
+    for result in ScanResult:
+        if result.string in seen:
+            continue
+        yield f"never seen: {result.string}: {_why_nowhere(result)}"
+
+
+def _why_nowhere(result: ScanResult) -> str:
+    if result in FILE_ONLY:
+        return Chance.FILE.value
+    if result in _BY_SCAN or any(result in table for table in REACHABLE.values()):
+        return "reachable, but not drawn so far"
+    return _RACES[result]

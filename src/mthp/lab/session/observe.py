@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From what the guest's kernel shows to the words of a scenario: pages, PTEs, VMAs, events.
+
+Sources: Documentation/admin-guide/mm/pagemap.rst for the bits of pagemap and kpageflags;
+arch/x86/include/asm/pgtable_types.h for those of a page-table entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mthp.image.runs import (
+    SPECIAL_SWAP_TYPE,
+    PagesState,
+    PteToken,
+    joined_folios,
+    parse_folio_token,
+    parse_pte_token,
+)
+from mthp.words.units import Geometry
+
+__all__ = [
+    "FolioNames",
+    "ObservedVma",
+    "VmFlag",
+    "believed_flags",
+    "entered",
+    "events_of",
+    "pages_state",
+    "vmas_of",
+]
+
+GEOMETRY = Geometry()
+"""Of every guest: x86-64, 4 KiB pages and 2 MiB PMDs."""
+
+PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
+PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
+SWAP_TYPE, SWAP_OFFSET_SHIFT, SWAP_OFFSET_MASK = 0x1F, 5, (1 << 50) - 1
+
+KPF_KSM, KPF_THP, KPF_ZERO_PAGE = 1 << 21, 1 << 22, 1 << 24
+_FLAG_LETTERS = (
+    (0, "l"),
+    (2, "R"),
+    (4, "D"),
+    (5, "L"),
+    (6, "A"),
+    (12, "a"),
+    (13, "C"),
+    (14, "B"),
+    (18, "V"),
+    (19, "P"),
+    (21, "K"),
+    (22, "T"),
+    (25, "I"),
+    (33, "M"),
+)
+
+PTE_PRESENT, PTE_WRITE, PTE_ACCESSED, PTE_DIRTY = 1 << 0, 1 << 1, 1 << 5, 1 << 6
+PTE_PROTNONE, PTE_UFFD_WP, PTE_SAVED_DIRTY = 1 << 8, 1 << 10, 1 << 58
+PTE_SWP_EXCLUSIVE = 1 << 3
+_LEVEL_PTE, _LEVEL_PMD, _LEVEL_NONE = range(3)
+
+_PFN = (1 << 55) - 1
+_MAPPING_BITS = PM_EXCLUSIVE | PM_UFFD_WP | PM_SOFT_DIRTY
+_FRAME_BITS = ((1 << 52) - 1) & ~0xFFF
+_PTE_MAPS = PTE_PRESENT | PTE_PROTNONE
+_PTE_LETTERS = PTE_WRITE | PTE_ACCESSED | PTE_DIRTY | PTE_UFFD_WP
+_HUGE, _NOT_PRESENT, _NO_TABLE = (np.uint64(1 << bit) for bit in (61, 62, 63))
+_ALL = (1 << 64) - 1
+
+
+class VmFlag(IntFlag):
+    """Some of vm_flags. Kernel: include/linux/mm.h."""
+
+    WRITE = 1 << 1
+    UFFD_MISSING = 1 << 9
+    UFFD_WP = 1 << 12
+    LOCKED = 1 << 13
+    HUGEPAGE = 1 << 29
+    SOFTDIRTY = 1 << 27
+    NOHUGEPAGE = 1 << 30
+    MERGEABLE = 1 << 31
+    DROPPABLE = 1 << 40
+    UFFD_MINOR = 1 << 41
+
+
+@dataclass(frozen=True)
+class ObservedVma:
+    """A mapping as the kernel has it. start, end: bytes. flags: vm_flags. pgd: kernel address."""
+
+    start: int
+    end: int
+    flags: int
+    anon_vma: int
+    pgd: int
+
+    @property
+    def pages(self) -> int:
+        """Base pages."""
+        return (self.end - self.start) >> GEOMETRY.page_shift
+
+    def has(self, flag: VmFlag) -> bool:
+        """Any of these flags is set."""
+        return bool(self.flags & flag)
+
+
+class FolioNames:
+    """Identities of folios within one snapshot: of every large one, and of the small ones that
+    the snapshot shows at more than one place."""
+
+    def __init__(self, snapshot: Sequence[bytes], believed: int = -1) -> None:
+        """snapshot: the agent's `pages` of every VMA in it. believed: the bits of kpageflags that
+        this kernel shows rightly."""
+        self.believed = believed
+        self._names: dict[int, int] = {}
+        words = np.concatenate([_columns(pages) for pages in snapshot])
+        shown = words[(words[:, 0] & PM_PRESENT != 0) & (words[:, 1] & KPF_ZERO_PAGE == 0)]
+        frames, times = np.unique(shown[:, 0] & _PFN, return_counts=True)
+        self._frames = frames[times > 1]
+        self._repeated = frozenset(self._frames.tolist())
+
+    def repeated(self, frames: Any) -> Any:
+        """Of each frame: whether the snapshot shows it at more than one place."""
+        return np.isin(frames, self._frames)
+
+    def text(self, pfn: int, folio: int) -> str:
+        """How a page's token ends: the folio's name and the page's place in it, or nothing."""
+        head, order = folio >> 8, folio & 0xFF
+        if not order and pfn not in self._repeated:
+            return ""
+        return f".f{self._names.setdefault(head, len(self._names))}.i{pfn - head}"
+
+
+def _columns(pages: bytes) -> Any:
+    """(n, 4) uint64: pagemap, kpageflags, kpagecount, folio."""
+    return np.frombuffer(pages, dtype="<u8").reshape(-1, 4)
+
+
+def pages_state(
+    start: int, pages: bytes, entries: bytes | None, names: FolioNames, sleepers: int = 0
+) -> PagesState:
+    """One VMA's state from the agent's `pages` and `walk`. start: bytes. sleepers: the children
+    outside the snapshot that share what fork() shared."""
+    columns = _columns(pages)
+    ptes, words = None, None
+    if entries is not None:
+        found = np.frombuffer(entries, dtype="<u8").reshape(-1, 2)
+        ptes, words = _pte_runs(found, start), found[:, 0]
+    swapped = _Swapped(words, sleepers)
+    pieces = [
+        (pages, parse_folio_token(_folio_text(place, columns[place].tolist(), names, swapped)))
+        for place, pages in _cut(_differs(columns, names))
+    ]
+    return PagesState(len(columns), joined_folios(pieces), ptes)
+
+
+def _cut(differs: Any) -> Iterator[tuple[int, int]]:
+    """(place, pages) of each piece; differs: whether a page begins one, but for the first."""
+    edges = [0, *(np.flatnonzero(differs) + 1).tolist(), len(differs) + 1]
+    yield from ((before, after - before) for before, after in pairwise(edges))
+
+
+def _differs(columns: Any, names: FolioNames) -> Any:
+    """Of all pages but the first: whether its token says something else than the one before, but
+    for the place in their folio. Only mapped pages are alike, and pages that map nothing."""
+    pagemap, flags, count, folio = columns.T
+    present = pagemap & PM_PRESENT != 0
+    frame = np.where(present, pagemap & _PFN, 0)
+    named = (folio & 0xFF != 0) | names.repeated(frame)
+    shown = np.stack(
+        (
+            pagemap & (PM_PRESENT | PM_SWAP | PM_GUARD | _MAPPING_BITS),
+            flags & np.uint64(names.believed & _ALL | KPF_THP | KPF_ZERO_PAGE),
+            count,
+            np.where(named, folio, 0),
+            named,
+        )
+    )
+    alike = (shown[:, 1:] == shown[:, :-1]).all(axis=0)
+    follows = ~named[1:] | (frame[1:] == frame[:-1] + 1)
+    return ~alike | ~follows | (pagemap[1:] & PM_SWAP != 0)
+
+
+def _pte_runs(entries: Any, start: int) -> tuple[tuple[int, PteToken], ...]:
+    """The longest runs over the agent's `walk` that do not cross a table's edge."""
+    values, levels = entries.T
+    dirty = np.uint64(PTE_DIRTY) * (values & PTE_SAVED_DIRTY != 0)
+    letters = values & _PTE_LETTERS | dirty | np.uint64(_HUGE) * (levels == _LEVEL_PMD)
+    kinds = (levels == _LEVEL_NONE, values == 0, values & _PTE_MAPS == 0)
+    shown = np.select(kinds, (_NO_TABLE, np.uint64(0), _NOT_PRESENT), letters | PTE_PRESENT)
+    differs = shown[1:] != shown[:-1]
+    first = GEOMETRY.pte_index(start)
+    differs[GEOMETRY.ptrs_per_pte - 1 - first :: GEOMETRY.ptrs_per_pte] = True
+    return tuple((pages, _pte(*entries[at].tolist())) for at, pages in _cut(differs))
+
+
+@dataclass(frozen=True)
+class _Swapped:
+    """What goes into the token of a swap entry beyond its word in pagemap.
+
+    words: the page-table entries of the VMA, if it has any. sleepers: children outside the snapshot
+    that name the slots which fork() shared.
+    """
+
+    words: Any
+    sleepers: int
+
+    def text(self, place: int, pagemap: int) -> str:
+        """The token of the entry of one page of the VMA."""
+        swap_type = pagemap & SWAP_TYPE
+        wp = "w" if pagemap & PM_UFFD_WP else ""
+        if swap_type >= SPECIAL_SWAP_TYPE:
+            return f"W{swap_type}" + (f".{wp}" if wp else "")
+        shared = self.words is not None and not int(self.words[place]) & PTE_SWP_EXCLUSIVE
+        letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
+        offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
+        text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
+        return text + (f".n{self.sleepers}" if shared and self.sleepers else "")
+
+
+def _folio_text(place: int, columns: Sequence[int], names: FolioNames, swapped: _Swapped) -> str:
+    pagemap, flags, count, folio = columns
+    if pagemap & PM_GUARD:
+        return "G"
+    if pagemap & PM_SWAP:
+        return swapped.text(place, pagemap)
+    if not pagemap & PM_PRESENT:
+        return "-"
+    if flags & KPF_ZERO_PAGE:
+        return "Zh" if flags & KPF_THP else "Z"
+    letters, mapping = (
+        _flag_letters(flags & names.believed),
+        _mapping_letters(pagemap & _MAPPING_BITS),
+    )
+    return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
+
+
+@lru_cache(maxsize=4096)
+def _flag_letters(flags: int) -> str:
+    return "".join(letter for bit, letter in _FLAG_LETTERS if flags >> bit & 1)
+
+
+@lru_cache(maxsize=16)
+def _mapping_letters(bits: int) -> str:
+    pairs = ((PM_EXCLUSIVE, "x"), (PM_UFFD_WP, "w"), (PM_SOFT_DIRTY, "s"))
+    return "".join(letter for bit, letter in pairs if bits & bit)
+
+
+@lru_cache(maxsize=4096)
+def _letters_of_pte(value: int) -> str:
+    pairs = (
+        (PTE_WRITE, "W"),
+        (PTE_ACCESSED, "A"),
+        (PTE_DIRTY | PTE_SAVED_DIRTY, "D"),
+        (PTE_UFFD_WP, "U"),
+    )
+    return "P" + "".join(letter for bits, letter in pairs if value & bits)
+
+
+def _pte(value: int, level: int) -> PteToken:
+    if level == _LEVEL_NONE:
+        return parse_pte_token("nopte")
+    if not value:
+        return parse_pte_token("-")
+    if not value & _PTE_MAPS:
+        return parse_pte_token("s")
+    text = _letters_of_pte(value & ~_FRAME_BITS)
+    return parse_pte_token("H" + text if level == _LEVEL_PMD else text)
+
+
+# --- the trace ------------------------------------------------------------------------------
+
+_LINE = re.compile(r"^.+? \[\d+\] \S+ +[\d.]+: (\w+): (.*)$", re.MULTILINE)
+_FIELD = re.compile(r"(\w+)=(\S+?)(?:,|$| )")
+
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "attempt": ("address", "order"),
+    "mm_collapse_huge_page_swapin": ("ret", "order", "swapped_in", "referenced"),
+    "mm_collapse_huge_page_isolate": ("status", "order", "referenced", "none_or_zero"),
+    "mm_collapse_huge_page": ("status", "order"),
+    "mm_khugepaged_scan_pmd": ("status", "referenced", "none_or_zero", "unmapped"),
+}
+"""Event -> the fields a scenario keeps, in its order."""
+
+
+_OLD_NAMES = {"pmd_none": "no_pte_table", "pmd_null": "no_pte_table"}
+"""Statuses that became one later."""
+
+
+def _lines(trace: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+    for name, rest in _LINE.findall(trace):
+        yield name, dict(_FIELD.findall(rest))
+
+
+def events_of(trace: str) -> list[dict[str, Any]]:
+    """The collapse events of a trace's text, in order, with the fields of a scenario.
+
+    Kernels that know no other order than the PMD's do not say it; it is filled in.
+    """
+    events = []
+    for name, fields in _lines(trace):
+        if name in _FIELDS:
+            event: dict[str, Any] = {"event": name}
+            said = {"order": str(GEOMETRY.pmd_order), **fields}
+            for key in _FIELDS[name]:
+                if key in said:
+                    text = said[key]
+                    event[key] = _OLD_NAMES.get(text, text) if key == "status" else int(text, 0)
+            events.append(event)
+    return events
+
+
+def vmas_of(trace: str, low: int, high: int) -> list[ObservedVma]:
+    """The mappings the `vma` probe saw between two addresses, in order, each once."""
+    found: dict[int, ObservedVma] = {}
+    for name, fields in _lines(trace):
+        if name == "vma":
+            start, end, flags, anon_vma, pgd = (
+                int(fields[key], 0) for key in ("start", "end", "flags", "anon_vma", "pgd")
+            )
+            if low <= start < high:
+                found[start] = ObservedVma(start, end, flags, anon_vma, pgd)
+    return [found[start] for start in sorted(found)]
+
+
+def entered(trace: str) -> list[int]:
+    """The page tables (pgd) of the processes that registered with khugepaged, in order."""
+    return [int(fields["pgd"], 0) for name, fields in _lines(trace) if name == "enter"]
+
+
+def believed_flags(fresh: bytes) -> int:
+    """The bits of kpageflags to believe, told from a page just written: Linux 6.18 shows every
+    anonymous page as KSM's."""
+    return -1 if not int(_columns(fresh)[0, 1]) & KPF_KSM else ~KPF_KSM

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real program, captured in a guest before and after real khugepaged worked on its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.kernels.kernels import Kernel
+from mthp.lab.session.recipes import PYTHON, Recipe
+from mthp.lab.session.workload import Job, Scans, Stage
+from mthp.lab.vm.channel import CommandFailed, GuestGone
+from mthp.lab.vm.files import HOST, GuestFiles, Root
+from mthp.lab.vm.initramfs import build_initramfs, guest_modules
+from mthp.lab.vm.interpreter import add_interpreter
+from mthp.lab.vm.qemu import Machine, boot
+from mthp.lab.vm.roots import debian_root
+from mthp.words.settings import Settings
+
+__all__ = ["Provision", "Taken", "provide", "take"]
+
+Say = Callable[[str], None]
+READY_SECONDS = 120.0
+LOAD_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Provision:
+    """A recipe made ready for a guest: its files packed, its programs by their paths there."""
+
+    recipe: Recipe
+    archive: Path
+    python: str
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Two snapshots of the stopped program, and what khugepaged did between them."""
+
+    before: Path
+    after: Path
+    processes: int
+    scans: Scans
+
+
+@contextlib.contextmanager
+def provide(recipe: Recipe, extra: Sequence[str], say: Say) -> Iterator[Provision]:
+    """The recipe with its files in an archive that is gone afterwards.
+
+    extra: files and folders of this host to take along. LabError: something is not there.
+    """
+    root = _root_of(recipe, say)
+    files = GuestFiles()
+    python = add_interpreter(files)
+    paths = {PYTHON: python}
+    for name in recipe.programs():
+        paths[name] = files.add_program(root, name)
+    for tree, skip in recipe.trees.items():
+        files.add_tree(root, tree, skip)
+    for path in extra:
+        files.add_tree(HOST, str(Path(path).absolute()))
+    for path, text in recipe.files.items():
+        files.add_bytes(path, text.encode())
+    with tempfile.TemporaryDirectory(prefix="mthp-lab-") as folder:
+        archive = files.pack(Path(folder) / "files.cpio")
+        yield Provision(_placed(recipe, paths), archive, python)
+
+
+def _root_of(recipe: Recipe, say: Say) -> Root:
+    """This host, where it has all the programs, else Debian's packages."""
+    missing = [name for name in recipe.programs() if HOST.program(name) is None]
+    if not missing or not recipe.packages:
+        return HOST
+    return debian_root((*recipe.packages, *_PACKAGES_OF_TOOLS), say)
+
+
+_PACKAGES_OF_TOOLS = ("dash",)
+
+
+def _placed(recipe: Recipe, paths: dict[str, str]) -> Recipe:
+    def at(job: Job) -> Job:
+        return replace(job, argv=(paths[job.argv[0]], *job.argv[1:]))
+
+    return replace(
+        recipe,
+        start=at(recipe.start),
+        setup=tuple(map(at, recipe.setup)),
+        load=tuple(map(at, recipe.load)),
+        ready=None if recipe.ready is None else at(recipe.ready),
+        beside=None if recipe.beside is None else at(recipe.beside),
+        until=None if recipe.until is None else at(recipe.until),
+    )
+
+
+def take(
+    provision: Provision, kernel: Kernel, settings: Settings, memory: int, folder: Path, say: Say
+) -> Taken:
+    """Run the recipe in a guest of `memory` MiB, stop the program, and let khugepaged work.
+
+    The snapshots come into folder. LabError: the guest or the program does not do its part.
+    """
+    machine = Machine(
+        kernel.image,
+        (build_initramfs(kernel), provision.archive),
+        memory=memory,
+        arguments=("damon_stat.enabled=0",),
+    )
+    with boot(machine) as guest:
+        try:
+            stage = Stage(guest.channel, provision.python)
+            stage.prepare([path for path, _ in guest_modules(kernel)])
+            _perform(stage, provision.recipe, say)
+            return _between_snapshots(stage, settings, folder, say)
+        except GuestGone as error:
+            why = f"the guest does not answer: {error}; {guest.last_words()}"
+            raise LabError(HOST_LACKS, why) from None
+        except CommandFailed as error:
+            raise LabError(HOST_LACKS, f"in the guest: {error}") from None
+
+
+def _perform(stage: Stage, recipe: Recipe, say: Say) -> None:
+    """From nothing to a program under load."""
+    for job in recipe.setup:
+        say(f"{recipe.name}: {Path(job.argv[0]).name}")
+        stage.run(job)
+    say(f"{recipe.name}: starting it")
+    stage.start(recipe.start)
+    if recipe.ready is not None:
+        stage.wait_for(recipe.ready, READY_SECONDS)
+    for job in recipe.load:
+        say(f"{recipe.name}: load: {Path(job.argv[0]).name}")
+        stage.run(job)
+    if recipe.beside is not None:
+        say(f"{recipe.name}: load that goes on: {Path(recipe.beside.argv[0]).name}")
+        stage.start_beside(recipe.beside)
+    if recipe.until is not None:
+        stage.wait_for(recipe.until, LOAD_SECONDS)
+    say(f"{recipe.name}: running")
+    time.sleep(recipe.seconds)
+
+
+def _between_snapshots(stage: Stage, settings: Settings, folder: Path, say: Say) -> Taken:
+    pids = stage.stop()
+    say(f"stopped: {len(pids)} processes")
+    stage.register(pids)
+    stage.apply(settings)
+    before, after = folder / "before.npz", folder / "after.npz"
+    stage.snap(before)
+    say("khugepaged")
+    scans = stage.scan_to_fixed_point()
+    stage.snap(after)
+    return Taken(before, after, len(pids), scans)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real programs under real load, as the lab starts them in a guest: Redis, PostgreSQL, CPython."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mthp.lab.session.workload import Job
+
+__all__ = ["PYTHON", "RECIPES", "Recipe"]
+
+PYTHON = "python"
+"""As a program's name: the guest's own Python, that which runs this."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to bring a program to where it is stopped; argv[0] of each job is a program's name.
+
+    packages: Debian's, in which the programs are where this host has them not. tools: programs
+    that those call. trees: folders that they read, each with patterns of names in it to leave out.
+    files: made here, path -> text. setup: before the program.
+    ready: repeated until it succeeds. load: after that, one after the other. beside: load that
+    goes on. until: as ready, after that. seconds: from then until it is stopped.
+    """
+
+    name: str
+    start: Job
+    packages: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    trees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    setup: tuple[Job, ...] = ()
+    ready: Job | None = None
+    load: tuple[Job, ...] = ()
+    beside: Job | None = None
+    until: Job | None = None
+    seconds: float = 1.0
+
+    def programs(self) -> tuple[str, ...]:
+        """The names of all programs, each once."""
+        jobs = (*self.setup, self.ready, self.start, *self.load, self.beside, self.until)
+        named = [job.argv[0] for job in jobs if job is not None]
+        return tuple(dict.fromkeys(name for name in (*named, *self.tools) if name != PYTHON))
+
+
+def _job(line: str, *more: str, uid: int = 0) -> Job:
+    return Job((*line.split(), *more), uid=uid)
+
+
+# --- CPython --------------------------------------------------------------------------------
+
+_PYTHON_LOAD = """\
+import random, time
+random.seed(1)
+words = {n: str(n) * random.randrange(1, 6) for n in range(120000)}
+blocks = [bytearray(random.randrange(1000, 400000)) for _ in range(400)]
+for n in range(0, 120000):
+    if n // 700 % 3 == 0:
+        del words[n]
+for n in range(0, 400, 3):
+    blocks[n] = None
+open("/tmp/ready", "w").close()
+turn = 0
+while True:
+    turn += 1
+    words[turn % 120000] = str(turn)
+    if turn % 1000 == 0:
+        time.sleep(0.001)
+"""
+
+_PYTHON = Recipe(
+    name="python",
+    start=_job("python -S -c", _PYTHON_LOAD),
+    ready=_job("python -S -c", "open('/tmp/ready')"),
+    seconds=2.0,
+)
+
+# --- Redis ----------------------------------------------------------------------------------
+
+_SOCKET = "/tmp/redis.sock"
+_FORGET = """\
+local gone = 0
+for n = 0, 39999 do
+  if math.floor(n / 300) % 3 == 0 then
+    gone = gone + redis.call('DEL', string.format('key:%012d', n))
+  end
+end
+return gone
+"""
+
+_REDIS = Recipe(
+    name="redis",
+    packages=("redis-server", "redis-tools"),
+    start=_job(f"redis-server --port 0 --unixsocket {_SOCKET} --appendonly no --save", ""),
+    ready=_job(f"redis-cli -s {_SOCKET} ping"),
+    load=(
+        _job(f"redis-benchmark -s {_SOCKET} -q -P 16 -r 40000 -n 120000 -d 700 -t set"),
+        _job(f"redis-benchmark -s {_SOCKET} -q -P 16 -r 20000 -n 40000 -d 64 -t lpush,sadd,hset"),
+        _job(f"redis-cli -s {_SOCKET} eval", _FORGET, "0"),
+        _job(f"redis-benchmark -s {_SOCKET} -q -P 16 -r 40000 -n 20000 -d 1800 -t set"),
+    ),
+)
+
+# --- PostgreSQL -----------------------------------------------------------------------------
+
+_UID = 999
+_DATA = "/var/pg"
+_HOME = "/usr/lib/postgresql/15"
+_SCRIPT = "/lab/analyse.sql"
+_CLIENTS = 3
+_ANALYSE = """\
+\\set size random(60000, 120000)
+SELECT count(*) FROM (SELECT md5(n::text) FROM generate_series(1, :size) n GROUP BY 1) AS g;
+BEGIN;
+DECLARE sorted NO SCROLL CURSOR FOR
+  SELECT n, repeat(md5(n::text), 2) AS t FROM generate_series(1, :size) AS n ORDER BY t;
+FETCH 100 FROM sorted;
+DECLARE grouped NO SCROLL CURSOR FOR
+  SELECT aid % (:size / 3), string_agg(filler, ',') FROM pgbench_accounts GROUP BY 1;
+FETCH 100 FROM grouped;
+SELECT pg_sleep(3600);
+"""
+"""Queries of which the last two are under way, each with its memory, when the server is stopped."""
+_ALL_ASLEEP = (
+    f"SELECT 1 / (count(*) = {_CLIENTS})::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+)
+_OPTIONS = (
+    "listen_addresses= unix_socket_directories=/tmp fsync=off jit=off shared_buffers=32MB "
+    "work_mem=64MB max_parallel_workers_per_gather=0 max_connections=20"
+)
+_FOLDER = f"import os; os.makedirs('{_DATA}'); os.chown('{_DATA}', {_UID}, {_UID})"
+
+_POSTGRES = Recipe(
+    name="postgres",
+    packages=("postgresql-15",),
+    tools=("sh",),
+    trees={
+        "/usr/share/postgresql/15": ("man", "contrib"),
+        f"{_HOME}/lib": ("bitcode", "pgxs", "llvmjit*"),
+    },
+    files={
+        "/etc/passwd": f"root:x:0:0::/root:/bin/sh\npostgres:x:{_UID}:{_UID}::{_DATA}:/bin/sh\n",
+        "/etc/group": f"root:x:0:\npostgres:x:{_UID}:\n",
+        _SCRIPT: _ANALYSE,
+    },
+    setup=(
+        _job("python -S -c", _FOLDER),
+        _job(f"{_HOME}/bin/initdb -D {_DATA} -A trust --no-locale -E UTF8 --no-sync", uid=_UID),
+    ),
+    start=_job(
+        f"{_HOME}/bin/postgres -D {_DATA}",
+        *(word for option in _OPTIONS.split() for word in ("-c", option)),
+        uid=_UID,
+    ),
+    ready=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", "SELECT 1", uid=_UID),
+    load=(
+        _job(f"{_HOME}/bin/pgbench -h /tmp -i -q -s 2 postgres", uid=_UID),
+        _job(f"{_HOME}/bin/pgbench -h /tmp -n -c 2 -t 200 postgres", uid=_UID),
+    ),
+    beside=_job(
+        f"{_HOME}/bin/pgbench -h /tmp -n -c {_CLIENTS} -t 1 -f {_SCRIPT} postgres", uid=_UID
+    ),
+    until=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", _ALL_ASLEEP, uid=_UID),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (_REDIS, _POSTGRES, _PYTHON)}

@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest made ready to watch khugepaged: one full scan at a time, and everything read back."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mthp.image.runs import PagesState
+from mthp.lab.program.program import BASE, Madv, Op, Verb
+from mthp.lab.session.memory_pressure import DRAIN, ORDERS, THP, Eater, size_kb, switch
+from mthp.lab.session.observe import (
+    FolioNames,
+    ObservedVma,
+    believed_flags,
+    entered,
+    events_of,
+    pages_state,
+    vmas_of,
+)
+from mthp.lab.vm.channel import Channel, CommandFailed
+
+__all__ = ["BASE", "Counters", "Session"]
+
+REACH = 1 << 37
+"""Bytes above BASE that count as memory under test."""
+
+TRACING = "/sys/kernel/tracing"
+KHUGEPAGED = f"{THP}/khugepaged"
+
+ENDLESS = 4294967295
+"""pages_to_scan: one wakeup is one full scan."""
+ASLEEP = 4000000000
+"""scan_sleep_millisecs: khugepaged sleeps until the next write; the write itself wakes it."""
+PATIENCE_MS = 30000
+SCAN_MS = 200
+"""How long a full scan may take before we look whether the thread has gone to sleep without one."""
+SETTLED_MS = 100
+"""Asleep for so long, khugepaged is in khugepaged_wait_work(), not in an alloc_sleep of 1 ms."""
+GROUPS = ("g", "h")
+"""Memory cgroups that programs use."""
+SWAP_BYTES = 256 << 20
+
+_STATS = (
+    "collapse_alloc",
+    "collapse_alloc_failed",
+    "collapse_exceed_none_pte",
+    "collapse_exceed_swap_pte",
+    "collapse_exceed_shared_pte",
+    "nr_anon",
+    "nr_anon_partially_mapped",
+)
+_VMSTAT = (
+    "thp_collapse_alloc",
+    "thp_collapse_alloc_failed",
+    "thp_scan_exceed_none_pte",
+    "thp_scan_exceed_swap_pte",
+    "thp_scan_exceed_share_pte",
+)
+_KHUGEPAGED = ("full_scans", "pages_collapsed")
+_EVENTS = (
+    "mm_khugepaged_scan_pmd",
+    "mm_collapse_huge_page",
+    "mm_collapse_huge_page_isolate",
+    "mm_collapse_huge_page_swapin",
+)
+
+_QUIET = {
+    "/proc/sys/vm/page-cluster": "0",
+    "/proc/sys/vm/compaction_proactiveness": "0",
+    "/proc/sys/vm/compact_unevictable_allowed": "0",
+    "/proc/sys/vm/watermark_boost_factor": "0",
+    "/proc/sys/vm/lowmem_reserve_ratio": "1",
+    "/proc/sys/vm/overcommit_memory": "1",
+    "/proc/sys/vm/percpu_pagelist_high_fraction": "1000",
+    f"{THP}/defrag": "never",
+    "/proc/sys/vm/stat_interval": "3600",
+    "/proc/sys/kernel/printk": "1 1 1 1",
+}
+"""What would act on its own, or refuse a large mapping."""
+
+
+_NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
+"""Operations that ask the guest something before they act: all before them must have been done."""
+
+
+def _is_collapse(op: Op) -> bool:
+    """MADV_COLLAPSE in a program: it does what it can, and may say that it could not."""
+    return op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER) and op.numbers[2] == Madv.COLLAPSE
+
+
+@dataclass
+class Counters:
+    """The kernel's counters at one moment; `since` gives what changed."""
+
+    stats: dict[str, dict[str, int]] = field(default_factory=dict)
+    vmstat: dict[str, int] = field(default_factory=dict)
+    khugepaged: dict[str, int] = field(default_factory=dict)
+
+    def since(self, before: Counters) -> dict[str, Any]:
+        """Changes only, as a scenario has them."""
+        stats = {
+            order: changed
+            for order, values in self.stats.items()
+            if (changed := _changed(values, before.stats[order]))
+        }
+        return {
+            "stats": stats,
+            "vmstat": _changed(self.vmstat, before.vmstat),
+            "khugepaged": _changed(self.khugepaged, before.khugepaged),
+        }
+
+
+def _changed(now: Mapping[str, int], then: Mapping[str, int]) -> dict[str, int]:
+    return {key: value - then[key] for key, value in now.items() if value != then[key]}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was seen while a program ran. registered: the pgd of each process that registered with
+    khugepaged, in that order."""
+
+    registered: list[int]
+
+
+class Session:
+    """khugepaged under control in a booted guest.
+
+    Kernel: mm/khugepaged.c. Between scans the thread sleeps; a process of ours that is never
+    eligible stays registered, so that registering another never wakes it.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._bases: dict[str, int] = {}
+        self._cut_short = False
+        self._believed = -1
+        self._orders = self._sizes()
+        self.eater = Eater(channel, self._orders)
+        self._stat_paths = [
+            (order, name, f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
+            for order in self._orders
+            for name in _STATS
+            if self._exists(f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
+        ]
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self._channel.ask(f"r {path}")
+        except CommandFailed:
+            return False
+        return True
+
+    # --- making ready ---------------------------------------------------------------------
+
+    def prepare(self, modules: Iterable[str] = ()) -> None:
+        """Once after boot: quiet, swap, probes, and the parked process. modules: guest paths."""
+        ask = self._channel.ask
+        for module in modules:
+            ask(f"insmod {module}")
+        for path, value in _QUIET.items():
+            with contextlib.suppress(CommandFailed):
+                ask(f"w {path} {value}")
+        self._swap_on()
+        self._set_probes()
+        # What keeps the thread alive while every size is off, before Linux 7.2.
+        self._write_optional(f"{THP}/hugepages-{size_kb(ORDERS[-1])}kB/shmem_enabled", "advise")
+        self.write(f"{THP}/enabled", "madvise")
+        self._all_sizes("never")
+        self._keep()
+        self._write_optional(f"{THP}/shrink_underused", "0")
+        self._write_optional(f"{THP}/use_zero_page", "0")
+        self.write(f"{KHUGEPAGED}/alloc_sleep_millisecs", "1")
+        self.write(f"{KHUGEPAGED}/pages_to_scan", str(ENDLESS))
+        self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
+        ask("a /sys/fs/cgroup/cgroup.subtree_control +memory")
+        self._park()
+
+    def _sizes(self) -> list[int]:
+        """The orders this kernel has a switch for; none where there is only the PMD size."""
+        return [k for k in ORDERS if self._exists(f"{THP}/hugepages-{size_kb(k)}kB/enabled")]
+
+    def _swap_on(self) -> None:
+        ask = self._channel.ask
+        ask(f"w /sys/block/zram0/disksize {SWAP_BYTES}")
+        last = SWAP_BYTES // 4096 - 1
+        header = bytearray(4096)
+        header[1024:1032] = struct.pack("<2I", 1, last)
+        header[4086:] = b"SWAPSPACE2"
+        ask("put /dev/zram0 0 4096", bytes(header))
+        ask("swapon /dev/zram0")
+
+    def _set_probes(self) -> None:
+        scans_by_order = b"order" in self._channel.ask(
+            f"r {TRACING}/events/huge_memory/mm_collapse_huge_page/format"
+        )
+        probes = (
+            "p:mthp/attempt collapse_huge_page address=%si" + " order=%r9" * scans_by_order,
+            "p:mthp/vma show_map_vma start=vma->vm_start end=vma->vm_end "
+            "flags=vma->vm_flags anon_vma=vma->anon_vma pgd=vma->vm_mm->pgd",
+            "p:mthp/enter __khugepaged_enter pgd=mm->pgd",
+        )
+        for probe in probes:
+            self._channel.ask(f"a {TRACING}/kprobe_events {probe}")
+        for event in _EVENTS:
+            self.write(f"{TRACING}/events/huge_memory/{event}/enable", "1")
+        self.write(f"{TRACING}/events/mthp/enable", "1")
+
+    def _keep(self) -> None:
+        """Have the agent keep the files of counters() open."""
+        paths = [path for _, _, path in self._stat_paths]
+        paths += [f"{KHUGEPAGED}/{name}" for name in _KHUGEPAGED]
+        self._channel.ask_all([f"keep {path}" for path in (*paths, "/proc/vmstat")])
+
+    def _park(self) -> None:
+        commands = [
+            "new parked",
+            f"parked base {BASE}",
+            "parked mmap 0 1024",
+            f"w {switch(ORDERS[-1])} madvise",
+            "parked wr 0 1",
+            "parked adv 0 1024 14",
+            "parked adv 0 1024 15",
+            f"w {switch(ORDERS[-1])} never",
+        ]
+        self._channel.ask_all(commands)
+        self._asleep()
+        self._believed = believed_flags(self._channel.ask(f"pages parked {BASE} 1"))
+
+    def _all_sizes(self, value: str) -> None:
+        self._channel.ask_all([f"w {switch(order)} {value}" for order in self._orders])
+
+    def write(self, path: str, value: str) -> None:
+        """One file in the guest."""
+        self._channel.ask(f"w {path} {value}")
+
+    def _write_optional(self, path: str, value: str) -> None:
+        with contextlib.suppress(CommandFailed):
+            self.write(path, value)
+
+    # --- between scenarios ----------------------------------------------------------------
+
+    def reset(self, processes: Iterable[str]) -> None:
+        """No process under test is left, and no memory cgroup. The switches stand as they stood: a
+        program begins with them."""
+        commands = [f"end {name}" for name in processes]
+        commands += [f"rmdir /sys/fs/cgroup/{group}" for group in GROUPS]
+        with contextlib.suppress(CommandFailed):
+            self._channel.ask_all(commands)
+        self.eater.end()
+        if self._cut_short:
+            self._rewind()
+
+    def _rewind(self) -> None:
+        """A scan that ended early left khugepaged in the middle of its list: go on to the end."""
+        pid = int(self._channel.ask("pidof khugepaged"))
+        self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
+        self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
+        self._cut_short = False
+
+    def perform(self, program: Iterable[Op]) -> Built:
+        """A program's operations, in order; CommandFailed names the first that failed."""
+        self.write(f"{TRACING}/trace", "")
+        waiting: list[str] = []
+        registered: list[int] = []
+        for op in program:
+            if op.verb in _NEED_ANSWERS or _is_collapse(op):
+                self._channel.ask_all(waiting)
+                waiting = []
+                registered += self._registered()
+                try:
+                    self._host_op(op)
+                except CommandFailed:
+                    if not _is_collapse(op):
+                        raise
+                self.write(f"{TRACING}/trace", "")
+            else:
+                waiting += self._commands(op)
+        self._channel.ask_all(waiting)
+        return Built(registered + self._registered())
+
+    def _registered(self) -> list[int]:
+        return entered(self._channel.ask(f"r {TRACING}/trace").decode())
+
+    def _commands(self, op: Op) -> list[str]:
+        """An operation as the agent's commands."""
+        if op.verb is Verb.CGROUP:
+            group = f"/sys/fs/cgroup/{op.args[0]}"
+            with contextlib.suppress(CommandFailed):
+                self._channel.ask(f"mkdir {group}")
+            return [f"w {group}/memory.swap.max 0", f"{op.who} join {group}/cgroup.procs"]
+        if op.verb is Verb.ADVISE_OTHER:
+            whose = str(op.args[0])
+            start = self._bases.get(whose, BASE) + op.start * 4096
+            pid = self._pid(whose)
+            return [f"{op.who} padv {pid} {start} {op.pages * 4096} {op.args[3]}"]
+        if op.verb is Verb.BASE:
+            self._bases[op.who] = op.start
+        if op.verb is Verb.FORK_TO:
+            self._bases[str(op.args[0])] = self._bases.get(op.who, BASE)
+        return [str(op)]
+
+    def _pid(self, process: str) -> int:
+        return int(self._channel.ask(f"pid {process}"))
+
+    def _host_op(self, op: Op) -> None:
+        if op.verb is Verb.CLEAR_REFS:
+            self.write(f"/proc/{self._pid(op.who)}/clear_refs", str(op.args[0]))
+        elif op.verb is Verb.KSM:
+            self._run_ksm(int(op.args[0]))
+        elif op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER):
+            self._channel.ask_all(self._commands(op))
+        elif op.verb is Verb.MEMCG:
+            self._limit_memcg(str(op.args[0]), int(op.args[1]))
+        else:
+            self.eater.eat(int(op.args[0]))
+
+    def _run_ksm(self, scans: int) -> None:
+        """ksmd over everything mergeable, so many times; stopped again, its merges kept."""
+        ksm = "/sys/kernel/mm/ksm"
+        done = int(self._channel.ask(f"r {ksm}/full_scans"))
+        self._channel.ask_all(
+            [
+                f"w {ksm}/pages_to_scan 100000",
+                f"w {ksm}/sleep_millisecs 1",
+                f"w {ksm}/run 1",
+                f"wait {ksm}/full_scans 0 {done + scans} {PATIENCE_MS}",
+                f"w {ksm}/run 0",
+            ]
+        )
+        pid = int(self._channel.ask("pidof ksmd"))
+        self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
+
+    def _limit_memcg(self, group: str, slack: int) -> None:
+        """The group may charge `slack` pages more. A limit just below what is charged empties the
+        per-CPU stock first. Kernel: mm/memcontrol.c, memory_high_write()."""
+        self.drain()
+        folder = f"/sys/fs/cgroup/{group}"
+        current = int(self._channel.ask(f"r {folder}/memory.current"))
+        self.write(f"{folder}/memory.high", str(current - 4096))
+        self.write(f"{folder}/memory.high", "max")
+        current = int(self._channel.ask(f"r {folder}/memory.current"))
+        self.write(f"{folder}/memory.max", str(current + slack * 4096))
+
+    def memcg_pages(self, group: str) -> dict[str, int]:
+        """Limit and usage of a memory cgroup, in base pages, without what the kernel has charged to
+        it for itself: how much that is depends on what the guest did before."""
+        limit, usage, stat = (
+            self._channel.ask(f"r /sys/fs/cgroup/{group}/memory.{name}").decode().strip()
+            for name in ("max", "current", "stat")
+        )
+        anon = int(dict(line.split() for line in stat.splitlines())["anon"])
+        most = (1 << 52) if limit == "max" else int(limit) - (int(usage) - anon)
+        return {"limit_pages": most // 4096, "usage_pages": anon // 4096}
+
+    def oom_kills(self, group: str) -> int:
+        """How often the OOM killer came for a memory cgroup."""
+        events = self._channel.ask(f"r /sys/fs/cgroup/{group}/memory.events").split()
+        return int(events[events.index(b"oom_kill") + 1])
+
+    def drain(self) -> None:
+        """Empty this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
+        self._channel.ask(DRAIN)
+
+    # --- reading back ---------------------------------------------------------------------
+
+    def vmas(self, process: str) -> list[ObservedVma]:
+        """The mappings under test of a process, as the kernel has them."""
+        pid = int(self._channel.ask(f"pid {process}"))
+        answers = self._channel.ask_all(
+            [f"w {TRACING}/trace", f"r /proc/{pid}/maps", f"r {TRACING}/trace"]
+        )
+        return vmas_of(answers[2].decode(), BASE, BASE + REACH)
+
+    def states(
+        self, processes: Mapping[str, list[ObservedVma]], sleepers: int = 0
+    ) -> list[PagesState]:
+        """The state of every VMA, all in one snapshot, in the order of the processes.
+
+        sleepers: children outside the snapshot, which share what fork() shared.
+        """
+        commands, starts = [], []
+        for process, vmas in processes.items():
+            for vma in vmas:
+                commands.append(f"pages {process} {vma.start} {vma.pages}")
+                commands.append(f"walk {vma.pgd} {vma.start} {vma.pages}")
+                starts.append(vma.start)
+        answers = self._channel.ask_all(commands)
+        names = FolioNames(answers[::2], self._believed)
+        return [
+            pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
+            for i, start in enumerate(starts)
+        ]
+
+    def counters(self) -> Counters:
+        """All counters a scenario records."""
+        *texts, vmstat, _ = self._channel.ask("look").decode().split("\0")
+        counters = Counters()
+        for (order, name, _), text in zip(self._stat_paths, texts, strict=False):
+            counters.stats.setdefault(str(order), {})[name] = int(text)
+        for name, text in zip(_KHUGEPAGED, texts[len(self._stat_paths) :], strict=True):
+            counters.khugepaged[name] = int(text)
+        lines = dict(line.split() for line in vmstat.splitlines())
+        counters.vmstat = {name: int(lines[name]) for name in _VMSTAT}
+        return counters
+
+    # --- acting ---------------------------------------------------------------------------
+
+    def _asleep(self, thread: str = "khugepaged") -> None:
+        pid = int(self._channel.ask(f"pidof {thread}"))
+        self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
+
+    def full_scan(self) -> list[dict[str, Any]]:
+        """Exactly one khugepaged_do_scan() over every registered process; its events.
+
+        full_scans goes up by one, unless two allocations failed and the wakeup ended there. The next
+        one then goes on from there and may end early again, whatever full_scans says meanwhile.
+        """
+        pid = int(self._channel.ask("pidof khugepaged"))
+        asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
+        done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
+        trigger = f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}"
+        self._channel.ask_all([asleep, f"w {TRACING}/trace", trigger])
+        if self._cut_short or not self._scanned(done + 1):
+            self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
+            self._cut_short = True
+        return events_of(self._channel.ask_all([asleep, f"r {TRACING}/trace"])[-1].decode())
+
+    def _scanned(self, full_scans: int) -> bool:
+        """Whether the number is reached before long."""
+        try:
+            self._channel.ask(f"wait {KHUGEPAGED}/full_scans 0 {full_scans} {SCAN_MS}")
+        except CommandFailed:
+            return False
+        return True
+
+    def collapse(self, op: Op) -> tuple[list[dict[str, Any]], int]:
+        """An operation that is madvise(MADV_COLLAPSE); its events, and 0 or a negative errno."""
+        command = self._commands(op)[0]
+        errno = 0
+        self.write(f"{TRACING}/trace", "")
+        try:
+            self._channel.ask(command)
+        except CommandFailed as error:
+            errno = -error.errno
+        return events_of(self._channel.ask(f"r {TRACING}/trace").decode()), errno

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Unmodified programs in the guest: run them, stop them, capture them, let khugepaged work on them.
+
+Between two captures of the stopped processes khugepaged makes full scans until one changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mthp.lab.errors import BAD_INPUT, LabError
+from mthp.lab.session.memory_pressure import ORDERS, THP, size_kb
+from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, Session
+from mthp.lab.vm.channel import Channel, CommandFailed
+from mthp.lab.vm.interpreter import HELPER
+from mthp.words.settings import Settings
+
+__all__ = ["Job", "Scans", "Stage"]
+
+CGROUP = "/sys/fs/cgroup/subject"
+JOBS = "/tmp/jobs"
+SNAPSHOT = "/tmp/snap.npz"
+START_MS = 300_000
+PART = 4 << 20
+MOST_SCANS = 64
+SCAN_MS = 600_000
+COMMAND_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command as the guest is to run it. argv[0]: an absolute path. uid: 0 for root."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = "/tmp"
+    uid: int = 0
+
+    def document(self) -> dict[str, object]:
+        """What guest/helper.py reads."""
+        return {"argv": self.argv, "env": dict(self.env), "cwd": self.cwd, "uid": self.uid}
+
+
+@dataclass(frozen=True)
+class Scans:
+    """What khugepaged did to the fixed point. full_scans: the last one changed nothing.
+    pages_collapsed: tables in which something collapsed, summed over the scans."""
+
+    full_scans: int
+    pages_collapsed: int
+    seconds: float
+
+
+class Stage:
+    """One guest for one subject: its processes are those of a cgroup of their own."""
+
+    def __init__(self, channel: Channel, python: str) -> None:
+        self._channel = channel
+        self._python = python
+        self._jobs = self._subject = 0
+        self._output = ""
+        self.session = Session(channel)
+
+    def prepare(self, modules: list[str]) -> None:
+        """Once after boot: khugepaged under control, and no size enabled."""
+        self.session.prepare(modules)
+        self.session.write(f"{TRACING}/tracing_on", "0")
+        self._channel.ask(f"mkdir {CGROUP}")
+        self._channel.ask(f"mkdir {JOBS}")
+        self._channel.ask(f"start {JOBS}/helper.out {self._python} -S {HELPER} {JOBS}")
+        with self._patient(START_MS / 1000 + 10):
+            self._channel.ask(f"wait {JOBS}/helper.out 0 ready {START_MS}")
+
+    # --- programs -------------------------------------------------------------------------
+
+    def run(self, job: Job, seconds: float = COMMAND_SECONDS) -> str:
+        """A command to its end; what it printed. LabError: it failed, with its last line."""
+        return self._do(job.argv[0], job.document(), seconds)
+
+    def start(self, job: Job) -> None:
+        """The subject, in the background."""
+        self._output, self._subject = self._begin({**job.document(), "cgroup": CGROUP})
+
+    def start_beside(self, job: Job) -> None:
+        """Something in the background that is not the subject: what makes load."""
+        self._begin(job.document())
+
+    def _call(self, name: str, *args: str) -> str:
+        """A function of the helper; what it printed."""
+        return self._do(name, {"call": name, "args": args}, COMMAND_SECONDS)
+
+    def _do(self, name: str, document: Mapping[str, object], seconds: float) -> str:
+        at = self._put(document)
+        done = self._wait(at, "done", seconds, name)
+        text = self._channel.ask(f"r {at}.out").decode(errors="replace")
+        if done:
+            raise LabError(BAD_INPUT, f"{name} in the guest: {_last_line(text, done)}")
+        return text
+
+    def _begin(self, document: Mapping[str, object]) -> tuple[str, int]:
+        at = self._put({**document, "background": True})
+        return f"{at}.out", self._wait(at, "started", COMMAND_SECONDS, "the program")
+
+    def _put(self, document: Mapping[str, object]) -> str:
+        self._jobs += 1
+        at, data = f"{JOBS}/{self._jobs}", json.dumps(document).encode()
+        self._channel.ask(f"put {at}.json 0 {len(data)}", data)
+        self._channel.ask(f"put {at}.done 0 0")
+        self._channel.ask(f"put {at}.go 0 0")
+        return at
+
+    def _wait(self, at: str, word: str, seconds: float, name: str) -> int:
+        """The number behind a word in a job's .done. LabError: it does not come in time."""
+        with self._patient(seconds + 10):
+            try:
+                self._channel.ask(f"wait {at}.done 0 {word} {int(seconds * 1000)}")
+            except CommandFailed as error:
+                why = f"{name} in the guest is not done after {seconds:.0f} s"
+                raise LabError(BAD_INPUT, why) from error
+        return int(self._channel.ask(f"r {at}.done").split()[1])
+
+    def wait_for(self, job: Job, seconds: float) -> None:
+        """Repeat a command until it succeeds. LabError: it did not in that time."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.run(job, seconds)
+                return
+            except LabError as error:
+                if time.monotonic() > end:
+                    raise LabError(error.code, f"{error}; {self.said()}") from None
+            if not self._alive():
+                raise LabError(BAD_INPUT, f"the program ended: {self.said()}")
+            time.sleep(0.2)
+
+    def _alive(self) -> bool:
+        """The program runs, or something it started does."""
+        with contextlib.suppress(CommandFailed):
+            stat = self._channel.ask(f"r /proc/{self._subject}/stat").decode(errors="replace")
+            if stat.rpartition(")")[2].split()[0] not in "ZX":
+                return True
+        return bool(self.pids())
+
+    def pids(self) -> list[int]:
+        """The subject's processes, ascending."""
+        text = self._channel.ask(f"r {CGROUP}/cgroup.procs").decode()
+        return sorted(int(word) for word in text.split())
+
+    def said(self) -> str:
+        """The last line the subject printed."""
+        with contextlib.suppress(CommandFailed):
+            return _last_line(self._channel.ask(f"r {self._output}").decode(errors="replace"), 0)
+        return "it printed nothing"
+
+    def stop(self) -> list[int]:
+        """SIGSTOP to every process of the subject; their pids. LabError: none is left."""
+        pids = self.pids()
+        if not pids:
+            raise LabError(
+                BAD_INPUT, f"the program has ended before its memory was read: {self.said()}"
+            )
+        self._channel.ask_all([f"kill {pid} 19" for pid in pids])
+        self._channel.ask_all([f"wait /proc/{pid}/stat 2 T 30000" for pid in pids])
+        return pids
+
+    @contextlib.contextmanager
+    def _patient(self, seconds: float) -> Iterator[None]:
+        before, self._channel.patience = self._channel.patience, seconds
+        try:
+            yield
+        finally:
+            self._channel.patience = before
+
+    # --- khugepaged -----------------------------------------------------------------------
+
+    def register(self, pids: list[int]) -> None:
+        """Stopped processes, with khugepaged, in that order; their memory stays as it is."""
+        top = f"{THP}/hugepages-{size_kb(ORDERS[-1])}kB/enabled"
+        self.session.write(top, "madvise")
+        self._call("register", *map(str, pids))
+        self.session.write(top, "never")
+
+    def apply(self, settings: Settings) -> None:
+        """Write settings, but for khugepaged's pace, which stays one full scan at a time."""
+        pace = {"khugepaged/pages_to_scan", "khugepaged/scan_sleep_millisecs", "hpage_pmd_size"}
+        pace.add("khugepaged/alloc_sleep_millisecs")
+        for path, text in settings.to_sysfs().items():
+            if path not in pace:
+                value = text.strip()
+                chosen = value[value.index("[") + 1 : value.index("]")] if "[" in value else value
+                with contextlib.suppress(CommandFailed):
+                    self.session.write(f"{THP}/{path}", chosen)
+
+    def snap(self, target: Path) -> None:
+        """mthp snap of the subject's processes, in the guest; the file comes to target."""
+        self._call("capture", "--cgroup", CGROUP, "-o", SNAPSHOT)
+        count = int(self._call("split", SNAPSHOT, str(PART)))
+        parts = self._channel.ask_all([f"r {SNAPSHOT}.{index}" for index in range(count)])
+        target.write_bytes(b"".join(parts))
+
+    def scan_to_fixed_point(self) -> Scans:
+        """Full scans until one collapses nothing. LabError: it does not come to rest."""
+        began = time.monotonic()
+        first = before = self._collapsed()
+        for scans in range(1, MOST_SCANS + 1):
+            self._full_scan()
+            now = self._collapsed()
+            if now == before:
+                return Scans(scans, now - first, time.monotonic() - began)
+            before = now
+        raise LabError(BAD_INPUT, f"khugepaged does not come to rest in {MOST_SCANS} full scans")
+
+    def _collapsed(self) -> int:
+        return int(self._channel.ask(f"r {KHUGEPAGED}/pages_collapsed"))
+
+    def _full_scan(self) -> None:
+        """As Session.full_scan(), without the trace of a large process."""
+        pid = int(self._channel.ask("pidof khugepaged"))
+        asleep = f"wait /proc/{pid}/stat 2 S {SCAN_MS}"
+        done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
+        with self._patient(SCAN_MS / 1000 + 10):
+            self._channel.ask_all(
+                [
+                    asleep,
+                    f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}",
+                    f"wait {KHUGEPAGED}/full_scans 0 {done + 1} {SCAN_MS}",
+                    asleep,
+                ]
+            )
+
+
+def _last_line(text: str, status: int) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else f"it ended with {status} and printed nothing"

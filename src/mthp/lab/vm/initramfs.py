@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the guest starts from: the agent, compiled here, and the kernel's modules it loads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.kernels.kernels import Kernel, cache_dir
+from mthp.lab.kernels.modules import read_module
+from mthp.lab.vm.cpio import Cpio
+
+__all__ = ["MODULES", "build_agent", "build_initramfs", "guest_modules"]
+
+EARLY = ("virtio_pci", "virtio_console")
+"""The way to the host, which the agent loads by itself. A kernel may have them built in."""
+MODULES = ("zram",)
+"""What the lab's sessions load: a swap device in memory. What it needs, the kernel says."""
+
+SOURCES = ("agent.c", "subject.c", "pages.c", "agent.h")
+FLAGS = ("-static", "-O2", "-Wall", "-Wextra")
+
+
+def _sources() -> dict[str, bytes]:
+    folder = resources.files("mthp.lab") / "guest"
+    return {name: (folder / name).read_bytes() for name in SOURCES}
+
+
+def build_agent() -> Path:
+    """The agent's program, compiled with this host's C compiler unless the cache has it.
+
+    LabError (5): no compiler, or none that can link statically.
+    """
+    sources = _sources()
+    key = hashlib.sha256(b"\0".join(sources.values()) + repr(FLAGS).encode()).hexdigest()[:16]
+    target = cache_dir() / "agent" / key
+    if target.exists():
+        return target
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise LabError(HOST_LACKS, "no C compiler (Debian: apt-get install gcc libc6-dev)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        for name, text in sources.items():
+            (Path(folder) / name).write_bytes(text)
+        out = Path(folder) / "agent"
+        units = [name for name in sources if name.endswith(".c")]
+        done = subprocess.run(
+            [compiler, *FLAGS, "-o", str(out), *units], cwd=folder, capture_output=True, text=True
+        )
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["it failed"])[-1]
+            raise LabError(
+                HOST_LACKS, f"{compiler} cannot build the guest's agent: {said} (needs libc6-dev)"
+            )
+        os.replace(out, target)
+    return target
+
+
+def guest_modules(kernel: Kernel, names: Iterable[str] = MODULES) -> list[tuple[str, Path]]:
+    """(path in the guest, file here) of the modules to load, in load order, each once.
+
+    None at all for a kernel that comes without modules.
+    """
+    found: dict[str, Path] = {}
+    for name in names if kernel.modules is not None else ():
+        for file in kernel.module(name):
+            found.setdefault(f"/modules/{file.name.partition('.')[0]}.ko", file)
+    return list(found.items())
+
+
+def build_initramfs(kernel: Kernel, modules: Iterable[str] = MODULES) -> Path:
+    """An initramfs for this kernel, made unless the cache has it."""
+    agent = build_agent()
+    wanted = guest_modules(kernel, modules)
+    for place, (path, file) in enumerate(guest_modules(kernel, EARLY)):
+        wanted.append((f"/early/{place:02}-{Path(path).name}", file))
+    stamps = [(path, file.stat().st_size, file.stat().st_mtime_ns) for path, file in wanted]
+    key = hashlib.sha256(repr((agent.name, kernel.sha256, stamps)).encode()).hexdigest()[:16]
+    target = cache_dir() / "initramfs" / f"{kernel.release}-{key}.cpio"
+    if target.exists():
+        return target
+    archive = Cpio()
+    archive.add("init", agent.read_bytes(), 0o755)
+    for path, file in wanted:
+        archive.add(path, read_module(file))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(f".{os.getpid()}")
+    part.write_bytes(archive.pack())
+    os.replace(part, target)
+    return target

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Python that runs this, taken along into the guest: what captures there, and is captured."""
+
+from __future__ import annotations
+
+import importlib.util
+import marshal
+import sys
+import sysconfig
+from importlib import resources
+from pathlib import Path
+
+from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.vm.files import HOST, GuestFiles
+
+__all__ = ["HELPER", "add_interpreter"]
+
+LAB = "/lab"
+HELPER = f"{LAB}/helper.py"
+_UNUSED = (
+    "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages",
+    "dist-packages", "pydoc_data", "distutils", "__pycache__",
+    "config-*", "_tkinter*", "_test*", "_ctypes_test*", "xxlimited*",
+)  # fmt: skip
+"""Of the standard library, what neither a capture nor a program here imports."""
+
+
+def add_interpreter(files: GuestFiles) -> str:
+    """Python, its standard library and the lab's own scripts; the interpreter's path in the guest.
+
+    LabError (5): this Python's own files cannot be found.
+    """
+    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    library = Path(sysconfig.get_paths(vars={"installed_base": sys.base_prefix})["stdlib"])
+    if not (base.is_file() and library.is_dir()):
+        raise LabError(HOST_LACKS, f"{base}: not a Python that can be copied")
+    path = files.add_program(HOST, str(base))
+    files.add_tree(HOST, str(library), _UNUSED)
+    _add_compiled(files, str(library))
+    guest = resources.files("mthp.lab") / "guest"
+    capture = resources.files("mthp.image") / "capture.py"
+    sources = {"helper": guest / "helper.py", "register": guest / "register.py", "capture": capture}
+    for name, source in sources.items():
+        files.add_bytes(f"{LAB}/{name}.py", source.read_bytes())
+    return path
+
+
+def _add_compiled(files: GuestFiles, below: str) -> None:
+    """The bytecode of every module, marked as not to be checked: times are not kept in an
+    initramfs, and compiling is slow in a guest. PEP 552 has the header."""
+    for path, source in files.modules(below):
+        compiled = importlib.util.cache_from_source(path)
+        files.add_bytes(compiled, _HEADER + (_payload(Path(compiled)) or _compile(path, source)))
+
+
+_UNCHECKED_HASH = 1
+_HEADER = importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH.to_bytes(4, "little") + bytes(8)
+
+
+def _payload(compiled: Path) -> bytes | None:
+    """What follows the header of a file that this Python compiled before."""
+    try:
+        data = compiled.read_bytes()
+    except OSError:
+        return None
+    return data[len(_HEADER) :] if data.startswith(importlib.util.MAGIC_NUMBER) else None
+
+
+def _compile(path: str, source: Path) -> bytes:
+    try:
+        return marshal.dumps(compile(source.read_bytes(), path, "exec", dont_inherit=True))
+    except (SyntaxError, ValueError) as error:
+        raise LabError(HOST_LACKS, f"{path}: {error}") from None

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs from Debian, with all they depend on, unpacked into a folder of the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mthp.lab.kernels.apt import Archive, PrivateApt, debian_archive, system_sources, unpack_deb
+from mthp.lab.kernels.kernels import cache_dir, check_room
+from mthp.lab.vm.files import Root
+from mthp.words.units import human_bytes
+
+SUITE = "bookworm"
+
+
+def debian_root(
+    names: Sequence[str],
+    say: Callable[[str], None],
+    archive: Callable[[], Archive] = lambda: debian_archive(system_sources()),
+) -> Root:
+    """A tree with these packages and what they depend on, fetched unless the cache has it.
+
+    archive: asked where Debian's is, if that is needed.
+
+    LabError (5): no archive, no such package, no room.
+    """
+    key = hashlib.sha256(" ".join((SUITE, *sorted(names))).encode()).hexdigest()[:16]
+    target = cache_dir() / "roots" / key
+    if target.is_dir():
+        return Root(target)
+    apt = PrivateApt(cache_dir() / "apt" / SUITE, archive(), SUITE)
+    say(f"reading the package lists of Debian {SUITE}")
+    apt.update()
+    packages = apt.with_dependencies(names)
+    size = sum(package.size for package in packages)
+    unpacked = sum(package.installed_size for package in packages)
+    say(
+        f"fetching {' '.join(names)} with what they need: {len(packages)} packages, "
+        f"{human_bytes(size)}, {human_bytes(unpacked)} unpacked"
+    )
+    check_room(size + unpacked)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as folder:
+        tree = Path(folder) / "tree"
+        for file in apt.download_all(packages, Path(folder)):
+            unpack_deb(file, tree)
+            file.unlink()
+        os.replace(tree, target)
+    return Root(target)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""fork(), a fork() that fails half way, exit, and exec's temporary stack. Kernel: kernel/fork.c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.mm.huge_memory import copy_huge_pmd
+from mthp.mm.memory import pte_alloc, zap_pmd_range
+from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma
+from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
+from mthp.mm.pgtable import mm_find_pmd, pmd_ptr, pmdp_get_lockless, pte_offset_map_lock
+from mthp.mm.pgtable_types import WRITE, pmd_is_table, pmd_trans_huge, pte_pfn, pte_present
+from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
+from mthp.mm.rmap import anon_vma_lock_write, folio_add_anon_rmap_ptes
+from mthp.mm.vma import free_pgtables, unlink
+
+Enter = Callable[[Mm], None]
+"""khugepaged_fork(): the daemon's own, given by whoever knows it."""
+
+
+def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
+    """Copy every mapping into a new mm, and register the mm once all is copied.
+
+    Kernel: mm/mmap.c, dup_mmap().
+    """
+    kernel = parent.kernel
+    with parent.mmap_write_lock(), child.mmap_write_lock():
+        for vma in tuple(parent.vmas):
+            vma_start_write(vma)
+            copy = child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
+            copy.vm_pgoff = vma.vm_pgoff
+            if vma.anon_vma is not None:
+                with anon_vma_lock_write(vma.anon_vma):  # anon_vma_fork()
+                    child.link_anon_vma(copy, vma.anon_vma)
+                copy_page_range(copy, vma)
+        khugepaged_fork(child)
+        shift = kernel.geometry.page_shift
+        for vma in parent.vmas:
+            first, last = vma.vm_start >> shift, vma.vm_end >> shift
+            flush_tlb_range(kernel.cpus, parent.number, first, last, kernel.this_cpu.number)
+
+
+def copy_page_range(copy: Vma, vma: Vma) -> None:
+    """What the mapping's tables hold. Kernel: mm/memory.c, copy_page_range(), copy_pmd_range()."""
+    geometry = vma.vm_mm.geometry
+    for start in range(geometry.pmd_addr(vma.vm_start), vma.vm_end, geometry.pmd_size):
+        source = mm_find_pmd(vma.vm_mm, start)
+        if source is None:
+            continue
+        target = pmd_ptr(copy.vm_mm, start, create=True)
+        assert target is not None
+        if pmd_trans_huge(pmdp_get_lockless(source)) and copy_huge_pmd(copy, vma, target, source):
+            continue
+        if pmd_is_table(pmdp_get_lockless(source)):
+            copy_pte_range(copy, vma, target, source, start)
+
+
+def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: int) -> None:
+    """Share every page, read-only on both sides; start: of the table.
+
+    Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c, copy_pte_range().
+    """
+    mem = vma.vm_mm.kernel.mem
+    child = copy.vm_mm
+    pte_alloc(child, target)
+    theirs = pte_offset_map_lock(child, target, start)
+    if theirs is None:
+        return
+    dst, dst_ptl = theirs
+    mine = pte_offset_map_lock(vma.vm_mm, source, start)
+    if mine is not None:
+        src, src_ptl = mine
+        for i in range(vma.vm_mm.geometry.ptrs_per_pte):
+            pteval = src.get(i)
+            if not pte_present(pteval) or not pte_pfn(pteval):
+                continue
+            page = pte_pfn(pteval)
+            folio = mem.page_folio(page)
+            mem.folio_get(folio)
+            mem.page_flags.clear_bits(page, PAGE_ANON_EXCLUSIVE)
+            folio_add_anon_rmap_ptes(
+                mem, child.kernel.this_cpu, folio, range(page, page + 1), copy, exclusive=False
+            )
+            src.ptes.write(src.base + i, pteval & ~WRITE)
+            dst.ptes.write(dst.base + i, pteval & ~WRITE)
+            child.counters[MM_ANONPAGES] += 1
+        src_ptl.release()
+        src.unmap()
+    dst_ptl.release()
+    dst.unmap()
+
+
+def dup_mmap_failing(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) -> None:
+    """A copy that runs out of memory after the first mapping was taken over.
+
+    The rest of the child's tree are placeholders, and the child is registered with khugepaged only
+    if there are none. Kernel: mm/mmap.c, dup_mmap(), the XA_ZERO_ENTRY path; kernel/fork.c.
+    """
+    witness = parent.kernel.witness
+    witness(Halfway(child, True))
+    with parent.mmap_write_lock(), child.mmap_write_lock():
+        child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
+        register_if_complete(child, khugepaged_fork, complete=False)
+    mmput(child)
+
+
+def register_if_complete(child: Mm, khugepaged_fork: Enter, *, complete: bool) -> None:
+    """khugepaged may know the child only when nothing can fail any more."""
+    if complete:
+        khugepaged_fork(child)
+
+
+def mmput(mm: Mm) -> None:
+    """The last user leaves. Kernel: kernel/fork.c, mmput()."""
+    mm.mm_users.write(0)
+
+
+def exit_mm(mm: Mm, khugepaged_exit: Enter) -> None:
+    """The process ends: its slot goes first, and waits for the daemon. Kernel: __mmput()."""
+    mmput(mm)
+    khugepaged_exit(mm)
+    exit_mmap(mm)
+
+
+def exit_mmap(mm: Mm) -> None:
+    """Everything is unmapped, then tables and VMAs are given back. Kernel: mm/mmap.c, exit_mmap()."""
+    kernel = mm.kernel
+    shift, size = mm.geometry.page_shift, mm.geometry.pmd_size
+    vmas = tuple(mm.vmas)
+    freed: list[int] = []
+    for notifier in mm.notifiers:  # mmu_notifier_release()
+        notifier.invalidate_range_start(mm, vmas[0].vm_start, vmas[-1].vm_end)
+    with mm.mmap_read_lock():
+        for vma in vmas:
+            kernel.witness(Zapping(mm, vma.vm_start, vma.vm_end))
+            for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
+                freed += zap_pmd_range(vma, start, start + size)
+    with mm.mmap_write_lock():
+        for vma in vmas:
+            unlink(vma)
+            for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
+                free_pgtables(vma, start)
+            first, last = vma.vm_start >> shift, vma.vm_end >> shift
+            flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
+            kernel.witness(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
+        kernel.witness(Gone(mm))
+    for folio in freed:
+        kernel.mem.folio_put(folio)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""MADV_DONTNEED and MADV_FREE. Kernel: mm/madvise.c."""
+
+from __future__ import annotations
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.mm.memory import zap_page_range_single
+from mthp.mm.mm_types import Kernel, Mm, Vma
+from mthp.mm.mmap_lock import lock_vma_under_rcu, with_vma_read_locked
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
+from mthp.mm.page_flags import (
+    PG_ACTIVE,
+    PG_ANON,
+    PG_DIRTY,
+    PG_LRU,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_UNEVICTABLE,
+)
+from mthp.mm.pgtable import (
+    PteMap,
+    mm_find_pmd,
+    pmdp_get_lockless,
+    pte_offset_map_lock,
+    unlocked_after,
+)
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    YOUNG,
+    pmd_trans_huge,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
+from mthp.mm.reports import Discarding, Zapped, Zapping
+
+
+def madvise_free(mm: Mm, start: int, end: int) -> None:
+    """The pages of [start, end) may be dropped, until they are stored to again.
+
+    Kernel: mm/madvise.c, madvise_dontneed_free(), try_vma_read_lock().
+    """
+    with_vma_read_locked(mm, start, lambda vma: madvise_free_single_vma(vma, start, end))
+
+
+def madvise_free_single_vma(vma: Vma, start: int, end: int) -> None:
+    """Kernel: mm/madvise.c, madvise_free_single_vma(), madvise_free_pte_range()."""
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    shift = kernel.geometry.page_shift
+    kernel.witness(Discarding(mm, start, end))
+    with mmu_notifier_invalidate_range(mm, start, end):
+        pmd = mm_find_pmd(mm, start)
+        huge = pmd is None or pmd_trans_huge(pmdp_get_lockless(pmd))  # madvise_free_huge_pmd()
+        found = None if pmd is None or huge else pte_offset_map_lock(mm, pmd, start)
+        if found is not None:
+            with unlocked_after(kernel, found) as pte:
+                for i in range((end - start) >> shift):
+                    _free_pte(kernel, pte, i)
+        this_cpu = kernel.this_cpu.number
+        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+
+
+def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
+    """Divergence: large folios and swapped pages are left alone."""
+    mem = kernel.mem
+    pteval = pte.get(i)
+    page = pte_pfn(pteval)
+    if pte_none(pteval) or not pte_present(pteval) or not page or mem.folio_test_large(page):
+        return
+    if mem.flags.test_bits(page, PG_SWAPCACHE | PG_DIRTY):
+        if not mem.folio_trylock(page):
+            return
+        usable = mem.folio_mapcount(page) == 1 and not mem.test(page, PG_SWAPCACHE)
+        if usable:
+            mem.clear(page, PG_DIRTY)
+        mem.folio_unlock(page)
+        if not usable:
+            return
+    pte.ptes.clear_bits(pte.base + i, YOUNG | DIRTY)
+    folio_mark_lazyfree(kernel, page)
+
+
+def folio_mark_lazyfree(kernel: Kernel, folio: int) -> None:
+    """Divergence: at once, where the kernel waits until its batch is full. Kernel: mm/folio.c."""
+    mem = kernel.mem
+    wanted = PG_ANON | PG_SWAPBACKED | PG_LRU
+    if mem.flags.test_bits(folio, wanted | PG_SWAPCACHE | PG_UNEVICTABLE) == wanted:
+        mem.flags.clear_bits(folio, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
+
+
+def madvise_dontneed(mm: Mm, start: int, end: int) -> None:
+    """Empty [start, end), which lies in one table. Kernel: mm/madvise.c, madvise_dontneed_free(),
+    as kernels do that take mmap_lock for it.
+    """
+    with mm.mmap_read_lock():
+        vma = mm.find_vma(start)
+        if vma is None or start < vma.vm_start:
+            return
+        madvise_dontneed_single_vma(vma, start, end)
+    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+
+
+def madvise_dontneed_vma_locked(mm: Mm, start: int, end: int) -> None:
+    """The same under the VMA lock, and under mmap_lock only where that is not to be had.
+
+    Kernel: mm/madvise.c, get_lock_mode(), try_vma_read_lock().
+    """
+    vma = lock_vma_under_rcu(mm, start)
+    if vma is None:
+        madvise_dontneed(mm, start, end)
+        return
+    madvise_dontneed_single_vma(vma, start, end)
+    vma.vm_lock.leave()
+    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+
+
+def madvise_dontneed_single_vma(vma: Vma, start: int, end: int) -> None:
+    """Caller holds the VMA or mmap_lock. Kernel: mm/madvise.c, madvise_dontneed_single_vma()."""
+    vma.vm_mm.kernel.witness(Zapping(vma.vm_mm, start, end))
+    zap_page_range_single(vma, start, min(end, vma.vm_end))

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Folios: the mem_map as rows of words, one word per frame and property.
+
+A folio is the number of its first frame. What belongs to the folio stands at that frame (flags,
+refcount, order); what belongs to a page stands at its own frame (mapcount, exclusive, contents).
+Mapcounts start at 0, not at -1 as in the kernel.
+Kernel: include/linux/mm_types.h (struct folio), include/linux/page-flags.h, include/linux/mm.h.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.machine.memory import Words
+from mthp.machine.step import Access, Machine
+from mthp.mm.page_alloc import Allocator, NodeState
+from mthp.mm.page_counter import MemCgroup
+from mthp.mm.page_flags import (
+    PAGE_HWPOISON,
+    PG_ANON,
+    PG_LOCKED,
+    PG_MAPPED_SHARED,
+    PG_PARTIALLY_MAPPED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+)
+from mthp.mm.vmstat import VmStat
+from mthp.words.results import KernelBug
+
+_ROWS: Final = {
+    "head": "q", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
+    "large_mapcount": "i", "entire_mapcount": "i", "nr_pages_mapped": "i", "page_flags": "B",
+    "nid": "b", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
+}  # fmt: skip
+_ROOM: Final = 32
+_ROOM_SHIFT: Final = 4
+"""How many frames rows grow ahead: 32 and a sixteenth of what is there."""
+_OF_FOLIO: Final = (
+    "flags", "refcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped", "memcg",
+    "anon_vma", "index",
+)  # fmt: skip
+_OF_PAGE: Final = ("mapcount", "page_flags")
+"""Rows that a free folio has zeroes in: at its first frame, and at each of its frames."""
+_OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
+"""Those of them that can be other than zero in a small folio without mappings."""
+
+
+class Unlocked:
+    """What folio_wait_locked() waits for: the flags word of a folio without its lock bit."""
+
+    __slots__ = ("flags", "name")
+
+    def __init__(self, flags: Words) -> None:
+        self.flags = flags
+        self.name = flags.name
+
+    def may_take(self, index: int) -> bool:
+        """Whether folio `index` is unlocked. Not a step."""
+        return not self.flags.raw[index] & PG_LOCKED
+
+
+class MemMap:
+    """Every frame of the world, and what happens to a folio's references.
+
+    Raises KernelBug where a reference count would go below zero.
+    """
+
+    head: Words
+    order: Words
+    flags: Words
+    refcount: Words
+    mapcount: Words
+    large_mapcount: Words
+    entire_mapcount: Words
+    nr_pages_mapped: Words
+    page_flags: Words
+    nid: Words
+    memcg: Words
+    anon_vma: Words
+    index: Words
+    content: Words
+
+    def __init__(
+        self,
+        machine: Machine,
+        vmstat: VmStat,
+        memcgs: list[MemCgroup],
+        nodes: tuple[NodeState, ...],
+        pmd_order: int,
+    ) -> None:
+        self.machine = machine
+        self.vmstat = vmstat
+        self.memcgs = memcgs
+        self.mm_mapcounts: dict[int, dict[int, int]] = {}
+        """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
+        for name, typecode in _ROWS.items():
+            setattr(self, name, Words(machine, name, typecode, 1))
+        self._of_folio: list[Words] = [getattr(self, name) for name in _OF_FOLIO]
+        self._of_page: list[Words] = [getattr(self, name) for name in _OF_PAGE]
+        self._of_small: list[Words] = [getattr(self, name) for name in _OF_SMALL]
+        self.nr_frames = 1
+        self.pmd_order = pmd_order
+        self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
+
+    def new_frames(self, nid: int, order: int) -> int:
+        """Append 2**order frames of node nid, naturally aligned; the first one's number."""
+        first = -(-self.nr_frames >> order) << order
+        self._grow(first + (1 << order))
+        if nid:
+            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * (1 << order)
+        return first
+
+    def append_frames(self, nid: int, count: int) -> int:
+        """Append any number of frames of node nid; the first one's number."""
+        first = self.nr_frames
+        self._grow(first + count)
+        if nid:
+            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * count
+        return first
+
+    def _grow(self, end: int) -> None:
+        if end > len(self.head.raw):
+            # Some frames ahead: growing is dear, and folios are mostly small.
+            room = end + (end >> _ROOM_SHIFT) + _ROOM
+            for name in _ROWS:
+                getattr(self, name).grow(room)
+        self.nr_frames = end
+
+    # Allocating and freeing
+
+    def folio_alloc(
+        self,
+        order: int,
+        nid: int = 0,
+        allowed: frozenset[int] = frozenset(),
+        *,
+        compact: bool = True,
+    ) -> int | None:
+        """A folio of 2**order frames with one reference, or None. Kernel: __folio_alloc()."""
+        folio = self.allocator.alloc(order, nid, allowed, compact)
+        if folio is None:
+            return None
+        self.prep_folio(folio, order)
+        return folio
+
+    def prep_folio(self, folio: int, order: int) -> None:
+        """Make frames that nobody knows into a folio with one reference. Not a step."""
+        nr = 1 << order
+        self.head.raw[folio : folio + nr] = array("q", [folio]) * nr
+        self.order.raw[folio] = order
+        self.refcount.raw[folio] = 1
+
+    def folio_get(self, folio: int) -> None:
+        """Kernel: include/linux/mm.h, folio_get()."""
+        if not self.refcount.take(folio, 1):
+            raise KernelBug(f"folio {folio} is referenced after it was freed")
+
+    def folio_try_get(self, folio: int) -> bool:
+        """A reference, unless it is being freed. Kernel: include/linux/page_ref.h, folio_try_get()."""
+        return self.refcount.add_unless_zero(folio, 1)
+
+    def folio_ref_add(self, folio: int, nr: int) -> None:
+        """Kernel: include/linux/page_ref.h, folio_ref_add()."""
+        self.refcount.take(folio, nr)
+
+    def folio_put(self, folio: int, refs: int = 1) -> None:
+        """Drop references; the last one frees. Kernel: folio_put(), folio_put_refs()."""
+        left = self.refcount.add(folio, -refs)
+        if left == 0:
+            self.free_folio(folio)
+        elif left < 0:
+            raise KernelBug(f"folio {folio}: reference count {left}")
+
+    def free_folio(self, folio: int) -> None:
+        """Free a folio without references. Kernel: mm/folio.c, __folio_put()."""
+        flags = self.flags.raw[folio]
+        order = self.order.raw[folio]
+        nr = 1 << order
+        if flags & PG_LOCKED:
+            raise KernelBug(f"folio {folio} is freed while locked")
+        if self.folio_mapcount(folio) != 0:
+            raise KernelBug(f"folio {folio} is freed while mapped")
+        self.folio_unqueue_deferred_split(folio)
+        memcg = self.memcg.raw[folio]
+        if memcg:
+            self.memcgs[memcg - 1].uncharge(nr)
+        if flags & PG_ANON:
+            self.vmstat.count_mthp_stat(order, "nr_anon", -1)
+        failed: list[int] = []
+        if self.machine.on_step is not None:
+            self._take_from_users(folio, nr)
+            pages = range(folio, folio + nr)
+            failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
+        for row in self._of_folio:
+            row.raw[folio] = 0
+        for row in self._of_page:
+            row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
+        for page in failed:  # memory that failed is not mended by being free
+            self.page_flags.raw[page] = PAGE_HWPOISON
+        self.mm_mapcounts.pop(folio, None)
+        self.allocator.free(folio, order)
+
+    def _take_from_users(self, folio: int, nr: int) -> None:
+        """Freeing is a step at the words that whoever still used the pages would use."""
+        self.flags.swap(folio, 0)
+        for page in range(folio, folio + nr):
+            self.content.add(page, 0)
+
+    def free_small_folios(self, folios: NDArray[Any]) -> None:
+        """The fast twin of free_folio() for small folios in turn, neither locked nor mapped."""
+        memcgs = self.memcg.view()[folios]
+        if np.count_nonzero(memcgs):
+            for number, pages in enumerate(np.bincount(memcgs).tolist()):
+                if number and pages:
+                    self.memcgs[number - 1].uncharge(pages)
+        for row in self._of_small:
+            row.view()[folios] = 0
+        self.allocator.free_small(folios.tolist())
+
+    # Flags
+
+    def test(self, folio: int, flag: int) -> bool:
+        """Kernel: folio_test_*()."""
+        return self.flags.test_bits(folio, flag) != 0
+
+    def set(self, folio: int, flag: int) -> bool:
+        """Set a flag; whether it was set. Kernel: folio_test_set_*()."""
+        return self.flags.set_bits(folio, flag) != 0
+
+    def clear(self, folio: int, flag: int) -> bool:
+        """Clear a flag; whether it was set. Kernel: folio_test_clear_*()."""
+        return self.flags.clear_bits(folio, flag) != 0
+
+    def folio_trylock(self, folio: int) -> bool:
+        """Kernel: include/linux/pagemap.h, folio_trylock()."""
+        return not self.flags.set_bits(folio, PG_LOCKED)
+
+    def folio_unlock(self, folio: int) -> None:
+        """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
+        if not self.flags.clear_bits(folio, PG_LOCKED):
+            raise KernelBug(f"folio {folio} is unlocked and was not locked")
+
+    def folio_wait_locked(self, folio: int) -> None:
+        """Wait until the folio is unlocked, if there is a scheduler who may run its holder.
+
+        Kernel: include/linux/pagemap.h, folio_wait_locked().
+        """
+        self.machine.bits = PG_LOCKED
+        self.machine.step(Access.WAIT, Unlocked(self.flags), folio)
+
+    def folio_test_lazyfree(self, folio: int) -> bool:
+        """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""
+        return self.flags.test_bits(folio, PG_ANON | PG_SWAPBACKED) == PG_ANON
+
+    # Shape and counts
+
+    def page_folio(self, pfn: int) -> int:
+        """The folio a frame belongs to. Kernel: page_folio()."""
+        return self.head.raw[pfn]
+
+    def folio_order(self, folio: int) -> int:
+        return self.order.read(folio)
+
+    def folio_nr_pages(self, folio: int) -> int:
+        return 1 << self.order.raw[folio]
+
+    def folio_test_large(self, folio: int) -> bool:
+        return self.order.raw[folio] != 0
+
+    def folio_nid(self, pfn: int) -> int:
+        """The NUMA node a frame belongs to."""
+        return self.nid.raw[pfn]
+
+    def folio_ref_count(self, folio: int) -> int:
+        return self.refcount.read(folio)
+
+    def folio_mapcount(self, folio: int) -> int:
+        """Page table mappings of the folio. Kernel: include/linux/mm.h, folio_mapcount()."""
+        return (self.large_mapcount if self.order.raw[folio] else self.mapcount).read(folio)
+
+    def folio_expected_ref_count(self, folio: int) -> int:
+        """References that mappings and the swap cache explain.
+
+        Kernel: include/linux/mm.h, folio_expected_ref_count().
+        """
+        swapcache = self.test(folio, PG_SWAPCACHE)
+        return (swapcache << self.order.raw[folio]) + self.folio_mapcount(folio)
+
+    def folio_maybe_mapped_shared(self, folio: int) -> bool:
+        """Kernel: include/linux/mm.h, folio_maybe_mapped_shared()."""
+        mapcount = self.folio_mapcount(folio)
+        if mapcount <= 1 or not self.order.raw[folio]:
+            return mapcount > 1
+        return self.test(folio, PG_MAPPED_SHARED)
+
+    # Deferred split
+
+    def deferred_split_folio(self, folio: int) -> None:
+        """Queue a partially mapped folio. Kernel: mm/huge_memory.c, deferred_split_folio().
+
+        Divergence: the queue of fully mapped folios (for the underused shrinker) is not kept.
+        """
+        order = self.order.raw[folio]
+        if order <= 1 or self.flags.raw[folio] & PG_SWAPCACHE:
+            return
+        if not self.set(folio, PG_PARTIALLY_MAPPED):
+            if order >= self.pmd_order:
+                self.vmstat.count_vm_event("thp_deferred_split_page")
+            self.vmstat.count_mthp_stat(order, "split_deferred")
+            self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
+
+    def folio_unqueue_deferred_split(self, folio: int) -> None:
+        """Kernel: mm/internal.h, folio_unqueue_deferred_split()."""
+        if self.clear(folio, PG_PARTIALLY_MAPPED):
+            self.vmstat.count_mthp_stat(self.order.raw[folio], "nr_anon_partially_mapped", -1)

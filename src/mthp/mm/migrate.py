@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page migration (compaction, move_pages()) of an anonymous folio. Kernel: mm/migrate.c, mm/rmap.c."""
+
+from __future__ import annotations
+
+from mthp.mm.folio import folio_add_lru, folio_isolate_lru, folio_putback_lru
+from mthp.mm.huge_memory import KEPT, remove_migration_pmd, set_pmd_migration_entry
+from mthp.mm.mm_types import Kernel, Mm, Vma
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ANON, PG_SWAPBACKED, PG_UPTODATE
+from mthp.mm.page_vma_mapped import HugeMapping, Lookup, page_vma_mapped_walk
+from mthp.mm.pagewalk import folio_walk
+from mthp.mm.pgtable import ptep_clear_flush, unlocked_after
+from mthp.mm.pgtable_types import SWP_EXCLUSIVE, Leaf, leaf_pte, mk_pte
+from mthp.mm.rmap import (
+    folio_add_anon_rmap_ptes,
+    folio_lock_anon_vma_read,
+    folio_remove_rmap_ptes,
+    mapped_places,
+    page_at,
+)
+
+
+def try_to_migrate(kernel: Kernel, folio: int) -> None:
+    """Put a migration entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_migrate()."""
+    with folio_lock_anon_vma_read(kernel, folio):
+        for vma, address in mapped_places(kernel, folio):
+            try_to_migrate_one(kernel, folio, vma, address)
+
+
+def try_to_migrate_one(
+    kernel: Kernel, folio: int, vma: Vma, address: int, lookup: Lookup = Lookup.LOCKLESS
+) -> None:
+    """One PTE, or the PMD, becomes a migration entry. Kernel: mm/rmap.c, try_to_migrate_one()."""
+    mem = kernel.mem
+    mm = vma.vm_mm
+    page = page_at(kernel, folio, vma, address)
+    size = kernel.geometry.page_size
+    with mmu_notifier_invalidate_range(mm, address, address + size):
+        found = page_vma_mapped_walk(mm, address, page, lookup)
+        if found is None:
+            return
+        if isinstance(found, HugeMapping):
+            with found.ptl:
+                set_pmd_migration_entry(vma, mm.geometry.pmd_addr(address), found.pmd)
+            return
+        with unlocked_after(kernel, found) as pte:
+            pteval = ptep_clear_flush(mm, pte, address)
+            exclusive = mem.page_flags.clear_bits(page, PAGE_ANON_EXCLUSIVE)
+            flags = pteval & KEPT | (SWP_EXCLUSIVE if exclusive else 0)
+            pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, page, flags))
+            folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, page, 1, vma)
+            mem.folio_put(folio)
+
+
+def remove_migration_ptes(kernel: Kernel, src: int, dst: int) -> None:
+    """Map dst wherever an entry of src stands. Kernel: mm/migrate.c, remove_migration_ptes()."""
+    with folio_lock_anon_vma_read(kernel, src):
+        for vma, address in mapped_places(kernel, src):
+            remove_migration_pte(kernel, src, dst, vma, address)
+
+
+def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: int) -> None:
+    """Kernel: mm/migrate.c, remove_migration_pte()."""
+    mem = kernel.mem
+    page = page_at(kernel, src, vma, address)
+    found = page_vma_mapped_walk(vma.vm_mm, address, -page, Lookup.SYNC)
+    if found is None:
+        return
+    if isinstance(found, HugeMapping):
+        with found.ptl:
+            remove_migration_pmd(vma, found.pmd, found.pmdval, dst)
+        return
+    new = dst + page - src
+    with unlocked_after(kernel, found) as pte:
+        old = pte.get(0)
+        mem.folio_get(dst)
+        exclusive = old & SWP_EXCLUSIVE != 0
+        folio_add_anon_rmap_ptes(
+            mem, kernel.this_cpu, dst, range(new, new + 1), vma, exclusive=exclusive
+        )
+        pte.ptes.write(pte.base, mk_pte(new, old & KEPT))
+        kernel.update_mmu_cache_range(vma, address, 1)
+
+
+def move_page(mm: Mm, address: int) -> None:
+    """move_pages() of what is mapped at address, be it small or huge.
+
+    Kernel: mm/migrate.c, do_pages_move(), add_folio_for_migration().
+    """
+    mem = mm.kernel.mem
+    with mm.mmap_read_lock():
+        vma = mm.find_vma(address)
+        page = folio_walk(vma, address) if vma is not None and address >= vma.vm_start else None
+    if page is not None:
+        folio = mem.page_folio(page)
+        isolated = folio_isolate_lru(mem, folio)
+        mem.folio_put(folio)
+        if isolated:
+            migrate_isolated(mm.kernel, folio)
+
+
+def migrate_folio(kernel: Kernel, folio: int) -> None:
+    """Compaction finds a small folio by its frame, and moves it.
+
+    Kernel: mm/compaction.c, isolate_migratepages_block().
+    """
+    mem = kernel.mem
+    if not mem.folio_try_get(folio):
+        return
+    isolated = folio_isolate_lru(mem, folio)
+    mem.folio_put(folio)
+    if isolated:
+        migrate_isolated(kernel, folio)
+
+
+def migrate_isolated(kernel: Kernel, folio: int) -> None:
+    """Move a folio elsewhere, or give up and leave it where it was.
+
+    Kernel: mm/migrate.c, migrate_pages_batch(), migrate_folio_unmap(), migrate_folio_move(),
+    migrate_folio_undo_src().
+    """
+    mem = kernel.mem
+    cpu = kernel.this_cpu
+    if mem.folio_trylock(folio):
+        try_to_migrate(kernel, folio)
+        moved = not mem.folio_mapcount(folio) and _move(kernel, folio)
+        if not moved:
+            remove_migration_ptes(kernel, folio, folio)
+        mem.folio_unlock(folio)
+        if moved:
+            mem.folio_put(folio)
+            return
+    folio_putback_lru(mem, cpu, folio)
+
+
+def _move(kernel: Kernel, src: int) -> bool:
+    """Copy an unmapped folio to a new one, which takes its place."""
+    mem = kernel.mem
+    if mem.folio_ref_count(src) != 1:  # folio_migrate_mapping(): somebody else uses it
+        return False
+    order = mem.folio_order(src)
+    dst = mem.folio_alloc(order)
+    if dst is None:
+        return False
+    mem.folio_trylock(dst)
+    for i in range(1 << order):
+        mem.content.write(dst + i, mem.content.read(src + i))
+    mem.flags.set_bits(dst, PG_ANON | PG_SWAPBACKED | PG_UPTODATE)
+    mem.vmstat.count_mthp_stat(order, "nr_anon")
+    mem.anon_vma.raw[dst] = mem.anon_vma.raw[src]
+    mem.index.raw[dst] = mem.index.raw[src]
+    if src in mem.mm_mapcounts:
+        mem.mm_mapcounts[dst] = {}
+    folio_add_lru(mem, kernel.this_cpu, dst)
+    remove_migration_ptes(kernel, src, dst)
+    mem.folio_unlock(dst)
+    mem.folio_put(dst)
+    return True

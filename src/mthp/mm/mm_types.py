@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The structures of memory management: VMAs, address spaces, page tables, and their kernel.
+
+Kernel: include/linux/mm_types.h (struct mm_struct, struct vm_area_struct), include/linux/rmap.h
+(struct anon_vma), include/linux/mmu_notifier.h. Kernel objects are made here too: see Kernel.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
+
+from mthp.machine.cpu import Cpu
+from mthp.machine.locks import Hold, Rank, RwSem, SpinLock, WriteMark
+from mthp.machine.memory import Cell, Words
+from mthp.machine.step import Machine
+from mthp.mm.mem_map import MemMap
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.page_counter import MemCgroup
+from mthp.mm.swap_table import SwapDevice
+from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
+from mthp.mm.vmstat import VmStat
+from mthp.words.events import Event
+from mthp.words.profiles import DEFAULT, Guard, Profile
+from mthp.words.results import KernelBug
+from mthp.words.settings import Settings
+
+
+class AnonVma:
+    """The VMAs that may map an anonymous folio. Kernel: struct anon_vma (the root's rwsem)."""
+
+    __slots__ = ("number", "rwsem", "vmas")
+
+    def __init__(self, machine: Machine, number: int) -> None:
+        self.number = number
+        self.rwsem = RwSem(machine, f"anon_vma{number}", Rank.ANON_VMA)
+        self.vmas: list[Vma] = []
+
+
+class Vma:
+    """A mapping [vm_start, vm_end) of one mm; bytes.
+
+    file: a name for a file mapping, None for anonymous memory. anon_vma: None until the first write.
+    vm_lock is written under mmap_lock (write) by vma_start_write() and ends with it.
+    """
+
+    __slots__ = (
+        "anon_vma",
+        "file",
+        "name",
+        "vm_end",
+        "vm_flags",
+        "vm_lock",
+        "vm_mm",
+        "vm_pgoff",
+        "vm_start",
+    )
+
+    def __init__(
+        self,
+        mm: Mm,
+        vm_start: int,
+        vm_end: int,
+        vm_flags: int = VM_DEFAULT,
+        *,
+        file: str | None = None,
+        name: str = "",
+    ) -> None:
+        self.vm_mm = mm
+        self.vm_start = vm_start
+        self.vm_end = vm_end
+        self.vm_flags = vm_flags
+        self.vm_pgoff = vm_start >> mm.geometry.page_shift
+        self.anon_vma: AnonVma | None = None
+        self.file = file
+        self.name = name
+        self.vm_lock = WriteMark(mm.machine, f"vma{vm_start:x}.vm_lock", self)
+
+    def __repr__(self) -> str:
+        return f"Vma({self.vm_start:#x}-{self.vm_end:#x})"
+
+
+def vma_is_anonymous(vma: Vma) -> bool:
+    """Kernel: include/linux/mm.h, vma_is_anonymous()."""
+    return vma.file is None
+
+
+def userfaultfd_armed(vma: Vma) -> bool:
+    """Kernel: include/linux/userfaultfd_k.h, userfaultfd_armed()."""
+    return vma.vm_flags & (VM_UFFD_WP | VM_UFFD_MISSING) != 0
+
+
+def linear_page_index(vma: Vma, address: int) -> int:
+    """Kernel: include/linux/pagemap.h, linear_page_index()."""
+    return ((address - vma.vm_start) >> vma.vm_mm.geometry.page_shift) + vma.vm_pgoff
+
+
+MMF_VM_HUGEPAGE: Final = 1 << 0
+
+
+MMF_DISABLE_THP_COMPLETELY: Final = 1 << 1
+
+
+MMF_DISABLE_THP_EXCEPT_ADVISED: Final = 1 << 2
+
+
+MM_ANONPAGES: Final = "MM_ANONPAGES"
+
+
+MM_SWAPENTS: Final = "MM_SWAPENTS"
+
+
+class Mm:
+    """An address space: its VMAs, page tables, locks and counters.
+
+    number: the process id it stands for. mm_users: 0 once every user is gone. flags: MMF_* bits.
+    pmd_pages: PUD index -> page of PMD slots. vmas are guarded by mmap_lock; mm_mt stands for the
+    tree that lookups without it read, and counts its changes.
+    """
+
+    __slots__ = (
+        "_starts",
+        "comm",
+        "counters",
+        "flags",
+        "geometry",
+        "kernel",
+        "machine",
+        "memcg",
+        "mm_mt",
+        "mm_users",
+        "mmap_lock",
+        "notifiers",
+        "number",
+        "pmd_pages",
+        "vmas",
+        "write_locked_vmas",
+    )
+
+    def __init__(
+        self, kernel: Kernel, number: int, comm: str = "", memcg: MemCgroup | None = None
+    ) -> None:
+        self.kernel = kernel
+        self.machine = kernel.machine
+        self.geometry = kernel.geometry
+        self.number = number
+        self.comm = comm
+        self.memcg = memcg
+        self.mmap_lock = RwSem(self.machine, f"mm{number}.mmap_lock", Rank.MMAP)
+        self.mm_users = Cell(self.machine, f"mm{number}.mm_users", 1)
+        self.flags = Cell(self.machine, f"mm{number}.flags", 0)
+        self.mm_mt = Cell(self.machine, f"mm{number}.mm_mt", 0)
+        self.vmas: list[Vma] = []
+        self._starts: list[int] = []
+        self.write_locked_vmas: list[Vma] = []
+        self.pmd_pages: dict[int, PmdPage] = {}
+        self.counters: Counter[str] = Counter()
+        self.notifiers: list[Subscriber] = []
+
+    def __repr__(self) -> str:
+        return f"Mm({self.number})"
+
+    def mm_flags_test(self, flag: int) -> bool:
+        """Kernel: include/linux/mm.h, mm_flags_test()."""
+        flags: int = self.flags.read()
+        return flags & flag != 0
+
+    def mm_flags_set(self, flag: int) -> None:
+        """Kernel: include/linux/mm.h, mm_flags_set()."""
+        self.flags.write(self.flags.read() | flag)
+
+    def mm_flags_clear(self, flag: int) -> None:
+        """Kernel: include/linux/mm.h, mm_flags_clear()."""
+        self.flags.write(self.flags.read() & ~flag)
+
+    # VMAs
+
+    def mmap(
+        self,
+        start: int,
+        end: int,
+        vm_flags: int = VM_DEFAULT,
+        *,
+        file: str | None = None,
+        name: str = "",
+        anon_vma: AnonVma | None = None,
+    ) -> Vma:
+        """Add a mapping; ValueError where it is not page aligned or overlaps another.
+
+        No lock: worlds are built with it. Kernel: mm/vma.c, __mmap_region().
+        """
+        mask = self.geometry.page_size - 1
+        if start & mask or end & mask or start >= end:
+            raise ValueError(f"not a page-aligned range: {start:#x}-{end:#x}")
+        at = bisect_right(self._starts, start)
+        if (at and self.vmas[at - 1].vm_end > start) or (
+            at < len(self.vmas) and self.vmas[at].vm_start < end
+        ):
+            raise ValueError(f"{start:#x}-{end:#x} overlaps another mapping")
+        self.mm_mt.write(self.mm_mt.value + 1)
+        vma = Vma(self, start, end, vm_flags, file=file, name=name)
+        insort(self._starts, start)
+        self.vmas.insert(at, vma)
+        if anon_vma is not None:
+            self.link_anon_vma(vma, anon_vma)
+        return vma
+
+    def unlink_vma(self, vma: Vma) -> None:
+        """Remove a mapping from the tree, page tables left alone. Kernel: mm/vma.c, vma_iter_clear()."""
+        self.mm_mt.write(self.mm_mt.value + 1)
+        at = self.vmas.index(vma)
+        del self.vmas[at], self._starts[at]
+        if vma.anon_vma is not None:
+            vma.anon_vma.vmas.remove(vma)
+
+    def link_anon_vma(self, vma: Vma, anon_vma: AnonVma | None = None) -> AnonVma:
+        """Kernel: mm/rmap.c, __anon_vma_prepare()."""
+        if vma.anon_vma is None:
+            vma.anon_vma = anon_vma or self.kernel.new_anon_vma()
+            vma.anon_vma.vmas.append(vma)
+        return vma.anon_vma
+
+    def find_vma(self, address: int) -> Vma | None:
+        """The first VMA that ends above address. Kernel: mm/mmap.c, find_vma()."""
+        at = bisect_right(self._starts, address)
+        if at and self.vmas[at - 1].vm_end > address:
+            return self.vmas[at - 1]
+        return self.vmas[at] if at < len(self.vmas) else None
+
+    def for_each_vma(self, address: int) -> Iterator[Vma]:
+        """VMAs from the one that holds address on. Kernel: for_each_vma()."""
+        vma = self.find_vma(address)
+        while vma is not None:
+            yield vma
+            vma = self.find_vma(vma.vm_end)
+
+    # Locks
+
+    def mmap_write_lock(self) -> Hold:
+        """Kernel: include/linux/mmap_lock.h, mmap_write_lock()."""
+        return self.mmap_lock.write(self._vma_end_write_all)
+
+    def _vma_end_write_all(self) -> None:
+        """Every VMA write lock ends with mmap_lock. Kernel: vma_end_write_all()."""
+        for vma in self.write_locked_vmas:
+            vma.vm_lock.unmark()
+        self.write_locked_vmas.clear()
+
+    def mmap_read_lock(self) -> Hold:
+        """Kernel: include/linux/mmap_lock.h, mmap_read_lock()."""
+        return self.mmap_lock.read()
+
+    def mmap_read_trylock(self) -> Hold | None:
+        """Kernel: include/linux/mmap_lock.h, mmap_read_trylock()."""
+        return self.mmap_lock.try_read()
+
+
+class TableState(Enum):
+    """Where a table stands in its life."""
+
+    LIVE = "live"
+    DEFERRED = "freed once no walker can be inside"
+    FREED = "freed"
+
+
+class PageTable:
+    """One table of PTEs. ptes is guarded by ptl, or by being detached from its PMD."""
+
+    __slots__ = ("number", "ptes", "ptl", "state")
+
+    def __init__(self, kernel: Kernel, number: int) -> None:
+        self.number = number
+        self.state = TableState.LIVE
+        size = kernel.geometry.ptrs_per_pte
+        self.ptes = Words(kernel.machine, f"table{number}", "Q", size, self)
+        self.ptl = SpinLock(kernel.machine, f"table{number}.ptl", Rank.PTE)
+
+
+class PmdPage:
+    """One page of PMD slots. pmds is guarded by ptl. deposited: slot -> table numbers."""
+
+    __slots__ = ("deposited", "pmds", "ptl")
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        self.pmds = Words(kernel.machine, name, "Q", kernel.geometry.ptrs_per_pte, self)
+        self.ptl = SpinLock(kernel.machine, f"{name}.ptl", Rank.PMD)
+        self.deposited: dict[int, list[int]] = {}
+
+
+class PmdPtr(NamedTuple):
+    """A pmd_t pointer: a slot of a page. Two are equal if they name the same slot."""
+
+    page: PmdPage
+    slot: int
+
+
+class Subscriber(Protocol):
+    """A secondary MMU of one mm. Kernel: struct mmu_notifier_ops."""
+
+    def invalidate_range_start(self, mm: Mm, start: int, end: int) -> None:
+        """Drop what maps [start, end) and let nothing new in until the end."""
+
+    def invalidate_range_end(self, mm: Mm, start: int, end: int) -> None:
+        """[start, end) may be mapped again."""
+
+    def test_young(self, mm: Mm, address: int) -> bool:
+        """Whether the page at address was used through this MMU."""
+
+
+class Kernel:
+    """Settings, profile, memory, CPUs, counters and the trace of one kernel.
+
+    nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
+    pages are spread over distant nodes are then refused. distances: node_distance() rows.
+    witness: told what actors other than khugepaged did, for whoever checks laws.
+    pte_maps: tables mapped and not yet unmapped; 0 whenever nobody works.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        profile: Profile = DEFAULT,
+        *,
+        nr_cpus: int = 1,
+        nodes: Sequence[NodeState] = (NodeState(),),
+        debug: bool = False,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.profile = profile
+        self.geometry = self.settings.geometry
+        self.machine = Machine(debug=debug)
+        self.cpus = tuple(Cpu(self.machine, n) for n in range(nr_cpus))
+        self.vmstat = VmStat()
+        self.memcgs: list[MemCgroup] = []
+        self.mem = MemMap(
+            self.machine, self.vmstat, self.memcgs, tuple(nodes), self.geometry.pmd_order
+        )
+        self.swap = SwapDevice()
+        self.tables: dict[int, PageTable] = {}
+        self.anon_vmas: list[AnonVma] = []
+        self.mms: list[Mm] = []
+        self.node_reclaim = False
+        self.node_reclaim_distance = 30
+        self.distances: Sequence[Sequence[int]] = ()
+        self.pte_maps = 0
+        self.events: list[Event] = []
+        self.trace: Callable[[Event], None] = self.events.append
+        self.warnings: dict[str, str] = {}
+        self.witness: Callable[[object], None] = lambda _: None
+        self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
+
+    @property
+    def this_cpu(self) -> Cpu:
+        """The CPU of the running task."""
+        return self.cpus[self.machine.current.cpu]
+
+    # Making things
+
+    def new_mm(self, number: int, comm: str = "", memcg: MemCgroup | None = None) -> Mm:
+        """An empty address space."""
+        mm = Mm(self, number, comm, memcg)
+        self.mms.append(mm)
+        return mm
+
+    def new_table(self) -> PageTable:
+        """An empty page table. Kernel: pte_alloc_one()."""
+        table = PageTable(self, len(self.tables) + 1)
+        self.tables[table.number] = table
+        return table
+
+    def new_anon_vma(self) -> AnonVma:
+        """Kernel: mm/rmap.c, anon_vma_alloc()."""
+        anon_vma = AnonVma(self.machine, len(self.anon_vmas))
+        self.anon_vmas.append(anon_vma)
+        return anon_vma
+
+    def new_memcg(self, name: str, limit: int | None = None, usage: int = 0) -> MemCgroup:
+        """A cgroup with a limit and a usage in pages."""
+        memcg = MemCgroup(self.machine, len(self.memcgs) + 1, name, limit, usage)
+        self.memcgs.append(memcg)
+        return memcg
+
+    # What several rooms need
+
+    def update_mmu_cache_range(self, vma: Vma, address: int, nr: int) -> None:
+        """The architecture's hook after PTEs were set; does nothing unless one is installed."""
+        if self.update_mmu_cache is not None:
+            self.update_mmu_cache(vma, address, nr)
+
+    def node_distance(self, a: int, b: int) -> int:
+        """Kernel: node_distance(); 10 within a node, 20 between unless rows were given."""
+        if self.distances:
+            return self.distances[a][b]
+        return 10 if a == b else 20
+
+    def warn_once(self, site: str, text: str) -> None:
+        """Say it the first time this site is reached since boot; silence afterwards."""
+        self.warnings.setdefault(site, text)
+
+    def guard(self, site: str, broken: bool, text: str) -> None:
+        """The profile's guard on a condition that must not hold. BUG_ON raises KernelBug."""
+        if not broken:
+            return
+        guard = self.profile.guard
+        if guard is Guard.BUG_ON:
+            raise KernelBug(f"BUG_ON in {site}: {text}")
+        if guard is Guard.WARN_ON_ONCE or self.profile.debug_vm:
+            self.warn_once(site, text)

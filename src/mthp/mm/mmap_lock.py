@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Locks of an address space and of single VMAs. Kernel: mm/mmap_lock.c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mthp.mm.mm_types import Mm, Vma
+
+
+def vma_start_write(vma: Vma) -> None:
+    """Shut out page faults under the VMA lock until mmap_lock is released.
+
+    Caller holds mmap_lock for writing. Waits for readers (a positive word).
+    Kernel: mm/mmap_lock.c, __vma_start_write().
+    """
+    vma.vm_mm.mmap_lock.assert_held()
+    vma.vm_lock.mark()
+    vma.vm_mm.write_locked_vmas.append(vma)
+
+
+def lock_vma_under_rcu(mm: Mm, address: int) -> Vma | None:
+    """The VMA of address, locked for reading, or None: take mmap_lock.
+
+    Kernel: mm/mmap_lock.c, lock_vma_under_rcu().
+    """
+    mm.mm_mt.read()
+    vma = mm.find_vma(address)
+    if vma is None or address < vma.vm_start or not vma.vm_lock.try_enter():
+        return None
+    if vma not in mm.vmas or vma.anon_vma is None:
+        vma.vm_lock.leave()
+        return None
+    return vma
+
+
+def with_vma_read_locked(mm: Mm, address: int, act: Callable[[Vma], None]) -> None:
+    """Do it to the VMA of address, if there is one: under its own lock, or else under mmap_lock.
+
+    Kernel: mm/madvise.c, try_vma_read_lock(); mm/userfaultfd.c, uffd_mfill_lock().
+    """
+    vma = lock_vma_under_rcu(mm, address)
+    if vma is not None:
+        act(vma)
+        vma.vm_lock.leave()
+        return
+    with mm.mmap_read_lock():
+        vma = mm.find_vma(address)
+        if vma is not None and address >= vma.vm_start:
+            act(vma)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rights are taken away: NUMA hints, write protection, mprotect(). Kernel: mm/mprotect.c."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.mm.huge_memory import pmdp_invalidate, split_huge_pmd
+from mthp.mm.mm_types import Mm, PmdPtr, Vma
+from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
+from mthp.mm.pgtable import (
+    mm_find_pmd,
+    pmd_lock,
+    pmdp_get_lockless,
+    pte_offset_map_lock,
+    unlocked_after,
+)
+from mthp.mm.pgtable_types import (
+    NO_ACCESS,
+    UFFD_WP,
+    WRITE,
+    pmd_trans_huge,
+    pte_none,
+    pte_pfn,
+    pte_present,
+    pte_protnone,
+)
+from mthp.mm.vm_flags import VM_WRITE
+
+
+class Right(Enum):
+    """What is taken away. Kernel: MM_CP_PROT_NUMA, MM_CP_UFFD_WP, and a new vm_page_prot."""
+
+    NUMA = "any access, until the next fault looks where it came from"
+    UFFD_WP = "stores, which userfaultfd's monitor is told of"
+    STORES = "stores"
+
+    def without(self, entry: int) -> int:
+        """The present entry without the right."""
+        if self is Right.NUMA:
+            return entry & ~WRITE | NO_ACCESS
+        return entry & ~WRITE | (UFFD_WP if self is Right.UFFD_WP else 0)
+
+
+def change_protection(vma: Vma, start: int, end: int, right: Right) -> bool:
+    """Take a right away from [start, end), which lies in one table; whether anything was changed.
+
+    Kernel: mm/mprotect.c, change_protection(), change_pmd_range().
+    """
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    pmd = mm_find_pmd(mm, start)
+    if pmd is None:
+        return False
+    changed = False
+    with mmu_notifier_invalidate_range(mm, start, end):
+        if pmd_trans_huge(pmdp_get_lockless(pmd)):
+            if end - start < mm.geometry.pmd_size:
+                split_huge_pmd(vma, pmd, start)
+            elif change_huge_pmd(vma, pmd, start, right):
+                changed = True
+        if not changed:
+            changed = change_pte_range(mm, pmd, start, end, right)
+        shift = kernel.geometry.page_shift
+        this_cpu = kernel.this_cpu.number
+        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+    return changed
+
+
+def change_pte_range(mm: Mm, pmd: PmdPtr, start: int, end: int, right: Right) -> bool:
+    """Kernel: mm/mprotect.c, change_pte_range()."""
+    found = pte_offset_map_lock(mm, pmd, start)
+    if found is None:
+        return False
+    changed = False
+    with unlocked_after(mm.kernel, found) as pte:
+        for i in range((end - start) >> mm.geometry.page_shift):
+            pteval = pte.get(i)
+            if pte_none(pteval) or not pte_present(pteval) or _is_spared(pteval, right):
+                continue
+            # ptep_modify_prot_start(), ptep_modify_prot_commit(): the hardware may set bits between
+            old = pte.ptes.swap(pte.base + i, 0)
+            pte.ptes.write(pte.base + i, right.without(old))
+            changed = True
+    return changed
+
+
+def _is_spared(pteval: int, right: Right) -> bool:
+    """NUMA hints are not for the zero page, nor given twice. Kernel: folio_can_map_prot_numa()."""
+    return right is Right.NUMA and (not pte_pfn(pteval) or pte_protnone(pteval))
+
+
+def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: int, right: Right) -> bool:
+    """Whether it was a huge PMD still. Divergence: a NUMA hint is not given to one.
+
+    Kernel: mm/huge_memory.c, change_huge_pmd().
+    """
+    with pmd_lock(pmd):
+        if not pmd_trans_huge(pmdp_get_lockless(pmd)):
+            return False
+        if right is not Right.NUMA:
+            old = pmdp_invalidate(vma.vm_mm, start, pmd)
+            pmd.page.pmds.write(pmd.slot, right.without(old))
+    return True
+
+
+def mprotect(mm: Mm, start: int, end: int) -> None:
+    """mprotect(PROT_READ) of a whole mapping. Kernel: mm/mprotect.c, do_mprotect_pkey()."""
+    with mm.mmap_write_lock():
+        vma = mm.find_vma(start)
+        if vma is None or start < vma.vm_start:
+            return
+        vma_start_write(vma)
+        vma.vm_flags &= ~VM_WRITE
+        change_protection(vma, start, end, Right.STORES)
+
+
+def task_numa_work(mm: Mm, start: int, end: int) -> None:
+    """Give hints to the pages of one table, unless mmap_lock is contended.
+
+    Kernel: kernel/sched/fair.c, task_numa_work(); mm/mempolicy.c, change_prot_numa().
+    """
+    mmap_lock = mm.mmap_read_trylock()
+    if mmap_lock is None:
+        return
+    with mmap_lock:
+        vma = mm.find_vma(start)
+        if vma is not None and start >= vma.vm_start:
+            change_protection(vma, start, end, Right.NUMA)

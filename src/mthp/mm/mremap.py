@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mremap() of a whole mapping, and exec's shift of its temporary stack. Kernel: mm/mremap.c."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.machine.locks import Hold
+from mthp.mm.huge_memory import pmdp_huge_clear_flush, split_huge_pmd
+from mthp.mm.memory import pte_alloc
+from mthp.mm.mm_types import Mm, PmdPtr, Vma
+from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
+from mthp.mm.pgtable import (
+    mm_find_pmd,
+    pgtable_trans_huge_deposit,
+    pgtable_trans_huge_withdraw,
+    pmd_lock,
+    pmd_populate,
+    pmd_ptr,
+    pmdp_get_lockless,
+    pte_offset_map,
+    pte_offset_map_lock,
+)
+from mthp.mm.pgtable_types import (
+    PMD_NONE,
+    PTE_NONE,
+    SOFT_DIRTY,
+    pmd_is_migration_entry,
+    pmd_is_table,
+    pmd_none,
+    pmd_pgtable,
+    pmd_present,
+    pmd_trans_huge,
+    pte_none,
+    pte_present,
+)
+from mthp.mm.reports import Moving
+from mthp.mm.rmap import anon_vma_lock_write
+from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
+from mthp.mm.vma import unmap_region
+
+
+def mremap(mm: Mm, start: int, to: int) -> None:
+    """Move the mapping that begins at start to another place, which is free.
+
+    Kernel: mm/mremap.c, mremap_to(), move_vma(), copy_vma_and_data().
+    """
+    with mm.mmap_write_lock():
+        vma = mm.find_vma(start)
+        if vma is None or vma.vm_start != start:
+            return
+        vma_start_write(vma)
+        new = copy_vma(vma, to)
+        length = vma.vm_end - start
+        mm.kernel.witness(Moving(mm, start, to, length, mm.machine.current.name))
+        move_page_tables(vma, start, to, length)
+        unmap_source_vma(vma)
+        assert new in mm.vmas
+
+
+def copy_vma(vma: Vma, to: int) -> Vma:
+    """The same pages' mapping elsewhere, which rmap walks meet after the old one.
+
+    Kernel: mm/vma.c, copy_vma(); mm/rmap.c, anon_vma_clone().
+    """
+    mm = vma.vm_mm
+    new = mm.mmap(to, to + vma.vm_end - vma.vm_start, vma.vm_flags)
+    new.vm_pgoff = vma.vm_pgoff
+    if vma.anon_vma is not None:
+        with anon_vma_lock_write(vma.anon_vma):
+            mm.link_anon_vma(new, vma.anon_vma)
+    return new
+
+
+def unmap_source_vma(vma: Vma) -> None:
+    """The old mapping goes, with the table that may be left. Kernel: mm/mremap.c."""
+    mm = vma.vm_mm
+    size = mm.geometry.pmd_size
+    for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
+        unmap_region(vma, start, start + size)
+
+
+def relocate_vma_down(mm: Mm, to: int) -> None:
+    """Shift exec's new stack to where it will stay, without rmap locks: rmap walks pass it over.
+
+    Kernel: mm/vma_exec.c, relocate_vma_down().
+    """
+    with mm.mmap_write_lock():
+        vma = next(each for each in mm.vmas if each.vm_flags & VM_STACK_INCOMPLETE)
+        vma_start_write(vma)
+        start, length = vma.vm_start, vma.vm_end - vma.vm_start
+        mm.kernel.witness(Moving(mm, start, to, length, mm.machine.current.name))
+        move_page_tables(vma, start, to, length)
+        flags = vma.vm_flags & ~VM_STACK_INCOMPLETE
+        new = copy_vma(vma, to)
+        unmap_source_vma(vma)
+        new.vm_flags = flags
+
+
+def move_page_tables(vma: Vma, start: int, to: int, length: int) -> None:
+    """Whole tables by their PMD, the rest entry by entry.
+
+    Kernel: mm/mremap.c, move_page_tables(), get_extent().
+    """
+    mm = vma.vm_mm
+    size = mm.geometry.pmd_size
+    with mmu_notifier_invalidate_range(mm, start, start + length):
+        done = 0
+        while done < length:
+            old, new = start + done, to + done
+            extent = min(size - old % size, size - new % size, length - done)
+            move_extent(vma, old, new, extent)
+            done += extent
+
+
+def move_extent(vma: Vma, old: int, new: int, extent: int) -> None:
+    """What lies within one old and one new table."""
+    mm = vma.vm_mm
+    old_pmd = mm_find_pmd(mm, old)
+    new_pmd = pmd_ptr(mm, new, create=True)
+    assert new_pmd is not None
+    while old_pmd is not None:
+        pmdval = pmdp_get_lockless(old_pmd)
+        whole = extent == mm.geometry.pmd_size
+        if pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval):
+            if whole and move_huge_pmd(vma, old, old_pmd, new_pmd):
+                return
+            split_huge_pmd(vma, old_pmd, old)
+        elif whole and move_normal_pmd(vma, old, old_pmd, new_pmd):
+            return
+        if pmd_none(pmdp_get_lockless(old_pmd)):
+            return
+        pte_alloc(mm, new_pmd)
+        if move_ptes(vma, (old_pmd, old), (new_pmd, new), extent):
+            return
+
+
+def rmap_locks(vma: Vma) -> AbstractContextManager[Hold | None]:
+    """Kernel: mm/mremap.c, take_rmap_locks(), drop_rmap_locks()."""
+    return nullcontext() if vma.anon_vma is None else anon_vma_lock_write(vma.anon_vma)
+
+
+def move_normal_pmd(vma: Vma, old: int, old_pmd: PmdPtr, new_pmd: PmdPtr) -> bool:
+    """Hang the table elsewhere; False: it is none (any more). The rmap locks are always taken.
+
+    Kernel: mm/mremap.c, move_normal_pmd(), should_take_rmap_locks().
+    """
+    mm = vma.vm_mm
+    with rmap_locks(vma):
+        if not pmd_none(pmdp_get_lockless(new_pmd)):
+            return False
+        old_ptl = pmd_lock(old_pmd)
+        new_ptl = pmd_lock(new_pmd) if new_pmd.page is not old_pmd.page else None
+        pmdval = pmdp_get_lockless(old_pmd)
+        moved = pmd_present(pmdval) and pmd_is_table(pmdval)
+        if moved:
+            old_pmd.page.pmds.write(old_pmd.slot, PMD_NONE)
+            pmd_populate(new_pmd, pmd_pgtable(pmdval))
+            flush(vma, old, mm.geometry.pmd_size)
+        if new_ptl is not None:
+            new_ptl.release()
+        old_ptl.release()
+    return moved
+
+
+def move_huge_pmd(vma: Vma, old: int, old_pmd: PmdPtr, new_pmd: PmdPtr) -> bool:
+    """Map the huge page elsewhere; False: it is none any more. Kernel: mm/huge_memory.c."""
+    if not pmd_none(pmdp_get_lockless(new_pmd)):
+        return False
+    old_ptl = pmd_lock(old_pmd)
+    new_ptl = pmd_lock(new_pmd) if new_pmd.page is not old_pmd.page else None
+    pmdval = pmdp_get_lockless(old_pmd)
+    moved = pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval)
+    if moved:
+        pmdval = pmdp_huge_clear_flush(vma.vm_mm, old, old_pmd)
+        pgtable_trans_huge_deposit(new_pmd, pgtable_trans_huge_withdraw(old_pmd))
+        new_pmd.page.pmds.write(new_pmd.slot, pmdval | SOFT_DIRTY)
+    if new_ptl is not None:
+        new_ptl.release()
+    old_ptl.release()
+    return moved
+
+
+def move_ptes(
+    vma: Vma, source: tuple[PmdPtr, int], target: tuple[PmdPtr, int], extent: int
+) -> bool:
+    """Entry by entry, without rmap locks: rmap walks meet the old place before the new one. False:
+    there is no table (any more). source, target: slot and address.
+
+    Kernel: mm/mremap.c, move_ptes().
+    """
+    mm = vma.vm_mm
+    found = pte_offset_map_lock(mm, source[0], source[1])
+    if found is None:
+        return False
+    old_pte, old_ptl = found
+    new_pte = pte_offset_map(mm.kernel, pmdp_get_lockless(target[0]), target[1])
+    assert new_pte is not None  # mmap_lock is held for writing
+    new_ptl = new_pte.table.ptl.lock() if new_pte.table is not old_pte.table else None
+    was_present = False
+    for i in range(extent >> mm.geometry.page_shift):
+        if pte_none(old_pte.get(i)):
+            continue
+        pteval = old_pte.ptes.swap(old_pte.base + i, PTE_NONE)
+        was_present |= pte_present(pteval)
+        new_pte.ptes.write(new_pte.base + i, pteval | SOFT_DIRTY)
+    if was_present:
+        flush(vma, source[1], extent)
+    if new_ptl is not None:
+        new_ptl.release()
+    new_pte.unmap()
+    old_ptl.release()
+    old_pte.unmap()
+    return True
+
+
+def flush(vma: Vma, start: int, length: int) -> None:
+    """Kernel: flush_tlb_range()."""
+    kernel = vma.vm_mm.kernel
+    shift = kernel.geometry.page_shift
+    first, last = start >> shift, start + length >> shift
+    flush_tlb_range(kernel.cpus, vma.vm_mm.number, first, last, kernel.this_cpu.number)

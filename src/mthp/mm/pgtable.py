@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page tables: rows of PTEs, pages of PMD slots, and the ways to reach and replace them.
+
+Kernel: mm/pgtable-generic.c, include/linux/mm.h (pte_offset_map and friends), mm/memory.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mthp.machine.cpu import flush_tlb_range
+from mthp.machine.locks import Hold
+from mthp.mm.mm_types import PageTable, PmdPage, PmdPtr, TableState, Vma
+from mthp.mm.pgtable_types import (
+    PMD_NONE,
+    PRESENT,
+    PTE_NONE,
+    mk_pte,
+    pmd_is_table,
+    pmd_pgtable,
+    table_pmd,
+)
+from mthp.words.events import PmdFlush
+from mthp.words.results import KernelBug
+
+if TYPE_CHECKING:
+    from mthp.mm.mm_types import Kernel, Mm
+
+
+class PteMap:
+    """A mapped PTE table, from one entry on. Must be unmapped once; the kernel counts.
+
+    Kernel: pte_offset_map() and pte_unmap(), which pair like rcu_read_lock().
+    """
+
+    __slots__ = ("base", "kernel", "mapped", "ptes", "table")
+
+    def __init__(self, kernel: Kernel, table: PageTable, base: int) -> None:
+        self.kernel = kernel
+        self.table = table
+        self.ptes = table.ptes
+        self.base = base
+        self.mapped = True
+        kernel.pte_maps += 1
+
+    def get(self, i: int) -> int:
+        """Kernel: ptep_get()."""
+        return self.ptes.read(self.base + i)
+
+    def unmap(self) -> None:
+        """Kernel: pte_unmap(). Unmapping twice is a KernelBug."""
+        if not self.mapped:
+            raise KernelBug(f"table {self.table.number} is unmapped twice")
+        self.mapped = False
+        self.kernel.pte_maps -= 1
+
+    def __enter__(self) -> PteMap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.mapped:
+            self.unmap()
+
+
+# Finding
+
+
+def pmd_ptr(mm: Mm, address: int, *, create: bool = False) -> PmdPtr | None:
+    """The slot of address; made if `create`. Kernel: pmd_offset(), pmd_alloc()."""
+    index = address >> mm.geometry.pmd_shift
+    number, slot = divmod(index, mm.geometry.ptrs_per_pte)
+    page = mm.pmd_pages.get(number)
+    if page is None:
+        if not create:
+            return None
+        page = mm.pmd_pages[number] = PmdPage(mm.kernel, f"mm{mm.number}.pmd{number}")
+    return PmdPtr(page, slot)
+
+
+def mm_find_pmd(mm: Mm, address: int) -> PmdPtr | None:
+    """Kernel: mm/rmap.c, mm_find_pmd()."""
+    return pmd_ptr(mm, address)
+
+
+def pmdp_get_lockless(pmd: PmdPtr) -> int:
+    """Kernel: pmdp_get_lockless()."""
+    return pmd.page.pmds.read(pmd.slot)
+
+
+def pmd_lock(pmd: PmdPtr) -> Hold:
+    """Kernel: include/linux/mm.h, pmd_lock()."""
+    return pmd.page.ptl.lock()
+
+
+def pte_offset_map(kernel: Kernel, pmdval: int, address: int) -> PteMap | None:
+    """Map the table a PMD value points to, at address; None if it points to none.
+
+    Kernel: mm/pgtable-generic.c, __pte_offset_map().
+    """
+    if not pmd_is_table(pmdval):
+        return None
+    table = kernel.tables[pmd_pgtable(pmdval)]
+    return PteMap(kernel, table, kernel.geometry.pte_index(address))
+
+
+def pte_offset_map_lock(mm: Mm, pmd: PmdPtr, address: int) -> tuple[PteMap, Hold] | None:
+    """Map the table of a slot and take its lock; None if it points to none, also by then.
+
+    Kernel: mm/pgtable-generic.c, pte_offset_map_lock().
+    """
+    while True:
+        pmdval = pmdp_get_lockless(pmd)
+        pte = pte_offset_map(mm.kernel, pmdval, address)
+        if pte is None:
+            return None
+        ptl = pte.table.ptl.lock()
+        if pmdp_get_lockless(pmd) == pmdval:
+            return pte, ptl
+        ptl.release()
+        pte.unmap()
+
+
+# Changing
+
+
+def pte_free(table: PageTable) -> None:
+    """Free a table at once: nobody may be inside. Kernel: include/asm-generic/pgalloc.h, pte_free()."""
+    for i in range(len(table.ptes.raw)):
+        table.ptes.swap(i, PTE_NONE)
+    table.state = TableState.FREED
+
+
+def pte_free_tlb(table: PageTable) -> None:
+    """Free a table once every walker that may be inside has left; its words stay until then.
+
+    Divergence: the end of that time is never seen. Kernel: mm/mmu_gather.c, tlb_remove_table().
+    """
+    table.state = TableState.DEFERRED
+
+
+def pmd_populate(pmd: PmdPtr, table: int) -> None:
+    """Point a slot at a table. Caller holds the pmd lock. Kernel: pmd_populate()."""
+    pmd.page.ptl.assert_held()
+    pmd.page.pmds.write(pmd.slot, table_pmd(table))
+
+
+def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr, window: tuple[int, int]) -> int:
+    """Clear a slot that points to a table and flush the whole PMD range; the old value.
+
+    window: (address, order) of the collapse, for the account of what the flush cost.
+    Kernel: mm/pgtable-generic.c, pmdp_collapse_flush().
+    """
+    pmd.page.ptl.assert_held()
+    mm = vma.vm_mm
+    old = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
+    shift = mm.geometry.page_shift
+    first = pmd_addr >> shift
+    last = first + mm.geometry.ptrs_per_pte
+    flush_tlb_range(mm.kernel.cpus, mm.number, first, last, mm.kernel.this_cpu.number)
+    if pmd_is_table(old):
+        _account_flush(mm, old, window)
+    return old
+
+
+def _account_flush(mm: Mm, old: int, window: tuple[int, int]) -> None:
+    """Say what was flushed within and outside the window. Not a step."""
+    kernel = mm.kernel
+    address, order = window
+    first = kernel.geometry.pte_index(address)
+    present = kernel.tables[pmd_pgtable(old)].ptes.view() & PRESENT
+    inside = int(np.count_nonzero(present[first : first + (1 << order)]))
+    outside = int(np.count_nonzero(present)) - inside
+    ipis = len(kernel.cpus) - 1
+    kernel.trace(PmdFlush(mm.number, address, order, inside, outside, ipis))
+
+
+def pgtable_trans_huge_deposit(pmd: PmdPtr, table: int) -> None:
+    """Keep a table for a later split. Kernel: mm/pgtable-generic.c."""
+    pmd.page.ptl.assert_held()
+    pmd.page.deposited.setdefault(pmd.slot, []).append(table)
+
+
+def pgtable_trans_huge_withdraw(pmd: PmdPtr) -> int:
+    """Take a deposited table back. Kernel: mm/pgtable-generic.c."""
+    pmd.page.ptl.assert_held()
+    tables = pmd.page.deposited[pmd.slot]
+    table = tables.pop()
+    if not tables:
+        del pmd.page.deposited[pmd.slot]
+    return table
+
+
+def set_ptes(pte: PteMap, i: int, first: int, nr: int) -> None:
+    """Write nr PTEs of consecutive frames, the first being `first`. Kernel: set_ptes()."""
+    step = mk_pte(1, 0) - PRESENT
+    base = pte.base + i
+    values = range(first, first + nr * step, step)
+    if pte.kernel.machine.on_step is None:
+        pte.ptes.view()[base : base + nr] = values
+        return
+    for k, value in enumerate(values):
+        pte.ptes.write(base + k, value)
+
+
+def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
+    """Make nr PTEs none. Kernel: include/linux/pgtable.h, clear_ptes()."""
+    base = pte.base + i
+    if pte.kernel.machine.on_step is None:
+        pte.ptes.view()[base : base + nr] = PTE_NONE
+        return
+    for k in range(base, base + nr):
+        pte.ptes.write(k, PTE_NONE)
+
+
+# Mapping a new folio
+
+
+def flush_tlb_page(mm: Mm, address: int) -> None:
+    """Forget one page's translation on every CPU; address: bytes. Kernel: flush_tlb_page()."""
+    kernel = mm.kernel
+    vpn = address >> kernel.geometry.page_shift
+    flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+
+
+def ptep_clear_flush(mm: Mm, pte: PteMap, address: int) -> int:
+    """Empty a locked PTE, flush it, and give what it held.
+
+    Kernel: mm/pgtable-generic.c, ptep_clear_flush().
+    """
+    pteval = pte.ptes.swap(pte.base, PTE_NONE)
+    flush_tlb_page(mm, address)
+    return pteval
+
+
+@contextmanager
+def unlocked_after(kernel: Kernel, found: tuple[PteMap, Hold]) -> Iterator[PteMap]:
+    """Kernel: pte_unmap_unlock()."""
+    pte, ptl = found
+    yield pte
+    if not kernel.machine.abandoned:
+        ptl.release()
+        pte.unmap()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What rivals tell the kernel's witness: the facts that laws are about and no word holds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mthp.mm.mm_types import Mm
+
+
+class Stored(NamedTuple):
+    """A store by user space, or through a pin or a secondary MMU, reached memory."""
+
+    mm: Mm
+    address: int
+    value: int
+    by: str
+
+
+class Loaded(NamedTuple):
+    """A load by user space, and what it saw."""
+
+    mm: Mm
+    address: int
+    value: int
+    by: str
+
+
+class WalkedNothing(NamedTuple):
+    """The architecture's hook looked for a PTE under a PMD that points to no table."""
+
+    mm: Mm
+    address: int
+    by: str
+
+
+class Zapping(NamedTuple):
+    """[start, end) is being emptied: a load may see nothing there from here on."""
+
+    mm: Mm
+    start: int
+    end: int
+
+
+class Zapped(NamedTuple):
+    """MADV_DONTNEED returned: [start, end) is empty from here on."""
+
+    mm: Mm
+    start: int
+    end: int
+    by: str
+
+
+class Pinned(NamedTuple):
+    """A page of an address is pinned. exclusive: it is that address's alone."""
+
+    mm: Mm
+    address: int
+    page: int
+    exclusive: bool
+
+
+class WriteProtected(NamedTuple):
+    """UFFDIO_WRITEPROTECT returned: no store to address may go unseen."""
+
+    mm: Mm
+    address: int
+
+
+class Halfway(NamedTuple):
+    """An mm is (or is no longer) half built: nobody but its maker may walk it."""
+
+    mm: Mm
+    building: bool
+
+
+class InstructionEnds(NamedTuple):
+    """A CPU holds these translations after a walk."""
+
+    cpu: int
+
+
+class Discarding(NamedTuple):
+    """MADV_FREE of [start, end): a load may see nothing there from here on, or what there was."""
+
+    mm: Mm
+    start: int
+    end: int
+
+
+class Poisoned(NamedTuple):
+    """The memory of a page failed. Its folio keeps the reference of whoever took care of it.
+
+    unmapped: nothing maps it any more, and nothing may again.
+    """
+
+    page: int
+    unmapped: bool
+
+
+class SoftDirtyCleared(NamedTuple):
+    """Stores to [start, end) from here on leave a mark again."""
+
+    mm: Mm
+    start: int
+    end: int
+    by: str
+
+
+class Moving(NamedTuple):
+    """The pages of [start, start + length) move to `to`: what is read there is what was read here."""
+
+    mm: Mm
+    start: int
+    to: int
+    length: int
+    by: str
+
+
+class Registered(NamedTuple):
+    """UFFDIO_REGISTER returned: what is missing in [start, end) is the monitor's to fill."""
+
+    mm: Mm
+    start: int
+    end: int
+
+
+class Gone(NamedTuple):
+    """An mm has no page tables any more: nobody may walk them."""
+
+    mm: Mm

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Giving up swap slots, and swapoff, for which every page comes back. Kernel: mm/swapfile.c."""
+
+from __future__ import annotations
+
+from mthp.machine.step import Access
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PmdPtr, Vma
+from mthp.mm.page_flags import PG_ANON, PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
+from mthp.mm.page_vma_mapped import folio_lock
+from mthp.mm.pgtable import (
+    mm_find_pmd,
+    pmdp_get_lockless,
+    pte_offset_map,
+    pte_offset_map_lock,
+    unlocked_after,
+)
+from mthp.mm.pgtable_types import (
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    Leaf,
+    leaf_kind,
+    mk_pte,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
+from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_add_new_anon_rmap
+from mthp.mm.swap_state import swap_cache_del_folio, swapin_sync
+
+
+def unuse_mm(mm: Mm, address: int) -> None:
+    """Bring one page back. Kernel: mm/swapfile.c, unuse_mm(), unuse_pte_range()."""
+    kernel = mm.kernel
+    with mm.mmap_read_lock():
+        vma = mm.find_vma(address)
+        pmd = mm_find_pmd(mm, address)
+        if vma is None or address < vma.vm_start or pmd is None:
+            return
+        pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), address)
+        if pte is None:
+            return
+        with pte:
+            pteval = pte.get(0)
+        if pte_none(pteval) or pte_present(pteval) or leaf_kind(pteval) is not Leaf.SWAP:
+            return
+        folio = _swap_cache_folio(vma, pmd, address, pteval)
+        if folio is None:
+            return
+        folio_lock(kernel, folio)
+        unuse_pte(vma, pmd, address, pteval, folio)
+        folio_free_swap(kernel, folio)
+        kernel.mem.folio_unlock(folio)
+        kernel.mem.folio_put(folio)
+
+
+def _swap_cache_folio(vma: Vma, pmd: PmdPtr, address: int, pteval: int) -> int | None:
+    """The folio of the entry with a reference, read if need be; None: somebody else deals with it.
+
+    Kernel: mm/swap_state.c, swap_cache_get_folio(), swapin_readahead().
+    """
+    kernel = vma.vm_mm.kernel
+    entry = pte_pfn(pteval)
+    kernel.machine.step(Access.READ, kernel.swap, entry)
+    folio = kernel.swap.cache.get(entry)
+    if folio is not None:
+        return folio if kernel.mem.folio_try_get(folio) else None
+    return swapin_sync(vma.vm_mm, vma, address, pmd, pteval)
+
+
+def unuse_pte(vma: Vma, pmd: PmdPtr, address: int, entry: int, folio: int) -> None:
+    """Map a locked swap cache folio where its entry still stands.
+
+    Kernel: mm/swapfile.c, unuse_pte().
+    """
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    mem = kernel.mem
+    if kernel.swap.cache.get(pte_pfn(entry)) != folio or not mem.test(folio, PG_UPTODATE):
+        return
+    found = pte_offset_map_lock(mm, pmd, address)
+    if found is None:
+        return
+    with unlocked_after(kernel, found) as pte:
+        old = pte.get(0)
+        if old != entry:
+            return
+        mm.counters[MM_SWAPENTS] -= 1
+        mm.counters[MM_ANONPAGES] += 1
+        mem.folio_get(folio)
+        exclusive = old & SWP_EXCLUSIVE != 0
+        if mem.test(folio, PG_ANON):
+            pages = range(folio, folio + 1)
+            folio_add_anon_rmap_ptes(mem, kernel.this_cpu, folio, pages, vma, exclusive=exclusive)
+        else:
+            folio_add_new_anon_rmap(mem, folio, vma, address, exclusive=exclusive)
+        pte.ptes.write(pte.base, mk_pte(folio, old & (SOFT_DIRTY | UFFD_WP)))
+        kernel.machine.step(Access.WRITE, kernel.swap, pte_pfn(entry))
+        kernel.swap.put_users(pte_pfn(entry), 1)
+
+
+def folio_free_swap(kernel: Kernel, folio: int) -> None:
+    """Give up the swap slots of a folio that is in memory; it is dirty from then on. Slots that
+    other PTEs still name stay, and so do those that are being written.
+
+    Caller holds the folio lock. Kernel: mm/swapfile.c, folio_free_swap(), folio_swapcache_freeable().
+    """
+    mem = kernel.mem
+    if mem.flags.test_bits(folio, PG_SWAPCACHE | PG_WRITEBACK) != PG_SWAPCACHE:
+        return
+    kernel.machine.step(Access.READ, kernel.swap, kernel.swap.entry_of[folio])
+    if kernel.swap.folio_maybe_swapped(folio, mem.folio_nr_pages(folio)):
+        return
+    swap_cache_del_folio(kernel, folio)
+    mem.flags.set_bits(folio, PG_DIRTY)
+
+
+def free_swap_cache(kernel: Kernel, folio: int) -> None:
+    """Give up the swap slot of a folio nobody maps any more. Kernel: mm/swap_state.c."""
+    mem = kernel.mem
+    if not mem.test(folio, PG_SWAPCACHE) or mem.folio_mapcount(folio):
+        return
+    if mem.folio_trylock(folio):
+        folio_free_swap(kernel, folio)
+        mem.folio_unlock(folio)

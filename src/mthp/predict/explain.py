@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Why each PTE is not in a folio of the highest enabled order: the last gate or attempt it met.
+
+The scan's and the attempts' answers come from the last full scan's events; the gates between them
+(too few pages for an order) are found by walking the table as mthp_collapse() did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
+from mthp.khugepaged.limits import collapse_max_ptes_none
+from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, max_order_from_offset
+from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
+from mthp.mm.mm_types import Kernel, Vma
+from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
+from mthp.predict.measure import TablePart, populated_parts
+from mthp.predict.passes import TableLog
+from mthp.predict.records import Refusal, Stage
+from mthp.words.results import ScanResult
+from mthp.words.units import MTHP_MIN_ORDER
+
+REASONS = {
+    ScanResult.FAIL: "a page could not be brought in: a guard, poison or unreadable swap entry",
+    ScanResult.NO_PTE_TABLE: "there is no page table here",
+    ScanResult.PMD_MAPPED: "already mapped by its PMD",
+    ScanResult.EXCEED_NONE_PTE: "more empty or zero-page PTEs than max_ptes_none allows",
+    ScanResult.EXCEED_SWAP_PTE: "more swapped-out or marker PTEs than max_ptes_swap allows",
+    ScanResult.EXCEED_SHARED_PTE: "more pages shared with other processes than max_ptes_shared allows",
+    ScanResult.PTE_NON_PRESENT: "an entry is neither empty nor present",
+    ScanResult.PTE_UFFD: "userfaultfd write-protects a page of the table",
+    ScanResult.PTE_MAPPED_HUGEPAGE: "a folio of this order or larger is already in the window",
+    ScanResult.LACK_REFERENCED_PAGE: "too few pages were used lately",
+    ScanResult.PAGE_NULL: "a special or device page",
+    ScanResult.SCAN_ABORT: "pages lie on NUMA nodes too far apart",
+    ScanResult.PAGE_COUNT: "a page has references nobody can explain: pinned, or in an LRU batch",
+    ScanResult.PAGE_LRU: "a page is not on the LRU",
+    ScanResult.PAGE_LOCK: "a page is locked",
+    ScanResult.PAGE_ANON: "a page is not anonymous",
+    ScanResult.PAGE_LAZYFREE: "a page was given up by MADV_FREE and is clean",
+    ScanResult.ANY_PROCESS: "the process is exiting, or THP is disabled for it",
+    ScanResult.VMA_NULL: "the mapping went away",
+    ScanResult.VMA_CHECK: "the mapping may not be collapsed to this order",
+    ScanResult.ADDRESS_RANGE: "the mapping does not span the whole PMD range",
+    ScanResult.DEL_PAGE_LRU: "a page could not be taken off the LRU",
+    ScanResult.ALLOC_HUGE_PAGE_FAIL: "no free block of this order",
+    ScanResult.CGROUP_CHARGE_FAIL: "the memory cgroup is at its limit",
+    ScanResult.COPY_MC: "a page is poisoned and could not be copied",
+}
+"""What each result means, in plain words."""
+
+TOO_FEW = "TOO_FEW_PTES"
+EDGE = "PMD_NOT_SPANNED"
+SUCCEEDED = "collapsed to this order"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a run of PTEs met last."""
+
+    stage: Stage
+    status: str
+    order: int | None
+    reason: str
+
+
+def highest_order(kernel: Kernel, vma: Vma) -> int:
+    """The highest order enabled for a mapping; the PMD order where none is."""
+    orders = sysfs_orders(kernel, vma.vm_flags) & requested_orders(kernel, Tva.KHUGEPAGED)
+    return orders.bit_length() - 1 if orders else kernel.geometry.pmd_order
+
+
+def vma_gate(kernel: Kernel, vma: Vma) -> VmaGate | None:
+    """Why a whole mapping is passed by, None if it is scanned."""
+    if not hugepage_enabled(kernel):
+        return VmaGate.NOT_ENABLED
+    answer = allowable_orders(
+        vma, vma.vm_flags, Tva.KHUGEPAGED, requested_orders(kernel, Tva.KHUGEPAGED)
+    )
+    return answer if isinstance(answer, VmaGate) else None
+
+
+def table_gates(kernel: Kernel, vma: Vma, log: TableLog) -> list[Gate | None]:
+    """The last gate of every PTE of one scanned table."""
+    geometry = kernel.geometry
+    nr = geometry.ptrs_per_pte
+    assert log.scan is not None
+    status = log.scan.status
+    if log.walk is None:
+        gate = Gate(Stage.SCAN, status.string, geometry.pmd_order, REASONS[status])
+        return [gate] * nr
+    gates: list[Gate | None] = [None] * nr
+    base = log.scan.address
+    for offset, order, gate in _walk(kernel, vma, base, log):
+        count = min(1 << order, nr - offset)
+        gates[offset : offset + count] = [gate] * count
+    return gates
+
+
+def _walk(kernel: Kernel, vma: Vma, base: int, log: TableLog) -> Iterator[tuple[int, int, Gate]]:
+    """(offset, order, gate) for each enabled window that mthp_collapse() came to, in its order."""
+    walk = log.walk
+    assert walk is not None
+    geometry = kernel.geometry
+    results = {
+        ((address - base) >> geometry.page_shift, order): result
+        for address, order, result in log.attempts
+    }
+    cc = CollapseControl(Caller.KHUGEPAGED)
+    offset, order = 0, geometry.pmd_order
+    while offset < geometry.ptrs_per_pte:
+        nr_ptes = 1 << order
+        result = results.get((offset, order))
+        if result is not None:
+            reason = SUCCEEDED if result is ScanResult.SUCCEED else REASONS[result]
+            gate = Gate(Stage.ATTEMPT, result.string, order, reason)
+            yield offset, order, gate
+            if result not in NEXT_OFFSET and result not in LOWER_ORDER:
+                rest = offset + nr_ptes
+                if rest < geometry.ptrs_per_pte:
+                    yield (
+                        rest,
+                        geometry.pmd_order,
+                        Gate(
+                            Stage.ATTEMPT,
+                            result.string,
+                            order,
+                            f"the table ended earlier: {reason}",
+                        ),
+                    )
+                return
+        elif walk.enabled_orders >> order & 1:
+            yield (
+                offset,
+                order,
+                _too_few(kernel, cc, walk.present_ptes, offset, order, walk.unmapped),
+            )
+        if result not in NEXT_OFFSET and order > MTHP_MIN_ORDER:
+            lower = walk.enabled_orders & (nr_ptes - 1)
+            if lower:
+                order = lower.bit_length() - 1
+                continue
+        offset += nr_ptes
+        order = max_order_from_offset(offset, geometry.pmd_order)
+
+
+def _too_few(
+    kernel: Kernel, cc: CollapseControl, present: int, offset: int, order: int, unmapped: int
+) -> Gate:
+    nr_ptes = 1 << order
+    occupied = (present >> offset & ((1 << nr_ptes) - 1)).bit_count()
+    if order == kernel.geometry.pmd_order:
+        occupied += unmapped
+    limit = collapse_max_ptes_none(kernel, cc, None, order)
+    if limit is None:
+        reason = "max_ptes_none is neither 0 nor its maximum: no collapse below PMD order"
+    else:
+        reason = f"{'no' if limit == 0 else f'at most {limit}'} empty PTEs allowed in the window"
+    return Gate(Stage.OCCUPANCY, TOO_FEW, order, reason)
+
+
+def explain_vma(
+    kernel: Kernel, vma: Vma, logs: dict[tuple[int, int], TableLog]
+) -> Iterator[Refusal]:
+    """Every refusal of one mapping: each PTE that holds something, and is in no folio of the
+    highest enabled order, belongs to exactly one.
+    """
+    geometry = kernel.geometry
+    refused_vma = vma_gate(kernel, vma)
+    highest = highest_order(kernel, vma)
+    hstart = geometry.pmd_align_up(vma.vm_start)
+    hend = geometry.pmd_addr(vma.vm_end)
+    for part in populated_parts(vma):
+        held, done = _held(kernel, part, highest)
+        wanted = held & ~done
+        if not wanted.any():
+            continue
+        gates: list[Gate | None]
+        pmd_base = geometry.pmd_addr(part.address)
+        log = logs.get((vma.vm_mm.number, pmd_base))
+        if refused_vma is not None:
+            gate = Gate(Stage.VMA, refused_vma.name, None, refused_vma.value)
+            gates = [gate] * part.count
+        elif not hstart <= pmd_base < hend:
+            gates = [Gate(Stage.EDGE, EDGE, None, "the mapping covers its PMD range only in part")]
+            gates *= part.count
+        elif log is None:
+            gates = [
+                Gate(Stage.NOT_SCANNED, "NOT_SCANNED", None, "the last full scan did not get here")
+            ]
+            gates *= part.count
+        else:
+            gates = table_gates(kernel, vma, log)[part.index : part.index + part.count]
+        yield from _runs(vma, part, gates, wanted, geometry.page_size)
+
+
+def _held(
+    kernel: Kernel, part: TablePart, highest: int
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """Per PTE: whether it holds something, and whether that is a folio of the highest order."""
+    if not pmd_is_table(part.pmd):
+        everything = np.ones(part.count, np.bool_)
+        return everything, everything
+    ptes = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()[part.index : part.index + part.count]
+    pfns = np.where(ptes & PRESENT, ptes >> PFN_SHIFT, 0)
+    orders = kernel.mem.order.view()[kernel.mem.head.view()[pfns]]
+    return ptes != 0, (pfns != 0) & (orders >= highest)
+
+
+def _runs(
+    vma: Vma,
+    part: TablePart,
+    gates: list[Gate | None],
+    wanted: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    page_size: int,
+) -> Iterator[Refusal]:
+    """Maximal runs of one gate; holes inside a run belong to its span, not to its pages."""
+    indices = np.flatnonzero(wanted).tolist()
+    first = last = indices[0]
+    pages = 0
+    current = gates[first]
+    for i in [*indices, -1]:
+        if i >= 0 and gates[i] is current:
+            pages += 1
+            last = i
+            continue
+        assert current is not None
+        yield Refusal(
+            pid=vma.vm_mm.number,
+            address=part.address + first * page_size,
+            span=last - first + 1,
+            pages=pages,
+            order=current.order,
+            stage=current.stage,
+            status=current.status,
+            reason=current.reason,
+        )
+        first = last = i
+        pages = 1
+        current = gates[i]

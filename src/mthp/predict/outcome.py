@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a world to a finished record: run it, measure it, explain what did not collapse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mthp.mm.folio import lru_add_drain_all
+from mthp.mm.mm_types import Vma
+from mthp.predict.explain import explain_vma, highest_order, vma_gate
+from mthp.predict.find import with_changes
+from mthp.predict.measure import TlbModel, Usage, measure_vma
+from mthp.predict.passes import Tally, effort, run_full_scans
+from mthp.predict.records import Clock, Outcome, Refusal, VmaUse
+from mthp.words.events import Event
+from mthp.worlds.build import World
+
+
+@dataclass
+class Request:
+    """What to run. passes: full scans, None for the fixed point. on_event: called with each event.
+    on_table: called after each table.
+
+    changes: look for the least change of each refusal. keep: every event is appended to it.
+    """
+
+    target: str
+    source: str
+    profile_reason: str
+    passes: int | None = None
+    tlb: TlbModel = TlbModel.PLAIN
+    changes: bool = True
+    keep: list[Event] | None = None
+    on_event: Callable[[Event], None] | None = None
+    on_table: Callable[[], None] | None = None
+    on_try: Callable[[], None] | None = None
+    assumptions: list[str] = field(default_factory=list)
+    unseen: tuple[str, ...] = ()
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def run_world(world: World, request: Request) -> Outcome:
+    """Run khugepaged over a world and say what it made of it."""
+    began = time.monotonic()
+    kernel = world.kernel
+    vmas = [vma for vma in world.vmas if vma.file is None]
+    before = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
+    tally = Tally(kernel, keep=request.keep, on_event=request.on_event, on_table=request.on_table)
+    run = run_full_scans(kernel, world.khugepaged, tally, request.passes)
+    # As the next wakeup begins: what a refused attempt put back is on the LRU, not in a batch.
+    lru_add_drain_all(kernel.mem, kernel.cpus)
+    after = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
+    logs = tally.last_pass | tally.tables
+    found = [(vma, refusal) for vma in vmas for refusal in explain_vma(kernel, vma, logs)]
+    refusals: tuple[Refusal, ...] = tuple(refusal for _, refusal in found)
+    if request.changes and run.complete:
+        refusals = tuple(with_changes(found, request.on_try))
+    total_before, total_after = _total(before), _total(after)
+    orders = [highest_order(kernel, vma) for vma in vmas if vma_gate(kernel, vma) is None]
+    return Outcome(
+        target=request.target,
+        source=request.source,
+        profile=kernel.profile.name,
+        profile_reason=request.profile_reason,
+        settings=kernel.settings,
+        page_size=kernel.geometry.page_size,
+        pmd_order=kernel.geometry.pmd_order,
+        highest_order=max(orders, default=None),
+        processes=len(kernel.mms),
+        orders_before=total_before.orders(),
+        orders_after=total_after.orders(),
+        memory_added=tally.filled_bytes,
+        copied_bytes=tally.copied_bytes,
+        collapsed_bytes=tally.collapsed_bytes,
+        swapped_in_bytes=tally.swapped_in * kernel.geometry.page_size,
+        successes=effort(tally.succeeded),
+        refused=effort(tally.refused),
+        tlb=request.tlb.value,
+        tlb_before=total_before.translations,
+        tlb_after=total_after.translations,
+        clock=Clock(
+            run.full_scans, run.wakeups, tally.sleeps["scan_sleep"], tally.sleeps["alloc_sleep"]
+        ),
+        fixed_point=run.fixed_point,
+        complete=run.complete,
+        attempts=dict(tally.attempts),
+        counters=_counters(world),
+        refusals=refusals,
+        vmas=tuple(
+            _vma_use(vma, old, new) for vma, old, new in zip(vmas, before, after, strict=True)
+        ),
+        assumptions=tuple(request.assumptions),
+        unseen=request.unseen,
+        warnings=tuple(kernel.warnings.values()),
+        seconds=time.monotonic() - began,
+        extra=request.extra,
+    )
+
+
+def _total(parts: list[Usage]) -> Usage:
+    total = Usage()
+    for part in parts:
+        total.add(part)
+    return total
+
+
+def _vma_use(vma: Vma, before: Usage, after: Usage) -> VmaUse:
+    gate = vma_gate(vma.vm_mm.kernel, vma)
+    return VmaUse(
+        pid=vma.vm_mm.number,
+        start=vma.vm_start,
+        end=vma.vm_end,
+        name=vma.name,
+        gate=gate.value if gate is not None else "",
+        before=dict(sorted(before.bytes.items())),
+        after=dict(sorted(after.bytes.items())),
+        swapped=after.swapped,
+        zero=after.zero,
+    )
+
+
+def _counters(world: World) -> dict[str, dict[str, int]]:
+    """Counters that moved: stats/<order>/<name> as sysfs has them, vmstat, khugepaged."""
+    vmstat = world.kernel.vmstat
+    return {
+        "stats": {
+            f"hugepages-{world.kernel.geometry.size_kb(order)}/stats/{name}": value
+            for (order, name), value in sorted(vmstat.mthp.items())
+            if value
+        },
+        "vmstat": {name: value for name, value in sorted(vmstat.events.items()) if value},
+        "khugepaged": {
+            "full_scans": world.khugepaged.full_scans,
+            "pages_collapsed": world.khugepaged.pages_collapsed,
+        },
+    }

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run full scans to the fixed point, and keep what a report needs of the events.
+
+A full scan that changes no PTE and no folio, started from drained LRU batches, is the fixed point.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from mthp.khugepaged.daemon import Khugepaged
+from mthp.khugepaged.eligibility import hugepage_enabled
+from mthp.mm.mm_types import Kernel
+from mthp.predict.records import Effort
+from mthp.words.events import (
+    Attempt,
+    CollapseHugePage,
+    Copied,
+    Event,
+    KhugepagedScan,
+    OrderWalk,
+    PmdFlush,
+    ScanPmd,
+    Slept,
+    Swapin,
+)
+from mthp.words.results import ScanResult
+
+MAX_FULL_SCANS = 1000
+"""A run that has not come to rest by then is stopped and says so."""
+
+
+_EFFORT: Final = ("attempts", "flushed_bytes", "ipis", "tlb_outside", "allocated")
+
+
+class Interrupted(Exception):
+    """The user asked to stop; raised between two tables."""
+
+
+class PassesDone(Exception):
+    """The full scans that were asked for are done."""
+
+
+@dataclass(slots=True)
+class TableLog:
+    """What the last full scan did with one table. attempts: (address, order, result)."""
+
+    scan: ScanPmd | None = None
+    walk: OrderWalk | None = None
+    attempts: list[tuple[int, int, ScanResult]] = field(default_factory=list)
+
+
+@dataclass
+class Tally:
+    """Consumes events: sums over the whole run, and the log of the full scan under way.
+
+    on_table is called after each scanned table and may raise Interrupted. keep: every event, if a
+    list was given.
+    """
+
+    kernel: Kernel
+    keep: list[Event] | None = None
+    on_event: Callable[[Event], None] | None = None
+    on_table: Callable[[], None] | None = None
+    attempts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    succeeded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_EFFORT, 0))
+    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_EFFORT, 0))
+    collapsed_bytes: int = 0
+    copied_bytes: int = 0
+    filled_bytes: int = 0
+    swapped_in: int = 0
+    sleeps: Counter[str] = field(default_factory=Counter)
+    tables: dict[tuple[int, int], TableLog] = field(default_factory=dict)
+    last_pass: dict[tuple[int, int], TableLog] = field(default_factory=dict)
+    changed: bool = False
+    full_scans: int = 0
+    limit: int = MAX_FULL_SCANS
+    _pending: TableLog = field(default_factory=TableLog)
+    _flush: PmdFlush | None = None
+
+    def __call__(self, event: Event) -> None:
+        if self.keep is not None:
+            self.keep.append(event)
+        if self.on_event is not None:
+            self.on_event(event)
+        match event:
+            case PmdFlush():
+                self._flush = event
+            case CollapseHugePage():
+                self.end_attempt(event)
+            case Attempt():
+                self._flush = None
+            case Copied():
+                page = self.kernel.geometry.page_size
+                self.copied_bytes += event.pages * page
+                self.filled_bytes += event.filled * page
+            case Swapin():
+                self.swapped_in += event.pages
+                self.changed |= event.swapped_in > 0
+            case OrderWalk():
+                self._pending.walk = event
+            case ScanPmd():
+                self._pending.scan = event
+                self.tables[event.mm, event.address] = self._pending
+                self._pending = TableLog()
+                if self.on_table is not None:
+                    self.on_table()
+            case Slept():
+                self.sleeps[event.knob] += event.millisecs
+            case KhugepagedScan():
+                if event.full_scan_finished:
+                    self.full_scans += 1
+                    self.last_pass, self.tables = self.tables, {}
+                    if self.full_scans >= self.limit:
+                        raise PassesDone
+            case _:
+                pass
+
+    def end_attempt(self, event: CollapseHugePage) -> None:
+        """Book one attempt."""
+        self._pending.attempts.append((event.address, event.order, event.status))
+        self.attempts[event.order, event.status.string] += 1
+        size = self.kernel.geometry.order_bytes(event.order)
+        ok = event.status is ScanResult.SUCCEED
+        books = self.succeeded if ok else self.refused
+        books["attempts"] += 1
+        # What could not be charged was allocated all the same.
+        allocated = event.status is not ScanResult.ALLOC_HUGE_PAGE_FAIL
+        books["allocated"] += size if allocated else 0
+        if self._flush is not None:
+            books["flushed_bytes"] += self.kernel.geometry.pmd_size
+            books["ipis"] += self._flush.ipis
+            books["tlb_outside"] += self._flush.ptes_outside
+        if ok:
+            self.collapsed_bytes += size
+            self.changed = True
+
+
+def effort(books: dict[str, int]) -> Effort:
+    """The sums as a record."""
+    return Effort(**books)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended."""
+
+    full_scans: int
+    wakeups: int
+    fixed_point: bool
+    complete: bool
+
+
+def run_full_scans(
+    kernel: Kernel,
+    daemon: Khugepaged,
+    tally: Tally,
+    passes: int | None,
+    most: int = MAX_FULL_SCANS,
+) -> Run:
+    """Wake khugepaged until `passes` full scans are done, or to the fixed point if None, but then
+    for no more than `most` of them.
+
+    A full scan that began within a wakeup did not start from drained batches; two in a row that
+    change nothing are then asked for.
+    """
+    kernel.trace = tally
+    tally.limit = most if passes is None else passes
+    wakeups = quiet = 0
+    drained = True
+    try:
+        while daemon.mm_slots and hugepage_enabled(kernel):
+            if wakeups:
+                daemon.khugepaged_wait_work()
+            drained = daemon.mm_slot is None
+            before = tally.full_scans
+            wakeups += 1
+            daemon.khugepaged_do_scan()
+            if tally.full_scans == before:
+                continue
+            quiet = 0 if tally.changed else quiet + 1
+            tally.changed = False
+            if passes is None and quiet and (drained or quiet > 1):
+                return Run(tally.full_scans, wakeups, fixed_point=True, complete=True)
+    except Interrupted:
+        return Run(tally.full_scans, wakeups, fixed_point=False, complete=False)
+    except PassesDone:
+        # As many as were asked for; a run to the fixed point that got here did not come to rest.
+        at_rest = not tally.changed and (drained or quiet > 0)
+        return Run(tally.full_scans, wakeups, fixed_point=at_rest, complete=passes is not None)
+    return Run(tally.full_scans, wakeups, fixed_point=True, complete=True)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A small world with one table of a larger one, to try a change on."""
+
+from __future__ import annotations
+
+from array import array
+
+from mthp.khugepaged.daemon import Khugepaged
+from mthp.khugepaged.eligibility import hugepage_enabled
+from mthp.mm.mem_map import MemMap
+from mthp.mm.mm_types import Kernel, Vma
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.pgtable import pmd_ptr
+from mthp.mm.pgtable_types import (
+    PFN_SHIFT,
+    PRESENT,
+    Leaf,
+    leaf_kind,
+    mk_pte,
+    pmd_is_table,
+    pmd_pgtable,
+)
+from mthp.mm.swap_table import SwapDevice
+from mthp.predict.passes import Tally, run_full_scans
+from mthp.worlds.build import table_at
+
+_COPIED_PAGES = ("mapcount", "page_flags", "content")
+_COPIED_HEAD = (
+    "flags",
+    "refcount",
+    "large_mapcount",
+    "entire_mapcount",
+    "nr_pages_mapped",
+    "index",
+)
+_TRIAL_FULL_SCANS = 20
+"""More full scans than one table needs to come to rest at every order."""
+
+
+class Trial:
+    """One table of a mapping in a world of its own. table and vma are the copies."""
+
+    def __init__(self, vma: Vma, pmd_addr: int) -> None:
+        source = vma.vm_mm.kernel
+        nodes = [
+            NodeState(
+                {order: len(blocks) + unborn for order, (blocks, unborn) in enumerate(
+                    zip(node.blocks, node.unborn, strict=True)
+                )}
+                if not node.endless
+                else None,
+                node.reserve,
+            )
+            for node in source.mem.allocator.nodes
+        ]  # fmt: skip
+        self.kernel = Kernel(source.settings, source.profile, nr_cpus=1, nodes=nodes)
+        self.kernel.node_reclaim = source.node_reclaim
+        self.kernel.node_reclaim_distance = source.node_reclaim_distance
+        self.kernel.distances = source.distances
+        self.pmd_addr = pmd_addr
+        memcg = vma.vm_mm.memcg
+        if memcg is not None:
+            copied = self.kernel.new_memcg(memcg.name, memcg.limit, memcg.usage.value)
+            copied.reclaimable, copied.defer = memcg.reclaimable, memcg.defer
+            copied.stock = memcg.stock
+        self.mm = self.kernel.new_mm(
+            vma.vm_mm.number, vma.vm_mm.comm, self.kernel.memcgs[0] if memcg else None
+        )
+        self.mm.flags.value = vma.vm_mm.flags.value & ~1
+        end = pmd_addr + source.geometry.pmd_size
+        self.vma = self.mm.mmap(
+            max(vma.vm_start, pmd_addr), min(vma.vm_end, end), vma.vm_flags, file=vma.file
+        )
+        if vma.anon_vma is not None:
+            self.mm.link_anon_vma(self.vma)
+        self._copy_table(vma, pmd_addr)
+
+    def _copy_table(self, vma: Vma, pmd_addr: int) -> None:
+        source = vma.vm_mm.kernel
+        pmd = pmd_ptr(vma.vm_mm, pmd_addr)
+        value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
+        if not pmd_is_table(value):
+            return
+        table = table_at(self.mm, pmd_addr)
+        self.ptes = table.ptes.raw
+        heads: dict[int, int] = {}
+        words = source.tables[pmd_pgtable(value)].ptes.raw
+        first = source.geometry.pte_index(self.vma.vm_start)
+        count = (self.vma.vm_end - self.vma.vm_start) >> source.geometry.page_shift
+        for i in range(first, first + count):
+            word = words[i]
+            pfn = word >> PFN_SHIFT
+            if word & PRESENT and pfn:
+                head = source.mem.head.raw[pfn]
+                if head not in heads:
+                    heads[head] = _copy_folio(source.mem, head, self.kernel.mem)
+                word = mk_pte(heads[head] + pfn - head, word & ((1 << PFN_SHIFT) - 1))
+            elif word and leaf_kind(word) is Leaf.SWAP:
+                self.kernel.swap.users[pfn] = source.swap.users[pfn]
+            self.ptes[i] = word
+        self._copy_swap_cache(source.swap, heads)
+        self.kernel.swap.synchronous = source.swap.synchronous
+        self.kernel.swap.failing = set(source.swap.failing)
+
+    def _copy_swap_cache(self, source: SwapDevice, heads: dict[int, int]) -> None:
+        """The slots of the table's own folios; folios of others are not in a trial world."""
+        mem = self.kernel.mem
+        for head, ours in heads.items():
+            if head in source.entry_of:
+                entry, nr = source.entry_of[head], mem.folio_nr_pages(ours)
+                self.kernel.swap.add_to_cache(entry, ours, nr)
+                named = {
+                    slot: source.users[slot]
+                    for slot in range(entry, entry + nr)
+                    if slot in source.users
+                }
+                self.kernel.swap.users |= named
+
+    def frame(self, i: int) -> int:
+        """The frame PTE i maps, 0 for none or the zero page."""
+        word = self.ptes[i]
+        return word >> PFN_SHIFT if word & PRESENT else 0
+
+    def folio(self, i: int) -> int:
+        """The folio PTE i maps, 0 for none."""
+        return self.kernel.mem.head.raw[self.frame(i)] if self.frame(i) else 0
+
+    def orders(self) -> list[int]:
+        """The order of the folio behind each PTE, -1 where there is none."""
+        pmd = pmd_ptr(self.mm, self.pmd_addr)
+        value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
+        nr = self.kernel.geometry.ptrs_per_pte
+        if value and not pmd_is_table(value):
+            return [self.kernel.geometry.pmd_order] * nr
+        mem = self.kernel.mem
+        return [mem.order.raw[self.folio(i)] if self.frame(i) else -1 for i in range(nr)]
+
+    def run(self) -> Tally:
+        """Scan until nothing changes."""
+        daemon = Khugepaged(self.kernel)
+        tally = Tally(self.kernel)
+        if hugepage_enabled(self.kernel):
+            daemon.khugepaged_enter(self.mm)
+        self.kernel.settings = self.kernel.settings.replace(pages_to_scan=2**32 - 1)
+        run_full_scans(self.kernel, daemon, tally, passes=None, most=_TRIAL_FULL_SCANS)
+        return tally
+
+
+def _copy_folio(source: MemMap, head: int, target: MemMap) -> int:
+    """A folio with its flags and counts, and the references it has, in other frames."""
+    order = source.order.raw[head]
+    nr = 1 << order
+    ours = target.new_frames(source.nid.raw[head], order)
+    target.prep_folio(ours, order)
+    for name in _COPIED_HEAD:
+        getattr(target, name).raw[ours] = getattr(source, name).raw[head]
+    for name in _COPIED_PAGES:
+        row = getattr(source, name).raw
+        getattr(target, name).raw[ours : ours + nr] = array(row.typecode, row[head : head + nr])
+    counts = source.mm_mapcounts.get(head)
+    if counts is not None:
+        target.mm_mapcounts[ours] = dict(counts)
+    return ours

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The fast twins' eyes: a run of PTEs and the folios behind them as arrays.
+
+Arrays may stand in for steps only where nobody watches steps. Each fast twin stands beside its clear
+twin, and does the whole of it or nothing at all: what is not plain is left to the clear one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.mm.mem_map import MemMap
+from mthp.mm.mm_types import Mm
+from mthp.mm.page_flags import (
+    PG_ANON,
+    PG_ISOLATED,
+    PG_LOCKED,
+    PG_LRU,
+    PG_MAPPED_SHARED,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_YOUNG,
+    PG_ZONE_DEVICE,
+)
+from mthp.mm.pgtable import PteMap
+from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, SPECIAL, UFFD_WP, YOUNG
+
+_KIND: Final = PRESENT | UFFD_WP | SPECIAL
+"""Bits that tell a plain page (PRESENT alone) from all else; the zero page is special."""
+_WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
+_UNWANTED: Final = PG_LOCKED | PG_ISOLATED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
+
+_count = np.count_nonzero
+
+
+class PlainPages(NamedTuple):
+    """A run of PTEs that all map plain pages, but for holes (none or zero page).
+
+    words, folios, flags: of the mapped PTEs, the first and the last of their folios. mapped: which
+    PTEs those are; None if all. small: no folio is large.
+    """
+
+    words: NDArray[Any]
+    folios: NDArray[Any]
+    flags: NDArray[Any]
+    mapped: NDArray[np.bool_] | None
+    none_or_zero: int
+    small: bool
+
+    def referenced(self) -> int:
+        """PTEs that folio_pte_referenced() would count."""
+        young = self.words & YOUNG
+        nr_young = int(_count(young))
+        if nr_young == len(young):
+            return nr_young
+        used = self.flags & (PG_REFERENCED | PG_YOUNG)
+        return int(_count(young | used)) if _count(used) else nr_young
+
+
+def may_look_at_once(mm: Mm) -> bool:
+    """Whether arrays may stand in for steps: nobody watches them, and no secondary MMU is asked."""
+    return mm.machine.on_step is None and not mm.notifiers
+
+
+def plain_pages(mem: MemMap, pte: PteMap, nr: int) -> PlainPages | None:
+    """The nr PTEs from pte on, if each is a hole or a page like any other: anonymous, on the LRU,
+    not locked, of one process, with no reference but its mappings'. None if any needs a closer look.
+    """
+    words = pte.ptes.view()[pte.base : pte.base + nr]
+    pfns = words >> PFN_SHIFT
+    mapped = None
+    none_or_zero = int(_count(words & _KIND != PRESENT))
+    if none_or_zero:
+        mapped = pfns != 0
+        holes = words[~mapped]
+        none_or_zero = len(holes)
+        words, pfns = words[mapped], pfns[mapped]
+        markers = _count(holes[holes & PRESENT == 0])
+        if markers or not len(words) or _count(words & _KIND != PRESENT):
+            return None
+    folios = mem.head.view().take(pfns)
+    flags = mem.flags.view().take(folios)
+    if _count(flags & (_WANTED | _UNWANTED) != _WANTED):
+        return None
+    mapcounts = mem.mapcount.view().take(folios)
+    orders = mem.order.view().take(folios)
+    small = not _count(orders)
+    shared = mapcounts > 1
+    if not small:
+        large = orders != 0
+        shared &= ~large
+        mapcounts = np.where(large, mem.large_mapcount.view().take(folios), mapcounts)
+    if _count(shared) or _count(mem.refcount.view().take(folios) != mapcounts):
+        return None
+    return PlainPages(words, folios, flags, mapped, none_or_zero, small)

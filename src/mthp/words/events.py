@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a run leaves behind: the kernel's tracepoints, and what a collapse costs.
+
+Kernel: include/trace/events/huge_memory.h. The kernel's anonymous events carry no address; ours do.
+`mm` is a process id. Everything shown to people is made from these records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from mthp.words.results import ScanResult
+
+NO_PFN = -1
+
+
+class Attempt(NamedTuple):
+    """Entry of collapse_huge_page(), as a kprobe on it sees it."""
+
+    mm: int
+    address: int
+    order: int
+
+
+class ScanPmd(NamedTuple):
+    """mm_khugepaged_scan_pmd: one table was scanned, after its attempts."""
+
+    mm: int
+    address: int
+    scan_pfn: int
+    referenced: int
+    none_or_zero: int
+    status: ScanResult
+    unmapped: int
+
+
+class Isolate(NamedTuple):
+    """mm_collapse_huge_page_isolate."""
+
+    mm: int
+    address: int
+    scan_pfn: int
+    none_or_zero: int
+    referenced: int
+    status: ScanResult
+    order: int
+
+
+class Swapin(NamedTuple):
+    """mm_collapse_huge_page_swapin; ret is printed as the enum's number. swapped_in: faults, each of
+    which may bring a large folio. pages (ours): base pages that came back."""
+
+    mm: int
+    address: int
+    swapped_in: int
+    referenced: int
+    ret: ScanResult
+    order: int
+    pages: int = 0
+
+
+class CollapseHugePage(NamedTuple):
+    """mm_collapse_huge_page: one attempt ended."""
+
+    mm: int
+    address: int
+    isolated: int
+    status: ScanResult
+    order: int
+
+
+class KhugepagedScan(NamedTuple):
+    """mm_khugepaged_scan: one visit to one mm ended."""
+
+    mm: int
+    progress: int
+    full_scan_finished: bool
+
+
+class PmdFlush(NamedTuple):
+    """The whole PMD range was unmapped and flushed for the window [address, address + order).
+
+    ptes_inside, ptes_outside: present PTEs of the table within and outside the window; each may
+    have had a TLB entry on any CPU that ran the process. ipis: sync IPIs sent afterwards.
+    """
+
+    mm: int
+    address: int
+    order: int
+    ptes_inside: int
+    ptes_outside: int
+    ipis: int
+
+
+class Copied(NamedTuple):
+    """A window was copied: pages copied, and holes or zero pages that became memory."""
+
+    mm: int
+    address: int
+    order: int
+    pages: int
+    filled: int
+
+
+class OrderWalk(NamedTuple):
+    """A table passed the scan, and windows are now chosen in it.
+
+    present_ptes: bit i is set if PTE i maps a page. enabled_orders: bitmap of the VMA's orders.
+    """
+
+    mm: int
+    address: int
+    present_ptes: int
+    unmapped: int
+    enabled_orders: int
+
+
+class Slept(NamedTuple):
+    """khugepaged slept: which knob ("scan_sleep" or "alloc_sleep"), for how many milliseconds."""
+
+    knob: str
+    millisecs: int
+
+
+Event = (
+    Attempt
+    | ScanPmd
+    | Isolate
+    | Swapin
+    | CollapseHugePage
+    | KhugepagedScan
+    | PmdFlush
+    | Copied
+    | OrderWalk
+    | Slept
+)
+
+TRACEPOINTS: dict[type, str] = {
+    Attempt: "collapse_huge_page",
+    ScanPmd: "mm_khugepaged_scan_pmd",
+    Isolate: "mm_collapse_huge_page_isolate",
+    Swapin: "mm_collapse_huge_page_swapin",
+    CollapseHugePage: "mm_collapse_huge_page",
+    KhugepagedScan: "mm_khugepaged_scan",
+}
+
+
+def _fields(event: Event) -> str:
+    match event:
+        case Attempt():
+            return f"(collapse_huge_page) address=0x{event.address:x} order={event.order}"
+        case ScanPmd():
+            return (
+                f"mm={event.mm}, scan_pfn=0x{event.scan_pfn & (1 << 64) - 1:x}, "
+                f"referenced={event.referenced}, none_or_zero={event.none_or_zero}, "
+                f"status={event.status.string}, unmapped={event.unmapped}"
+            )
+        case Isolate():
+            return (
+                f"scan_pfn=0x{event.scan_pfn & (1 << 64) - 1:x}, "
+                f"none_or_zero={event.none_or_zero}, referenced={event.referenced}, "
+                f"status={event.status.string}, order={event.order}"
+            )
+        case Swapin():
+            return (
+                f"mm={event.mm}, swapped_in={event.swapped_in}, referenced={event.referenced}, "
+                f"ret={int(event.ret)}, order={event.order}"
+            )
+        case CollapseHugePage():
+            return (
+                f"mm={event.mm}, isolated={event.isolated}, status={event.status.string}, "
+                f"order={event.order}"
+            )
+        case KhugepagedScan():
+            return (
+                f"mm={event.mm}, progress={event.progress}, "
+                f"full_scan_finished={int(event.full_scan_finished)}"
+            )
+        case _:
+            raise TypeError(f"{type(event).__name__} is not a tracepoint")
+
+
+def ftrace(events: Iterable[Event], comm: str = "khugepaged", pid: int = 42) -> Iterator[str]:
+    """Lines as /sys/kernel/tracing/trace prints them, the address added where the kernel omits it.
+
+    The clock is the number of the event in microseconds: the model has no other time.
+    """
+    for number, event in enumerate(events):
+        name = TRACEPOINTS.get(type(event))
+        if name is None:
+            continue
+        text = _fields(event)
+        if not isinstance(event, Attempt | KhugepagedScan):
+            text += f", address=0x{event.address:x}"  # type: ignore[union-attr]
+        seconds, micros = divmod(number, 1_000_000)
+        yield f"{comm:>16}-{pid:<7} [000] ..... {seconds:>5}.{micros:06d}: {name}: {text}"

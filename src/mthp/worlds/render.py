@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Read a world back as a scenario's state strings say it: the reverse of mthp.worlds.build."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mthp.image.runs import (
+    FolioToken,
+    PageKind,
+    PagesState,
+    PteState,
+    PteToken,
+    parse_pte_token,
+)
+from mthp.mm import page_flags as pg
+from mthp.mm.mm_types import Kernel, Vma
+from mthp.mm.page_flags import PAGE_HWPOISON
+from mthp.mm.pgtable import pmd_ptr
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    PFN_SHIFT,
+    PRESENT,
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    Leaf,
+    leaf_kind,
+    pmd_is_table,
+    pmd_none,
+    pmd_pgtable,
+    pte_pfn,
+)
+from mthp.mm.swap_table import swp_offset, swp_type
+from mthp.mm.vm_flags import VM_SOFTDIRTY
+from mthp.worlds.build import PAGE_FLAGS
+
+_NONE = FolioToken(PageKind.NONE)
+_NO_TABLE = PteToken(PteState.NO_TABLE)
+_LETTERS = (("W", WRITE), ("A", YOUNG), ("D", DIRTY), ("U", UFFD_WP))
+_FLAG_ORDER = "lRDLAaCBV"
+_SPECIAL_TYPE = {Leaf.HWPOISON: 24, Leaf.MIGRATION: 26, Leaf.DEVICE: 27}
+
+
+class Renderer:
+    """Renders VMAs of one world; folio identities are numbered in the order they are met."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.identities: dict[int, int] = {}
+
+    def vma(self, vma: Vma) -> tuple[list[FolioToken], list[PteToken]]:
+        """Two tokens for every page of a mapping."""
+        folios: list[FolioToken] = []
+        entries: list[PteToken] = []
+        geometry = self.kernel.geometry
+        nr = geometry.ptrs_per_pte
+        address = vma.vm_start
+        while address < vma.vm_end:
+            first = geometry.pte_index(address)
+            count = min(nr - first, (vma.vm_end - address) >> geometry.page_shift)
+            self.table(vma, address, first, count, folios, entries)
+            address += count << geometry.page_shift
+        return folios, entries
+
+    def table(
+        self,
+        vma: Vma,
+        address: int,
+        first: int,
+        count: int,
+        folios: list[FolioToken],
+        entries: list[PteToken],
+    ) -> None:
+        """The part of one table that belongs to the mapping."""
+        pmd = pmd_ptr(vma.vm_mm, address)
+        value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
+        if pmd_none(value):
+            folios += [_NONE] * count
+            entries += [_NO_TABLE] * count
+            return
+        if not pmd_is_table(value):
+            folios += self.huge(vma, value, first, count)
+            entries += [parse_pte_token("H" + self.letters(value))] * count
+            return
+        ptes = self.kernel.tables[pmd_pgtable(value)].ptes.raw
+        for pte in ptes[first : first + count]:
+            folios.append(self.folio_token(vma, pte))
+            entries.append(self.pte_token(pte))
+
+    def huge(self, vma: Vma, pmd: int, first: int, count: int) -> list[FolioToken]:
+        """The pages behind a huge PMD. pagemap says of all of them "mapped exclusively" or not as it
+        is with the first: the walk does not move on to the next page for that.
+
+        Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp()
+        """
+        pfn = pmd >> PFN_SHIFT
+        if not pfn:
+            return [FolioToken(PageKind.HUGE_ZERO)] * count
+        tokens = [self.page(vma, pfn + i, pmd) for i in range(first, first + count)]
+        exclusive = "x" if "x" in tokens[0].pagemap else ""
+        return [
+            replace(token, pagemap=exclusive + token.pagemap.replace("x", "")) for token in tokens
+        ]
+
+    def letters(self, pte: int) -> str:
+        """P W A D U of a present entry."""
+        return "P" + "".join(letter for letter, bit in _LETTERS if pte & bit)
+
+    def pte_token(self, pte: int) -> PteToken:
+        """What the page table says."""
+        if pte == 0:
+            return parse_pte_token("-")
+        return parse_pte_token(self.letters(pte) if pte & PRESENT else "s")
+
+    def folio_token(self, vma: Vma, pte: int) -> FolioToken:
+        """What pagemap, kpageflags and kpagecount say."""
+        if pte == 0:
+            return _NONE
+        if pte & PRESENT:
+            pfn = pte >> PFN_SHIFT
+            return self.page(vma, pfn, pte) if pfn else FolioToken(PageKind.ZERO)
+        kind = leaf_kind(pte)
+        if kind is Leaf.GUARD:
+            return FolioToken(PageKind.GUARD)
+        return self.swap_token(vma, kind, pte)
+
+    def swap_token(self, vma: Vma, kind: Leaf, pte: int) -> FolioToken:
+        """An entry that is not present."""
+        wp = "w" if pte & UFFD_WP else ""
+        if kind is not Leaf.SWAP:
+            return FolioToken(PageKind.SWAP, swap_type=_SPECIAL_TYPE.get(kind, 31), swap_letters=wp)
+        entry = pte_pfn(pte)
+        clean = not (pte & SOFT_DIRTY or vma.vm_flags & VM_SOFTDIRTY)
+        return FolioToken(
+            PageKind.SWAP,
+            swap_type=swp_type(entry),
+            swap_letters=wp + ("" if pte & SWP_EXCLUSIVE else "f") + ("c" if clean else ""),
+            swap_offset=swp_offset(entry),
+        )
+
+    def page(self, vma: Vma, pfn: int, pte: int) -> FolioToken:
+        """One mapped page of a folio."""
+        mem = self.kernel.mem
+        head = mem.head.raw[pfn]
+        order = mem.order.raw[head]
+        flags = mem.flags.raw[head]
+        letters = "".join(letter for letter in _FLAG_ORDER if flags & PAGE_FLAGS[letter])
+        letters += "P" if mem.page_flags.raw[pfn] & PAGE_HWPOISON else ""
+        letters += "K" if flags & pg.PG_KSM else ""
+        letters += "T" if order else ""
+        letters += "M" if flags & pg.PG_MLOCKED else ""
+        mapcount = mem.mapcount.raw[pfn] + mem.entire_mapcount.raw[head]
+        pagemap = "x" if mapcount == 1 else ""
+        pagemap += "w" if pte & UFFD_WP else ""
+        pagemap += "s" if pte & SOFT_DIRTY or vma.vm_flags & VM_SOFTDIRTY else ""
+        if not order:
+            return FolioToken(PageKind.FOLIO, 0, letters, pagemap, mapcount)
+        identity = self.identities.setdefault(head, len(self.identities))
+        return FolioToken(PageKind.FOLIO, order, letters, pagemap, mapcount, identity, pfn - head)
+
+
+def render_state(kernel: Kernel, vmas: list[Vma]) -> list[PagesState]:
+    """The state of each VMA, folio identities shared among them."""
+    renderer = Renderer(kernel)
+    states = []
+    for vma in vmas:
+        folios, entries = renderer.vma(vma)
+        states.append(PagesState.of_pages(folios, entries, vma.vm_start, kernel.geometry))
+    return states
+
+
+def canonical(states: list[PagesState]) -> list[PagesState]:
+    """The same states with folio identities numbered as they appear, and flags in one order. Offsets
+    of swap entries stay: nothing moves a slot."""
+    names: dict[int, int] = {}
+    result = []
+    for state in states:
+        runs = []
+        for count, token in state.folios:
+            # A base page is its own folio: a record may name it (KSM), the comparison need not.
+            identity = token.folio if token.order else None
+            if identity is not None:
+                identity = names.setdefault(identity, len(names))
+            flags = "".join(sorted(token.flags))
+            # Who else names a slot is known of a record by what it shows, not for itself.
+            runs.append((count, replace(token, folio=identity, flags=flags, swap_outside=0)))
+        result.append(replace(state, folios=tuple(runs)))
+    return result

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every recorded pass of a real 7.3.4 kernel is reproduced in full; the comparer would notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mthp.compare.conformance import (
+    ENDLESS_PAGES_TO_SCAN,
+    Conformance,
+    Mismatch,
+    compare,
+    run_conformance,
+    run_pass,
+    run_scenario,
+)
+from mthp.image.scenario import RecordedPass, Scenario, load
+from mthp.image.scenario_values import Action
+from mthp.laws.at_rest import Census, check_collapse, check_quiescent
+from mthp.words.profiles import V7_3
+from mthp.worlds.build import build_scenario
+
+DATA = Path(__file__).parent.parent / "data"
+FILES = sorted(path.name for path in DATA.glob("*.jsonl.xz"))
+
+
+@cache
+def scenarios(name: str) -> tuple[Scenario, ...]:
+    return tuple(load(DATA / name))
+
+
+def everything() -> Iterator[Scenario]:
+    for name in FILES:
+        yield from scenarios(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_every_recorded_pass_agrees(name: str) -> None:
+    score = run_conformance(scenarios(name), V7_3)
+    assert [mismatch.to_json() for mismatch in score.mismatches[:3]] == []
+    assert score.agreed == score.passes > 0
+
+
+def test_all_records_are_here() -> None:
+    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160
+
+
+LOSES_SOFT_DIRTY = {"hand:softdirty-ro-16k"}
+"""Linux 7.3.4 itself does: below PMD order, in a mapping that may not be written."""
+
+
+@pytest.mark.slow
+def test_recorded_worlds_keep_the_laws() -> None:
+    """Every fourth record: sound when built, and after each pass."""
+    for scenario in list(everything())[::4]:
+        world = build_scenario(scenario, V7_3)
+        world.kernel.settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
+        before = Census(world.kernel)
+        outside = before.outside
+        assert check_quiescent(world.kernel, world.khugepaged, outside) == [], scenario.id
+        for _ in scenario.passes:
+            run_pass(world, scenario)
+            broken = check_quiescent(world.kernel, world.khugepaged, outside)
+            assert broken == [], scenario.id
+            lost = check_collapse(before, world.kernel)
+            assert lost == [] or scenario.id in LOSES_SOFT_DIRTY, scenario.id
+            assert all(each.endswith("lost its soft-dirty mark") for each in lost)
+
+
+# The comparer
+
+
+def find(action: Action) -> Scenario:
+    """A record with events and an outcome worth changing."""
+    for scenario in everything():
+        recorded = scenario.passes[0]
+        if scenario.action is action and recorded.events and recorded.counters:
+            return scenario
+    raise AssertionError
+
+
+def differences(scenario: Scenario, **changed: Any) -> list[Mismatch]:
+    """What is found if the first recorded pass had been another."""
+    recorded = dataclasses.replace(scenario.passes[0], **changed)
+    score = Conformance()
+    run_scenario(dataclasses.replace(scenario, passes=(recorded,)), V7_3, score)
+    assert score.passes == 1
+    assert score.agreed == (not score.mismatches)
+    return score.mismatches
+
+
+@pytest.fixture(scope="module")
+def scan() -> Scenario:
+    return find(Action.KHUGEPAGED)
+
+
+def events_of(recorded: RecordedPass) -> list[dict[str, Any]]:
+    return [dict(event) for event in recorded.events]
+
+
+def test_the_records_as_they_are(scan: Scenario) -> None:
+    assert differences(scan) == []
+
+
+def test_a_changed_event_is_noticed(scan: Scenario) -> None:
+    events = events_of(scan.passes[0])
+    for i, event in enumerate(events[:12]):
+        for key, value in event.items():
+            wrong = [*events]
+            wrong[i] = {**event, key: f"{value}!" if isinstance(value, str) else value + 1}
+            (found,) = differences(scan, events=tuple(wrong))
+            assert found.where == f"events[{i}]"
+            assert (found.expected, found.got) == (wrong[i], event)
+            assert found.to_json()["pass"] == 0
+
+
+def test_a_missing_an_extra_and_a_swapped_event_are_noticed(scan: Scenario) -> None:
+    events = events_of(scan.passes[0])
+    (missing,) = differences(scan, events=tuple(events[:-1]))
+    assert (missing.where, missing.expected) == (f"events[{len(events) - 1}]", None)
+    (extra,) = differences(scan, events=(*events, events[0]))
+    assert (extra.where, extra.got) == (f"events[{len(events)}]", None)
+    (swapped,) = differences(scan, events=(events[-1], *events[:-1]))
+    assert swapped.where == "events[0]"
+
+
+def test_a_changed_counter_is_noticed(scan: Scenario) -> None:
+    counters = {kind: dict(values) for kind, values in scan.passes[0].counters.items()}
+    for wrong in (
+        {},
+        {**counters, "khugepaged": {**counters.get("khugepaged", {}), "full_scans": 2}},
+        {**counters, "vmstat": {"thp_collapse_alloc_failed": 1}},
+        {**counters, "stats": {"9": {"collapse_alloc_failed": 1}}},
+    ):
+        assert [each.where for each in differences(scan, counters=wrong)] == ["counters"]
+
+
+def test_a_changed_errno_is_noticed() -> None:
+    madvise = find(Action.MADVISE_COLLAPSE)
+    right = madvise.passes[0].errno
+    assert right is not None
+    (found,) = differences(madvise, errno=-11 if right == 0 else 0)
+    assert (found.where, found.got) == ("errno", right)
+
+
+def test_a_changed_final_state_is_noticed(scan: Scenario) -> None:
+    final = scan.passes[0].final
+    state = final[0]
+    (count, token), *rest = state.folios
+    marked = dataclasses.replace(token, flags=token.flags + "I")
+    changed = dataclasses.replace(state, folios=((count, marked), *rest))
+    found = differences(scan, final=(changed, *final[1:]))
+    assert [each.where for each in found] == ["final[0].folios"]
+    assert state.ptes is not None
+    (count, entry), *more = state.ptes
+    flipped = entry.letters.replace("D", "") if "D" in entry.letters else entry.letters + "D"
+    ptes = ((count, dataclasses.replace(entry, letters=flipped)), *more)
+    found = differences(scan, final=(dataclasses.replace(state, ptes=ptes), *final[1:]))
+    assert [each.where for each in found] == ["final[0].ptes"]
+
+
+def test_events_and_state_are_both_reported() -> None:
+    scenario = find(Action.KHUGEPAGED)
+    world = build_scenario(scenario, V7_3)
+    world.kernel.settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
+    result = run_pass(world, scenario)
+    assert list(compare(scenario, 0, result)) == []
+    worse = dataclasses.replace(result, events=[], counters={}, errno=-1)
+    assert [each.where for each in compare(scenario, 0, worse)] == [
+        "events[0]",
+        "counters",
+        "errno",
+    ]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The compiled twin searches as the reference does: the same executions, counts, findings and parts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mthp.explore.compiled import jit
+from mthp.explore.compiled.containers import Unrecordable
+from mthp.explore.compiled.explorer import CompiledExplorer, Speed
+from mthp.explore.explore import Explorer, Until
+from tests.litmus.programs import Line, Program, recipe
+from tests.litmus.test_explore import random_program
+
+
+def of_seed(seed: int) -> Callable[[], Program]:
+    return recipe(*random_program(random.Random(seed)))
+
+
+@pytest.mark.parametrize("until", list(Until))
+@pytest.mark.parametrize("seed", range(60))
+def test_random_programs_are_searched_alike(seed: int, until: Until) -> None:
+    reference = Explorer(of_seed(seed), until=until)
+    compiled = CompiledExplorer(of_seed(seed), until=until, speed=Speed.PLAIN)
+    assert compiled.explore() == reference.explore()
+    assert compiled.counts == reference.counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60, 400))
+def test_more_random_programs(seed: int) -> None:
+    test_random_programs_are_searched_alike(seed, Until.END)
+
+
+@pytest.mark.skipif(jit.compiled() is None, reason="Numba is not installed")
+@pytest.mark.parametrize("seed", range(20))
+def test_machine_code_searches_alike(seed: int) -> None:
+    reference = Explorer(of_seed(seed), until=Until.END).explore()
+    compiled = CompiledExplorer(of_seed(seed), until=Until.END, speed=Speed.NUMBA)
+    assert compiled.explore() == reference
+
+
+@pytest.mark.parametrize("seed", [seed for seed in range(40) if seed % 3 == 0])
+def test_one_goes_on_where_the_other_stopped(seed: int) -> None:
+    begun = Explorer(of_seed(seed), until=Until.END, most_executions=2)
+    begun.search()
+    whole = Explorer(of_seed(seed), until=Until.END)
+    whole.search()
+    if begun.part().done:
+        return
+    compiled = CompiledExplorer(
+        of_seed(seed), until=Until.END, part=begun.part(), most_executions=4
+    )
+    reference = Explorer(of_seed(seed), until=Until.END, part=begun.part(), most_executions=4)
+    assert compiled.search() is reference.search()
+    assert compiled.part() == reference.part()
+    for explorer in (Explorer, CompiledExplorer) if not compiled.part().done else ():
+        last: Any = explorer(of_seed(seed), until=Until.END, part=compiled.part())
+        last.search()
+        assert last.part() == whole.part()
+
+
+def test_the_whole_search_again() -> None:
+    lines: list[Line] = [("lock", 0), ("add", 0), ("unlock", 0), ("write", 1)]
+    for _ in range(2):
+        compiled = CompiledExplorer(recipe(lines, lines, lines), until=Until.END)
+        outcome = compiled.explore()
+    replays = compiled.replays
+    assert compiled.again() == outcome
+    assert compiled.replays == replays < outcome.coverage.executions
+
+
+def test_most_steps_cuts_off() -> None:
+    lines: list[Line] = [("add", 0)] * 4
+    reference = Explorer(recipe(lines, lines), until=Until.END, most_steps=5)
+    compiled = CompiledExplorer(recipe(lines, lines), until=Until.END, most_steps=5)
+    outcome = reference.explore()
+    assert outcome.coverage.bound.endswith("executions cut off after 5 steps")
+    assert compiled.explore() == outcome
+
+
+class Hidden(Program):
+    """Its tasks change something that no recorder can see."""
+
+    def __init__(self) -> None:
+        super().__init__([[("read", 0)], [("read", 1)]])
+        self.hidden = iter(range(3))
+
+
+class Aliased(Program):
+    """Its tasks keep a list by another name than the one that others see it by."""
+
+    def body(self, number: int, lines: Any) -> Callable[[], None]:
+        def run() -> None:
+            mine: list[int] = []
+            self.seen[number] = mine
+            self.words.read(0)
+            mine.append(1)
+
+        return run
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    with pytest.raises(Unrecordable, match=r"hidden is a builtins\.range_iterator"):
+        CompiledExplorer(Hidden).explore()
+
+
+def test_a_second_name_is_refused() -> None:
+    with pytest.raises(Unrecordable, match="changed by another name"):
+        CompiledExplorer(lambda: Aliased([[("read", 0)], [("write", 0)]])).explore()

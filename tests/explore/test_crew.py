@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Several processes count and find what one does."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mthp.explore.crew import Crew
+from mthp.explore.explore import Explorer, Stop, Until
+from mthp.explore.part import Key, Part, Standing
+from mthp.explore.tasks import Recipe
+from mthp.races.mutants.collapse import MUTANTS
+from mthp.races.stage import Size
+from mthp.races.variant import applied
+from mthp.races.world import World
+from tests.explore.test_part import TALL, WIDE
+from tests.litmus.programs import recipe
+from tests.litmus.test_explore import random_program
+
+
+def alone(program: Recipe) -> Part:
+    search = Explorer(program, until=Until.END)
+    search.search()
+    return search.part()
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "program",
+    [
+        recipe(*WIDE),
+        recipe(*TALL),
+        recipe(*[[("write", 0)]] * 5),
+        recipe(*random_program(random.Random(5))),
+        World(Size.PMD, "7.3", ("store", "fault")),
+        World(Size.PMD, "7.3", ("migrate", "fork")),
+    ],
+    ids=["wide", "tall", "flat", "random", "store+fault", "migrate+fork"],
+)
+def test_several_processes_are_one_search(program: Recipe, processes: int) -> None:
+    expected = alone(program)
+    used = 0
+
+    def look(crew: Crew) -> bool:
+        nonlocal used
+        used = max(used, len(crew.parts))
+        return True
+
+    crew = Crew(program, processes, go_on=look, turn=0.02)
+    assert crew.search() is Stop.END
+    assert (crew.whole.counts, crew.whole.findings) == (expected.counts, expected.findings)
+    assert used > 1 or expected.counts.executions < 400
+
+
+def test_a_crew_stops_and_another_goes_on() -> None:
+    program = recipe(*WIDE)
+    expected = alone(program)
+    crew = Crew(program, 2, turn=0.001)
+    while not crew.whole.done:
+        crew = Crew(program, 2, crew.parts, turn=0.001, go_on=lambda _: False)
+        crew.search()
+        assert 0 <= Standing.of(crew.parts).fraction <= 1
+    assert (crew.whole.counts, crew.whole.findings) == (expected.counts, expected.findings)
+    assert list(crew.parts) == [Key()]
+
+
+def test_a_crew_stops_at_the_first_breach() -> None:
+    mutant = MUTANTS["A2"]
+    with applied(mutant.edits):
+        crew = Crew(mutant.world, 2, until=Until.FIRST, turn=0.01)
+        assert crew.search() is Stop.FIRST
+    laws = {each.broken.law for part in crew.parts.values() for each in part.findings}
+    assert laws & mutant.laws
+
+
+def test_where_a_search_stands() -> None:
+    search = Explorer(recipe(*TALL), until=Until.END, most_executions=20)
+    search.search()
+    part = search.part()
+    standing = Standing.of({Key(): part})
+    assert standing.executions == 20
+    assert standing.depth == len(part.places)
+    assert 0 < standing.left <= standing.depth
+    assert standing.total == 20 / standing.fraction
+    assert Standing.of({Key(): Part()}).total == float("inf")

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Frames: split, merge, compaction, blocks nobody has had yet; none is lost or given twice."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mthp.mm.mm_types import Kernel
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.page_counter import MemCgroup
+from mthp.words.settings import Settings
+from mthp.words.units import Geometry
+from tests.small_worlds import TINY, World, small
+
+
+def kernel(*nodes: NodeState) -> Kernel:
+    return Kernel(nodes=nodes or (NodeState(),))
+
+
+def test_an_endless_node_gives_aligned_frames() -> None:
+    made = kernel()
+    for order in (0, 3, 0, 9, 10):
+        folio = made.mem.folio_alloc(order)
+        assert folio is not None
+        assert folio % (1 << order) == 0
+        assert folio > 0
+
+
+def test_a_block_is_split_and_merges_again() -> None:
+    made = kernel(NodeState({4: 1}))
+    node = made.mem.allocator.nodes[0]
+    pages = [made.mem.folio_alloc(0) for _ in range(16)]
+    assert None not in pages
+    assert made.mem.folio_alloc(0) is None
+    for page in pages:
+        assert page is not None
+        made.mem.folio_put(page)
+    assert node.free_frames() == 16
+    assert made.mem.folio_alloc(4, compact=False) is None  # all on the per-CPU list
+    node.drain()
+    assert [order for order, blocks in enumerate(node.blocks) if blocks] == [4]
+    assert made.mem.folio_alloc(4, compact=False) is not None
+
+
+def test_freed_buddies_merge_to_the_largest_order() -> None:
+    made = kernel()
+    node = made.mem.allocator.nodes[0]
+    folio = made.mem.folio_alloc(5)
+    assert folio is not None
+    made.mem.folio_put(folio)
+    node.endless = False
+    pages = [made.mem.folio_alloc(0) for _ in range(32)]
+    assert sorted(page for page in pages if page is not None) == list(range(folio, folio + 32))
+    for page in pages:
+        assert page is not None
+        made.mem.folio_put(page)
+    node.drain()
+    assert [len(blocks) for blocks in node.blocks] == [0] * 5 + [1] + [0] * 5
+
+
+def test_without_compaction_a_block_must_be_there() -> None:
+    made = kernel(NodeState({2: 4}))
+    assert made.mem.folio_alloc(4, compact=False) is None
+    assert made.mem.folio_alloc(4, compact=True) is not None
+    assert made.mem.allocator.nodes[0].free_frames() == 0
+
+
+def test_compaction_needs_as_many_frames() -> None:
+    made = kernel(NodeState({0: 7, 3: 1}))
+    assert made.mem.folio_alloc(4) is None
+    assert made.mem.allocator.nodes[0].free_frames() == 15
+    assert made.mem.folio_alloc(3, compact=False) is not None
+
+
+def test_the_reserve_is_never_handed_out() -> None:
+    made = kernel(NodeState({4: 2}, reserve=16))
+    assert made.mem.folio_alloc(4) is not None
+    assert made.mem.folio_alloc(0) is None
+
+
+def test_the_wanted_node_comes_first_then_those_allowed() -> None:
+    made = kernel(NodeState({4: 1}), NodeState({4: 1}), NodeState({4: 1}))
+    mem = made.mem
+    nodes = [mem.folio_alloc(4, 1, frozenset({2})) for _ in range(2)]
+    assert [mem.nid.raw[folio] for folio in nodes if folio is not None] == [1, 2]
+    assert mem.folio_alloc(4, 1, frozenset({2})) is None
+    last = mem.folio_alloc(4, 1)
+    assert last is not None
+    assert mem.nid.raw[last] == 0
+
+
+def test_a_geometry_with_large_pmds_has_blocks_of_that_order() -> None:
+    made = Kernel(Settings(geometry=Geometry(16, 13)), nodes=(NodeState({13: 1}),))
+    assert made.mem.folio_alloc(13) is not None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(st.integers(0, 6), st.integers(0, 3)),
+    st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 9)), max_size=60),
+)
+def test_frames_are_conserved(free: dict[int, int], actions: list[tuple[int, bool, int]]) -> None:
+    """Free and used frames always add up, and nothing is in two places."""
+    made = kernel(NodeState(free))
+    mem, node = made.mem, made.mem.allocator.nodes[0]
+    total = sum(count << order for order, count in free.items())
+    used: list[tuple[int, int]] = []
+    for order, compact, which in actions:
+        if used and which < 4:
+            folio, _ = used.pop(which % len(used))
+            mem.folio_put(folio)
+        else:
+            taken = mem.folio_alloc(order, compact=compact)
+            if taken is not None:
+                used.append((taken, order))
+            elif compact:
+                assert node.free_frames() < 1 << order
+        assert node.free_frames() + sum(1 << order for _, order in used) == total
+        frames = [f for folio, order in used for f in range(folio, folio + (1 << order))]
+        frames += [
+            f
+            for order, blocks in enumerate(node.blocks)
+            for b in blocks
+            for f in range(b, b + (1 << order))
+        ]
+        frames += [
+            frame
+            for order, freed in node.pcp.items()
+            for first in freed
+            for frame in range(first, first + (1 << order))
+        ]
+        assert len(frames) == len(set(frames))
+
+
+def test_small_sources_do_not_become_the_next_window() -> None:
+    """Freed pages lie on the per-CPU list. With defrag they are drained and merge; without, the
+    allocation fails though 32 frames and more are free."""
+    for defrag, collapsed in ((False, 2), (True, 4)):
+        world = World(geometry=Geometry(12, 6), orders={4}, free={4: 2}, defrag=defrag)
+        vma = world.vma(small(64))
+        world.scan()
+        assert world.orders(vma).count(4) == collapsed
+        assert world.kernel.vmstat.mthp[4, "collapse_alloc_failed"] == 4 - collapsed
+
+
+def test_a_refused_pmd_folio_is_not_split_for_smaller_windows() -> None:
+    """It goes to the per-CPU list of its own order."""
+    made = kernel(NodeState({9: 1}))
+    folio = made.mem.folio_alloc(9, compact=False)
+    assert folio is not None
+    made.mem.folio_put(folio)
+    assert made.mem.folio_alloc(4, compact=False) is None
+    assert made.mem.folio_alloc(9, compact=False) == folio
+
+
+def test_a_collapse_gives_back_what_it_took() -> None:
+    """16 small pages made a folio of 16: of 32 free frames, 16 and the 16 sources are left."""
+    world = World(geometry=TINY, free={4: 2})
+    world.vma(small(16))
+    world.scan()
+    assert world.mem.allocator.nodes[0].free_frames() == 32
+
+
+def group(limit: int | None, usage: int = 0) -> MemCgroup:
+    return kernel().new_memcg("g", limit, usage)
+
+
+def test_charges_stop_at_the_limit() -> None:
+    memcg = group(10, 4)
+    assert memcg.charge(6)
+    assert not memcg.charge(1)
+    memcg.uncharge(3)
+    assert memcg.charge(3)
+    assert memcg.usage.value == 10
+    assert group(None).charge(1 << 40)
+
+
+def test_reclaim_makes_room_while_it_can() -> None:
+    memcg = group(10, 10)
+    memcg.reclaimable = 3
+    assert memcg.charge(2)
+    assert (memcg.usage.value, memcg.reclaimable) == (10, 1)
+    assert not memcg.charge(2)
+    assert (memcg.usage.value, memcg.reclaimable) == (10, 1)
+
+
+def test_a_folio_is_uncharged_when_it_is_freed() -> None:
+    world = World(geometry=TINY)
+    memcg = world.kernel.new_memcg("g", limit=16)
+    vma = world.vma(small(15), small(refs=1), mm=world.process(memcg))
+    world.collapse(vma)
+    assert memcg.usage.value == 0
+    world.mem.refcount.raw[world.folio(vma, 15)] -= 1
+    world.khugepaged.khugepaged_do_scan()
+    assert memcg.usage.value == 16
+
+
+def test_another_allowed_node_with_a_block_comes_before_compaction() -> None:
+    """mm/page_alloc.c, __alloc_frozen_pages_noprof(): the freelists of all nodes, then slowpath."""
+    made = kernel(NodeState({0: 16}), NodeState({4: 1}))
+    ties = frozenset({0, 1})
+    nodes = [made.mem.folio_nid(made.mem.folio_alloc(4, 0, ties) or 0) for _ in range(2)]
+    assert nodes == [1, 0]
+    assert made.mem.folio_alloc(4, 0, ties) is None
+
+
+def test_blocks_do_not_merge_beyond_the_largest() -> None:
+    made = kernel(NodeState({6: 1}, largest=5))
+    node = made.mem.allocator.nodes[0]
+    whole = [made.mem.folio_alloc(4) for _ in range(4)]
+    for folio in whole:
+        assert folio is not None
+        made.mem.folio_put(folio)
+    assert [len(blocks) for blocks in node.blocks[4:7]] == [0, 2, 0]
+    assert made.mem.folio_alloc(6, compact=False) is None
+    assert made.mem.folio_alloc(5, compact=False) is not None

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The least change is the one a person would make, and it does let the pages in."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from mthp.image.runs import PagesState, parse_folio_token, parse_pte_token, parse_runs
+from mthp.image.scenario import Scenario
+from mthp.image.scenario_values import Advice, ScenarioVma
+from mthp.predict.find import find_change
+from mthp.predict.outcome import Request, run_world
+from mthp.predict.passes import Interrupted
+from mthp.predict.records import Outcome, Verified
+from mthp.words.profiles import V7_3
+from mthp.words.settings import Enabled
+from mthp.worlds.build import build_scenario
+from tests.predict.test_explain import scenarios
+
+START = 1 << 40
+
+
+_OF_WORLD = ("free_blocks", "largest_block", "memcg")
+
+
+def scenario(
+    folios: str, ptes: str, *, orders: dict[int, Enabled], advice: Advice | None = None,
+    enabled: Enabled = Enabled.MADVISE, **fields: object,
+) -> Scenario:  # fmt: skip
+    base = scenarios()[0]
+    settings = base.settings.replace(
+        sizes={order: orders.get(order, Enabled.NEVER) for order in base.settings.sizes},
+        enabled=enabled,
+        **{k: v for k, v in fields.items() if k.startswith("max_") or k == "defrag"},
+    )
+    state = PagesState(
+        512, parse_runs(folios, parse_folio_token), parse_runs(ptes, parse_pte_token)
+    )
+    rest = {k: v for k, v in fields.items() if not k.startswith("max_") and k != "defrag"}
+    world_fields: dict[str, Any] = {k: rest.pop(k) for k in _OF_WORLD if k in rest}
+    vma = ScenarioVma(START, 512, state, advice=advice, **rest)  # type: ignore[arg-type]
+    return dataclasses.replace(
+        base,
+        settings=settings,
+        vmas=(vma,),
+        passes=(),
+        target=0,
+        **world_fields,
+    )
+
+
+def outcome(of: Scenario) -> Outcome:
+    return run_world(build_scenario(of, V7_3), Request("t", "s", "r"))
+
+
+FULL = "512:F0.RLaB.xs.m1", "512:PWAD"
+ALWAYS, MADVISE, INHERIT = Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT
+
+
+@pytest.mark.parametrize(
+    ("of", "change"),
+    [
+        (scenario(*FULL, orders={9: ALWAYS}, pins=((7, 1),)), "clear 1 pinned page"),
+        (scenario(*FULL, orders={9: ALWAYS}, pins=((7, 3),)), "clear 3 pinned pages"),
+        (scenario(*FULL, orders={9: ALWAYS}, locked=((7, 1),)), "unlock 1 page"),
+        (scenario(*FULL, orders={9: ALWAYS}, off_lru=((7, 1),)), "put 1 page back on the LRU"),
+        (
+            scenario("500:F0.RLaB.xs.m1 12:-", "500:PWAD 12:-", orders={9: ALWAYS}, max_ptes_none=5),
+            "raise max_ptes_none to 12",
+        ),
+        (
+            scenario("500:F0.RLaB.xs.m1 12:W0", "500:PWAD 12:s", orders={9: ALWAYS}, max_ptes_swap=5),
+            "raise max_ptes_swap to 12",
+        ),
+        (
+            scenario(
+                "500:F0.RLaB.xs.m1 12:F0.RLaB.s.m2", "512:PWAD", orders={9: ALWAYS},
+                max_ptes_shared=5,
+            ),
+            "raise max_ptes_shared to 12",
+        ),
+        (scenario(*FULL, orders={9: MADVISE}), "MADV_HUGEPAGE on the mapping"),
+        (scenario(*FULL, orders={9: INHERIT}), "MADV_HUGEPAGE on the mapping"),
+        (scenario(*FULL, orders={}, enabled=Enabled.NEVER), "enable 2048kB"),
+        (scenario(*FULL, orders={9: ALWAYS}, advice=Advice.NOHUGEPAGE), "drop MADV_NOHUGEPAGE"),
+        (
+            scenario(
+                "512:F0.RaL.xs.m1", "512:PWA", orders={9: ALWAYS}),
+            "write to 512 pages that MADV_FREE gave up",
+        ),
+        (
+            scenario("16:F0.RLaB.xs.m1 496:-", "16:PWAD 496:-", orders={9: ALWAYS}, max_ptes_none=0),
+            "raise max_ptes_none to 496",
+        ),
+        (scenario("512:F0.LaB.xs.m1", "512:PWD", orders={9: ALWAYS}), "touch 1 page"),
+        (
+            scenario(
+                "511:F0.RLaB.xs.m1 1:G", "511:PWAD 1:s", orders={9: ALWAYS}, max_ptes_none=511,),
+            "remove 1 guard or poison entry",
+        ),
+        (
+            scenario(*FULL, orders={9: ALWAYS}, free_blocks={0: 600}, defrag=False),
+            "set khugepaged/defrag to 1",
+        ),
+    ],
+)  # fmt: skip
+def test_least_changes(of: Scenario, change: str) -> None:
+    refusals = outcome(of).refusals
+    assert refusals[0].change == change, refusals
+    assert refusals[0].verified is Verified.RUN
+
+
+def test_a_smaller_size_is_offered() -> None:
+    """64kB of pages, one size of 2048kB with no holes allowed."""
+    of = scenario(
+        "16:F0.RLaB.xs.m1 496:-", "16:PWAD 496:-", orders={9: ALWAYS, 5: ALWAYS}, max_ptes_none=0
+    )
+    assert outcome(of).refusals[0].change == "enable 64kB"
+
+
+def test_a_pin_that_vetoes_a_table_that_cannot_collapse_whole() -> None:
+    """Most of it can: the change says for how much."""
+    of = scenario(
+        "256:Z 256:F0.RLaB.xs.m1", "256:PA 256:PWAD", orders={4: ALWAYS}, pins=((300, 1),)
+    )
+    refusal = outcome(of).refusals[0]
+    assert refusal.change.startswith("clear 1 pinned page")
+
+
+@pytest.mark.slow
+def test_knobs_do_what_is_said_in_a_world_of_their_own() -> None:
+    """Independent of trials: the same record with the settings changed, from its first state."""
+    checked = 0
+    for record in scenarios()[::20]:
+        if len(record.vmas) > 1 or record.vmas[0].pages > 512:
+            continue
+        world = build_scenario(record, V7_3)
+        result = run_world(world, Request("t", "s", "r", changes=False))
+        for refusal in result.refusals[:3]:
+            change = find_change(world.vmas[0], refusal)
+            knobs = re.findall(r"raise (max_ptes_\w+) to (\d+)", change)
+            sizes = re.findall(r"enable (\d+)kB", change)
+            if not change or len(knobs) + len(sizes) != change.count(" and ") + 1 or "," in change:
+                continue
+            kernel = world.kernel
+            settings = kernel.settings.replace(**{name: int(n) for name, n in knobs})
+            for kb in sizes:
+                order = (int(kb) // 4).bit_length() - 1
+                settings = settings.replace(sizes={**settings.sizes, order: Enabled.ALWAYS})
+            old, kernel.settings = kernel.settings, settings
+            again = run_world(world, Request("t", "s", "r", changes=False))
+            assert again.collapsed_bytes >= refusal.pages * 4096 or again.swapped_in_bytes, (
+                record.id, refusal, change,
+            )  # fmt: skip
+            kernel.settings = old
+            checked += 1
+            break
+    assert checked >= 4
+
+
+def test_an_interrupt_keeps_what_was_found() -> None:
+    """The second world that is tried is one too many: the refusals stand, without their change."""
+    tried = []
+
+    def on_try() -> None:
+        tried.append(1)
+        if len(tried) > 1:
+            raise Interrupted
+
+    of = scenario("500:F0.RLaB.xs.m1 12:W0", "500:PWAD 12:s", orders={9: ALWAYS}, max_ptes_swap=5,
+                  pins=((7, 1),))  # fmt: skip
+    world = build_scenario(of, V7_3)
+    result = run_world(world, Request("t", "s", "r", on_try=on_try))
+    assert [(r.change, r.verified) for r in result.refusals] == [("", Verified.NONE)]
+    assert len(tried) == 2
