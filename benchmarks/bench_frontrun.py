@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.explorers import Search, explorers
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 MODEL = Path(__file__).parent / "threads" / "collapse_fault.py"
 ROUNDS = 3
@@ -60,7 +60,7 @@ def theirs(command: str) -> Speed:
     return Speed(document["executions"], document["seconds"], finished)
 
 
-def ours(run: Search, world: World) -> Speed:
+def ours(run: Search, world: RaceWorld) -> Speed:
     """The whole search, again and again for some seconds."""
     executions = 0
     begin = time.perf_counter()
@@ -72,7 +72,7 @@ def ours(run: Search, world: World) -> Speed:
 def main() -> None:
     """Print a row for each."""
     command = frontrun_command()
-    world = World.parse("pmd", "7.3", ("fault",))
+    world = RaceWorld.parse("pmd", "7.3", ("fault",))
     runs = explorers()
     for run in runs.values():
         run(world)  # what is compiled or learnt once is not counted

@@ -23,7 +23,7 @@ from benchmarks.spin_peer import (
     observed,
     search,
 )
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 REPEAT = 15
 PATIENCE = 5.0
@@ -95,7 +95,7 @@ class Compared:
     alone: float
 
 
-def in_turns(run: Search, world: World, best: Verifier) -> Compared:
+def in_turns(run: Search, world: RaceWorld, best: Verifier) -> Compared:
     """Ours and pan's, one after the other. What is compiled once is not counted, for either."""
     first = timed(lambda: run(world), 1)
     times: list[float] = []
@@ -111,7 +111,7 @@ def in_turns(run: Search, world: World, best: Verifier) -> Compared:
     return Compared(median(times), first, median(whole), median(alone))
 
 
-def same_ends(world: World, names: tuple[str, ...], folder: Path, run: Search) -> int:
+def same_ends(world: RaceWorld, names: tuple[str, ...], folder: Path, run: Search) -> int:
     """How many final states there are; RuntimeError unless both searches have the same."""
     theirs = search(build(folder, (*names, "OBSERVE"))).finals
     ours: set[str] = set()
@@ -127,7 +127,7 @@ def main() -> None:
     print("| world, rivals | search | size | time | x pan | x pan's search alone | compiling |")
     print("|---|---|--:|--:|--:|--:|--:|")
     for (size, rivals), names in WORLDS.items():
-        world = World.parse(size, "7.3", rivals)
+        world = RaceWorld.parse(size, "7.3", rivals)
         what = f"{size}, {' + '.join(rivals)}"
         with tempfile.TemporaryDirectory() as folder:
             every = list(verifiers(Path(folder), names))

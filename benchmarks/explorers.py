@@ -9,10 +9,10 @@ from typing import Any
 from mthp.explore.compiled import jit
 from mthp.explore.compiled.explorer import CompiledExplorer, Speed
 from mthp.explore.explore import Explorer, Until
-from mthp.explore.outcome import Kind, Outcome
+from mthp.explore.outcome import Extent, SearchOutcome
 from mthp.explore.tasks import Recipe
 
-Search = Callable[[Recipe], Outcome]
+Search = Callable[[Recipe], SearchOutcome]
 
 
 def explorers() -> dict[str, Search]:
@@ -33,7 +33,7 @@ class _Kept:
         self.speed = speed
         self._explorers: dict[Recipe, CompiledExplorer] = {}
 
-    def __call__(self, recipe: Recipe) -> Outcome:
+    def __call__(self, recipe: Recipe) -> SearchOutcome:
         explorer = self._explorers.get(recipe)
         if explorer is not None:
             return _exhaustive(explorer.again())
@@ -45,11 +45,11 @@ class _Kept:
         return _exhaustive(outcome)
 
 
-def _explored(explorer: Any, recipe: Recipe) -> Outcome:
+def _explored(explorer: Any, recipe: Recipe) -> SearchOutcome:
     return _exhaustive(explorer(recipe, until=Until.END).explore())
 
 
-def _exhaustive(outcome: Outcome) -> Outcome:
-    if outcome.coverage.kind is not Kind.EXHAUSTIVE:
+def _exhaustive(outcome: SearchOutcome) -> SearchOutcome:
+    if outcome.coverage.kind is not Extent.EXHAUSTIVE:
         raise RuntimeError("the search is not exhaustive")
     return outcome

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mthp.explore.tasks import Op
+from mthp.explore.tasks import NextStep
 from mthp.machine.step import Access, Task
 from mthp.mm.page_flags import PG_ISOLATED
 from mthp.mm.pgtable_types import PFN_SHIFT, pmd_trans_huge
-from mthp.mm.reports import Loaded
+from mthp.mm.reports import LoadedFrom
 from mthp.races.stage import Stage
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 MODEL: Final = Path(__file__).parent / "spin" / "collapse_fault.pml"
 WORLDS: Final = {
@@ -134,7 +134,7 @@ class Observed:
         return self.stage.broken
 
     def _said(self, said: object) -> None:
-        if isinstance(said, Loaded):
+        if isinstance(said, LoadedFrom):
             self.loaded[said.by] = said.value
         self._witness(said)
 
@@ -150,7 +150,7 @@ class Observed:
         """As the stage."""
         self.stage.raised(task, error)
 
-    def stuck(self, waiting: Sequence[tuple[Task, Op]]) -> None:
+    def stuck(self, waiting: Sequence[tuple[Task, NextStep]]) -> None:
         """As the stage."""
         self.stage.stuck(waiting)
 
@@ -216,6 +216,6 @@ def _joined(values: Sequence[object]) -> str:
     return "".join(f"{value}," for value in values)
 
 
-def observed(world: World, finals: set[str]) -> Callable[[], Observed]:
+def observed(world: RaceWorld, finals: set[str]) -> Callable[[], Observed]:
     """A recipe whose executions leave their final states in `finals`."""
     return lambda: Observed(world(), finals)

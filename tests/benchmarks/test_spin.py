@@ -12,8 +12,8 @@ from benchmarks.spin_peer import MUTANTS, WORLDS, build, observed, search
 from mthp.check.check import check_world
 from mthp.check.search import Budget
 from mthp.explore.explore import Explorer, Until
-from mthp.explore.outcome import Kind
-from mthp.races.world import World
+from mthp.explore.outcome import Extent
+from mthp.races.world import RaceWorld
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,9 +29,9 @@ def test_both_searches_end_in_the_same_states(
 ) -> None:
     theirs = search(build(tmp_path, (*WORLDS[size, rivals], "OBSERVE")))
     ours: set[str] = set()
-    recipe = observed(World.parse(size, "7.3", rivals), ours)
+    recipe = observed(RaceWorld.parse(size, "7.3", rivals), ours)
     outcome = Explorer(recipe, until=Until.END).explore()
-    assert outcome.coverage.kind is Kind.EXHAUSTIVE
+    assert outcome.coverage.kind is Extent.EXHAUSTIVE
     assert (theirs.broken, outcome.findings) == ("", ())
     assert len(ours) > 2
     assert theirs.finals == ours
@@ -42,7 +42,7 @@ def test_both_searches_end_in_the_same_states(
 def test_both_break_where_the_same_rule_is_taken_away(
     size: str, rivals: tuple[str, ...], mutant: str, tmp_path: Path
 ) -> None:
-    ours = check_world(World.parse(size, "7.3", rivals), Budget(), mutant)
+    ours = check_world(RaceWorld.parse(size, "7.3", rivals), Budget(), mutant)
     names = (*WORLDS[size, rivals], f"MUTANT_{MUTANTS[mutant]}")
     assert bool(search(build(tmp_path, names)).broken) == (not ours.clean)
     assert ours.clean == (mutant not in ("A7", "A13"))

@@ -10,14 +10,14 @@ from mthp.explore.outcome import Schedule
 from mthp.explore.replay import Replay
 from mthp.mm.pgtable_types import pmd_trans_huge
 from mthp.races.stage import Stage
-from mthp.races.world import World as OurWorld
+from mthp.races.world import RaceWorld
 
 
 def our_end(schedule: str) -> Stage:
     stages: list[Stage] = []
 
     def recipe() -> Stage:
-        stages.append(OurWorld.parse("pmd", "7.3", ("fault",))())
+        stages.append(RaceWorld.parse("pmd", "7.3", ("fault",))())
         return stages[0]
 
     assert Replay(recipe, Schedule.parse(schedule)).run() == []

@@ -15,20 +15,20 @@ from mthp.check import rows as rows_module
 from mthp.check.check import check_world
 from mthp.check.jobs import Jobs
 from mthp.check.rows import Result, Rows, RowsError, engine
-from mthp.check.scorecard import Job
+from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import Budget, Care
 from mthp.races.mutants.collapse import HALVES, MUTANTS
 from mthp.races.stage import Size
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
-PAIR = Job(World(Size.PMD, "7.3", ("store", "fault")), Budget())
+PAIR = ScorecardRow(RaceWorld(Size.PMD, "7.3", ("store", "fault")), Budget())
 SEVERAL = [
     PAIR,
-    Job(World(Size.PMD, "7.3", ("gup",)), Budget()),
-    Job(World(Size.PMD, "v16", ("migrate",)), Budget()),
-    Job(World(Size.WINDOW, "7.3", ("migrate-neighbour",)), Budget(), "A16"),
-    Job(MUTANTS["A2"], Budget()),
-    Job(HALVES[0], Budget()),
+    ScorecardRow(RaceWorld(Size.PMD, "7.3", ("gup",)), Budget()),
+    ScorecardRow(RaceWorld(Size.PMD, "v16", ("migrate",)), Budget()),
+    ScorecardRow(RaceWorld(Size.WINDOW, "7.3", ("migrate-neighbour",)), Budget(), "A16"),
+    ScorecardRow(MUTANTS["A2"], Budget()),
+    ScorecardRow(HALVES[0], Budget()),
 ]
 
 
@@ -36,7 +36,7 @@ def timeless(result: Result) -> Result:
     return replace(result, seconds=0.0)
 
 
-def plain(jobs: Sequence[Job]) -> dict[str, Result]:
+def plain(jobs: Sequence[ScorecardRow]) -> dict[str, Result]:
     return {job.key: timeless(job.run()) for job in jobs}
 
 
@@ -64,7 +64,7 @@ def test_a_world_goes_on_where_it_was_stopped(seed: int, tmp_path: Path) -> None
 
 
 def test_several_worlds_go_on_on_all_cores(tmp_path: Path) -> None:
-    found: list[tuple[Job, Result]] = []
+    found: list[tuple[ScorecardRow, Result]] = []
     turns = 0
     while len(found) < len(SEVERAL):
         rows = Rows(tmp_path / "file", "several")
@@ -85,7 +85,7 @@ def test_what_one_core_does_not_finish_all_do() -> None:
 def test_a_bound_can_be_moved(tmp_path: Path) -> None:
     def run(executions: int | None) -> Result:
         rows = Rows(tmp_path / "file", "one world")
-        job = Job(PAIR.what, Budget(executions))
+        job = ScorecardRow(PAIR.what, Budget(executions))
         ((_, result),) = Jobs([job], processes=1, rows=rows).run()
         return result
 
@@ -158,7 +158,7 @@ def test_a_search_keeps_what_it_needs_now_and_then() -> None:
     told: list[object] = []
     care = Care(keep=kept.append, every=0.01, tell=told.append)
     care._told -= 10
-    assert isinstance(PAIR.what, World)
+    assert isinstance(PAIR.what, RaceWorld)
     result = check_world(PAIR.what, care=care)
     assert kept and told
     assert care.rest is None

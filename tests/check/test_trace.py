@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.check.check import hunt, replay
-from mthp.check.check_records import Entry, State, Trace
+from mthp.check.check_records import Entry, Trace, WorldState
 from mthp.check.trace import trace
 from mthp.races.mutants.collapse import MUTANTS
 
@@ -19,11 +19,11 @@ def stranded() -> Trace:
     return trace(violation.replay)
 
 
-def pmd(state: State) -> Entry:
+def pmd(state: WorldState) -> Entry:
     return dict(state.pmds)["mm1.pmd4[0]"]
 
 
-def pte(state: State, index: int) -> Entry:
+def pte(state: WorldState, index: int) -> Entry:
     return state.tables[0].entries[index]
 
 

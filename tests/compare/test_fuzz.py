@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mthp.compare.fuzz import Trier, Verdict, judge
+from mthp.compare.fuzz import DraftVerdict, Trier, judge
 from mthp.lab.draw import draw
 from mthp.lab.program.program import Draft
 from tests.lab.guests import children, exists, kernel_or_skip
@@ -31,7 +31,7 @@ def records(name: str) -> tuple[dict[str, Any], ...]:
         return tuple(json.loads(line) for line in lines)
 
 
-def judged(record: dict[str, Any]) -> Verdict:
+def judged(record: dict[str, Any]) -> DraftVerdict:
     return judge(Draft(record["id"], "recorded", ()), record)
 
 

@@ -26,7 +26,7 @@ from mthp.mm.mm_types import Vma
 from mthp.predict.measure import page_order
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
-from mthp.worlds.build import World
+from mthp.worlds.build import BuiltWorld
 from mthp.worlds.image_frames import Assumptions
 from mthp.worlds.image_world import build_image
 from tests.image.children import PAGE, PRELUDE, TABLE
@@ -136,7 +136,7 @@ def _ask(p: subprocess.Popen[str]) -> Any:
     return json.loads(p.stdout.readline())
 
 
-def engine(world: World, start: int, size: int) -> tuple[int, int]:
+def engine(world: BuiltWorld, start: int, size: int) -> tuple[int, int]:
     """MADV_COLLAPSE of the range in a world: errno, and huge PMDs of its VMA afterwards."""
     vma: Vma = next(vma for vma in world.vmas if vma.vm_start <= start < vma.vm_end)
     answer = madvise_collapse(vma, start, start + size)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mthp.compare.selftest import CaseRun, Row, run_case, side_by_side
-from mthp.compare.selftest_states import Case, Errno, Look, cases
-from mthp.lab.session.kselftest import Output, Verdict, parse_output
+from mthp.compare.selftest_states import Case, Errno, MappedWhole, cases
+from mthp.lab.session.kselftest import CaseVerdict, Output, parse_output
 from mthp.words.profiles import PROFILES, V7_3
 
 SAVED = Path(__file__).parent.parent / "data/selftest"
@@ -31,7 +31,7 @@ def case(name: str, order: int | None = None) -> Case:
 def test_the_engine_passes_the_kernels_case(each: Case) -> None:
     run = run_case(each, V7_3)
     assert run.findings == ()
-    assert run.verdict is Verdict.OK
+    assert run.verdict is CaseVerdict.OK
 
 
 @pytest.mark.parametrize("order", [None, 4])
@@ -49,24 +49,28 @@ def test_ids_are_unique() -> None:
 @pytest.mark.parametrize(
     ("name", "look", "says"),
     [
-        ("collapse_full", Look(0, 9, 3), "vma 0: 4 PMD mapped whole, expected 3"),
-        ("collapse_empty", Look(0, 9, 1), "vma 0: 0 PMD mapped whole, expected 1"),
-        ("collapse_fork", Look(1, 9, 1), "vma 1: 0 PMD mapped whole, expected 1"),
-        ("collapse_full", Look(0, 3, 1), "vma 0: 0 folio of order 3 mapped whole, expected 1"),
+        ("collapse_full", MappedWhole(0, 9, 3), "vma 0: 4 PMD mapped whole, expected 3"),
+        ("collapse_empty", MappedWhole(0, 9, 1), "vma 0: 0 PMD mapped whole, expected 1"),
+        ("collapse_fork", MappedWhole(1, 9, 1), "vma 1: 0 PMD mapped whole, expected 1"),
+        (
+            "collapse_full",
+            MappedWhole(0, 3, 1),
+            "vma 0: 0 folio of order 3 mapped whole, expected 1",
+        ),
     ],
 )
-def test_a_wrong_outcome_is_found(name: str, look: Look, says: str) -> None:
+def test_a_wrong_outcome_is_found(name: str, look: MappedWhole, says: str) -> None:
     each = case(name)
     step = replace(each.steps[0], looks=(look,))
     run = run_case(replace(each, steps=(step,)), V7_3)
     assert run.findings == (f"{step.id}: {says}",)
-    assert run.verdict is Verdict.NOT_OK
+    assert run.verdict is CaseVerdict.NOT_OK
 
 
 def test_only_whole_folios_count() -> None:
     each = case("collapse_single_mthp", 4)
     for order in range(2, 9):
-        step = replace(each.steps[0], looks=(Look(0, order, int(order == 4)),))
+        step = replace(each.steps[0], looks=(MappedWhole(0, order, int(order == 4)),))
         assert run_case(replace(each, steps=(step,)), V7_3).findings == ()
 
 
@@ -79,12 +83,12 @@ def test_a_wrong_errno_is_found() -> None:
 
 def test_kernels_without_smaller_sizes_fail_those_cases_alone() -> None:
     profile = PROFILES["pmd-only"]
-    assert run_case(case("collapse_max_ptes_swap"), profile).verdict is Verdict.OK
+    assert run_case(case("collapse_max_ptes_swap"), profile).verdict is CaseVerdict.OK
     verdicts = {each.name: run_case(each, profile).verdict for each in cases(4)}
     assert verdicts == {
-        "collapse_full": Verdict.NOT_OK,
-        "collapse_empty": Verdict.OK,
-        "collapse_single_mthp": Verdict.NOT_OK,
+        "collapse_full": CaseVerdict.NOT_OK,
+        "collapse_empty": CaseVerdict.OK,
+        "collapse_single_mthp": CaseVerdict.NOT_OK,
     }
 
 
@@ -97,7 +101,7 @@ def passing(order: int | None) -> list[CaseRun]:
 
 def test_rows_pair_the_same_case_and_context() -> None:
     rows = side_by_side(saved(4), passing(4), 4)
-    ok = Verdict.OK
+    ok = CaseVerdict.OK
     assert rows == [
         Row("allocate on fault and split", "", None, kernel=ok),
         Row("collapse_full", "mthp_khugepaged", 4, ok, ok),
@@ -111,7 +115,7 @@ def test_rows_pair_the_same_case_and_context() -> None:
 def test_a_case_the_kernel_did_not_come_to() -> None:
     output = Output(26, saved(None).cases[:3], "why")
     *_, last = side_by_side(output, passing(None), None)
-    assert (last.kernel, last.engine, last.passed) == (Verdict.NOT_RUN, Verdict.OK, False)
+    assert (last.kernel, last.engine, last.passed) == (CaseVerdict.NOT_RUN, CaseVerdict.OK, False)
 
 
 def test_rows_without_a_guest() -> None:
@@ -124,6 +128,10 @@ def test_rows_with_records() -> None:
     first, second, third = cases(4)
     records = {first.steps[0].id: (), second.steps[0].id: ("something",)}
     rows = side_by_side(None, passing(4), 4, records)
-    assert [row.recorded for row in rows] == [Verdict.OK, Verdict.NOT_OK, Verdict.NOT_RUN]
+    assert [row.recorded for row in rows] == [
+        CaseVerdict.OK,
+        CaseVerdict.NOT_OK,
+        CaseVerdict.NOT_RUN,
+    ]
     assert [row.passed for row in rows] == [True, False, False]
     assert third.name == rows[2].name

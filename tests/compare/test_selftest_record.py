@@ -13,7 +13,7 @@ import pytest
 
 from mthp.compare.selftest_drafts import draft_of
 from mthp.compare.selftest_record import findings, same_state
-from mthp.compare.selftest_states import Case, Step, cases
+from mthp.compare.selftest_states import Case, SelftestStep, cases
 from mthp.image.scenario import parse_scenario
 from mthp.lab.program.declared import declare
 from mthp.lab.program.program import Verb
@@ -31,7 +31,7 @@ def records() -> dict[str, dict[str, Any]]:
     return {document["id"]: document for document in documents}
 
 
-def step(name: str) -> Step:
+def step(name: str) -> SelftestStep:
     return next(step for _, step in STEPS if step.id == name)
 
 
@@ -41,13 +41,13 @@ def test_every_step_is_recorded() -> None:
 
 
 @pytest.mark.parametrize(("case", "each"), ALL)
-def test_the_kernel_did_what_the_engine_does(case: Case, each: Step) -> None:
+def test_the_kernel_did_what_the_engine_does(case: Case, each: SelftestStep) -> None:
     """From the same state: the same events, addresses, counters, errno and layout."""
     assert list(findings(each, parse_scenario(records()[each.id]), V7_3)) == []
 
 
 @pytest.mark.parametrize(("case", "each"), ALL)
-def test_programs_are_legal_and_declare_the_state(case: Case, each: Step) -> None:
+def test_programs_are_legal_and_declare_the_state(case: Case, each: SelftestStep) -> None:
     draft = draft_of(case, each)
     declared = declare(draft)
     assert draft.passes == each.passes

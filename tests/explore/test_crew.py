@@ -14,7 +14,7 @@ from mthp.explore.tasks import Recipe
 from mthp.races.mutants.collapse import MUTANTS
 from mthp.races.stage import Size
 from mthp.races.variant import applied
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 from tests.explore.test_part import TALL, WIDE
 from tests.litmus.programs import recipe
 from tests.litmus.test_explore import random_program
@@ -34,8 +34,8 @@ def alone(program: Recipe) -> Part:
         recipe(*TALL),
         recipe(*[[("write", 0)]] * 5),
         recipe(*random_program(random.Random(5))),
-        World(Size.PMD, "7.3", ("store", "fault")),
-        World(Size.PMD, "7.3", ("migrate", "fork")),
+        RaceWorld(Size.PMD, "7.3", ("store", "fault")),
+        RaceWorld(Size.PMD, "7.3", ("migrate", "fork")),
     ],
     ids=["wide", "tall", "flat", "random", "store+fault", "migrate+fork"],
 )

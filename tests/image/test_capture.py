@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mthp.image import capture
-from mthp.image.snapshot import Kpf, Process, Pte, Snapshot, load
+from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 
 from .children import HUGE, MIXED, PAGE, SPARSE, TABLE, UFFD, child
 
@@ -38,7 +38,7 @@ def snap(tmp_path: Path, pid: int, *options: str) -> Snapshot:
     return load(out)
 
 
-def table(process: Process, address: int) -> np.ndarray:
+def table(process: ProcessTables, address: int) -> np.ndarray:
     """The 512 PTE flags of the table at address; zeros where it is not in the snapshot."""
     (rows,) = np.nonzero(process.table_address == address)
     return process.pte[rows[0]] if len(rows) else np.zeros(512, np.uint16)
@@ -495,7 +495,7 @@ def test_a_process_that_exits_meanwhile(
         with child(MIXED) as kid:
 
             def kill_first(
-                self: capture.TableReader, vmas: list[capture.Vma], pid: int = kid.pid
+                self: capture.TableReader, vmas: list[capture.SmapsEntry], pid: int = kid.pid
             ) -> list[tuple[int, int]]:
                 os.kill(pid, signal.SIGKILL)
                 while state(pid) != "Z":

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import LabError
-from mthp.lab.kernels.kernels import Kernel, find
+from mthp.lab.kernels.kernels import CachedKernel, find
 from mthp.lab.vm.initramfs import build_agent
 from mthp.lab.vm.qemu import QEMU
 
 
-def kernel_or_skip(name: str | None = None) -> Kernel:
+def kernel_or_skip(name: str | None = None) -> CachedKernel:
     """A kernel that can be booted here; the test is skipped, with the reason, where there is none."""
     if shutil.which(QEMU) is None:
         pytest.skip(f"{QEMU} is not installed")

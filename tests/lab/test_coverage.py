@@ -12,9 +12,9 @@ import pytest
 from mthp.image.scenario import load
 from mthp.lab.session.coverage import (
     Chance,
-    Coverage,
-    Kind,
-    Outcome,
+    OutcomeCounts,
+    OutcomeKind,
+    Seen,
     every_outcome,
     expectation,
     outcomes,
@@ -27,8 +27,8 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 @cache
-def recorded() -> Coverage:
-    coverage = Coverage()
+def recorded() -> OutcomeCounts:
+    coverage = OutcomeCounts()
     for name in ("linux-7.3.4.jsonl.xz", "linux-7.3.4-many-vmas.jsonl.xz"):
         for scenario in load(DATA / name):
             for each in scenario.passes:
@@ -46,9 +46,9 @@ def test_the_records_have_reached_much_of_it() -> None:
     document = recorded().to_json()
     assert document["passes"] == recorded().passes > 800
     assert 0.8 < document["reached"] / document["reachable"] < 1
-    assert recorded().counts[Outcome(Kind.ISOLATE, "succeeded", 9)] > 100
-    assert recorded().counts[Outcome(Kind.SWAPIN, "failed", 9)] > 0
-    assert recorded().counts[Outcome(Kind.ERRNO, "EBUSY")] > 0
+    assert recorded().counts[Seen(OutcomeKind.ISOLATE, "succeeded", 9)] > 100
+    assert recorded().counts[Seen(OutcomeKind.SWAPIN, "failed", 9)] > 0
+    assert recorded().counts[Seen(OutcomeKind.ERRNO, "EBUSY")] > 0
 
 
 def test_typed_events_and_records_count_alike() -> None:
@@ -76,7 +76,7 @@ def test_typed_events_and_records_count_alike() -> None:
         ),
         (Attempt(1, 0, 4), {"event": "attempt", "address": 0, "order": 4}),
     ]
-    typed, plain = Coverage(), Coverage()
+    typed, plain = OutcomeCounts(), OutcomeCounts()
     typed.add_pass([each for each, _ in pairs], -22)  # type: ignore[misc]
     plain.add_pass([each for _, each in pairs], -22)
     assert typed.counts == plain.counts
@@ -86,7 +86,7 @@ def test_typed_events_and_records_count_alike() -> None:
 
 def test_accounts_add_up_and_go_through_json() -> None:
     document = json.loads(json.dumps(recorded().to_json()))
-    again = Coverage.from_json(document)
+    again = OutcomeCounts.from_json(document)
     assert (again.passes, again.counts) == (recorded().passes, recorded().counts)
     again.add(recorded())
     assert again.passes == 2 * recorded().passes
@@ -94,7 +94,7 @@ def test_accounts_add_up_and_go_through_json() -> None:
 
 
 def test_every_result_that_was_never_seen_has_its_reason() -> None:
-    unseen = Coverage().unseen()
+    unseen = OutcomeCounts().unseen()
     assert [each.outcome for each in unseen] == list(every_outcome())
     for each in unseen:
         assert bool(each.reason) is (each.chance is not Chance.YES)
@@ -105,24 +105,24 @@ def test_every_result_that_was_never_seen_has_its_reason() -> None:
 @pytest.mark.parametrize(
     ("outcome", "chance"),
     [
-        (Outcome(Kind.SCAN, "page_lazyfree"), Chance.YES),
-        (Outcome(Kind.ISOLATE, "page_lazyfree", 4), Chance.RACE),
-        (Outcome(Kind.ATTEMPT, "page_lazyfree", 4), Chance.RACE),
-        (Outcome(Kind.SWAPIN, "page_lazyfree", 4), Chance.NEVER),
-        (Outcome(Kind.ISOLATE, "pte_mapped_hugepage", 8), Chance.YES),
-        (Outcome(Kind.ISOLATE, "pte_mapped_hugepage", 9), Chance.NEVER),
-        (Outcome(Kind.ATTEMPT, "pte_mapped_hugepage", 9), Chance.NEVER),
-        (Outcome(Kind.SWAPIN, "exceed_swap_pte", 9), Chance.NEVER),
-        (Outcome(Kind.ATTEMPT, "failed", 9), Chance.YES),
-        (Outcome(Kind.ATTEMPT, "failed", 4), Chance.NEVER),
-        (Outcome(Kind.ATTEMPT, "alloc_huge_page_failed", 2), Chance.YES),
-        (Outcome(Kind.ATTEMPT, "copy_poisoned_page", 2), Chance.RACE),
-        (Outcome(Kind.SCAN, "page_filled"), Chance.FILE),
-        (Outcome(Kind.ERRNO, "EAGAIN"), Chance.YES),
-        (Outcome(Kind.ERRNO, "EPERM"), Chance.NEVER),
+        (Seen(OutcomeKind.SCAN, "page_lazyfree"), Chance.YES),
+        (Seen(OutcomeKind.ISOLATE, "page_lazyfree", 4), Chance.RACE),
+        (Seen(OutcomeKind.ATTEMPT, "page_lazyfree", 4), Chance.RACE),
+        (Seen(OutcomeKind.SWAPIN, "page_lazyfree", 4), Chance.NEVER),
+        (Seen(OutcomeKind.ISOLATE, "pte_mapped_hugepage", 8), Chance.YES),
+        (Seen(OutcomeKind.ISOLATE, "pte_mapped_hugepage", 9), Chance.NEVER),
+        (Seen(OutcomeKind.ATTEMPT, "pte_mapped_hugepage", 9), Chance.NEVER),
+        (Seen(OutcomeKind.SWAPIN, "exceed_swap_pte", 9), Chance.NEVER),
+        (Seen(OutcomeKind.ATTEMPT, "failed", 9), Chance.YES),
+        (Seen(OutcomeKind.ATTEMPT, "failed", 4), Chance.NEVER),
+        (Seen(OutcomeKind.ATTEMPT, "alloc_huge_page_failed", 2), Chance.YES),
+        (Seen(OutcomeKind.ATTEMPT, "copy_poisoned_page", 2), Chance.RACE),
+        (Seen(OutcomeKind.SCAN, "page_filled"), Chance.FILE),
+        (Seen(OutcomeKind.ERRNO, "EAGAIN"), Chance.YES),
+        (Seen(OutcomeKind.ERRNO, "EPERM"), Chance.NEVER),
     ],
 )
-def test_chances(outcome: Outcome, chance: Chance) -> None:
+def test_chances(outcome: Seen, chance: Chance) -> None:
     assert expectation(outcome)[0] is chance
 
 
@@ -133,7 +133,7 @@ def test_the_table_shows_counts_gaps_and_reasons() -> None:
         "mm_collapse_huge_page",
         *("16kB", "32kB", "64kB", "128kB", "256kB", "512kB", "1024kB", "2048kB"),
     ]
-    succeeded = recorded().counts[Outcome(Kind.ATTEMPT, "succeeded", 9)]
+    succeeded = recorded().counts[Seen(OutcomeKind.ATTEMPT, "succeeded", 9)]
     assert attempts[2].split()[0] == "succeeded"
     assert attempts[2].split()[-1] == str(succeeded)
     assert "  alloc_huge_page_failed" + " " * 8 + "       ." * 8 in lines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.session.kselftest import CaseResult, Context, Output, Verdict, parse_output
+from mthp.lab.session.kselftest import CaseResult, CaseVerdict, Context, Output, parse_output
 
 SAVED = Path(__file__).parent.parent / "data/selftest"
 
@@ -22,8 +22,8 @@ def test_the_default_run() -> None:
     assert (output.planned, len(output.cases), output.bail_out) == (26, 26, "")
     assert [case.number for case in output.cases] == list(range(1, 27))
     first, second, third, *_, last = output.cases
-    assert first == CaseResult(1, "allocate on fault and split", Verdict.OK)
-    assert second == CaseResult(2, "collapse_full", Verdict.OK, "khugepaged", "anon")
+    assert first == CaseResult(1, "allocate on fault and split", CaseVerdict.OK)
+    assert second == CaseResult(2, "collapse_full", CaseVerdict.OK, "khugepaged", "anon")
     assert (third.name, third.context) == ("collapse_full", "madvise")
     assert (last.name, last.context) == ("madvise_collapse_existing_thps", "madvise")
 
@@ -48,24 +48,24 @@ def test_a_run_that_gave_up() -> None:
     assert not output.passed
     assert (output.planned, output.bail_out) == (26, "Failed to allocate huge page")
     assert len(output.cases) == 15
-    assert {case.verdict for case in output.cases[:14]} == {Verdict.OK}
+    assert {case.verdict for case in output.cases[:14]} == {CaseVerdict.OK}
     last = output.cases[-1]
     assert (last.name, last.context) == ("collapse_compound_extreme", "madvise")
-    assert last.verdict is Verdict.NOT_OK
+    assert last.verdict is CaseVerdict.NOT_OK
     assert output.complaints[-1] == "ended early: Failed to allocate huge page"
 
 
 @pytest.mark.parametrize(
     ("line", "verdict", "name"),
     [
-        ("ok 1 collapse_full", Verdict.OK, "collapse_full"),
-        ("not ok 1 collapse_full", Verdict.NOT_OK, "collapse_full"),
-        ("ok 1 # SKIP collapse_full", Verdict.SKIP, "collapse_full"),
-        ("ok 1 collapse_full # SKIP", Verdict.SKIP, "collapse_full"),
-        ("ok 1 - collapse_full", Verdict.OK, "collapse_full"),
+        ("ok 1 collapse_full", CaseVerdict.OK, "collapse_full"),
+        ("not ok 1 collapse_full", CaseVerdict.NOT_OK, "collapse_full"),
+        ("ok 1 # SKIP collapse_full", CaseVerdict.SKIP, "collapse_full"),
+        ("ok 1 collapse_full # SKIP", CaseVerdict.SKIP, "collapse_full"),
+        ("ok 1 - collapse_full", CaseVerdict.OK, "collapse_full"),
     ],
 )
-def test_a_result(line: str, verdict: Verdict, name: str) -> None:
+def test_a_result(line: str, verdict: CaseVerdict, name: str) -> None:
     (case,) = parse_output(f"TAP version 13\n1..1\n{line}\n").cases
     assert (case.verdict, case.name) == (verdict, name)
 

@@ -11,7 +11,17 @@ import pytest
 from mthp.image.scenario import Scenario, load
 from mthp.image.scenario_values import Action, Advice, Prctl
 from mthp.lab.program.declared import Declared, declare, declared, problem
-from mthp.lab.program.program import BASE, Draft, Op, ProgramError, Target, Verb, op, parse, spans
+from mthp.lab.program.program import (
+    BASE,
+    Draft,
+    Operation,
+    ProgramError,
+    Target,
+    Verb,
+    op,
+    parse,
+    spans,
+)
 from mthp.lab.program.space import Uffd
 from mthp.lab.program.walk import walk
 from mthp.words.settings import Enabled, Settings
@@ -380,4 +390,4 @@ def test_a_target_must_be_mapped() -> None:
     assert problem(made) == "the target, page 600 of s, is not mapped"
     good = dataclasses.replace(made, target=Target("s", 5, "s"))
     assert declare(good).target == 0
-    assert Op(Verb.NEW) == op("new")
+    assert Operation(Verb.NEW) == op("new")

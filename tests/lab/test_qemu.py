@@ -18,7 +18,7 @@ import pytest
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.session.boot import booted
 from mthp.lab.vm.channel import CommandFailed, GuestGone
-from mthp.lab.vm.qemu import Accel, Guest, Machine, boot, qemu_path
+from mthp.lab.vm.qemu import Accel, MachineConfig, VirtualMachine, boot, qemu_path
 from tests.lab.guests import children, exists, kernel_or_skip, wait_until
 
 NEVER = "wait /proc/1/stat 2 Z 30000"
@@ -33,7 +33,7 @@ def test_a_host_without_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def running() -> Iterator[Guest]:
+def running() -> Iterator[VirtualMachine]:
     with booted(kernel_or_skip(), 256) as guest:
         yield guest.guest
 
@@ -113,7 +113,7 @@ def test_a_file_that_is_no_kernel_does_not_boot(tmp_path: Path) -> None:
     image.write_bytes(bytes(1 << 16))
     with (
         pytest.raises(LabError, match=r"qemu.*kernel") as caught,
-        boot(Machine(image, (image,), 256), Accel.TCG),
+        boot(MachineConfig(image, (image,), 256), Accel.TCG),
     ):
         pass
     assert caught.value.code == HOST_LACKS

@@ -17,18 +17,18 @@ from mthp.mm.reports import (
     Poisoned,
     Registered,
     SoftDirtyCleared,
-    Stored,
+    StoredTo,
     Zapped,
 )
 from mthp.races.stage import START, Size, Stage
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 END = START + 0x2000
 FAR = START + 0x8000
 
 
 def stage() -> Stage:
-    return World(Size.PMD, "7.3", ("gup",))()
+    return RaceWorld(Size.PMD, "7.3", ("gup",))()
 
 
 def laws(stage: Stage) -> set[int]:
@@ -38,7 +38,7 @@ def laws(stage: Stage) -> set[int]:
 
 
 def lose_store(stage: Stage, mm: Mm) -> None:
-    stage.kernel.witness(Stored(mm, START, 200, "store"))
+    stage.kernel.witness(StoredTo(mm, START, 200, "store"))
 
 
 def survive_zap(stage: Stage, mm: Mm) -> None:
@@ -61,7 +61,7 @@ def fill(stage: Stage, mm: Mm) -> None:
 
 def lose_mark(stage: Stage, mm: Mm) -> None:
     stage.kernel.witness(SoftDirtyCleared(mm, START, END, "soft-dirty"))
-    stage.kernel.witness(Stored(mm, START, 100, "soft-dirty"))
+    stage.kernel.witness(StoredTo(mm, START, 100, "soft-dirty"))
     stage.table.ptes.raw[0] &= ~SOFT_DIRTY
 
 
@@ -105,7 +105,7 @@ def test_a_page_that_was_given_up_may_be_there_or_not() -> None:
 
 def test_a_store_before_the_marks_were_cleared_leaves_none() -> None:
     world = stage()
-    world.kernel.witness(Stored(world.mm, START, 100, "soft-dirty"))
+    world.kernel.witness(StoredTo(world.mm, START, 100, "soft-dirty"))
     world.kernel.witness(SoftDirtyCleared(world.mm, START, END, "soft-dirty"))
     world.table.ptes.raw[0] &= ~SOFT_DIRTY
     assert laws(world) == set()

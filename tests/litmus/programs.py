@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mthp.explore.tasks import Op
+from mthp.explore.tasks import NextStep
 from mthp.machine.cpu import Busy
 from mthp.machine.locks import Hold, Rank, RwSem
 from mthp.machine.memory import Words
@@ -125,7 +125,7 @@ class Program:
         """A behaviour like any other."""
         self.broken.append((task.name, str(error)))
 
-    def stuck(self, waiting: Sequence[tuple[Task, Op]]) -> None:
+    def stuck(self, waiting: Sequence[tuple[Task, NextStep]]) -> None:
         """A deadlock: who waits for what."""
         self.at_rest()
         self.broken[-1] += (tuple((task.name, op.where) for task, op in waiting),)

@@ -10,27 +10,27 @@ import pytest
 
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Until
-from mthp.explore.outcome import Kind, Outcome
+from mthp.explore.outcome import Extent, SearchOutcome
 from mthp.explore.replay import Replay
 from mthp.explore.sample import Policy, Sampler
 from tests.litmus.programs import FEW, FLAGS, LOCKS, WORDS, Line, recipe
 
 
-def explore(*lines: list[Line]) -> Outcome:
+def explore(*lines: list[Line]) -> SearchOutcome:
     return Explorer(recipe(*lines), until=Until.END).explore()
 
 
-def behaviours(outcome: Outcome) -> set[object]:
+def behaviours(outcome: SearchOutcome) -> set[object]:
     return {finding.broken for finding in outcome.findings}
 
 
-def brute(*lines: list[Line]) -> Outcome:
+def brute(*lines: list[Line]) -> SearchOutcome:
     return Enumerator(recipe(*lines)).enumerate()
 
 
 def test_independent_tasks_need_one_execution() -> None:
     outcome = explore([("write", 0)] * 4, [("write", 1)] * 4, [("write", 2)] * 4)
-    assert outcome.coverage.kind is Kind.EXHAUSTIVE
+    assert outcome.coverage.kind is Extent.EXHAUSTIVE
     assert (outcome.coverage.executions, outcome.coverage.pruned) == (1, 0)
 
 
@@ -110,7 +110,7 @@ def random_program(source: random.Random) -> list[list[Line]]:
 def test_random_programs_behave_as_under_brute_force(seed: int) -> None:
     program = random_program(random.Random(seed))
     everything, reduced = brute(*program), explore(*program)
-    assert everything.coverage.kind is reduced.coverage.kind is Kind.EXHAUSTIVE
+    assert everything.coverage.kind is reduced.coverage.kind is Extent.EXHAUSTIVE
     assert behaviours(reduced) == behaviours(everything), program
     total = reduced.coverage.executions + reduced.coverage.pruned
     assert total <= everything.coverage.executions
@@ -153,7 +153,7 @@ def finer_program(source: random.Random) -> list[list[Line]]:
 def test_bits_counts_and_ipis_behave_as_under_brute_force(seed: int) -> None:
     program = finer_program(random.Random(seed))
     everything, reduced = brute(*program), explore(*program)
-    assert everything.coverage.kind is reduced.coverage.kind is Kind.EXHAUSTIVE
+    assert everything.coverage.kind is reduced.coverage.kind is Extent.EXHAUSTIVE
     assert behaviours(reduced) == behaviours(everything), program
     total = reduced.coverage.executions + reduced.coverage.pruned
     assert total <= everything.coverage.executions
@@ -180,10 +180,10 @@ def test_a_reference_from_none_is_noticed_whoever_comes_first() -> None:
 def test_a_bound_is_said() -> None:
     program = recipe([("write", 0)] * 3, [("write", 0)] * 3)
     outcome = Explorer(program, until=Until.END, most_executions=7).explore()
-    assert outcome.coverage.kind is Kind.BOUNDED
+    assert outcome.coverage.kind is Extent.BOUNDED
     assert outcome.coverage.bound == "stopped after 7 executions"
     bounded = Enumerator(program, preemptions=1).enumerate()
-    assert (bounded.coverage.kind, bounded.coverage.bound) == (Kind.BOUNDED, "1 preemptions")
+    assert (bounded.coverage.kind, bounded.coverage.bound) == (Extent.BOUNDED, "1 preemptions")
     # Either task first; it runs through, or is preempted once after one or two steps.
     assert bounded.coverage.executions == 2 + 2 * 2
 
@@ -195,6 +195,6 @@ def test_samples_are_drawn_from_their_seed(policy: Policy) -> None:
     for seed in range(80):
         one, other = (Sampler(program, seed=seed, policy=policy).sample(9) for _ in range(2))
         assert one == other
-        assert one.coverage.kind is Kind.SAMPLED
+        assert one.coverage.kind is Extent.SAMPLED
         seen |= behaviours(one)
     assert seen == behaviours(explore([("read", 0), ("write", 0)], [("write", 0)]))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mthp.explore.explore import Explorer, Until
-from mthp.explore.outcome import Kind
+from mthp.explore.outcome import Extent
 from mthp.machine.locks import Rank, RwSem
 from mthp.machine.memory import Words
 from mthp.machine.step import Task
@@ -83,7 +83,7 @@ STALE = {
 @pytest.mark.parametrize("between", list(STALE))
 def test_stale_contents_are_seen_where_nothing_forbids_it(between: Between, model: Model) -> None:
     outcome = Explorer(lambda: Publish(model, between), until=Until.END).explore()
-    assert outcome.coverage.kind is Kind.EXHAUSTIVE
+    assert outcome.coverage.kind is Extent.EXHAUSTIVE
     seen = {finding.broken[0][1] for finding in outcome.findings}
     assert (1, 1) in seen
     assert ((1, 0) in seen) == (model in STALE[between])

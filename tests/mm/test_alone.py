@@ -33,12 +33,12 @@ from mthp.races.cast.all import LAWFUL
 from mthp.races.cast.moves import far
 from mthp.races.lockless_walker import perf_get_page_size
 from mthp.races.stage import START, SWAP_SLOT, Size, Stage
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 
 def played(rival: str, size: Size = Size.WINDOW) -> Stage:
     """The stage after the rival's task ran, and nobody else's."""
-    stage = World(size, "7.3", (rival,))()
+    stage = RaceWorld(size, "7.3", (rival,))()
     task, body = stage.tasks[1]
     stage.machine.current = task
     body()
@@ -144,7 +144,7 @@ def test_ksm_maps_the_page_of_another_process_read_only() -> None:
 
 
 def test_ksm_leaves_a_page_of_other_contents() -> None:
-    stage = World(Size.WINDOW, "7.3", ("ksm",))()
+    stage = RaceWorld(Size.WINDOW, "7.3", ("ksm",))()
     stage.kernel.mem.content.raw[stage.pages[0]] = 7
     stage.machine.current = stage.tasks[1][0]
     stage.tasks[1][1]()
@@ -164,7 +164,7 @@ def test_failed_memory_is_unmapped_and_kept() -> None:
 
 
 def test_a_numa_hint_is_hit_once() -> None:
-    stage = World(Size.WINDOW, "7.3", ("numa-hint",))()
+    stage = RaceWorld(Size.WINDOW, "7.3", ("numa-hint",))()
     task_numa_work(stage.mm, START, stage.end)
     assert pte_protnone(entry(stage, 0)) and pte_protnone(entry(stage, 2))
     stage = played("numa-hint")
@@ -185,7 +185,7 @@ def test_a_store_leaves_a_soft_dirty_mark_again() -> None:
 
 
 def test_perf_sees_what_there_is() -> None:
-    stage = World(Size.WINDOW, "7.3", ("perf",))()
+    stage = RaceWorld(Size.WINDOW, "7.3", ("perf",))()
     sizes = [perf_get_page_size(stage.mm, stage.address(i)) for i in range(4)]
     assert sizes == [4096, 0, 4096, 0]
     assert not stage.kernel.cpus[0].irqs_off.value
@@ -335,7 +335,7 @@ def test_an_mm_that_ends_has_nothing_left() -> None:
 
 def after_a_collapse(rival: str, size: Size = Size.PMD) -> Stage:
     """The stage after both tasks ran, one after the other."""
-    stage = World(size, "7.3", (rival,))()
+    stage = RaceWorld(size, "7.3", (rival,))()
     for task, body in stage.tasks:
         stage.machine.current = task
         body()

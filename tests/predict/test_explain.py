@@ -19,7 +19,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled
-from mthp.worlds.build import World, build_scenario
+from mthp.worlds.build import BuiltWorld, build_scenario
 from mthp.worlds.render import canonical, render_state
 
 DATA = Path(__file__).parent.parent / "data"
@@ -34,7 +34,7 @@ def request(passes: int | None = None) -> Request:
     return Request("target", "source", "reason", passes=passes, changes=False)
 
 
-def drawn(seed: int, count: int) -> list[tuple[Scenario, World]]:
+def drawn(seed: int, count: int) -> list[tuple[Scenario, BuiltWorld]]:
     """Random records under random profiles, half of them under random settings."""
     rnd = random.Random(seed)
     found = []
@@ -56,7 +56,7 @@ def drawn(seed: int, count: int) -> list[tuple[Scenario, World]]:
     return found
 
 
-def uncovered(world: World, outcome: Outcome) -> list[str]:
+def uncovered(world: BuiltWorld, outcome: Outcome) -> list[str]:
     """What is wrong with the refusals, found from the rendered state alone."""
     page = world.kernel.geometry.page_size
     wrong = []
@@ -115,7 +115,7 @@ def test_memory_adds_up() -> None:
     for scenario, world in drawn(9, 40):
         page = world.kernel.geometry.page_size
 
-        def held(world: World = world) -> Counter[int]:
+        def held(world: BuiltWorld = world) -> Counter[int]:
             return Counter(
                 token.order
                 for state in render_state(world.kernel, world.vmas)

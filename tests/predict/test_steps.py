@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.predict.outcome import Request, run_world
-from mthp.predict.steps import Step, StepRecorder
+from mthp.predict.steps import DrawnCall, StepRecorder
 from mthp.words.profiles import V7_3
 from mthp.words.settings import Enabled
 from mthp.worlds.build import build_scenario
@@ -75,7 +75,7 @@ HUGE = [
 ]
 
 
-def steps(order: int) -> list[Step]:
+def steps(order: int) -> list[DrawnCall]:
     world = build_scenario(scenario(*FULL, orders={order: Enabled.ALWAYS}), V7_3)
     recorder = StepRecorder(world.kernel, START + 0x3000)
     request = Request("t", "s", "r", changes=False, on_event=recorder.on_event)

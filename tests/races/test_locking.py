@@ -9,7 +9,7 @@ from mthp.check.check import check_world
 from mthp.check.check_records import WorldResult
 from mthp.races.stage import Size
 from mthp.races.variant import Edit, applied
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 WAIT_FOR_FOLIO = Edit(
     "khugepaged.isolate",
@@ -26,7 +26,7 @@ PTE_LOCK_FIRST = Edit(
 )
 
 
-def explored(world: World, edit: Edit) -> WorldResult:
+def explored(world: RaceWorld, edit: Edit) -> WorldResult:
     assert check_world(world).clean
     with applied((edit,)):
         return check_world(world)
@@ -39,14 +39,14 @@ def texts(result: WorldResult) -> list[str]:
 
 def test_a_deadlock_is_found() -> None:
     """khugepaged waits for a folio whose holder waits for the anon_vma that khugepaged holds."""
-    result = explored(World(Size.WINDOW, "7.3", ("migrate",)), WAIT_FOR_FOLIO)
+    result = explored(RaceWorld(Size.WINDOW, "7.3", ("migrate",)), WAIT_FOR_FOLIO)
     assert "deadlock: khugepaged for flags, migrate for anon_vma0" in texts(result)
 
 
 @pytest.mark.parametrize("profile", ["v16", "7.3"])
 def test_a_lock_out_of_order_is_found_without_a_deadlock(profile: str) -> None:
     """Nobody else is there: the order alone is what is wrong."""
-    result = explored(World(Size.WINDOW, profile, ()), PTE_LOCK_FIRST)
+    result = explored(RaceWorld(Size.WINDOW, profile, ()), PTE_LOCK_FIRST)
     assert any(
         "lock order: mm1.pmd4.ptl is taken under table1.ptl" in text for text in texts(result)
     )

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mthp.check.check import Token, check_world, draw, hunt, hunt_half, replay
-from mthp.check.check_records import Verdict, Violation
+from mthp.check.check_records import MutantVerdict, Violation
 from mthp.check.scorecard import default_worlds
 from mthp.check.search import Budget
 from mthp.laws.sentences import LAWS
@@ -21,7 +21,7 @@ from mthp.races.mutants.mutant import Half, Mutant
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import Edit, applied, edited
-from mthp.races.world import Hook, World
+from mthp.races.world import Hook, RaceWorld
 from mthp.report.check import violation_document
 
 LISTED = {
@@ -44,7 +44,7 @@ def test_the_list_is_whole() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=lambda mutant: mutant.id)
 def test_a_mutant_is_caught_by_a_law_listed_for_it(mutant: Mutant) -> None:
     result = hunt(mutant)
-    assert result.verdict is Verdict.CAUGHT
+    assert result.verdict is MutantVerdict.CAUGHT
     assert set(result.laws) & (LISTED | OURS)[mutant.id]
     assert result.violation is not None
     assert result.violation.breaches == replay(result.violation.replay).breaches
@@ -62,7 +62,7 @@ def test_its_world_is_clean_with_the_rule_in_place(mutant: Mutant) -> None:
 @pytest.mark.parametrize("half", HALVES, ids=lambda half: half.id)
 def test_half_a_mutant_is_masked(half: Half) -> None:
     result = hunt_half(half)
-    assert result.verdict is Verdict.MASKED
+    assert result.verdict is MutantVerdict.MASKED
     assert result.covered.kind == "exhaustive"
 
 
@@ -87,7 +87,7 @@ def test_the_profiles_are_clean(profile: str, rival: str) -> None:
 
 @pytest.mark.parametrize("rival", sorted(BOUNDED))
 def test_a_world_that_is_not_exhausted_says_so(rival: str) -> None:
-    result = check_world(World(Size.PMD, "7.3", (rival,)), Budget(100))
+    result = check_world(RaceWorld(Size.PMD, "7.3", (rival,)), Budget(100))
     assert result.clean
     assert result.covered.kind == "bounded"
 
@@ -95,7 +95,7 @@ def test_a_world_that_is_not_exhausted_says_so(rival: str) -> None:
 @pytest.mark.parametrize("profile", ["v16", "7.3"])
 def test_a_read_only_window_loses_its_soft_dirty_marks(profile: str) -> None:
     """As kernel 7.3.4 does in the lab: a finding, and no other law is broken in any execution."""
-    result = check_world(World(Size.WINDOW, profile, ("mprotect",)))
+    result = check_world(RaceWorld(Size.WINDOW, profile, ("mprotect",)))
     assert (result.clean, result.expected_finding) == (False, "S1")
     assert result.violation is not None
     assert {each.law for each in result.violation.breaches} == {8}
@@ -103,19 +103,19 @@ def test_a_read_only_window_loses_its_soft_dirty_marks(profile: str) -> None:
 
 
 def test_two_findings_in_one_world_are_both_known() -> None:
-    result = check_world(World(Size.WINDOW, "v16", ("mprotect",), Hook.WALKS))
+    result = check_world(RaceWorld(Size.WINDOW, "v16", ("mprotect",), Hook.WALKS))
     assert (result.clean, result.expected_finding) == (False, "A18a, S1")
     assert result.covered.kind == "exhaustive"
 
 
 def test_a_question_is_not_answered_by_a_finding() -> None:
-    result = check_world(World(Size.WINDOW, "7.3", ("mprotect",)), mutant="no-pmd-lock")
+    result = check_world(RaceWorld(Size.WINDOW, "7.3", ("mprotect",)), mutant="no-pmd-lock")
     assert result.clean
 
 
 def test_v16_meets_a_hook_that_walks() -> None:
     worlds = [
-        World(world.size, world.profile, world.rivals, Hook.WALKS)
+        RaceWorld(world.size, world.profile, world.rivals, Hook.WALKS)
         for profile in ("v16", "7.3")
         for world in default_worlds(profile)
         if world.size.name == "WINDOW" and not world.rivals
@@ -135,7 +135,7 @@ def replays_in_a_fresh_process(violation: Violation | None) -> None:
 
 
 SAMPLE = ("A2", "A16", "X3")
-WALKED = World(Size.WINDOW, "v16", (), Hook.WALKS)
+WALKED = RaceWorld(Size.WINDOW, "v16", (), Hook.WALKS)
 
 
 @pytest.mark.parametrize("mutant", SAMPLE)
@@ -203,7 +203,7 @@ def test_bad_tokens_are_refused(token: str) -> None:
 def test_worlds_have_names_that_read_back() -> None:
     for mutant in MUTANTS.values():
         world = mutant.world
-        assert World.parse(world.name, world.profile, world.rivals) == world
+        assert RaceWorld.parse(world.name, world.profile, world.rivals) == world
 
 
 def test_an_edit_must_meet_its_text_once() -> None:

@@ -10,13 +10,13 @@ import pytest
 
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Until
-from mthp.explore.outcome import Kind
+from mthp.explore.outcome import Extent
 from mthp.laws.watch import Broken
 from mthp.races.mutants.collapse import MUTANTS
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size, Stage
 from mthp.races.variant import applied
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 
 def state_of(stage: Stage) -> str:
@@ -32,7 +32,7 @@ def state_of(stage: Stage) -> str:
 class WithStates:
     """A recipe whose executions leave their last state among what is broken."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: RaceWorld) -> None:
         self.world = world
 
     def __call__(self) -> Stage:
@@ -76,10 +76,10 @@ class WithStates:
     ],
 )
 def test_every_state_is_reached(size: Size, rival: str, preemptions: int) -> None:
-    recipe = WithStates(World(size, "7.3", (rival,)))
+    recipe = WithStates(RaceWorld(size, "7.3", (rival,)))
     reduced = Explorer(recipe, until=Until.END).explore()
     plain = Enumerator(recipe, preemptions=preemptions).enumerate()
-    assert reduced.coverage.kind is Kind.EXHAUSTIVE
+    assert reduced.coverage.kind is Extent.EXHAUSTIVE
     assert plain.coverage.executions > 1 or (size, rival) == (Size.PMD, "migrate-neighbour")
     states = {finding.broken for finding in reduced.findings}
     assert {finding.broken for finding in plain.findings} <= states
@@ -99,10 +99,10 @@ _SLOW = [("fault", "migrate"), ("store", "zap"), ("guest", "zap-page"), ("fault"
     ids="+".join,
 )
 def test_every_state_of_larger_worlds_is_reached(rivals: tuple[str, ...]) -> None:
-    recipe = WithStates(World(Size.PMD, "7.3", rivals))
+    recipe = WithStates(RaceWorld(Size.PMD, "7.3", rivals))
     reduced = Explorer(recipe, until=Until.END).explore()
     plain = Enumerator(recipe, preemptions=1).enumerate()
-    assert reduced.coverage.kind is Kind.EXHAUSTIVE
+    assert reduced.coverage.kind is Extent.EXHAUSTIVE
     assert len(plain.findings) > 1
     states = {finding.broken for finding in reduced.findings}
     assert {finding.broken for finding in plain.findings} <= states
@@ -135,7 +135,7 @@ def test_a_link_is_stale_even_once_its_table_is_back(rival: str) -> None:
     matter of steps that depend on one another, so it must be none of the law's. SPIN found it.
     """
     with applied(MUTANTS["A13"].edits):
-        plain, reduced = laws(World(Size.WINDOW, "7.3", (rival,)), 1)
+        plain, reduced = laws(RaceWorld(Size.WINDOW, "7.3", (rival,)), 1)
     assert plain == reduced == {6}
 
 
@@ -143,9 +143,9 @@ def test_a_link_is_stale_even_once_its_table_is_back(rival: str) -> None:
 def test_a_table_may_be_filled_until_whoever_detached_it_has_its_lock(size: Size) -> None:
     """Before that, whether it is detached is no matter of steps that depend on one another."""
     with applied(QUESTIONS["read-lock"].edits):
-        plain, reduced = laws(World(size, "7.3", ("uffd-wp",)), 1)
+        plain, reduced = laws(RaceWorld(size, "7.3", ("uffd-wp",)), 1)
     assert plain == reduced == set()
     with applied(QUESTIONS["no-anon-vma"].edits):
-        plain, reduced = laws(World(Size.WINDOW, "7.3", ("migrate-neighbour",)), 1)
+        plain, reduced = laws(RaceWorld(Size.WINDOW, "7.3", ("migrate-neighbour",)), 1)
     assert plain <= reduced
     assert 4 in reduced

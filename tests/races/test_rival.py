@@ -9,7 +9,7 @@ from mthp.races.cast.all import LAWFUL, RIVALS, get_along
 from mthp.races.cast.rival import Spot
 from mthp.races.findings import FINDINGS, findings_of, tolerated
 from mthp.races.stage import Size
-from mthp.races.world import Hook, World
+from mthp.races.world import Hook, RaceWorld
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_the_whole_window_is_nobody_elses() -> None:
 
 
 def test_what_is_expected_of_a_world() -> None:
-    read_only = World(Size.WINDOW, "7.3", ("mprotect",))
+    read_only = RaceWorld(Size.WINDOW, "7.3", ("mprotect",))
     assert findings_of(read_only) == (FINDINGS["S1"],)
     assert tolerated(read_only) == {8}
-    assert findings_of(World(Size.PMD, "7.3", ("mprotect",))) == ()
-    early = World(Size.WINDOW, "v16", (), Hook.WALKS)
+    assert findings_of(RaceWorld(Size.PMD, "7.3", ("mprotect",))) == ()
+    early = RaceWorld(Size.WINDOW, "v16", (), Hook.WALKS)
     assert findings_of(early) == (FINDINGS["A18a"],)
     assert tolerated(early) == {9}

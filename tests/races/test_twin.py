@@ -11,7 +11,7 @@ import pytest
 from mthp.check.scorecard import default_worlds
 from mthp.explore.compiled import integers
 from mthp.explore.compiled.automaton import STEP
-from mthp.explore.compiled.columns import BROKEN, DEPTH, FATE, Code, Fate, State
+from mthp.explore.compiled.columns import BROKEN, DEPTH, FATE, Code, Fate, SearchState
 from mthp.explore.compiled.explorer import CompiledExplorer, Speed
 from mthp.explore.explore import Explorer, Until
 from mthp.explore.tasks import STOP, Execution
@@ -19,13 +19,13 @@ from mthp.races.cast.all import LAWFUL
 from mthp.races.mutants.collapse import MUTANTS
 from mthp.races.stage import Size
 from mthp.races.variant import applied
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 from tests.races.test_reduction import WithStates
 
 MOST = 250
 
 
-def is_alike(world: World, until: Until = Until.END) -> None:
+def is_alike(world: RaceWorld, until: Until = Until.END) -> None:
     reference = Explorer(world, until=until, most_executions=MOST)
     compiled = CompiledExplorer(world, until=until, most_executions=MOST, speed=Speed.PLAIN)
     assert compiled.explore() == reference.explore(), world
@@ -35,12 +35,12 @@ def is_alike(world: World, until: Until = Until.END) -> None:
 @pytest.mark.parametrize("size", list(Size))
 @pytest.mark.parametrize("rival", ["fault", "gup", "fork", "swap-out", "guest", "exit", "remap"])
 def test_worlds_are_searched_alike(size: Size, rival: str) -> None:
-    is_alike(World(size, "7.3", (rival,)))
+    is_alike(RaceWorld(size, "7.3", (rival,)))
 
 
 @pytest.mark.parametrize("name", ["pmd+tso", "window+lkmm", "pmd+weak", "pmd+scan", "window+hook"])
 def test_so_are_other_worlds(name: str) -> None:
-    is_alike(World.parse(name, "v16", ("store",)))
+    is_alike(RaceWorld.parse(name, "v16", ("store",)))
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_every_mutant_is_searched_alike(mutant: str) -> None:
 
 
 def test_every_state_is_reached_by_both() -> None:
-    recipe = WithStates(World(Size.WINDOW, "7.3", ("migrate",)))
+    recipe = WithStates(RaceWorld(Size.WINDOW, "7.3", ("migrate",)))
     reference = Explorer(recipe, until=Until.END, most_executions=MOST).explore()
     assert CompiledExplorer(recipe, until=Until.END, most_executions=MOST).explore() == reference
     assert len(reference.findings) > 1
@@ -69,7 +69,7 @@ def test_every_state_is_reached_by_both() -> None:
 class Checked:
     """Does every execution of a compiled search again with the real tasks, step by step."""
 
-    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, world: RaceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
         self.explorer = CompiledExplorer(
             world, until=Until.END, most_executions=40, speed=Speed.PLAIN
         )
@@ -77,13 +77,13 @@ class Checked:
         self.checked = 0
         ended = integers.ended
 
-        def observed(code: Code, state: State) -> int:
+        def observed(code: Code, state: SearchState) -> int:
             self.check(code, state)
             return ended(code, state)
 
         monkeypatch.setattr(integers, "ended", observed)
 
-    def check(self, code: Code, state: State) -> None:
+    def check(self, code: Code, state: SearchState) -> None:
         depth, fate = state.at[DEPTH], state.at[FATE]
         known, tasks = self.explorer.ops.known, len(state.node)
         taken: list[int] = []
@@ -116,7 +116,7 @@ class Checked:
     "rival", ["store-both", "migrate", "swap-in", "zap-locked", "madv-collapse"]
 )
 def test_executions_are_what_the_tasks_do(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = Checked(World(Size.WINDOW, "v16", (rival,)), monkeypatch)
+    checked = Checked(RaceWorld(Size.WINDOW, "v16", (rival,)), monkeypatch)
     checked.explorer.explore()
     assert checked.checked == checked.explorer.counts.executions + checked.explorer.counts.pruned
 
@@ -127,7 +127,7 @@ def test_executions_of_all_rivals_and_mutants(
     mutant: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = MUTANTS[mutant] if mutant else None
-    worlds = [found.world] if found else [World(Size.PMD, "7.3", (each,)) for each in LAWFUL]
+    worlds = [found.world] if found else [RaceWorld(Size.PMD, "7.3", (each,)) for each in LAWFUL]
     with applied(found.edits) if found else nullcontext():
         for world in worlds:
             with monkeypatch.context() as patch:

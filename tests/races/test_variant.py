@@ -15,7 +15,7 @@ from mthp.races.mutants.collapse import MUTANTS, NO_BARRIER
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import Edit, VariantError, applied, edited, protocol, source_of
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 
 def test_every_edit_meets_its_text() -> None:
@@ -32,7 +32,7 @@ def test_methods_are_replaced_and_classes_stay() -> None:
 
 
 def test_edits_of_two_modules_see_one_another() -> None:
-    clean = check_world(World(Size.PMD, "7.3", ()), mutant="no-pmd-lock")
+    clean = check_world(RaceWorld(Size.PMD, "7.3", ()), mutant="no-pmd-lock")
     assert clean.clean
 
 
@@ -41,7 +41,7 @@ def test_a_protocol_of_ones_own(tmp_path: Path, name: str) -> None:
     text = source_of("khugepaged.collapse")
     own = tmp_path / name
     own.write_text(text.replace("                vma_start_write(vma)\n", ""), encoding="utf-8")
-    world = World(Size.PMD, "7.3", ("fault",))
+    world = RaceWorld(Size.PMD, "7.3", ("fault",))
     before = collapse.collapse_huge_page
     with protocol(own):
         result = check_world(world)
@@ -81,7 +81,7 @@ def test_which_barrier_is_for_what(
     found = set()
     for model in Model:
         with applied(edits):
-            result = check_world(World(size, profile, ("load",), memory=model))
+            result = check_world(RaceWorld(size, profile, ("load",), memory=model))
         assert result.violation is not None or result.covered.kind == "exhaustive"
         if not result.clean:
             found.add(model)

@@ -11,10 +11,10 @@ from mthp.check.check_records import (
     Entry,
     FolioStand,
     PageStand,
-    State,
     TableStand,
     Trace,
     Translation,
+    WorldState,
 )
 from mthp.report.itf import VARIABLES, itf_document
 from tests.report.samples import golden
@@ -24,8 +24,8 @@ PAGE = Entry("page", 7, ("write", "young"))
 FOLIO = FolioStand(7, 0, 2, 1, ("anon", "locked"), (PageStand(7, 1, 100),))
 
 
-def state(task: str, access: str, word: str, broken: tuple[Breach, ...] = ()) -> State:
-    return State(
+def state(task: str, access: str, word: str, broken: tuple[Breach, ...] = ()) -> WorldState:
+    return WorldState(
         task,
         0,
         "pmdp_collapse_flush()" if task else "",

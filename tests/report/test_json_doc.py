@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mthp.predict.records import Outcome, Stage, Verified
+from mthp.predict.records import Outcome, RefusedAt, Verified
 from mthp.report.json_doc import SCHEMA_VERSION, outcome_document
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Settings
@@ -38,7 +38,7 @@ def test_the_schema_is_a_schema() -> None:
     assert SCHEMA["properties"]["schema_version"]["const"] == SCHEMA_VERSION
     assert set(SCHEMA["properties"]["profile"]["enum"]) == set(PROFILES)
     refusal = SCHEMA["$defs"]["refusal"]["properties"]
-    assert refusal["stage"]["enum"] == [stage.value for stage in Stage]
+    assert refusal["stage"]["enum"] == [stage.value for stage in RefusedAt]
     assert refusal["verified"]["enum"] == [each.name.lower() for each in Verified]
 
 

@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from mthp.predict.records import Clock, Effort, OrderUse, Outcome, Verified
-from mthp.report.phrases import Page, duration, each, group_refusals, percent, wasted_attempts
+from mthp.report.phrases import (
+    SafeConsole,
+    duration,
+    each,
+    group_refusals,
+    percent,
+    wasted_attempts,
+)
 from mthp.report.text import render_outcome
 from mthp.report.vma_map import VMAS_SHOWN, bar_glyphs, share_bar
 from mthp.words.settings import Settings
@@ -175,7 +182,7 @@ def test_wasted_attempts() -> None:
 )
 def test_bars_are_full_and_hide_nothing(width: int, use: dict[int, int]) -> None:
     outcome = replace(OUTCOME, vmas=(vma(0, 1, "", use, {}),))
-    bar = share_bar(Page(console()), use, bar_glyphs(outcome), width).plain
+    bar = share_bar(SafeConsole(console()), use, bar_glyphs(outcome), width).plain
     assert len(bar) == width
     assert bool(bar.strip()) == bool(use)
     assert (" " in bar) == (not use)

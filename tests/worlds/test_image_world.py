@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mthp.image.snapshot import Kpf, Process, Pte, Snapshot, load
+from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Settings
 from mthp.worlds.image_frames import Assumptions
@@ -48,7 +48,7 @@ def young_of(image: Snapshot, referenced: int) -> list[int]:
     """Pages taken to be young in each table, where smaps counts so many."""
     process = image.processes[0]
     heap = dataclasses.replace(process.vmas[0], referenced=referenced << 12)
-    counted: Process = dataclasses.replace(process, vmas=(heap,))
+    counted: ProcessTables = dataclasses.replace(process, vmas=(heap,))
     builder = ImageBuilder(image, Settings(), DEFAULT, Assumptions())
     return [int(count) for count in builder.young(counted).sum(axis=1)]
 

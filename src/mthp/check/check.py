@@ -14,13 +14,13 @@ from mthp.check.check_records import (
     Breach,
     Covered,
     MutantResult,
-    Verdict,
+    MutantVerdict,
     Violation,
     WorldResult,
 )
 from mthp.check.drawing import Drawing
 from mthp.check.search import Budget, Care, of_laws, search
-from mthp.explore.outcome import Coverage, Finding, Schedule
+from mthp.explore.outcome import BrokenSchedule, Coverage, Schedule
 from mthp.explore.replay import Replay, shrink
 from mthp.laws.sentences import LAWS
 from mthp.laws.watch import Broken
@@ -29,7 +29,7 @@ from mthp.races.mutants.collapse import HALVES, MUTANTS
 from mthp.races.mutants.mutant import Half, Mutant
 from mthp.races.questions import QUESTIONS, Question
 from mthp.races.variant import applied
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 NO_MUTANT = "as-is"
 NOBODY = "-"
@@ -41,7 +41,7 @@ class Token:
     """What `mthp replay` needs: mutant, profile, world, rivals, schedule."""
 
     mutant: str
-    world: World
+    world: RaceWorld
     schedule: Schedule
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Token:
         if mutant != NO_MUTANT and not known(mutant):
             raise ValueError(f"no mutant {mutant!r}; there are {', '.join(MUTANTS)}")
         names = () if rivals == NOBODY else tuple(rivals.split("+"))
-        world = World.parse(name, profile, names)
+        world = RaceWorld.parse(name, profile, names)
         parsed = Schedule.parse(schedule)
         if any(task >= len(world.tasks) for task in parsed.choices):
             raise ValueError(f"the schedule names a task that is not there: {schedule}")
@@ -94,7 +94,10 @@ def _covered(coverage: Coverage) -> Covered:
 
 
 def check_world(
-    world: World, budget: Budget | None = None, mutant: str = NO_MUTANT, care: Care | None = None
+    world: RaceWorld,
+    budget: Budget | None = None,
+    mutant: str = NO_MUTANT,
+    care: Care | None = None,
 ) -> WorldResult:
     """One world, as it is or without a mutant's rule."""
     began = time.perf_counter()
@@ -103,7 +106,7 @@ def check_world(
 
 
 def _check(
-    world: World, budget: Budget, mutant: str, began: float, care: Care | None
+    world: RaceWorld, budget: Budget, mutant: str, began: float, care: Care | None
 ) -> WorldResult:
     laws = ALL_LAWS - tolerated(world)
     outcome = search(world, budget, laws, care)
@@ -143,7 +146,7 @@ def hunt(mutant: Mutant, budget: Budget | None = None, care: Care | None = None)
         mutant.id,
         mutant.where,
         mutant.rule,
-        Verdict.CAUGHT if violation is not None else Verdict.MISSED,
+        MutantVerdict.CAUGHT if violation is not None else MutantVerdict.MISSED,
         tuple(sorted({each.law for each in violation.breaches})) if violation is not None else (),
         tuple(sorted(mutant.laws)),
         _covered(outcome.coverage),
@@ -163,7 +166,7 @@ def hunt_half(half: Half, care: Care | None = None) -> MutantResult:
         half.id,
         "",
         half.rule,
-        Verdict.CAUGHT if found else Verdict.MASKED,
+        MutantVerdict.CAUGHT if found else MutantVerdict.MASKED,
         found,
         (),
         _covered(outcome.coverage),
@@ -176,7 +179,9 @@ def hunt_half(half: Half, care: Care | None = None) -> MutantResult:
 # Showing
 
 
-def violation_of(mutant: str, world: World, finding: Finding, laws: Collection[int]) -> Violation:
+def violation_of(
+    mutant: str, world: RaceWorld, finding: BrokenSchedule, laws: Collection[int]
+) -> Violation:
     """The finding's execution, made as short as can be. The mutant is in force."""
 
     def still(broken: list[Any]) -> bool:

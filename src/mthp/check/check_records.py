@@ -77,7 +77,7 @@ class WorldResult:
         return self.violation is None
 
 
-class Verdict(StrEnum):
+class MutantVerdict(StrEnum):
     """What became of a rule taken away."""
 
     CAUGHT = "caught"
@@ -94,7 +94,7 @@ class MutantResult:
     id: str
     where: str
     rule: str
-    verdict: Verdict
+    verdict: MutantVerdict
     laws: tuple[int, ...]
     listed: tuple[int, ...]
     covered: Covered
@@ -168,7 +168,7 @@ class CpuStand:
 
 
 @dataclass(frozen=True)
-class State:
+class WorldState:
     """A world after a step. task: who took it, "" for the first state and the last. function: the
     kernel function it belongs to. access, word: what was done to what.
 
@@ -195,7 +195,7 @@ class Trace:
     """One execution, state by state. replay: its token."""
 
     tasks: tuple[str, ...]
-    states: tuple[State, ...]
+    states: tuple[WorldState, ...]
     replay: str
 
 

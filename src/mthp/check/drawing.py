@@ -21,7 +21,7 @@ from mthp.races.stage import Stage
 _ROOMS = (
     "mthp.khugepaged.",
     "mthp.mm.",
-    "mthp.races.guest",
+    "mthp.races.secondary_mmu",
     "mthp.races.lockless_walker",
     "mthp.protocol",
 )

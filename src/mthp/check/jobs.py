@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from typing import Any, Final
 
 from mthp.check.rows import Result, Rows, Unfinished
-from mthp.check.scorecard import Job
+from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import By, Care
 from mthp.explore.part import Parts, Standing
 
@@ -21,7 +21,7 @@ TURN: Final = 30.0
 """Seconds that a search may have one core to itself."""
 _ASK: Final = 0.2
 
-Row = tuple[Job, Result]
+Row = tuple[ScorecardRow, Result]
 
 
 def _never() -> bool:
@@ -35,11 +35,11 @@ class Jobs:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[ScorecardRow],
         *,
         processes: int | None = None,
         rows: Rows | None = None,
-        tell: Callable[[Job, Standing], None] | None = None,
+        tell: Callable[[ScorecardRow, Standing], None] | None = None,
         is_over: Callable[[], bool] = _never,
         turn: float = TURN,
         by: By = By.BEST,
@@ -79,13 +79,13 @@ class Jobs:
 
     # Each on one core, for a turn
 
-    def _each_on_one(self, jobs: Sequence[Job]) -> Iterator[Row]:
+    def _each_on_one(self, jobs: Sequence[ScorecardRow]) -> Iterator[Row]:
         context = get_context("fork")
         over = context.Event()
         count = min(self.processes, len(jobs))
         with ProcessPoolExecutor(count, context, _begin, (over, self.turn, self.by)) as pool:
             queue = list(reversed(jobs))
-            running: dict[Future[tuple[Result, Parts | None]], Job] = {}
+            running: dict[Future[tuple[Result, Parts | None]], ScorecardRow] = {}
             while running or queue:
                 while queue and len(running) < 2 * count:  # one more for each, so that none waits
                     job = queue.pop()
@@ -103,10 +103,12 @@ class Jobs:
                         if future.cancel():
                             del running[future]
 
-    def _take(self, job: Job, future: Future[tuple[Result, Parts | None]]) -> Result | None:
+    def _take(
+        self, job: ScorecardRow, future: Future[tuple[Result, Parts | None]]
+    ) -> Result | None:
         return self._keep(job, *future.result())
 
-    def _keep(self, job: Job, result: Result, rest: Parts | None) -> Result | None:
+    def _keep(self, job: ScorecardRow, result: Result, rest: Parts | None) -> Result | None:
         """Keep a row; None: it is not finished."""
         if rest is not None and not _is_bounded(job, result):
             self.rows.keep(job.key, rest, result.seconds)
@@ -118,7 +120,7 @@ class Jobs:
 
     # One on all cores
 
-    def _on_all(self, job: Job) -> Result | None:
+    def _on_all(self, job: ScorecardRow) -> Result | None:
         before = self.rows.unfinished.get(job.key) or Unfinished({}, 0)
         began = time.monotonic()
         care = Care(
@@ -135,14 +137,14 @@ class Jobs:
         return self._keep(job, replace(result, seconds=before.seconds + result.seconds), care.rest)
 
 
-def _goes_on(job: Job, result: Result) -> bool:
+def _goes_on(job: ScorecardRow, result: Result) -> bool:
     """Whether a finished row stopped at a bound that is further away now."""
     most = job.budget.executions
     stopped = result.covered.bound.startswith("stopped after")
     return stopped and (most is None or most > result.covered.executions)
 
 
-def _is_bounded(job: Job, result: Result) -> bool:
+def _is_bounded(job: ScorecardRow, result: Result) -> bool:
     """Whether a search that is not at its end has come to the bound it was given."""
     most = job.budget.executions
     return most is not None and result.covered.executions >= most
@@ -162,7 +164,7 @@ def _begin(over: Any, turn: float, by: By) -> None:
     _Orders.over, _Orders.turn, _Orders.by = over, turn, by
 
 
-def _turn(job: Job, before: Unfinished | None) -> tuple[Result, Parts | None]:
+def _turn(job: ScorecardRow, before: Unfinished | None) -> tuple[Result, Parts | None]:
     end = time.monotonic() + _Orders.turn
     care = Care(
         parts=before.parts if before is not None else None,

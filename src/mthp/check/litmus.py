@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mthp.check.check_records import LitmusResult
 from mthp.explore.explore import Explorer, Until
-from mthp.explore.outcome import Kind
+from mthp.explore.outcome import Extent
 from mthp.lab.kernels.herd import run_herd
 from mthp.machine.store_buffer import Model
 from mthp.races.litmus import PATTERNS, Pattern, Publish, Says
@@ -17,7 +17,7 @@ from mthp.races.litmus import PATTERNS, Pattern, Publish, Says
 def says(pattern: Pattern, model: Model) -> Says:
     """Every execution of a pattern under a model of ours."""
     outcome = Explorer(lambda: Publish(model, pattern), until=Until.END).explore()
-    assert outcome.coverage.kind is Kind.EXHAUSTIVE
+    assert outcome.coverage.kind is Extent.EXHAUSTIVE
     return Says.of([finding.broken == 0 for finding in outcome.findings])
 
 

@@ -11,14 +11,14 @@ from multiprocessing import get_context
 
 from mthp.check.check import ALL_LAWS
 from mthp.check.search import Budget, search
-from mthp.explore.outcome import Kind
+from mthp.explore.outcome import Extent
 from mthp.machine.store_buffer import Model
 from mthp.races.cast.all import LAWFUL
 from mthp.races.findings import tolerated
 from mthp.races.mutants.automatic import Mutation
 from mthp.races.stage import Size
 from mthp.races.variant import replaced
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 EXECUTIONS = 200
 """At most so many in each world; nearly all worlds of one rival have fewer."""
@@ -41,16 +41,16 @@ class Tried:
     bounded: tuple[str, ...]
 
 
-def worlds() -> Iterator[World]:
+def worlds() -> Iterator[RaceWorld]:
     """Where a mutation is looked for, the most telling first."""
     others = (name for name in LAWFUL if name not in _TELLING)
     for name in (*_TELLING, *others, "gup+zap"):
         rivals = tuple(name.split("+")) if name else ()
         for profile in ("7.3", "v16"):
             for size in Size:
-                yield World(size, profile, rivals)
+                yield RaceWorld(size, profile, rivals)
                 if name == "load":
-                    yield World(size, profile, rivals, memory=Model.WEAK)
+                    yield RaceWorld(size, profile, rivals, memory=Model.WEAK)
 
 
 def try_mutation(mutation: Mutation) -> Tried:
@@ -66,7 +66,7 @@ def try_mutation(mutation: Mutation) -> Tried:
             laws = tuple(sorted({each.broken.law for each in outcome.findings} & looked_at))
             if laws:
                 return Tried(mutation, laws, name, number, executions, ())
-            if outcome.coverage.kind is not Kind.EXHAUSTIVE:
+            if outcome.coverage.kind is not Extent.EXHAUSTIVE:
                 bounded.append(name)
     return Tried(mutation, (), "", number, executions, tuple(bounded))
 

@@ -13,21 +13,21 @@ from mthp.races.cast.all import LAWFUL, Start, get_along
 from mthp.races.mutants.collapse import HALVES, MUTANTS
 from mthp.races.mutants.mutant import Half, Mutant
 from mthp.races.stage import Size
-from mthp.races.world import Hook, World
+from mthp.races.world import Hook, RaceWorld
 from mthp.words.profiles import PROFILES, Orders
 
 
 @dataclass(frozen=True)
-class Job:
+class ScorecardRow:
     """One row. what: a world, a mutant or half of one. mutant: whose rule is missing in a world."""
 
-    what: World | Mutant | Half
+    what: RaceWorld | Mutant | Half
     budget: Budget
     mutant: str = NO_MUTANT
 
     def run(self, care: Care | None = None) -> Result:
         """Search."""
-        if isinstance(self.what, World):
+        if isinstance(self.what, RaceWorld):
             return check_world(self.what, self.budget, self.mutant, care)
         if isinstance(self.what, Mutant):
             return hunt(self.what, self.budget, care)
@@ -36,7 +36,7 @@ class Job:
     @property
     def name(self) -> str:
         """Which row."""
-        if isinstance(self.what, World):
+        if isinstance(self.what, RaceWorld):
             rivals = "+".join(self.what.rivals) or NOBODY
             return f"{self.mutant}:{self.what.profile}:{self.what.name}:{rivals}"
         if isinstance(self.what, Mutant):
@@ -61,38 +61,38 @@ def sizes_of(profile: str) -> tuple[Size, ...]:
     return (Size.PMD,) if PROFILES[profile].orders is Orders.PMD_ONLY else tuple(Size)
 
 
-def default_worlds(profile: str) -> list[World]:
+def default_worlds(profile: str) -> list[RaceWorld]:
     """The collapse alone, and against each rival alone, at each size; some with the whole daemon."""
     casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
     sizes = sizes_of(profile)
-    worlds = [World(size, profile, cast) for size in sizes for cast in casts]
+    worlds = [RaceWorld(size, profile, cast) for size in sizes for cast in casts]
     daemons = [
-        World(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS
+        RaceWorld(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS
     ]
     return [*worlds, *daemons]
 
 
-def scorecard_jobs(budget: Budget) -> list[Job]:
+def scorecard_jobs(budget: Budget) -> list[ScorecardRow]:
     """Every profile in its default worlds, below PMD order with the walking hook too; every mutant
     and every half of one."""
     worlds = [world for profile in PROFILES for world in default_worlds(profile)]
     worlds += [
-        World(Size.WINDOW, profile, world.rivals, Hook.WALKS)
+        RaceWorld(Size.WINDOW, profile, world.rivals, Hook.WALKS)
         for profile in ("v16", "7.3")
         for world in default_worlds(profile)
         if world.size is Size.WINDOW and world.start is Start.COLLAPSE
     ]
     return [
-        *(Job(mutant, budget) for mutant in MUTANTS.values()),
-        *(Job(half, budget) for half in HALVES),
-        *(Job(world, budget) for world in worlds),
+        *(ScorecardRow(mutant, budget) for mutant in MUTANTS.values()),
+        *(ScorecardRow(half, budget) for half in HALVES),
+        *(ScorecardRow(world, budget) for world in worlds),
     ]
 
 
-def pair_jobs(budget: Budget) -> list[Job]:
+def pair_jobs(budget: Budget) -> list[ScorecardRow]:
     """Every pair of rivals that get along, in the smallest world of each profile that has windows."""
     return [
-        Job(World(Size.PMD, profile, pair), budget)
+        ScorecardRow(RaceWorld(Size.PMD, profile, pair), budget)
         for profile in ("v16", "7.3")
         for pair in combinations(LAWFUL, 2)
         if get_along(*pair)

@@ -14,11 +14,11 @@ from mthp.explore.compiled.explorer import CompiledExplorer
 from mthp.explore.crew import Crew
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Stop, Until, outcome
-from mthp.explore.outcome import Finding, Kind, Outcome
+from mthp.explore.outcome import BrokenSchedule, Extent, SearchOutcome
 from mthp.explore.part import Counts, Key, Part, Parts, Standing
 from mthp.explore.sample import Sampler
 from mthp.explore.tasks import MAX_STEPS
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 ALONE: Final = 2.0
 """Seconds after which a search is split between processes."""
@@ -98,8 +98,8 @@ class Care:
 
 
 def search(
-    world: World, budget: Budget, laws: Collection[int], care: Care | None = None
-) -> Outcome:
+    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care | None = None
+) -> SearchOutcome:
     """Search a world until a law among `laws` is broken."""
     care = care or Care()
     if budget.sample is not None:
@@ -107,17 +107,19 @@ def search(
     if budget.preemptions is not None:
         return _enumerate(world, budget, laws, care)
     found = _explore(world, budget, laws, care)
-    if of_laws(found.findings, laws) is None or found.coverage.kind is Kind.EXHAUSTIVE:
+    if of_laws(found.findings, laws) is None or found.coverage.kind is Extent.EXHAUSTIVE:
         return found
     return replace(found, coverage=replace(found.coverage, bound=Stop.FIRST.value))
 
 
-def of_laws(findings: Collection[Finding], laws: Collection[int]) -> Finding | None:
+def of_laws(findings: Collection[BrokenSchedule], laws: Collection[int]) -> BrokenSchedule | None:
     """The first finding about one of the laws."""
     return next((each for each in findings if each.broken.law in laws), None)
 
 
-def _enumerate(world: World, budget: Budget, laws: Collection[int], care: Care) -> Outcome:
+def _enumerate(
+    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care
+) -> SearchOutcome:
     def go_on(enumerator: Enumerator) -> bool:
         if of_laws(enumerator.findings.values(), laws) is not None:
             return False
@@ -132,7 +134,7 @@ def _enumerate(world: World, budget: Budget, laws: Collection[int], care: Care) 
     ).enumerate()
 
 
-def _explore(world: World, budget: Budget, laws: Collection[int], care: Care) -> Outcome:
+def _explore(world: RaceWorld, budget: Budget, laws: Collection[int], care: Care) -> SearchOutcome:
     parts = dict(care.parts or {Key(): Part()})
     stop: Stop | None = None
     if len(parts) == 1:
@@ -148,7 +150,7 @@ def _explore(world: World, budget: Budget, laws: Collection[int], care: Care) ->
 
 
 def _alone(
-    world: World, budget: Budget, laws: Collection[int], care: Care, part: Part
+    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, part: Part
 ) -> tuple[Stop | None, dict[Key, Part]]:
     """In this process: to the end, or until it is time to split the search (None).
 
@@ -175,7 +177,7 @@ def _is_found(part: Part, laws: Collection[int]) -> bool:
 
 
 def _by_twin(
-    world: World, budget: Budget, laws: Collection[int], care: Care, part: Part
+    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, part: Part
 ) -> tuple[Stop, dict[Key, Part]]:
     """Unrecordable: it cannot."""
 
@@ -196,7 +198,7 @@ def _by_twin(
 
 
 def _by_reference(
-    world: World, budget: Budget, laws: Collection[int], care: Care, part: Part
+    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, part: Part
 ) -> tuple[Stop | None, dict[Key, Part]]:
     may_split = care.processes > 1 and budget.executions is None
     until = time.monotonic() + ALONE if may_split else float("inf")
@@ -221,7 +223,7 @@ def _by_reference(
 
 
 def _together(
-    world: World, budget: Budget, laws: Collection[int], care: Care, parts: Parts
+    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, parts: Parts
 ) -> tuple[Stop, dict[Key, Part]]:
     """On several processes."""
 

@@ -17,10 +17,10 @@ from mthp.check.check_records import (
     Entry,
     FolioStand,
     PageStand,
-    State,
     TableStand,
     Trace,
     Translation,
+    WorldState,
 )
 from mthp.check.drawing import kernel_function
 from mthp.explore.replay import Replay
@@ -95,10 +95,10 @@ class Tracing:
         self._step = _END
         self.states.append(self._state())
 
-    def _state(self) -> State:
+    def _state(self) -> WorldState:
         kernel = self.kernel
         tasks = [task for task, _ in self.stage.tasks]
-        return State(
+        return WorldState(
             *self._step,
             tuple(self._pmds()),
             tuple(_table(table) for table in kernel.tables.values()),

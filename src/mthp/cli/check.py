@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mthp.check.check import NO_MUTANT, NOBODY, known, replay
-from mthp.check.check_records import MutantResult, Verdict, WorldResult
+from mthp.check.check_records import MutantResult, MutantVerdict, WorldResult
 from mthp.check.jobs import Row
 from mthp.check.mutate import Tried, try_mutations
 from mthp.check.rows import Result
-from mthp.check.scorecard import Job, default_worlds, pair_jobs, scorecard_jobs
+from mthp.check.scorecard import ScorecardRow, default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.itf import check_target, write_itf
@@ -34,7 +34,7 @@ from mthp.races.mutants.mutant import Mutant
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError, protocol
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 from mthp.report.check import (
     mutant_document,
     mutant_line,
@@ -99,7 +99,7 @@ def run_replay(args: argparse.Namespace) -> int:
 
 def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     budget = _budget(args)
-    jobs = [Job(world, budget, mutant) for world in _chosen(args)]
+    jobs = [ScorecardRow(world, budget, mutant) for world in _chosen(args)]
     results = []
     for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs), _processes(args))):
         assert isinstance(result, WorldResult)
@@ -117,17 +117,17 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     return BROKEN if any(not each.expected_finding for each in broken) else 0
 
 
-def _in_order(jobs: Sequence[Job], rows: Iterator[Row]) -> Iterator[Result]:
+def _in_order(jobs: Sequence[ScorecardRow], rows: Iterator[Row]) -> Iterator[Result]:
     """The results in the order of the jobs, each as soon as it can be told."""
     waiting = list(jobs)
-    known: dict[Job, Result] = {}
+    known: dict[ScorecardRow, Result] = {}
     for job, result in rows:
         known[job] = result
         while waiting and waiting[0] in known:
             yield known[waiting.pop(0)]
 
 
-def _of(args: argparse.Namespace, jobs: Sequence[Job]) -> str:
+def _of(args: argparse.Namespace, jobs: Sequence[ScorecardRow]) -> str:
     """What a file to go on from is of."""
     what = (
         ", ".join(job.name for job in jobs)
@@ -140,7 +140,7 @@ def _of(args: argparse.Namespace, jobs: Sequence[Job]) -> str:
     return what
 
 
-def _chosen(args: argparse.Namespace) -> list[World]:
+def _chosen(args: argparse.Namespace) -> list[RaceWorld]:
     """The worlds asked for."""
     profile = args.profile or "7.3"
     sizes = [args.world] if args.world else [size.name.lower() for size in Size]
@@ -149,7 +149,7 @@ def _chosen(args: argparse.Namespace) -> list[World]:
     else:
         casts = [() if args.rivals == NOBODY else tuple(args.rivals.split("+"))]
     try:
-        worlds = [World.parse(size, profile, cast) for size in sizes for cast in casts]
+        worlds = [RaceWorld.parse(size, profile, cast) for size in sizes for cast in casts]
     except ValueError as error:
         raise UsageError(str(error)) from None
     if args.world or args.rivals:
@@ -183,7 +183,7 @@ def _mutant(args: argparse.Namespace) -> int:
         return _worlds(args, args.mutant)
     if args.profile is not None:
         found = replace(found, world=replace(found.world, profile=args.profile))
-    jobs = [Job(found, _budget(args))]
+    jobs = [ScorecardRow(found, _budget(args))]
     ((_, result),) = run_jobs(args, jobs, jobs[0].name, _processes(args))
     assert isinstance(result, MutantResult)
     write_itf(args.itf, result.violation.replay if result.violation is not None else None)
@@ -242,7 +242,7 @@ def _not_caught(tried: Tried) -> str:
 
 def _scorecard(args: argparse.Namespace) -> int:
     budget = _budget(args)
-    jobs: list[Job] = scorecard_jobs(budget) if args.all or not args.pairs else []
+    jobs: list[ScorecardRow] = scorecard_jobs(budget) if args.all or not args.pairs else []
     if args.pairs:
         jobs += pair_jobs(budget)
     worlds: list[WorldResult] = []
@@ -265,7 +265,7 @@ def _scorecard(args: argparse.Namespace) -> int:
     else:
         _totals(worlds, mutants)
     alarms = any(not each.clean and not each.expected_finding for each in worlds)
-    missed = any(each.verdict is Verdict.MISSED for each in mutants)
+    missed = any(each.verdict is MutantVerdict.MISSED for each in mutants)
     return BROKEN if alarms else 1 if missed else 0
 
 
@@ -280,7 +280,7 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
     for line in pairs_lines(worlds):
         print(line)
     if mutants:
-        said = {v: sum(each.verdict is v for each in mutants) for v in Verdict}
+        said = {v: sum(each.verdict is v for each in mutants) for v in MutantVerdict}
         print(", ".join(f"{number} {verdict.value}" for verdict, number in said.items()))
 
 

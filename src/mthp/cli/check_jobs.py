@@ -16,7 +16,7 @@ from types import FrameType
 
 from mthp.check.jobs import Jobs, Row
 from mthp.check.rows import Rows, RowsError
-from mthp.check.scorecard import Job
+from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import By
 from mthp.cli.options import UsageError
 from mthp.explore.part import Standing
@@ -32,7 +32,7 @@ def standing_text(standing: Standing) -> str:
     return f"{standing.executions:,} {total}, depth {standing.depth}, {standing.left} choices left"
 
 
-class Progress:
+class SearchProgress:
     """One line on stderr, if that is a terminal and --quiet was not given."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -44,7 +44,7 @@ class Progress:
         if total > 1:
             self._line(f"{done} of {total}")
 
-    def standing(self, job: Job, standing: Standing) -> None:
+    def standing(self, job: ScorecardRow, standing: Standing) -> None:
         """How far the one search is that all cores work on."""
         self._line(f"{standing_text(standing)}: {job.name}")
 
@@ -85,11 +85,11 @@ class Interrupt:
 
 
 def run_jobs(
-    args: argparse.Namespace, jobs: Sequence[Job], of: str, processes: int | None
+    args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str, processes: int | None
 ) -> Iterator[Row]:
     """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
     rows = _rows(args, of)
-    progress, interrupt = Progress(args), Interrupt()
+    progress, interrupt = SearchProgress(args), Interrupt()
     by = By(args.explorer) if args.explorer else By.BEST
     work = Jobs(
         jobs, processes=processes, rows=rows, tell=progress.standing, is_over=interrupt, by=by
@@ -122,7 +122,7 @@ def _rows(args: argparse.Namespace, of: str) -> Rows:
         raise UsageError(f"--resume {path}: {error.strerror}") from None
 
 
-def _stopped(rows: Rows, jobs: Sequence[Job], done: int) -> str:
+def _stopped(rows: Rows, jobs: Sequence[ScorecardRow], done: int) -> str:
     how = f"{done} of {len(jobs)} rows"
     if len(jobs) == 1 and jobs[0].key in rows.unfinished:
         how = standing_text(Standing.of(rows.unfinished[jobs[0].key].parts))

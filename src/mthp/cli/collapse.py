@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mthp.cli.options import UsageError
 from mthp.cli.target import (
-    Loaded,
+    LoadedTarget,
     address_of,
     assumptions_of,
     load_target,
@@ -38,11 +38,11 @@ from mthp.report.text import render_outcome
 from mthp.words.events import Event, ftrace
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
-from mthp.worlds.build import World
+from mthp.worlds.build import BuiltWorld
 from mthp.worlds.image_frames import Assumptions
 
 
-class Progress:
+class ScanProgress:
     """A line on stderr while tables are scanned; also where an interrupt takes effect."""
 
     def __init__(self, tables: int, *, shown: bool) -> None:
@@ -103,7 +103,7 @@ class Progress:
             self.clear()
 
 
-def tables_of(loaded: Loaded) -> int:
+def tables_of(loaded: LoadedTarget) -> int:
     """How many tables a full scan is likely to visit."""
     if isinstance(loaded.image, Snapshot):
         return sum(len(process.table_address) for process in loaded.image.processes)
@@ -111,12 +111,12 @@ def tables_of(loaded: Loaded) -> int:
 
 
 def predict(
-    loaded: Loaded,
+    loaded: LoadedTarget,
     settings: Settings,
     profile: tuple[Profile, str],
     args: argparse.Namespace,
     **more: Any,
-) -> tuple[World, Request]:
+) -> tuple[BuiltWorld, Request]:
     """A world and the request to run on it; a ValueError says why a state cannot be."""
     assume = Assumptions() if not hasattr(args, "assume_young") else assumptions_of(args)
     try:
@@ -148,7 +148,7 @@ def run_collapse(args: argparse.Namespace) -> int:
     if args.steps is not None:
         return _steps(args, loaded, settings, profile)
     keep: list[Event] | None = [] if args.events or args.why is not None else None
-    progress = Progress(tables_of(loaded), shown=not args.quiet)
+    progress = ScanProgress(tables_of(loaded), shown=not args.quiet)
     world, request = predict(
         loaded, settings, profile, args, keep=keep, on_table=progress.on_table,
         on_try=progress.on_try,
@@ -176,9 +176,9 @@ def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> N
 
 def _why(
     args: argparse.Namespace,
-    world: World,
+    world: BuiltWorld,
     request: Request,
-    progress: Progress,
+    progress: ScanProgress,
     events: list[Event],
 ) -> int:
     address = address_of("why", args.why)
@@ -195,7 +195,7 @@ def _why(
 
 
 def _steps(
-    args: argparse.Namespace, loaded: Loaded, settings: Settings, profile: tuple[Profile, str]
+    args: argparse.Namespace, loaded: LoadedTarget, settings: Settings, profile: tuple[Profile, str]
 ) -> int:
     address = address_of("steps", args.steps)
     world, request = predict(loaded, settings, profile, args)

@@ -20,7 +20,7 @@ from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import HOST_LACKS, LabError
 
 if TYPE_CHECKING:
-    from mthp.lab.kernels.kernels import Kernel
+    from mthp.lab.kernels.kernels import CachedKernel
     from mthp.lab.kernels.packages import Offer
 
 
@@ -172,7 +172,7 @@ def _announce(offer: Offer) -> None:
         print("  its modules are no longer in the archive: no swap (zram) in that guest")
 
 
-def _ready(kernel: Kernel) -> None:
+def _ready(kernel: CachedKernel) -> None:
     modules = "with modules" if kernel.modules else "without modules"
     print(f"kernel {kernel.release} is ready, {modules}: {kernel.image.parent}")
 
@@ -199,7 +199,7 @@ def _run_list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _entry(kernel: Kernel) -> dict[str, object]:
+def _entry(kernel: CachedKernel) -> dict[str, object]:
     return {
         "release": kernel.release,
         "image": str(kernel.image),

@@ -18,7 +18,7 @@ from mthp.cli.options import UsageError, Verbs, add_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mthp.lab.kernels.kernels import Kernel
+    from mthp.lab.kernels.kernels import CachedKernel
     from mthp.lab.session.real import Provision
     from mthp.lab.session.recipes import Recipe
     from mthp.predict.records import Forecast
@@ -108,7 +108,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def _recipes(args: argparse.Namespace) -> list[Recipe]:
     from mthp.lab.session.recipes import RECIPES, Recipe
-    from mthp.lab.session.workload import Job
+    from mthp.lab.session.workload import Command
 
     if bool(args.recipe) == bool(args.command):
         raise UsageError("give --recipe NAME, or -- COMMAND")
@@ -119,11 +119,11 @@ def _recipes(args: argparse.Namespace) -> list[Recipe]:
             if name not in RECIPES:
                 raise UsageError(f"--recipe: no {name!r} (there are {', '.join(RECIPES)})")
         return [RECIPES[name] for name in dict.fromkeys(args.recipe)]
-    loads = tuple(Job(tuple(_words("load", text))) for text in args.load or ())
+    loads = tuple(Command(tuple(_words("load", text))) for text in args.load or ())
     return [
         Recipe(
             name=Path(args.command[0]).name,
-            start=Job(tuple(args.command)),
+            start=Command(tuple(args.command)),
             ready=loads[0] if loads else None,
             load=loads[1:],
             seconds=float(_whole("settle", args.settle, 0, MOST_SECONDS)),
@@ -184,7 +184,7 @@ def _forecasts(
     args: argparse.Namespace,
     recipe: Recipe,
     settings: list[Settings],
-    kernel: Kernel,
+    kernel: CachedKernel,
     memory: int,
     folder: Path,
 ) -> Iterator[Forecast]:
@@ -203,7 +203,7 @@ def _forecasts(
 
 def _one(
     provision: Provision,
-    kernel: Kernel,
+    kernel: CachedKernel,
     settings: Settings,
     memory: int,
     place: Path,

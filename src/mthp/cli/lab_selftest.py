@@ -18,7 +18,7 @@ from mthp.lab.errors import FAILED
 if TYPE_CHECKING:
     from mthp.compare.selftest import CaseRun, Row
     from mthp.compare.selftest_states import Case
-    from mthp.lab.kernels.kernels import Kernel
+    from mthp.lab.kernels.kernels import CachedKernel
     from mthp.lab.session.kselftest import Output
     from mthp.words.profiles import Profile
 
@@ -158,7 +158,7 @@ def _orders(texts: Sequence[str]) -> list[int]:
 # --- the guest ------------------------------------------------------------------------------
 
 
-def _kernel(name: str | None) -> Kernel:
+def _kernel(name: str | None) -> CachedKernel:
     from mthp.lab.kernels.kernels import find
     from mthp.lab.vm.qemu import qemu_path
 
@@ -177,7 +177,7 @@ def _source(args: argparse.Namespace) -> Path:
 
 
 def _run_in_guest(
-    kernel: Kernel,
+    kernel: CachedKernel,
     profile: Profile,
     source: Path,
     made: Mapping[int | None, Sequence[Case]],

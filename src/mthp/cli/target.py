@@ -16,7 +16,7 @@ from mthp.image.scenario import Scenario, ScenarioError, load_one
 from mthp.image.snapshot import Snapshot, SnapshotError, load
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, SettingsError, parse_enabled_flag, parse_thp_anon
-from mthp.worlds.build import World, build_scenario
+from mthp.worlds.build import BuiltWorld, build_scenario
 from mthp.worlds.image_frames import Assumptions, Young
 from mthp.worlds.image_world import build_image
 
@@ -27,7 +27,7 @@ SCENARIO_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTarget:
     """A target that was read: a snapshot or a scenario, and how to name it."""
 
     image: Snapshot | Scenario
@@ -47,7 +47,7 @@ class Loaded:
         except SettingsError as error:
             raise UsageError(f"{self.name}: captured settings: {error}") from None
 
-    def world(self, settings: Settings, profile: Profile, assume: Assumptions) -> World:
+    def world(self, settings: Settings, profile: Profile, assume: Assumptions) -> BuiltWorld:
         """A fresh world of it."""
         if isinstance(self.image, Scenario):
             world = build_scenario(self.image, profile)
@@ -56,7 +56,7 @@ class Loaded:
         return build_image(self.image, settings, profile, assume)
 
 
-def load_target(args: argparse.Namespace) -> Loaded:
+def load_target(args: argparse.Namespace) -> LoadedTarget:
     """Read what the command line names; UsageError where that cannot be done."""
     if (args.pid is None) == (args.target is None):
         raise UsageError(
@@ -72,16 +72,18 @@ def load_target(args: argparse.Namespace) -> Loaded:
             scenario = load_one(name)
             if args.assume_young != "captured":
                 raise UsageError("--assume-young is for captures: a scenario says what is young")
-            return Loaded(scenario, name, f"scenario recorded on {scenario.kernel or 'no kernel'}")
+            return LoadedTarget(
+                scenario, name, f"scenario recorded on {scenario.kernel or 'no kernel'}"
+            )
         snapshot = load(name)
     except (ScenarioError, SnapshotError) as error:
         raise UsageError(str(error)) from None
     processes = ", ".join(f"{p.name} ({p.pid})" for p in snapshot.processes[:3])
     more = f" and {len(snapshot.processes) - 3} more" if len(snapshot.processes) > 3 else ""
-    return Loaded(snapshot, name, f"snapshot of {processes}{more}, kernel {snapshot.kernel}")
+    return LoadedTarget(snapshot, name, f"snapshot of {processes}{more}, kernel {snapshot.kernel}")
 
 
-def _capture_pid(pid: str) -> Loaded:
+def _capture_pid(pid: str) -> LoadedTarget:
     number = str(os.getpid()) if pid == "self" else pid
     if not (number.isascii() and number.isdecimal() and int(number)):
         raise UsageError(f"--pid: {pid!r} is neither a process's number nor 'self'")
@@ -97,10 +99,12 @@ def _capture_pid(pid: str) -> Loaded:
     finally:
         Path(path).unlink(missing_ok=True)
     name = snapshot.processes[0].name if snapshot.processes else "?"
-    return Loaded(snapshot, f"pid {number} ({name})", f"captured live, kernel {snapshot.kernel}")
+    return LoadedTarget(
+        snapshot, f"pid {number} ({name})", f"captured live, kernel {snapshot.kernel}"
+    )
 
 
-def settle_profile(name: str | None, loaded: Loaded) -> tuple[Profile, str]:
+def settle_profile(name: str | None, loaded: LoadedTarget) -> tuple[Profile, str]:
     """The profile, and why it was chosen."""
     if name is not None:
         return PROFILES[name], "as asked"

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mthp.compare.fuzz import Trier, Verdict, judge
+from mthp.compare.fuzz import DraftVerdict, Trier, judge
 from mthp.lab.draw import draw
 from mthp.lab.errors import BAD_INPUT, LabError
-from mthp.lab.kernels.kernels import Kernel
+from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
-from mthp.lab.session.coverage import Coverage
+from mthp.lab.session.coverage import OutcomeCounts
 
 __all__ = [
     "Campaign",
@@ -71,7 +71,7 @@ class Campaign:
     mismatches: list[dict[str, Any]] = field(default_factory=list)
     not_built: list[dict[str, Any]] = field(default_factory=list)
     families: dict[str, dict[str, int]] = field(default_factory=dict)
-    coverage: Coverage = field(default_factory=Coverage)
+    coverage: OutcomeCounts = field(default_factory=OutcomeCounts)
 
     @property
     def records(self) -> Path:
@@ -131,7 +131,7 @@ class Smallest:
     """A disagreement made small: the draft found first and the verdict on the smallest like it."""
 
     first: str
-    verdict: Verdict
+    verdict: DraftVerdict
 
 
 def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
@@ -192,7 +192,7 @@ def _write(path: Path, text: str) -> None:
 _trier: Trier | None = None
 
 
-def _start_worker(kernel: Kernel) -> None:
+def _start_worker(kernel: CachedKernel) -> None:
     """In each worker: a guest of its own, ended when the worker ends."""
     global _trier
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -200,7 +200,7 @@ def _start_worker(kernel: Kernel) -> None:
     multiprocessing.util.Finalize(None, _trier.close, exitpriority=10)
 
 
-def _record_index(spec: CampaignSpec, index: int) -> Verdict:
+def _record_index(spec: CampaignSpec, index: int) -> DraftVerdict:
     """Not judged there: the guest is not to wait for the engine."""
     assert _trier is not None
     return _trier.record(draw(spec.seed, index, spec.family))
@@ -210,7 +210,7 @@ def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> Smallest:
     """Shrink what disagrees about one draft; the draft itself where it does not disagree again."""
     assert _trier is not None
     draft = draw(spec.seed, index, spec.family)
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, DraftVerdict] = {}
 
     def still_bad(candidate: Draft) -> bool:
         assert _trier is not None
@@ -226,7 +226,7 @@ def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> Smallest:
 
 
 @contextlib.contextmanager
-def _pool(kernel: Kernel, guests: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(kernel: CachedKernel, guests: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(guests, context, _start_worker, (kernel,))
     try:
@@ -240,7 +240,7 @@ def _pool(kernel: Kernel, guests: int) -> Iterator[ProcessPoolExecutor]:
 
 def run_campaign(
     campaign: Campaign,
-    kernel: Kernel,
+    kernel: CachedKernel,
     guests: int,
     progress: Callable[[Campaign, float], None],
 ) -> None:
@@ -256,7 +256,7 @@ def run_campaign(
         campaign.records.open("a") as records,
         _pool(kernel, guests) as pool,
     ):
-        waiting: deque[Future[Verdict]] = deque()
+        waiting: deque[Future[DraftVerdict]] = deque()
         todo = iter(range(campaign.done, spec.number))
         while True:
             while len(waiting) < guests * AHEAD and (index := next(todo, None)) is not None:
@@ -277,7 +277,7 @@ def run_campaign(
             progress(campaign, time.monotonic() - started)
 
 
-def _entry(verdict: Verdict) -> dict[str, Any]:
+def _entry(verdict: DraftVerdict) -> dict[str, Any]:
     """A draft's line in the log."""
     return {
         "id": verdict.draft.id,
@@ -290,7 +290,7 @@ def _entry(verdict: Verdict) -> dict[str, Any]:
 
 
 def shrink_all(
-    campaign: Campaign, kernel: Kernel, guests: int, most: int, budget: int
+    campaign: Campaign, kernel: CachedKernel, guests: int, most: int, budget: int
 ) -> list[Smallest]:
     """The first `most` disagreements made small, each in at most `budget` runs of a guest."""
     indices = [int(name.rpartition("-")[2]) for name in campaign.bad_ids[:most]]

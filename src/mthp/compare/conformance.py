@@ -14,7 +14,7 @@ from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
 from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
 from mthp.words.profiles import Orders, Profile
-from mthp.worlds.build import World, build_scenario
+from mthp.worlds.build import BuiltWorld, build_scenario
 from mthp.worlds.render import canonical, render_state
 
 ENDLESS_PAGES_TO_SCAN = 2**32 - 1
@@ -124,7 +124,7 @@ def recorded_event(event: Event) -> dict[str, Any] | None:
             return None
 
 
-def run_pass(world: World, scenario: Scenario) -> PassResult:
+def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
     """One full scan, or one MADV_COLLAPSE over the target, from drained LRU batches."""
     kernel, daemon = world.kernel, world.khugepaged
     events: list[Event] = []

@@ -10,14 +10,14 @@ from typing import Any
 
 from mthp.compare.conformance import Conformance, run_scenario
 from mthp.image.scenario import ScenarioError, parse_scenario
-from mthp.lab.kernels.kernels import Kernel
+from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.session.boot import Booted, booted
 from mthp.lab.session.record import NotBuilt, record
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.words.profiles import profile_for_release
 
-__all__ = ["Trial", "Trier", "Verdict", "judge"]
+__all__ = ["DraftVerdict", "Trial", "Trier", "judge"]
 
 
 MEMORY = 256
@@ -25,7 +25,7 @@ MEMORY = 256
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DraftVerdict:
     """What came of one draft. record: the scenario as the kernel ran it; None where it was not
     built, for the reason in not_built. mismatches: as Mismatch.to_json() gives them."""
 
@@ -43,10 +43,10 @@ class Verdict:
         return bool(self.mismatches)
 
 
-Trial = Callable[[Draft], Verdict]
+Trial = Callable[[Draft], DraftVerdict]
 
 
-def judge(draft: Draft, document: Mapping[str, Any]) -> Verdict:
+def judge(draft: Draft, document: Mapping[str, Any]) -> DraftVerdict:
     """A recorded scenario against the engine, under the profile of the kernel that recorded it."""
     score = Conformance()
     try:
@@ -54,11 +54,11 @@ def judge(draft: Draft, document: Mapping[str, Any]) -> Verdict:
     except ScenarioError as error:
         wrong = {"id": draft.id, "pass": 0, "where": "state", "expected": None, "got": str(error)}
         passes = document["passes"]
-        return Verdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
+        return DraftVerdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
     results = run_scenario(scenario, profile_for_release(scenario.kernel), score)
     found: list[Mapping[str, Any]] = [each.to_json() for each in score.mismatches]
     events = [result.events for result in results]
-    return Verdict(draft, document, "", found, score.passes, score.agreed, events)
+    return DraftVerdict(draft, document, "", found, score.passes, score.agreed, events)
 
 
 class Trier:
@@ -67,7 +67,7 @@ class Trier:
     Every draft is tried at most twice: one that ends two guests is not built.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: CachedKernel) -> None:
         self._kernel = kernel
         self._stack = contextlib.ExitStack()
         self._booted: Booted | None = None
@@ -83,24 +83,24 @@ class Trier:
         self._booted = None
         self._stack.close()
 
-    def __call__(self, draft: Draft) -> Verdict:
+    def __call__(self, draft: Draft) -> DraftVerdict:
         """Record the draft and judge it. LabError where no guest can be had."""
         verdict = self.record(draft)
         return verdict if verdict.record is None else judge(draft, verdict.record)
 
-    def record(self, draft: Draft) -> Verdict:
+    def record(self, draft: Draft) -> DraftVerdict:
         """Record the draft, and leave the judging to somebody else. LabError as above."""
         said = ""
         for _ in range(2):
             guest = self._guest()
             try:
-                return Verdict(draft, record(guest.session, draft, self._kernel.release))
+                return DraftVerdict(draft, record(guest.session, draft, self._kernel.release))
             except (NotBuilt, CommandFailed) as error:
-                return Verdict(draft, not_built=str(error))
+                return DraftVerdict(draft, not_built=str(error))
             except GuestGone as error:
                 said = f"the guest is gone: {error}; {guest.guest.last_words()}"
                 self.close()
-        return Verdict(draft, not_built=said)
+        return DraftVerdict(draft, not_built=said)
 
     def _guest(self) -> Booted:
         if self._booted is None:

@@ -8,11 +8,11 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.snapshot import Process, Pte, Snapshot
+from mthp.image.snapshot import ProcessTables, Pte, Snapshot
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.predict.measure import populated_parts
-from mthp.worlds.build import World
+from mthp.worlds.build import BuiltWorld
 
 __all__ = ["Mapped", "Orders", "orders_of_snapshot", "orders_of_world"]
 
@@ -39,7 +39,7 @@ def orders_of_snapshot(snapshot: Snapshot) -> Orders:
     return found
 
 
-def _codes(process: Process) -> NDArray[np.int8]:
+def _codes(process: ProcessTables) -> NDArray[np.int8]:
     if process.folio_order is None:
         raise ValueError(f"process {process.pid}: the snapshot shows no folios (not root)")
     pte = process.pte
@@ -50,7 +50,7 @@ def _codes(process: Process) -> NDArray[np.int8]:
     return codes
 
 
-def orders_of_world(world: World) -> Orders:
+def orders_of_world(world: BuiltWorld) -> Orders:
     """Of every anonymous mapping as it stands now. Not a step."""
     found: Orders = {}
     nr = world.kernel.geometry.ptrs_per_pte

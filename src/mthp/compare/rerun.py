@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mthp.compare.fuzz import Trier, Verdict
+from mthp.compare.fuzz import DraftVerdict, Trier
 from mthp.image.scenario import Scenario, parse_scenario
 from mthp.lab.compile import compile_state, differences, displacement
 
@@ -18,7 +18,7 @@ class Replayed:
     """What came of it. differences: where the guest's state is not the one wanted."""
 
     scenario: Scenario
-    verdict: Verdict
+    verdict: DraftVerdict
     differences: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, run_pass
-from mthp.compare.selftest_states import PMD, Case, Errno, Look, Step
+from mthp.compare.selftest_states import PMD, Case, Errno, MappedWhole, SelftestStep
 from mthp.image.runs import PageKind, PagesState, PteState
 from mthp.image.scenario import parse_scenario
 from mthp.image.scenario_values import Action
-from mthp.lab.session.kselftest import Output, Verdict
+from mthp.lab.session.kselftest import CaseVerdict, Output
 from mthp.laws.at_rest import Census, check_collapse, check_quiescent
 from mthp.words.profiles import Profile
-from mthp.worlds.build import World, build_scenario
+from mthp.worlds.build import BuiltWorld, build_scenario
 
 __all__ = ["CaseRun", "Row", "folios_of", "look", "run_case", "side_by_side", "wrong_errno"]
 
@@ -28,9 +28,9 @@ class CaseRun:
     findings: tuple[str, ...]
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CaseVerdict:
         """OK where there are no findings."""
-        return Verdict.NOT_OK if self.findings else Verdict.OK
+        return CaseVerdict.NOT_OK if self.findings else CaseVerdict.OK
 
 
 def run_case(case: Case, profile: Profile) -> CaseRun:
@@ -39,7 +39,7 @@ def run_case(case: Case, profile: Profile) -> CaseRun:
     return CaseRun(case, tuple(findings))
 
 
-def _run_step(step: Step, profile: Profile) -> Iterator[str]:
+def _run_step(step: SelftestStep, profile: Profile) -> Iterator[str]:
     scenario = parse_scenario(step.document)
     world = build_scenario(scenario, profile)
     world.kernel.settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
@@ -56,20 +56,20 @@ def _run_step(step: Step, profile: Profile) -> Iterator[str]:
     yield from _broken_laws(world, before)
 
 
-def _broken_laws(world: World, before: Census) -> Iterator[str]:
+def _broken_laws(world: BuiltWorld, before: Census) -> Iterator[str]:
     """What the test checks byte by byte: every page holds what it held."""
     yield from check_quiescent(world.kernel, world.khugepaged, before.outside)
     yield from check_collapse(before, world.kernel)
 
 
-def wrong_errno(step: Step, number: int, got: int | None) -> Iterator[str]:
+def wrong_errno(step: SelftestStep, number: int, got: int | None) -> Iterator[str]:
     """A complaint where a call of MADV_COLLAPSE did not return as the test expects."""
     if (step.errno is Errno.ZERO) != (got == 0):
         wanted = "0" if step.errno is Errno.ZERO else "an error"
         yield f"call {number + 1}: MADV_COLLAPSE returned {got}, expected {wanted}"
 
 
-def look(step: Step, final: Sequence[PagesState]) -> Iterator[str]:
+def look(step: SelftestStep, final: Sequence[PagesState]) -> Iterator[str]:
     """A complaint for every mapping that does not hold what the test counts there."""
     for each in step.looks:
         found = folios_of(final[each.vma], each.order)
@@ -77,7 +77,7 @@ def look(step: Step, final: Sequence[PagesState]) -> Iterator[str]:
             yield f"vma {each.vma}: {_count(found, each)}, expected {each.folios}"
 
 
-def _count(found: int, each: Look) -> str:
+def _count(found: int, each: MappedWhole) -> str:
     return f"{found} {'PMD' if each.order == PMD else f'folio of order {each.order}'} mapped whole"
 
 
@@ -107,14 +107,14 @@ class Row:
     name: str
     context: str
     order: int | None
-    kernel: Verdict | None = None
-    engine: Verdict | None = None
-    recorded: Verdict | None = None
+    kernel: CaseVerdict | None = None
+    engine: CaseVerdict | None = None
+    recorded: CaseVerdict | None = None
 
     @property
     def passed(self) -> bool:
         """No side says anything but ok, or that it was skipped."""
-        return {self.kernel, self.engine, self.recorded} <= {Verdict.OK, Verdict.SKIP, None}
+        return {self.kernel, self.engine, self.recorded} <= {CaseVerdict.OK, CaseVerdict.SKIP, None}
 
 
 def side_by_side(
@@ -135,15 +135,15 @@ def side_by_side(
         rows[found.name, found.context] = row
     for run in runs:
         key = run.case.name, run.case.context.value
-        lacking = None if output is None else Verdict.NOT_RUN
+        lacking = None if output is None else CaseVerdict.NOT_RUN
         row = rows.get(key, Row(*key, order, kernel=lacking))
         recorded = None if records is None else _recorded(run.case, records)
         rows[key] = replace(row, engine=run.verdict, recorded=recorded)
     return list(rows.values())
 
 
-def _recorded(case: Case, records: Mapping[str, Sequence[str]]) -> Verdict:
+def _recorded(case: Case, records: Mapping[str, Sequence[str]]) -> CaseVerdict:
     if any(step.id not in records for step in case.steps):
-        return Verdict.NOT_RUN
+        return CaseVerdict.NOT_RUN
     wrong = any(records[step.id] for step in case.steps)
-    return Verdict.NOT_OK if wrong else Verdict.OK
+    return CaseVerdict.NOT_OK if wrong else CaseVerdict.OK

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from mthp.compare.selftest_states import MAX_PTES_SHARED, MAX_PTES_SWAP, NR, Case, Step
+from mthp.compare.selftest_states import MAX_PTES_SHARED, MAX_PTES_SWAP, NR, Case, SelftestStep
 from mthp.image.scenario_values import Action
 from mthp.lab.program.program import BASE, Draft, Target, parse
 from mthp.words.settings import Enabled, Settings
@@ -24,7 +24,7 @@ _HUGE = (*_WRITTEN, f"s adv 0 {NR} {COLLAPSE}")
 _SPLIT_PMD = (f"adv 0 1 {NOHUGEPAGE}", f"adv 0 {NR} {NOHUGEPAGE}")
 
 
-def draft_of(case: Case, step: Step) -> Draft:
+def draft_of(case: Case, step: SelftestStep) -> Draft:
     """The program of one step of a case, and the action over what it makes."""
     who = "t" if "fork" in case.name or "shared" in case.name else "s"
     ops = _OPS[case.name](case, step)
@@ -41,7 +41,7 @@ def draft_of(case: Case, step: Step) -> Draft:
     )
 
 
-def _settings(step: Step) -> Settings:
+def _settings(step: SelftestStep) -> Settings:
     """The step's; where they switch everything off, a size keeps khugepaged's thread.
 
     It is the largest below the PMD's: of smaller ones, swap-in would make use.
@@ -61,41 +61,41 @@ def _registered(case: Case, who: str) -> Iterator[str]:
         yield f"{process} adv 0 {pages} {HUGEPAGE}"
 
 
-def _exceeds(step: Step) -> int:
+def _exceeds(step: SelftestStep) -> int:
     """1 where the step is one beyond a limit."""
     return int(step.id.endswith("/exceeded"))
 
 
-def _full(case: Case, step: Step) -> tuple[str, ...]:
+def _full(case: Case, step: SelftestStep) -> tuple[str, ...]:
     pages = step.document["vmas"][0]["pages"]
     return (*_START, f"s mmap 0 {pages}", f"s wr 0 {pages}")
 
 
-def _empty(case: Case, step: Step) -> tuple[str, ...]:
+def _empty(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return _MAPPED
 
 
-def _single_mthp(case: Case, step: Step) -> tuple[str, ...]:
+def _single_mthp(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_MAPPED, f"s wr 0 {1 << case.order}")
 
 
-def _single_pte_entry(case: Case, step: Step) -> tuple[str, ...]:
+def _single_pte_entry(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_MAPPED, "s wr 0 1")
 
 
-def _max_ptes_none(case: Case, step: Step) -> tuple[str, ...]:
+def _max_ptes_none(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_MAPPED, f"s wr 0 {NR // 2 - _exceeds(step)}")
 
 
-def _compound_single(case: Case, step: Step) -> tuple[str, ...]:
+def _compound_single(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_HUGE, f"s adv 0 {NR} {NOHUGEPAGE}", f"s adv 1 {NR - 1} {DONTNEED}")
 
 
-def _compound_full(case: Case, step: Step) -> tuple[str, ...]:
+def _compound_full(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_HUGE, *(f"s {op}" for op in _SPLIT_PMD))
 
 
-def _compound_extreme(case: Case, step: Step) -> tuple[str, ...]:
+def _compound_extreme(case: Case, step: SelftestStep) -> tuple[str, ...]:
     """A mapping slides down by a page past one aligned place, where each time a new huge page is
     made and all of it but its first page is dropped."""
     place, aside = NR, 4 * NR
@@ -111,36 +111,36 @@ def _compound_extreme(case: Case, step: Step) -> tuple[str, ...]:
     return (*ops, f"s munmap {place} {NR}")
 
 
-def _swapin_single_pte(case: Case, step: Step) -> tuple[str, ...]:
+def _swapin_single_pte(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_WRITTEN, f"s adv 0 1 {PAGEOUT}")
 
 
-def _max_ptes_swap(case: Case, step: Step) -> tuple[str, ...]:
+def _max_ptes_swap(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_WRITTEN, f"s adv 0 {MAX_PTES_SWAP + _exceeds(step)} {PAGEOUT}")
 
 
-def _fork(case: Case, step: Step) -> tuple[str, ...]:
+def _fork(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return (*_MAPPED, "s wr 0 1", "s forkto t", "t wr 1 1")
 
 
-def _fork_compound(case: Case, step: Step) -> tuple[str, ...]:
+def _fork_compound(case: Case, step: SelftestStep) -> tuple[str, ...]:
     shared = (*_HUGE, f"s adv 0 {NR} {HUGEPAGE}", "s forkto t")
     return (*shared, *(f"t {op}" for op in _SPLIT_PMD), "t wr 0 1")
 
 
-def _max_ptes_shared(case: Case, step: Step) -> tuple[str, ...]:
+def _max_ptes_shared(case: Case, step: SelftestStep) -> tuple[str, ...]:
     own = NR - MAX_PTES_SHARED
     exceeds = int(not step.id.endswith("/at-the-limit"))
     return (*_HUGE, f"s adv 0 {NR} {HUGEPAGE}", "s forkto t", f"t wr 0 {own - exceeds}")
 
 
-def _existing_thps(case: Case, step: Step) -> tuple[str, ...]:
+def _existing_thps(case: Case, step: SelftestStep) -> tuple[str, ...]:
     return _WRITTEN
 
 
 _ADVISED_PARENTS = ("collapse_fork_compound", "collapse_max_ptes_shared")
 
-_OPS: dict[str, Callable[[Case, Step], tuple[str, ...]]] = {
+_OPS: dict[str, Callable[[Case, SelftestStep], tuple[str, ...]]] = {
     "collapse_full": _full,
     "collapse_empty": _empty,
     "collapse_single_mthp": _single_mthp,

@@ -10,11 +10,11 @@ from typing import Any
 from mthp.compare.conformance import Conformance, run_scenario
 from mthp.compare.selftest import look, wrong_errno
 from mthp.compare.selftest_drafts import draft_of
-from mthp.compare.selftest_states import Case, Step
+from mthp.compare.selftest_states import Case, SelftestStep
 from mthp.image.runs import FolioToken, PagesState
 from mthp.image.scenario import Scenario, parse_scenario
 from mthp.lab.session.record import NotBuilt, record
-from mthp.lab.session.session import Session
+from mthp.lab.session.session import GuestSession
 from mthp.words.profiles import DEFAULT, Profile
 from mthp.worlds.build import build_scenario
 from mthp.worlds.render import canonical, render_state
@@ -25,7 +25,7 @@ Keep = Callable[[Mapping[str, Any]], None]
 
 
 def record_cases(
-    session: Session, cases: Iterable[Case], kernel: str, profile: Profile, keep: Keep
+    session: GuestSession, cases: Iterable[Case], kernel: str, profile: Profile, keep: Keep
 ) -> dict[str, tuple[str, ...]]:
     """Record every step of the cases; step id -> what was not as it must be.
 
@@ -44,7 +44,7 @@ def record_cases(
     return found
 
 
-def findings(step: Step, recorded: Scenario, profile: Profile) -> Iterator[str]:
+def findings(step: SelftestStep, recorded: Scenario, profile: Profile) -> Iterator[str]:
     """What is wrong with a record: another state than the engine's, a final one that the test
     would not accept, or a pass that the engine runs otherwise."""
     if not same_state(step, recorded):
@@ -60,7 +60,7 @@ def findings(step: Step, recorded: Scenario, profile: Profile) -> Iterator[str]:
         yield f"pass {mismatch.pass_ + 1}, {mismatch.where}: {what}"
 
 
-def same_state(step: Step, recorded: Scenario) -> bool:
+def same_state(step: SelftestStep, recorded: Scenario) -> bool:
     """Whether a record starts from the step's state, as the engine would show it: page by page,
     entry by entry, flag by flag. Where on the swap device a page lies is the guest's own affair."""
     world = build_scenario(parse_scenario(step.document), DEFAULT)

@@ -19,7 +19,7 @@ from mthp.lab.session.kselftest import Context
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Geometry
 
-__all__ = ["Case", "Errno", "Look", "Step", "cases"]
+__all__ = ["Case", "Errno", "MappedWhole", "SelftestStep", "cases"]
 
 GEOMETRY = Geometry()
 NR = GEOMETRY.ptrs_per_pte
@@ -33,7 +33,7 @@ _LIMITS = {
 
 
 @dataclass(frozen=True)
-class Look:
+class MappedWhole:
     """What the test counts in a mapping: folios of an order, mapped whole; PMDs at PMD order.
 
     vma: its index in the scenario. Kernel: tools/testing/selftests/mm/vm_util.c, check_huge_anon().
@@ -52,7 +52,7 @@ class Errno(Enum):
 
 
 @dataclass(frozen=True)
-class Step:
+class SelftestStep:
     """A state, and what must be seen after the collapse. document: schema mthp-scenario/1.
 
     passes: full scans (the test waits for the second), or calls of MADV_COLLAPSE. errno: of each
@@ -60,7 +60,7 @@ class Step:
     """
 
     document: dict[str, Any]
-    looks: tuple[Look, ...]
+    looks: tuple[MappedWhole, ...]
     passes: int
     errno: Errno | None
 
@@ -77,7 +77,7 @@ class Case:
     name: str
     context: Context
     order: int
-    steps: tuple[Step, ...]
+    steps: tuple[SelftestStep, ...]
 
 
 def cases(mthp_order: int | None = None) -> list[Case]:
@@ -190,12 +190,12 @@ class _Where:
         self,
         *vmas: dict[str, Any],
         folios: int,
-        looks: tuple[Look, ...] = (),
+        looks: tuple[MappedWhole, ...] = (),
         part: str = "",
         target: int | None = None,
         passes: int | None = None,
         limits: Mapping[str, int] | None = None,
-    ) -> Step:
+    ) -> SelftestStep:
         """One collapse of a mapping, the last if none is named; `folios` must stand in it then."""
         madvise = self.context is Context.MADVISE
         target = len(vmas) - 1 if target is None else target
@@ -209,8 +209,8 @@ class _Where:
             "vmas": list(vmas),
         }
         errno = None if not madvise else Errno.ZERO if folios else Errno.SOME
-        all_looks = (*looks, Look(target, self.order, folios))
-        return Step(document, all_looks, passes or (1 if madvise else 2), errno)
+        all_looks = (*looks, MappedWhole(target, self.order, folios))
+        return SelftestStep(document, all_looks, passes or (1 if madvise else 2), errno)
 
 
 def _settings(context: Context, order: int, limits: Mapping[str, int]) -> dict[str, Any]:
@@ -223,21 +223,21 @@ def _settings(context: Context, order: int, limits: Mapping[str, int]) -> dict[s
     return {name: settings[name] for name in ("enabled", *_LIMITS, "defrag")}
 
 
-def _full(where: _Where) -> Iterator[Step]:
+def _full(where: _Where) -> Iterator[SelftestStep]:
     tables = 1 if where.context is Context.MTHP else 4
     yield where.step(_small(tables * NR).vma(), folios=tables * where.folios)
 
 
-def _empty(where: _Where) -> Iterator[Step]:
+def _empty(where: _Where) -> Iterator[SelftestStep]:
     yield where.step(_hole(NR).vma(), folios=0)
 
 
-def _single_mthp(where: _Where) -> Iterator[Step]:
+def _single_mthp(where: _Where) -> Iterator[SelftestStep]:
     pages = 1 << where.order
     yield where.step((_small(pages) + _hole(NR - pages)).vma(), folios=1)
 
 
-def _single_pte_entry(where: _Where) -> Iterator[Step]:
+def _single_pte_entry(where: _Where) -> Iterator[SelftestStep]:
     yield where.step((_small(1) + _hole(NR - 1)).vma(), folios=1)
 
 
@@ -246,7 +246,7 @@ def _limited(
     state: Callable[[int], dict[str, Any]],
     most: int,
     limits: Mapping[str, int] | None = None,
-) -> Iterator[Step]:
+) -> Iterator[SelftestStep]:
     """One more than the limit allows, and, where limits bind, just as many as it allows."""
     refused = 0 if where.limits_hold else 1
     yield where.step(state(most + 1), folios=refused, part="exceeded", limits=limits)
@@ -254,33 +254,33 @@ def _limited(
         yield where.step(state(most), folios=1, part="at-the-limit", limits=limits)
 
 
-def _max_ptes_none(where: _Where) -> Iterator[Step]:
+def _max_ptes_none(where: _Where) -> Iterator[SelftestStep]:
     def state(empty: int) -> dict[str, Any]:
         return (_small(NR - empty) + _hole(empty)).vma()
 
     yield from _limited(where, state, NR // 2, {"max_ptes_none": NR // 2})
 
 
-def _swapin_single_pte(where: _Where) -> Iterator[Step]:
+def _swapin_single_pte(where: _Where) -> Iterator[SelftestStep]:
     yield where.step((_swapped(1) + _small(NR - 1)).vma(), folios=1)
 
 
-def _max_ptes_swap(where: _Where) -> Iterator[Step]:
+def _max_ptes_swap(where: _Where) -> Iterator[SelftestStep]:
     def state(out: int) -> dict[str, Any]:
         return (_swapped(out) + _small(NR - out)).vma()
 
     yield from _limited(where, state, MAX_PTES_SWAP)
 
 
-def _single_pte_entry_compound(where: _Where) -> Iterator[Step]:
+def _single_pte_entry_compound(where: _Where) -> Iterator[SelftestStep]:
     yield where.step((_split(1) + _hole(NR - 1)).vma(), folios=1)
 
 
-def _full_of_compound(where: _Where) -> Iterator[Step]:
+def _full_of_compound(where: _Where) -> Iterator[SelftestStep]:
     yield where.step(_split(NR).vma(), folios=1)
 
 
-def _compound_extreme(where: _Where) -> Iterator[Step]:
+def _compound_extreme(where: _Where) -> Iterator[SelftestStep]:
     """Every entry maps the first page of another PMD-sized folio."""
     pages = _Pages()
     for folio in range(NR):
@@ -288,11 +288,11 @@ def _compound_extreme(where: _Where) -> Iterator[Step]:
     yield where.step(pages.vma(), folios=1)
 
 
-def _fork(where: _Where) -> Iterator[Step]:
+def _fork(where: _Where) -> Iterator[SelftestStep]:
     """The parent is not advised, so khugepaged does not know it: it stands last."""
     child = (_shared_small("PD") + _small(1) + _hole(NR - 2)).vma()
     parent = (_shared_small("PAD") + _hole(NR - 1)).vma(mm=1, advice=None)
-    yield where.step(child, parent, folios=1, looks=(Look(1, PMD, 0),), target=0)
+    yield where.step(child, parent, folios=1, looks=(MappedWhole(1, PMD, 0),), target=0)
 
 
 def _of_huge_parent(
@@ -301,33 +301,33 @@ def _of_huge_parent(
     folios: int,
     part: str = "",
     limits: Mapping[str, int] | None = None,
-) -> Step:
+) -> SelftestStep:
     """A child that has copied the first `own` pages of what it shares with its parent."""
     parent = _shared_huge(own).vma()
     child = (_small(own) + _shared_split(own)).vma(mm=1)
-    looks = (Look(0, PMD, 1),)
+    looks = (MappedWhole(0, PMD, 1),)
     return where.step(parent, child, folios=folios, looks=looks, part=part, limits=limits)
 
 
-def _fork_compound(where: _Where) -> Iterator[Step]:
+def _fork_compound(where: _Where) -> Iterator[SelftestStep]:
     yield _of_huge_parent(where, 1, 1, limits={"max_ptes_shared": NR - 1})
 
 
-def _max_ptes_shared(where: _Where) -> Iterator[Step]:
+def _max_ptes_shared(where: _Where) -> Iterator[SelftestStep]:
     refused = 0 if where.limits_hold else 1
     yield _of_huge_parent(where, NR - MAX_PTES_SHARED - 1, refused, "exceeded")
     if where.limits_hold:
         yield _of_huge_parent(where, NR - MAX_PTES_SHARED, 1, "at-the-limit")
 
 
-def _existing_thps(where: _Where) -> Iterator[Step]:
+def _existing_thps(where: _Where) -> Iterator[SelftestStep]:
     yield where.step(_small(NR).vma(), folios=1, passes=2)
 
 
 _ALL = frozenset(Context)
 _AT_PMD = frozenset({Context.KHUGEPAGED, Context.MADVISE})
 
-_CASES: dict[str, tuple[frozenset[Context], Callable[[_Where], Iterator[Step]]]] = {
+_CASES: dict[str, tuple[frozenset[Context], Callable[[_Where], Iterator[SelftestStep]]]] = {
     "collapse_full": (_ALL, _full),
     "collapse_empty": (_ALL, _empty),
     "collapse_single_mthp": (frozenset({Context.MTHP}), _single_mthp),

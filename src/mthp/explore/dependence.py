@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mthp.explore.tasks import WAITING, Op
+from mthp.explore.tasks import WAITING, NextStep
 from mthp.machine.step import Access
 
 _READERS: Final = frozenset({Access.ACQUIRE, Access.TRY, Access.RELEASE})
@@ -19,7 +19,7 @@ _READERS: Final = frozenset({Access.ACQUIRE, Access.TRY, Access.RELEASE})
 _AMONG_THEMSELVES: Final = frozenset({Access.IPI, Access.TAKE})
 
 
-def _is_reader(op: Op) -> bool:
+def _is_reader(op: NextStep) -> bool:
     """A step that leaves alone what other readers see."""
     return (
         op.access is Access.READ
@@ -28,7 +28,7 @@ def _is_reader(op: Op) -> bool:
     )
 
 
-def dependent(a: Op, b: Op) -> bool:
+def dependent(a: NextStep, b: NextStep) -> bool:
     """Whether the order of two steps of different tasks may matter."""
     if a.where != b.where or not a.bits & b.bits:
         return False
@@ -37,6 +37,6 @@ def dependent(a: Op, b: Op) -> bool:
     return not (_is_reader(a) and _is_reader(b))
 
 
-def waits(op: Op) -> bool:
+def waits(op: NextStep) -> bool:
     """Whether the step waits for a release rather than racing with it."""
     return op.access in WAITING

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mthp.explore.outcome import Coverage, Finding, Kind, Outcome, Schedule
+from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
 from mthp.explore.tasks import MAX_STEPS, Ending, Execution, Recipe
 
 
@@ -32,11 +32,11 @@ class Enumerator:
         self.most_executions = most_executions
         self.most_steps = most_steps
         self.go_on = go_on
-        self.findings: dict[object, Finding] = {}
+        self.findings: dict[object, BrokenSchedule] = {}
         self._path: list[tuple[int, list[int]]] = []
         self._depth = self._spent = 0
 
-    def enumerate(self) -> Outcome:
+    def enumerate(self) -> SearchOutcome:
         """Run them all."""
         executions = steps = too_long = 0
         bounds = [] if self.preemptions is None else [f"{self.preemptions} preemptions"]
@@ -48,7 +48,7 @@ class Enumerator:
             steps += execution.steps
             for broken in execution.setup.broken:
                 schedule = Schedule(tuple(task for task, _ in self._path))
-                self.findings.setdefault(broken, Finding(broken, schedule))
+                self.findings.setdefault(broken, BrokenSchedule(broken, schedule))
             if not self._next_path():
                 break
             if executions == self.most_executions or not self.go_on(self):
@@ -56,9 +56,9 @@ class Enumerator:
                 break
         if too_long:
             bounds.append(f"{too_long} executions cut off after {self.most_steps} steps")
-        kind = Kind.BOUNDED if bounds else Kind.EXHAUSTIVE
+        kind = Extent.BOUNDED if bounds else Extent.EXHAUSTIVE
         coverage = Coverage(kind, executions, 0, steps, "; ".join(bounds))
-        return Outcome(coverage, tuple(self.findings.values()))
+        return SearchOutcome(coverage, tuple(self.findings.values()))
 
     def _choose(self, execution: Execution) -> int:
         depth = self._depth

@@ -14,9 +14,9 @@ from enum import Enum
 from typing import Final
 
 from mthp.explore.dependence import dependent, waits
-from mthp.explore.outcome import Coverage, Finding, Kind, Outcome, Schedule
-from mthp.explore.part import NOBODY, Counts, Key, Part, Place, Race
-from mthp.explore.tasks import MAX_STEPS, STOP, Ending, Execution, Op, Recipe
+from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
+from mthp.explore.part import NOBODY, BranchPoint, Counts, Key, Part, Race
+from mthp.explore.tasks import MAX_STEPS, STOP, Ending, Execution, NextStep, Recipe
 from mthp.machine.step import Access
 
 Clock = list[int]
@@ -43,12 +43,12 @@ class Stop(Enum):
     ELSEWHERE = "what is next is searched elsewhere"
 
 
-class Event:
+class TakenStep:
     """A step that was taken. depth: its place among all; number: among its task's, from 1."""
 
     __slots__ = ("clock", "depth", "number", "op", "task")
 
-    def __init__(self, task: int, op: Op, depth: int, number: int, clock: Clock) -> None:
+    def __init__(self, task: int, op: NextStep, depth: int, number: int, clock: Clock) -> None:
         self.task = task
         self.op = op
         self.depth = depth
@@ -60,7 +60,7 @@ class Event:
         return clock[self.task] >= self.number
 
 
-class Node:
+class Branch:
     """The state before a step, and the step taken there (event).
 
     ops: what each task was about to do. enabled: tasks that could go. todo: tasks to try here.
@@ -70,13 +70,17 @@ class Node:
     __slots__ = ("enabled", "event", "ops", "sleep", "todo")
 
     def __init__(
-        self, ops: list[Op | None], enabled: list[int], sleep: dict[int, Op], todo: Iterable[int]
+        self,
+        ops: list[NextStep | None],
+        enabled: list[int],
+        sleep: dict[int, NextStep],
+        todo: Iterable[int],
     ) -> None:
         self.ops = ops
         self.enabled = enabled
         self.sleep = sleep
         self.todo = set(todo)
-        self.event: Event
+        self.event: TakenStep
 
     def left(self) -> set[int]:
         """Tasks still to be tried."""
@@ -109,11 +113,13 @@ class Explorer:
         self.own = self.begun.own
         self.elsewhere = elsewhere or {}
         self.counts = self.begun.counts
-        self.findings: dict[object, Finding] = {each.broken: each for each in self.begun.findings}
+        self.findings: dict[object, BrokenSchedule] = {
+            each.broken: each for each in self.begun.findings
+        }
         self.races: dict[Race, None] = dict.fromkeys(self.begun.races)
-        self.nodes: list[Node] = []
-        self._places: dict[tuple[str, int], list[Event]] = {}
-        self._of_task: list[list[Event]] = []
+        self.nodes: list[Branch] = []
+        self._places: dict[tuple[str, int], list[TakenStep]] = {}
+        self._of_task: list[list[TakenStep]] = []
         self._replaying = self._depth = 0
 
     @property
@@ -121,7 +127,7 @@ class Explorer:
         """Complete ones so far."""
         return self.counts.executions
 
-    def explore(self) -> Outcome:
+    def explore(self) -> SearchOutcome:
         """Search to the end, the first breach or a bound."""
         stop = self.search()
         return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
@@ -151,7 +157,7 @@ class Explorer:
         """How far the search has come; between two executions."""
         last = len(self.nodes) - 1
         places = tuple(
-            Place(
+            BranchPoint(
                 NOBODY if depth == last and depth >= self.own else node.event.task,
                 frozenset(node.todo),
                 frozenset(node.sleep),
@@ -178,7 +184,7 @@ class Explorer:
             self._of_task = [[] for _ in execution.ops]
         place = self.begun.places[depth]
         sleep = {task: op for task in place.sleep if (op := execution.ops[task]) is not None}
-        node = Node(list(execution.ops), execution.enabled(), sleep, place.todo)
+        node = Branch(list(execution.ops), execution.enabled(), sleep, place.todo)
         self.nodes.append(node)
         if place.task == NOBODY:
             return STOP
@@ -210,7 +216,7 @@ class Explorer:
         for broken in execution.setup.broken:
             if broken not in self.findings:
                 choices = tuple(node.event.task for node in self.nodes)
-                self.findings[broken] = Finding(broken, Schedule(choices))
+                self.findings[broken] = BrokenSchedule(broken, Schedule(choices))
 
     def _choose(self, execution: Execution) -> int:
         depth = self._depth
@@ -229,12 +235,12 @@ class Explorer:
             if not awake:
                 return STOP
             task = execution.current if execution.current in awake else awake[0]
-            node = Node(list(execution.ops), enabled, sleep, {task})
+            node = Branch(list(execution.ops), enabled, sleep, {task})
             self.nodes.append(node)
         self._take(node, task, depth)
         return task
 
-    def _inherited_sleep(self) -> dict[int, Op]:
+    def _inherited_sleep(self) -> dict[int, NextStep]:
         """Whoever slept before the last step, and does not depend on it, sleeps on."""
         if not self.nodes:
             return {}
@@ -242,7 +248,7 @@ class Explorer:
         step = last.event.op
         return {task: op for task, op in last.sleep.items() if not dependent(op, step)}
 
-    def _take(self, node: Node, task: int, depth: int) -> None:
+    def _take(self, node: Branch, task: int, depth: int) -> None:
         """Record a step: its clock, and the earlier steps it could have come before."""
         op = node.ops[task]
         assert op is not None
@@ -251,7 +257,7 @@ class Explorer:
         self._of_task[task].append(event)
         self._places.setdefault(op.where, []).append(event)
 
-    def _event(self, task: int, op: Op, depth: int) -> Event:
+    def _event(self, task: int, op: NextStep, depth: int) -> TakenStep:
         mine = self._of_task[task]
         known = list(mine[-1].clock) if mine else [0] * len(self._of_task)
         others = [
@@ -263,7 +269,7 @@ class Explorer:
         for other in others:
             _join(known, other.clock)
         known[task] = len(mine) + 1
-        event = Event(task, op, depth, len(mine) + 1, known)
+        event = TakenStep(task, op, depth, len(mine) + 1, known)
         for other in racing:
             self._note_race(other, event)
         return event
@@ -276,7 +282,7 @@ class Explorer:
 
     # Backtracking
 
-    def _note_race(self, first: Event, second: Event) -> None:
+    def _note_race(self, first: TakenStep, second: TakenStep) -> None:
         """Somebody who leads to `second` without `first` is to be tried where `first` was taken."""
         self._reverse(first.depth, frozenset(self._initials(first, second)))
 
@@ -291,7 +297,7 @@ class Explorer:
         usable = [task for task in place.enabled if task in initials]
         place.todo.update(usable[:1] or place.enabled)
 
-    def _initials(self, first: Event, second: Event) -> set[int]:
+    def _initials(self, first: TakenStep, second: TakenStep) -> set[int]:
         """Tasks that may begin the sequence of what does not happen after `first`, then `second`."""
         later = [node.event for node in self.nodes[first.depth + 1 : second.depth]]
         later = [event for event in later if not first.before(event.clock)]
@@ -310,8 +316,8 @@ class Explorer:
         return initials
 
     def _without_holders(
-        self, first: Event, second: Event, later: list[Event]
-    ) -> tuple[list[Event], Clock]:
+        self, first: TakenStep, second: TakenStep, later: list[TakenStep]
+    ) -> tuple[list[TakenStep], Clock]:
         """The same sequence without what would keep `second` waiting for ever, and what follows
         from that; with the clock `second` has then.
         """
@@ -319,8 +325,8 @@ class Explorer:
         released = {  # task -> the place of its last release
             e.task: e.depth for e in later if e.op.where == place and e.op.access is Access.RELEASE
         }
-        kept: list[Event] = []
-        dropped: list[Event] = []
+        kept: list[TakenStep] = []
+        dropped: list[TakenStep] = []
         for event in later:
             holds = event.op.where == place and event.op.access not in HOLDS_NOTHING
             for_ever = holds and released.get(event.task, -1) < event.depth
@@ -369,28 +375,28 @@ class Explorer:
             self._undo()
         return Stop.END
 
-    def _key(self, node: Node, task: int) -> Key:
+    def _key(self, node: Branch, task: int) -> Key:
         above = (each.event.task for each in self.nodes[:-1])
         return Key((*above, task), frozenset(node.sleep))
 
 
 def outcome(
-    stop: Stop, counts: Counts, findings: tuple[Finding, ...], most_steps: int = MAX_STEPS
-) -> Outcome:
+    stop: Stop, counts: Counts, findings: tuple[BrokenSchedule, ...], most_steps: int = MAX_STEPS
+) -> SearchOutcome:
     """What a search that stopped has found, and how much it covered."""
     bound = {Stop.END: "", Stop.ENOUGH: f"stopped after {counts.executions} executions"}
     text = bound.get(stop, stop.value)
     if not text and counts.too_long:
         text = f"{counts.too_long} executions cut off after {most_steps} steps"
-    kind = Kind.BOUNDED if text else Kind.EXHAUSTIVE
+    kind = Extent.BOUNDED if text else Extent.EXHAUSTIVE
     coverage = Coverage(kind, counts.executions, counts.pruned, counts.steps, text)
-    return Outcome(coverage, findings)
+    return SearchOutcome(coverage, findings)
 
 
-def _races(op: Op, known: Clock, others: list[Event]) -> list[Event]:
+def _races(op: NextStep, known: Clock, others: list[TakenStep]) -> list[TakenStep]:
     """Of the earlier steps it depends on (latest first), those that could have come after it."""
     clock = list(known)
-    found: list[Event] = []
+    found: list[TakenStep] = []
     for other in others:
         if waits(op):
             # Whoever holds the lock now is in the way; a hold that ended before another began is

@@ -45,7 +45,7 @@ class Schedule:
         return Schedule(tuple(task for task, steps in runs for _ in range(steps)))
 
 
-class Kind(Enum):
+class Extent(Enum):
     """How much of all executions a search has seen."""
 
     EXHAUSTIVE = "exhaustive"
@@ -61,7 +61,7 @@ class Coverage:
     could not search, "" if nobody asked it or it could.
     """
 
-    kind: Kind
+    kind: Extent
     executions: int
     pruned: int = 0
     steps: int = 0
@@ -71,7 +71,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Finding:
+class BrokenSchedule:
     """What was broken, and the schedule that breaks it."""
 
     broken: Any
@@ -79,8 +79,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """All that a search found, each kind of breach once."""
 
     coverage: Coverage
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[BrokenSchedule, ...] = ()

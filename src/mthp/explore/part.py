@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mthp.explore.outcome import Finding, Schedule
+from mthp.explore.outcome import BrokenSchedule, Schedule
 
 NOBODY: Final = -1
 
 
 @dataclass(frozen=True)
-class Place:
+class BranchPoint:
     """The state before a step. task: whose step is being tried, NOBODY's where the next is yet to be
     chosen. todo: tasks tried or to be tried there. sleep: tasks whose step there leads to nothing new.
     """
@@ -74,10 +74,10 @@ class Part:
     are the part's. done: nothing is left.
     """
 
-    places: tuple[Place, ...] = ()
+    places: tuple[BranchPoint, ...] = ()
     own: int = 0
     counts: Counts = field(default_factory=Counts)
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[BrokenSchedule, ...] = ()
     races: tuple[Race, ...] = ()
     done: bool = False
 
@@ -109,7 +109,7 @@ class Part:
         place = self.places[depth]
         sleep = place.sleep | {place.task}
         task = min(place.left)
-        above = (*self.places[:depth], Place(task, frozenset({task}), sleep))
+        above = (*self.places[:depth], BranchPoint(task, frozenset({task}), sleep))
         return Part(above, depth + 1)
 
     def alternatives(self) -> list[int]:
@@ -193,13 +193,13 @@ def part_of(document: Any, breach: Callable[[Any], Any]) -> Part:
     """The part of a document; ValueError, TypeError or KeyError where it is none."""
     return Part(
         tuple(
-            Place(int(task), frozenset(map(int, todo)), frozenset(map(int, sleep)))
+            BranchPoint(int(task), frozenset(map(int, todo)), frozenset(map(int, sleep)))
             for task, todo, sleep in document["places"]
         ),
         int(document["own"]),
         Counts(*map(int, document["counts"])),
         tuple(
-            Finding(breach(broken), Schedule.parse(schedule))
+            BrokenSchedule(breach(broken), Schedule.parse(schedule))
             for broken, schedule in document["findings"]
         ),
         tuple(Race(int(depth), frozenset(map(int, who))) for depth, who in document["races"]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from enum import Enum
 
-from mthp.explore.outcome import Coverage, Finding, Kind, Outcome, Schedule
+from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
 from mthp.explore.tasks import MAX_STEPS, Execution, Recipe
 
 
@@ -45,10 +45,10 @@ class Sampler:
         self._priorities: list[float] = []
         self._falls: set[int] = set()
 
-    def sample(self, count: int) -> Outcome:
+    def sample(self, count: int) -> SearchOutcome:
         """`count` executions, or fewer where one breaks something."""
         steps = 0
-        findings: dict[object, Finding] = {}
+        findings: dict[object, BrokenSchedule] = {}
         executions = 0
         while executions < count and not findings:
             execution = Execution(self.recipe(), self._choose, self.most_steps)
@@ -58,9 +58,9 @@ class Sampler:
             steps += execution.steps
             self._longest = max(self._longest, execution.steps)
             for broken in execution.setup.broken:
-                findings.setdefault(broken, Finding(broken, Schedule(tuple(self._taken))))
-        coverage = Coverage(Kind.SAMPLED, executions, 0, steps, self.policy.value, self.seed)
-        return Outcome(coverage, tuple(findings.values()))
+                findings.setdefault(broken, BrokenSchedule(broken, Schedule(tuple(self._taken))))
+        coverage = Coverage(Extent.SAMPLED, executions, 0, steps, self.policy.value, self.seed)
+        return SearchOutcome(coverage, tuple(findings.values()))
 
     def _begin(self, tasks: int) -> None:
         self._taken = []

@@ -2,7 +2,7 @@
 """One execution: tasks that take turns at their steps, as somebody chooses.
 
 The only file that knows the carrier (greenlet). A task stops before each of its steps; what it is
-about to do (`Op`) is known then, and the act happens when the task is chosen.
+about to do (`NextStep`) is known then, and the act happens when the task is chosen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from greenlet import getcurrent, greenlet
 from mthp.machine.step import ALL_BITS, Access, Machine, Task
 
 
-class Op(NamedTuple):
+class NextStep(NamedTuple):
     """What a task is about to do. where: the word's name and its index (0 for a lock).
 
     mode: of a lock, 1 for writing and 0 for reading. bits: those of the word that it is about.
@@ -60,7 +60,7 @@ class Setup(Protocol):
     def raised(self, task: Task, error: Exception) -> None:
         """A task ended with an error."""
 
-    def stuck(self, waiting: Sequence[tuple[Task, Op]]) -> None:
+    def stuck(self, waiting: Sequence[tuple[Task, NextStep]]) -> None:
         """Nobody can go on, and these have not ended."""
 
     def at_rest(self) -> None:
@@ -110,7 +110,7 @@ class Execution:
         self.most_steps = most_steps
         self.current = 0
         self.steps = 0
-        self.ops: list[Op | None] = [None] * len(setup.tasks)
+        self.ops: list[NextStep | None] = [None] * len(setup.tasks)
         self.ending = Ending.FINISHED
         self._words: list[Any] = [None] * len(setup.tasks)
         self._acting: tuple[Access, Any, int] | None = None
@@ -129,7 +129,7 @@ class Execution:
                 return True
         return False
 
-    def may_go(self, task: int, op: Op) -> bool:
+    def may_go(self, task: int, op: NextStep) -> bool:
         """Whether a task could take its step now. Waiting is the only thing that stops one."""
         if op.access in WAITING:
             free: bool = self._words[task].may_take(op.mode)
@@ -209,7 +209,9 @@ class Execution:
         self._acted()
         me = self.current
         self._words[me] = word
-        self.ops[me] = Op(access, (word.name, 0 if access in _OF_LOCKS else index), index, bits)
+        self.ops[me] = NextStep(
+            access, (word.name, 0 if access in _OF_LOCKS else index), index, bits
+        )
         if not self._started:
             self._main.switch()
         else:

@@ -71,7 +71,7 @@ class CaptureError(Exception):
         self.code = code
 
 
-class Geometry(NamedTuple):
+class PageSizes(NamedTuple):
     """Bytes of a page and of the range of one page table."""
 
     page: int
@@ -106,7 +106,7 @@ def number(path: str) -> int | None:
     return int(value) if value.isdigit() else None
 
 
-class Vma(NamedTuple):
+class SmapsEntry(NamedTuple):
     """One entry of smaps; sizes in bytes. skipped: why its pages are not in the snapshot."""
 
     start: int
@@ -152,7 +152,7 @@ def why_skipped(perms: str, inode: int, path: str, flags: list[str]) -> str | No
     return "shared mapping" if perms.endswith("s") else None
 
 
-def parse_maps(lines: Iterable[bytes]) -> Iterator[Vma]:
+def parse_maps(lines: Iterable[bytes]) -> Iterator[SmapsEntry]:
     """VMAs from the lines of maps or smaps (from maps: without sizes and flags)."""
     head: list[str] = []
     sizes: dict[str, int] = {}
@@ -173,11 +173,11 @@ def parse_maps(lines: Iterable[bytes]) -> Iterator[Vma]:
         yield _vma(head, sizes, flags)
 
 
-def _vma(head: list[str], sizes: dict[str, int], flags: str) -> Vma:
+def _vma(head: list[str], sizes: dict[str, int], flags: str) -> SmapsEntry:
     start, _, end = head[0].partition("-")
     path = head[5] if len(head) > 5 else ""
     skipped = why_skipped(head[1], int(head[4]), path, flags.split())
-    return Vma(
+    return SmapsEntry(
         int(start, 16), int(end, 16), head[1], int(head[2], 16), head[3], int(head[4]), path,
         flags, sizes, skipped,
     )  # fmt: skip
@@ -188,7 +188,7 @@ def gone(pid: int) -> CaptureError:
     return CaptureError(f"process {pid} exited (or ran another program) while it was read")
 
 
-def read_vmas(pid: int, file: str) -> list[Vma]:
+def read_vmas(pid: int, file: str) -> list[SmapsEntry]:
     """The VMAs of /proc/PID/maps or smaps; CaptureError where they cannot be read."""
     try:
         with open(f"/proc/{pid}/{file}", "rb") as lines:
@@ -336,7 +336,7 @@ def flags_of_categories(categories: int) -> int:
     return flags
 
 
-class Job(NamedTuple):
+class ReadJob(NamedTuple):
     """Runs of tables (address, count) to read from pagemap, or regions that say it all."""
 
     runs: list[tuple[int, int]]
@@ -347,7 +347,7 @@ class TableReader:
     """Yields the populated tables of address ranges of one process, in order, a batch at a time."""
 
     def __init__(
-        self, pid: int, pagemap: int, geometry: Geometry, scanner: Scanner | None, exclusive: bool
+        self, pid: int, pagemap: int, geometry: PageSizes, scanner: Scanner | None, exclusive: bool
     ) -> None:
         self.pid = pid
         self.scanner = scanner
@@ -361,7 +361,7 @@ class TableReader:
         self._soft_dirty = keeps_soft_dirty()
         self._by_regions = not exclusive
 
-    def windows(self, vmas: list[Vma]) -> list[tuple[int, int]]:
+    def windows(self, vmas: list[SmapsEntry]) -> list[tuple[int, int]]:
         """Whole-table ranges that cover the given VMAs; remembers what lies between them."""
         windows: list[tuple[int, int]] = []
         covered = 0
@@ -397,15 +397,15 @@ class TableReader:
         except OSError as error:
             raise (gone(self.pid) if error.errno == errno.ESRCH else error) from None
 
-    def _jobs(self, windows: list[tuple[int, int]]) -> Iterator[Job]:
+    def _jobs(self, windows: list[tuple[int, int]]) -> Iterator[ReadJob]:
         pmd = self._geometry.pmd
         for start, end in windows:
             if self.scanner is None:
-                yield Job([(start, (end - start) // pmd)], None)
+                yield ReadJob([(start, (end - start) // pmd)], None)
             else:
                 yield from self._scan_jobs(self.scanner, start, end)
 
-    def _scan_jobs(self, scanner: Scanner, start: int, end: int) -> Iterator[Job]:
+    def _scan_jobs(self, scanner: Scanner, start: int, end: int) -> Iterator[ReadJob]:
         """What to read in one window, found by probing for regions.
 
         Where most tables hold something (or where they are cheaper to read than to describe), each
@@ -424,17 +424,17 @@ class TableReader:
             ahead = min(2 * ahead, self._ahead) if first - start <= ahead * pmd else 1
             if more and dense and (pages or len(regions) > BUSY_REGIONS * (last - first) // pmd):
                 start = min(end, max(last, first + ahead * pmd))
-                yield Job([(first, (start - first) // pmd)], None)
+                yield ReadJob([(first, (start - first) // pmd)], None)
             elif pages:
                 start = last
-                yield Job(runs, None)
+                yield ReadJob(runs, None)
             else:
                 if more:  # the last table may hold regions that did not fit: the next call's
                     last = down(regions[-1][1])
                     regions = [(s, min(e, last), c) for s, e, c in regions if s < last]
                     runs = self._runs(regions)
                 start = last
-                yield Job(runs, regions)
+                yield ReadJob(runs, regions)
 
     def _runs(self, regions: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
         down, up, pmd = self._geometry.down, self._geometry.up, self._geometry.pmd
@@ -446,14 +446,14 @@ class TableReader:
             ranges.append((start, end))
         return [(start, (end - start) // pmd) for start, end in ranges]
 
-    def _batched(self, jobs: Iterable[Job]) -> Iterator[Job]:
+    def _batched(self, jobs: Iterable[ReadJob]) -> Iterator[ReadJob]:
         """The same work in jobs of at most one batch of tables, small reads joined."""
         pmd = self._geometry.pmd
         joined: list[tuple[int, int]] = []
         free = self._batch
         for job in jobs:
             if job.regions is not None and joined:
-                yield Job(joined, None)
+                yield ReadJob(joined, None)
                 joined, free = [], self._batch
             for address, count in job.runs:
                 while count:
@@ -461,13 +461,13 @@ class TableReader:
                     joined.append((address, part))
                     address, count, free = address + part * pmd, count - part, free - part
                     if not free:
-                        yield Job(joined, job.regions)
+                        yield ReadJob(joined, job.regions)
                         joined, free = [], self._batch
             if job.regions is not None and joined:
-                yield Job(joined, job.regions)
+                yield ReadJob(joined, job.regions)
                 joined, free = [], self._batch
         if joined:
-            yield Job(joined, None)
+            yield ReadJob(joined, None)
 
     def _read(self, runs: list[tuple[int, int]]) -> bytearray:
         row = 8 * self._geometry.ptrs
@@ -486,7 +486,7 @@ class TableReader:
                 at, offset = at + got, offset + got
         return self._words
 
-    def _from_pagemap(self, job: Job) -> Batch:
+    def _from_pagemap(self, job: ReadJob) -> Batch:
         words = self._read(job.runs)
         low, high, zero_pages = decode_words(words, self._soft_dirty)
         batch = Batch(self._addresses(job), low, high)
@@ -496,18 +496,18 @@ class TableReader:
             batch.low = batch.low.translate(NO_EXCLUSIVE)
         return batch
 
-    def _addresses(self, job: Job) -> list[int]:
+    def _addresses(self, job: ReadJob) -> list[int]:
         pmd = self._geometry.pmd
         return [address + k * pmd for address, count in job.runs for k in range(count)]
 
-    def _places(self, job: Job) -> Iterator[tuple[int, int, int]]:
+    def _places(self, job: ReadJob) -> Iterator[tuple[int, int, int]]:
         """(index of the first PTE in the batch, start address, end address) of each run."""
         at = 0
         for address, count in job.runs:
             yield at, address, address + count * self._geometry.pmd
             at += count * self._geometry.ptrs
 
-    def _from_regions(self, job: Job) -> Batch:
+    def _from_regions(self, job: ReadJob) -> Batch:
         addresses = self._addresses(job)
         size = len(addresses) * self._geometry.ptrs
         low, high = bytearray(size), bytearray(size)
@@ -531,7 +531,7 @@ class TableReader:
                 region = next(regions, None)
         return Batch(addresses, low, high if high.count(1) else None)
 
-    def _mark(self, job: Job, batch: Batch, zero_pages: bool) -> None:
+    def _mark(self, job: ReadJob, batch: Batch, zero_pages: bool) -> None:
         """Set ZERO and HUGE, which pagemap does not tell, where there may be such pages."""
         ptrs, page = self._geometry.ptrs, self._geometry.page
         low = batch.low
@@ -568,7 +568,7 @@ class TableReader:
             batch.low = bytearray().join(batch.low[i : i + ptrs] for i in keep)
         return True
 
-    def _blank_gaps(self, job: Job, batch: Batch) -> None:
+    def _blank_gaps(self, job: ReadJob, batch: Batch) -> None:
         """Empty the PTEs that belong to no anonymous VMA."""
         page = self._geometry.page
         for at, start, end in self._places(job):
@@ -600,7 +600,7 @@ def keeps_soft_dirty() -> bool:
 class Frames:
     """kpageflags, kpagecount and folio orders of the frames that page tables point to."""
 
-    def __init__(self, flags: int, counts: int | None, geometry: Geometry) -> None:
+    def __init__(self, flags: int, counts: int | None, geometry: PageSizes) -> None:
         self._flags = flags
         self._counts = counts
         self._block = geometry.ptrs
@@ -701,7 +701,7 @@ class Columns:
     WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1}  # noqa: RUF012
     TYPE = {1: "|u1", 2: "u2", 4: "u4", 8: "u8"}  # noqa: RUF012
 
-    def __init__(self, geometry: Geometry, folder: str, members: list[str]) -> None:
+    def __init__(self, geometry: PageSizes, folder: str, members: list[str]) -> None:
         self.geometry = geometry
         self.address: array[int] = array("Q")
         self.process: array[int] = array("H")
@@ -795,12 +795,12 @@ def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> Non
 class ProcessReader:
     """Reads one process into the columns of a session."""
 
-    def __init__(self, pid: int, index: int, session: Session) -> None:
+    def __init__(self, pid: int, index: int, session: CaptureRun) -> None:
         self.pid = pid
         self.index = index
         self.session = session
         self.geometry = session.geometry
-        self.vmas: list[Vma] = []
+        self.vmas: list[SmapsEntry] = []
         self.tearing = {"vmas_changed": 0, "tables_changed": 0, "pages_changed": 0}
         self.tearing.update(tables_read_again=0, tables=0)
 
@@ -826,7 +826,7 @@ class ProcessReader:
         finally:
             os.close(pagemap)
 
-    def _leave_out_blind(self, vmas: list[Vma]) -> list[Vma]:
+    def _leave_out_blind(self, vmas: list[SmapsEntry]) -> list[SmapsEntry]:
         big = [
             vma
             for vma in vmas
@@ -840,7 +840,7 @@ class ProcessReader:
             )
         return [vma for vma in vmas if vma not in big]
 
-    def _deduce_huge(self, vmas: list[Vma], rows: range) -> None:
+    def _deduce_huge(self, vmas: list[SmapsEntry], rows: range) -> None:
         """Without PAGEMAP_SCAN: full tables of a VMA are huge if AnonHugePages counts them all."""
         columns, down, up = self.session.columns, self.geometry.down, self.geometry.up
         pmd, ptrs = self.geometry.pmd, self.geometry.ptrs
@@ -1111,7 +1111,7 @@ def redact(meta: dict[str, Any], columns: Columns) -> None:
 NEVER = "never visible: "
 
 
-class Session:
+class CaptureRun:
     """What one run can see, the columns it fills, and the sentences on what it cannot see."""
 
     def __init__(self, args: argparse.Namespace, folder: str) -> None:
@@ -1266,14 +1266,14 @@ def _open_or_none(path: str) -> int | None:
         return None
 
 
-def host_geometry() -> Geometry:
+def host_geometry() -> PageSizes:
     """Page and PMD size of this host; CaptureError (5) where it lacks something."""
     if not os.path.exists("/proc/self/pagemap"):
         raise CaptureError("this host has no /proc/PID/pagemap (CONFIG_PROC_PAGE_MONITOR)", LACKING)
     if not os.path.isdir(THP):
         raise CaptureError("this kernel has no transparent huge pages", LACKING)
     page = os.sysconf("SC_PAGE_SIZE")
-    return Geometry(page, number(THP + "/hpage_pmd_size") or 2 << 20)
+    return PageSizes(page, number(THP + "/hpage_pmd_size") or 2 << 20)
 
 
 def pids_of_cgroup(path: str) -> list[int]:
@@ -1331,7 +1331,7 @@ def may_freeze(args: argparse.Namespace, pids: list[int]) -> bool:
     return True
 
 
-def read_processes(session: Session, pids: list[int]) -> Iterator[dict[str, Any]]:
+def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, Any]]:
     """Each process described; one that ends is an error, unless a whole cgroup was asked for."""
     last: CaptureError | None = None
     index = 0
@@ -1385,7 +1385,7 @@ def capture(args: argparse.Namespace) -> str:
     for pid in () if args.cgroup else pids:
         read_status(pid)
     folder = os.path.dirname(os.path.abspath(args.output))
-    with replacing(args.output) as file, contextlib.closing(Session(args, folder)) as session:
+    with replacing(args.output) as file, contextlib.closing(CaptureRun(args, folder)) as session:
         freeze = may_freeze(args, pids)
         with frozen(pids, freeze):
             processes = list(read_processes(session, pids))

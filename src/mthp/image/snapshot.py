@@ -82,7 +82,7 @@ class Privilege:
 
 
 @dataclass(frozen=True)
-class Vma:
+class SnapshotVma:
     """A VMA; addresses and sizes in bytes. skipped: why its PTEs are not in the snapshot.
 
     flags: the two-letter codes of smaps' VmFlags (rd, wr, hg, nh, lo, uw, ...). anonymous: as
@@ -126,7 +126,7 @@ class FolioRuns:
 
 
 @dataclass(frozen=True, eq=False)
-class Process:
+class ProcessTables:
     """A process and its populated tables, ascending. Arrays but table_address are (n, PTRS).
 
     table_address: (n,) first address of each table's range. pte: bits of Pte. The last four are
@@ -137,7 +137,7 @@ class Process:
     pid: int
     name: str
     meta: Mapping[str, Any]
-    vmas: tuple[Vma, ...]
+    vmas: tuple[SnapshotVma, ...]
     table_address: npt.NDArray[np.uint64]
     pte: npt.NDArray[np.uint16]
     pfn: npt.NDArray[np.uint64] | None = None
@@ -196,7 +196,7 @@ class Snapshot:
     unseen: tuple[str, ...]
     frozen: bool
     redacted: bool
-    processes: tuple[Process, ...]
+    processes: tuple[ProcessTables, ...]
 
     @property
     def sysfs(self) -> Mapping[str, str]:
@@ -321,7 +321,7 @@ def _check_shapes(arrays: dict[str, npt.NDArray[Any]], geometry: Geometry, proce
 
 def _process(
     index: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], geometry: Geometry
-) -> Process:
+) -> ProcessTables:
     first, last = np.searchsorted(arrays["table_process"], [index, index + 1])
     own = {name: array[first:last] for name, array in arrays.items() if name != "table_process"}
     pid = int(entry["pid"])
@@ -335,12 +335,12 @@ def _process(
             raise SnapshotError(f"{where}: impossible VMA {vma.start:#x}-{vma.end:#x}")
     _check_tables(where, own, vmas, geometry)
     name = str(entry.get("comm") or f"pid {pid}")
-    return Process(pid=pid, name=name, meta=MappingProxyType(entry), vmas=vmas, **own)
+    return ProcessTables(pid=pid, name=name, meta=MappingProxyType(entry), vmas=vmas, **own)
 
 
-def _vma(entry: dict[str, Any]) -> Vma:
+def _vma(entry: dict[str, Any]) -> SnapshotVma:
     eligible = entry.get("thp_eligible")
-    return Vma(
+    return SnapshotVma(
         start=int(entry["start"]),
         end=int(entry["end"]),
         perms=str(entry["perms"]),
@@ -360,7 +360,7 @@ def _vma(entry: dict[str, Any]) -> Vma:
 
 
 def _check_tables(
-    where: str, own: dict[str, npt.NDArray[Any]], vmas: tuple[Vma, ...], geometry: Geometry
+    where: str, own: dict[str, npt.NDArray[Any]], vmas: tuple[SnapshotVma, ...], geometry: Geometry
 ) -> None:
     address, pte = own["table_address"], own["pte"]
     if np.any(address % np.uint64(geometry.pmd_size)):

@@ -20,7 +20,7 @@ from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Kernel, Mm, Vma, vma_is_anonymous
 from mthp.words.events import KhugepagedScan, Slept
-from mthp.words.profiles import Progress
+from mthp.words.profiles import ScanCost
 from mthp.words.results import KernelBug, ScanResult
 
 
@@ -191,7 +191,7 @@ class Khugepaged:
                 if result is ScanResult.SUCCEED:
                     self.pages_collapsed += 1
                 self.address += pmd_size
-                if self.kernel.profile.progress is Progress.PER_PMD:
+                if self.kernel.profile.progress is ScanCost.PER_PMD:
                     cc.progress += mm.geometry.ptrs_per_pte
                 if not mmap_lock.active or cc.progress >= progress_max:
                     return result, False

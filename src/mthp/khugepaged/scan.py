@@ -24,7 +24,7 @@ from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
 from mthp.vectorised.plain_pages import may_look_at_once, plain_pages
 from mthp.words.events import NO_PFN, ScanPmd
-from mthp.words.profiles import Progress
+from mthp.words.profiles import ScanCost
 from mthp.words.results import KernelBug, Refused, ScanResult
 
 
@@ -135,7 +135,7 @@ def collapse_scan_abort(kernel: Kernel, nid: int, cc: CollapseControl) -> bool:
 
 def scan_ptes(scan: Scan, pte: PteMap) -> None:
     """Every entry in turn: the clear twin. Refused: as collapse_scan_pmd()."""
-    count = scan.kernel.profile.progress is Progress.PER_PTE
+    count = scan.kernel.profile.progress is ScanCost.PER_PTE
     for i in range(scan.kernel.geometry.ptrs_per_pte):
         pteval = pte.get(i)
         scan.cc.progress += count
@@ -172,7 +172,7 @@ def scan_ptes_at_once(scan: Scan, pte: PteMap) -> bool:
     else:
         nodes = np.bincount(kernel.mem.nid.view()[pages.folios])
         cc.node_load.update(dict(enumerate(nodes.tolist())))
-    if kernel.profile.progress is Progress.PER_PTE:
+    if kernel.profile.progress is ScanCost.PER_PTE:
         cc.progress += nr
     return True
 
@@ -206,7 +206,7 @@ def collapse_scan_pmd(
             if pte is None:
                 raise Refused(ScanResult.NO_PTE_TABLE)
         except Refused:
-            cc.progress += kernel.profile.progress is Progress.PER_PTE
+            cc.progress += kernel.profile.progress is ScanCost.PER_PTE
             raise
         with pte, pte.table.ptl.lock():
             at_once = may_look_at_once(mm) and not kernel.node_reclaim

@@ -27,13 +27,13 @@ from mthp.mm.reports import (
     Discarding,
     Gone,
     Halfway,
-    Loaded,
+    LoadedFrom,
     Moving,
     Pinned,
     Poisoned,
     Registered,
     SoftDirtyCleared,
-    Stored,
+    StoredTo,
     WalkedNothing,
     WriteProtected,
     Zapped,
@@ -75,13 +75,13 @@ class Told:
     def hear(self, said: object) -> None:
         """A rival says something."""
         match said:
-            case Stored(mm, address, value, by):
+            case StoredTo(mm, address, value, by):
                 where = mm.number, address
                 self.legal[where].add(value)
                 self.final[where][by] = value
                 if self.cleared.get(where) == by:
                     self.dirtied.add(where)
-            case Loaded(mm, address, value, by):
+            case LoadedFrom(mm, address, value, by):
                 self._loaded((mm.number, address), value, by)
             case Zapping(mm, start, end):
                 for where in self._range(mm, start, end):

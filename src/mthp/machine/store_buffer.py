@@ -41,7 +41,7 @@ class Lane(Enum):
     COUNTS = "changed by atomics that return a value"
 
 
-class Event:
+class Completion:
     """Something that happens once, and that tasks wait for."""
 
     __slots__ = ("happened", "machine", "name")
@@ -71,8 +71,8 @@ class Slot:
     __slots__ = ("filled", "index", "row", "seen", "value")
 
     def __init__(self, machine: Machine, name: str) -> None:
-        self.filled = Event(machine, f"{name}.filled")
-        self.seen = Event(machine, f"{name}.seen")
+        self.filled = Completion(machine, f"{name}.filled")
+        self.seen = Completion(machine, f"{name}.seen")
         self.row: Words
         self.index = self.value = 0
 

@@ -17,7 +17,7 @@ from mthp.mm.pgtable_types import (
     pte_special,
     pte_write,
 )
-from mthp.mm.reports import Pinned, Stored
+from mthp.mm.reports import Pinned, StoredTo
 
 GET: Final = 1
 PIN: Final = 1024
@@ -129,4 +129,4 @@ def pin_and_write(mm: Mm, address: int, value: int) -> None:
     exclusive = kernel.mem.page_flags.raw[kernel.mem.page_folio(page)] & PAGE_ANON_EXCLUSIVE != 0
     kernel.witness(Pinned(mm, address, page, exclusive))
     kernel.mem.content.write(page, value)
-    kernel.witness(Stored(mm, address, value, kernel.machine.current.name))
+    kernel.witness(StoredTo(mm, address, value, kernel.machine.current.name))

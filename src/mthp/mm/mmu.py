@@ -22,7 +22,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
     pte_write,
 )
-from mthp.mm.reports import InstructionEnds, Loaded, Stored
+from mthp.mm.reports import InstructionEnds, LoadedFrom, StoredTo
 
 MOST_FAULTS = 4
 """Faults an access of these worlds may need, with room; it is given up after more."""
@@ -91,7 +91,7 @@ def store(mm: Mm, address: int, value: int) -> bool:
         frame = _translate(cpu, mm, address, write=True)
         if frame is not None:
             kernel.mem.content.write(frame, value)
-            kernel.witness(Stored(mm, address, value, kernel.machine.current.name))
+            kernel.witness(StoredTo(mm, address, value, kernel.machine.current.name))
         cpu.instruction.leave()
         if frame is not None:
             return True
@@ -109,7 +109,7 @@ def load(mm: Mm, address: int) -> int | None:
         value = None
         if frame is not None:
             value = kernel.mem.content.read(frame) if frame else 0
-            kernel.witness(Loaded(mm, address, value, kernel.machine.current.name))
+            kernel.witness(LoadedFrom(mm, address, value, kernel.machine.current.name))
         cpu.instruction.leave()
         if frame is not None:
             return value

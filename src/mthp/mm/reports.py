@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mthp.mm.mm_types import Mm
 
 
-class Stored(NamedTuple):
+class StoredTo(NamedTuple):
     """A store by user space, or through a pin or a secondary MMU, reached memory."""
 
     mm: Mm
@@ -17,7 +17,7 @@ class Stored(NamedTuple):
     by: str
 
 
-class Loaded(NamedTuple):
+class LoadedFrom(NamedTuple):
     """A load by user space, and what it saw."""
 
     mm: Mm

@@ -46,7 +46,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
     zero_pte,
 )
-from mthp.mm.reports import Moving, Registered, Stored, WriteProtected
+from mthp.mm.reports import Moving, Registered, StoredTo, WriteProtected
 from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_WRITE
 
 
@@ -100,7 +100,7 @@ def mfill_atomic_install_pte(vma: Vma, address: int, content: int) -> None:
         with unlocked_after(kernel, found) as pte:
             if pte_none(pte.get(0)):
                 mm.counters[MM_ANONPAGES] += 1
-                kernel.witness(Stored(mm, address, content, kernel.machine.current.name))
+                kernel.witness(StoredTo(mm, address, content, kernel.machine.current.name))
                 map_anon_folio_pte_nopf(kernel, folio, pte, vma, address, uffd_wp=False)
                 return
     kernel.mem.folio_put(folio)

@@ -16,7 +16,7 @@ from mthp.mm.mm_types import (
 from mthp.mm.pgtable_types import DIRTY, PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, leaf_kind, mk_pte
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.predict.explain import EDGE, TOO_FEW, explain_vma
-from mthp.predict.records import Refusal, Stage
+from mthp.predict.records import Refusal, RefusedAt
 from mthp.predict.trial import Trial
 from mthp.words.profiles import Orders
 from mthp.words.results import ScanResult
@@ -55,7 +55,7 @@ def _flags(add: int, remove: int) -> Callable[[Trial], None]:
 
 def candidates(trial: Trial, refusal: Refusal) -> Iterator[Change]:
     """Changes that may let the refused PTEs in, the least first; none that changes nothing."""
-    if refusal.stage is Stage.VMA:
+    if refusal.stage is RefusedAt.VMA:
         yield from _vma_changes(trial, refusal)
     elif refusal.status == EDGE:
         yield "give the mapping the whole PMD range", _span_pmd
@@ -138,7 +138,7 @@ def _result_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
     kernel = trial.kernel
     settings = kernel.settings
     pmd_order = kernel.geometry.pmd_order
-    order = pmd_order if refusal.order is None or refusal.stage is Stage.SCAN else refusal.order
+    order = pmd_order if refusal.order is None or refusal.stage is RefusedAt.SCAN else refusal.order
     start = kernel.geometry.pte_index(refusal.address) >> order << order
     window = range(start, start + (1 << order))
     most = kernel.geometry.ptrs_per_pte - 1
@@ -272,7 +272,7 @@ def _batch_changes(trial: Trial) -> Iterator[Change]:
     tally = again.run()
     seen: set[str] = {ScanResult.PAGE_COUNT.string, ScanResult.SUCCEED.string}
     for other in explain_vma(again.kernel, again.vma, tally.last_pass):
-        if other.stage is Stage.ATTEMPT and other.status not in seen:
+        if other.stage is RefusedAt.ATTEMPT and other.status not in seen:
             seen.add(other.status)
             yield from _result_changes(trial, other)
 

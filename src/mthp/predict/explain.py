@@ -21,7 +21,7 @@ from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.predict.measure import TablePart, populated_parts
 from mthp.predict.passes import TableLog
-from mthp.predict.records import Refusal, Stage
+from mthp.predict.records import Refusal, RefusedAt
 from mthp.words.results import ScanResult
 from mthp.words.units import MTHP_MIN_ORDER
 
@@ -63,7 +63,7 @@ SUCCEEDED = "collapsed to this order"
 class Gate:
     """What a run of PTEs met last."""
 
-    stage: Stage
+    stage: RefusedAt
     status: str
     order: int | None
     reason: str
@@ -92,7 +92,7 @@ def table_gates(kernel: Kernel, vma: Vma, log: TableLog) -> list[Gate | None]:
     assert log.scan is not None
     status = log.scan.status
     if log.walk is None:
-        gate = Gate(Stage.SCAN, status.string, geometry.pmd_order, REASONS[status])
+        gate = Gate(RefusedAt.SCAN, status.string, geometry.pmd_order, REASONS[status])
         return [gate] * nr
     gates: list[Gate | None] = [None] * nr
     base = log.scan.address
@@ -118,7 +118,7 @@ def _walk(kernel: Kernel, vma: Vma, base: int, log: TableLog) -> Iterator[tuple[
         result = results.get((offset, order))
         if result is not None:
             reason = SUCCEEDED if result is ScanResult.SUCCEED else REASONS[result]
-            gate = Gate(Stage.ATTEMPT, result.string, order, reason)
+            gate = Gate(RefusedAt.ATTEMPT, result.string, order, reason)
             yield offset, order, gate
             if result not in NEXT_OFFSET and result not in LOWER_ORDER:
                 rest = offset + nr_ptes
@@ -127,7 +127,7 @@ def _walk(kernel: Kernel, vma: Vma, base: int, log: TableLog) -> Iterator[tuple[
                         rest,
                         geometry.pmd_order,
                         Gate(
-                            Stage.ATTEMPT,
+                            RefusedAt.ATTEMPT,
                             result.string,
                             order,
                             f"the table ended earlier: {reason}",
@@ -161,7 +161,7 @@ def _too_few(
         reason = "max_ptes_none is neither 0 nor its maximum: no collapse below PMD order"
     else:
         reason = f"{'no' if limit == 0 else f'at most {limit}'} empty PTEs allowed in the window"
-    return Gate(Stage.OCCUPANCY, TOO_FEW, order, reason)
+    return Gate(RefusedAt.OCCUPANCY, TOO_FEW, order, reason)
 
 
 def explain_vma(
@@ -184,14 +184,21 @@ def explain_vma(
         pmd_base = geometry.pmd_addr(part.address)
         log = logs.get((vma.vm_mm.number, pmd_base))
         if refused_vma is not None:
-            gate = Gate(Stage.VMA, refused_vma.name, None, refused_vma.value)
+            gate = Gate(RefusedAt.VMA, refused_vma.name, None, refused_vma.value)
             gates = [gate] * part.count
         elif not hstart <= pmd_base < hend:
-            gates = [Gate(Stage.EDGE, EDGE, None, "the mapping covers its PMD range only in part")]
+            gates = [
+                Gate(RefusedAt.EDGE, EDGE, None, "the mapping covers its PMD range only in part")
+            ]
             gates *= part.count
         elif log is None:
             gates = [
-                Gate(Stage.NOT_SCANNED, "NOT_SCANNED", None, "the last full scan did not get here")
+                Gate(
+                    RefusedAt.NOT_SCANNED,
+                    "NOT_SCANNED",
+                    None,
+                    "the last full scan did not get here",
+                )
             ]
             gates *= part.count
         else:

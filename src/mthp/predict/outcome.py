@@ -15,7 +15,7 @@ from mthp.predict.measure import TlbModel, Usage, measure_vma
 from mthp.predict.passes import Tally, effort, run_full_scans
 from mthp.predict.records import Clock, Outcome, Refusal, VmaUse
 from mthp.words.events import Event
-from mthp.worlds.build import World
+from mthp.worlds.build import BuiltWorld
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Request:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-def run_world(world: World, request: Request) -> Outcome:
+def run_world(world: BuiltWorld, request: Request) -> Outcome:
     """Run khugepaged over a world and say what it made of it."""
     began = time.monotonic()
     kernel = world.kernel
@@ -121,7 +121,7 @@ def _vma_use(vma: Vma, before: Usage, after: Usage) -> VmaUse:
     )
 
 
-def _counters(world: World) -> dict[str, dict[str, int]]:
+def _counters(world: BuiltWorld) -> dict[str, dict[str, int]]:
     """Counters that moved: stats/<order>/<name> as sysfs has them, vmstat, khugepaged."""
     vmstat = world.kernel.vmstat
     return {

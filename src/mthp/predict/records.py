@@ -46,7 +46,7 @@ class Clock:
     alloc_sleep_ms: int
 
 
-class Stage(StrEnum):
+class RefusedAt(StrEnum):
     """Where a PTE was refused last."""
 
     VMA = "vma"
@@ -80,7 +80,7 @@ class Refusal:
     span: int
     pages: int
     order: int | None
-    stage: Stage
+    stage: RefusedAt
     status: str
     reason: str
     change: str = ""

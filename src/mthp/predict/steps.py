@@ -62,7 +62,7 @@ _LEFT_OUT_INSIDE = frozenset({"check_pmd_still_valid"})
 """Of these only the call itself is drawn."""
 
 
-class Step(NamedTuple):
+class DrawnCall(NamedTuple):
     """One line: a call at a depth, what it does, and the locks held when it began."""
 
     depth: int
@@ -81,13 +81,13 @@ class StepRecorder:
 
     kernel: Kernel
     address: int
-    steps: list[Step] = field(default_factory=list)
+    steps: list[DrawnCall] = field(default_factory=list)
     attempts: int = 0
     _depth: int = 0
     _hidden: int = 0
     _waiting: bool = False
     _succeeded: bool = False
-    _now: list[Step] = field(default_factory=list)
+    _now: list[DrawnCall] = field(default_factory=list)
 
     def on_event(self, event: Event) -> None:
         """Start at the attempt's entry, stop at its end."""
@@ -150,9 +150,9 @@ class StepRecorder:
     def _add(self, name: str, what: str) -> None:
         if not self._hidden:
             locks = tuple(map(_hold_name, self.kernel.machine.current.held))
-            self._now.append(Step(self._depth, name, what, locks))
+            self._now.append(DrawnCall(self._depth, name, what, locks))
 
-    def folded(self) -> list[Step]:
+    def folded(self) -> list[DrawnCall]:
         """The steps; what repeats for one PTE after the other is one group with a number."""
         return _fold(self.steps)
 
@@ -160,9 +160,9 @@ class StepRecorder:
 _LONGEST_GROUP = 8
 
 
-def _fold(lines: list[Step]) -> list[Step]:
+def _fold(lines: list[DrawnCall]) -> list[DrawnCall]:
     """Groups of lines that repeat in a row (one per PTE) become one group with a count."""
-    result: list[Step] = []
+    result: list[DrawnCall] = []
     at = 0
     while at < len(lines):
         for length in range(1, _LONGEST_GROUP + 1):

@@ -12,11 +12,11 @@ from mthp.predict.measure import page_order
 from mthp.predict.records import Outcome
 from mthp.words.events import Attempt, Event, OrderWalk, ScanPmd, ftrace
 from mthp.words.units import format_size
-from mthp.worlds.build import World
+from mthp.worlds.build import BuiltWorld
 from mthp.worlds.render import Renderer
 
 
-def find_mapping(world: World, address: int) -> Vma | None:
+def find_mapping(world: BuiltWorld, address: int) -> Vma | None:
     """The mapping that holds address; of several processes, the first."""
     for vma in world.vmas:
         if vma.vm_start <= address < vma.vm_end:
@@ -24,7 +24,7 @@ def find_mapping(world: World, address: int) -> Vma | None:
     return None
 
 
-def table_lines(world: World, vma: Vma, address: int) -> tuple[str, str]:
+def table_lines(world: BuiltWorld, vma: Vma, address: int) -> tuple[str, str]:
     """The two state strings (folios, ptes) of the part of the table that belongs to vma."""
     geometry = world.kernel.geometry
     base = max(geometry.pmd_addr(address), vma.vm_start)
@@ -37,7 +37,7 @@ def table_lines(world: World, vma: Vma, address: int) -> tuple[str, str]:
 
 
 def describe_window(
-    world: World, vma: Vma, address: int, before: tuple[str, str], outcome: Outcome,
+    world: BuiltWorld, vma: Vma, address: int, before: tuple[str, str], outcome: Outcome,
     events: list[Event],
 ) -> Iterator[str]:  # fmt: skip
     """The mapping, its gate, the table before and after, its events, and the refusal."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from mthp.laws.watch import Broken
 from mthp.races.stage import Size
-from mthp.races.world import Hook, World
+from mthp.races.world import Hook, RaceWorld
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Finding:
 
     id: str
     what: str
-    shows: Callable[[World], bool]
+    shows: Callable[[RaceWorld], bool]
     laws: frozenset[int]
     says: str
 
@@ -28,15 +28,15 @@ class Finding:
         return broken.law in self.laws and self.says in broken.text
 
 
-def _walks_too_early(world: World) -> bool:
+def _walks_too_early(world: RaceWorld) -> bool:
     return world.profile == "v16" and world.hook is Hook.WALKS
 
 
-def _is_read_only(world: World) -> bool:
+def _is_read_only(world: RaceWorld) -> bool:
     return world.size is Size.WINDOW and "mprotect" in world.rivals
 
 
-def _migrates_what_is_cleared(world: World) -> bool:
+def _migrates_what_is_cleared(world: RaceWorld) -> bool:
     return "soft-dirty" in world.rivals and not _MIGRATES.isdisjoint(world.rivals)
 
 
@@ -44,7 +44,7 @@ _MIGRATES = frozenset({"migrate", "move-pages", "poisoned"})
 """Rivals that migrate the page which the soft-dirty rival stores to."""
 
 
-def _merges_what_is_protected(world: World) -> bool:
+def _merges_what_is_protected(world: RaceWorld) -> bool:
     return {"uffd-wp", "ksm"} <= {*world.rivals}
 
 
@@ -81,11 +81,11 @@ _FINDINGS = (
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})
 
 
-def findings_of(world: World) -> tuple[Finding, ...]:
+def findings_of(world: RaceWorld) -> tuple[Finding, ...]:
     """What is expected of a world."""
     return tuple(each for each in _FINDINGS if each.shows(world))
 
 
-def tolerated(world: World) -> frozenset[int]:
+def tolerated(world: RaceWorld) -> frozenset[int]:
     """Laws that a world breaks as it is, while all others must hold in it."""
     return frozenset().union(*(each.laws for each in findings_of(world)))

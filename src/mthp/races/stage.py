@@ -42,7 +42,7 @@ from mthp.mm.pgtable_types import (
     table_pmd,
 )
 from mthp.mm.vm_flags import VM_DEFAULT
-from mthp.races.guest import Guest
+from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.words.profiles import Profile
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Geometry
@@ -133,7 +133,7 @@ class Stage:
         self.pages: dict[int, int] = {}
         self.swapped: dict[int, int] = {}
         self.elsewhere = 0
-        self.guest: Guest | None = None
+        self.guest: SecondaryMmu | None = None
         self.alone = False
         self.children: dict[str, Mm] = {}
         self.tasks: list[tuple[Task, Body]] = []

@@ -130,7 +130,7 @@ _ENGINE = (
     "mthp.khugepaged.",
     "mthp.mm.",
     "mthp.machine.",
-    "mthp.races.guest",
+    "mthp.races.secondary_mmu",
     "mthp.races.lockless_walker",
 )
 

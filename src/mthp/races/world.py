@@ -38,7 +38,7 @@ def walking_hook(vma: Vma, address: int, nr: int) -> None:
 
 
 @dataclass(frozen=True)
-class World:
+class RaceWorld:
     """A recipe. rivals: names of the cast; the collapser comes first and is not named."""
 
     size: Size
@@ -64,7 +64,7 @@ class World:
         return (COLLAPSER, *self.rivals, *(f"store-buffer-{n}" for n in range(late)))
 
     @staticmethod
-    def parse(name: str, profile: str, rivals: tuple[str, ...]) -> World:
+    def parse(name: str, profile: str, rivals: tuple[str, ...]) -> RaceWorld:
         """The world of a name; ValueError where there is none, or no such rival."""
         parts = name.split("+")
         sizes = {size.name.lower(): size for size in Size}
@@ -85,7 +85,7 @@ class World:
         if profile not in PROFILES:
             raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
         hook = Hook.WALKS if "hook" in parts else Hook.NOTHING
-        return World(sizes[parts[0]], profile, rivals, hook, start, memory)
+        return RaceWorld(sizes[parts[0]], profile, rivals, hook, start, memory)
 
     def __call__(self) -> Stage:
         """A fresh stage."""

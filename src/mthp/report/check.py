@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import Any
 
-from mthp.check.check_records import Call, Covered, MutantResult, Verdict, Violation, WorldResult
+from mthp.check.check_records import (
+    Call,
+    Covered,
+    MutantResult,
+    MutantVerdict,
+    Violation,
+    WorldResult,
+)
 
 SCHEMA_VERSION = 1
 _GAP = 2
@@ -163,7 +170,7 @@ def world_document(result: WorldResult) -> dict[str, Any]:
 
 def mutant_document(result: MutantResult) -> dict[str, Any]:
     """One mutant."""
-    masked = result.verdict is Verdict.MASKED
+    masked = result.verdict is MutantVerdict.MASKED
     return {
         "id": result.id,
         "verdict": result.verdict.value,

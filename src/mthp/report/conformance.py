@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from mthp.report.phrases import Page, plural
+from mthp.report.phrases import SafeConsole, plural
 
 SCHEMA_VERSION = 1
 MISMATCHES_SHOWN = 10
@@ -70,7 +70,7 @@ def mismatch_kinds(score: ScoreLike) -> dict[str, int]:
 
 def render_conformance(score: ScoreLike, console: Console) -> None:
     """Print what agreed, what did not, and which classes of events the recordings have."""
-    page = Page(console)
+    page = SafeConsole(console)
     differ = score.passes - score.agreed
     if not score.passes:
         page.line("No recorded pass was found: nothing was compared.", "bold yellow")

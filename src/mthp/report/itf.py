@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from mthp.check.check_records import CpuStand, Entry, FolioStand, State, TableStand, Trace
+from mthp.check.check_records import CpuStand, Entry, FolioStand, TableStand, Trace, WorldState
 
 FORMAT: Final = "https://apalache-mc.org/docs/adr/015adr-trace.html"
 
@@ -56,7 +56,7 @@ def itf_document(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _state(state: State) -> dict[str, Value]:
+def _state(state: WorldState) -> dict[str, Value]:
     return {
         "task": state.task,
         "cpu": _int(state.cpu),

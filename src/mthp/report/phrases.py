@@ -45,7 +45,7 @@ TLB_MODELS = {
 """Names that --tlb takes, in words; a model not listed here is printed as it is named."""
 
 
-class Page:
+class SafeConsole:
     """Prints on a console what may come from a stranger: no control character gets through, and
     nothing that the console's encoding lacks."""
 

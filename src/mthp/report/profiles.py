@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mthp.predict.records import OrderUse, Outcome, Refusal, Verified
 from mthp.report.phrases import (
-    Page,
+    SafeConsole,
     duration,
     flushed_bytes,
     order_name,
@@ -45,7 +45,7 @@ class Difference:
 
 def render_differences(a: Profile, b: Profile, console: Console) -> None:
     """Print each point where the profiles differ, what each does there, and why it changed."""
-    page = Page(console)
+    page = SafeConsole(console)
     points = differences(a, b)
     page.line(f"{a.name} ({a.kernels}) and {b.name} ({b.kernels})", "bold")
     if not points:
@@ -119,7 +119,7 @@ def changed_refusals(a: Outcome, b: Outcome) -> list[tuple[Refusal | None, Refus
 
 def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
     """Print what two profiles make of one target, where it is not the same. All of it predicted."""
-    page = Page(console)
+    page = SafeConsole(console)
     page.line(
         f"{a.target}: {a.profile} and {b.profile}, predicted (nothing here is observed)", "bold"
     )

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.text import Text
 
-from mthp.report.phrases import Page
+from mthp.report.phrases import SafeConsole
 
 SCHEMA_VERSION = 1
 
@@ -39,7 +39,7 @@ def render_steps(steps: Iterable[StepLike], console: Console) -> None:
 
     Consecutive steps of one function at one depth name it once.
     """
-    page = Page(console)
+    page = SafeConsole(console)
     rows: list[list[str | Text]] = []
     before: tuple[str, ...] = ()
     called = ""

@@ -9,7 +9,7 @@ from rich.text import Text
 from mthp.predict.records import Outcome, Verified
 from mthp.report.phrases import (
     TLB_MODELS,
-    Page,
+    SafeConsole,
     duration,
     each,
     each_bytes,
@@ -32,7 +32,7 @@ _MARKS = {Verified.RUN: "✓", Verified.GROUP: "≈"}
 
 def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
     """Print an outcome. verbose: every mapping, every kind of refusal, and the counters."""
-    page = Page(console)
+    page = SafeConsole(console)
     _header(page, outcome)
     _folios(page, outcome)
     _facts(page, outcome)
@@ -61,7 +61,7 @@ def passes_made(outcome: Outcome) -> str:
     )
 
 
-def _header(page: Page, outcome: Outcome) -> None:
+def _header(page: SafeConsole, outcome: Outcome) -> None:
     where = outcome.target
     if outcome.source and outcome.source != outcome.target:
         where += f" ({outcome.source})"
@@ -95,7 +95,7 @@ def _headline(outcome: Outcome) -> str:
     )
 
 
-def _folios(page: Page, outcome: Outcome) -> None:
+def _folios(page: SafeConsole, outcome: Outcome) -> None:
     before, after = outcome.orders_before, outcome.orders_after
     total = [sum(use.bytes for use in orders.values()) for orders in (before, after)]
     rows: list[list[str | Text]] = []
@@ -138,7 +138,7 @@ def _folios(page: Page, outcome: Outcome) -> None:
     page.table([("size", "keep"), *((title, "right") for title in titles)], rows)
 
 
-def _facts(page: Page, outcome: Outcome) -> None:
+def _facts(page: SafeConsole, outcome: Outcome) -> None:
     clock = outcome.clock
     model = TLB_MODELS.get(outcome.tlb, outcome.tlb)
     total = sum(use.bytes for use in outcome.orders_before.values())
@@ -176,7 +176,7 @@ def _facts(page: Page, outcome: Outcome) -> None:
     page.table([("", "left"), ("", "left")], rows, grid=True)
 
 
-def _costs(page: Page, outcome: Outcome) -> None:
+def _costs(page: SafeConsole, outcome: Outcome) -> None:
     good, bad = outcome.successes, outcome.refused
     flushed = flushed_bytes(outcome)
     if not good.attempts + bad.attempts:
@@ -233,7 +233,7 @@ def _costs(page: Page, outcome: Outcome) -> None:
     )
 
 
-def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
+def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
     groups = group_refusals(outcome.refusals)
     if not groups:
         return
@@ -275,7 +275,7 @@ def _refusals(page: Page, outcome: Outcome, everything: bool) -> None:
         )
 
 
-def _change(page: Page, change: str, verified: Verified, tried: bool) -> Text:
+def _change(page: SafeConsole, change: str, verified: Verified, tried: bool) -> Text:
     """The least change, and how sure that is. tried: changes were looked for in this run."""
     if not change:
         return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
@@ -284,7 +284,7 @@ def _change(page: Page, change: str, verified: Verified, tried: bool) -> Text:
     return page.text(f"→ {change} {_MARKS[verified]}", "green")
 
 
-def _counters(page: Page, outcome: Outcome) -> None:
+def _counters(page: SafeConsole, outcome: Outcome) -> None:
     rows = [
         (group, name, f"{value:,}")
         for group, values in outcome.counters.items()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from mthp.predict.records import Outcome, VmaUse
-from mthp.report.phrases import Page, plural, size_name
+from mthp.report.phrases import SafeConsole, plural, size_name
 from mthp.words.units import human_bytes
 
 VMAS_SHOWN = 14
@@ -20,7 +20,7 @@ _BASE, _HIGHEST = "·", "█"
 _STYLES = {_BASE: "dim", "░": "blue", "▒": "cyan", "▓": "yellow", _HIGHEST: "green"}
 
 
-def render_map(page: Page, outcome: Outcome, *, everything: bool) -> None:
+def render_map(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None:
     """One row a mapping, in address order; the largest alone unless everything is asked for."""
     vmas = [vma for vma in outcome.vmas if everything or _size(vma)]
     if not vmas:
@@ -68,7 +68,9 @@ def bar_glyphs(outcome: Outcome) -> dict[int, str]:
     return {0: _BASE, **glyphs, outcome.pmd_order: _HIGHEST}
 
 
-def share_bar(page: Page, use: Mapping[int, int], glyphs: Mapping[int, str], width: int) -> Text:
+def share_bar(
+    page: SafeConsole, use: Mapping[int, int], glyphs: Mapping[int, str], width: int
+) -> Text:
     """A bar of width characters; each size that is there gets one at least."""
     present = {order: size for order, size in sorted(use.items()) if size}
     total = sum(present.values())
@@ -93,7 +95,7 @@ def _size(vma: VmaUse) -> int:
     return max(sum(vma.before.values()), sum(vma.after.values()), vma.swapped + vma.zero)
 
 
-def _notes(page: Page, vma: VmaUse) -> Text:
+def _notes(page: SafeConsole, vma: VmaUse) -> Text:
     """Name, what is not in folios, and why the mapping was turned away."""
     text = page.text(vma.name or "[anon]")
     if vma.swapped:

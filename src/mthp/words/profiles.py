@@ -64,7 +64,7 @@ class Lazyfree(Enum):
     COLLAPSE = "collapsed like any other page"
 
 
-class Progress(Enum):
+class ScanCost(Enum):
     """What a scanned table costs of pages_to_scan."""
 
     PER_PTE = "one for each entry looked at"
@@ -91,7 +91,7 @@ class Profile:
     unmap_order: UnmapOrder
     deferred_memcg: DeferredMemcg
     lazyfree: Lazyfree
-    progress: Progress
+    progress: ScanCost
     empty_range: EmptyRange
     debug_vm: bool = False
 
@@ -106,7 +106,7 @@ V16 = Profile(
     unmap_order=UnmapOrder.AFTER_ANON_VMA_UNLOCK,
     deferred_memcg=DeferredMemcg.UNKNOWN,
     lazyfree=Lazyfree.REFUSE,
-    progress=Progress.PER_PTE,
+    progress=ScanCost.PER_PTE,
     empty_range=EmptyRange.ZERO,
 )
 V7_3 = Profile(
@@ -119,7 +119,7 @@ V7_3 = Profile(
     unmap_order=UnmapOrder.BEFORE_ANON_VMA_UNLOCK,
     deferred_memcg=DeferredMemcg.CHECKED,
     lazyfree=Lazyfree.REFUSE,
-    progress=Progress.PER_PTE,
+    progress=ScanCost.PER_PTE,
     empty_range=EmptyRange.ZERO,
 )
 PMD_ONLY = Profile(
@@ -132,7 +132,7 @@ PMD_ONLY = Profile(
     unmap_order=UnmapOrder.BEFORE_ANON_VMA_UNLOCK,
     deferred_memcg=DeferredMemcg.UNKNOWN,
     lazyfree=Lazyfree.COLLAPSE,
-    progress=Progress.PER_PMD,
+    progress=ScanCost.PER_PMD,
     empty_range=EmptyRange.UNDERFLOW,
 )
 

@@ -76,7 +76,7 @@ _PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY, "U": UFFD_WP}
 
 
 @dataclass(slots=True)
-class World:
+class BuiltWorld:
     """A kernel, its daemon, and the mappings a scenario or an image put into it."""
 
     kernel: Kernel
@@ -136,7 +136,7 @@ class ScenarioBuilder:
         self.mms: dict[int, Mm] = {}
         self.slots = SwapSlots(self.kernel, scenario)
 
-    def build(self) -> World:
+    def build(self) -> BuiltWorld:
         """The world as it stands before the first pass."""
         vmas = [self.add_vma(vma) for vma in self.scenario.vmas]
         for spec, vma in zip(self.scenario.vmas, vmas, strict=True):
@@ -149,7 +149,7 @@ class ScenarioBuilder:
         for mm in self.mms.values():
             self.khugepaged.khugepaged_enter(mm)
         self.kernel.vmstat.mthp.clear()
-        return World(self.kernel, self.khugepaged, vmas)
+        return BuiltWorld(self.kernel, self.khugepaged, vmas)
 
     def mm(self, index: int) -> Mm:
         """The mm of a process of the scenario."""
@@ -397,6 +397,6 @@ def mapped_frame(mm: Mm, address: int) -> int | None:
     return entry >> 16 if entry & 1 else None
 
 
-def build_scenario(scenario: Scenario, profile: Profile) -> World:
+def build_scenario(scenario: Scenario, profile: Profile) -> BuiltWorld:
     """The world of a scenario, registered with khugepaged and ready for its first pass."""
     return ScenarioBuilder(scenario, profile).build()

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.snapshot import Kpf, Process, Pte, Snapshot
+from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot
 from mthp.mm import page_flags as pg
 from mthp.mm.mm_types import Kernel, Mm
 from mthp.mm.page_flags import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE
@@ -65,7 +65,7 @@ class ImageFrames:
         self.mappings: dict[int, dict[int, int]] = {}
         self.next_slot = 1
 
-    def frames(self, mm: Mm, process: Process, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def frames(self, mm: Mm, process: ProcessTables, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(n, PTRS) the frame each PTE maps, 0 where it maps none or the zero page."""
         here = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
         here &= rows[:, None]
@@ -92,7 +92,7 @@ class ImageFrames:
         frames[here] = found
         return frames
 
-    def page_flags(self, process: Process, here: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def page_flags(self, process: ProcessTables, here: NDArray[np.bool_]) -> NDArray[np.int64]:
         """PG_* of each mapped page's folio, from kpageflags, with the assumption on young."""
         assert process.kpageflags is not None
         raw = process.kpageflags[here]
@@ -108,7 +108,7 @@ class ImageFrames:
     def small_frames(
         self,
         mm: Mm,
-        process: Process,
+        process: ProcessTables,
         here: NDArray[np.bool_],
         small: NDArray[np.bool_],
         pfn: NDArray[np.int64],
@@ -155,7 +155,7 @@ class ImageFrames:
         return start
 
     def frames_unseen(
-        self, mm: Mm, process: Process, here: NDArray[np.bool_], frames: NDArray[np.int64]
+        self, mm: Mm, process: ProcessTables, here: NDArray[np.bool_], frames: NDArray[np.int64]
     ) -> None:
         """Without root: each mapped page is taken to be a folio of order 0."""
         bits = process.pte[here]
@@ -188,7 +188,7 @@ class ImageFrames:
     def count_large(
         self,
         mm: Mm,
-        process: Process,
+        process: ProcessTables,
         here: NDArray[np.bool_],
         large: NDArray[np.intp],
         found: NDArray[np.int64],

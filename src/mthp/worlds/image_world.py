@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.snapshot import Kpf, Process, Pte, Snapshot
-from mthp.image.snapshot import Vma as ImageVma
+from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, Kernel, Mm
 from mthp.mm.page_alloc import NodeState
@@ -53,7 +52,7 @@ from mthp.mm.vm_flags import (
 )
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
-from mthp.worlds.build import World, map_huge, table_at
+from mthp.worlds.build import BuiltWorld, map_huge, table_at
 from mthp.worlds.image_frames import ASSUMED_FLAGS, Assumptions, ImageFrames, Young
 
 VM_FLAG_CODES = {
@@ -88,7 +87,7 @@ class ImageBuilder:
         self.shared_slots = _shared_slots(snapshot)
         self.folios = ImageFrames(snapshot, self.kernel, assume)
 
-    def build(self) -> World:
+    def build(self) -> BuiltWorld:
         """All processes, registered with khugepaged in the order captured."""
         vmas = []
         for process in self.snapshot.processes:
@@ -101,7 +100,7 @@ class ImageBuilder:
         self.folios.finish_large()
         self.say()
         self.kernel.vmstat.mthp.clear()
-        return World(self.kernel, self.khugepaged, vmas)
+        return BuiltWorld(self.kernel, self.khugepaged, vmas)
 
     def say(self) -> None:
         """Put the assumptions into words."""
@@ -122,7 +121,7 @@ class ImageBuilder:
             said.append("every page is a folio of order 0, swap-backed and on the LRU")
             said.append("a page that is not mapped exclusively is shared by two processes")
 
-    def memcg(self, process: Process) -> MemCgroup | None:
+    def memcg(self, process: ProcessTables) -> MemCgroup | None:
         """The tightest limit above the process, in pages, and what it could give back."""
         known = process.meta.get("memcg")
         if not isinstance(known, dict) or not isinstance(known.get("limit"), int):
@@ -145,7 +144,7 @@ class ImageBuilder:
         memcg.reclaimable = spare
         return memcg
 
-    def add_vma(self, mm: Mm, image: ImageVma) -> Any:
+    def add_vma(self, mm: Mm, image: SnapshotVma) -> Any:
         """One mapping; file mappings are kept so that addresses mean what they meant."""
         flags = 0
         for code in image.flags:
@@ -156,7 +155,7 @@ class ImageBuilder:
             mm.link_anon_vma(vma)
         return vma
 
-    def fill(self, mm: Mm, process: Process) -> None:
+    def fill(self, mm: Mm, process: ProcessTables) -> None:
         """Every populated table of one process."""
         pte = process.pte
         huge_rows = ((pte & Pte.HUGE) != 0).all(axis=1)
@@ -170,7 +169,7 @@ class ImageBuilder:
             table.ptes.raw[:] = type(table.ptes.raw)("Q", words[row].tobytes())
         self.link_by_pages(mm, process)
 
-    def link_by_pages(self, mm: Mm, process: Process) -> None:
+    def link_by_pages(self, mm: Mm, process: ProcessTables) -> None:
         """A mapping with anonymous pages has an anon_vma, whatever smaps said a moment earlier."""
         geometry = self.kernel.geometry
         anon = (process.pte & (Pte.PRESENT | Pte.ZERO | Pte.FILE)) == Pte.PRESENT
@@ -182,7 +181,7 @@ class ImageBuilder:
                 if at < len(addresses) and int(addresses[at]) < vma.vm_end:
                     mm.link_anon_vma(vma)
 
-    def map_huge_row(self, mm: Mm, process: Process, row: int, address: int) -> None:
+    def map_huge_row(self, mm: Mm, process: ProcessTables, row: int, address: int) -> None:
         """A range that is mapped by its PMD."""
         bits = int(process.pte[row, 0])
         flags = YOUNG | (SOFT_DIRTY if bits & Pte.SOFT_DIRTY else 0)
@@ -203,7 +202,7 @@ class ImageBuilder:
         mine[mm.number] = mine.get(mm.number, 0) + 1
         map_huge(mm, address, head, flags | WRITE | DIRTY)
 
-    def words(self, process: Process, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def words(self, process: ProcessTables, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
         """(n, PTRS) the PTE words."""
         pte = process.pte.astype(np.int64)
         present = (pte & Pte.PRESENT) != 0
@@ -221,7 +220,7 @@ class ImageBuilder:
             words[row, column] = self.swap_word(process, row, column)
         return words.astype(np.uint64)
 
-    def young(self, process: Process) -> NDArray[np.bool_]:
+    def young(self, process: ProcessTables) -> NDArray[np.bool_]:
         """(n, PTRS) whether the PTE is taken to be young.
 
         PG_referenced where it was seen. What smaps counts as referenced beyond that it does not
@@ -251,17 +250,17 @@ class ImageBuilder:
                 missing -= _spread(missing, part, np.flatnonzero(pages))
         return young
 
-    def addresses(self, process: Process) -> NDArray[np.int64]:
+    def addresses(self, process: ProcessTables) -> NDArray[np.int64]:
         """(n, PTRS) the address of each PTE."""
         geometry = self.kernel.geometry
         offsets = np.arange(geometry.ptrs_per_pte, dtype=np.int64) << geometry.page_shift
         return process.table_address.astype(np.int64)[:, None] + offsets
 
-    def writable(self, process: Process) -> NDArray[np.bool_]:
+    def writable(self, process: ProcessTables) -> NDArray[np.bool_]:
         """(n, PTRS) whether the PTE's mapping may be written."""
         return self.by_vma(process, ["wr" in vma.flags for vma in process.vmas])
 
-    def by_vma(self, process: Process, values: list[bool]) -> NDArray[np.bool_]:
+    def by_vma(self, process: ProcessTables, values: list[bool]) -> NDArray[np.bool_]:
         """(n, PTRS) each PTE's value by its VMA."""
         if not process.vmas:
             return np.zeros(process.pte.shape, np.bool_)
@@ -271,7 +270,7 @@ class ImageBuilder:
         answer: NDArray[np.bool_] = np.array(values, np.bool_)[np.maximum(at, 0)]
         return answer
 
-    def swap_word(self, process: Process, row: int, column: int) -> int:
+    def swap_word(self, process: ProcessTables, row: int, column: int) -> int:
         """A non-present entry: a slot, a guard, a marker or poison."""
         bits = int(process.pte[row, column])
         marks = (SOFT_DIRTY if bits & Pte.SOFT_DIRTY else 0) | (
@@ -333,6 +332,6 @@ def free_memory(snapshot: Snapshot) -> tuple[NodeState, ...]:
 
 def build_image(
     snapshot: Snapshot, settings: Settings, profile: Profile, assume: Assumptions
-) -> World:
+) -> BuiltWorld:
     """The world of a snapshot, registered with khugepaged."""
     return ImageBuilder(snapshot, settings, profile, assume).build()

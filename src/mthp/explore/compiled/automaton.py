@@ -16,7 +16,7 @@ from mthp.explore.compiled.segment import VALUE, Segment
 from mthp.explore.compiled.symbols import Chain, Question, answer, calculate
 from mthp.explore.dependence import dependent, waits
 from mthp.explore.explore import HOLDS_NOTHING
-from mthp.explore.tasks import Op
+from mthp.explore.tasks import NextStep
 from mthp.machine.step import Access
 
 HOLE, READ, WRITE, CHANGE, STEP, END = range(6)
@@ -44,23 +44,23 @@ class Read:
     def __init__(self, cell: int, question: Question) -> None:
         self.cell = cell
         self.question = question
-        self.branches: dict[int, Read | Leaf] = {}
+        self.branches: dict[int, Read | SegmentEnd] = {}
         self.node = 0
 
 
-class Place:
+class SegmentPoint:
     """Where a task stands between two segments, or where one begins. body: the segment from here."""
 
     __slots__ = ("body", "guard", "node", "op")
 
-    def __init__(self, op: int = -1, guard: Place | None = None) -> None:
+    def __init__(self, op: int = -1, guard: SegmentPoint | None = None) -> None:
         self.op = op
         self.guard = guard
-        self.body: Read | Leaf | None = None
+        self.body: Read | SegmentEnd | None = None
         self.node = 0
 
 
-class Leaf:
+class SegmentEnd:
     """The end of a segment. effects: cell, and the number written or what is calculated.
 
     then: where the task stands; None at its end. answer: of a guard, YES or NO.
@@ -68,7 +68,7 @@ class Leaf:
 
     __slots__ = ("answer", "effects", "then")
 
-    def __init__(self, effects: Effects, then: Place | None, answer: int = YES) -> None:
+    def __init__(self, effects: Effects, then: SegmentPoint | None, answer: int = YES) -> None:
         self.effects = effects
         self.then = then
         self.answer = answer
@@ -131,17 +131,17 @@ class Ops:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.known: list[Op] = []
-        self._numbers: dict[Op, int] = {}
+        self.known: list[NextStep] = []
+        self._numbers: dict[NextStep, int] = {}
         self._places: dict[tuple[str, int], int] = {}
-        self._ways: dict[Op, int] = {}
+        self._ways: dict[NextStep, int] = {}
 
     @property
     def places(self) -> int:
         """How many words."""
         return len(self._places)
 
-    def number(self, op: Op) -> int:
+    def number(self, op: NextStep) -> int:
         """Of a step."""
         found = self._numbers.get(op)
         if found is None:
@@ -155,7 +155,7 @@ class Ops:
             program.holds.append(int(op.access not in HOLDS_NOTHING))
         return found
 
-    def _way(self, op: Op) -> int:
+    def _way(self, op: NextStep) -> int:
         somewhere = op._replace(where=("", 0))
         found = self._ways.get(somewhere)
         if found is None:
@@ -180,49 +180,49 @@ class Automata:
         self.ops = ops
         self.program = ops.program
         self.program.forget()
-        self.roots = [Place() for _ in range(tasks)]
-        self.verdicts: dict[object, Place] = {}
-        self.guards: dict[object, Place] = {}
+        self.roots = [SegmentPoint() for _ in range(tasks)]
+        self.verdicts: dict[object, SegmentPoint] = {}
+        self.guards: dict[object, SegmentPoint] = {}
         self._judge, self._scheduler = 1 << tasks, 2 << tasks
         self._readers: dict[int, int] = {}
         self._writers: dict[int, int] = {}
         self._stale = True
-        self._at_node: dict[int, Place] = {}
+        self._at_node: dict[int, SegmentPoint] = {}
         self._asked: dict[int, tuple[Question, dict[int, int]]] = {}
         self._tables: dict[Chain, int] = {}
         self._chains: dict[int, Chain] = {}
-        self._todo: list[tuple[int, Place | Read, int, Read | Leaf]] = []
+        self._todo: list[tuple[int, SegmentPoint | Read, int, Read | SegmentEnd]] = []
 
     # Growing
 
     def grow(
         self,
         who: int,
-        place: Place,
+        place: SegmentPoint,
         segment: Segment,
         effects: Any,
-        op: Op | None,
-        guard: Place | None,
-    ) -> Place | None:
+        op: NextStep | None,
+        guard: SegmentPoint | None,
+    ) -> SegmentPoint | None:
         """A segment was seen that begins at `place`; where the task stands afterwards."""
         leaf = self._find(who, place, segment)
         if leaf is None:
             for cell, _ in effects:
                 self._note(self._writers, cell, who)
-            then = None if op is None else Place(self.ops.number(op), guard)
-            self._add(who, place, segment, Leaf(effects, then))
+            then = None if op is None else SegmentPoint(self.ops.number(op), guard)
+            self._add(who, place, segment, SegmentEnd(effects, then))
             return then
         found = None if leaf.then is None else self.ops.known[leaf.then.op]
         if leaf.effects != effects or found != op:
             raise Unrecordable(f"the same is read and something else done: {found}, {op}")
         return leaf.then
 
-    def answer(self, place: Place, segment: Segment, free: bool) -> None:
+    def answer(self, place: SegmentPoint, segment: Segment, free: bool) -> None:
         """A guard was asked."""
         answer = YES if free else NO
         leaf = self._find(self._scheduler, place, segment)
         if leaf is None:
-            self._add(self._scheduler, place, segment, Leaf((), None, answer))
+            self._add(self._scheduler, place, segment, SegmentEnd((), None, answer))
         elif leaf.answer != answer:
             raise Unrecordable("whether a step can be taken depends on what is not recorded")
 
@@ -234,8 +234,8 @@ class Automata:
         """The search itself reads a cell."""
         self._readers[cell] = self._scheduler
 
-    def _find(self, who: int, place: Place, segment: Segment) -> Leaf | None:
-        at: Read | Leaf | None = place.body
+    def _find(self, who: int, place: SegmentPoint, segment: Segment) -> SegmentEnd | None:
+        at: Read | SegmentEnd | None = place.body
         for cell, question, value in segment.reads:
             if not isinstance(at, Read):
                 if at is None:
@@ -248,13 +248,13 @@ class Automata:
             raise Unrecordable("a task reads less than it did before")
         return at
 
-    def _add(self, who: int, place: Place, segment: Segment, leaf: Leaf) -> None:
+    def _add(self, who: int, place: SegmentPoint, segment: Segment, leaf: SegmentEnd) -> None:
         for cell, _, _ in segment.reads:
             self._note(self._readers, cell, who)
         parent: Read | None = None
         at = place.body
         value = 0
-        new: tuple[Read | None, int, Read | Leaf] | None = None
+        new: tuple[Read | None, int, Read | SegmentEnd] | None = None
         for cell, question, number in segment.reads:
             if at is None:
                 at = Read(cell, question)
@@ -310,14 +310,14 @@ class Automata:
         self._work()
         return True
 
-    def root(self, who: int, place: Place) -> int:
+    def root(self, who: int, place: SegmentPoint) -> int:
         """The node of a place that something begins at."""
         if not place.node:
             self._place(who, place)
             self._work()
         return place.node
 
-    def _place(self, who: int, place: Place) -> int:
+    def _place(self, who: int, place: SegmentPoint) -> int:
         guard = ALWAYS if place.guard is None else self._guard(place.guard)
         place.node = self.program.node(STEP, place.op, guard, NOWHERE)
         self._at_node[place.node] = place
@@ -325,14 +325,14 @@ class Automata:
             self._todo.append((who, place, 0, place.body))
         return place.node
 
-    def place_at(self, node: int) -> Place | None:
+    def place_at(self, node: int) -> SegmentPoint | None:
         """Where a task stands; None at its end."""
         return self._at_node.get(node)
 
-    def _guard(self, guard: Place) -> int:
+    def _guard(self, guard: SegmentPoint) -> int:
         return guard.node or self._place(self._scheduler, guard)
 
-    def _body(self, who: int, place: Place) -> None:
+    def _body(self, who: int, place: SegmentPoint) -> None:
         if place.body is not None and place.node:
             self._todo.append((who, place, 0, place.body))
             self._work()
@@ -352,7 +352,7 @@ class Automata:
                 program.nxt[above.node] = node
                 program.touched.append(above.node)
 
-    def _compile(self, who: int, at: Read | Leaf) -> int:
+    def _compile(self, who: int, at: Read | SegmentEnd) -> int:
         """The node a tree begins at; what it branches to is left to do."""
         program = self.program
         while isinstance(at, Read) and not self._is_shared(at.cell):
@@ -404,7 +404,7 @@ class Automata:
         return to is not None
 
 
-def _hang(place: Place, parent: Read | None, value: int, what: Read | Leaf) -> None:
+def _hang(place: SegmentPoint, parent: Read | None, value: int, what: Read | SegmentEnd) -> None:
     if parent is None:
         place.body = what
     else:

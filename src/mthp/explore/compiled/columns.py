@@ -68,7 +68,7 @@ class Code(NamedTuple):
     background: Any
 
 
-class State(NamedTuple):
+class SearchState(NamedTuple):
     """Where the search stands.
 
     at: single numbers. cell: what is in each. node: where each task stands; nodes: the same before each
@@ -105,14 +105,14 @@ class State(NamedTuple):
     other: Any
 
 
-def columns(tasks: int, most_steps: int) -> State:
+def columns(tasks: int, most_steps: int) -> SearchState:
     """Room for a search, of executions that long, and for steps that never came."""
     cap = most_steps + 2
     one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "rest"]
     wide = {"nodes", "clock", "mine", "other"}
     made: dict[str, list[int]] = {
         name: [0] * (0 if name in one else cap * tasks if name in wide else cap)
-        for name in State._fields
+        for name in SearchState._fields
     }
     made["at"] = [0] * SIZE
     made["at"][TASKS], made["at"][MOST_STEPS], made["at"][CAP] = tasks, most_steps, cap
@@ -120,4 +120,4 @@ def columns(tasks: int, most_steps: int) -> State:
     made["count"] = [0] * tasks
     made["rest"] = [0] * tasks
     made["jcell"], made["jold"] = [0] * 4096, [0] * 4096
-    return State(**made)
+    return SearchState(**made)

@@ -17,18 +17,17 @@ import numpy as np
 
 from mthp.explore.compiled import columns as at_
 from mthp.explore.compiled import jit
-from mthp.explore.compiled.automaton import STEP, Ops, Place, Program
-from mthp.explore.compiled.columns import Code, Fate, Phase, State, Status
+from mthp.explore.compiled.automaton import STEP, Ops, Program, SegmentPoint
+from mthp.explore.compiled.columns import Code, Fate, Phase, SearchState, Status
 from mthp.explore.compiled.containers import Unrecordable
 from mthp.explore.compiled.recorded import JUDGE, Recorded
 from mthp.explore.compiled.segment import Memory
 from mthp.explore.dependence import dependent
 from mthp.explore.explore import Stop, Until, outcome
-from mthp.explore.outcome import Finding, Outcome, Schedule
-from mthp.explore.part import NOBODY, Counts, Part
-from mthp.explore.part import Place as Mark
+from mthp.explore.outcome import BrokenSchedule, Schedule, SearchOutcome
+from mthp.explore.part import NOBODY, BranchPoint, Counts, Part
 from mthp.explore.replay import Replay
-from mthp.explore.tasks import MAX_STEPS, STOP, Execution, Op, Recipe
+from mthp.explore.tasks import MAX_STEPS, STOP, Execution, NextStep, Recipe
 
 MEMORY: Final = Memory()
 """What was found out about the engine's classes, kept for all worlds of this process."""
@@ -74,10 +73,12 @@ class CompiledExplorer:
         self.go_on = go_on
         self.begun = part or Part()
         self.speed = speed
-        self.findings: dict[object, Finding] = {each.broken: each for each in self.begun.findings}
+        self.findings: dict[object, BrokenSchedule] = {
+            each.broken: each for each in self.begun.findings
+        }
         self.replays = 0
         self.ops = Ops(Program())
-        self._state: State
+        self._state: SearchState
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
         self._loaded = 0
@@ -100,7 +101,7 @@ class CompiledExplorer:
         """Complete ones so far."""
         return self.counts.executions
 
-    def explore(self) -> Outcome:
+    def explore(self) -> SearchOutcome:
         """Search to the end, the first breach or a bound."""
         stop = self.search()
         return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
@@ -114,7 +115,7 @@ class CompiledExplorer:
         finally:
             self._recorded.close()
 
-    def again(self) -> Outcome:
+    def again(self) -> SearchOutcome:
         """The whole search once more, with the automata there are. What benchmarks measure.
 
         Unrecordable where the search began them anew; another CompiledExplorer of the world will not.
@@ -140,7 +141,7 @@ class CompiledExplorer:
         at = state.at
         last = int(at[at_.DEPTH])
         marks = tuple(
-            Mark(
+            BranchPoint(
                 NOBODY if depth == last else int(state.task[depth]),
                 _tasks(state.todo[depth]),
                 _tasks(state.sleep[depth]),
@@ -257,7 +258,7 @@ class CompiledExplorer:
         for broken in new:
             if broken not in really:
                 raise Unrecordable(f"what is found is not so: {broken}")
-            self.findings[broken] = Finding(broken, schedule)
+            self.findings[broken] = BrokenSchedule(broken, schedule)
 
     def _judged_as_stuck(self) -> bool:
         """Have the verdict of a deadlock asked for, if this one was ever judged."""
@@ -321,7 +322,7 @@ class CompiledExplorer:
             known, stand = 0, []
         self._load()
 
-    def _known(self, choices: list[int]) -> tuple[int, list[Place | None]]:
+    def _known(self, choices: list[int]) -> tuple[int, list[SegmentPoint | None]]:
         """How many steps of an execution are known, and where the tasks stand then."""
         if self.replays == 0:
             return 0, []
@@ -338,7 +339,7 @@ class CompiledExplorer:
         self._make_room()
         state, at = self._state, self._state.at
         for task in range(at[at_.TASKS]):
-            rest = automata.verdicts.setdefault((task, ()), Place())
+            rest = automata.verdicts.setdefault((task, ()), SegmentPoint())
             state.rest[task] = automata.root(automata.bit_of(JUDGE), rest)
         at[at_.JUDGE_AT] = state.rest[at[at_.CURRENT]]
         at[at_.BROKEN] = self._recorded.broken.cell
@@ -390,7 +391,7 @@ def _tasks(mask: int) -> frozenset[int]:
 class _Onward:
     """Chooses for an execution of the real tasks: what is known, then as the search will."""
 
-    def __init__(self, state: State, prefix: list[int]) -> None:
+    def __init__(self, state: SearchState, prefix: list[int]) -> None:
         self.prefix = prefix
         self.depth = 0
         self.sleep: set[int] = set()
@@ -415,5 +416,5 @@ class _Onward:
         return task
 
 
-def _sleeps_on(op: Op | None, step: Op) -> bool:
+def _sleeps_on(op: NextStep | None, step: NextStep) -> bool:
     return op is not None and not dependent(op, step)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mthp.explore.compiled.automaton import WAYS
-from mthp.explore.compiled.columns import CAP, TASKS, Code, State
+from mthp.explore.compiled.columns import CAP, TASKS, Code, SearchState
 
 
 def dependent(code: Code, a: int, b: int) -> bool:
@@ -16,7 +16,7 @@ def dependent(code: Code, a: int, b: int) -> bool:
     return bool(code.dependent[code.way[a] * WAYS + code.way[b]])
 
 
-def happened(s: State, event: int, clock: int) -> bool:
+def happened(s: SearchState, event: int, clock: int) -> bool:
     """Whether an event is before what has the clock that begins at `clock` in s.clock."""
     return bool(s.clock[clock + s.task[event]] >= s.number[event])
 
@@ -28,7 +28,7 @@ def join(a: Any, at: int, b: Any, other: int, tasks: int) -> None:
             a[at + task] = b[other + task]
 
 
-def make_event(code: Code, s: State, task: int, op: int, depth: int) -> None:
+def make_event(code: Code, s: SearchState, task: int, op: int, depth: int) -> None:
     """As Explorer._event(): the clock of a step, and its races."""
     tasks = s.at[TASKS]
     count = s.count[task]
@@ -54,7 +54,7 @@ def make_event(code: Code, s: State, task: int, op: int, depth: int) -> None:
         note_race(code, s, s.found[i], depth)
 
 
-def find_races(code: Code, s: State, task: int, op: int, depth: int) -> int:
+def find_races(code: Code, s: SearchState, task: int, op: int, depth: int) -> int:
     """As explore._races(): how many there are, their numbers in s.found."""
     tasks = s.at[TASKS]
     for t in range(tasks):
@@ -83,7 +83,7 @@ def find_races(code: Code, s: State, task: int, op: int, depth: int) -> int:
     return found
 
 
-def note_race(code: Code, s: State, first: int, second: int) -> None:
+def note_race(code: Code, s: SearchState, first: int, second: int) -> None:
     """As Explorer._note_race(), but for what would change nothing."""
     if not s.enabled[first] & ~s.todo[first]:
         return
@@ -94,7 +94,7 @@ def note_race(code: Code, s: State, first: int, second: int) -> None:
     s.todo[first] |= (usable & -usable) if usable else s.enabled[first]
 
 
-def find_initials(code: Code, s: State, first: int, second: int) -> int:
+def find_initials(code: Code, s: SearchState, first: int, second: int) -> int:
     """As Explorer._initials(); a mask, of as many as decide what note_race() does."""
     tasks = s.at[TASKS]
     later = 0
@@ -124,7 +124,7 @@ def find_initials(code: Code, s: State, first: int, second: int) -> int:
     return initials
 
 
-def after_begun(s: State, clock: Any, at: int, tasks: int) -> bool:
+def after_begun(s: SearchState, clock: Any, at: int, tasks: int) -> bool:
     """Whether something comes after the first event of a task that has begun (s.other)."""
     for t in range(tasks):
         number = s.other[tasks + t]
@@ -133,7 +133,7 @@ def after_begun(s: State, clock: Any, at: int, tasks: int) -> bool:
     return False
 
 
-def without_holders(code: Code, s: State, first: int, second: int, later: int) -> int:
+def without_holders(code: Code, s: SearchState, first: int, second: int, later: int) -> int:
     """As Explorer._without_holders(): how many of s.kept are left; the clock in s.other."""
     tasks = s.at[TASKS]
     op = s.op[second]

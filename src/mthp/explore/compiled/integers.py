@@ -51,12 +51,12 @@ from mthp.explore.compiled.columns import (
     TASKS,
     TOO_LONG,
     Code,
-    State,
+    SearchState,
 )  # fmt: skip
 from mthp.explore.compiled.integer_races import dependent, make_event
 
 
-def go(code: Code, s: State, node: int) -> int:
+def go(code: Code, s: SearchState, node: int) -> int:
     """Along an automaton from `node` to where it stops; -1, and nothing done, where nobody has been."""
     at, cell = s.at, s.cell
     began = at[JOURNAL]
@@ -101,7 +101,7 @@ def go(code: Code, s: State, node: int) -> int:
             return node
 
 
-def undo(s: State, to: int) -> None:
+def undo(s: SearchState, to: int) -> None:
     """Take back what was written since the journal was that long."""
     at = s.at
     journal = at[JOURNAL]
@@ -111,7 +111,7 @@ def undo(s: State, to: int) -> None:
     at[JOURNAL] = to
 
 
-def may_go(code: Code, s: State, node: int) -> int:
+def may_go(code: Code, s: SearchState, node: int) -> int:
     """1: a task that stands here could go; 0: it must wait; -1: nobody knows."""
     guard = code.val[node]
     if guard < 0:
@@ -120,7 +120,7 @@ def may_go(code: Code, s: State, node: int) -> int:
     return -1 if end < 0 else (1 if end == YES else 0)
 
 
-def take(code: Code, s: State, depth: int, task: int) -> None:
+def take(code: Code, s: SearchState, depth: int, task: int) -> None:
     """As Explorer._take()."""
     op = code.arg[s.node[task]]
     make_event(code, s, task, op, depth)
@@ -134,7 +134,7 @@ def take(code: Code, s: State, depth: int, task: int) -> None:
     s.at[PHASE] = ACT
 
 
-def choose(code: Code, s: State) -> int:
+def choose(code: Code, s: SearchState) -> int:
     """At a place nobody has been at: who goes, or how the execution ends. A Status, or -1."""
     at = s.at
     depth, tasks = at[DEPTH], at[TASKS]
@@ -198,7 +198,7 @@ def lowest(mask: int) -> int:
     return task
 
 
-def act(code: Code, s: State) -> int:
+def act(code: Code, s: SearchState) -> int:
     """The chosen task's segment. A Status, or -1."""
     at = s.at
     task = at[CURRENT]
@@ -211,7 +211,7 @@ def act(code: Code, s: State) -> int:
     return -1
 
 
-def judge(code: Code, s: State) -> int:
+def judge(code: Code, s: SearchState) -> int:
     """The verdict in the end. A Status, or -1."""
     node = go(code, s, code.nxt[s.at[JUDGE_AT]])
     if node < 0:
@@ -220,7 +220,7 @@ def judge(code: Code, s: State) -> int:
     return -1
 
 
-def ended(code: Code, s: State) -> int:
+def ended(code: Code, s: SearchState) -> int:
     """An execution is over: count it. A Status, or -1."""
     at = s.at
     depth, fate = at[DEPTH], at[FATE]
@@ -245,7 +245,7 @@ def ended(code: Code, s: State) -> int:
     return -1
 
 
-def back(code: Code, s: State) -> int:
+def back(code: Code, s: SearchState) -> int:
     """To the deepest place with something left to try. A Status, or -1."""
     at = s.at
     tasks = at[TASKS]
@@ -273,7 +273,7 @@ def back(code: Code, s: State) -> int:
     return -1
 
 
-def search(code: Code, s: State) -> int:
+def search(code: Code, s: SearchState) -> int:
     """Go on until something is needed; a Status."""
     at = s.at
     while True:
@@ -296,7 +296,7 @@ def search(code: Code, s: State) -> int:
             return status
 
 
-def follow(code: Code, s: State, steps: int) -> int:
+def follow(code: Code, s: SearchState, steps: int) -> int:
     """Take the steps that lead to where another search had come, whose s.task, s.todo and s.sleep stand
     here, and come to the place after them. A Status, or -1.
     """
@@ -328,7 +328,7 @@ def follow(code: Code, s: State, steps: int) -> int:
     return -1
 
 
-def resume(code: Code, s: State) -> int:
+def resume(code: Code, s: SearchState) -> int:
     """The automata have other nodes now: go where the events lead from the roots in s.node; -1 or -2 if
     something is missing, and called again it goes on. With PHASE ACT, the last event's segment is still
     to come.

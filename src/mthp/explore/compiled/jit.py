@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mthp.explore.compiled import integer_races, integers
 from mthp.explore.compiled.automaton import Program
-from mthp.explore.compiled.columns import Code, State
+from mthp.explore.compiled.columns import Code, SearchState
 
 _COLUMNS = tuple(name for name in Code._fields if name not in ("background", "dependent"))
 
@@ -46,9 +46,9 @@ def compiled() -> Compiled | None:
     return Compiled(names["search"], names["resume"], names["follow"])
 
 
-def as_arrays(state: State) -> State:
+def as_arrays(state: SearchState) -> SearchState:
     """The same state in arrays."""
-    return State(*(np.array(column, np.int64) for column in state))
+    return SearchState(*(np.array(column, np.int64) for column in state))
 
 
 class Mirror:

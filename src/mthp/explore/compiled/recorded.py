@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
-from mthp.explore.compiled.automaton import Automata, Effects, Ops, Place
+from mthp.explore.compiled.automaton import Automata, Effects, Ops, SegmentPoint
 from mthp.explore.compiled.containers import SharedList, Unrecordable
 from mthp.explore.compiled.recording import Recorder
 from mthp.explore.compiled.segment import VALUE, Memory, Segment
 from mthp.explore.compiled.symbols import Chain
-from mthp.explore.tasks import WAITING, Execution, Op, Recipe, Setup
+from mthp.explore.tasks import WAITING, Execution, NextStep, Recipe, Setup
 from mthp.machine.step import Machine, Task
 
 JUDGE = -1
@@ -44,7 +44,9 @@ class Recorded:
         self.background = [int(task.background) for task, _ in self.setup.tasks]
         self.automata.is_looked_at(broken.cell)
 
-    def run(self, choose: Sleepless, known: int = 0, stand: Sequence[Place | None] = ()) -> None:
+    def run(
+        self, choose: Sleepless, known: int = 0, stand: Sequence[SegmentPoint | None] = ()
+    ) -> None:
         """One execution of the real tasks, and the world is as before.
 
         known: so many steps are known already, and after them each task stands at its place in `stand`.
@@ -111,7 +113,7 @@ class _Watched:
             raise Unrecordable(text)
         self._setup.raised(task, error)
 
-    def stuck(self, waiting: Sequence[tuple[Task, Op]]) -> None:
+    def stuck(self, waiting: Sequence[tuple[Task, NextStep]]) -> None:
         self._begin(JUDGE)
         self._setup.stuck(waiting)
         self._judged(tuple((task.name, op) for task, op in waiting))
@@ -128,11 +130,15 @@ class _Execution(Execution):
     __slots__ = ("_at", "_known", "_last", "_recorded", "_stand", "_who")
 
     def __init__(
-        self, recorded: Recorded, choose: Sleepless, known: int, stand: Sequence[Place | None]
+        self,
+        recorded: Recorded,
+        choose: Sleepless,
+        known: int,
+        stand: Sequence[SegmentPoint | None],
     ) -> None:
         self._recorded = recorded
         self._who = JUDGE
-        self._at: list[Place | None] = list(recorded.automata.roots)
+        self._at: list[SegmentPoint | None] = list(recorded.automata.roots)
         self._last = JUDGE
         self._stand = stand
         self._known = known if stand else -1
@@ -174,7 +180,7 @@ class _Execution(Execution):
         recorder, automata = self._recorded.recorder, self._recorded.automata
         segment = recorder.end()
         if not recorder.stale:
-            place = automata.verdicts.setdefault((self._last, how), Place())
+            place = automata.verdicts.setdefault((self._last, how), SegmentPoint())
             effects = self._recorded.effects(segment)
             automata.grow(automata.bit_of(JUDGE), place, segment, effects, None, None)
 
@@ -199,7 +205,7 @@ class _Execution(Execution):
                 raise Unrecordable("what was recorded does not lead where it led")
         self._at = list(self._stand)
 
-    def may_go(self, task: int, op: Op) -> bool:
+    def may_go(self, task: int, op: NextStep) -> bool:
         """Whether a task could take its step now; what that depends on is written down."""
         if op.access not in WAITING:
             return True
@@ -212,7 +218,7 @@ class _Execution(Execution):
             self._recorded.automata.answer(place.guard, segment, free)
         return free
 
-    def _ask(self, task: int, op: Op) -> tuple[bool, Segment]:
+    def _ask(self, task: int, op: NextStep) -> tuple[bool, Segment]:
         recorder = self._recorded.recorder
         recorder.judging = True
         recorder.begin(_SCHEDULER)
@@ -222,9 +228,9 @@ class _Execution(Execution):
             raise Unrecordable(f"{op.where[0]}: to ask whether it is free changes something")
         return free, segment
 
-    def _guard(self, task: int, op: Op) -> Place:
+    def _guard(self, task: int, op: NextStep) -> SegmentPoint:
         """The guard of a step: one for all steps that are the same and look at the same first."""
         free, segment = self._ask(task, op)
         first = segment.reads[0][0] if segment.reads else free
         guards = self._recorded.automata.guards
-        return guards.setdefault((op, type(self._words[task]).__name__, first), Place())
+        return guards.setdefault((op, type(self._words[task]).__name__, first), SegmentPoint())

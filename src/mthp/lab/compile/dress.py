@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mthp.image.runs import PageKind, PteState
 from mthp.image.scenario_values import Advice, Prctl
-from mthp.lab.compile.wanted import CannotBuild, Page, Want, WantedVma, cannot
+from mthp.lab.compile.wanted import CannotBuild, Want, WantedPage, WantedVma, cannot
 from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
-from mthp.lab.program.program import Madv, Op, Verb, spans, switch
+from mthp.lab.program.program import Madv, Operation, Verb, spans, switch
 from mthp.lab.program.space import Uffd
 from mthp.words.settings import Enabled, Settings
 
@@ -23,18 +23,18 @@ _MOST_IN_PIPE = 256
 """Pages that one pipe takes."""
 
 
-def _runs(who: str, verb: Verb, pages: Iterable[int], *more: int) -> list[Op]:
-    return [Op(verb, (start, count, *more), who) for start, count in spans(pages)]
+def _runs(who: str, verb: Verb, pages: Iterable[int], *more: int) -> list[Operation]:
+    return [Operation(verb, (start, count, *more), who) for start, count in spans(pages)]
 
 
-def _over(who: str, verb: Verb, vma: WantedVma, *more: int) -> Op:
-    return Op(verb, (vma.start, vma.pages, *more), who)
+def _over(who: str, verb: Verb, vma: WantedVma, *more: int) -> Operation:
+    return Operation(verb, (vma.start, vma.pages, *more), who)
 
 
 # --- before ---------------------------------------------------------------------------------
 
 
-def register(want: Want, decoy: int) -> list[Op]:
+def register(want: Want, decoy: int) -> list[Operation]:
     """Make khugepaged know the process, whatever its mappings are advised.
 
     A short-lived mapping far from the others (at page `decoy`) is advised for it, after every
@@ -45,10 +45,10 @@ def register(want: Want, decoy: int) -> list[Op]:
     place = (decoy, 2 * PMD_PAGES)
     return [
         switch(off, order, Enabled.MADVISE),
-        Op(Verb.MMAP, place, who),
-        Op(Verb.WRITE, (decoy, 1), who),
-        Op(Verb.ADVISE, (*place, int(Madv.HUGEPAGE)), who),
-        Op(Verb.MUNMAP, place, who),
+        Operation(Verb.MMAP, place, who),
+        Operation(Verb.WRITE, (decoy, 1), who),
+        Operation(Verb.ADVISE, (*place, int(Madv.HUGEPAGE)), who),
+        Operation(Verb.MUNMAP, place, who),
         switch(off, order, Enabled.NEVER),
     ]
 
@@ -72,15 +72,15 @@ def rooms(wants: Sequence[Want]) -> list[Room]:
     return sorted(found)
 
 
-def map_room(want: Want, room: Sequence[Room]) -> list[Op]:
+def map_room(want: Want, room: Sequence[Room]) -> list[Operation]:
     """Map it."""
     return [
-        Op(Verb.MMAP_DROPPABLE if droppable else Verb.MMAP, (start, end - start), want.name)
+        Operation(Verb.MMAP_DROPPABLE if droppable else Verb.MMAP, (start, end - start), want.name)
         for start, end, droppable in room
     ]
 
 
-def trim(want: Want, room: Sequence[Room]) -> list[Op]:
+def trim(want: Want, room: Sequence[Room]) -> list[Operation]:
     """Unmap what is no mapping of the process's."""
     pages = {page for start, end, _ in room for page in range(start, end)}
     for vma in want.vmas:
@@ -101,12 +101,12 @@ def _join(found: list[Room], new: Room) -> list[Room]:
 # --- anon_vmas and page tables --------------------------------------------------------------
 
 
-def anon_vmas(want: Want) -> list[Op]:
+def anon_vmas(want: Want) -> list[Operation]:
     """Page tables with nothing in them, and anon_vmas without a page.
 
     A page is written, or only read, and dropped again; its table stays.
     """
-    ops: list[Op] = []
+    ops: list[Operation] = []
     tables = {page.at // PMD_PAGES for page in want.pages.values() if _has_content(page)}
     for vma in want.vmas:
         anon = any(_is_anon(want.pages[at]) for at in range(vma.start, vma.end))
@@ -123,11 +123,11 @@ def anon_vmas(want: Want) -> list[Op]:
     return ops
 
 
-def _has_content(page: Page) -> bool:
+def _has_content(page: WantedPage) -> bool:
     return page.entry.state not in (PteState.NONE, PteState.NO_TABLE)
 
 
-def _is_anon(page: Page) -> bool:
+def _is_anon(page: WantedPage) -> bool:
     return page.token.kind not in (PageKind.NONE, PageKind.ZERO, PageKind.HUGE_ZERO)
 
 
@@ -141,14 +141,14 @@ def _empty_tables(want: Want, vma: WantedVma) -> Iterator[int]:
             yield at
 
 
-def _touch_and_drop(want: Want, at: int, verb: Verb) -> list[Op]:
+def _touch_and_drop(want: Want, at: int, verb: Verb) -> list[Operation]:
     return [
-        Op(verb, (at, 1), want.name),
-        Op(Verb.ADVISE, (at, 1, int(Madv.DONTNEED)), want.name),
+        Operation(verb, (at, 1), want.name),
+        Operation(Verb.ADVISE, (at, 1, int(Madv.DONTNEED)), want.name),
     ]
 
 
-def _only_anon_vma(want: Want, vma: WantedVma, tables: set[int]) -> list[Op]:
+def _only_anon_vma(want: Want, vma: WantedVma, tables: set[int]) -> list[Operation]:
     """An anon_vma where no page is to be left; in a table that is there, or that goes again.
 
     Dropping a whole table's range frees the table. Kernel: mm/pt_reclaim.c, try_to_free_pte().
@@ -161,15 +161,15 @@ def _only_anon_vma(want: Want, vma: WantedVma, tables: set[int]) -> list[Op]:
         whole = range(at, at + PMD_PAGES)
         if not any(_has_content(want.pages[page]) for page in whole):
             return [
-                Op(Verb.WRITE, (at, 1), want.name),
-                Op(Verb.ADVISE, (at, PMD_PAGES, int(Madv.DONTNEED)), want.name),
+                Operation(Verb.WRITE, (at, 1), want.name),
+                Operation(Verb.ADVISE, (at, PMD_PAGES, int(Madv.DONTNEED)), want.name),
             ]
     if vma.said.initial.ptes is None:
         return _touch_and_drop(want, vma.start, Verb.WRITE)
     return _anon_vma_from_next_door(want, vma)
 
 
-def _anon_vma_from_next_door(want: Want, vma: WantedVma) -> list[Op]:
+def _anon_vma_from_next_door(want: Want, vma: WantedVma) -> list[Operation]:
     """A page written where the mapping, for a moment longer, reaches into the next table."""
     next_table = -(-vma.end // PMD_PAGES) * PMD_PAGES
     if any(vma.end <= other.start <= next_table for other in want.vmas) or vma.said.droppable:
@@ -178,18 +178,18 @@ def _anon_vma_from_next_door(want: Want, vma: WantedVma) -> list[Op]:
         )
     more = (vma.end, next_table + 1 - vma.end)
     return [
-        Op(Verb.MMAP, more, want.name),
-        Op(Verb.WRITE, (next_table, 1), want.name),
-        Op(Verb.MUNMAP, more, want.name),
+        Operation(Verb.MMAP, more, want.name),
+        Operation(Verb.WRITE, (next_table, 1), want.name),
+        Operation(Verb.MUNMAP, more, want.name),
     ]
 
 
 # --- after ----------------------------------------------------------------------------------
 
 
-def merge(wants: list[Want]) -> list[Op]:
+def merge(wants: list[Want]) -> list[Operation]:
     """Mergeable mappings, and KSM over all of them where it merged pages."""
-    ops: list[Op] = []
+    ops: list[Operation] = []
     for want in wants:
         ops += _runs(want.name, Verb.SAME, [page.at for page in want.merged])
     for want in wants:
@@ -199,11 +199,11 @@ def merge(wants: list[Want]) -> list[Op]:
             if vma.said.ksm
         ]
     if any(want.merged for want in wants):
-        ops.append(Op(Verb.KSM, (3,)))
+        ops.append(Operation(Verb.KSM, (3,)))
     return ops
 
 
-def dress(want: Want) -> list[Op]:
+def dress(want: Want) -> list[Operation]:
     """What mappings are registered for, locked, protected, advised; and what holds their pages."""
     who = want.name
     ops = _runs(
@@ -221,11 +221,11 @@ def dress(want: Want) -> list[Op]:
     return ops + _advise(want)
 
 
-def _protected(page: Page) -> bool:
+def _protected(page: WantedPage) -> bool:
     return page.entry.uffd_wp or "w" in page.token.swap_letters or "w" in page.token.pagemap
 
 
-def _advise(want: Want) -> list[Op]:
+def _advise(want: Want) -> list[Operation]:
     advices = {Advice.HUGEPAGE: Madv.HUGEPAGE, Advice.NOHUGEPAGE: Madv.NOHUGEPAGE}
     return [
         _over(want.name, Verb.ADVISE, vma, int(advices[vma.said.advice]))
@@ -234,10 +234,10 @@ def _advise(want: Want) -> list[Op]:
     ]
 
 
-def _pins(want: Want) -> list[Op]:
+def _pins(want: Want) -> list[Operation]:
     """Pages that are the process's own are pinned for long; others get a plain reference, since
     a pin would copy them."""
-    ops: list[Op] = []
+    ops: list[Operation] = []
     for vma in want.vmas:
         said = vma.said
         if any(count != 1 for _, _, count in said.extra_refs):
@@ -249,34 +249,36 @@ def _pins(want: Want) -> list[Op]:
     return _drained(want, old) + ops if ops and old else ops
 
 
-def _pin(want: Want, vma: WantedVma, start: int, pages: int, *, long: bool) -> list[Op]:
+def _pin(want: Want, vma: WantedVma, start: int, pages: int, *, long: bool) -> list[Operation]:
     places = [want.pages[vma.start + start + i] for i in range(pages)]
     if none := [page for page in places if page.token.kind is not PageKind.FOLIO]:
         raise cannot(none, "nothing there that could be held by a reference")
     if long and all(page.entry.writable for page in places):
-        return [Op(Verb.PIN_URING, (vma.start + start, pages), want.name)]
+        return [Operation(Verb.PIN_URING, (vma.start + start, pages), want.name)]
     return [
-        Op(Verb.PIN_VMSPLICE, (vma.start + at, min(_MOST_IN_PIPE, start + pages - at)), want.name)
+        Operation(
+            Verb.PIN_VMSPLICE, (vma.start + at, min(_MOST_IN_PIPE, start + pages - at)), want.name
+        )
         for at in range(start, start + pages, _MOST_IN_PIPE)
     ]
 
 
-def _referenced_only(page: Page) -> bool:
+def _referenced_only(page: WantedPage) -> bool:
     return "R" in page.token.flags and not page.entry.young and "B" in page.token.flags
 
 
-def _drained(want: Want, old: list[Page]) -> list[Op]:
+def _drained(want: Want, old: list[WantedPage]) -> list[Operation]:
     """Empty the LRU batches, so that what a pin marks referenced stays so.
 
     Kernel: mm/folio.c, lru_deactivate() clears it when the batch of MADV_COLD is drained.
     """
     for page in want.pages.values():
         if page.token.kind in (PageKind.NONE, PageKind.ZERO, PageKind.GUARD):
-            return [Op(Verb.ADVISE, (page.at, 1, int(Madv.COLD)), want.name)]
+            return [Operation(Verb.ADVISE, (page.at, 1, int(Madv.COLD)), want.name)]
     raise cannot(old, "referenced by its pin alone, and no page left to drain the LRU with")
 
 
-def prctl(want: Want) -> list[Op]:
+def prctl(want: Want) -> list[Operation]:
     """PR_SET_THP_DISABLE."""
     flags = {Prctl.DISABLE: (1, 0), Prctl.EXCEPT_ADVISED: (1, 2)}
-    return [] if want.prctl is None else [Op(Verb.PRCTL_THP, flags[want.prctl], want.name)]
+    return [] if want.prctl is None else [Operation(Verb.PRCTL_THP, flags[want.prctl], want.name)]

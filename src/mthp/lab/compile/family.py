@@ -13,8 +13,8 @@ from dataclasses import replace
 from mthp.image.runs import PageKind, parse_pte_token
 from mthp.lab.compile.dress import anon_vmas, map_room, register, rooms, trim
 from mthp.lab.compile.fill import fill, fill_estate, fill_heir, was_shared
-from mthp.lab.compile.wanted import Page, Want, folios_of
-from mthp.lab.program.program import Op, Verb
+from mthp.lab.compile.wanted import Want, WantedPage, folios_of
+from mthp.lab.program.program import Operation, Verb
 
 __all__ = ["build_family", "families"]
 
@@ -28,7 +28,7 @@ def families(wants: Sequence[Want]) -> list[list[Want]]:
     ]
 
 
-def build_family(family: Sequence[Want], decoy: int) -> list[Op]:
+def build_family(family: Sequence[Want], decoy: int) -> list[Operation]:
     """Mapped, filled and registered with khugepaged, the parent first."""
     parent, *children = family
     room = rooms(family)
@@ -37,7 +37,7 @@ def build_family(family: Sequence[Want], decoy: int) -> list[Op]:
         return [*ops, *fill(parent), *trim(parent, room), *register(parent, decoy)]
     made, there = fill_estate(_estate(family))
     ops += made
-    ops += [Op(Verb.FORK_TO, (child.name,), parent.name) for child in children]
+    ops += [Operation(Verb.FORK_TO, (child.name,), parent.name) for child in children]
     for want in family:
         ops += anon_vmas(want) if want.parent else []
         ops += [*fill_heir(want, there), *trim(want, room)]
@@ -58,13 +58,13 @@ def _estate(family: Sequence[Want]) -> Want:
     return estate
 
 
-def _inherited(want: Want, page: Page) -> bool:
+def _inherited(want: Want, page: WantedPage) -> bool:
     if "K" in page.token.flags:
         return False
     return bool(page.kin or (page.level and not want.parent)) or was_shared(want, page)
 
 
-def _young(page: Page) -> Page:
+def _young(page: WantedPage) -> WantedPage:
     """The page as the parent has it: what is old in the child is so since the fork."""
     letters = "".join(each for each in "PWADU" if each in page.entry.letters + "A")
     return replace(page, entry=parse_pte_token(letters))

@@ -18,14 +18,14 @@ from mthp.lab.compile.recipes import (
     DROPPABLE,
     SMALL,
     LargeRecipe,
-    Step,
+    PageOperation,
     large_recipe,
     small_recipe,
     step_op,
 )
-from mthp.lab.compile.wanted import Folio, Page, Want, cannot
+from mthp.lab.compile.wanted import Folio, Want, WantedPage, cannot
 from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
-from mthp.lab.program.program import SYSFS, Madv, Op, Verb, spans, switch
+from mthp.lab.program.program import SYSFS, Madv, Operation, Verb, spans, switch
 from mthp.words.settings import Enabled, Settings
 
 __all__ = ["There", "fill", "fill_estate", "fill_heir", "was_shared"]
@@ -34,10 +34,10 @@ _OFF = Settings()
 _PMD_ORDER = GEOMETRY.pmd_order
 _SMALLEST = 4
 """Pages of the smallest large folio."""
-Steps = tuple[Step, ...]
-There = dict[int, Folio | Page]
+Steps = tuple[PageOperation, ...]
+There = dict[int, Folio | WantedPage]
 """What is on each page."""
-_SWAPPED: Steps = (Step.OUT,)
+_SWAPPED: Steps = (PageOperation.OUT,)
 
 
 @dataclass
@@ -46,8 +46,8 @@ class _Stage:
 
     level: int
     folios: list[Folio] = field(default_factory=list)
-    small: dict[Steps, list[Page]] = field(default_factory=lambda: defaultdict(list))
-    poison: list[Page] = field(default_factory=list)
+    small: dict[Steps, list[WantedPage]] = field(default_factory=lambda: defaultdict(list))
+    poison: list[WantedPage] = field(default_factory=list)
 
 
 @dataclass
@@ -55,7 +55,7 @@ class _Filler:
     """One process being filled. there: what is on each page so far, a Folio or a Page."""
 
     want: Want
-    ops: list[Op] = field(default_factory=list)
+    ops: list[Operation] = field(default_factory=list)
     there: There = field(default_factory=dict)
 
     # --- operations -------------------------------------------------------------------------
@@ -63,9 +63,9 @@ class _Filler:
     def over(self, verb: Verb, pages: Iterable[int], *more: int) -> None:
         """An operation over each run of pages."""
         for start, count in spans(pages):
-            self.ops.append(Op(verb, (start, count, *more), self.want.name))
+            self.ops.append(Operation(verb, (start, count, *more), self.want.name))
 
-    def step(self, step: Step, pages: Iterable[int]) -> None:
+    def step(self, step: PageOperation, pages: Iterable[int]) -> None:
         """One step of a recipe over each run of pages."""
         for start, count in spans(pages):
             self.ops.append(step_op(self.want.name, step, start, count))
@@ -76,9 +76,9 @@ class _Filler:
     def sleepers(self, count: int) -> None:
         """So many more children map whatever is there."""
         if count:
-            self.ops.append(Op(Verb.FORK, (count,), self.want.name))
+            self.ops.append(Operation(Verb.FORK, (count,), self.want.name))
 
-    def clear(self, pages: Iterable[int], new: Iterable[Page]) -> None:
+    def clear(self, pages: Iterable[int], new: Iterable[WantedPage]) -> None:
         """Make room: nothing is left on these pages, where `new` is to come."""
         taken = [page for page in pages if page in self.there]
         for page in taken:
@@ -106,12 +106,12 @@ class _Filler:
         if not tables:
             return
         use = f"{SYSFS}/use_zero_page"
-        self.ops.append(Op(Verb.WRITE_FILE, (use, "1")))
+        self.ops.append(Operation(Verb.WRITE_FILE, (use, "1")))
         self.ops.append(switch(_OFF, _PMD_ORDER, Enabled.ALWAYS))
         for table in sorted(tables):
             self.over(Verb.READ, [table * PMD_PAGES])
         self.ops.append(switch(_OFF, _PMD_ORDER, Enabled.NEVER))
-        self.ops.append(Op(Verb.WRITE_FILE, (use, "0")))
+        self.ops.append(Operation(Verb.WRITE_FILE, (use, "0")))
 
     def large(self, order: int, folios: list[Folio]) -> None:
         """Folios of one order, whole; then their flags, then their entries' bits."""
@@ -141,7 +141,7 @@ class _Filler:
         self.over(Verb.MPROTECT, [page], 1)
         self.over(Verb.MPROTECT, [page], 3)
 
-    def touch(self, pages: list[Page], bits: str) -> None:
+    def touch(self, pages: list[WantedPage], bits: str) -> None:
         """Give the entries that lack it their dirty and their accessed bit."""
         written = [page for page in pages if page.entry.dirty and "D" not in bits]
         read = [page for page in pages if page.entry.young and "A" not in bits]
@@ -172,10 +172,10 @@ class _Filler:
         for start, count in spans(pages):
             window = -(-start // _SMALLEST) * _SMALLEST
             if window + _SMALLEST > start + count:
-                self.step(Step.OUT, range(start, start + count))
+                self.step(PageOperation.OUT, range(start, start + count))
                 continue
             for page in reversed(range(start, start + count)):
-                self.step(Step.OUT, [page])
+                self.step(PageOperation.OUT, [page])
 
     def stage(self, stage: _Stage) -> None:
         """Everything of a stage, the largest folios first."""
@@ -206,7 +206,7 @@ class _Filler:
                 level = stage.level
                 self.stage(stage)
             if stages is clean and clean:
-                self.ops.append(Op(Verb.CLEAR_REFS, (4,), want.name))
+                self.ops.append(Operation(Verb.CLEAR_REFS, (4,), want.name))
         self.sleepers(level)
 
     def rest(self) -> None:
@@ -219,7 +219,7 @@ class _Filler:
         self.over(Verb.READ, [page.at for page in self.want.small if "C" in page.token.flags])
 
 
-def fill(want: Want) -> list[Op]:
+def fill(want: Want) -> list[Operation]:
     """The operations that fill the process's mappings, all mapped with nothing on them."""
     _check(want)
     filler = _Filler(want)
@@ -231,7 +231,7 @@ def fill(want: Want) -> list[Op]:
     return filler.ops
 
 
-def fill_estate(estate: Want) -> tuple[list[Op], There]:
+def fill_estate(estate: Want) -> tuple[list[Operation], There]:
     """The operations that make what processes are to inherit, and what is then where."""
     _check(estate)
     filler = _Filler(estate)
@@ -239,7 +239,7 @@ def fill_estate(estate: Want) -> tuple[list[Op], There]:
     return filler.ops, filler.there
 
 
-def fill_heir(want: Want, there: There) -> list[Op]:
+def fill_heir(want: Want, there: There) -> list[Operation]:
     """The operations of a process that has inherited what is there; the parent is one too.
 
     A child's entries are old. Kernel: mm/memory.c, __copy_present_ptes().
@@ -268,7 +268,7 @@ def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
     """The stages whose pages are not soft-dirty, and the others: most shared first."""
     found: dict[tuple[bool, int], _Stage] = {}
 
-    def at(page: Page, level: int) -> _Stage:
+    def at(page: WantedPage, level: int) -> _Stage:
         clean = page.token.kind is PageKind.FOLIO and "s" not in page.token.pagemap
         return found.setdefault((clean, level), _Stage(level))
 
@@ -289,7 +289,7 @@ def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
     )
 
 
-def was_shared(want: Want, page: Page) -> bool:
+def was_shared(want: Want, page: WantedPage) -> bool:
     """Mapped here alone and yet not writable: another process mapped it, and is gone."""
     return (
         not page.level
@@ -311,10 +311,10 @@ def _reused(filler: _Filler) -> None:
     if stage.small:
         filler.little(stage)
         filler.sleepers(1)
-        filler.ops.append(Op(Verb.END_FORK, (), want.name))
+        filler.ops.append(Operation(Verb.END_FORK, (), want.name))
 
 
-def _steps_of(want: Want, page: Page) -> Steps:
+def _steps_of(want: Want, page: WantedPage) -> Steps:
     table = DROPPABLE if want.vma_of(page).said.droppable else SMALL
     steps = small_recipe(page.token, page.entry, table)
     if steps is None and page.pinned:
@@ -341,12 +341,12 @@ def _recipe_of(folio: Folio) -> LargeRecipe:
     return recipe
 
 
-def without_referenced(page: Page) -> Page:
+def without_referenced(page: WantedPage) -> WantedPage:
     """The page as it is before something marks it referenced."""
     return replace(page, token=replace(page.token, flags=page.token.flags.replace("R", "")))
 
 
-def _vma(owner: Folio | Page) -> int:
+def _vma(owner: Folio | WantedPage) -> int:
     return owner.pages[0].vma if isinstance(owner, Folio) else owner.vma
 
 

@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mthp.image.runs import FolioToken, PteToken
-from mthp.lab.program.program import Madv, Op, Verb
+from mthp.lab.program.program import Madv, Operation, Verb
 
-__all__ = ["DROPPABLE", "SMALL", "LargeRecipe", "Step", "large_recipe", "small_recipe", "step_op"]
+__all__ = [
+    "DROPPABLE",
+    "SMALL",
+    "LargeRecipe",
+    "PageOperation",
+    "large_recipe",
+    "small_recipe",
+    "step_op",
+]
 
 
-class Step(Enum):
+class PageOperation(Enum):
     """One operation over pages that are there."""
 
     COLD = Madv.COLD
@@ -27,16 +35,22 @@ class Step(Enum):
     WRITE = Verb.WRITE
 
 
-def step_op(who: str, step: Step, start: int, pages: int) -> Op:
+def step_op(who: str, step: PageOperation, start: int, pages: int) -> Operation:
     """The step as an operation of a process."""
     if isinstance(step.value, Madv):
-        return Op(Verb.ADVISE, (start, pages, int(step.value)), who)
-    return Op(step.value, (start, pages), who)
+        return Operation(Verb.ADVISE, (start, pages, int(step.value)), who)
+    return Operation(step.value, (start, pages), who)
 
 
-_C, _F, _O, _R, _W = Step.COLD, Step.FREE, Step.OUT, Step.READ, Step.WRITE
+_C, _F, _O, _R, _W = (
+    PageOperation.COLD,
+    PageOperation.FREE,
+    PageOperation.OUT,
+    PageOperation.READ,
+    PageOperation.WRITE,
+)
 
-SMALL: dict[tuple[str, str], tuple[Step, ...]] = {
+SMALL: dict[tuple[str, str], tuple[PageOperation, ...]] = {
     ("RB", "WAD"): (),
     ("B", "WD"): (_C,),
     ("B", "WAD"): (_C, _R),
@@ -57,7 +71,7 @@ SMALL: dict[tuple[str, str], tuple[Step, ...]] = {
 }
 """(of the folio's flags R D C B, of the entry's bits W A D) -> the steps after the first write."""
 
-DROPPABLE: dict[tuple[str, str], tuple[Step, ...]] = {
+DROPPABLE: dict[tuple[str, str], tuple[PageOperation, ...]] = {
     ("R", "WAD"): (),
     ("", "WD"): (_C,),
     ("", "WAD"): (_C, _R),
@@ -68,7 +82,7 @@ DROPPABLE: dict[tuple[str, str], tuple[Step, ...]] = {
 }
 """The same in a droppable mapping, whose folios are never swap-backed."""
 
-_LARGE: dict[str, tuple[tuple[Step, ...], str]] = {
+_LARGE: dict[str, tuple[tuple[PageOperation, ...], str]] = {
     "RB": ((), "WAD"),
     "B": ((_C,), "WD"),
     "R": ((_F,), "W"),
@@ -84,7 +98,7 @@ _FIXED = frozenset("LaTVM")
 class LargeRecipe:
     """steps: over the whole folio. bits: what its entries have then."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PageOperation, ...]
     bits: str
 
 
@@ -101,8 +115,8 @@ def _own_flags(token: FolioToken) -> str | None:
 
 
 def small_recipe(
-    token: FolioToken, entry: PteToken, table: dict[tuple[str, str], tuple[Step, ...]]
-) -> tuple[Step, ...] | None:
+    token: FolioToken, entry: PteToken, table: dict[tuple[str, str], tuple[PageOperation, ...]]
+) -> tuple[PageOperation, ...] | None:
     """The steps that make a small page look so; None if there are none.
 
     Where the entry is not writable its dirty bit may be unknown (older records show the hardware's

@@ -12,7 +12,7 @@ from mthp.lab.compile.family import build_family, families
 from mthp.lab.compile.wanted import CannotBuild, Want, wanted
 from mthp.lab.program.declared import DeclaredVma, declare
 from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
-from mthp.lab.program.program import BASE, Draft, Op, ProgramError, Target, Verb
+from mthp.lab.program.program import BASE, Draft, Operation, ProgramError, Target, Verb
 from mthp.lab.program.space import Uffd
 
 __all__ = ["compile_state"]
@@ -46,15 +46,15 @@ def compile_state(scenario: Scenario) -> Draft:
     return draft
 
 
-def _build(scenario: Scenario, wants: Sequence[Want]) -> list[Op]:
+def _build(scenario: Scenario, wants: Sequence[Want]) -> list[Operation]:
     highest = max(vma.end for want in wants for vma in want.vmas)
     decoy = (highest // PMD_PAGES + 4) * PMD_PAGES
-    ops: list[Op] = []
+    ops: list[Operation] = []
     for want in (want for want in wants if not want.parent):
-        ops.append(Op(Verb.NEW, () if want.name == "s" else (want.name,)))
-        ops.append(Op(Verb.BASE, (BASE,), want.name))
+        ops.append(Operation(Verb.NEW, () if want.name == "s" else (want.name,)))
+        ops.append(Operation(Verb.BASE, (BASE,), want.name))
         if scenario.memcg is not None:
-            ops.append(Op(Verb.CGROUP, (_GROUP,), want.name))
+            ops.append(Operation(Verb.CGROUP, (_GROUP,), want.name))
     for family in families(wants):
         ops += build_family(family, decoy)
     ops += merge(list(wants))
@@ -63,26 +63,26 @@ def _build(scenario: Scenario, wants: Sequence[Want]) -> list[Op]:
     return ops
 
 
-def _finish(scenario: Scenario, wants: Sequence[Want]) -> list[Op]:
+def _finish(scenario: Scenario, wants: Sequence[Want]) -> list[Operation]:
     ops = [op for want in wants for op in prctl(want)]
     memcg = scenario.memcg
     if memcg is not None and memcg.limit_pages < _NO_LIMIT:
         slack = memcg.limit_pages - memcg.usage_pages
         if slack < 0:
             raise CannotBuild(f"memcg: {-slack} pages over its limit")
-        ops.append(Op(Verb.MEMCG, (_GROUP, slack)))
+        ops.append(Operation(Verb.MEMCG, (_GROUP, slack)))
     if scenario.free_blocks is not None:
         ops.append(_eat(scenario.free_blocks))
     return ops
 
 
-def _eat(free_blocks: Mapping[int, int]) -> Op:
+def _eat(free_blocks: Mapping[int, int]) -> Operation:
     """Take every free block larger than the largest the scenario has; of smaller ones plenty is
     left, whatever it says. Blocks of PMD order or more cannot be counted out."""
     largest = max((order for order, count in free_blocks.items() if count), default=0)
     if largest >= GEOMETRY.pmd_order:
         raise CannotBuild(f"free_blocks: blocks of order {largest} cannot be counted out")
-    return Op(Verb.EAT, (max(largest + 1, _SMALLEST_EATEN),))
+    return Operation(Verb.EAT, (max(largest + 1, _SMALLEST_EATEN),))
 
 
 def _target(scenario: Scenario, wants: Sequence[Want]) -> Target | None:

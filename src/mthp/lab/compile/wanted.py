@@ -16,8 +16,8 @@ from mthp.lab.session.session import REACH
 __all__ = [
     "CannotBuild",
     "Folio",
-    "Page",
     "Want",
+    "WantedPage",
     "WantedVma",
     "displacement",
     "folios_of",
@@ -30,7 +30,7 @@ class CannotBuild(Exception):
 
 
 @dataclass(frozen=True)
-class Page:
+class WantedPage:
     """One page. at: in pages from the process's base. vma: index into the scenario's; index: from
     that mapping's start.
 
@@ -57,7 +57,7 @@ class Folio:
 
     order: int
     start: int
-    pages: tuple[Page, ...]
+    pages: tuple[WantedPage, ...]
 
     @property
     def size(self) -> int:
@@ -107,27 +107,27 @@ class Want:
     prctl: Prctl | None
     parent: str = ""
     vmas: list[WantedVma] = field(default_factory=list)
-    pages: dict[int, Page] = field(default_factory=dict)
+    pages: dict[int, WantedPage] = field(default_factory=dict)
     folios: list[Folio] = field(default_factory=list)
 
-    def of(self, *kinds: PageKind) -> list[Page]:
+    def of(self, *kinds: PageKind) -> list[WantedPage]:
         """The pages of some kinds, in order."""
         return [page for page in self.pages.values() if page.token.kind in kinds]
 
     @property
-    def small(self) -> list[Page]:
+    def small(self) -> list[WantedPage]:
         return [page for page in self.of(PageKind.FOLIO) if is_small(page)]
 
     @property
-    def merged(self) -> list[Page]:
+    def merged(self) -> list[WantedPage]:
         """The pages KSM merged."""
         return [page for page in self.of(PageKind.FOLIO) if "K" in page.token.flags]
 
-    def vma_of(self, page: Page) -> WantedVma:
+    def vma_of(self, page: WantedPage) -> WantedVma:
         return next(vma for vma in self.vmas if vma.index == page.vma)
 
 
-def is_small(page: Page) -> bool:
+def is_small(page: WantedPage) -> bool:
     """A page of a folio of order 0 that is no other process's, and not merged by KSM."""
     return page.token.order == 0 and "K" not in page.token.flags
 
@@ -155,7 +155,7 @@ def wanted(scenario: Scenario) -> list[Want]:
     moved, shift = displacement(scenario), scenario.geometry.page_shift
     prctls = [*scenario.prctl, *[None] * len(processes)]
     wants = [Want(name, prctls[mm]) for name, mm in zip(PROCESSES, processes, strict=False)]
-    states: list[list[Page]] = []
+    states: list[list[WantedPage]] = []
     for want, mm in zip(wants, processes, strict=True):
         mine = [(i, vma) for i, vma in enumerate(scenario.vmas) if vma.mm == mm]
         for index, vma in sorted(mine, key=lambda each: each[1].start):
@@ -173,7 +173,7 @@ def wanted(scenario: Scenario) -> list[Want]:
 class _Shares:
     """Which processes map the same folios, and how often each page is mapped in the scenario."""
 
-    def __init__(self, wants: list[Want], states: list[list[Page]]) -> None:
+    def __init__(self, wants: list[Want], states: list[list[WantedPage]]) -> None:
         self._times: Counter[tuple[int, int]] = Counter()
         self._users: dict[int, set[str]] = defaultdict(set)
         self._order = [want.name for want in wants]
@@ -183,7 +183,7 @@ class _Shares:
                     self._times[token.folio, token.index] += 1
                     self._users[token.folio].add(want.name)
 
-    def settle(self, want: Want, page: Page) -> Page:
+    def settle(self, want: Want, page: WantedPage) -> WantedPage:
         """The page with its kin and its sleepers."""
         token = page.token
         if token.kind is not PageKind.FOLIO or "K" in token.flags:
@@ -206,18 +206,18 @@ class _Shares:
         return "" if first == want.name else first
 
 
-def _pages(where: WantedVma) -> Iterator[Page]:
+def _pages(where: WantedVma) -> Iterator[WantedPage]:
     vma = where.said
     held = {page for start, count in vma.pins for page in range(start, start + count)}
     held |= {page for start, count, _ in vma.extra_refs for page in range(start, start + count)}
     both = zip(vma.initial.folio_pages(), vma.initial.pte_pages(), strict=True)
     for i, (token, entry) in enumerate(both):
-        yield Page(where.start + i, where.index, i, token, entry, pinned=i in held)
+        yield WantedPage(where.start + i, where.index, i, token, entry, pinned=i in held)
 
 
 def folios_of(want: Want) -> list[Folio]:
     """The large folios that the process maps, in the order of their first pages."""
-    found: dict[int, list[Page]] = {}
+    found: dict[int, list[WantedPage]] = {}
     for page in want.of(PageKind.FOLIO):
         if page.token.order:
             assert page.token.folio is not None
@@ -234,7 +234,7 @@ def folios_of(want: Want) -> list[Folio]:
     return folios
 
 
-def _check_uniform(folio: Folio, page: Page) -> None:
+def _check_uniform(folio: Folio, page: WantedPage) -> None:
     first = folio.pages[0]
     if page.at - page.token.index != folio.start:
         raise cannot([page], "a page of a folio that lies apart from its others")
@@ -244,7 +244,7 @@ def _check_uniform(folio: Folio, page: Page) -> None:
         raise cannot([page], "a folio whose pages are mapped a different number of times")
 
 
-def cannot(pages: Iterable[Page], why: str) -> CannotBuild:
+def cannot(pages: Iterable[WantedPage], why: str) -> CannotBuild:
     """The refusal for some pages of one mapping: which, counted from its start, what, and why."""
     some = list(pages)
     first = some[0]

@@ -10,9 +10,19 @@ from random import Random
 
 from mthp.image.scenario_values import Action
 from mthp.lab.draw.knobs import ORDERS, PMD_ORDER, draw_settings
-from mthp.lab.program.processes import PMD_PAGES, World
-from mthp.lab.program.program import BASE, Draft, Madv, Op, Target, Verb, spans, switch, switches
-from mthp.lab.program.space import Page, Space, Vma
+from mthp.lab.program.processes import PMD_PAGES, Subjects
+from mthp.lab.program.program import (
+    BASE,
+    Draft,
+    Madv,
+    Operation,
+    Target,
+    Verb,
+    spans,
+    switch,
+    switches,
+)
+from mthp.lab.program.space import DeclaredMapping, PageMark, Space
 from mthp.lab.program.walk import do
 from mthp.words.settings import Enabled, Settings
 
@@ -24,7 +34,7 @@ OFF = Settings(enabled=Enabled.MADVISE, sizes=dict.fromkeys(ORDERS, Enabled.NEVE
 
 
 @dataclass
-class Author:
+class ProgramBuilder:
     """A program being drawn. world is what its operations have made so far.
 
     settings are the final ones; while the operations run every switch is off.
@@ -32,9 +42,9 @@ class Author:
 
     rng: Random
     settings: Settings
-    world: World = field(default_factory=World)
-    ops: list[Op] = field(default_factory=list)
-    finish: list[Op] = field(default_factory=list)
+    world: Subjects = field(default_factory=Subjects)
+    ops: list[Operation] = field(default_factory=list)
+    finish: list[Operation] = field(default_factory=list)
     action: Action = Action.KHUGEPAGED
     target: Target | None = None
     passes: int = 1
@@ -47,9 +57,9 @@ class Author:
 
     def do(self, verb: Verb, *args: int | str, who: str = "") -> None:
         """Write one operation down and walk through it."""
-        self.add(Op(verb, args, who))
+        self.add(Operation(verb, args, who))
 
-    def add(self, each: Op) -> None:
+    def add(self, each: Operation) -> None:
         """do() for an operation that is there already."""
         do(self.world, each)
         self.ops.append(each)
@@ -76,11 +86,13 @@ class Author:
         """The memory of a process so far."""
         return self.world.space(who)
 
-    def vmas(self, who: str) -> tuple[Vma, ...]:
+    def vmas(self, who: str) -> tuple[DeclaredMapping, ...]:
         """Its mappings as they are now: operations may follow while these are gone through."""
         return tuple(self.space(who).vmas)
 
-    def runs(self, who: str, fits: Callable[[Vma, Page], bool], least: int = 1) -> list[Run]:
+    def runs(
+        self, who: str, fits: Callable[[DeclaredMapping, PageMark], bool], least: int = 1
+    ) -> list[Run]:
         """Runs of pages of one VMA whose marks all fit, at least `least` long."""
         space = self.space(who)
         return [
@@ -92,7 +104,7 @@ class Author:
             if pages >= least
         ]
 
-    def free_runs(self, who: str, *kinds: Page, least: int = 1) -> list[Run]:
+    def free_runs(self, who: str, *kinds: PageMark, least: int = 1) -> list[Run]:
         """Runs of writable pages of those kinds that nothing holds, locks or protects."""
         space = self.space(who)
         held = space.pinned | space.wp
@@ -117,7 +129,9 @@ class Author:
             at = rounded if rounded >= start else at
         return at, length
 
-    def pieces(self, who: str, kinds: tuple[Page, ...], most: int, length: int = 64) -> list[Run]:
+    def pieces(
+        self, who: str, kinds: tuple[PageMark, ...], most: int, length: int = 64
+    ) -> list[Run]:
         """Up to `most` random parts of free runs of those kinds, apart from one another."""
         runs = self.free_runs(who, *kinds)
         chosen = self.rng.sample(runs, min(most, len(runs)))
@@ -138,7 +152,7 @@ class Author:
             self.advise(who, DECOY, 2 * PMD_PAGES, Madv.HUGEPAGE)
             self.do(Verb.MUNMAP, DECOY, 2 * PMD_PAGES, who=who)
 
-    def finish_with(self, each: Op) -> None:
+    def finish_with(self, each: Operation) -> None:
         """An operation for after the drawn settings are written; walked through by draft()."""
         self.finish.append(each)
 
@@ -164,7 +178,7 @@ Run = tuple[int, int]
 class Switched:
     """One size is on while this context lasts."""
 
-    author: Author
+    author: ProgramBuilder
     order: int
     mode: Enabled
 
@@ -176,9 +190,9 @@ class Switched:
             self.author.add(switch(OFF, self.order, Enabled.NEVER))
 
 
-def new_author(rng: Random) -> Author:
+def new_author(rng: Random) -> ProgramBuilder:
     """An empty program with drawn settings."""
-    return Author(rng, draw_settings(rng))
+    return ProgramBuilder(rng, draw_settings(rng))
 
 
 def cuts(rng: Random, start: int, end: int, parts: int, grain: int) -> Iterator[Run]:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mthp.image.scenario_values import Action
-from mthp.lab.draw.author import Author
+from mthp.lab.draw.author import ProgramBuilder
 from mthp.lab.draw.fill import (
     LOOKS,
     SMALL_ORDERS,
-    Look,
+    Appearance,
     cool_all,
     cool_some,
     drop_some,
@@ -44,12 +44,12 @@ from mthp.lab.draw.special import (
 )
 from mthp.lab.draw.swapin import draw_swapin
 from mthp.lab.program.processes import PMD_PAGES
-from mthp.lab.program.program import Madv, Op, Target, Verb
-from mthp.lab.program.space import Page
+from mthp.lab.program.program import Madv, Operation, Target, Verb
+from mthp.lab.program.space import PageMark
 from mthp.words.settings import Enabled
 
 
-def plain(author: Author) -> None:
+def plain(author: ProgramBuilder) -> None:
     """One mapping in any look, and the usual things that become of pages."""
     author.start()
     map_one(author)
@@ -63,7 +63,7 @@ def plain(author: Author) -> None:
     close(author)
 
 
-def many_vmas(author: Author) -> None:
+def many_vmas(author: ProgramBuilder) -> None:
     """Two to five mappings, at odd places, advised in different ways."""
     author.start()
     map_many(author, "s", author.rng.randint(2, 5))
@@ -76,11 +76,11 @@ def many_vmas(author: Author) -> None:
     close(author)
 
 
-def swap(author: Author) -> None:
+def swap(author: ProgramBuilder) -> None:
     """Swapped pages around the limits, read back, and within windows of every size."""
     author.start()
     map_one(author)
-    fill(author, "s", looks={Look.FULL: 4, Look.LARGE: 2, Look.MOSTLY: 2})
+    fill(author, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
     swap_some(author, "s", 4, author.rng.choice([2, 8, 64, 512]))
     if author.rng.random() < 0.3:
         cool_some(author, "s")
@@ -94,7 +94,7 @@ def swap(author: Author) -> None:
     close(author)
 
 
-def large(author: Author) -> None:
+def large(author: ProgramBuilder) -> None:
     """Large folios of every order, whole and in part, and whole tables."""
     rng = author.rng
     author.start()
@@ -102,12 +102,12 @@ def large(author: Author) -> None:
     style = rng.random()
     if style < 0.4:
         huge_tables(author, "s")
-        fill(author, "s", looks={Look.LARGE: 3, Look.MIXED: 2, Look.SPARSE: 1})
+        fill(author, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.SPARSE: 1})
     elif style < 0.7:
         vma = author.vmas("s")[0]
         fill_one_order(author, "s", (vma.start, vma.pages), rng.choice(ORDERS))
     else:
-        fill(author, "s", looks={Look.LARGE: 3, Look.MIXED: 1})
+        fill(author, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 1})
     if rng.random() < 0.15:
         collapse_some(author, "s")
     drop_some(author, "s", 4)
@@ -117,21 +117,25 @@ def large(author: Author) -> None:
     close(author)
 
 
-def shared(author: Author) -> None:
+def shared(author: ProgramBuilder) -> None:
     """Pages shared with children, in part, and copied again by writes."""
     rng = author.rng
     author.start()
     map_one(author)
     if rng.random() < 0.5:
         share_some(author, "s", 4)
-        fill(author, "s", looks={Look.FULL: 3, Look.MOSTLY: 2, Look.LARGE: 2})
+        fill(author, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 2})
     else:
-        looks: dict[Look, float] = {Look.FULL: 2, Look.LARGE: 3, Look.MOSTLY: 1}
+        looks: dict[Appearance, float] = {
+            Appearance.FULL: 2,
+            Appearance.LARGE: 3,
+            Appearance.MOSTLY: 1,
+        }
         fill(author, "s", looks=looks, orders=SMALL_ORDERS)
         if rng.random() < 0.35:
             collapse_some(author, "s")
         author.do(Verb.FORK, 1, who="s")
-        for run in author.pieces("s", (Page.WRITTEN,), rng.randint(1, 5), 512):
+        for run in author.pieces("s", (PageMark.WRITTEN,), rng.randint(1, 5), 512):
             author.do(Verb.WRITE, *run, who="s")
     weather(author, "s", 0.25)
     if rng.random() < 0.1:
@@ -143,7 +147,7 @@ def shared(author: Author) -> None:
     close(author)
 
 
-def madvise(author: Author) -> None:
+def madvise(author: ProgramBuilder) -> None:
     """MADV_COLLAPSE, by the process itself or from another one."""
     rng = author.rng
     author.start()
@@ -165,7 +169,7 @@ def madvise(author: Author) -> None:
     collapse(author)
 
 
-def collapse(author: Author) -> None:
+def collapse(author: ProgramBuilder) -> None:
     """Make MADV_COLLAPSE the action, over one of the mappings; who asks is drawn too."""
     rng = author.rng
     names = list(author.world.processes)
@@ -184,18 +188,18 @@ def collapse(author: Author) -> None:
     author.target = Target(who, vma.start, by)
 
 
-def moved(author: Author) -> None:
+def moved(author: ProgramBuilder) -> None:
     """Mappings moved by mremap: large folios that lie across the boundaries of windows."""
     rng = author.rng
     author.start()
     map_one(author, tables=rng.choice([1, 2, 3]))
-    fill(author, "s", looks={Look.LARGE: 4, Look.FULL: 1, Look.MIXED: 2})
+    fill(author, "s", looks={Appearance.LARGE: 4, Appearance.FULL: 1, Appearance.MIXED: 2})
     move_some(author, "s", 8 * PMD_PAGES)
     weather(author, "s", 0.3)
     close(author)
 
 
-def uffd(author: Author) -> None:
+def uffd(author: ProgramBuilder) -> None:
     """Mappings registered with userfaultfd, some pages protected, some of those swapped."""
     author.start()
     map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(
@@ -207,13 +211,17 @@ def uffd(author: Author) -> None:
     close(author)
 
 
-def pinned(author: Author) -> None:
+def pinned(author: ProgramBuilder) -> None:
     """Long-lived references, of both kinds, on small pages and on parts of large folios."""
     author.start()
     map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
     if author.rng.random() < 0.2:
         share_some(author, "s")
-    fill(author, "s", looks={Look.FULL: 3, Look.LARGE: 3, Look.MIXED: 2, Look.MOSTLY: 2})
+    fill(
+        author,
+        "s",
+        looks={Appearance.FULL: 3, Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.MOSTLY: 2},
+    )
     weather(author, "s", 0.3)
     pin_some(author, "s", 4)
     if author.rng.random() < 0.15:
@@ -221,19 +229,19 @@ def pinned(author: Author) -> None:
     close(author)
 
 
-def ksm(author: Author) -> None:
+def ksm(author: ProgramBuilder) -> None:
     """Pages merged by ksmd, some of them written again."""
     author.start()
     map_one(author)
-    fill(author, "s", looks={Look.FULL: 3, Look.MOSTLY: 2, Look.LARGE: 1})
+    fill(author, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 1})
     merge_same(author, "s")
     scan_same(author)
-    write_some(author, "s", Page.SAME)
+    write_some(author, "s", PageMark.SAME)
     weather(author, "s", 0.2)
     close(author)
 
 
-def memcg(author: Author) -> None:
+def memcg(author: ProgramBuilder) -> None:
     """A memory cgroup that is full, or nearly so, when khugepaged comes.
 
     Nothing in it can be reclaimed: no swapped or lazily freed pages. With defrag, a charge that
@@ -249,16 +257,16 @@ def memcg(author: Author) -> None:
     map_one(author)
     if author.settings.defrag:
         author.settings = author.settings.replace(sizes=_costly(author.settings.sizes))
-        fill(author, "s", looks={Look.FULL: 4, Look.MOSTLY: 2})
+        fill(author, "s", looks={Appearance.FULL: 4, Appearance.MOSTLY: 2})
     else:
-        fill(author, "s", looks={Look.FULL: 4, Look.LARGE: 2, Look.MOSTLY: 2})
+        fill(author, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
         if rng.random() < 0.5:
             drop_some(author, "s")
     close(author)
     order = rng.choice(ORDERS)
     short = KERNELS_OWN if author.settings.defrag else 1
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-short, 0, 0, 1]))
-    author.finish_with(Op(Verb.MEMCG, ("g", slack)))
+    author.finish_with(Operation(Verb.MEMCG, ("g", slack)))
     if author.settings.defrag and rng.random() < 0.3:
         collapse(author)
 
@@ -276,7 +284,7 @@ def _costly(sizes: Mapping[int, Enabled]) -> dict[int, Enabled]:
     return {**sizes, **small, PMD_ORDER: Enabled.ALWAYS}
 
 
-def nomem(author: Author) -> None:
+def nomem(author: ProgramBuilder) -> None:
     """No free block of some order, and khugepaged may not make one (defrag 0).
 
     Of orders below 4 the kernel itself cannot do without blocks.
@@ -289,7 +297,7 @@ def nomem(author: Author) -> None:
 _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))
 
 
-def prctl(author: Author) -> None:
+def prctl(author: ProgramBuilder) -> None:
     """THP disabled for the process, whole or but for what is advised, before or after it is known."""
     rng = author.rng
     author.start()
@@ -307,7 +315,7 @@ def prctl(author: Author) -> None:
         collapse(author)
 
 
-def droppable(author: Author) -> None:
+def droppable(author: ProgramBuilder) -> None:
     """Droppable mappings, where lazily freed pages are no hindrance."""
     rng = author.rng
     author.start()
@@ -325,7 +333,7 @@ def droppable(author: Author) -> None:
         collapse(author)
 
 
-def readonly(author: Author) -> None:
+def readonly(author: ProgramBuilder) -> None:
     """Mappings made read-only after they were filled, whole or in part."""
     author.start()
     map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
@@ -339,7 +347,7 @@ def readonly(author: Author) -> None:
         collapse(author)
 
 
-def guard_poison(author: Author) -> None:
+def guard_poison(author: ProgramBuilder) -> None:
     """Guard markers, and now and then a poisoned page."""
     rng = author.rng
     author.start()
@@ -354,7 +362,7 @@ def guard_poison(author: Author) -> None:
     close(author)
 
 
-def mlocked(author: Author) -> None:
+def mlocked(author: ProgramBuilder) -> None:
     """Locked mappings, before or after they are filled."""
     rng = author.rng
     author.start()
@@ -371,17 +379,19 @@ def mlocked(author: Author) -> None:
     close(author)
 
 
-def fill_locked(author: Author) -> None:
+def fill_locked(author: ProgramBuilder) -> None:
     """fill(), for locked mappings as well."""
     segments = []
     for vma in author.vmas("s"):
-        if all(author.space("s").page(page) is Page.ABSENT for page in (vma.start, vma.end - 1)):
+        if all(
+            author.space("s").page(page) is PageMark.ABSENT for page in (vma.start, vma.end - 1)
+        ):
             look = weighted(author.rng, LOOKS)
             segments += plan_segments(author.rng, vma.start, vma.pages, look)
     put(author, "s", segments)
 
 
-def processes(author: Author) -> None:
+def processes(author: ProgramBuilder) -> None:
     """Two or three processes: strangers, and relatives that share pages."""
     rng = author.rng
     author.start()
@@ -394,8 +404,8 @@ def processes(author: Author) -> None:
         if rng.random() < 0.65:
             parent = rng.choice(list(author.world.processes))
             author.do(Verb.FORK_TO, who, who=parent)
-            write_some(author, who, Page.WRITTEN, 3)
-            write_some(author, parent, Page.WRITTEN, 2)
+            write_some(author, who, PageMark.WRITTEN, 3)
+            write_some(author, parent, PageMark.WRITTEN, 2)
         else:
             author.start(who)
             map_one(author, who, tables=1)
@@ -409,16 +419,16 @@ def processes(author: Author) -> None:
         collapse(author)
 
 
-def advise_from_outside(author: Author) -> None:
+def advise_from_outside(author: ProgramBuilder) -> None:
     """process_madvise from one subject on another."""
     rng = author.rng
     by, who = rng.sample(list(author.world.processes), 2)
     advice = rng.choice([Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE])
-    for run in author.pieces(who, (Page.WRITTEN,), 2, PMD_PAGES):
+    for run in author.pieces(who, (PageMark.WRITTEN,), 2, PMD_PAGES):
         author.do(Verb.ADVISE_OTHER, who, *run, int(advice), who=by)
 
 
-def swapin(author: Author) -> None:
+def swapin(author: ProgramBuilder) -> None:
     """Whole folios swapped out and brought back at once, shared slots and swap cache hits."""
     draw_swapin(author)
     close(author)
@@ -426,7 +436,7 @@ def swapin(author: Author) -> None:
         collapse(author)
 
 
-FAMILIES: dict[str, tuple[float, Callable[[Author], None]]] = {
+FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {
     "plain": (8, plain),
     "many_vmas": (8, many_vmas),
     "swap": (7, swap),

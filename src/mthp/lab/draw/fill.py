@@ -8,14 +8,14 @@ from enum import Enum
 from random import Random
 from typing import TypeVar
 
-from mthp.lab.draw.author import Author, Run, cuts
+from mthp.lab.draw.author import ProgramBuilder, Run, cuts
 from mthp.lab.draw.knobs import ORDERS, PMD_ORDER
 from mthp.lab.program.processes import PMD_PAGES
 from mthp.lab.program.program import Madv, Verb
-from mthp.lab.program.space import Page
+from mthp.lab.program.space import PageMark
 
 
-class Look(Enum):
+class Appearance(Enum):
     """What most of a mapping looks like."""
 
     FULL = "small pages throughout"
@@ -27,25 +27,37 @@ class Look(Enum):
 
 T = TypeVar("T")
 
-LOOKS = {Look.FULL: 3.0, Look.MOSTLY: 3.0, Look.LARGE: 2.0, Look.MIXED: 3.0, Look.SPARSE: 1.0}
+LOOKS = {
+    Appearance.FULL: 3.0,
+    Appearance.MOSTLY: 3.0,
+    Appearance.LARGE: 2.0,
+    Appearance.MIXED: 3.0,
+    Appearance.SPARSE: 1.0,
+}
 """How often each look is drawn."""
 
 SMALL_ORDERS = ORDERS[:-1]
 """A fault of the PMD order registers the process: after that its children would be scanned."""
 
 HOLE, ZERO, SMALL = "hole", "zero", "small"
-_KINDS: dict[Look, dict[str, float]] = {
-    Look.FULL: {SMALL: 1},
-    Look.MOSTLY: {SMALL: 8, HOLE: 1, ZERO: 1},
-    Look.LARGE: {SMALL: 2, "large": 8},
-    Look.MIXED: {SMALL: 4, "large": 4, HOLE: 1, ZERO: 1.5},
-    Look.SPARSE: {SMALL: 2, "large": 1, HOLE: 5, ZERO: 1},
+_KINDS: dict[Appearance, dict[str, float]] = {
+    Appearance.FULL: {SMALL: 1},
+    Appearance.MOSTLY: {SMALL: 8, HOLE: 1, ZERO: 1},
+    Appearance.LARGE: {SMALL: 2, "large": 8},
+    Appearance.MIXED: {SMALL: 4, "large": 4, HOLE: 1, ZERO: 1.5},
+    Appearance.SPARSE: {SMALL: 2, "large": 1, HOLE: 5, ZERO: 1},
 }
-_PARTS = {Look.FULL: 1, Look.MOSTLY: 6, Look.LARGE: 4, Look.MIXED: 9, Look.SPARSE: 7}
+_PARTS = {
+    Appearance.FULL: 1,
+    Appearance.MOSTLY: 6,
+    Appearance.LARGE: 4,
+    Appearance.MIXED: 9,
+    Appearance.SPARSE: 7,
+}
 
 
 @dataclass(frozen=True)
-class Segment:
+class Stretch:
     """Some pages and what is to be put there: the order of the folios, or a kind of page."""
 
     start: int
@@ -60,8 +72,8 @@ def weighted(rng: Random, table: dict[T, float]) -> T:
 
 
 def plan_segments(
-    rng: Random, start: int, pages: int, look: Look, orders: tuple[int, ...] = ORDERS
-) -> list[Segment]:
+    rng: Random, start: int, pages: int, look: Appearance, orders: tuple[int, ...] = ORDERS
+) -> list[Stretch]:
     """Cut a mapping up and choose what goes where. orders: what large folios may be of."""
     parts = rng.randint(1, 2 * _PARTS[look] - 1)
     grain = rng.choice([1, 4, 8, 16, 64, 128])
@@ -70,11 +82,11 @@ def plan_segments(
     for at, length in cuts(rng, start, start + pages, parts, grain):
         kind = weighted(rng, _KINDS[look])
         order = rng.choice(large) if kind == "large" else 0
-        segments.append(Segment(at, length, kind, order))
+        segments.append(Stretch(at, length, kind, order))
     return segments
 
 
-def put(author: Author, who: str, segments: list[Segment]) -> None:
+def put(author: ProgramBuilder, who: str, segments: list[Stretch]) -> None:
     """Fault the segments in: large folios first, the largest before the others."""
     for order in sorted({each.order for each in segments if each.order}, reverse=True):
         with author.with_order(order):
@@ -88,10 +100,10 @@ def put(author: Author, who: str, segments: list[Segment]) -> None:
 
 
 def fill(
-    author: Author,
+    author: ProgramBuilder,
     who: str,
     *,
-    looks: dict[Look, float] | None = None,
+    looks: dict[Appearance, float] | None = None,
     orders: tuple[int, ...] = ORDERS,
 ) -> None:
     """Fill the empty pages of the process's mappings, each run of them in a look of its own.
@@ -102,7 +114,7 @@ def fill(
     tables = whole_tables(author, who)
     skipped = rng.choice(tables) if len(tables) > 1 and rng.random() < 0.12 else -1
     segments = []
-    for start, pages in author.free_runs(who, Page.ABSENT):
+    for start, pages in author.free_runs(who, PageMark.ABSENT):
         for at, length in _around(start, pages, skipped):
             look = weighted(rng, looks or LOOKS)
             segments += plan_segments(rng, at, length, look, orders)
@@ -118,7 +130,7 @@ def _around(start: int, pages: int, skipped: int) -> list[Run]:
     return [(at, length) for at, length in parts if length > 0]
 
 
-def fill_one_order(author: Author, who: str, run: Run, order: int) -> None:
+def fill_one_order(author: ProgramBuilder, who: str, run: Run, order: int) -> None:
     """Folios of one order over a run of pages."""
     with author.with_order(order):
         author.do(Verb.WRITE, *run, who=who)
@@ -127,16 +139,16 @@ def fill_one_order(author: Author, who: str, run: Run, order: int) -> None:
 # --- what becomes of pages ------------------------------------------------------------------
 
 
-def drop_some(author: Author, who: str, most: int = 3) -> None:
+def drop_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
     """Holes, also within large folios: those are then mapped in part."""
-    for run in author.pieces(who, (Page.WRITTEN,), author.rng.randint(1, most), 32):
+    for run in author.pieces(who, (PageMark.WRITTEN,), author.rng.randint(1, most), 32):
         author.advise(who, *run, Madv.DONTNEED)
 
 
-def pepper(author: Author, who: str, most: int = 12) -> None:
+def pepper(author: ProgramBuilder, who: str, most: int = 12) -> None:
     """Single holes, or zero pages, all over."""
     rng = author.rng
-    runs = author.free_runs(who, Page.WRITTEN)
+    runs = author.free_runs(who, PageMark.WRITTEN)
     for _ in range(rng.randint(2, most) if runs else 0):
         start, pages = rng.choice(runs)
         page = start + rng.randrange(pages)
@@ -146,27 +158,27 @@ def pepper(author: Author, who: str, most: int = 12) -> None:
             author.do(Verb.READ, page, 1, who=who)
 
 
-def cool_some(author: Author, who: str, most: int = 3) -> None:
+def cool_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
     """Old pages; some are touched again."""
     rng = author.rng
-    for start, pages in author.pieces(who, (Page.WRITTEN,), rng.randint(1, most), 512):
+    for start, pages in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 512):
         author.advise(who, start, pages, Madv.COLD)
         if rng.random() < 0.3:
             author.do(Verb.READ, start + rng.randrange(pages), 1, who=who)
 
 
-def cool_all(author: Author, who: str) -> None:
+def cool_all(author: ProgramBuilder, who: str) -> None:
     """Every mapping is old, but for a page or two."""
     for vma in [each for each in author.vmas(who) if not each.traits.mlocked]:
         author.advise(who, vma.start, vma.pages, Madv.COLD)
-    for start, _ in author.pieces(who, (Page.WRITTEN,), author.rng.randint(0, 2)):
+    for start, _ in author.pieces(who, (PageMark.WRITTEN,), author.rng.randint(0, 2)):
         author.do(Verb.READ, start, 1, who=who)
 
 
-def swap_some(author: Author, who: str, most: int = 3, length: int = 64) -> None:
+def swap_some(author: ProgramBuilder, who: str, most: int = 3, length: int = 64) -> None:
     """Pages swapped out; some are read back (clean, in the swap cache), some written back."""
     rng = author.rng
-    for start, pages in author.pieces(who, (Page.WRITTEN,), rng.randint(1, most), length):
+    for start, pages in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), length):
         author.advise(who, start, pages, Madv.PAGEOUT)
         style = rng.random()
         if style < 0.2:
@@ -175,21 +187,21 @@ def swap_some(author: Author, who: str, most: int = 3, length: int = 64) -> None
             author.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
 
 
-def free_some(author: Author, who: str, most: int = 2) -> None:
+def free_some(author: ProgramBuilder, who: str, most: int = 2) -> None:
     """Lazily freed pages; some are written again."""
     rng = author.rng
-    for start, pages in author.pieces(who, (Page.WRITTEN,), rng.randint(1, most), 16):
+    for start, pages in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
         author.advise(who, start, pages, Madv.FREE)
         if rng.random() < 0.4:
             author.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
 
 
-def clear_refs(author: Author, who: str) -> None:
+def clear_refs(author: ProgramBuilder, who: str) -> None:
     """Everything old at once (1), or soft-dirty bits cleared and pages write-protected (4)."""
     author.do(Verb.CLEAR_REFS, author.rng.choice([1, 4]), who=who)
 
 
-def weather(author: Author, who: str, chance: float = 0.35) -> None:
+def weather(author: ProgramBuilder, who: str, chance: float = 0.35) -> None:
     """Each of the usual things that become of pages, with a chance of its own."""
     rng = author.rng
     for happen, weight in (
@@ -204,13 +216,13 @@ def weather(author: Author, who: str, chance: float = 0.35) -> None:
             happen(author, who)
 
 
-def share_some(author: Author, who: str, most: int = 3) -> None:
+def share_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
     """Some pages, shared with sleeping children; a part of them copied again by a write.
 
     Before anything registers the process.
     """
     rng = author.rng
-    runs = author.pieces(who, (Page.ABSENT,), rng.randint(1, most), 512)
+    runs = author.pieces(who, (PageMark.ABSENT,), rng.randint(1, most), 512)
     order = rng.choice([0, 0, 0, *SMALL_ORDERS])
     if order:
         with author.with_order(order):
@@ -225,7 +237,7 @@ def share_some(author: Author, who: str, most: int = 3) -> None:
             author.do(Verb.WRITE, *author.piece(run, 32), who=who)
 
 
-def whole_tables(author: Author, who: str) -> list[int]:
+def whole_tables(author: ProgramBuilder, who: str) -> list[int]:
     """The first pages of the tables that one mapping covers from end to end."""
     base = author.world.process(who).base or 0
     skew = base // 4096 % PMD_PAGES
@@ -236,7 +248,7 @@ def whole_tables(author: Author, who: str) -> list[int]:
     return found
 
 
-def huge_tables(author: Author, who: str, chance: float = 0.5) -> None:
+def huge_tables(author: ProgramBuilder, who: str, chance: float = 0.5) -> None:
     """Some empty whole tables become one folio each, mapped by the PMD; reads the zero folio."""
     rng = author.rng
     chosen = [table for table in whole_tables(author, who) if rng.random() < chance]

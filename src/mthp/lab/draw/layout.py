@@ -6,10 +6,10 @@ from __future__ import annotations
 from random import Random
 
 from mthp.image.scenario_values import Advice
-from mthp.lab.draw.author import Author, Run
+from mthp.lab.draw.author import ProgramBuilder, Run
 from mthp.lab.draw.fill import weighted
 from mthp.lab.program.processes import PMD_PAGES
-from mthp.lab.program.program import Madv, Op, Verb
+from mthp.lab.program.program import Madv, Operation, Verb
 from mthp.lab.program.walk import walk
 from mthp.words.settings import Enabled
 
@@ -38,14 +38,14 @@ def short_place(rng: Random, at: int) -> Run:
     return at - rng.randint(0, PMD_PAGES - 1), pages
 
 
-def map_one(author: Author, who: str = "s", tables: int = 0) -> Run:
+def map_one(author: ProgramBuilder, who: str = "s", tables: int = 0) -> Run:
     """One mapping for the process."""
     run = place(author.rng, tables=tables)
     author.do(Verb.MMAP, *run, who=who)
     return run
 
 
-def map_many(author: Author, who: str, number: int) -> list[Run]:
+def map_many(author: ProgramBuilder, who: str, number: int) -> list[Run]:
     """Several mappings with at least a page between them; tables may be shared by two."""
     rng, runs, low = author.rng, [], 0
     for _ in range(number):
@@ -65,7 +65,7 @@ IDLE = 0.12
 """How often a program may leave khugepaged nothing that it is allowed to collapse."""
 
 
-def give_advice(author: Author, who: str) -> None:
+def give_advice(author: ProgramBuilder, who: str) -> None:
     """Advise the process's mappings after the drawn settings are in force.
 
     What is to be MADV_HUGEPAGE gets the opposite first: only a change of flags registers. Where
@@ -84,16 +84,16 @@ def give_advice(author: Author, who: str) -> None:
             _advise_last(author, who, (vma.start, vma.pages), _MADV[advice])
 
 
-def _inherits_always(author: Author) -> bool:
+def _inherits_always(author: ProgramBuilder) -> bool:
     settings = author.settings
     return bool(settings.orders_inherit) and settings.enabled is Enabled.ALWAYS
 
 
-def _advise_last(author: Author, who: str, run: Run, advice: Madv) -> None:
-    author.finish_with(Op(Verb.ADVISE, (*run, int(advice)), who))
+def _advise_last(author: ProgramBuilder, who: str, run: Run, advice: Madv) -> None:
+    author.finish_with(Operation(Verb.ADVISE, (*run, int(advice)), who))
 
 
-def close(author: Author) -> None:
+def close(author: ProgramBuilder) -> None:
     """Advise every process in a drawn order, and register those that this does not register."""
     names = list(author.world.processes)
     author.rng.shuffle(names)

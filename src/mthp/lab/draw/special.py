@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
-from mthp.lab.draw.author import Author, Run
+from mthp.lab.draw.author import ProgramBuilder, Run
 from mthp.lab.draw.fill import whole_tables
 from mthp.lab.program.processes import OUT_OF_REACH, PMD_PAGES
 from mthp.lab.program.program import Madv, Verb
-from mthp.lab.program.space import Page, Uffd, Vma
+from mthp.lab.program.space import DeclaredMapping, PageMark, Uffd
 from mthp.words.settings import Enabled
 
 MOST_VMSPLICED = 8
 """A pipe takes sixteen pages."""
 
 
-def pin_some(author: Author, who: str, most: int = 3) -> None:
+def pin_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
     """References held for long: by io_uring (FOLL_PIN) and by vmsplice (a plain reference)."""
     rng = author.rng
-    for run in author.pieces(who, (Page.WRITTEN,), rng.randint(1, most), 16):
+    for run in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
         start, pages = run
         if not author.space(who).over(start, start + pages)[0].traits.writable:
             continue
@@ -27,7 +27,7 @@ def pin_some(author: Author, who: str, most: int = 3) -> None:
             author.do(Verb.PIN_VMSPLICE, start, min(pages, MOST_VMSPLICED), who=who)
 
 
-def arm_some(author: Author, who: str) -> None:
+def arm_some(author: ProgramBuilder, who: str) -> None:
     """Register mappings with userfaultfd, whole or in part, and protect some pages."""
     rng = author.rng
     for vma in author.vmas(who):
@@ -40,7 +40,7 @@ def arm_some(author: Author, who: str) -> None:
             _protect_some(author, who, (start, pages))
 
 
-def _most_of(author: Author, vma: Vma) -> Run:
+def _most_of(author: ProgramBuilder, vma: DeclaredMapping) -> Run:
     """A mapping, or in one of four times a part of it, which splits it."""
     rng = author.rng
     if rng.random() < 0.75 or vma.pages < 2:
@@ -49,16 +49,16 @@ def _most_of(author: Author, vma: Vma) -> Run:
     return vma.start + at, rng.randint(1, vma.pages - at)
 
 
-def _protect_some(author: Author, who: str, within: Run) -> None:
+def _protect_some(author: ProgramBuilder, who: str, within: Run) -> None:
     """Protect some pages; of those some are swapped out, some let go again."""
     rng = author.rng
     inside = range(within[0], sum(within))
-    for start, pages in author.pieces(who, (Page.WRITTEN, Page.OUT), rng.randint(1, 3), 32):
+    for start, pages in author.pieces(who, (PageMark.WRITTEN, PageMark.OUT), rng.randint(1, 3), 32):
         if start not in inside or start + pages - 1 not in inside:
             continue
         author.do(Verb.UFFD_WP, start, pages, 1, who=who)
         style = rng.random()
-        if style < 0.3 and author.space(who).page(start) is Page.WRITTEN:
+        if style < 0.3 and author.space(who).page(start) is PageMark.WRITTEN:
             author.advise(who, start, pages, Madv.PAGEOUT)
             if rng.random() < 0.4:
                 author.do(Verb.READ, start, rng.randint(1, pages), who=who)
@@ -66,52 +66,52 @@ def _protect_some(author: Author, who: str, within: Run) -> None:
             author.do(Verb.UFFD_WP, start, rng.randint(1, pages), 0, who=who)
 
 
-def guard_some(author: Author, who: str) -> None:
+def guard_some(author: ProgramBuilder, who: str) -> None:
     """Guard markers over pages of any kind; some are taken away again."""
     rng = author.rng
-    kinds = (Page.WRITTEN, Page.ABSENT, Page.ZERO)
+    kinds = (PageMark.WRITTEN, PageMark.ABSENT, PageMark.ZERO)
     for start, pages in author.pieces(who, kinds, rng.randint(1, 3), 32):
         author.advise(who, start, pages, Madv.GUARD_INSTALL)
         if rng.random() < 0.25:
             author.advise(who, start, rng.randint(1, pages), Madv.GUARD_REMOVE)
 
 
-def poison_some(author: Author, who: str) -> None:
+def poison_some(author: ProgramBuilder, who: str) -> None:
     """One or two poisoned pages."""
-    for run in author.pieces(who, (Page.WRITTEN,), 1, 2):
+    for run in author.pieces(who, (PageMark.WRITTEN,), 1, 2):
         author.advise(who, *run, Madv.HWPOISON)
 
 
-def merge_same(author: Author, who: str) -> None:
+def merge_same(author: ProgramBuilder, who: str) -> None:
     """Equal pages in mergeable mappings, for ksmd to merge; some are written again."""
     rng = author.rng
     for vma in author.vmas(who):
         if not vma.traits.droppable:
             author.advise(who, vma.start, vma.pages, Madv.MERGEABLE)
-    runs = author.pieces(who, (Page.WRITTEN, Page.ABSENT), rng.randint(1, 4), 32)
+    runs = author.pieces(who, (PageMark.WRITTEN, PageMark.ABSENT), rng.randint(1, 4), 32)
     for run in runs:
         author.do(Verb.SAME, *run, who=who)
 
 
-def scan_same(author: Author) -> None:
+def scan_same(author: ProgramBuilder) -> None:
     """ksmd goes round often enough to merge what is equal."""
     author.do(Verb.KSM, author.rng.choice([3, 3, 4]))
 
 
-def write_some(author: Author, who: str, kind: Page, most: int = 2) -> None:
+def write_some(author: ProgramBuilder, who: str, kind: PageMark, most: int = 2) -> None:
     """Some pages of a kind are written again, each one copied if it is shared."""
     for run in author.pieces(who, (kind,), author.rng.randint(0, most), 8):
         author.do(Verb.WRITE, *run, who=who)
 
 
-def lock_some(author: Author, who: str) -> None:
+def lock_some(author: ProgramBuilder, who: str) -> None:
     """mlock2 of whole mappings, or of a part, which splits them."""
     for vma in author.vmas(who):
         if not vma.traits.droppable and author.rng.random() < 0.7:
             author.do(Verb.MLOCK2, *_most_of(author, vma), who=who)
 
 
-def protect_some(author: Author, who: str) -> None:
+def protect_some(author: ProgramBuilder, who: str) -> None:
     """mprotect to read-only, of mappings or parts; some are writable again in the end."""
     rng = author.rng
     for vma in author.vmas(who):
@@ -122,7 +122,7 @@ def protect_some(author: Author, who: str) -> None:
                 author.do(Verb.MPROTECT, start, rng.randint(1, pages), 3, who=who)
 
 
-def unmap_some(author: Author, who: str, most: int = 2) -> None:
+def unmap_some(author: ProgramBuilder, who: str, most: int = 2) -> None:
     """Parts of mappings go, through the middle of large folios too."""
     rng = author.rng
     for _ in range(rng.randint(1, most)):
@@ -136,7 +136,7 @@ def unmap_some(author: Author, who: str, most: int = 2) -> None:
             author.do(Verb.MUNMAP, start, pages, who=who)
 
 
-def move_some(author: Author, who: str, to: int, most: int = 2) -> None:
+def move_some(author: ProgramBuilder, who: str, to: int, most: int = 2) -> None:
     """mremap of parts to a place from page `to` on: folios then lie across their boundaries."""
     rng = author.rng
     for _ in range(rng.randint(1, most)):
@@ -157,7 +157,7 @@ def move_some(author: Author, who: str, to: int, most: int = 2) -> None:
         to = -(-(place + pages + 1) // PMD_PAGES) * PMD_PAGES
 
 
-def collapse_some(author: Author, who: str) -> None:
+def collapse_some(author: ProgramBuilder, who: str) -> None:
     """MADV_COLLAPSE of a whole table that it is likely to succeed on, before the settings are in
     force."""
     tables = [table for table in whole_tables(author, who) if _collapses(author, who, table)]
@@ -165,12 +165,12 @@ def collapse_some(author: Author, who: str) -> None:
         author.advise(who, author.rng.choice(tables), PMD_PAGES, Madv.COLLAPSE)
 
 
-def _collapses(author: Author, who: str, table: int) -> bool:
+def _collapses(author: ProgramBuilder, who: str, table: int) -> bool:
     found = {author.space(who).page(page) for page in range(table, table + PMD_PAGES)}
-    return Page.WRITTEN in found and found.isdisjoint(OUT_OF_REACH)
+    return PageMark.WRITTEN in found and found.isdisjoint(OUT_OF_REACH)
 
 
-def edge_limits(author: Author, who: str) -> None:
+def edge_limits(author: ProgramBuilder, who: str) -> None:
     """Put a limit right at, just above or just below what one table has."""
     rng = author.rng
     tables = whole_tables(author, who)
@@ -178,8 +178,8 @@ def edge_limits(author: Author, who: str) -> None:
         return
     table = rng.choice(tables)
     pages = [author.space(who).page(page) for page in range(table, table + PMD_PAGES)]
-    empty = sum(page in (Page.ABSENT, Page.ZERO) for page in pages)
-    out = sum(page is Page.OUT for page in pages)
+    empty = sum(page in (PageMark.ABSENT, PageMark.ZERO) for page in pages)
+    out = sum(page is PageMark.OUT for page in pages)
     by_one = rng.choice([-1, 0, 0, 1])
     limit = min(PMD_PAGES - 1, max(0, (out if out else empty) + by_one))
     name = "max_ptes_swap" if out else "max_ptes_none"

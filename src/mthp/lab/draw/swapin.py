@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mthp.lab.draw.author import Author, Run
+from mthp.lab.draw.author import ProgramBuilder, Run
 from mthp.lab.draw.fill import (
-    Look,
+    Appearance,
     drop_some,
     fill_one_order,
     plan_segments,
@@ -19,11 +19,11 @@ from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS, PMD_ORDER
 from mthp.lab.draw.layout import map_one
 from mthp.lab.program.processes import PMD_PAGES
 from mthp.lab.program.program import Madv, Verb
-from mthp.lab.program.space import Page, Uffd
+from mthp.lab.program.space import PageMark, Uffd
 from mthp.words.settings import Enabled
 
 
-def enable_swapin(author: Author) -> None:
+def enable_swapin(author: ProgramBuilder) -> None:
     """The PMD size is on, with sizes for swap-in below it; the limits mostly let swap-in happen."""
     rng = author.rng
     on = rng.choice([Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT])
@@ -37,7 +37,7 @@ def enable_swapin(author: Author) -> None:
     )
 
 
-def swap_folios(author: Author, who: str) -> None:
+def swap_folios(author: ProgramBuilder, who: str) -> None:
     """Pages of a table or two go out, many at a time, in folios of one order or of several."""
     rng = author.rng
     for table in whole_tables(author, who):
@@ -50,17 +50,17 @@ def swap_folios(author: Author, who: str) -> None:
             else:
                 author.do(Verb.WRITE, *run, who=who)
         else:
-            look = weighted(rng, {Look.LARGE: 4, Look.MIXED: 2})
+            look = weighted(rng, {Appearance.LARGE: 4, Appearance.MIXED: 2})
             put(author, who, plan_segments(rng, table, PMD_PAGES, look))
     if rng.random() < 0.3:
         drop_some(author, who, 2)
     if rng.random() < 0.2:
         author.do(Verb.CLEAR_REFS, 4, who=who)
-    for run in author.pieces(who, (Page.WRITTEN,), rng.randint(1, 6), PMD_PAGES):
+    for run in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, 6), PMD_PAGES):
         author.advise(who, *_rounded(author, run), Madv.PAGEOUT)
 
 
-def _rounded(author: Author, run: Run) -> Run:
+def _rounded(author: ProgramBuilder, run: Run) -> Run:
     """The aligned half of a table around a run, or less, if one VMA holds it."""
     size = author.rng.choice([1, 4, 8, 16, 32, 64, 128, 240])
     start = run[0] // size * size
@@ -68,12 +68,12 @@ def _rounded(author: Author, run: Run) -> Run:
     return (start, size) if inside else run
 
 
-def trouble(author: Author, who: str) -> None:
+def trouble(author: ProgramBuilder, who: str) -> None:
     """What comes between: pages read or written back, cleared marks, holes, userfaultfd."""
     rng = author.rng
     alone = len(author.world.processes) == 1 and not author.world.process(who).children
     for _ in range(rng.randint(0, 3)):
-        runs = author.pieces(who, (Page.OUT,), 1, 16)
+        runs = author.pieces(who, (PageMark.OUT,), 1, 16)
         style = rng.random()
         if style < 0.1:
             author.do(Verb.CLEAR_REFS, 4, who=who)
@@ -93,7 +93,7 @@ def trouble(author: Author, who: str) -> None:
                 author.do(Verb.UFFD_WP, start, pages, 1, who=who)
 
 
-def share_slots(author: Author) -> None:
+def share_slots(author: ProgramBuilder) -> None:
     """A fork after swapping out, to a process of the record or to one that sleeps; some pages are
     read back by one of them.
 
@@ -108,13 +108,13 @@ def share_slots(author: Author) -> None:
     else:
         author.do(Verb.FORK, 1, who="s")
     for who in names:
-        for run in author.pieces(who, (Page.OUT,), rng.randint(0, 2), 16):
+        for run in author.pieces(who, (PageMark.OUT,), rng.randint(0, 2), 16):
             order = rng.choice(ORDERS[:-1])
             with author.with_order(order):
                 author.do(Verb.READ, *run, who=who)
 
 
-def draw_swapin(author: Author) -> None:
+def draw_swapin(author: ProgramBuilder) -> None:
     """Everything but the end: who is registered, and how."""
     author.start()
     enable_swapin(author)

@@ -48,7 +48,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class CachedKernel:
     """One kernel of the cache. modules: its tree lib/modules/<release>; None where it has none."""
 
     release: str
@@ -83,7 +83,7 @@ def kernels_dir() -> Path:
     return cache_dir() / "kernels"
 
 
-def installed() -> list[Kernel]:
+def installed() -> list[CachedKernel]:
     """The kernels of the cache, oldest release first. LabError: one of them is damaged, or the
     cache cannot be read."""
     with _cache_errors("read"):
@@ -91,7 +91,7 @@ def installed() -> list[Kernel]:
     return sorted(map(_read, folders), key=lambda kernel: version_key(kernel.release))
 
 
-def find(name: str | None = None) -> Kernel:
+def find(name: str | None = None) -> CachedKernel:
     """The kernel of that release, else the newest whose release begins so (7.3: any 7.3.x); with no
     name the newest of all. LabError: there is none."""
     kernels = installed()
@@ -220,7 +220,7 @@ def check_room(needed: int) -> None:
         )
 
 
-def add_copy(image: Path, modules: Path | None) -> Kernel:
+def add_copy(image: Path, modules: Path | None) -> CachedKernel:
     """Put a kernel from anywhere into the cache; an older one of the same release goes.
 
     image: a bzImage or vmlinux; modules: its tree, as modules_tree() takes it.
@@ -255,7 +255,7 @@ def _bytes_below(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*"))
 
 
-def keep(folder: Path, release: str, origin: Origin) -> Kernel:
+def keep(folder: Path, release: str, origin: Origin) -> CachedKernel:
     """Move a folder prepared under staging() to its place: vmlinuz, modules/ and config in it."""
     config = folder / "config"
     with (folder / "vmlinuz").open("rb") as file:
@@ -282,11 +282,11 @@ def config_facts(text: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs if _CONFIG_FACTS.fullmatch(key)}
 
 
-def _read(folder: Path) -> Kernel:
+def _read(folder: Path) -> CachedKernel:
     path = folder / "kernel.json"
     try:
         document = json.loads(path.read_text())
-        kernel = Kernel(
+        kernel = CachedKernel(
             release=str(document["release"]),
             image=folder / "vmlinuz",
             modules=folder / "modules" if (folder / "modules").is_dir() else None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.apt import Archive, NoSuite, Package, PrivateApt, unpack_deb
 from mthp.lab.kernels.kernels import (
-    Kernel,
+    CachedKernel,
     Origin,
     cache_dir,
     check_room,
@@ -142,7 +142,7 @@ class DebianKernels:
                 chosen[offer.release] = offer
         return list(chosen.values())
 
-    def fetch(self, offer: Offer) -> Kernel:
+    def fetch(self, offer: Offer) -> CachedKernel:
         """Fetch, unpack and put into the cache. LabError: no room, or a step failed."""
         check_room(offer.size + offer.installed_size)
         apt, _ = self._suites[offer.suite]
@@ -175,7 +175,7 @@ def _series(release: str) -> str:
     return ".".join(release.split(".")[:2])
 
 
-def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> Kernel:
+def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> CachedKernel:
     """Put the kernel of that release, cut into these .deb files, into the cache.
 
     work: a folder of staging(); the files go. Errors: LabError, they hold no such kernel.

@@ -6,27 +6,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mthp.image.scenario_values import Advice
-from mthp.lab.program.processes import OUT_OF_REACH, World, refuse, refuse_pinned
-from mthp.lab.program.program import Madv, Op, ProgramError, Verb
-from mthp.lab.program.space import Page
+from mthp.lab.program.processes import OUT_OF_REACH, Subjects, refuse, refuse_pinned
+from mthp.lab.program.program import Madv, Operation, ProgramError, Verb
+from mthp.lab.program.space import PageMark
 
 
-def advise(world: World, each: Op) -> None:
+def advise(world: Subjects, each: Operation) -> None:
     """One madvise."""
     advice = Madv(each.numbers[2])
     _ADVICES[advice](world, each, advice)
 
 
-def advise_other(world: World, each: Op) -> None:
+def advise_other(world: Subjects, each: Operation) -> None:
     """One process_madvise, on another subject."""
     world.process(each.who)
     if each.subject == each.who:
         raise ProgramError("that is the process itself")
     numbers = each.numbers
-    advise(world, Op(Verb.ADVISE, numbers, each.subject))
+    advise(world, Operation(Verb.ADVISE, numbers, each.subject))
 
 
-def _advise_thp(world: World, each: Op, advice: Madv) -> None:
+def _advise_thp(world: Subjects, each: Operation, advice: Madv) -> None:
     process, space = world.process(each.who), world.space(each.who)
     wanted = Advice.HUGEPAGE if advice is Madv.HUGEPAGE else Advice.NOHUGEPAGE
     before = {(vma.start, vma.end) for vma in space.vmas if vma.traits.advice is wanted}
@@ -39,7 +39,7 @@ def _advise_thp(world: World, each: Op, advice: Madv) -> None:
             world.enter(process, vma)
 
 
-def _advise_ksm(world: World, each: Op, advice: Madv) -> None:
+def _advise_ksm(world: Subjects, each: Operation, advice: Madv) -> None:
     process, space = world.process(each.who), world.space(each.who)
     refuse(space, each, lambda vma: vma.traits.droppable, "droppable")
     _, merged = space.change(each.start, each.end, ksm=True)
@@ -47,7 +47,7 @@ def _advise_ksm(world: World, each: Op, advice: Madv) -> None:
         world.enter_over(process, each.start, each.end)
 
 
-def _advise_pages(world: World, each: Op, advice: Madv) -> None:
+def _advise_pages(world: Subjects, each: Operation, advice: Madv) -> None:
     """The advices that take pages away, or make them old."""
     space = world.space(each.who)
     refuse(space, each, lambda vma: vma.traits.mlocked, "mlocked")
@@ -55,45 +55,45 @@ def _advise_pages(world: World, each: Op, advice: Madv) -> None:
     if advice is Madv.GUARD_INSTALL:
         space.prepare_anon(each.start, each.end)
         space.forget(each.start, each.end)
-        space.mark(each.start, each.end, Page.GUARD)
+        space.mark(each.start, each.end, PageMark.GUARD)
         return
     for page in range(each.start, each.end):
-        if advice is Madv.DONTNEED and space.page(page) is not Page.GUARD:
+        if advice is Madv.DONTNEED and space.page(page) is not PageMark.GUARD:
             space.forget(page, page + 1)
-        elif advice is Madv.FREE and space.page(page) is not Page.ABSENT:
-            if space.page(page) not in (*OUT_OF_REACH, Page.ZERO):
-                space.pages[page] = Page.LAZYFREE
-        elif advice is Madv.PAGEOUT and space.page(page) in (Page.WRITTEN, Page.SAME):
-            space.pages[page] = Page.OUT
+        elif advice is Madv.FREE and space.page(page) is not PageMark.ABSENT:
+            if space.page(page) not in (*OUT_OF_REACH, PageMark.ZERO):
+                space.pages[page] = PageMark.LAZYFREE
+        elif advice is Madv.PAGEOUT and space.page(page) in (PageMark.WRITTEN, PageMark.SAME):
+            space.pages[page] = PageMark.OUT
 
 
-def _advise_unguard(world: World, each: Op, advice: Madv) -> None:
+def _advise_unguard(world: Subjects, each: Operation, advice: Madv) -> None:
     space = world.space(each.who)
     for page in range(each.start, each.end):
-        if space.over(page, page + 1) and space.page(page) is Page.GUARD:
-            space.mark(page, page + 1, Page.ABSENT)
+        if space.over(page, page + 1) and space.page(page) is PageMark.GUARD:
+            space.mark(page, page + 1, PageMark.ABSENT)
 
 
-def _advise_poison(world: World, each: Op, advice: Madv) -> None:
+def _advise_poison(world: Subjects, each: Operation, advice: Madv) -> None:
     space = world.space(each.who)
     space.over(each.start, each.end)
     pages = range(each.start, each.end)
     if len(pages) > MOST_POISONED:
         raise ProgramError(f"more than {MOST_POISONED} pages are lost to the guest")
-    if not all(space.page(page) is Page.WRITTEN for page in pages):
+    if not all(space.page(page) is PageMark.WRITTEN for page in pages):
         raise ProgramError("pages of it are not there, or not the process's own")
     refuse_pinned(space, each)
     refuse(space, each, lambda vma: vma.traits.mlocked, "mlocked")
     if len(world.processes) > 1:
         raise ProgramError("another subject may map the page, and its touch would kill it")
-    space.mark(each.start, each.end, Page.POISON)
+    space.mark(each.start, each.end, PageMark.POISON)
 
 
 MOST_POISONED = 4
 """Poisoned pages never come back to the guest."""
 
 
-def _advise_collapse(world: World, each: Op, advice: Madv) -> None:
+def _advise_collapse(world: Subjects, each: Operation, advice: Madv) -> None:
     space = world.space(each.who)
     space.over(each.start, each.end)
     refuse_pinned(space, each)
@@ -101,7 +101,7 @@ def _advise_collapse(world: World, each: Op, advice: Madv) -> None:
         raise ProgramError("pages of it are protected by userfaultfd")
 
 
-_ADVICES: dict[Madv, Callable[[World, Op, Madv], None]] = {
+_ADVICES: dict[Madv, Callable[[Subjects, Operation, Madv], None]] = {
     Madv.DONTNEED: _advise_pages,
     Madv.FREE: _advise_pages,
     Madv.COLD: _advise_pages,

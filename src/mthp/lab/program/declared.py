@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mthp.image.scenario_values import Action, Advice, Prctl
-from mthp.lab.program.processes import GEOMETRY, PMD_PAGES, Process, World
+from mthp.lab.program.processes import GEOMETRY, PMD_PAGES, SubjectProcess, Subjects
 from mthp.lab.program.program import Draft, ProgramError, Target, spans
-from mthp.lab.program.space import Uffd, Vma
+from mthp.lab.program.space import DeclaredMapping, Uffd
 from mthp.lab.program.walk import walk
 from mthp.words.settings import Enabled
 
@@ -99,12 +99,12 @@ def problem(draft: Draft) -> str:
     return ""
 
 
-def scan_order(world: World) -> list[str]:
+def scan_order(world: Subjects) -> list[str]:
     """The living processes as khugepaged meets them; those it does not know come last."""
     return [*world.scan_order, *(name for name in world.processes if name not in world.scan_order)]
 
 
-def _declared(process: Process, mm: int, vma: Vma) -> DeclaredVma:
+def _declared(process: SubjectProcess, mm: int, vma: DeclaredMapping) -> DeclaredVma:
     traits, base = vma.traits, process.base or 0
     held = (page - vma.start for page in process.space.pinned if vma.start <= page < vma.end)
     return DeclaredVma(
@@ -133,7 +133,7 @@ def _check_alive(draft: Draft) -> None:
         raise ProgramError("the settings stop khugepaged: no size and no global switch is on")
 
 
-def _target(draft: Draft, world: World, vmas: tuple[DeclaredVma, ...]) -> int | None:
+def _target(draft: Draft, world: Subjects, vmas: tuple[DeclaredVma, ...]) -> int | None:
     target = draft.target
     if draft.action is Action.KHUGEPAGED:
         if target is not None:
@@ -153,7 +153,7 @@ def _index(target: Target, vmas: tuple[DeclaredVma, ...]) -> int:
     raise ProgramError(f"the target, page {target.page} of {target.who}, is not mapped")
 
 
-def _check_scanned(world: World) -> None:
+def _check_scanned(world: Subjects) -> None:
     """A process that khugepaged would collapse in must be registered with it.
 
     The engine registers every process; one that the kernel does not know would differ.
@@ -167,5 +167,5 @@ def _check_scanned(world: World) -> None:
                     raise ProgramError(f"process {process.name} is eligible but not registered")
 
 
-def _skew(process: Process) -> int:
+def _skew(process: SubjectProcess) -> int:
     return (process.base or 0) // GEOMETRY.page_size

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mthp.image.scenario_values import Advice, Prctl
-from mthp.lab.program.program import Op, ProgramError
-from mthp.lab.program.space import Page, Space, Vma
+from mthp.lab.program.program import Operation, ProgramError
+from mthp.lab.program.space import DeclaredMapping, PageMark, Space
 from mthp.words.settings import Enabled
 from mthp.words.units import Geometry
 
 GEOMETRY = Geometry()
 PMD_PAGES = GEOMETRY.ptrs_per_pte
-OUT_OF_REACH = frozenset({Page.GUARD, Page.POISON})
+OUT_OF_REACH = frozenset({PageMark.GUARD, PageMark.POISON})
 """Touching these kills the process."""
 
 
 @dataclass
-class Process:
+class SubjectProcess:
     """A subject process: its memory and what was set for it as a whole."""
 
     name: str
@@ -32,19 +32,19 @@ class Process:
 
 
 @dataclass
-class World:
+class Subjects:
     """The subject processes, and the switches as they stand.
 
     scan_order: names in the order in which khugepaged comes by, once they are registered.
     """
 
-    processes: dict[str, Process] = field(default_factory=dict)
+    processes: dict[str, SubjectProcess] = field(default_factory=dict)
     scan_order: list[str] = field(default_factory=list)
     everywhere: Enabled = Enabled.MADVISE
     sizes: dict[int, Enabled] = field(default_factory=dict)
     groups: set[str] = field(default_factory=set)
 
-    def process(self, name: str) -> Process:
+    def process(self, name: str) -> SubjectProcess:
         """A living process; ProgramError if there is none of that name."""
         if name not in self.processes:
             raise ProgramError(f"there is no process {name}")
@@ -57,19 +57,19 @@ class World:
             raise ProgramError(f"process {name} has no base address yet")
         return process.space
 
-    def enter(self, process: Process, vma: Vma) -> None:
+    def enter(self, process: SubjectProcess, vma: DeclaredMapping) -> None:
         """Register the process if the VMA can be collapsed. Kernel: khugepaged_enter_vma()."""
         if not process.registered and self.eligible_orders(process, vma):
             process.registered = True
             self.scan_order.append(process.name)
 
-    def eligible_orders(self, process: Process, vma: Vma) -> list[int]:
+    def eligible_orders(self, process: SubjectProcess, vma: DeclaredMapping) -> list[int]:
         """The orders khugepaged may collapse the VMA to under the switches as they stand."""
         if vma.anon is None:
             return []
         return [each for each in self._enabled(process, vma) if _fits(process, vma, each)]
 
-    def _enabled(self, process: Process, vma: Vma) -> list[int]:
+    def _enabled(self, process: SubjectProcess, vma: DeclaredMapping) -> list[int]:
         advised = vma.traits.advice is Advice.HUGEPAGE
         if vma.traits.advice is Advice.NOHUGEPAGE or process.prctl is Prctl.DISABLE:
             return []
@@ -82,12 +82,14 @@ class World:
         }
         return [order for order, mode in modes.items() if mode in wanted]
 
-    def enter_over(self, process: Process, start: int, end: int) -> None:
+    def enter_over(self, process: SubjectProcess, start: int, end: int) -> None:
         """enter() for the VMAs of a range."""
         for vma in process.space.over(start, end):
             self.enter(process, vma)
 
-    def huge_fault(self, process: Process, vma: Vma, start: int, end: int) -> None:
+    def huge_fault(
+        self, process: SubjectProcess, vma: DeclaredMapping, start: int, end: int
+    ) -> None:
         """A touch of a hole of 2 MiB may register the process, and gives the VMA an anon_vma.
 
         Kernel: mm/huge_memory.c, do_huge_pmd_anonymous_page().
@@ -105,7 +107,7 @@ class World:
                 self.enter(process, now)
 
 
-def _fits(process: Process, vma: Vma, order: int) -> bool:
+def _fits(process: SubjectProcess, vma: DeclaredMapping, order: int) -> bool:
     """Whether the VMA holds an aligned range of the order."""
     size = 1 << order
     skew = (process.base or 0) // GEOMETRY.page_size
@@ -113,13 +115,15 @@ def _fits(process: Process, vma: Vma, order: int) -> bool:
     return last - size >= vma.start + skew
 
 
-def refuse_pinned(space: Space, each: Op) -> None:
+def refuse_pinned(space: Space, each: Operation) -> None:
     """ProgramError if a reference holds pages of the range: they must stay where they are."""
     if not space.pinned.isdisjoint(range(each.start, each.end)):
         raise ProgramError("pages of it are pinned")
 
 
-def refuse(space: Space, each: Op, unwanted: Callable[[Vma], bool], what: str) -> None:
+def refuse(
+    space: Space, each: Operation, unwanted: Callable[[DeclaredMapping], bool], what: str
+) -> None:
     """ProgramError if the range is not mapped, or if a VMA of it is of that kind."""
     if any(map(unwanted, space.over(each.start, each.end))):
         raise ProgramError(f"a VMA of it is {what}")

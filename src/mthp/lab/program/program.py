@@ -162,7 +162,7 @@ _WORDS: dict[Operand, re.Pattern[str]] = {
 
 
 @dataclass(frozen=True)
-class Op:
+class Operation:
     """One operation. who: the process that does it, empty for the host's side."""
 
     verb: Verb
@@ -204,7 +204,7 @@ class Op:
             return f"{self.verb} {self.numbers[2]}"
         return str(self.verb)
 
-    def with_range(self, start: int, pages: int) -> Op:
+    def with_range(self, start: int, pages: int) -> Operation:
         """The same operation over other pages."""
         head = self.args[:1] if self.verb is Verb.ADVISE_OTHER else ()
         return replace(self, args=(*head, start, pages, *self.args[len(head) + 2 :]))
@@ -214,7 +214,7 @@ class Op:
         return " ".join([*words, self.verb, *map(str, self.args)])
 
 
-def op(text: str) -> Op:
+def op(text: str) -> Operation:
     """An operation from its line; ProgramError says what is wrong with it."""
     words = text.split(" ")
     who = words.pop(0) if words[0] in PROCESSES else ""
@@ -224,7 +224,7 @@ def op(text: str) -> Op:
         whose = "of a process" if who else "(a process is one of s, t, u)"
         raise ProgramError(f"{text!r}: no operation {name!r} {whose}")
     verb = Verb(name)
-    return Op(verb, _operands(text, table[verb], words), who)
+    return Operation(verb, _operands(text, table[verb], words), who)
 
 
 def _operands(text: str, kinds: tuple[Operand, ...], words: list[str]) -> tuple[int | str, ...]:
@@ -247,7 +247,7 @@ def _operand(text: str, kind: Operand, word: str) -> int | str:
     return int(word)
 
 
-def parse(lines: Iterable[str]) -> tuple[Op, ...]:
+def parse(lines: Iterable[str]) -> tuple[Operation, ...]:
     """The operations of a program's text."""
     return tuple(op(line) for line in lines)
 
@@ -275,14 +275,14 @@ class Draft:
 
     id: str
     family: str
-    ops: tuple[Op, ...]
-    finish: tuple[Op, ...] = ()
+    ops: tuple[Operation, ...]
+    finish: tuple[Operation, ...] = ()
     settings: Settings = field(default_factory=Settings)
     action: Action = Action.KHUGEPAGED
     target: Target | None = None
     passes: int = 1
 
-    def program(self) -> tuple[Op, ...]:
+    def program(self) -> tuple[Operation, ...]:
         """Everything the agent is to do, in order: the `built_by` of a record.
 
         The global switch is set first and last, so that khugepaged's thread never stops.
@@ -334,26 +334,27 @@ class Draft:
             raise ProgramError(f"not a draft: {type(error).__name__}: {error}") from None
 
 
-def switch(settings: Settings, order: int, mode: Enabled) -> Op:
+def switch(settings: Settings, order: int, mode: Enabled) -> Operation:
     """The operation that sets one size's switch."""
     name = f"hugepages-{size_name(order, settings.geometry)}"
-    return Op(Verb.WRITE_FILE, (f"{SYSFS}/{name}/enabled", mode.value))
+    return Operation(Verb.WRITE_FILE, (f"{SYSFS}/{name}/enabled", mode.value))
 
 
-def switches(settings: Settings) -> tuple[Op, ...]:
+def switches(settings: Settings) -> tuple[Operation, ...]:
     """The operations that set every switch: the sizes', then the global one."""
     sizes = [switch(settings, order, mode) for order, mode in settings.sizes.items()]
-    return (*sizes, Op(Verb.WRITE_FILE, (f"{SYSFS}/enabled", settings.enabled.value)))
+    return (*sizes, Operation(Verb.WRITE_FILE, (f"{SYSFS}/enabled", settings.enabled.value)))
 
 
 _LIMITS = ("max_ptes_none", "max_ptes_swap", "max_ptes_shared", "defrag")
 
 
-def limits(settings: Settings) -> tuple[Op, ...]:
+def limits(settings: Settings) -> tuple[Operation, ...]:
     """The operations that set khugepaged's limits, and defrag."""
     values = {name: str(int(getattr(settings, name))) for name in _LIMITS}
     return tuple(
-        Op(Verb.WRITE_FILE, (f"{SYSFS}/khugepaged/{name}", value)) for name, value in values.items()
+        Operation(Verb.WRITE_FILE, (f"{SYSFS}/khugepaged/{name}", value))
+        for name, value in values.items()
     )
 
 

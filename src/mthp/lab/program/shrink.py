@@ -10,10 +10,10 @@ from itertools import groupby
 from mthp.image.scenario_values import Action
 from mthp.lab.program.declared import problem
 from mthp.lab.program.processes import PMD_PAGES
-from mthp.lab.program.program import Draft, Madv, Op, Verb
+from mthp.lab.program.program import Draft, Madv, Operation, Verb
 from mthp.words.settings import Enabled, Settings
 
-Ops = tuple[Op, ...]
+Ops = tuple[Operation, ...]
 
 
 def candidates(draft: Draft) -> Iterator[Draft]:
@@ -77,7 +77,7 @@ def _unusual(settings: Settings) -> int:
     return limits + sizes + (settings.enabled is not Enabled.MADVISE)
 
 
-def _fancy(each: Op) -> int:
+def _fancy(each: Operation) -> int:
     if each.verb in (Verb.FORK, Verb.MEMCG):
         return each.numbers[0]
     return int(each.verb in _SIMPLER)
@@ -119,7 +119,7 @@ def _fewer_processes(draft: Draft) -> Iterator[Draft]:
             )
 
 
-def _about(each: Op, names: set[str]) -> bool:
+def _about(each: Operation, names: set[str]) -> bool:
     if each.verb is Verb.NEW:
         return str(each.args[0] if each.args else "s") in names
     return bool(names & {each.who, each.subject, *(str(arg) for arg in each.args[:1])})
@@ -166,7 +166,7 @@ def _relatives(ops: Ops, who: str) -> set[str]:
     return names
 
 
-def _all_outside(ops: Ops, names: set[str], low: int, high: int) -> Iterator[Op]:
+def _all_outside(ops: Ops, names: set[str], low: int, high: int) -> Iterator[Operation]:
     for each in ops:
         if not (each.is_range and each.subject in names):
             yield each
@@ -241,7 +241,7 @@ def _shorter_ranges(draft: Draft) -> Iterator[Draft]:
         yield _with(draft, name, _joined(ops))
 
 
-def _smaller(each: Op) -> Iterator[Op]:
+def _smaller(each: Operation) -> Iterator[Operation]:
     if each.verb is Verb.FORK and each.numbers[0] > 1:
         yield replace(each, args=(1,))
     if each.verb is Verb.MEMCG and each.numbers[0] > 0:
@@ -257,7 +257,7 @@ def _smaller(each: Op) -> Iterator[Op]:
 
 def _joined(ops: Ops) -> Ops:
     """Operations that are alike but for their ranges, one after the other, as one."""
-    out: list[Op] = []
+    out: list[Operation] = []
     for _, group in groupby(ops, key=lambda each: (each.who, each.kind, each.is_range)):
         for each in group:
             last = out[-1] if out else None

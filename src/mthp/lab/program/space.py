@@ -25,7 +25,7 @@ class Uffd(Flag):
     WP = 2
 
 
-class Page(Enum):
+class PageMark(Enum):
     """What an operation left on a page. ABSENT: nothing known to be there."""
 
     ABSENT = auto()
@@ -60,7 +60,7 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class Vma:
+class DeclaredMapping:
     """One mapping. anon: the identity of its anon_vma, None if it never had an anonymous page.
 
     forked: it was copied by fork, so that its anon_vma hangs on more than one chain.
@@ -76,7 +76,7 @@ class Vma:
     def pages(self) -> int:
         return self.end - self.start
 
-    def cut(self, start: int, end: int) -> Vma:
+    def cut(self, start: int, end: int) -> DeclaredMapping:
         """The part of it within [start, end)."""
         return replace(self, start=max(self.start, start), end=min(self.end, end))
 
@@ -88,15 +88,15 @@ class Space:
     pages holds no ABSENT; wp: write-protected by userfaultfd; pinned: held by a reference.
     """
 
-    vmas: list[Vma] = field(default_factory=list)
-    pages: dict[int, Page] = field(default_factory=dict)
+    vmas: list[DeclaredMapping] = field(default_factory=list)
+    pages: dict[int, PageMark] = field(default_factory=dict)
     wp: set[int] = field(default_factory=set)
     pinned: set[int] = field(default_factory=set)
     anon_ids: Iterator[int] = field(default_factory=count)
 
     # --- looking ----------------------------------------------------------------------------
 
-    def over(self, start: int, end: int) -> list[Vma]:
+    def over(self, start: int, end: int) -> list[DeclaredMapping]:
         """The VMAs that hold [start, end); ProgramError where a page of it is not mapped."""
         found = [vma for vma in self.vmas if vma.start < end and start < vma.end]
         at = start
@@ -108,9 +108,9 @@ class Space:
             raise ProgramError(f"page {at} is not mapped")
         return found
 
-    def page(self, page: int) -> Page:
+    def page(self, page: int) -> PageMark:
         """What is known of one page."""
-        return self.pages.get(page, Page.ABSENT)
+        return self.pages.get(page, PageMark.ABSENT)
 
     def is_free(self, start: int, end: int) -> bool:
         """Whether nothing is mapped in [start, end)."""
@@ -122,7 +122,7 @@ class Space:
         """A new mapping; whether it merged. It merges as Kernel: mm/vma.c, vma_merge_new_range()."""
         if not self.is_free(start, end):
             raise ProgramError(f"something is mapped in {start}..{end} already")
-        new = Vma(start, end, traits)
+        new = DeclaredMapping(start, end, traits)
         self._insert(new)
         return self._merge_around(start, end)
 
@@ -176,7 +176,7 @@ class Space:
         self._merge_around(moved.start, moved.end)
         self.pages.update((page + distance, what) for page, what in pages.items())
 
-    def _insert(self, vma: Vma) -> None:
+    def _insert(self, vma: DeclaredMapping) -> None:
         self.vmas.append(vma)
         self.vmas.sort(key=lambda each: each.start)
 
@@ -195,9 +195,9 @@ class Space:
 
     # --- changing pages ---------------------------------------------------------------------
 
-    def mark(self, start: int, end: int, what: Page) -> None:
+    def mark(self, start: int, end: int, what: PageMark) -> None:
         """Say of every page of [start, end) what is on it."""
-        if what is Page.ABSENT:
+        if what is PageMark.ABSENT:
             for page in range(start, end):
                 self.pages.pop(page, None)
         else:
@@ -205,7 +205,7 @@ class Space:
 
     def forget(self, start: int, end: int) -> None:
         """Nothing is on these pages any more, and nothing holds them."""
-        self.mark(start, end, Page.ABSENT)
+        self.mark(start, end, PageMark.ABSENT)
         gone = range(start, end)
         self.wp.difference_update(gone)
         self.pinned.difference_update(gone)
@@ -235,11 +235,11 @@ class Space:
             anon = next(self.anon_ids) if kept else None
             copy.vmas.append(replace(vma, traits=traits, anon=anon, forked=kept))
             if traits.droppable:
-                copy.mark(vma.start, vma.end, Page.ABSENT)
+                copy.mark(vma.start, vma.end, PageMark.ABSENT)
         return copy
 
 
-def mergeable(first: Vma, second: Vma) -> bool:
+def mergeable(first: DeclaredMapping, second: DeclaredMapping) -> bool:
     """Whether the kernel makes one VMA of two that touch. Kernel: mm/vma.c, is_mergeable_vma()."""
     if first.end != second.start or first.traits != second.traits:
         return False
@@ -250,7 +250,7 @@ def mergeable(first: Vma, second: Vma) -> bool:
     return first.anon == second.anon
 
 
-def shares_anon(vma: Vma, near: Vma) -> bool:
+def shares_anon(vma: DeclaredMapping, near: DeclaredMapping) -> bool:
     """Whether a VMA takes over its neighbour's anon_vma. Kernel: mm/vma.c, reusable_anon_vma()."""
     touching = vma.end == near.start or near.end == vma.start
     alike = vma.traits.but_for_access() == near.traits.but_for_access()

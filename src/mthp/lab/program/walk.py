@@ -12,15 +12,22 @@ from collections.abc import Callable, Iterable
 
 from mthp.image.scenario_values import Prctl
 from mthp.lab.program.advice import advise, advise_other
-from mthp.lab.program.processes import GEOMETRY, OUT_OF_REACH, Process, World, refuse, refuse_pinned
-from mthp.lab.program.program import SYSFS, Op, ProgramError, Verb
-from mthp.lab.program.space import Page, Traits, Uffd, Vma
+from mthp.lab.program.processes import (
+    GEOMETRY,
+    OUT_OF_REACH,
+    SubjectProcess,
+    Subjects,
+    refuse,
+    refuse_pinned,
+)
+from mthp.lab.program.program import SYSFS, Operation, ProgramError, Verb
+from mthp.lab.program.space import DeclaredMapping, PageMark, Traits, Uffd
 from mthp.words.settings_text import GLOBAL_MODES, SIZE_MODES, parse_anon_size, parse_mode
 
 # --- operations of the host's side ----------------------------------------------------------
 
 
-def _write_file(world: World, each: Op) -> None:
+def _write_file(world: Subjects, each: Operation) -> None:
     path, value = map(str, each.args)
     if path == f"{SYSFS}/enabled":
         world.everywhere = parse_mode(path, value, GLOBAL_MODES)
@@ -31,48 +38,48 @@ def _write_file(world: World, each: Op) -> None:
         world.sizes[order] = parse_mode(path, value, SIZE_MODES)
 
 
-def _new(world: World, each: Op) -> None:
+def _new(world: Subjects, each: Operation) -> None:
     name = str(each.args[0]) if each.args else "s"
     world.processes.pop(name, None)
     if name in world.scan_order:
         world.scan_order.remove(name)
-    world.processes[name] = Process(name)
+    world.processes[name] = SubjectProcess(name)
 
 
-def _memcg(world: World, each: Op) -> None:
+def _memcg(world: Subjects, each: Operation) -> None:
     if each.args[0] not in world.groups:
         raise ProgramError(f"no process is in the cgroup {each.args[0]}")
 
 
-def _nothing(world: World, each: Op) -> None:
+def _nothing(world: Subjects, each: Operation) -> None:
     """Legal anywhere."""
 
 
 # --- operations of a process ----------------------------------------------------------------
 
 
-def _base(world: World, each: Op) -> None:
+def _base(world: Subjects, each: Operation) -> None:
     process = world.process(each.who)
     if process.base is not None:
         raise ProgramError("the base address is set already")
     process.base = each.numbers[0]
 
 
-def _mmap(world: World, each: Op) -> None:
+def _mmap(world: Subjects, each: Operation) -> None:
     process, space = world.process(each.who), world.space(each.who)
     merged = space.map(each.start, each.end, Traits(droppable=each.verb is Verb.MMAP_DROPPABLE))
     if merged:
         world.enter_over(process, each.start, each.end)
 
 
-def _munmap(world: World, each: Op) -> None:
+def _munmap(world: Subjects, each: Operation) -> None:
     space = world.space(each.who)
     space.over(each.start, each.end)
     refuse_pinned(space, each)
     space.unmap(each.start, each.end)
 
 
-def _mprotect(world: World, each: Op) -> None:
+def _mprotect(world: Subjects, each: Operation) -> None:
     process, space = world.process(each.who), world.space(each.who)
     prot = each.numbers[2]
     _, merged = space.change(each.start, each.end, writable=prot == 3, readable=prot != 0)
@@ -80,7 +87,7 @@ def _mprotect(world: World, each: Op) -> None:
         world.enter_over(process, each.start, each.end)
 
 
-def _mremap(world: World, each: Op) -> None:
+def _mremap(world: Subjects, each: Operation) -> None:
     space, to = world.space(each.who), each.numbers[2]
     if len(space.over(each.start, each.end)) != 1:
         raise ProgramError("it is more than one VMA")
@@ -93,7 +100,7 @@ def _mremap(world: World, each: Op) -> None:
     space.move(each.start, each.end, to)
 
 
-def _touch(world: World, each: Op) -> None:
+def _touch(world: Subjects, each: Operation) -> None:
     process, space = world.process(each.who), world.space(each.who)
     pages = range(each.start, each.end)
     writes = each.verb is not Verb.READ
@@ -101,7 +108,7 @@ def _touch(world: World, each: Op) -> None:
         if not (vma.traits.writable if writes else vma.traits.readable):
             raise ProgramError("a VMA of it does not allow that access")
         if vma.traits.uffd & Uffd.MISSING and any(
-            space.page(page) is Page.ABSENT for page in vma_pages(vma, each)
+            space.page(page) is PageMark.ABSENT for page in vma_pages(vma, each)
         ):
             raise ProgramError("a missing page waits for userfaultfd for ever")
     if any(space.page(page) in OUT_OF_REACH for page in pages):
@@ -114,21 +121,23 @@ def _touch(world: World, each: Op) -> None:
         world.huge_fault(process, vma, each.start, each.end)
     if writes:
         space.prepare_anon(each.start, each.end)
-        space.mark(each.start, each.end, Page.SAME if each.verb is Verb.SAME else Page.WRITTEN)
+        space.mark(
+            each.start, each.end, PageMark.SAME if each.verb is Verb.SAME else PageMark.WRITTEN
+        )
         return
     for page in pages:
-        if space.page(page) is Page.ABSENT:
-            space.pages[page] = Page.ZERO
-        elif space.page(page) is Page.OUT:
-            space.pages[page] = Page.WRITTEN
+        if space.page(page) is PageMark.ABSENT:
+            space.pages[page] = PageMark.ZERO
+        elif space.page(page) is PageMark.OUT:
+            space.pages[page] = PageMark.WRITTEN
 
 
-def vma_pages(vma: Vma, each: Op) -> range:
+def vma_pages(vma: DeclaredMapping, each: Operation) -> range:
     """The pages of the operation that lie in the VMA."""
     return range(max(vma.start, each.start), min(vma.end, each.end))
 
 
-def _mlock2(world: World, each: Op) -> None:
+def _mlock2(world: Subjects, each: Operation) -> None:
     process, space = world.process(each.who), world.space(each.who)
     refuse(space, each, lambda vma: vma.traits.droppable, "droppable, which is never locked")
     _, merged = space.change(each.start, each.end, mlocked=True)
@@ -136,7 +145,7 @@ def _mlock2(world: World, each: Op) -> None:
         world.enter_over(process, each.start, each.end)
 
 
-def _uffd(world: World, each: Op) -> None:
+def _uffd(world: Subjects, each: Operation) -> None:
     process, space = world.process(each.who), world.space(each.who)
     mode = Uffd(each.numbers[2])
     refuse(space, each, lambda vma: vma.traits.droppable, "droppable")
@@ -147,7 +156,7 @@ def _uffd(world: World, each: Op) -> None:
         world.enter_over(process, each.start, each.end)
 
 
-def _uffd_wp(world: World, each: Op) -> None:
+def _uffd_wp(world: Subjects, each: Operation) -> None:
     space = world.space(each.who)
     refuse(space, each, lambda vma: not vma.traits.uffd & Uffd.WP, "not registered for that")
     refuse_pinned(space, each)
@@ -158,11 +167,11 @@ def _uffd_wp(world: World, each: Op) -> None:
         space.wp.difference_update(pages)
 
 
-def _pin(world: World, each: Op) -> None:
+def _pin(world: Subjects, each: Operation) -> None:
     space = world.space(each.who)
     pages = range(each.start, each.end)
     refuse(space, each, lambda vma: not vma.traits.writable, "read-only")
-    if not all(space.page(page) in (Page.WRITTEN, Page.SAME) for page in pages):
+    if not all(space.page(page) in (PageMark.WRITTEN, PageMark.SAME) for page in pages):
         raise ProgramError("pages of it are not there to be pinned")
     if not space.wp.isdisjoint(pages):
         raise ProgramError("a pin of a page protected by userfaultfd hangs")
@@ -170,7 +179,7 @@ def _pin(world: World, each: Op) -> None:
     space.pinned.update(pages)
 
 
-def _fork(world: World, each: Op) -> None:
+def _fork(world: Subjects, each: Operation) -> None:
     process, space = world.process(each.who), world.space(each.who)
     if space.pinned:
         raise ProgramError("pages are pinned: fork copies them, or a later write does")
@@ -179,25 +188,25 @@ def _fork(world: World, each: Op) -> None:
     process.children += each.numbers[0]
 
 
-def _end_fork(world: World, each: Op) -> None:
+def _end_fork(world: Subjects, each: Operation) -> None:
     world.process(each.who).children = 0
 
 
-def _fork_to(world: World, each: Op) -> None:
+def _fork_to(world: Subjects, each: Operation) -> None:
     process, space = world.process(each.who), world.space(each.who)
     name = str(each.args[0])
     if name in world.processes:
         raise ProgramError(f"there is a process {name} already")
     if space.pinned:
         raise ProgramError("pages are pinned: fork copies them, or a later write does")
-    child = Process(name, process.base, space.child(), process.prctl, process.cgroup)
+    child = SubjectProcess(name, process.base, space.child(), process.prctl, process.cgroup)
     world.processes[name] = child
     if process.registered:
         child.registered = True
         world.scan_order.append(name)
 
 
-def _prctl(world: World, each: Op) -> None:
+def _prctl(world: Subjects, each: Operation) -> None:
     modes: dict[tuple[int, ...], Prctl | None] = {
         (1, 0): Prctl.DISABLE,
         (1, 2): Prctl.EXCEPT_ADVISED,
@@ -208,11 +217,11 @@ def _prctl(world: World, each: Op) -> None:
     world.process(each.who).prctl = modes[each.numbers]
 
 
-def _clear_refs(world: World, each: Op) -> None:
+def _clear_refs(world: Subjects, each: Operation) -> None:
     world.process(each.who)
 
 
-def _cgroup(world: World, each: Op) -> None:
+def _cgroup(world: Subjects, each: Operation) -> None:
     process = world.process(each.who)
     if process.space.pages:
         raise ProgramError("it has pages that were charged elsewhere")
@@ -220,7 +229,7 @@ def _cgroup(world: World, each: Op) -> None:
     world.groups.add(process.cgroup)
 
 
-_ACTS: dict[Verb, Callable[[World, Op], None]] = {
+_ACTS: dict[Verb, Callable[[Subjects, Operation], None]] = {
     Verb.WRITE_FILE: _write_file,
     Verb.NEW: _new,
     Verb.MEMCG: _memcg,
@@ -251,7 +260,7 @@ _ACTS: dict[Verb, Callable[[World, Op], None]] = {
 }
 
 
-def do(world: World, each: Op) -> None:
+def do(world: Subjects, each: Operation) -> None:
     """One operation; ProgramError, with the operation before it, if it is not legal here."""
     try:
         _ACTS[each.verb](world, each)
@@ -259,9 +268,9 @@ def do(world: World, each: Op) -> None:
         raise ProgramError(f"{each}: {error}") from None
 
 
-def walk(ops: Iterable[Op]) -> World:
+def walk(ops: Iterable[Operation]) -> Subjects:
     """The world after a program; ProgramError for the first operation that is not legal."""
-    world = World()
+    world = Subjects()
     for each in ops:
         do(world, each)
     return world

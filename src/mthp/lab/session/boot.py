@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.kernels.kernels import Kernel
-from mthp.lab.session.session import Session
+from mthp.lab.kernels.kernels import CachedKernel
+from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import CommandFailed
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
-from mthp.lab.vm.qemu import Guest, Machine, boot
+from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
 
 __all__ = ["Booted", "booted"]
 
@@ -26,21 +26,21 @@ must be, and not for safety: emulated, that is dear."""
 class Booted:
     """A guest and khugepaged under control in it."""
 
-    kernel: Kernel
-    guest: Guest
-    session: Session
+    kernel: CachedKernel
+    guest: VirtualMachine
+    session: GuestSession
 
 
 @contextlib.contextmanager
-def booted(kernel: Kernel, memory: int = 512, extra: Sequence[Path] = ()) -> Iterator[Booted]:
+def booted(kernel: CachedKernel, memory: int = 512, extra: Sequence[Path] = ()) -> Iterator[Booted]:
     """Boot a kernel of the cache and make the session ready.
 
     memory: MiB. extra: more archives for the guest's root. LabError (5): it does not boot, or lacks
     what the lab needs of it.
     """
     initramfs = (build_initramfs(kernel), *extra)
-    with boot(Machine(kernel.image, initramfs, memory, arguments=ARGUMENTS)) as guest:
-        session = Session(guest.channel)
+    with boot(MachineConfig(kernel.image, initramfs, memory, arguments=ARGUMENTS)) as guest:
+        session = GuestSession(guest.channel)
         try:
             session.prepare([path for path, _ in guest_modules(kernel)])
         except CommandFailed as error:

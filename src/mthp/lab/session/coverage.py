@@ -23,7 +23,7 @@ PMD_ORDER = Geometry().pmd_order
 _R = ScanResult
 
 
-class Kind(StrEnum):
+class OutcomeKind(StrEnum):
     """The kinds of outcomes that are counted: four tracepoints, and MADV_COLLAPSE's errno."""
 
     SCAN = "mm_khugepaged_scan_pmd"
@@ -34,13 +34,13 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, order=True)
-class Outcome:
+class Seen:
     """One thing that can be seen. order: None where the tracepoint has none.
 
     result: the tracepoint's string, or the errno's name ("0" for success).
     """
 
-    kind: Kind
+    kind: OutcomeKind
     result: str
     order: int | None = None
 
@@ -58,17 +58,17 @@ class Chance(StrEnum):
 class Unseen:
     """An outcome that no run has had, and why."""
 
-    outcome: Outcome
+    outcome: Seen
     chance: Chance
     reason: str
 
 
 @dataclass
-class Coverage:
+class OutcomeCounts:
     """Counts of outcomes over runs. It adds up, and goes to JSON and back."""
 
     passes: int = 0
-    counts: Counter[Outcome] = field(default_factory=Counter)
+    counts: Counter[Seen] = field(default_factory=Counter)
 
     def add_pass(
         self, events: Iterable[Event | Mapping[str, Any]], errno: int | None = None
@@ -78,14 +78,14 @@ class Coverage:
         self.counts.update(outcome for each in events for outcome in outcomes(each))
         if errno is not None:
             name = errnos.errorcode.get(-errno, str(errno)) if errno else "0"
-            self.counts[Outcome(Kind.ERRNO, name)] += 1
+            self.counts[Seen(OutcomeKind.ERRNO, name)] += 1
 
-    def add(self, other: Coverage) -> None:
+    def add(self, other: OutcomeCounts) -> None:
         """Count all that another account has counted."""
         self.passes += other.passes
         self.counts.update(other.counts)
 
-    def seen(self, chance: Chance) -> list[Outcome]:
+    def seen(self, chance: Chance) -> list[Seen]:
         """The outcomes of that chance that were seen: of any but YES there should be none."""
         return sorted(
             (each for each in self.counts if expectation(each)[0] is chance), key=_sort_key
@@ -121,39 +121,39 @@ class Coverage:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Coverage:
+    def from_json(cls, document: Mapping[str, Any]) -> OutcomeCounts:
         """The account that to_json() wrote."""
         counts = {
-            Outcome(Kind(each["kind"]), each["result"], each["order"]): each["count"]
+            Seen(OutcomeKind(each["kind"]), each["result"], each["order"]): each["count"]
             for each in document["seen"]
         }
         return cls(document["passes"], Counter(counts))
 
 
-def outcomes(event: Event | Mapping[str, Any]) -> Iterator[Outcome]:
+def outcomes(event: Event | Mapping[str, Any]) -> Iterator[Seen]:
     """What one event counts as: nothing for events that say no result."""
     match event:
         case ScanPmd():
-            yield Outcome(Kind.SCAN, event.status.string)
+            yield Seen(OutcomeKind.SCAN, event.status.string)
         case CollapseHugePage():
-            yield Outcome(Kind.ATTEMPT, event.status.string, event.order)
+            yield Seen(OutcomeKind.ATTEMPT, event.status.string, event.order)
         case Isolate():
-            yield Outcome(Kind.ISOLATE, event.status.string, event.order)
+            yield Seen(OutcomeKind.ISOLATE, event.status.string, event.order)
         case Swapin():
-            yield Outcome(Kind.SWAPIN, event.ret.string, event.order)
+            yield Seen(OutcomeKind.SWAPIN, event.ret.string, event.order)
         case Mapping():
             yield from _recorded(event)
         case _:
             pass
 
 
-def _recorded(event: Mapping[str, Any]) -> Iterator[Outcome]:
+def _recorded(event: Mapping[str, Any]) -> Iterator[Seen]:
     name = event["event"]
-    if name not in set(Kind):
+    if name not in set(OutcomeKind):
         return
-    kind = Kind(name)
-    result = _BY_NUMBER[event["ret"]].string if kind is Kind.SWAPIN else str(event["status"])
-    yield Outcome(kind, result, event.get("order"))
+    kind = OutcomeKind(name)
+    result = _BY_NUMBER[event["ret"]].string if kind is OutcomeKind.SWAPIN else str(event["status"])
+    yield Seen(kind, result, event.get("order"))
 
 
 # --- what can be seen -----------------------------------------------------------------------
@@ -193,10 +193,10 @@ _BY_SCAN = (
     _R.ALLOC_HUGE_PAGE_FAIL,
     _R.CGROUP_CHARGE_FAIL,
 )
-REACHABLE: dict[Kind, dict[ScanResult, tuple[int, ...]]] = {
-    Kind.ISOLATE: _SUCCESS | _BY_ISOLATE,
-    Kind.SWAPIN: _SUCCESS | _BY_SWAPIN,
-    Kind.ATTEMPT: _SUCCESS | _BY_ALLOCATION | _BY_ISOLATE | _BY_SWAPIN,
+REACHABLE: dict[OutcomeKind, dict[ScanResult, tuple[int, ...]]] = {
+    OutcomeKind.ISOLATE: _SUCCESS | _BY_ISOLATE,
+    OutcomeKind.SWAPIN: _SUCCESS | _BY_SWAPIN,
+    OutcomeKind.ATTEMPT: _SUCCESS | _BY_ALLOCATION | _BY_ISOLATE | _BY_SWAPIN,
 }
 """Kind -> result -> the orders at which a state made by system calls can lead to it."""
 
@@ -220,19 +220,19 @@ _RACES: dict[ScanResult, str] = {
     _R.PMD_MAPPED: "another collapse or fault must map the table between the scan and the attempt",
 }
 _COUNTED = "at PMD order the scan has looked at the same entries before, with the same limit"
-_EXCLUDED: dict[tuple[Kind, ScanResult], str] = {
-    (Kind.SCAN, _R.PTE_NON_PRESENT): "the scan counts such entries against max_ptes_swap",
-    (Kind.SCAN, _R.PTE_MAPPED_HUGEPAGE): "mthp_collapse() does not report it",
-    (Kind.ISOLATE, _R.LACK_REFERENCED_PAGE): _COUNTED,
-    (Kind.ISOLATE, _R.PAGE_COUNT): _COUNTED,
-    (Kind.ISOLATE, _R.PTE_MAPPED_HUGEPAGE): "asked below PMD order alone",
-    (Kind.SWAPIN, _R.EXCEED_SWAP_PTE): "at PMD order the pages are swapped in",
-    (Kind.SWAPIN, _R.FAIL): "below PMD order the first such entry ends the attempt",
+_EXCLUDED: dict[tuple[OutcomeKind, ScanResult], str] = {
+    (OutcomeKind.SCAN, _R.PTE_NON_PRESENT): "the scan counts such entries against max_ptes_swap",
+    (OutcomeKind.SCAN, _R.PTE_MAPPED_HUGEPAGE): "mthp_collapse() does not report it",
+    (OutcomeKind.ISOLATE, _R.LACK_REFERENCED_PAGE): _COUNTED,
+    (OutcomeKind.ISOLATE, _R.PAGE_COUNT): _COUNTED,
+    (OutcomeKind.ISOLATE, _R.PTE_MAPPED_HUGEPAGE): "asked below PMD order alone",
+    (OutcomeKind.SWAPIN, _R.EXCEED_SWAP_PTE): "at PMD order the pages are swapped in",
+    (OutcomeKind.SWAPIN, _R.FAIL): "below PMD order the first such entry ends the attempt",
 }
 _NOT_ITS_OWN = "this step does not return it"
-_STEP_RESULTS: dict[Kind, frozenset[ScanResult]] = {
-    Kind.SWAPIN: frozenset({_R.NO_PTE_TABLE, _R.PAGE_LOCK}),
-    Kind.ISOLATE: frozenset(
+_STEP_RESULTS: dict[OutcomeKind, frozenset[ScanResult]] = {
+    OutcomeKind.SWAPIN: frozenset({_R.NO_PTE_TABLE, _R.PAGE_LOCK}),
+    OutcomeKind.ISOLATE: frozenset(
         {
             _R.PTE_NON_PRESENT,
             _R.PTE_UFFD,
@@ -242,31 +242,31 @@ _STEP_RESULTS: dict[Kind, frozenset[ScanResult]] = {
             _R.DEL_PAGE_LRU,
         }
     ),
-    Kind.SCAN: frozenset(_RACES) - {_R.PTE_NON_PRESENT},
-    Kind.ATTEMPT: frozenset(_RACES) - {_R.SCAN_ABORT, _R.PAGE_LRU},
+    OutcomeKind.SCAN: frozenset(_RACES) - {_R.PTE_NON_PRESENT},
+    OutcomeKind.ATTEMPT: frozenset(_RACES) - {_R.SCAN_ABORT, _R.PAGE_LRU},
 }
 """What a step can return besides, where something happens that no program can make happen."""
 
 
-def every_outcome() -> Iterator[Outcome]:
+def every_outcome() -> Iterator[Seen]:
     """Every result at every order for every kind, possible or not; in the order of a table."""
     for result in ScanResult:
-        yield Outcome(Kind.SCAN, result.string)
-    for kind in (Kind.ATTEMPT, Kind.ISOLATE, Kind.SWAPIN):
+        yield Seen(OutcomeKind.SCAN, result.string)
+    for kind in (OutcomeKind.ATTEMPT, OutcomeKind.ISOLATE, OutcomeKind.SWAPIN):
         for result in ScanResult:
             for order in ORDERS:
-                yield Outcome(kind, result.string, order)
+                yield Seen(kind, result.string, order)
     for name in _ERRNOS:
-        yield Outcome(Kind.ERRNO, name)
+        yield Seen(OutcomeKind.ERRNO, name)
 
 
 _BY_NUMBER = {int(result): result for result in ScanResult}
 _BY_STRING = {result.string: result for result in ScanResult}
 
 
-def expectation(outcome: Outcome) -> tuple[Chance, str]:
+def expectation(outcome: Seen) -> tuple[Chance, str]:
     """Whether an outcome can be reached by states that system calls make; why not, in words."""
-    if outcome.kind is Kind.ERRNO:
+    if outcome.kind is OutcomeKind.ERRNO:
         if outcome.result == "ENOMEM":
             return Chance.RACE, "MADV_COLLAPSE reclaims and compacts: memory must stay short"
         return (Chance.YES, "") if outcome.result in _ERRNOS else (Chance.NEVER, _NOT_ITS_OWN)
@@ -280,14 +280,16 @@ def expectation(outcome: Outcome) -> tuple[Chance, str]:
     return _why_not(outcome.kind, result)
 
 
-def _is_reachable(outcome: Outcome, result: ScanResult) -> bool:
-    if outcome.kind is Kind.SCAN:
+def _is_reachable(outcome: Seen, result: ScanResult) -> bool:
+    if outcome.kind is OutcomeKind.SCAN:
         return result in _BY_SCAN
     return outcome.order in REACHABLE[outcome.kind].get(result, ())
 
 
-def _why_not(kind: Kind, result: ScanResult) -> tuple[Chance, str]:
-    kinds = (kind, Kind.ISOLATE, Kind.SWAPIN) if kind is Kind.ATTEMPT else (kind,)
+def _why_not(kind: OutcomeKind, result: ScanResult) -> tuple[Chance, str]:
+    kinds = (
+        (kind, OutcomeKind.ISOLATE, OutcomeKind.SWAPIN) if kind is OutcomeKind.ATTEMPT else (kind,)
+    )
     for each in kinds:
         if (each, result) in _EXCLUDED:
             return Chance.NEVER, _EXCLUDED[each, result]
@@ -299,42 +301,44 @@ def _why_not(kind: Kind, result: ScanResult) -> tuple[Chance, str]:
 # --- for people -----------------------------------------------------------------------------
 
 
-def _sort_key(outcome: Outcome) -> tuple[int, int, int]:
+def _sort_key(outcome: Seen) -> tuple[int, int, int]:
     result = _BY_STRING.get(outcome.result)
     number = result if result is not None else len(ScanResult)
-    return list(Kind).index(outcome.kind), number, outcome.order or 0
+    return list(OutcomeKind).index(outcome.kind), number, outcome.order or 0
 
 
-def table(coverage: Coverage) -> str:
+def table(coverage: OutcomeCounts) -> str:
     """The account as text: a row for each result, a column for each order.
 
     A number is how often it was seen; `.` reachable but never seen; blank: not reachable.
     """
     lines = [f"{coverage.passes} passes"]
     heads = "".join(f"{size_name(order, Geometry()):>8}" for order in ORDERS)
-    for kind in (Kind.ATTEMPT, Kind.ISOLATE, Kind.SWAPIN):
+    for kind in (OutcomeKind.ATTEMPT, OutcomeKind.ISOLATE, OutcomeKind.SWAPIN):
         lines += ["", f"{kind:<32}{heads}", *_rows(coverage, kind, ORDERS)]
-    for kind in (Kind.SCAN, Kind.ERRNO):
+    for kind in (OutcomeKind.SCAN, OutcomeKind.ERRNO):
         lines += ["", str(kind), *_rows(coverage, kind, (None,))]
     return "\n".join([*lines, "", *_why_lines(coverage)]) + "\n"
 
 
-def _rows(coverage: Coverage, kind: Kind, orders: Iterable[int | None]) -> Iterator[str]:
-    names = _ERRNOS if kind is Kind.ERRNO else [result.string for result in ScanResult]
+def _rows(
+    coverage: OutcomeCounts, kind: OutcomeKind, orders: Iterable[int | None]
+) -> Iterator[str]:
+    names = _ERRNOS if kind is OutcomeKind.ERRNO else [result.string for result in ScanResult]
     for name in names:
-        cells = [_cell(coverage, Outcome(kind, name, order)) for order in orders]
+        cells = [_cell(coverage, Seen(kind, name, order)) for order in orders]
         if any(cells):
             yield (f"  {name:<30}" + "".join(f"{cell:>8}" for cell in cells)).rstrip()
 
 
-def _cell(coverage: Coverage, outcome: Outcome) -> str:
+def _cell(coverage: OutcomeCounts, outcome: Seen) -> str:
     count = coverage.counts[outcome]
     if count:
         return str(count)
     return "." if expectation(outcome)[0] is Chance.YES else ""
 
 
-def _why_lines(coverage: Coverage) -> Iterator[str]:
+def _why_lines(coverage: OutcomeCounts) -> Iterator[str]:
     """Results that were never seen anywhere, with the reason where there is one."""
     seen = {each.result for each in coverage.counts}
     for result in ScanResult:

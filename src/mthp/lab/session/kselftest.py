@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["CaseResult", "Context", "Output", "Verdict", "parse_output"]
+__all__ = ["CaseResult", "CaseVerdict", "Context", "Output", "parse_output"]
 
 
 class Context(StrEnum):
@@ -19,7 +19,7 @@ class Context(StrEnum):
     MTHP = "mthp_khugepaged"
 
 
-class Verdict(StrEnum):
+class CaseVerdict(StrEnum):
     """What became of a case."""
 
     OK = "ok"
@@ -38,7 +38,7 @@ class CaseResult:
 
     number: int
     name: str
-    verdict: Verdict
+    verdict: CaseVerdict
     context: str = ""
     memory: str = ""
     complaints: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Output:
     @property
     def passed(self) -> bool:
         """Every planned case ran, and each is ok or skipped."""
-        good = (Verdict.OK, Verdict.SKIP)
+        good = (CaseVerdict.OK, CaseVerdict.SKIP)
         ran = 0 < self.planned <= len(self.cases)
         return ran and all(case.verdict in good for case in self.cases)
 
@@ -94,7 +94,7 @@ def parse_output(text: str) -> Output:
     if heading[0]:
         name, context, memory = heading
         number = len(cases) + 1
-        cases.append(CaseResult(number, name, Verdict.NOT_OK, context, memory, tuple(trouble)))
+        cases.append(CaseResult(number, name, CaseVerdict.NOT_OK, context, memory, tuple(trouble)))
     early = not cases or len(cases) < planned or bool(heading[0])
     return Output(planned, tuple(cases), (skipped or _last_words(lines)) if early else "")
 
@@ -109,9 +109,9 @@ def _plan(lines: Sequence[str]) -> tuple[int, str]:
 
 def _case(found: re.Match[str], heading: tuple[str, str, str], trouble: list[str]) -> CaseResult:
     said = found[3]
-    verdict = Verdict.NOT_OK if found[1] else Verdict.OK
+    verdict = CaseVerdict.NOT_OK if found[1] else CaseVerdict.OK
     if _SKIPPED.search(said):
-        verdict = Verdict.SKIP
+        verdict = CaseVerdict.SKIP
     name, context, memory = heading
     name = name or _SKIPPED.sub("", said).strip()
     return CaseResult(int(found[2]), name, verdict, context, memory, tuple(trouble))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from mthp.lab.program.program import BASE, SYSFS
 from mthp.lab.vm.channel import Channel, CommandFailed
 
-__all__ = ["DRAIN", "ORDERS", "THP", "Eater", "free_blocks_of", "size_kb", "switch"]
+__all__ = ["DRAIN", "ORDERS", "THP", "MemoryPressure", "free_blocks_of", "size_kb", "switch"]
 
 THP = SYSFS
 ORDERS = range(2, 10)
@@ -66,7 +66,7 @@ def free_blocks_of(pagetypeinfo: str) -> dict[str, int]:
     return totals
 
 
-class Eater:
+class MemoryPressure:
     """The process that eats. orders: those that have a switch of their own in this kernel."""
 
     def __init__(self, channel: Channel, orders: list[int]) -> None:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.kernels.kernels import Kernel
+from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.session.recipes import PYTHON, Recipe
-from mthp.lab.session.workload import Job, Scans, Stage
+from mthp.lab.session.workload import Command, Scans, Workload
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.lab.vm.files import HOST, GuestFiles, Root
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.interpreter import add_interpreter
-from mthp.lab.vm.qemu import Machine, boot
+from mthp.lab.vm.qemu import MachineConfig, boot
 from mthp.lab.vm.roots import debian_root
 from mthp.words.settings import Settings
 
@@ -83,7 +83,7 @@ _PACKAGES_OF_TOOLS = ("dash",)
 
 
 def _placed(recipe: Recipe, paths: dict[str, str]) -> Recipe:
-    def at(job: Job) -> Job:
+    def at(job: Command) -> Command:
         return replace(job, argv=(paths[job.argv[0]], *job.argv[1:]))
 
     return replace(
@@ -98,13 +98,18 @@ def _placed(recipe: Recipe, paths: dict[str, str]) -> Recipe:
 
 
 def take(
-    provision: Provision, kernel: Kernel, settings: Settings, memory: int, folder: Path, say: Say
+    provision: Provision,
+    kernel: CachedKernel,
+    settings: Settings,
+    memory: int,
+    folder: Path,
+    say: Say,
 ) -> Taken:
     """Run the recipe in a guest of `memory` MiB, stop the program, and let khugepaged work.
 
     The snapshots come into folder. LabError: the guest or the program does not do its part.
     """
-    machine = Machine(
+    machine = MachineConfig(
         kernel.image,
         (build_initramfs(kernel), provision.archive),
         memory=memory,
@@ -112,7 +117,7 @@ def take(
     )
     with boot(machine) as guest:
         try:
-            stage = Stage(guest.channel, provision.python)
+            stage = Workload(guest.channel, provision.python)
             stage.prepare([path for path, _ in guest_modules(kernel)])
             _perform(stage, provision.recipe, say)
             return _between_snapshots(stage, settings, folder, say)
@@ -123,7 +128,7 @@ def take(
             raise LabError(HOST_LACKS, f"in the guest: {error}") from None
 
 
-def _perform(stage: Stage, recipe: Recipe, say: Say) -> None:
+def _perform(stage: Workload, recipe: Recipe, say: Say) -> None:
     """From nothing to a program under load."""
     for job in recipe.setup:
         say(f"{recipe.name}: {Path(job.argv[0]).name}")
@@ -144,7 +149,7 @@ def _perform(stage: Stage, recipe: Recipe, say: Say) -> None:
     time.sleep(recipe.seconds)
 
 
-def _between_snapshots(stage: Stage, settings: Settings, folder: Path, say: Say) -> Taken:
+def _between_snapshots(stage: Workload, settings: Settings, folder: Path, say: Say) -> Taken:
     pids = stage.stop()
     say(f"stopped: {len(pids)} processes")
     stage.register(pids)

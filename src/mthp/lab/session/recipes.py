@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mthp.lab.session.workload import Job
+from mthp.lab.session.workload import Command
 
 __all__ = ["PYTHON", "RECIPES", "Recipe"]
 
@@ -26,16 +26,16 @@ class Recipe:
     """
 
     name: str
-    start: Job
+    start: Command
     packages: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     trees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
-    setup: tuple[Job, ...] = ()
-    ready: Job | None = None
-    load: tuple[Job, ...] = ()
-    beside: Job | None = None
-    until: Job | None = None
+    setup: tuple[Command, ...] = ()
+    ready: Command | None = None
+    load: tuple[Command, ...] = ()
+    beside: Command | None = None
+    until: Command | None = None
     seconds: float = 1.0
 
     def programs(self) -> tuple[str, ...]:
@@ -45,8 +45,8 @@ class Recipe:
         return tuple(dict.fromkeys(name for name in (*named, *self.tools) if name != PYTHON))
 
 
-def _job(line: str, *more: str, uid: int = 0) -> Job:
-    return Job((*line.split(), *more), uid=uid)
+def _job(line: str, *more: str, uid: int = 0) -> Command:
+    return Command((*line.split(), *more), uid=uid)
 
 
 # --- CPython --------------------------------------------------------------------------------

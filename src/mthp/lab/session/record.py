@@ -11,9 +11,9 @@ from mthp.image.runs import PagesState
 from mthp.image.scenario import SCHEMA
 from mthp.image.scenario_values import Action
 from mthp.lab.program.declared import Declared, DeclaredVma, declare
-from mthp.lab.program.program import PROCESSES, Draft, Op, Verb
+from mthp.lab.program.program import PROCESSES, Draft, Operation, Verb
 from mthp.lab.session.observe import ObservedVma, VmFlag
-from mthp.lab.session.session import Session
+from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import CommandFailed
 
 __all__ = ["NotBuilt", "record"]
@@ -34,7 +34,7 @@ class _Placed:
     seen: ObservedVma
 
 
-def record(session: Session, draft: Draft, kernel: str) -> dict[str, Any]:
+def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
     """The scenario document of a draft, with every pass as this guest's kernel ran it.
 
     kernel: its release. NotBuilt where a system call fails or the mappings are not those declared.
@@ -75,7 +75,7 @@ def _starved(draft: Draft) -> int | None:
     return min(orders, default=None)
 
 
-def _starve(session: Session, starved: int) -> None:
+def _starve(session: GuestSession, starved: int) -> None:
     try:
         session.eater.starve(starved)
     except CommandFailed as error:
@@ -88,7 +88,7 @@ ENOUGH_PAGES = 4096
 arise: which frames are free is the guest's history, and decides nothing."""
 
 
-def _check_blocks(session: Session, starved: int, when: str) -> None:
+def _check_blocks(session: GuestSession, starved: int, when: str) -> None:
     """NotBuilt unless what is free decides every allocation, without a look at single frames: no
     block of the order, and every smaller one can be had, by splitting if need be."""
     free = {int(order): count for order, count in session.eater.free_blocks().items()}
@@ -121,7 +121,7 @@ def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
     return document
 
 
-def _place(session: Session, declared: Declared, registered: Sequence[int]) -> list[_Placed]:
+def _place(session: GuestSession, declared: Declared, registered: Sequence[int]) -> list[_Placed]:
     """Each declared mapping with the kernel's; NotBuilt for the first that is not as declared."""
     placed: list[_Placed] = []
     tables: list[int] = []
@@ -149,7 +149,9 @@ def _by_process(placed: Sequence[_Placed]) -> dict[str, list[ObservedVma]]:
     return processes
 
 
-def _states(session: Session, declared: Declared, placed: Sequence[_Placed]) -> list[PagesState]:
+def _states(
+    session: GuestSession, declared: Declared, placed: Sequence[_Placed]
+) -> list[PagesState]:
     return session.states(_by_process(placed), declared.sleepers)
 
 
@@ -191,7 +193,7 @@ def _state(state: PagesState) -> dict[str, Any]:
 
 
 def _pass(
-    session: Session, draft: Draft, declared: Declared, placed: Sequence[_Placed]
+    session: GuestSession, draft: Draft, declared: Declared, placed: Sequence[_Placed]
 ) -> dict[str, Any]:
     starved = _starved(draft)
     if starved is not None:
@@ -212,9 +214,9 @@ def _pass(
     return document
 
 
-def _collapse_op(draft: Draft, declared: Declared) -> Op:
+def _collapse_op(draft: Draft, declared: Declared) -> Operation:
     assert draft.target is not None and declared.target is not None
     vma, by = declared.vmas[declared.target], draft.target.by
     if by == vma.process:
-        return Op(Verb.ADVISE, (vma.page, vma.pages, 25), by)
-    return Op(Verb.ADVISE_OTHER, (vma.process, vma.page, vma.pages, 25), by)
+        return Operation(Verb.ADVISE, (vma.page, vma.pages, 25), by)
+    return Operation(Verb.ADVISE_OTHER, (vma.process, vma.page, vma.pages, 25), by)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mthp.lab.errors import FAILED, HOST_LACKS, LabError
-from mthp.lab.kernels.kernels import Kernel
+from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.kernels.source import SELFTESTS
 from mthp.lab.session.kselftest import Output, parse_output
-from mthp.lab.session.session import Session
+from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed, GuestGone
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
-from mthp.lab.vm.qemu import Guest, Machine, boot
+from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
 
 __all__ = ["MTHP_ORDERS", "Invocation", "build", "guest_session", "run_selftest"]
 
@@ -76,12 +76,12 @@ def _why(stderr: str) -> str:
 
 
 @contextmanager
-def guest_session(kernel: Kernel) -> Iterator[tuple[Guest, Session]]:
+def guest_session(kernel: CachedKernel) -> Iterator[tuple[VirtualMachine, GuestSession]]:
     """A booted guest, swap on.
 
     LabError (5): it does not boot; (1): it ended in the middle, or cannot do what is asked.
     """
-    machine = Machine(
+    machine = MachineConfig(
         kernel.image,
         (build_initramfs(kernel),),
         memory=GUEST_MEMORY,
@@ -89,7 +89,7 @@ def guest_session(kernel: Kernel) -> Iterator[tuple[Guest, Session]]:
     )
     with boot(machine) as guest:
         try:
-            session = Session(guest.channel)
+            session = GuestSession(guest.channel)
             session.prepare([path for path, _ in guest_modules(kernel)])
             yield guest, session
         except GuestGone as error:
@@ -99,7 +99,10 @@ def guest_session(kernel: Kernel) -> Iterator[tuple[Guest, Session]]:
 
 
 def run_selftest(
-    guest: Guest, program: bytes, wanted: Iterable[Invocation], begun: Callable[[str], None]
+    guest: VirtualMachine,
+    program: bytes,
+    wanted: Iterable[Invocation],
+    begun: Callable[[str], None],
 ) -> dict[Invocation, Output]:
     """Run the program so, each time to its end. begun: told what is started."""
     channel = guest.channel

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mthp.image.runs import PagesState
-from mthp.lab.program.program import BASE, Madv, Op, Verb
-from mthp.lab.session.memory_pressure import DRAIN, ORDERS, THP, Eater, size_kb, switch
+from mthp.lab.program.program import BASE, Madv, Operation, Verb
+from mthp.lab.session.memory_pressure import DRAIN, ORDERS, THP, MemoryPressure, size_kb, switch
 from mthp.lab.session.observe import (
     FolioNames,
     ObservedVma,
@@ -23,7 +23,7 @@ from mthp.lab.session.observe import (
 )
 from mthp.lab.vm.channel import Channel, CommandFailed
 
-__all__ = ["BASE", "Counters", "Session"]
+__all__ = ["BASE", "Counters", "GuestSession"]
 
 REACH = 1 << 37
 """Bytes above BASE that count as memory under test."""
@@ -87,7 +87,7 @@ _NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OT
 """Operations that ask the guest something before they act: all before them must have been done."""
 
 
-def _is_collapse(op: Op) -> bool:
+def _is_collapse(op: Operation) -> bool:
     """MADV_COLLAPSE in a program: it does what it can, and may say that it could not."""
     return op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER) and op.numbers[2] == Madv.COLLAPSE
 
@@ -126,7 +126,7 @@ class Built:
     registered: list[int]
 
 
-class Session:
+class GuestSession:
     """khugepaged under control in a booted guest.
 
     Kernel: mm/khugepaged.c. Between scans the thread sleeps; a process of ours that is never
@@ -139,7 +139,7 @@ class Session:
         self._cut_short = False
         self._believed = -1
         self._orders = self._sizes()
-        self.eater = Eater(channel, self._orders)
+        self.eater = MemoryPressure(channel, self._orders)
         self._stat_paths = [
             (order, name, f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
             for order in self._orders
@@ -261,7 +261,7 @@ class Session:
         self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
         self._cut_short = False
 
-    def perform(self, program: Iterable[Op]) -> Built:
+    def perform(self, program: Iterable[Operation]) -> Built:
         """A program's operations, in order; CommandFailed names the first that failed."""
         self.write(f"{TRACING}/trace", "")
         waiting: list[str] = []
@@ -285,7 +285,7 @@ class Session:
     def _registered(self) -> list[int]:
         return entered(self._channel.ask(f"r {TRACING}/trace").decode())
 
-    def _commands(self, op: Op) -> list[str]:
+    def _commands(self, op: Operation) -> list[str]:
         """An operation as the agent's commands."""
         if op.verb is Verb.CGROUP:
             group = f"/sys/fs/cgroup/{op.args[0]}"
@@ -306,7 +306,7 @@ class Session:
     def _pid(self, process: str) -> int:
         return int(self._channel.ask(f"pid {process}"))
 
-    def _host_op(self, op: Op) -> None:
+    def _host_op(self, op: Operation) -> None:
         if op.verb is Verb.CLEAR_REFS:
             self.write(f"/proc/{self._pid(op.who)}/clear_refs", str(op.args[0]))
         elif op.verb is Verb.KSM:
@@ -437,7 +437,7 @@ class Session:
             return False
         return True
 
-    def collapse(self, op: Op) -> tuple[list[dict[str, Any]], int]:
+    def collapse(self, op: Operation) -> tuple[list[dict[str, Any]], int]:
         """An operation that is madvise(MADV_COLLAPSE); its events, and 0 or a negative errno."""
         command = self._commands(op)[0]
         errno = 0

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.session.memory_pressure import ORDERS, THP, size_kb
-from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, Session
+from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.interpreter import HELPER
 from mthp.words.settings import Settings
 
-__all__ = ["Job", "Scans", "Stage"]
+__all__ = ["Command", "Scans", "Workload"]
 
 CGROUP = "/sys/fs/cgroup/subject"
 JOBS = "/tmp/jobs"
@@ -33,7 +33,7 @@ COMMAND_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
-class Job:
+class Command:
     """A command as the guest is to run it. argv[0]: an absolute path. uid: 0 for root."""
 
     argv: tuple[str, ...]
@@ -56,7 +56,7 @@ class Scans:
     seconds: float
 
 
-class Stage:
+class Workload:
     """One guest for one subject: its processes are those of a cgroup of their own."""
 
     def __init__(self, channel: Channel, python: str) -> None:
@@ -64,7 +64,7 @@ class Stage:
         self._python = python
         self._jobs = self._subject = 0
         self._output = ""
-        self.session = Session(channel)
+        self.session = GuestSession(channel)
 
     def prepare(self, modules: list[str]) -> None:
         """Once after boot: khugepaged under control, and no size enabled."""
@@ -78,15 +78,15 @@ class Stage:
 
     # --- programs -------------------------------------------------------------------------
 
-    def run(self, job: Job, seconds: float = COMMAND_SECONDS) -> str:
+    def run(self, job: Command, seconds: float = COMMAND_SECONDS) -> str:
         """A command to its end; what it printed. LabError: it failed, with its last line."""
         return self._do(job.argv[0], job.document(), seconds)
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Command) -> None:
         """The subject, in the background."""
         self._output, self._subject = self._begin({**job.document(), "cgroup": CGROUP})
 
-    def start_beside(self, job: Job) -> None:
+    def start_beside(self, job: Command) -> None:
         """Something in the background that is not the subject: what makes load."""
         self._begin(job.document())
 
@@ -124,7 +124,7 @@ class Stage:
                 raise LabError(BAD_INPUT, why) from error
         return int(self._channel.ask(f"r {at}.done").split()[1])
 
-    def wait_for(self, job: Job, seconds: float) -> None:
+    def wait_for(self, job: Command, seconds: float) -> None:
         """Repeat a command until it succeeds. LabError: it did not in that time."""
         end = time.monotonic() + seconds
         while True:

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.kernels.kernels import Kernel, cache_dir
+from mthp.lab.kernels.kernels import CachedKernel, cache_dir
 from mthp.lab.kernels.modules import read_module
 from mthp.lab.vm.cpio import Cpio
 
@@ -64,7 +64,7 @@ def build_agent() -> Path:
     return target
 
 
-def guest_modules(kernel: Kernel, names: Iterable[str] = MODULES) -> list[tuple[str, Path]]:
+def guest_modules(kernel: CachedKernel, names: Iterable[str] = MODULES) -> list[tuple[str, Path]]:
     """(path in the guest, file here) of the modules to load, in load order, each once.
 
     None at all for a kernel that comes without modules.
@@ -76,7 +76,7 @@ def guest_modules(kernel: Kernel, names: Iterable[str] = MODULES) -> list[tuple[
     return list(found.items())
 
 
-def build_initramfs(kernel: Kernel, modules: Iterable[str] = MODULES) -> Path:
+def build_initramfs(kernel: CachedKernel, modules: Iterable[str] = MODULES) -> Path:
     """An initramfs for this kernel, made unless the cache has it."""
     agent = build_agent()
     wanted = guest_modules(kernel, modules)

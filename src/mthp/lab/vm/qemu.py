@@ -24,7 +24,7 @@ from pathlib import Path
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.vm.channel import Channel, GuestGone
 
-__all__ = ["Accel", "Guest", "Machine", "accel", "boot", "qemu_path"]
+__all__ = ["Accel", "MachineConfig", "VirtualMachine", "accel", "boot", "qemu_path"]
 
 QEMU = "qemu-system-x86_64"
 BOOT_SECONDS = 60.0
@@ -42,7 +42,7 @@ class Accel(StrEnum):
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineConfig:
     """What the guest is made of. memory: MiB. arguments: words on the kernel's command line."""
 
     kernel: Path
@@ -53,7 +53,7 @@ class Machine:
 
 
 @dataclass
-class Guest:
+class VirtualMachine:
     """A running guest: its channel, what runs it, what it said on its console, and QEMU's errors."""
 
     channel: Channel
@@ -100,7 +100,7 @@ def accel() -> Accel:
 
 
 @contextlib.contextmanager
-def boot(machine: Machine, how: Accel | None = None) -> Iterator[Guest]:
+def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMachine]:
     """A guest whose agent has answered; ended when the block is left, however it is left.
 
     LabError (5) where QEMU cannot be started or the kernel does not get as far as the agent.
@@ -116,7 +116,9 @@ def boot(machine: Machine, how: Accel | None = None) -> Iterator[Guest]:
         stack.callback(_end, process)
         stream = stack.enter_context(_accept(listener, process, home))
         channel = Channel(stream, BOOT_SECONDS, lambda: process.poll() is None)
-        guest = Guest(channel, how or accel(), process.pid, home / "console", home / ERRORS)
+        guest = VirtualMachine(
+            channel, how or accel(), process.pid, home / "console", home / ERRORS
+        )
         try:
             channel.wait_ready()
         except GuestGone as error:
@@ -132,7 +134,9 @@ def _common(how: Accel) -> list[str]:
     return ["-accel", how.value, "-cpu", cpu, "-nodefaults", "-no-user-config", "-display", "none"]
 
 
-def _start(machine: Machine, how: Accel, home: Path, initramfs: Path) -> subprocess.Popen[bytes]:
+def _start(
+    machine: MachineConfig, how: Accel, home: Path, initramfs: Path
+) -> subprocess.Popen[bytes]:
     words = ("console=ttyS0", "quiet", "panic=-1", *machine.arguments)
     command = [
         *(qemu_path(), *_common(how), "-machine", "pc", "-no-reboot"),

@@ -27,7 +27,7 @@ from mthp.races.cast.huge import HUGE
 from mthp.races.cast.moves import MOVES
 from mthp.races.cast.pages import PAGES
 from mthp.races.cast.rival import FIRST, HOLE, WINDOW, Act, Rival, Who
-from mthp.races.guest import Guest
+from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.races.stage import START, SWAP_SLOT, Size, Stage
 
 
@@ -244,7 +244,7 @@ def write_protect(stage: Stage) -> None:
 
 def add_guest(stage: Stage) -> None:
     """A guest that maps the first page already."""
-    stage.guest = Guest(stage.mm)
+    stage.guest = SecondaryMmu(stage.mm)
     stage.guest.sptes[START] = stage.pages[0]
 
 

@@ -17,7 +17,7 @@ from mthp.races.mutants.mutant import Half, Mutant
 from mthp.races.mutants.rivals import MORE, MORE_HALVES
 from mthp.races.stage import Size
 from mthp.races.variant import Edit
-from mthp.races.world import Hook, World
+from mthp.races.world import Hook, RaceWorld
 
 COLLAPSE = "khugepaged.collapse"
 NO_SYNC = Edit(
@@ -35,8 +35,10 @@ NO_BARRIER = Edit(
 PROFILE = "7.3"
 
 
-def _world(size: Size, *rivals: str, hook: Hook = Hook.NOTHING, profile: str = PROFILE) -> World:
-    return World(size, profile, rivals, hook)
+def _world(
+    size: Size, *rivals: str, hook: Hook = Hook.NOTHING, profile: str = PROFILE
+) -> RaceWorld:
+    return RaceWorld(size, profile, rivals, hook)
 
 
 PMD, WINDOW = Size.PMD, Size.WINDOW

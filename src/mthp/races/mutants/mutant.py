@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mthp.races.variant import Edit
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Mutant:
     where: str
     rule: str
     edits: tuple[Edit, ...]
-    world: World
+    world: RaceWorld
     laws: frozenset[int]
 
 
@@ -30,5 +30,5 @@ class Half:
     id: str
     rule: str
     edits: tuple[Edit, ...]
-    world: World
+    world: RaceWorld
     masked_by: str

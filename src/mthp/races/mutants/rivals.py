@@ -6,11 +6,11 @@ from __future__ import annotations
 from mthp.races.mutants.mutant import Half, Mutant
 from mthp.races.stage import Size
 from mthp.races.variant import Edit
-from mthp.races.world import World
+from mthp.races.world import RaceWorld
 
 
-def _world(size: Size, *rivals: str) -> World:
-    return World(size, "7.3", rivals)
+def _world(size: Size, *rivals: str) -> RaceWorld:
+    return RaceWorld(size, "7.3", rivals)
 
 
 PMD, WINDOW = Size.PMD, Size.WINDOW

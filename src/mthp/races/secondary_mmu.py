@@ -6,12 +6,12 @@ from __future__ import annotations
 from mthp.machine.locks import Rank, RwSem
 from mthp.mm.gup import gup_fast
 from mthp.mm.mm_types import Mm
-from mthp.mm.reports import Stored
+from mthp.mm.reports import StoredTo
 
 MOST_TRIES = 3
 
 
-class Guest:
+class SecondaryMmu:
     """sptes: address -> page, guarded by mmu_lock, as are the invalidation's count and sequence."""
 
     def __init__(self, mm: Mm) -> None:
@@ -51,7 +51,7 @@ class Guest:
                 if page is not None:
                     kernel.mem.content.write(page, value)
                     by = kernel.machine.current.name
-                    kernel.witness(Stored(self.mm, address, value, by))
+                    kernel.witness(StoredTo(self.mm, address, value, by))
                     return
             self.fault(address)
 
