@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Generator
+from typing import Final, NamedTuple
 
 from mthp.khugepaged.collapse import collapse_huge_page
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.mm_types import Kernel, Mm
-from mthp.words.events import OrderWalk
+from mthp.words.events import OrderPolicy, OrderWalk
 from mthp.words.results import ScanResult
+from mthp.words.units import Geometry
 
 NEXT_OFFSET: Final = frozenset({ScanResult.SUCCEED, ScanResult.PTE_MAPPED_HUGEPAGE})
 """After these the walk goes on behind the window."""
@@ -39,10 +41,94 @@ def max_order_from_offset(offset: int, pmd_order: int) -> int:
     return min((offset & -offset).bit_length() - 1, pmd_order) if offset else pmd_order
 
 
-def least_occupied(kernel: Kernel, cc: CollapseControl, order: int) -> int | None:
-    """PTEs a window of this order must hold; None if it is refused in any case."""
-    max_ptes_none = collapse_max_ptes_none(kernel, cc, None, order)
-    return None if max_ptes_none is None else (1 << order) - max_ptes_none
+class Window(NamedTuple):
+    """A window the walk came to: 1 << order PTEs from `offset` on, counted from the table's start.
+
+    occupied: PTEs in it that map a page, swapped ones too at PMD order. least: how many it must hold,
+    None where it is refused whatever it holds.
+    """
+
+    offset: int
+    order: int
+    occupied: int
+    least: int | None
+
+    @property
+    def suffices(self) -> bool:
+        """Whether it is attempted."""
+        return self.least is not None and self.occupied >= self.least
+
+
+Walk = Generator[Window, ScanResult | None, None]
+"""Windows in their order; sent the result of each, None where it was not attempted."""
+
+
+def windows(kernel: Kernel, cc: CollapseControl, seen: OrderWalk) -> Walk:
+    """Every window of an enabled order that the walk comes to, the largest first from each place.
+
+    Kernel: mm/khugepaged.c, mthp_collapse().
+    """
+    geometry, enabled_orders = kernel.geometry, seen.enabled_orders
+    least: dict[int, int | None] = {}
+    pmd_order = geometry.pmd_order
+    offset, order = 0, pmd_order
+    while offset < geometry.ptrs_per_pte:
+        nr_ptes = 1 << order
+        result = None
+        if enabled_orders >> order & 1:
+            if order not in least:  # asked, and warned, only once the walk gets to this order
+                max_ptes_none = collapse_max_ptes_none(kernel, cc, None, order)
+                least[order] = None if max_ptes_none is None else nr_ptes - max_ptes_none
+            occupied = (seen.present_ptes >> offset & ((1 << nr_ptes) - 1)).bit_count()
+            if order == pmd_order:
+                occupied += seen.unmapped
+            result = yield Window(offset, order, occupied, least[order])
+        lower_orders = enabled_orders & (nr_ptes - 1)
+        if result not in NEXT_OFFSET and order > geometry.min_order and lower_orders:
+            # The next enabled one; the kernel goes down one by one, and attempts the same windows.
+            order = lower_orders.bit_length() - 1
+            continue
+        offset += nr_ptes
+        order = max_order_from_offset(offset, pmd_order)
+
+
+def windows_of_policy(policy: OrderPolicy, seen: OrderWalk, geometry: Geometry) -> Walk:
+    """The windows that a policy of the user's own chooses, all of them to be attempted.
+
+    ValueError: a window that is not aligned to its size, not within the table, or below the
+    smallest or above the largest order a folio can have.
+    """
+    chosen = policy(seen)
+    results = chosen if isinstance(chosen, Generator) else None
+    iterator = iter(chosen)
+    window = next(iterator, None)
+    while window is not None:
+        offset, order = window
+        if not geometry.min_order <= order <= geometry.pmd_order:
+            raise ValueError(f"the order policy chose order {order}, which no folio here has")
+        if offset % (1 << order) or not 0 <= offset < geometry.ptrs_per_pte:
+            raise ValueError(f"the order policy chose PTE {offset} for a window of order {order}")
+        occupied = (seen.present_ptes >> offset & ((1 << (1 << order)) - 1)).bit_count()
+        result = yield Window(offset, order, occupied, 0)
+        try:
+            window = results.send(result) if results is not None else next(iterator, None)
+        except StopIteration:
+            return
+
+
+def walk_of(kernel: Kernel, cc: CollapseControl, seen: OrderWalk) -> Walk:
+    """The walk over one table: the kernel's own, or that of the policy it was given."""
+    if kernel.order_policy is None:
+        return windows(kernel, cc, seen)
+    return windows_of_policy(kernel.order_policy, seen, kernel.geometry)
+
+
+def next_window(walk: Walk, result: ScanResult | None) -> Window | None:
+    """The window after one that had this result; None at the end of the table."""
+    try:
+        return walk.send(result)
+    except StopIteration:
+        return None
 
 
 def mthp_collapse(
@@ -55,41 +141,24 @@ def mthp_collapse(
     Kernel: mm/khugepaged.c, mthp_collapse().
     """
     kernel = mm.kernel
-    geometry = kernel.geometry
-    least: dict[int, int | None] = {}
-    kernel.trace(OrderWalk(mm.number, address, cc.present_ptes, unmapped, enabled_orders))
+    seen = OrderWalk(mm.number, address, cc.present_ptes, unmapped, enabled_orders)
+    kernel.trace(seen)
     last_result = ScanResult.FAIL
     collapsed = alloc_failed = False
-    pmd_order, end = geometry.pmd_order, geometry.ptrs_per_pte
-    offset, order = 0, pmd_order
-    while offset < end:
-        nr_ptes = 1 << order
-        go_on_behind = False
-        if enabled_orders >> order & 1:
-            if order not in least:  # asked, and warned, only once the walk gets to this order
-                least[order] = least_occupied(kernel, cc, order)
-            wanted = least[order]
-            occupied = (cc.present_ptes >> offset & ((1 << nr_ptes) - 1)).bit_count()
-            if order == pmd_order:
-                occupied += unmapped
-            if wanted is not None and occupied >= wanted:
-                window = address + (offset << geometry.page_shift)
-                result = collapse_huge_page(mm, window, referenced, unmapped, cc, order)
-                collapsed |= result is ScanResult.SUCCEED
-                alloc_failed |= result is ScanResult.ALLOC_HUGE_PAGE_FAIL
-                if result in NEXT_OFFSET:
-                    go_on_behind = True
-                else:
-                    last_result = result
-                    if result not in LOWER_ORDER:
-                        break
-        lower_orders = enabled_orders & (nr_ptes - 1)
-        if not go_on_behind and order > geometry.min_order and lower_orders:
-            # The next enabled one; the kernel goes down one by one, and attempts the same windows.
-            order = lower_orders.bit_length() - 1
-            continue
-        offset += nr_ptes
-        order = max_order_from_offset(offset, pmd_order)
+    walk = walk_of(kernel, cc, seen)
+    window = next_window(walk, None)
+    while window is not None:
+        result = None
+        if window.suffices:
+            start = address + (window.offset << kernel.geometry.page_shift)
+            result = collapse_huge_page(mm, start, referenced, unmapped, cc, window.order)
+            collapsed |= result is ScanResult.SUCCEED
+            alloc_failed |= result is ScanResult.ALLOC_HUGE_PAGE_FAIL
+            if result not in NEXT_OFFSET:
+                last_result = result
+                if result not in LOWER_ORDER:
+                    break
+        window = next_window(walk, result)
     if collapsed:
         return ScanResult.SUCCEED
     return ScanResult.ALLOC_HUGE_PAGE_FAIL if alloc_failed else last_result

@@ -23,7 +23,7 @@ from mthp.mm.page_counter import MemCgroup
 from mthp.mm.swap_table import SwapDevice
 from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.mm.vmstat import VmStat
-from mthp.words.events import Event
+from mthp.words.events import Event, OrderPolicy
 from mthp.words.profiles import DEFAULT, Guard, Profile
 from mthp.words.results import KernelBug
 from mthp.words.settings import Settings
@@ -316,7 +316,8 @@ class Kernel:
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows.
     witness: told what actors other than khugepaged did, for whoever checks laws.
-    pte_maps: tables mapped and not yet unmapped; 0 whenever nobody works.
+    pte_maps: tables mapped and not yet unmapped; 0 whenever nobody works. order_policy: chooses windows
+    in the kernel's place.
     """
 
     def __init__(
@@ -351,6 +352,7 @@ class Kernel:
         self.warnings: dict[str, str] = {}
         self.witness: Callable[[object], None] = lambda _: None
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
+        self.order_policy: OrderPolicy | None = None
 
     @property
     def this_cpu(self) -> Cpu:

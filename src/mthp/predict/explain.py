@@ -14,8 +14,7 @@ import numpy as np
 
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
-from mthp.khugepaged.limits import collapse_max_ptes_none
-from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, max_order_from_offset
+from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, Window, next_window, walk_of
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
@@ -23,7 +22,6 @@ from mthp.predict.measure import TablePart, populated_parts
 from mthp.predict.passes import TableLog
 from mthp.predict.records import Refusal, RefusedAt
 from mthp.words.results import ScanResult
-from mthp.words.units import MTHP_MIN_ORDER
 
 REASONS = {
     ScanResult.FAIL: "a page could not be brought in: a guard, poison or unreadable swap entry",
@@ -85,7 +83,7 @@ def vma_gate(kernel: Kernel, vma: Vma) -> VmaGate | None:
     return answer if isinstance(answer, VmaGate) else None
 
 
-def table_gates(kernel: Kernel, vma: Vma, log: TableLog) -> list[Gate | None]:
+def table_gates(kernel: Kernel, log: TableLog) -> list[Gate | None]:
     """The last gate of every PTE of one scanned table."""
     geometry = kernel.geometry
     nr = geometry.ptrs_per_pte
@@ -96,72 +94,47 @@ def table_gates(kernel: Kernel, vma: Vma, log: TableLog) -> list[Gate | None]:
         return [gate] * nr
     gates: list[Gate | None] = [None] * nr
     base = log.scan.address
-    for offset, order, gate in _walk(kernel, vma, base, log):
+    for offset, order, gate in _walk(kernel, base, log):
         count = min(1 << order, nr - offset)
         gates[offset : offset + count] = [gate] * count
     return gates
 
 
-def _walk(kernel: Kernel, vma: Vma, base: int, log: TableLog) -> Iterator[tuple[int, int, Gate]]:
-    """(offset, order, gate) for each enabled window that mthp_collapse() came to, in its order."""
-    walk = log.walk
-    assert walk is not None
+def _walk(kernel: Kernel, base: int, log: TableLog) -> Iterator[tuple[int, int, Gate]]:
+    """(offset, order, gate) for each window that mthp_collapse() came to, in its order."""
+    assert log.walk is not None
     geometry = kernel.geometry
     results = {
         ((address - base) >> geometry.page_shift, order): result
         for address, order, result in log.attempts
     }
-    cc = CollapseControl(Caller.KHUGEPAGED)
-    offset, order = 0, geometry.pmd_order
-    while offset < geometry.ptrs_per_pte:
-        nr_ptes = 1 << order
+    walk = walk_of(kernel, CollapseControl(Caller.KHUGEPAGED), log.walk)
+    window = next_window(walk, None)
+    while window is not None:
+        offset, order = window.offset, window.order
         result = results.get((offset, order))
-        if result is not None:
+        if result is None:
+            yield offset, order, _too_few(window)
+        else:
             reason = SUCCEEDED if result is ScanResult.SUCCEED else REASONS[result]
-            gate = Gate(RefusedAt.ATTEMPT, result.string, order, reason)
-            yield offset, order, gate
+            yield offset, order, Gate(RefusedAt.ATTEMPT, result.string, order, reason)
             if result not in NEXT_OFFSET and result not in LOWER_ORDER:
-                rest = offset + nr_ptes
+                rest = offset + (1 << order)
+                reason = f"the table ended earlier: {reason}"
+                gate = Gate(RefusedAt.ATTEMPT, result.string, order, reason)
                 if rest < geometry.ptrs_per_pte:
-                    yield (
-                        rest,
-                        geometry.pmd_order,
-                        Gate(
-                            RefusedAt.ATTEMPT,
-                            result.string,
-                            order,
-                            f"the table ended earlier: {reason}",
-                        ),
-                    )
+                    yield rest, geometry.pmd_order, gate
                 return
-        elif walk.enabled_orders >> order & 1:
-            yield (
-                offset,
-                order,
-                _too_few(kernel, cc, walk.present_ptes, offset, order, walk.unmapped),
-            )
-        if result not in NEXT_OFFSET and order > MTHP_MIN_ORDER:
-            lower = walk.enabled_orders & (nr_ptes - 1)
-            if lower:
-                order = lower.bit_length() - 1
-                continue
-        offset += nr_ptes
-        order = max_order_from_offset(offset, geometry.pmd_order)
+        window = next_window(walk, result)
 
 
-def _too_few(
-    kernel: Kernel, cc: CollapseControl, present: int, offset: int, order: int, unmapped: int
-) -> Gate:
-    nr_ptes = 1 << order
-    occupied = (present >> offset & ((1 << nr_ptes) - 1)).bit_count()
-    if order == kernel.geometry.pmd_order:
-        occupied += unmapped
-    limit = collapse_max_ptes_none(kernel, cc, None, order)
-    if limit is None:
+def _too_few(window: Window) -> Gate:
+    if window.least is None:
         reason = "max_ptes_none is neither 0 nor its maximum: no collapse below PMD order"
     else:
+        limit = (1 << window.order) - window.least
         reason = f"{'no' if limit == 0 else f'at most {limit}'} empty PTEs allowed in the window"
-    return Gate(RefusedAt.OCCUPANCY, TOO_FEW, order, reason)
+    return Gate(RefusedAt.OCCUPANCY, TOO_FEW, window.order, reason)
 
 
 def explain_vma(
@@ -202,7 +175,7 @@ def explain_vma(
             ]
             gates *= part.count
         else:
-            gates = table_gates(kernel, vma, log)[part.index : part.index + part.count]
+            gates = table_gates(kernel, log)[part.index : part.index + part.count]
         yield from _runs(vma, part, gates, wanted, geometry.page_size)
 
 

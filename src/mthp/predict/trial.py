@@ -57,6 +57,7 @@ class Trial:
         self.kernel.node_reclaim = source.node_reclaim
         self.kernel.node_reclaim_distance = source.node_reclaim_distance
         self.kernel.distances = source.distances
+        self.kernel.order_policy = source.order_policy
         self.pmd_addr = pmd_addr
         memcg = vma.vm_mm.memcg
         if memcg is not None:

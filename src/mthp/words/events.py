@@ -7,7 +7,7 @@ Kernel: include/trace/events/huge_memory.h. The kernel's anonymous events carry 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from mthp.words.results import ScanResult
@@ -114,6 +114,13 @@ class OrderWalk(NamedTuple):
     present_ptes: int
     unmapped: int
     enabled_orders: int
+
+
+OrderPolicy = Callable[[OrderWalk], Iterable[tuple[int, int]]]
+"""Chooses windows in a table that passed the scan: (offset in PTEs from the table's start, order).
+
+A generator is sent the ScanResult of each window before it is asked for the next.
+"""
 
 
 class Slept(NamedTuple):
