@@ -25,7 +25,7 @@ from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.mm.vmstat import VmStat
 from mthp.words.events import Event
 from mthp.words.profiles import DEFAULT, Guard, Profile
-from mthp.words.results import KernelBug
+from mthp.words.results import KernelBug, Rule
 from mthp.words.settings import Settings
 
 
@@ -406,6 +406,6 @@ class Kernel:
             return
         guard = self.profile.guard
         if guard is Guard.BUG_ON:
-            raise KernelBug(f"BUG_ON in {site}: {text}")
+            raise KernelBug(Rule.STATE, f"BUG_ON in {site}: {text}")
         if guard is Guard.WARN_ON_ONCE or self.profile.debug_vm:
             self.warn_once(site, text)
