@@ -86,7 +86,7 @@ class Watch:
             self._before[id(mm.mmap_lock)] = self._before_mmap_lock
         for each in kernel.anon_vmas:
             self._before[id(each.rwsem)] = self._before_anon_vma
-        kernel.witness = self._witness
+        kernel.report = self._report
         kernel.trace = self._trace
 
     def say(self, law: int, text: str) -> None:
@@ -336,7 +336,7 @@ class Watch:
 
     # What is said
 
-    def _witness(self, said: object) -> None:
+    def _report(self, said: object) -> None:
         if isinstance(said, InstructionEnds):
             self._tlb(said.cpu)
         else:

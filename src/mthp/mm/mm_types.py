@@ -315,7 +315,7 @@ class Kernel:
 
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows.
-    witness: told what actors other than khugepaged did, for whoever checks laws.
+    report: is called with the facts of mm.reports, which laws need and no word of memory holds.
     pte_maps: tables mapped and not yet unmapped; 0 whenever nobody works.
     """
 
@@ -349,7 +349,7 @@ class Kernel:
         self.events: list[Event] = []
         self.trace: Callable[[Event], None] = self.events.append
         self.warnings: dict[str, str] = {}
-        self.witness: Callable[[object], None] = lambda _: None
+        self.report: Callable[[object], None] = lambda _: None
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
 
     @property
