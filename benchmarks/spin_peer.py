@@ -125,8 +125,8 @@ class Observed:
         self.machine, self.tasks = stage.machine, stage.tasks
         self.users = len(stage.tasks) - 1
         self.loaded = {task.name: -1 for task, _ in stage.tasks}
-        self._witness = stage.kernel.witness
-        stage.kernel.witness = self._said
+        self._report = stage.kernel.report
+        stage.kernel.report = self._said
 
     @property
     def broken(self) -> Sequence[Any]:
@@ -136,7 +136,7 @@ class Observed:
     def _said(self, said: object) -> None:
         if isinstance(said, LoadedFrom):
             self.loaded[said.by] = said.value
-        self._witness(said)
+        self._report(said)
 
     def before(self, access: Access, word: Any, index: int) -> None:
         """As the stage."""

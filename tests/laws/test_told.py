@@ -38,30 +38,30 @@ def laws(stage: Stage) -> set[int]:
 
 
 def lose_store(stage: Stage, mm: Mm) -> None:
-    stage.kernel.witness(StoredTo(mm, START, 200, "store"))
+    stage.kernel.report(StoredTo(mm, START, 200, "store"))
 
 
 def survive_zap(stage: Stage, mm: Mm) -> None:
-    stage.kernel.witness(Zapped(mm, START, END, "zap"))
+    stage.kernel.report(Zapped(mm, START, END, "zap"))
 
 
 def stay(stage: Stage, mm: Mm) -> None:
-    stage.kernel.witness(Moving(mm, START, FAR, 0x2000, "mremap"))
+    stage.kernel.report(Moving(mm, START, FAR, 0x2000, "mremap"))
 
 
 def map_failed(stage: Stage, mm: Mm) -> None:
     stage.kernel.mem.refcount.raw[stage.pages[0]] += 1
-    stage.kernel.witness(Poisoned(stage.pages[0], unmapped=True))
+    stage.kernel.report(Poisoned(stage.pages[0], unmapped=True))
 
 
 def fill(stage: Stage, mm: Mm) -> None:
-    stage.kernel.witness(Registered(mm, START, END))
+    stage.kernel.report(Registered(mm, START, END))
     stage.table.ptes.raw[1] = zero_pte()
 
 
 def lose_mark(stage: Stage, mm: Mm) -> None:
-    stage.kernel.witness(SoftDirtyCleared(mm, START, END, "soft-dirty"))
-    stage.kernel.witness(StoredTo(mm, START, 100, "soft-dirty"))
+    stage.kernel.report(SoftDirtyCleared(mm, START, END, "soft-dirty"))
+    stage.kernel.report(StoredTo(mm, START, 100, "soft-dirty"))
     stage.table.ptes.raw[0] &= ~SOFT_DIRTY
 
 
@@ -90,7 +90,7 @@ def test_a_page_of_failed_memory_reads_nothing() -> None:
     world = stage()
     page = world.pages[0]
     mem = world.kernel.mem
-    world.kernel.witness(Poisoned(page, unmapped=True))
+    world.kernel.report(Poisoned(page, unmapped=True))
     world.table.ptes.raw[0] = leaf_pte(Leaf.HWPOISON, page)
     world.mm.counters["MM_ANONPAGES"] -= 1
     mem.mapcount.raw[page] = 0
@@ -99,21 +99,21 @@ def test_a_page_of_failed_memory_reads_nothing() -> None:
 
 def test_a_page_that_was_given_up_may_be_there_or_not() -> None:
     world = stage()
-    world.kernel.witness(Discarding(world.mm, START, END))
+    world.kernel.report(Discarding(world.mm, START, END))
     assert laws(world) == set()
 
 
 def test_a_store_before_the_marks_were_cleared_leaves_none() -> None:
     world = stage()
-    world.kernel.witness(StoredTo(world.mm, START, 100, "soft-dirty"))
-    world.kernel.witness(SoftDirtyCleared(world.mm, START, END, "soft-dirty"))
+    world.kernel.report(StoredTo(world.mm, START, 100, "soft-dirty"))
+    world.kernel.report(SoftDirtyCleared(world.mm, START, END, "soft-dirty"))
     world.table.ptes.raw[0] &= ~SOFT_DIRTY
     assert laws(world) == set()
 
 
 def test_an_mm_that_has_ended_may_not_be_walked() -> None:
     world = stage()
-    world.kernel.witness(Gone(world.mm))
+    world.kernel.report(Gone(world.mm))
     pmd = pmd_ptr(world.mm, START)
     assert pmd is not None
     world.machine.on_step = world.before
@@ -123,7 +123,7 @@ def test_an_mm_that_has_ended_may_not_be_walked() -> None:
 
 def test_what_the_monitor_moved_in_is_asked_for() -> None:
     world = stage()
-    world.kernel.witness(Registered(world.mm, START, END))
-    world.kernel.witness(Moving(world.mm, FAR, START + 0x1000, 0x1000, "uffd-move-in"))
+    world.kernel.report(Registered(world.mm, START, END))
+    world.kernel.report(Moving(world.mm, FAR, START + 0x1000, 0x1000, "uffd-move-in"))
     world.table.ptes.raw[1] = zero_pte(YOUNG)
     assert laws(world) == set()

@@ -11,7 +11,7 @@ from mthp.machine.cpu import Busy
 from mthp.machine.locks import Hold, Rank, RwSem
 from mthp.machine.memory import Words
 from mthp.machine.step import Access, Machine, Task
-from mthp.words.results import KernelBug
+from mthp.words.results import KernelBug, Rule
 
 Line = tuple[str, int]
 """("read" | "write" | "add", word), ("lock" | "rlock" | "try" | "unlock", lock),
@@ -81,7 +81,7 @@ class Program:
     def take(self, count: int) -> None:
         """A reference; KernelBug where there was none, as folio_get()."""
         if not self.counts.take(count, 1):
-            raise KernelBug("no reference to take another from")
+            raise KernelBug(Rule.COUNTS, "no reference to take another from")
 
     def wait_for(self, word: int, mask: int) -> None:
         """Until a flag is clear."""

@@ -24,7 +24,7 @@ from mthp.mm.pgtable import PteMap, pmd_lock, pmdp_collapse_flush, pte_offset_ma
 from mthp.mm.rmap import anon_vma_lock_write
 from mthp.words.events import Attempt, CollapseHugePage
 from mthp.words.profiles import UnmapOrder
-from mthp.words.results import KernelBug, Refused, ScanResult
+from mthp.words.results import KernelBug, Refused, Rule, ScanResult
 
 
 class _Leaving:
@@ -63,7 +63,9 @@ def collapse_huge_page(
     kernel = mm.kernel
     mm.mmap_lock.assert_not_held()
     if start_addr & (kernel.geometry.order_bytes(order) - 1):
-        raise KernelBug(f"collapse_huge_page: {start_addr:#x} is not aligned to order {order}")
+        raise KernelBug(
+            Rule.STATE, f"collapse_huge_page: {start_addr:#x} is not aligned to order {order}"
+        )
     kernel.trace(Attempt(mm.number, start_addr, order))
     pmd_addr = kernel.geometry.pmd_addr(start_addr)
     result = ScanResult.SUCCEED

@@ -21,7 +21,7 @@ from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Kernel, Mm, Vma, vma_is_anonymous
 from mthp.words.events import KhugepagedScan, Slept
 from mthp.words.profiles import ScanCost
-from mthp.words.results import KernelBug, ScanResult
+from mthp.words.results import KernelBug, Rule, ScanResult
 
 
 def collapse_single_pmd(address: int, vma: Vma, mmap_lock: Hold, cc: CollapseControl) -> ScanResult:
@@ -62,7 +62,7 @@ class Khugepaged:
     def khugepaged_enter(self, mm: Mm) -> None:
         """Put an mm just behind the cursor's round. Kernel: __khugepaged_enter()."""
         if collapse_test_exit(mm):
-            raise KernelBug(f"{mm} is registered after its last user left")
+            raise KernelBug(Rule.STATE, f"{mm} is registered after its last user left")
         if mm.mm_flags_test(MMF_VM_HUGEPAGE):
             return
         mm.mm_flags_set(MMF_VM_HUGEPAGE)
@@ -156,7 +156,7 @@ class Khugepaged:
                 result, finished = self._scan_vmas(mm, mmap_lock, progress_max)
         with self.mm_lock.lock():
             if self.mm_slot is not mm:
-                raise KernelBug("the scan cursor moved while its mm was scanned")
+                raise KernelBug(Rule.STATE, "the scan cursor moved while its mm was scanned")
             if finished or collapse_test_exit_or_disable(mm):
                 self._advance(mm)
         self.kernel.trace(

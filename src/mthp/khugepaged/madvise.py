@@ -15,7 +15,7 @@ from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Mm, Vma
 from mthp.words.profiles import EmptyRange
-from mthp.words.results import KernelBug, Refused, ScanResult
+from mthp.words.results import KernelBug, Refused, Rule, ScanResult
 
 THP: Final = frozenset({ScanResult.SUCCEED, ScanResult.PMD_MAPPED})
 """The range is huge now."""
@@ -64,7 +64,9 @@ def madvise_collapse(vma: Vma, start: int, end: int) -> int:
     mm = vma.vm_mm
     with mm.mmap_read_lock() as mmap_lock:
         if not vma.vm_start <= start <= end <= vma.vm_end:
-            raise KernelBug(f"BUG_ON in madvise_collapse: {start:#x}-{end:#x} leaves {vma}")
+            raise KernelBug(
+                Rule.STATE, f"BUG_ON in madvise_collapse: {start:#x}-{end:#x} leaves {vma}"
+            )
         if not collapse_possible_orders(vma, vma.vm_flags, Tva.FORCED_COLLAPSE):
             return -errno.EINVAL
         hstart = mm.geometry.pmd_align_up(start)

@@ -25,7 +25,7 @@ from mthp.mm.pgtable_types import pte_none_or_zero, pte_present, pte_swp_uffd_an
 from mthp.vectorised.plain_pages import may_look_at_once, plain_pages
 from mthp.words.events import NO_PFN, ScanPmd
 from mthp.words.profiles import ScanCost
-from mthp.words.results import KernelBug, Refused, ScanResult
+from mthp.words.results import KernelBug, Refused, Rule, ScanResult
 
 
 class Scan:
@@ -191,7 +191,7 @@ def collapse_scan_pmd(
     kernel = mm.kernel
     geometry = kernel.geometry
     if start_addr & (geometry.pmd_size - 1):
-        raise KernelBug(f"collapse_scan_pmd: {start_addr:#x} is not PMD aligned")
+        raise KernelBug(Rule.STATE, f"collapse_scan_pmd: {start_addr:#x} is not PMD aligned")
     scan = Scan(vma, start_addr, cc)
     pte: PteMap | None = None
     try:

@@ -42,7 +42,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.reports import InstructionEnds
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 from mthp.words.events import CollapseHugePage, Event
-from mthp.words.results import KernelBug, ScanResult
+from mthp.words.results import KernelBug, Rule, ScanResult
 
 
 class Broken(NamedTuple):
@@ -86,7 +86,7 @@ class Watch:
             self._before[id(mm.mmap_lock)] = self._before_mmap_lock
         for each in kernel.anon_vmas:
             self._before[id(each.rwsem)] = self._before_anon_vma
-        kernel.witness = self._witness
+        kernel.report = self._report
         kernel.trace = self._trace
 
     def say(self, law: int, text: str) -> None:
@@ -141,9 +141,7 @@ class Watch:
     def raised(self, task: Task, error: Exception) -> None:
         """A task ended with an error: the engine's own checks, or a dangling object."""
         if isinstance(error, KernelBug):
-            text = str(error)
-            counts = "reference" in text or "freed" in text
-            self.say(5 if counts else 9, f"{task.name}: {text}")
+            self.say(5 if error.rule is Rule.COUNTS else 9, f"{task.name}: {error}")
         else:
             self.say(1, f"{task.name}: {type(error).__name__}: {error}")
 
@@ -338,7 +336,7 @@ class Watch:
 
     # What is said
 
-    def _witness(self, said: object) -> None:
+    def _report(self, said: object) -> None:
         if isinstance(said, InstructionEnds):
             self._tlb(said.cpu)
         else:

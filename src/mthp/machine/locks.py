@@ -14,7 +14,7 @@ from types import TracebackType
 
 from mthp.machine.memory import Cell
 from mthp.machine.step import Access, Machine
-from mthp.words.results import KernelBug
+from mthp.words.results import KernelBug, Rule
 
 
 class Rank(IntEnum):
@@ -66,7 +66,7 @@ class Hold:
     def release(self) -> None:
         """Unlock now. Releasing twice is a KernelBug."""
         if not self.active:
-            raise KernelBug(f"{self.lock} is unlocked twice")
+            raise KernelBug(Rule.LOCKS, f"{self.lock} is unlocked twice")
         self.active = False
         if self.on_release is not None and not self.lock.machine.abandoned:
             self.on_release()
@@ -143,7 +143,9 @@ class Lock:
         elif hold in held:
             held.remove(hold)
         else:
-            raise KernelBug(f"{machine.current.name} unlocks {self}, which it does not hold")
+            raise KernelBug(
+                Rule.LOCKS, f"{machine.current.name} unlocks {self}, which it does not hold"
+            )
         self.word.value = self.word.value - 1 if hold.mode is READ else 0
         if machine.current.buffer is not None:
             machine.current.buffer.after_release()
@@ -151,9 +153,11 @@ class Lock:
     def _check_order(self, held: list[Hold]) -> None:
         for other in held:
             if other.lock is self:
-                raise KernelBug(f"{self.machine.current.name} takes {self} and holds it already")
+                raise KernelBug(
+                    Rule.LOCKS, f"{self.machine.current.name} takes {self} and holds it already"
+                )
             if other.lock.rank > self.rank:
-                raise KernelBug(f"lock order: {self} is taken under {other.lock}")
+                raise KernelBug(Rule.LOCKS, f"lock order: {self} is taken under {other.lock}")
 
     def held_mode(self) -> Mode | None:
         """How the running task holds this lock, or None. Not a step."""
@@ -167,13 +171,15 @@ class Lock:
         actual = self.held_mode()
         if actual is None or (mode is WRITE and actual is READ):
             wanted = f" for {mode.value}" if mode else ""
-            raise KernelBug(f"{self} must be held{wanted}, and is {self._state(actual)}")
+            raise KernelBug(
+                Rule.LOCKS, f"{self} must be held{wanted}, and is {self._state(actual)}"
+            )
 
     def assert_not_held(self) -> None:
         """KernelBug if the running task holds it."""
         actual = self.held_mode()
         if actual is not None:
-            raise KernelBug(f"{self} must not be held, and is {self._state(actual)}")
+            raise KernelBug(Rule.LOCKS, f"{self} must not be held, and is {self._state(actual)}")
 
     def _state(self, mode: Mode | None) -> str:
         return "not held" if mode is None else f"held for {mode.value}"

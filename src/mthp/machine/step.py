@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mthp.words.results import KernelBug
+from mthp.words.results import KernelBug, Rule
 
 if TYPE_CHECKING:
     from mthp.machine.locks import Hold
@@ -106,7 +106,8 @@ class Machine:
         """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
         if self.on_block is None:
             raise KernelBug(
-                f"{self.current.name} waits for {lock} for ever: nobody runs to release it"
+                Rule.LOCKS,
+                f"{self.current.name} waits for {lock} for ever: nobody runs to release it",
             )
         self.on_block(lock)
 

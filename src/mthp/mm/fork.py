@@ -99,8 +99,8 @@ def dup_mmap_failing(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) ->
     The rest of the child's tree are placeholders, and the child is registered with khugepaged only
     if there are none. Kernel: mm/mmap.c, dup_mmap(), the XA_ZERO_ENTRY path; kernel/fork.c.
     """
-    witness = parent.kernel.witness
-    witness(Halfway(child, True))
+    report = parent.kernel.report
+    report(Halfway(child, True))
     with parent.mmap_write_lock(), child.mmap_write_lock():
         child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
         register_if_complete(child, khugepaged_fork, complete=False)
@@ -135,7 +135,7 @@ def exit_mmap(mm: Mm) -> None:
         notifier.invalidate_range_start(mm, vmas[0].vm_start, vmas[-1].vm_end)
     with mm.mmap_read_lock():
         for vma in vmas:
-            kernel.witness(Zapping(mm, vma.vm_start, vma.vm_end))
+            kernel.report(Zapping(mm, vma.vm_start, vma.vm_end))
             for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
                 freed += zap_pmd_range(vma, start, start + size)
     with mm.mmap_write_lock():
@@ -145,7 +145,7 @@ def exit_mmap(mm: Mm) -> None:
                 free_pgtables(vma, start)
             first, last = vma.vm_start >> shift, vma.vm_end >> shift
             flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
-            kernel.witness(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
-        kernel.witness(Gone(mm))
+            kernel.report(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
+        kernel.report(Gone(mm))
     for folio in freed:
         kernel.mem.folio_put(folio)

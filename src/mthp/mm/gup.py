@@ -127,6 +127,6 @@ def pin_and_write(mm: Mm, address: int, value: int) -> None:
     if page is None:
         return
     exclusive = kernel.mem.page_flags.raw[kernel.mem.page_folio(page)] & PAGE_ANON_EXCLUSIVE != 0
-    kernel.witness(Pinned(mm, address, page, exclusive))
+    kernel.report(Pinned(mm, address, page, exclusive))
     kernel.mem.content.write(page, value)
-    kernel.witness(StoredTo(mm, address, value, kernel.machine.current.name))
+    kernel.report(StoredTo(mm, address, value, kernel.machine.current.name))

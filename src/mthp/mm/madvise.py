@@ -49,7 +49,7 @@ def madvise_free_single_vma(vma: Vma, start: int, end: int) -> None:
     mm = vma.vm_mm
     kernel = mm.kernel
     shift = kernel.geometry.page_shift
-    kernel.witness(Discarding(mm, start, end))
+    kernel.report(Discarding(mm, start, end))
     with mmu_notifier_invalidate_range(mm, start, end):
         pmd = mm_find_pmd(mm, start)
         huge = pmd is None or pmd_trans_huge(pmdp_get_lockless(pmd))  # madvise_free_huge_pmd()
@@ -99,7 +99,7 @@ def madvise_dontneed(mm: Mm, start: int, end: int) -> None:
         if vma is None or start < vma.vm_start:
             return
         madvise_dontneed_single_vma(vma, start, end)
-    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
 def madvise_dontneed_vma_locked(mm: Mm, start: int, end: int) -> None:
@@ -113,10 +113,10 @@ def madvise_dontneed_vma_locked(mm: Mm, start: int, end: int) -> None:
         return
     madvise_dontneed_single_vma(vma, start, end)
     vma.vm_lock.leave()
-    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
 def madvise_dontneed_single_vma(vma: Vma, start: int, end: int) -> None:
     """Caller holds the VMA or mmap_lock. Kernel: mm/madvise.c, madvise_dontneed_single_vma()."""
-    vma.vm_mm.kernel.witness(Zapping(vma.vm_mm, start, end))
+    vma.vm_mm.kernel.report(Zapping(vma.vm_mm, start, end))
     zap_page_range_single(vma, start, min(end, vma.vm_end))

@@ -29,7 +29,7 @@ from mthp.mm.page_flags import (
     PG_SWAPCACHE,
 )
 from mthp.mm.vmstat import VmStat
-from mthp.words.results import KernelBug
+from mthp.words.results import KernelBug, Rule
 
 _ROWS: Final = {
     "head": "q", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
@@ -157,7 +157,7 @@ class MemMap:
     def folio_get(self, folio: int) -> None:
         """Kernel: include/linux/mm.h, folio_get()."""
         if not self.refcount.take(folio, 1):
-            raise KernelBug(f"folio {folio} is referenced after it was freed")
+            raise KernelBug(Rule.COUNTS, f"folio {folio} is referenced after it was freed")
 
     def folio_try_get(self, folio: int) -> bool:
         """A reference, unless it is being freed. Kernel: include/linux/page_ref.h, folio_try_get()."""
@@ -173,7 +173,7 @@ class MemMap:
         if left == 0:
             self.free_folio(folio)
         elif left < 0:
-            raise KernelBug(f"folio {folio}: reference count {left}")
+            raise KernelBug(Rule.COUNTS, f"folio {folio}: reference count {left}")
 
     def free_folio(self, folio: int) -> None:
         """Free a folio without references. Kernel: mm/folio.c, __folio_put()."""
@@ -181,9 +181,9 @@ class MemMap:
         order = self.order.raw[folio]
         nr = 1 << order
         if flags & PG_LOCKED:
-            raise KernelBug(f"folio {folio} is freed while locked")
+            raise KernelBug(Rule.COUNTS, f"folio {folio} is freed while locked")
         if self.folio_mapcount(folio) != 0:
-            raise KernelBug(f"folio {folio} is freed while mapped")
+            raise KernelBug(Rule.COUNTS, f"folio {folio} is freed while mapped")
         self.folio_unqueue_deferred_split(folio)
         memcg = self.memcg.raw[folio]
         if memcg:
@@ -242,7 +242,7 @@ class MemMap:
     def folio_unlock(self, folio: int) -> None:
         """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
         if not self.flags.clear_bits(folio, PG_LOCKED):
-            raise KernelBug(f"folio {folio} is unlocked and was not locked")
+            raise KernelBug(Rule.LOCKS, f"folio {folio} is unlocked and was not locked")
 
     def folio_wait_locked(self, folio: int) -> None:
         """Wait until the folio is unlocked, if there is a scheduler who may run its holder.

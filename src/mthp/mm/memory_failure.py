@@ -33,7 +33,7 @@ def memory_failure(kernel: Kernel, page: int) -> None:
     if not mem.folio_try_get(folio):
         return
     if mem.folio_test_large(folio):
-        kernel.witness(Poisoned(page, unmapped=False))  # MF_MSG_UNSPLIT_THP: its users are killed
+        kernel.report(Poisoned(page, unmapped=False))  # MF_MSG_UNSPLIT_THP: its users are killed
         return
     if not mem.test(folio, PG_LRU):
         lru_add_drain(mem, kernel.this_cpu)
@@ -42,7 +42,7 @@ def memory_failure(kernel: Kernel, page: int) -> None:
     if unmapped:
         delete_from_lru_cache(kernel, folio)
     mem.folio_unlock(folio)
-    kernel.witness(Poisoned(page, unmapped))
+    kernel.report(Poisoned(page, unmapped))
 
 
 def hwpoison_user_mappings(kernel: Kernel, folio: int) -> bool:

@@ -25,7 +25,7 @@ from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.mm.vmstat import VmStat
 from mthp.words.events import Event, OrderPolicy
 from mthp.words.profiles import DEFAULT, Guard, Profile
-from mthp.words.results import KernelBug
+from mthp.words.results import KernelBug, Rule
 from mthp.words.settings import Settings
 
 
@@ -315,9 +315,9 @@ class Kernel:
 
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows.
-    witness: told what actors other than khugepaged did, for whoever checks laws.
-    pte_maps: tables mapped and not yet unmapped; 0 whenever nobody works. order_policy: chooses windows
-    in the kernel's place.
+    report: is called with the facts of mm.reports, which laws need and no word of memory holds.
+    pte_maps: tables mapped and not yet unmapped; 0 between operations. order_policy: chooses windows in
+    the kernel's place.
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class Kernel:
         self.events: list[Event] = []
         self.trace: Callable[[Event], None] = self.events.append
         self.warnings: dict[str, str] = {}
-        self.witness: Callable[[object], None] = lambda _: None
+        self.report: Callable[[object], None] = lambda _: None
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
         self.order_policy: OrderPolicy | None = None
 
@@ -408,6 +408,6 @@ class Kernel:
             return
         guard = self.profile.guard
         if guard is Guard.BUG_ON:
-            raise KernelBug(f"BUG_ON in {site}: {text}")
+            raise KernelBug(Rule.STATE, f"BUG_ON in {site}: {text}")
         if guard is Guard.WARN_ON_ONCE or self.profile.debug_vm:
             self.warn_once(site, text)

@@ -78,7 +78,7 @@ def _translate(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
     frame = lookup(cpu, mm, address >> mm.geometry.page_shift, write=write)
     if frame is None:
         frame = walk(cpu, mm, address, write=write)
-        mm.kernel.witness(InstructionEnds(cpu.number))
+        mm.kernel.report(InstructionEnds(cpu.number))
     return frame
 
 
@@ -91,7 +91,7 @@ def store(mm: Mm, address: int, value: int) -> bool:
         frame = _translate(cpu, mm, address, write=True)
         if frame is not None:
             kernel.mem.content.write(frame, value)
-            kernel.witness(StoredTo(mm, address, value, kernel.machine.current.name))
+            kernel.report(StoredTo(mm, address, value, kernel.machine.current.name))
         cpu.instruction.leave()
         if frame is not None:
             return True
@@ -109,7 +109,7 @@ def load(mm: Mm, address: int) -> int | None:
         value = None
         if frame is not None:
             value = kernel.mem.content.read(frame) if frame else 0
-            kernel.witness(LoadedFrom(mm, address, value, kernel.machine.current.name))
+            kernel.report(LoadedFrom(mm, address, value, kernel.machine.current.name))
         cpu.instruction.leave()
         if frame is not None:
             return value

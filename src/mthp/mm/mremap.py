@@ -54,7 +54,7 @@ def mremap(mm: Mm, start: int, to: int) -> None:
         vma_start_write(vma)
         new = copy_vma(vma, to)
         length = vma.vm_end - start
-        mm.kernel.witness(Moving(mm, start, to, length, mm.machine.current.name))
+        mm.kernel.report(Moving(mm, start, to, length, mm.machine.current.name))
         move_page_tables(vma, start, to, length)
         unmap_source_vma(vma)
         assert new in mm.vmas
@@ -91,7 +91,7 @@ def relocate_vma_down(mm: Mm, to: int) -> None:
         vma = next(each for each in mm.vmas if each.vm_flags & VM_STACK_INCOMPLETE)
         vma_start_write(vma)
         start, length = vma.vm_start, vma.vm_end - vma.vm_start
-        mm.kernel.witness(Moving(mm, start, to, length, mm.machine.current.name))
+        mm.kernel.report(Moving(mm, start, to, length, mm.machine.current.name))
         move_page_tables(vma, start, to, length)
         flags = vma.vm_flags & ~VM_STACK_INCOMPLETE
         new = copy_vma(vma, to)

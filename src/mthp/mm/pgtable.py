@@ -25,7 +25,7 @@ from mthp.mm.pgtable_types import (
     table_pmd,
 )
 from mthp.words.events import PmdFlush
-from mthp.words.results import KernelBug
+from mthp.words.results import KernelBug, Rule
 
 if TYPE_CHECKING:
     from mthp.mm.mm_types import Kernel, Mm
@@ -54,7 +54,7 @@ class PteMap:
     def unmap(self) -> None:
         """Kernel: pte_unmap(). Unmapping twice is a KernelBug."""
         if not self.mapped:
-            raise KernelBug(f"table {self.table.number} is unmapped twice")
+            raise KernelBug(Rule.MAPS, f"table {self.table.number} is unmapped twice")
         self.mapped = False
         self.kernel.pte_maps -= 1
 

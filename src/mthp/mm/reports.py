@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What rivals tell the kernel's witness: the facts that laws are about and no word holds."""
+"""Facts that functions of the memory manager report: laws need them and no word of memory holds them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class WriteProtected(NamedTuple):
 
 
 class Halfway(NamedTuple):
-    """An mm is (or is no longer) half built: nobody but its maker may walk it."""
+    """An mm is (or is no longer) half built: only the task that makes it may walk it."""
 
     mm: Mm
     building: bool
@@ -89,9 +89,9 @@ class Discarding(NamedTuple):
 
 
 class Poisoned(NamedTuple):
-    """The memory of a page failed. Its folio keeps the reference of whoever took care of it.
+    """The memory of a page failed. Its folio keeps a reference for ever.
 
-    unmapped: nothing maps it any more, and nothing may again.
+    unmapped: nothing maps it any more, and nothing may do so again.
     """
 
     page: int
@@ -126,6 +126,6 @@ class Registered(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """An mm has no page tables any more: nobody may walk them."""
+    """An mm has no page tables any more: no task may walk them."""
 
     mm: Mm

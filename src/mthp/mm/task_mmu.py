@@ -44,7 +44,7 @@ def clear_refs_write(mm: Mm) -> None:
             first, last = vma.vm_start >> shift, vma.vm_end >> shift
             flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
             by = mm.machine.current.name
-            kernel.witness(SoftDirtyCleared(mm, vma.vm_start, vma.vm_end, by))
+            kernel.report(SoftDirtyCleared(mm, vma.vm_start, vma.vm_end, by))
 
 
 def clear_refs_pte_range(vma: Vma, start: int) -> None:

@@ -62,7 +62,7 @@ def mwriteprotect_range(mm: Mm, address: int) -> None:
         end = address + mm.geometry.page_size
         done = change_protection(vma, address, end, Right.UFFD_WP)
     if done:
-        mm.kernel.witness(WriteProtected(mm, address))
+        mm.kernel.report(WriteProtected(mm, address))
 
 
 def userfaultfd_register(mm: Mm, start: int) -> None:
@@ -76,7 +76,7 @@ def userfaultfd_register(mm: Mm, start: int) -> None:
             return
         vma_start_write(vma)
         vma.vm_flags |= VM_UFFD_MISSING
-        mm.kernel.witness(Registered(mm, vma.vm_start, vma.vm_end))
+        mm.kernel.report(Registered(mm, vma.vm_start, vma.vm_end))
 
 
 def mfill_atomic(mm: Mm, address: int, content: int) -> None:
@@ -100,7 +100,7 @@ def mfill_atomic_install_pte(vma: Vma, address: int, content: int) -> None:
         with unlocked_after(kernel, found) as pte:
             if pte_none(pte.get(0)):
                 mm.counters[MM_ANONPAGES] += 1
-                kernel.witness(StoredTo(mm, address, content, kernel.machine.current.name))
+                kernel.report(StoredTo(mm, address, content, kernel.machine.current.name))
                 map_anon_folio_pte_nopf(kernel, folio, pte, vma, address, uffd_wp=False)
                 return
     kernel.mem.folio_put(folio)
@@ -330,7 +330,7 @@ def _moved(ends: _Ends) -> None:
     mm = ends.dst_vma.vm_mm
     by = mm.machine.current.name
     size = mm.geometry.page_size
-    mm.kernel.witness(Moving(mm, ends.src_addr, ends.dst_addr, size, by))
+    mm.kernel.report(Moving(mm, ends.src_addr, ends.dst_addr, size, by))
 
 
 def folio_move_anon_rmap(ends: _Ends, folio: int) -> None:

@@ -19,7 +19,7 @@ def munmap(mm: Mm, start: int, end: int) -> Vma | None:
     """Remove the mapping of [start, end), its pages and its table. Kernel: do_vmi_munmap()."""
     with mm.mmap_write_lock():
         vma = _unmap_locked(mm, start, end)
-    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
     return vma
 
 
@@ -30,7 +30,7 @@ def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
         if old is not None:
             new = mm.mmap(start, end, old.vm_flags)
             mm.link_anon_vma(new)
-    mm.kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
 def munmap_tail(mm: Mm, start: int) -> None:
@@ -52,14 +52,14 @@ def munmap_tail(mm: Mm, start: int) -> None:
             if pmd is not None:
                 split_huge_pmd(vma, pmd, start)
             vma.vm_end = start
-        kernel.witness(Zapping(mm, start, end))
+        kernel.report(Zapping(mm, start, end))
         with mmu_notifier_invalidate_range(mm, start, end):
             freed = zap_pmd_range(vma, start, end)
             this_cpu = kernel.this_cpu.number
             flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
             for folio in freed:
                 kernel.mem.folio_put(folio)
-    kernel.witness(Zapped(mm, start, end, mm.machine.current.name))
+    kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
 def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
@@ -67,7 +67,7 @@ def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
     if vma is None or vma.vm_start != start:
         return None
     vma_start_write(vma)
-    mm.kernel.witness(Zapping(mm, start, end))
+    mm.kernel.report(Zapping(mm, start, end))
     unmap_region(vma, start, end)
     return vma
 

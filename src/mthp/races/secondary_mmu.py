@@ -51,7 +51,7 @@ class SecondaryMmu:
                 if page is not None:
                     kernel.mem.content.write(page, value)
                     by = kernel.machine.current.name
-                    kernel.witness(StoredTo(self.mm, address, value, by))
+                    kernel.report(StoredTo(self.mm, address, value, by))
                     return
             self.fault(address)
 

@@ -34,7 +34,7 @@ def walking_hook(vma: Vma, address: int, nr: int) -> None:
     mm = vma.vm_mm
     pmd = mm_find_pmd(mm, address)
     if pmd is None or not pmd_is_table(pmdp_get_lockless(pmd)):
-        mm.kernel.witness(WalkedNothing(mm, address, mm.machine.current.name))
+        mm.kernel.report(WalkedNothing(mm, address, mm.machine.current.name))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Kernel: mm/khugepaged.c (enum scan_result), include/trace/events/huge_memory.h (
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 
 class ScanResult(IntEnum):
@@ -76,5 +76,18 @@ class Refused(Exception):
         self.result = result
 
 
+class Rule(Enum):
+    """The rules that the engine itself holds its functions to."""
+
+    COUNTS = "nothing is used after it was freed, nor freed while it is used"
+    LOCKS = "locks are taken in order, held where they must be, and given back once"
+    MAPS = "a page table that was mapped is unmapped once"
+    STATE = "what BUG_ON() and its like assert"
+
+
 class KernelBug(Exception):
-    """A rule of the protocol was broken: BUG_ON, or a lock contract. Never caught by the engine."""
+    """A rule of the protocol was broken. Never caught by the engine."""
+
+    def __init__(self, rule: Rule, text: str) -> None:
+        super().__init__(text)
+        self.rule = rule
