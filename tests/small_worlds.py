@@ -503,7 +503,7 @@ class World:
         """Do something just before a lock is taken for the n-th time (from 1) from now on."""
         seen = 0
 
-        def hook(access: Access, word: object, index: int) -> None:
+        def hook(access: Access, word: object, index: int, bits: int) -> None:
             nonlocal seen
             if access in (Access.ACQUIRE, Access.TRY) and word is lock:
                 seen += 1

@@ -86,7 +86,7 @@ def test_locks_held_at_each_step(order: int) -> None:
     vma = world.vma(small(16))
     taken: list[str] = []
 
-    def hook(access: Access, word: object, index: int) -> None:
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
         if isinstance(word, Lock) and access in (Access.ACQUIRE, Access.RELEASE):
             name = (
                 word.name.split(".")[-1]
@@ -111,7 +111,7 @@ def test_the_vma_is_write_locked_until_mmap_lock_is_released() -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(16))
     seen: set[int] = set()
-    world.kernel.machine.on_step = lambda access, word, index: seen.add(vma.vm_lock.value)
+    world.kernel.machine.on_step = lambda access, word, index, bits: seen.add(vma.vm_lock.value)
     world.collapse(vma)
     assert seen == {0, -1}
     assert vma.vm_lock.value == 0

@@ -142,7 +142,7 @@ def order_of_words(world: World, vma: Vma, collapse: Callable[[], object]) -> li
     names |= {id(world.kernel.machine): "barrier", id(vma.anon_vma.rwsem): "anon_vma"}
     seen: list[str] = []
 
-    def hook(access: Access, word: object, index: int) -> None:
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
         name = names.get(id(word))
         if (
             name
@@ -195,7 +195,7 @@ def test_unmap_order(profile: Profile) -> None:
     assert vma.anon_vma is not None
     maps: list[int] = []
 
-    def hook(access: Access, word: object, index: int) -> None:
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
         if access is Access.RELEASE and vma.anon_vma is not None and word is vma.anon_vma.rwsem:
             maps.append(world.kernel.pte_maps)
 

@@ -304,7 +304,7 @@ def test_a_table_that_went_while_its_pmd_was_looked_at_is_no_table() -> None:
         before = world.census()
         reads = 0
 
-        def hook(access: object, word: object, index: int, world: World = world) -> None:
+        def hook(access: object, word: object, index: int, bits: int, world: World = world) -> None:
             nonlocal reads
             pages = world.mm.pmd_pages.values()
             if any(word is page.pmds for page in pages):

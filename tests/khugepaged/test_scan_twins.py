@@ -91,7 +91,7 @@ def test_a_watched_scan_takes_the_clear_twin() -> None:
         if watched:
             table = world.table(vma)
             seen: list[int] = []
-            world.kernel.machine.on_step = lambda access, word, index: (
+            world.kernel.machine.on_step = lambda access, word, index, bits: (
                 seen.append(index) if word is table.ptes else None  # noqa: B023
             )
         results.append((scans(world.scan()), world.orders(vma)))

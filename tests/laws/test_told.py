@@ -116,7 +116,7 @@ def test_an_mm_that_has_ended_may_not_be_walked() -> None:
     world.kernel.report(Gone(world.mm))
     pmd = pmd_ptr(world.mm, START)
     assert pmd is not None
-    world.machine.on_step = world.before
+    world.machine.on_step = lambda access, word, index, bits: world.before(access, word, index)
     pmdp_get_lockless(pmd)
     assert {each.law for each in world.broken} == {13}
 

@@ -85,8 +85,7 @@ class Program:
 
     def wait_for(self, word: int, mask: int) -> None:
         """Until a flag is clear."""
-        self.machine.bits = mask
-        self.machine.step(Access.WAIT, Clear(self.flags, mask), word)
+        self.machine.step(Access.WAIT, Clear(self.flags, mask), word, mask)
 
     def body(self, number: int, lines: Sequence[Line]) -> Callable[[], None]:
         def run() -> None:

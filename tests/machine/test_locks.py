@@ -163,7 +163,7 @@ def test_assertions(machine: Machine) -> None:
 def test_every_acquire_and_release_is_a_step_before_the_act(machine: Machine) -> None:
     sem = RwSem(machine, "sem", Rank.MMAP)
     seen: list[tuple[str, int]] = []
-    machine.on_step = lambda access, word, index: seen.append((access.value, sem.word.value))
+    machine.on_step = lambda access, word, index, bits: seen.append((access.value, sem.word.value))
     with sem.read():
         pass
     with sem.write():

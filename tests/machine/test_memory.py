@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from mthp.machine.cpu import Cpu, TlbEntry, flush_tlb_range, tlb_remove_table_sync_one
 from mthp.machine.memory import Cell, Words
-from mthp.machine.step import Access, Machine
+from mthp.machine.step import ALL_BITS, Access, Machine
 
-Seen = list[tuple[Access, int]]
+Seen = list[tuple[Access, int, int]]
 
 
 def watched() -> tuple[Machine, Words, Seen]:
     machine = Machine()
     words = Words(machine, "row", "q", 4)
     seen: Seen = []
-    machine.on_step = lambda access, word, index: seen.append((access, words.raw[index]))
+    machine.on_step = lambda access, word, index, bits: seen.append(
+        (access, words.raw[index], bits)
+    )
     return machine, words, seen
 
 
@@ -22,7 +24,7 @@ def test_reads_and_writes() -> None:
     _, words, seen = watched()
     words.write(2, 7)
     assert words.read(2) == 7
-    assert seen == [(Access.WRITE, 0), (Access.READ, 7)]
+    assert seen == [(Access.WRITE, 0, ALL_BITS), (Access.READ, 7, ALL_BITS)]
 
 
 def test_atomics_give_what_the_kernels_give() -> None:
@@ -37,17 +39,19 @@ def test_atomics_give_what_the_kernels_give() -> None:
     assert words.raw[0] == 12
     assert words.freeze(0, 12)
     assert words.raw[0] == 0
-    assert {access for access, _ in seen} == {Access.RMW}
+    assert {access for access, *_ in seen} == {Access.RMW}
     assert len(seen) == 7
 
 
 def test_steps_at_bits_learn_of_those_alone() -> None:
-    machine, words, seen = watched()
+    _, words, seen = watched()
     words.raw[1] = 13
     for step in (words.test_bits, words.clear_bits, words.set_bits):
         assert step(1, 6) == (4 if step != words.set_bits else 0)
-        assert machine.bits == 6
-    assert [access for access, _ in seen] == [Access.READ, Access.RMW, Access.RMW]
+    words.read(1)  # and the next step is about the whole word again
+    assert [(access, bits) for access, _, bits in seen] == [
+        (Access.READ, 6), (Access.RMW, 6), (Access.RMW, 6), (Access.READ, ALL_BITS),
+    ]  # fmt: skip
     assert words.raw[1] == 15
 
 
@@ -57,7 +61,7 @@ def test_taking_tells_whether_there_was_one() -> None:
     assert words.take(0, 1)
     assert words.add_unless_zero(0, 1)
     assert not words.add_unless_zero(1, 1)
-    assert {access for access, _ in seen} == {Access.TAKE}
+    assert {access for access, *_ in seen} == {Access.TAKE}
     assert list(words.raw[:2]) == [4, 0]
 
 
@@ -81,7 +85,7 @@ def test_cells_hold_anything_immutable() -> None:
     machine = Machine()
     cell = Cell(machine, "cell", ())
     seen: list[Access] = []
-    machine.on_step = lambda access, word, index: seen.append(access)
+    machine.on_step = lambda access, word, index, bits: seen.append(access)
     cell.write((1, 2))
     assert cell.read() == (1, 2)
     assert seen == [Access.WRITE, Access.READ]
@@ -92,7 +96,7 @@ def test_barriers_are_steps() -> None:
     machine = Machine()
     seen: list[Access] = []
     machine.smp_wmb()
-    machine.on_step = lambda access, word, index: seen.append(access)
+    machine.on_step = lambda access, word, index, bits: seen.append(access)
     machine.smp_wmb()
     assert seen == [Access.BARRIER]
 

@@ -200,12 +200,11 @@ class Execution:
         self.setup.machine.current = self.setup.tasks[chosen][0]
         return chosen
 
-    def _on_step(self, access: Access, word: Any, index: int) -> None:
+    def _on_step(self, access: Access, word: Any, index: int, bits: int) -> None:
         """The schedule point: control may go elsewhere before the act."""
         machine = self.setup.machine
         if access is Access.BARRIER:
             return
-        bits, machine.bits = machine.bits, ALL_BITS
         self._acted()
         me = self.current
         self._words[me] = word

@@ -13,7 +13,7 @@ from enum import Enum, IntEnum
 from types import TracebackType
 
 from mthp.machine.memory import Cell
-from mthp.machine.step import Access, Machine
+from mthp.machine.step import ALL_BITS, Access, Machine
 from mthp.words.results import KernelBug, Rule
 
 
@@ -99,7 +99,7 @@ class Lock:
         if machine.debug:
             self._check_order(held)
         if machine.on_step is not None:
-            machine.on_step(Access.ACQUIRE, self, mode is WRITE)
+            machine.on_step(Access.ACQUIRE, self, mode is WRITE, ALL_BITS)
         word = self.word
         if mode is READ:
             while word.value < 0:
@@ -136,7 +136,7 @@ class Lock:
         if machine.abandoned:
             return
         if machine.on_step is not None:
-            machine.on_step(Access.RELEASE, self, hold.mode is WRITE)
+            machine.on_step(Access.RELEASE, self, hold.mode is WRITE, ALL_BITS)
         held = machine.current.held
         if held and held[-1] is hold:
             held.pop()

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.machine.step import Access, Machine
+from mthp.machine.step import ALL_BITS, Access, Machine
 from mthp.machine.store_buffer import Lane
 
 READ, WRITE, RMW, TAKE = Access.READ, Access.WRITE, Access.RMW, Access.TAKE
@@ -73,7 +73,7 @@ class Words:
         """Kernel: READ_ONCE()."""
         hook = self.machine.on_step
         if hook is not None:
-            hook(READ, self, index)
+            hook(READ, self, index, ALL_BITS)
             if self.lane is not None:
                 return self._forwarded(index)
         return self.raw[index]
@@ -84,7 +84,7 @@ class Words:
         if hook is not None:
             if self.lane is not None and self._stored_late(index, value):
                 return
-            hook(WRITE, self, index)
+            hook(WRITE, self, index, ALL_BITS)
         self.raw[index] = value
 
     def _forwarded(self, index: int) -> int:
@@ -115,7 +115,7 @@ class Words:
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            hook(RMW, self, index)
+            hook(RMW, self, index, ALL_BITS)
         value = self.raw[index] + amount
         self.raw[index] = value
         return value
@@ -127,7 +127,7 @@ class Words:
             buffer = self.machine.current.buffer if self.lane is not None else None
             if buffer is not None:
                 buffer.before_silent_atomic()
-            hook(TAKE, self, index)
+            hook(TAKE, self, index, ALL_BITS)
         before = self.raw[index]
         self.raw[index] = before + amount
         return before > 0
@@ -138,7 +138,7 @@ class Words:
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            hook(TAKE, self, index)
+            hook(TAKE, self, index, ALL_BITS)
         if not self.raw[index]:
             return False
         self.raw[index] += amount
@@ -150,7 +150,7 @@ class Words:
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            hook(RMW, self, index)
+            hook(RMW, self, index, ALL_BITS)
         if self.raw[index] != expected:
             return False
         self.raw[index] = value
@@ -162,7 +162,7 @@ class Words:
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            hook(RMW, self, index)
+            hook(RMW, self, index, ALL_BITS)
         old = self.raw[index]
         self.raw[index] = value
         return old
@@ -171,8 +171,7 @@ class Words:
         """Those bits of a word; the step is about them alone. Kernel: test_bit()."""
         hook = self.machine.on_step
         if hook is not None:
-            self.machine.bits = mask
-            hook(READ, self, index)
+            hook(READ, self, index, mask)
             if self.lane is not None:
                 return self._forwarded(index) & mask
         return self.raw[index] & mask
@@ -185,8 +184,7 @@ class Words:
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            self.machine.bits = mask
-            hook(RMW, self, index)
+            hook(RMW, self, index, mask)
         old = self.raw[index]
         self.raw[index] = old | mask
         return old & mask
@@ -200,8 +198,7 @@ class Words:
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            self.machine.bits = mask
-            hook(RMW, self, index)
+            hook(RMW, self, index, mask)
         old = self.raw[index]
         self.raw[index] = old & ~mask
         return old & mask
@@ -212,7 +209,7 @@ class Words:
         if hook is not None:
             if self.lane is not None:
                 self._full_barrier()
-            hook(RMW, self, index)
+            hook(RMW, self, index, ALL_BITS)
         if self.raw[index] != expected:
             return False
         self.raw[index] = 0
@@ -235,11 +232,11 @@ class Cell:
     def read(self) -> Any:
         """One step; the value is immutable."""
         if self.machine.on_step is not None:
-            self.machine.on_step(READ, self, 0)
+            self.machine.on_step(READ, self, 0, ALL_BITS)
         return self.value
 
     def write(self, value: Any) -> None:
         """One step."""
         if self.machine.on_step is not None:
-            self.machine.on_step(WRITE, self, 0)
+            self.machine.on_step(WRITE, self, 0, ALL_BITS)
         self.value = value

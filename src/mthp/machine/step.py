@@ -75,7 +75,8 @@ class Task:
         return f"Task({self.name!r})"
 
 
-OnStep = Callable[[Access, Any, int], None]
+OnStep = Callable[[Access, Any, int, int], None]
+"""(access, word, index, the bits of the word that the step is about)."""
 OnBlock = Callable[[object], None]
 
 
@@ -84,23 +85,21 @@ class Machine:
 
     debug: check lock order and contracts at every acquire, not only at function entry.
     abandoned: this execution was thrown away; releasing locks then does nothing.
-    bits: which bits of its word the step that begins is about; a scheduler sets it back.
     """
 
-    __slots__ = ("abandoned", "bits", "current", "debug", "on_block", "on_step")
+    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step")
 
     def __init__(self, *, debug: bool = False) -> None:
         self.on_step: OnStep | None = None
         self.on_block: OnBlock | None = None
         self.debug = debug
         self.abandoned = False
-        self.bits = ALL_BITS
         self.current = Task("khugepaged")
 
-    def step(self, access: Access, word: object, index: int = 0) -> None:
+    def step(self, access: Access, word: object, index: int = 0, bits: int = ALL_BITS) -> None:
         """A schedule point before an act that is not an access to a row of words."""
         if self.on_step is not None:
-            self.on_step(access, word, index)
+            self.on_step(access, word, index, bits)
 
     def block(self, lock: object) -> None:
         """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""

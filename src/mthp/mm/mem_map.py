@@ -249,8 +249,7 @@ class MemMap:
 
         Kernel: include/linux/pagemap.h, folio_wait_locked().
         """
-        self.machine.bits = PG_LOCKED
-        self.machine.step(Access.WAIT, Unlocked(self.flags), folio)
+        self.machine.step(Access.WAIT, Unlocked(self.flags), folio, PG_LOCKED)
 
     def folio_test_lazyfree(self, folio: int) -> bool:
         """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""

@@ -44,7 +44,7 @@ from mthp.machine.step import Machine
 
 _ATOMS: Final = (int, str, bool, NoneType, float, bytes)
 _ALIASED: Final = (list, dict, set, array, Counter, defaultdict)
-_OF_SCHEDULERS: Final = frozenset({"current", "on_step", "abandoned", "bits"})
+_OF_SCHEDULERS: Final = frozenset({"current", "on_step", "abandoned"})
 """What an execution itself sets on the machine, or a step says of itself."""
 _ONLY_HERE: Final = 2
 """References to what a variable holds that nobody else has, seen from sys.getrefcount()."""
