@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import runpy
 import shlex
@@ -15,7 +16,7 @@ import pytest
 
 from mthp.cli import build_parser, main
 from mthp.mm.huge_mm import VmaGate
-from mthp.predict.explain import EDGE, REASONS, SUCCEEDED, TOO_FEW
+from mthp.predict.explain import EDGE, NOT_CHOSEN, REASONS, SUCCEEDED, TOO_FEW
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "mthp"
@@ -149,5 +150,16 @@ def test_every_refusal_is_explained() -> None:
     words |= {gate.name: gate.value for gate in VmaGate} | {"succeeded": SUCCEEDED}
     for status, reason in words.items():
         assert f"`{status}` | {reason} |" in text, status
-    for status in (EDGE, TOO_FEW):
+    for status in (EDGE, TOO_FEW, NOT_CHOSEN):
         assert f"`{status}`" in text
+
+
+def test_the_guide_runs() -> None:
+    """Every line of docs/guide.md, and what it prints."""
+    results = doctest.testfile(
+        str(ROOT / "docs" / "guide.md"),
+        module_relative=False,
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
+    )
+    assert results.attempted > 30
+    assert not results.failed

@@ -11,21 +11,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
 from mthp.cli.options import UsageError
 from mthp.cli.target import (
-    LoadedTarget,
     address_of,
-    assumptions_of,
+    captured_settings,
     load_target,
     passes_of,
     settle_profile,
     settle_settings,
 )
 from mthp.image.snapshot import Snapshot
+from mthp.predict.image import Image
 from mthp.predict.measure import TlbModel
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
@@ -39,7 +38,7 @@ from mthp.words.events import Event, ftrace
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
-from mthp.worlds.image_frames import Assumptions
+from mthp.worlds.image_frames import Young
 
 
 class ScanProgress:
@@ -103,37 +102,25 @@ class ScanProgress:
             self.clear()
 
 
-def tables_of(loaded: LoadedTarget) -> int:
+def tables_of(image: Image) -> int:
     """How many tables a full scan is likely to visit."""
-    if isinstance(loaded.image, Snapshot):
-        return sum(len(process.table_address) for process in loaded.image.processes)
-    return len(loaded.image.vmas)
+    if isinstance(image.data, Snapshot):
+        return sum(len(process.table_address) for process in image.data.processes)
+    return len(image.data.vmas)
 
 
 def predict(
-    loaded: LoadedTarget,
-    settings: Settings,
-    profile: tuple[Profile, str],
-    args: argparse.Namespace,
-    **more: Any,
+    image: Image, settings: Settings, profile: tuple[Profile, str], args: argparse.Namespace
 ) -> tuple[BuiltWorld, Request]:
     """A world and the request to run on it; a ValueError says why a state cannot be."""
-    assume = Assumptions() if not hasattr(args, "assume_young") else assumptions_of(args)
+    young = Young(getattr(args, "assume_young", Young.CAPTURED))
     try:
-        world = loaded.world(settings, profile[0], assume)
+        world, request = image.prepared(settings, *profile, young)
     except ValueError as error:
-        raise UsageError(f"{loaded.name}: {error}") from None
-    request = Request(
-        target=loaded.name,
-        source=loaded.source,
-        profile_reason=profile[1],
-        passes=passes_of(args),
-        tlb=TlbModel(getattr(args, "tlb", "plain")),
-        changes=not getattr(args, "no_changes", False),
-        assumptions=assume.said,
-        unseen=loaded.image.unseen if isinstance(loaded.image, Snapshot) else (),
-        **more,
-    )
+        raise UsageError(f"{image.name}: {error}") from None
+    request.passes = passes_of(args)
+    request.tlb = TlbModel(getattr(args, "tlb", "plain"))
+    request.changes = not getattr(args, "no_changes", False)
     return world, request
 
 
@@ -142,17 +129,15 @@ def run_collapse(args: argparse.Namespace) -> int:
     views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
     if sum(views) > 1:
         raise UsageError("--json, --events, --why and --steps exclude one another")
-    loaded = load_target(args)
-    settings = settle_settings(args, loaded.settings())
-    profile = settle_profile(args.profile, loaded)
+    image = load_target(args)
+    settings = settle_settings(args, captured_settings(image))
+    profile = settle_profile(args.profile, image)
     if args.steps is not None:
-        return _steps(args, loaded, settings, profile)
+        return _steps(args, image, settings, profile)
     keep: list[Event] | None = [] if args.events or args.why is not None else None
-    progress = ScanProgress(tables_of(loaded), shown=not args.quiet)
-    world, request = predict(
-        loaded, settings, profile, args, keep=keep, on_table=progress.on_table,
-        on_try=progress.on_try,
-    )  # fmt: skip
+    progress = ScanProgress(tables_of(image), shown=not args.quiet)
+    world, request = predict(image, settings, profile, args)
+    request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:
         return _why(args, world, request, progress, keep or [])
     if args.events:
@@ -195,10 +180,10 @@ def _why(
 
 
 def _steps(
-    args: argparse.Namespace, loaded: LoadedTarget, settings: Settings, profile: tuple[Profile, str]
+    args: argparse.Namespace, image: Image, settings: Settings, profile: tuple[Profile, str]
 ) -> int:
     address = address_of("steps", args.steps)
-    world, request = predict(loaded, settings, profile, args)
+    world, request = predict(image, settings, profile, args)
     request.changes = False
     recorder = StepRecorder(world.kernel, address)
     request.on_event = recorder.on_event

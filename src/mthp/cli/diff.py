@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mthp.cli.collapse import predict
 from mthp.cli.options import NUMBERS, UsageError
-from mthp.cli.target import load_target, settle_settings
+from mthp.cli.target import captured_settings, load_target, settle_settings
 from mthp.predict.outcome import run_world
 from mthp.report.profiles import (
     differences_document,
@@ -36,11 +36,11 @@ def run_diff(args: argparse.Namespace) -> int:
         else:
             render_differences(a, b, console)
         return 0
-    loaded = load_target(args)
-    settings = settle_settings(args, loaded.settings())
+    image = load_target(args)
+    settings = settle_settings(args, captured_settings(image))
     outcomes = []
     for profile in (a, b):
-        world, request = predict(loaded, settings, (profile, "as asked"), args)
+        world, request = predict(image, settings, (profile, "as asked"), args)
         request.changes = False
         outcomes.append(run_world(world, request))
     if args.json:

@@ -116,13 +116,6 @@ def windows_of_policy(policy: OrderPolicy, seen: OrderWalk, geometry: Geometry) 
             return
 
 
-def walk_of(kernel: Kernel, cc: CollapseControl, seen: OrderWalk) -> Walk:
-    """The walk over one table: the kernel's own, or that of the policy it was given."""
-    if kernel.order_policy is None:
-        return windows(kernel, cc, seen)
-    return windows_of_policy(kernel.order_policy, seen, kernel.geometry)
-
-
 def next_window(walk: Walk, result: ScanResult | None) -> Window | None:
     """The window after one that had this result; None at the end of the table."""
     try:
@@ -145,7 +138,11 @@ def mthp_collapse(
     kernel.trace(seen)
     last_result = ScanResult.FAIL
     collapsed = alloc_failed = False
-    walk = walk_of(kernel, cc, seen)
+    walk = (
+        windows(kernel, cc, seen)
+        if kernel.order_policy is None
+        else windows_of_policy(kernel.order_policy, seen, kernel.geometry)
+    )
     window = next_window(walk, None)
     while window is not None:
         result = None

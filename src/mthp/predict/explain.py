@@ -14,7 +14,7 @@ import numpy as np
 
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
-from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, Window, next_window, walk_of
+from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, Window, next_window, windows
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
@@ -54,6 +54,7 @@ REASONS = {
 
 TOO_FEW = "TOO_FEW_PTES"
 EDGE = "PMD_NOT_SPANNED"
+NOT_CHOSEN = "NOT_CHOSEN"
 SUCCEEDED = "collapsed to this order"
 
 
@@ -65,6 +66,9 @@ class Gate:
     status: str
     order: int | None
     reason: str
+
+
+_NOT_CHOSEN = Gate(RefusedAt.OCCUPANCY, NOT_CHOSEN, None, "the order policy chose no window here")
 
 
 def highest_order(kernel: Kernel, vma: Vma) -> int:
@@ -83,7 +87,7 @@ def vma_gate(kernel: Kernel, vma: Vma) -> VmaGate | None:
     return answer if isinstance(answer, VmaGate) else None
 
 
-def table_gates(kernel: Kernel, log: TableLog) -> list[Gate | None]:
+def table_gates(kernel: Kernel, log: TableLog) -> list[Gate]:
     """The last gate of every PTE of one scanned table."""
     geometry = kernel.geometry
     nr = geometry.ptrs_per_pte
@@ -92,7 +96,7 @@ def table_gates(kernel: Kernel, log: TableLog) -> list[Gate | None]:
     if log.walk is None:
         gate = Gate(RefusedAt.SCAN, status.string, geometry.pmd_order, REASONS[status])
         return [gate] * nr
-    gates: list[Gate | None] = [None] * nr
+    gates = [_NOT_CHOSEN] * nr
     base = log.scan.address
     for offset, order, gate in _walk(kernel, base, log):
         count = min(1 << order, nr - offset)
@@ -102,29 +106,39 @@ def table_gates(kernel: Kernel, log: TableLog) -> list[Gate | None]:
 
 def _walk(kernel: Kernel, base: int, log: TableLog) -> Iterator[tuple[int, int, Gate]]:
     """(offset, order, gate) for each window that mthp_collapse() came to, in its order."""
+    nr, pmd_order = kernel.geometry.ptrs_per_pte, kernel.geometry.pmd_order
+    for offset, order, result in _visited(kernel, base, log):
+        if isinstance(result, Window):
+            yield offset, order, _too_few(result)
+            continue
+        reason = SUCCEEDED if result is ScanResult.SUCCEED else REASONS[result]
+        yield offset, order, Gate(RefusedAt.ATTEMPT, result.string, order, reason)
+        rest = offset + (1 << order)
+        if result not in NEXT_OFFSET and result not in LOWER_ORDER and rest < nr:
+            reason = f"the table ended earlier: {reason}"
+            yield rest, pmd_order, Gate(RefusedAt.ATTEMPT, result.string, order, reason)
+
+
+def _visited(
+    kernel: Kernel, base: int, log: TableLog
+) -> Iterator[tuple[int, int, ScanResult | Window]]:
+    """(offset, order, result of the attempt) of each window; the window itself where it held too little.
+
+    A policy of the user's is not asked again: it attempts every window that it chooses.
+    """
     assert log.walk is not None
-    geometry = kernel.geometry
-    results = {
-        ((address - base) >> geometry.page_shift, order): result
-        for address, order, result in log.attempts
-    }
-    walk = walk_of(kernel, CollapseControl(Caller.KHUGEPAGED), log.walk)
+    shift = kernel.geometry.page_shift
+    attempts = {((at - base) >> shift, order): result for at, order, result in log.attempts}
+    if kernel.order_policy is not None:
+        yield from ((*at, result) for at, result in attempts.items())
+        return
+    walk = windows(kernel, CollapseControl(Caller.KHUGEPAGED), log.walk)
     window = next_window(walk, None)
     while window is not None:
-        offset, order = window.offset, window.order
-        result = results.get((offset, order))
-        if result is None:
-            yield offset, order, _too_few(window)
-        else:
-            reason = SUCCEEDED if result is ScanResult.SUCCEED else REASONS[result]
-            yield offset, order, Gate(RefusedAt.ATTEMPT, result.string, order, reason)
-            if result not in NEXT_OFFSET and result not in LOWER_ORDER:
-                rest = offset + (1 << order)
-                reason = f"the table ended earlier: {reason}"
-                gate = Gate(RefusedAt.ATTEMPT, result.string, order, reason)
-                if rest < geometry.ptrs_per_pte:
-                    yield rest, geometry.pmd_order, gate
-                return
+        result = attempts.get((window.offset, window.order))
+        yield window.offset, window.order, window if result is None else result
+        if result is not None and result not in NEXT_OFFSET and result not in LOWER_ORDER:
+            return
         window = next_window(walk, result)
 
 
@@ -153,7 +167,6 @@ def explain_vma(
         wanted = held & ~done
         if not wanted.any():
             continue
-        gates: list[Gate | None]
         pmd_base = geometry.pmd_addr(part.address)
         log = logs.get((vma.vm_mm.number, pmd_base))
         if refused_vma is not None:
@@ -195,7 +208,7 @@ def _held(
 def _runs(
     vma: Vma,
     part: TablePart,
-    gates: list[Gate | None],
+    gates: list[Gate],
     wanted: np.ndarray[tuple[int], np.dtype[np.bool_]],
     page_size: int,
 ) -> Iterator[Refusal]:
@@ -209,7 +222,6 @@ def _runs(
             pages += 1
             last = i
             continue
-        assert current is not None
         yield Refusal(
             pid=vma.vm_mm.number,
             address=part.address + first * page_size,

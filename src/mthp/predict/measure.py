@@ -180,6 +180,29 @@ def measure(kernel: Kernel, vmas: list[Vma], tlb: TlbModel) -> Usage:
     return total
 
 
+def folios_of(kernel: Kernel, vma: Vma) -> Iterator[tuple[int, int, int]]:
+    """(address, order, pages) of each folio a mapping maps: where it begins there, and how many of its
+    pages are mapped in that table. Not a step.
+    """
+    page_size = kernel.geometry.page_size
+    for part in populated_parts(vma):
+        if not pmd_is_table(part.pmd):
+            if part.pmd & PRESENT and part.pmd >> PFN_SHIFT:
+                yield part.address, kernel.geometry.pmd_order, part.count
+            continue
+        table = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()
+        ptes = table[part.index : part.index + part.count]
+        at = np.flatnonzero((ptes & PRESENT != 0) & (ptes >> PFN_SHIFT != 0))
+        heads = kernel.mem.head.view()[ptes[at] >> PFN_SHIFT]
+        begins = np.flatnonzero(np.diff(heads, prepend=-1))
+        pages = np.diff(begins, append=len(heads))
+        orders = kernel.mem.order.view()[heads[begins]]
+        for i, order, count in zip(
+            at[begins].tolist(), orders.tolist(), pages.tolist(), strict=True
+        ):
+            yield part.address + i * page_size, order, count
+
+
 def page_order(kernel: Kernel, vma: Vma, address: int) -> int | None:
     """The order of the folio that address maps, None where it maps none. Not a step."""
     pmd = pmd_ptr(vma.vm_mm, address)

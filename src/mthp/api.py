@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The public face: what `import mthp` offers. docs/guide.md shows it at work.
+
+An Image is memory as it was captured or recorded. Running khugepaged over it gives a Run: its record,
+its events, its folios, and why the rest did not collapse. Nothing on the host is changed by any of it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from rich.console import Console
+
+from mthp.check.check import check_world
+from mthp.check.check_records import Violation, WorldResult
+from mthp.check.search import Budget
+from mthp.image.capture import CaptureError
+from mthp.image.fields import ScenarioError
+from mthp.image.snapshot import SnapshotError
+from mthp.predict.image import Folio, Image, Run, capture, load
+from mthp.predict.records import Outcome, Refusal, VmaUse
+from mthp.races.variant import VariantError, replaced, source_of
+from mthp.races.variant import protocol as protocol_file
+from mthp.races.world import RaceWorld
+from mthp.report.check import violation_lines
+from mthp.report.text import render_outcome
+from mthp.words.events import (
+    Attempt,
+    CollapseHugePage,
+    Copied,
+    Event,
+    Isolate,
+    KhugepagedScan,
+    OrderPolicy,
+    OrderWalk,
+    PmdFlush,
+    ScanPmd,
+    Slept,
+    Swapin,
+    ftrace,
+)
+from mthp.words.profiles import Profile
+from mthp.words.results import ScanResult
+from mthp.words.settings import Enabled, Settings, SettingsError
+from mthp.worlds.image_frames import Young
+
+__all__ = [
+    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "Folio", "Image",
+    "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile",
+    "Refusal", "Run", "ScanPmd", "ScanResult", "ScenarioError", "Settings", "SettingsError", "Slept",
+    "SnapshotError", "Swapin", "VariantError", "Violation", "VmaUse", "WorldResult", "Young", "capture",
+    "check_protocol", "draw", "example", "ftrace", "load", "render", "source_of",
+]  # fmt: skip
+
+
+def example() -> Image:
+    """The bundled snapshot: a Redis server with 203,000 keys, captured on a 6.18 kernel."""
+    with as_file(files("mthp") / "data" / "redis.npz") as path:
+        return load(path)
+
+
+def render(run: Run, width: int = 80) -> str:
+    """The report of `mthp collapse` on a run, for a terminal of `width` columns."""
+    text = io.StringIO()
+    render_outcome(run.outcome, Console(file=text, width=width), verbose=False)
+    return text.getvalue()
+
+
+def check_protocol(
+    *rivals: str,
+    world: str = "window",
+    profile: str = "7.3",
+    protocol: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    executions: int | None = None,
+) -> WorldResult:
+    """Explore a collapse beside rivals, in every order of their steps that can differ.
+
+    world: "pmd" or "window", with what RaceWorld.parse() takes after it. protocol: a file of functions
+    that take the engine's place, or texts by module ("khugepaged.copy"), such as source_of() gives,
+    edited. executions: a bound; without one the search ends when it is exhaustive. Raises ValueError for
+    a world or rival there is not, VariantError for a protocol that replaces nothing.
+    """
+    recipe = RaceWorld.parse(world, profile, rivals)
+    variant: AbstractContextManager[None] = nullcontext()
+    if isinstance(protocol, Mapping):
+        variant = replaced(dict(protocol))
+    elif protocol is not None:
+        variant = protocol_file(Path(protocol))
+    with variant:
+        return check_world(recipe, Budget(executions))
+
+
+def draw(violation: Violation, width: int = 80) -> str:
+    """A violation in columns, one for each task, with the locks held."""
+    return "\n".join(violation_lines(violation, width))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The public face: what it exports, what it raises, and that policies are held to the rules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mthp
+import mthp.api
+from mthp.words.events import OrderWalk
+
+REDIS = Path(__file__).parent.parent / "src/mthp/data/redis.npz"
+
+
+def test_every_exported_name_is_there_and_documented() -> None:
+    assert len(set(mthp.api.__all__)) == len(mthp.api.__all__)
+    for name in mthp.api.__all__:
+        assert getattr(mthp, name) is getattr(mthp.api, name)
+        assert name in dir(mthp)
+    functions = [name for name in mthp.api.__all__ if name[0].islower()]
+    assert all(getattr(mthp, name).__doc__ for name in functions)
+
+
+def test_other_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'collapse_everything'"):
+        _ = mthp.collapse_everything
+
+
+def test_importing_it_is_cheap() -> None:
+    """NumPy and the engine wait until they are asked for."""
+    code = "import sys, mthp; mthp.__version__; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_live_process_is_captured_and_run() -> None:
+    image = mthp.capture()
+    run = image.run(image.configured(enabled="all=always,always"), "7.3", passes=1)
+    assert run.outcome.processes == 1
+    assert sum(folio.pages for folio in run.folios()) > 0
+
+
+def test_errors_are_those_that_are_said(tmp_path: Path) -> None:
+    with pytest.raises(mthp.SnapshotError):
+        mthp.load(tmp_path / "missing.npz")
+    with pytest.raises(mthp.ScenarioError):
+        mthp.load(f"{tmp_path}/missing.jsonl#a")
+    with pytest.raises(mthp.CaptureError, match="no process"):
+        mthp.capture(1 << 22)
+    with pytest.raises(mthp.SettingsError):
+        mthp.example().configured(max_ptes_none=512)
+    with pytest.raises(ValueError, match=r"no profile '9\.9'"):
+        mthp.example().run(profile="9.9")
+    with pytest.raises(ValueError, match="no rival 'nobody'"):
+        mthp.check_protocol("nobody")
+    with pytest.raises(mthp.VariantError):
+        mthp.check_protocol("fault", protocol=_written(tmp_path, "x = 1\n"))
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "protocol.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("window", "complaint"),
+    [((0, 1), "order 1"), ((0, 10), "order 10"), ((8, 4), "PTE 8"), ((512, 4), "PTE 512")],
+)
+def test_a_policy_cannot_ask_for_what_no_folio_can_be(
+    window: tuple[int, int], complaint: str
+) -> None:
+    redis = mthp.load(REDIS)
+    settings = redis.configured(enabled="all=always,always")
+    with pytest.raises(ValueError, match=complaint):
+        redis.run(settings, "7.3", policy=lambda _: [window])
+
+
+def test_a_policy_is_told_each_result_and_every_page_has_a_refusal() -> None:
+    """What it does not choose is refused as such; the results it is sent are those of the events."""
+    told = []
+
+    def first_quarter(table: OrderWalk):  # type: ignore[no-untyped-def]
+        told.append((yield 0, 7))
+
+    redis = mthp.load(REDIS)
+    run = redis.run(redis.configured(enabled="all=always,always"), "7.3", policy=first_quarter)
+    ends = [event.status for event in run.events if isinstance(event, mthp.CollapseHugePage)]
+    assert told == ends
+    assert mthp.ScanResult.SUCCEED in told
+    assert "NOT_CHOSEN" in {each.status for each in run.refusals}
+    assert all(folio.order in (0, 7) for folio in run.folios())
