@@ -57,6 +57,11 @@ def test_generated_pages_are_those_of_the_code(page: str, text: str) -> None:
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, "make docs"
 
 
+def test_every_function_of_the_kernel_map_has_a_file() -> None:
+    headings = re.findall(r"^## (.*)$", generated()["kernel-map.md"], re.MULTILINE)
+    assert [each for each in headings if not re.fullmatch(r"[\w/-]+\.[chS]", each)] == []
+
+
 def test_every_room_is_in_architecture() -> None:
     for path in SOURCE.iterdir():
         if path.is_dir() and any(path.glob("*.py")):

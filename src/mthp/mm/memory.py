@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults, swap-in and the zapping of ranges. Kernel: mm/memory.c, arch/x86/mm/fault.c."""
+"""Faults, swap-in and the zapping of ranges.
+
+Kernel: mm/memory.c, arch/x86/mm/fault.c (do_user_addr_fault), mm/mmap_lock.c (lock_mm_and_find_vma).
+"""
 
 from __future__ import annotations
 
