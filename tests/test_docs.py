@@ -68,6 +68,28 @@ def test_every_room_is_in_architecture() -> None:
             assert f"`{path.name}/`" in ARCHITECTURE, path.name
 
 
+def test_architecture_is_one_page() -> None:
+    lines = ARCHITECTURE.splitlines()
+    assert len(lines) <= 90
+    assert [line for line in lines if len(line) > 110] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_functions_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path, name in re.findall(r"`((?:[\w.-]+/)+[\w-]+\.py)`(?:,? `([\w.]+)(?:\(\))?`)?", text):
+        found = [each / path for each in (SOURCE, ROOT, page.parent) if (each / path).exists()]
+        assert found, path
+        if name and found[0].is_relative_to(SOURCE):
+            tree = ast.parse(found[0].read_text(encoding="utf-8"))
+            names = set(definitions(str(found[0].relative_to(SOURCE))))
+            for node in tree.body:
+                targets = node.targets if isinstance(node, ast.Assign) else []
+                targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+                names |= {each.id for each in targets if isinstance(each, ast.Name)}
+            assert name in names, f"{path}: no {name}"
+
+
 def commands(page: Path) -> Iterator[str]:
     """Command lines of `mthp` in the console blocks of a page."""
     for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
