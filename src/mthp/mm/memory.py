@@ -244,7 +244,7 @@ def do_anonymous_page(vma: Vma, address: int, pmd: PmdPtr, *, write: bool) -> No
 
 
 def new_anon_folio(kernel: Kernel, content: int) -> int:
-    """A small folio with its contents written before anybody can reach it."""
+    """A small folio, written before another task can reach it. Kernel: alloc_anon_folio()."""
     mem = kernel.mem
     folio = mem.folio_alloc(0)
     assert folio is not None
