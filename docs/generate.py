@@ -42,7 +42,8 @@ def citations(docstring: str) -> Iterator[str]:
 
 def home_files(docstring: str) -> tuple[str, dict[str, str]]:
     """The first kernel file that a module names, and function -> file for those in parentheses."""
-    first, files = "", {}
+    first = ""
+    files: dict[str, str] = {}
     for text in citations(docstring):
         for path, functions in re.findall(r"([\w/-]+\.[chS]\b)(?:\s\(([^)]*)\))?", text):
             first = first or path

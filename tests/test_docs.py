@@ -16,6 +16,7 @@ import pytest
 from mthp.cli import build_parser, main
 from mthp.mm.huge_mm import VmaGate
 from mthp.predict.explain import EDGE, REASONS, SUCCEEDED, TOO_FEW
+from tests.test_architecture import ENGINE, MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "mthp"
@@ -66,6 +67,19 @@ def test_every_room_is_in_architecture() -> None:
     for path in SOURCE.iterdir():
         if path.is_dir() and any(path.glob("*.py")):
             assert f"`{path.name}/`" in ARCHITECTURE, path.name
+
+
+def test_architecture_says_what_each_room_may_import() -> None:
+    said = {}
+    for room, imports in re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", ARCHITECTURE, re.MULTILINE):
+        named = {each.partition(".")[0] for each in re.findall(r"`([\w.]+)`", imports)}
+        said[room] = named | (ENGINE if "the engine" in imports else set()) - {room}
+    assert said.pop("cli") == set()
+    assert said == {
+        room: {each.partition(".")[0] for each in imports}
+        for room, imports in MAY_IMPORT.items()
+        if (SOURCE / room).is_dir()
+    }
 
 
 def test_architecture_is_one_page() -> None:
