@@ -35,14 +35,35 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
     return walk(tree, "")
 
 
-def cited(docstring: str) -> Iterator[tuple[str, str]]:
-    """(kernel file or "", kernel function) for each function that a docstring's "Kernel:" names."""
-    for text in re.findall(r"Kernel: (.*?)(?:\n\n|\Z)", docstring, re.DOTALL):
+def citations(docstring: str) -> Iterator[str]:
+    """The text behind each "Kernel:" of a docstring, up to the next empty line."""
+    return (found[1] for found in re.finditer(r"Kernel: (.*?)(?:\n\n|\Z)", docstring, re.DOTALL))
+
+
+def home_files(docstring: str) -> tuple[str, dict[str, str]]:
+    """The first kernel file that a module names, and function -> file for those in parentheses."""
+    first = ""
+    files: dict[str, str] = {}
+    for text in citations(docstring):
+        for path, functions in re.findall(r"([\w/-]+\.[chS]\b)(?:\s\(([^)]*)\))?", text):
+            first = first or path
+            files |= dict.fromkeys(re.findall(r"\w+", functions), path)
+    return first, files
+
+
+def cited(docstring: str, module: str) -> Iterator[tuple[str, str]]:
+    """(kernel file, kernel function) for each function that a docstring's "Kernel:" names.
+
+    Where it names no file, the file is that which the module's docstring gives the function, or
+    the first one there.
+    """
+    first, files = home_files(module)
+    for text in citations(docstring):
         file = ""
         for path, function in re.findall(r"([\w/-]+\.[chS]\b)|(\w+)\(\)", text):
             file = path or file
             if function:
-                yield file, function
+                yield file or files.get(function, first), function
 
 
 def kernel_map() -> str:
@@ -52,16 +73,19 @@ def kernel_map() -> str:
         for path in sorted((SOURCE / room).rglob("*.py")):
             ours = str(path.relative_to(SOURCE))
             tree = ast.parse(path.read_text(encoding="utf-8"))
+            module = ast.get_docstring(tree) or ""
             for name, docstring in definitions(tree):
-                for file, function in cited(docstring):
+                for file, function in cited(docstring, module):
                     found[file][function].append(f"`{ours}` `{name}`")
     lines = [
         "# From the kernel's functions to ours",
         "",
-        "Made from the docstrings by `make docs`; a test holds it to them. Files are Linux 7.3's.",
+        "`make docs` makes this page from the docstrings, and a test holds it to them. The files are those",
+        "of Linux 7.3, and ours are below `src/mthp/`. A function that is not here is not modelled, or is",
+        "part of a function that is.",
     ]
-    for file in sorted(found, key=lambda each: (not each, each)):
-        lines += ["", f"## {file or 'Named without a file'}", "", "| kernel | here |", "|---|---|"]
+    for file in sorted(found):
+        lines += ["", f"## {file}", "", "| kernel | here |", "|---|---|"]
         for function in sorted(found[file], key=lambda each: (each.lstrip("_"), each)):
             lines.append(f"| `{function}()` | {', '.join(found[file][function])} |")
     return "\n".join(lines) + "\n" + NOT_MODELLED

@@ -3,7 +3,8 @@
 
 A token is a context manager: leaving the block releases what is still held, so no exit can forget
 an unlock, and `token.release()` says where the kernel unlocks sooner.
-Kernel: Documentation/locking/, include/linux/mmap_lock.h.
+Kernel: kernel/locking/rwsem.c, include/linux/spinlock.h (spin_lock), include/linux/mmap_lock.h,
+include/linux/lockdep.h (lockdep_assert_held), Documentation/locking/.
 """
 
 from __future__ import annotations

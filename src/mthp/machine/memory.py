@@ -5,6 +5,10 @@ Cells of a kind stand in a row (`Words`): the PTEs of one table, the refcounts o
 is then (row, index), its value an int: immutable, hashable, and free of objects however large the
 image is. Rows may be read whole by bookkeeping through `raw`, and by vectorised twins through
 `view()`; neither is a step.
+Kernel: include/linux/atomic/atomic-instrumented.h, include/asm-generic/rwonce.h (READ_ONCE,
+WRITE_ONCE), include/linux/refcount.h (refcount_inc), include/linux/page_ref.h (folio_ref_freeze,
+folio_ref_try_add), include/linux/bitops.h (test_bit),
+include/asm-generic/bitops/instrumented-atomic.h (test_and_set_bit, test_and_clear_bit).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 
 Every access to a shared word is one step. A step calls `Machine.on_step`, or nothing at all when no
 scheduler listens (straight-through). Nothing else in the engine can switch tasks.
+Kernel: include/asm-generic/barrier.h (smp_wmb).
 """
 
 from __future__ import annotations

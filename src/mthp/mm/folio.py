@@ -4,7 +4,8 @@
 A folio in a batch carries one more reference and is not on the LRU. That decides outcomes: a
 refused isolation puts its folios back through the batch, and the next attempt meets the reference.
 The lists themselves and their order are not modelled.
-Kernel: mm/folio.c (struct cpu_fbatches), mm/vmscan.c (folio_isolate_lru), mm/mlock.c.
+Kernel: mm/folio.c (struct cpu_fbatches), mm/vmscan.c (folio_isolate_lru), mm/mlock.c,
+include/linux/vmstat.h (node_stat_mod_folio).
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 A folio is the number of its first frame. What belongs to the folio stands at that frame (flags,
 refcount, order); what belongs to a page stands at its own frame (mapcount, exclusive, contents).
 Mapcounts start at 0, not at -1 as in the kernel.
-Kernel: include/linux/mm_types.h (struct folio), include/linux/page-flags.h, include/linux/mm.h.
+Kernel: include/linux/mm.h, include/linux/mm_types.h (struct folio), include/linux/page-flags.h
+(page_folio, folio_test_lazyfree), mm/page_alloc.c (__folio_alloc).
 """
 
 from __future__ import annotations

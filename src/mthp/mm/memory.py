@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults, swap-in and the zapping of ranges. Kernel: mm/memory.c, arch/x86/mm/fault.c."""
+"""Faults, swap-in and the zapping of ranges.
+
+Kernel: mm/memory.c, arch/x86/mm/fault.c (do_user_addr_fault), mm/mmap_lock.c (lock_mm_and_find_vma).
+"""
 
 from __future__ import annotations
 
@@ -241,7 +244,7 @@ def do_anonymous_page(vma: Vma, address: int, pmd: PmdPtr, *, write: bool) -> No
 
 
 def new_anon_folio(kernel: Kernel, content: int) -> int:
-    """A small folio with its contents written before anybody can reach it."""
+    """A small folio, written before another task can reach it. Kernel: alloc_anon_folio()."""
     mem = kernel.mem
     folio = mem.folio_alloc(0)
     assert folio is not None

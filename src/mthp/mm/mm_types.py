@@ -2,7 +2,9 @@
 """The structures of memory management: VMAs, address spaces, page tables, and their kernel.
 
 Kernel: include/linux/mm_types.h (struct mm_struct, struct vm_area_struct), include/linux/rmap.h
-(struct anon_vma), include/linux/mmu_notifier.h. Kernel objects are made here too: see Kernel.
+(struct anon_vma), include/linux/mmu_notifier.h, include/linux/mm.h (for_each_vma),
+include/linux/mmap_lock.h (vma_end_write_all), include/asm-generic/pgalloc.h (pte_alloc_one),
+include/linux/topology.h (node_distance). Kernel objects are made here too: see Kernel.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Secondary MMUs: who is told before a range of an mm changes. Kernel: mm/mmu_notifier.c."""
+"""Secondary MMUs: who is told before a range of an mm changes. Kernel: include/linux/mmu_notifier.h."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rights are taken away: NUMA hints, write protection, mprotect(). Kernel: mm/mprotect.c."""
+"""Rights are taken away: NUMA hints, write protection, mprotect().
+
+Kernel: mm/mprotect.c, mm/mempolicy.c (folio_can_map_prot_numa).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mremap() of a whole mapping, and exec's shift of its temporary stack. Kernel: mm/mremap.c."""
+"""mremap() of a whole mapping, and exec's shift of its temporary stack.
+
+Kernel: mm/mremap.c, arch/x86/include/asm/tlbflush.h (flush_tlb_range).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Physical frames: a buddy allocator per node, with a free-list state that can be set.
 
-Kernel: mm/page_alloc.c (__alloc_pages, rmqueue, __free_one_page), mm/compaction.c.
+Kernel: mm/page_alloc.c (__alloc_pages, rmqueue, __free_one_page), mm/compaction.c (compact_zone).
 
 Divergence: no zones, no watermarks but one reserve, and the lists of one CPU, which are never full.
 Reclaim and compaction are one question: with them allowed, a block exists if enough free frames do,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Page tables: rows of PTEs, pages of PMD slots, and the ways to reach and replace them.
 
-Kernel: mm/pgtable-generic.c, include/linux/mm.h (pte_offset_map and friends), mm/memory.c.
+Kernel: include/linux/pgtable.h, mm/pgtable-generic.c, mm/memory.c, include/linux/mm.h
+(pte_offset_map, pte_unmap_unlock, pmd_alloc), include/linux/rcupdate.h (rcu_read_lock),
+arch/x86/include/asm/pgalloc.h (pmd_populate), arch/x86/include/asm/tlbflush.h (flush_tlb_page).
 """
 
 from __future__ import annotations

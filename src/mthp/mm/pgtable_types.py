@@ -3,7 +3,8 @@
 
 The layout is the model's own. Bits 0-9 are flags, bits 10-13 say what a non-present entry is, and
 the frame number (or swap entry, or table number) stands from bit 16 up.
-Kernel: include/linux/pgtable.h, include/linux/leafops.h.
+Kernel: include/linux/pgtable.h, include/linux/leafops.h (softleaf_from_pte), include/linux/mm.h
+(mk_pte, folio_mk_pmd), arch/x86/include/asm/pgtable.h (pte_uffd).
 """
 
 from __future__ import annotations

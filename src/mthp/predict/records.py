@@ -111,7 +111,7 @@ class Outcome:
 
     orders_before, orders_after: order -> use, of anonymous memory of the target.
     tlb_before, tlb_after: translations needed to reach all of it, under the `tlb` model.
-    events_per_status: (order, status) of attempts over all passes.
+    attempts: (order, status) -> how many there were, over all passes.
     """
 
     target: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A secondary MMU (a guest's) that maps pages of an mm. Kernel: virt/kvm/, as its users must."""
+"""A secondary MMU (a guest's) that maps pages of an mm. Kernel: include/linux/kvm_host.h."""
 
 from __future__ import annotations
 
