@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mthp.explore.tasks import NextStep
-from mthp.machine.step import Access, Task
+from mthp.machine.step import Access
+from mthp.machine.task import Task
 from mthp.mm.page_flags import PG_ISOLATED
 from mthp.mm.pgtable_types import PFN_SHIFT, pmd_trans_huge
 from mthp.mm.reports import LoadedFrom

@@ -20,8 +20,9 @@ from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.laws.at_rest import Census, Outside, check_aborted, check_collapse, check_quiescent
-from mthp.machine.locks import Hold
-from mthp.machine.step import Access, Task
+from mthp.machine.hold import Hold
+from mthp.machine.step import Access
+from mthp.machine.task import Task
 from mthp.mm import page_flags as pg
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, PageTable, Vma
 from mthp.mm.page_alloc import NodeState

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vectorised": {"words", "machine", "mm"},
     "laws": ENGINE,
     "races": ENGINE | {"laws"},
-    "explore": {"machine.step"},
+    "explore": {"machine.step", "machine.task"},
     "image": {"words"},
     "worlds": ENGINE | {"image"},
     "predict": ENGINE | {"image", "worlds"},
@@ -127,6 +127,33 @@ def imports_go_one_way(root: Path) -> Iterator[str]:
             single = {each for each in allowed if name == each or name.startswith(f"{each}.")}
             if room != module.room and not single:
                 yield f"{module.name}:{line}: imports {name}"
+
+
+CIRCLES = {"explore.compiled"}
+"""The package that still has an import circle in it, until it is cut."""
+
+
+def no_import_circle(root: Path) -> Iterator[str]:
+    """No module imports itself by way of others, and none does so for its types alone."""
+    known = {module.name: module for module in modules(root)}
+    imported = {
+        name: {target for _, each in own_imports(module) if (target := _module_of(each, known))}
+        for name, module in known.items()
+        if name.rpartition(".")[0] not in CIRCLES
+    }
+    while leaves := {name for name, below in imported.items() if not below & imported.keys()}:
+        imported = {name: imported[name] for name in imported.keys() - leaves}
+    while roots := imported.keys() - set().union(*imported.values()):
+        imported = {name: imported[name] for name in imported.keys() - roots}
+    for name in sorted(imported):
+        yield f"{name}: imports itself, by way of {sorted(imported[name] & imported.keys())}"
+
+
+def _module_of(name: str, known: dict[str, Module]) -> str:
+    """The module that an imported name is, or stands in."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def capture_stands_alone(root: Path) -> Iterator[str]:
@@ -234,6 +261,7 @@ def mirror_of_the_source(root: Path) -> Iterator[str]:
 Rule = Callable[[Path], Iterator[str]]
 RULES: list[Rule] = [
     imports_go_one_way,
+    no_import_circle,
     capture_stands_alone,
     modules_are_short,
     functions_are_short,
@@ -388,6 +416,20 @@ def test_the_rule_can_fail(
     complaints = list(rule(tmp_path))
     assert len(complaints) == 1
     assert complaint in complaints[0]
+
+
+def test_no_import_circle_can_fail(tmp_path: Path) -> None:
+    write(tmp_path, "src/mthp/mm/a.py", GOOD + "from mthp.mm import b\n")
+    write(tmp_path, "src/mthp/mm/b.py", GOOD + "from mthp.mm.c import C\n")
+    write(tmp_path, "src/mthp/mm/c.py", GOOD)
+    write(tmp_path, "src/mthp/mm/d.py", GOOD + "from mthp.mm import a, c\n")
+    assert not list(no_import_circle(tmp_path))
+    types_alone = "if TYPE_CHECKING:\n    from mthp.mm.b import B\n"
+    write(tmp_path, "src/mthp/mm/c.py", GOOD + types_alone)
+    assert list(no_import_circle(tmp_path)) == [
+        "mm.b: imports itself, by way of ['mm.c']",
+        "mm.c: imports itself, by way of ['mm.b']",
+    ]
 
 
 def test_modules_say_what_they_are_can_fail(tmp_path: Path) -> None:

@@ -97,14 +97,14 @@ def test_a_busy_mm_is_skipped_until_the_next_full_scan() -> None:
     vma = world.vma(small(NR))
     other = world.process()
     theirs = world.vma(small(NR), mm=other)
-    hold = world.held_by_another(world.mm.mmap_write_lock)
+    world.held_by_another(world.mm.mmap_write_lock)
     events = world.scan()
     assert visits(events)[0] == (1000, 0, False)
     assert world.orders(vma) == [0] * NR
     assert world.orders(theirs) == [4]
     assert world.khugepaged.full_scans == 1
     mine, world.kernel.machine.current = world.kernel.machine.current, world.kernel.machine.current
-    hold.lock.word.value = 0
+    world.mm.mmap_lock.word.value = 0
     world.scan()
     assert world.orders(vma) == [4]
     assert mine.held == []

@@ -9,7 +9,7 @@ import pytest
 
 from mthp.laws.at_rest import check_aborted, check_collapse, check_quiescent
 from mthp.machine.cpu import TlbEntry
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.mm_types import MM_ANONPAGES, Vma
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_REFERENCED
 from mthp.mm.pgtable_types import DIRTY, PMD_NONE, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte

@@ -8,9 +8,11 @@ from typing import Any
 
 from mthp.explore.tasks import NextStep
 from mthp.machine.cpu import Busy
-from mthp.machine.locks import Hold, Rank, RwSem
+from mthp.machine.hold import Hold, Rank
+from mthp.machine.locks import RwSem
 from mthp.machine.memory import Words
-from mthp.machine.step import Access, Machine, Task
+from mthp.machine.step import Access
+from mthp.machine.task import Machine, Task
 from mthp.words.results import KernelBug, Rule
 
 Line = tuple[str, int]

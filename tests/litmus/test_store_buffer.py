@@ -9,10 +9,11 @@ import pytest
 
 from mthp.explore.explore import Explorer, Until
 from mthp.explore.outcome import Extent
-from mthp.machine.locks import Rank, RwSem
+from mthp.machine.hold import Rank
+from mthp.machine.locks import RwSem
 from mthp.machine.memory import Words
-from mthp.machine.step import Task
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
+from mthp.machine.task import Task
 from tests.litmus.programs import Program
 
 Between = Callable[["Publish"], None]

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.machine.locks import READ, WRITE, Hold, Rank, RwSem, SpinLock
-from mthp.machine.step import Access, Machine, Task
+from mthp.machine.hold import READ, WRITE, Hold, Rank
+from mthp.machine.locks import RwSem, SpinLock
+from mthp.machine.step import Access
+from mthp.machine.task import Machine, Task
 from mthp.words.results import KernelBug
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from mthp.machine.cpu import Cpu, TlbEntry, flush_tlb_range, tlb_remove_table_sync_one
 from mthp.machine.memory import Cell, Words
-from mthp.machine.step import ALL_BITS, Access, Machine
+from mthp.machine.step import ALL_BITS, Access
+from mthp.machine.task import Machine
 
 Seen = list[tuple[Access, int, int]]
 

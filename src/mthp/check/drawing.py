@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from mthp.check.check_records import Call
-from mthp.machine.locks import Hold, Rank
+from mthp.machine.hold import Hold, Rank
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
 from mthp.mm.mm_types import PageTable, PmdPage

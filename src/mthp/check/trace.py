@@ -27,7 +27,8 @@ from mthp.explore.replay import Replay
 from mthp.laws.sentences import LAWS
 from mthp.machine.cpu import Cpu
 from mthp.machine.memory import Words
-from mthp.machine.step import Access, Task
+from mthp.machine.step import Access
+from mthp.machine.task import Task
 from mthp.mm import page_flags as folios
 from mthp.mm import pgtable_types as ptes
 from mthp.mm.mm_types import PageTable

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from greenlet import getcurrent, greenlet
 
-from mthp.machine.step import ALL_BITS, Access, Machine, Task
+from mthp.machine.step import ALL_BITS, Access
+from mthp.machine.task import Machine, Task
 
 
 class NextStep(NamedTuple):

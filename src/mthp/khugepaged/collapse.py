@@ -16,7 +16,7 @@ from mthp.khugepaged.revalidate import (
 )
 from mthp.khugepaged.swapin import __collapse_huge_page_swapin
 from mthp.machine.cpu import tlb_remove_table_sync_one
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.mm_types import Kernel, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range

@@ -15,7 +15,8 @@ from mthp.khugepaged.eligibility import (
     hugepage_enabled,
 )
 from mthp.khugepaged.scan import collapse_scan_pmd
-from mthp.machine.locks import Hold, Rank, SpinLock
+from mthp.machine.hold import Hold, Rank
+from mthp.machine.locks import SpinLock
 from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Kernel, Mm, Vma, vma_is_anonymous

@@ -10,7 +10,7 @@ from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.daemon import collapse_single_pmd
 from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.revalidate import Expect, hugepage_vma_revalidate
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Mm, Vma

@@ -16,7 +16,7 @@ from mthp.khugepaged.limits import (
 )
 from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.revalidate import find_pmd_or_thp_or_none
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_ANON, PG_LOCKED, PG_LRU

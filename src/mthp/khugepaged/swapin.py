@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.folio import lru_add_drain
 from mthp.mm.memory import VmFault, do_swap_page
 from mthp.mm.mm_types import MM_SWAPENTS, Mm, PmdPtr, Vma

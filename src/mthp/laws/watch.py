@@ -22,9 +22,11 @@ from mthp.laws.at_rest import (
 )
 from mthp.laws.told import Told
 from mthp.laws.trail import Trail
-from mthp.machine.locks import Mode, Rank, SpinLock, WriteMark
+from mthp.machine.hold import Mode, Rank
+from mthp.machine.locks import SpinLock, WriteMark
 from mthp.machine.memory import Words
-from mthp.machine.step import Access, Task
+from mthp.machine.step import Access
+from mthp.machine.task import Task
 from mthp.mm.mm_types import Kernel, PageTable, PmdPage, TableState, Vma
 from mthp.mm.page_flags import PG_UPTODATE
 from mthp.mm.pgtable_types import (

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mthp.machine.memory import Cell
-from mthp.machine.step import Access, Machine
+from mthp.machine.step import Access
+from mthp.machine.task import Machine
 
 
 class TlbEntry(NamedTuple):

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Spinlocks and read-write semaphores, with hold tokens that may be released early.
+"""Spinlocks and read-write semaphores.
 
-A token is a context manager: leaving the block releases what is still held, so no exit can forget
-an unlock, and `token.release()` says where the kernel unlocks sooner.
 Kernel: kernel/locking/rwsem.c, include/linux/spinlock.h (spin_lock), include/linux/mmap_lock.h,
 include/linux/lockdep.h (lockdep_assert_held), Documentation/locking/.
 """
@@ -10,71 +8,12 @@ include/linux/lockdep.h (lockdep_assert_held), Documentation/locking/.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum, IntEnum
-from types import TracebackType
 
+from mthp.machine.hold import READ, WRITE, Hold, Mode, Rank
 from mthp.machine.memory import Cell
-from mthp.machine.step import ALL_BITS, Access, Machine
+from mthp.machine.step import ALL_BITS, Access
+from mthp.machine.task import Machine
 from mthp.words.results import KernelBug, Rule
-
-
-class Rank(IntEnum):
-    """The order in which locks nest. Kernel: mm/rmap.c, "Lock ordering in mm"."""
-
-    MMAP = 0
-    VMA = 1
-    MM_LIST = 2
-    ANON_VMA = 3
-    PMD = 4
-    PTE = 5
-
-
-class Mode(Enum):
-    """How a lock is held."""
-
-    READ = "read"
-    WRITE = "write"
-
-
-READ, WRITE = Mode.READ, Mode.WRITE
-
-
-class Hold:
-    """Proof that a task holds a lock, and the way to give it back."""
-
-    __slots__ = ("active", "lock", "mode", "on_release")
-
-    def __init__(
-        self, lock: Lock, mode: Mode, on_release: Callable[[], None] | None = None
-    ) -> None:
-        self.lock = lock
-        self.mode = mode
-        self.on_release = on_release
-        self.active = True
-
-    def __enter__(self) -> Hold:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.active:
-            self.release()
-
-    def release(self) -> None:
-        """Unlock now. Releasing twice is a KernelBug."""
-        if not self.active:
-            raise KernelBug(Rule.LOCKS, f"{self.lock} is unlocked twice")
-        self.active = False
-        if self.on_release is not None and not self.lock.machine.abandoned:
-            self.on_release()
-        self.lock.unlock(self)
-
-    def __repr__(self) -> str:
-        return f"{self.lock}({self.mode.value})"
 
 
 class Lock:
@@ -136,6 +75,8 @@ class Lock:
         machine = self.machine
         if machine.abandoned:
             return
+        if hold.on_release is not None:
+            hold.on_release()
         if machine.on_step is not None:
             machine.on_step(Access.RELEASE, self, hold.mode is WRITE, ALL_BITS)
         held = machine.current.held

@@ -19,8 +19,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.machine.step import ALL_BITS, Access, Machine
+from mthp.machine.step import ALL_BITS, Access
 from mthp.machine.store_buffer import Lane
+from mthp.machine.task import Machine
 
 READ, WRITE, RMW, TAKE = Access.READ, Access.WRITE, Access.RMW, Access.TAKE
 

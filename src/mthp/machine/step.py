@@ -1,22 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The machine a world runs on: who runs now, and what an access to a shared word means.
-
-Every access to a shared word is one step. A step calls `Machine.on_step`, or nothing at all when no
-scheduler listens (straight-through). Nothing else in the engine can switch tasks.
-Kernel: include/asm-generic/barrier.h (smp_wmb).
-"""
+"""What a step is: every access to a shared word is one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-from mthp.words.results import KernelBug, Rule
-
-if TYPE_CHECKING:
-    from mthp.machine.locks import Hold
-    from mthp.machine.store_buffer import StoreBuffer
+from typing import Any, Final, Protocol
 
 
 class Access(Enum):
@@ -24,8 +13,9 @@ class Access(Enum):
 
     ACQUIRE, TRY, RELEASE: of a lock; the index is 1 for writing, 0 for reading. ACQUIRE waits, TRY
     does not. IPI: wait until nobody holds the word, and go on without holding it. WAIT: the same for
-    one word of a row; the index is the word's. TAKE: count one user more; whoever does so learns at
-    most whether there was one.
+    one word of a row; the index is the word's. Of each of these, word.may_take(index) tells whether
+    it could go ahead now. TAKE: count one user more; whoever does so learns at most whether there
+    was one.
     """
 
     READ = "read"
@@ -46,73 +36,12 @@ class Access(Enum):
 
 ALL_BITS: Final = -1
 
-
-class Waitable(Protocol):
-    """A word that a task may have to wait for (ACQUIRE, IPI, WAIT)."""
-
-    name: str
-
-    def may_take(self, index: int) -> bool:
-        """Whether a step with this index could go ahead now. Not a step."""
-
-
-class Task:
-    """A thread of control: khugepaged, or whoever calls madvise(). Owns what it holds.
-
-    cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
-    background: it works for others and need not end.
-    """
-
-    __slots__ = ("background", "buffer", "cpu", "held", "name")
-
-    def __init__(self, name: str, cpu: int = 0) -> None:
-        self.name = name
-        self.cpu = cpu
-        self.held: list[Hold] = []
-        self.buffer: StoreBuffer | None = None
-        self.background = False
-
-    def __repr__(self) -> str:
-        return f"Task({self.name!r})"
-
-
 OnStep = Callable[[Access, Any, int, int], None]
 """(access, word, index, the bits of the word that the step is about)."""
-OnBlock = Callable[[object], None]
 
 
-class Machine:
-    """One machine. on_step: the scheduler's schedule point; on_block: called when a lock is taken.
+class Stepping(Protocol):
+    """Where steps are taken: a machine."""
 
-    debug: check lock order and contracts at every acquire, not only at function entry.
-    abandoned: this execution was thrown away; releasing locks then does nothing.
-    """
-
-    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step")
-
-    def __init__(self, *, debug: bool = False) -> None:
-        self.on_step: OnStep | None = None
-        self.on_block: OnBlock | None = None
-        self.debug = debug
-        self.abandoned = False
-        self.current = Task("khugepaged")
-
-    def step(self, access: Access, word: object, index: int = 0, bits: int = ALL_BITS) -> None:
-        """A schedule point before an act that is not an access to a row of words."""
-        if self.on_step is not None:
-            self.on_step(access, word, index, bits)
-
-    def block(self, lock: object) -> None:
-        """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
-        if self.on_block is None:
-            raise KernelBug(
-                Rule.LOCKS,
-                f"{self.current.name} waits for {lock} for ever: nobody runs to release it",
-            )
-        self.on_block(lock)
-
-    def smp_wmb(self) -> None:
-        """Stores before it are seen before stores after it. Kernel: smp_wmb()."""
-        self.step(Access.BARRIER, self)
-        if self.current.buffer is not None:
-            self.current.buffer.wait_until_seen()
+    def step(self, access: Access, word: object, index: int = 0) -> None:
+        """A schedule point before an act."""

@@ -11,12 +11,9 @@ Kernel: Documentation/memory-barriers.txt, tools/memory-model/.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from mthp.machine.step import Access, Machine
-
-if TYPE_CHECKING:
-    from mthp.machine.memory import Words
+from mthp.machine.step import Access, Stepping
 
 
 class Model(Enum):
@@ -41,12 +38,19 @@ class Lane(Enum):
     COUNTS = "changed by atomics that return a value"
 
 
+class Row(Protocol):
+    """A row of words that is stored to late."""
+
+    def write(self, index: int, value: int) -> None:
+        """Store to one of its words, at once if it cannot be late."""
+
+
 class Completion:
     """Something that happens once, and that tasks wait for."""
 
     __slots__ = ("happened", "machine", "name")
 
-    def __init__(self, machine: Machine, name: str) -> None:
+    def __init__(self, machine: Stepping, name: str) -> None:
         self.machine = machine
         self.name = name
         self.happened = False
@@ -70,10 +74,10 @@ class Slot:
 
     __slots__ = ("filled", "index", "row", "seen", "value")
 
-    def __init__(self, machine: Machine, name: str) -> None:
+    def __init__(self, machine: Stepping, name: str) -> None:
         self.filled = Completion(machine, f"{name}.filled")
         self.seen = Completion(machine, f"{name}.seen")
-        self.row: Words
+        self.row: Row
         self.index = self.value = 0
 
     def drain(self) -> None:
@@ -88,13 +92,13 @@ class StoreBuffer:
 
     __slots__ = ("free", "model", "released", "waiting")
 
-    def __init__(self, machine: Machine, name: str, model: Model, slots: int) -> None:
+    def __init__(self, machine: Stepping, name: str, model: Model, slots: int) -> None:
         self.model = model
         self.free = [Slot(machine, f"{name}.slot{n}") for n in range(slots)]
         self.waiting: list[Slot] = []
         self.released = False
 
-    def store(self, row: Words, index: int, value: int) -> bool:
+    def store(self, row: Row, index: int, value: int) -> bool:
         """Keep a store for later; False: no room, and it is seen at once."""
         if not self.free:
             return False
@@ -105,7 +109,7 @@ class StoreBuffer:
         slot.filled.happen()
         return True
 
-    def forwarded(self, row: Words, index: int) -> int | None:
+    def forwarded(self, row: Row, index: int) -> int | None:
         """What the CPU itself reads of a word that others do not see yet."""
         for slot in reversed(self.waiting):
             if slot.row is row and slot.index == index:

@@ -7,19 +7,16 @@ Kernel: include/linux/huge_mm.h, mm/huge_memory.c (__thp_vma_allowable_orders).
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from mthp.mm.mm_types import (
     MMF_DISABLE_THP_COMPLETELY,
     MMF_DISABLE_THP_EXCEPT_ADVISED,
+    Kernel,
     Vma,
     vma_is_anonymous,
 )
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NO_KHUGEPAGED, VM_NOHUGEPAGE, VM_STACK_INCOMPLETE
 from mthp.words.settings import Enabled
-
-if TYPE_CHECKING:
-    from mthp.mm.mm_types import Kernel
 
 
 class Tva(Enum):

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_memory_split import split_folio
 from mthp.mm.memcontrol import mem_cgroup_charge
-from mthp.mm.mm_types import MM_ANONPAGES, Mm, Vma, linear_page_index
+from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, Vma, linear_page_index
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
     PAGE_ANON_EXCLUSIVE,
@@ -26,9 +24,6 @@ from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG, mk_pte, pte_dirty, pte_wr
 from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_remove_rmap_ptes
 from mthp.mm.swapfile import folio_free_swap
 from mthp.mm.vm_flags import VM_MERGEABLE
-
-if TYPE_CHECKING:
-    from mthp.mm.mm_types import Kernel
 
 
 def ksm_might_need_to_copy(kernel: Kernel, folio: int, vma: Vma, address: int) -> int | None:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.machine.memory import Words
-from mthp.machine.step import Access, Machine
+from mthp.machine.step import Access
+from mthp.machine.task import Machine
 from mthp.mm.page_alloc import Allocator, NodeState
 from mthp.mm.page_counter import MemCgroup
 from mthp.mm.page_flags import (

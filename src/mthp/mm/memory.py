@@ -10,7 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from mthp.machine.cpu import flush_tlb_range
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.machine.step import Access
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_memory import (

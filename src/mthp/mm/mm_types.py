@@ -16,9 +16,10 @@ from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from mthp.machine.cpu import Cpu
-from mthp.machine.locks import Hold, Rank, RwSem, SpinLock, WriteMark
+from mthp.machine.hold import Hold, Rank
+from mthp.machine.locks import RwSem, SpinLock, WriteMark
 from mthp.machine.memory import Cell, Words
-from mthp.machine.step import Machine
+from mthp.machine.task import Machine
 from mthp.mm.mem_map import MemMap
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_counter import MemCgroup

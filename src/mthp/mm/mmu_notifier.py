@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mthp.mm.mm_types import Mm
+from mthp.mm.mm_types import Mm
 
 
 class InvalidateRange:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 from mthp.machine.cpu import flush_tlb_range
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.huge_memory import pmdp_huge_clear_flush, split_huge_pmd
 from mthp.mm.memory import pte_alloc
 from mthp.mm.mm_types import Mm, PmdPtr, Vma

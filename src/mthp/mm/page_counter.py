@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Final
 
 from mthp.machine.memory import Cell
-from mthp.machine.step import Machine
+from mthp.machine.task import Machine
 
 CHARGE_BATCH: Final = 64
 """Pages charged at a time, and the most that the stock holds. Kernel: MEMCG_CHARGE_BATCH."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.mm_types import Kernel, Mm, PmdPtr
 from mthp.mm.pgtable import (
     PteMap,

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mthp.machine.cpu import flush_tlb_range
-from mthp.machine.locks import Hold
-from mthp.mm.mm_types import PageTable, PmdPage, PmdPtr, TableState, Vma
+from mthp.machine.hold import Hold
+from mthp.mm.mm_types import Kernel, Mm, PageTable, PmdPage, PmdPtr, TableState, Vma
 from mthp.mm.pgtable_types import (
     PMD_NONE,
     PRESENT,
@@ -28,9 +27,6 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.words.events import PmdFlush
 from mthp.words.results import KernelBug, Rule
-
-if TYPE_CHECKING:
-    from mthp.mm.mm_types import Kernel, Mm
 
 
 class PteMap:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from mthp.machine.cpu import Cpu
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.mm.folio import mlock_vma_folio, munlock_vma_folio
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, AnonVma, Kernel, Vma, linear_page_index

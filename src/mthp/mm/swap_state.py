@@ -6,8 +6,6 @@ Kernel: mm/swap_state.c, mm/memory.c (thp_swapin_suitable_orders).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mthp.machine.step import Access
 from mthp.mm.folio import folio_add_lru
 from mthp.mm.huge_mm import (
@@ -18,16 +16,13 @@ from mthp.mm.huge_mm import (
     thp_vma_suitable_orders,
 )
 from mthp.mm.memcontrol import mem_cgroup_charge
-from mthp.mm.mm_types import Mm, PmdPtr, Vma, userfaultfd_armed
+from mthp.mm.mm_types import Kernel, Mm, PmdPtr, Vma, userfaultfd_armed
 from mthp.mm.page_flags import PG_LOCKED, PG_SWAPBACKED, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import PFN_SHIFT, pte_pfn
 from mthp.mm.swap_table import swp_offset
 from mthp.mm.vm_flags import VM_HUGEPAGE
 from mthp.words.profiles import DeferredMemcg
-
-if TYPE_CHECKING:
-    from mthp.mm.mm_types import Kernel
 
 
 def swapin_sync(mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> int | None:

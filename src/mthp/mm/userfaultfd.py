@@ -6,7 +6,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from mthp.machine.locks import Hold
+from mthp.machine.hold import Hold
 from mthp.machine.step import Access
 from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_memory import split_huge_pmd

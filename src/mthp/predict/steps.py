@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
 
-from mthp.machine.locks import Hold, Mode, Rank
+from mthp.machine.hold import Hold, Mode, Rank
 from mthp.mm.mm_types import Kernel
 from mthp.words.events import Attempt, CollapseHugePage, Event
 from mthp.words.results import ScanResult

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mthp.machine.locks import Rank, SpinLock
+from mthp.machine.hold import Rank
+from mthp.machine.locks import SpinLock
 from mthp.machine.memory import Words
-from mthp.machine.step import Access, Machine, Task
+from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
+from mthp.machine.task import Machine, Task
 
 EMPTY = 7
 """What the reader gets where it finds nothing mapped yet."""

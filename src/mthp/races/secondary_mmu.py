@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from mthp.machine.locks import Rank, RwSem
+from mthp.machine.hold import Rank
+from mthp.machine.locks import RwSem
 from mthp.mm.gup import gup_fast
 from mthp.mm.mm_types import Mm
 from mthp.mm.reports import StoredTo

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.watch import Broken, Watch
-from mthp.machine.step import Access, Machine, Task
+from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
+from mthp.machine.task import Machine, Task
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PageTable
 from mthp.mm.page_alloc import Allocator

@@ -13,7 +13,7 @@ from mthp.explore.compiled.recording import Recorder
 from mthp.explore.compiled.segment import VALUE, Memory, Segment
 from mthp.explore.compiled.symbols import Chain
 from mthp.explore.tasks import WAITING, Execution, NextStep, Recipe, Setup
-from mthp.machine.step import Machine, Task
+from mthp.machine.task import Machine, Task
 
 JUDGE = -1
 """Who runs while the laws are asked."""

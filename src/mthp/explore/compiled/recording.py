@@ -40,7 +40,7 @@ from mthp.explore.compiled.containers import (
 )
 from mthp.explore.compiled.segment import VALUE, Memory, Segment
 from mthp.explore.compiled.symbols import IS_INT, Question, Symbol, calculate, plain
-from mthp.machine.step import Machine
+from mthp.machine.task import Machine
 
 _ATOMS: Final = (int, str, bool, NoneType, float, bytes)
 _ALIASED: Final = (list, dict, set, array, Counter, defaultdict)

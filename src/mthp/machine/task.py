@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine a world runs on, and who runs on it now.
+
+A step calls `Machine.on_step`, or nothing at all when no scheduler listens (straight-through).
+Nothing else in the engine can switch tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mthp.machine.hold import Hold
+from mthp.machine.step import ALL_BITS, Access, OnStep
+from mthp.machine.store_buffer import StoreBuffer
+from mthp.words.results import KernelBug, Rule
+
+
+class Task:
+    """A thread of control: khugepaged, or whoever calls madvise(). Owns what it holds.
+
+    cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
+    background: it works for others and need not end.
+    """
+
+    __slots__ = ("background", "buffer", "cpu", "held", "name")
+
+    def __init__(self, name: str, cpu: int = 0) -> None:
+        self.name = name
+        self.cpu = cpu
+        self.held: list[Hold] = []
+        self.buffer: StoreBuffer | None = None
+        self.background = False
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r})"
+
+
+OnBlock = Callable[[object], None]
+
+
+class Machine:
+    """One machine. on_step: the scheduler's schedule point; on_block: called when a lock is taken.
+
+    debug: check lock order and contracts at every acquire, not only at function entry.
+    abandoned: this execution was thrown away; releasing locks then does nothing.
+    """
+
+    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step")
+
+    def __init__(self, *, debug: bool = False) -> None:
+        self.on_step: OnStep | None = None
+        self.on_block: OnBlock | None = None
+        self.debug = debug
+        self.abandoned = False
+        self.current = Task("khugepaged")
+
+    def step(self, access: Access, word: object, index: int = 0, bits: int = ALL_BITS) -> None:
+        """A schedule point before an act that is not an access to a row of words."""
+        if self.on_step is not None:
+            self.on_step(access, word, index, bits)
+
+    def block(self, lock: object) -> None:
+        """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
+        if self.on_block is None:
+            raise KernelBug(
+                Rule.LOCKS,
+                f"{self.current.name} waits for {lock} for ever: nobody runs to release it",
+            )
+        self.on_block(lock)
+
+    def smp_wmb(self) -> None:
+        """Stores before it are seen before stores after it. Kernel: smp_wmb()."""
+        self.step(Access.BARRIER, self)
+        if self.current.buffer is not None:
+            self.current.buffer.wait_until_seen()
