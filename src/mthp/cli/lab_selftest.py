@@ -190,22 +190,22 @@ def _run_in_guest(
     every = [case for group in made.values() for case in group]
     with ExitStack() as stack:
         write = stack.enter_context(_writer(record_to)) if record_to is not None else None
-        _say(f"booting {kernel.release}")
+        _progress(f"booting {kernel.release}")
         guest, session = stack.enter_context(guest_session(kernel))
         outputs = run_selftest(guest, program, map(Invocation, made), _begun)
         records = None
         if write is not None:
-            _say(f"recording {sum(len(case.steps) for case in every)} states")
+            _progress(f"recording {sum(len(case.steps) for case in every)} states")
             records = record_cases(session, every, kernel.release, profile, write)
     by_order = {invocation.mthp_order: output for invocation, output in outputs.items()}
     return _Guest(by_order, records)
 
 
 def _begun(what: str) -> None:
-    _say(f"running {what}")
+    _progress(f"running {what}")
 
 
-def _say(line: str) -> None:
+def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

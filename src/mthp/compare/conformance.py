@@ -9,7 +9,7 @@ from typing import Any
 
 from mthp.image.runs import PagesState, encode_runs
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import Action
+from mthp.image.scenario_values import MTHP_GAUGES, MTHP_STATS, VMSTAT_COUNTERS, Action
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
 from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
@@ -19,29 +19,6 @@ from mthp.worlds.render import canonical, render_state
 
 ENDLESS_PAGES_TO_SCAN = 2**32 - 1
 """The lab's pages_to_scan: one wakeup is then one full scan."""
-
-STATS = frozenset(
-    {
-        "collapse_alloc",
-        "collapse_alloc_failed",
-        "collapse_exceed_none_pte",
-        "collapse_exceed_swap_pte",
-        "collapse_exceed_shared_pte",
-        "nr_anon",
-        "nr_anon_partially_mapped",
-    }
-)
-GAUGES = frozenset({"nr_anon", "nr_anon_partially_mapped"})
-"""What kernels before mTHP collapse have of them."""
-VMSTAT = frozenset(
-    {
-        "thp_collapse_alloc",
-        "thp_collapse_alloc_failed",
-        "thp_scan_exceed_none_pte",
-        "thp_scan_exceed_swap_pte",
-        "thp_scan_exceed_share_pte",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -140,7 +117,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
         daemon.khugepaged_do_scan()
     lru_add_drain_all(kernel.mem, kernel.cpus)
     stats: dict[str, dict[str, int]] = {}
-    shown = GAUGES if kernel.profile.orders is Orders.PMD_ONLY else STATS
+    shown = MTHP_GAUGES if kernel.profile.orders is Orders.PMD_ONLY else MTHP_STATS
     for (order, name), value in kernel.vmstat.mthp.items():
         if name in shown and value != mthp[order, name]:
             stats.setdefault(str(order), {})[name] = value - mthp[order, name]
@@ -149,7 +126,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
         "vmstat": {
             name: value - vmstat[name]
             for name, value in kernel.vmstat.events.items()
-            if name in VMSTAT and value != vmstat[name]
+            if name in VMSTAT_COUNTERS and value != vmstat[name]
         },
         "khugepaged": {
             name: now - then

@@ -96,7 +96,7 @@ def parse_output(text: str) -> Output:
         number = len(cases) + 1
         cases.append(CaseResult(number, name, CaseVerdict.NOT_OK, context, memory, tuple(trouble)))
     early = not cases or len(cases) < planned or bool(heading[0])
-    return Output(planned, tuple(cases), (skipped or _last_words(lines)) if early else "")
+    return Output(planned, tuple(cases), (skipped or _last_line(lines)) if early else "")
 
 
 def _plan(lines: Sequence[str]) -> tuple[int, str]:
@@ -117,7 +117,7 @@ def _case(found: re.Match[str], heading: tuple[str, str, str], trouble: list[str
     return CaseResult(int(found[2]), name, verdict, context, memory, tuple(trouble))
 
 
-def _last_words(lines: Sequence[str]) -> str:
+def _last_line(lines: Sequence[str]) -> str:
     bails = [line.partition("! ")[2] for line in lines if line.startswith("Bail out!")]
     spoken = [line for line in lines if line]
     return (bails or spoken or ["it printed nothing"])[-1]

@@ -93,7 +93,7 @@ def guest_session(kernel: CachedKernel) -> Iterator[tuple[VirtualMachine, GuestS
             session.prepare([path for path, _ in guest_modules(kernel)])
             yield guest, session
         except GuestGone as error:
-            raise LabError(FAILED, f"the guest: {error}; {guest.last_words()}") from None
+            raise LabError(FAILED, f"the guest: {error}; {guest.why_it_ended()}") from None
         except CommandFailed as error:
             raise LabError(FAILED, f"the guest of {kernel.release} cannot do: {error}") from None
 
