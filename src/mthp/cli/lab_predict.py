@@ -18,10 +18,10 @@ from mthp.cli.options import UsageError, Verbs, add_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mthp.compare.records import Forecast
     from mthp.lab.kernels.kernels import CachedKernel
     from mthp.lab.session.real_program import Provision
     from mthp.lab.session.recipes import Recipe
-    from mthp.predict.records import Forecast
     from mthp.words.settings import Settings
 
 DIFFER = 3

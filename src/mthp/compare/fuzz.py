@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mthp.compare.conformance import Conformance, run_scenario
+from mthp.compare.conformance import run_scenario
+from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.scenario import ScenarioError, parse_scenario
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
@@ -52,7 +53,7 @@ def compare_with_engine(draft: Draft, document: Mapping[str, Any]) -> DraftVerdi
     try:
         scenario = parse_scenario(document)
     except ScenarioError as error:
-        wrong = {"id": draft.id, "pass": 0, "where": "state", "expected": None, "got": str(error)}
+        wrong = Mismatch(draft.id, 0, MismatchKind.STATE, None, str(error)).to_json()
         passes = document["passes"]
         return DraftVerdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
     results = run_scenario(scenario, profile_for_release(scenario.kernel), score)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, Conformance, run_pass, run_scenario
+from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, run_pass, run_scenario
+from mthp.compare.records import Conformance
 from mthp.compare.selftest_cases import Case, Errno, MappedWhole, SelftestStep
 from mthp.image.runs import FolioToken, PageKind, PagesState, PteState
 from mthp.image.scenario import Scenario, parse_scenario
