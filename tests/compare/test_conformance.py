@@ -13,13 +13,12 @@ import pytest
 
 from mthp.compare.conformance import (
     ENDLESS_PAGES_TO_SCAN,
-    Conformance,
-    Mismatch,
     compare,
     run_conformance,
     run_pass,
     run_scenario,
 )
+from mthp.compare.records import Conformance, Mismatch
 from mthp.image.scenario import RecordedPass, Scenario, load
 from mthp.image.scenario_values import Action
 from mthp.laws.at_rest import Census, check_collapse, check_quiescent

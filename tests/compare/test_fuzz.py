@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mthp.compare.fuzz import DraftVerdict, Trier, judge
+from mthp.compare.fuzz import DraftRunner, DraftVerdict, compare_with_engine
 from mthp.lab.draw import draw
 from mthp.lab.program.program import Draft
 from tests.lab.guests import children, exists, kernel_or_skip
@@ -32,7 +32,7 @@ def records(name: str) -> tuple[dict[str, Any], ...]:
 
 
 def judged(record: dict[str, Any]) -> DraftVerdict:
-    return judge(Draft(record["id"], "recorded", ()), record)
+    return compare_with_engine(Draft(record["id"], "recorded", ()), record)
 
 
 def of_khugepaged() -> dict[str, Any]:
@@ -140,12 +140,12 @@ def test_a_state_that_cannot_be_is_a_disagreement_without_events() -> None:
 @pytest.mark.lab
 def test_a_guest_that_dies_in_the_middle_of_a_draft_is_booted_anew() -> None:
     """The draft is tried again in the new one; and no process is left."""
-    with Trier(kernel_or_skip()) as trier:
-        assert trier(draw(1, 0, "plain")).record is not None
+    with DraftRunner(kernel_or_skip()) as runner:
+        assert runner(draw(1, 0, "plain")).record is not None
         (first,) = children()
         killer = threading.Timer(0.02, os.kill, (first, signal.SIGKILL))
         killer.start()
-        verdicts = [trier(draw(1, index, "plain")) for index in range(4)]
+        verdicts = [runner(draw(1, index, "plain")) for index in range(4)]
         killer.join()
         assert [each.not_built for each in verdicts] == [""] * 4
         assert not any(each.disagrees for each in verdicts)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mthp.compare.selftest import CaseRun, Row, run_case, side_by_side
-from mthp.compare.selftest_states import Case, Errno, MappedWhole, cases
-from mthp.lab.session.kselftest import CaseVerdict, Output, parse_output
+from mthp.compare.selftest_cases import Case, Errno, MappedWhole, cases
+from mthp.lab.session.selftest import CaseVerdict, Output, parse_output
 from mthp.words.profiles import PROFILES, V7_3
 
 SAVED = Path(__file__).parent.parent / "data/selftest"

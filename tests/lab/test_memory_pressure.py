@@ -24,7 +24,7 @@ Node 0, zone    DMA32           12          110            2            1       
 
 
 def test_reserves_and_zone_dma_do_not_count() -> None:
-    assert free_blocks_of(PAGETYPEINFO) == {"0": 100101, "1": 3, "2": 3}
+    assert free_blocks_of(PAGETYPEINFO) == {0: 100101, 1: 3, 2: 3}
 
 
 def test_another_text_has_no_free_blocks() -> None:

@@ -14,10 +14,10 @@ from mthp.lab.session.observe import (
     FolioNames,
     ObservedVma,
     VmFlag,
-    believed_flags,
-    entered,
     events_of,
     pages_state,
+    registered_pgds,
+    trusted_flags,
     vmas_of,
 )
 from mthp.words.units import Geometry
@@ -180,8 +180,8 @@ def test_what_a_mappings_flags_say() -> None:
 
 
 def test_who_registered_with_khugepaged() -> None:
-    assert entered(ENTER) == [0xFFFF8AF382EC9000, 0xFFFF8AF382111000]
-    assert entered(HEAD) == entered(SCAN) == entered(MAPS) == []
+    assert registered_pgds(ENTER) == [0xFFFF8AF382EC9000, 0xFFFF8AF382111000]
+    assert registered_pgds(HEAD) == registered_pgds(SCAN) == registered_pgds(MAPS) == []
 
 
 # --- pages ----------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ def test_flags_that_a_kernel_shows_wrongly_are_not_believed() -> None:
     """Linux 6.18 has every anonymous page as KSM's."""
     page = (PRESENT | EXCLUSIVE | 7, SMALL | KSM, 1, 7 << 8)
     data = raw(page)
-    assert believed_flags(raw(small(7))) == -1
-    names = FolioNames([data], believed_flags(data))
+    assert trusted_flags(raw(small(7))) == -1
+    names = FolioNames([data], trusted_flags(data))
     assert pages_state(START, data, None, names).folios_text() == "1:F0.RLaB.x.m1"
     assert folios(page) == "1:F0.RLaBK.x.m1"
 

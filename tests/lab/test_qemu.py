@@ -73,7 +73,7 @@ def test_a_guest_that_panics_says_why() -> None:
     with running() as guest:
         with pytest.raises(GuestGone):
             guest.channel.ask_all(["w /proc/sysrq-trigger c", "r /proc/vmstat"])
-        assert "panic" in guest.last_words().lower()
+        assert "panic" in guest.why_it_ended().lower()
     assert not exists(guest.pid)
 
 

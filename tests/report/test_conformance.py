@@ -4,21 +4,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mthp.compare.conformance import Conformance, Mismatch
+from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.report.conformance import (
     MISMATCHES_SHOWN,
-    ScoreLike,
     conformance_document,
     mismatch_kinds,
     render_conformance,
 )
 from tests.report.samples import console, golden, printed
-
-if TYPE_CHECKING:
-    _fits: ScoreLike = Conformance()
-
 
 OUTCOMES = {
     ("attempt", ""): 40,
@@ -28,9 +23,9 @@ OUTCOMES = {
 }
 EVENT: dict[str, Any] = {"event": "mm_collapse_huge_page", "status": "succeeded", "order": 4}
 WRONG = [
-    Mismatch("base-17", 0, "events[3]", EVENT, {**EVENT, "status": "page_locked"}),
-    Mismatch("base-17", 0, "final[0].ptes", ["x" * 400], None),
-    Mismatch("swap-2", 1, "events[0]", None, EVENT),
+    Mismatch("base-17", 0, MismatchKind.EVENTS, EVENT, {**EVENT, "status": "page_locked"}, 3),
+    Mismatch("base-17", 0, MismatchKind.PTES, ["x" * 400], None, 0),
+    Mismatch("swap-2", 1, MismatchKind.EVENTS, None, EVENT, 0),
 ]
 
 
@@ -49,7 +44,7 @@ def test_some_differ() -> None:
 
 
 def test_many_mismatches_are_cut_and_said() -> None:
-    many = [Mismatch(f"s{i}", 0, "errno", 0, -11) for i in range(MISMATCHES_SHOWN + 5)]
+    many = [Mismatch(f"s{i}", 0, MismatchKind.ERRNO, 0, -11) for i in range(MISMATCHES_SHOWN + 5)]
     assert "… and 5 more" in text_of(Conformance(20, 5, many))
 
 

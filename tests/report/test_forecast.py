@@ -9,11 +9,11 @@ import json
 
 from rich.console import Console
 
-from mthp.predict.records import Forecast, Miss
+from mthp.compare.records import Forecast
 from mthp.report.forecast import forecast_document, good, render_forecasts
 from mthp.words.settings import Settings
 
-MISS = Miss("0", "4", "0", 16, "young bits", 0x7F00_0000_0000)
+MISS = Misprediction("0", "4", "0", 16, "young bits", 0x7F00_0000_0000)
 WELL = Forecast("redis", "7.3.4", Settings(), 1, 20000, 10000, 20000, 10000, 2, 2)
 NEARLY = dataclasses.replace(WELL, right=19999, right_changed=9999, misses=(MISS,))
 BADLY = dataclasses.replace(WELL, right=19999, right_changed=9949)

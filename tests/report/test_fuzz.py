@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mthp.report.fuzz import fuzz_text, replayed_text, side_by_side
+from mthp.report.fuzz import fuzz_text, rerun_text, side_by_side
 from tests.report.samples import golden
 
 ATTEMPT: dict[str, Any] = {"event": "attempt", "address": 0x7E0000200000, "order": 4}
@@ -107,7 +107,7 @@ def test_a_long_value_is_cut() -> None:
 
 
 def test_a_scenario_that_agrees() -> None:
-    golden("replayed.txt", replayed_text(REPLAYED))
+    golden("replayed.txt", rerun_text(REPLAYED))
 
 
 def test_a_scenario_that_differs() -> None:
@@ -120,12 +120,12 @@ def test_a_scenario_that_differs() -> None:
         ],
         "mismatches": [{**WRONG, "id": "a-0", "where": "errno", "expected": -11, "got": 0}],
     }
-    golden("replayed-differs.txt", replayed_text(document))
+    golden("replayed-differs.txt", rerun_text(document))
 
 
 def test_many_differences_of_the_state_are_cut_and_said() -> None:
     many = [f"vmas[0] page {page}: Z PA, not -" for page in range(0, 24, 2)]
-    lines = replayed_text({**REPLAYED, "state_differs": many}).splitlines()
+    lines = rerun_text({**REPLAYED, "state_differs": many}).splitlines()
     assert lines[10:13] == [
         "  the guest's state differs: vmas[0] page 18: Z PA, not -",
         "  … and 2 more (--json has all)",
@@ -136,4 +136,4 @@ def test_many_differences_of_the_state_are_cut_and_said() -> None:
 def test_a_scenario_that_was_not_built() -> None:
     """Nothing ran: nothing agrees."""
     document = {**REPLAYED, "kernel": "", "not_built": "no such page", "passes": []}
-    assert replayed_text(document) == "a-0 on no kernel\n  not built: no such page\n"
+    assert rerun_text(document) == "a-0 on no kernel\n  not built: no such page\n"

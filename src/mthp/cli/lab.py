@@ -138,7 +138,7 @@ def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
     absent = wanted if args.again else [name for name in wanted if not _in_cache(name)]
     if not absent:
         return
-    debian = DebianKernels(debian_archive(system_sources()), _say)
+    debian = DebianKernels(debian_archive(system_sources()), _progress)
     chosen = debian.choose(absent)
     for offer in chosen:
         _announce(offer)
@@ -177,7 +177,7 @@ def _ready(kernel: CachedKernel) -> None:
     print(f"kernel {kernel.release} is ready, {modules}: {kernel.image.parent}")
 
 
-def _say(line: str) -> None:
+def _progress(line: str) -> None:
     print(line, flush=True)
 
 

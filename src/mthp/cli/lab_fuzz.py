@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mthp.cli.options import UsageError, Verbs
 
 if TYPE_CHECKING:
-    from mthp.compare.campaign import Campaign, Smallest
+    from mthp.compare.campaign import Campaign, ShrunkDraft
 
 DIFFER = 3
 """Exit code: engine and kernel differ."""
@@ -62,9 +62,9 @@ def add_fuzz(subverbs: Verbs) -> None:
 def run_fuzz(args: argparse.Namespace) -> int:
     """The subverb; an exit code."""
     from mthp.compare.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
+    from mthp.compare.coverage import table
     from mthp.lab.draw import FAMILIES
     from mthp.lab.kernels.kernels import find
-    from mthp.lab.session.coverage import table
     from mthp.report.fuzz import fuzz_text
 
     if args.family and args.family not in FAMILIES:
@@ -116,7 +116,7 @@ def _progress(terminal: bool) -> Callable[[Campaign, float], None]:
     return show
 
 
-def _save(campaign: Campaign, smallest: Smallest) -> None:
+def _save(campaign: Campaign, smallest: ShrunkDraft) -> None:
     """The smallest scenario as a record, and both event lists."""
     from mthp.report.fuzz import side_by_side
 

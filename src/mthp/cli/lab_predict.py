@@ -18,10 +18,10 @@ from mthp.cli.options import UsageError, Verbs, add_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mthp.compare.records import Forecast
     from mthp.lab.kernels.kernels import CachedKernel
-    from mthp.lab.session.real import Provision
+    from mthp.lab.session.real_program import Provision
     from mthp.lab.session.recipes import Recipe
-    from mthp.predict.records import Forecast
     from mthp.words.settings import Settings
 
 DIFFER = 3
@@ -188,17 +188,17 @@ def _forecasts(
     memory: int,
     folder: Path,
 ) -> Iterator[Forecast]:
-    from mthp.lab.session.real import provide
+    from mthp.lab.session.real_program import provide
 
-    def say(line: str) -> None:
+    def progress(line: str) -> None:
         if not args.quiet:
             print(f"mthp lab predict: {line}", file=sys.stderr, flush=True)
 
-    with provide(recipe, args.extra or (), say) as provision:
+    with provide(recipe, args.extra or (), progress) as provision:
         for each in settings:
-            say(f"{recipe.name}: max_ptes_none {each.max_ptes_none}: booting {kernel.release}")
+            progress(f"{recipe.name}: max_ptes_none {each.max_ptes_none}: booting {kernel.release}")
             place = folder / f"{recipe.name}-{each.max_ptes_none}"
-            yield _one(provision, kernel, each, memory, place, say, args.assume_young)
+            yield _one(provision, kernel, each, memory, place, progress, args.assume_young)
 
 
 def _one(
@@ -207,19 +207,19 @@ def _one(
     settings: Settings,
     memory: int,
     place: Path,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
     young: str,
 ) -> Forecast:
     from mthp.compare.forecast import compare
     from mthp.image.snapshot import SnapshotError, load
-    from mthp.lab.session.real import take
+    from mthp.lab.session.real_program import capture_around_khugepaged
     from mthp.worlds.image_frames import Young
 
     place.mkdir(exist_ok=True)
-    taken = take(provision, kernel, settings, memory, place, say)
-    scans = taken.scans.full_scans
+    captured = capture_around_khugepaged(provision, kernel, settings, memory, place, progress)
+    scans = captured.scans.full_scans
     try:
-        before, after = load(taken.before), load(taken.after)
+        before, after = load(captured.before), load(captured.after)
         return compare(provision.recipe.name, before, after, scans, Young(young))
     except (SnapshotError, ValueError) as error:
         raise UsageError(f"{provision.recipe.name}: {error}", 1) from None

@@ -15,7 +15,7 @@ from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
-    from mthp.compare.rerun import Replayed
+    from mthp.compare.rerun import Rerun
     from mthp.image.scenario import Scenario
 
 DIFFER = 3
@@ -55,17 +55,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from mthp.report.fuzz import replayed_text
+    from mthp.report.fuzz import rerun_text
 
     documents = []
     differ = not_built = 0
-    for replayed in _replay(args):
-        differ += replayed.verdict.disagrees
-        not_built += bool(replayed.verdict.not_built)
+    for rerun in _run_again(args):
+        differ += rerun.verdict.disagrees
+        not_built += bool(rerun.verdict.not_built)
         if args.json:
-            documents.append(replayed.to_json())
+            documents.append(rerun.to_json())
         else:
-            sys.stdout.write(replayed_text(replayed.to_json()))
+            sys.stdout.write(rerun_text(rerun.to_json()))
             sys.stdout.flush()
     if args.json:
         json.dump({"schema_version": 1, "scenarios": documents}, sys.stdout, indent=1)
@@ -82,12 +82,12 @@ def _record(args: argparse.Namespace) -> int:
     number = 0
     try:
         with part.open("w") as out:
-            for replayed in _replay(args):
-                if replayed.verdict.not_built:
+            for rerun in _run_again(args):
+                if rerun.verdict.not_built:
                     raise UsageError(
-                        f"{replayed.scenario.id}: not built: {replayed.verdict.not_built}", FAILED
+                        f"{rerun.scenario.id}: not built: {rerun.verdict.not_built}", FAILED
                     )
-                out.write(json.dumps(replayed.verdict.record) + "\n")
+                out.write(json.dumps(rerun.verdict.record) + "\n")
                 out.flush()
                 number += 1
         os.replace(part, target)
@@ -97,10 +97,10 @@ def _record(args: argparse.Namespace) -> int:
     return 0
 
 
-def _replay(args: argparse.Namespace) -> Iterator[Replayed]:
+def _run_again(args: argparse.Namespace) -> Iterator[Rerun]:
     """Every scenario named, in order; UsageError where one cannot be read or made."""
-    from mthp.compare.fuzz import Trier
-    from mthp.compare.rerun import replay
+    from mthp.compare.fuzz import DraftRunner
+    from mthp.compare.rerun import run_again
     from mthp.image.scenario import ScenarioError
     from mthp.lab.compile import CannotBuild
     from mthp.lab.kernels.kernels import find
@@ -109,10 +109,10 @@ def _replay(args: argparse.Namespace) -> Iterator[Replayed]:
         scenarios = [each for spec in args.scenarios for each in _load(spec)]
     except (ScenarioError, OSError) as error:
         raise UsageError(str(error)) from None
-    with Trier(find(args.kernel)) as trier:
+    with DraftRunner(find(args.kernel)) as runner:
         for scenario in scenarios:
             try:
-                yield replay(trier, scenario)
+                yield run_again(runner, scenario)
             except CannotBuild as error:
                 raise UsageError(
                     f"{scenario.id}: cannot be made by system calls: {error}"

@@ -17,9 +17,9 @@ from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
     from mthp.compare.selftest import CaseRun, Row
-    from mthp.compare.selftest_states import Case
+    from mthp.compare.selftest_cases import Case
     from mthp.lab.kernels.kernels import CachedKernel
-    from mthp.lab.session.kselftest import Output
+    from mthp.lab.session.selftest import Output
     from mthp.words.profiles import Profile
 
 SCHEMA_VERSION = 1
@@ -121,7 +121,7 @@ class _Guest:
 
 def _run_selftest(args: argparse.Namespace) -> int:
     from mthp.compare.selftest import run_case
-    from mthp.compare.selftest_states import cases
+    from mthp.compare.selftest_cases import cases
     from mthp.words.profiles import DEFAULT, profile_for_release
 
     if args.engine and (args.kernel or args.source or args.yes or args.record):
@@ -183,29 +183,29 @@ def _run_in_guest(
     made: Mapping[int | None, Sequence[Case]],
     record_to: str | None,
 ) -> _Guest:
-    from mthp.compare.selftest_record import record_cases
+    from mthp.compare.selftest import record_cases
     from mthp.lab.session.selftest import Invocation, build, guest_session, run_selftest
 
     program = build(source)
     every = [case for group in made.values() for case in group]
     with ExitStack() as stack:
         write = stack.enter_context(_writer(record_to)) if record_to is not None else None
-        _say(f"booting {kernel.release}")
+        _progress(f"booting {kernel.release}")
         guest, session = stack.enter_context(guest_session(kernel))
         outputs = run_selftest(guest, program, map(Invocation, made), _begun)
         records = None
         if write is not None:
-            _say(f"recording {sum(len(case.steps) for case in every)} states")
+            _progress(f"recording {sum(len(case.steps) for case in every)} states")
             records = record_cases(session, every, kernel.release, profile, write)
     by_order = {invocation.mthp_order: output for invocation, output in outputs.items()}
     return _Guest(by_order, records)
 
 
 def _begun(what: str) -> None:
-    _say(f"running {what}")
+    _progress(f"running {what}")
 
 
-def _say(line: str) -> None:
+def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -22,9 +22,9 @@ def kept_or_fetched(part: PurePosixPath, what: str, otherwise: str, *, yes: bool
     kept = cached_source(DEFAULT_RELEASE, part)
     if kept is not None:
         return kept
-    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), _say)
+    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), _progress)
     package = offer.package
-    _say(
+    _progress(
         f"{package.name} {package.version}, Debian {offer.suite}: {human_bytes(package.size)} to "
         "fetch, under 10 MiB of it kept in the cache"
     )
@@ -33,5 +33,5 @@ def kept_or_fetched(part: PurePosixPath, what: str, otherwise: str, *, yes: bool
     return fetch(offer)
 
 
-def _say(line: str) -> None:
+def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mthp.compare.fuzz import DraftVerdict, Trier, judge
+from mthp.compare.coverage import OutcomeCounts
+from mthp.compare.fuzz import DraftRunner, DraftVerdict, compare_with_engine
 from mthp.lab.draw import draw
 from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
-from mthp.lab.session.coverage import OutcomeCounts
 
 __all__ = [
     "Campaign",
     "CampaignSpec",
-    "Smallest",
+    "ShrunkDraft",
     "open_campaign",
     "run_campaign",
     "shrink_all",
@@ -127,7 +127,7 @@ class Campaign:
 
 
 @dataclass(frozen=True)
-class Smallest:
+class ShrunkDraft:
     """A disagreement made small: the draft found first and the verdict on the smallest like it."""
 
     first: str
@@ -149,7 +149,7 @@ def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
         known = json.loads(meta.read_text())
         if known != spec.to_json():
             raise LabError(BAD_INPUT, f"{folder} holds another campaign: {json.dumps(known)}")
-        _replay(campaign)
+        _resume(campaign)
     except OSError as error:
         raise LabError(BAD_INPUT, f"{folder}: {error}") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -157,7 +157,7 @@ def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
     return campaign
 
 
-def _replay(campaign: Campaign) -> None:
+def _resume(campaign: Campaign) -> None:
     """Take up what was done. A line that was not finished when it ended is dropped, with whatever
     the other file has beyond it."""
     entries = _whole_lines(campaign.log)
@@ -189,40 +189,40 @@ def _write(path: Path, text: str) -> None:
 
 # --- the guests -----------------------------------------------------------------------------
 
-_trier: Trier | None = None
+_runner: DraftRunner | None = None
 
 
 def _start_worker(kernel: CachedKernel) -> None:
     """In each worker: a guest of its own, ended when the worker ends."""
-    global _trier
+    global _runner
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _trier = Trier(kernel)
-    multiprocessing.util.Finalize(None, _trier.close, exitpriority=10)
+    _runner = DraftRunner(kernel)
+    multiprocessing.util.Finalize(None, _runner.close, exitpriority=10)
 
 
 def _record_index(spec: CampaignSpec, index: int) -> DraftVerdict:
     """Not judged there: the guest is not to wait for the engine."""
-    assert _trier is not None
-    return _trier.record(draw(spec.seed, index, spec.family))
+    assert _runner is not None
+    return _runner.record(draw(spec.seed, index, spec.family))
 
 
-def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> Smallest:
+def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> ShrunkDraft:
     """Shrink what disagrees about one draft; the draft itself where it does not disagree again."""
-    assert _trier is not None
+    assert _runner is not None
     draft = draw(spec.seed, index, spec.family)
     verdicts: dict[str, DraftVerdict] = {}
 
     def still_bad(candidate: Draft) -> bool:
-        assert _trier is not None
-        verdict = _trier(candidate)
+        assert _runner is not None
+        verdict = _runner(candidate)
         if verdict.disagrees:
             verdicts[json.dumps(candidate.to_json())] = verdict
         return verdict.disagrees
 
     if not still_bad(draft):
-        return Smallest(draft.id, _trier(draft))
+        return ShrunkDraft(draft.id, _runner(draft))
     smallest = shrink(draft, still_bad, budget)
-    return Smallest(draft.id, verdicts[json.dumps(smallest.to_json())])
+    return ShrunkDraft(draft.id, verdicts[json.dumps(smallest.to_json())])
 
 
 @contextlib.contextmanager
@@ -265,7 +265,7 @@ def run_campaign(
                 return
             verdict = waiting.popleft().result()
             if verdict.record is not None:
-                verdict = judge(verdict.draft, verdict.record)
+                verdict = compare_with_engine(verdict.draft, verdict.record)
             entry = _entry(verdict)
             if verdict.record is not None:
                 records.write(json.dumps(verdict.record) + "\n")
@@ -291,7 +291,7 @@ def _entry(verdict: DraftVerdict) -> dict[str, Any]:
 
 def shrink_all(
     campaign: Campaign, kernel: CachedKernel, guests: int, most: int, budget: int
-) -> list[Smallest]:
+) -> list[ShrunkDraft]:
     """The first `most` disagreements made small, each in at most `budget` runs of a guest."""
     indices = [int(name.rpartition("-")[2]) for name in campaign.bad_ids[:most]]
     if not indices:

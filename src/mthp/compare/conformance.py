@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.runs import PagesState, encode_runs
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import Action
+from mthp.image.scenario_values import MTHP_GAUGES, MTHP_STATS, VMSTAT_COUNTERS, Action
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
 from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
@@ -20,29 +21,6 @@ from mthp.worlds.render import canonical, render_state
 ENDLESS_PAGES_TO_SCAN = 2**32 - 1
 """The lab's pages_to_scan: one wakeup is then one full scan."""
 
-STATS = frozenset(
-    {
-        "collapse_alloc",
-        "collapse_alloc_failed",
-        "collapse_exceed_none_pte",
-        "collapse_exceed_swap_pte",
-        "collapse_exceed_shared_pte",
-        "nr_anon",
-        "nr_anon_partially_mapped",
-    }
-)
-GAUGES = frozenset({"nr_anon", "nr_anon_partially_mapped"})
-"""What kernels before mTHP collapse have of them."""
-VMSTAT = frozenset(
-    {
-        "thp_collapse_alloc",
-        "thp_collapse_alloc_failed",
-        "thp_scan_exceed_none_pte",
-        "thp_scan_exceed_swap_pte",
-        "thp_scan_exceed_share_pte",
-    }
-)
-
 
 @dataclass(frozen=True)
 class PassResult:
@@ -52,37 +30,6 @@ class PassResult:
     counters: dict[str, Any]
     final: list[PagesState]
     errno: int | None
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """One difference. where: events[i], counters, errno, final[vma].folios or .ptes."""
-
-    id: str
-    pass_: int
-    where: str
-    expected: Any
-    got: Any
-
-    def to_json(self) -> dict[str, Any]:
-        """As `mthp collapse --conformance --json` prints it."""
-        return {
-            "id": self.id,
-            "pass": self.pass_,
-            "where": self.where,
-            "expected": self.expected,
-            "got": self.got,
-        }
-
-
-@dataclass
-class Conformance:
-    """The score over many scenarios; outcomes counts recorded events by kind and status."""
-
-    passes: int = 0
-    agreed: int = 0
-    mismatches: list[Mismatch] = field(default_factory=list)
-    outcomes: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 def recorded_event(event: Event) -> dict[str, Any] | None:
@@ -140,7 +87,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
         daemon.khugepaged_do_scan()
     lru_add_drain_all(kernel.mem, kernel.cpus)
     stats: dict[str, dict[str, int]] = {}
-    shown = GAUGES if kernel.profile.orders is Orders.PMD_ONLY else STATS
+    shown = MTHP_GAUGES if kernel.profile.orders is Orders.PMD_ONLY else MTHP_STATS
     for (order, name), value in kernel.vmstat.mthp.items():
         if name in shown and value != mthp[order, name]:
             stats.setdefault(str(order), {})[name] = value - mthp[order, name]
@@ -149,7 +96,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
         "vmstat": {
             name: value - vmstat[name]
             for name, value in kernel.vmstat.events.items()
-            if name in VMSTAT and value != vmstat[name]
+            if name in VMSTAT_COUNTERS and value != vmstat[name]
         },
         "khugepaged": {
             name: now - then
@@ -194,36 +141,32 @@ def compare(scenario: Scenario, number: int, result: PassResult) -> Iterable[Mis
     """Every difference between a pass and its recording; of the events only the first."""
     recorded = scenario.passes[number]
 
-    def mismatch(where: str, expected: Any, got: Any) -> Mismatch:
-        return Mismatch(scenario.id, number, where, expected, got)
+    def mismatch(kind: MismatchKind, expected: Any, got: Any, index: int | None = None) -> Mismatch:
+        return Mismatch(scenario.id, number, kind, expected, got, index)
 
     expected_events = [dict(event) for event in recorded.events]
     for i in range(max(len(expected_events), len(result.events))):
         want = expected_events[i] if i < len(expected_events) else None
         got = result.events[i] if i < len(result.events) else None
         if want != got:
-            yield mismatch(f"events[{i}]", want, got)
+            yield mismatch(MismatchKind.EVENTS, want, got, i)
             break
     counters = _without_empty(recorded.counters)
     if counters != result.counters:
-        yield mismatch("counters", counters, result.counters)
+        yield mismatch(MismatchKind.COUNTERS, counters, result.counters)
     if recorded.errno != result.errno:
-        yield mismatch("errno", recorded.errno, result.errno)
+        yield mismatch(MismatchKind.ERRNO, recorded.errno, result.errno)
     pairs = zip(canonical(list(recorded.final)), canonical(result.final), strict=True)
     for i, (want_state, got_state) in enumerate(pairs):
         if list(want_state.folio_pages()) != list(got_state.folio_pages()):
-            yield mismatch(
-                f"final[{i}].folios",
-                encode_runs(want_state.folios),
-                encode_runs(got_state.folios),
-            )
+            folios = encode_runs(want_state.folios), encode_runs(got_state.folios)
+            yield mismatch(MismatchKind.FOLIOS, *folios, i)
         if want_state.ptes is not None and list(want_state.pte_pages()) != list(
             got_state.pte_pages()
         ):
             assert got_state.ptes is not None
-            yield mismatch(
-                f"final[{i}].ptes", encode_runs(want_state.ptes), encode_runs(got_state.ptes)
-            )
+            ptes = encode_runs(want_state.ptes), encode_runs(got_state.ptes)
+            yield mismatch(MismatchKind.PTES, *ptes, i)
 
 
 def _without_empty(counters: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.compare.page_orders import Mapped, Orders, orders_of_snapshot, orders_of_world
+from mthp.compare.records import Forecast, Misprediction
 from mthp.image.snapshot import Snapshot
 from mthp.predict.passes import Run, Tally, run_full_scans
-from mthp.predict.records import Forecast, Miss
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
 from mthp.worlds.image_frames import Assumptions, Young
@@ -81,7 +81,7 @@ class _Tables:
 
 def _misses(
     tables: _Tables, before: Snapshot, settings: Settings, young: Young
-) -> tuple[Miss, ...]:
+) -> tuple[Misprediction, ...]:
     """Wrong PTEs by kind and cause: youth, where assuming it otherwise makes them right."""
     by_youth = np.zeros_like(tables.wrong)
     for other in Young:
@@ -98,7 +98,7 @@ def _misses(
         counts[kind] += 1
         first.setdefault(kind, tables.keys[row][1] + column * page)
     return tuple(
-        Miss(
+        Misprediction(
             before=_name(kind[0]),
             predicted=_name(kind[1]),
             real=_name(kind[2]),

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mthp.compare.conformance import Conformance, run_scenario
+from mthp.compare.conformance import run_scenario
+from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.scenario import ScenarioError, parse_scenario
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
@@ -17,7 +18,7 @@ from mthp.lab.session.record import NotBuilt, record
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.words.profiles import profile_for_release
 
-__all__ = ["DraftVerdict", "Trial", "Trier", "judge"]
+__all__ = ["DraftRunner", "DraftVerdict", "Trial", "compare_with_engine"]
 
 
 MEMORY = 256
@@ -46,13 +47,13 @@ class DraftVerdict:
 Trial = Callable[[Draft], DraftVerdict]
 
 
-def judge(draft: Draft, document: Mapping[str, Any]) -> DraftVerdict:
+def compare_with_engine(draft: Draft, document: Mapping[str, Any]) -> DraftVerdict:
     """A recorded scenario against the engine, under the profile of the kernel that recorded it."""
     score = Conformance()
     try:
         scenario = parse_scenario(document)
     except ScenarioError as error:
-        wrong = {"id": draft.id, "pass": 0, "where": "state", "expected": None, "got": str(error)}
+        wrong = Mismatch(draft.id, 0, MismatchKind.STATE, None, str(error)).to_json()
         passes = document["passes"]
         return DraftVerdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
     results = run_scenario(scenario, profile_for_release(scenario.kernel), score)
@@ -61,7 +62,7 @@ def judge(draft: Draft, document: Mapping[str, Any]) -> DraftVerdict:
     return DraftVerdict(draft, document, "", found, score.passes, score.agreed, events)
 
 
-class Trier:
+class DraftRunner:
     """A guest that tries one draft after another; booted anew when it is gone.
 
     Every draft is tried at most twice: one that ends two guests is not built.
@@ -72,7 +73,7 @@ class Trier:
         self._stack = contextlib.ExitStack()
         self._booted: Booted | None = None
 
-    def __enter__(self) -> Trier:
+    def __enter__(self) -> DraftRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,7 +87,7 @@ class Trier:
     def __call__(self, draft: Draft) -> DraftVerdict:
         """Record the draft and judge it. LabError where no guest can be had."""
         verdict = self.record(draft)
-        return verdict if verdict.record is None else judge(draft, verdict.record)
+        return verdict if verdict.record is None else compare_with_engine(draft, verdict.record)
 
     def record(self, draft: Draft) -> DraftVerdict:
         """Record the draft, and leave the judging to somebody else. LabError as above."""
@@ -98,7 +99,7 @@ class Trier:
             except (NotBuilt, CommandFailed) as error:
                 return DraftVerdict(draft, not_built=str(error))
             except GuestGone as error:
-                said = f"the guest is gone: {error}; {guest.guest.last_words()}"
+                said = f"the guest is gone: {error}; {guest.guest.why_it_ended()}"
                 self.close()
         return DraftVerdict(draft, not_built=said)
 

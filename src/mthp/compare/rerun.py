@@ -6,15 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mthp.compare.fuzz import DraftVerdict, Trier
+from mthp.compare.fuzz import DraftRunner, DraftVerdict
 from mthp.image.scenario import Scenario, parse_scenario
 from mthp.lab.compile import compile_state, differences, displacement
 
-__all__ = ["Replayed", "replay"]
+__all__ = ["Rerun", "run_again"]
 
 
 @dataclass(frozen=True)
-class Replayed:
+class Rerun:
     """What came of it. differences: where the guest's state is not the one wanted."""
 
     scenario: Scenario
@@ -41,13 +41,13 @@ class Replayed:
         }
 
 
-def replay(trier: Trier, scenario: Scenario) -> Replayed:
+def run_again(runner: DraftRunner, scenario: Scenario) -> Rerun:
     """Make the scenario's state in the guest and run its passes there and on the engine.
 
     CannotBuild: no sequence of system calls is known that makes the state.
     """
-    verdict = trier(compile_state(scenario))
+    verdict = runner(compile_state(scenario))
     if verdict.record is None:
-        return Replayed(scenario, verdict, ())
+        return Rerun(scenario, verdict, ())
     built = parse_scenario(verdict.record)
-    return Replayed(scenario, verdict, tuple(differences(scenario, built)))
+    return Rerun(scenario, verdict, tuple(differences(scenario, built)))

@@ -1,23 +1,40 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own khugepaged cases on the engine, judged as the test judges the kernel."""
+"""The kernel's own khugepaged cases: run on the engine, recorded in a guest, and set side by side.
+
+The engine is judged as the test judges the kernel.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, run_pass
-from mthp.compare.selftest_states import PMD, Case, Errno, MappedWhole, SelftestStep
-from mthp.image.runs import PageKind, PagesState, PteState
-from mthp.image.scenario import parse_scenario
+from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, run_pass, run_scenario
+from mthp.compare.records import Conformance
+from mthp.compare.selftest_cases import Case, Errno, MappedWhole, SelftestStep
+from mthp.image.runs import FolioToken, PageKind, PagesState, PteState
+from mthp.image.scenario import Scenario, parse_scenario
 from mthp.image.scenario_values import Action
-from mthp.lab.session.kselftest import CaseVerdict, Output
+from mthp.lab.geometry import PMD_ORDER
+from mthp.lab.session.record import NotBuilt, record
+from mthp.lab.session.selftest import CaseVerdict, Output
+from mthp.lab.session.session import GuestSession
 from mthp.laws.at_rest import Census, check_collapse, check_quiescent
-from mthp.words.profiles import Profile
+from mthp.words.profiles import DEFAULT, Profile
 from mthp.worlds.build import BuiltWorld, build_scenario
+from mthp.worlds.render import canonical, render_state
 
-__all__ = ["CaseRun", "Row", "folios_of", "look", "run_case", "side_by_side", "wrong_errno"]
+__all__ = [
+    "CaseRun",
+    "Row",
+    "findings",
+    "record_cases",
+    "run_case",
+    "same_state",
+    "side_by_side",
+]
 
 
 @dataclass(frozen=True)
@@ -78,21 +95,85 @@ def look(step: SelftestStep, final: Sequence[PagesState]) -> Iterator[str]:
 
 
 def _count(found: int, each: MappedWhole) -> str:
-    return f"{found} {'PMD' if each.order == PMD else f'folio of order {each.order}'} mapped whole"
+    return f"{found} {'PMD' if each.order == PMD_ORDER else f'folio of order {each.order}'} mapped whole"
 
 
 def folios_of(state: PagesState, order: int) -> int:
     """Folios of that order in a mapping, each mapped whole and in one piece; at PMD order, PMDs
     that map one."""
-    if order == PMD:
+    if order == PMD_ORDER:
         huge = sum(pages for pages, entry in state.ptes or () if entry.state is PteState.HUGE)
-        return huge >> PMD
+        return huge >> PMD_ORDER
     return sum(
         1
         for pages, token in state.folios
         if token.kind is PageKind.FOLIO
         and (token.order, token.index, pages) == (order, 0, 1 << order)
     )
+
+
+# --- recorded in a guest --------------------------------------------------------------------
+
+
+def record_cases(
+    session: GuestSession,
+    cases: Iterable[Case],
+    kernel: str,
+    profile: Profile,
+    keep: Callable[[Mapping[str, Any]], None],
+) -> dict[str, tuple[str, ...]]:
+    """Record every step of the cases; step id -> what was not as it must be.
+
+    kernel: its release. keep: takes each scenario document, as it comes.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for case in cases:
+        for step in case.steps:
+            try:
+                document = record(session, step.draft, kernel)
+            except NotBuilt as error:
+                found[step.id] = (f"not built: {error}",)
+                continue
+            keep(document)
+            found[step.id] = tuple(findings(step, parse_scenario(document), profile))
+    return found
+
+
+def findings(step: SelftestStep, recorded: Scenario, profile: Profile) -> Iterator[str]:
+    """What is wrong with a record: another state than the engine's, a final one that the test
+    would not accept, or a pass that the engine runs otherwise."""
+    if not same_state(step, recorded):
+        yield "the guest's state is not the one the engine starts from"
+    for number, each in enumerate(recorded.passes):
+        if step.errno is not None:
+            yield from wrong_errno(step, number, each.errno)
+    yield from look(step, recorded.passes[-1].final)
+    score = Conformance()
+    run_scenario(recorded, profile, score)
+    for mismatch in score.mismatches:
+        what = f"kernel {mismatch.expected}, engine {mismatch.got}"
+        yield f"pass {mismatch.pass_ + 1}, {mismatch.where}: {what}"
+
+
+def same_state(step: SelftestStep, recorded: Scenario) -> bool:
+    """Whether a record starts from the step's state, as the engine would show it: page by page,
+    entry by entry, flag by flag. Where on the swap device a page lies is the guest's own affair."""
+    world = build_scenario(parse_scenario(step.document), DEFAULT)
+    ours = render_state(world.kernel, world.vmas)
+    theirs = [vma.initial for vma in recorded.vmas]
+    return len(ours) == len(theirs) and all(
+        _same_pages(a, b) for a, b in zip(canonical(ours), canonical(theirs), strict=True)
+    )
+
+
+def _same_pages(ours: PagesState, theirs: PagesState) -> bool:
+    if list(map(_anywhere, ours.folio_pages())) != list(map(_anywhere, theirs.folio_pages())):
+        return False
+    return list(ours.pte_pages()) == list(theirs.pte_pages())
+
+
+def _anywhere(token: FolioToken) -> FolioToken:
+    return token if token.swap_offset is None else replace(token, swap_offset=None)
 
 
 # --- side by side ---------------------------------------------------------------------------
@@ -127,7 +208,7 @@ def side_by_side(
 
     records: step id -> what was wrong with its record; None where none was made.
     """
-    order = PMD if mthp_order is None else mthp_order
+    order = PMD_ORDER if mthp_order is None else mthp_order
     rows: dict[tuple[str, str], Row] = {}
     for found in output.cases if output else ():
         about = order if found.context else None

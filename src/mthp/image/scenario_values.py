@@ -11,6 +11,26 @@ from typing import Any
 from mthp.image.runs import PagesState
 from mthp.words.units import Geometry
 
+MTHP_GAUGES = ("nr_anon", "nr_anon_partially_mapped")
+"""Statistics of one folio size that kernels before mTHP collapse have too."""
+MTHP_STATS = (
+    "collapse_alloc",
+    "collapse_alloc_failed",
+    "collapse_exceed_none_pte",
+    "collapse_exceed_swap_pte",
+    "collapse_exceed_shared_pte",
+    *MTHP_GAUGES,
+)
+"""The statistics of one folio size (hugepages-<size>kB/stats) whose changes a pass records."""
+VMSTAT_COUNTERS = (
+    "thp_collapse_alloc",
+    "thp_collapse_alloc_failed",
+    "thp_scan_exceed_none_pte",
+    "thp_scan_exceed_swap_pte",
+    "thp_scan_exceed_share_pte",
+)
+"""The counters of /proc/vmstat whose changes a pass records."""
+
 
 class Action(StrEnum):
     """What was run over the state."""

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 
+from mthp.compare.records import Conformance
 from mthp.report.phrases import SafeConsole, plural
 
 SCHEMA_VERSION = 1
@@ -19,56 +18,12 @@ MAX_VALUE = 300
 """Letters of a value that are shown; --json has all of it."""
 
 
-class MismatchLike(Protocol):
-    """One difference between a recording and the engine."""
-
-    @property
-    def id(self) -> str:
-        """The scenario."""
-
-    @property
-    def pass_(self) -> int:
-        """Which of its passes, from 0."""
-
-    @property
-    def where(self) -> str:
-        """What differs: `events[i]`, `counters`, `errno`, `final[vma].folios` or `.ptes`."""
-
-    @property
-    def expected(self) -> Any:
-        """What the kernel did."""
-
-    @property
-    def got(self) -> Any:
-        """What the engine did."""
+def mismatch_kinds(score: Conformance) -> dict[str, int]:
+    """How many mismatches there are of each kind."""
+    return dict(Counter(each.kind.value for each in score.mismatches))
 
 
-class ScoreLike(Protocol):
-    """A score over many scenarios."""
-
-    @property
-    def passes(self) -> int:
-        """Recorded passes that were run."""
-
-    @property
-    def agreed(self) -> int:
-        """Those without a mismatch."""
-
-    @property
-    def mismatches(self) -> Sequence[MismatchLike]:
-        """In the order they were met."""
-
-    @property
-    def outcomes(self) -> Mapping[tuple[str, str], int]:
-        """(event, status) -> how often it was recorded."""
-
-
-def mismatch_kinds(score: ScoreLike) -> dict[str, int]:
-    """Mismatches by where they are, indices left out: events, counters, errno, final.ptes."""
-    return dict(Counter(re.sub(r"\[\d+\]", "", each.where) for each in score.mismatches))
-
-
-def render_conformance(score: ScoreLike, console: Console) -> None:
+def render_conformance(score: Conformance, console: Console) -> None:
     """Print what agreed, what did not, and which classes of events the recordings have."""
     page = SafeConsole(console)
     differ = score.passes - score.agreed
@@ -108,22 +63,13 @@ def render_conformance(score: ScoreLike, console: Console) -> None:
         )
 
 
-def conformance_document(score: ScoreLike) -> dict[str, Any]:
+def conformance_document(score: Conformance) -> dict[str, Any]:
     """Plain JSON values: passes, agreed and every mismatch."""
     return {
         "schema_version": SCHEMA_VERSION,
         "passes": score.passes,
         "agreed": score.agreed,
-        "mismatches": [
-            {
-                "id": mismatch.id,
-                "pass": mismatch.pass_,
-                "where": mismatch.where,
-                "expected": mismatch.expected,
-                "got": mismatch.got,
-            }
-            for mismatch in score.mismatches
-        ],
+        "mismatches": [mismatch.to_json() for mismatch in score.mismatches],
         "mismatch_kinds": mismatch_kinds(score),
         "outcomes": [
             {"event": event, "status": status, "count": count}

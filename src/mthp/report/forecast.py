@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mthp.predict.records import Forecast
+from mthp.compare.records import Forecast
 
 __all__ = ["ENOUGH", "ENOUGH_CHANGED", "forecast_document", "good", "render_forecasts"]
 

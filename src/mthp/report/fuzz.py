@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-__all__ = ["fuzz_text", "replayed_text", "side_by_side"]
+__all__ = ["fuzz_text", "rerun_text", "side_by_side"]
 
 _SHOWN = 10
 _WIDTH = 58
@@ -62,7 +62,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 100 else text[:99] + "…"
 
 
-def replayed_text(document: Mapping[str, Any]) -> str:
+def rerun_text(document: Mapping[str, Any]) -> str:
     """A scenario that was run on a kernel: its events beside the engine's, and what differs."""
     lines = [f"{document['id']} on {document['kernel'] or 'no kernel'}"]
     lines += [f"  not built: {document['not_built']}"] if document["not_built"] else []

@@ -55,13 +55,13 @@ class _KernelDefault(int):
 
 _DEFAULT = _KernelDefault(-1)
 _FLAGS = {"defrag": "khugepaged/defrag", "shrink_underused": "shrink_underused"}
+LIMITS = ("max_ptes_none", "max_ptes_swap", "max_ptes_shared")
+"""khugepaged's limits on what a collapse may fill, swap in or copy, in PTEs."""
 _NUMBERS = (
     "pages_to_scan",
     "scan_sleep_millisecs",
     "alloc_sleep_millisecs",
-    "max_ptes_none",
-    "max_ptes_swap",
-    "max_ptes_shared",
+    *LIMITS,
 )
 
 

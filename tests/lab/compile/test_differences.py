@@ -42,8 +42,8 @@ def test_identities_do() -> None:
 @pytest.mark.parametrize(("entry", "same"), [("PAD", True), ("PA", True), ("P", False)])
 def test_the_dirty_bit_counts_where_the_entry_is_writable(entry: str, same: bool) -> None:
     folios = "1:F0.RLaB.s.m2 511:-"
-    wanted = scenario(vma(folios, "1:PA 511:-"))
-    assert (differences(wanted, scenario(vma(folios, f"1:{entry} 511:-"))) == []) is same
+    wanted_processes = scenario(vma(folios, "1:PA 511:-"))
+    assert (differences(wanted_processes, scenario(vma(folios, f"1:{entry} 511:-"))) == []) is same
     assert compared(FOLIOS, "1:PWA 7:PWAD 1:s 503:-") == [
         "vmas[0] page 0: F2.BLRTa.xs.m1.f0 PWA, not F2.BLRTa.xs.m1.f0 PWAD"
     ]
@@ -62,8 +62,8 @@ def test_properties_of_mappings() -> None:
     assert compared(FOLIOS, PTES, mlocked=True) == ["vmas[0].mlocked: True, not False"]
     assert compared(FOLIOS, PTES, pins=[[0, 1]]) == ["vmas[0]: other pages are held by references"]
     assert compared(FOLIOS, PTES, start=BASE + (2 << 20))[0].startswith("vmas[0].start: ")
-    wanted = scenario(vma(FOLIOS, PTES))
-    assert differences(wanted, scenario(vma(FOLIOS, PTES), vma("1:-", None, 4096))) == [
+    wanted_processes = scenario(vma(FOLIOS, PTES))
+    assert differences(wanted_processes, scenario(vma(FOLIOS, PTES), vma("1:-", None, 4096))) == [
         "2 mappings, not 1"
     ]
 
@@ -78,8 +78,11 @@ def test_addresses_moved_alike_agree() -> None:
 
 
 def test_the_largest_free_block_counts() -> None:
-    wanted = scenario(vma(FOLIOS, PTES), free_blocks={"0": 9, "3": 2})
-    assert differences(wanted, scenario(vma(FOLIOS, PTES), free_blocks={"0": 7, "3": 1})) == []
-    assert differences(wanted, scenario(vma(FOLIOS, PTES), free_blocks={"0": 7})) == [
+    wanted_processes = scenario(vma(FOLIOS, PTES), free_blocks={"0": 9, "3": 2})
+    assert (
+        differences(wanted_processes, scenario(vma(FOLIOS, PTES), free_blocks={"0": 7, "3": 1}))
+        == []
+    )
+    assert differences(wanted_processes, scenario(vma(FOLIOS, PTES), free_blocks={"0": 7})) == [
         "free_blocks: the largest is of order 0, not 3"
     ]

@@ -27,8 +27,8 @@ HUGE = "F9.RLaBT.xs.m1.f0.i0"
 def program(made: Scenario) -> list[str]:
     """What a state needs: no start, no registration, no final advice; switches made short."""
     lines = [str(op) for op in compile_state(made).ops]
-    rooms = (i for i, line in enumerate(lines) if " mmap " in line and line.endswith(" 1024"))
-    decoy = max(rooms)
+    extents_of = (i for i, line in enumerate(lines) if " mmap " in line and line.endswith(" 1024"))
+    decoy = max(extents_of)
     body = lines[: decoy - 1] + lines[decoy + 5 :]
     short = [line.removeprefix(SWITCH).replace("/enabled", "") for line in body]
     return [line for line in short if not line.startswith(("new", "s base", "s mmap"))][:-1]
@@ -219,24 +219,24 @@ def test_addresses_outside_the_range_that_is_watched_are_moved() -> None:
     ],
 )
 def test_what_cannot_be_built_is_named(
-    folios: str, ptes: str, fields: dict[str, Any], said: str
+    folios: str, ptes: str, fields: dict[str, Any], declared: str
 ) -> None:
     with pytest.raises(CannotBuild) as caught:
         compile_state(scenario(vma(folios, ptes, **fields)))
-    assert said in str(caught.value)
+    assert declared in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_other_refusals() -> None:
     full = vma(f"512:{SMALL}", "512:PWAD")
-    for made, said in (
+    for made, declared in (
         (scenario(full, geometry={"page_shift": 14, "pmd_order": 9}), "geometry"),
         (scenario(full, free_blocks={"9": 3}), "free_blocks"),
         (scenario(full, full | {"start": BASE + (2 << 20)}), "mappings that touch"),
         (scenario(*(full | {"mm": mm} for mm in range(4))), "4 processes"),
         (scenario(full, memcg={"limit_pages": 1, "usage_pages": 2}), "memcg"),
     ):
-        with pytest.raises(CannotBuild, match=said):
+        with pytest.raises(CannotBuild, match=declared):
             compile_state(made)
 
 
@@ -270,17 +270,17 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=60, deadline=None)
 def test_a_program_declares_the_scenarios_mappings(mapping: dict[str, Any]) -> None:
     made = scenario(mapping)
-    (said,) = declare(compile_state(made)).vmas
+    (declared,) = declare(compile_state(made)).vmas
     (want,) = made.vmas
     for name in ("start", "pages", "advice", "mlocked", "anon_vma"):
-        assert getattr(said, name) == getattr(want, name)
+        assert getattr(declared, name) == getattr(want, name)
 
 
 @pytest.mark.parametrize("name", ["linux-7.3.4.jsonl.xz", "linux-7.3.4-many-vmas.jsonl.xz"])
 def test_recorded_states_compile(name: str) -> None:
     for made in islice(load(DATA / name), 0, None, 12):
-        said = declare(compile_state(made))
-        assert [(vma.start, vma.pages, vma.anon_vma, vma.pins) for vma in said.vmas] == [
+        declared = declare(compile_state(made))
+        assert [(vma.start, vma.pages, vma.anon_vma, vma.pins) for vma in declared.vmas] == [
             (vma.start, vma.pages, vma.anon_vma, tuple(sorted(vma.pins))) for vma in made.vmas
         ]
 

@@ -23,28 +23,26 @@ from mthp.lab.compile.recipes import (
     small_recipe,
     step_op,
 )
-from mthp.lab.compile.wanted import Folio, Want, WantedPage, cannot
-from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
+from mthp.lab.compile.wanted import Folio, WantedPage, WantedProcess, cannot
+from mthp.lab.geometry import PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import SYSFS, Madv, Operation, Verb, spans, switch
-from mthp.words.settings import Enabled, Settings
+from mthp.words.settings import Enabled
 
-__all__ = ["There", "fill", "fill_estate", "fill_heir", "was_shared"]
+__all__ = ["PageContents", "fill", "fill_after_fork", "fill_before_fork", "was_shared"]
 
-_OFF = Settings()
-_PMD_ORDER = GEOMETRY.pmd_order
 _SMALLEST = 4
 """Pages of the smallest large folio."""
 Steps = tuple[PageOperation, ...]
-There = dict[int, Folio | WantedPage]
+PageContents = dict[int, Folio | WantedPage]
 """What is on each page."""
 _SWAPPED: Steps = (PageOperation.OUT,)
 
 
 @dataclass
-class _Stage:
+class _Batch:
     """What is made between two forks: folios and small pages with their steps."""
 
-    level: int
+    sleepers: int
     folios: list[Folio] = field(default_factory=list)
     small: dict[Steps, list[WantedPage]] = field(default_factory=lambda: defaultdict(list))
     poison: list[WantedPage] = field(default_factory=list)
@@ -54,9 +52,9 @@ class _Stage:
 class _Filler:
     """One process being filled. there: what is on each page so far, a Folio or a Page."""
 
-    want: Want
+    want: WantedProcess
     ops: list[Operation] = field(default_factory=list)
-    there: There = field(default_factory=dict)
+    contents: PageContents = field(default_factory=dict)
 
     # --- operations -------------------------------------------------------------------------
 
@@ -73,29 +71,29 @@ class _Filler:
     def advise(self, advice: Madv, pages: Iterable[int]) -> None:
         self.over(Verb.ADVISE, pages, int(advice))
 
-    def sleepers(self, count: int) -> None:
+    def fork_sleepers(self, count: int) -> None:
         """So many more children map whatever is there."""
         if count:
             self.ops.append(Operation(Verb.FORK, (count,), self.want.name))
 
     def clear(self, pages: Iterable[int], new: Iterable[WantedPage]) -> None:
         """Make room: nothing is left on these pages, where `new` is to come."""
-        taken = [page for page in pages if page in self.there]
+        taken = [page for page in pages if page in self.contents]
         for page in taken:
             if self.keeps(page):
                 raise cannot(new, f"page {page} of the process is taken by what must come before")
         self.advise(Madv.DONTNEED, taken)
         for page in taken:
-            del self.there[page]
+            del self.contents[page]
 
     def keeps(self, page: int) -> bool:
         """What is on the page now is what is wanted there."""
-        owner, final = self.there[page], self.want.pages.get(page)
+        owner, final = self.contents[page], self.want.pages.get(page)
         if final is None or final.token.kind is PageKind.NONE:
             return False
         if isinstance(owner, Folio) and final in owner.pages:
             return True
-        shared = final.kin and final.token.folio == owner.token.folio
+        shared = final.sharers and final.token.folio == owner.token.folio
         return bool(shared) or (final.vma, final.token) == (_vma(owner), owner.token)
 
     # --- folios and pages -------------------------------------------------------------------
@@ -107,10 +105,10 @@ class _Filler:
             return
         use = f"{SYSFS}/use_zero_page"
         self.ops.append(Operation(Verb.WRITE_FILE, (use, "1")))
-        self.ops.append(switch(_OFF, _PMD_ORDER, Enabled.ALWAYS))
+        self.ops.append(switch(PMD_ORDER, Enabled.ALWAYS))
         for table in sorted(tables):
             self.over(Verb.READ, [table * PMD_PAGES])
-        self.ops.append(switch(_OFF, _PMD_ORDER, Enabled.NEVER))
+        self.ops.append(switch(PMD_ORDER, Enabled.NEVER))
         self.ops.append(Operation(Verb.WRITE_FILE, (use, "0")))
 
     def large(self, order: int, folios: list[Folio]) -> None:
@@ -119,15 +117,15 @@ class _Filler:
         for folio in folios:
             self.clear(folio.window, folio.pages)
             by_recipe[_recipe_of(folio)].append(folio)
-        self.ops.append(switch(_OFF, order, Enabled.ALWAYS))
+        self.ops.append(switch(order, Enabled.ALWAYS))
         self.over(Verb.WRITE, [page for folio in folios for page in folio.window])
-        self.ops.append(switch(_OFF, order, Enabled.NEVER))
+        self.ops.append(switch(order, Enabled.NEVER))
         for recipe, alike in by_recipe.items():
             for step in recipe.steps:
                 self.step(step, [page for folio in alike for page in folio.window])
         for folio in folios:
-            self.there.update(dict.fromkeys(folio.window, folio))
-            if order == _PMD_ORDER and not folio.huge:
+            self.contents.update(dict.fromkeys(folio.window, folio))
+            if order == PMD_ORDER and not folio.huge:
                 self.split_pmd(folio)
         for recipe, alike in by_recipe.items():
             self.touch([page for folio in alike for page in folio.pages], recipe.bits)
@@ -148,19 +146,19 @@ class _Filler:
         self.over(Verb.WRITE, {page.at for page in written})
         self.over(Verb.READ, {page.at for page in read} - {page.at for page in written})
 
-    def little(self, stage: _Stage) -> None:
+    def small_pages(self, batch: _Batch) -> None:
         """Small pages: written all together, then each kind as its steps say."""
-        pages = [page for alike in stage.small.values() for page in alike] + stage.poison
+        pages = [page for alike in batch.small.values() for page in alike] + batch.poison
         self.clear([page.at for page in pages], pages)
         self.over(Verb.WRITE, [page.at for page in pages])
-        self.there.update((page.at, page) for page in pages)
-        for steps, alike in stage.small.items():
+        self.contents.update((page.at, page) for page in pages)
+        for steps, alike in batch.small.items():
             if steps == _SWAPPED:
                 self.page_out([page.at for page in alike])
                 continue
             for step in steps:
                 self.step(step, [page.at for page in alike])
-        for page in stage.poison:
+        for page in batch.poison:
             self.advise(Madv.HWPOISON, [page.at])
 
     def page_out(self, pages: list[int]) -> None:
@@ -177,86 +175,86 @@ class _Filler:
             for page in reversed(range(start, start + count)):
                 self.step(PageOperation.OUT, [page])
 
-    def stage(self, stage: _Stage) -> None:
+    def batch(self, batch: _Batch) -> None:
         """Everything of a stage, the largest folios first."""
         orders: dict[int, list[Folio]] = defaultdict(list)
-        for folio in stage.folios:
+        for folio in batch.folios:
             orders[folio.order].append(folio)
         for order in sorted(orders, reverse=True):
             self.large(order, orders[order])
-        self.little(stage)
+        self.small_pages(batch)
 
-    def remaining(self) -> Want:
+    def remaining(self) -> WantedProcess:
         """The process with those pages alone that are not there yet."""
         pages = {at: page for at, page in self.want.pages.items() if not self.has(at)}
         folios = [folio for folio in self.want.folios if not self.has(folio.pages[0].at)]
         return replace(self.want, pages=pages, folios=folios)
 
     def has(self, page: int) -> bool:
-        return page in self.there and self.keeps(page)
+        return page in self.contents and self.keeps(page)
 
-    def stages(self, want: Want) -> None:
+    def batches(self, want: WantedProcess) -> None:
         """All pages of `want`, with the forks between them."""
-        clean, dirty = _stages(want)
+        clean, dirty = _batches(want)
         _check_order(want, clean, dirty)
-        level = max((stage.level for stage in (*clean, *dirty)), default=0)
-        for stages in (clean, dirty):
-            for stage in stages:
-                self.sleepers(level - stage.level)
-                level = stage.level
-                self.stage(stage)
-            if stages is clean and clean:
+        sleepers = max((batch.sleepers for batch in (*clean, *dirty)), default=0)
+        for batches in (clean, dirty):
+            for batch in batches:
+                self.fork_sleepers(sleepers - batch.sleepers)
+                sleepers = batch.sleepers
+                self.batch(batch)
+            if batches is clean and clean:
                 self.ops.append(Operation(Verb.CLEAR_REFS, (4,), want.name))
-        self.sleepers(level)
+        self.fork_sleepers(sleepers)
 
     def rest(self) -> None:
         """What is left of windows is taken away; then zero pages, and pages to read back."""
         mapped = {page for vma in self.want.vmas for page in range(vma.start, vma.end)}
-        left = [page for page in self.there if page in mapped and not self.keeps(page)]
+        left = [page for page in self.contents if page in mapped and not self.keeps(page)]
         guards = {page.at for page in self.want.of(PageKind.GUARD)}
         self.advise(Madv.DONTNEED, [page for page in left if page not in guards])
         self.over(Verb.READ, [page.at for page in self.want.of(PageKind.ZERO)])
         self.over(Verb.READ, [page.at for page in self.want.small if "C" in page.token.flags])
 
 
-def fill(want: Want) -> list[Operation]:
+def fill(want: WantedProcess) -> list[Operation]:
     """The operations that fill the process's mappings, all mapped with nothing on them."""
     _check(want)
     filler = _Filler(want)
     filler.huge_zeros()
     _check_reused(want)
     _reused(filler)
-    filler.stages(filler.remaining())
+    filler.batches(filler.remaining())
     filler.rest()
     return filler.ops
 
 
-def fill_estate(estate: Want) -> tuple[list[Operation], There]:
+def fill_before_fork(before: WantedProcess) -> tuple[list[Operation], PageContents]:
     """The operations that make what processes are to inherit, and what is then where."""
-    _check(estate)
-    filler = _Filler(estate)
-    filler.stages(estate)
-    return filler.ops, filler.there
+    _check(before)
+    filler = _Filler(before)
+    filler.batches(before)
+    return filler.ops, filler.contents
 
 
-def fill_heir(want: Want, there: There) -> list[Operation]:
+def fill_after_fork(want: WantedProcess, contents: PageContents) -> list[Operation]:
     """The operations of a process that has inherited what is there; the parent is one too.
 
     A child's entries are old. Kernel: mm/memory.c, __copy_present_ptes().
     """
     _check(want)
-    filler = _Filler(want, there=dict(there))
+    filler = _Filler(want, contents=dict(contents))
     if want.parent:
         old = [page for page in want.pages.values() if filler.has(page.at) and page.entry.young]
         filler.over(Verb.READ, [page.at for page in old])
     filler.huge_zeros()
     remaining = filler.remaining()
     for page in remaining.pages.values():
-        if page.kin:
+        if page.sharers:
             raise cannot([page], "shared with a relative, where another page is inherited")
-        if page.level:
+        if page.sleepers:
             raise cannot([page], "shared with sleepers, by a process that has relatives")
-    filler.stages(remaining)
+    filler.batches(remaining)
     filler.rest()
     return filler.ops
 
@@ -264,19 +262,19 @@ def fill_heir(want: Want, there: There) -> list[Operation]:
 # --- what goes when -------------------------------------------------------------------------
 
 
-def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
+def _batches(want: WantedProcess) -> tuple[list[_Batch], list[_Batch]]:
     """The stages whose pages are not soft-dirty, and the others: most shared first."""
-    found: dict[tuple[bool, int], _Stage] = {}
+    found: dict[tuple[bool, int], _Batch] = {}
 
-    def at(page: WantedPage, level: int) -> _Stage:
+    def at(page: WantedPage, sleepers: int) -> _Batch:
         clean = page.token.kind is PageKind.FOLIO and "s" not in page.token.pagemap
-        return found.setdefault((clean, level), _Stage(level))
+        return found.setdefault((clean, sleepers), _Batch(sleepers))
 
     for folio in want.folios:
-        at(folio.pages[0], folio.level).folios.append(folio)
+        at(folio.pages[0], folio.sleepers).folios.append(folio)
     for page in want.small:
-        level = 1 if "C" in page.token.flags else page.level
-        at(page, level).small[_steps_of(want, page)].append(page)
+        sleepers = 1 if "C" in page.token.flags else page.sleepers
+        at(page, sleepers).small[_steps_of(want, page)].append(page)
     for page in want.of(PageKind.SWAP):
         if page.token.special_swap == "hwpoison":
             at(page, 0).poison.append(page)
@@ -289,13 +287,13 @@ def _stages(want: Want) -> tuple[list[_Stage], list[_Stage]]:
     )
 
 
-def was_shared(want: Want, page: WantedPage) -> bool:
+def was_shared(want: WantedProcess, page: WantedPage) -> bool:
     """Mapped here alone and yet not writable: another process mapped it, and is gone."""
     return (
-        not page.level
+        not page.sleepers
         and not page.entry.writable
         and not page.entry.uffd_wp
-        and not want.vma_of(page).said.read_only
+        and not want.vma_of(page).declared.read_only
         and not set("CK") & set(page.token.flags)
         and "s" in page.token.pagemap
     )
@@ -304,18 +302,18 @@ def was_shared(want: Want, page: WantedPage) -> bool:
 def _reused(filler: _Filler) -> None:
     """Small pages that a child mapped, and no longer does."""
     want = filler.want
-    stage = _Stage(0)
+    batch = _Batch(0)
     for page in want.small:
         if was_shared(want, page):
-            stage.small[_steps_of(want, page)].append(page)
-    if stage.small:
-        filler.little(stage)
-        filler.sleepers(1)
+            batch.small[_steps_of(want, page)].append(page)
+    if batch.small:
+        filler.small_pages(batch)
+        filler.fork_sleepers(1)
         filler.ops.append(Operation(Verb.END_FORK, (), want.name))
 
 
-def _steps_of(want: Want, page: WantedPage) -> Steps:
-    table = DROPPABLE if want.vma_of(page).said.droppable else SMALL
+def _steps_of(want: WantedProcess, page: WantedPage) -> Steps:
+    table = DROPPABLE if want.vma_of(page).declared.droppable else SMALL
     steps = small_recipe(page.token, page.entry, table)
     if steps is None and page.pinned:
         # The pin marks the page referenced, so it need not be before.
@@ -335,7 +333,7 @@ def _recipe_of(folio: Folio) -> LargeRecipe:
         recipe = large_recipe(without_referenced(folio.pages[0]).token) or recipe
     if any("A" not in each for each in bits) and "A" in recipe.bits:
         raise cannot(folio.pages, "a referenced folio with old entries")
-    split_dirty = folio.order == _PMD_ORDER and not folio.huge and "D" in recipe.bits
+    split_dirty = folio.order == PMD_ORDER and not folio.huge and "D" in recipe.bits
     if ("D" in folio.token.flags) != split_dirty:
         raise cannot(folio.pages, "only a dirty PMD that is split makes a large folio dirty")
     return recipe
@@ -353,7 +351,7 @@ def _vma(owner: Folio | WantedPage) -> int:
 # --- refusals -------------------------------------------------------------------------------
 
 
-def _check(want: Want) -> None:
+def _check(want: WantedProcess) -> None:
     for page in want.pages.values():
         token = page.token
         special = token.special_swap
@@ -363,20 +361,20 @@ def _check(want: Want) -> None:
             raise cannot([page], "locked, active, idle or poisoned pages cannot be arranged")
 
 
-def _check_order(want: Want, clean: list[_Stage], dirty: list[_Stage]) -> None:
+def _check_order(want: WantedProcess, clean: list[_Batch], dirty: list[_Batch]) -> None:
     """Soft-dirty bits are cleared once, so whatever is soft-dirty must be made after that."""
-    if clean and dirty and clean[-1].level < dirty[0].level:
+    if clean and dirty and clean[-1].sleepers < dirty[0].sleepers:
         page = next(page for page in want.of(PageKind.FOLIO) if "s" not in page.token.pagemap)
         raise cannot([page], "not soft-dirty, though pages that more processes share are")
     for folio in want.folios:
-        if folio.order == _PMD_ORDER and folio.level:
+        if folio.order == PMD_ORDER and folio.sleepers:
             raise cannot(
                 folio.pages, "its fault registers the process, and so its sleeping children"
             )
 
 
-def _check_reused(want: Want) -> None:
-    shared = next((page for page in want.of(PageKind.FOLIO) if page.level), None)
+def _check_reused(want: WantedProcess) -> None:
+    shared = next((page for page in want.of(PageKind.FOLIO) if page.sleepers), None)
     reused = next((page for page in want.small if was_shared(want, page)), None)
     if shared and reused:
         raise cannot([reused], "not writable, though no process shares it and others are shared")

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Action, ScenarioVma
-from mthp.lab.compile.dress import dress, merge, prctl
-from mthp.lab.compile.family import build_family, families
-from mthp.lab.compile.wanted import CannotBuild, Want, wanted
+from mthp.lab.compile.inheritance import build_group, fork_groups
+from mthp.lab.compile.mappings import merge, prctl, vma_attributes
+from mthp.lab.compile.wanted import CannotBuild, WantedProcess, wanted_processes
+from mthp.lab.geometry import GEOMETRY, PMD_PAGES
 from mthp.lab.program.declared import DeclaredVma, declare
-from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
 from mthp.lab.program.program import BASE, Draft, Operation, ProgramError, Target, Verb
 from mthp.lab.program.space import Uffd
 
 __all__ = ["compile_state"]
 
 _GROUP = "g"
-_SMALLEST_EATEN = 2
-"""Nothing is left to boot with where no block of order 1 is free."""
+_SMALLEST_TAKEN = 2
+"""A guest cannot run without free blocks of order 1."""
 _NO_LIMIT = 1 << 38
 """Pages from which on a limit is none."""
 
@@ -31,7 +31,7 @@ def compile_state(scenario: Scenario) -> Draft:
     part no known sequence of system calls makes.
     """
     _check_whole(scenario)
-    wants = wanted(scenario)
+    wants = wanted_processes(scenario)
     draft = Draft(
         id=scenario.id,
         family="compiled",
@@ -46,7 +46,7 @@ def compile_state(scenario: Scenario) -> Draft:
     return draft
 
 
-def _build(scenario: Scenario, wants: Sequence[Want]) -> list[Operation]:
+def _build(scenario: Scenario, wants: Sequence[WantedProcess]) -> list[Operation]:
     highest = max(vma.end for want in wants for vma in want.vmas)
     decoy = (highest // PMD_PAGES + 4) * PMD_PAGES
     ops: list[Operation] = []
@@ -55,15 +55,15 @@ def _build(scenario: Scenario, wants: Sequence[Want]) -> list[Operation]:
         ops.append(Operation(Verb.BASE, (BASE,), want.name))
         if scenario.memcg is not None:
             ops.append(Operation(Verb.CGROUP, (_GROUP,), want.name))
-    for family in families(wants):
-        ops += build_family(family, decoy)
+    for group in fork_groups(wants):
+        ops += build_group(group, decoy)
     ops += merge(list(wants))
     for want in wants:
-        ops += dress(want)
+        ops += vma_attributes(want)
     return ops
 
 
-def _finish(scenario: Scenario, wants: Sequence[Want]) -> list[Operation]:
+def _finish(scenario: Scenario, wants: Sequence[WantedProcess]) -> list[Operation]:
     ops = [op for want in wants for op in prctl(want)]
     memcg = scenario.memcg
     if memcg is not None and memcg.limit_pages < _NO_LIMIT:
@@ -72,20 +72,20 @@ def _finish(scenario: Scenario, wants: Sequence[Want]) -> list[Operation]:
             raise CannotBuild(f"memcg: {-slack} pages over its limit")
         ops.append(Operation(Verb.MEMCG, (_GROUP, slack)))
     if scenario.free_blocks is not None:
-        ops.append(_eat(scenario.free_blocks))
+        ops.append(_take_blocks(scenario.free_blocks))
     return ops
 
 
-def _eat(free_blocks: Mapping[int, int]) -> Operation:
+def _take_blocks(free_blocks: Mapping[int, int]) -> Operation:
     """Take every free block larger than the largest the scenario has; of smaller ones plenty is
     left, whatever it says. Blocks of PMD order or more cannot be counted out."""
     largest = max((order for order, count in free_blocks.items() if count), default=0)
     if largest >= GEOMETRY.pmd_order:
         raise CannotBuild(f"free_blocks: blocks of order {largest} cannot be counted out")
-    return Operation(Verb.EAT, (max(largest + 1, _SMALLEST_EATEN),))
+    return Operation(Verb.TAKE_BLOCKS, (max(largest + 1, _SMALLEST_TAKEN),))
 
 
-def _target(scenario: Scenario, wants: Sequence[Want]) -> Target | None:
+def _target(scenario: Scenario, wants: Sequence[WantedProcess]) -> Target | None:
     if scenario.action is Action.KHUGEPAGED:
         return None
     for want in wants:
@@ -110,7 +110,7 @@ def _check_whole(scenario: Scenario) -> None:
                 raise CannotBuild(f"vmas[{i}].{name}: no system call leaves a page so")
 
 
-def _check_declared(draft: Draft, wants: Sequence[Want]) -> None:
+def _check_declared(draft: Draft, wants: Sequence[WantedProcess]) -> None:
     """The program is legal, and its mappings are those of the scenario."""
     try:
         declared = declare(draft)
@@ -122,21 +122,21 @@ def _check_declared(draft: Draft, wants: Sequence[Want]) -> None:
             (vma.start, vma.end) for vma in want.vmas
         ]:
             raise CannotBuild(f"process {want.name}: mappings that touch would be one")
-        for vma, said in zip(have, want.vmas, strict=True):
-            if problem := _differs(vma, said.said):
-                raise CannotBuild(f"vmas[{said.index}]: {problem}")
+        for vma, wanted in zip(have, want.vmas, strict=True):
+            if problem := _differs(vma, wanted.declared):
+                raise CannotBuild(f"vmas[{wanted.index}]: {problem}")
 
 
-def _differs(vma: DeclaredVma, said: ScenarioVma) -> str:
+def _differs(vma: DeclaredVma, declared: ScenarioVma) -> str:
     """The first property that the program does not give the mapping as the scenario says."""
     pairs = {
-        "advice": (vma.advice, said.advice),
-        "mlocked": (vma.mlocked, said.mlocked),
-        "uffd_wp": (bool(vma.uffd & Uffd.WP), said.uffd_wp),
-        "anon_vma": (vma.anon_vma, said.anon_vma),
-        "droppable": (vma.droppable, said.droppable),
-        "ksm": (vma.ksm, said.ksm),
-        "read_only": (not vma.writable, said.read_only),
+        "advice": (vma.advice, declared.advice),
+        "mlocked": (vma.mlocked, declared.mlocked),
+        "uffd_wp": (bool(vma.uffd & Uffd.WP), declared.uffd_wp),
+        "anon_vma": (vma.anon_vma, declared.anon_vma),
+        "droppable": (vma.droppable, declared.droppable),
+        "ksm": (vma.ksm, declared.ksm),
+        "read_only": (not vma.writable, declared.read_only),
     }
     for name, (have, want) in pairs.items():
         if have != want:

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field, replace
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Prctl, ScenarioVma
-from mthp.lab.program.program import BASE, PROCESSES, spans
-from mthp.lab.session.session import REACH
+from mthp.lab.program.program import BASE, PROCESSES, REACH, spans
 
 __all__ = [
     "CannotBuild",
     "Folio",
-    "Want",
     "WantedPage",
+    "WantedProcess",
     "WantedVma",
     "displacement",
     "folios_of",
-    "wanted",
+    "wanted_processes",
 ]
 
 
@@ -43,9 +42,9 @@ class WantedPage:
     index: int
     token: FolioToken
     entry: PteToken
-    level: int = 0
+    sleepers: int = 0
     pinned: bool = False
-    kin: frozenset[str] = frozenset()
+    sharers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class Folio:
         return self.pages[0].token
 
     @property
-    def level(self) -> int:
-        return self.pages[0].level
+    def sleepers(self) -> int:
+        return self.pages[0].sleepers
 
     @property
     def huge(self) -> bool:
@@ -89,7 +88,7 @@ class WantedVma:
     index: int
     start: int
     end: int
-    said: ScenarioVma
+    declared: ScenarioVma
 
     @property
     def pages(self) -> int:
@@ -97,7 +96,7 @@ class WantedVma:
 
 
 @dataclass
-class Want:
+class WantedProcess:
     """What one process is to have. parent: the process it is forked from, empty if from none.
 
     pages: by their place.
@@ -147,14 +146,16 @@ def displacement(scenario: Scenario) -> int:
     return moved
 
 
-def wanted(scenario: Scenario) -> list[Want]:
+def wanted_processes(scenario: Scenario) -> list[WantedProcess]:
     """The processes of a scenario, in the order of khugepaged's scan."""
     processes = sorted({vma.mm for vma in scenario.vmas})
     if len(processes) > len(PROCESSES):
         raise CannotBuild(f"{len(processes)} processes, at most {len(PROCESSES)}")
     moved, shift = displacement(scenario), scenario.geometry.page_shift
     prctls = [*scenario.prctl, *[None] * len(processes)]
-    wants = [Want(name, prctls[mm]) for name, mm in zip(PROCESSES, processes, strict=False)]
+    wants = [
+        WantedProcess(name, prctls[mm]) for name, mm in zip(PROCESSES, processes, strict=False)
+    ]
     states: list[list[WantedPage]] = []
     for want, mm in zip(wants, processes, strict=True):
         mine = [(i, vma) for i, vma in enumerate(scenario.vmas) if vma.mm == mm]
@@ -173,7 +174,7 @@ def wanted(scenario: Scenario) -> list[Want]:
 class _Shares:
     """Which processes map the same folios, and how often each page is mapped in the scenario."""
 
-    def __init__(self, wants: list[Want], states: list[list[WantedPage]]) -> None:
+    def __init__(self, wants: list[WantedProcess], states: list[list[WantedPage]]) -> None:
         self._times: Counter[tuple[int, int]] = Counter()
         self._users: dict[int, set[str]] = defaultdict(set)
         self._order = [want.name for want in wants]
@@ -183,7 +184,7 @@ class _Shares:
                     self._times[token.folio, token.index] += 1
                     self._users[token.folio].add(want.name)
 
-    def settle(self, want: Want, page: WantedPage) -> WantedPage:
+    def settle(self, want: WantedProcess, page: WantedPage) -> WantedPage:
         """The page with its kin and its sleepers."""
         token = page.token
         if token.kind is not PageKind.FOLIO or "K" in token.flags:
@@ -192,22 +193,22 @@ class _Shares:
         if token.folio is not None:
             times = self._times[token.folio, token.index]
             users = frozenset(self._users[token.folio] - {want.name})
-        return replace(page, level=token.mapcount - times, kin=users)
+        return replace(page, sleepers=token.mapcount - times, sharers=users)
 
-    def parent(self, want: Want) -> str:
+    def parent(self, want: WantedProcess) -> str:
         """The first of the processes that share anything, with each other or through others;
         empty for that one itself."""
-        kin = {want.name}
+        sharers = {want.name}
         for _ in self._order:
             for users in self._users.values():
-                if users & kin:
-                    kin |= users
-        first = min(kin, key=self._order.index)
+                if users & sharers:
+                    sharers |= users
+        first = min(sharers, key=self._order.index)
         return "" if first == want.name else first
 
 
 def _pages(where: WantedVma) -> Iterator[WantedPage]:
-    vma = where.said
+    vma = where.declared
     held = {page for start, count in vma.pins for page in range(start, start + count)}
     held |= {page for start, count, _ in vma.extra_refs for page in range(start, start + count)}
     both = zip(vma.initial.folio_pages(), vma.initial.pte_pages(), strict=True)
@@ -215,7 +216,7 @@ def _pages(where: WantedVma) -> Iterator[WantedPage]:
         yield WantedPage(where.start + i, where.index, i, token, entry, pinned=i in held)
 
 
-def folios_of(want: Want) -> list[Folio]:
+def folios_of(want: WantedProcess) -> list[Folio]:
     """The large folios that the process maps, in the order of their first pages."""
     found: dict[int, list[WantedPage]] = {}
     for page in want.of(PageKind.FOLIO):
@@ -240,7 +241,7 @@ def _check_uniform(folio: Folio, page: WantedPage) -> None:
         raise cannot([page], "a page of a folio that lies apart from its others")
     if page.token.flags != first.token.flags:
         raise cannot([page], "a folio whose pages have different flags")
-    if page.level != first.level:
+    if page.sleepers != first.sleepers:
         raise cannot([page], "a folio whose pages are mapped a different number of times")
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from mthp.lab.draw.author import new_author
 from mthp.lab.draw.families import FAMILIES
+from mthp.lab.draw.knobs import draw_settings
+from mthp.lab.draw.program_builder import ProgramBuilder
 from mthp.lab.program.program import Draft
 
 __all__ = ["FAMILIES", "draw", "draw_many"]
@@ -22,11 +23,11 @@ def draw(seed: int, index: int, family: str = "") -> Draft:
     weights = [weight for weight, _ in FAMILIES.values()]
     drawn = rng.choices(list(FAMILIES), weights)[0]
     family = family or drawn
-    author = new_author(rng)
-    FAMILIES[family][1](author)
+    builder = ProgramBuilder(rng, draw_settings(rng))
+    FAMILIES[family][1](builder)
     if rng.random() < 0.25:
-        author.passes = rng.choice([2, 2, 3])
-    return author.draft(f"{seed}-{index}", family)
+        builder.passes = rng.choice([2, 2, 3])
+    return builder.draft(f"{seed}-{index}", family)
 
 
 def draw_many(seed: int, number: int) -> Iterator[Draft]:

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mthp.image.scenario_values import Action
-from mthp.lab.draw.author import ProgramBuilder
 from mthp.lab.draw.fill import (
     LOOKS,
-    SMALL_ORDERS,
     Appearance,
     cool_all,
     cool_some,
+    disturb_some,
     drop_some,
     fill,
     fill_one_order,
@@ -22,13 +21,12 @@ from mthp.lab.draw.fill import (
     put,
     share_some,
     swap_some,
-    weather,
     weighted,
 )
-from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS, PMD_ORDER
+from mthp.lab.draw.knobs import MAX_LIMIT
 from mthp.lab.draw.layout import close, map_many, map_one, place
+from mthp.lab.draw.program_builder import ProgramBuilder
 from mthp.lab.draw.special import (
-    arm_some,
     collapse_some,
     edge_limits,
     guard_some,
@@ -38,210 +36,211 @@ from mthp.lab.draw.special import (
     pin_some,
     poison_some,
     protect_some,
+    register_uffd_some,
     scan_same,
     unmap_some,
     write_some,
 )
 from mthp.lab.draw.swapin import draw_swapin
-from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS, round_up_to_table
 from mthp.lab.program.program import Madv, Operation, Target, Verb
 from mthp.lab.program.space import PageMark
 from mthp.words.settings import Enabled
 
 
-def plain(author: ProgramBuilder) -> None:
+def plain(builder: ProgramBuilder) -> None:
     """One mapping in any look, and the usual things that become of pages."""
-    author.start()
-    map_one(author)
-    fill(author, "s")
-    weather(author, "s")
-    style = author.rng.random()
+    builder.start()
+    map_one(builder)
+    fill(builder, "s")
+    disturb_some(builder, "s")
+    style = builder.rng.random()
     if style < 0.08:
-        cool_all(author, "s")
+        cool_all(builder, "s")
     elif style < 0.3:
-        edge_limits(author, "s")
-    close(author)
+        edge_limits(builder, "s")
+    close(builder)
 
 
-def many_vmas(author: ProgramBuilder) -> None:
+def many_vmas(builder: ProgramBuilder) -> None:
     """Two to five mappings, at odd places, advised in different ways."""
-    author.start()
-    map_many(author, "s", author.rng.randint(2, 5))
-    if author.rng.random() < 0.2:
-        share_some(author, "s")
-    fill(author, "s")
-    weather(author, "s", 0.3)
-    if author.rng.random() < 0.2:
-        unmap_some(author, "s")
-    close(author)
+    builder.start()
+    map_many(builder, "s", builder.rng.randint(2, 5))
+    if builder.rng.random() < 0.2:
+        share_some(builder, "s")
+    fill(builder, "s")
+    disturb_some(builder, "s", 0.3)
+    if builder.rng.random() < 0.2:
+        unmap_some(builder, "s")
+    close(builder)
 
 
-def swap(author: ProgramBuilder) -> None:
+def swap(builder: ProgramBuilder) -> None:
     """Swapped pages around the limits, read back, and within windows of every size."""
-    author.start()
-    map_one(author)
-    fill(author, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
-    swap_some(author, "s", 4, author.rng.choice([2, 8, 64, 512]))
-    if author.rng.random() < 0.3:
-        cool_some(author, "s")
-    if author.rng.random() < 0.3:
-        drop_some(author, "s", 2)
-    style = author.rng.random()
+    builder.start()
+    map_one(builder)
+    fill(builder, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
+    swap_some(builder, "s", 4, builder.rng.choice([2, 8, 64, 512]))
+    if builder.rng.random() < 0.3:
+        cool_some(builder, "s")
+    if builder.rng.random() < 0.3:
+        drop_some(builder, "s", 2)
+    style = builder.rng.random()
     if style < 0.35:
-        edge_limits(author, "s")
+        edge_limits(builder, "s")
     elif style < 0.75:
-        author.settings = author.settings.replace(max_ptes_swap=MAX_LIMIT)
-    close(author)
+        builder.settings = builder.settings.replace(max_ptes_swap=MAX_LIMIT)
+    close(builder)
 
 
-def large(author: ProgramBuilder) -> None:
+def large(builder: ProgramBuilder) -> None:
     """Large folios of every order, whole and in part, and whole tables."""
-    rng = author.rng
-    author.start()
-    map_one(author)
+    rng = builder.rng
+    builder.start()
+    map_one(builder)
     style = rng.random()
     if style < 0.4:
-        huge_tables(author, "s")
-        fill(author, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.SPARSE: 1})
+        huge_tables(builder, "s")
+        fill(builder, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.SPARSE: 1})
     elif style < 0.7:
-        vma = author.vmas("s")[0]
-        fill_one_order(author, "s", (vma.start, vma.pages), rng.choice(ORDERS))
+        vma = builder.vmas("s")[0]
+        fill_one_order(builder, "s", (vma.start, vma.pages), rng.choice(ORDERS))
     else:
-        fill(author, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 1})
+        fill(builder, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 1})
     if rng.random() < 0.15:
-        collapse_some(author, "s")
-    drop_some(author, "s", 4)
+        collapse_some(builder, "s")
+    drop_some(builder, "s", 4)
     if rng.random() < 0.3:
-        unmap_some(author, "s")
-    weather(author, "s", 0.2)
-    close(author)
+        unmap_some(builder, "s")
+    disturb_some(builder, "s", 0.2)
+    close(builder)
 
 
-def shared(author: ProgramBuilder) -> None:
+def shared(builder: ProgramBuilder) -> None:
     """Pages shared with children, in part, and copied again by writes."""
-    rng = author.rng
-    author.start()
-    map_one(author)
+    rng = builder.rng
+    builder.start()
+    map_one(builder)
     if rng.random() < 0.5:
-        share_some(author, "s", 4)
-        fill(author, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 2})
+        share_some(builder, "s", 4)
+        fill(builder, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 2})
     else:
         looks: dict[Appearance, float] = {
             Appearance.FULL: 2,
             Appearance.LARGE: 3,
             Appearance.MOSTLY: 1,
         }
-        fill(author, "s", looks=looks, orders=SMALL_ORDERS)
+        fill(builder, "s", looks=looks, orders=SMALL_ORDERS)
         if rng.random() < 0.35:
-            collapse_some(author, "s")
-        author.do(Verb.FORK, 1, who="s")
-        for run in author.pieces("s", (PageMark.WRITTEN,), rng.randint(1, 5), 512):
-            author.do(Verb.WRITE, *run, who="s")
-    weather(author, "s", 0.25)
+            collapse_some(builder, "s")
+        builder.do(Verb.FORK, 1, who="s")
+        for run in builder.pieces("s", (PageMark.WRITTEN,), rng.randint(1, 5), 512):
+            builder.do(Verb.WRITE, *run, who="s")
+    disturb_some(builder, "s", 0.25)
     if rng.random() < 0.1:
-        author.do(Verb.END_FORK, who="s")
+        builder.do(Verb.END_FORK, who="s")
     style = rng.random()
     if style < 0.7:
         limit = MAX_LIMIT if style < 0.45 else rng.randint(0, MAX_LIMIT)
-        author.settings = author.settings.replace(max_ptes_shared=limit)
-    close(author)
+        builder.settings = builder.settings.replace(max_ptes_shared=limit)
+    close(builder)
 
 
-def madvise(author: ProgramBuilder) -> None:
+def madvise(builder: ProgramBuilder) -> None:
     """MADV_COLLAPSE, by the process itself or from another one."""
-    rng = author.rng
-    author.start()
-    map_many(author, "s", 2) if rng.random() < 0.4 else map_one(author)
+    rng = builder.rng
+    builder.start()
+    map_many(builder, "s", 2) if rng.random() < 0.4 else map_one(builder)
     if rng.random() < 0.35:
-        share_some(author, "s")
+        share_some(builder, "s")
     if rng.random() < 0.3:
-        huge_tables(author, "s")
-    fill(author, "s")
-    weather(author, "s", 0.4)
-    special = author.rng.random()
+        huge_tables(builder, "s")
+    fill(builder, "s")
+    disturb_some(builder, "s", 0.4)
+    special = builder.rng.random()
     if special < 0.1:
-        arm_some(author, "s")
+        register_uffd_some(builder, "s")
     elif special < 0.2:
-        pin_some(author, "s")
+        pin_some(builder, "s")
     elif special < 0.3:
-        guard_some(author, "s")
-    close(author)
-    collapse(author)
+        guard_some(builder, "s")
+    close(builder)
+    collapse(builder)
 
 
-def collapse(author: ProgramBuilder) -> None:
+def collapse(builder: ProgramBuilder) -> None:
     """Make MADV_COLLAPSE the action, over one of the mappings; who asks is drawn too."""
-    rng = author.rng
-    names = list(author.world.processes)
+    rng = builder.rng
+    names = list(builder.world.processes)
     who = rng.choice(names)
     by = who
     if rng.random() < 0.3:
         others = [name for name in names if name != who]
         by = rng.choice(others) if others else "t"
         if not others:
-            author.start(by)
-    vmas = author.vmas(who)
+            builder.start(by)
+    vmas = builder.vmas(who)
     if not vmas:
         return
     vma = rng.choice(vmas)
-    author.action = Action.MADVISE_COLLAPSE
-    author.target = Target(who, vma.start, by)
+    builder.action = Action.MADVISE_COLLAPSE
+    builder.target = Target(who, vma.start, by)
 
 
-def moved(author: ProgramBuilder) -> None:
+def moved(builder: ProgramBuilder) -> None:
     """Mappings moved by mremap: large folios that lie across the boundaries of windows."""
-    rng = author.rng
-    author.start()
-    map_one(author, tables=rng.choice([1, 2, 3]))
-    fill(author, "s", looks={Appearance.LARGE: 4, Appearance.FULL: 1, Appearance.MIXED: 2})
-    move_some(author, "s", 8 * PMD_PAGES)
-    weather(author, "s", 0.3)
-    close(author)
+    rng = builder.rng
+    builder.start()
+    map_one(builder, tables=rng.choice([1, 2, 3]))
+    fill(builder, "s", looks={Appearance.LARGE: 4, Appearance.FULL: 1, Appearance.MIXED: 2})
+    move_some(builder, "s", 8 * PMD_PAGES)
+    disturb_some(builder, "s", 0.3)
+    close(builder)
 
 
-def uffd(author: ProgramBuilder) -> None:
+def uffd(builder: ProgramBuilder) -> None:
     """Mappings registered with userfaultfd, some pages protected, some of those swapped."""
-    author.start()
-    map_many(author, "s", 2) if author.rng.random() < 0.3 else map_one(
-        author, tables=author.rng.choice([1, 2, 2])
+    builder.start()
+    map_many(builder, "s", 2) if builder.rng.random() < 0.3 else map_one(
+        builder, tables=builder.rng.choice([1, 2, 2])
     )
-    fill(author, "s")
-    weather(author, "s")
-    arm_some(author, "s")
-    close(author)
+    fill(builder, "s")
+    disturb_some(builder, "s")
+    register_uffd_some(builder, "s")
+    close(builder)
 
 
-def pinned(author: ProgramBuilder) -> None:
+def pinned(builder: ProgramBuilder) -> None:
     """Long-lived references, of both kinds, on small pages and on parts of large folios."""
-    author.start()
-    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
-    if author.rng.random() < 0.2:
-        share_some(author, "s")
+    builder.start()
+    map_one(builder, tables=builder.rng.choice([1, 2, 2, 3]))
+    if builder.rng.random() < 0.2:
+        share_some(builder, "s")
     fill(
-        author,
+        builder,
         "s",
         looks={Appearance.FULL: 3, Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.MOSTLY: 2},
     )
-    weather(author, "s", 0.3)
-    pin_some(author, "s", 4)
-    if author.rng.random() < 0.15:
-        arm_some(author, "s")
-    close(author)
+    disturb_some(builder, "s", 0.3)
+    pin_some(builder, "s", 4)
+    if builder.rng.random() < 0.15:
+        register_uffd_some(builder, "s")
+    close(builder)
 
 
-def ksm(author: ProgramBuilder) -> None:
+def ksm(builder: ProgramBuilder) -> None:
     """Pages merged by ksmd, some of them written again."""
-    author.start()
-    map_one(author)
-    fill(author, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 1})
-    merge_same(author, "s")
-    scan_same(author)
-    write_some(author, "s", PageMark.SAME)
-    weather(author, "s", 0.2)
-    close(author)
+    builder.start()
+    map_one(builder)
+    fill(builder, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 1})
+    merge_same(builder, "s")
+    scan_same(builder)
+    write_some(builder, "s", PageMark.SAME)
+    disturb_some(builder, "s", 0.2)
+    close(builder)
 
 
-def memcg(author: ProgramBuilder) -> None:
+def memcg(builder: ProgramBuilder) -> None:
     """A memory cgroup that is full, or nearly so, when khugepaged comes.
 
     Nothing in it can be reclaimed: no swapped or lazily freed pages. With defrag, a charge that
@@ -249,26 +248,26 @@ def memcg(author: ProgramBuilder) -> None:
     So there are none of either then, nor with MADV_COLLAPSE, which may always reclaim.
     Kernel: mm/memcontrol.c, try_charge_memcg().
     """
-    rng = author.rng
+    rng = builder.rng
     if rng.random() < 0.5:
-        author.settings = author.settings.replace(defrag=False)
-    author.start()
-    author.do(Verb.CGROUP, "g", who="s")
-    map_one(author)
-    if author.settings.defrag:
-        author.settings = author.settings.replace(sizes=_costly(author.settings.sizes))
-        fill(author, "s", looks={Appearance.FULL: 4, Appearance.MOSTLY: 2})
+        builder.settings = builder.settings.replace(defrag=False)
+    builder.start()
+    builder.do(Verb.CGROUP, "g", who="s")
+    map_one(builder)
+    if builder.settings.defrag:
+        builder.settings = builder.settings.replace(sizes=_costly(builder.settings.sizes))
+        fill(builder, "s", looks={Appearance.FULL: 4, Appearance.MOSTLY: 2})
     else:
-        fill(author, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
+        fill(builder, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
         if rng.random() < 0.5:
-            drop_some(author, "s")
-    close(author)
+            drop_some(builder, "s")
+    close(builder)
     order = rng.choice(ORDERS)
-    short = KERNELS_OWN if author.settings.defrag else 1
+    short = KERNELS_OWN if builder.settings.defrag else 1
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-short, 0, 0, 1]))
-    author.finish_with(Operation(Verb.MEMCG, ("g", slack)))
-    if author.settings.defrag and rng.random() < 0.3:
-        collapse(author)
+    builder.finish_with(Operation(Verb.MEMCG, ("g", slack)))
+    if builder.settings.defrag and rng.random() < 0.3:
+        collapse(builder)
 
 
 KERNELS_OWN = 64
@@ -284,156 +283,156 @@ def _costly(sizes: Mapping[int, Enabled]) -> dict[int, Enabled]:
     return {**sizes, **small, PMD_ORDER: Enabled.ALWAYS}
 
 
-def nomem(author: ProgramBuilder) -> None:
+def nomem(builder: ProgramBuilder) -> None:
     """No free block of some order, and khugepaged may not make one (defrag 0).
 
     Of orders below 4 the kernel itself cannot do without blocks.
     """
-    author.settings = author.settings.replace(defrag=False)
-    author.do(Verb.EAT, author.rng.randint(4, 9))
-    plain(author)
+    builder.settings = builder.settings.replace(defrag=False)
+    builder.do(Verb.TAKE_BLOCKS, builder.rng.randint(4, 9))
+    plain(builder)
 
 
 _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))
 
 
-def prctl(author: ProgramBuilder) -> None:
+def prctl(builder: ProgramBuilder) -> None:
     """THP disabled for the process, whole or but for what is advised, before or after it is known."""
-    rng = author.rng
-    author.start()
-    map_many(author, "s", 3) if rng.random() < 0.5 else map_one(author)
+    rng = builder.rng
+    builder.start()
+    map_many(builder, "s", 3) if rng.random() < 0.5 else map_one(builder)
     late = rng.random() < 0.7
     if not late:
-        author.do(Verb.PRCTL_THP, *rng.choice(_PRCTL), who="s")
-    fill(author, "s")
-    weather(author, "s", 0.3)
+        builder.do(Verb.PRCTL_THP, *rng.choice(_PRCTL), who="s")
+    fill(builder, "s")
+    disturb_some(builder, "s", 0.3)
     if late:
-        author.register("s")
-        author.do(Verb.PRCTL_THP, *rng.choice(_PRCTL), who="s")
-    close(author)
+        builder.register("s")
+        builder.do(Verb.PRCTL_THP, *rng.choice(_PRCTL), who="s")
+    close(builder)
     if rng.random() < 0.25:
-        collapse(author)
+        collapse(builder)
 
 
-def droppable(author: ProgramBuilder) -> None:
+def droppable(builder: ProgramBuilder) -> None:
     """Droppable mappings, where lazily freed pages are no hindrance."""
-    rng = author.rng
-    author.start()
+    rng = builder.rng
+    builder.start()
     start, pages = place(rng)
-    author.do(Verb.MMAP_DROPPABLE, start, pages, who="s")
+    builder.do(Verb.MMAP_DROPPABLE, start, pages, who="s")
     if rng.random() < 0.4:
-        after = -(-(start + pages + 1) // PMD_PAGES) * PMD_PAGES
-        author.do(Verb.MMAP, *place(rng, after + PMD_PAGES, 1), who="s")
-    fill(author, "s")
-    weather(author, "s", 0.4)
+        after = round_up_to_table(start + pages + 1)
+        builder.do(Verb.MMAP, *place(rng, after + PMD_PAGES, 1), who="s")
+    fill(builder, "s")
+    disturb_some(builder, "s", 0.4)
     if rng.random() < 0.5:
-        free_some(author, "s")
-    close(author)
+        free_some(builder, "s")
+    close(builder)
     if rng.random() < 0.15:
-        collapse(author)
+        collapse(builder)
 
 
-def readonly(author: ProgramBuilder) -> None:
+def readonly(builder: ProgramBuilder) -> None:
     """Mappings made read-only after they were filled, whole or in part."""
-    author.start()
-    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
-    if author.rng.random() < 0.3:
-        share_some(author, "s")
-    fill(author, "s")
-    weather(author, "s", 0.3)
-    protect_some(author, "s")
-    close(author)
-    if author.rng.random() < 0.15:
-        collapse(author)
+    builder.start()
+    map_one(builder, tables=builder.rng.choice([1, 2, 2, 3]))
+    if builder.rng.random() < 0.3:
+        share_some(builder, "s")
+    fill(builder, "s")
+    disturb_some(builder, "s", 0.3)
+    protect_some(builder, "s")
+    close(builder)
+    if builder.rng.random() < 0.15:
+        collapse(builder)
 
 
-def guard_poison(author: ProgramBuilder) -> None:
+def guard_poison(builder: ProgramBuilder) -> None:
     """Guard markers, and now and then a poisoned page."""
-    rng = author.rng
-    author.start()
-    map_one(author, tables=author.rng.choice([1, 2, 2, 3]))
-    fill(author, "s")
-    weather(author, "s", 0.25)
+    rng = builder.rng
+    builder.start()
+    map_one(builder, tables=builder.rng.choice([1, 2, 2, 3]))
+    fill(builder, "s")
+    disturb_some(builder, "s", 0.25)
     guards = rng.random() < 0.75
     if guards:
-        guard_some(author, "s")
+        guard_some(builder, "s")
     if not guards or rng.random() < 0.15:
-        poison_some(author, "s")
-    close(author)
+        poison_some(builder, "s")
+    close(builder)
 
 
-def mlocked(author: ProgramBuilder) -> None:
+def mlocked(builder: ProgramBuilder) -> None:
     """Locked mappings, before or after they are filled."""
-    rng = author.rng
-    author.start()
-    map_many(author, "s", 2) if rng.random() < 0.3 else map_one(author)
+    rng = builder.rng
+    builder.start()
+    map_many(builder, "s", 2) if rng.random() < 0.3 else map_one(builder)
     early = rng.random() < 0.3
     if early:
-        lock_some(author, "s")
+        lock_some(builder, "s")
     if rng.random() < 0.2:
-        share_some(author, "s")
-    fill_locked(author)
-    weather(author, "s", 0.3)
+        share_some(builder, "s")
+    fill_locked(builder)
+    disturb_some(builder, "s", 0.3)
     if not early:
-        lock_some(author, "s")
-    close(author)
+        lock_some(builder, "s")
+    close(builder)
 
 
-def fill_locked(author: ProgramBuilder) -> None:
+def fill_locked(builder: ProgramBuilder) -> None:
     """fill(), for locked mappings as well."""
     segments = []
-    for vma in author.vmas("s"):
+    for vma in builder.vmas("s"):
         if all(
-            author.space("s").page(page) is PageMark.ABSENT for page in (vma.start, vma.end - 1)
+            builder.space("s").page(page) is PageMark.ABSENT for page in (vma.start, vma.end - 1)
         ):
-            look = weighted(author.rng, LOOKS)
-            segments += plan_segments(author.rng, vma.start, vma.pages, look)
-    put(author, "s", segments)
+            look = weighted(builder.rng, LOOKS)
+            segments += plan_segments(builder.rng, vma.start, vma.pages, look)
+    put(builder, "s", segments)
 
 
-def processes(author: ProgramBuilder) -> None:
+def processes(builder: ProgramBuilder) -> None:
     """Two or three processes: strangers, and relatives that share pages."""
-    rng = author.rng
-    author.start()
-    map_one(author, tables=1)
-    fill(author, "s")
+    rng = builder.rng
+    builder.start()
+    map_one(builder, tables=1)
+    fill(builder, "s")
     if rng.random() < 0.3:
-        author.register("s")
+        builder.register("s")
     others = ["t", "u"][: rng.choice([1, 1, 2])]
     for who in others:
         if rng.random() < 0.65:
-            parent = rng.choice(list(author.world.processes))
-            author.do(Verb.FORK_TO, who, who=parent)
-            write_some(author, who, PageMark.WRITTEN, 3)
-            write_some(author, parent, PageMark.WRITTEN, 2)
+            parent = rng.choice(list(builder.world.processes))
+            builder.do(Verb.FORK_TO, who, who=parent)
+            write_some(builder, who, PageMark.WRITTEN, 3)
+            write_some(builder, parent, PageMark.WRITTEN, 2)
         else:
-            author.start(who)
-            map_one(author, who, tables=1)
-            fill(author, who)
+            builder.start(who)
+            map_one(builder, who, tables=1)
+            fill(builder, who)
     for who in ["s", *others]:
-        weather(author, who, 0.2)
+        disturb_some(builder, who, 0.2)
     if rng.random() < 0.3:
-        advise_from_outside(author)
-    close(author)
+        advise_from_outside(builder)
+    close(builder)
     if rng.random() < 0.15:
-        collapse(author)
+        collapse(builder)
 
 
-def advise_from_outside(author: ProgramBuilder) -> None:
+def advise_from_outside(builder: ProgramBuilder) -> None:
     """process_madvise from one subject on another."""
-    rng = author.rng
-    by, who = rng.sample(list(author.world.processes), 2)
+    rng = builder.rng
+    by, who = rng.sample(list(builder.world.processes), 2)
     advice = rng.choice([Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE])
-    for run in author.pieces(who, (PageMark.WRITTEN,), 2, PMD_PAGES):
-        author.do(Verb.ADVISE_OTHER, who, *run, int(advice), who=by)
+    for run in builder.pieces(who, (PageMark.WRITTEN,), 2, PMD_PAGES):
+        builder.do(Verb.ADVISE_OTHER, who, *run, int(advice), who=by)
 
 
-def swapin(author: ProgramBuilder) -> None:
+def swapin(builder: ProgramBuilder) -> None:
     """Whole folios swapped out and brought back at once, shared slots and swap cache hits."""
-    draw_swapin(author)
-    close(author)
-    if author.rng.random() < 0.25:
-        collapse(author)
+    draw_swapin(builder)
+    close(builder)
+    if builder.rng.random() < 0.25:
+        collapse(builder)
 
 
 FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {

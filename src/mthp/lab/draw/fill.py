@@ -8,9 +8,8 @@ from enum import Enum
 from random import Random
 from typing import TypeVar
 
-from mthp.lab.draw.author import ProgramBuilder, Run, cuts
-from mthp.lab.draw.knobs import ORDERS, PMD_ORDER
-from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.draw.program_builder import ProgramBuilder, Run, cuts
+from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS, round_up_to_table
 from mthp.lab.program.program import Madv, Verb
 from mthp.lab.program.space import PageMark
 
@@ -35,9 +34,6 @@ LOOKS = {
     Appearance.SPARSE: 1.0,
 }
 """How often each look is drawn."""
-
-SMALL_ORDERS = ORDERS[:-1]
-"""A fault of the PMD order registers the process: after that its children would be scanned."""
 
 HOLE, ZERO, SMALL = "hole", "zero", "small"
 _KINDS: dict[Appearance, dict[str, float]] = {
@@ -86,21 +82,21 @@ def plan_segments(
     return segments
 
 
-def put(author: ProgramBuilder, who: str, segments: list[Stretch]) -> None:
+def put(builder: ProgramBuilder, who: str, segments: list[Stretch]) -> None:
     """Fault the segments in: large folios first, the largest before the others."""
     for order in sorted({each.order for each in segments if each.order}, reverse=True):
-        with author.with_order(order):
+        with builder.with_order(order):
             for each in segments:
                 if each.order == order:
-                    author.do(Verb.WRITE, each.start, each.pages, who=who)
+                    builder.do(Verb.WRITE, each.start, each.pages, who=who)
     verbs = {SMALL: Verb.WRITE, ZERO: Verb.READ}
     for each in segments:
         if each.kind in verbs:
-            author.do(verbs[each.kind], each.start, each.pages, who=who)
+            builder.do(verbs[each.kind], each.start, each.pages, who=who)
 
 
 def fill(
-    author: ProgramBuilder,
+    builder: ProgramBuilder,
     who: str,
     *,
     looks: dict[Appearance, float] | None = None,
@@ -110,15 +106,15 @@ def fill(
 
     Where there are several tables, one may stay empty.
     """
-    rng = author.rng
-    tables = whole_tables(author, who)
+    rng = builder.rng
+    tables = whole_tables(builder, who)
     skipped = rng.choice(tables) if len(tables) > 1 and rng.random() < 0.12 else -1
     segments = []
-    for start, pages in author.free_runs(who, PageMark.ABSENT):
+    for start, pages in builder.free_runs(who, PageMark.ABSENT):
         for at, length in _around(start, pages, skipped):
             look = weighted(rng, looks or LOOKS)
             segments += plan_segments(rng, at, length, look, orders)
-    put(author, who, segments)
+    put(builder, who, segments)
 
 
 def _around(start: int, pages: int, skipped: int) -> list[Run]:
@@ -130,131 +126,130 @@ def _around(start: int, pages: int, skipped: int) -> list[Run]:
     return [(at, length) for at, length in parts if length > 0]
 
 
-def fill_one_order(author: ProgramBuilder, who: str, run: Run, order: int) -> None:
+def fill_one_order(builder: ProgramBuilder, who: str, run: Run, order: int) -> None:
     """Folios of one order over a run of pages."""
-    with author.with_order(order):
-        author.do(Verb.WRITE, *run, who=who)
+    with builder.with_order(order):
+        builder.do(Verb.WRITE, *run, who=who)
 
 
 # --- what becomes of pages ------------------------------------------------------------------
 
 
-def drop_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
+def drop_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
     """Holes, also within large folios: those are then mapped in part."""
-    for run in author.pieces(who, (PageMark.WRITTEN,), author.rng.randint(1, most), 32):
-        author.advise(who, *run, Madv.DONTNEED)
+    for run in builder.pieces(who, (PageMark.WRITTEN,), builder.rng.randint(1, most), 32):
+        builder.advise(who, *run, Madv.DONTNEED)
 
 
-def pepper(author: ProgramBuilder, who: str, most: int = 12) -> None:
+def scatter_holes(builder: ProgramBuilder, who: str, most: int = 12) -> None:
     """Single holes, or zero pages, all over."""
-    rng = author.rng
-    runs = author.free_runs(who, PageMark.WRITTEN)
+    rng = builder.rng
+    runs = builder.free_runs(who, PageMark.WRITTEN)
     for _ in range(rng.randint(2, most) if runs else 0):
         start, pages = rng.choice(runs)
         page = start + rng.randrange(pages)
-        author.advise(who, page, 1, Madv.DONTNEED)
-        vma = author.space(who).over(page, page + 1)[0]
+        builder.advise(who, page, 1, Madv.DONTNEED)
+        vma = builder.space(who).over(page, page + 1)[0]
         if rng.random() < 0.2 and not vma.traits.uffd:
-            author.do(Verb.READ, page, 1, who=who)
+            builder.do(Verb.READ, page, 1, who=who)
 
 
-def cool_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
+def cool_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
     """Old pages; some are touched again."""
-    rng = author.rng
-    for start, pages in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 512):
-        author.advise(who, start, pages, Madv.COLD)
+    rng = builder.rng
+    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 512):
+        builder.advise(who, start, pages, Madv.COLD)
         if rng.random() < 0.3:
-            author.do(Verb.READ, start + rng.randrange(pages), 1, who=who)
+            builder.do(Verb.READ, start + rng.randrange(pages), 1, who=who)
 
 
-def cool_all(author: ProgramBuilder, who: str) -> None:
+def cool_all(builder: ProgramBuilder, who: str) -> None:
     """Every mapping is old, but for a page or two."""
-    for vma in [each for each in author.vmas(who) if not each.traits.mlocked]:
-        author.advise(who, vma.start, vma.pages, Madv.COLD)
-    for start, _ in author.pieces(who, (PageMark.WRITTEN,), author.rng.randint(0, 2)):
-        author.do(Verb.READ, start, 1, who=who)
+    for vma in [each for each in builder.vmas(who) if not each.traits.mlocked]:
+        builder.advise(who, vma.start, vma.pages, Madv.COLD)
+    for start, _ in builder.pieces(who, (PageMark.WRITTEN,), builder.rng.randint(0, 2)):
+        builder.do(Verb.READ, start, 1, who=who)
 
 
-def swap_some(author: ProgramBuilder, who: str, most: int = 3, length: int = 64) -> None:
+def swap_some(builder: ProgramBuilder, who: str, most: int = 3, length: int = 64) -> None:
     """Pages swapped out; some are read back (clean, in the swap cache), some written back."""
-    rng = author.rng
-    for start, pages in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), length):
-        author.advise(who, start, pages, Madv.PAGEOUT)
+    rng = builder.rng
+    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), length):
+        builder.advise(who, start, pages, Madv.PAGEOUT)
         style = rng.random()
         if style < 0.2:
-            author.do(Verb.READ, start, rng.randint(1, pages), who=who)
+            builder.do(Verb.READ, start, rng.randint(1, pages), who=who)
         elif style < 0.35:
-            author.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
+            builder.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
 
 
-def free_some(author: ProgramBuilder, who: str, most: int = 2) -> None:
+def free_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
     """Lazily freed pages; some are written again."""
-    rng = author.rng
-    for start, pages in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
-        author.advise(who, start, pages, Madv.FREE)
+    rng = builder.rng
+    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
+        builder.advise(who, start, pages, Madv.FREE)
         if rng.random() < 0.4:
-            author.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
+            builder.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
 
 
-def clear_refs(author: ProgramBuilder, who: str) -> None:
+def clear_refs(builder: ProgramBuilder, who: str) -> None:
     """Everything old at once (1), or soft-dirty bits cleared and pages write-protected (4)."""
-    author.do(Verb.CLEAR_REFS, author.rng.choice([1, 4]), who=who)
+    builder.do(Verb.CLEAR_REFS, builder.rng.choice([1, 4]), who=who)
 
 
-def weather(author: ProgramBuilder, who: str, chance: float = 0.35) -> None:
+def disturb_some(builder: ProgramBuilder, who: str, chance: float = 0.35) -> None:
     """Each of the usual things that become of pages, with a chance of its own."""
-    rng = author.rng
+    rng = builder.rng
     for happen, weight in (
         (drop_some, 1.0),
-        (pepper, 0.5),
+        (scatter_holes, 0.5),
         (cool_some, 0.8),
         (swap_some, 0.6),
         (free_some, 0.25),
         (clear_refs, 0.12),
     ):
         if rng.random() < chance * weight:
-            happen(author, who)
+            happen(builder, who)
 
 
-def share_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
+def share_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
     """Some pages, shared with sleeping children; a part of them copied again by a write.
 
     Before anything registers the process.
     """
-    rng = author.rng
-    runs = author.pieces(who, (PageMark.ABSENT,), rng.randint(1, most), 512)
+    rng = builder.rng
+    runs = builder.pieces(who, (PageMark.ABSENT,), rng.randint(1, most), 512)
     order = rng.choice([0, 0, 0, *SMALL_ORDERS])
     if order:
-        with author.with_order(order):
+        with builder.with_order(order):
             for run in runs:
-                author.do(Verb.WRITE, *run, who=who)
+                builder.do(Verb.WRITE, *run, who=who)
     else:
         for run in runs:
-            author.do(Verb.WRITE, *run, who=who)
-    author.do(Verb.FORK, rng.choice([1, 1, 1, 2, 3]), who=who)
+            builder.do(Verb.WRITE, *run, who=who)
+    builder.do(Verb.FORK, rng.choice([1, 1, 1, 2, 3]), who=who)
     for run in runs:
         if rng.random() < 0.3:
-            author.do(Verb.WRITE, *author.piece(run, 32), who=who)
+            builder.do(Verb.WRITE, *builder.piece(run, 32), who=who)
 
 
-def whole_tables(author: ProgramBuilder, who: str) -> list[int]:
+def whole_tables(builder: ProgramBuilder, who: str) -> list[int]:
     """The first pages of the tables that one mapping covers from end to end."""
-    base = author.world.process(who).base or 0
-    skew = base // 4096 % PMD_PAGES
+    skew = builder.world.process(who).skew % PMD_PAGES
     found: list[int] = []
-    for vma in author.vmas(who):
-        first = -(-(vma.start + skew) // PMD_PAGES) * PMD_PAGES - skew
+    for vma in builder.vmas(who):
+        first = round_up_to_table(vma.start + skew) - skew
         found += range(first, vma.end - PMD_PAGES + 1, PMD_PAGES)
     return found
 
 
-def huge_tables(author: ProgramBuilder, who: str, chance: float = 0.5) -> None:
+def huge_tables(builder: ProgramBuilder, who: str, chance: float = 0.5) -> None:
     """Some empty whole tables become one folio each, mapped by the PMD; reads the zero folio."""
-    rng = author.rng
-    chosen = [table for table in whole_tables(author, who) if rng.random() < chance]
+    rng = builder.rng
+    chosen = [table for table in whole_tables(builder, who) if rng.random() < chance]
     if not chosen:
         return
-    with author.with_order(PMD_ORDER):
+    with builder.with_order(PMD_ORDER):
         for table in chosen:
             verb = Verb.READ if rng.random() < 0.15 else Verb.WRITE
-            author.do(verb, table + rng.randrange(PMD_PAGES), 1, who=who)
+            builder.do(verb, table + rng.randrange(PMD_PAGES), 1, who=who)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from random import Random
 
+from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS
 from mthp.words.settings import Enabled, Settings
-from mthp.words.units import Geometry
 
-ORDERS = tuple(sorted(Geometry().anon_orders))
-PMD_ORDER = Geometry().pmd_order
-MAX_LIMIT = Geometry().ptrs_per_pte - 1
+MAX_LIMIT = PMD_PAGES - 1
+"""The highest value of a max_ptes_* knob."""
 
 _NONE = (0, 1, 2, 3, 15, 16, 64, 255, 256, 510)
 _FEW = (0, 1, 2, 7, 8, 16, 63, 64, 128, 255, 256, 510, 511)
@@ -45,9 +44,9 @@ def _sizes(rng: Random) -> dict[int, Enabled]:
     if style < 0.12:
         return off | {PMD_ORDER: mode}
     if style < 0.34:
-        return off | {rng.choice(ORDERS[:-1]): mode}
+        return off | {rng.choice(SMALL_ORDERS): mode}
     if style < 0.46:
-        return off | {rng.choice(ORDERS[:-1]): mode, PMD_ORDER: mode}
+        return off | {rng.choice(SMALL_ORDERS): mode, PMD_ORDER: mode}
     if style < 0.58:
         return dict.fromkeys(ORDERS, mode)
     if style < 0.78:

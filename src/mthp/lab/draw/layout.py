@@ -6,9 +6,9 @@ from __future__ import annotations
 from random import Random
 
 from mthp.image.scenario_values import Advice
-from mthp.lab.draw.author import ProgramBuilder, Run
 from mthp.lab.draw.fill import weighted
-from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.draw.program_builder import ProgramBuilder, Run
+from mthp.lab.geometry import PMD_PAGES, round_up_to_table
 from mthp.lab.program.program import Madv, Operation, Verb
 from mthp.lab.program.walk import walk
 from mthp.words.settings import Enabled
@@ -38,22 +38,22 @@ def short_place(rng: Random, at: int) -> Run:
     return at - rng.randint(0, PMD_PAGES - 1), pages
 
 
-def map_one(author: ProgramBuilder, who: str = "s", tables: int = 0) -> Run:
+def map_one(builder: ProgramBuilder, who: str = "s", tables: int = 0) -> Run:
     """One mapping for the process."""
-    run = place(author.rng, tables=tables)
-    author.do(Verb.MMAP, *run, who=who)
+    run = place(builder.rng, tables=tables)
+    builder.do(Verb.MMAP, *run, who=who)
     return run
 
 
-def map_many(author: ProgramBuilder, who: str, number: int) -> list[Run]:
+def map_many(builder: ProgramBuilder, who: str, number: int) -> list[Run]:
     """Several mappings with at least a page between them; tables may be shared by two."""
-    rng, runs, low = author.rng, [], 0
+    rng, runs, low = builder.rng, [], 0
     for _ in range(number):
-        at = -(-(low + 1) // PMD_PAGES) * PMD_PAGES + rng.choice([0, 0, PMD_PAGES])
+        at = round_up_to_table(low + 1) + rng.choice([0, 0, PMD_PAGES])
         run = place(rng, at, 1) if rng.random() < 0.7 else short_place(rng, at + PMD_PAGES)
         start = max(run[0], low + 1)
         run = (start, max(1, sum(run) - start))
-        author.do(Verb.MMAP, *run, who=who)
+        builder.do(Verb.MMAP, *run, who=who)
         runs.append(run)
         low = sum(run)
     return runs
@@ -65,41 +65,41 @@ IDLE = 0.12
 """How often a program may leave khugepaged nothing that it is allowed to collapse."""
 
 
-def give_advice(author: ProgramBuilder, who: str) -> None:
+def give_advice(builder: ProgramBuilder, who: str) -> None:
     """Advise the process's mappings after the drawn settings are in force.
 
     What is to be MADV_HUGEPAGE gets the opposite first: only a change of flags registers. Where
     nothing is enabled for what is not advised, nearly everything is advised.
     """
-    rng = author.rng
+    rng = builder.rng
     idle = rng.random() < IDLE
-    for vma in author.vmas(who):
+    for vma in builder.vmas(who):
         advice = weighted(rng, _ADVICE)
-        needed = not author.settings.orders_always and not idle and not _inherits_always(author)
+        needed = not builder.settings.orders_always and not idle and not _inherits_always(builder)
         if needed and advice is None:
             advice = Advice.HUGEPAGE
         if advice is Advice.HUGEPAGE:
-            _advise_last(author, who, (vma.start, vma.pages), Madv.NOHUGEPAGE)
+            _advise_last(builder, who, (vma.start, vma.pages), Madv.NOHUGEPAGE)
         if advice is not None:
-            _advise_last(author, who, (vma.start, vma.pages), _MADV[advice])
+            _advise_last(builder, who, (vma.start, vma.pages), _MADV[advice])
 
 
-def _inherits_always(author: ProgramBuilder) -> bool:
-    settings = author.settings
+def _inherits_always(builder: ProgramBuilder) -> bool:
+    settings = builder.settings
     return bool(settings.orders_inherit) and settings.enabled is Enabled.ALWAYS
 
 
-def _advise_last(author: ProgramBuilder, who: str, run: Run, advice: Madv) -> None:
-    author.finish_with(Operation(Verb.ADVISE, (*run, int(advice)), who))
+def _advise_last(builder: ProgramBuilder, who: str, run: Run, advice: Madv) -> None:
+    builder.finish_with(Operation(Verb.ADVISE, (*run, int(advice)), who))
 
 
-def close(author: ProgramBuilder) -> None:
+def close(builder: ProgramBuilder) -> None:
     """Advise every process in a drawn order, and register those that this does not register."""
-    names = list(author.world.processes)
-    author.rng.shuffle(names)
+    names = list(builder.world.processes)
+    builder.rng.shuffle(names)
     for name in names:
-        give_advice(author, name)
-    world = walk(author.draft("", "").program())
+        give_advice(builder, name)
+    world = walk(builder.draft("", "").program())
     for name in names:
-        if not world.process(name).registered or author.rng.random() < 0.1:
-            author.register(name)
+        if not world.process(name).registered or builder.rng.random() < 0.1:
+            builder.register(name)

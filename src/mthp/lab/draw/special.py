@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from mthp.lab.draw.author import ProgramBuilder, Run
 from mthp.lab.draw.fill import whole_tables
-from mthp.lab.program.processes import OUT_OF_REACH, PMD_PAGES
+from mthp.lab.draw.program_builder import ProgramBuilder, Run
+from mthp.lab.geometry import PMD_ORDER, PMD_PAGES, round_up_to_table
+from mthp.lab.program.processes import OUT_OF_REACH
 from mthp.lab.program.program import Madv, Verb
 from mthp.lab.program.space import DeclaredMapping, PageMark, Uffd
 from mthp.words.settings import Enabled
@@ -14,133 +15,135 @@ MOST_VMSPLICED = 8
 """A pipe takes sixteen pages."""
 
 
-def pin_some(author: ProgramBuilder, who: str, most: int = 3) -> None:
+def pin_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
     """References held for long: by io_uring (FOLL_PIN) and by vmsplice (a plain reference)."""
-    rng = author.rng
-    for run in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
+    rng = builder.rng
+    for run in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
         start, pages = run
-        if not author.space(who).over(start, start + pages)[0].traits.writable:
+        if not builder.space(who).over(start, start + pages)[0].traits.writable:
             continue
         if rng.random() < 0.5:
-            author.do(Verb.PIN_URING, start, pages, who=who)
+            builder.do(Verb.PIN_URING, start, pages, who=who)
         else:
-            author.do(Verb.PIN_VMSPLICE, start, min(pages, MOST_VMSPLICED), who=who)
+            builder.do(Verb.PIN_VMSPLICE, start, min(pages, MOST_VMSPLICED), who=who)
 
 
-def arm_some(author: ProgramBuilder, who: str) -> None:
+def register_uffd_some(builder: ProgramBuilder, who: str) -> None:
     """Register mappings with userfaultfd, whole or in part, and protect some pages."""
-    rng = author.rng
-    for vma in author.vmas(who):
+    rng = builder.rng
+    for vma in builder.vmas(who):
         if vma.traits.droppable or not vma.traits.writable or rng.random() < 0.25:
             continue
         mode = rng.choices([Uffd.WP, Uffd.MISSING, Uffd.WP | Uffd.MISSING], [8, 1, 1])[0]
-        start, pages = _most_of(author, vma)
-        author.do(Verb.UFFD, start, pages, mode.value, who=who)
+        start, pages = _most_of(builder, vma)
+        builder.do(Verb.UFFD, start, pages, mode.value, who=who)
         if mode & Uffd.WP and rng.random() < 0.6:
-            _protect_some(author, who, (start, pages))
+            _protect_some(builder, who, (start, pages))
 
 
-def _most_of(author: ProgramBuilder, vma: DeclaredMapping) -> Run:
+def _most_of(builder: ProgramBuilder, vma: DeclaredMapping) -> Run:
     """A mapping, or in one of four times a part of it, which splits it."""
-    rng = author.rng
+    rng = builder.rng
     if rng.random() < 0.75 or vma.pages < 2:
         return vma.start, vma.pages
     at = rng.randint(0, vma.pages - 1)
     return vma.start + at, rng.randint(1, vma.pages - at)
 
 
-def _protect_some(author: ProgramBuilder, who: str, within: Run) -> None:
+def _protect_some(builder: ProgramBuilder, who: str, within: Run) -> None:
     """Protect some pages; of those some are swapped out, some let go again."""
-    rng = author.rng
+    rng = builder.rng
     inside = range(within[0], sum(within))
-    for start, pages in author.pieces(who, (PageMark.WRITTEN, PageMark.OUT), rng.randint(1, 3), 32):
+    for start, pages in builder.pieces(
+        who, (PageMark.WRITTEN, PageMark.OUT), rng.randint(1, 3), 32
+    ):
         if start not in inside or start + pages - 1 not in inside:
             continue
-        author.do(Verb.UFFD_WP, start, pages, 1, who=who)
+        builder.do(Verb.UFFD_WP, start, pages, 1, who=who)
         style = rng.random()
-        if style < 0.3 and author.space(who).page(start) is PageMark.WRITTEN:
-            author.advise(who, start, pages, Madv.PAGEOUT)
+        if style < 0.3 and builder.space(who).page(start) is PageMark.WRITTEN:
+            builder.advise(who, start, pages, Madv.PAGEOUT)
             if rng.random() < 0.4:
-                author.do(Verb.READ, start, rng.randint(1, pages), who=who)
+                builder.do(Verb.READ, start, rng.randint(1, pages), who=who)
         elif style < 0.5:
-            author.do(Verb.UFFD_WP, start, rng.randint(1, pages), 0, who=who)
+            builder.do(Verb.UFFD_WP, start, rng.randint(1, pages), 0, who=who)
 
 
-def guard_some(author: ProgramBuilder, who: str) -> None:
+def guard_some(builder: ProgramBuilder, who: str) -> None:
     """Guard markers over pages of any kind; some are taken away again."""
-    rng = author.rng
+    rng = builder.rng
     kinds = (PageMark.WRITTEN, PageMark.ABSENT, PageMark.ZERO)
-    for start, pages in author.pieces(who, kinds, rng.randint(1, 3), 32):
-        author.advise(who, start, pages, Madv.GUARD_INSTALL)
+    for start, pages in builder.pieces(who, kinds, rng.randint(1, 3), 32):
+        builder.advise(who, start, pages, Madv.GUARD_INSTALL)
         if rng.random() < 0.25:
-            author.advise(who, start, rng.randint(1, pages), Madv.GUARD_REMOVE)
+            builder.advise(who, start, rng.randint(1, pages), Madv.GUARD_REMOVE)
 
 
-def poison_some(author: ProgramBuilder, who: str) -> None:
+def poison_some(builder: ProgramBuilder, who: str) -> None:
     """One or two poisoned pages."""
-    for run in author.pieces(who, (PageMark.WRITTEN,), 1, 2):
-        author.advise(who, *run, Madv.HWPOISON)
+    for run in builder.pieces(who, (PageMark.WRITTEN,), 1, 2):
+        builder.advise(who, *run, Madv.HWPOISON)
 
 
-def merge_same(author: ProgramBuilder, who: str) -> None:
+def merge_same(builder: ProgramBuilder, who: str) -> None:
     """Equal pages in mergeable mappings, for ksmd to merge; some are written again."""
-    rng = author.rng
-    for vma in author.vmas(who):
+    rng = builder.rng
+    for vma in builder.vmas(who):
         if not vma.traits.droppable:
-            author.advise(who, vma.start, vma.pages, Madv.MERGEABLE)
-    runs = author.pieces(who, (PageMark.WRITTEN, PageMark.ABSENT), rng.randint(1, 4), 32)
+            builder.advise(who, vma.start, vma.pages, Madv.MERGEABLE)
+    runs = builder.pieces(who, (PageMark.WRITTEN, PageMark.ABSENT), rng.randint(1, 4), 32)
     for run in runs:
-        author.do(Verb.SAME, *run, who=who)
+        builder.do(Verb.SAME, *run, who=who)
 
 
-def scan_same(author: ProgramBuilder) -> None:
+def scan_same(builder: ProgramBuilder) -> None:
     """ksmd goes round often enough to merge what is equal."""
-    author.do(Verb.KSM, author.rng.choice([3, 3, 4]))
+    builder.do(Verb.KSM, builder.rng.choice([3, 3, 4]))
 
 
-def write_some(author: ProgramBuilder, who: str, kind: PageMark, most: int = 2) -> None:
+def write_some(builder: ProgramBuilder, who: str, kind: PageMark, most: int = 2) -> None:
     """Some pages of a kind are written again, each one copied if it is shared."""
-    for run in author.pieces(who, (kind,), author.rng.randint(0, most), 8):
-        author.do(Verb.WRITE, *run, who=who)
+    for run in builder.pieces(who, (kind,), builder.rng.randint(0, most), 8):
+        builder.do(Verb.WRITE, *run, who=who)
 
 
-def lock_some(author: ProgramBuilder, who: str) -> None:
+def lock_some(builder: ProgramBuilder, who: str) -> None:
     """mlock2 of whole mappings, or of a part, which splits them."""
-    for vma in author.vmas(who):
-        if not vma.traits.droppable and author.rng.random() < 0.7:
-            author.do(Verb.MLOCK2, *_most_of(author, vma), who=who)
+    for vma in builder.vmas(who):
+        if not vma.traits.droppable and builder.rng.random() < 0.7:
+            builder.do(Verb.MLOCK2, *_most_of(builder, vma), who=who)
 
 
-def protect_some(author: ProgramBuilder, who: str) -> None:
+def protect_some(builder: ProgramBuilder, who: str) -> None:
     """mprotect to read-only, of mappings or parts; some are writable again in the end."""
-    rng = author.rng
-    for vma in author.vmas(who):
+    rng = builder.rng
+    for vma in builder.vmas(who):
         if rng.random() < 0.8:
-            start, pages = _most_of(author, vma)
-            author.do(Verb.MPROTECT, start, pages, 1, who=who)
+            start, pages = _most_of(builder, vma)
+            builder.do(Verb.MPROTECT, start, pages, 1, who=who)
             if rng.random() < 0.2:
-                author.do(Verb.MPROTECT, start, rng.randint(1, pages), 3, who=who)
+                builder.do(Verb.MPROTECT, start, rng.randint(1, pages), 3, who=who)
 
 
-def unmap_some(author: ProgramBuilder, who: str, most: int = 2) -> None:
+def unmap_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
     """Parts of mappings go, through the middle of large folios too."""
-    rng = author.rng
+    rng = builder.rng
     for _ in range(rng.randint(1, most)):
-        vma = rng.choice(author.vmas(who))
-        if vma.pages > PMD_PAGES // 2 and not author.space(who).pinned:
+        vma = rng.choice(builder.vmas(who))
+        if vma.pages > PMD_PAGES // 2 and not builder.space(who).pinned:
             edge = rng.choice([vma.start, vma.end])
             pages = rng.choice([1, 3, 16, 37, 200])
             inner = vma.start + rng.randint(0, vma.pages - 1)
             start = rng.choice([inner, edge])
             start = max(vma.start, min(start, vma.end - pages))
-            author.do(Verb.MUNMAP, start, pages, who=who)
+            builder.do(Verb.MUNMAP, start, pages, who=who)
 
 
-def move_some(author: ProgramBuilder, who: str, to: int, most: int = 2) -> None:
+def move_some(builder: ProgramBuilder, who: str, to: int, most: int = 2) -> None:
     """mremap of parts to a place from page `to` on: folios then lie across their boundaries."""
-    rng = author.rng
+    rng = builder.rng
     for _ in range(rng.randint(1, most)):
-        space = author.space(who)
+        space = builder.space(who)
         vmas = [
             vma
             for vma in space.vmas
@@ -153,39 +156,38 @@ def move_some(author: ProgramBuilder, who: str, to: int, most: int = 2) -> None:
         start = min(start, vma.end - 1)
         pages = rng.choice([vma.end - start, rng.randint(1, vma.end - start)])
         place = to + rng.choice([0, 1, 2, 3, 8, 37, 256, 500, start % PMD_PAGES])
-        author.do(Verb.MREMAP, start, pages, place, who=who)
-        to = -(-(place + pages + 1) // PMD_PAGES) * PMD_PAGES
+        builder.do(Verb.MREMAP, start, pages, place, who=who)
+        to = round_up_to_table(place + pages + 1)
 
 
-def collapse_some(author: ProgramBuilder, who: str) -> None:
+def collapse_some(builder: ProgramBuilder, who: str) -> None:
     """MADV_COLLAPSE of a whole table that it is likely to succeed on, before the settings are in
     force."""
-    tables = [table for table in whole_tables(author, who) if _collapses(author, who, table)]
+    tables = [table for table in whole_tables(builder, who) if _collapses(builder, who, table)]
     if tables:
-        author.advise(who, author.rng.choice(tables), PMD_PAGES, Madv.COLLAPSE)
+        builder.advise(who, builder.rng.choice(tables), PMD_PAGES, Madv.COLLAPSE)
 
 
-def _collapses(author: ProgramBuilder, who: str, table: int) -> bool:
-    found = {author.space(who).page(page) for page in range(table, table + PMD_PAGES)}
+def _collapses(builder: ProgramBuilder, who: str, table: int) -> bool:
+    found = {builder.space(who).page(page) for page in range(table, table + PMD_PAGES)}
     return PageMark.WRITTEN in found and found.isdisjoint(OUT_OF_REACH)
 
 
-def edge_limits(author: ProgramBuilder, who: str) -> None:
+def edge_limits(builder: ProgramBuilder, who: str) -> None:
     """Put a limit right at, just above or just below what one table has."""
-    rng = author.rng
-    tables = whole_tables(author, who)
+    rng = builder.rng
+    tables = whole_tables(builder, who)
     if not tables:
         return
     table = rng.choice(tables)
-    pages = [author.space(who).page(page) for page in range(table, table + PMD_PAGES)]
+    pages = [builder.space(who).page(page) for page in range(table, table + PMD_PAGES)]
     empty = sum(page in (PageMark.ABSENT, PageMark.ZERO) for page in pages)
     out = sum(page is PageMark.OUT for page in pages)
     by_one = rng.choice([-1, 0, 0, 1])
     limit = min(PMD_PAGES - 1, max(0, (out if out else empty) + by_one))
     name = "max_ptes_swap" if out else "max_ptes_none"
-    sizes = dict(author.settings.sizes)
+    sizes = dict(builder.settings.sizes)
     if rng.random() < 0.5:
         sizes = dict.fromkeys(sizes, Enabled.NEVER)
-    pmd = author.settings.geometry.pmd_order
-    sizes[pmd] = rng.choice([Enabled.ALWAYS, Enabled.MADVISE])
-    author.settings = author.settings.replace(sizes=sizes, **{name: limit})
+    sizes[PMD_ORDER] = rng.choice([Enabled.ALWAYS, Enabled.MADVISE])
+    builder.settings = builder.settings.replace(sizes=sizes, **{name: limit})

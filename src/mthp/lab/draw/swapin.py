@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mthp.lab.draw.author import ProgramBuilder, Run
 from mthp.lab.draw.fill import (
     Appearance,
     drop_some,
@@ -15,21 +14,22 @@ from mthp.lab.draw.fill import (
     weighted,
     whole_tables,
 )
-from mthp.lab.draw.knobs import MAX_LIMIT, ORDERS, PMD_ORDER
+from mthp.lab.draw.knobs import MAX_LIMIT
 from mthp.lab.draw.layout import map_one
-from mthp.lab.program.processes import PMD_PAGES
+from mthp.lab.draw.program_builder import ProgramBuilder, Run
+from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS
 from mthp.lab.program.program import Madv, Verb
 from mthp.lab.program.space import PageMark, Uffd
 from mthp.words.settings import Enabled
 
 
-def enable_swapin(author: ProgramBuilder) -> None:
+def enable_swapin(builder: ProgramBuilder) -> None:
     """The PMD size is on, with sizes for swap-in below it; the limits mostly let swap-in happen."""
-    rng = author.rng
+    rng = builder.rng
     on = rng.choice([Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT])
     sizes = dict.fromkeys(rng.sample(ORDERS, rng.randint(1, len(ORDERS))), on) | {PMD_ORDER: on}
-    author.settings = replace(
-        author.settings,
+    builder.settings = replace(
+        builder.settings,
         enabled=rng.choice([Enabled.ALWAYS, Enabled.MADVISE]),
         sizes=dict.fromkeys(ORDERS, Enabled.NEVER) | sizes,
         max_ptes_none=rng.choice([0, MAX_LIMIT, MAX_LIMIT, MAX_LIMIT]),
@@ -37,94 +37,94 @@ def enable_swapin(author: ProgramBuilder) -> None:
     )
 
 
-def swap_folios(author: ProgramBuilder, who: str) -> None:
+def swap_folios(builder: ProgramBuilder, who: str) -> None:
     """Pages of a table or two go out, many at a time, in folios of one order or of several."""
-    rng = author.rng
-    for table in whole_tables(author, who):
+    rng = builder.rng
+    for table in whole_tables(builder, who):
         style = rng.random()
         if style < 0.5:
-            order = rng.choice([0, *ORDERS[:-1]])
+            order = rng.choice([0, *SMALL_ORDERS])
             run = table, PMD_PAGES
             if order:
-                fill_one_order(author, who, run, order)
+                fill_one_order(builder, who, run, order)
             else:
-                author.do(Verb.WRITE, *run, who=who)
+                builder.do(Verb.WRITE, *run, who=who)
         else:
             look = weighted(rng, {Appearance.LARGE: 4, Appearance.MIXED: 2})
-            put(author, who, plan_segments(rng, table, PMD_PAGES, look))
+            put(builder, who, plan_segments(rng, table, PMD_PAGES, look))
     if rng.random() < 0.3:
-        drop_some(author, who, 2)
+        drop_some(builder, who, 2)
     if rng.random() < 0.2:
-        author.do(Verb.CLEAR_REFS, 4, who=who)
-    for run in author.pieces(who, (PageMark.WRITTEN,), rng.randint(1, 6), PMD_PAGES):
-        author.advise(who, *_rounded(author, run), Madv.PAGEOUT)
+        builder.do(Verb.CLEAR_REFS, 4, who=who)
+    for run in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, 6), PMD_PAGES):
+        builder.advise(who, *_rounded(builder, run), Madv.PAGEOUT)
 
 
-def _rounded(author: ProgramBuilder, run: Run) -> Run:
+def _rounded(builder: ProgramBuilder, run: Run) -> Run:
     """The aligned half of a table around a run, or less, if one VMA holds it."""
-    size = author.rng.choice([1, 4, 8, 16, 32, 64, 128, 240])
+    size = builder.rng.choice([1, 4, 8, 16, 32, 64, 128, 240])
     start = run[0] // size * size
-    inside = any(vma.start <= start and start + size <= vma.end for vma in author.space().vmas)
+    inside = any(vma.start <= start and start + size <= vma.end for vma in builder.space().vmas)
     return (start, size) if inside else run
 
 
-def trouble(author: ProgramBuilder, who: str) -> None:
+def disturb_swapped(builder: ProgramBuilder, who: str) -> None:
     """What comes between: pages read or written back, cleared marks, holes, userfaultfd."""
-    rng = author.rng
-    alone = len(author.world.processes) == 1 and not author.world.process(who).children
+    rng = builder.rng
+    alone = len(builder.world.processes) == 1 and not builder.world.process(who).children
     for _ in range(rng.randint(0, 3)):
-        runs = author.pieces(who, (PageMark.OUT,), 1, 16)
+        runs = builder.pieces(who, (PageMark.OUT,), 1, 16)
         style = rng.random()
         if style < 0.1:
-            author.do(Verb.CLEAR_REFS, 4, who=who)
+            builder.do(Verb.CLEAR_REFS, 4, who=who)
         if not runs:
             continue
         if style < 0.3:
-            author.do(Verb.READ, *runs[0], who=who)
+            builder.do(Verb.READ, *runs[0], who=who)
         elif style < 0.4 and alone:
-            author.do(Verb.WRITE, *runs[0], who=who)
+            builder.do(Verb.WRITE, *runs[0], who=who)
         elif style < 0.55:
-            author.advise(who, *runs[0], Madv.DONTNEED)
+            builder.advise(who, *runs[0], Madv.DONTNEED)
         elif style < 0.65:
             start, pages = runs[0]
-            vma = author.space(who).over(start, start + pages)[0]
+            vma = builder.space(who).over(start, start + pages)[0]
             if not vma.traits.uffd and vma.traits.writable:
-                author.do(Verb.UFFD, vma.start, vma.pages, Uffd.WP.value, who=who)
-                author.do(Verb.UFFD_WP, start, pages, 1, who=who)
+                builder.do(Verb.UFFD, vma.start, vma.pages, Uffd.WP.value, who=who)
+                builder.do(Verb.UFFD_WP, start, pages, 1, who=who)
 
 
-def share_slots(author: ProgramBuilder) -> None:
+def share_slots(builder: ProgramBuilder) -> None:
     """A fork after swapping out, to a process of the record or to one that sleeps; some pages are
     read back by one of them.
 
     None is written: the folio of which every page has been copied stays in the swap cache, where
     nothing shows it.
     """
-    rng = author.rng
+    rng = builder.rng
     names = ["s"]
     if rng.random() < 0.7:
-        author.do(Verb.FORK_TO, "t", who="s")
+        builder.do(Verb.FORK_TO, "t", who="s")
         names.append("t")
     else:
-        author.do(Verb.FORK, 1, who="s")
+        builder.do(Verb.FORK, 1, who="s")
     for who in names:
-        for run in author.pieces(who, (PageMark.OUT,), rng.randint(0, 2), 16):
-            order = rng.choice(ORDERS[:-1])
-            with author.with_order(order):
-                author.do(Verb.READ, *run, who=who)
+        for run in builder.pieces(who, (PageMark.OUT,), rng.randint(0, 2), 16):
+            order = rng.choice(SMALL_ORDERS)
+            with builder.with_order(order):
+                builder.do(Verb.READ, *run, who=who)
 
 
-def draw_swapin(author: ProgramBuilder) -> None:
+def draw_swapin(builder: ProgramBuilder) -> None:
     """Everything but the end: who is registered, and how."""
-    author.start()
-    enable_swapin(author)
-    map_one(author)
-    swap_folios(author, "s")
-    if author.rng.random() < 0.35 and not author.world.process("s").registered:
-        share_slots(author)
-    for who in list(author.world.processes):
-        trouble(author, who)
-    if author.rng.random() < 0.1:
-        vma = author.space("s").vmas[0]
+    builder.start()
+    enable_swapin(builder)
+    map_one(builder)
+    swap_folios(builder, "s")
+    if builder.rng.random() < 0.35 and not builder.world.process("s").registered:
+        share_slots(builder)
+    for who in list(builder.world.processes):
+        disturb_swapped(builder, who)
+    if builder.rng.random() < 0.1:
+        vma = builder.space("s").vmas[0]
         if vma.traits.writable:
-            author.do(Verb.MPROTECT, vma.start, vma.pages, 1, who="s")
+            builder.do(Verb.MPROTECT, vma.start, vma.pages, 1, who="s")

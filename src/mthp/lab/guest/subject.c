@@ -222,7 +222,7 @@ static uint64_t entry(const char *path, uint64_t index)
 }
 
 /* Touch a page of each 2 MiB until one gets a small folio: how many got a large one. */
-static long gorge(uint64_t first, uint64_t windows)
+static long fill_tables(uint64_t first, uint64_t windows)
 {
 	const uint64_t large = 1 << 15 | 1 << 16; /* KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL */
 	uint64_t i, frame;
@@ -297,8 +297,8 @@ static long run(const struct words *w)
 		return write_protect(first, pages, third);
 	if (!strcmp(op, "thin"))
 		return thin_out(first, pages, third);
-	if (!strcmp(op, "gorge"))
-		return gorge(first, pages);
+	if (!strcmp(op, "fill_tables"))
+		return fill_tables(first, pages);
 	if (!strcmp(op, "pin_uring"))
 		return pin_uring(first, pages);
 	if (!strcmp(op, "pin_vmsplice"))

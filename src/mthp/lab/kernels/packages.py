@@ -38,7 +38,7 @@ _PATTERN = rf"^linux-(binary|image|modules|base)-.*-{_FLAVOUR}(-unsigned)?$"
 _IMAGES = ("binary-unsigned", "binary", "image-unsigned", "image")
 """Where the image is, the first there is: beside linux-binary, linux-image is an empty shell."""
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 class Modules(Enum):
@@ -110,9 +110,9 @@ def best(found: Iterable[Offer], wanted: str) -> Offer | None:
 class DebianKernels:
     """Debian's kernels for virtual machines, found and fetched. Each suite's lists come once."""
 
-    def __init__(self, archive: Archive, say: Say) -> None:
+    def __init__(self, archive: Archive, progress: Progress) -> None:
         """say: takes a line about what is being done."""
-        self._say = say
+        self._progress = progress
         self._archive = archive
         self._suites: dict[str, tuple[PrivateApt, list[Offer]]] = {}
 
@@ -135,7 +135,7 @@ class DebianKernels:
         chosen: dict[str, Offer] = {}
         for offer in map(self.look_up, wanted):
             if offer.origin in have:
-                self._say(
+                self._progress(
                     f"kernel {offer.release} is in the cache already, and the newest there is"
                 )
             else:
@@ -149,19 +149,19 @@ class DebianKernels:
         with staging() as work:
             files = []
             for package in offer.packages:
-                self._say(f"fetching {package.name} ({human_bytes(package.size)})")
+                self._progress(f"fetching {package.name} ({human_bytes(package.size)})")
                 files.append(apt.download(package, work))
             return unpack(files, offer.release, offer.origin, work)
 
     def _look_into(self, suite: str) -> list[Offer]:
         if suite not in self._suites:
-            self._say(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
+            self._progress(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
             apt = PrivateApt(cache_dir() / "apt" / suite, self._archive, suite)
             try:
                 apt.update()
                 there = offers(apt.packages(_PATTERN), suite)
             except NoSuite:
-                self._say(f"the archive has no suite {suite}")
+                self._progress(f"the archive has no suite {suite}")
                 there = []
             self._suites[suite] = (apt, there)
         return self._suites[suite][1]

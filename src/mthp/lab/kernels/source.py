@@ -20,7 +20,7 @@ from typing import IO
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.kernels.apt import Archive, NoSuite, Package, PrivateApt
 from mthp.lab.kernels.kernels import cache_dir, check_room, staging
-from mthp.lab.kernels.packages import SUITES, Say
+from mthp.lab.kernels.packages import SUITES, Progress
 
 __all__ = [
     "MEMORY_MODEL",
@@ -65,14 +65,14 @@ def cached_source(release: str, part: PurePosixPath = SELFTESTS) -> Path | None:
     return max(fitting, default=None, key=lambda path: path.stat().st_mtime)
 
 
-def look_up(release: str, archive: Archive, say: Say) -> SourceOffer:
+def look_up(release: str, archive: Archive, progress: Progress) -> SourceOffer:
     """The source package of a release (7.3), from the first suite that has it.
 
     LabError: none has, or the archive does not answer.
     """
     name = f"linux-source-{release}"
     for suite, size in SUITES.items():
-        say(f"reading the package lists of Debian {suite} (about {size})")
+        progress(f"reading the package lists of Debian {suite} (about {size})")
         apt = PrivateApt(cache_dir() / "apt" / suite, archive, suite)
         try:
             apt.update()

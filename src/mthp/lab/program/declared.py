@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mthp.image.scenario_values import Action, Advice, Prctl
-from mthp.lab.program.processes import GEOMETRY, PMD_PAGES, SubjectProcess, Subjects
+from mthp.lab.geometry import GEOMETRY, PMD_PAGES, round_up_to_table
+from mthp.lab.program.processes import SubjectProcess, Subjects
 from mthp.lab.program.program import Draft, ProgramError, Target, spans
 from mthp.lab.program.space import DeclaredMapping, Uffd
 from mthp.lab.program.walk import walk
@@ -161,11 +162,7 @@ def _check_scanned(world: Subjects) -> None:
     for process in world.processes.values():
         if not process.registered:
             for vma in process.space.vmas:
-                first = -(-(vma.start + _skew(process)) // PMD_PAGES) * PMD_PAGES
-                whole = first + PMD_PAGES <= vma.end + _skew(process)
+                first = round_up_to_table(vma.start + process.skew)
+                whole = first + PMD_PAGES <= vma.end + process.skew
                 if whole and world.eligible_orders(process, vma):
                     raise ProgramError(f"process {process.name} is eligible but not registered")
-
-
-def _skew(process: SubjectProcess) -> int:
-    return (process.base or 0) // GEOMETRY.page_size

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mthp.image.scenario_values import Advice, Prctl
+from mthp.lab.geometry import GEOMETRY, PAGE_SIZE, PMD_PAGES
 from mthp.lab.program.program import Operation, ProgramError
 from mthp.lab.program.space import DeclaredMapping, PageMark, Space
 from mthp.words.settings import Enabled
-from mthp.words.units import Geometry
 
-GEOMETRY = Geometry()
-PMD_PAGES = GEOMETRY.ptrs_per_pte
 OUT_OF_REACH = frozenset({PageMark.GUARD, PageMark.POISON})
 """Touching these kills the process."""
 
@@ -29,6 +27,11 @@ class SubjectProcess:
     cgroup: str = ""
     children: int = 0
     registered: bool = False
+
+    @property
+    def skew(self) -> int:
+        """How far the base address lies above address 0, in pages: page + skew is a page number."""
+        return (self.base or 0) // PAGE_SIZE
 
 
 @dataclass
@@ -96,7 +99,7 @@ class Subjects:
         """
         if GEOMETRY.pmd_order not in self._enabled(process, vma):
             return
-        skew = (process.base or 0) // GEOMETRY.page_size % PMD_PAGES
+        skew = process.skew % PMD_PAGES
         low = (max(start, vma.start) + skew) // PMD_PAGES * PMD_PAGES - skew
         for table in range(low, min(end, vma.end), PMD_PAGES):
             inside = vma.start <= table and table + PMD_PAGES <= vma.end
@@ -110,9 +113,8 @@ class Subjects:
 def _fits(process: SubjectProcess, vma: DeclaredMapping, order: int) -> bool:
     """Whether the VMA holds an aligned range of the order."""
     size = 1 << order
-    skew = (process.base or 0) // GEOMETRY.page_size
-    last = (vma.end + skew) // size * size
-    return last - size >= vma.start + skew
+    last = (vma.end + process.skew) // size * size
+    return last - size >= vma.start + process.skew
 
 
 def refuse_pinned(space: Space, each: Operation) -> None:

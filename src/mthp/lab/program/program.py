@@ -14,16 +14,23 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from mthp.image.scenario_values import Action
-from mthp.words.settings import Enabled, Settings, SettingsError
+from mthp.lab.geometry import GEOMETRY, ORDERS, PMD_ORDER, PMD_PAGES
+from mthp.words.settings import LIMITS, Enabled, Settings, SettingsError
 from mthp.words.settings_text import size_name
 
 BASE = 138538465099776
 """Where a process's offset 0 lies unless `base` says otherwise: on a boundary of 2 MiB."""
 
+REACH = 1 << 37
+"""Bytes above BASE that count as memory under test."""
+
 PROCESSES = ("s", "t", "u")
 """The names a subject process can have."""
 
 SYSFS = "/sys/kernel/mm/transparent_hugepage"
+
+KNOBS = (*LIMITS, "defrag")
+"""The knobs of khugepaged that a program sets beside the switches."""
 
 
 class ProgramError(ValueError):
@@ -37,7 +44,7 @@ class Verb(StrEnum):
     NEW = "new"
     MEMCG = "memcg"
     KSM = "ksm"
-    EAT = "eat"
+    TAKE_BLOCKS = "eat"
     BASE = "base"
     MMAP = "mmap"
     MMAP_DROPPABLE = "mmap_droppable"
@@ -110,7 +117,7 @@ _OF_HOST: dict[Verb, tuple[Operand, ...]] = {
     Verb.NEW: (Operand.MAYBE_NAME,),
     Verb.MEMCG: (Operand.GROUP, Operand.OFFSET),
     Verb.KSM: (Operand.COUNT,),
-    Verb.EAT: (Operand.ORDER,),
+    Verb.TAKE_BLOCKS: (Operand.ORDER,),
 }
 _OF_PROCESS: dict[Verb, tuple[Operand, ...]] = {
     Verb.BASE: (Operand.ADDRESS,),
@@ -287,9 +294,7 @@ class Draft:
 
         The global switch is set first and last, so that khugepaged's thread never stops.
         """
-        never = dict.fromkeys(self.settings.sizes, Enabled.NEVER)
-        before = Settings(geometry=self.settings.geometry, enabled=Enabled.MADVISE, sizes=never)
-        *sizes, everywhere = switches(before)
+        *sizes, everywhere = switches(ALL_OFF)
         return (
             everywhere,
             *sizes,
@@ -334,27 +339,50 @@ class Draft:
             raise ProgramError(f"not a draft: {type(error).__name__}: {error}") from None
 
 
-def switch(settings: Settings, order: int, mode: Enabled) -> Operation:
+ALL_OFF = Settings(enabled=Enabled.MADVISE, sizes=dict.fromkeys(ORDERS, Enabled.NEVER))
+"""The switches while a state is made. The global one stays on: it keeps khugepaged's thread alive."""
+
+
+def size_folder(order: int) -> str:
+    """The folder of one folio size in sysfs."""
+    return f"{SYSFS}/hugepages-{size_name(order, GEOMETRY)}"
+
+
+def switch(order: int, mode: Enabled) -> Operation:
     """The operation that sets one size's switch."""
-    name = f"hugepages-{size_name(order, settings.geometry)}"
-    return Operation(Verb.WRITE_FILE, (f"{SYSFS}/{name}/enabled", mode.value))
+    return Operation(Verb.WRITE_FILE, (f"{size_folder(order)}/enabled", mode.value))
 
 
 def switches(settings: Settings) -> tuple[Operation, ...]:
     """The operations that set every switch: the sizes', then the global one."""
-    sizes = [switch(settings, order, mode) for order, mode in settings.sizes.items()]
+    sizes = [switch(order, mode) for order, mode in settings.sizes.items()]
     return (*sizes, Operation(Verb.WRITE_FILE, (f"{SYSFS}/enabled", settings.enabled.value)))
-
-
-_LIMITS = ("max_ptes_none", "max_ptes_swap", "max_ptes_shared", "defrag")
 
 
 def limits(settings: Settings) -> tuple[Operation, ...]:
     """The operations that set khugepaged's limits, and defrag."""
-    values = {name: str(int(getattr(settings, name))) for name in _LIMITS}
+    values = {name: str(int(getattr(settings, name))) for name in KNOBS}
     return tuple(
         Operation(Verb.WRITE_FILE, (f"{SYSFS}/khugepaged/{name}", value))
         for name, value in values.items()
+    )
+
+
+def registration(who: str, decoy: int) -> tuple[Operation, ...]:
+    """Make khugepaged know a process, whatever its mappings are advised.
+
+    A mapping at page `decoy`, far from the others, is advised MADV_HUGEPAGE and unmapped again; the
+    PMD size is enabled meanwhile. Children that are forked afterwards are registered too.
+    Kernel: mm/khugepaged.c, khugepaged_enter_vma().
+    """
+    mapping = (decoy, 2 * PMD_PAGES)
+    return (
+        switch(PMD_ORDER, Enabled.MADVISE),
+        Operation(Verb.MMAP, mapping, who),
+        Operation(Verb.WRITE, (decoy, 1), who),
+        Operation(Verb.ADVISE, (*mapping, int(Madv.HUGEPAGE)), who),
+        Operation(Verb.MUNMAP, mapping, who),
+        switch(PMD_ORDER, Enabled.NEVER),
     )
 
 

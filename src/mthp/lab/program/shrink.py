@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import groupby
 
 from mthp.image.scenario_values import Action
+from mthp.lab.geometry import PMD_PAGES, round_up_to_table
 from mthp.lab.program.declared import problem
-from mthp.lab.program.processes import PMD_PAGES
-from mthp.lab.program.program import Draft, Madv, Operation, Verb
+from mthp.lab.program.program import KNOBS, Draft, Madv, Operation, Verb
 from mthp.words.settings import Enabled, Settings
 
 Ops = tuple[Operation, ...]
@@ -22,7 +22,7 @@ def candidates(draft: Draft) -> Iterator[Draft]:
     Fewer passes, fewer processes, fewer mappings, runs of operations, single ones, plainer
     settings, shorter ranges, plainer operations. None is yielded twice.
     """
-    seen: set[object] = set()
+    seen: set[Draft] = set()
     largest = size(draft)
     for step in _STEPS:
         for simpler in step(draft):
@@ -72,7 +72,7 @@ _WEIGHT = {Enabled.NEVER: 0, Enabled.ALWAYS: 1, Enabled.MADVISE: 2, Enabled.INHE
 
 def _unusual(settings: Settings) -> int:
     plain = Settings()
-    limits = sum(int(getattr(settings, name) != getattr(plain, name)) for name in _KNOBS)
+    limits = sum(int(getattr(settings, name) != getattr(plain, name)) for name in KNOBS)
     sizes = sum(_WEIGHT[mode] for mode in settings.sizes.values())
     return limits + sizes + (settings.enabled is not Enabled.MADVISE)
 
@@ -83,15 +83,9 @@ def _fancy(each: Operation) -> int:
     return int(each.verb in _SIMPLER)
 
 
-def _essence(draft: Draft) -> tuple[object, ...]:
-    return (
-        draft.ops,
-        draft.finish,
-        draft.settings,
-        draft.action,
-        draft.target,
-        draft.passes,
-    )
+def _essence(draft: Draft) -> Draft:
+    """The draft without its name: drafts that do the same are equal."""
+    return replace(draft, id="", family="")
 
 
 # --- steps ----------------------------------------------------------------------------------
@@ -134,7 +128,7 @@ def _fewer_mappings(draft: Draft) -> Iterator[Draft]:
 def _smaller_mappings(draft: Draft) -> Iterator[Draft]:
     """Without a part of a mapping: whole tables, its ragged ends, its last and first halves."""
     for who, low, high in _mappings(draft):
-        tables = range(-(-low // PMD_PAGES) * PMD_PAGES, high, PMD_PAGES)
+        tables = range(round_up_to_table(low), high, PMD_PAGES)
         middle = (low + high) // 2
         cuts = [(table, min(table + PMD_PAGES, high)) for table in tables]
         ends = [(low, tables[0]), (tables[-1], high)] if tables else []
@@ -297,15 +291,12 @@ def _plainer_ops(draft: Draft) -> Iterator[Draft]:
         yield replace(draft, finish=tuple(other for other in draft.finish if other != each))
 
 
-_KNOBS = ("max_ptes_none", "max_ptes_swap", "max_ptes_shared", "defrag")
-
-
 def _plainer_settings(draft: Draft) -> Iterator[Draft]:
     """All default, then limits at their defaults one by one, fewer sizes, plainer modes."""
     settings, plain = draft.settings, Settings()
     yield replace(draft, settings=plain)
-    yield replace(draft, settings=settings.replace(**{k: getattr(plain, k) for k in _KNOBS}))
-    for name in _KNOBS:
+    yield replace(draft, settings=settings.replace(**{k: getattr(plain, k) for k in KNOBS}))
+    for name in KNOBS:
         yield replace(draft, settings=settings.replace(**{name: getattr(plain, name)}))
     sizes = dict(settings.sizes)
     on = [order for order, mode in sizes.items() if mode is not Enabled.NEVER]

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable
 
 from mthp.image.scenario_values import Prctl
+from mthp.lab.geometry import GEOMETRY
 from mthp.lab.program.advice import advise, advise_other
 from mthp.lab.program.processes import (
-    GEOMETRY,
     OUT_OF_REACH,
     SubjectProcess,
     Subjects,
@@ -234,7 +234,7 @@ _ACTS: dict[Verb, Callable[[Subjects, Operation], None]] = {
     Verb.NEW: _new,
     Verb.MEMCG: _memcg,
     Verb.KSM: _nothing,
-    Verb.EAT: _nothing,
+    Verb.TAKE_BLOCKS: _nothing,
     Verb.BASE: _base,
     Verb.MMAP: _mmap,
     Verb.MMAP_DROPPABLE: _mmap,

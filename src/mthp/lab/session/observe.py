@@ -25,21 +25,18 @@ from mthp.image.runs import (
     parse_folio_token,
     parse_pte_token,
 )
-from mthp.words.units import Geometry
+from mthp.lab.geometry import GEOMETRY
 
 __all__ = [
     "FolioNames",
     "ObservedVma",
     "VmFlag",
-    "believed_flags",
-    "entered",
     "events_of",
     "pages_state",
+    "registered_pgds",
+    "trusted_flags",
     "vmas_of",
 ]
-
-GEOMETRY = Geometry()
-"""Of every guest: x86-64, 4 KiB pages and 2 MiB PMDs."""
 
 PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
 PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
@@ -116,10 +113,10 @@ class FolioNames:
     """Identities of folios within one snapshot: of every large one, and of the small ones that
     the snapshot shows at more than one place."""
 
-    def __init__(self, snapshot: Sequence[bytes], believed: int = -1) -> None:
+    def __init__(self, snapshot: Sequence[bytes], trusted: int = -1) -> None:
         """snapshot: the agent's `pages` of every VMA in it. believed: the bits of kpageflags that
         this kernel shows rightly."""
-        self.believed = believed
+        self.trusted = trusted
         self._names: dict[int, int] = {}
         words = np.concatenate([_columns(pages) for pages in snapshot])
         shown = words[(words[:, 0] & PM_PRESENT != 0) & (words[:, 1] & KPF_ZERO_PAGE == 0)]
@@ -178,7 +175,7 @@ def _differs(columns: Any, names: FolioNames) -> Any:
     shown = np.stack(
         (
             pagemap & (PM_PRESENT | PM_SWAP | PM_GUARD | _MAPPING_BITS),
-            flags & np.uint64(names.believed & _ALL | KPF_THP | KPF_ZERO_PAGE),
+            flags & np.uint64(names.trusted & _ALL | KPF_THP | KPF_ZERO_PAGE),
             count,
             np.where(named, folio, 0),
             named,
@@ -237,7 +234,7 @@ def _folio_text(place: int, columns: Sequence[int], names: FolioNames, swapped: 
     if flags & KPF_ZERO_PAGE:
         return "Zh" if flags & KPF_THP else "Z"
     letters, mapping = (
-        _flag_letters(flags & names.believed),
+        _flag_letters(flags & names.trusted),
         _mapping_letters(pagemap & _MAPPING_BITS),
     )
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
@@ -309,10 +306,10 @@ def events_of(trace: str) -> list[dict[str, Any]]:
     for name, fields in _lines(trace):
         if name in _FIELDS:
             event: dict[str, Any] = {"event": name}
-            said = {"order": str(GEOMETRY.pmd_order), **fields}
+            shown = {"order": str(GEOMETRY.pmd_order), **fields}
             for key in _FIELDS[name]:
-                if key in said:
-                    text = said[key]
+                if key in shown:
+                    text = shown[key]
                     event[key] = _OLD_NAMES.get(text, text) if key == "status" else int(text, 0)
             events.append(event)
     return events
@@ -331,12 +328,12 @@ def vmas_of(trace: str, low: int, high: int) -> list[ObservedVma]:
     return [found[start] for start in sorted(found)]
 
 
-def entered(trace: str) -> list[int]:
+def registered_pgds(trace: str) -> list[int]:
     """The page tables (pgd) of the processes that registered with khugepaged, in order."""
     return [int(fields["pgd"], 0) for name, fields in _lines(trace) if name == "enter"]
 
 
-def believed_flags(fresh: bytes) -> int:
+def trusted_flags(fresh: bytes) -> int:
     """The bits of kpageflags to believe, told from a page just written: Linux 6.18 shows every
     anonymous page as KSM's."""
     return -1 if not int(_columns(fresh)[0, 1]) & KPF_KSM else ~KPF_KSM

@@ -11,7 +11,7 @@ from mthp.image.runs import PagesState
 from mthp.image.scenario import SCHEMA
 from mthp.image.scenario_values import Action
 from mthp.lab.program.declared import Declared, DeclaredVma, declare
-from mthp.lab.program.program import PROCESSES, Draft, Operation, Verb
+from mthp.lab.program.program import KNOBS, PROCESSES, Draft, Madv, Operation, Verb
 from mthp.lab.session.observe import ObservedVma, VmFlag
 from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import CommandFailed
@@ -19,7 +19,6 @@ from mthp.lab.vm.channel import CommandFailed
 __all__ = ["NotBuilt", "record"]
 
 _UFFD = VmFlag.UFFD_MISSING | VmFlag.UFFD_WP | VmFlag.UFFD_MINOR
-_KNOBS = ("max_ptes_none", "max_ptes_swap", "max_ptes_shared", "defrag")
 
 
 class NotBuilt(Exception):
@@ -28,10 +27,10 @@ class NotBuilt(Exception):
 
 @dataclass(frozen=True)
 class _Placed:
-    """One mapping of the record: what was declared of it and what the kernel has."""
+    """One mapping of the record: as it was declared, and as the guest's kernel has it."""
 
-    said: DeclaredVma
-    seen: ObservedVma
+    declared: DeclaredVma
+    observed: ObservedVma
 
 
 def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
@@ -54,11 +53,11 @@ def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
     group = next((name for name in declared.cgroups if name), "")
     if group:
         document["memcg"] = session.memcg_pages(group)
-    starved = _starved(draft)
-    if starved is not None:
-        _starve(session, starved)
-        document["free_blocks"] = {str(starved - 1): ENOUGH_PAGES >> (starved - 1)}
-        document["largest_block"] = starved - 1
+    lacking = _order_without_blocks(draft)
+    if lacking is not None:
+        _take_blocks(session, lacking)
+        document["free_blocks"] = {str(lacking - 1): ENOUGH_PAGES >> (lacking - 1)}
+        document["largest_block"] = lacking - 1
     document["built_by"] = [str(op) for op in draft.program()]
     try:
         document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
@@ -69,18 +68,18 @@ def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
     return document
 
 
-def _starved(draft: Draft) -> int | None:
-    """The order of which `eat` leaves no free block, if the program eats."""
-    orders = [op.numbers[0] for op in draft.program() if op.verb is Verb.EAT]
+def _order_without_blocks(draft: Draft) -> int | None:
+    """The lowest order of which the program leaves no free block; None if it takes none."""
+    orders = [op.numbers[0] for op in draft.program() if op.verb is Verb.TAKE_BLOCKS]
     return min(orders, default=None)
 
 
-def _starve(session: GuestSession, starved: int) -> None:
+def _take_blocks(session: GuestSession, lacking: int) -> None:
     try:
-        session.eater.starve(starved)
+        session.memory_pressure.renew(lacking)
     except CommandFailed as error:
         raise NotBuilt(f"memory ran out: {error}") from None
-    _check_blocks(session, starved, "before")
+    _check_blocks(session, lacking, "before")
 
 
 ENOUGH_PAGES = 4096
@@ -88,15 +87,16 @@ ENOUGH_PAGES = 4096
 arise: which frames are free is the guest's history, and decides nothing."""
 
 
-def _check_blocks(session: GuestSession, starved: int, when: str) -> None:
-    """NotBuilt unless what is free decides every allocation, without a look at single frames: no
-    block of the order, and every smaller one can be had, by splitting if need be."""
-    free = {int(order): count for order, count in session.eater.free_blocks().items()}
-    too_large = {order: count for order, count in free.items() if count and order >= starved}
+def _check_blocks(session: GuestSession, lacking: int, when: str) -> None:
+    """NotBuilt unless the free blocks decide every allocation, without a look at single frames: there
+    is no block of order `lacking` or above, and every smaller one can be had, by splitting if need
+    be."""
+    free = session.memory_pressure.free_blocks()
+    too_large = {order: count for order, count in free.items() if count and order >= lacking}
     if too_large:
-        raise NotBuilt(f"free blocks {when} a pass that should be eaten: {too_large}")
-    if not free.get(starved - 1):
-        raise NotBuilt(f"no free block of order {starved - 1} is left {when} a pass")
+        raise NotBuilt(f"free blocks {when} a pass that should be taken: {too_large}")
+    if not free.get(lacking - 1):
+        raise NotBuilt(f"no free block of order {lacking - 1} is left {when} a pass")
     if sum(count << order for order, count in free.items()) < ENOUGH_PAGES:
         raise NotBuilt(f"fewer than {ENOUGH_PAGES} pages are free {when} a pass")
 
@@ -110,7 +110,7 @@ def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
         "kernel": kernel,
         "settings": {
             "enabled": settings["enabled"],
-            **{name: int(settings[name]) for name in _KNOBS},
+            **{name: int(settings[name]) for name in KNOBS},
         },
         "action": draft.action.value,
     }
@@ -126,14 +126,14 @@ def _place(session: GuestSession, declared: Declared, registered: Sequence[int])
     placed: list[_Placed] = []
     tables: list[int] = []
     for name in declared.processes:
-        said = [vma for vma in declared.vmas if vma.process == name]
-        seen = session.vmas(name)
-        want = [(vma.start, vma.pages, vma.anon_vma) for vma in said]
-        have = [(vma.start, vma.pages, bool(vma.anon_vma)) for vma in seen]
+        wanted = [vma for vma in declared.vmas if vma.process == name]
+        observed = session.vmas(name)
+        want = [(vma.start, vma.pages, vma.anon_vma) for vma in wanted]
+        have = [(vma.start, vma.pages, bool(vma.anon_vma)) for vma in observed]
         if want != have:
             raise NotBuilt(f"process {name}: its mappings are {have}, declared {want}")
-        placed += map(_Placed, said, seen)
-        tables += [vma.pgd for vma in seen[:1]]
+        placed += map(_Placed, wanted, observed)
+        tables += [vma.pgd for vma in observed[:1]]
     order = [pgd for pgd in registered if pgd in tables]
     if len(order) != len(registered):
         raise NotBuilt("a process that is not in the record is registered with khugepaged")
@@ -142,48 +142,40 @@ def _place(session: GuestSession, declared: Declared, registered: Sequence[int])
     return placed
 
 
-def _by_process(placed: Sequence[_Placed]) -> dict[str, list[ObservedVma]]:
-    processes: dict[str, list[ObservedVma]] = {}
-    for where in placed:
-        processes.setdefault(where.said.process, []).append(where.seen)
-    return processes
-
-
 def _states(
     session: GuestSession, declared: Declared, placed: Sequence[_Placed]
 ) -> list[PagesState]:
-    return session.states(_by_process(placed), declared.sleepers)
+    processes: dict[str, list[ObservedVma]] = {}
+    for where in placed:
+        processes.setdefault(where.declared.process, []).append(where.observed)
+    return session.states(processes, declared.sleepers)
 
 
 def _vma(where: _Placed, state: PagesState) -> dict[str, Any]:
-    said, seen = where.said, where.seen
-    advice = (
-        "hugepage"
-        if seen.has(VmFlag.HUGEPAGE)
-        else "nohugepage"
-        if seen.has(VmFlag.NOHUGEPAGE)
-        else None
-    )
+    declared, observed = where.declared, where.observed
+    advice = None
+    if observed.has(VmFlag.HUGEPAGE | VmFlag.NOHUGEPAGE):
+        advice = "hugepage" if observed.has(VmFlag.HUGEPAGE) else "nohugepage"
     document: dict[str, Any] = {
-        "start": seen.start,
-        "pages": seen.pages,
+        "start": observed.start,
+        "pages": observed.pages,
         "advice": advice,
-        "mlocked": seen.has(VmFlag.LOCKED),
-        "uffd_wp": seen.has(_UFFD),
-        "anon_vma": bool(seen.anon_vma),
-        "pins": [list(span) for span in said.pins],
+        "mlocked": observed.has(VmFlag.LOCKED),
+        "uffd_wp": observed.has(_UFFD),
+        "anon_vma": bool(observed.anon_vma),
+        "pins": [list(span) for span in declared.pins],
         "initial": _state(state),
     }
-    if said.mm:
-        document["mm"] = said.mm
+    if declared.mm:
+        document["mm"] = declared.mm
     for name, on in (
-        ("droppable", seen.has(VmFlag.DROPPABLE)),
-        ("ksm", seen.has(VmFlag.MERGEABLE)),
-        ("read_only", not seen.has(VmFlag.WRITE)),
+        ("droppable", observed.has(VmFlag.DROPPABLE)),
+        ("ksm", observed.has(VmFlag.MERGEABLE)),
+        ("read_only", not observed.has(VmFlag.WRITE)),
     ):
         if on:
             document[name] = True
-    if not seen.has(VmFlag.SOFTDIRTY):
+    if not observed.has(VmFlag.SOFTDIRTY):
         document["softdirty"] = False
     return document
 
@@ -195,17 +187,17 @@ def _state(state: PagesState) -> dict[str, Any]:
 def _pass(
     session: GuestSession, draft: Draft, declared: Declared, placed: Sequence[_Placed]
 ) -> dict[str, Any]:
-    starved = _starved(draft)
-    if starved is not None:
-        _starve(session, starved)
+    lacking = _order_without_blocks(draft)
+    if lacking is not None:
+        _take_blocks(session, lacking)
     before = session.counters()
     document: dict[str, Any] = {}
     if draft.action is Action.MADVISE_COLLAPSE:
         events, document["errno"] = session.collapse(_collapse_op(draft, declared))
     else:
         events = session.full_scan()
-    if starved is not None:
-        _check_blocks(session, starved, "after")
+    if lacking is not None:
+        _check_blocks(session, lacking, "after")
     session.drain()
     final = _states(session, declared, placed)
     document["events"] = events
@@ -217,6 +209,7 @@ def _pass(
 def _collapse_op(draft: Draft, declared: Declared) -> Operation:
     assert draft.target is not None and declared.target is not None
     vma, by = declared.vmas[declared.target], draft.target.by
+    run = (vma.page, vma.pages, int(Madv.COLLAPSE))
     if by == vma.process:
-        return Operation(Verb.ADVISE, (vma.page, vma.pages, 25), by)
-    return Operation(Verb.ADVISE_OTHER, (vma.process, vma.page, vma.pages, 25), by)
+        return Operation(Verb.ADVISE, run, by)
+    return Operation(Verb.ADVISE_OTHER, (vma.process, *run), by)

@@ -10,32 +10,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mthp.image.runs import PagesState
-from mthp.lab.program.program import BASE, Madv, Operation, Verb
-from mthp.lab.session.memory_pressure import DRAIN, ORDERS, THP, MemoryPressure, size_kb, switch
+from mthp.image.scenario_values import MTHP_STATS, VMSTAT_COUNTERS
+from mthp.lab.geometry import ORDERS, PAGE_SIZE, PMD_ORDER, PMD_PAGES
+from mthp.lab.program.program import BASE, REACH, SYSFS, Madv, Operation, Verb, size_folder
+from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
 from mthp.lab.session.observe import (
     FolioNames,
     ObservedVma,
-    believed_flags,
-    entered,
     events_of,
     pages_state,
+    registered_pgds,
+    trusted_flags,
     vmas_of,
 )
 from mthp.lab.vm.channel import Channel, CommandFailed
 
-__all__ = ["BASE", "Counters", "GuestSession"]
-
-REACH = 1 << 37
-"""Bytes above BASE that count as memory under test."""
+__all__ = ["ASLEEP", "KHUGEPAGED", "TRACING", "Counters", "GuestSession"]
 
 TRACING = "/sys/kernel/tracing"
-KHUGEPAGED = f"{THP}/khugepaged"
+KHUGEPAGED = f"{SYSFS}/khugepaged"
 
 ENDLESS = 4294967295
 """pages_to_scan: one wakeup is one full scan."""
 ASLEEP = 4000000000
 """scan_sleep_millisecs: khugepaged sleeps until the next write; the write itself wakes it."""
-PATIENCE_MS = 30000
 SCAN_MS = 200
 """How long a full scan may take before we look whether the thread has gone to sleep without one."""
 SETTLED_MS = 100
@@ -44,22 +42,6 @@ GROUPS = ("g", "h")
 """Memory cgroups that programs use."""
 SWAP_BYTES = 256 << 20
 
-_STATS = (
-    "collapse_alloc",
-    "collapse_alloc_failed",
-    "collapse_exceed_none_pte",
-    "collapse_exceed_swap_pte",
-    "collapse_exceed_shared_pte",
-    "nr_anon",
-    "nr_anon_partially_mapped",
-)
-_VMSTAT = (
-    "thp_collapse_alloc",
-    "thp_collapse_alloc_failed",
-    "thp_scan_exceed_none_pte",
-    "thp_scan_exceed_swap_pte",
-    "thp_scan_exceed_share_pte",
-)
 _KHUGEPAGED = ("full_scans", "pages_collapsed")
 _EVENTS = (
     "mm_khugepaged_scan_pmd",
@@ -76,14 +58,14 @@ _QUIET = {
     "/proc/sys/vm/lowmem_reserve_ratio": "1",
     "/proc/sys/vm/overcommit_memory": "1",
     "/proc/sys/vm/percpu_pagelist_high_fraction": "1000",
-    f"{THP}/defrag": "never",
+    f"{SYSFS}/defrag": "never",
     "/proc/sys/vm/stat_interval": "3600",
     "/proc/sys/kernel/printk": "1 1 1 1",
 }
 """What would act on its own, or refuse a large mapping."""
 
 
-_NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.EAT, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
+_NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
 """Operations that ask the guest something before they act: all before them must have been done."""
 
 
@@ -137,14 +119,14 @@ class GuestSession:
         self._channel = channel
         self._bases: dict[str, int] = {}
         self._cut_short = False
-        self._believed = -1
+        self._trusted = -1
         self._orders = self._sizes()
-        self.eater = MemoryPressure(channel, self._orders)
+        self.memory_pressure = MemoryPressure(channel, self._orders)
         self._stat_paths = [
-            (order, name, f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
+            (order, name, path)
             for order in self._orders
-            for name in _STATS
-            if self._exists(f"{THP}/hugepages-{size_kb(order)}kB/stats/{name}")
+            for name in MTHP_STATS
+            if self._exists(path := f"{size_folder(order)}/stats/{name}")
         ]
 
     def _exists(self, path: str) -> bool:
@@ -167,12 +149,12 @@ class GuestSession:
         self._swap_on()
         self._set_probes()
         # What keeps the thread alive while every size is off, before Linux 7.2.
-        self._write_optional(f"{THP}/hugepages-{size_kb(ORDERS[-1])}kB/shmem_enabled", "advise")
-        self.write(f"{THP}/enabled", "madvise")
+        self._write_optional(f"{size_folder(PMD_ORDER)}/shmem_enabled", "advise")
+        self.write(f"{SYSFS}/enabled", "madvise")
         self._all_sizes("never")
         self._keep()
-        self._write_optional(f"{THP}/shrink_underused", "0")
-        self._write_optional(f"{THP}/use_zero_page", "0")
+        self._write_optional(f"{SYSFS}/shrink_underused", "0")
+        self._write_optional(f"{SYSFS}/use_zero_page", "0")
         self.write(f"{KHUGEPAGED}/alloc_sleep_millisecs", "1")
         self.write(f"{KHUGEPAGED}/pages_to_scan", str(ENDLESS))
         self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
@@ -181,16 +163,16 @@ class GuestSession:
 
     def _sizes(self) -> list[int]:
         """The orders this kernel has a switch for; none where there is only the PMD size."""
-        return [k for k in ORDERS if self._exists(f"{THP}/hugepages-{size_kb(k)}kB/enabled")]
+        return [order for order in ORDERS if self._exists(switch_file(order))]
 
     def _swap_on(self) -> None:
         ask = self._channel.ask
         ask(f"w /sys/block/zram0/disksize {SWAP_BYTES}")
-        last = SWAP_BYTES // 4096 - 1
-        header = bytearray(4096)
+        last = SWAP_BYTES // PAGE_SIZE - 1
+        header = bytearray(PAGE_SIZE)
         header[1024:1032] = struct.pack("<2I", 1, last)
         header[4086:] = b"SWAPSPACE2"
-        ask("put /dev/zram0 0 4096", bytes(header))
+        ask(f"put /dev/zram0 0 {PAGE_SIZE}", bytes(header))
         ask("swapon /dev/zram0")
 
     def _set_probes(self) -> None:
@@ -219,19 +201,19 @@ class GuestSession:
         commands = [
             "new parked",
             f"parked base {BASE}",
-            "parked mmap 0 1024",
-            f"w {switch(ORDERS[-1])} madvise",
+            f"parked mmap 0 {2 * PMD_PAGES}",
+            f"w {switch_file(PMD_ORDER)} madvise",
             "parked wr 0 1",
-            "parked adv 0 1024 14",
-            "parked adv 0 1024 15",
-            f"w {switch(ORDERS[-1])} never",
+            f"parked adv 0 {2 * PMD_PAGES} {int(Madv.HUGEPAGE)}",
+            f"parked adv 0 {2 * PMD_PAGES} {int(Madv.NOHUGEPAGE)}",
+            f"w {switch_file(PMD_ORDER)} never",
         ]
         self._channel.ask_all(commands)
-        self._asleep()
-        self._believed = believed_flags(self._channel.ask(f"pages parked {BASE} 1"))
+        self._wait_asleep(self._pid_of("khugepaged"))
+        self._trusted = trusted_flags(self._channel.ask(f"pages parked {BASE} 1"))
 
     def _all_sizes(self, value: str) -> None:
-        self._channel.ask_all([f"w {switch(order)} {value}" for order in self._orders])
+        self._channel.ask_all([f"w {switch_file(order)} {value}" for order in self._orders])
 
     def write(self, path: str, value: str) -> None:
         """One file in the guest."""
@@ -250,13 +232,13 @@ class GuestSession:
         commands += [f"rmdir /sys/fs/cgroup/{group}" for group in GROUPS]
         with contextlib.suppress(CommandFailed):
             self._channel.ask_all(commands)
-        self.eater.end()
+        self.memory_pressure.end()
         if self._cut_short:
             self._rewind()
 
     def _rewind(self) -> None:
         """A scan that ended early left khugepaged in the middle of its list: go on to the end."""
-        pid = int(self._channel.ask("pidof khugepaged"))
+        pid = self._pid_of("khugepaged")
         self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
         self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
         self._cut_short = False
@@ -283,7 +265,7 @@ class GuestSession:
         return Built(registered + self._registered())
 
     def _registered(self) -> list[int]:
-        return entered(self._channel.ask(f"r {TRACING}/trace").decode())
+        return registered_pgds(self._channel.ask(f"r {TRACING}/trace").decode())
 
     def _commands(self, op: Operation) -> list[str]:
         """An operation as the agent's commands."""
@@ -294,9 +276,9 @@ class GuestSession:
             return [f"w {group}/memory.swap.max 0", f"{op.who} join {group}/cgroup.procs"]
         if op.verb is Verb.ADVISE_OTHER:
             whose = str(op.args[0])
-            start = self._bases.get(whose, BASE) + op.start * 4096
+            start = self._bases.get(whose, BASE) + op.start * PAGE_SIZE
             pid = self._pid(whose)
-            return [f"{op.who} padv {pid} {start} {op.pages * 4096} {op.args[3]}"]
+            return [f"{op.who} padv {pid} {start} {op.pages * PAGE_SIZE} {op.args[3]}"]
         if op.verb is Verb.BASE:
             self._bases[op.who] = op.start
         if op.verb is Verb.FORK_TO:
@@ -316,7 +298,7 @@ class GuestSession:
         elif op.verb is Verb.MEMCG:
             self._limit_memcg(str(op.args[0]), int(op.args[1]))
         else:
-            self.eater.eat(int(op.args[0]))
+            self.memory_pressure.begin(int(op.args[0]))
 
     def _run_ksm(self, scans: int) -> None:
         """ksmd over everything mergeable, so many times; stopped again, its merges kept."""
@@ -331,8 +313,7 @@ class GuestSession:
                 f"w {ksm}/run 0",
             ]
         )
-        pid = int(self._channel.ask("pidof ksmd"))
-        self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
+        self._wait_asleep(self._pid_of("ksmd"))
 
     def _limit_memcg(self, group: str, slack: int) -> None:
         """The group may charge `slack` pages more. A limit just below what is charged empties the
@@ -340,10 +321,10 @@ class GuestSession:
         self.drain()
         folder = f"/sys/fs/cgroup/{group}"
         current = int(self._channel.ask(f"r {folder}/memory.current"))
-        self.write(f"{folder}/memory.high", str(current - 4096))
+        self.write(f"{folder}/memory.high", str(current - PAGE_SIZE))
         self.write(f"{folder}/memory.high", "max")
         current = int(self._channel.ask(f"r {folder}/memory.current"))
-        self.write(f"{folder}/memory.max", str(current + slack * 4096))
+        self.write(f"{folder}/memory.max", str(current + slack * PAGE_SIZE))
 
     def memcg_pages(self, group: str) -> dict[str, int]:
         """Limit and usage of a memory cgroup, in base pages, without what the kernel has charged to
@@ -354,7 +335,7 @@ class GuestSession:
         )
         anon = int(dict(line.split() for line in stat.splitlines())["anon"])
         most = (1 << 52) if limit == "max" else int(limit) - (int(usage) - anon)
-        return {"limit_pages": most // 4096, "usage_pages": anon // 4096}
+        return {"limit_pages": most // PAGE_SIZE, "usage_pages": anon // PAGE_SIZE}
 
     def oom_kills(self, group: str) -> int:
         """How often the OOM killer came for a memory cgroup."""
@@ -369,10 +350,8 @@ class GuestSession:
 
     def vmas(self, process: str) -> list[ObservedVma]:
         """The mappings under test of a process, as the kernel has them."""
-        pid = int(self._channel.ask(f"pid {process}"))
-        answers = self._channel.ask_all(
-            [f"w {TRACING}/trace", f"r /proc/{pid}/maps", f"r {TRACING}/trace"]
-        )
+        maps = f"r /proc/{self._pid(process)}/maps"
+        answers = self._channel.ask_all([f"w {TRACING}/trace", maps, f"r {TRACING}/trace"])
         return vmas_of(answers[2].decode(), BASE, BASE + REACH)
 
     def states(
@@ -389,7 +368,7 @@ class GuestSession:
                 commands.append(f"walk {vma.pgd} {vma.start} {vma.pages}")
                 starts.append(vma.start)
         answers = self._channel.ask_all(commands)
-        names = FolioNames(answers[::2], self._believed)
+        names = FolioNames(answers[::2], self._trusted)
         return [
             pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
             for i, start in enumerate(starts)
@@ -404,13 +383,16 @@ class GuestSession:
         for name, text in zip(_KHUGEPAGED, texts[len(self._stat_paths) :], strict=True):
             counters.khugepaged[name] = int(text)
         lines = dict(line.split() for line in vmstat.splitlines())
-        counters.vmstat = {name: int(lines[name]) for name in _VMSTAT}
+        counters.vmstat = {name: int(lines[name]) for name in VMSTAT_COUNTERS}
         return counters
 
     # --- acting ---------------------------------------------------------------------------
 
-    def _asleep(self, thread: str = "khugepaged") -> None:
-        pid = int(self._channel.ask(f"pidof {thread}"))
+    def _pid_of(self, thread: str) -> int:
+        """The pid of a kernel thread."""
+        return int(self._channel.ask(f"pidof {thread}"))
+
+    def _wait_asleep(self, pid: int) -> None:
         self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
 
     def full_scan(self) -> list[dict[str, Any]]:
@@ -419,7 +401,7 @@ class GuestSession:
         full_scans goes up by one, unless two allocations failed and the wakeup ended there. The next
         one then goes on from there and may end early again, whatever full_scans says meanwhile.
         """
-        pid = int(self._channel.ask("pidof khugepaged"))
+        pid = self._pid_of("khugepaged")
         asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
         trigger = f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}"

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, LabError
-from mthp.lab.session.memory_pressure import ORDERS, THP, size_kb
+from mthp.lab.geometry import PMD_ORDER
+from mthp.lab.program.program import SYSFS
+from mthp.lab.session.memory_pressure import switch_file
 from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.interpreter import HELPER
@@ -133,9 +135,9 @@ class Workload:
                 return
             except LabError as error:
                 if time.monotonic() > end:
-                    raise LabError(error.code, f"{error}; {self.said()}") from None
+                    raise LabError(error.code, f"{error}; {self.last_output_line()}") from None
             if not self._alive():
-                raise LabError(BAD_INPUT, f"the program ended: {self.said()}")
+                raise LabError(BAD_INPUT, f"the program ended: {self.last_output_line()}")
             time.sleep(0.2)
 
     def _alive(self) -> bool:
@@ -151,7 +153,7 @@ class Workload:
         text = self._channel.ask(f"r {CGROUP}/cgroup.procs").decode()
         return sorted(int(word) for word in text.split())
 
-    def said(self) -> str:
+    def last_output_line(self) -> str:
         """The last line the subject printed."""
         with contextlib.suppress(CommandFailed):
             return _last_line(self._channel.ask(f"r {self._output}").decode(errors="replace"), 0)
@@ -162,7 +164,8 @@ class Workload:
         pids = self.pids()
         if not pids:
             raise LabError(
-                BAD_INPUT, f"the program has ended before its memory was read: {self.said()}"
+                BAD_INPUT,
+                f"the program has ended before its memory was read: {self.last_output_line()}",
             )
         self._channel.ask_all([f"kill {pid} 19" for pid in pids])
         self._channel.ask_all([f"wait /proc/{pid}/stat 2 T 30000" for pid in pids])
@@ -180,10 +183,9 @@ class Workload:
 
     def register(self, pids: list[int]) -> None:
         """Stopped processes, with khugepaged, in that order; their memory stays as it is."""
-        top = f"{THP}/hugepages-{size_kb(ORDERS[-1])}kB/enabled"
-        self.session.write(top, "madvise")
+        self.session.write(switch_file(PMD_ORDER), "madvise")
         self._call("register", *map(str, pids))
-        self.session.write(top, "never")
+        self.session.write(switch_file(PMD_ORDER), "never")
 
     def apply(self, settings: Settings) -> None:
         """Write settings, but for khugepaged's pace, which stays one full scan at a time."""
@@ -194,7 +196,7 @@ class Workload:
                 value = text.strip()
                 chosen = value[value.index("[") + 1 : value.index("]")] if "[" in value else value
                 with contextlib.suppress(CommandFailed):
-                    self.session.write(f"{THP}/{path}", chosen)
+                    self.session.write(f"{SYSFS}/{path}", chosen)
 
     def snap(self, target: Path) -> None:
         """mthp snap of the subject's processes, in the guest; the file comes to target."""

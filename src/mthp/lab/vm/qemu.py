@@ -62,7 +62,7 @@ class VirtualMachine:
     console: Path
     errors: Path
 
-    def last_words(self) -> str:
+    def why_it_ended(self) -> str:
         """The line of the console that says why it ended: the panic, or the last one; QEMU's own
         where the guest never spoke."""
         lines = _lines(self.console)
@@ -123,7 +123,7 @@ def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMa
             channel.wait_ready()
         except GuestGone as error:
             raise LabError(
-                HOST_LACKS, f"the guest does not boot: {error}; {guest.last_words()}"
+                HOST_LACKS, f"the guest does not boot: {error}; {guest.why_it_ended()}"
             ) from None
         channel.patience = ANSWER_SECONDS
         yield guest

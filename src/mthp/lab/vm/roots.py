@@ -19,7 +19,7 @@ SUITE = "bookworm"
 
 def debian_root(
     names: Sequence[str],
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
     archive: Callable[[], Archive] = lambda: debian_archive(system_sources()),
 ) -> Root:
     """A tree with these packages and what they depend on, fetched unless the cache has it.
@@ -33,12 +33,12 @@ def debian_root(
     if target.is_dir():
         return Root(target)
     apt = PrivateApt(cache_dir() / "apt" / SUITE, archive(), SUITE)
-    say(f"reading the package lists of Debian {SUITE}")
+    progress(f"reading the package lists of Debian {SUITE}")
     apt.update()
     packages = apt.with_dependencies(names)
     size = sum(package.size for package in packages)
     unpacked = sum(package.installed_size for package in packages)
-    say(
+    progress(
         f"fetching {' '.join(names)} with what they need: {len(packages)} packages, "
         f"{human_bytes(size)}, {human_bytes(unpacked)} unpacked"
     )

@@ -22,9 +22,9 @@ from mthp.lab.vm.qemu import MachineConfig, boot
 from mthp.lab.vm.roots import debian_root
 from mthp.words.settings import Settings
 
-__all__ = ["Provision", "Taken", "provide", "take"]
+__all__ = ["Provision", "SnapshotPair", "capture_around_khugepaged", "provide"]
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 READY_SECONDS = 120.0
 LOAD_SECONDS = 900.0
 
@@ -39,7 +39,7 @@ class Provision:
 
 
 @dataclass(frozen=True)
-class Taken:
+class SnapshotPair:
     """Two snapshots of the stopped program, and what khugepaged did between them."""
 
     before: Path
@@ -49,12 +49,12 @@ class Taken:
 
 
 @contextlib.contextmanager
-def provide(recipe: Recipe, extra: Sequence[str], say: Say) -> Iterator[Provision]:
+def provide(recipe: Recipe, extra: Sequence[str], progress: Progress) -> Iterator[Provision]:
     """The recipe with its files in an archive that is gone afterwards.
 
     extra: files and folders of this host to take along. LabError: something is not there.
     """
-    root = _root_of(recipe, say)
+    root = _root_of(recipe, progress)
     files = GuestFiles()
     python = add_interpreter(files)
     paths = {PYTHON: python}
@@ -71,12 +71,12 @@ def provide(recipe: Recipe, extra: Sequence[str], say: Say) -> Iterator[Provisio
         yield Provision(_placed(recipe, paths), archive, python)
 
 
-def _root_of(recipe: Recipe, say: Say) -> Root:
+def _root_of(recipe: Recipe, progress: Progress) -> Root:
     """This host, where it has all the programs, else Debian's packages."""
     missing = [name for name in recipe.programs() if HOST.program(name) is None]
     if not missing or not recipe.packages:
         return HOST
-    return debian_root((*recipe.packages, *_PACKAGES_OF_TOOLS), say)
+    return debian_root((*recipe.packages, *_PACKAGES_OF_TOOLS), progress)
 
 
 _PACKAGES_OF_TOOLS = ("dash",)
@@ -97,14 +97,14 @@ def _placed(recipe: Recipe, paths: dict[str, str]) -> Recipe:
     )
 
 
-def take(
+def capture_around_khugepaged(
     provision: Provision,
     kernel: CachedKernel,
     settings: Settings,
     memory: int,
     folder: Path,
-    say: Say,
-) -> Taken:
+    progress: Progress,
+) -> SnapshotPair:
     """Run the recipe in a guest of `memory` MiB, stop the program, and let khugepaged work.
 
     The snapshots come into folder. LabError: the guest or the program does not do its part.
@@ -117,46 +117,48 @@ def take(
     )
     with boot(machine) as guest:
         try:
-            stage = Workload(guest.channel, provision.python)
-            stage.prepare([path for path, _ in guest_modules(kernel)])
-            _perform(stage, provision.recipe, say)
-            return _between_snapshots(stage, settings, folder, say)
+            workload = Workload(guest.channel, provision.python)
+            workload.prepare([path for path, _ in guest_modules(kernel)])
+            _perform(workload, provision.recipe, progress)
+            return _between_snapshots(workload, settings, folder, progress)
         except GuestGone as error:
-            why = f"the guest does not answer: {error}; {guest.last_words()}"
+            why = f"the guest does not answer: {error}; {guest.why_it_ended()}"
             raise LabError(HOST_LACKS, why) from None
         except CommandFailed as error:
             raise LabError(HOST_LACKS, f"in the guest: {error}") from None
 
 
-def _perform(stage: Workload, recipe: Recipe, say: Say) -> None:
+def _perform(workload: Workload, recipe: Recipe, progress: Progress) -> None:
     """From nothing to a program under load."""
     for job in recipe.setup:
-        say(f"{recipe.name}: {Path(job.argv[0]).name}")
-        stage.run(job)
-    say(f"{recipe.name}: starting it")
-    stage.start(recipe.start)
+        progress(f"{recipe.name}: {Path(job.argv[0]).name}")
+        workload.run(job)
+    progress(f"{recipe.name}: starting it")
+    workload.start(recipe.start)
     if recipe.ready is not None:
-        stage.wait_for(recipe.ready, READY_SECONDS)
+        workload.wait_for(recipe.ready, READY_SECONDS)
     for job in recipe.load:
-        say(f"{recipe.name}: load: {Path(job.argv[0]).name}")
-        stage.run(job)
+        progress(f"{recipe.name}: load: {Path(job.argv[0]).name}")
+        workload.run(job)
     if recipe.beside is not None:
-        say(f"{recipe.name}: load that goes on: {Path(recipe.beside.argv[0]).name}")
-        stage.start_beside(recipe.beside)
+        progress(f"{recipe.name}: load that goes on: {Path(recipe.beside.argv[0]).name}")
+        workload.start_beside(recipe.beside)
     if recipe.until is not None:
-        stage.wait_for(recipe.until, LOAD_SECONDS)
-    say(f"{recipe.name}: running")
+        workload.wait_for(recipe.until, LOAD_SECONDS)
+    progress(f"{recipe.name}: running")
     time.sleep(recipe.seconds)
 
 
-def _between_snapshots(stage: Workload, settings: Settings, folder: Path, say: Say) -> Taken:
-    pids = stage.stop()
-    say(f"stopped: {len(pids)} processes")
-    stage.register(pids)
-    stage.apply(settings)
+def _between_snapshots(
+    workload: Workload, settings: Settings, folder: Path, progress: Progress
+) -> SnapshotPair:
+    pids = workload.stop()
+    progress(f"stopped: {len(pids)} processes")
+    workload.register(pids)
+    workload.apply(settings)
     before, after = folder / "before.npz", folder / "after.npz"
-    stage.snap(before)
-    say("khugepaged")
-    scans = stage.scan_to_fixed_point()
-    stage.snap(after)
-    return Taken(before, after, len(pids), scans)
+    workload.snap(before)
+    progress("khugepaged")
+    scans = workload.scan_to_fixed_point()
+    workload.snap(after)
+    return SnapshotPair(before, after, len(pids), scans)

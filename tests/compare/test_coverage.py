@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from mthp.image.scenario import load
-from mthp.lab.session.coverage import (
+from mthp.compare.coverage import (
     Chance,
+    CountedOutcome,
     OutcomeCounts,
     OutcomeKind,
-    Seen,
     every_outcome,
     expectation,
     outcomes,
     table,
 )
+from mthp.image.scenario import load
 from mthp.words.events import Attempt, CollapseHugePage, Isolate, ScanPmd, Swapin
 from mthp.words.results import FILE_ONLY, ScanResult
 
@@ -46,9 +46,9 @@ def test_the_records_have_reached_much_of_it() -> None:
     document = recorded().to_json()
     assert document["passes"] == recorded().passes > 800
     assert 0.8 < document["reached"] / document["reachable"] < 1
-    assert recorded().counts[Seen(OutcomeKind.ISOLATE, "succeeded", 9)] > 100
-    assert recorded().counts[Seen(OutcomeKind.SWAPIN, "failed", 9)] > 0
-    assert recorded().counts[Seen(OutcomeKind.ERRNO, "EBUSY")] > 0
+    assert recorded().counts[CountedOutcome(OutcomeKind.ISOLATE, "succeeded", 9)] > 100
+    assert recorded().counts[CountedOutcome(OutcomeKind.SWAPIN, "failed", 9)] > 0
+    assert recorded().counts[CountedOutcome(OutcomeKind.ERRNO, "EBUSY")] > 0
 
 
 def test_typed_events_and_records_count_alike() -> None:
@@ -105,24 +105,24 @@ def test_every_result_that_was_never_seen_has_its_reason() -> None:
 @pytest.mark.parametrize(
     ("outcome", "chance"),
     [
-        (Seen(OutcomeKind.SCAN, "page_lazyfree"), Chance.YES),
-        (Seen(OutcomeKind.ISOLATE, "page_lazyfree", 4), Chance.RACE),
-        (Seen(OutcomeKind.ATTEMPT, "page_lazyfree", 4), Chance.RACE),
-        (Seen(OutcomeKind.SWAPIN, "page_lazyfree", 4), Chance.NEVER),
-        (Seen(OutcomeKind.ISOLATE, "pte_mapped_hugepage", 8), Chance.YES),
-        (Seen(OutcomeKind.ISOLATE, "pte_mapped_hugepage", 9), Chance.NEVER),
-        (Seen(OutcomeKind.ATTEMPT, "pte_mapped_hugepage", 9), Chance.NEVER),
-        (Seen(OutcomeKind.SWAPIN, "exceed_swap_pte", 9), Chance.NEVER),
-        (Seen(OutcomeKind.ATTEMPT, "failed", 9), Chance.YES),
-        (Seen(OutcomeKind.ATTEMPT, "failed", 4), Chance.NEVER),
-        (Seen(OutcomeKind.ATTEMPT, "alloc_huge_page_failed", 2), Chance.YES),
-        (Seen(OutcomeKind.ATTEMPT, "copy_poisoned_page", 2), Chance.RACE),
-        (Seen(OutcomeKind.SCAN, "page_filled"), Chance.FILE),
-        (Seen(OutcomeKind.ERRNO, "EAGAIN"), Chance.YES),
-        (Seen(OutcomeKind.ERRNO, "EPERM"), Chance.NEVER),
+        (CountedOutcome(OutcomeKind.SCAN, "page_lazyfree"), Chance.YES),
+        (CountedOutcome(OutcomeKind.ISOLATE, "page_lazyfree", 4), Chance.RACE),
+        (CountedOutcome(OutcomeKind.ATTEMPT, "page_lazyfree", 4), Chance.RACE),
+        (CountedOutcome(OutcomeKind.SWAPIN, "page_lazyfree", 4), Chance.NEVER),
+        (CountedOutcome(OutcomeKind.ISOLATE, "pte_mapped_hugepage", 8), Chance.YES),
+        (CountedOutcome(OutcomeKind.ISOLATE, "pte_mapped_hugepage", 9), Chance.NEVER),
+        (CountedOutcome(OutcomeKind.ATTEMPT, "pte_mapped_hugepage", 9), Chance.NEVER),
+        (CountedOutcome(OutcomeKind.SWAPIN, "exceed_swap_pte", 9), Chance.NEVER),
+        (CountedOutcome(OutcomeKind.ATTEMPT, "failed", 9), Chance.YES),
+        (CountedOutcome(OutcomeKind.ATTEMPT, "failed", 4), Chance.NEVER),
+        (CountedOutcome(OutcomeKind.ATTEMPT, "alloc_huge_page_failed", 2), Chance.YES),
+        (CountedOutcome(OutcomeKind.ATTEMPT, "copy_poisoned_page", 2), Chance.RACE),
+        (CountedOutcome(OutcomeKind.SCAN, "page_filled"), Chance.FILE),
+        (CountedOutcome(OutcomeKind.ERRNO, "EAGAIN"), Chance.YES),
+        (CountedOutcome(OutcomeKind.ERRNO, "EPERM"), Chance.NEVER),
     ],
 )
-def test_chances(outcome: Seen, chance: Chance) -> None:
+def test_chances(outcome: CountedOutcome, chance: Chance) -> None:
     assert expectation(outcome)[0] is chance
 
 
@@ -133,7 +133,7 @@ def test_the_table_shows_counts_gaps_and_reasons() -> None:
         "mm_collapse_huge_page",
         *("16kB", "32kB", "64kB", "128kB", "256kB", "512kB", "1024kB", "2048kB"),
     ]
-    succeeded = recorded().counts[Seen(OutcomeKind.ATTEMPT, "succeeded", 9)]
+    succeeded = recorded().counts[CountedOutcome(OutcomeKind.ATTEMPT, "succeeded", 9)]
     assert attempts[2].split()[0] == "succeeded"
     assert attempts[2].split()[-1] == str(succeeded)
     assert "  alloc_huge_page_failed" + " " * 8 + "       ." * 8 in lines

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from mthp.compare.selftest_drafts import draft_of
-from mthp.compare.selftest_record import findings, same_state
-from mthp.compare.selftest_states import Case, SelftestStep, cases
+from mthp.compare.selftest import findings, same_state
+from mthp.compare.selftest_cases import Case, SelftestStep, cases
 from mthp.image.scenario import parse_scenario
 from mthp.lab.program.declared import declare
 from mthp.lab.program.program import Verb
@@ -48,7 +47,7 @@ def test_the_kernel_did_what_the_engine_does(case: Case, each: SelftestStep) -> 
 
 @pytest.mark.parametrize(("case", "each"), ALL)
 def test_programs_are_legal_and_declare_the_state(case: Case, each: SelftestStep) -> None:
-    draft = draft_of(case, each)
+    draft = each.draft
     declared = declare(draft)
     assert draft.passes == each.passes
     assert (draft.action.value, draft.id) == (each.document["action"], each.id)

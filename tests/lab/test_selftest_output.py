@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.session.kselftest import CaseResult, CaseVerdict, Context, Output, parse_output
+from mthp.lab.session.selftest import CaseResult, CaseVerdict, Context, Output, parse_output
 
 SAVED = Path(__file__).parent.parent / "data/selftest"
 

@@ -34,7 +34,7 @@ class OutcomeKind(StrEnum):
 
 
 @dataclass(frozen=True, order=True)
-class Seen:
+class CountedOutcome:
     """One thing that can be seen. order: None where the tracepoint has none.
 
     result: the tracepoint's string, or the errno's name ("0" for success).
@@ -55,10 +55,10 @@ class Chance(StrEnum):
 
 
 @dataclass(frozen=True)
-class Unseen:
+class UnseenOutcome:
     """An outcome that no run has had, and why."""
 
-    outcome: Seen
+    outcome: CountedOutcome
     chance: Chance
     reason: str
 
@@ -68,7 +68,7 @@ class OutcomeCounts:
     """Counts of outcomes over runs. It adds up, and goes to JSON and back."""
 
     passes: int = 0
-    counts: Counter[Seen] = field(default_factory=Counter)
+    counts: Counter[CountedOutcome] = field(default_factory=Counter)
 
     def add_pass(
         self, events: Iterable[Event | Mapping[str, Any]], errno: int | None = None
@@ -78,23 +78,25 @@ class OutcomeCounts:
         self.counts.update(outcome for each in events for outcome in outcomes(each))
         if errno is not None:
             name = errnos.errorcode.get(-errno, str(errno)) if errno else "0"
-            self.counts[Seen(OutcomeKind.ERRNO, name)] += 1
+            self.counts[CountedOutcome(OutcomeKind.ERRNO, name)] += 1
 
     def add(self, other: OutcomeCounts) -> None:
         """Count all that another account has counted."""
         self.passes += other.passes
         self.counts.update(other.counts)
 
-    def seen(self, chance: Chance) -> list[Seen]:
+    def seen(self, chance: Chance) -> list[CountedOutcome]:
         """The outcomes of that chance that were seen: of any but YES there should be none."""
         return sorted(
             (each for each in self.counts if expectation(each)[0] is chance), key=_sort_key
         )
 
-    def unseen(self) -> list[Unseen]:
+    def unseen(self) -> list[UnseenOutcome]:
         """Every outcome of the enum that no pass has had, and why."""
         return [
-            Unseen(each, *expectation(each)) for each in every_outcome() if not self.counts[each]
+            UnseenOutcome(each, *expectation(each))
+            for each in every_outcome()
+            if not self.counts[each]
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -124,36 +126,36 @@ class OutcomeCounts:
     def from_json(cls, document: Mapping[str, Any]) -> OutcomeCounts:
         """The account that to_json() wrote."""
         counts = {
-            Seen(OutcomeKind(each["kind"]), each["result"], each["order"]): each["count"]
+            CountedOutcome(OutcomeKind(each["kind"]), each["result"], each["order"]): each["count"]
             for each in document["seen"]
         }
         return cls(document["passes"], Counter(counts))
 
 
-def outcomes(event: Event | Mapping[str, Any]) -> Iterator[Seen]:
+def outcomes(event: Event | Mapping[str, Any]) -> Iterator[CountedOutcome]:
     """What one event counts as: nothing for events that say no result."""
     match event:
         case ScanPmd():
-            yield Seen(OutcomeKind.SCAN, event.status.string)
+            yield CountedOutcome(OutcomeKind.SCAN, event.status.string)
         case CollapseHugePage():
-            yield Seen(OutcomeKind.ATTEMPT, event.status.string, event.order)
+            yield CountedOutcome(OutcomeKind.ATTEMPT, event.status.string, event.order)
         case Isolate():
-            yield Seen(OutcomeKind.ISOLATE, event.status.string, event.order)
+            yield CountedOutcome(OutcomeKind.ISOLATE, event.status.string, event.order)
         case Swapin():
-            yield Seen(OutcomeKind.SWAPIN, event.ret.string, event.order)
+            yield CountedOutcome(OutcomeKind.SWAPIN, event.ret.string, event.order)
         case Mapping():
             yield from _recorded(event)
         case _:
             pass
 
 
-def _recorded(event: Mapping[str, Any]) -> Iterator[Seen]:
+def _recorded(event: Mapping[str, Any]) -> Iterator[CountedOutcome]:
     name = event["event"]
     if name not in set(OutcomeKind):
         return
     kind = OutcomeKind(name)
     result = _BY_NUMBER[event["ret"]].string if kind is OutcomeKind.SWAPIN else str(event["status"])
-    yield Seen(kind, result, event.get("order"))
+    yield CountedOutcome(kind, result, event.get("order"))
 
 
 # --- what can be seen -----------------------------------------------------------------------
@@ -248,23 +250,23 @@ _STEP_RESULTS: dict[OutcomeKind, frozenset[ScanResult]] = {
 """What a step can return besides, where something happens that no program can make happen."""
 
 
-def every_outcome() -> Iterator[Seen]:
+def every_outcome() -> Iterator[CountedOutcome]:
     """Every result at every order for every kind, possible or not; in the order of a table."""
     for result in ScanResult:
-        yield Seen(OutcomeKind.SCAN, result.string)
+        yield CountedOutcome(OutcomeKind.SCAN, result.string)
     for kind in (OutcomeKind.ATTEMPT, OutcomeKind.ISOLATE, OutcomeKind.SWAPIN):
         for result in ScanResult:
             for order in ORDERS:
-                yield Seen(kind, result.string, order)
+                yield CountedOutcome(kind, result.string, order)
     for name in _ERRNOS:
-        yield Seen(OutcomeKind.ERRNO, name)
+        yield CountedOutcome(OutcomeKind.ERRNO, name)
 
 
 _BY_NUMBER = {int(result): result for result in ScanResult}
 _BY_STRING = {result.string: result for result in ScanResult}
 
 
-def expectation(outcome: Seen) -> tuple[Chance, str]:
+def expectation(outcome: CountedOutcome) -> tuple[Chance, str]:
     """Whether an outcome can be reached by states that system calls make; why not, in words."""
     if outcome.kind is OutcomeKind.ERRNO:
         if outcome.result == "ENOMEM":
@@ -280,7 +282,7 @@ def expectation(outcome: Seen) -> tuple[Chance, str]:
     return _why_not(outcome.kind, result)
 
 
-def _is_reachable(outcome: Seen, result: ScanResult) -> bool:
+def _is_reachable(outcome: CountedOutcome, result: ScanResult) -> bool:
     if outcome.kind is OutcomeKind.SCAN:
         return result in _BY_SCAN
     return outcome.order in REACHABLE[outcome.kind].get(result, ())
@@ -301,7 +303,7 @@ def _why_not(kind: OutcomeKind, result: ScanResult) -> tuple[Chance, str]:
 # --- for people -----------------------------------------------------------------------------
 
 
-def _sort_key(outcome: Seen) -> tuple[int, int, int]:
+def _sort_key(outcome: CountedOutcome) -> tuple[int, int, int]:
     result = _BY_STRING.get(outcome.result)
     number = result if result is not None else len(ScanResult)
     return list(OutcomeKind).index(outcome.kind), number, outcome.order or 0
@@ -326,12 +328,12 @@ def _rows(
 ) -> Iterator[str]:
     names = _ERRNOS if kind is OutcomeKind.ERRNO else [result.string for result in ScanResult]
     for name in names:
-        cells = [_cell(coverage, Seen(kind, name, order)) for order in orders]
+        cells = [_cell(coverage, CountedOutcome(kind, name, order)) for order in orders]
         if any(cells):
             yield (f"  {name:<30}" + "".join(f"{cell:>8}" for cell in cells)).rstrip()
 
 
-def _cell(coverage: OutcomeCounts, outcome: Seen) -> str:
+def _cell(coverage: OutcomeCounts, outcome: CountedOutcome) -> str:
     count = coverage.counts[outcome]
     if count:
         return str(count)

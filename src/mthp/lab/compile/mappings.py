@@ -11,13 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mthp.image.runs import PageKind, PteState
 from mthp.image.scenario_values import Advice, Prctl
-from mthp.lab.compile.wanted import CannotBuild, Want, WantedPage, WantedVma, cannot
-from mthp.lab.program.processes import GEOMETRY, PMD_PAGES
-from mthp.lab.program.program import Madv, Operation, Verb, spans, switch
+from mthp.lab.compile.wanted import CannotBuild, WantedPage, WantedProcess, WantedVma, cannot
+from mthp.lab.geometry import PMD_PAGES, round_up_to_table
+from mthp.lab.program.program import Madv, Operation, Verb, spans
 from mthp.lab.program.space import Uffd
-from mthp.words.settings import Enabled, Settings
 
-__all__ = ["anon_vmas", "dress", "map_room", "merge", "prctl", "register", "rooms", "trim"]
+__all__ = [
+    "anon_vmas",
+    "extents_of",
+    "map_extents",
+    "merge",
+    "prctl",
+    "trim",
+    "vma_attributes",
+]
 
 _MOST_IN_PIPE = 256
 """Pages that one pipe takes."""
@@ -34,74 +41,55 @@ def _over(who: str, verb: Verb, vma: WantedVma, *more: int) -> Operation:
 # --- before ---------------------------------------------------------------------------------
 
 
-def register(want: Want, decoy: int) -> list[Operation]:
-    """Make khugepaged know the process, whatever its mappings are advised.
-
-    A short-lived mapping far from the others (at page `decoy`) is advised for it, after every
-    fork: children of a process that is registered are registered too.
-    Kernel: mm/khugepaged.c, khugepaged_enter_vma().
-    """
-    off, order, who = Settings(), GEOMETRY.pmd_order, want.name
-    place = (decoy, 2 * PMD_PAGES)
-    return [
-        switch(off, order, Enabled.MADVISE),
-        Operation(Verb.MMAP, place, who),
-        Operation(Verb.WRITE, (decoy, 1), who),
-        Operation(Verb.ADVISE, (*place, int(Madv.HUGEPAGE)), who),
-        Operation(Verb.MUNMAP, place, who),
-        switch(off, order, Enabled.NEVER),
-    ]
-
-
-Room = tuple[int, int, bool]
+Extent = tuple[int, int, bool]
 """Start, end, and whether it is droppable, of what is mapped at first."""
 
 
-def rooms(wants: Sequence[Want]) -> list[Room]:
+def extents_of(wants: Sequence[WantedProcess]) -> list[Extent]:
     """The mappings of some processes, and the windows of folios that reach beyond them."""
-    found: list[Room] = []
+    found: list[Extent] = []
     for want in wants:
         for vma in want.vmas:
-            found = _join(found, (vma.start, vma.end, vma.said.droppable))
+            found = _join(found, (vma.start, vma.end, vma.declared.droppable))
     for want in wants:
         for folio in want.folios:
             start, end = folio.start, folio.start + folio.size
             if not any(low <= start and end <= high for low, high, _ in found):
-                droppable = want.vma_of(folio.pages[0]).said.droppable
+                droppable = want.vma_of(folio.pages[0]).declared.droppable
                 found = _join(found, (start, end, droppable))
     return sorted(found)
 
 
-def map_room(want: Want, room: Sequence[Room]) -> list[Operation]:
+def map_extents(want: WantedProcess, extents: Sequence[Extent]) -> list[Operation]:
     """Map it."""
     return [
         Operation(Verb.MMAP_DROPPABLE if droppable else Verb.MMAP, (start, end - start), want.name)
-        for start, end, droppable in room
+        for start, end, droppable in extents
     ]
 
 
-def trim(want: Want, room: Sequence[Room]) -> list[Operation]:
+def trim(want: WantedProcess, extents: Sequence[Extent]) -> list[Operation]:
     """Unmap what is no mapping of the process's."""
-    pages = {page for start, end, _ in room for page in range(start, end)}
+    pages = {page for start, end, _ in extents for page in range(start, end)}
     for vma in want.vmas:
         pages.difference_update(range(vma.start, vma.end))
     return _runs(want.name, Verb.MUNMAP, pages)
 
 
-def _join(found: list[Room], new: Room) -> list[Room]:
+def _join(found: list[Extent], new: Extent) -> list[Extent]:
     start, end, droppable = new
-    touched = [room for room in found if room[0] < end and start < room[1]]
-    if any(room[2] != droppable for room in touched):
+    touched = [extents for extents in found if extents[0] < end and start < extents[1]]
+    if any(extents[2] != droppable for extents in touched):
         raise CannotBuild("a folio lies across a droppable mapping and another")
-    low = min([start, *(room[0] for room in touched)])
-    high = max([end, *(room[1] for room in touched)])
-    return [room for room in found if room not in touched] + [(low, high, droppable)]
+    low = min([start, *(extents[0] for extents in touched)])
+    high = max([end, *(extents[1] for extents in touched)])
+    return [extents for extents in found if extents not in touched] + [(low, high, droppable)]
 
 
 # --- anon_vmas and page tables --------------------------------------------------------------
 
 
-def anon_vmas(want: Want) -> list[Operation]:
+def anon_vmas(want: WantedProcess) -> list[Operation]:
     """Page tables with nothing in them, and anon_vmas without a page.
 
     A page is written, or only read, and dropped again; its table stays.
@@ -110,15 +98,15 @@ def anon_vmas(want: Want) -> list[Operation]:
     tables = {page.at // PMD_PAGES for page in want.pages.values() if _has_content(page)}
     for vma in want.vmas:
         anon = any(_is_anon(want.pages[at]) for at in range(vma.start, vma.end))
-        if anon and not vma.said.anon_vma:
+        if anon and not vma.declared.anon_vma:
             raise CannotBuild(f"vmas[{vma.index}]: pages without an anon_vma")
         for at in _empty_tables(want, vma):
             if at // PMD_PAGES not in tables:
-                verb = Verb.WRITE if vma.said.anon_vma else Verb.READ
+                verb = Verb.WRITE if vma.declared.anon_vma else Verb.READ
                 ops += _touch_and_drop(want, at, verb)
                 tables.add(at // PMD_PAGES)
-                anon = anon or vma.said.anon_vma
-        if vma.said.anon_vma and not anon:
+                anon = anon or vma.declared.anon_vma
+        if vma.declared.anon_vma and not anon:
             ops += _only_anon_vma(want, vma, tables)
     return ops
 
@@ -131,9 +119,9 @@ def _is_anon(page: WantedPage) -> bool:
     return page.token.kind not in (PageKind.NONE, PageKind.ZERO, PageKind.HUGE_ZERO)
 
 
-def _empty_tables(want: Want, vma: WantedVma) -> Iterator[int]:
+def _empty_tables(want: WantedProcess, vma: WantedVma) -> Iterator[int]:
     """The first page of the mapping in each table that it says is there."""
-    if vma.said.initial.ptes is None:
+    if vma.declared.initial.ptes is None:
         return
     for at in range(vma.start, vma.end):
         first = at == vma.start or at % PMD_PAGES == 0
@@ -141,14 +129,14 @@ def _empty_tables(want: Want, vma: WantedVma) -> Iterator[int]:
             yield at
 
 
-def _touch_and_drop(want: Want, at: int, verb: Verb) -> list[Operation]:
+def _touch_and_drop(want: WantedProcess, at: int, verb: Verb) -> list[Operation]:
     return [
         Operation(verb, (at, 1), want.name),
         Operation(Verb.ADVISE, (at, 1, int(Madv.DONTNEED)), want.name),
     ]
 
 
-def _only_anon_vma(want: Want, vma: WantedVma, tables: set[int]) -> list[Operation]:
+def _only_anon_vma(want: WantedProcess, vma: WantedVma, tables: set[int]) -> list[Operation]:
     """An anon_vma where no page is to be left; in a table that is there, or that goes again.
 
     Dropping a whole table's range frees the table. Kernel: mm/pt_reclaim.c, try_to_free_pte().
@@ -157,22 +145,22 @@ def _only_anon_vma(want: Want, vma: WantedVma, tables: set[int]) -> list[Operati
         nothing = not _has_content(want.pages[at])
         if nothing and at // PMD_PAGES in tables:
             return _touch_and_drop(want, at, Verb.WRITE)
-    for at in range(-(-vma.start // PMD_PAGES) * PMD_PAGES, vma.end - PMD_PAGES + 1, PMD_PAGES):
+    for at in range(round_up_to_table(vma.start), vma.end - PMD_PAGES + 1, PMD_PAGES):
         whole = range(at, at + PMD_PAGES)
         if not any(_has_content(want.pages[page]) for page in whole):
             return [
                 Operation(Verb.WRITE, (at, 1), want.name),
                 Operation(Verb.ADVISE, (at, PMD_PAGES, int(Madv.DONTNEED)), want.name),
             ]
-    if vma.said.initial.ptes is None:
+    if vma.declared.initial.ptes is None:
         return _touch_and_drop(want, vma.start, Verb.WRITE)
     return _anon_vma_from_next_door(want, vma)
 
 
-def _anon_vma_from_next_door(want: Want, vma: WantedVma) -> list[Operation]:
+def _anon_vma_from_next_door(want: WantedProcess, vma: WantedVma) -> list[Operation]:
     """A page written where the mapping, for a moment longer, reaches into the next table."""
-    next_table = -(-vma.end // PMD_PAGES) * PMD_PAGES
-    if any(vma.end <= other.start <= next_table for other in want.vmas) or vma.said.droppable:
+    next_table = round_up_to_table(vma.end)
+    if any(vma.end <= other.start <= next_table for other in want.vmas) or vma.declared.droppable:
         raise CannotBuild(
             f"vmas[{vma.index}]: an anon_vma, and no page table that a page could be in"
         )
@@ -187,7 +175,7 @@ def _anon_vma_from_next_door(want: Want, vma: WantedVma) -> list[Operation]:
 # --- after ----------------------------------------------------------------------------------
 
 
-def merge(wants: list[Want]) -> list[Operation]:
+def merge(wants: list[WantedProcess]) -> list[Operation]:
     """Mergeable mappings, and KSM over all of them where it merged pages."""
     ops: list[Operation] = []
     for want in wants:
@@ -196,27 +184,27 @@ def merge(wants: list[Want]) -> list[Operation]:
         ops += [
             _over(want.name, Verb.ADVISE, vma, int(Madv.MERGEABLE))
             for vma in want.vmas
-            if vma.said.ksm
+            if vma.declared.ksm
         ]
     if any(want.merged for want in wants):
         ops.append(Operation(Verb.KSM, (3,)))
     return ops
 
 
-def dress(want: Want) -> list[Operation]:
+def vma_attributes(want: WantedProcess) -> list[Operation]:
     """What mappings are registered for, locked, protected, advised; and what holds their pages."""
     who = want.name
     ops = _runs(
         who, Verb.ADVISE, [page.at for page in want.of(PageKind.GUARD)], int(Madv.GUARD_INSTALL)
     )
-    ops += [_over(who, Verb.UFFD, vma, Uffd.WP.value) for vma in want.vmas if vma.said.uffd_wp]
+    ops += [_over(who, Verb.UFFD, vma, Uffd.WP.value) for vma in want.vmas if vma.declared.uffd_wp]
     ops += _runs(who, Verb.UFFD_WP, [p.at for p in want.pages.values() if _protected(p)], 1)
     ops += _pins(want)
     for vma in want.vmas:
-        if vma.said.mlocked:
+        if vma.declared.mlocked:
             ops.append(_over(who, Verb.MLOCK2, vma))
     for vma in want.vmas:
-        if vma.said.read_only:
+        if vma.declared.read_only:
             ops.append(_over(who, Verb.MPROTECT, vma, 1))
     return ops + _advise(want)
 
@@ -225,31 +213,33 @@ def _protected(page: WantedPage) -> bool:
     return page.entry.uffd_wp or "w" in page.token.swap_letters or "w" in page.token.pagemap
 
 
-def _advise(want: Want) -> list[Operation]:
+def _advise(want: WantedProcess) -> list[Operation]:
     advices = {Advice.HUGEPAGE: Madv.HUGEPAGE, Advice.NOHUGEPAGE: Madv.NOHUGEPAGE}
     return [
-        _over(want.name, Verb.ADVISE, vma, int(advices[vma.said.advice]))
+        _over(want.name, Verb.ADVISE, vma, int(advices[vma.declared.advice]))
         for vma in want.vmas
-        if vma.said.advice is not None
+        if vma.declared.advice is not None
     ]
 
 
-def _pins(want: Want) -> list[Operation]:
+def _pins(want: WantedProcess) -> list[Operation]:
     """Pages that are the process's own are pinned for long; others get a plain reference, since
     a pin would copy them."""
     ops: list[Operation] = []
     for vma in want.vmas:
-        said = vma.said
-        if any(count != 1 for _, _, count in said.extra_refs):
+        declared = vma.declared
+        if any(count != 1 for _, _, count in declared.extra_refs):
             raise CannotBuild(f"vmas[{vma.index}]: more than one reference on a page (extra_refs)")
-        held = [*said.pins, *((start, pages) for start, pages, _ in said.extra_refs)]
+        held = [*declared.pins, *((start, pages) for start, pages, _ in declared.extra_refs)]
         for start, pages in held:
-            ops += _pin(want, vma, start, pages, long=(start, pages) in said.pins)
+            ops += _pin(want, vma, start, pages, long=(start, pages) in declared.pins)
     old = [page for page in want.pages.values() if page.pinned and _referenced_only(page)]
     return _drained(want, old) + ops if ops and old else ops
 
 
-def _pin(want: Want, vma: WantedVma, start: int, pages: int, *, long: bool) -> list[Operation]:
+def _pin(
+    want: WantedProcess, vma: WantedVma, start: int, pages: int, *, long: bool
+) -> list[Operation]:
     places = [want.pages[vma.start + start + i] for i in range(pages)]
     if none := [page for page in places if page.token.kind is not PageKind.FOLIO]:
         raise cannot(none, "nothing there that could be held by a reference")
@@ -267,7 +257,7 @@ def _referenced_only(page: WantedPage) -> bool:
     return "R" in page.token.flags and not page.entry.young and "B" in page.token.flags
 
 
-def _drained(want: Want, old: list[WantedPage]) -> list[Operation]:
+def _drained(want: WantedProcess, old: list[WantedPage]) -> list[Operation]:
     """Empty the LRU batches, so that what a pin marks referenced stays so.
 
     Kernel: mm/folio.c, lru_deactivate() clears it when the batch of MADV_COLD is drained.
@@ -278,7 +268,7 @@ def _drained(want: Want, old: list[WantedPage]) -> list[Operation]:
     raise cannot(old, "referenced by its pin alone, and no page left to drain the LRU with")
 
 
-def prctl(want: Want) -> list[Operation]:
+def prctl(want: WantedProcess) -> list[Operation]:
     """PR_SET_THP_DISABLE."""
     flags = {Prctl.DISABLE: (1, 0), Prctl.EXCEPT_ADVISED: (1, 2)}
     return [] if want.prctl is None else [Operation(Verb.PRCTL_THP, flags[want.prctl], want.name)]

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
 from mthp.image.scenario_values import Action
-from mthp.lab.draw.knobs import ORDERS, PMD_ORDER, draw_settings
-from mthp.lab.program.processes import PMD_PAGES, Subjects
+from mthp.lab.geometry import PAGE_SIZE, PMD_PAGES
+from mthp.lab.program.processes import Subjects
 from mthp.lab.program.program import (
+    ALL_OFF,
     BASE,
     Draft,
     Madv,
     Operation,
     Target,
     Verb,
+    registration,
     spans,
     switch,
     switches,
@@ -28,9 +31,6 @@ from mthp.words.settings import Enabled, Settings
 
 DECOY = 1 << 21
 """Where decoy mappings lie, in pages from the base: far from everything else."""
-
-OFF = Settings(enabled=Enabled.MADVISE, sizes=dict.fromkeys(ORDERS, Enabled.NEVER))
-"""The switches while a state is made."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class ProgramBuilder:
     passes: int = 1
 
     def __post_init__(self) -> None:
-        for each in switches(OFF):
+        for each in switches(ALL_OFF):
             do(self.world, each)
 
     # --- writing ----------------------------------------------------------------------------
@@ -68,15 +68,18 @@ class ProgramBuilder:
         """One madvise."""
         self.do(Verb.ADVISE, start, pages, int(advice), who=who)
 
-    def with_order(self, order: int, mode: Enabled = Enabled.ALWAYS) -> Switched:
+    @contextmanager
+    def with_order(self, order: int) -> Iterator[None]:
         """While this context lasts, faults make folios of the order."""
-        return Switched(self, order, mode)
+        self.add(switch(order, Enabled.ALWAYS))
+        yield
+        self.add(switch(order, Enabled.NEVER))
 
     def start(self, who: str = "s") -> None:
         """A fresh process with its base address, now and then an odd one."""
         base = BASE
         if self.rng.random() < 0.08:
-            base += self.rng.choice([1, 37, 511, PMD_PAGES, 5 * PMD_PAGES]) * 4096
+            base += self.rng.choice([1, 37, 511, PMD_PAGES, 5 * PMD_PAGES]) * PAGE_SIZE
         self.do(Verb.NEW, *(() if who == "s" else (who,)))
         self.do(Verb.BASE, base, who=who)
 
@@ -140,17 +143,10 @@ class ProgramBuilder:
     # --- the end ----------------------------------------------------------------------------
 
     def register(self, who: str) -> None:
-        """Make sure that khugepaged knows the process, whatever its VMAs are advised.
-
-        A short-lived mapping is advised for it, with the PMD size enabled for a moment.
-        """
-        if self.world.process(who).registered:
-            return
-        with self.with_order(PMD_ORDER, Enabled.MADVISE):
-            self.do(Verb.MMAP, DECOY, 2 * PMD_PAGES, who=who)
-            self.do(Verb.WRITE, DECOY, 1, who=who)
-            self.advise(who, DECOY, 2 * PMD_PAGES, Madv.HUGEPAGE)
-            self.do(Verb.MUNMAP, DECOY, 2 * PMD_PAGES, who=who)
+        """Make sure that khugepaged knows the process, whatever its VMAs are advised."""
+        if not self.world.process(who).registered:
+            for each in registration(who, DECOY):
+                self.add(each)
 
     def finish_with(self, each: Operation) -> None:
         """An operation for after the drawn settings are written; walked through by draft()."""
@@ -172,27 +168,6 @@ class ProgramBuilder:
 
 Run = tuple[int, int]
 """First page and number of pages."""
-
-
-@dataclass
-class Switched:
-    """One size is on while this context lasts."""
-
-    author: ProgramBuilder
-    order: int
-    mode: Enabled
-
-    def __enter__(self) -> None:
-        self.author.add(switch(OFF, self.order, self.mode))
-
-    def __exit__(self, *error: object) -> None:
-        if error == (None, None, None):
-            self.author.add(switch(OFF, self.order, Enabled.NEVER))
-
-
-def new_author(rng: Random) -> ProgramBuilder:
-    """An empty program with drawn settings."""
-    return ProgramBuilder(rng, draw_settings(rng))
 
 
 def cuts(rng: Random, start: int, end: int, parts: int, grain: int) -> Iterator[Run]:
