@@ -19,7 +19,6 @@ from mthp.cli.options import UsageError
 from mthp.cli.target import (
     LoadedTarget,
     address_of,
-    assumptions_of,
     load_target,
     passes_of,
     settle_profile,
@@ -38,8 +37,8 @@ from mthp.report.text import render_outcome
 from mthp.words.events import Event, ftrace
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
-from mthp.worlds.build import BuiltWorld
-from mthp.worlds.image_frames import Assumptions
+from mthp.worlds.build import BuiltWorld, build_world
+from mthp.worlds.from_snapshot import Young
 
 
 class ScanProgress:
@@ -118,9 +117,9 @@ def predict(
     **more: Any,
 ) -> tuple[BuiltWorld, Request]:
     """A world and the request to run on it; a ValueError says why a state cannot be."""
-    assume = Assumptions() if not hasattr(args, "assume_young") else assumptions_of(args)
+    young = Young(getattr(args, "assume_young", Young.CAPTURED))
     try:
-        world = loaded.world(settings, profile[0], assume)
+        world = build_world(loaded.image, profile[0], settings, young)
     except ValueError as error:
         raise UsageError(f"{loaded.name}: {error}") from None
     request = Request(
@@ -130,7 +129,6 @@ def predict(
         passes=passes_of(args),
         tlb=TlbModel(getattr(args, "tlb", "plain")),
         changes=not getattr(args, "no_changes", False),
-        assumptions=assume.said,
         unseen=loaded.image.unseen if isinstance(loaded.image, Snapshot) else (),
         **more,
     )

@@ -16,9 +16,6 @@ from mthp.image.scenario import Scenario, ScenarioError, load_one
 from mthp.image.snapshot import Snapshot, SnapshotError, load
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, SettingsError, parse_enabled_flag, parse_thp_anon
-from mthp.worlds.build import BuiltWorld, build_scenario
-from mthp.worlds.image_frames import Assumptions, Young
-from mthp.worlds.image_world import build_image
 
 MOST = 10**20
 """No limit: the kernel's ranges are checked by the settings."""
@@ -46,14 +43,6 @@ class LoadedTarget:
             return Settings.from_sysfs(self.image.sysfs, self.image.geometry)
         except SettingsError as error:
             raise UsageError(f"{self.name}: captured settings: {error}") from None
-
-    def world(self, settings: Settings, profile: Profile, assume: Assumptions) -> BuiltWorld:
-        """A fresh world of it."""
-        if isinstance(self.image, Scenario):
-            world = build_scenario(self.image, profile)
-            world.kernel.settings = settings
-            return world
-        return build_image(self.image, settings, profile, assume)
 
 
 def load_target(args: argparse.Namespace) -> LoadedTarget:
@@ -144,11 +133,6 @@ def whole(name: str, text: str, least: int = 0, most: int = MOST) -> int:
 def passes_of(args: argparse.Namespace) -> int | None:
     """--passes, None for the fixed point."""
     return None if args.passes is None else whole("passes", args.passes, 1, MOST_PASSES)
-
-
-def assumptions_of(args: argparse.Namespace) -> Assumptions:
-    """What the capture cannot see, as the command line decides it."""
-    return Assumptions(young=Young(args.assume_young))
 
 
 def address_of(name: str, text: str) -> int:

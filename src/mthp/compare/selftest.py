@@ -15,7 +15,7 @@ from mthp.image.scenario_values import Action
 from mthp.lab.session.kselftest import CaseVerdict, Output
 from mthp.laws.at_rest import Census, check_collapse, check_quiescent
 from mthp.words.profiles import Profile
-from mthp.worlds.build import BuiltWorld, build_scenario
+from mthp.worlds.build import BuiltWorld, build_world
 
 __all__ = ["CaseRun", "Row", "folios_of", "look", "run_case", "side_by_side", "wrong_errno"]
 
@@ -41,7 +41,7 @@ def run_case(case: Case, profile: Profile) -> CaseRun:
 
 def _run_step(step: SelftestStep, profile: Profile) -> Iterator[str]:
     scenario = parse_scenario(step.document)
-    world = build_scenario(scenario, profile)
+    world = build_world(scenario, profile)
     world.kernel.settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
     before = Census(world.kernel)
     final: Sequence[PagesState] = [vma.initial for vma in scenario.vmas]

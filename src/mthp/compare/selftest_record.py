@@ -16,7 +16,7 @@ from mthp.image.scenario import Scenario, parse_scenario
 from mthp.lab.session.record import NotBuilt, record
 from mthp.lab.session.session import GuestSession
 from mthp.words.profiles import DEFAULT, Profile
-from mthp.worlds.build import build_scenario
+from mthp.worlds.build import build_world
 from mthp.worlds.render import canonical, render_state
 
 __all__ = ["findings", "record_cases", "same_state"]
@@ -63,7 +63,7 @@ def findings(step: SelftestStep, recorded: Scenario, profile: Profile) -> Iterat
 def same_state(step: SelftestStep, recorded: Scenario) -> bool:
     """Whether a record starts from the step's state, as the engine would show it: page by page,
     entry by entry, flag by flag. Where on the swap device a page lies is the guest's own affair."""
-    world = build_scenario(parse_scenario(step.document), DEFAULT)
+    world = build_world(parse_scenario(step.document), DEFAULT)
     ours = render_state(world.kernel, world.vmas)
     theirs = [vma.initial for vma in recorded.vmas]
     return len(ours) == len(theirs) and all(
