@@ -47,7 +47,7 @@ from mthp.words.events import (
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings, SettingsError
-from mthp.worlds.image_frames import Young
+from mthp.worlds.from_snapshot import Young
 
 __all__ = [
     "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "Folio", "Image",

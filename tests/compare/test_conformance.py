@@ -23,7 +23,7 @@ from mthp.image.scenario import RecordedPass, Scenario, load
 from mthp.image.scenario_values import Action
 from mthp.laws.at_rest import Census, check_collapse, check_quiescent
 from mthp.words.profiles import V7_3
-from mthp.worlds.build import build_scenario
+from mthp.worlds.build import build_world
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = sorted(path.name for path in DATA.glob("*.jsonl.xz"))
@@ -59,7 +59,7 @@ LOSES_SOFT_DIRTY = {"hand:softdirty-ro-16k"}
 def test_recorded_worlds_keep_the_laws() -> None:
     """Every fourth record: sound when built, and after each pass."""
     for scenario in list(everything())[::4]:
-        world = build_scenario(scenario, V7_3)
+        world = build_world(scenario, V7_3)
         world.kernel.settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
         before = Census(world.kernel)
         outside = before.outside
@@ -167,7 +167,7 @@ def test_a_changed_final_state_is_noticed(scan: Scenario) -> None:
 
 def test_events_and_state_are_both_reported() -> None:
     scenario = find(Action.KHUGEPAGED)
-    world = build_scenario(scenario, V7_3)
+    world = build_world(scenario, V7_3)
     world.kernel.settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
     result = run_pass(world, scenario)
     assert list(compare(scenario, 0, result)) == []

@@ -15,8 +15,8 @@ from mthp.image.snapshot import Pte, Snapshot, load
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
-from mthp.worlds.image_frames import Assumptions, Young
-from mthp.worlds.image_world import build_image
+from mthp.worlds.build import build_world
+from mthp.worlds.from_snapshot import Young
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
 
@@ -33,7 +33,7 @@ def before() -> Snapshot:
 @pytest.fixture(scope="module")
 def predicted(before: Snapshot) -> Orders:
     settings = Settings.from_sysfs(before.sysfs, before.geometry)
-    world = build_image(before, settings, profile_for_release(before.kernel), Assumptions())
+    world = build_world(before, profile_for_release(before.kernel), settings)
     run_full_scans(world.kernel, world.khugepaged, Tally(world.kernel), None)
     return orders_of_world(world)
 
@@ -55,7 +55,7 @@ def as_snapshot(image: Snapshot, orders: Orders) -> Snapshot:
 
 def test_a_world_before_it_runs_is_its_snapshot(before: Snapshot) -> None:
     settings = Settings.from_sysfs(before.sysfs, before.geometry)
-    world = build_image(before, settings, profile_for_release(before.kernel), Assumptions())
+    world = build_world(before, profile_for_release(before.kernel), settings)
     theirs, ours = orders_of_snapshot(before), orders_of_world(world)
     assert theirs.keys() == ours.keys()
     for key, row in theirs.items():

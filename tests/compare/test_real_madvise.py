@@ -25,10 +25,7 @@ from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.mm_types import Vma
 from mthp.predict.measure import page_order
 from mthp.words.profiles import profile_for_release
-from mthp.words.settings import Settings
-from mthp.worlds.build import BuiltWorld
-from mthp.worlds.image_frames import Assumptions
-from mthp.worlds.image_world import build_image
+from mthp.worlds.build import BuiltWorld, build_world
 from tests.image.children import PAGE, PRELUDE, TABLE
 
 RELEASE = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
@@ -170,12 +167,7 @@ def test_madvise_collapse_of_this_kernel(tmp_path: Path) -> None:
         assert capture.main(["--pid", str(pid), "-o", str(file), "--quiet"]) == 0
         answers, huge = ask()
     snapshot = load(file)
-    world = build_image(
-        snapshot,
-        Settings.from_sysfs(snapshot.sysfs, snapshot.geometry),
-        profile_for_release(snapshot.kernel),
-        Assumptions(),
-    )
+    world = build_world(snapshot, profile_for_release(snapshot.kernel))
     real = {name: (answers[name], huge.get(name, 0)) for name in ranges}
     ours = {name: engine(world, at, size) for name, (at, size) in ranges.items()}
     assert {n: (real[n], ours[n]) for n in ranges if real[n] != ours[n]} == {}

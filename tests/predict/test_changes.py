@@ -18,7 +18,7 @@ from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome, Verified
 from mthp.words.profiles import V7_3
 from mthp.words.settings import Enabled
-from mthp.worlds.build import build_scenario
+from mthp.worlds.build import build_world
 from tests.predict.test_explain import scenarios
 
 START = 1 << 40
@@ -54,7 +54,7 @@ def scenario(
 
 
 def outcome(of: Scenario) -> Outcome:
-    return run_world(build_scenario(of, V7_3), Request("t", "s", "r"))
+    return run_world(build_world(of, V7_3), Request("t", "s", "r"))
 
 
 FULL = "512:F0.RLaB.xs.m1", "512:PWAD"
@@ -138,7 +138,7 @@ def test_knobs_do_what_is_said_in_a_world_of_their_own() -> None:
     for record in scenarios()[::20]:
         if len(record.vmas) > 1 or record.vmas[0].pages > 512:
             continue
-        world = build_scenario(record, V7_3)
+        world = build_world(record, V7_3)
         result = run_world(world, Request("t", "s", "r", changes=False))
         for refusal in result.refusals[:3]:
             change = find_change(world.vmas[0], refusal)
@@ -173,7 +173,7 @@ def test_an_interrupt_keeps_what_was_found() -> None:
 
     of = scenario("500:F0.RLaB.xs.m1 12:W0", "500:PWAD 12:s", orders={9: ALWAYS}, max_ptes_swap=5,
                   pins=((7, 1),))  # fmt: skip
-    world = build_scenario(of, V7_3)
+    world = build_world(of, V7_3)
     result = run_world(world, Request("t", "s", "r", on_try=on_try))
     assert [(r.change, r.verified) for r in result.refusals] == [("", Verified.NONE)]
     assert len(tried) == 2

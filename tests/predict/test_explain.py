@@ -19,7 +19,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled
-from mthp.worlds.build import BuiltWorld, build_scenario
+from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
 
 DATA = Path(__file__).parent.parent / "data"
@@ -50,7 +50,7 @@ def drawn(seed: int, count: int) -> list[tuple[Scenario, BuiltWorld]]:
             )
         if rnd.random() < 0.3:
             settings = settings.replace(pages_to_scan=rnd.choice([1, 100, 512, 1000]))
-        world = build_scenario(scenario, PROFILES[rnd.choice(["v16", "7.3", "pmd-only"])])
+        world = build_world(scenario, PROFILES[rnd.choice(["v16", "7.3", "pmd-only"])])
         world.kernel.settings = settings
         found.append((scenario, world))
     return found

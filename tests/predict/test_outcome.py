@@ -13,7 +13,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome
 from mthp.words.profiles import V7_3
 from mthp.words.settings import Enabled
-from mthp.worlds.build import build_scenario
+from mthp.worlds.build import build_world
 from tests.predict.test_changes import FULL, outcome, scenario
 
 ALWAYS = Enabled.ALWAYS
@@ -76,7 +76,7 @@ def test_no_block_above_the_largest() -> None:
 
 def run_with(pages_to_scan: int) -> Outcome:
     of = scenario(*FULL, orders={4: ALWAYS})
-    world = build_scenario(of, V7_3)
+    world = build_world(of, V7_3)
     world.kernel.settings = of.settings.replace(pages_to_scan=pages_to_scan)
     return run_world(world, Request("t", "s", "r", changes=False))
 
@@ -101,7 +101,7 @@ def test_translations() -> None:
         (TlbModel.CONTPTE, 5, 32),
         (TlbModel.CONTPTE, 3, 512),
     ):
-        world = build_scenario(scenario(*FULL, orders={order: ALWAYS}), V7_3)
+        world = build_world(scenario(*FULL, orders={order: ALWAYS}), V7_3)
         result = run_world(world, Request("t", "s", "r", tlb=tlb, changes=False))
         assert (result.tlb_before, result.tlb_after) == (512, expected), (tlb, order)
         assert result.collapsed_bytes == 2 << 20

@@ -9,7 +9,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.steps import DrawnCall, StepRecorder
 from mthp.words.profiles import V7_3
 from mthp.words.settings import Enabled
-from mthp.worlds.build import build_scenario
+from mthp.worlds.build import build_world
 from tests.predict.test_changes import FULL, START, scenario
 
 MMAP, ANON = "mmap_lock (write)", "anon_vma (write)"
@@ -76,7 +76,7 @@ HUGE = [
 
 
 def steps(order: int) -> list[DrawnCall]:
-    world = build_scenario(scenario(*FULL, orders={order: Enabled.ALWAYS}), V7_3)
+    world = build_world(scenario(*FULL, orders={order: Enabled.ALWAYS}), V7_3)
     recorder = StepRecorder(world.kernel, START + 0x3000)
     request = Request("t", "s", "r", changes=False, on_event=recorder.on_event)
     run_world(world, request)

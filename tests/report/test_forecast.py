@@ -9,7 +9,7 @@ import json
 
 from rich.console import Console
 
-from mthp.compare.records import Forecast
+from mthp.compare.records import Forecast, Misprediction
 from mthp.report.forecast import forecast_document, good, render_forecasts
 from mthp.words.settings import Settings
 

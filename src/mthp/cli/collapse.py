@@ -38,7 +38,7 @@ from mthp.words.events import Event, ftrace
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
-from mthp.worlds.image_frames import Young
+from mthp.worlds.from_snapshot import Young
 
 
 class ScanProgress:

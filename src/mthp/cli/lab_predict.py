@@ -213,7 +213,7 @@ def _one(
     from mthp.compare.forecast import compare
     from mthp.image.snapshot import SnapshotError, load
     from mthp.lab.session.real_program import capture_around_khugepaged
-    from mthp.worlds.image_frames import Young
+    from mthp.worlds.from_snapshot import Young
 
     place.mkdir(exist_ok=True)
     captured = capture_around_khugepaged(provision, kernel, settings, memory, place, progress)

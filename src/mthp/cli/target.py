@@ -13,7 +13,7 @@ from mthp.image.snapshot import SnapshotError
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
 from mthp.words.settings import Settings, SettingsError
-from mthp.worlds.image_frames import Young
+from mthp.worlds.from_snapshot import Young
 
 MOST = 10**20
 """No limit: the kernel's ranges are checked by the settings."""

@@ -15,7 +15,7 @@ from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
 from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
 from mthp.words.profiles import Orders, Profile
-from mthp.worlds.build import BuiltWorld, build_scenario
+from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
 
 ENDLESS_PAGES_TO_SCAN = 2**32 - 1
@@ -121,8 +121,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
 def run_scenario(scenario: Scenario, profile: Profile, score: Conformance) -> list[PassResult]:
     """Run every recorded pass of a scenario, each from where the last one ended."""
     settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
-    world = build_scenario(scenario, profile)
-    world.kernel.settings = settings
+    world = build_world(scenario, profile, settings)
     results = []
     for number, recorded in enumerate(scenario.passes):
         result = run_pass(world, scenario)

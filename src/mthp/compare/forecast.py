@@ -14,8 +14,8 @@ from mthp.image.snapshot import Snapshot
 from mthp.predict.passes import Run, Tally, run_full_scans
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
-from mthp.worlds.image_frames import Assumptions, Young
-from mthp.worlds.image_world import build_image
+from mthp.worlds.build import build_world
+from mthp.worlds.from_snapshot import Young
 
 __all__ = ["compare"]
 
@@ -31,8 +31,7 @@ def compare(
     ValueError: a snapshot shows no folios, or its settings or its state cannot be.
     """
     settings = Settings.from_sysfs(before.sysfs, before.geometry)
-    assume = Assumptions(young=young)
-    predicted, run = _predict(before, settings, assume)
+    predicted, run, assumptions = _predict(before, settings, young)
     start, real = orders_of_snapshot(before), orders_of_snapshot(after)
     tables = _Tables(start, predicted, real, before.geometry.ptrs_per_pte)
     return Forecast(
@@ -47,14 +46,16 @@ def compare(
         full_scans=run.full_scans,
         real_full_scans=real_full_scans,
         misses=_misses(tables, before, settings, young) if tables.wrong.any() else (),
-        assumptions=tuple(assume.said),
+        assumptions=assumptions,
     )
 
 
-def _predict(image: Snapshot, settings: Settings, assume: Assumptions) -> tuple[Orders, Run]:
-    world = build_image(image, settings, profile_for_release(image.kernel), assume)
+def _predict(
+    image: Snapshot, settings: Settings, young: Young
+) -> tuple[Orders, Run, tuple[str, ...]]:
+    world = build_world(image, profile_for_release(image.kernel), settings, young)
     run = run_full_scans(world.kernel, world.khugepaged, Tally(world.kernel), None)
-    return orders_of_world(world), run
+    return orders_of_world(world), run, world.assumptions
 
 
 class _Tables:
@@ -86,7 +87,7 @@ def _misses(
     by_youth = np.zeros_like(tables.wrong)
     for other in Young:
         if other is not young:
-            orders, _ = _predict(before, settings, Assumptions(young=other))
+            orders, *_ = _predict(before, settings, other)
             by_youth |= tables.wrong & (tables.stack(orders) == tables.real)
     counts: Counter[tuple[int, int, int, bool]] = Counter()
     first: dict[tuple[int, int, int, bool], int] = {}

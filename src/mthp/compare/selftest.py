@@ -23,7 +23,7 @@ from mthp.lab.session.selftest import CaseVerdict, Output
 from mthp.lab.session.session import GuestSession
 from mthp.laws.at_rest import Census, check_collapse, check_quiescent
 from mthp.words.profiles import DEFAULT, Profile
-from mthp.worlds.build import BuiltWorld, build_scenario
+from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
 
 __all__ = [
@@ -58,7 +58,7 @@ def run_case(case: Case, profile: Profile) -> CaseRun:
 
 def _run_step(step: SelftestStep, profile: Profile) -> Iterator[str]:
     scenario = parse_scenario(step.document)
-    world = build_scenario(scenario, profile)
+    world = build_world(scenario, profile)
     world.kernel.settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
     before = Census(world.kernel)
     final: Sequence[PagesState] = [vma.initial for vma in scenario.vmas]
@@ -158,7 +158,7 @@ def findings(step: SelftestStep, recorded: Scenario, profile: Profile) -> Iterat
 def same_state(step: SelftestStep, recorded: Scenario) -> bool:
     """Whether a record starts from the step's state, as the engine would show it: page by page,
     entry by entry, flag by flag. Where on the swap device a page lies is the guest's own affair."""
-    world = build_scenario(parse_scenario(step.document), DEFAULT)
+    world = build_world(parse_scenario(step.document), DEFAULT)
     ours = render_state(world.kernel, world.vmas)
     theirs = [vma.initial for vma in recorded.vmas]
     return len(ours) == len(theirs) and all(

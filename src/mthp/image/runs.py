@@ -369,15 +369,20 @@ class PagesState:
             else:
                 yield from (token,) * count
 
+    @property
+    def entries(self) -> tuple[tuple[int, PteToken], ...]:
+        """The runs of page-table entries; those that the folios imply where the record has none."""
+        if self.ptes is not None:
+            return self.ptes
+        return tuple(
+            (count, parse_pte_token("PA" if token.kind is PageKind.ZERO else "-"))
+            for count, token in self.folios
+        )
+
     def pte_pages(self) -> Iterator[PteToken]:
         """The entry of every page."""
-        if self.ptes is not None:
-            for count, entry in self.ptes:
-                yield from (entry,) * count
-        else:
-            for count, token in self.folios:
-                text = "PA" if token.kind is PageKind.ZERO else "-"
-                yield from (parse_pte_token(text),) * count
+        for count, entry in self.entries:
+            yield from (entry,) * count
 
     def columns(self) -> PageColumns:
         """The state as lists over the pages; new lists at each call."""

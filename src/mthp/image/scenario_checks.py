@@ -7,7 +7,7 @@ Each check raises ScenarioError with the place in the document and one sentence.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -85,7 +85,7 @@ def check_snapshot(
 def _stretches(state: PagesState) -> Iterator[_Stretch]:
     """The state cut where either of its strings changes; neighbours that go on are joined."""
     page = 0
-    folios, entries = iter(state.folios), iter(_entries(state))
+    folios, entries = iter(state.folios), iter(state.entries)
     folio_left = entry_left = 0
     token, entry = FolioToken(PageKind.NONE), PteToken(PteState.NONE)
     last: _Stretch | None = None
@@ -105,14 +105,6 @@ def _stretches(state: PagesState) -> Iterator[_Stretch]:
         token = token.advanced(count)
     if last is not None:
         yield last
-
-
-def _entries(state: PagesState) -> Iterable[tuple[int, PteToken]]:
-    """The entries' runs; those the folios imply where the record has none."""
-    if state.ptes is not None:
-        return state.ptes
-    none, zero = PteToken(PteState.NONE), PteToken(PteState.PRESENT, "PA")
-    return [(count, zero if token.kind is PageKind.ZERO else none) for count, token in state.folios]
 
 
 def _check_stretch(where: str, vma: ScenarioVma, stretch: _Stretch, geometry: Geometry) -> None:

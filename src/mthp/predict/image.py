@@ -24,9 +24,8 @@ from mthp.predict.records import Outcome, Refusal, VmaUse
 from mthp.words.events import Event, OrderPolicy
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag, parse_thp_anon
-from mthp.worlds.build import BuiltWorld, build_scenario
-from mthp.worlds.image_frames import Assumptions, Young
-from mthp.worlds.image_world import build_image
+from mthp.worlds.build import BuiltWorld, build_world
+from mthp.worlds.from_snapshot import Young
 
 SCENARIO_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
 
@@ -95,21 +94,9 @@ class Image:
 
         Raises ValueError where the image is a state that no kernel can be in.
         """
-        assume = Assumptions(young=young)
-        if isinstance(self.data, Scenario):
-            world = build_scenario(self.data, profile)
-            world.kernel.settings = settings
-            unseen: tuple[str, ...] = ()
-        else:
-            world = build_image(self.data, settings, profile, assume)
-            unseen = self.data.unseen
-        return world, Request(
-            target=self.name,
-            source=self.source,
-            profile_reason=reason,
-            assumptions=assume.said,
-            unseen=unseen,
-        )
+        world = build_world(self.data, profile, settings, young)
+        unseen = self.data.unseen if isinstance(self.data, Snapshot) else ()
+        return world, Request(self.name, self.source, reason, unseen=unseen)
 
     def run(
         self,

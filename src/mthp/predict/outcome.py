@@ -36,7 +36,6 @@ class Request:
     on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
     on_try: Callable[[], None] | None = None
-    assumptions: list[str] = field(default_factory=list)
     unseen: tuple[str, ...] = ()
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -91,7 +90,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         vmas=tuple(
             _vma_use(vma, old, new) for vma, old, new in zip(vmas, before, after, strict=True)
         ),
-        assumptions=tuple(request.assumptions),
+        assumptions=world.assumptions,
         unseen=request.unseen,
         warnings=tuple(kernel.warnings.values()),
         seconds=time.monotonic() - began,

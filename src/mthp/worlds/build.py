@@ -1,87 +1,111 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Put a scenario's initial state into a world: folios, tables, VMAs, as a kernel would have them."""
+"""The one builder of worlds: an image's arrays become folios, tables and VMAs of a kernel.
+
+A snapshot and a scenario come here in the same form (mthp.worlds.arrays), so that each fact is
+derived once: which PG_* flag a kpageflags bit is, what a page-table entry's word is, and what the
+mappings of a large folio add up to.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
+import numpy as np
+from numpy.typing import NDArray
+
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import Advice, Prctl, ScenarioVma
+from mthp.image.snapshot import Kpf, Pte, Snapshot
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.mm import page_flags as pg
-from mthp.mm.mm_types import (
-    MMF_DISABLE_THP_COMPLETELY,
-    MMF_DISABLE_THP_EXCEPT_ADVISED,
-    Kernel,
-    Mm,
-    PageTable,
-    Vma,
-)
-from mthp.mm.page_alloc import NodeState
-from mthp.mm.page_counter import MemCgroup
+from mthp.mm.mm_types import Kernel, Mm, PageTable, Vma
 from mthp.mm.page_flags import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
-    DIRTY,
+    PFN_SHIFT,
+    PRESENT,
     SOFT_DIRTY,
+    SPECIAL,
+    SWP_EXCLUSIVE,
     UFFD_WP,
-    WRITE,
-    YOUNG,
     Leaf,
     huge_pmd,
     leaf_pte,
-    mk_pte,
     pmd_is_table,
     pmd_none,
     pmd_pgtable,
+    pmd_present,
+    pte_pfn,
+    pte_present,
     table_pmd,
-    zero_pte,
 )
 from mthp.mm.rmap import UNKNOWN_MM, share_large_folio
-from mthp.mm.vm_flags import (
-    VM_DEFAULT,
-    VM_DROPPABLE,
-    VM_HUGEPAGE,
-    VM_LOCKED,
-    VM_MERGEABLE,
-    VM_NOHUGEPAGE,
-    VM_SOFTDIRTY,
-    VM_UFFD_WP,
-    VM_WRITE,
-)
+from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.words.profiles import Profile
-from mthp.worlds.build_swap import SwapSlots
+from mthp.words.settings import Settings
+from mthp.worlds.arrays import Image, ImageProcess, ImageVma, PageRange, TableArrays, span
+from mthp.worlds.from_scenario import image_of_scenario
+from mthp.worlds.from_snapshot import Young, image_of_snapshot
 
 GUP_PIN_COUNTING_BIAS = 1024
 """References that one pin adds to a small folio. Kernel: include/linux/mm.h."""
 
-PAGE_FLAGS = {
-    "l": pg.PG_LOCKED,
-    "R": pg.PG_REFERENCED,
-    "D": pg.PG_DIRTY,
-    "L": pg.PG_LRU,
-    "A": pg.PG_ACTIVE,
-    "a": pg.PG_ANON,
-    "C": pg.PG_SWAPCACHE,
-    "B": pg.PG_SWAPBACKED,
-    "V": pg.PG_UNEVICTABLE,
-    "M": pg.PG_MLOCKED,
-    "K": pg.PG_KSM,
+PG_OF_KPF = {
+    Kpf.LOCKED: pg.PG_LOCKED,
+    Kpf.REFERENCED: pg.PG_REFERENCED,
+    Kpf.DIRTY: pg.PG_DIRTY,
+    Kpf.LRU: pg.PG_LRU,
+    Kpf.ACTIVE: pg.PG_ACTIVE,
+    Kpf.ANON: pg.PG_ANON,
+    Kpf.SWAPCACHE: pg.PG_SWAPCACHE,
+    Kpf.SWAPBACKED: pg.PG_SWAPBACKED,
+    Kpf.UNEVICTABLE: pg.PG_UNEVICTABLE,
+    Kpf.MLOCKED: pg.PG_MLOCKED,
+    Kpf.KSM: pg.PG_KSM,
 }
-"""kpageflags letters of the scenario format and the flags they stand for."""
+"""kpageflags bits and the flags they stand for."""
 
-_PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY, "U": UFFD_WP}
+_SPECIAL_SWAP_TYPES = {24: Leaf.HWPOISON, 25: Leaf.MIGRATION, 26: Leaf.MIGRATION, 27: Leaf.MIGRATION,
+                       28: Leaf.DEVICE, 29: Leaf.DEVICE, 30: Leaf.DEVICE}  # fmt: skip
+"""Swap types that are no device. A marker (31) is userfaultfd's or stands for poison."""
+_SWAP_TYPE_BITS = 5
+_MARKER_TYPE = 31
+_CONTENT_MASK = 0x7FFFFFFF
+_TABLES_AT_ONCE = 1024
+"""Tables whose frames are made together; what is needed for that lives no longer."""
 
 
 @dataclass(slots=True)
 class BuiltWorld:
-    """A kernel, its daemon, and the mappings a scenario or an image put into it."""
+    """A kernel, its daemon, and the mappings of the image in the image's order.
+
+    assumptions: sentences on what the image could not say.
+    """
 
     kernel: Kernel
     khugepaged: Khugepaged
     vmas: list[Vma]
+    assumptions: tuple[str, ...] = ()
+
+
+def build_world(
+    image: Snapshot | Scenario,
+    profile: Profile,
+    settings: Settings | None = None,
+    young: Young = Young.CAPTURED,
+) -> BuiltWorld:
+    """The world of an image, registered with khugepaged and ready for its first pass.
+
+    settings: those the image was captured with unless given. young: which pages of a snapshot are
+    taken to be young; a scenario knows. Every page gets contents of its own (its frame's number).
+    """
+    if isinstance(image, Scenario):
+        return _Builder(image_of_scenario(image), settings or image.settings, profile).build()
+    if settings is None:
+        settings = Settings.from_sysfs(image.sysfs, image.geometry)
+    return _Builder(image_of_snapshot(image, young), settings, profile).build()
 
 
 def table_at(mm: Mm, address: int) -> PageTable:
@@ -108,295 +132,379 @@ def map_huge(mm: Mm, address: int, pfn: int, flags: int) -> None:
     pmd.page.deposited.setdefault(pmd.slot, []).append(mm.kernel.new_table().number)
 
 
+def mapped_frame(mm: Mm, address: int) -> int | None:
+    """The frame address maps now, 0 for the zero page, None for nothing. Not a step."""
+    geometry = mm.geometry
+    pmd = pmd_ptr(mm, address)
+    value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
+    if not pmd_present(value):
+        return None
+    if not pmd_is_table(value):
+        return pte_pfn(value) + geometry.pte_index(address)
+    entry = mm.kernel.tables[pmd_pgtable(value)].ptes.raw[geometry.pte_index(address)]
+    return pte_pfn(entry) if pte_present(entry) else None
+
+
 @dataclass(slots=True)
-class _KnownFolio:
-    """A folio with an identity, while its pages are being met."""
+class _Mapped:
+    """The mapped pages of some tables, one value of each array a page.
 
-    head: int
-    token: FolioToken
-    mapcounts: dict[int, int] = field(default_factory=dict)
-    """Page's place in the folio -> its mapcount, from every process there is."""
-    ptes: Counter[int] = field(default_factory=Counter)
-    """Page's place in the folio -> PTE mappings in this world."""
+    first: the page of the mapping at which the folio begins, or would. anon_vma: a number.
+    """
+
+    pfn: NDArray[np.int64]
+    order: NDArray[np.uint8]
+    flags: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    poisoned: NDArray[np.bool_]
+    anon_vma: NDArray[np.int32]
+    address: NDArray[np.uint64]
+
+    @property
+    def head(self) -> NDArray[np.int64]:
+        """The image's number of each folio's first frame."""
+        return self.pfn >> self.order << self.order
+
+    def of(self, which: NDArray[np.bool_]) -> _Mapped:
+        """Some of the pages."""
+        return _Mapped(*(getattr(self, name)[which] for name in _Mapped.__slots__))
+
+
+@dataclass(slots=True)
+class _LargeFolio:
+    """How a large folio is mapped in this world. visible: mm number -> mappings, a PMD's being one."""
+
     visible: Counter[int] = field(default_factory=Counter)
-    """mm number -> mappings in this world, a PMD's being one."""
-    pmd_mapped: int = 0
+    pmds: int = 0
 
 
-class ScenarioBuilder:
-    """Builds one scenario's world. Every page gets its own contents (its frame's number)."""
+class _Builder:
+    """Builds the world of one image.
 
-    def __init__(self, scenario: Scenario, profile: Profile) -> None:
-        self.scenario = scenario
-        nodes = (NodeState(scenario.free_blocks, largest=scenario.largest_block),)
-        self.kernel = Kernel(scenario.settings, profile, nodes=nodes)
+    heads: the image's head frame -> our folio, for folios that may be met again. large: our large
+    folios. by_ptes: pages of large folios that PTEs of this world map, as often as they do.
+    """
+
+    def __init__(self, image: Image, settings: Settings, profile: Profile) -> None:
+        self.image = image
+        self.kernel = Kernel(settings, profile, nr_cpus=image.nr_cpus, nodes=image.nodes)
         self.mem = self.kernel.mem
-        self.khugepaged = Khugepaged(self.kernel)
-        self.known: dict[int, _KnownFolio] = {}
-        self.mms: dict[int, Mm] = {}
-        self.slots = SwapSlots(self.kernel, scenario)
+        self.geometry = self.kernel.geometry
+        self.kernel.swap.synchronous = image.synchronous
+        self.heads: dict[int, int] = {}
+        self.large: dict[int, _LargeFolio] = {}
+        self.by_ptes: list[NDArray[np.int32]] = []
+        self.next_slot = 1
+        self.shared_slots: dict[int, int] = {}
+        self.cached: list[tuple[int, int, int]] = []
 
     def build(self) -> BuiltWorld:
-        """The world as it stands before the first pass."""
-        vmas = [self.add_vma(vma) for vma in self.scenario.vmas]
-        for spec, vma in zip(self.scenario.vmas, vmas, strict=True):
-            self.fill(spec, vma)
-        for folio in self.known.values():
-            self.finish_folio(folio)
-        self.slots.finish()
-        for spec, vma in zip(self.scenario.vmas, vmas, strict=True):
-            self.add_references(spec, vma)
-        for mm in self.mms.values():
-            self.khugepaged.khugepaged_enter(mm)
-        self.kernel.vmstat.mthp.clear()
-        return BuiltWorld(self.kernel, self.khugepaged, vmas)
+        """All processes, registered with khugepaged in the image's order."""
+        kernel = self.kernel
+        for each in self.image.memcgs:
+            kernel.new_memcg(each.name, each.limit, each.usage).reclaimable = each.reclaimable
+        built: list[tuple[ImageVma, Vma]] = []
+        for process in self.image.processes:
+            memcg = None if process.memcg is None else kernel.memcgs[process.memcg]
+            mm = kernel.new_mm(process.pid, process.name, memcg)
+            mm.mm_flags_set(process.mm_flags)
+            built += [(vma, self.add_vma(mm, vma)) for vma in process.vmas]
+            self.fill(mm, process)
+        self.finish_large()
+        self.finish_swap()
+        for image, vma in built:
+            self.add_references(image, vma)
+        khugepaged = Khugepaged(kernel)
+        for mm in kernel.mms:
+            khugepaged.khugepaged_enter(mm)
+        kernel.vmstat.mthp.clear()
+        built.sort(key=lambda pair: pair[0].place)
+        return BuiltWorld(kernel, khugepaged, [vma for _, vma in built], self.image.assumptions)
 
-    def mm(self, index: int) -> Mm:
-        """The mm of a process of the scenario."""
-        if index not in self.mms:
-            mm = self.kernel.new_mm(1000 + index, "scenario", self.memcg())
-            modes = self.scenario.prctl
-            mode = modes[index] if index < len(modes) else None
-            if mode is Prctl.DISABLE:
-                mm.mm_flags_set(MMF_DISABLE_THP_COMPLETELY)
-            elif mode is Prctl.EXCEPT_ADVISED:
-                mm.mm_flags_set(MMF_DISABLE_THP_EXCEPT_ADVISED)
-            self.mms[index] = mm
-        return self.mms[index]
-
-    def memcg(self) -> MemCgroup | None:
-        """The one cgroup of the scenario's processes."""
-        wanted = self.scenario.memcg
-        if wanted is None:
-            return None
-        if not self.kernel.memcgs:
-            self.kernel.new_memcg("scenario", wanted.limit_pages, wanted.usage_pages)
-        return self.kernel.memcgs[0]
-
-    def add_vma(self, spec: ScenarioVma) -> Vma:
-        """One mapping with its flags."""
-        flags = VM_DEFAULT
-        flags |= VM_SOFTDIRTY if _soft_dirty(spec) else 0
-        flags |= VM_HUGEPAGE if spec.advice is Advice.HUGEPAGE else 0
-        flags |= VM_NOHUGEPAGE if spec.advice is Advice.NOHUGEPAGE else 0
-        flags |= VM_LOCKED if spec.mlocked else 0
-        flags |= VM_UFFD_WP if spec.uffd_wp else 0
-        flags |= VM_DROPPABLE if spec.droppable else 0
-        flags &= ~(VM_WRITE if spec.read_only else 0)
-        flags |= VM_MERGEABLE if spec.ksm else 0
-        mm = self.mm(spec.mm)
-        vma = mm.mmap(spec.start, spec.end(self.scenario.geometry), flags)
-        if spec.anon_vma:
+    def add_vma(self, mm: Mm, image: ImageVma) -> Vma:
+        """One mapping."""
+        vma = mm.mmap(image.start, image.end, image.vm_flags, file=image.file, name=image.name)
+        if image.anon_vma:
             mm.link_anon_vma(vma)
         return vma
 
-    def fill(self, spec: ScenarioVma, vma: Vma) -> None:
-        """Page tables, entries and folios of one mapping."""
-        geometry = self.scenario.geometry
-        mm = vma.vm_mm
-        pages = zip(spec.initial.folio_pages(), spec.initial.pte_pages(), strict=True)
-        for i, (token, entry) in enumerate(pages):
-            address = spec.start + (i << geometry.page_shift)
-            if entry.state is PteState.NO_TABLE:
-                continue
-            slot = geometry.pte_index(address)
-            if entry.state is PteState.HUGE:
-                if slot == 0:
-                    pfn = self.huge_frame(token, mm)
-                    map_huge(mm, address, pfn, self.pte_flags(token, entry))
-                if token.kind is PageKind.FOLIO:
-                    self.known_folio(token).mapcounts[token.index] = token.mapcount
-                continue
-            value = self.pte_value(token, entry, vma, address)
-            table_at(mm, address).ptes.raw[slot] = value
+    # Tables
 
-    def huge_frame(self, token: FolioToken, mm: Mm) -> int:
-        """The first frame behind a huge PMD."""
-        if token.kind is PageKind.HUGE_ZERO:
-            return 0
-        folio = self.known_folio(token)
-        folio.pmd_mapped += 1
-        folio.visible[mm.number] += 1
-        return folio.head
+    def fill(self, mm: Mm, process: ImageProcess) -> None:
+        """Every populated table of one process, some at a time."""
+        tables = process.tables
+        anon_vmas = np.zeros(tables.pte.shape, np.int32)
+        for vma in mm.vmas:
+            if vma.anon_vma is not None:
+                own = span(tables.table_address, self.geometry, vma.vm_start, vma.vm_end)
+                anon_vmas.reshape(-1)[own] = vma.anon_vma.number
+        for first in range(0, len(tables.table_address), _TABLES_AT_ONCE):
+            rows = slice(first, first + _TABLES_AT_ONCE)
+            some = TableArrays(*(getattr(tables, name)[rows] for name in _ARRAYS))
+            self.fill_tables(mm, some, anon_vmas[rows])
 
-    def pte_flags(self, token: FolioToken, entry: PteToken) -> int:
-        """PTE bits from both tokens."""
-        flags = sum(bit for letter, bit in _PTE_LETTERS.items() if letter in entry.letters)
-        if "s" in token.pagemap:
-            flags |= SOFT_DIRTY
-        if "w" in token.pagemap:
-            flags |= UFFD_WP
-        return flags
+    def fill_tables(self, mm: Mm, tables: TableArrays, anon_vmas: NDArray[np.int32]) -> None:
+        """Frames, then entries, then the tables that hold them."""
+        huge = ((tables.pte & Pte.HUGE) != 0).all(axis=1)
+        frames = self.frames(mm, tables, anon_vmas, huge)
+        words = self.words(tables, frames)
+        for row, address in enumerate(tables.table_address.tolist()):
+            if huge[row]:
+                word = int(words[row, 0])
+                map_huge(mm, address, pte_pfn(word), word & ((1 << PFN_SHIFT) - 1) & ~SPECIAL)
+            else:
+                table = table_at(mm, address)
+                table.ptes.raw[:] = array("Q", words[row].tobytes())
 
-    def pte_value(self, token: FolioToken, entry: PteToken, vma: Vma, address: int) -> int:
-        """The word of one entry."""
-        match token.kind:
-            case PageKind.NONE:
-                return 0
-            case PageKind.ZERO | PageKind.HUGE_ZERO:
-                return zero_pte(self.pte_flags(token, entry))
-            case PageKind.GUARD:
-                return leaf_pte(Leaf.GUARD)
-            case PageKind.SWAP:
-                return self.slots.pte(token)
-            case PageKind.FOLIO:
-                page = self.page(token, vma, address)
-                return mk_pte(page, self.pte_flags(token, entry))
+    def words(self, tables: TableArrays, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """(n, PTRS) the PTE words."""
+        pte = tables.pte
+        present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
+        words = np.where(present, frames << PFN_SHIFT | tables.bits | PRESENT, 0)
+        words |= np.where(present & zero, SPECIAL, 0)
+        populated = (pte & (Pte.PRESENT | Pte.SWAPPED)) != 0
+        words |= np.where(populated & ((pte & Pte.SOFT_DIRTY) != 0), SOFT_DIRTY, 0)
+        words |= np.where(populated & ((pte & Pte.UFFD_WP) != 0), UFFD_WP, 0)
+        page_size = self.geometry.page_size
+        for row, column in np.argwhere((pte & Pte.SWAPPED) != 0).tolist():
+            words[row, column] = self.leaf(
+                int(pte[row, column]),
+                int(words[row, column]),
+                int(tables.pfn[row, column]),
+                int(tables.table_address[row]) + column * page_size,
+            )
+        return words.astype(np.uint64)
 
-    def page(self, token: FolioToken, vma: Vma, address: int) -> int:
-        """The frame a PTE maps; a small page without an identity gets a folio of its own."""
+    def leaf(self, pte: int, marks: int, captured: int, address: int) -> int:
+        """The word of an entry that is neither present nor none: a slot, a guard or a marker."""
+        if pte & Pte.GUARD:
+            return leaf_pte(Leaf.GUARD)
+        swap_type, offset = captured & ((1 << _SWAP_TYPE_BITS) - 1), captured >> _SWAP_TYPE_BITS
+        if swap_type == _MARKER_TYPE:
+            return leaf_pte(Leaf.UFFD_WP_MARKER if marks & UFFD_WP else Leaf.HWPOISON, 0, marks)
+        if swap_type in _SPECIAL_SWAP_TYPES:
+            return leaf_pte(_SPECIAL_SWAP_TYPES[swap_type], 0, marks)
+        entry = swp_entry(swap_type, offset) if offset else self.unplaced(swap_type, 1)
+        self.kernel.swap.hold(entry)
+        if pte & Pte.EXCLUSIVE:
+            return leaf_pte(Leaf.SWAP, entry, marks | SWP_EXCLUSIVE)
+        if offset:
+            self.shared_slots[address] = entry
+        return leaf_pte(Leaf.SWAP, entry, marks)
+
+    # Frames
+
+    def frames(
+        self,
+        mm: Mm,
+        tables: TableArrays,
+        anon_vmas: NDArray[np.int32],
+        huge: NDArray[np.bool_],
+    ) -> NDArray[np.int64]:
+        """(n, PTRS) the frame each PTE maps, 0 where it maps none or the zero page."""
+        here = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+        rows, columns = np.nonzero(here)
+        raw = tables.kpageflags[here]
+        flags = np.full(len(raw), pg.PG_UPTODATE, np.int64)
+        for kpf, flag in PG_OF_KPF.items():
+            flags |= np.where(raw >> np.uint64(kpf) & np.uint64(1), flag, 0)
+        pages = _Mapped(
+            tables.pfn[here].astype(np.int64),
+            tables.folio_order[here],
+            flags,
+            np.maximum(tables.kpagecount[here].astype(np.int64), 1),
+            raw >> np.uint64(Kpf.HWPOISON) & np.uint64(1) != 0,
+            anon_vmas[here],
+            tables.table_address[rows] + (columns << self.geometry.page_shift).astype(np.uint64),
+        )
+        frames = np.zeros(tables.pte.shape, np.int64)
+        found = np.empty(len(raw), np.int64)
+        small = pages.order == 0
+        found[small] = self.small_frames(mm, pages.of(small))
+        found[~small] = self.large_frames(mm, pages.of(~small), huge[rows[~small]])
+        frames[here] = found
+        in_cache = np.flatnonzero(flags & pg.PG_SWAPCACHE)
+        for page, address in zip(
+            found[in_cache].tolist(), pages.address[in_cache].tolist(), strict=True
+        ):
+            head = self.mem.head.raw[page]
+            self.cached.append((head, page - head, address))
+        return frames
+
+    def small_frames(self, mm: Mm, pages: _Mapped) -> NDArray[np.int64]:
+        """Folios of order 0: one frame for each distinct PFN, also across processes."""
+        distinct, first, inverse, uses = np.unique(
+            pages.pfn, return_index=True, return_inverse=True, return_counts=True
+        )
+        known = np.array([self.heads.get(pfn, 0) for pfn in distinct.tolist()], np.int64)
+        fresh = np.flatnonzero(known == 0)
+        at = first[fresh]
+        mapcounts = np.maximum(pages.counts[at], uses[fresh])
         mem = self.mem
-        pgoff = (address >> self.scenario.geometry.page_shift) - token.index
-        if token.folio is not None:
-            known = self.known_folio(token)
-            page = self.map_known(known, token, vma)
-            head = known.head
-        else:
-            head = page = mem.new_frames(0, 0)
-            self.prepare(page, token)
-            mem.mapcount.raw[page] = token.mapcount
-            mem.refcount.raw[page] = token.mapcount + ("C" in token.flags)
-        if mem.index.raw[head] == 0 and vma.anon_vma is not None:
-            mem.index.raw[head] = pgoff
-            mem.anon_vma.raw[head] = vma.anon_vma.number
-        if "C" in token.flags:
-            self.slots.meet(head, 1 << token.order, token.index, address)
-        if "x" in token.pagemap:
-            mem.page_flags.raw[page] |= PAGE_ANON_EXCLUSIVE
-        return page
+        start = mem.append_frames(0, len(fresh))
+        new = slice(start, start + len(fresh))
+        known[fresh] = np.arange(new.start, new.stop)
+        mem.head.view()[new] = known[fresh]
+        mem.flags.view()[new] = pages.flags[at]
+        mem.mapcount.view()[new] = mapcounts
+        mem.refcount.view()[new] = mapcounts + (pages.flags[at] & pg.PG_SWAPCACHE != 0)
+        mem.page_flags.view()[new] = self.page_flags(mapcounts, pages.poisoned[at])
+        mem.content.view()[new] = known[fresh] & _CONTENT_MASK
+        mem.anon_vma.view()[new] = pages.anon_vma[at]
+        mem.index.view()[new] = pages.address[at] >> np.uint64(self.geometry.page_shift)
+        mem.memcg.view()[new] = mm.memcg.number if mm.memcg is not None else 0
+        for k in fresh[pages.counts[at] > 1].tolist():
+            self.heads[int(distinct[k])] = int(known[k])
+        found: NDArray[np.int64] = known[inverse]
+        return found
 
-    def map_known(self, known: _KnownFolio, token: FolioToken, vma: Vma) -> int:
-        """One more PTE of this world maps a page of a folio; the page."""
-        known.mapcounts[token.index] = token.mapcount
-        known.ptes[token.index] += 1
-        known.visible[vma.vm_mm.number] += 1
-        return known.head + token.index
+    def page_flags(
+        self, mapcounts: NDArray[np.int64], poisoned: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """What belongs to each page itself."""
+        exclusive = np.where(mapcounts <= 1, PAGE_ANON_EXCLUSIVE, 0).astype(np.int64)
+        return exclusive | np.where(poisoned, PAGE_HWPOISON, 0).astype(np.int64)
 
-    def known_folio(self, token: FolioToken) -> _KnownFolio:
-        """The folio of a token with an identity, made when it is met first."""
-        assert token.folio is not None
-        if token.folio not in self.known:
-            head = self.mem.new_frames(0, token.order)
-            self.prepare(head, token)
-            self.known[token.folio] = _KnownFolio(head, token)
-        return self.known[token.folio]
+    def large_frames(self, mm: Mm, pages: _Mapped, huge: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Frames of pages of large folios; huge: which of them a PMD maps.
 
-    def prepare(self, head: int, token: FolioToken) -> None:
-        """A folio's frames, flags and contents."""
+        The mapcount row keeps what the image says of a page, with PMDs, until finish_large().
+        """
+        if not len(pages.pfn):
+            return np.zeros(0, np.int64)
         mem = self.mem
-        mem.prep_folio(head, token.order)
-        flags = pg.PG_UPTODATE
-        for letter in token.flags:
-            flags |= PAGE_FLAGS.get(letter, 0)
-        mem.flags.raw[head] = flags
-        mem.memcg.raw[head] = len(self.kernel.memcgs)
-        for page in range(head, head + (1 << token.order)):
-            mem.content.raw[page] = page
-            if "P" in token.flags:
-                mem.page_flags.raw[page] |= PAGE_HWPOISON
+        heads, first, inverse = np.unique(pages.head, return_index=True, return_inverse=True)
+        for k in first.tolist():
+            self.large_folio(mm, pages, k)
+        ours = np.array([self.heads[head] for head in heads.tolist()], np.int64)
+        found: NDArray[np.int64] = ours[inverse] + (pages.pfn - pages.head)
+        counts = np.maximum(mem.mapcount.view()[found], pages.counts)
+        mem.mapcount.view()[found] = counts
+        mem.page_flags.view()[found] |= self.page_flags(counts, pages.poisoned).astype(np.uint8)
+        self.by_ptes.append(found[~huge].astype(np.int32))
+        uses = np.bincount(inverse[~huge], minlength=len(heads))
+        pmds = np.bincount(inverse[huge], minlength=len(heads)) >> self.geometry.pmd_order
+        for folio, ptes, entire in zip(ours.tolist(), uses.tolist(), pmds.tolist(), strict=True):
+            large = self.large[folio]
+            large.visible[mm.number] += ptes + entire
+            large.pmds += entire
+        return found
 
-    def finish_folio(self, known: _KnownFolio) -> None:
-        """Counts that need all mappings of a folio."""
-        if known.token.order:
-            self.finish_large(known)
+    def large_folio(self, mm: Mm, pages: _Mapped, k: int) -> None:
+        """Make the folio of a page when it is met first; it is charged where mm is."""
+        head, order = int(pages.head[k]), int(pages.order[k])
+        if head in self.heads:
             return
-        mapcount = self.mem.mapcount.raw[known.head] = known.mapcounts[0]
-        self.mem.refcount.raw[known.head] = mapcount + ("C" in known.token.flags)
+        mem = self.mem
+        folio = self.heads[head] = mem.new_frames(0, order)
+        self.large[folio] = _LargeFolio()
+        mem.prep_folio(folio, order)
+        mem.flags.raw[folio] = int(pages.flags[k])
+        mem.anon_vma.raw[folio] = int(pages.anon_vma[k])
+        place = int(pages.address[k]) >> self.geometry.page_shift
+        mem.index.raw[folio] = place - (int(pages.pfn[k]) - head)
+        mem.memcg.raw[folio] = mm.memcg.number if mm.memcg is not None else 0
+        frames = range(folio, folio + (1 << order))
+        mem.content.view()[folio : frames.stop] = np.array(frames) & _CONTENT_MASK
 
-    def finish_large(self, large: _KnownFolio) -> None:
-        """Counts that need all pages of a large folio.
+    def finish_large(self) -> None:
+        """Counts and sharing of every large folio, when all of its mappings have been met.
 
         Mappings that no process of this world has are another's: of the whole folio by a PMD as far
         as every page has one and we see a PMD of it here, of single pages otherwise.
         """
         mem = self.mem
-        head, nr = large.head, 1 << large.token.order
-        others = {
-            index: mapcount - large.pmd_mapped - large.ptes[index]
-            for index, mapcount in large.mapcounts.items()
-        }
-        other_pmds = min(others.values()) if large.pmd_mapped else 0
-        entire = large.pmd_mapped + other_pmds
-        for index, mapcount in large.mapcounts.items():
-            mem.mapcount.raw[head + index] = mapcount - entire
-        ptes = sum(mem.mapcount.raw[head : head + nr])
-        mapped = sum(1 for n in mem.mapcount.raw[head : head + nr] if n)
-        if entire:
-            mem.entire_mapcount.raw[head] = entire
-            mapped += ENTIRELY_MAPPED
-        mem.large_mapcount.raw[head] = ptes + entire
-        mem.nr_pages_mapped.raw[head] = mapped
-        mem.refcount.raw[head] = ptes + entire + (nr if "C" in large.token.flags else 0)
-        outside = other_pmds + sum(count - other_pmds for count in others.values())
-        if outside > 0:
-            large.visible[UNKNOWN_MM] = outside
-        if len(large.visible) > 1:
-            share_large_folio(mem, head, large.visible)
-        if outside <= 0 and 0 < mapped < nr and "C" not in large.token.flags:
-            # Every mapping is in this world, so some of its pages have none: they were unmapped.
-            mem.flags.raw[head] |= pg.PG_PARTIALLY_MAPPED
+        pages = np.concatenate([*self.by_ptes, np.zeros(0, np.int32)])
+        met = np.bincount(pages, minlength=mem.nr_frames)
+        for folio, large in self.large.items():
+            nr = mem.folio_nr_pages(folio)
+            counts, by_ptes = mem.mapcount.view()[folio : folio + nr], met[folio : folio + nr]
+            seen = counts > 0
+            others = np.maximum(counts - by_ptes - large.pmds, 0)[seen]
+            other_pmds = int(others.min()) if large.pmds else 0
+            entire = large.pmds + other_pmds
+            counts[seen] = by_ptes[seen] + others - other_pmds
+            ptes, mapped = int(counts.sum()), int(np.count_nonzero(counts))
+            outside = int(others.sum()) - other_pmds * (len(others) - 1)
+            swapcache = mem.flags.raw[folio] & pg.PG_SWAPCACHE
+            mem.entire_mapcount.raw[folio] = entire
+            mem.large_mapcount.raw[folio] = ptes + entire
+            mem.nr_pages_mapped.raw[folio] = mapped + (ENTIRELY_MAPPED if entire else 0)
+            mem.refcount.raw[folio] = ptes + entire + (nr if swapcache else 0)
+            if outside:
+                large.visible[UNKNOWN_MM] = outside
+            if len(large.visible) > 1:
+                share_large_folio(mem, folio, large.visible)
+            if not outside and not entire and 0 < mapped < nr and not swapcache:
+                # Every mapping is in this world, so some of its pages have none: they were unmapped.
+                mem.flags.raw[folio] |= pg.PG_PARTIALLY_MAPPED
 
-    def add_references(self, spec: ScenarioVma, vma: Vma) -> None:
+    # Swap
+
+    def unplaced(self, swap_type: int, nr: int) -> int:
+        """Slots of their own for nr pages of unknown offset."""
+        number, self.next_slot = self.next_slot, self.next_slot + nr
+        return unplaced_entry(swap_type, number)
+
+    def finish_swap(self) -> None:
+        """Who else names slots, and the swap cache.
+
+        A folio in the swap cache does not say which slots it stands for. Where another process
+        still names one at the same address, as after fork(), they are those; else they are some of
+        its own.
+        """
+        swap = self.kernel.swap
+        for entry, users in self.image.outside.items():
+            swap.users[entry] += users
+        firsts: dict[int, int | None] = {}
+        for folio, index, address in self.cached:
+            named = self.shared_slots.get(address)
+            if named is not None:
+                firsts[folio] = named - index
+            else:
+                firsts.setdefault(folio, None)
+        for folio, first in firsts.items():
+            nr = self.mem.folio_nr_pages(folio)
+            if first is None:
+                first = self.unplaced(0, nr)
+                if swap.synchronous:
+                    # Another process names it: else it would not be in the swap cache any more.
+                    swap.add_user(first)
+            swap.add_to_cache(first, folio, nr)
+
+    # References
+
+    def add_references(self, image: ImageVma, vma: Vma) -> None:
         """Pins, extra references, locks, poison and missing LRU membership, by page ranges."""
-        for first, count in spec.pins:
-            for folio in self.folios(spec, vma, first, count):
-                large = self.mem.order.raw[folio] > 0
-                self.mem.refcount.raw[folio] += 1 if large else GUP_PIN_COUNTING_BIAS
-        for first, count, refs in spec.extra_refs:
-            for folio in self.folios(spec, vma, first, count):
-                self.mem.refcount.raw[folio] += refs
-        for first, count in spec.locked:
-            for folio in self.folios(spec, vma, first, count):
-                self.mem.flags.raw[folio] |= pg.PG_LOCKED
-        for first, count in spec.off_lru:
-            for folio in self.folios(spec, vma, first, count):
-                self.mem.flags.raw[folio] &= ~pg.PG_LRU
-        for first, count in spec.poisoned:
-            for pfn in self.frames(spec, vma, first, count):
-                self.mem.page_flags.raw[pfn] |= PAGE_HWPOISON
+        mem = self.mem
+        for pages in image.pins:
+            for folio in self.folios(vma, pages):
+                mem.refcount.raw[folio] += 1 if mem.order.raw[folio] else GUP_PIN_COUNTING_BIAS
+        for first, count, refs in image.extra_refs:
+            for folio in self.folios(vma, (first, count)):
+                mem.refcount.raw[folio] += refs
+        for pages in image.locked:
+            for folio in self.folios(vma, pages):
+                mem.flags.raw[folio] |= pg.PG_LOCKED
+        for pages in image.off_lru:
+            for folio in self.folios(vma, pages):
+                mem.flags.raw[folio] &= ~pg.PG_LRU
+        for pages in image.poisoned:
+            for pfn in self.mapped_frames(vma, pages):
+                mem.page_flags.raw[pfn] |= PAGE_HWPOISON
 
-    def frames(self, spec: ScenarioVma, vma: Vma, first: int, count: int) -> list[int]:
+    def mapped_frames(self, vma: Vma, pages: PageRange) -> Iterator[int]:
         """The frames mapped by a range of pages."""
-        found = []
-        shift = self.scenario.geometry.page_shift
+        first, count = pages
         for i in range(first, first + count):
-            pfn = mapped_frame(vma.vm_mm, spec.start + (i << shift))
+            pfn = mapped_frame(vma.vm_mm, vma.vm_start + (i << self.geometry.page_shift))
             if pfn:
-                found.append(pfn)
-        return found
+                yield pfn
 
-    def folios(self, spec: ScenarioVma, vma: Vma, first: int, count: int) -> list[int]:
+    def folios(self, vma: Vma, pages: PageRange) -> list[int]:
         """The folios of a range of pages, each once."""
-        frames = self.frames(spec, vma, first, count)
-        return list(dict.fromkeys(self.mem.head.raw[pfn] for pfn in frames))
+        heads = self.mem.head.raw
+        return list(dict.fromkeys(heads[pfn] for pfn in self.mapped_frames(vma, pages)))
 
 
-def _soft_dirty(spec: ScenarioVma) -> bool:
-    """VM_SOFTDIRTY, as the record says; else whether it may be set: then no page of a folio shows as
-    soft-clean.
-
-    Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry().
-    """
-    if spec.softdirty is not None:
-        return spec.softdirty
-    return all("s" in run.pagemap for _, run in spec.initial.folios if run.kind is PageKind.FOLIO)
-
-
-def mapped_frame(mm: Mm, address: int) -> int | None:
-    """The frame address maps now, 0 for the zero page, None for nothing. Not a step."""
-    geometry = mm.geometry
-    pmd = pmd_ptr(mm, address)
-    if pmd is None:
-        return None
-    value = pmd.page.pmds.raw[pmd.slot]
-    if value & 1 == 0:
-        return None
-    if not pmd_is_table(value):
-        return (value >> 16) + geometry.pte_index(address)
-    entry = mm.kernel.tables[pmd_pgtable(value)].ptes.raw[geometry.pte_index(address)]
-    return entry >> 16 if entry & 1 else None
-
-
-def build_scenario(scenario: Scenario, profile: Profile) -> BuiltWorld:
-    """The world of a scenario, registered with khugepaged and ready for its first pass."""
-    return ScenarioBuilder(scenario, profile).build()
+_ARRAYS = tuple(TableArrays.__dataclass_fields__)

@@ -13,19 +13,15 @@ from mthp.image.runs import (
     PteToken,
     parse_pte_token,
 )
-from mthp.mm import page_flags as pg
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
-    DIRTY,
     PFN_SHIFT,
     PRESENT,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
     UFFD_WP,
-    WRITE,
-    YOUNG,
     Leaf,
     leaf_kind,
     pmd_is_table,
@@ -35,12 +31,13 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.swap_table import swp_offset, swp_type
 from mthp.mm.vm_flags import VM_SOFTDIRTY
-from mthp.worlds.build import PAGE_FLAGS
+from mthp.worlds.build import PG_OF_KPF
+from mthp.worlds.from_scenario import KPF_OF_LETTER, PTE_LETTERS
 
 _NONE = FolioToken(PageKind.NONE)
 _NO_TABLE = PteToken(PteState.NO_TABLE)
-_LETTERS = (("W", WRITE), ("A", YOUNG), ("D", DIRTY), ("U", UFFD_WP))
-_FLAG_ORDER = "lRDLAaCBV"
+_PTE_LETTERS = {**PTE_LETTERS, "U": UFFD_WP}
+_PAGE_FLAGS = {letter: PG_OF_KPF.get(kpf, 0) for letter, kpf in KPF_OF_LETTER.items()}
 _SPECIAL_TYPE = {Leaf.HWPOISON: 24, Leaf.MIGRATION: 26, Leaf.DEVICE: 27}
 
 
@@ -107,7 +104,7 @@ class Renderer:
 
     def letters(self, pte: int) -> str:
         """P W A D U of a present entry."""
-        return "P" + "".join(letter for letter, bit in _LETTERS if pte & bit)
+        return "P" + "".join(letter for letter, bit in _PTE_LETTERS.items() if pte & bit)
 
     def pte_token(self, pte: int) -> PteToken:
         """What the page table says."""
@@ -147,11 +144,10 @@ class Renderer:
         head = mem.head.raw[pfn]
         order = mem.order.raw[head]
         flags = mem.flags.raw[head]
-        letters = "".join(letter for letter in _FLAG_ORDER if flags & PAGE_FLAGS[letter])
-        letters += "P" if mem.page_flags.raw[pfn] & PAGE_HWPOISON else ""
-        letters += "K" if flags & pg.PG_KSM else ""
-        letters += "T" if order else ""
-        letters += "M" if flags & pg.PG_MLOCKED else ""
+        own = {"P": mem.page_flags.raw[pfn] & PAGE_HWPOISON, "T": order}
+        letters = "".join(
+            letter for letter, flag in _PAGE_FLAGS.items() if own.get(letter, flags & flag)
+        )
         mapcount = mem.mapcount.raw[pfn] + mem.entire_mapcount.raw[head]
         pagemap = "x" if mapcount == 1 else ""
         pagemap += "w" if pte & UFFD_WP else ""

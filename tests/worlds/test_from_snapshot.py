@@ -13,8 +13,8 @@ import pytest
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Settings
-from mthp.worlds.image_frames import Assumptions
-from mthp.worlds.image_world import ImageBuilder
+from mthp.worlds.build import build_world
+from mthp.worlds.from_snapshot import Young, young_pages
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
 
@@ -49,8 +49,7 @@ def young_of(image: Snapshot, referenced: int) -> list[int]:
     process = image.processes[0]
     heap = dataclasses.replace(process.vmas[0], referenced=referenced << 12)
     counted: ProcessTables = dataclasses.replace(process, vmas=(heap,))
-    builder = ImageBuilder(image, Settings(), DEFAULT, Assumptions())
-    return [int(count) for count in builder.young(counted).sum(axis=1)]
+    return [int(count) for count in young_pages(image, counted, Young.CAPTURED).sum(axis=1)]
 
 
 def test_unnamed_young_pages_are_spread_evenly(image: Snapshot) -> None:
@@ -80,9 +79,7 @@ def test_every_folio_is_charged_to_the_cgroup_of_its_process(image: Snapshot) ->
     meta = {**process.meta, "cgroup": "/db", "memcg": {"limit": 64 << 20, "usage": 6 << 20}}
     once = np.ones((3, 512), np.uint32)
     charged = dataclasses.replace(process, pfn=pfn, folio_order=order, kpagecount=once, meta=meta)
-    world = ImageBuilder(
-        dataclasses.replace(image, processes=(charged,)), Settings(), DEFAULT, Assumptions()
-    ).build()
+    world = build_world(dataclasses.replace(image, processes=(charged,)), DEFAULT, Settings())
     mem = world.kernel.mem
     heads = {
         mem.head.raw[page] for page in range(len(mem.mapcount.raw)) if mem.mapcount.raw[page] > 0

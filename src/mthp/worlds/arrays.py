@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The form in which every image reaches the builder: processes as arrays of page-table entries.
+
+A snapshot has most of it as it was read, and its assumptions fill in the rest; a scenario expands
+to it and leaves nothing open. What only a scenario can know is a field with a default, and the
+default is what is assumed of a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.mm.page_alloc import NodeState
+from mthp.words.units import Geometry
+
+PageRange = tuple[int, int]
+"""First page and number of pages, from the start of a mapping."""
+
+
+@dataclass(frozen=True, eq=False)
+class TableArrays:
+    """The populated tables of one process, ascending. Arrays but table_address are (n, PTRS).
+
+    table_address: (n,) first address of each table's range. pte: bits of image.snapshot.Pte, where
+    EXCLUSIVE of a swap entry says that no other page table names its slot. bits: WRITE, YOUNG and
+    DIRTY of present entries. pfn: the image's own number of the frame, such that a folio's frames
+    are aligned and in a row; of a swap entry its type and offset << 5, where offset 0 is an unknown
+    one. kpageflags: bits of Kpf. kpagecount: the page's mapcount. folio_order: log2 of pages.
+    """
+
+    table_address: NDArray[np.uint64]
+    pte: NDArray[np.uint16]
+    bits: NDArray[np.uint8]
+    pfn: NDArray[np.uint64]
+    kpageflags: NDArray[np.uint64]
+    kpagecount: NDArray[np.uint32]
+    folio_order: NDArray[np.uint8]
+
+
+def span(table_address: NDArray[np.uint64], geometry: Geometry, start: int, end: int) -> slice:
+    """The entries of [start, end), in bytes, as a slice of the flattened arrays."""
+    places = []
+    for address in (start, min(end, 2**64 - geometry.page_size)):
+        base = np.uint64(geometry.pmd_addr(address))
+        row = int(np.searchsorted(table_address, base))
+        known = row < len(table_address) and table_address[row] == base
+        places.append(row * geometry.ptrs_per_pte + known * geometry.pte_index(address))
+    return slice(*places)
+
+
+@dataclass(frozen=True)
+class ImageVma:
+    """One mapping; bytes. place: where it stands among all mappings of the built world.
+
+    pins: held by long-lived GUP references. extra_refs: a number of references on each folio as
+    third value. locked, off_lru, poisoned: pages whose lock is held, whose folio is isolated, and
+    which cannot be copied.
+    """
+
+    start: int
+    end: int
+    vm_flags: int
+    anon_vma: bool
+    name: str = ""
+    file: str | None = None
+    place: int = 0
+    pins: tuple[PageRange, ...] = ()
+    extra_refs: tuple[tuple[int, int, int], ...] = ()
+    locked: tuple[PageRange, ...] = ()
+    off_lru: tuple[PageRange, ...] = ()
+    poisoned: tuple[PageRange, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageMemcg:
+    """A memory cgroup, in pages. reclaimable: what it could give back at its limit."""
+
+    name: str
+    limit: int
+    usage: int
+    reclaimable: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ImageProcess:
+    """One address space. mm_flags: MMF_* bits. memcg: index into the image's cgroups."""
+
+    pid: int
+    name: str
+    mm_flags: int
+    memcg: int | None
+    vmas: tuple[ImageVma, ...]
+    tables: TableArrays
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """All that a world is built from. processes may be made one at a time, as they are asked for.
+
+    synchronous: swap is read without readahead (zram). outside: slot -> page tables outside the
+    image that name it. assumptions: sentences on what the image could not say.
+    """
+
+    nodes: tuple[NodeState, ...]
+    processes: Iterable[ImageProcess]
+    memcgs: tuple[ImageMemcg, ...] = ()
+    nr_cpus: int = 1
+    synchronous: bool = True
+    outside: Mapping[int, int] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()

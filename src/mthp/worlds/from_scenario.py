@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A scenario's run-length states as the arrays that a snapshot has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
+from mthp.image.scenario import Scenario
+from mthp.image.scenario_values import Advice, Prctl, ScenarioVma
+from mthp.image.snapshot import Kpf, Pte
+from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
+from mthp.mm.swap_table import swp_entry
+from mthp.mm.vm_flags import (
+    VM_DEFAULT,
+    VM_DROPPABLE,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_MERGEABLE,
+    VM_NOHUGEPAGE,
+    VM_SOFTDIRTY,
+    VM_UFFD_WP,
+    VM_WRITE,
+)
+from mthp.words.units import Geometry
+from mthp.worlds.arrays import Image, ImageMemcg, ImageProcess, ImageVma, TableArrays
+
+KPF_OF_LETTER = {
+    "l": Kpf.LOCKED,
+    "R": Kpf.REFERENCED,
+    "D": Kpf.DIRTY,
+    "L": Kpf.LRU,
+    "A": Kpf.ACTIVE,
+    "a": Kpf.ANON,
+    "C": Kpf.SWAPCACHE,
+    "B": Kpf.SWAPBACKED,
+    "V": Kpf.UNEVICTABLE,
+    "P": Kpf.HWPOISON,
+    "K": Kpf.KSM,
+    "T": Kpf.THP,
+    "M": Kpf.MLOCKED,
+}
+"""kpageflags letters of the scenario format, in the order in which a state is rendered."""
+
+PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY}
+
+_PRCTL = {
+    None: 0,
+    Prctl.DISABLE: MMF_DISABLE_THP_COMPLETELY,
+    Prctl.EXCEPT_ADVISED: MMF_DISABLE_THP_EXCEPT_ADVISED,
+}
+_PTE_OF_KIND = {
+    PageKind.NONE: Pte(0),
+    PageKind.ZERO: Pte.PRESENT | Pte.ZERO,
+    PageKind.HUGE_ZERO: Pte.PRESENT | Pte.ZERO,
+    PageKind.GUARD: Pte.SWAPPED | Pte.GUARD,
+    PageKind.SWAP: Pte.SWAPPED,
+    PageKind.FOLIO: Pte.PRESENT,
+}
+_FIRST_PID = 1000
+
+
+def image_of_scenario(scenario: Scenario) -> Image:
+    """The arrays of a scenario's first state."""
+    expansion = _Expansion(scenario)
+    memcg = scenario.memcg
+    return Image(
+        nodes=(NodeState(scenario.free_blocks, largest=scenario.largest_block),),
+        processes=[expansion.process(mm) for mm in dict.fromkeys(v.mm for v in scenario.vmas)],
+        memcgs=(ImageMemcg("scenario", memcg.limit_pages, memcg.usage_pages),) if memcg else (),
+        outside=expansion.outside,
+    )
+
+
+class _Expansion:
+    """Numbers the frames while the states are expanded: in the order in which they are met."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.geometry = scenario.geometry
+        self.next_frame = 1
+        self.heads: dict[int, int] = {}
+        self.outside: dict[int, int] = {}
+
+    def process(self, mm: int) -> ImageProcess:
+        """Everything of one mm."""
+        scenario, geometry = self.scenario, self.geometry
+        of_mm = [(place, vma) for place, vma in enumerate(scenario.vmas) if vma.mm == mm]
+        bases = sorted({base for _, vma in of_mm for base in _tables(vma, geometry)})
+        shape = (len(bases), geometry.ptrs_per_pte)
+        tables = TableArrays(
+            table_address=np.array(bases, np.uint64),
+            pte=np.zeros(shape, np.uint16),
+            bits=np.zeros(shape, np.uint8),
+            pfn=np.zeros(shape, np.uint64),
+            kpageflags=np.zeros(shape, np.uint64),
+            kpagecount=np.zeros(shape, np.uint32),
+            folio_order=np.zeros(shape, np.uint8),
+        )
+        for _, vma in of_mm:
+            self.expand(vma, tables)
+        modes = scenario.prctl
+        return ImageProcess(
+            pid=_FIRST_PID + mm,
+            name="scenario",
+            mm_flags=_PRCTL[modes[mm]] if mm < len(modes) else 0,
+            memcg=None if scenario.memcg is None else 0,
+            vmas=tuple(_vma(vma, place, geometry) for place, vma in of_mm),
+            tables=tables,
+        )
+
+    def expand(self, vma: ScenarioVma, tables: TableArrays) -> None:
+        """Write one mapping's runs into the arrays of its process."""
+        geometry = self.geometry
+        page = (vma.start >> geometry.page_shift) + np.arange(vma.pages)
+        bases = (tables.table_address >> np.uint64(geometry.pmd_shift)).astype(np.int64)
+        table, index = page >> geometry.pmd_order, page & (geometry.ptrs_per_pte - 1)
+        row = np.minimum(np.searchsorted(bases, table), max(len(bases) - 1, 0))
+        here = bases[row] == table if len(bases) else np.zeros(vma.pages, np.bool_)
+        where = row[here], index[here]
+        counts = [count for count, _ in vma.initial.folios]
+        rows = [self.folio_run(count, token) for count, token in vma.initial.folios]
+        columns = np.array(rows, np.uint64).reshape(len(rows), _FOLIO_COLUMNS)
+        pte, pfn, step, flags, mapcount, order = np.repeat(columns, counts, axis=0)[here].T
+        offset = np.arange(vma.pages) - np.repeat(np.cumsum(counts) - counts, counts)
+        counts = [count for count, _ in vma.initial.entries]
+        entries = np.array([_entry_run(entry) for _, entry in vma.initial.entries], np.uint16)
+        entry, bits = np.repeat(entries.reshape(len(counts), 2), counts, axis=0)[here].T
+        tables.pte[where] = pte.astype(np.uint16) | entry
+        tables.bits[where] = bits
+        tables.pfn[where] = pfn + step * offset[here].astype(np.uint64)
+        tables.kpageflags[where] = flags
+        tables.kpagecount[where] = mapcount
+        tables.folio_order[where] = order
+
+    def folio_run(self, count: int, token: FolioToken) -> tuple[int, int, int, int, int, int]:
+        """pte, pfn and how much it rises by from page to page, kpageflags, kpagecount, order."""
+        pte = int(_PTE_OF_KIND[token.kind])
+        letters = token.pagemap or token.swap_letters
+        pte |= Pte.UFFD_WP if "w" in letters else 0
+        if token.kind is PageKind.SWAP:
+            return self.swap_run(count, token, pte)
+        pte |= Pte.SOFT_DIRTY if "s" in letters else 0
+        pte |= Pte.EXCLUSIVE if "x" in letters else 0
+        if token.kind is not PageKind.FOLIO:
+            return pte, 0, 0, 0, 0, 0
+        flags = sum(1 << KPF_OF_LETTER[each] for each in token.flags if each in KPF_OF_LETTER)
+        if token.folio is None:
+            first, self.next_frame = self.next_frame, self.next_frame + count
+        else:
+            if token.folio not in self.heads:
+                head = -(-self.next_frame >> token.order) << token.order
+                self.heads[token.folio], self.next_frame = head, head + (1 << token.order)
+            first = self.heads[token.folio] + token.index
+        return pte, first, 1, flags, token.mapcount, token.order
+
+    def swap_run(
+        self, count: int, token: FolioToken, pte: int
+    ) -> tuple[int, int, int, int, int, int]:
+        """The same of swap entries; type and offset stand where pagemap has them."""
+        swap_type = token.swap_type or 0
+        if token.special_swap is None:
+            pte |= 0 if "f" in token.swap_letters else Pte.EXCLUSIVE
+            pte |= 0 if "c" in token.swap_letters else Pte.SOFT_DIRTY
+        offset = token.swap_offset
+        if offset is None:
+            return pte, swap_type, 0, 0, 0, 0
+        if token.swap_outside:
+            first = swp_entry(swap_type, offset)
+            self.outside |= dict.fromkeys(range(first, first + count), token.swap_outside)
+        return pte, swap_type | offset << 5, 1 << 5, 0, 0, 0
+
+
+_FOLIO_COLUMNS = 6
+
+
+def _entry_run(entry: PteToken) -> tuple[int, int]:
+    """pte bits and bits of one kind of entry."""
+    pte = Pte.HUGE if entry.state is PteState.HUGE else 0
+    pte |= Pte.UFFD_WP if entry.uffd_wp else 0
+    return pte, sum(bit for letter, bit in PTE_LETTERS.items() if letter in entry.letters)
+
+
+def _tables(vma: ScenarioVma, geometry: Geometry) -> Iterator[int]:
+    """The addresses of the tables that a mapping has."""
+    page = vma.start >> geometry.page_shift
+    for count, entry in vma.initial.entries:
+        if entry.state is not PteState.NO_TABLE:
+            last = (page + count - 1) >> geometry.pmd_order
+            for table in range(page >> geometry.pmd_order, last + 1):
+                yield table << geometry.pmd_shift
+        page += count
+
+
+def _vma(vma: ScenarioVma, place: int, geometry: Geometry) -> ImageVma:
+    flags = VM_DEFAULT
+    flags |= VM_SOFTDIRTY if _soft_dirty(vma) else 0
+    flags |= VM_HUGEPAGE if vma.advice is Advice.HUGEPAGE else 0
+    flags |= VM_NOHUGEPAGE if vma.advice is Advice.NOHUGEPAGE else 0
+    flags |= VM_LOCKED if vma.mlocked else 0
+    flags |= VM_UFFD_WP if vma.uffd_wp else 0
+    flags |= VM_DROPPABLE if vma.droppable else 0
+    flags &= ~(VM_WRITE if vma.read_only else 0)
+    flags |= VM_MERGEABLE if vma.ksm else 0
+    return ImageVma(
+        vma.start,
+        vma.end(geometry),
+        flags,
+        vma.anon_vma,
+        place=place,
+        pins=vma.pins,
+        extra_refs=vma.extra_refs,
+        locked=vma.locked,
+        off_lru=vma.off_lru,
+        poisoned=vma.poisoned,
+    )
+
+
+def _soft_dirty(vma: ScenarioVma) -> bool:
+    """VM_SOFTDIRTY, as the record says; else whether it may be set: then no page of a folio shows
+    as soft-clean.
+
+    Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry().
+    """
+    if vma.softdirty is not None:
+        return vma.softdirty
+    return all("s" in run.pagemap for _, run in vma.initial.folios if run.kind is PageKind.FOLIO)
