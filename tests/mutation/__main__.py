@@ -11,6 +11,8 @@ build/mutants and not asked again, so an interrupted campaign goes on where it w
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -24,6 +26,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,8 @@ BUILD = ROOT / "build" / "mutants"
 ROOMS = [f"src/mthp/{room}" for room in ("khugepaged", "laws", "machine", "mm")]
 NOT_ASKED = ("tests/lab/", "tests/mutation/", "tests/benchmarks/", "tests/test_")
 """Test files about other rooms, or about how the project is written."""
+IMPORTED_ONCE = ("greenlet", "jsonschema", "numpy", "rich.console", "rich.table")
+"""What every child would import."""
 MOST_MEMORY = 4 << 30
 
 
@@ -56,8 +61,23 @@ def copy_of_the_commit(commit: str) -> Path:
         ["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
     subprocess.run(["tar", "-x"], cwd=base, check=True, input=archive.stdout)
+    # What is compiled for the first time takes minutes: once, before there are copies of it.
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/explore/test_compiled.py"],
+        cwd=base,
+        env={**os.environ, "PYTHONPATH": str(base / "src")},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     (base / "commit").write_text(commit)
     return base
+
+
+def write_source(path: Path, source: bytes) -> None:
+    """Write a module, so that none compiled in the same second is taken for it."""
+    path.write_bytes(source)
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def fork(where: Path, body: Callable[[], int]) -> int:
@@ -123,10 +143,8 @@ class Pool:
 
 def _end_group(pid: int) -> None:
     """Whatever a test has left running."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 # Which tests see which lines
@@ -145,7 +163,7 @@ def coverage_map(pool: Pool, base: Path) -> dict[str, Any]:
         kept.append(known)
         if not known.exists():
             print(f"which lines does {path} execute?", flush=True)
-            pool.start(lambda _, p=path, k=known: lambda: _record(p, k), 1800, _must_be_0)
+            pool.start(_recording(path, known), 1800, _must_be_0)
     pool.finish()
     for each in kept:
         if each.exists():
@@ -159,11 +177,14 @@ def hash_of(text: str) -> str:
     ).stdout[:12]
 
 
-def _record(path: str, known: Path) -> int:
-    from tests.mutation.recorder import record
+def _recording(path: str, known: Path) -> Callable[[Path], Callable[[], int]]:
+    def body() -> int:
+        from tests.mutation.recorder import record
 
-    record(path, ROOMS, known)
-    return 0
+        record(path, ROOMS, known)
+        return 0
+
+    return lambda copy: body
 
 
 def _must_be_0(status: int) -> None:
@@ -190,7 +211,12 @@ class Choice:
             lines = range(mutation.first, mutation.last + 1)
             found = set().union(*(self.by_line.get((mutation.path, n), ()) for n in lines))
         else:
-            found = {t for (path, _), tests in self.by_line.items() if path == mutation.path for t in tests}
+            found = {
+                t
+                for (path, _), tests in self.by_line.items()
+                if path == mutation.path
+                for t in tests
+            }
         room, module = Path(mutation.path).parts[-2:]
         own = f"tests/{room}/test_{module}"
 
@@ -200,7 +226,8 @@ class Choice:
             return not test.startswith(own), tier, test.partition("::")[0], seconds
 
         ordered = sorted(found, key=place)
-        chosen, spent = [], 0.0
+        chosen: list[Chosen] = []
+        spent = 0.0
         for test in ordered:
             spent += self.seconds[test]
             if spent > self.budget and chosen:
@@ -253,7 +280,8 @@ class Records:
                 self.lived_before.discard(key)
 
     def add(self, mutation: Mutation, result: str, **more: Any) -> None:
-        each = {"commit": self.commit, "mutation": mutation.key, "line": mutation.line}
+        each: dict[str, Any] = {"commit": self.commit, "mutation": mutation.key}
+        each |= {"line": mutation.line}
         each |= {"result": result, **more}
         self.known[mutation.key] = each
         with open(self.file, "a", encoding="utf-8") as file:
@@ -275,14 +303,14 @@ def try_mutation(pool: Pool, base: Path, choice: Choice, records: Records, each:
 
     def body(copy: Path) -> Callable[[], int]:
         place.append(copy)
-        (copy / each.path).write_bytes(each.apply(sound))
+        write_source(copy / each.path, each.apply(sound))
         return lambda: _tests(chosen, copy / "told")
 
     def done(status: int) -> None:
         told = place[0] / "told"
         by = told.read_text() if told.exists() else "import"
         told.unlink(missing_ok=True)
-        shutil.copy2(base / each.path, place[0] / each.path)
+        write_source(place[0] / each.path, sound)
         result = {0: "lived", plugin.HANGS: "hangs"}.get(status, "killed")
         more = {} if result == "lived" else {"by": by}
         seconds = round(time.monotonic() - began, 1)
@@ -324,7 +352,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutation")
-    parser.add_argument("--lived", action="store_true", help="only those that lived at a commit before")
+    parser.add_argument(
+        "--lived", action="store_true", help="only those that lived at a commit before"
+    )
     parser.add_argument("--least", type=float, default=97, help="the score that is good enough")
     options = parser.parse_args()
     if git("status", "--porcelain", "src", "tests"):
@@ -333,14 +363,14 @@ def main() -> int:
     commit = git("rev-parse", "HEAD")
     base = copy_of_the_commit(commit)
     copies = [BUILD / f"copy{n}" for n in range(options.jobs)]
-    wanted = []
-    for each in sample(base, options.seed):
-        if len(wanted) == options.n:
-            break
-        wanted.append(each)
+    wanted = list(islice(sample(base, options.seed), options.n))
     records = Records(commit)
     if options.lived:
-        wanted = [each for each in wanted if each.key in records.lived_before | records.known.keys()]
+        wanted = [
+            each for each in wanted if each.key in records.lived_before | records.known.keys()
+        ]
+    for name in IMPORTED_ONCE:
+        importlib.import_module(name)
     for copy in copies:
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(base, copy)
