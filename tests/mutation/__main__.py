@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,16 +90,16 @@ def fork(where: Path, body: Callable[[], int]) -> int:
     try:
         os.setsid()
         os.chdir(where)
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for stream in range(3):
-            os.dup2(quiet, stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        log = os.open(where / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         os.environ["PYTHONPATH"] = str(where / "src")
         sys.path[:0] = [str(where), str(where / "src")]
-        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
-            if not name.startswith("tests.mutation"):
-                del sys.modules[name]
         sys.modules["tests"].__path__ = [str(where / "tests")]
         status = body()
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -189,7 +190,9 @@ def _recording(path: str, known: Path) -> Callable[[Path], Callable[[], int]]:
 
 def _must_be_0(status: int) -> None:
     if status:
-        print(f"a test file could not be recorded: exit code {status}", file=sys.stderr)
+        raise SystemExit(
+            f"a test file could not be recorded: exit code {status}; see {BUILD}/*/log"
+        )
 
 
 class Choice:
