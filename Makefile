@@ -5,7 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv run test lab slow lint types check docs bench wheel clean
+# How many random mutations `make mutants` makes, which ones, and how many at a time.
+N ?= 100
+SEED ?= 1
+JOBS ?= $(shell nproc)
+
+.PHONY: venv run test mutants lab slow lint types check docs bench wheel clean
 
 venv: $(STAMP)
 
@@ -26,6 +31,9 @@ test: venv
 
 lab: venv
 	$(BIN)/python -m pytest -m lab -rs tests
+
+mutants: venv
+	$(BIN)/python -m tests.mutation --n $(N) --seed $(SEED) --jobs $(JOBS)
 
 slow: venv
 	$(BIN)/python -m pytest -m slow -rs tests

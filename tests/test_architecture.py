@@ -241,7 +241,7 @@ def the_engine_knows_no_mutants(root: Path) -> Iterator[str]:
                         yield f"{module.name}:{number}: mentions {word}"
 
 
-ONLY_IN_TESTS = {"benchmarks", "data", "litmus", "selftests", "lab"}
+ONLY_IN_TESTS = {"benchmarks", "data", "litmus", "mutation", "selftests", "lab"}
 """Directories under tests/ that need no room of the same name."""
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mthp.mm.mm_types import Kernel
 from mthp.mm.page_alloc import NodeState
-from mthp.mm.page_counter import MemCgroup
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
 from tests.small_worlds import TINY, World, small
@@ -160,40 +159,6 @@ def test_a_collapse_gives_back_what_it_took() -> None:
     world.vma(small(16))
     world.scan()
     assert world.mem.allocator.nodes[0].free_frames() == 32
-
-
-def group(limit: int | None, usage: int = 0) -> MemCgroup:
-    return kernel().new_memcg("g", limit, usage)
-
-
-def test_charges_stop_at_the_limit() -> None:
-    memcg = group(10, 4)
-    assert memcg.charge(6)
-    assert not memcg.charge(1)
-    memcg.uncharge(3)
-    assert memcg.charge(3)
-    assert memcg.usage.value == 10
-    assert group(None).charge(1 << 40)
-
-
-def test_reclaim_makes_room_while_it_can() -> None:
-    memcg = group(10, 10)
-    memcg.reclaimable = 3
-    assert memcg.charge(2)
-    assert (memcg.usage.value, memcg.reclaimable) == (10, 1)
-    assert not memcg.charge(2)
-    assert (memcg.usage.value, memcg.reclaimable) == (10, 1)
-
-
-def test_a_folio_is_uncharged_when_it_is_freed() -> None:
-    world = World(geometry=TINY)
-    memcg = world.kernel.new_memcg("g", limit=16)
-    vma = world.vma(small(15), small(refs=1), mm=world.process(memcg))
-    world.collapse(vma)
-    assert memcg.usage.value == 0
-    world.mem.refcount.raw[world.folio(vma, 15)] -= 1
-    world.khugepaged.khugepaged_do_scan()
-    assert memcg.usage.value == 16
 
 
 def test_another_allowed_node_with_a_block_comes_before_compaction() -> None:

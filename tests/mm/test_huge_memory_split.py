@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A large folio becomes small ones where it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from mthp.mm.pgtable_types import (
+    pmd_is_table,
+    pte_pfn,
+)
+from tests.stages import after_a_collapse, at, entry, played, pmd
+
+
+def test_a_large_folio_is_split_where_it_is() -> None:
+    stage = played("split-large")
+    first = stage.pages[0]
+    assert [pte_pfn(entry(stage, i)) for i in range(2)] == [first, first + 1]
+    assert list(stage.kernel.mem.order.raw[first : first + 2]) == [0, 0]
+    assert list(stage.kernel.mem.refcount.raw[first : first + 2]) == [1, 1]
+    assert list(stage.kernel.mem.mapcount.raw[first : first + 2]) == [1, 1]
+
+
+@pytest.mark.parametrize("rival", ["split", "ksm", "uffd-move"])
+def test_a_huge_page_is_split_into_pages(rival: str) -> None:
+    stage = after_a_collapse(rival)
+    assert pmd_is_table(pmd(stage))
+    page = pte_pfn(at(stage, stage.address(1)))
+    assert stage.kernel.mem.order.raw[page] == 0

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Mapping counts, and the reverse map."""
+
+from __future__ import annotations
+
+import pytest
+
+from mthp.mm.page_flags import (
+    ENTIRELY_MAPPED,
+    PG_MAPPED_SHARED,
+    PG_PARTIALLY_MAPPED,
+)
+from mthp.mm.rmap import folio_remove_rmap_pmd, folio_remove_rmap_ptes, rmap_walk
+from tests.small_worlds import TINY, World, huge, large, small
+
+
+@pytest.fixture
+def world() -> World:
+    return World(geometry=TINY)
+
+
+def test_a_large_folio_loses_pages_one_by_one(world: World) -> None:
+    mem, cpu = world.mem, world.kernel.this_cpu
+    vma = world.vma(large(3))
+    folio = world.folio(vma, 0)
+    folio_remove_rmap_ptes(mem, cpu, folio, folio + 2, 3, vma)
+    assert mem.folio_mapcount(folio) == 5
+    assert mem.nr_pages_mapped.raw[folio] == 5
+    assert mem.test(folio, PG_PARTIALLY_MAPPED)
+    assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 1
+    assert "thp_deferred_split_page" not in world.kernel.vmstat.events
+    folio_remove_rmap_ptes(mem, cpu, folio, folio, 2, vma)
+    folio_remove_rmap_ptes(mem, cpu, folio, folio + 5, 3, vma)
+    assert mem.folio_mapcount(folio) == 0
+    mem.folio_put(folio, 8)
+    assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 0
+
+
+def test_a_pmd_mapping_counts_the_whole_folio(world: World) -> None:
+    mem, cpu = world.mem, world.kernel.this_cpu
+    vma = world.vma(huge(4))
+    folio = world.folio(vma, 0)
+    assert mem.nr_pages_mapped.raw[folio] == ENTIRELY_MAPPED
+    world.split_pmd(vma)
+    assert mem.folio_mapcount(folio) == 16
+    world.zap(vma, 0, 1)
+    assert world.kernel.vmstat.events["thp_deferred_split_page"] == 1
+    mem.entire_mapcount.raw[folio] = 1
+    mem.large_mapcount.raw[folio] += 1
+    mem.nr_pages_mapped.raw[folio] += ENTIRELY_MAPPED
+    mem.flags.raw[folio] &= ~PG_PARTIALLY_MAPPED
+    folio_remove_rmap_pmd(mem, cpu, folio, vma)
+    assert mem.nr_pages_mapped.raw[folio] == 15
+    assert mem.test(folio, PG_PARTIALLY_MAPPED)
+
+
+def test_shared_until_one_process_is_left(world: World) -> None:
+    mem, cpu = world.mem, world.kernel.this_cpu
+    vma = world.vma(large(2))
+    folio = world.folio(vma, 0)
+    child = world.fork(vma)
+    assert mem.folio_maybe_mapped_shared(folio)
+    folio_remove_rmap_ptes(mem, cpu, folio, folio, 3, vma)
+    assert mem.test(folio, PG_MAPPED_SHARED)
+    folio_remove_rmap_ptes(mem, cpu, folio, folio + 3, 1, vma)
+    assert not mem.folio_maybe_mapped_shared(folio)
+    assert mem.mm_mapcounts[folio] == {child.vm_mm.number: 4}
+    # Every page is still mapped, by the child: not partially mapped.
+    assert not mem.test(folio, PG_PARTIALLY_MAPPED)
+
+
+def test_the_reverse_map_finds_every_place(world: World) -> None:
+    vma = world.vma(large(2), small(1))
+    child = world.fork(vma)
+    folio = world.folio(vma, 0)
+    places = list(rmap_walk(world.mem, folio, world.kernel.anon_vmas))
+    assert places == [(each, vma.vm_start + i * 4096) for each in (vma, child) for i in range(4)]
+    world.kernel.mms[1].unlink_vma(child)
+    assert len(list(rmap_walk(world.mem, folio, world.kernel.anon_vmas))) == 4
