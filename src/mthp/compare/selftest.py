@@ -13,7 +13,8 @@ from mthp.image.runs import PageKind, PagesState, PteState
 from mthp.image.scenario import parse_scenario
 from mthp.image.scenario_values import Action
 from mthp.lab.session.kselftest import CaseVerdict, Output
-from mthp.laws.at_rest import Census, check_collapse, check_quiescent
+from mthp.laws.census import Census
+from mthp.laws.watch import check_collapse, check_quiescent
 from mthp.words.profiles import Profile
 from mthp.worlds.build import BuiltWorld, build_scenario
 
@@ -58,8 +59,9 @@ def _run_step(step: SelftestStep, profile: Profile) -> Iterator[str]:
 
 def _broken_laws(world: BuiltWorld, before: Census) -> Iterator[str]:
     """What the test checks byte by byte: every page holds what it held."""
-    yield from check_quiescent(world.kernel, world.khugepaged, before.outside)
-    yield from check_collapse(before, world.kernel)
+    broken = check_quiescent(world.kernel, world.khugepaged, before.outside)
+    broken += check_collapse(before, world.kernel)
+    yield from (f"law {each.law}: {each.text}" for each in broken)
 
 
 def wrong_errno(step: SelftestStep, number: int, got: int | None) -> Iterator[str]:
