@@ -69,7 +69,10 @@ class Machine:
         self.on_block(lock)
 
     def smp_wmb(self) -> None:
-        """Stores before it are seen before stores after it. Kernel: include/asm-generic/barrier.h, smp_wmb()."""
+        """Stores before it are seen before stores after it.
+
+        Kernel: include/asm-generic/barrier.h, smp_wmb().
+        """
         self.step(Access.BARRIER, self)
         if self.current.buffer is not None:
             self.current.buffer.wait_until_seen()
