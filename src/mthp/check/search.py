@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from mthp.explore.compiled.containers import Unrecordable
 from mthp.explore.compiled.explorer import CompiledExplorer
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.crew import Crew
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Stop, Until, outcome

@@ -18,10 +18,10 @@ import numpy as np
 from mthp.explore.compiled import columns as at_
 from mthp.explore.compiled import jit
 from mthp.explore.compiled.automaton import STEP, Ops, Program, SegmentPoint
+from mthp.explore.compiled.cells import Memory
 from mthp.explore.compiled.columns import Code, Fate, Phase, SearchState, Status
-from mthp.explore.compiled.containers import Unrecordable
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recorded import JUDGE, Recorded
-from mthp.explore.compiled.segment import Memory
 from mthp.explore.dependence import dependent
 from mthp.explore.explore import Stop, Until, outcome
 from mthp.explore.outcome import BrokenSchedule, Schedule, SearchOutcome
