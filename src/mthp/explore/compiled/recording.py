@@ -203,7 +203,7 @@ class Recorder(Cells):
             self.share(each, function.__qualname__)
 
     def _entity(self, thing: Any, kind: str) -> None:
-        of = type(thing)
+        of: type = type(thing)
         if hasattr(of, "_recorded_as"):  # by a recorder that has let go of it
             of = of.__mro__[1]
         recorded = self._classes.get(of)
