@@ -19,7 +19,7 @@ from mthp.check.check_records import (
     WorldResult,
 )
 from mthp.check.drawing import Drawing
-from mthp.check.search import Budget, Care, of_laws, search
+from mthp.check.search import Budget, SearchControl, of_laws, search
 from mthp.explore.outcome import BrokenSchedule, Coverage, Schedule
 from mthp.explore.replay import Replay, shrink
 from mthp.laws.sentences import LAWS
@@ -32,7 +32,7 @@ from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
 
 NO_MUTANT = "as-is"
-NOBODY = "-"
+NO_TASK = "-"
 ALL_LAWS = frozenset(LAWS)
 
 
@@ -45,7 +45,7 @@ class Token:
     schedule: Schedule
 
     def __str__(self) -> str:
-        rivals = "+".join(self.world.rivals) or NOBODY
+        rivals = "+".join(self.world.rivals) or NO_TASK
         world = self.world
         return f"{self.mutant}:{world.profile}:{world.name}:{rivals}:{self.schedule}"
 
@@ -58,7 +58,7 @@ class Token:
         mutant, profile, name, rivals, schedule = parts
         if mutant != NO_MUTANT and not known(mutant):
             raise ValueError(f"no mutant {mutant!r}; there are {', '.join(MUTANTS)}")
-        names = () if rivals == NOBODY else tuple(rivals.split("+"))
+        names = () if rivals == NO_TASK else tuple(rivals.split("+"))
         world = RaceWorld.parse(name, profile, names)
         parsed = Schedule.parse(schedule)
         if any(task >= len(world.tasks) for task in parsed.choices):
@@ -97,19 +97,19 @@ def check_world(
     world: RaceWorld,
     budget: Budget | None = None,
     mutant: str = NO_MUTANT,
-    care: Care | None = None,
+    control: SearchControl | None = None,
 ) -> WorldResult:
     """One world, as it is or without a mutant's rule."""
     began = time.perf_counter()
     with as_mutant(mutant):
-        return _check(world, budget or Budget(), mutant, began, care)
+        return _check(world, budget or Budget(), mutant, began, control)
 
 
 def _check(
-    world: RaceWorld, budget: Budget, mutant: str, began: float, care: Care | None
+    world: RaceWorld, budget: Budget, mutant: str, began: float, control: SearchControl | None
 ) -> WorldResult:
     laws = ALL_LAWS - tolerated(world)
-    outcome = search(world, budget, laws, care)
+    outcome = search(world, budget, laws, control)
     known = findings_of(world)
     seen = [each for each in known if any(each.is_it(one.broken) for one in outcome.findings)]
     unknown = [
@@ -132,11 +132,13 @@ def _check(
     )
 
 
-def hunt(mutant: Mutant, budget: Budget | None = None, care: Care | None = None) -> MutantResult:
+def hunt(
+    mutant: Mutant, budget: Budget | None = None, control: SearchControl | None = None
+) -> MutantResult:
     """Look for the breach a mutant is listed with."""
     began = time.perf_counter()
     with applied(mutant.edits):
-        outcome = search(mutant.world, budget or Budget(), mutant.laws, care)
+        outcome = search(mutant.world, budget or Budget(), mutant.laws, control)
         seconds = time.perf_counter() - began
         finding = of_laws(outcome.findings, mutant.laws)
         violation = None
@@ -156,11 +158,11 @@ def hunt(mutant: Mutant, budget: Budget | None = None, care: Care | None = None)
     )
 
 
-def hunt_half(half: Half, care: Care | None = None) -> MutantResult:
+def hunt_half(half: Half, control: SearchControl | None = None) -> MutantResult:
     """Show that half a mutant shows nothing, by exploring everything."""
     began = time.perf_counter()
     with applied(half.edits):
-        outcome = search(half.world, Budget(), ALL_LAWS, care)
+        outcome = search(half.world, Budget(), ALL_LAWS, control)
     found = tuple(sorted({each.broken.law for each in outcome.findings}))
     return MutantResult(
         half.id,
