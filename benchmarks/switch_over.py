@@ -29,7 +29,7 @@ WORLDS = [
     "pmd:gup+swap-in",
 ]
 UNTIL = [150, 300, 500, 750, 1000, 1500, 2000, 3000]
-SWITCH = [50, 150, 300, 500, 1000]
+SWITCH = [150, 300, 500, 1000]
 
 Curve = list[tuple[int, float]]
 
@@ -58,13 +58,17 @@ def seconds(curve: Curve, executions: int) -> str:
     return f"{curve[at][1]:8.2f}" if at < len(curve) else " " * 8
 
 
+def row(what: str, curve: Curve) -> None:
+    print(f"{what:24}", *(seconds(curve, n) for n in UNTIL), f"{curve[-1][1]:8.2f}")
+
+
 def compare(name: str) -> None:
     size, rivals = name.split(":")
     world = RaceWorld.parse(size, "7.3", tuple(rivals.split("+")))
     reference, whole = run(lambda **all: Explorer(world, **all), None, UNTIL[-1])
     print(f"\n{name}: {whole.counts.executions} executions, {whole.counts.steps} steps")
-    print(f"{'executions':24}", *(f"{n:8}" for n in UNTIL))
-    print(f"{'reference':24}", *(seconds(reference, n) for n in UNTIL))
+    print(f"{'executions':24}", *(f"{n:8}" for n in UNTIL), "     all")
+    row("reference", reference)
     for switch in SWITCH:
         before, part = run(lambda **all: Explorer(world, **all), None, switch)
         if part.done:
@@ -76,7 +80,7 @@ def compare(name: str) -> None:
                 lambda **all: CompiledExplorer(world, **all), part, UNTIL[-1], speed=speed
             )
             curve = [(n, before[-1][1] + spent) for n, spent in after]
-            print(f"{f'from {switch} on, {speed.name}':24}", *(seconds(curve, n) for n in UNTIL))
+            row(f"from {switch} on, {speed.name}", curve)
 
 
 if __name__ == "__main__":
