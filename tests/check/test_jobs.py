@@ -16,7 +16,7 @@ from mthp.check.check import check_world
 from mthp.check.jobs import Jobs
 from mthp.check.rows import Result, Rows, RowsError, engine
 from mthp.check.scorecard import ScorecardRow
-from mthp.check.search import Budget, Care
+from mthp.check.search import Budget, SearchControl
 from mthp.races.mutants.rules import HALVES, MUTANTS
 from mthp.races.stage import Size
 from mthp.races.world import RaceWorld
@@ -156,10 +156,10 @@ def test_the_engine_has_a_fingerprint() -> None:
 def test_a_search_keeps_what_it_needs_now_and_then() -> None:
     kept: list[object] = []
     told: list[object] = []
-    care = Care(keep=kept.append, every=0.01, tell=told.append)
-    care._told -= 10
+    control = SearchControl(keep=kept.append, every=0.01, tell=told.append)
+    control._told -= 10
     assert isinstance(PAIR.what, RaceWorld)
-    result = check_world(PAIR.what, care=care)
+    result = check_world(PAIR.what, control=control)
     assert kept and told
-    assert care.rest is None
+    assert control.rest is None
     assert timeless(result) == timeless(PAIR.run())

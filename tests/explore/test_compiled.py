@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mthp.explore.compiled import jit
-from mthp.explore.compiled.containers import Unrecordable
 from mthp.explore.compiled.explorer import CompiledExplorer, Speed
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.explore import Explorer, Until
 from tests.litmus.programs import Line, Program, recipe
 from tests.litmus.test_explore import random_program

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from mthp.explore.compiled.containers import Unrecordable
+from mthp.explore.compiled.cells import Memory
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recording import Recorder
-from mthp.explore.compiled.segment import Memory, Segment
+from mthp.explore.compiled.segment import Segment
 
 
 class World:

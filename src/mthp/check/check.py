@@ -19,7 +19,7 @@ from mthp.check.check_records import (
     WorldResult,
 )
 from mthp.check.drawing import Drawing
-from mthp.check.search import Budget, Care, of_laws, search
+from mthp.check.search import Budget, SearchControl, of_laws, search
 from mthp.explore.outcome import BrokenSchedule, Coverage, Schedule
 from mthp.explore.replay import Replay, shrink
 from mthp.laws.broken import Broken
@@ -32,7 +32,7 @@ from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
 
 NO_MUTANT = "as-is"
-NOBODY = "-"
+NO_TASK = "-"
 ALL_LAWS = frozenset(LAWS)
 
 
@@ -45,7 +45,7 @@ class Token:
     schedule: Schedule
 
     def __str__(self) -> str:
-        rivals = "+".join(self.world.rivals) or NOBODY
+        rivals = "+".join(self.world.rivals) or NO_TASK
         world = self.world
         return f"{self.mutant}:{world.profile}:{world.name}:{rivals}:{self.schedule}"
 
@@ -58,7 +58,7 @@ class Token:
         mutant, profile, name, rivals, schedule = parts
         if mutant != NO_MUTANT and not known(mutant):
             raise ValueError(f"no mutant {mutant!r}; there are {', '.join(MUTANTS)}")
-        names = () if rivals == NOBODY else tuple(rivals.split("+"))
+        names = () if rivals == NO_TASK else tuple(rivals.split("+"))
         world = RaceWorld.parse(name, profile, names)
         parsed = Schedule.parse(schedule)
         if any(task >= len(world.tasks) for task in parsed.choices):
@@ -96,19 +96,19 @@ def check_world(
     world: RaceWorld,
     budget: Budget | None = None,
     mutant: str = NO_MUTANT,
-    care: Care | None = None,
+    control: SearchControl | None = None,
 ) -> WorldResult:
     """One world, as it is or without a mutant's rule."""
     began = time.perf_counter()
     with as_mutant(mutant):
-        return _check(world, budget or Budget(), mutant, began, care)
+        return _check(world, budget or Budget(), mutant, began, control)
 
 
 def _check(
-    world: RaceWorld, budget: Budget, mutant: str, began: float, care: Care | None
+    world: RaceWorld, budget: Budget, mutant: str, began: float, control: SearchControl | None
 ) -> WorldResult:
     laws = ALL_LAWS - tolerated(world)
-    outcome = search(world, budget, laws, care)
+    outcome = search(world, budget, laws, control)
     known = findings_of(world)
     seen = [each for each in known if any(each.is_it(one.broken) for one in outcome.findings)]
     unknown = [
@@ -131,13 +131,15 @@ def _check(
     )
 
 
-def hunt(mutant: Mutant, budget: Budget | None = None, care: Care | None = None) -> MutantResult:
+def hunt(
+    mutant: Mutant, budget: Budget | None = None, control: SearchControl | None = None
+) -> MutantResult:
     """Look for the breach a mutant is listed with; where it is masked, for any, in everything."""
     began = time.perf_counter()
     laws = ALL_LAWS if mutant.masked_by else frozenset(mutant.laws)
     with applied(mutant.edits):
         everything = Budget() if mutant.masked_by else budget or Budget()
-        outcome = search(mutant.world, everything, laws, care)
+        outcome = search(mutant.world, everything, laws, control)
         seconds = time.perf_counter() - began
         finding = of_laws(outcome.findings, laws)
         violation = None

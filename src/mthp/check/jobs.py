@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mthp.check.rows import Result, Rows, Unfinished
 from mthp.check.scorecard import ScorecardRow
-from mthp.check.search import By, Care
+from mthp.check.search import By, SearchControl
 from mthp.explore.part import Parts, Standing
 
 TURN: Final = 30.0
@@ -123,7 +123,7 @@ class Jobs:
     def _on_all(self, job: ScorecardRow) -> Result | None:
         before = self.rows.unfinished.get(job.key) or Unfinished({}, 0)
         began = time.monotonic()
-        care = Care(
+        control = SearchControl(
             parts=before.parts or None,
             processes=self.processes,
             tell=None if self.tell is None else lambda standing: self.tell(job, standing),  # type: ignore[misc]
@@ -133,8 +133,10 @@ class Jobs:
             is_over=self.is_over,
             by=self.by,
         )
-        result = job.run(care)
-        return self._keep(job, replace(result, seconds=before.seconds + result.seconds), care.rest)
+        result = job.run(control)
+        return self._keep(
+            job, replace(result, seconds=before.seconds + result.seconds), control.rest
+        )
 
 
 def _goes_on(job: ScorecardRow, result: Result) -> bool:
@@ -166,11 +168,11 @@ def _begin(over: Any, turn: float, by: By) -> None:
 
 def _turn(job: ScorecardRow, before: Unfinished | None) -> tuple[Result, Parts | None]:
     end = time.monotonic() + _Orders.turn
-    care = Care(
+    control = SearchControl(
         parts=before.parts if before is not None else None,
         is_over=lambda: time.monotonic() > end or _Orders.over.is_set(),
         by=_Orders.by,
     )
-    result = job.run(care)
+    result = job.run(control)
     seconds = before.seconds if before is not None else 0.0
-    return replace(result, seconds=seconds + result.seconds), care.rest
+    return replace(result, seconds=seconds + result.seconds), control.rest

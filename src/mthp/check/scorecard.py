@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from mthp.check.check import NO_MUTANT, NOBODY, check_world, hunt
+from mthp.check.check import NO_MUTANT, NO_TASK, check_world, hunt
 from mthp.check.rows import Result
-from mthp.check.search import Budget, Care
+from mthp.check.search import Budget, SearchControl
 from mthp.races.cast.all import LAWFUL, Start, get_along
 from mthp.races.mutants.mutant import Mutant
 from mthp.races.mutants.rules import HALVES, MUTANTS
@@ -25,17 +25,17 @@ class ScorecardRow:
     budget: Budget
     mutant: str = NO_MUTANT
 
-    def run(self, care: Care | None = None) -> Result:
+    def run(self, control: SearchControl | None = None) -> Result:
         """Search."""
         if isinstance(self.what, RaceWorld):
-            return check_world(self.what, self.budget, self.mutant, care)
-        return hunt(self.what, self.budget, care)
+            return check_world(self.what, self.budget, self.mutant, control)
+        return hunt(self.what, self.budget, control)
 
     @property
     def name(self) -> str:
         """Which row."""
         if isinstance(self.what, RaceWorld):
-            rivals = "+".join(self.what.rivals) or NOBODY
+            rivals = "+".join(self.what.rivals) or NO_TASK
             return f"{self.mutant}:{self.what.profile}:{self.what.name}:{rivals}"
         return f"{self.what.id}:{self.what.world.profile}"
 

@@ -4,28 +4,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from mthp.explore.compiled.containers import Unrecordable
 from mthp.explore.compiled.explorer import CompiledExplorer
-from mthp.explore.crew import Crew
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Stop, Until, outcome
 from mthp.explore.outcome import BrokenSchedule, Extent, SearchOutcome
+from mthp.explore.parallel import ParallelExplorer
 from mthp.explore.part import Counts, Key, Part, Parts, Standing
 from mthp.explore.sample import Sampler
 from mthp.explore.tasks import MAX_STEPS
 from mthp.races.world import RaceWorld
 
-ALONE: Final = 2.0
+SPLIT_AFTER: Final = 2.0
 """Seconds after which a search is split between processes."""
-TELL: Final = 0.5
-KEEP: Final = 5.0
-FEW: Final = 150
-"""Executions for which it does not pay to compile anything."""
+TELL_EVERY: Final = 0.5
+KEEP_EVERY: Final = 5.0
+SWITCH_AT: Final = 500
+"""Executions that the reference makes before the compiled twin takes over; measured in decision 0010."""
 
 
 class By(Enum):
@@ -54,13 +54,15 @@ class Budget:
         return self.sample is None and self.preemptions is None
 
 
-class Care:
-    """What goes on beside a search. parts: where it goes on. processes: how many may take part. tell: is
-    told every TELL seconds how far it is. keep: is given what is needed to go on, every `every` seconds.
-    is_over: asked after each execution; True stops the search.
+class SearchControl:
+    """What a search reports to, and what may stop it.
 
-    by: which explorer; refused: why the compiled one could not.
-    rest: what is needed to go on, once the search has stopped before its end; None: it came to the end.
+    parts: where it begins. processes: how many may take part. tell: it is called with how far the search
+    is, every TELL_EVERY seconds. keep: it is called with what is needed to resume the search, every
+    `every` seconds. is_over: it is asked after each execution, and True stops the search.
+
+    by: which explorer searches; refused: why the compiled one could not.
+    rest: what is needed to resume, once the search has stopped before its end; None: it came to the end.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Care:
         processes: int = 1,
         tell: Callable[[Standing], None] | None = None,
         keep: Callable[[Parts], None] | None = None,
-        every: float = KEEP,
+        every: float = KEEP_EVERY,
         is_over: Callable[[], bool] = lambda: False,
         by: By = By.BEST,
     ) -> None:
@@ -85,10 +87,10 @@ class Care:
         self.rest: Parts | None = None
         self._told = self._kept = time.monotonic()
 
-    def go_on(self, parts: Callable[[], Parts]) -> bool:
-        """Do what is due; whether the search goes on."""
+    def may_continue(self, parts: Callable[[], Parts]) -> bool:
+        """Report what is due; whether the search may continue."""
         now = time.monotonic()
-        if self.tell is not None and now - self._told >= TELL:
+        if self.tell is not None and now - self._told >= TELL_EVERY:
             self._told = now
             self.tell(Standing.of(parts()))
         if self.keep is not None and now - self._kept >= self.every:
@@ -98,139 +100,137 @@ class Care:
 
 
 def search(
-    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care | None = None
+    world: RaceWorld,
+    budget: Budget,
+    laws: Collection[int],
+    control: SearchControl | None = None,
 ) -> SearchOutcome:
     """Search a world until a law among `laws` is broken."""
-    care = care or Care()
+    control = control or SearchControl()
     if budget.sample is not None:
         return Sampler(world, seed=budget.seed, most_steps=budget.steps).sample(budget.sample)
+    one = _Search(world, budget, laws, control)
     if budget.preemptions is not None:
-        return _enumerate(world, budget, laws, care)
-    found = _explore(world, budget, laws, care)
+        return one.enumerate()
+    found = one.explore()
     if of_laws(found.findings, laws) is None or found.coverage.kind is Extent.EXHAUSTIVE:
         return found
     return replace(found, coverage=replace(found.coverage, bound=Stop.FIRST.value))
 
 
-def of_laws(findings: Collection[BrokenSchedule], laws: Collection[int]) -> BrokenSchedule | None:
+def of_laws(findings: Iterable[BrokenSchedule], laws: Collection[int]) -> BrokenSchedule | None:
     """The first finding about one of the laws."""
     return next((each for each in findings if each.broken.law in laws), None)
 
 
-def _enumerate(
-    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care
-) -> SearchOutcome:
-    def go_on(enumerator: Enumerator) -> bool:
-        if of_laws(enumerator.findings.values(), laws) is not None:
+@dataclass(frozen=True)
+class _Search:
+    """One search: which explorers it takes, one after the other."""
+
+    world: RaceWorld
+    budget: Budget
+    laws: Collection[int]
+    control: SearchControl
+
+    def enumerate(self) -> SearchOutcome:
+        """Every execution with so many preemptions."""
+        return Enumerator(
+            self.world,
+            preemptions=self.budget.preemptions,
+            most_executions=self.budget.executions,
+            most_steps=self.budget.steps,
+            may_continue=lambda enumerator: (
+                not self._has_found(enumerator.findings.values()) and not self.control.is_over()
+            ),
+        ).enumerate()
+
+    def explore(self) -> SearchOutcome:
+        """Every execution that can differ."""
+        control = self.control
+        parts = dict(control.parts or {Key(): Part()})
+        stop: Stop | None = None
+        if len(parts) == 1:
+            stop, parts = self._in_this_process(parts[Key()])
+        if stop is None:
+            stop, parts = self._in_several_processes(parts)
+        findings = {each.broken: each for part in parts.values() for each in part.findings}
+        counts = sum((part.counts for part in parts.values()), Counts())
+        is_at_end = stop is Stop.END or self._has_found(findings.values())
+        control.rest = None if is_at_end else parts
+        found = outcome(stop, counts, tuple(findings.values()), self.budget.steps)
+        return replace(found, coverage=replace(found.coverage, refused=control.refused))
+
+    def _has_found(self, findings: Iterable[BrokenSchedule]) -> bool:
+        return of_laws(findings, self.laws) is not None
+
+    def _may_continue(self, explorer: Explorer | CompiledExplorer) -> bool:
+        if self._has_found(explorer.findings.values()):
             return False
-        return not care.is_over()
+        return self.control.may_continue(lambda: {Key(): explorer.part()})
 
-    return Enumerator(
-        world,
-        preemptions=budget.preemptions,
-        most_executions=budget.executions,
-        most_steps=budget.steps,
-        go_on=go_on,
-    ).enumerate()
+    def _in_this_process(self, part: Part) -> tuple[Stop | None, dict[Key, Part]]:
+        """To the end, or until it is time to split the search (None).
 
+        A search that is bounded is never split, so that the bound always means the same executions; nor
+        is one that the compiled explorer makes, which is faster than the other on all cores.
+        """
+        control, most = self.control, self.budget.executions
+        if control.by is By.BEST and part.counts.executions < SWITCH_AT:
+            few = min(most or SWITCH_AT, SWITCH_AT)
+            stop, parts = self._by_reference(few, part)
+            part = parts[Key()]
+            is_stopped = self._has_found(part.findings) or control.is_over()
+            is_next = part.counts.executions >= few and few != most
+            if stop is not Stop.ENOUGH or is_stopped or not is_next:
+                return stop, parts
+        if control.by is not By.REFERENCE:
+            try:
+                return self._by_twin(part)
+            except Unrecordable as refused:
+                control.refused = str(refused)
+        return self._by_reference(most, part)
 
-def _explore(world: RaceWorld, budget: Budget, laws: Collection[int], care: Care) -> SearchOutcome:
-    parts = dict(care.parts or {Key(): Part()})
-    stop: Stop | None = None
-    if len(parts) == 1:
-        stop, parts = _alone(world, budget, laws, care, parts[Key()])
-    if stop is None:
-        stop, parts = _together(world, budget, laws, care, parts)
-    findings = {each.broken: each for part in parts.values() for each in part.findings}
-    counts = sum((part.counts for part in parts.values()), Counts())
-    is_found = of_laws(findings.values(), laws) is not None
-    care.rest = None if stop is Stop.END or is_found else parts
-    found = outcome(stop, counts, tuple(findings.values()), budget.steps)
-    return replace(found, coverage=replace(found.coverage, refused=care.refused))
+    def _by_twin(self, part: Part) -> tuple[Stop, dict[Key, Part]]:
+        """Unrecordable: the compiled explorer cannot search this world."""
+        explorer = CompiledExplorer(
+            self.world,
+            until=Until.END,
+            most_executions=self.budget.executions,
+            most_steps=self.budget.steps,
+            may_continue=self._may_continue,
+            part=part,
+        )
+        return explorer.search(), {Key(): explorer.part()}
 
+    def _by_reference(
+        self, most_executions: int | None, part: Part
+    ) -> tuple[Stop | None, dict[Key, Part]]:
+        may_split = self.control.processes > 1 and most_executions is None
+        until = time.monotonic() + SPLIT_AFTER if may_split else float("inf")
+        explorer = Explorer(
+            self.world,
+            until=Until.END,
+            most_executions=most_executions,
+            most_steps=self.budget.steps,
+            may_continue=lambda it: time.monotonic() <= until and self._may_continue(it),
+            part=part,
+        )
+        stop = explorer.search()
+        is_late = stop is Stop.ENOUGH and time.monotonic() > until and not self.control.is_over()
+        is_split = is_late and not self._has_found(explorer.findings.values())
+        return (None if is_split else stop), {Key(): explorer.part()}
 
-def _alone(
-    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, part: Part
-) -> tuple[Stop | None, dict[Key, Part]]:
-    """In this process: to the end, or until it is time to split the search (None).
+    def _in_several_processes(self, parts: Parts) -> tuple[Stop, dict[Key, Part]]:
+        def may_continue(explorer: ParallelExplorer) -> bool:
+            if any(self._has_found(part.findings) for part in explorer.parts.values()):
+                return False
+            return self.control.may_continue(lambda: explorer.parts)
 
-    A search that is bounded is never split, so that the bound always means the same executions; nor is
-    one that the compiled explorer makes, which is faster than the other on all cores.
-    """
-    if care.by is By.BEST and part.counts.executions < FEW:
-        few = min(budget.executions or FEW, FEW)
-        stop, parts = _by_reference(world, replace(budget, executions=few), laws, care, part)
-        part = parts[Key()]
-        is_few = part.counts.executions >= few and few != budget.executions
-        if stop is not Stop.ENOUGH or not is_few or _is_found(part, laws) or care.is_over():
-            return stop, parts
-    if care.by is not By.REFERENCE:
-        try:
-            return _by_twin(world, budget, laws, care, part)
-        except Unrecordable as refused:
-            care.refused = str(refused)
-    return _by_reference(world, budget, laws, care, part)
-
-
-def _is_found(part: Part, laws: Collection[int]) -> bool:
-    return of_laws(part.findings, laws) is not None
-
-
-def _by_twin(
-    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, part: Part
-) -> tuple[Stop, dict[Key, Part]]:
-    """Unrecordable: it cannot."""
-
-    def go_on(explorer: CompiledExplorer) -> bool:
-        if of_laws(explorer.findings.values(), laws) is not None:
-            return False
-        return care.go_on(lambda: {Key(): explorer.part()})
-
-    explorer = CompiledExplorer(
-        world,
-        until=Until.END,
-        most_executions=budget.executions,
-        most_steps=budget.steps,
-        go_on=go_on,
-        part=part,
-    )
-    return explorer.search(), {Key(): explorer.part()}
-
-
-def _by_reference(
-    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, part: Part
-) -> tuple[Stop | None, dict[Key, Part]]:
-    may_split = care.processes > 1 and budget.executions is None
-    until = time.monotonic() + ALONE if may_split else float("inf")
-
-    def go_on(explorer: Explorer) -> bool:
-        if of_laws(explorer.findings.values(), laws) is not None or time.monotonic() > until:
-            return False
-        return care.go_on(lambda: {Key(): explorer.part()})
-
-    explorer = Explorer(
-        world,
-        until=Until.END,
-        most_executions=budget.executions,
-        most_steps=budget.steps,
-        go_on=go_on,
-        part=part,
-    )
-    stop = explorer.search()
-    is_split = stop is Stop.ENOUGH and time.monotonic() > until and not care.is_over()
-    parts = {Key(): explorer.part()}
-    return (None if is_split and not _is_found(parts[Key()], laws) else stop), parts
-
-
-def _together(
-    world: RaceWorld, budget: Budget, laws: Collection[int], care: Care, parts: Parts
-) -> tuple[Stop, dict[Key, Part]]:
-    """On several processes."""
-
-    def go_on(crew: Crew) -> bool:
-        if any(of_laws(part.findings, laws) is not None for part in crew.parts.values()):
-            return False
-        return care.go_on(lambda: crew.parts)
-
-    crew = Crew(world, care.processes, parts, most_steps=budget.steps, go_on=go_on)
-    return crew.search(), crew.parts
+        explorer = ParallelExplorer(
+            self.world,
+            self.control.processes,
+            parts,
+            most_steps=self.budget.steps,
+            may_continue=may_continue,
+        )
+        return explorer.search(), explorer.parts

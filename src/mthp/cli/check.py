@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mthp.check.check import NO_MUTANT, NOBODY, known, replay
+from mthp.check.check import NO_MUTANT, NO_TASK, known, replay
 from mthp.check.check_records import MutantResult, MutantVerdict, WorldResult
 from mthp.check.jobs import Row
 from mthp.check.mutate import Tried, try_mutations
@@ -146,7 +146,7 @@ def _chosen(args: argparse.Namespace) -> list[RaceWorld]:
     if args.rivals is None:
         casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
     else:
-        casts = [() if args.rivals == NOBODY else tuple(args.rivals.split("+"))]
+        casts = [() if args.rivals == NO_TASK else tuple(args.rivals.split("+"))]
     try:
         worlds = [RaceWorld.parse(size, profile, cast) for size in sizes for cast in casts]
     except ValueError as error:

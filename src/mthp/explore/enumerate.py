@@ -13,7 +13,7 @@ from mthp.explore.tasks import MAX_STEPS, Ending, Execution, Recipe
 
 class Enumerator:
     """Depth first over every choice. preemptions: the most there may be, or None. most_executions,
-    most_steps: bounds, the latter of each execution. go_on: asked after each, and False stops.
+    most_steps: bounds, the latter of each execution. may_continue: asked after each, and False stops.
 
     A preemption is a switch away from a task that could have gone on.
     """
@@ -25,13 +25,13 @@ class Enumerator:
         preemptions: int | None = None,
         most_executions: int | None = None,
         most_steps: int = MAX_STEPS,
-        go_on: Callable[[Enumerator], bool] = lambda _: True,
+        may_continue: Callable[[Enumerator], bool] = lambda _: True,
     ) -> None:
         self.recipe = recipe
         self.preemptions = preemptions
         self.most_executions = most_executions
         self.most_steps = most_steps
-        self.go_on = go_on
+        self.may_continue = may_continue
         self.findings: dict[object, BrokenSchedule] = {}
         self._path: list[tuple[int, list[int]]] = []
         self._depth = self._spent = 0
@@ -51,7 +51,7 @@ class Enumerator:
                 self.findings.setdefault(broken, BrokenSchedule(broken, schedule))
             if not self._next_path():
                 break
-            if executions == self.most_executions or not self.go_on(self):
+            if executions == self.most_executions or not self.may_continue(self):
                 bounds.append(f"stopped after {executions} executions")
                 break
         if too_long:

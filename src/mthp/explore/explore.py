@@ -15,7 +15,7 @@ from typing import Final
 
 from mthp.explore.dependence import dependent, waits
 from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
-from mthp.explore.part import NOBODY, BranchPoint, Counts, Key, Part, Race
+from mthp.explore.part import NO_TASK, BranchPoint, Counts, Key, Part, Race
 from mthp.explore.tasks import MAX_STEPS, STOP, Ending, Execution, NextStep, Recipe
 from mthp.machine.step import Access
 
@@ -24,7 +24,7 @@ Clock = list[int]
 
 
 HOLDS_NOTHING: Final = frozenset({Access.RELEASE, Access.IPI, Access.WAIT})
-"""Steps after which nobody has to wait."""
+"""Steps after which no task has to wait."""
 
 
 class Until(Enum):
@@ -88,9 +88,10 @@ class Branch:
 
 
 class Explorer:
-    """The search. most_executions, most_steps: bounds, the latter of each execution. go_on: asked after
-    each execution, for a progress line; False stops the search. part: where it begins, or goes on.
-    elsewhere: parts that others search; None: not to the end yet.
+    """The search. most_executions: a bound; most_steps: a bound of each execution.
+
+    may_continue: it is asked after each execution, and False stops the search. part: where the search
+    begins. elsewhere: parts that other processes search; None for one that is not searched yet.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Explorer:
         until: Until = Until.FIRST,
         most_executions: int | None = None,
         most_steps: int = MAX_STEPS,
-        go_on: Callable[[Explorer], bool] | None = None,
+        may_continue: Callable[[Explorer], bool] | None = None,
         part: Part | None = None,
         elsewhere: Mapping[Key, Part | None] | None = None,
     ) -> None:
@@ -108,15 +109,15 @@ class Explorer:
         self.until = until
         self.most_executions = most_executions
         self.most_steps = most_steps
-        self.go_on = go_on
-        self.begun = part or Part()
-        self.own = self.begun.own
+        self.may_continue = may_continue
+        self.start = part or Part()
+        self.own = self.start.own
         self.elsewhere = elsewhere or {}
-        self.counts = self.begun.counts
+        self.counts = self.start.counts
         self.findings: dict[object, BrokenSchedule] = {
-            each.broken: each for each in self.begun.findings
+            each.broken: each for each in self.start.findings
         }
-        self.races: dict[Race, None] = dict.fromkeys(self.begun.races)
+        self.races: dict[Race, None] = dict.fromkeys(self.start.races)
         self.nodes: list[Branch] = []
         self._places: dict[tuple[str, int], list[TakenStep]] = {}
         self._of_task: list[list[TakenStep]] = []
@@ -133,7 +134,7 @@ class Explorer:
         return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
 
     def search(self) -> Stop:
-        """The same; why it stopped."""
+        """Search as explore() does; why the search stopped."""
         stop = self._resume()
         while stop is None:
             self._execute()
@@ -147,18 +148,18 @@ class Explorer:
         stop = self._find_next()
         if stop is None and self.most_executions is not None:
             stop = Stop.ENOUGH if self.executions >= self.most_executions else None
-        if stop is None and self.go_on is not None:
-            stop = None if self.go_on(self) else Stop.ENOUGH
+        if stop is None and self.may_continue is not None:
+            stop = None if self.may_continue(self) else Stop.ENOUGH
         return stop
 
     # As a part
 
     def part(self) -> Part:
-        """How far the search has come; between two executions."""
+        """How far the search has come. To be called between two executions."""
         last = len(self.nodes) - 1
         places = tuple(
             BranchPoint(
-                NOBODY if depth == last and depth >= self.own else node.event.task,
+                NO_TASK if depth == last and depth >= self.own else node.event.task,
                 frozenset(node.todo),
                 frozenset(node.sleep),
             )
@@ -170,7 +171,7 @@ class Explorer:
 
     def _resume(self) -> Stop | None:
         """Take the steps that lead to where the part had come."""
-        if not self.begun.places:
+        if not self.start.places:
             return None
         Execution(self.recipe(), self._lead).run()
         self._replaying = self.own
@@ -178,15 +179,15 @@ class Explorer:
 
     def _lead(self, execution: Execution) -> int:
         depth = len(self.nodes)
-        if depth == len(self.begun.places):
+        if depth == len(self.start.places):
             return STOP
         if not depth:
             self._of_task = [[] for _ in execution.ops]
-        place = self.begun.places[depth]
+        place = self.start.places[depth]
         sleep = {task: op for task in place.sleep if (op := execution.ops[task]) is not None}
         node = Branch(list(execution.ops), execution.enabled(), sleep, place.todo)
         self.nodes.append(node)
-        if place.task == NOBODY:
+        if place.task == NO_TASK:
             return STOP
         self._take(node, place.task, depth)
         return place.task
@@ -241,7 +242,7 @@ class Explorer:
         return task
 
     def _inherited_sleep(self) -> dict[int, NextStep]:
-        """Whoever slept before the last step, and does not depend on it, sleeps on."""
+        """The tasks that slept before the last step and do not depend on it."""
         if not self.nodes:
             return {}
         last = self.nodes[-1]
@@ -275,7 +276,7 @@ class Explorer:
         return event
 
     def _races_of_the_waiting(self, execution: Execution) -> None:
-        """Steps that never came, for want of a lock: had they been first, it would be otherwise."""
+        """Look at steps that never came for want of a lock: they could have been first."""
         for task, op in enumerate(execution.ops):
             if op is not None and not execution.may_go(task, op):
                 self._event(task, op, len(self.nodes))
@@ -283,11 +284,11 @@ class Explorer:
     # Backtracking
 
     def _note_race(self, first: TakenStep, second: TakenStep) -> None:
-        """Somebody who leads to `second` without `first` is to be tried where `first` was taken."""
+        """A task that leads to `second` without `first` is to be tried where `first` was taken."""
         self._reverse(first.depth, frozenset(self._initials(first, second)))
 
     def _reverse(self, depth: int, initials: frozenset[int]) -> None:
-        """One of `initials` is to be tried at a depth, here or by whoever searches above this part."""
+        """One of `initials` is to be tried at a depth, here or in the part above this one."""
         if depth < self.own:
             self.races[Race(depth, initials)] = None
             return
@@ -399,7 +400,7 @@ def _races(op: NextStep, known: Clock, others: list[TakenStep]) -> list[TakenSte
     found: list[TakenStep] = []
     for other in others:
         if waits(op):
-            # Whoever holds the lock now is in the way; a hold that ended before another began is
+            # The task that holds the lock now is in the way; a hold that ended before another began is
             # met again when that one is reversed.
             if other.op.access is not Access.RELEASE:
                 if not other.before(clock):

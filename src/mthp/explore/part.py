@@ -15,13 +15,14 @@ from typing import Any, Final
 
 from mthp.explore.outcome import BrokenSchedule, Schedule
 
-NOBODY: Final = -1
+NO_TASK: Final = -1
+"""Stands where a task's number would, before the task is chosen."""
 
 
 @dataclass(frozen=True)
 class BranchPoint:
-    """The state before a step. task: whose step is being tried, NOBODY's where the next is yet to be
-    chosen. todo: tasks tried or to be tried there. sleep: tasks whose step there leads to nothing new.
+    """The state before a step. task: whose step is being tried; NO_TASK where it is yet to be chosen.
+    todo: tasks tried or to be tried there. sleep: tasks whose step there leads to nothing new.
     """
 
     task: int
@@ -101,8 +102,8 @@ class Part:
             return False
         place = self.places[depth]
         above = tuple(each.task for each in self.places[:depth])
-        sleep = place.sleep | ({place.task} - {NOBODY})
-        return (*above, min(place.left, default=NOBODY)) == key.choices and sleep == key.sleep
+        sleep = place.sleep | ({place.task} - {NO_TASK})
+        return (*above, min(place.left, default=NO_TASK)) == key.choices and sleep == key.sleep
 
     def alternative(self, depth: int) -> Part:
         """What comes next at one of the part's places, as a part of its own, not begun."""
@@ -131,7 +132,7 @@ class Part:
             tried = (place.todo & place.sleep) - {place.task}
             share /= len(place.todo)
             found += share * len(tried)
-            if place.left and place.task != NOBODY:
+            if place.left and place.task != NO_TASK:
                 other = others.get(self.alternative(depth).key)
                 found += share * other.fraction(others) if other is not None else 0.0
         return min(found, 1.0)
@@ -159,7 +160,7 @@ class Standing:
 
     @staticmethod
     def of(parts: Parts) -> Standing:
-        """Of a search."""
+        """Where a search is."""
         whole = parts[Key()]
         return Standing(
             sum(part.counts.executions for part in parts.values()),
@@ -173,7 +174,7 @@ class Standing:
 
 
 def part_document(part: Part, breach: Callable[[Any], Any]) -> dict[str, Any]:
-    """For a file. breach: of what is broken, a document."""
+    """The document of a part, for a file. breach: a function from what is broken to its document."""
     return {
         "places": [[p.task, sorted(p.todo), sorted(p.sleep)] for p in part.places],
         "own": part.own,
@@ -190,7 +191,7 @@ def part_document(part: Part, breach: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def part_of(document: Any, breach: Callable[[Any], Any]) -> Part:
-    """The part of a document; ValueError, TypeError or KeyError where it is none."""
+    """The part that a document describes; ValueError, TypeError or KeyError where it is none."""
     return Part(
         tuple(
             BranchPoint(int(task), frozenset(map(int, todo)), frozenset(map(int, sleep)))

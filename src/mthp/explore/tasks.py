@@ -123,7 +123,7 @@ class Execution:
         """The tasks that could take their step now."""
         return [n for n, op in enumerate(self.ops) if op is not None and self.may_go(n, op)]
 
-    def _anybody(self) -> bool:
+    def _any_enabled(self) -> bool:
         """Whether any task could take its step now."""
         for task, op in enumerate(self.ops):  # noqa: SIM110 (a generator is slower, for every step)
             if op is not None and self.may_go(task, op):
@@ -186,7 +186,7 @@ class Execution:
             self.ending = Ending.TOO_LONG
             return STOP
         tasks = self.setup.tasks
-        if not self._anybody():
+        if not self._any_enabled():
             if all(op is None or tasks[n][0].background for n, op in enumerate(self.ops)):
                 return STOP
             self.ending = Ending.STUCK

@@ -1,87 +1,64 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How attributes are got at past whatever watches them."""
+"""How attributes are read and written past whatever watches them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from types import MemberDescriptorType
 from typing import Any
 
-from mthp.explore.compiled.containers import ABSENT, Unrecordable
+from mthp.explore.compiled.kinds import ABSENT
+
+Get = Callable[[Any], Any]
+Put = Callable[[Any, Any], None]
 
 
-def put_as(put: Callable[[Any, str, Any], None], attribute: str, thing: Any, value: Any) -> None:
-    """Put an attribute back: its name comes first, as journals want it."""
-    put(thing, attribute, value)
+@cache
+def access(of: type, attribute: str) -> tuple[Get, Put]:
+    """Functions that read and write an attribute of the class's objects; what is not there is ABSENT."""
+    found = (vars(each).get(attribute) for each in of.__mro__)
+    slot = next((each for each in found if isinstance(each, MemberDescriptorType)), None)
+    return _in_dict(attribute) if slot is None else _in_slot(slot)
 
 
-def refuse_deletion(thing: Any, attribute: str) -> None:
-    """For classes whose objects are recorded."""
-    raise Unrecordable(f"{type(thing).__name__}.{attribute} is deleted")
+def _in_dict(attribute: str) -> tuple[Get, Put]:
+    def get(thing: Any) -> Any:
+        return thing.__dict__.get(attribute, ABSENT)
 
-
-def is_frozen(of: type) -> bool:
-    """Of a dataclass: whether its objects are values."""
-    return bool(of.__dataclass_params__.frozen)  # type: ignore[attr-defined]
-
-
-Get = Callable[[Any, str], Any]
-Put = Callable[[Any, str, Any], None]
-
-
-def _get_from_dict(thing: Any, attribute: str) -> Any:
-    return thing.__dict__.get(attribute, ABSENT)
-
-
-def _put_in_dict(thing: Any, attribute: str, value: Any) -> None:
-    if value is ABSENT:
-        thing.__dict__.pop(attribute, None)
-    else:
-        thing.__dict__[attribute] = value
-
-
-def _slot_access(member: MemberDescriptorType) -> tuple[Get, Put]:
-    def get(thing: Any, _: str) -> Any:
-        try:
-            return member.__get__(thing)
-        except AttributeError:
-            return ABSENT
-
-    def put(thing: Any, _: str, value: Any) -> None:
+    def put(thing: Any, value: Any) -> None:
         if value is ABSENT:
-            member.__delete__(thing)
+            thing.__dict__.pop(attribute, None)
         else:
-            member.__set__(thing, value)
+            thing.__dict__[attribute] = value
 
     return get, put
 
 
-_ACCESS: dict[tuple[type, str], tuple[Get, Put]] = {}
+def _in_slot(slot: MemberDescriptorType) -> tuple[Get, Put]:
+    def get(thing: Any) -> Any:
+        try:
+            return slot.__get__(thing)
+        except AttributeError:
+            return ABSENT
+
+    def put(thing: Any, value: Any) -> None:
+        if value is ABSENT:
+            slot.__delete__(thing)
+        else:
+            slot.__set__(thing, value)
+
+    return get, put
 
 
-def access(of: type, attribute: str) -> tuple[Get, Put]:
-    """How an attribute of the class's objects is got at, past anything that records."""
-    found = _ACCESS.get((of, attribute))
-    if found is None:
-        found = _get_from_dict, _put_in_dict
-        for each in of.__mro__:
-            member = vars(each).get(attribute)
-            if isinstance(member, MemberDescriptorType):
-                found = _slot_access(member)
-                break
-        _ACCESS[of, attribute] = found
-    return found
-
-
-def attributes(thing: Any, recorded: type) -> list[tuple[str, Get, Put]]:
-    """The attributes a thing has now."""
-    of = recorded.__mro__[1]
+def attributes(thing: Any, of: type) -> list[str]:
+    """The names of the attributes that an object of a class has now."""
     names = list(getattr(thing, "__dict__", ()))
     for each in of.__mro__:
         slots = vars(each).get("__slots__", ())
         names += [slots] if isinstance(slots, str) else slots
     return [
-        (name, *access(of, name))
+        name
         for name in names
-        if not name.startswith("__") and access(of, name)[0](thing, name) is not ABSENT
+        if not name.startswith("__") and access(of, name)[0](thing) is not ABSENT
     ]

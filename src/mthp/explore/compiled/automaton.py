@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from mthp.explore.compiled.containers import Unrecordable
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recording import Recorder
-from mthp.explore.compiled.segment import VALUE, Segment
-from mthp.explore.compiled.symbols import Chain, Question, answer, calculate
+from mthp.explore.compiled.segment import VALUE, Chain, Question, Segment, answer, calculate
 from mthp.explore.dependence import dependent, waits
 from mthp.explore.explore import HOLDS_NOTHING
 from mthp.explore.tasks import NextStep

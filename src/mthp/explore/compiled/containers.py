@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import (
-    Callable,
     Iterable,
     Iterator,
     MutableMapping,
@@ -18,36 +17,19 @@ from collections.abc import (
     MutableSet,
 )
 from copy import copy
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, ClassVar, Final
 
-from mthp.explore.compiled.symbols import Symbol, plain
-
-if TYPE_CHECKING:
-    from mthp.explore.compiled.recording import Recorder
-
-
-class Unrecordable(BaseException):
-    """Something shared cannot be recorded; one line says what. No task may catch it."""
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-ABSENT: Final = _Absent()
-"""What an attribute or a key holds that is not there."""
-MISSING: Final = object()
+from mthp.explore.compiled.cells import Cells
+from mthp.explore.compiled.kinds import ABSENT, Unrecordable
+from mthp.explore.compiled.segment import Symbol, plain
 
 
 def _key(key: Any) -> Any:
     """A key as it is kept: no symbol, and none in it."""
-    if type(key) is Symbol:
-        return key.look()
     if isinstance(key, tuple) and any(type(each) is Symbol for each in key):
         each = [plain(each) for each in key]
         return tuple(each) if type(key) is tuple else type(key)._make(each)  # type: ignore[attr-defined]
-    return key
+    return plain(key)
 
 
 class Shared:
@@ -58,7 +40,7 @@ class Shared:
 
     __slots__ = ("_epoch", "changes", "data", "kind", "name", "recorder")
 
-    def __init__(self, recorder: Recorder, data: Any, kind: str, name: object) -> None:
+    def __init__(self, recorder: Cells, data: Any, kind: str, name: object) -> None:
         self.recorder = recorder
         self.data = data
         self.kind = kind
@@ -74,6 +56,14 @@ class Shared:
 
     def __reduce__(self) -> Any:
         raise Unrecordable(f"{self.kind} is copied")
+
+    def is_made(self) -> None:
+        """A task has made it: all that is in it was written just now."""
+        raise NotImplementedError
+
+    def _is_watched(self) -> bool:
+        """Whether what is read from it now matters to anybody."""
+        return self.changes and self.recorder.segment is not None
 
     def _keep(self) -> None:
         """It is about to be written: keep what it held at the beginning of this execution."""
@@ -95,10 +85,14 @@ class SharedArray(Shared):
 
     __slots__ = ("first",)
 
-    def __init__(self, recorder: Recorder, data: array[Any], kind: str, name: object) -> None:
-        super().__init__(recorder, data, kind, name)
-        self.data = data[:]
-        self.first = recorder.row(name, len(data))
+    def __init__(self, recorder: Cells, data: array[Any], kind: str, name: object) -> None:
+        super().__init__(recorder, data[:], kind, name)
+        self.first = recorder.cell(name, "row", len(data))
+
+    def is_made(self) -> None:
+        """As of every container."""
+        for i, value in enumerate(self.data):
+            self.recorder.wrote(self.first + i, value, ABSENT)
 
     @property
     def typecode(self) -> str:
@@ -112,36 +106,29 @@ class SharedArray(Shared):
         return len(self.data)
 
     def __getitem__(self, at: Any) -> Any:
-        recorder = self.recorder
-        at = plain(at)
+        recorder, at = self.recorder, plain(at)
         value = self.data[at]
-        if self.changes and recorder.segment is not None:
-            if type(at) is int:
-                cell = self.first + (at if at >= 0 else at + len(self.data))
-                return recorder.found(cell, value) if type(value) is int else value
-            else:
-                for i in range(len(self.data))[at]:
-                    recorder.read(self.first + i, self.data[i])
+        if not self._is_watched():
+            return value
+        if type(at) is int:
+            cell = self.first + range(len(self.data))[at]
+            return recorder.found(cell, value) if type(value) is int else value
+        for i in range(len(self.data))[at]:
+            recorder.read(self.first + i, self.data[i])
         return value
 
     def __setitem__(self, at: Any, value: Any) -> None:
-        recorder, data = self.recorder, self.data
+        recorder, data, at = self.recorder, self.data, plain(at)
         self._keep()
-        at = plain(at)
-        if type(at) is int:
-            at = at if at >= 0 else at + len(data)
-            old = data[at]
-            if recorder.changes(self.first + at, value):
+        places, olds = range(len(data))[at], data[at]
+        if type(places) is int:
+            if recorder.changes(self.first + places, value):
                 data[at] = value.value
                 return
             data[at] = plain(value)
-            recorder.wrote(self.first + at, data[at], old)
-            return
-        places = range(len(data))[at]
-        olds = data[at]
-        data[at] = value.data if isinstance(value, SharedArray) else value
-        if len(data) != len(self):
-            raise Unrecordable(f"{self.kind} changes its size")
+            places, olds = (places,), (olds,)
+        else:
+            data[at] = value.data if isinstance(value, SharedArray) else value
         for i, old in zip(places, olds, strict=True):
             recorder.wrote(self.first + i, data[i], old)
 
@@ -149,29 +136,45 @@ class SharedArray(Shared):
         return iter(self[:])
 
 
-class SharedList(Shared, MutableSequence[Any]):
-    """A list: one cell, its value everything in it."""
+class _OneCell(Shared):
+    """A container that is one cell, whose value is everything in it, frozen."""
 
     __slots__ = ("cell",)
+    frozen: ClassVar[type[tuple[Any, ...]] | type[frozenset[Any]]]
 
-    def __init__(self, recorder: Recorder, data: list[Any], kind: str, name: object) -> None:
-        super().__init__(recorder, data, kind, name)
+    def __init__(self, recorder: Cells, data: Any, kind: str, name: object) -> None:
+        super().__init__(
+            recorder, type(data)(recorder.share(each, kind) for each in data), kind, name
+        )
         self.cell = recorder.cell(name, "")
 
-    def _read(self) -> list[Any]:
-        recorder = self.recorder
-        segment = recorder.segment
-        if self.changes and segment is not None and self.cell not in segment.known:
-            recorder.read(self.cell, tuple(self.data))
-        return self.data  # type: ignore[no-any-return]
+    def is_made(self) -> None:
+        """As of every container."""
+        self.recorder.wrote(self.cell, self.frozen(self.data), ABSENT)
 
-    def _write(self, data: list[Any]) -> None:
+    def _read(self) -> Any:
+        segment = self.recorder.segment
+        if self.changes and segment is not None and self.cell not in segment.known:
+            self.recorder.read(self.cell, self.frozen(self.data))
+        return self.data
+
+    def _write(self, data: Any) -> None:
         self._keep()
         old, self.data = self.data, data
-        self.recorder.wrote(self.cell, tuple(data), tuple(old))
+        self.recorder.wrote(self.cell, self.frozen(data), self.frozen(old))
 
     def __len__(self) -> int:
         return len(self._read())
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._read()
+
+
+class SharedList(_OneCell, MutableSequence[Any]):
+    """A list."""
+
+    __slots__ = ()
+    frozen = tuple
 
     def __getitem__(self, at: Any) -> Any:
         return self._read()[at]
@@ -179,11 +182,8 @@ class SharedList(Shared, MutableSequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._read()))
 
-    def __contains__(self, value: object) -> bool:
-        return value in self._read()
-
     def __eq__(self, other: object) -> bool:
-        return self._read() == (other._read() if isinstance(other, SharedList) else other)
+        return bool(self._read() == (other._read() if isinstance(other, SharedList) else other))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -215,39 +215,18 @@ class SharedList(Shared, MutableSequence[Any]):
             self._write([])
 
 
-class SharedSet(Shared, MutableSet[Any]):
-    """A set: one cell. What is in it comes in the order of the recorder's numbers."""
+class SharedSet(_OneCell, MutableSet[Any]):
+    """A set. What is in it comes in the order of the recorder's numbers."""
 
-    __slots__ = ("cell",)
-
-    def __init__(self, recorder: Recorder, data: set[Any], kind: str, name: object) -> None:
-        super().__init__(recorder, data, kind, name)
-        self.cell = recorder.cell(name, "")
+    __slots__ = ()
+    frozen = frozenset
 
     @classmethod
     def _from_iterable(cls, it: Iterable[Any]) -> Any:
         return set(it)
 
-    def _read(self) -> set[Any]:
-        recorder = self.recorder
-        segment = recorder.segment
-        if self.changes and segment is not None and self.cell not in segment.known:
-            recorder.read(self.cell, frozenset(self.data))
-        return self.data  # type: ignore[no-any-return]
-
-    def _write(self, data: set[Any]) -> None:
-        self._keep()
-        old, self.data = self.data, data
-        self.recorder.wrote(self.cell, frozenset(data), frozenset(old))
-
-    def __len__(self) -> int:
-        return len(self._read())
-
     def __iter__(self) -> Iterator[Any]:
         return iter(sorted(self._read(), key=self.recorder.number))
-
-    def __contains__(self, value: object) -> bool:
-        return value in self._read()
 
     def add(self, value: Any) -> None:
         """As of a set."""
@@ -271,15 +250,18 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
 
     __slots__ = ("counts", "default", "keys_cell")
 
-    def __init__(self, recorder: Recorder, data: dict[Any, Any], kind: str, name: object) -> None:
-        super().__init__(recorder, dict(data), kind, name)
+    def __init__(self, recorder: Cells, data: dict[Any, Any], kind: str, name: object) -> None:
+        shared = {key: recorder.share(each, kind) for key, each in data.items()}
+        super().__init__(recorder, shared, kind, name)
         self.counts = isinstance(data, Counter)
-        self.default: Callable[[], Any] | None = None
-        if isinstance(data, defaultdict):
-            self.default = data.default_factory
-        elif not self.counts and type(data) is not dict:
-            raise Unrecordable(f"{kind} is a {type(data).__name__}")
+        self.default = data.default_factory if isinstance(data, defaultdict) else None
         self.keys_cell = recorder.cell(name, "")
+
+    def is_made(self) -> None:
+        """As of every container."""
+        for key, each in self.data.items():
+            self.recorder.wrote(self.cell(key), each, ABSENT)
+        self.recorder.wrote(self.keys_cell, tuple(self.data), ABSENT)
 
     def cell(self, key: object) -> int:
         """Of a key, there or not."""
@@ -288,7 +270,7 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
     def _read(self, key: Any) -> Any:
         key = _key(key)
         value = self.data.get(key, ABSENT)
-        if self.changes and self.recorder.segment is not None:
+        if self._is_watched():
             self.recorder.read(self.cell(key), value)
         return value
 
@@ -299,14 +281,11 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         return keys
 
     def __getitem__(self, key: Any) -> Any:
-        recorder = self.recorder
         key = _key(key)
-        if self.counts and self.changes and recorder.segment is not None:
-            value = self.data.get(key, ABSENT)
-            value = recorder.found_any(self.cell(key), value)
-            if value is not ABSENT:
-                return value
-        value = self._read(key)
+        if self.counts and self._is_watched():
+            value = self.recorder.found_any(self.cell(key), self.data.get(key, ABSENT))
+        else:
+            value = self._read(key)
         if value is not ABSENT:
             return value
         if self.counts:
@@ -380,3 +359,9 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
                 other = Counter(other)
             for key in other:
                 self[key] = self[key] + other[key] if self.counts else other[key]
+
+
+STANDS_FOR: Final[dict[type, type[Shared]]] = {
+    list: SharedList, set: SharedSet, array: SharedArray,
+    dict: SharedDict, Counter: SharedDict, defaultdict: SharedDict,
+}  # fmt: skip

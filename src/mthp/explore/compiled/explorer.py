@@ -18,14 +18,14 @@ import numpy as np
 from mthp.explore.compiled import columns as at_
 from mthp.explore.compiled import jit
 from mthp.explore.compiled.automaton import STEP, Ops, Program, SegmentPoint
+from mthp.explore.compiled.cells import Memory
 from mthp.explore.compiled.columns import Code, Fate, Phase, SearchState, Status
-from mthp.explore.compiled.containers import Unrecordable
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recorded import JUDGE, Recorded
-from mthp.explore.compiled.segment import Memory
 from mthp.explore.dependence import dependent
 from mthp.explore.explore import Stop, Until, outcome
 from mthp.explore.outcome import BrokenSchedule, Schedule, SearchOutcome
-from mthp.explore.part import NOBODY, BranchPoint, Counts, Part
+from mthp.explore.part import NO_TASK, BranchPoint, Counts, Part
 from mthp.explore.replay import Replay
 from mthp.explore.tasks import MAX_STEPS, STOP, Execution, NextStep, Recipe
 
@@ -62,7 +62,7 @@ class CompiledExplorer:
         until: Until = Until.FIRST,
         most_executions: int | None = None,
         most_steps: int = MAX_STEPS,
-        go_on: Callable[[CompiledExplorer], bool] | None = None,
+        may_continue: Callable[[CompiledExplorer], bool] | None = None,
         part: Part | None = None,
         speed: Speed = Speed.BEST,
     ) -> None:
@@ -70,11 +70,11 @@ class CompiledExplorer:
         self.until = until
         self.most_executions = most_executions
         self.most_steps = most_steps
-        self.go_on = go_on
-        self.begun = part or Part()
+        self.may_continue = may_continue
+        self.start = part or Part()
         self.speed = speed
         self.findings: dict[object, BrokenSchedule] = {
-            each.broken: each for each in self.begun.findings
+            each.broken: each for each in self.start.findings
         }
         self.replays = 0
         self.ops = Ops(Program())
@@ -142,7 +142,7 @@ class CompiledExplorer:
         last = int(at[at_.DEPTH])
         marks = tuple(
             BranchPoint(
-                NOBODY if depth == last else int(state.task[depth]),
+                NO_TASK if depth == last else int(state.task[depth]),
                 _tasks(state.todo[depth]),
                 _tasks(state.sleep[depth]),
             )
@@ -157,7 +157,7 @@ class CompiledExplorer:
         self._recorded = Recorded(self.recipe, MEMORY, self.ops, self.most_steps)
 
     def _prepare(self) -> None:
-        if self.begun.own or self.begun.races or self.most_steps > LONGEST:
+        if self.start.own or self.start.races or self.most_steps > LONGEST:
             raise Unrecordable("a part of a search, or executions too long to be kept")
         tasks = len(self._recorded.background)
         self._state = at_.columns(tasks, self.most_steps)
@@ -167,18 +167,18 @@ class CompiledExplorer:
         at[at_.ROOM] = len(self._state.jcell)
         at[at_.QUANTUM] = QUANTUM
         at[at_.CURRENT] = tasks - 1
-        counts = self.begun.counts
+        counts = self.start.counts
         at[at_.EXECUTIONS], at[at_.PRUNED] = counts.executions, counts.pruned
         at[at_.STEPS], at[at_.TOO_LONG] = counts.steps, counts.too_long
         if self.speed is Speed.NUMBA:
             self._compile()
-        self._replay([mark.task for mark in self.begun.places if mark.task != NOBODY])
-        if self.begun.places:
+        self._replay([mark.task for mark in self.start.places if mark.task != NO_TASK])
+        if self.start.places:
             self._follow()
 
     def _follow(self) -> None:
         """Come to where another search had come."""
-        state, marks = self._state, self.begun.places
+        state, marks = self._state, self.start.places
         for depth, mark in enumerate(marks):
             state.task[depth] = max(mark.task, 0)
             state.todo[depth] = sum(1 << task for task in mark.todo)
@@ -212,7 +212,7 @@ class CompiledExplorer:
                     return Stop.FIRST
             elif status == Status.ASK:
                 self._next_quantum()
-                if self.go_on is not None and not self.go_on(self):
+                if self.may_continue is not None and not self.may_continue(self):
                     return Stop.ENOUGH
             elif status == Status.FULL:
                 self._more_journal()

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""integers.py compiled by Numba, where there is one, and its columns as arrays."""
+"""integers.py compiled by Numba, where it is installed, and its columns as arrays."""
 
 from __future__ import annotations
 
 from functools import cache
+from hashlib import sha256
+from inspect import getsource
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.explore.compiled import integer_races, integers
+from mthp.explore.compiled import automaton, columns, integers
 from mthp.explore.compiled.automaton import Program
 from mthp.explore.compiled.columns import Code, SearchState
 
@@ -18,7 +20,7 @@ _COLUMNS = tuple(name for name in Code._fields if name not in ("background", "de
 
 
 class Compiled(NamedTuple):
-    """What is called of integers.py."""
+    """The functions of integers.py that are called from outside."""
 
     search: Any
     resume: Any
@@ -26,24 +28,37 @@ class Compiled(NamedTuple):
 
 
 PLAIN = Compiled(integers.search, integers.resume, integers.follow)
-"""As they are."""
+"""The functions as they are."""
 
 
 @cache
 def compiled() -> Compiled | None:
-    """The same as machine code, kept on disk by Numba; None where Numba is not installed."""
+    """The same functions as machine code; None where Numba is not installed."""
     try:
         from numba import njit
     except ImportError:
         return None
-    names = {**vars(integer_races), **vars(integers)}
-    functions = [each for each in names.values() if isinstance(each, FunctionType)]
-    for each in functions:
-        if each.__module__ in (integer_races.__name__, integers.__name__):
-            copied = FunctionType(each.__code__, names, each.__name__)
-            copied.__module__, copied.__qualname__ = each.__module__, each.__qualname__
-            names[each.__name__] = njit(cache=True, _nrt=False)(copied)
+    names = dict(vars(integers))
+    version = fingerprint(*(getsource(each) for each in (automaton, columns, integers)))
+    for name, each in vars(integers).items():
+        if isinstance(each, FunctionType) and each.__module__ == integers.__name__:
+            copied = FunctionType(each.__code__, names, name)
+            copied.__module__, copied.__qualname__ = each.__module__, f"{name}_{version}"
+            try:
+                names[name] = njit(cache=True, _nrt=False)(copied)
+            except RuntimeError:  # there is no folder that Numba may write to
+                names[name] = njit(_nrt=False)(copied)
     return Compiled(names["search"], names["resume"], names["follow"])
+
+
+def fingerprint(*sources: str) -> str:
+    """What machine code is made from, as a part of a file's name.
+
+    Numba keeps machine code under the name of the function and looks at the time of its file alone. A
+    constant, a function or a class of another file that has changed since would go unseen, or would no
+    longer be found when the kept file is read.
+    """
+    return sha256("\0".join(sources).encode()).hexdigest()[:16]
 
 
 def as_arrays(state: SearchState) -> SearchState:

@@ -8,10 +8,11 @@ from operator import itemgetter
 from typing import Any
 
 from mthp.explore.compiled.automaton import Automata, Effects, Ops, SegmentPoint
-from mthp.explore.compiled.containers import SharedList, Unrecordable
+from mthp.explore.compiled.cells import Memory
+from mthp.explore.compiled.containers import SharedList
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recording import Recorder
-from mthp.explore.compiled.segment import VALUE, Memory, Segment
-from mthp.explore.compiled.symbols import Chain
+from mthp.explore.compiled.segment import VALUE, Chain, Segment
 from mthp.explore.tasks import WAITING, Execution, NextStep, Recipe, Setup
 from mthp.machine.task import Machine, Task
 

@@ -10,14 +10,11 @@ does not know how to record is refused (Unrecordable). A world is put back by un
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from copy import copy
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from enum import Enum
 from functools import partial
-from sys import getrefcount
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -28,50 +25,29 @@ from types import (
 )
 from typing import Any, Final
 
-from mthp.explore.compiled.attributes import access, attributes, is_frozen, put_as, refuse_deletion
-from mthp.explore.compiled.containers import (
-    ABSENT,
-    Shared,
-    SharedArray,
-    SharedDict,
-    SharedList,
-    SharedSet,
-    Unrecordable,
-)
-from mthp.explore.compiled.segment import VALUE, Memory, Segment
-from mthp.explore.compiled.symbols import IS_INT, Question, Symbol, calculate, plain
+from mthp.explore.compiled.attributes import access, attributes
+from mthp.explore.compiled.cells import Cells, Memory
+from mthp.explore.compiled.containers import STANDS_FOR, Shared
+from mthp.explore.compiled.kinds import ABSENT, Unrecordable
+from mthp.explore.compiled.segment import Segment, Symbol, plain
 from mthp.machine.task import Machine
 
 _ATOMS: Final = (int, str, bool, NoneType, float, bytes)
-_ALIASED: Final = (list, dict, set, array, Counter, defaultdict)
 _OF_SCHEDULERS: Final = frozenset({"current", "on_step", "abandoned"})
-"""What an execution itself sets on the machine, or a step says of itself."""
-_ONLY_HERE: Final = 2
-"""References to what a variable holds that nobody else has, seen from sys.getrefcount()."""
+"""What an execution itself sets on the machine."""
+_PYTHON: Final = 1 << 9
+"""The flag of a class that is written in Python. CPython: Py_TPFLAGS_HEAPTYPE."""
 _LEAVES: Final = (Shared, Enum, type, ModuleType, BaseException, MappingProxyType, frozenset, range)
 
 
-class Recorder:
-    """Stands between the tasks of a world and what they share. segment: where it is recorded, or None.
-
-    first: cell -> the number of what it held before anybody did anything.
-    stale: something was found out, and everything recorded so far must be thrown away.
-    """
+class Recorder(Cells):
+    """Stands between the tasks of a world and what they share. values: by their numbers."""
 
     def __init__(self, memory: Memory) -> None:
-        self.memory = memory
-        self.stale = False
-        self.segment: Segment | None = None
-        self.judging = False
-        self.journal: list[tuple[Callable[..., None], Any, Any]] = []
-        self.epoch = 0
+        super().__init__(memory)
         self.values: list[Any] = []
-        self.first: dict[int, int] = {}
-        self.nr_cells = 0
         self._numbers: dict[Any, int] = {}
-        self._cells: dict[Any, int] = {}
         self._names: dict[int, Any] = {}
-        self.building = True
         self._built: list[Any] = []
         self._made: list[Any] = []
         self._made_by: dict[Any, int] = {}
@@ -114,110 +90,15 @@ class Recorder:
             return kind, value.__func__, self.number(value.__self__)
         if value is ABSENT:
             return "absent"
-        if is_dataclass(value) and is_frozen(kind):
+        if _is_frozen(value):
             return kind, *(self.number(getattr(value, each.name)) for each in fields(value))
         raise Unrecordable(f"{kind.__module__}.{kind.__name__} is kept where others see it")
 
-    def cell(self, name: Any, key: Any) -> int:
-        """The number of a place."""
-        found = self._cells.get((name, key))
-        if found is None:
-            found = self._cells[name, key] = self.nr_cells
-            self.nr_cells += 1
-        return found
-
-    def row(self, name: Any, size: int) -> int:
-        """The number of the first of several places in a row."""
-        found = self._cells.get((name, "row"))
-        if found is None:
-            found = self._cells[name, "row"] = self.nr_cells
-            self.nr_cells += size
-        return found
-
     # Recording
-
-    def read(self, cell: int, value: Any) -> None:
-        """The running task looked at a cell, where `value` is now."""
-        segment = self.segment
-        if segment is None or cell in segment.known:
-            return
-        if cell in segment.changed:
-            self.looked_at(cell)
-            return
-        segment.known.add(cell)
-        segment.looked.add(cell)
-        number = self.number(value)
-        if cell not in self.first:
-            self.first[cell] = number
-        segment.reads.append((cell, VALUE, number))
-
-    def wrote(self, cell: int, value: Any, old: Any) -> None:
-        """The running task changed a cell."""
-        segment = self.segment
-        if segment is None:
-            return
-        if cell not in self.first:
-            self.first[cell] = self.number(old)
-        segment.known.add(cell)
-        segment.changed.pop(cell, None)
-        segment.written[cell] = value
-
-    def found_any(self, cell: int, value: Any) -> Any:
-        """What is in a cell, an int or something else."""
-        segment = self.segment
-        is_int = type(value) is int
-        if segment is not None and cell not in segment.known and not self.judging:
-            segment.ask(cell, IS_INT, is_int)
-        if is_int:
-            return self.found(cell, value)
-        self.read(cell, value)
-        return value
-
-    def found(self, cell: int, value: int) -> Any:
-        """An int that is in a cell; what matters about it is still to be seen."""
-        segment = self.segment
-        if segment is None or cell in segment.known:
-            return value
-        if self.judging:
-            self.read(cell, value)
-            return value
-        chain = segment.changed.get(cell)
-        if chain is None:
-            segment.found[cell] = value
-            if cell not in self.first:
-                self.first[cell] = self.number(value)
-            chain = ()
-        return Symbol(self, segment, cell, value, chain)
-
-    def changes(self, cell: int, value: Any) -> bool:
-        """Whether writing `value` is to calculate with what is in the cell; it is noted then."""
-        if type(value) is not Symbol or value.cell != cell or not value.is_open():
-            return False
-        if cell in value.segment.known:
-            return False
-        value.segment.changed[cell] = value.chain
-        return True
-
-    def asked(self, cell: int, question: Question, answer: bool) -> None:
-        """The running task asked something about what it found in a cell."""
-        assert self.segment is not None
-        self.segment.ask(cell, question, answer)
-
-    def looked_at(self, cell: int) -> None:
-        """The running task knows all about a cell that it has a symbol of."""
-        segment = self.segment
-        assert segment is not None
-        before = segment.found[cell]
-        segment.looked.add(cell)
-        segment.known.add(cell)
-        segment.reads.append((cell, VALUE, self.number(before)))
-        chain = segment.changed.pop(cell, None)
-        if chain is not None:
-            segment.written[cell] = calculate(chain, before)
 
     def begin(self, who: Any) -> None:
         """From here on `who` runs: a task's number, or what judges."""
-        self.segment = Segment()
+        self.segment = Segment(self.number)
         self._who = who
 
     def begin_known(self, who: Any) -> None:
@@ -229,11 +110,7 @@ class Recorder:
         """Nobody runs any more; what was done since it began."""
         segment = self.segment
         assert segment is not None
-        symbols = segment.symbols
-        while symbols:
-            symbol = symbols.pop()
-            if getrefcount(symbol) > _ONLY_HERE:
-                symbol.look()
+        segment.end()
         self.segment = None
         return segment
 
@@ -267,20 +144,12 @@ class Recorder:
     def share(self, value: Any, kind: str) -> Any:
         """The value, or what stands for it, where others will see it."""
         of = type(value)
-        if of in _ALIASED and not self.building:
-            self._aliases.append((value, copy(value)))
         if of in _ATOMS or id(value) in self._names or isinstance(value, _LEAVES):
             return value
         if of is Symbol:
             return value.look()
-        if of is list:
-            return self._contain(SharedList, [self.share(each, kind) for each in value], kind)
-        if isinstance(value, dict):
-            return self._dict(value, kind)
-        if of is set:
-            return self._contain(SharedSet, {self.share(each, kind) for each in value}, kind)
-        if of is array:
-            return self._contain(SharedArray, value, kind)
+        if of in STANDS_FOR:
+            return self._contain(value, kind)
         if isinstance(value, tuple):
             items = [self.share(each, kind) for each in value]
             if all(new is old for new, old in zip(items, value, strict=True)):
@@ -301,7 +170,7 @@ class Recorder:
             if isinstance(value.__self__, ModuleType | type):
                 return value
             raise Unrecordable(f"{kind} is a method of a {type(value.__self__).__name__}")
-        if value is ABSENT or (is_dataclass(value) and is_frozen(of)):
+        if value is ABSENT or (_is_frozen(value)):
             return value
         self._entity(value, kind)
         return value
@@ -312,24 +181,14 @@ class Recorder:
         self._made_by[self._who, what] = made + 1
         return self._who, what, made
 
-    def _contain(self, kind_of: Any, data: Any, kind: str) -> Any:
-        shared = kind_of(self, data, kind, self._name(f"{kind}:{kind_of.__name__}"))
+    def _contain(self, value: Any, kind: str) -> Shared:
+        if not self.building:
+            self._aliases.append((value, copy(value)))
+        stands_for = STANDS_FOR[type(value)]
+        name = self._name(f"{kind}:{stands_for.__name__}")
+        shared = stands_for(self, value, kind, name)
         if self.segment is not None:
-            if kind_of is SharedArray:
-                for i, value in enumerate(data):
-                    self.wrote(shared.first + i, value, ABSENT)
-            else:
-                value = tuple(data) if kind_of is SharedList else frozenset(data)
-                self.wrote(shared.cell, value, ABSENT)
-        return shared
-
-    def _dict(self, value: dict[Any, Any], kind: str) -> SharedDict:
-        shared = SharedDict(self, value, kind, self._name(f"{kind}:dict"))
-        shared.data = {key: self.share(each, kind) for key, each in value.items()}
-        if self.segment is not None:
-            for key, each in shared.data.items():
-                self.wrote(shared.cell(key), each, ABSENT)
-            self.wrote(shared.keys_cell, tuple(shared.data), ABSENT)
+            shared.is_made()
         return shared
 
     def _function(self, function: FunctionType) -> None:
@@ -339,12 +198,12 @@ class Recorder:
         for cell in function.__closure__ or ():
             cell.cell_contents = self.share(cell.cell_contents, function.__qualname__)
         for each in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            if isinstance(each, list | dict | set | array):
+            if isinstance(each, tuple(STANDS_FOR)):
                 raise Unrecordable(f"{function.__qualname__} keeps a {type(each).__name__}")
             self.share(each, function.__qualname__)
 
     def _entity(self, thing: Any, kind: str) -> None:
-        of = type(thing)
+        of: type = type(thing)
         if hasattr(of, "_recorded_as"):  # by a recorder that has let go of it
             of = of.__mro__[1]
         recorded = self._classes.get(of)
@@ -359,11 +218,12 @@ class Recorder:
         (self._built if self.building else self._made).append(thing)
         constant = []
         written = []
-        for attribute, get, put in attributes(thing, recorded):
-            old = get(thing, attribute)
+        for attribute in attributes(thing, of):
+            get, put = access(of, attribute)
+            old = get(thing)
             new = self.share(old, f"{of.__name__}.{attribute}")
             if new is not old:
-                put(thing, attribute, new)
+                put(thing, new)
             if (of, attribute) in self.memory.written:
                 written.append((attribute, new))
             elif not self.building:
@@ -377,14 +237,15 @@ class Recorder:
 
     def _recorded(self, of: type, kind: str) -> type:
         """A class whose objects say what is written to them, and what is read where it matters."""
-        if of.__module__ == "builtins" or not of.__flags__ & (1 << 9):
+        is_container = issubclass(of, (*STANDS_FOR, tuple, frozenset))
+        if is_container or of.__module__ == "builtins" or not of.__flags__ & _PYTHON:
             raise Unrecordable(f"{kind} is a {of.__module__}.{of.__name__}")
         members: dict[str, Any] = {
             "__slots__": (),
             "_recorded_as": of,
             "__setattr__": self._setter(of),
+            "__delattr__": _refuse_deletion,
         }
-        members["__delattr__"] = refuse_deletion
         recorded = type(of)(of.__name__, (of,), members)
         for each, attribute in self.memory.written:
             if each is of:
@@ -396,7 +257,7 @@ class Recorder:
         get, _ = access(of, attribute)
 
         def read(thing: Any) -> Any:
-            value = get(thing, attribute)
+            value = get(thing)
             segment = self.segment
             if segment is None:
                 if value is ABSENT:
@@ -419,9 +280,9 @@ class Recorder:
         def write(thing: Any, attribute: str, value: Any) -> None:
             get, put = access(of, attribute)
             if machine and attribute in _OF_SCHEDULERS:
-                put(thing, attribute, value)
+                put(thing, value)
                 return
-            old = get(thing, attribute)
+            old = get(thing)
             if (of, attribute) not in written:
                 value = plain(value)
                 if value is old or (
@@ -435,13 +296,23 @@ class Recorder:
                 raise Unrecordable(
                     f"{of.__name__}.{attribute} is written after its world has ended"
                 )
-            self.journal.append((partial(put_as, put, attribute), thing, old))
+            self.journal.append((put, thing, old))
             cell = self.cell(name, attribute)
             if self.changes(cell, value):
-                put(thing, attribute, value.value)
+                put(thing, value.value)
                 return
             value = self.share(value, f"{of.__name__}.{attribute}")
-            put(thing, attribute, value)
+            put(thing, value)
             self.wrote(cell, value, old)
 
         return write
+
+
+def _refuse_deletion(thing: Any, attribute: str) -> None:
+    raise Unrecordable(f"{type(thing).__name__}.{attribute} is deleted")
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether it is a value of a frozen dataclass."""
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from mthp.explore.crew import Crew
 from mthp.explore.explore import Explorer, Stop, Until
+from mthp.explore.parallel import ParallelExplorer
 from mthp.explore.part import Key, Part, Standing
 from mthp.explore.tasks import Recipe
 from mthp.races.mutants.rules import MUTANTS
@@ -43,35 +43,37 @@ def test_several_processes_are_one_search(program: Recipe, processes: int) -> No
     expected = alone(program)
     used = 0
 
-    def look(crew: Crew) -> bool:
+    def look(search: ParallelExplorer) -> bool:
         nonlocal used
-        used = max(used, len(crew.parts))
+        used = max(used, len(search.parts))
         return True
 
-    crew = Crew(program, processes, go_on=look, turn=0.02)
-    assert crew.search() is Stop.END
-    assert (crew.whole.counts, crew.whole.findings) == (expected.counts, expected.findings)
+    search = ParallelExplorer(program, processes, may_continue=look, turn=0.02)
+    assert search.search() is Stop.END
+    assert (search.whole.counts, search.whole.findings) == (expected.counts, expected.findings)
     assert used > 1 or expected.counts.executions < 400
 
 
-def test_a_crew_stops_and_another_goes_on() -> None:
+def test_a_search_stops_and_another_goes_on() -> None:
     program = recipe(*WIDE)
     expected = alone(program)
-    crew = Crew(program, 2, turn=0.001)
-    while not crew.whole.done:
-        crew = Crew(program, 2, crew.parts, turn=0.001, go_on=lambda _: False)
-        crew.search()
-        assert 0 <= Standing.of(crew.parts).fraction <= 1
-    assert (crew.whole.counts, crew.whole.findings) == (expected.counts, expected.findings)
-    assert list(crew.parts) == [Key()]
+    search = ParallelExplorer(program, 2, turn=0.001)
+    while not search.whole.done:
+        search = ParallelExplorer(
+            program, 2, search.parts, turn=0.001, may_continue=lambda _: False
+        )
+        search.search()
+        assert 0 <= Standing.of(search.parts).fraction <= 1
+    assert (search.whole.counts, search.whole.findings) == (expected.counts, expected.findings)
+    assert list(search.parts) == [Key()]
 
 
-def test_a_crew_stops_at_the_first_breach() -> None:
+def test_a_search_stops_at_the_first_breach() -> None:
     mutant = MUTANTS["A2"]
     with applied(mutant.edits):
-        crew = Crew(mutant.world, 2, until=Until.FIRST, turn=0.01)
-        assert crew.search() is Stop.FIRST
-    laws = {each.broken.law for part in crew.parts.values() for each in part.findings}
+        search = ParallelExplorer(mutant.world, 2, until=Until.FIRST, turn=0.01)
+        assert search.search() is Stop.FIRST
+    laws = {each.broken.law for part in search.parts.values() for each in part.findings}
     assert laws & set(mutant.laws)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One search on several processes, with the counts and findings of a search on one.
 
-Whoever is idle is given a choice that the search has left behind, as high up as can be. The search takes
-over what was found there when it gets to that choice, and waits for it if need be; had the search come
-to another choice first, it is given up.
+An idle process is given a choice that the search has left behind, as high up as can be. The search takes
+over what was found there when it gets to that choice, and waits for it if need be. If the search comes
+to another choice first, what was found is thrown away.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mthp.explore.part import Key, Part, Parts
 from mthp.explore.tasks import MAX_STEPS, Recipe
 
 TURN: Final = 0.5
-"""Seconds that a process searches before it tells how far it has come."""
+"""Seconds that a process searches before it reports how far it has come."""
 
 
-class Crew:
-    """The processes of a search. parts: how far it has come; go_on: asked whenever a process has told
-    how far it is, and False stops the search; turn: seconds between.
+class ParallelExplorer:
+    """A search on several processes. parts: how far it has come. may_continue: it is asked whenever a
+    process has reported how far it is, and False stops the search. turn: seconds between two reports.
 
-    The recipe is as it is when the search begins: what was changed in the engine holds in the processes.
+    The processes are forked when the search begins: what was changed in the engine holds in them too.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Crew:
         *,
         until: Until = Until.END,
         most_steps: int = MAX_STEPS,
-        go_on: Callable[[Crew], bool] = lambda _: True,
+        may_continue: Callable[[ParallelExplorer], bool] = lambda _: True,
         turn: float = TURN,
     ) -> None:
         self.recipe = recipe
@@ -46,7 +46,7 @@ class Crew:
         self.parts: dict[Key, Part] = dict(parts or {Key(): Part()})
         self.until = until
         self.most_steps = most_steps
-        self.go_on = go_on
+        self.may_continue = may_continue
         self.turn = turn
         self._running: dict[Future[Part], Key] = {}
 
@@ -56,7 +56,7 @@ class Crew:
         return self.parts[Key()]
 
     def search(self) -> Stop:
-        """To the end, or until told not to go on."""
+        """Search to the end, or until may_continue says no."""
         arguments = (self.recipe, self.most_steps, self.until)
         with ProcessPoolExecutor(
             self.processes, get_context("fork"), _begin, arguments
@@ -67,7 +67,7 @@ class Crew:
                     self._take_back(future)
                 if self.until is Until.FIRST and any(p.findings for p in self.parts.values()):
                     return Stop.FIRST
-                if not self.go_on(self):
+                if not self.may_continue(self):
                     self._wait_for_all()
                     return Stop.ENOUGH
         return Stop.END
@@ -87,7 +87,7 @@ class Crew:
             self._running[future] = key
 
     def _ready(self) -> Key | None:
-        """A part that nobody searches, and that waits for no other."""
+        """A part that no process searches, and that waits for no other."""
         running = set(self._running.values())
         for key, part in self.parts.items():
             if key not in running and not part.done and not self._waits(part):
@@ -129,8 +129,8 @@ class Crew:
 # In each process
 
 
-class _Orders:
-    """What a process searches, and how far."""
+class _Assignment:
+    """What the processes search, and how far: set once in each of them."""
 
     recipe: Recipe
     most_steps: int
@@ -139,16 +139,16 @@ class _Orders:
 
 def _begin(recipe: Recipe, most_steps: int, until: Until) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _Orders.recipe, _Orders.most_steps, _Orders.until = recipe, most_steps, until
+    _Assignment.recipe, _Assignment.most_steps, _Assignment.until = recipe, most_steps, until
 
 
 def _work(part: Part, elsewhere: dict[Key, Part | None], seconds: float) -> Part:
     end = time.monotonic() + seconds
     explorer = Explorer(
-        _Orders.recipe,
-        until=_Orders.until,
-        most_steps=_Orders.most_steps,
-        go_on=lambda _: time.monotonic() < end,
+        _Assignment.recipe,
+        until=_Assignment.until,
+        most_steps=_Assignment.most_steps,
+        may_continue=lambda _: time.monotonic() < end,
         part=part,
         elsewhere=elsewhere,
     )
