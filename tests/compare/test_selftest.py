@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.compare.selftest import CaseRun, Row, run_case, side_by_side
+from mthp.compare.selftest import CaseRun, SelftestRow, run_case, side_by_side
 from mthp.compare.selftest_cases import Case, Errno, MappedWhole, cases
 from mthp.lab.session.selftest import CaseVerdict, Output, parse_output
 from mthp.words.profiles import PROFILES, V7_3
@@ -103,10 +103,10 @@ def test_rows_pair_the_same_case_and_context() -> None:
     rows = side_by_side(saved(4), passing(4), 4)
     ok = CaseVerdict.OK
     assert rows == [
-        Row("allocate on fault and split", "", None, kernel=ok),
-        Row("collapse_full", "mthp_khugepaged", 4, ok, ok),
-        Row("collapse_empty", "mthp_khugepaged", 4, ok, ok),
-        Row("collapse_single_mthp", "mthp_khugepaged", 4, ok, ok),
+        SelftestRow("allocate on fault and split", "", None, kernel=ok),
+        SelftestRow("collapse_full", "mthp_khugepaged", 4, ok, ok),
+        SelftestRow("collapse_empty", "mthp_khugepaged", 4, ok, ok),
+        SelftestRow("collapse_single_mthp", "mthp_khugepaged", 4, ok, ok),
     ]
     assert all(row.passed for row in rows)
     assert len(side_by_side(saved(None), passing(None), None)) == 26

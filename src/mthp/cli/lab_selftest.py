@@ -16,7 +16,7 @@ from mthp.cli.options import UsageError, Verbs
 from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
-    from mthp.compare.selftest import CaseRun, Row
+    from mthp.compare.selftest import CaseRun, SelftestRow
     from mthp.compare.selftest_cases import Case
     from mthp.lab.kernels.kernels import CachedKernel
     from mthp.lab.session.selftest import Output
@@ -84,7 +84,7 @@ class _Result:
         return self.guest.records if self.guest else None
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SelftestRow]:
         """All of them, in the test's order."""
         from mthp.compare.selftest import side_by_side
 
@@ -248,7 +248,7 @@ def _heading(result: _Result) -> str:
     return "; ".join(counts)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: SelftestRow) -> tuple[str, ...]:
     order = "-" if row.order is None else str(row.order)
     return (row.name, row.context or "-", order, *(getattr(row, side) or "-" for side in _SIDES))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mthp.compare.page_orders import Mapped, Orders, orders_of_snapshot, orders_of_world
 from mthp.compare.records import Forecast, Misprediction
 from mthp.image.snapshot import Snapshot
-from mthp.predict.passes import Run, Tally, run_full_scans
+from mthp.predict.passes import RunEnd, Tally, run_full_scans
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
@@ -52,7 +52,7 @@ def compare(
 
 def _predict(
     image: Snapshot, settings: Settings, young: Young
-) -> tuple[Orders, Run, tuple[str, ...]]:
+) -> tuple[Orders, RunEnd, tuple[str, ...]]:
     world = build_world(image, profile_for_release(image.kernel), settings, young)
     run = run_full_scans(world.kernel, world.khugepaged, Tally(world.kernel), None)
     return orders_of_world(world), run, world.assumptions

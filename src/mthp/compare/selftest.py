@@ -29,7 +29,7 @@ from mthp.worlds.render import canonical, render_state
 
 __all__ = [
     "CaseRun",
-    "Row",
+    "SelftestRow",
     "findings",
     "record_cases",
     "run_case",
@@ -182,7 +182,7 @@ def _anywhere(token: FolioToken) -> FolioToken:
 
 
 @dataclass(frozen=True)
-class Row:
+class SelftestRow:
     """A case in a context: the kernel's verdict in the guest, and the engine's; None where that
     side has no such case. order: what is collapsed to, None where nothing is. recorded: whether
     the guest's kernel, given the engine's states, did in every detail what the engine does."""
@@ -205,21 +205,21 @@ def side_by_side(
     runs: Sequence[CaseRun],
     mthp_order: int | None,
     records: Mapping[str, Sequence[str]] | None = None,
-) -> list[Row]:
+) -> list[SelftestRow]:
     """The rows of one run of the test (None: it was not run) and of the engine's cases.
 
     records: step id -> what was wrong with its record; None where none was made.
     """
     order = PMD_ORDER if mthp_order is None else mthp_order
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str], SelftestRow] = {}
     for found in output.cases if output else ():
         about = order if found.context else None
-        row = Row(found.name, found.context, about, kernel=found.verdict)
+        row = SelftestRow(found.name, found.context, about, kernel=found.verdict)
         rows[found.name, found.context] = row
     for run in runs:
         key = run.case.name, run.case.context.value
         lacking = None if output is None else CaseVerdict.NOT_RUN
-        row = rows.get(key, Row(*key, order, kernel=lacking))
+        row = rows.get(key, SelftestRow(*key, order, kernel=lacking))
         recorded = None if records is None else _recorded(run.case, records)
         rows[key] = replace(row, engine=run.verdict, recorded=recorded)
     return list(rows.values())

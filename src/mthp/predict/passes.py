@@ -145,7 +145,7 @@ def effort(books: dict[str, int]) -> Effort:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunEnd:
     """How a run ended."""
 
     full_scans: int
@@ -160,7 +160,7 @@ def run_full_scans(
     tally: Tally,
     passes: int | None,
     most: int = MAX_FULL_SCANS,
-) -> Run:
+) -> RunEnd:
     """Wake khugepaged until `passes` full scans are done, or to the fixed point if None, but then
     for no more than `most` of them.
 
@@ -184,11 +184,11 @@ def run_full_scans(
             quiet = 0 if tally.changed else quiet + 1
             tally.changed = False
             if passes is None and quiet and (drained or quiet > 1):
-                return Run(tally.full_scans, wakeups, fixed_point=True, complete=True)
+                return RunEnd(tally.full_scans, wakeups, fixed_point=True, complete=True)
     except Interrupted:
-        return Run(tally.full_scans, wakeups, fixed_point=False, complete=False)
+        return RunEnd(tally.full_scans, wakeups, fixed_point=False, complete=False)
     except PassesDone:
         # As many as were asked for; a run to the fixed point that got here did not come to rest.
         at_rest = not tally.changed and (drained or quiet > 0)
-        return Run(tally.full_scans, wakeups, fixed_point=at_rest, complete=passes is not None)
-    return Run(tally.full_scans, wakeups, fixed_point=True, complete=True)
+        return RunEnd(tally.full_scans, wakeups, fixed_point=at_rest, complete=passes is not None)
+    return RunEnd(tally.full_scans, wakeups, fixed_point=True, complete=True)

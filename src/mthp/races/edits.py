@@ -98,7 +98,7 @@ class WithItem:
 
 
 @dataclass(frozen=True)
-class Operand:
+class ExpressionPlace:
     """An expression in a field of another node; at: its place where the field is a list."""
 
     parent: ast.AST
@@ -116,7 +116,7 @@ class Operand:
             del value[self.at]
 
 
-Place = Statements | WithItem | Operand
+Place = Statements | WithItem | ExpressionPlace
 
 
 def bodies(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
@@ -147,11 +147,11 @@ def _places(function: ast.FunctionDef, pattern: Sequence[ast.stmt]) -> Iterator[
             yield from (place for place, value in _operands(node) if _matches(wanted, value))
 
 
-def _operands(node: ast.AST) -> Iterator[tuple[Operand, ast.expr]]:
+def _operands(node: ast.AST) -> Iterator[tuple[ExpressionPlace, ast.expr]]:
     for field, value in ast.iter_fields(node):
         for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
             if isinstance(each, ast.expr):
-                yield Operand(node, field, at), each
+                yield ExpressionPlace(node, field, at), each
 
 
 def _matches(pattern: object, node: object) -> bool:

@@ -98,7 +98,7 @@ class ImageProcess:
 
 
 @dataclass(frozen=True, eq=False)
-class Image:
+class WorldArrays:
     """All that a world is built from. processes may be made one at a time, as they are asked for.
 
     synchronous: swap is read without readahead (zram). outside: slot -> page tables outside the

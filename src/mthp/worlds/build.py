@@ -45,7 +45,7 @@ from mthp.mm.rmap import UNKNOWN_MM, share_large_folio
 from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
-from mthp.worlds.arrays import Image, ImageProcess, ImageVma, PageRange, TableArrays, span
+from mthp.worlds.arrays import ImageProcess, ImageVma, PageRange, TableArrays, WorldArrays, span
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import Young, image_of_snapshot
 
@@ -185,7 +185,7 @@ class _Builder:
     folios. by_ptes: pages of large folios that PTEs of this world map, as often as they do.
     """
 
-    def __init__(self, image: Image, settings: Settings, profile: Profile) -> None:
+    def __init__(self, image: WorldArrays, settings: Settings, profile: Profile) -> None:
         self.image = image
         self.kernel = Kernel(settings, profile, nr_cpus=image.nr_cpus, nodes=image.nodes)
         self.mem = self.kernel.mem

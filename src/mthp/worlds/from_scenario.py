@@ -27,7 +27,7 @@ from mthp.mm.vm_flags import (
     VM_WRITE,
 )
 from mthp.words.units import Geometry
-from mthp.worlds.arrays import Image, ImageMemcg, ImageProcess, ImageVma, TableArrays
+from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays
 
 KPF_OF_LETTER = {
     "l": Kpf.LOCKED,
@@ -64,11 +64,11 @@ _PTE_OF_KIND = {
 _FIRST_PID = 1000
 
 
-def image_of_scenario(scenario: Scenario) -> Image:
+def image_of_scenario(scenario: Scenario) -> WorldArrays:
     """The arrays of a scenario's first state."""
     expansion = _Expansion(scenario)
     memcg = scenario.memcg
-    return Image(
+    return WorldArrays(
         nodes=(NodeState(scenario.free_blocks, largest=scenario.largest_block),),
         processes=[expansion.process(mm) for mm in dict.fromkeys(v.mm for v in scenario.vmas)],
         memcgs=(ImageMemcg("scenario", memcg.limit_pages, memcg.usage_pages),) if memcg else (),

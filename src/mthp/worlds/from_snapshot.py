@@ -38,7 +38,7 @@ from mthp.mm.vm_flags import (
     VM_UFFD_WP,
     VM_WRITE,
 )
-from mthp.worlds.arrays import Image, ImageMemcg, ImageProcess, ImageVma, TableArrays, span
+from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
 
 VM_FLAG_CODES = {
     "rd": VM_READ, "wr": VM_WRITE, "ex": VM_EXEC, "sh": VM_SHARED, "hg": VM_HUGEPAGE,
@@ -60,7 +60,7 @@ class Young(StrEnum):
     NONE = "none"
 
 
-def image_of_snapshot(snapshot: Snapshot, young: Young) -> Image:
+def image_of_snapshot(snapshot: Snapshot, young: Young) -> WorldArrays:
     """The arrays of a snapshot; a process's are made when the builder comes to it."""
     shift = snapshot.geometry.page_shift
     memcgs: dict[str, ImageMemcg] = {}
@@ -69,7 +69,7 @@ def image_of_snapshot(snapshot: Snapshot, young: Young) -> Image:
         if memcg is not None:
             memcgs.setdefault(memcg.name, memcg)
     swaps = str(snapshot.meta.get("swaps") or "").splitlines()[1:]
-    return Image(
+    return WorldArrays(
         nodes=free_memory(snapshot),
         processes=_processes(snapshot, list(memcgs), young),
         memcgs=tuple(memcgs.values()),

@@ -23,7 +23,7 @@ from mthp.lab.compile.recipes import (
     small_recipe,
     step_op,
 )
-from mthp.lab.compile.wanted import Folio, WantedPage, WantedProcess, cannot
+from mthp.lab.compile.wanted import WantedFolio, WantedPage, WantedProcess, cannot
 from mthp.lab.geometry import PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import SYSFS, Madv, Operation, Verb, spans, switch
 from mthp.words.settings import Enabled
@@ -33,7 +33,7 @@ __all__ = ["PageContents", "fill", "fill_after_fork", "fill_before_fork", "was_s
 _SMALLEST = 4
 """Pages of the smallest large folio."""
 Steps = tuple[PageOperation, ...]
-PageContents = dict[int, Folio | WantedPage]
+PageContents = dict[int, WantedFolio | WantedPage]
 """What is on each page."""
 _SWAPPED: Steps = (PageOperation.OUT,)
 
@@ -43,7 +43,7 @@ class _Batch:
     """What is made between two forks: folios and small pages with their steps."""
 
     sleepers: int
-    folios: list[Folio] = field(default_factory=list)
+    folios: list[WantedFolio] = field(default_factory=list)
     small: dict[Steps, list[WantedPage]] = field(default_factory=lambda: defaultdict(list))
     poison: list[WantedPage] = field(default_factory=list)
 
@@ -91,7 +91,7 @@ class _Filler:
         owner, final = self.contents[page], self.want.pages.get(page)
         if final is None or final.token.kind is PageKind.NONE:
             return False
-        if isinstance(owner, Folio) and final in owner.pages:
+        if isinstance(owner, WantedFolio) and final in owner.pages:
             return True
         shared = final.sharers and final.token.folio == owner.token.folio
         return bool(shared) or (final.vma, final.token) == (_vma(owner), owner.token)
@@ -111,9 +111,9 @@ class _Filler:
         self.ops.append(switch(PMD_ORDER, Enabled.NEVER))
         self.ops.append(Operation(Verb.WRITE_FILE, (use, "0")))
 
-    def large(self, order: int, folios: list[Folio]) -> None:
+    def large(self, order: int, folios: list[WantedFolio]) -> None:
         """Folios of one order, whole; then their flags, then their entries' bits."""
-        by_recipe: dict[LargeRecipe, list[Folio]] = defaultdict(list)
+        by_recipe: dict[LargeRecipe, list[WantedFolio]] = defaultdict(list)
         for folio in folios:
             self.clear(folio.window, folio.pages)
             by_recipe[_recipe_of(folio)].append(folio)
@@ -130,7 +130,7 @@ class _Filler:
         for recipe, alike in by_recipe.items():
             self.touch([page for folio in alike for page in folio.pages], recipe.bits)
 
-    def split_pmd(self, folio: Folio) -> None:
+    def split_pmd(self, folio: WantedFolio) -> None:
         """Map a folio of PMD order by PTEs: another protection for one page, and back.
 
         Kernel: mm/mprotect.c, change_pmd_range().
@@ -177,7 +177,7 @@ class _Filler:
 
     def batch(self, batch: _Batch) -> None:
         """Everything of a stage, the largest folios first."""
-        orders: dict[int, list[Folio]] = defaultdict(list)
+        orders: dict[int, list[WantedFolio]] = defaultdict(list)
         for folio in batch.folios:
             orders[folio.order].append(folio)
         for order in sorted(orders, reverse=True):
@@ -323,7 +323,7 @@ def _steps_of(want: WantedProcess, page: WantedPage) -> Steps:
     return steps
 
 
-def _recipe_of(folio: Folio) -> LargeRecipe:
+def _recipe_of(folio: WantedFolio) -> LargeRecipe:
     recipe = large_recipe(folio.token)
     if recipe is None:
         raise cannot(folio.pages, "no operations known give a large folio these flags")
@@ -344,8 +344,8 @@ def without_referenced(page: WantedPage) -> WantedPage:
     return replace(page, token=replace(page.token, flags=page.token.flags.replace("R", "")))
 
 
-def _vma(owner: Folio | WantedPage) -> int:
-    return owner.pages[0].vma if isinstance(owner, Folio) else owner.vma
+def _vma(owner: WantedFolio | WantedPage) -> int:
+    return owner.pages[0].vma if isinstance(owner, WantedFolio) else owner.vma
 
 
 # --- refusals -------------------------------------------------------------------------------

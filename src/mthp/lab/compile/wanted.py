@@ -14,7 +14,7 @@ from mthp.lab.program.program import BASE, PROCESSES, REACH, spans
 
 __all__ = [
     "CannotBuild",
-    "Folio",
+    "WantedFolio",
     "WantedPage",
     "WantedProcess",
     "WantedVma",
@@ -48,7 +48,7 @@ class WantedPage:
 
 
 @dataclass(frozen=True)
-class Folio:
+class WantedFolio:
     """A large folio. start: the first page of its window, from the process's base.
 
     pages: those of its pages that are mapped here.
@@ -107,7 +107,7 @@ class WantedProcess:
     parent: str = ""
     vmas: list[WantedVma] = field(default_factory=list)
     pages: dict[int, WantedPage] = field(default_factory=dict)
-    folios: list[Folio] = field(default_factory=list)
+    folios: list[WantedFolio] = field(default_factory=list)
 
     def of(self, *kinds: PageKind) -> list[WantedPage]:
         """The pages of some kinds, in order."""
@@ -216,7 +216,7 @@ def _pages(where: WantedVma) -> Iterator[WantedPage]:
         yield WantedPage(where.start + i, where.index, i, token, entry, pinned=i in held)
 
 
-def folios_of(want: WantedProcess) -> list[Folio]:
+def folios_of(want: WantedProcess) -> list[WantedFolio]:
     """The large folios that the process maps, in the order of their first pages."""
     found: dict[int, list[WantedPage]] = {}
     for page in want.of(PageKind.FOLIO):
@@ -226,7 +226,7 @@ def folios_of(want: WantedProcess) -> list[Folio]:
     folios = []
     for pages in found.values():
         first = pages[0]
-        folio = Folio(first.token.order, first.at - first.token.index, tuple(pages))
+        folio = WantedFolio(first.token.order, first.at - first.token.index, tuple(pages))
         for page in pages:
             _check_uniform(folio, page)
         if folio.start % folio.size:
@@ -235,7 +235,7 @@ def folios_of(want: WantedProcess) -> list[Folio]:
     return folios
 
 
-def _check_uniform(folio: Folio, page: WantedPage) -> None:
+def _check_uniform(folio: WantedFolio, page: WantedPage) -> None:
     first = folio.pages[0]
     if page.at - page.token.index != folio.start:
         raise cannot([page], "a page of a folio that lies apart from its others")
