@@ -84,6 +84,11 @@ def kernel_map() -> str:
         "of Linux 7.3, and ours are below `src/mthp/`. A function that is not here is not modelled, or is",
         "part of a function that is.",
     ]
+    lines += ["", "| kernel file | ours |", "|---|---|"]
+    for file in sorted(found):
+        places = sorted({each.split()[0] for ours in found[file].values() for each in ours})
+        anchor = re.sub(r"[^\w-]", "", file.lower())
+        lines.append(f"| [{file}](#{anchor}) | {', '.join(places)} |")
     for file in sorted(found):
         lines += ["", f"## {file}", "", "| kernel | here |", "|---|---|"]
         for function in sorted(found[file], key=lambda each: (each.lstrip("_"), each)):
