@@ -87,6 +87,8 @@ def kernel_map() -> str:
     lines += ["", "| kernel file | ours |", "|---|---|"]
     for file in sorted(found):
         places = sorted({each.split()[0] for ours in found[file].values() for each in ours})
+        if file == "mm/khugepaged.c":
+            places = ["`khugepaged/`", *(each for each in places if "khugepaged/" not in each)]
         anchor = re.sub(r"[^\w-]", "", file.lower())
         lines.append(f"| [{file}](#{anchor}) | {', '.join(places)} |")
     for file in sorted(found):
