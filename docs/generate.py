@@ -84,6 +84,13 @@ def kernel_map() -> str:
         "of Linux 7.3, and ours are below `src/mthp/`. A function that is not here is not modelled, or is",
         "part of a function that is.",
     ]
+    lines += ["", "| kernel file | ours |", "|---|---|"]
+    for file in sorted(found):
+        places = sorted({each.split()[0] for ours in found[file].values() for each in ours})
+        if file == "mm/khugepaged.c":
+            places = ["`khugepaged/`", *(each for each in places if "khugepaged/" not in each)]
+        anchor = re.sub(r"[^\w-]", "", file.lower())
+        lines.append(f"| [{file}](#{anchor}) | {', '.join(places)} |")
     for file in sorted(found):
         lines += ["", f"## {file}", "", "| kernel | here |", "|---|---|"]
         for function in sorted(found[file], key=lambda each: (each.lstrip("_"), each)):
