@@ -41,7 +41,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": ENGINE | {"laws", "races", "explore", "lab.kernels.herd", "lab.errors"},
     "lab": {"words", "image"},
     "compare": ENGINE | {"laws", "image", "worlds", "predict", "lab"},
-    "report": {"words", "predict.records", "check.check_records", "compare.records"},
+    "report": {
+        "words",
+        "predict.records",
+        "check.check_records",
+        "compare.records",
+        "compare.coverage",
+    },
 }
 """Room -> the rooms (or single modules) it may import, besides itself."""
 

@@ -62,9 +62,9 @@ def add_fuzz(subverbs: Verbs) -> None:
 def run_fuzz(args: argparse.Namespace) -> int:
     """The subverb; an exit code."""
     from mthp.compare.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
-    from mthp.compare.coverage import table
     from mthp.lab.draw import FAMILIES
     from mthp.lab.kernels.kernels import find
+    from mthp.report.coverage import coverage_table
     from mthp.report.fuzz import fuzz_text
 
     if args.family and args.family not in FAMILIES:
@@ -89,7 +89,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
         json.dump(document, sys.stdout, indent=1)
         print()
     else:
-        sys.stdout.write(fuzz_text(document, table(campaign.coverage)))
+        sys.stdout.write(fuzz_text(document, coverage_table(campaign.coverage)))
         if smallest:
             print(f"made small, with both event lists: {campaign.folder / 'disagreements'}")
     return DIFFER if campaign.mismatches else 0

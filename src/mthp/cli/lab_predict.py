@@ -217,9 +217,8 @@ def _one(
 
     place.mkdir(exist_ok=True)
     captured = capture_around_khugepaged(provision, kernel, settings, memory, place, progress)
-    scans = captured.scans.full_scans
     try:
         before, after = load(captured.before), load(captured.after)
-        return compare(provision.recipe.name, before, after, scans, Young(young))
+        return compare(provision.recipe.name, before, after, captured.full_scans, Young(young))
     except (SnapshotError, ValueError) as error:
         raise UsageError(f"{provision.recipe.name}: {error}", 1) from None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 
 from mthp.lab.draw.families import FAMILIES
@@ -11,7 +10,7 @@ from mthp.lab.draw.knobs import draw_settings
 from mthp.lab.draw.program_builder import ProgramBuilder
 from mthp.lab.program.program import Draft
 
-__all__ = ["FAMILIES", "draw", "draw_many"]
+__all__ = ["FAMILIES", "draw"]
 
 
 def draw(seed: int, index: int, family: str = "") -> Draft:
@@ -28,9 +27,3 @@ def draw(seed: int, index: int, family: str = "") -> Draft:
     if rng.random() < 0.25:
         builder.passes = rng.choice([2, 2, 3])
     return builder.draft(f"{seed}-{index}", family)
-
-
-def draw_many(seed: int, number: int) -> Iterator[Draft]:
-    """The drafts of the indices from 0."""
-    for index in range(number):
-        yield draw(seed, index)

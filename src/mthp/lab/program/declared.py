@@ -38,11 +38,6 @@ class DeclaredVma:
     readable: bool
     pins: tuple[tuple[int, int], ...]
 
-    @property
-    def uffd_armed(self) -> bool:
-        """Whether it is registered in any mode. Kernel: userfaultfd_armed()."""
-        return bool(self.uffd)
-
     def holds(self, page: int) -> bool:
         return self.page <= page < self.page + self.pages
 
@@ -84,11 +79,6 @@ def declare(draft: Draft) -> Declared:
         target=_target(draft, world, vmas),
         sleepers=sum(process.children for process in world.processes.values()),
     )
-
-
-def declared(draft: Draft) -> tuple[DeclaredVma, ...]:
-    """The VMAs of a legal draft, by process in scan order, then by address."""
-    return declare(draft).vmas
 
 
 def problem(draft: Draft) -> str:

@@ -15,8 +15,6 @@ from mthp.lab.vm.channel import CommandFailed
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
 
-__all__ = ["Booted", "booted"]
-
 ARGUMENTS = ("damon_stat.enabled=0", "init_on_alloc=0")
 """DAMON_STAT clears accessed bits on its own (Linux 6.17 and later). Memory is cleared where it
 must be, and not for safety: emulated, that is dear."""

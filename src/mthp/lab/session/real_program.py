@@ -13,7 +13,7 @@ from pathlib import Path
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.session.recipes import PYTHON, Recipe
-from mthp.lab.session.workload import Command, Scans, Workload
+from mthp.lab.session.workload import Command, Workload
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.lab.vm.files import HOST, GuestFiles, Root
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
@@ -21,8 +21,6 @@ from mthp.lab.vm.interpreter import add_interpreter
 from mthp.lab.vm.qemu import MachineConfig, boot
 from mthp.lab.vm.roots import debian_root
 from mthp.words.settings import Settings
-
-__all__ = ["Provision", "SnapshotPair", "capture_around_khugepaged", "provide"]
 
 Progress = Callable[[str], None]
 READY_SECONDS = 120.0
@@ -40,12 +38,14 @@ class Provision:
 
 @dataclass(frozen=True)
 class SnapshotPair:
-    """Two snapshots of the stopped program, and what khugepaged did between them."""
+    """Two snapshots of the stopped program, and the full scans that khugepaged made between them.
+
+    The last of these changed nothing.
+    """
 
     before: Path
     after: Path
-    processes: int
-    scans: Scans
+    full_scans: int
 
 
 @contextlib.contextmanager
@@ -161,4 +161,4 @@ def _between_snapshots(
     progress("khugepaged")
     scans = workload.scan_to_fixed_point()
     workload.snap(after)
-    return SnapshotPair(before, after, len(pids), scans)
+    return SnapshotPair(before, after, scans)

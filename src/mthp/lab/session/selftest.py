@@ -22,8 +22,6 @@ from mthp.lab.vm.channel import Channel, CommandFailed, GuestGone
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
 
-__all__ = ["MTHP_ORDERS", "Invocation", "build", "guest_session", "run_selftest"]
-
 MTHP_ORDERS = range(2, 9)
 """What -c may be: the orders below the PMD's that anonymous memory has a switch for."""
 

@@ -22,8 +22,6 @@ from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.interpreter import HELPER
 from mthp.words.settings import Settings
 
-__all__ = ["Command", "Scans", "Workload"]
-
 CGROUP = "/sys/fs/cgroup/subject"
 JOBS = "/tmp/jobs"
 SNAPSHOT = "/tmp/snap.npz"
@@ -46,16 +44,6 @@ class Command:
     def document(self) -> dict[str, object]:
         """What guest/helper.py reads."""
         return {"argv": self.argv, "env": dict(self.env), "cwd": self.cwd, "uid": self.uid}
-
-
-@dataclass(frozen=True)
-class Scans:
-    """What khugepaged did to the fixed point. full_scans: the last one changed nothing.
-    pages_collapsed: tables in which something collapsed, summed over the scans."""
-
-    full_scans: int
-    pages_collapsed: int
-    seconds: float
 
 
 class Workload:
@@ -205,15 +193,14 @@ class Workload:
         parts = self._channel.ask_all([f"r {SNAPSHOT}.{index}" for index in range(count)])
         target.write_bytes(b"".join(parts))
 
-    def scan_to_fixed_point(self) -> Scans:
-        """Full scans until one collapses nothing. LabError: it does not come to rest."""
-        began = time.monotonic()
-        first = before = self._collapsed()
+    def scan_to_fixed_point(self) -> int:
+        """Full scans until one collapses nothing: how many. LabError: it does not come to rest."""
+        before = self._collapsed()
         for scans in range(1, MOST_SCANS + 1):
             self._full_scan()
             now = self._collapsed()
             if now == before:
-                return Scans(scans, now - first, time.monotonic() - began)
+                return scans
             before = now
         raise LabError(BAD_INPUT, f"khugepaged does not come to rest in {MOST_SCANS} full scans")
 

@@ -17,8 +17,6 @@ from mthp.lab.kernels.kernels import CachedKernel, cache_dir
 from mthp.lab.kernels.modules import read_module
 from mthp.lab.vm.cpio import Cpio
 
-__all__ = ["MODULES", "build_agent", "build_initramfs", "guest_modules"]
-
 EARLY = ("virtio_pci", "virtio_console")
 """The way to the host, which the agent loads by itself. A kernel may have them built in."""
 MODULES = ("zram",)
