@@ -11,13 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import UsageError, Verbs
+from mthp.cli.options import DIFFER, UsageError, Verbs, print_json
 
 if TYPE_CHECKING:
     from mthp.compare.campaign import Campaign, ShrunkDraft
-
-DIFFER = 3
-"""Exit code: engine and kernel differ."""
 
 
 def whole_number(text: str) -> int:
@@ -86,8 +83,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
         _save(campaign, each)
     document = campaign.to_json()
     if args.json:
-        json.dump(document, sys.stdout, indent=1)
-        print()
+        print_json(document)
     else:
         sys.stdout.write(fuzz_text(document, coverage_table(campaign.coverage)))
         if smallest:

@@ -93,7 +93,7 @@ class DraftRunner:
             except (NotBuilt, CommandFailed) as error:
                 return DraftVerdict(draft, not_built=str(error))
             except GuestGone as error:
-                said = f"the guest is gone: {error}; {guest.guest.why_it_ended()}"
+                said = f"the guest is gone: {error}; {guest.machine.why_it_ended()}"
                 self.close()
         return DraftVerdict(draft, not_built=said)
 

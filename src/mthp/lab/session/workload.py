@@ -49,17 +49,17 @@ class Command:
 class Workload:
     """One guest for one subject: its processes are those of a cgroup of their own."""
 
-    def __init__(self, channel: Channel, python: str) -> None:
+    def __init__(self, channel: Channel, session: GuestSession, python: str) -> None:
+        """python: the path of the interpreter in the guest."""
         self._channel = channel
+        self._session = session
         self._python = python
         self._jobs = self._subject = 0
         self._output = ""
-        self.session = GuestSession(channel)
 
-    def prepare(self, modules: list[str]) -> None:
-        """Once after boot: khugepaged under control, and no size enabled."""
-        self.session.prepare(modules)
-        self.session.write(f"{TRACING}/tracing_on", "0")
+    def prepare(self) -> None:
+        """Once after boot: start the helper that runs the programs; nothing is traced."""
+        self._session.write(f"{TRACING}/tracing_on", "0")
         self._channel.ask(f"mkdir {CGROUP}")
         self._channel.ask(f"mkdir {JOBS}")
         self._channel.ask(f"start {JOBS}/helper.out {self._python} -S {HELPER} {JOBS}")
@@ -171,9 +171,9 @@ class Workload:
 
     def register(self, pids: list[int]) -> None:
         """Stopped processes, with khugepaged, in that order; their memory stays as it is."""
-        self.session.write(switch_file(PMD_ORDER), "madvise")
+        self._session.write(switch_file(PMD_ORDER), "madvise")
         self._call("register", *map(str, pids))
-        self.session.write(switch_file(PMD_ORDER), "never")
+        self._session.write(switch_file(PMD_ORDER), "never")
 
     def apply(self, settings: Settings) -> None:
         """Write settings, but for khugepaged's pace, which stays one full scan at a time."""
@@ -184,7 +184,7 @@ class Workload:
                 value = text.strip()
                 chosen = value[value.index("[") + 1 : value.index("]")] if "[" in value else value
                 with contextlib.suppress(CommandFailed):
-                    self.session.write(f"{SYSFS}/{path}", chosen)
+                    self._session.write(f"{SYSFS}/{path}", chosen)
 
     def snap(self, target: Path) -> None:
         """mthp snap of the subject's processes, in the guest; the file comes to target."""
