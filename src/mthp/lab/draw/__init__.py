@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Drawing random initial states: a seed and an index give a Draft, always the same."""
+"""Random initial states. A seed and an index always give the same Draft."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["FAMILIES", "draw"]
 
 
 def draw(seed: int, index: int, family: str = "") -> Draft:
-    """The draft of this index: legal, and independent of every other index.
+    """The draft of this index. It is legal, and depends on no other index.
 
-    family: one of FAMILIES, instead of one drawn by weight.
+    family: the name of one of FAMILIES; empty to draw one by weight. KeyError: there is no such family.
     """
     rng = Random(f"{seed}:{index}")
     weights = [weight for weight, _ in FAMILIES.values()]
