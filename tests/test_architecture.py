@@ -41,9 +41,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": ENGINE | {"laws", "races", "explore", "lab.kernels.herd", "lab.errors"},
     "lab": {"words", "image"},
     "compare": ENGINE | {"laws", "image", "worlds", "predict", "lab"},
-    "report": {"words", "predict.records", "check.check_records", "compare.records"},
+    "report": {
+        "words",
+        "predict.records",
+        "check.check_records",
+        "compare.records",
+        "compare.coverage",
+    },
 }
 """Room -> the rooms (or single modules) it may import, besides itself."""
+
+LAB = ["errors", "geometry", "kernels", "vm", "program", "session", "draw", "compile"]
+"""The lab's sub-rooms, in their order: each imports itself and those before it. (guest: none.)"""
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,18 @@ def _module_of(name: str, known: dict[str, Module]) -> str:
     while name and name not in known:
         name = name.rpartition(".")[0]
     return name
+
+
+def the_lab_imports_one_way(root: Path) -> Iterator[str]:
+    """A sub-room of the lab imports only those before it in LAB; `guest` imports nothing of ours."""
+    for module in modules(root):
+        if module.room == "lab" and module.name != "lab":
+            own = module.name.split(".")[1]
+            place = LAB.index(own) if own in LAB else -1
+            for line, name in own_imports(module):
+                other = name.split(".")[1] if name.startswith("lab.") else ""
+                if place < 0 or (other in LAB and LAB.index(other) > place):
+                    yield f"{module.name}:{line}: imports {name}"
 
 
 def capture_stands_alone(root: Path) -> Iterator[str]:
@@ -257,6 +278,7 @@ Rule = Callable[[Path], Iterator[str]]
 RULES: list[Rule] = [
     imports_go_one_way,
     no_import_circle,
+    the_lab_imports_one_way,
     capture_stands_alone,
     modules_are_short,
     functions_are_short,
@@ -338,6 +360,14 @@ BAD: list[tuple[Rule, str, str, str]] = [
         "from mthp.mm.pgtable_types import b",
         "imports mm.pgtable_types",
     ),
+    (
+        the_lab_imports_one_way,
+        "lab/vm/a.py",
+        "from mthp.lab.program.program import b",
+        "lab.vm.a:3: imports lab.program.program",
+    ),
+    (the_lab_imports_one_way, "lab/draw/a.py", "from mthp.lab import compile", "lab.compile"),
+    (the_lab_imports_one_way, "lab/guest/a.py", "import mthp.words.units", "words.units"),
     (imports_go_one_way, "attic/a.py", "", "attic.a: a room that MAY_IMPORT does not know"),
     (capture_stands_alone, "image/capture.py", "import numpy", "imports numpy"),
     (
@@ -472,7 +502,7 @@ def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
         ("report/a.py", "from mthp.predict import records\n"),
         ("compare/a.py", "from mthp.khugepaged import a\nfrom mthp.image.scenario import b\n"),
         ("image/a.py", "from mthp.image.runs import b\nfrom . import c\n"),
-        ("lab/a.py", "from mthp.image.scenario import b\nfrom mthp.words.units import c\n"),
+        ("lab/draw/a.py", "from mthp.image.scenario import b\nfrom mthp.lab.program import c\n"),
         ("cli.py", "from mthp.report import tables\nfrom mthp import __version__\n"),
         ("mm/a.py", "# an in" + "variant\n"),
         ("mm/a.py", 'class A:\n    """A."""\n    def f(self):\n        return 1\n'),

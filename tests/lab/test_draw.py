@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from mthp.image.scenario_values import Action
-from mthp.lab.draw import FAMILIES, draw, draw_many
+from mthp.lab.draw import FAMILIES, draw
 from mthp.lab.program.declared import declare, problem
 from mthp.lab.program.program import REMOTE, Draft, Madv, Verb, parse
 from mthp.lab.program.walk import walk
@@ -19,7 +19,7 @@ NUMBER = 500
 
 @cache
 def drafts() -> tuple[Draft, ...]:
-    return tuple(draw_many(1, NUMBER))
+    return tuple(draw(1, index) for index in range(NUMBER))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,7 @@ import pytest
 
 from mthp.image.scenario import Scenario, load
 from mthp.image.scenario_values import Action, Advice, Prctl
-from mthp.lab.program.declared import Declared, declare, declared, problem
+from mthp.lab.program.declared import Declared, declare, problem
 from mthp.lab.program.program import (
     BASE,
     Draft,
@@ -145,7 +145,7 @@ def as_draft(recorded: Scenario) -> Draft:
 def test_declared_is_what_real_records_say(recorded: Scenario) -> None:
     ops = parse(recorded.built_by)
     assert tuple(map(str, ops)) == recorded.built_by
-    found = declared(as_draft(recorded))
+    found = declare(as_draft(recorded)).vmas
     assert [(vma.start, vma.pages) for vma in found] == [
         (vma.start, vma.pages) for vma in recorded.vmas
     ]
@@ -153,7 +153,7 @@ def test_declared_is_what_real_records_say(recorded: Scenario) -> None:
         if recorded.id.startswith("ext") or theirs.advice is Advice.HUGEPAGE:
             assert ours.advice is theirs.advice
         assert ours.mlocked is theirs.mlocked
-        assert ours.uffd_armed is theirs.uffd_wp
+        assert bool(ours.uffd) is theirs.uffd_wp
         assert ours.anon_vma is theirs.anon_vma
         assert ours.pins == tuple(sorted(theirs.pins))
 

@@ -35,14 +35,14 @@ def test_a_host_without_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def running() -> Iterator[VirtualMachine]:
     with booted(kernel_or_skip(), 256) as guest:
-        yield guest.guest
+        yield guest.machine
 
 
 @pytest.mark.lab
 def test_a_guest_answers_and_ends_with_its_block() -> None:
     kernel = kernel_or_skip()
     with booted(kernel, 256) as guest:
-        channel, pid = guest.guest.channel, guest.guest.pid
+        channel, pid = guest.machine.channel, guest.machine.pid
         assert children() == {pid}
         said = channel.ask("r /proc/sys/kernel/osrelease").decode().strip()
         assert said == kernel.release
@@ -89,7 +89,7 @@ import time
 from mthp.lab.session.boot import booted
 from mthp.lab.kernels.kernels import find
 with booted(find(), 256) as guest:
-    print(guest.guest.pid, flush=True)
+    print(guest.machine.pid, flush=True)
     time.sleep(60)
 """
 

@@ -4,20 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
 from rich.console import Console
 
-from mthp.cli.options import NUMBERS, UsageError
+from mthp.cli.options import DIFFER, NUMBERS, UsageError, print_json
 from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import ScenarioError, load
 from mthp.report.conformance import conformance_document, render_conformance
 from mthp.words.profiles import DEFAULT, PROFILES
 
 _IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps", "no_changes")
-DIFFER = 3
-"""Exit code: prediction and kernel differ."""
 
 
 def run_conformance_file(args: argparse.Namespace) -> int:
@@ -40,8 +36,7 @@ def run_conformance_file(args: argparse.Namespace) -> int:
     if not score.passes:
         raise UsageError(f"{args.conformance}: no recorded pass in it")
     if args.json:
-        json.dump(conformance_document(score), sys.stdout, indent=1)
-        print()
+        print_json(conformance_document(score))
     else:
         render_conformance(score, Console())
     return DIFFER if score.mismatches else 0

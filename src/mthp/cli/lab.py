@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from mthp.cli.lab_fuzz import add_fuzz
 from mthp.cli.lab_predict import add_predict
 from mthp.cli.lab_run import add_record, add_run
 from mthp.cli.lab_selftest import add_selftest
-from mthp.cli.options import UsageError, Verbs
+from mthp.cli.options import UsageError, Verbs, print_json
 from mthp.lab.errors import HOST_LACKS, LabError
 
 if TYPE_CHECKING:
@@ -187,8 +186,7 @@ def _run_list(args: argparse.Namespace) -> int:
 
     kernels = installed()
     if args.json:
-        document = {"schema_version": SCHEMA_VERSION, "kernels": [_entry(k) for k in kernels]}
-        print(json.dumps(document, indent=1))
+        print_json({"schema_version": SCHEMA_VERSION, "kernels": [_entry(k) for k in kernels]})
         return 0
     for kernel in kernels:
         modules = "modules" if kernel.modules else "no modules"

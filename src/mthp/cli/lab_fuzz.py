@@ -11,13 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import UsageError, Verbs
+from mthp.cli.options import DIFFER, UsageError, Verbs, print_json
 
 if TYPE_CHECKING:
     from mthp.compare.campaign import Campaign, ShrunkDraft
-
-DIFFER = 3
-"""Exit code: engine and kernel differ."""
 
 
 def whole_number(text: str) -> int:
@@ -62,9 +59,9 @@ def add_fuzz(subverbs: Verbs) -> None:
 def run_fuzz(args: argparse.Namespace) -> int:
     """The subverb; an exit code."""
     from mthp.compare.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
-    from mthp.compare.coverage import table
     from mthp.lab.draw import FAMILIES
     from mthp.lab.kernels.kernels import find
+    from mthp.report.coverage import coverage_table
     from mthp.report.fuzz import fuzz_text
 
     if args.family and args.family not in FAMILIES:
@@ -86,10 +83,9 @@ def run_fuzz(args: argparse.Namespace) -> int:
         _save(campaign, each)
     document = campaign.to_json()
     if args.json:
-        json.dump(document, sys.stdout, indent=1)
-        print()
+        print_json(document)
     else:
-        sys.stdout.write(fuzz_text(document, table(campaign.coverage)))
+        sys.stdout.write(fuzz_text(document, coverage_table(campaign.coverage)))
         if smallest:
             print(f"made small, with both event lists: {campaign.folder / 'disagreements'}")
     return DIFFER if campaign.mismatches else 0

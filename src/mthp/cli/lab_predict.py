@@ -5,27 +5,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import UsageError, Verbs, add_settings
+from mthp.cli.options import DIFFER, UsageError, Verbs, add_settings, print_json, print_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mthp.compare.records import Forecast
     from mthp.lab.kernels.kernels import CachedKernel
-    from mthp.lab.session.real_program import Provision
     from mthp.lab.session.recipes import Recipe
     from mthp.words.settings import Settings
 
-DIFFER = 3
-"""Exit code: prediction and kernel differ by more than is promised."""
 NONE_VALUES = "0,511"
 MEMORY = "3072"
 LEAST_MEMORY, MOST_MEMORY = 512, 1 << 20
@@ -85,20 +78,20 @@ def add_predict(subverbs: Verbs) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """The subverb; an exit code."""
+    from mthp.cli.target import whole
     from mthp.lab.kernels.kernels import find
     from mthp.report.forecast import forecast_document, good, render_forecasts
 
     recipes = _recipes(args)
     settings = _settings(args)
-    memory = _memory(args)
+    memory = whole("memory", args.memory, LEAST_MEMORY, MOST_MEMORY)
     kernel = find(args.release)
     found: list[Forecast] = []
     with _folder(args) as folder:
         for recipe in recipes:
             found += _forecasts(args, recipe, settings, kernel, memory, folder)
     if args.json:
-        json.dump(forecast_document(found), sys.stdout, indent=1)
-        print()
+        print_json(forecast_document(found))
     else:
         from rich.console import Console
 
@@ -107,6 +100,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> list[Recipe]:
+    from mthp.cli.target import whole
     from mthp.lab.session.recipes import RECIPES, Recipe
     from mthp.lab.session.workload import Command
 
@@ -126,7 +120,7 @@ def _recipes(args: argparse.Namespace) -> list[Recipe]:
             start=Command(tuple(args.command)),
             ready=loads[0] if loads else None,
             load=loads[1:],
-            seconds=float(_whole("settle", args.settle, 0, MOST_SECONDS)),
+            seconds=float(whole("settle", args.settle, 0, MOST_SECONDS)),
         )
     ]
 
@@ -139,16 +133,6 @@ def _words(option: str, text: str) -> list[str]:
     if not words:
         raise UsageError(f"--{option}: an empty command")
     return words
-
-
-def _whole(option: str, text: str, least: int, most: int) -> int:
-    from mthp.cli.target import whole
-
-    return whole(option, text, least, most)
-
-
-def _memory(args: argparse.Namespace) -> int:
-    return _whole("memory", args.memory, LEAST_MEMORY, MOST_MEMORY)
 
 
 def _settings(args: argparse.Namespace) -> list[Settings]:
@@ -188,38 +172,25 @@ def _forecasts(
     memory: int,
     folder: Path,
 ) -> Iterator[Forecast]:
-    from mthp.lab.session.real_program import provide
+    """One forecast for each of the settings, each from a guest of its own."""
+    from mthp.compare.forecast import compare
+    from mthp.image.snapshot import SnapshotError, load
+    from mthp.lab.session.real_program import capture_around_khugepaged, provide
+    from mthp.worlds.from_snapshot import Young
 
     def progress(line: str) -> None:
         if not args.quiet:
-            print(f"mthp lab predict: {line}", file=sys.stderr, flush=True)
+            print_progress(f"mthp lab predict: {line}")
 
     with provide(recipe, args.extra or (), progress) as provision:
         for each in settings:
             progress(f"{recipe.name}: max_ptes_none {each.max_ptes_none}: booting {kernel.release}")
             place = folder / f"{recipe.name}-{each.max_ptes_none}"
-            yield _one(provision, kernel, each, memory, place, progress, args.assume_young)
-
-
-def _one(
-    provision: Provision,
-    kernel: CachedKernel,
-    settings: Settings,
-    memory: int,
-    place: Path,
-    progress: Callable[[str], None],
-    young: str,
-) -> Forecast:
-    from mthp.compare.forecast import compare
-    from mthp.image.snapshot import SnapshotError, load
-    from mthp.lab.session.real_program import capture_around_khugepaged
-    from mthp.worlds.from_snapshot import Young
-
-    place.mkdir(exist_ok=True)
-    captured = capture_around_khugepaged(provision, kernel, settings, memory, place, progress)
-    scans = captured.scans.full_scans
-    try:
-        before, after = load(captured.before), load(captured.after)
-        return compare(provision.recipe.name, before, after, scans, Young(young))
-    except (SnapshotError, ValueError) as error:
-        raise UsageError(f"{provision.recipe.name}: {error}", 1) from None
+            place.mkdir(exist_ok=True)
+            pair = capture_around_khugepaged(provision, kernel, each, memory, place, progress)
+            try:
+                before, after = load(pair.before), load(pair.after)
+                young = Young(args.assume_young)
+                yield compare(recipe.name, before, after, pair.full_scans, young)
+            except (SnapshotError, ValueError) as error:
+                raise UsageError(f"{recipe.name}: {error}", 1) from None

@@ -11,15 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import UsageError, Verbs
+from mthp.cli.options import DIFFER, UsageError, Verbs, print_json
 from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
     from mthp.compare.rerun import Rerun
     from mthp.image.scenario import Scenario
-
-DIFFER = 3
-"""Exit code: engine and kernel differ."""
 
 
 def add_run(subverbs: Verbs) -> None:
@@ -68,8 +65,7 @@ def _run(args: argparse.Namespace) -> int:
             sys.stdout.write(rerun_text(rerun.to_json()))
             sys.stdout.flush()
     if args.json:
-        json.dump({"schema_version": 1, "scenarios": documents}, sys.stdout, indent=1)
-        print()
+        print_json({"schema_version": 1, "scenarios": documents})
     if differ:
         return DIFFER
     return FAILED if not_built else 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mthp.cli.options import UsageError, Verbs
+from mthp.cli.options import UsageError, Verbs, print_json, print_progress
 from mthp.lab.errors import FAILED
 
 if TYPE_CHECKING:
@@ -66,22 +65,17 @@ def add_selftest(subverbs: Verbs) -> None:
 
 @dataclass(frozen=True)
 class _Result:
-    """What is printed. guest: None where none ran. runs: by mTHP order, None the default."""
+    """What is printed. runs: the engine's, by mTHP order, None for the test's default.
+
+    outputs: the guest's, likewise; empty where no guest ran. records: step id -> what was wrong with
+    its record; None where nothing was recorded.
+    """
 
     kernel: str
     profile: Profile
-    guest: _Guest | None
     runs: Mapping[int | None, Sequence[CaseRun]]
-
-    @property
-    def outputs(self) -> Mapping[int | None, Output]:
-        """What the test printed; empty where no guest ran."""
-        return self.guest.outputs if self.guest else {}
-
-    @property
-    def records(self) -> Mapping[str, Sequence[str]] | None:
-        """Step id -> what was wrong with its record; None where nothing was recorded."""
-        return self.guest.records if self.guest else None
+    outputs: Mapping[int | None, Output]
+    records: Mapping[str, Sequence[str]] | None
 
     @property
     def rows(self) -> list[SelftestRow]:
@@ -97,26 +91,18 @@ class _Result:
     @property
     def complaints(self) -> list[str]:
         """One line for everything that was not as it must be."""
-        said = [f"kernel: {line}" for out in self.outputs.values() for line in out.complaints]
+        found = [f"kernel: {line}" for out in self.outputs.values() for line in out.complaints]
         for runs in self.runs.values():
-            said += [f"engine: {line}" for run in runs for line in run.findings]
+            found += [f"engine: {line}" for run in runs for line in run.findings]
         for step, lines in (self.records or {}).items():
-            said += [f"recorded: {step}: {line}" for line in lines]
-        return said
+            found += [f"recorded: {step}: {line}" for line in lines]
+        return found
 
     @property
     def passed(self) -> bool:
         """Everything that ran is ok, and all that was wanted ran."""
         ran = all(output.passed for output in self.outputs.values())
         return ran and all(row.passed for row in self.rows)
-
-
-@dataclass(frozen=True)
-class _Guest:
-    """What came out of the guest. outputs: by mTHP order. records: as record_cases() has them."""
-
-    outputs: Mapping[int | None, Output]
-    records: Mapping[str, Sequence[str]] | None
 
 
 def _run_selftest(args: argparse.Namespace) -> int:
@@ -135,22 +121,23 @@ def _run_selftest(args: argparse.Namespace) -> int:
             for case in (case for group in made.values() for case in group):
                 for step in case.steps:
                     write(step.document)
-    guest = None
+    outputs: dict[int | None, Output] = {}
+    records = None
     if kernel is not None:
-        guest = _run_in_guest(kernel, profile, _source(args), made, args.record)
+        outputs, records = _run_in_guest(kernel, profile, _source(args), made, args.record)
     runs = {order: [run_case(case, profile) for case in group] for order, group in made.items()}
-    result = _Result(kernel.release if kernel else "", profile, guest, runs)
+    result = _Result(kernel.release if kernel else "", profile, runs, outputs, records)
     _print(result, args.json)
     return 0 if result.passed else FAILED
 
 
 def _orders(texts: Sequence[str]) -> list[int]:
-    from mthp.lab.session.selftest import MTHP_ORDERS
+    from mthp.lab.geometry import SMALL_ORDERS
 
     if texts == ["all"]:
-        return list(MTHP_ORDERS)
+        return list(SMALL_ORDERS)
     for text in texts:
-        if not text.isdecimal() or int(text) not in MTHP_ORDERS:
+        if not text.isdecimal() or int(text) not in SMALL_ORDERS:
             raise UsageError(f"--order {text!r}: not an order from 2 to 8, and not 'all'")
     return list(dict.fromkeys(map(int, texts)))
 
@@ -182,7 +169,8 @@ def _run_in_guest(
     source: Path,
     made: Mapping[int | None, Sequence[Case]],
     record_to: str | None,
-) -> _Guest:
+) -> tuple[dict[int | None, Output], dict[str, tuple[str, ...]] | None]:
+    """The outputs by mTHP order, and the records where they are wanted, as _Result has them."""
     from mthp.compare.selftest import record_cases
     from mthp.lab.session.selftest import Invocation, build, guest_session, run_selftest
 
@@ -190,23 +178,15 @@ def _run_in_guest(
     every = [case for group in made.values() for case in group]
     with ExitStack() as stack:
         write = stack.enter_context(_writer(record_to)) if record_to is not None else None
-        _progress(f"booting {kernel.release}")
+        print_progress(f"booting {kernel.release}")
         guest, session = stack.enter_context(guest_session(kernel))
-        outputs = run_selftest(guest, program, map(Invocation, made), _begun)
+        outputs = run_selftest(guest, program, map(Invocation, made), print_progress)
         records = None
         if write is not None:
-            _progress(f"recording {sum(len(case.steps) for case in every)} states")
+            print_progress(f"recording {sum(len(case.steps) for case in every)} states")
             records = record_cases(session, every, kernel.release, profile, write)
     by_order = {invocation.mthp_order: output for invocation, output in outputs.items()}
-    return _Guest(by_order, records)
-
-
-def _begun(what: str) -> None:
-    _progress(f"running {what}")
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return by_order, records
 
 
 # --- output ---------------------------------------------------------------------------------
@@ -224,7 +204,7 @@ def _writer(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 def _print(result: _Result, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_document(result), indent=1))
+        print_json(_document(result))
         return
     print(_heading(result))
     lines = [("case", "context", "order", *_SIDES), *map(_cells, result.rows)]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,21 @@ NUMBERS = (
     ("scan-sleep-millisecs", "sleep between two wakeups"),
     ("alloc-sleep-millisecs", "sleep after a failed allocation"),
 )
+
+
+DIFFER = 3
+"""Exit code: the engine (or a prediction) and the kernel differ."""
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout."""
+    json.dump(document, sys.stdout, indent=1)
+    print()
+
+
+def print_progress(line: str) -> None:
+    """One line on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class UsageError(Exception):

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path, PurePosixPath
 
 from mthp.cli.consent import asked
+from mthp.cli.options import print_progress
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.apt import debian_archive, system_sources
 from mthp.lab.kernels.packages import DEFAULT_RELEASE
@@ -22,16 +22,12 @@ def kept_or_fetched(part: PurePosixPath, what: str, otherwise: str, *, yes: bool
     kept = cached_source(DEFAULT_RELEASE, part)
     if kept is not None:
         return kept
-    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), _progress)
+    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), print_progress)
     package = offer.package
-    _progress(
+    print_progress(
         f"{package.name} {package.version}, Debian {offer.suite}: {human_bytes(package.size)} to "
         "fetch, under 10 MiB of it kept in the cache"
     )
     if not (yes or asked("Fetch it now? [y/N] ")):
         raise LabError(HOST_LACKS, f"{what} is not here: --yes fetches it, {otherwise}")
     return fetch(offer)
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -25,15 +25,6 @@ from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
 
-__all__ = [
-    "Campaign",
-    "CampaignSpec",
-    "ShrunkDraft",
-    "open_campaign",
-    "run_campaign",
-    "shrink_all",
-]
-
 SCHEMA_VERSION = 1
 AHEAD = 8
 """Drafts handed out per guest before the first of them has come back."""

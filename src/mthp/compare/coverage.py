@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which results runs have exercised, at which orders, and why the others were not seen.
+"""Which results recorded passes have exercised, at which orders, and why the others were not seen.
 
 What a result can come from is read off mm/khugepaged.c, for private anonymous memory.
 """
@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mthp.words.events import CollapseHugePage, Event, Isolate, ScanPmd, Swapin
+from mthp.lab.geometry import ORDERS, PMD_ORDER, SMALL_ORDERS
 from mthp.words.results import FILE_ONLY, ScanResult
-from mthp.words.settings_text import size_name
-from mthp.words.units import Geometry
 
-ORDERS = tuple(sorted(Geometry().anon_orders))
-PMD_ORDER = Geometry().pmd_order
 _R = ScanResult
 
 
@@ -65,31 +61,18 @@ class UnseenOutcome:
 
 @dataclass
 class OutcomeCounts:
-    """Counts of outcomes over runs. It adds up, and goes to JSON and back."""
+    """How often each outcome was seen over many recorded passes."""
 
     passes: int = 0
     counts: Counter[CountedOutcome] = field(default_factory=Counter)
 
-    def add_pass(
-        self, events: Iterable[Event | Mapping[str, Any]], errno: int | None = None
-    ) -> None:
-        """Count one pass: typed events or a record's; errno as a record has it, 0 or negative."""
+    def add_pass(self, events: Iterable[Mapping[str, Any]], errno: int | None = None) -> None:
+        """Count one recorded pass: its events, and its errno (0 or negative; None for khugepaged)."""
         self.passes += 1
-        self.counts.update(outcome for each in events for outcome in outcomes(each))
+        self.counts.update(outcome for each in events if (outcome := outcome_of(each)) is not None)
         if errno is not None:
             name = errnos.errorcode.get(-errno, str(errno)) if errno else "0"
             self.counts[CountedOutcome(OutcomeKind.ERRNO, name)] += 1
-
-    def add(self, other: OutcomeCounts) -> None:
-        """Count all that another account has counted."""
-        self.passes += other.passes
-        self.counts.update(other.counts)
-
-    def seen(self, chance: Chance) -> list[CountedOutcome]:
-        """The outcomes of that chance that were seen: of any but YES there should be none."""
-        return sorted(
-            (each for each in self.counts if expectation(each)[0] is chance), key=_sort_key
-        )
 
     def unseen(self) -> list[UnseenOutcome]:
         """Every outcome of the enum that no pass has had, and why."""
@@ -107,72 +90,50 @@ class OutcomeCounts:
             "reachable": len(reachable),
             "reached": sum(self.counts[each] > 0 for each in reachable),
             "seen": [
-                {"kind": each.kind.value, "result": each.result, "order": each.order, "count": n}
+                {**_named(each), "count": n}
                 for each, n in sorted(self.counts.items(), key=lambda item: _sort_key(item[0]))
             ],
             "never_seen": [
-                {
-                    "kind": each.outcome.kind.value,
-                    "result": each.outcome.result,
-                    "order": each.outcome.order,
-                    "chance": each.chance.value,
-                    "reason": each.reason,
-                }
+                {**_named(each.outcome), "chance": each.chance.value, "reason": each.reason}
                 for each in self.unseen()
             ],
         }
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> OutcomeCounts:
-        """The account that to_json() wrote."""
-        counts = {
-            CountedOutcome(OutcomeKind(each["kind"]), each["result"], each["order"]): each["count"]
-            for each in document["seen"]
-        }
-        return cls(document["passes"], Counter(counts))
+
+def _named(outcome: CountedOutcome) -> dict[str, Any]:
+    return {"kind": outcome.kind.value, "result": outcome.result, "order": outcome.order}
 
 
-def outcomes(event: Event | Mapping[str, Any]) -> Iterator[CountedOutcome]:
-    """What one event counts as: nothing for events that say no result."""
-    match event:
-        case ScanPmd():
-            yield CountedOutcome(OutcomeKind.SCAN, event.status.string)
-        case CollapseHugePage():
-            yield CountedOutcome(OutcomeKind.ATTEMPT, event.status.string, event.order)
-        case Isolate():
-            yield CountedOutcome(OutcomeKind.ISOLATE, event.status.string, event.order)
-        case Swapin():
-            yield CountedOutcome(OutcomeKind.SWAPIN, event.ret.string, event.order)
-        case Mapping():
-            yield from _recorded(event)
-        case _:
-            pass
+def _sort_key(outcome: CountedOutcome) -> tuple[int, int, int]:
+    result = _BY_STRING.get(outcome.result)
+    number = result if result is not None else len(ScanResult)
+    return list(OutcomeKind).index(outcome.kind), number, outcome.order or 0
 
 
-def _recorded(event: Mapping[str, Any]) -> Iterator[CountedOutcome]:
+def outcome_of(event: Mapping[str, Any]) -> CountedOutcome | None:
+    """The outcome that a recorded event counts as; None for an event without a result."""
     name = event["event"]
     if name not in set(OutcomeKind):
-        return
+        return None
     kind = OutcomeKind(name)
     result = _BY_NUMBER[event["ret"]].string if kind is OutcomeKind.SWAPIN else str(event["status"])
-    yield CountedOutcome(kind, result, event.get("order"))
+    return CountedOutcome(kind, result, event.get("order"))
 
 
 # --- what can be seen -----------------------------------------------------------------------
 
-_SMALL = tuple(order for order in ORDERS if order < PMD_ORDER)
-_ERRNOS = ("0", "EINVAL", "ENOMEM", "EBUSY", "EAGAIN")
+ERRNOS = ("0", "EINVAL", "ENOMEM", "EBUSY", "EAGAIN")
 
 _BY_ISOLATE: dict[ScanResult, tuple[int, ...]] = {
     _R.EXCEED_NONE_PTE: ORDERS,
     _R.EXCEED_SHARED_PTE: ORDERS,  # at PMD order where swapped-in pages are shared
-    _R.PTE_MAPPED_HUGEPAGE: _SMALL,
-    _R.PAGE_COUNT: _SMALL,
-    _R.LACK_REFERENCED_PAGE: _SMALL,
+    _R.PTE_MAPPED_HUGEPAGE: SMALL_ORDERS,
+    _R.PAGE_COUNT: SMALL_ORDERS,
+    _R.LACK_REFERENCED_PAGE: SMALL_ORDERS,
     _R.PAGE_LOCK: (PMD_ORDER,),
 }
 _BY_SWAPIN: dict[ScanResult, tuple[int, ...]] = {
-    _R.EXCEED_SWAP_PTE: _SMALL,
+    _R.EXCEED_SWAP_PTE: SMALL_ORDERS,
     _R.FAIL: (PMD_ORDER,),
 }
 _BY_ALLOCATION = {_R.ALLOC_HUGE_PAGE_FAIL: ORDERS, _R.CGROUP_CHARGE_FAIL: ORDERS}
@@ -258,7 +219,7 @@ def every_outcome() -> Iterator[CountedOutcome]:
         for result in ScanResult:
             for order in ORDERS:
                 yield CountedOutcome(kind, result.string, order)
-    for name in _ERRNOS:
+    for name in ERRNOS:
         yield CountedOutcome(OutcomeKind.ERRNO, name)
 
 
@@ -271,7 +232,7 @@ def expectation(outcome: CountedOutcome) -> tuple[Chance, str]:
     if outcome.kind is OutcomeKind.ERRNO:
         if outcome.result == "ENOMEM":
             return Chance.RACE, "MADV_COLLAPSE reclaims and compacts: memory must stay short"
-        return (Chance.YES, "") if outcome.result in _ERRNOS else (Chance.NEVER, _NOT_ITS_OWN)
+        return (Chance.YES, "") if outcome.result in ERRNOS else (Chance.NEVER, _NOT_ITS_OWN)
     result = _BY_STRING.get(outcome.result)
     if result is None:
         return Chance.NEVER, "no result of the enum"
@@ -300,56 +261,8 @@ def _why_not(kind: OutcomeKind, result: ScanResult) -> tuple[Chance, str]:
     return Chance.NEVER, _NOT_ITS_OWN
 
 
-# --- for people -----------------------------------------------------------------------------
-
-
-def _sort_key(outcome: CountedOutcome) -> tuple[int, int, int]:
-    result = _BY_STRING.get(outcome.result)
-    number = result if result is not None else len(ScanResult)
-    return list(OutcomeKind).index(outcome.kind), number, outcome.order or 0
-
-
-def table(coverage: OutcomeCounts) -> str:
-    """The account as text: a row for each result, a column for each order.
-
-    A number is how often it was seen; `.` reachable but never seen; blank: not reachable.
-    """
-    lines = [f"{coverage.passes} passes"]
-    heads = "".join(f"{size_name(order, Geometry()):>8}" for order in ORDERS)
-    for kind in (OutcomeKind.ATTEMPT, OutcomeKind.ISOLATE, OutcomeKind.SWAPIN):
-        lines += ["", f"{kind:<32}{heads}", *_rows(coverage, kind, ORDERS)]
-    for kind in (OutcomeKind.SCAN, OutcomeKind.ERRNO):
-        lines += ["", str(kind), *_rows(coverage, kind, (None,))]
-    return "\n".join([*lines, "", *_why_lines(coverage)]) + "\n"
-
-
-def _rows(
-    coverage: OutcomeCounts, kind: OutcomeKind, orders: Iterable[int | None]
-) -> Iterator[str]:
-    names = _ERRNOS if kind is OutcomeKind.ERRNO else [result.string for result in ScanResult]
-    for name in names:
-        cells = [_cell(coverage, CountedOutcome(kind, name, order)) for order in orders]
-        if any(cells):
-            yield (f"  {name:<30}" + "".join(f"{cell:>8}" for cell in cells)).rstrip()
-
-
-def _cell(coverage: OutcomeCounts, outcome: CountedOutcome) -> str:
-    count = coverage.counts[outcome]
-    if count:
-        return str(count)
-    return "." if expectation(outcome)[0] is Chance.YES else ""
-
-
-def _why_lines(coverage: OutcomeCounts) -> Iterator[str]:
-    """Results that were never seen anywhere, with the reason where there is one."""
-    seen = {each.result for each in coverage.counts}
-    for result in ScanResult:
-        if result.string in seen:
-            continue
-        yield f"never seen: {result.string}: {_why_nowhere(result)}"
-
-
-def _why_nowhere(result: ScanResult) -> str:
+def why_never_seen(result: ScanResult) -> str:
+    """The reason why a result was not seen at any step or order, as one phrase."""
     if result in FILE_ONLY:
         return Chance.FILE.value
     if result in _BY_SCAN or any(result in table for table in REACHABLE.values()):

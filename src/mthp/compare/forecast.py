@@ -17,8 +17,6 @@ from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
 from mthp.worlds.from_snapshot import Young
 
-__all__ = ["compare"]
-
 YOUNG_BITS = "young bits: a capture cannot see which pages were used lately"
 UNEXPLAINED = "not explained"
 

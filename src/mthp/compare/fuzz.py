@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,6 @@ from mthp.lab.session.boot import Booted, booted
 from mthp.lab.session.record import NotBuilt, record
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.words.profiles import profile_for_release
-
-__all__ = ["DraftRunner", "DraftVerdict", "Trial", "compare_with_engine"]
-
 
 MEMORY = 256
 """MiB of a guest: programs need little, and `eat` fills the rest."""
@@ -42,9 +39,6 @@ class DraftVerdict:
     @property
     def disagrees(self) -> bool:
         return bool(self.mismatches)
-
-
-Trial = Callable[[Draft], DraftVerdict]
 
 
 def compare_with_engine(draft: Draft, document: Mapping[str, Any]) -> DraftVerdict:
@@ -99,7 +93,7 @@ class DraftRunner:
             except (NotBuilt, CommandFailed) as error:
                 return DraftVerdict(draft, not_built=str(error))
             except GuestGone as error:
-                said = f"the guest is gone: {error}; {guest.guest.why_it_ended()}"
+                said = f"the guest is gone: {error}; {guest.machine.why_it_ended()}"
                 self.close()
         return DraftVerdict(draft, not_built=said)
 

@@ -14,8 +14,6 @@ from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.predict.measure import populated_parts
 from mthp.worlds.build import BuiltWorld
 
-__all__ = ["Mapped", "Orders", "orders_of_snapshot", "orders_of_world"]
-
 Orders = dict[tuple[int, int], NDArray[np.int8]]
 """(pid, first address of a table's range) -> (PTRS,) a Mapped, or the order of a folio."""
 

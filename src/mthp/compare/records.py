@@ -9,8 +9,6 @@ from typing import Any
 
 from mthp.words.settings import Settings
 
-__all__ = ["Conformance", "Forecast", "Mismatch", "MismatchKind", "Misprediction"]
-
 
 class MismatchKind(StrEnum):
     """The part of a recording that the engine does not reproduce. STATE: the state itself is none."""

@@ -10,8 +10,6 @@ from mthp.compare.fuzz import DraftRunner, DraftVerdict
 from mthp.image.scenario import Scenario, parse_scenario
 from mthp.lab.compile import compile_state, differences, displacement
 
-__all__ = ["Rerun", "run_again"]
-
 
 @dataclass(frozen=True)
 class Rerun:

@@ -27,16 +27,6 @@ from mthp.words.profiles import DEFAULT, Profile
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
 
-__all__ = [
-    "CaseRun",
-    "SelftestRow",
-    "findings",
-    "record_cases",
-    "run_case",
-    "same_state",
-    "side_by_side",
-]
-
 
 @dataclass(frozen=True)
 class CaseRun:

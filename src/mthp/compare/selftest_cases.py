@@ -20,8 +20,6 @@ from mthp.lab.program.program import BASE, Draft, Madv, Target, parse
 from mthp.lab.session.selftest import Context
 from mthp.words.settings import Enabled, Settings
 
-__all__ = ["Case", "Errno", "MappedWhole", "SelftestStep", "cases"]
-
 MAX_PTES_SWAP, MAX_PTES_SHARED = PMD_PAGES // 8, PMD_PAGES // 2
 _LIMITS = {
     "max_ptes_none": PMD_PAGES - 1,

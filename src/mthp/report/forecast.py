@@ -13,8 +13,6 @@ from rich.table import Table
 
 from mthp.compare.records import Forecast
 
-__all__ = ["ENOUGH", "ENOUGH_CHANGED", "forecast_document", "good", "render_forecasts"]
-
 SCHEMA_VERSION = 1
 ENOUGH, ENOUGH_CHANGED = 0.999, 0.995
 """Shares of the anonymous PTEs, and of those that changed, from which a prediction is good."""

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-__all__ = ["fuzz_text", "rerun_text", "side_by_side"]
-
 _SHOWN = 10
 _WIDTH = 58
 

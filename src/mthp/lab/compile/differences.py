@@ -32,8 +32,6 @@ from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import ScenarioVma
 from mthp.lab.compile.wanted import displacement
 
-__all__ = ["differences", "state_differences"]
-
 _TRAITS = (
     "pages",
     "advice",

@@ -28,8 +28,6 @@ from mthp.lab.geometry import PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import SYSFS, Madv, Operation, Verb, spans, switch
 from mthp.words.settings import Enabled
 
-__all__ = ["PageContents", "fill", "fill_after_fork", "fill_before_fork", "was_shared"]
-
 _SMALLEST = 4
 """Pages of the smallest large folio."""
 Steps = tuple[PageOperation, ...]

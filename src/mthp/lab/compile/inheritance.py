@@ -16,8 +16,6 @@ from mthp.lab.compile.mappings import anon_vmas, extents_of, map_extents, trim
 from mthp.lab.compile.wanted import WantedPage, WantedProcess, folios_of
 from mthp.lab.program.program import Operation, Verb, registration
 
-__all__ = ["build_group", "fork_groups"]
-
 
 def fork_groups(wants: Sequence[WantedProcess]) -> list[list[WantedProcess]]:
     """Each process without a parent with its children, in order."""

@@ -16,16 +16,6 @@ from mthp.lab.geometry import PMD_PAGES, round_up_to_table
 from mthp.lab.program.program import Madv, Operation, Verb, spans
 from mthp.lab.program.space import Uffd
 
-__all__ = [
-    "anon_vmas",
-    "extents_of",
-    "map_extents",
-    "merge",
-    "prctl",
-    "trim",
-    "vma_attributes",
-]
-
 _MOST_IN_PIPE = 256
 """Pages that one pipe takes."""
 

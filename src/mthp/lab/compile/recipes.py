@@ -14,16 +14,6 @@ from enum import Enum
 from mthp.image.runs import FolioToken, PteToken
 from mthp.lab.program.program import Madv, Operation, Verb
 
-__all__ = [
-    "DROPPABLE",
-    "SMALL",
-    "LargeRecipe",
-    "PageOperation",
-    "large_recipe",
-    "small_recipe",
-    "step_op",
-]
-
 
 class PageOperation(Enum):
     """One operation over pages that are there."""

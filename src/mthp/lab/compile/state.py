@@ -15,8 +15,6 @@ from mthp.lab.program.declared import DeclaredVma, declare
 from mthp.lab.program.program import BASE, Draft, Operation, ProgramError, Target, Verb
 from mthp.lab.program.space import Uffd
 
-__all__ = ["compile_state"]
-
 _GROUP = "g"
 _SMALLEST_TAKEN = 2
 """A guest cannot run without free blocks of order 1."""

@@ -12,17 +12,6 @@ from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Prctl, ScenarioVma
 from mthp.lab.program.program import BASE, PROCESSES, REACH, spans
 
-__all__ = [
-    "CannotBuild",
-    "WantedFolio",
-    "WantedPage",
-    "WantedProcess",
-    "WantedVma",
-    "displacement",
-    "folios_of",
-    "wanted_processes",
-]
-
 
 class CannotBuild(Exception):
     """A state that no sequence of our system calls makes: one line that says which part and why."""

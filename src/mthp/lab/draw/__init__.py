@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Drawing random initial states: a seed and an index give a Draft, always the same."""
+"""Random initial states. A seed and an index always give the same Draft."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 
 from mthp.lab.draw.families import FAMILIES
@@ -11,13 +10,13 @@ from mthp.lab.draw.knobs import draw_settings
 from mthp.lab.draw.program_builder import ProgramBuilder
 from mthp.lab.program.program import Draft
 
-__all__ = ["FAMILIES", "draw", "draw_many"]
+__all__ = ["FAMILIES", "draw"]
 
 
 def draw(seed: int, index: int, family: str = "") -> Draft:
-    """The draft of this index: legal, and independent of every other index.
+    """The draft of this index. It is legal, and depends on no other index.
 
-    family: one of FAMILIES, instead of one drawn by weight.
+    family: the name of one of FAMILIES; empty to draw one by weight. KeyError: there is no such family.
     """
     rng = Random(f"{seed}:{index}")
     weights = [weight for weight, _ in FAMILIES.values()]
@@ -28,9 +27,3 @@ def draw(seed: int, index: int, family: str = "") -> Draft:
     if rng.random() < 0.25:
         builder.passes = rng.choice([2, 2, 3])
     return builder.draft(f"{seed}-{index}", family)
-
-
-def draw_many(seed: int, number: int) -> Iterator[Draft]:
-    """The drafts of the indices from 0."""
-    for index in range(number):
-        yield draw(seed, index)

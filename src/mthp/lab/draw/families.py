@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Families of drawn programs: each puts its weight on one part of what khugepaged looks at."""
+"""The families of drawn programs: each stresses one part of what khugepaged looks at."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from mthp.words.settings import Enabled
 
 
 def plain(builder: ProgramBuilder) -> None:
-    """One mapping in any look, and the usual things that become of pages."""
+    """One mapping in any appearance, with the usual changes."""
     builder.start()
     map_one(builder)
     fill(builder, "s")
@@ -76,7 +76,7 @@ def many_vmas(builder: ProgramBuilder) -> None:
 
 
 def swap(builder: ProgramBuilder) -> None:
-    """Swapped pages around the limits, read back, and within windows of every size."""
+    """Swapped pages: around the limits, read back, in windows of every size."""
     builder.start()
     map_one(builder)
     fill(builder, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
@@ -117,7 +117,7 @@ def large(builder: ProgramBuilder) -> None:
 
 
 def shared(builder: ProgramBuilder) -> None:
-    """Pages shared with children, in part, and copied again by writes."""
+    """Pages shared with children, and partly copied again by writes."""
     rng = builder.rng
     builder.start()
     map_one(builder)
@@ -169,7 +169,7 @@ def madvise(builder: ProgramBuilder) -> None:
 
 
 def collapse(builder: ProgramBuilder) -> None:
-    """Make MADV_COLLAPSE the action, over one of the mappings; who asks is drawn too."""
+    """Make MADV_COLLAPSE of a random mapping the action, called by its process or by another one."""
     rng = builder.rng
     names = list(builder.world.processes)
     who = rng.choice(names)
@@ -188,7 +188,7 @@ def collapse(builder: ProgramBuilder) -> None:
 
 
 def moved(builder: ProgramBuilder) -> None:
-    """Mappings moved by mremap: large folios that lie across the boundaries of windows."""
+    """Mappings moved by mremap, with large folios across the boundaries of windows."""
     rng = builder.rng
     builder.start()
     map_one(builder, tables=rng.choice([1, 2, 3]))
@@ -241,11 +241,11 @@ def ksm(builder: ProgramBuilder) -> None:
 
 
 def memcg(builder: ProgramBuilder) -> None:
-    """A memory cgroup that is full, or nearly so, when khugepaged comes.
+    """A memory cgroup that is full, or nearly so, when khugepaged scans.
 
-    Nothing in it can be reclaimed: no swapped or lazily freed pages. With defrag, a charge that
-    fails reclaims: it would split partially mapped folios, and for orders up to 3 kill the process.
-    So there are none of either then, nor with MADV_COLLAPSE, which may always reclaim.
+    Nothing in it can be reclaimed: there are no swapped or lazily freed pages. With defrag, and in
+    MADV_COLLAPSE always, a charge that fails reclaims. It would split partially mapped folios, and
+    for orders up to PAGE_ALLOC_COSTLY_ORDER kill the process; so neither is drawn then.
     Kernel: mm/memcontrol.c, try_charge_memcg().
     """
     rng = builder.rng
@@ -263,30 +263,30 @@ def memcg(builder: ProgramBuilder) -> None:
             drop_some(builder, "s")
     close(builder)
     order = rng.choice(ORDERS)
-    short = KERNELS_OWN if builder.settings.defrag else 1
+    short = KERNEL_PAGES if builder.settings.defrag else 1
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-short, 0, 0, 1]))
     builder.finish_with(Operation(Verb.MEMCG, ("g", slack)))
     if builder.settings.defrag and rng.random() < 0.3:
         collapse(builder)
 
 
-KERNELS_OWN = 64
-"""Pages that a charge which reclaims lacks at least: a few it may find among what the kernel itself
-has charged to the group (slab), and that nobody outside sees."""
-KILLS_UP_TO = 3
-"""Kernel: mm/memcontrol.c, mem_cgroup_oom(), PAGE_ALLOC_COSTLY_ORDER."""
+KERNEL_PAGES = 64
+"""How many pages a charge lacks at least if it is to fail although it reclaims: it may find a few
+among the kernel's own pages that are charged to the group (slab), which cannot be seen from outside."""
+PAGE_ALLOC_COSTLY_ORDER = 3
+"""Up to this order a failed charge kills. Kernel: mm/memcontrol.c, mem_cgroup_oom()."""
 
 
 def _costly(sizes: Mapping[int, Enabled]) -> dict[int, Enabled]:
-    """The sizes with those off for which the kernel would kill, and 2 MiB on."""
-    small = {order: Enabled.NEVER for order in sizes if order <= KILLS_UP_TO}
+    """The sizes without those for which the kernel would kill, and with 2 MiB enabled."""
+    small = {order: Enabled.NEVER for order in sizes if order <= PAGE_ALLOC_COSTLY_ORDER}
     return {**sizes, **small, PMD_ORDER: Enabled.ALWAYS}
 
 
 def nomem(builder: ProgramBuilder) -> None:
-    """No free block of some order, and khugepaged may not make one (defrag 0).
+    """No free block of some order, which khugepaged may not make either (defrag 0).
 
-    Of orders below 4 the kernel itself cannot do without blocks.
+    The order is at least 4: the kernel itself needs blocks of smaller ones.
     """
     builder.settings = builder.settings.replace(defrag=False)
     builder.do(Verb.TAKE_BLOCKS, builder.rng.randint(4, 9))
@@ -297,7 +297,7 @@ _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))
 
 
 def prctl(builder: ProgramBuilder) -> None:
-    """THP disabled for the process, whole or but for what is advised, before or after it is known."""
+    """THP disabled by prctl, for all mappings or all but advised ones, before or after registration."""
     rng = builder.rng
     builder.start()
     map_many(builder, "s", 3) if rng.random() < 0.5 else map_one(builder)
@@ -315,7 +315,7 @@ def prctl(builder: ProgramBuilder) -> None:
 
 
 def droppable(builder: ProgramBuilder) -> None:
-    """Droppable mappings, where lazily freed pages are no hindrance."""
+    """Droppable mappings, in which lazily freed pages do not prevent a collapse."""
     rng = builder.rng
     builder.start()
     start, pages = place(rng)
@@ -347,7 +347,7 @@ def readonly(builder: ProgramBuilder) -> None:
 
 
 def guard_poison(builder: ProgramBuilder) -> None:
-    """Guard markers, and now and then a poisoned page."""
+    """Guard markers, and sometimes a poisoned page."""
     rng = builder.rng
     builder.start()
     map_one(builder, tables=builder.rng.choice([1, 2, 2, 3]))
@@ -362,7 +362,7 @@ def guard_poison(builder: ProgramBuilder) -> None:
 
 
 def mlocked(builder: ProgramBuilder) -> None:
-    """Locked mappings, before or after they are filled."""
+    """Mappings that are locked before or after they are filled."""
     rng = builder.rng
     builder.start()
     map_many(builder, "s", 2) if rng.random() < 0.3 else map_one(builder)
@@ -391,7 +391,7 @@ def fill_locked(builder: ProgramBuilder) -> None:
 
 
 def processes(builder: ProgramBuilder) -> None:
-    """Two or three processes: strangers, and relatives that share pages."""
+    """Two or three processes, some of them forked from each other and sharing pages."""
     rng = builder.rng
     builder.start()
     map_one(builder, tables=1)
@@ -419,7 +419,7 @@ def processes(builder: ProgramBuilder) -> None:
 
 
 def advise_from_outside(builder: ProgramBuilder) -> None:
-    """process_madvise from one subject on another."""
+    """One process calls process_madvise() on another."""
     rng = builder.rng
     by, who = rng.sample(list(builder.world.processes), 2)
     advice = rng.choice([Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE])
@@ -428,7 +428,7 @@ def advise_from_outside(builder: ProgramBuilder) -> None:
 
 
 def swapin(builder: ProgramBuilder) -> None:
-    """Whole folios swapped out and brought back at once, shared slots and swap cache hits."""
+    """Whole folios swapped out and brought back at once, shared slots, and swap cache hits."""
     draw_swapin(builder)
     close(builder)
     if builder.rng.random() < 0.25:
@@ -456,4 +456,4 @@ FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {
     "processes": (8, processes),
     "swapin": (6, swapin),
 }
-"""Name -> how often it is drawn, and what draws it."""
+"""Name -> how often the family is drawn, and the function that draws it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Filling mappings: holes, zero pages, small pages and large folios, and what becomes of them."""
+"""Operations that fill mappings with pages and folios, and the usual ones that change them afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mthp.lab.program.space import PageMark
 
 
 class Appearance(Enum):
-    """What most of a mapping looks like."""
+    """What a mapping is filled with."""
 
     FULL = "small pages throughout"
     MOSTLY = "small pages with some holes and zero pages"
@@ -33,7 +33,7 @@ LOOKS = {
     Appearance.MIXED: 3.0,
     Appearance.SPARSE: 1.0,
 }
-"""How often each look is drawn."""
+"""Appearance -> how often it is drawn."""
 
 HOLE, ZERO, SMALL = "hole", "zero", "small"
 _KINDS: dict[Appearance, dict[str, float]] = {
@@ -54,7 +54,7 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some pages and what is to be put there: the order of the folios, or a kind of page."""
+    """A run of pages to be filled alike: with a kind of page, or with folios of an order."""
 
     start: int
     pages: int
@@ -63,14 +63,14 @@ class Stretch:
 
 
 def weighted(rng: Random, table: dict[T, float]) -> T:
-    """A key of the table, by its weight."""
+    """Draw a key of the table by its weight."""
     return rng.choices(list(table), list(table.values()))[0]
 
 
 def plan_segments(
     rng: Random, start: int, pages: int, look: Appearance, orders: tuple[int, ...] = ORDERS
 ) -> list[Stretch]:
-    """Cut a mapping up and choose what goes where. orders: what large folios may be of."""
+    """Cut a run of pages into stretches. orders: those that large folios may have."""
     parts = rng.randint(1, 2 * _PARTS[look] - 1)
     grain = rng.choice([1, 4, 8, 16, 64, 128])
     large = rng.sample(orders, rng.randint(1, 2))
@@ -83,7 +83,7 @@ def plan_segments(
 
 
 def put(builder: ProgramBuilder, who: str, segments: list[Stretch]) -> None:
-    """Fault the segments in: large folios first, the largest before the others."""
+    """Fault the stretches in: large folios first, in descending order."""
     for order in sorted({each.order for each in segments if each.order}, reverse=True):
         with builder.with_order(order):
             for each in segments:
@@ -102,9 +102,9 @@ def fill(
     looks: dict[Appearance, float] | None = None,
     orders: tuple[int, ...] = ORDERS,
 ) -> None:
-    """Fill the empty pages of the process's mappings, each run of them in a look of its own.
+    """Fill the empty pages of the process's mappings, each run of them in an appearance of its own.
 
-    Where there are several tables, one may stay empty.
+    Where there are several whole tables, one of them may be left empty.
     """
     rng = builder.rng
     tables = whole_tables(builder, who)
@@ -118,7 +118,7 @@ def fill(
 
 
 def _around(start: int, pages: int, skipped: int) -> list[Run]:
-    """A run without the table that begins at page `skipped`."""
+    """What is left of a run without the table that begins at page `skipped` (negative: none)."""
     end = start + pages
     if skipped < 0 or end <= skipped or skipped + PMD_PAGES <= start:
         return [(start, pages)]
@@ -127,22 +127,22 @@ def _around(start: int, pages: int, skipped: int) -> list[Run]:
 
 
 def fill_one_order(builder: ProgramBuilder, who: str, run: Run, order: int) -> None:
-    """Folios of one order over a run of pages."""
+    """Fill a run of pages with folios of one order."""
     with builder.with_order(order):
         builder.do(Verb.WRITE, *run, who=who)
 
 
-# --- what becomes of pages ------------------------------------------------------------------
+# --- changes to filled pages ----------------------------------------------------------------
 
 
 def drop_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
-    """Holes, also within large folios: those are then mapped in part."""
+    """Drop runs of pages, also within large folios, which are then mapped in part."""
     for run in builder.pieces(who, (PageMark.WRITTEN,), builder.rng.randint(1, most), 32):
         builder.advise(who, *run, Madv.DONTNEED)
 
 
 def scatter_holes(builder: ProgramBuilder, who: str, most: int = 12) -> None:
-    """Single holes, or zero pages, all over."""
+    """Drop single pages in random places; some of them become zero pages."""
     rng = builder.rng
     runs = builder.free_runs(who, PageMark.WRITTEN)
     for _ in range(rng.randint(2, most) if runs else 0):
@@ -155,7 +155,7 @@ def scatter_holes(builder: ProgramBuilder, who: str, most: int = 12) -> None:
 
 
 def cool_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
-    """Old pages; some are touched again."""
+    """Make pages old (MADV_COLD); some are read again."""
     rng = builder.rng
     for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 512):
         builder.advise(who, start, pages, Madv.COLD)
@@ -164,7 +164,7 @@ def cool_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
 
 
 def cool_all(builder: ProgramBuilder, who: str) -> None:
-    """Every mapping is old, but for a page or two."""
+    """Make every mapping old, and read up to two pages again."""
     for vma in [each for each in builder.vmas(who) if not each.traits.mlocked]:
         builder.advise(who, vma.start, vma.pages, Madv.COLD)
     for start, _ in builder.pieces(who, (PageMark.WRITTEN,), builder.rng.randint(0, 2)):
@@ -172,7 +172,7 @@ def cool_all(builder: ProgramBuilder, who: str) -> None:
 
 
 def swap_some(builder: ProgramBuilder, who: str, most: int = 3, length: int = 64) -> None:
-    """Pages swapped out; some are read back (clean, in the swap cache), some written back."""
+    """Swap pages out; some are read back (clean, in the swap cache), some written again."""
     rng = builder.rng
     for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), length):
         builder.advise(who, start, pages, Madv.PAGEOUT)
@@ -184,7 +184,7 @@ def swap_some(builder: ProgramBuilder, who: str, most: int = 3, length: int = 64
 
 
 def free_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
-    """Lazily freed pages; some are written again."""
+    """Free pages lazily (MADV_FREE); some are written again."""
     rng = builder.rng
     for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
         builder.advise(who, start, pages, Madv.FREE)
@@ -193,14 +193,14 @@ def free_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
 
 
 def clear_refs(builder: ProgramBuilder, who: str) -> None:
-    """Everything old at once (1), or soft-dirty bits cleared and pages write-protected (4)."""
+    """Write clear_refs: 1 makes all pages old, 4 clears soft-dirty bits and write-protects pages."""
     builder.do(Verb.CLEAR_REFS, builder.rng.choice([1, 4]), who=who)
 
 
 def disturb_some(builder: ProgramBuilder, who: str, chance: float = 0.35) -> None:
-    """Each of the usual things that become of pages, with a chance of its own."""
+    """Apply each of the usual changes with a chance of its own, times `chance`."""
     rng = builder.rng
-    for happen, weight in (
+    for change, weight in (
         (drop_some, 1.0),
         (scatter_holes, 0.5),
         (cool_some, 0.8),
@@ -209,13 +209,13 @@ def disturb_some(builder: ProgramBuilder, who: str, chance: float = 0.35) -> Non
         (clear_refs, 0.12),
     ):
         if rng.random() < chance * weight:
-            happen(builder, who)
+            change(builder, who)
 
 
 def share_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
-    """Some pages, shared with sleeping children; a part of them copied again by a write.
+    """Fill some pages and share them with sleeping children; writes copy a part of them again.
 
-    Before anything registers the process.
+    The process must not be registered yet: its children would be registered too.
     """
     rng = builder.rng
     runs = builder.pieces(who, (PageMark.ABSENT,), rng.randint(1, most), 512)
@@ -234,7 +234,7 @@ def share_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
 
 
 def whole_tables(builder: ProgramBuilder, who: str) -> list[int]:
-    """The first pages of the tables that one mapping covers from end to end."""
+    """The first page of each table whose whole range lies in one mapping."""
     skew = builder.world.process(who).skew % PMD_PAGES
     found: list[int] = []
     for vma in builder.vmas(who):
@@ -244,7 +244,7 @@ def whole_tables(builder: ProgramBuilder, who: str) -> list[int]:
 
 
 def huge_tables(builder: ProgramBuilder, who: str, chance: float = 0.5) -> None:
-    """Some empty whole tables become one folio each, mapped by the PMD; reads the zero folio."""
+    """Map some empty whole tables by a PMD: a write makes one folio, a read maps the huge zero folio."""
     rng = builder.rng
     chosen = [table for table in whole_tables(builder, who) if rng.random() < chance]
     if not chosen:

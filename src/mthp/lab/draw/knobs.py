@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Drawing the settings: which sizes are on and how, and the limits."""
+"""Random settings: which sizes are enabled and how, and the limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FEW = (0, 1, 2, 7, 8, 16, 63, 64, 128, 255, 256, 510, 511)
 
 
 def draw_settings(rng: Random) -> Settings:
-    """Switches and limits; khugepaged always has something that is enabled."""
+    """Draw switches and limits. Something is always enabled, since khugepaged's thread ends otherwise."""
     sizes = _sizes(rng)
     own = {mode for mode in sizes.values() if mode is not Enabled.INHERIT}
     everywhere = rng.choices(list(_GLOBAL), list(_GLOBAL.values()))[0]
@@ -37,7 +37,7 @@ _ON = {Enabled.MADVISE: 4, Enabled.ALWAYS: 5, Enabled.INHERIT: 3}
 
 
 def _sizes(rng: Random) -> dict[int, Enabled]:
-    """A switch for every size, in one of several styles."""
+    """Draw a switch for every size, in one of several styles."""
     off = dict.fromkeys(ORDERS, Enabled.NEVER)
     mode = rng.choices(list(_ON), list(_ON.values()))[0]
     style = rng.random()
@@ -56,7 +56,7 @@ def _sizes(rng: Random) -> dict[int, Enabled]:
 
 
 def _none_limit(rng: Random) -> int:
-    """Only 0 and the highest value let sizes below PMD order collapse as they say."""
+    """Draw max_ptes_none. Sizes below PMD order collapse only with 0 and with the highest value."""
     style = rng.random()
     if style < 0.3:
         return 0

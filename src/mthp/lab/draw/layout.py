@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where mappings lie, how they are advised in the end, and that khugepaged knows the processes."""
+"""Where mappings lie, their final advice, and the registration of the processes with khugepaged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mthp.lab.program.walk import walk
 from mthp.words.settings import Enabled
 
 FIRST = PMD_PAGES
-"""Mappings start around this page, so that there is room before the first whole table."""
+"""Mappings start around this page, which leaves room before the first whole table."""
 
 
 def place(rng: Random, at: int = FIRST, tables: int = 0) -> Run:
-    """A mapping that holds `tables` whole tables (1 to 3 if not given), often with odd ends.
+    """Draw a range that holds `tables` whole tables (0: draw 1 to 3), often with odd ends.
 
-    at: on a table's boundary; what goes before the first whole table lies before it.
+    at: the first page of the first whole table, a multiple of PMD_PAGES.
     """
     tables = tables or rng.choice([1, 1, 1, 1, 2, 2, 3])
     before = _odd(rng) if rng.random() < 0.35 else 0
@@ -33,20 +33,20 @@ def _odd(rng: Random) -> int:
 
 
 def short_place(rng: Random, at: int) -> Run:
-    """A mapping that holds no whole table, or just one."""
+    """Draw a range that holds no whole table, or just one."""
     pages = rng.choice([1, 4, 63, 300, 511, 512, 513, 700, rng.randint(1, 1000)])
     return at - rng.randint(0, PMD_PAGES - 1), pages
 
 
 def map_one(builder: ProgramBuilder, who: str = "s", tables: int = 0) -> Run:
-    """One mapping for the process."""
+    """Map one range for the process."""
     run = place(builder.rng, tables=tables)
     builder.do(Verb.MMAP, *run, who=who)
     return run
 
 
 def map_many(builder: ProgramBuilder, who: str, number: int) -> list[Run]:
-    """Several mappings with at least a page between them; tables may be shared by two."""
+    """Map several ranges with at least a page between them; two may lie in one table."""
     rng, runs, low = builder.rng, [], 0
     for _ in range(number):
         at = round_up_to_table(low + 1) + rng.choice([0, 0, PMD_PAGES])
@@ -62,14 +62,14 @@ def map_many(builder: ProgramBuilder, who: str, number: int) -> list[Run]:
 _ADVICE: dict[Advice | None, float] = {Advice.HUGEPAGE: 60, None: 33, Advice.NOHUGEPAGE: 7}
 _MADV = {Advice.HUGEPAGE: Madv.HUGEPAGE, Advice.NOHUGEPAGE: Madv.NOHUGEPAGE}
 IDLE = 0.12
-"""How often a program may leave khugepaged nothing that it is allowed to collapse."""
+"""The share of programs that may leave nothing which khugepaged is allowed to collapse."""
 
 
 def give_advice(builder: ProgramBuilder, who: str) -> None:
-    """Advise the process's mappings after the drawn settings are in force.
+    """Advise the process's mappings, after the drawn settings are written.
 
-    What is to be MADV_HUGEPAGE gets the opposite first: only a change of flags registers. Where
-    nothing is enabled for what is not advised, nearly everything is advised.
+    MADV_NOHUGEPAGE comes before MADV_HUGEPAGE: only a change of flags registers a process. Where no
+    size is enabled for mappings without advice, nearly all get MADV_HUGEPAGE.
     """
     rng = builder.rng
     idle = rng.random() < IDLE
@@ -94,7 +94,7 @@ def _advise_last(builder: ProgramBuilder, who: str, run: Run, advice: Madv) -> N
 
 
 def close(builder: ProgramBuilder) -> None:
-    """Advise every process in a drawn order, and register those that this does not register."""
+    """Advise every process in a random order, and register those that this has not registered."""
     names = list(builder.world.processes)
     builder.rng.shuffle(names)
     for name in names:

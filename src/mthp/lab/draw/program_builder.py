@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writing a program down while walking through it, so that what is drawn next can be legal."""
+"""A program under construction: each operation is walked through when added, so the next can be legal."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from mthp.lab.program.walk import do
 from mthp.words.settings import Enabled, Settings
 
 DECOY = 1 << 21
-"""Where decoy mappings lie, in pages from the base: far from everything else."""
+"""Where decoy mappings lie, in pages from the base: far from all others."""
 
 
 @dataclass
 class ProgramBuilder:
-    """A program being drawn. world is what its operations have made so far.
+    """A program being drawn.
 
-    settings are the final ones; while the operations run every switch is off.
+    world: what its operations have made so far. settings: the final ones; while the operations run,
+    every switch is off. finish: operations for after the final settings are written.
     """
 
     rng: Random
@@ -53,19 +54,19 @@ class ProgramBuilder:
         for each in switches(ALL_OFF):
             do(self.world, each)
 
-    # --- writing ----------------------------------------------------------------------------
+    # --- adding operations ----------------------------------------------------------------------------
 
     def do(self, verb: Verb, *args: int | str, who: str = "") -> None:
-        """Write one operation down and walk through it."""
+        """Add one operation and walk through it. ProgramError: it is not legal here."""
         self.add(Operation(verb, args, who))
 
     def add(self, each: Operation) -> None:
-        """do() for an operation that is there already."""
+        """As do(), for an operation that exists already."""
         do(self.world, each)
         self.ops.append(each)
 
     def advise(self, who: str, start: int, pages: int, advice: Madv) -> None:
-        """One madvise."""
+        """Add one madvise()."""
         self.do(Verb.ADVISE, start, pages, int(advice), who=who)
 
     @contextmanager
@@ -76,27 +77,27 @@ class ProgramBuilder:
         self.add(switch(order, Enabled.NEVER))
 
     def start(self, who: str = "s") -> None:
-        """A fresh process with its base address, now and then an odd one."""
+        """Add a new process and its base address, which is sometimes not aligned to a table."""
         base = BASE
         if self.rng.random() < 0.08:
             base += self.rng.choice([1, 37, 511, PMD_PAGES, 5 * PMD_PAGES]) * PAGE_SIZE
         self.do(Verb.NEW, *(() if who == "s" else (who,)))
         self.do(Verb.BASE, base, who=who)
 
-    # --- looking ----------------------------------------------------------------------------
+    # --- the state so far ----------------------------------------------------------------------------
 
     def space(self, who: str = "s") -> Space:
-        """The memory of a process so far."""
+        """The address space of a process."""
         return self.world.space(who)
 
     def vmas(self, who: str) -> tuple[DeclaredMapping, ...]:
-        """Its mappings as they are now: operations may follow while these are gone through."""
+        """A copy of the list of its mappings, which stays the same while operations are added."""
         return tuple(self.space(who).vmas)
 
     def runs(
         self, who: str, fits: Callable[[DeclaredMapping, PageMark], bool], least: int = 1
     ) -> list[Run]:
-        """Runs of pages of one VMA whose marks all fit, at least `least` long."""
+        """The runs of at least `least` pages within one VMA whose marks all fit."""
         space = self.space(who)
         return [
             (start, pages)
@@ -108,7 +109,7 @@ class ProgramBuilder:
         ]
 
     def free_runs(self, who: str, *kinds: PageMark, least: int = 1) -> list[Run]:
-        """Runs of writable pages of those kinds that nothing holds, locks or protects."""
+        """The runs of writable pages of those kinds that are not pinned, locked or write-protected."""
         space = self.space(who)
         held = space.pinned | space.wp
         found = self.runs(
@@ -123,7 +124,7 @@ class ProgramBuilder:
         return [run for run in cut if run[1] >= least]
 
     def piece(self, run: Run, most: int = 64) -> Run:
-        """A random part of a run, often at a round place."""
+        """A random part of a run of at most `most` pages, often aligned to its length."""
         start, pages = run
         length = min(pages, self.rng.choice([1, 1, 2, 3, 4, 8, 16, 32, 64]), most)
         at = start + self.rng.randint(0, pages - length)
@@ -135,12 +136,12 @@ class ProgramBuilder:
     def pieces(
         self, who: str, kinds: tuple[PageMark, ...], most: int, length: int = 64
     ) -> list[Run]:
-        """Up to `most` random parts of free runs of those kinds, apart from one another."""
+        """Random parts of up to `most` free runs of those kinds; no two overlap."""
         runs = self.free_runs(who, *kinds)
         chosen = self.rng.sample(runs, min(most, len(runs)))
         return [self.piece(run, length) for run in chosen]
 
-    # --- the end ----------------------------------------------------------------------------
+    # --- finishing ----------------------------------------------------------------------------
 
     def register(self, who: str) -> None:
         """Make sure that khugepaged knows the process, whatever its VMAs are advised."""
@@ -149,11 +150,11 @@ class ProgramBuilder:
                 self.add(each)
 
     def finish_with(self, each: Operation) -> None:
-        """An operation for after the drawn settings are written; walked through by draft()."""
+        """Add an operation for after the drawn settings are written. It is not walked through yet."""
         self.finish.append(each)
 
     def draft(self, name: str, family: str) -> Draft:
-        """The program as it stands."""
+        """The program as it stands, under that name."""
         return Draft(
             id=name,
             family=family,
@@ -171,7 +172,7 @@ Run = tuple[int, int]
 
 
 def cuts(rng: Random, start: int, end: int, parts: int, grain: int) -> Iterator[Run]:
-    """[start, end) in about `parts` runs, with most of their edges at multiples of `grain`."""
+    """Cut [start, end) into about `parts` runs, most of whose edges are multiples of `grain`."""
     edges = {start, end}
     for _ in range(parts - 1):
         at = rng.randint(start, end)

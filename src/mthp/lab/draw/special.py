@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The less usual things that become of mappings: pins, protection, guards, poison, KSM, moves."""
+"""The less usual changes to mappings: pins, protection, guard markers, poison, KSM, locks, moves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mthp.lab.program.space import DeclaredMapping, PageMark, Uffd
 from mthp.words.settings import Enabled
 
 MOST_VMSPLICED = 8
-"""A pipe takes sixteen pages."""
+"""Pages for vmsplice: half of the sixteen that a pipe takes."""
 
 
 def pin_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
-    """References held for long: by io_uring (FOLL_PIN) and by vmsplice (a plain reference)."""
+    """Hold pages for long: by io_uring (FOLL_PIN) or by vmsplice (a plain reference)."""
     rng = builder.rng
     for run in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
         start, pages = run
@@ -42,7 +42,7 @@ def register_uffd_some(builder: ProgramBuilder, who: str) -> None:
 
 
 def _most_of(builder: ProgramBuilder, vma: DeclaredMapping) -> Run:
-    """A mapping, or in one of four times a part of it, which splits it."""
+    """The range of a mapping, or one time in four a part of it, which will split it."""
     rng = builder.rng
     if rng.random() < 0.75 or vma.pages < 2:
         return vma.start, vma.pages
@@ -51,7 +51,7 @@ def _most_of(builder: ProgramBuilder, vma: DeclaredMapping) -> Run:
 
 
 def _protect_some(builder: ProgramBuilder, who: str, within: Run) -> None:
-    """Protect some pages; of those some are swapped out, some let go again."""
+    """Write-protect some pages; some of these are swapped out, and some unprotected again."""
     rng = builder.rng
     inside = range(within[0], sum(within))
     for start, pages in builder.pieces(
@@ -70,7 +70,7 @@ def _protect_some(builder: ProgramBuilder, who: str, within: Run) -> None:
 
 
 def guard_some(builder: ProgramBuilder, who: str) -> None:
-    """Guard markers over pages of any kind; some are taken away again."""
+    """Install guard markers over pages of any kind, and remove some again."""
     rng = builder.rng
     kinds = (PageMark.WRITTEN, PageMark.ABSENT, PageMark.ZERO)
     for start, pages in builder.pieces(who, kinds, rng.randint(1, 3), 32):
@@ -80,13 +80,13 @@ def guard_some(builder: ProgramBuilder, who: str) -> None:
 
 
 def poison_some(builder: ProgramBuilder, who: str) -> None:
-    """One or two poisoned pages."""
+    """Poison one or two pages."""
     for run in builder.pieces(who, (PageMark.WRITTEN,), 1, 2):
         builder.advise(who, *run, Madv.HWPOISON)
 
 
 def merge_same(builder: ProgramBuilder, who: str) -> None:
-    """Equal pages in mergeable mappings, for ksmd to merge; some are written again."""
+    """Write equal pages in mergeable mappings, for ksmd to merge."""
     rng = builder.rng
     for vma in builder.vmas(who):
         if not vma.traits.droppable:
@@ -97,25 +97,25 @@ def merge_same(builder: ProgramBuilder, who: str) -> None:
 
 
 def scan_same(builder: ProgramBuilder) -> None:
-    """ksmd goes round often enough to merge what is equal."""
+    """Let ksmd scan often enough to merge equal pages."""
     builder.do(Verb.KSM, builder.rng.choice([3, 3, 4]))
 
 
 def write_some(builder: ProgramBuilder, who: str, kind: PageMark, most: int = 2) -> None:
-    """Some pages of a kind are written again, each one copied if it is shared."""
+    """Write some pages of a kind again; a shared one is copied."""
     for run in builder.pieces(who, (kind,), builder.rng.randint(0, most), 8):
         builder.do(Verb.WRITE, *run, who=who)
 
 
 def lock_some(builder: ProgramBuilder, who: str) -> None:
-    """mlock2 of whole mappings, or of a part, which splits them."""
+    """Lock most mappings with mlock2, whole or in part."""
     for vma in builder.vmas(who):
         if not vma.traits.droppable and builder.rng.random() < 0.7:
             builder.do(Verb.MLOCK2, *_most_of(builder, vma), who=who)
 
 
 def protect_some(builder: ProgramBuilder, who: str) -> None:
-    """mprotect to read-only, of mappings or parts; some are writable again in the end."""
+    """Make most mappings read-only, whole or in part, and some of that writable again."""
     rng = builder.rng
     for vma in builder.vmas(who):
         if rng.random() < 0.8:
@@ -126,7 +126,7 @@ def protect_some(builder: ProgramBuilder, who: str) -> None:
 
 
 def unmap_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
-    """Parts of mappings go, through the middle of large folios too."""
+    """Unmap parts of mappings, also through the middle of large folios."""
     rng = builder.rng
     for _ in range(rng.randint(1, most)):
         vma = rng.choice(builder.vmas(who))
@@ -140,7 +140,7 @@ def unmap_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
 
 
 def move_some(builder: ProgramBuilder, who: str, to: int, most: int = 2) -> None:
-    """mremap of parts to a place from page `to` on: folios then lie across their boundaries."""
+    """Move parts by mremap to a place from page `to` on; folios then lie across their natural boundaries."""
     rng = builder.rng
     for _ in range(rng.randint(1, most)):
         space = builder.space(who)
@@ -161,8 +161,7 @@ def move_some(builder: ProgramBuilder, who: str, to: int, most: int = 2) -> None
 
 
 def collapse_some(builder: ProgramBuilder, who: str) -> None:
-    """MADV_COLLAPSE of a whole table that it is likely to succeed on, before the settings are in
-    force."""
+    """Call MADV_COLLAPSE on a whole table that it is likely to collapse, before the final settings."""
     tables = [table for table in whole_tables(builder, who) if _collapses(builder, who, table)]
     if tables:
         builder.advise(who, builder.rng.choice(tables), PMD_PAGES, Madv.COLLAPSE)
@@ -174,7 +173,7 @@ def _collapses(builder: ProgramBuilder, who: str, table: int) -> bool:
 
 
 def edge_limits(builder: ProgramBuilder, who: str) -> None:
-    """Put a limit right at, just above or just below what one table has."""
+    """Set a limit to what one table has, or to one more or one less."""
     rng = builder.rng
     tables = whole_tables(builder, who)
     if not tables:

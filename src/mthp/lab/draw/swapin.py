@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Folios swapped out whole, so that swap-in may bring them back at once, and what is in its way."""
+"""The family `swapin`: folios swapped out whole, which swap-in may bring back at once, and obstacles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mthp.words.settings import Enabled
 
 
 def enable_swapin(builder: ProgramBuilder) -> None:
-    """The PMD size is on, with sizes for swap-in below it; the limits mostly let swap-in happen."""
+    """Enable the PMD size, and sizes below it for swap-in; the limits mostly let swap-in happen."""
     rng = builder.rng
     on = rng.choice([Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT])
     sizes = dict.fromkeys(rng.sample(ORDERS, rng.randint(1, len(ORDERS))), on) | {PMD_ORDER: on}
@@ -38,7 +38,7 @@ def enable_swapin(builder: ProgramBuilder) -> None:
 
 
 def swap_folios(builder: ProgramBuilder, who: str) -> None:
-    """Pages of a table or two go out, many at a time, in folios of one order or of several."""
+    """Fill whole tables with folios of one order or of several, and swap runs of them out."""
     rng = builder.rng
     for table in whole_tables(builder, who):
         style = rng.random()
@@ -61,7 +61,7 @@ def swap_folios(builder: ProgramBuilder, who: str) -> None:
 
 
 def _rounded(builder: ProgramBuilder, run: Run) -> Run:
-    """The aligned half of a table around a run, or less, if one VMA holds it."""
+    """An aligned range around the run's start if one VMA holds it, else the run."""
     size = builder.rng.choice([1, 4, 8, 16, 32, 64, 128, 240])
     start = run[0] // size * size
     inside = any(vma.start <= start and start + size <= vma.end for vma in builder.space().vmas)
@@ -69,7 +69,7 @@ def _rounded(builder: ProgramBuilder, run: Run) -> Run:
 
 
 def disturb_swapped(builder: ProgramBuilder, who: str) -> None:
-    """What comes between: pages read or written back, cleared marks, holes, userfaultfd."""
+    """Change swapped pages: read or write them back, drop them, clear soft-dirty bits, protect them."""
     rng = builder.rng
     alone = len(builder.world.processes) == 1 and not builder.world.process(who).children
     for _ in range(rng.randint(0, 3)):
@@ -94,11 +94,10 @@ def disturb_swapped(builder: ProgramBuilder, who: str) -> None:
 
 
 def share_slots(builder: ProgramBuilder) -> None:
-    """A fork after swapping out, to a process of the record or to one that sleeps; some pages are
-    read back by one of them.
+    """Fork after swapping out, to a recorded process or to a sleeping one; both may read pages back.
 
-    None is written: the folio of which every page has been copied stays in the swap cache, where
-    nothing shows it.
+    Neither writes: a folio of which every page has been copied stays in the swap cache, where nothing
+    shows it.
     """
     rng = builder.rng
     names = ["s"]
@@ -115,7 +114,7 @@ def share_slots(builder: ProgramBuilder) -> None:
 
 
 def draw_swapin(builder: ProgramBuilder) -> None:
-    """Everything but the end: who is registered, and how."""
+    """All operations of the family but advice and registration."""
     builder.start()
     enable_swapin(builder)
     map_one(builder)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, FAILED, HOST_LACKS, LabError
 
-__all__ = ["HERD", "check_herd", "check_model", "run_herd"]
-
 HERD = "herd7"
 _CONFIG = "linux-kernel.cfg"
 _SECONDS = 60

@@ -22,16 +22,6 @@ from mthp.lab.kernels.apt import Archive, NoSuite, Package, PrivateApt
 from mthp.lab.kernels.kernels import cache_dir, check_room, staging
 from mthp.lab.kernels.packages import SUITES, Progress
 
-__all__ = [
-    "MEMORY_MODEL",
-    "SELFTESTS",
-    "SourceOffer",
-    "cached_source",
-    "fetch",
-    "look_up",
-    "source_at",
-]
-
 SELFTESTS = PurePosixPath("tools/testing/selftests")
 MEMORY_MODEL = PurePosixPath("tools/memory-model")
 _PARTS = re.compile(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs of the host that the lab needs, and how Debian calls their packages."""
+"""Programs of the host that the lab needs: QEMU and a C compiler, and the Debian packages they are in."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.apt import run_apt
 
 QEMU = "qemu-system-x86_64"
-COMPILERS = ("cc", "gcc")
 
 
 class Tool(Enum):
@@ -44,12 +44,32 @@ class Plan:
 def missing() -> tuple[Tool, ...]:
     """What this host lacks."""
     lacking = [] if shutil.which(QEMU) else [Tool.QEMU]
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    compiler = _compiler()
     if compiler is None:
         lacking += [Tool.COMPILER, Tool.STATIC_LIBC]
     elif not _static_libc(compiler):
         lacking.append(Tool.STATIC_LIBC)
     return tuple(lacking)
+
+
+def _compiler() -> str | None:
+    return shutil.which("cc") or shutil.which("gcc")
+
+
+def compile_statically(arguments: Sequence[str], what: str, folder: Path) -> None:
+    """Run the host's C compiler in a folder, linking statically. what: named where it fails.
+
+    LabError (5): there is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        raise LabError(HOST_LACKS, "no C compiler (Debian: apt-get install gcc libc6-dev)")
+    words = [compiler, "-static", "-O2", *arguments]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        why = next((line for line in lines if "error" in line), (lines or ["it failed"])[-1])
+        raise LabError(HOST_LACKS, f"{compiler} cannot build {what}: {why} (needs libc6-dev)")
 
 
 def _static_libc(compiler: str) -> bool:

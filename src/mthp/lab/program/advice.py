@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Walking through madvise and process_madvise."""
+"""Walks through madvise() and process_madvise(): is the advice legal, and what does it do."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mthp.lab.program.space import PageMark
 
 
 def advise(world: Subjects, each: Operation) -> None:
-    """One madvise."""
+    """Walk through one madvise(). ProgramError: it is not legal here."""
     advice = Madv(each.numbers[2])
     _ADVICES[advice](world, each, advice)
 
 
 def advise_other(world: Subjects, each: Operation) -> None:
-    """One process_madvise, on another subject."""
+    """Walk through one process_madvise(), on another process."""
     world.process(each.who)
     if each.subject == each.who:
         raise ProgramError("that is the process itself")
@@ -48,7 +48,7 @@ def _advise_ksm(world: Subjects, each: Operation, advice: Madv) -> None:
 
 
 def _advise_pages(world: Subjects, each: Operation, advice: Madv) -> None:
-    """The advices that take pages away, or make them old."""
+    """Walk through advice that takes pages away, or makes them old."""
     space = world.space(each.who)
     refuse(space, each, lambda vma: vma.traits.mlocked, "mlocked")
     refuse_pinned(space, each)
@@ -90,7 +90,7 @@ def _advise_poison(world: Subjects, each: Operation, advice: Madv) -> None:
 
 
 MOST_POISONED = 4
-"""Poisoned pages never come back to the guest."""
+"""How many pages one operation may poison: the guest never gets them back."""
 
 
 def _advise_collapse(world: Subjects, each: Operation, advice: Madv) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a program says about its state beyond what is read back from the guest."""
+"""What a program declares of its state: what cannot be read back from the guest, and whether it is legal."""
 
 from __future__ import annotations
 
@@ -38,22 +38,17 @@ class DeclaredVma:
     readable: bool
     pins: tuple[tuple[int, int], ...]
 
-    @property
-    def uffd_armed(self) -> bool:
-        """Whether it is registered in any mode. Kernel: userfaultfd_armed()."""
-        return bool(self.uffd)
-
     def holds(self, page: int) -> bool:
         return self.page <= page < self.page + self.pages
 
 
 @dataclass(frozen=True)
 class Declared:
-    """All that a draft declares. vmas: by process in scan order, then by address.
+    """All that a draft declares.
 
-    processes: the names of those that have a VMA, in that order; prctl and cgroups: one
-    for each. sleepers: children that no operation speaks to. target: the index of the VMA that
-    MADV_COLLAPSE covers, None for khugepaged.
+    vmas: by process in scan order, then by address. processes: the names of those that have a VMA, in
+    scan order; prctl and cgroups: one for each. sleepers: children that no operation names. target:
+    the index of the VMA that MADV_COLLAPSE covers, None for khugepaged.
     """
 
     vmas: tuple[DeclaredVma, ...]
@@ -86,13 +81,8 @@ def declare(draft: Draft) -> Declared:
     )
 
 
-def declared(draft: Draft) -> tuple[DeclaredVma, ...]:
-    """The VMAs of a legal draft, by process in scan order, then by address."""
-    return declare(draft).vmas
-
-
 def problem(draft: Draft) -> str:
-    """Why a draft is not legal, in one line; empty if it is."""
+    """Why a draft is not legal, as one line; empty if it is legal."""
     try:
         declare(draft)
     except ProgramError as error:
@@ -101,7 +91,7 @@ def problem(draft: Draft) -> str:
 
 
 def scan_order(world: Subjects) -> list[str]:
-    """The living processes as khugepaged meets them; those it does not know come last."""
+    """The processes in the order of khugepaged's scan; those that are not registered come last."""
     return [*world.scan_order, *(name for name in world.processes if name not in world.scan_order)]
 
 
@@ -127,7 +117,7 @@ def _declared(process: SubjectProcess, mm: int, vma: DeclaredMapping) -> Declare
 
 
 def _check_alive(draft: Draft) -> None:
-    """khugepaged's thread ends when nothing is enabled, and then no scan is ever finished."""
+    """ProgramError if nothing is enabled: khugepaged's thread ends, and no scan is ever finished."""
     settings = draft.settings
     own = {mode for mode in settings.sizes.values() if mode is not Enabled.INHERIT}
     if settings.enabled is Enabled.NEVER and own <= {Enabled.NEVER}:
@@ -155,9 +145,9 @@ def _index(target: Target, vmas: tuple[DeclaredVma, ...]) -> int:
 
 
 def _check_scanned(world: Subjects) -> None:
-    """A process that khugepaged would collapse in must be registered with it.
+    """ProgramError if a process has memory that khugepaged would collapse, and is not registered.
 
-    The engine registers every process; one that the kernel does not know would differ.
+    The engine registers every process, and would differ from the kernel.
     """
     for process in world.processes.values():
         if not process.registered:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The subject processes of a program and the switches as they stand, and who registers when."""
+"""The processes of a program, the switches as they stand, and which process registers when."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUT_OF_REACH = frozenset({PageMark.GUARD, PageMark.POISON})
 
 @dataclass
 class SubjectProcess:
-    """A subject process: its memory and what was set for it as a whole."""
+    """One process: its address space and what was set for it as a whole."""
 
     name: str
     base: int | None = None
@@ -36,9 +36,10 @@ class SubjectProcess:
 
 @dataclass
 class Subjects:
-    """The subject processes, and the switches as they stand.
+    """The processes, and the switches as they stand.
 
-    scan_order: names in the order in which khugepaged comes by, once they are registered.
+    scan_order: the names of the registered processes, in the order of khugepaged's scan. everywhere:
+    the global switch. sizes: order -> its switch. groups: memory cgroups with a process in them.
     """
 
     processes: dict[str, SubjectProcess] = field(default_factory=dict)
@@ -48,13 +49,13 @@ class Subjects:
     groups: set[str] = field(default_factory=set)
 
     def process(self, name: str) -> SubjectProcess:
-        """A living process; ProgramError if there is none of that name."""
+        """The process of that name. ProgramError: there is none."""
         if name not in self.processes:
             raise ProgramError(f"there is no process {name}")
         return self.processes[name]
 
     def space(self, name: str) -> Space:
-        """The memory of a process that has its base address."""
+        """The address space of a process. ProgramError: there is none, or it has no base address yet."""
         process = self.process(name)
         if process.base is None:
             raise ProgramError(f"process {name} has no base address yet")
@@ -86,14 +87,14 @@ class Subjects:
         return [order for order, mode in modes.items() if mode in wanted]
 
     def enter_over(self, process: SubjectProcess, start: int, end: int) -> None:
-        """enter() for the VMAs of a range."""
+        """Call enter() for each VMA of a range."""
         for vma in process.space.over(start, end):
             self.enter(process, vma)
 
     def huge_fault(
         self, process: SubjectProcess, vma: DeclaredMapping, start: int, end: int
     ) -> None:
-        """A touch of a hole of 2 MiB may register the process, and gives the VMA an anon_vma.
+        """A first touch within an empty table may register the process, and gives the VMA an anon_vma.
 
         Kernel: mm/huge_memory.c, do_huge_pmd_anonymous_page().
         """

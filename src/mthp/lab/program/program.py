@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs: the operations that make a state in the guest, one a line, and a drawn program.
+"""Programs: the operations that make a state in a guest, one on each line, and drafts of them.
 
 `s wr 0 512` writes to the first 512 pages of process s. Offsets and lengths are base pages from
-the process's base address. Lines that name no process are done by the host's side of the agent.
+the process's base address. Operations that name no process are done by the host's side.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ KNOBS = (*LIMITS, "defrag")
 
 
 class ProgramError(ValueError):
-    """A line that is no operation, or an operation that cannot be done where it stands."""
+    """A line that is not an operation, or an operation that cannot be done where it stands."""
 
 
 class Verb(StrEnum):
-    """What an operation does. Those of a process come after its name."""
+    """What an operation does. The name of the process comes before it, if it has one."""
 
     WRITE_FILE = "w"
     NEW = "new"
@@ -206,7 +206,7 @@ class Operation:
 
     @property
     def kind(self) -> str:
-        """The verb, and the advice where there is one: what a coverage of operations counts."""
+        """The verb, with the advice where there is one."""
         if self.verb in (Verb.ADVISE, Verb.ADVISE_OTHER):
             return f"{self.verb} {self.numbers[2]}"
         return str(self.verb)
@@ -264,7 +264,7 @@ def parse(lines: Iterable[str]) -> tuple[Operation, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """What MADV_COLLAPSE covers: the VMA of process `who` that holds page `page`. by: who asks."""
+    """What MADV_COLLAPSE covers: the VMA of process `who` that holds page `page`. by: the caller."""
 
     who: str
     page: int
@@ -275,9 +275,9 @@ class Target:
 class Draft:
     """A drawn program and what is then run over the state it makes.
 
-    ops: make the state with every switch off but those they set. finish: what must come after
-    the drawn settings are written: registration, limits. passes: full scans, or calls of
-    MADV_COLLAPSE. target: for MADV_COLLAPSE alone.
+    ops: make the state; every switch is off unless they set it. finish: come after the settings are
+    written: advice, registration, limits. passes: full scans, or calls of MADV_COLLAPSE. target: only
+    for MADV_COLLAPSE.
     """
 
     id: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Making a draft smaller while it stays bad: legal simpler drafts, and the search among them."""
+"""Shrinks a draft on which kernel and engine disagree: simpler legal drafts, and a search among them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def candidates(draft: Draft) -> Iterator[Draft]:
 
 
 def shrink(draft: Draft, still_bad: Callable[[Draft], bool], budget: int) -> Draft:
-    """A smallest draft reached from this one of which still_bad() holds.
+    """The smallest draft found for which still_bad() is true, beginning with this one.
 
-    still_bad is asked at most `budget` times. What is returned is a local minimum, each of whose
-    candidates was tried, unless the budget ended the search.
+    still_bad is called at most `budget` times. Unless the budget ends the search, the result is a local
+    minimum: every candidate made from it was tried.
     """
     tried = {_essence(draft)}
     while budget > 0:
@@ -56,10 +56,10 @@ def shrink(draft: Draft, still_bad: Callable[[Draft], bool], budget: int) -> Dra
 
 
 def size(draft: Draft) -> tuple[int, int, int, int]:
-    """How large a draft is, what weighs most first; every candidate is smaller than its draft.
+    """The size of a draft; every candidate has a smaller one than the draft it was made from.
 
-    Operations and passes; pages that the operations cover; settings that are not the plainest;
-    operations that are not.
+    In descending importance: operations and passes; pages that the operations cover; settings that
+    are not the default; operations that could be plainer.
     """
     ops = (*draft.ops, *draft.finish)
     pages = sum(each.pages for each in ops if each.is_range)
@@ -97,7 +97,7 @@ def _fewer_passes(draft: Draft) -> Iterator[Draft]:
 
 
 def _fewer_processes(draft: Draft) -> Iterator[Draft]:
-    """Without one process, and whatever it or others did about it."""
+    """Without one process, and without the operations that name it."""
     names = {each.who for each in draft.ops if each.who}
     for name in sorted(names, reverse=True):
         if len(names) > 1 and not (draft.target and draft.target.who == name):
@@ -120,13 +120,13 @@ def _about(each: Operation, names: set[str]) -> bool:
 
 
 def _fewer_mappings(draft: Draft) -> Iterator[Draft]:
-    """Without one mapping: the part of every operation that lies in it goes too."""
+    """Without one mapping, and without the part of every operation that lies in it."""
     for who, low, high in _mappings(draft):
         yield _without(draft, who, low, high)
 
 
 def _smaller_mappings(draft: Draft) -> Iterator[Draft]:
-    """Without a part of a mapping: whole tables, its ragged ends, its last and first halves."""
+    """Without a part of a mapping: a whole table, what lies before or after those, or a half."""
     for who, low, high in _mappings(draft):
         tables = range(round_up_to_table(low), high, PMD_PAGES)
         middle = (low + high) // 2
@@ -143,8 +143,8 @@ def _mappings(draft: Draft) -> list[tuple[str, int, int]]:
 
 
 def _without(draft: Draft, who: str, low: int, high: int) -> Draft:
-    """The draft as if pages [low, high) of a process and its relatives had never been."""
-    names = _relatives(draft.ops, who)
+    """The draft without pages [low, high) of a process and of its descendants."""
+    names = _descendants(draft.ops, who)
     return replace(
         draft,
         ops=tuple(_all_outside(draft.ops, names, low, high)),
@@ -152,7 +152,7 @@ def _without(draft: Draft, who: str, low: int, high: int) -> Draft:
     )
 
 
-def _relatives(ops: Ops, who: str) -> set[str]:
+def _descendants(ops: Ops, who: str) -> set[str]:
     names = {who}
     for each in ops:
         if each.verb is Verb.FORK_TO and each.who in names:
@@ -191,7 +191,7 @@ def _fewer_groups(draft: Draft) -> Iterator[Draft]:
 
 
 def _fewer_switched(draft: Draft) -> Iterator[Draft]:
-    """Small pages where there were folios of an order: both writes of its switch go."""
+    """With small pages instead of folios of an order: without both writes of its switch."""
     paths = [each.args[0] for each in draft.ops if each.verb is Verb.WRITE_FILE]
     for path in dict.fromkeys(paths):
         yield replace(draft, ops=tuple(each for each in draft.ops if path not in each.args))
@@ -226,7 +226,7 @@ def _with(draft: Draft, name: str, ops: Ops) -> Draft:
 
 
 def _shorter_ranges(draft: Draft) -> Iterator[Draft]:
-    """Fewer pages of one operation, from a half to all but one; neighbours as one; less slack."""
+    """With fewer pages in one operation, neighbouring operations joined, or less slack."""
     for name in ("ops", "finish"):
         ops: Ops = getattr(draft, name)
         for at, each in enumerate(ops):
@@ -250,7 +250,7 @@ def _smaller(each: Operation) -> Iterator[Operation]:
 
 
 def _joined(ops: Ops) -> Ops:
-    """Operations that are alike but for their ranges, one after the other, as one."""
+    """The operations with neighbours joined that differ only in adjacent ranges."""
     out: list[Operation] = []
     for _, group in groupby(ops, key=lambda each: (each.who, each.kind, each.is_range)):
         for each in group:
@@ -277,7 +277,7 @@ _SIMPLER = {
 
 
 def _plainer_ops(draft: Draft) -> Iterator[Draft]:
-    """The plainer operation of two that are alike; folios of a small order for large ones."""
+    """With a plainer operation of a similar kind, or without a final MADV_NOHUGEPAGE."""
     for at, each in enumerate(draft.ops):
         if each.verb in _SIMPLER:
             plain = replace(each, verb=_SIMPLER[each.verb])
@@ -292,7 +292,7 @@ def _plainer_ops(draft: Draft) -> Iterator[Draft]:
 
 
 def _plainer_settings(draft: Draft) -> Iterator[Draft]:
-    """All default, then limits at their defaults one by one, fewer sizes, plainer modes."""
+    """With all settings at their defaults, then one by one; with fewer sizes, and plainer modes."""
     settings, plain = draft.settings, Settings()
     yield replace(draft, settings=plain)
     yield replace(draft, settings=settings.replace(**{k: getattr(plain, k) for k in KNOBS}))

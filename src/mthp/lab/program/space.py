@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The address space of one subject process as its operations declare it: VMAs, and page marks.
 
-Which VMAs there are decides what a record says, so splitting and merging follow the kernel. What
-is on a page is read back from the guest; here it is followed only as far as legality needs it.
+A record names every VMA, so splitting and merging follow the kernel. The pages of a record are read
+back from the guest; here they are tracked only as far as legality needs it.
 Offsets are base pages from the process's base address.
 """
 
@@ -26,7 +26,7 @@ class Uffd(Flag):
 
 
 class PageMark(Enum):
-    """What an operation left on a page. ABSENT: nothing known to be there."""
+    """What the operations left on a page. ABSENT: nothing is known to be there."""
 
     ABSENT = auto()
     ZERO = auto()
@@ -55,7 +55,7 @@ class Traits:
     shift: int = 0
 
     def but_for_access(self) -> Traits:
-        """What mprotect() cannot change."""
+        """The same traits, with the access rights that mprotect() can change left out."""
         return replace(self, writable=True, readable=True)
 
 
@@ -94,7 +94,7 @@ class Space:
     pinned: set[int] = field(default_factory=set)
     anon_ids: Iterator[int] = field(default_factory=count)
 
-    # --- looking ----------------------------------------------------------------------------
+    # --- queries ----------------------------------------------------------------------------
 
     def over(self, start: int, end: int) -> list[DeclaredMapping]:
         """The VMAs that hold [start, end); ProgramError where a page of it is not mapped."""
@@ -109,7 +109,7 @@ class Space:
         return found
 
     def page(self, page: int) -> PageMark:
-        """What is known of one page."""
+        """The mark of one page."""
         return self.pages.get(page, PageMark.ABSENT)
 
     def is_free(self, start: int, end: int) -> bool:
@@ -119,7 +119,7 @@ class Space:
     # --- changing mappings ------------------------------------------------------------------
 
     def map(self, start: int, end: int, traits: Traits) -> bool:
-        """A new mapping; whether it merged. It merges as Kernel: mm/vma.c, vma_merge_new_range()."""
+        """Add a mapping; whether it merged. Kernel: mm/vma.c, vma_merge_new_range()."""
         if not self.is_free(start, end):
             raise ProgramError(f"something is mapped in {start}..{end} already")
         new = DeclaredMapping(start, end, traits)
@@ -127,7 +127,7 @@ class Space:
         return self._merge_around(start, end)
 
     def unmap(self, start: int, end: int) -> None:
-        """Take a range out of its VMAs, and whatever was on its pages."""
+        """Remove a range from its VMAs, with everything on its pages."""
         self.over(start, end)
         self.split(start, end)
         self.vmas = [vma for vma in self.vmas if vma.end <= start or end <= vma.start]
@@ -142,7 +142,7 @@ class Space:
                     break
 
     def change(self, start: int, end: int, **traits: object) -> tuple[bool, bool]:
-        """Give a range other traits; (something changed, something merged).
+        """Give a range other traits; whether any VMA changed, and whether any merged.
 
         VMA by VMA, as Kernel: mm/vma.c, vma_modify() does for madvise, mprotect, mlock, userfaultfd.
         """
@@ -160,7 +160,7 @@ class Space:
         return changed, merged
 
     def move(self, start: int, end: int, to: int) -> None:
-        """mremap of a range within one VMA to a free place, everything on it included."""
+        """Move a range within one VMA to a free place by mremap, with everything on its pages."""
         (vma,) = self.over(start, end)
         distance = to - start
         shift = vma.traits.shift + distance if vma.anon is not None else 0
@@ -196,7 +196,7 @@ class Space:
     # --- changing pages ---------------------------------------------------------------------
 
     def mark(self, start: int, end: int, what: PageMark) -> None:
-        """Say of every page of [start, end) what is on it."""
+        """Mark every page of [start, end)."""
         if what is PageMark.ABSENT:
             for page in range(start, end):
                 self.pages.pop(page, None)
@@ -204,7 +204,7 @@ class Space:
             self.pages.update(dict.fromkeys(range(start, end), what))
 
     def forget(self, start: int, end: int) -> None:
-        """Nothing is on these pages any more, and nothing holds them."""
+        """Remove everything from these pages, and every hold on them."""
         self.mark(start, end, PageMark.ABSENT)
         gone = range(start, end)
         self.wp.difference_update(gone)
@@ -224,9 +224,9 @@ class Space:
                 self.vmas[i] = replace(vma, anon=anon, forked=False)
 
     def child(self) -> Space:
-        """What a fork of the process has: its own anon_vmas, no locks, no userfaultfd, no pins.
+        """The address space of a forked child: its own anon_vmas, no locks, no userfaultfd, no pins.
 
-        Kernel: mm/mmap.c, dup_mmap(). A droppable VMA is there, but empty.
+        Kernel: mm/mmap.c, dup_mmap(). A droppable VMA is copied without its pages.
         """
         copy = Space(pages=dict(self.pages), anon_ids=self.anon_ids)
         for vma in self.vmas:

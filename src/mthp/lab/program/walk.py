@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Walking through a program without running it: is every operation legal, and what does it declare.
+"""Walks through a program without running it: is every operation legal, and what does it declare.
 
 An operation is refused (ProgramError) where the kernel would refuse it, where it would hang or kill
 the process, and where its outcome is not known here and a record would then say something wrong.
@@ -261,7 +261,7 @@ _ACTS: dict[Verb, Callable[[Subjects, Operation], None]] = {
 
 
 def do(world: Subjects, each: Operation) -> None:
-    """One operation; ProgramError, with the operation before it, if it is not legal here."""
+    """Walk through one operation. ProgramError: it is not legal here; the text begins with it."""
     try:
         _ACTS[each.verb](world, each)
     except ProgramError as error:
@@ -269,7 +269,7 @@ def do(world: Subjects, each: Operation) -> None:
 
 
 def walk(ops: Iterable[Operation]) -> Subjects:
-    """The world after a program; ProgramError for the first operation that is not legal."""
+    """The processes after a program. ProgramError: for the first operation that is not legal."""
     world = Subjects()
     for each in ops:
         do(world, each)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From a kernel of the cache to a session in a booted guest."""
+"""Boots a kernel of the cache in a virtual machine, with khugepaged under a session's control."""
 
 from __future__ import annotations
 
@@ -15,28 +15,25 @@ from mthp.lab.vm.channel import CommandFailed
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
 
-__all__ = ["Booted", "booted"]
-
 ARGUMENTS = ("damon_stat.enabled=0", "init_on_alloc=0")
-"""DAMON_STAT clears accessed bits on its own (Linux 6.17 and later). Memory is cleared where it
-must be, and not for safety: emulated, that is dear."""
+"""DAMON_STAT clears accessed bits on its own (Linux 6.17 and later). Memory is not cleared beyond what
+must be: that is slow under emulation."""
 
 
 @dataclass(frozen=True)
 class Booted:
-    """A guest and khugepaged under control in it."""
+    """A running guest, and the session that controls khugepaged in it."""
 
-    kernel: CachedKernel
-    guest: VirtualMachine
+    machine: VirtualMachine
     session: GuestSession
 
 
 @contextlib.contextmanager
 def booted(kernel: CachedKernel, memory: int = 512, extra: Sequence[Path] = ()) -> Iterator[Booted]:
-    """Boot a kernel of the cache and make the session ready.
+    """Boot a kernel of the cache and prepare the session; the guest ends with the block.
 
-    memory: MiB. extra: more archives for the guest's root. LabError (5): it does not boot, or lacks
-    what the lab needs of it.
+    memory: MiB. extra: more archives for the guest's root. LabError (5): the guest does not boot, or
+    lacks what the lab needs.
     """
     initramfs = (build_initramfs(kernel), *extra)
     with boot(MachineConfig(kernel.image, initramfs, memory, arguments=ARGUMENTS)) as guest:
@@ -47,4 +44,4 @@ def booted(kernel: CachedKernel, memory: int = 512, extra: Sequence[Path] = ()) 
             raise LabError(
                 HOST_LACKS, f"kernel {kernel.release} lacks what the lab needs: {error}"
             ) from None
-        yield Booted(kernel, guest, session)
+        yield Booted(guest, session)

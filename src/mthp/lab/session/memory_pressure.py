@@ -17,8 +17,6 @@ from mthp.lab.program.program import BASE, Madv, size_folder
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.words.settings import Enabled
 
-__all__ = ["DRAIN", "PATIENCE_MS", "MemoryPressure", "free_blocks_of", "switch_file"]
-
 DRAIN = f"parked adv 1 1 {int(Madv.COLD)}"
 """Empties this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
 PATIENCE_MS = 30000

@@ -27,17 +27,6 @@ from mthp.image.runs import (
 )
 from mthp.lab.geometry import GEOMETRY
 
-__all__ = [
-    "FolioNames",
-    "ObservedVma",
-    "VmFlag",
-    "events_of",
-    "pages_state",
-    "registered_pgds",
-    "trusted_flags",
-    "vmas_of",
-]
-
 PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
 PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
 SWAP_TYPE, SWAP_OFFSET_SHIFT, SWAP_OFFSET_MASK = 0x1F, 5, (1 << 50) - 1

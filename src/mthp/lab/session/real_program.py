@@ -12,17 +12,14 @@ from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
+from mthp.lab.session.boot import booted
 from mthp.lab.session.recipes import PYTHON, Recipe
-from mthp.lab.session.workload import Command, Scans, Workload
+from mthp.lab.session.workload import Command, Workload
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.lab.vm.files import HOST, GuestFiles, Root
-from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.interpreter import add_interpreter
-from mthp.lab.vm.qemu import MachineConfig, boot
 from mthp.lab.vm.roots import debian_root
 from mthp.words.settings import Settings
-
-__all__ = ["Provision", "SnapshotPair", "capture_around_khugepaged", "provide"]
 
 Progress = Callable[[str], None]
 READY_SECONDS = 120.0
@@ -40,12 +37,14 @@ class Provision:
 
 @dataclass(frozen=True)
 class SnapshotPair:
-    """Two snapshots of the stopped program, and what khugepaged did between them."""
+    """Two snapshots of the stopped program, and the full scans that khugepaged made between them.
+
+    The last of these changed nothing.
+    """
 
     before: Path
     after: Path
-    processes: int
-    scans: Scans
+    full_scans: int
 
 
 @contextlib.contextmanager
@@ -109,20 +108,14 @@ def capture_around_khugepaged(
 
     The snapshots come into folder. LabError: the guest or the program does not do its part.
     """
-    machine = MachineConfig(
-        kernel.image,
-        (build_initramfs(kernel), provision.archive),
-        memory=memory,
-        arguments=("damon_stat.enabled=0",),
-    )
-    with boot(machine) as guest:
+    with booted(kernel, memory, (provision.archive,)) as guest:
         try:
-            workload = Workload(guest.channel, provision.python)
-            workload.prepare([path for path, _ in guest_modules(kernel)])
+            workload = Workload(guest.machine.channel, guest.session, provision.python)
+            workload.prepare()
             _perform(workload, provision.recipe, progress)
             return _between_snapshots(workload, settings, folder, progress)
         except GuestGone as error:
-            why = f"the guest does not answer: {error}; {guest.why_it_ended()}"
+            why = f"the guest does not answer: {error}; {guest.machine.why_it_ended()}"
             raise LabError(HOST_LACKS, why) from None
         except CommandFailed as error:
             raise LabError(HOST_LACKS, f"in the guest: {error}") from None
@@ -161,4 +154,4 @@ def _between_snapshots(
     progress("khugepaged")
     scans = workload.scan_to_fixed_point()
     workload.snap(after)
-    return SnapshotPair(before, after, len(pids), scans)
+    return SnapshotPair(before, after, scans)

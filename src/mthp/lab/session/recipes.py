@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 from mthp.lab.session.workload import Command
 
-__all__ = ["PYTHON", "RECIPES", "Recipe"]
-
 PYTHON = "python"
 """As a program's name: the guest's own Python, that which runs this."""
 

@@ -16,8 +16,6 @@ from mthp.lab.session.observe import ObservedVma, VmFlag
 from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import CommandFailed
 
-__all__ = ["NotBuilt", "record"]
-
 _UFFD = VmFlag.UFFD_MISSING | VmFlag.UFFD_WP | VmFlag.UFFD_MINOR
 
 
@@ -41,11 +39,11 @@ def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
     declared = declare(draft)
     session.reset(PROCESSES)
     try:
-        built = session.perform(draft.program())
+        registered = session.perform(draft.program())
     except CommandFailed as error:
         raise NotBuilt(str(error)) from None
     session.drain()
-    placed = _place(session, declared, built.registered)
+    placed = _place(session, declared, registered)
     document = _head(draft, declared, kernel)
     document["vmas"] = []
     for where, state in zip(placed, _states(session, declared, placed), strict=True):

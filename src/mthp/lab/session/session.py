@@ -25,8 +25,6 @@ from mthp.lab.session.observe import (
 )
 from mthp.lab.vm.channel import Channel, CommandFailed
 
-__all__ = ["ASLEEP", "KHUGEPAGED", "TRACING", "Counters", "GuestSession"]
-
 TRACING = "/sys/kernel/tracing"
 KHUGEPAGED = f"{SYSFS}/khugepaged"
 
@@ -98,14 +96,6 @@ class Counters:
 
 def _changed(now: Mapping[str, int], then: Mapping[str, int]) -> dict[str, int]:
     return {key: value - then[key] for key, value in now.items() if value != then[key]}
-
-
-@dataclass(frozen=True)
-class Built:
-    """What was seen while a program ran. registered: the pgd of each process that registered with
-    khugepaged, in that order."""
-
-    registered: list[int]
 
 
 class GuestSession:
@@ -243,8 +233,9 @@ class GuestSession:
         self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
         self._cut_short = False
 
-    def perform(self, program: Iterable[Operation]) -> Built:
-        """A program's operations, in order; CommandFailed names the first that failed."""
+    def perform(self, program: Iterable[Operation]) -> list[int]:
+        """Do a program's operations in order. The page tables (pgd) of the processes that registered with
+        khugepaged meanwhile, in that order. CommandFailed names the first operation that failed."""
         self.write(f"{TRACING}/trace", "")
         waiting: list[str] = []
         registered: list[int] = []
@@ -262,7 +253,7 @@ class GuestSession:
             else:
                 waiting += self._commands(op)
         self._channel.ask_all(waiting)
-        return Built(registered + self._registered())
+        return registered + self._registered()
 
     def _registered(self) -> list[int]:
         return registered_pgds(self._channel.ask(f"r {TRACING}/trace").decode())

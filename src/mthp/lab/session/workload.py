@@ -22,8 +22,6 @@ from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.interpreter import HELPER
 from mthp.words.settings import Settings
 
-__all__ = ["Command", "Scans", "Workload"]
-
 CGROUP = "/sys/fs/cgroup/subject"
 JOBS = "/tmp/jobs"
 SNAPSHOT = "/tmp/snap.npz"
@@ -48,30 +46,20 @@ class Command:
         return {"argv": self.argv, "env": dict(self.env), "cwd": self.cwd, "uid": self.uid}
 
 
-@dataclass(frozen=True)
-class Scans:
-    """What khugepaged did to the fixed point. full_scans: the last one changed nothing.
-    pages_collapsed: tables in which something collapsed, summed over the scans."""
-
-    full_scans: int
-    pages_collapsed: int
-    seconds: float
-
-
 class Workload:
     """One guest for one subject: its processes are those of a cgroup of their own."""
 
-    def __init__(self, channel: Channel, python: str) -> None:
+    def __init__(self, channel: Channel, session: GuestSession, python: str) -> None:
+        """python: the path of the interpreter in the guest."""
         self._channel = channel
+        self._session = session
         self._python = python
         self._jobs = self._subject = 0
         self._output = ""
-        self.session = GuestSession(channel)
 
-    def prepare(self, modules: list[str]) -> None:
-        """Once after boot: khugepaged under control, and no size enabled."""
-        self.session.prepare(modules)
-        self.session.write(f"{TRACING}/tracing_on", "0")
+    def prepare(self) -> None:
+        """Once after boot: start the helper that runs the programs; nothing is traced."""
+        self._session.write(f"{TRACING}/tracing_on", "0")
         self._channel.ask(f"mkdir {CGROUP}")
         self._channel.ask(f"mkdir {JOBS}")
         self._channel.ask(f"start {JOBS}/helper.out {self._python} -S {HELPER} {JOBS}")
@@ -183,9 +171,9 @@ class Workload:
 
     def register(self, pids: list[int]) -> None:
         """Stopped processes, with khugepaged, in that order; their memory stays as it is."""
-        self.session.write(switch_file(PMD_ORDER), "madvise")
+        self._session.write(switch_file(PMD_ORDER), "madvise")
         self._call("register", *map(str, pids))
-        self.session.write(switch_file(PMD_ORDER), "never")
+        self._session.write(switch_file(PMD_ORDER), "never")
 
     def apply(self, settings: Settings) -> None:
         """Write settings, but for khugepaged's pace, which stays one full scan at a time."""
@@ -196,7 +184,7 @@ class Workload:
                 value = text.strip()
                 chosen = value[value.index("[") + 1 : value.index("]")] if "[" in value else value
                 with contextlib.suppress(CommandFailed):
-                    self.session.write(f"{SYSFS}/{path}", chosen)
+                    self._session.write(f"{SYSFS}/{path}", chosen)
 
     def snap(self, target: Path) -> None:
         """mthp snap of the subject's processes, in the guest; the file comes to target."""
@@ -205,15 +193,14 @@ class Workload:
         parts = self._channel.ask_all([f"r {SNAPSHOT}.{index}" for index in range(count)])
         target.write_bytes(b"".join(parts))
 
-    def scan_to_fixed_point(self) -> Scans:
-        """Full scans until one collapses nothing. LabError: it does not come to rest."""
-        began = time.monotonic()
-        first = before = self._collapsed()
+    def scan_to_fixed_point(self) -> int:
+        """Full scans until one collapses nothing: how many. LabError: it does not come to rest."""
+        before = self._collapsed()
         for scans in range(1, MOST_SCANS + 1):
             self._full_scan()
             now = self._collapsed()
             if now == before:
-                return Scans(scans, now - first, time.monotonic() - began)
+                return scans
             before = now
         raise LabError(BAD_INPUT, f"khugepaged does not come to rest in {MOST_SCANS} full scans")
 

@@ -8,8 +8,6 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Channel", "CommandFailed", "GuestGone"]
-
 MAX_IN_FLIGHT = 100
 """Commands sent before their answers are read: both ends' buffers hold so many with ease."""
 

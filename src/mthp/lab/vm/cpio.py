@@ -16,20 +16,10 @@ _MOST_BYTES = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True)
-class Device:
-    """A device node's numbers; kind is stat.S_IFCHR or stat.S_IFBLK."""
-
-    kind: int
-    major: int
-    minor: int
-
-
-@dataclass(frozen=True)
 class _Entry:
     path: str
     mode: int
     data: bytes
-    device: Device | None = None
 
 
 class Cpio:
@@ -51,14 +41,6 @@ class Cpio:
         """
         self._add(path, stat.S_IFDIR | mode, b"")
 
-    def add_symlink(self, path: str, target: str) -> None:
-        """A symbolic link. ValueError as in add_dir()."""
-        self._add(path, stat.S_IFLNK | 0o777, target.encode())
-
-    def add_node(self, path: str, device: Device, mode: int = 0o600) -> None:
-        """A device node. ValueError as in add_dir()."""
-        self._add(path, device.kind | mode, b"", device)
-
     def pack(self) -> bytes:
         """The archive, filled up to a whole block of 512 bytes."""
         out = bytearray()
@@ -67,7 +49,7 @@ class Cpio:
         out += _record(_Entry(_TRAILER, 0, b""), 0)
         return bytes(_padded(out, _BLOCK))
 
-    def _add(self, path: str, mode: int, data: bytes, device: Device | None = None) -> None:
+    def _add(self, path: str, mode: int, data: bytes) -> None:
         name = _checked(path)
         if name in self._entries:
             raise ValueError(f"{path}: already in the archive")
@@ -76,7 +58,7 @@ class Cpio:
             self.add_dir(above)
         elif above and not stat.S_ISDIR(self._entries[above].mode):
             raise ValueError(f"{path}: {above} is not a directory")
-        self._entries[name] = _Entry(name, mode, data, device)
+        self._entries[name] = _Entry(name, mode, data)
 
 
 def _checked(path: str) -> str:
@@ -91,9 +73,8 @@ def _checked(path: str) -> str:
 def _record(entry: _Entry, inode: int) -> bytes:
     name = entry.path.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
-    major, minor = (entry.device.major, entry.device.minor) if entry.device else (0, 0)
     numbers = (
-        inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, major, minor, len(name), 0,
+        inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, 0, 0, len(name), 0,
     )  # fmt: skip
     head = _MAGIC + b"".join(b"%08X" % number for number in numbers)
     return bytes(_padded(bytearray(head + name), 4)) + bytes(_padded(bytearray(entry.data), 4))

@@ -13,8 +13,6 @@ from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.vm.cpio import Cpio
 from mthp.lab.vm.elf import Needs, is_elf, needs, script_interpreter
 
-__all__ = ["HOST", "PROGRAM_FOLDERS", "GuestFiles", "Root"]
-
 PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/bin", "/sbin")
 _LIBRARY_FOLDERS = (
     "/lib/x86_64-linux-gnu",
@@ -72,9 +70,6 @@ class GuestFiles:
     def __init__(self) -> None:
         self._files: dict[str, tuple[Path | bytes, int]] = {}
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def add_bytes(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """A file made here."""
         self._files[path] = (data, mode)
@@ -113,13 +108,6 @@ class GuestFiles:
             for path, (source, _) in self._files.items()
             if path.startswith(below) and path.endswith(".py") and isinstance(source, Path)
         ]
-
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(
-            len(data) if isinstance(data, bytes) else data.stat().st_size
-            for data, _ in self._files.values()
-        )
 
     def pack(self, target: Path) -> Path:
         """Write them as an archive that the kernel unpacks. LabError: one cannot be read."""

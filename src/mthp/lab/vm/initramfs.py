@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel, cache_dir
 from mthp.lab.kernels.modules import read_module
+from mthp.lab.kernels.tools import compile_statically
 from mthp.lab.vm.cpio import Cpio
-
-__all__ = ["MODULES", "build_agent", "build_initramfs", "guest_modules"]
 
 EARLY = ("virtio_pci", "virtio_console")
 """The way to the host, which the agent loads by itself. A kernel may have them built in."""
@@ -25,7 +21,7 @@ MODULES = ("zram",)
 """What the lab's sessions load: a swap device in memory. What it needs, the kernel says."""
 
 SOURCES = ("agent.c", "subject.c", "pages.c", "agent.h")
-FLAGS = ("-static", "-O2", "-Wall", "-Wextra")
+FLAGS = ("-Wall", "-Wextra")
 
 
 def _sources() -> dict[str, bytes]:
@@ -43,23 +39,14 @@ def build_agent() -> Path:
     target = cache_dir() / "agent" / key
     if target.exists():
         return target
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise LabError(HOST_LACKS, "no C compiler (Debian: apt-get install gcc libc6-dev)")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         for name, text in sources.items():
             (Path(folder) / name).write_bytes(text)
         out = Path(folder) / "agent"
         units = [name for name in sources if name.endswith(".c")]
-        done = subprocess.run(
-            [compiler, *FLAGS, "-o", str(out), *units], cwd=folder, capture_output=True, text=True
-        )
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["it failed"])[-1]
-            raise LabError(
-                HOST_LACKS, f"{compiler} cannot build the guest's agent: {said} (needs libc6-dev)"
-            )
+        arguments = (*FLAGS, "-o", str(out), *units)
+        compile_statically(arguments, "the guest's agent", Path(folder))
         os.replace(out, target)
     return target
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.vm.files import HOST, GuestFiles
 
-__all__ = ["HELPER", "add_interpreter"]
-
 LAB = "/lab"
 HELPER = f"{LAB}/helper.py"
 _UNUSED = (

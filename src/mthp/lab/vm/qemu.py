@@ -24,8 +24,6 @@ from pathlib import Path
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.vm.channel import Channel, GuestGone
 
-__all__ = ["Accel", "MachineConfig", "VirtualMachine", "accel", "boot", "qemu_path"]
-
 QEMU = "qemu-system-x86_64"
 BOOT_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
