@@ -225,11 +225,11 @@ class Choice:
         that a file's fixtures are not made anew for each test."""
         if mutation.function:
             lines = range(mutation.first, mutation.last + 1)
-            found = set().union(*(self.by_line.get((mutation.path, n), ()) for n in lines))
+            found = set().union(*(self.by_block.get((mutation.path, n), ()) for n in lines))
         else:
             found = {
                 t
-                for (path, _), tests in self.by_line.items()
+                for (path, _), tests in self.by_block.items()
                 if path == mutation.path
                 for t in tests
             }

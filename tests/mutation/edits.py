@@ -233,12 +233,13 @@ def _is_no_code(node: ast.stmt) -> bool:
 def first_line(statements: list[ast.stmt], lines: list[bytes]) -> int | None:
     """Where a block begins, behind a docstring. None of a block that has nothing but one, and of an
     `elif`, before which no statement can stand."""
-    if _is_docstring(statements[0]):
+    if statements and _is_docstring(statements[0]):
         statements = statements[1:]
     if not statements or lines[statements[0].lineno - 1].lstrip().startswith(b"elif "):
         return None
-    decorators = getattr(statements[0], "decorator_list", [])
-    return min(statements[0].lineno, *(each.lineno for each in decorators), 1 << 30)
+    first = statements[0]
+    decorators = first.decorator_list if isinstance(first, ast.FunctionDef | ast.ClassDef) else []
+    return min([first.lineno, *(each.lineno for each in decorators)])
 
 
 def _is_docstring(node: ast.stmt) -> bool:
