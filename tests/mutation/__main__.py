@@ -224,15 +224,10 @@ class Choice:
         """Those within the budget, and how many were left out. Quick ones first, by the file, so
         that a file's fixtures are not made anew for each test."""
         if mutation.function:
-            lines = range(mutation.first, mutation.last + 1)
-            found = set().union(*(self.by_block.get((mutation.path, n), ()) for n in lines))
+            places = [(mutation.path, mutation.block)]
         else:
-            found = {
-                t
-                for (path, _), tests in self.by_block.items()
-                if path == mutation.path
-                for t in tests
-            }
+            places = [place for place in self.by_block if place[0] == mutation.path]
+        found = {test for place in places for test in self.by_block.get(place, ())}
         room, module = Path(mutation.path).parts[-2:]
         own = f"tests/{room}/test_{module}"
 
