@@ -164,7 +164,7 @@ def _end_group(pid: int) -> None:
 # Which tests run through which blocks
 
 
-def coverage_map(pool: Pool, base: Path) -> dict[str, Any]:
+def coverage_map(pool: Pool, base: Path, folders: tuple[str, ...]) -> dict[str, Any]:
     """test -> its seconds and the blocks it runs through; each test file is asked once."""
     source = git("rev-parse", *(f"HEAD:{room}" for room in ROOMS), "HEAD:tests/small_worlds.py")
     names = git("ls-tree", "-r", "--format=%(objectname) %(path)", "HEAD", "tests").splitlines()
@@ -177,10 +177,12 @@ def coverage_map(pool: Pool, base: Path) -> dict[str, Any]:
     for blob, path in (line.split(" ", 1) for line in names):
         if not Path(path).name.startswith("test_") or path.startswith(NOT_ASKED):
             continue
+        if not path.startswith(folders):
+            continue
         known = BUILD / "map" / f"{blob[:12]}-{hash_of(source + path)}.json"
         kept.append(known)
         if not known.exists():
-            print(f"which blocks does {path} execute?", flush=True)
+            print(f"which blocks does {path} run through?", flush=True)
             pool.start(_recording(path, found, known), 1800, _must_be_0)
     pool.finish()
     for each in kept:
@@ -385,7 +387,7 @@ def main() -> int:
     pool = Pool(copies)
     for copy in copies:
         shutil.rmtree(copy, ignore_errors=True)
-    choice = Choice(coverage_map(pool, base), options.budget)
+    choice = Choice(coverage_map(pool, base, tuple(options.tests)), options.budget)
     for copy in copies:
         shutil.rmtree(copy)
         shutil.copytree(base, copy)
