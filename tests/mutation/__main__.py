@@ -365,6 +365,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutation")
+    parser.add_argument("--tests", nargs="+", default=["tests/"], help="tests below these alone")
     parser.add_argument(
         "--lived", action="store_true", help="only those that lived at a commit before"
     )
