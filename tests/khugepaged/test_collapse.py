@@ -25,10 +25,10 @@ from mthp.mm.page_flags import (
 from mthp.mm.pgtable import PteMap
 from mthp.mm.pgtable_types import DIRTY, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte, pte_pfn
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_READ
-from mthp.words.events import CollapseHugePage, Copied, Isolate, PmdFlush
+from mthp.words.events import CollapseHugePage, Isolate, PmdFlush
 from mthp.words.results import KernelBug, ScanResult
 from mthp.words.units import Geometry
-from tests.small_worlds import TINY, World, attempts, hole, large, small, zero
+from tests.small_worlds import TINY, World, attempts, hole, small, zero
 
 R = ScanResult
 
@@ -159,17 +159,6 @@ def test_a_window_becomes_one_folio_and_its_neighbours_stay(order: int) -> None:
     world.assert_sound(before)
 
 
-def test_holes_become_memory_and_are_counted() -> None:
-    world = World(geometry=TINY)
-    vma = world.vma(small(3), hole(10), zero(3))
-    assert world.mm.counters[MM_ANONPAGES] == 3
-    world.collapse(vma)
-    assert world.mm.counters[MM_ANONPAGES] == 16
-    assert [e for e in world.kernel.events if isinstance(e, Copied)] == [
-        Copied(1000, vma.vm_start, 4, 3, 13)
-    ]
-
-
 def test_a_read_only_vma_gives_read_only_entries() -> None:
     world = World(geometry=TINY, orders={2, 4})
     vma = world.vma(small(16, without=WRITE), flags=VM_READ)
@@ -186,19 +175,6 @@ def test_a_locked_vma_gets_a_locked_folio() -> None:
     assert world.collapse(vma) is R.SUCCEED
     assert world.mem.flags.raw[world.folio(vma, 0)] & PG_UNEVICTABLE
     assert world.kernel.this_cpu.mlock.value == ()
-    world.assert_sound(before)
-
-
-def test_a_large_source_is_left_partly_mapped_and_queued() -> None:
-    world = World(geometry=TINY, orders={2, 3})
-    vma = world.vma(large(1), small(2), large(3), small(4))
-    world.zap(vma, 6, 2)
-    before = world.census()
-    old = world.folio(vma, 4)
-    assert world.collapse(vma, 2, 0) is R.SUCCEED
-    assert world.orders(vma)[:2] == [2, 3]
-    assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 1
-    assert world.mem.refcount.raw[old] == 6
     world.assert_sound(before)
 
 

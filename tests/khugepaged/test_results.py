@@ -21,7 +21,6 @@ from mthp.mm.pgtable_types import (
     PMD_NONE,
     SPECIAL,
     UFFD_WP,
-    YOUNG,
     Leaf,
     bad_pmd,
     leaf_pte,
@@ -294,47 +293,3 @@ def test_result(case: Case) -> None:
 
 def test_every_result_of_the_anonymous_path_has_a_world() -> None:
     assert {case.result for case in CASES} == set(ScanResult) - FILE_ONLY
-
-
-def test_a_table_that_went_while_its_pmd_was_looked_at_is_no_table() -> None:
-    """The PMD is read twice, without a lock: here another task frees the table between the reads."""
-    for caller in ("scan", "swapin"):
-        world = World(geometry=TINY)
-        vma = world.vma(small(15), swap())
-        before = world.census()
-        reads = 0
-
-        def hook(access: object, word: object, index: int, bits: int, world: World = world) -> None:
-            nonlocal reads
-            pages = world.mm.pmd_pages.values()
-            if any(word is page.pmds for page in pages):
-                reads += 1
-                if reads == 2:
-                    world.set_pmd(vma, PMD_NONE)  # noqa: B023
-
-        value = world.pmd(vma)
-        world.kernel.machine.on_step = hook
-        if caller == "scan":
-            result = scans(world.scan())[0]
-        else:
-            result = world.collapse(vma, unmapped=1)
-        world.kernel.machine.on_step = None
-        world.set_pmd(vma, value)
-        assert result is ScanResult.NO_PTE_TABLE, caller
-        world.assert_sound(before, aborted=True)
-
-
-def test_revalidation_wants_an_anon_vma_where_one_is_expected() -> None:
-    """PAGE_ANON of revalidation is out of reach of the orders test; called with a VMA whose orders
-    are allowed by smaps' rules alone it would be. Here: the VMA check answers first."""
-    world = World(geometry=TINY)
-    vma = world.vma(small(16))
-    vma.anon_vma = None
-    assert world.collapse(vma) is ScanResult.VMA_CHECK
-
-
-def test_a_young_pte_is_enough() -> None:
-    world = World(geometry=TINY)
-    vma = world.vma(old(15), small(without=0, plus=YOUNG))
-    assert scans(world.scan()) == [ScanResult.SUCCEED]
-    assert world.orders(vma) == [4]

@@ -20,8 +20,6 @@ from mthp.words.units import Geometry
 from tests.khugepaged.strategies import Recipe, recipes
 from tests.small_worlds import TINY, World, hole, large, old, scans, small, zero
 
-agreed = declined = 0
-
 
 def counted(world: World, vma: Vma, page: int, caller: Caller, fast: bool) -> dict[str, Any] | None:
     """What a twin counts over one table; None if the fast one declines."""
@@ -50,25 +48,23 @@ def counted(world: World, vma: Vma, page: int, caller: Caller, fast: bool) -> di
     }
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(recipes(Geometry(12, 4)), st.sampled_from(list(Caller)))
-def test_the_twins_agree(recipe: Recipe, caller: Caller) -> None:
-    global agreed, declined
-    world, vma = recipe.build()
-    for page in (0, 16):
-        if not pmd_is_table(world.pmd(vma, world.address(vma, page))):
-            continue
-        fast = counted(world, vma, page, caller, fast=True)
-        if fast is None:
-            declined += 1
-            continue
-        agreed += 1
-        assert fast == counted(world, vma, page, caller, fast=False)
+def test_the_twins_agree() -> None:
+    """Over random worlds, of which many are plain enough for the fast twin and many are not."""
+    answers: Counter[str] = Counter()
 
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(recipes(Geometry(12, 4)), st.sampled_from(list(Caller)))
+    def check(recipe: Recipe, caller: Caller) -> None:
+        world, vma = recipe.build()
+        for page in (0, 16):
+            if not pmd_is_table(world.pmd(vma, world.address(vma, page))):
+                continue
+            fast = counted(world, vma, page, caller, fast=True)
+            answers["declined" if fast is None else "agreed"] += 1
+            assert fast is None or fast == counted(world, vma, page, caller, fast=False)
 
-def test_both_answers_were_met() -> None:
-    """The property above is about something (it runs first)."""
-    assert not (agreed or declined) or (agreed > 20 and declined > 20)
+    check()
+    assert min(answers["declined"], answers["agreed"]) > 20
 
 
 def test_pages_on_several_nodes() -> None:

@@ -4,7 +4,7 @@
     python -m tests.mutation --n 300 --seed 1 --jobs 2
 
 Each mutation is applied in a private copy of the commit that is checked out, and the tests that
-execute its line are run, the quickest first, until one fails. What is known is kept under
+run through its block are run, the quickest first, until one fails. What is known is kept under
 build/mutants and not asked again, so an interrupted campaign goes on where it was.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import filecmp
 import importlib
 import json
 import os
@@ -34,6 +35,7 @@ from typing import Any
 from tests.mutation import plugin
 from tests.mutation.edits import Mutation, lines_of, mutations
 from tests.mutation.plugin import Chosen
+from tests.mutation.recorder import instrument, record
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build" / "mutants"
@@ -52,16 +54,27 @@ def git(*arguments: str) -> str:
 
 
 def copy_of_the_commit(commit: str) -> Path:
-    """The commit's files below BUILD, without those of other commits."""
-    base = BUILD / "base"
+    """The commit's files below BUILD. What has not changed keeps its date, and with it what Python
+    and Numba have compiled of it."""
+    base, new = BUILD / "base", BUILD / "new"
     if (base / "commit").exists() and (base / "commit").read_text() == commit:
         return base
-    shutil.rmtree(base, ignore_errors=True)
-    base.mkdir(parents=True)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     archive = subprocess.run(
         ["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
-    subprocess.run(["tar", "-x"], cwd=base, check=True, input=archive.stdout)
+    subprocess.run(["tar", "-x"], cwd=new, check=True, input=archive.stdout)
+    for path in [path for path in base.rglob("*") if path.is_file()]:
+        kept = path.parent.name == "__pycache__" or (new / path.relative_to(base)).exists()
+        if not kept:
+            path.unlink()
+    for path in [path for path in new.rglob("*") if path.is_file()]:
+        old = base / path.relative_to(new)
+        if not old.exists() or not filecmp.cmp(path, old, shallow=False):
+            old.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, old)
+    shutil.rmtree(new)
     # What is compiled for the first time takes minutes: once, before there are copies of it.
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/explore/test_compiled.py"],
@@ -148,23 +161,29 @@ def _end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-# Which tests see which lines
+# Which tests run through which blocks
 
 
-def coverage_map(pool: Pool, base: Path) -> dict[str, Any]:
-    """test -> its seconds and the lines it executes; each test file is asked once."""
+def coverage_map(pool: Pool, base: Path, folders: tuple[str, ...]) -> dict[str, Any]:
+    """test -> its seconds and the blocks it runs through; each test file is asked once."""
     source = git("rev-parse", *(f"HEAD:{room}" for room in ROOMS), "HEAD:tests/small_worlds.py")
     names = git("ls-tree", "-r", "--format=%(objectname) %(path)", "HEAD", "tests").splitlines()
     tests: dict[str, Any] = {}
     kept: list[Path] = []
+    found: list[tuple[str, int]] = []
+    for copy in pool.copies:
+        shutil.copytree(base, copy)
+        found = instrument(copy, ROOMS)
     for blob, path in (line.split(" ", 1) for line in names):
         if not Path(path).name.startswith("test_") or path.startswith(NOT_ASKED):
+            continue
+        if not path.startswith(folders):
             continue
         known = BUILD / "map" / f"{blob[:12]}-{hash_of(source + path)}.json"
         kept.append(known)
         if not known.exists():
-            print(f"which lines does {path} execute?", flush=True)
-            pool.start(_recording(path, known), 1800, _must_be_0)
+            print(f"which blocks does {path} run through?", flush=True)
+            pool.start(_recording(path, found, known), 1800, _must_be_0)
     pool.finish()
     for each in kept:
         if each.exists():
@@ -178,14 +197,10 @@ def hash_of(text: str) -> str:
     ).stdout[:12]
 
 
-def _recording(path: str, known: Path) -> Callable[[Path], Callable[[], int]]:
-    def body() -> int:
-        from tests.mutation.recorder import record
-
-        record(path, ROOMS, known)
-        return 0
-
-    return lambda copy: body
+def _recording(
+    path: str, found: list[tuple[str, int]], known: Path
+) -> Callable[[Path], Callable[[], int]]:
+    return lambda copy: lambda: record(path, found, known)
 
 
 def _must_be_0(status: int) -> None:
@@ -201,25 +216,20 @@ class Choice:
     def __init__(self, tests: dict[str, Any], budget: float) -> None:
         self.budget = budget
         self.seconds = {test: known["seconds"] for test, known in tests.items()}
-        self.by_line: dict[tuple[str, int], set[str]] = {}
+        self.by_block: dict[tuple[str, int], set[str]] = {}
         for test, known in tests.items():
-            for path, lines in known["lines"].items():
+            for path, lines in known["blocks"].items():
                 for line in lines:
-                    self.by_line.setdefault((path, line), set()).add(test)
+                    self.by_block.setdefault((path, line), set()).add(test)
 
     def tests(self, mutation: Mutation) -> tuple[list[Chosen], int]:
         """Those within the budget, and how many were left out. Quick ones first, by the file, so
         that a file's fixtures are not made anew for each test."""
         if mutation.function:
-            lines = range(mutation.first, mutation.last + 1)
-            found = set().union(*(self.by_line.get((mutation.path, n), ()) for n in lines))
+            places = [(mutation.path, mutation.block)]
         else:
-            found = {
-                t
-                for (path, _), tests in self.by_line.items()
-                if path == mutation.path
-                for t in tests
-            }
+            places = [place for place in self.by_block if place[0] == mutation.path]
+        found = {test for place in places for test in self.by_block.get(place, ())}
         room, module = Path(mutation.path).parts[-2:]
         own = f"tests/{room}/test_{module}"
 
@@ -355,6 +365,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutation")
+    parser.add_argument("--tests", nargs="+", default=["tests/"], help="tests below these alone")
     parser.add_argument(
         "--lived", action="store_true", help="only those that lived at a commit before"
     )
@@ -374,11 +385,13 @@ def main() -> int:
         ]
     for name in IMPORTED_ONCE:
         importlib.import_module(name)
+    pool = Pool(copies)
     for copy in copies:
         shutil.rmtree(copy, ignore_errors=True)
+    choice = Choice(coverage_map(pool, base, tuple(options.tests)), options.budget)
+    for copy in copies:
+        shutil.rmtree(copy)
         shutil.copytree(base, copy)
-    pool = Pool(copies)
-    choice = Choice(coverage_map(pool, base), options.budget)
     for each in wanted:
         if each.key not in records.known:
             try_mutation(pool, base, choice, records, each)

@@ -32,8 +32,8 @@ IDENTIFIER = re.compile(r"[a-z0-9_]+")
 class Mutation:
     """One edit: bytes start to end of a file become `new`.
 
-    first, last: the lines of the statement it stands in. function: the function around it, or "" for
-    what runs when the module is imported.
+    block: the first line of the statements that run if one of them does, among which it stands.
+    function: the function around it, or "" for what runs when the module is imported.
     """
 
     path: str
@@ -41,8 +41,7 @@ class Mutation:
     end: int
     new: str
     line: int
-    first: int
-    last: int
+    block: int
     function: str
     before: str = ""
     after: str = ""
@@ -73,7 +72,7 @@ class _Finder:
         self.lines = source.splitlines(keepends=True)
         self.offsets = [0, *accumulate(len(line) for line in self.lines)]
         self.found: list[Mutation] = []
-        self.statement: ast.stmt | None = None
+        self.block = 0
         self.function = ""
 
     def at(self, line: int, column: int) -> int:
@@ -89,14 +88,8 @@ class _Finder:
 
     def add(self, start: int, end: int, new: str) -> None:
         """An edit, unless it changes nothing."""
-        assert self.statement is not None
         line = bisect_right(self.offsets, start)
-        last = self.statement.end_lineno or line
-        body = getattr(self.statement, "body", None)
-        if body:
-            last = max(self.statement.lineno, body[0].lineno - 1)
-        first, function = self.statement.lineno, self.function
-        made = Mutation(self.path, start, end, new, line, first, last, function)
+        made = Mutation(self.path, start, end, new, line, self.block, self.function)
         begin = self.offsets[line - 1]
         before = self.lines[line - 1].decode().strip()
         after = made.apply(self.source)[begin : self.offsets[line] + len(new)]
@@ -107,8 +100,12 @@ class _Finder:
     # Statements
 
     def body(self, statements: list[ast.stmt]) -> None:
+        """The statements of a block; an `elif` is none of its own."""
+        outer = self.block
+        self.block = first_line(statements, self.lines) or outer
         for each in statements:
             self.visit_statement(each)
+        self.block = outer
 
     def visit_statement(self, node: ast.stmt) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -116,27 +113,25 @@ class _Finder:
             return
         if isinstance(node, ast.Import | ast.ImportFrom) or _is_no_code(node):
             return
-        outer, self.statement = self.statement, node
         self._statement_itself(node)
         for name, value in ast.iter_fields(node):
             if name != "annotation":
                 self._field(value)
-        self.statement = outer
 
     def _definition(self, node: ast.FunctionDef | ast.ClassDef) -> None:
-        outer, self.statement = self.statement, node
         if isinstance(node, ast.FunctionDef):
             for default in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
                 self.expression(default)
         name, self.function = self.function, f"{self.function}.{node.name}".lstrip(".")
         self.body(node.body)
-        self.function, self.statement = name, outer
+        self.function = name
 
     def _field(self, value: object) -> None:
+        if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+            self.body(value)
+            return
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, ast.stmt):
-                self.visit_statement(each)
-            elif isinstance(each, ast.expr):
+            if isinstance(each, ast.expr):
                 self.expression(each)
             elif isinstance(each, ast.AST):
                 for _, below in ast.iter_fields(each):
@@ -227,12 +222,40 @@ class _Finder:
 
 def _is_no_code(node: ast.stmt) -> bool:
     """Docstrings, ellipses, assertions, and names declared for others."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+    if _is_docstring(node):
         return True
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         return node.targets[0].id in {"__slots__", "__all__"}
     typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     return typing or isinstance(node, ast.Assert)
+
+
+def first_line(statements: list[ast.stmt], lines: list[bytes]) -> int | None:
+    """Where a block begins, behind a docstring. None of a block that has nothing but one, and of an
+    `elif`, before which no statement can stand."""
+    if statements and _is_docstring(statements[0]):
+        statements = statements[1:]
+    if not statements or lines[statements[0].lineno - 1].lstrip().startswith(b"elif "):
+        return None
+    first = statements[0]
+    decorators = first.decorator_list if isinstance(first, ast.FunctionDef | ast.ClassDef) else []
+    return min([first.lineno, *(each.lineno for each in decorators)])
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def blocks(source: bytes) -> list[int]:
+    """The first lines of all blocks of a module's functions."""
+    lines = source.splitlines(keepends=True)
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+    found: set[int | None] = set()
+    for node in (each for function in functions for each in ast.walk(function)):
+        for _, value in ast.iter_fields(node):
+            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+                found.add(first_line(value, lines))
+    return sorted(line for line in found if line is not None)
 
 
 def mutations(path: str, source: bytes) -> list[Mutation]:

@@ -39,7 +39,7 @@ def pytest_arguments() -> list[str]:
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     hypothesis.settings.load_profile("mutants")
-    return ["-x", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    return ["--no-header", "--tb=no", "-p", "no:cacheprovider"]
 
 
 class _Selection:
@@ -73,7 +73,7 @@ def run(chosen: list[Chosen], told: Path) -> int:
     ]
     for tests in filter(None, rooms):
         files = list(dict.fromkeys(each.file for each in tests))
-        status = pytest.main([*pytest_arguments(), *files], plugins=[_Selection(tests, told)])
+        status = pytest.main(["-x", *pytest_arguments(), *files], plugins=[_Selection(tests, told)])
         if status:
             return int(status)
     return 0

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Swap entries by device and offset, the users of slots, and the swap cache."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mthp.mm.swap_table import SwapDevice, swp_entry, swp_offset, swp_type, unplaced_entry
+
+
+@given(st.integers(0, 31), st.integers(0, (1 << 40) - 1))
+def test_an_entry_is_its_device_and_its_offset(swap_type: int, offset: int) -> None:
+    entry = swp_entry(swap_type, offset)
+    assert (swp_type(entry), swp_offset(entry)) == (swap_type, offset)
+
+
+@given(st.integers(0, 31), st.integers(0, 1 << 30), st.integers(0, 1 << 30))
+def test_entries_without_an_offset_are_no_neighbours(swap_type: int, one: int, two: int) -> None:
+    first, second = unplaced_entry(swap_type, one), unplaced_entry(swap_type, two)
+    assert swp_type(first) == swap_type
+    assert swp_offset(first) is None
+    assert abs(first - second) != 1
+    assert (first == second) == (one == two)
+
+
+def test_a_slot_keeps_its_contents_and_counts_who_names_it() -> None:
+    swap = SwapDevice()
+    swap.hold(4)
+    swap.hold(8)
+    assert swap.contents[4] != swap.contents[8]
+    kept = dict(swap.contents)
+    swap.hold(4)
+    assert swap.contents == kept
+    assert swap.users == {4: 2, 8: 1}
+    swap.put_users(4, 1)
+    assert swap.users == {4: 1, 8: 1}
+    swap.put_users(4, 1)
+    assert swap.users == {8: 1}
+
+
+def test_several_slots_are_let_go_of_at_once() -> None:
+    swap = SwapDevice()
+    for entry in (4, 5, 5, 6, 7):
+        swap.hold(entry)
+    swap.put_users(4, 3)
+    assert swap.users == {5: 1, 7: 1}
+
+
+def test_a_folio_in_the_cache_stands_for_each_of_its_slots() -> None:
+    swap = SwapDevice()
+    for entry in range(8, 14):
+        swap.hold(entry)
+    assert swap.add_check(8, 4) and not swap.add_check(11, 4)
+    swap.add_to_cache(8, 100, 4)
+    assert swap.cache == {8: 100, 9: 100, 10: 100, 11: 100}
+    assert swap.entry_of == {100: 8}
+    assert not swap.add_check(11, 2)
+    assert swap.add_check(12, 2)
+    assert swap.folio_maybe_swapped(100, 4)
+    swap.put_users(8, 3)
+    assert swap.folio_maybe_swapped(100, 4)
+    swap.put_users(11, 1)
+    assert not swap.folio_maybe_swapped(100, 4)
+    swap.remove_from_cache(100, 4)
+    assert swap.cache == {} and swap.entry_of == {}
