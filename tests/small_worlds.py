@@ -19,7 +19,9 @@ from mthp.khugepaged.collapse import collapse_huge_page
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.madvise import madvise_collapse
-from mthp.laws.at_rest import Census, Outside, check_aborted, check_collapse, check_quiescent
+from mthp.laws.broken import Broken
+from mthp.laws.census import Census, Outside
+from mthp.laws.watch import check_aborted, check_collapse, check_quiescent
 from mthp.machine.hold import Hold
 from mthp.machine.step import Access
 from mthp.machine.task import Task
@@ -544,7 +546,7 @@ class World:
     def census(self) -> Census:
         return Census(self.kernel)
 
-    def check(self, outside: Outside) -> list[str]:
+    def check(self, outside: Outside) -> list[Broken]:
         """Laws at rest."""
         return check_quiescent(self.kernel, self.khugepaged, outside)
 

@@ -13,7 +13,7 @@ from mthp.check.check import Token, check_world, draw, hunt, hunt_half, replay
 from mthp.check.check_records import MutantVerdict, Violation
 from mthp.check.scorecard import default_worlds
 from mthp.check.search import Budget
-from mthp.laws.sentences import LAWS
+from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
 from mthp.races.findings import findings_of
 from mthp.races.mutants.collapse import HALVES, MUTANTS

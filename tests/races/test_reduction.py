@@ -11,7 +11,7 @@ import pytest
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Until
 from mthp.explore.outcome import Extent
-from mthp.laws.watch import Broken
+from mthp.laws.broken import Broken, Kind, Thing
 from mthp.races.mutants.collapse import MUTANTS
 from mthp.races.questions import QUESTIONS
 from mthp.races.stage import Size, Stage
@@ -41,7 +41,7 @@ class WithStates:
 
         def ended() -> None:
             at_rest()
-            stage.broken.append(Broken(0, state_of(stage)))
+            stage.broken.append(Broken(0, Thing(Kind.TASK, "all"), state_of(stage)))
 
         stage.at_rest = ended  # type: ignore[method-assign]
         return stage

@@ -44,7 +44,7 @@ def state(task: str, access: str, word: str, broken: tuple[Breach, ...] = ()) ->
     )
 
 
-BROKEN = Breach(9, "locks balance", "deadlock: gup")
+BROKEN = Breach(9, "locks balance", "task gup", "deadlock: gup")
 TRACE = Trace(
     ("khugepaged", "gup"),
     (

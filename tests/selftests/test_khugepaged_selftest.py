@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mthp.laws.at_rest import Census
+from mthp.laws.census import Census
 from mthp.mm.mm_types import Vma
 from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE
 from mthp.words.settings import Enabled

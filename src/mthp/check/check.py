@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,8 +22,8 @@ from mthp.check.drawing import Drawing
 from mthp.check.search import Budget, Care, of_laws, search
 from mthp.explore.outcome import BrokenSchedule, Coverage, Schedule
 from mthp.explore.replay import Replay, shrink
-from mthp.laws.sentences import LAWS
-from mthp.laws.watch import Broken
+from mthp.laws.broken import Broken
+from mthp.laws.table import LAWS
 from mthp.races.findings import findings_of, tolerated
 from mthp.races.mutants.collapse import HALVES, MUTANTS
 from mthp.races.mutants.mutant import Half, Mutant
@@ -204,7 +204,7 @@ def draw(token: Token) -> Violation:
     return Violation(
         token.world.tasks,
         tuple(drawings[0].calls),
-        tuple(_breaches(broken)),
+        breaches(broken),
         tuple(drawings[0].stage.kernel.warnings.values()),
         len(replay.taken),
         _switches(replay.taken),
@@ -212,9 +212,12 @@ def draw(token: Token) -> Violation:
     )
 
 
-def _breaches(broken: Collection[Broken]) -> Iterator[Breach]:
-    for each in broken:
-        yield Breach(each.law, LAWS[each.law], each.text)
+def breaches(broken: Iterable[Broken]) -> tuple[Breach, ...]:
+    """What was broken, each with the law's sentence."""
+    return tuple(
+        Breach(each.law, LAWS[each.law].sentence, " ".join(map(str, each.object)), each.text)
+        for each in broken
+    )
 
 
 def _switches(taken: list[int]) -> int:

@@ -35,10 +35,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Breach:
-    """A law that was broken. law, sentence: which. text: what was seen."""
+    """A law that was broken. law, sentence: which. object: of what. text: what was seen."""
 
     law: int
     sentence: str
+    object: str
     text: str
 
 

@@ -21,7 +21,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import mthp
 from mthp.check.check_records import MutantResult, WorldResult
 from mthp.explore.part import Key, Parts, part_document, part_of
-from mthp.laws.watch import Broken
+from mthp.laws.broken import Broken, Kind, Thing
 
 FORMAT = "mthp-check/1"
 EVERY = 5.0
@@ -139,8 +139,8 @@ class Rows:
 
 
 def _broken(document: Any) -> Broken:
-    law, text = document
-    return Broken(int(law), str(text))
+    law, (kind, name), text = document
+    return Broken(int(law), Thing(Kind(kind), name), str(text))
 
 
 # Records as documents

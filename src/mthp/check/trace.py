@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from mthp.check.check import Token, as_mutant
+from mthp.check.check import Token, as_mutant, breaches
 from mthp.check.check_records import (
-    Breach,
     CpuStand,
     Entry,
     FolioStand,
@@ -24,7 +23,6 @@ from mthp.check.check_records import (
 )
 from mthp.check.drawing import kernel_function
 from mthp.explore.replay import Replay
-from mthp.laws.sentences import LAWS
 from mthp.machine.cpu import Cpu
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
@@ -109,7 +107,7 @@ class Tracing:
                 (vma.vm_lock.name, int(vma.vm_lock.value)) for mm in kernel.mms for vma in mm.vmas
             ),
             tuple(_cpu(cpu, tasks) for cpu in kernel.cpus),
-            tuple(Breach(each.law, LAWS[each.law], each.text) for each in self.stage.broken),
+            breaches(self.stage.broken),
         )
 
     def _pmds(self) -> Iterator[tuple[str, Entry]]:

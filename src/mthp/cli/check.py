@@ -26,7 +26,7 @@ from mthp.cli.itf import check_target, write_itf
 from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError
 from mthp.explore.tasks import MAX_STEPS
-from mthp.laws.sentences import LAWS
+from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
 from mthp.races.mutants.automatic import mutations
 from mthp.races.mutants.collapse import HALVES, MUTANTS
@@ -298,8 +298,8 @@ def _list() -> None:
     for question in QUESTIONS.values():
         print(f"  {question.id:20}{question.asked}")
     print("laws:")
-    for number, sentence in LAWS.items():
-        print(f"  {number:<20}{sentence}")
+    for law in LAWS.values():
+        print(f"  {law.number:<20}{law.sentence}")
 
 
 def _budget(args: argparse.Namespace) -> Budget:

@@ -21,7 +21,8 @@ from mthp.lab.geometry import PMD_ORDER
 from mthp.lab.session.record import NotBuilt, record
 from mthp.lab.session.selftest import CaseVerdict, Output
 from mthp.lab.session.session import GuestSession
-from mthp.laws.at_rest import Census, check_collapse, check_quiescent
+from mthp.laws.census import Census
+from mthp.laws.watch import check_collapse, check_quiescent
 from mthp.words.profiles import DEFAULT, Profile
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
@@ -75,8 +76,9 @@ def _run_step(step: SelftestStep, profile: Profile) -> Iterator[str]:
 
 def _broken_laws(world: BuiltWorld, before: Census) -> Iterator[str]:
     """What the test checks byte by byte: every page holds what it held."""
-    yield from check_quiescent(world.kernel, world.khugepaged, before.outside)
-    yield from check_collapse(before, world.kernel)
+    broken = check_quiescent(world.kernel, world.khugepaged, before.outside)
+    broken += check_collapse(before, world.kernel)
+    yield from (f"law {each.law}: {each.text}" for each in broken)
 
 
 def wrong_errno(step: SelftestStep, number: int, got: int | None) -> Iterator[str]:

@@ -2,19 +2,18 @@
 """What a collapser changed by its own hand since it took a table out of its PMD.
 
 Others may change words meanwhile as they are allowed to; what is looked at here is the collapser's
-own share alone, so that a verdict means the same whoever else works.
+own share alone, so that a verdict means the same whichever other tasks run.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Final
 
+from mthp.laws.broken import Broken, Kind, Thing
 from mthp.mm.page_flags import PG_ACTIVE, PG_LRU, PG_UNEVICTABLE
 from mthp.mm.pgtable_types import SOFT_DIRTY, UFFD_WP, pte_none, pte_present
-
-Say = Callable[[int, str], None]
 
 _BY_BATCHES: Final = PG_LRU | PG_ACTIVE | PG_UNEVICTABLE
 """Flags that differ while a folio that was put back waits in a batch, or once the batch was moved."""
@@ -23,11 +22,10 @@ _BY_BATCHES: Final = PG_LRU | PG_ACTIVE | PG_UNEVICTABLE
 class Trail:
     """Of one collapser. ptes, pmds, flags: the bits its changes of a word come to, all together.
 
-    marks: (table, PTE) -> soft-dirty bits it took away with the entry.
+    marks: (table, PTE) whose soft-dirty bits it took away with the entry.
     """
 
-    def __init__(self, say: Say, name: str) -> None:
-        self.say = say
+    def __init__(self, name: str) -> None:
         self.name = name
         self.ptes: defaultdict[tuple[int, int], int] = defaultdict(int)
         self.pmds: defaultdict[tuple[str, int], int] = defaultdict(int)
@@ -48,31 +46,19 @@ class Trail:
         self.marks.clear()
         self.detached = None
 
-    # Changes
-
-    def pte(self, table: int, index: int, old: int, new: int) -> None:
+    def change_pte(self, table: int, index: int, old: int, new: int) -> None:
         """It changed a PTE."""
         if self.detached is None:
             return
         self.ptes[table, index] ^= old ^ new
-        if pte_present(old) and pte_none(new):
-            if old & UFFD_WP:
-                self.say(8, f"{self.name} takes away an entry that is write-protected")
-            if old & SOFT_DIRTY:
-                self.marks.add((table, index))
-        elif pte_present(new) and not new & SOFT_DIRTY and (table, index) in self.marks:
-            self.say(8, f"{self.name} loses the soft-dirty mark of PTE {index} of table {table}")
+        if pte_present(old) and pte_none(new) and old & SOFT_DIRTY:
+            self.marks.add((table, index))
 
-    def pmd(self, name: str, slot: int, old: int, new: int) -> None:
+    def change_pmd(self, name: str, slot: int, old: int, new: int) -> None:
         """It changed a PMD."""
         self.pmds[name, slot] ^= old ^ new
 
-    def huge(self, new: int) -> None:
-        """It mapped by a huge PMD what the table held."""
-        if not new & SOFT_DIRTY and any(table == self.detached for table, _ in self.marks):
-            self.say(8, f"{self.name} loses the soft-dirty marks of table {self.detached}")
-
-    def flag(self, folio: int, old: int, new: int) -> None:
+    def change_flags(self, folio: int, old: int, new: int) -> None:
         """It changed a folio's flags; a folio that it frees is of no interest any more."""
         if self.detached is None:
             return
@@ -81,17 +67,43 @@ class Trail:
         else:
             self.flags.pop(folio, None)
 
-    # In the end
 
-    def gave_up(self) -> None:
-        """The attempt did not succeed: nothing of it may be left."""
-        for (table, index), bits in self.ptes.items():
-            if bits:
-                self.say(11, f"{self.name} gave up and leaves PTE {index} of table {table} changed")
-        for (name, slot), bits in self.pmds.items():
-            if bits:
-                self.say(11, f"{self.name} gave up and leaves slot {slot} of {name} changed")
-        for folio, bits in self.flags.items():
-            if bits & ~_BY_BATCHES:
-                self.say(11, f"{self.name} gave up and leaves flags of folio {folio} changed")
-        self.forget()
+# The laws, each asked before the change is added to the trail
+
+
+def lost_pte_marks(trail: Trail, table: int, index: int, old: int, new: int) -> Iterator[Broken]:
+    """Law 8: a PTE that is taken away is not write-protected; one that comes back keeps its mark."""
+    if trail.detached is None:
+        return
+    name = f"{index} of table {table}"
+    if pte_present(old) and pte_none(new):
+        if old & UFFD_WP:
+            text = f"{trail.name} takes away an entry that is write-protected"
+            yield Broken(8, Thing(Kind.PTE, name), text)
+    elif pte_present(new) and not new & SOFT_DIRTY and (table, index) in trail.marks:
+        text = f"{trail.name} loses the soft-dirty mark of PTE {name}"
+        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"PTE {name}"), text)
+
+
+def lost_table_marks(trail: Trail, new: int) -> Iterator[Broken]:
+    """Law 8: a huge PMD carries the soft-dirty marks of the table in whose place it stands."""
+    if not new & SOFT_DIRTY and any(table == trail.detached for table, _ in trail.marks):
+        text = f"{trail.name} loses the soft-dirty marks of table {trail.detached}"
+        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"table {trail.detached}"), text)
+
+
+def law_11_nothing_of_it_is_left(trail: Trail) -> Iterator[Broken]:
+    """An attempt that did not succeed leaves no change of its own."""
+    left = f"{trail.name} gave up and leaves"
+    for (table, index), bits in trail.ptes.items():
+        if bits:
+            name = f"{index} of table {table}"
+            yield Broken(11, Thing(Kind.PTE, name), f"{left} PTE {name} changed")
+    for (name, slot), bits in trail.pmds.items():
+        if bits:
+            yield Broken(
+                11, Thing(Kind.PMD, f"{name}[{slot}]"), f"{left} slot {slot} of {name} changed"
+            )
+    for folio, bits in trail.flags.items():
+        if bits & ~_BY_BATCHES:
+            yield Broken(11, Thing(Kind.FOLIO, folio), f"{left} flags of folio {folio} changed")

@@ -7,25 +7,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mthp.laws.watch import Broken
+from mthp.laws.broken import Broken, Kind
 from mthp.races.stage import Size
 from mthp.races.world import Hook, RaceWorld
 
 
 @dataclass(frozen=True)
 class Finding:
-    """what: is found. shows: in which worlds. laws: no others are broken by it. says: part of the text
-    of each such breach."""
+    """what: is found. shows: in which worlds. law: the one that it breaks. kinds: of these objects."""
 
     id: str
     what: str
     shows: Callable[[RaceWorld], bool]
-    laws: frozenset[int]
-    says: str
+    law: int
+    kinds: frozenset[Kind]
 
     def is_it(self, broken: Broken) -> bool:
         """Whether a breach is this finding."""
-        return broken.law in self.laws and self.says in broken.text
+        return broken.law == self.law and broken.object.kind in self.kinds
 
 
 def _walks_too_early(world: RaceWorld) -> bool:
@@ -53,29 +52,29 @@ _FINDINGS = (
         "A18a",
         "the PTEs are set before the PMD is back, and the architecture's hook walks the table",
         _walks_too_early,
-        frozenset({9}),
-        "walks a PMD that points to no table",
+        9,
+        frozenset({Kind.PMD}),
     ),
     Finding(
         "S1",
         "below PMD order, a mapping that may not be written loses its soft-dirty marks",
         _is_read_only,
-        frozenset({8}),
-        "soft-dirty",
+        8,
+        frozenset({Kind.SOFT_DIRTY_MARK, Kind.DIRTIED}),
     ),
     Finding(
         "M1",
         "clear_refs leaves a migration entry writable: the page comes back writable and not soft-dirty",
         _migrates_what_is_cleared,
-        frozenset({8}),
-        "was stored to and is not soft-dirty",
+        8,
+        frozenset({Kind.DIRTIED}),
     ),
     Finding(
         "K1",
         "KSM replaces a page that userfaultfd write-protects by an entry without the protection",
         _merges_what_is_protected,
-        frozenset({8}),
-        "lost its userfaultfd write protection",
+        8,
+        frozenset({Kind.WRITE_PROTECTED}),
     ),
 )
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})
@@ -88,4 +87,4 @@ def findings_of(world: RaceWorld) -> tuple[Finding, ...]:
 
 def tolerated(world: RaceWorld) -> frozenset[int]:
     """Laws that a world breaks as it is, while all others must hold in it."""
-    return frozenset().union(*(each.laws for each in findings_of(world)))
+    return frozenset(each.law for each in findings_of(world))

@@ -12,7 +12,8 @@ from enum import Enum
 from typing import Any, Final
 
 from mthp.khugepaged.daemon import Khugepaged
-from mthp.laws.watch import Broken, Watch
+from mthp.laws.broken import Broken
+from mthp.laws.watch import Watch
 from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
 from mthp.machine.task import Machine, Task

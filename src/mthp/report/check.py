@@ -139,7 +139,12 @@ def violation_document(violation: Violation) -> dict[str, Any]:
     return {
         "tasks": list(violation.tasks),
         "laws": [
-            {"law": each.law, "sentence": each.sentence, "text": each.text}
+            {
+                "law": each.law,
+                "sentence": each.sentence,
+                "object": each.object,
+                "text": each.text,
+            }
             for each in violation.breaches
         ],
         "calls": [

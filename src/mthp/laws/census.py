@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stands in a world: its page tables, batches and swap cache, counted without a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm
+from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_SWAPCACHE
+from mthp.mm.pgtable_types import (
+    KIND_MASK,
+    KIND_SHIFT,
+    PFN_SHIFT,
+    WRITE,
+    Leaf,
+    leaf_kind,
+    pmd_is_migration_entry,
+    pmd_is_table,
+    pmd_none,
+    pmd_pgtable,
+    pmd_present,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
+
+Where = tuple[int, int]
+"""(process, address)."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What actors outside the world hold and keep: pins, and the mappings of other processes.
+
+    references: folio -> references that nothing in the world explains. mappings, huge_mappings:
+    page, folio -> mappings by page tables elsewhere. locked, off_lru: folios others have.
+    """
+
+    references: Mapping[int, int] = field(default_factory=dict)
+    mappings: Mapping[int, int] = field(default_factory=dict)
+    huge_mappings: Mapping[int, int] = field(default_factory=dict)
+    locked: frozenset[int] = frozenset()
+    off_lru: frozenset[int] = frozenset()
+
+
+class Census:
+    """Everything that stands in a world at this moment.
+
+    entries: (process, address) -> PTE word, a huge PMD as one entry per page. contents: the same ->
+    what a load would see, 0 for a hole or the zero page; None where a load would fail.
+    pte_mappings, pmd_mappings: page, folio -> how often the world's page tables map it. outside:
+    what others must have been holding then, if the world was sound.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.entries: dict[Where, int] = {}
+        self.contents: dict[Where, int | None] = {}
+        self.pte_mappings: Counter[int] = Counter()
+        self.pmd_mappings: Counter[int] = Counter()
+        self.writable: Counter[int] = Counter()
+        self.linked: Counter[int] = Counter()
+        self.deposited: Counter[int] = Counter()
+        self.anon_pages: Counter[int] = Counter()
+        self.migrating: set[int] = set()
+        self.batched: Counter[int] = Counter()
+        for mm in kernel.mms:
+            self._walk(mm)
+        for cpu in kernel.cpus:
+            self.batched.update(cpu.lru_add.value)
+            self.batched.update(folio for folio, _ in cpu.mlock.value)
+        mem = kernel.mem
+        self.folios = [
+            pfn for pfn, refs in enumerate(mem.refcount.raw) if refs and mem.head.raw[pfn] == pfn
+        ]
+        self.orders = {folio: mem.order.raw[folio] for folio in self.folios}
+        self.flags = {folio: mem.flags.raw[folio] for folio in self.folios}
+        self.books = {mm.number: mm.counters[MM_ANONPAGES] for mm in kernel.mms}
+        self.gauges = kernel.vmstat.mthp.copy()
+        self.usage = [memcg.charged + memcg.reclaimable for memcg in kernel.memcgs]
+        self.charged = Counter(
+            {n: self._charged(n + 1) for n in range(len(kernel.memcgs))},
+        )
+        self.outside = self._outside()
+
+    def _charged(self, number: int) -> int:
+        mem = self.kernel.mem
+        return sum(1 << mem.order.raw[f] for f in self.folios if mem.memcg.raw[f] == number)
+
+    def _walk(self, mm: Mm) -> None:
+        geometry = mm.geometry
+        for index, page in mm.pmd_pages.items():
+            for slot, pmd in enumerate(page.pmds.raw):
+                self.deposited.update(page.deposited.get(slot, ()))
+                if pmd_none(pmd):
+                    continue
+                start = (index * geometry.ptrs_per_pte + slot) << geometry.pmd_shift
+                if pmd_is_table(pmd):
+                    self.linked[pmd_pgtable(pmd)] += 1
+                    table = self.kernel.tables.get(pmd_pgtable(pmd))
+                    if table is None:
+                        continue
+                    for i, pte in enumerate(table.ptes.raw):
+                        self._entry(mm, start + (i << geometry.page_shift), pte)
+                elif pmd_present(pmd) and pte_pfn(pmd):
+                    self._huge(mm, start, pmd)
+                elif pmd_is_migration_entry(pmd):
+                    self.migrating.add(pte_pfn(pmd))
+
+    def _entry(self, mm: Mm, address: int, pte: int) -> None:
+        self.entries[mm.number, address] = pte
+        self.contents[mm.number, address] = self._load(pte)
+        if pte_present(pte) and pte_pfn(pte):
+            self.pte_mappings[pte_pfn(pte)] += 1
+            self.writable[pte_pfn(pte)] += pte & WRITE != 0
+            self.anon_pages[mm.number] += 1
+        elif not pte_present(pte) and leaf_kind(pte) is Leaf.MIGRATION:
+            self.migrating.add(pte_pfn(pte))
+
+    def _huge(self, mm: Mm, start: int, pmd: int) -> None:
+        mem = self.kernel.mem
+        folio = pte_pfn(pmd)
+        self.pmd_mappings[folio] += 1
+        for i in range(mm.geometry.ptrs_per_pte):
+            where = mm.number, start + (i << mm.geometry.page_shift)
+            self.entries[where] = pmd + (i << PFN_SHIFT)
+            self.contents[where] = mem.content.raw[folio + i]
+        self.anon_pages[mm.number] += mm.geometry.ptrs_per_pte
+
+    def _load(self, pte: int) -> int | None:
+        """What a load through a PTE sees; a fault brings swapped pages back."""
+        mem, swap = self.kernel.mem, self.kernel.swap
+        if pte_none(pte):
+            return 0
+        if pte_present(pte):
+            return mem.content.raw[pte_pfn(pte)] if pte_pfn(pte) else 0
+        kind = (pte & KIND_MASK) >> KIND_SHIFT
+        if kind == Leaf.SWAP:
+            entry = pte_pfn(pte)
+            folio = swap.cache.get(entry)
+            if folio is None:
+                return swap.contents.get(entry, 0)
+            return mem.content.raw[folio + entry - swap.entry_of[folio]]
+        return mem.content.raw[pte_pfn(pte)] if kind == Leaf.MIGRATION else None
+
+    def explained_references(self, folio: int) -> int:
+        """References that mappings, the swap cache and batches account for."""
+        mem = self.kernel.mem
+        large = mem.order.raw[folio]
+        mapcount = (mem.large_mapcount if large else mem.mapcount).raw[folio]
+        swapcache = mem.flags.raw[folio] & PG_SWAPCACHE != 0
+        return mapcount + (swapcache << large) + self.batched[folio]
+
+    def _outside(self) -> Outside:
+        """What others must be holding, if the world is sound as it stands."""
+        mem = self.kernel.mem
+        references, mappings, huge = {}, {}, {}
+        for folio in self.folios:
+            extra = mem.refcount.raw[folio] - self.explained_references(folio)
+            if extra:
+                references[folio] = extra
+            elsewhere = mem.entire_mapcount.raw[folio] - self.pmd_mappings[folio]
+            if elsewhere:
+                huge[folio] = elsewhere
+            for page in range(folio, folio + (1 << mem.order.raw[folio])):
+                elsewhere = mem.mapcount.raw[page] - self.pte_mappings[page]
+                if elsewhere:
+                    mappings[page] = elsewhere
+        return Outside(
+            references,
+            mappings,
+            huge,
+            frozenset(f for f, flags in self.flags.items() if flags & PG_LOCKED),
+            frozenset(f for f, flags in self.flags.items() if not flags & PG_LRU),
+        )

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ghost state: what the laws remember of the steps taken so far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from mthp.laws.census import Census
+from mthp.laws.observations import Observations
+from mthp.laws.trail import Trail
+from mthp.machine.hold import Mode, Rank
+from mthp.machine.locks import SpinLock
+from mthp.machine.step import Access
+from mthp.machine.task import Task
+from mthp.mm.mm_types import Kernel, PageTable, PmdPage
+from mthp.mm.pgtable_types import (
+    pmd_is_table,
+    pmd_none,
+    pmd_pgtable,
+    pmd_trans_huge,
+    table_pmd,
+)
+
+
+class Step(NamedTuple):
+    """A step that a task is about to take, or has taken. at: which word of a row. old, new: its value,
+    where that counts.
+    """
+
+    task: Task
+    access: Access
+    word: Any
+    at: int
+    old: int = 0
+    new: int = 0
+
+
+class Ghost:
+    """Ghost state of one execution. collapsers: the names of tasks that run khugepaged's path.
+
+    detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
+    have no link to the table left, unless it read the PMD since. inspected: table -> the tasks that may
+    fill it after a task has detached it and then taken its lock: that task, and those that read the PMD
+    since. copied: source page -> the collapser that copied it. trails: collapser -> what it changed
+    itself.
+    """
+
+    def __init__(self, kernel: Kernel, begun: Census, collapsers: Collection[str]) -> None:
+        self.kernel = kernel
+        self.collapsers = frozenset(collapsers)
+        self.observations = Observations(kernel, begun.contents)
+        self.detached: dict[int, Task] = {}
+        self.flushed: set[tuple[int, int]] = set()
+        self.inspected: dict[int, set[str]] = {}
+        self.copied: dict[int, str] = {}
+        self.trails = {name: Trail(name) for name in collapsers}
+
+    # Changes, each after the laws have looked at the step
+
+    def pmd_is_read(self, step: Step) -> None:
+        """A walk finds the table anew. Whether it is linked at a later step would depend on steps that
+        a reduced search may put elsewhere; whether the walk has seen the link does not.
+        """
+        if step.access is not Access.READ or not pmd_is_table(step.old):
+            return
+        table = pmd_pgtable(step.old)
+        if table in self.inspected:
+            self.inspected[table].add(step.task.name)
+        if self.is_instruction(step.task):
+            self.flushed.discard((table, step.task.cpu))
+
+    def pmd_is_changed(self, step: Step) -> None:
+        """A table is detached or linked, or a huge page is mapped in its place."""
+        old, new = step.old, step.new
+        if old != new:
+            if pmd_is_table(old) and pmd_none(new):
+                self.detached[pmd_pgtable(old)] = step.task
+            if pmd_is_table(new):
+                self.detached.pop(pmd_pgtable(new), None)
+            elif pmd_trans_huge(new):
+                for number in [n for n in self.detached if self.is_deposited(n)]:
+                    del self.detached[number]
+        trail = self.trails.get(step.task.name)
+        if trail is not None:
+            if pmd_is_table(old) and pmd_none(new):
+                trail.detach(pmd_pgtable(old))
+            trail.change_pmd(step.word.name, step.at, old, new)
+
+    def cpu_is_interrupted(self, task: Task, cpu: int) -> None:
+        """The CPU has no links left to the tables that the task detached."""
+        self.flushed |= {(table, cpu) for table, by in self.detached.items() if by is task}
+
+    def ptl_is_taken(self, task: Task, lock: SpinLock) -> None:
+        """Whoever detached a table has its lock: links read before are of no use to others now."""
+        for number, by in self.detached.items():
+            table = self.kernel.tables.get(number)
+            if by is task and table is not None and table.ptl is lock:
+                self.inspected[number] = {task.name}
+
+    def page_is_read(self, step: Step) -> None:
+        """A collapser copies the page."""
+        if step.task.name in self.collapsers:
+            self.copied[step.at] = step.task.name
+
+    def collapse_has_failed(self, task: Task) -> None:
+        """What it copied is of no use any more."""
+        self.copied = {page: by for page, by in self.copied.items() if by != task.name}
+
+    # Questions
+
+    def is_instruction(self, task: Task) -> bool:
+        """Whether the task's CPU walks page tables for an instruction of user space."""
+        return bool(self.kernel.cpus[task.cpu].instruction.value)
+
+    def is_guarded(self, task: Task, table: PageTable) -> bool:
+        """Whether the task may change the table's PTEs by the locks it holds."""
+        if any(hold.lock is table.ptl for hold in task.held):
+            return True
+        return self.detached.get(table.number) is task and any(
+            hold.lock.rank is Rank.MMAP and hold.mode is Mode.WRITE for hold in task.held
+        )
+
+    def is_private(self, task: Task, table: PageTable) -> bool:
+        """Whether only the task that withdrew the table can reach it: no PMD has it, as table or as
+        deposit, and the task still holds a pmd lock."""
+        if not any(hold.lock.rank is Rank.PMD for hold in task.held):
+            return False
+        number = table.number
+        return not (number in self.detached or self.links(number) > 0 or self.is_deposited(number))
+
+    def links(self, table: int) -> int:
+        """How many PMDs point to the table."""
+        return sum(page.pmds.raw.count(table_pmd(table)) for page in self._pmd_pages())
+
+    def is_deposited(self, table: int) -> bool:
+        """Whether the table waits under a huge PMD."""
+        return any(table in each for page in self._pmd_pages() for each in page.deposited.values())
+
+    def _pmd_pages(self) -> Iterator[PmdPage]:
+        return (page for mm in self.kernel.mms for page in mm.pmd_pages.values())

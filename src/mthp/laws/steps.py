@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The laws around a step: one function for each law and each kind of word that it looks at.
+
+A verdict depends only on the order of steps that depend on one another (same word, or ordered by a
+lock or an IPI), so that it is the same for every execution that a reduced search takes as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mthp.laws.broken import Broken, Kind, Thing
+from mthp.laws.ghost import Ghost, Step
+from mthp.laws.trail import lost_pte_marks, lost_table_marks
+from mthp.machine.step import Access
+from mthp.mm.mm_types import TableState, Vma
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    YOUNG,
+    pmd_is_migration_entry,
+    pmd_is_table,
+    pmd_none,
+    pmd_pgtable,
+    pmd_trans_huge,
+    pte_none,
+    pte_pfn,
+)
+from mthp.mm.reports import InstructionEnds, LoadedFrom, WalkedNothing
+from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
+
+# PTEs
+
+
+def law_1_tables(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """No task uses a table that was freed."""
+    table = step.word.owner
+    if table.state is TableState.FREED:
+        text = f"{step.task.name} uses table {table.number}, which was freed"
+        yield Broken(1, Thing(Kind.TABLE, table.number), text)
+
+
+def law_6_walks(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """No CPU walks a table by a link that it read before a flush."""
+    number, task = step.word.owner.number, step.task
+    if (number, task.cpu) in ghost.flushed and ghost.is_instruction(task):
+        text = f"{task.name}'s CPU walks table {number} by a link from before the flush"
+        yield Broken(6, Thing(Kind.TABLE, number), text)
+
+
+def law_6_fills(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """No task changes a table that is deposited, or fills one that another task has detached."""
+    task, table = step.task, step.word.owner
+    number = table.number
+    is_stale = task.name not in ghost.inspected.get(number, {task.name}) and not pte_none(step.new)
+    is_guarded = ghost.is_guarded(task, table)
+    if (is_guarded and not is_stale) or ghost.is_instruction(task):
+        return
+    if ghost.is_private(task, table):
+        return
+    if is_stale:
+        text = f"{task.name} fills table {number} by a link from before it was detached"
+        yield Broken(6, Thing(Kind.TABLE, number), text)
+    if not is_guarded and ghost.is_deposited(number):
+        text = f"{task.name} changes table {number}, which is deposited"
+        yield Broken(6, Thing(Kind.TABLE, number), text)
+
+
+def law_8_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser takes no write-protected entry away, and loses no soft-dirty mark."""
+    trail = ghost.trails.get(step.task.name)
+    if trail is not None:
+        number = step.word.owner.number
+        yield from lost_pte_marks(trail, number, step.at, step.old, step.new)
+
+
+def law_9_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """PTEs are changed under their lock; a CPU by itself only makes them young and dirty."""
+    task, table = step.task, step.word.owner
+    what = Thing(Kind.TABLE, table.number)
+    if ghost.is_instruction(task):
+        if (step.old ^ step.new) & ~(YOUNG | DIRTY):
+            yield Broken(9, what, f"{task.name}'s CPU changes more than young and dirty")
+    elif not (ghost.is_guarded(task, table) or ghost.is_private(task, table)):
+        text = f"{task.name} changes a PTE of table {table.number} without its lock"
+        yield Broken(9, what, text)
+
+
+# PMDs
+
+
+def law_13_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser walks no mm whose page tables are gone."""
+    if step.task.name not in ghost.collapsers:
+        return
+    for mm in ghost.observations.gone:
+        if any(step.word.owner is page for page in mm.pmd_pages.values()):
+            text = f"{step.task.name} walks an mm that has ended"
+            yield Broken(13, Thing(Kind.MM, mm.number), text)
+
+
+def law_6_links(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """Only a table that is live is linked."""
+    if not pmd_is_table(step.new):
+        return
+    number = pmd_pgtable(step.new)
+    table = ghost.kernel.tables.get(number)
+    if table is None or table.state is not TableState.LIVE:
+        text = f"{step.task.name} links table {number}, which is no table any more"
+        yield Broken(6, Thing(Kind.TABLE, number), text)
+
+
+def law_7_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A PMD that is not none is not overwritten."""
+    name, old = step.task.name, step.old
+    what = Thing(Kind.PMD, f"{step.word.name}[{step.at}]")
+    if pmd_is_table(old):
+        if not pmd_none(step.new):
+            text = f"{name} overwrites a PMD that points to table {pmd_pgtable(old)}"
+            yield Broken(7, what, text)
+    elif pmd_trans_huge(old) and step.access is Access.RMW and name in ghost.collapsers:
+        text = f"{name} clears a huge PMD (folio {pte_pfn(old)}) as if it were a table"
+        yield Broken(7, what, text)
+    elif not (pmd_none(old) or pmd_none(step.new) or _may_replace(ghost, step)):
+        yield Broken(7, what, f"{name} overwrites a PMD that maps folio {pte_pfn(old)}")
+
+
+def _may_replace(ghost: Ghost, step: Step) -> bool:
+    """A change of rights, a split, or the end of a migration; none of them a collapser's."""
+    old, new = step.old, step.new
+    if pte_pfn(old) == pte_pfn(new) and not pmd_is_table(new):
+        return True
+    split = pmd_is_table(new) and ghost.links(pmd_pgtable(new)) <= 1
+    is_collapser = step.task.name in ghost.collapsers
+    return not is_collapser and (split or pmd_is_migration_entry(old))
+
+
+def law_8_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser's huge PMD has the soft-dirty marks of the table it replaces."""
+    trail = ghost.trails.get(step.task.name)
+    table_goes = pmd_is_table(step.old) and pmd_none(step.new)
+    if trail is not None and pmd_trans_huge(step.new) and not table_goes:
+        yield from lost_table_marks(trail, step.new)
+
+
+# Pages
+
+
+def law_1_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """No task reads or writes a page that was freed."""
+    mem, page = ghost.kernel.mem, step.at
+    if page and not mem.refcount.raw[mem.head.raw[page]]:
+        text = f"{step.task.name} uses page {page}, which was freed"
+        yield Broken(1, Thing(Kind.PAGE, page), text)
+
+
+def law_2_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """No task writes a source page after it was copied."""
+    if _is_late_write(ghost, step) and not ghost.observations.pinned[step.at]:
+        text = f"{step.task.name} can still write page {step.at} after it was copied"
+        yield Broken(2, Thing(Kind.PAGE, step.at), text)
+
+
+def law_3_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """No pinned page is copied: a device may write to it at any time."""
+    if _is_late_write(ghost, step) and ghost.observations.pinned[step.at]:
+        text = f"{step.task.name} writes pinned page {step.at} after it was copied"
+        yield Broken(3, Thing(Kind.PAGE, step.at), text)
+
+
+def _is_late_write(ghost: Ghost, step: Step) -> bool:
+    return (
+        step.access is Access.WRITE
+        and step.task.name not in ghost.collapsers
+        and step.at in ghost.copied
+    )
+
+
+def law_1_flags(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """No task looks at the flags of a folio that was freed."""
+    if step.access is Access.READ and not ghost.kernel.mem.refcount.raw[step.at]:
+        text = f"{step.task.name} looks at folio {step.at}, which was freed"
+        yield Broken(1, Thing(Kind.FOLIO, step.at), text)
+
+
+# Mappings and locks
+
+
+def law_10_vmas(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser uses no VMA that it looked up before mmap_lock was let go."""
+    vma = step.word.owner
+    if step.task.name in ghost.collapsers and isinstance(vma, Vma) and vma not in vma.vm_mm.vmas:
+        text = f"{step.task.name} goes on with {vma}, looked up before mmap_lock was let go"
+        yield Broken(10, Thing(Kind.VMA, str(vma)), text)
+
+
+def law_13_vmas(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser leaves exec's temporary stack alone."""
+    vma = step.word.owner
+    if step.task.name not in ghost.collapsers or not isinstance(vma, Vma):
+        return
+    if vma.vm_flags & VM_STACK_INCOMPLETE:
+        text = f"{step.task.name} collapses exec's temporary stack"
+        yield Broken(13, Thing(Kind.VMA, str(vma)), text)
+
+
+def law_1_anon_vmas(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser locks no anon_vma that has lost its last VMA."""
+    if step.access is not Access.ACQUIRE or step.task.name not in ghost.collapsers:
+        return
+    for each in ghost.kernel.anon_vmas:
+        if each.rwsem is step.word and not each.vmas:
+            text = f"{step.task.name} locks anon_vma {each.number}, which has no VMA left"
+            yield Broken(1, Thing(Kind.ANON_VMA, each.number), text)
+
+
+def law_13_mms(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser takes no mmap_lock of an mm that is half built."""
+    if step.access is Access.RELEASE or step.task.name not in ghost.collapsers:
+        return
+    for mm in ghost.observations.halfway:
+        has_failed = step.access is Access.TRY and step.word.word.value
+        if mm.mmap_lock is step.word and not has_failed:
+            text = f"{step.task.name} walks mm {mm.number}, which is half built"
+            yield Broken(13, Thing(Kind.MM, mm.number), text)
+
+
+# What is reported
+
+
+def law_2_tlbs(ghost: Ghost, report: object) -> Iterator[Broken]:
+    """No TLB holds a small and a huge entry of one address."""
+    if not isinstance(report, InstructionEnds):
+        return
+    entries = ghost.kernel.cpus[report.cpu].tlb.value
+    for huge in entries:
+        for small in entries:
+            inside = huge.vpn <= small.vpn < huge.vpn + (1 << huge.order)
+            if huge.mm == small.mm and small.order < huge.order and inside:
+                text = f"CPU {report.cpu} holds a small and a huge entry of page {small.vpn:#x}"
+                yield Broken(2, Thing(Kind.CPU, report.cpu), text)
+
+
+def law_3_loads(ghost: Ghost, report: object) -> Iterator[Broken]:
+    """A load sees what stood there in the beginning, or what was stored since."""
+    if not isinstance(report, LoadedFrom):
+        return
+    where = report.mm.number, report.address
+    seen, value = ghost.observations, report.value
+    if value != seen.initial.get(where, 0) and value not in seen.legal[where]:
+        text = f"{report.by} reads {value} at {report.address:#x}, which nobody stored there"
+        yield Broken(3, Thing(Kind.ADDRESS, hex(report.address)), text)
+
+
+def law_9_hooks(ghost: Ghost, report: object) -> Iterator[Broken]:
+    """The architecture's hook finds the table whose PTEs were set."""
+    if isinstance(report, WalkedNothing):
+        text = f"{report.by}: update_mmu_cache_range() walks a PMD that points to no table"
+        yield Broken(9, Thing(Kind.PMD, hex(report.address)), text)
