@@ -17,7 +17,7 @@ from mthp.check.jobs import Jobs
 from mthp.check.rows import Result, Rows, RowsError, engine
 from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import Budget, Care
-from mthp.races.mutants.collapse import HALVES, MUTANTS
+from mthp.races.mutants.rules import HALVES, MUTANTS
 from mthp.races.stage import Size
 from mthp.races.world import RaceWorld
 
@@ -28,7 +28,7 @@ SEVERAL = [
     ScorecardRow(RaceWorld(Size.PMD, "v16", ("migrate",)), Budget()),
     ScorecardRow(RaceWorld(Size.WINDOW, "7.3", ("migrate-neighbour",)), Budget(), "A16"),
     ScorecardRow(MUTANTS["A2"], Budget()),
-    ScorecardRow(HALVES[0], Budget()),
+    ScorecardRow(HALVES["A1-ipi"], Budget()),
 ]
 
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from mthp.check.scorecard import default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
 from mthp.races.cast.all import LAWFUL, Start, get_along
-from mthp.races.mutants.collapse import MUTANTS
+from mthp.races.mutants.rules import MUTANTS
 
 
 def test_every_profile_meets_every_rival_alone() -> None:

@@ -8,7 +8,7 @@ import pytest
 from mthp.check.check import hunt, replay
 from mthp.check.check_records import Entry, Trace, WorldState
 from mthp.check.trace import trace
-from mthp.races.mutants.collapse import MUTANTS
+from mthp.races.mutants.rules import MUTANTS
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from mthp.explore.crew import Crew
 from mthp.explore.explore import Explorer, Stop, Until
 from mthp.explore.part import Key, Part, Standing
 from mthp.explore.tasks import Recipe
-from mthp.races.mutants.collapse import MUTANTS
+from mthp.races.mutants.rules import MUTANTS
 from mthp.races.stage import Size
 from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
@@ -72,7 +72,7 @@ def test_a_crew_stops_at_the_first_breach() -> None:
         crew = Crew(mutant.world, 2, until=Until.FIRST, turn=0.01)
         assert crew.search() is Stop.FIRST
     laws = {each.broken.law for part in crew.parts.values() for each in part.findings}
-    assert laws & mutant.laws
+    assert laws & set(mutant.laws)
 
 
 def test_where_a_search_stands() -> None:

@@ -7,22 +7,23 @@ import pytest
 
 from mthp.check.check import check_world
 from mthp.check.check_records import WorldResult
+from mthp.races.edits import Edit
 from mthp.races.stage import Size
-from mthp.races.variant import Edit, applied
+from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
 
 WAIT_FOR_FOLIO = Edit(
     "khugepaged.isolate",
-    "        if not mem.folio_trylock(folio):\n            raise Refused",
-    "        mem.folio_wait_locked(folio)\n"
-    "        if not mem.folio_trylock(folio):\n            raise Refused",
+    "lock_and_isolate",
+    "if not mem.folio_trylock(folio): ...",
+    "mem.folio_wait_locked(folio)\n_",
 )
 """Why the folio is only tried: its holder may be waiting for anon_vma, which is held here."""
 PTE_LOCK_FIRST = Edit(
     "khugepaged.install",
-    "    with pmd_lock(pmd):\n        guard_pmd_none(kernel, pmd)\n        if kernel.profile",
-    "    with pte.table.ptl.lock(), pmd_lock(pmd):\n        guard_pmd_none(kernel, pmd)\n"
-    "        if kernel.profile",
+    "install_ptes",
+    "with pmd_lock(pmd): ...",
+    "with pte.table.ptl.lock():\n _",
 )
 
 

@@ -8,8 +8,8 @@ import ast
 import pytest
 
 from mthp.check.mutate import try_mutation, worlds
+from mthp.races.edits import source_of
 from mthp.races.mutants.automatic import MODULES, mutations
-from mthp.races.variant import source_of
 
 
 @pytest.mark.parametrize("module", MODULES)

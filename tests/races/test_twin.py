@@ -16,7 +16,7 @@ from mthp.explore.compiled.explorer import CompiledExplorer, Speed
 from mthp.explore.explore import Explorer, Until
 from mthp.explore.tasks import STOP, Execution
 from mthp.races.cast.all import LAWFUL
-from mthp.races.mutants.collapse import MUTANTS
+from mthp.races.mutants.rules import MUTANTS
 from mthp.races.stage import Size
 from mthp.races.variant import applied
 from mthp.races.world import RaceWorld

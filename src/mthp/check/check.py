@@ -25,8 +25,8 @@ from mthp.explore.replay import Replay, shrink
 from mthp.laws.broken import Broken
 from mthp.laws.table import LAWS
 from mthp.races.findings import findings_of, tolerated
-from mthp.races.mutants.collapse import HALVES, MUTANTS
-from mthp.races.mutants.mutant import Half, Mutant
+from mthp.races.mutants.mutant import Mutant
+from mthp.races.mutants.rules import HALVES, MUTANTS
 from mthp.races.questions import QUESTIONS, Question
 from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
@@ -66,10 +66,9 @@ class Token:
         return Token(mutant, world, parsed)
 
 
-def known(mutant: str) -> Mutant | Half | Question | None:
+def known(mutant: str) -> Mutant | Question | None:
     """The mutant, half of one, or question of an id."""
-    halves = {half.id: half for half in HALVES}
-    return MUTANTS.get(mutant) or halves.get(mutant) or QUESTIONS.get(mutant)
+    return MUTANTS.get(mutant) or HALVES.get(mutant) or QUESTIONS.get(mutant)
 
 
 def as_mutant(mutant: str) -> AbstractContextManager[None]:
@@ -133,46 +132,29 @@ def _check(
 
 
 def hunt(mutant: Mutant, budget: Budget | None = None, care: Care | None = None) -> MutantResult:
-    """Look for the breach a mutant is listed with."""
+    """Look for the breach a mutant is listed with; where it is masked, for any, in everything."""
     began = time.perf_counter()
+    laws = ALL_LAWS if mutant.masked_by else frozenset(mutant.laws)
     with applied(mutant.edits):
-        outcome = search(mutant.world, budget or Budget(), mutant.laws, care)
+        everything = Budget() if mutant.masked_by else budget or Budget()
+        outcome = search(mutant.world, everything, laws, care)
         seconds = time.perf_counter() - began
-        finding = of_laws(outcome.findings, mutant.laws)
+        finding = of_laws(outcome.findings, laws)
         violation = None
         if finding is not None:
-            violation = violation_of(mutant.id, mutant.world, finding, mutant.laws)
+            violation = violation_of(mutant.id, mutant.world, finding, laws)
+    verdict = MutantVerdict.MASKED if mutant.masked_by else MutantVerdict.MISSED
     return MutantResult(
         mutant.id,
         mutant.where,
         mutant.rule,
-        MutantVerdict.CAUGHT if violation is not None else MutantVerdict.MISSED,
+        verdict if violation is None else MutantVerdict.CAUGHT,
         tuple(sorted({each.law for each in violation.breaches})) if violation is not None else (),
-        tuple(sorted(mutant.laws)),
+        mutant.laws,
         _covered(outcome.coverage),
         violation,
-        "",
+        mutant.masked_by,
         seconds,
-    )
-
-
-def hunt_half(half: Half, care: Care | None = None) -> MutantResult:
-    """Show that half a mutant shows nothing, by exploring everything."""
-    began = time.perf_counter()
-    with applied(half.edits):
-        outcome = search(half.world, Budget(), ALL_LAWS, care)
-    found = tuple(sorted({each.broken.law for each in outcome.findings}))
-    return MutantResult(
-        half.id,
-        "",
-        half.rule,
-        MutantVerdict.CAUGHT if found else MutantVerdict.MASKED,
-        found,
-        (),
-        _covered(outcome.coverage),
-        None,
-        half.masked_by,
-        time.perf_counter() - began,
     )
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from mthp.check.check import NO_MUTANT, NOBODY, check_world, hunt, hunt_half
+from mthp.check.check import NO_MUTANT, NOBODY, check_world, hunt
 from mthp.check.rows import Result
 from mthp.check.search import Budget, Care
 from mthp.races.cast.all import LAWFUL, Start, get_along
-from mthp.races.mutants.collapse import HALVES, MUTANTS
-from mthp.races.mutants.mutant import Half, Mutant
+from mthp.races.mutants.mutant import Mutant
+from mthp.races.mutants.rules import HALVES, MUTANTS
 from mthp.races.stage import Size
 from mthp.races.world import Hook, RaceWorld
 from mthp.words.profiles import PROFILES, Orders
@@ -21,7 +21,7 @@ from mthp.words.profiles import PROFILES, Orders
 class ScorecardRow:
     """One row. what: a world, a mutant or half of one. mutant: whose rule is missing in a world."""
 
-    what: RaceWorld | Mutant | Half
+    what: RaceWorld | Mutant
     budget: Budget
     mutant: str = NO_MUTANT
 
@@ -29,9 +29,7 @@ class ScorecardRow:
         """Search."""
         if isinstance(self.what, RaceWorld):
             return check_world(self.what, self.budget, self.mutant, care)
-        if isinstance(self.what, Mutant):
-            return hunt(self.what, self.budget, care)
-        return hunt_half(self.what, care)
+        return hunt(self.what, self.budget, care)
 
     @property
     def name(self) -> str:
@@ -39,9 +37,7 @@ class ScorecardRow:
         if isinstance(self.what, RaceWorld):
             rivals = "+".join(self.what.rivals) or NOBODY
             return f"{self.mutant}:{self.what.profile}:{self.what.name}:{rivals}"
-        if isinstance(self.what, Mutant):
-            return f"{self.what.id}:{self.what.world.profile}"
-        return self.what.id
+        return f"{self.what.id}:{self.what.world.profile}"
 
     @property
     def key(self) -> str:
@@ -84,7 +80,7 @@ def scorecard_jobs(budget: Budget) -> list[ScorecardRow]:
     ]
     return [
         *(ScorecardRow(mutant, budget) for mutant in MUTANTS.values()),
-        *(ScorecardRow(half, budget) for half in HALVES),
+        *(ScorecardRow(half, budget) for half in HALVES.values()),
         *(ScorecardRow(world, budget) for world in worlds),
     ]
 

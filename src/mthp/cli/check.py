@@ -29,9 +29,8 @@ from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
 from mthp.races.mutants.automatic import mutations
-from mthp.races.mutants.collapse import HALVES, MUTANTS
-from mthp.races.mutants.mutant import Mutant
-from mthp.races.questions import QUESTIONS
+from mthp.races.mutants.rules import HALVES, MUTANTS
+from mthp.races.questions import QUESTIONS, Question
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError, protocol
 from mthp.races.world import RaceWorld
@@ -179,7 +178,7 @@ def _mutant(args: argparse.Namespace) -> int:
     if found is None:
         names = ", ".join((*MUTANTS, *QUESTIONS))
         raise UsageError(f"no mutant {args.mutant!r}; there are {names}")
-    if not isinstance(found, Mutant) or args.world or args.rivals:
+    if isinstance(found, Question) or found.masked_by or args.world or args.rivals:
         return _worlds(args, args.mutant)
     if args.profile is not None:
         found = replace(found, world=replace(found.world, profile=args.profile))
@@ -258,7 +257,7 @@ def _scorecard(args: argparse.Namespace) -> int:
                 flush=True,
             )
     worlds.sort(key=lambda each: (each.profile, each.world, each.tasks))
-    order = {name: at for at, name in enumerate((*MUTANTS, *(half.id for half in HALVES)))}
+    order = {name: at for at, name in enumerate((*MUTANTS, *HALVES))}
     mutants.sort(key=lambda each: order[each.id])
     if args.json:
         _print_json(scorecard_document(worlds, mutants))

@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Questions reviewers asked, each as an edit of the protocol to be explored against every rival."""
+"""Questions that reviewers asked, each an edit of the protocol to be explored against every rival."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final
 
-from mthp.races.mutants.collapse import COLLAPSE, NO_BARRIER
-from mthp.races.variant import Edit
+from mthp.races.edits import Edit
+from mthp.races.mutants.rules import (
+    ANON_VMA_EARLY,
+    COLLAPSE,
+    INSTALL,
+    NO_BARRIER,
+    NO_VMA_LOCK,
+)
+
+FLUSH: Final = ("mm.pgtable", "pmdp_collapse_flush")
+LOCK_FOLIO: Final = ("khugepaged.isolate", "lock_and_isolate")
+NO_SEED_BARRIER: Final = Edit(INSTALL, "install_ptes", "kernel.machine.smp_wmb()")
 
 
 @dataclass(frozen=True)
@@ -23,57 +34,24 @@ class Question:
 _QUESTIONS = (
     Question(
         "flush-window",
-        "May the flush cover the window alone?",
-        (
-            Edit(
-                "mm.pgtable",
-                "    first = pmd_addr >> shift\n"
-                "    last = first + mm.geometry.ptrs_per_pte\n"
-                "    flush_tlb_range(",
-                "    first = window[0] >> shift\n"
-                "    last = first + (1 << window[1])\n"
-                "    flush_tlb_range(",
-            ),
-        ),
+        "May the flush cover the window alone?",  # in all worlds the window is the first two PTEs
+        (Edit(*FLUSH, "last = first + mm.geometry.ptrs_per_pte", "last = first + 2"),),
     ),
-    Question(
-        "no-flush",
-        "Is the flush needed at all?",
-        (
-            Edit(
-                "mm.pgtable",
-                "    flush_tlb_range(mm.kernel.cpus, mm.number, first, last, "
-                "mm.kernel.this_cpu.number)\n    if pmd_is_table(old):",
-                "    if pmd_is_table(old):",
-            ),
-        ),
-    ),
+    Question("no-flush", "Is the flush needed at all?", (Edit(*FLUSH, "flush_tlb_range(...)"),)),
     Question(
         "no-pmd-lock",
         'Is the pmd lock around pmdp_collapse_flush() needed ("probably unnecessary")?',
         (
-            Edit(
-                COLLAPSE,
-                "        with mmu_notifier_invalidate_range(mm, start_addr, end_addr), pmd_lock(pmd):\n",
-                "        with mmu_notifier_invalidate_range(mm, start_addr, end_addr):\n",
-            ),
-            Edit(
-                "mm.pgtable",
-                "    pmd.page.ptl.assert_held()\n    mm = vma.vm_mm\n    old =",
-                "    mm = vma.vm_mm\n    old =",
-            ),
+            Edit(COLLAPSE, "_replace", "pmd_lock(pmd)"),
+            Edit(*FLUSH, "pmd.page.ptl.assert_held()"),
         ),
     ),
     Question(
         "read-lock",
         "Would mmap_lock for reading do?",
         (
-            Edit(
-                COLLAPSE,
-                "            with mm.mmap_write_lock():\n",
-                "            with mm.mmap_read_lock():\n",
-            ),
-            Edit(COLLAPSE, "                vma_start_write(vma)\n", ""),
+            Edit(COLLAPSE, "collapse_huge_page", "mm.mmap_write_lock()", "mm.mmap_read_lock()"),
+            NO_VMA_LOCK,
         ),
     ),
     Question(
@@ -82,23 +60,17 @@ _QUESTIONS = (
         (
             Edit(
                 COLLAPSE,
-                "    with _Leaving(kernel, anon_vma_lock_write(vma.anon_vma)) as leaving:\n",
-                "    with _Leaving(kernel, anon_vma_lock_write(vma.anon_vma)) as leaving:\n"
-                "        leaving.anon_vma.release()\n",
+                "_replace",
+                "with mmu_notifier_invalidate_range(...), pmd_lock(pmd): ...",
+                "leaving.anon_vma.release()\n_",
             ),
-            Edit(COLLAPSE, "            leaving.anon_vma.release()\n\n", "            pass\n\n"),
+            Edit(COLLAPSE, "_replace", "if is_pmd_order: leaving.anon_vma.release()"),
         ),
     ),
     Question(
         "anon-vma-early",
         "May anon_vma be let go before the copy below PMD order?",
-        (
-            Edit(
-                COLLAPSE,
-                "        if is_pmd_order:\n            # Every",
-                "        if True:\n            # Every",
-            ),
-        ),
+        (ANON_VMA_EARLY,),
     ),
     Question(
         "anon-vma-no-entries",
@@ -106,33 +78,26 @@ _QUESTIONS = (
         (
             Edit(
                 COLLAPSE,
-                "        if is_pmd_order:\n            # Every",
-                "        if is_pmd_order or not any(\n"
-                "            pteval and not pteval & 1 for pteval in pte.ptes.raw\n"
-                "        ):\n            # Every",
+                "_replace",
+                "if is_pmd_order: leaving.anon_vma.release()",
+                "if is_pmd_order or not any(pteval and not pteval & 1 for pteval in pte.ptes.raw):\n"
+                " leaving.anon_vma.release()",
             ),
         ),
     ),
     Question(
         "no-folio-lock",
         "Must the sources be locked?",
-        (
-            Edit(
-                "khugepaged.isolate",
-                "        if not mem.folio_trylock(folio):\n"
-                "            raise Refused(ScanResult.PAGE_LOCK)\n",
-                "        mem.folio_trylock(folio)\n",
-            ),
-        ),
+        (Edit(*LOCK_FOLIO, "if not mem.folio_trylock(folio): ...", "mem.folio_trylock(folio)"),),
     ),
     Question(
         "no-count-check",
         "Must the sources' references be counted?",
         (
             Edit(
-                "khugepaged.isolate",
-                "        if mem.folio_expected_ref_count(folio) != mem.folio_ref_count(folio):\n",
-                "        if False:\n",
+                *LOCK_FOLIO,
+                "mem.folio_expected_ref_count(folio) != mem.folio_ref_count(folio)",
+                "False",
             ),
         ),
     ),
@@ -142,9 +107,9 @@ _QUESTIONS = (
         (
             Edit(
                 COLLAPSE,
-                "                vma = hugepage_vma_revalidate(mm, pmd_addr, Expect.ANON, cc, order)\n"
-                "                vma_start_write(vma)\n",
-                "                vma_start_write(vma)\n",
+                "collapse_huge_page",
+                "vma = hugepage_vma_revalidate(...)\nvma_start_write(vma)",
+                "_2",
             ),
         ),
     ),
@@ -152,12 +117,8 @@ _QUESTIONS = (
     Question(
         "no-seed-barrier",
         "Is the seed's smp_wmb() before pmd_populate() needed?",
-        (Edit("khugepaged.install", "            kernel.machine.smp_wmb()\n", ""),),
+        (NO_SEED_BARRIER,),
     ),
-    Question(
-        "no-barriers",
-        "And neither of the two?",
-        (NO_BARRIER, Edit("khugepaged.install", "            kernel.machine.smp_wmb()\n", "")),
-    ),
+    Question("no-barriers", "And neither of the two?", (NO_BARRIER, NO_SEED_BARRIER)),
 )
 QUESTIONS: Mapping[str, Question] = MappingProxyType({each.id: each for each in _QUESTIONS})

@@ -12,37 +12,11 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Edit:
-    """A piece of a module's text, which occurs in it once, and what stands there instead."""
-
-    module: str
-    old: str
-    new: str
-
-
-def source_of(module: str) -> str:
-    """The text of one of our modules, by its name below mthp."""
-    file = importlib.import_module(f"mthp.{module}").__file__
-    assert file is not None
-    return Path(file).read_text(encoding="utf-8")
-
-
-def edited(edits: Sequence[Edit]) -> dict[str, str]:
-    """Module -> its text after all edits of it. ValueError where a piece is not there once."""
-    texts: dict[str, str] = {}
-    for edit in edits:
-        text = texts.get(edit.module) or source_of(edit.module)
-        if text.count(edit.old) != 1:
-            raise ValueError(f"{edit.module} holds this {text.count(edit.old)} times:\n{edit.old}")
-        texts[edit.module] = text.replace(edit.old, edit.new)
-    return texts
+from mthp.races.edits import Edit, edited
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mutants that nobody thought of: each call, check and lock of a module taken out, each two
+"""Mutants made by rule: each call, check and lock of a module taken out, each two
 neighbouring calls swapped, by the syntax tree alone."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from mthp.races.variant import source_of
+from mthp.races.edits import Statements, WithItem, bodies, source_of
 
 MODULES = ("collapse", "isolate", "install", "copy", "swapin")
 _NOT_PROTOCOL = frozenset({"trace", "count_collapse_event", "count_mthp_stat", "append", "clear"})
@@ -41,59 +42,34 @@ def mutations(module: str) -> Iterator[Mutation]:
                 break
 
 
-def _changes(tree: ast.Module) -> Iterator[tuple[str, int, str, _Change]]:
+Change = tuple[str, int, str, Callable[[], None]]
+"""Function, line, what is changed in words, and what changes it."""
+
+
+def _changes(tree: ast.Module) -> Iterator[Change]:
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef) and "at_once" not in function.name:
-            for body in _bodies(function):
+            for body in bodies(function):
                 yield from _of_body(function.name, body)
 
 
-def _bodies(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
-    for node in ast.walk(function):
-        for field in ("body", "orelse", "finalbody"):
-            body = getattr(node, field, None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.stmt):
-                yield body
-
-
-class _Change:
-    """What to do to a body."""
-
-    def __init__(
-        self, body: list[ast.stmt], at: int, item: int = -1, *, swap: bool = False
-    ) -> None:
-        self.body, self.at, self.item, self.swap = body, at, item, swap
-
-    def __call__(self) -> None:
-        body, at = self.body, self.at
-        if self.swap:
-            body[at], body[at + 1] = body[at + 1], body[at]
-            return
-        statement = body[at]
-        if isinstance(statement, ast.With) and self.item >= 0:
-            del statement.items[self.item]
-            if not statement.items:
-                body[at : at + 1] = statement.body
-            return
-        body[at] = ast.Pass()
-
-
-def _of_body(function: str, body: list[ast.stmt]) -> Iterator[tuple[str, int, str, _Change]]:
+def _of_body(function: str, body: list[ast.stmt]) -> Iterator[Change]:
     for at, statement in enumerate(body):
         line = statement.lineno
+        without = partial(Statements(body, at).replace, [ast.Pass()])
         if _is_call(statement):
-            yield function, line, f"without {_short(statement)}", _Change(body, at)
+            yield function, line, f"without {_short(statement)}", without
             if at + 1 < len(body) and _is_call(body[at + 1]):
                 what = f"{_short(body[at + 1])} before {_short(statement)}"
-                yield function, line, what, _Change(body, at, swap=True)
+                swapped = [body[at + 1], statement]
+                yield function, line, what, partial(Statements(body, at, 2).replace, swapped)
         elif isinstance(statement, ast.With):
             for item, each in enumerate(statement.items):
                 if each.optional_vars is None:
                     what = f"without {ast.unparse(each.context_expr)}"
-                    yield function, line, what, _Change(body, at, item)
+                    yield function, line, what, partial(WithItem(body, at, item).replace, ())
         elif isinstance(statement, ast.If) and isinstance(statement.body[-1], ast.Raise):
-            what = f"without the check {ast.unparse(statement.test)}"
-            yield function, line, what, _Change(body, at)
+            yield function, line, f"without the check {ast.unparse(statement.test)}", without
 
 
 def _is_call(statement: ast.stmt) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mthp.races.variant import Edit
+from mthp.races.edits import Edit
 from mthp.races.world import RaceWorld
 
 
@@ -13,22 +13,14 @@ from mthp.races.world import RaceWorld
 class Mutant:
     """id: as in the list of known races. where: the fix, or where the rule comes from. rule: what is
     taken away. edits: how. world: where it shows. laws: any of them may say so.
+
+    masked_by: the other rule that still covers this one, which therefore shows nothing alone.
     """
 
     id: str
     where: str
     rule: str
-    edits: tuple[Edit, ...]
     world: RaceWorld
-    laws: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Half:
-    """Part of a mutant that shows nothing alone, because another rule still covers it."""
-
-    id: str
-    rule: str
-    edits: tuple[Edit, ...]
-    world: RaceWorld
-    masked_by: str
+    laws: tuple[int, ...]
+    edits: tuple[Edit, ...] = ()
+    masked_by: str = ""

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules taken away one at a time, each a bug the kernel had or would have, by what they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from mthp.races.edits import Edit
+from mthp.races.mutants.mutant import Mutant
+from mthp.races.world import RaceWorld
+
+COLLAPSE: Final = "khugepaged.collapse"
+INSTALL: Final = "khugepaged.install"
+NO_SYNC: Final = Edit(COLLAPSE, "_replace", "tlb_remove_table_sync_one(...)")
+NO_RECHECK: Final = (
+    Edit("mm.gup", "pmd_unchanged", "return ...", "return True"),
+    Edit("mm.gup", "pte_unchanged", "return ...", "return True"),
+)
+NO_BARRIER: Final = Edit(INSTALL, "__folio_mark_uptodate", "kernel.machine.smp_wmb()")
+NO_VMA_LOCK: Final = Edit(COLLAPSE, "collapse_huge_page", "vma_start_write(vma)")
+NO_NOTIFIER: Final = Edit(COLLAPSE, "_replace", "mmu_notifier_invalidate_range(...)")
+ANON_VMA_EARLY: Final = Edit(
+    COLLAPSE,
+    "_replace",
+    "if is_pmd_order: leaving.anon_vma.release()",
+    "leaving.anon_vma.release()",
+)
+
+
+def _world(name: str, *rivals: str, profile: str = "7.3") -> RaceWorld:
+    return RaceWorld.parse(name, profile, rivals)
+
+
+_DETACHING = (
+    Mutant(
+        "A1",
+        "70cbc3cc78a9 (v6.1)",
+        "no IPI to GUP-fast walkers, and they do not look again once the page is pinned",
+        _world("pmd", "gup"),
+        (3,),
+        (NO_SYNC, *NO_RECHECK),
+    ),
+    Mutant(
+        "A2",
+        "2ba99c5e0881 (v6.1)",
+        "no tlb_remove_table_sync_one() after the PMD is cleared",
+        _world("pmd", "gup", "zap"),
+        (1, 6),
+        (NO_SYNC,),
+    ),
+    Mutant(
+        "A12",
+        "4.4 to 4.6, February 2016",
+        "the flush drops huge entries alone",
+        _world("pmd", "store-twice"),
+        (2,),
+        (Edit("machine.cpu", "flush_tlb_range", "e.mm != mm", "e.order == 0 or _"),),
+    ),
+    Mutant(
+        "A13",
+        "f0293cd1f4fc (RISC-V, v6.2)",
+        "the flush spares the walk cache",
+        _world("pmd", "store-both"),
+        (1, 6),
+        (Edit("machine.cpu", "flush_tlb_range", "cpu.walk_cache = ..."),),
+    ),
+    Mutant(
+        "A16",
+        "the rule of the mTHP series",
+        "anon_vma is let go before the copy below PMD order too",
+        _world("window", "migrate-neighbour"),
+        (4,),
+        (ANON_VMA_EARLY,),
+    ),
+    Mutant(
+        "F1",
+        "CVE-2022-48991 (4.8 to 6.1)",
+        "secondary MMUs are not told",
+        _world("pmd", "guest"),
+        (1, 2),
+        (NO_NOTIFIER,),
+    ),
+    Mutant(
+        "A1-ipi",
+        "70cbc3cc78a9 (v6.1)",
+        "no IPI to GUP-fast walkers",
+        _world("pmd", "gup"),
+        (),
+        (NO_SYNC,),
+        "GUP-fast looks at the PMD again once the page is pinned",
+    ),
+    Mutant(
+        "A1-recheck",
+        "70cbc3cc78a9 (v6.1)",
+        "GUP-fast does not look again once the page is pinned",
+        _world("pmd", "gup"),
+        (),
+        NO_RECHECK,
+        "the IPI waits for walkers before the references are counted",
+    ),
+)
+
+_MAPPINGS = (
+    Mutant(
+        "A3",
+        "c131f751ab1a (v4.8)",
+        "the VMA looked up before mmap_lock was let go is used after it was taken again",
+        _world("pmd", "remap"),
+        (1, 10),
+        (
+            Edit(
+                COLLAPSE,
+                "collapse_huge_page",
+                "vma = hugepage_vma_revalidate(...)\nvma_start_write(vma)",
+                "hugepage_vma_revalidate(mm, pmd_addr, Expect.ANON, cc, order)\n_2",
+            ),
+        ),
+    ),
+    Mutant(
+        "A4",
+        "1f52e67e5e7f (v4.8)",
+        "no check_pmd_still_valid() under mmap_lock for writing",
+        _world("pmd", "madv-collapse"),
+        (6, 7, 10),
+        (Edit(COLLAPSE, "collapse_huge_page", "check_pmd_still_valid(...)"),),
+    ),
+    Mutant(
+        "A6",
+        "59ea6d06cfa9 (v5.2)",
+        "one faulter takes neither mmap_lock nor the VMA lock",
+        _world("pmd", "fault-unlocked"),
+        (6, 10),
+    ),
+    Mutant(
+        "A7",
+        "write-lock VMA while collapsing (v6.4)",
+        "no vma_start_write()",
+        _world("pmd", "fault"),
+        (3, 7),
+        (NO_VMA_LOCK,),
+    ),
+    Mutant(
+        "A8",
+        "CVE-2024-50263",
+        "fork registers the child with khugepaged before the copy is known to succeed",
+        _world("pmd+daemon", "fork-fails"),
+        (13,),
+        (Edit("mm.fork", "register_if_complete", "complete", "True"),),
+    ),
+    Mutant(
+        "A11",
+        "CVE-2011-0999",
+        "exec's temporary stack may be collapsed",
+        _world("pmd", "exec"),
+        (4, 13),
+        (Edit("mm.huge_mm", "allowable_orders", "vm_flags & VM_STACK_INCOMPLETE", "False"),),
+    ),
+    Mutant(
+        "E1",
+        "the rule of __khugepaged_exit()",
+        "khugepaged_exit() does not wait for the daemon",
+        _world("pmd", "exit"),
+        (),
+        (Edit("khugepaged.daemon", "khugepaged_exit", "mm.mmap_write_lock()"),),
+        "exit_mmap() takes mmap_lock itself, and the collapse asks for mm_users under it",
+    ),
+)
+
+_SWAP_IN = (
+    Mutant(
+        "A14a",
+        "8024ee2a09c6 (v4.8)",
+        "a swap-in that let go of mmap_lock and says RETRY is taken for one that holds it",
+        _world("pmd", "swap-read"),
+        (1, 9),
+        (
+            Edit(
+                "khugepaged.swapin",
+                "__collapse_huge_page_swapin",
+                "if fault is VmFault.RETRY: ...",
+                "if fault is VmFault.RETRY: continue",
+            ),
+            Edit(
+                COLLAPSE,
+                "collapse_huge_page",
+                "if ...:\n __collapse_huge_page_swapin(...)",
+                "_\nmmap_lock.release()",
+            ),
+        ),
+    ),
+    Mutant(
+        "A14b",
+        "982785c6b05a (v4.8)",
+        "the PTE stays mapped where swap-in leaves early at a swap entry",
+        _world("window", "swapped"),
+        (9,),
+        (
+            Edit(
+                "khugepaged.swapin",
+                "__collapse_huge_page_swapin",
+                "result = refusal.result",
+                "_\npte = None",
+            ),
+        ),
+    ),
+    Mutant(
+        "W1",
+        "the rule of folio_swapcache_freeable()",
+        "a page's slot is given up while it is being written",
+        _world("pmd", "writeback"),
+        (1,),
+        (Edit("mm.swapfile", "folio_free_swap", "PG_SWAPCACHE | PG_WRITEBACK", "PG_SWAPCACHE"),),
+    ),
+)
+
+_SOURCES = (
+    Mutant(
+        "A9",
+        "dd47ac428c3f (v6.3)",
+        "no userfaultfd test in isolate",
+        _world("pmd", "uffd-wp"),
+        (8,),
+        (Edit("khugepaged.isolate", "take_page", "pte_uffd(pteval)", "False"),),
+    ),
+    Mutant(
+        "A21",
+        "a stable fix of 2026",
+        "the scan's tracepoint reads the folio after the PTE lock was let go",
+        _world("pmd+scan", "zap-locked"),
+        (1,),
+        (
+            Edit(
+                "khugepaged.scan",
+                "collapse_scan_pmd",
+                "kernel.trace(...)",
+                "if scan.failed_pfn > 0: kernel.mem.test(scan.failed_pfn, PG_LRU)\n_",
+            ),
+        ),
+    ),
+    Mutant(
+        "U1",
+        "the rule of collapse_max_ptes_none()",
+        "empty PTEs are filled where userfaultfd has them in charge",
+        _world("pmd", "uffd-register"),
+        (8,),
+        (Edit("khugepaged.limits", "collapse_max_ptes_none", "userfaultfd_armed(vma)", "False"),),
+    ),
+    Mutant(
+        "L1",
+        "the rule of __collapse_huge_page_copy_failed()",
+        "a copy that fails leaves the folios as isolate took them",
+        _world("pmd", "hwpoison"),
+        (11,),
+        (Edit("khugepaged.copy", "__collapse_huge_page_copy_failed", "release_pte_pages(...)"),),
+    ),
+)
+
+_PUBLISHING = (
+    Mutant(
+        "X3",
+        "the barrier in __folio_mark_uptodate()",
+        "no write barrier between the contents of the new folio and the store that maps it",
+        _world("pmd+weak", "load"),
+        (3,),
+        (NO_BARRIER,),
+    ),
+    Mutant(
+        "A18a",
+        "review of the merged version; the order of v16",
+        "PTEs are set before pmd_populate(), where update_mmu_cache_range() walks the table",
+        _world("window+hook", profile="v16"),
+        (7, 9),
+    ),
+    Mutant(
+        "A18b",
+        "a form rejected in review",
+        "pmd_populate() first, and the PTEs set without the PTE lock",
+        _world("window", "migrate-neighbour"),
+        (9,),
+        (Edit(INSTALL, "install_ptes", "pte.table.ptl.lock()"),),
+    ),
+    Mutant(
+        "S2",
+        "the rule of map_anon_folio_pmd_nopf()",
+        "the huge PMD does not carry the soft-dirty marks of what it replaces",
+        _world("pmd", "soft-dirty"),
+        (8,),
+        (
+            Edit(
+                "mm.huge_memory",
+                "map_anon_folio_pmd_nopf",
+                "YOUNG | DIRTY | SOFT_DIRTY",
+                "YOUNG | DIRTY",
+            ),
+        ),
+    ),
+    Mutant(
+        "X3-tso",
+        "the barrier in __folio_mark_uptodate()",
+        "no write barrier before the mapping store, on x86",
+        _world("pmd+tso", "load"),
+        (),
+        (NO_BARRIER,),
+        "stores are seen in order there",
+    ),
+    Mutant(
+        "X3-lkmm",
+        "the barrier in __folio_mark_uptodate()",
+        "no write barrier before the mapping store, in the kernel's memory model",
+        _world("pmd+lkmm", "load"),
+        (),
+        (NO_BARRIER,),
+        "the sources' references are put, and the PTE lock is given back and the pmd lock taken, "
+        "between copy and mapping store",
+    ),
+)
+
+_RIVALS = (
+    Mutant(
+        "R1",
+        "PVMW_SYNC in remove_migration_pte()",
+        "migration passes over entries that somebody moves just now",
+        _world("window", "mremap-ptes", "migrate-neighbour"),
+        (4,),
+        (Edit("mm.migrate", "remove_migration_pte", "Lookup.SYNC"),),
+    ),
+    Mutant(
+        "R2",
+        "rmap locks in should_take_rmap_locks() (v5.14)",
+        "mremap() moves a table without the rmap locks",
+        _world("pmd", "mremap", "migrate"),
+        (4,),
+        (Edit("mm.mremap", "move_normal_pmd", "rmap_locks(vma)"),),
+    ),
+    Mutant(
+        "R3",
+        "ptep_clear_flush() in write_protect_page()",
+        "ksmd counts references while GUP-fast can still pin the page",
+        _world("pmd", "ksm", "gup"),
+        (3,),
+        (
+            Edit(
+                "mm.ksm",
+                "write_protect_page",
+                "entry = ptep_clear_flush(...)\nused = ...",
+                "_2\n_1",
+            ),
+            Edit(
+                "mm.ksm",
+                "folio_try_share_anon_rmap_pte",
+                "folio_maybe_dma_pinned(...)",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "R4",
+        "is_pte_pages_stable() in UFFDIO_MOVE",
+        "UFFDIO_MOVE does not look at the PMD again once it holds the locks",
+        _world("pmd", "uffd-move-in", "zap-vma"),
+        (4, 6),
+        (Edit("mm.userfaultfd", "is_stable", "pmdp_get_lockless(dst_pmd) == self.dst_pmdval"),),
+    ),
+    Mutant(
+        "R5",
+        "sync_with_folio_pmd_zap()",
+        "migration does not wait for whoever moves a huge page just now",
+        _world("pmd", "mremap", "move-pages"),
+        (4,),
+        (Edit("mm.page_vma_mapped", "page_vma_mapped_walk", "if lookup is Lookup.SYNC: ..."),),
+    ),
+)
+
+SUBJECTS: Final[Mapping[str, tuple[Mutant, ...]]] = MappingProxyType(
+    {
+        "detaching the table": _DETACHING,
+        "mms and mappings": _MAPPINGS,
+        "swap": _SWAP_IN,
+        "sources": _SOURCES,
+        "publishing the new folio": _PUBLISHING,
+        "rivals beside a collapse": _RIVALS,
+    }
+)
+_EVERY = {each.id: each for mutants in SUBJECTS.values() for each in mutants}
+MUTANTS: Final = MappingProxyType({id: each for id, each in _EVERY.items() if not each.masked_by})
+"""Each shows in its world."""
+HALVES: Final = MappingProxyType({id: each for id, each in _EVERY.items() if each.masked_by})
+"""Each shows nothing alone, because another rule covers it too."""
