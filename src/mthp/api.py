@@ -24,7 +24,8 @@ from mthp.image.fields import ScenarioError
 from mthp.image.snapshot import SnapshotError
 from mthp.predict.image import Folio, Image, Run, capture, load
 from mthp.predict.records import Outcome, Refusal, VmaUse
-from mthp.races.variant import VariantError, replaced, source_of
+from mthp.races.edits import source_of
+from mthp.races.variant import VariantError, replaced
 from mthp.races.variant import protocol as protocol_file
 from mthp.races.world import RaceWorld
 from mthp.report.check import violation_lines
