@@ -7,7 +7,8 @@ from itertools import combinations
 
 from mthp.check.scorecard import default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
-from mthp.races.cast.all import LAWFUL, Start, get_along
+from mthp.races.cast.all import LAWFUL, get_along
+from mthp.races.cast.collapsers import Start
 from mthp.races.mutants.rules import MUTANTS
 
 

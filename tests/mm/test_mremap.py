@@ -12,7 +12,6 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import rmap_walk
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
-from mthp.races.cast.moves import far
 from mthp.races.stage import START
 from tests.stages import after_a_collapse, at, played
 
@@ -20,7 +19,7 @@ from tests.stages import after_a_collapse, at, played
 @pytest.mark.parametrize(("rival", "shift"), [("mremap", 0), ("mremap-ptes", 4096)])
 def test_mremap_moves_pages(rival: str, shift: int) -> None:
     stage = played(rival)
-    to = far(stage) + shift
+    to = stage.far + shift
     assert pte_pfn(at(stage, to)) == stage.pages[0]
     assert pte_pfn(at(stage, to + 0x2000)) == stage.pages[2]
     assert [vma.vm_start for vma in stage.mm.vmas] == [to]
@@ -38,6 +37,6 @@ def test_exec_ends_with_a_stack_like_any_other() -> None:
 
 def test_a_huge_page_moves_with_its_pmd() -> None:
     stage = after_a_collapse("mremap")
-    moved = pmd_ptr(stage.mm, far(stage))
+    moved = pmd_ptr(stage.mm, stage.far)
     assert moved is not None
     assert pmd_trans_huge(moved.page.pmds.raw[moved.slot])

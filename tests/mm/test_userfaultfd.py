@@ -11,7 +11,6 @@ from mthp.mm.pgtable_types import (
     pte_write,
 )
 from mthp.mm.rmap import rmap_walk
-from mthp.races.cast.moves import far
 from tests.stages import at, entry, played
 
 
@@ -35,12 +34,12 @@ def test_a_hole_in_userfaultfds_charge_is_not_filled_by_a_fault() -> None:
 def test_userfaultfd_moves_a_page_out() -> None:
     stage = played("uffd-move")
     assert pte_none(entry(stage, 0))
-    assert pte_pfn(at(stage, far(stage))) == stage.pages[0]
+    assert pte_pfn(at(stage, stage.far)) == stage.pages[0]
     places = list(rmap_walk(stage.kernel.mem, stage.pages[0], stage.kernel.anon_vmas))
-    assert [address for _, address in places] == [far(stage)]
+    assert [address for _, address in places] == [stage.far]
 
 
 def test_userfaultfd_moves_a_page_in() -> None:
     stage = played("uffd-move-in")
     assert pte_pfn(entry(stage, 1)) == stage.elsewhere
-    assert pte_none(at(stage, far(stage)))
+    assert pte_none(at(stage, stage.far))

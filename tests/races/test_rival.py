@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.races.cast.all import LAWFUL, RIVALS, get_along
-from mthp.races.cast.rival import Spot
+from mthp.races.cast.rival import StagePart
 from mthp.races.findings import FINDINGS, findings_of, tolerated
 from mthp.races.stage import Size
 from mthp.races.world import Hook, RaceWorld
@@ -42,7 +42,7 @@ def test_whoever_prepares_says_what() -> None:
 
 
 def test_the_whole_window_is_nobody_elses() -> None:
-    whole = [name for name in LAWFUL if Spot.WINDOW in RIVALS[name].takes]
+    whole = [name for name in LAWFUL if StagePart.WINDOW in RIVALS[name].takes]
     assert {"large", "split-large", "swap-in-large"} <= set(whole)
     assert not any(get_along(a, b) for a in whole for b in LAWFUL if a != b)
 

@@ -9,7 +9,8 @@ from itertools import combinations
 from mthp.check.check import NO_MUTANT, NO_TASK, check_world, hunt
 from mthp.check.rows import Result
 from mthp.check.search import Budget, SearchControl
-from mthp.races.cast.all import LAWFUL, Start, get_along
+from mthp.races.cast.all import LAWFUL, get_along
+from mthp.races.cast.collapsers import Start
 from mthp.races.mutants.mutant import Mutant
 from mthp.races.mutants.rules import HALVES, MUTANTS
 from mthp.races.stage import Size

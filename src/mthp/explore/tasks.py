@@ -45,7 +45,7 @@ class Setup(Protocol):
         """Where the tasks run."""
 
     @property
-    def tasks(self) -> Sequence[tuple[Task, Callable[[], None]]]:
+    def tasks(self) -> Sequence[tuple[Task, Callable[[], object]]]:
         """The tasks and what each does."""
 
     @property
@@ -156,7 +156,7 @@ class Execution:
         self._abandon()
         return self.ending
 
-    def _body(self, number: int, task: Task, body: Callable[[], None]) -> Callable[[], None]:
+    def _body(self, number: int, task: Task, body: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
             try:
                 body()

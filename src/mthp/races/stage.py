@@ -107,7 +107,7 @@ class Arenas(Allocator):
         """Nothing: it is never handed out again."""
 
 
-Body = Callable[[], None]
+TaskBody = Callable[[], object]
 Observer = Callable[[Access, Any, int], None]
 
 
@@ -138,7 +138,7 @@ class Stage:
         self.guest: SecondaryMmu | None = None
         self.alone = False
         self.children: dict[str, Mm] = {}
-        self.tasks: list[tuple[Task, Body]] = []
+        self.tasks: list[tuple[Task, TaskBody]] = []
         self.watch: Watch
         self.before: Observer
         self.after: Observer
@@ -150,6 +150,12 @@ class Stage:
         table = self.kernel.new_table()
         pmd.page.pmds.raw[pmd.slot] = table_pmd(table.number)
         return table
+
+    @property
+    def far(self) -> int:
+        """An address whose PMD stands in another page of PMDs than START's, and is none."""
+        geometry = self.kernel.geometry
+        return START + geometry.pmd_size * geometry.ptrs_per_pte
 
     # Building
 
@@ -242,7 +248,7 @@ class Stage:
         )
         self.kernel.swap.add_to_cache(self.swapped[index], page, 1)
 
-    def add_task(self, name: str, body: Body) -> None:
+    def add_task(self, name: str, body: TaskBody) -> None:
         """A task on a CPU of its own."""
         self.tasks.append((Task(name, len(self.tasks)), body))
 

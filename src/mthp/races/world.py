@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from itertools import combinations
 
 from mthp.machine.store_buffer import Model
@@ -12,7 +13,9 @@ from mthp.mm.mm_types import Vma
 from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pgtable_types import pmd_is_table
 from mthp.mm.reports import WalkedNothing
-from mthp.races.cast.all import COLLAPSER, RIVALS, Start, get_along, nothing, vm_flags
+from mthp.races.cast.all import RIVALS, get_along, vm_flags
+from mthp.races.cast.collapsers import COLLAPSER, Start
+from mthp.races.cast.rival import nothing
 from mthp.races.stage import Size, Stage
 from mthp.words.profiles import PROFILES
 
@@ -98,10 +101,10 @@ class RaceWorld:
             stage.map_page(2)
         if self.hook is Hook.WALKS:
             stage.kernel.update_mmu_cache = walking_hook
-        stage.add_task(COLLAPSER, lambda: self.start.act(stage))
+        stage.add_task(COLLAPSER, partial(self.start.run, stage))
         for rival in cast:
             rival.prepare(stage)
-            stage.add_task(rival.name, lambda act=rival.act: act(stage))  # type: ignore[misc]
-        stage.alone = all(rival.act is nothing for rival in cast)
+            stage.add_task(rival.name, partial(rival.run, stage))
+        stage.alone = all(rival.run is nothing for rival in cast)
         stage.store_late(self.memory)
         return stage.ready((COLLAPSER, "madv-collapse", "madv-collapse-pmd"))

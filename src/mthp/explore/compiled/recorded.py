@@ -97,7 +97,7 @@ class _Watched:
         ]
         self.before, self.after = setup.before, setup.after
 
-    def _body(self, number: int, body: Callable[[], None]) -> Callable[[], None]:
+    def _body(self, number: int, body: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
             self._begin(number)
             body()

@@ -9,11 +9,12 @@ from enum import Enum
 
 from mthp.races.stage import Stage
 
-Act = Callable[[Stage], None]
+OnStage = Callable[[Stage], object]
+"""Does something with a stage."""
 
 
-class Spot(Enum):
-    """A part of the stage that a rival changes beforehand; two who change one do not get along."""
+class StagePart(Enum):
+    """A part of the stage that a rival changes beforehand; two that change one do not get along."""
 
     FIRST = "the first page"
     HOLE = "the window's empty PTE"
@@ -22,41 +23,48 @@ class Spot(Enum):
     SWAP = "how the swap device works"
 
 
-class Who(Enum):
-    """For whom a rival works, as far as the process's life is concerned."""
+class Reach(Enum):
+    """How a rival comes by the process's memory, as far as the process's life is concerned."""
 
-    PROCESS = "a thread of the process, or somebody who holds its mm"
-    PAGES = "somebody who comes by its pages, whoever's they are"
-    ALONE = "the only one who holds the mm: it has ended, or is not used yet"
+    PROCESS = "as a thread of the process, or by holding its mm"
+    PAGES = "by its pages, whichever process they belong to"
+    ALONE = "as the only one who holds the mm: it has ended, or is not used yet"
+
+
+def nothing(stage: Stage) -> None:
+    """What the task of a rival does that is special by its mapping alone."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """An actor. act: what its task does. what: one line about it. vm_flags: the mapping needs them.
+    """An actor. what: one line about it. run: what its task does. vm_flags: the mapping needs them.
 
-    prepare: changes to the stage before the first step. takes: the parts these are about. who: for
-    whom it works.
+    prepare: changes to the stage before the first step. takes: the parts these are about.
     """
 
     name: str
     what: str
-    act: Act
+    run: OnStage = nothing
+    prepare: OnStage = nothing
+    takes: frozenset[StagePart] = frozenset()
     vm_flags: int = 0
-    prepare: Act = lambda _: None
-    takes: frozenset[Spot] = frozenset()
-    who: Who = Who.PROCESS
+    reach: Reach = Reach.PROCESS
 
     def gets_along(self, other: Rival) -> bool:
-        """Whether both can be in one world. Where the window is not a small page and a hole nobody
-        else can be: most rivals count on them.
+        """Whether both can be in one world. Where the window is not a small page and a hole no other
+        rival can be: most count on them.
         """
         taken = self.takes | other.takes
-        if self.takes & other.takes or Spot.WINDOW in taken:
+        if self.takes & other.takes or StagePart.WINDOW in taken:
             return False
-        return Who.ALONE not in (self.who, other.who) or Who.PAGES in (self.who, other.who)
+        return Reach.ALONE not in (self.reach, other.reach) or Reach.PAGES in (
+            self.reach,
+            other.reach,
+        )
 
 
-HOLE = frozenset({Spot.HOLE})
-FIRST = frozenset({Spot.FIRST})
-WINDOW = frozenset({Spot.WINDOW})
-ELSEWHERE = frozenset({Spot.ELSEWHERE})
+HOLE = frozenset({StagePart.HOLE})
+FIRST = frozenset({StagePart.FIRST})
+WINDOW = frozenset({StagePart.WINDOW})
+ELSEWHERE = frozenset({StagePart.ELSEWHERE})
+PAGES = Reach.PAGES

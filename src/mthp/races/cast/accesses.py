@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rivals that load from memory or store to it: CPUs, devices, guests, and walkers without locks."""
+
+from __future__ import annotations
+
+from mthp.mm.gup import pin_and_write
+from mthp.mm.memory import handle_mm_fault, handle_user_fault
+from mthp.mm.mmu import load, store
+from mthp.races.cast.rival import WINDOW, Rival
+from mthp.races.lockless_walker import perf_get_page_size
+from mthp.races.secondary_mmu import SecondaryMmu
+from mthp.races.stage import START, Size, Stage
+
+
+def store_and_load(stage: Stage, index: int) -> None:
+    """Store to a page of the mapping, and load it again."""
+    store(stage.mm, stage.address(index), 200 + index)
+    load(stage.mm, stage.address(index))
+
+
+def store_twice(stage: Stage, first: int, second: int) -> None:
+    """Two stores to pages of the mapping: the second goes by what the first left in the TLB."""
+    store(stage.mm, stage.address(first), 200)
+    store(stage.mm, stage.address(second), 201)
+
+
+def _store_beside(stage: Stage) -> None:
+    if stage.size is Size.WINDOW:
+        store_twice(stage, 2, 2)
+
+
+def _add_guest(stage: Stage) -> None:
+    stage.guest = SecondaryMmu(stage.mm)
+    stage.guest.sptes[START] = stage.pages[0]
+
+
+def _guest_stores(stage: Stage) -> None:
+    assert stage.guest is not None
+    stage.guest.store(START, 400)
+
+
+ACCESSES = (
+    Rival(
+        "store",
+        "a CPU stores to a page of the window",
+        lambda stage: store_and_load(stage, 0),
+    ),
+    Rival(
+        "store-twice",
+        "a CPU stores twice, the second time through its TLB",
+        lambda stage: store_twice(stage, 0, 0),
+    ),
+    Rival(
+        "store-both",
+        "a CPU stores to both pages, the second through a cached link",
+        lambda stage: store_twice(stage, 0, 1),
+    ),
+    Rival("store-neighbour", "a CPU stores twice to a page beside the window", _store_beside),
+    Rival("load", "a CPU loads from a page of the window", lambda stage: load(stage.mm, START)),
+    Rival(
+        "fault",
+        "a CPU stores to the window's empty PTE",
+        lambda stage: store_and_load(stage, 1),
+    ),
+    Rival(
+        "zero-fault",
+        "a CPU reads the window's empty PTE",
+        lambda stage: handle_user_fault(stage.mm, stage.address(1), write=False),
+    ),
+    Rival(
+        "fault-unlocked",
+        "a fault that takes no lock (a core dumper's)",
+        lambda stage: handle_mm_fault(stage.vma, stage.address(1), write=True),
+    ),
+    Rival(
+        "gup",
+        "GUP-fast pins a page, a device writes to it later",
+        lambda stage: pin_and_write(stage.mm, START, 300),
+    ),
+    Rival(
+        "gup-large",
+        "GUP-fast pins a page of a large folio",
+        lambda stage: pin_and_write(stage.mm, START, 300),
+        Stage.map_large,
+        WINDOW,
+    ),
+    Rival("guest", "a guest stores to a page its MMU maps", _guest_stores, _add_guest),
+    Rival(
+        "perf",
+        "perf walks the table without a lock",
+        lambda stage: perf_get_page_size(stage.mm, START),
+    ),
+)

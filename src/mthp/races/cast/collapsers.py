@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The collapser: khugepaged, from where it begins; and MADV_COLLAPSE as its rival."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mthp.khugepaged import collapse
+from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.khugepaged.scan import collapse_scan_pmd
+from mthp.races.cast.rival import Rival
+from mthp.races.stage import START, Size, Stage
+
+COLLAPSER = "khugepaged"
+
+
+class Start(Enum):
+    """Where khugepaged begins."""
+
+    COLLAPSE = "collapse_huge_page()"
+    SCAN = "collapse_scan_pmd()"
+    DAEMON = "khugepaged_do_scan()"
+
+    def run(self, stage: Stage) -> None:
+        """What its task does; the daemon scans every registered mm twice."""
+        if self is Start.COLLAPSE:
+            _collapse(stage, Caller.KHUGEPAGED, len(stage.swapped), stage.order)
+        elif self is Start.SCAN:
+            _scan(stage)
+        else:
+            stage.khugepaged.khugepaged_do_scan()
+            stage.khugepaged.khugepaged_do_scan()
+
+
+def _scan(stage: Stage) -> None:
+    with stage.mm.mmap_read_lock() as mmap_lock:
+        vma = stage.mm.find_vma(START)
+        if vma is not None:
+            cc = CollapseControl(Caller.KHUGEPAGED)
+            collapse_scan_pmd(stage.mm, vma, START, mmap_lock, cc)
+
+
+def _collapse(stage: Stage, caller: Caller, unmapped: int, order: int) -> None:
+    """From the allocation of the new folio on."""
+    collapse.collapse_huge_page(stage.mm, START, 1, unmapped, CollapseControl(caller), order)
+
+
+def _madvise_table(stage: Stage) -> None:
+    if stage.size is Size.WINDOW:
+        _collapse(stage, Caller.MADVISE, 0, stage.kernel.geometry.pmd_order)
+
+
+SECOND_COLLAPSERS = (
+    Rival(
+        "madv-collapse",
+        "MADV_COLLAPSE of the same window",
+        lambda stage: _collapse(stage, Caller.MADVISE, 0, stage.order),
+    ),
+    Rival("madv-collapse-pmd", "MADV_COLLAPSE of the table the window is in", _madvise_table),
+)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rivals that migrate, merge, split or poison folios, and windows that are one large folio."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid
+from mthp.mm.ksm import ksm_do_scan
+from mthp.mm.memory_failure import memory_failure
+from mthp.mm.migrate import migrate_folio, move_page
+from mthp.mm.page_flags import (
+    PAGE_HWPOISON,
+    PG_ANON,
+    PG_KSM,
+    PG_LRU,
+    PG_SWAPBACKED,
+    PG_UPTODATE,
+)
+from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
+from mthp.races.cast.rival import ELSEWHERE, FIRST, PAGES, WINDOW, Rival
+from mthp.races.stage import START, Size, Stage
+
+KSM_PAGE: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_KSM
+
+
+def _migrate_beside(stage: Stage) -> None:
+    if stage.size is Size.WINDOW:
+        migrate_folio(stage.kernel, stage.pages[2])
+
+
+def _poison(stage: Stage, index: int) -> None:
+    stage.kernel.mem.page_flags.raw[stage.pages[index]] |= PAGE_HWPOISON
+
+
+def _poison_large(stage: Stage) -> None:
+    """One large folio, whose second page cannot be read."""
+    stage.map_large()
+    _poison(stage, 1)
+
+
+def _merged_page(stage: Stage) -> None:
+    """A page of the same contents, which ksmd has merged in another process."""
+    other = stage.kernel.new_mm(9, "other")
+    stage.elsewhere = stage.map_elsewhere(other, START, VM_DEFAULT, 100, KSM_PAGE)
+
+
+def _zeroes(stage: Stage) -> None:
+    """The first page holds nothing but zeroes."""
+    stage.kernel.mem.content.raw[stage.pages[0]] = 0
+
+
+FOLIOS = (
+    Rival(
+        "migrate",
+        "migration of a page of the window",
+        lambda stage: migrate_folio(stage.kernel, stage.pages[0]),
+        reach=PAGES,
+    ),
+    Rival(
+        "migrate-neighbour",
+        "migration of a page beside the window",
+        _migrate_beside,
+        reach=PAGES,
+    ),
+    Rival(
+        "migrate-large",
+        "move_pages() where the window is a large folio",
+        lambda stage: move_page(stage.mm, START),
+        Stage.map_large,
+        WINDOW,
+    ),
+    Rival(
+        "move-pages",
+        "move_pages() of a page of the window, small or huge",
+        lambda stage: move_page(stage.mm, START),
+    ),
+    Rival(
+        "poisoned",
+        "a page of the window is poisoned, and migrated",
+        lambda stage: migrate_folio(stage.kernel, stage.pages[0]),
+        lambda stage: _poison(stage, 0),
+        FIRST,
+        reach=PAGES,
+    ),
+    Rival(
+        "hwpoison",
+        "the memory of a page of the window fails",
+        lambda stage: memory_failure(stage.kernel, stage.pages[0]),
+        reach=PAGES,
+    ),
+    Rival("large", "the window is a large folio", prepare=Stage.map_large, takes=WINDOW),
+    Rival("large-poisoned", "the same, with a poisoned page", prepare=_poison_large, takes=WINDOW),
+    Rival(
+        "split",
+        "a folio that was collapsed is split again",
+        lambda stage: split_huge_pages_pid(stage.mm, START),
+    ),
+    Rival(
+        "split-large",
+        "the shrinker splits the large folio of the window",
+        lambda stage: deferred_split_scan(stage.kernel, stage.pages[0]),
+        Stage.map_large,
+        WINDOW,
+    ),
+    Rival(
+        "ksm",
+        "ksmd merges a page of the window with another process's",
+        lambda stage: ksm_do_scan(stage.mm, START, stage.elsewhere),
+        _merged_page,
+        ELSEWHERE,
+        VM_MERGEABLE,
+    ),
+    Rival(
+        "ksm-zero",
+        "ksmd puts the zero page in the place of a page of zeroes",
+        lambda stage: ksm_do_scan(stage.mm, START, stage.elsewhere),
+        _zeroes,
+        FIRST | ELSEWHERE,
+        VM_MERGEABLE,
+    ),
+)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rivals that change mappings: what is mapped, where, with which rights, and for how long."""
+
+from __future__ import annotations
+
+from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm
+from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
+from mthp.mm.memory import handle_huge_fault
+from mthp.mm.mmu import store
+from mthp.mm.mprotect import mprotect, task_numa_work
+from mthp.mm.mremap import mremap, relocate_vma_down
+from mthp.mm.page_flags import PG_LOCKED
+from mthp.mm.pgtable import pmd_ptr
+from mthp.mm.task_mmu import clear_refs_write
+from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
+from mthp.mm.vma import munmap_and_mmap, munmap_tail
+from mthp.mm.vmscan import discard_folio
+from mthp.races.cast.rival import ELSEWHERE, FIRST, WINDOW, Reach, Rival
+from mthp.races.stage import START, Stage
+
+
+def _lock_first_page(stage: Stage) -> None:
+    """Another task holds the lock of the first page: the scan will stop at it."""
+    stage.kernel.mem.flags.raw[stage.pages[0]] |= PG_LOCKED
+    stage.kernel.mem.refcount.raw[stage.pages[0]] += 1
+
+
+def _zap_locked(stage: Stage) -> None:
+    stage.kernel.mem.folio_unlock(stage.pages[0])
+    stage.kernel.mem.folio_put(stage.pages[0])
+    madvise_dontneed(stage.mm, START, stage.end)
+
+
+def _zap_and_fault(stage: Stage) -> None:
+    madvise_dontneed(stage.mm, START, stage.end)
+    handle_huge_fault(stage.mm, START)
+
+
+def _zap_second(stage: Stage) -> None:
+    madvise_dontneed(stage.mm, stage.address(1), stage.address(2))
+
+
+def _free_lazily(stage: Stage) -> None:
+    madvise_free(stage.mm, START, stage.address(1))
+    discard_folio(stage.kernel, stage.pages[0])
+
+
+def _hint_and_store(stage: Stage) -> None:
+    task_numa_work(stage.mm, START, stage.end)
+    store(stage.mm, START, 200)
+
+
+def _clear_and_store(stage: Stage) -> None:
+    clear_refs_write(stage.mm)
+    store(stage.mm, START, 200)
+
+
+def _add_child(stage: Stage, name: str) -> None:
+    """An empty mm, with the page that will hold its PMDs."""
+    child = stage.children[name] = stage.kernel.new_mm(2 + len(stage.children), name)
+    pmd_ptr(child, START, create=True)
+
+
+def _fork(stage: Stage) -> None:
+    dup_mmap(stage.children["fork"], stage.mm, stage.khugepaged.khugepaged_enter)
+
+
+def _fork_fails(stage: Stage) -> None:
+    child = stage.children["fork-fails"]
+    dup_mmap_failing(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
+
+
+MAPPINGS = (
+    Rival(
+        "zap",
+        "MADV_DONTNEED of the whole table",
+        lambda stage: madvise_dontneed(stage.mm, START, stage.end),
+    ),
+    Rival(
+        "zap-page",
+        "MADV_DONTNEED of one page of the window",
+        lambda stage: madvise_dontneed(stage.mm, START, stage.address(1)),
+    ),
+    Rival("zap-second", "MADV_DONTNEED of the window's second page", _zap_second),
+    Rival(
+        "zap-vma",
+        "MADV_DONTNEED of the whole table under the VMA lock",
+        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.end),
+    ),
+    Rival(
+        "zap-page-vma",
+        "the same of one page of the window",
+        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.address(1)),
+    ),
+    Rival(
+        "zap-locked", "a locked page is unlocked and zapped", _zap_locked, _lock_first_page, FIRST
+    ),
+    Rival(
+        "zap-large",
+        "MADV_DONTNEED of a page of a large folio",
+        _zap_second,
+        Stage.map_large,
+        WINDOW,
+    ),
+    Rival("huge-fault", "the table is zapped, and a fault puts a huge page there", _zap_and_fault),
+    Rival("lazyfree", "MADV_FREE of a page, and reclaim that drops it", _free_lazily),
+    Rival(
+        "remap",
+        "munmap() and mmap() of the same range",
+        lambda stage: munmap_and_mmap(stage.mm, START, stage.end),
+    ),
+    Rival(
+        "shrink",
+        "munmap() of all but the first page of the window",
+        lambda stage: munmap_tail(stage.mm, stage.address(1)),
+    ),
+    Rival(
+        "mremap",
+        "mremap() moves the whole table elsewhere",
+        lambda stage: mremap(stage.mm, START, stage.far),
+        takes=ELSEWHERE,
+    ),
+    Rival(
+        "mremap-ptes",
+        "mremap() moves the table's pages one by one",
+        lambda stage: mremap(stage.mm, START, stage.far + stage.kernel.geometry.page_size),
+        takes=ELSEWHERE,
+    ),
+    Rival(
+        "mprotect",
+        "mprotect() takes the right to store away",
+        lambda stage: mprotect(stage.mm, START, stage.end),
+    ),
+    Rival(
+        "numa-hint",
+        "NUMA hints are given to the table, and a store hits one",
+        _hint_and_store,
+    ),
+    Rival(
+        "soft-dirty",
+        "soft-dirty marks are cleared, then a page is stored to",
+        _clear_and_store,
+    ),
+    Rival("fork", "fork() of the process", _fork, lambda stage: _add_child(stage, "fork")),
+    Rival(
+        "fork-fails",
+        "fork() that fails half way",
+        _fork_fails,
+        lambda stage: _add_child(stage, "fork-fails"),
+    ),
+    Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE),
+    Rival(
+        "exec-shift",
+        "exec shifts its temporary stack",
+        lambda stage: relocate_vma_down(stage.mm, START - stage.kernel.geometry.pmd_size),
+        vm_flags=VM_STACK_INCOMPLETE,
+        reach=Reach.ALONE,
+    ),
+    Rival(
+        "exit",
+        "the process exits",
+        lambda stage: exit_mm(stage.mm, stage.khugepaged.khugepaged_exit),
+        reach=Reach.ALONE,
+    ),
+)

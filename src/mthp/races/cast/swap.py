@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rivals around the swap device: reclaim that takes pages out, and all that brings them back."""
+
+from __future__ import annotations
+
+from mthp.mm.folio import lru_add_drain
+from mthp.mm.memory import handle_user_fault
+from mthp.mm.mmu import store
+from mthp.mm.page_flags import PG_LOCKED, PG_WRITEBACK
+from mthp.mm.pagewalk import folio_walk
+from mthp.mm.swapfile import unuse_mm
+from mthp.mm.vmscan import folio_end_writeback, free_swapped, shrink_active_list, shrink_folio
+from mthp.races.cast.accesses import store_and_load
+from mthp.races.cast.rival import HOLE, PAGES, WINDOW, Rival, StagePart
+from mthp.races.stage import START, SWAP_SLOT, Size, Stage
+
+IN_WRITEBACK = HOLE | {StagePart.SWAP}
+
+
+def _swap_out_beside(stage: Stage) -> None:
+    if stage.size is Size.WINDOW:
+        shrink_folio(stage.kernel, stage.pages[2], SWAP_SLOT)
+
+
+def _age(stage: Stage, index: int) -> None:
+    if index in stage.pages:
+        shrink_active_list(stage.kernel, stage.pages[index])
+
+
+def swapped_hole(stage: Stage) -> None:
+    """The empty PTE of the window is a swapped page instead."""
+    stage.swap_page(1, SWAP_SLOT + 1)
+
+
+def _swapped_window(stage: Stage) -> None:
+    """Both pages of the window are out, side by side: they come back as one folio where windows are
+    smaller than a table.
+    """
+    stage.unmap_page(0)
+    stage.swap_page(0, SWAP_SLOT + 1)
+    stage.swap_page(1, SWAP_SLOT + 2)
+
+
+def _being_read(stage: Stage) -> None:
+    """The swapped page's read is under way: its folio is in the swap cache, locked."""
+    swapped_hole(stage)
+    stage.cache_swapped(1)
+
+
+def _being_written(stage: Stage) -> None:
+    """A page of the window was unmapped by reclaim, and is still being written to its slot."""
+    stage.kernel.swap.synchronous = False
+    _being_read(stage)
+    page, mem = stage.pages[1], stage.kernel.mem
+    mem.flags.raw[page] = mem.flags.raw[page] & ~PG_LOCKED | PG_WRITEBACK
+    mem.anon_vma.raw[page] = 0
+    mem.index.raw[page] = stage.address(1) >> stage.kernel.geometry.page_shift
+
+
+def _written(stage: Stage) -> None:
+    """The same, where the write has ended already."""
+    _being_written(stage)
+    stage.kernel.mem.flags.raw[stage.pages[1]] &= ~PG_WRITEBACK
+
+
+def _reuse_slot(stage: Stage) -> None:
+    """Back in, stored to, and out again, to the same slot if it is free."""
+    store(stage.mm, stage.address(1), 201)
+    vma = stage.mm.find_vma(stage.address(1))
+    page = folio_walk(vma, stage.address(1)) if vma is not None else None
+    if page is None:
+        return
+    mem = stage.kernel.mem
+    mem.folio_put(mem.page_folio(page))
+    lru_add_drain(mem, stage.kernel.this_cpu)
+    if not mem.folio_test_large(mem.page_folio(page)):
+        shrink_folio(stage.kernel, page, SWAP_SLOT + 1)
+
+
+SWAP = (
+    Rival(
+        "swap-out",
+        "reclaim swaps a page of the window out",
+        lambda stage: shrink_folio(stage.kernel, stage.pages[0], SWAP_SLOT),
+        reach=PAGES,
+    ),
+    Rival(
+        "swap-out-neighbour",
+        "reclaim takes a page beside the window",
+        _swap_out_beside,
+        reach=PAGES,
+    ),
+    Rival(
+        "referenced",
+        "reclaim looks whether a page of the window was used",
+        lambda stage: _age(stage, 0),
+        reach=PAGES,
+    ),
+    Rival(
+        "referenced-beside",
+        "the same of a page beside the window",
+        lambda stage: _age(stage, 2),
+        reach=PAGES,
+    ),
+    Rival(
+        "swapped",
+        "a page of the window is swapped out",
+        prepare=swapped_hole,
+        takes=HOLE,
+        reach=PAGES,
+    ),
+    Rival(
+        "swap-in",
+        "a store faults at a swapped page of the window",
+        lambda stage: handle_user_fault(stage.mm, stage.address(1), write=True),
+        swapped_hole,
+        HOLE,
+    ),
+    Rival(
+        "swap-in-store",
+        "the same, with the store and a load through the TLB",
+        lambda stage: store_and_load(stage, 1),
+        swapped_hole,
+        HOLE,
+    ),
+    Rival(
+        "swap-in-large",
+        "a store faults where the whole window is swapped out",
+        lambda stage: handle_user_fault(stage.mm, START, write=True),
+        _swapped_window,
+        WINDOW,
+    ),
+    Rival(
+        "swap-read",
+        "the read of a swapped page of the window ends",
+        lambda stage: stage.kernel.mem.folio_unlock(stage.pages[1]),
+        _being_read,
+        HOLE,
+        reach=PAGES,
+    ),
+    Rival(
+        "swapoff",
+        "swapoff brings a swapped page of the window back",
+        lambda stage: unuse_mm(stage.mm, stage.address(1)),
+        swapped_hole,
+        HOLE,
+    ),
+    Rival(
+        "writeback",
+        "the write of a swapped page of the window ends",
+        lambda stage: folio_end_writeback(stage.kernel, stage.pages[1], SWAP_SLOT + 1),
+        _being_written,
+        IN_WRITEBACK,
+        reach=PAGES,
+    ),
+    Rival(
+        "swap-cache-free",
+        "reclaim frees a swapped page of the window from the swap cache",
+        lambda stage: free_swapped(stage.kernel, stage.pages[1], SWAP_SLOT + 1),
+        _written,
+        IN_WRITEBACK,
+        reach=PAGES,
+    ),
+    Rival(
+        "slot-reuse",
+        "a swapped page comes back, changes, and takes its slot again",
+        _reuse_slot,
+        swapped_hole,
+        HOLE,
+    ),
+)
