@@ -11,6 +11,7 @@ from mthp.mm import page_flags as pg
 from mthp.mm.mm_types import Kernel, Mm, PageTable, Vma
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import DIRTY, PRESENT, WRITE, YOUNG, mk_pte, table_pmd
+from mthp.vectorised.twins import TWINS
 from mthp.words.settings import Enabled, Settings
 
 START = 1 << 40
@@ -41,7 +42,7 @@ class TableWorld:
         order: int = 0,
         pte_flags: int = YOUNG_PTE,
     ) -> None:
-        self.kernel = Kernel(settings)
+        self.kernel = Kernel(settings, twins=TWINS)
         self.kernel.trace = _forget
         self.mm: Mm = self.kernel.new_mm(1)
         geometry = self.kernel.geometry

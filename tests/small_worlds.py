@@ -55,6 +55,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import UNKNOWN_MM, folio_remove_rmap_ptes, share_large_folio
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
+from mthp.vectorised.twins import TWINS
 from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
 from mthp.words.profiles import V7_3, Profile
 from mthp.words.results import ScanResult
@@ -189,7 +190,12 @@ class World:
         sizes |= dict.fromkeys(orders, Enabled.ALWAYS)
         settings = Settings(geometry=geometry, enabled=enabled, sizes=sizes, **knobs)
         self.kernel = Kernel(
-            settings, profile, nr_cpus=cpus, nodes=nodes or (NodeState(free),), debug=True
+            settings,
+            profile,
+            nr_cpus=cpus,
+            nodes=nodes or (NodeState(free),),
+            debug=True,
+            twins=TWINS,
         )
         self.geometry = geometry
         self.mem = self.kernel.mem

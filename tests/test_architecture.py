@@ -30,8 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "words": set(),
     "machine": {"words"},
     "mm": {"words", "machine"},
-    "khugepaged": {"words", "machine", "mm", "vectorised"},
-    "vectorised": {"words", "machine", "mm"},
+    "khugepaged": {"words", "machine", "mm"},
+    "vectorised": {"words", "machine", "mm", "khugepaged"},
     "laws": ENGINE,
     "races": ENGINE | {"laws"},
     "explore": {"machine.step", "machine.task"},
@@ -172,6 +172,15 @@ def the_lab_imports_one_way(root: Path) -> Iterator[str]:
                     yield f"{module.name}:{line}: imports {name}"
 
 
+def the_specification_has_no_arrays(root: Path) -> Iterator[str]:
+    """khugepaged/ and mm/ do everything word by word; arrays are for vectorised/."""
+    for module in modules(root):
+        if module.room in {"mm", "khugepaged"}:
+            for line, name in imports(module):
+                if name.partition(".")[0] == "numpy":
+                    yield f"{module.name}:{line}: imports {name}"
+
+
 def capture_stands_alone(root: Path) -> Iterator[str]:
     """image/capture.py may be copied to a production host: the standard library only."""
     for module in modules(root):
@@ -279,6 +288,7 @@ RULES: list[Rule] = [
     imports_go_one_way,
     no_import_circle,
     the_lab_imports_one_way,
+    the_specification_has_no_arrays,
     capture_stands_alone,
     modules_are_short,
     functions_are_short,
@@ -369,6 +379,19 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (the_lab_imports_one_way, "lab/draw/a.py", "from mthp.lab import compile", "lab.compile"),
     (the_lab_imports_one_way, "lab/guest/a.py", "import mthp.words.units", "words.units"),
     (imports_go_one_way, "attic/a.py", "", "attic.a: a room that MAY_IMPORT does not know"),
+    (imports_go_one_way, "khugepaged/a.py", "from mthp.vectorised import lru", "vectorised.lru"),
+    (
+        the_specification_has_no_arrays,
+        "mm/rmap.py",
+        "import numpy as np",
+        "mm.rmap:3: imports numpy",
+    ),
+    (
+        the_specification_has_no_arrays,
+        "khugepaged/scan.py",
+        "def f():\n    from numpy.typing import NDArray",
+        "khugepaged.scan:4: imports numpy.typing",
+    ),
     (capture_stands_alone, "image/capture.py", "import numpy", "imports numpy"),
     (
         capture_stands_alone,

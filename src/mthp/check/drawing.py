@@ -31,7 +31,7 @@ _INNER = frozenset(
     __enter__ __exit__ release _take unlock is_wanted before after unmap lock_and_isolate take_page
     take_none trace unlocked_after _vma_end_write_all fault store load _translate walk folio_get
     folio_put folio_ref_count folio_mapcount folio_order folio_ref_add folio_try_get mm_flags_test
-    folio_maybe_mapped_shared folio_expected_ref_count free_folio _take_from_users _move
+    folio_maybe_mapped_shared folio_expected_ref_count free_folio isolate_ptes _move
     folio_unqueue_deferred_split lookup pmd_unchanged pte_unchanged _cache _replace collapser
     collapse_test_exit collapse_test_exit_or_disable vma_thp_disabled allowable_orders
     thp_vma_allowable_orders charge pte_offset_map _on_step step _acted mark unmark try_enter leave

@@ -21,8 +21,9 @@ from mthp.mm.mm_types import Kernel, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import PteMap, pmd_lock, pmdp_collapse_flush, pte_offset_map
+from mthp.mm.pgtable_types import PRESENT, pmd_is_table, pmd_pgtable
 from mthp.mm.rmap import anon_vma_lock_write
-from mthp.words.events import Attempt, CollapseHugePage
+from mthp.words.events import Attempt, CollapseHugePage, PmdFlush
 from mthp.words.profiles import UnmapOrder
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
 
@@ -92,6 +93,18 @@ def collapse_huge_page(
     return result
 
 
+def trace_flush(mm: Mm, orig_pmd: int, start_addr: int, order: int) -> None:
+    """Say what was flushed within and outside the window. Not a step."""
+    kernel = mm.kernel
+    if pmd_is_table(orig_pmd):
+        ptes = kernel.tables[pmd_pgtable(orig_pmd)].ptes
+        first, nr = kernel.geometry.pte_index(start_addr), kernel.geometry.ptrs_per_pte
+        inside = ptes.count(first, 1 << order, PRESENT)
+        outside = ptes.count(0, nr, PRESENT) - inside
+        ipis = len(kernel.cpus) - 1
+        kernel.trace(PmdFlush(mm.number, start_addr, order, inside, outside, ipis))
+
+
 def _replace(
     vma: Vma, start_addr: int, pmd: PmdPtr, folio: int, cc: CollapseControl, order: int
 ) -> None:
@@ -109,7 +122,8 @@ def _replace(
         with mmu_notifier_invalidate_range(mm, start_addr, end_addr), pmd_lock(pmd):
             # Clears the whole PMD: no huge and small TLB entries of one address, and GUP-fast
             # backs off when it sees the PMD changed.
-            orig_pmd = pmdp_collapse_flush(vma, pmd_addr, pmd, (start_addr, order))
+            orig_pmd = pmdp_collapse_flush(vma, pmd_addr, pmd)
+            trace_flush(mm, orig_pmd, start_addr, order)
         tlb_remove_table_sync_one(kernel.cpus, kernel.this_cpu.number)
 
         pte = leaving.pte = pte_offset_map(kernel, orig_pmd, start_addr)
@@ -127,7 +141,7 @@ def _replace(
             # table are not, and their walkers would meet a PMD that is none.
             leaving.anon_vma.release()
 
-        __collapse_huge_page_copy(
+        kernel.machine.path(__collapse_huge_page_copy)(
             pte, folio, pmd, orig_pmd, vma, start_addr, order, compound_pagelist
         )
         __folio_mark_uptodate(kernel, folio)

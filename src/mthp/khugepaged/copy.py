@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from mthp.khugepaged.isolate import PlainSources, release_pte_folio, release_pte_pages
+from mthp.khugepaged.isolate import release_pte_folio, release_pte_pages
 from mthp.mm.folio import (
-    folio_add_lru_dead,
     folio_clear_isolated,
     folio_putback_lru,
 )
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import MM_ANONPAGES, PmdPtr, Vma
-from mthp.mm.page_flags import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED
+from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.mm.pgtable import PteMap, clear_ptes, pmd_lock, pmd_populate
 from mthp.mm.pgtable_types import (
     DIRTY,
-    PFN_SHIFT,
     PTE_NONE,
     SOFT_DIRTY,
     WRITE,
@@ -30,13 +26,11 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import folio_remove_rmap_ptes
 from mthp.mm.swapfile import free_swap_cache
-from mthp.mm.vm_flags import VM_LOCKED
-from mthp.vectorised.plain_pages import may_look_at_once
 from mthp.words.events import Copied
 from mthp.words.results import Refused, ScanResult
 
-_NEXT_FRAME = mk_pte(1, 0) - mk_pte(0, 0)
-_BATCH_IGNORES = ~(YOUNG | DIRTY | SOFT_DIRTY | WRITE)
+NEXT_FRAME = mk_pte(1, 0) - mk_pte(0, 0)
+BATCH_IGNORES = ~(YOUNG | DIRTY | SOFT_DIRTY | WRITE)
 
 
 def copy_mc_user_highpage(mem: MemMap, to: int, source: int) -> bool:
@@ -55,22 +49,12 @@ def folio_pte_batch(mem: MemMap, folio: int, pte: PteMap, i: int, pteval: int, m
     """
     last = folio + mem.folio_nr_pages(folio) - 1
     most = min(most, last - pte_pfn(pteval) + 1)
-    if mem.machine.on_step is None:
-        return _pte_batch_at_once(pte, i, pteval, most)
     nr = 1
-    expected = (pteval + _NEXT_FRAME) & _BATCH_IGNORES
-    while nr < most and pte.get(i + nr) & _BATCH_IGNORES == expected:
-        expected += _NEXT_FRAME
+    expected = (pteval + NEXT_FRAME) & BATCH_IGNORES
+    while nr < most and pte.get(i + nr) & BATCH_IGNORES == expected:
+        expected += NEXT_FRAME
         nr += 1
     return nr
-
-
-def _pte_batch_at_once(pte: PteMap, i: int, pteval: int, most: int) -> int:
-    """The fast twin of the loop above."""
-    words = pte.ptes.view()[pte.base + i : pte.base + i + most] & _BATCH_IGNORES
-    first = pteval & _BATCH_IGNORES
-    same = words == np.arange(first, first + most * _NEXT_FRAME, _NEXT_FRAME)
-    return most if same.all() else int(same.argmin())
 
 
 def __collapse_huge_page_copy_succeeded(
@@ -99,7 +83,7 @@ def __collapse_huge_page_copy_succeeded(
             page = pte_pfn(pteval)
             src = mem.page_folio(page)
             if mem.folio_test_large(src):
-                nr_ptes = folio_pte_batch(mem, src, pte, i, pteval, nr_pages - i)
+                nr_ptes = mem.machine.path(folio_pte_batch)(mem, src, pte, i, pteval, nr_pages - i)
             else:
                 release_pte_folio(kernel, src)
             with ptl.lock():
@@ -117,45 +101,14 @@ def __collapse_huge_page_copy_succeeded(
     return filled
 
 
-def let_go_at_once(pte: PteMap, vma: Vma, order: int, sources: PlainSources) -> int:
-    """The fast twin of __collapse_huge_page_copy_succeeded(), for sources isolated at once: each has
-    one mapping and the reference of its isolation, and nobody watched who could have added more.
-    """
-    mem = pte.kernel.mem
-    folios = sources.folios
-    filled = (1 << order) - len(folios)
-    pte.ptes.view()[pte.base : pte.base + (1 << order)] = PTE_NONE
-    flags = mem.flags.view()
-    flags[folios] &= ~(PG_ISOLATED | PG_LOCKED)
-    mem.mapcount.view()[folios] = 0
-    mem.refcount.view()[folios] = 1
-    folio_add_lru_dead(mem, pte.kernel.this_cpu, folios)
-    vma.vm_mm.counters[MM_ANONPAGES] += filled
-    return filled
-
-
 def __collapse_huge_page_copy_failed(
     pte: PteMap, pmd: PmdPtr, orig_pmd: int, order: int, compound_pagelist: list[int]
 ) -> None:
     """Restore the PMD first, then release the folios. Kernel: __collapse_huge_page_copy_failed()."""
+    path = pte.kernel.machine.path
     with pmd_lock(pmd):
         pmd_populate(pmd, pmd_pgtable(orig_pmd))
-    release_pte_pages(pte, 1 << order, compound_pagelist)
-
-
-def copy_at_once(pte: PteMap, folio: int, order: int) -> bool:
-    """The fast twin of the copy: True if no page is poisoned; False, and nothing is copied.
-
-    An empty PTE names frame 0, and frame 0 is the zero page.
-    """
-    mem = pte.kernel.mem
-    nr = 1 << order
-    pfns = pte.ptes.view()[pte.base : pte.base + nr] >> PFN_SHIFT
-    if np.count_nonzero(mem.page_flags.view()[pfns] & PAGE_HWPOISON):
-        return False
-    content = mem.content.view()
-    content[folio : folio + nr] = content[pfns]
-    return True
+    path(release_pte_pages)(pte, 1 << order, compound_pagelist)
 
 
 def __collapse_huge_page_copy(
@@ -175,17 +128,13 @@ def __collapse_huge_page_copy(
     Kernel: mm/khugepaged.c, __collapse_huge_page_copy().
     """
     mem = pte.kernel.mem
-    at_once = may_look_at_once(vma.vm_mm) and copy_at_once(pte, folio, order)
-    for i in range(0 if at_once else 1 << order):
+    for i in range(1 << order):
         pteval = pte.get(i)
         if pte_none_or_zero(pteval):
             mem.content.write(folio + i, 0)
         elif not copy_mc_user_highpage(mem, folio + i, pte_pfn(pteval)):
             __collapse_huge_page_copy_failed(pte, pmd, orig_pmd, order, compound_pagelist)
             raise Refused(ScanResult.COPY_MC)
-    if isinstance(compound_pagelist, PlainSources) and not vma.vm_flags & VM_LOCKED:
-        filled = let_go_at_once(pte, vma, order, compound_pagelist)
-    else:
-        filled = __collapse_huge_page_copy_succeeded(pte, vma, order, compound_pagelist)
+    filled = __collapse_huge_page_copy_succeeded(pte, vma, order, compound_pagelist)
     pages = (1 << order) - filled
     pte.kernel.trace(Copied(vma.vm_mm.number, address, order, pages, filled))

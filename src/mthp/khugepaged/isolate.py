@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
-
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import (
     collapse_max_ptes_none,
@@ -15,7 +10,6 @@ from mthp.khugepaged.limits import (
     count_collapse_event,
 )
 from mthp.mm.folio import (
-    folio_add_lru_held,
     folio_clear_isolated,
     folio_isolate_lru,
     folio_mark_isolated,
@@ -25,17 +19,12 @@ from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_test_young
 from mthp.mm.page_flags import (
-    PG_ISOLATED,
-    PG_LOCKED,
-    PG_LRU,
     PG_REFERENCED,
     PG_YOUNG,
     PG_ZONE_DEVICE,
 )
 from mthp.mm.pgtable import PteMap
 from mthp.mm.pgtable_types import (
-    PFN_SHIFT,
-    PRESENT,
     pte_dirty,
     pte_none_or_zero,
     pte_pfn,
@@ -45,13 +34,9 @@ from mthp.mm.pgtable_types import (
     pte_young,
 )
 from mthp.mm.vm_flags import VM_DROPPABLE
-from mthp.vectorised.plain_pages import may_look_at_once, plain_pages
 from mthp.words.events import NO_PFN, Isolate
 from mthp.words.profiles import Lazyfree
 from mthp.words.results import Refused, ScanResult
-
-NO_ORDER: Final = 64
-"""Larger than any folio's order."""
 
 
 def vm_normal_page(mem: MemMap, pte: int) -> int | None:
@@ -108,41 +93,25 @@ def release_pte_pages(pte: PteMap, nr: int, compound_pagelist: list[int]) -> Non
     compound_pagelist.clear()
 
 
-def release_at_once(kernel: Kernel, sources: PlainSources) -> None:
-    """The fast twin of release_pte_pages(): the reference of the isolation becomes the batch's."""
-    mem = kernel.mem
-    mem.flags.view()[sources.folios] &= ~(PG_ISOLATED | PG_LOCKED)
-    folio_add_lru_held(mem, kernel.this_cpu, sources.folios[::-1])
-
-
-class PlainSources(list[int]):
-    """An empty compound_pagelist, of a window whose small folios were all isolated at once."""
-
-    __slots__ = ("folios",)
-
-    def __init__(self, folios: NDArray[Any]) -> None:
-        super().__init__()
-        self.folios = folios
-
-
-class _Isolation:
-    """What __collapse_huge_page_isolate() has counted and taken so far."""
+class Isolation:
+    """What __collapse_huge_page_isolate() has counted and taken so far: of the first `done` PTEs."""
 
     __slots__ = (
-        "cc", "compound_pagelist", "folio", "kernel", "max_ptes_none", "max_ptes_shared", "mem",
-        "none_or_zero", "order", "referenced", "shared", "sub_pmd", "vma",
+        "address", "cc", "compound_pagelist", "done", "folio", "kernel", "max_ptes_none",
+        "max_ptes_shared", "mem", "none_or_zero", "order", "referenced", "shared", "sub_pmd", "vma",
     )  # fmt: skip
 
-    def __init__(self, kernel: Kernel, vma: Vma, cc: CollapseControl, order: int) -> None:
-        self.kernel = kernel
+    def __init__(self, vma: Vma, address: int, cc: CollapseControl, order: int) -> None:
+        kernel = self.kernel = vma.vm_mm.kernel
         self.mem = kernel.mem
         self.vma = vma
+        self.address = address
         self.cc = cc
         self.order = order
         self.sub_pmd = order != kernel.geometry.pmd_order
         self.max_ptes_none = collapse_max_ptes_none(kernel, cc, vma, order)
         self.max_ptes_shared = collapse_max_ptes_shared(kernel, cc, order)
-        self.none_or_zero = self.shared = self.referenced = 0
+        self.done = self.none_or_zero = self.shared = self.referenced = 0
         self.folio = NO_PFN
         self.compound_pagelist: list[int] = []
 
@@ -204,12 +173,12 @@ class _Isolation:
         if mem.folio_test_large(folio):
             self.compound_pagelist.append(folio)
 
-    def trace(self, address: int, result: ScanResult) -> None:
+    def trace(self, result: ScanResult) -> None:
         """mm_collapse_huge_page_isolate."""
         self.kernel.trace(
             Isolate(
                 self.vma.vm_mm.number,
-                address,
+                self.address,
                 self.folio,
                 self.none_or_zero,
                 self.referenced,
@@ -219,42 +188,16 @@ class _Isolation:
         )
 
 
-def isolate_at_once(isolation: _Isolation, pte: PteMap) -> bool:
-    """The fast twin of the loop below, for a window of plain pages whose folios are smaller than it
-    (any, at PMD order). True, and all of them are counted, locked and isolated; False, and nothing
-    is done.
-    """
-    mem = isolation.mem
-    too_large = isolation.order if isolation.sub_pmd else NO_ORDER
-    first = pte.ptes.raw[pte.base]
-    if first & PRESENT and mem.order.raw[mem.head.raw[first >> PFN_SHIFT]] >= too_large:
-        return False  # seen at a glance: windows of large folios mostly begin with one
-    pages = plain_pages(mem, pte, 1 << isolation.order)
-    if pages is None:
-        return False
-    if pages.none_or_zero and (
-        isolation.max_ptes_none is None or pages.none_or_zero > isolation.max_ptes_none
-    ):
-        return False
-    if pages.small:
-        taken = pages.folios
-        flags = pages.flags
-        isolation.compound_pagelist = PlainSources(taken)
-    else:
-        if int(mem.order.view()[pages.folios].max()) >= too_large:
-            return False
-        met = list(dict.fromkeys(pages.folios.tolist()))
-        taken = np.array(met)
-        flags = mem.flags.view()[taken]
-        isolation.compound_pagelist = [folio for folio in met if mem.order.raw[folio]]
-    isolation.none_or_zero = pages.none_or_zero
-    if isolation.cc.is_khugepaged:
-        isolation.referenced = pages.referenced()
-    isolation.folio = int(pages.folios[-1])
-    # Each is on the LRU, unlocked, and has no references but its mappings'.
-    mem.flags.view()[taken] = flags ^ (PG_LRU | PG_LOCKED | PG_ISOLATED)
-    mem.refcount.view()[taken] += 1
-    return True
+def isolate_ptes(isolation: Isolation, pte: PteMap) -> None:
+    """Every entry of the window in turn. Refused: as __collapse_huge_page_isolate()."""
+    page_shift = isolation.kernel.geometry.page_shift
+    for i in range(1 << isolation.order):
+        pteval = pte.get(i)
+        if pte_none_or_zero(pteval):
+            isolation.take_none()
+        else:
+            isolation.take_page(isolation.address + (i << page_shift), pteval)
+        isolation.done += 1
 
 
 def __collapse_huge_page_isolate(
@@ -268,29 +211,16 @@ def __collapse_huge_page_isolate(
     PAGE_LAZYFREE, PTE_MAPPED_HUGEPAGE, PAGE_LOCK, PAGE_COUNT, DEL_PAGE_LRU, LACK_REFERENCED_PAGE.
     Kernel: mm/khugepaged.c, __collapse_huge_page_isolate().
     """
-    kernel = pte.kernel
+    path = pte.kernel.machine.path
     pte.table.ptl.assert_held()
-    isolation = _Isolation(kernel, vma, cc, order)
-    page_size = kernel.geometry.page_size
-    done = 0
-    if may_look_at_once(vma.vm_mm) and isolate_at_once(isolation, pte):
-        done = 1 << order
+    isolation = Isolation(vma, start_addr, cc, order)
     try:
-        for i in range(done, 1 << order):
-            pteval = pte.get(i)
-            if pte_none_or_zero(pteval):
-                isolation.take_none()
-            else:
-                isolation.take_page(start_addr + i * page_size, pteval)
-            done += 1
+        path(isolate_ptes)(isolation, pte)
         if cc.is_khugepaged and not isolation.referenced:
             raise Refused(ScanResult.LACK_REFERENCED_PAGE)
     except Refused as refusal:
-        if isinstance(isolation.compound_pagelist, PlainSources):
-            release_at_once(kernel, isolation.compound_pagelist)
-        else:
-            release_pte_pages(pte, done, isolation.compound_pagelist)
-        isolation.trace(start_addr, refusal.result)
+        path(release_pte_pages)(pte, isolation.done, isolation.compound_pagelist)
+        isolation.trace(refusal.result)
         raise
-    isolation.trace(start_addr, ScanResult.SUCCEED)
+    isolation.trace(ScanResult.SUCCEED)
     return isolation.compound_pagelist

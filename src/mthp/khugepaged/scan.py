@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.eligibility import collapse_possible_orders
 from mthp.khugepaged.isolate import folio_pte_referenced, refuses_lazyfree, vm_normal_page
@@ -22,7 +20,6 @@ from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_ANON, PG_LOCKED, PG_LRU
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
-from mthp.vectorised.plain_pages import may_look_at_once, plain_pages
 from mthp.words.events import NO_PFN, ScanPmd
 from mthp.words.profiles import ScanCost
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
@@ -134,7 +131,7 @@ def collapse_scan_abort(kernel: Kernel, nid: int, cc: CollapseControl) -> bool:
 
 
 def scan_ptes(scan: Scan, pte: PteMap) -> None:
-    """Every entry in turn: the clear twin. Refused: as collapse_scan_pmd()."""
+    """Every entry in turn. Refused: as collapse_scan_pmd()."""
     count = scan.kernel.profile.progress is ScanCost.PER_PTE
     for i in range(scan.kernel.geometry.ptrs_per_pte):
         pteval = pte.get(i)
@@ -145,36 +142,6 @@ def scan_ptes(scan: Scan, pte: PteMap) -> None:
             scan.take_unmapped(pteval)
         else:
             scan.take_page(i, pteval)
-
-
-def scan_ptes_at_once(scan: Scan, pte: PteMap) -> bool:
-    """The fast twin: the whole table as arrays. True if it holds nothing that stops or needs a
-    closer look, and then everything is counted as scan_ptes() would; False, and nothing counted.
-    """
-    kernel = scan.kernel
-    cc = scan.cc
-    nr = kernel.geometry.ptrs_per_pte
-    pages = plain_pages(kernel.mem, pte, nr)
-    if pages is None:
-        return False
-    if scan.max_ptes_none is not None and pages.none_or_zero > scan.max_ptes_none:
-        return False
-    scan.none_or_zero = pages.none_or_zero
-    if cc.is_khugepaged:
-        scan.referenced = pages.referenced()
-    if pages.mapped is None:
-        cc.present_ptes = (1 << nr) - 1
-    else:
-        bits = np.packbits(pages.mapped, bitorder="little")
-        cc.present_ptes = int.from_bytes(bits.tobytes(), "little")
-    if len(kernel.mem.allocator.nodes) == 1:
-        cc.node_load[0] = len(pages.folios)
-    else:
-        nodes = np.bincount(kernel.mem.nid.view()[pages.folios])
-        cc.node_load.update(dict(enumerate(nodes.tolist())))
-    if kernel.profile.progress is ScanCost.PER_PTE:
-        cc.progress += nr
-    return True
 
 
 def collapse_scan_pmd(
@@ -209,9 +176,7 @@ def collapse_scan_pmd(
             cc.progress += kernel.profile.progress is ScanCost.PER_PTE
             raise
         with pte, pte.table.ptl.lock():
-            at_once = may_look_at_once(mm) and not kernel.node_reclaim
-            if not (at_once and scan_ptes_at_once(scan, pte)):
-                scan_ptes(scan, pte)
+            kernel.machine.path(scan_ptes)(scan, pte)
             scan.check_referenced()
     except Refused as refusal:
         result = refusal.result

@@ -3,8 +3,8 @@
 
 Cells of a kind stand in a row (`Words`): the PTEs of one table, the refcounts of all frames. A Cell
 is then (row, index), its value an int: immutable, hashable, and free of objects however large the
-image is. Rows may be read whole by bookkeeping through `raw`, and by vectorised twins through
-`view()`; neither is a step.
+image is. Rows may be read whole by bookkeeping through `raw` and `count()`, and by fast twins
+through `view()`; none of these is a step.
 Kernel: include/linux/atomic/atomic-instrumented.h, include/asm-generic/rwonce.h (READ_ONCE,
 WRITE_ONCE), include/linux/refcount.h (refcount_inc), include/linux/page_ref.h (folio_ref_freeze,
 folio_ref_try_add), include/linux/bitops.h (test_bit),
@@ -14,6 +14,7 @@ include/asm-generic/bitops/instrumented-atomic.h (test_and_set_bit, test_and_cle
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -92,6 +93,26 @@ class Words:
             hook(WRITE, self, index, ALL_BITS)
         self.raw[index] = value
 
+    def write_each(self, index: int, values: Sequence[int]) -> None:
+        """Write words that stand in a row, one after the other."""
+        if self.machine.on_step is None:
+            self.raw[index : index + len(values)] = array(self.raw.typecode, values)
+            return
+        for at, value in enumerate(values, index):
+            self.write(at, value)
+
+    def fill(self, index: int, nr: int, value: int) -> None:
+        """Write one value to nr words, one after the other."""
+        if self.machine.on_step is None:
+            self.raw[index : index + nr] = array(self.raw.typecode, [value]) * nr
+            return
+        for at in range(index, index + nr):
+            self.write(at, value)
+
+    def count(self, index: int, nr: int, mask: int) -> int:
+        """How many of nr words have a bit of the mask set. Not a step."""
+        return int(np.count_nonzero(self.view()[index : index + nr] & mask))
+
     def _forwarded(self, index: int) -> int:
         """What the running task reads: its own late store, or what everybody sees."""
         buffer = self.machine.current.buffer
@@ -124,6 +145,14 @@ class Words:
         value = self.raw[index] + amount
         self.raw[index] = value
         return value
+
+    def add_each(self, index: int, nr: int, amount: int) -> int:
+        """Add to nr words atomically, one after the other; how many of them are 0 then."""
+        if self.machine.on_step is not None or nr == 1:
+            return sum(self.add(at, amount) == 0 for at in range(index, index + nr))
+        words = self.view()[index : index + nr]
+        words += amount
+        return nr - int(np.count_nonzero(words))
 
     def take(self, index: int, amount: int) -> bool:
         """Count `amount` users more, atomically; whether there was one. Kernel: refcount_inc()."""

@@ -7,7 +7,8 @@ Nothing else in the engine can switch tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Final, ParamSpec, TypeVar
 
 from mthp.machine.hold import Hold
 from mthp.machine.step import ALL_BITS, Access, OnStep
@@ -36,6 +37,11 @@ class Task:
 
 
 OnBlock = Callable[[object], None]
+P = ParamSpec("P")
+R = TypeVar("R")
+Twins = Mapping[Callable[..., Any], Callable[..., Any]]
+"""Clear functions, and the fast twin of each, which leaves behind the same without taking steps."""
+NO_TWINS: Final[Twins] = {}
 
 
 class Machine:
@@ -43,16 +49,27 @@ class Machine:
 
     debug: check lock order and contracts at every acquire, not only at function entry.
     abandoned: this execution was thrown away; releasing locks then does nothing.
+    twins: the fast twins it may take.
     """
 
-    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step")
+    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step", "twins")
 
-    def __init__(self, *, debug: bool = False) -> None:
+    def __init__(self, *, debug: bool = False, twins: Twins = NO_TWINS) -> None:
         self.on_step: OnStep | None = None
         self.on_block: OnBlock | None = None
         self.debug = debug
         self.abandoned = False
+        self.twins = twins
         self.current = Task("khugepaged")
+
+    def path(self, clear: Callable[P, R]) -> Callable[P, R]:
+        """The path to take through a function: its fast twin where it has one and nobody watches
+        steps, else the function itself.
+        """
+        if self.on_step is not None:
+            return clear
+        twin: Callable[P, R] = self.twins.get(clear, clear)
+        return twin
 
     def step(self, access: Access, word: object, index: int = 0, bits: int = ALL_BITS) -> None:
         """A schedule point before an act that is not an access to a row of words."""

@@ -11,15 +11,12 @@ include/linux/vmstat.h (node_stat_mod_folio).
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 from mthp.machine.cpu import Cpu
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Vma
-from mthp.mm.page_flags import PG_ACTIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
+from mthp.mm.page_flags import PG_ACTIVE, PG_ISOLATED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
 from mthp.mm.vm_flags import VM_LOCKED, VM_SPECIAL
 
 FOLIO_BATCH_SIZE: Final = 31
@@ -57,30 +54,7 @@ def folio_add_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
     batch = (*cpu.lru_add.read(), folio)
     cpu.lru_add.write(batch)
     if len(batch) >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
-        folio_batch_move_lru(mem, cpu)
-
-
-def folio_add_lru_held(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
-    """The fast twin of folio_add_lru() and a folio_put() for small folios in turn: the reference
-    that would be put becomes the batch's.
-    """
-    batch = (*cpu.lru_add.value, *folios.tolist())
-    while len(batch) >= FOLIO_BATCH_SIZE:
-        cpu.lru_add.value = batch[:FOLIO_BATCH_SIZE]
-        folio_batch_move_lru(mem, cpu)
-        batch = batch[FOLIO_BATCH_SIZE:]
-    cpu.lru_add.value = batch
-
-
-def folio_add_lru_dead(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
-    """The same for folios that nobody else refers to: whole batches of them are freed at once."""
-    room = FOLIO_BATCH_SIZE - len(cpu.lru_add.value)
-    if len(folios) > room:
-        rest = (len(folios) - room) % FOLIO_BATCH_SIZE
-        folio_add_lru_held(mem, cpu, folios[:room])
-        mem.free_small_folios(folios[room : len(folios) - rest])
-        folios = folios[len(folios) - rest :]
-    folio_add_lru_held(mem, cpu, folios)
+        mem.machine.path(folio_batch_move_lru)(mem, cpu)
 
 
 def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
@@ -101,8 +75,6 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
     cpu.lru_add.write(())
     dead: list[int] = []
     alive: list[int] = []
-    if mem.machine.on_step is None:
-        batch = _free_dead_at_once(mem, batch)
     for folio in batch:
         if mem.refcount.freeze(folio, 1):
             mem.flags.clear_bits(folio, PG_ACTIVE | PG_UNEVICTABLE)
@@ -119,22 +91,6 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
         mem.free_folio(folio)
     for folio in alive:
         mem.folio_put(folio)
-
-
-def _free_dead_at_once(mem: MemMap, batch: tuple[int, ...]) -> tuple[int, ...]:
-    """The fast twin for folios of a batch that nobody else holds, if they are small and plain: they
-    are freed in turn. What is left of the batch.
-    """
-    refcount, order = mem.refcount.raw, mem.order.raw
-    flags, mapcount = mem.flags.raw, mem.mapcount.raw
-    dead: list[int] = []
-    others: list[int] = []
-    for folio in batch:
-        busy = order[folio] or mapcount[folio] or flags[folio] & PG_LOCKED
-        (dead if refcount[folio] == 1 and not busy else others).append(folio)
-    if dead:
-        mem.free_small_folios(np.array(dead))
-    return tuple(others)
 
 
 def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: Mlock) -> None:
@@ -203,7 +159,7 @@ def munlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
 def lru_add_drain(mem: MemMap, cpu: Cpu) -> None:
     """Empty this CPU's batches. Kernel: mm/folio.c, lru_add_drain()."""
     if cpu.lru_add.read():
-        folio_batch_move_lru(mem, cpu)
+        mem.machine.path(folio_batch_move_lru)(mem, cpu)
     if cpu.mlock.read():
         mlock_folio_batch(mem, cpu)
 

@@ -11,10 +11,7 @@ Kernel: include/linux/mm.h, include/linux/mm_types.h (struct folio), include/lin
 from __future__ import annotations
 
 from array import array
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
@@ -47,8 +44,6 @@ _OF_FOLIO: Final = (
 )  # fmt: skip
 _OF_PAGE: Final = ("mapcount", "page_flags")
 """Rows that a free folio has zeroes in: at its first frame, and at each of its frames."""
-_OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
-"""Those of them that can be other than zero in a small folio without mappings."""
 
 
 class Unlocked:
@@ -103,7 +98,6 @@ class MemMap:
             setattr(self, name, Words(machine, name, typecode, 1))
         self._of_folio: list[Words] = [getattr(self, name) for name in _OF_FOLIO]
         self._of_page: list[Words] = [getattr(self, name) for name in _OF_PAGE]
-        self._of_small: list[Words] = [getattr(self, name) for name in _OF_SMALL]
         self.nr_frames = 1
         self.pmd_order = pmd_order
         self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
@@ -192,36 +186,38 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
-        failed: list[int] = []
-        if self.machine.on_step is not None:
-            self._take_from_users(folio, nr)
-            pages = range(folio, folio + nr)
-            failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
+        # Steps at the words that anybody who still used the pages would use.
+        self.flags.swap(folio, 0)
+        self.content.add_each(folio, nr, 0)
+        pages = self.page_flags.raw[folio : folio + nr]
         for row in self._of_folio:
             row.raw[folio] = 0
         for row in self._of_page:
             row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
-        for page in failed:  # memory that failed is not mended by being free
-            self.page_flags.raw[page] = PAGE_HWPOISON
         self.mm_mapcounts.pop(folio, None)
-        self.allocator.free(folio, order)
+        poisoned = [page for page in range(nr) if pages[page] & PAGE_HWPOISON]
+        if poisoned:
+            self._free_healthy_pages(folio, order, poisoned)
+        else:
+            self.allocator.free(folio, order)
 
-    def _take_from_users(self, folio: int, nr: int) -> None:
-        """Freeing is a step at the words that whoever still used the pages would use."""
-        self.flags.swap(folio, 0)
-        for page in range(folio, folio + nr):
-            self.content.add(page, 0)
+    def _free_healthy_pages(self, folio: int, order: int, poisoned: list[int]) -> None:
+        """Memory that failed is not mended by being free: no allocator gets it again. What lies
+        between is freed in blocks as large as they can be.
 
-    def free_small_folios(self, folios: NDArray[Any]) -> None:
-        """The fast twin of free_folio() for small folios in turn, neither locked nor mapped."""
-        memcgs = self.memcg.view()[folios]
-        if np.count_nonzero(memcgs):
-            for number, pages in enumerate(np.bincount(memcgs).tolist()):
-                if number and pages:
-                    self.memcgs[number - 1].uncharge(pages)
-        for row in self._of_small:
-            row.view()[folios] = 0
-        self.allocator.free_small(folios.tolist())
+        Kernel: mm/page_alloc.c, free_pages_prepare(), free_has_hwpoisoned().
+        """
+        if not poisoned:
+            self.allocator.free(folio, order)
+        elif order == 0:
+            self.prep_folio(folio, 0)
+            self.refcount.raw[folio] = 0
+            self.page_flags.raw[folio] = PAGE_HWPOISON
+        else:
+            half = 1 << order - 1
+            self._free_healthy_pages(folio, order - 1, [page for page in poisoned if page < half])
+            upper = [page - half for page in poisoned if page >= half]
+            self._free_healthy_pages(folio + half, order - 1, upper)
 
     # Flags
 

@@ -19,7 +19,7 @@ from mthp.machine.cpu import Cpu
 from mthp.machine.hold import Hold, Rank
 from mthp.machine.locks import RwSem, SpinLock, WriteMark
 from mthp.machine.memory import Cell, Words
-from mthp.machine.task import Machine
+from mthp.machine.task import NO_TWINS, Machine, Twins
 from mthp.mm.mem_map import MemMap
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_counter import MemCgroup
@@ -319,6 +319,7 @@ class Kernel:
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows.
     report: is called with the facts of mm.reports, which laws need and no word of memory holds.
+    twins: what may be done at once where nobody watches steps (vectorised/ has them).
     pte_maps: tables mapped and not yet unmapped; 0 between operations. order_policy: chooses windows in
     the kernel's place.
     """
@@ -331,11 +332,12 @@ class Kernel:
         nr_cpus: int = 1,
         nodes: Sequence[NodeState] = (NodeState(),),
         debug: bool = False,
+        twins: Twins = NO_TWINS,
     ) -> None:
         self.settings = settings or Settings()
         self.profile = profile
         self.geometry = self.settings.geometry
-        self.machine = Machine(debug=debug)
+        self.machine = Machine(debug=debug, twins=twins)
         self.cpus = tuple(Cpu(self.machine, n) for n in range(nr_cpus))
         self.vmstat = VmStat()
         self.memcgs: list[MemCgroup] = []

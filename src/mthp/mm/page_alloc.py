@@ -179,11 +179,3 @@ class Allocator:
     def free(self, pfn: int, order: int) -> None:
         """Give a block back to its node. Kernel: free_frozen_pages()."""
         self.nodes[self.node_of(pfn)].give(pfn, order)
-
-    def free_small(self, pfns: Sequence[int]) -> None:
-        """Give single frames back in turn."""
-        if len(self.nodes) == 1:
-            self.nodes[0].pcp[0].extend(pfns)
-            return
-        for pfn in pfns:
-            self.free(pfn, 0)

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-
 from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.hold import Hold
 from mthp.mm.mm_types import Kernel, Mm, PageTable, PmdPage, PmdPtr, TableState, Vma
@@ -25,7 +23,6 @@ from mthp.mm.pgtable_types import (
     pmd_pgtable,
     table_pmd,
 )
-from mthp.words.events import PmdFlush
 from mthp.words.results import KernelBug, Rule
 
 
@@ -146,10 +143,9 @@ def pmd_populate(pmd: PmdPtr, table: int) -> None:
     pmd.page.pmds.write(pmd.slot, table_pmd(table))
 
 
-def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr, window: tuple[int, int]) -> int:
+def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr) -> int:
     """Clear a slot that points to a table and flush the whole PMD range; the old value.
 
-    window: (address, order) of the collapse, for the account of what the flush cost.
     Kernel: mm/pgtable-generic.c, pmdp_collapse_flush().
     """
     pmd.page.ptl.assert_held()
@@ -159,21 +155,7 @@ def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr, window: tuple[int,
     first = pmd_addr >> shift
     last = first + mm.geometry.ptrs_per_pte
     flush_tlb_range(mm.kernel.cpus, mm.number, first, last, mm.kernel.this_cpu.number)
-    if pmd_is_table(old):
-        _account_flush(mm, old, window)
     return old
-
-
-def _account_flush(mm: Mm, old: int, window: tuple[int, int]) -> None:
-    """Say what was flushed within and outside the window. Not a step."""
-    kernel = mm.kernel
-    address, order = window
-    first = kernel.geometry.pte_index(address)
-    present = kernel.tables[pmd_pgtable(old)].ptes.view() & PRESENT
-    inside = int(np.count_nonzero(present[first : first + (1 << order)]))
-    outside = int(np.count_nonzero(present)) - inside
-    ipis = len(kernel.cpus) - 1
-    kernel.trace(PmdFlush(mm.number, address, order, inside, outside, ipis))
 
 
 def pgtable_trans_huge_deposit(pmd: PmdPtr, table: int) -> None:
@@ -195,23 +177,12 @@ def pgtable_trans_huge_withdraw(pmd: PmdPtr) -> int:
 def set_ptes(pte: PteMap, i: int, first: int, nr: int) -> None:
     """Write nr PTEs of consecutive frames, the first being `first`. Kernel: set_ptes()."""
     step = mk_pte(1, 0) - PRESENT
-    base = pte.base + i
-    values = range(first, first + nr * step, step)
-    if pte.kernel.machine.on_step is None:
-        pte.ptes.view()[base : base + nr] = values
-        return
-    for k, value in enumerate(values):
-        pte.ptes.write(base + k, value)
+    pte.ptes.write_each(pte.base + i, range(first, first + nr * step, step))
 
 
 def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
     """Make nr PTEs none. Kernel: include/linux/pgtable.h, clear_ptes()."""
-    base = pte.base + i
-    if pte.kernel.machine.on_step is None:
-        pte.ptes.view()[base : base + nr] = PTE_NONE
-        return
-    for k in range(base, base + nr):
-        pte.ptes.write(k, PTE_NONE)
+    pte.ptes.fill(pte.base + i, nr, PTE_NONE)
 
 
 # Mapping a new folio

@@ -10,8 +10,6 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
-import numpy as np
-
 from mthp.machine.cpu import Cpu
 from mthp.machine.hold import Hold
 from mthp.mm.folio import mlock_vma_folio, munlock_vma_folio
@@ -54,11 +52,7 @@ def folio_add_new_anon_rmap(
         mem.large_mapcount.write(folio, 1)
         mem.nr_pages_mapped.raw[folio] = ENTIRELY_MAPPED
     else:
-        if mem.machine.on_step is None:
-            mem.mapcount.raw[folio : folio + nr] = array("i", [1]) * nr
-        else:
-            for page in range(folio, folio + nr):
-                mem.mapcount.write(page, 1)
+        mem.mapcount.fill(folio, nr, 1)
         mem.large_mapcount.write(folio, nr)
         mem.nr_pages_mapped.raw[folio] = nr
     if exclusive:
@@ -98,21 +92,12 @@ def folio_remove_rmap_ptes(
     else:
         mem.large_mapcount.add(folio, -nr_pages)
         _count_mm(mem, folio, vma.vm_mm.number, -nr_pages)
-        last = _no_longer_mapped(mem, page, nr_pages)
+        last = mem.mapcount.add_each(page, nr_pages, -1)
         if last:
             mapped = mem.nr_pages_mapped.raw[folio] = mem.nr_pages_mapped.raw[folio] - last
             if 0 < mapped < ENTIRELY_MAPPED:
                 mem.deferred_split_folio(folio)
     munlock_vma_folio(mem, cpu, folio, vma)
-
-
-def _no_longer_mapped(mem: MemMap, page: int, nr_pages: int) -> int:
-    """One mapping less of each of nr_pages pages; how many have none left."""
-    if mem.machine.on_step is None:
-        mapcounts = mem.mapcount.view()[page : page + nr_pages]
-        mapcounts -= 1
-        return nr_pages - int(np.count_nonzero(mapcounts))
-    return sum(mem.mapcount.add(pfn, -1) == 0 for pfn in range(page, page + nr_pages))
 
 
 def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:

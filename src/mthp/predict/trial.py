@@ -22,6 +22,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.swap_table import SwapDevice
 from mthp.predict.passes import Tally, run_full_scans
+from mthp.vectorised.twins import TWINS
 from mthp.worlds.build import table_at
 
 _COPIED_PAGES = ("mapcount", "page_flags", "content")
@@ -53,7 +54,7 @@ class Trial:
             )
             for node in source.mem.allocator.nodes
         ]  # fmt: skip
-        self.kernel = Kernel(source.settings, source.profile, nr_cpus=1, nodes=nodes)
+        self.kernel = Kernel(source.settings, source.profile, nr_cpus=1, nodes=nodes, twins=TWINS)
         self.kernel.node_reclaim = source.node_reclaim
         self.kernel.node_reclaim_distance = source.node_reclaim_distance
         self.kernel.distances = source.distances

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The fast twins' eyes: a run of PTEs and the folios behind them as arrays.
-
-Arrays may stand in for steps only where nobody watches steps. Each fast twin stands beside its clear
-twin, and does the whole of it or nothing at all: what is not plain is left to the clear one.
-"""
+"""A run of PTEs and the folios behind them as arrays, if each is plain."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Mm
 from mthp.mm.page_flags import (
     PG_ANON,
@@ -61,15 +56,14 @@ class PlainPages(NamedTuple):
         return int(_count(young | used)) if _count(used) else nr_young
 
 
-def may_look_at_once(mm: Mm) -> bool:
-    """Whether arrays may stand in for steps: nobody watches them, and no secondary MMU is asked."""
-    return mm.machine.on_step is None and not mm.notifiers
-
-
-def plain_pages(mem: MemMap, pte: PteMap, nr: int) -> PlainPages | None:
+def plain_pages(mm: Mm, pte: PteMap, nr: int) -> PlainPages | None:
     """The nr PTEs from pte on, if each is a hole or a page like any other: anonymous, on the LRU,
-    not locked, of one process, with no reference but its mappings'. None if any needs a closer look.
+    not locked, of one process, with no reference but its mappings'. None if any needs a closer look,
+    or if a secondary MMU must be asked who used it.
     """
+    if mm.notifiers:
+        return None
+    mem = pte.kernel.mem
     words = pte.ptes.view()[pte.base : pte.base + nr]
     pfns = words >> PFN_SHIFT
     mapped = None

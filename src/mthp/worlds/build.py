@@ -43,6 +43,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import UNKNOWN_MM, share_large_folio
 from mthp.mm.swap_table import swp_entry, unplaced_entry
+from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.worlds.arrays import ImageProcess, ImageVma, PageRange, TableArrays, WorldArrays, span
@@ -187,7 +188,9 @@ class _Builder:
 
     def __init__(self, image: WorldArrays, settings: Settings, profile: Profile) -> None:
         self.image = image
-        self.kernel = Kernel(settings, profile, nr_cpus=image.nr_cpus, nodes=image.nodes)
+        self.kernel = Kernel(
+            settings, profile, nr_cpus=image.nr_cpus, nodes=image.nodes, twins=TWINS
+        )
         self.mem = self.kernel.mem
         self.geometry = self.kernel.geometry
         self.kernel.swap.synchronous = image.synchronous

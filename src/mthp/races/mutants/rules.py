@@ -253,7 +253,13 @@ _SOURCES = (
         "a copy that fails leaves the folios as isolate took them",
         _world("pmd", "hwpoison"),
         (11,),
-        (Edit("khugepaged.copy", "__collapse_huge_page_copy_failed", "release_pte_pages(...)"),),
+        (
+            Edit(
+                "khugepaged.copy",
+                "__collapse_huge_page_copy_failed",
+                "path(release_pte_pages)(...)",
+            ),
+        ),
     ),
 )
 

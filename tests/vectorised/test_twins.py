@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mthp.khugepaged.control import Caller, CollapseControl
-from mthp.khugepaged.copy import copy_at_once, let_go_at_once
+from mthp.khugepaged.copy import __collapse_huge_page_copy, __collapse_huge_page_copy_succeeded
 from mthp.khugepaged.daemon import Khugepaged
-from mthp.khugepaged.isolate import PlainSources, _Isolation, isolate_at_once
+from mthp.khugepaged.isolate import Isolation, isolate_ptes, release_pte_pages
 from mthp.khugepaged.madvise import madvise_collapse
-from mthp.khugepaged.scan import Scan, scan_ptes_at_once
+from mthp.khugepaged.scan import scan_ptes
+from mthp.machine.task import NO_TWINS
 from mthp.mm import page_flags as pg
-from mthp.mm.folio import folio_add_lru
-from mthp.mm.mem_map import _ROWS
+from mthp.mm.folio import folio_add_lru, folio_batch_move_lru
+from mthp.mm.mem_map import _ROWS, MemMap
 from mthp.mm.mm_types import Kernel, PageTable
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_flags import PAGE_HWPOISON
@@ -38,9 +39,13 @@ from mthp.mm.pgtable_types import (
     zero_pte,
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
+from mthp.vectorised.collapse import isolate_ptes_at_once
+from mthp.vectorised.twins import TWINS
 from mthp.words.events import Event
+from mthp.words.results import Refused
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Geometry
+from tests.vectorised.calls import code, functions_run
 
 START = 1 << 30
 PLAIN = pg.PG_LRU | pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_UPTODATE
@@ -105,7 +110,7 @@ class World:
         knobs = knobs.replace(max_ptes_none=min(recipe.max_ptes_none, geometry.ptrs_per_pte - 1))
         blocks = None if recipe.free_blocks is None else {3: recipe.free_blocks}
         nodes = tuple(NodeState(blocks) for _ in range(recipe.nodes))
-        self.kernel = Kernel(knobs, nodes=nodes, nr_cpus=2)
+        self.kernel = Kernel(knobs, nodes=nodes, nr_cpus=2, twins=TWINS)
         self.events: list[Event] = []
         self.kernel.trace = self.events.append
         memcg = None
@@ -210,14 +215,17 @@ def test_windows_of_large_folios_take_the_fast_isolation() -> None:
     cc = CollapseControl(Caller.KHUGEPAGED)
     pte = PteMap(kernel, world.tables[0], 0)
     before = mem.refcount.raw[: mem.nr_frames].tolist()
-    isolation = _Isolation(kernel, world.vma, cc, 4)
-    assert isolate_at_once(isolation, pte)
+    isolation = Isolation(world.vma, START, cc, 4)
+    with functions_run() as run:
+        isolate_ptes_at_once(isolation, pte)
+    assert code(isolate_ptes) not in run
     heads = [mem.head.raw[pte.get(i) >> PFN_SHIFT] for i in (4, 8, 12)]
     assert isolation.compound_pagelist == heads
-    assert not isinstance(isolation.compound_pagelist, PlainSources)
     after = mem.refcount.raw[: mem.nr_frames].tolist()
     assert [after[head] - before[head] for head in heads] == [1, 1, 1]
-    assert not isolate_at_once(_Isolation(kernel, world.vma, cc, 2), PteMap(kernel, pte.table, 4))
+    with functions_run() as run, pytest.raises(Refused):
+        isolate_ptes_at_once(Isolation(world.vma, START, cc, 2), PteMap(kernel, pte.table, 4))
+    assert code(isolate_ptes) in run
 
 
 def full_scan(world: World) -> int:
@@ -295,19 +303,32 @@ def test_a_batch_that_is_not_empty(before: int) -> None:
 
 def test_plain_pages_take_the_fast_twins() -> None:
     """Each of them, or this file would compare the clear ones with themselves."""
+    # What is not dead in a batch is left to folio_batch_move_lru() itself.
+    clear = {code(each) for each in TWINS if each is not folio_batch_move_lru}
+    clear |= {code(__collapse_huge_page_copy_succeeded), code(MemMap.free_folio)}
     world = World(Recipe((("young",),)))
-    kernel = world.kernel
-    cc = CollapseControl(Caller.KHUGEPAGED)
-    pte = PteMap(kernel, world.tables[0], 0)
-    assert scan_ptes_at_once(Scan(world.vma, START, cc), pte)
-    isolation = _Isolation(kernel, world.vma, cc, 4)
-    assert isolate_at_once(isolation, pte)
-    assert (isolation.referenced, isolation.none_or_zero) == (16, 0)
-    folio = kernel.mem.folio_alloc(4)
-    assert folio is not None
-    assert copy_at_once(pte, folio, 4)
-    sources = isolation.compound_pagelist
-    assert isinstance(sources, PlainSources)
-    assert let_go_at_once(pte, world.vma, 4, sources) == 0
-    assert not any(world.tables[0].ptes.raw)
-    assert kernel.mem.content.raw[folio : folio + 16].tolist() == list(range(1, 17))
+    with functions_run() as run:
+        assert madvise(world) == 0
+    assert not clear & run
+    taken = {code(TWINS[each]) for each in (scan_ptes, isolate_ptes, __collapse_huge_page_copy)}
+    assert taken < run
+    assert world.kernel.mem.content.raw[32:48].tolist() == list(range(1, 17))
+
+
+def test_windows_without_a_used_page_are_released_at_once() -> None:
+    world = World(Recipe((("young", *["old"] * 7, "young"),), orders=frozenset({2})))
+    with functions_run() as run:
+        full_scan(world)
+    assert code(TWINS[release_pte_pages]) in run
+    assert code(release_pte_pages) not in run
+
+
+def test_a_kernel_without_twins_does_the_same() -> None:
+    """Nobody watches, and the functions of the specification run all the same."""
+    recipe = Recipe((("none", "old", "young"),), max_ptes_none=15)
+    fast, clear = World(recipe), World(recipe)
+    clear.kernel.machine.twins = NO_TWINS
+    with functions_run() as run:
+        assert full_scan(clear) == full_scan(fast)
+    assert code(isolate_ptes) in run
+    assert fast.state() == clear.state()

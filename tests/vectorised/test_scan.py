@@ -4,40 +4,38 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mthp.khugepaged.control import Caller, CollapseControl
-from mthp.khugepaged.scan import Scan, scan_ptes, scan_ptes_at_once
+from mthp.khugepaged.scan import Scan, scan_ptes
 from mthp.mm.mm_types import Vma
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.pgtable import PteMap
 from mthp.mm.pgtable_types import pmd_is_table
+from mthp.vectorised.collapse import scan_ptes_at_once
 from mthp.words.results import Refused, ScanResult
 from mthp.words.units import Geometry
 from tests.khugepaged.strategies import Recipe, recipes
 from tests.small_worlds import TINY, World, hole, large, old, scans, small, zero
+from tests.vectorised.calls import code, functions_run
 
 
-def counted(world: World, vma: Vma, page: int, caller: Caller, fast: bool) -> dict[str, Any] | None:
-    """What a twin counts over one table; None if the fast one declines."""
+def counted(
+    world: World, vma: Vma, page: int, caller: Caller, twin: Callable[[Scan, PteMap], None]
+) -> dict[str, Any]:
+    """What a twin counts over one table."""
     cc = CollapseControl(caller)
     scan = Scan(vma, world.address(vma, page), cc)
     result = ScanResult.SUCCEED
     with PteMap(world.kernel, world.table(vma, world.address(vma, page)), 0) as pte:
-        if fast:
-            done = scan_ptes_at_once(scan, pte)
-            if not done:
-                assert cc == CollapseControl(caller)
-                assert scan.none_or_zero == scan.referenced == scan.unmapped == 0
-                return None
-        else:
-            try:
-                scan_ptes(scan, pte)
-            except Refused as refusal:
-                result = refusal.result
+        try:
+            twin(scan, pte)
+        except Refused as refusal:
+            result = refusal.result
     names = ("none_or_zero", "referenced", "unmapped", "failed_pfn")
     return {
         "result": result,
@@ -59,9 +57,10 @@ def test_the_twins_agree() -> None:
         for page in (0, 16):
             if not pmd_is_table(world.pmd(vma, world.address(vma, page))):
                 continue
-            fast = counted(world, vma, page, caller, fast=True)
-            answers["declined" if fast is None else "agreed"] += 1
-            assert fast is None or fast == counted(world, vma, page, caller, fast=False)
+            with functions_run() as run:
+                fast = counted(world, vma, page, caller, scan_ptes_at_once)
+            answers["declined" if code(scan_ptes) in run else "agreed"] += 1
+            assert fast == counted(world, vma, page, caller, scan_ptes)
 
     check()
     assert min(answers["declined"], answers["agreed"]) > 20
@@ -70,12 +69,13 @@ def test_the_twins_agree() -> None:
 def test_pages_on_several_nodes() -> None:
     world = World(geometry=TINY, nodes=(NodeState(), NodeState(), NodeState()))
     vma = world.vma(small(3, nid=2), large(2, nid=1), zero(4), hole(4), old(1))
-    fast = counted(world, vma, 0, Caller.KHUGEPAGED, fast=True)
-    assert fast is not None
+    with functions_run() as run:
+        fast = counted(world, vma, 0, Caller.KHUGEPAGED, scan_ptes_at_once)
+    assert code(scan_ptes) not in run
     assert Counter(fast["node_load"]) == {2: 3, 1: 4, 0: 1}
     assert fast["referenced"] == 7
     assert fast["present"] == 0b1000_0000_0111_1111
-    assert fast == counted(world, vma, 0, Caller.KHUGEPAGED, fast=False)
+    assert fast == counted(world, vma, 0, Caller.KHUGEPAGED, scan_ptes)
 
 
 def test_a_watched_scan_takes_the_clear_twin() -> None:

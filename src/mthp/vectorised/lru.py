@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fast twins of mm/folio.py and of what is freed there: small folios by the batch."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.machine.cpu import Cpu
+from mthp.mm.folio import FOLIO_BATCH_SIZE, folio_batch_move_lru
+from mthp.mm.mem_map import MemMap
+from mthp.mm.page_flags import PAGE_HWPOISON, PG_LOCKED
+
+_OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
+"""Rows that a free folio has zeroes in, and that can hold something else for a small folio without
+mappings."""
+
+
+def folio_batch_move_lru_at_once(mem: MemMap, cpu: Cpu) -> None:
+    """Folios of the batch that nobody else holds, if they are small and plain, are freed first."""
+    refcount, order = mem.refcount.raw, mem.order.raw
+    flags, mapcount, page_flags = mem.flags.raw, mem.mapcount.raw, mem.page_flags.raw
+    dead: list[int] = []
+    others: list[int] = []
+    for folio in cpu.lru_add.value:
+        busy = order[folio] or mapcount[folio] or flags[folio] & PG_LOCKED
+        plain = refcount[folio] == 1 and not busy and not page_flags[folio] & PAGE_HWPOISON
+        (dead if plain else others).append(folio)
+    cpu.lru_add.value = tuple(others)
+    if dead:
+        free_small_folios(mem, np.array(dead))
+    folio_batch_move_lru(mem, cpu)
+
+
+def folio_add_lru_held(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
+    """folio_add_lru() and a folio_put() for small folios in turn: the reference that would be put
+    becomes the batch's.
+    """
+    batch = (*cpu.lru_add.value, *folios.tolist())
+    while len(batch) >= FOLIO_BATCH_SIZE:
+        cpu.lru_add.value = batch[:FOLIO_BATCH_SIZE]
+        folio_batch_move_lru_at_once(mem, cpu)
+        batch = batch[FOLIO_BATCH_SIZE:]
+    cpu.lru_add.value = batch
+
+
+def folio_add_lru_dead(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
+    """The same for folios that nobody else refers to: whole batches of them are freed at once."""
+    room = FOLIO_BATCH_SIZE - len(cpu.lru_add.value)
+    if len(folios) > room:
+        rest = (len(folios) - room) % FOLIO_BATCH_SIZE
+        folio_add_lru_held(mem, cpu, folios[:room])
+        free_small_folios(mem, folios[room : len(folios) - rest])
+        folios = folios[len(folios) - rest :]
+    folio_add_lru_held(mem, cpu, folios)
+
+
+def free_small_folios(mem: MemMap, folios: NDArray[Any]) -> None:
+    """free_folio() for small folios in turn, neither locked nor mapped nor poisoned."""
+    memcgs = mem.memcg.view()[folios]
+    if np.count_nonzero(memcgs):
+        for number, pages in enumerate(np.bincount(memcgs).tolist()):
+            if number and pages:
+                mem.memcgs[number - 1].uncharge(pages)
+    for row in _OF_SMALL:
+        getattr(mem, row).view()[folios] = 0
+    allocator = mem.allocator
+    if len(allocator.nodes) == 1:
+        allocator.nodes[0].pcp[0].extend(folios.tolist())
+    else:
+        for pfn in folios.tolist():
+            allocator.free(pfn, 0)
