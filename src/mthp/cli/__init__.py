@@ -86,7 +86,7 @@ def _complain(verb: str, what: object, code: int) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.verb == "snap":
-        from mthp.image.capture import run as run_capture
+        from mthp.image.capture.command import run as run_capture
 
         return run_capture(args)
     if args.verb == "diff":

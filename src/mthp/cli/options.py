@@ -198,9 +198,24 @@ def add_replay(verbs: Verbs) -> None:
     parser.add_argument("--itf", metavar="FILE", help="write every state there")
 
 
+class WriteZipapp(argparse.Action):
+    """Like --version: does its work whatever else is there, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, file: Any, *__: object) -> None:
+        """Exit code 2 where the file cannot be written."""
+        from mthp.image.zipped import write_zipapp
+        from mthp.words.files import FileError
+
+        try:
+            write_zipapp(file)
+        except FileError as error:
+            parser.error(str(error))
+        parser.exit()
+
+
 def add_snap(verbs: Verbs) -> None:
     """mthp snap."""
-    from mthp.image.capture import add_arguments
+    from mthp.image.capture.command import add_arguments
 
     parser = verbs.add_parser(
         "snap",
@@ -209,6 +224,12 @@ def add_snap(verbs: Verbs) -> None:
         "reads anywhere. Reads only.",
     )
     add_arguments(parser)
+    parser.add_argument(
+        "--zipapp",
+        action=WriteZipapp,
+        metavar="FILE",
+        help="write the program that does this on other hosts (mthp-snap.pyz), and nothing else",
+    )
 
 
 def add_diff(verbs: Verbs) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Read a snapshot that image/capture.py wrote, checked, as numpy arrays and frozen values.
+"""Read a snapshot that image/capture/ wrote, checked, as numpy arrays and frozen values.
 
 The format is docs/snapshot-format.md. Kernel: fs/proc/task_mmu.c and fs/proc/page.c give the bits.
 """

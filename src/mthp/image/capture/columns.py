@@ -16,12 +16,12 @@ from typing import IO, Any, Iterable, Iterator
 from mthp.image.capture.pagemap import Batch
 from mthp.words.units import Geometry
 
+WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1}
+TYPE = {1: "|u1", 2: "u2", 4: "u4", 8: "u8"}
+
 
 class Columns:
     """The table rows, one spooled file a member, so that memory stays small."""
-
-    WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1}
-    TYPE = {1: "|u1", 2: "u2", 4: "u4", 8: "u8"}
 
     def __init__(self, geometry: Geometry, folder: str | None, members: list[str]) -> None:
         self.geometry = geometry
@@ -47,13 +47,13 @@ class Columns:
     def truncate(self, rows: int) -> None:
         """Forget all tables from the row on."""
         for name, file in self.files.items():
-            file.seek(rows * self.geometry.ptrs_per_pte * self.WIDTH[name])
+            file.seek(rows * self.geometry.ptrs_per_pte * WIDTH[name])
             file.truncate()
         del self.address[rows:], self.process[rows:]
 
     def row(self, name: str, k: int) -> bytes:
         """The bytes of one table in one column."""
-        size = self.geometry.ptrs_per_pte * self.WIDTH[name]
+        size = self.geometry.ptrs_per_pte * WIDTH[name]
         self.files[name].seek(k * size)
         return self.files[name].read(size)
 
@@ -107,5 +107,5 @@ def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> Non
         member("table_address", "u8", (rows,), [columns.address.tobytes()])
         member("table_process", "u2", (rows,), [columns.process.tobytes()])
         for name, spool in columns.files.items():
-            kind = Columns.TYPE[Columns.WIDTH[name]]
+            kind = TYPE[WIDTH[name]]
             member(name, kind, (rows, ptrs), _chunks(spool))

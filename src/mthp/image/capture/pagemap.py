@@ -31,6 +31,7 @@ class Batch:
 
 
 def byte_of_word(k: int) -> int:
+    """Where byte k of a 64-bit word, counted from the lowest, stands in memory."""
     return k if sys.byteorder == "little" else 7 - k
 
 

@@ -44,6 +44,7 @@ def not_ours(pid: int) -> CaptureError:
 
 
 def open_or_none(path: str) -> int | None:
+    """A descriptor for reading; None where it cannot be had."""
     try:
         return os.open(path, os.O_RDONLY)
     except OSError:
@@ -61,6 +62,7 @@ def open_pagemap(pid: int) -> int:
 
 
 def state(pid: int) -> str:
+    """The letter of a process's state; "?" where there is no such process."""
     match = re.search(r"^State:\s+(\S)", text(f"/proc/{pid}/status") or "", re.M)
     return match[1] if match else "?"
 

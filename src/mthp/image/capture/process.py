@@ -13,7 +13,7 @@ from array import array
 from typing import Any
 
 from mthp.image.capture.cgroups import memcg_of
-from mthp.image.capture.columns import Columns
+from mthp.image.capture.columns import WIDTH
 from mthp.image.capture.maps import SmapsEntry, read_vmas
 from mthp.image.capture.pagemap import HUGE, PRESENT, ZERO
 from mthp.image.capture.proc import USAGE, CaptureError, open_pagemap, text
@@ -131,7 +131,7 @@ class ProcessReader:
     def _compare(self, row: int, k: int, parts: dict[str, bytes]) -> None:
         changed = 0
         for name, data in parts.items():
-            size = self.geometry.ptrs_per_pte * Columns.WIDTH[name]
+            size = self.geometry.ptrs_per_pte * WIDTH[name]
             kind = "H" if name == "pte" else "Q"
             old = array(kind, self.session.columns.row(name, row))
             new = array(kind, bytes(data[k * size : (k + 1) * size]))

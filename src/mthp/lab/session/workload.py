@@ -188,7 +188,7 @@ class Workload:
 
     def snap(self, target: Path) -> None:
         """mthp snap of the subject's processes, in the guest; the file comes to target."""
-        self._call("capture", "--cgroup", CGROUP, "-o", SNAPSHOT)
+        self._call("mthp.image.capture.command", "--cgroup", CGROUP, "-o", SNAPSHOT)
         count = int(self._call("split", SNAPSHOT, str(PART)))
         parts = self._channel.ask_all([f"r {SNAPSHOT}.{index}" for index in range(count)])
         target.write_bytes(b"".join(parts))
