@@ -19,7 +19,7 @@ from rich.console import Console
 from mthp.check.check import check_world
 from mthp.check.check_records import Violation, WorldResult
 from mthp.check.search import Budget
-from mthp.image.capture import CaptureError
+from mthp.image.capture.proc import CaptureError
 from mthp.image.fields import ScenarioError
 from mthp.image.snapshot import SnapshotError
 from mthp.predict.image import Folio, Image, Run, capture, load
@@ -45,13 +45,14 @@ from mthp.words.events import (
     Swapin,
     ftrace,
 )
+from mthp.words.files import FileError
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings, SettingsError
 from mthp.worlds.from_snapshot import Young
 
 __all__ = [
-    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "Folio", "Image",
+    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "FileError", "Folio", "Image",
     "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile",
     "Refusal", "Run", "ScanPmd", "ScanResult", "ScenarioError", "Settings", "SettingsError", "Slept",
     "SnapshotError", "Swapin", "VariantError", "Violation", "VmaUse", "WorldResult", "Young", "capture",

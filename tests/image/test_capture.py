@@ -357,7 +357,9 @@ def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert load(out).processes[0].meta["cgroup"]
             with child(MIXED) as other:
                 (group / "cgroup.procs").write_text(str(other.pid))
-                monkeypatch.setattr(capture_process, "open_pagemap", gone_for(max(kid.pid, other.pid)))
+                monkeypatch.setattr(
+                    capture_process, "open_pagemap", gone_for(max(kid.pid, other.pid))
+                )
                 argv = ["--cgroup", str(group), "-o", str(out), "--quiet"]
                 assert main(argv) == 0
                 assert [p.pid for p in load(out).processes] == [min(kid.pid, other.pid)]
@@ -459,7 +461,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["--pid", str(done.pid), *out], 2, "no process")
     fails(capsys, ["--cgroup", "/nonexistent", *out], 2, "no cgroup /nonexistent")
     me = ["--pid", "self", "-o"]
-    fails(capsys, [*me, str(tmp_path / "no" / "x")], 2, "No such directory")
+    fails(capsys, [*me, str(tmp_path / "no" / "x")], 2, "No such file or directory")
     fails(capsys, [*me, str(tmp_path)], 2, "not a regular file")
     fails(capsys, [*me, "/dev/null"], 2, "not a regular file")
     assert not os.listdir(tmp_path)

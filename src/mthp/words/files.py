@@ -30,7 +30,7 @@ def check_target(path: PathName) -> None:
             raise FileError(f"{target}: not a regular file")
     except FileNotFoundError:
         if not os.path.isdir(os.path.dirname(target) or "."):
-            raise FileError(f"{target}: No such directory") from None
+            raise FileError(f"{target}: No such file or directory") from None
     except OSError as error:
         raise FileError(f"{target}: {error.strerror}") from None
 

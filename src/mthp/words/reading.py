@@ -8,8 +8,10 @@ import json
 import lzma
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,13 +22,14 @@ LINE_BYTES = 16 << 20
 FILE_BYTES = 256 << 20
 DEPTH = 64
 _NOT_NESTING = bytes(set(range(256)) - set(b'"[]{}'))
+_UNPACKED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
 _BRACKETS = bytes.maketrans(b"[]", b"{}")
 
 
 def read_text(path: PathName, most: int = FILE_BYTES) -> str:
     """The text of a regular file of at most so many bytes; FileError otherwise."""
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             data = file.read(most + 1)
         if len(data) > most:
             raise FileError(f"{path}: more than {human_bytes(most)}")
@@ -44,14 +47,17 @@ def numbered_lines(path: PathName) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with _open(path) as file, _unpacked(file, Path(path).suffix) as stream:
+        with (
+            open_regular(path) as file,
+            _UNPACKED.get(Path(path).suffix, nullcontext)(file) as stream,
+        ):
             for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES + 1), b""), 1):
                 if len(line) > LINE_BYTES:
                     raise FileError(f"{path}:{number}: more than {human_bytes(LINE_BYTES)}")
                 if line.strip():
                     yield number, line.decode()
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        message = f"{path}: damaged or cut short at line {number} ({type(error).__name__})"
+        message = f"{path}: damaged or cut short after line {number} ({type(error).__name__})"
         raise FileError(message) from None
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from None
@@ -60,10 +66,9 @@ def numbered_lines(path: PathName) -> Iterator[tuple[int, str]]:
 def parse_json(text: str | bytes) -> Any:
     """A JSON document; FileError, without a place, where it is none or is nested too deep."""
     try:
-        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        if _is_deep(data):
+        if _is_deep(text.encode("utf-8", "replace") if isinstance(text, str) else text):
             raise RecursionError
-        return json.loads(data)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise FileError(f"bad JSON: {error.msg}, column {error.colno}") from None
     except RecursionError:
@@ -89,19 +94,18 @@ def read_json(path: PathName) -> Any:
         raise FileError(f"{path}: {error}") from None
 
 
-def _open(path: PathName) -> IO[bytes]:
-    """A regular file; a pipe is not waited for."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if not Path(path).is_file():
-        file.close()
-        raise FileError(f"{path}: not a regular file")
+def open_regular(path: PathName) -> IO[bytes]:
+    """A regular file for reading. FileError: it is a pipe or a device. OSError: it cannot be opened."""
+    with ExitStack() as closing:
+        file = closing.enter_context(open(path, "rb", opener=_open_without_waiting))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FileError(f"{path}: not a regular file")
+        closing.pop_all()
     return file
 
 
-def _unpacked(file: IO[bytes], suffix: str) -> IO[bytes]:
-    if suffix == ".xz":
-        return lzma.open(file)
-    return gzip.open(file) if suffix == ".gz" else file
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_deep(data: bytes) -> bool:

@@ -79,12 +79,7 @@ def capture_into(
 
 def capture(args: argparse.Namespace) -> str:
     """Do what the arguments say; returns the line for stderr."""
-    if args.cgroup:
-        pids = pids_of_cgroup(args.cgroup)
-    else:
-        pids = sorted(set(args.pid))
-        for pid in pids:
-            read_status(pid)
+    pids = pids_of_cgroup(args.cgroup) if args.cgroup else sorted(set(args.pid))
     options = CaptureOptions(
         redact=args.redact,
         exclusive=not args.no_exclusive,
