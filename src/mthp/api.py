@@ -20,8 +20,6 @@ from mthp.check.check import check_world
 from mthp.check.check_records import Violation, WorldResult
 from mthp.check.search import Budget
 from mthp.image.capture.proc import CaptureError
-from mthp.image.fields import ScenarioError
-from mthp.image.snapshot import SnapshotError
 from mthp.predict.image import Folio, Image, Run, capture, load
 from mthp.predict.records import Outcome, Refusal, VmaUse
 from mthp.races.edits import source_of
@@ -52,10 +50,10 @@ from mthp.words.settings import Enabled, Settings, SettingsError
 from mthp.worlds.from_snapshot import Young
 
 __all__ = [
-    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "FileError", "Folio", "Image",
-    "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile",
-    "Refusal", "Run", "ScanPmd", "ScanResult", "ScenarioError", "Settings", "SettingsError", "Slept",
-    "SnapshotError", "Swapin", "VariantError", "Violation", "VmaUse", "WorldResult", "Young", "capture",
+    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "FileError", "Folio",
+    "Image", "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile",
+    "Refusal", "Run", "ScanPmd", "ScanResult", "Settings", "SettingsError", "Slept",
+    "Swapin", "VariantError", "Violation", "VmaUse", "WorldResult", "Young", "capture",
     "check_protocol", "draw", "example", "ftrace", "load", "render", "source_of",
 ]  # fmt: skip
 

@@ -214,7 +214,7 @@ def reconfigured(
 def load(path: str | os.PathLike[str]) -> Image:
     """Read a snapshot (.npz), or one scenario of a file of them (FILE.jsonl#ID, also .xz and .gz).
 
-    Raises FileError (SnapshotError and ScenarioError are such), whose text says what is wrong and where.
+    Raises FileError, whose text says what is wrong and where.
     """
     name = os.fspath(path)
     if name.partition("#")[0].endswith(SCENARIO_SUFFIXES):
