@@ -24,11 +24,17 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from mthp.image import capture
+from mthp.image.capture import command as capture
+from mthp.image.capture.host import host_geometry
+from mthp.image.capture.maps import read_vmas
+from mthp.image.capture.proc import open_pagemap
+from mthp.image.capture.scan import Scanner
+from mthp.image.capture.tables import TableReader
 
 GIB = 1 << 30
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ROUNDS = 9
+SNAP = (sys.executable, "-m", "mthp.image.capture")
 MAP_NORESERVE = 0x4000  # not in the mmap module of Python 3.11
 PATTERNS = {
     "first tenth": "pages written from the start on, a tenth of the VMA",
@@ -61,7 +67,7 @@ def process(pattern: str, size: int) -> Iterator[tuple[int, int]]:
         memory.madvise(mmap.MADV_NOHUGEPAGE)
         for page in touched(pattern, min(size, 8 * GIB) // PAGE):
             memory[page * PAGE] = 1
-        vmas = capture.read_vmas(os.getpid(), "smaps")
+        vmas = read_vmas(os.getpid(), "smaps")
         mine = max(vmas, key=lambda vma: vma.sizes.get("anonymous", 0))
         os.write(writing, str(mine.start).encode())
         signal.pause()
@@ -82,11 +88,11 @@ def plain_read(pagemap: int, start: int, size: int) -> None:
 
 def read_tables(pid: int, pagemap: int, start: int, size: int, exclusive: bool) -> None:
     """What the capture does with the range: find, read, decode, classify each table."""
-    scanner = capture.Scanner(pagemap)
+    scanner = Scanner(pagemap)
     scan = scanner if scanner.works() else None
-    geometry = capture.host_geometry()
-    reader = capture.TableReader(pid, pagemap, geometry, scan, exclusive)
-    for _ in reader.batches([(geometry.down(start), geometry.up(start + size))]):
+    geometry = host_geometry()
+    reader = TableReader(pid, pagemap, geometry, scan, exclusive)
+    for _ in reader.batches([(geometry.pmd_addr(start), geometry.pmd_align_up(start + size))]):
         pass
 
 
@@ -113,7 +119,7 @@ def measure(size: int) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for pattern in PATTERNS:
         with process(pattern, size) as (pid, start):
-            pagemap = capture.open_pagemap(pid)
+            pagemap = open_pagemap(pid)
             table[pattern] = best(
                 {
                     "plain read()": partial(plain_read, pagemap, start, size),
@@ -157,7 +163,7 @@ def time_thpmaps(tool: str, size: int) -> dict[str, float]:
             out = ["-o", folder + "/x.npz", "--quiet"]
             commands = {
                 "thpmaps": [sys.executable, tool, "--pid", str(pid), "--rollup", "--inc-empty"],
-                "snap": [sys.executable, str(capture.__file__), "--pid", str(pid), *out],
+                "snap": [*SNAP, "--pid", str(pid), *out],
             }
             for name, command in commands.items():
                 began = time.perf_counter()
@@ -169,9 +175,9 @@ def time_thpmaps(tool: str, size: int) -> dict[str, float]:
 
 
 def peak_rss(size: int, *options: str) -> int:
-    """Bytes of a lone capture.py that reads a VMA of that size, every 10th page populated."""
+    """Bytes of a lone capture that reads a VMA of that size, every 10th page populated."""
     with process("every 10th", size) as (pid, _), tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(capture.__file__), "--pid", str(pid), "--quiet"]
+        command = [*SNAP, "--pid", str(pid), "--quiet"]
         child = subprocess.Popen([*command, "-o", folder + "/x.npz", *options])
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = status
@@ -217,7 +223,7 @@ def report(arguments: argparse.Namespace, as_nobody: bool) -> None:
     who = "as nobody" if as_nobody or os.geteuid() else "as root"
     show(result["tables"], arguments.gib * GIB, who)
     print(f"  sparse 1 TiB, whole snap: {result['sparse']:.3f} s (goal: under 2 s)")
-    print(f"  peak RSS of a lone capture.py: {result['rss'] / (1 << 20):.1f} MiB (goal: under 100)")
+    print(f"  peak RSS of a lone capture: {result['rss'] / (1 << 20):.1f} MiB (goal: under 100)")
 
 
 def main(argv: list[str] | None = None) -> int:

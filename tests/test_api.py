@@ -44,9 +44,9 @@ def test_a_live_process_is_captured_and_run() -> None:
 
 
 def test_errors_are_those_that_are_said(tmp_path: Path) -> None:
-    with pytest.raises(mthp.SnapshotError):
+    with pytest.raises(mthp.FileError):
         mthp.load(tmp_path / "missing.npz")
-    with pytest.raises(mthp.ScenarioError):
+    with pytest.raises(mthp.FileError):
         mthp.load(f"{tmp_path}/missing.jsonl#a")
     with pytest.raises(mthp.CaptureError, match="no process"):
         mthp.capture(1 << 22)

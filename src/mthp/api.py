@@ -19,9 +19,7 @@ from rich.console import Console
 from mthp.check.check import check_world
 from mthp.check.check_records import Violation, WorldResult
 from mthp.check.search import Budget
-from mthp.image.capture import CaptureError
-from mthp.image.fields import ScenarioError
-from mthp.image.snapshot import SnapshotError
+from mthp.image.capture.proc import CaptureError
 from mthp.predict.image import Folio, Image, Run, capture, load
 from mthp.predict.records import Outcome, Refusal, VmaUse
 from mthp.races.edits import source_of
@@ -45,16 +43,17 @@ from mthp.words.events import (
     Swapin,
     ftrace,
 )
+from mthp.words.files import FileError
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings, SettingsError
 from mthp.worlds.from_snapshot import Young
 
 __all__ = [
-    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "Folio", "Image",
-    "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile",
-    "Refusal", "Run", "ScanPmd", "ScanResult", "ScenarioError", "Settings", "SettingsError", "Slept",
-    "SnapshotError", "Swapin", "VariantError", "Violation", "VmaUse", "WorldResult", "Young", "capture",
+    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "FileError", "Folio",
+    "Image", "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile",
+    "Refusal", "Run", "ScanPmd", "ScanResult", "Settings", "SettingsError", "Slept",
+    "Swapin", "VariantError", "Violation", "VmaUse", "WorldResult", "Young", "capture",
     "check_protocol", "draw", "example", "ftrace", "load", "render", "source_of",
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,12 +15,13 @@ import pytest
 from mthp.check import rows as rows_module
 from mthp.check.check import check_world
 from mthp.check.jobs import Jobs
-from mthp.check.rows import Result, Rows, RowsError, engine
+from mthp.check.rows import Result, Rows, engine
 from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import Budget, SearchControl
 from mthp.races.mutants.rules import HALVES, MUTANTS
 from mthp.races.stage import Size
 from mthp.races.world import RaceWorld
+from mthp.words.files import FileError
 
 PAIR = ScorecardRow(RaceWorld(Size.PMD, "7.3", ("store", "fault")), Budget())
 SEVERAL = [
@@ -102,10 +104,10 @@ def test_the_file_is_refused_where_it_is_anothers(
     file = tmp_path / "file"
     list(Jobs([PAIR], processes=1, rows=Rows(file, "one"), is_over=after(9)).run())
     kept = file.read_text(encoding="utf-8")
-    with pytest.raises(RowsError, match="it is of another check: one"):
+    with pytest.raises(FileError, match="it is of another check: one"):
         Rows(file, "other")
     monkeypatch.setattr(rows_module, "engine", lambda: "another")
-    with pytest.raises(RowsError, match="the engine has changed since"):
+    with pytest.raises(FileError, match="the engine has changed since"):
         Rows(file, "one")
     assert file.read_text(encoding="utf-8") == kept
 
@@ -127,10 +129,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     list(Jobs([PAIR], processes=1, rows=Rows(file, "one"), is_over=after(9)).run())
     for text in damaged(file.read_text(encoding="utf-8")):
         file.write_text(text, encoding="utf-8")
-        with pytest.raises(RowsError, match="not a file of `mthp check`"):
+        with pytest.raises(FileError, match=r"not a file of `mthp check`|bad JSON"):
             Rows(file, "one")
     file.write_text('{"format": "mthp-snapshot/1"}', encoding="utf-8")
-    with pytest.raises(RowsError, match="but 'mthp-snapshot/1'"):
+    with pytest.raises(FileError, match="but 'mthp-snapshot/1'"):
         Rows(file, "one")
 
 
@@ -141,7 +143,7 @@ def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fails(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(json, "dump", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="no space left"):
         rows.save()
     assert (tmp_path / "file").read_text(encoding="utf-8") == before

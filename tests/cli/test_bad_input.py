@@ -62,7 +62,7 @@ def refused(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str
         (("diff", "v16", "9"), "invalid choice"),
         (("diff", "v16", "7.3", "--max-ptes-none", "0"), "need a target"),
         (("snap",), "required"),
-        (("snap", "--pid", "x", "-o", "y.npz"), "not a pid"),
+        (("snap", "--pid", "x", "-o", "y.npz"), "neither a process's number"),
     ],
 )
 def test_bad_commands(capfd: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str) -> None:

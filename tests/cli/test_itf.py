@@ -85,8 +85,8 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["check", "--itf", "/nonexistent/x"], "--itf /nonexistent/x: No such directory"),
-        (["replay", "A1:7.3:pmd:gup:a0", "--itf", "/"], "--itf /: not a regular file"),
+        (["check", "--itf", "/nonexistent/x"], ": /nonexistent/x: No such file"),
+        (["replay", "A1:7.3:pmd:gup:a0", "--itf", "/"], ": /: not a regular file"),
         (["check", "--all", "--itf", "x"], "--itf is for one violation"),
     ],
 )

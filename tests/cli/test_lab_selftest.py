@@ -61,9 +61,9 @@ def test_the_states_as_scenarios(capfd: pytest.CaptureFixture[str], tmp_path: Pa
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--order", "9"], "--order '9': not an order from 2 to 8, and not 'all'"),
-        (["--order", "1"], "--order '1'"),
-        (["--order", "four"], "--order 'four'"),
+        (["--order", "9"], "--order: '9' is not a whole number from 2 to 8, and not 'all'"),
+        (["--order", "1"], "--order: '1'"),
+        (["--order", "four"], "--order: 'four'"),
         (["--engine", "--yes"], "--engine needs no guest"),
         (["--engine", "--kernel", "7.3"], "--engine needs no guest"),
         (["--engine", "--record", "x"], "--engine needs no guest"),

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mthp.image import capture
+from mthp.image.capture import command as capture
 from mthp.image.snapshot import load
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.mm_types import Vma

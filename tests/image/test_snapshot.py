@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mthp.image import capture
+from mthp.image.capture.command import main
+from mthp.image.capture.host import THP
 from mthp.image.snapshot import Pte, Snapshot, SnapshotError, load
 from mthp.words.units import Geometry
 
 from .children import MIXED, child
 
-pytestmark = pytest.mark.skipif(not os.path.isdir(capture.THP), reason="no THP in this kernel")
+pytestmark = pytest.mark.skipif(not os.path.isdir(THP), reason="no THP in this kernel")
 
 Members = dict[str, Any]
 
@@ -28,7 +29,7 @@ Members = dict[str, Any]
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("snapshot") / "good.npz"
     with child(MIXED) as kid:
-        assert capture.main(["--pid", str(kid.pid), "-o", str(path), "--quiet"]) == 0
+        assert main(["--pid", str(kid.pid), "-o", str(path), "--quiet"]) == 0
     return path
 
 
@@ -214,7 +215,7 @@ def test_meta_that_is_no_json(tmp_path: Path, file: Path) -> None:
     for text in (b"{", b"\xff\xfe", b"[1]", b"3"):
         arrays = members(file) | {"meta": np.frombuffer(text, np.uint8)}
         np.savez(tmp_path / "x.npz", **arrays)
-        refused(tmp_path / "x.npz", "member meta is not")
+        refused(tmp_path / "x.npz", "bad JSON")
 
 
 def test_pickles_are_not_opened(tmp_path: Path, file: Path) -> None:

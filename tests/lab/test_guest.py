@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.image import capture
+from mthp.image.zipped import capture_sources
 from mthp.lab import guest
 
 GUEST = Path(next(iter(guest.__path__)))
@@ -27,7 +27,9 @@ def jobs(tmp_path: Path) -> Iterator[Path]:
     scripts.mkdir()
     for name in ("helper.py", "register.py"):
         (scripts / name).write_bytes((GUEST / name).read_bytes())
-    (scripts / "capture.py").write_bytes(Path(capture.__file__).read_bytes())
+    for name, text in capture_sources().items():
+        (scripts / name).parent.mkdir(parents=True, exist_ok=True)
+        (scripts / name).write_bytes(text)
     folder = tmp_path / "jobs"
     folder.mkdir()
     process = subprocess.Popen([sys.executable, "-S", scripts / "helper.py", folder])
@@ -62,7 +64,8 @@ def test_the_helper_does_jobs_one_after_the_other(jobs: Path) -> None:
 
 def test_the_helper_captures(jobs: Path) -> None:
     out = jobs / "snap.npz"
-    word, said = done(jobs, 1, call="capture", args=["--pid", str(os.getpid()), "-o", str(out)])
+    args = ["--pid", str(os.getpid()), "-o", str(out)]
+    word, said = done(jobs, 1, call="mthp.image.capture.command", args=args)
     assert word == "done 0", said
     assert out.stat().st_size > 1000
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The file that a long check keeps its rows in: finished ones, and how far the others have come.
 
-It belongs to one command and to one text of the engine; any other is refused. It is written whole to a
-temporary file that then takes its place, so that a crash leaves the file before.
+It belongs to one command and to one text of the engine; any other is refused. It is replaced whole, so
+that a crash leaves the file before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import types
 from collections.abc import Iterator
@@ -22,16 +21,14 @@ import mthp
 from mthp.check.check_records import MutantResult, WorldResult
 from mthp.explore.part import Key, Parts, part_document, part_of
 from mthp.laws.broken import Broken, Kind, Thing
+from mthp.words.files import FileError, replace_text
+from mthp.words.reading import read_json
 
 FORMAT = "mthp-check/1"
 EVERY = 5.0
 """Seconds between two times that the file is written, but for the last."""
 Result = WorldResult | MutantResult
 _ROOMS = ("words", "machine", "mm", "khugepaged", "vectorised", "laws", "races", "explore")
-
-
-class RowsError(Exception):
-    """A file that cannot be gone on with; one line says why."""
 
 
 @cache
@@ -56,7 +53,7 @@ class Unfinished:
 class Rows:
     """The rows of one command. of: the command, in words. path: None keeps them for this process alone.
 
-    RowsError: the file is another's. OSError: it cannot be read or written.
+    FileError: it cannot be read or written, is another's, or is damaged. OSError: the disk is full.
     """
 
     def __init__(self, path: Path | None, of: str) -> None:
@@ -103,22 +100,19 @@ class Rows:
                 for key, each in self.unfinished.items()
             },
         }
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                json.dump(document, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        replace_text(self.path, json.dumps(document))
 
     def _read(self, path: Path) -> None:
+        document = read_json(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
-                raise RowsError(f"not a file of `mthp check`, but {str(document['format'])[:40]!r}")
-            self._check(document)
+                kind = str(document["format"])[:40]
+                raise FileError(f"{path}: not a file of `mthp check`, but {kind!r}")
+            if document["of"] != self.of:
+                raise FileError(f"{path}: it is of another check: {str(document['of'])[:200]}")
+            if document["engine"] != engine():
+                why = "the engine has changed since; remove the file to begin again"
+                raise FileError(f"{path}: {why}")
             self.finished = {
                 key: _result_of(result) for key, result in document["finished"].items()
             }
@@ -128,14 +122,10 @@ class Rows:
                 if Key() not in by_key:
                     raise ValueError("no whole")
                 self.unfinished[key] = Unfinished(by_key, float(each["seconds"]))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RowsError("not a file of `mthp check`, or damaged") from error
-
-    def _check(self, document: Any) -> None:
-        if document["of"] != self.of:
-            raise RowsError(f"it is of another check: {str(document['of'])[:200]}")
-        if document["engine"] != engine():
-            raise RowsError("the engine has changed since; remove the file to begin again")
+        except FileError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            raise FileError(f"{path}: not a file of `mthp check`, or damaged") from error
 
 
 def _broken(document: Any) -> Broken:

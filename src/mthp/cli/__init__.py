@@ -19,6 +19,7 @@ from mthp.cli.options import (
     add_replay,
     add_snap,
 )
+from mthp.words.files import FileError
 
 EXIT_CODES = (
     "exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 prediction and kernel differ, "
@@ -55,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Bad input is one line on stderr."""
-    args = build_parser().parse_args(argv)
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     try:
         if sys.stdout is None:
             raise UsageError("standard output is closed", 1)
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UsageError as error:
         return _complain(args.verb, error, error.code)
+    except FileError as error:
+        return _complain(args.verb, error, 2)
     except KeyboardInterrupt:
         return _complain(args.verb, "interrupted", 1)
     except BrokenPipeError:
@@ -86,7 +92,7 @@ def _complain(verb: str, what: object, code: int) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.verb == "snap":
-        from mthp.image.capture import run as run_capture
+        from mthp.image.capture.command import run as run_capture
 
         return run_capture(args)
     if args.verb == "diff":

@@ -22,7 +22,7 @@ from mthp.check.rows import Result
 from mthp.check.scorecard import ScorecardRow, default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
 from mthp.cli.check_jobs import run_jobs
-from mthp.cli.itf import check_target, write_itf
+from mthp.cli.itf import write_itf
 from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError
 from mthp.explore.tasks import MAX_STEPS
@@ -44,6 +44,8 @@ from mthp.report.check import (
     world_document,
     world_line,
 )
+from mthp.words.files import check_target
+from mthp.words.reading import read_text
 
 BROKEN = 4
 """Exit code: a law is broken."""
@@ -64,7 +66,8 @@ def run_check(args: argparse.Namespace) -> int:
         raise UsageError("--mutant, --protocol and --all (or --pairs) exclude one another")
     if args.itf and (args.all or args.pairs or args.mutations):
         raise UsageError("--itf is for one violation, not for --all, --pairs or --mutations")
-    check_target(args.itf)
+    if args.itf is not None:
+        check_target(args.itf)
     if args.all or args.pairs:
         return _scorecard(args)
     if args.mutant is not None:
@@ -77,7 +80,8 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_replay(args: argparse.Namespace) -> int:
     """The verb; an exit code."""
-    check_target(args.itf)
+    if args.itf is not None:
+        check_target(args.itf)
     with _protocol(args.protocol):
         try:
             violation = replay(args.token)
@@ -100,7 +104,7 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     budget = _budget(args)
     jobs = [ScorecardRow(world, budget, mutant) for world in _chosen(args)]
     results = []
-    for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs), _processes(args))):
+    for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs), args.jobs)):
         assert isinstance(result, WorldResult)
         results.append(result)
         if not args.json:
@@ -134,7 +138,7 @@ def _of(args: argparse.Namespace, jobs: Sequence[ScorecardRow]) -> str:
         else f"{len(jobs)} worlds of {jobs[0].name}"
     )
     if args.protocol is not None:
-        text = Path(args.protocol).read_bytes()
+        text = read_text(args.protocol).encode()
         what += f", with the protocol {hashlib.sha256(text).hexdigest()[:16]}"
     return what
 
@@ -164,9 +168,7 @@ def _protocol(file: str | None) -> Iterator[None]:
     try:
         with protocol(Path(file)):
             yield
-    except OSError as error:
-        raise UsageError(f"--protocol {file}: {error.strerror or error}") from None
-    except (VariantError, UnicodeDecodeError) as error:
+    except VariantError as error:
         raise UsageError(f"--protocol {file}: {error}") from None
 
 
@@ -183,7 +185,7 @@ def _mutant(args: argparse.Namespace) -> int:
     if args.profile is not None:
         found = replace(found, world=replace(found.world, profile=args.profile))
     jobs = [ScorecardRow(found, _budget(args))]
-    ((_, result),) = run_jobs(args, jobs, jobs[0].name, _processes(args))
+    ((_, result),) = run_jobs(args, jobs, jobs[0].name, args.jobs)
     assert isinstance(result, MutantResult)
     write_itf(args.itf, result.violation.replay if result.violation is not None else None)
     if args.json:
@@ -202,7 +204,7 @@ def _mutant(args: argparse.Namespace) -> int:
 
 def _mutations(args: argparse.Namespace) -> int:
     every = list(mutations(args.mutations))
-    tried = try_mutations(every, _processes(args))
+    tried = try_mutations(every, args.jobs)
     caught = 0
     rows = []
     for each in tried:
@@ -246,7 +248,7 @@ def _scorecard(args: argparse.Namespace) -> int:
         jobs += pair_jobs(budget)
     worlds: list[WorldResult] = []
     mutants: list[MutantResult] = []
-    for _, result in run_jobs(args, jobs, "the scorecard", _processes(args)):
+    for _, result in run_jobs(args, jobs, "the scorecard", args.jobs):
         if isinstance(result, WorldResult):
             worlds.append(result)
         else:
@@ -302,27 +304,13 @@ def _list() -> None:
 
 
 def _budget(args: argparse.Namespace) -> Budget:
-    executions = _number("executions", args.executions) if args.executions else None
-    sample = _number("sample", args.sample) if args.sample else None
-    seed = _number("seed", args.seed, least=0)
-    preemptions = _number("preemptions", args.preemptions, 0) if args.preemptions else None
-    steps = _number("steps", args.steps) if args.steps else MAX_STEPS
-    if sample is not None and preemptions is not None:
+    if args.sample is not None and args.preemptions is not None:
         raise UsageError("--sample and --preemptions exclude one another")
-    budget = Budget(executions, sample, seed, preemptions, steps)
+    steps = args.steps or MAX_STEPS
+    budget = Budget(args.executions, args.sample, args.seed or 0, args.preemptions, steps)
     if args.resume and not budget.is_resumable:
         raise UsageError("--resume goes on with neither --sample nor --preemptions")
     return budget
-
-
-def _processes(args: argparse.Namespace) -> int | None:
-    return _number("jobs", args.jobs) if args.jobs else None
-
-
-def _number(name: str, text: str, least: int = 1) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise UsageError(f"--{name}: not a number from {least} up: {text!r}")
-    return int(text)
 
 
 def _width() -> int:

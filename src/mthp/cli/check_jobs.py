@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from mthp.check.jobs import Jobs, Row
-from mthp.check.rows import Rows, RowsError
+from mthp.check.rows import Rows
 from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import By
 from mthp.cli.options import UsageError
@@ -88,7 +88,7 @@ def run_jobs(
     args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str, processes: int | None
 ) -> Iterator[Row]:
     """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
-    rows = _rows(args, of)
+    rows = Rows(Path(args.resume) if args.resume else None, of)
     progress, interrupt = SearchProgress(args), Interrupt()
     by = By(args.explorer) if args.explorer else By.BEST
     work = Jobs(
@@ -110,16 +110,6 @@ def run_jobs(
     progress.clear()
     if done < len(jobs):
         raise UsageError(_stopped(rows, jobs, done), INTERRUPTED)
-
-
-def _rows(args: argparse.Namespace, of: str) -> Rows:
-    path = Path(args.resume) if args.resume else None
-    try:
-        return Rows(path, of)
-    except RowsError as error:
-        raise UsageError(f"--resume {path}: {error}") from None
-    except OSError as error:
-        raise UsageError(f"--resume {path}: {error.strerror}") from None
 
 
 def _stopped(rows: Rows, jobs: Sequence[ScorecardRow], done: int) -> str:

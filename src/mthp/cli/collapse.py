@@ -16,10 +16,8 @@ from rich.console import Console
 
 from mthp.cli.options import UsageError
 from mthp.cli.target import (
-    address_of,
     captured_settings,
     load_target,
-    passes_of,
     settle_profile,
     settle_settings,
 )
@@ -118,7 +116,7 @@ def predict(
         world, request = image.prepared(settings, *profile, young)
     except ValueError as error:
         raise UsageError(f"{image.name}: {error}") from None
-    request.passes = passes_of(args)
+    request.passes = args.passes
     request.tlb = TlbModel(getattr(args, "tlb", "plain"))
     request.changes = not getattr(args, "no_changes", False)
     return world, request
@@ -166,7 +164,7 @@ def _why(
     progress: ScanProgress,
     events: list[Event],
 ) -> int:
-    address = address_of("why", args.why)
+    address: int = args.why
     vma = find_mapping(world, address)
     if vma is None:
         raise UsageError(f"--why: {address:#x} is in no mapping of {request.target}")
@@ -182,7 +180,7 @@ def _why(
 def _steps(
     args: argparse.Namespace, image: Image, settings: Settings, profile: tuple[Profile, str]
 ) -> int:
-    address = address_of("steps", args.steps)
+    address: int = args.steps
     world, request = predict(image, settings, profile, args)
     request.changes = False
     recorder = StepRecorder(world.kernel, address)

@@ -11,17 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import DIFFER, UsageError, Verbs, print_json
+from mthp.cli.options import DIFFER, UsageError, Verbs, print_json, whole
+from mthp.words.files import replace_text
 
 if TYPE_CHECKING:
     from mthp.compare.campaign import Campaign, ShrunkDraft
 
 
-def whole_number(text: str) -> int:
-    """An option's value; argparse says where it is none."""
-    if not text.isascii() or not text.isdigit() or len(text) > 12:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+_number = whole(0, 10**12)
 
 
 def add_fuzz(subverbs: Verbs) -> None:
@@ -33,21 +30,21 @@ def add_fuzz(subverbs: Verbs) -> None:
         "the engine, compare every event, counter and page, and shrink what disagrees. What was "
         "done is kept in a folder; the same command goes on where it was stopped.",
     )
-    parser.add_argument("--seed", type=whole_number, default=1, help="what is drawn (default 1)")
+    parser.add_argument("--seed", type=_number, default=1, help="what is drawn (default 1)")
     parser.add_argument(
-        "--n", type=whole_number, default=250, metavar="N", help="how many states (default 250)"
+        "--n", type=_number, default=250, metavar="N", help="how many states (default 250)"
     )
     parser.add_argument("--kernel", metavar="R", help="a release of the cache (default: newest)")
     parser.add_argument("--family", default="", metavar="F", help="only states of this family")
     parser.add_argument(
-        "--guests", type=whole_number, metavar="G", help="guests side by side (default: processors)"
+        "--guests", type=_number, metavar="G", help="guests side by side (default: processors)"
     )
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="the folder (default lab-fuzz-RELEASE-SEED)"
     )
     parser.add_argument(
         "--shrink",
-        type=whole_number,
+        type=_number,
         default=5,
         metavar="K",
         help="make the first K disagreements small (default 5; 0: none)",
@@ -120,15 +117,14 @@ def _save(campaign: Campaign, smallest: ShrunkDraft) -> None:
     folder.mkdir(exist_ok=True)
     verdict = smallest.verdict
     if verdict.record is None or not verdict.disagrees:
-        (folder / f"{smallest.first}.txt").write_text(
-            f"{smallest.first}: tried alone in a fresh guest, it does not disagree\n"
-        )
+        alone = f"{smallest.first}: tried alone in a fresh guest, it does not disagree\n"
+        replace_text(folder / f"{smallest.first}.txt", alone)
         return
-    (folder / f"{smallest.first}.jsonl").write_text(json.dumps(verdict.record) + "\n")
+    replace_text(folder / f"{smallest.first}.jsonl", json.dumps(verdict.record) + "\n")
     lines = [f"{smallest.first}, made small:", *(f"  {op}" for op in verdict.draft.program())]
     lines += ["", *(json.dumps(each) for each in verdict.mismatches), ""]
     for number, (recorded, ours) in enumerate(
         zip(verdict.record["passes"], verdict.engine, strict=True)
     ):
         lines += [f"pass {number}:", side_by_side(recorded["events"], ours)]
-    (folder / f"{smallest.first}.txt").write_text("\n".join(lines))
+    replace_text(folder / f"{smallest.first}.txt", "\n".join(lines))

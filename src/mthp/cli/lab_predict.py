@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import DIFFER, UsageError, Verbs, add_settings, print_json, print_progress
+from mthp.cli.options import (
+    DIFFER,
+    UsageError,
+    Verbs,
+    add_settings,
+    print_json,
+    print_progress,
+    whole,
+)
 
 if TYPE_CHECKING:
     from mthp.compare.records import Forecast
@@ -19,8 +27,8 @@ if TYPE_CHECKING:
     from mthp.lab.session.recipes import Recipe
     from mthp.words.settings import Settings
 
-NONE_VALUES = "0,511"
-MEMORY = "3072"
+NONE_VALUES = [0, 511]
+MEMORY = 3072
 LEAST_MEMORY, MOST_MEMORY = 512, 1 << 20
 MOST_SECONDS = 86400
 
@@ -52,13 +60,23 @@ def add_predict(subverbs: Verbs) -> None:
         "is repeated until it succeeds, for the program may not be up yet",
     )
     group.add_argument(
-        "--settle", default="5", metavar="S", help="seconds from then until it is stopped (5)"
+        "--settle",
+        type=whole(0, MOST_SECONDS),
+        default=5,
+        metavar="S",
+        help="seconds from then until it is stopped (5)",
     )
     group.add_argument(
         "--with", action="append", dest="extra", metavar="PATH", help="a file or folder to take"
     )
     parser.add_argument("--release", metavar="R", help="which kernel of the cache (the newest)")
-    parser.add_argument("--memory", default=MEMORY, metavar="MIB", help=f"the guest's ({MEMORY})")
+    parser.add_argument(
+        "--memory",
+        type=whole(LEAST_MEMORY, MOST_MEMORY),
+        default=MEMORY,
+        metavar="MIB",
+        help=f"the guest's ({MEMORY})",
+    )
     parser.add_argument("--keep", metavar="DIR", help="keep the snapshots in this folder")
     parser.add_argument(
         "--assume-young",
@@ -68,28 +86,26 @@ def add_predict(subverbs: Verbs) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress")
-    add_settings(parser)
+    add_settings(parser, lambda text: [whole()(each.strip()) for each in text.split(",")])
     group = parser.add_argument_group("defaults of the settings here")
     group.description = (
-        f"every size always; max-ptes-none {NONE_VALUES}: each of a list gets a guest of its own"
+        "every size always; max-ptes-none 0,511: each of a list gets a guest of its own"
     )
     parser.set_defaults(run_subverb=run_predict)
 
 
 def run_predict(args: argparse.Namespace) -> int:
     """The subverb; an exit code."""
-    from mthp.cli.target import whole
     from mthp.lab.kernels.kernels import find
     from mthp.report.forecast import forecast_document, good, render_forecasts
 
     recipes = _recipes(args)
     settings = _settings(args)
-    memory = whole("memory", args.memory, LEAST_MEMORY, MOST_MEMORY)
     kernel = find(args.release)
     found: list[Forecast] = []
     with _folder(args) as folder:
         for recipe in recipes:
-            found += _forecasts(args, recipe, settings, kernel, memory, folder)
+            found += _forecasts(args, recipe, settings, kernel, folder)
     if args.json:
         print_json(forecast_document(found))
     else:
@@ -100,7 +116,6 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> list[Recipe]:
-    from mthp.cli.target import whole
     from mthp.lab.session.recipes import RECIPES, Recipe
     from mthp.lab.session.workload import Command
 
@@ -120,7 +135,7 @@ def _recipes(args: argparse.Namespace) -> list[Recipe]:
             start=Command(tuple(args.command)),
             ready=loads[0] if loads else None,
             load=loads[1:],
-            seconds=float(whole("settle", args.settle, 0, MOST_SECONDS)),
+            seconds=float(args.settle),
         )
     ]
 
@@ -144,8 +159,8 @@ def _settings(args: argparse.Namespace) -> list[Settings]:
     base = base.replace(sizes=dict.fromkeys(base.sizes, Enabled.ALWAYS))
     values = NONE_VALUES if args.max_ptes_none is None else args.max_ptes_none
     found = []
-    for value in dict.fromkeys(values.split(",")):
-        each = argparse.Namespace(**{**vars(args), "max_ptes_none": value.strip()})
+    for value in dict.fromkeys(values):
+        each = argparse.Namespace(**{**vars(args), "max_ptes_none": value})
         found.append(settle_settings(each, base))
     return found
 
@@ -169,12 +184,11 @@ def _forecasts(
     recipe: Recipe,
     settings: list[Settings],
     kernel: CachedKernel,
-    memory: int,
     folder: Path,
 ) -> Iterator[Forecast]:
     """One forecast for each of the settings, each from a guest of its own."""
     from mthp.compare.forecast import compare
-    from mthp.image.snapshot import SnapshotError, load
+    from mthp.image.snapshot import load
     from mthp.lab.session.real_program import capture_around_khugepaged, provide
     from mthp.worlds.from_snapshot import Young
 
@@ -187,10 +201,10 @@ def _forecasts(
             progress(f"{recipe.name}: max_ptes_none {each.max_ptes_none}: booting {kernel.release}")
             place = folder / f"{recipe.name}-{each.max_ptes_none}"
             place.mkdir(exist_ok=True)
-            pair = capture_around_khugepaged(provision, kernel, each, memory, place, progress)
+            pair = capture_around_khugepaged(provision, kernel, each, args.memory, place, progress)
             try:
                 before, after = load(pair.before), load(pair.after)
                 young = Young(args.assume_young)
                 yield compare(recipe.name, before, after, pair.full_scans, young)
-            except (SnapshotError, ValueError) as error:
+            except ValueError as error:
                 raise UsageError(f"{recipe.name}: {error}", 1) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mthp.cli.options import DIFFER, UsageError, Verbs, print_json
 from mthp.lab.errors import FAILED
+from mthp.words.files import replacing
 
 if TYPE_CHECKING:
     from mthp.compare.rerun import Rerun
@@ -72,39 +72,28 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    """The file is whole or not there; what was recorded before a failure is kept beside it."""
-    target = Path(args.output)
-    part = target.with_name(target.name + ".part")
+    """The file is whole or not there."""
     number = 0
-    try:
-        with part.open("w") as out:
-            for rerun in _run_again(args):
-                if rerun.verdict.not_built:
-                    raise UsageError(
-                        f"{rerun.scenario.id}: not built: {rerun.verdict.not_built}", FAILED
-                    )
-                out.write(json.dumps(rerun.verdict.record) + "\n")
-                out.flush()
-                number += 1
-        os.replace(part, target)
-    except OSError as error:
-        raise UsageError(f"{target}: {error.strerror or error}") from None
-    print(f"{number} scenarios recorded: {target}", file=sys.stderr)
+    with replacing(args.output) as out:
+        for rerun in _run_again(args):
+            if rerun.verdict.not_built:
+                raise UsageError(
+                    f"{rerun.scenario.id}: not built: {rerun.verdict.not_built}", FAILED
+                )
+            out.write(json.dumps(rerun.verdict.record).encode() + b"\n")
+            number += 1
+    print(f"{number} scenarios recorded: {args.output}", file=sys.stderr)
     return 0
 
 
 def _run_again(args: argparse.Namespace) -> Iterator[Rerun]:
-    """Every scenario named, in order; UsageError where one cannot be read or made."""
+    """Every scenario named, in order; FileError or UsageError where one cannot be read or made."""
     from mthp.compare.fuzz import DraftRunner
     from mthp.compare.rerun import run_again
-    from mthp.image.scenario import ScenarioError
     from mthp.lab.compile import CannotBuild
     from mthp.lab.kernels.kernels import find
 
-    try:
-        scenarios = [each for spec in args.scenarios for each in _load(spec)]
-    except (ScenarioError, OSError) as error:
-        raise UsageError(str(error)) from None
+    scenarios = [each for spec in args.scenarios for each in _load(spec)]
     with DraftRunner(find(args.kernel)) as runner:
         for scenario in scenarios:
             try:

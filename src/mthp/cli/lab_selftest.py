@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mthp.cli.options import UsageError, Verbs, print_json, print_progress
 from mthp.lab.errors import FAILED
+from mthp.words.files import replacing
+from mthp.words.units import parse_whole
 
 if TYPE_CHECKING:
     from mthp.compare.selftest import CaseRun, SelftestRow
@@ -136,10 +138,11 @@ def _orders(texts: Sequence[str]) -> list[int]:
 
     if texts == ["all"]:
         return list(SMALL_ORDERS)
-    for text in texts:
-        if not text.isdecimal() or int(text) not in SMALL_ORDERS:
-            raise UsageError(f"--order {text!r}: not an order from 2 to 8, and not 'all'")
-    return list(dict.fromkeys(map(int, texts)))
+    try:
+        least, most = min(SMALL_ORDERS), max(SMALL_ORDERS)
+        return [parse_whole(text, least, most) for text in dict.fromkeys(texts)]
+    except ValueError as error:
+        raise UsageError(f"--order: {error}, and not 'all'") from None
 
 
 # --- the guest ------------------------------------------------------------------------------
@@ -194,12 +197,10 @@ def _run_in_guest(
 
 @contextmanager
 def _writer(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Takes documents, a line each."""
-    try:
-        with Path(path).open("w", encoding="utf-8") as file:
-            yield lambda document: print(json.dumps(document), file=file, flush=True)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+    """Takes documents, a line each; the file is there when all are written."""
+
+    with replacing(path) as file:
+        yield lambda document: file.writelines((json.dumps(document).encode(), b"\n"))
 
 
 def _print(result: _Result, as_json: bool) -> None:

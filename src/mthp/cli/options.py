@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from mthp.image.capture.command import add_arguments, pid_of
+from mthp.words.files import FileError
+from mthp.words.units import parse_whole
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[Any]
 else:
     Verbs = Any
 
+MOST_PASSES = 1_000_000
 PROFILES = ("v16", "7.3", "pmd-only")
 NUMBERS = (
     ("max-ptes-none", "empty or zero-page PTEs a collapse may fill"),
@@ -47,8 +54,32 @@ class UsageError(Exception):
         self.code = code
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """The knobs of /sys/kernel/mm/transparent_hugepage, under their names there."""
+def whole(least: int = 0, most: int | None = None) -> Callable[[str], int]:
+    """What reads a whole number within least..most, for argparse."""
+
+    def read(text: str) -> int:
+        try:
+            return parse_whole(text, least, most)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def address(text: str) -> int:
+    """An address as people write it, hexadecimal with or without 0x, for argparse."""
+    if not re.fullmatch(r"(0[xX])?[0-9a-fA-F]{1,16}", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a hexadecimal address")
+    return int(text, 16)
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, max_ptes_none: Callable[[str], Any] | None = None
+) -> None:
+    """The knobs of /sys/kernel/mm/transparent_hugepage, under their names there.
+
+    max_ptes_none: how that one is read, if not as a whole number.
+    """
     group = parser.add_argument_group(
         "settings", "default: those captured with the target, else the kernel's"
     )
@@ -63,7 +94,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--thp-anon", metavar="TEXT", help="the boot parameter thp_anon=, e.g. 16K-64K:always"
     )
     for name, text in NUMBERS:
-        group.add_argument(f"--{name}", metavar="N", help=text)
+        own = max_ptes_none if name == "max-ptes-none" else None
+        group.add_argument(f"--{name}", type=own or whole(), metavar="N", help=text)
     group.add_argument("--defrag", choices=("0", "1"), help="khugepaged may reclaim and compact")
 
 
@@ -76,7 +108,9 @@ def add_target(parser: argparse.ArgumentParser, *, required: bool = False) -> No
         metavar="TARGET",
         help="a snapshot (mthp snap), or a scenario FILE.jsonl#ID",
     )
-    group.add_argument("--pid", metavar="N", help="a live process: a number, or 'self'")
+    group.add_argument(
+        "--pid", type=pid_of, metavar="N", help="a live process: a number, or 'self'"
+    )
     group.add_argument(
         "--assume-young",
         choices=("captured", "all", "none"),
@@ -99,7 +133,10 @@ def add_collapse(verbs: Verbs) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse")
     group.add_argument(
-        "--passes", metavar="N", help="full scans to run (default: to the fixed point)"
+        "--passes",
+        type=whole(1, MOST_PASSES),
+        metavar="N",
+        help="full scans to run (default: to the fixed point)",
     )
     group.add_argument(
         "--tlb", choices=("plain", "contpte"), default="plain", help="how translations are counted"
@@ -110,9 +147,14 @@ def add_collapse(verbs: Verbs) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument("--events", choices=("ftrace",), help="the trace, as the kernel prints it")
-    group.add_argument("--why", metavar="ADDR", help="everything about the window at ADDR")
     group.add_argument(
-        "--steps", metavar="ADDR", help="one collapse at ADDR, call by call, with the locks"
+        "--why", type=address, metavar="ADDR", help="everything about the window at ADDR"
+    )
+    group.add_argument(
+        "--steps",
+        type=address,
+        metavar="ADDR",
+        help="one collapse at ADDR, call by call, with the locks",
     )
     group.add_argument(
         "--conformance", metavar="FILE", help="run recorded scenarios and compare with the kernel"
@@ -163,12 +205,15 @@ def add_check(verbs: Verbs) -> None:
     )
     group.add_argument("--yes", action="store_true", help="fetch the memory model unasked")
     group = parser.add_argument_group("how far")
-    group.add_argument("--executions", metavar="N", help="stop each world after N executions")
-    group.add_argument("--sample", metavar="N", help="draw N executions instead of exploring")
-    group.add_argument("--seed", metavar="N", default="0", help="of --sample")
-    group.add_argument("--preemptions", metavar="K", help="only executions with at most K, all")
-    group.add_argument("--steps", metavar="N", help="cut each execution off after N steps")
-    group.add_argument("--jobs", metavar="N", help="processes (default: one a core)")
+    for name, least, text in (
+        ("executions", 1, "stop each world after N executions"),
+        ("sample", 1, "draw N executions instead of exploring"),
+        ("seed", 0, "of --sample (0)"),
+        ("preemptions", 0, "only executions with at most N, all"),
+        ("steps", 1, "cut each execution off after N steps"),
+        ("jobs", 1, "processes (default: one a core)"),
+    ):
+        group.add_argument(f"--{name}", type=whole(least), metavar="N", help=text)
     group.add_argument(
         "--explorer",
         choices=("reference", "compiled"),
@@ -198,10 +243,22 @@ def add_replay(verbs: Verbs) -> None:
     parser.add_argument("--itf", metavar="FILE", help="write every state there")
 
 
+class WriteZipapp(argparse.Action):
+    """Like --version: does its work whatever else is there, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, file: Any, *__: object) -> None:
+        """Exit code 2 where the file cannot be written."""
+        from mthp.image.zipped import write_zipapp
+
+        try:
+            write_zipapp(file)
+        except FileError as error:
+            parser.error(str(error))
+        parser.exit()
+
+
 def add_snap(verbs: Verbs) -> None:
     """mthp snap."""
-    from mthp.image.capture import add_arguments
-
     parser = verbs.add_parser(
         "snap",
         help="capture a process's page tables into a file",
@@ -209,6 +266,12 @@ def add_snap(verbs: Verbs) -> None:
         "reads anywhere. Reads only.",
     )
     add_arguments(parser)
+    parser.add_argument(
+        "--zipapp",
+        action=WriteZipapp,
+        metavar="FILE",
+        help="write the program that does this on other hosts (mthp-snap.pyz), and nothing else",
+    )
 
 
 def add_diff(verbs: Verbs) -> None:
@@ -223,6 +286,8 @@ def add_diff(verbs: Verbs) -> None:
     parser.add_argument("b", choices=PROFILES, metavar="PROFILE")
     add_target(parser)
     add_settings(parser)
-    parser.add_argument("--passes", metavar="N", help="full scans to run")
+    parser.add_argument(
+        "--passes", type=whole(1, MOST_PASSES), metavar="N", help="full scans to run"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -7,7 +7,6 @@ import contextlib
 import json
 import multiprocessing
 import multiprocessing.util
-import os
 import signal
 import time
 from collections import deque
@@ -24,8 +23,12 @@ from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
+from mthp.words.files import append_to, replace_text
+from mthp.words.reading import parse_json, read_json, read_text
 
 SCHEMA_VERSION = 1
+LOG_BYTES = 8 << 30
+"""A campaign may be long."""
 AHEAD = 8
 """Drafts handed out per guest before the first of them has come back."""
 
@@ -135,9 +138,9 @@ def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not meta.exists():
-            _write(meta, json.dumps(spec.to_json(), indent=1) + "\n")
+            replace_text(meta, json.dumps(spec.to_json(), indent=1) + "\n")
             return campaign
-        known = json.loads(meta.read_text())
+        known = read_json(meta)
         if known != spec.to_json():
             raise LabError(BAD_INPUT, f"{folder} holds another campaign: {json.dumps(known)}")
         _resume(campaign)
@@ -161,21 +164,15 @@ def _resume(campaign: Campaign) -> None:
         campaign.add(entry)
     for record in records:
         campaign.cover(record)
-    _write(campaign.log, "".join(json.dumps(entry) + "\n" for entry in entries))
-    _write(campaign.records, "".join(json.dumps(record) + "\n" for record in records))
+    replace_text(campaign.log, "".join(json.dumps(entry) + "\n" for entry in entries))
+    replace_text(campaign.records, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    *lines, _ = path.read_text().split("\n")
-    return [json.loads(line) for line in lines]
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".new")
-    part.write_text(text)
-    os.replace(part, path)
+    *lines, _ = read_text(path, LOG_BYTES).split("\n")
+    return [parse_json(line) for line in lines]
 
 
 # --- the guests -----------------------------------------------------------------------------
@@ -243,8 +240,8 @@ def run_campaign(
     started = time.monotonic()
     spec = campaign.spec
     with (
-        campaign.log.open("a") as log,
-        campaign.records.open("a") as records,
+        append_to(campaign.log) as log,
+        append_to(campaign.records) as records,
         _pool(kernel, guests) as pool,
     ):
         waiting: deque[Future[DraftVerdict]] = deque()

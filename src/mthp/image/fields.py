@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading JSON lines and their fields: every refusal names the place and what was expected."""
+"""Reading the fields of JSON documents: every refusal names the place and what was expected."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
+
+from mthp.words.files import FileError
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -19,7 +15,7 @@ _REQUIRED = object()
 _NAMES = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
 
 
-class ScenarioError(ValueError):
+class ScenarioError(FileError):
     """A scenario that cannot be read, or a state that cannot be. One line."""
 
 
@@ -119,52 +115,3 @@ def _short(value: object) -> str:
     """A value for a one-line message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# --- files ----------------------------------------------------------------------------------
-
-
-def parse_object(line: str) -> dict[str, Any]:
-    """One line as a JSON object; ScenarioError where it is none."""
-    try:
-        document = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ScenarioError(f"bad JSON: {error.msg}, column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"bad JSON: {type(error).__name__}") from None
-    if not isinstance(document, dict):
-        raise ScenarioError("bad JSON: not an object")
-    return document
-
-
-@contextmanager
-def _open(path: str | Path) -> Iterator[IO[str]]:
-    """The file as text, unpacked by its suffix."""
-    match Path(path).suffix:
-        case ".xz":
-            with lzma.open(path, "rt", encoding="utf-8") as stream:
-                yield stream
-        case ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as stream:
-                yield stream
-        case _:
-            with Path(path).open(encoding="utf-8") as stream:
-                yield stream
-
-
-def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file, plain or .xz or .gz, that are not blank, each with its number.
-
-    ScenarioError for a file that cannot be opened, is damaged or cut short.
-    """
-    number = 0
-    try:
-        with _open(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, line
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        message = f"{path}: damaged or cut short after line {number} ({type(error).__name__})"
-        raise ScenarioError(message) from None
-    except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror or error}") from None

@@ -16,7 +16,7 @@ from itertools import pairwise
 from sys import intern
 from typing import TypeVar
 
-from mthp.words.units import Geometry
+from mthp.words.units import Geometry, parse_whole
 
 SPECIAL_SWAP_TYPE = 24
 """Swap types from here up are no swap device. Kernel: include/linux/swap.h, MAX_SWAPFILES with
@@ -245,13 +245,11 @@ def parse_runs(text: str, parse: Callable[[str], Token]) -> tuple[tuple[int, Tok
     runs = []
     for item in text.split():
         count, colon, token = item.partition(":")
-        if (
-            not colon
-            or not (count.isascii() and count.isdigit() and len(count) < 16)
-            or count == "0"
-        ):
-            raise RunsError(f"{item!r} is not <pages>:<token>")
-        runs.append((int(count), parse(token)))
+        try:
+            pages = parse_whole(count if colon else "", 1, 10**15)
+        except ValueError:
+            raise RunsError(f"{item[:40]!r} is not <pages>:<token>") from None
+        runs.append((pages, parse(token)))
     return tuple(runs)
 
 

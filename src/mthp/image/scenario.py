@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mthp.image.fields import Fields, ScenarioError, numbered_lines, parse_object
+from mthp.image.fields import Fields, ScenarioError
 from mthp.image.runs import (
     PagesState,
     PteState,
@@ -25,6 +25,8 @@ from mthp.image.runs import (
 )
 from mthp.image.scenario_checks import check_snapshot, check_vmas
 from mthp.image.scenario_values import Action, Advice, Memcg, Prctl, ScenarioVma
+from mthp.words.files import FileError
+from mthp.words.reading import numbered_lines, parse_object
 from mthp.words.settings import Enabled, Settings, SettingsError
 from mthp.words.settings_text import SIZE_MODES, parse_mode
 from mthp.words.units import Geometry
@@ -94,7 +96,7 @@ class Scenario:
 def load(path: str | Path) -> Iterator[Scenario]:
     """The scenarios of a .jsonl file, plain or .xz or .gz, one at a time.
 
-    ScenarioError, one line with file, line number and id, for anything unreadable or impossible.
+    FileError, one line with file, line number and id, for anything unreadable or impossible.
     """
     seen: set[str] = set()
     for number, line in numbered_lines(path):
@@ -106,7 +108,7 @@ def load(path: str | Path) -> Iterator[Scenario]:
                 raise ScenarioError("id: used twice in this file")
             seen.add(name)
             scenario = parse_scenario(document)
-        except ScenarioError as error:
+        except FileError as error:
             raise _placed(path, number, name, error) from None
         yield scenario
 
@@ -114,7 +116,7 @@ def load(path: str | Path) -> Iterator[Scenario]:
 def load_one(spec: str) -> Scenario:
     """The scenario meant by FILE#ID, or by FILE where it holds one alone.
 
-    Only the one asked for is checked. ScenarioError as from load(), and for an unknown id.
+    Only the one asked for is checked. FileError as from load(), and for an unknown id.
     """
     path, hash_sign, wanted = spec.rpartition("#")
     if not hash_sign or Path(spec).exists():
@@ -124,7 +126,7 @@ def load_one(spec: str) -> Scenario:
     for number, line in numbered_lines(path):
         try:
             document = _document(line)
-        except ScenarioError as error:
+        except FileError as error:
             raise _placed(path, number, "", error) from None
         name: str = document["id"]
         names.append(name)
@@ -342,7 +344,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _placed(path: str | Path, number: int, name: str, error: ScenarioError) -> ScenarioError:
+def _placed(path: str | Path, number: int, name: str, error: FileError) -> ScenarioError:
     """The error with the file, the line and the id before it."""
     shown = f" {_printable(name)}:" if name else ""
     return ScenarioError(f"{path}:{number}:{shown} {error}")

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Read a snapshot that image/capture.py wrote, checked, as numpy arrays and frozen values.
+"""Read a snapshot that image/capture/ wrote, checked, as numpy arrays and frozen values.
 
 The format is docs/snapshot-format.md. Kernel: fs/proc/task_mmu.c and fs/proc/page.c give the bits.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Mapping
@@ -14,17 +13,18 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from mthp.image.capture.run import SCHEMA
+from mthp.words.files import FileError
+from mthp.words.reading import open_regular, parse_object
 from mthp.words.units import Geometry
 
-SCHEMA = "mthp-snapshot/1"
 
-
-class SnapshotError(ValueError):
+class SnapshotError(FileError):
     """A file that is no snapshot, or one that contradicts itself; one line says where."""
 
 
@@ -225,40 +225,43 @@ REQUIRED = ("meta", "table_address", "table_process", "pte")
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """The snapshot in a file; SnapshotError with one line where it is not one."""
     where = os.fspath(path)
-    arrays = _read_members(where)
     try:
-        meta = json.loads(arrays.pop("meta").tobytes())
-    except ValueError:
-        raise SnapshotError(f"{where}: member meta is not JSON") from None
+        with open_regular(path) as file:
+            return read_snapshot(file, where)
+    except OSError as error:
+        raise SnapshotError(f"{where}: {error.strerror or error}") from None
+
+
+def read_snapshot(file: IO[bytes], where: str) -> Snapshot:
+    """The snapshot in an open file, called `where` in what a SnapshotError says."""
+    arrays = _read_members(file, where)
     try:
-        return _build(meta, arrays)
-    except SnapshotError as error:
+        return _build(parse_object(arrays.pop("meta").tobytes()), arrays)
+    except FileError as error:
         raise SnapshotError(f"{where}: {error}") from None
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise SnapshotError(f"{where}: member meta is malformed: {what}") from None
 
 
-def _read_members(where: str) -> dict[str, npt.NDArray[Any]]:
+def _read_members(file: IO[bytes], where: str) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     name = ""
     try:
-        with zipfile.ZipFile(where) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = {entry.removesuffix(".npy") for entry in archive.namelist()}
             for name in REQUIRED:
                 if name not in names:
                     raise SnapshotError(f"{where}: not a snapshot (no member {name})")
             for name in MEMBERS:
                 if name in names:
-                    with archive.open(name + ".npy") as file:
-                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-    except SnapshotError:
+                    with archive.open(name + ".npy") as member:
+                        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+    except (SnapshotError, OSError):
         raise
     except zipfile.BadZipFile as error:
         about = f"member {name} is damaged" if name else "not a snapshot, or truncated"
         raise SnapshotError(f"{where}: {about} ({error})") from None
-    except OSError as error:
-        raise SnapshotError(f"{where}: {error.strerror or error}") from None
     except Exception as error:  # a damaged member makes numpy and zipfile raise nearly anything
         line = str(error).split("\n")[0]
         raise SnapshotError(
@@ -268,8 +271,6 @@ def _read_members(where: str) -> dict[str, npt.NDArray[Any]]:
 
 
 def _build(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Snapshot:
-    if not isinstance(meta, dict):
-        raise SnapshotError("member meta is not a JSON object")
     if meta.get("schema") != SCHEMA:
         raise SnapshotError(f"schema {meta.get('schema')!r} is not {SCHEMA!r}")
     geometry = _geometry(meta["page_size"], meta["pmd_size"])

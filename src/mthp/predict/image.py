@@ -6,7 +6,6 @@ An Image is read from a file or captured from a live process; each run has a fre
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from mthp.image import capture as captures
+from mthp.image.capture.command import capture_into
+from mthp.image.capture.run import CaptureOptions
 from mthp.image.scenario import Scenario, load_one
-from mthp.image.snapshot import Snapshot
+from mthp.image.snapshot import Snapshot, read_snapshot
 from mthp.image.snapshot import load as load_snapshot
 from mthp.predict.measure import folios_of
 from mthp.predict.outcome import Request, run_world
@@ -214,7 +214,7 @@ def reconfigured(
 def load(path: str | os.PathLike[str]) -> Image:
     """Read a snapshot (.npz), or one scenario of a file of them (FILE.jsonl#ID, also .xz and .gz).
 
-    Raises SnapshotError or ScenarioError, whose text says what is wrong and where.
+    Raises FileError, whose text says what is wrong and where.
     """
     name = os.fspath(path)
     if name.partition("#")[0].endswith(SCENARIO_SUFFIXES):
@@ -232,11 +232,8 @@ def capture(pid: int | None = None) -> Image:
     Raises CaptureError: no such process, or no right to look at it.
     """
     number = os.getpid() if pid is None else pid
-    with tempfile.TemporaryDirectory(prefix="mthp-") as folder:
-        path = os.path.join(folder, "capture.npz")
-        parser = argparse.ArgumentParser()
-        captures.add_arguments(parser)
-        captures.capture(parser.parse_args(["--pid", str(number), "-o", path]))
-        snapshot = load_snapshot(path)
-    name = snapshot.processes[0].name if snapshot.processes else "?"
+    with tempfile.TemporaryFile() as file:
+        capture_into(file, [number], CaptureOptions())
+        snapshot = read_snapshot(file, f"process {number}")
+    name = snapshot.processes[0].name
     return Image(snapshot, f"pid {number} ({name})", f"captured live, kernel {snapshot.kernel}")

@@ -17,6 +17,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from mthp.races.edits import Edit, edited
+from mthp.words.reading import read_text
 
 
 @contextmanager
@@ -49,12 +50,12 @@ def protocol(file: Path) -> Iterator[None]:
 
     A file named as a module below khugepaged/ (collapse.py) is an edited copy of it. Of any other
     file, each function that has the name of an engine function takes that one's place.
-    OSError: it cannot be read. VariantError: it is not Python, fails, or replaces nothing.
+    FileError: it cannot be read. VariantError: it is not Python, fails, or replaces nothing.
     """
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     try:
         compile(text, str(file), "exec")
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise VariantError(f"not Python: {error}") from None
     name = f"khugepaged.{file.stem}"
     if importlib.util.find_spec(f"mthp.{name}") is not None:

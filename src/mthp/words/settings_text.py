@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mthp.words.units import KIB, Geometry, format_size, parse_size
+from mthp.words.units import KIB, Geometry, format_size, parse_size, parse_whole
 
 U32_MAX = 2**32 - 1
 _U64_MASK = 2**64 - 1
@@ -80,9 +80,10 @@ def check_range(knob: str, value: object, low: int, high: int) -> int:
 
 def parse_number(knob: str, text: str) -> int:
     """A number as the kernel's kstrtoul reads it in base 10 (a plus sign and blanks around it)."""
-    if re.fullmatch(r"\+?[0-9]{1,40}", text.strip()) is None:
-        raise SettingsError(f"{knob}: {text.strip()!r} is not a whole number")
-    return int(text)
+    try:
+        return parse_whole(text.strip().removeprefix("+"))
+    except ValueError as error:
+        raise SettingsError(f"{knob}: {error}") from None
 
 
 def parse_flag(knob: str, text: str) -> bool:

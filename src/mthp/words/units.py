@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Geometry of a page table, and the sizes people type and kernels print.
+"""Geometry of a page table, and the numbers and sizes people type and kernels print.
 
 Addresses and sizes are ints in bytes; orders are log2 of a number of base pages.
+The capture takes this module along to hosts: the standard library of Python 3.8, and nothing else.
 Kernel: include/linux/huge_mm.h (HPAGE_PMD_ORDER, HPAGE_PMD_MASK), mm/huge_memory.c (THP sizes).
 """
 
@@ -91,14 +92,24 @@ class Geometry:
 
 
 _SUFFIX = {"": 1, "K": KIB, "M": KIB**2, "G": KIB**3, "T": KIB**4}
-_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,19})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_whole(text: str, least: int = 0, most: int | None = None) -> int:
+    """A whole number in decimal digits, within least..most; ValueError otherwise."""
+    if text.isascii() and text.isdecimal() and len(text) < 20:
+        number = int(text)
+        if number >= least and (most is None or number <= most):
+            return number
+    limits = f"from {least} up" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{text[:40]!r} is not a whole number {limits}")
 
 
 def parse_size(text: str) -> int:
     """Bytes meant by 64K, 64kB, 2M, 2048kB, 1G or 4096; ValueError otherwise."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"not a size: {text!r} (write 64K, 2M, 2048kB)")
+        raise ValueError(f"not a size: {text[:40]!r} (write 64K, 2M, 2048kB)")
     return int(match[1]) * _SUFFIX[match[2].upper()]
 
 

@@ -17,7 +17,7 @@ import time
 
 PR_SET_THP_DISABLE = 41
 PAUSE = 0.02
-PRELOADED = ("capture", "register")
+PRELOADED = ("mthp.image.capture.command", "register")
 
 
 def forbid_huge_pages(on: int) -> None:
@@ -38,7 +38,7 @@ def split(path: str, size: str) -> int:
 
 
 def call(name: str, args: list[str]) -> int:
-    """split() here, or main() of a module beside this one."""
+    """split() here, or main() of a module that this folder holds."""
     if name == "split":
         return split(*args)
     status = importlib.import_module(name).main(args)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.kernels.modules import ModuleTree
+from mthp.words.reading import read_json
 from mthp.words.units import human_bytes
 
 SCHEMA_VERSION = 1
@@ -285,7 +286,7 @@ def config_facts(text: str) -> dict[str, str]:
 def _read(folder: Path) -> CachedKernel:
     path = folder / "kernel.json"
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
         kernel = CachedKernel(
             release=str(document["release"]),
             image=folder / "vmlinuz",

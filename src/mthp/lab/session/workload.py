@@ -20,6 +20,7 @@ from mthp.lab.session.memory_pressure import switch_file
 from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.interpreter import HELPER
+from mthp.words.files import replacing
 from mthp.words.settings import Settings
 
 CGROUP = "/sys/fs/cgroup/subject"
@@ -188,10 +189,11 @@ class Workload:
 
     def snap(self, target: Path) -> None:
         """mthp snap of the subject's processes, in the guest; the file comes to target."""
-        self._call("capture", "--cgroup", CGROUP, "-o", SNAPSHOT)
+        self._call("mthp.image.capture.command", "--cgroup", CGROUP, "-o", SNAPSHOT)
         count = int(self._call("split", SNAPSHOT, str(PART)))
         parts = self._channel.ask_all([f"r {SNAPSHOT}.{index}" for index in range(count)])
-        target.write_bytes(b"".join(parts))
+        with replacing(target, 0o600) as file:
+            file.writelines(parts)
 
     def scan_to_fixed_point(self) -> int:
         """Full scans until one collapses nothing: how many. LabError: it does not come to rest."""

@@ -14,6 +14,7 @@ from mthp.lab.kernels.kernels import CachedKernel, cache_dir
 from mthp.lab.kernels.modules import read_module
 from mthp.lab.kernels.tools import compile_statically
 from mthp.lab.vm.cpio import Cpio
+from mthp.words.files import replacing
 
 EARLY = ("virtio_pci", "virtio_console")
 """The way to the host, which the agent loads by itself. A kernel may have them built in."""
@@ -79,7 +80,6 @@ def build_initramfs(kernel: CachedKernel, modules: Iterable[str] = MODULES) -> P
     for path, file in wanted:
         archive.add(path, read_module(file))
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(f".{os.getpid()}")
-    part.write_bytes(archive.pack())
-    os.replace(part, target)
+    with replacing(target) as packed:
+        packed.write(archive.pack())
     return target

@@ -10,6 +10,7 @@ import sysconfig
 from importlib import resources
 from pathlib import Path
 
+from mthp.image.zipped import capture_sources
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.vm.files import HOST, GuestFiles
 
@@ -36,10 +37,9 @@ def add_interpreter(files: GuestFiles) -> str:
     files.add_tree(HOST, str(library), _UNUSED)
     _add_compiled(files, str(library))
     guest = resources.files("mthp.lab") / "guest"
-    capture = resources.files("mthp.image") / "capture.py"
-    sources = {"helper": guest / "helper.py", "register": guest / "register.py", "capture": capture}
-    for name, source in sources.items():
-        files.add_bytes(f"{LAB}/{name}.py", source.read_bytes())
+    scripts = {name: (guest / name).read_bytes() for name in ("helper.py", "register.py")}
+    for name, text in {**scripts, **capture_sources()}.items():
+        files.add_bytes(f"{LAB}/{name}", text)
     return path
 
 

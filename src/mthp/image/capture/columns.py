@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The arrays of the file while it is made, and the file (docs/snapshot-format.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+from array import array
+from typing import IO, Any, Iterable, Iterator
+
+from mthp.image.capture.pagemap import Batch
+from mthp.words.units import Geometry
+
+WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1}
+TYPE = {1: "|u1", 2: "u2", 4: "u4", 8: "u8"}
+
+
+class Columns:
+    """The table rows, one spooled file a member, so that memory stays small."""
+
+    def __init__(self, geometry: Geometry, folder: str | None, members: list[str]) -> None:
+        self.geometry = geometry
+        self.address: array[int] = array("Q")
+        self.process: array[int] = array("H")
+        self.files: dict[str, IO[bytes]] = {
+            name: tempfile.SpooledTemporaryFile(4 << 20, dir=folder)  # noqa: SIM115 - kept open
+            for name in members
+        }
+
+    def add(self, process: int, batch: Batch, parts: dict[str, bytes]) -> None:
+        """Append the tables of a batch; parts: its data for each member."""
+        for name, data in parts.items():
+            self.files[name].write(data)
+        self.address.extend(batch.addresses)
+        self.process.extend([process] * len(batch.addresses))
+
+    def close(self) -> None:
+        """Close what is open."""
+        for file in self.files.values():
+            file.close()
+
+    def truncate(self, rows: int) -> None:
+        """Forget all tables from the row on."""
+        for name, file in self.files.items():
+            file.seek(rows * self.geometry.ptrs_per_pte * WIDTH[name])
+            file.truncate()
+        del self.address[rows:], self.process[rows:]
+
+    def row(self, name: str, k: int) -> bytes:
+        """The bytes of one table in one column."""
+        size = self.geometry.ptrs_per_pte * WIDTH[name]
+        self.files[name].seek(k * size)
+        return self.files[name].read(size)
+
+    def patch(self, name: str, k: int, data: bytes) -> None:
+        """Replace the bytes of one table in one column."""
+        self.files[name].seek(k * len(data))
+        self.files[name].write(data)
+
+    def rewind(self) -> None:
+        """Go back to the end, to append again."""
+        for file in self.files.values():
+            file.seek(0, os.SEEK_END)
+
+
+def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
+    """The start of a .npy file, version 1.0: magic, length, a Python literal, padded to 64."""
+    order = "" if kind.startswith("|") else "<" if sys.byteorder == "little" else ">"
+    literal = f"{{'descr': '{order}{kind}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    padded = literal + " " * (-(10 + len(literal) + 1) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode("latin1")
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while True:
+        chunk = file.read(1 << 20)
+        if not chunk:
+            return
+        yield chunk
+
+
+def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> None:
+    """Write the whole .npz: meta first, then every column."""
+    document = json.dumps(meta, ensure_ascii=True, separators=(",", ":")).encode()
+    rows, ptrs = len(columns.address), columns.geometry.ptrs_per_pte
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, True, 1) as archive:
+
+        def member(name: str, kind: str, shape: tuple[int, ...], chunks: Iterable[bytes]) -> None:
+            entry = zipfile.ZipInfo(name + ".npy", time.localtime()[:6])
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o600 << 16
+            entry.file_size = 1 << 20
+            for size in shape:
+                entry.file_size *= max(size, 1)
+            with archive.open(entry, "w") as file:
+                file.write(npy_header(kind, shape))
+                for chunk in chunks:
+                    file.write(chunk)
+
+        member("meta", "|u1", (len(document),), [document])
+        member("table_address", "u8", (rows,), [columns.address.tobytes()])
+        member("table_process", "u2", (rows,), [columns.process.tobytes()])
+        for name, spool in columns.files.items():
+            kind = TYPE[WIDTH[name]]
+            member(name, kind, (rows, ptrs), _chunks(spool))

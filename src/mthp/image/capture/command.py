@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Write what khugepaged would find in live processes into one .npz file (docs/snapshot-format.md).
+
+On hosts it runs as one file, mthp-snap.pyz, made by `mthp snap --zipapp`; here as `mthp snap`. It
+only reads /proc and /sys, and on purpose it needs nothing but the standard library of Python 3.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import IO, Any, Callable, Iterator, NoReturn
+
+from mthp.image.capture.cgroups import pids_of_cgroup
+from mthp.image.capture.columns import write_file
+from mthp.image.capture.freeze import confirm_freeze, frozen
+from mthp.image.capture.proc import FAILED, OK, USAGE, CaptureError, read_status, text
+from mthp.image.capture.process import ProcessReader, describe_process
+from mthp.image.capture.redact import redact
+from mthp.image.capture.run import NEVER, CaptureOptions, CaptureRun
+from mthp.words.files import FileError, replacing
+from mthp.words.units import parse_whole
+
+
+def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, Any]]:
+    """Each process described; one that ends is an error, unless a whole cgroup was asked for."""
+    last: CaptureError | None = None
+    index = 0
+    for pid in pids:
+        reader = ProcessReader(pid, index, session)
+        rows = len(session.columns.address)
+        try:
+            status = read_status(pid)
+            # Before the pages: where it was swapped out, this brings it back.
+            command = text(f"/proc/{pid}/cmdline") or ""
+            reader.read()
+        except CaptureError as error:
+            if not session.options.may_end:
+                raise
+            last = error
+            session.columns.truncate(rows)
+            session.not_seen(str(error))
+            continue
+        index += 1
+        yield describe_process(reader, status, command)
+    if last is not None and not index:
+        raise last
+
+
+def capture_into(
+    file: IO[bytes], pids: list[int], options: CaptureOptions, folder: str | None = None
+) -> str:
+    """Capture the processes into a file; returns what was done and not seen, in one line.
+
+    folder: as for CaptureRun. CaptureError: a process cannot be read.
+    """
+    began = time.monotonic()
+    if len(pids) > 65535:
+        raise CaptureError("more than 65535 processes", USAGE)
+    with contextlib.closing(CaptureRun(options, folder)) as session:
+        with frozen(pids, options.freeze):
+            processes = list(read_processes(session, pids))
+        meta = session.meta(processes)
+        if options.redact:
+            redact(meta, session.columns)
+        write_file(file, meta, session.columns)
+        size, tables = file.tell(), len(session.columns.address)
+    torn = meta["tearing"]["pages_changed"]
+    return (
+        f"{len(processes)} process(es), {tables} tables, {size >> 10} KiB in "
+        f"{time.monotonic() - began:.2f} s; {torn} pages changed meanwhile; "
+        f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in session.unseen)}"
+    )
+
+
+def capture(args: argparse.Namespace) -> str:
+    """Do what the arguments say; returns the line for stderr."""
+    pids = pids_of_cgroup(args.cgroup) if args.cgroup else sorted(set(args.pid))
+    options = CaptureOptions(
+        redact=args.redact,
+        exclusive=not args.no_exclusive,
+        reader=args.reader,
+        freeze=args.freeze,
+        may_end=bool(args.cgroup),
+    )
+    with replacing(args.output, 0o600) as file:
+        if args.freeze and not args.yes:
+            confirm_freeze(pids)
+        said = capture_into(file, pids, options, os.path.dirname(os.path.abspath(args.output)))
+    return f"{args.output}: {said}"
+
+
+# --- command line ------------------------------------------------------------------------------
+
+
+def pid_of(value: str) -> int:
+    """The process that --pid names, for argparse."""
+    try:
+        return os.getpid() if value == "self" else parse_whole(value, 1)
+    except ValueError:
+        message = f"{value[:40]!r} is neither a process's number nor 'self'"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, for the command on hosts and for `mthp snap`."""
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--pid", type=pid_of, action="append", metavar="N", help="may be repeated")
+    target.add_argument("--cgroup", metavar="PATH", help="every process of a cgroup")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="mode 0600")
+    parser.add_argument("--redact", action="store_true", help="drop names, shift addresses")
+    parser.add_argument("--freeze", action="store_true", help="SIGSTOP while reading; asks first")
+    parser.add_argument("--yes", action="store_true", help="do not ask before --freeze")
+    parser.add_argument(
+        "--no-exclusive", action="store_true", help="skip the exclusive bit: faster"
+    )
+    parser.add_argument("--quiet", action="store_true", help="errors only")
+    parser.add_argument(
+        "--reader", choices=("auto", "scan", "pagemap"), default="auto", help=argparse.SUPPRESS
+    )
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
+    """Capture; one line on stderr, whatever happens. Returns the exit code."""
+    before: list[tuple[int, Callable[..., Any] | int | None]] = []
+    with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
+        before = [(n, signal.signal(n, _stop)) for n in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        line = capture(args)
+        if not args.quiet:
+            print(f"{prog}: {line}", file=sys.stderr)
+        return OK
+    except (CaptureError, FileError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        if isinstance(error, CaptureError):
+            return error.code
+        return USAGE if isinstance(error, FileError) else FAILED
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted, nothing written", file=sys.stderr)
+        return FAILED
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def main(argv: list[str] | None = None, prog: str = "mthp-snap") -> int:
+    """Parse, capture, write; an exit code."""
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
+    add_arguments(parser)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else USAGE
+    return run(args, prog)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What root sees of the physical pages behind page tables.
+
+Kernel: fs/proc/page.c (kpageflags, kpagecount).
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import re
+import sys
+from array import array
+from typing import Iterator
+
+from mthp.image.capture.pagemap import EVEN, byte_of_word
+from mthp.words.units import Geometry
+
+# /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
+KPF_HEAD, KPF_THP, KPF_ZERO_PAGE = 1 << 15, 1 << 22, 1 << 24
+
+
+class Frames:
+    """kpageflags, kpagecount and folio orders of the frames that page tables point to."""
+
+    def __init__(self, flags: int, counts: int | None, geometry: Geometry) -> None:
+        self._flags = flags
+        self._counts = counts
+        self._block = geometry.ptrs_per_pte
+
+    def close(self) -> None:
+        """Close what is open."""
+        for file in (self._flags, self._counts):
+            if file is not None:
+                os.close(file)
+
+    def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
+        """Per PTE, as u64, u32 and u8: flags, mapcount, order of the folio. 0 where pfn is 0.
+
+        A frame's three values travel as one 16-byte record, so that one look-up fetches them.
+        """
+        records = {0: bytes(16)}
+        for block in self._blocks(pfns):
+            first, packed = self._read_block(block)
+            if 2 * len(block) > len(packed) // 16:
+                block = list(range(first, first + len(packed) // 16))
+            for pfn in block:
+                k = 16 * (pfn - first)
+                records[pfn] = packed[k : k + 16]
+        found = b"".join(map(records.__getitem__, pfns))
+        flags, counts = bytearray(8 * len(pfns)), bytearray(4 * len(pfns))
+        for k in range(8):
+            flags[k::8] = found[k::16]
+        for k in range(4):
+            counts[k::4] = found[8 + k :: 16]
+        return bytes(flags), bytes(counts), found[12::16]
+
+    def _blocks(self, pfns: array[int]) -> Iterator[list[int]]:
+        """The distinct frames, ascending, cut where a folio of PMD order would end."""
+        distinct = sorted(set(pfns) - {0})
+        at = 0
+        while at < len(distinct):
+            stop = distinct[at] - distinct[at] % self._block + self._block
+            end = bisect.bisect_left(distinct, stop, at)
+            yield distinct[at:end]
+            at = end
+
+    def _read_block(self, block: list[int]) -> tuple[int, bytes]:
+        """The first frame read, and a record for it and each that follows."""
+        first, count = block[0], block[-1] - block[0] + 1
+        flags = self._values(self._flags, first, count)
+        if any(self._kinds(flags)):
+            first, count = first - first % self._block, self._block
+            flags = self._values(self._flags, first, count)
+        orders = self._orders(flags, self._kinds(flags))
+        counts = self._values(self._counts, first, count)
+        low_half = range(4) if sys.byteorder == "little" else range(4, 8)
+        packed = bytearray(16 * count)
+        for k in range(8):
+            packed[k::16] = flags[k::8]
+        for at, k in enumerate(low_half):
+            packed[8 + at :: 16] = counts[k::8]
+        packed[12::16] = orders
+        return first, bytes(packed)
+
+    @staticmethod
+    def _values(file: int | None, first: int, count: int) -> bytearray:
+        data = bytearray(8 * count)
+        if file is not None:
+            os.preadv(file, [data], 8 * first)
+        return data
+
+    @staticmethod
+    def _kinds(flags: bytearray) -> bytes:
+        """Per frame: 1 the head of a compound page, 2 a tail, 0 neither; b"" if all are neither."""
+        heads, tails = flags[byte_of_word(1) :: 8], flags[byte_of_word(2) :: 8]
+        if heads.isascii() and not tails.translate(None, EVEN):
+            return b""
+        return bytes(2 if tail & 1 else head >> 7 for head, tail in zip(heads, tails))
+
+    @staticmethod
+    def _orders(flags: bytearray, kinds: bytes) -> bytes:
+        """Each frame's folio order; also lends tails their head's flags, as new kernels do.
+
+        Kernel: a folio is aligned to its size, so a block of PMD order holds it whole.
+        """
+        orders = bytearray(len(flags) // 8)
+        words = memoryview(flags).cast("Q")
+        for match in re.finditer(b"\1\2+", kinds):
+            start, stop = match.span()
+            head = words[start] & ~KPF_HEAD
+            for k in range(start + 1, stop) if head & ~words[start + 1] else ():
+                words[k] |= head
+            orders[start:stop] = bytes(((stop - start).bit_length() - 1,)) * (stop - start)
+        return bytes(orders)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The words of /proc/PID/pagemap as bytes of flags, many at a time.
+
+Kernel: fs/proc/task_mmu.c, pagemap_read().
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+
+# Bits of the `pte` member.
+PRESENT, SWAPPED, FILE, ZERO, HUGE, SOFT_DIRTY, UFFD_WP, EXCLUSIVE = (1 << k for k in range(8))
+GUARD = 1 << 8
+
+
+class Batch:
+    """Some tables of a process, decoded: one byte a PTE in low, bits 8-15 in high if any is set.
+
+    words: the same tables as pagemap has them; None where only PAGEMAP_SCAN was asked.
+    """
+
+    __slots__ = ("addresses", "high", "low", "words")
+
+    def __init__(self, addresses: list[int], low: bytearray, high: bytearray | None) -> None:
+        self.addresses = addresses
+        self.low = low
+        self.high = high
+        self.words: bytearray | None = None
+
+
+def byte_of_word(k: int) -> int:
+    """Where byte k of a 64-bit word, counted from the lowest, stands in memory."""
+    return k if sys.byteorder == "little" else 7 - k
+
+
+def _decode_flags(top: int) -> int:
+    if not top & 0xC0:
+        return 0
+    bits = ((0x80, PRESENT), (0x40, SWAPPED), (0x20, FILE), (2, UFFD_WP), (1, EXCLUSIVE))
+    return sum(flag for bit, flag in bits if top & bit)
+
+
+# pagemap keeps its flags in bits 55-63: the top byte, and the top bit of the one below.
+LOW_OF_TOP = bytes(_decode_flags(top) for top in range(256))
+HIGH_OF_TOP = bytes(1 if top & 0x44 == 0x44 else 0 for top in range(256))
+SOFT_OF_BYTE = bytes(SOFT_DIRTY if value & 0x80 else 0 for value in range(256))
+SOFT_IF_ANY = bytes(SOFT_DIRTY if value else 0 for value in range(256))
+NO_EXCLUSIVE = bytes(value & ~EXCLUSIVE for value in range(256))
+EVEN = bytes(range(0, 256, 2))
+NOT_SWAPPED = bytes(value for value in range(256) if not value & SWAPPED)
+LOW_7_BITS = bytes(value & 0x7F for value in range(256))
+# Top bytes that need a second look (a search for one byte is the cheapest test there is). Zero
+# pages are present, neither exclusive nor a file's, and so are shared pages; then guards.
+MAYBE_ZERO, GUARDS = (0x80, 0x82), (0x44, 0x46)
+
+
+def _or_bytes(left: bytearray, right: bytearray, mask: bytearray) -> bytearray:
+    """left | (right & mask), byte by byte."""
+    word = int.from_bytes(right, "little") & int.from_bytes(mask, "little")
+    return bytearray((int.from_bytes(left, "little") | word).to_bytes(len(left), "little"))
+
+
+def decode_words(words: bytearray, soft_dirty: bool) -> tuple[bytearray, bytearray | None, bool]:
+    """pagemap words -> low bytes of the PTE flags, high bytes if any is set, maybe zero pages.
+
+    soft_dirty: whether this kernel keeps that bit at all (CONFIG_MEM_SOFT_DIRTY).
+    """
+    top = words[byte_of_word(7) :: 8]
+    low = top.translate(LOW_OF_TOP)
+    below = words[byte_of_word(6) :: 8] if soft_dirty else low[:0]
+    if not below.isascii():
+        low = _or_bytes(low, below.translate(SOFT_OF_BYTE), low.translate(SOFT_IF_ANY))
+    high = top.translate(HIGH_OF_TOP) if any(value in top for value in GUARDS) else None
+    return low, high, any(value in top for value in MAYBE_ZERO)
+
+
+def as_zero(value: int, flags: int) -> int:
+    """value | flags; a zero page is neither a file's nor exclusive, whatever pagemap says."""
+    return (value | flags) & ~(FILE | EXCLUSIVE) if flags & ZERO else value | flags
+
+
+@functools.lru_cache(maxsize=None)
+def keeps_soft_dirty() -> bool:
+    """Whether the kernel tracks soft-dirty pages: then it marks every new VMA so, ours too."""
+    with open("/proc/self/smaps", "rb", buffering=0) as file:
+        first = re.search(rb"^VmFlags:(.*)$", file.read(4096), re.M)
+    return first is None or b" sd" in first[1]

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The populated page tables of a process: where they are is asked, then they are read."""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+from typing import Iterable, Iterator, NamedTuple
+
+from mthp.image.capture.maps import SmapsEntry
+from mthp.image.capture.pagemap import (
+    FILE,
+    HUGE,
+    NO_EXCLUSIVE,
+    PRESENT,
+    ZERO,
+    Batch,
+    as_zero,
+    decode_words,
+    keeps_soft_dirty,
+)
+from mthp.image.capture.proc import gone
+from mthp.image.capture.scan import (
+    IS_HUGE,
+    IS_PFNZERO,
+    POPULATED,
+    PROBE,
+    Scanner,
+    flags_of_categories,
+)
+from mthp.words.units import Geometry
+
+BATCH_BYTES = 1 << 19
+"""Pagemap bytes held by one batch of tables: the unit of reading, decoding and writing."""
+AHEAD_BYTES = 512 << 20
+"""At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
+BUSY_REGIONS = 1
+"""Above this many regions a table, reading pagemap is cheaper than taking the regions apart."""
+
+
+class ReadJob(NamedTuple):
+    """Runs of tables (address, count) to read from pagemap, or regions that say it all."""
+
+    runs: list[tuple[int, int]]
+    regions: list[tuple[int, int, int]] | None
+
+
+class TableReader:
+    """Yields the populated tables of address ranges of one process, in order, a batch at a time."""
+
+    def __init__(
+        self, pid: int, pagemap: int, geometry: Geometry, scanner: Scanner | None, exclusive: bool
+    ) -> None:
+        self.pid = pid
+        self.scanner = scanner
+        self._pagemap = pagemap
+        self._geometry = geometry
+        self._exclusive = exclusive
+        self._gaps: list[tuple[int, int]] = []
+        self._batch = max(1, BATCH_BYTES // (8 * geometry.ptrs_per_pte))
+        self._ahead = max(1, AHEAD_BYTES // geometry.pmd_size)
+        self._words = bytearray()
+        self._soft_dirty = keeps_soft_dirty()
+        self._by_regions = not exclusive
+
+    def windows(self, vmas: list[SmapsEntry]) -> list[tuple[int, int]]:
+        """Whole-table ranges that cover the given VMAs; remembers what lies between them."""
+        windows: list[tuple[int, int]] = []
+        covered = 0
+        if any("uw" in vma.flags.split() for vma in vmas):
+            self._by_regions = False  # only pagemap tells which pages userfaultfd write-protected
+        for vma in vmas:
+            start, end = self._geometry.pmd_addr(vma.start), self._geometry.pmd_align_up(vma.end)
+            if windows and start <= windows[-1][1]:
+                start = windows.pop()[0]
+            elif windows:
+                self._gaps.append((covered, windows[-1][1]))
+                covered = start
+            else:
+                covered = start
+            self._gaps.append((covered, vma.start))
+            windows.append((start, end))
+            covered = vma.end
+        if windows:
+            self._gaps.append((covered, windows[-1][1]))
+        self._gaps = [gap for gap in self._gaps if gap[0] < gap[1]]
+        return windows
+
+    def batches(self, windows: list[tuple[int, int]]) -> Iterator[Batch]:
+        """Every table in windows with something in it; the last batch's words are reused."""
+        try:
+            for job in self._batched(self._jobs(windows)):
+                batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)
+                self._blank_gaps(job, batch)
+                if self._drop_empty(batch):
+                    yield batch
+            if windows:  # of a dead process PAGEMAP_SCAN may say that nothing is populated
+                self._read([(windows[0][0], 1)])
+        except OSError as error:
+            raise (gone(self.pid) if error.errno == errno.ESRCH else error) from None
+
+    def _jobs(self, windows: list[tuple[int, int]]) -> Iterator[ReadJob]:
+        pmd = self._geometry.pmd_size
+        for start, end in windows:
+            if self.scanner is None:
+                yield ReadJob([(start, (end - start) // pmd)], None)
+            else:
+                yield from self._scan_jobs(self.scanner, start, end)
+
+    def _scan_jobs(self, scanner: Scanner, start: int, end: int) -> Iterator[ReadJob]:
+        """What to read in one window, found by probing for regions.
+
+        Where most tables hold something (or where they are cheaper to read than to describe), each
+        probe commits twice as many tables as the one before to reading without further questions.
+        """
+        down, up, pmd = (
+            self._geometry.pmd_addr,
+            self._geometry.pmd_align_up,
+            self._geometry.pmd_size,
+        )
+        pages = 0 if self._by_regions else PROBE
+        ahead, more = 1, True
+        while more and start < end:
+            regions, more = scanner.find(start, end, POPULATED, pages)
+            if not regions:
+                return
+            first, last = down(regions[0][0]), up(regions[-1][1])
+            runs = self._runs(regions)
+            dense = 2 * sum(count for _, count in runs) * pmd >= last - first
+            ahead = min(2 * ahead, self._ahead) if first - start <= ahead * pmd else 1
+            if more and dense and (pages or len(regions) > BUSY_REGIONS * (last - first) // pmd):
+                start = min(end, max(last, first + ahead * pmd))
+                yield ReadJob([(first, (start - first) // pmd)], None)
+            elif pages:
+                start = last
+                yield ReadJob(runs, None)
+            else:
+                if more:  # the last table may hold regions that did not fit: the next call's
+                    last = down(regions[-1][1])
+                    regions = [(s, min(e, last), c) for s, e, c in regions if s < last]
+                    runs = self._runs(regions)
+                start = last
+                yield ReadJob(runs, regions)
+
+    def _runs(self, regions: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+        down, up, pmd = (
+            self._geometry.pmd_addr,
+            self._geometry.pmd_align_up,
+            self._geometry.pmd_size,
+        )
+        ranges: list[tuple[int, int]] = []
+        for start, end, _ in regions:
+            start, end = down(start), up(end)
+            if ranges and start <= ranges[-1][1]:
+                start = ranges.pop()[0]
+            ranges.append((start, end))
+        return [(start, (end - start) // pmd) for start, end in ranges]
+
+    def _batched(self, jobs: Iterable[ReadJob]) -> Iterator[ReadJob]:
+        """The same work in jobs of at most one batch of tables, small reads joined."""
+        pmd = self._geometry.pmd_size
+        joined: list[tuple[int, int]] = []
+        free = self._batch
+        for job in jobs:
+            if job.regions is not None and joined:
+                yield ReadJob(joined, None)
+                joined, free = [], self._batch
+            for address, count in job.runs:
+                while count:
+                    part = min(count, free)
+                    joined.append((address, part))
+                    address, count, free = address + part * pmd, count - part, free - part
+                    if not free:
+                        yield ReadJob(joined, job.regions)
+                        joined, free = [], self._batch
+            if job.regions is not None and joined:
+                yield ReadJob(joined, job.regions)
+                joined, free = [], self._batch
+        if joined:
+            yield ReadJob(joined, None)
+
+    def _read(self, runs: list[tuple[int, int]]) -> bytearray:
+        row = 8 * self._geometry.ptrs_per_pte
+        size = row * sum(count for _, count in runs)
+        if size != len(self._words):
+            self._words = bytearray(size)
+        view = memoryview(self._words)
+        at = 0
+        for address, count in runs:
+            stop = at + count * row
+            offset = address // self._geometry.page_size * 8
+            while at < stop:
+                got = os.preadv(self._pagemap, [view[at:stop]], offset)
+                if not got:
+                    raise OSError(errno.ESRCH, "pagemap ended")
+                at, offset = at + got, offset + got
+        return self._words
+
+    def _from_pagemap(self, job: ReadJob) -> Batch:
+        words = self._read(job.runs)
+        low, high, zero_pages = decode_words(words, self._soft_dirty)
+        batch = Batch(self._addresses(job), low, high)
+        batch.words = words
+        self._mark(job, batch, zero_pages)
+        if not self._exclusive:
+            batch.low = batch.low.translate(NO_EXCLUSIVE)
+        return batch
+
+    def _addresses(self, job: ReadJob) -> list[int]:
+        pmd = self._geometry.pmd_size
+        return [address + k * pmd for address, count in job.runs for k in range(count)]
+
+    def _places(self, job: ReadJob) -> Iterator[tuple[int, int, int]]:
+        """(index of the first PTE in the batch, start address, end address) of each run."""
+        at = 0
+        for address, count in job.runs:
+            yield at, address, address + count * self._geometry.pmd_size
+            at += count * self._geometry.ptrs_per_pte
+
+    def _from_regions(self, job: ReadJob) -> Batch:
+        addresses = self._addresses(job)
+        size = len(addresses) * self._geometry.ptrs_per_pte
+        low, high = bytearray(size), bytearray(size)
+        page, flags_of = self._geometry.page_size, {0: 0}
+        regions = iter(job.regions or ())
+        region = next(regions, None)
+        for at, start, end in self._places(job):
+            while region is not None and region[0] < end:
+                first, last, categories = region
+                if categories not in flags_of:
+                    flags_of[categories] = flags_of_categories(categories)
+                flags = flags_of[categories]
+                i = at + (first - start) // page if first > start else at
+                j = at + ((last if last < end else end) - start) // page
+                if i < j:
+                    low[i:j] = bytes((flags & 255,)) * (j - i)
+                    if flags >> 8:
+                        high[i:j] = bytes((flags >> 8,)) * (j - i)
+                if last > end:
+                    break
+                region = next(regions, None)
+        return Batch(addresses, low, high if high.count(1) else None)
+
+    def _mark(self, job: ReadJob, batch: Batch, zero_pages: bool) -> None:
+        """Set ZERO and HUGE, which pagemap does not tell, where there may be such pages."""
+        ptrs, page = self._geometry.ptrs_per_pte, self._geometry.page_size
+        low = batch.low
+        if self.scanner is None:  # a "file" that fills a table can only be the huge zero page
+            for i in range(0, len(low), ptrs) if low.find(PRESENT | FILE) >= 0 else ():
+                if low.count(PRESENT | FILE, i, i + ptrs) == ptrs:
+                    low[i : i + ptrs] = bytes((PRESENT | ZERO | HUGE,)) * ptrs
+            return
+        for at, start, end in self._places(job):
+            stop = at + (end - start) // page
+            if not zero_pages and all(low.find(0, i, i + ptrs) >= 0 for i in range(at, stop, ptrs)):
+                continue
+            for first, last, categories in self.scanner.find_all(start, end, IS_PFNZERO | IS_HUGE):
+                flags = flags_of_categories(categories) & (ZERO | HUGE)
+                add = bytes(as_zero(value, flags) if value else 0 for value in range(256))
+                i, j = at + (first - start) // page, at + (last - start) // page
+                low[i:j] = low[i:j].translate(add)
+
+    def _drop_empty(self, batch: Batch) -> bool:
+        """Keep only tables with something in them; whether there are any."""
+        ptrs = self._geometry.ptrs_per_pte
+        if batch.low.isascii() and not batch.low.strip(b"\0"):
+            return False
+        empty = bytes(ptrs)
+        starts = range(0, len(batch.low), ptrs)
+        keep = [i for i in starts if batch.low[i : i + ptrs] != empty]
+        if len(keep) < len(batch.addresses):
+            batch.addresses = [batch.addresses[i // ptrs] for i in keep]
+            if batch.words is not None:
+                view = memoryview(batch.words)
+                batch.words = bytearray().join(view[8 * i : 8 * (i + ptrs)] for i in keep)
+            if batch.high is not None:
+                batch.high = bytearray().join(batch.high[i : i + ptrs] for i in keep)
+            batch.low = bytearray().join(batch.low[i : i + ptrs] for i in keep)
+        return True
+
+    def _blank_gaps(self, job: ReadJob, batch: Batch) -> None:
+        """Empty the PTEs that belong to no anonymous VMA."""
+        page = self._geometry.page_size
+        for at, start, end in self._places(job):
+            k = bisect.bisect_right(self._gaps, (start, start)) - 1
+            for gap_start, gap_end in self._gaps[max(k, 0) :]:
+                if gap_start >= end:
+                    break
+                i = at + (max(gap_start, start) - start) // page
+                j = at + (min(gap_end, end) - start) // page
+                if i < j:
+                    batch.low[i:j] = bytes(j - i)
+                    if batch.words is not None:
+                        batch.words[8 * i : 8 * j] = bytes(8 * (j - i))
+                    if batch.high is not None:
+                        batch.high[i:j] = bytes(j - i)

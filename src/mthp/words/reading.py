@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading files: regular ones, of a bounded size, JSON of a bounded depth; complaints are one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+from mthp.words.files import FileError, PathName
+from mthp.words.units import human_bytes
+
+LINE_BYTES = 16 << 20
+FILE_BYTES = 256 << 20
+DEPTH = 64
+_NOT_NESTING = bytes(set(range(256)) - set(b'"[]{}'))
+_UNPACKED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
+_BRACKETS = bytes.maketrans(b"[]", b"{}")
+
+
+def read_text(path: PathName, most: int = FILE_BYTES) -> str:
+    """The text of a regular file of at most so many bytes; FileError otherwise."""
+    try:
+        with open_regular(path) as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise FileError(f"{path}: more than {human_bytes(most)}")
+        return data.decode()
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise FileError(f"{path}: not a text in UTF-8") from None
+
+
+def numbered_lines(path: PathName) -> Iterator[tuple[int, str]]:
+    """The lines of a file, plain or .xz or .gz, that are not blank, each with its number.
+
+    FileError for a file that cannot be opened, is damaged or cut short, or has an endless line.
+    """
+    number = 0
+    try:
+        with (
+            open_regular(path) as file,
+            _UNPACKED.get(Path(path).suffix, nullcontext)(file) as stream,
+        ):
+            for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES + 1), b""), 1):
+                if len(line) > LINE_BYTES:
+                    raise FileError(f"{path}:{number}: more than {human_bytes(LINE_BYTES)}")
+                if line.strip():
+                    yield number, line.decode()
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        message = f"{path}: damaged or cut short after line {number} ({type(error).__name__})"
+        raise FileError(message) from None
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON document; FileError, without a place, where it is none or is nested too deep."""
+    try:
+        if _is_deep(text.encode("utf-8", "replace") if isinstance(text, str) else text):
+            raise RecursionError
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FileError(f"bad JSON: {error.msg}, column {error.colno}") from None
+    except RecursionError:
+        raise FileError(f"bad JSON: nested deeper than {DEPTH}") from None
+    except ValueError:
+        raise FileError("bad JSON: not UTF-8, or a number without end") from None
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """A JSON document that is an object; FileError as from parse_json()."""
+    document = parse_json(text)
+    if not isinstance(document, dict):
+        raise FileError("bad JSON: not an object")
+    return document
+
+
+def read_json(path: PathName) -> Any:
+    """The JSON document in a file; FileError with the file's name."""
+    text = read_text(path)
+    try:
+        return parse_json(text)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+
+
+def open_regular(path: PathName) -> IO[bytes]:
+    """A regular file for reading. FileError: it is a pipe or a device. OSError: it cannot be opened."""
+    with ExitStack() as closing:
+        file = closing.enter_context(open(path, "rb", opener=_open_without_waiting))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FileError(f"{path}: not a regular file")
+        closing.pop_all()
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether brackets are nested deeper than DEPTH, found without descending into them.
+
+    What is left of the text is its quotes and brackets; then, level by level from within, the
+    pairs of brackets go.
+    """
+    if b"\\" in data:
+        data = re.sub(rb"\\.", b"", data)
+    nesting = re.sub(rb'"[^"]*"', b"", data.translate(None, _NOT_NESTING)).translate(_BRACKETS)
+    for _ in range(DEPTH):
+        if b"{}" not in nesting:
+            break
+        nesting = nesting.replace(b"{}", b"")
+    return b"{}" in nesting
