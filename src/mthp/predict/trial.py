@@ -16,6 +16,7 @@ from mthp.mm.pgtable_types import (
     DIRTY,
     PFN_SHIFT,
     PRESENT,
+    PTE_FLAGS_MASK,
     YOUNG,
     Leaf,
     leaf_kind,
@@ -99,7 +100,7 @@ class Trial:
                 head = source.mem.head.raw[pfn]
                 if head not in heads:
                     heads[head] = _copy_folio(source.mem, head, self.kernel.mem)
-                word = mk_pte(heads[head] + pfn - head, word & ((1 << PFN_SHIFT) - 1))
+                word = mk_pte(heads[head] + pfn - head, word & PTE_FLAGS_MASK)
             elif word and leaf_kind(word) is Leaf.SWAP:
                 self.kernel.swap.users[pfn] = source.swap.users[pfn]
             self.ptes[i] = word
@@ -136,7 +137,7 @@ class Trial:
         flags, bits = ON_LRU, YOUNG | DIRTY
         if self.frame(i):
             flags = mem.flags.raw[self.folio(i)] & ~(PG_MAPPED_SHARED | PG_SWAPCACHE)
-            bits = self.ptes[i] & ((1 << PFN_SHIFT) - 1)
+            bits = self.ptes[i] & PTE_FLAGS_MASK
         self.ptes[i] = mk_pte(new_anon_folio(mem, flags=flags), bits)
 
     def orders(self) -> list[int]:
