@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 
 from mthp.khugepaged.control import Caller, CollapseControl
-from mthp.mm import page_flags as pg
 from mthp.mm.mm_types import Kernel, Mm, PageTable, Vma
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import DIRTY, PRESENT, WRITE, YOUNG, mk_pte, table_pmd
+from mthp.mm.rmap import new_anon_folio
 from mthp.vectorised.twins import TWINS
 from mthp.words.settings import Enabled, Settings
 
 START = 1 << 40
-FLAGS = pg.PG_LRU | pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_UPTODATE
 YOUNG_PTE = PRESENT | WRITE | DIRTY | YOUNG
 OLD_PTE = PRESENT | WRITE | DIRTY
 
@@ -60,15 +58,7 @@ class TableWorld:
         table = self.table(address)
         pgoff = address >> self.kernel.geometry.page_shift
         for first in range(0, len(kept), nr):
-            folio = mem.new_frames(0, order)
-            mem.prep_folio(folio, order)
-            mem.flags.raw[folio] = FLAGS
-            mem.anon_vma.raw[folio] = 0
-            mem.index.raw[folio] = pgoff + kept[first]
-            mem.refcount.raw[folio] = nr
-            mem.mapcount.raw[folio : folio + nr] = array("i", [1]) * nr
-            if order:
-                mem.large_mapcount.raw[folio] = mem.nr_pages_mapped.raw[folio] = nr
+            folio = new_anon_folio(mem, order, index=pgoff + kept[first])
             for k in range(nr):
                 table.ptes.raw[kept[first + k]] = mk_pte(folio + k, pte_flags)
 

@@ -53,7 +53,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
     zero_pte,
 )
-from mthp.mm.rmap import UNKNOWN_MM, folio_remove_rmap_ptes, share_large_folio
+from mthp.mm.rmap import UNKNOWN_MM, folio_remove_rmap_ptes, new_anon_folio, share_large_folio
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.vectorised.twins import TWINS
 from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
@@ -65,7 +65,7 @@ from mthp.worlds.build import mapped_frame, table_at
 
 USED = PRESENT | WRITE | YOUNG | DIRTY | SOFT_DIRTY
 """PTE bits of a page that was just written."""
-ON_LRU = pg.PG_UPTODATE | pg.PG_LRU | pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_DIRTY
+ON_LRU = pg.ON_LRU | pg.PG_DIRTY
 """Flags of an anonymous folio in use."""
 DEFAULT = Geometry()
 TINY = Geometry(12, 4)
@@ -281,8 +281,15 @@ class World:
     def new_folio(self, vma: Vma, address: int, piece: Piece) -> int:
         """A folio of which a piece's pages are mapped from `address` on."""
         mem = self.mem
-        head = mem.new_frames(piece.nid, piece.order)
-        mem.prep_folio(head, piece.order)
+        number = 0 if vma.anon_vma is None else vma.anon_vma.number
+        head = new_anon_folio(
+            mem,
+            piece.order,
+            nid=piece.nid,
+            mapcount=0,
+            anon_vma=number,
+            index=address >> self.geometry.page_shift,
+        )
         flags = piece.flags
         if vma.vm_flags & VM_LOCKED:
             flags |= pg.PG_MLOCKED | pg.PG_UNEVICTABLE
@@ -313,11 +320,8 @@ class World:
                 share_large_folio(mem, head, {vma.vm_mm.number: own, UNKNOWN_MM: mapped - own})
             elif piece.count < 1 << piece.order:
                 flags |= pg.PG_PARTIALLY_MAPPED
-        mem.flags.raw[head] = mem.flags.raw[head] | flags
+        mem.flags.raw[head] = flags | mem.flags.raw[head] & pg.PG_MAPPED_SHARED
         mem.refcount.raw[head] = mapped + piece.refs
-        mem.index.raw[head] = address >> self.geometry.page_shift
-        if vma.anon_vma is not None:
-            mem.anon_vma.raw[head] = vma.anon_vma.number
         return head
 
     def _map_huge(self, vma: Vma, address: int, piece: Piece) -> None:
@@ -494,9 +498,7 @@ class World:
             ]
         )
         flags = (ON_LRU & ~pg.PG_ANON) | pg.PG_SWAPCACHE | (pg.PG_LOCKED if locked else 0)
-        folio = self.mem.new_frames(0, 0)
-        self.mem.prep_folio(folio, 0)
-        self.mem.flags.raw[folio] = flags
+        folio = new_anon_folio(self.mem, flags=flags, mapcount=0)
         self.mem.content.raw[folio] = self.kernel.swap.contents[entry]
         self.kernel.swap.add_to_cache(entry, folio, 1)
         return folio

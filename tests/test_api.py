@@ -91,5 +91,5 @@ def test_a_policy_is_told_each_result_and_every_page_has_a_refusal() -> None:
     ends = [event.status for event in run.events if isinstance(event, mthp.CollapseHugePage)]
     assert told == ends
     assert mthp.ScanResult.SUCCEED in told
-    assert "NOT_CHOSEN" in {each.status for each in run.refusals}
+    assert mthp.WindowGate.NOT_CHOSEN in {each.status for each in run.refusals}
     assert all(folio.order in (0, 7) for folio in run.folios())

@@ -16,7 +16,8 @@ import pytest
 
 from mthp.cli import build_parser, main
 from mthp.mm.huge_mm import VmaGate
-from mthp.predict.explain import EDGE, NOT_CHOSEN, REASONS, SUCCEEDED, TOO_FEW
+from mthp.predict.records import WindowGate
+from mthp.report.refusals import RESULT_REASONS
 from tests.test_architecture import ENGINE, MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
@@ -209,12 +210,12 @@ def test_every_divergence_is_listed() -> None:
 
 def test_every_refusal_is_explained() -> None:
     text = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8")
-    words = {result.string: reason for result, reason in REASONS.items()}
-    words |= {gate.name: gate.value for gate in VmaGate} | {"succeeded": SUCCEEDED}
+    words = {result.string: reason for result, reason in RESULT_REASONS.items()}
+    words |= {each.name: each.value for each in VmaGate}
     for status, reason in words.items():
         assert f"`{status}` | {reason} |" in text, status
-    for status in (EDGE, TOO_FEW, NOT_CHOSEN):
-        assert f"`{status}`" in text
+    for gate in (WindowGate.EDGE, WindowGate.TOO_FEW, WindowGate.NOT_CHOSEN):
+        assert f"`{gate.value}`" in text
 
 
 def test_the_guide_runs() -> None:

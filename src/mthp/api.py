@@ -21,12 +21,13 @@ from mthp.check.check_records import Violation, WorldResult
 from mthp.check.search import Budget
 from mthp.image.capture.proc import CaptureError
 from mthp.predict.image import Folio, Image, Run, capture, load
-from mthp.predict.records import Outcome, Refusal, VmaUse
+from mthp.predict.records import Change, ChangeKind, Outcome, Proposal, Refusal, VmaUse, WindowGate
 from mthp.races.edits import source_of
 from mthp.races.variant import VariantError, replaced
 from mthp.races.variant import protocol as protocol_file
 from mthp.races.world import RaceWorld
 from mthp.report.check import violation_lines
+from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.report.text import render_outcome
 from mthp.words.events import (
     Attempt,
@@ -50,11 +51,12 @@ from mthp.words.settings import Enabled, Settings, SettingsError
 from mthp.worlds.from_snapshot import Young
 
 __all__ = [
-    "Attempt", "CaptureError", "CollapseHugePage", "Copied", "Enabled", "Event", "FileError", "Folio",
-    "Image", "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile",
-    "Refusal", "Run", "ScanPmd", "ScanResult", "Settings", "SettingsError", "Slept",
-    "Swapin", "VariantError", "Violation", "VmaUse", "WorldResult", "Young", "capture",
-    "check_protocol", "draw", "example", "ftrace", "load", "render", "source_of",
+    "Attempt", "CaptureError", "Change", "ChangeKind", "CollapseHugePage", "Copied", "Enabled",
+    "Event", "FileError", "Folio", "Image", "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk",
+    "Outcome", "PmdFlush", "Profile", "Proposal", "Refusal", "Run", "ScanPmd", "ScanResult",
+    "Settings", "SettingsError", "Slept", "Swapin", "VariantError", "Violation", "VmaUse",
+    "WindowGate", "WorldResult", "Young", "capture", "change_text", "check_protocol", "draw",
+    "example", "ftrace", "load", "reason_text", "render", "source_of", "status_text",
 ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import pytest
@@ -15,9 +14,11 @@ from mthp.image.scenario_values import Advice, ScenarioVma
 from mthp.predict.find import find_change
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
-from mthp.predict.records import Outcome, Verified
+from mthp.predict.records import ChangeKind, Outcome, Refusal, Verified
+from mthp.report.refusals import change_text
 from mthp.words.profiles import V7_3
 from mthp.words.settings import Enabled
+from mthp.words.units import Geometry
 from mthp.worlds.build import build_world
 from tests.predict.test_explain import scenarios
 
@@ -55,6 +56,11 @@ def scenario(
 
 def outcome(of: Scenario) -> Outcome:
     return run_world(build_world(of, V7_3), Request("t", "s", "r"))
+
+
+def words(refusal: Refusal) -> str:
+    """The change, as a report has it."""
+    return change_text(refusal.change, Geometry())
 
 
 FULL = "512:F0.RLaB.xs.m1", "512:PWAD"
@@ -110,7 +116,7 @@ ALWAYS, MADVISE, INHERIT = Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT
 )  # fmt: skip
 def test_least_changes(of: Scenario, change: str) -> None:
     refusals = outcome(of).refusals
-    assert refusals[0].change == change, refusals
+    assert words(refusals[0]) == change, refusals
     assert refusals[0].verified is Verified.RUN
 
 
@@ -119,7 +125,7 @@ def test_a_smaller_size_is_offered() -> None:
     of = scenario(
         "16:F0.RLaB.xs.m1 496:-", "16:PWAD 496:-", orders={9: ALWAYS, 5: ALWAYS}, max_ptes_none=0
     )
-    assert outcome(of).refusals[0].change == "enable 64kB"
+    assert words(outcome(of).refusals[0]) == "enable 64kB"
 
 
 def test_a_pin_that_vetoes_a_table_that_cannot_collapse_whole() -> None:
@@ -127,8 +133,11 @@ def test_a_pin_that_vetoes_a_table_that_cannot_collapse_whole() -> None:
     of = scenario(
         "256:Z 256:F0.RLaB.xs.m1", "256:PA 256:PWAD", orders={4: ALWAYS}, pins=((300, 1),)
     )
-    refusal = outcome(of).refusals[0]
-    assert refusal.change.startswith("clear 1 pinned page")
+    change = outcome(of).refusals[0].change
+    assert change is not None and change.grown < change.held
+    assert [(each.kind, each.ptes) for each in change.changes][:1] == [
+        (ChangeKind.CLEAR_PINS, (300,))
+    ]
 
 
 @pytest.mark.slow
@@ -141,20 +150,24 @@ def test_knobs_do_what_is_said_in_a_world_of_their_own() -> None:
         world = build_world(record, V7_3)
         result = run_world(world, Request("t", "s", "r", changes=False))
         for refusal in result.refusals[:3]:
-            change = find_change(world.vmas[0], refusal)
-            knobs = re.findall(r"raise (max_ptes_\w+) to (\d+)", change)
-            sizes = re.findall(r"enable (\d+)kB", change)
-            if not change or len(knobs) + len(sizes) != change.count(" and ") + 1 or "," in change:
+            found = find_change(world.vmas[0], refusal)
+            kinds = (ChangeKind.RAISE_KNOB, ChangeKind.ENABLE_SIZE)
+            if found is None or found.grown < found.held:
+                continue
+            if any(change.kind not in kinds for change in found.changes):
                 continue
             kernel = world.kernel
-            settings = kernel.settings.replace(**{name: int(n) for name, n in knobs})
-            for kb in sizes:
-                order = (int(kb) // 4).bit_length() - 1
-                settings = settings.replace(sizes={**settings.sizes, order: Enabled.ALWAYS})
+            settings = kernel.settings
+            for change in found.changes:
+                if change.kind is ChangeKind.RAISE_KNOB:
+                    settings = settings.replace(**{change.knob: change.value})
+                else:
+                    sizes = {**settings.sizes, change.order: Enabled.ALWAYS}
+                    settings = settings.replace(sizes=sizes)
             old, kernel.settings = kernel.settings, settings
             again = run_world(world, Request("t", "s", "r", changes=False))
             assert again.collapsed_bytes >= refusal.pages * 4096 or again.swapped_in_bytes, (
-                record.id, refusal, change,
+                record.id, refusal, found,
             )  # fmt: skip
             kernel.settings = old
             checked += 1
@@ -175,5 +188,5 @@ def test_an_interrupt_keeps_what_was_found() -> None:
                   pins=((7, 1),))  # fmt: skip
     world = build_world(of, V7_3)
     result = run_world(world, Request("t", "s", "r", on_try=on_try))
-    assert [(r.change, r.verified) for r in result.refusals] == [("", Verified.NONE)]
+    assert [(r.change, r.verified) for r in result.refusals] == [(None, Verified.NONE)]
     assert len(tried) == 2

@@ -12,9 +12,10 @@ from mthp.predict.measure import TlbModel
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome
 from mthp.words.profiles import V7_3
+from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled
 from mthp.worlds.build import build_world
-from tests.predict.test_changes import FULL, outcome, scenario
+from tests.predict.test_changes import FULL, outcome, scenario, words
 
 ALWAYS = Enabled.ALWAYS
 
@@ -29,7 +30,7 @@ def test_no_free_block() -> None:
     )
     assert result.refused.allocated == 0
     (refusal,) = result.refusals
-    assert (refusal.status, refusal.pages) == ("alloc_huge_page_failed", 512)
+    assert (refusal.status, refusal.pages) == (ScanResult.ALLOC_HUGE_PAGE_FAIL, 512)
 
 
 def test_as_many_blocks_as_are_free() -> None:
@@ -45,7 +46,7 @@ def test_a_cgroup_at_its_limit() -> None:
     result = outcome(scenario(*FULL, orders={9: ALWAYS}, memcg=Memcg(600, 512)))
     assert {status for _, status in result.attempts} == {"ccgroup_charge_failed"}
     assert result.refused.allocated == result.refused.attempts << 21
-    assert result.refusals[0].change == "raise the memory cgroup's limit by 512 pages"
+    assert words(result.refusals[0]) == "raise the memory cgroup's limit by 512 pages"
 
 
 @pytest.mark.parametrize(("order", "defrag", "kills"), [(3, True, 1), (4, True, 0), (3, False, 0)])

@@ -9,16 +9,22 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import (
+    Change,
+    ChangeKind,
     Clock,
     Effort,
     OrderUse,
     Outcome,
+    Proposal,
     Refusal,
     RefusedAt,
     Verified,
     VmaUse,
+    WindowGate,
 )
+from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,6 +56,11 @@ def vma(start: int, pages: int, name: str, before: dict[int, int], after: dict[i
     return VmaUse(812, start, end, name, "", before, after, swapped=0, zero=0)
 
 
+def raising(knob: str, value: int) -> Proposal:
+    """A limit that would let all pages in."""
+    return Proposal((Change(ChangeKind.RAISE_KNOB, knob=knob, value=value),), 1, 1)
+
+
 def refused(address: int, pages: int, **fields: object) -> Refusal:
     """A run of pages refused for its holes, unless fields say otherwise."""
     values: dict[str, object] = {
@@ -59,9 +70,9 @@ def refused(address: int, pages: int, **fields: object) -> Refusal:
         "pages": pages,
         "order": 9,
         "stage": RefusedAt.OCCUPANCY,
-        "status": "EXCEED_NONE",
-        "reason": "more than max_ptes_none (0) of the window's 512 pages are holes",
-        "change": "raise max_ptes_none to 511",
+        "status": WindowGate.TOO_FEW,
+        "allowed_empty": 0,
+        "change": raising("max_ptes_none", 511),
         "verified": Verified.GROUP,
     }
     return Refusal(**{**values, **fields})  # type: ignore[arg-type]
@@ -103,9 +114,8 @@ REFUSALS = (
         16,
         order=4,
         stage=RefusedAt.ATTEMPT,
-        status="not_suitable_page_count",
-        reason="a page has more references than its mappings explain: it is pinned",
-        change="clear 1 pinned page",
+        status=ScanResult.PAGE_COUNT,
+        change=Proposal((Change(ChangeKind.CLEAR_PINS, (3,)),), 16, 16),
         verified=Verified.RUN,
     ),
     refused(
@@ -113,18 +123,16 @@ REFUSALS = (
         33,
         order=None,
         stage=RefusedAt.VMA,
-        status="SIZE",
-        reason="the mapping holds no aligned range of the PMD's size",
-        change="",
+        status=VmaGate.TOO_SHORT,
+        change=None,
         verified=Verified.NONE,
     ),
     refused(
         0x7F10_0040_0000,
         8,
         stage=RefusedAt.SCAN,
-        status="exceed_swap_pte",
-        reason="more than max_ptes_swap pages are swapped out",
-        change="raise max_ptes_swap to 128",
+        status=ScanResult.EXCEED_SWAP_PTE,
+        change=raising("max_ptes_swap", 128),
         verified=Verified.NONE,
     ),
 )

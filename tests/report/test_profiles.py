@@ -16,7 +16,7 @@ from mthp.report.profiles import (
     render_outcome_diff,
 )
 from mthp.words.profiles import PMD_ONLY, PROFILES, V7_3, V16, Profile, differences
-from tests.report.samples import MIB, OUTCOME, REFUSALS, VMAS, console, golden, printed
+from tests.report.samples import MIB, OUTCOME, REFUSALS, VMAS, console, golden, printed, raising
 
 OTHER = replace(
     OUTCOME,
@@ -67,12 +67,13 @@ def test_the_same_on_a_target() -> None:
 def test_what_differs_below_the_totals_is_no_sameness() -> None:
     moved = replace(OUTCOME, vmas=(replace(VMAS[0], after={2: 132 * 1024}), *VMAS[1:]))
     assert "1 mapping ends" in diff(moved, OUTCOME)
-    worded = replace(OUTCOME, refusals=(replace(REFUSALS[0], change="x"), *REFUSALS[1:]))
+    worded = replace(
+        OUTCOME, refusals=(replace(REFUSALS[0], change=raising("max_ptes_none", 5)), *REFUSALS[1:])
+    )
     text = diff(worded, OUTCOME)
     assert "1 range is refused otherwise" in text
-    assert (
-        "EXCEED_NONE: more than max_ptes_none (0) of the window's 512 pages are holes; x"
-        in diff(worded, OUTCOME, 200)
+    assert "TOO_FEW_PTES: no empty PTEs allowed in the window; raise max_ptes_none to 5" in diff(
+        worded, OUTCOME, 200
     )
     warned = diff(replace(OUTCOME, profile="v16", warnings=("a WARN",)), OUTCOME)
     assert "Warnings under v16 alone\n  • a WARN" in warned

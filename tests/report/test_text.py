@@ -15,10 +15,10 @@ from mthp.report.phrases import (
     SafeConsole,
     duration,
     each,
-    group_refusals,
     percent,
     wasted_attempts,
 )
+from mthp.report.refusals import group_refusals
 from mthp.report.text import render_outcome
 from mthp.report.vma_map import VMAS_SHOWN, bar_glyphs, share_bar
 from mthp.words.settings import Settings
@@ -155,14 +155,14 @@ def test_colour_changes_no_letter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refusals_that_read_the_same_are_one_group() -> None:
-    groups = group_refusals(REFUSALS)
+    groups = group_refusals(REFUSALS, Geometry())
     assert [(group.pages, group.ranges) for group in groups] == [(300, 2), (33, 1), (16, 1), (8, 1)]
     assert groups[0].verified is Verified.GROUP
     assert groups[0].example.address == 0x7F00_0100_0000
 
 
 def test_nothing_is_said_about_trying_where_nothing_was_tried() -> None:
-    bare = tuple(replace(each, change="", verified=Verified.NONE) for each in REFUSALS)
+    bare = tuple(replace(each, change=None, verified=Verified.NONE) for each in REFUSALS)
     text = page_of(replace(OUTCOME, refusals=bare, complete=False, fixed_point=False))
     assert "no change known" in text
     assert "nothing tried" not in text

@@ -38,6 +38,7 @@ from mthp.mm.pgtable_types import (
     table_pmd,
     zero_pte,
 )
+from mthp.mm.rmap import new_anon_folio
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.vectorised.collapse import isolate_ptes_at_once
 from mthp.vectorised.twins import TWINS
@@ -168,14 +169,11 @@ class World:
         """A folio of nr pages, the odd ones not mapped if there are holes."""
         mem = self.kernel.mem
         order = nr.bit_length() - 1
-        folio = mem.new_frames(nid, order)
-        mem.prep_folio(folio, order)
-        mem.flags.raw[folio] = (PLAIN | kind.set) & ~kind.clear
+        flags = (PLAIN | kind.set) & ~kind.clear
+        folio = new_anon_folio(mem, order, nid=nid, flags=flags, mapcount=0)
         mem.refcount.raw[folio] = nr - holes + kind.refs
-        mem.anon_vma.raw[folio] = 0
         for page in range(folio, folio + nr):
             mem.mapcount.raw[page] = 0 if holes and (page - folio) % 2 else 1 + kind.maps
-            mem.content.raw[page] = page
         if order:
             mem.large_mapcount.raw[folio] = mem.nr_pages_mapped.raw[folio] = nr - holes
         if kind.poisoned:

@@ -28,8 +28,9 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome
 from mthp.predict.steps import StepRecorder
-from mthp.predict.why import describe_window, find_mapping, table_lines
+from mthp.predict.why import find_mapping, look_at_window, table_lines
 from mthp.report.json_doc import outcome_document
+from mthp.report.refusals import window_lines
 from mthp.report.steps import render_steps
 from mthp.report.text import render_outcome
 from mthp.words.events import Event, ftrace
@@ -172,7 +173,8 @@ def _why(
     with progress.interruptible():
         request.keep = events
         outcome = run_world(world, request)
-    for line in describe_window(world, vma, address, before, outcome, events):
+    window = look_at_window(world, vma, address, before, outcome, events)
+    for line in window_lines(window):
         print(line)
     return 0 if outcome.complete and not progress.interrupted else 1
 

@@ -24,6 +24,12 @@ CONFIG_MIGRATION, CONFIG_DEVICE_PRIVATE and CONFIG_MEMORY_FAILURE set."""
 
 _SPECIAL_SWAP = {24: "hwpoison", 25: "migration", 26: "migration", 27: "migration", 31: "marker"}
 
+
+def special_swap(swap_type: int) -> str | None:
+    """hwpoison, migration, device or marker; None of a type that is a swap device."""
+    return None if swap_type < SPECIAL_SWAP_TYPE else _SPECIAL_SWAP.get(swap_type, "device")
+
+
 FOLIO_FLAGS = "lRDLAaCBVMPKTI"
 """kpageflags letters: locked, referenced, dirty, LRU, active, anon, swap cache, swap-backed,
 unevictable, mlocked, poisoned, KSM, THP, idle."""
@@ -103,9 +109,7 @@ class FolioToken:
     @property
     def special_swap(self) -> str | None:
         """hwpoison, migration, device or marker, where the entry names no swap device."""
-        if self.swap_type is None or self.swap_type < SPECIAL_SWAP_TYPE:
-            return None
-        return _SPECIAL_SWAP.get(self.swap_type, "device")
+        return None if self.swap_type is None else special_swap(self.swap_type)
 
     def __str__(self) -> str:
         """The token's text, without the number of pages."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from mthp.mm.folio import lru_add_drain
 from mthp.mm.mm_types import Mm
-from mthp.mm.page_counter import PAGE_ALLOC_COSTLY_ORDER, Gfp
+from mthp.mm.page_alloc import PAGE_ALLOC_COSTLY_ORDER
+from mthp.mm.page_counter import Gfp
 
 
 def mem_cgroup_charge(folio: int, mm: Mm, gfp: Gfp = Gfp.TRANSHUGE) -> bool:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 MAX_PAGE_ORDER = 10
 """Kernel: MAX_PAGE_ORDER on x86-64; larger where one PMD is."""
 PAGE_ALLOC_COSTLY_ORDER = 3
-"""Blocks up to this order, and of the PMD order, are freed to per-CPU lists."""
+"""The highest order for which the kernel rather kills than fails; blocks up to it, and of the PMD
+order, are freed to per-CPU lists. Kernel: include/linux/mmzone.h."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,10 @@ from typing import Final
 
 from mthp.machine.memory import Cell
 from mthp.machine.task import Machine
+from mthp.mm.page_alloc import PAGE_ALLOC_COSTLY_ORDER
 
 CHARGE_BATCH: Final = 64
 """Pages charged at a time, and the most that the stock holds. Kernel: MEMCG_CHARGE_BATCH."""
-
-
-PAGE_ALLOC_COSTLY_ORDER: Final = 3
-"""The highest order for which the kernel rather kills than fails. Kernel: include/linux/mmzone.h."""
 
 
 class Gfp(Enum):

@@ -61,6 +61,10 @@ PG_ISOLATED: Final = 1 << 16
 PG_WRITEBACK: Final = 1 << 17
 
 
+ON_LRU: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED
+"""What a written anonymous folio has once it has come to rest."""
+
+
 PAGE_ANON_EXCLUSIVE: Final = 1 << 0
 
 

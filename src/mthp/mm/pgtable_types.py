@@ -29,6 +29,7 @@ NO_ACCESS: Final = 1 << 9
 KIND_SHIFT: Final = 10
 KIND_MASK: Final = 0xF << KIND_SHIFT
 PFN_SHIFT: Final = 16
+PTE_FLAGS_MASK: Final = (1 << PFN_SHIFT) - 1
 
 ZERO_PFN: Final = 0
 """The shared zero page is frame 0 of every world."""

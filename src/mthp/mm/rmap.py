@@ -18,8 +18,10 @@ from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, AnonVma, Kernel, Vma, li
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range, mmu_notifier_test_young
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
+    ON_LRU,
     PAGE_ANON_EXCLUSIVE,
     PG_ANON,
+    PG_KSM,
     PG_MAPPED_SHARED,
     PG_SWAPBACKED,
 )
@@ -127,6 +129,37 @@ def _count_mm(mem: MemMap, folio: int, mm: int, nr: int) -> None:
         mem.set(folio, PG_MAPPED_SHARED)
     else:
         mem.clear(folio, PG_MAPPED_SHARED)
+
+
+def new_anon_folio(
+    mem: MemMap,
+    order: int = 0,
+    *,
+    nid: int = 0,
+    flags: int = ON_LRU,
+    mapcount: int = 1,
+    anon_vma: int = 0,
+    index: int = 0,
+) -> int:
+    """A folio in frames of its own that stands as if each of its pages were mapped by `mapcount`
+    PTEs: the first frame. Every page's contents are its frame's number. For builders of worlds, who
+    set the PTEs; not a step.
+    """
+    folio, nr = mem.new_frames(nid, order), 1 << order
+    mem.prep_folio(folio, order)
+    mem.flags.raw[folio] = flags
+    mem.anon_vma.raw[folio] = anon_vma
+    mem.index.raw[folio] = index
+    mem.content.raw[folio : folio + nr] = array("i", range(folio, folio + nr))
+    if mapcount:
+        mem.mapcount.raw[folio : folio + nr] = array("i", [mapcount]) * nr
+        mem.refcount.raw[folio] = mapcount * nr
+    if order:
+        mem.large_mapcount.raw[folio] = mapcount * nr
+        mem.nr_pages_mapped.raw[folio] = nr if mapcount else 0
+    if mapcount == 1 and not flags & PG_KSM:
+        mem.page_flags.raw[folio : folio + nr] = array("B", [PAGE_ANON_EXCLUSIVE]) * nr
+    return folio
 
 
 def share_large_folio(mem: MemMap, folio: int, mappings: dict[int, int]) -> None:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from mthp.mm import page_flags as pg
 from mthp.mm.huge_mm import VmaGate
@@ -13,90 +13,300 @@ from mthp.mm.mm_types import (
     MMF_DISABLE_THP_EXCEPT_ADVISED,
     userfaultfd_armed,
 )
-from mthp.mm.pgtable_types import DIRTY, PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, leaf_kind, mk_pte
+from mthp.mm.pgtable_types import PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, leaf_kind
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_UFFD_WP
-from mthp.predict.explain import EDGE, TOO_FEW, explain_vma
-from mthp.predict.records import Refusal, RefusedAt
+from mthp.predict.explain import explain_vma
+from mthp.predict.records import Change, ChangeKind, Refusal, RefusedAt, WindowGate
 from mthp.predict.trial import Trial
 from mthp.words.profiles import Orders
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled
 from mthp.words.units import MTHP_MIN_ORDER
 
-Change = tuple[str, Callable[[Trial], None]]
+Changes = Iterator[Change]
 
 
-def plural(count: int, what: str) -> str:
-    """1 page, 2 pages."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+@dataclass(frozen=True)
+class _Ask:
+    """A refused window in a trial world: the order at which it was refused, and its PTEs.
+
+    first: the first PTE that was refused.
+    """
+
+    trial: Trial
+    first: int
+    order: int
+    window: range
+
+    @classmethod
+    def of(cls, trial: Trial, refusal: Refusal) -> _Ask:
+        geometry = trial.kernel.geometry
+        order = refusal.order
+        if order is None or refusal.stage is RefusedAt.SCAN:
+            order = geometry.pmd_order
+        first = geometry.pte_index(refusal.address)
+        start = first >> order << order
+        return cls(trial, first, order, range(start, start + (1 << order)))
+
+    @property
+    def at_pmd(self) -> bool:
+        return self.order == self.trial.kernel.geometry.pmd_order
+
+    @property
+    def most(self) -> int:
+        """The highest value of max_ptes_none and its like."""
+        return self.trial.kernel.geometry.ptrs_per_pte - 1
+
+    def mapped(self) -> list[int]:
+        """The PTEs of the window that map a page."""
+        return [i for i in self.window if self.trial.frame(i)]
+
+    def folios(self, wanted: Callable[[int], bool]) -> tuple[int, ...]:
+        """A PTE of each folio in the window that is as wanted."""
+        first: dict[int, int] = {}
+        for i in self.mapped():
+            first.setdefault(self.trial.folio(i), i)
+        return tuple(i for folio, i in first.items() if wanted(folio))
+
+    def where(self, wanted: Callable[[Trial, int], bool]) -> tuple[int, ...]:
+        """The PTEs of the window that are as wanted."""
+        return tuple(i for i in self.window if wanted(self.trial, i))
 
 
-def _set(**knobs: int | bool) -> Callable[[Trial], None]:
-    def apply(trial: Trial) -> None:
-        trial.kernel.settings = trial.kernel.settings.replace(**knobs)
-
-    return apply
-
-
-def _enable(order: int) -> Callable[[Trial], None]:
-    def apply(trial: Trial) -> None:
-        settings = trial.kernel.settings
-        trial.kernel.settings = settings.replace(sizes={**settings.sizes, order: Enabled.ALWAYS})
-
-    return apply
+def candidates(trial: Trial, refusal: Refusal) -> Changes:
+    """Changes that may let the refused PTEs in, the least first; none that changes nothing."""
+    match refusal.status:
+        case VmaGate():
+            yield from _vma_changes(trial, refusal.status)
+        case WindowGate.EDGE:
+            yield Change(ChangeKind.SPAN_WHOLE_PMD)
+        case WindowGate.TOO_FEW:
+            yield from _occupancy_changes(_Ask.of(trial, refusal))
+        case ScanResult() if refusal.status in _BY_RESULT:
+            yield from _BY_RESULT[refusal.status](_Ask.of(trial, refusal))
 
 
-def _flags(add: int, remove: int) -> Callable[[Trial], None]:
-    def apply(trial: Trial) -> None:
+def _vma_changes(trial: Trial, gate: VmaGate) -> Changes:
+    settings, pmd_order = trial.kernel.settings, trial.kernel.geometry.pmd_order
+    match gate:
+        case VmaGate.NOT_ENABLED:
+            if settings.enabled is not Enabled.NEVER:
+                yield Change(ChangeKind.ADVISE)
+            elif settings.size_enabled(pmd_order) is Enabled.INHERIT:
+                yield Change(ChangeKind.ENABLE_GLOBALLY)
+            yield Change(ChangeKind.ENABLE_SIZE, order=pmd_order)
+        case VmaGate.NOHUGEPAGE:
+            yield Change(ChangeKind.DROP_ADVICE)
+            yield Change(ChangeKind.ADVISE_INSTEAD)
+        case VmaGate.THP_DISABLED | VmaGate.NOT_ADVISED:
+            yield Change(ChangeKind.LIFT_PRCTL)
+        case VmaGate.TOO_SHORT:
+            yield Change(ChangeKind.SPAN_ALIGNED_PMD)
+        case VmaGate.NO_ANON_VMA:
+            yield Change(ChangeKind.WRITE_ONCE)
+        case _:
+            return
+
+
+def _occupancy_changes(ask: _Ask) -> Changes:
+    """Too few pages for every enabled order: a smaller size, or more holes allowed."""
+    trial = ask.trial
+    if trial.kernel.profile.orders is Orders.ANON:
+        for order in range(ask.order - 1, MTHP_MIN_ORDER - 1, -1):
+            start = ask.first >> order << order
+            if all(trial.frame(i) for i in range(start, start + (1 << order))):
+                yield Change(ChangeKind.ENABLE_SIZE, order=order)
+                break
+    yield from _raise(ask, "max_ptes_none", ask.most)
+    yield from _of_pages(ChangeKind.BRING_IN, ask.where(_is_swap))
+    yield from _of_pages(
+        ChangeKind.FILL,
+        ask.where(lambda trial, i: not trial.frame(i) and not _is_marker(trial, i)),
+    )
+
+
+def _of_pages(kind: ChangeKind, ptes: Iterable[int]) -> Changes:
+    """A change to some pages, if there are any."""
+    where = tuple(ptes)
+    if where:
+        yield Change(kind, where)
+
+
+def _raise(ask: _Ask, knob: str, value: int) -> Changes:
+    """A higher limit, if it is one."""
+    if getattr(ask.trial.kernel.settings, knob) < value <= ask.most:
+        yield Change(ChangeKind.RAISE_KNOB, knob=knob, value=value)
+
+
+def _exceed_none(ask: _Ask) -> Changes:
+    if userfaultfd_armed(ask.trial.vma):
+        yield Change(ChangeKind.UNREGISTER_USERFAULTFD)
+    missing = ask.where(lambda trial, i: not trial.frame(i) and not _is_out(trial, i))
+    yield from _raise(ask, "max_ptes_none", len(missing) if ask.at_pmd else ask.most)
+    allowed = ask.trial.kernel.settings.max_ptes_none
+    few = missing[: len(missing) - allowed] if ask.at_pmd else missing
+    yield from _of_pages(ChangeKind.FILL, few)
+
+
+def _exceed_swap(ask: _Ask) -> Changes:
+    if ask.at_pmd:
+        yield from _raise(ask, "max_ptes_swap", len(ask.where(_is_out)))
+    yield from _of_pages(ChangeKind.BRING_IN, ask.where(_is_swap))
+    yield from _markers(ask)
+
+
+def _exceed_shared(ask: _Ask) -> Changes:
+    shared = ask.where(_is_shared)
+    if ask.at_pmd:
+        yield from _raise(ask, "max_ptes_shared", len(shared))
+    yield from _of_pages(ChangeKind.UNSHARE, shared)
+
+
+def _large_already(ask: _Ask) -> Changes:
+    """Already in a folio of this order: only a higher one would help."""
+    kernel = ask.trial.kernel
+    orders = [kernel.mem.order.raw[ask.trial.folio(i)] for i in ask.mapped()]
+    for higher in range(max([ask.order, *orders]) + 1, kernel.geometry.pmd_order + 1):
+        if kernel.settings.size_enabled(higher) is Enabled.NEVER:
+            yield Change(ChangeKind.ENABLE_SIZE, order=higher)
+    yield from _raise(ask, "max_ptes_none", ask.most)
+
+
+def _no_block(ask: _Ask) -> Changes:
+    if not ask.trial.kernel.settings.defrag:
+        yield Change(ChangeKind.DEFRAG)
+    yield Change(ChangeKind.FREE_BLOCK, order=ask.order)
+
+
+def _pinned(ask: _Ask) -> Changes:
+    mem = ask.trial.kernel.mem
+    pinned = ask.folios(lambda f: mem.folio_expected_ref_count(f) != mem.refcount.raw[f])
+    yield from _of_pages(ChangeKind.CLEAR_PINS, pinned)
+    if not pinned:
+        yield from _batched(ask.trial)
+
+
+def _batched(trial: Trial) -> Changes:
+    """A page in an LRU batch: a refused attempt at a higher order put it there, so that one's
+    cause is what has to go; it stands in the same table.
+    """
+    again = Trial(trial.vma, trial.pmd_addr)
+    tally = again.run()
+    seen: set[object] = {ScanResult.PAGE_COUNT, ScanResult.SUCCEED}
+    for other in explain_vma(again.kernel, again.vma, tally.last_pass):
+        if other.stage is RefusedAt.ATTEMPT and other.status not in seen:
+            seen.add(other.status)
+            yield from candidates(trial, other)
+
+
+def _with_flags(kind: ChangeKind, set_or_not: int, flag: int) -> Callable[[_Ask], Changes]:
+    """A change to the folios in whose flags the flag is as said (0: clear)."""
+
+    def changes(ask: _Ask) -> Changes:
+        flags = ask.trial.kernel.mem.flags.raw
+        yield from _of_pages(kind, ask.folios(lambda f: flags[f] & flag == set_or_not))
+
+    return changes
+
+
+def _protected(ask: _Ask) -> Changes:
+    yield from _of_pages(
+        ChangeKind.LIFT_PROTECTION, ask.where(lambda trial, i: trial.ptes[i] & UFFD_WP != 0)
+    )
+
+
+def _old(ask: _Ask) -> Changes:
+    for count in (1, ask.trial.kernel.geometry.ptrs_per_pte // 2):
+        yield from _of_pages(ChangeKind.TOUCH, ask.mapped()[:count])
+
+
+def _markers(ask: _Ask) -> Changes:
+    """Guards, poison, markers: nothing collapses over them."""
+    yield from _of_pages(ChangeKind.REMOVE_MARKERS, ask.where(_is_marker))
+
+
+def _over_limit(ask: _Ask) -> Changes:
+    yield Change(ChangeKind.RAISE_MEMCG_LIMIT, value=len(ask.window))
+
+
+_BY_RESULT: dict[ScanResult, Callable[[_Ask], Changes]] = {
+    ScanResult.EXCEED_NONE_PTE: _exceed_none,
+    ScanResult.EXCEED_SWAP_PTE: _exceed_swap,
+    ScanResult.EXCEED_SHARED_PTE: _exceed_shared,
+    ScanResult.PTE_MAPPED_HUGEPAGE: _large_already,
+    ScanResult.SUCCEED: _large_already,
+    ScanResult.ALLOC_HUGE_PAGE_FAIL: _no_block,
+    ScanResult.PAGE_COUNT: _pinned,
+    ScanResult.PAGE_LOCK: _with_flags(ChangeKind.UNLOCK, pg.PG_LOCKED, pg.PG_LOCKED),
+    ScanResult.PAGE_LRU: _with_flags(ChangeKind.PUT_ON_LRU, 0, pg.PG_LRU),
+    ScanResult.DEL_PAGE_LRU: _with_flags(ChangeKind.PUT_ON_LRU, 0, pg.PG_LRU),
+    ScanResult.PAGE_LAZYFREE: _with_flags(ChangeKind.WRITE_FREED, 0, pg.PG_SWAPBACKED),
+    ScanResult.PTE_UFFD: _protected,
+    ScanResult.LACK_REFERENCED_PAGE: _old,
+    ScanResult.FAIL: _markers,
+    ScanResult.PTE_NON_PRESENT: _markers,
+    ScanResult.CGROUP_CHARGE_FAIL: _over_limit,
+}
+"""What may help against each result."""
+
+
+def _is_out(trial: Trial, i: int) -> bool:
+    word = trial.ptes[i]
+    return word != 0 and not word & PRESENT
+
+
+def _is_swap(trial: Trial, i: int) -> bool:
+    return _is_out(trial, i) and leaf_kind(trial.ptes[i]) is Leaf.SWAP
+
+
+def _is_marker(trial: Trial, i: int) -> bool:
+    return _is_out(trial, i) and leaf_kind(trial.ptes[i]) is not Leaf.SWAP
+
+
+def _is_shared(trial: Trial, i: int) -> bool:
+    folio = trial.folio(i)
+    return folio != 0 and trial.kernel.mem.folio_maybe_mapped_shared(folio)
+
+
+# Making them
+
+
+def apply_change(trial: Trial, change: Change) -> None:
+    """Make a change in a trial world."""
+    _MADE[change.kind](trial, change)
+
+
+def _set_knob(trial: Trial, change: Change) -> None:
+    settings = trial.kernel.settings
+    trial.kernel.settings = settings.replace(**{change.knob: change.value})
+
+
+def _enable(trial: Trial, change: Change) -> None:
+    settings = trial.kernel.settings
+    sizes = {**settings.sizes, change.order: Enabled.ALWAYS}
+    trial.kernel.settings = settings.replace(sizes=sizes)
+
+
+def _enable_globally(trial: Trial, _: Change) -> None:
+    trial.kernel.settings = trial.kernel.settings.replace(enabled=Enabled.ALWAYS)
+
+
+def _defrag(trial: Trial, _: Change) -> None:
+    trial.kernel.settings = trial.kernel.settings.replace(defrag=True)
+
+
+def _vm_flags(add: int, remove: int) -> Callable[[Trial, Change], None]:
+    def apply(trial: Trial, _: Change) -> None:
         trial.vma.vm_flags = trial.vma.vm_flags & ~remove | add
 
     return apply
 
 
-def candidates(trial: Trial, refusal: Refusal) -> Iterator[Change]:
-    """Changes that may let the refused PTEs in, the least first; none that changes nothing."""
-    if refusal.stage is RefusedAt.VMA:
-        yield from _vma_changes(trial, refusal)
-    elif refusal.status == EDGE:
-        yield "give the mapping the whole PMD range", _span_pmd
-    elif refusal.status == TOO_FEW:
-        yield from _occupancy_changes(trial, refusal)
-    else:
-        yield from _result_changes(trial, refusal)
-
-
-def _vma_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
-    kernel = trial.kernel
-    pmd_kb = kernel.geometry.size_kb(kernel.geometry.pmd_order)
-    match VmaGate[refusal.status]:
-        case VmaGate.NOT_ENABLED:
-            if kernel.settings.enabled is not Enabled.NEVER:
-                yield "MADV_HUGEPAGE on the mapping", _flags(VM_HUGEPAGE, VM_NOHUGEPAGE)
-            elif kernel.settings.size_enabled(kernel.geometry.pmd_order) is Enabled.INHERIT:
-                yield "set transparent_hugepage/enabled to always", _global_always
-            yield f"enable {pmd_kb}", _enable(kernel.geometry.pmd_order)
-        case VmaGate.NOHUGEPAGE:
-            yield "drop MADV_NOHUGEPAGE", _flags(0, VM_NOHUGEPAGE)
-            yield "MADV_HUGEPAGE instead of MADV_NOHUGEPAGE", _flags(VM_HUGEPAGE, VM_NOHUGEPAGE)
-        case VmaGate.THP_DISABLED | VmaGate.NOT_ADVISED:
-            yield "lift PR_SET_THP_DISABLE", _lift_prctl
-        case VmaGate.TOO_SHORT:
-            yield "give the mapping an aligned PMD range", _span_pmd
-        case VmaGate.NO_ANON_VMA:
-            yield "write to the mapping once", _write_once
-        case _:
-            return
-
-
-def _global_always(trial: Trial) -> None:
-    trial.kernel.settings = trial.kernel.settings.replace(enabled=Enabled.ALWAYS)
-
-
-def _lift_prctl(trial: Trial) -> None:
+def _lift_prctl(trial: Trial, _: Change) -> None:
     trial.mm.flags.value &= ~(MMF_DISABLE_THP_COMPLETELY | MMF_DISABLE_THP_EXCEPT_ADVISED)
 
 
-def _span_pmd(trial: Trial) -> None:
+def _span_pmd(trial: Trial, _: Change) -> None:
     old = trial.vma
     trial.mm.unlink_vma(old)
     end = trial.pmd_addr + trial.kernel.geometry.pmd_size
@@ -105,241 +315,72 @@ def _span_pmd(trial: Trial) -> None:
         trial.mm.link_anon_vma(trial.vma)
 
 
-def _write_once(trial: Trial) -> None:
+def _write_once(trial: Trial, _: Change) -> None:
     trial.mm.link_anon_vma(trial.vma)
 
 
-def _occupancy_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
-    """Too few pages for every enabled order: a smaller size, or more holes allowed."""
-    kernel = trial.kernel
-    settings = kernel.settings
-    most = kernel.geometry.ptrs_per_pte - 1
-    first = kernel.geometry.pte_index(refusal.address)
-    if kernel.profile.orders is Orders.ANON and refusal.order is not None:
-        for order in range(refusal.order - 1, MTHP_MIN_ORDER - 1, -1):
-            start = first >> order << order
-            if all(trial.frame(i) for i in range(start, start + (1 << order))):
-                yield f"enable {kernel.geometry.size_kb(order)}", _enable(order)
-                break
-    if settings.max_ptes_none != most:
-        yield f"raise max_ptes_none to {most}", _set(max_ptes_none=most)
-    if refusal.order is not None:
-        start = first >> refusal.order << refusal.order
-        window = range(start, start + (1 << refusal.order))
-        out = sum(_is_swap(trial, i) for i in window)
-        if out:
-            yield f"bring in {plural(out, 'page')}", partial(_bring_in, window=window)
-        missing = [i for i in window if not trial.frame(i) and not _is_marker(trial, i)]
-        if missing:
-            yield f"write to {plural(len(missing), 'missing page')}", partial(_fill, ptes=missing)
-
-
-def _result_changes(trial: Trial, refusal: Refusal) -> Iterator[Change]:
-    kernel = trial.kernel
-    settings = kernel.settings
-    pmd_order = kernel.geometry.pmd_order
-    order = pmd_order if refusal.order is None or refusal.stage is RefusedAt.SCAN else refusal.order
-    start = kernel.geometry.pte_index(refusal.address) >> order << order
-    window = range(start, start + (1 << order))
-    most = kernel.geometry.ptrs_per_pte - 1
-    at_pmd = order == pmd_order
-    match refusal.status:
-        case ScanResult.EXCEED_NONE_PTE.string:
-            if userfaultfd_armed(trial.vma):
-                yield "unregister userfaultfd", _flags(0, VM_UFFD_WP | VM_UFFD_MISSING)
-            empty = sum(not trial.frame(i) and _is_empty(trial, i) for i in window)
-            limit = empty if at_pmd else most
-            if settings.max_ptes_none < limit <= most:
-                yield f"raise max_ptes_none to {limit}", _set(max_ptes_none=limit)
-            missing = [i for i in window if not trial.frame(i) and _is_empty(trial, i)]
-            few = missing[: empty - settings.max_ptes_none] if at_pmd else missing
-            if few:
-                yield f"write to {plural(len(few), 'missing page')}", partial(_fill, ptes=few)
-        case ScanResult.EXCEED_SWAP_PTE.string:
-            out = sum(not trial.ptes[i] & PRESENT and trial.ptes[i] != 0 for i in window)
-            if at_pmd and settings.max_ptes_swap < out <= most:
-                yield f"raise max_ptes_swap to {out}", _set(max_ptes_swap=out)
-            swapped = sum(_is_swap(trial, i) for i in window)
-            if swapped:
-                yield f"bring in {plural(swapped, 'page')}", partial(_bring_in, window=window)
-            yield from _marker_changes(trial, window)
-        case ScanResult.EXCEED_SHARED_PTE.string:
-            shared = sum(
-                bool(trial.frame(i)) and kernel.mem.folio_maybe_mapped_shared(trial.folio(i))
-                for i in window
-            )
-            if at_pmd and settings.max_ptes_shared < shared <= most:
-                yield f"raise max_ptes_shared to {shared}", _set(max_ptes_shared=shared)
-            if shared:
-                yield f"unshare {plural(shared, 'page')}", partial(_unshare, window=window)
-        case ScanResult.PTE_MAPPED_HUGEPAGE.string | ScanResult.SUCCEED.string:
-            orders = [trial.kernel.mem.order.raw[trial.folio(i)] for i in window if trial.frame(i)]
-            yield from _larger_size(trial, max([order, *orders]))
-        case ScanResult.ALLOC_HUGE_PAGE_FAIL.string:
-            if not settings.defrag:
-                yield "set khugepaged/defrag to 1", _set(defrag=True)
-            yield f"free a block of {kernel.geometry.size_kb(order)}", partial(_free, order=order)
-        case _:
-            yield from _page_changes(trial, refusal, window)
-
-
-def _larger_size(trial: Trial, order: int) -> Iterator[Change]:
-    """Already in a folio of this order: only a higher one would help."""
-    kernel = trial.kernel
-    settings = kernel.settings
-    most = kernel.geometry.ptrs_per_pte - 1
-    for higher in range(order + 1, kernel.geometry.pmd_order + 1):
-        if settings.size_enabled(higher) is Enabled.NEVER:
-            yield f"enable {kernel.geometry.size_kb(higher)}", _enable(higher)
-    if settings.max_ptes_none != most:
-        yield f"raise max_ptes_none to {most}", _set(max_ptes_none=most)
-
-
-def _page_changes(trial: Trial, refusal: Refusal, window: range) -> Iterator[Change]:
-    """Something about single pages stands in the way: free exactly those."""
-    mem = trial.kernel.mem
-    folios = list(dict.fromkeys(trial.folio(i) for i in window if trial.frame(i)))
-    match refusal.status:
-        case ScanResult.PAGE_COUNT.string:
-            pinned = [f for f in folios if mem.folio_expected_ref_count(f) != mem.refcount.raw[f]]
-
-            def unpin(t: Trial) -> None:
-                for folio in pinned:
-                    expected = t.kernel.mem.folio_expected_ref_count(folio)
-                    t.kernel.mem.refcount.raw[folio] = expected
-
-            if pinned:
-                yield f"clear {plural(len(pinned), 'pinned page')}", unpin
-            else:
-                yield from _batch_changes(trial)
-        case ScanResult.PAGE_LOCK.string:
-            locked = [f for f in folios if mem.flags.raw[f] & pg.PG_LOCKED]
-            if locked:
-                yield (
-                    f"unlock {plural(len(locked), 'page')}",
-                    lambda t: _change_flags(t, locked, 0, pg.PG_LOCKED),
-                )
-        case ScanResult.PAGE_LRU.string | ScanResult.DEL_PAGE_LRU.string:
-            off = [f for f in folios if not mem.flags.raw[f] & pg.PG_LRU]
-            if off:
-                yield (
-                    f"put {plural(len(off), 'page')} back on the LRU",
-                    lambda t: _change_flags(t, off, pg.PG_LRU, 0),
-                )
-        case ScanResult.PAGE_LAZYFREE.string:
-            free = [f for f in folios if not mem.flags.raw[f] & pg.PG_SWAPBACKED]
-            yield (
-                f"write to {plural(len(free), 'page')} that MADV_FREE gave up",
-                lambda t: _change_flags(t, free, pg.PG_SWAPBACKED | pg.PG_DIRTY, 0),
-            )
-        case ScanResult.PTE_UFFD.string:
-            protected = [i for i in window if trial.ptes[i] & UFFD_WP]
-            yield (
-                f"lift write protection from {plural(len(protected), 'page')}",
-                lambda t: _lift_wp(t, protected),
-            )
-        case ScanResult.LACK_REFERENCED_PAGE.string:
-            for count in (1, trial.kernel.geometry.ptrs_per_pte // 2):
-                old = [i for i in window if trial.frame(i)][:count]
-                yield f"touch {plural(len(old), 'page')}", partial(_touch, ptes=old)
-        case ScanResult.FAIL.string | ScanResult.PTE_NON_PRESENT.string:
-            yield from _marker_changes(trial, window)
-        case ScanResult.CGROUP_CHARGE_FAIL.string:
-            pages = len(window)
-
-            def more(t: Trial) -> None:
-                if t.mm.memcg is not None and t.mm.memcg.limit is not None:
-                    t.mm.memcg.limit += pages
-
-            yield f"raise the memory cgroup's limit by {plural(pages, 'page')}", more
-        case _:
-            return
-
-
-def _marker_changes(trial: Trial, window: range) -> Iterator[Change]:
-    """Guards, poison, markers: nothing collapses over them."""
-    bad = [i for i in window if _is_marker(trial, i)]
-    if bad:
-        what = "entry" if len(bad) == 1 else "entries"
-        yield f"remove {len(bad)} guard or poison {what}", partial(_remove, ptes=bad)
-
-
-def _batch_changes(trial: Trial) -> Iterator[Change]:
-    """A page in an LRU batch: a refused attempt at a higher order put it there, so that one's
-    cause is what has to go; it stands in the same table.
-    """
-    again = Trial(trial.vma, trial.pmd_addr)
-    tally = again.run()
-    seen: set[str] = {ScanResult.PAGE_COUNT.string, ScanResult.SUCCEED.string}
-    for other in explain_vma(again.kernel, again.vma, tally.last_pass):
-        if other.stage is RefusedAt.ATTEMPT and other.status not in seen:
-            seen.add(other.status)
-            yield from _result_changes(trial, other)
-
-
-def _is_swap(trial: Trial, i: int) -> bool:
-    word = trial.ptes[i]
-    return word != 0 and not word & PRESENT and leaf_kind(word) is Leaf.SWAP
-
-
-def _is_empty(trial: Trial, i: int) -> bool:
-    word = trial.ptes[i]
-    return word == 0 or word & PRESENT != 0
-
-
-def _is_marker(trial: Trial, i: int) -> bool:
-    word = trial.ptes[i]
-    return word != 0 and not word & PRESENT and leaf_kind(word) is not Leaf.SWAP
-
-
-def _change_flags(trial: Trial, folios: list[int], add: int, remove: int) -> None:
-    for folio in folios:
-        flags = trial.kernel.mem.flags.raw[folio]
-        trial.kernel.mem.flags.raw[folio] = flags & ~remove | add
-
-
-def _lift_wp(trial: Trial, ptes: list[int]) -> None:
-    for i in ptes:
-        trial.ptes[i] &= ~UFFD_WP
-
-
-def _touch(trial: Trial, ptes: list[int]) -> None:
-    for i in ptes:
-        trial.ptes[i] |= YOUNG
-
-
-def _remove(trial: Trial, ptes: list[int]) -> None:
-    for i in ptes:
-        trial.ptes[i] = PTE_NONE
-
-
-def _free(trial: Trial, order: int) -> None:
+def _free_block(trial: Trial, change: Change) -> None:
     """Enough free blocks of the order for this table."""
     node = trial.kernel.mem.allocator.nodes[0]
-    node.unborn[order] += trial.kernel.geometry.ptrs_per_pte >> order
+    node.unborn[change.order] += trial.kernel.geometry.ptrs_per_pte >> change.order
 
 
-def _bring_in(trial: Trial, window: range) -> None:
-    _fill(trial, [i for i in window if _is_swap(trial, i)])
+def _raise_limit(trial: Trial, change: Change) -> None:
+    if trial.mm.memcg is not None and trial.mm.memcg.limit is not None:
+        trial.mm.memcg.limit += change.value
 
 
-def _fill(trial: Trial, ptes: list[int]) -> None:
+def _new_pages(trial: Trial, change: Change) -> None:
+    for i in change.ptes:
+        trial.write_new(i)
+
+
+def _unpin(trial: Trial, change: Change) -> None:
     mem = trial.kernel.mem
-    for i in ptes:
-        folio = mem.new_frames(0, 0)
-        mem.prep_folio(folio, 0)
-        mem.flags.raw[folio] = pg.PG_ANON | pg.PG_SWAPBACKED | pg.PG_LRU | pg.PG_UPTODATE
-        mem.mapcount.raw[folio] = 1
-        trial.ptes[i] = mk_pte(folio, YOUNG | DIRTY)
+    for folio in map(trial.folio, change.ptes):
+        mem.refcount.raw[folio] = mem.folio_expected_ref_count(folio)
 
 
-def _unshare(trial: Trial, window: range) -> None:
-    mem = trial.kernel.mem
-    for i in window:
-        if not trial.frame(i) or not mem.folio_maybe_mapped_shared(trial.folio(i)):
-            continue
-        folio = mem.new_frames(0, 0)
-        mem.prep_folio(folio, 0)
-        mem.flags.raw[folio] = mem.flags.raw[trial.folio(i)] & ~pg.PG_MAPPED_SHARED
-        mem.mapcount.raw[folio] = 1
-        trial.ptes[i] = mk_pte(folio, trial.ptes[i] & 0xFFFF)
+def _folio_flags(add: int, remove: int) -> Callable[[Trial, Change], None]:
+    def apply(trial: Trial, change: Change) -> None:
+        flags = trial.kernel.mem.flags.raw
+        for folio in map(trial.folio, change.ptes):
+            flags[folio] = flags[folio] & ~remove | add
+
+    return apply
+
+
+def _pte_bits(add: int, keep: int) -> Callable[[Trial, Change], None]:
+    def apply(trial: Trial, change: Change) -> None:
+        for i in change.ptes:
+            trial.ptes[i] = trial.ptes[i] & keep | add
+
+    return apply
+
+
+_MADE: dict[ChangeKind, Callable[[Trial, Change], None]] = {
+    ChangeKind.RAISE_KNOB: _set_knob,
+    ChangeKind.ENABLE_SIZE: _enable,
+    ChangeKind.ENABLE_GLOBALLY: _enable_globally,
+    ChangeKind.DEFRAG: _defrag,
+    ChangeKind.ADVISE: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
+    ChangeKind.ADVISE_INSTEAD: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
+    ChangeKind.DROP_ADVICE: _vm_flags(0, VM_NOHUGEPAGE),
+    ChangeKind.LIFT_PRCTL: _lift_prctl,
+    ChangeKind.SPAN_WHOLE_PMD: _span_pmd,
+    ChangeKind.SPAN_ALIGNED_PMD: _span_pmd,
+    ChangeKind.WRITE_ONCE: _write_once,
+    ChangeKind.UNREGISTER_USERFAULTFD: _vm_flags(0, VM_UFFD_WP | VM_UFFD_MISSING),
+    ChangeKind.FREE_BLOCK: _free_block,
+    ChangeKind.RAISE_MEMCG_LIMIT: _raise_limit,
+    ChangeKind.FILL: _new_pages,
+    ChangeKind.BRING_IN: _new_pages,
+    ChangeKind.UNSHARE: _new_pages,
+    ChangeKind.CLEAR_PINS: _unpin,
+    ChangeKind.UNLOCK: _folio_flags(0, pg.PG_LOCKED),
+    ChangeKind.PUT_ON_LRU: _folio_flags(pg.PG_LRU, 0),
+    ChangeKind.WRITE_FREED: _folio_flags(pg.PG_SWAPBACKED | pg.PG_DIRTY, 0),
+    ChangeKind.LIFT_PROTECTION: _pte_bits(0, ~UFFD_WP),
+    ChangeKind.TOUCH: _pte_bits(YOUNG, -1),
+    ChangeKind.REMOVE_MARKERS: _pte_bits(PTE_NONE, 0),
+}

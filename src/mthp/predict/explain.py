@@ -20,55 +20,22 @@ from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.predict.measure import TablePart, populated_parts
 from mthp.predict.passes import TableLog
-from mthp.predict.records import Refusal, RefusedAt
+from mthp.predict.records import Refusal, RefusedAt, Status, WindowGate
 from mthp.words.results import ScanResult
-
-REASONS = {
-    ScanResult.FAIL: "a page could not be brought in: a guard, poison or unreadable swap entry",
-    ScanResult.NO_PTE_TABLE: "there is no page table here",
-    ScanResult.PMD_MAPPED: "already mapped by its PMD",
-    ScanResult.EXCEED_NONE_PTE: "more empty or zero-page PTEs than max_ptes_none allows",
-    ScanResult.EXCEED_SWAP_PTE: "more swapped-out or marker PTEs than max_ptes_swap allows",
-    ScanResult.EXCEED_SHARED_PTE: "more pages shared with other processes than max_ptes_shared allows",
-    ScanResult.PTE_NON_PRESENT: "an entry is neither empty nor present",
-    ScanResult.PTE_UFFD: "userfaultfd write-protects a page of the table",
-    ScanResult.PTE_MAPPED_HUGEPAGE: "a folio of this order or larger is already in the window",
-    ScanResult.LACK_REFERENCED_PAGE: "too few pages were used lately",
-    ScanResult.PAGE_NULL: "a special or device page",
-    ScanResult.SCAN_ABORT: "pages lie on NUMA nodes too far apart",
-    ScanResult.PAGE_COUNT: "a page has references nobody can explain: pinned, or in an LRU batch",
-    ScanResult.PAGE_LRU: "a page is not on the LRU",
-    ScanResult.PAGE_LOCK: "a page is locked",
-    ScanResult.PAGE_ANON: "a page is not anonymous",
-    ScanResult.PAGE_LAZYFREE: "a page was given up by MADV_FREE and is clean",
-    ScanResult.ANY_PROCESS: "the process is exiting, or THP is disabled for it",
-    ScanResult.VMA_NULL: "the mapping went away",
-    ScanResult.VMA_CHECK: "the mapping may not be collapsed to this order",
-    ScanResult.ADDRESS_RANGE: "the mapping does not span the whole PMD range",
-    ScanResult.DEL_PAGE_LRU: "a page could not be taken off the LRU",
-    ScanResult.ALLOC_HUGE_PAGE_FAIL: "no free block of this order",
-    ScanResult.CGROUP_CHARGE_FAIL: "the memory cgroup is at its limit",
-    ScanResult.COPY_MC: "a page is poisoned and could not be copied",
-}
-"""What each result means, in plain words."""
-
-TOO_FEW = "TOO_FEW_PTES"
-EDGE = "PMD_NOT_SPANNED"
-NOT_CHOSEN = "NOT_CHOSEN"
-SUCCEEDED = "collapsed to this order"
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a run of PTEs met last."""
+    """What a run of PTEs met last; the fields are Refusal's."""
 
     stage: RefusedAt
-    status: str
-    order: int | None
-    reason: str
+    status: Status
+    order: int | None = None
+    allowed_empty: int | None = None
+    ended_earlier: bool = False
 
 
-_NOT_CHOSEN = Gate(RefusedAt.OCCUPANCY, NOT_CHOSEN, None, "the order policy chose no window here")
+_NOT_CHOSEN = Gate(RefusedAt.OCCUPANCY, WindowGate.NOT_CHOSEN)
 
 
 def highest_order(kernel: Kernel, vma: Vma) -> int:
@@ -92,10 +59,8 @@ def table_gates(kernel: Kernel, log: TableLog) -> list[Gate]:
     geometry = kernel.geometry
     nr = geometry.ptrs_per_pte
     assert log.scan is not None
-    status = log.scan.status
     if log.walk is None:
-        gate = Gate(RefusedAt.SCAN, status.string, geometry.pmd_order, REASONS[status])
-        return [gate] * nr
+        return [Gate(RefusedAt.SCAN, log.scan.status, geometry.pmd_order)] * nr
     gates = [_NOT_CHOSEN] * nr
     base = log.scan.address
     for offset, order, gate in _walk(kernel, base, log):
@@ -111,12 +76,10 @@ def _walk(kernel: Kernel, base: int, log: TableLog) -> Iterator[tuple[int, int, 
         if isinstance(result, Window):
             yield offset, order, _too_few(result)
             continue
-        reason = SUCCEEDED if result is ScanResult.SUCCEED else REASONS[result]
-        yield offset, order, Gate(RefusedAt.ATTEMPT, result.string, order, reason)
+        yield offset, order, Gate(RefusedAt.ATTEMPT, result, order)
         rest = offset + (1 << order)
         if result not in NEXT_OFFSET and result not in LOWER_ORDER and rest < nr:
-            reason = f"the table ended earlier: {reason}"
-            yield rest, pmd_order, Gate(RefusedAt.ATTEMPT, result.string, order, reason)
+            yield rest, pmd_order, Gate(RefusedAt.ATTEMPT, result, order, ended_earlier=True)
 
 
 def _visited(
@@ -143,12 +106,8 @@ def _visited(
 
 
 def _too_few(window: Window) -> Gate:
-    if window.least is None:
-        reason = "max_ptes_none is neither 0 nor its maximum: no collapse below PMD order"
-    else:
-        limit = (1 << window.order) - window.least
-        reason = f"{'no' if limit == 0 else f'at most {limit}'} empty PTEs allowed in the window"
-    return Gate(RefusedAt.OCCUPANCY, TOO_FEW, window.order, reason)
+    allowed = None if window.least is None else (1 << window.order) - window.least
+    return Gate(RefusedAt.OCCUPANCY, WindowGate.TOO_FEW, window.order, allowed)
 
 
 def explain_vma(
@@ -170,23 +129,11 @@ def explain_vma(
         pmd_base = geometry.pmd_addr(part.address)
         log = logs.get((vma.vm_mm.number, pmd_base))
         if refused_vma is not None:
-            gate = Gate(RefusedAt.VMA, refused_vma.name, None, refused_vma.value)
-            gates = [gate] * part.count
+            gates = [Gate(RefusedAt.VMA, refused_vma)] * part.count
         elif not hstart <= pmd_base < hend:
-            gates = [
-                Gate(RefusedAt.EDGE, EDGE, None, "the mapping covers its PMD range only in part")
-            ]
-            gates *= part.count
+            gates = [Gate(RefusedAt.EDGE, WindowGate.EDGE)] * part.count
         elif log is None:
-            gates = [
-                Gate(
-                    RefusedAt.NOT_SCANNED,
-                    "NOT_SCANNED",
-                    None,
-                    "the last full scan did not get here",
-                )
-            ]
-            gates *= part.count
+            gates = [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)] * part.count
         else:
             gates = table_gates(kernel, log)[part.index : part.index + part.count]
         yield from _runs(vma, part, gates, wanted, geometry.page_size)
@@ -230,7 +177,8 @@ def _runs(
             order=current.order,
             stage=current.stage,
             status=current.status,
-            reason=current.reason,
+            allowed_empty=current.allowed_empty,
+            ended_earlier=current.ended_earlier,
         )
         first = last = i
         pages = 1

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from mthp.mm.mm_types import Vma
-from mthp.predict.changes import candidates
+from mthp.predict.changes import apply_change, candidates
 from mthp.predict.explain import explain_vma
 from mthp.predict.passes import Interrupted, TableLog
-from mthp.predict.records import Refusal, Verified
+from mthp.predict.records import Change, Proposal, Refusal, Scope, Verified
 from mthp.predict.trial import Trial
 
 MOST_VERIFIED = 400
@@ -22,8 +22,6 @@ MOST_STEPS = 3
 """Changes that may be needed together."""
 MOST_BRANCHES = 2
 """Combinations that are followed further."""
-_WHOLE_TABLE = ("raise max_ptes", "enable ", "set ", "MADV_", "drop ", "lift PR", "give ")
-"""Changes that are the same whichever window of a table asks for them."""
 _MOST_KEPT = 64
 
 
@@ -44,72 +42,74 @@ class Finder:
     def __init__(self, on_try: Callable[[], None] | None = None) -> None:
         self.trials = 0
         self.on_try = on_try
-        self._kept: dict[tuple[Vma, int, tuple[str, ...]], _Tried] = {}
+        self._kept: dict[tuple[Vma, int, tuple[Change, ...]], _Tried] = {}
 
-    def find(self, vma: Vma, refusal: Refusal) -> str:
+    def find(self, vma: Vma, refusal: Refusal) -> Proposal | None:
         """The least change found that puts every page of the refusal into a larger folio.
 
-        Where none does, the one that does so for most of them, which it says; "" if none does for
-        any. Each is run; up to MOST_STEPS are combined, each answering what the one before met.
+        Where none does, the one that does so for most of them; None if none does for any. Each is
+        run; up to MOST_STEPS are combined, each answering what the one before met.
         """
         geometry = vma.vm_mm.geometry
         first = geometry.pte_index(refusal.address)
         span = range(first, first + refusal.span)
         pmd_addr = geometry.pmd_addr(refusal.address)
-        best, best_text = 0, ""
-        tried: list[tuple[list[str], list[Callable[[Trial], None]], Refusal]] = [([], [], refusal)]
+        best: Proposal | None = None
+        tried: list[tuple[tuple[Change, ...], Refusal]] = [((), refusal)]
         for _ in range(MOST_STEPS):
             following = []
-            for texts, steps, met in tried:
-                for text, step in candidates(_prepared(vma, pmd_addr, steps), met):
-                    if text in texts:
+            for made, met in tried:
+                for change in candidates(_prepared(vma, pmd_addr, made), met):
+                    if any(_outline(change) == _outline(each) for each in made):
                         continue
-                    result = self._try(vma, pmd_addr, [*texts, text], [*steps, step])
+                    changes = (*made, change)
+                    result = self._try(vma, pmd_addr, changes)
                     held = [i for i in span if result.held[i]]
                     grown = sum(result.after[i] > result.before[i] for i in held)
                     if held and grown == len(held):
-                        return " and ".join([*texts, text])
-                    if grown > best:
-                        best = grown
-                        best_text = (
-                            f"{' and '.join([*texts, text])}, for {grown} of {len(held)} pages"
-                        )
+                        return Proposal(changes, grown, grown)
+                    if grown > (best.grown if best else 0):
+                        best = Proposal(changes, grown, len(held))
                     new = _met(result.trial, result.logs, refusal)
                     if new is not None:
-                        following.append(([*texts, text], [*steps, step], new))
+                        following.append((changes, new))
             tried = following[:MOST_BRANCHES]
-        return best_text
+        return best
 
-    def _try(
-        self, vma: Vma, pmd_addr: int, texts: list[str], steps: list[Callable[[Trial], None]]
-    ) -> _Tried:
-        key = vma, pmd_addr, tuple(texts)
+    def _try(self, vma: Vma, pmd_addr: int, changes: tuple[Change, ...]) -> _Tried:
+        key = vma, pmd_addr, changes
         if key in self._kept:
             return self._kept[key]
         self.trials += 1
         if self.on_try is not None:
             self.on_try()
-        trial = _prepared(vma, pmd_addr, steps)
+        trial = _prepared(vma, pmd_addr, changes)
         before = trial.orders()
         held = [word != 0 for word in trial.ptes]
         logs = trial.run().last_pass
         result = _Tried(trial, before, trial.orders(), held, logs)
-        if all(text.startswith(_WHOLE_TABLE) for text in texts):
+        # What is not made to single pages is the same whichever window of the table asks for it.
+        if all(change.kind.scope is not Scope.WINDOW for change in changes):
             self._kept[key] = result
             if len(self._kept) > _MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
         return result
 
 
-def find_change(vma: Vma, refusal: Refusal) -> str:
+def find_change(vma: Vma, refusal: Refusal) -> Proposal | None:
     """Finder.find() of one refusal."""
     return Finder().find(vma, refusal)
 
 
-def _prepared(vma: Vma, pmd_addr: int, steps: list[Callable[[Trial], None]]) -> Trial:
+def _outline(change: Change) -> Change | tuple[object, int]:
+    """Changes of one outline read the same, and are not combined with one another."""
+    return (change.kind, len(change.ptes)) if change.ptes else change
+
+
+def _prepared(vma: Vma, pmd_addr: int, changes: tuple[Change, ...]) -> Trial:
     trial = Trial(vma, pmd_addr)
-    for step in steps:
-        step(trial)
+    for change in changes:
+        apply_change(trial, change)
     return trial
 
 
@@ -134,8 +134,8 @@ def with_changes(
     that is tried; where it raises Interrupted, what is not answered by then has no change.
     """
     by_size = sorted(range(len(refusals)), key=lambda k: -refusals[k][1].pages)
-    answers: dict[int, tuple[str, Verified]] = {}
-    groups: dict[tuple[object, ...], str] = {}
+    answers: dict[int, tuple[Proposal | None, Verified]] = {}
+    groups: dict[tuple[object, ...], Proposal | None] = {}
     finder = Finder(on_try)
     with suppress(Interrupted):
         for rank, k in enumerate(by_size):
@@ -149,5 +149,5 @@ def with_changes(
                 change = groups[key]
                 answers[k] = change, Verified.GROUP if change else Verified.NONE
     for k, (_, refusal) in enumerate(refusals):
-        change, verified = answers.get(k, ("", Verified.NONE))
+        change, verified = answers.get(k, (None, Verified.NONE))
         yield replace(refusal, change=change, verified=verified)

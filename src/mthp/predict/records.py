@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finished records of a run: all that a report is made from. No engine objects in here.
+"""Finished records of a run: all that a report is made from. Values alone, no engine objects.
 
 Sizes in bytes, times in milliseconds, addresses absolute. Orders are log2 of base pages.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 
+from mthp.mm.huge_mm import VmaGate
+from mthp.words.events import Event
+from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
 
 
@@ -57,6 +60,85 @@ class RefusedAt(StrEnum):
     NOT_SCANNED = "not scanned"
 
 
+class WindowGate(Enum):
+    """Why a part of a table came to no attempt, and no result of a scan says so."""
+
+    EDGE = "PMD_NOT_SPANNED"
+    TOO_FEW = "TOO_FEW_PTES"
+    NOT_SCANNED = "NOT_SCANNED"
+    NOT_CHOSEN = "NOT_CHOSEN"
+
+
+Status = ScanResult | VmaGate | WindowGate
+
+
+class Scope(Enum):
+    """What a change is made to, the widest first."""
+
+    SETTINGS = "settings"
+    VMA = "mapping"
+    TABLE = "table"
+    WINDOW = "window"
+
+
+class ChangeKind(Enum):
+    """What can be changed so that memory may collapse: a name and what it is made to."""
+
+    RAISE_KNOB = "raise a limit", Scope.SETTINGS
+    ENABLE_SIZE = "enable a size", Scope.SETTINGS
+    ENABLE_GLOBALLY = "enabled=always", Scope.SETTINGS
+    DEFRAG = "defrag=1", Scope.SETTINGS
+    ADVISE = "MADV_HUGEPAGE", Scope.VMA
+    ADVISE_INSTEAD = "MADV_HUGEPAGE over MADV_NOHUGEPAGE", Scope.VMA
+    DROP_ADVICE = "no MADV_NOHUGEPAGE", Scope.VMA
+    LIFT_PRCTL = "no PR_SET_THP_DISABLE", Scope.VMA
+    SPAN_WHOLE_PMD = "span the PMD range", Scope.VMA
+    SPAN_ALIGNED_PMD = "span a PMD range", Scope.VMA
+    WRITE_ONCE = "write once", Scope.VMA
+    UNREGISTER_USERFAULTFD = "no userfaultfd", Scope.VMA
+    FREE_BLOCK = "free a block", Scope.TABLE
+    RAISE_MEMCG_LIMIT = "raise memory.max", Scope.TABLE
+    FILL = "write to holes", Scope.WINDOW
+    BRING_IN = "swap in", Scope.WINDOW
+    UNSHARE = "unshare", Scope.WINDOW
+    CLEAR_PINS = "clear pins", Scope.WINDOW
+    UNLOCK = "unlock", Scope.WINDOW
+    PUT_ON_LRU = "put on the LRU", Scope.WINDOW
+    WRITE_FREED = "write to MADV_FREE pages", Scope.WINDOW
+    LIFT_PROTECTION = "lift write protection", Scope.WINDOW
+    TOUCH = "touch", Scope.WINDOW
+    REMOVE_MARKERS = "remove markers", Scope.WINDOW
+
+    @property
+    def scope(self) -> Scope:
+        return self.value[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change. ptes: of the table, those it is made to, one for each folio where it is made to
+    folios. value: the knob's, or a number of pages. order: of the size that is enabled or freed.
+    """
+
+    kind: ChangeKind
+    ptes: tuple[int, ...] = ()
+    knob: str = ""
+    value: int = 0
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Changes to be made together: then `grown` of the `held` pages are in larger folios.
+
+    For a refusal that takes the proposal of its group, the PTEs and numbers are the example's.
+    """
+
+    changes: tuple[Change, ...]
+    grown: int
+    held: int
+
+
 class Verified(StrEnum):
     """How sure a proposed change is."""
 
@@ -71,8 +153,9 @@ class Refusal:
 
     address: of the first PTE. span: PTEs it covers. pages: those of them that hold something (a
     page, a zero page, a swap or marker entry). order: the order asked for last, None where a VMA
-    was turned away. status: the kernel's string, or the gate's name in capitals. reason: plain
-    words. change: the least change that lets it, empty where none is known.
+    was turned away. allowed_empty: where too few pages are there, the empty PTEs that would be
+    allowed, None where no limit is. ended_earlier: the result ended the table before it got here.
+    change: the least change that lets it, None where none is known.
     """
 
     pid: int
@@ -81,10 +164,34 @@ class Refusal:
     pages: int
     order: int | None
     stage: RefusedAt
-    status: str
-    reason: str
-    change: str = ""
+    status: Status
+    allowed_empty: int | None = None
+    ended_earlier: bool = False
+    change: Proposal | None = None
     verified: Verified = Verified.NONE
+
+
+@dataclass(frozen=True)
+class WindowReport:
+    """All about the table at one address. gate: why the mapping is passed by, None if it is scanned.
+
+    highest: the highest order enabled for the mapping. before, after: the state strings of the
+    table's part in the mapping (folios, entries). page_order: of the folio there now, None for no
+    page. events: those about the table.
+    """
+
+    settings: Settings
+    address: int
+    start: int
+    end: int
+    name: str
+    gate: VmaGate | None
+    highest: int
+    before: tuple[str, str]
+    after: tuple[str, str]
+    page_order: int | None
+    refusals: tuple[Refusal, ...]
+    events: tuple[Event, ...]
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,21 @@ from mthp.khugepaged.eligibility import hugepage_enabled
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.page_alloc import NodeState
+from mthp.mm.page_flags import ON_LRU, PG_MAPPED_SHARED, PG_SWAPCACHE
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
+    DIRTY,
     PFN_SHIFT,
     PRESENT,
+    PTE_FLAGS_MASK,
+    YOUNG,
     Leaf,
     leaf_kind,
     mk_pte,
     pmd_is_table,
     pmd_pgtable,
 )
+from mthp.mm.rmap import new_anon_folio
 from mthp.mm.swap_table import SwapDevice
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.vectorised.twins import TWINS
@@ -96,7 +101,7 @@ class Trial:
                 head = source.mem.head.raw[pfn]
                 if head not in heads:
                     heads[head] = _copy_folio(source.mem, head, self.kernel.mem)
-                word = mk_pte(heads[head] + pfn - head, word & ((1 << PFN_SHIFT) - 1))
+                word = mk_pte(heads[head] + pfn - head, word & PTE_FLAGS_MASK)
             elif word and leaf_kind(word) is Leaf.SWAP:
                 self.kernel.swap.users[pfn] = source.swap.users[pfn]
             self.ptes[i] = word
@@ -126,6 +131,15 @@ class Trial:
     def folio(self, i: int) -> int:
         """The folio PTE i maps, 0 for none."""
         return self.kernel.mem.head.raw[self.frame(i)] if self.frame(i) else 0
+
+    def write_new(self, i: int) -> None:
+        """PTE i maps a small page of its own; the flags and bits of a page that was there stay."""
+        mem = self.kernel.mem
+        flags, bits = ON_LRU, YOUNG | DIRTY
+        if self.frame(i):
+            flags = mem.flags.raw[self.folio(i)] & ~(PG_MAPPED_SHARED | PG_SWAPCACHE)
+            bits = self.ptes[i] & PTE_FLAGS_MASK
+        self.ptes[i] = mk_pte(new_anon_folio(mem, flags=flags), bits)
 
     def orders(self) -> list[int]:
         """The order of the folio behind each PTE, -1 where there is none."""

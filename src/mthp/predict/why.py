@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Everything about the window at one address, as lines to print."""
+"""Everything about the window at one address."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from mthp.image.runs import encode_runs, folio_runs, pte_runs
 from mthp.mm.mm_types import Vma
 from mthp.predict.explain import highest_order, vma_gate
 from mthp.predict.measure import page_order
-from mthp.predict.records import Outcome
-from mthp.words.events import Attempt, Event, OrderWalk, ScanPmd, ftrace
-from mthp.words.units import format_size
+from mthp.predict.records import Outcome, WindowReport
+from mthp.words.events import Event, OrderWalk
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.render import Renderer
 
@@ -36,50 +33,36 @@ def table_lines(world: BuiltWorld, vma: Vma, address: int) -> tuple[str, str]:
     return encode_runs(folio_runs(folios)), encode_runs(pte_runs(entries, base, geometry))
 
 
-def describe_window(
+def look_at_window(
     world: BuiltWorld, vma: Vma, address: int, before: tuple[str, str], outcome: Outcome,
     events: list[Event],
-) -> Iterator[str]:  # fmt: skip
-    """The mapping, its gate, the table before and after, its events, and the refusal."""
+) -> WindowReport:  # fmt: skip
+    """The mapping, its gate, the table before and after, its events, and the refusals there."""
     kernel = world.kernel
-    geometry = kernel.geometry
-    base = geometry.pmd_addr(address)
-    gate = vma_gate(kernel, vma)
-    yield f"address     {address:#x}, PTE {geometry.pte_index(address)} of the table at {base:#x}"
-    size = format_size(vma.vm_end - vma.vm_start)
-    yield f"mapping     {vma.vm_start:#x}-{vma.vm_end:#x} ({size}) {vma.name}".rstrip()
-    highest = highest_order(kernel, vma)
-    if gate is not None:
-        yield f"gate        {gate.name}: {gate.value}"
-    else:
-        yield f"gate        open, up to {geometry.size_kb(highest)} (order {highest})"
-    after = table_lines(world, vma, address)
-    yield f"before      {before[0]}"
-    yield f"            {before[1]}"
-    yield f"after       {after[0]}"
-    yield f"            {after[1]}"
-    order = page_order(kernel, vma, address)
-    yield f"now         {'no page' if order is None else f'in a folio of order {order}'}"
-    for refusal in outcome.refusals:
-        end = refusal.address + refusal.span * geometry.page_size
-        if refusal.pid == vma.vm_mm.number and refusal.address <= address < end:
-            asked = "" if refusal.order is None else f" at order {refusal.order}"
-            yield f"refused     {refusal.status}{asked}: {refusal.reason}"
-            change = refusal.change or "none found"
-            yield f"change      {change} ({refusal.verified.value})"
-    mine = [
-        event for event in events if _concerns(event, vma.vm_mm.number, base, geometry.pmd_size)
-    ]
-    yield f"events      {len(mine)} about this table"
-    yield from ftrace(mine)
-
-
-def _concerns(event: Event, mm: int, base: int, size: int) -> bool:
-    if isinstance(event, OrderWalk):
-        return False
-    address = getattr(event, "address", None)
-    if address is None or event.mm != mm:  # type: ignore[union-attr]
-        return False
-    if isinstance(event, ScanPmd | Attempt):
-        return bool(base <= address < base + size)
-    return bool(base <= address < base + size)
+    base = kernel.geometry.pmd_addr(address)
+    page_size = kernel.geometry.page_size
+    return WindowReport(
+        settings=kernel.settings,
+        address=address,
+        start=vma.vm_start,
+        end=vma.vm_end,
+        name=vma.name,
+        gate=vma_gate(kernel, vma),
+        highest=highest_order(kernel, vma),
+        before=before,
+        after=table_lines(world, vma, address),
+        page_order=page_order(kernel, vma, address),
+        refusals=tuple(
+            refusal
+            for refusal in outcome.refusals
+            if refusal.pid == vma.vm_mm.number
+            and refusal.address <= address < refusal.address + refusal.span * page_size
+        ),
+        events=tuple(
+            event
+            for event in events
+            if not isinstance(event, OrderWalk)
+            and getattr(event, "mm", None) == vma.vm_mm.number
+            and base <= getattr(event, "address", -1) < base + kernel.geometry.pmd_size
+        ),
+    )

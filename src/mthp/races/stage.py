@@ -18,18 +18,14 @@ from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
 from mthp.machine.task import Machine, Task
 from mthp.mm.mem_map import MemMap
-from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PageTable
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PageTable, Vma
 from mthp.mm.page_alloc import Allocator
 from mthp.mm.page_flags import (
-    PAGE_ANON_EXCLUSIVE,
-    PG_ANON,
+    ON_LRU,
     PG_DIRTY,
     PG_KSM,
     PG_LOCKED,
-    PG_LRU,
-    PG_SWAPBACKED,
     PG_SWAPCACHE,
-    PG_UPTODATE,
 )
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
@@ -43,6 +39,7 @@ from mthp.mm.pgtable_types import (
     mk_pte,
     table_pmd,
 )
+from mthp.mm.rmap import new_anon_folio
 from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.words.profiles import Profile
@@ -59,7 +56,7 @@ _ARENA: Final = 16
 """Frames each task may allocate."""
 
 USED: Final = WRITE | YOUNG | DIRTY | SOFT_DIRTY
-ON_LRU: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_DIRTY
+WRITTEN: Final = ON_LRU | PG_DIRTY
 
 
 class Size(Enum):
@@ -165,57 +162,43 @@ class Stage:
 
     def map_page(self, index: int, pte: int = USED) -> int:
         """A small page with contents of its own (100 + index); its frame."""
+        self.pages[index] = page = self._map_new(self.vma, self.table, index, 100 + index, pte)
+        return page
+
+    def _map_new(
+        self, vma: Vma, table: PageTable, slot: int, content: int, pte: int, flags: int = WRITTEN
+    ) -> int:
+        """A small page in a slot of the mapping's first table."""
         mem = self.kernel.mem
-        page = mem.new_frames(0, 0)
-        mem.prep_folio(page, 0)
-        mem.content.raw[page] = 100 + index
-        mem.flags.raw[page] = ON_LRU
-        mem.mapcount.raw[page] = mem.refcount.raw[page] = 1
-        mem.page_flags.raw[page] = PAGE_ANON_EXCLUSIVE
-        mem.index.raw[page] = self.address(index) >> self.kernel.geometry.page_shift
-        mem.anon_vma.raw[page] = 0
-        self.table.ptes.raw[index] = mk_pte(page, pte)
-        self.mm.counters[MM_ANONPAGES] += 1
-        self.pages[index] = page
+        assert vma.anon_vma is not None
+        index, anon_vma = vma.vm_pgoff + slot, vma.anon_vma.number
+        page = new_anon_folio(mem, flags=flags, anon_vma=anon_vma, index=index)
+        mem.content.raw[page] = content
+        table.ptes.raw[slot] = mk_pte(page, pte)
+        vma.vm_mm.counters[MM_ANONPAGES] += 1
         return page
 
     def map_elsewhere(
-        self, mm: Mm, start: int, vm_flags: int, content: int | None, flags: int = ON_LRU
+        self, mm: Mm, start: int, vm_flags: int, content: int | None, flags: int = WRITTEN
     ) -> int:
         """A mapping as large as the first one, in this mm or another, with one small page (or none)
         at its begin; the page.
         """
         vma = mm.mmap(start, start + self.kernel.geometry.pmd_size, vm_flags)
-        anon_vma = mm.link_anon_vma(vma)
+        mm.link_anon_vma(vma)
         table = self.table_at(mm, start)
         if content is None:
             return 0
-        mem = self.kernel.mem
-        page = mem.new_frames(0, 0)
-        mem.prep_folio(page, 0)
-        mem.content.raw[page] = content
-        mem.flags.raw[page] = flags
-        mem.mapcount.raw[page] = mem.refcount.raw[page] = 1
-        mem.page_flags.raw[page] = 0 if flags & PG_KSM else PAGE_ANON_EXCLUSIVE
-        mem.index.raw[page] = start >> self.kernel.geometry.page_shift
-        mem.anon_vma.raw[page] = anon_vma.number
-        table.ptes.raw[0] = mk_pte(page, YOUNG if flags & PG_KSM else USED)
-        mm.counters[MM_ANONPAGES] += 1
-        return page
+        pte = YOUNG if flags & PG_KSM else USED
+        return self._map_new(vma, table, 0, content, pte, flags)
 
     def map_large(self) -> None:
         """One folio of two pages, mapped by PTEs, in the place of the first page."""
         mem = self.kernel.mem
         self.unmap_page(0)
-        head = mem.new_frames(0, 1)
-        mem.prep_folio(head, 1)
-        mem.flags.raw[head] = ON_LRU
-        mem.refcount.raw[head] = mem.large_mapcount.raw[head] = mem.nr_pages_mapped.raw[head] = 2
-        mem.index.raw[head] = START >> self.kernel.geometry.page_shift
+        head = new_anon_folio(mem, 1, flags=WRITTEN, index=self.vma.vm_pgoff)
         for i in range(2):
             mem.content.raw[head + i] = 100 + i
-            mem.mapcount.raw[head + i] = 1
-            mem.page_flags.raw[head + i] = PAGE_ANON_EXCLUSIVE
             self.table.ptes.raw[i] = mk_pte(head + i, USED)
             self.pages[i] = head + i
         self.mm.counters[MM_ANONPAGES] += 2
@@ -240,12 +223,9 @@ class Stage:
     def cache_swapped(self, index: int) -> None:
         """The swapped page is in the swap cache, locked until its contents are read."""
         mem = self.kernel.mem
-        page = self.pages[index] = mem.new_frames(0, 0)
-        mem.prep_folio(page, 0)
+        flags = ON_LRU | PG_SWAPCACHE | PG_LOCKED
+        page = self.pages[index] = new_anon_folio(mem, flags=flags, mapcount=0)
         mem.content.raw[page] = 100 + index
-        mem.flags.raw[page] = (
-            PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_SWAPCACHE | PG_LOCKED
-        )
         self.kernel.swap.add_to_cache(self.swapped[index], page, 1)
 
     def add_task(self, name: str, body: TaskBody) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from mthp.predict.records import Effort, OrderUse, Outcome, Refusal, VmaUse
 from mthp.report.phrases import flushed_bytes, wasted_attempts
+from mthp.report.refusals import change_text, reason_text, status_text
+from mthp.words.units import Geometry
 
 SCHEMA_VERSION = 1
 
@@ -60,7 +62,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             for (order, status), count in sorted(outcome.attempts.items())
         ],
         "counters": {group: dict(values) for group, values in outcome.counters.items()},
-        "refusals": [_refusal(refusal) for refusal in outcome.refusals],
+        "refusals": [_refusal(refusal, outcome.settings.geometry) for refusal in outcome.refusals],
         "vmas": [_vma(vma) for vma in outcome.vmas],
         "assumptions": list(outcome.assumptions),
         "unseen": list(outcome.unseen),
@@ -87,7 +89,7 @@ def _effort(effort: Effort) -> dict[str, int]:
     }
 
 
-def _refusal(refusal: Refusal) -> dict[str, Any]:
+def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:
     return {
         "pid": refusal.pid,
         "address": refusal.address,
@@ -95,9 +97,9 @@ def _refusal(refusal: Refusal) -> dict[str, Any]:
         "span": refusal.span,
         "order": refusal.order,
         "stage": refusal.stage.value,
-        "status": refusal.status,
-        "reason": refusal.reason,
-        "change": refusal.change,
+        "status": status_text(refusal.status),
+        "reason": reason_text(refusal),
+        "change": change_text(refusal.change, geometry),
         "verified": refusal.verified.name.lower(),
     }
 

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mthp.predict.records import Outcome, Refusal, Verified
+from mthp.predict.records import Outcome
 from mthp.words.results import ScanResult
 from mthp.words.units import KIB, Geometry, human_bytes
 
@@ -189,41 +187,3 @@ def wasted_attempts(outcome: Outcome) -> int:
     if not outcome.refused.allocated:
         return 0
     return sum(n for (_, status), n in outcome.attempts.items() if status not in _NOT_WASTED)
-
-
-@dataclass(frozen=True)
-class RefusalGroup:
-    """Refusals alike in (stage, status, order, change). example: the largest of them.
-
-    pages: those that hold something. verified: the weakest of the group's.
-    """
-
-    example: Refusal
-    ranges: int
-    pages: int
-    span: int
-    verified: Verified
-
-
-def group_refusals(refusals: Iterable[Refusal]) -> list[RefusalGroup]:
-    """Refusals that read the same, together; most pages first."""
-
-    def kind(refusal: Refusal) -> tuple[str, str, int, str]:
-        order = -1 if refusal.order is None else refusal.order
-        return refusal.stage.value, refusal.status, order, refusal.change
-
-    sure = list(Verified)
-    groups = []
-    for _, members in groupby(sorted(refusals, key=kind), key=kind):
-        alike = list(members)
-        groups.append(
-            RefusalGroup(
-                example=max(alike, key=lambda r: (r.pages, r.span, -r.pid, -r.address)),
-                ranges=len(alike),
-                pages=sum(r.pages for r in alike),
-                span=sum(r.span for r in alike),
-                verified=max((r.verified for r in alike), key=sure.index),
-            )
-        )
-    groups.sort(key=lambda group: (-group.pages, -group.span, kind(group.example)))
-    return groups

@@ -18,8 +18,9 @@ from mthp.report.phrases import (
     plural,
     wasted_attempts,
 )
+from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.words.profiles import Profile, differences
-from mthp.words.units import human_bytes
+from mthp.words.units import Geometry, human_bytes
 
 SCHEMA_VERSION = 1
 REFUSALS_SHOWN = 5
@@ -162,8 +163,9 @@ def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
             page.line(
                 f"{place.address:#x}, {plural(place.span, 'PTE')} of pid {place.pid}", indent=2
             )
-            page.line(f"{a.profile:<{width}}  {_refused_how(in_a)}", indent=4)
-            page.line(f"{b.profile:<{width}}  {_refused_how(in_b)}", indent=4)
+            for profile, refusal in ((a.profile, in_a), (b.profile, in_b)):
+                how = _refused_how(refusal, a.settings.geometry)
+                page.line(f"{profile:<{width}}  {how}", indent=4)
         if len(refusals) > REFUSALS_SHOWN:
             page.line(f"… and {len(refusals) - REFUSALS_SHOWN:,} more", "dim", 2)
     for one, other in ((a, b), (b, a)):
@@ -206,11 +208,12 @@ def differences_document(
     return document
 
 
-def _refused_how(refusal: Refusal | None) -> str:
+def _refused_how(refusal: Refusal | None, geometry: Geometry) -> str:
     if refusal is None:
         return "not refused as such a range"
-    change = f"; {refusal.change}" if refusal.change else ""
-    return f"{refusal.stage.value}: {refusal.status}: {refusal.reason}{change}"
+    change = change_text(refusal.change, geometry)
+    text = f"{refusal.stage.value}: {status_text(refusal.status)}: {reason_text(refusal)}"
+    return f"{text}; {change}" if change else text
 
 
 def _change(difference: Difference) -> str:
@@ -223,7 +226,7 @@ def _refused_bytes(outcome: Outcome) -> dict[tuple[str, str, int], int]:
     held: dict[tuple[str, str, int], int] = {}
     for refusal in outcome.refusals:
         order = -1 if refusal.order is None else refusal.order
-        kind = refusal.stage.value, refusal.status, order
+        kind = refusal.stage.value, status_text(refusal.status), order
         held[kind] = held.get(kind, 0) + refusal.pages * outcome.page_size
     return held
 

@@ -14,13 +14,13 @@ from mthp.report.phrases import (
     each,
     each_bytes,
     flushed_bytes,
-    group_refusals,
     order_name,
     percent,
     plural,
     size_name,
     wasted_attempts,
 )
+from mthp.report.refusals import group_refusals, reason_text, status_text
 from mthp.report.vma_map import render_map
 from mthp.words.units import human_bytes
 
@@ -234,7 +234,7 @@ def _costs(page: SafeConsole, outcome: Outcome) -> None:
 
 
 def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
-    groups = group_refusals(outcome.refusals)
+    groups = group_refusals(outcome.refusals, outcome.settings.geometry)
     if not groups:
         return
     held = sum(group.pages for group in groups) * outcome.page_size
@@ -256,10 +256,10 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
         if outcome.processes > 1:
             place += f" of pid {refusal.pid}"
         words = page.text(f"{refusal.stage.value}: ")
-        words.append(page.clean(refusal.status), "bold")
+        words.append(page.clean(status_text(refusal.status)), "bold")
         words.append(page.clean(asked + place))
-        change = _change(page, refusal.change, group.verified, tried)
-        text = Text("\n").join([words, page.text(refusal.reason), change])
+        change = _change(page, group.change, group.verified, tried)
+        text = Text("\n").join([words, page.text(reason_text(refusal)), change])
         size = human_bytes(group.pages * outcome.page_size)
         rows.append((size, plural(group.ranges, "range"), text))
     page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)

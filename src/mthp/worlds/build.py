@@ -16,16 +16,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.image.runs import special_swap
 from mthp.image.scenario import Scenario
 from mthp.image.snapshot import Kpf, Pte, Snapshot
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.mm import page_flags as pg
+from mthp.mm.gup import PIN
 from mthp.mm.mm_types import Kernel, Mm, PageTable, Vma
 from mthp.mm.page_flags import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
     PFN_SHIFT,
     PRESENT,
+    PTE_FLAGS_MASK,
     SOFT_DIRTY,
     SPECIAL,
     SWP_EXCLUSIVE,
@@ -41,7 +44,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
     table_pmd,
 )
-from mthp.mm.rmap import UNKNOWN_MM, share_large_folio
+from mthp.mm.rmap import UNKNOWN_MM, new_anon_folio, share_large_folio
 from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
@@ -49,9 +52,6 @@ from mthp.words.settings import Settings
 from mthp.worlds.arrays import ImageProcess, ImageVma, PageRange, TableArrays, WorldArrays, span
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import Young, image_of_snapshot
-
-GUP_PIN_COUNTING_BIAS = 1024
-"""References that one pin adds to a small folio. Kernel: include/linux/mm.h."""
 
 PG_OF_KPF = {
     Kpf.LOCKED: pg.PG_LOCKED,
@@ -68,12 +68,14 @@ PG_OF_KPF = {
 }
 """kpageflags bits and the flags they stand for."""
 
-_SPECIAL_SWAP_TYPES = {24: Leaf.HWPOISON, 25: Leaf.MIGRATION, 26: Leaf.MIGRATION, 27: Leaf.MIGRATION,
-                       28: Leaf.DEVICE, 29: Leaf.DEVICE, 30: Leaf.DEVICE}  # fmt: skip
-"""Swap types that are no device. A marker (31) is userfaultfd's or stands for poison."""
+_SPECIAL_LEAVES = {
+    "hwpoison": Leaf.HWPOISON,
+    "migration": Leaf.MIGRATION,
+    "device": Leaf.DEVICE,
+    "marker": Leaf.HWPOISON,
+}
+"""What swap types that are no device stand for. A marker is userfaultfd's, or stands for poison."""
 _SWAP_TYPE_BITS = 5
-_MARKER_TYPE = 31
-_CONTENT_MASK = 0x7FFFFFFF
 _TABLES_AT_ONCE = 1024
 """Tables whose frames are made together; what is needed for that lives no longer."""
 
@@ -254,7 +256,7 @@ class _Builder:
         for row, address in enumerate(tables.table_address.tolist()):
             if huge[row]:
                 word = int(words[row, 0])
-                map_huge(mm, address, pte_pfn(word), word & ((1 << PFN_SHIFT) - 1) & ~SPECIAL)
+                map_huge(mm, address, pte_pfn(word), word & PTE_FLAGS_MASK & ~SPECIAL)
             else:
                 table = table_at(mm, address)
                 table.ptes.raw[:] = array("Q", words[row].tobytes())
@@ -283,10 +285,11 @@ class _Builder:
         if pte & Pte.GUARD:
             return leaf_pte(Leaf.GUARD)
         swap_type, offset = captured & ((1 << _SWAP_TYPE_BITS) - 1), captured >> _SWAP_TYPE_BITS
-        if swap_type == _MARKER_TYPE:
-            return leaf_pte(Leaf.UFFD_WP_MARKER if marks & UFFD_WP else Leaf.HWPOISON, 0, marks)
-        if swap_type in _SPECIAL_SWAP_TYPES:
-            return leaf_pte(_SPECIAL_SWAP_TYPES[swap_type], 0, marks)
+        special = special_swap(swap_type)
+        if special == "marker" and marks & UFFD_WP:
+            return leaf_pte(Leaf.UFFD_WP_MARKER, 0, marks)
+        if special is not None:
+            return leaf_pte(_SPECIAL_LEAVES[special], 0, marks)
         entry = swp_entry(swap_type, offset) if offset else self.unplaced(swap_type, 1)
         self.kernel.swap.hold(entry)
         if pte & Pte.EXCLUSIVE:
@@ -352,7 +355,7 @@ class _Builder:
         mem.mapcount.view()[new] = mapcounts
         mem.refcount.view()[new] = mapcounts + (pages.flags[at] & pg.PG_SWAPCACHE != 0)
         mem.page_flags.view()[new] = self.page_flags(mapcounts, pages.poisoned[at])
-        mem.content.view()[new] = known[fresh] & _CONTENT_MASK
+        mem.content.view()[new] = known[fresh]
         mem.anon_vma.view()[new] = pages.anon_vma[at]
         mem.index.view()[new] = pages.address[at] >> np.uint64(self.geometry.page_shift)
         mem.memcg.view()[new] = mm.memcg.number if mm.memcg is not None else 0
@@ -399,16 +402,17 @@ class _Builder:
         if head in self.heads:
             return
         mem = self.mem
-        folio = self.heads[head] = mem.new_frames(0, order)
-        self.large[folio] = _LargeFolio()
-        mem.prep_folio(folio, order)
-        mem.flags.raw[folio] = int(pages.flags[k])
-        mem.anon_vma.raw[folio] = int(pages.anon_vma[k])
         place = int(pages.address[k]) >> self.geometry.page_shift
-        mem.index.raw[folio] = place - (int(pages.pfn[k]) - head)
+        folio = self.heads[head] = new_anon_folio(
+            mem,
+            order,
+            flags=int(pages.flags[k]),
+            mapcount=0,
+            anon_vma=int(pages.anon_vma[k]),
+            index=place - (int(pages.pfn[k]) - head),
+        )
         mem.memcg.raw[folio] = mm.memcg.number if mm.memcg is not None else 0
-        frames = range(folio, folio + (1 << order))
-        mem.content.view()[folio : frames.stop] = np.array(frames) & _CONTENT_MASK
+        self.large[folio] = _LargeFolio()
 
     def finish_large(self) -> None:
         """Counts and sharing of every large folio, when all of its mappings have been met.
@@ -482,7 +486,7 @@ class _Builder:
         mem = self.mem
         for pages in image.pins:
             for folio in self.folios(vma, pages):
-                mem.refcount.raw[folio] += 1 if mem.order.raw[folio] else GUP_PIN_COUNTING_BIAS
+                mem.refcount.raw[folio] += 1 if mem.order.raw[folio] else PIN
         for first, count, refs in image.extra_refs:
             for folio in self.folios(vma, (first, count)):
                 mem.refcount.raw[folio] += refs

@@ -38,7 +38,7 @@ _NONE = FolioToken(PageKind.NONE)
 _NO_TABLE = PteToken(PteState.NO_TABLE)
 _PTE_LETTERS = {**PTE_LETTERS, "U": UFFD_WP}
 _PAGE_FLAGS = {letter: PG_OF_KPF.get(kpf, 0) for letter, kpf in KPF_OF_LETTER.items()}
-_SPECIAL_TYPE = {Leaf.HWPOISON: 24, Leaf.MIGRATION: 26, Leaf.DEVICE: 27}
+_SPECIAL_TYPE = {Leaf.HWPOISON: 24, Leaf.MIGRATION: 26, Leaf.DEVICE: 28}
 
 
 class Renderer:
