@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mthp.check.check_records import LitmusResult
+from mthp.check.records import LitmusResult
 from mthp.explore.explore import Explorer, Until
 from mthp.explore.outcome import Extent
 from mthp.lab.kernels.herd import run_herd

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from mthp.check.check import Token, as_mutant, breaches
-from mthp.check.check_records import (
+from mthp.check.drawing import breaches, kernel_function
+from mthp.check.records import (
     CpuStand,
     Entry,
     FolioStand,
@@ -21,7 +21,7 @@ from mthp.check.check_records import (
     Translation,
     WorldState,
 )
-from mthp.check.drawing import kernel_function
+from mthp.check.token import Token, as_mutant
 from mthp.explore.replay import Replay
 from mthp.machine.cpu import Cpu
 from mthp.machine.memory import Words
@@ -78,7 +78,7 @@ class Tracing:
         self._step = (
             task.name,
             task.cpu,
-            "" if task.background else kernel_function(sys._getframe(1)),
+            "" if task.background else kernel_function(sys._getframe(1), access),
             access.value,
             f"{word.name}[{index}]" if isinstance(word, Words) else word.name,
         )

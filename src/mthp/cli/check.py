@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mthp.check.check import NO_MUTANT, NO_TASK, known, replay
-from mthp.check.check_records import MutantResult, MutantVerdict, WorldResult
+from mthp.check.drawing import replay
 from mthp.check.jobs import Row
 from mthp.check.mutate import Tried, try_mutations
+from mthp.check.records import MutantResult, MutantVerdict, WorldResult
 from mthp.check.rows import Result
 from mthp.check.scorecard import ScorecardRow, default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
+from mthp.check.token import NO_MUTANT, NO_TASK, known
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.itf import check_target, write_itf
 from mthp.cli.litmus import run_litmus

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mthp.check.check_records import LitmusResult
+from mthp.check.records import LitmusResult
 
 SCHEMA_VERSION = 1
 
