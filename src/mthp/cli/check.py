@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -280,8 +281,8 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
     for line in pairs_lines(worlds):
         print(line)
     if mutants:
-        said = {v: sum(each.verdict is v for each in mutants) for v in MutantVerdict}
-        print(", ".join(f"{number} {verdict.value}" for verdict, number in said.items()))
+        verdicts = Counter(each.verdict for each in mutants)
+        print(", ".join(f"{verdicts[verdict]} {verdict.value}" for verdict in MutantVerdict))
 
 
 # Words

@@ -26,7 +26,7 @@ class Moment(Enum):
     COLLAPSED = auto()
     """Only khugepaged has worked: (Census before, Census now)."""
     COUNTED = auto()
-    """Whoever has worked: (Census before, Census now)."""
+    """Any tasks have worked: (Census before, Census now)."""
     ABORTED = auto()
     """Only khugepaged has worked, and did not succeed: (Census before, Census now)."""
     GAVE_UP = auto()
@@ -60,7 +60,7 @@ LAWS: Mapping[int, Law] = MappingProxyType(
         for law in (
             Law(
                 1,
-                "nobody uses a page, table, lock, VMA, anon_vma or mm that was freed",
+                "no page, table, lock, VMA, anon_vma or mm is used after it was freed",
                 {
                     Moment.REST: at_rest.law_1_freed_memory_is_unreachable,
                     Moment.OBSERVED: observations.law_1_failed_memory_is_not_mapped,
@@ -138,7 +138,7 @@ LAWS: Mapping[int, Law] = MappingProxyType(
             ),
             Law(
                 9,
-                "locks, RCU and PTE maps balance, nobody waits for ever, and what a lock guards is not "
+                "locks, RCU and PTE maps balance, no task waits for ever, and what a lock guards is not "
                 "changed without it",
                 {
                     Moment.REST: at_rest.law_9_locks_balance,

@@ -327,7 +327,7 @@ _RIVALS = (
     Mutant(
         "R1",
         "PVMW_SYNC in remove_migration_pte()",
-        "migration passes over entries that somebody moves just now",
+        "migration passes over entries that are being moved",
         _world("window", "mremap-ptes", "migrate-neighbour"),
         (4,),
         (Edit("mm.migrate", "remove_migration_pte", "Lookup.SYNC"),),
@@ -372,7 +372,7 @@ _RIVALS = (
     Mutant(
         "R5",
         "sync_with_folio_pmd_zap()",
-        "migration does not wait for whoever moves a huge page just now",
+        "migration does not wait while a huge page is being moved",
         _world("pmd", "mremap", "move-pages"),
         (4,),
         (Edit("mm.page_vma_mapped", "page_vma_mapped_walk", "if lookup is Lookup.SYNC: ..."),),
