@@ -9,6 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from mthp.laws.table import LAWS
+from mthp.races.cast.all import SUBJECTS
+from mthp.races.mutants.rules import SUBJECTS as MUTANTS_BY_SUBJECT
+from mthp.races.questions import QUESTIONS
+
 DOCS = Path(__file__).parent
 SOURCE = DOCS.parent / "src" / "mthp"
 ROOMS = ("khugepaged", "mm", "machine", "words", "races")
@@ -98,7 +103,82 @@ def kernel_map() -> str:
     return "\n".join(lines) + "\n" + NOT_MODELLED
 
 
-PAGES = {"kernel-map.md": kernel_map}
+def rivals_table() -> str:
+    """All rivals by subject, and what each needs to itself."""
+    lines = []
+    for subject, rivals in SUBJECTS.items():
+        lines += [f"### {subject}", "", "| rival | what it does | takes |", "|---|---|---|"]
+        for rival in rivals:
+            takes = ", ".join(sorted(part.value for part in rival.takes))
+            lines.append(f"| `{rival.name}` | {rival.what} | {takes} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def mutants_table() -> str:
+    """All mutants by subject: where each shows, and the laws that may say so."""
+    lines = []
+    for subject, mutants in MUTANTS_BY_SUBJECT.items():
+        lines += [
+            f"### {subject}",
+            "",
+            "| | without | from | shows in | laws |",
+            "|---|---|---|---|---|",
+        ]
+        for each in mutants:
+            world = f"`{each.world.name}` {' + '.join(each.world.rivals)}".strip()
+            laws = ", ".join(map(str, each.laws)) or f"none: {each.masked_by}"
+            lines.append(f"| {each.id} | {each.rule} | {each.where} | {world} | {laws} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def laws_table() -> str:
+    """Every law, and the functions that look for what breaks it."""
+    lines = ["| | law | looked for by |", "|---|---|---|"]
+    for law in LAWS.values():
+        checks = (
+            f"`{each.__module__.split('.')[-1]}.{each.__name__}`" for each in law.checks.values()
+        )
+        lines.append(f"| {law.number} | {law.sentence} | {', '.join(checks)} |")
+    return "\n".join(lines)
+
+
+def race_tables() -> str:
+    """The page of what the race checker knows: laws, rivals, mutants and questions."""
+    questions = (f"| `{each.id}` | {each.asked} |" for each in QUESTIONS.values())
+    return "\n".join(
+        (
+            "# Laws, rivals, mutants and questions",
+            "",
+            "`make docs` makes this page from the code. What the words mean is in the",
+            "[reference](races-reference.md).",
+            "",
+            "## Laws",
+            "",
+            laws_table(),
+            "",
+            "The functions are in `laws/`; each is given what its moment in `laws/table.py` says.",
+            "",
+            "## Rivals",
+            "",
+            "Two rivals that take the same part, or one that takes the whole window, cannot be in one world.",
+            "",
+            rivals_table(),
+            "## Mutants",
+            "",
+            mutants_table(),
+            "## Questions",
+            "",
+            "| | what if? |",
+            "|---|---|",
+            *questions,
+            "",
+        )
+    )
+
+
+PAGES = {"kernel-map.md": kernel_map, "race-tables.md": race_tables}
 """Page below docs/ -> the function that makes its text."""
 
 if __name__ == "__main__":

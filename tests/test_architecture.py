@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {
         "words",
         "predict.records",
-        "check.check_records",
+        "check.records",
         "compare.records",
         "compare.coverage",
     },

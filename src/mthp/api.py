@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mthp.check.check import check_world
-from mthp.check.check_records import Violation, WorldResult
+from mthp.check.records import Violation, WorldResult
 from mthp.check.search import Budget
 from mthp.image.capture.proc import CaptureError
 from mthp.predict.image import Folio, Image, Run, capture, load

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.check.check import hunt, replay
-from mthp.check.check_records import Entry, Trace, WorldState
+from mthp.check.check import hunt
+from mthp.check.drawing import replay
+from mthp.check.records import Entry, Trace, WorldState
 from mthp.check.trace import trace
 from mthp.races.mutants.rules import MUTANTS
 
@@ -65,7 +66,7 @@ def test_locks_and_counts_are_those_of_the_moment(stranded: Trace) -> None:
     for each in stranded.states:
         if each.access == "acquire" and each.word == "mm1.mmap_lock":
             assert dict(each.held)[each.task][-1].startswith("mm1.mmap_lock(")
-    (marked,) = (each for each in stranded.states if each.function == "vma_start_write()")
+    (marked,) = (each for each in stranded.states if each.function == "__vma_start_write()")
     assert dict(marked.vma_locks) == {"vma40000.vm_lock": -1}
     first = {folio.frame: folio for folio in stranded.states[0].folios}
     last = {folio.frame: folio for folio in stranded.states[-1].folios}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mthp.check.litmus import compare, says
+from mthp.check.litmus import compare, observation
 from mthp.lab.kernels.herd import parse_observations, run_herd
 from mthp.machine.store_buffer import Model
-from mthp.races.litmus import PATTERNS, Says
+from mthp.races.litmus import PATTERNS, Observation
 
 FILES = Path(__file__).parents[2] / "docs" / "litmus"
 RECORDED = Path(__file__).parent / "golden" / "herd7-7.58.txt"
@@ -30,25 +30,29 @@ def test_the_files_are_what_the_patterns_emit() -> None:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_our_lkmm_machine_says_what_is_expected(name: str) -> None:
-    assert says(PATTERNS[name], Model.LKMM) is PATTERNS[name].expected
+    assert observation(PATTERNS[name], Model.LKMM) is PATTERNS[name].expected
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_each_machine_allows_what_a_stronger_one_does(name: str) -> None:
     order = [Model.SC, Model.TSO, Model.LKMM, Model.WEAK]
-    stale = [says(PATTERNS[name], model) is not Says.NEVER for model in order]
+    stale = [observation(PATTERNS[name], model) is not Observation.NEVER for model in order]
     assert stale == sorted(stale)
 
 
 def test_only_the_barrier_holds_on_the_weakest_machine() -> None:
-    never = {name for name, each in PATTERNS.items() if says(each, Model.WEAK) is Says.NEVER}
+    never = {
+        name
+        for name, each in PATTERNS.items()
+        if observation(each, Model.WEAK) is Observation.NEVER
+    }
     assert never == {"publish-wmb", "ptes-wmb"}
 
 
 def test_says() -> None:
-    assert Says.of([True, True]) is Says.ALWAYS
-    assert Says.of([True, False]) is Says.SOMETIMES
-    assert Says.of([False]) is Says.NEVER
+    assert Observation.of([True, True]) is Observation.ALWAYS
+    assert Observation.of([True, False]) is Observation.SOMETIMES
+    assert Observation.of([False]) is Observation.NEVER
 
 
 def test_herd7_agreed_when_it_was_asked() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.check.check import check_world
-from mthp.check.check_records import WorldResult
+from mthp.check.records import WorldResult
 from mthp.races.edits import Edit
 from mthp.races.stage import Size
 from mthp.races.variant import applied

@@ -9,10 +9,12 @@ import sys
 
 import pytest
 
-from mthp.check.check import Token, check_world, draw, hunt, replay
-from mthp.check.check_records import MutantVerdict, Violation
+from mthp.check.check import check_world, hunt
+from mthp.check.drawing import draw, replay
+from mthp.check.records import MutantVerdict, Violation
 from mthp.check.scorecard import default_worlds
 from mthp.check.search import Budget
+from mthp.check.token import Token
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
 from mthp.races.findings import findings_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from mthp.check.check_records import (
+from mthp.check.records import (
     Breach,
     CpuStand,
     Entry,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mthp.check.check_records import Covered, WorldResult
+from mthp.check.records import Covered, WorldResult
 from mthp.report.check import pairs_lines
 
 

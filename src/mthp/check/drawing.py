@@ -7,39 +7,27 @@ The engine is not touched: at each step the interpreter's stack tells which kern
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Collection, Iterable
+from functools import cache
+from itertools import pairwise
 from types import FrameType
 from typing import Any
 
-from mthp.check.check_records import Call
+from mthp.check.records import Breach, Call, Violation
+from mthp.check.token import Token, as_mutant
+from mthp.explore.outcome import BrokenSchedule
+from mthp.explore.replay import Replay, shrink
+from mthp.laws.broken import Broken
+from mthp.laws.table import LAWS
 from mthp.machine.hold import Hold, Rank
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
 from mthp.mm.mm_types import PageTable, PmdPage
 from mthp.races.stage import Stage
+from mthp.races.world import RaceWorld
 
-_ROOMS = (
-    "mthp.khugepaged.",
-    "mthp.mm.",
-    "mthp.races.secondary_mmu",
-    "mthp.races.lockless_walker",
-    "mthp.protocol",
-)
-_INNER = frozenset(
-    """
-    read write add swap set_bits clear_bits get test set clear replace freeze add_unless_zero
-    __enter__ __exit__ release _take unlock is_wanted before after unmap lock_and_isolate take_page
-    take_none trace unlocked_after _vma_end_write_all fault store load _translate walk folio_get
-    folio_put folio_ref_count folio_mapcount folio_order folio_ref_add folio_try_get mm_flags_test
-    folio_maybe_mapped_shared folio_expected_ref_count free_folio isolate_ptes _move
-    folio_unqueue_deferred_split lookup pmd_unchanged pte_unchanged _cache _replace collapser
-    collapse_test_exit collapse_test_exit_or_disable vma_thp_disabled allowable_orders
-    thp_vma_allowable_orders charge pte_offset_map _on_step step _acted mark unmark try_enter leave
-    enter wait flush_tlb_range pmdp_get_lockless check_pmd_state find_pmd_or_thp_or_none _count_mm
-    folio_test_lazyfree folio_pte_referenced folio_test_large <genexpr> <listcomp> <lambda>
-    """.split()  # noqa: SIM905
-)
-"""What kernel functions are made of; a step within is named by who called it."""
 _LOCKS = {
     Rank.MMAP: "mmap_lock",
     Rank.VMA: "VMA lock",
@@ -48,7 +36,6 @@ _LOCKS = {
     Rank.PMD: "pmd lock",
     Rank.PTE: "PTE lock",
 }
-_STORES = {"store": "store to user memory", "load": "load from user memory"}
 
 
 class Drawing:
@@ -67,11 +54,10 @@ class Drawing:
         if task.background:
             if access is Access.WRITE:
                 self._draw(Call(self._numbers[task.name], f"seen: the store to page {index}", ()))
-            self._before(access, word, index)
-            return
-        name = function_of(sys._getframe(1), access, word) + _what(access, word, index)
-        locks = tuple(_name(hold) for hold in task.held)
-        self._draw(Call(self._numbers[task.name], name, locks))
+        else:
+            name = _function_of(sys._getframe(1), access, word) + _what(access, word, index)
+            locks = tuple(_name(hold) for hold in task.held)
+            self._draw(Call(self._numbers[task.name], name, locks))
         self._before(access, word, index)
 
     def _draw(self, call: Call) -> None:
@@ -79,26 +65,57 @@ class Drawing:
             self.calls.append(call)
 
 
-def function_of(frame: FrameType | None, access: Access, word: Any) -> str:
+# The kernel functions on the stack
+
+_STORES = {"store": "store to user memory", "load": "load from user memory"}
+_ENGINE = ("mthp.khugepaged.", "mthp.mm.", "mthp.races.")
+
+
+def _function_of(frame: FrameType | None, access: Access, word: Any) -> str:
     """The kernel function a step belongs to; a lock's own name where it is taken or given back."""
     rank = getattr(word, "rank", None)
     if rank is not None:
         done = {Access.RELEASE: "unlock", Access.TRY: "trylock"}.get(access, "lock")
         return f"{_LOCKS[rank]}: {done}"
-    return kernel_function(frame) or f"{access.value} {word.name}"
+    return kernel_function(frame, access) or f"{access.value} {word.name}"
 
 
-def kernel_function(frame: FrameType | None) -> str:
-    """The innermost of the kernel's functions on the stack, "" where there is none."""
+def kernel_function(frame: FrameType | None, access: Access) -> str:
+    """The innermost of the kernel's functions on the stack, "" where there is none. A read belongs to
+    a function of a .c file: headers hold what every function reads by.
+    """
     while frame is not None:
-        name = frame.f_code.co_name
-        module = frame.f_globals.get("__name__", "")
+        name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
         if name in _STORES and module == "mthp.mm.mmu":
             return _STORES[name]
-        if module.startswith(_ROOMS) and name not in _INNER:
+        if module == "mthp.protocol" and name.isidentifier():
             return f"{name}()"
+        if module.startswith(_ENGINE):
+            cited, file = _cited(name, _docstring(frame), frame.f_globals.get("__doc__") or "")
+            if cited and (file.endswith(".c") or access is not Access.READ):
+                return f"{cited}()"
         frame = frame.f_back
     return ""
+
+
+def _docstring(frame: FrameType) -> str:
+    constants = frame.f_code.co_consts
+    return constants[0] if constants and isinstance(constants[0], str) else ""
+
+
+@cache
+def _cited(name: str, docstring: str, module_docstring: str) -> tuple[str, str]:
+    """The kernel's function that a docstring cites, that of the same name before others, and the file
+    it is in, which may be the module's.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    file = "".join(re.findall(r"Kernel: ([\w/-]+\.[chS])\b", module_docstring)[:1])
+    for text in re.findall(r"Kernel: (.*?)(?:\n\s*\n|\Z)", docstring, re.DOTALL):
+        for path, function in re.findall(r"([\w/-]+\.[chS]\b)|(\w+)\(\)", text):
+            file = path or file
+            if function:
+                found.setdefault(function.lstrip("_"), (function, file))
+    return found.get(name.lstrip("_")) or next(iter(found.values()), ("", ""))
 
 
 _VERBS = {Access.READ: "reads", Access.WRITE: "writes", Access.RMW: "changes"}
@@ -120,3 +137,54 @@ def _what(access: Access, word: Any, index: int) -> str:
 def _name(hold: Hold) -> str:
     name = _LOCKS[hold.lock.rank]
     return name if hold.lock.rank >= Rank.PMD else f"{name} ({hold.mode.value})"
+
+
+# Drawing an execution
+
+
+def violation_of(
+    mutant: str, world: RaceWorld, finding: BrokenSchedule, laws: Collection[int]
+) -> Violation:
+    """The finding's execution, made as short as can be. The mutant is in force."""
+
+    def still(broken: list[Any]) -> bool:
+        return any(each.law in laws for each in broken)
+
+    return draw(Token(mutant, world, shrink(world, finding.schedule, still)))
+
+
+def draw(token: Token) -> Violation:
+    """Run a token's schedule and write down who called what. The mutant is in force."""
+    drawings: list[Drawing] = []
+
+    def recipe() -> Stage:
+        stage = token.world()
+        drawings.append(Drawing(stage))
+        return stage
+
+    replay = Replay(recipe, token.schedule)
+    broken: list[Any] = replay.run()
+    return Violation(
+        token.world.tasks,
+        tuple(drawings[0].calls),
+        breaches(broken),
+        tuple(drawings[0].stage.kernel.warnings.values()),
+        len(replay.taken),
+        sum(a != b for a, b in pairwise(replay.taken)),
+        str(token),
+    )
+
+
+def breaches(broken: Iterable[Broken]) -> tuple[Breach, ...]:
+    """What was broken, each with the law's sentence."""
+    return tuple(
+        Breach(each.law, LAWS[each.law].sentence, " ".join(map(str, each.object)), each.text)
+        for each in broken
+    )
+
+
+def replay(text: str) -> Violation:
+    """Run a token; ValueError where it is none."""
+    token = Token.parse(text)
+    with as_mutant(token.mutant):
+        return draw(token)

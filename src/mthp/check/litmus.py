@@ -6,19 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mthp.check.check_records import LitmusResult
+from mthp.check.records import LitmusResult
 from mthp.explore.explore import Explorer, Until
 from mthp.explore.outcome import Extent
 from mthp.lab.kernels.herd import run_herd
 from mthp.machine.store_buffer import Model
-from mthp.races.litmus import PATTERNS, Pattern, Publish, Says
+from mthp.races.litmus import PATTERNS, Observation, Pattern, Publish
 
 
-def says(pattern: Pattern, model: Model) -> Says:
+def observation(pattern: Pattern, model: Model) -> Observation:
     """Every execution of a pattern under a model of ours."""
     outcome = Explorer(lambda: Publish(model, pattern), until=Until.END).explore()
     assert outcome.coverage.kind is Extent.EXHAUSTIVE
-    return Says.of([finding.broken == 0 for finding in outcome.findings])
+    return Observation.of([finding.broken == 0 for finding in outcome.findings])
 
 
 def compare(memory_model: Path | None) -> list[LitmusResult]:
@@ -27,16 +27,16 @@ def compare(memory_model: Path | None) -> list[LitmusResult]:
     LabError: herd7 is not on this host, or fails.
     """
     texts = {name: pattern.text for name, pattern in PATTERNS.items()}
-    heard: Mapping[str, str] = {}
+    by_herd: Mapping[str, str] = {}
     if memory_model is not None:
-        heard = run_herd(texts, memory_model)
+        by_herd = run_herd(texts, memory_model)
     return [
         LitmusResult(
             name,
             pattern.what,
             pattern.expected.value,
-            tuple((model.value, says(pattern, model).value) for model in Model),
-            heard.get(name),
+            tuple((model.value, observation(pattern, model).value) for model in Model),
+            by_herd.get(name),
         )
         for name, pattern in PATTERNS.items()
     ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import mthp
-from mthp.check.check_records import MutantResult, WorldResult
+from mthp.check.records import MutantResult, WorldResult
 from mthp.explore.part import Key, Parts, part_document, part_of
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.words.files import FileError, replace_text

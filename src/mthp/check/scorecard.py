@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from mthp.check.check import NO_MUTANT, NO_TASK, check_world, hunt
+from mthp.check.check import check_world, hunt
 from mthp.check.rows import Result
 from mthp.check.search import Budget, SearchControl
+from mthp.check.token import NO_MUTANT, NO_TASK
 from mthp.races.cast.all import LAWFUL, get_along
 from mthp.races.cast.collapsers import Start
 from mthp.races.mutants.mutant import Mutant

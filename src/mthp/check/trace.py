@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from mthp.check.check import Token, as_mutant, breaches
-from mthp.check.check_records import (
+from mthp.check.drawing import breaches, kernel_function
+from mthp.check.records import (
     CpuStand,
     Entry,
     FolioStand,
@@ -21,7 +21,7 @@ from mthp.check.check_records import (
     Translation,
     WorldState,
 )
-from mthp.check.drawing import kernel_function
+from mthp.check.token import Token, as_mutant
 from mthp.explore.replay import Replay
 from mthp.machine.cpu import Cpu
 from mthp.machine.memory import Words
@@ -43,11 +43,11 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.races.stage import Stage
 
-Step = tuple[str, int, str, str, str]
+TakenStep = tuple[str, int, str, str, str]
 """Task, CPU, kernel function, access, word."""
 
-_BEGIN: Final[Step] = ("", 0, "", "begin", "")
-_END: Final[Step] = ("", 0, "", "end", "")
+_BEGIN: Final[TakenStep] = ("", 0, "", "begin", "")
+_END: Final[TakenStep] = ("", 0, "", "end", "")
 _ENTRY_FLAGS: Final = {
     getattr(ptes, name): name.lower()
     for name in ("WRITE", "YOUNG", "DIRTY", "SOFT_DIRTY", "UFFD_WP", "SWP_EXCLUSIVE")
@@ -78,7 +78,7 @@ class Tracing:
         self._step = (
             task.name,
             task.cpu,
-            "" if task.background else kernel_function(sys._getframe(1)),
+            "" if task.background else kernel_function(sys._getframe(1), access),
             access.value,
             f"{word.name}[{index}]" if isinstance(word, Words) else word.name,
         )
@@ -122,7 +122,7 @@ class Tracing:
                         yield name, _entry(_pmd_kind(word), word)
 
     def _folios(self) -> Iterator[FolioStand]:
-        """Those that are, or were in an earlier state, somebody's; the zero page is nobody's."""
+        """Those in use now or in an earlier state; the zero page is none of them."""
         mem = self.kernel.mem
         for frame in range(1, len(mem.head.raw)):
             if mem.head.raw[frame] != frame:

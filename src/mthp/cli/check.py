@@ -8,19 +8,21 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mthp.check.check import NO_MUTANT, NO_TASK, known, replay
-from mthp.check.check_records import MutantResult, MutantVerdict, WorldResult
+from mthp.check.drawing import replay
 from mthp.check.jobs import Row
 from mthp.check.mutate import Tried, try_mutations
+from mthp.check.records import MutantResult, MutantVerdict, WorldResult
 from mthp.check.rows import Result
 from mthp.check.scorecard import ScorecardRow, default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
+from mthp.check.token import NO_MUTANT, NO_TASK, known
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.itf import write_itf
 from mthp.cli.litmus import run_litmus
@@ -281,8 +283,8 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
     for line in pairs_lines(worlds):
         print(line)
     if mutants:
-        said = {v: sum(each.verdict is v for each in mutants) for v in MutantVerdict}
-        print(", ".join(f"{number} {verdict.value}" for verdict, number in said.items()))
+        verdicts = Counter(each.verdict for each in mutants)
+        print(", ".join(f"{verdicts[verdict]} {verdict.value}" for verdict in MutantVerdict))
 
 
 # Words

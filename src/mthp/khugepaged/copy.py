@@ -34,7 +34,10 @@ BATCH_IGNORES = ~(YOUNG | DIRTY | SOFT_DIRTY | WRITE)
 
 
 def copy_mc_user_highpage(mem: MemMap, to: int, source: int) -> bool:
-    """Copy a page; False if the source is poisoned. Kernel: include/linux/highmem.h."""
+    """Copy a page; False if the source is poisoned.
+
+    Kernel: include/linux/highmem.h, copy_mc_user_highpage().
+    """
     if mem.page_flags.test_bits(source, PAGE_HWPOISON):
         return False
     mem.content.write(to, mem.content.read(source))

@@ -38,7 +38,10 @@ def restore_pmd(kernel: Kernel, pmd: PmdPtr, orig_pmd: int) -> None:
 
 
 def __folio_mark_uptodate(kernel: Kernel, folio: int) -> None:
-    """Contents are seen before the mapping. Kernel: include/linux/page-flags.h."""
+    """Contents are seen before the mapping.
+
+    Kernel: include/linux/page-flags.h, __folio_mark_uptodate().
+    """
     kernel.machine.smp_wmb()
     kernel.mem.set(folio, PG_UPTODATE)
 

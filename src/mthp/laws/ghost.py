@@ -92,7 +92,7 @@ class Ghost:
         self.flushed |= {(table, cpu) for table, by in self.detached.items() if by is task}
 
     def ptl_is_taken(self, task: Task, lock: SpinLock) -> None:
-        """Whoever detached a table has its lock: links read before are of no use to others now."""
+        """The task that detached a table has its lock: links read before are of no use to others now."""
         for number, by in self.detached.items():
             table = self.kernel.tables.get(number)
             if by is task and table is not None and table.ptl is lock:

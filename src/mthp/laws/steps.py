@@ -247,7 +247,7 @@ def law_3_loads(ghost: Ghost, report: object) -> Iterator[Broken]:
     where = report.mm.number, report.address
     seen, value = ghost.observations, report.value
     if value != seen.initial.get(where, 0) and value not in seen.legal[where]:
-        text = f"{report.by} reads {value} at {report.address:#x}, which nobody stored there"
+        text = f"{report.by} reads {value} at {report.address:#x}, which was never stored there"
         yield Broken(3, Thing(Kind.ADDRESS, hex(report.address)), text)
 
 

@@ -26,7 +26,7 @@ class Moment(Enum):
     COLLAPSED = auto()
     """Only khugepaged has worked: (Census before, Census now)."""
     COUNTED = auto()
-    """Whoever has worked: (Census before, Census now)."""
+    """Any tasks have worked: (Census before, Census now)."""
     ABORTED = auto()
     """Only khugepaged has worked, and did not succeed: (Census before, Census now)."""
     GAVE_UP = auto()
@@ -54,129 +54,68 @@ class Law:
     checks: Mapping[Moment, Check] = field(default_factory=dict)
 
 
-LAWS: Mapping[int, Law] = MappingProxyType(
-    {
-        law.number: law
-        for law in (
-            Law(
-                1,
-                "nobody uses a page, table, lock, VMA, anon_vma or mm that was freed",
-                {
-                    Moment.REST: at_rest.law_1_freed_memory_is_unreachable,
-                    Moment.OBSERVED: observations.law_1_failed_memory_is_not_mapped,
-                    Moment.BEFORE_PTE: steps.law_1_tables,
-                    Moment.BEFORE_CONTENT: steps.law_1_contents,
-                    Moment.BEFORE_FLAGS: steps.law_1_flags,
-                    Moment.BEFORE_ANON_VMA_LOCK: steps.law_1_anon_vmas,
-                },
-            ),
-            Law(
-                2,
-                "before the copy, no CPU and no secondary MMU can still write a source, and a TLB "
-                "never holds small and huge entries of one address, nor a right that was taken",
-                {
-                    Moment.REST: at_rest.law_2_tlbs_agree_with_the_page_table,
-                    Moment.BEFORE_CONTENT: steps.law_2_contents,
-                    Moment.REPORT: steps.law_2_tlbs,
-                },
-            ),
-            Law(
-                3,
-                "a load sees the last store, and an exclusively pinned page stays the mapped page",
-                {
-                    Moment.END: at_rest.law_3_mapped_pages_are_up_to_date,
-                    Moment.OBSERVED: observations.law_3_the_last_store_is_read,
-                    Moment.COLLAPSED: at_rest.law_3_loads_see_what_was_stored,
-                    Moment.BEFORE_CONTENT: steps.law_3_contents,
-                    Moment.REPORT: steps.law_3_loads,
-                },
-            ),
-            Law(
-                4,
-                "mapcounts are the mappings that exist, and no migration entry outlives its migration",
-                {
-                    Moment.REST: at_rest.law_4_mapcounts_are_mappings,
-                    Moment.END: at_rest.law_4_migrations_have_ended,
-                },
-            ),
-            Law(
-                5,
-                "reference counts are explained by mappings, swap cache, batches and pins, and counters "
-                "move as what they count",
-                {
-                    Moment.REST: at_rest.law_5_references_are_explained,
-                    Moment.COUNTED: at_rest.law_5_books_are_kept,
-                },
-            ),
-            Law(
-                6,
-                "a table is linked, deposited, detached by one task, or being freed; never two of them",
-                {
-                    Moment.REST: at_rest.law_6_every_table_is_linked_or_deposited,
-                    Moment.BEFORE_PTE: steps.law_6_walks,
-                    Moment.AFTER_PTE: steps.law_6_fills,
-                    Moment.AFTER_PMD: steps.law_6_links,
-                },
-            ),
-            Law(
-                7,
-                "a PMD that is not none is never overwritten, and nothing is mapped twice",
-                {
-                    Moment.REST: at_rest.law_7_nothing_is_overwritten_or_mapped_twice,
-                    Moment.AFTER_PMD: steps.law_7_pmds,
-                },
-            ),
-            Law(
-                8,
-                "userfaultfd and soft-dirty marks survive",
-                {
-                    Moment.OBSERVED: observations.law_8_marks_are_there,
-                    Moment.COLLAPSED: at_rest.law_8_marks_survive,
-                    Moment.AFTER_PTE: steps.law_8_ptes,
-                    Moment.AFTER_PMD: steps.law_8_pmds,
-                },
-            ),
-            Law(
-                9,
-                "locks, RCU and PTE maps balance, nobody waits for ever, and what a lock guards is not "
-                "changed without it",
-                {
-                    Moment.REST: at_rest.law_9_locks_balance,
-                    Moment.AFTER_PTE: steps.law_9_ptes,
-                    Moment.REPORT: steps.law_9_hooks,
-                },
-            ),
-            Law(
-                10,
-                "what was learnt under a lock is not used after the lock was let go",
-                {Moment.BEFORE_VMA_LOCK: steps.law_10_vmas},
-            ),
-            Law(
-                11,
-                "a collapse that gives up leaves everything as it was",
-                {
-                    Moment.ABORTED: at_rest.law_11_an_abort_leaves_everything,
-                    Moment.GAVE_UP: trail.law_11_nothing_of_it_is_left,
-                },
-            ),
-            Law(
-                12,
-                "a completed zap stays zapped",
-                {Moment.OBSERVED: observations.law_12_zapped_addresses_are_empty},
-            ),
-            Law(
-                13,
-                "khugepaged touches only mms and mappings that are fully built and alive",
-                {
-                    Moment.REST: at_rest.law_13_only_live_mms_are_scanned,
-                    Moment.BEFORE_PMD: steps.law_13_pmds,
-                    Moment.BEFORE_VMA_LOCK: steps.law_13_vmas,
-                    Moment.BEFORE_MMAP_LOCK: steps.law_13_mms,
-                },
-            ),
-        )
-    }
+# fmt: off
+_LAWS = (
+    Law(1, "no page, table, lock, VMA, anon_vma or mm is used after it was freed",
+        {Moment.REST: at_rest.law_1_freed_memory_is_unreachable,
+         Moment.OBSERVED: observations.law_1_failed_memory_is_not_mapped,
+         Moment.BEFORE_PTE: steps.law_1_tables,
+         Moment.BEFORE_CONTENT: steps.law_1_contents,
+         Moment.BEFORE_FLAGS: steps.law_1_flags,
+         Moment.BEFORE_ANON_VMA_LOCK: steps.law_1_anon_vmas}),
+    Law(2, "before the copy, no CPU and no secondary MMU can still write a source, and a TLB "
+        "never holds small and huge entries of one address, nor a right that was taken",
+        {Moment.REST: at_rest.law_2_tlbs_agree_with_the_page_table,
+         Moment.BEFORE_CONTENT: steps.law_2_contents,
+         Moment.REPORT: steps.law_2_tlbs}),
+    Law(3, "a load sees the last store, and an exclusively pinned page stays the mapped page",
+        {Moment.END: at_rest.law_3_mapped_pages_are_up_to_date,
+         Moment.OBSERVED: observations.law_3_the_last_store_is_read,
+         Moment.COLLAPSED: at_rest.law_3_loads_see_what_was_stored,
+         Moment.BEFORE_CONTENT: steps.law_3_contents,
+         Moment.REPORT: steps.law_3_loads}),
+    Law(4, "mapcounts are the mappings that exist, and no migration entry outlives its "
+        "migration",
+        {Moment.REST: at_rest.law_4_mapcounts_are_mappings,
+         Moment.END: at_rest.law_4_migrations_have_ended}),
+    Law(5, "reference counts are explained by mappings, swap cache, batches and pins, and "
+        "counters move as what they count",
+        {Moment.REST: at_rest.law_5_references_are_explained,
+         Moment.COUNTED: at_rest.law_5_books_are_kept}),
+    Law(6, "a table is linked, deposited, detached by one task, or being freed; never two of "
+        "them",
+        {Moment.REST: at_rest.law_6_every_table_is_linked_or_deposited,
+         Moment.BEFORE_PTE: steps.law_6_walks,
+         Moment.AFTER_PTE: steps.law_6_fills,
+         Moment.AFTER_PMD: steps.law_6_links}),
+    Law(7, "a PMD that is not none is never overwritten, and nothing is mapped twice",
+        {Moment.REST: at_rest.law_7_nothing_is_overwritten_or_mapped_twice,
+         Moment.AFTER_PMD: steps.law_7_pmds}),
+    Law(8, "userfaultfd and soft-dirty marks survive",
+        {Moment.OBSERVED: observations.law_8_marks_are_there,
+         Moment.COLLAPSED: at_rest.law_8_marks_survive,
+         Moment.AFTER_PTE: steps.law_8_ptes,
+         Moment.AFTER_PMD: steps.law_8_pmds}),
+    Law(9, "locks, RCU and PTE maps balance, no task waits for ever, and what a lock guards "
+        "is not changed without it",
+        {Moment.REST: at_rest.law_9_locks_balance,
+         Moment.AFTER_PTE: steps.law_9_ptes,
+         Moment.REPORT: steps.law_9_hooks}),
+    Law(10, "what was learnt under a lock is not used after the lock was let go",
+        {Moment.BEFORE_VMA_LOCK: steps.law_10_vmas}),
+    Law(11, "a collapse that gives up leaves everything as it was",
+        {Moment.ABORTED: at_rest.law_11_an_abort_leaves_everything,
+         Moment.GAVE_UP: trail.law_11_nothing_of_it_is_left}),
+    Law(12, "a completed zap stays zapped",
+        {Moment.OBSERVED: observations.law_12_zapped_addresses_are_empty}),
+    Law(13, "khugepaged touches only mms and mappings that are fully built and alive",
+        {Moment.REST: at_rest.law_13_only_live_mms_are_scanned,
+         Moment.BEFORE_PMD: steps.law_13_pmds,
+         Moment.BEFORE_VMA_LOCK: steps.law_13_vmas,
+         Moment.BEFORE_MMAP_LOCK: steps.law_13_mms}),
 )
+# fmt: on
+LAWS: Mapping[int, Law] = MappingProxyType({law.number: law for law in _LAWS})
 _CHECKS = {
     moment: tuple(law.checks[moment] for law in LAWS.values() if moment in law.checks)
     for moment in Moment

@@ -23,7 +23,7 @@ EMPTY = 7
 """What the reader gets where it finds nothing mapped yet."""
 
 
-class Says(StrEnum):
+class Observation(StrEnum):
     """Whether the reader sees contents that were not there yet, over all executions."""
 
     ALWAYS = "Always"
@@ -31,11 +31,11 @@ class Says(StrEnum):
     NEVER = "Never"
 
     @staticmethod
-    def of(stale: Sequence[bool]) -> Says:
+    def of(stale: Sequence[bool]) -> Observation:
         """In which of the outcomes it does."""
         if all(stale):
-            return Says.ALWAYS
-        return Says.SOMETIMES if any(stale) else Says.NEVER
+            return Observation.ALWAYS
+        return Observation.SOMETIMES if any(stale) else Observation.NEVER
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Pattern:
     """A way to publish. what: between or around the two stores. expected: of the memory model.
 
     takes: what P0 needs besides contents and mapping, as C. before, after: its lines before and
-    after the store that maps, as C. act: the same lines on our machine, the store among them.
+    after the store that maps, as C. run: the same lines on our machine, the store among them.
     """
 
     name: str
     what: str
-    expected: Says
-    act: Callable[[Publish], None]
+    expected: Observation
+    run: Callable[[Publish], None]
     takes: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ class Publish:
 
     def _write(self, pattern: Pattern) -> None:
         self.contents.write(0, 1)
-        pattern.act(self)
+        pattern.run(self)
 
     def _read(self) -> None:
         if self.mapping.read(0):
@@ -199,20 +199,20 @@ _PATTERNS = (
     Pattern(
         "publish-wmb",
         "__folio_mark_uptodate() as it is",
-        Says.NEVER,
+        Observation.NEVER,
         _behind_a_barrier,
         before=("smp_wmb();",),
     ),
     Pattern(
         "publish-no-wmb",
         "X3: the barrier is gone, and nothing else orders",
-        Says.SOMETIMES,
+        Observation.SOMETIMES,
         _at_once,
     ),
     Pattern(
         "publish-locks",
         "no barrier: the PTE lock is given back and the pmd lock taken",
-        Says.NEVER,
+        Observation.NEVER,
         _behind_two_locks,
         (_PTL, _PML),
         (*_PTL_ONCE, *_PML_TAKEN),
@@ -221,7 +221,7 @@ _PATTERNS = (
     Pattern(
         "publish-unlock",
         "no barrier: a lock is given back, none is taken",
-        Says.SOMETIMES,
+        Observation.SOMETIMES,
         _after_a_lock,
         (_PTL,),
         _PTL_ONCE,
@@ -229,7 +229,7 @@ _PATTERNS = (
     Pattern(
         "publish-lock",
         "no barrier: the pmd lock is taken, none was given back",
-        Says.SOMETIMES,
+        Observation.SOMETIMES,
         _under_a_lock,
         (_PML,),
         _PML_TAKEN,
@@ -238,7 +238,7 @@ _PATTERNS = (
     Pattern(
         "publish-atomic",
         "no barrier: a source's reference is put by an atomic that returns a value",
-        Says.NEVER,
+        Observation.NEVER,
         _behind_an_atomic,
         ("atomic_t *count",),
         ("int r0 = atomic_dec_return(count);",),
@@ -246,7 +246,7 @@ _PATTERNS = (
     Pattern(
         "publish-get",
         "no barrier: a reference is taken by an atomic that returns nothing",
-        Says.SOMETIMES,
+        Observation.SOMETIMES,
         _after_a_get,
         ("atomic_t *count",),
         ("atomic_inc(count);",),
@@ -254,14 +254,14 @@ _PATTERNS = (
     Pattern(
         "ptes-wmb",
         "v16's smp_wmb(), where the contents are the PTEs and what maps them is the PMD",
-        Says.NEVER,
+        Observation.NEVER,
         _behind_a_barrier,
         before=("smp_wmb();",),
     ),
     Pattern(
         "ptes-no-wmb",
         "v16 without it: the pmd lock is held over both stores, and orders neither",
-        Says.SOMETIMES,
+        Observation.SOMETIMES,
         _at_once,
     ),
 )

@@ -112,8 +112,8 @@ class Stage:
     """The world and its tasks, as schedulers want them (schedulers.tasks.Setup).
 
     order: of the window. pages: PTE index -> frame of the small pages there. swapped: PTE index ->
-    slot of the pages that are out. elsewhere: a page outside the table, for whoever prepared it.
-    alone: nobody but the collapser does anything.
+    slot of the pages that are out. elsewhere: a page outside the table, for the rival that put it there.
+    alone: only the collapser does anything.
     children: mms for fork() to fill, by who forks.
     """
 
@@ -272,7 +272,7 @@ class Stage:
         self.watch.raised(task, error)
 
     def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
-        """Nobody can go on."""
+        """No task can go on."""
         self.watch.stuck(waiting)
 
     def at_rest(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import Any
 
-from mthp.check.check_records import (
+from mthp.check.records import (
     Call,
     Covered,
     MutantResult,

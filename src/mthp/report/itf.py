@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from mthp.check.check_records import CpuStand, Entry, FolioStand, TableStand, Trace, WorldState
+from mthp.check.records import CpuStand, Entry, FolioStand, TableStand, Trace, WorldState
 
 FORMAT: Final = "https://apalache-mc.org/docs/adr/015adr-trace.html"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mthp.check.check_records import LitmusResult
+from mthp.check.records import LitmusResult
 
 SCHEMA_VERSION = 1
 
@@ -17,7 +17,7 @@ def litmus_lines(results: Sequence[LitmusResult]) -> list[str]:
     rows = [["test", "expected", *models, "herd7", "", "between the two stores"]]
     for each in results:
         verdict = "agree" if each.agrees else "DIFFER"
-        ours = [said for _, said in each.ours]
+        ours = [observation for _, observation in each.ours]
         rows.append([each.name, each.expected, *ours, each.herd or "-", verdict, each.what])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -39,55 +39,26 @@ def _guest_stores(stage: Stage) -> None:
     stage.guest.store(START, 400)
 
 
+# fmt: off
 ACCESSES = (
-    Rival(
-        "store",
-        "a CPU stores to a page of the window",
-        lambda stage: store_and_load(stage, 0),
-    ),
-    Rival(
-        "store-twice",
-        "a CPU stores twice, the second time through its TLB",
-        lambda stage: store_twice(stage, 0, 0),
-    ),
-    Rival(
-        "store-both",
-        "a CPU stores to both pages, the second through a cached link",
-        lambda stage: store_twice(stage, 0, 1),
-    ),
+    Rival("store", "a CPU stores to a page of the window", lambda stage: store_and_load(stage, 0)),
+    Rival("store-twice", "a CPU stores twice, the second time through its TLB",
+        lambda stage: store_twice(stage, 0, 0)),
+    Rival("store-both", "a CPU stores to both pages, the second through a cached link",
+        lambda stage: store_twice(stage, 0, 1)),
     Rival("store-neighbour", "a CPU stores twice to a page beside the window", _store_beside),
     Rival("load", "a CPU loads from a page of the window", lambda stage: load(stage.mm, START)),
-    Rival(
-        "fault",
-        "a CPU stores to the window's empty PTE",
-        lambda stage: store_and_load(stage, 1),
-    ),
-    Rival(
-        "zero-fault",
-        "a CPU reads the window's empty PTE",
-        lambda stage: handle_user_fault(stage.mm, stage.address(1), write=False),
-    ),
-    Rival(
-        "fault-unlocked",
-        "a fault that takes no lock (a core dumper's)",
-        lambda stage: handle_mm_fault(stage.vma, stage.address(1), write=True),
-    ),
-    Rival(
-        "gup",
-        "GUP-fast pins a page, a device writes to it later",
-        lambda stage: pin_and_write(stage.mm, START, 300),
-    ),
-    Rival(
-        "gup-large",
-        "GUP-fast pins a page of a large folio",
-        lambda stage: pin_and_write(stage.mm, START, 300),
-        Stage.map_large,
-        WINDOW,
-    ),
+    Rival("fault", "a CPU stores to the window's empty PTE", lambda stage: store_and_load(stage, 1)),
+    Rival("zero-fault", "a CPU reads the window's empty PTE",
+        lambda stage: handle_user_fault(stage.mm, stage.address(1), write=False)),
+    Rival("fault-unlocked", "a fault that takes no lock (a core dumper's)",
+        lambda stage: handle_mm_fault(stage.vma, stage.address(1), write=True)),
+    Rival("gup", "GUP-fast pins a page, a device writes to it later",
+        lambda stage: pin_and_write(stage.mm, START, 300)),
+    Rival("gup-large", "GUP-fast pins a page of a large folio",
+        lambda stage: pin_and_write(stage.mm, START, 300), Stage.map_large, WINDOW),
     Rival("guest", "a guest stores to a page its MMU maps", _guest_stores, _add_guest),
-    Rival(
-        "perf",
-        "perf walks the table without a lock",
-        lambda stage: perf_get_page_size(stage.mm, START),
-    ),
+    Rival("perf", "perf walks the table without a lock",
+        lambda stage: perf_get_page_size(stage.mm, START)),
 )
+# fmt: on

@@ -50,11 +50,10 @@ def _madvise_table(stage: Stage) -> None:
         _collapse(stage, Caller.MADVISE, 0, stage.kernel.geometry.pmd_order)
 
 
+# fmt: off
 SECOND_COLLAPSERS = (
-    Rival(
-        "madv-collapse",
-        "MADV_COLLAPSE of the same window",
-        lambda stage: _collapse(stage, Caller.MADVISE, 0, stage.order),
-    ),
+    Rival("madv-collapse", "MADV_COLLAPSE of the same window",
+        lambda stage: _collapse(stage, Caller.MADVISE, 0, stage.order)),
     Rival("madv-collapse-pmd", "MADV_COLLAPSE of the table the window is in", _madvise_table),
 )
+# fmt: on

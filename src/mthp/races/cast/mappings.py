@@ -70,96 +70,43 @@ def _fork_fails(stage: Stage) -> None:
     dup_mmap_failing(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
 
 
+# fmt: off
 MAPPINGS = (
-    Rival(
-        "zap",
-        "MADV_DONTNEED of the whole table",
-        lambda stage: madvise_dontneed(stage.mm, START, stage.end),
-    ),
-    Rival(
-        "zap-page",
-        "MADV_DONTNEED of one page of the window",
-        lambda stage: madvise_dontneed(stage.mm, START, stage.address(1)),
-    ),
+    Rival("zap", "MADV_DONTNEED of the whole table",
+        lambda stage: madvise_dontneed(stage.mm, START, stage.end)),
+    Rival("zap-page", "MADV_DONTNEED of one page of the window",
+        lambda stage: madvise_dontneed(stage.mm, START, stage.address(1))),
     Rival("zap-second", "MADV_DONTNEED of the window's second page", _zap_second),
-    Rival(
-        "zap-vma",
-        "MADV_DONTNEED of the whole table under the VMA lock",
-        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.end),
-    ),
-    Rival(
-        "zap-page-vma",
-        "the same of one page of the window",
-        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.address(1)),
-    ),
-    Rival(
-        "zap-locked", "a locked page is unlocked and zapped", _zap_locked, _lock_first_page, FIRST
-    ),
-    Rival(
-        "zap-large",
-        "MADV_DONTNEED of a page of a large folio",
-        _zap_second,
-        Stage.map_large,
-        WINDOW,
-    ),
+    Rival("zap-vma", "MADV_DONTNEED of the whole table under the VMA lock",
+        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.end)),
+    Rival("zap-page-vma", "the same of one page of the window",
+        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.address(1))),
+    Rival("zap-locked", "a locked page is unlocked and zapped", _zap_locked, _lock_first_page, FIRST),
+    Rival("zap-large", "MADV_DONTNEED of a page of a large folio", _zap_second, Stage.map_large,
+        WINDOW),
     Rival("huge-fault", "the table is zapped, and a fault puts a huge page there", _zap_and_fault),
     Rival("lazyfree", "MADV_FREE of a page, and reclaim that drops it", _free_lazily),
-    Rival(
-        "remap",
-        "munmap() and mmap() of the same range",
-        lambda stage: munmap_and_mmap(stage.mm, START, stage.end),
-    ),
-    Rival(
-        "shrink",
-        "munmap() of all but the first page of the window",
-        lambda stage: munmap_tail(stage.mm, stage.address(1)),
-    ),
-    Rival(
-        "mremap",
-        "mremap() moves the whole table elsewhere",
-        lambda stage: mremap(stage.mm, START, stage.far),
-        takes=ELSEWHERE,
-    ),
-    Rival(
-        "mremap-ptes",
-        "mremap() moves the table's pages one by one",
+    Rival("remap", "munmap() and mmap() of the same range",
+        lambda stage: munmap_and_mmap(stage.mm, START, stage.end)),
+    Rival("shrink", "munmap() of all but the first page of the window",
+        lambda stage: munmap_tail(stage.mm, stage.address(1))),
+    Rival("mremap", "mremap() moves the whole table elsewhere",
+        lambda stage: mremap(stage.mm, START, stage.far), takes=ELSEWHERE),
+    Rival("mremap-ptes", "mremap() moves the table's pages one by one",
         lambda stage: mremap(stage.mm, START, stage.far + stage.kernel.geometry.page_size),
-        takes=ELSEWHERE,
-    ),
-    Rival(
-        "mprotect",
-        "mprotect() takes the right to store away",
-        lambda stage: mprotect(stage.mm, START, stage.end),
-    ),
-    Rival(
-        "numa-hint",
-        "NUMA hints are given to the table, and a store hits one",
-        _hint_and_store,
-    ),
-    Rival(
-        "soft-dirty",
-        "soft-dirty marks are cleared, then a page is stored to",
-        _clear_and_store,
-    ),
+        takes=ELSEWHERE),
+    Rival("mprotect", "mprotect() takes the right to store away",
+        lambda stage: mprotect(stage.mm, START, stage.end)),
+    Rival("numa-hint", "NUMA hints are given to the table, and a store hits one", _hint_and_store),
+    Rival("soft-dirty", "soft-dirty marks are cleared, then a page is stored to", _clear_and_store),
     Rival("fork", "fork() of the process", _fork, lambda stage: _add_child(stage, "fork")),
-    Rival(
-        "fork-fails",
-        "fork() that fails half way",
-        _fork_fails,
-        lambda stage: _add_child(stage, "fork-fails"),
-    ),
+    Rival("fork-fails", "fork() that fails half way", _fork_fails,
+        lambda stage: _add_child(stage, "fork-fails")),
     Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE),
-    Rival(
-        "exec-shift",
-        "exec shifts its temporary stack",
+    Rival("exec-shift", "exec shifts its temporary stack",
         lambda stage: relocate_vma_down(stage.mm, START - stage.kernel.geometry.pmd_size),
-        vm_flags=VM_STACK_INCOMPLETE,
-        reach=Reach.ALONE,
-    ),
-    Rival(
-        "exit",
-        "the process exits",
-        lambda stage: exit_mm(stage.mm, stage.khugepaged.khugepaged_exit),
-        reach=Reach.ALONE,
-    ),
+        vm_flags=VM_STACK_INCOMPLETE, reach=Reach.ALONE),
+    Rival("exit", "the process exits",
+        lambda stage: exit_mm(stage.mm, stage.khugepaged.khugepaged_exit), reach=Reach.ALONE),
 )
+# fmt: on

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a drawing calls a step: a function of the kernel's, by the engine's own citations."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from mthp.check.check import hunt
+from mthp.check.drawing import kernel_function
+from mthp.machine.step import Access
+from mthp.races.mutants.rules import MUTANTS
+
+SOURCE = '''
+"""Page tables. Kernel: mm/pgtable.c."""
+
+def walk(look):
+    """Kernel: mm/rmap.c, walk()."""
+    return read_by(look)
+
+def read_by(look):
+    """Kernel: include/linux/pgtable.h, read_by()."""
+    return helper(look)
+
+def helper(look):
+    """What the kernel has no function for."""
+    return look()
+
+def clear(look):
+    """Kernel: set_none(), __clear(), which it is part of."""
+    return look()
+
+def part_of_it(look):
+    """Kernel: mm/rmap.c, the_whole()."""
+    return look()
+'''
+
+
+def named(function: str, access: Access) -> str:
+    """What a step is called that is taken at the bottom of a function of the engine's."""
+    module = {"__name__": "mthp.mm.invented"}
+    exec(SOURCE, module)
+    found: str = module[function](lambda: kernel_function(sys._getframe(0), access))  # type: ignore[operator]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("function", "access", "name"),
+    [
+        ("walk", Access.READ, "walk()"),  # headers hold what every function reads by
+        ("walk", Access.WRITE, "read_by()"),
+        ("read_by", Access.READ, ""),
+        ("helper", Access.WRITE, ""),
+        ("clear", Access.READ, "__clear()"),  # the module's file
+        ("part_of_it", Access.READ, "the_whole()"),
+    ],
+)
+def test_the_innermost_function_that_the_kernel_has(
+    function: str, access: Access, name: str
+) -> None:
+    assert named(function, access) == name
+
+
+def test_a_race_is_drawn_by_the_functions_and_locks_of_the_kernel() -> None:
+    violation = hunt(MUTANTS["A16"]).violation
+    assert violation is not None
+    drawn = {(call.function, call.locks) for call in violation.calls}
+    held = ("mmap_lock (write)", "anon_vma (write)", "pmd lock")
+    assert ("pmdp_collapse_flush(): changes the PMD", held) in drawn
+    names = {function.partition(":")[0] for function, _ in drawn}
+    assert {"folio_isolate_lru()", "try_to_migrate_one()", "pmd_populate()"} <= names
+    assert "guard_pmd_none()" not in names
