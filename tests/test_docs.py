@@ -218,12 +218,12 @@ def test_every_refusal_is_explained() -> None:
         assert f"`{gate.value}`" in text
 
 
-def test_the_guide_runs() -> None:
-    """Every line of docs/guide.md, and what it prints."""
+@pytest.mark.parametrize(("page", "lines"), [("README.md", 4), ("docs/guide.md", 31)])
+def test_python_on_the_pages_runs(page: str, lines: int) -> None:
     results = doctest.testfile(
-        str(ROOT / "docs" / "guide.md"),
+        str(ROOT / page),
         module_relative=False,
         optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
     )
-    assert results.attempted > 30
+    assert results.attempted >= lines
     assert not results.failed
