@@ -21,6 +21,7 @@ from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.fork import dup_mmap, exit_mm
 from mthp.mm.gup import gup_fast
 from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid
+from mthp.mm.ksm import ksm_do_scan
 from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
 from mthp.mm.memory import handle_huge_fault
 from mthp.mm.migrate import migrate_folio, move_page
@@ -32,6 +33,8 @@ from mthp.mm.page_flags import PG_SWAPCACHE
 from mthp.mm.pgtable_types import DIRTY, SOFT_DIRTY, Leaf, leaf_kind, pte_none, pte_pfn, pte_present
 from mthp.mm.swapfile import unuse_mm
 from mthp.mm.task_mmu import clear_refs_write
+from mthp.mm.userfaultfd import move_pages
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_MERGEABLE, VM_SOFTDIRTY, VM_UFFD_WP
 from mthp.mm.vmscan import discard_folio, shrink_active_list, shrink_folio
 from mthp.words.profiles import V7_3
 from tests.small_worlds import TINY, Piece, World, hole, huge, large, small, swap, zero
@@ -80,8 +83,9 @@ Call = Callable[[Program, Mm, int], None]
 
 def stores(program: Program, mm: Mm, page: int) -> None:
     program.next_value += 1
-    assert store(mm, program.address(mm, page), program.next_value)
-    program.contents[mm.number, page] = program.next_value
+    value = program.next_value if page % 4 else 0
+    assert store(mm, program.address(mm, page), value)
+    program.contents[mm.number, page] = value
     program.given_up.discard((mm.number, page))
     entry = Census(program.world.kernel).entries[mm.number, program.address(mm, page)]
     assert entry & DIRTY and entry & SOFT_DIRTY
@@ -196,6 +200,27 @@ def gets(program: Program, mm: Mm, page: int) -> None:
         mem.folio_put(mem.page_folio(found))
 
 
+def merges(program: Program, mm: Mm, page: int) -> None:
+    """KSM: a page that reads 0 becomes the zero page, any other stays what it is."""
+    ksm_do_scan(mm, program.address(mm, page), 0)
+
+
+def user_moves(program: Program, mm: Mm, page: int) -> None:
+    """UFFDIO_MOVE of a page to another place of the mapping, if nothing stands there."""
+    to = (page * 5 + 7) % PAGES
+    before = Census(program.world.kernel).entries
+    source, target = program.address(mm, page), program.address(mm, to)
+    move_pages(mm, target, source)
+    after = Census(program.world.kernel).entries
+    was_there = not pte_none(before.get((mm.number, source), 0))
+    if was_there and pte_none(after.get((mm.number, source), 0)):
+        assert pte_none(before.get((mm.number, target), 0))
+        program.contents[mm.number, to] = program.contents[mm.number, page]
+        program.contents[mm.number, page] = 0
+        if (mm.number, page) in program.given_up:
+            program.given_up.add((mm.number, to))
+
+
 def hints(program: Program, mm: Mm, page: int) -> None:
     start = program.address(mm, page)
     task_numa_work(mm, start, min((start | 0xFFFF) + 1, program.address(mm, PAGES)))
@@ -211,6 +236,8 @@ CALLS: dict[str, Call] = {
     "exits": exits,
     "moves the mapping": moves,
     "gets a page": gets,
+    "merges": merges,
+    "moves a page": user_moves,
     "hints": hints,
     "clears soft-dirty": lambda program, mm, page: clear_refs_write(mm),
     "swapoff": lambda program, mm, page: unuse_mm(mm, program.address(mm, page)),
@@ -227,7 +254,15 @@ CALLS: dict[str, Call] = {
 }
 
 
-def started(layout: str, place: int) -> Program:
+FLAGS = {
+    "plain": VM_DEFAULT,
+    "userfaultfd and KSM": VM_DEFAULT | VM_UFFD_WP | VM_MERGEABLE,
+    "locked": VM_DEFAULT | VM_LOCKED,
+    "marked": VM_DEFAULT | VM_SOFTDIRTY,
+}
+
+
+def started(layout: str, place: int, flags: str) -> Program:
     world = World(
         geometry=TINY, profile=V7_3, orders={2, 3, 4}, max_ptes_none=15, max_ptes_swap=15, cpus=2
     )
@@ -235,7 +270,7 @@ def started(layout: str, place: int) -> Program:
     program = Program(world, mm)
     program.place[mm.number] = PLACES[place]
     pieces = LAYOUTS[layout] if place < 2 else [p for p in LAYOUTS[layout] if p.kind.name != "HUGE"]
-    vma = world.vma(*pieces, at=PLACES[place], pages=PAGES)
+    vma = world.vma(*pieces, at=PLACES[place], pages=PAGES, flags=FLAGS[flags])
     mm.counters[MM_SWAPENTS] = len(world.kernel.swap.users)
     census = Census(world.kernel)
     for page in range(PAGES):
@@ -277,20 +312,21 @@ def check(program: Program, before: Census) -> None:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(list(LAYOUTS)),
     st.integers(0, 2),
+    st.sampled_from(list(FLAGS)),
     st.lists(
         st.tuples(st.sampled_from(list(CALLS)), st.booleans(), st.integers(0, PAGES - 1)),
-        max_size=12,
+        max_size=14,
     ),
 )
 def test_every_program_leaves_memory_as_it_was_written(
-    watched: bool, layout: str, place: int, calls: list[tuple[str, bool, int]]
+    watched: bool, layout: str, place: int, flags: str, calls: list[tuple[str, bool, int]]
 ) -> None:
     """watched: the calls take steps, and the vectorised ways are not gone."""
-    program = started(layout, place)
+    program = started(layout, place, flags)
     for name, of_child, page in calls:
         mm = program.child if of_child and program.child is not None else program.parent
         before = program.world.census()
