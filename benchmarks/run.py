@@ -33,8 +33,9 @@ def machine() -> str:
 
 
 def run(name: str) -> bool:
-    """One bench; False if it failed."""
+    """One bench, without the arguments that named it; False if it failed."""
     print(f"## {name}\n", flush=True)
+    sys.argv[:] = [name]
     try:
         importlib.import_module(f"benchmarks.{name}").main()
     except LACKS as error:

@@ -294,6 +294,19 @@ def mirror_of_the_source(root: Path) -> Iterator[str]:
             yield f"{path.relative_to(root)}: its directory has no __init__.py"
 
 
+TESTED_BY_MODULE = ("khugepaged", "mm")
+
+
+def engine_modules_have_their_test_file(root: Path) -> Iterator[str]:
+    """Each module of khugepaged/ and mm/ is tested by the file of its name."""
+    for module in modules(root):
+        if module.room in TESTED_BY_MODULE and not module.is_package:
+            folder, _, name = module.name.rpartition(".")
+            test = Path("tests", *folder.split("."), f"test_{name}.py")
+            if not (root / test).exists():
+                yield f"{module.name}: there is no {test}"
+
+
 Rule = Callable[[Path], Iterator[str]]
 RULES: list[Rule] = [
     imports_go_one_way,
@@ -308,6 +321,7 @@ RULES: list[Rule] = [
     public_things_have_docstrings,
     the_engine_knows_no_mutants,
     mirror_of_the_source,
+    engine_modules_have_their_test_file,
 ]
 
 
@@ -534,6 +548,18 @@ def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
     ]
 
 
+def test_engine_modules_have_their_test_file_can_fail(tmp_path: Path) -> None:
+    for module in ("mm/rmap", "khugepaged/scan", "laws/table", "mm/__init__"):
+        write(tmp_path, f"src/mthp/{module}.py", GOOD)
+    assert list(engine_modules_have_their_test_file(tmp_path)) == [
+        "khugepaged.scan: there is no tests/khugepaged/test_scan.py",
+        "mm.rmap: there is no tests/mm/test_rmap.py",
+    ]
+    write(tmp_path, "tests/mm/test_rmap.py", GOOD)
+    write(tmp_path, "tests/khugepaged/test_scan.py", GOOD)
+    assert not list(engine_modules_have_their_test_file(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("path", "text"),
     [
@@ -551,6 +577,9 @@ def test_mirror_of_the_source_can_fail(tmp_path: Path) -> None:
 )
 def test_what_the_rules_allow(tmp_path: Path, path: str, text: str) -> None:
     write(tmp_path, f"src/mthp/{path}", GOOD + text)
+    test = Path(path).with_name(f"test_{Path(path).name}")
+    for file in (Path("__init__.py"), test.with_name("__init__.py"), test):
+        write(tmp_path, f"tests/{file}", GOOD)
     assert [complaint for rule in RULES for complaint in rule(tmp_path)] == []
 
 

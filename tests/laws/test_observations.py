@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
+from mthp.mm.gup import PIN
 from mthp.mm.mm_types import Mm
 from mthp.mm.pgtable import pmd_ptr, pmdp_get_lockless
-from mthp.mm.pgtable_types import SOFT_DIRTY, YOUNG, Leaf, leaf_pte, zero_pte
+from mthp.mm.pgtable_types import PFN_SHIFT, SOFT_DIRTY, YOUNG, Leaf, leaf_pte, zero_pte
 from mthp.mm.reports import (
     Discarding,
     Gone,
     Moving,
+    Pinned,
     Poisoned,
     Registered,
     SoftDirtyCleared,
@@ -127,3 +129,36 @@ def test_what_the_monitor_moved_in_is_asked_for() -> None:
     world.kernel.report(Moving(world.mm, FAR, START + 0x1000, 0x1000, "uffd-move-in"))
     world.table.ptes.raw[1] = zero_pte(YOUNG)
     assert laws(world) == set()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("what", ["moved", "zapped", "swapped out", "kept"])
+def test_an_exclusively_pinned_page_stays_the_mapped_page(what: str, exclusive: bool) -> None:
+    """Law 3's clause about pins. A page that is shared may be replaced, and a zap takes any away."""
+    world = stage()
+    mem, page = world.kernel.mem, world.pages[0]
+    world.kernel.report(Pinned(world.mm, START, page, exclusive))
+    mem.refcount.raw[page] += PIN
+    if what in ("moved", "zapped"):
+        copy = mem.new_frames(0, 0)
+        mem.prep_folio(copy, 0)
+        for row in (mem.content, mem.flags, mem.mapcount, mem.page_flags):
+            row.raw[copy] = row.raw[page]
+        mem.mapcount.raw[page] = 0
+        mem.refcount.raw[page] -= 1
+        world.table.ptes.raw[0] += (copy - page) << PFN_SHIFT
+    elif what == "swapped out":
+        mem.mapcount.raw[page] = 0
+        mem.refcount.raw[page] -= 1
+        world.mm.counters["MM_ANONPAGES"] -= 1
+        world.kernel.swap.contents[7] = mem.content.raw[page]
+        world.table.ptes.raw[0] = leaf_pte(Leaf.SWAP, 7, SOFT_DIRTY)
+    if what == "zapped":
+        world.kernel.report(Zapped(world.mm, START, START + 0x1000, "zap"))
+        world.kernel.report(StoredTo(world.mm, START, 100, "zap"))
+    world.watch.at_rest([task for task, _ in world.tasks])
+    if what == "moved" and exclusive:
+        (broken,) = [each for each in world.broken if each.law == 3]
+        assert f"page {page} is pinned and {START:#x} maps {page + copy - page} now" in broken.text
+    else:
+        assert {each.law for each in world.broken} & {3} == set()

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from mthp.machine.cpu import Cpu, TlbEntry, flush_tlb_range, tlb_remove_table_sync_one
 from mthp.machine.memory import Cell, Words
 from mthp.machine.step import ALL_BITS, Access
-from mthp.machine.task import Machine
+from mthp.machine.store_buffer import Lane, Model, Slot, StoreBuffer
+from mthp.machine.task import Machine, Task
 
 Seen = list[tuple[Access, int, int]]
 
@@ -132,3 +137,141 @@ def test_the_sync_ipi_waits_for_walkers_on_other_cpus() -> None:
     assert waited == [cpus[2].irqs_off]
     cpus[0].irqs_off.value = True
     assert tlb_remove_table_sync_one(cpus, 0) == 2
+
+
+# Lanes: stores that others see late
+
+
+def late(
+    model: Model = Model.LKMM, lane: Lane = Lane.CONTENTS
+) -> tuple[Machine, Words, list[Slot]]:
+    """A row whose stores by the running task are late, and the buffer's places."""
+    machine = Machine()
+    machine.on_step = lambda access, word, index, bits: None
+    words = Words(machine, "row", "q", 4)
+    words.lane = lane
+    buffer = machine.current.buffer = StoreBuffer(machine, "buffer", model, 2)
+    return machine, words, list(buffer.free)
+
+
+def seen_by_another(machine: Machine, act: Callable[[], int]) -> int:
+    mine, machine.current = machine.current, Task("another", 1)
+    value = act()
+    machine.current = mine
+    return value
+
+
+def test_a_late_store_is_read_by_its_own_task_alone() -> None:
+    machine, words, slots = late()
+    words.raw[1] = 3
+    words.write(1, 12)
+    words.write(1, 14)
+    assert words.raw[1] == 3
+    assert (words.read(1), words.test_bits(1, 6), words.test_bits(1, 1)) == (14, 6, 0)
+    assert words.read(0) == 0  # another word of the row
+    assert seen_by_another(machine, lambda: words.read(1)) == 3
+    assert seen_by_another(machine, lambda: words.test_bits(1, 6)) == 2
+    for slot, value in zip(slots, (12, 14), strict=True):
+        seen_by_another(machine, lambda slot=slot: slot.drain() or 0)  # type: ignore[misc]
+        assert words.raw[1] == value
+
+
+def test_another_row_does_not_read_what_is_late() -> None:
+    machine, words, _ = late()
+    other = Words(machine, "other", "q", 4)
+    other.lane = Lane.CONTENTS
+    words.write(1, 12)
+    assert other.read(1) == 0
+
+
+def test_without_room_a_store_is_seen_at_once() -> None:
+    _, words, slots = late()
+    for value in (1, 2, 3):
+        words.write(value, value)
+    assert len(slots) == 2
+    assert list(words.raw) == [0, 0, 0, 3]
+
+
+def test_only_contents_are_late() -> None:
+    for lane in (Lane.TABLES, Lane.COUNTS, None):
+        _, words, _ = late(Model.WEAK)
+        words.lane = lane
+        words.write(1, 12)
+        assert words.raw[1] == 12
+
+
+Atomic = Callable[[Words], object]
+
+
+@pytest.mark.parametrize(
+    "atomic",
+    [
+        lambda words: words.add(0, 1),
+        lambda words: words.add_unless_zero(0, 1),
+        lambda words: words.replace(0, 0, 1),
+        lambda words: words.swap(0, 1),
+        lambda words: words.set_bits(0, 1),
+        lambda words: words.clear_bits(0, 1),
+        lambda words: words.freeze(0, 1),
+    ],
+)
+@pytest.mark.parametrize("lane", [Lane.TABLES, Lane.COUNTS, Lane.CONTENTS, None])
+@pytest.mark.parametrize("model", [Model.TSO, Model.LKMM, Model.WEAK])
+def test_an_atomic_that_returns_a_value_waits_until_all_is_seen(
+    atomic: Atomic, lane: Lane | None, model: Model
+) -> None:
+    machine, words, slots = late(model)
+    waits: list[object] = []
+    words.write(1, 12)
+    other = Words(machine, "other", "q", 4)
+    other.lane = lane
+    machine.on_step = lambda access, word, index, bits: (
+        waits.append(word) if access is Access.WAIT else None
+    )
+    atomic(other)
+    orders = lane in (Lane.TABLES, Lane.COUNTS) and model is not Model.WEAK
+    assert waits == ([slots[0].seen] if orders else [])
+
+
+@pytest.mark.parametrize("model", [Model.TSO, Model.LKMM, Model.WEAK])
+def test_an_atomic_that_returns_nothing_and_a_store_to_a_table_wait_on_x86_alone(
+    model: Model,
+) -> None:
+    acts: list[tuple[Lane, Atomic]] = [
+        (Lane.COUNTS, lambda words: words.take(0, 1)),
+        (Lane.TABLES, lambda words: words.write(0, 1)),
+    ]
+    for lane, act in acts:
+        machine, words, slots = late(model)
+        waits: list[object] = []
+        words.write(1, 12)
+        other = Words(machine, "other", "q", 4)
+        other.lane = lane
+        machine.on_step = lambda access, word, index, bits, waits=waits: (
+            waits.append(word) if access is Access.WAIT else None
+        )
+        act(other)
+        assert waits == ([slots[0].seen] if model is Model.TSO else [])
+        assert other.raw[0] == 1
+
+
+# Views
+
+
+def test_a_view_is_the_row_itself_until_it_grows_or_somebody_watches() -> None:
+    machine = Machine()
+    for typecode in "QqIiHBb":
+        words = Words(machine, "row", typecode, 3)
+        words.raw[1] = 5
+        view = words.view()
+        assert view.tolist() == [0, 5, 0]
+        view[2] = 7
+        assert words.raw[2] == 7
+        assert words.view() is view
+        words.grow(5)
+        view[0] = 9
+        assert words.view().tolist() == [0, 5, 7, 0, 0]
+    machine.on_step = lambda access, word, index, bits: None
+    words = Words(machine, "row", "q", 3)
+    words.view()[0] = 9
+    assert words.raw[0] == 0

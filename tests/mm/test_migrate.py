@@ -5,9 +5,22 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.migrate import migrate_folio, move_page
+from mthp.mm.mmu import store
 from mthp.mm.pgtable_types import (
     pmd_trans_huge,
     pte_pfn,
+)
+from tests.small_worlds import (
+    TINY,
+    Piece,
+    World,
+    hole,
+    huge,
+    large,
+    small,
+    swap,
+    zero,
 )
 from tests.stages import after_a_collapse, entry, played, pmd
 
@@ -32,3 +45,81 @@ def test_a_huge_page_migrates_with_its_pmd() -> None:
     stage = after_a_collapse("move-pages")
     assert pmd_trans_huge(pmd(stage))
     assert stage.kernel.mem.content.raw[pte_pfn(pmd(stage))] == 100
+
+
+def drained(world: World) -> None:
+    world.khugepaged.mm_slots.clear()
+    world.khugepaged.khugepaged_do_scan()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("pieces", [[small(16)], [large(3), large(2), small(4)], [huge(4)]])
+def test_every_page_moves_with_its_contents_and_its_entries(
+    pieces: list[Piece], shared: bool
+) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(*pieces)
+    if shared:
+        world.fork(vma)
+    before = world.census()
+    for page in (0, 8, 13):
+        if (old := world.folio(vma, page)) and world.mem.refcount.raw[old]:
+            move_page(world.mm, world.address(vma, page))
+            assert world.folio(vma, page) != old
+            assert world.mem.refcount.raw[old] == 0
+    drained(world)
+    now = world.census()
+    assert now.contents == before.contents
+    assert {w: e & 0x3FF for w, e in now.entries.items()} == {
+        w: e & 0x3FF for w, e in before.entries.items()
+    }
+    assert world.check(before.outside) == []
+
+
+@pytest.mark.parametrize("why", ["pinned", "locked", "off the LRU", "no memory"])
+@pytest.mark.parametrize("piece", [small(16), large(4), huge(4)], ids=lambda each: each.kind.name)
+def test_a_page_that_cannot_move_stays_as_it_was(piece: Piece, why: str) -> None:
+    world = World(geometry=TINY, free={} if why == "no memory" else None)
+    vma = world.vma(piece)
+    if why == "pinned":
+        world.pin(vma, 0)
+    elif why == "locked":
+        world.lock(vma, 0)
+    elif why == "off the LRU":
+        world.off_lru(vma, 0)
+    before = world.census()
+    move_page(world.mm, vma.vm_start)
+    drained(world)
+    assert world.census().entries == before.entries
+    assert world.check(before.outside) == []
+
+
+def test_compaction_leaves_what_was_freed() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(2))
+    folio = world.folio(vma, 0)
+    world.zap(vma, 0, 1)
+    frames = world.mem.nr_frames
+    migrate_folio(world.kernel, folio)
+    assert (world.mem.refcount.raw[folio], world.mem.nr_frames) == (0, frames)
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 40, 4096])
+def test_nothing_moves_where_nothing_is_mapped(page: int) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(1), hole(1), zero(1), swap(1))
+    before = world.census()
+    move_page(world.mm, world.address(vma, page))
+    move_page(world.mm, 0x1000)
+    assert world.census().entries == before.entries
+    assert world.check(before.outside) == []
+
+
+def test_a_store_through_an_old_translation_is_impossible() -> None:
+    world = World(geometry=TINY, cpus=2)
+    vma = world.vma(small(4))
+    assert store(world.mm, vma.vm_start, 5)
+    before = world.census()
+    migrate_folio(world.kernel, world.folio(vma, 0))
+    drained(world)
+    assert world.check(before.outside) == []

@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
-from mthp.mm.mmu import store
-from mthp.mm.mprotect import task_numa_work
+import pytest
+
+from mthp.mm.mmu import load, store
+from mthp.mm.mprotect import Right, change_protection, mprotect, task_numa_work
 from mthp.mm.pgtable_types import (
+    NO_ACCESS,
+    UFFD_WP,
+    WRITE,
+    pmd_trans_huge,
+    pte_present,
     pte_protnone,
     pte_write,
 )
+from mthp.mm.vm_flags import VM_WRITE
 from mthp.races.stage import START, Size
 from mthp.races.world import RaceWorld
+from tests.small_worlds import TINY, World, hole, huge, large, small, swap, zero
 from tests.stages import entry, played
 
 
@@ -27,3 +36,85 @@ def test_mprotect_lets_nobody_store() -> None:
     stage = played("mprotect")
     assert not pte_write(entry(stage, 0))
     assert not store(stage.mm, START, 200)
+
+
+@pytest.mark.parametrize(
+    ("right", "takes", "gives"),
+    [(Right.NUMA, WRITE, NO_ACCESS), (Right.UFFD_WP, WRITE, UFFD_WP), (Right.STORES, WRITE, 0)],
+)
+def test_the_right_is_taken_of_what_is_present_in_the_range(
+    right: Right, takes: int, gives: int
+) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(4), swap(2), zero(2), hole(1), large(2), small(3))
+    before = list(world.table(vma).ptes.raw)
+    start, end = world.address(vma, 2), world.address(vma, 11)
+    assert change_protection(vma, start, end, right)
+    for i, (old, new) in enumerate(zip(before, world.table(vma).ptes.raw, strict=True)):
+        spared = right is Right.NUMA and old >> 16 == 0
+        changed = 2 <= i < 11 and pte_present(old) and not spared
+        assert new == (old & ~takes | gives if changed else old), i
+
+
+def test_nothing_is_changed_where_nothing_is_present() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(swap(2), hole(2), zero(2), pages=64)
+    for page in (0, 2, 32, 48):
+        start = world.address(vma, page)
+        assert not change_protection(vma, start, start + 0x2000, Right.STORES)
+    assert not change_protection(vma, world.address(vma, 4), world.address(vma, 6), Right.NUMA)
+
+
+def test_a_hint_is_not_given_twice_nor_to_a_huge_page() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(16), huge(4))
+    for start in (0, 16):
+        first, last = world.address(vma, start), world.address(vma, start + 16)
+        change_protection(vma, first, last, Right.NUMA)
+    assert world.table(vma).ptes.raw[0] & NO_ACCESS
+    assert not world.pmd(vma, world.address(vma, 16)) & NO_ACCESS
+    assert not change_protection(vma, vma.vm_start, vma.vm_start + 0x10000, Right.NUMA)
+
+
+@pytest.mark.parametrize("right", [Right.UFFD_WP, Right.STORES])
+def test_a_huge_page_is_protected_whole_and_split_for_a_part(right: Right) -> None:
+    whole = World(geometry=TINY)
+    vma = whole.vma(huge(4))
+    assert store(whole.mm, vma.vm_start, 1)
+    before = whole.census()
+    assert change_protection(vma, vma.vm_start, vma.vm_end, right)
+    assert pmd_trans_huge(whole.pmd(vma)) and not pte_write(whole.pmd(vma))
+    assert bool(whole.pmd(vma) & UFFD_WP) is (right is Right.UFFD_WP)
+    assert whole.check(before.outside) == []
+    part = World(geometry=TINY)
+    vma = part.vma(huge(4))
+    before = part.census()
+    assert change_protection(vma, vma.vm_start, vma.vm_start + 0x1000, right)
+    assert [pte_write(pte) for pte in part.table(vma).ptes.raw] == [False] + [True] * 15
+    assert part.check(before.outside) == []
+
+
+def test_mprotect_of_what_is_not_mapped_does_nothing() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(4), at=0x50000000)
+    mprotect(world.mm, 0x40000000, 0x40001000)
+    mprotect(world.mm, 0x60000000, 0x60001000)
+    assert vma.vm_flags & VM_WRITE
+    mprotect(world.mm, vma.vm_start, vma.vm_end)
+    assert not vma.vm_flags & VM_WRITE
+    assert vma.vm_lock.value == 0
+    assert load(world.mm, vma.vm_start) is not None
+    assert not store(world.mm, vma.vm_start, 1)
+
+
+def test_hints_are_not_given_where_mmap_lock_is_contended() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(4), at=0x50000000)
+    hold = world.held_by_another(world.mm.mmap_write_lock)
+    task_numa_work(world.mm, vma.vm_start, vma.vm_end)
+    assert not world.table(vma).ptes.raw[0] & NO_ACCESS
+    hold.lock.word.value = 0  # type: ignore[attr-defined]
+    task_numa_work(world.mm, 0x40000000, 0x40001000)
+    task_numa_work(world.mm, vma.vm_start, vma.vm_end)
+    assert world.table(vma).ptes.raw[3] & NO_ACCESS
+    assert world.mm.mmap_lock.word.value == 0

@@ -3,14 +3,34 @@
 
 from __future__ import annotations
 
-from mthp.mm.mmu import store
+import pytest
+
+from mthp.mm.mm_types import Vma
+from mthp.mm.mmu import load, store
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable_types import (
     UFFD_WP,
+    Leaf,
     pte_none,
     pte_pfn,
     pte_write,
 )
+from mthp.mm.reports import Moving, Registered, WriteProtected
 from mthp.mm.rmap import rmap_walk
+from mthp.mm.userfaultfd import mfill_atomic, move_pages, mwriteprotect_range, userfaultfd_register
+from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_UFFD_MISSING, VM_UFFD_WP
+from tests.small_worlds import (
+    TINY,
+    Piece,
+    World,
+    hole,
+    huge,
+    large,
+    leaf,
+    small,
+    swap,
+    zero,
+)
 from tests.stages import at, entry, played
 
 
@@ -43,3 +63,153 @@ def test_userfaultfd_moves_a_page_in() -> None:
     stage = played("uffd-move-in")
     assert pte_pfn(entry(stage, 1)) == stage.elsewhere
     assert pte_none(at(stage, stage.far))
+
+
+ARMED = VM_DEFAULT | VM_UFFD_WP
+
+
+def reported(world: World) -> list[object]:
+    facts: list[object] = []
+    world.kernel.report = facts.append
+    return facts
+
+
+def test_a_page_is_protected_and_it_is_said_so() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(3), hole(1), flags=ARMED)
+    facts = reported(world)
+    for page in (1, 3, 4096):
+        mwriteprotect_range(world.mm, world.address(vma, page))
+    mwriteprotect_range(world.mm, 0x1000)
+    assert [bool(pte & UFFD_WP) for pte in world.table(vma).ptes.raw[:4]] == [0, 1, 0, 0]
+    assert facts == [WriteProtected(world.mm, world.address(vma, 1))]
+    assert not store(world.mm, world.address(vma, 1), 5)
+    assert store(world.mm, world.address(vma, 2), 5)
+
+
+def test_what_is_missing_becomes_the_monitors() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(1))
+    facts = reported(world)
+    for start in (vma.vm_end, 0x1000):
+        userfaultfd_register(world.mm, start)
+    assert (facts, vma.vm_flags) == ([], VM_DEFAULT)
+    userfaultfd_register(world.mm, vma.vm_start + 0x1000)
+    assert vma.vm_flags == VM_DEFAULT | VM_UFFD_MISSING
+    assert facts == [Registered(world.mm, vma.vm_start, vma.vm_end)]
+    assert vma.vm_lock.value == 0
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_the_monitor_fills_a_hole_and_nothing_else(table: bool) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(*([small(1), hole(1)] if table else []), flags=VM_DEFAULT | VM_UFFD_MISSING)
+    before = world.census()
+    content = before.contents.get((world.mm.number, vma.vm_start), 0)
+    for page in (0, 1) if table else (1,):
+        mfill_atomic(world.mm, world.address(vma, page), 42)
+    assert load(world.mm, world.address(vma, 1)) == 42
+    assert not table or load(world.mm, vma.vm_start) == content
+    assert world.mm.counters["MM_ANONPAGES"] == 1 + table
+    assert world.check(before.outside) == []
+
+
+def armed(*pieces: Piece, at: int = 0x50000000, **how: int) -> tuple[World, Vma, Vma]:
+    """A mapping with these pages, and an empty one in a monitor's charge."""
+    world = World(geometry=TINY, cpus=2)
+    source = world.vma(*pieces, pages=32)
+    target = world.vma(at=at, flags=how.get("flags", ARMED), pages=32)
+    return world, source, target
+
+
+@pytest.mark.parametrize("piece", [small(1), large(2), huge(4), swap(1), zero(1)],
+                         ids=lambda each: f"{each.kind.name}{each.order}")  # fmt: skip
+@pytest.mark.parametrize("same", [False, True])
+def test_a_page_moves_to_where_nothing_stands(piece: Piece, same: bool) -> None:
+    if same:
+        world = World(geometry=TINY, cpus=2)
+        source = target = world.vma(piece, pages=32, flags=ARMED)
+    else:
+        world, source, target = armed(piece)
+    content = load(world.mm, source.vm_start) if piece.kind.name != "SWAP" else None
+    if content:
+        assert store(world.mm, source.vm_start, content)
+    before = world.census()
+    was = before.contents[world.mm.number, source.vm_start]
+    facts = reported(world)
+    to = world.address(target, 19)
+    move_pages(world.mm, to, source.vm_start)
+    now = world.census()
+    assert now.contents[world.mm.number, to] == was
+    assert pte_none(now.entries.get((world.mm.number, source.vm_start), 0))
+    by = world.kernel.machine.current.name
+    assert facts[0] == Moving(world.mm, source.vm_start, to, 0x1000, by)
+    assert world.kernel.machine.current.held == []
+    assert source.vm_lock.value == target.vm_lock.value == world.mm.mmap_lock.word.value == 0
+    assert world.check(before.outside) == []
+    assert load(world.mm, to) == was
+    if piece.kind.name == "PAGE":
+        folio = world.folio(target, 19)
+        assert target.anon_vma is not None
+        assert world.mem.anon_vma.raw[folio] == target.anon_vma.number
+        assert world.mem.index.raw[folio] == to >> 12
+
+
+@pytest.mark.parametrize(
+    "why",
+    ["shared", "pinned", "occupied", "hole", "no table", "not armed", "read-only", "guard",
+     "swap shared", "cached", "huge target", "no source", "no target"],
+)  # fmt: skip
+def test_what_does_not_move(why: str) -> None:
+    pieces = {
+        "shared": [small(1, elsewhere=1)], "hole": [hole(1), small(1)], "no table": [],
+        "guard": [leaf(Leaf.GUARD)], "swap shared": [swap(1, shared=True)], "cached": [swap(1)],
+    }  # fmt: skip
+    flags = {"not armed": VM_DEFAULT, "read-only": VM_READ | VM_UFFD_WP}.get(why, ARMED)
+    world, source, target = armed(*pieces.get(why, [small(1)]), flags=flags)
+    source_at, target_at = source.vm_start, target.vm_start
+    if why == "pinned":
+        world.pin(source, 0, 1024)
+    elif why == "occupied":
+        world.fill(target, 0, small(1))
+    elif why == "huge target":
+        world.fill(target, 0, huge(4))
+    elif why == "cached":
+        world.cache_swapped(source, 0)
+    elif why == "no source":
+        source_at = 0x60000000
+    elif why == "no target":
+        target_at = 0x60000000
+    before = world.census()
+    move_pages(world.mm, target_at, source_at)
+    now = world.census()
+    assert {w: e for w, e in now.entries.items() if e} == {
+        w: e for w, e in before.entries.items() if e
+    }
+    assert world.check(before.outside) == []
+    assert source.vm_lock.value == target.vm_lock.value == world.mm.mmap_lock.word.value == 0
+
+
+def test_where_a_vma_is_locked_for_writing_mmap_lock_is_taken() -> None:
+    for busy in ("source", "target"):
+        world, source, target = armed(small(1))
+        (source if busy == "source" else target).vm_lock.value = -1
+        before = world.census()
+        move_pages(world.mm, target.vm_start, source.vm_start)
+        now = world.census()
+        assert not pte_none(now.entries[world.mm.number, target.vm_start])
+        assert (
+            now.contents[world.mm.number, target.vm_start]
+            == (before.contents[world.mm.number, source.vm_start])
+        )
+        assert world.mm.mmap_lock.word.value == 0
+        assert sorted((source.vm_lock.value, target.vm_lock.value)) == [-1, 0]
+
+
+def test_an_exclusive_page_alone_moves_with_its_mark() -> None:
+    world, source, target = armed(small(1))
+    folio = world.folio(source, 0)
+    move_pages(world.mm, target.vm_start, source.vm_start)
+    assert world.folio(target, 0) == folio
+    assert world.mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE
+    assert store(world.mm, target.vm_start, 3)

@@ -3,12 +3,41 @@
 
 from __future__ import annotations
 
+import pytest
+
+from mthp.mm.mm_types import Vma
+from mthp.mm.mmu import load, store
+from mthp.mm.page_flags import (
+    PG_DIRTY,
+    PG_LOCKED,
+    PG_LRU,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_WRITEBACK,
+)
 from mthp.mm.pgtable_types import (
+    SWP_EXCLUSIVE,
     YOUNG,
     Leaf,
     leaf_kind,
     pte_none,
     pte_pfn,
+)
+from mthp.mm.vmscan import (
+    add_to_swap,
+    discard_folio,
+    folio_end_writeback,
+    free_swapped,
+    shrink_active_list,
+    shrink_folio,
+)
+from tests.small_worlds import (
+    TINY,
+    Piece,
+    World,
+    lazyfree,
+    small,
+    swap,
 )
 from tests.stages import entry, played
 
@@ -27,3 +56,148 @@ def test_a_page_that_was_given_up_is_dropped() -> None:
     stage = played("lazyfree")
     assert pte_none(entry(stage, 0))
     assert stage.kernel.mem.refcount.raw[stage.pages[0]] == 0
+
+
+def swapped_world(*pieces: Piece) -> tuple[World, Vma, int]:
+    world = World(geometry=TINY)
+    vma = world.vma(*pieces)
+    return world, vma, world.folio(vma, 0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_page_is_swapped_out_from_every_place_that_maps_it(shared: bool) -> None:
+    world, vma, folio = swapped_world(small(2))
+    child = world.fork(vma) if shared else None
+    content = world.mem.content.raw[folio]
+    before = world.census()
+    shrink_folio(world.kernel, folio, 7)
+    entry = world.table(vma).ptes.raw[0]
+    assert (leaf_kind(entry), pte_pfn(entry)) == (Leaf.SWAP, 7)
+    assert bool(entry & SWP_EXCLUSIVE) is not shared
+    assert world.kernel.swap.users == {7: 1 + shared}
+    assert world.kernel.swap.contents[7] == content
+    assert world.kernel.swap.cache == {} and world.mem.refcount.raw[folio] == 0
+    if child is not None:
+        assert load(child.vm_mm, child.vm_start) == content
+    assert load(world.mm, vma.vm_start) == content
+    assert world.census().contents == before.contents
+    assert world.check(before.outside) == []
+
+
+@pytest.mark.parametrize(
+    "why", ["pinned", "locked", "off the LRU", "slot taken", "slot cached", "freed"]
+)
+def test_what_cannot_be_swapped_out_stays(why: str) -> None:
+    world, vma, folio = swapped_world(small(2))
+    swap_device = world.kernel.swap
+    if why == "pinned":
+        world.pin(vma, 0)
+    elif why == "locked":
+        world.lock(vma, 0)
+    elif why == "off the LRU":
+        world.off_lru(vma, 0)
+    elif why == "slot taken":
+        swap_device.hold(7)
+    elif why == "slot cached":
+        swap_device.add_to_cache(7, world.folio(vma, 1), 1)
+    elif why == "freed":
+        world.zap(vma, 0, 1)
+    before = world.census()
+    shrink_folio(world.kernel, folio, 7)
+    now = world.census()
+    assert now.contents == before.contents
+    if why == "freed":
+        assert world.mem.refcount.raw[folio] == 0
+    elif why == "pinned":  # it is unmapped, and waits in the swap cache
+        assert swap_device.cache == {7: folio}
+        assert world.mem.test(folio, PG_SWAPCACHE)
+    else:
+        assert now.entries == before.entries
+        assert not world.mem.test(folio, PG_SWAPCACHE)
+    assert world.kernel.machine.current.held == []
+    assert now.flags.get(folio, 0) & PG_LOCKED == before.flags.get(folio, 0) & PG_LOCKED
+
+
+def test_a_slot_is_taken_once() -> None:
+    world, vma, folio = swapped_world(small(2))
+    other = world.folio(vma, 1)
+    assert add_to_swap(world.kernel, folio, 7)
+    assert world.mem.refcount.raw[folio] == 2 and world.mem.test(folio, PG_SWAPCACHE)
+    assert not add_to_swap(world.kernel, other, 7)
+    assert world.mem.refcount.raw[other] == 1 and not world.mem.test(other, PG_SWAPCACHE)
+
+
+def test_a_write_that_ends_has_written_what_stands_there_then() -> None:
+    world, vma, folio = swapped_world(small(1))
+    add_to_swap(world.kernel, folio, 7)
+    world.mem.flags.raw[folio] |= PG_WRITEBACK
+    assert store(world.mm, vma.vm_start, 77)
+    folio_end_writeback(world.kernel, folio, 7)
+    assert world.kernel.swap.contents[7] == 77
+    assert not world.mem.test(folio, PG_WRITEBACK)
+    assert world.mem.refcount.raw[folio] == 2
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_written_and_unmapped_is_freed(mapped: bool) -> None:
+    world, vma, folio = swapped_world(small(1), swap(1))
+    cached = world.cache_swapped(vma, 1)
+    entry = world.kernel.swap.entry_of[cached]
+    world.mem.content.raw[cached] = 55
+    if mapped:
+        cached = folio
+    free_swapped(world.kernel, cached, entry)
+    assert (world.mem.refcount.raw[cached] == 0) is not mapped
+    if not mapped:
+        assert world.kernel.swap.contents[entry] == 55
+        assert world.kernel.swap.cache == {}
+
+
+@pytest.mark.parametrize("why", ["clean", "stored to", "flagged dirty", "pinned", "not given up"])
+def test_what_was_given_up_is_dropped_unless_it_is_used(why: str) -> None:
+    world, vma, folio = swapped_world(small(1) if why == "not given up" else lazyfree(1))
+    if why == "stored to":
+        assert store(world.mm, vma.vm_start, 9)
+    elif why == "flagged dirty":
+        world.mem.flags.raw[folio] |= PG_DIRTY
+    elif why == "pinned":
+        world.pin(vma, 0)
+    before = world.census()
+    discard_folio(world.kernel, folio)
+    now = world.census()
+    if why == "clean":
+        assert pte_none(world.table(vma).ptes.raw[0])
+        assert world.mem.refcount.raw[folio] == 0
+        assert world.mm.counters["MM_ANONPAGES"] == 0
+    else:
+        assert now.entries == before.entries
+        kept = why in ("stored to", "flagged dirty", "not given up")
+        assert world.mem.test(folio, PG_SWAPBACKED) is kept
+    assert world.check(before.outside) == []
+
+
+def test_aging_looks_at_every_place_and_puts_the_page_back() -> None:
+    world, vma, folio = swapped_world(small(2))
+    child = world.fork(vma)
+    before = world.census()
+    shrink_active_list(world.kernel, folio)
+    for each in (vma, child):
+        assert not world.table(each).ptes.raw[0] & YOUNG
+        assert world.table(each).ptes.raw[1] & YOUNG
+    world.khugepaged.mm_slots.clear()
+    world.khugepaged.khugepaged_do_scan()
+    assert world.mem.test(folio, PG_LRU)
+    assert world.check(before.outside) == []
+    for why in (world.off_lru, world.lock):
+        why(vma, 1)
+    shrink_active_list(world.kernel, world.folio(vma, 1))
+    assert world.table(vma).ptes.raw[1] & YOUNG
+
+
+def test_a_freed_folio_is_left_alone() -> None:
+    world, vma, folio = swapped_world(small(1))
+    world.zap(vma, 0, 1)
+    for act in (shrink_active_list, discard_folio):
+        act(world.kernel, folio)
+    assert world.mem.refcount.raw[folio] == 0
+    assert world.kernel.this_cpu.lru_add.value == ()

@@ -2,8 +2,8 @@
 """The ways in which one line of a module may be made wrong.
 
 Every mutation is one textual edit: an operator, a constant, a condition, two arguments or a
-statement. Annotations, decorators, docstrings, messages, imports and assertions made for the type
-checker are left alone, for no test is meant to see them.
+statement. Annotations, decorators, docstrings, messages, labels, imports and assertions made for
+the type checker are left alone, for no test is meant to see them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class _Finder:
             for default in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
                 self.expression(default)
         name, self.function = self.function, f"{self.function}.{node.name}".lstrip(".")
-        self.body(node.body)
+        self.body([each for each in node.body if not _is_label(node, each)])
         self.function = name
 
     def _field(self, value: object) -> None:
@@ -218,6 +218,14 @@ class _Finder:
         gap = self.source[start:end].decode()
         if old and old in gap:
             self.add(start, end, gap.replace(old, new, 1))
+
+
+def _is_label(owner: ast.FunctionDef | ast.ClassDef, node: ast.stmt) -> bool:
+    """A member of an Enum that is a text."""
+    names = {ast.unparse(base) for base in getattr(owner, "bases", ())}
+    value = node.value if isinstance(node, ast.Assign) else None
+    is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return bool(names & {"Enum", "StrEnum"}) and is_text
 
 
 def _is_no_code(node: ast.stmt) -> bool:
