@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mthp lab run and mthp lab record: given scenarios on a real kernel."""
+"""mthp lab run and mthp lab record: run given scenarios on a real kernel."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    """The file is whole or not there; what was recorded before a failure is kept beside it."""
+    """Write the file, whole or not at all; what was recorded before a failure is kept in FILE.part."""
     target = Path(args.output)
     part = target.with_name(target.name + ".part")
     number = 0
@@ -94,7 +94,7 @@ def _record(args: argparse.Namespace) -> int:
 
 
 def _run_again(args: argparse.Namespace) -> Iterator[Rerun]:
-    """Every scenario named, in order; UsageError where one cannot be read or made."""
+    """Run every scenario named, in order. UsageError: one cannot be read, or not be made."""
     from mthp.compare.fuzz import DraftRunner
     from mthp.compare.rerun import run_again
     from mthp.image.scenario import ScenarioError

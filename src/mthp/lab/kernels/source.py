@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of a kernel's source that its selftest is compiled from, and its memory model, kept in
-the cache.
+"""Parts of a kernel's source in the cache: those its selftest is compiled from, and its memory model.
 
 They come from Debian's linux-source package by name, a .deb of it, or an unpacked tree.
 """
@@ -29,7 +28,7 @@ _PARTS = re.compile(
     r"|(?:arch/x86/)?include/.+\.h"
     r"|memory-model/[^/]+\.(?:bell|cat|cfg|def))"
 )
-"""Files of a kernel's tree that are kept: under 10 MiB of 1.6 GiB."""
+"""The files of a kernel's tree that are kept: under 10 MiB of 1.6 GiB."""
 _TARBALL = re.compile(r"\./usr/src/linux-source-[^/]+\.tar\.xz")
 _UNPACKED = 10 << 20
 
