@@ -107,6 +107,17 @@ def best(found: Iterable[Offer], wanted: str) -> Offer | None:
     return max(complete or fitting, key=_age, default=None)
 
 
+def read_lists(archive: Archive, suite: str, progress: Progress) -> PrivateApt:
+    """apt for a suite of SUITES, its lists fetched.
+
+    NoSuite: the archive lacks the suite. LabError: it does not answer.
+    """
+    progress(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
+    apt = PrivateApt(cache_dir() / "apt" / suite, archive, suite)
+    apt.update()
+    return apt
+
+
 class DebianKernels:
     """Finds and fetches Debian's kernels for virtual machines. Each suite's lists are fetched once."""
 
@@ -114,7 +125,8 @@ class DebianKernels:
         """progress: called with a line about each step."""
         self._progress = progress
         self._archive = archive
-        self._suites: dict[str, tuple[PrivateApt, list[Offer]]] = {}
+        self._apts: dict[str, PrivateApt] = {}
+        self._offers: dict[str, list[Offer]] = {}
 
     def look_up(self, wanted: str) -> Offer:
         """The best kernel for a release or its beginning. LabError: no suite has one."""
@@ -145,7 +157,7 @@ class DebianKernels:
     def fetch(self, offer: Offer) -> CachedKernel:
         """Fetch, unpack and put into the cache. LabError: no room, or a step failed."""
         check_room(offer.size + offer.installed_size)
-        apt, _ = self._suites[offer.suite]
+        apt = self._apts[offer.suite]
         with staging() as work:
             files = []
             for package in offer.packages:
@@ -154,17 +166,14 @@ class DebianKernels:
             return unpack(files, offer.release, offer.origin, work)
 
     def _look_into(self, suite: str) -> list[Offer]:
-        if suite not in self._suites:
-            self._progress(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
-            apt = PrivateApt(cache_dir() / "apt" / suite, self._archive, suite)
+        if suite not in self._offers:
             try:
-                apt.update()
-                there = offers(apt.packages(_PATTERN), suite)
+                apt = self._apts[suite] = read_lists(self._archive, suite, self._progress)
+                self._offers[suite] = offers(apt.packages(_PATTERN), suite)
             except NoSuite:
                 self._progress(f"the archive has no suite {suite}")
-                there = []
-            self._suites[suite] = (apt, there)
-        return self._suites[suite][1]
+                self._offers[suite] = []
+        return self._offers[suite]
 
 
 def _age(offer: Offer) -> tuple[int, ...]:

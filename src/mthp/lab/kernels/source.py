@@ -19,7 +19,7 @@ from typing import IO
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.kernels.apt import Archive, NoSuite, Package, PrivateApt
 from mthp.lab.kernels.kernels import cache_dir, check_room, staging
-from mthp.lab.kernels.packages import SUITES, Progress
+from mthp.lab.kernels.packages import SUITES, Progress, read_lists
 
 SELFTESTS = PurePosixPath("tools/testing/selftests")
 MEMORY_MODEL = PurePosixPath("tools/memory-model")
@@ -60,11 +60,9 @@ def look_up(release: str, archive: Archive, progress: Progress) -> SourceOffer:
     LabError: none has, or the archive does not answer.
     """
     name = f"linux-source-{release}"
-    for suite, size in SUITES.items():
-        progress(f"reading the package lists of Debian {suite} (about {size})")
-        apt = PrivateApt(cache_dir() / "apt" / suite, archive, suite)
+    for suite in SUITES:
         try:
-            apt.update()
+            apt = read_lists(archive, suite, progress)
         except NoSuite:
             continue
         found = apt.packages(f"^{re.escape(name)}$")

@@ -55,7 +55,6 @@ class VirtualMachine:
     """A running guest. console, errors: the files with its console output and with QEMU's errors."""
 
     channel: Channel
-    accel: Accel
     pid: int
     console: Path
     errors: Path
@@ -113,9 +112,7 @@ def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMa
         stack.callback(_end, process)
         stream = stack.enter_context(_accept(listener, process, home))
         channel = Channel(stream, BOOT_SECONDS, lambda: process.poll() is None)
-        guest = VirtualMachine(
-            channel, how or accel(), process.pid, home / "console", home / ERRORS
-        )
+        guest = VirtualMachine(channel, process.pid, home / "console", home / ERRORS)
         try:
             channel.wait_ready()
         except GuestGone as error:
