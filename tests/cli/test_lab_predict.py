@@ -13,7 +13,7 @@ import pytest
 from mthp.cli import main
 from mthp.lab.errors import LabError
 from mthp.lab.kernels.kernels import find
-from mthp.lab.vm.qemu import QEMU
+from mthp.lab.kernels.tools import QEMU
 from tests.cli.test_bad_input import refused
 
 LOAD = "blocks = [bytearray(100000) for n in range(200)]\nwhile True: pass\n"

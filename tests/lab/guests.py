@@ -13,8 +13,8 @@ import pytest
 
 from mthp.lab.errors import LabError
 from mthp.lab.kernels.kernels import CachedKernel, find
+from mthp.lab.kernels.tools import QEMU
 from mthp.lab.vm.initramfs import build_agent
-from mthp.lab.vm.qemu import QEMU
 
 
 def kernel_or_skip(name: str | None = None) -> CachedKernel:

@@ -110,7 +110,7 @@ def _run_setup(args: argparse.Namespace) -> int:
 
 
 def _provide_tools(args: argparse.Namespace) -> None:
-    """Install what is missing of the host's programs, if that is wanted and may be done."""
+    """Install the programs that the host lacks, if the user agrees and is root."""
     from mthp.lab.kernels.tools import install, missing, plan
 
     tools = missing()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mthp lab fuzz: random states on a real kernel and on the engine, and what they disagree about."""
+"""mthp lab fuzz: random states on a real kernel and on the engine, and where the two disagree."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
 
 
 def _progress(terminal: bool) -> Callable[[Campaign, float], None]:
-    """A line on stderr that says how far it is: rewritten on a terminal, now and then elsewhere."""
+    """Prints a line of progress on stderr: rewritten on a terminal, elsewhere every 500 states."""
     begun: list[int] = []
 
     def show(campaign: Campaign, seconds: float) -> None:
@@ -110,7 +110,7 @@ def _progress(terminal: bool) -> Callable[[Campaign, float], None]:
 
 
 def _save(campaign: Campaign, smallest: ShrunkDraft) -> None:
-    """The smallest scenario as a record, and both event lists."""
+    """Write the smallest scenario as a record, and both event lists beside it."""
     from mthp.report.fuzz import side_by_side
 
     folder = campaign.folder / "disagreements"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mthp lab run and mthp lab record: given scenarios on a real kernel."""
+"""mthp lab run and mthp lab record: run given scenarios on a real kernel."""
 
 from __future__ import annotations
 

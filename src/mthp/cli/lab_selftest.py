@@ -81,7 +81,7 @@ class _Result:
 
     @property
     def rows(self) -> list[SelftestRow]:
-        """All of them, in the test's order."""
+        """The rows of all runs, in the test's order."""
         from mthp.compare.selftest import side_by_side
 
         return [
@@ -92,7 +92,7 @@ class _Result:
 
     @property
     def complaints(self) -> list[str]:
-        """One line for everything that was not as it must be."""
+        """One line for each wrong result."""
         found = [f"kernel: {line}" for out in self.outputs.values() for line in out.complaints]
         for runs in self.runs.values():
             found += [f"engine: {line}" for run in runs for line in run.findings]
@@ -102,7 +102,7 @@ class _Result:
 
     @property
     def passed(self) -> bool:
-        """Everything that ran is ok, and all that was wanted ran."""
+        """Whether everything that ran is ok, and everything that was wanted ran."""
         ran = all(output.passed for output in self.outputs.values())
         return ran and all(row.passed for row in self.rows)
 
@@ -157,7 +157,7 @@ def _kernel(name: str | None) -> CachedKernel:
 
 
 def _source(args: argparse.Namespace) -> Path:
-    """The test's source: the one named, the cache's, or the archive's if that is wanted."""
+    """The test's source: the one named, else the cache's, else fetched if the user agrees."""
     from mthp.cli.source import kept_or_fetched
     from mthp.lab.kernels.source import SELFTESTS, source_at
 

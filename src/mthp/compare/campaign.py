@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many drawn states, one after another, over guests side by side; kept so that it can go on."""
+"""A fuzz campaign: many drawn states over parallel guests, kept in a folder so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SCHEMA_VERSION = 1
 LOG_BYTES = 8 << 30
 """A campaign may be long."""
 AHEAD = 8
-"""Drafts handed out per guest before the first of them has come back."""
+"""How many drafts are submitted per guest before the first result is awaited."""
 
 
 @dataclass(frozen=True)
 class CampaignSpec:
-    """What is drawn, and for which kernel. family: empty for all of them, by weight."""
+    """What is drawn, and for which kernel. family: empty to draw families by weight."""
 
     seed: int
     number: int
@@ -43,7 +43,7 @@ class CampaignSpec:
     family: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """What must be the same for a campaign to go on; the number may grow."""
+        """What must be the same for a campaign to be resumed. The number of states may grow."""
         return {
             "schema_version": SCHEMA_VERSION,
             "seed": self.seed,
@@ -54,7 +54,7 @@ class CampaignSpec:
 
 @dataclass
 class Campaign:
-    """The account so far. bad: the drafts (by index) that disagree, with what disagrees first."""
+    """The results so far. done: drafts; built: those whose state was made; families: counts by family."""
 
     spec: CampaignSpec
     folder: Path
@@ -69,16 +69,16 @@ class Campaign:
 
     @property
     def records(self) -> Path:
-        """The scenarios, as the kernel ran them."""
+        """The file of the scenarios, as the kernel ran them."""
         return self.folder / "records.jsonl"
 
     @property
     def log(self) -> Path:
-        """One line a draft, in order."""
+        """The file with one line for each draft, in order."""
         return self.folder / "log.jsonl"
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Count one line of the log."""
+        """Add the counts of one line of the log."""
         self.done += 1
         self.passes += entry["passes"]
         self.agreed += entry["agreed"]
@@ -102,7 +102,7 @@ class Campaign:
 
     @property
     def bad_ids(self) -> list[str]:
-        """The drafts that disagree, in order."""
+        """The ids of the drafts on which kernel and engine disagree, in order."""
         return list(dict.fromkeys(str(each["id"]) for each in self.mismatches))
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Campaign:
 
 @dataclass(frozen=True)
 class ShrunkDraft:
-    """A disagreement made small: the draft found first and the verdict on the smallest like it."""
+    """A disagreement, shrunk. first: the id of the draft that was found; verdict: on the smallest one."""
 
     first: str
     verdict: DraftVerdict
@@ -152,8 +152,8 @@ def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
 
 
 def _resume(campaign: Campaign) -> None:
-    """Take up what was done. A line that was not finished when it ended is dropped, with whatever
-    the other file has beyond it."""
+    """Count what was done. An unfinished last line is dropped, with all that the other file has
+    beyond it."""
     entries = _whole_lines(campaign.log)
     records = _whole_lines(campaign.records)
     built = sum(not entry["not_built"] for entry in entries)
@@ -181,7 +181,7 @@ _runner: DraftRunner | None = None
 
 
 def _start_worker(kernel: CachedKernel) -> None:
-    """In each worker: a guest of its own, ended when the worker ends."""
+    """Give each worker process a guest of its own, which ends with the process."""
     global _runner
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _runner = DraftRunner(kernel)
@@ -189,13 +189,13 @@ def _start_worker(kernel: CachedKernel) -> None:
 
 
 def _record_index(spec: CampaignSpec, index: int) -> DraftVerdict:
-    """Not judged there: the guest is not to wait for the engine."""
+    """Record one draft in a worker. The comparison is left to the main process, so that no guest waits."""
     assert _runner is not None
     return _runner.record(draw(spec.seed, index, spec.family))
 
 
 def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> ShrunkDraft:
-    """Shrink what disagrees about one draft; the draft itself where it does not disagree again."""
+    """Shrink one draft that disagrees. If it does not disagree again, the result is the draft itself."""
     assert _runner is not None
     draft = draw(spec.seed, index, spec.family)
     verdicts: dict[str, DraftVerdict] = {}
@@ -232,10 +232,10 @@ def run_campaign(
     guests: int,
     progress: Callable[[Campaign, float], None],
 ) -> None:
-    """Try what is left of the campaign, in order; each result is on disk before the next counts.
+    """Run the rest of the campaign in order. Each result is written before the next one is counted.
 
-    progress: called with the seconds so far. KeyboardInterrupt leaves the campaign as far as it
-    got. LabError where no guest can be had.
+    progress: called after each draft with the campaign and the seconds so far. KeyboardInterrupt leaves
+    a campaign that can be resumed. LabError: no guest can be booted.
     """
     started = time.monotonic()
     spec = campaign.spec
@@ -266,7 +266,7 @@ def run_campaign(
 
 
 def _entry(verdict: DraftVerdict) -> dict[str, Any]:
-    """A draft's line in the log."""
+    """The line of a draft in the log."""
     return {
         "id": verdict.draft.id,
         "family": verdict.draft.family,
@@ -280,7 +280,7 @@ def _entry(verdict: DraftVerdict) -> dict[str, Any]:
 def shrink_all(
     campaign: Campaign, kernel: CachedKernel, guests: int, most: int, budget: int
 ) -> list[ShrunkDraft]:
-    """The first `most` disagreements made small, each in at most `budget` runs of a guest."""
+    """Shrink the first `most` disagreements, each in at most `budget` runs in a guest."""
     indices = [int(name.rpartition("-")[2]) for name in campaign.bad_ids[:most]]
     if not indices:
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run recorded scenarios and compare with the kernel, event by event."""
+"""Runs recorded scenarios on the engine and compares every event, counter and page with the kernel's."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
 
 ENDLESS_PAGES_TO_SCAN = 2**32 - 1
-"""The lab's pages_to_scan: one wakeup is then one full scan."""
+"""The lab's pages_to_scan, with which one wakeup is one full scan."""
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass did, in the terms of a recording."""
+    """What one pass of the engine did, in the terms of a recording."""
 
     events: list[dict[str, Any]]
     counters: dict[str, Any]
@@ -33,7 +33,7 @@ class PassResult:
 
 
 def recorded_event(event: Event) -> dict[str, Any] | None:
-    """An event with exactly the fields a recording has; None for what is not recorded."""
+    """An event with exactly the fields that a recording has; None for events that are not recorded."""
     match event:
         case Attempt():
             return {"event": "attempt", "address": event.address, "order": event.order}
@@ -173,7 +173,7 @@ def _without_empty(counters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_conformance(scenarios: Iterable[Scenario], profile: Profile) -> Conformance:
-    """Run all, in order."""
+    """Run all scenarios in order; the score over them."""
     score = Conformance()
     for scenario in scenarios:
         run_scenario(scenario, profile, score)

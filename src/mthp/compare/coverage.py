@@ -31,7 +31,7 @@ class OutcomeKind(StrEnum):
 
 @dataclass(frozen=True, order=True)
 class CountedOutcome:
-    """One thing that can be seen. order: None where the tracepoint has none.
+    """An outcome that passes are counted by. order: None where the tracepoint has none.
 
     result: the tracepoint's string, or the errno's name ("0" for success).
     """
@@ -52,7 +52,7 @@ class Chance(StrEnum):
 
 @dataclass(frozen=True)
 class UnseenOutcome:
-    """An outcome that no run has had, and why."""
+    """An outcome that no recorded pass has had, and why."""
 
     outcome: CountedOutcome
     chance: Chance
@@ -75,7 +75,7 @@ class OutcomeCounts:
             self.counts[CountedOutcome(OutcomeKind.ERRNO, name)] += 1
 
     def unseen(self) -> list[UnseenOutcome]:
-        """Every outcome of the enum that no pass has had, and why."""
+        """Every possible outcome that no pass has had, and why."""
         return [
             UnseenOutcome(each, *expectation(each))
             for each in every_outcome()
@@ -83,7 +83,7 @@ class OutcomeCounts:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: what was seen, what was not, and how much of the reachable was."""
+        """Plain JSON values: the outcomes seen, those never seen, and how many of the reachable were seen."""
         reachable = [each for each in every_outcome() if expectation(each)[0] is Chance.YES]
         return {
             "passes": self.passes,
@@ -208,11 +208,11 @@ _STEP_RESULTS: dict[OutcomeKind, frozenset[ScanResult]] = {
     OutcomeKind.SCAN: frozenset(_RACES) - {_R.PTE_NON_PRESENT},
     OutcomeKind.ATTEMPT: frozenset(_RACES) - {_R.SCAN_ABORT, _R.PAGE_LRU},
 }
-"""What a step can return besides, where something happens that no program can make happen."""
+"""What a step can return besides, if something happens meanwhile that no program can cause."""
 
 
 def every_outcome() -> Iterator[CountedOutcome]:
-    """Every result at every order for every kind, possible or not; in the order of a table."""
+    """Every result at every order for every kind, reachable or not, in the order of the tables."""
     for result in ScanResult:
         yield CountedOutcome(OutcomeKind.SCAN, result.string)
     for kind in (OutcomeKind.ATTEMPT, OutcomeKind.ISOLATE, OutcomeKind.SWAPIN):
@@ -228,7 +228,7 @@ _BY_STRING = {result.string: result for result in ScanResult}
 
 
 def expectation(outcome: CountedOutcome) -> tuple[Chance, str]:
-    """Whether an outcome can be reached by states that system calls make; why not, in words."""
+    """Whether states made by system calls can lead to an outcome, and the reason if they cannot."""
     if outcome.kind is OutcomeKind.ERRNO:
         if outcome.result == "ENOMEM":
             return Chance.RACE, "MADV_COLLAPSE reclaims and compacts: memory must stay short"

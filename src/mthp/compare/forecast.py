@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Predict from one snapshot, and compare with a later one, taken when real khugepaged had done."""
+"""Predicts from one snapshot and compares with a later one, captured after real khugepaged had finished."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ UNEXPLAINED = "not explained"
 def compare(
     target: str, before: Snapshot, after: Snapshot, real_full_scans: int, young: Young
 ) -> Forecast:
-    """Predict the fixed point from `before`, with the settings in it; hold it against `after`.
+    """Predict the fixed point from `before` with the settings in it, and compare it with `after`.
 
-    ValueError: a snapshot shows no folios, or its settings or its state cannot be.
+    ValueError: a snapshot shows no folios, or its settings or its state are impossible.
     """
     settings = Settings.from_sysfs(before.sysfs, before.geometry)
     predicted, run, assumptions = _predict(before, settings, young)
@@ -57,7 +57,7 @@ def _predict(
 
 
 class _Tables:
-    """Three states of the same tables, one row a table; boolean arrays over all PTEs.
+    """Three states of the same tables, with one row for each table; boolean arrays over all PTEs.
 
     mapped: something is mapped before or after, really or as predicted.
     """
@@ -72,7 +72,7 @@ class _Tables:
         self.wrong = self.mapped & (self.predicted != self.real)
 
     def stack(self, orders: Orders) -> NDArray[np.int8]:
-        """(tables, PTRS) of one state; a table that is not there maps nothing."""
+        """The (tables, PTRS) array of one state; a table that does not exist maps nothing."""
         empty = np.full(self.nr, Mapped.NONE, np.int8)
         rows = [orders.get(key, empty) for key in self.keys]
         return np.array(rows, np.int8).reshape(len(rows), self.nr)
@@ -81,7 +81,7 @@ class _Tables:
 def _misses(
     tables: _Tables, before: Snapshot, settings: Settings, young: Young
 ) -> tuple[Misprediction, ...]:
-    """Wrong PTEs by kind and cause: youth, where assuming it otherwise makes them right."""
+    """The wrong PTEs by kind and cause: the young bits, if another assumption about them is right."""
     by_youth = np.zeros_like(tables.wrong)
     for other in Young:
         if other is not young:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One drawn state on a real kernel and on the engine, and what they disagree about."""
+"""Runs one draft on a real kernel and on the engine, and finds the differences."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.words.profiles import profile_for_release
 
 MEMORY = 256
-"""MiB of a guest: programs need little, and `eat` fills the rest."""
+"""MiB of a guest: programs need little, and memory pressure fills the rest."""
 
 
 @dataclass(frozen=True)
 class DraftVerdict:
-    """What came of one draft. record: the scenario as the kernel ran it; None where it was not
-    built, for the reason in not_built. mismatches: as Mismatch.to_json() gives them."""
+    """The outcome of one draft.
+
+    record: the scenario as the kernel ran it; None where it was not built, for the reason in not_built.
+    mismatches: as Mismatch.to_json() gives them. engine: the engine's events, pass by pass.
+    """
 
     draft: Draft
     record: Mapping[str, Any] | None = None
@@ -34,7 +37,6 @@ class DraftVerdict:
     passes: int = 0
     agreed: int = 0
     engine: Sequence[Sequence[Mapping[str, Any]]] = ()
-    """The engine's events, pass by pass."""
 
     @property
     def disagrees(self) -> bool:
@@ -42,7 +44,7 @@ class DraftVerdict:
 
 
 def compare_with_engine(draft: Draft, document: Mapping[str, Any]) -> DraftVerdict:
-    """A recorded scenario against the engine, under the profile of the kernel that recorded it."""
+    """Compare a recorded scenario with the engine, under the profile of the kernel that recorded it."""
     score = Conformance()
     try:
         scenario = parse_scenario(document)
@@ -57,9 +59,9 @@ def compare_with_engine(draft: Draft, document: Mapping[str, Any]) -> DraftVerdi
 
 
 class DraftRunner:
-    """A guest that tries one draft after another; booted anew when it is gone.
+    """Runs one draft after another in a guest, which is booted again when it has ended.
 
-    Every draft is tried at most twice: one that ends two guests is not built.
+    A draft is tried at most twice: one that ends two guests counts as not built.
     """
 
     def __init__(self, kernel: CachedKernel) -> None:
@@ -79,13 +81,13 @@ class DraftRunner:
         self._stack.close()
 
     def __call__(self, draft: Draft) -> DraftVerdict:
-        """Record the draft and judge it. LabError where no guest can be had."""
+        """Record the draft and compare it with the engine. LabError: no guest can be booted."""
         verdict = self.record(draft)
         return verdict if verdict.record is None else compare_with_engine(draft, verdict.record)
 
     def record(self, draft: Draft) -> DraftVerdict:
-        """Record the draft, and leave the judging to somebody else. LabError as above."""
-        said = ""
+        """Record the draft, without comparing it. LabError: no guest can be booted."""
+        reason = ""
         for _ in range(2):
             guest = self._guest()
             try:
@@ -93,9 +95,9 @@ class DraftRunner:
             except (NotBuilt, CommandFailed) as error:
                 return DraftVerdict(draft, not_built=str(error))
             except GuestGone as error:
-                said = f"the guest is gone: {error}; {guest.machine.why_it_ended()}"
+                reason = f"the guest is gone: {error}; {guest.machine.why_it_ended()}"
                 self.close()
-        return DraftVerdict(draft, not_built=said)
+        return DraftVerdict(draft, not_built=reason)
 
     def _guest(self) -> Booted:
         if self._booted is None:

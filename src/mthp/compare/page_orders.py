@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every anonymous PTE maps, as one number: of a snapshot, and of a world after a run."""
+"""The order of the folio that each anonymous PTE maps, in a snapshot and in a world after a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mthp.predict.measure import populated_parts
 from mthp.worlds.build import BuiltWorld
 
 Orders = dict[tuple[int, int], NDArray[np.int8]]
-"""(pid, first address of a table's range) -> (PTRS,) a Mapped, or the order of a folio."""
+"""(pid, first address of a table's range) -> (PTRS,) array of folio orders or Mapped codes."""
 
 
 class Mapped(IntEnum):
-    """What is no folio's order. PMD: a folio mapped by its PMD, whole."""
+    """Codes beside the orders. PMD: a folio that a PMD maps."""
 
     NONE = -1
     ZERO = -2
@@ -28,7 +28,7 @@ class Mapped(IntEnum):
 
 
 def orders_of_snapshot(snapshot: Snapshot) -> Orders:
-    """Of every process. ValueError: the capture could not see folios (it was not made as root)."""
+    """The orders of every process. ValueError: the capture shows no folios (it was not made as root)."""
     found: Orders = {}
     for process in snapshot.processes:
         codes = _codes(process)
@@ -49,7 +49,7 @@ def _codes(process: ProcessTables) -> NDArray[np.int8]:
 
 
 def orders_of_world(world: BuiltWorld) -> Orders:
-    """Of every anonymous mapping as it stands now. Not a step."""
+    """The orders of every anonymous mapping as it is now. The world makes no step."""
     found: Orders = {}
     nr = world.kernel.geometry.ptrs_per_pte
     for vma in world.vmas:

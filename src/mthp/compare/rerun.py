@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A given scenario on a real kernel: its state made anew, run, and compared with the engine."""
+"""Runs a given scenario on a real kernel: builds its state, and compares the passes with the engine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mthp.lab.compile import compile_state, differences, displacement
 
 @dataclass(frozen=True)
 class Rerun:
-    """What came of it. differences: where the guest's state is not the one wanted."""
+    """The outcome. differences: where the guest's state is not the one that the scenario declares."""
 
     scenario: Scenario
     verdict: DraftVerdict
     differences: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A scenario of `mthp lab run --json`. displacement: by how many bytes lower than the
-        scenario's its addresses are in the guest."""
+        """An entry of `mthp lab run --json`. displacement: how much lower the addresses are in the
+        guest, in bytes."""
         record = self.verdict.record or {}
         return {
             "id": self.scenario.id,

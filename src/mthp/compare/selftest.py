@@ -30,19 +30,19 @@ from mthp.worlds.render import canonical, render_state
 
 @dataclass(frozen=True)
 class CaseRun:
-    """A case as the engine ran it. findings: what was not as it must be, one line each."""
+    """A case that the engine ran. findings: one line for each wrong result."""
 
     case: Case
     findings: tuple[str, ...]
 
     @property
     def verdict(self) -> CaseVerdict:
-        """OK where there are no findings."""
+        """OK if there are no findings."""
         return CaseVerdict.NOT_OK if self.findings else CaseVerdict.OK
 
 
 def run_case(case: Case, profile: Profile) -> CaseRun:
-    """Build each state, collapse, and look."""
+    """Run a case on the engine: build each state, collapse, and check the result."""
     findings = [f"{step.id}: {line}" for step in case.steps for line in _run_step(step, profile)]
     return CaseRun(case, tuple(findings))
 
@@ -65,21 +65,21 @@ def _run_step(step: SelftestStep, profile: Profile) -> Iterator[str]:
 
 
 def _broken_laws(world: BuiltWorld, before: Census) -> Iterator[str]:
-    """What the test checks byte by byte: every page holds what it held."""
+    """One line for each broken law; the test compares every byte instead."""
     broken = check_quiescent(world.kernel, world.khugepaged, before.outside)
     broken += check_collapse(before, world.kernel)
     yield from (f"law {each.law}: {each.text}" for each in broken)
 
 
 def wrong_errno(step: SelftestStep, number: int, got: int | None) -> Iterator[str]:
-    """A complaint where a call of MADV_COLLAPSE did not return as the test expects."""
+    """A line if a call of MADV_COLLAPSE did not return what the test expects."""
     if (step.errno is Errno.ZERO) != (got == 0):
         wanted = "0" if step.errno is Errno.ZERO else "an error"
         yield f"call {number + 1}: MADV_COLLAPSE returned {got}, expected {wanted}"
 
 
 def look(step: SelftestStep, final: Sequence[PagesState]) -> Iterator[str]:
-    """A complaint for every mapping that does not hold what the test counts there."""
+    """A line for every mapping that does not hold the folios that the test counts."""
     for each in step.looks:
         found = folios_of(final[each.vma], each.order)
         if found != each.folios:
@@ -91,8 +91,8 @@ def _count(found: int, each: MappedWhole) -> str:
 
 
 def folios_of(state: PagesState, order: int) -> int:
-    """Folios of that order in a mapping, each mapped whole and in one piece; at PMD order, PMDs
-    that map one."""
+    """How many folios of that order a mapping holds, each mapped whole and in one piece; at PMD order,
+    how many PMDs map one."""
     if order == PMD_ORDER:
         huge = sum(pages for pages, entry in state.ptes or () if entry.state is PteState.HUGE)
         return huge >> PMD_ORDER
@@ -114,9 +114,9 @@ def record_cases(
     profile: Profile,
     keep: Callable[[Mapping[str, Any]], None],
 ) -> dict[str, tuple[str, ...]]:
-    """Record every step of the cases; step id -> what was not as it must be.
+    """Record every step of the cases; step id -> one line for each wrong result.
 
-    kernel: its release. keep: takes each scenario document, as it comes.
+    kernel: its release. keep: called with each scenario document.
     """
     found: dict[str, tuple[str, ...]] = {}
     for case in cases:
@@ -132,8 +132,8 @@ def record_cases(
 
 
 def findings(step: SelftestStep, recorded: Scenario, profile: Profile) -> Iterator[str]:
-    """What is wrong with a record: another state than the engine's, a final one that the test
-    would not accept, or a pass that the engine runs otherwise."""
+    """One line for each thing wrong with a record: its state is not the engine's, its final state is
+    not what the test expects, or the engine runs a pass differently."""
     if not same_state(step, recorded):
         yield "the guest's state is not the one the engine starts from"
     for number, each in enumerate(recorded.passes):
@@ -148,8 +148,10 @@ def findings(step: SelftestStep, recorded: Scenario, profile: Profile) -> Iterat
 
 
 def same_state(step: SelftestStep, recorded: Scenario) -> bool:
-    """Whether a record starts from the step's state, as the engine would show it: page by page,
-    entry by entry, flag by flag. Where on the swap device a page lies is the guest's own affair."""
+    """Whether a record starts from the step's state as the engine builds it, in every page and PTE.
+
+    The place of a page on the swap device does not count.
+    """
     world = build_world(parse_scenario(step.document), DEFAULT)
     ours = render_state(world.kernel, world.vmas)
     theirs = [vma.initial for vma in recorded.vmas]
@@ -173,9 +175,11 @@ def _anywhere(token: FolioToken) -> FolioToken:
 
 @dataclass(frozen=True)
 class SelftestRow:
-    """A case in a context: the kernel's verdict in the guest, and the engine's; None where that
-    side has no such case. order: what is collapsed to, None where nothing is. recorded: whether
-    the guest's kernel, given the engine's states, did in every detail what the engine does."""
+    """A case in a context, with the verdicts of the guest's kernel and of the engine.
+
+    A verdict is None where that side has no such case. order: what is collapsed to; None where nothing
+    is. recorded: OK if the guest's kernel, given the engine's states, did exactly what the engine does.
+    """
 
     name: str
     context: str
@@ -186,7 +190,7 @@ class SelftestRow:
 
     @property
     def passed(self) -> bool:
-        """No side says anything but ok, or that it was skipped."""
+        """Whether every verdict is ok or skipped."""
         return {self.kernel, self.engine, self.recorded} <= {CaseVerdict.OK, CaseVerdict.SKIP, None}
 
 
@@ -196,9 +200,9 @@ def side_by_side(
     mthp_order: int | None,
     records: Mapping[str, Sequence[str]] | None = None,
 ) -> list[SelftestRow]:
-    """The rows of one run of the test (None: it was not run) and of the engine's cases.
+    """The rows for one run of the test (None: it was not run) and for the engine's cases.
 
-    records: step id -> what was wrong with its record; None where none was made.
+    records: step id -> what was wrong with its record; None if nothing was recorded.
     """
     order = PMD_ORDER if mthp_order is None else mthp_order
     rows: dict[tuple[str, str], SelftestRow] = {}

@@ -70,7 +70,7 @@ class SelftestStep:
 
 @dataclass(frozen=True)
 class Case:
-    """One of the test's cases in one context. order: what is collapsed to."""
+    """One of the test's cases in one context. order: of the folios that it collapses to."""
 
     name: str
     context: Context
@@ -79,7 +79,7 @@ class Case:
 
 
 def cases(mthp_order: int | None = None) -> list[Case]:
-    """The anonymous cases, in the test's order: those of its default run, or of `-c ORDER`."""
+    """The anonymous cases, in the test's order: those of its default run, or those of `-c mthp_order`."""
     contexts = [Context.KHUGEPAGED, Context.MADVISE] if mthp_order is None else [Context.MTHP]
     made = []
     for name, (of, steps) in _CASES.items():
@@ -96,7 +96,7 @@ def cases(mthp_order: int | None = None) -> list[Case]:
 
 @dataclass(frozen=True)
 class _Pages:
-    """Runs of one state: (pages, folio token, entry token). Runs follow one another."""
+    """Adjacent runs of pages: (pages, folio token, entry token) each."""
 
     runs: tuple[tuple[int, str, str], ...] = ()
 
@@ -109,7 +109,7 @@ class _Pages:
         return sum(run[0] for run in self.runs)
 
     def vma(self, mm: int = 0, advice: str | None = "hugepage") -> dict[str, Any]:
-        """The mapping that holds just these pages."""
+        """The mapping that consists of these pages."""
         runs = [run for run in self.runs if run[0]]
         anon_vma = any(folio != "-" for _, folio, _ in runs)
         ptes = " ".join(f"{pages}:{entry if anon_vma else 'nopte'}" for pages, _, entry in runs)
@@ -145,7 +145,7 @@ def _split(pages: int, folio: int = 0) -> _Pages:
 
 
 def _shared_small(entry: str) -> _Pages:
-    """One page that parent and child share; fork leaves it old in the child."""
+    """One page that parent and child share; fork makes it old in the child."""
     return _Pages(((1, "F0.RLaB.s.m2.f0.i0", entry),))
 
 

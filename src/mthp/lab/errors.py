@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes wrong in the lab and can be said in one line."""
+"""The lab's error, which is one line for the user, and the exit codes it carries."""
 
 from __future__ import annotations
 
 FAILED = 1
-"""Exit code: what was begun did not come to its end."""
+"""Exit code: something that was begun failed."""
 HOST_LACKS = 5
-"""Exit code: this host lacks something (a program, room, the archive, a kernel)."""
+"""Exit code: this host lacks something (a program, disk space, Debian's archive, a kernel)."""
 BAD_INPUT = 2
-"""Exit code: what was asked for cannot be."""
+"""Exit code: the arguments or files given are wrong."""
 
 
 class LabError(Exception):

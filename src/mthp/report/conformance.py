@@ -15,7 +15,7 @@ from mthp.report.phrases import SafeConsole, plural
 SCHEMA_VERSION = 1
 MISMATCHES_SHOWN = 10
 MAX_VALUE = 300
-"""Letters of a value that are shown; --json has all of it."""
+"""How many characters of a value are shown; --json has all of it."""
 
 
 def mismatch_kinds(score: Conformance) -> dict[str, int]:
@@ -79,6 +79,6 @@ def conformance_document(score: Conformance) -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    """A value as JSON, cut to a length people read."""
+    """A value as JSON, cut to MAX_VALUE characters."""
     text = "nothing" if value is None else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…"

@@ -20,12 +20,12 @@ MISSES_SHOWN = 8
 
 
 def good(forecast: Forecast) -> bool:
-    """As right as is promised."""
+    """Whether it is as accurate as is promised: see ENOUGH and ENOUGH_CHANGED."""
     return forecast.share >= ENOUGH and forecast.share_changed >= ENOUGH_CHANGED
 
 
 def render_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
-    """Print a line for each, then what was wrong and why."""
+    """Print a row for each forecast, then what was predicted wrong and why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("program", no_wrap=True)
     for name in ("max_ptes_\nnone", "PTEs", "changed", "right", "right of\nchanged", "baseline"):
@@ -67,13 +67,13 @@ def _title(forecast: Forecast) -> str:
 
 
 def _percent(share: float) -> str:
-    """Never rounded up to a hundred."""
+    """A share as a percentage with two digits, never rounded up to 100."""
     text = f"{100 * share:.2f}"
     return "99.99 %" if text == "100.00" and share < 1 else f"{text} %"
 
 
 def forecast_document(forecasts: Sequence[Forecast]) -> dict[str, Any]:
-    """All of it as plain JSON values."""
+    """The forecasts as a document of plain JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "predictions": [

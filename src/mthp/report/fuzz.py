@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A fuzz campaign's document as text, and a disagreement with both event lists side by side."""
+"""The text of a fuzz campaign's document, and of one scenario with both event lists side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDTH = 58
 
 
 def fuzz_text(document: Mapping[str, Any], coverage: str) -> str:
-    """The account of a campaign. coverage: its table, as text."""
+    """The text of a campaign's document. coverage: its table, as text."""
     return "\n".join(_lines(document, coverage)) + "\n"
 
 
@@ -43,7 +43,7 @@ def _lines(document: Mapping[str, Any], coverage: str) -> Iterator[str]:
 
 
 def _more(items: Sequence[object]) -> list[str]:
-    """The line that stands for those that are not shown, if any."""
+    """A line with the number of items that are not shown, if there are any."""
     rest = len(items) - _SHOWN
     return [f"  … and {rest} more (--json has all)"] if rest > 0 else []
 
@@ -61,7 +61,7 @@ def _short(value: object) -> str:
 
 
 def rerun_text(document: Mapping[str, Any]) -> str:
-    """A scenario that was run on a kernel: its events beside the engine's, and what differs."""
+    """The text of a scenario that was run on a kernel: its events beside the engine's, and what differs."""
     lines = [f"{document['id']} on {document['kernel'] or 'no kernel'}"]
     lines += [f"  not built: {document['not_built']}"] if document["not_built"] else []
     differs = document["state_differs"]
@@ -69,8 +69,8 @@ def rerun_text(document: Mapping[str, Any]) -> str:
     lines += _more(differs)
     for number, each in enumerate(document["passes"]):
         errno = each["kernel"].get("errno")
-        said = "" if errno is None else f", errno {errno}"
-        lines += [f"pass {number}{said}", side_by_side(each["kernel"]["events"], each["engine"])]
+        result = "" if errno is None else f", errno {errno}"
+        lines += [f"pass {number}{result}", side_by_side(each["kernel"]["events"], each["engine"])]
     lines += [_mismatch(each) for each in document["mismatches"]]
     if document["passes"] and not document["mismatches"]:
         lines.append("engine and kernel agree: events, counters, every page")
@@ -96,7 +96,7 @@ _SHORT = {
 
 
 def _event(event: Mapping[str, Any] | None) -> str:
-    """One event on one line: its tracepoint's name in short, its result, the other fields."""
+    """One event as a line: its tracepoint's short name, its result, the other fields."""
     if event is None:
         return "(none)"
     words = [_SHORT.get(str(event["event"]), str(event["event"]))]

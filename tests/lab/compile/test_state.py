@@ -204,7 +204,7 @@ def test_addresses_outside_the_range_that_is_watched_are_moved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folios", "ptes", "fields", "said"),
+    ("folios", "ptes", "fields", "refusal"),
     [
         ("1:F0.RLAaB.xs.m1 511:-", "1:PWAD 511:-", {}, "vmas[0] page 0: F0.RLAaB.xs.m1 PWAD"),
         ("3:- 2:F0.lRLaB.xs.m1 507:-", "3:- 2:PWAD 507:-", {}, "vmas[0] page 3"),
@@ -219,24 +219,24 @@ def test_addresses_outside_the_range_that_is_watched_are_moved() -> None:
     ],
 )
 def test_what_cannot_be_built_is_named(
-    folios: str, ptes: str, fields: dict[str, Any], declared: str
+    folios: str, ptes: str, fields: dict[str, Any], refusal: str
 ) -> None:
     with pytest.raises(CannotBuild) as caught:
         compile_state(scenario(vma(folios, ptes, **fields)))
-    assert declared in str(caught.value)
+    assert refusal in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_other_refusals() -> None:
     full = vma(f"512:{SMALL}", "512:PWAD")
-    for made, declared in (
+    for made, refusal in (
         (scenario(full, geometry={"page_shift": 14, "pmd_order": 9}), "geometry"),
         (scenario(full, free_blocks={"9": 3}), "free_blocks"),
         (scenario(full, full | {"start": BASE + (2 << 20)}), "mappings that touch"),
         (scenario(*(full | {"mm": mm} for mm in range(4))), "4 processes"),
         (scenario(full, memcg={"limit_pages": 1, "usage_pages": 2}), "memcg"),
     ):
-        with pytest.raises(CannotBuild, match=declared):
+        with pytest.raises(CannotBuild, match=refusal):
             compile_state(made)
 
 

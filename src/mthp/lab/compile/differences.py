@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What differs between the state a scenario declares and the one that was read back.
 
-Tolerated, because nobody can tell or nothing follows from it:
+Some differences are tolerated, because they cannot be observed or have no consequences:
 
 - the names of folios (their identities must agree), and the order of flag letters;
 - the dirty bit of an entry that is not writable: the reader here shows x86's saved-dirty bit too,
@@ -30,7 +30,7 @@ from mthp.image.runs import (
 )
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import ScenarioVma
-from mthp.lab.compile.wanted import displacement
+from mthp.lab.compile.wanted import displacement, held_pages
 
 _TRAITS = (
     "pages",
@@ -46,7 +46,7 @@ _TRAITS = (
 
 
 def differences(wanted_processes: Scenario, built: Scenario) -> list[str]:
-    """One line for each mapping's property, and for each run of pages, that is not as declared.
+    """One line for each property of a mapping, and each run of pages, that is not as declared.
 
     built: the scenario that was recorded from the program of compile_state(wanted).
     """
@@ -66,7 +66,7 @@ def differences(wanted_processes: Scenario, built: Scenario) -> list[str]:
             for name in _TRAITS
             if getattr(have, name) != getattr(want, name)
         ]
-        if _held(want) != _held(have):
+        if held_pages(want) != held_pages(have):
             found.append(f"vmas[{i}]: other pages are held by references")
     if wanted_processes.free_blocks is not None:
         large, free = _largest(wanted_processes.free_blocks), _largest(built.free_blocks or {})
@@ -82,7 +82,7 @@ def differences(wanted_processes: Scenario, built: Scenario) -> list[str]:
 def state_differences(
     wanted_processes: Sequence[PagesState], built: Sequence[PagesState]
 ) -> Iterator[tuple[int, str]]:
-    """(mapping, what differs) for each run of pages; the states of one snapshot each."""
+    """(mapping, what differs) for each run of pages. wanted, built: the states of one snapshot each."""
     pages_wanted, pages_built = _comparable(wanted_processes), _comparable(built)
     for i, (want, have) in enumerate(zip(pages_wanted, pages_built, strict=True)):
         tables = wanted_processes[i].ptes is not None
@@ -98,12 +98,6 @@ def _place(vma: ScenarioVma) -> tuple[int, int]:
 
 def _largest(free_blocks: Mapping[int, int]) -> int:
     return max((order for order, count in free_blocks.items() if count), default=0)
-
-
-def _held(vma: ScenarioVma) -> set[int]:
-    """The pages on which there are references: pins, and others."""
-    ranges = [*vma.pins, *((start, pages) for start, pages, _ in vma.extra_refs)]
-    return {page for start, pages in ranges for page in range(start, start + pages)}
 
 
 def _comparable(states: Iterable[PagesState]) -> list[list[_Look]]:
@@ -142,7 +136,7 @@ def _entry(entry: PteToken) -> PteToken:
 def _page_differences(
     want: Sequence[_Look], have: Sequence[_Look], *, tables: bool
 ) -> Iterator[str]:
-    """Runs of pages whose differences read the same."""
+    """One line for each run of pages that differ alike."""
     first, last_text = 0, ""
     for page in range(len(want) + 1):
         text = ""

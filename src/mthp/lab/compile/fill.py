@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Filling one process's mappings so that each page is what the scenario says.
+"""The operations that fill one process's mappings with the wanted pages.
 
 A fault makes a folio of an order where that size alone is on, the window naturally aligned, within
-the mapping and empty; so large folios come before what fills the holes in them, the largest first.
-What more sleepers share is made before what fewer share, with a fork between.
+the mapping and empty. So large folios come first, in descending order, and then what fills the holes
+in them. Pages that more sleeping children share are made before those that fewer share, with forks in
+between.
 Kernel: mm/memory.c, alloc_anon_folio(); mm/huge_memory.c, do_huge_pmd_anonymous_page().
 """
 
@@ -32,13 +33,13 @@ _SMALLEST = 4
 """Pages of the smallest large folio."""
 Steps = tuple[PageOperation, ...]
 PageContents = dict[int, WantedFolio | WantedPage]
-"""What is on each page."""
+"""Page -> what is on it so far."""
 _SWAPPED: Steps = (PageOperation.OUT,)
 
 
 @dataclass
 class _Batch:
-    """What is made between two forks: folios and small pages with their steps."""
+    """What is made between two forks: large folios, small pages by their steps, pages to poison."""
 
     sleepers: int
     folios: list[WantedFolio] = field(default_factory=list)
@@ -48,7 +49,7 @@ class _Batch:
 
 @dataclass
 class _Filler:
-    """One process being filled. there: what is on each page so far, a Folio or a Page."""
+    """One process that is being filled. contents: page -> what is on it so far."""
 
     want: WantedProcess
     ops: list[Operation] = field(default_factory=list)
@@ -57,12 +58,12 @@ class _Filler:
     # --- operations -------------------------------------------------------------------------
 
     def over(self, verb: Verb, pages: Iterable[int], *more: int) -> None:
-        """An operation over each run of pages."""
+        """Add an operation over each run of pages."""
         for start, count in spans(pages):
             self.ops.append(Operation(verb, (start, count, *more), self.want.name))
 
     def step(self, step: PageOperation, pages: Iterable[int]) -> None:
-        """One step of a recipe over each run of pages."""
+        """Add one step of a recipe over each run of pages."""
         for start, count in spans(pages):
             self.ops.append(step_op(self.want.name, step, start, count))
 
@@ -70,12 +71,12 @@ class _Filler:
         self.over(Verb.ADVISE, pages, int(advice))
 
     def fork_sleepers(self, count: int) -> None:
-        """So many more children map whatever is there."""
+        """Fork so many sleeping children, which map all pages that are there."""
         if count:
             self.ops.append(Operation(Verb.FORK, (count,), self.want.name))
 
     def clear(self, pages: Iterable[int], new: Iterable[WantedPage]) -> None:
-        """Make room: nothing is left on these pages, where `new` is to come."""
+        """Drop these pages, where `new` is to come. CannotBuild: a wanted page is among them."""
         taken = [page for page in pages if page in self.contents]
         for page in taken:
             if self.keeps(page):
@@ -85,7 +86,7 @@ class _Filler:
             del self.contents[page]
 
     def keeps(self, page: int) -> bool:
-        """What is on the page now is what is wanted there."""
+        """Whether what is on the page now is what is wanted there."""
         owner, final = self.contents[page], self.want.pages.get(page)
         if final is None or final.token.kind is PageKind.NONE:
             return False
@@ -97,7 +98,7 @@ class _Filler:
     # --- folios and pages -------------------------------------------------------------------
 
     def huge_zeros(self) -> None:
-        """Tables that the huge zero folio maps."""
+        """Map tables by the huge zero folio."""
         tables = {page.at // PMD_PAGES for page in self.want.of(PageKind.HUGE_ZERO)}
         if not tables:
             return
@@ -110,7 +111,7 @@ class _Filler:
         self.ops.append(Operation(Verb.WRITE_FILE, (use, "0")))
 
     def large(self, order: int, folios: list[WantedFolio]) -> None:
-        """Folios of one order, whole; then their flags, then their entries' bits."""
+        """Make folios of one order, whole; then set their flags, then their entries' bits."""
         by_recipe: dict[LargeRecipe, list[WantedFolio]] = defaultdict(list)
         for folio in folios:
             self.clear(folio.window, folio.pages)
@@ -145,7 +146,7 @@ class _Filler:
         self.over(Verb.READ, {page.at for page in read} - {page.at for page in written})
 
     def small_pages(self, batch: _Batch) -> None:
-        """Small pages: written all together, then each kind as its steps say."""
+        """Make small pages: write all of them, then apply each kind's steps."""
         pages = [page for alike in batch.small.values() for page in alike] + batch.poison
         self.clear([page.at for page in pages], pages)
         self.over(Verb.WRITE, [page.at for page in pages])
@@ -160,7 +161,7 @@ class _Filler:
             self.advise(Madv.HWPOISON, [page.at])
 
     def page_out(self, pages: list[int]) -> None:
-        """Swap pages out, the last first where a swap-in could otherwise bring several back.
+        """Swap pages out, the last first where a swap-in could otherwise bring several back at once.
 
         Slots are given out in rising order, and only a window of pages whose slots rise with them
         comes back as one folio. Kernel: mm/memory.c, alloc_swap_folio(), can_swapin_thp().
@@ -174,7 +175,7 @@ class _Filler:
                 self.step(PageOperation.OUT, [page])
 
     def batch(self, batch: _Batch) -> None:
-        """Everything of a stage, the largest folios first."""
+        """Make everything of a batch, the largest folios first."""
         orders: dict[int, list[WantedFolio]] = defaultdict(list)
         for folio in batch.folios:
             orders[folio.order].append(folio)
@@ -183,7 +184,7 @@ class _Filler:
         self.small_pages(batch)
 
     def remaining(self) -> WantedProcess:
-        """The process with those pages alone that are not there yet."""
+        """The process with only those pages that have not been made yet."""
         pages = {at: page for at, page in self.want.pages.items() if not self.has(at)}
         folios = [folio for folio in self.want.folios if not self.has(folio.pages[0].at)]
         return replace(self.want, pages=pages, folios=folios)
@@ -192,7 +193,7 @@ class _Filler:
         return page in self.contents and self.keeps(page)
 
     def batches(self, want: WantedProcess) -> None:
-        """All pages of `want`, with the forks between them."""
+        """Make all pages of `want`, with the forks between the batches."""
         clean, dirty = _batches(want)
         _check_order(want, clean, dirty)
         sleepers = max((batch.sleepers for batch in (*clean, *dirty)), default=0)
@@ -205,8 +206,8 @@ class _Filler:
                 self.ops.append(Operation(Verb.CLEAR_REFS, (4,), want.name))
         self.fork_sleepers(sleepers)
 
-    def rest(self) -> None:
-        """What is left of windows is taken away; then zero pages, and pages to read back."""
+    def finish(self) -> None:
+        """Drop what is left of windows; then read zero pages, and pages to be swapped in."""
         mapped = {page for vma in self.want.vmas for page in range(vma.start, vma.end)}
         left = [page for page in self.contents if page in mapped and not self.keeps(page)]
         guards = {page.at for page in self.want.of(PageKind.GUARD)}
@@ -223,12 +224,12 @@ def fill(want: WantedProcess) -> list[Operation]:
     _check_reused(want)
     _reused(filler)
     filler.batches(filler.remaining())
-    filler.rest()
+    filler.finish()
     return filler.ops
 
 
 def fill_before_fork(before: WantedProcess) -> tuple[list[Operation], PageContents]:
-    """The operations that make what processes are to inherit, and what is then where."""
+    """The operations that make what processes are to inherit, and the pages that are there then."""
     _check(before)
     filler = _Filler(before)
     filler.batches(before)
@@ -236,7 +237,7 @@ def fill_before_fork(before: WantedProcess) -> tuple[list[Operation], PageConten
 
 
 def fill_after_fork(want: WantedProcess, contents: PageContents) -> list[Operation]:
-    """The operations of a process that has inherited what is there; the parent is one too.
+    """The operations that fill a process after the fork, the parent or a child. contents: inherited.
 
     A child's entries are old. Kernel: mm/memory.c, __copy_present_ptes().
     """
@@ -253,15 +254,15 @@ def fill_after_fork(want: WantedProcess, contents: PageContents) -> list[Operati
         if page.sleepers:
             raise cannot([page], "shared with sleepers, by a process that has relatives")
     filler.batches(remaining)
-    filler.rest()
+    filler.finish()
     return filler.ops
 
 
-# --- what goes when -------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------
 
 
 def _batches(want: WantedProcess) -> tuple[list[_Batch], list[_Batch]]:
-    """The stages whose pages are not soft-dirty, and the others: most shared first."""
+    """The batches whose pages are not soft-dirty, and the others; those with most sleepers first."""
     found: dict[tuple[bool, int], _Batch] = {}
 
     def at(page: WantedPage, sleepers: int) -> _Batch:
@@ -286,7 +287,7 @@ def _batches(want: WantedProcess) -> tuple[list[_Batch], list[_Batch]]:
 
 
 def was_shared(want: WantedProcess, page: WantedPage) -> bool:
-    """Mapped here alone and yet not writable: another process mapped it, and is gone."""
+    """Whether a page is mapped only here and yet not writable: a process that mapped it too has ended."""
     return (
         not page.sleepers
         and not page.entry.writable
@@ -298,7 +299,7 @@ def was_shared(want: WantedProcess, page: WantedPage) -> bool:
 
 
 def _reused(filler: _Filler) -> None:
-    """Small pages that a child mapped, and no longer does."""
+    """Make the small pages that a child mapped which has ended."""
     want = filler.want
     batch = _Batch(0)
     for page in want.small:
@@ -360,7 +361,7 @@ def _check(want: WantedProcess) -> None:
 
 
 def _check_order(want: WantedProcess, clean: list[_Batch], dirty: list[_Batch]) -> None:
-    """Soft-dirty bits are cleared once, so whatever is soft-dirty must be made after that."""
+    """CannotBuild unless every soft-dirty page can be made after the soft-dirty bits are cleared, once."""
     if clean and dirty and clean[-1].sleepers < dirty[0].sleepers:
         page = next(page for page in want.of(PageKind.FOLIO) if "s" not in page.token.pagemap)
         raise cannot([page], "not soft-dirty, though pages that more processes share are")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes that share pages: what they inherit is made first, by the parent, before it forks.
+"""Processes that share pages: the parent makes what they inherit, forks, and each adds its own pages.
 
-Whatever one of them alone is to have and may write to is made afterwards. A page that is not
-writable though nobody else maps it is inherited too, and dropped by the others.
+A page that is not writable though no other process maps it is inherited too, and the others drop it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mthp.lab.program.program import Operation, Verb, registration
 
 
 def fork_groups(wants: Sequence[WantedProcess]) -> list[list[WantedProcess]]:
-    """Each process without a parent with its children, in order."""
+    """The groups of processes that share pages: each begins with the parent of the others."""
     return [
         [want, *(child for child in wants if child.parent == want.name)]
         for want in wants
@@ -27,7 +26,7 @@ def fork_groups(wants: Sequence[WantedProcess]) -> list[list[WantedProcess]]:
 
 
 def build_group(group: Sequence[WantedProcess], decoy: int) -> list[Operation]:
-    """Mapped, filled and registered with khugepaged, the parent first."""
+    """The operations that map, fill and register the processes of a group, the parent first."""
     parent, *children = group
     extents = extents_of(group)
     ops = [*map_extents(parent, extents), *anon_vmas(parent)]
@@ -45,7 +44,7 @@ def build_group(group: Sequence[WantedProcess], decoy: int) -> list[Operation]:
 
 
 def _before_fork(group: Sequence[WantedProcess]) -> WantedProcess:
-    """What the parent has when it forks, as if it were a process of its own."""
+    """The pages that the parent has when it forks, as the wanted state of one process."""
     parent = group[0]
     before = WantedProcess(parent.name, None, vmas=[vma for want in group for vma in want.vmas])
     for want in group:
@@ -63,6 +62,6 @@ def _inherited(want: WantedProcess, page: WantedPage) -> bool:
 
 
 def _as_in_parent(page: WantedPage) -> WantedPage:
-    """The page as the parent has it: what is old in the child is so since the fork."""
+    """The page as the parent has it: its entry is young, since the fork makes the child's old."""
     letters = "".join(each for each in "PWADU" if each in page.entry.letters + "A")
     return replace(page, entry=parse_pte_token(letters))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Before and after the filling: mappings with room for whole folios, then what mappings are.
+"""The operations on mappings: map them with space for whole folios, and later set their attributes.
 
-Guards, KSM, userfaultfd, pins, locks, protection, advice come in this order: each forbids what
-comes before it.
+The attributes come in this order, since each forbids those before it: guard markers, KSM, userfaultfd,
+pins, locks, protection, advice.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def _over(who: str, verb: Verb, vma: WantedVma, *more: int) -> Operation:
 
 
 Extent = tuple[int, int, bool]
-"""Start, end, and whether it is droppable, of what is mapped at first."""
+"""A range that is mapped at first: start, end, and whether it is droppable."""
 
 
 def extents_of(wants: Sequence[WantedProcess]) -> list[Extent]:
-    """The mappings of some processes, and the windows of folios that reach beyond them."""
+    """The ranges to map: the mappings of the processes, and windows of folios that reach beyond them."""
     found: list[Extent] = []
     for want in wants:
         for vma in want.vmas:
@@ -51,7 +51,7 @@ def extents_of(wants: Sequence[WantedProcess]) -> list[Extent]:
 
 
 def map_extents(want: WantedProcess, extents: Sequence[Extent]) -> list[Operation]:
-    """Map it."""
+    """Map the ranges."""
     return [
         Operation(Verb.MMAP_DROPPABLE if droppable else Verb.MMAP, (start, end - start), want.name)
         for start, end, droppable in extents
@@ -59,7 +59,7 @@ def map_extents(want: WantedProcess, extents: Sequence[Extent]) -> list[Operatio
 
 
 def trim(want: WantedProcess, extents: Sequence[Extent]) -> list[Operation]:
-    """Unmap what is no mapping of the process's."""
+    """Unmap the parts of the ranges that are not mappings of the process."""
     pages = {page for start, end, _ in extents for page in range(start, end)}
     for vma in want.vmas:
         pages.difference_update(range(vma.start, vma.end))
@@ -80,7 +80,7 @@ def _join(found: list[Extent], new: Extent) -> list[Extent]:
 
 
 def anon_vmas(want: WantedProcess) -> list[Operation]:
-    """Page tables with nothing in them, and anon_vmas without a page.
+    """Make page tables that are to be empty, and anon_vmas of mappings without pages.
 
     A page is written, or only read, and dropped again; its table stays.
     """
@@ -110,7 +110,7 @@ def _is_anon(page: WantedPage) -> bool:
 
 
 def _empty_tables(want: WantedProcess, vma: WantedVma) -> Iterator[int]:
-    """The first page of the mapping in each table that it says is there."""
+    """The first page of the mapping in each table that is wanted."""
     if vma.declared.initial.ptes is None:
         return
     for at in range(vma.start, vma.end):
@@ -119,15 +119,15 @@ def _empty_tables(want: WantedProcess, vma: WantedVma) -> Iterator[int]:
             yield at
 
 
-def _touch_and_drop(want: WantedProcess, at: int, verb: Verb) -> list[Operation]:
+def _touch_and_drop(want: WantedProcess, at: int, verb: Verb, pages: int = 1) -> list[Operation]:
     return [
         Operation(verb, (at, 1), want.name),
-        Operation(Verb.ADVISE, (at, 1, int(Madv.DONTNEED)), want.name),
+        Operation(Verb.ADVISE, (at, pages, int(Madv.DONTNEED)), want.name),
     ]
 
 
 def _only_anon_vma(want: WantedProcess, vma: WantedVma, tables: set[int]) -> list[Operation]:
-    """An anon_vma where no page is to be left; in a table that is there, or that goes again.
+    """Make an anon_vma without leaving a page, in a table that is wanted or that is freed again.
 
     Dropping a whole table's range frees the table. Kernel: mm/pt_reclaim.c, try_to_free_pte().
     """
@@ -138,17 +138,14 @@ def _only_anon_vma(want: WantedProcess, vma: WantedVma, tables: set[int]) -> lis
     for at in range(round_up_to_table(vma.start), vma.end - PMD_PAGES + 1, PMD_PAGES):
         whole = range(at, at + PMD_PAGES)
         if not any(_has_content(want.pages[page]) for page in whole):
-            return [
-                Operation(Verb.WRITE, (at, 1), want.name),
-                Operation(Verb.ADVISE, (at, PMD_PAGES, int(Madv.DONTNEED)), want.name),
-            ]
+            return _touch_and_drop(want, at, Verb.WRITE, PMD_PAGES)
     if vma.declared.initial.ptes is None:
         return _touch_and_drop(want, vma.start, Verb.WRITE)
-    return _anon_vma_from_next_door(want, vma)
+    return _anon_vma_by_extension(want, vma)
 
 
-def _anon_vma_from_next_door(want: WantedProcess, vma: WantedVma) -> list[Operation]:
-    """A page written where the mapping, for a moment longer, reaches into the next table."""
+def _anon_vma_by_extension(want: WantedProcess, vma: WantedVma) -> list[Operation]:
+    """Extend the mapping into the next table, write a page there, and unmap the extension again."""
     next_table = round_up_to_table(vma.end)
     if any(vma.end <= other.start <= next_table for other in want.vmas) or vma.declared.droppable:
         raise CannotBuild(
@@ -166,7 +163,7 @@ def _anon_vma_from_next_door(want: WantedProcess, vma: WantedVma) -> list[Operat
 
 
 def merge(wants: list[WantedProcess]) -> list[Operation]:
-    """Mergeable mappings, and KSM over all of them where it merged pages."""
+    """Make mappings mergeable, and run KSM where pages are to be merged."""
     ops: list[Operation] = []
     for want in wants:
         ops += _runs(want.name, Verb.SAME, [page.at for page in want.merged])
@@ -182,7 +179,7 @@ def merge(wants: list[WantedProcess]) -> list[Operation]:
 
 
 def vma_attributes(want: WantedProcess) -> list[Operation]:
-    """What mappings are registered for, locked, protected, advised; and what holds their pages."""
+    """Set the attributes of the process's mappings, and hold their pages."""
     who = want.name
     ops = _runs(
         who, Verb.ADVISE, [page.at for page in want.of(PageKind.GUARD)], int(Madv.GUARD_INSTALL)
@@ -213,8 +210,8 @@ def _advise(want: WantedProcess) -> list[Operation]:
 
 
 def _pins(want: WantedProcess) -> list[Operation]:
-    """Pages that are the process's own are pinned for long; others get a plain reference, since
-    a pin would copy them."""
+    """Hold pages: exclusive ones by a long-term pin, others by a plain reference, since a pin would
+    copy them."""
     ops: list[Operation] = []
     for vma in want.vmas:
         declared = vma.declared
@@ -259,6 +256,6 @@ def _drained(want: WantedProcess, old: list[WantedPage]) -> list[Operation]:
 
 
 def prctl(want: WantedProcess) -> list[Operation]:
-    """PR_SET_THP_DISABLE."""
+    """Disable THP for the process, if that is wanted."""
     flags = {Prctl.DISABLE: (1, 0), Prctl.EXCEPT_ADVISED: (1, 2)}
     return [] if want.prctl is None else [Operation(Verb.PRCTL_THP, flags[want.prctl], want.name)]

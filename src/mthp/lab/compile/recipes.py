@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What to do to a page that was just written until the kernel shows it with given flags and bits.
+"""Recipes: the steps that give a page which was just written certain folio flags and PTE bits.
 
 Found by trying each sequence in a guest of 7.3.4, small and large folios alike. `cold` is
 MADV_COLD, `free` MADV_FREE, `out` MADV_PAGEOUT; a folio loses R with its accessed bit, and gets D
@@ -16,7 +16,7 @@ from mthp.lab.program.program import Madv, Operation, Verb
 
 
 class PageOperation(Enum):
-    """One operation over pages that are there."""
+    """A step of a recipe: one operation over present pages."""
 
     COLD = Madv.COLD
     FREE = Madv.FREE
@@ -81,12 +81,12 @@ _LARGE: dict[str, tuple[tuple[PageOperation, ...], str]] = {
 """Flags -> steps over the whole folio, and the bits its entries then have."""
 
 _FIXED = frozenset("LaTVM")
-"""Flags that no recipe is about: of every folio here, of large ones, of mlocked mappings."""
+"""Flags that no recipe sets: every folio here has them, or large ones do, or mlocked ones."""
 
 
 @dataclass(frozen=True)
 class LargeRecipe:
-    """steps: over the whole folio. bits: what its entries have then."""
+    """steps: over the whole folio. bits: those that its entries have afterwards."""
 
     steps: tuple[PageOperation, ...]
     bits: str
@@ -97,7 +97,7 @@ def _letters(text: str, known: str) -> str:
 
 
 def _own_flags(token: FolioToken) -> str | None:
-    """The flags a recipe is about; None if the folio has others, or lacks what all have."""
+    """The flags that recipes set; None if the folio has others, or lacks those that all have."""
     flags = set(token.flags)
     if not {"L", "a"} <= flags or flags - _FIXED - set("RDCB"):
         return None
@@ -107,10 +107,10 @@ def _own_flags(token: FolioToken) -> str | None:
 def small_recipe(
     token: FolioToken, entry: PteToken, table: dict[tuple[str, str], tuple[PageOperation, ...]]
 ) -> tuple[PageOperation, ...] | None:
-    """The steps that make a small page look so; None if there are none.
+    """The steps that give a small page its flags and bits; None if no such steps are known.
 
-    Where the entry is not writable its dirty bit may be unknown (older records show the hardware's
-    alone): then a page that differs in that bit only will do.
+    Where the entry is not writable, its dirty bit may be unknown (older records show only the
+    hardware's); then steps for a page that differs only in that bit are taken.
     """
     flags = _own_flags(token)
     if flags is None:
@@ -126,7 +126,7 @@ def small_recipe(
 
 
 def large_recipe(token: FolioToken) -> LargeRecipe | None:
-    """The steps that give a large folio its flags; D is left to whoever splits its mapping."""
+    """The steps that give a large folio its flags, but for D, which the split of its mapping sets."""
     flags = _own_flags(token)
     if flags is None or "C" in flags:
         return None

@@ -19,14 +19,14 @@ _GROUP = "g"
 _SMALLEST_TAKEN = 2
 """A guest cannot run without free blocks of order 1."""
 _NO_LIMIT = 1 << 38
-"""Pages from which on a limit is none."""
+"""A memory cgroup's limit of so many pages or more counts as none."""
 
 
 def compile_state(scenario: Scenario) -> Draft:
     """The program that makes the scenario's initial state, and what is then to be run over it.
 
-    Whatever built the state once (built_by) is not looked at. CannotBuild, one line, says which
-    part no known sequence of system calls makes.
+    The program that built the state once (built_by) is not used. CannotBuild: no known sequence of
+    system calls makes some part of it.
     """
     _check_whole(scenario)
     wants = wanted_processes(scenario)
@@ -75,8 +75,10 @@ def _finish(scenario: Scenario, wants: Sequence[WantedProcess]) -> list[Operatio
 
 
 def _take_blocks(free_blocks: Mapping[int, int]) -> Operation:
-    """Take every free block larger than the largest the scenario has; of smaller ones plenty is
-    left, whatever it says. Blocks of PMD order or more cannot be counted out."""
+    """Take every free block of a higher order than the scenario's largest; smaller ones stay plentiful.
+
+    CannotBuild: the largest is of PMD order or above, of which there may always be more.
+    """
     largest = max((order for order, count in free_blocks.items() if count), default=0)
     if largest >= GEOMETRY.pmd_order:
         raise CannotBuild(f"free_blocks: blocks of order {largest} cannot be counted out")
@@ -97,7 +99,7 @@ def _target(scenario: Scenario, wants: Sequence[WantedProcess]) -> Target | None
 
 
 def _check_whole(scenario: Scenario) -> None:
-    """What no part of a program can say."""
+    """CannotBuild for what no program can make."""
     if scenario.geometry != GEOMETRY:
         raise CannotBuild("geometry: guests have 4 KiB pages and 2 MiB PMDs")
     if not scenario.vmas:
@@ -109,7 +111,7 @@ def _check_whole(scenario: Scenario) -> None:
 
 
 def _check_declared(draft: Draft, wants: Sequence[WantedProcess]) -> None:
-    """The program is legal, and its mappings are those of the scenario."""
+    """CannotBuild unless the program is legal and its mappings are those of the scenario."""
     try:
         declared = declare(draft)
     except ProgramError as error:
@@ -126,7 +128,7 @@ def _check_declared(draft: Draft, wants: Sequence[WantedProcess]) -> None:
 
 
 def _differs(vma: DeclaredVma, declared: ScenarioVma) -> str:
-    """The first property that the program does not give the mapping as the scenario says."""
+    """The first property of the mapping that would differ from the scenario; empty if none would."""
     pairs = {
         "advice": (vma.advice, declared.advice),
         "mlocked": (vma.mlocked, declared.mlocked),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A scenario's declared state, process by process: what is to be on each page, and where."""
+"""A scenario's declared state, process by process: the page that is wanted at each place."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mthp.lab.program.program import BASE, PROCESSES, REACH, spans
 
 
 class CannotBuild(Exception):
-    """A state that no sequence of our system calls makes: one line that says which part and why."""
+    """No known sequence of system calls makes the state. The text, one line, names the part and why."""
 
 
 @dataclass(frozen=True)
 class WantedPage:
-    """One page. at: in pages from the process's base. vma: index into the scenario's; index: from
-    that mapping's start.
+    """One page. at: in pages from the process's base. vma: the index of its mapping in the scenario.
 
-    level: how many sleeping children must map it. kin: the other processes that map it, or a page
-    of its large folio. pinned: a reference is to hold it.
+    index: in pages from that mapping's start. pinned: whether a reference is to hold it. sleepers: how
+    many sleeping children must map it. sharers: the other processes that map it, or a page of its
+    large folio.
     """
 
     at: int
@@ -53,7 +53,7 @@ class WantedFolio:
 
     @property
     def window(self) -> range:
-        """All places of the folio, mapped or not."""
+        """The pages of the folio's window, mapped or not."""
         return range(self.start, self.start + self.size)
 
     @property
@@ -66,13 +66,16 @@ class WantedFolio:
 
     @property
     def huge(self) -> bool:
-        """Mapped by a PMD."""
+        """Whether it is mapped by a PMD."""
         return self.pages[0].entry.state is PteState.HUGE
 
 
 @dataclass(frozen=True)
 class WantedVma:
-    """One mapping. index: in the scenario. start, end: in pages from the process's base."""
+    """One mapping. index: in the scenario. start, end: in pages from the process's base.
+
+    declared: the mapping as the scenario has it.
+    """
 
     index: int
     start: int
@@ -86,9 +89,9 @@ class WantedVma:
 
 @dataclass
 class WantedProcess:
-    """What one process is to have. parent: the process it is forked from, empty if from none.
+    """The wanted state of one process. parent: the process it is forked from; empty if there is none.
 
-    pages: by their place.
+    pages: page from the process's base -> the page. folios: the large ones.
     """
 
     name: str
@@ -108,7 +111,7 @@ class WantedProcess:
 
     @property
     def merged(self) -> list[WantedPage]:
-        """The pages KSM merged."""
+        """The pages that KSM is to merge."""
         return [page for page in self.of(PageKind.FOLIO) if "K" in page.token.flags]
 
     def vma_of(self, page: WantedPage) -> WantedVma:
@@ -116,14 +119,15 @@ class WantedProcess:
 
 
 def is_small(page: WantedPage) -> bool:
-    """A page of a folio of order 0 that is no other process's, and not merged by KSM."""
+    """Whether the page's folio is of order 0 and not merged by KSM."""
     return page.token.order == 0 and "K" not in page.token.flags
 
 
 def displacement(scenario: Scenario) -> int:
-    """How much lower an address of the scenario lies in the guest: bytes, whole GiB.
+    """How much lower an address of the scenario lies in the guest, in bytes: a multiple of 1 GiB.
 
-    0 wherever the scenario's mappings lie in the range that a session watches.
+    0 if the scenario's mappings lie in the range that a session watches. CannotBuild: they are too far
+    apart for that range.
     """
     low = min(vma.start for vma in scenario.vmas)
     high = max(vma.end(scenario.geometry) for vma in scenario.vmas)
@@ -136,7 +140,7 @@ def displacement(scenario: Scenario) -> int:
 
 
 def wanted_processes(scenario: Scenario) -> list[WantedProcess]:
-    """The processes of a scenario, in the order of khugepaged's scan."""
+    """The processes of a scenario, in the order of khugepaged's scan. CannotBuild: too many processes."""
     processes = sorted({vma.mm for vma in scenario.vmas})
     if len(processes) > len(PROCESSES):
         raise CannotBuild(f"{len(processes)} processes, at most {len(PROCESSES)}")
@@ -174,7 +178,7 @@ class _Shares:
                     self._users[token.folio].add(want.name)
 
     def settle(self, want: WantedProcess, page: WantedPage) -> WantedPage:
-        """The page with its kin and its sleepers."""
+        """The page with its sharers and its number of sleepers."""
         token = page.token
         if token.kind is not PageKind.FOLIO or "K" in token.flags:
             return page
@@ -185,8 +189,8 @@ class _Shares:
         return replace(page, sleepers=token.mapcount - times, sharers=users)
 
     def parent(self, want: WantedProcess) -> str:
-        """The first of the processes that share anything, with each other or through others;
-        empty for that one itself."""
+        """The first of the processes that share pages with this one, directly or through others; empty
+        if that is the process itself."""
         sharers = {want.name}
         for _ in self._order:
             for users in self._users.values():
@@ -198,11 +202,16 @@ class _Shares:
 
 def _pages(where: WantedVma) -> Iterator[WantedPage]:
     vma = where.declared
-    held = {page for start, count in vma.pins for page in range(start, start + count)}
-    held |= {page for start, count, _ in vma.extra_refs for page in range(start, start + count)}
+    held = held_pages(vma)
     both = zip(vma.initial.folio_pages(), vma.initial.pte_pages(), strict=True)
     for i, (token, entry) in enumerate(both):
         yield WantedPage(where.start + i, where.index, i, token, entry, pinned=i in held)
+
+
+def held_pages(vma: ScenarioVma) -> set[int]:
+    """The pages on which there are references: pins, and others."""
+    ranges = [*vma.pins, *((start, pages) for start, pages, _ in vma.extra_refs)]
+    return {page for start, pages in ranges for page in range(start, start + pages)}
 
 
 def folios_of(want: WantedProcess) -> list[WantedFolio]:
@@ -235,7 +244,7 @@ def _check_uniform(folio: WantedFolio, page: WantedPage) -> None:
 
 
 def cannot(pages: Iterable[WantedPage], why: str) -> CannotBuild:
-    """The refusal for some pages of one mapping: which, counted from its start, what, and why."""
+    """The CannotBuild for some pages of one mapping, which names them, the first of them, and why."""
     some = list(pages)
     first = some[0]
     start, count = spans(page.index for page in some)[0]

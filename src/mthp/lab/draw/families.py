@@ -24,7 +24,7 @@ from mthp.lab.draw.fill import (
     weighted,
 )
 from mthp.lab.draw.knobs import MAX_LIMIT
-from mthp.lab.draw.layout import close, map_many, map_one, place
+from mthp.lab.draw.layout import close, map_many, map_one, place, start_mapped
 from mthp.lab.draw.program_builder import ProgramBuilder
 from mthp.lab.draw.special import (
     collapse_some,
@@ -50,8 +50,7 @@ from mthp.words.settings import Enabled
 
 def plain(builder: ProgramBuilder) -> None:
     """One mapping in any appearance, with the usual changes."""
-    builder.start()
-    map_one(builder)
+    start_mapped(builder)
     fill(builder, "s")
     disturb_some(builder, "s")
     style = builder.rng.random()
@@ -77,8 +76,7 @@ def many_vmas(builder: ProgramBuilder) -> None:
 
 def swap(builder: ProgramBuilder) -> None:
     """Swapped pages: around the limits, read back, in windows of every size."""
-    builder.start()
-    map_one(builder)
+    start_mapped(builder)
     fill(builder, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 2})
     swap_some(builder, "s", 4, builder.rng.choice([2, 8, 64, 512]))
     if builder.rng.random() < 0.3:
@@ -96,8 +94,7 @@ def swap(builder: ProgramBuilder) -> None:
 def large(builder: ProgramBuilder) -> None:
     """Large folios of every order, whole and in part, and whole tables."""
     rng = builder.rng
-    builder.start()
-    map_one(builder)
+    start_mapped(builder)
     style = rng.random()
     if style < 0.4:
         huge_tables(builder, "s")
@@ -119,17 +116,12 @@ def large(builder: ProgramBuilder) -> None:
 def shared(builder: ProgramBuilder) -> None:
     """Pages shared with children, and partly copied again by writes."""
     rng = builder.rng
-    builder.start()
-    map_one(builder)
+    start_mapped(builder)
     if rng.random() < 0.5:
         share_some(builder, "s", 4)
         fill(builder, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 2})
     else:
-        looks: dict[Appearance, float] = {
-            Appearance.FULL: 2,
-            Appearance.LARGE: 3,
-            Appearance.MOSTLY: 1,
-        }
+        looks = {Appearance.FULL: 2.0, Appearance.LARGE: 3.0, Appearance.MOSTLY: 1.0}
         fill(builder, "s", looks=looks, orders=SMALL_ORDERS)
         if rng.random() < 0.35:
             collapse_some(builder, "s")
@@ -216,11 +208,13 @@ def pinned(builder: ProgramBuilder) -> None:
     map_one(builder, tables=builder.rng.choice([1, 2, 2, 3]))
     if builder.rng.random() < 0.2:
         share_some(builder, "s")
-    fill(
-        builder,
-        "s",
-        looks={Appearance.FULL: 3, Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.MOSTLY: 2},
-    )
+    looks = {
+        Appearance.FULL: 3.0,
+        Appearance.LARGE: 3.0,
+        Appearance.MIXED: 2.0,
+        Appearance.MOSTLY: 2.0,
+    }
+    fill(builder, "s", looks=looks)
     disturb_some(builder, "s", 0.3)
     pin_some(builder, "s", 4)
     if builder.rng.random() < 0.15:
@@ -230,8 +224,7 @@ def pinned(builder: ProgramBuilder) -> None:
 
 def ksm(builder: ProgramBuilder) -> None:
     """Pages merged by ksmd, some of them written again."""
-    builder.start()
-    map_one(builder)
+    start_mapped(builder)
     fill(builder, "s", looks={Appearance.FULL: 3, Appearance.MOSTLY: 2, Appearance.LARGE: 1})
     merge_same(builder, "s")
     scan_same(builder)
@@ -393,8 +386,7 @@ def fill_locked(builder: ProgramBuilder) -> None:
 def processes(builder: ProgramBuilder) -> None:
     """Two or three processes, some of them forked from each other and sharing pages."""
     rng = builder.rng
-    builder.start()
-    map_one(builder, tables=1)
+    start_mapped(builder, tables=1)
     fill(builder, "s")
     if rng.random() < 0.3:
         builder.register("s")

@@ -38,25 +38,27 @@ def short_place(rng: Random, at: int) -> Run:
     return at - rng.randint(0, PMD_PAGES - 1), pages
 
 
-def map_one(builder: ProgramBuilder, who: str = "s", tables: int = 0) -> Run:
+def map_one(builder: ProgramBuilder, who: str = "s", tables: int = 0) -> None:
     """Map one range for the process."""
-    run = place(builder.rng, tables=tables)
-    builder.do(Verb.MMAP, *run, who=who)
-    return run
+    builder.do(Verb.MMAP, *place(builder.rng, tables=tables), who=who)
 
 
-def map_many(builder: ProgramBuilder, who: str, number: int) -> list[Run]:
+def start_mapped(builder: ProgramBuilder, tables: int = 0) -> None:
+    """Start process s with one mapping, as most families begin."""
+    builder.start()
+    map_one(builder, tables=tables)
+
+
+def map_many(builder: ProgramBuilder, who: str, number: int) -> None:
     """Map several ranges with at least a page between them; two may lie in one table."""
-    rng, runs, low = builder.rng, [], 0
+    rng, low = builder.rng, 0
     for _ in range(number):
         at = round_up_to_table(low + 1) + rng.choice([0, 0, PMD_PAGES])
         run = place(rng, at, 1) if rng.random() < 0.7 else short_place(rng, at + PMD_PAGES)
         start = max(run[0], low + 1)
         run = (start, max(1, sum(run) - start))
         builder.do(Verb.MMAP, *run, who=who)
-        runs.append(run)
         low = sum(run)
-    return runs
 
 
 _ADVICE: dict[Advice | None, float] = {Advice.HUGEPAGE: 60, None: 33, Advice.NOHUGEPAGE: 7}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""In the guest: one Python that does the host's jobs, for starting one for each is slow there.
+"""In the guest: one Python process that runs the host's jobs, since starting one for each is slow there.
 
 Job N is the folder's N.json, complete once N.go is there. A job executes argv (with env, cwd, uid,
 a cgroup to join), or calls a function of this file with args. Its output goes to N.out; N.done says
@@ -26,7 +26,7 @@ def forbid_huge_pages(on: int) -> None:
 
 
 def split(path: str, size: str) -> int:
-    """A file in parts PATH.0, PATH.1 and so on, for one answer of the agent has its limits."""
+    """Split a file into PATH.0, PATH.1 and so on: the size of one answer of the agent is limited."""
     with open(path, "rb") as file:
         data = file.read()
     parts = range(0, len(data), int(size))
@@ -38,7 +38,7 @@ def split(path: str, size: str) -> int:
 
 
 def call(name: str, args: list[str]) -> int:
-    """split() here, or main() of a module that this folder holds."""
+    """Call split() of this file, or main() of a module beside it; an exit status."""
     if name == "split":
         return split(*args)
     status = importlib.import_module(name).main(args)
@@ -46,7 +46,7 @@ def call(name: str, args: list[str]) -> int:
 
 
 def execute(job: dict[str, object]) -> None:
-    """Become the program; no return."""
+    """Execute the program in this process. Never returns."""
     forbid_huge_pages(0)
     if job.get("cgroup"):
         with open(f"{job['cgroup']}/cgroup.procs", "w", encoding="ascii") as procs:
@@ -63,7 +63,7 @@ def execute(job: dict[str, object]) -> None:
 
 
 def child(job: dict[str, object], output: str) -> None:
-    """Everything after the fork; no return."""
+    """Run a job in the forked child. Never returns."""
     status = 1
     try:
         os.setsid()
@@ -83,7 +83,7 @@ def child(job: dict[str, object], output: str) -> None:
 
 
 def do(folder: str, number: int) -> None:
-    """Job N, to its end unless it is one for the background."""
+    """Run job N, and wait for its end unless it is to run in the background."""
     with open(f"{folder}/{number}.json", encoding="utf-8") as file:
         job = json.load(file)
     pid = os.fork()
@@ -97,7 +97,7 @@ def do(folder: str, number: int) -> None:
 
 
 def main() -> None:
-    """Serve the folder named on the command line until the guest ends."""
+    """Run the jobs of the folder named on the command line until the guest ends."""
     folder = sys.argv[1]
     forbid_huge_pages(1)
     for name in PRELOADED:

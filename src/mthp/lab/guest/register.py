@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""In the guest: register stopped processes with khugepaged, their memory left as it is.
+"""In the guest: registers stopped processes with khugepaged without changing their memory.
 
 A process registers when a mapping of its own becomes eligible. So each is made to call mmap(),
 madvise(MADV_HUGEPAGE) and munmap() on a scratch range far from its memory, by ptrace, and is never
@@ -26,7 +26,7 @@ SYSCALL = b"\x0f\x05"
 WORDS = 27
 """struct user_regs_struct of x86-64, in words of 8 bytes; below, where registers stand in it."""
 STEPS = 10
-"""A stopped process reports that it is stopped, perhaps more than once, before it takes a step."""
+"""Single steps to try: a stopped process may report more than once that it is stopped."""
 R10, R9, R8, RAX, RDX, RSI, RDI, ORIG_RAX, RIP = 7, 8, 9, 10, 12, 13, 14, 15, 16
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -35,7 +35,7 @@ libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_
 
 
 def ptrace(request: int, pid: int, data: object = None) -> None:
-    """ptrace(2); OSError."""
+    """Call ptrace(2). OSError: it failed."""
     if libc.ptrace(request, pid, None, data) < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"ptrace request {request:#x} of {pid}: {os.strerror(error)}")
@@ -55,7 +55,7 @@ def syscall_address(pid: int) -> int:
 
 
 def call(pid: int, at: int, number: int, *arguments: int) -> int:
-    """One system call made by the process; its result."""
+    """Have the process make one system call; its result. OSError: it cannot be made to."""
     before = (ctypes.c_uint64 * WORDS)()
     ptrace(PTRACE_GETREGS, pid, before)
     regs = type(before).from_buffer_copy(before)
@@ -76,7 +76,7 @@ def call(pid: int, at: int, number: int, *arguments: int) -> int:
 
 
 def register(pid: int) -> None:
-    """One stopped process; OSError where it cannot be done."""
+    """Register one stopped process. OSError: it cannot be done."""
     at = syscall_address(pid)
     ptrace(PTRACE_SEIZE, pid)
     ptrace(PTRACE_INTERRUPT, pid)
@@ -96,7 +96,7 @@ def register(pid: int) -> None:
 
 
 def main(pids: list[str]) -> int:
-    """These processes, in that order; an exit status."""
+    """Register these processes in that order; an exit status."""
     try:
         for pid in pids:
             register(int(pid))

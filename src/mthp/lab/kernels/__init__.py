@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels, their modules and their sources, fetched and kept."""
+"""Kernels, their modules and their sources, fetched and kept in the cache."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's archive through apt, under a configuration of our own.
+"""Access to Debian's archive through apt, with a private configuration.
 
-The system's lists, cache and settings stay as they are; nothing is installed from here.
+The system's lists, cache and settings are not changed, and nothing is installed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,10 @@ from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.words.units import KIB
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_MAIN_SUITES = frozenset(
-    [
-        "stable",
-        "oldstable",
-        "oldoldstable",
-        "testing",
-        "unstable",
-        "sid",
-        "buster",
-        "bullseye",
-        "bookworm",
-        "trixie",
-        "forky",
-        "duke",
-    ]
-)
+_MAIN_SUITES = {
+    *("stable", "oldstable", "oldoldstable", "testing", "unstable", "sid"),
+    *("buster", "bullseye", "bookworm", "trixie", "forky", "duke"),
+}
 _CONFIG = """\
 Dir::Etc::sourcelist "{folder}/sources.list";
 Dir::Etc::sourceparts "{folder}/none.d";
@@ -81,7 +69,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Package:
-    """What the archive says of a package: sizes in bytes, fetched and unpacked."""
+    """A package in the archive. size, installed_size: bytes, of its file and unpacked."""
 
     name: str
     version: str
@@ -145,13 +133,13 @@ def system_sources(folder: Path = Path("/etc/apt")) -> list[Source]:
 
 
 def debian_archive(sources: Iterable[Source]) -> Archive:
-    """The first archive that serves a main suite of Debian; one signed by Debian's keyring rather
-    than another, for other archives use the same names of suites.
+    """The first archive that serves a main suite of Debian.
 
-    Errors: LabError, there is none.
+    One signed by Debian's keyring is preferred, since other archives use the same names of suites.
+    LabError: there is none.
     """
     fitting = [
-        (_strangeness(source), uri)
+        (_distrust(source), uri)
         for source in sources
         if _MAIN_SUITES.intersection(source.suites) and "main" in source.components
         for uri in source.uris
@@ -166,17 +154,17 @@ def debian_archive(sources: Iterable[Source]) -> Archive:
     return Archive(min(fitting, key=lambda each: each[0])[1])
 
 
-def _strangeness(source: Source) -> int:
+def _distrust(source: Source) -> int:
     if "debian-archive" in source.signed_by:
         return 0
     return 2 if source.signed_by else 1
 
 
 class PrivateApt:
-    """apt for one suite of Debian, everything it writes below one folder."""
+    """apt for one suite of Debian; everything it writes is below one folder."""
 
     def __init__(self, folder: Path, archive: Archive, suite: str) -> None:
-        """Write the configuration. LabError: no apt on this host, no keyring, an odd path."""
+        """Write the configuration. LabError: this host lacks apt or the keyring; a path apt cannot use."""
         for command in ("apt-get", "apt-cache", "dpkg-deb"):
             if shutil.which(command) is None:
                 raise LabError(
@@ -200,7 +188,7 @@ class PrivateApt:
             raise LabError(HOST_LACKS, f"cannot write {folder}: {error.strerror}") from None
 
     def update(self) -> None:
-        """Fetch the suite's lists. LabError: the archive does not answer; NoSuite: not this one."""
+        """Fetch the suite's lists. LabError: the archive does not answer; NoSuite: it lacks the suite."""
         try:
             self._run("apt-get", "-qq", "update")
         except LabError as error:
@@ -209,7 +197,7 @@ class PrivateApt:
             raise
 
     def packages(self, pattern: str) -> list[Package]:
-        """What the suite has whose name the expression fits."""
+        """The packages of the suite whose names match the regular expression."""
         lines = self._run("apt-cache", "search", "--names-only", pattern).splitlines()
         names = sorted({line.partition(" ")[0] for line in lines})
         if not names:
@@ -217,14 +205,14 @@ class PrivateApt:
         return list(parse_records(self._run("apt-cache", "show", *names)))
 
     def with_dependencies(self, names: Sequence[str]) -> list[Package]:
-        """These packages and all that they depend on, recommendations left out.
+        """These packages and all that they depend on, without recommendations.
 
         LabError: the suite has no such package.
         """
-        said = self._run(
+        simulated = self._run(
             "apt-get", "--simulate", "--no-install-recommends", "-qq", "install", *names
         )
-        found = re.findall(r"^Inst (\S+)", said, re.MULTILINE)
+        found = re.findall(r"^Inst (\S+)", simulated, re.MULTILINE)
         shown = self._run("apt-cache", "show", "--no-all-versions", *dict.fromkeys(found))
         return list(parse_records(shown))
 
@@ -256,7 +244,7 @@ def _lay_out(folder: Path) -> None:
 
 
 def run_apt(words: Sequence[str], cwd: Path | None = None) -> str:
-    """Run one of apt's commands; what it printed. LabError with its own complaint."""
+    """Run one of apt's commands; its output. LabError: it failed; the text is its own complaint."""
     env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(
         words, capture_output=True, text=True, errors="replace", check=False, env=env, cwd=cwd,
@@ -273,8 +261,8 @@ def unpack_deb(file: Path, folder: Path) -> None:
         ["dpkg-deb", "-x", str(file), str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = done.stderr.strip().partition("\n")[0]
-        raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {said}")
+        why = done.stderr.strip().partition("\n")[0]
+        raise LabError(HOST_LACKS, f"{file.name} cannot be unpacked: {why}")
 
 
 def _short(words: Sequence[str]) -> str:
@@ -283,7 +271,7 @@ def _short(words: Sequence[str]) -> str:
 
 
 def _complaint(text: str) -> str:
-    """The first error apt names, else the first warning, else whatever it says first."""
+    """The first error that apt prints, else the first warning, else the first line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ranked = sorted(lines, key=lambda line: 0 if line[:2] == "E:" else 1 if line[:2] == "W:" else 2)
     return ranked[0] if ranked else "failed without a word"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""herd7, the simulator of memory models, under the kernel's own (tools/memory-model)."""
+"""Runs herd7, the simulator of memory models, with the kernel's own model (tools/memory-model)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OBSERVATION = re.compile(r"^Observation (\S+) (Always|Sometimes|Never)\b", re.M
 
 
 def check_herd() -> None:
-    """LabError (5): it is not on this host."""
+    """LabError (5) if herd7 is not on this host."""
     if shutil.which(HERD) is None:
         raise LabError(
             HOST_LACKS, f"{HERD} is not on this host (Debian's package herdtools7 brings it)"
@@ -27,16 +27,16 @@ def check_herd() -> None:
 
 
 def check_model(folder: Path) -> Path:
-    """The folder, if a memory model is in it. LabError (2): none is."""
+    """The folder, if there is a memory model in it. LabError (2): there is none."""
     if not (folder / _CONFIG).is_file():
         raise LabError(BAD_INPUT, f"{folder}: no {_CONFIG} in it, so no memory model")
     return folder
 
 
 def run_herd(texts: Mapping[str, str], model: Path) -> dict[str, str]:
-    """Name -> what herd7 says of the litmus test: Always, Sometimes or Never.
+    """Name -> herd7's verdict on the litmus test: Always, Sometimes or Never.
 
-    model: the folder of the kernel's memory model. LabError: herd7 is missing, or says nothing.
+    model: the folder of the kernel's memory model. LabError: herd7 is missing, or has no verdict.
     """
     check_herd()
     with tempfile.TemporaryDirectory(prefix="mthp-litmus-") as folder:
@@ -50,12 +50,12 @@ def run_herd(texts: Mapping[str, str], model: Path) -> dict[str, str]:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise LabError(FAILED, f"{HERD}: {error}") from None
-    said = parse_observations(ran.stdout)
-    silent = [name for name in texts if name not in said]
+    verdicts = parse_observations(ran.stdout)
+    silent = [name for name in texts if name not in verdicts]
     if silent:
         complaint = (ran.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise LabError(FAILED, f"{HERD} on {silent[0]}: {complaint}")
-    return said
+    return verdicts
 
 
 def parse_observations(text: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernels' cache: several kernels side by side, each in a folder of its own.
+"""The cache of kernels, each in a folder of its own.
 
 kernels/<release>/ holds vmlinuz, modules/ (the tree lib/modules/<release>), config and kernel.json.
-A folder appears there whole or not at all.
+A folder is complete as soon as it is there.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CachedKernel:
     origin: Origin
     sha256: str = ""
     config: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Some of its configuration: CONFIG_… -> value; empty where no file told it."""
+    """Some of its configuration: CONFIG_… -> value; empty if its config file is unknown."""
 
     def module(self, name: str) -> list[Path]:
         """Files to load, in this order, for a module; none where it is built in.
@@ -71,7 +71,7 @@ class CachedKernel:
 
 
 def cache_dir() -> Path:
-    """Where the lab keeps what it fetched: MTHP_CACHE, else mthp in the user's cache folder."""
+    """The folder for fetched files: MTHP_CACHE, else mthp in the user's cache folder."""
     own = os.environ.get("MTHP_CACHE")
     if own:
         return Path(own).absolute()
@@ -117,7 +117,7 @@ def matches(release: str, wanted: str) -> bool:
 
 
 def version_key(release: str) -> tuple[int, ...]:
-    """Sorts releases by age; 7.4.0-rc3 comes before 7.4.0."""
+    """A key that sorts releases by age; 7.4.0-rc3 comes before 7.4.0."""
     parts = re.findall(r"rc|\d+", release)
     return (*(-1 if part == "rc" else int(part) for part in parts), 0)
 
@@ -130,7 +130,7 @@ def check_release(text: str) -> str:
 
 
 def release_of_image(path: Path) -> str:
-    """The release an image says it is: a bzImage's header, or the banner in a vmlinux.
+    """The release that an image names: in a bzImage's header, or in the banner of a vmlinux.
 
     Kernel: Documentation/arch/x86/boot.rst (kernel_version); init/version.c (linux_banner)
     Errors: LabError, no such file or not a kernel for x86-64.
@@ -207,7 +207,7 @@ def _cache_errors(what: str) -> Iterator[None]:
 
 
 def check_room(needed: int) -> None:
-    """LabError where the cache's disk has not that many bytes (and some more) free."""
+    """LabError unless the cache's disk has that many bytes free, and 16 MiB more."""
     place = kernels_dir()
     with _cache_errors("write"):
         while not place.exists():
@@ -248,7 +248,7 @@ def _copy_tree(tree: Path, to: Path) -> None:
 
 
 def _links_to_sources(folder: str, names: list[str]) -> list[str]:
-    """build and source: links to a tree that may be large, and is not needed."""
+    """The links `build` and `source`: they lead to a tree that may be large, and is not needed."""
     return [name for name in names if Path(folder, name).is_symlink()]
 
 
@@ -278,7 +278,7 @@ def keep(folder: Path, release: str, origin: Origin) -> CachedKernel:
 
 
 def config_facts(text: str) -> dict[str, str]:
-    """What the lab may ask of a kernel's .config: CONFIG_… -> value, unset ones left out."""
+    """The part of a kernel's .config that matters here: CONFIG_… -> value, without unset ones."""
     pairs = (line.partition("=") for line in text.splitlines() if line.startswith("CONFIG_"))
     return {key: value for key, _, value in pairs if _CONFIG_FACTS.fullmatch(key)}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernel modules: what a file says of itself, and what has to be loaded before it."""
+"""Kernel modules: the information in a module's file, and the modules to load before it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 
 SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 _SECTION = struct.Struct("<IIQQQQ")
-"""Of an ELF64 section header: name, type, flags, address, offset, size."""
+"""The beginning of an ELF64 section header: name, type, flags, address, offset, size."""
 
 
 def read_module(path: Path) -> bytes:
-    """The module as the kernel takes it: unpacked. LabError where it cannot be read."""
+    """The module's contents, uncompressed. LabError: it cannot be read."""
     try:
         data = path.read_bytes()
         if path.name.endswith(".xz"):
@@ -43,7 +43,7 @@ def _unzstd(path: Path) -> bytes:
 
 
 def modinfo(data: bytes) -> dict[str, str]:
-    """The fields of a module's .modinfo section; of a repeated field the first.
+    """The fields of a module's .modinfo section; the first value of a repeated field.
 
     Errors: ValueError, not a 64-bit little-endian ELF file with such a section.
     """
@@ -90,7 +90,7 @@ class ModuleTree:
 
     @cached_property
     def builtin(self) -> frozenset[str]:
-        """Names of what is in the kernel's image itself (modules.builtin)."""
+        """The names of the modules in the kernel's image itself (modules.builtin)."""
         return frozenset(module_name(line) for line in self._lines("modules.builtin"))
 
     def load_order(self, name: str) -> list[Path]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels from Debian: which packages make one, and how one comes into the cache unpacked."""
+"""Kernels from Debian: finds the packages of one, fetches them, and unpacks them into the cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mthp.words.units import human_bytes
 
 DEFAULT_RELEASE = "7.3"
 SUITES = {"trixie-backports": "0.5 MiB", "bookworm": "9 MiB", "trixie": "10 MiB"}
-"""Suites of Debian, in the order they are looked through -> about how large their lists are."""
+"""Debian's suites in the order of search -> the approximate size of their lists."""
 
 _FLAVOUR = "cloud-amd64"
 _KERNEL_PACKAGE = re.compile(
@@ -36,13 +36,13 @@ _KERNEL_PACKAGE = re.compile(
 )
 _PATTERN = rf"^linux-(binary|image|modules|base)-.*-{_FLAVOUR}(-unsigned)?$"
 _IMAGES = ("binary-unsigned", "binary", "image-unsigned", "image")
-"""Where the image is, the first there is: beside linux-binary, linux-image is an empty shell."""
+"""Packages with the image, by preference: beside linux-binary, linux-image is empty."""
 
 Progress = Callable[[str], None]
 
 
 class Modules(Enum):
-    """Whether a kernel's modules can be had."""
+    """Whether a kernel's modules are in the archive."""
 
     THERE = "there"
     GONE = "gone"
@@ -70,7 +70,7 @@ class Offer:
 
     @property
     def origin(self) -> Origin:
-        """What the cache keeps of where it came from."""
+        """The origin that the cache records."""
         named = (f"{package.name}={package.version}" for package in self.packages)
         return Origin(f"Debian {self.suite}", tuple(named))
 
@@ -101,23 +101,35 @@ def _offer(release: str, suite: str, kinds: dict[str, Package]) -> Offer | None:
 
 
 def best(found: Iterable[Offer], wanted: str) -> Offer | None:
-    """The newest that fits; one with modules rather than a newer one without."""
+    """The newest offer that matches; one with modules is preferred to a newer one without."""
     fitting = [offer for offer in found if matches(offer.release, wanted)]
     complete = [offer for offer in fitting if offer.modules is Modules.THERE]
     return max(complete or fitting, key=_age, default=None)
 
 
+def read_lists(archive: Archive, suite: str, progress: Progress) -> PrivateApt:
+    """apt for a suite of SUITES, its lists fetched.
+
+    NoSuite: the archive lacks the suite. LabError: it does not answer.
+    """
+    progress(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
+    apt = PrivateApt(cache_dir() / "apt" / suite, archive, suite)
+    apt.update()
+    return apt
+
+
 class DebianKernels:
-    """Debian's kernels for virtual machines, found and fetched. Each suite's lists come once."""
+    """Finds and fetches Debian's kernels for virtual machines. Each suite's lists are fetched once."""
 
     def __init__(self, archive: Archive, progress: Progress) -> None:
-        """say: takes a line about what is being done."""
+        """progress: called with a line about each step."""
         self._progress = progress
         self._archive = archive
-        self._suites: dict[str, tuple[PrivateApt, list[Offer]]] = {}
+        self._apts: dict[str, PrivateApt] = {}
+        self._offers: dict[str, list[Offer]] = {}
 
     def look_up(self, wanted: str) -> Offer:
-        """The kernel to take for a release or its beginning. LabError: no suite has one."""
+        """The best kernel for a release or its beginning. LabError: no suite has one."""
         known: list[Offer] = []
         for suite in SUITES:
             there = self._look_into(suite)
@@ -130,7 +142,7 @@ class DebianKernels:
         raise LabError(HOST_LACKS, f"no kernel {wanted} in Debian's suites (they have {have})")
 
     def choose(self, wanted: Iterable[str]) -> list[Offer]:
-        """What look_up() finds for these, each once, without what the cache holds unchanged."""
+        """The results of look_up() for these releases, each once, without those that the cache has."""
         have = {kernel.origin for kernel in installed()}
         chosen: dict[str, Offer] = {}
         for offer in map(self.look_up, wanted):
@@ -145,7 +157,7 @@ class DebianKernels:
     def fetch(self, offer: Offer) -> CachedKernel:
         """Fetch, unpack and put into the cache. LabError: no room, or a step failed."""
         check_room(offer.size + offer.installed_size)
-        apt, _ = self._suites[offer.suite]
+        apt = self._apts[offer.suite]
         with staging() as work:
             files = []
             for package in offer.packages:
@@ -154,17 +166,14 @@ class DebianKernels:
             return unpack(files, offer.release, offer.origin, work)
 
     def _look_into(self, suite: str) -> list[Offer]:
-        if suite not in self._suites:
-            self._progress(f"reading the package lists of Debian {suite} (about {SUITES[suite]})")
-            apt = PrivateApt(cache_dir() / "apt" / suite, self._archive, suite)
+        if suite not in self._offers:
             try:
-                apt.update()
-                there = offers(apt.packages(_PATTERN), suite)
+                apt = self._apts[suite] = read_lists(self._archive, suite, self._progress)
+                self._offers[suite] = offers(apt.packages(_PATTERN), suite)
             except NoSuite:
                 self._progress(f"the archive has no suite {suite}")
-                there = []
-            self._suites[suite] = (apt, there)
-        return self._suites[suite][1]
+                self._offers[suite] = []
+        return self._offers[suite]
 
 
 def _age(offer: Offer) -> tuple[int, ...]:

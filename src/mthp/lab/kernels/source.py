@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of a kernel's source that its selftest is compiled from, and its memory model, kept in
-the cache.
+"""Parts of a kernel's source in the cache: those its selftest is compiled from, and its memory model.
 
 They come from Debian's linux-source package by name, a .deb of it, or an unpacked tree.
 """
@@ -20,7 +19,7 @@ from typing import IO
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.kernels.apt import Archive, NoSuite, Package, PrivateApt
 from mthp.lab.kernels.kernels import cache_dir, check_room, staging
-from mthp.lab.kernels.packages import SUITES, Progress
+from mthp.lab.kernels.packages import SUITES, Progress, read_lists
 
 SELFTESTS = PurePosixPath("tools/testing/selftests")
 MEMORY_MODEL = PurePosixPath("tools/memory-model")
@@ -29,7 +28,7 @@ _PARTS = re.compile(
     r"|(?:arch/x86/)?include/.+\.h"
     r"|memory-model/[^/]+\.(?:bell|cat|cfg|def))"
 )
-"""Files of a kernel's tree that are kept: under 10 MiB of 1.6 GiB."""
+"""The files of a kernel's tree that are kept: under 10 MiB of 1.6 GiB."""
 _TARBALL = re.compile(r"\./usr/src/linux-source-[^/]+\.tar\.xz")
 _UNPACKED = 10 << 20
 
@@ -61,11 +60,9 @@ def look_up(release: str, archive: Archive, progress: Progress) -> SourceOffer:
     LabError: none has, or the archive does not answer.
     """
     name = f"linux-source-{release}"
-    for suite, size in SUITES.items():
-        progress(f"reading the package lists of Debian {suite} (about {size})")
-        apt = PrivateApt(cache_dir() / "apt" / suite, archive, suite)
+    for suite in SUITES:
         try:
-            apt.update()
+            apt = read_lists(archive, suite, progress)
         except NoSuite:
             continue
         found = apt.packages(f"^{re.escape(name)}$")

@@ -19,7 +19,7 @@ QEMU = "qemu-system-x86_64"
 
 
 class Tool(Enum):
-    """What is needed -> the package of Debian that brings it."""
+    """What is needed; the values are the Debian packages."""
 
     QEMU = "qemu-system-x86"
     COMPILER = "gcc"
@@ -28,8 +28,8 @@ class Tool(Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """How to install what is missing. steps: the commands; sizes: what apt says it will take, empty
-    where it cannot say before its lists are read."""
+    """How to install what is missing. steps: the commands. sizes: apt's lines about the sizes; empty
+    where it cannot know them before its lists are read."""
 
     tools: tuple[Tool, ...]
     steps: tuple[tuple[str, ...], ...]
@@ -37,12 +37,12 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """The line to run."""
+        """The commands as one line of shell."""
         return " && ".join(" ".join(step) for step in self.steps)
 
 
 def missing() -> tuple[Tool, ...]:
-    """What this host lacks."""
+    """The tools that this host lacks."""
     lacking = [] if shutil.which(QEMU) else [Tool.QEMU]
     compiler = _compiler()
     if compiler is None:
@@ -73,14 +73,14 @@ def compile_statically(arguments: Sequence[str], what: str, folder: Path) -> Non
 
 
 def _static_libc(compiler: str) -> bool:
-    """A compiler answers with a whole path where it knows the file, else with the bare name."""
+    """Whether the compiler finds libc.a: it prints a whole path then, else the bare name."""
     words = [compiler, "-print-file-name=libc.a"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return os.path.isabs(done.stdout.strip())
 
 
 def plan(tools: tuple[Tool, ...]) -> Plan:
-    """What to run to install these. Nothing is changed. LabError: no apt on this host."""
+    """The commands that would install these tools. LabError: there is no apt on this host."""
     if shutil.which("apt-get") is None:
         named = ", ".join(tool.value for tool in tools)
         raise LabError(HOST_LACKS, f"missing, and no apt-get to install it: {named}")
@@ -93,7 +93,7 @@ def plan(tools: tuple[Tool, ...]) -> Plan:
 
 
 def _sizes(words: Sequence[str]) -> tuple[str, ...]:
-    """apt's own figures; it prints them only on the way to asking, and is told no."""
+    """apt's own figures, which it prints before it asks; the answer is no."""
     done = subprocess.run(
         [*words, "--assume-no"], capture_output=True, text=True, check=False,
         env={**os.environ, "LC_ALL": "C"},
@@ -102,7 +102,7 @@ def _sizes(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def install(what: Plan) -> None:
-    """Run the plan, apt's output shown; root's right. LabError: something is missing still."""
+    """Run the plan as root, with apt's output shown. LabError: something is still missing."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for step in what.steps:
         subprocess.run([*step, "--yes"], check=False, env=env)

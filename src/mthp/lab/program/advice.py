@@ -40,11 +40,8 @@ def _advise_thp(world: Subjects, each: Operation, advice: Madv) -> None:
 
 
 def _advise_ksm(world: Subjects, each: Operation, advice: Madv) -> None:
-    process, space = world.process(each.who), world.space(each.who)
-    refuse(space, each, lambda vma: vma.traits.droppable, "droppable")
-    _, merged = space.change(each.start, each.end, ksm=True)
-    if merged:
-        world.enter_over(process, each.start, each.end)
+    refuse(world.space(each.who), each, lambda vma: vma.traits.droppable, "droppable")
+    world.change(each, ksm=True)
 
 
 def _advise_pages(world: Subjects, each: Operation, advice: Madv) -> None:

@@ -91,6 +91,13 @@ class Subjects:
         for vma in process.space.over(start, end):
             self.enter(process, vma)
 
+    def change(self, each: Operation, **traits: object) -> None:
+        """Give the range of an operation other traits. A VMA that merges may register the process."""
+        process, space = self.process(each.who), self.space(each.who)
+        _, merged = space.change(each.start, each.end, **traits)
+        if merged:
+            self.enter_over(process, each.start, each.end)
+
     def huge_fault(
         self, process: SubjectProcess, vma: DeclaredMapping, start: int, end: int
     ) -> None:

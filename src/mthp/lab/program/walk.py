@@ -80,11 +80,8 @@ def _munmap(world: Subjects, each: Operation) -> None:
 
 
 def _mprotect(world: Subjects, each: Operation) -> None:
-    process, space = world.process(each.who), world.space(each.who)
     prot = each.numbers[2]
-    _, merged = space.change(each.start, each.end, writable=prot == 3, readable=prot != 0)
-    if merged:
-        world.enter_over(process, each.start, each.end)
+    world.change(each, writable=prot == 3, readable=prot != 0)
 
 
 def _mremap(world: Subjects, each: Operation) -> None:
@@ -138,22 +135,17 @@ def vma_pages(vma: DeclaredMapping, each: Operation) -> range:
 
 
 def _mlock2(world: Subjects, each: Operation) -> None:
-    process, space = world.process(each.who), world.space(each.who)
+    space = world.space(each.who)
     refuse(space, each, lambda vma: vma.traits.droppable, "droppable, which is never locked")
-    _, merged = space.change(each.start, each.end, mlocked=True)
-    if merged:
-        world.enter_over(process, each.start, each.end)
+    world.change(each, mlocked=True)
 
 
 def _uffd(world: Subjects, each: Operation) -> None:
-    process, space = world.process(each.who), world.space(each.who)
-    mode = Uffd(each.numbers[2])
+    space = world.space(each.who)
     refuse(space, each, lambda vma: vma.traits.droppable, "droppable")
     refuse(space, each, lambda vma: not vma.traits.writable, "read-only")
     refuse(space, each, lambda vma: bool(vma.traits.uffd), "registered already")
-    _, merged = space.change(each.start, each.end, uffd=mode)
-    if merged:
-        world.enter_over(process, each.start, each.end)
+    world.change(each, uffd=Uffd(each.numbers[2]))
 
 
 def _uffd_wp(world: Subjects, each: Operation) -> None:

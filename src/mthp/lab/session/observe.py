@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what the guest's kernel shows to the words of a scenario: pages, PTEs, VMAs, events.
+"""Translates what the guest's kernel shows into a scenario's terms: pages, PTEs, VMAs, events.
 
 Sources: Documentation/admin-guide/mm/pagemap.rst for the bits of pagemap and kpageflags;
 arch/x86/include/asm/pgtable_types.h for those of a page-table entry.
@@ -64,7 +64,7 @@ _ALL = (1 << 64) - 1
 
 
 class VmFlag(IntFlag):
-    """Some of vm_flags. Kernel: include/linux/mm.h."""
+    """The vm_flags that records use. Kernel: include/linux/mm.h."""
 
     WRITE = 1 << 1
     UFFD_MISSING = 1 << 9
@@ -94,17 +94,17 @@ class ObservedVma:
         return (self.end - self.start) >> GEOMETRY.page_shift
 
     def has(self, flag: VmFlag) -> bool:
-        """Any of these flags is set."""
+        """Whether any of these flags is set."""
         return bool(self.flags & flag)
 
 
 class FolioNames:
-    """Identities of folios within one snapshot: of every large one, and of the small ones that
-    the snapshot shows at more than one place."""
+    """Names of folios within one snapshot: of every large one, and of the small ones that the
+    snapshot shows at more than one place."""
 
     def __init__(self, snapshot: Sequence[bytes], trusted: int = -1) -> None:
-        """snapshot: the agent's `pages` of every VMA in it. believed: the bits of kpageflags that
-        this kernel shows rightly."""
+        """snapshot: the agent's answers to `pages`, one for each VMA. trusted: the bits of kpageflags
+        that this kernel shows correctly."""
         self.trusted = trusted
         self._names: dict[int, int] = {}
         words = np.concatenate([_columns(pages) for pages in snapshot])
@@ -114,11 +114,11 @@ class FolioNames:
         self._repeated = frozenset(self._frames.tolist())
 
     def repeated(self, frames: Any) -> Any:
-        """Of each frame: whether the snapshot shows it at more than one place."""
+        """For each frame, whether the snapshot shows it at more than one place."""
         return np.isin(frames, self._frames)
 
     def text(self, pfn: int, folio: int) -> str:
-        """How a page's token ends: the folio's name and the page's place in it, or nothing."""
+        """The end of a page's token: the folio's name and the page's index in it, or nothing."""
         head, order = folio >> 8, folio & 0xFF
         if not order and pfn not in self._repeated:
             return ""
@@ -133,8 +133,11 @@ def _columns(pages: bytes) -> Any:
 def pages_state(
     start: int, pages: bytes, entries: bytes | None, names: FolioNames, sleepers: int = 0
 ) -> PagesState:
-    """One VMA's state from the agent's `pages` and `walk`. start: bytes. sleepers: the children
-    outside the snapshot that share what fork() shared."""
+    """The state of one VMA from the agent's answers to `pages` and `walk`.
+
+    start: the VMA's first address. sleepers: how many children outside the snapshot share what fork()
+    shared.
+    """
     columns = _columns(pages)
     ptes, words = None, None
     if entries is not None:
@@ -155,8 +158,8 @@ def _cut(differs: Any) -> Iterator[tuple[int, int]]:
 
 
 def _differs(columns: Any, names: FolioNames) -> Any:
-    """Of all pages but the first: whether its token says something else than the one before, but
-    for the place in their folio. Only mapped pages are alike, and pages that map nothing."""
+    """For all pages but the first, whether the token differs from the one before in more than the index
+    in the folio. Swap entries always differ."""
     pagemap, flags, count, folio = columns.T
     present = pagemap & PM_PRESENT != 0
     frame = np.where(present, pagemap & _PFN, 0)
@@ -176,7 +179,7 @@ def _differs(columns: Any, names: FolioNames) -> Any:
 
 
 def _pte_runs(entries: Any, start: int) -> tuple[tuple[int, PteToken], ...]:
-    """The longest runs over the agent's `walk` that do not cross a table's edge."""
+    """The longest runs of equal entries of the agent's `walk` that do not cross a table's edge."""
     values, levels = entries.T
     dirty = np.uint64(PTE_DIRTY) * (values & PTE_SAVED_DIRTY != 0)
     letters = values & _PTE_LETTERS | dirty | np.uint64(_HUGE) * (levels == _LEVEL_PMD)
@@ -190,17 +193,17 @@ def _pte_runs(entries: Any, start: int) -> tuple[tuple[int, PteToken], ...]:
 
 @dataclass(frozen=True)
 class _Swapped:
-    """What goes into the token of a swap entry beyond its word in pagemap.
+    """What the token of a swap entry contains beyond its word in pagemap.
 
-    words: the page-table entries of the VMA, if it has any. sleepers: children outside the snapshot
-    that name the slots which fork() shared.
+    words: the page-table entries of the VMA, if there are any. sleepers: how many children outside the
+    snapshot have the slots which fork() shared.
     """
 
     words: Any
     sleepers: int
 
     def text(self, place: int, pagemap: int) -> str:
-        """The token of the entry of one page of the VMA."""
+        """The token of one page's entry. place: the page's index in the VMA."""
         swap_type = pagemap & SWAP_TYPE
         wp = "w" if pagemap & PM_UFFD_WP else ""
         if swap_type >= SPECIAL_SWAP_TYPE:
@@ -278,7 +281,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 
 
 _OLD_NAMES = {"pmd_none": "no_pte_table", "pmd_null": "no_pte_table"}
-"""Statuses that became one later."""
+"""Statuses of older kernels -> the status that replaced them."""
 
 
 def _lines(trace: str) -> Iterator[tuple[str, Mapping[str, str]]]:
@@ -289,7 +292,7 @@ def _lines(trace: str) -> Iterator[tuple[str, Mapping[str, str]]]:
 def events_of(trace: str) -> list[dict[str, Any]]:
     """The collapse events of a trace's text, in order, with the fields of a scenario.
 
-    Kernels that know no other order than the PMD's do not say it; it is filled in.
+    Kernels that collapse to PMD order only do not trace the order; it is added.
     """
     events = []
     for name, fields in _lines(trace):
@@ -318,11 +321,13 @@ def vmas_of(trace: str, low: int, high: int) -> list[ObservedVma]:
 
 
 def registered_pgds(trace: str) -> list[int]:
-    """The page tables (pgd) of the processes that registered with khugepaged, in order."""
+    """The page tables (pgd) of the processes that registered with khugepaged, in order of time."""
     return [int(fields["pgd"], 0) for name, fields in _lines(trace) if name == "enter"]
 
 
 def trusted_flags(fresh: bytes) -> int:
-    """The bits of kpageflags to believe, told from a page just written: Linux 6.18 shows every
-    anonymous page as KSM's."""
+    """The bits of kpageflags that are correct. fresh: the answer to `pages` for a page just written.
+
+    Linux 6.18 shows every anonymous page as merged by KSM.
+    """
     return -1 if not int(_columns(fresh)[0, 1]) & KPF_KSM else ~KPF_KSM

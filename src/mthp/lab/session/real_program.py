@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A real program, captured in a guest before and after real khugepaged worked on its memory."""
+"""Runs a real program in a guest and captures it before and after khugepaged collapses its memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOAD_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Provision:
-    """A recipe made ready for a guest: its files packed, its programs by their paths there."""
+    """A recipe prepared for a guest. archive: its files; recipe: with its programs' paths in the guest."""
 
     recipe: Recipe
     archive: Path
@@ -49,9 +49,9 @@ class SnapshotPair:
 
 @contextlib.contextmanager
 def provide(recipe: Recipe, extra: Sequence[str], progress: Progress) -> Iterator[Provision]:
-    """The recipe with its files in an archive that is gone afterwards.
+    """Pack the recipe's files into an archive, which is removed when the block is left.
 
-    extra: files and folders of this host to take along. LabError: something is not there.
+    extra: files and folders of this host to pack too. LabError: one of them does not exist.
     """
     root = _root_of(recipe, progress)
     files = GuestFiles()
@@ -71,7 +71,7 @@ def provide(recipe: Recipe, extra: Sequence[str], progress: Progress) -> Iterato
 
 
 def _root_of(recipe: Recipe, progress: Progress) -> Root:
-    """This host, where it has all the programs, else Debian's packages."""
+    """The root with the programs: this host's if it has all of them, else Debian's packages unpacked."""
     missing = [name for name in recipe.programs() if HOST.program(name) is None]
     if not missing or not recipe.packages:
         return HOST
@@ -106,7 +106,7 @@ def capture_around_khugepaged(
 ) -> SnapshotPair:
     """Run the recipe in a guest of `memory` MiB, stop the program, and let khugepaged work.
 
-    The snapshots come into folder. LabError: the guest or the program does not do its part.
+    folder: where the snapshots are written. LabError: the guest or the program fails.
     """
     with booted(kernel, memory, (provision.archive,)) as guest:
         try:
@@ -122,7 +122,7 @@ def capture_around_khugepaged(
 
 
 def _perform(workload: Workload, recipe: Recipe, progress: Progress) -> None:
-    """From nothing to a program under load."""
+    """Start the program and its load, up to the time when it is to be stopped."""
     for job in recipe.setup:
         progress(f"{recipe.name}: {Path(job.argv[0]).name}")
         workload.run(job)

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from mthp.lab.session.workload import Command
 
 PYTHON = "python"
-"""As a program's name: the guest's own Python, that which runs this."""
+"""As a program's name: the Python that runs this, which is copied into the guest."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to bring a program to where it is stopped; argv[0] of each job is a program's name.
+    """How to start a program and load it until it is stopped. argv[0] of a command: a program's name.
 
-    packages: Debian's, in which the programs are where this host has them not. tools: programs
-    that those call. trees: folders that they read, each with patterns of names in it to leave out.
-    files: made here, path -> text. setup: before the program.
-    ready: repeated until it succeeds. load: after that, one after the other. beside: load that
-    goes on. until: as ready, after that. seconds: from then until it is stopped.
+    packages: Debian's packages of the programs, used if this host lacks one. tools: programs that
+    those call. trees: folders that they read -> patterns of names in it to leave out. files: path ->
+    text. setup: commands to run before the program. ready: repeated until it succeeds. load: run then,
+    one after the other. beside: load that continues in the background. until: then repeated until it
+    succeeds. seconds: from then until the program is stopped.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Recipe:
     seconds: float = 1.0
 
     def programs(self) -> tuple[str, ...]:
-        """The names of all programs, each once."""
+        """The names of all programs that the commands call, each once."""
         jobs = (*self.setup, self.ready, self.start, *self.load, self.beside, self.until)
         named = [job.argv[0] for job in jobs if job is not None]
         return tuple(dict.fromkeys(name for name in (*named, *self.tools) if name != PYTHON))
@@ -120,7 +120,7 @@ DECLARE grouped NO SCROLL CURSOR FOR
 FETCH 100 FROM grouped;
 SELECT pg_sleep(3600);
 """
-"""Queries of which the last two are under way, each with its memory, when the server is stopped."""
+"""The last two queries are running, each with its memory, when the server is stopped."""
 _ALL_ASLEEP = (
     f"SELECT 1 / (count(*) = {_CLIENTS})::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 )

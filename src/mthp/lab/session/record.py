@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run a program in the guest and write down what there was before, what happened, what is left."""
+"""Records a draft in the guest: the state it makes, and each pass with events, counters and final state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UFFD = VmFlag.UFFD_MISSING | VmFlag.UFFD_WP | VmFlag.UFFD_MINOR
 
 
 class NotBuilt(Exception):
-    """The guest's kernel did not do, or not as declared, what the program says: which part."""
+    """The guest's kernel did not build the declared state, or not to the end. The text names the part."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def _take_blocks(session: GuestSession, lacking: int) -> None:
 
 
 ENOUGH_PAGES = 4096
-"""More than a drawn state can use. The record says so many, in blocks of the largest order that can
-arise: which frames are free is the guest's history, and decides nothing."""
+"""More free pages than a drawn state can use. A record has so many, in blocks of the largest order that
+can arise: which frames are free depends on the guest's history, and decides nothing."""
 
 
 def _check_blocks(session: GuestSession, lacking: int, when: str) -> None:

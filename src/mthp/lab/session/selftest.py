@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own khugepaged selftest: compiled here, run in a guest."""
+"""The kernel's own khugepaged selftest: compiled on this host, run in a guest, its output parsed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE_MS = 300_000
 _PROGRAM = "/tmp/khugepaged"
 _FLAGS = ("-U_FORTIFY_SOURCE", "-D_GNU_SOURCE=", "-w")
 _UNITS = ("khugepaged.c", "vm_util.c", "hugepage_settings.c", "thp_settings.c")
-"""Where they are there: the settings' unit changed its name."""
+"""Of these, the files that the tree has: the settings' unit was renamed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Invocation:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Its arguments."""
+        """The program's arguments."""
         if self.mthp_order is None:
             return ()
         return ("-c", str(self.mthp_order), "mthp_khugepaged:anon")
@@ -117,7 +117,7 @@ class Context(StrEnum):
 
 
 class CaseVerdict(StrEnum):
-    """What became of a case."""
+    """The result of a case. NOT_RUN: the run ended before it."""
 
     OK = "ok"
     NOT_OK = "not ok"
@@ -129,8 +129,8 @@ class CaseVerdict(StrEnum):
 class CaseResult:
     """One case. context, memory: as its heading names them, empty where it has none.
 
-    complaints: the lines between its heading and its result that say something went wrong, a
-    child's too; the verdict does not always follow them.
+    complaints: the lines between its heading and its result that report a failure, also a child's;
+    the verdict may be ok in spite of them.
     """
 
     number: int
@@ -151,14 +151,14 @@ class Output:
 
     @property
     def passed(self) -> bool:
-        """Every planned case ran, and each is ok or skipped."""
+        """Whether every planned case ran, and each is ok or was skipped."""
         good = (CaseVerdict.OK, CaseVerdict.SKIP)
         ran = 0 < self.planned <= len(self.cases)
         return ran and all(case.verdict in good for case in self.cases)
 
     @property
     def complaints(self) -> tuple[str, ...]:
-        """All lines that say something went wrong, each with its case."""
+        """All lines that report a failure, each with its case."""
         found = [f"{case.name}: {line}" for case in self.cases for line in case.complaints]
         return (*found, *([f"ended early: {self.bail_out}"] if self.bail_out else []))
 
@@ -172,7 +172,7 @@ _TROUBLE = re.compile(r"Bail out! ?(.*)|.*\b(?:Fail\b.*|Timeout)")
 
 
 def parse_output(text: str) -> Output:
-    """The results in what a run printed; one without any says in bail_out what it printed last.
+    """Parse what a run printed. Where it has no results, bail_out is the last line it printed.
 
     A case that was begun and has no result counts as not ok.
     """
@@ -197,7 +197,7 @@ def parse_output(text: str) -> Output:
 
 
 def _plan(lines: Sequence[str]) -> tuple[int, str]:
-    """How many cases, and why none of them is run."""
+    """The number of planned cases, and why all of them are skipped (empty if they are not)."""
     for line in lines:
         if found := _PLAN.fullmatch(line):
             return int(found[1]), found[2] or ""
@@ -205,12 +205,12 @@ def _plan(lines: Sequence[str]) -> tuple[int, str]:
 
 
 def _case(found: re.Match[str], heading: tuple[str, str, str], trouble: list[str]) -> CaseResult:
-    said = found[3]
+    rest = found[3]
     verdict = CaseVerdict.NOT_OK if found[1] else CaseVerdict.OK
-    if _SKIPPED.search(said):
+    if _SKIPPED.search(rest):
         verdict = CaseVerdict.SKIP
     name, context, memory = heading
-    name = name or _SKIPPED.sub("", said).strip()
+    name = name or _SKIPPED.sub("", rest).strip()
     return CaseResult(int(found[2]), name, verdict, context, memory, tuple(trouble))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest made ready to watch khugepaged: one full scan at a time, and everything read back."""
+"""Controls khugepaged in a booted guest: runs programs, makes full scans one by one, reads the state back."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ TRACING = "/sys/kernel/tracing"
 KHUGEPAGED = f"{SYSFS}/khugepaged"
 
 ENDLESS = 4294967295
-"""pages_to_scan: one wakeup is one full scan."""
+"""The value of pages_to_scan with which one wakeup is one full scan."""
 ASLEEP = 4000000000
-"""scan_sleep_millisecs: khugepaged sleeps until the next write; the write itself wakes it."""
+"""The value of scan_sleep_millisecs with which khugepaged sleeps until the next write, which wakes it."""
 SCAN_MS = 200
-"""How long a full scan may take before we look whether the thread has gone to sleep without one."""
+"""Milliseconds for a full scan, after which the thread may have gone to sleep without finishing one."""
 SETTLED_MS = 100
-"""Asleep for so long, khugepaged is in khugepaged_wait_work(), not in an alloc_sleep of 1 ms."""
+"""After so many milliseconds asleep, khugepaged is in khugepaged_wait_work(), not in alloc_sleep."""
 GROUPS = ("g", "h")
-"""Memory cgroups that programs use."""
+"""The memory cgroups that programs use."""
 SWAP_BYTES = 256 << 20
 
 _KHUGEPAGED = ("full_scans", "pages_collapsed")
@@ -60,28 +60,31 @@ _QUIET = {
     "/proc/sys/vm/stat_interval": "3600",
     "/proc/sys/kernel/printk": "1 1 1 1",
 }
-"""What would act on its own, or refuse a large mapping."""
+"""File -> value: turns off what would act on its own, or refuse a large mapping."""
 
 
 _NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
-"""Operations that ask the guest something before they act: all before them must have been done."""
+"""Operations that read something from the guest first: those before them must have been done."""
 
 
 def _is_collapse(op: Operation) -> bool:
-    """MADV_COLLAPSE in a program: it does what it can, and may say that it could not."""
+    """Whether it is MADV_COLLAPSE, which is allowed to fail within a program."""
     return op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER) and op.numbers[2] == Madv.COLLAPSE
 
 
 @dataclass
 class Counters:
-    """The kernel's counters at one moment; `since` gives what changed."""
+    """The kernel's counters at one moment.
+
+    stats: order -> name -> value, from hugepages-<size>kB/stats; the others: name -> value.
+    """
 
     stats: dict[str, dict[str, int]] = field(default_factory=dict)
     vmstat: dict[str, int] = field(default_factory=dict)
     khugepaged: dict[str, int] = field(default_factory=dict)
 
     def since(self, before: Counters) -> dict[str, Any]:
-        """Changes only, as a scenario has them."""
+        """The counters that changed, as a scenario records them."""
         stats = {
             order: changed
             for order, values in self.stats.items()
@@ -101,8 +104,8 @@ def _changed(now: Mapping[str, int], then: Mapping[str, int]) -> dict[str, int]:
 class GuestSession:
     """khugepaged under control in a booted guest.
 
-    Kernel: mm/khugepaged.c. Between scans the thread sleeps; a process of ours that is never
-    eligible stays registered, so that registering another never wakes it.
+    Between scans the thread sleeps. A process that is never eligible ("parked") stays registered, so
+    that the registration of another one never wakes the thread. Kernel: mm/khugepaged.c.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -126,10 +129,10 @@ class GuestSession:
             return False
         return True
 
-    # --- making ready ---------------------------------------------------------------------
+    # --- preparation ----------------------------------------------------------------------
 
     def prepare(self, modules: Iterable[str] = ()) -> None:
-        """Once after boot: quiet, swap, probes, and the parked process. modules: guest paths."""
+        """Set up swap, probes and the parked process, once after boot. modules: paths in the guest."""
         ask = self._channel.ask
         for module in modules:
             ask(f"insmod {module}")
@@ -138,7 +141,7 @@ class GuestSession:
                 ask(f"w {path} {value}")
         self._swap_on()
         self._set_probes()
-        # What keeps the thread alive while every size is off, before Linux 7.2.
+        # Before Linux 7.2 this keeps the thread alive while every size is off.
         self._write_optional(f"{size_folder(PMD_ORDER)}/shmem_enabled", "advise")
         self.write(f"{SYSFS}/enabled", "madvise")
         self._all_sizes("never")
@@ -152,7 +155,7 @@ class GuestSession:
         self._park()
 
     def _sizes(self) -> list[int]:
-        """The orders this kernel has a switch for; none where there is only the PMD size."""
+        """The orders that have a switch in this kernel; none where there is only the global one."""
         return [order for order in ORDERS if self._exists(switch_file(order))]
 
     def _swap_on(self) -> None:
@@ -206,7 +209,7 @@ class GuestSession:
         self._channel.ask_all([f"w {switch_file(order)} {value}" for order in self._orders])
 
     def write(self, path: str, value: str) -> None:
-        """One file in the guest."""
+        """Write one file in the guest. CommandFailed: the kernel refuses."""
         self._channel.ask(f"w {path} {value}")
 
     def _write_optional(self, path: str, value: str) -> None:
@@ -216,8 +219,8 @@ class GuestSession:
     # --- between scenarios ----------------------------------------------------------------
 
     def reset(self, processes: Iterable[str]) -> None:
-        """No process under test is left, and no memory cgroup. The switches stand as they stood: a
-        program begins with them."""
+        """End all processes under test and remove their memory cgroups. The switches stay as they are:
+        every program begins by writing them."""
         commands = [f"end {name}" for name in processes]
         commands += [f"rmdir /sys/fs/cgroup/{group}" for group in GROUPS]
         with contextlib.suppress(CommandFailed):
@@ -227,7 +230,7 @@ class GuestSession:
             self._rewind()
 
     def _rewind(self) -> None:
-        """A scan that ended early left khugepaged in the middle of its list: go on to the end."""
+        """Let khugepaged finish its list after a scan that ended early."""
         pid = self._pid_of("khugepaged")
         self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
         self._channel.ask(f"idle {pid} {SETTLED_MS} {PATIENCE_MS}")
@@ -259,7 +262,7 @@ class GuestSession:
         return registered_pgds(self._channel.ask(f"r {TRACING}/trace").decode())
 
     def _commands(self, op: Operation) -> list[str]:
-        """An operation as the agent's commands."""
+        """The agent's commands for an operation."""
         if op.verb is Verb.CGROUP:
             group = f"/sys/fs/cgroup/{op.args[0]}"
             with contextlib.suppress(CommandFailed):
@@ -292,7 +295,7 @@ class GuestSession:
             self.memory_pressure.begin(int(op.args[0]))
 
     def _run_ksm(self, scans: int) -> None:
-        """ksmd over everything mergeable, so many times; stopped again, its merges kept."""
+        """Let ksmd scan everything mergeable so many times, and stop it; the merges stay."""
         ksm = "/sys/kernel/mm/ksm"
         done = int(self._channel.ask(f"r {ksm}/full_scans"))
         self._channel.ask_all(
@@ -307,8 +310,11 @@ class GuestSession:
         self._wait_asleep(self._pid_of("ksmd"))
 
     def _limit_memcg(self, group: str, slack: int) -> None:
-        """The group may charge `slack` pages more. A limit just below what is charged empties the
-        per-CPU stock first. Kernel: mm/memcontrol.c, memory_high_write()."""
+        """Let the group charge `slack` pages more.
+
+        A limit just below what is charged empties the per-CPU stock first.
+        Kernel: mm/memcontrol.c, memory_high_write().
+        """
         self.drain()
         folder = f"/sys/fs/cgroup/{group}"
         current = int(self._channel.ask(f"r {folder}/memory.current"))
@@ -318,8 +324,11 @@ class GuestSession:
         self.write(f"{folder}/memory.max", str(current + slack * PAGE_SIZE))
 
     def memcg_pages(self, group: str) -> dict[str, int]:
-        """Limit and usage of a memory cgroup, in base pages, without what the kernel has charged to
-        it for itself: how much that is depends on what the guest did before."""
+        """Limit and usage of a memory cgroup, in base pages.
+
+        Both are without the kernel's own memory charged to the group, which depends on what the guest
+        did before.
+        """
         limit, usage, stat = (
             self._channel.ask(f"r /sys/fs/cgroup/{group}/memory.{name}").decode().strip()
             for name in ("max", "current", "stat")
@@ -329,7 +338,7 @@ class GuestSession:
         return {"limit_pages": most // PAGE_SIZE, "usage_pages": anon // PAGE_SIZE}
 
     def oom_kills(self, group: str) -> int:
-        """How often the OOM killer came for a memory cgroup."""
+        """How many processes of a memory cgroup the OOM killer has killed."""
         events = self._channel.ask(f"r /sys/fs/cgroup/{group}/memory.events").split()
         return int(events[events.index(b"oom_kill") + 1])
 
@@ -337,10 +346,10 @@ class GuestSession:
         """Empty this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
         self._channel.ask(DRAIN)
 
-    # --- reading back ---------------------------------------------------------------------
+    # --- observation ----------------------------------------------------------------------
 
     def vmas(self, process: str) -> list[ObservedVma]:
-        """The mappings under test of a process, as the kernel has them."""
+        """The mappings under test of a process, as the kernel has them, by address."""
         maps = f"r /proc/{self._pid(process)}/maps"
         answers = self._channel.ask_all([f"w {TRACING}/trace", maps, f"r {TRACING}/trace"])
         return vmas_of(answers[2].decode(), BASE, BASE + REACH)
@@ -350,7 +359,7 @@ class GuestSession:
     ) -> list[PagesState]:
         """The state of every VMA, all in one snapshot, in the order of the processes.
 
-        sleepers: children outside the snapshot, which share what fork() shared.
+        sleepers: how many children outside the snapshot share what fork() shared.
         """
         commands, starts = [], []
         for process, vmas in processes.items():
@@ -366,7 +375,7 @@ class GuestSession:
         ]
 
     def counters(self) -> Counters:
-        """All counters a scenario records."""
+        """All counters that a scenario records."""
         *texts, vmstat, _ = self._channel.ask("look").decode().split("\0")
         counters = Counters()
         for (order, name, _), text in zip(self._stat_paths, texts, strict=False):
@@ -377,7 +386,7 @@ class GuestSession:
         counters.vmstat = {name: int(lines[name]) for name in VMSTAT_COUNTERS}
         return counters
 
-    # --- acting ---------------------------------------------------------------------------
+    # --- collapse -------------------------------------------------------------------------
 
     def _pid_of(self, thread: str) -> int:
         """The pid of a kernel thread."""
@@ -387,10 +396,10 @@ class GuestSession:
         self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
 
     def full_scan(self) -> list[dict[str, Any]]:
-        """Exactly one khugepaged_do_scan() over every registered process; its events.
+        """Run exactly one khugepaged_do_scan() over every registered process; its events.
 
-        full_scans goes up by one, unless two allocations failed and the wakeup ended there. The next
-        one then goes on from there and may end early again, whatever full_scans says meanwhile.
+        full_scans is incremented, unless two allocations failed and the wakeup ended there. The next
+        wakeup then continues from there and may end early again, whatever full_scans is meanwhile.
         """
         pid = self._pid_of("khugepaged")
         asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
@@ -403,7 +412,7 @@ class GuestSession:
         return events_of(self._channel.ask_all([asleep, f"r {TRACING}/trace"])[-1].decode())
 
     def _scanned(self, full_scans: int) -> bool:
-        """Whether the number is reached before long."""
+        """Whether the number of full scans is reached within SCAN_MS."""
         try:
             self._channel.ask(f"wait {KHUGEPAGED}/full_scans 0 {full_scans} {SCAN_MS}")
         except CommandFailed:
@@ -411,7 +420,7 @@ class GuestSession:
         return True
 
     def collapse(self, op: Operation) -> tuple[list[dict[str, Any]], int]:
-        """An operation that is madvise(MADV_COLLAPSE); its events, and 0 or a negative errno."""
+        """Run an operation that is madvise(MADV_COLLAPSE): its events, and 0 or a negative errno."""
         command = self._commands(op)[0]
         errno = 0
         self.write(f"{TRACING}/trace", "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Unmodified programs in the guest: run them, stop them, capture them, let khugepaged work on them.
+"""Real programs in the guest: starts, stops and captures them, and lets khugepaged collapse their memory.
 
 Between two captures of the stopped processes khugepaged makes full scans until one changes nothing.
 """
@@ -35,7 +35,7 @@ COMMAND_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Command:
-    """A command as the guest is to run it. argv[0]: an absolute path. uid: 0 for root."""
+    """A command for the guest. argv[0]: an absolute path there. uid: 0 for root."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Command:
 
 
 class Workload:
-    """One guest for one subject: its processes are those of a cgroup of their own."""
+    """The programs of one guest. Those of the subject, which is captured, are in a cgroup of their own."""
 
     def __init__(self, channel: Channel, session: GuestSession, python: str) -> None:
         """python: the path of the interpreter in the guest."""
@@ -70,19 +70,19 @@ class Workload:
     # --- programs -------------------------------------------------------------------------
 
     def run(self, job: Command, seconds: float = COMMAND_SECONDS) -> str:
-        """A command to its end; what it printed. LabError: it failed, with its last line."""
+        """Run a command to its end; its output. LabError: it failed; the text is the last line it printed."""
         return self._do(job.argv[0], job.document(), seconds)
 
     def start(self, job: Command) -> None:
-        """The subject, in the background."""
+        """Start the subject in the background."""
         self._output, self._subject = self._begin({**job.document(), "cgroup": CGROUP})
 
     def start_beside(self, job: Command) -> None:
-        """Something in the background that is not the subject: what makes load."""
+        """Start a command in the background that is not the subject, such as its load."""
         self._begin(job.document())
 
     def _call(self, name: str, *args: str) -> str:
-        """A function of the helper; what it printed."""
+        """Call a function of the helper; its output."""
         return self._do(name, {"call": name, "args": args}, COMMAND_SECONDS)
 
     def _do(self, name: str, document: Mapping[str, object], seconds: float) -> str:
@@ -106,7 +106,7 @@ class Workload:
         return at
 
     def _wait(self, at: str, word: str, seconds: float, name: str) -> int:
-        """The number behind a word in a job's .done. LabError: it does not come in time."""
+        """Wait for the word in a job's .done file; the number after it. LabError: it comes too late."""
         with self._patient(seconds + 10):
             try:
                 self._channel.ask(f"wait {at}.done 0 {word} {int(seconds * 1000)}")
@@ -130,7 +130,7 @@ class Workload:
             time.sleep(0.2)
 
     def _alive(self) -> bool:
-        """The program runs, or something it started does."""
+        """Whether the program runs, or a process that it started."""
         with contextlib.suppress(CommandFailed):
             stat = self._channel.ask(f"r /proc/{self._subject}/stat").decode(errors="replace")
             if stat.rpartition(")")[2].split()[0] not in "ZX":
@@ -143,13 +143,13 @@ class Workload:
         return sorted(int(word) for word in text.split())
 
     def last_output_line(self) -> str:
-        """The last line the subject printed."""
+        """The last line that the subject printed, or a phrase that it printed nothing."""
         with contextlib.suppress(CommandFailed):
             return _last_line(self._channel.ask(f"r {self._output}").decode(errors="replace"), 0)
         return "it printed nothing"
 
     def stop(self) -> list[int]:
-        """SIGSTOP to every process of the subject; their pids. LabError: none is left."""
+        """Stop every process of the subject by SIGSTOP; their pids. LabError: none is left."""
         pids = self.pids()
         if not pids:
             raise LabError(
@@ -171,13 +171,13 @@ class Workload:
     # --- khugepaged -----------------------------------------------------------------------
 
     def register(self, pids: list[int]) -> None:
-        """Stopped processes, with khugepaged, in that order; their memory stays as it is."""
+        """Register stopped processes with khugepaged in that order. Their memory is not changed."""
         self._session.write(switch_file(PMD_ORDER), "madvise")
         self._call("register", *map(str, pids))
         self._session.write(switch_file(PMD_ORDER), "never")
 
     def apply(self, settings: Settings) -> None:
-        """Write settings, but for khugepaged's pace, which stays one full scan at a time."""
+        """Write the settings except khugepaged's pace, which stays one full scan for each wakeup."""
         pace = {"khugepaged/pages_to_scan", "khugepaged/scan_sleep_millisecs", "hpage_pmd_size"}
         pace.add("khugepaged/alloc_sleep_millisecs")
         for path, text in settings.to_sysfs().items():
@@ -210,7 +210,7 @@ class Workload:
         return int(self._channel.ask(f"r {KHUGEPAGED}/pages_collapsed"))
 
     def _full_scan(self) -> None:
-        """As Session.full_scan(), without the trace of a large process."""
+        """As GuestSession.full_scan(), without its trace, which would be large."""
         pid = int(self._channel.ask("pidof khugepaged"))
         asleep = f"wait /proc/{pid}/stat 2 S {SCAN_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A virtual machine: QEMU, the files in it, and the line to it."""
+"""A virtual machine: QEMU, the files of the guest, and the channel to its agent."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The line to the guest's agent: commands a line each, answers in their order."""
+"""The channel to the guest's agent: one line for each command, and answers in the same order."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MAX_IN_FLIGHT = 100
-"""Commands sent before their answers are read: both ends' buffers hold so many with ease."""
+"""How many commands may be sent before their answers are read: the buffers hold so many."""
 
 
 class GuestGone(Exception):
-    """The guest does not answer any more: it panicked, hangs, or ended."""
+    """The guest no longer answers: it has panicked, hangs, or has ended."""
 
 
 @dataclass
 class CommandFailed(Exception):
-    """One command's refusal. errno: positive. what: the agent's word on it."""
+    """A command failed. errno: positive. what: the agent's explanation."""
 
     command: str
     errno: int
@@ -41,14 +41,14 @@ class Channel:
         self.patience = patience
 
     def ask(self, command: str, data: bytes = b"") -> bytes:
-        """One command (with the bytes that follow its line, for `put`), one answer."""
+        """Send one command (data: the bytes after its line, for `put`); its answer."""
         self._send(_line(command) + data)
         return self._answer(command)
 
     def ask_all(self, commands: Sequence[str]) -> list[bytes]:
-        """Many commands without waiting in between. The first refusal is raised after all ran."""
+        """Send many commands without waiting in between. The first CommandFailed is raised after all ran."""
         answers: list[bytes] = []
-        refusal: CommandFailed | None = None
+        failure: CommandFailed | None = None
         for start in range(0, len(commands), MAX_IN_FLIGHT):
             part = commands[start : start + MAX_IN_FLIGHT]
             self._send(b"".join(map(_line, part)))
@@ -56,14 +56,14 @@ class Channel:
                 try:
                     answers.append(self._answer(command))
                 except CommandFailed as error:
-                    refusal = refusal or error
+                    failure = failure or error
                     answers.append(b"")
-        if refusal is not None:
-            raise refusal
+        if failure is not None:
+            raise failure
         return answers
 
     def wait_ready(self) -> None:
-        """The agent's greeting; the first thing it says."""
+        """Wait for the agent's first message."""
         self._answer("boot")
 
     def _send(self, data: bytes) -> None:
@@ -95,7 +95,7 @@ class Channel:
         return data
 
     def _receive(self) -> None:
-        """More bytes, looking once a second whether anyone is left to send them."""
+        """Receive more bytes; check every second whether the guest still runs."""
         waited = 0.0
         while waited < self.patience:
             self._stream.settimeout(min(1.0, self.patience - waited))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An initramfs: a cpio archive in the "newc" form, written in plain Python.
+"""Writes cpio archives in the "newc" format, which the kernel unpacks as an initramfs.
 
 The same entries give the same bytes: times are 0, owners root, inodes counted from 1.
 """
@@ -23,26 +23,26 @@ class _Entry:
 
 
 class Cpio:
-    """Entries in the order they were added, directories before what lies in them."""
+    """An archive; entries are in the order in which they were added, directories before their contents."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
 
     def add(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """A plain file; mode: its permission bits. ValueError as in add_dir()."""
+        """Add a plain file. mode: its permission bits. ValueError as in add_dir()."""
         if len(data) > _MOST_BYTES:
             raise ValueError(f"{path}: larger than a newc archive can hold")
         self._add(path, stat.S_IFREG | mode, data)
 
     def add_dir(self, path: str, mode: int = 0o755) -> None:
-        """A directory; those above it come by themselves (0755).
+        """Add a directory; missing parents are added too, with mode 0755.
 
         ValueError: the path is already there, or leads out of the archive.
         """
         self._add(path, stat.S_IFDIR | mode, b"")
 
     def pack(self) -> bytes:
-        """The archive, filled up to a whole block of 512 bytes."""
+        """The archive's bytes, padded to a multiple of 512."""
         out = bytearray()
         for inode, entry in enumerate(self._entries.values(), 1):
             out += _record(entry, inode)

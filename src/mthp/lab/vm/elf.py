@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an ELF program or library asks the loader for: its interpreter and its libraries."""
+"""Reads from an ELF file which interpreter and libraries the loader needs for it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 15, 29
 
 @dataclass(frozen=True)
 class Needs:
-    """interpreter: a path, or None (a library, or a static program). search: RUNPATH or RPATH, with
-    $ORIGIN in it as it stands."""
+    """What an ELF file needs to be loaded.
+
+    interpreter: a path, or None (a library, or a static program). search: RUNPATH or RPATH, with
+    $ORIGIN not replaced.
+    """
 
     interpreter: str | None
     libraries: tuple[str, ...]
@@ -34,12 +37,12 @@ class _Segment:
 
 
 def is_elf(data: bytes) -> bool:
-    """A 64-bit little-endian ELF file."""
+    """Whether it is a 64-bit little-endian ELF file."""
     return data.startswith(_MAGIC)
 
 
 def script_interpreter(data: bytes) -> str | None:
-    """The program that a script's first line names; None where the file is no script."""
+    """The interpreter that a script's first line names; None if the file is not a script."""
     if not data.startswith(b"#!"):
         return None
     words = data[2:].partition(b"\n")[0].split()
@@ -47,7 +50,7 @@ def script_interpreter(data: bytes) -> str | None:
 
 
 def needs(data: bytes) -> Needs:
-    """What the loader is to find for this file. ValueError: no such file, or a damaged one."""
+    """What the loader needs for this file. ValueError: it is not an ELF file, or damaged."""
     if not is_elf(data):
         raise ValueError("not a 64-bit little-endian ELF file")
     try:
@@ -85,7 +88,7 @@ def _dynamic(data: bytes, segments: list[_Segment]) -> Iterator[tuple[int, int]]
 
 
 def _offset(segments: list[_Segment], address: int) -> int:
-    """Where in the file what is loaded at an address stands."""
+    """The offset in the file of what is loaded at an address."""
     for segment in segments:
         inside = segment.address <= address < segment.address + segment.size
         if segment.kind == _PT_LOAD and inside:

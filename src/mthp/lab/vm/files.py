@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files a program needs in the guest, taken from a root: this host's, or unpacked packages."""
+"""Collects the files that a program needs in the guest, from this host or from unpacked packages."""
 
 from __future__ import annotations
 
@@ -15,25 +15,20 @@ from mthp.lab.vm.elf import Needs, is_elf, needs, script_interpreter
 
 PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/bin", "/sbin")
 _LIBRARY_FOLDERS = (
-    "/lib/x86_64-linux-gnu",
-    "/usr/lib/x86_64-linux-gnu",
-    "/lib64",
-    "/usr/lib64",
-    "/lib",
-    "/usr/lib",
-    "/usr/local/lib",
+    *("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu"),
+    *("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib"),
 )
-"""Where the loader looks by itself, on Debian and elsewhere."""
+"""The folders in which the loader searches by default, on Debian and elsewhere."""
 
 
 class Root:
-    """A tree of files that a guest's paths lead into; links in it stay in it."""
+    """A tree of files that absolute paths are resolved in; links in it cannot lead out of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def find(self, path: str) -> Path | None:
-        """The file here of an absolute path there, links followed; None where there is none."""
+        """The file on this host for an absolute path in the tree, links followed; None if there is none."""
         found = self._follow(PurePosixPath(path), 40)
         return found if found is not None and found.exists() else None
 
@@ -50,7 +45,7 @@ class Root:
         return here
 
     def program(self, name: str) -> str | None:
-        """The absolute path of a program named as on a command line."""
+        """The absolute path of a program named as on a command line; None if there is none."""
         if name.startswith("/"):
             return name if self.find(name) else None
         paths = (f"{folder}/{name}" for folder in PROGRAM_FOLDERS)
@@ -65,17 +60,17 @@ HOST = Root(Path("/"))
 
 
 class GuestFiles:
-    """Files for an initramfs, each at the path by which the guest will ask for it."""
+    """Files for an initramfs, by their paths in the guest."""
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[Path | bytes, int]] = {}
 
     def add_bytes(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """A file made here."""
+        """Add a file with these contents."""
         self._files[path] = (data, mode)
 
     def add_program(self, root: Root, name: str) -> str:
-        """A program and all that loading it needs; its path in the guest.
+        """Add a program and everything that loading it needs; its path in the guest.
 
         LabError (2): no such program, or one that cannot run there; (5) a library is missing.
         """
@@ -86,8 +81,10 @@ class GuestFiles:
         return path
 
     def add_tree(self, root: Root, path: str, skip: Iterable[str] = ()) -> None:
-        """A file, or all files below a folder; libraries among them with what they need, as far as
-        it is there. skip: patterns of names to leave out. LabError (2): nothing there."""
+        """Add a file, or all files below a folder, with the libraries that they need and that exist.
+
+        skip: patterns of names to leave out. LabError (2): there is no such path.
+        """
         found = root.find(path)
         if found is None:
             raise LabError(BAD_INPUT, f"no file {path} in {root.folder}")
@@ -110,7 +107,7 @@ class GuestFiles:
         ]
 
     def pack(self, target: Path) -> Path:
-        """Write them as an archive that the kernel unpacks. LabError: one cannot be read."""
+        """Write the files as an initramfs; its path. LabError: one of them cannot be read."""
         archive = Cpio()
         for path, (data, mode) in sorted(self._files.items()):
             try:
@@ -121,7 +118,7 @@ class GuestFiles:
         return target
 
     def _add_loaded(self, root: Root, path: str, missing: Callable[[str, str], None]) -> None:
-        """A file with its interpreter and its libraries. missing: told (path, library)."""
+        """Add a file with its interpreter and libraries. missing: called with (path, library)."""
         found = root.find(path)
         if found is None or path in self._files:
             return
@@ -167,7 +164,7 @@ def _missing_library(path: str, name: str) -> None:
 
 
 def _leave_out(path: str, name: str) -> None:
-    """A library of a plug-in: the plug-in stays unused."""
+    """Ignore a missing library: it is a plug-in's, which stays unused."""
 
 
 def _is_plain(found: Path | None) -> bool:

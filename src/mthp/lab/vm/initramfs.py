@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the guest starts from: the agent, compiled here, and the kernel's modules it loads."""
+"""Builds the guest's initramfs: the agent, compiled on this host, and the kernel modules it loads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mthp.lab.vm.cpio import Cpio
 from mthp.words.files import replacing
 
 EARLY = ("virtio_pci", "virtio_console")
-"""The way to the host, which the agent loads by itself. A kernel may have them built in."""
+"""The modules for the channel to the host, which the agent loads itself. They may be built in."""
 MODULES = ("zram",)
-"""What the lab's sessions load: a swap device in memory. What it needs, the kernel says."""
+"""The modules that sessions load, with their dependencies: a swap device in memory."""
 
 SOURCES = ("agent.c", "subject.c", "pages.c", "agent.h")
 FLAGS = ("-Wall", "-Wextra")
@@ -53,9 +53,9 @@ def build_agent() -> Path:
 
 
 def guest_modules(kernel: CachedKernel, names: Iterable[str] = MODULES) -> list[tuple[str, Path]]:
-    """(path in the guest, file here) of the modules to load, in load order, each once.
+    """(path in the guest, file on this host) of the modules to load, in load order, each once.
 
-    None at all for a kernel that comes without modules.
+    Empty for a kernel without modules.
     """
     found: dict[str, Path] = {}
     for name in names if kernel.modules is not None else ():

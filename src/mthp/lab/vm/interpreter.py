@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Python that runs this, taken along into the guest: what captures there, and is captured."""
+"""Copies the Python that runs this into the guest, where it runs the helper and the capture."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _UNUSED = (
     "dist-packages", "pydoc_data", "distutils", "__pycache__",
     "config-*", "_tkinter*", "_test*", "_ctypes_test*", "xxlimited*",
 )  # fmt: skip
-"""Of the standard library, what neither a capture nor a program here imports."""
+"""Parts of the standard library that neither the capture nor the recipes import."""
 
 
 def add_interpreter(files: GuestFiles) -> str:
-    """Python, its standard library and the lab's own scripts; the interpreter's path in the guest.
+    """Add Python, its standard library and the lab's scripts; the interpreter's path in the guest.
 
     LabError (5): this Python's own files cannot be found.
     """
@@ -44,8 +44,8 @@ def add_interpreter(files: GuestFiles) -> str:
 
 
 def _add_compiled(files: GuestFiles, below: str) -> None:
-    """The bytecode of every module, marked as not to be checked: times are not kept in an
-    initramfs, and compiling is slow in a guest. PEP 552 has the header."""
+    """Add the bytecode of every module, marked as unchecked (PEP 552): an initramfs keeps no times, and
+    compiling is slow in a guest."""
     for path, source in files.modules(below):
         compiled = importlib.util.cache_from_source(path)
         files.add_bytes(compiled, _HEADER + (_payload(Path(compiled)) or _compile(path, source)))
@@ -56,7 +56,7 @@ _HEADER = importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH.to_bytes(4, "little") + 
 
 
 def _payload(compiled: Path) -> bytes | None:
-    """What follows the header of a file that this Python compiled before."""
+    """The code in a file that this Python compiled before; None if there is no such file."""
     try:
         data = compiled.read_bytes()
     except OSError:

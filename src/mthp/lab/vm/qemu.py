@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A virtual machine: boot a kernel and an initramfs, talk, and never leave a process behind.
 
-Nothing about huge pages here. KVM where it works, software emulation (TCG) otherwise; whether it
-works is found out by trying.
+This module knows nothing about huge pages. KVM is used if an attempt shows that it works, else software
+emulation (TCG).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.kernels.tools import QEMU
 from mthp.lab.vm.channel import Channel, GuestGone
 
-QEMU = "qemu-system-x86_64"
 BOOT_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 PROBE_SECONDS = 20.0
@@ -41,7 +41,7 @@ class Accel(StrEnum):
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """What the guest is made of. memory: MiB. arguments: words on the kernel's command line."""
+    """The guest's configuration. memory: MiB. arguments: words on the kernel's command line."""
 
     kernel: Path
     initramfs: tuple[Path, ...]
@@ -52,17 +52,15 @@ class MachineConfig:
 
 @dataclass
 class VirtualMachine:
-    """A running guest: its channel, what runs it, what it said on its console, and QEMU's errors."""
+    """A running guest. console, errors: the files with its console output and with QEMU's errors."""
 
     channel: Channel
-    accel: Accel
     pid: int
     console: Path
     errors: Path
 
     def why_it_ended(self) -> str:
-        """The line of the console that says why it ended: the panic, or the last one; QEMU's own
-        where the guest never spoke."""
+        """The console's line about a panic, else its last line, else QEMU's last error."""
         lines = _lines(self.console)
         telling = [line for line in lines if "panic" in line.lower() or "mthp agent" in line]
         silent = "it said nothing on its console"
@@ -70,7 +68,7 @@ class VirtualMachine:
 
 
 def qemu_path() -> str:
-    """Where QEMU is; LabError (5) with what to install."""
+    """The path of QEMU. LabError (5): it is not installed."""
     path = shutil.which(QEMU)
     if path is None:
         raise LabError(
@@ -83,7 +81,7 @@ def qemu_path() -> str:
 def accel() -> Accel:
     """KVM where QEMU can start a processor with it, else software emulation.
 
-    A /dev/kvm may be there and yet not work: so one is started, for an instant.
+    A /dev/kvm may exist and yet not work, so a virtual machine is started for a moment.
     """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accel.TCG
@@ -99,10 +97,10 @@ def accel() -> Accel:
 
 @contextlib.contextmanager
 def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMachine]:
-    """A guest whose agent has answered; ended when the block is left, however it is left.
+    """Boot a guest, up to the first answer of its agent. The guest ends with the block.
 
-    LabError (5) where QEMU cannot be started or the kernel does not get as far as the agent.
-    GuestGone from any later command that meets no answer.
+    LabError (5): QEMU cannot be started, or the kernel does not start the agent. Later commands raise
+    GuestGone if the guest does not answer.
     """
     with tempfile.TemporaryDirectory(prefix="mthp-lab-") as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
@@ -114,9 +112,7 @@ def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMa
         stack.callback(_end, process)
         stream = stack.enter_context(_accept(listener, process, home))
         channel = Channel(stream, BOOT_SECONDS, lambda: process.poll() is None)
-        guest = VirtualMachine(
-            channel, how or accel(), process.pid, home / "console", home / ERRORS
-        )
+        guest = VirtualMachine(channel, process.pid, home / "console", home / ERRORS)
         try:
             channel.wait_ready()
         except GuestGone as error:
@@ -152,7 +148,7 @@ def _start(
 
 
 def _die_with_us() -> None:
-    """In the child: end when the process that started it ends, even by SIGKILL."""
+    """Run in the child: it is to end when its parent ends, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -161,8 +157,10 @@ def _accept(listener: socket.socket, process: subprocess.Popen[bytes], home: Pat
     while process.poll() is None:
         with contextlib.suppress(TimeoutError):
             return listener.accept()[0]
-    said = _lines(home / ERRORS)
-    raise LabError(HOST_LACKS, f"{QEMU} does not start: {said[-1] if said else process.returncode}")
+    errors = _lines(home / ERRORS)
+    raise LabError(
+        HOST_LACKS, f"{QEMU} does not start: {errors[-1] if errors else process.returncode}"
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -172,7 +170,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _joined(parts: Sequence[Path], target: Path) -> Path:
-    """The kernel unpacks archives that follow one another, each from a 4-byte boundary."""
+    """Join archives into one file: the kernel unpacks each from a 4-byte boundary."""
     if len(parts) == 1:
         return parts[0]
     with target.open("wb") as out:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs from Debian, with all they depend on, unpacked into a folder of the cache."""
+"""Unpacks Debian's packages of a program, with all that they depend on, into a folder of the cache."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def debian_root(
 ) -> Root:
     """A tree with these packages and what they depend on, fetched unless the cache has it.
 
-    archive: asked where Debian's is, if that is needed.
-
-    LabError (5): no archive, no such package, no room.
+    archive: called for Debian's archive if something must be fetched. LabError (5): there is no
+    archive, no such package, or not enough space.
     """
     key = hashlib.sha256(" ".join((SUITE, *sorted(names))).encode()).hexdigest()[:16]
     target = cache_dir() / "roots" / key
