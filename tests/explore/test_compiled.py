@@ -14,7 +14,7 @@ from mthp.explore.compiled.explorer import CompiledExplorer, Speed
 from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.explore import Explorer, Until
 from tests.litmus.programs import Line, Program, recipe
-from tests.litmus.test_explore import random_program
+from tests.litmus.test_explore import finer_program, random_program
 
 
 def of_seed(seed: int) -> Callable[[], Program]:
@@ -36,32 +36,45 @@ def test_more_random_programs(seed: int) -> None:
     test_random_programs_are_searched_alike(seed, Until.END)
 
 
-@pytest.mark.skipif(jit.compiled() is None, reason="Numba is not installed")
+@pytest.mark.parametrize("seed", range(60))
+def test_programs_of_bits_counts_and_ipis_are_searched_alike(seed: int) -> None:
+    program = recipe(*finer_program(random.Random(seed)))
+    reference = Explorer(program, until=Until.END).explore()
+    assert CompiledExplorer(program, until=Until.END, speed=Speed.PLAIN).explore() == reference
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_machine_code_searches_alike(seed: int) -> None:
+    assert jit.compiled() is not None, "Numba, of the dev extra, is not installed"
     reference = Explorer(of_seed(seed), until=Until.END).explore()
     compiled = CompiledExplorer(of_seed(seed), until=Until.END, speed=Speed.NUMBA)
     assert compiled.explore() == reference
 
 
-@pytest.mark.parametrize("seed", [seed for seed in range(40) if seed % 3 == 0])
+@pytest.mark.parametrize("seed", [0, 7, 9, 32, 34, 38, 42, 45, 46, 53, 54, 63, 75, 77, 79])
 def test_one_goes_on_where_the_other_stopped(seed: int) -> None:
     begun = Explorer(of_seed(seed), until=Until.END, most_executions=2)
     begun.search()
-    whole = Explorer(of_seed(seed), until=Until.END)
-    whole.search()
-    if begun.part().done:
-        return
+    assert not begun.part().done
     compiled = CompiledExplorer(
         of_seed(seed), until=Until.END, part=begun.part(), most_executions=4
     )
     reference = Explorer(of_seed(seed), until=Until.END, part=begun.part(), most_executions=4)
     assert compiled.search() is reference.search()
     assert compiled.part() == reference.part()
-    for explorer in (Explorer, CompiledExplorer) if not compiled.part().done else ():
-        last: Any = explorer(of_seed(seed), until=Until.END, part=compiled.part())
-        last.search()
-        assert last.part() == whole.part()
+
+
+@pytest.mark.parametrize("explorer", [Explorer, CompiledExplorer])
+@pytest.mark.parametrize("seed", [38, 75, 77, 79])
+def test_either_goes_on_where_the_compiled_one_stopped(seed: int, explorer: Any) -> None:
+    whole = Explorer(of_seed(seed), until=Until.END)
+    whole.search()
+    compiled = CompiledExplorer(of_seed(seed), until=Until.END, most_executions=4)
+    compiled.search()
+    assert not compiled.part().done
+    last = explorer(of_seed(seed), until=Until.END, part=compiled.part())
+    last.search()
+    assert last.part() == whole.part()
 
 
 def test_the_whole_search_again() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,6 +83,31 @@ def test_a_value_kept_beyond_the_segment_is_looked_at() -> None:
     assert later.reads == []
 
 
+def test_a_value_that_waits_in_an_unfinished_expression_is_looked_at() -> None:
+    recorded = Recorded()
+
+    def task() -> Generator[None, int, None]:
+        assert recorded.world.row[0] + (yield) == 6
+
+    with recorded.segment() as segment:
+        running = task()
+        next(running)
+    assert questions(segment) == [""]
+    with pytest.raises(StopIteration), recorded.segment():
+        running.send(1)
+
+
+def test_a_value_that_an_error_carries_is_looked_at() -> None:
+    recorded = Recorded()
+    with recorded.segment() as segment:
+        try:
+            raise ValueError(recorded.world.row[0])
+        except ValueError as error:
+            kept = error
+    assert questions(segment) == [""]
+    assert kept.args == (5,)
+
+
 def test_an_old_value_of_a_word_that_was_overwritten_still_matters() -> None:
     recorded = Recorded()
     with recorded.segment() as segment:
@@ -158,6 +183,16 @@ def test_what_a_list_cannot_do_is_refused_and_not_missed() -> None:
     recorded = Recorded()
     with pytest.raises(Unrecordable, match="has no sort"):
         recorded.world.items.sort()
+
+
+class Many(list[int]):
+    """A list that is written in Python, so that its class could be taken for an object's."""
+
+
+def test_a_container_with_a_class_of_its_own_is_refused() -> None:
+    recorded = Recorded()
+    with pytest.raises(Unrecordable, match="Many"):
+        recorded.world.items.append(Many())
 
 
 def test_objects_are_given_back() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import cache
 from hashlib import sha256
 from inspect import getsource
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,30 +35,34 @@ PLAIN = Compiled(integers.search, integers.resume, integers.follow)
 def compiled() -> Compiled | None:
     """The same functions as machine code; None where Numba is not installed."""
     try:
-        from numba import njit
+        code = machine_code(integers, automaton, columns)
     except ImportError:
         return None
-    names = dict(vars(integers))
-    version = fingerprint(*(getsource(each) for each in (automaton, columns, integers)))
-    for name, each in vars(integers).items():
-        if isinstance(each, FunctionType) and each.__module__ == integers.__name__:
+    return Compiled(code["search"], code["resume"], code["follow"])
+
+
+def machine_code(module: ModuleType, *others: ModuleType) -> dict[str, Any]:
+    """The functions of a module, compiled; others: the modules that it takes constants and classes from.
+
+    ImportError where Numba is not installed. Numba keeps machine code under the name of a function and
+    looks at the time of its file alone. A constant, a function or a class of another file that has
+    changed since would go unseen, or would no longer be found when the kept file is read. So a digest of
+    all that the code is made from is a part of the name.
+    """
+    from numba import njit
+
+    sources = "\0".join(getsource(each) for each in (module, *others))
+    made_from = sha256(sources.encode()).hexdigest()[:16]
+    names = dict(vars(module))
+    for name, each in vars(module).items():
+        if isinstance(each, FunctionType) and each.__module__ == module.__name__:
             copied = FunctionType(each.__code__, names, name)
-            copied.__module__, copied.__qualname__ = each.__module__, f"{name}_{version}"
+            copied.__module__, copied.__qualname__ = each.__module__, f"{name}_{made_from}"
             try:
                 names[name] = njit(cache=True, _nrt=False)(copied)
             except RuntimeError:  # there is no folder that Numba may write to
                 names[name] = njit(_nrt=False)(copied)
-    return Compiled(names["search"], names["resume"], names["follow"])
-
-
-def fingerprint(*sources: str) -> str:
-    """What machine code is made from, as a part of a file's name.
-
-    Numba keeps machine code under the name of the function and looks at the time of its file alone. A
-    constant, a function or a class of another file that has changed since would go unseen, or would no
-    longer be found when the kept file is read.
-    """
-    return sha256("\0".join(sources).encode()).hexdigest()[:16]
+    return names
 
 
 def as_arrays(state: SearchState) -> SearchState:
