@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The line to the agent, over a real socket with somebody at its other end."""
+"""The line to the agent, over a real socket with a thread at its other end."""
 
 from __future__ import annotations
 

@@ -129,7 +129,10 @@ def _run_selftest(args: argparse.Namespace) -> int:
         outputs, records = _run_in_guest(kernel, profile, _source(args), made, args.record)
     runs = {order: [run_case(case, profile) for case in group] for order, group in made.items()}
     result = _Result(kernel.release if kernel else "", profile, runs, outputs, records)
-    _print(result, args.json)
+    if args.json:
+        print_json(_document(result))
+    else:
+        _print_table(result)
     return 0 if result.passed else FAILED
 
 
@@ -203,19 +206,14 @@ def _writer(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         yield lambda document: file.writelines((json.dumps(document).encode(), b"\n"))
 
 
-def _print(result: _Result, as_json: bool) -> None:
-    if as_json:
-        print_json(_document(result))
-        return
+def _print_table(result: _Result) -> None:
+    from mthp.report.phrases import aligned
+
     print(_heading(result))
     lines = [("case", "context", "order", *_SIDES), *map(_cells, result.rows)]
     columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"-"}]
-    widths = [max(map(len, column)) for column in columns]
-    for cells in zip(*columns, strict=True):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        print(line.rstrip())
-    for complaint in result.complaints:
-        print(complaint)
+    for line in (*aligned(list(zip(*columns, strict=True))), *result.complaints):
+        print(line)
 
 
 def _heading(result: _Result) -> str:

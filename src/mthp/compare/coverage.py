@@ -168,7 +168,7 @@ _RACES: dict[ScanResult, str] = {
     _R.PTE_UFFD: "the scan refuses the whole table first: an entry must be protected after it",
     _R.PAGE_NULL: "anonymous private memory maps normal pages; a device page cannot be made here",
     _R.SCAN_ABORT: "needs NUMA nodes further apart than node_reclaim_distance",
-    _R.PAGE_LOCK: "somebody must hold a page's lock just then (at PMD order the attempt itself does,"
+    _R.PAGE_LOCK: "another task must hold a page's lock just then (at PMD order the attempt itself does,"
     " where one KSM page is mapped twice)",
     _R.PAGE_LRU: "the page must be isolated, or in an LRU batch, just then",
     _R.PAGE_ANON: "a private file mapping's page: only anonymous mappings are drawn",

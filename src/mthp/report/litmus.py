@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mthp.check.records import LitmusResult
+from mthp.report.phrases import aligned
 
 SCHEMA_VERSION = 1
 
@@ -19,8 +20,7 @@ def litmus_lines(results: Sequence[LitmusResult]) -> list[str]:
         verdict = "agree" if each.agrees else "DIFFER"
         ours = [observation for _, observation in each.ours]
         rows.append([each.name, each.expected, *ours, each.herd or "-", verdict, each.what])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def litmus_document(results: Sequence[LitmusResult]) -> dict[str, Any]:

@@ -43,6 +43,12 @@ TLB_MODELS = {
 """Names that --tlb takes, in words; a model not listed here is printed as it is named."""
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 class SafeConsole:
     """Prints on a console what may come from a stranger: no control character gets through, and
     nothing that the console's encoding lacks."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """In the guest: one Python process that runs the host's jobs, since starting one for each is slow there.
 
-Job N is the folder's N.json, complete once N.go is there. A job executes argv (with env, cwd, uid,
+Job N is the folder's N.json, complete once N.go is there. A job executes argv in /tmp (with uid and
 a cgroup to join), or calls a function of this file with args. Its output goes to N.out; N.done says
 `done` and its exit status at its end, or `started` and its pid where background is set.
 """
@@ -56,10 +56,10 @@ def execute(job: dict[str, object]) -> None:
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
-    os.chdir(str(job.get("cwd") or "/tmp"))
-    argv, env = job["argv"], job.get("env") or {}
-    assert isinstance(argv, list) and isinstance(env, dict)
-    os.execve(argv[0], argv, {**os.environ, **env})
+    os.chdir("/tmp")
+    argv = job["argv"]
+    assert isinstance(argv, list)
+    os.execv(argv[0], argv)
 
 
 def child(job: dict[str, object], output: str) -> None:

@@ -118,7 +118,7 @@ static long pin_uring(uint64_t first, uint64_t pages)
 	return or_errno(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &range, 1));
 }
 
-/* Pages in a pipe hold a plain reference each until they are read, which nobody does. */
+/* Pages in a pipe hold a plain reference each until they are read, and they never are. */
 static long pin_vmsplice(uint64_t first, uint64_t pages)
 {
 	struct iovec range = { (void *)page(first), pages * PAGE };
@@ -318,7 +318,7 @@ static long run(const struct words *w)
 	return -ENOSYS;
 }
 
-/* SIGBUS is forced on whoever poisons a page, used or not; ignoring it would not be enough. */
+/* SIGBUS is forced on the process that poisons a page, used or not; ignoring it would not be enough. */
 static void do_nothing(int signal)
 {
 	(void)signal;

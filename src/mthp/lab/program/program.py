@@ -38,7 +38,10 @@ class ProgramError(ValueError):
 
 
 class Verb(StrEnum):
-    """What an operation does. The name of the process comes before it, if it has one."""
+    """What an operation does. The name of the process comes before it, if it has one.
+
+    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above.
+    """
 
     WRITE_FILE = "w"
     NEW = "new"

@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, LabError
@@ -35,16 +35,14 @@ COMMAND_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Command:
-    """A command for the guest. argv[0]: an absolute path there. uid: 0 for root."""
+    """A command for the guest, run in /tmp. argv[0]: an absolute path there. uid: 0 for root."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    cwd: str = "/tmp"
     uid: int = 0
 
     def document(self) -> dict[str, object]:
-        """What guest/helper.py reads."""
-        return {"argv": self.argv, "env": dict(self.env), "cwd": self.cwd, "uid": self.uid}
+        """The job that guest/helper.py reads."""
+        return asdict(self)
 
 
 class Workload:
