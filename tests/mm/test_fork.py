@@ -3,8 +3,23 @@
 
 from __future__ import annotations
 
+from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm, register_if_complete
+from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Mm
+from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import (
     pte_write,
+)
+from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
+from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE
+from tests.small_worlds import (
+    TINY,
+    World,
+    hole,
+    huge,
+    large,
+    small,
+    swap,
+    zero,
 )
 from tests.stages import entry, played
 
@@ -19,3 +34,81 @@ def test_an_mm_that_ends_has_nothing_left() -> None:
     stage = played("exit")
     assert not stage.mm.vmas and not stage.mm.mm_users.value
     assert stage.kernel.mem.refcount.raw[stage.pages[0]] == 0
+
+
+def forked(world: World) -> Mm:
+    child = world.kernel.new_mm(2000)
+    dup_mmap(child, world.mm, world.khugepaged.khugepaged_enter)
+    assert world.kernel.machine.current.held == []
+    return child
+
+
+def test_a_child_has_the_same_mappings_and_contents_and_a_store_is_its_own() -> None:
+    world = World(geometry=TINY, cpus=2)
+    vma = world.vma(small(3), hole(2), large(2), zero(1), hole(6), huge(4), pages=64,
+                    flags=VM_DEFAULT | VM_HUGEPAGE)  # fmt: skip
+    bare = world.vma(at=0x50000000, anon_vma=False)
+    for page in (0, 16):
+        assert store(world.mm, world.address(vma, page), 70 + page)
+    before = world.census()
+    child = forked(world)
+    now = world.census()
+    copies = {copy.vm_start: copy for copy in child.vmas}
+    copy = copies[vma.vm_start]
+    assert (copy.vm_end, copy.vm_flags, copy.vm_pgoff) == (vma.vm_end, vma.vm_flags, vma.vm_pgoff)
+    assert copy.anon_vma is vma.anon_vma and copies[bare.vm_start].anon_vma is None
+    for (_, address), content in before.contents.items():
+        assert now.contents.get((world.mm.number, address), 0) == content
+        assert now.contents.get((child.number, address), 0) == content
+        for mm in (world.mm, child):
+            assert not now.entries.get((mm.number, address), 0) & 2  # may not be written
+    assert child.flags.value & MMF_VM_HUGEPAGE and child in world.khugepaged.mm_slots
+    assert world.check(before.outside) == []
+    for page in (0, 6, 20):
+        old = load(world.mm, world.address(vma, page))
+        assert store(child, world.address(vma, page), 99)
+        assert load(world.mm, world.address(vma, page)) == old
+    assert world.check(before.outside) == []
+    assert vma.vm_lock.value == copy.vm_lock.value == 0
+
+
+def test_an_exit_gives_back_everything_in_its_order() -> None:
+    world = World(geometry=TINY, cpus=2)
+    vma = world.vma(small(3), swap(1), large(2), hole(8), huge(4), pages=64)
+    other = world.vma(small(1), at=0x50000000)
+    child = forked(world)
+    assert load(child, vma.vm_start) is not None
+    before = world.census()
+    facts: list[object] = []
+    world.kernel.report = facts.append
+    exit_mm(child, world.khugepaged.khugepaged_exit)
+    by = world.kernel.machine.current.name
+    ranges = [(each.vm_start, each.vm_end) for each in (vma, other)]
+    assert facts == [
+        *(Zapping(child, *each) for each in ranges),
+        *(Zapped(child, *each, by) for each in ranges),
+        Gone(child),
+    ]
+    assert child.vmas == [] and child.mm_users.value == 0
+    assert child not in world.khugepaged.mm_slots
+    assert {cpu.tlb.value for cpu in world.kernel.cpus} == {()}
+    now = world.census()
+    assert {w: e for w, e in now.contents.items() if w[0] == world.mm.number} == {
+        w: e for w, e in before.contents.items() if w[0] == world.mm.number
+    }
+    assert world.check(before.outside) == []
+
+
+def test_a_copy_that_fails_is_never_registered() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(1))
+    child = world.kernel.new_mm(2000)
+    facts: list[object] = []
+    world.kernel.report = facts.append
+    dup_mmap_failing(child, world.mm, vma, world.khugepaged.khugepaged_enter)
+    assert facts == [Halfway(child, True)]
+    assert [each.vm_start for each in child.vmas] == [vma.vm_start]
+    assert child not in world.khugepaged.mm_slots and child.mm_users.value == 0
+    assert world.kernel.machine.current.held == []
+    register_if_complete(world.kernel.new_mm(3), world.khugepaged.khugepaged_enter, complete=True)
+    assert [mm.number for mm in world.khugepaged.mm_slots] == [1000, 3]

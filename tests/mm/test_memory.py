@@ -5,11 +5,37 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.madvise import madvise_dontneed
+from mthp.mm.memory import VmFault, do_swap_page, handle_huge_fault, handle_user_fault
+from mthp.mm.mm_types import TableState, Vma
+from mthp.mm.mmu import load, store
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON, PG_LOCKED, PG_SWAPCACHE
+from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
+    DIRTY,
+    NO_ACCESS,
+    SOFT_DIRTY,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    Leaf,
+    pmd_trans_huge,
     pte_none,
     pte_pfn,
     pte_present,
     pte_write,
+)
+from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP
+from tests.small_worlds import (
+    TINY,
+    World,
+    hole,
+    huge,
+    large,
+    leaf,
+    small,
+    swap,
+    zero,
 )
 from tests.stages import entry, played
 
@@ -43,3 +69,287 @@ def test_part_of_a_large_folio_is_zapped() -> None:
     stage = played("zap-large")
     assert pte_present(entry(stage, 0)) and pte_none(entry(stage, 1))
     assert stage.kernel.mem.large_mapcount.raw[stage.pages[0]] == 1
+
+
+# Faults
+
+
+@pytest.mark.parametrize("vma_lock_free", [True, False])
+@pytest.mark.parametrize("table", [True, False])
+def test_a_fault_in_a_hole(table: bool, vma_lock_free: bool) -> None:
+    """A load gets the zero page, a store a page of zeroes; under the VMA lock or mmap_lock."""
+    for write in (False, True):
+        world = World(geometry=TINY)
+        vma = world.vma(*([hole(1)] if table else []))
+        vma.vm_lock.value = 0 if vma_lock_free else -1
+        before = world.census()
+        handle_user_fault(world.mm, world.address(vma, 2), write=write)
+        pte = world.table(vma).ptes.raw[2]
+        assert pte_present(pte) and bool(pte & WRITE) is write
+        assert world.mm.counters["MM_ANONPAGES"] == write
+        if write:
+            flags = WRITE | DIRTY | YOUNG | SOFT_DIRTY
+            assert pte & 0xFFFF & flags == flags
+            assert world.mem.content.raw[pte_pfn(pte)] == 0
+        else:
+            assert pte_pfn(pte) == 0
+        vma.vm_lock.value = 0 if not vma_lock_free else vma.vm_lock.value
+        assert world.check(before.outside) == []
+
+
+@pytest.mark.parametrize("address", [0x1000, 0x40010000, 0x60000000])
+def test_a_fault_outside_every_mapping_does_nothing(address: int) -> None:
+    world = World(geometry=TINY)
+    world.vma(small(2))
+    world.vma(small(2), at=0x50000000)
+    before = world.census()
+    handle_user_fault(world.mm, address, write=True)
+    handle_huge_fault(world.mm, address)
+    assert world.census().entries == before.entries
+    assert world.check(before.outside) == []
+    assert not store(world.mm, address, 1) and load(world.mm, address) is None
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_store_to_a_read_only_entry_reuses_the_page_or_copies_it(alone: bool) -> None:
+    world = World(geometry=TINY, cpus=2)
+    vma = world.vma(small(1, without=WRITE, elsewhere=0 if alone else 1))
+    folio = world.folio(vma, 0)
+    content = world.mem.content.raw[folio]
+    assert load(world.mm, vma.vm_start) == content
+    before = world.census()
+    handle_user_fault(world.mm, vma.vm_start, write=True)
+    pte = world.table(vma).ptes.raw[0]
+    flags = WRITE | DIRTY | YOUNG | SOFT_DIRTY
+    assert pte & flags == flags
+    assert (pte_pfn(pte) == folio) is alone
+    assert world.mem.content.raw[pte_pfn(pte)] == content
+    assert world.mem.page_flags.raw[pte_pfn(pte)] & PAGE_ANON_EXCLUSIVE
+    if alone:
+        assert world.check(before.outside) == []
+    else:
+        assert (world.mem.mapcount.raw[folio], world.mem.refcount.raw[folio]) == (1, 1)
+        assert not any(entry.vpn == vma.vm_start >> 12 for entry in world.kernel.cpus[1].tlb.value)
+
+
+def test_a_store_to_the_zero_page_gets_a_page() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(zero(1))
+    assert store(world.mm, vma.vm_start, 5)
+    assert world.mm.counters["MM_ANONPAGES"] == 1
+    assert world.check(world.census().outside) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "pte", "stores"),
+    [
+        (VM_READ, 0, False),
+        (VM_DEFAULT, UFFD_WP, True),
+        (VM_DEFAULT | VM_UFFD_WP, 0, True),
+        (VM_DEFAULT | VM_UFFD_WP, UFFD_WP, False),
+    ],
+)
+def test_who_may_not_store(flags: int, pte: int, stores: bool) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(1, without=WRITE, plus=pte), flags=flags)
+    before = world.census()
+    assert store(world.mm, vma.vm_start, 5) is stores
+    assert (world.census().entries == before.entries) is not stores
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("uffd", [0, UFFD_WP])
+@pytest.mark.parametrize("mark", [0, SOFT_DIRTY])
+@pytest.mark.parametrize("flags", [VM_DEFAULT, VM_DEFAULT | VM_SOFTDIRTY, VM_READ])
+def test_a_numa_hint_lets_the_access_through_and_no_more_than_that(
+    flags: int, mark: int, uffd: int, alone: bool
+) -> None:
+    world = World(geometry=TINY)
+    piece = small(1, without=WRITE | YOUNG | SOFT_DIRTY, plus=NO_ACCESS | uffd | mark,
+                  elsewhere=0 if alone else 1)  # fmt: skip
+    vma = world.vma(piece, flags=flags)
+    before = world.table(vma).ptes.raw[0]
+    handle_user_fault(world.mm, vma.vm_start, write=False)
+    tracked = flags & VM_SOFTDIRTY or mark
+    writable = WRITE if flags & VM_DEFAULT == VM_DEFAULT and alone and not uffd and tracked else 0
+    assert world.table(vma).ptes.raw[0] == before & ~NO_ACCESS | YOUNG | writable
+
+
+@pytest.mark.parametrize("flags", [VM_DEFAULT, VM_DEFAULT | VM_UFFD_MISSING])
+@pytest.mark.parametrize("pages", [16, 15])
+def test_a_huge_page_is_given_to_an_empty_table_that_the_mapping_spans(
+    pages: int, flags: int
+) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(pages=pages, flags=flags)
+    before = world.census()
+    handle_huge_fault(world.mm, vma.vm_start + 0x3000)
+    given = pages == 16 and flags == VM_DEFAULT
+    assert pmd_trans_huge(world.pmd(vma)) is given
+    assert world.mm.counters["MM_ANONPAGES"] == 16 * given
+    assert vma.vm_lock.value == 0
+    assert world.check(before.outside) == []
+
+
+def test_where_there_is_a_table_a_huge_fault_is_like_any_other() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(hole(16))
+    handle_huge_fault(world.mm, vma.vm_start + 0x3000)
+    assert [bool(pte) for pte in world.table(vma).ptes.raw] == [i == 3 for i in range(16)]
+
+
+# Swapped pages
+
+
+def swapped_in(world: World, vma: Vma, page: int) -> VmFault:
+    """do_swap_page() of one page."""
+    address = world.address(vma, page)
+    pmd = pmd_ptr(world.mm, address)
+    assert pmd is not None
+    entry = world.table(vma, address).ptes.raw[world.geometry.pte_index(address)]
+    hold = world.mm.mmap_read_lock()
+    result = do_swap_page(world.mm, vma, address, pmd, entry, hold)
+    assert hold.active is (result is not VmFault.RETRY)
+    if hold.active:
+        hold.release()
+    assert world.kernel.machine.current.held == []
+    assert world.kernel.pte_maps == 0
+    return result
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [(Leaf.MIGRATION, VmFault.DONE), (Leaf.GUARD, VmFault.ERROR), (Leaf.HWPOISON, VmFault.ERROR)],
+)
+def test_what_is_no_swap_entry(kind: Leaf, result: VmFault) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(leaf(kind))
+    assert swapped_in(world, vma, 0) is result
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("uffd", [False, True])
+@pytest.mark.parametrize("flags", [VM_DEFAULT, VM_READ, VM_DEFAULT | VM_UFFD_WP])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_page_comes_back_with_its_rights(
+    shared: bool, uffd: bool, flags: int, cached: bool
+) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(swap(1, uffd=uffd, shared=shared), flags=flags)
+    content = world.kernel.swap.contents[1]
+    if cached:
+        world.cache_swapped(vma, 0)
+    assert swapped_in(world, vma, 0) is VmFault.DONE
+    pte = world.table(vma).ptes.raw[0]
+    assert world.mem.content.raw[pte_pfn(pte)] == content
+    protected = uffd and flags & VM_UFFD_WP
+    writable = not shared and flags != VM_READ and not protected
+    assert bool(pte & WRITE) is bool(writable)
+    assert bool(pte & UFFD_WP) is uffd and pte & SOFT_DIRTY and pte & YOUNG
+    exclusive = world.mem.page_flags.raw[pte_pfn(pte)] & PAGE_ANON_EXCLUSIVE
+    assert bool(exclusive) is not shared
+    assert world.kernel.swap.users == {} and world.kernel.swap.cache == {}
+    assert world.kernel.vmstat.events["pgmajfault"] == (not cached)
+    assert world.mm.counters["MM_ANONPAGES"] == 1
+    assert world.mem.refcount.raw[pte_pfn(pte)] == 2 - cached  # a batch's, if it is new
+
+
+def test_the_soft_dirty_mark_decides_whether_stores_must_fault() -> None:
+    for flags, writable in ((VM_DEFAULT, False), (VM_DEFAULT | VM_SOFTDIRTY, True)):
+        world = World(geometry=TINY)
+        vma = world.vma(swap(1), flags=flags)
+        world.table(vma).ptes.raw[0] &= ~SOFT_DIRTY
+        assert swapped_in(world, vma, 0) is VmFault.DONE
+        assert bool(world.table(vma).ptes.raw[0] & WRITE) is writable
+
+
+def test_a_locked_page_lets_go_of_mmap_lock() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(swap(1))
+    cached = world.cache_swapped(vma, 0, locked=True)
+    before = world.mem.refcount.raw[cached]
+    assert swapped_in(world, vma, 0) is VmFault.RETRY
+    assert world.mem.refcount.raw[cached] == before
+
+
+@pytest.mark.parametrize("why", ["failed memory", "cannot be read", "no memory"])
+def test_a_page_that_cannot_come_back(why: str) -> None:
+    world = World(geometry=TINY, free={} if why == "no memory" else None)
+    vma = world.vma(swap(2))
+    if why == "failed memory":
+        cached = world.cache_swapped(vma, 0)
+        world.mem.page_flags.raw[cached] |= PAGE_HWPOISON
+    elif why == "cannot be read":
+        world.kernel.swap.failing.add(1)
+    before = world.census()
+    assert swapped_in(world, vma, 0) is VmFault.ERROR
+    assert world.census().entries == before.entries
+    assert world.kernel.swap.users == {1: 1, 3: 1}
+    now = world.census()
+    assert not any(flags & PG_LOCKED for flags in now.flags.values())
+
+
+def test_a_slot_that_others_name_stays_in_the_swap_cache_and_one_that_nobody_names_is_given_up() -> (
+    None
+):
+    for others in (0, 1):
+        world = World(geometry=TINY)
+        vma = world.vma(swap(1, shared=bool(others)))
+        for _ in range(others):
+            world.kernel.swap.add_user(1)
+        assert swapped_in(world, vma, 0) is VmFault.DONE
+        folio = world.folio(vma, 0)
+        assert world.mem.test(folio, PG_SWAPCACHE) is bool(others)
+        assert world.kernel.swap.users == ({1: 1} if others else {})
+
+
+def test_a_device_that_reads_ahead_keeps_the_slot() -> None:
+    world = World(geometry=TINY)
+    world.kernel.swap.synchronous = False
+    vma = world.vma(swap(1))
+    assert swapped_in(world, vma, 0) is VmFault.DONE
+    assert world.mem.test(world.folio(vma, 0), PG_SWAPCACHE)
+
+
+# Zap
+
+
+@pytest.mark.parametrize("page", [0, 3, 12])
+def test_what_is_zapped_gives_back_its_counts(page: int) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(3), swap(3), zero(2), large(3), leaf(Leaf.MIGRATION, 0))
+    slots = dict(world.kernel.swap.users)
+    world.mm.counters["MM_SWAPENTS"] = 3
+    before = world.census()
+    madvise_dontneed(world.mm, world.address(vma, page), world.address(vma, page + 4))
+    table = world.table(vma).ptes.raw
+    assert [pte_none(pte) for pte in table] == [page <= i < page + 4 for i in range(16)]
+    swapped = len([i for i in range(page, page + 4) if 3 <= i < 6])
+    assert world.mm.counters["MM_SWAPENTS"] == 3 - swapped
+    assert len(world.kernel.swap.users) == len(slots) - swapped
+    now = world.census()
+    assert world.mm.counters["MM_ANONPAGES"] == now.anon_pages[world.mm.number]
+    assert world.check(before.outside) == []
+
+
+def test_a_table_that_is_emptied_whole_is_taken_away() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(32))
+    first, second = world.table(vma), world.table(vma, vma.vm_start + 0x10000)
+    madvise_dontneed(world.mm, vma.vm_start, vma.vm_start + 0x10000)
+    madvise_dontneed(world.mm, vma.vm_start + 0x10000, vma.vm_end - 0x1000)
+    assert world.pmd(vma) == 0 and first.state is not TableState.LIVE
+    assert world.table(vma, vma.vm_start + 0x10000) is second
+    assert world.check(world.census().outside) == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_huge_page_is_zapped_whole_or_split_for_a_part(whole: bool) -> None:
+    world = World(geometry=TINY, cpus=2)
+    vma = world.vma(huge(4))
+    assert load(world.mm, vma.vm_start) is not None
+    before = world.census()
+    madvise_dontneed(world.mm, vma.vm_start, vma.vm_end if whole else vma.vm_start + 0x4000)
+    assert world.mm.counters["MM_ANONPAGES"] == (0 if whole else 12)
+    assert bool(world.pmd(vma)) is not whole
+    assert world.check(before.outside) == []

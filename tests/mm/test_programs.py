@@ -30,7 +30,16 @@ from mthp.mm.mmu import load, store
 from mthp.mm.mprotect import task_numa_work
 from mthp.mm.mremap import mremap
 from mthp.mm.page_flags import PG_SWAPCACHE
-from mthp.mm.pgtable_types import DIRTY, SOFT_DIRTY, Leaf, leaf_kind, pte_none, pte_pfn, pte_present
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    SOFT_DIRTY,
+    WRITE,
+    Leaf,
+    leaf_kind,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
 from mthp.mm.swapfile import unuse_mm
 from mthp.mm.task_mmu import clear_refs_write
 from mthp.mm.userfaultfd import move_pages
@@ -280,6 +289,35 @@ def started(layout: str, place: int, flags: str) -> Program:
     return program
 
 
+class SecondaryMmu:
+    """Keeps the ranges that it was told to let go of."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[int, int]] = []
+        self.told: list[tuple[int, int]] = []
+
+    def invalidate_range_start(self, mm: Mm, start: int, end: int) -> None:
+        self.open.append((start, end))
+        self.told.append((start, end))
+
+    def invalidate_range_end(self, mm: Mm, start: int, end: int) -> None:
+        self.open.remove((start, end))
+
+    def test_young(self, mm: Mm, address: int) -> bool:
+        return False
+
+
+def check_told(mmu: SecondaryMmu, mm: Mm, before: Census, now: Census) -> None:
+    """Whatever is mapped differently, or may not be written any more, was said to go."""
+    assert mmu.open == []
+    for (number, address), old in before.entries.items():
+        new = now.entries.get((number, address), 0)
+        lost = pte_pfn(old) != pte_pfn(new) or not pte_present(new) or old & WRITE & ~new
+        if number == mm.number and pte_present(old) and lost:
+            assert any(start <= address < end for start, end in mmu.told), hex(address)
+    mmu.told.clear()
+
+
 def check(program: Program, before: Census) -> None:
     """What must be so after every call."""
     world = program.world
@@ -327,6 +365,8 @@ def test_every_program_leaves_memory_as_it_was_written(
 ) -> None:
     """watched: the calls take steps, and the vectorised ways are not gone."""
     program = started(layout, place, flags)
+    mmu = SecondaryMmu()
+    program.parent.notifiers.append(mmu)
     for name, of_child, page in calls:
         mm = program.child if of_child and program.child is not None else program.parent
         before = program.world.census()
@@ -334,3 +374,6 @@ def test_every_program_leaves_memory_as_it_was_written(
             program.world.kernel.machine.on_step = lambda access, word, index, bits: None
         CALLS[name](program, mm, page)
         check(program, before)
+        if name != "forks":  # of which a secondary MMU is not told here
+            check_told(mmu, program.parent, before, program.world.census())
+        mmu.told.clear()
