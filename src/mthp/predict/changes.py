@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mthp.mm import page_flags as pg
 from mthp.mm.huge_mm import VmaGate
@@ -276,23 +277,15 @@ def apply_change(trial: Trial, change: Change) -> None:
     _MADE[change.kind](trial, change)
 
 
-def _set_knob(trial: Trial, change: Change) -> None:
-    settings = trial.kernel.settings
-    trial.kernel.settings = settings.replace(**{change.knob: change.value})
+def _settings(knobs: Callable[[Trial, Change], dict[str, Any]]) -> Callable[[Trial, Change], None]:
+    def apply(trial: Trial, change: Change) -> None:
+        trial.kernel.settings = trial.kernel.settings.replace(**knobs(trial, change))
+
+    return apply
 
 
-def _enable(trial: Trial, change: Change) -> None:
-    settings = trial.kernel.settings
-    sizes = {**settings.sizes, change.order: Enabled.ALWAYS}
-    trial.kernel.settings = settings.replace(sizes=sizes)
-
-
-def _enable_globally(trial: Trial, _: Change) -> None:
-    trial.kernel.settings = trial.kernel.settings.replace(enabled=Enabled.ALWAYS)
-
-
-def _defrag(trial: Trial, _: Change) -> None:
-    trial.kernel.settings = trial.kernel.settings.replace(defrag=True)
+def _sizes(trial: Trial, change: Change) -> dict[str, Any]:
+    return {"sizes": {**trial.kernel.settings.sizes, change.order: Enabled.ALWAYS}}
 
 
 def _vm_flags(add: int, remove: int) -> Callable[[Trial, Change], None]:
@@ -359,10 +352,10 @@ def _pte_bits(add: int, keep: int) -> Callable[[Trial, Change], None]:
 
 
 _MADE: dict[ChangeKind, Callable[[Trial, Change], None]] = {
-    ChangeKind.RAISE_KNOB: _set_knob,
-    ChangeKind.ENABLE_SIZE: _enable,
-    ChangeKind.ENABLE_GLOBALLY: _enable_globally,
-    ChangeKind.DEFRAG: _defrag,
+    ChangeKind.RAISE_KNOB: _settings(lambda _, change: {change.knob: change.value}),
+    ChangeKind.ENABLE_SIZE: _settings(_sizes),
+    ChangeKind.ENABLE_GLOBALLY: _settings(lambda *_: {"enabled": Enabled.ALWAYS}),
+    ChangeKind.DEFRAG: _settings(lambda *_: {"defrag": True}),
     ChangeKind.ADVISE: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
     ChangeKind.ADVISE_INSTEAD: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
     ChangeKind.DROP_ADVICE: _vm_flags(0, VM_NOHUGEPAGE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.mm_types import Vma
@@ -37,7 +37,6 @@ class Request:
     on_table: Callable[[], None] | None = None
     on_try: Callable[[], None] | None = None
     unseen: tuple[str, ...] = ()
-    extra: dict[str, str] = field(default_factory=dict)
 
 
 def run_world(world: BuiltWorld, request: Request) -> Outcome:
@@ -94,7 +93,6 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         unseen=request.unseen,
         warnings=tuple(kernel.warnings.values()),
         seconds=time.monotonic() - began,
-        extra=request.extra,
     )
 
 
