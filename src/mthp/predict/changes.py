@@ -89,24 +89,13 @@ def candidates(trial: Trial, refusal: Refusal) -> Changes:
 
 def _vma_changes(trial: Trial, gate: VmaGate) -> Changes:
     settings, pmd_order = trial.kernel.settings, trial.kernel.geometry.pmd_order
-    match gate:
-        case VmaGate.NOT_ENABLED:
-            if settings.enabled is not Enabled.NEVER:
-                yield Change(ChangeKind.ADVISE)
-            elif settings.size_enabled(pmd_order) is Enabled.INHERIT:
-                yield Change(ChangeKind.ENABLE_GLOBALLY)
-            yield Change(ChangeKind.ENABLE_SIZE, order=pmd_order)
-        case VmaGate.NOHUGEPAGE:
-            yield Change(ChangeKind.DROP_ADVICE)
-            yield Change(ChangeKind.ADVISE_INSTEAD)
-        case VmaGate.THP_DISABLED | VmaGate.NOT_ADVISED:
-            yield Change(ChangeKind.LIFT_PRCTL)
-        case VmaGate.TOO_SHORT:
-            yield Change(ChangeKind.SPAN_ALIGNED_PMD)
-        case VmaGate.NO_ANON_VMA:
-            yield Change(ChangeKind.WRITE_ONCE)
-        case _:
-            return
+    if gate is VmaGate.NOT_ENABLED:
+        if settings.enabled is not Enabled.NEVER:
+            yield Change(ChangeKind.ADVISE)
+        elif settings.size_enabled(pmd_order) is Enabled.INHERIT:
+            yield Change(ChangeKind.ENABLE_GLOBALLY)
+        yield Change(ChangeKind.ENABLE_SIZE, order=pmd_order)
+    yield from map(Change, _BY_GATE.get(gate, ()))
 
 
 def _occupancy_changes(ask: _Ask) -> Changes:
@@ -229,6 +218,15 @@ def _markers(ask: _Ask) -> Changes:
 def _over_limit(ask: _Ask) -> Changes:
     yield Change(ChangeKind.RAISE_MEMCG_LIMIT, value=len(ask.window))
 
+
+_BY_GATE: dict[VmaGate, tuple[ChangeKind, ...]] = {
+    VmaGate.NOHUGEPAGE: (ChangeKind.DROP_ADVICE, ChangeKind.ADVISE_INSTEAD),
+    VmaGate.THP_DISABLED: (ChangeKind.LIFT_PRCTL,),
+    VmaGate.NOT_ADVISED: (ChangeKind.LIFT_PRCTL,),
+    VmaGate.TOO_SHORT: (ChangeKind.SPAN_ALIGNED_PMD,),
+    VmaGate.NO_ANON_VMA: (ChangeKind.WRITE_ONCE,),
+}
+"""What may help where a whole mapping is passed by."""
 
 _BY_RESULT: dict[ScanResult, Callable[[_Ask], Changes]] = {
     ScanResult.EXCEED_NONE_PTE: _exceed_none,

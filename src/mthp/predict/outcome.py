@@ -12,8 +12,8 @@ from mthp.mm.mm_types import Vma
 from mthp.predict.explain import explain_vma, highest_order, vma_gate
 from mthp.predict.find import with_changes
 from mthp.predict.measure import TlbModel, Usage, measure_vma
-from mthp.predict.passes import Tally, effort, run_full_scans
-from mthp.predict.records import Clock, Outcome, Refusal, VmaUse
+from mthp.predict.passes import Tally, run_full_scans
+from mthp.predict.records import Clock, Effort, Outcome, Refusal, VmaUse
 from mthp.words.events import Event
 from mthp.worlds.build import BuiltWorld
 
@@ -73,8 +73,8 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         copied_bytes=tally.copied_bytes,
         collapsed_bytes=tally.collapsed_bytes,
         swapped_in_bytes=tally.swapped_in * kernel.geometry.page_size,
-        successes=effort(tally.succeeded),
-        refused=effort(tally.refused),
+        successes=Effort(**tally.succeeded),
+        refused=Effort(**tally.refused),
         tlb=request.tlb.value,
         tlb_before=total_before.translations,
         tlb_after=total_after.translations,
