@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mthp.image.fields import ScenarioError
 from mthp.image.runs import (
     PageKind,
     PagesState,
@@ -24,9 +25,8 @@ from mthp.image.runs import (
     parse_folio_token,
     parse_pte_token,
     parse_runs,
-    renumber,
 )
-from mthp.image.scenario import ScenarioError, load, load_one, parse_scenario
+from mthp.image.scenario import load, load_one, parse_scenario
 from mthp.image.scenario_values import Action, Advice, Memcg, Prctl
 from mthp.words.files import FileError
 from mthp.words.settings import Enabled
@@ -105,18 +105,12 @@ def test_every_record_loads_and_prints_back(name: str) -> None:
     assert count == FILES[name]
 
 
-def test_columns_are_the_pages() -> None:
+def test_every_page_has_its_tokens() -> None:
     for name in FILES:
         for scenario in load(DATA / name):
             for vma in scenario.vmas:
-                columns = vma.initial.columns()
-                pages = list(vma.initial.folio_pages())
-                assert len(pages) == vma.pages
-                for key in ("kind", "order", "flags", "pagemap", "mapcount", "folio", "index"):
-                    assert getattr(columns, key) == [getattr(page, key) for page in pages]
-                assert columns.swap_type == [page.swap_type for page in pages]
-                assert columns.swap_letters == [page.swap_letters for page in pages]
-                assert columns.pte == [str(entry) for entry in vma.initial.pte_pages()]
+                assert len(list(vma.initial.folio_pages())) == vma.pages
+                assert len(list(vma.initial.pte_pages())) == vma.pages
 
 
 def test_first_flavour() -> None:
@@ -128,18 +122,18 @@ def test_first_flavour() -> None:
     (vma,) = scenario.vmas
     assert vma.advice is Advice.HUGEPAGE
     assert vma.anon_vma
-    columns = vma.initial.columns()
-    assert columns.kind[0] is PageKind.NONE
-    assert columns.swap_type[448] == 0
-    assert columns.mapcount[320] == 2
-    assert columns.pte[319:322] == ["PWAD", "PA", "PA"]
+    pages, entries = list(vma.initial.folio_pages()), list(vma.initial.pte_pages())
+    assert pages[0].kind is PageKind.NONE
+    assert pages[448].swap_type == 0
+    assert pages[320].mapcount == 2
+    assert [str(entry) for entry in entries[319:322]] == ["PWAD", "PA", "PA"]
 
 
 def test_first_flavour_untouched_mapping_has_no_anon_vma() -> None:
     scenario = load_one(f"{DATA}/linux-7.3.4.jsonl.xz#a-114")
     assert scenario.vmas[0].initial.ptes is None
     assert not scenario.vmas[0].anon_vma
-    assert set(scenario.vmas[0].initial.columns().pte) == {"PA"}
+    assert {str(entry) for entry in scenario.vmas[0].initial.pte_pages()} == {"PA"}
     assert not load_one(f"{DATA}/linux-7.3.4.jsonl.xz#a-6").vmas[0].anon_vma  # not one table
 
 
@@ -217,17 +211,6 @@ def test_runs_break_at_tables() -> None:
     pages = [parse_folio_token("-")] * 20
     state = PagesState.of_pages(pages, [parse_pte_token("-")] * 20, 5 << 12, geometry)
     assert (state.folios_text(), state.ptes_text()) == ("20:-", "3:- 8:- 8:- 1:-")
-
-
-def test_renumber_forgets_the_names_of_folios() -> None:
-    def state(text: str) -> PagesState:
-        return PagesState(8, parse_runs(text, parse_folio_token), None)
-
-    one = [state("4:F2.L.x.m1.f9.i0 4:F2.L.x.m1.f3.i0"), state("8:F3.L.x.m1.f9.i0")]
-    two = [state("4:F2.L.x.m1.f0.i0 4:F2.L.x.m1.f1.i0"), state("8:F3.L.x.m1.f0.i0")]
-    other = [two[0], state("8:F3.L.x.m1.f1.i0")]
-    assert renumber(one) == renumber(two)
-    assert renumber(one) != renumber(other)
 
 
 # --- optional fields ------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from mthp.image.runs import PagesState, parse_folio_token, parse_pte_token, parse_runs
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Advice, ScenarioVma
-from mthp.predict.find import find_change
+from mthp.predict.find import Finder
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import ChangeKind, Outcome, Refusal, Verified
@@ -150,7 +150,7 @@ def test_knobs_do_what_is_said_in_a_world_of_their_own() -> None:
         world = build_world(record, V7_3)
         result = run_world(world, Request("t", "s", "r", changes=False))
         for refusal in result.refusals[:3]:
-            found = find_change(world.vmas[0], refusal)
+            found = Finder().find(world.vmas[0], refusal)
             kinds = (ChangeKind.RAISE_KNOB, ChangeKind.ENABLE_SIZE)
             if found is None or found.grown < found.held:
                 continue

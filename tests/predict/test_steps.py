@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from mthp.predict.outcome import Request, run_world
-from mthp.predict.steps import DrawnCall, StepRecorder
+from mthp.predict.records import DrawnCall
+from mthp.predict.steps import StepRecorder
 from mthp.words.profiles import V7_3
 from mthp.words.settings import Enabled
 from mthp.worlds.build import build_world

@@ -10,7 +10,8 @@ from typing import Any
 
 from mthp.compare.conformance import run_scenario
 from mthp.compare.records import Conformance, Mismatch, MismatchKind
-from mthp.image.scenario import ScenarioError, parse_scenario
+from mthp.image.fields import ScenarioError
+from mthp.image.scenario import parse_scenario
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.session.boot import Booted, booted

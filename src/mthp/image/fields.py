@@ -33,7 +33,7 @@ class Fields:
         self.where = where
 
     def rest(self) -> dict[str, Any]:
-        """The fields nobody took."""
+        """The fields that were not taken."""
         return dict(self._left)
 
     def has(self, key: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
@@ -319,26 +319,6 @@ def encode_runs(runs: Iterable[tuple[int, FolioToken]] | Iterable[tuple[int, Pte
     return " ".join(f"{count}:{token}" for count, token in runs)
 
 
-@dataclass(slots=True)
-class PageColumns:
-    """One snapshot of one VMA, a list per property, all of the VMA's length in pages.
-
-    The meanings are FolioToken's. pte: 'PWAD', 'HPWAD', 's', '-', 'nopte'.
-    """
-
-    kind: list[PageKind] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
-    pagemap: list[str] = field(default_factory=list)
-    mapcount: list[int] = field(default_factory=list)
-    folio: list[int | None] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)
-    swap_type: list[int | None] = field(default_factory=list)
-    swap_letters: list[str] = field(default_factory=list)
-    swap_offset: list[int | None] = field(default_factory=list)
-    pte: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class PagesState:
     """The state of a VMA's pages: runs over `pages` pages.
@@ -386,29 +366,6 @@ class PagesState:
         for count, entry in self.entries:
             yield from (entry,) * count
 
-    def columns(self) -> PageColumns:
-        """The state as lists over the pages; new lists at each call."""
-        columns = PageColumns()
-        for count, token in self.folios:
-            columns.kind += [token.kind] * count
-            columns.order += [token.order] * count
-            columns.flags += [token.flags] * count
-            columns.pagemap += [token.pagemap] * count
-            columns.mapcount += [token.mapcount] * count
-            columns.folio += [token.folio] * count
-            columns.swap_type += [token.swap_type] * count
-            columns.swap_letters += [token.swap_letters] * count
-            offset = token.swap_offset
-            columns.swap_offset += (
-                [None] * count if offset is None else range(offset, offset + count)
-            )
-            if token.folio is None:
-                columns.index += [0] * count
-            else:
-                columns.index += range(token.index, token.index + count)
-        columns.pte = [str(entry) for entry in self.pte_pages()]
-        return columns
-
     def folios_text(self) -> str:
         """The `folios` string."""
         return encode_runs(self.folios)
@@ -416,21 +373,3 @@ class PagesState:
     def ptes_text(self) -> str | None:
         """The `ptes` string."""
         return None if self.ptes is None else encode_runs(self.ptes)
-
-
-def renumber(states: Iterable[PagesState]) -> tuple[PagesState, ...]:
-    """The VMAs of one snapshot with folio identities counted from 0 in order of appearance.
-
-    Two snapshots that differ in nothing but the names of folios become equal.
-    """
-    names: dict[int, int] = {}
-
-    def rename(token: FolioToken) -> FolioToken:
-        if token.folio is None:
-            return token
-        return replace(token, folio=names.setdefault(token.folio, len(names)))
-
-    return tuple(
-        replace(state, folios=tuple((count, rename(token)) for count, token in state.folios))
-        for state in states
-    )

@@ -31,20 +31,6 @@ from mthp.words.settings import Enabled, Settings, SettingsError
 from mthp.words.settings_text import SIZE_MODES, parse_mode
 from mthp.words.units import Geometry
 
-__all__ = [
-    "Action",
-    "Advice",
-    "Memcg",
-    "Prctl",
-    "RecordedPass",
-    "Scenario",
-    "ScenarioError",
-    "ScenarioVma",
-    "load",
-    "load_one",
-    "parse_scenario",
-]
-
 SCHEMA = "mthp-scenario/1"
 
 

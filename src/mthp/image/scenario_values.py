@@ -66,7 +66,7 @@ class ScenarioVma:
     """One anonymous private mapping.
 
     start: bytes. pages: base pages. Ranges are (first page, pages) from the VMA's start: pins is
-    held by long-lived GUP references, locked pages stay locked, off_lru ones are in nobody's LRU,
+    held by long-lived GUP references, locked pages stay locked, off_lru ones are isolated from the LRU,
     poisoned ones fail to be copied; extra_refs adds a number of references as third. mm: which
     process. softdirty: None where the record does not say. anon_vma: false for a VMA that was only
     ever read. extra: fields we do not know.

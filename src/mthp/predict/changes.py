@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mthp.mm import page_flags as pg
 from mthp.mm.huge_mm import VmaGate
@@ -88,24 +89,13 @@ def candidates(trial: Trial, refusal: Refusal) -> Changes:
 
 def _vma_changes(trial: Trial, gate: VmaGate) -> Changes:
     settings, pmd_order = trial.kernel.settings, trial.kernel.geometry.pmd_order
-    match gate:
-        case VmaGate.NOT_ENABLED:
-            if settings.enabled is not Enabled.NEVER:
-                yield Change(ChangeKind.ADVISE)
-            elif settings.size_enabled(pmd_order) is Enabled.INHERIT:
-                yield Change(ChangeKind.ENABLE_GLOBALLY)
-            yield Change(ChangeKind.ENABLE_SIZE, order=pmd_order)
-        case VmaGate.NOHUGEPAGE:
-            yield Change(ChangeKind.DROP_ADVICE)
-            yield Change(ChangeKind.ADVISE_INSTEAD)
-        case VmaGate.THP_DISABLED | VmaGate.NOT_ADVISED:
-            yield Change(ChangeKind.LIFT_PRCTL)
-        case VmaGate.TOO_SHORT:
-            yield Change(ChangeKind.SPAN_ALIGNED_PMD)
-        case VmaGate.NO_ANON_VMA:
-            yield Change(ChangeKind.WRITE_ONCE)
-        case _:
-            return
+    if gate is VmaGate.NOT_ENABLED:
+        if settings.enabled is not Enabled.NEVER:
+            yield Change(ChangeKind.ADVISE)
+        elif settings.size_enabled(pmd_order) is Enabled.INHERIT:
+            yield Change(ChangeKind.ENABLE_GLOBALLY)
+        yield Change(ChangeKind.ENABLE_SIZE, order=pmd_order)
+    yield from map(Change, _BY_GATE.get(gate, ()))
 
 
 def _occupancy_changes(ask: _Ask) -> Changes:
@@ -229,6 +219,15 @@ def _over_limit(ask: _Ask) -> Changes:
     yield Change(ChangeKind.RAISE_MEMCG_LIMIT, value=len(ask.window))
 
 
+_BY_GATE: dict[VmaGate, tuple[ChangeKind, ...]] = {
+    VmaGate.NOHUGEPAGE: (ChangeKind.DROP_ADVICE, ChangeKind.ADVISE_INSTEAD),
+    VmaGate.THP_DISABLED: (ChangeKind.LIFT_PRCTL,),
+    VmaGate.NOT_ADVISED: (ChangeKind.LIFT_PRCTL,),
+    VmaGate.TOO_SHORT: (ChangeKind.SPAN_ALIGNED_PMD,),
+    VmaGate.NO_ANON_VMA: (ChangeKind.WRITE_ONCE,),
+}
+"""What may help where a whole mapping is passed by."""
+
 _BY_RESULT: dict[ScanResult, Callable[[_Ask], Changes]] = {
     ScanResult.EXCEED_NONE_PTE: _exceed_none,
     ScanResult.EXCEED_SWAP_PTE: _exceed_swap,
@@ -276,23 +275,15 @@ def apply_change(trial: Trial, change: Change) -> None:
     _MADE[change.kind](trial, change)
 
 
-def _set_knob(trial: Trial, change: Change) -> None:
-    settings = trial.kernel.settings
-    trial.kernel.settings = settings.replace(**{change.knob: change.value})
+def _settings(knobs: Callable[[Trial, Change], dict[str, Any]]) -> Callable[[Trial, Change], None]:
+    def apply(trial: Trial, change: Change) -> None:
+        trial.kernel.settings = trial.kernel.settings.replace(**knobs(trial, change))
+
+    return apply
 
 
-def _enable(trial: Trial, change: Change) -> None:
-    settings = trial.kernel.settings
-    sizes = {**settings.sizes, change.order: Enabled.ALWAYS}
-    trial.kernel.settings = settings.replace(sizes=sizes)
-
-
-def _enable_globally(trial: Trial, _: Change) -> None:
-    trial.kernel.settings = trial.kernel.settings.replace(enabled=Enabled.ALWAYS)
-
-
-def _defrag(trial: Trial, _: Change) -> None:
-    trial.kernel.settings = trial.kernel.settings.replace(defrag=True)
+def _sizes(trial: Trial, change: Change) -> dict[str, Any]:
+    return {"sizes": {**trial.kernel.settings.sizes, change.order: Enabled.ALWAYS}}
 
 
 def _vm_flags(add: int, remove: int) -> Callable[[Trial, Change], None]:
@@ -359,10 +350,10 @@ def _pte_bits(add: int, keep: int) -> Callable[[Trial, Change], None]:
 
 
 _MADE: dict[ChangeKind, Callable[[Trial, Change], None]] = {
-    ChangeKind.RAISE_KNOB: _set_knob,
-    ChangeKind.ENABLE_SIZE: _enable,
-    ChangeKind.ENABLE_GLOBALLY: _enable_globally,
-    ChangeKind.DEFRAG: _defrag,
+    ChangeKind.RAISE_KNOB: _settings(lambda _, change: {change.knob: change.value}),
+    ChangeKind.ENABLE_SIZE: _settings(_sizes),
+    ChangeKind.ENABLE_GLOBALLY: _settings(lambda *_: {"enabled": Enabled.ALWAYS}),
+    ChangeKind.DEFRAG: _settings(lambda *_: {"defrag": True}),
     ChangeKind.ADVISE: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
     ChangeKind.ADVISE_INSTEAD: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
     ChangeKind.DROP_ADVICE: _vm_flags(0, VM_NOHUGEPAGE),

@@ -96,11 +96,6 @@ class Finder:
         return result
 
 
-def find_change(vma: Vma, refusal: Refusal) -> Proposal | None:
-    """Finder.find() of one refusal."""
-    return Finder().find(vma, refusal)
-
-
 def _outline(change: Change) -> Change | tuple[object, int]:
     """Changes of one outline read the same, and are not combined with one another."""
     return (change.kind, len(change.ptes)) if change.ptes else change

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.mm_types import Vma
 from mthp.predict.explain import explain_vma, highest_order, vma_gate
 from mthp.predict.find import with_changes
 from mthp.predict.measure import TlbModel, Usage, measure_vma
-from mthp.predict.passes import Tally, effort, run_full_scans
-from mthp.predict.records import Clock, Outcome, Refusal, VmaUse
+from mthp.predict.passes import Tally, run_full_scans
+from mthp.predict.records import Clock, Effort, Outcome, Refusal, VmaUse
 from mthp.words.events import Event
 from mthp.worlds.build import BuiltWorld
 
@@ -37,7 +37,6 @@ class Request:
     on_table: Callable[[], None] | None = None
     on_try: Callable[[], None] | None = None
     unseen: tuple[str, ...] = ()
-    extra: dict[str, str] = field(default_factory=dict)
 
 
 def run_world(world: BuiltWorld, request: Request) -> Outcome:
@@ -74,8 +73,8 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         copied_bytes=tally.copied_bytes,
         collapsed_bytes=tally.collapsed_bytes,
         swapped_in_bytes=tally.swapped_in * kernel.geometry.page_size,
-        successes=effort(tally.succeeded),
-        refused=effort(tally.refused),
+        successes=Effort(**tally.succeeded),
+        refused=Effort(**tally.refused),
         tlb=request.tlb.value,
         tlb_before=total_before.translations,
         tlb_after=total_after.translations,
@@ -94,7 +93,6 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         unseen=request.unseen,
         warnings=tuple(kernel.warnings.values()),
         seconds=time.monotonic() - began,
-        extra=request.extra,
     )
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.eligibility import hugepage_enabled
 from mthp.mm.mm_types import Kernel
-from mthp.predict.records import Effort
 from mthp.words.events import (
     Attempt,
     CollapseHugePage,
@@ -31,9 +29,6 @@ from mthp.words.results import ScanResult
 
 MAX_FULL_SCANS = 1000
 """A run that has not come to rest by then is stopped and says so."""
-
-
-_EFFORT: Final = ("attempts", "flushed_bytes", "ipis", "tlb_outside", "allocated")
 
 
 class Interrupted(Exception):
@@ -66,8 +61,8 @@ class Tally:
     on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
     attempts: Counter[tuple[int, str]] = field(default_factory=Counter)
-    succeeded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_EFFORT, 0))
-    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_EFFORT, 0))
+    succeeded: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     collapsed_bytes: int = 0
     copied_bytes: int = 0
     filled_bytes: int = 0
@@ -120,7 +115,7 @@ class Tally:
                 pass
 
     def end_attempt(self, event: CollapseHugePage) -> None:
-        """Book one attempt."""
+        """Add one attempt to the sums of the successes or the refusals, by the fields of Effort."""
         self._pending.attempts.append((event.address, event.order, event.status))
         self.attempts[event.order, event.status.string] += 1
         size = self.kernel.geometry.order_bytes(event.order)
@@ -137,11 +132,6 @@ class Tally:
         if ok:
             self.collapsed_bytes += size
             self.changed = True
-
-
-def effort(books: dict[str, int]) -> Effort:
-    """The sums as a record."""
-    return Effort(**books)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import NamedTuple
 
 from mthp.mm.huge_mm import VmaGate
 from mthp.words.events import Event
@@ -192,6 +193,17 @@ class WindowReport:
     page_order: int | None
     refusals: tuple[Refusal, ...]
     events: tuple[Event, ...]
+
+
+class DrawnCall(NamedTuple):
+    """One call of a collapse, at a depth from 0: the kernel's name, what it does in plain words, and
+    the locks held when it began, outermost first.
+    """
+
+    depth: int
+    function: str
+    what: str
+    locks: tuple[str, ...]
 
 
 @dataclass(frozen=True)

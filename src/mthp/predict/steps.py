@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from mthp.machine.hold import Hold, Mode, Rank
 from mthp.mm.mm_types import Kernel
+from mthp.predict.records import DrawnCall
 from mthp.words.events import Attempt, CollapseHugePage, Event
 from mthp.words.results import ScanResult
 
@@ -60,15 +61,6 @@ Predicates, counters and what the drawn calls are made of are left out.
 
 _LEFT_OUT_INSIDE = frozenset({"check_pmd_still_valid"})
 """Of these only the call itself is drawn."""
-
-
-class DrawnCall(NamedTuple):
-    """One line: a call at a depth, what it does, and the locks held when it began."""
-
-    depth: int
-    function: str
-    what: str
-    locks: tuple[str, ...]
 
 
 @dataclass

@@ -26,10 +26,7 @@ def table_lines(world: BuiltWorld, vma: Vma, address: int) -> tuple[str, str]:
     geometry = world.kernel.geometry
     base = max(geometry.pmd_addr(address), vma.vm_start)
     end = min(geometry.pmd_addr(address) + geometry.pmd_size, vma.vm_end)
-    folios: list = []  # type: ignore[type-arg]
-    entries: list = []  # type: ignore[type-arg]
-    count = (end - base) >> geometry.page_shift
-    Renderer(world.kernel).table(vma, base, geometry.pte_index(base), count, folios, entries)
+    folios, entries = Renderer(world.kernel).pages(vma, base, end)
     return encode_runs(folio_runs(folios)), encode_runs(pte_runs(entries, base, geometry))
 
 

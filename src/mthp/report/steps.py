@@ -3,38 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from mthp.predict.records import DrawnCall
 from mthp.report.phrases import SafeConsole
 
 SCHEMA_VERSION = 1
 
 
-class StepLike(Protocol):
-    """One step of a collapse."""
-
-    @property
-    def depth(self) -> int:
-        """Calls it is nested in, from 0."""
-
-    @property
-    def function(self) -> str:
-        """The kernel's name of what runs."""
-
-    @property
-    def what(self) -> str:
-        """What happens, in plain words."""
-
-    @property
-    def locks(self) -> Sequence[str]:
-        """Those held, outermost first."""
-
-
-def render_steps(steps: Iterable[StepLike], console: Console) -> None:
+def render_steps(steps: Iterable[DrawnCall], console: Console) -> None:
     """Print a table: number, indented call, what happens, locks held there.
 
     Consecutive steps of one function at one depth name it once.
@@ -62,7 +43,7 @@ def render_steps(steps: Iterable[StepLike], console: Console) -> None:
     page.table([*columns, ("locks held", "left")], rows)
 
 
-def steps_document(steps: Iterable[StepLike]) -> dict[str, Any]:
+def steps_document(steps: Iterable[DrawnCall]) -> dict[str, Any]:
     """Plain JSON values, in order."""
     return {
         "schema_version": SCHEMA_VERSION,

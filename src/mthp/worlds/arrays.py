@@ -14,11 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.image.scenario_values import ScenarioVma
 from mthp.mm.page_alloc import NodeState
 from mthp.words.units import Geometry
-
-PageRange = tuple[int, int]
-"""First page and number of pages, from the start of a mapping."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +52,8 @@ def span(table_address: NDArray[np.uint64], geometry: Geometry, start: int, end:
 
 @dataclass(frozen=True)
 class ImageVma:
-    """One mapping; bytes. place: where it stands among all mappings of the built world.
-
-    pins: held by long-lived GUP references. extra_refs: a number of references on each folio as
-    third value. locked, off_lru, poisoned: pages whose lock is held, whose folio is isolated, and
-    which cannot be copied.
+    """One mapping; bytes. place: where it stands among all mappings of the built world. known: whose
+    pages are pinned, referenced, locked, isolated or poisoned; of a snapshot none are.
     """
 
     start: int
@@ -68,11 +63,7 @@ class ImageVma:
     name: str = ""
     file: str | None = None
     place: int = 0
-    pins: tuple[PageRange, ...] = ()
-    extra_refs: tuple[tuple[int, int, int], ...] = ()
-    locked: tuple[PageRange, ...] = ()
-    off_lru: tuple[PageRange, ...] = ()
-    poisoned: tuple[PageRange, ...] = ()
+    known: ScenarioVma | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mthp.image.runs import special_swap
 from mthp.image.scenario import Scenario
+from mthp.image.scenario_values import ScenarioVma
 from mthp.image.snapshot import Kpf, Pte, Snapshot
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.mm import page_flags as pg
@@ -49,31 +50,22 @@ from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
-from mthp.worlds.arrays import ImageProcess, ImageVma, PageRange, TableArrays, WorldArrays, span
+from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays, span
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import Young, image_of_snapshot
 
 PG_OF_KPF = {
-    Kpf.LOCKED: pg.PG_LOCKED,
-    Kpf.REFERENCED: pg.PG_REFERENCED,
-    Kpf.DIRTY: pg.PG_DIRTY,
-    Kpf.LRU: pg.PG_LRU,
-    Kpf.ACTIVE: pg.PG_ACTIVE,
-    Kpf.ANON: pg.PG_ANON,
-    Kpf.SWAPCACHE: pg.PG_SWAPCACHE,
-    Kpf.SWAPBACKED: pg.PG_SWAPBACKED,
-    Kpf.UNEVICTABLE: pg.PG_UNEVICTABLE,
-    Kpf.MLOCKED: pg.PG_MLOCKED,
-    Kpf.KSM: pg.PG_KSM,
-}
+    Kpf.LOCKED: pg.PG_LOCKED, Kpf.REFERENCED: pg.PG_REFERENCED, Kpf.DIRTY: pg.PG_DIRTY,
+    Kpf.LRU: pg.PG_LRU, Kpf.ACTIVE: pg.PG_ACTIVE, Kpf.ANON: pg.PG_ANON,
+    Kpf.SWAPCACHE: pg.PG_SWAPCACHE, Kpf.SWAPBACKED: pg.PG_SWAPBACKED,
+    Kpf.UNEVICTABLE: pg.PG_UNEVICTABLE, Kpf.MLOCKED: pg.PG_MLOCKED, Kpf.KSM: pg.PG_KSM,
+}  # fmt: skip
 """kpageflags bits and the flags they stand for."""
 
 _SPECIAL_LEAVES = {
-    "hwpoison": Leaf.HWPOISON,
-    "migration": Leaf.MIGRATION,
-    "device": Leaf.DEVICE,
-    "marker": Leaf.HWPOISON,
-}
+    "hwpoison": Leaf.HWPOISON, "migration": Leaf.MIGRATION,
+    "device": Leaf.DEVICE, "marker": Leaf.HWPOISON,
+}  # fmt: skip
 """What swap types that are no device stand for. A marker is userfaultfd's, or stands for poison."""
 _SWAP_TYPE_BITS = 5
 _TABLES_AT_ONCE = 1024
@@ -218,7 +210,8 @@ class _Builder:
         self.finish_large()
         self.finish_swap()
         for image, vma in built:
-            self.add_references(image, vma)
+            if image.known is not None:
+                self.add_references(image.known, vma)
         khugepaged = Khugepaged(kernel)
         for mm in kernel.mms:
             khugepaged.khugepaged_enter(mm)
@@ -481,26 +474,26 @@ class _Builder:
 
     # References
 
-    def add_references(self, image: ImageVma, vma: Vma) -> None:
+    def add_references(self, known: ScenarioVma, vma: Vma) -> None:
         """Pins, extra references, locks, poison and missing LRU membership, by page ranges."""
         mem = self.mem
-        for pages in image.pins:
+        for pages in known.pins:
             for folio in self.folios(vma, pages):
                 mem.refcount.raw[folio] += 1 if mem.order.raw[folio] else PIN
-        for first, count, refs in image.extra_refs:
+        for first, count, refs in known.extra_refs:
             for folio in self.folios(vma, (first, count)):
                 mem.refcount.raw[folio] += refs
-        for pages in image.locked:
+        for pages in known.locked:
             for folio in self.folios(vma, pages):
                 mem.flags.raw[folio] |= pg.PG_LOCKED
-        for pages in image.off_lru:
+        for pages in known.off_lru:
             for folio in self.folios(vma, pages):
                 mem.flags.raw[folio] &= ~pg.PG_LRU
-        for pages in image.poisoned:
+        for pages in known.poisoned:
             for pfn in self.mapped_frames(vma, pages):
                 mem.page_flags.raw[pfn] |= PAGE_HWPOISON
 
-    def mapped_frames(self, vma: Vma, pages: PageRange) -> Iterator[int]:
+    def mapped_frames(self, vma: Vma, pages: tuple[int, int]) -> Iterator[int]:
         """The frames mapped by a range of pages."""
         first, count = pages
         for i in range(first, first + count):
@@ -508,7 +501,7 @@ class _Builder:
             if pfn:
                 yield pfn
 
-    def folios(self, vma: Vma, pages: PageRange) -> list[int]:
+    def folios(self, vma: Vma, pages: tuple[int, int]) -> list[int]:
         """The folios of a range of pages, each once."""
         heads = self.mem.head.raw
         return list(dict.fromkeys(heads[pfn] for pfn in self.mapped_frames(vma, pages)))

@@ -11,39 +11,19 @@ from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Advice, Prctl, ScenarioVma
 from mthp.image.snapshot import Kpf, Pte
+from mthp.mm import vm_flags as vm
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.mm.swap_table import swp_entry
-from mthp.mm.vm_flags import (
-    VM_DEFAULT,
-    VM_DROPPABLE,
-    VM_HUGEPAGE,
-    VM_LOCKED,
-    VM_MERGEABLE,
-    VM_NOHUGEPAGE,
-    VM_SOFTDIRTY,
-    VM_UFFD_WP,
-    VM_WRITE,
-)
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays
 
 KPF_OF_LETTER = {
-    "l": Kpf.LOCKED,
-    "R": Kpf.REFERENCED,
-    "D": Kpf.DIRTY,
-    "L": Kpf.LRU,
-    "A": Kpf.ACTIVE,
-    "a": Kpf.ANON,
-    "C": Kpf.SWAPCACHE,
-    "B": Kpf.SWAPBACKED,
-    "V": Kpf.UNEVICTABLE,
-    "P": Kpf.HWPOISON,
-    "K": Kpf.KSM,
-    "T": Kpf.THP,
-    "M": Kpf.MLOCKED,
-}
+    "l": Kpf.LOCKED, "R": Kpf.REFERENCED, "D": Kpf.DIRTY, "L": Kpf.LRU, "A": Kpf.ACTIVE,
+    "a": Kpf.ANON, "C": Kpf.SWAPCACHE, "B": Kpf.SWAPBACKED, "V": Kpf.UNEVICTABLE,
+    "P": Kpf.HWPOISON, "K": Kpf.KSM, "T": Kpf.THP, "M": Kpf.MLOCKED,
+}  # fmt: skip
 """kpageflags letters of the scenario format, in the order in which a state is rendered."""
 
 PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY}
@@ -197,27 +177,16 @@ def _tables(vma: ScenarioVma, geometry: Geometry) -> Iterator[int]:
 
 
 def _vma(vma: ScenarioVma, place: int, geometry: Geometry) -> ImageVma:
-    flags = VM_DEFAULT
-    flags |= VM_SOFTDIRTY if _soft_dirty(vma) else 0
-    flags |= VM_HUGEPAGE if vma.advice is Advice.HUGEPAGE else 0
-    flags |= VM_NOHUGEPAGE if vma.advice is Advice.NOHUGEPAGE else 0
-    flags |= VM_LOCKED if vma.mlocked else 0
-    flags |= VM_UFFD_WP if vma.uffd_wp else 0
-    flags |= VM_DROPPABLE if vma.droppable else 0
-    flags &= ~(VM_WRITE if vma.read_only else 0)
-    flags |= VM_MERGEABLE if vma.ksm else 0
-    return ImageVma(
-        vma.start,
-        vma.end(geometry),
-        flags,
-        vma.anon_vma,
-        place=place,
-        pins=vma.pins,
-        extra_refs=vma.extra_refs,
-        locked=vma.locked,
-        off_lru=vma.off_lru,
-        poisoned=vma.poisoned,
-    )
+    flags = vm.VM_DEFAULT
+    flags |= vm.VM_SOFTDIRTY if _soft_dirty(vma) else 0
+    flags |= vm.VM_HUGEPAGE if vma.advice is Advice.HUGEPAGE else 0
+    flags |= vm.VM_NOHUGEPAGE if vma.advice is Advice.NOHUGEPAGE else 0
+    flags |= vm.VM_LOCKED if vma.mlocked else 0
+    flags |= vm.VM_UFFD_WP if vma.uffd_wp else 0
+    flags |= vm.VM_DROPPABLE if vma.droppable else 0
+    flags &= ~(vm.VM_WRITE if vma.read_only else 0)
+    flags |= vm.VM_MERGEABLE if vma.ksm else 0
+    return ImageVma(vma.start, vma.end(geometry), flags, vma.anon_vma, place=place, known=vma)
 
 
 def _soft_dirty(vma: ScenarioVma) -> bool:

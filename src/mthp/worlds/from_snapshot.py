@@ -16,35 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
+from mthp.mm import vm_flags as vm
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
-from mthp.mm.vm_flags import (
-    VM_DONTEXPAND,
-    VM_DROPPABLE,
-    VM_EXEC,
-    VM_HUGEPAGE,
-    VM_HUGETLB,
-    VM_IO,
-    VM_LOCKED,
-    VM_MERGEABLE,
-    VM_MIXEDMAP,
-    VM_NOHUGEPAGE,
-    VM_PFNMAP,
-    VM_READ,
-    VM_SHARED,
-    VM_SOFTDIRTY,
-    VM_UFFD_MISSING,
-    VM_UFFD_WP,
-    VM_WRITE,
-)
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
 
 VM_FLAG_CODES = {
-    "rd": VM_READ, "wr": VM_WRITE, "ex": VM_EXEC, "sh": VM_SHARED, "hg": VM_HUGEPAGE,
-    "nh": VM_NOHUGEPAGE, "lo": VM_LOCKED, "io": VM_IO, "pf": VM_PFNMAP, "mm": VM_MIXEDMAP,
-    "de": VM_DONTEXPAND, "ht": VM_HUGETLB, "dp": VM_DROPPABLE, "uw": VM_UFFD_WP,
-    "um": VM_UFFD_MISSING, "ui": VM_UFFD_MISSING, "sd": VM_SOFTDIRTY, "mg": VM_MERGEABLE,
+    "rd": vm.VM_READ, "wr": vm.VM_WRITE, "ex": vm.VM_EXEC, "sh": vm.VM_SHARED,
+    "hg": vm.VM_HUGEPAGE, "nh": vm.VM_NOHUGEPAGE, "lo": vm.VM_LOCKED, "io": vm.VM_IO,
+    "pf": vm.VM_PFNMAP, "mm": vm.VM_MIXEDMAP, "de": vm.VM_DONTEXPAND, "ht": vm.VM_HUGETLB,
+    "dp": vm.VM_DROPPABLE, "uw": vm.VM_UFFD_WP, "um": vm.VM_UFFD_MISSING,
+    "ui": vm.VM_UFFD_MISSING, "sd": vm.VM_SOFTDIRTY, "mg": vm.VM_MERGEABLE,
 }  # fmt: skip
 """VmFlags codes of smaps. Kernel: fs/proc/task_mmu.c, show_smap_vma_flags()."""
 

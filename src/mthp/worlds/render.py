@@ -48,44 +48,28 @@ class Renderer:
         self.kernel = kernel
         self.identities: dict[int, int] = {}
 
-    def vma(self, vma: Vma) -> tuple[list[FolioToken], list[PteToken]]:
-        """Two tokens for every page of a mapping."""
+    def pages(self, vma: Vma, start: int, end: int) -> tuple[list[FolioToken], list[PteToken]]:
+        """Two tokens for every page of [start, end) of a mapping, in bytes."""
         folios: list[FolioToken] = []
         entries: list[PteToken] = []
         geometry = self.kernel.geometry
-        nr = geometry.ptrs_per_pte
-        address = vma.vm_start
-        while address < vma.vm_end:
-            first = geometry.pte_index(address)
-            count = min(nr - first, (vma.vm_end - address) >> geometry.page_shift)
-            self.table(vma, address, first, count, folios, entries)
-            address += count << geometry.page_shift
+        while start < end:
+            first = geometry.pte_index(start)
+            count = min(geometry.ptrs_per_pte - first, (end - start) >> geometry.page_shift)
+            pmd = pmd_ptr(vma.vm_mm, start)
+            value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
+            if pmd_none(value):
+                folios += [_NONE] * count
+                entries += [_NO_TABLE] * count
+            elif pmd_is_table(value):
+                ptes = self.kernel.tables[pmd_pgtable(value)].ptes.raw[first : first + count]
+                folios += [self.folio_token(vma, pte) for pte in ptes]
+                entries += map(self.pte_token, ptes)
+            else:
+                folios += self.huge(vma, value, first, count)
+                entries += [parse_pte_token("H" + self.letters(value))] * count
+            start += count << geometry.page_shift
         return folios, entries
-
-    def table(
-        self,
-        vma: Vma,
-        address: int,
-        first: int,
-        count: int,
-        folios: list[FolioToken],
-        entries: list[PteToken],
-    ) -> None:
-        """The part of one table that belongs to the mapping."""
-        pmd = pmd_ptr(vma.vm_mm, address)
-        value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
-        if pmd_none(value):
-            folios += [_NONE] * count
-            entries += [_NO_TABLE] * count
-            return
-        if not pmd_is_table(value):
-            folios += self.huge(vma, value, first, count)
-            entries += [parse_pte_token("H" + self.letters(value))] * count
-            return
-        ptes = self.kernel.tables[pmd_pgtable(value)].ptes.raw
-        for pte in ptes[first : first + count]:
-            folios.append(self.folio_token(vma, pte))
-            entries.append(self.pte_token(pte))
 
     def huge(self, vma: Vma, pmd: int, first: int, count: int) -> list[FolioToken]:
         """The pages behind a huge PMD. pagemap says of all of them "mapped exclusively" or not as it
@@ -103,7 +87,7 @@ class Renderer:
         ]
 
     def letters(self, pte: int) -> str:
-        """P W A D U of a present entry."""
+        """The letters P W A D U of a present entry."""
         return "P" + "".join(letter for letter, bit in _PTE_LETTERS.items() if pte & bit)
 
     def pte_token(self, pte: int) -> PteToken:
@@ -161,11 +145,12 @@ class Renderer:
 def render_state(kernel: Kernel, vmas: list[Vma]) -> list[PagesState]:
     """The state of each VMA, folio identities shared among them."""
     renderer = Renderer(kernel)
-    states = []
-    for vma in vmas:
-        folios, entries = renderer.vma(vma)
-        states.append(PagesState.of_pages(folios, entries, vma.vm_start, kernel.geometry))
-    return states
+    return [
+        PagesState.of_pages(
+            *renderer.pages(vma, vma.vm_start, vma.vm_end), vma.vm_start, kernel.geometry
+        )
+        for vma in vmas
+    ]
 
 
 def canonical(states: list[PagesState]) -> list[PagesState]:
