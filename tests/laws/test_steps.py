@@ -229,7 +229,7 @@ def test_a_load_sees_what_was_never_stored(scene: Scene) -> None:
     scene.kernel.report(LoadedFrom(mm, START, 0, "other"))
     assert scene.broken() == []
     scene.kernel.report(LoadedFrom(mm, START + 0x1000, 200, "other"))
-    only(scene, 3, f"other reads 200 at {START + 0x1000:#x}")
+    only(scene, 3, f"other reads 200 at {START + 0x1000:#x}, which was never stored there")
 
 
 # Law 6: tables
