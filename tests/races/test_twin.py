@@ -11,8 +11,8 @@ import pytest
 from mthp.check.scorecard import default_worlds
 from mthp.explore.compiled import integers
 from mthp.explore.compiled.automaton import STEP
-from mthp.explore.compiled.columns import BROKEN, DEPTH, FATE, Code, Fate, SearchState
 from mthp.explore.compiled.explorer import CompiledExplorer, Speed
+from mthp.explore.compiled.integers import BROKEN, DEPTH, FATE, Code, Fate, SearchState
 from mthp.explore.explore import Explorer, Until
 from mthp.explore.tasks import STOP, Execution
 from mthp.races.cast.all import LAWFUL

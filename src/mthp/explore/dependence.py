@@ -3,7 +3,7 @@
 
 Two steps at different words, or at different bits of one, commute. At one word, reads commute, and so
 do a lock's readers, IPIs, which hold nothing, and takers of references: where there was one, each finds
-one; where there was none, whoever is first breaks a law. A step that waits (ACQUIRE, IPI, WAIT) cannot
+one; where there was none, the task that is first breaks a law. A step that waits (ACQUIRE, IPI, WAIT) cannot
 have come before the release it waited for: the two depend on one another, but are no race.
 """
 

@@ -319,7 +319,7 @@ class Explorer:
     def _without_holders(
         self, first: TakenStep, second: TakenStep, later: list[TakenStep]
     ) -> tuple[list[TakenStep], Clock]:
-        """The same sequence without what would keep `second` waiting for ever, and what follows
+        """That sequence without what would keep `second` waiting for ever, and without what follows
         from that; with the clock `second` has then.
         """
         place = second.op.where
@@ -395,7 +395,7 @@ def outcome(
 
 
 def _races(op: NextStep, known: Clock, others: list[TakenStep]) -> list[TakenStep]:
-    """Of the earlier steps it depends on (latest first), those that could have come after it."""
+    """Those earlier steps, of the ones it depends on (latest first), that could have come after it."""
     clock = list(known)
     found: list[TakenStep] = []
     for other in others:

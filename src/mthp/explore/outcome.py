@@ -58,7 +58,7 @@ class Coverage:
     """What was covered. executions: complete ones; pruned: given up as another's equals.
 
     bound: what limited the search, "" if nothing. seed: of a sample. refused: why the compiled explorer
-    could not search, "" if nobody asked it or it could.
+    could not search, "" if it was not asked or could.
     """
 
     kind: Extent

@@ -53,7 +53,7 @@ class Race:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of executions: complete ones, those given up, their steps, those cut off."""
+    """Numbers of executions: the complete ones, those given up, their steps, and those cut off."""
 
     executions: int = 0
     pruned: int = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One execution: tasks that take turns at their steps, as somebody chooses.
+"""One execution: tasks take turns at their steps, as a chooser says.
 
 The only file that knows the carrier (greenlet). A task stops before each of its steps; what it is
 about to do (`NextStep`) is known then, and the act happens when the task is chosen.
@@ -53,7 +53,7 @@ class Setup(Protocol):
         """What was found broken so far: values that compare and hash."""
 
     def before(self, access: Access, word: Any, index: int) -> None:
-        """The running task is about to do this, and nobody else comes between."""
+        """The running task is about to do this, and no other task comes between."""
 
     def after(self, access: Access, word: Any, index: int) -> None:
         """The running task has just done this."""
@@ -62,7 +62,7 @@ class Setup(Protocol):
         """A task ended with an error."""
 
     def stuck(self, waiting: Sequence[tuple[Task, NextStep]]) -> None:
-        """Nobody can go on, and these have not ended."""
+        """No task can go on, and these have not ended."""
 
     def at_rest(self) -> None:
         """Every task has ended."""
@@ -138,7 +138,7 @@ class Execution:
         return True
 
     def run(self) -> Ending:
-        """To the end, or until it is given up. Tasks that have not ended are discarded."""
+        """Run it to its end, or until it is given up. Tasks that have not ended are discarded."""
         machine = self.setup.machine
         machine.on_step = self._on_step
         for number, (task, body) in enumerate(self.setup.tasks):
@@ -152,9 +152,15 @@ class Execution:
             self._carriers[chosen].switch()
         machine.on_step = None
         if self.ending is Ending.FINISHED:
-            self.setup.at_rest()
+            self._at_rest()
         self._abandon()
         return self.ending
+
+    def _at_rest(self) -> None:
+        self.setup.at_rest()
+
+    def _stuck(self, waiting: list[tuple[Task, NextStep]]) -> None:
+        self.setup.stuck(waiting)
 
     def _body(self, number: int, task: Task, body: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
@@ -172,14 +178,14 @@ class Execution:
         return run
 
     def _acted(self) -> None:
-        """Tell what was done, before anybody else does anything."""
+        """Report what was done, before any other task does anything."""
         acted = self._acting
         if acted is not None:
             self._acting = None
             self.setup.after(*acted)
 
     def _next(self) -> int:
-        """Who takes the next step; STOP: nobody any more."""
+        """The task that takes the next step, or STOP."""
         if self.ending is not Ending.FINISHED or not any(self.ops):
             return STOP
         if self.steps >= self.most_steps:
@@ -190,7 +196,7 @@ class Execution:
             if all(op is None or tasks[n][0].background for n, op in enumerate(self.ops)):
                 return STOP
             self.ending = Ending.STUCK
-            self.setup.stuck([(tasks[n][0], op) for n, op in enumerate(self.ops) if op])
+            self._stuck([(tasks[n][0], op) for n, op in enumerate(self.ops) if op])
             return STOP
         chosen = self.choose(self)
         if chosen == STOP:

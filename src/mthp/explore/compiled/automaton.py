@@ -3,7 +3,7 @@
 
 Between two schedule points a task is a function of what it reads. So a task is a tree: at a read it
 branches by the value found, at the end of a segment it has effects and stands before its next step. As
-numbers (`Program`) it leaves out reads of what nobody else writes, and effects that nobody else reads.
+numbers (`Program`) it leaves out reads of what no other task writes, and effects that no other task reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mthp.explore.tasks import NextStep
 from mthp.machine.step import Access
 
 HOLE, READ, WRITE, CHANGE, STEP, END = range(6)
-"""Kinds of nodes. HOLE: nobody has been there."""
+"""Kinds of nodes. HOLE: no execution has been there."""
 NOWHERE: Final = 0
 YES: Final = 1
 NO: Final = 2
@@ -48,7 +48,7 @@ class Read:
 
 
 class SegmentPoint:
-    """Where a task stands between two segments, or where one begins. body: the segment from here."""
+    """A point between two segments of a task. body: the segment that begins here."""
 
     __slots__ = ("body", "guard", "node", "op")
 
@@ -141,7 +141,7 @@ class Ops:
         return len(self._places)
 
     def number(self, op: NextStep) -> int:
-        """Of a step."""
+        """The number of a step."""
         found = self._numbers.get(op)
         if found is None:
             found = self._numbers[op] = len(self.known)
@@ -226,7 +226,7 @@ class Automata:
             raise Unrecordable("whether a step can be taken depends on what is not recorded")
 
     def bit_of(self, task: int) -> int:
-        """What stands for a task; -1: for whoever judges."""
+        """The bit that stands for a task, or for the laws (-1)."""
         return 1 << task if task >= 0 else self._judge
 
     def is_looked_at(self, cell: int) -> None:
@@ -271,7 +271,7 @@ class Automata:
             self._todo.append((who, above, value, what))
             self._work()
         else:
-            self._stale = True  # nobody else wrote it, it seemed
+            self._stale = True  # it seemed that no other task wrote it
 
     def _note(self, mine: dict[int, int], cell: int, who: int) -> None:
         """`who` reads (or writes) the cell; it may be shared from now on."""
@@ -282,7 +282,7 @@ class Automata:
             self._stale |= self._is_shared(cell) != was
 
     def _is_shared(self, cell: int) -> bool:
-        """Whether somebody writes it and somebody reads it, and they are not one and the same."""
+        """Whether one task writes it and another one reads it."""
         readers, writers = self._readers.get(cell, 0), self._writers.get(cell, 0)
         all_of_them = readers | writers
         return bool(readers and writers and all_of_them & (all_of_them - 1))
@@ -325,7 +325,7 @@ class Automata:
         return place.node
 
     def place_at(self, node: int) -> SegmentPoint | None:
-        """Where a task stands; None at its end."""
+        """The point where a task stands; None at its end."""
         return self._at_node.get(node)
 
     def _guard(self, guard: SegmentPoint) -> int:
@@ -356,7 +356,7 @@ class Automata:
         program = self.program
         while isinstance(at, Read) and not self._is_shared(at.cell):
             if len(at.branches) != 1:
-                raise Unrecordable("a cell changes that nobody writes")
+                raise Unrecordable("a cell changes that no task writes")
             at.node = 0
             at = next(iter(at.branches.values()))
         if isinstance(at, Read):

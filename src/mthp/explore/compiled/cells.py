@@ -25,7 +25,7 @@ class Memory:
 class Cells(ABC):
     """The cells of a world. segment: what the running task does, or None where it is not recorded.
 
-    first: cell -> the number of what it held before anybody did anything. building: the world is not
+    first: cell -> the number of what it held before the first step. building: the world is not
     complete yet. judging: it is a law that reads, and it knows values. epoch: of which execution the
     journal is. stale: something was found out, and everything recorded so far must be thrown away.
     """

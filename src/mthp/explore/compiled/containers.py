@@ -62,7 +62,7 @@ class Shared:
         raise NotImplementedError
 
     def _is_watched(self) -> bool:
-        """Whether what is read from it now matters to anybody."""
+        """Whether what is read from it now is recorded."""
         return self.changes and self.recorder.segment is not None
 
     def _keep(self) -> None:
@@ -90,7 +90,7 @@ class SharedArray(Shared):
         self.first = recorder.cell(name, "row", len(data))
 
     def is_made(self) -> None:
-        """As of every container."""
+        """See Shared.is_made()."""
         for i, value in enumerate(self.data):
             self.recorder.wrote(self.first + i, value, ABSENT)
 
@@ -149,7 +149,7 @@ class _OneCell(Shared):
         self.cell = recorder.cell(name, "")
 
     def is_made(self) -> None:
-        """As of every container."""
+        """See Shared.is_made()."""
         self.recorder.wrote(self.cell, self.frozen(self.data), ABSENT)
 
     def _read(self) -> Any:
@@ -204,13 +204,13 @@ class SharedList(_OneCell, MutableSequence[Any]):
         self._write(new)
 
     def insert(self, at: int, value: Any) -> None:
-        """As of a list."""
+        """See list.insert()."""
         new = list(self._read())
         new.insert(at, self.recorder.share(value, self.kind))
         self._write(new)
 
     def clear(self) -> None:
-        """As of a list."""
+        """See list.clear()."""
         if self._read():
             self._write([])
 
@@ -229,17 +229,17 @@ class SharedSet(_OneCell, MutableSet[Any]):
         return iter(sorted(self._read(), key=self.recorder.number))
 
     def add(self, value: Any) -> None:
-        """As of a set."""
+        """See set.add()."""
         if value not in self._read():
             self._write(self.data | {self.recorder.share(value, self.kind)})
 
     def discard(self, value: Any) -> None:
-        """As of a set."""
+        """See set.discard()."""
         if value in self._read():
             self._write(self.data - {value})
 
     def update(self, *others: Iterable[Any]) -> None:
-        """As of a set."""
+        """See set.update()."""
         for other in others:
             for value in other:
                 self.add(value)
@@ -258,13 +258,13 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         self.keys_cell = recorder.cell(name, "")
 
     def is_made(self) -> None:
-        """As of every container."""
+        """See Shared.is_made()."""
         for key, each in self.data.items():
             self.recorder.wrote(self.cell(key), each, ABSENT)
         self.recorder.wrote(self.keys_cell, tuple(self.data), ABSENT)
 
     def cell(self, key: object) -> int:
-        """Of a key, there or not."""
+        """The cell of a key, there or not."""
         return self.recorder.cell(self.name, (self.recorder.number(key),))
 
     def _read(self, key: Any) -> Any:
@@ -296,12 +296,12 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         return self.data[key]
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """As of a dict."""
+        """See dict.get()."""
         value = self._read(key)
         return default if value is ABSENT else value
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """As of a dict: what is in it then, which is not what was given where that is a container."""
+        """What is in it then: not what was given, where that is a container."""
         if key not in self:
             self[key] = default
         return self[key]
@@ -353,7 +353,7 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         return self.copy() | dict(other)
 
     def update(self, *others: Any, **named: Any) -> None:
-        """As of a dict or a Counter."""
+        """See dict.update() and Counter.update()."""
         for other in (*others, named):
             if self.counts and not isinstance(other, dict | SharedDict | Counter):
                 other = Counter(other)

@@ -2,7 +2,7 @@
 """The compiled twin of the reference search (explore.py): the same executions in the same order.
 
 Tasks are turned into automata over integers as far as they have been seen, and the search runs on those
-(integers.py). Where it comes to a transition that nobody has seen, the execution is run with the real
+(integers.py). Where it comes to a transition that is new, the execution is run with the real
 tasks to its end, the automata grow, and the search goes on from where it stands.
 """
 
@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from mthp.explore.compiled import columns as at_
+from mthp.explore.compiled import integers as at_
 from mthp.explore.compiled import jit
 from mthp.explore.compiled.automaton import STEP, Ops, Program, SegmentPoint
 from mthp.explore.compiled.cells import Memory
-from mthp.explore.compiled.columns import Code, Fate, Phase, SearchState, Status
+from mthp.explore.compiled.integers import Code, Fate, Phase, SearchState, Status
 from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recorded import JUDGE, Recorded
 from mthp.explore.dependence import dependent
@@ -49,7 +49,7 @@ class Speed(Enum):
 
 
 class CompiledExplorer:
-    """As Explorer, with the whole of a search as its part. replays: executions of the real tasks that
+    """Searches as Explorer does, but a whole search alone. replays: how many executions of the real tasks
     were needed.
 
     Unrecordable, from explore() and search(): the world cannot be recorded; use Explorer.
@@ -82,16 +82,16 @@ class CompiledExplorer:
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
         self._loaded = 0
-        self._told: list[int] = []
+        self._reported: list[int] = []
         self._initial: Any = None
         self._run = jit.PLAIN
         self._mirror: jit.Mirror | None = None
 
-    # As of Explorer
+    # What Explorer has too
 
     @property
     def counts(self) -> Counts:
-        """Of executions and steps."""
+        """The numbers of executions and steps."""
         at = self._state.at
         names = at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG
         return Counts(*(int(at[name]) for name in names))
@@ -107,7 +107,7 @@ class CompiledExplorer:
         return outcome(stop, self.counts, tuple(self.findings.values()), self.most_steps)
 
     def search(self) -> Stop:
-        """The same; why it stopped."""
+        """Search as explore() does; why the search stopped."""
         self._record()
         try:
             self._prepare()
@@ -120,11 +120,11 @@ class CompiledExplorer:
 
         Unrecordable where the search began them anew; another CompiledExplorer of the world will not.
         """
-        for verdict in self._told:
+        for verdict in self._reported:
             self._state.seen[verdict] = 0
         for name in (at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG, at_.PHASE, at_.DEPTH):
             self._state.at[name] = 0
-        self._told.clear()
+        self._reported.clear()
         self.findings.clear()
         if self._initial is None:
             self._first_values(0)
@@ -177,7 +177,7 @@ class CompiledExplorer:
             self._follow()
 
     def _follow(self) -> None:
-        """Come to where another search had come."""
+        """Take the steps to where another search had come."""
         state, marks = self._state, self.start.places
         for depth, mark in enumerate(marks):
             state.task[depth] = max(mark.task, 0)
@@ -241,7 +241,7 @@ class CompiledExplorer:
         )  # fmt: skip
 
     def _choices(self) -> list[int]:
-        """Who took each step so far, and who is about to."""
+        """The task of each step so far, and the one that is about to take the next."""
         at = self._state.at
         steps = at[at_.DEPTH] + (at[at_.PHASE] == Phase.ACT)
         return [int(task) for task in self._state.task[:steps]]
@@ -250,8 +250,8 @@ class CompiledExplorer:
         """An execution has a verdict that none had before."""
         at = self._state.at
         at[at_.ASKED] = 1
-        self._told.append(int(self._state.cell[at[at_.BROKEN]]))
-        verdict = self._recorded.recorder.values[self._told[-1]]
+        self._reported.append(int(self._state.cell[at[at_.BROKEN]]))
+        verdict = self._recorded.recorder.values[self._reported[-1]]
         schedule = Schedule(tuple(map(int, self._state.task[: at[at_.DEPTH]])))
         new = [broken for broken in verdict if broken not in self.findings]
         really = Replay(self.recipe, schedule).run() if new else []
@@ -291,7 +291,7 @@ class CompiledExplorer:
             last=_longer(state.last, self.ops.places, -1),
         )
 
-    # What nobody has seen
+    # What is new
 
     def _learnt(self) -> bool:
         """Whether what was missing is but a matter of calculation."""
@@ -352,7 +352,7 @@ class CompiledExplorer:
             self._judged_as_stuck()
 
     def _first_values(self, known: int) -> None:
-        """What is in cells that nobody has touched; the first `known` of them have been told."""
+        """Set the cells to what was in them at first; the first `known` of them are set."""
         first = self._recorded.recorder.first
         for cell, number in islice(first.items(), known, None):
             self._state.cell[cell] = number
@@ -398,7 +398,7 @@ class _Onward:
         self.slept = _tasks(state.sleep[len(prefix) - 1]) if prefix else frozenset()
 
     def choose(self, execution: Execution) -> int:
-        """As Explorer._choose()."""
+        """See Explorer._choose()."""
         last = len(self.prefix) - 1
         if self.depth <= last:
             task = self.prefix[self.depth]

@@ -1,64 +1,142 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The search of explore.py on nothing but integers: the same choices, the same races, in its order.
 
-Every function here is plain code over indexable columns, so that it runs as it is on lists and,
+Every function of the search is plain code over indexable columns: it runs as it is on lists and,
 compiled by Numba, on arrays. A set of tasks is a mask. search() comes back with a Status when it lacks
 something that is not in the columns, and goes on from there when it is called again.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 from mthp.explore.compiled.automaton import CHANGE, HOLE, READ, STEP, WAYS, WRITE, YES
-from mthp.explore.compiled.columns import (
-    ACT,
-    AGAIN,
-    ASK,
-    ASKED,
-    BACK,
-    BROKEN,
-    CAP,
-    CHOOSE,
-    CURRENT,
-    DEPTH,
-    DONE,
-    EMPTY,
-    ENDED,
-    ENOUGH,
-    EXECUTIONS,
-    F_FINISHED,
-    F_GIVEN_UP,
-    F_STUCK,
-    F_TOO_LONG,
-    FATE,
-    FIRST,
-    FOUND,
-    FULL,
-    JOURNAL,
-    JUDGE,
-    JUDGE_AT,
-    LACKING,
-    LACKS,
-    MISSED,
-    MOST,
-    MOST_STEPS,
-    PHASE,
-    PRUNED,
-    QUANTUM,
-    REACHED,
-    ROOM,
-    STEPS,
-    STUCK,
-    TASKS,
-    TOO_LONG,
-    Code,
-    SearchState,
-)  # fmt: skip
+
+# The columns, and the names of single numbers
+
+
+class Status(IntEnum):
+    """Why search() came back."""
+
+    DONE = 0
+    MISSED = 1  # a transition that no execution has made
+    STUCK = 2
+    FOUND = 3  # a verdict that is new
+    ENOUGH = 4
+    ASK = 5
+    FULL = 6  # the journal is
+
+
+class Phase(IntEnum):
+    """What comes next."""
+
+    CHOOSE = 0
+    ACT = 1
+    JUDGE = 2
+    ENDED = 3
+    BACK = 4
+    AGAIN = 5
+
+
+class Fate(IntEnum):
+    """How an execution ended."""
+
+    FINISHED = 0
+    STUCK = 1
+    GIVEN_UP = 2
+    TOO_LONG = 3
+
+
+CHOOSE, ACT, JUDGE, ENDED, BACK, AGAIN = range(6)
+DONE, MISSED, STUCK, FOUND, ENOUGH, ASK, FULL = range(7)
+F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
+
+# Where things stand in SearchState.at
+(PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
+ BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LACKS, LACKING, CAP, REACHED,
+ SIZE) = range(24)  # fmt: skip
+
+
+class Code(NamedTuple):
+    """The automata and the ops; see automaton.Program. background: of a task."""
+
+    kind: Any
+    arg: Any
+    val: Any
+    nxt: Any
+    bval: Any
+    bnode: Any
+    bnext: Any
+    place: Any
+    way: Any
+    waits: Any
+    release: Any
+    holds: Any
+    dependent: Any
+    background: Any
+
+
+class SearchState(NamedTuple):
+    """Where the search stands.
+
+    at: single numbers. cell: what is in each. node: where each task stands; nodes: the same before each
+    step. jcell, jold: what was overwritten; mark: how much of that before each step. enabled, sleep,
+    todo: of each place. task, op, number, before, clock: of each event; before: the one before it at
+    its word. mine, count: the events of a task. last: the last event at a word. seen: verdicts that
+    were reported. rest: by who ran last, where the verdict at rest begins. found, kept, flags, other:
+    scratch.
+    """
+
+    at: Any
+    cell: Any
+    node: Any
+    nodes: Any
+    jcell: Any
+    jold: Any
+    mark: Any
+    enabled: Any
+    sleep: Any
+    todo: Any
+    task: Any
+    op: Any
+    number: Any
+    before: Any
+    clock: Any
+    mine: Any
+    count: Any
+    last: Any
+    seen: Any
+    rest: Any
+    found: Any
+    kept: Any
+    flags: Any
+    other: Any
+
+
+def columns(tasks: int, most_steps: int) -> SearchState:
+    """Room for a search, of executions that long, and for steps that never came."""
+    cap = most_steps + 2
+    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "rest"]
+    wide = {"nodes", "clock", "mine", "other"}
+    made: dict[str, list[int]] = {
+        name: [0] * (0 if name in one else cap * tasks if name in wide else cap)
+        for name in SearchState._fields
+    }
+    made["at"] = [0] * SIZE
+    made["at"][TASKS], made["at"][MOST_STEPS], made["at"][CAP] = tasks, most_steps, cap
+    made["node"] = [0] * tasks
+    made["count"] = [0] * tasks
+    made["rest"] = [0] * tasks
+    made["jcell"], made["jold"] = [0] * 4096, [0] * 4096
+    return SearchState(**made)
+
+
+# The search
 
 
 def go(code: Code, s: SearchState, node: int) -> int:
-    """Along an automaton from `node` to where it stops; -1, and nothing done, where nobody has been."""
+    """Go along an automaton from `node` to where it stops. -1, and nothing done, where that is new."""
     at, cell = s.at, s.cell
     began = at[JOURNAL]
     while True:
@@ -113,7 +191,7 @@ def undo(s: SearchState, to: int) -> None:
 
 
 def may_go(code: Code, s: SearchState, node: int) -> int:
-    """1: a task that stands here could go; 0: it must wait; -1: nobody knows."""
+    """Whether a task that stands here could go: 1 or 0; -1 where that is not known yet."""
     guard = code.val[node]
     if guard < 0:
         return 1
@@ -122,7 +200,7 @@ def may_go(code: Code, s: SearchState, node: int) -> int:
 
 
 def take(code: Code, s: SearchState, depth: int, task: int) -> None:
-    """As Explorer._take()."""
+    """Take a step. See Explorer._take()."""
     op = code.arg[s.node[task]]
     make_event(code, s, task, op, depth)
     s.mine[task * s.at[CAP] + s.count[task]] = depth
@@ -136,7 +214,7 @@ def take(code: Code, s: SearchState, depth: int, task: int) -> None:
 
 
 def choose(code: Code, s: SearchState) -> int:
-    """At a place nobody has been at: who goes, or how the execution ends. A Status, or -1."""
+    """At a new place: choose the next task, or how the execution ends. A Status, or -1."""
     at = s.at
     depth, tasks = at[DEPTH], at[TASKS]
     alive = enabled = others = 0
@@ -247,7 +325,7 @@ def ended(code: Code, s: SearchState) -> int:
 
 
 def back(code: Code, s: SearchState) -> int:
-    """To the deepest place with something left to try. A Status, or -1."""
+    """Go back to the deepest place with something left to try. A Status, or -1."""
     at = s.at
     tasks = at[TASKS]
     depth = at[DEPTH]
@@ -363,7 +441,7 @@ def resume(code: Code, s: SearchState) -> int:
 
 
 def dependent(code: Code, a: int, b: int) -> bool:
-    """As dependence.dependent()."""
+    """Whether the order of two steps may matter. See dependence.dependent()."""
     if code.place[a] != code.place[b]:
         return False
     return bool(code.dependent[code.way[a] * WAYS + code.way[b]])
@@ -382,7 +460,7 @@ def join(a: Any, at: int, b: Any, other: int, tasks: int) -> None:
 
 
 def make_event(code: Code, s: SearchState, task: int, op: int, depth: int) -> None:
-    """As Explorer._event(): the clock of a step, and its races."""
+    """The clock of a step, and its races. See Explorer._event()."""
     tasks = s.at[TASKS]
     count = s.count[task]
     s.task[depth] = task
@@ -408,7 +486,7 @@ def make_event(code: Code, s: SearchState, task: int, op: int, depth: int) -> No
 
 
 def find_races(code: Code, s: SearchState, task: int, op: int, depth: int) -> int:
-    """As explore._races(): how many there are, their numbers in s.found."""
+    """How many races a step has; s.found has them. See explore._races()."""
     tasks = s.at[TASKS]
     for t in range(tasks):
         s.other[t] = s.clock[depth * tasks + t]
@@ -437,7 +515,7 @@ def find_races(code: Code, s: SearchState, task: int, op: int, depth: int) -> in
 
 
 def note_race(code: Code, s: SearchState, first: int, second: int) -> None:
-    """As Explorer._note_race(), but for what would change nothing."""
+    """Note a race, unless that would change nothing. See Explorer._note_race()."""
     if not s.enabled[first] & ~s.todo[first]:
         return
     initials = find_initials(code, s, first, second)
@@ -448,7 +526,7 @@ def note_race(code: Code, s: SearchState, first: int, second: int) -> None:
 
 
 def find_initials(code: Code, s: SearchState, first: int, second: int) -> int:
-    """As Explorer._initials(); a mask, of as many as decide what note_race() does."""
+    """A mask of as many initials as decide what note_race() does. See Explorer._initials()."""
     tasks = s.at[TASKS]
     later = 0
     for event in range(first + 1, second):
@@ -487,7 +565,7 @@ def after_begun(s: SearchState, clock: Any, at: int, tasks: int) -> bool:
 
 
 def without_holders(code: Code, s: SearchState, first: int, second: int, later: int) -> int:
-    """As Explorer._without_holders(): how many of s.kept are left; the clock in s.other."""
+    """How many of s.kept are left; the clock is in s.other. See Explorer._without_holders()."""
     tasks = s.at[TASKS]
     op = s.op[second]
     place = code.place[op]

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.explore.compiled import automaton, columns, integers
+from mthp.explore.compiled import automaton, integers
 from mthp.explore.compiled.automaton import Program
-from mthp.explore.compiled.columns import Code, SearchState
+from mthp.explore.compiled.integers import Code, SearchState
 
 _COLUMNS = tuple(name for name in Code._fields if name not in ("background", "dependent"))
 
@@ -35,7 +35,7 @@ PLAIN = Compiled(integers.search, integers.resume, integers.follow)
 def compiled() -> Compiled | None:
     """The same functions as machine code; None where Numba is not installed."""
     try:
-        code = machine_code(integers, automaton, columns)
+        code = machine_code(integers, automaton)
     except ImportError:
         return None
     return Compiled(code["search"], code["resume"], code["follow"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any
 
 from mthp.explore.compiled.automaton import Automata, Effects, Ops, SegmentPoint
 from mthp.explore.compiled.cells import Memory
@@ -13,16 +12,14 @@ from mthp.explore.compiled.containers import SharedList
 from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recording import Recorder
 from mthp.explore.compiled.segment import VALUE, Chain, Segment
-from mthp.explore.tasks import WAITING, Execution, NextStep, Recipe, Setup
-from mthp.machine.task import Machine, Task
+from mthp.explore.tasks import WAITING, Execution, NextStep, Recipe
+from mthp.machine.task import Task
 
 JUDGE = -1
-"""Who runs while the laws are asked."""
+"""Stands for a task's number while the laws are asked."""
 _SCHEDULER = -2
-_OURS = ("SharedArray", "SharedList", "SharedSet", "SharedDict", "Symbol")
-"""What stands for something else, and cannot do something that it could."""
 
-Sleepless = Callable[[Execution], int]
+Chooser = Callable[[Execution], int]
 
 
 class Recorded:
@@ -46,13 +43,13 @@ class Recorded:
         self.automata.is_looked_at(broken.cell)
 
     def run(
-        self, choose: Sleepless, known: int = 0, stand: Sequence[SegmentPoint | None] = ()
+        self, choose: Chooser, known: int = 0, stand: Sequence[SegmentPoint | None] = ()
     ) -> None:
         """One execution of the real tasks, and the world is as before.
 
         known: so many steps are known already, and after them each task stands at its place in `stand`.
         """
-        execution = _Execution(self, choose, known, stand)
+        execution = _RecordedExecution(self, choose, known, stand)
         try:
             execution.run()
             if self.setup.broken is not self.broken:
@@ -82,50 +79,7 @@ class Recorded:
         return tuple(sorted(effects, key=itemgetter(0)))
 
 
-class _Watched:
-    """The Setup of a recorded execution: it says who runs."""
-
-    def __init__(
-        self, setup: Setup, begin: Callable[[int], None], judged: Callable[[Any], None]
-    ) -> None:
-        self._setup = setup
-        self._judged = judged
-        self._begin = begin
-        self.machine: Machine = setup.machine
-        self.tasks = [
-            (task, self._body(number, body)) for number, (task, body) in enumerate(setup.tasks)
-        ]
-        self.before, self.after = setup.before, setup.after
-
-    def _body(self, number: int, body: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            self._begin(number)
-            body()
-
-        return run
-
-    @property
-    def broken(self) -> Sequence[Any]:
-        return self._setup.broken
-
-    def raised(self, task: Task, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        if any(name in text for name in _OURS):
-            raise Unrecordable(text)
-        self._setup.raised(task, error)
-
-    def stuck(self, waiting: Sequence[tuple[Task, NextStep]]) -> None:
-        self._begin(JUDGE)
-        self._setup.stuck(waiting)
-        self._judged(tuple((task.name, op) for task, op in waiting))
-
-    def at_rest(self) -> None:
-        self._begin(JUDGE)
-        self._setup.at_rest()
-        self._judged(())
-
-
-class _Execution(Execution):
+class _RecordedExecution(Execution):
     """An execution whose segments grow the automata."""
 
     __slots__ = ("_at", "_known", "_last", "_recorded", "_stand", "_who")
@@ -133,7 +87,7 @@ class _Execution(Execution):
     def __init__(
         self,
         recorded: Recorded,
-        choose: Sleepless,
+        choose: Chooser,
         known: int,
         stand: Sequence[SegmentPoint | None],
     ) -> None:
@@ -143,8 +97,24 @@ class _Execution(Execution):
         self._last = JUDGE
         self._stand = stand
         self._known = known if stand else -1
-        setup = _Watched(recorded.setup, self._begin, self._judged)
-        super().__init__(setup, choose, recorded.most_steps)
+        super().__init__(recorded.setup, choose, recorded.most_steps)
+
+    def _body(self, number: int, task: Task, body: Callable[[], object]) -> Callable[[], None]:
+        def recorded() -> None:
+            self._begin(number)
+            body()
+
+        return super()._body(number, task, recorded)
+
+    def _stuck(self, waiting: list[tuple[Task, NextStep]]) -> None:
+        self._begin(JUDGE)
+        super()._stuck(waiting)
+        self._judged(tuple((task.name, op) for task, op in waiting))
+
+    def _at_rest(self) -> None:
+        self._begin(JUDGE)
+        super()._at_rest()
+        self._judged(())
 
     def _begin(self, who: int) -> None:
         """`who` runs from here on."""

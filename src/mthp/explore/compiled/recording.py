@@ -4,8 +4,9 @@
 A Recorder takes a freshly built Setup and puts itself between the tasks and everything in it that can
 change: attributes that are ever written (found out by watching writes), lists, dicts, sets, arrays.
 Each such place is a cell, a number; each value that was in one is a number too. Whatever a task makes
-and leaves where others find it is taken in then, and named by who made it as its how-manieth. What it
-does not know how to record is refused (Unrecordable). A world is put back by undoing what was written.
+and leaves where others find it is taken in then. Its name is the task that made it, its class, and how
+many of that class the task had made before. What the recorder does not know how to record is refused
+(Unrecordable). A world is put back by undoing what was written.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Recorder(Cells):
     # Numbers
 
     def number(self, value: Any) -> int:
-        """Of a value; equal values have one number. Things that are shared are what they are."""
+        """See Cells.number(). Two shared objects are never equal."""
         value = plain(value)
         kind = type(value)
         key = self._key(kind, value)
@@ -102,12 +103,12 @@ class Recorder(Cells):
         self._who = who
 
     def begin_known(self, who: Any) -> None:
-        """The same, where what is done is known and need not be recorded."""
+        """From here on `who` runs, and what is done is known and need not be recorded."""
         self.segment = None
         self._who = who
 
     def end(self) -> Segment:
-        """Nobody runs any more; what was done since it began."""
+        """The running task has come to its next step; what it did since it began."""
         segment = self.segment
         assert segment is not None
         segment.end()
@@ -159,8 +160,7 @@ class Recorder(Cells):
             self._function(value)
             return value
         if of is MethodType:
-            if id(value.__self__) not in self._names:
-                self.share(value.__self__, kind)
+            self.share(value.__self__, kind)
             return value
         if of is partial:
             for each in (*value.args, *value.keywords.values()):
@@ -170,7 +170,7 @@ class Recorder(Cells):
             if isinstance(value.__self__, ModuleType | type):
                 return value
             raise Unrecordable(f"{kind} is a method of a {type(value.__self__).__name__}")
-        if value is ABSENT or (_is_frozen(value)):
+        if value is ABSENT or _is_frozen(value):
             return value
         self._entity(value, kind)
         return value
@@ -259,14 +259,10 @@ class Recorder(Cells):
         def read(thing: Any) -> Any:
             value = get(thing)
             segment = self.segment
-            if segment is None:
-                if value is ABSENT:
-                    raise AttributeError(attribute)
-                return value
-            name = self._names.get(id(thing))
-            cell = self.cell(name, attribute)
-            if cell not in segment.known:
-                value = self.found_any(cell, value)
+            if segment is not None:
+                cell = self.cell(self._names.get(id(thing)), attribute)
+                if cell not in segment.known:
+                    value = self.found_any(cell, value)
             if value is ABSENT:
                 raise AttributeError(attribute)
             return value

@@ -44,7 +44,7 @@ def calculate(chain: Chain, value: int) -> int:
 
 
 def answer(question: Question, value: Any) -> bool:
-    """Of a question about a value."""
+    """The answer to a question about a value."""
     if question == IS_INT:
         return type(value) is int
     chain, name, constant = question
