@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files are replaced whole or not at all, never through a link, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mthp.words.files import FileError, append_to, check_target, replace_text, replacing
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_text(path, "one\n")
+    with replacing(path) as file:
+        file.write(b"two\n")
+        file.flush()
+        assert path.read_text() == "one\n"
+    assert path.read_text() == "two\n"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("mode", "umask", "wanted"), [(0o666, 0o027, 0o640), (0o600, 0, 0o600)])
+def test_the_mode_is_that_asked_for_less_the_umask(
+    tmp_path: Path, mode: int, umask: int, wanted: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "file", mode):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == wanted
+
+
+def test_nothing_is_left_of_a_body_that_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_text(path, "before")
+    for error in (OSError("no space left"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), replacing(path) as file:
+            file.write(b"after")
+            raise error
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def link(path: Path) -> None:
+    (path.parent / "target").write_text("kept")
+    path.symlink_to("target")
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [link, dangling, os.mkfifo, os.mkdir])
+def test_only_regular_files_are_replaced_or_added_to(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    make(path)
+    before = sorted(os.listdir(tmp_path))
+    for write in (check_target, lambda path: replace_text(path, "x"), append_to):
+        with pytest.raises(FileError, match=f"^{path}: not a regular file$"):
+            write(path)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert stat.S_IFMT(path.lstat().st_mode) != stat.S_IFREG
+    if make is link:
+        assert (tmp_path / "target").read_text() == "kept"
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/proc/self/fd/1"])
+def test_devices_stay_what_they_are(path: str) -> None:
+    before = os.lstat(path).st_mode
+    with pytest.raises(FileError, match="not a regular file"):
+        replace_text(path, "x")
+    assert os.lstat(path).st_mode == before
+
+
+def test_places_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, why in (
+        ("no/file", "No such file"),
+        ("file/x", "Not a directory"),
+        ("new/", "No such"),
+    ):
+        with pytest.raises(FileError, match=why):
+            replace_text(tmp_path / "x" if path == "" else f"{tmp_path}/{path}", "x")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_planted_link_at_the_temporary_name_is_never_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even one who guessed the name wins nothing: the file is only made where nothing is."""
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0" * 16)
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / f".file.{'0' * 16}.part").symlink_to(victim)
+    with pytest.raises(FileError, match="File exists"):
+        replace_text(tmp_path / "file", "x")
+    assert victim.read_text() == "kept"
+
+
+KILLED = """
+import os, signal, sys
+from mthp.words.files import replacing
+with replacing(sys.argv[1]) as file:
+    file.write(b"half")
+    file.flush()
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next_and_a_live_one_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    command = [sys.executable, "-c", KILLED, str(path)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for run in runs:
+            assert run.stdout is not None and run.stdout.readline() == b"ready\n"
+        assert len(os.listdir(tmp_path)) == 2
+        os.kill(runs[0].pid, signal.SIGKILL)
+        runs[0].wait()
+        (tmp_path / ".file.part").write_text("not ours")
+        replace_text(tmp_path / "other", "")
+        assert len(os.listdir(tmp_path)) == 4
+        replace_text(path, "whole")
+        left = {name for name in os.listdir(tmp_path) if name.startswith(".file.")}
+        assert len(left) == 2 and ".file.part" in left  # the live one's, and not ours
+        assert path.read_text() == "whole"
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+
+
+def test_a_long_name_fits(tmp_path: Path) -> None:
+    replace_text(tmp_path / ("ü" * 127), "x")
+    assert os.listdir(tmp_path) == ["ü" * 127]
+
+
+def test_lines_are_added(tmp_path: Path) -> None:
+    for line in ("one\n", "two\n"):
+        with append_to(tmp_path / "log") as file:
+            file.write(line)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
