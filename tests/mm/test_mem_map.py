@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.words.results import KernelBug
 from tests.small_worlds import TINY, World, large, small
 
@@ -30,6 +31,26 @@ def test_the_last_reference_frees(world: World) -> None:
     assert world.mem.folio_ref_count(folio) == 1
     world.mem.folio_put(folio)
     assert world.mem.allocator.nodes[0].free_frames() == 4
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_memory_that_failed_is_not_handed_out_again(world: World, watched: bool) -> None:
+    """Whoever watches: what is healthy of its folio is free, in blocks as large as can be."""
+    if watched:
+        world.kernel.machine.on_step = lambda *_: None
+    folio = alloc(world, 3)
+    world.mem.page_flags.set_bits(folio + 5, PAGE_HWPOISON)
+    world.mem.folio_put(folio)
+    node = world.mem.allocator.nodes[0]
+    assert (node.pcp[2], node.pcp[1], node.pcp[0]) == ([folio], [folio + 6], [folio + 4])
+    assert node.free_frames() == 7
+    assert world.mem.page_flags.raw[folio : folio + 8].tolist() == [0] * 5 + [PAGE_HWPOISON, 0, 0]
+    assert folio + 5 not in {alloc(world) for _ in range(20)}
+    single = alloc(world)
+    world.mem.page_flags.set_bits(single, PAGE_HWPOISON)
+    world.mem.folio_put(single)
+    assert single not in {alloc(world) for _ in range(20)}
+    assert world.mem.page_flags.raw[single] == PAGE_HWPOISON
 
 
 def test_bugs_with_references(world: World) -> None:

@@ -55,7 +55,9 @@ ENTRY = WRITE | DIRTY
 
 @dataclass(frozen=True)
 class Kind:
-    """One small page: bits to set or clear in its PTE and folio, and counts to add."""
+    """One small page: bits to set or clear in its PTE and folio, and counts to add. One that is not
+    mapped is referred to by the batch alone.
+    """
 
     pte: int = YOUNG
     set: int = 0
@@ -64,6 +66,7 @@ class Kind:
     maps: int = 0
     poisoned: bool = False
     batched: bool = False
+    mapped: bool = True
 
 
 KINDS = {
@@ -82,6 +85,8 @@ KINDS = {
     "mlocked": Kind(set=pg.PG_MLOCKED | pg.PG_UNEVICTABLE),
     "poisoned": Kind(poisoned=True),
     "batched": Kind(clear=pg.PG_LRU, batched=True),
+    "dead": Kind(clear=pg.PG_LRU, maps=-1, batched=True, mapped=False),
+    "dead and poisoned": Kind(clear=pg.PG_LRU, maps=-1, poisoned=True, batched=True, mapped=False),
 }
 SPECIAL = ["none", "zero", "guard", "swap", "migration", "large", "part"]
 
@@ -163,7 +168,8 @@ class World:
                 return mk_pte(self.kernel.mem.nr_frames - nr + k, ENTRY | YOUNG)
         holes = nr // 2 if kind == "part" else 0
         folio = self.folio(KINDS.get(kind, Kind()), nr, i % recipe.nodes, holes)
-        return mk_pte(folio, ENTRY | KINDS.get(kind, Kind()).pte)
+        made = KINDS.get(kind, Kind())
+        return mk_pte(folio, ENTRY | made.pte) if made.mapped else 0
 
     def folio(self, kind: Kind, nr: int, nid: int, holes: int) -> int:
         """A folio of nr pages, the odd ones not mapped if there are holes."""
@@ -180,6 +186,8 @@ class World:
             mem.page_flags.raw[folio] |= PAGE_HWPOISON
         if kind.batched:
             folio_add_lru(mem, self.kernel.this_cpu, folio)
+        if not kind.mapped:
+            mem.folio_put(folio)
         if self.mm.memcg is not None:
             mem.memcg.raw[folio] = self.mm.memcg.number
             self.mm.memcg.usage.value += nr

@@ -189,35 +189,29 @@ class MemMap:
         # Steps at the words that anybody who still used the pages would use.
         self.flags.swap(folio, 0)
         self.content.add_each(folio, nr, 0)
-        pages = self.page_flags.raw[folio : folio + nr]
+        pages = range(folio, folio + nr)
+        failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
         for row in self._of_folio:
             row.raw[folio] = 0
         for row in self._of_page:
             row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
         self.mm_mapcounts.pop(folio, None)
-        poisoned = [page for page in range(nr) if pages[page] & PAGE_HWPOISON]
-        if poisoned:
-            self._free_healthy_pages(folio, order, poisoned)
-        else:
-            self.allocator.free(folio, order)
+        self._free_healthy_pages(folio, order, failed)
 
-    def _free_healthy_pages(self, folio: int, order: int, poisoned: list[int]) -> None:
-        """Memory that failed is not mended by being free: no allocator gets it again. What lies
-        between is freed in blocks as large as they can be.
+    def _free_healthy_pages(self, pfn: int, order: int, failed: list[int]) -> None:
+        """Memory that failed is not mended by being free, and no allocator gets it again; what lies
+        between is freed in blocks as large as can be.
 
         Kernel: mm/page_alloc.c, free_pages_prepare(), free_has_hwpoisoned().
         """
-        if not poisoned:
-            self.allocator.free(folio, order)
-        elif order == 0:
-            self.prep_folio(folio, 0)
-            self.refcount.raw[folio] = 0
-            self.page_flags.raw[folio] = PAGE_HWPOISON
+        if not any(pfn <= page < pfn + (1 << order) for page in failed):
+            self.allocator.free(pfn, order)
+        elif order:
+            self._free_healthy_pages(pfn, order - 1, failed)
+            self._free_healthy_pages(pfn + (1 << order - 1), order - 1, failed)
         else:
-            half = 1 << order - 1
-            self._free_healthy_pages(folio, order - 1, [page for page in poisoned if page < half])
-            upper = [page - half for page in poisoned if page >= half]
-            self._free_healthy_pages(folio + half, order - 1, upper)
+            self.head.raw[pfn], self.order.raw[pfn] = pfn, 0
+            self.page_flags.raw[pfn] = PAGE_HWPOISON
 
     # Flags
 
