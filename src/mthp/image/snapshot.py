@@ -40,7 +40,6 @@ class Pte(IntFlag):
     UFFD_WP = 64
     EXCLUSIVE = 128
     GUARD = 256
-    MIGRATION = 512
 
 
 class Kpf(IntEnum):
