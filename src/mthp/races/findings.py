@@ -47,36 +47,21 @@ def _merges_what_is_protected(world: RaceWorld) -> bool:
     return {"uffd-wp", "ksm"} <= {*world.rivals}
 
 
+# fmt: off
 _FINDINGS = (
-    Finding(
-        "A18a",
+    Finding("A18a",
         "the PTEs are set before the PMD is back, and the architecture's hook walks the table",
-        _walks_too_early,
-        9,
-        frozenset({Kind.PMD}),
-    ),
-    Finding(
-        "S1",
-        "below PMD order, a mapping that may not be written loses its soft-dirty marks",
-        _is_read_only,
-        8,
-        frozenset({Kind.SOFT_DIRTY_MARK, Kind.DIRTIED}),
-    ),
-    Finding(
-        "M1",
+        _walks_too_early, 9, frozenset({Kind.PMD})),
+    Finding("S1", "below PMD order, a mapping that may not be written loses its soft-dirty marks",
+        _is_read_only, 8, frozenset({Kind.SOFT_DIRTY_MARK, Kind.DIRTIED})),
+    Finding("M1",
         "clear_refs leaves a migration entry writable: the page comes back writable and not soft-dirty",
-        _migrates_what_is_cleared,
-        8,
-        frozenset({Kind.DIRTIED}),
-    ),
-    Finding(
-        "K1",
+        _migrates_what_is_cleared, 8, frozenset({Kind.DIRTIED})),
+    Finding("K1",
         "KSM replaces a page that userfaultfd write-protects by an entry without the protection",
-        _merges_what_is_protected,
-        8,
-        frozenset({Kind.WRITE_PROTECTED}),
-    ),
+        _merges_what_is_protected, 8, frozenset({Kind.WRITE_PROTECTED})),
 )
+# fmt: on
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})
 
 
