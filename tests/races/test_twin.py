@@ -33,7 +33,9 @@ def is_alike(world: RaceWorld, until: Until = Until.END) -> None:
 
 
 @pytest.mark.parametrize("size", list(Size))
-@pytest.mark.parametrize("rival", ["fault", "gup", "fork", "swap-out", "guest", "exit", "remap"])
+@pytest.mark.parametrize(
+    "rival", ["fault", "gup", "fork", "swap-out", "guest", "exit", "remap", "ksm", "uffd-wp"]
+)
 def test_worlds_are_searched_alike(size: Size, rival: str) -> None:
     is_alike(RaceWorld(size, "7.3", (rival,)))
 

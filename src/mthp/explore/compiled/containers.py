@@ -135,6 +135,10 @@ class SharedArray(Shared):
     def __iter__(self) -> Iterator[Any]:
         return iter(self[:])
 
+    def count(self, value: Any) -> int:
+        """See array.count()."""
+        return sum(each == value for each in self)
+
 
 class _OneCell(Shared):
     """A container that is one cell, whose value is everything in it, frozen."""
