@@ -7,10 +7,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from mthp import __version__
-from mthp.cli.lab import add_lab, run_lab
+from mthp.cli.lab import add_lab
 from mthp.cli.options import (
     UsageError,
     add_check,
@@ -19,6 +20,8 @@ from mthp.cli.options import (
     add_replay,
     add_snap,
 )
+from mthp.image.capture.proc import CaptureError
+from mthp.lab.errors import LabError
 from mthp.words.files import FileError
 
 EXIT_CODES = (
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(args)
         sys.stdout.flush()
         return code
-    except UsageError as error:
+    except (UsageError, CaptureError, LabError) as error:
         return _complain(args.verb, error, error.code)
     except FileError as error:
         return _complain(args.verb, error, 2)
@@ -91,28 +94,13 @@ def _complain(verb: str, what: object, code: int) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.verb == "snap":
-        from mthp.image.capture.command import run as run_capture
+    """What the verb's parser has set as run: a function from args to an exit code, or its name.
 
-        return run_capture(args)
-    if args.verb == "diff":
-        from mthp.cli.diff import run_diff
-
-        return run_diff(args)
-    if args.verb == "check":
-        from mthp.cli.check import run_check
-
-        return run_check(args)
-    if args.verb == "replay":
-        from mthp.cli.check import run_replay
-
-        return run_replay(args)
-    if args.verb == "lab":
-        return run_lab(args)
-    if args.conformance:
-        from mthp.cli.conformance import run_conformance_file
-
-        return run_conformance_file(args)
-    from mthp.cli.collapse import run_collapse
-
-    return run_collapse(args)
+    Named where its module is heavy, and is only to be imported for this verb.
+    """
+    run = args.run
+    if isinstance(run, str):
+        module, _, name = run.partition(":")
+        run = getattr(import_module(module), name)
+    code: int = run(args)
+    return code

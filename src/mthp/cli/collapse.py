@@ -14,6 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from mthp.cli.conformance import run_conformance_file
 from mthp.cli.options import UsageError
 from mthp.cli.target import (
     captured_settings,
@@ -125,6 +126,8 @@ def predict(
 
 def run_collapse(args: argparse.Namespace) -> int:
     """The verb; an exit code."""
+    if args.conformance:
+        return run_conformance_file(args)
     views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
     if sum(views) > 1:
         raise UsageError("--json, --events, --why and --steps exclude one another")

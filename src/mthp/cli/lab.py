@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_lab(verbs: Verbs) -> None:
-    """mthp lab and its subverbs; each sets run_subverb, a function from args to an exit code."""
+    """mthp lab and its subverbs."""
     parser = verbs.add_parser(
         "lab",
         help="a real kernel in a virtual machine, beside the engine",
@@ -39,15 +39,6 @@ def add_lab(verbs: Verbs) -> None:
     add_fuzz(subverbs)
     add_selftest(subverbs)
     add_predict(subverbs)
-
-
-def run_lab(args: argparse.Namespace) -> int:
-    """The verb; an exit code."""
-    try:
-        code: int = args.run_subverb(args)
-    except LabError as error:
-        raise UsageError(str(error), error.code) from None
-    return code
 
 
 def _add_setup(subverbs: Verbs) -> None:
@@ -78,13 +69,13 @@ def _add_setup(subverbs: Verbs) -> None:
     parser.add_argument(
         "--rehearse", action="store_true", help="only say what would be fetched and installed"
     )
-    parser.set_defaults(run_subverb=_run_setup)
+    parser.set_defaults(run=_run_setup)
 
 
 def _add_list(subverbs: Verbs) -> None:
     parser = subverbs.add_parser("list", help="the kernels in the cache")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.set_defaults(run_subverb=_run_list)
+    parser.set_defaults(run=_run_list)
 
 
 def _run_setup(args: argparse.Namespace) -> int:

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import DIFFER, UsageError, Verbs, print_json, whole
+from mthp.cli.options import DIFFER, UsageError, Verbs, add_number, print_json
 from mthp.words.files import replace_text
 
 if TYPE_CHECKING:
     from mthp.compare.campaign import Campaign, ShrunkDraft
 
 
-_number = whole(0, 10**12)
+MOST = 10**12
 
 
 def add_fuzz(subverbs: Verbs) -> None:
@@ -30,27 +30,18 @@ def add_fuzz(subverbs: Verbs) -> None:
         "the engine, compare every event, counter and page, and shrink what disagrees. What was "
         "done is kept in a folder; the same command goes on where it was stopped.",
     )
-    parser.add_argument("--seed", type=_number, default=1, help="what is drawn (default 1)")
-    parser.add_argument(
-        "--n", type=_number, default=250, metavar="N", help="how many states (default 250)"
-    )
+    add_number(parser, "seed", "what is drawn (default 1)", 0, MOST, 1)
+    add_number(parser, "n", "how many states (default 250)", 0, MOST, 250)
     parser.add_argument("--kernel", metavar="R", help="a release of the cache (default: newest)")
     parser.add_argument("--family", default="", metavar="F", help="only states of this family")
-    parser.add_argument(
-        "--guests", type=_number, metavar="G", help="guests side by side (default: processors)"
-    )
+    add_number(parser, "guests", "guests side by side (default: processors)", 0, MOST)
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="the folder (default lab-fuzz-RELEASE-SEED)"
     )
-    parser.add_argument(
-        "--shrink",
-        type=_number,
-        default=5,
-        metavar="K",
-        help="make the first K disagreements small (default 5; 0: none)",
-    )
+    what = "make the first N disagreements small (default 5; 0: none)"
+    add_number(parser, "shrink", what, 0, MOST, 5)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.set_defaults(run_subverb=run_fuzz)
+    parser.set_defaults(run=run_fuzz)
 
 
 def run_fuzz(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from mthp.cli.options import (
     DIFFER,
     UsageError,
     Verbs,
+    add_number,
     add_settings,
     print_json,
     print_progress,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from mthp.words.settings import Settings
 
 NONE_VALUES = [0, 511]
-MEMORY = 3072
-LEAST_MEMORY, MOST_MEMORY = 512, 1 << 20
 MOST_SECONDS = 86400
 
 
@@ -59,24 +58,12 @@ def add_predict(subverbs: Verbs) -> None:
         help="run beside it; the first one "
         "is repeated until it succeeds, for the program may not be up yet",
     )
-    group.add_argument(
-        "--settle",
-        type=whole(0, MOST_SECONDS),
-        default=5,
-        metavar="S",
-        help="seconds from then until it is stopped (5)",
-    )
+    add_number(group, "settle", "seconds from then until it is stopped (5)", 0, MOST_SECONDS, 5)
     group.add_argument(
         "--with", action="append", dest="extra", metavar="PATH", help="a file or folder to take"
     )
     parser.add_argument("--release", metavar="R", help="which kernel of the cache (the newest)")
-    parser.add_argument(
-        "--memory",
-        type=whole(LEAST_MEMORY, MOST_MEMORY),
-        default=MEMORY,
-        metavar="MIB",
-        help=f"the guest's ({MEMORY})",
-    )
+    add_number(parser, "memory", "the guest's, in MiB (3072)", 512, 1 << 20, 3072)
     parser.add_argument("--keep", metavar="DIR", help="keep the snapshots in this folder")
     parser.add_argument(
         "--assume-young",
@@ -91,7 +78,7 @@ def add_predict(subverbs: Verbs) -> None:
     group.description = (
         "every size always; max-ptes-none 0,511: each of a list gets a guest of its own"
     )
-    parser.set_defaults(run_subverb=run_predict)
+    parser.set_defaults(run=run_predict)
 
 
 def run_predict(args: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ def add_run(subverbs: Verbs) -> None:
     )
     _add_common(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.set_defaults(run_subverb=_run)
+    parser.set_defaults(run=_run)
 
 
 def add_record(subverbs: Verbs) -> None:
@@ -41,7 +41,7 @@ def add_record(subverbs: Verbs) -> None:
     )
     _add_common(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="a .jsonl file")
-    parser.set_defaults(run_subverb=_record)
+    parser.set_defaults(run=_record)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

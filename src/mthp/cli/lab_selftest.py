@@ -62,7 +62,7 @@ def add_selftest(subverbs: Verbs) -> None:
         "kernel does with them, and compare in every detail",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.set_defaults(run_subverb=_run_selftest)
+    parser.set_defaults(run=_run_selftest)
 
 
 @dataclass(frozen=True)

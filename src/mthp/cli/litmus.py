@@ -4,30 +4,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from mthp.check.litmus import compare
-from mthp.cli.options import UsageError
+from mthp.cli.options import DIFFER, UsageError, print_json
 from mthp.cli.source import kept_or_fetched
-from mthp.lab.errors import LabError
 from mthp.lab.kernels.herd import check_herd, check_model
 from mthp.lab.kernels.source import MEMORY_MODEL
 from mthp.report.litmus import litmus_document, litmus_lines
-
-DIFFER = 3
 
 
 def run_litmus(args: argparse.Namespace) -> int:
     """An exit code: 3 where our machine and the kernel's memory model differ."""
     if (args.memory_model or args.yes) and not args.herd:
         raise UsageError("--memory-model and --yes are for --herd")
-    try:
-        results = compare(_memory_model(args) if args.herd else None)
-    except LabError as error:
-        raise UsageError(str(error), error.code) from None
+    results = compare(_memory_model(args) if args.herd else None)
     if args.json:
-        print(json.dumps(litmus_document(results), indent=1))
+        print_json(litmus_document(results))
     else:
         print("\n".join(litmus_lines(results)))
     return 0 if all(each.agrees for each in results) else DIFFER

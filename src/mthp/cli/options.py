@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mthp.image.capture.command import add_arguments, pid_of
+from mthp.image.capture.command import run as run_capture
 from mthp.words.files import FileError
 from mthp.words.units import parse_whole
 
@@ -66,6 +67,19 @@ def whole(least: int = 0, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def add_number(
+    group: argparse._ActionsContainer,
+    name: str,
+    what: str,
+    least: int = 0,
+    most: int | None = None,
+    default: int | None = None,
+) -> None:
+    """An option that is a whole number within least..most."""
+    read = whole(least, most)
+    group.add_argument(f"--{name}", type=read, default=default, metavar="N", help=what)
+
+
 def address(text: str) -> int:
     """An address as people write it, hexadecimal with or without 0x, for argparse."""
     if not re.fullmatch(r"(0[xX])?[0-9a-fA-F]{1,16}", text):
@@ -94,8 +108,10 @@ def add_settings(
         "--thp-anon", metavar="TEXT", help="the boot parameter thp_anon=, e.g. 16K-64K:always"
     )
     for name, text in NUMBERS:
-        own = max_ptes_none if name == "max-ptes-none" else None
-        group.add_argument(f"--{name}", type=own or whole(), metavar="N", help=text)
+        if name == "max-ptes-none" and max_ptes_none is not None:
+            group.add_argument(f"--{name}", type=max_ptes_none, metavar="N,...", help=text)
+        else:
+            add_number(group, name, text)
     group.add_argument("--defrag", choices=("0", "1"), help="khugepaged may reclaim and compact")
 
 
@@ -128,16 +144,12 @@ def add_collapse(verbs: Verbs) -> None:
         "collapses, to which order, at what cost, and why the rest does not. Nothing on this "
         "machine is changed: everything shown is predicted.",
     )
+    parser.set_defaults(run="mthp.cli.collapse:run_collapse")
     add_target(parser)
     add_settings(parser)
     group = parser.add_argument_group("run")
     group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse")
-    group.add_argument(
-        "--passes",
-        type=whole(1, MOST_PASSES),
-        metavar="N",
-        help="full scans to run (default: to the fixed point)",
-    )
+    add_number(group, "passes", "full scans to run (default: to the fixed point)", 1, MOST_PASSES)
     group.add_argument(
         "--tlb", choices=("plain", "contpte"), default="plain", help="how translations are counted"
     )
@@ -172,6 +184,7 @@ def add_check(verbs: Verbs) -> None:
         "in tiny worlds, and look at the laws after every step. Without options: the profile "
         "against each rival alone.",
     )
+    parser.set_defaults(run="mthp.cli.check:run_check")
     group = parser.add_argument_group("what is explored")
     group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse (default 7.3)")
     group.add_argument(
@@ -205,15 +218,12 @@ def add_check(verbs: Verbs) -> None:
     )
     group.add_argument("--yes", action="store_true", help="fetch the memory model unasked")
     group = parser.add_argument_group("how far")
-    for name, least, text in (
-        ("executions", 1, "stop each world after N executions"),
-        ("sample", 1, "draw N executions instead of exploring"),
-        ("seed", 0, "of --sample (0)"),
-        ("preemptions", 0, "only executions with at most N, all"),
-        ("steps", 1, "cut each execution off after N steps"),
-        ("jobs", 1, "processes (default: one a core)"),
-    ):
-        group.add_argument(f"--{name}", type=whole(least), metavar="N", help=text)
+    add_number(group, "executions", "stop each world after N executions", 1)
+    add_number(group, "sample", "draw N executions instead of exploring", 1)
+    add_number(group, "seed", "of --sample (0)")
+    add_number(group, "preemptions", "only executions with at most N, all")
+    add_number(group, "steps", "cut each execution off after N steps", 1)
+    add_number(group, "jobs", "processes (default: one a core)", 1)
     group.add_argument(
         "--explorer",
         choices=("reference", "compiled"),
@@ -237,6 +247,7 @@ def add_replay(verbs: Verbs) -> None:
         help="run one execution that `mthp check` printed",
         description="Run the one execution of a token again, and draw it.",
     )
+    parser.set_defaults(run="mthp.cli.check:run_replay")
     parser.add_argument("token", metavar="TOKEN", help="as `mthp check` printed it")
     parser.add_argument("--protocol", metavar="FILE", help="as it was given to `mthp check`")
     parser.add_argument("--json", action="store_true", help="one JSON document")
@@ -265,6 +276,7 @@ def add_snap(verbs: Verbs) -> None:
         description="Capture the page tables of live processes into a file that `mthp collapse` "
         "reads anywhere. Reads only.",
     )
+    parser.set_defaults(run=run_capture)
     add_arguments(parser)
     parser.add_argument(
         "--zipapp",
@@ -282,12 +294,11 @@ def add_diff(verbs: Verbs) -> None:
         description="The points where two profiles differ, with reasons; with a target, what each "
         "would do differently there.",
     )
+    parser.set_defaults(run="mthp.cli.diff:run_diff")
     parser.add_argument("a", choices=PROFILES, metavar="PROFILE", help="v16, 7.3 or pmd-only")
     parser.add_argument("b", choices=PROFILES, metavar="PROFILE")
     add_target(parser)
     add_settings(parser)
-    parser.add_argument(
-        "--passes", type=whole(1, MOST_PASSES), metavar="N", help="full scans to run"
-    )
+    add_number(parser, "passes", "full scans to run", 1, MOST_PASSES)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress")

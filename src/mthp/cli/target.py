@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 
 from mthp.cli.options import NUMBERS, UsageError
-from mthp.image.capture.proc import CaptureError
 from mthp.image.scenario import Scenario
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
@@ -15,17 +14,14 @@ from mthp.worlds.from_snapshot import Young
 
 
 def load_target(args: argparse.Namespace) -> Image:
-    """Read what the command line names; UsageError or FileError where that cannot be done."""
+    """Read what the command line names; UsageError, FileError or CaptureError otherwise."""
     if (args.pid is None) == (args.target is None):
         raise UsageError(
             "give a target: --pid N, a snapshot, or FILE.jsonl#ID"
             if args.pid is None
             else "give --pid or a file, not both"
         )
-    try:
-        image = capture(args.pid) if args.pid is not None else load(args.target)
-    except CaptureError as error:
-        raise UsageError(str(error), error.code) from None
+    image = capture(args.pid) if args.pid is not None else load(args.target)
     if args.assume_young != Young.CAPTURED and isinstance(image.data, Scenario):
         raise UsageError("--assume-young is for captures: a scenario says what is young")
     return image
