@@ -132,11 +132,11 @@ def copy_at_once(
     nr = 1 << order
     ptes = pte.ptes.view()[pte.base : pte.base + nr]
     pfns = ptes >> PFN_SHIFT
-    if np.count_nonzero(mem.page_flags.view()[pfns] & PAGE_HWPOISON):
+    if np.count_nonzero(mem.page_flags.view().take(pfns) & PAGE_HWPOISON):
         __collapse_huge_page_copy(pte, folio, pmd, orig_pmd, vma, address, order, compound_pagelist)
         return
     content = mem.content.view()
-    content[folio : folio + nr] = content[pfns]
+    content[folio : folio + nr] = content.take(pfns)
     sources = pfns[pfns != 0]
     refcount = mem.refcount.view()
     if (
