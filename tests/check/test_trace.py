@@ -7,7 +7,7 @@ import pytest
 
 from mthp.check.check import hunt
 from mthp.check.drawing import replay
-from mthp.check.records import Entry, Trace, WorldState
+from mthp.check.records import Entry, LateStore, Trace, WorldState
 from mthp.check.trace import trace
 from mthp.races.mutants.rules import MUTANTS
 
@@ -82,7 +82,7 @@ def test_translations_and_late_stores() -> None:
     assert tlbs[0] == ()
     late = trace("no-barrier:7.3:pmd+weak:load:a0")
     held = [state.cpus[0].late for state in late.states]
-    assert ((16, 100),) in held
+    assert (LateStore(16, 100),) in held
     assert any(each.law == 3 for each in late.states[-1].broken)
 
 

@@ -10,10 +10,12 @@ from mthp.check.records import (
     CpuStand,
     Entry,
     FolioStand,
+    LateStore,
     PageStand,
     TableStand,
     Trace,
     Translation,
+    WalkCacheLink,
     WorldState,
 )
 from mthp.report.itf import VARIABLES, itf_document
@@ -37,8 +39,8 @@ def state(task: str, access: str, word: str, broken: tuple[Breach, ...] = ()) ->
         (("khugepaged", ("mm1.mmap_lock(write)",)), ("gup", ())),
         (("vma40000.vm_lock", -1),),
         (
-            CpuStand(0, (), (), ((7, 101),)),
-            CpuStand(1, (Translation(1, 64, 0, PAGE),), ((1, 32, 1),), ()),
+            CpuStand(0, (), (), (LateStore(7, 101),)),
+            CpuStand(1, (Translation(1, 64, 0, PAGE),), (WalkCacheLink(1, 32, 1),), ()),
         ),
         broken,
     )

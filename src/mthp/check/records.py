@@ -156,16 +156,30 @@ class Translation:
 
 
 @dataclass(frozen=True)
-class CpuStand:
-    """What a CPU remembers of page tables. links: (process, PMD index, table) of its walk cache.
+class WalkCacheLink:
+    """What a CPU's walk cache holds: the table that a PMD, by its index, of process mm led to."""
 
-    late: (frame, contents) of stores that others do not see yet.
-    """
+    mm: int
+    pmd: int
+    table: int
+
+
+@dataclass(frozen=True)
+class LateStore:
+    """A store to a frame that other CPUs do not see yet."""
+
+    frame: int
+    contents: int
+
+
+@dataclass(frozen=True)
+class CpuStand:
+    """What a CPU remembers of page tables, and its stores that are late."""
 
     number: int
     tlb: tuple[Translation, ...]
-    links: tuple[tuple[int, int, int], ...]
-    late: tuple[tuple[int, int], ...]
+    links: tuple[WalkCacheLink, ...]
+    late: tuple[LateStore, ...]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from mthp.check.records import (
     CpuStand,
     Entry,
     FolioStand,
+    LateStore,
     PageStand,
     TableStand,
     Trace,
     Translation,
+    WalkCacheLink,
     WorldState,
 )
 from mthp.check.token import Token, as_mutant
@@ -179,7 +181,7 @@ def _table(table: PageTable) -> TableStand:
 
 def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
     late = [
-        (slot.index, slot.value)
+        LateStore(slot.index, slot.value)
         for task in tasks
         if task.cpu == cpu.number and task.buffer is not None
         for slot in task.buffer.waiting
@@ -188,7 +190,7 @@ def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
     return CpuStand(
         cpu.number,
         tuple(Translation(e.mm, e.vpn, e.order, _pte(e.entry)) for e in cpu.tlb.value),
-        cpu.walk_cache,
+        tuple(WalkCacheLink(*link) for link in cpu.walk_cache),
         tuple(late),
     )
 

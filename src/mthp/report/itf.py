@@ -7,10 +7,10 @@ their tags; records are plain objects, sequences plain arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
-from mthp.check.records import CpuStand, Entry, FolioStand, TableStand, Trace, WorldState
+from mthp.check.records import Trace, WorldState
 
 FORMAT: Final = "https://apalache-mc.org/docs/adr/015adr-trace.html"
 
@@ -29,12 +29,15 @@ VARIABLES: Final = {
     "vma_locks": "Str -> Int",
     "cpus": f"Int -> {{tlb: Set({{mm: Int, page: Int, order: Int, entry: {_ENTRY}}}), "
     "links: Set({mm: Int, pmd: Int, table: Int}), late: Seq({frame: Int, contents: Int})}",
-    "broken": "Seq({law: Int, sentence: Str, seen: Str})",
+    "broken": "Seq({law: Int, sentence: Str, object: Str, seen: Str})",
 }
 """The variables of every state, and their types in Apalache's notation."""
 
 Value = Any
 """What JSON holds."""
+_SETS: Final = frozenset({"flags", "tlb", "links"})
+_NAMES: Final = {"entries": "ptes", "text": "seen"}
+"""Fields of the records that have another name in the variables."""
 
 
 def itf_document(trace: Trace) -> dict[str, Any]:
@@ -57,77 +60,25 @@ def itf_document(trace: Trace) -> dict[str, Any]:
 
 
 def _state(state: WorldState) -> dict[str, Value]:
+    values = {name: _value(getattr(state, name)) for name in VARIABLES}
+    for name in ("pmds", "held", "vma_locks"):
+        values[name] = {"#map": values[name]}
+    for name, key in (("tables", "number"), ("folios", "frame"), ("cpus", "number")):
+        values[name] = {"#map": [[record.pop(key), record] for record in values[name]]}
+    return values
+
+
+def _value(value: object, name: str = "") -> Value:
+    """A value as ITF writes it; name: of the field that holds it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return {"#bigint": str(value)}
+    if isinstance(value, tuple):
+        members = [_value(each) for each in value]
+        return {"#set": members} if name in _SETS else members
+    assert is_dataclass(value)
     return {
-        "task": state.task,
-        "cpu": _int(state.cpu),
-        "function": state.function,
-        "access": state.access,
-        "word": state.word,
-        "pmds": _map((name, _entry(entry)) for name, entry in state.pmds),
-        "tables": _map((_int(table.number), _table(table)) for table in state.tables),
-        "folios": _map((_int(folio.frame), _folio(folio)) for folio in state.folios),
-        "held": _map((task, list(locks)) for task, locks in state.held),
-        "vma_locks": _map((name, _int(value)) for name, value in state.vma_locks),
-        "cpus": _map((_int(cpu.number), _cpu(cpu)) for cpu in state.cpus),
-        "broken": [
-            {"law": _int(each.law), "sentence": each.sentence, "seen": each.text}
-            for each in state.broken
-        ],
+        _NAMES.get(field.name, field.name): _value(getattr(value, field.name), field.name)
+        for field in fields(value)
     }
-
-
-def _entry(entry: Entry) -> Value:
-    return {"kind": entry.kind, "value": _int(entry.value), "flags": _set(entry.flags)}
-
-
-def _table(table: TableStand) -> Value:
-    return {"state": table.state, "ptes": [_entry(entry) for entry in table.entries]}
-
-
-def _folio(folio: FolioStand) -> Value:
-    return {
-        "order": _int(folio.order),
-        "refcount": _int(folio.refcount),
-        "mapcount": _int(folio.mapcount),
-        "flags": _set(folio.flags),
-        "pages": [
-            {
-                "frame": _int(page.frame),
-                "mapcount": _int(page.mapcount),
-                "contents": _int(page.contents),
-            }
-            for page in folio.pages
-        ],
-    }
-
-
-def _cpu(cpu: CpuStand) -> Value:
-    return {
-        "tlb": _set(
-            {
-                "mm": _int(each.mm),
-                "page": _int(each.page),
-                "order": _int(each.order),
-                "entry": _entry(each.entry),
-            }
-            for each in cpu.tlb
-        ),
-        "links": _set(
-            {"mm": _int(mm), "pmd": _int(pmd), "table": _int(table)} for mm, pmd, table in cpu.links
-        ),
-        "late": [
-            {"frame": _int(frame), "contents": _int(contents)} for frame, contents in cpu.late
-        ],
-    }
-
-
-def _int(number: int) -> Value:
-    return {"#bigint": str(number)}
-
-
-def _set(members: Iterable[Value]) -> Value:
-    return {"#set": list(members)}
-
-
-def _map(pairs: Iterable[tuple[Value, Value]]) -> Value:
-    return {"#map": [list(pair) for pair in pairs]}
