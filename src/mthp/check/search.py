@@ -24,7 +24,7 @@ SPLIT_AFTER: Final = 2.0
 """Seconds after which a search is split between processes."""
 TELL_EVERY: Final = 0.5
 KEEP_EVERY: Final = 5.0
-SWITCH_AT: Final = 500
+SWITCH_AT: Final = 300
 """Executions that the reference makes before the compiled twin takes over; measured in decision 0010."""
 
 
