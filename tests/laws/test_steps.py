@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mthp.laws.broken import Broken
+from mthp.laws.broken import Broken, Kind
 from mthp.machine.cpu import TlbEntry
 from mthp.machine.step import Access
 from mthp.mm.mm_types import Mm, PmdPtr, TableState
@@ -114,7 +114,9 @@ def scene() -> Scene:
 def only(scene: Scene, law: int, text: str) -> None:
     """One law is broken, and it is said so."""
     assert [each.law for each in scene.broken()] == [law], scene.broken()
-    assert text in scene.broken()[0].text
+    (broken,) = scene.broken()
+    assert text in broken.text
+    assert isinstance(broken.object.kind, Kind) and isinstance(broken.object.name, int | str)
 
 
 # Law 1
@@ -411,6 +413,18 @@ def test_a_huge_pmd_has_the_marks_of_its_table(scene: Scene, mark: int) -> None:
         assert scene.broken() == []
     else:
         only(scene, 8, f"loses the soft-dirty marks of table {scene.number}")
+
+
+def test_a_table_under_a_huge_pmd_is_nobodys_any_more(scene: Scene) -> None:
+    with scene.collapser().mm.mmap_write_lock():
+        scene.detach()
+        scene.ptes.write(0, PTE_NONE)
+        with pmd_lock(scene.pmd):
+            scene.pmd.page.deposited[scene.pmd.slot] = [scene.number]
+            scene.set_pmd(huge_pmd(16, SOFT_DIRTY))
+        assert scene.broken() == []
+        scene.ptes.write(0, mk_pte(16, YOUNG | SOFT_DIRTY))
+    assert {law for law, _ in scene.laws()} == {6, 9}
 
 
 # Law 9: locks

@@ -105,3 +105,20 @@ def test_a_huge_pmd_must_have_it(notes: Notes, flags: int, broken: list[int]) ->
 def test_write_protection_may_not_be_taken_away(notes: Notes) -> None:
     notes.pte(1, 0, mk_pte(5, USED | UFFD_WP), 0)
     assert notes.laws == [8]
+
+
+def test_an_attempt_that_is_over_is_forgotten(notes: Notes) -> None:
+    """Nothing of it is held against the next one, nor against what comes before that."""
+    trail = notes.trail
+    notes.pte(1, 0, mk_pte(5, USED), 0)
+    trail.change_flags(5, PG_LRU, PG_LRU | PG_LOCKED)
+    trail.forget()
+    notes.gave_up()
+    notes.pte(1, 0, mk_pte(5, USED | UFFD_WP), 0)
+    notes.pte(1, 0, 0, mk_pte(16, YOUNG))
+    notes.laws += [each.law for each in lost_table_marks(trail, huge_pmd(16, YOUNG))]
+    notes.gave_up()
+    assert notes.laws == []
+    notes.detach()
+    notes.laws += [each.law for each in lost_table_marks(trail, huge_pmd(16, YOUNG))]
+    assert notes.laws == []

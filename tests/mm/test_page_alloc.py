@@ -180,3 +180,9 @@ def test_blocks_do_not_merge_beyond_the_largest() -> None:
     assert [len(blocks) for blocks in node.blocks[4:7]] == [0, 2, 0]
     assert made.mem.folio_alloc(6, compact=False) is None
     assert made.mem.folio_alloc(5, compact=False) is not None
+
+
+def test_a_node_keeps_nothing_back_unless_it_is_told_to() -> None:
+    node = NodeState({0: 2})
+    made = kernel(node)
+    assert [made.mem.folio_alloc(0) is not None for _ in range(3)] == [True, True, False]
