@@ -27,7 +27,7 @@ run: venv
 	$(BIN)/python -m mthp.demo
 
 test: venv
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lab: venv
 	$(BIN)/python -m pytest -m lab -rs tests

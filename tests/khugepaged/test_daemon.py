@@ -259,3 +259,27 @@ def test_the_batch_lives_through_the_tables_of_a_pass() -> None:
     # The folio of each window is large and flushes the batch when it is added.
     assert world.kernel.this_cpu.lru_add.value == ()
     assert world.mem.refcount.raw[first] == world.mem.refcount.raw[second] == 0
+
+
+def test_before_the_first_wakeup_the_cursor_stands_nowhere() -> None:
+    daemon = World(geometry=TINY).khugepaged
+    assert (daemon.mm_slot, daemon.address) == (None, 0)
+    assert (daemon.full_scans, daemon.pages_collapsed, daemon.cc.progress) == (0, 0, 0)
+
+
+def test_a_vma_registers_its_mm_where_anything_may_be_collapsed() -> None:
+    """khugepaged_enter_vma(): the mm is put on the list once, unless the daemon has no work at all or
+    the VMA none for it."""
+    for enabled, flags, enters in (
+        (Enabled.ALWAYS, VM_DEFAULT, True),
+        (Enabled.ALWAYS, VM_DEFAULT | VM_NOHUGEPAGE, False),
+        (Enabled.NEVER, VM_DEFAULT, False),
+    ):
+        world = World(geometry=TINY, orders=(), enabled=enabled)
+        world.settings(sizes=dict.fromkeys(TINY.anon_orders, Enabled.INHERIT))
+        mm = world.kernel.new_mm(7)
+        vma = world.vma(small(NR), mm=mm, flags=flags)
+        for _ in range(2):
+            world.khugepaged.khugepaged_enter_vma(vma)
+        assert world.khugepaged.mm_slots == [world.mm, mm][: 1 + enters]
+        assert bool(mm.flags.value & MMF_VM_HUGEPAGE) is enters

@@ -30,10 +30,12 @@ from mthp.mm.pgtable_types import (
     table_pmd,
 )
 from mthp.mm.reports import (
+    Discarding,
     Gone,
     Halfway,
     InstructionEnds,
     LoadedFrom,
+    Moving,
     Pinned,
     StoredTo,
     WalkedNothing,
@@ -529,3 +531,24 @@ def test_a_mapping_that_began_before_it_was_half_built_may_be_left(scene: Scene)
     scene.kernel.report(Halfway(scene.mm, True))
     hold.release()
     assert scene.broken() == []
+
+
+def test_where_a_page_moved_from_and_to_both_contents_may_be_seen(scene: Scene) -> None:
+    mm, far = scene.mm, START + 0x8000
+    content = scene.mem.content.raw[scene.page]
+    scene.kernel.report(StoredTo(mm, START, 200, "other"))
+    scene.kernel.report(Moving(mm, START, far, 0x1000, "mremap"))
+    for address, value in ((START, 0), (START, 200), (far, 200), (far, content), (far, 0)):
+        scene.kernel.report(LoadedFrom(mm, address, value, "other"))
+    assert scene.broken() == []
+    scene.kernel.report(LoadedFrom(mm, far, 1, "other"))
+    scene.kernel.report(LoadedFrom(mm, START, 1, "other"))
+    assert [law for law, _ in scene.laws()] == [3, 3]
+
+
+def test_what_was_given_up_may_read_as_nothing(scene: Scene) -> None:
+    scene.kernel.report(Discarding(scene.mm, START, START + 0x1000))
+    scene.kernel.report(LoadedFrom(scene.mm, START, 0, "other"))
+    assert scene.broken() == []
+    scene.kernel.report(LoadedFrom(scene.mm, START, 1, "other"))
+    only(scene, 3, "other reads 1")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.machine.hold import READ, WRITE, Hold, Rank
-from mthp.machine.locks import RwSem, SpinLock
+from mthp.machine.locks import RwSem, SpinLock, WriteMark
 from mthp.machine.step import Access
 from mthp.machine.task import Machine, Task
 from mthp.words.results import KernelBug
@@ -192,3 +192,51 @@ def test_names(machine: Machine) -> None:
     assert repr(Hold(sem, READ)) == "sem(read)"
     assert repr(machine.current) == "Task('khugepaged')"
     assert Access.RMW.value == "read-modify-write"
+
+
+def test_a_step_says_whether_it_is_for_writing(machine: Machine) -> None:
+    sem, mark = RwSem(machine, "sem", Rank.MMAP), WriteMark(machine, "mark", None)
+    seen: list[tuple[str, int]] = []
+    machine.on_step = lambda access, word, index, bits: seen.append((access.value, index))
+    with sem.read():
+        pass
+    with sem.write():
+        pass
+    hold = sem.try_read()
+    assert hold is not None
+    hold.release()
+    mark.mark()
+    mark.unmark()
+    assert mark.try_enter()
+    mark.leave()
+    assert seen == [
+        ("acquire", 0), ("release", 0), ("acquire", 1), ("release", 1), ("try", 0), ("release", 0),
+        ("acquire", 1), ("release", 1), ("try", 0), ("release", 0),
+    ]  # fmt: skip
+
+
+def test_who_may_take_what(machine: Machine) -> None:
+    sem, mark = RwSem(machine, "sem", Rank.MMAP), WriteMark(machine, "mark", None)
+    for word, sem_says, mark_says in (
+        (0, [True, True], [True, True]), (2, [True, False], [True, False]),
+        (-1, [False, False], [False, True]),
+    ):  # fmt: skip
+        sem.word.value = mark.value = word
+        assert [sem.may_take(0), sem.may_take(1)] == sem_says
+        assert [mark.may_take(0), mark.may_take(1)] == mark_says
+        assert mark.try_enter() is (word >= 0)
+
+
+def test_a_writer_waits_for_readers_of_a_mark_and_not_for_itself(machine: Machine) -> None:
+    mark = WriteMark(machine, "mark", None)
+    assert mark.try_enter() and mark.value == 1
+    waited: list[object] = []
+
+    def leave(word: object) -> None:
+        waited.append(word)
+        mark.value = 0
+
+    machine.on_block = leave
+    mark.mark()
+    mark.mark()
+    assert (waited, mark.value) == ([mark], -1)

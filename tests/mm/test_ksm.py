@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.mm.ksm import ksm_do_scan
+from mthp.mm.ksm import ksm_do_scan, try_to_merge_one_page, try_to_merge_with_ksm_page
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import load
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ANON, PG_DIRTY, PG_UPTODATE
@@ -23,6 +23,7 @@ from tests.small_worlds import (
     TINY,
     Piece,
     World,
+    large,
     small,
     swap,
 )
@@ -158,3 +159,18 @@ def test_a_cached_page_of_another_place_is_copied_when_it_is_swapped_in(same_pla
         assert mem.refcount.raw[cached] == 1  # the swap cache's
     assert world.kernel.machine.current.held == []
     assert mem.refcount.raw[mapped] - len(world.kernel.this_cpu.lru_add.value) == 1
+
+
+def test_it_is_said_whether_a_page_was_merged() -> None:
+    world, vma = mergeable(small(2), large(1))
+    for page, merged in ((0, False), (1, True)):
+        folio = world.folio(vma, page)
+        world.mem.content.raw[folio] = 0 if merged else 5
+        world.mem.folio_get(folio)
+        assert try_to_merge_one_page(vma, world.address(vma, page), folio, 0) is merged
+    folio = world.folio(vma, 2)
+    world.mem.content.raw[folio + 1] = 0
+    world.mem.folio_get(folio)
+    address = world.address(vma, 3)
+    assert try_to_merge_with_ksm_page(world.mm, address, folio + 1, 0)
+    assert not try_to_merge_with_ksm_page(world.mm, 0x1000, folio + 1, 0)
