@@ -197,7 +197,8 @@ def test_a_fork_shares_it_and_says_so() -> None:
     assert copy_huge_pmd(copy, vma, target, slot(world, vma))
     assert world.pmd(vma) == old & ~WRITE
     assert world.pmd(copy) == old & ~(WRITE | YOUNG)
-    assert world.mem.folio_maybe_mapped_shared(folio) or world.mem.entire_mapcount.raw[folio] == 2
+    assert world.mem.entire_mapcount.raw[folio] == 2
+    assert world.mem.mm_mapcounts[folio] == {world.mm.number: 1, child.number: 1}
     assert not world.mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE
     assert child.counters["MM_ANONPAGES"] == 16
     assert world.check(before.outside) == []

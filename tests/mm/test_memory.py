@@ -91,6 +91,7 @@ def test_a_fault_in_a_hole(table: bool, vma_lock_free: bool) -> None:
             flags = WRITE | DIRTY | YOUNG | SOFT_DIRTY
             assert pte & 0xFFFF & flags == flags
             assert world.mem.content.raw[pte_pfn(pte)] == 0
+            assert world.mem.page_flags.raw[pte_pfn(pte)] & PAGE_ANON_EXCLUSIVE
         else:
             assert pte_pfn(pte) == 0
         vma.vm_lock.value = 0 if not vma_lock_free else vma.vm_lock.value
@@ -353,3 +354,31 @@ def test_a_huge_page_is_zapped_whole_or_split_for_a_part(whole: bool) -> None:
     assert world.mm.counters["MM_ANONPAGES"] == (0 if whole else 12)
     assert bool(world.pmd(vma)) is not whole
     assert world.check(before.outside) == []
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("content", ["hole", "zero page", "shared"])
+def test_a_fault_that_another_was_faster_than_changes_nothing(content: str, write: bool) -> None:
+    pieces = {"hole": hole(1), "zero page": zero(1), "shared": small(1, without=WRITE, elsewhere=1)}
+    world = World(geometry=TINY)
+    vma = world.vma(pieces[content])
+    table = world.table(vma)
+    before = world.census().outside if content != "shared" else None
+
+    def other() -> None:
+        if pte_present(table.ptes.raw[0]) and pte_pfn(table.ptes.raw[0]):
+            world.zap(vma, 0, 1)
+        world.fill(vma, 0, small(1))
+
+    world.before_lock(table.ptl, 1, other)
+    handle_user_fault(world.mm, vma.vm_start, write=write)
+    world.kernel.machine.on_step = None
+    pte = table.ptes.raw[0]
+    if content == "hole" or write:
+        assert pte_pfn(pte) and world.mem.mapcount.raw[pte_pfn(pte)] == 1
+        assert world.mm.counters["MM_ANONPAGES"] == 1
+        referenced = [pfn for pfn, refs in enumerate(world.mem.refcount.raw) if refs]
+        shared = content == "shared"
+        assert len(referenced) == 1 + shared
+    assert before is None or world.check(before) == []
+    assert world.kernel.machine.current.held == []

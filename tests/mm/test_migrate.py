@@ -123,3 +123,16 @@ def test_a_store_through_an_old_translation_is_impossible() -> None:
     migrate_folio(world.kernel, world.folio(vma, 0))
     drained(world)
     assert world.check(before.outside) == []
+
+
+def test_a_folio_that_moved_is_shared_by_as_many_processes() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(large(4))
+    child = world.fork(vma)
+    old = world.folio(vma, 0)
+    counts = dict(world.mem.mm_mapcounts[old])
+    move_page(world.mm, vma.vm_start)
+    new = world.folio(vma, 0)
+    assert new != old and world.folio(child, 0) == new
+    assert world.mem.mm_mapcounts[new] == counts
+    assert world.mem.folio_maybe_mapped_shared(new)

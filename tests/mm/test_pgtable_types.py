@@ -120,6 +120,7 @@ def test_the_zero_page_is_special_and_counts_as_nothing() -> None:
         assert is_zero_pfn(pte_pfn(pte))
         assert pte_none_or_zero(pte)
     assert pte_young(zero_pte())
+    assert leaf_kind(PTE_NONE) is Leaf.NONE and len(Leaf) == 7
     assert pte_none(PTE_NONE) and pte_none_or_zero(PTE_NONE)
     assert not is_zero_pfn(1)
     assert not pte_none_or_zero(mk_pte(1, 0))
