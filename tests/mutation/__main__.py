@@ -280,23 +280,28 @@ class Records:
     def __init__(self, commit: str) -> None:
         self.commit = commit
         self.file = BUILD / "results.jsonl"
-        self.known: dict[tuple[str, ...], dict[str, Any]] = {}
+        self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
         self.lived_before: set[tuple[str, ...]] = set()
         for line in self.file.read_text().splitlines() if self.file.exists() else []:
             each = json.loads(line)
             key = tuple(each["mutation"])
             if each["commit"] == commit:
-                self.known[key] = each
+                self.known[(*key, each["start"])] = each
             elif each["result"] == "lived":
                 self.lived_before.add(key)
             else:
                 self.lived_before.discard(key)
 
+    def result(self, mutation: Mutation) -> str | None:
+        """How it ended at this commit; None if it is not known."""
+        known = self.known.get((*mutation.key, mutation.start))
+        return None if known is None else str(known["result"])
+
     def add(self, mutation: Mutation, result: str, **more: Any) -> None:
         each: dict[str, Any] = {"commit": self.commit, "mutation": mutation.key}
-        each |= {"line": mutation.line}
+        each |= {"line": mutation.line, "start": mutation.start}
         each |= {"result": result, **more}
-        self.known[mutation.key] = each
+        self.known[(*mutation.key, mutation.start)] = each
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(each) + "\n")
         print(f"{result}: {mutation.path}:{mutation.line} {more.get('by', '')}", flush=True)
@@ -340,8 +345,8 @@ def _tests(chosen: list[Chosen], told: Path) -> int:
 def report(wanted: list[Mutation], records: Records) -> float:
     """Print the score; what is equivalent does not count."""
     excused = equivalents()
-    results = Counter(records.known[each.key]["result"] for each in wanted)
-    lived = [each for each in wanted if records.known[each.key]["result"] == "lived"]
+    results = Counter(records.result(each) for each in wanted)
+    lived = [each for each in wanted if records.result(each) == "lived"]
     equivalent = [each for each in lived if each.key in excused]
     print("\nlived:")
     for each in lived:
@@ -380,9 +385,7 @@ def main() -> int:
     wanted = list(islice(sample(base, options.seed), options.n))
     records = Records(commit)
     if options.lived:
-        wanted = [
-            each for each in wanted if each.key in records.lived_before | records.known.keys()
-        ]
+        wanted = [each for each in wanted if each.key in records.lived_before]
     for name in IMPORTED_ONCE:
         importlib.import_module(name)
     pool = Pool(copies)
@@ -393,7 +396,7 @@ def main() -> int:
         shutil.rmtree(copy)
         shutil.copytree(base, copy)
     for each in wanted:
-        if each.key not in records.known:
+        if records.result(each) is None:
             try_mutation(pool, base, choice, records, each)
     pool.finish()
     return 0 if report(wanted, records) >= options.least else 1
