@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from mthp.mm.fork import dup_mmap
+from mthp.mm.mm_types import Mm
+from mthp.mm.mprotect import mprotect
+from mthp.mm.mremap import mremap
+from mthp.mm.userfaultfd import userfaultfd_register
+from mthp.mm.vma import munmap, munmap_tail
 from mthp.words.results import KernelBug
 from tests.small_worlds import TINY, World, small
 
@@ -24,3 +32,28 @@ def test_vma_write_locks_end_with_mmap_lock(world: World) -> None:
         vma_start_write(vma)
         assert vma.vm_lock.value == -1
     assert vma.vm_lock.value == 0
+
+
+START, END = 0x40000000, 0x40010000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mm: mremap(mm, START, 0x50000000),
+        lambda mm: mprotect(mm, START, END),
+        lambda mm: munmap(mm, START, END),
+        lambda mm: munmap_tail(mm, START + 0x1000),
+        lambda mm: userfaultfd_register(mm, START),
+        lambda mm: dup_mmap(mm.kernel.new_mm(7), mm, lambda child: None),
+    ],
+)
+def test_whatever_changes_a_mapping_waits_for_faults_under_its_lock(
+    world: World, change: Callable[[Mm], object]
+) -> None:
+    vma = world.vma(small(4), at=START)
+    assert vma.vm_lock.try_enter()
+    before = list(world.table(vma).ptes.raw)
+    with pytest.raises(KernelBug, match="waits for"):
+        change(world.mm)
+    assert list(world.table(vma).ptes.raw) == before
