@@ -99,28 +99,54 @@ def accel() -> Accel:
 def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMachine]:
     """Boot a guest, up to the first answer of its agent. The guest ends with the block.
 
+    how: the accelerator; None takes the best that works, and software emulation where KVM starts a
+    processor and then cannot go on (as some nested virtual machines cannot).
     LabError (5): QEMU cannot be started, or the kernel does not start the agent. Later commands raise
     GuestGone if the guest does not answer.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            guest = stack.enter_context(_booted(machine, how or accel()))
+        except KvmFailed:
+            if how is not None:
+                raise
+            guest = stack.enter_context(_booted(machine, Accel.TCG))
+        yield guest
+
+
+class KvmFailed(LabError):
+    """KVM gave up on an instruction of the guest."""
+
+
+@contextlib.contextmanager
+def _booted(machine: MachineConfig, how: Accel) -> Iterator[VirtualMachine]:
     with tempfile.TemporaryDirectory(prefix="mthp-lab-") as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
+        errors = home / ERRORS
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(home / "port"))
         listener.listen(1)
         initramfs = _joined(machine.initramfs, home / "initramfs")
-        process = _start(machine, how or accel(), home, initramfs)
+        process = _start(machine, how, home, initramfs)
         stack.callback(_end, process)
         stream = stack.enter_context(_accept(listener, process, home))
-        channel = Channel(stream, BOOT_SECONDS, lambda: process.poll() is None)
-        guest = VirtualMachine(channel, process.pid, home / "console", home / ERRORS)
+        channel = Channel(
+            stream, BOOT_SECONDS, lambda: process.poll() is None and not _kvm_failed(errors)
+        )
+        guest = VirtualMachine(channel, process.pid, home / "console", errors)
         try:
             channel.wait_ready()
         except GuestGone as error:
-            raise LabError(
+            kind = KvmFailed if _kvm_failed(errors) else LabError
+            raise kind(
                 HOST_LACKS, f"the guest does not boot: {error}; {guest.why_it_ended()}"
             ) from None
         channel.patience = ANSWER_SECONDS
         yield guest
+
+
+def _kvm_failed(errors: Path) -> bool:
+    return any("KVM internal error" in line for line in _lines(errors))
 
 
 def _common(how: Accel) -> list[str]:
