@@ -18,7 +18,16 @@ import pytest
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.session.boot import booted
 from mthp.lab.vm.channel import CommandFailed, GuestGone
-from mthp.lab.vm.qemu import Accel, MachineConfig, VirtualMachine, boot, qemu_path
+from mthp.lab.vm.qemu import (
+    QEMU,
+    Accel,
+    KvmFailed,
+    MachineConfig,
+    VirtualMachine,
+    accel,
+    boot,
+    qemu_path,
+)
 from tests.lab.guests import children, exists, kernel_or_skip, wait_until
 
 NEVER = "wait /proc/1/stat 2 Z 30000"
@@ -104,6 +113,41 @@ def test_a_guest_ends_with_the_process_that_started_it() -> None:
         process.kill()
         process.wait()
         assert wait_until(lambda: not exists(pid))
+
+
+STAND_IN = """#!{python}
+import socket, sys, time
+words = sys.argv[1:]
+if "-monitor" in words:
+    sys.exit(0)  # the probe: a processor can be started
+if words[words.index("-accel") + 1] != "kvm":
+    sys.exit("software emulation was asked for")
+path = next(word.partition("path=")[2].partition(",")[0] for word in words if "path=" in word)
+port = socket.socket(socket.AF_UNIX)
+port.connect(path)
+print("KVM internal error. Suberror: 1", "emulation failure", sep="\\n", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no /dev/kvm here")
+def test_where_kvm_gives_up_software_emulation_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = tmp_path / QEMU
+    qemu.write_text(STAND_IN.format(python=sys.executable))
+    qemu.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    accel.cache_clear()
+    machine = MachineConfig(tmp_path / "bzImage", (qemu,), 256)
+    try:
+        with pytest.raises(LabError, match="software emulation was asked for"), boot(machine):
+            pass
+        with pytest.raises(KvmFailed, match="emulation failure"), boot(machine, Accel.KVM):
+            pass
+    finally:
+        accel.cache_clear()
+    assert children() == set()
 
 
 @pytest.mark.lab
