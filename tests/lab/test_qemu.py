@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.kernels.tools import QEMU
 from mthp.lab.session.boot import booted
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.lab.vm.qemu import (
-    QEMU,
     Accel,
     KvmFailed,
     MachineConfig,
