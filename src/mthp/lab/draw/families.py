@@ -101,7 +101,7 @@ def large(builder: ProgramBuilder) -> None:
         fill(builder, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.SPARSE: 1})
     elif style < 0.7:
         vma = builder.vmas("s")[0]
-        fill_one_order(builder, "s", (vma.start, vma.pages), rng.choice(ORDERS))
+        fill_one_order(builder, "s", [(vma.start, vma.pages)], rng.choice(ORDERS))
     else:
         fill(builder, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 1})
     if rng.random() < 0.15:
