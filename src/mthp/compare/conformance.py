@@ -10,10 +10,16 @@ from typing import Any
 from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.runs import PagesState, encode_runs
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import MTHP_GAUGES, MTHP_STATS, VMSTAT_COUNTERS, Action
+from mthp.image.scenario_values import (
+    MTHP_GAUGES,
+    MTHP_STATS,
+    RECORDED_EVENTS,
+    VMSTAT_COUNTERS,
+    Action,
+)
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
-from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
+from mthp.words.events import TRACEPOINTS, Attempt, Event
 from mthp.words.profiles import Orders, Profile
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
@@ -34,41 +40,14 @@ class PassResult:
 
 def recorded_event(event: Event) -> dict[str, Any] | None:
     """An event with exactly the fields that a recording has; None for events that are not recorded."""
-    match event:
-        case Attempt():
-            return {"event": "attempt", "address": event.address, "order": event.order}
-        case Swapin():
-            return {
-                "event": "mm_collapse_huge_page_swapin",
-                "ret": int(event.ret),
-                "order": event.order,
-                "swapped_in": event.swapped_in,
-                "referenced": event.referenced,
-            }
-        case Isolate():
-            return {
-                "event": "mm_collapse_huge_page_isolate",
-                "status": event.status.string,
-                "order": event.order,
-                "referenced": event.referenced,
-                "none_or_zero": event.none_or_zero,
-            }
-        case CollapseHugePage():
-            return {
-                "event": "mm_collapse_huge_page",
-                "status": event.status.string,
-                "order": event.order,
-            }
-        case ScanPmd():
-            return {
-                "event": "mm_khugepaged_scan_pmd",
-                "status": event.status.string,
-                "referenced": event.referenced,
-                "none_or_zero": event.none_or_zero,
-                "unmapped": event.unmapped,
-            }
-        case _:
-            return None
+    name = "attempt" if isinstance(event, Attempt) else TRACEPOINTS.get(type(event), "")
+    if name not in RECORDED_EVENTS:
+        return None
+    values = ((key, getattr(event, key)) for key in RECORDED_EVENTS[name])
+    return {
+        "event": name,
+        **{key: value.string if key == "status" else int(value) for key, value in values},
+    }
 
 
 def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:

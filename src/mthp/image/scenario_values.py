@@ -31,6 +31,15 @@ VMSTAT_COUNTERS = (
 )
 """The counters of /proc/vmstat whose changes a pass records."""
 
+RECORDED_EVENTS: dict[str, tuple[str, ...]] = {
+    "attempt": ("address", "order"),
+    "mm_collapse_huge_page_swapin": ("ret", "order", "swapped_in", "referenced"),
+    "mm_collapse_huge_page_isolate": ("status", "order", "referenced", "none_or_zero"),
+    "mm_collapse_huge_page": ("status", "order"),
+    "mm_khugepaged_scan_pmd": ("status", "referenced", "none_or_zero", "unmapped"),
+}
+"""Event -> the fields that a recording keeps, in its order."""
+
 
 class Action(StrEnum):
     """What was run over the state."""
