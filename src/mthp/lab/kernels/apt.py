@@ -216,12 +216,8 @@ class PrivateApt:
         shown = self._run("apt-cache", "show", "--no-all-versions", *dict.fromkeys(found))
         return list(parse_records(shown))
 
-    def download(self, package: Package, folder: Path) -> Path:
-        """Fetch a package's file into a folder. LabError: that failed."""
-        return self.download_all([package], folder)[0]
-
-    def download_all(self, packages: Sequence[Package], folder: Path) -> list[Path]:
-        """Fetch the files of many packages into a folder, in their order. LabError: that failed."""
+    def download(self, folder: Path, *packages: Package) -> list[Path]:
+        """Fetch the files of packages into a folder, in their order. LabError: that failed."""
         wanted = [f"{package.name}={package.version}" for package in packages]
         self._run("apt-get", "-qq", "download", *wanted, cwd=folder)
         return [_file_of(package, folder) for package in packages]

@@ -162,7 +162,7 @@ class DebianKernels:
             files = []
             for package in offer.packages:
                 self._progress(f"fetching {package.name} ({human_bytes(package.size)})")
-                files.append(apt.download(package, work))
+                files += apt.download(work, package)
             return unpack(files, offer.release, offer.origin, work)
 
     def _look_into(self, suite: str) -> list[Offer]:

@@ -92,16 +92,14 @@ def run_selftest(
 
 
 def _run(channel: Channel, invocation: Invocation) -> Output:
-    patience, channel.patience = channel.patience, PATIENCE_MS / 1000 + 30
+    words = " ".join((_PROGRAM, *invocation.words))
     try:
-        words = " ".join((_PROGRAM, *invocation.words))
-        answer = channel.ask(f"exec {PATIENCE_MS} {words}")
+        with channel.patient(PATIENCE_MS / 1000 + 30):
+            answer = channel.ask(f"exec {PATIENCE_MS} {words}")
     except CommandFailed as error:
         if error.errno != errno.ETIMEDOUT:
             raise
         return Output(0, (), f"it did not end within {PATIENCE_MS // 1000} s")
-    finally:
-        channel.patience = patience
     return parse_output(answer[8:].decode(errors="replace"))
 
 

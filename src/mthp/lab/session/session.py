@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mthp.image.runs import PagesState
-from mthp.image.scenario_values import MTHP_STATS, VMSTAT_COUNTERS
+from mthp.image.scenario_values import MTHP_STATS, RECORDED_EVENTS, VMSTAT_COUNTERS
 from mthp.lab.geometry import ORDERS, PAGE_SIZE, PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import BASE, REACH, SYSFS, Madv, Operation, Verb, size_folder
 from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
@@ -41,12 +41,7 @@ GROUPS = ("g", "h")
 SWAP_BYTES = 256 << 20
 
 _KHUGEPAGED = ("full_scans", "pages_collapsed")
-_EVENTS = (
-    "mm_khugepaged_scan_pmd",
-    "mm_collapse_huge_page",
-    "mm_collapse_huge_page_isolate",
-    "mm_collapse_huge_page_swapin",
-)
+_TRACEPOINTS = tuple(event for event in RECORDED_EVENTS if event != "attempt")
 
 _QUIET = {
     "/proc/sys/vm/page-cluster": "0",
@@ -180,7 +175,7 @@ class GuestSession:
         )
         for probe in probes:
             self._channel.ask(f"a {TRACING}/kprobe_events {probe}")
-        for event in _EVENTS:
+        for event in _TRACEPOINTS:
             self.write(f"{TRACING}/events/huge_memory/{event}/enable", "1")
         self.write(f"{TRACING}/events/mthp/enable", "1")
 
