@@ -110,12 +110,17 @@ class _Result:
 def _run_selftest(args: argparse.Namespace) -> int:
     from mthp.compare.selftest import run_case
     from mthp.compare.selftest_cases import cases
+    from mthp.lab.kernels.kernels import find
+    from mthp.lab.vm.qemu import qemu_path
     from mthp.words.profiles import DEFAULT, profile_for_release
 
     if args.engine and (args.kernel or args.source or args.yes or args.record):
         raise UsageError("--engine needs no guest: no --kernel, --source, --yes or --record")
     orders = [None, *_orders(args.order or [str(DEFAULT_ORDER)])]
-    kernel = None if args.engine else _kernel(args.kernel)
+    kernel = None
+    if not args.engine:
+        qemu_path()
+        kernel = find(args.kernel)
     profile = profile_for_release(kernel.release) if kernel else DEFAULT
     made = {order: cases(order) for order in orders}
     if args.scenarios:
@@ -149,14 +154,6 @@ def _orders(texts: Sequence[str]) -> list[int]:
 
 
 # --- the guest ------------------------------------------------------------------------------
-
-
-def _kernel(name: str | None) -> CachedKernel:
-    from mthp.lab.kernels.kernels import find
-    from mthp.lab.vm.qemu import qemu_path
-
-    qemu_path()
-    return find(name)
 
 
 def _source(args: argparse.Namespace) -> Path:

@@ -131,11 +131,11 @@ def drop_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
         builder.advise(who, *run, Madv.DONTNEED)
 
 
-def scatter_holes(builder: ProgramBuilder, who: str, most: int = 12) -> None:
+def scatter_holes(builder: ProgramBuilder, who: str) -> None:
     """Drop single pages in random places; some of them become zero pages."""
     rng = builder.rng
     runs = builder.free_runs(who, PageMark.WRITTEN)
-    for _ in range(rng.randint(2, most) if runs else 0):
+    for _ in range(rng.randint(2, 12) if runs else 0):
         start, pages = rng.choice(runs)
         page = start + rng.randrange(pages)
         builder.advise(who, page, 1, Madv.DONTNEED)
@@ -144,10 +144,10 @@ def scatter_holes(builder: ProgramBuilder, who: str, most: int = 12) -> None:
             builder.do(Verb.READ, page, 1, who=who)
 
 
-def cool_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
+def cool_some(builder: ProgramBuilder, who: str) -> None:
     """Make pages old (MADV_COLD); some are read again."""
     rng = builder.rng
-    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 512):
+    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, 3), 512):
         builder.advise(who, start, pages, Madv.COLD)
         if rng.random() < 0.3:
             builder.do(Verb.READ, start + rng.randrange(pages), 1, who=who)
@@ -173,10 +173,10 @@ def swap_some(builder: ProgramBuilder, who: str, most: int = 3, length: int = 64
             builder.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
 
 
-def free_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
+def free_some(builder: ProgramBuilder, who: str) -> None:
     """Free pages lazily (MADV_FREE); some are written again."""
     rng = builder.rng
-    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
+    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, 2), 16):
         builder.advise(who, start, pages, Madv.FREE)
         if rng.random() < 0.4:
             builder.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
@@ -226,10 +226,10 @@ def whole_tables(builder: ProgramBuilder, who: str) -> list[int]:
     return found
 
 
-def huge_tables(builder: ProgramBuilder, who: str, chance: float = 0.5) -> None:
+def huge_tables(builder: ProgramBuilder, who: str) -> None:
     """Map some empty whole tables by a PMD: a write makes one folio, a read maps the huge zero folio."""
     rng = builder.rng
-    chosen = [table for table in whole_tables(builder, who) if rng.random() < chance]
+    chosen = [table for table in whole_tables(builder, who) if rng.random() < 0.5]
     if not chosen:
         return
     with builder.with_order(PMD_ORDER):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
-from mthp.image.scenario_values import Action
+from mthp.image.scenario_values import Action, Prctl
 from mthp.lab.geometry import GEOMETRY, ORDERS, PMD_ORDER, PMD_PAGES
 from mthp.words.settings import LIMITS, Enabled, Settings, SettingsError
 from mthp.words.settings_text import size_name
@@ -87,6 +87,13 @@ class Madv(IntEnum):
     GUARD_INSTALL = 102
     GUARD_REMOVE = 103
 
+
+PRCTL_FLAGS: dict[Prctl | None, tuple[int, ...]] = {
+    None: (0, 0),
+    Prctl.DISABLE: (1, 0),
+    Prctl.EXCEPT_ADVISED: (1, 2),
+}
+"""What was set by prctl(PR_SET_THP_DISABLE) -> its two arguments."""
 
 REMOTE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE})
 """The advice one process may give another. Kernel: mm/madvise.c, process_madvise_remote_valid()."""

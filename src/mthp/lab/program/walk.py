@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from mthp.image.scenario_values import Prctl
 from mthp.lab.geometry import GEOMETRY
 from mthp.lab.program.advice import advise, advise_other
 from mthp.lab.program.processes import (
@@ -20,7 +19,7 @@ from mthp.lab.program.processes import (
     refuse,
     refuse_pinned,
 )
-from mthp.lab.program.program import SYSFS, Operation, ProgramError, Verb
+from mthp.lab.program.program import PRCTL_FLAGS, SYSFS, Operation, ProgramError, Verb
 from mthp.lab.program.space import DeclaredMapping, PageMark, Traits, Uffd
 from mthp.words.settings_text import GLOBAL_MODES, SIZE_MODES, parse_anon_size, parse_mode
 
@@ -199,11 +198,7 @@ def _fork_to(world: Subjects, each: Operation) -> None:
 
 
 def _prctl(world: Subjects, each: Operation) -> None:
-    modes: dict[tuple[int, ...], Prctl | None] = {
-        (1, 0): Prctl.DISABLE,
-        (1, 2): Prctl.EXCEPT_ADVISED,
-        (0, 0): None,
-    }
+    modes = {flags: mode for mode, flags in PRCTL_FLAGS.items()}
     if each.numbers not in modes:
         raise ProgramError("flags go with disabling alone")
     world.process(each.who).prctl = modes[each.numbers]
