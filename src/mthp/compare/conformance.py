@@ -16,7 +16,9 @@ from mthp.image.scenario_values import (
     RECORDED_EVENTS,
     VMSTAT_COUNTERS,
     Action,
+    changed,
 )
+from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
 from mthp.words.events import TRACEPOINTS, Attempt, Event
@@ -57,7 +59,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
     kernel.trace = events.append
     lru_add_drain_all(kernel.mem, kernel.cpus)
     mthp, vmstat = kernel.vmstat.mthp.copy(), kernel.vmstat.events.copy()
-    before = daemon.full_scans, daemon.pages_collapsed
+    before = _khugepaged_counters(daemon)
     errno = None
     if scenario.action is Action.MADVISE_COLLAPSE:
         vma = world.vmas[scenario.target]
@@ -67,26 +69,14 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
     lru_add_drain_all(kernel.mem, kernel.cpus)
     stats: dict[str, dict[str, int]] = {}
     shown = MTHP_GAUGES if kernel.profile.orders is Orders.PMD_ONLY else MTHP_STATS
-    for (order, name), value in kernel.vmstat.mthp.items():
-        if name in shown and value != mthp[order, name]:
-            stats.setdefault(str(order), {})[name] = value - mthp[order, name]
+    for (order, name), change in changed(kernel.vmstat.mthp, mthp).items():
+        if name in shown:
+            stats.setdefault(str(order), {})[name] = change
+    events_counted = changed(kernel.vmstat.events, vmstat)
     counters = {
         "stats": stats,
-        "vmstat": {
-            name: value - vmstat[name]
-            for name, value in kernel.vmstat.events.items()
-            if name in VMSTAT_COUNTERS and value != vmstat[name]
-        },
-        "khugepaged": {
-            name: now - then
-            for name, now, then in zip(
-                ("full_scans", "pages_collapsed"),
-                (daemon.full_scans, daemon.pages_collapsed),
-                before,
-                strict=True,
-            )
-            if now != then
-        },
+        "vmstat": {name: n for name, n in events_counted.items() if name in VMSTAT_COUNTERS},
+        "khugepaged": changed(_khugepaged_counters(daemon), before),
     }
     recorded = [record for event in events if (record := recorded_event(event)) is not None]
     return PassResult(
@@ -95,6 +85,10 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
         render_state(kernel, world.vmas),
         errno,
     )
+
+
+def _khugepaged_counters(daemon: Khugepaged) -> dict[str, int]:
+    return {"full_scans": daemon.full_scans, "pages_collapsed": daemon.pages_collapsed}
 
 
 def run_scenario(scenario: Scenario, profile: Profile, score: Conformance) -> list[PassResult]:

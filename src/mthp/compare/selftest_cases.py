@@ -284,15 +284,10 @@ def _empty(where: _CaseBuilder) -> Iterator[SelftestStep]:
     yield where.step(_hole(PMD_PAGES).vma(), ops=_MAPPED, folios=0)
 
 
-def _single_mthp(where: _CaseBuilder) -> Iterator[SelftestStep]:
-    pages = 1 << where.order
+def _single(where: _CaseBuilder) -> Iterator[SelftestStep]:
+    pages = 1 << where.order if where.context is Context.MTHP else 1
     ops = (*_MAPPED, f"s wr 0 {pages}")
     yield where.step((_small(pages) + _hole(PMD_PAGES - pages)).vma(), ops=ops, folios=1)
-
-
-def _single_pte_entry(where: _CaseBuilder) -> Iterator[SelftestStep]:
-    ops = (*_MAPPED, "s wr 0 1")
-    yield where.step((_small(1) + _hole(PMD_PAGES - 1)).vma(), ops=ops, folios=1)
 
 
 def _limited(
@@ -421,8 +416,8 @@ _AT_PMD = frozenset({Context.KHUGEPAGED, Context.MADVISE})
 _CASES: dict[str, tuple[frozenset[Context], Callable[[_CaseBuilder], Iterator[SelftestStep]]]] = {
     "collapse_full": (_ALL, _full),
     "collapse_empty": (_ALL, _empty),
-    "collapse_single_mthp": (frozenset({Context.MTHP}), _single_mthp),
-    "collapse_single_pte_entry": (_AT_PMD, _single_pte_entry),
+    "collapse_single_mthp": (frozenset({Context.MTHP}), _single),
+    "collapse_single_pte_entry": (_AT_PMD, _single),
     "collapse_max_ptes_none": (_AT_PMD, _max_ptes_none),
     "collapse_single_pte_entry_compound": (_AT_PMD, _single_pte_entry_compound),
     "collapse_full_of_compound": (_AT_PMD, _full_of_compound),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from mthp.image.runs import PagesState
 from mthp.words.units import Geometry
@@ -30,6 +30,14 @@ VMSTAT_COUNTERS = (
     "thp_scan_exceed_share_pte",
 )
 """The counters of /proc/vmstat whose changes a pass records."""
+
+_Key = TypeVar("_Key")
+
+
+def changed(now: Mapping[_Key, int], before: Mapping[_Key, int]) -> dict[_Key, int]:
+    """By how much counters changed, without those that did not."""
+    return {key: value - before[key] for key, value in now.items() if value != before[key]}
+
 
 RECORDED_EVENTS: dict[str, tuple[str, ...]] = {
     "attempt": ("address", "order"),

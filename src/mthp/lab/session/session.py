@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mthp.image.runs import PagesState
-from mthp.image.scenario_values import MTHP_STATS, RECORDED_EVENTS, VMSTAT_COUNTERS
+from mthp.image.scenario_values import MTHP_STATS, RECORDED_EVENTS, VMSTAT_COUNTERS, changed
 from mthp.lab.geometry import ORDERS, PAGE_SIZE, PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import BASE, REACH, SYSFS, Madv, Operation, Verb, size_folder
 from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
@@ -81,19 +81,13 @@ class Counters:
     def since(self, before: Counters) -> dict[str, Any]:
         """The counters that changed, as a scenario records them."""
         stats = {
-            order: changed
-            for order, values in self.stats.items()
-            if (changed := _changed(values, before.stats[order]))
+            order: changed(values, before.stats[order]) for order, values in self.stats.items()
         }
         return {
-            "stats": stats,
-            "vmstat": _changed(self.vmstat, before.vmstat),
-            "khugepaged": _changed(self.khugepaged, before.khugepaged),
+            "stats": {order: values for order, values in stats.items() if values},
+            "vmstat": changed(self.vmstat, before.vmstat),
+            "khugepaged": changed(self.khugepaged, before.khugepaged),
         }
-
-
-def _changed(now: Mapping[str, int], then: Mapping[str, int]) -> dict[str, int]:
-    return {key: value - then[key] for key, value in now.items() if value != then[key]}
 
 
 class GuestSession:
