@@ -175,7 +175,7 @@ def _run_in_guest(
 ) -> tuple[dict[int | None, Output], dict[str, tuple[str, ...]] | None]:
     """The outputs by mTHP order, and the records where they are wanted, as _Result has them."""
     from mthp.compare.selftest import record_cases
-    from mthp.lab.session.selftest import Invocation, build, guest_session, run_selftest
+    from mthp.lab.session.selftest import build, guest_session, run_selftest
 
     program = build(source)
     every = [case for group in made.values() for case in group]
@@ -183,13 +183,12 @@ def _run_in_guest(
         write = stack.enter_context(_writer(record_to)) if record_to is not None else None
         print_progress(f"booting {kernel.release}")
         guest, session = stack.enter_context(guest_session(kernel))
-        outputs = run_selftest(guest, program, map(Invocation, made), print_progress)
+        outputs = run_selftest(guest, program, made, print_progress)
         records = None
         if write is not None:
             print_progress(f"recording {sum(len(case.steps) for case in every)} states")
             records = record_cases(session, every, kernel.release, profile, write)
-    by_order = {invocation.mthp_order: output for invocation, output in outputs.items()}
-    return by_order, records
+    return outputs, records
 
 
 # --- output ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
 
 from mthp.image.runs import (
     SPECIAL_SWAP_TYPE,
@@ -30,7 +31,7 @@ from mthp.image.runs import (
 )
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import ScenarioVma
-from mthp.lab.compile.wanted import displacement, held_pages
+from mthp.lab.compile.wanted import displacement, held_pages, pages_text
 
 _TRAITS = (
     "pages",
@@ -135,16 +136,13 @@ def _page_differences(
     want: Sequence[_Look], have: Sequence[_Look], *, tables: bool
 ) -> Iterator[str]:
     """One line for each run of pages that differ alike."""
-    first, last_text = 0, ""
-    for page in range(len(want) + 1):
-        text = ""
-        if page < len(want):
-            text = _page_difference(want[page], have[page], tables=tables)
-        if text != last_text:
-            if last_text:
-                where = f"page {first}" if page - first == 1 else f"pages {first}..{page - 1}"
-                yield f"{where}: {last_text}"
-            first, last_text = page, text
+    texts = (_page_difference(*pair, tables=tables) for pair in zip(want, have, strict=True))
+    first = 0
+    for text, alike in groupby(texts):
+        count = len(list(alike))
+        if text:
+            yield f"{pages_text(first, count)}: {text}"
+        first += count
 
 
 _NO_TABLE = parse_pte_token("nopte")

@@ -258,7 +258,7 @@ def memcg(builder: ProgramBuilder) -> None:
     order = rng.choice(ORDERS)
     short = KERNEL_PAGES if builder.settings.defrag else 1
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-short, 0, 0, 1]))
-    builder.finish_with(Operation(Verb.MEMCG, ("g", slack)))
+    builder.finish.append(Operation(Verb.MEMCG, ("g", slack)))
     if builder.settings.defrag and rng.random() < 0.3:
         collapse(builder)
 

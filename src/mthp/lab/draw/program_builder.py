@@ -38,7 +38,8 @@ class ProgramBuilder:
     """A program being drawn.
 
     world: what its operations have made so far. settings: the final ones; while the operations run,
-    every switch is off. finish: operations for after the final settings are written.
+    every switch is off. finish: operations for after the final settings are written, which are not
+    walked through yet.
     """
 
     rng: Random
@@ -133,10 +134,6 @@ class ProgramBuilder:
         if not self.world.process(who).registered:
             for each in registration(who, DECOY):
                 self.add(each)
-
-    def finish_with(self, each: Operation) -> None:
-        """Add an operation for after the drawn settings are written. It is not walked through yet."""
-        self.finish.append(each)
 
     def draft(self, name: str, family: str) -> Draft:
         """The program as it stands, under that name."""

@@ -37,41 +37,6 @@ class ProgramError(ValueError):
     """A line that is not an operation, or an operation that cannot be done where it stands."""
 
 
-class Verb(StrEnum):
-    """What an operation does. The name of the process comes before it, if it has one.
-
-    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above.
-    """
-
-    WRITE_FILE = "w"
-    NEW = "new"
-    MEMCG = "memcg"
-    KSM = "ksm"
-    TAKE_BLOCKS = "eat"
-    BASE = "base"
-    MMAP = "mmap"
-    MMAP_DROPPABLE = "mmap_droppable"
-    MUNMAP = "munmap"
-    MPROTECT = "mprotect"
-    MREMAP = "mremap"
-    WRITE = "wr"
-    READ = "rd"
-    SAME = "same"
-    ADVISE = "adv"
-    MLOCK2 = "mlock2"
-    UFFD = "uffd"
-    UFFD_WP = "uffdwp"
-    PIN_URING = "pin_uring"
-    PIN_VMSPLICE = "pin_vmsplice"
-    FORK = "fork"
-    END_FORK = "endfork"
-    FORK_TO = "forkto"
-    PRCTL_THP = "prctl_thp"
-    CLEAR_REFS = "clear_refs"
-    ADVISE_OTHER = "padv"
-    CGROUP = "cgroup"
-
-
 class Madv(IntEnum):
     """The advice numbers of `adv` and `padv`. Kernel: include/uapi/asm-generic/mman-common.h."""
 
@@ -125,38 +90,55 @@ _PRCTL_FLAGS = Operand("prctl flags", frozenset({0, 2}))
 _CLEAR = Operand("clear_refs value", frozenset({1, 4}))
 
 _RANGE = (_OFFSET, _PAGES)
-_OF_HOST: dict[Verb, tuple[Operand, ...]] = {
-    Verb.WRITE_FILE: (_PATH, _TEXT),
-    Verb.NEW: (_NAME,),  # or nothing
-    Verb.MEMCG: (_GROUP, _OFFSET),
-    Verb.KSM: (_COUNT,),
-    Verb.TAKE_BLOCKS: (_ORDER,),
-}
-_OF_PROCESS: dict[Verb, tuple[Operand, ...]] = {
-    Verb.BASE: (_ADDRESS,),
-    Verb.MMAP: _RANGE,
-    Verb.MMAP_DROPPABLE: _RANGE,
-    Verb.MUNMAP: _RANGE,
-    Verb.MPROTECT: (*_RANGE, _PROT),
-    Verb.MREMAP: (*_RANGE, _OFFSET),
-    Verb.WRITE: _RANGE,
-    Verb.READ: _RANGE,
-    Verb.SAME: _RANGE,
-    Verb.ADVISE: (*_RANGE, _ADVICE),
-    Verb.MLOCK2: _RANGE,
-    Verb.UFFD: (*_RANGE, _UFFD_MODE),
-    Verb.UFFD_WP: (*_RANGE, _FLAG),
-    Verb.PIN_URING: _RANGE,
-    Verb.PIN_VMSPLICE: _RANGE,
-    Verb.FORK: (_COUNT,),
-    Verb.END_FORK: (),
-    Verb.FORK_TO: (_NAME,),
-    Verb.PRCTL_THP: (_FLAG, _PRCTL_FLAGS),
-    Verb.CLEAR_REFS: (_CLEAR,),
-    Verb.ADVISE_OTHER: (_NAME, *_RANGE, _REMOTE_ADVICE),
-    Verb.CGROUP: (_GROUP,),
-}
-RANGED = frozenset(verb for verb, operands in _OF_PROCESS.items() if operands[:2] == _RANGE)
+
+
+class Verb(StrEnum):
+    """What an operation does, and its operands. The name of the process comes before it, if it has one.
+
+    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above.
+    """
+
+    operands: tuple[Operand, ...]
+
+    def __new__(cls, text: str, *operands: Operand) -> Verb:
+        verb = str.__new__(cls, text)
+        verb._value_ = text
+        verb.operands = operands
+        return verb
+
+    WRITE_FILE = "w", _PATH, _TEXT
+    NEW = "new", _NAME  # or nothing
+    MEMCG = "memcg", _GROUP, _OFFSET
+    KSM = "ksm", _COUNT
+    TAKE_BLOCKS = "eat", _ORDER
+    BASE = "base", _ADDRESS
+    MMAP = "mmap", *_RANGE
+    MMAP_DROPPABLE = "mmap_droppable", *_RANGE
+    MUNMAP = "munmap", *_RANGE
+    MPROTECT = "mprotect", *_RANGE, _PROT
+    MREMAP = "mremap", *_RANGE, _OFFSET
+    WRITE = "wr", *_RANGE
+    READ = "rd", *_RANGE
+    SAME = "same", *_RANGE
+    ADVISE = "adv", *_RANGE, _ADVICE
+    MLOCK2 = "mlock2", *_RANGE
+    UFFD = "uffd", *_RANGE, _UFFD_MODE
+    UFFD_WP = "uffdwp", *_RANGE, _FLAG
+    PIN_URING = "pin_uring", *_RANGE
+    PIN_VMSPLICE = "pin_vmsplice", *_RANGE
+    FORK = "fork", _COUNT
+    END_FORK = "endfork"
+    FORK_TO = "forkto", _NAME
+    PRCTL_THP = "prctl_thp", _FLAG, _PRCTL_FLAGS
+    CLEAR_REFS = "clear_refs", _CLEAR
+    ADVISE_OTHER = "padv", _NAME, *_RANGE, _REMOTE_ADVICE
+    CGROUP = "cgroup", _GROUP
+
+
+_OF_HOST = frozenset({Verb.WRITE_FILE, Verb.NEW, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS})
+"""The verbs that name no process."""
+_OF_PROCESS = frozenset(Verb) - _OF_HOST
+RANGED = frozenset(verb for verb in _OF_PROCESS if verb.operands[:2] == _RANGE)
 """The verbs whose first two operands are an offset and a number of pages."""
 
 
@@ -217,13 +199,12 @@ def op(text: str) -> Operation:
     """An operation from its line; ProgramError says what is wrong with it."""
     words = text.split(" ")
     who = words.pop(0) if words[0] in PROCESSES else ""
-    table = _OF_PROCESS if who else _OF_HOST
     name = words.pop(0) if words else ""
-    if name not in table:
+    if name not in (_OF_PROCESS if who else _OF_HOST):
         whose = "of a process" if who else "(a process is one of s, t, u)"
         raise ProgramError(f"{text!r}: no operation {name!r} {whose}")
     verb = Verb(name)
-    kinds = table[verb] if words or verb is not Verb.NEW else ()
+    kinds = verb.operands if words or verb is not Verb.NEW else ()
     return Operation(verb, _operands(text, kinds, words), who)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 
 from mthp.lab.geometry import PMD_PAGES, round_up_to_table
 from mthp.lab.program.declared import problem
@@ -253,20 +252,19 @@ def _smaller(each: Operation) -> Iterator[Operation]:
 def _joined(ops: Ops) -> Ops:
     """The operations with neighbours joined that differ only in adjacent ranges."""
     out: list[Operation] = []
-    for _, group in groupby(ops, key=lambda each: (each.who, each.kind, each.is_range)):
-        for each in group:
-            last = out[-1] if out else None
-            if (
-                last is not None
-                and each.is_range
-                and last.is_range
-                and each.verb is not Verb.MREMAP
-                and last.with_range(each.start, each.pages) == each
-                and last.end == each.start
-            ):
-                out[-1] = last.with_range(last.start, last.pages + each.pages)
-            else:
-                out.append(each)
+    for each in ops:
+        last = out[-1] if out else None
+        if (
+            last is not None
+            and each.is_range
+            and last.is_range
+            and each.verb is not Verb.MREMAP
+            and last.with_range(each.start, each.pages) == each
+            and last.end == each.start
+        ):
+            out[-1] = last.with_range(last.start, last.pages + each.pages)
+        else:
+            out.append(each)
     return tuple(out)
 
 

@@ -126,8 +126,7 @@ class GuestSession:
         for module in modules:
             ask(f"insmod {module}")
         for path, value in _QUIET.items():
-            with contextlib.suppress(CommandFailed):
-                ask(f"w {path} {value}")
+            self._write_optional(path, value)
         self._swap_on()
         self._set_probes()
         # Before Linux 7.2 this keeps the thread alive while every size is off.
