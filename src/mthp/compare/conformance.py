@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from mthp.compare.records import Conformance, Mismatch, MismatchKind
@@ -116,10 +117,7 @@ def compare(scenario: Scenario, number: int, result: PassResult) -> Iterable[Mis
     def mismatch(kind: MismatchKind, expected: Any, got: Any, index: int | None = None) -> Mismatch:
         return Mismatch(scenario.id, number, kind, expected, got, index)
 
-    expected_events = [dict(event) for event in recorded.events]
-    for i in range(max(len(expected_events), len(result.events))):
-        want = expected_events[i] if i < len(expected_events) else None
-        got = result.events[i] if i < len(result.events) else None
+    for i, (want, got) in enumerate(zip_longest(map(dict, recorded.events), result.events)):
         if want != got:
             yield mismatch(MismatchKind.EVENTS, want, got, i)
             break

@@ -137,11 +137,11 @@ def pages_state(
     if entries is not None:
         found = np.frombuffer(entries, dtype="<u8").reshape(-1, 2)
         ptes, words = _pte_runs(found, start), found[:, 0]
-    swapped = _Swapped(words, sleepers)
-    pieces = [
-        (pages, parse_folio_token(_folio_text(place, columns[place].tolist(), names, swapped)))
-        for place, pages in _cut(_differs(columns, names))
-    ]
+    pieces = []
+    for place, count in _cut(_differs(columns, names)):
+        word = None if words is None else int(words[place])
+        text = _folio_text(columns[place].tolist(), word, names, sleepers)
+        pieces.append((count, parse_folio_token(text)))
     return PagesState(len(columns), joined_folios(pieces), ptes)
 
 
@@ -185,36 +185,29 @@ def _pte_runs(entries: Any, start: int) -> tuple[tuple[int, PteToken], ...]:
     return tuple((pages, _pte(*entries[at].tolist())) for at, pages in _cut(differs))
 
 
-@dataclass(frozen=True)
-class _Swapped:
-    """What the token of a swap entry contains beyond its word in pagemap.
+def _swap_text(pagemap: int, word: int | None, sleepers: int) -> str:
+    """The token of a swap entry.
 
-    words: the page-table entries of the VMA, if there are any. sleepers: how many children outside the
-    snapshot have the slots which fork() shared.
+    word: its page-table entry, where that is known. sleepers: how many children outside the snapshot
+    have the slots which fork() shared.
     """
-
-    words: Any
-    sleepers: int
-
-    def text(self, place: int, pagemap: int) -> str:
-        """The token of one page's entry. place: the page's index in the VMA."""
-        swap_type = pagemap & SWAP_TYPE
-        wp = "w" if pagemap & PM_UFFD_WP else ""
-        if swap_type >= SPECIAL_SWAP_TYPE:
-            return f"W{swap_type}" + (f".{wp}" if wp else "")
-        shared = self.words is not None and not int(self.words[place]) & PTE_SWP_EXCLUSIVE
-        letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
-        offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
-        text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
-        return text + (f".n{self.sleepers}" if shared and self.sleepers else "")
+    swap_type = pagemap & SWAP_TYPE
+    wp = "w" if pagemap & PM_UFFD_WP else ""
+    if swap_type >= SPECIAL_SWAP_TYPE:
+        return f"W{swap_type}" + (f".{wp}" if wp else "")
+    shared = word is not None and not word & PTE_SWP_EXCLUSIVE
+    letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
+    offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
+    text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
+    return text + (f".n{sleepers}" if shared and sleepers else "")
 
 
-def _folio_text(place: int, columns: Sequence[int], names: FolioNames, swapped: _Swapped) -> str:
+def _folio_text(columns: Sequence[int], word: int | None, names: FolioNames, sleepers: int) -> str:
     pagemap, flags, count, folio = columns
     if pagemap & PM_GUARD:
         return "G"
     if pagemap & PM_SWAP:
-        return swapped.text(place, pagemap)
+        return _swap_text(pagemap, word, sleepers)
     if not pagemap & PM_PRESENT:
         return "-"
     if flags & KPF_ZERO_PAGE:
