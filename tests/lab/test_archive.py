@@ -12,7 +12,7 @@ import pytest
 from mthp.lab.errors import LabError
 from mthp.lab.kernels.apt import Archive
 from mthp.lab.kernels.kernels import installed, kernels_dir
-from mthp.lab.kernels.packages import DebianKernels, Modules
+from mthp.lab.kernels.packages import DebianKernels
 from tests.lab.debs import SignedFolder, deb
 from tests.lab.synthetic import bzimage, module
 
@@ -66,7 +66,7 @@ def test_a_kernel_is_found_fetched_and_kept(tmp_path: Path, repository: SignedFo
     said = Said()
     debian = said.kernels(repository)
     offer = debian.look_up("7.3")
-    assert (offer.release, offer.suite, offer.modules) == (new, "trixie-backports", Modules.THERE)
+    assert (offer.release, offer.suite, offer.complete) == (new, "trixie-backports", True)
     assert offer.size == sum(file.stat().st_size for file in tmp_path.glob(f"linux-*{new}_*.deb"))
     assert offer.installed_size == 3 * 10 * 1024
     kernel = debian.fetch(offer)

@@ -12,7 +12,7 @@ import pytest
 from mthp.lab.errors import LabError
 from mthp.lab.kernels.apt import Package
 from mthp.lab.kernels.kernels import Origin, find, staging
-from mthp.lab.kernels.packages import Modules, Offer, best, offers, unpack
+from mthp.lab.kernels.packages import Offer, best, offers, unpack
 from tests.lab.debs import deb
 from tests.lab.synthetic import bzimage, module
 
@@ -50,7 +50,7 @@ def test_a_kernel_in_parts() -> None:
         f"linux-binary-unsigned-{NEW}", f"linux-modules-{NEW}", f"linux-base-{NEW}",
     ]  # fmt: skip
     assert (offer.size, offer.installed_size) == (10101, 20202)
-    assert offer.modules is Modules.THERE
+    assert offer.complete
     assert offer.origin == Origin("Debian a-suite", tuple(f"{name}=1-1" for name in fetched(offer)))
 
 
@@ -58,12 +58,12 @@ def test_a_kernel_in_one_piece() -> None:
     (offer,) = names(f"linux-image-{OLD}", f"linux-image-{OLD}-unsigned")
     assert fetched(offer) == [f"linux-image-{OLD}-unsigned"]
     (offer,) = names(f"linux-image-{OLD}")
-    assert (fetched(offer), offer.modules) == ([f"linux-image-{OLD}"], Modules.THERE)
+    assert (fetched(offer), offer.complete) == ([f"linux-image-{OLD}"], True)
 
 
 def test_a_kernel_whose_modules_are_gone() -> None:
     (offer,) = names(f"linux-image-{NEW}", f"linux-binary-{NEW}")
-    assert (fetched(offer), offer.modules) == ([f"linux-binary-{NEW}"], Modules.GONE)
+    assert (fetched(offer), offer.complete) == ([f"linux-binary-{NEW}"], False)
 
 
 def test_other_packages_are_no_kernel() -> None:

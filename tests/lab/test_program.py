@@ -151,9 +151,9 @@ def test_declared_is_what_real_records_say(recorded: Scenario) -> None:
     ]
     for ours, theirs in zip(found, recorded.vmas, strict=True):
         if recorded.id.startswith("ext") or theirs.advice is Advice.HUGEPAGE:
-            assert ours.advice is theirs.advice
-        assert ours.mlocked is theirs.mlocked
-        assert bool(ours.uffd) is theirs.uffd_wp
+            assert ours.traits.advice is theirs.advice
+        assert ours.traits.mlocked is theirs.mlocked
+        assert bool(ours.traits.uffd) is theirs.uffd_wp
         assert ours.anon_vma is theirs.anon_vma
         assert ours.pins == tuple(sorted(theirs.pins))
 
@@ -238,9 +238,9 @@ def test_a_fork_has_its_own_vmas() -> None:
         ("t", 30, 4),
     ]
     parent, locked, child, unlocked, dropped = found.vmas
-    assert (parent.uffd, locked.mlocked) == (Uffd.WP, True)
-    assert (child.uffd, unlocked.mlocked) == (Uffd.NONE, False)
-    assert dropped.droppable and not dropped.anon_vma
+    assert (parent.traits.uffd, locked.traits.mlocked) == (Uffd.WP, True)
+    assert (child.traits.uffd, unlocked.traits.mlocked) == (Uffd.NONE, False)
+    assert dropped.traits.droppable and not dropped.anon_vma
     assert found.prctl == (Prctl.EXCEPT_ADVISED, Prctl.EXCEPT_ADVISED)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.tools import Tool, missing
-from mthp.lab.session.selftest import Invocation, build
+from mthp.lab.session.selftest import arguments_for, build
 
 needs_compiler = pytest.mark.skipif(
     bool({Tool.COMPILER, Tool.STATIC_LIBC} & set(missing())), reason="needs a static libc"
@@ -68,5 +68,5 @@ def test_a_host_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_arguments() -> None:
-    assert Invocation().words == ()
-    assert Invocation(4).words == ("-c", "4", "mthp_khugepaged:anon")
+    assert arguments_for(None) == ()
+    assert arguments_for(4) == ("-c", "4", "mthp_khugepaged:anon")

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,7 @@ def _fetch(args: argparse.Namespace, wanted: Sequence[str]) -> None:
     absent = wanted if args.again else [name for name in wanted if not _in_cache(name)]
     if not absent:
         return
-    debian = DebianKernels(debian_archive(system_sources()), _progress)
+    debian = DebianKernels(debian_archive(system_sources()), partial(print, flush=True))
     chosen = debian.choose(absent)
     for offer in chosen:
         _announce(offer)
@@ -149,7 +150,6 @@ def _in_cache(name: str) -> bool:
 
 
 def _announce(offer: Offer) -> None:
-    from mthp.lab.kernels.packages import Modules
     from mthp.words.units import human_bytes
 
     print(
@@ -158,17 +158,13 @@ def _announce(offer: Offer) -> None:
     )
     for package in offer.packages:
         print(f"  {package.name} {package.version}  {human_bytes(package.size)}")
-    if offer.modules is Modules.GONE:
+    if not offer.complete:
         print("  its modules are no longer in the archive: no swap (zram) in that guest")
 
 
 def _ready(kernel: CachedKernel) -> None:
     modules = "with modules" if kernel.modules else "without modules"
     print(f"kernel {kernel.release} is ready, {modules}: {kernel.image.parent}")
-
-
-def _progress(line: str) -> None:
-    print(line, flush=True)
 
 
 def _run_list(args: argparse.Namespace) -> int:

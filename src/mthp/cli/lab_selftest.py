@@ -110,12 +110,17 @@ class _Result:
 def _run_selftest(args: argparse.Namespace) -> int:
     from mthp.compare.selftest import run_case
     from mthp.compare.selftest_cases import cases
+    from mthp.lab.kernels.kernels import find
+    from mthp.lab.vm.qemu import qemu_path
     from mthp.words.profiles import DEFAULT, profile_for_release
 
     if args.engine and (args.kernel or args.source or args.yes or args.record):
         raise UsageError("--engine needs no guest: no --kernel, --source, --yes or --record")
     orders = [None, *_orders(args.order or [str(DEFAULT_ORDER)])]
-    kernel = None if args.engine else _kernel(args.kernel)
+    kernel = None
+    if not args.engine:
+        qemu_path()
+        kernel = find(args.kernel)
     profile = profile_for_release(kernel.release) if kernel else DEFAULT
     made = {order: cases(order) for order in orders}
     if args.scenarios:
@@ -151,14 +156,6 @@ def _orders(texts: Sequence[str]) -> list[int]:
 # --- the guest ------------------------------------------------------------------------------
 
 
-def _kernel(name: str | None) -> CachedKernel:
-    from mthp.lab.kernels.kernels import find
-    from mthp.lab.vm.qemu import qemu_path
-
-    qemu_path()
-    return find(name)
-
-
 def _source(args: argparse.Namespace) -> Path:
     """The test's source: the one named, else the cache's, else fetched if the user agrees."""
     from mthp.cli.source import kept_or_fetched
@@ -178,7 +175,7 @@ def _run_in_guest(
 ) -> tuple[dict[int | None, Output], dict[str, tuple[str, ...]] | None]:
     """The outputs by mTHP order, and the records where they are wanted, as _Result has them."""
     from mthp.compare.selftest import record_cases
-    from mthp.lab.session.selftest import Invocation, build, guest_session, run_selftest
+    from mthp.lab.session.selftest import build, guest_session, run_selftest
 
     program = build(source)
     every = [case for group in made.values() for case in group]
@@ -186,13 +183,12 @@ def _run_in_guest(
         write = stack.enter_context(_writer(record_to)) if record_to is not None else None
         print_progress(f"booting {kernel.release}")
         guest, session = stack.enter_context(guest_session(kernel))
-        outputs = run_selftest(guest, program, map(Invocation, made), print_progress)
+        outputs = run_selftest(guest, program, made, print_progress)
         records = None
         if write is not None:
             print_progress(f"recording {sum(len(case.steps) for case in every)} states")
             records = record_cases(session, every, kernel.release, profile, write)
-    by_order = {invocation.mthp_order: output for invocation, output in outputs.items()}
-    return by_order, records
+    return outputs, records
 
 
 # --- output ---------------------------------------------------------------------------------

@@ -5,15 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.runs import PagesState, encode_runs
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import MTHP_GAUGES, MTHP_STATS, VMSTAT_COUNTERS, Action
+from mthp.image.scenario_values import (
+    MTHP_GAUGES,
+    MTHP_STATS,
+    RECORDED_EVENTS,
+    VMSTAT_COUNTERS,
+    Action,
+    changed,
+)
+from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
-from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
+from mthp.words.events import TRACEPOINTS, Attempt, Event
 from mthp.words.profiles import Orders, Profile
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
@@ -34,41 +43,14 @@ class PassResult:
 
 def recorded_event(event: Event) -> dict[str, Any] | None:
     """An event with exactly the fields that a recording has; None for events that are not recorded."""
-    match event:
-        case Attempt():
-            return {"event": "attempt", "address": event.address, "order": event.order}
-        case Swapin():
-            return {
-                "event": "mm_collapse_huge_page_swapin",
-                "ret": int(event.ret),
-                "order": event.order,
-                "swapped_in": event.swapped_in,
-                "referenced": event.referenced,
-            }
-        case Isolate():
-            return {
-                "event": "mm_collapse_huge_page_isolate",
-                "status": event.status.string,
-                "order": event.order,
-                "referenced": event.referenced,
-                "none_or_zero": event.none_or_zero,
-            }
-        case CollapseHugePage():
-            return {
-                "event": "mm_collapse_huge_page",
-                "status": event.status.string,
-                "order": event.order,
-            }
-        case ScanPmd():
-            return {
-                "event": "mm_khugepaged_scan_pmd",
-                "status": event.status.string,
-                "referenced": event.referenced,
-                "none_or_zero": event.none_or_zero,
-                "unmapped": event.unmapped,
-            }
-        case _:
-            return None
+    name = "attempt" if isinstance(event, Attempt) else TRACEPOINTS.get(type(event), "")
+    if name not in RECORDED_EVENTS:
+        return None
+    values = ((key, getattr(event, key)) for key in RECORDED_EVENTS[name])
+    return {
+        "event": name,
+        **{key: value.string if key == "status" else int(value) for key, value in values},
+    }
 
 
 def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
@@ -78,7 +60,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
     kernel.trace = events.append
     lru_add_drain_all(kernel.mem, kernel.cpus)
     mthp, vmstat = kernel.vmstat.mthp.copy(), kernel.vmstat.events.copy()
-    before = daemon.full_scans, daemon.pages_collapsed
+    before = _khugepaged_counters(daemon)
     errno = None
     if scenario.action is Action.MADVISE_COLLAPSE:
         vma = world.vmas[scenario.target]
@@ -88,26 +70,14 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
     lru_add_drain_all(kernel.mem, kernel.cpus)
     stats: dict[str, dict[str, int]] = {}
     shown = MTHP_GAUGES if kernel.profile.orders is Orders.PMD_ONLY else MTHP_STATS
-    for (order, name), value in kernel.vmstat.mthp.items():
-        if name in shown and value != mthp[order, name]:
-            stats.setdefault(str(order), {})[name] = value - mthp[order, name]
+    for (order, name), change in changed(kernel.vmstat.mthp, mthp).items():
+        if name in shown:
+            stats.setdefault(str(order), {})[name] = change
+    events_counted = changed(kernel.vmstat.events, vmstat)
     counters = {
         "stats": stats,
-        "vmstat": {
-            name: value - vmstat[name]
-            for name, value in kernel.vmstat.events.items()
-            if name in VMSTAT_COUNTERS and value != vmstat[name]
-        },
-        "khugepaged": {
-            name: now - then
-            for name, now, then in zip(
-                ("full_scans", "pages_collapsed"),
-                (daemon.full_scans, daemon.pages_collapsed),
-                before,
-                strict=True,
-            )
-            if now != then
-        },
+        "vmstat": {name: n for name, n in events_counted.items() if name in VMSTAT_COUNTERS},
+        "khugepaged": changed(_khugepaged_counters(daemon), before),
     }
     recorded = [record for event in events if (record := recorded_event(event)) is not None]
     return PassResult(
@@ -116,6 +86,10 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
         render_state(kernel, world.vmas),
         errno,
     )
+
+
+def _khugepaged_counters(daemon: Khugepaged) -> dict[str, int]:
+    return {"full_scans": daemon.full_scans, "pages_collapsed": daemon.pages_collapsed}
 
 
 def run_scenario(scenario: Scenario, profile: Profile, score: Conformance) -> list[PassResult]:
@@ -143,10 +117,7 @@ def compare(scenario: Scenario, number: int, result: PassResult) -> Iterable[Mis
     def mismatch(kind: MismatchKind, expected: Any, got: Any, index: int | None = None) -> Mismatch:
         return Mismatch(scenario.id, number, kind, expected, got, index)
 
-    expected_events = [dict(event) for event in recorded.events]
-    for i in range(max(len(expected_events), len(result.events))):
-        want = expected_events[i] if i < len(expected_events) else None
-        got = result.events[i] if i < len(result.events) else None
+    for i, (want, got) in enumerate(zip_longest(map(dict, recorded.events), result.events)):
         if want != got:
             yield mismatch(MismatchKind.EVENTS, want, got, i)
             break

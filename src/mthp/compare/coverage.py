@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno as errnos
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -122,9 +122,11 @@ def outcome_of(event: Mapping[str, Any]) -> CountedOutcome | None:
 
 # --- what can be seen -----------------------------------------------------------------------
 
+_Orders = dict[ScanResult, Sequence[int | None]]
+
 ERRNOS = ("0", "EINVAL", "ENOMEM", "EBUSY", "EAGAIN")
 
-_BY_ISOLATE: dict[ScanResult, tuple[int, ...]] = {
+_BY_ISOLATE: _Orders = {
     _R.EXCEED_NONE_PTE: ORDERS,
     _R.EXCEED_SHARED_PTE: ORDERS,  # at PMD order where swapped-in pages are shared
     _R.PTE_MAPPED_HUGEPAGE: SMALL_ORDERS,
@@ -132,12 +134,12 @@ _BY_ISOLATE: dict[ScanResult, tuple[int, ...]] = {
     _R.LACK_REFERENCED_PAGE: SMALL_ORDERS,
     _R.PAGE_LOCK: (PMD_ORDER,),
 }
-_BY_SWAPIN: dict[ScanResult, tuple[int, ...]] = {
+_BY_SWAPIN: _Orders = {
     _R.EXCEED_SWAP_PTE: SMALL_ORDERS,
     _R.FAIL: (PMD_ORDER,),
 }
-_BY_ALLOCATION = {_R.ALLOC_HUGE_PAGE_FAIL: ORDERS, _R.CGROUP_CHARGE_FAIL: ORDERS}
-_SUCCESS = {_R.SUCCEED: ORDERS}
+_BY_ALLOCATION: _Orders = {_R.ALLOC_HUGE_PAGE_FAIL: ORDERS, _R.CGROUP_CHARGE_FAIL: ORDERS}
+_SUCCESS: _Orders = {_R.SUCCEED: ORDERS}
 
 _BY_SCAN = (
     _R.NO_PTE_TABLE,
@@ -156,12 +158,13 @@ _BY_SCAN = (
     _R.ALLOC_HUGE_PAGE_FAIL,
     _R.CGROUP_CHARGE_FAIL,
 )
-REACHABLE: dict[OutcomeKind, dict[ScanResult, tuple[int, ...]]] = {
+REACHABLE: dict[OutcomeKind, _Orders] = {
+    OutcomeKind.SCAN: dict.fromkeys(_BY_SCAN, (None,)),
     OutcomeKind.ISOLATE: _SUCCESS | _BY_ISOLATE,
     OutcomeKind.SWAPIN: _SUCCESS | _BY_SWAPIN,
     OutcomeKind.ATTEMPT: _SUCCESS | _BY_ALLOCATION | _BY_ISOLATE | _BY_SWAPIN,
 }
-"""Kind -> result -> the orders at which a state made by system calls can lead to it."""
+"""Kind -> result -> the orders at which a state made by system calls can lead to it; None: no order."""
 
 _RACES: dict[ScanResult, str] = {
     _R.PTE_NON_PRESENT: "an entry must go between the scan, or the swap-in, and the isolation",
@@ -238,15 +241,9 @@ def expectation(outcome: CountedOutcome) -> tuple[Chance, str]:
         return Chance.NEVER, "no result of the enum"
     if result in FILE_ONLY:
         return Chance.FILE, "collapse_file() and hpage_collapse_scan_file() alone return it"
-    if _is_reachable(outcome, result):
+    if outcome.order in REACHABLE[outcome.kind].get(result, ()):
         return Chance.YES, ""
     return _why_not(outcome.kind, result)
-
-
-def _is_reachable(outcome: CountedOutcome, result: ScanResult) -> bool:
-    if outcome.kind is OutcomeKind.SCAN:
-        return result in _BY_SCAN
-    return outcome.order in REACHABLE[outcome.kind].get(result, ())
 
 
 def _why_not(kind: OutcomeKind, result: ScanResult) -> tuple[Chance, str]:
@@ -265,6 +262,6 @@ def why_never_seen(result: ScanResult) -> str:
     """The reason why a result was not seen at any step or order, as one phrase."""
     if result in FILE_ONLY:
         return Chance.FILE.value
-    if result in _BY_SCAN or any(result in table for table in REACHABLE.values()):
+    if any(result in table for table in REACHABLE.values()):
         return "reachable, but not drawn so far"
     return _RACES[result]

@@ -94,64 +94,54 @@ def cases(mthp_order: int | None = None) -> list[Case]:
 # --- pages and mappings ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Pages:
-    """Adjacent runs of pages: (pages, folio token, entry token) each."""
+_Pages = tuple[tuple[int, str, str], ...]
+"""Adjacent runs of pages: (pages, folio token, entry token) each."""
 
-    runs: tuple[tuple[int, str, str], ...] = ()
 
-    def __add__(self, other: _Pages) -> _Pages:
-        return _Pages(self.runs + other.runs)
-
-    @property
-    def pages(self) -> int:
-        """Base pages in all."""
-        return sum(run[0] for run in self.runs)
-
-    def vma(self, mm: int = 0, advice: str | None = "hugepage") -> dict[str, Any]:
-        """The mapping that consists of these pages."""
-        runs = [run for run in self.runs if run[0]]
-        anon_vma = any(folio != "-" for _, folio, _ in runs)
-        ptes = " ".join(f"{pages}:{entry if anon_vma else 'nopte'}" for pages, _, entry in runs)
-        folios = " ".join(f"{pages}:{folio}" for pages, folio, _ in runs)
-        return {
-            "start": BASE,
-            "pages": self.pages,
-            "advice": advice,
-            "mlocked": False,
-            "uffd_wp": False,
-            "anon_vma": anon_vma,
-            "pins": [],
-            "mm": mm,
-            "initial": {"folios": folios, "ptes": ptes},
-        }
+def _vma(runs: _Pages, mm: int = 0, advice: str | None = "hugepage") -> dict[str, Any]:
+    """The mapping that consists of these pages."""
+    runs = tuple(run for run in runs if run[0])
+    anon_vma = any(folio != "-" for _, folio, _ in runs)
+    ptes = " ".join(f"{pages}:{entry if anon_vma else 'nopte'}" for pages, _, entry in runs)
+    folios = " ".join(f"{pages}:{folio}" for pages, folio, _ in runs)
+    return {
+        "start": BASE,
+        "pages": sum(pages for pages, _, _ in runs),
+        "advice": advice,
+        "mlocked": False,
+        "uffd_wp": False,
+        "anon_vma": anon_vma,
+        "pins": [],
+        "mm": mm,
+        "initial": {"folios": folios, "ptes": ptes},
+    }
 
 
 def _small(pages: int) -> _Pages:
-    return _Pages(((pages, "F0.RLaB.xs.m1", "PWAD"),))
+    return ((pages, "F0.RLaB.xs.m1", "PWAD"),)
 
 
 def _hole(pages: int) -> _Pages:
-    return _Pages(((pages, "-", "-"),))
+    return ((pages, "-", "-"),)
 
 
 def _swapped(pages: int) -> _Pages:
-    return _Pages(((pages, "W0", "s"),))
+    return ((pages, "W0", "s"),)
 
 
 def _split(pages: int, folio: int = 0) -> _Pages:
     """The first pages of a PMD-sized folio that is mapped by entries, by this process alone."""
-    return _Pages(((pages, f"F{PMD_ORDER}.DLaBT.xs.m1.f{folio}.i0", "PWAD"),))
+    return ((pages, f"F{PMD_ORDER}.DLaBT.xs.m1.f{folio}.i0", "PWAD"),)
 
 
 def _shared_small(entry: str) -> _Pages:
     """One page that parent and child share; fork makes it old in the child."""
-    return _Pages(((1, "F0.RLaB.s.m2.f0.i0", entry),))
+    return ((1, "F0.RLaB.s.m2.f0.i0", entry),)
 
 
 def _shared_split(first: int) -> _Pages:
     """What a child sees of its parent's PMD-sized folio, from page `first` on."""
-    return _Pages(((PMD_PAGES - first, f"F{PMD_ORDER}.DLaBT.s.m2.f0.i{first}", "PD"),))
+    return ((PMD_PAGES - first, f"F{PMD_ORDER}.DLaBT.s.m2.f0.i{first}", "PD"),)
 
 
 def _shared_huge(copied: int) -> _Pages:
@@ -161,7 +151,7 @@ def _shared_huge(copied: int) -> _Pages:
     """
     token = f"F{PMD_ORDER}.DLaBT.xs"
     first = (copied, f"{token}.m1.f0.i0", "HPAD")
-    return _Pages((first, (PMD_PAGES - copied, f"{token}.m2.f0.i{copied}", "HPAD")))
+    return (first, (PMD_PAGES - copied, f"{token}.m2.f0.i{copied}", "HPAD"))
 
 
 # --- operations -----------------------------------------------------------------------------
@@ -277,22 +267,17 @@ def _full(where: _CaseBuilder) -> Iterator[SelftestStep]:
     tables = 1 if where.context is Context.MTHP else 4
     pages = tables * PMD_PAGES
     ops = (*_START, f"s mmap 0 {pages}", f"s wr 0 {pages}")
-    yield where.step(_small(pages).vma(), ops=ops, folios=tables * where.folios)
+    yield where.step(_vma(_small(pages)), ops=ops, folios=tables * where.folios)
 
 
 def _empty(where: _CaseBuilder) -> Iterator[SelftestStep]:
-    yield where.step(_hole(PMD_PAGES).vma(), ops=_MAPPED, folios=0)
+    yield where.step(_vma(_hole(PMD_PAGES)), ops=_MAPPED, folios=0)
 
 
-def _single_mthp(where: _CaseBuilder) -> Iterator[SelftestStep]:
-    pages = 1 << where.order
+def _single(where: _CaseBuilder) -> Iterator[SelftestStep]:
+    pages = 1 << where.order if where.context is Context.MTHP else 1
     ops = (*_MAPPED, f"s wr 0 {pages}")
-    yield where.step((_small(pages) + _hole(PMD_PAGES - pages)).vma(), ops=ops, folios=1)
-
-
-def _single_pte_entry(where: _CaseBuilder) -> Iterator[SelftestStep]:
-    ops = (*_MAPPED, "s wr 0 1")
-    yield where.step((_small(1) + _hole(PMD_PAGES - 1)).vma(), ops=ops, folios=1)
+    yield where.step(_vma(_small(pages) + _hole(PMD_PAGES - pages)), ops=ops, folios=1)
 
 
 def _limited(
@@ -308,7 +293,7 @@ def _limited(
 
     def step(number: int, folios: int, part: str) -> SelftestStep:
         pages, ops = state(number)
-        return where.step(pages.vma(), ops=ops, folios=folios, part=part, limits=limits)
+        return where.step(_vma(pages), ops=ops, folios=folios, part=part, limits=limits)
 
     yield step(most + 1, 0 if where.limits_hold else 1, "exceeded")
     if where.limits_hold:
@@ -324,7 +309,7 @@ def _max_ptes_none(where: _CaseBuilder) -> Iterator[SelftestStep]:
 
 def _swapin_single_pte(where: _CaseBuilder) -> Iterator[SelftestStep]:
     ops = (*_WRITTEN, f"s adv 0 1 {_PAGEOUT}")
-    yield where.step((_swapped(1) + _small(PMD_PAGES - 1)).vma(), ops=ops, folios=1)
+    yield where.step(_vma(_swapped(1) + _small(PMD_PAGES - 1)), ops=ops, folios=1)
 
 
 def _max_ptes_swap(where: _CaseBuilder) -> Iterator[SelftestStep]:
@@ -336,12 +321,12 @@ def _max_ptes_swap(where: _CaseBuilder) -> Iterator[SelftestStep]:
 
 def _single_pte_entry_compound(where: _CaseBuilder) -> Iterator[SelftestStep]:
     ops = (*_HUGE, f"s adv 0 {PMD_PAGES} {_NOHUGEPAGE}", f"s adv 1 {PMD_PAGES - 1} {_DONTNEED}")
-    yield where.step((_split(1) + _hole(PMD_PAGES - 1)).vma(), ops=ops, folios=1)
+    yield where.step(_vma(_split(1) + _hole(PMD_PAGES - 1)), ops=ops, folios=1)
 
 
 def _full_of_compound(where: _CaseBuilder) -> Iterator[SelftestStep]:
     ops = (*_HUGE, *(f"s {op}" for op in _SPLIT_PMD))
-    yield where.step(_split(PMD_PAGES).vma(), ops=ops, folios=1)
+    yield where.step(_vma(_split(PMD_PAGES)), ops=ops, folios=1)
 
 
 def _compound_extreme(where: _CaseBuilder) -> Iterator[SelftestStep]:
@@ -350,7 +335,7 @@ def _compound_extreme(where: _CaseBuilder) -> Iterator[SelftestStep]:
     In the guest a mapping slides down by a page past one aligned place, where each time a new huge
     page is made and all of it but its first page is dropped.
     """
-    pages = _Pages()
+    pages: _Pages = ()
     for folio in range(PMD_PAGES):
         pages += _split(1, folio)
     place, aside = PMD_PAGES, 4 * PMD_PAGES
@@ -363,13 +348,13 @@ def _compound_extreme(where: _CaseBuilder) -> Iterator[SelftestStep]:
             f"s mremap {start} {2 * PMD_PAGES} {aside}",
             f"s mremap {aside} {2 * PMD_PAGES} {start - 1}",
         )
-    yield where.step(pages.vma(), ops=[*ops, f"s munmap {place} {PMD_PAGES}"], folios=1)
+    yield where.step(_vma(pages), ops=[*ops, f"s munmap {place} {PMD_PAGES}"], folios=1)
 
 
 def _fork(where: _CaseBuilder) -> Iterator[SelftestStep]:
     """The parent is not advised, so khugepaged does not know it: it stands last."""
-    child = (_shared_small("PD") + _small(1) + _hole(PMD_PAGES - 2)).vma()
-    parent = (_shared_small("PAD") + _hole(PMD_PAGES - 1)).vma(mm=1, advice=None)
+    child = _vma(_shared_small("PD") + _small(1) + _hole(PMD_PAGES - 2))
+    parent = _vma(_shared_small("PAD") + _hole(PMD_PAGES - 1), mm=1, advice=None)
     ops = (*_MAPPED, "s wr 0 1", "s forkto t", "t wr 1 1")
     looks = (MappedWhole(1, PMD_ORDER, 0),)
     yield where.step(child, parent, ops=ops, folios=1, advised=("t",), looks=looks, target=0)
@@ -388,8 +373,8 @@ def _of_huge_parent(
     ops: what the child does before it writes to them.
     """
     return where.step(
-        _shared_huge(own).vma(),
-        (_small(own) + _shared_split(own)).vma(mm=1),
+        _vma(_shared_huge(own)),
+        _vma(_small(own) + _shared_split(own), mm=1),
         ops=(*_HUGE_SHARED, *ops, f"t wr 0 {own}"),
         folios=folios,
         advised=("s", "t"),
@@ -412,7 +397,7 @@ def _max_ptes_shared(where: _CaseBuilder) -> Iterator[SelftestStep]:
 
 
 def _existing_thps(where: _CaseBuilder) -> Iterator[SelftestStep]:
-    yield where.step(_small(PMD_PAGES).vma(), ops=_WRITTEN, folios=1, passes=2)
+    yield where.step(_vma(_small(PMD_PAGES)), ops=_WRITTEN, folios=1, passes=2)
 
 
 _ALL = frozenset(Context)
@@ -421,8 +406,8 @@ _AT_PMD = frozenset({Context.KHUGEPAGED, Context.MADVISE})
 _CASES: dict[str, tuple[frozenset[Context], Callable[[_CaseBuilder], Iterator[SelftestStep]]]] = {
     "collapse_full": (_ALL, _full),
     "collapse_empty": (_ALL, _empty),
-    "collapse_single_mthp": (frozenset({Context.MTHP}), _single_mthp),
-    "collapse_single_pte_entry": (_AT_PMD, _single_pte_entry),
+    "collapse_single_mthp": (frozenset({Context.MTHP}), _single),
+    "collapse_single_pte_entry": (_AT_PMD, _single),
     "collapse_max_ptes_none": (_AT_PMD, _max_ptes_none),
     "collapse_single_pte_entry_compound": (_AT_PMD, _single_pte_entry_compound),
     "collapse_full_of_compound": (_AT_PMD, _full_of_compound),

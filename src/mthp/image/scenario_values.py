@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from mthp.image.runs import PagesState
 from mthp.words.units import Geometry
@@ -30,6 +30,23 @@ VMSTAT_COUNTERS = (
     "thp_scan_exceed_share_pte",
 )
 """The counters of /proc/vmstat whose changes a pass records."""
+
+_Key = TypeVar("_Key")
+
+
+def changed(now: Mapping[_Key, int], before: Mapping[_Key, int]) -> dict[_Key, int]:
+    """By how much counters changed, without those that did not."""
+    return {key: value - before[key] for key, value in now.items() if value != before[key]}
+
+
+RECORDED_EVENTS: dict[str, tuple[str, ...]] = {
+    "attempt": ("address", "order"),
+    "mm_collapse_huge_page_swapin": ("ret", "order", "swapped_in", "referenced"),
+    "mm_collapse_huge_page_isolate": ("status", "order", "referenced", "none_or_zero"),
+    "mm_collapse_huge_page": ("status", "order"),
+    "mm_khugepaged_scan_pmd": ("status", "referenced", "none_or_zero", "unmapped"),
+}
+"""Event -> the fields that a recording keeps, in its order."""
 
 
 class Action(StrEnum):

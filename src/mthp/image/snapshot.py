@@ -66,7 +66,16 @@ class Kpf(IntEnum):
     KSM = 21
     THP = 22
     ZERO_PAGE = 24
+    IDLE = 25
     MLOCKED = 33
+
+
+KPF_OF_LETTER = {
+    "l": Kpf.LOCKED, "R": Kpf.REFERENCED, "D": Kpf.DIRTY, "L": Kpf.LRU, "A": Kpf.ACTIVE,
+    "a": Kpf.ANON, "C": Kpf.SWAPCACHE, "B": Kpf.SWAPBACKED, "V": Kpf.UNEVICTABLE,
+    "P": Kpf.HWPOISON, "K": Kpf.KSM, "T": Kpf.THP, "I": Kpf.IDLE, "M": Kpf.MLOCKED,
+}  # fmt: skip
+"""kpageflags letters of the scenario format, in the order in which a state is rendered."""
 
 
 @dataclass(frozen=True)

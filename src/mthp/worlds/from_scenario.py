@@ -10,7 +10,7 @@ import numpy as np
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Advice, Prctl, ScenarioVma
-from mthp.image.snapshot import Kpf, Pte
+from mthp.image.snapshot import KPF_OF_LETTER, Pte
 from mthp.mm import vm_flags as vm
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.page_alloc import NodeState
@@ -18,13 +18,6 @@ from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.mm.swap_table import swp_entry
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays
-
-KPF_OF_LETTER = {
-    "l": Kpf.LOCKED, "R": Kpf.REFERENCED, "D": Kpf.DIRTY, "L": Kpf.LRU, "A": Kpf.ACTIVE,
-    "a": Kpf.ANON, "C": Kpf.SWAPCACHE, "B": Kpf.SWAPBACKED, "V": Kpf.UNEVICTABLE,
-    "P": Kpf.HWPOISON, "K": Kpf.KSM, "T": Kpf.THP, "M": Kpf.MLOCKED,
-}  # fmt: skip
-"""kpageflags letters of the scenario format, in the order in which a state is rendered."""
 
 PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY}
 
@@ -128,7 +121,7 @@ class _Expansion:
         pte |= Pte.EXCLUSIVE if "x" in letters else 0
         if token.kind is not PageKind.FOLIO:
             return pte, 0, 0, 0, 0, 0
-        flags = sum(1 << KPF_OF_LETTER[each] for each in token.flags if each in KPF_OF_LETTER)
+        flags = sum(1 << KPF_OF_LETTER[each] for each in token.flags)
         if token.folio is None:
             first, self.next_frame = self.next_frame, self.next_frame + count
         else:

@@ -13,6 +13,7 @@ from mthp.image.runs import (
     PteToken,
     parse_pte_token,
 )
+from mthp.image.snapshot import KPF_OF_LETTER
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.mm.pgtable import pmd_ptr
@@ -32,7 +33,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.swap_table import swp_offset, swp_type
 from mthp.mm.vm_flags import VM_SOFTDIRTY
 from mthp.worlds.build import PG_OF_KPF
-from mthp.worlds.from_scenario import KPF_OF_LETTER, PTE_LETTERS
+from mthp.worlds.from_scenario import PTE_LETTERS
 
 _NONE = FolioToken(PageKind.NONE)
 _NO_TABLE = PteToken(PteState.NO_TABLE)

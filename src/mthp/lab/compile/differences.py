@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
 
 from mthp.image.runs import (
     SPECIAL_SWAP_TYPE,
@@ -30,7 +31,7 @@ from mthp.image.runs import (
 )
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import ScenarioVma
-from mthp.lab.compile.wanted import displacement, held_pages
+from mthp.lab.compile.wanted import displacement, held_pages, pages_text
 
 _TRAITS = (
     "pages",
@@ -45,20 +46,18 @@ _TRAITS = (
 )
 
 
-def differences(wanted_processes: Scenario, built: Scenario) -> list[str]:
+def differences(wanted: Scenario, built: Scenario) -> list[str]:
     """One line for each property of a mapping, and each run of pages, that is not as declared.
 
     built: the scenario that was recorded from the program of compile_state(wanted).
     """
-    if len(wanted_processes.vmas) != len(built.vmas):
-        return [f"{len(built.vmas)} mappings, not {len(wanted_processes.vmas)}"]
+    if len(wanted.vmas) != len(built.vmas):
+        return [f"{len(built.vmas)} mappings, not {len(wanted.vmas)}"]
     found: list[str] = []
-    order = sorted(
-        range(len(wanted_processes.vmas)), key=lambda i: _place(wanted_processes.vmas[i])
-    )
-    moved = displacement(wanted_processes)
+    order = sorted(range(len(wanted.vmas)), key=lambda i: _place(wanted.vmas[i]))
+    moved = displacement(wanted)
     for i, have in zip(order, built.vmas, strict=True):
-        want = wanted_processes.vmas[i]
+        want = wanted.vmas[i]
         if want.start - moved != have.start:
             found.append(f"vmas[{i}].start: {have.start}, not {want.start - moved}")
         found += [
@@ -68,24 +67,24 @@ def differences(wanted_processes: Scenario, built: Scenario) -> list[str]:
         ]
         if held_pages(want) != held_pages(have):
             found.append(f"vmas[{i}]: other pages are held by references")
-    if wanted_processes.free_blocks is not None:
-        large, free = _largest(wanted_processes.free_blocks), _largest(built.free_blocks or {})
+    if wanted.free_blocks is not None:
+        large, free = _largest(wanted.free_blocks), _largest(built.free_blocks or {})
         if large != free:
             found.append(f"free_blocks: the largest is of order {free}, not {large}")
     if not found:
-        states = [wanted_processes.vmas[i].initial for i in order]
+        states = [wanted.vmas[i].initial for i in order]
         for i, text in state_differences(states, [vma.initial for vma in built.vmas]):
             found.append(f"vmas[{order[i]}] {text}")
     return found
 
 
 def state_differences(
-    wanted_processes: Sequence[PagesState], built: Sequence[PagesState]
+    wanted: Sequence[PagesState], built: Sequence[PagesState]
 ) -> Iterator[tuple[int, str]]:
     """(mapping, what differs) for each run of pages. wanted, built: the states of one snapshot each."""
-    pages_wanted, pages_built = _comparable(wanted_processes), _comparable(built)
+    pages_wanted, pages_built = _comparable(wanted), _comparable(built)
     for i, (want, have) in enumerate(zip(pages_wanted, pages_built, strict=True)):
-        tables = wanted_processes[i].ptes is not None
+        tables = wanted[i].ptes is not None
         yield from ((i, text) for text in _page_differences(want, have, tables=tables))
 
 
@@ -137,16 +136,13 @@ def _page_differences(
     want: Sequence[_Look], have: Sequence[_Look], *, tables: bool
 ) -> Iterator[str]:
     """One line for each run of pages that differ alike."""
-    first, last_text = 0, ""
-    for page in range(len(want) + 1):
-        text = ""
-        if page < len(want):
-            text = _page_difference(want[page], have[page], tables=tables)
-        if text != last_text:
-            if last_text:
-                where = f"page {first}" if page - first == 1 else f"pages {first}..{page - 1}"
-                yield f"{where}: {last_text}"
-            first, last_text = page, text
+    texts = (_page_difference(*pair, tables=tables) for pair in zip(want, have, strict=True))
+    first = 0
+    for text, alike in groupby(texts):
+        count = len(list(alike))
+        if text:
+            yield f"{pages_text(first, count)}: {text}"
+        first += count
 
 
 _NO_TABLE = parse_pte_token("nopte")

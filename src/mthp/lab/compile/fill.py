@@ -19,10 +19,9 @@ from mthp.lab.compile.recipes import (
     DROPPABLE,
     SMALL,
     LargeRecipe,
-    PageOperation,
+    Steps,
     large_recipe,
     small_recipe,
-    step_op,
 )
 from mthp.lab.compile.wanted import WantedFolio, WantedPage, WantedProcess, cannot
 from mthp.lab.geometry import PMD_ORDER, PMD_PAGES
@@ -31,10 +30,9 @@ from mthp.words.settings import Enabled
 
 _SMALLEST = 4
 """Pages of the smallest large folio."""
-Steps = tuple[PageOperation, ...]
 PageContents = dict[int, WantedFolio | WantedPage]
 """Page -> what is on it so far."""
-_SWAPPED: Steps = (PageOperation.OUT,)
+_SWAPPED: Steps = (Madv.PAGEOUT,)
 
 
 @dataclass
@@ -62,10 +60,12 @@ class _Filler:
         for start, count in spans(pages):
             self.ops.append(Operation(verb, (start, count, *more), self.want.name))
 
-    def step(self, step: PageOperation, pages: Iterable[int]) -> None:
+    def step(self, step: Madv | Verb, pages: Iterable[int]) -> None:
         """Add one step of a recipe over each run of pages."""
-        for start, count in spans(pages):
-            self.ops.append(step_op(self.want.name, step, start, count))
+        if isinstance(step, Madv):
+            self.advise(step, pages)
+        else:
+            self.over(step, pages)
 
     def advise(self, advice: Madv, pages: Iterable[int]) -> None:
         self.over(Verb.ADVISE, pages, int(advice))
@@ -169,10 +169,10 @@ class _Filler:
         for start, count in spans(pages):
             window = -(-start // _SMALLEST) * _SMALLEST
             if window + _SMALLEST > start + count:
-                self.step(PageOperation.OUT, range(start, start + count))
+                self.advise(Madv.PAGEOUT, range(start, start + count))
                 continue
             for page in reversed(range(start, start + count)):
-                self.step(PageOperation.OUT, [page])
+                self.advise(Madv.PAGEOUT, [page])
 
     def batch(self, batch: _Batch) -> None:
         """Make everything of a batch, the largest folios first."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from mthp.image.runs import PageKind, PteState
-from mthp.image.scenario_values import Advice, Prctl
+from mthp.image.scenario_values import Advice
 from mthp.lab.compile.wanted import CannotBuild, WantedPage, WantedProcess, WantedVma, cannot
 from mthp.lab.geometry import PMD_PAGES, round_up_to_table
-from mthp.lab.program.program import Madv, Operation, Verb, spans
+from mthp.lab.program.program import PRCTL_FLAGS, Madv, Operation, Verb, spans
 from mthp.lab.program.space import Uffd
 
 _MOST_IN_PIPE = 256
@@ -187,12 +187,8 @@ def vma_attributes(want: WantedProcess) -> list[Operation]:
     ops += [_over(who, Verb.UFFD, vma, Uffd.WP.value) for vma in want.vmas if vma.declared.uffd_wp]
     ops += _runs(who, Verb.UFFD_WP, [p.at for p in want.pages.values() if _protected(p)], 1)
     ops += _pins(want)
-    for vma in want.vmas:
-        if vma.declared.mlocked:
-            ops.append(_over(who, Verb.MLOCK2, vma))
-    for vma in want.vmas:
-        if vma.declared.read_only:
-            ops.append(_over(who, Verb.MPROTECT, vma, 1))
+    ops += [_over(who, Verb.MLOCK2, vma) for vma in want.vmas if vma.declared.mlocked]
+    ops += [_over(who, Verb.MPROTECT, vma, 1) for vma in want.vmas if vma.declared.read_only]
     return ops + _advise(want)
 
 
@@ -257,5 +253,6 @@ def _drained(want: WantedProcess, old: list[WantedPage]) -> list[Operation]:
 
 def prctl(want: WantedProcess) -> list[Operation]:
     """Disable THP for the process, if that is wanted."""
-    flags = {Prctl.DISABLE: (1, 0), Prctl.EXCEPT_ADVISED: (1, 2)}
-    return [] if want.prctl is None else [Operation(Verb.PRCTL_THP, flags[want.prctl], want.name)]
+    if want.prctl is None:
+        return []
+    return [Operation(Verb.PRCTL_THP, PRCTL_FLAGS[want.prctl], want.name)]

@@ -9,38 +9,16 @@ when its swap slot is given back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from mthp.image.runs import FolioToken, PteToken
-from mthp.lab.program.program import Madv, Operation, Verb
+from mthp.lab.program.program import Madv, Verb
 
+Steps = tuple[Madv | Verb, ...]
+"""The steps of a recipe, each an operation over present pages: a madvise(), a read or a write."""
 
-class PageOperation(Enum):
-    """A step of a recipe: one operation over present pages."""
+_C, _F, _O, _R, _W = Madv.COLD, Madv.FREE, Madv.PAGEOUT, Verb.READ, Verb.WRITE
 
-    COLD = Madv.COLD
-    FREE = Madv.FREE
-    OUT = Madv.PAGEOUT
-    READ = Verb.READ
-    WRITE = Verb.WRITE
-
-
-def step_op(who: str, step: PageOperation, start: int, pages: int) -> Operation:
-    """The step as an operation of a process."""
-    if isinstance(step.value, Madv):
-        return Operation(Verb.ADVISE, (start, pages, int(step.value)), who)
-    return Operation(step.value, (start, pages), who)
-
-
-_C, _F, _O, _R, _W = (
-    PageOperation.COLD,
-    PageOperation.FREE,
-    PageOperation.OUT,
-    PageOperation.READ,
-    PageOperation.WRITE,
-)
-
-SMALL: dict[tuple[str, str], tuple[PageOperation, ...]] = {
+SMALL: dict[tuple[str, str], Steps] = {
     ("RB", "WAD"): (),
     ("B", "WD"): (_C,),
     ("B", "WAD"): (_C, _R),
@@ -61,7 +39,7 @@ SMALL: dict[tuple[str, str], tuple[PageOperation, ...]] = {
 }
 """(of the folio's flags R D C B, of the entry's bits W A D) -> the steps after the first write."""
 
-DROPPABLE: dict[tuple[str, str], tuple[PageOperation, ...]] = {
+DROPPABLE: dict[tuple[str, str], Steps] = {
     ("R", "WAD"): (),
     ("", "WD"): (_C,),
     ("", "WAD"): (_C, _R),
@@ -72,14 +50,6 @@ DROPPABLE: dict[tuple[str, str], tuple[PageOperation, ...]] = {
 }
 """The same in a droppable mapping, whose folios are never swap-backed."""
 
-_LARGE: dict[str, tuple[tuple[PageOperation, ...], str]] = {
-    "RB": ((), "WAD"),
-    "B": ((_C,), "WD"),
-    "R": ((_F,), "W"),
-    "": ((_C, _F), "W"),
-}
-"""Flags -> steps over the whole folio, and the bits its entries then have."""
-
 _FIXED = frozenset("LaTVM")
 """Flags that no recipe sets: every folio here has them, or large ones do, or mlocked ones."""
 
@@ -88,8 +58,17 @@ _FIXED = frozenset("LaTVM")
 class LargeRecipe:
     """steps: over the whole folio. bits: those that its entries have afterwards."""
 
-    steps: tuple[PageOperation, ...]
+    steps: Steps
     bits: str
+
+
+_LARGE = {
+    "RB": LargeRecipe((), "WAD"),
+    "B": LargeRecipe((_C,), "WD"),
+    "R": LargeRecipe((_F,), "W"),
+    "": LargeRecipe((_C, _F), "W"),
+}
+"""The folio's flags -> its recipe."""
 
 
 def _letters(text: str, known: str) -> str:
@@ -105,8 +84,8 @@ def _own_flags(token: FolioToken) -> str | None:
 
 
 def small_recipe(
-    token: FolioToken, entry: PteToken, table: dict[tuple[str, str], tuple[PageOperation, ...]]
-) -> tuple[PageOperation, ...] | None:
+    token: FolioToken, entry: PteToken, table: dict[tuple[str, str], Steps]
+) -> Steps | None:
     """The steps that give a small page its flags and bits; None if no such steps are known.
 
     Where the entry is not writable, its dirty bit may be unknown (older records show only the
@@ -130,5 +109,4 @@ def large_recipe(token: FolioToken) -> LargeRecipe | None:
     flags = _own_flags(token)
     if flags is None or "C" in flags:
         return None
-    found = _LARGE.get(flags.replace("D", ""))
-    return None if found is None else LargeRecipe(*found)
+    return _LARGE.get(flags.replace("D", ""))

@@ -129,16 +129,17 @@ def _check_declared(draft: Draft, wants: Sequence[WantedProcess]) -> None:
 
 def _differs(vma: DeclaredVma, declared: ScenarioVma) -> str:
     """The first property of the mapping that would differ from the scenario; empty if none would."""
-    pairs = {
-        "advice": (vma.advice, declared.advice),
-        "mlocked": (vma.mlocked, declared.mlocked),
-        "uffd_wp": (bool(vma.uffd & Uffd.WP), declared.uffd_wp),
-        "anon_vma": (vma.anon_vma, declared.anon_vma),
-        "droppable": (vma.droppable, declared.droppable),
-        "ksm": (vma.ksm, declared.ksm),
-        "read_only": (not vma.writable, declared.read_only),
+    traits = vma.traits
+    would_be = {
+        "advice": traits.advice,
+        "mlocked": traits.mlocked,
+        "uffd_wp": bool(traits.uffd & Uffd.WP),
+        "anon_vma": vma.anon_vma,
+        "droppable": traits.droppable,
+        "ksm": traits.ksm,
+        "read_only": not traits.writable,
     }
-    for name, (have, want) in pairs.items():
-        if have != want:
+    for name, have in would_be.items():
+        if have != (want := getattr(declared, name)):
             return f"{name} would be {have}, not {want}"
     return ""

@@ -107,7 +107,9 @@ class WantedProcess:
 
     @property
     def small(self) -> list[WantedPage]:
-        return [page for page in self.of(PageKind.FOLIO) if is_small(page)]
+        """The pages whose folio is of order 0 and not merged by KSM."""
+        folios = self.of(PageKind.FOLIO)
+        return [page for page in folios if not page.token.order and "K" not in page.token.flags]
 
     @property
     def merged(self) -> list[WantedPage]:
@@ -116,11 +118,6 @@ class WantedProcess:
 
     def vma_of(self, page: WantedPage) -> WantedVma:
         return next(vma for vma in self.vmas if vma.index == page.vma)
-
-
-def is_small(page: WantedPage) -> bool:
-    """Whether the page's folio is of order 0 and not merged by KSM."""
-    return page.token.order == 0 and "K" not in page.token.flags
 
 
 def displacement(scenario: Scenario) -> int:
@@ -248,5 +245,10 @@ def cannot(pages: Iterable[WantedPage], why: str) -> CannotBuild:
     some = list(pages)
     first = some[0]
     start, count = spans(page.index for page in some)[0]
-    where = f"page {start}" if count == 1 else f"pages {start}..{start + count - 1}"
-    return CannotBuild(f"vmas[{first.vma}] {where}: {first.token} {first.entry}: {why}")
+    where = f"vmas[{first.vma}] {pages_text(start, count)}"
+    return CannotBuild(f"{where}: {first.token} {first.entry}: {why}")
+
+
+def pages_text(first: int, count: int) -> str:
+    """How a run of pages is called in a complaint."""
+    return f"page {first}" if count == 1 else f"pages {first}..{first + count - 1}"

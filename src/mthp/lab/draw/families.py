@@ -101,7 +101,7 @@ def large(builder: ProgramBuilder) -> None:
         fill(builder, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 2, Appearance.SPARSE: 1})
     elif style < 0.7:
         vma = builder.vmas("s")[0]
-        fill_one_order(builder, "s", (vma.start, vma.pages), rng.choice(ORDERS))
+        fill_one_order(builder, "s", [(vma.start, vma.pages)], rng.choice(ORDERS))
     else:
         fill(builder, "s", looks={Appearance.LARGE: 3, Appearance.MIXED: 1})
     if rng.random() < 0.15:
@@ -258,7 +258,7 @@ def memcg(builder: ProgramBuilder) -> None:
     order = rng.choice(ORDERS)
     short = KERNEL_PAGES if builder.settings.defrag else 1
     slack = max(0, (1 << order) * rng.choice([0, 1, 1, 2, 3]) + rng.choice([-short, 0, 0, 1]))
-    builder.finish_with(Operation(Verb.MEMCG, ("g", slack)))
+    builder.finish.append(Operation(Verb.MEMCG, ("g", slack)))
     if builder.settings.defrag and rng.random() < 0.3:
         collapse(builder)
 

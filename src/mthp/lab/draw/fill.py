@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -13,43 +15,32 @@ from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS, round_
 from mthp.lab.program.program import Madv, Verb
 from mthp.lab.program.space import PageMark
 
-
-class Appearance(Enum):
-    """What a mapping is filled with."""
-
-    FULL = "small pages throughout"
-    MOSTLY = "small pages with some holes and zero pages"
-    LARGE = "folios of one or two orders"
-    MIXED = "a bit of everything"
-    SPARSE = "mostly holes"
-
-
 T = TypeVar("T")
 
-LOOKS = {
-    Appearance.FULL: 3.0,
-    Appearance.MOSTLY: 3.0,
-    Appearance.LARGE: 2.0,
-    Appearance.MIXED: 3.0,
-    Appearance.SPARSE: 1.0,
-}
-"""Appearance -> how often it is drawn."""
+HOLE, ZERO, SMALL, FOLIOS = "hole", "zero", "small", "folios"
 
-HOLE, ZERO, SMALL = "hole", "zero", "small"
-_KINDS: dict[Appearance, dict[str, float]] = {
-    Appearance.FULL: {SMALL: 1},
-    Appearance.MOSTLY: {SMALL: 8, HOLE: 1, ZERO: 1},
-    Appearance.LARGE: {SMALL: 2, "large": 8},
-    Appearance.MIXED: {SMALL: 4, "large": 4, HOLE: 1, ZERO: 1.5},
-    Appearance.SPARSE: {SMALL: 2, "large": 1, HOLE: 5, ZERO: 1},
-}
-_PARTS = {
-    Appearance.FULL: 1,
-    Appearance.MOSTLY: 6,
-    Appearance.LARGE: 4,
-    Appearance.MIXED: 9,
-    Appearance.SPARSE: 7,
-}
+
+class Appearance(Enum):
+    """What a mapping is filled with.
+
+    often: how often it is drawn. parts: into how many stretches it is cut on average. kinds: the
+    kinds of pages of a stretch, by weight.
+    """
+
+    FULL = 3.0, 1, {SMALL: 1.0}
+    MOSTLY = 3.0, 6, {SMALL: 8.0, HOLE: 1.0, ZERO: 1.0}
+    LARGE = 2.0, 4, {SMALL: 2.0, FOLIOS: 8.0}
+    MIXED = 3.0, 9, {SMALL: 4.0, FOLIOS: 4.0, HOLE: 1.0, ZERO: 1.5}
+    SPARSE = 1.0, 7, {SMALL: 2.0, FOLIOS: 1.0, HOLE: 5.0, ZERO: 1.0}
+
+    def __init__(self, often: float, parts: int, kinds: dict[str, float]) -> None:
+        self.often = often
+        self.parts = parts
+        self.kinds = kinds
+
+
+LOOKS = {look: look.often for look in Appearance}
+"""Appearance -> how often it is drawn."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +62,13 @@ def plan_segments(
     rng: Random, start: int, pages: int, look: Appearance, orders: tuple[int, ...] = ORDERS
 ) -> list[Stretch]:
     """Cut a run of pages into stretches. orders: those that large folios may have."""
-    parts = rng.randint(1, 2 * _PARTS[look] - 1)
+    parts = rng.randint(1, 2 * look.parts - 1)
     grain = rng.choice([1, 4, 8, 16, 64, 128])
     large = rng.sample(orders, rng.randint(1, 2))
     segments = []
     for at, length in cuts(rng, start, start + pages, parts, grain):
-        kind = weighted(rng, _KINDS[look])
-        order = rng.choice(large) if kind == "large" else 0
+        kind = weighted(rng, look.kinds)
+        order = rng.choice(large) if kind == FOLIOS else 0
         segments.append(Stretch(at, length, kind, order))
     return segments
 
@@ -85,10 +76,8 @@ def plan_segments(
 def put(builder: ProgramBuilder, who: str, segments: list[Stretch]) -> None:
     """Fault the stretches in: large folios first, in descending order."""
     for order in sorted({each.order for each in segments if each.order}, reverse=True):
-        with builder.with_order(order):
-            for each in segments:
-                if each.order == order:
-                    builder.do(Verb.WRITE, each.start, each.pages, who=who)
+        runs = [(each.start, each.pages) for each in segments if each.order == order]
+        fill_one_order(builder, who, runs, order)
     verbs = {SMALL: Verb.WRITE, ZERO: Verb.READ}
     for each in segments:
         if each.kind in verbs:
@@ -126,10 +115,11 @@ def _around(start: int, pages: int, skipped: int) -> list[Run]:
     return [(at, length) for at, length in parts if length > 0]
 
 
-def fill_one_order(builder: ProgramBuilder, who: str, run: Run, order: int) -> None:
-    """Fill a run of pages with folios of one order."""
-    with builder.with_order(order):
-        builder.do(Verb.WRITE, *run, who=who)
+def fill_one_order(builder: ProgramBuilder, who: str, runs: Iterable[Run], order: int) -> None:
+    """Fill runs of pages with folios of one order; 0: with small pages."""
+    with builder.with_order(order) if order else nullcontext():
+        for run in runs:
+            builder.do(Verb.WRITE, *run, who=who)
 
 
 # --- changes to filled pages ----------------------------------------------------------------
@@ -141,11 +131,11 @@ def drop_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
         builder.advise(who, *run, Madv.DONTNEED)
 
 
-def scatter_holes(builder: ProgramBuilder, who: str, most: int = 12) -> None:
+def scatter_holes(builder: ProgramBuilder, who: str) -> None:
     """Drop single pages in random places; some of them become zero pages."""
     rng = builder.rng
     runs = builder.free_runs(who, PageMark.WRITTEN)
-    for _ in range(rng.randint(2, most) if runs else 0):
+    for _ in range(rng.randint(2, 12) if runs else 0):
         start, pages = rng.choice(runs)
         page = start + rng.randrange(pages)
         builder.advise(who, page, 1, Madv.DONTNEED)
@@ -154,10 +144,10 @@ def scatter_holes(builder: ProgramBuilder, who: str, most: int = 12) -> None:
             builder.do(Verb.READ, page, 1, who=who)
 
 
-def cool_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
+def cool_some(builder: ProgramBuilder, who: str) -> None:
     """Make pages old (MADV_COLD); some are read again."""
     rng = builder.rng
-    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 512):
+    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, 3), 512):
         builder.advise(who, start, pages, Madv.COLD)
         if rng.random() < 0.3:
             builder.do(Verb.READ, start + rng.randrange(pages), 1, who=who)
@@ -183,10 +173,10 @@ def swap_some(builder: ProgramBuilder, who: str, most: int = 3, length: int = 64
             builder.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
 
 
-def free_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
+def free_some(builder: ProgramBuilder, who: str) -> None:
     """Free pages lazily (MADV_FREE); some are written again."""
     rng = builder.rng
-    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, most), 16):
+    for start, pages in builder.pieces(who, (PageMark.WRITTEN,), rng.randint(1, 2), 16):
         builder.advise(who, start, pages, Madv.FREE)
         if rng.random() < 0.4:
             builder.do(Verb.WRITE, start, rng.randint(1, pages), who=who)
@@ -219,14 +209,7 @@ def share_some(builder: ProgramBuilder, who: str, most: int = 3) -> None:
     """
     rng = builder.rng
     runs = builder.pieces(who, (PageMark.ABSENT,), rng.randint(1, most), 512)
-    order = rng.choice([0, 0, 0, *SMALL_ORDERS])
-    if order:
-        with builder.with_order(order):
-            for run in runs:
-                builder.do(Verb.WRITE, *run, who=who)
-    else:
-        for run in runs:
-            builder.do(Verb.WRITE, *run, who=who)
+    fill_one_order(builder, who, runs, rng.choice([0, 0, 0, *SMALL_ORDERS]))
     builder.do(Verb.FORK, rng.choice([1, 1, 1, 2, 3]), who=who)
     for run in runs:
         if rng.random() < 0.3:
@@ -243,10 +226,10 @@ def whole_tables(builder: ProgramBuilder, who: str) -> list[int]:
     return found
 
 
-def huge_tables(builder: ProgramBuilder, who: str, chance: float = 0.5) -> None:
+def huge_tables(builder: ProgramBuilder, who: str) -> None:
     """Map some empty whole tables by a PMD: a write makes one folio, a read maps the huge zero folio."""
     rng = builder.rng
-    chosen = [table for table in whole_tables(builder, who) if rng.random() < chance]
+    chosen = [table for table in whole_tables(builder, who) if rng.random() < 0.5]
     if not chosen:
         return
     with builder.with_order(PMD_ORDER):

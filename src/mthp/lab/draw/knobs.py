@@ -12,6 +12,7 @@ MAX_LIMIT = PMD_PAGES - 1
 """The highest value of a max_ptes_* knob."""
 
 _NONE = (0, 1, 2, 3, 15, 16, 64, 255, 256, 510)
+"""Less usual max_ptes_none: sizes below PMD order collapse only with 0 and with the highest value."""
 _FEW = (0, 1, 2, 7, 8, 16, 63, 64, 128, 255, 256, 510, 511)
 
 
@@ -26,9 +27,9 @@ def draw_settings(rng: Random) -> Settings:
         enabled=everywhere,
         sizes=sizes,
         defrag=rng.random() < 0.85,
-        max_ptes_none=_none_limit(rng),
-        max_ptes_swap=_few(rng, 64),
-        max_ptes_shared=_few(rng, 256),
+        max_ptes_none=_limit(rng, 0, (0.3, 0.72), _NONE),
+        max_ptes_swap=_limit(rng, 64, (0.4, 0.6), _FEW),
+        max_ptes_shared=_limit(rng, 256, (0.4, 0.6), _FEW),
     )
 
 
@@ -55,24 +56,13 @@ def _sizes(rng: Random) -> dict[int, Enabled]:
     return {order: rng.choice(modes) for order in ORDERS}
 
 
-def _none_limit(rng: Random) -> int:
-    """Draw max_ptes_none. Sizes below PMD order collapse only with 0 and with the highest value."""
+def _limit(rng: Random, usual: int, shares: tuple[float, float], others: tuple[int, ...]) -> int:
+    """Draw a limit: the usual one or the highest, up to the shares, else one of others, or any."""
     style = rng.random()
-    if style < 0.3:
-        return 0
-    if style < 0.72:
+    if style < shares[0]:
+        return usual
+    if style < shares[1]:
         return MAX_LIMIT
     if style < 0.9:
-        return rng.choice(_NONE)
-    return rng.randint(0, MAX_LIMIT)
-
-
-def _few(rng: Random, default: int) -> int:
-    style = rng.random()
-    if style < 0.4:
-        return default
-    if style < 0.6:
-        return MAX_LIMIT
-    if style < 0.9:
-        return rng.choice(_FEW)
+        return rng.choice(others)
     return rng.randint(0, MAX_LIMIT)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from random import Random
 
-from mthp.image.scenario_values import Advice
 from mthp.lab.draw.fill import weighted
 from mthp.lab.draw.program_builder import ProgramBuilder, Run
 from mthp.lab.geometry import PMD_PAGES, round_up_to_table
 from mthp.lab.program.program import Madv, Operation, Verb
+from mthp.lab.program.space import DeclaredMapping
 from mthp.lab.program.walk import walk
 from mthp.words.settings import Enabled
 
@@ -61,8 +61,7 @@ def map_many(builder: ProgramBuilder, who: str, number: int) -> None:
         low = sum(run)
 
 
-_ADVICE: dict[Advice | None, float] = {Advice.HUGEPAGE: 60, None: 33, Advice.NOHUGEPAGE: 7}
-_MADV = {Advice.HUGEPAGE: Madv.HUGEPAGE, Advice.NOHUGEPAGE: Madv.NOHUGEPAGE}
+_ADVICE: dict[Madv | None, float] = {Madv.HUGEPAGE: 60, None: 33, Madv.NOHUGEPAGE: 7}
 IDLE = 0.12
 """The share of programs that may leave nothing which khugepaged is allowed to collapse."""
 
@@ -73,26 +72,22 @@ def give_advice(builder: ProgramBuilder, who: str) -> None:
     MADV_NOHUGEPAGE comes before MADV_HUGEPAGE: only a change of flags registers a process. Where no
     size is enabled for mappings without advice, nearly all get MADV_HUGEPAGE.
     """
-    rng = builder.rng
+    rng, settings = builder.rng, builder.settings
     idle = rng.random() < IDLE
+    inherits_always = settings.orders_inherit and settings.enabled is Enabled.ALWAYS
+    needed = not (settings.orders_always or inherits_always or idle)
     for vma in builder.vmas(who):
         advice = weighted(rng, _ADVICE)
-        needed = not builder.settings.orders_always and not idle and not _inherits_always(builder)
-        if needed and advice is None:
-            advice = Advice.HUGEPAGE
-        if advice is Advice.HUGEPAGE:
-            _advise_last(builder, who, (vma.start, vma.pages), Madv.NOHUGEPAGE)
+        if advice is None and needed:
+            advice = Madv.HUGEPAGE
+        if advice is Madv.HUGEPAGE:
+            builder.finish.append(_advise(who, vma, Madv.NOHUGEPAGE))
         if advice is not None:
-            _advise_last(builder, who, (vma.start, vma.pages), _MADV[advice])
+            builder.finish.append(_advise(who, vma, advice))
 
 
-def _inherits_always(builder: ProgramBuilder) -> bool:
-    settings = builder.settings
-    return bool(settings.orders_inherit) and settings.enabled is Enabled.ALWAYS
-
-
-def _advise_last(builder: ProgramBuilder, who: str, run: Run, advice: Madv) -> None:
-    builder.finish_with(Operation(Verb.ADVISE, (*run, int(advice)), who))
+def _advise(who: str, vma: DeclaredMapping, advice: Madv) -> Operation:
+    return Operation(Verb.ADVISE, (vma.start, vma.pages, int(advice)), who)
 
 
 def close(builder: ProgramBuilder) -> None:

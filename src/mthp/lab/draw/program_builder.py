@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -38,7 +38,8 @@ class ProgramBuilder:
     """A program being drawn.
 
     world: what its operations have made so far. settings: the final ones; while the operations run,
-    every switch is off. finish: operations for after the final settings are written.
+    every switch is off. finish: operations for after the final settings are written, which are not
+    walked through yet.
     """
 
     rng: Random
@@ -94,34 +95,19 @@ class ProgramBuilder:
         """A copy of the list of its mappings, which stays the same while operations are added."""
         return tuple(self.space(who).vmas)
 
-    def runs(
-        self, who: str, fits: Callable[[DeclaredMapping, PageMark], bool], least: int = 1
-    ) -> list[Run]:
-        """The runs of at least `least` pages within one VMA whose marks all fit."""
-        space = self.space(who)
-        return [
-            (start, pages)
-            for vma in space.vmas
-            for start, pages in spans(
-                page for page in range(vma.start, vma.end) if fits(vma, space.page(page))
-            )
-            if pages >= least
-        ]
+    def free_runs(self, who: str, *kinds: PageMark) -> list[Run]:
+        """The runs of writable pages of those kinds that are not pinned, locked or write-protected.
 
-    def free_runs(self, who: str, *kinds: PageMark, least: int = 1) -> list[Run]:
-        """The runs of writable pages of those kinds that are not pinned, locked or write-protected."""
+        Each lies within one VMA.
+        """
         space = self.space(who)
         held = space.pinned | space.wp
-        found = self.runs(
-            who,
-            lambda vma, page: page in kinds and vma.traits.writable and not vma.traits.mlocked,
-        )
-        cut = [
-            run
-            for start, pages in found
-            for run in spans(page for page in range(start, start + pages) if page not in held)
-        ]
-        return [run for run in cut if run[1] >= least]
+        found: list[Run] = []
+        for vma in space.vmas:
+            if vma.traits.writable and not vma.traits.mlocked:
+                pages = range(vma.start, vma.end)
+                found += spans(p for p in pages if space.page(p) in kinds and p not in held)
+        return found
 
     def piece(self, run: Run, most: int = 64) -> Run:
         """A random part of a run of at most `most` pages, often aligned to its length."""
@@ -148,10 +134,6 @@ class ProgramBuilder:
         if not self.world.process(who).registered:
             for each in registration(who, DECOY):
                 self.add(each)
-
-    def finish_with(self, each: Operation) -> None:
-        """Add an operation for after the drawn settings are written. It is not walked through yet."""
-        self.finish.append(each)
 
     def draft(self, name: str, family: str) -> Draft:
         """The program as it stands, under that name."""

@@ -125,10 +125,10 @@ def protect_some(builder: ProgramBuilder, who: str) -> None:
                 builder.do(Verb.MPROTECT, start, rng.randint(1, pages), 3, who=who)
 
 
-def unmap_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
+def unmap_some(builder: ProgramBuilder, who: str) -> None:
     """Unmap parts of mappings, also through the middle of large folios."""
     rng = builder.rng
-    for _ in range(rng.randint(1, most)):
+    for _ in range(rng.randint(1, 2)):
         vma = rng.choice(builder.vmas(who))
         if vma.pages > PMD_PAGES // 2 and not builder.space(who).pinned:
             edge = rng.choice([vma.start, vma.end])
@@ -139,10 +139,10 @@ def unmap_some(builder: ProgramBuilder, who: str, most: int = 2) -> None:
             builder.do(Verb.MUNMAP, start, pages, who=who)
 
 
-def move_some(builder: ProgramBuilder, who: str, to: int, most: int = 2) -> None:
+def move_some(builder: ProgramBuilder, who: str, to: int) -> None:
     """Move parts by mremap to a place from page `to` on; folios then lie across their natural boundaries."""
     rng = builder.rng
-    for _ in range(rng.randint(1, most)):
+    for _ in range(rng.randint(1, 2)):
         space = builder.space(who)
         vmas = [
             vma

@@ -44,11 +44,7 @@ def swap_folios(builder: ProgramBuilder, who: str) -> None:
         style = rng.random()
         if style < 0.5:
             order = rng.choice([0, *SMALL_ORDERS])
-            run = table, PMD_PAGES
-            if order:
-                fill_one_order(builder, who, run, order)
-            else:
-                builder.do(Verb.WRITE, *run, who=who)
+            fill_one_order(builder, who, [(table, PMD_PAGES)], order)
         else:
             look = weighted(rng, {Appearance.LARGE: 4, Appearance.MIXED: 2})
             put(builder, who, plan_segments(rng, table, PMD_PAGES, look))

@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
@@ -100,22 +102,11 @@ def parse_stanzas(text: str) -> Iterator[Source]:
             )
 
 
-def _stanzas(text: str) -> Iterator[dict[str, str]]:
-    fields: dict[str, str] = {}
-    key = ""
-    for line in (*text.splitlines(), ""):
-        if line.startswith("#"):
-            continue
-        if not line.strip():
-            if fields:
-                yield fields
-            fields, key = {}, ""
-        elif line[0].isspace() and key:
-            fields[key] += f" {line.strip()}"
-        else:
-            name, _, value = line.partition(":")
-            key = name.strip().lower()
-            fields[key] = value.strip()
+def _stanzas(text: str) -> Iterator[Message]:
+    """The stanzas of a deb822 file: the fields of mail headers, and comments, which are left out."""
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    for stanza in re.split(r"\n\s*\n", "\n".join(lines).strip()):
+        yield message_from_string(stanza)
 
 
 def system_sources(folder: Path = Path("/etc/apt")) -> list[Source]:
@@ -216,12 +207,8 @@ class PrivateApt:
         shown = self._run("apt-cache", "show", "--no-all-versions", *dict.fromkeys(found))
         return list(parse_records(shown))
 
-    def download(self, package: Package, folder: Path) -> Path:
-        """Fetch a package's file into a folder. LabError: that failed."""
-        return self.download_all([package], folder)[0]
-
-    def download_all(self, packages: Sequence[Package], folder: Path) -> list[Path]:
-        """Fetch the files of many packages into a folder, in their order. LabError: that failed."""
+    def download(self, folder: Path, *packages: Package) -> list[Path]:
+        """Fetch the files of packages into a folder, in their order. LabError: that failed."""
         wanted = [f"{package.name}={package.version}" for package in packages]
         self._run("apt-get", "-qq", "download", *wanted, cwd=folder)
         return [_file_of(package, folder) for package in packages]
@@ -292,6 +279,6 @@ def parse_records(text: str) -> Iterator[Package]:
             )
 
 
-def _number(fields: Mapping[str, str], key: str) -> int:
+def _number(fields: Message, key: str) -> int:
     text = fields.get(key, "")
     return int(text) if text.isdecimal() else 0

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
@@ -41,22 +40,18 @@ _IMAGES = ("binary-unsigned", "binary", "image-unsigned", "image")
 Progress = Callable[[str], None]
 
 
-class Modules(Enum):
-    """Whether a kernel's modules are in the archive."""
-
-    THERE = "there"
-    GONE = "gone"
-    """The archive keeps the image of an older kernel and drops its modules' package."""
-
-
 @dataclass(frozen=True)
 class Offer:
-    """A kernel the archive has: the packages to fetch, the image's first."""
+    """A kernel the archive has: the packages to fetch, the image's first.
+
+    complete: whether its modules are there too. Of an older kernel the archive keeps the image, and
+    drops its modules' package.
+    """
 
     release: str
     suite: str
     packages: tuple[Package, ...]
-    modules: Modules
+    complete: bool
 
     @property
     def size(self) -> int:
@@ -97,13 +92,13 @@ def _offer(release: str, suite: str, kinds: dict[str, Package]) -> Offer | None:
         return None
     rest = [kinds[kind] for kind in ("modules", "base") if kind in kinds]
     whole = "modules" in kinds or image.name.startswith("linux-image")
-    return Offer(release, suite, (image, *rest), Modules.THERE if whole else Modules.GONE)
+    return Offer(release, suite, (image, *rest), whole)
 
 
 def best(found: Iterable[Offer], wanted: str) -> Offer | None:
     """The newest offer that matches; one with modules is preferred to a newer one without."""
     fitting = [offer for offer in found if matches(offer.release, wanted)]
-    complete = [offer for offer in fitting if offer.modules is Modules.THERE]
+    complete = [offer for offer in fitting if offer.complete]
     return max(complete or fitting, key=_age, default=None)
 
 
@@ -162,7 +157,7 @@ class DebianKernels:
             files = []
             for package in offer.packages:
                 self._progress(f"fetching {package.name} ({human_bytes(package.size)})")
-                files.append(apt.download(package, work))
+                files += apt.download(work, package)
             return unpack(files, offer.release, offer.origin, work)
 
     def _look_into(self, suite: str) -> list[Offer]:

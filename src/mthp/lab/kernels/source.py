@@ -75,7 +75,8 @@ def fetch(offer: SourceOffer) -> Path:
     """Fetch the package and keep its parts. LabError: no room, or a step failed."""
     check_room(offer.package.size + _UNPACKED)
     with staging() as work:
-        return _keep_parts(offer.apt.download(offer.package, work), work)
+        (deb,) = offer.apt.download(work, offer.package)
+        return _keep_parts(deb, work)
 
 
 def source_at(path: Path) -> Path:

@@ -5,22 +5,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mthp.image.scenario_values import Action, Advice, Prctl
+from mthp.image.scenario_values import Action, Prctl
 from mthp.lab.geometry import GEOMETRY, PMD_PAGES, round_up_to_table
 from mthp.lab.program.processes import SubjectProcess, Subjects
-from mthp.lab.program.program import Draft, ProgramError, Target, spans
-from mthp.lab.program.space import DeclaredMapping, Uffd
+from mthp.lab.program.program import Draft, ProgramError, spans
+from mthp.lab.program.space import DeclaredMapping, Traits
 from mthp.lab.program.walk import walk
 from mthp.words.settings import Enabled
 
 
 @dataclass(frozen=True)
 class DeclaredVma:
-    """One mapping as the operations left it; the fields are those of a scenario's VMA.
+    """One mapping as the operations left it.
 
     process: its name. mm: its place in the order of the scan, from 0. page: where it starts, in
     pages from the process's base address; start: the address. pins: (first page, pages) from its
-    start. writable is not in the scenario format: a collapse maps pages by it.
+    start.
     """
 
     process: str
@@ -28,14 +28,8 @@ class DeclaredVma:
     page: int
     start: int
     pages: int
-    advice: Advice | None
-    mlocked: bool
-    uffd: Uffd
-    droppable: bool
-    ksm: bool
+    traits: Traits
     anon_vma: bool
-    writable: bool
-    readable: bool
     pins: tuple[tuple[int, int], ...]
 
     def holds(self, page: int) -> bool:
@@ -96,7 +90,7 @@ def scan_order(world: Subjects) -> list[str]:
 
 
 def _declared(process: SubjectProcess, mm: int, vma: DeclaredMapping) -> DeclaredVma:
-    traits, base = vma.traits, process.base or 0
+    base = process.base or 0
     held = (page - vma.start for page in process.space.pinned if vma.start <= page < vma.end)
     return DeclaredVma(
         process=process.name,
@@ -104,14 +98,8 @@ def _declared(process: SubjectProcess, mm: int, vma: DeclaredMapping) -> Declare
         page=vma.start,
         start=base + vma.start * GEOMETRY.page_size,
         pages=vma.pages,
-        advice=traits.advice,
-        mlocked=traits.mlocked,
-        uffd=traits.uffd,
-        droppable=traits.droppable,
-        ksm=traits.ksm,
+        traits=vma.traits,
         anon_vma=vma.anon is not None,
-        writable=traits.writable,
-        readable=traits.readable,
         pins=spans(held),
     )
 
@@ -134,10 +122,6 @@ def _target(draft: Draft, world: Subjects, vmas: tuple[DeclaredVma, ...]) -> int
     if target is None:
         raise ProgramError("MADV_COLLAPSE without a target")
     world.process(target.by)
-    return _index(target, vmas)
-
-
-def _index(target: Target, vmas: tuple[DeclaredVma, ...]) -> int:
     for index, vma in enumerate(vmas):
         if vma.process == target.who and vma.holds(target.page):
             return index

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
-from mthp.image.scenario_values import Action
+from mthp.image.scenario_values import Action, Prctl
 from mthp.lab.geometry import GEOMETRY, ORDERS, PMD_ORDER, PMD_PAGES
 from mthp.words.settings import LIMITS, Enabled, Settings, SettingsError
 from mthp.words.settings_text import size_name
@@ -37,41 +37,6 @@ class ProgramError(ValueError):
     """A line that is not an operation, or an operation that cannot be done where it stands."""
 
 
-class Verb(StrEnum):
-    """What an operation does. The name of the process comes before it, if it has one.
-
-    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above.
-    """
-
-    WRITE_FILE = "w"
-    NEW = "new"
-    MEMCG = "memcg"
-    KSM = "ksm"
-    TAKE_BLOCKS = "eat"
-    BASE = "base"
-    MMAP = "mmap"
-    MMAP_DROPPABLE = "mmap_droppable"
-    MUNMAP = "munmap"
-    MPROTECT = "mprotect"
-    MREMAP = "mremap"
-    WRITE = "wr"
-    READ = "rd"
-    SAME = "same"
-    ADVISE = "adv"
-    MLOCK2 = "mlock2"
-    UFFD = "uffd"
-    UFFD_WP = "uffdwp"
-    PIN_URING = "pin_uring"
-    PIN_VMSPLICE = "pin_vmsplice"
-    FORK = "fork"
-    END_FORK = "endfork"
-    FORK_TO = "forkto"
-    PRCTL_THP = "prctl_thp"
-    CLEAR_REFS = "clear_refs"
-    ADVISE_OTHER = "padv"
-    CGROUP = "cgroup"
-
-
 class Madv(IntEnum):
     """The advice numbers of `adv` and `padv`. Kernel: include/uapi/asm-generic/mman-common.h."""
 
@@ -88,87 +53,93 @@ class Madv(IntEnum):
     GUARD_REMOVE = 103
 
 
+PRCTL_FLAGS: dict[Prctl | None, tuple[int, ...]] = {
+    None: (0, 0),
+    Prctl.DISABLE: (1, 0),
+    Prctl.EXCEPT_ADVISED: (1, 2),
+}
+"""What was set by prctl(PR_SET_THP_DISABLE) -> its two arguments."""
+
 REMOTE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE})
 """The advice one process may give another. Kernel: mm/madvise.c, process_madvise_remote_valid()."""
 
 
-class Operand(StrEnum):
-    """The kinds of operands."""
+@dataclass(frozen=True)
+class Operand:
+    """A kind of operand. accepts: the numbers that it may be, or the pattern of the words."""
 
-    PATH = "path"
-    TEXT = "text"
-    NAME = "name"
-    MAYBE_NAME = "name or nothing"
-    GROUP = "cgroup"
-    ADDRESS = "address"
-    OFFSET = "offset"
-    PAGES = "pages"
-    COUNT = "count"
-    ORDER = "order"
-    ADVICE = "advice"
-    REMOTE_ADVICE = "advice for another process"
-    PROT = "prot"
-    UFFD_MODE = "uffd mode"
-    FLAG = "flag"
-    PRCTL_FLAGS = "prctl flags"
-    CLEAR = "clear_refs value"
+    name: str
+    accepts: range | frozenset[int] | re.Pattern[str]
 
 
-_RANGE = (Operand.OFFSET, Operand.PAGES)
-_OF_HOST: dict[Verb, tuple[Operand, ...]] = {
-    Verb.WRITE_FILE: (Operand.PATH, Operand.TEXT),
-    Verb.NEW: (Operand.MAYBE_NAME,),
-    Verb.MEMCG: (Operand.GROUP, Operand.OFFSET),
-    Verb.KSM: (Operand.COUNT,),
-    Verb.TAKE_BLOCKS: (Operand.ORDER,),
-}
-_OF_PROCESS: dict[Verb, tuple[Operand, ...]] = {
-    Verb.BASE: (Operand.ADDRESS,),
-    Verb.MMAP: _RANGE,
-    Verb.MMAP_DROPPABLE: _RANGE,
-    Verb.MUNMAP: _RANGE,
-    Verb.MPROTECT: (*_RANGE, Operand.PROT),
-    Verb.MREMAP: (*_RANGE, Operand.OFFSET),
-    Verb.WRITE: _RANGE,
-    Verb.READ: _RANGE,
-    Verb.SAME: _RANGE,
-    Verb.ADVISE: (*_RANGE, Operand.ADVICE),
-    Verb.MLOCK2: _RANGE,
-    Verb.UFFD: (*_RANGE, Operand.UFFD_MODE),
-    Verb.UFFD_WP: (*_RANGE, Operand.FLAG),
-    Verb.PIN_URING: _RANGE,
-    Verb.PIN_VMSPLICE: _RANGE,
-    Verb.FORK: (Operand.COUNT,),
-    Verb.END_FORK: (),
-    Verb.FORK_TO: (Operand.NAME,),
-    Verb.PRCTL_THP: (Operand.FLAG, Operand.PRCTL_FLAGS),
-    Verb.CLEAR_REFS: (Operand.CLEAR,),
-    Verb.ADVISE_OTHER: (Operand.NAME, *_RANGE, Operand.REMOTE_ADVICE),
-    Verb.CGROUP: (Operand.GROUP,),
-}
-RANGED = frozenset(verb for verb, operands in _OF_PROCESS.items() if operands[:2] == _RANGE)
+_PATH = Operand("path", re.compile(r"/\S+"))
+_TEXT = Operand("text", re.compile(r"\S+( \S+)*"))
+_NAME = Operand("name", re.compile("|".join(PROCESSES)))
+_GROUP = Operand("cgroup", re.compile(r"[a-z][a-z0-9_-]*"))
+_ADDRESS = Operand("address", range(0, 1 << 47, 4096))
+_OFFSET = Operand("offset", range(1 << 35))
+_PAGES = Operand("pages", range(1, 1 << 35))
+_COUNT = Operand("count", range(1, 1000))
+_ORDER = Operand("order", range(1, 11))
+_ADVICE = Operand("advice", frozenset(map(int, Madv)))
+_REMOTE_ADVICE = Operand("advice for another process", frozenset(map(int, REMOTE)))
+_PROT = Operand("prot", frozenset({0, 1, 3}))
+_UFFD_MODE = Operand("uffd mode", frozenset({1, 2, 3}))
+_FLAG = Operand("flag", frozenset({0, 1}))
+_PRCTL_FLAGS = Operand("prctl flags", frozenset({0, 2}))
+_CLEAR = Operand("clear_refs value", frozenset({1, 4}))
+
+_RANGE = (_OFFSET, _PAGES)
+
+
+class Verb(StrEnum):
+    """What an operation does, and its operands. The name of the process comes before it, if it has one.
+
+    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above.
+    """
+
+    operands: tuple[Operand, ...]
+
+    def __new__(cls, text: str, *operands: Operand) -> Verb:
+        verb = str.__new__(cls, text)
+        verb._value_ = text
+        verb.operands = operands
+        return verb
+
+    WRITE_FILE = "w", _PATH, _TEXT
+    NEW = "new", _NAME  # or nothing
+    MEMCG = "memcg", _GROUP, _OFFSET
+    KSM = "ksm", _COUNT
+    TAKE_BLOCKS = "eat", _ORDER
+    BASE = "base", _ADDRESS
+    MMAP = "mmap", *_RANGE
+    MMAP_DROPPABLE = "mmap_droppable", *_RANGE
+    MUNMAP = "munmap", *_RANGE
+    MPROTECT = "mprotect", *_RANGE, _PROT
+    MREMAP = "mremap", *_RANGE, _OFFSET
+    WRITE = "wr", *_RANGE
+    READ = "rd", *_RANGE
+    SAME = "same", *_RANGE
+    ADVISE = "adv", *_RANGE, _ADVICE
+    MLOCK2 = "mlock2", *_RANGE
+    UFFD = "uffd", *_RANGE, _UFFD_MODE
+    UFFD_WP = "uffdwp", *_RANGE, _FLAG
+    PIN_URING = "pin_uring", *_RANGE
+    PIN_VMSPLICE = "pin_vmsplice", *_RANGE
+    FORK = "fork", _COUNT
+    END_FORK = "endfork"
+    FORK_TO = "forkto", _NAME
+    PRCTL_THP = "prctl_thp", _FLAG, _PRCTL_FLAGS
+    CLEAR_REFS = "clear_refs", _CLEAR
+    ADVISE_OTHER = "padv", _NAME, *_RANGE, _REMOTE_ADVICE
+    CGROUP = "cgroup", _GROUP
+
+
+_OF_HOST = frozenset({Verb.WRITE_FILE, Verb.NEW, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS})
+"""The verbs that name no process."""
+_OF_PROCESS = frozenset(Verb) - _OF_HOST
+RANGED = frozenset(verb for verb in _OF_PROCESS if verb.operands[:2] == _RANGE)
 """The verbs whose first two operands are an offset and a number of pages."""
-
-_NUMBERS: dict[Operand, range | frozenset[int]] = {
-    Operand.ADDRESS: range(0, 1 << 47, 4096),
-    Operand.OFFSET: range(1 << 35),
-    Operand.PAGES: range(1, 1 << 35),
-    Operand.COUNT: range(1, 1000),
-    Operand.ORDER: range(1, 11),
-    Operand.ADVICE: frozenset(map(int, Madv)),
-    Operand.REMOTE_ADVICE: frozenset(map(int, REMOTE)),
-    Operand.PROT: frozenset({0, 1, 3}),
-    Operand.UFFD_MODE: frozenset({1, 2, 3}),
-    Operand.FLAG: frozenset({0, 1}),
-    Operand.PRCTL_FLAGS: frozenset({0, 2}),
-    Operand.CLEAR: frozenset({1, 4}),
-}
-_WORDS: dict[Operand, re.Pattern[str]] = {
-    Operand.PATH: re.compile(r"/\S+"),
-    Operand.TEXT: re.compile(r"\S+( \S+)*"),
-    Operand.NAME: re.compile("|".join(PROCESSES)),
-    Operand.GROUP: re.compile(r"[a-z][a-z0-9_-]*"),
-}
 
 
 @dataclass(frozen=True)
@@ -228,19 +199,17 @@ def op(text: str) -> Operation:
     """An operation from its line; ProgramError says what is wrong with it."""
     words = text.split(" ")
     who = words.pop(0) if words[0] in PROCESSES else ""
-    table = _OF_PROCESS if who else _OF_HOST
     name = words.pop(0) if words else ""
-    if name not in table:
+    if name not in (_OF_PROCESS if who else _OF_HOST):
         whose = "of a process" if who else "(a process is one of s, t, u)"
         raise ProgramError(f"{text!r}: no operation {name!r} {whose}")
     verb = Verb(name)
-    return Operation(verb, _operands(text, table[verb], words), who)
+    kinds = verb.operands if words or verb is not Verb.NEW else ()
+    return Operation(verb, _operands(text, kinds, words), who)
 
 
 def _operands(text: str, kinds: tuple[Operand, ...], words: list[str]) -> tuple[int | str, ...]:
-    if kinds == (Operand.MAYBE_NAME,):
-        kinds = (Operand.NAME,) if words else ()
-    if kinds[-1:] == (Operand.TEXT,) and len(words) > len(kinds):
+    if kinds[-1:] == (_TEXT,) and len(words) > len(kinds):
         words = [*words[: len(kinds) - 1], " ".join(words[len(kinds) - 1 :])]
     if len(words) != len(kinds):
         raise ProgramError(f"{text!r}: {len(words)} operands, not {len(kinds)}")
@@ -248,13 +217,12 @@ def _operands(text: str, kinds: tuple[Operand, ...], words: list[str]) -> tuple[
 
 
 def _operand(text: str, kind: Operand, word: str) -> int | str:
-    if kind in _WORDS:
-        if not _WORDS[kind].fullmatch(word):
-            raise ProgramError(f"{text!r}: {word!r} is no {kind}")
-        return word
-    if not re.fullmatch("0|[1-9][0-9]{0,15}", word) or int(word) not in _NUMBERS[kind]:
-        raise ProgramError(f"{text!r}: {word!r} is no {kind}")
-    return int(word)
+    if isinstance(kind.accepts, re.Pattern):
+        if kind.accepts.fullmatch(word):
+            return word
+    elif re.fullmatch("0|[1-9][0-9]{0,15}", word) and int(word) in kind.accepts:
+        return int(word)
+    raise ProgramError(f"{text!r}: {word!r} is no {kind.name}")
 
 
 def parse(lines: Iterable[str]) -> tuple[Operation, ...]:

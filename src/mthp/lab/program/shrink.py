@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import groupby
+from functools import partial
 
-from mthp.image.scenario_values import Action
 from mthp.lab.geometry import PMD_PAGES, round_up_to_table
 from mthp.lab.program.declared import problem
 from mthp.lab.program.program import KNOBS, Draft, Madv, Operation, Verb
@@ -104,19 +103,26 @@ def _fewer_processes(draft: Draft) -> Iterator[Draft]:
             target = draft.target
             if target is not None and target.by == name:
                 target = replace(target, by=target.who)
-            lost = {name}
-            yield replace(
-                draft,
-                ops=tuple(each for each in draft.ops if not _about(each, lost)),
-                finish=tuple(each for each in draft.finish if not _about(each, lost)),
-                target=target,
-            )
+            yield replace(_less(draft, partial(_about, name)), target=target)
 
 
-def _about(each: Operation, names: set[str]) -> bool:
+def _less(draft: Draft, unwanted: Callable[[Operation], bool]) -> Draft:
+    """The draft without those operations."""
+    return replace(
+        draft,
+        ops=tuple(each for each in draft.ops if not unwanted(each)),
+        finish=tuple(each for each in draft.finish if not unwanted(each)),
+    )
+
+
+def _about(name: str, each: Operation) -> bool:
     if each.verb is Verb.NEW:
-        return str(each.args[0] if each.args else "s") in names
-    return bool(names & {each.who, each.subject, *(str(arg) for arg in each.args[:1])})
+        return name == (each.args[0] if each.args else "s")
+    return name in (each.who, each.subject, *each.args[:1])
+
+
+def _is_kind(kind: str, each: Operation) -> bool:
+    return each.kind == kind
 
 
 def _fewer_mappings(draft: Draft) -> Iterator[Draft]:
@@ -181,11 +187,7 @@ def _fewer_groups(draft: Draft) -> Iterator[Draft]:
             yield replace(draft, ops=ops[:at] + ops[at + length :])
         length //= 2
     for kind in sorted({each.kind for each in (*ops, *finish)}):
-        yield replace(
-            draft,
-            ops=tuple(each for each in ops if each.kind != kind),
-            finish=tuple(each for each in finish if each.kind != kind),
-        )
+        yield _less(draft, partial(_is_kind, kind))
     yield from _fewer_switched(draft)
     yield from _no_decoys(draft)
 
@@ -199,18 +201,16 @@ def _fewer_switched(draft: Draft) -> Iterator[Draft]:
 
 def _no_decoys(draft: Draft) -> Iterator[Draft]:
     """Without the short-lived mappings that register processes, one by one."""
-    marks = [i for i, each in enumerate(draft.ops) if each.verb is Verb.MUNMAP]
-    for i in marks:
-        decoy = draft.ops[i]
-        mine = [
-            k
-            for k, each in enumerate(draft.ops)
-            if each.is_range
-            and each.subject == decoy.who
-            and decoy.start <= each.start
-            and each.end <= decoy.end
-        ]
-        yield replace(draft, ops=tuple(x for k, x in enumerate(draft.ops) if k not in mine))
+    for decoy in draft.ops:
+        if decoy.verb is Verb.MUNMAP:
+            others = (each for each in draft.ops if not _lies_in(each, decoy))
+            yield replace(draft, ops=tuple(others))
+
+
+def _lies_in(each: Operation, decoy: Operation) -> bool:
+    if not each.is_range or each.subject != decoy.who:
+        return False
+    return decoy.start <= each.start and each.end <= decoy.end
 
 
 def _fewer_ops(draft: Draft) -> Iterator[Draft]:
@@ -252,20 +252,19 @@ def _smaller(each: Operation) -> Iterator[Operation]:
 def _joined(ops: Ops) -> Ops:
     """The operations with neighbours joined that differ only in adjacent ranges."""
     out: list[Operation] = []
-    for _, group in groupby(ops, key=lambda each: (each.who, each.kind, each.is_range)):
-        for each in group:
-            last = out[-1] if out else None
-            if (
-                last is not None
-                and each.is_range
-                and last.is_range
-                and each.verb is not Verb.MREMAP
-                and last.with_range(each.start, each.pages) == each
-                and last.end == each.start
-            ):
-                out[-1] = last.with_range(last.start, last.pages + each.pages)
-            else:
-                out.append(each)
+    for each in ops:
+        last = out[-1] if out else None
+        if (
+            last is not None
+            and each.is_range
+            and last.is_range
+            and each.verb is not Verb.MREMAP
+            and last.with_range(each.start, each.pages) == each
+            and last.end == each.start
+        ):
+            out[-1] = last.with_range(last.start, last.pages + each.pages)
+        else:
+            out.append(each)
     return tuple(out)
 
 
@@ -282,13 +281,12 @@ def _plainer_ops(draft: Draft) -> Iterator[Draft]:
         if each.verb in _SIMPLER:
             plain = replace(each, verb=_SIMPLER[each.verb])
             yield replace(draft, ops=(*draft.ops[:at], plain, *draft.ops[at + 1 :]))
-    if draft.action is Action.MADVISE_COLLAPSE:
-        target = draft.target
-        if target is not None and target.by != target.who:
-            yield replace(draft, target=replace(target, by=target.who))
-    last = [each for each in draft.finish if each.kind == f"{Verb.ADVISE} {int(Madv.NOHUGEPAGE)}"]
-    for each in last:
-        yield replace(draft, finish=tuple(other for other in draft.finish if other != each))
+    target = draft.target
+    if target is not None and target.by != target.who:
+        yield replace(draft, target=replace(target, by=target.who))
+    for each in draft.finish:
+        if each.kind == f"{Verb.ADVISE} {int(Madv.NOHUGEPAGE)}":
+            yield replace(draft, finish=tuple(other for other in draft.finish if other != each))
 
 
 def _plainer_settings(draft: Draft) -> Iterator[Draft]:

@@ -25,6 +25,8 @@ from mthp.image.runs import (
     parse_folio_token,
     parse_pte_token,
 )
+from mthp.image.scenario_values import RECORDED_EVENTS
+from mthp.image.snapshot import KPF_OF_LETTER
 from mthp.lab.geometry import GEOMETRY
 
 PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
@@ -32,22 +34,8 @@ PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
 SWAP_TYPE, SWAP_OFFSET_SHIFT, SWAP_OFFSET_MASK = 0x1F, 5, (1 << 50) - 1
 
 KPF_KSM, KPF_THP, KPF_ZERO_PAGE = 1 << 21, 1 << 22, 1 << 24
-_FLAG_LETTERS = (
-    (0, "l"),
-    (2, "R"),
-    (4, "D"),
-    (5, "L"),
-    (6, "A"),
-    (12, "a"),
-    (13, "C"),
-    (14, "B"),
-    (18, "V"),
-    (19, "P"),
-    (21, "K"),
-    (22, "T"),
-    (25, "I"),
-    (33, "M"),
-)
+_FLAG_LETTERS = tuple((letter, 1 << bit) for letter, bit in KPF_OF_LETTER.items())
+_MAPPING_LETTERS = (("x", PM_EXCLUSIVE), ("w", PM_UFFD_WP), ("s", PM_SOFT_DIRTY))
 
 PTE_PRESENT, PTE_WRITE, PTE_ACCESSED, PTE_DIRTY = 1 << 0, 1 << 1, 1 << 5, 1 << 6
 PTE_PROTNONE, PTE_UFFD_WP, PTE_SAVED_DIRTY = 1 << 8, 1 << 10, 1 << 58
@@ -58,7 +46,13 @@ _PFN = (1 << 55) - 1
 _MAPPING_BITS = PM_EXCLUSIVE | PM_UFFD_WP | PM_SOFT_DIRTY
 _FRAME_BITS = ((1 << 52) - 1) & ~0xFFF
 _PTE_MAPS = PTE_PRESENT | PTE_PROTNONE
-_PTE_LETTERS = PTE_WRITE | PTE_ACCESSED | PTE_DIRTY | PTE_UFFD_WP
+_PTE_LETTERS = (
+    ("W", PTE_WRITE),
+    ("A", PTE_ACCESSED),
+    ("D", PTE_DIRTY | PTE_SAVED_DIRTY),
+    ("U", PTE_UFFD_WP),
+)
+_PTE_SHOWN = PTE_WRITE | PTE_ACCESSED | PTE_DIRTY | PTE_UFFD_WP
 _HUGE, _NOT_PRESENT, _NO_TABLE = (np.uint64(1 << bit) for bit in (61, 62, 63))
 _ALL = (1 << 64) - 1
 
@@ -143,11 +137,11 @@ def pages_state(
     if entries is not None:
         found = np.frombuffer(entries, dtype="<u8").reshape(-1, 2)
         ptes, words = _pte_runs(found, start), found[:, 0]
-    swapped = _Swapped(words, sleepers)
-    pieces = [
-        (pages, parse_folio_token(_folio_text(place, columns[place].tolist(), names, swapped)))
-        for place, pages in _cut(_differs(columns, names))
-    ]
+    pieces = []
+    for place, count in _cut(_differs(columns, names)):
+        word = None if words is None else int(words[place])
+        text = _folio_text(columns[place].tolist(), word, names, sleepers)
+        pieces.append((count, parse_folio_token(text)))
     return PagesState(len(columns), joined_folios(pieces), ptes)
 
 
@@ -182,7 +176,7 @@ def _pte_runs(entries: Any, start: int) -> tuple[tuple[int, PteToken], ...]:
     """The longest runs of equal entries of the agent's `walk` that do not cross a table's edge."""
     values, levels = entries.T
     dirty = np.uint64(PTE_DIRTY) * (values & PTE_SAVED_DIRTY != 0)
-    letters = values & _PTE_LETTERS | dirty | np.uint64(_HUGE) * (levels == _LEVEL_PMD)
+    letters = values & _PTE_SHOWN | dirty | np.uint64(_HUGE) * (levels == _LEVEL_PMD)
     kinds = (levels == _LEVEL_NONE, values == 0, values & _PTE_MAPS == 0)
     shown = np.select(kinds, (_NO_TABLE, np.uint64(0), _NOT_PRESENT), letters | PTE_PRESENT)
     differs = shown[1:] != shown[:-1]
@@ -191,67 +185,42 @@ def _pte_runs(entries: Any, start: int) -> tuple[tuple[int, PteToken], ...]:
     return tuple((pages, _pte(*entries[at].tolist())) for at, pages in _cut(differs))
 
 
-@dataclass(frozen=True)
-class _Swapped:
-    """What the token of a swap entry contains beyond its word in pagemap.
+def _swap_text(pagemap: int, word: int | None, sleepers: int) -> str:
+    """The token of a swap entry.
 
-    words: the page-table entries of the VMA, if there are any. sleepers: how many children outside the
-    snapshot have the slots which fork() shared.
+    word: its page-table entry, where that is known. sleepers: how many children outside the snapshot
+    have the slots which fork() shared.
     """
-
-    words: Any
-    sleepers: int
-
-    def text(self, place: int, pagemap: int) -> str:
-        """The token of one page's entry. place: the page's index in the VMA."""
-        swap_type = pagemap & SWAP_TYPE
-        wp = "w" if pagemap & PM_UFFD_WP else ""
-        if swap_type >= SPECIAL_SWAP_TYPE:
-            return f"W{swap_type}" + (f".{wp}" if wp else "")
-        shared = self.words is not None and not int(self.words[place]) & PTE_SWP_EXCLUSIVE
-        letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
-        offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
-        text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
-        return text + (f".n{self.sleepers}" if shared and self.sleepers else "")
+    swap_type = pagemap & SWAP_TYPE
+    wp = "w" if pagemap & PM_UFFD_WP else ""
+    if swap_type >= SPECIAL_SWAP_TYPE:
+        return f"W{swap_type}" + (f".{wp}" if wp else "")
+    shared = word is not None and not word & PTE_SWP_EXCLUSIVE
+    letters = wp + "f" * shared + "c" * (not pagemap & PM_SOFT_DIRTY)
+    offset = pagemap >> SWAP_OFFSET_SHIFT & SWAP_OFFSET_MASK
+    text = f"W{swap_type}" + (f".{letters}" if letters else "") + f".o{offset}"
+    return text + (f".n{sleepers}" if shared and sleepers else "")
 
 
-def _folio_text(place: int, columns: Sequence[int], names: FolioNames, swapped: _Swapped) -> str:
+def _folio_text(columns: Sequence[int], word: int | None, names: FolioNames, sleepers: int) -> str:
     pagemap, flags, count, folio = columns
     if pagemap & PM_GUARD:
         return "G"
     if pagemap & PM_SWAP:
-        return swapped.text(place, pagemap)
+        return _swap_text(pagemap, word, sleepers)
     if not pagemap & PM_PRESENT:
         return "-"
     if flags & KPF_ZERO_PAGE:
         return "Zh" if flags & KPF_THP else "Z"
-    letters, mapping = (
-        _flag_letters(flags & names.trusted),
-        _mapping_letters(pagemap & _MAPPING_BITS),
-    )
+    letters = _letters(flags & names.trusted, _FLAG_LETTERS)
+    mapping = _letters(pagemap & _MAPPING_BITS, _MAPPING_LETTERS)
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
 
 
-@lru_cache(maxsize=4096)
-def _flag_letters(flags: int) -> str:
-    return "".join(letter for bit, letter in _FLAG_LETTERS if flags >> bit & 1)
-
-
-@lru_cache(maxsize=16)
-def _mapping_letters(bits: int) -> str:
-    pairs = ((PM_EXCLUSIVE, "x"), (PM_UFFD_WP, "w"), (PM_SOFT_DIRTY, "s"))
-    return "".join(letter for bit, letter in pairs if bits & bit)
-
-
-@lru_cache(maxsize=4096)
-def _letters_of_pte(value: int) -> str:
-    pairs = (
-        (PTE_WRITE, "W"),
-        (PTE_ACCESSED, "A"),
-        (PTE_DIRTY | PTE_SAVED_DIRTY, "D"),
-        (PTE_UFFD_WP, "U"),
-    )
-    return "P" + "".join(letter for bits, letter in pairs if value & bits)
+@lru_cache(maxsize=8192)
+def _letters(value: int, table: tuple[tuple[str, int], ...]) -> str:
+    """The letters of a table whose bits the value has."""
+    return "".join(letter for letter, bits in table if value & bits)
 
 
 def _pte(value: int, level: int) -> PteToken:
@@ -261,24 +230,14 @@ def _pte(value: int, level: int) -> PteToken:
         return parse_pte_token("-")
     if not value & _PTE_MAPS:
         return parse_pte_token("s")
-    text = _letters_of_pte(value & ~_FRAME_BITS)
-    return parse_pte_token("H" + text if level == _LEVEL_PMD else text)
+    letters = "P" + _letters(value & ~_FRAME_BITS, _PTE_LETTERS)
+    return parse_pte_token("H" + letters if level == _LEVEL_PMD else letters)
 
 
 # --- the trace ------------------------------------------------------------------------------
 
 _LINE = re.compile(r"^.+? \[\d+\] \S+ +[\d.]+: (\w+): (.*)$", re.MULTILINE)
 _FIELD = re.compile(r"(\w+)=(\S+?)(?:,|$| )")
-
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "attempt": ("address", "order"),
-    "mm_collapse_huge_page_swapin": ("ret", "order", "swapped_in", "referenced"),
-    "mm_collapse_huge_page_isolate": ("status", "order", "referenced", "none_or_zero"),
-    "mm_collapse_huge_page": ("status", "order"),
-    "mm_khugepaged_scan_pmd": ("status", "referenced", "none_or_zero", "unmapped"),
-}
-"""Event -> the fields a scenario keeps, in its order."""
-
 
 _OLD_NAMES = {"pmd_none": "no_pte_table", "pmd_null": "no_pte_table"}
 """Statuses of older kernels -> the status that replaced them."""
@@ -296,10 +255,10 @@ def events_of(trace: str) -> list[dict[str, Any]]:
     """
     events = []
     for name, fields in _lines(trace):
-        if name in _FIELDS:
+        if name in RECORDED_EVENTS:
             event: dict[str, Any] = {"event": name}
             shown = {"order": str(GEOMETRY.pmd_order), **fields}
-            for key in _FIELDS[name]:
+            for key in RECORDED_EVENTS[name]:
                 if key in shown:
                     text = shown[key]
                     event[key] = _OLD_NAMES.get(text, text) if key == "status" else int(text, 0)

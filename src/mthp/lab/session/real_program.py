@@ -6,15 +6,15 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.session.boot import booted
-from mthp.lab.session.recipes import PYTHON, Recipe
-from mthp.lab.session.workload import Command, Workload
+from mthp.lab.session.recipes import Recipe
+from mthp.lab.session.workload import PYTHON, Workload
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.lab.vm.files import HOST, GuestFiles, Root
 from mthp.lab.vm.interpreter import add_interpreter
@@ -28,11 +28,11 @@ LOAD_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Provision:
-    """A recipe prepared for a guest. archive: its files; recipe: with its programs' paths in the guest."""
+    """A recipe prepared for a guest. archive: its files; paths: of its programs in the guest."""
 
     recipe: Recipe
     archive: Path
-    python: str
+    paths: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def provide(recipe: Recipe, extra: Sequence[str], progress: Progress) -> Iterato
     """
     root = _root_of(recipe, progress)
     files = GuestFiles()
-    python = add_interpreter(files)
-    paths = {PYTHON: python}
+    paths = {PYTHON: add_interpreter(files)}
     for name in recipe.programs():
         paths[name] = files.add_program(root, name)
     for tree, skip in recipe.trees.items():
@@ -67,7 +66,7 @@ def provide(recipe: Recipe, extra: Sequence[str], progress: Progress) -> Iterato
         files.add_bytes(path, text.encode())
     with tempfile.TemporaryDirectory(prefix="mthp-lab-") as folder:
         archive = files.pack(Path(folder) / "files.cpio")
-        yield Provision(_placed(recipe, paths), archive, python)
+        yield Provision(recipe, archive, paths)
 
 
 def _root_of(recipe: Recipe, progress: Progress) -> Root:
@@ -75,25 +74,10 @@ def _root_of(recipe: Recipe, progress: Progress) -> Root:
     missing = [name for name in recipe.programs() if HOST.program(name) is None]
     if not missing or not recipe.packages:
         return HOST
-    return debian_root((*recipe.packages, *_PACKAGES_OF_TOOLS), progress)
+    return debian_root((*recipe.packages, _PACKAGE_OF_SH), progress)
 
 
-_PACKAGES_OF_TOOLS = ("dash",)
-
-
-def _placed(recipe: Recipe, paths: dict[str, str]) -> Recipe:
-    def at(job: Command) -> Command:
-        return replace(job, argv=(paths[job.argv[0]], *job.argv[1:]))
-
-    return replace(
-        recipe,
-        start=at(recipe.start),
-        setup=tuple(map(at, recipe.setup)),
-        load=tuple(map(at, recipe.load)),
-        ready=None if recipe.ready is None else at(recipe.ready),
-        beside=None if recipe.beside is None else at(recipe.beside),
-        until=None if recipe.until is None else at(recipe.until),
-    )
+_PACKAGE_OF_SH = "dash"
 
 
 def capture_around_khugepaged(
@@ -110,7 +94,7 @@ def capture_around_khugepaged(
     """
     with booted(kernel, memory, (provision.archive,)) as guest:
         try:
-            workload = Workload(guest.machine.channel, guest.session, provision.python)
+            workload = Workload(guest.machine.channel, guest.session, provision.paths)
             workload.prepare()
             _perform(workload, provision.recipe, progress)
             return _between_snapshots(workload, settings, folder, progress)

@@ -6,10 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mthp.lab.session.workload import Command
-
-PYTHON = "python"
-"""As a program's name: the Python that runs this, which is copied into the guest."""
+from mthp.lab.session.workload import PYTHON, Command
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from mthp.image.runs import PagesState
@@ -23,12 +23,8 @@ class NotBuilt(Exception):
     """The guest's kernel did not build the declared state, or not to the end. The text names the part."""
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """One mapping of the record: as it was declared, and as the guest's kernel has it."""
-
-    declared: DeclaredVma
-    observed: ObservedVma
+Observed = dict[str, list[ObservedVma]]
+"""The mappings as the guest's kernel has them, by process in the order of khugepaged's scan."""
 
 
 def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
@@ -43,11 +39,10 @@ def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
     except CommandFailed as error:
         raise NotBuilt(str(error)) from None
     session.drain()
-    placed = _place(session, declared, registered)
+    observed = _observe(session, declared, registered)
+    states = session.states(observed, declared.sleepers)
     document = _head(draft, declared, kernel)
-    document["vmas"] = []
-    for where, state in zip(placed, _states(session, declared, placed), strict=True):
-        document["vmas"].append(_vma(where, state))
+    document["vmas"] = list(map(_vma, declared.vmas, chain(*observed.values()), states))
     group = next((name for name in declared.cgroups if name), "")
     if group:
         document["memcg"] = session.memcg_pages(group)
@@ -58,7 +53,9 @@ def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
         document["largest_block"] = lacking - 1
     document["built_by"] = [str(op) for op in draft.program()]
     try:
-        document["passes"] = [_pass(session, draft, declared, placed) for _ in range(draft.passes)]
+        document["passes"] = [
+            _pass(session, draft, declared, observed) for _ in range(draft.passes)
+        ]
     except CommandFailed as error:
         killed = session.oom_kills(group) if group else 0
         why = f"the OOM killer took a process of its cgroup (oom_kill {killed}); " if killed else ""
@@ -119,38 +116,26 @@ def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
     return document
 
 
-def _place(session: GuestSession, declared: Declared, registered: Sequence[int]) -> list[_Placed]:
-    """Each declared mapping with the kernel's; NotBuilt for the first that is not as declared."""
-    placed: list[_Placed] = []
-    tables: list[int] = []
+def _observe(session: GuestSession, declared: Declared, registered: Sequence[int]) -> Observed:
+    """The mappings, each as it was declared; NotBuilt for the first that is not."""
+    observed: Observed = {}
     for name in declared.processes:
         wanted = [vma for vma in declared.vmas if vma.process == name]
-        observed = session.vmas(name)
+        observed[name] = session.vmas(name)
         want = [(vma.start, vma.pages, vma.anon_vma) for vma in wanted]
-        have = [(vma.start, vma.pages, bool(vma.anon_vma)) for vma in observed]
+        have = [(vma.start, vma.pages, bool(vma.anon_vma)) for vma in observed[name]]
         if want != have:
             raise NotBuilt(f"process {name}: its mappings are {have}, declared {want}")
-        placed += map(_Placed, wanted, observed)
-        tables += [vma.pgd for vma in observed[:1]]
+    tables = [vmas[0].pgd for vmas in observed.values()]
     order = [pgd for pgd in registered if pgd in tables]
     if len(order) != len(registered):
         raise NotBuilt("a process that is not in the record is registered with khugepaged")
     if order != tables[: len(order)]:
         raise NotBuilt(f"khugepaged's list is {order}, declared {tables}")
-    return placed
+    return observed
 
 
-def _states(
-    session: GuestSession, declared: Declared, placed: Sequence[_Placed]
-) -> list[PagesState]:
-    processes: dict[str, list[ObservedVma]] = {}
-    for where in placed:
-        processes.setdefault(where.declared.process, []).append(where.observed)
-    return session.states(processes, declared.sleepers)
-
-
-def _vma(where: _Placed, state: PagesState) -> dict[str, Any]:
-    declared, observed = where.declared, where.observed
+def _vma(declared: DeclaredVma, observed: ObservedVma, state: PagesState) -> dict[str, Any]:
     advice = None
     if observed.has(VmFlag.HUGEPAGE | VmFlag.NOHUGEPAGE):
         advice = "hugepage" if observed.has(VmFlag.HUGEPAGE) else "nohugepage"
@@ -183,7 +168,7 @@ def _state(state: PagesState) -> dict[str, Any]:
 
 
 def _pass(
-    session: GuestSession, draft: Draft, declared: Declared, placed: Sequence[_Placed]
+    session: GuestSession, draft: Draft, declared: Declared, observed: Observed
 ) -> dict[str, Any]:
     lacking = _order_without_blocks(draft)
     if lacking is not None:
@@ -197,7 +182,7 @@ def _pass(
     if lacking is not None:
         _check_blocks(session, lacking, "after")
     session.drain()
-    final = _states(session, declared, placed)
+    final = session.states(observed, declared.sleepers)
     document["events"] = events
     document["counters"] = session.counters().since(before)
     document["final"] = [_state(state) for state in final]

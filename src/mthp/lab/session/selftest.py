@@ -30,18 +30,9 @@ _UNITS = ("khugepaged.c", "vm_util.c", "hugepage_settings.c", "thp_settings.c")
 """Of these, the files that the tree has: the settings' unit was renamed."""
 
 
-@dataclass(frozen=True)
-class Invocation:
-    """One run of the program. mthp_order: None for its default, khugepaged and MADV_COLLAPSE."""
-
-    mthp_order: int | None = None
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The program's arguments."""
-        if self.mthp_order is None:
-            return ()
-        return ("-c", str(self.mthp_order), "mthp_khugepaged:anon")
+def arguments_for(mthp_order: int | None) -> tuple[str, ...]:
+    """The program's arguments; None for its default run, khugepaged and MADV_COLLAPSE."""
+    return () if mthp_order is None else ("-c", str(mthp_order), "mthp_khugepaged:anon")
 
 
 def build(source: Path) -> bytes:
@@ -78,30 +69,32 @@ def guest_session(kernel: CachedKernel) -> Iterator[tuple[VirtualMachine, GuestS
 def run_selftest(
     guest: VirtualMachine,
     program: bytes,
-    wanted: Iterable[Invocation],
+    orders: Iterable[int | None],
     progress: Callable[[str], None],
-) -> dict[Invocation, Output]:
-    """Run the program once for each invocation, to its end. progress: takes a line for each."""
+) -> dict[int | None, Output]:
+    """Run the program to its end, once for each mTHP order (None: its default run).
+
+    progress: takes a line for each.
+    """
     channel = guest.channel
     channel.ask(f"put {_PROGRAM} 0 {len(program)}", program)
     outputs = {}
-    for invocation in wanted:
-        progress(" ".join(("running khugepaged", *invocation.words)))
-        outputs[invocation] = _run(channel, invocation)
+    for order in orders:
+        arguments = arguments_for(order)
+        progress(" ".join(("running khugepaged", *arguments)))
+        outputs[order] = _run(channel, arguments)
     return outputs
 
 
-def _run(channel: Channel, invocation: Invocation) -> Output:
-    patience, channel.patience = channel.patience, PATIENCE_MS / 1000 + 30
+def _run(channel: Channel, arguments: Sequence[str]) -> Output:
+    words = " ".join((_PROGRAM, *arguments))
     try:
-        words = " ".join((_PROGRAM, *invocation.words))
-        answer = channel.ask(f"exec {PATIENCE_MS} {words}")
+        with channel.patient(PATIENCE_MS / 1000 + 30):
+            answer = channel.ask(f"exec {PATIENCE_MS} {words}")
     except CommandFailed as error:
         if error.errno != errno.ETIMEDOUT:
             raise
         return Output(0, (), f"it did not end within {PATIENCE_MS // 1000} s")
-    finally:
-        channel.patience = patience
     return parse_output(answer[8:].decode(errors="replace"))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mthp.image.runs import PagesState
-from mthp.image.scenario_values import MTHP_STATS, VMSTAT_COUNTERS
+from mthp.image.scenario_values import MTHP_STATS, RECORDED_EVENTS, VMSTAT_COUNTERS, changed
 from mthp.lab.geometry import ORDERS, PAGE_SIZE, PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import BASE, REACH, SYSFS, Madv, Operation, Verb, size_folder
 from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
@@ -41,12 +41,7 @@ GROUPS = ("g", "h")
 SWAP_BYTES = 256 << 20
 
 _KHUGEPAGED = ("full_scans", "pages_collapsed")
-_EVENTS = (
-    "mm_khugepaged_scan_pmd",
-    "mm_collapse_huge_page",
-    "mm_collapse_huge_page_isolate",
-    "mm_collapse_huge_page_swapin",
-)
+_TRACEPOINTS = tuple(event for event in RECORDED_EVENTS if event != "attempt")
 
 _QUIET = {
     "/proc/sys/vm/page-cluster": "0",
@@ -86,19 +81,13 @@ class Counters:
     def since(self, before: Counters) -> dict[str, Any]:
         """The counters that changed, as a scenario records them."""
         stats = {
-            order: changed
-            for order, values in self.stats.items()
-            if (changed := _changed(values, before.stats[order]))
+            order: changed(values, before.stats[order]) for order, values in self.stats.items()
         }
         return {
-            "stats": stats,
-            "vmstat": _changed(self.vmstat, before.vmstat),
-            "khugepaged": _changed(self.khugepaged, before.khugepaged),
+            "stats": {order: values for order, values in stats.items() if values},
+            "vmstat": changed(self.vmstat, before.vmstat),
+            "khugepaged": changed(self.khugepaged, before.khugepaged),
         }
-
-
-def _changed(now: Mapping[str, int], then: Mapping[str, int]) -> dict[str, int]:
-    return {key: value - then[key] for key, value in now.items() if value != then[key]}
 
 
 class GuestSession:
@@ -137,8 +126,7 @@ class GuestSession:
         for module in modules:
             ask(f"insmod {module}")
         for path, value in _QUIET.items():
-            with contextlib.suppress(CommandFailed):
-                ask(f"w {path} {value}")
+            self._write_optional(path, value)
         self._swap_on()
         self._set_probes()
         # Before Linux 7.2 this keeps the thread alive while every size is off.
@@ -180,7 +168,7 @@ class GuestSession:
         )
         for probe in probes:
             self._channel.ask(f"a {TRACING}/kprobe_events {probe}")
-        for event in _EVENTS:
+        for event in _TRACEPOINTS:
             self.write(f"{TRACING}/events/huge_memory/{event}/enable", "1")
         self.write(f"{TRACING}/events/mthp/enable", "1")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, LabError
@@ -33,26 +33,26 @@ SCAN_MS = 600_000
 COMMAND_SECONDS = 900.0
 
 
+PYTHON = "python"
+"""As a program's name: the Python that runs this, which is copied into the guest."""
+
+
 @dataclass(frozen=True)
 class Command:
-    """A command for the guest, run in /tmp. argv[0]: an absolute path there. uid: 0 for root."""
+    """A command for the guest, run in /tmp. argv[0]: a program's name. uid: 0 for root."""
 
     argv: tuple[str, ...]
     uid: int = 0
-
-    def document(self) -> dict[str, object]:
-        """The job that guest/helper.py reads."""
-        return asdict(self)
 
 
 class Workload:
     """The programs of one guest. Those of the subject, which is captured, are in a cgroup of their own."""
 
-    def __init__(self, channel: Channel, session: GuestSession, python: str) -> None:
-        """python: the path of the interpreter in the guest."""
+    def __init__(self, channel: Channel, session: GuestSession, paths: Mapping[str, str]) -> None:
+        """paths: a program's name -> its path in the guest."""
         self._channel = channel
         self._session = session
-        self._python = python
+        self._paths = paths
         self._jobs = self._subject = 0
         self._output = ""
 
@@ -61,23 +61,28 @@ class Workload:
         self._session.write(f"{TRACING}/tracing_on", "0")
         self._channel.ask(f"mkdir {CGROUP}")
         self._channel.ask(f"mkdir {JOBS}")
-        self._channel.ask(f"start {JOBS}/helper.out {self._python} -S {HELPER} {JOBS}")
-        with self._patient(START_MS / 1000 + 10):
+        self._channel.ask(f"start {JOBS}/helper.out {self._paths[PYTHON]} -S {HELPER} {JOBS}")
+        with self._channel.patient(START_MS / 1000 + 10):
             self._channel.ask(f"wait {JOBS}/helper.out 0 ready {START_MS}")
 
     # --- programs -------------------------------------------------------------------------
 
     def run(self, job: Command, seconds: float = COMMAND_SECONDS) -> str:
         """Run a command to its end; its output. LabError: it failed; the text is the last line it printed."""
-        return self._do(job.argv[0], job.document(), seconds)
+        return self._do(self._paths[job.argv[0]], self._document(job), seconds)
 
     def start(self, job: Command) -> None:
         """Start the subject in the background."""
-        self._output, self._subject = self._begin({**job.document(), "cgroup": CGROUP})
+        self._output, self._subject = self._begin({**self._document(job), "cgroup": CGROUP})
 
     def start_beside(self, job: Command) -> None:
         """Start a command in the background that is not the subject, such as its load."""
-        self._begin(job.document())
+        self._begin(self._document(job))
+
+    def _document(self, job: Command) -> dict[str, object]:
+        """The job that guest/helper.py reads."""
+        program, *arguments = job.argv
+        return {"argv": [self._paths[program], *arguments], "uid": job.uid}
 
     def _call(self, name: str, *args: str) -> str:
         """Call a function of the helper; its output."""
@@ -105,7 +110,7 @@ class Workload:
 
     def _wait(self, at: str, word: str, seconds: float, name: str) -> int:
         """Wait for the word in a job's .done file; the number after it. LabError: it comes too late."""
-        with self._patient(seconds + 10):
+        with self._channel.patient(seconds + 10):
             try:
                 self._channel.ask(f"wait {at}.done 0 {word} {int(seconds * 1000)}")
             except CommandFailed as error:
@@ -158,14 +163,6 @@ class Workload:
         self._channel.ask_all([f"wait /proc/{pid}/stat 2 T 30000" for pid in pids])
         return pids
 
-    @contextlib.contextmanager
-    def _patient(self, seconds: float) -> Iterator[None]:
-        before, self._channel.patience = self._channel.patience, seconds
-        try:
-            yield
-        finally:
-            self._channel.patience = before
-
     # --- khugepaged -----------------------------------------------------------------------
 
     def register(self, pids: list[int]) -> None:
@@ -212,7 +209,7 @@ class Workload:
         pid = int(self._channel.ask("pidof khugepaged"))
         asleep = f"wait /proc/{pid}/stat 2 S {SCAN_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
-        with self._patient(SCAN_MS / 1000 + 10):
+        with self._channel.patient(SCAN_MS / 1000 + 10):
             self._channel.ask_all(
                 [
                     asleep,

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 MAX_IN_FLIGHT = 100
@@ -65,6 +66,15 @@ class Channel:
     def wait_ready(self) -> None:
         """Wait for the agent's first message."""
         self._answer("boot")
+
+    @contextlib.contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Another patience while this context lasts."""
+        before, self.patience = self.patience, seconds
+        try:
+            yield
+        finally:
+            self.patience = before
 
     def _send(self, data: bytes) -> None:
         self._stream.settimeout(self.patience)

@@ -65,9 +65,9 @@ class GuestFiles:
     def __init__(self) -> None:
         self._files: dict[str, tuple[Path | bytes, int]] = {}
 
-    def add_bytes(self, path: str, data: bytes, mode: int = 0o644) -> None:
+    def add_bytes(self, path: str, data: bytes) -> None:
         """Add a file with these contents."""
-        self._files[path] = (data, mode)
+        self._files[path] = (data, 0o644)
 
     def add_program(self, root: Root, name: str) -> str:
         """Add a program and everything that loading it needs; its path in the guest.

@@ -64,10 +64,10 @@ def guest_modules(kernel: CachedKernel, names: Iterable[str] = MODULES) -> list[
     return list(found.items())
 
 
-def build_initramfs(kernel: CachedKernel, modules: Iterable[str] = MODULES) -> Path:
+def build_initramfs(kernel: CachedKernel) -> Path:
     """An initramfs for this kernel, made unless the cache has it."""
     agent = build_agent()
-    wanted = guest_modules(kernel, modules)
+    wanted = guest_modules(kernel)
     for place, (path, file) in enumerate(guest_modules(kernel, EARLY)):
         wanted.append((f"/early/{place:02}-{Path(path).name}", file))
     stamps = [(path, file.stat().st_size, file.stat().st_mtime_ns) for path, file in wanted]

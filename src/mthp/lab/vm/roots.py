@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mthp.lab.kernels.apt import Archive, PrivateApt, debian_archive, system_sources, unpack_deb
+from mthp.lab.kernels.apt import Archive, debian_archive, system_sources, unpack_deb
 from mthp.lab.kernels.kernels import cache_dir, check_room
+from mthp.lab.kernels.packages import Progress, read_lists
 from mthp.lab.vm.files import Root
 from mthp.words.units import human_bytes
 
@@ -19,7 +20,7 @@ SUITE = "bookworm"
 
 def debian_root(
     names: Sequence[str],
-    progress: Callable[[str], None],
+    progress: Progress,
     archive: Callable[[], Archive] = lambda: debian_archive(system_sources()),
 ) -> Root:
     """A tree with these packages and what they depend on, fetched unless the cache has it.
@@ -31,9 +32,7 @@ def debian_root(
     target = cache_dir() / "roots" / key
     if target.is_dir():
         return Root(target)
-    apt = PrivateApt(cache_dir() / "apt" / SUITE, archive(), SUITE)
-    progress(f"reading the package lists of Debian {SUITE}")
-    apt.update()
+    apt = read_lists(archive(), SUITE, progress)
     packages = apt.with_dependencies(names)
     size = sum(package.size for package in packages)
     unpacked = sum(package.installed_size for package in packages)
@@ -45,7 +44,7 @@ def debian_root(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as folder:
         tree = Path(folder) / "tree"
-        for file in apt.download_all(packages, Path(folder)):
+        for file in apt.download(Path(folder), *packages):
             unpack_deb(file, tree)
             file.unlink()
         os.replace(tree, target)
