@@ -9,8 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mthp.compare.forecast import UNEXPLAINED, compare
-from mthp.compare.page_orders import Mapped, Orders, orders_of_snapshot, orders_of_world
+from mthp.compare.forecast import (
+    UNEXPLAINED,
+    Mapped,
+    Orders,
+    compare,
+    orders_of_snapshot,
+    orders_of_world,
+)
 from mthp.image.snapshot import Pte, Snapshot, load
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.words.profiles import profile_for_release

@@ -15,7 +15,7 @@ from mthp.lab.errors import FAILED
 from mthp.words.files import replacing
 
 if TYPE_CHECKING:
-    from mthp.compare.rerun import Rerun
+    from mthp.compare.fuzz import Rerun
     from mthp.image.scenario import Scenario
 
 
@@ -88,8 +88,7 @@ def _record(args: argparse.Namespace) -> int:
 
 def _run_again(args: argparse.Namespace) -> Iterator[Rerun]:
     """Every scenario named, in order; FileError or UsageError where one cannot be read or made."""
-    from mthp.compare.fuzz import DraftRunner
-    from mthp.compare.rerun import run_again
+    from mthp.compare.fuzz import DraftRunner, run_again
     from mthp.lab.compile import CannotBuild
     from mthp.lab.kernels.kernels import find
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs one draft on a real kernel and on the engine, and finds the differences."""
+"""Runs a draft, or a given scenario, on a real kernel and on the engine, and finds the differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from mthp.compare.conformance import run_scenario
 from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.fields import ScenarioError
-from mthp.image.scenario import parse_scenario
+from mthp.image.scenario import Scenario, parse_scenario
+from mthp.lab.compile import compile_state, differences, displacement
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.session.boot import Booted, booted
@@ -104,3 +105,46 @@ class DraftRunner:
         if self._booted is None:
             self._booted = self._stack.enter_context(booted(self._kernel, MEMORY))
         return self._booted
+
+
+# --- a given scenario -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """The outcome. differences: where the guest's state is not the one that the scenario declares."""
+
+    scenario: Scenario
+    verdict: DraftVerdict
+    differences: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `mthp lab run --json`. displacement: how much lower the addresses are in the
+        guest, in bytes."""
+        record = self.verdict.record or {}
+        return {
+            "id": self.scenario.id,
+            "kernel": record.get("kernel", ""),
+            "displacement": displacement(self.scenario),
+            "state_differs": list(self.differences),
+            "not_built": self.verdict.not_built,
+            "passes": [
+                {"kernel": recorded, "engine": list(ours)}
+                for recorded, ours in zip(
+                    record.get("passes", []), self.verdict.engine, strict=True
+                )
+            ],
+            "mismatches": list(self.verdict.mismatches),
+        }
+
+
+def run_again(runner: DraftRunner, scenario: Scenario) -> Rerun:
+    """Make the scenario's state in the guest and run its passes there and on the engine.
+
+    CannotBuild: no sequence of system calls is known that makes the state.
+    """
+    verdict = runner(compile_state(scenario))
+    if verdict.record is None:
+        return Rerun(scenario, verdict, ())
+    built = parse_scenario(verdict.record)
+    return Rerun(scenario, verdict, tuple(differences(scenario, built)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mthp.image.scenario_values import Action
 from mthp.lab.draw.fill import (
     LOOKS,
     Appearance,
@@ -27,6 +26,7 @@ from mthp.lab.draw.knobs import MAX_LIMIT
 from mthp.lab.draw.layout import close, map_many, map_one, place, start_mapped
 from mthp.lab.draw.program_builder import ProgramBuilder
 from mthp.lab.draw.special import (
+    collapse,
     collapse_some,
     edge_limits,
     guard_some,
@@ -41,9 +41,9 @@ from mthp.lab.draw.special import (
     unmap_some,
     write_some,
 )
-from mthp.lab.draw.swapin import draw_swapin
+from mthp.lab.draw.swapin import swapin
 from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS, round_up_to_table
-from mthp.lab.program.program import Madv, Operation, Target, Verb
+from mthp.lab.program.program import Madv, Operation, Verb
 from mthp.lab.program.space import PageMark
 from mthp.words.settings import Enabled
 
@@ -158,25 +158,6 @@ def madvise(builder: ProgramBuilder) -> None:
         guard_some(builder, "s")
     close(builder)
     collapse(builder)
-
-
-def collapse(builder: ProgramBuilder) -> None:
-    """Make MADV_COLLAPSE of a random mapping the action, called by its process or by another one."""
-    rng = builder.rng
-    names = list(builder.world.processes)
-    who = rng.choice(names)
-    by = who
-    if rng.random() < 0.3:
-        others = [name for name in names if name != who]
-        by = rng.choice(others) if others else "t"
-        if not others:
-            builder.start(by)
-    vmas = builder.vmas(who)
-    if not vmas:
-        return
-    vma = rng.choice(vmas)
-    builder.action = Action.MADVISE_COLLAPSE
-    builder.target = Target(who, vma.start, by)
 
 
 def moved(builder: ProgramBuilder) -> None:
@@ -417,14 +398,6 @@ def advise_from_outside(builder: ProgramBuilder) -> None:
     advice = rng.choice([Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE])
     for run in builder.pieces(who, (PageMark.WRITTEN,), 2, PMD_PAGES):
         builder.do(Verb.ADVISE_OTHER, who, *run, int(advice), who=by)
-
-
-def swapin(builder: ProgramBuilder) -> None:
-    """Whole folios swapped out and brought back at once, shared slots, and swap cache hits."""
-    draw_swapin(builder)
-    close(builder)
-    if builder.rng.random() < 0.25:
-        collapse(builder)
 
 
 FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from mthp.image.scenario_values import Action
 from mthp.lab.draw.fill import whole_tables
 from mthp.lab.draw.program_builder import ProgramBuilder, Run
 from mthp.lab.geometry import PMD_ORDER, PMD_PAGES, round_up_to_table
 from mthp.lab.program.processes import OUT_OF_REACH
-from mthp.lab.program.program import Madv, Verb
+from mthp.lab.program.program import Madv, Target, Verb
 from mthp.lab.program.space import DeclaredMapping, PageMark, Uffd
 from mthp.words.settings import Enabled
 
@@ -170,6 +171,25 @@ def collapse_some(builder: ProgramBuilder, who: str) -> None:
 def _collapses(builder: ProgramBuilder, who: str, table: int) -> bool:
     found = {builder.space(who).page(page) for page in range(table, table + PMD_PAGES)}
     return PageMark.WRITTEN in found and found.isdisjoint(OUT_OF_REACH)
+
+
+def collapse(builder: ProgramBuilder) -> None:
+    """Make MADV_COLLAPSE of a random mapping the action, called by its process or by another one."""
+    rng = builder.rng
+    names = list(builder.world.processes)
+    who = rng.choice(names)
+    by = who
+    if rng.random() < 0.3:
+        others = [name for name in names if name != who]
+        by = rng.choice(others) if others else "t"
+        if not others:
+            builder.start(by)
+    vmas = builder.vmas(who)
+    if not vmas:
+        return
+    vma = rng.choice(vmas)
+    builder.action = Action.MADVISE_COLLAPSE
+    builder.target = Target(who, vma.start, by)
 
 
 def edge_limits(builder: ProgramBuilder, who: str) -> None:

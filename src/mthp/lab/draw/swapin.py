@@ -15,8 +15,9 @@ from mthp.lab.draw.fill import (
     whole_tables,
 )
 from mthp.lab.draw.knobs import MAX_LIMIT
-from mthp.lab.draw.layout import map_one
+from mthp.lab.draw.layout import close, map_one
 from mthp.lab.draw.program_builder import ProgramBuilder, Run
+from mthp.lab.draw.special import collapse
 from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS
 from mthp.lab.program.program import Madv, Verb
 from mthp.lab.program.space import PageMark, Uffd
@@ -109,8 +110,8 @@ def share_slots(builder: ProgramBuilder) -> None:
                 builder.do(Verb.READ, *run, who=who)
 
 
-def draw_swapin(builder: ProgramBuilder) -> None:
-    """All operations of the family but advice and registration."""
+def swapin(builder: ProgramBuilder) -> None:
+    """Whole folios swapped out and brought back at once, shared slots, and swap cache hits."""
     builder.start()
     enable_swapin(builder)
     map_one(builder)
@@ -123,3 +124,6 @@ def draw_swapin(builder: ProgramBuilder) -> None:
         vma = builder.space("s").vmas[0]
         if vma.traits.writable:
             builder.do(Verb.MPROTECT, vma.start, vma.pages, 1, who="s")
+    close(builder)
+    if builder.rng.random() < 0.25:
+        collapse(builder)

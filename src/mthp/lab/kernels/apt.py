@@ -171,7 +171,9 @@ class PrivateApt:
         self.suite = suite
         self._config = folder / "apt.conf"
         try:
-            _lay_out(folder)
+            for below in ("none.d", "state", "lists/partial", "cache/archives/partial"):
+                (folder / below).mkdir(parents=True, exist_ok=True)
+            (folder / "state" / "status").touch()
             self._config.write_text(_CONFIG.format(folder=folder))
             line = f"deb [signed-by={archive.keyring}] {archive.address} {suite} main\n"
             (folder / "sources.list").write_text(line)
@@ -222,12 +224,6 @@ def _file_of(package: Package, folder: Path) -> Path:
     if len(found) != 1:
         raise LabError(HOST_LACKS, f"apt-get download left no file of {package.name}")
     return found[0]
-
-
-def _lay_out(folder: Path) -> None:
-    for below in ("none.d", "state", "lists/partial", "cache/archives/partial"):
-        (folder / below).mkdir(parents=True, exist_ok=True)
-    (folder / "state" / "status").touch()
 
 
 def run_apt(words: Sequence[str], cwd: Path | None = None) -> str:
