@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -81,11 +82,11 @@ def run_fuzz(args: argparse.Namespace) -> int:
 
 def _progress(terminal: bool) -> Callable[[Campaign, float], None]:
     """Prints a line of progress on stderr: rewritten on a terminal, elsewhere every 500 states."""
-    begun: list[int] = []
+    begun = itertools.count(1)
 
     def show(campaign: Campaign, seconds: float) -> None:
-        begun.append(1)
-        rate = len(begun) / seconds * 60 if seconds else 0.0
+        number = next(begun)
+        rate = number / seconds * 60 if seconds else 0.0
         line = (
             f"{campaign.done}/{campaign.spec.number} states, {campaign.agreed}/{campaign.passes} "
             f"passes agree, {len(campaign.not_built)} not built, {rate:.0f} a minute"

@@ -153,39 +153,27 @@ TRACEPOINTS: dict[type, str] = {
 }
 
 
+_PRINTED: dict[type, tuple[str, ...]] = {
+    ScanPmd: ("mm", "scan_pfn", "referenced", "none_or_zero", "status", "unmapped"),
+    Isolate: ("scan_pfn", "none_or_zero", "referenced", "status", "order"),
+    Swapin: ("mm", "swapped_in", "referenced", "ret", "order"),
+    CollapseHugePage: ("mm", "isolated", "status", "order"),
+    KhugepagedScan: ("mm", "progress", "full_scan_finished"),
+}
+"""The fields that a tracepoint prints, in the kernel's order."""
+
+
 def _fields(event: Event) -> str:
-    match event:
-        case Attempt():
-            return f"(collapse_huge_page) address=0x{event.address:x} order={event.order}"
-        case ScanPmd():
-            return (
-                f"mm={event.mm}, scan_pfn=0x{event.scan_pfn & (1 << 64) - 1:x}, "
-                f"referenced={event.referenced}, none_or_zero={event.none_or_zero}, "
-                f"status={event.status.string}, unmapped={event.unmapped}"
-            )
-        case Isolate():
-            return (
-                f"scan_pfn=0x{event.scan_pfn & (1 << 64) - 1:x}, "
-                f"none_or_zero={event.none_or_zero}, referenced={event.referenced}, "
-                f"status={event.status.string}, order={event.order}"
-            )
-        case Swapin():
-            return (
-                f"mm={event.mm}, swapped_in={event.swapped_in}, referenced={event.referenced}, "
-                f"ret={int(event.ret)}, order={event.order}"
-            )
-        case CollapseHugePage():
-            return (
-                f"mm={event.mm}, isolated={event.isolated}, status={event.status.string}, "
-                f"order={event.order}"
-            )
-        case KhugepagedScan():
-            return (
-                f"mm={event.mm}, progress={event.progress}, "
-                f"full_scan_finished={int(event.full_scan_finished)}"
-            )
-        case _:
-            raise TypeError(f"{type(event).__name__} is not a tracepoint")
+    if isinstance(event, Attempt):
+        return f"(collapse_huge_page) address=0x{event.address:x} order={event.order}"
+    return ", ".join(f"{name}={_printed(event, name)}" for name in _PRINTED[type(event)])
+
+
+def _printed(event: Event, name: str) -> str:
+    value = getattr(event, name)
+    if name == "scan_pfn":
+        return f"0x{value & (1 << 64) - 1:x}"
+    return value.string if name == "status" else str(int(value))
 
 
 def ftrace(events: Iterable[Event], comm: str = "khugepaged", pid: int = 42) -> Iterator[str]:

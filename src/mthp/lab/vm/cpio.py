@@ -7,7 +7,6 @@ The same entries give the same bytes: times are 0, owners root, inodes counted f
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
 
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
@@ -15,18 +14,11 @@ _BLOCK = 512
 _MOST_BYTES = 0xFFFF_FFFF
 
 
-@dataclass(frozen=True)
-class _Entry:
-    path: str
-    mode: int
-    data: bytes
-
-
 class Cpio:
     """An archive; entries are in the order in which they were added, directories before their contents."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, tuple[int, bytes]] = {}
 
     def add(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Add a plain file. mode: its permission bits. ValueError as in add_dir()."""
@@ -44,10 +36,10 @@ class Cpio:
     def pack(self) -> bytes:
         """The archive's bytes, padded to a multiple of 512."""
         out = bytearray()
-        for inode, entry in enumerate(self._entries.values(), 1):
-            out += _record(entry, inode)
-        out += _record(_Entry(_TRAILER, 0, b""), 0)
-        return bytes(_padded(out, _BLOCK))
+        for inode, (path, (mode, data)) in enumerate(self._entries.items(), 1):
+            out += _record(path, mode, data, inode)
+        out += _record(_TRAILER, 0, b"", 0)
+        return _padded(bytes(out), _BLOCK)
 
     def _add(self, path: str, mode: int, data: bytes) -> None:
         name = _checked(path)
@@ -56,9 +48,9 @@ class Cpio:
         above = name.rpartition("/")[0]
         if above and above not in self._entries:
             self.add_dir(above)
-        elif above and not stat.S_ISDIR(self._entries[above].mode):
+        elif above and not stat.S_ISDIR(self._entries[above][0]):
             raise ValueError(f"{path}: {above} is not a directory")
-        self._entries[name] = _Entry(name, mode, data)
+        self._entries[name] = (mode, data)
 
 
 def _checked(path: str) -> str:
@@ -70,15 +62,13 @@ def _checked(path: str) -> str:
     return name
 
 
-def _record(entry: _Entry, inode: int) -> bytes:
-    name = entry.path.encode() + b"\0"
-    links = 2 if stat.S_ISDIR(entry.mode) else 1
-    numbers = (
-        inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, 0, 0, len(name), 0,
-    )  # fmt: skip
+def _record(path: str, mode: int, data: bytes, inode: int) -> bytes:
+    name = path.encode() + b"\0"
+    links = 2 if stat.S_ISDIR(mode) else 1
+    numbers = (inode, mode, 0, 0, links, 0, len(data), 0, 0, 0, 0, len(name), 0)
     head = _MAGIC + b"".join(b"%08X" % number for number in numbers)
-    return bytes(_padded(bytearray(head + name), 4)) + bytes(_padded(bytearray(entry.data), 4))
+    return _padded(head + name, 4) + _padded(data, 4)
 
 
-def _padded(data: bytearray, unit: int) -> bytearray:
+def _padded(data: bytes, unit: int) -> bytes:
     return data + bytes(-len(data) % unit)

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from mthp.lab.kernels.kernels import CachedKernel, cache_dir
+from mthp.lab.kernels.kernels import CachedKernel, cache_dir, staging
 from mthp.lab.kernels.modules import read_module
 from mthp.lab.kernels.tools import compile_statically
 from mthp.lab.vm.cpio import Cpio
@@ -41,14 +39,12 @@ def build_agent() -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with staging() as work:
         for name, text in sources.items():
-            (Path(folder) / name).write_bytes(text)
-        out = Path(folder) / "agent"
+            (work / name).write_bytes(text)
         units = [name for name in sources if name.endswith(".c")]
-        arguments = (*FLAGS, "-o", str(out), *units)
-        compile_statically(arguments, "the guest's agent", Path(folder))
-        os.replace(out, target)
+        compile_statically((*FLAGS, "-o", "agent", *units), "the guest's agent", work)
+        (work / "agent").rename(target)
     return target
 
 

@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mthp.lab.kernels.apt import Archive, debian_archive, system_sources, unpack_deb
-from mthp.lab.kernels.kernels import cache_dir, check_room
+from mthp.lab.kernels.kernels import cache_dir, check_room, staging
 from mthp.lab.kernels.packages import Progress, read_lists
 from mthp.lab.vm.files import Root
 from mthp.words.units import human_bytes
@@ -42,10 +39,9 @@ def debian_root(
     )
     check_room(size + unpacked)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as folder:
-        tree = Path(folder) / "tree"
-        for file in apt.download(Path(folder), *packages):
-            unpack_deb(file, tree)
+    with staging() as work:
+        for file in apt.download(work, *packages):
+            unpack_deb(file, work / "tree")
             file.unlink()
-        os.replace(tree, target)
+        (work / "tree").rename(target)
     return Root(target)
