@@ -253,12 +253,11 @@ def run_campaign(
                 return
             verdict = waiting.popleft().result()
             if verdict.record is not None:
-                verdict = compare_with_engine(verdict.draft, verdict.record)
-            entry = _entry(verdict)
-            if verdict.record is not None:
                 records.write(json.dumps(verdict.record) + "\n")
                 records.flush()
                 campaign.cover(verdict.record)
+                verdict = compare_with_engine(verdict.draft, verdict.record)
+            entry = _entry(verdict)
             log.write(json.dumps(entry) + "\n")
             log.flush()
             campaign.add(entry)

@@ -93,7 +93,7 @@ class _Filler:
         if isinstance(owner, WantedFolio) and final in owner.pages:
             return True
         shared = final.sharers and final.token.folio == owner.token.folio
-        return bool(shared) or (final.vma, final.token) == (_vma(owner), owner.token)
+        return bool(shared) or (final.vma, final.token) == (owner.vma, owner.token)
 
     # --- folios and pages -------------------------------------------------------------------
 
@@ -341,10 +341,6 @@ def _recipe_of(folio: WantedFolio) -> LargeRecipe:
 def without_referenced(page: WantedPage) -> WantedPage:
     """The page as it is before something marks it referenced."""
     return replace(page, token=replace(page.token, flags=page.token.flags.replace("R", "")))
-
-
-def _vma(owner: WantedFolio | WantedPage) -> int:
-    return owner.pages[0].vma if isinstance(owner, WantedFolio) else owner.vma
 
 
 # --- refusals -------------------------------------------------------------------------------

@@ -57,6 +57,10 @@ class WantedFolio:
         return range(self.start, self.start + self.size)
 
     @property
+    def vma(self) -> int:
+        return self.pages[0].vma
+
+    @property
     def token(self) -> FolioToken:
         return self.pages[0].token
 

@@ -85,8 +85,11 @@ class ModuleTree:
     @cached_property
     def files(self) -> dict[str, Path]:
         """Module's name -> its file."""
-        found = (path for path in sorted(self.folder.rglob("*.ko*")) if _is_module(path))
-        return {module_name(path.name): path for path in found}
+        return {
+            module_name(path.name): path
+            for path in sorted(self.folder.rglob("*.ko*"))
+            if path.name.endswith(SUFFIXES) and path.is_file()
+        }
 
     @cached_property
     def builtin(self) -> frozenset[str]:
@@ -148,7 +151,3 @@ class ModuleTree:
         path = self.folder / file
         if path.is_file():
             yield from path.read_text(errors="replace").splitlines()
-
-
-def _is_module(path: Path) -> bool:
-    return path.name.endswith(SUFFIXES) and path.is_file()

@@ -132,8 +132,8 @@ class DebianKernels:
             if offer:
                 return offer
             known += there
-        series = sorted({_series(offer.release) for offer in known}, key=version_key)
-        have = ", ".join(series) or "none"
+        series = {".".join(offer.release.split(".")[:2]) for offer in known}
+        have = ", ".join(sorted(series, key=version_key)) or "none"
         raise LabError(HOST_LACKS, f"no kernel {wanted} in Debian's suites (they have {have})")
 
     def choose(self, wanted: Iterable[str]) -> list[Offer]:
@@ -173,10 +173,6 @@ class DebianKernels:
 
 def _age(offer: Offer) -> tuple[int, ...]:
     return version_key(offer.release)
-
-
-def _series(release: str) -> str:
-    return ".".join(release.split(".")[:2])
 
 
 def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> CachedKernel:

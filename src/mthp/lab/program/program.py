@@ -138,8 +138,6 @@ class Verb(StrEnum):
 _OF_HOST = frozenset({Verb.WRITE_FILE, Verb.NEW, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS})
 """The verbs that name no process."""
 _OF_PROCESS = frozenset(Verb) - _OF_HOST
-RANGED = frozenset(verb for verb in _OF_PROCESS if verb.operands[:2] == _RANGE)
-"""The verbs whose first two operands are an offset and a number of pages."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ class Operation:
 
     @property
     def is_range(self) -> bool:
-        return self.verb in RANGED or self.verb is Verb.ADVISE_OTHER
+        return _PAGES in self.verb.operands
 
     @property
     def subject(self) -> str:

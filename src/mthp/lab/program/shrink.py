@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from functools import partial
 
 from mthp.lab.geometry import PMD_PAGES, round_up_to_table
 from mthp.lab.program.declared import problem
@@ -103,26 +102,23 @@ def _fewer_processes(draft: Draft) -> Iterator[Draft]:
             target = draft.target
             if target is not None and target.by == name:
                 target = replace(target, by=target.who)
-            yield replace(_less(draft, partial(_about, name)), target=target)
+            lost = {each for each in (*draft.ops, *draft.finish) if _about(each, name)}
+            yield replace(_less(draft, lost), target=target)
 
 
-def _less(draft: Draft, unwanted: Callable[[Operation], bool]) -> Draft:
+def _less(draft: Draft, lost: Collection[Operation]) -> Draft:
     """The draft without those operations."""
     return replace(
         draft,
-        ops=tuple(each for each in draft.ops if not unwanted(each)),
-        finish=tuple(each for each in draft.finish if not unwanted(each)),
+        ops=tuple(each for each in draft.ops if each not in lost),
+        finish=tuple(each for each in draft.finish if each not in lost),
     )
 
 
-def _about(name: str, each: Operation) -> bool:
+def _about(each: Operation, name: str) -> bool:
     if each.verb is Verb.NEW:
         return name == (each.args[0] if each.args else "s")
     return name in (each.who, each.subject, *each.args[:1])
-
-
-def _is_kind(kind: str, each: Operation) -> bool:
-    return each.kind == kind
 
 
 def _fewer_mappings(draft: Draft) -> Iterator[Draft]:
@@ -187,7 +183,7 @@ def _fewer_groups(draft: Draft) -> Iterator[Draft]:
             yield replace(draft, ops=ops[:at] + ops[at + length :])
         length //= 2
     for kind in sorted({each.kind for each in (*ops, *finish)}):
-        yield _less(draft, partial(_is_kind, kind))
+        yield _less(draft, {each for each in (*ops, *finish) if each.kind == kind})
     yield from _fewer_switched(draft)
     yield from _no_decoys(draft)
 

@@ -102,7 +102,8 @@ class GuestSession:
         self._bases: dict[str, int] = {}
         self._cut_short = False
         self._trusted = -1
-        self._orders = self._sizes()
+        # None where there is only the global switch.
+        self._orders = [order for order in ORDERS if self._exists(switch_file(order))]
         self.memory_pressure = MemoryPressure(channel, self._orders)
         self._stat_paths = [
             (order, name, path)
@@ -132,7 +133,7 @@ class GuestSession:
         # Before Linux 7.2 this keeps the thread alive while every size is off.
         self._write_optional(f"{size_folder(PMD_ORDER)}/shmem_enabled", "advise")
         self.write(f"{SYSFS}/enabled", "madvise")
-        self._all_sizes("never")
+        self._channel.ask_all([f"w {switch_file(order)} never" for order in self._orders])
         self._keep()
         self._write_optional(f"{SYSFS}/shrink_underused", "0")
         self._write_optional(f"{SYSFS}/use_zero_page", "0")
@@ -141,10 +142,6 @@ class GuestSession:
         self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
         ask("a /sys/fs/cgroup/cgroup.subtree_control +memory")
         self._park()
-
-    def _sizes(self) -> list[int]:
-        """The orders that have a switch in this kernel; none where there is only the global one."""
-        return [order for order in ORDERS if self._exists(switch_file(order))]
 
     def _swap_on(self) -> None:
         ask = self._channel.ask
@@ -192,9 +189,6 @@ class GuestSession:
         self._channel.ask_all(commands)
         self._wait_asleep(self._pid_of("khugepaged"))
         self._trusted = trusted_flags(self._channel.ask(f"pages parked {BASE} 1"))
-
-    def _all_sizes(self, value: str) -> None:
-        self._channel.ask_all([f"w {switch_file(order)} {value}" for order in self._orders])
 
     def write(self, path: str, value: str) -> None:
         """Write one file in the guest. CommandFailed: the kernel refuses."""
