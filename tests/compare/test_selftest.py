@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mthp.compare.selftest import CaseRun, SelftestRow, run_case, side_by_side
-from mthp.compare.selftest_cases import Case, Errno, MappedWhole, cases
+from mthp.compare.selftest_cases import Case, MappedWhole, cases
 from mthp.lab.session.selftest import CaseVerdict, Output, parse_output
 from mthp.words.profiles import PROFILES, V7_3
 
@@ -75,8 +75,8 @@ def test_only_whole_folios_count() -> None:
 
 
 def test_a_wrong_errno_is_found() -> None:
-    each = next(each for each in cases() if each.steps[0].errno is Errno.SOME)
-    step = replace(each.steps[0], errno=Errno.ZERO)
+    each = next(each for each in cases() if each.steps[0].succeeds is False)
+    step = replace(each.steps[0], succeeds=True)
     (finding,) = run_case(replace(each, steps=(step,)), V7_3).findings
     assert finding.endswith("call 1: MADV_COLLAPSE returned -22, expected 0")
 

@@ -54,7 +54,7 @@ def test_programs_are_legal_and_declare_the_state(case: Case, each: SelftestStep
     assert [(vma.start, vma.pages, vma.anon_vma, vma.mm) for vma in declared.vmas] == [
         (vma["start"], vma["pages"], vma["anon_vma"], vma["mm"]) for vma in each.document["vmas"]
     ]
-    if each.errno is not None:
+    if each.succeeds is not None:
         assert declared.target == each.document["target"]
     assert not any(op.verb is Verb.WRITE_FILE for op in draft.ops)
 

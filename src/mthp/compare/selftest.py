@@ -13,7 +13,7 @@ from typing import Any
 
 from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, run_pass, run_scenario
 from mthp.compare.records import Conformance
-from mthp.compare.selftest_cases import Case, Errno, MappedWhole, SelftestStep
+from mthp.compare.selftest_cases import Case, MappedWhole, SelftestStep
 from mthp.image.runs import FolioToken, PageKind, PagesState, PteState
 from mthp.image.scenario import Scenario, parse_scenario
 from mthp.image.scenario_values import Action
@@ -73,8 +73,8 @@ def _broken_laws(world: BuiltWorld, before: Census) -> Iterator[str]:
 
 def wrong_errno(step: SelftestStep, number: int, got: int | None) -> Iterator[str]:
     """A line if a call of MADV_COLLAPSE did not return what the test expects."""
-    if (step.errno is Errno.ZERO) != (got == 0):
-        wanted = "0" if step.errno is Errno.ZERO else "an error"
+    if step.succeeds != (got == 0):
+        wanted = "0" if step.succeeds else "an error"
         yield f"call {number + 1}: MADV_COLLAPSE returned {got}, expected {wanted}"
 
 
@@ -137,7 +137,7 @@ def findings(step: SelftestStep, recorded: Scenario, profile: Profile) -> Iterat
     if not same_state(step, recorded):
         yield "the guest's state is not the one the engine starts from"
     for number, each in enumerate(recorded.passes):
-        if step.errno is not None:
+        if step.succeeds is not None:
             yield from wrong_errno(step, number, each.errno)
     yield from look(step, recorded.passes[-1].final)
     score = Conformance()

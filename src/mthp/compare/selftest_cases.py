@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from mthp.image.scenario import SCHEMA
@@ -40,27 +39,20 @@ class MappedWhole:
     folios: int
 
 
-class Errno(Enum):
-    """What MADV_COLLAPSE must return: success, or any error."""
-
-    ZERO = "0"
-    SOME = "an error"
-
-
 @dataclass(frozen=True)
 class SelftestStep:
     """A state, and what must be seen after the collapse.
 
     document: the state, schema mthp-scenario/1. draft: the program that makes it in a guest, and the
     action over it. passes: full scans (the test waits for the second), or calls of MADV_COLLAPSE.
-    errno: of each call, None for khugepaged.
+    succeeds: whether each call must return 0, or an error; None for khugepaged.
     """
 
     document: dict[str, Any]
     draft: Draft
     looks: tuple[MappedWhole, ...]
     passes: int
-    errno: Errno | None
+    succeeds: bool | None
 
     @property
     def id(self) -> str:
@@ -218,9 +210,9 @@ class _CaseBuilder:
         }
         passes = passes or (1 if madvise else 2)
         draft = _draft(document, ops, advised, passes)
-        errno = None if not madvise else Errno.ZERO if folios else Errno.SOME
+        succeeds = folios > 0 if madvise else None
         all_looks = (*looks, MappedWhole(target, self.order, folios))
-        return SelftestStep(document, draft, all_looks, passes, errno)
+        return SelftestStep(document, draft, all_looks, passes, succeeds)
 
 
 def _draft(
