@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mthp.image.capture import cgroups, proc
-from mthp.image.capture import process as capture_process
+from mthp.image.capture import host, proc, run
 from mthp.image.capture.command import main
 from mthp.image.capture.host import THP
-from mthp.image.capture.maps import SmapsEntry
-from mthp.image.capture.scan import Scanner
+from mthp.image.capture.pagemap import Scanner
+from mthp.image.capture.proc import SmapsEntry
 from mthp.image.capture.tables import TableReader
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.image.zipped import write_zipapp
@@ -340,7 +339,7 @@ def gone_for(pid: int) -> Callable[[int], int]:
 @root
 @needs_root
 def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mount = cgroups.cgroup_mounts().get("", "")
+    mount = host.cgroup_mounts().get("", "")
     group = Path(mount) / f"mthp-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -357,9 +356,7 @@ def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert load(out).processes[0].meta["cgroup"]
             with child(MIXED) as other:
                 (group / "cgroup.procs").write_text(str(other.pid))
-                monkeypatch.setattr(
-                    capture_process, "open_pagemap", gone_for(max(kid.pid, other.pid))
-                )
+                monkeypatch.setattr(run, "open_pagemap", gone_for(max(kid.pid, other.pid)))
                 argv = ["--cgroup", str(group), "-o", str(out), "--quiet"]
                 assert main(argv) == 0
                 assert [p.pid for p in load(out).processes] == [min(kid.pid, other.pid)]
@@ -394,7 +391,7 @@ def test_freeze_lets_go_after_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         assert state(kid.pid) == "T"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(capture_process.ProcessReader, "read", fail)
+    monkeypatch.setattr(run.ProcessReader, "read", fail)
     with child(MIXED) as kid:
         argv = ["--pid", str(kid.pid), "-o", str(tmp_path / "x"), "--freeze", "--yes"]
         assert main(argv) == 1
@@ -569,4 +566,4 @@ def test_pages_of_the_constant() -> None:
 def test_what_a_cgroup_can_give_back(tmp_path: Path, stat: str, spare: int | None) -> None:
     """memory.stat of cgroup v2, and of v1 with the sums over its children."""
     (tmp_path / "memory.stat").write_text(stat)
-    assert cgroups.reclaimable(str(tmp_path / "memory.stat")) == spare
+    assert host.reclaimable(str(tmp_path / "memory.stat")) == spare
