@@ -196,11 +196,8 @@ def test_thp_anon_takes_the_pmd_default_away() -> None:
     assert Settings(sizes=parse_thp_anon("64K:always", Geometry())).orders_inherit == 0
 
 
-def test_thp_anon_later_items_and_parameters_win() -> None:
+def test_thp_anon_later_items_win() -> None:
     assert parse_thp_anon("16K-2M:always;64K:never", Geometry())[4] is NEVER
-    first = parse_thp_anon("64K:always", Geometry())
-    both = parse_thp_anon("2M:inherit", Geometry(), before=first)
-    assert (both[4], both[9]) == (ALWAYS, INHERIT)
 
 
 def test_thp_anon_reads_sizes_as_the_kernel_does() -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -14,14 +13,15 @@ from types import FrameType
 
 from rich.console import Console
 
-from mthp.cli.conformance import run_conformance_file
-from mthp.cli.options import UsageError
+from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json
 from mthp.cli.target import (
     captured_settings,
     load_target,
     settle_profile,
     settle_settings,
 )
+from mthp.compare.conformance import run_conformance
+from mthp.image.scenario import load
 from mthp.image.snapshot import Snapshot
 from mthp.predict.image import Image
 from mthp.predict.measure import TlbModel
@@ -30,12 +30,13 @@ from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome
 from mthp.predict.steps import StepRecorder
 from mthp.predict.why import find_mapping, look_at_window, table_lines
+from mthp.report.conformance import conformance_document, render_conformance
 from mthp.report.json_doc import outcome_document
 from mthp.report.refusals import window_lines
 from mthp.report.steps import render_steps
 from mthp.report.text import render_outcome
 from mthp.words.events import Event, ftrace
-from mthp.words.profiles import Profile
+from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.from_snapshot import Young
@@ -127,7 +128,7 @@ def predict(
 def run_collapse(args: argparse.Namespace) -> int:
     """The verb; an exit code."""
     if args.conformance:
-        return run_conformance_file(args)
+        return _conformance(args)
     views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
     if sum(views) > 1:
         raise UsageError("--json, --events, --why and --steps exclude one another")
@@ -155,8 +156,7 @@ def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> N
         for line in ftrace(events):
             print(line)
     elif args.json:
-        json.dump(outcome_document(outcome), sys.stdout, indent=1)
-        print()
+        print_json(outcome_document(outcome))
     else:
         render_outcome(outcome, Console(), verbose=args.verbose)
 
@@ -197,3 +197,32 @@ def _steps(
         )
     render_steps(recorder.folded(), Console())
     return 0
+
+
+_IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps")
+
+
+def _conformance(args: argparse.Namespace) -> int:
+    """Recorded scenarios against the engine; an exit code."""
+    if args.target is not None or args.pid is not None:
+        raise UsageError("--conformance takes its scenarios from FILE; give no other target")
+    given = [name for name in _IGNORED if getattr(args, name) is not None]
+    ignored = [f"--{name.replace('_', '-')}" for name in (*given, *given_numbers(args))]
+    if args.no_changes:
+        ignored.append("--no-changes")
+    if args.assume_young != "captured":
+        ignored.append("--assume-young")
+    if ignored:
+        raise UsageError(f"--conformance runs what was recorded: {ignored[0]} has no place there")
+    profile = PROFILES[args.profile] if args.profile else DEFAULT
+    try:
+        score = run_conformance(load(args.conformance), profile)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not score.passes:
+        raise UsageError(f"{args.conformance}: no recorded pass in it")
+    if args.json:
+        print_json(conformance_document(score))
+    else:
+        render_conformance(score, Console())
+    return DIFFER if score.mismatches else 0

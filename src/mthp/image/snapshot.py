@@ -104,33 +104,9 @@ class SnapshotVma:
     name: str
     anonymous: bool
     skipped: str | None
-    rss: int = 0
     anonymous_bytes: int = 0
     referenced: int = 0
     swap_bytes: int = 0
-    anon_huge_bytes: int = 0
-    lazyfree: int = 0
-    locked: int = 0
-    thp_eligible: bool | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class FolioRuns:
-    """Maximal runs of PTEs in one table that map consecutive pages of one folio; arrays (k,).
-
-    table: row in the process's arrays. index: first PTE. pages: length of the run. order: of the
-    folio (0: a base page). head: the folio's first PFN; the run maps head + first and on.
-    """
-
-    table: npt.NDArray[np.int64]
-    index: npt.NDArray[np.int64]
-    pages: npt.NDArray[np.int64]
-    order: npt.NDArray[np.uint8]
-    head: npt.NDArray[np.uint64]
-    first: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,29 +143,6 @@ class ProcessTables:
         if self.kpageflags is None:
             return None
         return cast(npt.NDArray[np.bool_], (self.kpageflags >> np.uint64(flag)) & 1 != 0)
-
-    def folio_runs(self) -> FolioRuns | None:
-        """The present, non-zero pages as runs of one folio each; None without root."""
-        if self.pfn is None or self.folio_order is None:
-            return None
-        ptrs = self.pte.shape[1]
-        here = (self.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-        at = np.flatnonzero(here)
-        pfn, order = self.pfn.reshape(-1)[at], self.folio_order.reshape(-1)[at]
-        head = (pfn >> order) << order
-        begins = np.ones(len(at), bool)
-        if len(at) > 1:
-            joined = (np.diff(at) == 1) & (np.diff(pfn) == 1) & (head[1:] == head[:-1])
-            begins[1:] = ~(joined & (order[1:] == order[:-1]) & (at[1:] % ptrs != 0))
-        start = np.flatnonzero(begins)
-        return FolioRuns(
-            table=at[start] // ptrs,
-            index=at[start] % ptrs,
-            pages=np.diff(np.append(start, len(at))),
-            order=order[start],
-            head=head[start],
-            first=(pfn[start] - head[start]).astype(np.int64),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,7 +301,6 @@ def _process(
 
 
 def _vma(entry: dict[str, Any]) -> SnapshotVma:
-    eligible = entry.get("thp_eligible")
     return SnapshotVma(
         start=int(entry["start"]),
         end=int(entry["end"]),
@@ -357,14 +309,9 @@ def _vma(entry: dict[str, Any]) -> SnapshotVma:
         name=str(entry["path"]),
         anonymous=entry["skipped"] is None,
         skipped=entry["skipped"],
-        rss=int(entry.get("rss", 0)),
         anonymous_bytes=int(entry.get("anonymous", 0)),
         referenced=int(entry.get("referenced", 0)),
         swap_bytes=int(entry.get("swap", 0)),
-        anon_huge_bytes=int(entry.get("anon_huge", 0)),
-        lazyfree=int(entry.get("lazyfree", 0)),
-        locked=int(entry.get("locked", 0)),
-        thp_eligible=None if eligible is None else bool(eligible),
     )
 
 

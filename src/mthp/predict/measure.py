@@ -172,14 +172,6 @@ def _translations(
     return len(heads) - whole * (CONTPTES - 1)
 
 
-def measure(kernel: Kernel, vmas: list[Vma], tlb: TlbModel) -> Usage:
-    """All mappings together."""
-    total = Usage()
-    for vma in vmas:
-        total.add(measure_vma(kernel, vma, tlb))
-    return total
-
-
 def folios_of(kernel: Kernel, vma: Vma) -> Iterator[tuple[int, int, int]]:
     """(address, order, pages) of each folio a mapping maps: where it begins there, and how many of its
     pages are mapped in that table. Not a step.

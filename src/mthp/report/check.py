@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from textwrap import wrap
 from typing import Any
 
@@ -138,19 +139,8 @@ def violation_document(violation: Violation) -> dict[str, Any]:
     """One execution that breaks laws."""
     return {
         "tasks": list(violation.tasks),
-        "laws": [
-            {
-                "law": each.law,
-                "sentence": each.sentence,
-                "object": each.object,
-                "text": each.text,
-            }
-            for each in violation.breaches
-        ],
-        "calls": [
-            {"task": call.task, "function": call.function, "locks": list(call.locks)}
-            for call in violation.calls
-        ],
+        "laws": [asdict(breach) for breach in violation.breaches],
+        "calls": [asdict(call) for call in violation.calls],
         "warnings": list(violation.warnings),
         "steps": violation.steps,
         "switches": violation.switches,

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mthp.predict.records import Outcome
 from mthp.words.results import ScanResult
-from mthp.words.units import KIB, Geometry, human_bytes
+from mthp.words.units import Geometry, human_bytes
 
 _PLAIN = str.maketrans(
     {
@@ -33,7 +33,7 @@ _PLAIN = str.maketrans(
 )
 """What a console that is not UTF-8 shows instead."""
 
-_NOT_WASTED = frozenset({ScanResult.SUCCEED.string, ScanResult.ALLOC_HUGE_PAGE_FAIL.string})
+_NOT_WASTED = frozenset({ScanResult.SUCCEED, ScanResult.ALLOC_HUGE_PAGE_FAIL})
 """A failed charge comes after the allocation, and wastes it."""
 
 TLB_MODELS = {
@@ -123,13 +123,7 @@ class SafeConsole:
 
 def order_name(geometry: Geometry, order: int) -> str:
     """An order as sysfs names its size, with the order: 64kB (order 4)."""
-    return f"{size_name(geometry, order)} (order {order})"
-
-
-def size_name(geometry: Geometry, order: int) -> str:
-    """An order as sysfs names its size; tiny geometries in bytes."""
-    size = geometry.order_bytes(order)
-    return geometry.size_kb(order) if size >= KIB else f"{size}B"
+    return f"{geometry.size_name(order)} (order {order})"
 
 
 def percent(part: float, whole: float) -> str:
@@ -181,6 +175,11 @@ def plural(number: int, thing: str, several: str = "") -> str:
 
 
 # --- outcomes -------------------------------------------------------------------------------
+
+
+def in_order(attempts: Iterable[tuple[int, ScanResult]]) -> list[tuple[int, ScanResult]]:
+    """Attempts as they are listed: by order, then by the kernel's string of the result."""
+    return sorted(attempts, key=lambda attempt: (attempt[0], attempt[1].string))
 
 
 def flushed_bytes(outcome: Outcome) -> int:

@@ -14,10 +14,10 @@ from mthp.report.phrases import (
     each,
     each_bytes,
     flushed_bytes,
+    in_order,
     order_name,
     percent,
     plural,
-    size_name,
     wasted_attempts,
 )
 from mthp.report.refusals import group_refusals, reason_text, status_text
@@ -79,7 +79,7 @@ def _headline(outcome: Outcome) -> str:
             "Predicted (nothing here is observed): nothing collapses, "
             "khugepaged has no enabled size for any mapping here."
         )
-    size = size_name(outcome.settings.geometry, outcome.highest_order)
+    size = outcome.settings.geometry.size_name(outcome.highest_order)
     more = "" if outcome.highest_order == outcome.pmd_order else " or more"
     shares = []
     for orders in (outcome.orders_before, outcome.orders_after):
@@ -298,7 +298,11 @@ def _counters(page: SafeConsole, outcome: Outcome) -> None:
         page.table(
             [("size", "left"), ("status", "left"), ("attempts", "right")],
             [
-                (order_name(outcome.settings.geometry, order), status, f"{number:,}")
-                for (order, status), number in sorted(outcome.attempts.items())
+                (
+                    order_name(outcome.settings.geometry, order),
+                    status.string,
+                    f"{outcome.attempts[order, status]:,}",
+                )
+                for order, status in in_order(outcome.attempts)
             ],
         )

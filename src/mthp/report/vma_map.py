@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from mthp.predict.records import Outcome, VmaUse
-from mthp.report.phrases import SafeConsole, plural, size_name
+from mthp.report.phrases import SafeConsole, plural
 from mthp.words.units import human_bytes
 
 VMAS_SHOWN = 14
@@ -111,5 +111,5 @@ def _legend(outcome: Outcome, glyphs: Mapping[int, str]) -> str:
     names: dict[str, list[str]] = {}
     used = {order for vma in outcome.vmas for order in (*vma.before, *vma.after)}
     for order in sorted(used):
-        names.setdefault(glyphs[order], []).append(size_name(outcome.settings.geometry, order))
+        names.setdefault(glyphs[order], []).append(outcome.settings.geometry.size_name(order))
     return "  ".join(f"{glyph} {'/'.join(sizes)}" for glyph, sizes in names.items())
