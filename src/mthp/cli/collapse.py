@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from rich.console import Console
 
 from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json
+from mthp.cli.progress import ProgressLine
 from mthp.cli.target import (
     captured_settings,
     load_target,
@@ -42,27 +38,22 @@ from mthp.worlds.build import BuiltWorld
 from mthp.worlds.from_snapshot import Young
 
 
-class ScanProgress:
-    """A line on stderr while tables are scanned; also where an interrupt takes effect."""
+class ScanProgress(ProgressLine):
+    """How far a run over so many tables is; also where an interrupt takes effect."""
 
-    def __init__(self, tables: int, *, shown: bool) -> None:
+    def __init__(self, tables: int, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
         self.tables = max(tables, 1)
-        self.shown = shown and sys.stderr.isatty()
         self.scanned = 0
         self.tried = 0
-        self.interrupted = False
         self.began = self.last = time.monotonic()
 
     def on_table(self) -> None:
         """One more table was scanned."""
         self.scanned += 1
-        if self.interrupted:
-            raise Interrupted
-        now = time.monotonic()
-        if self.shown and now - self.last > 0.5:
-            self.last = now
+        if self._is_due():
             rounds, within = divmod(self.scanned, self.tables)
-            left = (now - self.began) / self.scanned * (self.tables - within)
+            left = (self.last - self.began) / self.scanned * (self.tables - within)
             self.say(
                 f"full scan {rounds + 1}: {within} of about {self.tables} tables, "
                 f"{left:.0f} s to its end"
@@ -71,36 +62,18 @@ class ScanProgress:
     def on_try(self) -> None:
         """One more change is tried."""
         self.tried += 1
-        if self.interrupted:
-            raise Interrupted
-        if self.shown and time.monotonic() - self.last > 0.5:
-            self.last = time.monotonic()
+        if self._is_due():
             self.say(f"looking for the least changes: {self.tried} tried")
 
-    def say(self, text: str) -> None:
-        """Replace the line."""
-        print(f"\r{text:<78}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Remove the line."""
-        if self.shown:
-            print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """The first interrupt stops at the next table and prints what is known; a second kills."""
-
-        def on_signal(_: int, __: FrameType | None) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        old = signal.signal(signal.SIGINT, on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, old)
-            self.clear()
+    def _is_due(self) -> bool:
+        """Whether the line is half a second old. Raises Interrupted after Ctrl-C."""
+        if self.interrupted:
+            raise Interrupted
+        now = time.monotonic()
+        if now - self.last <= 0.5:
+            return False
+        self.last = now
+        return True
 
 
 def tables_of(image: Image) -> int:
@@ -138,7 +111,7 @@ def run_collapse(args: argparse.Namespace) -> int:
     if args.steps is not None:
         return _steps(args, image, settings, profile)
     keep: list[Event] | None = [] if args.events or args.why is not None else None
-    progress = ScanProgress(tables_of(image), shown=not args.quiet)
+    progress = ScanProgress(tables_of(image), quiet=args.quiet)
     world, request = predict(image, settings, profile, args)
     request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import struct
 import sys
 import tempfile
 import time
 import zipfile
 from array import array
+from random import SystemRandom
 from typing import IO, Any, Iterable, Iterator
 
 from mthp.image.capture.pagemap import Batch
@@ -135,7 +135,7 @@ def redact(meta: dict[str, Any], columns: Columns) -> None:
         vmas = [vma for vma in process["vmas"] if vma["end"] <= ADDRESS_LIMIT]
         low = vmas[0]["start"] // pmd
         high = -(-vmas[-1]["end"] // pmd)
-        shift = (1 + secrets.randbelow(ADDRESS_LIMIT // pmd - (high - low) - 1) - low) * pmd
+        shift = (1 + SystemRandom().randrange(ADDRESS_LIMIT // pmd - (high - low) - 1) - low) * pmd
         shifts.append(shift)
         for vma in vmas:
             path = vma["path"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import glob
 import os
-import platform
 import re
 from typing import Any
 
@@ -34,11 +33,12 @@ def host_facts() -> dict[str, Any]:
         os.path.basename(os.path.dirname(path)): (text(path) or "").split()
         for path in sorted(glob.glob(node + "/node[0-9]*/distance"))
     }
+    system = os.uname()
     return {
-        "hostname": platform.node(),
-        "kernel": platform.release(),
+        "hostname": system.nodename,
+        "kernel": system.release,
         "version": text("/proc/version"),
-        "machine": platform.machine(),
+        "machine": system.machine,
         "sysfs": sysfs_settings(),
         "buddyinfo": text("/proc/buddyinfo"),
         "meminfo": {name: int(kib) << 10 for name, kib in amounts},

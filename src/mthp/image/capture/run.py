@@ -8,10 +8,10 @@ import glob
 import operator
 import os
 import re
-import secrets
 import sys
 import time
 from array import array
+from random import SystemRandom
 from typing import Any, NamedTuple
 
 from mthp.image.capture.columns import WIDTH, Columns
@@ -78,7 +78,7 @@ class CaptureRun:
         self.frames: Frames | None = None
         self.privilege = self._privilege()
         if options.redact:
-            self.frame_shift = (1 + secrets.randbelow(1 << 30)) * self.geometry.ptrs_per_pte
+            self.frame_shift = (1 + SystemRandom().randrange(1 << 30)) * self.geometry.ptrs_per_pte
         members = ["pte"]
         if self.privilege["pfn"]:
             members.append("pfn")
