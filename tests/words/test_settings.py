@@ -15,7 +15,6 @@ from mthp.words.settings import (
     Enabled,
     Settings,
     SettingsError,
-    format_thp_anon,
     parse_enabled_flag,
     parse_thp_anon,
 )
@@ -234,19 +233,6 @@ def test_thp_anon_reads_sizes_as_the_kernel_does() -> None:
 def test_thp_anon_the_kernel_would_ignore(text: str) -> None:
     with pytest.raises(SettingsError, match="thp_anon"):
         parse_thp_anon(text, Geometry())
-
-
-@given(settings_values())
-def test_thp_anon_reads_back(settings: Settings) -> None:
-    text = format_thp_anon(settings.sizes, settings.geometry)
-    if len(text) < settings.geometry.page_size:
-        assert parse_thp_anon(text, settings.geometry) == settings.sizes
-
-
-def test_thp_anon_printed() -> None:
-    assert format_thp_anon({4: ALWAYS, 6: ALWAYS}, Geometry()) == (
-        "16K-32K,128K,512K-2M:never;64K,256K:always"
-    )
 
 
 # --- --enabled ------------------------------------------------------------------------------

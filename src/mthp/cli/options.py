@@ -112,6 +112,16 @@ def given_numbers(args: argparse.Namespace) -> dict[str, int]:
     return {knob: value for knob in NUMBERS if (value := getattr(args, knob)) is not None}
 
 
+def add_assume_young(group: argparse._ActionsContainer) -> None:
+    """--assume-young, for captures."""
+    group.add_argument(
+        "--assume-young",
+        choices=("captured", "all", "none"),
+        default="captured",
+        help="which pages count as used lately (a capture cannot see the accessed bit)",
+    )
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     """What to run on."""
     group = parser.add_argument_group("target")
@@ -124,12 +134,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pid", type=pid_of, metavar="N", help="a live process: a number, or 'self'"
     )
-    group.add_argument(
-        "--assume-young",
-        choices=("captured", "all", "none"),
-        default="captured",
-        help="which pages count as used lately (a capture cannot see the accessed bit)",
-    )
+    add_assume_young(group)
 
 
 def add_collapse(verbs: Verbs) -> None:

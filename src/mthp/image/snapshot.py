@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from mthp.image.capture.columns import WIDTH
 from mthp.image.capture.run import SCHEMA
 from mthp.words.files import FileError
 from mthp.words.reading import open_regular, parse_object
@@ -43,7 +44,10 @@ class Pte(IntFlag):
 
 
 class Kpf(IntEnum):
-    """Bit numbers of Process.kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h."""
+    """Bit numbers of Process.kpageflags that are looked at.
+
+    Kernel: include/uapi/linux/kernel-page-flags.h.
+    """
 
     LOCKED = 0
     REFERENCED = 2
@@ -51,21 +55,13 @@ class Kpf(IntEnum):
     DIRTY = 4
     LRU = 5
     ACTIVE = 6
-    WRITEBACK = 8
-    RECLAIM = 9
-    MMAP = 11
     ANON = 12
     SWAPCACHE = 13
     SWAPBACKED = 14
-    COMPOUND_HEAD = 15
-    COMPOUND_TAIL = 16
-    HUGE = 17
     UNEVICTABLE = 18
     HWPOISON = 19
-    NOPAGE = 20
     KSM = 21
     THP = 22
-    ZERO_PAGE = 24
     IDLE = 25
     MLOCKED = 33
 
@@ -169,16 +165,12 @@ class Snapshot:
         return cast(Mapping[str, Any], self.meta["tearing"])
 
 
-# member -> dtype kind and size, and whether it has a column per PTE
+# member -> bytes of a value, and whether it has a column per PTE
 MEMBERS = {
-    "meta": ("u1", False),
-    "table_address": ("u8", False),
-    "table_process": ("u2", False),
-    "pte": ("u2", True),
-    "pfn": ("u8", True),
-    "kpageflags": ("u8", True),
-    "kpagecount": ("u4", True),
-    "folio_order": ("u1", True),
+    "meta": (1, False),
+    "table_address": (8, False),
+    "table_process": (2, False),
+    **{name: (width, True) for name, width in WIDTH.items()},
 }
 REQUIRED = ("meta", "table_address", "table_process", "pte")
 
@@ -267,13 +259,13 @@ def _geometry(page_size: int, pmd_size: int) -> Geometry:
 def _check_shapes(arrays: dict[str, npt.NDArray[Any]], geometry: Geometry, processes: int) -> None:
     rows = len(arrays["table_address"]) if arrays["table_address"].ndim else 0
     for name, array in arrays.items():
-        kind, wide = MEMBERS[name]
+        width, wide = MEMBERS[name]
         shape = (rows, geometry.ptrs_per_pte) if wide else (rows,)
-        if array.dtype.kind != "u" or array.dtype.itemsize != int(kind[1]):
-            raise SnapshotError(f"member {name} is {array.dtype}, not {kind}")
+        if array.dtype.kind != "u" or array.dtype.itemsize != width:
+            raise SnapshotError(f"member {name} is {array.dtype}, not u{width}")
         if array.shape != shape:
             raise SnapshotError(f"member {name} has shape {array.shape}, not {shape}")
-        arrays[name] = array.astype(kind, copy=False)
+        arrays[name] = array.astype(f"u{width}", copy=False)
     owner = arrays["table_process"].astype(np.int64)
     if rows and (np.any(np.diff(owner) < 0) or owner[-1] >= processes):
         raise SnapshotError(

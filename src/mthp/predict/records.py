@@ -178,6 +178,10 @@ class Refusal:
     change: Proposal | None = None
     verified: Verified = Verified.NONE
 
+    def covers(self, address: int, page_size: int) -> bool:
+        """Whether the address lies among its PTEs, also in a hole between them."""
+        return self.address <= address < self.address + self.span * page_size
+
 
 @dataclass(frozen=True)
 class WindowReport:

@@ -232,7 +232,7 @@ def _refused_bytes(outcome: Outcome) -> dict[tuple[str, str, int], int]:
 
 
 def _totals(outcome: Outcome) -> Mapping[str, tuple[str, int, str]]:
-    """Key -> (label, value, unit)."""
+    """The totals that are compared: key -> (label, value, unit)."""
     good, bad, clock = outcome.successes, outcome.refused, outcome.clock
     return {
         "collapsed_bytes": ("bytes collapsed", outcome.collapsed_bytes, "bytes"),

@@ -67,7 +67,7 @@ def status_text(status: Status) -> str:
 
 
 def reason_text(refusal: Refusal) -> str:
-    """Why, in plain words."""
+    """Says in plain words why the pages were refused."""
     status = refusal.status
     if isinstance(status, ScanResult):
         return f"{'the table ended earlier: ' * refusal.ended_earlier}{RESULT_REASONS[status]}"
@@ -80,7 +80,7 @@ def reason_text(refusal: Refusal) -> str:
 
 
 def change_text(proposal: Proposal | None, geometry: Geometry) -> str:
-    """What to do, and for how many pages where not for all; empty where nothing is known."""
+    """Says what to do, and for how many pages if not for all; empty where nothing is known."""
     if proposal is None:
         return ""
     text = " and ".join(_one_change(change, geometry) for change in proposal.changes)

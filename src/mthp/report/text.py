@@ -47,7 +47,7 @@ def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False)
 
 
 def passes_made(outcome: Outcome) -> str:
-    """How far the run got, in one sentence."""
+    """Says in one sentence how far the run got."""
     scans = plural(outcome.clock.full_scans, "full scan")
     if outcome.fixed_point and not outcome.clock.full_scans:
         return "Fixed point from the start: there is nothing to scan."
@@ -73,7 +73,7 @@ def _header(page: SafeConsole, outcome: Outcome) -> None:
 
 
 def _headline(outcome: Outcome) -> str:
-    """The answer, and that it is a prediction."""
+    """Gives the answer, and says that it is a prediction."""
     if outcome.highest_order is None:
         return (
             "Predicted (nothing here is observed): nothing collapses, "
@@ -276,7 +276,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
 
 
 def _change(page: SafeConsole, change: str, verified: Verified, tried: bool) -> Text:
-    """The least change, and how sure that is. tried: changes were looked for in this run."""
+    """Says what the least change is, and how sure that is. tried: changes were looked for in this run."""
     if not change:
         return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
     if verified is Verified.NONE:

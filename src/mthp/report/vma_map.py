@@ -21,7 +21,7 @@ _STYLES = {_BASE: "dim", "░": "blue", "▒": "cyan", "▓": "yellow", _HIGHEST
 
 
 def render_map(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None:
-    """One row a mapping, in address order; the largest alone unless everything is asked for."""
+    """Print a row a mapping, in address order; the largest alone unless everything is asked for."""
     vmas = [vma for vma in outcome.vmas if everything or _size(vma)]
     if not vmas:
         return
@@ -96,7 +96,7 @@ def _size(vma: VmaUse) -> int:
 
 
 def _notes(page: SafeConsole, vma: VmaUse) -> Text:
-    """Name, what is not in folios, and why the mapping was turned away."""
+    """Gives the mapping's name, what is not in folios, and why it was turned away."""
     text = page.text(vma.name or "[anon]")
     if vma.swapped:
         text.append(page.clean(f", {human_bytes(vma.swapped)} swapped"))

@@ -25,7 +25,6 @@ from mthp.words.settings_text import (
     anon_sizes,
     check_range,
     format_selection,
-    format_thp_anon,
     parse_anon_size,
     parse_enabled_flag,
     parse_flag,
@@ -42,7 +41,6 @@ __all__ = [
     "EnabledFlag",
     "Settings",
     "SettingsError",
-    "format_thp_anon",
     "parse_enabled_flag",
     "parse_thp_anon",
 ]

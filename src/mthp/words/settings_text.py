@@ -9,9 +9,10 @@ setup_thp_anon), mm/khugepaged.c (khugepaged_attr), mm/internal.h (get_order_fro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 
 from mthp.words.units import Geometry, format_size, parse_size, parse_whole
 
@@ -41,9 +42,8 @@ SIZE_MODES = (Enabled.ALWAYS, Enabled.INHERIT, Enabled.MADVISE, Enabled.NEVER)
 
 def parse_mode(knob: str, text: str, modes: Sequence[Enabled]) -> Enabled:
     """One mode by its name; SettingsError naming the knob where it is not one of modes."""
-    for mode in modes:
-        if text == mode.value:
-            return mode
+    if text in modes:
+        return Enabled(text)
     raise SettingsError(f"{knob}: {text!r} is not one of {', '.join(modes)}")
 
 
@@ -182,35 +182,10 @@ def parse_thp_anon(text: str, geometry: Geometry) -> dict[int, Enabled]:
 
 def runs_of_orders(orders: Iterable[int]) -> Iterator[tuple[int, int]]:
     """First and last of each stretch of consecutive orders, ascending."""
-    first = last = -1
-    for order in sorted(orders):
-        if first >= 0 and order == last + 1:
-            last = order
-            continue
-        if first >= 0:
-            yield first, last
-        first = last = order
-    if first >= 0:
-        yield first, last
-
-
-def format_thp_anon(switches: Mapping[int, Enabled], geometry: Geometry) -> str:
-    """The thp_anon= text that sets exactly these switches; every anonymous size is named."""
-    by_mode: dict[Enabled, list[int]] = {}
-    for order in sorted(geometry.anon_orders):
-        by_mode.setdefault(switches.get(order, Enabled.NEVER), []).append(order)
-
-    def size(order: int) -> str:
-        return format_size(geometry.order_bytes(order)).removesuffix("B")
-
-    return ";".join(
-        ",".join(
-            size(first) if first == last else f"{size(first)}-{size(last)}"
-            for first, last in runs_of_orders(orders)
-        )
-        + f":{mode}"
-        for mode, orders in by_mode.items()
-    )
+    # Along a stretch an order and its place rise together.
+    for _, stretch in groupby(enumerate(sorted(orders)), key=lambda each: each[1] - each[0]):
+        members = [order for _, order in stretch]
+        yield members[0], members[-1]
 
 
 # --- the command line's --enabled -----------------------------------------------------------

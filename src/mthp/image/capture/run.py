@@ -45,6 +45,8 @@ SCHEMA = "mthp-snapshot/1"
 TOOL = "mthp-snap 1"
 AGAIN_TABLES = 512
 """At most this many tables of a process are read a second time to measure tearing."""
+TEARING = ("vmas_changed", "tables_changed", "pages_changed", "tables_read_again", "tables")
+"""What is counted of each process, and in all."""
 NEVER = "never visible: "
 
 
@@ -189,9 +191,8 @@ class CaptureRun:
 
     def meta(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         """The document that describes the whole capture."""
-        names = ("vmas_changed", "tables_changed", "pages_changed", "tables_read_again", "tables")
         tearing: dict[str, Any] = {
-            name: sum(process["tearing"][name] for process in processes) for name in names
+            name: sum(process["tearing"][name] for process in processes) for name in TEARING
         }
         tearing["how"] = (
             f"after a process was read, its VMA list was read again, and so were all its tables, "
@@ -227,8 +228,7 @@ class ProcessReader:
         self.session = session
         self.geometry = session.geometry
         self.vmas: list[SmapsEntry] = []
-        self.tearing = {"vmas_changed": 0, "tables_changed": 0, "pages_changed": 0}
-        self.tearing.update(tables_read_again=0, tables=0)
+        self.tearing = dict.fromkeys(TEARING, 0)
 
     def read(self) -> None:
         """Read the whole process: mappings, tables, and what changed meanwhile."""
