@@ -26,9 +26,8 @@ from pathlib import Path
 
 from mthp.image.capture import command as capture
 from mthp.image.capture.host import host_geometry
-from mthp.image.capture.maps import read_vmas
-from mthp.image.capture.proc import open_pagemap
-from mthp.image.capture.scan import Scanner
+from mthp.image.capture.pagemap import Scanner
+from mthp.image.capture.proc import open_pagemap, read_vmas
 from mthp.image.capture.tables import TableReader
 
 GIB = 1 << 30

@@ -140,7 +140,7 @@ def engine(world: BuiltWorld, start: int, size: int) -> tuple[int, int]:
     first = vma.vm_start // TABLE * TABLE
     huge = 0
     for table in range(first, vma.vm_end, TABLE):
-        pages = [page_order(world.kernel, vma, table + k * PAGE) for k in (0, 1, 511)]
+        pages = [page_order(vma, table + k * PAGE) for k in (0, 1, 511)]
         huge += all(order == 9 for order in pages) and _huge(vma, table)
     return answer, huge
 

@@ -86,23 +86,6 @@ def test_every_pte_lies_in_an_anonymous_vma(file: Path) -> None:
     assert process.pte.any(axis=1).all(), "no empty table is kept"
 
 
-def test_runs_cover_each_present_page_once(file: Path) -> None:
-    (process,) = load(file).processes
-    runs = process.folio_runs()
-    if runs is None:
-        pytest.skip("needs root")
-    assert process.pfn is not None
-    covered = np.zeros(process.pte.shape, int)
-    for table, index, pages, head, first in zip(
-        runs.table, runs.index, runs.pages, runs.head, runs.first, strict=True
-    ):
-        covered[table, index : index + pages] += 1
-        expected = int(head) + int(first) + np.arange(pages)
-        assert (process.pfn[table, index : index + pages] == expected).all()
-    here = process.pte & (Pte.PRESENT | Pte.ZERO) == Pte.PRESENT
-    np.testing.assert_array_equal(covered, here)
-
-
 def test_not_a_snapshot(tmp_path: Path, file: Path) -> None:
     refused(tmp_path / "none.npz", "No such file")
     refused(tmp_path, "Is a directory")

@@ -24,7 +24,7 @@ def test_no_free_block() -> None:
     """The first failure sleeps alloc_sleep_millisecs, the second ends the wakeup."""
     result = outcome(scenario(*FULL, orders={9: ALWAYS}, free_blocks={0: 600}, defrag=False))
     assert result.fixed_point and not result.collapsed_bytes
-    assert result.attempts == {(9, "alloc_huge_page_failed"): result.refused.attempts}
+    assert result.attempts == {(9, ScanResult.ALLOC_HUGE_PAGE_FAIL): result.refused.attempts}
     assert (
         result.clock.alloc_sleep_ms == result.settings.alloc_sleep_millisecs * result.clock.wakeups
     )
@@ -44,7 +44,7 @@ def test_as_many_blocks_as_are_free() -> None:
 def test_a_cgroup_at_its_limit() -> None:
     """An allocation that cannot be charged was made, and is wasted."""
     result = outcome(scenario(*FULL, orders={9: ALWAYS}, memcg=Memcg(600, 512)))
-    assert {status for _, status in result.attempts} == {"ccgroup_charge_failed"}
+    assert {status for _, status in result.attempts} == {ScanResult.CGROUP_CHARGE_FAIL}
     assert result.refused.allocated == result.refused.attempts << 21
     assert words(result.refusals[0]) == "raise the memory cgroup's limit by 512 pages"
 
@@ -54,7 +54,7 @@ def test_a_charge_that_would_kill_is_said(order: int, defrag: bool, kills: int) 
     """Seen on 7.3.4: memory.events counts one oom_kill in the first of these, none in the others."""
     full: dict[str, Any] = {"memcg": Memcg(512, 512), "defrag": defrag}
     result = outcome(scenario(*FULL, orders={order: ALWAYS}, **full))
-    assert result.attempts == {(order, "ccgroup_charge_failed"): 1}
+    assert result.attempts == {(order, ScanResult.CGROUP_CHARGE_FAIL): 1}
     assert len(result.warnings) == kills
     assert all("the kernel kills a process" in words for words in result.warnings)
 
@@ -62,8 +62,8 @@ def test_a_charge_that_would_kill_is_said(order: int, defrag: bool, kills: int) 
 def test_a_cgroup_gets_back_what_a_collapse_frees() -> None:
     """Room for one window is room for all: the sources of each are uncharged."""
     result = outcome(scenario(*FULL, orders={4: ALWAYS}, memcg=Memcg(528, 512)))
-    assert result.attempts[(4, "succeeded")] == 32
-    assert (4, "ccgroup_charge_failed") not in result.attempts
+    assert result.attempts[(4, ScanResult.SUCCEED)] == 32
+    assert (4, ScanResult.CGROUP_CHARGE_FAIL) not in result.attempts
 
 
 def test_no_block_above_the_largest() -> None:
@@ -71,8 +71,8 @@ def test_no_block_above_the_largest() -> None:
     free: dict[str, Any] = {"free_blocks": {3: 200}, "largest_block": 3, "defrag": False}
     result = outcome(scenario(*FULL, orders={3: ALWAYS, 4: ALWAYS}, **free))
     statuses = {order: {s for o, s in result.attempts if o == order} for order in (3, 4)}
-    assert statuses[4] == {"alloc_huge_page_failed"}
-    assert "succeeded" in statuses[3]
+    assert statuses[4] == {ScanResult.ALLOC_HUGE_PAGE_FAIL}
+    assert ScanResult.SUCCEED in statuses[3]
 
 
 def run_with(pages_to_scan: int) -> Outcome:

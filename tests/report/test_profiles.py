@@ -16,6 +16,7 @@ from mthp.report.profiles import (
     render_outcome_diff,
 )
 from mthp.words.profiles import PMD_ONLY, PROFILES, V7_3, V16, Profile, differences
+from mthp.words.results import ScanResult
 from tests.report.samples import MIB, OUTCOME, REFUSALS, VMAS, console, golden, printed, raising
 
 OTHER = replace(
@@ -24,7 +25,7 @@ OTHER = replace(
     orders_after={**OUTCOME.orders_after, 4: OrderUse(16, MIB), 5: OrderUse(1, 128 * 1024)},
     memory_added=6 * MIB,
     successes=Effort(24, 48 * MIB, 24, 17_000, 48 * MIB),
-    attempts={**OUTCOME.attempts, (4, "succeeded"): 0, (4, "exceed_none_pte"): 2},
+    attempts={**OUTCOME.attempts, (4, ScanResult.SUCCEED): 0, (4, ScanResult.EXCEED_NONE_PTE): 2},
     clock=Clock(full_scans=3, wakeups=7, scan_sleep_ms=70_000, alloc_sleep_ms=0),
     refusals=REFUSALS[1:],
     vmas=(*VMAS[:1], replace(VMAS[1], after={0: MIB}), *VMAS[2:]),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mthp.predict.records import DrawnCall
-from mthp.report.steps import render_steps, steps_document
+from mthp.report.steps import render_steps
 from tests.report.samples import console, golden, printed
 
 MMAP, VMA, ANON = "mmap_lock (write)", "vma (write)", "anon_vma (write)"
@@ -33,8 +33,3 @@ def test_no_steps() -> None:
     page = console()
     render_steps([], page)
     assert "no steps" in printed(page)
-
-
-def test_document() -> None:
-    document = steps_document(STEPS)
-    assert [step["locks"] for step in document["steps"]] == [list(step.locks) for step in STEPS]

@@ -21,6 +21,7 @@ from mthp.report.phrases import (
 from mthp.report.refusals import group_refusals
 from mthp.report.text import render_outcome
 from mthp.report.vma_map import VMAS_SHOWN, bar_glyphs, share_bar
+from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
 from tests.report.samples import MIB, OUTCOME, REFUSALS, console, golden, printed, refused, vma
@@ -171,7 +172,7 @@ def test_nothing_is_said_about_trying_where_nothing_was_tried() -> None:
 
 def test_wasted_attempts() -> None:
     assert wasted_attempts(OUTCOME) == 4
-    charge = {**OUTCOME.attempts, (4, "ccgroup_charge_failed"): 2}
+    charge = {**OUTCOME.attempts, (4, ScanResult.CGROUP_CHARGE_FAIL): 2}
     assert wasted_attempts(replace(OUTCOME, attempts=charge)) == 6  # allocated, then refused
     assert wasted_attempts(replace(OUTCOME, refused=Effort(attempts=5))) == 0
 

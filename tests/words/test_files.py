@@ -100,7 +100,7 @@ def test_a_planted_link_at_the_temporary_name_is_never_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even one who guessed the name wins nothing: the file is only made where nothing is."""
-    monkeypatch.setattr("secrets.token_hex", lambda _: "0" * 16)
+    monkeypatch.setattr("os.urandom", bytes)
     victim = tmp_path / "victim"
     victim.write_text("kept")
     (tmp_path / f".file.{'0' * 16}.part").symlink_to(victim)

@@ -15,7 +15,6 @@ from mthp.words.settings import (
     Enabled,
     Settings,
     SettingsError,
-    format_thp_anon,
     parse_enabled_flag,
     parse_thp_anon,
 )
@@ -196,11 +195,8 @@ def test_thp_anon_takes_the_pmd_default_away() -> None:
     assert Settings(sizes=parse_thp_anon("64K:always", Geometry())).orders_inherit == 0
 
 
-def test_thp_anon_later_items_and_parameters_win() -> None:
+def test_thp_anon_later_items_win() -> None:
     assert parse_thp_anon("16K-2M:always;64K:never", Geometry())[4] is NEVER
-    first = parse_thp_anon("64K:always", Geometry())
-    both = parse_thp_anon("2M:inherit", Geometry(), before=first)
-    assert (both[4], both[9]) == (ALWAYS, INHERIT)
 
 
 def test_thp_anon_reads_sizes_as_the_kernel_does() -> None:
@@ -237,19 +233,6 @@ def test_thp_anon_reads_sizes_as_the_kernel_does() -> None:
 def test_thp_anon_the_kernel_would_ignore(text: str) -> None:
     with pytest.raises(SettingsError, match="thp_anon"):
         parse_thp_anon(text, Geometry())
-
-
-@given(settings_values())
-def test_thp_anon_reads_back(settings: Settings) -> None:
-    text = format_thp_anon(settings.sizes, settings.geometry)
-    if len(text) < settings.geometry.page_size:
-        assert parse_thp_anon(text, settings.geometry) == settings.sizes
-
-
-def test_thp_anon_printed() -> None:
-    assert format_thp_anon({4: ALWAYS, 6: ALWAYS}, Geometry()) == (
-        "16K-32K,128K,512K-2M:never;64K,256K:always"
-    )
 
 
 # --- --enabled ------------------------------------------------------------------------------

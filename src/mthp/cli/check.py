@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mthp.check.drawing import replay
 from mthp.check.jobs import Row
@@ -23,10 +22,10 @@ from mthp.check.rows import Result
 from mthp.check.scorecard import ScorecardRow, default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
 from mthp.check.token import NO_MUTANT, NO_TASK, known
+from mthp.check.trace import trace
 from mthp.cli.check_jobs import run_jobs
-from mthp.cli.itf import write_itf
 from mthp.cli.litmus import run_litmus
-from mthp.cli.options import UsageError
+from mthp.cli.options import UsageError, print_json
 from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
@@ -46,7 +45,8 @@ from mthp.report.check import (
     world_document,
     world_line,
 )
-from mthp.words.files import check_target
+from mthp.report.itf import itf_document
+from mthp.words.files import check_target, replace_text
 from mthp.words.reading import read_text
 
 BROKEN = 4
@@ -89,14 +89,27 @@ def run_replay(args: argparse.Namespace) -> int:
             violation = replay(args.token)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        write_itf(args.itf, args.token)
+        _write_itf(args.itf, args.token)
     if args.json:
-        _print_json(violation_document(violation))
+        print_json(violation_document(violation))
     else:
         print("\n".join(violation_lines(violation, _width())))
         if not violation.breaches:
             print("no law is broken in this execution")
     return BROKEN if violation.breaches else 0
+
+
+def _write_itf(file: str | None, token: str | None) -> None:
+    """The token's execution, for viewers of TLA+ traces, whole or not at all; nothing without a file.
+
+    token: None where no law was broken, and then there is nothing to write.
+    """
+    if file is None:
+        return
+    if token is None:
+        print(f"no law is broken: {file} is not written", file=sys.stderr)
+        return
+    replace_text(file, json.dumps(itf_document(trace(token)), ensure_ascii=False) + "\n")
 
 
 # One profile
@@ -112,9 +125,9 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
         if not args.json:
             print(world_line(result), flush=True)
     broken = [each for each in results if each.violation is not None]
-    write_itf(args.itf, next((each.violation.replay for each in broken if each.violation), None))
+    _write_itf(args.itf, next((each.violation.replay for each in broken if each.violation), None))
     if args.json:
-        _print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
+        print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
     else:
         for each in broken[:1]:
             assert each.violation is not None
@@ -189,9 +202,9 @@ def _mutant(args: argparse.Namespace) -> int:
     jobs = [ScorecardRow(found, _budget(args))]
     ((_, result),) = run_jobs(args, jobs, jobs[0].name, args.jobs)
     assert isinstance(result, MutantResult)
-    write_itf(args.itf, result.violation.replay if result.violation is not None else None)
+    _write_itf(args.itf, result.violation.replay if result.violation is not None else None)
     if args.json:
-        _print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
+        print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
     else:
         print(f"{result.id}: {result.rule}")
         print(f"where: {result.where}\n")
@@ -227,7 +240,7 @@ def _mutations(args: argparse.Namespace) -> int:
         else:
             print(f"{f'law {laws}' if laws else _not_caught(each):34} {what}", flush=True)
     if args.json:
-        _print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
+        print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
     else:
         print(f"{caught} of {len(every)} caught")
     return 0
@@ -264,7 +277,7 @@ def _scorecard(args: argparse.Namespace) -> int:
     order = {name: at for at, name in enumerate((*MUTANTS, *HALVES))}
     mutants.sort(key=lambda each: order[each.id])
     if args.json:
-        _print_json(scorecard_document(worlds, mutants))
+        print_json(scorecard_document(worlds, mutants))
     else:
         _totals(worlds, mutants)
     alarms = any(not each.clean and not each.expected_finding for each in worlds)
@@ -317,8 +330,3 @@ def _budget(args: argparse.Namespace) -> Budget:
 
 def _width() -> int:
     return min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
-
-
-def _print_json(document: Any) -> None:
-    json.dump(document, sys.stdout, indent=1)
-    print()

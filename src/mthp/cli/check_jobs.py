@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Running the searches of mthp check: the progress line, Ctrl-C, and the file to go on from."""
+"""Running the searches of mthp check: their progress, Ctrl-C, and the file to go on from."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import signal
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from mthp.check.jobs import Jobs, Row
 from mthp.check.rows import Rows
 from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import By
 from mthp.cli.options import UsageError
+from mthp.cli.progress import ProgressLine
 from mthp.explore.part import Standing
 
 FAILED = 1
@@ -32,56 +27,17 @@ def standing_text(standing: Standing) -> str:
     return f"{standing.executions:,} {total}, depth {standing.depth}, {standing.left} choices left"
 
 
-class SearchProgress:
-    """One line on stderr, if that is a terminal and --quiet was not given."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.is_shown = not args.quiet and sys.stderr.isatty()
-        self.began = time.monotonic()
+class SearchProgress(ProgressLine):
+    """How far the searches are."""
 
     def rows(self, done: int, total: int) -> None:
         """How many rows are finished."""
         if total > 1:
-            self._line(f"{done} of {total}")
+            self.say(f"{done} of {total}")
 
     def standing(self, job: ScorecardRow, standing: Standing) -> None:
         """How far the one search is that all cores work on."""
-        self._line(f"{standing_text(standing)}: {job.name}")
-
-    def clear(self) -> None:
-        """Remove the line."""
-        self._line("")
-
-    def _line(self, text: str) -> None:
-        if self.is_shown:
-            width = shutil.get_terminal_size((80, 24)).columns - 1
-            end = "" if text else "\r"
-            print(f"\r{text[:width]:{width}}", end=end, file=sys.stderr, flush=True)
-
-
-class Interrupt:
-    """The first Ctrl-C stops the searches where they are; a second kills."""
-
-    def __init__(self) -> None:
-        self.came = False
-
-    def __call__(self) -> bool:
-        return self.came
-
-    @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Until the end of the block."""
-
-        def on_signal(_: int, __: FrameType | None) -> None:
-            if self.came:
-                raise KeyboardInterrupt
-            self.came = True
-
-        old = signal.signal(signal.SIGINT, on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, old)
+        self.say(f"{standing_text(standing)}: {job.name}")
 
 
 def run_jobs(
@@ -89,25 +45,29 @@ def run_jobs(
 ) -> Iterator[Row]:
     """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
     rows = Rows(Path(args.resume) if args.resume else None, of)
-    progress, interrupt = SearchProgress(args), Interrupt()
+    progress = SearchProgress(quiet=args.quiet)
     by = By(args.explorer) if args.explorer else By.BEST
     work = Jobs(
-        jobs, processes=processes, rows=rows, tell=progress.standing, is_over=interrupt, by=by
+        jobs,
+        processes=processes,
+        rows=rows,
+        tell=progress.standing,
+        is_over=lambda: progress.interrupted,
+        by=by,
     )
     if not all(job.budget.is_resumable for job in jobs):
         yield from work.run()
         return
     done = 0
     try:
-        with interrupt.heeded():
+        with progress.interruptible():
             for row in work.run():
                 done += 1
-                progress.clear()
+                progress.say("")
                 yield row
                 progress.rows(done, len(jobs))
     except BrokenProcessPool:
         raise UsageError("one of the processes was killed (out of memory?)", FAILED) from None
-    progress.clear()
     if done < len(jobs):
         raise UsageError(_stopped(rows, jobs, done), INTERRUPTED)
 

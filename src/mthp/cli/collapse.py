@@ -4,24 +4,20 @@
 from __future__ import annotations
 
 import argparse
-import json
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from rich.console import Console
 
-from mthp.cli.conformance import run_conformance_file
-from mthp.cli.options import UsageError
+from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json
+from mthp.cli.progress import ProgressLine
 from mthp.cli.target import (
     captured_settings,
     load_target,
     settle_profile,
     settle_settings,
 )
+from mthp.compare.conformance import run_conformance
+from mthp.image.scenario import load
 from mthp.image.snapshot import Snapshot
 from mthp.predict.image import Image
 from mthp.predict.measure import TlbModel
@@ -30,38 +26,34 @@ from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome
 from mthp.predict.steps import StepRecorder
 from mthp.predict.why import find_mapping, look_at_window, table_lines
+from mthp.report.conformance import conformance_document, render_conformance
 from mthp.report.json_doc import outcome_document
 from mthp.report.refusals import window_lines
 from mthp.report.steps import render_steps
 from mthp.report.text import render_outcome
 from mthp.words.events import Event, ftrace
-from mthp.words.profiles import Profile
+from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.from_snapshot import Young
 
 
-class ScanProgress:
-    """A line on stderr while tables are scanned; also where an interrupt takes effect."""
+class ScanProgress(ProgressLine):
+    """How far a run over so many tables is; also where an interrupt takes effect."""
 
-    def __init__(self, tables: int, *, shown: bool) -> None:
+    def __init__(self, tables: int, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
         self.tables = max(tables, 1)
-        self.shown = shown and sys.stderr.isatty()
         self.scanned = 0
         self.tried = 0
-        self.interrupted = False
         self.began = self.last = time.monotonic()
 
     def on_table(self) -> None:
         """One more table was scanned."""
         self.scanned += 1
-        if self.interrupted:
-            raise Interrupted
-        now = time.monotonic()
-        if self.shown and now - self.last > 0.5:
-            self.last = now
+        if self._is_due():
             rounds, within = divmod(self.scanned, self.tables)
-            left = (now - self.began) / self.scanned * (self.tables - within)
+            left = (self.last - self.began) / self.scanned * (self.tables - within)
             self.say(
                 f"full scan {rounds + 1}: {within} of about {self.tables} tables, "
                 f"{left:.0f} s to its end"
@@ -70,36 +62,18 @@ class ScanProgress:
     def on_try(self) -> None:
         """One more change is tried."""
         self.tried += 1
-        if self.interrupted:
-            raise Interrupted
-        if self.shown and time.monotonic() - self.last > 0.5:
-            self.last = time.monotonic()
+        if self._is_due():
             self.say(f"looking for the least changes: {self.tried} tried")
 
-    def say(self, text: str) -> None:
-        """Replace the line."""
-        print(f"\r{text:<78}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Remove the line."""
-        if self.shown:
-            print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """The first interrupt stops at the next table and prints what is known; a second kills."""
-
-        def on_signal(_: int, __: FrameType | None) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        old = signal.signal(signal.SIGINT, on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, old)
-            self.clear()
+    def _is_due(self) -> bool:
+        """Whether the line is half a second old. Raises Interrupted after Ctrl-C."""
+        if self.interrupted:
+            raise Interrupted
+        now = time.monotonic()
+        if now - self.last <= 0.5:
+            return False
+        self.last = now
+        return True
 
 
 def tables_of(image: Image) -> int:
@@ -127,7 +101,7 @@ def predict(
 def run_collapse(args: argparse.Namespace) -> int:
     """The verb; an exit code."""
     if args.conformance:
-        return run_conformance_file(args)
+        return _conformance(args)
     views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
     if sum(views) > 1:
         raise UsageError("--json, --events, --why and --steps exclude one another")
@@ -137,7 +111,7 @@ def run_collapse(args: argparse.Namespace) -> int:
     if args.steps is not None:
         return _steps(args, image, settings, profile)
     keep: list[Event] | None = [] if args.events or args.why is not None else None
-    progress = ScanProgress(tables_of(image), shown=not args.quiet)
+    progress = ScanProgress(tables_of(image), quiet=args.quiet)
     world, request = predict(image, settings, profile, args)
     request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:
@@ -155,8 +129,7 @@ def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> N
         for line in ftrace(events):
             print(line)
     elif args.json:
-        json.dump(outcome_document(outcome), sys.stdout, indent=1)
-        print()
+        print_json(outcome_document(outcome))
     else:
         render_outcome(outcome, Console(), verbose=args.verbose)
 
@@ -197,3 +170,32 @@ def _steps(
         )
     render_steps(recorder.folded(), Console())
     return 0
+
+
+_IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps")
+
+
+def _conformance(args: argparse.Namespace) -> int:
+    """Recorded scenarios against the engine; an exit code."""
+    if args.target is not None or args.pid is not None:
+        raise UsageError("--conformance takes its scenarios from FILE; give no other target")
+    given = [name for name in _IGNORED if getattr(args, name) is not None]
+    ignored = [f"--{name.replace('_', '-')}" for name in (*given, *given_numbers(args))]
+    if args.no_changes:
+        ignored.append("--no-changes")
+    if args.assume_young != "captured":
+        ignored.append("--assume-young")
+    if ignored:
+        raise UsageError(f"--conformance runs what was recorded: {ignored[0]} has no place there")
+    profile = PROFILES[args.profile] if args.profile else DEFAULT
+    try:
+        score = run_conformance(load(args.conformance), profile)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not score.passes:
+        raise UsageError(f"{args.conformance}: no recorded pass in it")
+    if args.json:
+        print_json(conformance_document(score))
+    else:
+        render_conformance(score, Console())
+    return DIFFER if score.mismatches else 0

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
 from rich.console import Console
 
 from mthp.cli.collapse import predict
-from mthp.cli.options import NUMBERS, UsageError
+from mthp.cli.options import UsageError, given_numbers, print_json
 from mthp.cli.target import captured_settings, load_target, settle_settings
 from mthp.predict.outcome import run_world
 from mthp.report.profiles import (
@@ -27,12 +25,10 @@ def run_diff(args: argparse.Namespace) -> int:
     console = Console()
     if args.target is None and args.pid is None:
         given = [args.enabled, args.thp_anon, args.defrag, args.passes]
-        given += [getattr(args, name.replace("-", "_")) for name, _ in NUMBERS]
-        if any(value is not None for value in given):
+        if given_numbers(args) or any(value is not None for value in given):
             raise UsageError("settings and --passes need a target to run on")
         if args.json:
-            json.dump(differences_document(a, b), sys.stdout, indent=1)
-            print()
+            print_json(differences_document(a, b))
         else:
             render_differences(a, b, console)
         return 0
@@ -44,8 +40,7 @@ def run_diff(args: argparse.Namespace) -> int:
         request.changes = False
         outcomes.append(run_world(world, request))
     if args.json:
-        json.dump(differences_document(a, b, (outcomes[0], outcomes[1])), sys.stdout, indent=1)
-        print()
+        print_json(differences_document(a, b, (outcomes[0], outcomes[1])))
         return 0
     render_differences(a, b, console)
     console.print()

@@ -15,6 +15,7 @@ from mthp.cli.options import (
     DIFFER,
     UsageError,
     Verbs,
+    add_assume_young,
     add_number,
     add_settings,
     print_json,
@@ -65,12 +66,7 @@ def add_predict(subverbs: Verbs) -> None:
     parser.add_argument("--release", metavar="R", help="which kernel of the cache (the newest)")
     add_number(parser, "memory", "the guest's, in MiB (3072)", 512, 1 << 20, 3072)
     parser.add_argument("--keep", metavar="DIR", help="keep the snapshots in this folder")
-    parser.add_argument(
-        "--assume-young",
-        choices=("captured", "all", "none"),
-        default="captured",
-        help="which pages count as used lately (a capture cannot see the accessed bit)",
-    )
+    add_assume_young(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     add_settings(parser, lambda text: [whole()(each.strip()) for each in text.split(",")])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The options of each verb. Only the standard library: --help must answer at once."""
+"""The options of each verb. Nothing heavy is imported: --help must answer at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mthp.image.capture.command import add_arguments, pid_of
 from mthp.image.capture.command import run as run_capture
 from mthp.words.files import FileError
+from mthp.words.profiles import PROFILES
+from mthp.words.settings import NUMBERS
 from mthp.words.units import parse_whole
 
 if TYPE_CHECKING:
@@ -21,17 +23,6 @@ else:
     Verbs = Any
 
 MOST_PASSES = 1_000_000
-PROFILES = ("v16", "7.3", "pmd-only")
-NUMBERS = (
-    ("max-ptes-none", "empty or zero-page PTEs a collapse may fill"),
-    ("max-ptes-swap", "swapped-out PTEs a collapse may bring in"),
-    ("max-ptes-shared", "PTEs of shared pages a collapse may copy"),
-    ("pages-to-scan", "PTEs to scan in one wakeup"),
-    ("scan-sleep-millisecs", "sleep between two wakeups"),
-    ("alloc-sleep-millisecs", "sleep after a failed allocation"),
-)
-
-
 DIFFER = 3
 """Exit code: the engine (or a prediction) and the kernel differ."""
 
@@ -107,32 +98,43 @@ def add_settings(
     group.add_argument(
         "--thp-anon", metavar="TEXT", help="the boot parameter thp_anon=, e.g. 16K-64K:always"
     )
-    for name, text in NUMBERS:
-        if name == "max-ptes-none" and max_ptes_none is not None:
+    for knob, text in NUMBERS.items():
+        name = knob.replace("_", "-")
+        if knob == "max_ptes_none" and max_ptes_none is not None:
             group.add_argument(f"--{name}", type=max_ptes_none, metavar="N,...", help=text)
         else:
             add_number(group, name, text)
     group.add_argument("--defrag", choices=("0", "1"), help="khugepaged may reclaim and compact")
 
 
-def add_target(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """What to run on."""
-    group = parser.add_argument_group("target")
-    group.add_argument(
-        "target",
-        nargs=None if required else "?",
-        metavar="TARGET",
-        help="a snapshot (mthp snap), or a scenario FILE.jsonl#ID",
-    )
-    group.add_argument(
-        "--pid", type=pid_of, metavar="N", help="a live process: a number, or 'self'"
-    )
+def given_numbers(args: argparse.Namespace) -> dict[str, int]:
+    """Those of khugepaged's numbers that the command line gives."""
+    return {knob: value for knob in NUMBERS if (value := getattr(args, knob)) is not None}
+
+
+def add_assume_young(group: argparse._ActionsContainer) -> None:
+    """--assume-young, for captures."""
     group.add_argument(
         "--assume-young",
         choices=("captured", "all", "none"),
         default="captured",
         help="which pages count as used lately (a capture cannot see the accessed bit)",
     )
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """What to run on."""
+    group = parser.add_argument_group("target")
+    group.add_argument(
+        "target",
+        nargs="?",
+        metavar="TARGET",
+        help="a snapshot (mthp snap), or a scenario FILE.jsonl#ID",
+    )
+    group.add_argument(
+        "--pid", type=pid_of, metavar="N", help="a live process: a number, or 'self'"
+    )
+    add_assume_young(group)
 
 
 def add_collapse(verbs: Verbs) -> None:
@@ -295,7 +297,7 @@ def add_diff(verbs: Verbs) -> None:
         "would do differently there.",
     )
     parser.set_defaults(run="mthp.cli.diff:run_diff")
-    parser.add_argument("a", choices=PROFILES, metavar="PROFILE", help="v16, 7.3 or pmd-only")
+    parser.add_argument("a", choices=PROFILES, metavar="PROFILE", help=", ".join(PROFILES))
     parser.add_argument("b", choices=PROFILES, metavar="PROFILE")
     add_target(parser)
     add_settings(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from mthp.cli.options import NUMBERS, UsageError
+from mthp.cli.options import UsageError, given_numbers
 from mthp.image.scenario import Scenario
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
@@ -46,10 +46,8 @@ def settle_profile(name: str | None, image: Image) -> tuple[Profile, str]:
 
 def settle_settings(args: argparse.Namespace, base: Settings) -> Settings:
     """The captured settings with the command line's over them; UsageError out of range."""
-    knobs = [name.replace("-", "_") for name, _ in NUMBERS]
-    limits = {knob: value for knob in knobs if (value := getattr(args, knob)) is not None}
     defrag = None if args.defrag is None else args.defrag == "1"
     try:
-        return reconfigured(base, args.enabled or (), args.thp_anon, defrag, limits)
+        return reconfigured(base, args.enabled or (), args.thp_anon, defrag, given_numbers(args))
     except SettingsError as error:
         raise UsageError(str(error)) from None

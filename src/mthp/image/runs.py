@@ -199,7 +199,14 @@ def parse_folio_token(text: str) -> FolioToken:
     if plain is not None:
         return plain
     if swap := _SWAP.fullmatch(text):
-        return _swap_token(*swap.groups())
+        swap_type, letters, offset, outside = swap.groups()
+        return FolioToken(
+            PageKind.SWAP,
+            swap_type=int(swap_type),
+            swap_letters=letters or "",
+            swap_offset=None if offset is None else int(offset),
+            swap_outside=int(outside or 0),
+        )
     match = _FOLIO.fullmatch(text)
     if match is None:
         raise RunsError(f"cannot read folio token {text!r}")
@@ -214,18 +221,6 @@ def parse_folio_token(text: str) -> FolioToken:
         int(mapcount),
         None if folio is None else int(folio),
         int(index or 0),
-    )
-
-
-def _swap_token(
-    swap_type: str, letters: str | None, offset: str | None, outside: str | None
-) -> FolioToken:
-    return FolioToken(
-        PageKind.SWAP,
-        swap_type=int(swap_type),
-        swap_letters=letters or "",
-        swap_offset=None if offset is None else int(offset),
-        swap_outside=int(outside or 0),
     )
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from mthp.image.capture.columns import WIDTH
 from mthp.image.capture.run import SCHEMA
 from mthp.words.files import FileError
 from mthp.words.reading import open_regular, parse_object
@@ -43,7 +44,10 @@ class Pte(IntFlag):
 
 
 class Kpf(IntEnum):
-    """Bit numbers of Process.kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h."""
+    """Bit numbers of Process.kpageflags that are looked at.
+
+    Kernel: include/uapi/linux/kernel-page-flags.h.
+    """
 
     LOCKED = 0
     REFERENCED = 2
@@ -51,21 +55,13 @@ class Kpf(IntEnum):
     DIRTY = 4
     LRU = 5
     ACTIVE = 6
-    WRITEBACK = 8
-    RECLAIM = 9
-    MMAP = 11
     ANON = 12
     SWAPCACHE = 13
     SWAPBACKED = 14
-    COMPOUND_HEAD = 15
-    COMPOUND_TAIL = 16
-    HUGE = 17
     UNEVICTABLE = 18
     HWPOISON = 19
-    NOPAGE = 20
     KSM = 21
     THP = 22
-    ZERO_PAGE = 24
     IDLE = 25
     MLOCKED = 33
 
@@ -104,33 +100,9 @@ class SnapshotVma:
     name: str
     anonymous: bool
     skipped: str | None
-    rss: int = 0
     anonymous_bytes: int = 0
     referenced: int = 0
     swap_bytes: int = 0
-    anon_huge_bytes: int = 0
-    lazyfree: int = 0
-    locked: int = 0
-    thp_eligible: bool | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class FolioRuns:
-    """Maximal runs of PTEs in one table that map consecutive pages of one folio; arrays (k,).
-
-    table: row in the process's arrays. index: first PTE. pages: length of the run. order: of the
-    folio (0: a base page). head: the folio's first PFN; the run maps head + first and on.
-    """
-
-    table: npt.NDArray[np.int64]
-    index: npt.NDArray[np.int64]
-    pages: npt.NDArray[np.int64]
-    order: npt.NDArray[np.uint8]
-    head: npt.NDArray[np.uint64]
-    first: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,29 +140,6 @@ class ProcessTables:
             return None
         return cast(npt.NDArray[np.bool_], (self.kpageflags >> np.uint64(flag)) & 1 != 0)
 
-    def folio_runs(self) -> FolioRuns | None:
-        """The present, non-zero pages as runs of one folio each; None without root."""
-        if self.pfn is None or self.folio_order is None:
-            return None
-        ptrs = self.pte.shape[1]
-        here = (self.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-        at = np.flatnonzero(here)
-        pfn, order = self.pfn.reshape(-1)[at], self.folio_order.reshape(-1)[at]
-        head = (pfn >> order) << order
-        begins = np.ones(len(at), bool)
-        if len(at) > 1:
-            joined = (np.diff(at) == 1) & (np.diff(pfn) == 1) & (head[1:] == head[:-1])
-            begins[1:] = ~(joined & (order[1:] == order[:-1]) & (at[1:] % ptrs != 0))
-        start = np.flatnonzero(begins)
-        return FolioRuns(
-            table=at[start] // ptrs,
-            index=at[start] % ptrs,
-            pages=np.diff(np.append(start, len(at))),
-            order=order[start],
-            head=head[start],
-            first=(pfn[start] - head[start]).astype(np.int64),
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
@@ -216,16 +165,12 @@ class Snapshot:
         return cast(Mapping[str, Any], self.meta["tearing"])
 
 
-# member -> dtype kind and size, and whether it has a column per PTE
+# member -> bytes of a value, and whether it has a column per PTE
 MEMBERS = {
-    "meta": ("u1", False),
-    "table_address": ("u8", False),
-    "table_process": ("u2", False),
-    "pte": ("u2", True),
-    "pfn": ("u8", True),
-    "kpageflags": ("u8", True),
-    "kpagecount": ("u4", True),
-    "folio_order": ("u1", True),
+    "meta": (1, False),
+    "table_address": (8, False),
+    "table_process": (2, False),
+    **{name: (width, True) for name, width in WIDTH.items()},
 }
 REQUIRED = ("meta", "table_address", "table_process", "pte")
 
@@ -314,13 +259,13 @@ def _geometry(page_size: int, pmd_size: int) -> Geometry:
 def _check_shapes(arrays: dict[str, npt.NDArray[Any]], geometry: Geometry, processes: int) -> None:
     rows = len(arrays["table_address"]) if arrays["table_address"].ndim else 0
     for name, array in arrays.items():
-        kind, wide = MEMBERS[name]
+        width, wide = MEMBERS[name]
         shape = (rows, geometry.ptrs_per_pte) if wide else (rows,)
-        if array.dtype.kind != "u" or array.dtype.itemsize != int(kind[1]):
-            raise SnapshotError(f"member {name} is {array.dtype}, not {kind}")
+        if array.dtype.kind != "u" or array.dtype.itemsize != width:
+            raise SnapshotError(f"member {name} is {array.dtype}, not u{width}")
         if array.shape != shape:
             raise SnapshotError(f"member {name} has shape {array.shape}, not {shape}")
-        arrays[name] = array.astype(kind, copy=False)
+        arrays[name] = array.astype(f"u{width}", copy=False)
     owner = arrays["table_process"].astype(np.int64)
     if rows and (np.any(np.diff(owner) < 0) or owner[-1] >= processes):
         raise SnapshotError(
@@ -348,7 +293,6 @@ def _process(
 
 
 def _vma(entry: dict[str, Any]) -> SnapshotVma:
-    eligible = entry.get("thp_eligible")
     return SnapshotVma(
         start=int(entry["start"]),
         end=int(entry["end"]),
@@ -357,14 +301,9 @@ def _vma(entry: dict[str, Any]) -> SnapshotVma:
         name=str(entry["path"]),
         anonymous=entry["skipped"] is None,
         skipped=entry["skipped"],
-        rss=int(entry.get("rss", 0)),
         anonymous_bytes=int(entry.get("anonymous", 0)),
         referenced=int(entry.get("referenced", 0)),
         swap_bytes=int(entry.get("swap", 0)),
-        anon_huge_bytes=int(entry.get("anon_huge", 0)),
-        lazyfree=int(entry.get("lazyfree", 0)),
-        locked=int(entry.get("locked", 0)),
-        thp_eligible=None if eligible is None else bool(eligible),
     )
 
 

@@ -168,11 +168,7 @@ class Run:
     def why(self, address: int) -> tuple[Refusal, ...]:
         """The refusals that cover an address, of every process that has it; empty where there is none."""
         page_size = self.outcome.page_size
-        return tuple(
-            each
-            for each in self.refusals
-            if each.address <= address < each.address + each.span * page_size
-        )
+        return tuple(each for each in self.refusals if each.covers(address, page_size))
 
     def again(
         self,

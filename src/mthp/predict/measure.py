@@ -11,17 +11,16 @@ from enum import StrEnum
 import numpy as np
 
 from mthp.mm.mm_types import Kernel, Vma
-from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
     PFN_SHIFT,
     PRESENT,
     Leaf,
     leaf_kind,
     pmd_is_table,
-    pmd_none,
     pmd_pgtable,
 )
 from mthp.predict.records import OrderUse
+from mthp.worlds.build import mapped_frame
 
 
 class TlbModel(StrEnum):
@@ -172,14 +171,6 @@ def _translations(
     return len(heads) - whole * (CONTPTES - 1)
 
 
-def measure(kernel: Kernel, vmas: list[Vma], tlb: TlbModel) -> Usage:
-    """All mappings together."""
-    total = Usage()
-    for vma in vmas:
-        total.add(measure_vma(kernel, vma, tlb))
-    return total
-
-
 def folios_of(kernel: Kernel, vma: Vma) -> Iterator[tuple[int, int, int]]:
     """(address, order, pages) of each folio a mapping maps: where it begins there, and how many of its
     pages are mapped in that table. Not a step.
@@ -203,16 +194,8 @@ def folios_of(kernel: Kernel, vma: Vma) -> Iterator[tuple[int, int, int]]:
             yield part.address + i * page_size, order, count
 
 
-def page_order(kernel: Kernel, vma: Vma, address: int) -> int | None:
+def page_order(vma: Vma, address: int) -> int | None:
     """The order of the folio that address maps, None where it maps none. Not a step."""
-    pmd = pmd_ptr(vma.vm_mm, address)
-    value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
-    if pmd_none(value) or value & PRESENT == 0:
-        return None
-    if not pmd_is_table(value):
-        return kernel.geometry.pmd_order
-    pte = kernel.tables[pmd_pgtable(value)].ptes.raw[kernel.geometry.pte_index(address)]
-    pfn = pte >> PFN_SHIFT
-    if pte & PRESENT == 0 or pfn == 0:
-        return None
-    return kernel.mem.order.raw[kernel.mem.head.raw[pfn]]
+    mem = vma.vm_mm.kernel.mem
+    pfn = mapped_frame(vma.vm_mm, address)
+    return mem.order.raw[mem.head.raw[pfn]] if pfn else None

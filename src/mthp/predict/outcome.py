@@ -123,7 +123,7 @@ def _counters(world: BuiltWorld) -> dict[str, dict[str, int]]:
     vmstat = world.kernel.vmstat
     return {
         "stats": {
-            f"hugepages-{world.kernel.geometry.size_kb(order)}/stats/{name}": value
+            f"hugepages-{world.kernel.geometry.size_name(order)}/stats/{name}": value
             for (order, name), value in sorted(vmstat.mthp.items())
             if value
         },

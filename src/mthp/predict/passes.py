@@ -60,7 +60,7 @@ class Tally:
     keep: list[Event] | None = None
     on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
-    attempts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    attempts: Counter[tuple[int, ScanResult]] = field(default_factory=Counter)
     succeeded: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     collapsed_bytes: int = 0
@@ -117,7 +117,7 @@ class Tally:
     def end_attempt(self, event: CollapseHugePage) -> None:
         """Add one attempt to the sums of the successes or the refusals, by the fields of Effort."""
         self._pending.attempts.append((event.address, event.order, event.status))
-        self.attempts[event.order, event.status.string] += 1
+        self.attempts[event.order, event.status] += 1
         size = self.kernel.geometry.order_bytes(event.order)
         ok = event.status is ScanResult.SUCCEED
         books = self.succeeded if ok else self.refused

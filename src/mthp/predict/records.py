@@ -83,32 +83,39 @@ class Scope(Enum):
 
 
 class ChangeKind(Enum):
-    """What can be changed so that memory may collapse: a name and what it is made to."""
+    """What can be changed so that memory may collapse: what to do, in words, and to what.
 
-    RAISE_KNOB = "raise a limit", Scope.SETTINGS
-    ENABLE_SIZE = "enable a size", Scope.SETTINGS
-    ENABLE_GLOBALLY = "enabled=always", Scope.SETTINGS
-    DEFRAG = "defrag=1", Scope.SETTINGS
-    ADVISE = "MADV_HUGEPAGE", Scope.VMA
-    ADVISE_INSTEAD = "MADV_HUGEPAGE over MADV_NOHUGEPAGE", Scope.VMA
-    DROP_ADVICE = "no MADV_NOHUGEPAGE", Scope.VMA
-    LIFT_PRCTL = "no PR_SET_THP_DISABLE", Scope.VMA
-    SPAN_WHOLE_PMD = "span the PMD range", Scope.VMA
-    SPAN_ALIGNED_PMD = "span a PMD range", Scope.VMA
-    WRITE_ONCE = "write once", Scope.VMA
-    UNREGISTER_USERFAULTFD = "no userfaultfd", Scope.VMA
-    FREE_BLOCK = "free a block", Scope.TABLE
-    RAISE_MEMCG_LIMIT = "raise memory.max", Scope.TABLE
-    FILL = "write to holes", Scope.WINDOW
-    BRING_IN = "swap in", Scope.WINDOW
-    UNSHARE = "unshare", Scope.WINDOW
-    CLEAR_PINS = "clear pins", Scope.WINDOW
-    UNLOCK = "unlock", Scope.WINDOW
-    PUT_ON_LRU = "put on the LRU", Scope.WINDOW
-    WRITE_FREED = "write to MADV_FREE pages", Scope.WINDOW
-    LIFT_PROTECTION = "lift write protection", Scope.WINDOW
-    TOUCH = "touch", Scope.WINDOW
-    REMOVE_MARKERS = "remove markers", Scope.WINDOW
+    The words have {places} that report/refusals.py fills in.
+    """
+
+    RAISE_KNOB = "raise {knob} to {value}", Scope.SETTINGS
+    ENABLE_SIZE = "enable {size}", Scope.SETTINGS
+    ENABLE_GLOBALLY = "set transparent_hugepage/enabled to always", Scope.SETTINGS
+    DEFRAG = "set khugepaged/defrag to 1", Scope.SETTINGS
+    ADVISE = "MADV_HUGEPAGE on the mapping", Scope.VMA
+    ADVISE_INSTEAD = "MADV_HUGEPAGE instead of MADV_NOHUGEPAGE", Scope.VMA
+    DROP_ADVICE = "drop MADV_NOHUGEPAGE", Scope.VMA
+    LIFT_PRCTL = "lift PR_SET_THP_DISABLE", Scope.VMA
+    SPAN_WHOLE_PMD = "give the mapping the whole PMD range", Scope.VMA
+    SPAN_ALIGNED_PMD = "give the mapping an aligned PMD range", Scope.VMA
+    WRITE_ONCE = "write to the mapping once", Scope.VMA
+    UNREGISTER_USERFAULTFD = "unregister userfaultfd", Scope.VMA
+    FREE_BLOCK = "free a block of {size}", Scope.TABLE
+    RAISE_MEMCG_LIMIT = "raise the memory cgroup's limit by {more}", Scope.TABLE
+    FILL = "write to {missing}", Scope.WINDOW
+    BRING_IN = "bring in {pages}", Scope.WINDOW
+    UNSHARE = "unshare {pages}", Scope.WINDOW
+    CLEAR_PINS = "clear {pinned}", Scope.WINDOW
+    UNLOCK = "unlock {pages}", Scope.WINDOW
+    PUT_ON_LRU = "put {pages} back on the LRU", Scope.WINDOW
+    WRITE_FREED = "write to {pages} that MADV_FREE gave up", Scope.WINDOW
+    LIFT_PROTECTION = "lift write protection from {pages}", Scope.WINDOW
+    TOUCH = "touch {pages}", Scope.WINDOW
+    REMOVE_MARKERS = "remove {markers}", Scope.WINDOW
+
+    @property
+    def words(self) -> str:
+        return self.value[0]
 
     @property
     def scope(self) -> Scope:
@@ -170,6 +177,10 @@ class Refusal:
     ended_earlier: bool = False
     change: Proposal | None = None
     verified: Verified = Verified.NONE
+
+    def covers(self, address: int, page_size: int) -> bool:
+        """Whether the address lies among its PTEs, also in a hole between them."""
+        return self.address <= address < self.address + self.span * page_size
 
 
 @dataclass(frozen=True)
@@ -256,7 +267,7 @@ class Outcome:
     clock: Clock
     fixed_point: bool
     complete: bool
-    attempts: Mapping[tuple[int, str], int]
+    attempts: Mapping[tuple[int, ScanResult], int]
     counters: Mapping[str, Mapping[str, int]]
     refusals: tuple[Refusal, ...] = ()
     vmas: tuple[VmaUse, ...] = ()

@@ -103,7 +103,7 @@ class StepRecorder:
         self._now = []
         self._depth = self._hidden = 0
         self._waiting = True
-        size = self.kernel.geometry.size_kb(event.order)
+        size = self.kernel.geometry.size_name(event.order)
         self._add("collapse_huge_page", f"{event.address:#x}, {size} (order {event.order})")
         self._depth = 1
         self.kernel.machine.on_step = lambda *_: None

@@ -48,12 +48,11 @@ def look_at_window(
         highest=highest_order(kernel, vma),
         before=before,
         after=table_lines(world, vma, address),
-        page_order=page_order(kernel, vma, address),
+        page_order=page_order(vma, address),
         refusals=tuple(
             refusal
             for refusal in outcome.refusals
-            if refusal.pid == vma.vm_mm.number
-            and refusal.address <= address < refusal.address + refusal.span * page_size
+            if refusal.pid == vma.vm_mm.number and refusal.covers(address, page_size)
         ),
         events=tuple(
             event

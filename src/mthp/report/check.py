@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from textwrap import wrap
 from typing import Any
 
@@ -22,7 +23,7 @@ _MIN_COLUMN = 26
 
 
 def covered_text(covered: Covered) -> str:
-    """What was covered, and how much that was; and why by the reference explorer, where it had to be."""
+    """Says what was covered, how much that was, and why only the reference explorer could do it."""
     text = _how_far(covered)
     return f"{text}; reference explorer: {covered.refused}" if covered.refused else text
 
@@ -68,7 +69,7 @@ def _columns(violation: Violation, width: int) -> list[str]:
 
 
 def _folded(calls: Sequence[Call]) -> Iterable[Call]:
-    """Taking and giving back a lock shows in the locks held."""
+    """The calls without repetitions and without those of locks, which show in the locks held."""
     last = None
     for call in calls:
         if call.function.endswith((": lock", ": unlock")):
@@ -79,7 +80,7 @@ def _folded(calls: Sequence[Call]) -> Iterable[Call]:
 
 
 def world_line(result: WorldResult) -> str:
-    """One line of a list of worlds."""
+    """Says in one line what a world came to."""
     hook = " (the cache hook walks)" if result.hook == "walks" else ""
     what = "clean" if result.clean else "BROKEN"
     if result.expected_finding:
@@ -90,7 +91,7 @@ def world_line(result: WorldResult) -> str:
 
 
 def mutant_line(result: MutantResult) -> str:
-    """One line of the scorecard."""
+    """Says in one line, for the scorecard, what became of a mutant."""
     laws = ", ".join(map(str, result.laws))
     found = f"law {laws}" if laws else result.masked_by
     return (
@@ -99,7 +100,7 @@ def mutant_line(result: MutantResult) -> str:
 
 
 def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
-    """What the worlds with two rivals came to, a line a rival: how many of its pairs were exhausted."""
+    """A table of the worlds with two rivals, a line a rival: how many of its pairs were exhausted."""
     pairs = [each for each in results if len(each.tasks) == 3]
     rivals = sorted({rival for each in pairs for rival in each.tasks[1:]})
     head = f"{'rival':22}{'pairs':>6}{'exhausted':>11}{'executions':>12}{'seconds':>9}  most"
@@ -122,7 +123,7 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
 
 
 def coverage_document(covered: Covered) -> dict[str, Any]:
-    """What was covered."""
+    """Plain JSON values that say what a search covered."""
     return {
         "kind": covered.kind,
         "bound": covered.bound or None,
@@ -135,22 +136,11 @@ def coverage_document(covered: Covered) -> dict[str, Any]:
 
 
 def violation_document(violation: Violation) -> dict[str, Any]:
-    """One execution that breaks laws."""
+    """Plain JSON values of one execution that breaks laws."""
     return {
         "tasks": list(violation.tasks),
-        "laws": [
-            {
-                "law": each.law,
-                "sentence": each.sentence,
-                "object": each.object,
-                "text": each.text,
-            }
-            for each in violation.breaches
-        ],
-        "calls": [
-            {"task": call.task, "function": call.function, "locks": list(call.locks)}
-            for call in violation.calls
-        ],
+        "laws": [asdict(breach) for breach in violation.breaches],
+        "calls": [asdict(call) for call in violation.calls],
         "warnings": list(violation.warnings),
         "steps": violation.steps,
         "switches": violation.switches,
@@ -159,7 +149,7 @@ def violation_document(violation: Violation) -> dict[str, Any]:
 
 
 def world_document(result: WorldResult) -> dict[str, Any]:
-    """One world of one profile."""
+    """Plain JSON values of one world of one profile."""
     return {
         "name": result.profile,
         "hook": result.hook,
@@ -174,7 +164,7 @@ def world_document(result: WorldResult) -> dict[str, Any]:
 
 
 def mutant_document(result: MutantResult) -> dict[str, Any]:
-    """One mutant."""
+    """Plain JSON values of one mutant."""
     masked = result.verdict is MutantVerdict.MASKED
     return {
         "id": result.id,
@@ -194,7 +184,7 @@ def mutant_document(result: MutantResult) -> dict[str, Any]:
 def scorecard_document(
     worlds: Iterable[WorldResult], mutants: Iterable[MutantResult]
 ) -> dict[str, Any]:
-    """Everything `mthp check --all` found."""
+    """Plain JSON values of everything that `mthp check --all` found."""
     return {
         "schema_version": SCHEMA_VERSION,
         "profiles": [world_document(each) for each in worlds],

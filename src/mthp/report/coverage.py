@@ -15,7 +15,6 @@ from mthp.compare.coverage import (
     why_never_seen,
 )
 from mthp.words.results import ScanResult
-from mthp.words.settings_text import size_name
 from mthp.words.units import Geometry
 
 GEOMETRY = Geometry()
@@ -29,7 +28,7 @@ def coverage_table(coverage: OutcomeCounts) -> str:
     reachable.
     """
     lines = [f"{coverage.passes} passes"]
-    heads = "".join(f"{size_name(order, GEOMETRY):>8}" for order in ORDERS)
+    heads = "".join(f"{GEOMETRY.size_name(order):>8}" for order in ORDERS)
     for kind in (OutcomeKind.ATTEMPT, OutcomeKind.ISOLATE, OutcomeKind.SWAPIN):
         lines += ["", f"{kind:<32}{heads}", *_rows(coverage, kind, ORDERS)]
     for kind in (OutcomeKind.SCAN, OutcomeKind.ERRNO):

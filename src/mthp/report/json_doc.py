@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from mthp.predict.records import Effort, OrderUse, Outcome, Refusal, VmaUse
-from mthp.report.phrases import flushed_bytes, wasted_attempts
+from mthp.report.phrases import flushed_bytes, in_order, wasted_attempts
 from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.words.units import Geometry
 
@@ -16,7 +17,6 @@ SCHEMA_VERSION = 1
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
     """Plain JSON values. Bytes, milliseconds, absolute addresses as numbers; orders are keys."""
-    clock = outcome.clock
     return {
         "schema_version": SCHEMA_VERSION,
         "predicted": True,
@@ -51,15 +51,10 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             "after": outcome.tlb_after,
             "lost_outside": outcome.successes.tlb_outside + outcome.refused.tlb_outside,
         },
-        "clock": {
-            "full_scans": clock.full_scans,
-            "wakeups": clock.wakeups,
-            "scan_sleep_ms": clock.scan_sleep_ms,
-            "alloc_sleep_ms": clock.alloc_sleep_ms,
-        },
+        "clock": asdict(outcome.clock),
         "attempts": [
-            {"order": order, "status": status, "count": count}
-            for (order, status), count in sorted(outcome.attempts.items())
+            {"order": order, "status": status.string, "count": outcome.attempts[order, status]}
+            for order, status in in_order(outcome.attempts)
         ],
         "counters": {group: dict(values) for group, values in outcome.counters.items()},
         "refusals": [_refusal(refusal, outcome.settings.geometry) for refusal in outcome.refusals],
@@ -73,10 +68,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
 
 
 def _orders(orders: Mapping[int, OrderUse]) -> dict[str, dict[str, int]]:
-    return {
-        str(order): {"folios": use.folios, "bytes": use.bytes}
-        for order, use in sorted(orders.items())
-    }
+    return {str(order): asdict(use) for order, use in sorted(orders.items())}
 
 
 def _effort(effort: Effort) -> dict[str, int]:
@@ -105,14 +97,8 @@ def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:
 
 
 def _vma(vma: VmaUse) -> dict[str, Any]:
-    return {
-        "pid": vma.pid,
-        "start": vma.start,
-        "end": vma.end,
-        "name": vma.name,
-        "gate": vma.gate,
-        "before": {str(order): size for order, size in sorted(vma.before.items())},
-        "after": {str(order): size for order, size in sorted(vma.after.items())},
-        "swapped": vma.swapped,
-        "zero": vma.zero,
+    sizes = {
+        when: {str(order): size for order, size in sorted(use.items())}
+        for when, use in (("before", vma.before), ("after", vma.after))
     }
+    return {**asdict(vma), **sizes}

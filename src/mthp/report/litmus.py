@@ -24,7 +24,7 @@ def litmus_lines(results: Sequence[LitmusResult]) -> list[str]:
 
 
 def litmus_document(results: Sequence[LitmusResult]) -> dict[str, Any]:
-    """The same as JSON."""
+    """The results as a document of plain JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "litmus": [

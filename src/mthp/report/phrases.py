@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mthp.predict.records import Outcome
 from mthp.words.results import ScanResult
-from mthp.words.units import KIB, Geometry, human_bytes
+from mthp.words.units import Geometry, human_bytes
 
 _PLAIN = str.maketrans(
     {
@@ -31,9 +31,9 @@ _PLAIN = str.maketrans(
         "█": "#",
     }
 )
-"""What a console that is not UTF-8 shows instead."""
+"""The letters that a console which is not UTF-8 shows instead."""
 
-_NOT_WASTED = frozenset({ScanResult.SUCCEED.string, ScanResult.ALLOC_HUGE_PAGE_FAIL.string})
+_NOT_WASTED = frozenset({ScanResult.SUCCEED, ScanResult.ALLOC_HUGE_PAGE_FAIL})
 """A failed charge comes after the allocation, and wastes it."""
 
 TLB_MODELS = {
@@ -59,7 +59,7 @@ class SafeConsole:
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """How many columns the console has."""
         return self.console.width
 
     def clean(self, words: str) -> str:
@@ -74,16 +74,16 @@ class SafeConsole:
         return Text(self.clean(words), style=style, overflow="fold")
 
     def line(self, words: str = "", style: str = "", indent: int = 0) -> None:
-        """A paragraph."""
+        """Print a paragraph."""
         self.console.print(Padding(self.text(words, style), (0, 0, 0, indent), expand=False))
 
     def heading(self, words: str) -> None:
-        """An empty line and a title."""
+        """Print an empty line and a title."""
         self.console.print()
         self.line(words, "bold")
 
     def bullets(self, title: str, items: Iterable[str], style: str = "") -> None:
-        """A titled list; nothing where it is empty."""
+        """Print a list under a title; nothing where it is empty."""
         items = list(items)
         if items:
             self.heading(title)
@@ -99,7 +99,7 @@ class SafeConsole:
         *,
         grid: bool = False,
     ) -> None:
-        """Rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same).
+        """Print rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same).
 
         A grid has no titles.
         """
@@ -123,13 +123,7 @@ class SafeConsole:
 
 def order_name(geometry: Geometry, order: int) -> str:
     """An order as sysfs names its size, with the order: 64kB (order 4)."""
-    return f"{size_name(geometry, order)} (order {order})"
-
-
-def size_name(geometry: Geometry, order: int) -> str:
-    """An order as sysfs names its size; tiny geometries in bytes."""
-    size = geometry.order_bytes(order)
-    return geometry.size_kb(order) if size >= KIB else f"{size}B"
+    return f"{geometry.size_name(order)} (order {order})"
 
 
 def percent(part: float, whole: float) -> str:
@@ -176,15 +170,20 @@ def duration(milliseconds: int) -> str:
 
 
 def plural(number: int, thing: str, several: str = "") -> str:
-    """1 range, 2 ranges."""
+    """A number and what it counts, in the right form: 1 range, 2 ranges."""
     return f"{number:,} {thing if number == 1 else several or thing + 's'}"
 
 
 # --- outcomes -------------------------------------------------------------------------------
 
 
+def in_order(attempts: Iterable[tuple[int, ScanResult]]) -> list[tuple[int, ScanResult]]:
+    """Attempts as they are listed: by order, then by the kernel's string of the result."""
+    return sorted(attempts, key=lambda attempt: (attempt[0], attempt[1].string))
+
+
 def flushed_bytes(outcome: Outcome) -> int:
-    """Flushed by successes and refusals together."""
+    """The bytes that successes and refusals together flushed."""
     return outcome.successes.flushed_bytes + outcome.refused.flushed_bytes
 
 

@@ -14,6 +14,7 @@ from mthp.report.phrases import (
     SafeConsole,
     duration,
     flushed_bytes,
+    in_order,
     order_name,
     plural,
     wasted_attempts,
@@ -75,11 +76,10 @@ def outcome_differences(a: Outcome, b: Outcome) -> list[Difference]:
         at, key = order_name(geometry, order), "orders_after"
         compare(key, f"{order}.folios", f"{at}, folios", use_a.folios, use_b.folios)
         compare(key, f"{order}.bytes", f"{at}, bytes", use_a.bytes, use_b.bytes, "bytes")
-    for kind in sorted({*a.attempts, *b.attempts}):
-        order, status = kind
-        label = f"{order_name(geometry, order)}, {status}"
-        in_a, in_b = a.attempts.get(kind, 0), b.attempts.get(kind, 0)
-        compare("attempts", f"{order}.{status}", label, in_a, in_b)
+    for order, result in in_order({*a.attempts, *b.attempts}):
+        label = f"{order_name(geometry, order)}, {result.string}"
+        in_a, in_b = (each.attempts.get((order, result), 0) for each in (a, b))
+        compare("attempts", f"{order}.{result.string}", label, in_a, in_b)
     held_a, held_b = _refused_bytes(a), _refused_bytes(b)
     for gate in sorted({*held_a, *held_b}):
         stage, status, order = gate
@@ -232,7 +232,7 @@ def _refused_bytes(outcome: Outcome) -> dict[tuple[str, str, int], int]:
 
 
 def _totals(outcome: Outcome) -> Mapping[str, tuple[str, int, str]]:
-    """Key -> (label, value, unit)."""
+    """The totals that are compared: key -> (label, value, unit)."""
     good, bad, clock = outcome.successes, outcome.refused, outcome.clock
     return {
         "collapsed_bytes": ("bytes collapsed", outcome.collapsed_bytes, "bytes"),

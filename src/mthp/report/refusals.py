@@ -9,7 +9,6 @@ from itertools import groupby
 
 from mthp.predict.records import (
     Change,
-    ChangeKind,
     Proposal,
     Refusal,
     Status,
@@ -59,33 +58,6 @@ _GATES = {
 }
 _NO_LIMIT = "max_ptes_none is neither 0 nor its maximum: no collapse below PMD order"
 
-_CHANGES = {
-    ChangeKind.RAISE_KNOB: "raise {knob} to {value}",
-    ChangeKind.ENABLE_SIZE: "enable {size}",
-    ChangeKind.ENABLE_GLOBALLY: "set transparent_hugepage/enabled to always",
-    ChangeKind.DEFRAG: "set khugepaged/defrag to 1",
-    ChangeKind.ADVISE: "MADV_HUGEPAGE on the mapping",
-    ChangeKind.ADVISE_INSTEAD: "MADV_HUGEPAGE instead of MADV_NOHUGEPAGE",
-    ChangeKind.DROP_ADVICE: "drop MADV_NOHUGEPAGE",
-    ChangeKind.LIFT_PRCTL: "lift PR_SET_THP_DISABLE",
-    ChangeKind.SPAN_WHOLE_PMD: "give the mapping the whole PMD range",
-    ChangeKind.SPAN_ALIGNED_PMD: "give the mapping an aligned PMD range",
-    ChangeKind.WRITE_ONCE: "write to the mapping once",
-    ChangeKind.UNREGISTER_USERFAULTFD: "unregister userfaultfd",
-    ChangeKind.FREE_BLOCK: "free a block of {size}",
-    ChangeKind.RAISE_MEMCG_LIMIT: "raise the memory cgroup's limit by {more}",
-    ChangeKind.FILL: "write to {missing}",
-    ChangeKind.BRING_IN: "bring in {pages}",
-    ChangeKind.UNSHARE: "unshare {pages}",
-    ChangeKind.CLEAR_PINS: "clear {pinned}",
-    ChangeKind.UNLOCK: "unlock {pages}",
-    ChangeKind.PUT_ON_LRU: "put {pages} back on the LRU",
-    ChangeKind.WRITE_FREED: "write to {pages} that MADV_FREE gave up",
-    ChangeKind.LIFT_PROTECTION: "lift write protection from {pages}",
-    ChangeKind.TOUCH: "touch {pages}",
-    ChangeKind.REMOVE_MARKERS: "remove {markers}",
-}
-
 
 def status_text(status: Status) -> str:
     """The kernel's string of a result; the name of what is none, in capitals."""
@@ -95,7 +67,7 @@ def status_text(status: Status) -> str:
 
 
 def reason_text(refusal: Refusal) -> str:
-    """Why, in plain words."""
+    """Says in plain words why the pages were refused."""
     status = refusal.status
     if isinstance(status, ScanResult):
         return f"{'the table ended earlier: ' * refusal.ended_earlier}{RESULT_REASONS[status]}"
@@ -108,7 +80,7 @@ def reason_text(refusal: Refusal) -> str:
 
 
 def change_text(proposal: Proposal | None, geometry: Geometry) -> str:
-    """What to do, and for how many pages where not for all; empty where nothing is known."""
+    """Says what to do, and for how many pages if not for all; empty where nothing is known."""
     if proposal is None:
         return ""
     text = " and ".join(_one_change(change, geometry) for change in proposal.changes)
@@ -118,10 +90,10 @@ def change_text(proposal: Proposal | None, geometry: Geometry) -> str:
 
 def _one_change(change: Change, geometry: Geometry) -> str:
     count = len(change.ptes)
-    return _CHANGES[change.kind].format(
+    return change.kind.words.format(
         knob=change.knob,
         value=change.value,
-        size=geometry.size_kb(change.order),
+        size=geometry.size_name(change.order),
         more=plural(change.value, "page"),
         pages=plural(count, "page"),
         missing=plural(count, "missing page"),
@@ -181,7 +153,7 @@ def window_lines(window: WindowReport) -> Iterator[str]:
     if window.gate is not None:
         yield f"gate        {window.gate.name}: {window.gate.value}"
     else:
-        highest = f"{geometry.size_kb(window.highest)} (order {window.highest})"
+        highest = f"{geometry.size_name(window.highest)} (order {window.highest})"
         yield f"gate        open, up to {highest}"
     yield f"before      {window.before[0]}"
     yield f"            {window.before[1]}"

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from mthp.predict.records import DrawnCall
 from mthp.report.phrases import SafeConsole
-
-SCHEMA_VERSION = 1
 
 
 def render_steps(steps: Iterable[DrawnCall], console: Console) -> None:
@@ -41,19 +38,3 @@ def render_steps(steps: Iterable[DrawnCall], console: Console) -> None:
         return
     columns = [("step", "right"), ("call", "keep"), ("what happens", "left")]
     page.table([*columns, ("locks held", "left")], rows)
-
-
-def steps_document(steps: Iterable[DrawnCall]) -> dict[str, Any]:
-    """Plain JSON values, in order."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "steps": [
-            {
-                "depth": step.depth,
-                "function": step.function,
-                "what": step.what,
-                "locks": list(step.locks),
-            }
-            for step in steps
-        ],
-    }

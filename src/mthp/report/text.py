@@ -14,10 +14,10 @@ from mthp.report.phrases import (
     each,
     each_bytes,
     flushed_bytes,
+    in_order,
     order_name,
     percent,
     plural,
-    size_name,
     wasted_attempts,
 )
 from mthp.report.refusals import group_refusals, reason_text, status_text
@@ -47,7 +47,7 @@ def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False)
 
 
 def passes_made(outcome: Outcome) -> str:
-    """How far the run got, in one sentence."""
+    """Says in one sentence how far the run got."""
     scans = plural(outcome.clock.full_scans, "full scan")
     if outcome.fixed_point and not outcome.clock.full_scans:
         return "Fixed point from the start: there is nothing to scan."
@@ -73,13 +73,13 @@ def _header(page: SafeConsole, outcome: Outcome) -> None:
 
 
 def _headline(outcome: Outcome) -> str:
-    """The answer, and that it is a prediction."""
+    """Gives the answer, and says that it is a prediction."""
     if outcome.highest_order is None:
         return (
             "Predicted (nothing here is observed): nothing collapses, "
             "khugepaged has no enabled size for any mapping here."
         )
-    size = size_name(outcome.settings.geometry, outcome.highest_order)
+    size = outcome.settings.geometry.size_name(outcome.highest_order)
     more = "" if outcome.highest_order == outcome.pmd_order else " or more"
     shares = []
     for orders in (outcome.orders_before, outcome.orders_after):
@@ -276,7 +276,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
 
 
 def _change(page: SafeConsole, change: str, verified: Verified, tried: bool) -> Text:
-    """The least change, and how sure that is. tried: changes were looked for in this run."""
+    """Says what the least change is, and how sure that is. tried: changes were looked for in this run."""
     if not change:
         return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
     if verified is Verified.NONE:
@@ -298,7 +298,11 @@ def _counters(page: SafeConsole, outcome: Outcome) -> None:
         page.table(
             [("size", "left"), ("status", "left"), ("attempts", "right")],
             [
-                (order_name(outcome.settings.geometry, order), status, f"{number:,}")
-                for (order, status), number in sorted(outcome.attempts.items())
+                (
+                    order_name(outcome.settings.geometry, order),
+                    status.string,
+                    f"{outcome.attempts[order, status]:,}",
+                )
+                for order, status in in_order(outcome.attempts)
             ],
         )

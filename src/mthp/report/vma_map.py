@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from mthp.predict.records import Outcome, VmaUse
-from mthp.report.phrases import SafeConsole, plural, size_name
+from mthp.report.phrases import SafeConsole, plural
 from mthp.words.units import human_bytes
 
 VMAS_SHOWN = 14
@@ -21,7 +21,7 @@ _STYLES = {_BASE: "dim", "░": "blue", "▒": "cyan", "▓": "yellow", _HIGHEST
 
 
 def render_map(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None:
-    """One row a mapping, in address order; the largest alone unless everything is asked for."""
+    """Print a row a mapping, in address order; the largest alone unless everything is asked for."""
     vmas = [vma for vma in outcome.vmas if everything or _size(vma)]
     if not vmas:
         return
@@ -96,7 +96,7 @@ def _size(vma: VmaUse) -> int:
 
 
 def _notes(page: SafeConsole, vma: VmaUse) -> Text:
-    """Name, what is not in folios, and why the mapping was turned away."""
+    """Gives the mapping's name, what is not in folios, and why it was turned away."""
     text = page.text(vma.name or "[anon]")
     if vma.swapped:
         text.append(page.clean(f", {human_bytes(vma.swapped)} swapped"))
@@ -111,5 +111,5 @@ def _legend(outcome: Outcome, glyphs: Mapping[int, str]) -> str:
     names: dict[str, list[str]] = {}
     used = {order for vma in outcome.vmas for order in (*vma.before, *vma.after)}
     for order in sorted(used):
-        names.setdefault(glyphs[order], []).append(size_name(outcome.settings.geometry, order))
+        names.setdefault(glyphs[order], []).append(outcome.settings.geometry.size_name(order))
     return "  ".join(f"{glyph} {'/'.join(sizes)}" for glyph, sizes in names.items())

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from typing import IO, Iterator, Union
 
@@ -87,7 +86,7 @@ def _create(prefix: str, mode: int) -> tuple[IO[bytes], str]:
     Another run may have taken it for abandoned before it was locked: then it gets another name.
     """
     while True:
-        part = f"{prefix}{secrets.token_hex(8)}.part"
+        part = f"{prefix}{os.urandom(8).hex()}.part"
         file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, mode)
         if _lock(file) != errno.EWOULDBLOCK and os.fstat(file).st_nlink:
             return os.fdopen(file, "wb"), part

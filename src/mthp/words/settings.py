@@ -25,7 +25,6 @@ from mthp.words.settings_text import (
     anon_sizes,
     check_range,
     format_selection,
-    format_thp_anon,
     parse_anon_size,
     parse_enabled_flag,
     parse_flag,
@@ -34,7 +33,6 @@ from mthp.words.settings_text import (
     parse_selection,
     parse_thp_anon,
     runs_of_orders,
-    size_name,
 )
 from mthp.words.units import Geometry
 
@@ -43,7 +41,6 @@ __all__ = [
     "EnabledFlag",
     "Settings",
     "SettingsError",
-    "format_thp_anon",
     "parse_enabled_flag",
     "parse_thp_anon",
 ]
@@ -55,14 +52,17 @@ class _KernelDefault(int):
 
 _DEFAULT = _KernelDefault(-1)
 _FLAGS = {"defrag": "khugepaged/defrag", "shrink_underused": "shrink_underused"}
-LIMITS = ("max_ptes_none", "max_ptes_swap", "max_ptes_shared")
+NUMBERS = {
+    "max_ptes_none": "empty or zero-page PTEs a collapse may fill",
+    "max_ptes_swap": "swapped-out PTEs a collapse may bring in",
+    "max_ptes_shared": "PTEs of shared pages a collapse may copy",
+    "pages_to_scan": "PTEs to scan in one wakeup",
+    "scan_sleep_millisecs": "sleep between two wakeups",
+    "alloc_sleep_millisecs": "sleep after a failed allocation",
+}
+"""khugepaged's numbers, and what each of them says."""
+LIMITS = tuple(name for name in NUMBERS if name.startswith("max_ptes_"))
 """khugepaged's limits on what a collapse may fill, swap in or copy, in PTEs."""
-_NUMBERS = (
-    "pages_to_scan",
-    "scan_sleep_millisecs",
-    "alloc_sleep_millisecs",
-    *LIMITS,
-)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Settings:
     sizes: Mapping[int, Enabled] = field(default_factory=lambda: MappingProxyType({}))
     defrag: bool = True
     pages_to_scan: int = _DEFAULT
-    scan_sleep_millisecs: int = 10_000
-    alloc_sleep_millisecs: int = 60_000
+    scan_sleep_millisecs: int = _DEFAULT
+    alloc_sleep_millisecs: int = _DEFAULT
     max_ptes_none: int = _DEFAULT
     max_ptes_swap: int = _DEFAULT
     max_ptes_shared: int = _DEFAULT
@@ -125,12 +125,12 @@ class Settings:
         switches = dict.fromkeys(sorted(self.geometry.anon_orders), Enabled.NEVER)
         switches[self.geometry.pmd_order] = Enabled.INHERIT
         for order, mode in self.sizes.items():
-            knob = f"hugepages-{size_name(order, self.geometry)}/enabled"
+            knob = f"hugepages-{self.geometry.size_name(order)}/enabled"
             switches[order] = parse_mode(knob, str(mode), SIZE_MODES)
         return switches
 
     def __hash__(self) -> int:
-        values = (getattr(self, name) for name in (*_NUMBERS, *_FLAGS))
+        values = (getattr(self, name) for name in (*NUMBERS, *_FLAGS))
         return hash((self.geometry, self.enabled, tuple(self.sizes.items()), *values))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -200,7 +200,7 @@ class Settings:
         for name, path in _FLAGS.items():
             if path in files:
                 knobs[name] = parse_flag(path, files[path])
-        for name in _NUMBERS:
+        for name in NUMBERS:
             path = f"khugepaged/{name}"
             if path in files:
                 knobs[name] = parse_number(path, files[path])
@@ -213,11 +213,11 @@ class Settings:
             "hpage_pmd_size": f"{self.geometry.pmd_size}\n",
         }
         for order, mode in self.sizes.items():
-            path = f"hugepages-{size_name(order, self.geometry)}/enabled"
+            path = f"hugepages-{self.geometry.size_name(order)}/enabled"
             files[path] = format_selection(mode, SIZE_MODES)
         for name, path in _FLAGS.items():
             files[path] = f"{int(getattr(self, name))}\n"
-        for name in _NUMBERS:
+        for name in NUMBERS:
             files[f"khugepaged/{name}"] = f"{getattr(self, name)}\n"
         return files
 
@@ -228,9 +228,9 @@ class Settings:
         geometry = {"page_shift": self.geometry.page_shift, "pmd_order": self.geometry.pmd_order}
         enabled = {"global": self.enabled.value}
         for order, mode in self.sizes.items():
-            enabled[size_name(order, self.geometry)] = mode.value
+            enabled[self.geometry.size_name(order)] = mode.value
         document: dict[str, Any] = {"geometry": geometry, "enabled": enabled}
-        document.update((name, getattr(self, name)) for name in (*_FLAGS, *_NUMBERS))
+        document.update((name, getattr(self, name)) for name in (*_FLAGS, *NUMBERS))
         return document
 
     @classmethod
@@ -244,7 +244,7 @@ class Settings:
         enabled = knobs.pop("enabled", {})
         if not isinstance(enabled, Mapping):
             raise SettingsError(f"enabled: {enabled!r} is not a table of sizes and modes")
-        unknown = knobs.keys() - {*_FLAGS, *_NUMBERS}
+        unknown = knobs.keys() - {*_FLAGS, *NUMBERS}
         if unknown:
             raise SettingsError(f"no such setting: {', '.join(sorted(unknown))}")
         sizes = {
@@ -277,7 +277,7 @@ class Settings:
         )
 
     def _size_range(self, first: int, last: int) -> str:
-        low, high = size_name(first, self.geometry), size_name(last, self.geometry)
+        low, high = self.geometry.size_name(first), self.geometry.size_name(last)
         if first == last:
             return f"{low} (order {first})"
         return f"{low}-{high} (orders {first}-{last})"

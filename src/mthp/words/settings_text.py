@@ -9,11 +9,12 @@ setup_thp_anon), mm/khugepaged.c (khugepaged_attr), mm/internal.h (get_order_fro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 
-from mthp.words.units import KIB, Geometry, format_size, parse_size, parse_whole
+from mthp.words.units import Geometry, format_size, parse_size, parse_whole
 
 U32_MAX = 2**32 - 1
 _U64_MASK = 2**64 - 1
@@ -41,9 +42,8 @@ SIZE_MODES = (Enabled.ALWAYS, Enabled.INHERIT, Enabled.MADVISE, Enabled.NEVER)
 
 def parse_mode(knob: str, text: str, modes: Sequence[Enabled]) -> Enabled:
     """One mode by its name; SettingsError naming the knob where it is not one of modes."""
-    for mode in modes:
-        if text == mode.value:
-            return mode
+    if text in modes:
+        return Enabled(text)
     raise SettingsError(f"{knob}: {text!r} is not one of {', '.join(modes)}")
 
 
@@ -91,16 +91,10 @@ def parse_flag(knob: str, text: str) -> bool:
     return check_range(knob, parse_number(knob, text), 0, 1) == 1
 
 
-def size_name(order: int, geometry: Geometry) -> str:
-    """An order as sysfs names it (64kB); toy geometries below 1 KiB are named in bytes (64B)."""
-    size = geometry.order_bytes(order)
-    return f"{size // KIB}kB" if size % KIB == 0 else f"{size}B"
-
-
 def anon_sizes(geometry: Geometry) -> str:
     """The range of anonymous sizes, for messages: 16kB..2048kB."""
     orders = geometry.anon_orders
-    return f"{size_name(min(orders), geometry)}..{size_name(max(orders), geometry)}"
+    return f"{geometry.size_name(min(orders))}..{geometry.size_name(max(orders))}"
 
 
 def anon_order(knob: str, size: int, geometry: Geometry) -> int:
@@ -165,21 +159,17 @@ def _boot_orders(item: str, geometry: Geometry) -> range:
     return range(start, end + 1)
 
 
-def parse_thp_anon(
-    text: str, geometry: Geometry, before: Mapping[int, Enabled] | None = None
-) -> dict[int, Enabled]:
+def parse_thp_anon(text: str, geometry: Geometry) -> dict[int, Enabled]:
     """Order -> switch, as the boot parameter thp_anon=16K-64K:always;2M:inherit leaves them.
 
     Once the parameter is given the default of the PMD order (inherit) no longer applies: sizes
-    that it does not name are never. Later items win. before: what earlier thp_anon= parameters
-    on the same command line left. Raises SettingsError where the kernel would warn and ignore
-    the whole parameter.
+    that it does not name are never. Later items win. Raises SettingsError where the kernel would
+    warn and ignore the whole parameter.
     Kernel: mm/huge_memory.c, setup_thp_anon() and anon_orders_configured in hugepage_init_sysfs().
     """
     if len(text) + 1 > geometry.page_size:
         raise SettingsError(f"thp_anon: longer than a page ({len(text)} characters)")
     switches = dict.fromkeys(sorted(geometry.anon_orders), Enabled.NEVER)
-    switches.update(before or {})
     for token in text.split(";"):
         sizes, colon, policy = token.partition(":")
         if not colon:
@@ -192,35 +182,10 @@ def parse_thp_anon(
 
 def runs_of_orders(orders: Iterable[int]) -> Iterator[tuple[int, int]]:
     """First and last of each stretch of consecutive orders, ascending."""
-    first = last = -1
-    for order in sorted(orders):
-        if first >= 0 and order == last + 1:
-            last = order
-            continue
-        if first >= 0:
-            yield first, last
-        first = last = order
-    if first >= 0:
-        yield first, last
-
-
-def format_thp_anon(switches: Mapping[int, Enabled], geometry: Geometry) -> str:
-    """The thp_anon= text that sets exactly these switches; every anonymous size is named."""
-    by_mode: dict[Enabled, list[int]] = {}
-    for order in sorted(geometry.anon_orders):
-        by_mode.setdefault(switches.get(order, Enabled.NEVER), []).append(order)
-
-    def size(order: int) -> str:
-        return format_size(geometry.order_bytes(order)).removesuffix("B")
-
-    return ";".join(
-        ",".join(
-            size(first) if first == last else f"{size(first)}-{size(last)}"
-            for first, last in runs_of_orders(orders)
-        )
-        + f":{mode}"
-        for mode, orders in by_mode.items()
-    )
+    # Along a stretch an order and its place rise together.
+    for _, stretch in groupby(enumerate(sorted(orders)), key=lambda each: each[1] - each[0]):
+        members = [order for _, order in stretch]
+        yield members[0], members[-1]
 
 
 # --- the command line's --enabled -----------------------------------------------------------

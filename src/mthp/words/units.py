@@ -83,9 +83,10 @@ class Geometry:
             )
         return order
 
-    def size_kb(self, order: int) -> str:
-        """An order as sysfs names it: 64kB."""
-        return f"{self.order_bytes(order) // KIB}kB"
+    def size_name(self, order: int) -> str:
+        """An order as sysfs names it (64kB); toy geometries below 1 KiB are named in bytes (64B)."""
+        size = self.order_bytes(order)
+        return f"{size // KIB}kB" if size % KIB == 0 else f"{size}B"
 
     def __str__(self) -> str:
         return f"{format_size(self.page_size)}/{format_size(self.pmd_size)}"

@@ -135,7 +135,8 @@ def mapped_frame(mm: Mm, address: int) -> int | None:
     if not pmd_present(value):
         return None
     if not pmd_is_table(value):
-        return pte_pfn(value) + geometry.pte_index(address)
+        head = pte_pfn(value)
+        return head and head + geometry.pte_index(address)
     entry = mm.kernel.tables[pmd_pgtable(value)].ptes.raw[geometry.pte_index(address)]
     return pte_pfn(entry) if pte_present(entry) else None
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host tells of itself: settings, memory, nodes, page sizes."""
+"""What the host tells of itself: settings, memory, nodes, page sizes, and its cgroups."""
 
 from __future__ import annotations
 
 import glob
 import os
-import platform
 import re
 from typing import Any
 
-from mthp.image.capture.proc import LACKING, CaptureError, number, text
+from mthp.image.capture.proc import LACKING, USAGE, CaptureError, number, text
 from mthp.words.units import Geometry
 
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -34,11 +33,12 @@ def host_facts() -> dict[str, Any]:
         os.path.basename(os.path.dirname(path)): (text(path) or "").split()
         for path in sorted(glob.glob(node + "/node[0-9]*/distance"))
     }
+    system = os.uname()
     return {
-        "hostname": platform.node(),
-        "kernel": platform.release(),
+        "hostname": system.nodename,
+        "kernel": system.release,
         "version": text("/proc/version"),
-        "machine": platform.machine(),
+        "machine": system.machine,
         "sysfs": sysfs_settings(),
         "buddyinfo": text("/proc/buddyinfo"),
         "meminfo": {name: int(kib) << 10 for name, kib in amounts},
@@ -61,3 +61,68 @@ def host_geometry() -> Geometry:
     pmd_size = number(THP + "/hpage_pmd_size") or 2 << 20
     page_shift = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
     return Geometry(page_shift, pmd_size.bit_length() - 1 - page_shift)
+
+
+def cgroup_mounts() -> dict[str, str]:
+    """Where cgroup v2 ("") and the v1 memory controller ("memory") are mounted."""
+    mounts: dict[str, str] = {}
+    for line in (text("/proc/self/mounts") or "").splitlines():
+        _, folder, kind, options = line.split()[:4]
+        if kind == "cgroup2":
+            mounts[""] = folder
+        elif kind == "cgroup" and "memory" in options.split(","):
+            mounts["memory"] = folder
+    return mounts
+
+
+def pids_of_cgroup(path: str) -> list[int]:
+    """Processes of a cgroup and of those below it; a relative path is one of cgroup v2."""
+    folder = path
+    if not os.path.exists(os.path.join(folder, "cgroup.procs")):
+        folder = cgroup_mounts().get("", "/sys/fs/cgroup") + "/" + path.strip("/")
+    if not os.path.exists(os.path.join(folder, "cgroup.procs")):
+        raise CaptureError(f"no cgroup {path}", USAGE)
+    found = [os.path.join(here, "cgroup.procs") for here, _, _ in os.walk(folder)]
+    pids = {int(pid) for procs in found for pid in (text(procs) or "").split()} - {0, os.getpid()}
+    if not pids:
+        raise CaptureError(f"cgroup {path} has no processes", USAGE)
+    return sorted(pids)
+
+
+MEMCG_FILES = {
+    "": {
+        "limit": "memory.max", "usage": "memory.current", "high": "memory.high",
+        "swap_limit": "memory.swap.max", "swap_usage": "memory.swap.current",
+    },
+    "memory": {"limit": "memory.limit_in_bytes", "usage": "memory.usage_in_bytes"},
+}  # fmt: skip
+
+
+def reclaimable(path: str) -> int | None:
+    """Bytes of a memory.stat that reclaim takes without swap: page cache, and slab where counted."""
+    stat = dict(line.split() for line in (text(path) or "").splitlines())
+    prefix = "total_" if "total_active_file" in stat else ""
+    names = (f"{prefix}active_file", f"{prefix}inactive_file", "slab_reclaimable")
+    return sum(int(stat.get(name, 0)) for name in names) if stat else None
+
+
+def memcg_of(pid: int) -> tuple[str | None, dict[str, Any] | None]:
+    """The process's cgroup path, and the memory limits of whichever ancestor has least room."""
+    groups = dict(
+        line.split(":", 2)[1:] for line in (text(f"/proc/{pid}/cgroup") or "").splitlines()
+    )
+    mounts = cgroup_mounts()
+    tightest: dict[str, Any] | None = None
+    for controller, files in MEMCG_FILES.items():
+        path, mount = groups.get(controller), mounts.get(controller)
+        while path is not None and mount is not None:
+            folder = mount + path.rstrip("/")
+            limits: dict[str, Any] = {k: number(f"{folder}/{name}") for k, name in files.items()}
+            limits["path"] = path
+            limits["reclaimable"] = reclaimable(f"{folder}/memory.stat")
+            if limits["limit"] is not None and limits["limit"] < 1 << 60:
+                room = limits["limit"] - (limits["usage"] or 0)
+                if tightest is None or room < tightest["limit"] - (tightest["usage"] or 0):
+                    tightest = limits
+            path = None if path == "/" else os.path.dirname(path)
+    return groups.get("memory", groups.get("")), tightest

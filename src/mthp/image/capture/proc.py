@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading /proc and /sys as text, and what stops a capture."""
+"""Reading /proc and /sys: small files, the mappings of a process, and what stops a capture.
+
+Kernel: fs/proc/task_mmu.c.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+from typing import Iterable, Iterator, NamedTuple
 
 OK, FAILED, USAGE, LACKING = 0, 1, 2, 5
 
@@ -38,11 +43,6 @@ def gone(pid: int) -> CaptureError:
     return CaptureError(f"process {pid} exited (or ran another program) while it was read")
 
 
-def not_ours(pid: int) -> CaptureError:
-    """The error of a process that belongs to somebody else."""
-    return CaptureError(f"process {pid} is not ours to read (run as its user or as root)", USAGE)
-
-
 def open_or_none(path: str) -> int | None:
     """A descriptor for reading; None where it cannot be had."""
     try:
@@ -51,14 +51,22 @@ def open_or_none(path: str) -> int | None:
         return None
 
 
-def open_pagemap(pid: int) -> int:
-    """A descriptor of /proc/PID/pagemap; CaptureError where it cannot be opened."""
+@contextlib.contextmanager
+def reading(pid: int) -> Iterator[None]:
+    """Around what reads a process's files: CaptureError where it went away or is not ours."""
     try:
-        return os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+        yield
     except PermissionError:
-        raise not_ours(pid) from None
+        message = f"process {pid} is not ours to read (run as its user or as root)"
+        raise CaptureError(message, USAGE) from None
     except OSError as error:
         raise (gone(pid) if error.errno in (errno.ESRCH, errno.ENOENT) else error) from None
+
+
+def open_pagemap(pid: int) -> int:
+    """A descriptor of /proc/PID/pagemap; CaptureError where it cannot be opened."""
+    with reading(pid):
+        return os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
 
 
 def state(pid: int) -> str:
@@ -81,3 +89,86 @@ def read_status(pid: int) -> dict[str, str]:
         raise CaptureError(f"process {pid} is a kernel thread: it has no address space", USAGE)
     keep = ("Name", "State", "Uid", "Threads", "THP_enabled", "VmRSS", "RssAnon", "VmSwap", "VmPTE")
     return {key: fields[key] for key in keep if key in fields}
+
+
+class SmapsEntry(NamedTuple):
+    """One entry of smaps; sizes in bytes. skipped: why its pages are not in the snapshot."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    dev: str
+    inode: int
+    path: str
+    flags: str
+    sizes: dict[str, int]
+    skipped: str | None
+
+    @property
+    def identity(self) -> tuple[int, int, str, int, str, int]:
+        return (self.start, self.end, self.perms, self.offset, self.dev, self.inode)
+
+
+SIZES = {
+    b"Rss": "rss",
+    b"Anonymous": "anonymous",
+    b"Referenced": "referenced",
+    b"Swap": "swap",
+    b"AnonHugePages": "anon_huge",
+    b"LazyFree": "lazyfree",
+    b"Locked": "locked",
+    b"THPeligible": "thp_eligible",
+}
+
+
+def why_skipped(perms: str, inode: int, path: str, flags: list[str]) -> str | None:
+    """Why a VMA is not anonymous to the kernel; None if it is. Kernel: vma_is_anonymous()."""
+    if "ht" in flags:
+        return "hugetlb"
+    if "pf" in flags or "io" in flags:
+        return "device or pfn mapping"
+    if path == "/dev/zero" and perms.endswith("p"):
+        return None
+    if inode or path.startswith("/"):
+        return "file mapping" if perms.endswith("p") else "shared mapping"
+    if path and not re.match(r"\[(heap|stack(:\d+)?|anon:.*)\]$", path):
+        return "special mapping"
+    return "shared mapping" if perms.endswith("s") else None
+
+
+def parse_maps(lines: Iterable[bytes]) -> Iterator[SmapsEntry]:
+    """VMAs from the lines of maps or smaps (from maps: without sizes and flags)."""
+    head: list[str] = []
+    sizes: dict[str, int] = {}
+    flags = ""
+    for line in lines:
+        key, colon, value = line.partition(b":")
+        if colon and b"-" not in key and b" " not in key:
+            if key in SIZES:
+                words = value.split()
+                sizes[SIZES[key]] = int(words[0]) << (10 if len(words) > 1 else 0)
+            elif key == b"VmFlags":
+                flags = value.decode().strip()
+            continue
+        if head:
+            yield _vma(head, sizes, flags)
+        head, sizes, flags = line.decode("utf-8", "replace").rstrip("\n").split(None, 5), {}, ""
+    if head:
+        yield _vma(head, sizes, flags)
+
+
+def _vma(head: list[str], sizes: dict[str, int], flags: str) -> SmapsEntry:
+    start, _, end = head[0].partition("-")
+    path = head[5] if len(head) > 5 else ""
+    skipped = why_skipped(head[1], int(head[4]), path, flags.split())
+    return SmapsEntry(
+        int(start, 16), int(end, 16), head[1], int(head[2], 16), head[3], int(head[4]), path,
+        flags, sizes, skipped,
+    )  # fmt: skip
+
+
+def read_vmas(pid: int, file: str) -> list[SmapsEntry]:
+    """The VMAs of /proc/PID/maps or smaps; CaptureError where they cannot be read."""
+    with reading(pid), open(f"/proc/{pid}/{file}", "rb") as lines:
+        return list(parse_maps(lines))

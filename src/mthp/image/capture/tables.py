@@ -8,27 +8,24 @@ import errno
 import os
 from typing import Iterable, Iterator, NamedTuple
 
-from mthp.image.capture.maps import SmapsEntry
 from mthp.image.capture.pagemap import (
     FILE,
     HUGE,
-    NO_EXCLUSIVE,
-    PRESENT,
-    ZERO,
-    Batch,
-    as_zero,
-    decode_words,
-    keeps_soft_dirty,
-)
-from mthp.image.capture.proc import gone
-from mthp.image.capture.scan import (
     IS_HUGE,
     IS_PFNZERO,
+    NO_EXCLUSIVE,
     POPULATED,
+    PRESENT,
     PROBE,
+    ZERO,
+    Batch,
     Scanner,
+    as_zero,
+    decode_words,
     flags_of_categories,
+    keeps_soft_dirty,
 )
+from mthp.image.capture.proc import SmapsEntry, reading
 from mthp.words.units import Geometry
 
 BATCH_BYTES = 1 << 19
@@ -89,7 +86,7 @@ class TableReader:
 
     def batches(self, windows: list[tuple[int, int]]) -> Iterator[Batch]:
         """Every table in windows with something in it; the last batch's words are reused."""
-        try:
+        with reading(self.pid):
             for job in self._batched(self._jobs(windows)):
                 batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)
                 self._blank_gaps(job, batch)
@@ -97,8 +94,6 @@ class TableReader:
                     yield batch
             if windows:  # of a dead process PAGEMAP_SCAN may say that nothing is populated
                 self._read([(windows[0][0], 1)])
-        except OSError as error:
-            raise (gone(self.pid) if error.errno == errno.ESRCH else error) from None
 
     def _jobs(self, windows: list[tuple[int, int]]) -> Iterator[ReadJob]:
         pmd = self._geometry.pmd_size
@@ -114,11 +109,8 @@ class TableReader:
         Where most tables hold something (or where they are cheaper to read than to describe), each
         probe commits twice as many tables as the one before to reading without further questions.
         """
-        down, up, pmd = (
-            self._geometry.pmd_addr,
-            self._geometry.pmd_align_up,
-            self._geometry.pmd_size,
-        )
+        down, up = self._geometry.pmd_addr, self._geometry.pmd_align_up
+        pmd = self._geometry.pmd_size
         pages = 0 if self._by_regions else PROBE
         ahead, more = 1, True
         while more and start < end:
@@ -144,18 +136,14 @@ class TableReader:
                 yield ReadJob(runs, regions)
 
     def _runs(self, regions: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-        down, up, pmd = (
-            self._geometry.pmd_addr,
-            self._geometry.pmd_align_up,
-            self._geometry.pmd_size,
-        )
+        geometry = self._geometry
         ranges: list[tuple[int, int]] = []
         for start, end, _ in regions:
-            start, end = down(start), up(end)
+            start, end = geometry.pmd_addr(start), geometry.pmd_align_up(end)
             if ranges and start <= ranges[-1][1]:
                 start = ranges.pop()[0]
             ranges.append((start, end))
-        return [(start, (end - start) // pmd) for start, end in ranges]
+        return [(start, (end - start) // geometry.pmd_size) for start, end in ranges]
 
     def _batched(self, jobs: Iterable[ReadJob]) -> Iterator[ReadJob]:
         """The same work in jobs of at most one batch of tables, small reads joined."""

@@ -16,7 +16,6 @@ from typing import Any
 from mthp.image.scenario_values import Action, Prctl
 from mthp.lab.geometry import GEOMETRY, ORDERS, PMD_ORDER, PMD_PAGES
 from mthp.words.settings import LIMITS, Enabled, Settings, SettingsError
-from mthp.words.settings_text import size_name
 
 BASE = 138538465099776
 """Where a process's offset 0 lies unless `base` says otherwise: on a boundary of 2 MiB."""
@@ -314,7 +313,7 @@ ALL_OFF = Settings(enabled=Enabled.MADVISE, sizes=dict.fromkeys(ORDERS, Enabled.
 
 def size_folder(order: int) -> str:
     """The folder of one folio size in sysfs."""
-    return f"{SYSFS}/hugepages-{size_name(order, GEOMETRY)}"
+    return f"{SYSFS}/hugepages-{GEOMETRY.size_name(order)}"
 
 
 def switch(order: int, mode: Enabled) -> Operation:
