@@ -80,14 +80,11 @@ class Census:
         self.books = {mm.number: mm.counters[MM_ANONPAGES] for mm in kernel.mms}
         self.gauges = kernel.vmstat.mthp.copy()
         self.usage = [memcg.charged + memcg.reclaimable for memcg in kernel.memcgs]
-        self.charged = Counter(
-            {n: self._charged(n + 1) for n in range(len(kernel.memcgs))},
-        )
+        self.charged: Counter[int] = Counter()
+        for folio in self.folios:
+            if mem.memcg.raw[folio]:
+                self.charged[mem.memcg.raw[folio] - 1] += 1 << mem.order.raw[folio]
         self.outside = self._outside()
-
-    def _charged(self, number: int) -> int:
-        mem = self.kernel.mem
-        return sum(1 << mem.order.raw[f] for f in self.folios if mem.memcg.raw[f] == number)
 
     def _walk(self, mm: Mm) -> None:
         geometry = mm.geometry
