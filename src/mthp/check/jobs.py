@@ -93,7 +93,7 @@ class Jobs:
                     running[pool.submit(_turn, job, before)] = job
                 for future in wait(running, _ASK, FIRST_COMPLETED).done:
                     job = running.pop(future)
-                    result = self._take(job, future)
+                    result = self._keep(job, *future.result())
                     if result is not None:
                         yield job, result
                 if self.is_over() and not over.is_set():
@@ -103,20 +103,14 @@ class Jobs:
                         if future.cancel():
                             del running[future]
 
-    def _take(
-        self, job: ScorecardRow, future: Future[tuple[Result, Parts | None]]
-    ) -> Result | None:
-        return self._keep(job, *future.result())
-
     def _keep(self, job: ScorecardRow, result: Result, rest: Parts | None) -> Result | None:
         """Keep a row; None: it is not finished."""
-        if rest is not None and not _is_bounded(job, result):
-            self.rows.keep(job.key, rest, result.seconds)
-            return None
-        self.rows.finish(job.key, result)
+        is_finished = rest is None or _is_bounded(job, result)
+        if is_finished:
+            self.rows.finish(job.key, result)
         if rest is not None:
             self.rows.keep(job.key, rest, result.seconds)
-        return result
+        return result if is_finished else None
 
     # One on all cores
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import time
 import types
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -91,7 +90,10 @@ class Rows:
             "format": FORMAT,
             "engine": engine(),
             "of": self.of,
-            "finished": {key: _result_document(result) for key, result in self.finished.items()},
+            "finished": {
+                key: {"kind": type(each).__name__, **asdict(each)}
+                for key, each in self.finished.items()
+            },
             "unfinished": {
                 key: {
                     "seconds": each.seconds,
@@ -136,10 +138,6 @@ def _broken(document: Any) -> Broken:
 # Records as documents
 
 
-def _result_document(result: Result) -> dict[str, Any]:
-    return {"kind": type(result).__name__, **asdict(result)}
-
-
 def _result_of(document: Any) -> Result:
     kinds = {kind.__name__: kind for kind in (WorldResult, MutantResult)}
     values = dict(document)
@@ -157,9 +155,6 @@ def _record(kind: Any, document: Any) -> Any:
     if get_origin(kind) is tuple:
         return tuple(_record(get_args(kind)[0], each) for each in document)
     if get_origin(kind) in (Union, types.UnionType):
-        return None if document is None else _record(next(_some(kind)), document)
+        (some,) = (each for each in get_args(kind) if each is not type(None))
+        return None if document is None else _record(some, document)
     return kind(document)
-
-
-def _some(kind: Any) -> Iterator[Any]:
-    yield from (each for each in get_args(kind) if each is not type(None))

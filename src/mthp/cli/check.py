@@ -27,6 +27,7 @@ from mthp.cli.check_jobs import run_jobs
 from mthp.cli.itf import write_itf
 from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError
+from mthp.explore.outcome import Extent
 from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
@@ -275,7 +276,7 @@ def _scorecard(args: argparse.Namespace) -> int:
 def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
     clean = sum(each.clean for each in worlds)
     expected = sum(bool(each.expected_finding) for each in worlds)
-    exhaustive = sum(each.covered.kind == "exhaustive" for each in worlds if each.clean)
+    exhaustive = sum(each.covered.kind is Extent.EXHAUSTIVE for each in worlds if each.clean)
     print(
         f"\n{len(worlds)} worlds: {clean} clean ({exhaustive} of them exhaustively), {expected} with "
         f"the expected finding, {len(worlds) - clean - expected} broken"

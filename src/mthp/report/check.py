@@ -4,34 +4,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from textwrap import wrap
 from typing import Any
 
 from mthp.check.records import (
     Call,
-    Covered,
     MutantResult,
     MutantVerdict,
     Violation,
     WorldResult,
 )
+from mthp.explore.outcome import Coverage, Extent
 
 SCHEMA_VERSION = 1
 _GAP = 2
 _MIN_COLUMN = 26
 
 
-def covered_text(covered: Covered) -> str:
+def covered_text(covered: Coverage) -> str:
     """What was covered, and how much that was; and why by the reference explorer, where it had to be."""
     text = _how_far(covered)
     return f"{text}; reference explorer: {covered.refused}" if covered.refused else text
 
 
-def _how_far(covered: Covered) -> str:
+def _how_far(covered: Coverage) -> str:
     number = f"{covered.executions:,} execution{'' if covered.executions == 1 else 's'}"
-    if covered.kind == "exhaustive":
+    if covered.kind is Extent.EXHAUSTIVE:
         return f"exhaustive in this world with these tasks: {number}"
-    if covered.kind == "sampled":
+    if covered.kind is Extent.SAMPLED:
         return f"sampled: {number} from seed {covered.seed}"
     return f"bounded: {number}; {covered.bound}"
 
@@ -106,7 +107,7 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
     lines = [head] if pairs else []
     for rival in rivals:
         mine = [each for each in pairs if rival in each.tasks[1:]]
-        exhausted = sum(each.covered.kind == "exhaustive" for each in mine)
+        exhausted = sum(each.covered.kind is Extent.EXHAUSTIVE for each in mine)
         executions = sum(each.covered.executions for each in mine)
         seconds = sum(each.seconds for each in mine)
         most = max(mine, key=lambda each: each.covered.executions)
@@ -121,7 +122,7 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
 # Documents
 
 
-def coverage_document(covered: Covered) -> dict[str, Any]:
+def coverage_document(covered: Coverage) -> dict[str, Any]:
     """What was covered."""
     return {
         "kind": covered.kind,
@@ -138,19 +139,8 @@ def violation_document(violation: Violation) -> dict[str, Any]:
     """One execution that breaks laws."""
     return {
         "tasks": list(violation.tasks),
-        "laws": [
-            {
-                "law": each.law,
-                "sentence": each.sentence,
-                "object": each.object,
-                "text": each.text,
-            }
-            for each in violation.breaches
-        ],
-        "calls": [
-            {"task": call.task, "function": call.function, "locks": list(call.locks)}
-            for call in violation.calls
-        ],
+        "laws": [asdict(each) for each in violation.breaches],
+        "calls": [asdict(call) for call in violation.calls],
         "warnings": list(violation.warnings),
         "steps": violation.steps,
         "switches": violation.switches,
