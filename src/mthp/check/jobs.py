@@ -20,12 +20,9 @@ from mthp.explore.part import Parts, Standing
 TURN: Final = 30.0
 """Seconds that a search may have one core to itself."""
 _ASK: Final = 0.2
+_NOTHING: Final = Unfinished({}, 0)
 
 Row = tuple[ScorecardRow, Result]
-
-
-def _never() -> bool:
-    return False
 
 
 class Jobs:
@@ -40,7 +37,7 @@ class Jobs:
         processes: int | None = None,
         rows: Rows | None = None,
         tell: Callable[[ScorecardRow, Standing], None] | None = None,
-        is_over: Callable[[], bool] = _never,
+        is_over: Callable[[], bool] = lambda: False,
         turn: float = TURN,
         by: By = By.BEST,
     ) -> None:
@@ -89,7 +86,7 @@ class Jobs:
             while running or queue:
                 while queue and len(running) < 2 * count:  # one more for each, so that none waits
                     job = queue.pop()
-                    before = self.rows.unfinished.get(job.key)
+                    before = self.rows.unfinished.get(job.key, _NOTHING)
                     running[pool.submit(_turn, job, before)] = job
                 for future in wait(running, _ASK, FIRST_COMPLETED).done:
                     job = running.pop(future)
@@ -115,10 +112,10 @@ class Jobs:
     # One on all cores
 
     def _on_all(self, job: ScorecardRow) -> Result | None:
-        before = self.rows.unfinished.get(job.key) or Unfinished({}, 0)
+        before = self.rows.unfinished.get(job.key, _NOTHING)
         began = time.monotonic()
         control = SearchControl(
-            parts=before.parts or None,
+            parts=before.parts,
             processes=self.processes,
             tell=None if self.tell is None else lambda standing: self.tell(job, standing),  # type: ignore[misc]
             keep=lambda parts: self.rows.keep(
@@ -160,13 +157,12 @@ def _begin(over: Any, turn: float, by: By) -> None:
     _Orders.over, _Orders.turn, _Orders.by = over, turn, by
 
 
-def _turn(job: ScorecardRow, before: Unfinished | None) -> tuple[Result, Parts | None]:
+def _turn(job: ScorecardRow, before: Unfinished) -> tuple[Result, Parts | None]:
     end = time.monotonic() + _Orders.turn
     control = SearchControl(
-        parts=before.parts if before is not None else None,
+        parts=before.parts,
         is_over=lambda: time.monotonic() > end or _Orders.over.is_set(),
         by=_Orders.by,
     )
     result = job.run(control)
-    seconds = before.seconds if before is not None else 0.0
-    return replace(result, seconds=seconds + result.seconds), control.rest
+    return replace(result, seconds=before.seconds + result.seconds), control.rest

@@ -62,6 +62,11 @@ class WorldResult:
         """No law was broken."""
         return self.violation is None
 
+    @property
+    def is_alarm(self) -> bool:
+        """A law was broken, and nobody expected it."""
+        return not self.clean and not self.expected_finding
+
 
 class MutantVerdict(StrEnum):
     """What became of a rule taken away."""

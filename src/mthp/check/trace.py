@@ -198,14 +198,9 @@ def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
 def trace(text: str) -> Trace:
     """Run a token and write down every state; ValueError where it is none."""
     token = Token.parse(text)
-    tracings: list[Tracing] = []
-
-    def recipe() -> Stage:
-        stage = token.world()
-        tracings.append(Tracing(stage))
-        return stage
-
     with as_mutant(token.mutant):
-        Replay(recipe, token.schedule).run()
-        tracings[0].end()
-    return Trace(token.world.tasks, tuple(tracings[0].states), text)
+        stage = token.world()
+        tracing = Tracing(stage)
+        Replay(lambda: stage, token.schedule).run()
+        tracing.end()
+    return Trace(token.world.tasks, tuple(tracing.states), text)

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mthp.check.drawing import replay
 from mthp.check.jobs import Row
@@ -26,7 +23,7 @@ from mthp.check.token import NO_MUTANT, NO_TASK, known
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.itf import write_itf
 from mthp.cli.litmus import run_litmus
-from mthp.cli.options import UsageError
+from mthp.cli.options import UsageError, print_json
 from mthp.explore.outcome import Extent
 from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
@@ -92,7 +89,7 @@ def run_replay(args: argparse.Namespace) -> int:
             raise UsageError(str(error)) from None
         write_itf(args.itf, args.token)
     if args.json:
-        _print_json(violation_document(violation))
+        print_json(violation_document(violation))
     else:
         print("\n".join(violation_lines(violation, _width())))
         if not violation.breaches:
@@ -112,15 +109,13 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
         results.append(result)
         if not args.json:
             print(world_line(result), flush=True)
-    broken = [each for each in results if each.violation is not None]
-    write_itf(args.itf, next((each.violation.replay for each in broken if each.violation), None))
+    violation = next((each.violation for each in results if each.violation is not None), None)
+    write_itf(args.itf, violation.replay if violation is not None else None)
     if args.json:
-        _print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
-    else:
-        for each in broken[:1]:
-            assert each.violation is not None
-            print("\n" + "\n".join(violation_lines(each.violation, _width())))
-    return BROKEN if any(not each.expected_finding for each in broken) else 0
+        print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
+    elif violation is not None:
+        print("\n" + "\n".join(violation_lines(violation, _width())))
+    return BROKEN if any(each.is_alarm for each in results) else 0
 
 
 def _in_order(jobs: Sequence[ScorecardRow], rows: Iterator[Row]) -> Iterator[Result]:
@@ -149,18 +144,17 @@ def _of(args: argparse.Namespace, jobs: Sequence[ScorecardRow]) -> str:
 def _chosen(args: argparse.Namespace) -> list[RaceWorld]:
     """The worlds asked for."""
     profile = args.profile or "7.3"
+    if not args.world and args.rivals is None:
+        return default_worlds(profile)
     sizes = [args.world] if args.world else [size.name.lower() for size in Size]
     if args.rivals is None:
         casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
     else:
         casts = [() if args.rivals == NO_TASK else tuple(args.rivals.split("+"))]
     try:
-        worlds = [RaceWorld.parse(size, profile, cast) for size in sizes for cast in casts]
+        return [RaceWorld.parse(size, profile, cast) for size in sizes for cast in casts]
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if args.world or args.rivals:
-        return worlds
-    return default_worlds(profile)
 
 
 @contextmanager
@@ -192,7 +186,7 @@ def _mutant(args: argparse.Namespace) -> int:
     assert isinstance(result, MutantResult)
     write_itf(args.itf, result.violation.replay if result.violation is not None else None)
     if args.json:
-        _print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
+        print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
     else:
         print(f"{result.id}: {result.rule}")
         print(f"where: {result.where}\n")
@@ -207,30 +201,26 @@ def _mutant(args: argparse.Namespace) -> int:
 
 def _mutations(args: argparse.Namespace) -> int:
     every = list(mutations(args.mutations))
-    tried = try_mutations(every, args.jobs)
-    caught = 0
     rows = []
-    for each in tried:
-        caught += bool(each.laws)
+    for each in try_mutations(every, args.jobs):
         what = f"{each.mutation.function}:{each.mutation.line}: {each.mutation.what}"
         laws = ", ".join(map(str, each.laws))
-        if args.json:
-            rows.append(
-                {
-                    "mutation": what,
-                    "laws": list(each.laws),
-                    "world": each.world or None,
-                    "worlds": each.worlds,
-                    "executions": each.executions,
-                    "bounded": list(each.bounded),
-                }
-            )
-        else:
+        rows.append(
+            {
+                "mutation": what,
+                "laws": list(each.laws),
+                "world": each.world or None,
+                "worlds": each.worlds,
+                "executions": each.executions,
+                "bounded": list(each.bounded),
+            }
+        )
+        if not args.json:
             print(f"{f'law {laws}' if laws else _not_caught(each):34} {what}", flush=True)
     if args.json:
-        _print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
+        print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
     else:
-        print(f"{caught} of {len(every)} caught")
+        print(f"{sum(bool(row['laws']) for row in rows)} of {len(every)} caught")
     return 0
 
 
@@ -254,21 +244,20 @@ def _scorecard(args: argparse.Namespace) -> int:
     for _, result in run_jobs(args, jobs, "the scorecard", args.jobs):
         if isinstance(result, WorldResult):
             worlds.append(result)
+            line = world_line(result)
         else:
             mutants.append(result)
+            line = mutant_line(result)
         if not args.json:
-            print(
-                world_line(result) if isinstance(result, WorldResult) else mutant_line(result),
-                flush=True,
-            )
+            print(line, flush=True)
     worlds.sort(key=lambda each: (each.profile, each.world, each.tasks))
     order = {name: at for at, name in enumerate((*MUTANTS, *HALVES))}
     mutants.sort(key=lambda each: order[each.id])
     if args.json:
-        _print_json(scorecard_document(worlds, mutants))
+        print_json(scorecard_document(worlds, mutants))
     else:
         _totals(worlds, mutants)
-    alarms = any(not each.clean and not each.expected_finding for each in worlds)
+    alarms = any(each.is_alarm for each in worlds)
     missed = any(each.verdict is MutantVerdict.MISSED for each in mutants)
     return BROKEN if alarms else 1 if missed else 0
 
@@ -292,18 +281,16 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
 
 
 def _list() -> None:
-    print("rivals:")
-    for rival in RIVALS.values():
-        print(f"  {rival.name:20}{rival.what}")
-    print("mutants:")
-    for mutant in MUTANTS.values():
-        print(f"  {mutant.id:20}{mutant.rule}")
-    print("questions:")
-    for question in QUESTIONS.values():
-        print(f"  {question.id:20}{question.asked}")
-    print("laws:")
-    for law in LAWS.values():
-        print(f"  {law.number:<20}{law.sentence}")
+    lists = {
+        "rivals": {rival.name: rival.what for rival in RIVALS.values()},
+        "mutants": {mutant.id: mutant.rule for mutant in MUTANTS.values()},
+        "questions": {question.id: question.asked for question in QUESTIONS.values()},
+        "laws": {str(law.number): law.sentence for law in LAWS.values()},
+    }
+    for heading, lines in lists.items():
+        print(f"{heading}:")
+        for name, what in lines.items():
+            print(f"  {name:20}{what}")
 
 
 def _budget(args: argparse.Namespace) -> Budget:
@@ -318,8 +305,3 @@ def _budget(args: argparse.Namespace) -> Budget:
 
 def _width() -> int:
     return min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
-
-
-def _print_json(document: Any) -> None:
-    json.dump(document, sys.stdout, indent=1)
-    print()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from types import FrameType
 
 from mthp.check.jobs import Jobs, Row
@@ -59,29 +60,20 @@ class SearchProgress:
             print(f"\r{text[:width]:{width}}", end=end, file=sys.stderr, flush=True)
 
 
-class Interrupt:
-    """The first Ctrl-C stops the searches where they are; a second kills."""
+@contextmanager
+def _heeded(interrupt: Event) -> Iterator[None]:
+    """Until the end of the block, the first Ctrl-C is an event; a second kills."""
 
-    def __init__(self) -> None:
-        self.came = False
+    def on_signal(_: int, __: FrameType | None) -> None:
+        if interrupt.is_set():
+            raise KeyboardInterrupt
+        interrupt.set()
 
-    def __call__(self) -> bool:
-        return self.came
-
-    @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Until the end of the block."""
-
-        def on_signal(_: int, __: FrameType | None) -> None:
-            if self.came:
-                raise KeyboardInterrupt
-            self.came = True
-
-        old = signal.signal(signal.SIGINT, on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, old)
+    old = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 def run_jobs(
@@ -89,17 +81,22 @@ def run_jobs(
 ) -> Iterator[Row]:
     """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
     rows = Rows(Path(args.resume) if args.resume else None, of)
-    progress, interrupt = SearchProgress(args), Interrupt()
+    progress, interrupt = SearchProgress(args), Event()
     by = By(args.explorer) if args.explorer else By.BEST
     work = Jobs(
-        jobs, processes=processes, rows=rows, tell=progress.standing, is_over=interrupt, by=by
+        jobs,
+        processes=processes,
+        rows=rows,
+        tell=progress.standing,
+        is_over=interrupt.is_set,
+        by=by,
     )
     if not all(job.budget.is_resumable for job in jobs):
         yield from work.run()
         return
     done = 0
     try:
-        with interrupt.heeded():
+        with _heeded(interrupt):
             for row in work.run():
                 done += 1
                 progress.clear()

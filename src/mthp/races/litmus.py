@@ -156,10 +156,6 @@ class Publish:
         self.broken.append(self.got)
 
 
-def _at_once(publish: Publish) -> None:
-    publish.map()
-
-
 def _behind_a_barrier(publish: Publish) -> None:
     publish.machine.smp_wmb()
     publish.map()
@@ -200,7 +196,7 @@ _PATTERNS = (
     Pattern("publish-wmb", "__folio_mark_uptodate() as it is", Observation.NEVER, _behind_a_barrier,
         before=("smp_wmb();",)),
     Pattern("publish-no-wmb", "X3: the barrier is gone, and nothing else orders", Observation.SOMETIMES,
-        _at_once),
+        Publish.map),
     Pattern("publish-locks", "no barrier: the PTE lock is given back and the pmd lock taken",
         Observation.NEVER, _behind_two_locks, (_PTL, _PML), (*_PTL_ONCE, *_PML_TAKEN), _PML_GIVEN),
     Pattern("publish-unlock", "no barrier: a lock is given back, none is taken", Observation.SOMETIMES,
@@ -216,7 +212,7 @@ _PATTERNS = (
         "v16's smp_wmb(), where the contents are the PTEs and what maps them is the PMD",
         Observation.NEVER, _behind_a_barrier, before=("smp_wmb();",)),
     Pattern("ptes-no-wmb", "v16 without it: the pmd lock is held over both stores, and orders neither",
-        Observation.SOMETIMES, _at_once),
+        Observation.SOMETIMES, Publish.map),
 )
 # fmt: on
 PATTERNS = {each.name: each for each in _PATTERNS}

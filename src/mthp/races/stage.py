@@ -139,6 +139,8 @@ class Stage:
         self.watch: Watch
         self.before: Observer
         self.after: Observer
+        self.raised: Callable[[Task, Exception], None]
+        self.stuck: Callable[[Sequence[tuple[Task, Any]]], None]
 
     def table_at(self, mm: Mm, address: int) -> PageTable:
         """A new empty table for address."""
@@ -258,22 +260,13 @@ class Stage:
         kernel.mem.allocator = Arenas(kernel.mem, self.machine, names)
         self.watch = Watch(kernel, self.khugepaged, collapsers)
         self.before, self.after = self.watch.before, self.watch.after
+        self.raised, self.stuck = self.watch.raised, self.watch.stuck
         return self
-
-    # As schedulers want it
 
     @property
     def broken(self) -> list[Broken]:
         """The laws broken so far."""
         return self.watch.broken
-
-    def raised(self, task: Task, error: Exception) -> None:
-        """A task ended with an error."""
-        self.watch.raised(task, error)
-
-    def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
-        """No task can go on."""
-        self.watch.stuck(waiting)
 
     def at_rest(self) -> None:
         """Every task has ended."""
