@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any, Final
 
@@ -25,29 +25,20 @@ _NOTHING: Final = Unfinished({}, 0)
 Row = tuple[ScorecardRow, Result]
 
 
+@dataclass
 class Jobs:
     """Searches to be made. rows: keeps what is known. tell: is told how far the one search is that all
     cores work on. is_over: True stops everything; what was not finished is kept.
     """
 
-    def __init__(
-        self,
-        jobs: Sequence[ScorecardRow],
-        *,
-        processes: int | None = None,
-        rows: Rows | None = None,
-        tell: Callable[[ScorecardRow, Standing], None] | None = None,
-        is_over: Callable[[], bool] = lambda: False,
-        turn: float = TURN,
-        by: By = By.BEST,
-    ) -> None:
-        self.by = by
-        self.jobs = jobs
-        self.processes = processes or os.cpu_count() or 1
-        self.rows = rows or Rows(None, "")
-        self.tell = tell
-        self.is_over = is_over
-        self.turn = turn
+    jobs: Sequence[ScorecardRow]
+    _: KW_ONLY
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    rows: Rows = field(default_factory=lambda: Rows(None, ""))
+    tell: Callable[[ScorecardRow, Standing], None] | None = None
+    is_over: Callable[[], bool] = lambda: False
+    turn: float = TURN
+    by: By = By.BEST
 
     def run(self) -> Iterator[Row]:
         """The results as they come. Fewer than there are jobs: it was stopped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -54,6 +54,7 @@ class Budget:
         return self.sample is None and self.preemptions is None
 
 
+@dataclass(kw_only=True)
 class SearchControl:
     """What a search reports to, and what may stop it.
 
@@ -65,27 +66,17 @@ class SearchControl:
     rest: what is needed to resume, once the search has stopped before its end; None: it came to the end.
     """
 
-    def __init__(
-        self,
-        *,
-        parts: Parts | None = None,
-        processes: int = 1,
-        tell: Callable[[Standing], None] | None = None,
-        keep: Callable[[Parts], None] | None = None,
-        every: float = KEEP_EVERY,
-        is_over: Callable[[], bool] = lambda: False,
-        by: By = By.BEST,
-    ) -> None:
-        self.by = by
-        self.refused = ""
-        self.parts = parts
-        self.processes = processes
-        self.tell = tell
-        self.keep = keep
-        self.every = every
-        self.is_over = is_over
-        self.rest: Parts | None = None
-        self._told = self._kept = time.monotonic()
+    parts: Parts | None = None
+    processes: int = 1
+    tell: Callable[[Standing], None] | None = None
+    keep: Callable[[Parts], None] | None = None
+    every: float = KEEP_EVERY
+    is_over: Callable[[], bool] = lambda: False
+    by: By = By.BEST
+    refused: str = field(default="", init=False)
+    rest: Parts | None = field(default=None, init=False)
+    _told: float = field(default_factory=time.monotonic, init=False)
+    _kept: float = field(default_factory=time.monotonic, init=False)
 
     def may_continue(self, parts: Callable[[], Parts]) -> bool:
         """Report what is due; whether the search may continue."""

@@ -8,7 +8,7 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     budget = _budget(args)
     jobs = [ScorecardRow(world, budget, mutant) for world in _chosen(args)]
     results = []
-    for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs), args.jobs)):
+    for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs))):
         assert isinstance(result, WorldResult)
         results.append(result)
         if not args.json:
@@ -159,11 +159,8 @@ def _chosen(args: argparse.Namespace) -> list[RaceWorld]:
 
 @contextmanager
 def _protocol(file: str | None) -> Iterator[None]:
-    if file is None:
-        yield
-        return
     try:
-        with protocol(Path(file)):
+        with nullcontext() if file is None else protocol(Path(file)):
             yield
     except VariantError as error:
         raise UsageError(f"--protocol {file}: {error}") from None
@@ -182,7 +179,7 @@ def _mutant(args: argparse.Namespace) -> int:
     if args.profile is not None:
         found = replace(found, world=replace(found.world, profile=args.profile))
     jobs = [ScorecardRow(found, _budget(args))]
-    ((_, result),) = run_jobs(args, jobs, jobs[0].name, args.jobs)
+    ((_, result),) = run_jobs(args, jobs, jobs[0].name)
     assert isinstance(result, MutantResult)
     write_itf(args.itf, result.violation.replay if result.violation is not None else None)
     if args.json:
@@ -241,7 +238,7 @@ def _scorecard(args: argparse.Namespace) -> int:
         jobs += pair_jobs(budget)
     worlds: list[WorldResult] = []
     mutants: list[MutantResult] = []
-    for _, result in run_jobs(args, jobs, "the scorecard", args.jobs):
+    for _, result in run_jobs(args, jobs, "the scorecard"):
         if isinstance(result, WorldResult):
             worlds.append(result)
             line = world_line(result)

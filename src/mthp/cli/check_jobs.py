@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -76,20 +77,17 @@ def _heeded(interrupt: Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, old)
 
 
-def run_jobs(
-    args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str, processes: int | None
-) -> Iterator[Row]:
+def run_jobs(args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str) -> Iterator[Row]:
     """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
     rows = Rows(Path(args.resume) if args.resume else None, of)
     progress, interrupt = SearchProgress(args), Event()
-    by = By(args.explorer) if args.explorer else By.BEST
     work = Jobs(
         jobs,
-        processes=processes,
+        processes=args.jobs or os.cpu_count() or 1,
         rows=rows,
         tell=progress.standing,
         is_over=interrupt.is_set,
-        by=by,
+        by=By(args.explorer) if args.explorer else By.BEST,
     )
     if not all(job.budget.is_resumable for job in jobs):
         yield from work.run()

@@ -125,12 +125,8 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
 def coverage_document(covered: Coverage) -> dict[str, Any]:
     """What was covered."""
     return {
-        "kind": covered.kind,
+        **asdict(covered),
         "bound": covered.bound or None,
-        "seed": covered.seed,
-        "executions": covered.executions,
-        "pruned": covered.pruned,
-        "steps": covered.steps,
         "refused": covered.refused or None,
     }
 
