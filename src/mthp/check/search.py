@@ -101,12 +101,7 @@ def search(
     if budget.sample is not None:
         return Sampler(world, seed=budget.seed, most_steps=budget.steps).sample(budget.sample)
     one = _Search(world, budget, laws, control)
-    if budget.preemptions is not None:
-        return one.enumerate()
-    found = one.explore()
-    if of_laws(found.findings, laws) is None or found.coverage.kind is Extent.EXHAUSTIVE:
-        return found
-    return replace(found, coverage=replace(found.coverage, bound=Stop.FIRST.value))
+    return one.enumerate() if budget.preemptions is not None else one.explore()
 
 
 def of_laws(findings: Iterable[BrokenSchedule], laws: Collection[int]) -> BrokenSchedule | None:
@@ -146,10 +141,13 @@ class _Search:
             stop, parts = self._in_several_processes(parts)
         findings = {each.broken: each for part in parts.values() for each in part.findings}
         counts = sum((part.counts for part in parts.values()), Counts())
-        is_at_end = stop is Stop.END or self._has_found(findings.values())
-        control.rest = None if is_at_end else parts
+        has_found = self._has_found(findings.values())
+        control.rest = None if stop is Stop.END or has_found else parts
         found = outcome(stop, counts, tuple(findings.values()), self.budget.steps)
-        return replace(found, coverage=replace(found.coverage, refused=control.refused))
+        coverage = replace(found.coverage, refused=control.refused)
+        if has_found and coverage.kind is not Extent.EXHAUSTIVE:
+            coverage = replace(coverage, bound=Stop.FIRST.value)
+        return replace(found, coverage=coverage)
 
     def _has_found(self, findings: Iterable[BrokenSchedule]) -> bool:
         return of_laws(findings, self.laws) is not None

@@ -114,10 +114,8 @@ class Publish:
         self.got = EMPTY
         writer = Task("writer")
         self.tasks = [(writer, lambda: self._write(pattern)), (Task("reader", 1), self._read)]
-        if model is not Model.SC:
-            self._store_late(writer, model)
-
-    def _store_late(self, writer: Task, model: Model) -> None:
+        if model is Model.SC:
+            return
         writer.buffer = StoreBuffer(self.machine, writer.name, model, 1)
         self.contents.lane, self.mapping.lane = Lane.CONTENTS, Lane.TABLES
         self.counts.lane = Lane.COUNTS

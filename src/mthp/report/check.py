@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from textwrap import wrap
 from typing import Any
 
@@ -24,17 +25,14 @@ _MIN_COLUMN = 26
 
 def covered_text(covered: Coverage) -> str:
     """What was covered, and how much that was; and why by the reference explorer, where it had to be."""
-    text = _how_far(covered)
-    return f"{text}; reference explorer: {covered.refused}" if covered.refused else text
-
-
-def _how_far(covered: Coverage) -> str:
     number = f"{covered.executions:,} execution{'' if covered.executions == 1 else 's'}"
     if covered.kind is Extent.EXHAUSTIVE:
-        return f"exhaustive in this world with these tasks: {number}"
-    if covered.kind is Extent.SAMPLED:
-        return f"sampled: {number} from seed {covered.seed}"
-    return f"bounded: {number}; {covered.bound}"
+        text = f"exhaustive in this world with these tasks: {number}"
+    elif covered.kind is Extent.SAMPLED:
+        text = f"sampled: {number} from seed {covered.seed}"
+    else:
+        text = f"bounded: {number}; {covered.bound}"
+    return f"{text}; reference explorer: {covered.refused}" if covered.refused else text
 
 
 def violation_lines(violation: Violation, width: int = 100) -> list[str]:
@@ -70,13 +68,8 @@ def _columns(violation: Violation, width: int) -> list[str]:
 
 def _folded(calls: Sequence[Call]) -> Iterable[Call]:
     """Taking and giving back a lock shows in the locks held."""
-    last = None
-    for call in calls:
-        if call.function.endswith((": lock", ": unlock")):
-            continue
-        if call != last:
-            yield call
-        last = call
+    others = (call for call in calls if not call.function.endswith((": lock", ": unlock")))
+    return (call for call, _ in groupby(others))
 
 
 def world_line(result: WorldResult) -> str:
