@@ -27,6 +27,7 @@ FORMAT = "mthp-check/1"
 EVERY = 5.0
 """Seconds between two times that the file is written, but for the last."""
 Result = WorldResult | MutantResult
+_RESULTS = {kind.__name__: kind for kind in (WorldResult, MutantResult)}
 _ROOMS = ("words", "machine", "mm", "khugepaged", "vectorised", "laws", "races", "explore")
 
 
@@ -116,7 +117,8 @@ class Rows:
                 why = "the engine has changed since; remove the file to begin again"
                 raise FileError(f"{path}: {why}")
             self.finished = {
-                key: _result_of(result) for key, result in document["finished"].items()
+                key: _record(_RESULTS[each.pop("kind")], each)
+                for key, each in document["finished"].items()
             }
             for key, each in document["unfinished"].items():
                 parts = [part_of(part, _broken) for part in each["parts"]]
@@ -136,13 +138,6 @@ def _broken(document: Any) -> Broken:
 
 
 # Records as documents
-
-
-def _result_of(document: Any) -> Result:
-    kinds = {kind.__name__: kind for kind in (WorldResult, MutantResult)}
-    values = dict(document)
-    result: Result = _record(kinds[values.pop("kind")], values)
-    return result
 
 
 def _record(kind: Any, document: Any) -> Any:

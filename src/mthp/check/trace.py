@@ -131,21 +131,18 @@ class Tracing:
                 continue
             if mem.refcount.raw[frame]:
                 self._seen.add(frame)
-            if frame in self._seen:
-                yield self._folio(frame)
-
-    def _folio(self, frame: int) -> FolioStand:
-        mem = self.kernel.mem
-        order, flags = mem.order.raw[frame], mem.flags.raw[frame]
-        frames = range(frame, frame + (1 << order))
-        return FolioStand(
-            frame,
-            order,
-            mem.refcount.raw[frame],
-            mem.large_mapcount.raw[frame] if order else mem.mapcount.raw[frame],
-            tuple(name for bit, name in _FOLIO_FLAGS.items() if flags & bit),
-            tuple(PageStand(at, mem.mapcount.raw[at], mem.content.raw[at]) for at in frames),
-        )
+            if frame not in self._seen:
+                continue
+            order, flags = mem.order.raw[frame], mem.flags.raw[frame]
+            frames = range(frame, frame + (1 << order))
+            yield FolioStand(
+                frame,
+                order,
+                mem.refcount.raw[frame],
+                mem.large_mapcount.raw[frame] if order else mem.mapcount.raw[frame],
+                tuple(name for bit, name in _FOLIO_FLAGS.items() if flags & bit),
+                tuple(PageStand(at, mem.mapcount.raw[at], mem.content.raw[at]) for at in frames),
+            )
 
 
 def _entry(kind: str, word: int) -> Entry:

@@ -104,11 +104,8 @@ def run_jobs(args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str) ->
         raise UsageError("one of the processes was killed (out of memory?)", FAILED) from None
     progress.clear()
     if done < len(jobs):
-        raise UsageError(_stopped(rows, jobs, done), INTERRUPTED)
-
-
-def _stopped(rows: Rows, jobs: Sequence[ScorecardRow], done: int) -> str:
-    how = f"{done} of {len(jobs)} rows"
-    if len(jobs) == 1 and jobs[0].key in rows.unfinished:
-        how = standing_text(Standing.of(rows.unfinished[jobs[0].key].parts))
-    return f"stopped: {how}" + ("; the same command goes on" if rows.path is not None else "")
+        how = f"{done} of {len(jobs)} rows"
+        if len(jobs) == 1 and jobs[0].key in rows.unfinished:
+            how = standing_text(Standing.of(rows.unfinished[jobs[0].key].parts))
+        more = "; the same command goes on" if rows.path is not None else ""
+        raise UsageError(f"stopped: {how}{more}", INTERRUPTED)

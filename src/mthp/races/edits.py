@@ -42,23 +42,19 @@ def edited(edits: Sequence[Edit], source: Callable[[str], str] = source_of) -> d
     trees: dict[str, ast.Module] = {}
     for edit in edits:
         tree = trees.setdefault(edit.module, ast.parse(source(edit.module)))
-        _apply(tree, edit)
+        pattern = ast.parse(edit.old).body
+        found = [
+            place
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name == edit.function
+            for place in _places(node, pattern)
+        ]
+        if len(found) != 1:
+            where = f"{edit.function}() of {edit.module}"
+            raise ValueError(f"{where} holds this {len(found)} times: {edit.old}")
+        new: ast.Module = _Filling(found[0]).visit(ast.parse(edit.new))
+        Replacing(found[0], new.body).visit(tree)
     return {module: ast.unparse(tree) for module, tree in trees.items()}
-
-
-def _apply(tree: ast.Module, edit: Edit) -> None:
-    functions = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.name == edit.function
-    ]
-    pattern = ast.parse(edit.old).body
-    found = [place for function in functions for place in _places(function, pattern)]
-    if len(found) != 1:
-        where = f"{edit.function}() of {edit.module}"
-        raise ValueError(f"{where} holds this {len(found)} times: {edit.old}")
-    new: ast.Module = _Filling(found[0]).visit(ast.parse(edit.new))
-    Replacing(found[0], new.body).visit(tree)
 
 
 class Replacing(ast.NodeTransformer):
