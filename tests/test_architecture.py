@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "words",
         "predict.records",
         "check.records",
+        "explore.outcome",
         "compare.records",
         "compare.coverage",
     },

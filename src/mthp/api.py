@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -22,8 +22,8 @@ from mthp.check.search import Budget
 from mthp.image.capture.proc import CaptureError
 from mthp.predict.image import Folio, Image, Run, capture, load
 from mthp.predict.records import Change, ChangeKind, Outcome, Proposal, Refusal, VmaUse, WindowGate
-from mthp.races.edits import source_of
-from mthp.races.variant import VariantError, replaced
+from mthp.races.edits import Edit, source_of
+from mthp.races.variant import VariantError, applied, replaced
 from mthp.races.variant import protocol as protocol_file
 from mthp.races.world import RaceWorld
 from mthp.report.check import violation_lines
@@ -51,12 +51,13 @@ from mthp.words.settings import Enabled, Settings, SettingsError
 from mthp.worlds.from_snapshot import Young
 
 __all__ = [
-    "Attempt", "CaptureError", "Change", "ChangeKind", "CollapseHugePage", "Copied", "Enabled",
-    "Event", "FileError", "Folio", "Image", "Isolate", "KhugepagedScan", "OrderPolicy", "OrderWalk",
-    "Outcome", "PmdFlush", "Profile", "Proposal", "Refusal", "Run", "ScanPmd", "ScanResult",
-    "Settings", "SettingsError", "Slept", "Swapin", "VariantError", "Violation", "VmaUse",
-    "WindowGate", "WorldResult", "Young", "capture", "change_text", "check_protocol", "draw",
-    "example", "ftrace", "load", "reason_text", "render", "source_of", "status_text",
+    "Attempt", "CaptureError", "Change", "ChangeKind", "CollapseHugePage", "Copied", "Edit",
+    "Enabled", "Event", "FileError", "Folio", "Image", "Isolate", "KhugepagedScan",
+    "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile", "Proposal", "Refusal", "Run",
+    "ScanPmd", "ScanResult", "Settings", "SettingsError", "Slept", "Swapin", "VariantError",
+    "Violation", "VmaUse", "WindowGate", "WorldResult", "Young", "capture", "change_text",
+    "check_protocol", "draw", "example", "ftrace", "load", "reason_text", "render", "source_of",
+    "status_text",
 ]  # fmt: skip
 
 
@@ -77,22 +78,25 @@ def check_protocol(
     *rivals: str,
     world: str = "window",
     profile: str = "7.3",
-    protocol: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    protocol: str | os.PathLike[str] | Mapping[str, str] | Sequence[Edit] | None = None,
     executions: int | None = None,
 ) -> WorldResult:
     """Explore a collapse beside rivals, in every order of their steps that can differ.
 
     world: "pmd" or "window", with what RaceWorld.parse() takes after it. protocol: a file of functions
-    that take the engine's place, or texts by module ("khugepaged.copy"), such as source_of() gives,
-    edited. executions: a bound; without one the search ends when it is exhaustive. Raises ValueError for
-    a world or rival there is not, VariantError for a protocol that replaces nothing.
+    that take the engine's place; or edits of the engine's functions; or texts by module
+    ("khugepaged.copy"), such as source_of() gives, edited. executions: a bound; without one the search
+    ends when it is exhaustive. Raises ValueError for a world or rival there is not and for an edit whose
+    pattern is not met once, VariantError for a protocol that replaces nothing.
     """
     recipe = RaceWorld.parse(world, profile, rivals)
     variant: AbstractContextManager[None] = nullcontext()
-    if isinstance(protocol, Mapping):
+    if isinstance(protocol, str | os.PathLike):
+        variant = protocol_file(Path(protocol))
+    elif isinstance(protocol, Mapping):
         variant = replaced(dict(protocol))
     elif protocol is not None:
-        variant = protocol_file(Path(protocol))
+        variant = applied(protocol)
     with variant:
         return check_world(recipe, Budget(executions))
 

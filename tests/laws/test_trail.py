@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.laws.trail import (
-    Trail,
-    law_11_nothing_of_it_is_left,
-    lost_pte_marks,
-    lost_table_marks,
-)
+from mthp.laws.ghost import Step
+from mthp.laws.steps import law_8_pmds, law_8_ptes
+from mthp.laws.trail import law_11_nothing_of_it_is_left
+from mthp.machine.step import Access
 from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_UPTODATE
 from mthp.mm.pgtable_types import DIRTY, SOFT_DIRTY, UFFD_WP, YOUNG, huge_pmd, mk_pte, table_pmd
+from mthp.races.stage import Size
+from mthp.races.world import RaceWorld
 
 USED = YOUNG | DIRTY | SOFT_DIRTY
 
@@ -22,15 +22,29 @@ class Notes:
 
     def __init__(self) -> None:
         self.laws: list[int] = []
-        self.trail = Trail("khugepaged")
+        self.stage = RaceWorld(Size.PMD, "7.3", ())()
+        self.ghost = self.stage.watch.ghost
+        self.trail = self.ghost.trails["khugepaged"]
+        self.table = self.stage.table
 
     def detach(self) -> None:
-        self.trail.detach(1)
-        self.trail.change_pmd("mm1.pmd", 0, table_pmd(1), 0)
+        self.trail.detach(self.table.number)
+        self.trail.change_pmd("mm1.pmd", 0, table_pmd(self.table.number), 0)
 
-    def pte(self, table: int, index: int, old: int, new: int) -> None:
-        self.laws += [each.law for each in lost_pte_marks(self.trail, table, index, old, new)]
-        self.trail.change_pte(table, index, old, new)
+    def attach(self) -> None:
+        self.trail.change_pmd("mm1.pmd", 0, 0, table_pmd(self.table.number))
+
+    def pte(self, index: int, old: int, new: int) -> None:
+        step = Step(self.stage.tasks[0][0], Access.WRITE, self.table.ptes, index, old, new)
+        self.laws += [each.law for each in law_8_ptes(self.ghost, step)]
+        self.trail.change_pte(self.table.number, index, old, new)
+
+    def huge(self, flags: int) -> None:
+        """A huge page is mapped in the table's place."""
+        (page,) = self.stage.mm.pmd_pages.values()
+        task = self.stage.tasks[0][0]
+        step = Step(task, Access.WRITE, page.pmds, 0, 0, huge_pmd(16, flags))
+        self.laws += [each.law for each in law_8_pmds(self.ghost, step)]
 
     def gave_up(self) -> None:
         self.laws += [each.law for each in law_11_nothing_of_it_is_left(self.trail)]
@@ -48,7 +62,7 @@ def test_what_is_put_back_is_not_left(notes: Notes) -> None:
     trail.change_flags(5, PG_LRU | PG_UPTODATE, PG_LRU | PG_UPTODATE | PG_LOCKED)
     trail.change_flags(5, PG_LRU | PG_UPTODATE | PG_LOCKED, PG_UPTODATE | PG_LOCKED)
     trail.change_flags(5, PG_UPTODATE | PG_LOCKED, PG_UPTODATE)
-    trail.change_pmd("mm1.pmd", 0, 0, table_pmd(1))
+    notes.attach()
     notes.gave_up()
     assert notes.laws == []
 
@@ -59,21 +73,21 @@ def test_a_pmd_that_stays_away_breaks_law_11(notes: Notes) -> None:
 
 
 def test_a_pte_that_stays_changed_breaks_law_11(notes: Notes) -> None:
-    notes.trail.change_pmd("mm1.pmd", 0, 0, table_pmd(1))
-    notes.pte(1, 0, mk_pte(5, YOUNG), 0)
+    notes.attach()
+    notes.pte(0, mk_pte(5, YOUNG), 0)
     notes.gave_up()
     assert notes.laws == [11]
 
 
 def test_flags_that_stay_changed_break_law_11(notes: Notes) -> None:
-    notes.trail.change_pmd("mm1.pmd", 0, 0, table_pmd(1))
+    notes.attach()
     notes.trail.change_flags(5, PG_LRU, PG_LRU | PG_LOCKED)
     notes.gave_up()
     assert notes.laws == [11]
 
 
 def test_a_folio_that_it_freed_is_of_no_interest(notes: Notes) -> None:
-    notes.trail.change_pmd("mm1.pmd", 0, 0, table_pmd(1))
+    notes.attach()
     notes.trail.change_flags(16, 0, PG_LOCKED)
     notes.trail.change_flags(16, PG_LOCKED, 0)
     notes.gave_up()
@@ -82,7 +96,7 @@ def test_a_folio_that_it_freed_is_of_no_interest(notes: Notes) -> None:
 
 def test_what_came_before_the_table_was_taken_does_not_count() -> None:
     notes = Notes()
-    notes.pte(1, 0, 0, mk_pte(5, YOUNG))  # swapped in
+    notes.pte(0, 0, mk_pte(5, YOUNG))  # swapped in
     notes.trail.change_flags(5, 0, PG_UPTODATE)
     notes.gave_up()
     assert notes.laws == []
@@ -90,35 +104,35 @@ def test_what_came_before_the_table_was_taken_does_not_count() -> None:
 
 @pytest.mark.parametrize(("flags", "broken"), [(USED, []), (YOUNG | DIRTY, [8])])
 def test_a_soft_dirty_mark_must_come_back(notes: Notes, flags: int, broken: list[int]) -> None:
-    notes.pte(1, 0, mk_pte(5, USED), 0)
-    notes.pte(1, 0, 0, mk_pte(16, flags))
+    notes.pte(0, mk_pte(5, USED), 0)
+    notes.pte(0, 0, mk_pte(16, flags))
     assert notes.laws == broken
 
 
 @pytest.mark.parametrize(("flags", "broken"), [(USED, []), (YOUNG | DIRTY, [8])])
 def test_a_huge_pmd_must_have_it(notes: Notes, flags: int, broken: list[int]) -> None:
-    notes.pte(1, 0, mk_pte(5, USED), 0)
-    lost = lost_table_marks(notes.trail, huge_pmd(16, flags))
-    assert [each.law for each in lost] == broken
+    notes.pte(0, mk_pte(5, USED), 0)
+    notes.huge(flags)
+    assert notes.laws == broken
 
 
 def test_write_protection_may_not_be_taken_away(notes: Notes) -> None:
-    notes.pte(1, 0, mk_pte(5, USED | UFFD_WP), 0)
+    notes.pte(0, mk_pte(5, USED | UFFD_WP), 0)
     assert notes.laws == [8]
 
 
 def test_an_attempt_that_is_over_is_forgotten(notes: Notes) -> None:
     """Nothing of it is held against the next one, nor against what comes before that."""
     trail = notes.trail
-    notes.pte(1, 0, mk_pte(5, USED), 0)
+    notes.pte(0, mk_pte(5, USED), 0)
     trail.change_flags(5, PG_LRU, PG_LRU | PG_LOCKED)
     trail.forget()
     notes.gave_up()
-    notes.pte(1, 0, mk_pte(5, USED | UFFD_WP), 0)
-    notes.pte(1, 0, 0, mk_pte(16, YOUNG))
-    notes.laws += [each.law for each in lost_table_marks(trail, huge_pmd(16, YOUNG))]
+    notes.pte(0, mk_pte(5, USED | UFFD_WP), 0)
+    notes.pte(0, 0, mk_pte(16, YOUNG))
+    notes.huge(YOUNG)
     notes.gave_up()
     assert notes.laws == []
     notes.detach()
-    notes.laws += [each.law for each in lost_table_marks(trail, huge_pmd(16, YOUNG))]
+    notes.huge(YOUNG)
     assert notes.laws == []

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from mthp.check.records import Covered, WorldResult
+from mthp.check.records import WorldResult
+from mthp.explore.outcome import Coverage, Extent
 from mthp.report.check import pairs_lines
 
 
 def row(executions: int, bound: str, *rivals: str) -> WorldResult:
     kind = "bounded" if bound else "exhaustive"
-    covered = Covered(kind, executions, 0, 0, bound, None)
+    covered = Coverage(Extent(kind), executions, bound=bound)
     return WorldResult("7.3", "", "pmd", ("khugepaged", *rivals), covered, None, "", 2.0)
 
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 import time
 
 from mthp.check.drawing import violation_of
-from mthp.check.records import Covered, MutantResult, MutantVerdict, WorldResult
+from mthp.check.records import MutantResult, MutantVerdict, WorldResult
 from mthp.check.search import Budget, SearchControl, of_laws, search
 from mthp.check.token import NO_MUTANT, as_mutant
-from mthp.explore.outcome import Coverage
 from mthp.laws.table import LAWS
 from mthp.races.findings import findings_of, tolerated
 from mthp.races.mutants.mutant import Mutant
@@ -17,18 +16,6 @@ from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
 
 ALL_LAWS = frozenset(LAWS)
-
-
-def _covered(coverage: Coverage) -> Covered:
-    return Covered(
-        coverage.kind.value,
-        coverage.executions,
-        coverage.pruned,
-        coverage.steps,
-        coverage.bound,
-        coverage.seed,
-        coverage.refused,
-    )
 
 
 def check_world(
@@ -40,30 +27,23 @@ def check_world(
     """One world, as it is or without a mutant's rule."""
     began = time.perf_counter()
     with as_mutant(mutant):
-        return _check(world, budget or Budget(), mutant, began, control)
-
-
-def _check(
-    world: RaceWorld, budget: Budget, mutant: str, began: float, control: SearchControl | None
-) -> WorldResult:
-    laws = ALL_LAWS - tolerated(world)
-    outcome = search(world, budget, laws, control)
-    known = findings_of(world)
-    seen = [each for each in known if any(each.is_it(one.broken) for one in outcome.findings)]
-    unknown = [
-        each for each in outcome.findings if not any(one.is_it(each.broken) for one in known)
-    ]
-    as_is = outcome.findings if mutant == NO_MUTANT else ()
-    finding = next(iter(unknown or as_is), None)
-    violation = None
-    if finding is not None:
-        violation = violation_of(mutant, world, finding, frozenset({finding.broken.law}))
+        outcome = search(world, budget or Budget(), ALL_LAWS - tolerated(world), control)
+        known = findings_of(world)
+        seen = [each for each in known if any(each.is_it(one.broken) for one in outcome.findings)]
+        unknown = [
+            each for each in outcome.findings if not any(one.is_it(each.broken) for one in known)
+        ]
+        as_is = outcome.findings if mutant == NO_MUTANT else ()
+        finding = next(iter(unknown or as_is), None)
+        violation = None
+        if finding is not None:
+            violation = violation_of(mutant, world, finding, frozenset({finding.broken.law}))
     return WorldResult(
         world.profile,
         world.hook.value,
         world.name,
         world.tasks,
-        _covered(outcome.coverage),
+        outcome.coverage,
         violation,
         ", ".join(each.id for each in seen) if finding is not None and not unknown else "",
         time.perf_counter() - began,
@@ -92,7 +72,7 @@ def hunt(
         verdict if violation is None else MutantVerdict.CAUGHT,
         tuple(sorted({each.law for each in violation.breaches})) if violation is not None else (),
         mutant.laws,
-        _covered(outcome.coverage),
+        outcome.coverage,
         violation,
         mutant.masked_by,
         seconds,

@@ -155,20 +155,15 @@ def violation_of(
 
 def draw(token: Token) -> Violation:
     """Run a token's schedule and write down who called what. The mutant is in force."""
-    drawings: list[Drawing] = []
-
-    def recipe() -> Stage:
-        stage = token.world()
-        drawings.append(Drawing(stage))
-        return stage
-
-    replay = Replay(recipe, token.schedule)
+    stage = token.world()
+    drawing = Drawing(stage)
+    replay = Replay(lambda: stage, token.schedule)
     broken: list[Any] = replay.run()
     return Violation(
         token.world.tasks,
-        tuple(drawings[0].calls),
+        tuple(drawing.calls),
         breaches(broken),
-        tuple(drawings[0].stage.kernel.warnings.values()),
+        tuple(stage.kernel.warnings.values()),
         len(replay.taken),
         sum(a != b for a, b in pairwise(replay.taken)),
         str(token),

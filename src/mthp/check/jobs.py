@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any, Final
 
@@ -20,37 +20,25 @@ from mthp.explore.part import Parts, Standing
 TURN: Final = 30.0
 """Seconds that a search may have one core to itself."""
 _ASK: Final = 0.2
+_NOTHING: Final = Unfinished({}, 0)
 
 Row = tuple[ScorecardRow, Result]
 
 
-def _never() -> bool:
-    return False
-
-
+@dataclass
 class Jobs:
     """Searches to be made. rows: keeps what is known. tell: is told how far the one search is that all
     cores work on. is_over: True stops everything; what was not finished is kept.
     """
 
-    def __init__(
-        self,
-        jobs: Sequence[ScorecardRow],
-        *,
-        processes: int | None = None,
-        rows: Rows | None = None,
-        tell: Callable[[ScorecardRow, Standing], None] | None = None,
-        is_over: Callable[[], bool] = _never,
-        turn: float = TURN,
-        by: By = By.BEST,
-    ) -> None:
-        self.by = by
-        self.jobs = jobs
-        self.processes = processes or os.cpu_count() or 1
-        self.rows = rows or Rows(None, "")
-        self.tell = tell
-        self.is_over = is_over
-        self.turn = turn
+    jobs: Sequence[ScorecardRow]
+    _: KW_ONLY
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    rows: Rows = field(default_factory=lambda: Rows(None, ""))
+    tell: Callable[[ScorecardRow, Standing], None] | None = None
+    is_over: Callable[[], bool] = lambda: False
+    turn: float = TURN
+    by: By = By.BEST
 
     def run(self) -> Iterator[Row]:
         """The results as they come. Fewer than there are jobs: it was stopped."""
@@ -89,11 +77,11 @@ class Jobs:
             while running or queue:
                 while queue and len(running) < 2 * count:  # one more for each, so that none waits
                     job = queue.pop()
-                    before = self.rows.unfinished.get(job.key)
+                    before = self.rows.unfinished.get(job.key, _NOTHING)
                     running[pool.submit(_turn, job, before)] = job
                 for future in wait(running, _ASK, FIRST_COMPLETED).done:
                     job = running.pop(future)
-                    result = self._take(job, future)
+                    result = self._keep(job, *future.result())
                     if result is not None:
                         yield job, result
                 if self.is_over() and not over.is_set():
@@ -103,28 +91,22 @@ class Jobs:
                         if future.cancel():
                             del running[future]
 
-    def _take(
-        self, job: ScorecardRow, future: Future[tuple[Result, Parts | None]]
-    ) -> Result | None:
-        return self._keep(job, *future.result())
-
     def _keep(self, job: ScorecardRow, result: Result, rest: Parts | None) -> Result | None:
         """Keep a row; None: it is not finished."""
-        if rest is not None and not _is_bounded(job, result):
-            self.rows.keep(job.key, rest, result.seconds)
-            return None
-        self.rows.finish(job.key, result)
+        is_finished = rest is None or _is_bounded(job, result)
+        if is_finished:
+            self.rows.finish(job.key, result)
         if rest is not None:
             self.rows.keep(job.key, rest, result.seconds)
-        return result
+        return result if is_finished else None
 
     # One on all cores
 
     def _on_all(self, job: ScorecardRow) -> Result | None:
-        before = self.rows.unfinished.get(job.key) or Unfinished({}, 0)
+        before = self.rows.unfinished.get(job.key, _NOTHING)
         began = time.monotonic()
         control = SearchControl(
-            parts=before.parts or None,
+            parts=before.parts,
             processes=self.processes,
             tell=None if self.tell is None else lambda standing: self.tell(job, standing),  # type: ignore[misc]
             keep=lambda parts: self.rows.keep(
@@ -166,13 +148,12 @@ def _begin(over: Any, turn: float, by: By) -> None:
     _Orders.over, _Orders.turn, _Orders.by = over, turn, by
 
 
-def _turn(job: ScorecardRow, before: Unfinished | None) -> tuple[Result, Parts | None]:
+def _turn(job: ScorecardRow, before: Unfinished) -> tuple[Result, Parts | None]:
     end = time.monotonic() + _Orders.turn
     control = SearchControl(
-        parts=before.parts if before is not None else None,
+        parts=before.parts,
         is_over=lambda: time.monotonic() > end or _Orders.over.is_set(),
         by=_Orders.by,
     )
     result = job.run(control)
-    seconds = before.seconds if before is not None else 0.0
-    return replace(result, seconds=seconds + result.seconds), control.rest
+    return replace(result, seconds=before.seconds + result.seconds), control.rest

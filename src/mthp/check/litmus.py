@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from mthp.check.records import LitmusResult
@@ -27,9 +26,7 @@ def compare(memory_model: Path | None) -> list[LitmusResult]:
     LabError: herd7 is not on this host, or fails.
     """
     texts = {name: pattern.text for name, pattern in PATTERNS.items()}
-    by_herd: Mapping[str, str] = {}
-    if memory_model is not None:
-        by_herd = run_herd(texts, memory_model)
+    by_herd = run_herd(texts, memory_model) if memory_model is not None else {}
     return [
         LitmusResult(
             name,

@@ -6,22 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-
-@dataclass(frozen=True)
-class Covered:
-    """What a search covered. kind: exhaustive, bounded or sampled; bound and seed say how far.
-
-    executions: complete ones. pruned: given up as equal to another's. steps: all taken. refused: why the
-    compiled explorer could not search; "" where it could, or was not asked.
-    """
-
-    kind: str
-    executions: int
-    pruned: int
-    steps: int
-    bound: str
-    seed: int | None
-    refused: str = ""
+from mthp.explore.outcome import Coverage
 
 
 @dataclass(frozen=True)
@@ -67,7 +52,7 @@ class WorldResult:
     hook: str
     world: str
     tasks: tuple[str, ...]
-    covered: Covered
+    covered: Coverage
     violation: Violation | None
     expected_finding: str
     seconds: float
@@ -76,6 +61,11 @@ class WorldResult:
     def clean(self) -> bool:
         """No law was broken."""
         return self.violation is None
+
+    @property
+    def is_alarm(self) -> bool:
+        """A law was broken, and nobody expected it."""
+        return not self.clean and not self.expected_finding
 
 
 class MutantVerdict(StrEnum):
@@ -98,7 +88,7 @@ class MutantResult:
     verdict: MutantVerdict
     laws: tuple[int, ...]
     listed: tuple[int, ...]
-    covered: Covered
+    covered: Coverage
     violation: Violation | None
     masked_by: str
     seconds: float

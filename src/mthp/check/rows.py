@@ -11,7 +11,6 @@ import hashlib
 import json
 import time
 import types
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +27,7 @@ FORMAT = "mthp-check/1"
 EVERY = 5.0
 """Seconds between two times that the file is written, but for the last."""
 Result = WorldResult | MutantResult
+_RESULTS = {kind.__name__: kind for kind in (WorldResult, MutantResult)}
 _ROOMS = ("words", "machine", "mm", "khugepaged", "vectorised", "laws", "races", "explore")
 
 
@@ -91,7 +91,10 @@ class Rows:
             "format": FORMAT,
             "engine": engine(),
             "of": self.of,
-            "finished": {key: _result_document(result) for key, result in self.finished.items()},
+            "finished": {
+                key: {"kind": type(each).__name__, **asdict(each)}
+                for key, each in self.finished.items()
+            },
             "unfinished": {
                 key: {
                     "seconds": each.seconds,
@@ -114,7 +117,8 @@ class Rows:
                 why = "the engine has changed since; remove the file to begin again"
                 raise FileError(f"{path}: {why}")
             self.finished = {
-                key: _result_of(result) for key, result in document["finished"].items()
+                key: _record(_RESULTS[each.pop("kind")], each)
+                for key, each in document["finished"].items()
             }
             for key, each in document["unfinished"].items():
                 parts = [part_of(part, _broken) for part in each["parts"]]
@@ -136,17 +140,6 @@ def _broken(document: Any) -> Broken:
 # Records as documents
 
 
-def _result_document(result: Result) -> dict[str, Any]:
-    return {"kind": type(result).__name__, **asdict(result)}
-
-
-def _result_of(document: Any) -> Result:
-    kinds = {kind.__name__: kind for kind in (WorldResult, MutantResult)}
-    values = dict(document)
-    result: Result = _record(kinds[values.pop("kind")], values)
-    return result
-
-
 def _record(kind: Any, document: Any) -> Any:
     """A value of a type out of JSON: records, tuples, optional values and what JSON has itself."""
     if is_dataclass(kind):
@@ -157,9 +150,6 @@ def _record(kind: Any, document: Any) -> Any:
     if get_origin(kind) is tuple:
         return tuple(_record(get_args(kind)[0], each) for each in document)
     if get_origin(kind) in (Union, types.UnionType):
-        return None if document is None else _record(next(_some(kind)), document)
+        (some,) = (each for each in get_args(kind) if each is not type(None))
+        return None if document is None else _record(some, document)
     return kind(document)
-
-
-def _some(kind: Any) -> Iterator[Any]:
-    yield from (each for each in get_args(kind) if each is not type(None))

@@ -44,25 +44,19 @@ class ScorecardRow:
     @property
     def key(self) -> str:
         """Names the row and how it is searched. A number of executions is where it stops, no more."""
-        budget = self.budget
-        if budget.is_resumable:
-            return f"{self.name} {budget.steps}"
-        return f"{self.name} {budget}"
+        return f"{self.name} {self.budget.steps if self.budget.is_resumable else self.budget}"
 
 
 _SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "shrink", "exec-shift", "uffd-register")
 """Rivals that meet khugepaged at its list of mms, or at whole mappings."""
 
 
-def sizes_of(profile: str) -> tuple[Size, ...]:
-    """What a kernel of the profile collapses."""
-    return (Size.PMD,) if PROFILES[profile].orders is Orders.PMD_ONLY else tuple(Size)
-
-
 def default_worlds(profile: str) -> list[RaceWorld]:
-    """The collapse alone, and against each rival alone, at each size; some with the whole daemon."""
+    """The collapse alone, and against each rival alone, at each size that a kernel of the profile
+    collapses; some with the whole daemon.
+    """
     casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
-    sizes = sizes_of(profile)
+    sizes = [Size.PMD] if PROFILES[profile].orders is Orders.PMD_ONLY else list(Size)
     worlds = [RaceWorld(size, profile, cast) for size in sizes for cast in casts]
     daemons = [
         RaceWorld(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS

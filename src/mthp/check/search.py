@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -54,6 +54,7 @@ class Budget:
         return self.sample is None and self.preemptions is None
 
 
+@dataclass(kw_only=True)
 class SearchControl:
     """What a search reports to, and what may stop it.
 
@@ -65,27 +66,17 @@ class SearchControl:
     rest: what is needed to resume, once the search has stopped before its end; None: it came to the end.
     """
 
-    def __init__(
-        self,
-        *,
-        parts: Parts | None = None,
-        processes: int = 1,
-        tell: Callable[[Standing], None] | None = None,
-        keep: Callable[[Parts], None] | None = None,
-        every: float = KEEP_EVERY,
-        is_over: Callable[[], bool] = lambda: False,
-        by: By = By.BEST,
-    ) -> None:
-        self.by = by
-        self.refused = ""
-        self.parts = parts
-        self.processes = processes
-        self.tell = tell
-        self.keep = keep
-        self.every = every
-        self.is_over = is_over
-        self.rest: Parts | None = None
-        self._told = self._kept = time.monotonic()
+    parts: Parts | None = None
+    processes: int = 1
+    tell: Callable[[Standing], None] | None = None
+    keep: Callable[[Parts], None] | None = None
+    every: float = KEEP_EVERY
+    is_over: Callable[[], bool] = lambda: False
+    by: By = By.BEST
+    refused: str = field(default="", init=False)
+    rest: Parts | None = field(default=None, init=False)
+    _told: float = field(default_factory=time.monotonic, init=False)
+    _kept: float = field(default_factory=time.monotonic, init=False)
 
     def may_continue(self, parts: Callable[[], Parts]) -> bool:
         """Report what is due; whether the search may continue."""
@@ -110,12 +101,7 @@ def search(
     if budget.sample is not None:
         return Sampler(world, seed=budget.seed, most_steps=budget.steps).sample(budget.sample)
     one = _Search(world, budget, laws, control)
-    if budget.preemptions is not None:
-        return one.enumerate()
-    found = one.explore()
-    if of_laws(found.findings, laws) is None or found.coverage.kind is Extent.EXHAUSTIVE:
-        return found
-    return replace(found, coverage=replace(found.coverage, bound=Stop.FIRST.value))
+    return one.enumerate() if budget.preemptions is not None else one.explore()
 
 
 def of_laws(findings: Iterable[BrokenSchedule], laws: Collection[int]) -> BrokenSchedule | None:
@@ -155,10 +141,13 @@ class _Search:
             stop, parts = self._in_several_processes(parts)
         findings = {each.broken: each for part in parts.values() for each in part.findings}
         counts = sum((part.counts for part in parts.values()), Counts())
-        is_at_end = stop is Stop.END or self._has_found(findings.values())
-        control.rest = None if is_at_end else parts
+        has_found = self._has_found(findings.values())
+        control.rest = None if stop is Stop.END or has_found else parts
         found = outcome(stop, counts, tuple(findings.values()), self.budget.steps)
-        return replace(found, coverage=replace(found.coverage, refused=control.refused))
+        coverage = replace(found.coverage, refused=control.refused)
+        if has_found and coverage.kind is not Extent.EXHAUSTIVE:
+            coverage = replace(coverage, bound=Stop.FIRST.value)
+        return replace(found, coverage=coverage)
 
     def _has_found(self, findings: Iterable[BrokenSchedule]) -> bool:
         return of_laws(findings, self.laws) is not None

@@ -131,21 +131,18 @@ class Tracing:
                 continue
             if mem.refcount.raw[frame]:
                 self._seen.add(frame)
-            if frame in self._seen:
-                yield self._folio(frame)
-
-    def _folio(self, frame: int) -> FolioStand:
-        mem = self.kernel.mem
-        order, flags = mem.order.raw[frame], mem.flags.raw[frame]
-        frames = range(frame, frame + (1 << order))
-        return FolioStand(
-            frame,
-            order,
-            mem.refcount.raw[frame],
-            mem.large_mapcount.raw[frame] if order else mem.mapcount.raw[frame],
-            tuple(name for bit, name in _FOLIO_FLAGS.items() if flags & bit),
-            tuple(PageStand(at, mem.mapcount.raw[at], mem.content.raw[at]) for at in frames),
-        )
+            if frame not in self._seen:
+                continue
+            order, flags = mem.order.raw[frame], mem.flags.raw[frame]
+            frames = range(frame, frame + (1 << order))
+            yield FolioStand(
+                frame,
+                order,
+                mem.refcount.raw[frame],
+                mem.large_mapcount.raw[frame] if order else mem.mapcount.raw[frame],
+                tuple(name for bit, name in _FOLIO_FLAGS.items() if flags & bit),
+                tuple(PageStand(at, mem.mapcount.raw[at], mem.content.raw[at]) for at in frames),
+            )
 
 
 def _entry(kind: str, word: int) -> Entry:
@@ -198,14 +195,9 @@ def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
 def trace(text: str) -> Trace:
     """Run a token and write down every state; ValueError where it is none."""
     token = Token.parse(text)
-    tracings: list[Tracing] = []
-
-    def recipe() -> Stage:
-        stage = token.world()
-        tracings.append(Tracing(stage))
-        return stage
-
     with as_mutant(token.mutant):
-        Replay(recipe, token.schedule).run()
-        tracings[0].end()
-    return Trace(token.world.tasks, tuple(tracings[0].states), text)
+        stage = token.world()
+        tracing = Tracing(stage)
+        Replay(lambda: stage, token.schedule).run()
+        tracing.end()
+    return Trace(token.world.tasks, tuple(tracing.states), text)

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from mthp.check.trace import trace
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError, print_json
+from mthp.explore.outcome import Extent
 from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
@@ -119,20 +120,18 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     budget = _budget(args)
     jobs = [ScorecardRow(world, budget, mutant) for world in _chosen(args)]
     results = []
-    for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs), args.jobs)):
+    for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs))):
         assert isinstance(result, WorldResult)
         results.append(result)
         if not args.json:
             print(world_line(result), flush=True)
-    broken = [each for each in results if each.violation is not None]
-    _write_itf(args.itf, next((each.violation.replay for each in broken if each.violation), None))
+    violation = next((each.violation for each in results if each.violation is not None), None)
+    _write_itf(args.itf, violation.replay if violation is not None else None)
     if args.json:
         print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
-    else:
-        for each in broken[:1]:
-            assert each.violation is not None
-            print("\n" + "\n".join(violation_lines(each.violation, _width())))
-    return BROKEN if any(not each.expected_finding for each in broken) else 0
+    elif violation is not None:
+        print("\n" + "\n".join(violation_lines(violation, _width())))
+    return BROKEN if any(each.is_alarm for each in results) else 0
 
 
 def _in_order(jobs: Sequence[ScorecardRow], rows: Iterator[Row]) -> Iterator[Result]:
@@ -161,27 +160,23 @@ def _of(args: argparse.Namespace, jobs: Sequence[ScorecardRow]) -> str:
 def _chosen(args: argparse.Namespace) -> list[RaceWorld]:
     """The worlds asked for."""
     profile = args.profile or "7.3"
+    if not args.world and args.rivals is None:
+        return default_worlds(profile)
     sizes = [args.world] if args.world else [size.name.lower() for size in Size]
     if args.rivals is None:
         casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
     else:
         casts = [() if args.rivals == NO_TASK else tuple(args.rivals.split("+"))]
     try:
-        worlds = [RaceWorld.parse(size, profile, cast) for size in sizes for cast in casts]
+        return [RaceWorld.parse(size, profile, cast) for size in sizes for cast in casts]
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if args.world or args.rivals:
-        return worlds
-    return default_worlds(profile)
 
 
 @contextmanager
 def _protocol(file: str | None) -> Iterator[None]:
-    if file is None:
-        yield
-        return
     try:
-        with protocol(Path(file)):
+        with nullcontext() if file is None else protocol(Path(file)):
             yield
     except VariantError as error:
         raise UsageError(f"--protocol {file}: {error}") from None
@@ -200,7 +195,7 @@ def _mutant(args: argparse.Namespace) -> int:
     if args.profile is not None:
         found = replace(found, world=replace(found.world, profile=args.profile))
     jobs = [ScorecardRow(found, _budget(args))]
-    ((_, result),) = run_jobs(args, jobs, jobs[0].name, args.jobs)
+    ((_, result),) = run_jobs(args, jobs, jobs[0].name)
     assert isinstance(result, MutantResult)
     _write_itf(args.itf, result.violation.replay if result.violation is not None else None)
     if args.json:
@@ -219,30 +214,26 @@ def _mutant(args: argparse.Namespace) -> int:
 
 def _mutations(args: argparse.Namespace) -> int:
     every = list(mutations(args.mutations))
-    tried = try_mutations(every, args.jobs)
-    caught = 0
     rows = []
-    for each in tried:
-        caught += bool(each.laws)
+    for each in try_mutations(every, args.jobs):
         what = f"{each.mutation.function}:{each.mutation.line}: {each.mutation.what}"
         laws = ", ".join(map(str, each.laws))
-        if args.json:
-            rows.append(
-                {
-                    "mutation": what,
-                    "laws": list(each.laws),
-                    "world": each.world or None,
-                    "worlds": each.worlds,
-                    "executions": each.executions,
-                    "bounded": list(each.bounded),
-                }
-            )
-        else:
+        rows.append(
+            {
+                "mutation": what,
+                "laws": list(each.laws),
+                "world": each.world or None,
+                "worlds": each.worlds,
+                "executions": each.executions,
+                "bounded": list(each.bounded),
+            }
+        )
+        if not args.json:
             print(f"{f'law {laws}' if laws else _not_caught(each):34} {what}", flush=True)
     if args.json:
         print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
     else:
-        print(f"{caught} of {len(every)} caught")
+        print(f"{sum(bool(row['laws']) for row in rows)} of {len(every)} caught")
     return 0
 
 
@@ -263,16 +254,15 @@ def _scorecard(args: argparse.Namespace) -> int:
         jobs += pair_jobs(budget)
     worlds: list[WorldResult] = []
     mutants: list[MutantResult] = []
-    for _, result in run_jobs(args, jobs, "the scorecard", args.jobs):
+    for _, result in run_jobs(args, jobs, "the scorecard"):
         if isinstance(result, WorldResult):
             worlds.append(result)
+            line = world_line(result)
         else:
             mutants.append(result)
+            line = mutant_line(result)
         if not args.json:
-            print(
-                world_line(result) if isinstance(result, WorldResult) else mutant_line(result),
-                flush=True,
-            )
+            print(line, flush=True)
     worlds.sort(key=lambda each: (each.profile, each.world, each.tasks))
     order = {name: at for at, name in enumerate((*MUTANTS, *HALVES))}
     mutants.sort(key=lambda each: order[each.id])
@@ -280,7 +270,7 @@ def _scorecard(args: argparse.Namespace) -> int:
         print_json(scorecard_document(worlds, mutants))
     else:
         _totals(worlds, mutants)
-    alarms = any(not each.clean and not each.expected_finding for each in worlds)
+    alarms = any(each.is_alarm for each in worlds)
     missed = any(each.verdict is MutantVerdict.MISSED for each in mutants)
     return BROKEN if alarms else 1 if missed else 0
 
@@ -288,7 +278,7 @@ def _scorecard(args: argparse.Namespace) -> int:
 def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
     clean = sum(each.clean for each in worlds)
     expected = sum(bool(each.expected_finding) for each in worlds)
-    exhaustive = sum(each.covered.kind == "exhaustive" for each in worlds if each.clean)
+    exhaustive = sum(each.covered.kind is Extent.EXHAUSTIVE for each in worlds if each.clean)
     print(
         f"\n{len(worlds)} worlds: {clean} clean ({exhaustive} of them exhaustively), {expected} with "
         f"the expected finding, {len(worlds) - clean - expected} broken"
@@ -304,18 +294,16 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
 
 
 def _list() -> None:
-    print("rivals:")
-    for rival in RIVALS.values():
-        print(f"  {rival.name:20}{rival.what}")
-    print("mutants:")
-    for mutant in MUTANTS.values():
-        print(f"  {mutant.id:20}{mutant.rule}")
-    print("questions:")
-    for question in QUESTIONS.values():
-        print(f"  {question.id:20}{question.asked}")
-    print("laws:")
-    for law in LAWS.values():
-        print(f"  {law.number:<20}{law.sentence}")
+    lists = {
+        "rivals": {rival.name: rival.what for rival in RIVALS.values()},
+        "mutants": {mutant.id: mutant.rule for mutant in MUTANTS.values()},
+        "questions": {question.id: question.asked for question in QUESTIONS.values()},
+        "laws": {str(law.number): law.sentence for law in LAWS.values()},
+    }
+    for heading, lines in lists.items():
+        print(f"{heading}:")
+        for name, what in lines.items():
+            print(f"  {name:20}{what}")
 
 
 def _budget(args: argparse.Namespace) -> Budget:

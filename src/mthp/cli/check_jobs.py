@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -40,20 +41,17 @@ class SearchProgress(ProgressLine):
         self.say(f"{standing_text(standing)}: {job.name}")
 
 
-def run_jobs(
-    args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str, processes: int | None
-) -> Iterator[Row]:
+def run_jobs(args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str) -> Iterator[Row]:
     """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
     rows = Rows(Path(args.resume) if args.resume else None, of)
     progress = SearchProgress(quiet=args.quiet)
-    by = By(args.explorer) if args.explorer else By.BEST
     work = Jobs(
         jobs,
-        processes=processes,
+        processes=args.jobs or os.cpu_count() or 1,
         rows=rows,
         tell=progress.standing,
         is_over=lambda: progress.interrupted,
-        by=by,
+        by=By(args.explorer) if args.explorer else By.BEST,
     )
     if not all(job.budget.is_resumable for job in jobs):
         yield from work.run()
@@ -69,11 +67,8 @@ def run_jobs(
     except BrokenProcessPool:
         raise UsageError("one of the processes was killed (out of memory?)", FAILED) from None
     if done < len(jobs):
-        raise UsageError(_stopped(rows, jobs, done), INTERRUPTED)
-
-
-def _stopped(rows: Rows, jobs: Sequence[ScorecardRow], done: int) -> str:
-    how = f"{done} of {len(jobs)} rows"
-    if len(jobs) == 1 and jobs[0].key in rows.unfinished:
-        how = standing_text(Standing.of(rows.unfinished[jobs[0].key].parts))
-    return f"stopped: {how}" + ("; the same command goes on" if rows.path is not None else "")
+        how = f"{done} of {len(jobs)} rows"
+        if len(jobs) == 1 and jobs[0].key in rows.unfinished:
+            how = standing_text(Standing.of(rows.unfinished[jobs[0].key].parts))
+        more = "; the same command goes on" if rows.path is not None else ""
+        raise UsageError(f"stopped: {how}{more}", INTERRUPTED)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from itertools import groupby
 from typing import Any
 
@@ -45,7 +45,7 @@ class Schedule:
         return Schedule(tuple(task for task, steps in runs for _ in range(steps)))
 
 
-class Extent(Enum):
+class Extent(StrEnum):
     """How much of all executions a search has seen."""
 
     EXHAUSTIVE = "exhaustive"

@@ -8,13 +8,14 @@ hold, or with a Census taken earlier. None of this steps.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.laws.census import Census, Outside, Where
 from mthp.machine.locks import Lock
+from mthp.machine.task import Task
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, TableState
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
@@ -40,11 +41,12 @@ from mthp.mm.pgtable_types import (
 
 
 class Rest(NamedTuple):
-    """A world at rest. now: what stands in it. outside: what others hold."""
+    """A world at rest. now: what stands in it. outside: what others hold. tasks: those that worked."""
 
     now: Census
     khugepaged: Khugepaged
     outside: Outside
+    tasks: Sequence[Task]
 
 
 def law_1_freed_memory_is_unreachable(rest: Rest) -> Iterator[Broken]:
@@ -162,9 +164,9 @@ def law_7_nothing_is_overwritten_or_mapped_twice(rest: Rest) -> Iterator[Broken]
 def law_9_locks_balance(rest: Rest) -> Iterator[Broken]:
     """No lock is held, no table is mapped, and no folio is locked except by others."""
     kernel = rest.now.kernel
-    current = kernel.machine.current
-    for hold in current.held:
-        yield Broken(9, Thing(Kind.LOCK, str(hold)), f"{current.name} still holds {hold}")
+    for task in rest.tasks:
+        for hold in task.held:
+            yield Broken(9, Thing(Kind.LOCK, str(hold)), f"{task.name} still holds {hold}")
     for mm in kernel.mms:
         for vma in mm.vmas:
             if vma.vm_lock.value:

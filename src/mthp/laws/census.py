@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm
 from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_SWAPCACHE
 from mthp.mm.pgtable_types import (
-    KIND_MASK,
-    KIND_SHIFT,
     PFN_SHIFT,
     WRITE,
     Leaf,
@@ -80,14 +78,11 @@ class Census:
         self.books = {mm.number: mm.counters[MM_ANONPAGES] for mm in kernel.mms}
         self.gauges = kernel.vmstat.mthp.copy()
         self.usage = [memcg.charged + memcg.reclaimable for memcg in kernel.memcgs]
-        self.charged = Counter(
-            {n: self._charged(n + 1) for n in range(len(kernel.memcgs))},
-        )
+        self.charged: Counter[int] = Counter()
+        for folio in self.folios:
+            if mem.memcg.raw[folio]:
+                self.charged[mem.memcg.raw[folio] - 1] += 1 << mem.order.raw[folio]
         self.outside = self._outside()
-
-    def _charged(self, number: int) -> int:
-        mem = self.kernel.mem
-        return sum(1 << mem.order.raw[f] for f in self.folios if mem.memcg.raw[f] == number)
 
     def _walk(self, mm: Mm) -> None:
         geometry = mm.geometry
@@ -136,14 +131,14 @@ class Census:
             return 0
         if pte_present(pte):
             return mem.content.raw[pte_pfn(pte)] if pte_pfn(pte) else 0
-        kind = (pte & KIND_MASK) >> KIND_SHIFT
-        if kind == Leaf.SWAP:
+        kind = leaf_kind(pte)
+        if kind is Leaf.SWAP:
             entry = pte_pfn(pte)
             folio = swap.cache.get(entry)
             if folio is None:
                 return swap.contents.get(entry, 0)
             return mem.content.raw[folio + entry - swap.entry_of[folio]]
-        return mem.content.raw[pte_pfn(pte)] if kind == Leaf.MIGRATION else None
+        return mem.content.raw[pte_pfn(pte)] if kind is Leaf.MIGRATION else None
 
     def explained_references(self, folio: int) -> int:
         """References that mappings, the swap cache and batches account for."""

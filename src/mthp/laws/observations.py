@@ -93,11 +93,6 @@ class Observations:
             case Pinned(_, _, page, _):
                 self.pins.append(report)
                 self.pinned[page] += 1
-            case _:
-                self._add_state(report)
-
-    def _add_state(self, report: object) -> None:
-        match report:
             case Poisoned():
                 self.poisoned.append(report)
             case WriteProtected():

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.laws.ghost import Ghost, Step
-from mthp.laws.trail import lost_pte_marks, lost_table_marks
 from mthp.machine.step import Access
 from mthp.mm.mm_types import TableState, Vma
 from mthp.mm.pgtable_types import (
     DIRTY,
+    SOFT_DIRTY,
+    UFFD_WP,
     YOUNG,
     pmd_is_migration_entry,
     pmd_is_table,
@@ -24,6 +25,7 @@ from mthp.mm.pgtable_types import (
     pmd_trans_huge,
     pte_none,
     pte_pfn,
+    pte_present,
 )
 from mthp.mm.reports import InstructionEnds, LoadedFrom, WalkedNothing
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
@@ -68,9 +70,17 @@ def law_6_fills(ghost: Ghost, step: Step) -> Iterator[Broken]:
 def law_8_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """A collapser takes no write-protected entry away, and loses no soft-dirty mark."""
     trail = ghost.trails.get(step.task.name)
-    if trail is not None:
-        number = step.word.owner.number
-        yield from lost_pte_marks(trail, number, step.at, step.old, step.new)
+    if trail is None or trail.detached is None:
+        return
+    table, old, new = step.word.owner.number, step.old, step.new
+    name = f"{step.at} of table {table}"
+    if pte_present(old) and pte_none(new):
+        if old & UFFD_WP:
+            text = f"{trail.name} takes away an entry that is write-protected"
+            yield Broken(8, Thing(Kind.PTE, name), text)
+    elif pte_present(new) and not new & SOFT_DIRTY and (table, step.at) in trail.marks:
+        text = f"{trail.name} loses the soft-dirty mark of PTE {name}"
+        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"PTE {name}"), text)
 
 
 def law_9_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
@@ -137,9 +147,11 @@ def _may_replace(ghost: Ghost, step: Step) -> bool:
 def law_8_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """A collapser's huge PMD has the soft-dirty marks of the table it replaces."""
     trail = ghost.trails.get(step.task.name)
-    table_goes = pmd_is_table(step.old) and pmd_none(step.new)
-    if trail is not None and pmd_trans_huge(step.new) and not table_goes:
-        yield from lost_table_marks(trail, step.new)
+    if trail is None or not pmd_trans_huge(step.new) or step.new & SOFT_DIRTY:
+        return
+    if any(table == trail.detached for table, _ in trail.marks):
+        text = f"{trail.name} loses the soft-dirty marks of table {trail.detached}"
+        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"table {trail.detached}"), text)
 
 
 # Pages

@@ -13,7 +13,7 @@ from typing import Final
 
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.mm.page_flags import PG_ACTIVE, PG_LRU, PG_UNEVICTABLE
-from mthp.mm.pgtable_types import SOFT_DIRTY, UFFD_WP, pte_none, pte_present
+from mthp.mm.pgtable_types import SOFT_DIRTY, pte_none, pte_present
 
 _BY_BATCHES: Final = PG_LRU | PG_ACTIVE | PG_UNEVICTABLE
 """Flags that differ while a folio that was put back waits in a batch, or once the batch was moved."""
@@ -66,30 +66,6 @@ class Trail:
             self.flags[folio] ^= old ^ new
         else:
             self.flags.pop(folio, None)
-
-
-# The laws, each asked before the change is added to the trail
-
-
-def lost_pte_marks(trail: Trail, table: int, index: int, old: int, new: int) -> Iterator[Broken]:
-    """Law 8: a PTE that is taken away is not write-protected; one that comes back keeps its mark."""
-    if trail.detached is None:
-        return
-    name = f"{index} of table {table}"
-    if pte_present(old) and pte_none(new):
-        if old & UFFD_WP:
-            text = f"{trail.name} takes away an entry that is write-protected"
-            yield Broken(8, Thing(Kind.PTE, name), text)
-    elif pte_present(new) and not new & SOFT_DIRTY and (table, index) in trail.marks:
-        text = f"{trail.name} loses the soft-dirty mark of PTE {name}"
-        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"PTE {name}"), text)
-
-
-def lost_table_marks(trail: Trail, new: int) -> Iterator[Broken]:
-    """Law 8: a huge PMD carries the soft-dirty marks of the table in whose place it stands."""
-    if not new & SOFT_DIRTY and any(table == trail.detached for table, _ in trail.marks):
-        text = f"{trail.name} loses the soft-dirty marks of table {trail.detached}"
-        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"table {trail.detached}"), text)
 
 
 def law_11_nothing_of_it_is_left(trail: Trail) -> Iterator[Broken]:

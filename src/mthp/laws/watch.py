@@ -25,7 +25,9 @@ def check_quiescent(
     kernel: Kernel, khugepaged: Khugepaged, outside: Outside | None = None
 ) -> list[Broken]:
     """What breaks a law in a world at rest; empty if it is sound."""
-    return list(broken_at(Moment.REST, Rest(Census(kernel), khugepaged, outside or Outside())))
+    tasks = [kernel.machine.current]
+    rest = Rest(Census(kernel), khugepaged, outside or Outside(), tasks)
+    return list(broken_at(Moment.REST, rest))
 
 
 def check_collapse(before: Census, kernel: Kernel) -> list[Broken]:
@@ -76,11 +78,8 @@ class Watch:
         moment = self._moment(access, word)
         if moment is None:
             return
-        if moment in _VALUED:
-            self._old = word.raw[index]
-            step = Step(task, access, word, index, self._old)
-        else:
-            step = Step(task, access, word, index)
+        self._old = word.raw[index] if moment in _VALUED else 0
+        step = Step(task, access, word, index, self._old)
         self._record(broken_at(moment, self.ghost, step))
         if moment is Moment.BEFORE_PMD:
             self.ghost.pmd_is_read(step)
@@ -129,12 +128,10 @@ class Watch:
 
     def raised(self, task: Task, error: Exception) -> None:
         """A task ended with an error: the engine's own checks, or an object that is gone."""
-        who = Thing(Kind.TASK, task.name)
+        law, text = 1, f"{type(error).__name__}: {error}"
         if isinstance(error, KernelBug):
-            law = 5 if error.rule is Rule.COUNTS else 9
-            self._record([Broken(law, who, f"{task.name}: {error}")])
-        else:
-            self._record([Broken(1, who, f"{task.name}: {type(error).__name__}: {error}")])
+            law, text = 5 if error.rule is Rule.COUNTS else 9, str(error)
+        self._record([Broken(law, Thing(Kind.TASK, task.name), f"{task.name}: {text}")])
 
     def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
         """No task can go on."""
@@ -167,13 +164,9 @@ class Watch:
         """Every task has ended: count everything."""
         census = Census(self.kernel)
         seen = self.ghost.observations
-        rest = Rest(census, self.khugepaged, Outside(seen.references()))
+        rest = Rest(census, self.khugepaged, Outside(seen.references()), tasks)
         self._record(broken_at(Moment.REST, rest))
         self._record(broken_at(Moment.COUNTED, self.begun, census))
-        for task in tasks:
-            for hold in task.held:
-                what = Thing(Kind.LOCK, str(hold))
-                self._record([Broken(9, what, f"{task.name} still holds {hold}")])
         self._record(broken_at(Moment.END, rest))
         self._record(broken_at(Moment.OBSERVED, seen, census))
 

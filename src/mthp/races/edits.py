@@ -42,81 +42,53 @@ def edited(edits: Sequence[Edit], source: Callable[[str], str] = source_of) -> d
     trees: dict[str, ast.Module] = {}
     for edit in edits:
         tree = trees.setdefault(edit.module, ast.parse(source(edit.module)))
-        _apply(tree, edit)
+        pattern = ast.parse(edit.old).body
+        found = [
+            place
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name == edit.function
+            for place in _places(node, pattern)
+        ]
+        if len(found) != 1:
+            where = f"{edit.function}() of {edit.module}"
+            raise ValueError(f"{where} holds this {len(found)} times: {edit.old}")
+        new: ast.Module = _Filling(found[0]).visit(ast.parse(edit.new))
+        Replacing(found[0], new.body).visit(tree)
     return {module: ast.unparse(tree) for module, tree in trees.items()}
 
 
-def _apply(tree: ast.Module, edit: Edit) -> None:
-    functions = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.name == edit.function
-    ]
-    pattern = ast.parse(edit.old).body
-    found = [place for function in functions for place in _places(function, pattern)]
-    if len(found) != 1:
-        where = f"{edit.function}() of {edit.module}"
-        raise ValueError(f"{where} holds this {len(found)} times: {edit.old}")
-    found[0].replace(ast.parse(edit.new).body)
+class Replacing(ast.NodeTransformer):
+    """Puts others in the place of some statements in a row, or of one expression, or nothing."""
 
+    def __init__(self, old: Sequence[ast.AST], new: Sequence[ast.AST]) -> None:
+        self.old = old
+        self.new = new
 
-@dataclass(frozen=True)
-class Statements:
-    """Some statements of a body, from `at` on."""
+    def visit(self, node: ast.AST) -> Any:
+        """Where they stood, the others stand."""
+        if not any(node is each for each in self.old):
+            return super().visit(node)
+        if isinstance(node, ast.stmt):
+            return self.new if node is self.old[0] else ()
+        new = self.new[0] if self.new else None
+        return new.value if isinstance(new, ast.Expr) else new
 
-    body: list[ast.stmt]
-    at: int
-    count: int = 1
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """A body that would be empty passes."""
+        super().generic_visit(node)
+        if getattr(node, "body", None) == []:
+            vars(node)["body"].append(ast.Pass())
+        return node
 
-    def replace(self, new: Sequence[ast.stmt]) -> None:
-        """Put others there; pass where the body would be empty."""
-        old = self.body[self.at : self.at + self.count]
-        self.body[self.at : self.at + self.count] = _filled(new, old)
-        if not self.body:
-            self.body.append(ast.Pass())
+    def visit_withitem(self, node: ast.withitem) -> ast.AST | None:
+        """A lock is taken out with what it is named."""
+        is_gone = node.context_expr in self.old and not self.new
+        return None if is_gone else self.generic_visit(node)
 
-
-@dataclass(frozen=True)
-class WithItem:
-    """A lock, or another context, of the with statement at `at`."""
-
-    body: list[ast.stmt]
-    at: int
-    item: int
-
-    def replace(self, new: Sequence[ast.stmt]) -> None:
-        """Another context; without any the body stays alone."""
-        statement = self.body[self.at]
-        assert isinstance(statement, ast.With)
-        if new:
-            item = statement.items[self.item]
-            item.context_expr = _filled_in(new, item.context_expr)
-            return
-        del statement.items[self.item]
-        if not statement.items:
-            self.body[self.at : self.at + 1] = statement.body
-
-
-@dataclass(frozen=True)
-class ExpressionPlace:
-    """An expression in a field of another node; at: its place where the field is a list."""
-
-    parent: ast.AST
-    field: str
-    at: int | None
-
-    def replace(self, new: Sequence[ast.stmt]) -> None:
-        """Another expression, or none."""
-        value = getattr(self.parent, self.field)
-        if self.at is None:
-            setattr(self.parent, self.field, _filled_in(new, value))
-        elif new:
-            value[self.at] = _filled_in(new, value[self.at])
-        else:
-            del value[self.at]
-
-
-Place = Statements | WithItem | ExpressionPlace
+    def visit_With(self, node: ast.With) -> Any:
+        """Without any lock or other context the body stays alone."""
+        self.generic_visit(node)
+        return node if node.items else node.body
 
 
 def bodies(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
@@ -128,30 +100,19 @@ def bodies(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
                 yield body
 
 
-def _places(function: ast.FunctionDef, pattern: Sequence[ast.stmt]) -> Iterator[Place]:
+def _places(function: ast.FunctionDef, pattern: Sequence[ast.stmt]) -> Iterator[Sequence[ast.AST]]:
     count = len(pattern)
     for body in bodies(function):
         for at in range(len(body) - count + 1):
-            if all(map(_matches, pattern, body[at : at + count])):
-                yield Statements(body, at, count)
+            row = body[at : at + count]
+            if all(map(_matches, pattern, row)):
+                yield row
     if count > 1 or not isinstance(pattern[0], ast.Expr):
         return
-    wanted = pattern[0].value
-    for body in bodies(function):
-        for at, statement in enumerate(body):
-            for item, each in enumerate(getattr(statement, "items", ())):
-                if _matches(wanted, each.context_expr):
-                    yield WithItem(body, at, item)
     for node in ast.walk(function):
-        if not isinstance(node, ast.Expr | ast.withitem):
-            yield from (place for place, value in _operands(node) if _matches(wanted, value))
-
-
-def _operands(node: ast.AST) -> Iterator[tuple[ExpressionPlace, ast.expr]]:
-    for field, value in ast.iter_fields(node):
-        for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
-            if isinstance(each, ast.expr):
-                yield ExpressionPlace(node, field, at), each
+        for child in () if isinstance(node, ast.Expr) else ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr) and _matches(pattern[0].value, child):
+                yield [child]
 
 
 def _matches(pattern: object, node: object) -> bool:
@@ -202,15 +163,3 @@ class _Filling(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> Any:
         """Within an expression."""
         return self.old[0] if node.id == "_" else node
-
-
-def _filled(new: Sequence[ast.stmt], old: Sequence[ast.stmt]) -> list[ast.stmt]:
-    module: ast.Module = _Filling(old).visit(ast.Module([*new], []))
-    return module.body
-
-
-def _filled_in(new: Sequence[ast.stmt], old: ast.expr) -> ast.expr:
-    (statement,) = new
-    assert isinstance(statement, ast.Expr)
-    expression: ast.expr = _Filling([old]).visit(statement.value)
-    return expression

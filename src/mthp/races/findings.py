@@ -27,39 +27,24 @@ class Finding:
         return broken.law == self.law and broken.object.kind in self.kinds
 
 
-def _walks_too_early(world: RaceWorld) -> bool:
-    return world.profile == "v16" and world.hook is Hook.WALKS
-
-
-def _is_read_only(world: RaceWorld) -> bool:
-    return world.size is Size.WINDOW and "mprotect" in world.rivals
-
-
-def _migrates_what_is_cleared(world: RaceWorld) -> bool:
-    return "soft-dirty" in world.rivals and not _MIGRATES.isdisjoint(world.rivals)
-
-
 _MIGRATES = frozenset({"migrate", "move-pages", "poisoned"})
 """Rivals that migrate the page which the soft-dirty rival stores to."""
-
-
-def _merges_what_is_protected(world: RaceWorld) -> bool:
-    return {"uffd-wp", "ksm"} <= {*world.rivals}
-
 
 # fmt: off
 _FINDINGS = (
     Finding("A18a",
         "the PTEs are set before the PMD is back, and the architecture's hook walks the table",
-        _walks_too_early, 9, frozenset({Kind.PMD})),
+        lambda world: world.profile == "v16" and world.hook is Hook.WALKS, 9, frozenset({Kind.PMD})),
     Finding("S1", "below PMD order, a mapping that may not be written loses its soft-dirty marks",
-        _is_read_only, 8, frozenset({Kind.SOFT_DIRTY_MARK, Kind.DIRTIED})),
+        lambda world: world.size is Size.WINDOW and "mprotect" in world.rivals, 8,
+        frozenset({Kind.SOFT_DIRTY_MARK, Kind.DIRTIED})),
     Finding("M1",
         "clear_refs leaves a migration entry writable: the page comes back writable and not soft-dirty",
-        _migrates_what_is_cleared, 8, frozenset({Kind.DIRTIED})),
+        lambda world: "soft-dirty" in world.rivals and not _MIGRATES.isdisjoint(world.rivals), 8,
+        frozenset({Kind.DIRTIED})),
     Finding("K1",
         "KSM replaces a page that userfaultfd write-protects by an entry without the protection",
-        _merges_what_is_protected, 8, frozenset({Kind.WRITE_PROTECTED})),
+        lambda world: {"uffd-wp", "ksm"} <= {*world.rivals}, 8, frozenset({Kind.WRITE_PROTECTED})),
 )
 # fmt: on
 FINDINGS: Mapping[str, Finding] = MappingProxyType({each.id: each for each in _FINDINGS})

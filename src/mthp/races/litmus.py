@@ -114,10 +114,8 @@ class Publish:
         self.got = EMPTY
         writer = Task("writer")
         self.tasks = [(writer, lambda: self._write(pattern)), (Task("reader", 1), self._read)]
-        if model is not Model.SC:
-            self._store_late(writer, model)
-
-    def _store_late(self, writer: Task, model: Model) -> None:
+        if model is Model.SC:
+            return
         writer.buffer = StoreBuffer(self.machine, writer.name, model, 1)
         self.contents.lane, self.mapping.lane = Lane.CONTENTS, Lane.TABLES
         self.counts.lane = Lane.COUNTS
@@ -154,10 +152,6 @@ class Publish:
     def at_rest(self) -> None:
         """The behaviour."""
         self.broken.append(self.got)
-
-
-def _at_once(publish: Publish) -> None:
-    publish.map()
 
 
 def _behind_a_barrier(publish: Publish) -> None:
@@ -200,7 +194,7 @@ _PATTERNS = (
     Pattern("publish-wmb", "__folio_mark_uptodate() as it is", Observation.NEVER, _behind_a_barrier,
         before=("smp_wmb();",)),
     Pattern("publish-no-wmb", "X3: the barrier is gone, and nothing else orders", Observation.SOMETIMES,
-        _at_once),
+        Publish.map),
     Pattern("publish-locks", "no barrier: the PTE lock is given back and the pmd lock taken",
         Observation.NEVER, _behind_two_locks, (_PTL, _PML), (*_PTL_ONCE, *_PML_TAKEN), _PML_GIVEN),
     Pattern("publish-unlock", "no barrier: a lock is given back, none is taken", Observation.SOMETIMES,
@@ -216,7 +210,7 @@ _PATTERNS = (
         "v16's smp_wmb(), where the contents are the PTEs and what maps them is the PMD",
         Observation.NEVER, _behind_a_barrier, before=("smp_wmb();",)),
     Pattern("ptes-no-wmb", "v16 without it: the pmd lock is held over both stores, and orders neither",
-        Observation.SOMETIMES, _at_once),
+        Observation.SOMETIMES, Publish.map),
 )
 # fmt: on
 PATTERNS = {each.name: each for each in _PATTERNS}

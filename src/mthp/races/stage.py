@@ -139,6 +139,8 @@ class Stage:
         self.watch: Watch
         self.before: Observer
         self.after: Observer
+        self.raised: Callable[[Task, Exception], None]
+        self.stuck: Callable[[Sequence[tuple[Task, Any]]], None]
 
     def table_at(self, mm: Mm, address: int) -> PageTable:
         """A new empty table for address."""
@@ -160,13 +162,13 @@ class Stage:
         """Of a page of the mapping."""
         return START + (index << self.kernel.geometry.page_shift)
 
-    def map_page(self, index: int, pte: int = USED) -> int:
+    def map_page(self, index: int) -> int:
         """A small page with contents of its own (100 + index); its frame."""
-        self.pages[index] = page = self._map_new(self.vma, self.table, index, 100 + index, pte)
+        self.pages[index] = page = self._map_new(self.vma, self.table, index, 100 + index)
         return page
 
     def _map_new(
-        self, vma: Vma, table: PageTable, slot: int, content: int, pte: int, flags: int = WRITTEN
+        self, vma: Vma, table: PageTable, slot: int, content: int, flags: int = WRITTEN
     ) -> int:
         """A small page in a slot of the mapping's first table."""
         mem = self.kernel.mem
@@ -174,7 +176,7 @@ class Stage:
         index, anon_vma = vma.vm_pgoff + slot, vma.anon_vma.number
         page = new_anon_folio(mem, flags=flags, anon_vma=anon_vma, index=index)
         mem.content.raw[page] = content
-        table.ptes.raw[slot] = mk_pte(page, pte)
+        table.ptes.raw[slot] = mk_pte(page, YOUNG if flags & PG_KSM else USED)
         vma.vm_mm.counters[MM_ANONPAGES] += 1
         return page
 
@@ -187,10 +189,7 @@ class Stage:
         vma = mm.mmap(start, start + self.kernel.geometry.pmd_size, vm_flags)
         mm.link_anon_vma(vma)
         table = self.table_at(mm, start)
-        if content is None:
-            return 0
-        pte = YOUNG if flags & PG_KSM else USED
-        return self._map_new(vma, table, 0, content, pte, flags)
+        return 0 if content is None else self._map_new(vma, table, 0, content, flags)
 
     def map_large(self) -> None:
         """One folio of two pages, mapped by PTEs, in the place of the first page."""
@@ -258,22 +257,13 @@ class Stage:
         kernel.mem.allocator = Arenas(kernel.mem, self.machine, names)
         self.watch = Watch(kernel, self.khugepaged, collapsers)
         self.before, self.after = self.watch.before, self.watch.after
+        self.raised, self.stuck = self.watch.raised, self.watch.stuck
         return self
-
-    # As schedulers want it
 
     @property
     def broken(self) -> list[Broken]:
         """The laws broken so far."""
         return self.watch.broken
-
-    def raised(self, task: Task, error: Exception) -> None:
-        """A task ended with an error."""
-        self.watch.raised(task, error)
-
-    def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
-        """No task can go on."""
-        self.watch.stuck(waiting)
 
     def at_rest(self) -> None:
         """Every task has ended."""

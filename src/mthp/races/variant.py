@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -30,14 +30,11 @@ def applied(edits: Sequence[Edit]) -> Iterator[None]:
 @contextmanager
 def replaced(texts: dict[str, str]) -> Iterator[None]:
     """The engine runs with these texts for its modules until the end of the block."""
-    undo: list[tuple[Any, str, Any]] = []
     variants: list[ModuleType] = []
-    try:
+    with ExitStack() as undo:
         for module, text in texts.items():
             _install(importlib.import_module(f"mthp.{module}"), text, variants, undo)
         yield
-    finally:
-        _restore(undo)
 
 
 class VariantError(Exception):
@@ -62,20 +59,18 @@ def protocol(file: Path) -> Iterator[None]:
         with replaced({name: text}):
             yield
         return
-    undo: list[tuple[Any, str, Any]] = []
-    try:
+    with ExitStack() as undo:
         _take_over(file, text, undo)
         yield
-    finally:
-        _restore(undo)
 
 
-def _take_over(file: Path, text: str, undo: list[tuple[Any, str, Any]]) -> None:
+def _take_over(file: Path, text: str, undo: ExitStack) -> None:
     variant = ModuleType("mthp.protocol")
     try:
         exec(compile(text, str(file), "exec"), variant.__dict__)
     except Exception as error:
         raise VariantError(f"{type(error).__name__}: {error}") from None
+    is_used = False
     engine = [module for module in _our_modules() if module.__name__.startswith(_ENGINE)]
     for name, value in vars(variant).items():
         if not isinstance(value, FunctionType) or value.__module__ != variant.__name__:
@@ -87,18 +82,18 @@ def _take_over(file: Path, text: str, undo: list[tuple[Any, str, Any]]) -> None:
             and function.__module__ == module.__name__
         }
         if len(found) == 1:
-            before = found.pop()
-            for holder in _our_modules():
-                if vars(holder).get(name) is before:
-                    undo.append((holder, name, before))
-                    setattr(holder, name, value)
-    if not undo:
+            is_used = True
+            _put(_our_modules(), name, found.pop(), value, undo)
+    if not is_used:
         raise VariantError("no function in it has the name of an engine function")
 
 
-def _restore(undo: list[tuple[Any, str, Any]]) -> None:
-    for holder, name, value in reversed(undo):
-        setattr(holder, name, value)
+def _put(holders: Sequence[Any], name: str, old: object, new: object, undo: ExitStack) -> None:
+    """Wherever the old one is found by its name."""
+    for holder in holders:
+        if vars(holder).get(name) is old:
+            undo.callback(setattr, holder, name, old)
+            setattr(holder, name, new)
 
 
 _ENGINE = (
@@ -110,12 +105,7 @@ _ENGINE = (
 )
 
 
-def _install(
-    original: ModuleType,
-    text: str,
-    variants: list[ModuleType],
-    undo: list[tuple[Any, str, Any]],
-) -> None:
+def _install(original: ModuleType, text: str, variants: list[ModuleType], undo: ExitStack) -> None:
     variant = ModuleType(original.__name__)
     variants.append(variant)
     variant.__file__ = original.__file__
@@ -125,14 +115,12 @@ def _install(
             setattr(variant, name, _grafted(getattr(original, name, value), value, undo))
     for name, value in vars(variant).items():
         before = getattr(original, name, None)
-        if isinstance(value, FunctionType) and value.__module__ == original.__name__:
-            for holder in (*_our_modules(), *variants):
-                if before is not None and holder.__dict__.get(name) is before:
-                    undo.append((holder, name, before))
-                    setattr(holder, name, value)
+        is_own = isinstance(value, FunctionType) and value.__module__ == original.__name__
+        if is_own and before is not None:
+            _put([*_our_modules(), *variants], name, before, value, undo)
 
 
-def _grafted(before: type, after: type, undo: list[tuple[Any, str, Any]]) -> type:
+def _grafted(before: type, after: type, undo: ExitStack) -> type:
     """The class there was, with the methods of the new text: objects of it stay what they are."""
     for name, value in vars(after).items():
         old = vars(before).get(name)
@@ -141,8 +129,7 @@ def _grafted(before: type, after: type, undo: list[tuple[Any, str, Any]]) -> typ
                 value.__code__.co_consts == old.__code__.co_consts
             ):
                 continue
-            undo.append((before, name, old))
-            setattr(before, name, value)
+            _put([before], name, old, value, undo)
     return before
 
 

@@ -13,7 +13,8 @@ from mthp.mm.mm_types import Vma
 from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pgtable_types import pmd_is_table
 from mthp.mm.reports import WalkedNothing
-from mthp.races.cast.all import RIVALS, get_along, vm_flags
+from mthp.mm.vm_flags import VM_DEFAULT
+from mthp.races.cast.all import RIVALS, get_along
 from mthp.races.cast.collapsers import COLLAPSER, Start
 from mthp.races.cast.rival import nothing
 from mthp.races.stage import Size, Stage
@@ -93,7 +94,10 @@ class RaceWorld:
     def __call__(self) -> Stage:
         """A fresh stage."""
         cast = tuple(RIVALS[name] for name in self.rivals)
-        stage = Stage(self.size, PROFILES[self.profile], 1 + len(cast), vm_flags(cast))
+        vm_flags = VM_DEFAULT
+        for rival in cast:
+            vm_flags |= rival.vm_flags
+        stage = Stage(self.size, PROFILES[self.profile], 1 + len(cast), vm_flags)
         if self.start is not Start.DAEMON:
             stage.khugepaged.mm_slot = stage.mm  # khugepaged works on the mm under its cursor
         stage.map_page(0)

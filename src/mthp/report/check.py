@@ -5,36 +5,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from textwrap import wrap
 from typing import Any
 
 from mthp.check.records import (
     Call,
-    Covered,
     MutantResult,
     MutantVerdict,
     Violation,
     WorldResult,
 )
+from mthp.explore.outcome import Coverage, Extent
 
 SCHEMA_VERSION = 1
 _GAP = 2
 _MIN_COLUMN = 26
 
 
-def covered_text(covered: Covered) -> str:
-    """Says what was covered, how much that was, and why only the reference explorer could do it."""
-    text = _how_far(covered)
-    return f"{text}; reference explorer: {covered.refused}" if covered.refused else text
-
-
-def _how_far(covered: Covered) -> str:
+def covered_text(covered: Coverage) -> str:
+    """What was covered, and how much that was; and why by the reference explorer, where it had to be."""
     number = f"{covered.executions:,} execution{'' if covered.executions == 1 else 's'}"
-    if covered.kind == "exhaustive":
-        return f"exhaustive in this world with these tasks: {number}"
-    if covered.kind == "sampled":
-        return f"sampled: {number} from seed {covered.seed}"
-    return f"bounded: {number}; {covered.bound}"
+    if covered.kind is Extent.EXHAUSTIVE:
+        text = f"exhaustive in this world with these tasks: {number}"
+    elif covered.kind is Extent.SAMPLED:
+        text = f"sampled: {number} from seed {covered.seed}"
+    else:
+        text = f"bounded: {number}; {covered.bound}"
+    return f"{text}; reference explorer: {covered.refused}" if covered.refused else text
 
 
 def violation_lines(violation: Violation, width: int = 100) -> list[str]:
@@ -69,14 +67,9 @@ def _columns(violation: Violation, width: int) -> list[str]:
 
 
 def _folded(calls: Sequence[Call]) -> Iterable[Call]:
-    """The calls without repetitions and without those of locks, which show in the locks held."""
-    last = None
-    for call in calls:
-        if call.function.endswith((": lock", ": unlock")):
-            continue
-        if call != last:
-            yield call
-        last = call
+    """Taking and giving back a lock shows in the locks held."""
+    others = (call for call in calls if not call.function.endswith((": lock", ": unlock")))
+    return (call for call, _ in groupby(others))
 
 
 def world_line(result: WorldResult) -> str:
@@ -107,7 +100,7 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
     lines = [head] if pairs else []
     for rival in rivals:
         mine = [each for each in pairs if rival in each.tasks[1:]]
-        exhausted = sum(each.covered.kind == "exhaustive" for each in mine)
+        exhausted = sum(each.covered.kind is Extent.EXHAUSTIVE for each in mine)
         executions = sum(each.covered.executions for each in mine)
         seconds = sum(each.seconds for each in mine)
         most = max(mine, key=lambda each: each.covered.executions)
@@ -122,15 +115,11 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
 # Documents
 
 
-def coverage_document(covered: Covered) -> dict[str, Any]:
-    """Plain JSON values that say what a search covered."""
+def coverage_document(covered: Coverage) -> dict[str, Any]:
+    """What was covered."""
     return {
-        "kind": covered.kind,
+        **asdict(covered),
         "bound": covered.bound or None,
-        "seed": covered.seed,
-        "executions": covered.executions,
-        "pruned": covered.pruned,
-        "steps": covered.steps,
         "refused": covered.refused or None,
     }
 
@@ -139,7 +128,7 @@ def violation_document(violation: Violation) -> dict[str, Any]:
     """Plain JSON values of one execution that breaks laws."""
     return {
         "tasks": list(violation.tasks),
-        "laws": [asdict(breach) for breach in violation.breaches],
+        "laws": [asdict(each) for each in violation.breaches],
         "calls": [asdict(call) for call in violation.calls],
         "warnings": list(violation.warnings),
         "steps": violation.steps,

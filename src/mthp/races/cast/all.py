@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.races.cast.accesses import ACCESSES
 from mthp.races.cast.collapsers import SECOND_COLLAPSERS
 from mthp.races.cast.folios import FOLIOS
@@ -36,11 +35,3 @@ LAWFUL = tuple(name for name in RIVALS if name not in UNLAWFUL)
 def get_along(a: str, b: str) -> bool:
     """Whether two rivals can be in one world."""
     return RIVALS[a].gets_along(RIVALS[b])
-
-
-def vm_flags(rivals: tuple[Rival, ...]) -> int:
-    """What the mapping must be."""
-    flags = VM_DEFAULT
-    for rival in rivals:
-        flags |= rival.vm_flags
-    return flags

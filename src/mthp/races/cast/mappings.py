@@ -61,10 +61,6 @@ def _add_child(stage: Stage, name: str) -> None:
     pmd_ptr(child, START, create=True)
 
 
-def _fork(stage: Stage) -> None:
-    dup_mmap(stage.children["fork"], stage.mm, stage.khugepaged.khugepaged_enter)
-
-
 def _fork_fails(stage: Stage) -> None:
     child = stage.children["fork-fails"]
     dup_mmap_failing(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
@@ -99,7 +95,9 @@ MAPPINGS = (
         lambda stage: mprotect(stage.mm, START, stage.end)),
     Rival("numa-hint", "NUMA hints are given to the table, and a store hits one", _hint_and_store),
     Rival("soft-dirty", "soft-dirty marks are cleared, then a page is stored to", _clear_and_store),
-    Rival("fork", "fork() of the process", _fork, lambda stage: _add_child(stage, "fork")),
+    Rival("fork", "fork() of the process",
+        lambda stage: dup_mmap(stage.children["fork"], stage.mm, stage.khugepaged.khugepaged_enter),
+        lambda stage: _add_child(stage, "fork")),
     Rival("fork-fails", "fork() that fails half way", _fork_fails,
         lambda stage: _add_child(stage, "fork-fails")),
     Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE),

@@ -57,10 +57,8 @@ class Rival:
         taken = self.takes | other.takes
         if self.takes & other.takes or StagePart.WINDOW in taken:
             return False
-        return Reach.ALONE not in (self.reach, other.reach) or Reach.PAGES in (
-            self.reach,
-            other.reach,
-        )
+        reaches = {self.reach, other.reach}
+        return Reach.ALONE not in reaches or Reach.PAGES in reaches
 
 
 HOLE = frozenset({StagePart.HOLE})

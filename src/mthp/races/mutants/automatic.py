@@ -5,11 +5,10 @@ neighbouring calls swapped, by the syntax tree alone."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from mthp.races.edits import Statements, WithItem, bodies, source_of
+from mthp.races.edits import Replacing, bodies, source_of
 
 MODULES = ("collapse", "isolate", "install", "copy", "swapin")
 _NOT_PROTOCOL = frozenset(
@@ -36,16 +35,13 @@ def mutations(module: str) -> Iterator[Mutation]:
     count = len(list(_changes(ast.parse(source))))
     for number in range(count):
         tree = ast.parse(source)
-        for at, (function, line, what, change) in enumerate(_changes(tree)):
-            if at == number:
-                change()
-                text = ast.unparse(ast.fix_missing_locations(tree))
-                yield Mutation(name, function, line, what, text)
-                break
+        function, line, what, old, new = list(_changes(tree))[number]
+        Replacing(old, new).visit(tree)
+        yield Mutation(name, function, line, what, ast.unparse(tree))
 
 
-Change = tuple[str, int, str, Callable[[], None]]
-"""Function, line, what is changed in words, and what changes it."""
+Change = tuple[str, int, str, Sequence[ast.AST], Sequence[ast.AST]]
+"""Function, line, what is changed in words, what goes, and what stands there instead."""
 
 
 def _changes(tree: ast.Module) -> Iterator[Change]:
@@ -58,20 +54,20 @@ def _changes(tree: ast.Module) -> Iterator[Change]:
 def _of_body(function: str, body: list[ast.stmt]) -> Iterator[Change]:
     for at, statement in enumerate(body):
         line = statement.lineno
-        without = partial(Statements(body, at).replace, [ast.Pass()])
         if _is_call(statement):
-            yield function, line, f"without {_short(statement)}", without
+            yield function, line, f"without {_short(statement)}", [statement], []
             if at + 1 < len(body) and _is_call(body[at + 1]):
                 what = f"{_short(body[at + 1])} before {_short(statement)}"
-                swapped = [body[at + 1], statement]
-                yield function, line, what, partial(Statements(body, at, 2).replace, swapped)
+                both = body[at : at + 2]
+                yield function, line, what, both, both[::-1]
         elif isinstance(statement, ast.With):
-            for item, each in enumerate(statement.items):
+            for each in statement.items:
                 if each.optional_vars is None:
                     what = f"without {ast.unparse(each.context_expr)}"
-                    yield function, line, what, partial(WithItem(body, at, item).replace, ())
+                    yield function, line, what, [each.context_expr], []
         elif isinstance(statement, ast.If) and isinstance(statement.body[-1], ast.Raise):
-            yield function, line, f"without the check {ast.unparse(statement.test)}", without
+            what = f"without the check {ast.unparse(statement.test)}"
+            yield function, line, what, [statement], []
 
 
 def _is_call(statement: ast.stmt) -> bool:
