@@ -19,10 +19,11 @@ from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_ANON, PG_LOCKED, PG_LRU
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pgtable_types import pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
+from mthp.mm.pgtable_types import Pte, pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
 from mthp.words.events import NO_PFN, ScanPmd
 from mthp.words.profiles import ScanCost
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
+from mthp.words.units import Address, Folio
 
 
 class Scan:
@@ -33,7 +34,7 @@ class Scan:
         "max_ptes_swap", "none_or_zero", "referenced", "shared", "unmapped", "vma",
     )  # fmt: skip
 
-    def __init__(self, vma: Vma, address: int, cc: CollapseControl) -> None:
+    def __init__(self, vma: Vma, address: Address, cc: CollapseControl) -> None:
         kernel = vma.vm_mm.kernel
         pmd_order = kernel.geometry.pmd_order
         self.kernel = kernel
@@ -59,7 +60,7 @@ class Scan:
                 ScanResult.EXCEED_NONE_PTE, "thp_scan_exceed_none_pte", "collapse_exceed_none_pte"
             )
 
-    def take_unmapped(self, pteval: int) -> None:
+    def take_unmapped(self, pteval: Pte) -> None:
         """An entry that is neither none nor present: swap, migration, guard, poison."""
         self.unmapped += 1
         if self.unmapped > self.max_ptes_swap:
@@ -69,7 +70,7 @@ class Scan:
         if pte_swp_uffd_any(pteval):
             raise Refused(ScanResult.PTE_UFFD)
 
-    def take_page(self, i: int, pteval: int) -> None:
+    def take_page(self, i: int, pteval: Pte) -> None:
         """A present PTE: the kernel's checks in the kernel's order."""
         if pte_uffd(pteval):
             raise Refused(ScanResult.PTE_UFFD)
@@ -106,7 +107,7 @@ class Scan:
         if self.cc.is_khugepaged and folio_pte_referenced(mem, folio, self.vma, address, pteval):
             self.referenced += 1
 
-    def refused_at(self, folio: int, result: ScanResult) -> Refused:
+    def refused_at(self, folio: Folio, result: ScanResult) -> Refused:
         """Remember the folio for the tracepoint."""
         self.failed_pfn = folio
         return Refused(result)
@@ -145,7 +146,7 @@ def scan_ptes(scan: Scan, pte: PteMap) -> None:
 
 
 def collapse_scan_pmd(
-    mm: Mm, vma: Vma, start_addr: int, mmap_lock: Hold, cc: CollapseControl
+    mm: Mm, vma: Vma, start_addr: Address, mmap_lock: Hold, cc: CollapseControl
 ) -> ScanResult:
     """Scan the table at start_addr (PMD aligned), then collapse what mthp_collapse() finds.
 

@@ -14,8 +14,8 @@ include/asm-generic/bitops/instrumented-atomic.h (test_and_set_bit, test_and_cle
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Generic, Protocol, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,36 @@ _VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32,
                      "B": np.uint8, "b": np.int8}  # fmt: skip
 """Signed where an index may come of it: no word of a world uses its highest bit."""
 
+Word_co = TypeVar("Word_co", bound=int, covariant=True)
 
-class Words:
+
+class Row(Protocol[Word_co]):
+    """The `array` behind Words, for the type checker: reading gives the type of the words."""
+
+    typecode: str
+    itemsize: int
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, at: int, /) -> Word_co: ...
+    @overload
+    def __getitem__(self, at: slice, /) -> array[int]: ...
+    @overload
+    def __setitem__(self, at: int, value: int, /) -> None: ...
+    @overload
+    def __setitem__(self, at: slice, value: array[int], /) -> None: ...
+    def __iter__(self) -> Iterator[Word_co]: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def frombytes(self, buffer: bytes, /) -> None: ...
+    def tobytes(self) -> bytes: ...
+    def count(self, value: int, /) -> int: ...
+
+
+class Words(Generic[Word_co]):
     """A row of Cells. typecode: as in `array`; size: how many words there are; owner: whose.
 
-    lane: how stores to it behave where CPUs have store buffers.
+    Word_co: what reading gives (Pte, Folio, or int), which costs nothing. lane: how stores
+    to it behave where CPUs have store buffers.
     """
 
     __slots__ = ("_view", "lane", "machine", "name", "owner", "raw")
@@ -47,7 +72,7 @@ class Words:
         self._view: NDArray[Any] | None = None
         self.machine = machine
         self.name = name
-        self.raw: array[int] = array(typecode, bytes(array(typecode).itemsize * size))
+        self.raw = cast("Row[Word_co]", array(typecode, bytes(array(typecode).itemsize * size)))
 
     def __repr__(self) -> str:
         return f"Words({self.name!r}, {len(self.raw)})"
@@ -62,7 +87,7 @@ class Words:
         try:
             self.raw.frombytes(more)
         except BufferError:  # somebody still looks at a view: leave the old row to them
-            self.raw = array(self.raw.typecode, self.raw.tobytes() + more)
+            self.raw = cast("Row[Word_co]", array(self.raw.typecode, self.raw.tobytes() + more))
 
     def view(self) -> NDArray[Any]:
         """The row as an array over the same memory. Not a step, so only for code that runs where
@@ -72,10 +97,10 @@ class Words:
         if self._view is None:
             if self.machine.on_step is not None:
                 return np.array(self.raw[:], _VIEWED_AS[self.raw.typecode])
-            self._view = np.frombuffer(self.raw, _VIEWED_AS[self.raw.typecode])
+            self._view = np.frombuffer(memoryview(self.raw), _VIEWED_AS[self.raw.typecode])
         return self._view
 
-    def read(self, index: int) -> int:
+    def read(self, index: int) -> Word_co:
         """Kernel: READ_ONCE()."""
         hook = self.machine.on_step
         if hook is not None:
@@ -113,11 +138,11 @@ class Words:
         """How many of nr words have a bit of the mask set. Not a step."""
         return int(np.count_nonzero(self.view()[index : index + nr] & mask))
 
-    def _forwarded(self, index: int) -> int:
+    def _forwarded(self, index: int) -> Word_co:
         """What the running task reads: its own late store, or what everybody sees."""
         buffer = self.machine.current.buffer
         late = buffer.forwarded(self, index) if buffer is not None else None
-        return self.raw[index] if late is None else late
+        return self.raw[index] if late is None else cast("Word_co", late)
 
     def _stored_late(self, index: int, value: int) -> bool:
         """Whether the running task's store buffer took a store."""
@@ -190,7 +215,7 @@ class Words:
         self.raw[index] = value
         return True
 
-    def swap(self, index: int, value: int) -> int:
+    def swap(self, index: int, value: int) -> Word_co:
         """Write atomically; the old value. Kernel: xchg()."""
         hook = self.machine.on_step
         if hook is not None:

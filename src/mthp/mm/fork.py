@@ -16,6 +16,7 @@ from mthp.mm.pgtable_types import WRITE, pmd_is_table, pmd_trans_huge, pte_pfn, 
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
 from mthp.mm.rmap import anon_vma_lock_write, folio_add_anon_rmap_ptes
 from mthp.mm.vma import free_pgtables, unlink
+from mthp.words.units import Address, Folio
 
 Enter = Callable[[Mm], None]
 """khugepaged_fork(): the daemon's own, given by whoever knows it."""
@@ -58,7 +59,7 @@ def copy_page_range(copy: Vma, vma: Vma) -> None:
             copy_pte_range(copy, vma, target, source, start)
 
 
-def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: int) -> None:
+def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: Address) -> None:
     """Share every page, read-only on both sides; start: of the table.
 
     Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c, copy_pte_range().
@@ -130,7 +131,7 @@ def exit_mmap(mm: Mm) -> None:
     kernel = mm.kernel
     shift, size = mm.geometry.page_shift, mm.geometry.pmd_size
     vmas = tuple(mm.vmas)
-    freed: list[int] = []
+    freed: list[Folio] = []
     for notifier in mm.notifiers:  # mmu_notifier_release()
         notifier.invalidate_range_start(mm, vmas[0].vm_start, vmas[-1].vm_end)
     with mm.mmap_read_lock():

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mthp.mm.mm_types import Mm, Vma
+from mthp.words.units import Address
 
 
 def vma_start_write(vma: Vma) -> None:
@@ -19,7 +20,7 @@ def vma_start_write(vma: Vma) -> None:
     vma.vm_mm.write_locked_vmas.append(vma)
 
 
-def lock_vma_under_rcu(mm: Mm, address: int) -> Vma | None:
+def lock_vma_under_rcu(mm: Mm, address: Address) -> Vma | None:
     """The VMA of address, locked for reading, or None: take mmap_lock.
 
     Kernel: mm/mmap_lock.c, lock_vma_under_rcu().
@@ -34,7 +35,7 @@ def lock_vma_under_rcu(mm: Mm, address: int) -> Vma | None:
     return vma
 
 
-def with_vma_read_locked(mm: Mm, address: int, act: Callable[[Vma], None]) -> None:
+def with_vma_read_locked(mm: Mm, address: Address, act: Callable[[Vma], None]) -> None:
     """Do it to the VMA of address, if there is one: under its own lock, or else under mmap_lock.
 
     Kernel: mm/madvise.c, try_vma_read_lock(); mm/userfaultfd.c, uffd_mfill_lock().

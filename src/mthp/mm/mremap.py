@@ -43,9 +43,10 @@ from mthp.mm.reports import Moving
 from mthp.mm.rmap import anon_vma_lock_write
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 from mthp.mm.vma import unmap_region
+from mthp.words.units import Address
 
 
-def mremap(mm: Mm, start: int, to: int) -> None:
+def mremap(mm: Mm, start: Address, to: int) -> None:
     """Move the mapping that begins at start to another place, which is free.
 
     Kernel: mm/mremap.c, mremap_to(), move_vma(), copy_vma_and_data().
@@ -102,7 +103,7 @@ def relocate_vma_down(mm: Mm, to: int) -> None:
         new.vm_flags = flags
 
 
-def move_page_tables(vma: Vma, start: int, to: int, length: int) -> None:
+def move_page_tables(vma: Vma, start: Address, to: int, length: int) -> None:
     """Whole tables by their PMD, the rest entry by entry.
 
     Kernel: mm/mremap.c, move_page_tables(), get_extent().
@@ -219,7 +220,7 @@ def move_ptes(
     return True
 
 
-def flush(vma: Vma, start: int, length: int) -> None:
+def flush(vma: Vma, start: Address, length: int) -> None:
     """Kernel: flush_tlb_range()."""
     kernel = vma.vm_mm.kernel
     shift = kernel.geometry.page_shift

@@ -19,6 +19,7 @@ from mthp.mm.pgtable_types import (
     NO_ACCESS,
     SOFT_DIRTY,
     WRITE,
+    Pte,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
@@ -26,6 +27,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.reports import SoftDirtyCleared
 from mthp.mm.vm_flags import VM_SOFTDIRTY
+from mthp.words.units import Address
 
 
 def clear_refs_write(mm: Mm) -> None:
@@ -47,7 +49,7 @@ def clear_refs_write(mm: Mm) -> None:
             kernel.report(SoftDirtyCleared(mm, vma.vm_start, vma.vm_end, by))
 
 
-def clear_refs_pte_range(vma: Vma, start: int) -> None:
+def clear_refs_pte_range(vma: Vma, start: Address) -> None:
     """One table. Kernel: fs/proc/task_mmu.c, clear_refs_pte_range()."""
     mm = vma.vm_mm
     pmd = mm_find_pmd(mm, start)
@@ -74,14 +76,14 @@ def clear_refs_pte_range(vma: Vma, start: int) -> None:
                 pte.ptes.write(pte.base + i, old & ~(WRITE | SOFT_DIRTY))
 
 
-def pte_is_pinned(vma: Vma, pteval: int) -> bool:
+def pte_is_pinned(vma: Vma, pteval: Pte) -> bool:
     """Kernel: fs/proc/task_mmu.c, pte_is_pinned()."""
     kernel = vma.vm_mm.kernel
     page = pte_pfn(pteval)
     return bool(page) and folio_maybe_dma_pinned(kernel, kernel.mem.page_folio(page))
 
 
-def clear_soft_dirty_pmd(vma: Vma, start: int, pmd: PmdPtr) -> None:
+def clear_soft_dirty_pmd(vma: Vma, start: Address, pmd: PmdPtr) -> None:
     """Kernel: fs/proc/task_mmu.c, clear_soft_dirty_pmd()."""
     old = pmdp_invalidate(vma.vm_mm, start, pmd)
     pmd.page.pmds.write(pmd.slot, old & ~(WRITE | SOFT_DIRTY | NO_ACCESS))

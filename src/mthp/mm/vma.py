@@ -13,9 +13,10 @@ from mthp.mm.pgtable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_t
 from mthp.mm.pgtable_types import PMD_NONE, pmd_is_table, pmd_pgtable
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.rmap import anon_vma_lock_write
+from mthp.words.units import Address
 
 
-def munmap(mm: Mm, start: int, end: int) -> Vma | None:
+def munmap(mm: Mm, start: Address, end: Address) -> Vma | None:
     """Remove the mapping of [start, end), its pages and its table. Kernel: do_vmi_munmap()."""
     with mm.mmap_write_lock():
         vma = _unmap_locked(mm, start, end)
@@ -23,7 +24,7 @@ def munmap(mm: Mm, start: int, end: int) -> Vma | None:
     return vma
 
 
-def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
+def munmap_and_mmap(mm: Mm, start: Address, end: Address) -> None:
     """Another mapping, just as suitable, takes the old one's place."""
     with mm.mmap_write_lock():
         old = _unmap_locked(mm, start, end)
@@ -33,7 +34,7 @@ def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def munmap_tail(mm: Mm, start: int) -> None:
+def munmap_tail(mm: Mm, start: Address) -> None:
     """munmap() of what a mapping has from start on: it shrinks, and a huge PMD across start is split.
 
     Kernel: mm/vma.c, __split_vma(), vms_gather_munmap_vmas(); mm/huge_memory.c,
@@ -62,7 +63,7 @@ def munmap_tail(mm: Mm, start: int) -> None:
     kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
+def _unmap_locked(mm: Mm, start: Address, end: Address) -> Vma | None:
     vma = mm.find_vma(start)
     if vma is None or vma.vm_start != start:
         return None
@@ -72,7 +73,7 @@ def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
     return vma
 
 
-def unmap_region(vma: Vma, start: int, end: int) -> None:
+def unmap_region(vma: Vma, start: Address, end: Address) -> None:
     """Zap, take the VMA out, flush, give pages and tables back.
 
     Divergence: the VMA leaves the tree only now; it is locked, so that nobody who finds it can tell.
@@ -101,7 +102,7 @@ def unlink(vma: Vma) -> None:
         vma.vm_mm.unlink_vma(vma)
 
 
-def free_pgtables(vma: Vma, start: int) -> None:
+def free_pgtables(vma: Vma, start: Address) -> None:
     """Kernel: mm/memory.c, free_pgtables(), free_pte_range()."""
     mm = vma.vm_mm
     pmd = mm_find_pmd(mm, start)
