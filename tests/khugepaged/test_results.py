@@ -142,7 +142,7 @@ def other_pmd_page(world: World, vma: Vma) -> None:
     pages = world.mm.pmd_pages
     number, page = next(iter(pages.items()))
     copy = type(page)(world.kernel, "another")
-    copy.pmds.raw[:] = page.pmds.raw
+    copy.pmds.raw[:] = page.pmds.raw[:]
     pages[number] = copy
 
 

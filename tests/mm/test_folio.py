@@ -22,6 +22,7 @@ from mthp.mm.page_flags import (
     PG_UNEVICTABLE,
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
+from mthp.words.units import Folio
 from tests.small_worlds import TINY, World, small
 
 
@@ -30,7 +31,7 @@ def world() -> World:
     return World(geometry=TINY)
 
 
-def alloc(world: World, order: int = 0) -> int:
+def alloc(world: World, order: int = 0) -> Folio:
     folio = world.mem.folio_alloc(order)
     assert folio is not None
     return folio

@@ -19,6 +19,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
 from mthp.races.stage import Size
 from mthp.races.world import RaceWorld
+from mthp.words.units import Folio, Pfn
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -62,7 +63,7 @@ def mergeable(*pieces: Piece) -> tuple[World, Vma]:
 
 def merge(world: World, vma: Vma, page: int, kpage: int) -> bool:
     """Look at a page of a mapping; whether kpage is mapped there then."""
-    ksm_do_scan(world.mm, world.address(vma, page), kpage)
+    ksm_do_scan(world.mm, world.address(vma, page), Folio(Pfn(kpage)))
     assert world.kernel.machine.current.held == []
     return pte_pfn(world.table(vma, world.address(vma, page)).ptes.raw[page]) == kpage
 

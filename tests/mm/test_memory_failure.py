@@ -15,6 +15,7 @@ from mthp.mm.pgtable_types import (
     pte_pfn,
 )
 from mthp.mm.reports import Poisoned
+from mthp.words.units import Pfn
 from tests.small_worlds import (
     TINY,
     World,
@@ -32,7 +33,7 @@ def test_failed_memory_is_unmapped_and_kept() -> None:
     assert stage.kernel.mem.mapcount.raw[stage.pages[0]] == 0
 
 
-def failed(world: World, page: int) -> list[object]:
+def failed(world: World, page: Pfn) -> list[object]:
     """What is reported when a page's memory fails."""
     facts: list[object] = []
     world.kernel.report = facts.append
@@ -95,7 +96,7 @@ def test_a_page_of_a_large_folio_is_only_marked(page: int) -> None:
     vma = world.vma(large(2))
     folio = world.folio(vma, 0)
     before = world.census()
-    assert failed(world, folio + page) == [Poisoned(folio + page, False)]
+    assert failed(world, Pfn(folio + page)) == [Poisoned(Pfn(folio + page), False)]
     assert world.census().entries == before.entries
     assert world.mem.refcount.raw[folio] == 5
     assert not world.mem.test(folio, PG_LOCKED)
