@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 from mthp.khugepaged.isolate import release_pte_folio, release_pte_pages
-from mthp.mm.folio import (
-    folio_clear_isolated,
-    folio_putback_lru,
-)
+from mthp.mm.folio import folio_clear_isolated, folio_putback_lru
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import MM_ANONPAGES, PmdPtr, Vma
 from mthp.mm.page_flags import PAGE_HWPOISON

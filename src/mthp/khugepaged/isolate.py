@@ -18,11 +18,7 @@ from mthp.mm.folio import (
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_test_young
-from mthp.mm.page_flags import (
-    PG_REFERENCED,
-    PG_YOUNG,
-    PG_ZONE_DEVICE,
-)
+from mthp.mm.page_flags import PG_REFERENCED, PG_YOUNG, PG_ZONE_DEVICE
 from mthp.mm.pgtable import PteMap
 from mthp.mm.pgtable_types import (
     Pte,

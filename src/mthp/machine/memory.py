@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,26 +33,17 @@ _VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32,
 Word_co = TypeVar("Word_co", bound=int, covariant=True)
 
 
-class Row(Protocol[Word_co]):
-    """The `array` behind Words, for the type checker: reading gives the type of the words."""
+if TYPE_CHECKING:
 
-    typecode: str
-    itemsize: int
+    class Row(array[int], Generic[Word_co]):
+        """The array behind Words: reading it gives the type of its words."""
 
-    def __len__(self) -> int: ...
-    @overload
-    def __getitem__(self, at: int, /) -> Word_co: ...
-    @overload
-    def __getitem__(self, at: slice, /) -> array[int]: ...
-    @overload
-    def __setitem__(self, at: int, value: int, /) -> None: ...
-    @overload
-    def __setitem__(self, at: slice, value: array[int], /) -> None: ...
-    def __iter__(self) -> Iterator[Word_co]: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    def frombytes(self, buffer: bytes, /) -> None: ...
-    def tobytes(self) -> bytes: ...
-    def count(self, value: int, /) -> int: ...
+        @overload
+        def __getitem__(self, at: SupportsIndex, /) -> Word_co: ...
+        @overload
+        def __getitem__(self, at: slice, /) -> array[int]: ...
+        def __getitem__(self, at: Any, /) -> Any: ...
+        def __iter__(self) -> Iterator[Word_co]: ...
 
 
 class Words(Generic[Word_co]):
@@ -97,7 +88,7 @@ class Words(Generic[Word_co]):
         if self._view is None:
             if self.machine.on_step is not None:
                 return np.array(self.raw[:], _VIEWED_AS[self.raw.typecode])
-            self._view = np.frombuffer(memoryview(self.raw), _VIEWED_AS[self.raw.typecode])
+            self._view = np.frombuffer(self.raw, _VIEWED_AS[self.raw.typecode])
         return self._view
 
     def read(self, index: int) -> Word_co:

@@ -25,14 +25,7 @@ from mthp.mm.pgtable import (
     pte_offset_map_lock,
     unlocked_after,
 )
-from mthp.mm.pgtable_types import (
-    DIRTY,
-    YOUNG,
-    pmd_trans_huge,
-    pte_none,
-    pte_pfn,
-    pte_present,
-)
+from mthp.mm.pgtable_types import DIRTY, YOUNG, pmd_trans_huge, pte_none, pte_pfn, pte_present
 from mthp.mm.reports import Discarding, Zapped, Zapping
 from mthp.words.units import Address, Folio
 

@@ -11,13 +11,7 @@ from typing import NamedTuple
 
 from mthp.machine.hold import Hold
 from mthp.mm.mm_types import Kernel, Mm, PmdPtr
-from mthp.mm.pgtable import (
-    PteMap,
-    mm_find_pmd,
-    pmd_lock,
-    pmdp_get_lockless,
-    pte_offset_map,
-)
+from mthp.mm.pgtable import PteMap, mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import (
     Leaf,
     Pmd,
