@@ -71,6 +71,8 @@ USED = PRESENT | WRITE | YOUNG | DIRTY | SOFT_DIRTY
 ON_LRU = pg.ON_LRU | pg.PG_DIRTY
 """Flags of an anonymous folio in use."""
 DEFAULT = Geometry()
+BAD_PMD = Pmd(Pte(PRESENT | SPECIAL))
+"""Present, and neither a table nor a leaf."""
 TINY = Geometry(12, 4)
 """Sixteen PTEs a table, orders 2 to 4."""
 

@@ -111,3 +111,22 @@ def test_a_free_page_is_only_marked() -> None:
     assert failed(world, folio) == []
     assert world.mem.refcount.raw[folio] == 0
     assert world.mem.test(folio, PG_LRU)
+
+
+@pytest.mark.parametrize(("order", "page"), [(0, 0), (2, 1), (3, 6), (4, 9)])
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_free_page_is_never_handed_out(order: int, page: int, drained: bool) -> None:
+    """It may lie in a block of the free lists or of a per-CPU list; the rest of it stays free."""
+    world = World(geometry=TINY, free={4: 1})
+    mem, node = world.mem, world.mem.allocator.nodes[0]
+    folio = mem.folio_alloc(order)
+    assert folio is not None
+    mem.folio_put(folio)
+    if drained:
+        node.drain()
+    free = node.free_frames()
+    assert failed(world, Pfn(folio + page)) == []
+    assert node.free_frames() == free - 1
+    taken = [mem.folio_alloc(0) for _ in range(free - 1)]
+    assert None not in taken and len(set(taken)) == free - 1
+    assert folio + page not in taken and mem.folio_alloc(0) is None

@@ -7,7 +7,7 @@ from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import (
     collapse_max_ptes_none,
     collapse_max_ptes_shared,
-    count_collapse_event,
+    exceeded,
 )
 from mthp.mm.folio import (
     folio_clear_isolated,
@@ -119,10 +119,7 @@ class Isolation:
         if self.max_ptes_none is None:
             raise Refused(ScanResult.FAIL)
         if self.none_or_zero > self.max_ptes_none:
-            count_collapse_event(
-                self.kernel, self.order, "thp_scan_exceed_none_pte", "collapse_exceed_none_pte"
-            )
-            raise Refused(ScanResult.EXCEED_NONE_PTE)
+            raise exceeded(self.kernel, self.order, ScanResult.EXCEED_NONE_PTE)
 
     def take_page(self, address: Address, pteval: Pte) -> None:
         """Check, lock and isolate the folio behind one non-empty PTE, in the kernel's order."""
@@ -151,10 +148,7 @@ class Isolation:
         """Spend the budget for pages that several processes map."""
         self.shared += 1
         if self.shared > self.max_ptes_shared:
-            count_collapse_event(
-                self.kernel, self.order, "thp_scan_exceed_share_pte", "collapse_exceed_shared_pte"
-            )
-            raise Refused(ScanResult.EXCEED_SHARED_PTE)
+            raise exceeded(self.kernel, self.order, ScanResult.EXCEED_SHARED_PTE)
 
     def lock_and_isolate(self, folio: Folio) -> None:
         """Lock the folio, see that nobody else refers to it, take it off the LRU."""

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mthp.khugepaged.control import CollapseControl
 from mthp.mm.mm_types import Kernel, Vma, userfaultfd_armed
 from mthp.words.profiles import IntermediateNone
+from mthp.words.results import Refused, ScanResult
 from mthp.words.units import Order
 
 
@@ -50,6 +53,19 @@ def collapse_max_ptes_swap(kernel: Kernel, cc: CollapseControl, order: Order) ->
     if not cc.is_khugepaged:
         return kernel.geometry.ptrs_per_pte
     return kernel.settings.max_ptes_swap if order == kernel.geometry.pmd_order else 0
+
+
+_EXCEEDED: Final = {
+    ScanResult.EXCEED_NONE_PTE: ("thp_scan_exceed_none_pte", "collapse_exceed_none_pte"),
+    ScanResult.EXCEED_SHARED_PTE: ("thp_scan_exceed_share_pte", "collapse_exceed_shared_pte"),
+    ScanResult.EXCEED_SWAP_PTE: ("thp_scan_exceed_swap_pte", "collapse_exceed_swap_pte"),
+}
+
+
+def exceeded(kernel: Kernel, order: Order, result: ScanResult) -> Refused:
+    """Count that the budget of which result speaks is spent; the refusal."""
+    count_collapse_event(kernel, order, *_EXCEEDED[result])
+    return Refused(result)
 
 
 def count_collapse_event(kernel: Kernel, order: Order, vm_event: str, mthp_stat: str) -> None:

@@ -10,7 +10,7 @@ from mthp.khugepaged.limits import (
     collapse_max_ptes_none,
     collapse_max_ptes_shared,
     collapse_max_ptes_swap,
-    count_collapse_event,
+    exceeded,
 )
 from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.revalidate import find_pmd_or_thp_or_none
@@ -47,26 +47,21 @@ class Scan:
         self.none_or_zero = self.shared = self.referenced = self.unmapped = 0
         self.failed_pfn = NO_PFN
 
-    def exceeded(self, result: ScanResult, vm_event: str, mthp_stat: str) -> Refused:
+    def exceeded(self, result: ScanResult) -> Refused:
         """A budget is spent; in the scan this is booked to the PMD order."""
-        count_collapse_event(self.kernel, self.kernel.geometry.pmd_order, vm_event, mthp_stat)
-        return Refused(result)
+        return exceeded(self.kernel, self.kernel.geometry.pmd_order, result)
 
     def take_none(self) -> None:
         """An empty or zero-page PTE."""
         self.none_or_zero += 1
         if self.max_ptes_none is not None and self.none_or_zero > self.max_ptes_none:
-            raise self.exceeded(
-                ScanResult.EXCEED_NONE_PTE, "thp_scan_exceed_none_pte", "collapse_exceed_none_pte"
-            )
+            raise self.exceeded(ScanResult.EXCEED_NONE_PTE)
 
     def take_unmapped(self, pteval: Pte) -> None:
         """An entry that is neither none nor present: swap, migration, guard, poison."""
         self.unmapped += 1
         if self.unmapped > self.max_ptes_swap:
-            raise self.exceeded(
-                ScanResult.EXCEED_SWAP_PTE, "thp_scan_exceed_swap_pte", "collapse_exceed_swap_pte"
-            )
+            raise self.exceeded(ScanResult.EXCEED_SWAP_PTE)
         if pte_swp_uffd_any(pteval):
             raise Refused(ScanResult.PTE_UFFD)
 
@@ -87,11 +82,7 @@ class Scan:
             self.shared += 1
             if self.shared > self.max_ptes_shared:
                 self.failed_pfn = folio
-                raise self.exceeded(
-                    ScanResult.EXCEED_SHARED_PTE,
-                    "thp_scan_exceed_share_pte",
-                    "collapse_exceed_shared_pte",
-                )
+                raise self.exceeded(ScanResult.EXCEED_SHARED_PTE)
         self.cc.present_ptes |= 1 << i
         node = mem.folio_nid(folio)
         if collapse_scan_abort(self.kernel, node, self.cc):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, SupportsIndex, TypeVar, c
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.machine.step import ALL_BITS, Access
+from mthp.machine.step import ALL_BITS, Access, OnStep
 from mthp.machine.store_buffer import Lane
 from mthp.machine.task import Machine
 
@@ -145,19 +145,19 @@ class Words(Generic[Word_co]):
         buffer.before_table_store()
         return False
 
-    def _full_barrier(self) -> None:
-        """Atomics that return a value are full barriers, but in the weakest model."""
-        buffer = self.machine.current.buffer
-        if buffer is not None and self.lane is not Lane.CONTENTS:
-            buffer.before_atomic()
+    def _announce(self, hook: OnStep, access: Access, index: int, bits: int) -> None:
+        """The step of an atomic that returns a value: a full barrier, but in the weakest model."""
+        if self.lane is not None and self.lane is not Lane.CONTENTS:
+            buffer = self.machine.current.buffer
+            if buffer is not None:
+                buffer.before_atomic()
+        hook(access, self, index, bits)
 
     def add(self, index: int, amount: int) -> int:
         """Add atomically; the new value. Kernel: atomic_add_return()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         value = self.raw[index] + amount
         self.raw[index] = value
         return value
@@ -186,9 +186,7 @@ class Words(Generic[Word_co]):
         """Add atomically, unless the word is 0; whether it was not. Kernel: folio_ref_try_add()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(TAKE, self, index, ALL_BITS)
+            self._announce(hook, TAKE, index, ALL_BITS)
         if not self.raw[index]:
             return False
         self.raw[index] += amount
@@ -198,9 +196,7 @@ class Words(Generic[Word_co]):
         """Write atomically if the word is `expected`; whether it was. Kernel: try_cmpxchg()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         if self.raw[index] != expected:
             return False
         self.raw[index] = value
@@ -210,9 +206,7 @@ class Words(Generic[Word_co]):
         """Write atomically; the old value. Kernel: xchg()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         old = self.raw[index]
         self.raw[index] = value
         return old
@@ -232,9 +226,7 @@ class Words(Generic[Word_co]):
         """
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, mask)
+            self._announce(hook, RMW, index, mask)
         old = self.raw[index]
         self.raw[index] = old | mask
         return old & mask
@@ -246,9 +238,7 @@ class Words(Generic[Word_co]):
         """
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, mask)
+            self._announce(hook, RMW, index, mask)
         old = self.raw[index]
         self.raw[index] = old & ~mask
         return old & mask
@@ -257,9 +247,7 @@ class Words(Generic[Word_co]):
         """If the word is `expected`, make it 0 atomically. Kernel: folio_ref_freeze()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         if self.raw[index] != expected:
             return False
         self.raw[index] = 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_mm import thp_vma_suitable_order
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, PmdPtr, Vma
@@ -11,6 +10,7 @@ from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_mm_range,
     pgtable_trans_huge_deposit,
     pgtable_trans_huge_withdraw,
     pmd_lock,
@@ -54,11 +54,8 @@ KEPT = WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
 
 
 def flush_pmd_tlb_range(mm: Mm, haddr: Address) -> None:
-    """Forget the translations of a PMD range on every CPU; haddr: bytes."""
-    kernel = mm.kernel
-    first = haddr >> kernel.geometry.page_shift
-    last = first + kernel.geometry.ptrs_per_pte
-    flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
+    """Kernel: include/linux/pgtable.h, flush_pmd_tlb_range()."""
+    flush_tlb_mm_range(mm, haddr, haddr + mm.geometry.pmd_size)
 
 
 def pmdp_invalidate(mm: Mm, haddr: Address, pmd: PmdPtr) -> Pmd:

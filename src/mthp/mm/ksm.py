@@ -75,8 +75,8 @@ def ksm_do_scan(mm: Mm, address: Address, kpage: Folio) -> None:
 
 def find_mergeable_vma(mm: Mm, address: Address) -> Vma | None:
     """Caller holds mmap_lock. Kernel: mm/ksm.c, find_mergeable_vma()."""
-    vma = mm.find_vma(address)
-    if vma is None or address < vma.vm_start or not vma.vm_flags & VM_MERGEABLE:
+    vma = mm.vma_lookup(address)
+    if vma is None or not vma.vm_flags & VM_MERGEABLE:
         return None
     return vma if vma.anon_vma is not None else None
 

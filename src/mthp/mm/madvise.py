@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.memory import zap_page_range_single
 from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.mmap_lock import lock_vma_under_rcu, with_vma_read_locked
@@ -20,6 +19,7 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_mm_range,
     mm_find_pmd,
     pmdp_get_lockless,
     pte_offset_map_lock,
@@ -42,7 +42,6 @@ def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
     """Kernel: mm/madvise.c, madvise_free_single_vma(), madvise_free_pte_range()."""
     mm = vma.vm_mm
     kernel = mm.kernel
-    shift = kernel.geometry.page_shift
     kernel.report(Discarding(mm, start, end))
     with mmu_notifier_invalidate_range(mm, start, end):
         pmd = mm_find_pmd(mm, start)
@@ -50,10 +49,9 @@ def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
         found = None if pmd is None or huge else pte_offset_map_lock(mm, pmd, start)
         if found is not None:
             with unlocked_after(kernel, found) as pte:
-                for i in range((end - start) >> shift):
+                for i in range((end - start) >> mm.geometry.page_shift):
                     _free_pte(kernel, pte, i)
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
 
 
 def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
@@ -89,8 +87,8 @@ def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
     as kernels do that take mmap_lock for it.
     """
     with mm.mmap_read_lock():
-        vma = mm.find_vma(start)
-        if vma is None or start < vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is None:
             return
         madvise_dontneed_single_vma(vma, start, end)
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))

@@ -212,6 +212,16 @@ class MemMap:
             self.head.raw[pfn], self.order.raw[pfn] = pfn, 0
             self.page_flags.raw[pfn] = PAGE_HWPOISON
 
+    def take_page_off_buddy(self, page: Pfn) -> None:
+        """A free page that failed is never handed out; what is left of its block stays free.
+
+        Divergence: on a per-CPU list it is found too, where the kernel empties those lists first.
+        Kernel: mm/page_alloc.c, take_page_off_buddy().
+        """
+        block = self.allocator.nodes[self.folio_nid(page)].take_block_of(page)
+        if block is not None:
+            self._free_healthy_pages(Pfn(block[0]), block[1], [page])
+
     # Flags
 
     def test(self, folio: Folio, flag: int) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.hold import Hold
 from mthp.machine.step import Access
 from mthp.mm.folio import folio_add_lru_vma
@@ -37,6 +36,7 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_mm_range,
     flush_tlb_page,
     mm_find_pmd,
     pmd_lock,
@@ -119,8 +119,8 @@ def handle_huge_fault(mm: Mm, address: Address) -> None:
 def fault_under_mmap_lock(mm: Mm, address: Address, *, write: bool) -> None:
     """The fault's second way. Kernel: lock_mm_and_find_vma()."""
     with mm.mmap_read_lock() as mmap_lock:
-        vma = mm.find_vma(address)
-        if vma is None or address < vma.vm_start:
+        vma = mm.vma_lookup(address)
+        if vma is None:
             return
         pmd = pmd_ptr(mm, address, create=True)
         assert pmd is not None
@@ -513,15 +513,12 @@ def _drop(kernel: Kernel, folio: Folio, outcome: VmFault) -> VmFault:
 def zap_page_range_single(vma: Vma, start: Address, end: Address) -> None:
     """Caller holds mmap_lock. Kernel: mm/memory.c, zap_page_range_single()."""
     mm = vma.vm_mm
-    kernel = mm.kernel
     with mmu_notifier_invalidate_range(mm, start, end):
         freed = zap_pmd_range(vma, start, end)
         # tlb_finish_mmu(): pages are given back only when no CPU can reach them any more.
-        shift = kernel.geometry.page_shift
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
         for folio in freed:
-            kernel.mem.folio_put(folio)
+            mm.kernel.mem.folio_put(folio)
 
 
 def zap_pmd_range(vma: Vma, start: Address, end: Address) -> list[Folio]:

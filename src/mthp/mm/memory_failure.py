@@ -23,7 +23,8 @@ from mthp.words.units import Address, Folio, Pfn
 
 
 def memory_failure(kernel: Kernel, page: Pfn) -> None:
-    """Take a failed page out of use. Its folio keeps a reference, so that nobody gets it again.
+    """Take a failed page out of use. Its folio keeps a reference, so that nobody gets it again; a
+    page that is free leaves the free lists.
 
     Divergence: the page's own CPU batch is emptied, not every CPU's; a folio in the swap cache stays.
     Kernel: mm/memory-failure.c, memory_failure(), get_hwpoison_page(), shake_folio().
@@ -32,6 +33,7 @@ def memory_failure(kernel: Kernel, page: Pfn) -> None:
     mem.page_flags.set_bits(page, PAGE_HWPOISON)
     folio = mem.page_folio(page)
     if not mem.folio_try_get(folio):
+        mem.take_page_off_buddy(page)
         return
     if mem.folio_test_large(folio):
         kernel.report(Poisoned(page, unmapped=False))  # MF_MSG_UNSPLIT_THP: its users are killed

@@ -93,8 +93,8 @@ def move_page(mm: Mm, address: Address) -> None:
     """
     mem = mm.kernel.mem
     with mm.mmap_read_lock():
-        vma = mm.find_vma(address)
-        page = folio_walk(vma, address) if vma is not None and address >= vma.vm_start else None
+        vma = mm.vma_lookup(address)
+        page = folio_walk(vma, address) if vma is not None else None
     if page is not None:
         folio = mem.page_folio(page)
         isolated = folio_isolate_lru(mem, folio)

@@ -53,16 +53,8 @@ class Vma:
     """
 
     __slots__ = (
-        "anon_vma",
-        "file",
-        "name",
-        "vm_end",
-        "vm_flags",
-        "vm_lock",
-        "vm_mm",
-        "vm_pgoff",
-        "vm_start",
-    )
+        "anon_vma", "file", "name", "vm_end", "vm_flags", "vm_lock", "vm_mm", "vm_pgoff", "vm_start",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -104,17 +96,9 @@ def linear_page_index(vma: Vma, address: Address) -> int:
 
 
 MMF_VM_HUGEPAGE: Final = 1 << 0
-
-
 MMF_DISABLE_THP_COMPLETELY: Final = 1 << 1
-
-
 MMF_DISABLE_THP_EXCEPT_ADVISED: Final = 1 << 2
-
-
 MM_ANONPAGES: Final = "MM_ANONPAGES"
-
-
 MM_SWAPENTS: Final = "MM_SWAPENTS"
 
 
@@ -127,23 +111,9 @@ class Mm:
     """
 
     __slots__ = (
-        "_starts",
-        "comm",
-        "counters",
-        "flags",
-        "geometry",
-        "kernel",
-        "machine",
-        "memcg",
-        "mm_mt",
-        "mm_users",
-        "mmap_lock",
-        "notifiers",
-        "number",
-        "pmd_pages",
-        "vmas",
-        "write_locked_vmas",
-    )
+        "_starts", "comm", "counters", "flags", "geometry", "kernel", "machine", "memcg", "mm_mt",
+        "mm_users", "mmap_lock", "notifiers", "number", "pmd_pages", "vmas", "write_locked_vmas",
+    )  # fmt: skip
 
     def __init__(
         self, kernel: Kernel, number: int, comm: str = "", memcg: MemCgroup | None = None
@@ -234,6 +204,11 @@ class Mm:
         if at and self.vmas[at - 1].vm_end > address:
             return self.vmas[at - 1]
         return self.vmas[at] if at < len(self.vmas) else None
+
+    def vma_lookup(self, address: Address) -> Vma | None:
+        """The VMA that holds address. Kernel: include/linux/mm.h, vma_lookup()."""
+        vma = self.find_vma(address)
+        return vma if vma is not None and vma.vm_start <= address else None
 
     def for_each_vma(self, address: Address) -> Iterator[Vma]:
         """VMAs from the one that holds address on. Kernel: for_each_vma()."""

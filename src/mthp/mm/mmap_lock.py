@@ -26,8 +26,8 @@ def lock_vma_under_rcu(mm: Mm, address: Address) -> Vma | None:
     Kernel: mm/mmap_lock.c, lock_vma_under_rcu().
     """
     mm.mm_mt.read()
-    vma = mm.find_vma(address)
-    if vma is None or address < vma.vm_start or not vma.vm_lock.try_enter():
+    vma = mm.vma_lookup(address)
+    if vma is None or not vma.vm_lock.try_enter():
         return None
     if vma not in mm.vmas or vma.anon_vma is None:
         vma.vm_lock.leave()
@@ -46,6 +46,6 @@ def with_vma_read_locked(mm: Mm, address: Address, act: Callable[[Vma], None]) -
         vma.vm_lock.leave()
         return
     with mm.mmap_read_lock():
-        vma = mm.find_vma(address)
-        if vma is not None and address >= vma.vm_start:
+        vma = mm.vma_lookup(address)
+        if vma is not None:
             act(vma)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.huge_memory import pmdp_invalidate, split_huge_pmd
 from mthp.mm.mm_types import Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
     mm_find_pmd,
     pmd_lock,
     pmdp_get_lockless,
@@ -55,7 +55,6 @@ def change_protection(vma: Vma, start: Address, end: Address, right: Right) -> b
     Kernel: mm/mprotect.c, change_protection(), change_pmd_range().
     """
     mm = vma.vm_mm
-    kernel = mm.kernel
     pmd = mm_find_pmd(mm, start)
     if pmd is None:
         return False
@@ -68,9 +67,7 @@ def change_protection(vma: Vma, start: Address, end: Address, right: Right) -> b
                 changed = True
         if not changed:
             changed = change_pte_range(mm, pmd, start, end, right)
-        shift = kernel.geometry.page_shift
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
     return changed
 
 
@@ -114,8 +111,8 @@ def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: Address, right: Right) -> bool
 def mprotect(mm: Mm, start: Address, end: Address) -> None:
     """mprotect(PROT_READ) of a whole mapping. Kernel: mm/mprotect.c, do_mprotect_pkey()."""
     with mm.mmap_write_lock():
-        vma = mm.find_vma(start)
-        if vma is None or start < vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is None:
             return
         vma_start_write(vma)
         vma.vm_flags &= ~VM_WRITE
@@ -131,6 +128,6 @@ def task_numa_work(mm: Mm, start: Address, end: Address) -> None:
     if mmap_lock is None:
         return
     with mmap_lock:
-        vma = mm.find_vma(start)
-        if vma is not None and start >= vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is not None:
             change_protection(vma, start, end, Right.NUMA)

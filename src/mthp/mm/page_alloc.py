@@ -44,16 +44,8 @@ class Node:
     """
 
     __slots__ = (
-        "blocks",
-        "endless",
-        "largest",
-        "max_order",
-        "new_frames",
-        "nid",
-        "pcp",
-        "reserve",
-        "unborn",
-    )
+        "blocks", "endless", "largest", "max_order", "new_frames", "nid", "pcp", "reserve", "unborn",
+    )  # fmt: skip
 
     def __init__(
         self, nid: int, state: NodeState, pmd_order: int, new_frames: Callable[[int, Order], int]
@@ -103,6 +95,20 @@ class Node:
             self.pcp[order].append(pfn)
         else:
             self.merge(pfn, order)
+
+    def take_block_of(self, page: int) -> tuple[int, Order] | None:
+        """Take out the free block that holds a page: its first frame and order; None: it is in use."""
+        for order, blocks in enumerate(self.blocks):
+            first = page & -(1 << order)
+            if first in blocks:
+                del blocks[first]
+                return first, order
+        for order, freed in self.pcp.items():
+            for first in freed:
+                if first <= page < first + (1 << order):
+                    freed.remove(first)
+                    return first, order
+        return None
 
     def drain(self) -> None:
         """Empty the per-CPU lists. Kernel: drain_all_pages()."""

@@ -3,7 +3,7 @@
 
 Kernel: include/linux/pgtable.h, mm/pgtable-generic.c, mm/memory.c, include/linux/mm.h
 (pte_offset_map, pte_unmap_unlock, pmd_alloc), include/linux/rcupdate.h (rcu_read_lock),
-arch/x86/include/asm/pgalloc.h (pmd_populate), arch/x86/include/asm/tlbflush.h (flush_tlb_page).
+arch/x86/include/asm/pgalloc.h (pmd_populate).
 """
 
 from __future__ import annotations
@@ -153,10 +153,7 @@ def pmdp_collapse_flush(vma: Vma, pmd_addr: Address, pmd: PmdPtr) -> Pmd:
     pmd.page.ptl.assert_held()
     mm = vma.vm_mm
     old = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
-    shift = mm.geometry.page_shift
-    first = pmd_addr >> shift
-    last = first + mm.geometry.ptrs_per_pte
-    flush_tlb_range(mm.kernel.cpus, mm.number, first, last, mm.kernel.this_cpu.number)
+    flush_tlb_mm_range(mm, pmd_addr, pmd_addr + mm.geometry.pmd_size)
     return old
 
 
@@ -187,14 +184,21 @@ def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
     pte.ptes.fill(pte.base + i, nr, PTE_NONE)
 
 
-# Mapping a new folio
+# Flushing
+
+
+def flush_tlb_mm_range(mm: Mm, start: Address, end: Address) -> None:
+    """Forget the translations of [start, end) on every CPU; bytes.
+
+    Kernel: arch/x86/mm/tlb.c, flush_tlb_mm_range().
+    """
+    kernel, shift = mm.kernel, mm.geometry.page_shift
+    flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, kernel.this_cpu.number)
 
 
 def flush_tlb_page(mm: Mm, address: Address) -> None:
-    """Forget one page's translation on every CPU; address: bytes. Kernel: flush_tlb_page()."""
-    kernel = mm.kernel
-    vpn = address >> kernel.geometry.page_shift
-    flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+    """Kernel: arch/x86/include/asm/tlbflush.h, flush_tlb_page()."""
+    flush_tlb_mm_range(mm, address, address + mm.geometry.page_size)
 
 
 def ptep_clear_flush(mm: Mm, pte: PteMap, address: Address) -> Pte:

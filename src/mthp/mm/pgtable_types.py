@@ -83,11 +83,6 @@ def pte_pfn(pte: int) -> Pfn:
     return pte >> PFN_SHIFT  # type: ignore[return-value]  # Pfn() would be a call for each PTE
 
 
-def is_zero_pfn(pfn: int) -> bool:
-    """Whether a frame is the shared zero page."""
-    return pfn == ZERO_PFN
-
-
 def pte_none_or_zero(pte: int) -> bool:
     """Kernel: mm/khugepaged.c, pte_none_or_zero()."""
     return pte == 0 or (pte & PRESENT != 0 and pte >> PFN_SHIFT == ZERO_PFN)
@@ -150,11 +145,6 @@ def table_pmd(number: int) -> Pmd:
 def huge_pmd(pfn: int, flags: int) -> Pmd:
     """A PMD that maps a PMD-sized folio. Kernel: folio_mk_pmd()."""
     return Pmd(mk_pte(pfn, flags | HUGE))
-
-
-def bad_pmd() -> Pmd:
-    """A present PMD that is neither a table nor a leaf."""
-    return Pmd(Pte(PRESENT | SPECIAL))
 
 
 def pmd_none(pmd: int) -> bool:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_memory import pmdp_invalidate
 from mthp.mm.mm_types import Mm, PmdPtr, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
     mm_find_pmd,
     pmd_lock,
     pmdp_get_lockless,
@@ -34,7 +34,6 @@ def clear_refs_write(mm: Mm) -> None:
     """Write 4 to /proc/PID/clear_refs. Kernel: fs/proc/task_mmu.c, clear_refs_write()."""
     kernel = mm.kernel
     geometry = mm.geometry
-    shift = geometry.page_shift
     with mm.mmap_write_lock():
         vmas = tuple(mm.vmas)
         for vma in vmas:
@@ -43,8 +42,7 @@ def clear_refs_write(mm: Mm) -> None:
             with mmu_notifier_invalidate_range(mm, vma.vm_start, vma.vm_end):
                 for start in range(geometry.pmd_addr(vma.vm_start), vma.vm_end, geometry.pmd_size):
                     clear_refs_pte_range(vma, start)
-            first, last = vma.vm_start >> shift, vma.vm_end >> shift
-            flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
+            flush_tlb_mm_range(mm, vma.vm_start, vma.vm_end)
             by = mm.machine.current.name
             kernel.report(SoftDirtyCleared(mm, vma.vm_start, vma.vm_end, by))
 

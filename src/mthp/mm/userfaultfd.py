@@ -16,11 +16,11 @@ from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma, linear_page_index, u
 from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write, with_vma_read_locked
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.mprotect import Right, change_protection
-from mthp.mm.mremap import flush
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.page_vma_mapped import folio_lock
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_page,
     mm_find_pmd,
     pmd_ptr,
     pmdp_get_lockless,
@@ -58,8 +58,8 @@ def mwriteprotect_range(mm: Mm, address: Address) -> None:
     Kernel: mm/userfaultfd.c, mwriteprotect_range(), uffd_wp_range().
     """
     with mm.mmap_read_lock():
-        vma = mm.find_vma(address)
-        if vma is None or address < vma.vm_start:
+        vma = mm.vma_lookup(address)
+        if vma is None:
             return
         end = address + mm.geometry.page_size
         done = change_protection(vma, address, end, Right.UFFD_WP)
@@ -73,8 +73,8 @@ def userfaultfd_register(mm: Mm, start: Address) -> None:
     Kernel: mm/userfaultfd.c, userfaultfd_register(), userfaultfd_set_vm_flags().
     """
     with mm.mmap_write_lock():
-        vma = mm.find_vma(start)
-        if vma is None or start < vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is None:
             return
         vma_start_write(vma)
         vma.vm_flags |= VM_UFFD_MISSING
@@ -295,7 +295,7 @@ def move_present_ptes(ends: _Ends, mapped: _Mapped, folio: Folio) -> Moved:
         new = mk_pte(folio, old & DIRTY | YOUNG | SOFT_DIRTY | WRITE)
         _moved(ends)
         mapped.dst.ptes.write(mapped.dst.base, new)
-        flush(ends.src_vma, ends.src_addr, kernel.geometry.page_size)
+        flush_tlb_page(ends.src_vma.vm_mm, ends.src_addr)
         return Moved.DONE
     finally:
         _release(kernel.machine.abandoned, ptls)
@@ -313,7 +313,7 @@ def _set(ends: _Ends, mapped: _Mapped, new: Pte) -> Moved:
             if pte_pfn(new) in kernel.swap.cache:
                 return Moved.GIVEN_UP  # the kernel waits for the folio and moves it too
         mapped.src.ptes.swap(mapped.src.base, PTE_NONE)
-        flush(ends.src_vma, ends.src_addr, kernel.geometry.page_size)
+        flush_tlb_page(ends.src_vma.vm_mm, ends.src_addr)
         _moved(ends)
         mapped.dst.ptes.write(mapped.dst.base, new)
         return Moved.DONE

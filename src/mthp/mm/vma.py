@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.huge_memory import split_huge_pmd
-from mthp.mm.memory import zap_pmd_range
+from mthp.mm.memory import zap_page_range_single, zap_pmd_range
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.pgtable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_tlb
+from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
+    mm_find_pmd,
+    pmd_lock,
+    pmdp_get_lockless,
+    pte_free_tlb,
+)
 from mthp.mm.pgtable_types import PMD_NONE, pmd_is_table, pmd_pgtable
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.rmap import anon_vma_lock_write
@@ -41,7 +46,6 @@ def munmap_tail(mm: Mm, start: Address) -> None:
     vma_adjust_trans_huge().
     """
     kernel = mm.kernel
-    shift = kernel.geometry.page_shift
     with mm.mmap_write_lock():
         vma = mm.find_vma(start)
         if vma is None or vma.vm_start >= start or vma.anon_vma is None:
@@ -54,12 +58,7 @@ def munmap_tail(mm: Mm, start: Address) -> None:
                 split_huge_pmd(vma, pmd, start)
             vma.vm_end = start
         kernel.report(Zapping(mm, start, end))
-        with mmu_notifier_invalidate_range(mm, start, end):
-            freed = zap_pmd_range(vma, start, end)
-            this_cpu = kernel.this_cpu.number
-            flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
-            for folio in freed:
-                kernel.mem.folio_put(folio)
+        zap_page_range_single(vma, start, end)
     kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
@@ -80,17 +79,14 @@ def unmap_region(vma: Vma, start: Address, end: Address) -> None:
     Kernel: mm/vma.c, unmap_region(); mm/rmap.c, unlink_anon_vmas().
     """
     mm = vma.vm_mm
-    kernel = mm.kernel
-    shift = kernel.geometry.page_shift
     with mmu_notifier_invalidate_range(mm, start, end):
         freed = zap_pmd_range(vma, start, end)
         if vma in mm.vmas:
             unlink(vma)
         free_pgtables(vma, start)
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
         for folio in freed:
-            kernel.mem.folio_put(folio)
+            mm.kernel.mem.folio_put(folio)
 
 
 def unlink(vma: Vma) -> None:
