@@ -34,6 +34,7 @@ from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
     DIRTY,
     PFN_SHIFT,
+    PMD_NONE,
     PRESENT,
     SOFT_DIRTY,
     SPECIAL,
@@ -42,6 +43,8 @@ from mthp.mm.pgtable_types import (
     WRITE,
     YOUNG,
     Leaf,
+    Pmd,
+    Pte,
     huge_pmd,
     leaf_kind,
     leaf_pte,
@@ -60,7 +63,7 @@ from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd
 from mthp.words.profiles import V7_3, Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings
-from mthp.words.units import Geometry
+from mthp.words.units import Folio, Geometry
 from mthp.worlds.build import mapped_frame, table_at
 
 USED = PRESENT | WRITE | YOUNG | DIRTY | SOFT_DIRTY
@@ -68,6 +71,8 @@ USED = PRESENT | WRITE | YOUNG | DIRTY | SOFT_DIRTY
 ON_LRU = pg.ON_LRU | pg.PG_DIRTY
 """Flags of an anonymous folio in use."""
 DEFAULT = Geometry()
+BAD_PMD = Pmd(Pte(PRESENT | SPECIAL))
+"""Present, and neither a table nor a leaf."""
 TINY = Geometry(12, 4)
 """Sixteen PTEs a table, orders 2 to 4."""
 
@@ -278,7 +283,7 @@ class World:
             for i in range(piece.count)
         ]
 
-    def new_folio(self, vma: Vma, address: int, piece: Piece) -> int:
+    def new_folio(self, vma: Vma, address: int, piece: Piece) -> Folio:
         """A folio of which a piece's pages are mapped from `address` on."""
         mem = self.mem
         number = 0 if vma.anon_vma is None else vma.anon_vma.number
@@ -353,10 +358,10 @@ class World:
         for i, pte in enumerate(mine.ptes.raw):
             if pte_present(pte) and pte_pfn(pte):
                 self._share(pte_pfn(pte), vma.vm_mm, child, 1)
-                pte = mine.ptes.raw[i] = pte & ~WRITE
+                pte = mine.ptes.raw[i] = Pte(pte & ~WRITE)
             elif not pte_present(pte) and leaf_kind(pte) is Leaf.SWAP:
                 self.kernel.swap.add_user(pte_pfn(pte))
-                pte = mine.ptes.raw[i] = pte & ~SWP_EXCLUSIVE
+                pte = mine.ptes.raw[i] = Pte(pte & ~SWP_EXCLUSIVE)
             theirs.ptes.raw[i] = pte
 
     def _share(self, page: int, parent: Mm, child: Mm, count: int) -> None:
@@ -379,7 +384,7 @@ class World:
         pmd, copy = pmd_ptr(vma.vm_mm, start), pmd_ptr(child, start, create=True)
         assert pmd is not None and copy is not None
         value = pmd.page.pmds.raw[pmd.slot] = pmd.page.pmds.raw[pmd.slot] & ~WRITE
-        folio = pte_pfn(value)
+        folio = mem.page_folio(pte_pfn(value))
         copy.page.pmds.raw[copy.slot] = value
         copy.page.deposited.setdefault(copy.slot, []).append(self.kernel.new_table().number)
         mem.refcount.raw[folio] += 1
@@ -397,7 +402,7 @@ class World:
         pmd = pmd_ptr(vma.vm_mm, address)
         assert pmd is not None
         value = pmd.page.pmds.raw[pmd.slot]
-        folio, nr = pte_pfn(value), self.geometry.ptrs_per_pte
+        folio, nr = mem.page_folio(pte_pfn(value)), self.geometry.ptrs_per_pte
         table = self.kernel.tables[pmd.page.deposited[pmd.slot].pop()]
         del pmd.page.deposited[pmd.slot]
         exclusive = mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE
@@ -436,10 +441,10 @@ class World:
         assert pmd is not None
         return self.kernel.tables[pmd_pgtable(pmd.page.pmds.raw[pmd.slot])]
 
-    def pmd(self, vma: Vma, address: int = 0) -> int:
+    def pmd(self, vma: Vma, address: int = 0) -> Pmd:
         """The PMD word at an address of a VMA."""
         pmd = pmd_ptr(vma.vm_mm, address or vma.vm_start)
-        return 0 if pmd is None else pmd.page.pmds.raw[pmd.slot]
+        return PMD_NONE if pmd is None else pmd.page.pmds.raw[pmd.slot]
 
     def set_pmd(self, vma: Vma, value: int) -> None:
         """Overwrite the first PMD of a VMA."""
@@ -450,7 +455,7 @@ class World:
     def address(self, vma: Vma, page: int) -> int:
         return vma.vm_start + page * self.geometry.page_size
 
-    def folio(self, vma: Vma, page: int) -> int:
+    def folio(self, vma: Vma, page: int) -> Folio:
         """The folio a page of a VMA maps."""
         pfn = mapped_frame(vma.vm_mm, self.address(vma, page))
         assert pfn
@@ -490,7 +495,7 @@ class World:
         assert pfn
         self.mem.page_flags.raw[pfn] |= PAGE_HWPOISON
 
-    def cache_swapped(self, vma: Vma, page: int, *, locked: bool = False) -> int:
+    def cache_swapped(self, vma: Vma, page: int, *, locked: bool = False) -> Folio:
         """Another process read a swapped page back: its folio stands in the swap cache."""
         entry = pte_pfn(
             self.table(vma, self.address(vma, page)).ptes.raw[

@@ -20,7 +20,7 @@ from mthp.check.check import check_world
 from mthp.check.records import Violation, WorldResult
 from mthp.check.search import Budget
 from mthp.image.capture.proc import CaptureError
-from mthp.predict.image import Folio, Image, Run, capture, load
+from mthp.predict.image import Image, MappedFolio, Run, capture, load
 from mthp.predict.records import Change, ChangeKind, Outcome, Proposal, Refusal, VmaUse, WindowGate
 from mthp.races.edits import Edit, source_of
 from mthp.races.variant import VariantError, applied, replaced
@@ -52,8 +52,8 @@ from mthp.worlds.from_snapshot import Young
 
 __all__ = [
     "Attempt", "CaptureError", "Change", "ChangeKind", "CollapseHugePage", "Copied", "Edit",
-    "Enabled", "Event", "FileError", "Folio", "Image", "Isolate", "KhugepagedScan",
-    "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile", "Proposal", "Refusal", "Run",
+    "Enabled", "Event", "FileError", "Image", "Isolate", "KhugepagedScan",
+    "MappedFolio", "OrderPolicy", "OrderWalk", "Outcome", "PmdFlush", "Profile", "Proposal", "Refusal", "Run",
     "ScanPmd", "ScanResult", "Settings", "SettingsError", "Slept", "Swapin", "VariantError",
     "Violation", "VmaUse", "WindowGate", "WorldResult", "Young", "capture", "change_text",
     "check_protocol", "draw", "example", "ftrace", "load", "reason_text", "render", "source_of",

@@ -25,18 +25,19 @@ from mthp.mm.page_flags import (
     PG_ZONE_DEVICE,
 )
 from mthp.mm.pgtable import PteMap
-from mthp.mm.pgtable_types import SPECIAL, YOUNG, mk_pte, zero_pte
+from mthp.mm.pgtable_types import SPECIAL, YOUNG, Pte, mk_pte, zero_pte
 from mthp.mm.vm_flags import VM_DEFAULT, VM_DROPPABLE
 from mthp.words.events import Isolate
 from mthp.words.profiles import PMD_ONLY, V7_3, Profile
 from mthp.words.results import KernelBug, Refused, ScanResult
+from mthp.words.units import Folio
 from tests.small_worlds import TINY, World, hole, large, lazyfree, old, small, zero
 
 KHUGEPAGED, MADVISE = map(CollapseControl, Caller)
 WATCHED = pytest.mark.parametrize("watched", [False, True])
 
 
-def isolated(world: World, vma: Vma, order: int, cc: CollapseControl = KHUGEPAGED) -> list[int]:
+def isolated(world: World, vma: Vma, order: int, cc: CollapseControl = KHUGEPAGED) -> list[Folio]:
     """Isolate the first window of a VMA; the large folios of it."""
     table = world.table(vma)
     with PteMap(world.kernel, table, 0) as pte, table.ptl.lock():
@@ -124,7 +125,7 @@ def test_special_and_device_pages_are_not_normal() -> None:
     mem, ptes = world.mem, world.table(vma).ptes.raw
     assert vm_normal_page(mem, ptes[0]) == world.folio(vma, 0)
     assert vm_normal_page(mem, ptes[4]) == world.folio(vma, 4) + 2
-    assert vm_normal_page(mem, ptes[0] | SPECIAL) is None
+    assert vm_normal_page(mem, Pte(ptes[0] | SPECIAL)) is None
     assert vm_normal_page(mem, zero_pte()) is None
     mem.flags.raw[world.folio(vma, 4)] |= PG_ZONE_DEVICE
     assert vm_normal_page(mem, ptes[4]) is None

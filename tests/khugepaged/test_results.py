@@ -22,12 +22,12 @@ from mthp.mm.pgtable_types import (
     SPECIAL,
     UFFD_WP,
     Leaf,
-    bad_pmd,
     leaf_pte,
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_NOHUGEPAGE, VM_UFFD_WP
 from mthp.words.results import FILE_ONLY, ScanResult
 from tests.small_worlds import (
+    BAD_PMD,
     TINY,
     Piece,
     World,
@@ -142,7 +142,7 @@ def other_pmd_page(world: World, vma: Vma) -> None:
     pages = world.mm.pmd_pages
     number, page = next(iter(pages.items()))
     copy = type(page)(world.kernel, "another")
-    copy.pmds.raw[:] = page.pmds.raw
+    copy.pmds.raw[:] = page.pmds.raw[:]
     pages[number] = copy
 
 
@@ -193,7 +193,7 @@ CASES = [
     # No table to look at
     Case(R.NO_PTE_TABLE, "scan: no page of PMDs", scan_of(no_table(16))),
     Case(R.NO_PTE_TABLE, "scan: none", scan_of(meddle=pmd_goes(PMD_NONE))),
-    Case(R.NO_PTE_TABLE, "scan: bad", scan_of(meddle=pmd_goes(bad_pmd()))),
+    Case(R.NO_PTE_TABLE, "scan: bad", scan_of(meddle=pmd_goes(BAD_PMD))),
     Case(
         R.NO_PTE_TABLE, "scan: not present", scan_of(meddle=pmd_goes(leaf_pte(Leaf.DEVICE, 1)))
     ),

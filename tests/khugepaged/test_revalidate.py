@@ -16,7 +16,6 @@ from mthp.khugepaged.revalidate import (
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
     Leaf,
-    bad_pmd,
     huge_pmd,
     leaf_pte,
     table_pmd,
@@ -25,6 +24,7 @@ from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE
 from mthp.words.results import KernelBug, Refused, ScanResult
 from mthp.words.settings import Enabled
 from tests.small_worlds import (
+    BAD_PMD,
     TINY,
     World,
     small,
@@ -48,7 +48,7 @@ def test_revalidation_wants_an_anon_vma_where_one_is_expected() -> None:
         (leaf_pte(Leaf.MIGRATION, 16), ScanResult.PMD_MAPPED),
         (leaf_pte(Leaf.DEVICE, 16), ScanResult.NO_PTE_TABLE),
         (huge_pmd(16, 0), ScanResult.PMD_MAPPED),
-        (bad_pmd(), ScanResult.NO_PTE_TABLE),
+        (BAD_PMD, ScanResult.NO_PTE_TABLE),
     ],
 )
 def test_only_a_table_will_do(pmd: int, result: ScanResult | None) -> None:

@@ -12,11 +12,11 @@ from mthp.mm.page_flags import PG_LRU
 from mthp.mm.pgtable_types import (
     PMD_NONE,
     YOUNG,
-    bad_pmd,
 )
 from mthp.words.events import NO_PFN, ScanPmd
 from mthp.words.results import KernelBug, ScanResult
 from tests.small_worlds import (
+    BAD_PMD,
     TINY,
     World,
     hole,
@@ -143,7 +143,7 @@ def test_what_the_last_table_held_is_forgotten() -> None:
 def test_a_table_that_cannot_be_scanned_costs_one() -> None:
     world = World(geometry=TINY)
     vma = world.vma()
-    world.set_pmd(vma, bad_pmd())
+    world.set_pmd(vma, BAD_PMD)
     cc = CollapseControl(Caller.KHUGEPAGED)
     with world.mm.mmap_read_lock() as mmap_lock:
         result = collapse_scan_pmd(world.mm, vma, vma.vm_start, mmap_lock, cc)

@@ -30,7 +30,7 @@ FEW = 2
 class Clear:
     """What "await" waits for: the flags without one bit."""
 
-    def __init__(self, flags: Words, mask: int) -> None:
+    def __init__(self, flags: Words[int], mask: int) -> None:
         self.name = flags.name
         self.flags = flags
         self.mask = mask
@@ -47,9 +47,9 @@ class Program:
 
     def __init__(self, lines: Sequence[Sequence[Line]]) -> None:
         self.machine = Machine()
-        self.words = Words(self.machine, "word", "q", WORDS)
-        self.flags = Words(self.machine, "flags", "I", 2)
-        self.counts = Words(self.machine, "counts", "q", COUNTS)
+        self.words: Words[int] = Words(self.machine, "word", "q", WORDS)
+        self.flags: Words[int] = Words(self.machine, "flags", "I", 2)
+        self.counts: Words[int] = Words(self.machine, "counts", "q", COUNTS)
         self.counts.raw[0] = MANY
         self.counts.raw[1] = FEW
         self.cpu = Busy(self.machine, "cpu", False)

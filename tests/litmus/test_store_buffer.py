@@ -24,8 +24,8 @@ class Publish(Program):
 
     def __init__(self, model: Model, between: Between) -> None:
         super().__init__([[], []])
-        self.contents = Words(self.machine, "contents", "q", 1)
-        self.counts = Words(self.machine, "counts", "q", 1)
+        self.contents: Words[int] = Words(self.machine, "contents", "q", 1)
+        self.counts: Words[int] = Words(self.machine, "counts", "q", 1)
         self.locks = [RwSem(self.machine, name, Rank.PTE) for name in ("one", "other")]
         writer = Task("writer")
         self.tasks = [

@@ -16,9 +16,9 @@ from mthp.machine.task import Machine, Task
 Seen = list[tuple[Access, int, int]]
 
 
-def watched() -> tuple[Machine, Words, Seen]:
+def watched() -> tuple[Machine, Words[int], Seen]:
     machine = Machine()
-    words = Words(machine, "row", "q", 4)
+    words: Words[int] = Words(machine, "row", "q", 4)
     seen: Seen = []
     machine.on_step = lambda access, word, index, bits: seen.append(
         (access, words.raw[index], bits)
@@ -72,14 +72,14 @@ def test_taking_tells_whether_there_was_one() -> None:
 
 
 def test_straight_through_is_the_same_without_steps() -> None:
-    words = Words(Machine(), "row", "I", 2)
+    words: Words[int] = Words(Machine(), "row", "I", 2)
     words.write(1, 5)
     assert (words.read(1), words.add(1, 1), words.swap(1, 4), words.set_bits(1, 6)) == (5, 6, 6, 4)
     assert (words.clear_bits(1, 7), words.freeze(1, 0), words.raw[1]) == (6, True, 0)
 
 
 def test_rows_grow_by_zeroes_and_never_shrink() -> None:
-    words = Words(Machine(), "row", "B", 1)
+    words: Words[int] = Words(Machine(), "row", "B", 1)
     words.raw[0] = 9
     words.grow(3)
     words.grow(2)
@@ -144,11 +144,11 @@ def test_the_sync_ipi_waits_for_walkers_on_other_cpus() -> None:
 
 def late(
     model: Model = Model.LKMM, lane: Lane = Lane.CONTENTS
-) -> tuple[Machine, Words, list[Slot]]:
+) -> tuple[Machine, Words[int], list[Slot]]:
     """A row whose stores by the running task are late, and the buffer's places."""
     machine = Machine()
     machine.on_step = lambda access, word, index, bits: None
-    words = Words(machine, "row", "q", 4)
+    words: Words[int] = Words(machine, "row", "q", 4)
     words.lane = lane
     buffer = machine.current.buffer = StoreBuffer(machine, "buffer", model, 2)
     return machine, words, list(buffer.free)
@@ -178,7 +178,7 @@ def test_a_late_store_is_read_by_its_own_task_alone() -> None:
 
 def test_another_row_does_not_read_what_is_late() -> None:
     machine, words, _ = late()
-    other = Words(machine, "other", "q", 4)
+    other: Words[int] = Words(machine, "other", "q", 4)
     other.lane = Lane.CONTENTS
     words.write(1, 12)
     assert other.read(1) == 0
@@ -200,7 +200,7 @@ def test_only_contents_are_late() -> None:
         assert words.raw[1] == 12
 
 
-Atomic = Callable[[Words], object]
+Atomic = Callable[[Words[int]], object]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_an_atomic_that_returns_a_value_waits_until_all_is_seen(
     machine, words, slots = late(model)
     waits: list[object] = []
     words.write(1, 12)
-    other = Words(machine, "other", "q", 4)
+    other: Words[int] = Words(machine, "other", "q", 4)
     other.lane = lane
     machine.on_step = lambda access, word, index, bits: (
         waits.append(word) if access is Access.WAIT else None
@@ -245,7 +245,7 @@ def test_an_atomic_that_returns_nothing_and_a_store_to_a_table_wait_on_x86_alone
         machine, words, slots = late(model)
         waits: list[object] = []
         words.write(1, 12)
-        other = Words(machine, "other", "q", 4)
+        other: Words[int] = Words(machine, "other", "q", 4)
         other.lane = lane
         machine.on_step = lambda access, word, index, bits, waits=waits: (
             waits.append(word) if access is Access.WAIT else None
@@ -261,7 +261,7 @@ def test_an_atomic_that_returns_nothing_and_a_store_to_a_table_wait_on_x86_alone
 def test_a_view_is_the_row_itself_until_it_grows_or_somebody_watches() -> None:
     machine = Machine()
     for typecode in "QqIiHBb":
-        words = Words(machine, "row", typecode, 3)
+        words: Words[int] = Words(machine, "row", typecode, 3)
         words.raw[1] = 5
         view = words.view()
         assert view.tolist() == [0, 5, 0]
@@ -272,6 +272,6 @@ def test_a_view_is_the_row_itself_until_it_grows_or_somebody_watches() -> None:
         view[0] = 9
         assert words.view().tolist() == [0, 5, 7, 0, 0]
     machine.on_step = lambda access, word, index, bits: None
-    words = Words(machine, "row", "q", 3)
-    words.view()[0] = 9
-    assert words.raw[0] == 0
+    row: Words[int] = Words(machine, "row", "q", 3)
+    row.view()[0] = 9
+    assert row.raw[0] == 0

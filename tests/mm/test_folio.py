@@ -27,6 +27,7 @@ from mthp.mm.page_flags import (
     PG_UNEVICTABLE,
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_DONTEXPAND, VM_IO, VM_LOCKED, VM_MIXEDMAP, VM_PFNMAP
+from mthp.words.units import Folio
 from tests.small_worlds import TINY, World, small
 
 
@@ -35,7 +36,7 @@ def world() -> World:
     return World(geometry=TINY)
 
 
-def alloc(world: World, order: int = 0) -> int:
+def alloc(world: World, order: int = 0) -> Folio:
     folio = world.mem.folio_alloc(order)
     assert folio is not None
     return folio

@@ -12,6 +12,7 @@ from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ANON, PG_DIRTY, PG_UPTODA
 from mthp.mm.pgtable_types import (
     DIRTY,
     WRITE,
+    ZERO_PFN,
     pte_pfn,
     pte_present,
     pte_write,
@@ -19,6 +20,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
 from mthp.races.stage import Size
 from mthp.races.world import RaceWorld
+from mthp.words.units import Folio, Pfn
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -63,7 +65,7 @@ def mergeable(*pieces: Piece) -> tuple[World, Vma]:
 
 def merge(world: World, vma: Vma, page: int, kpage: int) -> bool:
     """Look at a page of a mapping; whether kpage is mapped there then."""
-    ksm_do_scan(world.mm, world.address(vma, page), kpage)
+    ksm_do_scan(world.mm, world.address(vma, page), Folio(Pfn(kpage)))
     assert world.kernel.machine.current.held == []
     return pte_pfn(world.table(vma, world.address(vma, page)).ptes.raw[page]) == kpage
 
@@ -167,10 +169,12 @@ def test_it_is_said_whether_a_page_was_merged() -> None:
         folio = world.folio(vma, page)
         world.mem.content.raw[folio] = 0 if merged else 5
         world.mem.folio_get(folio)
-        assert try_to_merge_one_page(vma, world.address(vma, page), folio, 0) is merged
+        assert (
+            try_to_merge_one_page(vma, world.address(vma, page), folio, Folio(ZERO_PFN)) is merged
+        )
     folio = world.folio(vma, 2)
     world.mem.content.raw[folio + 1] = 0
     world.mem.folio_get(folio)
     address = world.address(vma, 3)
-    assert try_to_merge_with_ksm_page(world.mm, address, folio + 1, 0)
-    assert not try_to_merge_with_ksm_page(world.mm, 0x1000, folio + 1, 0)
+    assert try_to_merge_with_ksm_page(world.mm, address, Pfn(folio + 1), Folio(ZERO_PFN))
+    assert not try_to_merge_with_ksm_page(world.mm, 0x1000, Pfn(folio + 1), Folio(ZERO_PFN))

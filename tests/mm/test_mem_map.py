@@ -7,6 +7,7 @@ import pytest
 
 from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.words.results import KernelBug
+from mthp.words.units import Folio
 from tests.small_worlds import TINY, World, large, small
 
 
@@ -15,7 +16,7 @@ def world() -> World:
     return World(geometry=TINY)
 
 
-def alloc(world: World, order: int = 0) -> int:
+def alloc(world: World, order: int = 0) -> Folio:
     folio = world.mem.folio_alloc(order)
     assert folio is not None
     return folio

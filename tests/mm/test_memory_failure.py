@@ -15,6 +15,7 @@ from mthp.mm.pgtable_types import (
     pte_pfn,
 )
 from mthp.mm.reports import Poisoned
+from mthp.words.units import Pfn
 from tests.small_worlds import (
     TINY,
     World,
@@ -32,7 +33,7 @@ def test_failed_memory_is_unmapped_and_kept() -> None:
     assert stage.kernel.mem.mapcount.raw[stage.pages[0]] == 0
 
 
-def failed(world: World, page: int) -> list[object]:
+def failed(world: World, page: Pfn) -> list[object]:
     """What is reported when a page's memory fails."""
     facts: list[object] = []
     world.kernel.report = facts.append
@@ -95,7 +96,7 @@ def test_a_page_of_a_large_folio_is_only_marked(page: int) -> None:
     vma = world.vma(large(2))
     folio = world.folio(vma, 0)
     before = world.census()
-    assert failed(world, folio + page) == [Poisoned(folio + page, False)]
+    assert failed(world, Pfn(folio + page)) == [Poisoned(Pfn(folio + page), False)]
     assert world.census().entries == before.entries
     assert world.mem.refcount.raw[folio] == 5
     assert not world.mem.test(folio, PG_LOCKED)
@@ -110,3 +111,22 @@ def test_a_free_page_is_only_marked() -> None:
     assert failed(world, folio) == []
     assert world.mem.refcount.raw[folio] == 0
     assert world.mem.test(folio, PG_LRU)
+
+
+@pytest.mark.parametrize(("order", "page"), [(0, 0), (2, 1), (3, 6), (4, 9)])
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_free_page_is_never_handed_out(order: int, page: int, drained: bool) -> None:
+    """It may lie in a block of the free lists or of a per-CPU list; the rest of it stays free."""
+    world = World(geometry=TINY, free={4: 1})
+    mem, node = world.mem, world.mem.allocator.nodes[0]
+    folio = mem.folio_alloc(order)
+    assert folio is not None
+    mem.folio_put(folio)
+    if drained:
+        node.drain()
+    free = node.free_frames()
+    assert failed(world, Pfn(folio + page)) == []
+    assert node.free_frames() == free - 1
+    taken = [mem.folio_alloc(0) for _ in range(free - 1)]
+    assert None not in taken and len(set(taken)) == free - 1
+    assert folio + page not in taken and mem.folio_alloc(0) is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mthp.mm.mm_types import Kernel
 from mthp.mm.page_alloc import NodeState
 from mthp.words.settings import Settings
-from mthp.words.units import Geometry
+from mthp.words.units import Folio, Geometry
 from tests.small_worlds import TINY, World, small
 
 
@@ -104,7 +104,7 @@ def test_frames_are_conserved(free: dict[int, int], actions: list[tuple[int, boo
     made = kernel(NodeState(free))
     mem, node = made.mem, made.mem.allocator.nodes[0]
     total = sum(count << order for order, count in free.items())
-    used: list[tuple[int, int]] = []
+    used: list[tuple[Folio, int]] = []
     for order, compact, which in actions:
         if used and which < 4:
             folio, _ = used.pop(which % len(used))

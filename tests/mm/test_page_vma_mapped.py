@@ -19,6 +19,7 @@ from mthp.mm.pgtable_types import (
     PTE_NONE,
     WRITE,
     Leaf,
+    Pmd,
     huge_pmd,
     leaf_pte,
     mk_pte,
@@ -98,7 +99,7 @@ def test_a_table_that_is_replaced_on_the_way_is_looked_at_anew() -> None:
     folio = world.folio(vma, 0)
     table = world.table(vma)
     copy = world.kernel.new_table()
-    copy.ptes.raw[:] = table.ptes.raw
+    copy.ptes.raw[:] = table.ptes.raw[:]
     world.before_lock(table.ptl, 1, lambda: world.set_pmd(vma, table_pmd(copy.number)))
     found = page_vma_mapped_walk(world.mm, vma.vm_start, folio)
     assert found is not None and not isinstance(found, HugeMapping)
@@ -131,7 +132,7 @@ def test_a_migration_entry_is_wanted_by_the_negative_page() -> None:
     assert not is_wanted(leaf_pte(Leaf.SWAP, 40), -40)
     assert not is_wanted(PTE_NONE, 0)
     mm = World(geometry=TINY).mm
-    huge_one, moving = huge_pmd(32, WRITE), leaf_pte(Leaf.MIGRATION, 32)
+    huge_one, moving = huge_pmd(32, WRITE), Pmd(leaf_pte(Leaf.MIGRATION, 32))
     for page in (31, 32, 47, 48):
         inside = page in (32, 47)
         assert is_wanted_pmd(mm, huge_one, page) is inside

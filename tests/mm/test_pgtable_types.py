@@ -24,10 +24,9 @@ from mthp.mm.pgtable_types import (
     UFFD_WP,
     WRITE,
     YOUNG,
+    ZERO_PFN,
     Leaf,
-    bad_pmd,
     huge_pmd,
-    is_zero_pfn,
     leaf_kind,
     leaf_pte,
     mk_pte,
@@ -52,6 +51,7 @@ from mthp.mm.pgtable_types import (
     table_pmd,
     zero_pte,
 )
+from tests.small_worlds import BAD_PMD
 
 FLAGS = [WRITE, YOUNG, DIRTY, SOFT_DIRTY, UFFD_WP, SPECIAL, SWP_EXCLUSIVE, HUGE, NO_ACCESS]
 Predicate = Callable[[int], bool]
@@ -70,7 +70,7 @@ PMDS = {
     "huge, no access": huge_pmd(512, WRITE | NO_ACCESS),
     "migration": leaf_pte(Leaf.MIGRATION, 512),
     "device": leaf_pte(Leaf.DEVICE, 1),
-    "bad": bad_pmd(),
+    "bad": BAD_PMD,
 }
 
 
@@ -117,10 +117,9 @@ def test_a_leaf_entry_is_its_kind_and_its_value(kind: Leaf, value: int, uffd: bo
 def test_the_zero_page_is_special_and_counts_as_nothing() -> None:
     for pte in (zero_pte(), zero_pte(YOUNG | DIRTY)):
         assert pte_present(pte) and pte_special(pte) and not pte_write(pte)
-        assert is_zero_pfn(pte_pfn(pte))
+        assert pte_pfn(pte) == ZERO_PFN
         assert pte_none_or_zero(pte)
     assert pte_young(zero_pte())
     assert leaf_kind(PTE_NONE) is Leaf.NONE and len(Leaf) == 7
     assert pte_none(PTE_NONE) and pte_none_or_zero(PTE_NONE)
-    assert not is_zero_pfn(1)
     assert not pte_none_or_zero(mk_pte(1, 0))

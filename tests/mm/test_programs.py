@@ -34,6 +34,7 @@ from mthp.mm.pgtable_types import (
     DIRTY,
     SOFT_DIRTY,
     WRITE,
+    ZERO_PFN,
     Leaf,
     leaf_kind,
     pte_none,
@@ -46,6 +47,7 @@ from mthp.mm.userfaultfd import move_pages
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_MERGEABLE, VM_SOFTDIRTY, VM_UFFD_WP
 from mthp.mm.vmscan import discard_folio, shrink_active_list, shrink_folio
 from mthp.words.profiles import V7_3
+from mthp.words.units import Folio
 from tests.small_worlds import TINY, Piece, World, hole, huge, large, small, swap, zero
 
 PAGES = 32
@@ -80,10 +82,10 @@ class Program:
     def address(self, mm: Mm, page: int) -> int:
         return self.place[mm.number] + page * 0x1000
 
-    def folio(self, mm: Mm, page: int) -> int | None:
+    def folio(self, mm: Mm, page: int) -> Folio | None:
         """The folio behind a page now, if there is one."""
         entry = Census(self.world.kernel).entries.get((mm.number, self.address(mm, page)), 0)
-        pfn = pte_pfn(entry) if pte_present(entry) else 0
+        pfn = pte_pfn(entry) if pte_present(entry) else ZERO_PFN
         return self.world.mem.page_folio(pfn) if pfn else None
 
 
@@ -164,7 +166,7 @@ def moves(program: Program, mm: Mm, page: int) -> None:
     program.place[mm.number] = to
 
 
-def of_folio(act: Callable[[Program, int], None]) -> Call:
+def of_folio(act: Callable[[Program, Folio], None]) -> Call:
     """What the kernel does to a folio, if one is there."""
 
     def call(program: Program, mm: Mm, page: int) -> None:
@@ -175,28 +177,28 @@ def of_folio(act: Callable[[Program, int], None]) -> Call:
     return call
 
 
-def swaps_out(program: Program, folio: int) -> None:
+def swaps_out(program: Program, folio: Folio) -> None:
     if not program.world.mem.order.raw[folio]:
         program.next_slot += 2
         shrink_folio(program.world.kernel, folio, program.next_slot)
 
 
-def drops(program: Program, folio: int) -> None:
+def drops(program: Program, folio: Folio) -> None:
     if not program.world.mem.order.raw[folio]:
         discard_folio(program.world.kernel, folio)
 
 
-def migrates(program: Program, folio: int) -> None:
+def migrates(program: Program, folio: Folio) -> None:
     if not program.world.mem.order.raw[folio]:
         migrate_folio(program.world.kernel, folio)
 
 
-def ages(program: Program, folio: int) -> None:
+def ages(program: Program, folio: Folio) -> None:
     if not program.world.mem.order.raw[folio]:
         shrink_active_list(program.world.kernel, folio)
 
 
-def splits(program: Program, folio: int) -> None:
+def splits(program: Program, folio: Folio) -> None:
     deferred_split_scan(program.world.kernel, folio)
 
 
@@ -211,7 +213,7 @@ def gets(program: Program, mm: Mm, page: int) -> None:
 
 def merges(program: Program, mm: Mm, page: int) -> None:
     """KSM: a page that reads 0 becomes the zero page, any other stays what it is."""
-    ksm_do_scan(mm, program.address(mm, page), 0)
+    ksm_do_scan(mm, program.address(mm, page), Folio(ZERO_PFN))
 
 
 def user_moves(program: Program, mm: Mm, page: int) -> None:

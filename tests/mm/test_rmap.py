@@ -11,6 +11,7 @@ from mthp.mm.page_flags import (
     PG_PARTIALLY_MAPPED,
 )
 from mthp.mm.rmap import folio_remove_rmap_pmd, folio_remove_rmap_ptes, rmap_walk
+from mthp.words.units import Pfn
 from tests.small_worlds import TINY, World, huge, large, small
 
 
@@ -23,14 +24,14 @@ def test_a_large_folio_loses_pages_one_by_one(world: World) -> None:
     mem, cpu = world.mem, world.kernel.this_cpu
     vma = world.vma(large(3))
     folio = world.folio(vma, 0)
-    folio_remove_rmap_ptes(mem, cpu, folio, folio + 2, 3, vma)
+    folio_remove_rmap_ptes(mem, cpu, folio, Pfn(folio + 2), 3, vma)
     assert mem.folio_mapcount(folio) == 5
     assert mem.nr_pages_mapped.raw[folio] == 5
     assert mem.test(folio, PG_PARTIALLY_MAPPED)
     assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 1
     assert "thp_deferred_split_page" not in world.kernel.vmstat.events
     folio_remove_rmap_ptes(mem, cpu, folio, folio, 2, vma)
-    folio_remove_rmap_ptes(mem, cpu, folio, folio + 5, 3, vma)
+    folio_remove_rmap_ptes(mem, cpu, folio, Pfn(folio + 5), 3, vma)
     assert mem.folio_mapcount(folio) == 0
     mem.folio_put(folio, 8)
     assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 0
@@ -62,7 +63,7 @@ def test_shared_until_one_process_is_left(world: World) -> None:
     assert mem.folio_maybe_mapped_shared(folio)
     folio_remove_rmap_ptes(mem, cpu, folio, folio, 3, vma)
     assert mem.test(folio, PG_MAPPED_SHARED)
-    folio_remove_rmap_ptes(mem, cpu, folio, folio + 3, 1, vma)
+    folio_remove_rmap_ptes(mem, cpu, folio, Pfn(folio + 3), 1, vma)
     assert not mem.folio_maybe_mapped_shared(folio)
     assert mem.mm_mapcounts[folio] == {child.vm_mm.number: 4}
     # Every page is still mapped, by the child: not partially mapped.

@@ -15,6 +15,7 @@ from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_UFFD_WP
 from mthp.races.stage import SWAP_SLOT
 from mthp.words.profiles import PMD_ONLY, V7_3
 from mthp.words.settings import Enabled
+from mthp.words.units import Folio, Pfn
 from tests.small_worlds import (
     TINY,
     World,
@@ -106,7 +107,7 @@ def test_one_page_alone_is_read(why: str) -> None:
     if why == "not synchronous":
         world.kernel.swap.synchronous = False
     elif why == "cached":
-        world.kernel.swap.add_to_cache(67, 1, 1)
+        world.kernel.swap.add_to_cache(67, Folio(Pfn(1)), 1)
     elif why == "bits":
         world.table(vma).ptes.raw[6] ^= 1 << 5
     assert read(world, vma, 4) == 0

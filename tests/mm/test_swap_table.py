@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mthp.mm.swap_table import SwapDevice, swp_entry, swp_offset, swp_type, unplaced_entry
+from mthp.words.units import Folio, Pfn
+
+FOLIO = Folio(Pfn(100))
 
 
 @given(st.integers(0, 31), st.integers(0, (1 << 40) - 1))
@@ -52,15 +55,15 @@ def test_a_folio_in_the_cache_stands_for_each_of_its_slots() -> None:
     for entry in range(8, 14):
         swap.hold(entry)
     assert swap.add_check(8, 4) and not swap.add_check(11, 4)
-    swap.add_to_cache(8, 100, 4)
-    assert swap.cache == {8: 100, 9: 100, 10: 100, 11: 100}
-    assert swap.entry_of == {100: 8}
+    swap.add_to_cache(8, FOLIO, 4)
+    assert swap.cache == dict.fromkeys(range(8, 12), FOLIO)
+    assert swap.entry_of == {FOLIO: 8}
     assert not swap.add_check(11, 2)
     assert swap.add_check(12, 2)
-    assert swap.folio_maybe_swapped(100, 4)
+    assert swap.folio_maybe_swapped(FOLIO, 4)
     swap.put_users(8, 3)
-    assert swap.folio_maybe_swapped(100, 4)
+    assert swap.folio_maybe_swapped(FOLIO, 4)
     swap.put_users(11, 1)
-    assert not swap.folio_maybe_swapped(100, 4)
-    swap.remove_from_cache(100, 4)
+    assert not swap.folio_maybe_swapped(FOLIO, 4)
+    swap.remove_from_cache(FOLIO, 4)
     assert swap.cache == {} and swap.entry_of == {}

@@ -55,7 +55,7 @@ def test_a_page_comes_back_read_only_with_its_marks(shared: bool, cached: bool) 
     unuse_mm(world.mm, world.address(vma, 1))
     pte = world.table(vma).ptes.raw[1]
     assert pte_present(pte) and pte & (WRITE | SOFT_DIRTY | UFFD_WP) == SOFT_DIRTY | UFFD_WP
-    folio = pte_pfn(pte)
+    folio = world.folio(vma, 1)
     assert world.mem.content.raw[folio] == content
     assert bool(world.mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE) is not shared
     assert world.kernel.swap.users == {3: 1} and world.kernel.swap.cache == {}

@@ -31,6 +31,7 @@ from mthp.mm.vmscan import (
     shrink_active_list,
     shrink_folio,
 )
+from mthp.words.units import Folio
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -58,7 +59,7 @@ def test_a_page_that_was_given_up_is_dropped() -> None:
     assert stage.kernel.mem.refcount.raw[stage.pages[0]] == 0
 
 
-def swapped_world(*pieces: Piece) -> tuple[World, Vma, int]:
+def swapped_world(*pieces: Piece) -> tuple[World, Vma, Folio]:
     world = World(geometry=TINY)
     vma = world.vma(*pieces)
     return world, vma, world.folio(vma, 0)

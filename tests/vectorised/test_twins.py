@@ -200,8 +200,8 @@ class World:
         return {
             "events": self.events,
             "rows": {name: getattr(mem, name).raw[: mem.nr_frames].tolist() for name in _ROWS},
-            "tables": [table.ptes.raw.tolist() for table in kernel.tables.values()],
-            "pmds": [page.pmds.raw.tolist() for page in self.mm.pmd_pages.values()],
+            "tables": [list(table.ptes.raw) for table in kernel.tables.values()],
+            "pmds": [list(page.pmds.raw) for page in self.mm.pmd_pages.values()],
             "batches": [(cpu.lru_add.value, cpu.mlock.value) for cpu in kernel.cpus],
             "blocks": [[list(blocks) for blocks in node.blocks] for node in nodes],
             "unborn": [node.unborn for node in nodes],

@@ -10,6 +10,7 @@ from mthp.mm.mm_types import Kernel, Mm
 from mthp.mm.page_counter import Gfp
 from mthp.words.profiles import DeferredMemcg
 from mthp.words.results import Refused, ScanResult
+from mthp.words.units import Folio, Order
 
 
 class NewFolio:
@@ -17,7 +18,7 @@ class NewFolio:
 
     __slots__ = ("folio", "installed", "kernel")
 
-    def __init__(self, kernel: Kernel, folio: int) -> None:
+    def __init__(self, kernel: Kernel, folio: Folio) -> None:
         self.kernel = kernel
         self.folio = folio
         self.installed = False
@@ -41,7 +42,7 @@ def collapse_find_target_node(kernel: Kernel, cc: CollapseControl) -> int:
     return loads.index(most) if most else 0
 
 
-def alloc_charge_folio(mm: Mm, cc: CollapseControl, order: int) -> NewFolio:
+def alloc_charge_folio(mm: Mm, cc: CollapseControl, order: Order) -> NewFolio:
     """A folio of `order` for mm. No lock is held: this may reclaim and compact.
 
     Refused: ALLOC_HUGE_PAGE_FAIL, CGROUP_CHARGE_FAIL. collapse_alloc counts before the charge.

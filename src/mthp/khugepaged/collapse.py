@@ -21,11 +21,12 @@ from mthp.mm.mm_types import Kernel, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import PteMap, pmd_lock, pmdp_collapse_flush, pte_offset_map
-from mthp.mm.pgtable_types import PRESENT, pmd_is_table, pmd_pgtable
+from mthp.mm.pgtable_types import PRESENT, Pmd, pmd_is_table, pmd_pgtable
 from mthp.mm.rmap import anon_vma_lock_write
 from mthp.words.events import Attempt, CollapseHugePage, PmdFlush
 from mthp.words.profiles import UnmapOrder
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
+from mthp.words.units import Address, Folio, Order
 
 
 class _Leaving:
@@ -51,7 +52,7 @@ class _Leaving:
 
 
 def collapse_huge_page(
-    mm: Mm, start_addr: int, referenced: int, unmapped: int, cc: CollapseControl, order: int
+    mm: Mm, start_addr: Address, referenced: int, unmapped: int, cc: CollapseControl, order: Order
 ) -> ScanResult:
     """mmap_lock must NOT be held on entry, and is not held on return: allocating may reclaim and
     compact, which takes long. Everything learnt before is stale and checked again.
@@ -93,7 +94,7 @@ def collapse_huge_page(
     return result
 
 
-def trace_flush(mm: Mm, orig_pmd: int, start_addr: int, order: int) -> None:
+def trace_flush(mm: Mm, orig_pmd: Pmd, start_addr: Address, order: Order) -> None:
     """Say what was flushed within and outside the window. Not a step."""
     kernel = mm.kernel
     if pmd_is_table(orig_pmd):
@@ -106,7 +107,7 @@ def trace_flush(mm: Mm, orig_pmd: int, start_addr: int, order: int) -> None:
 
 
 def _replace(
-    vma: Vma, start_addr: int, pmd: PmdPtr, folio: int, cc: CollapseControl, order: int
+    vma: Vma, start_addr: Address, pmd: PmdPtr, folio: Folio, cc: CollapseControl, order: Order
 ) -> None:
     """The part of collapse_huge_page() under anon_vma: detach the table, isolate, copy, install.
 

@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 from mthp.khugepaged.isolate import release_pte_folio, release_pte_pages
-from mthp.mm.folio import (
-    folio_clear_isolated,
-    folio_putback_lru,
-)
+from mthp.mm.folio import folio_clear_isolated, folio_putback_lru
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import MM_ANONPAGES, PmdPtr, Vma
 from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.mm.pgtable import PteMap, clear_ptes, pmd_lock, pmd_populate
 from mthp.mm.pgtable_types import (
     DIRTY,
+    PFN_SHIFT,
     PTE_NONE,
     SOFT_DIRTY,
     WRITE,
     YOUNG,
-    mk_pte,
+    Pmd,
+    Pte,
     pmd_pgtable,
     pte_none,
     pte_none_or_zero,
@@ -28,8 +27,9 @@ from mthp.mm.rmap import folio_remove_rmap_ptes
 from mthp.mm.swapfile import free_swap_cache
 from mthp.words.events import Copied
 from mthp.words.results import Refused, ScanResult
+from mthp.words.units import Address, Folio, Order
 
-NEXT_FRAME = mk_pte(1, 0) - mk_pte(0, 0)
+NEXT_FRAME = 1 << PFN_SHIFT
 BATCH_IGNORES = ~(YOUNG | DIRTY | SOFT_DIRTY | WRITE)
 
 
@@ -44,7 +44,7 @@ def copy_mc_user_highpage(mem: MemMap, to: int, source: int) -> bool:
     return True
 
 
-def folio_pte_batch(mem: MemMap, folio: int, pte: PteMap, i: int, pteval: int, most: int) -> int:
+def folio_pte_batch(mem: MemMap, folio: Folio, pte: PteMap, i: int, pteval: Pte, most: int) -> int:
     """How many PTEs from i on map consecutive pages of the folio in the same way, at most `most`.
 
     Young, dirty, soft-dirty and write may differ.
@@ -61,7 +61,7 @@ def folio_pte_batch(mem: MemMap, folio: int, pte: PteMap, i: int, pteval: int, m
 
 
 def __collapse_huge_page_copy_succeeded(
-    pte: PteMap, vma: Vma, order: int, compound_pagelist: list[int]
+    pte: PteMap, vma: Vma, order: Order, compound_pagelist: list[Folio]
 ) -> int:
     """Clear the PTEs, drop the mappings, unlock and put the sources; pages filled from nothing.
 
@@ -105,7 +105,7 @@ def __collapse_huge_page_copy_succeeded(
 
 
 def __collapse_huge_page_copy_failed(
-    pte: PteMap, pmd: PmdPtr, orig_pmd: int, order: int, compound_pagelist: list[int]
+    pte: PteMap, pmd: PmdPtr, orig_pmd: Pmd, order: Order, compound_pagelist: list[Folio]
 ) -> None:
     """Restore the PMD first, then release the folios. Kernel: __collapse_huge_page_copy_failed()."""
     path = pte.kernel.machine.path
@@ -116,13 +116,13 @@ def __collapse_huge_page_copy_failed(
 
 def __collapse_huge_page_copy(
     pte: PteMap,
-    folio: int,
+    folio: Folio,
     pmd: PmdPtr,
-    orig_pmd: int,
+    orig_pmd: Pmd,
     vma: Vma,
-    address: int,
-    order: int,
-    compound_pagelist: list[int],
+    address: Address,
+    order: Order,
+    compound_pagelist: list[Folio],
 ) -> None:
     """Fill the new folio. On success the window's PTEs are clear and its sources are gone.
 

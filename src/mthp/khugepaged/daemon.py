@@ -23,9 +23,12 @@ from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Kernel, Mm, Vma, vma_is_anonymous
 from mthp.words.events import KhugepagedScan, Slept
 from mthp.words.profiles import ScanCost
 from mthp.words.results import KernelBug, Rule, ScanResult
+from mthp.words.units import Address
 
 
-def collapse_single_pmd(address: int, vma: Vma, mmap_lock: Hold, cc: CollapseControl) -> ScanResult:
+def collapse_single_pmd(
+    address: Address, vma: Vma, mmap_lock: Hold, cc: CollapseControl
+) -> ScanResult:
     """One PMD range of one VMA. mmap_lock is held on entry and may be released.
 
     Divergence: file mappings are not modelled and answer FAIL.

@@ -17,8 +17,9 @@ from mthp.mm.pgtable import (
     pmd_populate,
     pmdp_get_lockless,
 )
-from mthp.mm.pgtable_types import pmd_none, pmd_pgtable
+from mthp.mm.pgtable_types import Pmd, pmd_none, pmd_pgtable
 from mthp.words.profiles import Install
+from mthp.words.units import Address, Folio
 
 
 def guard_pmd_none(kernel: Kernel, pmd: PmdPtr) -> None:
@@ -30,14 +31,14 @@ def guard_pmd_none(kernel: Kernel, pmd: PmdPtr) -> None:
     )
 
 
-def restore_pmd(kernel: Kernel, pmd: PmdPtr, orig_pmd: int) -> None:
+def restore_pmd(kernel: Kernel, pmd: PmdPtr, orig_pmd: Pmd) -> None:
     """Put the old table back after a refusal. Kernel: collapse_huge_page(), failure branch."""
     with pmd_lock(pmd):
         guard_pmd_none(kernel, pmd)
         pmd_populate(pmd, pmd_pgtable(orig_pmd))
 
 
-def __folio_mark_uptodate(kernel: Kernel, folio: int) -> None:
+def __folio_mark_uptodate(kernel: Kernel, folio: Folio) -> None:
     """Contents are seen before the mapping.
 
     Kernel: include/linux/page-flags.h, __folio_mark_uptodate().
@@ -47,7 +48,7 @@ def __folio_mark_uptodate(kernel: Kernel, folio: int) -> None:
 
 
 def install_pmd(
-    kernel: Kernel, folio: int, pmd: PmdPtr, orig_pmd: int, vma: Vma, pmd_addr: int
+    kernel: Kernel, folio: Folio, pmd: PmdPtr, orig_pmd: Pmd, vma: Vma, pmd_addr: Address
 ) -> None:
     """PMD order: deposit the table, map by the PMD."""
     with pmd_lock(pmd):
@@ -58,12 +59,12 @@ def install_pmd(
 
 def install_ptes(
     kernel: Kernel,
-    folio: int,
+    folio: Folio,
     pmd: PmdPtr,
-    orig_pmd: int,
+    orig_pmd: Pmd,
     pte: PteMap,
     vma: Vma,
-    start_addr: int,
+    start_addr: Address,
 ) -> None:
     """Below PMD order: the old table comes back with the new folio in it, in the profile's order."""
     with pmd_lock(pmd):

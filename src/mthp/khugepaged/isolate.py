@@ -7,7 +7,7 @@ from mthp.khugepaged.control import CollapseControl
 from mthp.khugepaged.limits import (
     collapse_max_ptes_none,
     collapse_max_ptes_shared,
-    count_collapse_event,
+    exceeded,
 )
 from mthp.mm.folio import (
     folio_clear_isolated,
@@ -18,13 +18,10 @@ from mthp.mm.folio import (
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_test_young
-from mthp.mm.page_flags import (
-    PG_REFERENCED,
-    PG_YOUNG,
-    PG_ZONE_DEVICE,
-)
+from mthp.mm.page_flags import PG_REFERENCED, PG_YOUNG, PG_ZONE_DEVICE
 from mthp.mm.pgtable import PteMap
 from mthp.mm.pgtable_types import (
+    Pte,
     pte_dirty,
     pte_none_or_zero,
     pte_pfn,
@@ -37,9 +34,10 @@ from mthp.mm.vm_flags import VM_DROPPABLE
 from mthp.words.events import NO_PFN, Isolate
 from mthp.words.profiles import Lazyfree
 from mthp.words.results import Refused, ScanResult
+from mthp.words.units import Address, Folio, Order, Pfn
 
 
-def vm_normal_page(mem: MemMap, pte: int) -> int | None:
+def vm_normal_page(mem: MemMap, pte: Pte) -> Pfn | None:
     """The frame of a present PTE, or None for special and device mappings.
 
     Kernel: mm/memory.c, vm_normal_page(), with the is_zone_device_page() test of both callers.
@@ -50,7 +48,7 @@ def vm_normal_page(mem: MemMap, pte: int) -> int | None:
     return pfn
 
 
-def refuses_lazyfree(kernel: Kernel, cc: CollapseControl, vma: Vma, folio: int, pte: int) -> bool:
+def refuses_lazyfree(kernel: Kernel, cc: CollapseControl, vma: Vma, folio: Folio, pte: Pte) -> bool:
     """A clean page that MADV_FREE gave up, and khugepaged must keep freeable."""
     return (
         cc.is_khugepaged
@@ -61,21 +59,21 @@ def refuses_lazyfree(kernel: Kernel, cc: CollapseControl, vma: Vma, folio: int, 
     )
 
 
-def folio_pte_referenced(mem: MemMap, folio: int, vma: Vma, address: int, pte: int) -> bool:
+def folio_pte_referenced(mem: MemMap, folio: Folio, vma: Vma, address: Address, pte: Pte) -> bool:
     """Kernel: mm/khugepaged.c, folio_pte_referenced()."""
     if mem.test(folio, PG_YOUNG | PG_REFERENCED) or pte_young(pte):
         return True
     return bool(vma.vm_mm.notifiers) and mmu_notifier_test_young(vma.vm_mm, address)
 
 
-def release_pte_folio(kernel: Kernel, folio: int) -> None:
+def release_pte_folio(kernel: Kernel, folio: Folio) -> None:
     """Give one isolated folio back through the LRU batch. Kernel: release_pte_folio()."""
     folio_clear_isolated(kernel.mem, folio)
     kernel.mem.folio_unlock(folio)
     folio_putback_lru(kernel.mem, kernel.this_cpu, folio)
 
 
-def release_pte_pages(pte: PteMap, nr: int, compound_pagelist: list[int]) -> None:
+def release_pte_pages(pte: PteMap, nr: int, compound_pagelist: list[Folio]) -> None:
     """Give back what the first nr PTEs isolated: small folios from the highest address down, then
     large ones in the order they were met. Kernel: mm/khugepaged.c, release_pte_pages().
     """
@@ -101,7 +99,7 @@ class Isolation:
         "max_ptes_shared", "mem", "none_or_zero", "order", "referenced", "shared", "sub_pmd", "vma",
     )  # fmt: skip
 
-    def __init__(self, vma: Vma, address: int, cc: CollapseControl, order: int) -> None:
+    def __init__(self, vma: Vma, address: Address, cc: CollapseControl, order: Order) -> None:
         kernel = self.kernel = vma.vm_mm.kernel
         self.mem = kernel.mem
         self.vma = vma
@@ -113,7 +111,7 @@ class Isolation:
         self.max_ptes_shared = collapse_max_ptes_shared(kernel, cc, order)
         self.done = self.none_or_zero = self.shared = self.referenced = 0
         self.folio = NO_PFN
-        self.compound_pagelist: list[int] = []
+        self.compound_pagelist: list[Folio] = []
 
     def take_none(self) -> None:
         """Spend the budget for empty and zero-page PTEs."""
@@ -121,12 +119,9 @@ class Isolation:
         if self.max_ptes_none is None:
             raise Refused(ScanResult.FAIL)
         if self.none_or_zero > self.max_ptes_none:
-            count_collapse_event(
-                self.kernel, self.order, "thp_scan_exceed_none_pte", "collapse_exceed_none_pte"
-            )
-            raise Refused(ScanResult.EXCEED_NONE_PTE)
+            raise exceeded(self.kernel, self.order, ScanResult.EXCEED_NONE_PTE)
 
-    def take_page(self, address: int, pteval: int) -> None:
+    def take_page(self, address: Address, pteval: Pte) -> None:
         """Check, lock and isolate the folio behind one non-empty PTE, in the kernel's order."""
         if not pte_present(pteval):
             raise Refused(ScanResult.PTE_NON_PRESENT)
@@ -153,12 +148,9 @@ class Isolation:
         """Spend the budget for pages that several processes map."""
         self.shared += 1
         if self.shared > self.max_ptes_shared:
-            count_collapse_event(
-                self.kernel, self.order, "thp_scan_exceed_share_pte", "collapse_exceed_shared_pte"
-            )
-            raise Refused(ScanResult.EXCEED_SHARED_PTE)
+            raise exceeded(self.kernel, self.order, ScanResult.EXCEED_SHARED_PTE)
 
-    def lock_and_isolate(self, folio: int) -> None:
+    def lock_and_isolate(self, folio: Folio) -> None:
         """Lock the folio, see that nobody else refers to it, take it off the LRU."""
         mem = self.mem
         if not mem.folio_trylock(folio):
@@ -201,8 +193,8 @@ def isolate_ptes(isolation: Isolation, pte: PteMap) -> None:
 
 
 def __collapse_huge_page_isolate(
-    vma: Vma, start_addr: int, pte: PteMap, cc: CollapseControl, order: int
-) -> list[int]:
+    vma: Vma, start_addr: Address, pte: PteMap, cc: CollapseControl, order: Order
+) -> list[Folio]:
     """Lock and isolate every folio of the window; the large ones are returned, in order met.
 
     Caller holds the PTE lock, mmap_lock for writing and anon_vma for writing; the PMD is clear.

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mthp.khugepaged.control import CollapseControl
 from mthp.mm.mm_types import Kernel, Vma, userfaultfd_armed
 from mthp.words.profiles import IntermediateNone
+from mthp.words.results import Refused, ScanResult
+from mthp.words.units import Order
 
 
 def collapse_max_ptes_none(
-    kernel: Kernel, cc: CollapseControl, vma: Vma | None, order: int
+    kernel: Kernel, cc: CollapseControl, vma: Vma | None, order: Order
 ) -> int | None:
     """Empty or zero-page PTEs allowed; None: a collapse to this order is refused whatever it holds.
 
@@ -37,21 +41,34 @@ def collapse_max_ptes_none(
     return 0
 
 
-def collapse_max_ptes_shared(kernel: Kernel, cc: CollapseControl, order: int) -> int:
+def collapse_max_ptes_shared(kernel: Kernel, cc: CollapseControl, order: Order) -> int:
     """PTEs of pages that several processes map. Kernel: collapse_max_ptes_shared()."""
     if not cc.is_khugepaged:
         return kernel.geometry.ptrs_per_pte
     return kernel.settings.max_ptes_shared if order == kernel.geometry.pmd_order else 0
 
 
-def collapse_max_ptes_swap(kernel: Kernel, cc: CollapseControl, order: int) -> int:
+def collapse_max_ptes_swap(kernel: Kernel, cc: CollapseControl, order: Order) -> int:
     """Entries that are neither none nor present. Kernel: collapse_max_ptes_swap()."""
     if not cc.is_khugepaged:
         return kernel.geometry.ptrs_per_pte
     return kernel.settings.max_ptes_swap if order == kernel.geometry.pmd_order else 0
 
 
-def count_collapse_event(kernel: Kernel, order: int, vm_event: str, mthp_stat: str) -> None:
+_EXCEEDED: Final = {
+    ScanResult.EXCEED_NONE_PTE: ("thp_scan_exceed_none_pte", "collapse_exceed_none_pte"),
+    ScanResult.EXCEED_SHARED_PTE: ("thp_scan_exceed_share_pte", "collapse_exceed_shared_pte"),
+    ScanResult.EXCEED_SWAP_PTE: ("thp_scan_exceed_swap_pte", "collapse_exceed_swap_pte"),
+}
+
+
+def exceeded(kernel: Kernel, order: Order, result: ScanResult) -> Refused:
+    """Count that the budget of which result speaks is spent; the refusal."""
+    count_collapse_event(kernel, order, *_EXCEEDED[result])
+    return Refused(result)
+
+
+def count_collapse_event(kernel: Kernel, order: Order, vm_event: str, mthp_stat: str) -> None:
     """Count per order, and in vmstat at PMD order. Kernel: count_collapse_event()."""
     if order == kernel.geometry.pmd_order:
         kernel.vmstat.count_vm_event(vm_event)

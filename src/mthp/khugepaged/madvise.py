@@ -16,6 +16,7 @@ from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Mm, Vma
 from mthp.words.profiles import EmptyRange
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
+from mthp.words.units import Address
 
 THP: Final = frozenset({ScanResult.SUCCEED, ScanResult.PMD_MAPPED})
 """The range is huge now."""
@@ -55,7 +56,7 @@ def madvise_collapse_errno(result: ScanResult) -> int:
     return -_ERRNO.get(result, errno.EINVAL)
 
 
-def madvise_collapse(vma: Vma, start: int, end: int) -> int:
+def madvise_collapse(vma: Vma, start: Address, end: Address) -> int:
     """Collapse every aligned PMD range of [start, end) in vma, to PMD order.
 
     Takes mmap_lock for reading as madvise() does. Returns 0 if every range is huge afterwards, else
@@ -79,7 +80,7 @@ def madvise_collapse(vma: Vma, start: int, end: int) -> int:
         return _collapse_ranges(mm, vma, hstart, hend, mmap_lock)
 
 
-def _collapse_ranges(mm: Mm, vma: Vma, hstart: int, hend: int, mmap_lock: Hold) -> int:
+def _collapse_ranges(mm: Mm, vma: Vma, hstart: Address, hend: Address, mmap_lock: Hold) -> int:
     """The loop of madvise_collapse(); mmap_lock is held on entry."""
     cc = CollapseControl(Caller.MADVISE)
     last_fail = ScanResult.FAIL

@@ -12,7 +12,7 @@ from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.mm_types import Kernel, Mm
 from mthp.words.events import OrderPolicy, OrderWalk
 from mthp.words.results import ScanResult
-from mthp.words.units import Geometry
+from mthp.words.units import Address, Geometry, Order
 
 NEXT_OFFSET: Final = frozenset({ScanResult.SUCCEED, ScanResult.PTE_MAPPED_HUGEPAGE})
 """After these the walk goes on behind the window."""
@@ -49,7 +49,7 @@ class Window(NamedTuple):
     """
 
     offset: int
-    order: int
+    order: Order
     occupied: int
     least: int | None
 
@@ -125,7 +125,12 @@ def next_window(walk: Walk, result: ScanResult | None) -> Window | None:
 
 
 def mthp_collapse(
-    mm: Mm, address: int, referenced: int, unmapped: int, cc: CollapseControl, enabled_orders: int
+    mm: Mm,
+    address: Address,
+    referenced: int,
+    unmapped: int,
+    cc: CollapseControl,
+    enabled_orders: int,
 ) -> ScanResult:
     """Walk the table from its start, largest order first, and attempt what holds enough pages.
 

@@ -19,6 +19,7 @@ from mthp.mm.pgtable_types import (
     pmd_trans_huge,
 )
 from mthp.words.results import Refused, ScanResult
+from mthp.words.units import Address, Order
 
 
 class Expect(Enum):
@@ -29,7 +30,7 @@ class Expect(Enum):
 
 
 def hugepage_vma_revalidate(
-    mm: Mm, address: int, expect: Expect, cc: CollapseControl, order: int
+    mm: Mm, address: Address, expect: Expect, cc: CollapseControl, order: Order
 ) -> Vma:
     """The VMA that now stands at the PMD range of address. Caller holds mmap_lock.
 
@@ -69,7 +70,7 @@ def check_pmd_state(pmd: PmdPtr) -> None:
         raise Refused(ScanResult.NO_PTE_TABLE)
 
 
-def find_pmd_or_thp_or_none(mm: Mm, address: int) -> PmdPtr:
+def find_pmd_or_thp_or_none(mm: Mm, address: Address) -> PmdPtr:
     """The PMD slot of address, which points to a table. Refused as check_pmd_state().
 
     Kernel: mm/khugepaged.c, find_pmd_or_thp_or_none().
@@ -81,7 +82,7 @@ def find_pmd_or_thp_or_none(mm: Mm, address: int) -> PmdPtr:
     return pmd
 
 
-def check_pmd_still_valid(mm: Mm, address: int, pmd: PmdPtr) -> None:
+def check_pmd_still_valid(mm: Mm, address: Address, pmd: PmdPtr) -> None:
     """Refused: as above, or FAIL if another page of PMDs stands there now.
 
     Kernel: mm/khugepaged.c, check_pmd_still_valid().

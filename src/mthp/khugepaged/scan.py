@@ -10,7 +10,7 @@ from mthp.khugepaged.limits import (
     collapse_max_ptes_none,
     collapse_max_ptes_shared,
     collapse_max_ptes_swap,
-    count_collapse_event,
+    exceeded,
 )
 from mthp.khugepaged.order_walk import mthp_collapse
 from mthp.khugepaged.revalidate import find_pmd_or_thp_or_none
@@ -19,10 +19,11 @@ from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_ANON, PG_LOCKED, PG_LRU
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pgtable_types import pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
+from mthp.mm.pgtable_types import Pte, pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
 from mthp.words.events import NO_PFN, ScanPmd
 from mthp.words.profiles import ScanCost
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
+from mthp.words.units import Address, Folio
 
 
 class Scan:
@@ -33,7 +34,7 @@ class Scan:
         "max_ptes_swap", "none_or_zero", "referenced", "shared", "unmapped", "vma",
     )  # fmt: skip
 
-    def __init__(self, vma: Vma, address: int, cc: CollapseControl) -> None:
+    def __init__(self, vma: Vma, address: Address, cc: CollapseControl) -> None:
         kernel = vma.vm_mm.kernel
         pmd_order = kernel.geometry.pmd_order
         self.kernel = kernel
@@ -46,30 +47,25 @@ class Scan:
         self.none_or_zero = self.shared = self.referenced = self.unmapped = 0
         self.failed_pfn = NO_PFN
 
-    def exceeded(self, result: ScanResult, vm_event: str, mthp_stat: str) -> Refused:
+    def exceeded(self, result: ScanResult) -> Refused:
         """A budget is spent; in the scan this is booked to the PMD order."""
-        count_collapse_event(self.kernel, self.kernel.geometry.pmd_order, vm_event, mthp_stat)
-        return Refused(result)
+        return exceeded(self.kernel, self.kernel.geometry.pmd_order, result)
 
     def take_none(self) -> None:
         """An empty or zero-page PTE."""
         self.none_or_zero += 1
         if self.max_ptes_none is not None and self.none_or_zero > self.max_ptes_none:
-            raise self.exceeded(
-                ScanResult.EXCEED_NONE_PTE, "thp_scan_exceed_none_pte", "collapse_exceed_none_pte"
-            )
+            raise self.exceeded(ScanResult.EXCEED_NONE_PTE)
 
-    def take_unmapped(self, pteval: int) -> None:
+    def take_unmapped(self, pteval: Pte) -> None:
         """An entry that is neither none nor present: swap, migration, guard, poison."""
         self.unmapped += 1
         if self.unmapped > self.max_ptes_swap:
-            raise self.exceeded(
-                ScanResult.EXCEED_SWAP_PTE, "thp_scan_exceed_swap_pte", "collapse_exceed_swap_pte"
-            )
+            raise self.exceeded(ScanResult.EXCEED_SWAP_PTE)
         if pte_swp_uffd_any(pteval):
             raise Refused(ScanResult.PTE_UFFD)
 
-    def take_page(self, i: int, pteval: int) -> None:
+    def take_page(self, i: int, pteval: Pte) -> None:
         """A present PTE: the kernel's checks in the kernel's order."""
         if pte_uffd(pteval):
             raise Refused(ScanResult.PTE_UFFD)
@@ -86,11 +82,7 @@ class Scan:
             self.shared += 1
             if self.shared > self.max_ptes_shared:
                 self.failed_pfn = folio
-                raise self.exceeded(
-                    ScanResult.EXCEED_SHARED_PTE,
-                    "thp_scan_exceed_share_pte",
-                    "collapse_exceed_shared_pte",
-                )
+                raise self.exceeded(ScanResult.EXCEED_SHARED_PTE)
         self.cc.present_ptes |= 1 << i
         node = mem.folio_nid(folio)
         if collapse_scan_abort(self.kernel, node, self.cc):
@@ -106,7 +98,7 @@ class Scan:
         if self.cc.is_khugepaged and folio_pte_referenced(mem, folio, self.vma, address, pteval):
             self.referenced += 1
 
-    def refused_at(self, folio: int, result: ScanResult) -> Refused:
+    def refused_at(self, folio: Folio, result: ScanResult) -> Refused:
         """Remember the folio for the tracepoint."""
         self.failed_pfn = folio
         return Refused(result)
@@ -145,7 +137,7 @@ def scan_ptes(scan: Scan, pte: PteMap) -> None:
 
 
 def collapse_scan_pmd(
-    mm: Mm, vma: Vma, start_addr: int, mmap_lock: Hold, cc: CollapseControl
+    mm: Mm, vma: Vma, start_addr: Address, mmap_lock: Hold, cc: CollapseControl
 ) -> ScanResult:
     """Scan the table at start_addr (PMD aligned), then collapse what mthp_collapse() finds.
 

@@ -11,15 +11,16 @@ from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import pte_none, pte_present
 from mthp.words.events import Swapin
 from mthp.words.results import Refused, ScanResult
+from mthp.words.units import Address, Order
 
 
 def __collapse_huge_page_swapin(
     mm: Mm,
     vma: Vma,
-    start_addr: int,
+    start_addr: Address,
     pmd: PmdPtr,
     referenced: int,
-    order: int,
+    order: Order,
     mmap_lock: Hold,
 ) -> None:
     """Swap in what the window misses. Below PMD order the first such entry refuses.

@@ -110,8 +110,9 @@ def _large_counts(rest: Rest, folio: int, nr: int) -> dict[str, tuple[int, int]]
             mapped + (ENTIRELY_MAPPED if entire else 0),
         ),
     }
-    if folio in mem.mm_mapcounts:
-        counts["mappings by process"] = sum(mem.mm_mapcounts[folio].values()), ptes + entire
+    by_mm = mem.mm_mapcounts.get(mem.head.raw[folio])
+    if by_mm is not None:
+        counts["mappings by process"] = sum(by_mm.values()), ptes + entire
     return counts
 
 

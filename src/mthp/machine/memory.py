@@ -14,13 +14,13 @@ include/asm-generic/bitops/instrumented-atomic.h (test_and_set_bit, test_and_cle
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.machine.step import ALL_BITS, Access
+from mthp.machine.step import ALL_BITS, Access, OnStep
 from mthp.machine.store_buffer import Lane
 from mthp.machine.task import Machine
 
@@ -30,11 +30,27 @@ _VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32,
                      "B": np.uint8, "b": np.int8}  # fmt: skip
 """Signed where an index may come of it: no word of a world uses its highest bit."""
 
+Word_co = TypeVar("Word_co", bound=int, covariant=True)
 
-class Words:
+
+if TYPE_CHECKING:
+
+    class Row(array[int], Generic[Word_co]):
+        """The array behind Words: reading it gives the type of its words."""
+
+        @overload
+        def __getitem__(self, at: SupportsIndex, /) -> Word_co: ...
+        @overload
+        def __getitem__(self, at: slice, /) -> array[int]: ...
+        def __getitem__(self, at: Any, /) -> Any: ...
+        def __iter__(self) -> Iterator[Word_co]: ...
+
+
+class Words(Generic[Word_co]):
     """A row of Cells. typecode: as in `array`; size: how many words there are; owner: whose.
 
-    lane: how stores to it behave where CPUs have store buffers.
+    Word_co: what reading gives (Pte, Folio, or int), which costs nothing. lane: how stores
+    to it behave where CPUs have store buffers.
     """
 
     __slots__ = ("_view", "lane", "machine", "name", "owner", "raw")
@@ -47,7 +63,7 @@ class Words:
         self._view: NDArray[Any] | None = None
         self.machine = machine
         self.name = name
-        self.raw: array[int] = array(typecode, bytes(array(typecode).itemsize * size))
+        self.raw = cast("Row[Word_co]", array(typecode, bytes(array(typecode).itemsize * size)))
 
     def __repr__(self) -> str:
         return f"Words({self.name!r}, {len(self.raw)})"
@@ -62,7 +78,7 @@ class Words:
         try:
             self.raw.frombytes(more)
         except BufferError:  # somebody still looks at a view: leave the old row to them
-            self.raw = array(self.raw.typecode, self.raw.tobytes() + more)
+            self.raw = cast("Row[Word_co]", array(self.raw.typecode, self.raw.tobytes() + more))
 
     def view(self) -> NDArray[Any]:
         """The row as an array over the same memory. Not a step, so only for code that runs where
@@ -75,7 +91,7 @@ class Words:
             self._view = np.frombuffer(self.raw, _VIEWED_AS[self.raw.typecode])
         return self._view
 
-    def read(self, index: int) -> int:
+    def read(self, index: int) -> Word_co:
         """Kernel: READ_ONCE()."""
         hook = self.machine.on_step
         if hook is not None:
@@ -113,11 +129,11 @@ class Words:
         """How many of nr words have a bit of the mask set. Not a step."""
         return int(np.count_nonzero(self.view()[index : index + nr] & mask))
 
-    def _forwarded(self, index: int) -> int:
+    def _forwarded(self, index: int) -> Word_co:
         """What the running task reads: its own late store, or what everybody sees."""
         buffer = self.machine.current.buffer
         late = buffer.forwarded(self, index) if buffer is not None else None
-        return self.raw[index] if late is None else late
+        return self.raw[index] if late is None else cast("Word_co", late)
 
     def _stored_late(self, index: int, value: int) -> bool:
         """Whether the running task's store buffer took a store."""
@@ -129,19 +145,19 @@ class Words:
         buffer.before_table_store()
         return False
 
-    def _full_barrier(self) -> None:
-        """Atomics that return a value are full barriers, but in the weakest model."""
-        buffer = self.machine.current.buffer
-        if buffer is not None and self.lane is not Lane.CONTENTS:
-            buffer.before_atomic()
+    def _announce(self, hook: OnStep, access: Access, index: int, bits: int) -> None:
+        """The step of an atomic that returns a value: a full barrier, but in the weakest model."""
+        if self.lane is not None and self.lane is not Lane.CONTENTS:
+            buffer = self.machine.current.buffer
+            if buffer is not None:
+                buffer.before_atomic()
+        hook(access, self, index, bits)
 
     def add(self, index: int, amount: int) -> int:
         """Add atomically; the new value. Kernel: atomic_add_return()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         value = self.raw[index] + amount
         self.raw[index] = value
         return value
@@ -170,9 +186,7 @@ class Words:
         """Add atomically, unless the word is 0; whether it was not. Kernel: folio_ref_try_add()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(TAKE, self, index, ALL_BITS)
+            self._announce(hook, TAKE, index, ALL_BITS)
         if not self.raw[index]:
             return False
         self.raw[index] += amount
@@ -182,21 +196,17 @@ class Words:
         """Write atomically if the word is `expected`; whether it was. Kernel: try_cmpxchg()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         if self.raw[index] != expected:
             return False
         self.raw[index] = value
         return True
 
-    def swap(self, index: int, value: int) -> int:
+    def swap(self, index: int, value: int) -> Word_co:
         """Write atomically; the old value. Kernel: xchg()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         old = self.raw[index]
         self.raw[index] = value
         return old
@@ -216,9 +226,7 @@ class Words:
         """
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, mask)
+            self._announce(hook, RMW, index, mask)
         old = self.raw[index]
         self.raw[index] = old | mask
         return old & mask
@@ -230,9 +238,7 @@ class Words:
         """
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, mask)
+            self._announce(hook, RMW, index, mask)
         old = self.raw[index]
         self.raw[index] = old & ~mask
         return old & mask
@@ -241,9 +247,7 @@ class Words:
         """If the word is `expected`, make it 0 atomically. Kernel: folio_ref_freeze()."""
         hook = self.machine.on_step
         if hook is not None:
-            if self.lane is not None:
-                self._full_barrier()
-            hook(RMW, self, index, ALL_BITS)
+            self._announce(hook, RMW, index, ALL_BITS)
         if self.raw[index] != expected:
             return False
         self.raw[index] = 0

@@ -18,6 +18,7 @@ from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Vma
 from mthp.mm.page_flags import PG_ACTIVE, PG_ISOLATED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
 from mthp.mm.vm_flags import VM_LOCKED, VM_SPECIAL
+from mthp.words.units import Folio
 
 FOLIO_BATCH_SIZE: Final = 31
 """Kernel: include/linux/folio_batch.h."""
@@ -31,7 +32,7 @@ class Mlock(Enum):
     UNLOCK = "munlock"
 
 
-def folio_isolate_lru(mem: MemMap, folio: int) -> bool:
+def folio_isolate_lru(mem: MemMap, folio: Folio) -> bool:
     """Take a folio off the LRU, with a reference. Kernel: mm/vmscan.c, folio_isolate_lru()."""
     if not mem.clear(folio, PG_LRU):
         return False
@@ -39,13 +40,13 @@ def folio_isolate_lru(mem: MemMap, folio: int) -> bool:
     return True
 
 
-def folio_putback_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
+def folio_putback_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
     """Give an isolated folio back. Kernel: mm/vmscan.c, folio_putback_lru()."""
     folio_add_lru(mem, cpu, folio)
     mem.folio_put(folio)
 
 
-def folio_add_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
+def folio_add_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
     """Queue a folio for the LRU in this CPU's batch; a full batch or a large folio flushes it.
 
     Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move().
@@ -57,7 +58,7 @@ def folio_add_lru(mem: MemMap, cpu: Cpu, folio: int) -> None:
         mem.machine.path(folio_batch_move_lru)(mem, cpu)
 
 
-def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
     """Kernel: mm/folio.c, folio_add_lru_vma()."""
     if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
         mem.set(folio, PG_MLOCKED)
@@ -73,8 +74,8 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
     """
     batch = cpu.lru_add.read()
     cpu.lru_add.write(())
-    dead: list[int] = []
-    alive: list[int] = []
+    dead: list[Folio] = []
+    alive: list[Folio] = []
     for folio in batch:
         if mem.refcount.freeze(folio, 1):
             mem.flags.clear_bits(folio, PG_ACTIVE | PG_UNEVICTABLE)
@@ -93,7 +94,7 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
         mem.folio_put(folio)
 
 
-def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: int, what: Mlock) -> None:
+def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: Folio, what: Mlock) -> None:
     """Kernel: mm/mlock.c, mlock_folio(), mlock_new_folio(), munlock_folio()."""
     mem.folio_get(folio)
     batch = (*cpu.mlock.read(), (folio, what))
@@ -119,7 +120,7 @@ def mlock_folio_batch(mem: MemMap, cpu: Cpu) -> None:
         mem.folio_put(folio)
 
 
-def _mlock_folio(mem: MemMap, folio: int) -> None:
+def _mlock_folio(mem: MemMap, folio: Folio) -> None:
     """Kernel: mm/mlock.c, __mlock_folio()."""
     if not mem.clear(folio, PG_LRU):
         return
@@ -130,7 +131,7 @@ def _mlock_folio(mem: MemMap, folio: int) -> None:
     mem.set(folio, PG_LRU)
 
 
-def _munlock_folio(mem: MemMap, folio: int) -> None:
+def _munlock_folio(mem: MemMap, folio: Folio) -> None:
     """Kernel: mm/mlock.c, __munlock_folio().
 
     Divergence: locks are not counted. A collapse munlocks what it has isolated, and then the kernel
@@ -143,14 +144,14 @@ def _munlock_folio(mem: MemMap, folio: int) -> None:
         mem.set(folio, PG_LRU)
 
 
-def mlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+def mlock_vma_folio(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
     """One that a locked VMA maps whole. Kernel: mm/internal.h, mlock_vma_folio()."""
     if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
         mem.set(folio, PG_MLOCKED)
         _mlock_batch_add(mem, cpu, folio, Mlock.LOCK)
 
 
-def munlock_vma_folio(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+def munlock_vma_folio(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
     """Any unmapping from a locked VMA munlocks. Kernel: mm/internal.h, munlock_vma_folio()."""
     if vma.vm_flags & VM_LOCKED:
         _mlock_batch_add(mem, cpu, folio, Mlock.UNLOCK)
@@ -170,11 +171,11 @@ def lru_add_drain_all(mem: MemMap, cpus: tuple[Cpu, ...]) -> None:
         lru_add_drain(mem, cpu)
 
 
-def folio_mark_isolated(mem: MemMap, folio: int) -> None:
+def folio_mark_isolated(mem: MemMap, folio: Folio) -> None:
     """Count it in NR_ISOLATED_ANON. Kernel: node_stat_mod_folio()."""
     mem.flags.raw[folio] |= PG_ISOLATED
 
 
-def folio_clear_isolated(mem: MemMap, folio: int) -> None:
+def folio_clear_isolated(mem: MemMap, folio: Folio) -> None:
     """Stop counting it in NR_ISOLATED_ANON."""
     mem.flags.raw[folio] &= ~PG_ISOLATED

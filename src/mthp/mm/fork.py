@@ -5,17 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.huge_memory import copy_huge_pmd
 from mthp.mm.memory import pte_alloc, zap_pmd_range
 from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
-from mthp.mm.pgtable import mm_find_pmd, pmd_ptr, pmdp_get_lockless, pte_offset_map_lock
+from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
+    mm_find_pmd,
+    pmd_ptr,
+    pmdp_get_lockless,
+    pte_offset_map_lock,
+)
 from mthp.mm.pgtable_types import WRITE, pmd_is_table, pmd_trans_huge, pte_pfn, pte_present
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
 from mthp.mm.rmap import anon_vma_lock_write, folio_add_anon_rmap_ptes
 from mthp.mm.vma import free_pgtables, unlink
+from mthp.words.units import Address, Folio
 
 Enter = Callable[[Mm], None]
 """khugepaged_fork(): the daemon's own, given by whoever knows it."""
@@ -26,7 +32,6 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
 
     Kernel: mm/mmap.c, dup_mmap().
     """
-    kernel = parent.kernel
     with parent.mmap_write_lock(), child.mmap_write_lock():
         for vma in tuple(parent.vmas):
             vma_start_write(vma)
@@ -37,10 +42,8 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
                     child.link_anon_vma(copy, vma.anon_vma)
                 copy_page_range(copy, vma)
         khugepaged_fork(child)
-        shift = kernel.geometry.page_shift
         for vma in parent.vmas:
-            first, last = vma.vm_start >> shift, vma.vm_end >> shift
-            flush_tlb_range(kernel.cpus, parent.number, first, last, kernel.this_cpu.number)
+            flush_tlb_mm_range(parent, vma.vm_start, vma.vm_end)
 
 
 def copy_page_range(copy: Vma, vma: Vma) -> None:
@@ -58,7 +61,7 @@ def copy_page_range(copy: Vma, vma: Vma) -> None:
             copy_pte_range(copy, vma, target, source, start)
 
 
-def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: int) -> None:
+def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: Address) -> None:
     """Share every page, read-only on both sides; start: of the table.
 
     Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c, copy_pte_range().
@@ -128,9 +131,9 @@ def exit_mm(mm: Mm, khugepaged_exit: Enter) -> None:
 def exit_mmap(mm: Mm) -> None:
     """Everything is unmapped, then tables and VMAs are given back. Kernel: mm/mmap.c, exit_mmap()."""
     kernel = mm.kernel
-    shift, size = mm.geometry.page_shift, mm.geometry.pmd_size
+    size = mm.geometry.pmd_size
     vmas = tuple(mm.vmas)
-    freed: list[int] = []
+    freed: list[Folio] = []
     for notifier in mm.notifiers:  # mmu_notifier_release()
         notifier.invalidate_range_start(mm, vmas[0].vm_start, vmas[-1].vm_end)
     with mm.mmap_read_lock():
@@ -143,8 +146,7 @@ def exit_mmap(mm: Mm) -> None:
             unlink(vma)
             for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
                 free_pgtables(vma, start)
-            first, last = vma.vm_start >> shift, vma.vm_end >> shift
-            flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
+            flush_tlb_mm_range(mm, vma.vm_start, vma.vm_end)
             kernel.report(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
         kernel.report(Gone(mm))
     for folio in freed:

@@ -9,6 +9,8 @@ from mthp.mm.mm_types import Kernel, Mm, PmdPtr
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import (
+    Pmd,
+    Pte,
     pmd_present,
     pmd_trans_huge,
     pte_pfn,
@@ -18,13 +20,14 @@ from mthp.mm.pgtable_types import (
     pte_write,
 )
 from mthp.mm.reports import Pinned, StoredTo
+from mthp.words.units import Address, Folio, Pfn
 
 GET: Final = 1
 PIN: Final = 1024
 """References that a walk takes. Kernel: FOLL_GET; FOLL_PIN with GUP_PIN_COUNTING_BIAS."""
 
 
-def try_grab_folio_fast(kernel: Kernel, page: int, refs: int = GET) -> int | None:
+def try_grab_folio_fast(kernel: Kernel, page: Pfn, refs: int = GET) -> Folio | None:
     """References on the page's folio, unless it is being freed.
 
     Divergence: large folios are pinned by their reference count too, not by one of their own.
@@ -40,14 +43,14 @@ def try_grab_folio_fast(kernel: Kernel, page: int, refs: int = GET) -> int | Non
     return folio
 
 
-def folio_maybe_dma_pinned(kernel: Kernel, folio: int) -> bool:
+def folio_maybe_dma_pinned(kernel: Kernel, folio: Folio) -> bool:
     """Kernel: include/linux/mm.h, folio_maybe_dma_pinned()."""
     return kernel.mem.folio_ref_count(folio) >= PIN
 
 
 def gup_fast_pte_range(
-    kernel: Kernel, pmdval: int, pmd: PmdPtr, address: int, refs: int
-) -> int | None:
+    kernel: Kernel, pmdval: Pmd, pmd: PmdPtr, address: Address, refs: int
+) -> Pfn | None:
     """The page behind a writable PTE, with references; None where the slow path must be taken.
 
     After the reference is taken, the PMD and the PTE must still be what they were.
@@ -72,19 +75,19 @@ def gup_fast_pte_range(
     return page
 
 
-def pmd_unchanged(pmd: PmdPtr, pmdval: int) -> bool:
+def pmd_unchanged(pmd: PmdPtr, pmdval: Pmd) -> bool:
     """The recheck of the PMD after the reference was taken."""
     return pmdp_get_lockless(pmd) == pmdval
 
 
-def pte_unchanged(now: int, pteval: int) -> bool:
+def pte_unchanged(now: Pte, pteval: Pte) -> bool:
     """The recheck of the PTE after the reference was taken."""
     return now == pteval
 
 
 def gup_fast_pmd_leaf(
-    kernel: Kernel, pmdval: int, pmd: PmdPtr, address: int, refs: int
-) -> int | None:
+    kernel: Kernel, pmdval: Pmd, pmd: PmdPtr, address: Address, refs: int
+) -> Pfn | None:
     """The page behind a writable huge PMD. Kernel: mm/gup.c, gup_fast_pmd_leaf()."""
     if pte_protnone(pmdval) or not pte_write(pmdval):
         return None
@@ -94,10 +97,10 @@ def gup_fast_pmd_leaf(
     if not pmd_unchanged(pmd, pmdval):
         kernel.mem.folio_put(folio, refs)
         return None
-    return pte_pfn(pmdval) + kernel.geometry.pte_index(address)
+    return Pfn(pte_pfn(pmdval) + kernel.geometry.pte_index(address))
 
 
-def gup_fast(mm: Mm, address: int, refs: int = GET) -> int | None:
+def gup_fast(mm: Mm, address: Address, refs: int = GET) -> Pfn | None:
     """Get or pin the page of address for writing, interrupts off while walking; None: not by this path.
 
     Kernel: mm/gup.c, gup_fast(), gup_fast_pmd_range().
@@ -120,7 +123,7 @@ def gup_fast(mm: Mm, address: int, refs: int = GET) -> int | None:
             cpu.local_irq_restore()
 
 
-def pin_and_write(mm: Mm, address: int, value: int) -> None:
+def pin_and_write(mm: Mm, address: Address, value: int) -> None:
     """Pin a page, have a device write to it later, and keep the pin."""
     kernel = mm.kernel
     page = gup_fast(mm, address, PIN)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_mm import thp_vma_suitable_order
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, PmdPtr, Vma
@@ -11,6 +10,7 @@ from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_mm_range,
     pgtable_trans_huge_deposit,
     pgtable_trans_huge_withdraw,
     pmd_lock,
@@ -29,9 +29,11 @@ from mthp.mm.pgtable_types import (
     WRITE,
     YOUNG,
     Leaf,
+    Pmd,
     huge_pmd,
     leaf_pte,
     mk_pte,
+    pmd_folio,
     pmd_is_migration_entry,
     pmd_none,
     pmd_trans_huge,
@@ -45,27 +47,25 @@ from mthp.mm.rmap import (
     share_large_folio,
 )
 from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_WRITE
+from mthp.words.units import Address, Folio
 
 KEPT = WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
 """What an entry hands on when its page moves, or when a PMD becomes PTEs."""
 
 
-def flush_pmd_tlb_range(mm: Mm, haddr: int) -> None:
-    """Forget the translations of a PMD range on every CPU; haddr: bytes."""
-    kernel = mm.kernel
-    first = haddr >> kernel.geometry.page_shift
-    last = first + kernel.geometry.ptrs_per_pte
-    flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
+def flush_pmd_tlb_range(mm: Mm, haddr: Address) -> None:
+    """Kernel: include/linux/pgtable.h, flush_pmd_tlb_range()."""
+    flush_tlb_mm_range(mm, haddr, haddr + mm.geometry.pmd_size)
 
 
-def pmdp_invalidate(mm: Mm, haddr: int, pmd: PmdPtr) -> int:
+def pmdp_invalidate(mm: Mm, haddr: Address, pmd: PmdPtr) -> Pmd:
     """Keep the hardware out of a locked huge PMD; what it was. Kernel: mm/pgtable-generic.c."""
     old = pmd.page.pmds.swap(pmd.slot, pmd.page.pmds.read(pmd.slot) | NO_ACCESS)
     flush_pmd_tlb_range(mm, haddr)
     return old
 
 
-def pmdp_huge_clear_flush(mm: Mm, haddr: int, pmd: PmdPtr) -> int:
+def pmdp_huge_clear_flush(mm: Mm, haddr: Address, pmd: PmdPtr) -> Pmd:
     """Empty a locked huge PMD and flush it; what it was. Kernel: mm/pgtable-generic.c."""
     old = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
     flush_pmd_tlb_range(mm, haddr)
@@ -75,7 +75,7 @@ def pmdp_huge_clear_flush(mm: Mm, haddr: int, pmd: PmdPtr) -> int:
 # Splitting
 
 
-def split_huge_pmd(vma: Vma, pmd: PmdPtr, address: int) -> None:
+def split_huge_pmd(vma: Vma, pmd: PmdPtr, address: Address) -> None:
     """Map the same pages by PTEs, of the table that was deposited. Kernel: __split_huge_pmd()."""
     mm = vma.vm_mm
     haddr = mm.geometry.pmd_addr(address)
@@ -84,7 +84,7 @@ def split_huge_pmd(vma: Vma, pmd: PmdPtr, address: int) -> None:
         split_huge_pmd_locked(vma, haddr, pmd)
 
 
-def split_huge_pmd_locked(vma: Vma, haddr: int, pmd: PmdPtr) -> None:
+def split_huge_pmd_locked(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
     """Nothing, if it is no huge PMD any more. Caller holds the pmd lock.
 
     Kernel: mm/huge_memory.c, split_huge_pmd_locked(), __split_huge_pmd_locked().
@@ -95,7 +95,7 @@ def split_huge_pmd_locked(vma: Vma, haddr: int, pmd: PmdPtr) -> None:
     if pmd_trans_huge(pmdval):
         old = pmdp_invalidate(mm, haddr, pmd)
         table = _map_by_ptes(vma, pmd, old)
-        folio_remove_rmap_pmd(kernel.mem, kernel.this_cpu, pte_pfn(old), vma)
+        folio_remove_rmap_pmd(kernel.mem, kernel.this_cpu, pmd_folio(old), vma)
     elif pmd_is_migration_entry(pmdval):
         table = _migrate_by_ptes(kernel, pmd, pmdval)
     else:
@@ -104,12 +104,12 @@ def split_huge_pmd_locked(vma: Vma, haddr: int, pmd: PmdPtr) -> None:
     pmd_populate(pmd, table)
 
 
-def _map_by_ptes(vma: Vma, pmd: PmdPtr, old: int) -> int:
+def _map_by_ptes(vma: Vma, pmd: PmdPtr, old: Pmd) -> int:
     """Fill the deposited table from a huge PMD; its number."""
     mm = vma.vm_mm
     kernel = mm.kernel
     mem = kernel.mem
-    folio, nr = pte_pfn(old), mm.geometry.ptrs_per_pte
+    folio, nr = pmd_folio(old), mm.geometry.ptrs_per_pte
     exclusive = mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE != 0
     mem.folio_ref_add(folio, nr - 1)
     pages = range(folio, folio + nr)
@@ -120,7 +120,7 @@ def _map_by_ptes(vma: Vma, pmd: PmdPtr, old: int) -> int:
     return number
 
 
-def _migrate_by_ptes(kernel: Kernel, pmd: PmdPtr, old: int) -> int:
+def _migrate_by_ptes(kernel: Kernel, pmd: PmdPtr, old: Pmd) -> int:
     """Fill the deposited table from a PMD's migration entry; its number."""
     first, flags = pte_pfn(old), old & (KEPT | SWP_EXCLUSIVE)
     number = pgtable_trans_huge_withdraw(pmd)
@@ -133,7 +133,9 @@ def _migrate_by_ptes(kernel: Kernel, pmd: PmdPtr, old: int) -> int:
 # Faults
 
 
-def do_huge_pmd_fault(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int, *, write: bool) -> bool:
+def do_huge_pmd_fault(
+    vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd, *, write: bool
+) -> bool:
     """A fault at a huge PMD; whether nothing more is to be done.
 
     Kernel: mm/memory.c, __handle_mm_fault(); huge_pmd_set_accessed().
@@ -145,7 +147,7 @@ def do_huge_pmd_fault(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int, *, wri
     return True
 
 
-def do_huge_pmd_anonymous_page(vma: Vma, address: int, pmd: PmdPtr) -> None:
+def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr) -> None:
     """A fault where there is no table puts a huge page there. Caller holds the VMA or mmap_lock.
 
     Kernel: mm/huge_memory.c, __do_huge_pmd_anonymous_page().
@@ -173,13 +175,13 @@ def do_huge_pmd_anonymous_page(vma: Vma, address: int, pmd: PmdPtr) -> None:
     mem.folio_put(folio)
 
 
-def do_huge_pmd_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int) -> bool:
+def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) -> bool:
     """A store to a huge page that may not be written: reuse it, or split and copy one page (False).
 
     Kernel: mm/huge_memory.c, do_huge_pmd_wp_page().
     """
     mem = vma.vm_mm.kernel.mem
-    folio = pte_pfn(orig_pmd)
+    folio = pmd_folio(orig_pmd)
     ptl = pmd_lock(pmd)
     if pmdp_get_lockless(pmd) != orig_pmd:
         ptl.release()
@@ -202,7 +204,7 @@ def do_huge_pmd_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pmd: int) -> b
     return False
 
 
-def _reuse(vma: Vma, pmd: PmdPtr, orig_pmd: int) -> None:
+def _reuse(vma: Vma, pmd: PmdPtr, orig_pmd: Pmd) -> None:
     """The page is this process's alone: let it be written."""
     may = WRITE if vma.vm_flags & VM_WRITE else 0
     pmd.page.pmds.write(pmd.slot, orig_pmd | YOUNG | DIRTY | SOFT_DIRTY | may)
@@ -212,7 +214,7 @@ def pmd_migration_entry_wait(kernel: Kernel, pmd: PmdPtr) -> None:
     """Wait for the end of a huge page's migration. Kernel: mm/migrate.c."""
     pmdval = pmdp_get_lockless(pmd)
     if pmd_is_migration_entry(pmdval):
-        kernel.mem.folio_wait_locked(pte_pfn(pmdval))
+        kernel.mem.folio_wait_locked(pmd_folio(pmdval))
 
 
 # Fork
@@ -234,7 +236,7 @@ def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
         src_ptl.release()
         dst_ptl.release()
         return False
-    folio = pte_pfn(pmdval)
+    folio = pmd_folio(pmdval)
     mem.folio_get(folio)
     mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
     if folio not in mem.mm_mapcounts:
@@ -249,7 +251,7 @@ def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
     return True
 
 
-def folio_add_anon_rmap_pmd(kernel: Kernel, folio: int, vma: Vma, *, exclusive: bool) -> None:
+def folio_add_anon_rmap_pmd(kernel: Kernel, folio: Folio, vma: Vma, *, exclusive: bool) -> None:
     """One more mapping by a PMD. Caller holds the pmd lock. Kernel: mm/rmap.c."""
     mem = kernel.mem
     if mem.entire_mapcount.add(folio, 1) == 1:
@@ -273,7 +275,7 @@ def zap_deposited_table(kernel: Kernel, pmd: PmdPtr) -> None:
 # Migration
 
 
-def set_pmd_migration_entry(vma: Vma, haddr: int, pmd: PmdPtr) -> None:
+def set_pmd_migration_entry(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
     """A huge PMD becomes a migration entry. Caller holds the pmd lock and the folio lock.
 
     Kernel: mm/huge_memory.c, set_pmd_migration_entry().
@@ -282,7 +284,7 @@ def set_pmd_migration_entry(vma: Vma, haddr: int, pmd: PmdPtr) -> None:
     kernel = mm.kernel
     mem = kernel.mem
     old = pmdp_invalidate(mm, haddr, pmd)
-    folio = pte_pfn(old)
+    folio = pmd_folio(old)
     exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
     flags = old & KEPT | (SWP_EXCLUSIVE if exclusive else 0)
     pmd.page.pmds.write(pmd.slot, leaf_pte(Leaf.MIGRATION, folio, flags))
@@ -290,7 +292,7 @@ def set_pmd_migration_entry(vma: Vma, haddr: int, pmd: PmdPtr) -> None:
     mem.folio_put(folio)
 
 
-def remove_migration_pmd(vma: Vma, pmd: PmdPtr, entry: int, folio: int) -> None:
+def remove_migration_pmd(vma: Vma, pmd: PmdPtr, entry: Pmd, folio: Folio) -> None:
     """A PMD's migration entry becomes a mapping of folio. Caller holds the pmd lock.
 
     Kernel: mm/huge_memory.c, remove_migration_pmd().
@@ -302,7 +304,9 @@ def remove_migration_pmd(vma: Vma, pmd: PmdPtr, entry: int, folio: int) -> None:
     pmd.page.pmds.write(pmd.slot, huge_pmd(folio, entry & KEPT))
 
 
-def map_anon_folio_pmd_nopf(kernel: Kernel, folio: int, pmd: PmdPtr, vma: Vma, haddr: int) -> None:
+def map_anon_folio_pmd_nopf(
+    kernel: Kernel, folio: Folio, pmd: PmdPtr, vma: Vma, haddr: Address
+) -> None:
     """Map a PMD-sized folio by its PMD. Caller holds the pmd lock.
 
     Kernel: mm/huge_memory.c, map_anon_folio_pmd_nopf().

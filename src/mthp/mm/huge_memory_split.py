@@ -13,17 +13,18 @@ from mthp.mm.page_flags import PG_LRU, PG_SWAPCACHE
 from mthp.mm.page_vma_mapped import HugeMapping, Lookup, page_vma_mapped_walk
 from mthp.mm.pagewalk import folio_walk
 from mthp.mm.rmap import anon_vma_lock_write, mapped_places, page_at
+from mthp.words.units import Address, Folio, Pfn
 
 
-def split_huge_pages_pid(mm: Mm, address: int) -> None:
+def split_huge_pages_pid(mm: Mm, address: Address) -> None:
     """Split what is mapped at address, if it is large and nobody uses it.
 
     Kernel: mm/huge_memory.c, split_huge_pages_pid().
     """
     mem = mm.kernel.mem
     with mm.mmap_read_lock():
-        vma = mm.find_vma(address)
-        page = folio_walk(vma, address) if vma is not None and address >= vma.vm_start else None
+        vma = mm.vma_lookup(address)
+        page = folio_walk(vma, address) if vma is not None else None
         if page is None:
             return
         folio = mem.page_folio(page)
@@ -33,7 +34,7 @@ def split_huge_pages_pid(mm: Mm, address: int) -> None:
         mem.folio_put(mem.page_folio(page))
 
 
-def deferred_split_scan(kernel: Kernel, folio: int) -> None:
+def deferred_split_scan(kernel: Kernel, folio: Folio) -> None:
     """The shrinker splits a large folio of its queue: it holds no lock of its process.
 
     Divergence: which folios are queued is not asked.
@@ -48,7 +49,7 @@ def deferred_split_scan(kernel: Kernel, folio: int) -> None:
     mem.folio_put(folio)
 
 
-def split_folio(kernel: Kernel, folio: int, lock_at: int) -> bool:
+def split_folio(kernel: Kernel, folio: Folio, lock_at: Pfn) -> bool:
     """Whether the large folio was split into pages. Caller holds its lock and a reference, and keeps
     both of its page lock_at.
 
@@ -69,16 +70,16 @@ def split_folio(kernel: Kernel, folio: int, lock_at: int) -> bool:
         if split:
             _split_unmapped(kernel, folio, nr)
         for vma, address, page in places:  # remap_page()
-            src = page if split else folio
+            src = Folio(page) if split else folio
             remove_migration_pte(kernel, src, src, vma, address)
-        for page in range(folio, folio + nr if split else folio):
+        for page in map(Folio, map(Pfn, range(folio, folio + nr if split else folio))):
             if page != lock_at:
                 mem.folio_unlock(page)
                 mem.folio_put(page)
     return split
 
 
-def unmap_folio(kernel: Kernel, folio: int) -> None:
+def unmap_folio(kernel: Kernel, folio: Folio) -> None:
     """Migration entries in the place of every mapping. Caller holds anon_vma for writing.
 
     Divergence: a huge PMD is split first, where the kernel writes the entries as it splits.
@@ -96,7 +97,7 @@ def unmap_folio(kernel: Kernel, folio: int) -> None:
         try_to_migrate_one(kernel, folio, vma, address, Lookup.SYNC)
 
 
-def _split_unmapped(kernel: Kernel, folio: int, nr: int) -> None:
+def _split_unmapped(kernel: Kernel, folio: Folio, nr: int) -> None:
     """Each page is a folio of its own, locked and with a reference. The folio is frozen: nobody can
     refer to it or find its pages. Kernel: mm/huge_memory.c, __split_folio_to_order().
     """

@@ -17,6 +17,7 @@ from mthp.mm.mm_types import (
 )
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NO_KHUGEPAGED, VM_NOHUGEPAGE, VM_STACK_INCOMPLETE
 from mthp.words.settings import Enabled
+from mthp.words.units import Address, Order
 
 
 class Tva(Enum):
@@ -60,7 +61,7 @@ def next_orders(orders: int) -> int:
     return orders & ~(1 << highest_order(orders))
 
 
-def thp_vma_suitable_order(vma: Vma, address: int, order: int) -> bool:
+def thp_vma_suitable_order(vma: Vma, address: Address, order: Order) -> bool:
     """Whether the VMA spans the aligned range of `order` around address.
 
     Kernel: include/linux/huge_mm.h, thp_vma_suitable_order().
@@ -70,7 +71,7 @@ def thp_vma_suitable_order(vma: Vma, address: int, order: int) -> bool:
     return start >= vma.vm_start and start + size <= vma.vm_end
 
 
-def thp_vma_suitable_orders(vma: Vma, address: int, orders: int) -> int:
+def thp_vma_suitable_orders(vma: Vma, address: Address, orders: int) -> int:
     """The orders left, from the first that suits on. Kernel: thp_vma_suitable_orders()."""
     while orders and not thp_vma_suitable_order(vma, address, highest_order(orders)):
         orders = next_orders(orders)

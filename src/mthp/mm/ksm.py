@@ -20,13 +20,16 @@ from mthp.mm.page_flags import (
 from mthp.mm.page_vma_mapped import map_pte
 from mthp.mm.pagewalk import folio_walk
 from mthp.mm.pgtable import mm_find_pmd, pte_offset_map_lock, ptep_clear_flush, unlocked_after
-from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG, mk_pte, pte_dirty, pte_write, zero_pte
+from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG, Pte, mk_pte, pte_dirty, pte_write, zero_pte
 from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_remove_rmap_ptes
 from mthp.mm.swapfile import folio_free_swap
 from mthp.mm.vm_flags import VM_MERGEABLE
+from mthp.words.units import Address, Folio, Pfn
 
 
-def ksm_might_need_to_copy(kernel: Kernel, folio: int, vma: Vma, address: int) -> int | None:
+def ksm_might_need_to_copy(
+    kernel: Kernel, folio: Folio, vma: Vma, address: Address
+) -> Folio | None:
     """The swap cache folio itself, or a locked copy of it where it already belongs to another place
     (a merged page loses the mark when it is swapped out); None: no memory.
 
@@ -51,7 +54,7 @@ def ksm_might_need_to_copy(kernel: Kernel, folio: int, vma: Vma, address: int) -
     return copy
 
 
-def ksm_do_scan(mm: Mm, address: int, kpage: int) -> None:
+def ksm_do_scan(mm: Mm, address: Address, kpage: Folio) -> None:
     """Look at one page, and merge it with kpage (0: the zero page) if it holds the same.
 
     Kernel: mm/ksm.c, ksm_do_scan(), scan_get_next_rmap_item(), cmp_and_merge_page().
@@ -70,22 +73,22 @@ def ksm_do_scan(mm: Mm, address: int, kpage: int) -> None:
     mem.folio_put(mem.page_folio(page))
 
 
-def find_mergeable_vma(mm: Mm, address: int) -> Vma | None:
+def find_mergeable_vma(mm: Mm, address: Address) -> Vma | None:
     """Caller holds mmap_lock. Kernel: mm/ksm.c, find_mergeable_vma()."""
-    vma = mm.find_vma(address)
-    if vma is None or address < vma.vm_start or not vma.vm_flags & VM_MERGEABLE:
+    vma = mm.vma_lookup(address)
+    if vma is None or not vma.vm_flags & VM_MERGEABLE:
         return None
     return vma if vma.anon_vma is not None else None
 
 
-def try_to_merge_with_ksm_page(mm: Mm, address: int, page: int, kpage: int) -> bool:
+def try_to_merge_with_ksm_page(mm: Mm, address: Address, page: Pfn, kpage: Folio) -> bool:
     """Whether kpage is mapped at address now. Kernel: mm/ksm.c, try_to_merge_with_ksm_page()."""
     with mm.mmap_read_lock():
         vma = find_mergeable_vma(mm, address)
         return vma is not None and try_to_merge_one_page(vma, address, page, kpage)
 
 
-def try_to_merge_one_page(vma: Vma, address: int, page: int, kpage: int) -> bool:
+def try_to_merge_one_page(vma: Vma, address: Address, page: Pfn, kpage: Folio) -> bool:
     """Caller holds a reference of the page's folio, which is split if it is large.
 
     Kernel: mm/ksm.c, try_to_merge_one_page().
@@ -97,23 +100,23 @@ def try_to_merge_one_page(vma: Vma, address: int, page: int, kpage: int) -> bool
         return False
     merged = False
     if not mem.folio_test_large(folio) or split_folio(kernel, folio, page):
-        orig_pte = write_protect_page(vma, address, page)
+        orig_pte = write_protect_page(vma, address, Folio(page))
         merged = (
             orig_pte is not None
             and pages_identical(kernel, page, kpage)
-            and replace_page(vma, address, page, kpage, orig_pte)
+            and replace_page(vma, address, Folio(page), kpage, orig_pte)
         )
     mem.folio_unlock(mem.page_folio(page))
     return merged
 
 
-def pages_identical(kernel: Kernel, page: int, kpage: int) -> bool:
+def pages_identical(kernel: Kernel, page: Pfn, kpage: Folio) -> bool:
     """Compare contents; the zero page holds 0. Kernel: include/linux/mm.h, pages_identical()."""
     content = kernel.mem.content
     return content.read(page) == (content.read(kpage) if kpage else 0)
 
 
-def write_protect_page(vma: Vma, address: int, folio: int) -> int | None:
+def write_protect_page(vma: Vma, address: Address, folio: Folio) -> Pte | None:
     """Nobody can store to the page any more; its PTE. None: it is not mapped there, or pinned.
 
     The PTE is cleared and flushed before references are counted, for GUP-fast takes no lock.
@@ -139,12 +142,12 @@ def write_protect_page(vma: Vma, address: int, folio: int) -> int | None:
                 return None
             if pte_dirty(entry):
                 mem.set(folio, PG_DIRTY)
-            entry &= ~(WRITE | DIRTY)
+            entry = Pte(entry & ~(WRITE | DIRTY))
             pte.ptes.write(pte.base, entry)
     return entry
 
 
-def folio_try_share_anon_rmap_pte(kernel: Kernel, page: int) -> bool:
+def folio_try_share_anon_rmap_pte(kernel: Kernel, page: Pfn) -> bool:
     """The page is nobody's alone any more, unless it is pinned. The PTE was cleared before.
 
     Kernel: include/linux/rmap.h, folio_try_share_anon_rmap_pte().
@@ -155,7 +158,7 @@ def folio_try_share_anon_rmap_pte(kernel: Kernel, page: int) -> bool:
     return True
 
 
-def replace_page(vma: Vma, address: int, page: int, kpage: int, orig_pte: int) -> bool:
+def replace_page(vma: Vma, address: Address, page: Folio, kpage: Folio, orig_pte: Pte) -> bool:
     """Map kpage in the page's place, if orig_pte still stands there. Kernel: mm/ksm.c, replace_page()."""
     mm = vma.vm_mm
     kernel = mm.kernel

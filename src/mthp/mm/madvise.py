@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.memory import zap_page_range_single
 from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.mmap_lock import lock_vma_under_rcu, with_vma_read_locked
@@ -20,23 +19,18 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_mm_range,
     mm_find_pmd,
     pmdp_get_lockless,
     pte_offset_map_lock,
     unlocked_after,
 )
-from mthp.mm.pgtable_types import (
-    DIRTY,
-    YOUNG,
-    pmd_trans_huge,
-    pte_none,
-    pte_pfn,
-    pte_present,
-)
+from mthp.mm.pgtable_types import DIRTY, YOUNG, pmd_trans_huge, pte_none, pte_pfn, pte_present
 from mthp.mm.reports import Discarding, Zapped, Zapping
+from mthp.words.units import Address, Folio
 
 
-def madvise_free(mm: Mm, start: int, end: int) -> None:
+def madvise_free(mm: Mm, start: Address, end: Address) -> None:
     """The pages of [start, end) may be dropped, until they are stored to again.
 
     Kernel: mm/madvise.c, madvise_dontneed_free(), try_vma_read_lock().
@@ -44,11 +38,10 @@ def madvise_free(mm: Mm, start: int, end: int) -> None:
     with_vma_read_locked(mm, start, lambda vma: madvise_free_single_vma(vma, start, end))
 
 
-def madvise_free_single_vma(vma: Vma, start: int, end: int) -> None:
+def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
     """Kernel: mm/madvise.c, madvise_free_single_vma(), madvise_free_pte_range()."""
     mm = vma.vm_mm
     kernel = mm.kernel
-    shift = kernel.geometry.page_shift
     kernel.report(Discarding(mm, start, end))
     with mmu_notifier_invalidate_range(mm, start, end):
         pmd = mm_find_pmd(mm, start)
@@ -56,33 +49,32 @@ def madvise_free_single_vma(vma: Vma, start: int, end: int) -> None:
         found = None if pmd is None or huge else pte_offset_map_lock(mm, pmd, start)
         if found is not None:
             with unlocked_after(kernel, found) as pte:
-                for i in range((end - start) >> shift):
+                for i in range((end - start) >> mm.geometry.page_shift):
                     _free_pte(kernel, pte, i)
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
 
 
 def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
     """Divergence: large folios and swapped pages are left alone."""
     mem = kernel.mem
     pteval = pte.get(i)
-    page = pte_pfn(pteval)
-    if pte_none(pteval) or not pte_present(pteval) or not page or mem.folio_test_large(page):
+    folio = Folio(pte_pfn(pteval))
+    if pte_none(pteval) or not pte_present(pteval) or not folio or mem.folio_test_large(folio):
         return
-    if mem.flags.test_bits(page, PG_SWAPCACHE | PG_DIRTY):
-        if not mem.folio_trylock(page):
+    if mem.flags.test_bits(folio, PG_SWAPCACHE | PG_DIRTY):
+        if not mem.folio_trylock(folio):
             return
-        usable = mem.folio_mapcount(page) == 1 and not mem.test(page, PG_SWAPCACHE)
+        usable = mem.folio_mapcount(folio) == 1 and not mem.test(folio, PG_SWAPCACHE)
         if usable:
-            mem.clear(page, PG_DIRTY)
-        mem.folio_unlock(page)
+            mem.clear(folio, PG_DIRTY)
+        mem.folio_unlock(folio)
         if not usable:
             return
     pte.ptes.clear_bits(pte.base + i, YOUNG | DIRTY)
-    folio_mark_lazyfree(kernel, page)
+    folio_mark_lazyfree(kernel, folio)
 
 
-def folio_mark_lazyfree(kernel: Kernel, folio: int) -> None:
+def folio_mark_lazyfree(kernel: Kernel, folio: Folio) -> None:
     """Divergence: at once, where the kernel waits until its batch is full. Kernel: mm/folio.c."""
     mem = kernel.mem
     wanted = PG_ANON | PG_SWAPBACKED | PG_LRU
@@ -90,19 +82,19 @@ def folio_mark_lazyfree(kernel: Kernel, folio: int) -> None:
         mem.flags.clear_bits(folio, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
 
 
-def madvise_dontneed(mm: Mm, start: int, end: int) -> None:
+def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
     """Empty [start, end), which lies in one table. Kernel: mm/madvise.c, madvise_dontneed_free(),
     as kernels do that take mmap_lock for it.
     """
     with mm.mmap_read_lock():
-        vma = mm.find_vma(start)
-        if vma is None or start < vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is None:
             return
         madvise_dontneed_single_vma(vma, start, end)
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def madvise_dontneed_vma_locked(mm: Mm, start: int, end: int) -> None:
+def madvise_dontneed_vma_locked(mm: Mm, start: Address, end: Address) -> None:
     """The same under the VMA lock, and under mmap_lock only where that is not to be had.
 
     Kernel: mm/madvise.c, get_lock_mode(), try_vma_read_lock().
@@ -116,7 +108,7 @@ def madvise_dontneed_vma_locked(mm: Mm, start: int, end: int) -> None:
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def madvise_dontneed_single_vma(vma: Vma, start: int, end: int) -> None:
+def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> None:
     """Caller holds the VMA or mmap_lock. Kernel: mm/madvise.c, madvise_dontneed_single_vma()."""
     vma.vm_mm.kernel.report(Zapping(vma.vm_mm, start, end))
     zap_page_range_single(vma, start, min(end, vma.vm_end))

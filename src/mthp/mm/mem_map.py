@@ -29,6 +29,7 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.vmstat import VmStat
 from mthp.words.results import KernelBug, Rule
+from mthp.words.units import Folio, Order, Pfn
 
 _ROWS: Final = {
     "head": "q", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
@@ -51,7 +52,7 @@ class Unlocked:
 
     __slots__ = ("flags", "name")
 
-    def __init__(self, flags: Words) -> None:
+    def __init__(self, flags: Words[int]) -> None:
         self.flags = flags
         self.name = flags.name
 
@@ -66,20 +67,20 @@ class MemMap:
     Raises KernelBug where a reference count would go below zero.
     """
 
-    head: Words
-    order: Words
-    flags: Words
-    refcount: Words
-    mapcount: Words
-    large_mapcount: Words
-    entire_mapcount: Words
-    nr_pages_mapped: Words
-    page_flags: Words
-    nid: Words
-    memcg: Words
-    anon_vma: Words
-    index: Words
-    content: Words
+    head: Words[Folio]
+    order: Words[Order]
+    flags: Words[int]
+    refcount: Words[int]
+    mapcount: Words[int]
+    large_mapcount: Words[int]
+    entire_mapcount: Words[int]
+    nr_pages_mapped: Words[int]
+    page_flags: Words[int]
+    nid: Words[int]
+    memcg: Words[int]
+    anon_vma: Words[int]
+    index: Words[int]
+    content: Words[int]
 
     def __init__(
         self,
@@ -92,17 +93,17 @@ class MemMap:
         self.machine = machine
         self.vmstat = vmstat
         self.memcgs = memcgs
-        self.mm_mapcounts: dict[int, dict[int, int]] = {}
+        self.mm_mapcounts: dict[Folio, dict[int, int]] = {}
         """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
         for name, typecode in _ROWS.items():
             setattr(self, name, Words(machine, name, typecode, 1))
-        self._of_folio: list[Words] = [getattr(self, name) for name in _OF_FOLIO]
-        self._of_page: list[Words] = [getattr(self, name) for name in _OF_PAGE]
+        self._of_folio: list[Words[int]] = [getattr(self, name) for name in _OF_FOLIO]
+        self._of_page: list[Words[int]] = [getattr(self, name) for name in _OF_PAGE]
         self.nr_frames = 1
         self.pmd_order = pmd_order
         self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
 
-    def new_frames(self, nid: int, order: int) -> int:
+    def new_frames(self, nid: int, order: Order) -> int:
         """Append 2**order frames of node nid, naturally aligned; the first one's number."""
         first = -(-self.nr_frames >> order) << order
         self._grow(first + (1 << order))
@@ -130,40 +131,38 @@ class MemMap:
 
     def folio_alloc(
         self,
-        order: int,
+        order: Order,
         nid: int = 0,
         allowed: frozenset[int] = frozenset(),
         *,
         compact: bool = True,
-    ) -> int | None:
+    ) -> Folio | None:
         """A folio of 2**order frames with one reference, or None. Kernel: __folio_alloc()."""
-        folio = self.allocator.alloc(order, nid, allowed, compact)
-        if folio is None:
-            return None
-        self.prep_folio(folio, order)
-        return folio
+        pfn = self.allocator.alloc(order, nid, allowed, compact)
+        return None if pfn is None else self.prep_folio(pfn, order)
 
-    def prep_folio(self, folio: int, order: int) -> None:
+    def prep_folio(self, pfn: int, order: Order) -> Folio:
         """Make frames that nobody knows into a folio with one reference. Not a step."""
         nr = 1 << order
-        self.head.raw[folio : folio + nr] = array("q", [folio]) * nr
-        self.order.raw[folio] = order
-        self.refcount.raw[folio] = 1
+        self.head.raw[pfn : pfn + nr] = array("q", [pfn]) * nr
+        self.order.raw[pfn] = order
+        self.refcount.raw[pfn] = 1
+        return self.head.raw[pfn]
 
-    def folio_get(self, folio: int) -> None:
+    def folio_get(self, folio: Folio) -> None:
         """Kernel: include/linux/mm.h, folio_get()."""
         if not self.refcount.take(folio, 1):
             raise KernelBug(Rule.COUNTS, f"folio {folio} is referenced after it was freed")
 
-    def folio_try_get(self, folio: int) -> bool:
+    def folio_try_get(self, folio: Folio) -> bool:
         """A reference, unless it is being freed. Kernel: include/linux/page_ref.h, folio_try_get()."""
         return self.refcount.add_unless_zero(folio, 1)
 
-    def folio_ref_add(self, folio: int, nr: int) -> None:
+    def folio_ref_add(self, folio: Folio, nr: int) -> None:
         """Kernel: include/linux/page_ref.h, folio_ref_add()."""
         self.refcount.take(folio, nr)
 
-    def folio_put(self, folio: int, refs: int = 1) -> None:
+    def folio_put(self, folio: Folio, refs: int = 1) -> None:
         """Drop references; the last one frees. Kernel: folio_put(), folio_put_refs()."""
         left = self.refcount.add(folio, -refs)
         if left == 0:
@@ -171,7 +170,7 @@ class MemMap:
         elif left < 0:
             raise KernelBug(Rule.COUNTS, f"folio {folio}: reference count {left}")
 
-    def free_folio(self, folio: int) -> None:
+    def free_folio(self, folio: Folio) -> None:
         """Free a folio without references. Kernel: mm/folio.c, __folio_put()."""
         flags = self.flags.raw[folio]
         order = self.order.raw[folio]
@@ -198,7 +197,7 @@ class MemMap:
         self.mm_mapcounts.pop(folio, None)
         self._free_healthy_pages(folio, order, failed)
 
-    def _free_healthy_pages(self, pfn: int, order: int, failed: list[int]) -> None:
+    def _free_healthy_pages(self, pfn: Pfn, order: Order, failed: list[int]) -> None:
         """Memory that failed is not mended by being free, and no allocator gets it again; what lies
         between is freed in blocks as large as can be.
 
@@ -208,72 +207,82 @@ class MemMap:
             self.allocator.free(pfn, order)
         elif order:
             self._free_healthy_pages(pfn, order - 1, failed)
-            self._free_healthy_pages(pfn + (1 << order - 1), order - 1, failed)
+            self._free_healthy_pages(Pfn(pfn + (1 << order - 1)), order - 1, failed)
         else:
             self.head.raw[pfn], self.order.raw[pfn] = pfn, 0
             self.page_flags.raw[pfn] = PAGE_HWPOISON
 
+    def take_page_off_buddy(self, page: Pfn) -> None:
+        """A free page that failed is never handed out; what is left of its block stays free.
+
+        Divergence: on a per-CPU list it is found too, where the kernel empties those lists first.
+        Kernel: mm/page_alloc.c, take_page_off_buddy().
+        """
+        block = self.allocator.nodes[self.folio_nid(page)].take_block_of(page)
+        if block is not None:
+            self._free_healthy_pages(Pfn(block[0]), block[1], [page])
+
     # Flags
 
-    def test(self, folio: int, flag: int) -> bool:
+    def test(self, folio: Folio, flag: int) -> bool:
         """Kernel: folio_test_*()."""
         return self.flags.test_bits(folio, flag) != 0
 
-    def set(self, folio: int, flag: int) -> bool:
+    def set(self, folio: Folio, flag: int) -> bool:
         """Set a flag; whether it was set. Kernel: folio_test_set_*()."""
         return self.flags.set_bits(folio, flag) != 0
 
-    def clear(self, folio: int, flag: int) -> bool:
+    def clear(self, folio: Folio, flag: int) -> bool:
         """Clear a flag; whether it was set. Kernel: folio_test_clear_*()."""
         return self.flags.clear_bits(folio, flag) != 0
 
-    def folio_trylock(self, folio: int) -> bool:
+    def folio_trylock(self, folio: Folio) -> bool:
         """Kernel: include/linux/pagemap.h, folio_trylock()."""
         return not self.flags.set_bits(folio, PG_LOCKED)
 
-    def folio_unlock(self, folio: int) -> None:
+    def folio_unlock(self, folio: Folio) -> None:
         """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
         if not self.flags.clear_bits(folio, PG_LOCKED):
             raise KernelBug(Rule.LOCKS, f"folio {folio} is unlocked and was not locked")
 
-    def folio_wait_locked(self, folio: int) -> None:
+    def folio_wait_locked(self, folio: Folio) -> None:
         """Wait until the folio is unlocked, if there is a scheduler who may run its holder.
 
         Kernel: include/linux/pagemap.h, folio_wait_locked().
         """
         self.machine.step(Access.WAIT, Unlocked(self.flags), folio, PG_LOCKED)
 
-    def folio_test_lazyfree(self, folio: int) -> bool:
+    def folio_test_lazyfree(self, folio: Folio) -> bool:
         """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""
         return self.flags.test_bits(folio, PG_ANON | PG_SWAPBACKED) == PG_ANON
 
     # Shape and counts
 
-    def page_folio(self, pfn: int) -> int:
+    def page_folio(self, pfn: Pfn) -> Folio:
         """The folio a frame belongs to. Kernel: page_folio()."""
         return self.head.raw[pfn]
 
-    def folio_order(self, folio: int) -> int:
+    def folio_order(self, folio: Folio) -> Order:
         return self.order.read(folio)
 
-    def folio_nr_pages(self, folio: int) -> int:
+    def folio_nr_pages(self, folio: Folio) -> int:
         return 1 << self.order.raw[folio]
 
-    def folio_test_large(self, folio: int) -> bool:
+    def folio_test_large(self, folio: Folio) -> bool:
         return self.order.raw[folio] != 0
 
     def folio_nid(self, pfn: int) -> int:
         """The NUMA node a frame belongs to."""
         return self.nid.raw[pfn]
 
-    def folio_ref_count(self, folio: int) -> int:
+    def folio_ref_count(self, folio: Folio) -> int:
         return self.refcount.read(folio)
 
-    def folio_mapcount(self, folio: int) -> int:
+    def folio_mapcount(self, folio: Folio) -> int:
         """Page table mappings of the folio. Kernel: include/linux/mm.h, folio_mapcount()."""
         return (self.large_mapcount if self.order.raw[folio] else self.mapcount).read(folio)
 
-    def folio_expected_ref_count(self, folio: int) -> int:
+    def folio_expected_ref_count(self, folio: Folio) -> int:
         """References that mappings and the swap cache explain.
 
         Kernel: include/linux/mm.h, folio_expected_ref_count().
@@ -281,7 +290,7 @@ class MemMap:
         swapcache = self.test(folio, PG_SWAPCACHE)
         return (swapcache << self.order.raw[folio]) + self.folio_mapcount(folio)
 
-    def folio_maybe_mapped_shared(self, folio: int) -> bool:
+    def folio_maybe_mapped_shared(self, folio: Folio) -> bool:
         """Kernel: include/linux/mm.h, folio_maybe_mapped_shared()."""
         mapcount = self.folio_mapcount(folio)
         if mapcount <= 1 or not self.order.raw[folio]:
@@ -290,7 +299,7 @@ class MemMap:
 
     # Deferred split
 
-    def deferred_split_folio(self, folio: int) -> None:
+    def deferred_split_folio(self, folio: Folio) -> None:
         """Queue a partially mapped folio. Kernel: mm/huge_memory.c, deferred_split_folio().
 
         Divergence: the queue of fully mapped folios (for the underused shrinker) is not kept.
@@ -304,7 +313,7 @@ class MemMap:
             self.vmstat.count_mthp_stat(order, "split_deferred")
             self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
 
-    def folio_unqueue_deferred_split(self, folio: int) -> None:
+    def folio_unqueue_deferred_split(self, folio: Folio) -> None:
         """Kernel: mm/internal.h, folio_unqueue_deferred_split()."""
         if self.clear(folio, PG_PARTIALLY_MAPPED):
             self.vmstat.count_mthp_stat(self.order.raw[folio], "nr_anon_partially_mapped", -1)

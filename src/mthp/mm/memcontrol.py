@@ -7,9 +7,10 @@ from mthp.mm.folio import lru_add_drain
 from mthp.mm.mm_types import Mm
 from mthp.mm.page_alloc import PAGE_ALLOC_COSTLY_ORDER
 from mthp.mm.page_counter import Gfp
+from mthp.words.units import Folio
 
 
-def mem_cgroup_charge(folio: int, mm: Mm, gfp: Gfp = Gfp.TRANSHUGE) -> bool:
+def mem_cgroup_charge(folio: Folio, mm: Mm, gfp: Gfp = Gfp.TRANSHUGE) -> bool:
     """Charge a folio to the mm's cgroup; a full one's reclaim empties this CPU's batches first.
 
     False where the limit does not allow it. Before that fails the kernel may kill a process of the

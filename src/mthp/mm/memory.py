@@ -9,7 +9,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.hold import Hold
 from mthp.machine.step import Access
 from mthp.mm.folio import folio_add_lru_vma
@@ -37,6 +36,7 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_mm_range,
     flush_tlb_page,
     mm_find_pmd,
     pmd_lock,
@@ -60,8 +60,10 @@ from mthp.mm.pgtable_types import (
     WRITE,
     YOUNG,
     Leaf,
+    Pte,
     leaf_kind,
     mk_pte,
+    pmd_folio,
     pmd_is_migration_entry,
     pmd_none,
     pmd_pgtable,
@@ -83,9 +85,10 @@ from mthp.mm.rmap import (
 from mthp.mm.swap_state import swap_cache_del_folio, swap_ptes_run_on, swapin_sync
 from mthp.mm.swapfile import folio_free_swap
 from mthp.mm.vm_flags import VM_LOCKED, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE
+from mthp.words.units import Address, Folio, Pfn
 
 
-def handle_user_fault(mm: Mm, address: int, *, write: bool) -> None:
+def handle_user_fault(mm: Mm, address: Address, *, write: bool) -> None:
     """One fault; the access is tried again afterwards. Kernel: do_user_addr_fault()."""
     vma = lock_vma_under_rcu(mm, address)
     if vma is not None:
@@ -96,7 +99,7 @@ def handle_user_fault(mm: Mm, address: int, *, write: bool) -> None:
     fault_under_mmap_lock(mm, address, write=write)
 
 
-def handle_huge_fault(mm: Mm, address: int) -> None:
+def handle_huge_fault(mm: Mm, address: Address) -> None:
     """A fault, where the settings give huge pages to whoever touches an empty table's range.
 
     Kernel: mm/memory.c, __handle_mm_fault(), create_huge_pmd().
@@ -113,11 +116,11 @@ def handle_huge_fault(mm: Mm, address: int) -> None:
     vma.vm_lock.leave()
 
 
-def fault_under_mmap_lock(mm: Mm, address: int, *, write: bool) -> None:
+def fault_under_mmap_lock(mm: Mm, address: Address, *, write: bool) -> None:
     """The fault's second way. Kernel: lock_mm_and_find_vma()."""
     with mm.mmap_read_lock() as mmap_lock:
-        vma = mm.find_vma(address)
-        if vma is None or address < vma.vm_start:
+        vma = mm.vma_lookup(address)
+        if vma is None:
             return
         pmd = pmd_ptr(mm, address, create=True)
         assert pmd is not None
@@ -128,7 +131,7 @@ def fault_under_mmap_lock(mm: Mm, address: int, *, write: bool) -> None:
             handle_mm_fault(vma, address, write=write)
 
 
-def _swapped(vma: Vma, address: int, pmd: PmdPtr) -> int | None:
+def _swapped(vma: Vma, address: Address, pmd: PmdPtr) -> Pte | None:
     """The swap entry of address, if one stands there."""
     pte = pte_offset_map(vma.vm_mm.kernel, pmdp_get_lockless(pmd), address)
     if pte is None:
@@ -139,7 +142,7 @@ def _swapped(vma: Vma, address: int, pmd: PmdPtr) -> int | None:
     return value if is_swap else None
 
 
-def handle_mm_fault(vma: Vma, address: int, *, write: bool) -> bool:
+def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
     """Whether it was handled here; False: mmap_lock is needed. Kernel: handle_pte_fault()."""
     mm = vma.vm_mm
     pmd = pmd_ptr(mm, address, create=True)
@@ -170,7 +173,7 @@ def handle_mm_fault(vma: Vma, address: int, *, write: bool) -> bool:
     return True
 
 
-def do_numa_page(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
+def do_numa_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
     """A NUMA hint was hit: let the access through again, where the page already is.
 
     Divergence: the page is never found to be misplaced. Kernel: mm/memory.c, do_numa_page().
@@ -188,18 +191,18 @@ def do_numa_page(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
             pte.ptes.write(pte.base, orig_pte & ~NO_ACCESS | YOUNG | writable)
 
 
-def pte_needs_soft_dirty_wp(vma: Vma, pteval: int) -> bool:
+def pte_needs_soft_dirty_wp(vma: Vma, pteval: Pte) -> bool:
     """Whether stores must fault, so that soft-dirty sees them. Kernel: mm/internal.h."""
     return not vma.vm_flags & VM_SOFTDIRTY and not pteval & SOFT_DIRTY
 
 
-def migration_entry_wait(kernel: Kernel, entry: int) -> bool:
+def migration_entry_wait(kernel: Kernel, entry: Pte) -> bool:
     """Wait for the end of a migration, if that is what the entry says; the access is tried again.
 
     Kernel: mm/migrate.c, migration_entry_wait().
     """
     if leaf_kind(entry) is Leaf.MIGRATION:
-        kernel.mem.folio_wait_locked(pte_pfn(entry))
+        kernel.mem.folio_wait_locked(Folio(pte_pfn(entry)))
         return True
     return False
 
@@ -216,7 +219,7 @@ def pte_alloc(mm: Mm, pmd: PmdPtr) -> None:
     del mm.kernel.tables[table.number]
 
 
-def do_anonymous_page(vma: Vma, address: int, pmd: PmdPtr, *, write: bool) -> None:
+def do_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -> None:
     """A zeroed page where there was nothing. Kernel: mm/memory.c, do_anonymous_page()."""
     mm = vma.vm_mm
     kernel = mm.kernel
@@ -243,7 +246,7 @@ def do_anonymous_page(vma: Vma, address: int, pmd: PmdPtr, *, write: bool) -> No
     kernel.mem.folio_put(folio)
 
 
-def new_anon_folio(kernel: Kernel, content: int) -> int:
+def new_anon_folio(kernel: Kernel, content: int) -> Folio:
     """A small folio, written before another task can reach it. Kernel: alloc_anon_folio()."""
     mem = kernel.mem
     folio = mem.folio_alloc(0)
@@ -254,7 +257,7 @@ def new_anon_folio(kernel: Kernel, content: int) -> int:
     return folio
 
 
-def do_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
+def do_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
     """A store to a page that may not be written: reuse it or copy. Kernel: do_wp_page()."""
     if not vma.vm_flags & VM_WRITE:
         return  # SIGSEGV
@@ -272,7 +275,7 @@ def do_wp_page(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
     wp_page_copy(vma, address, pmd, orig_pte)
 
 
-def wp_page_copy(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
+def wp_page_copy(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
     """Copy on write. Kernel: mm/memory.c, wp_page_copy()."""
     mm = vma.vm_mm
     kernel = mm.kernel
@@ -307,7 +310,7 @@ def wp_page_copy(vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> None:
 
 
 def map_anon_folio_pte_nopf(
-    kernel: Kernel, folio: int, pte: PteMap, vma: Vma, address: int, *, uffd_wp: bool
+    kernel: Kernel, folio: Folio, pte: PteMap, vma: Vma, address: Address, *, uffd_wp: bool
 ) -> None:
     """Map a folio by PTEs from the start of `pte`; update_mmu_cache_range() comes last.
 
@@ -340,12 +343,12 @@ class _Span(NamedTuple):
 
     first: int
     nr: int
-    address: int
-    page: int
+    address: Address
+    page: Pfn
 
 
 def do_swap_page(
-    mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int, mmap_lock: Hold
+    mm: Mm, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte, mmap_lock: Hold
 ) -> VmFault:
     """Bring a non-present PTE back, and those around it that are of the same large folio. RETRY:
     mmap_lock was released here; else it is still held.
@@ -381,7 +384,7 @@ def do_swap_page(
         return VmFault.RETRY
     if kernel.swap.cache.get(entry) != swapcache:  # folio_matches_swap_entry()
         return _drop(kernel, swapcache, VmFault.DONE)
-    page = swapcache + entry - kernel.swap.entry_of[swapcache]
+    page = Pfn(swapcache + entry - kernel.swap.entry_of[swapcache])
     if mem.page_flags.raw[page] & PAGE_HWPOISON:
         return _drop(kernel, swapcache, VmFault.ERROR)
     folio = ksm_might_need_to_copy(kernel, swapcache, vma, address)
@@ -396,7 +399,7 @@ def do_swap_page(
     return outcome
 
 
-def _not_read(mm: Mm, pmd: PmdPtr, address: int, orig_pte: int) -> VmFault:
+def _not_read(mm: Mm, pmd: PmdPtr, address: Address, orig_pte: Pte) -> VmFault:
     """No memory, which is no error where somebody else has dealt with the entry."""
     mapped = pte_offset_map_lock(mm, pmd, address)
     if mapped is None:
@@ -409,10 +412,10 @@ def _not_read(mm: Mm, pmd: PmdPtr, address: int, orig_pte: int) -> VmFault:
 def _map(
     kernel: Kernel,
     vma: Vma,
-    address: int,
+    address: Address,
     pmd: PmdPtr,
-    orig_pte: int,
-    found: tuple[int, int, int],
+    orig_pte: Pte,
+    found: tuple[Folio, Pfn, Folio],
 ) -> VmFault:
     """Map a locked folio where orig_pte still stands; consumes the lock and a reference of it.
 
@@ -445,7 +448,7 @@ def _map(
     return VmFault.DONE
 
 
-def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: int, one: _Span) -> _Span:
+def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, one: _Span) -> _Span:
     """The whole of a large folio, if the table has its entries all side by side; else one page."""
     mem, geometry = kernel.mem, kernel.geometry
     folio = mem.head.raw[one.page]
@@ -462,7 +465,7 @@ def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: int, one: _Span) -> _
     return _Span(-index, nr, start, folio)
 
 
-def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: int, span: _Span, swapcache: int) -> None:
+def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, span: _Span, swapcache: int) -> None:
     """Counts, rmap and PTEs of what is mapped. Caller holds the PTE lock and the folio lock."""
     mem, counters = kernel.mem, vma.vm_mm.counters
     folio = mem.head.raw[span.page]
@@ -489,7 +492,7 @@ def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: int, span: _Span, swap
     set_ptes(pte, span.first, mk_pte(span.page, _bits(vma, orig_pte, exclusive=exclusive)), span.nr)
 
 
-def _bits(vma: Vma, orig_pte: int, *, exclusive: bool) -> int:
+def _bits(vma: Vma, orig_pte: Pte, *, exclusive: bool) -> int:
     """The bits of the PTE that takes the place of a swap entry."""
     bits = YOUNG | orig_pte & (SOFT_DIRTY | UFFD_WP)
     protected = vma.vm_flags & VM_UFFD_WP and bits & UFFD_WP
@@ -499,7 +502,7 @@ def _bits(vma: Vma, orig_pte: int, *, exclusive: bool) -> int:
     return bits
 
 
-def _drop(kernel: Kernel, folio: int, outcome: VmFault) -> VmFault:
+def _drop(kernel: Kernel, folio: Folio, outcome: VmFault) -> VmFault:
     """Every exit without a mapping gives up a slot that nobody names."""
     folio_free_swap(kernel, folio)
     kernel.mem.folio_unlock(folio)
@@ -507,21 +510,18 @@ def _drop(kernel: Kernel, folio: int, outcome: VmFault) -> VmFault:
     return outcome
 
 
-def zap_page_range_single(vma: Vma, start: int, end: int) -> None:
+def zap_page_range_single(vma: Vma, start: Address, end: Address) -> None:
     """Caller holds mmap_lock. Kernel: mm/memory.c, zap_page_range_single()."""
     mm = vma.vm_mm
-    kernel = mm.kernel
     with mmu_notifier_invalidate_range(mm, start, end):
         freed = zap_pmd_range(vma, start, end)
         # tlb_finish_mmu(): pages are given back only when no CPU can reach them any more.
-        shift = kernel.geometry.page_shift
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
         for folio in freed:
-            kernel.mem.folio_put(folio)
+            mm.kernel.mem.folio_put(folio)
 
 
-def zap_pmd_range(vma: Vma, start: int, end: int) -> list[int]:
+def zap_pmd_range(vma: Vma, start: Address, end: Address) -> list[Folio]:
     """The folios that lost a mapping. Kernel: mm/memory.c, zap_pmd_range()."""
     pmd = mm_find_pmd(vma.vm_mm, start)
     if pmd is None:
@@ -537,7 +537,7 @@ def zap_pmd_range(vma: Vma, start: int, end: int) -> list[int]:
     return zap_pte_range(vma, pmd, start, end)
 
 
-def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[int] | None:
+def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[Folio] | None:
     """The folio that lost a mapping; None: it is no huge PMD any more.
 
     Kernel: mm/huge_memory.c, zap_huge_pmd().
@@ -550,7 +550,7 @@ def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[int] | None:
         if not present and not pmd_is_migration_entry(pmdval):
             return None
         pmd.page.pmds.write(pmd.slot, PMD_NONE)
-        folio = pte_pfn(pmdval)
+        folio = pmd_folio(pmdval)
         if present:
             folio_remove_rmap_pmd(kernel.mem, kernel.this_cpu, folio, vma)
         mm.counters[MM_ANONPAGES] -= kernel.geometry.ptrs_per_pte
@@ -558,7 +558,7 @@ def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[int] | None:
     return [folio] if present else []
 
 
-def zap_pte_range(vma: Vma, pmd: PmdPtr, start: int, end: int) -> list[int]:
+def zap_pte_range(vma: Vma, pmd: PmdPtr, start: Address, end: Address) -> list[Folio]:
     """Kernel: mm/memory.c, zap_pte_range()."""
     mm = vma.vm_mm
     kernel = mm.kernel
@@ -566,7 +566,7 @@ def zap_pte_range(vma: Vma, pmd: PmdPtr, start: int, end: int) -> list[int]:
     if found is None:
         return []
     pte, ptl = found
-    freed: list[int] = []
+    freed: list[Folio] = []
     for i in range((end - start) >> kernel.geometry.page_shift):
         if not pte_none(pte.get(i)):
             zap_present_ptes(vma, pte, i, freed)
@@ -578,12 +578,12 @@ def zap_pte_range(vma: Vma, pmd: PmdPtr, start: int, end: int) -> list[int]:
     return freed
 
 
-def whole_table(vma: Vma, start: int, end: int) -> bool:
+def whole_table(vma: Vma, start: Address, end: Address) -> bool:
     """Kernel: mm/memory.c, pte_table_reclaim_possible()."""
     return end - start >= vma.vm_mm.geometry.pmd_size
 
 
-def zap_present_ptes(vma: Vma, pte: PteMap, i: int, freed: list[int]) -> None:
+def zap_present_ptes(vma: Vma, pte: PteMap, i: int, freed: list[Folio]) -> None:
     """Clear one entry. Kernel: mm/memory.c, zap_present_ptes(), zap_nonpresent_ptes().
 
     Divergence: what is left in the swap cache of a slot that nobody names any more stays there.

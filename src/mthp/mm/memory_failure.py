@@ -19,10 +19,12 @@ from mthp.mm.pgtable import ptep_clear_flush, unlocked_after
 from mthp.mm.pgtable_types import Leaf, leaf_pte
 from mthp.mm.reports import Poisoned
 from mthp.mm.rmap import folio_lock_anon_vma_read, folio_remove_rmap_ptes, mapped_places
+from mthp.words.units import Address, Folio, Pfn
 
 
-def memory_failure(kernel: Kernel, page: int) -> None:
-    """Take a failed page out of use. Its folio keeps a reference, so that nobody gets it again.
+def memory_failure(kernel: Kernel, page: Pfn) -> None:
+    """Take a failed page out of use. Its folio keeps a reference, so that nobody gets it again; a
+    page that is free leaves the free lists.
 
     Divergence: the page's own CPU batch is emptied, not every CPU's; a folio in the swap cache stays.
     Kernel: mm/memory-failure.c, memory_failure(), get_hwpoison_page(), shake_folio().
@@ -31,6 +33,7 @@ def memory_failure(kernel: Kernel, page: int) -> None:
     mem.page_flags.set_bits(page, PAGE_HWPOISON)
     folio = mem.page_folio(page)
     if not mem.folio_try_get(folio):
+        mem.take_page_off_buddy(page)
         return
     if mem.folio_test_large(folio):
         kernel.report(Poisoned(page, unmapped=False))  # MF_MSG_UNSPLIT_THP: its users are killed
@@ -45,7 +48,7 @@ def memory_failure(kernel: Kernel, page: int) -> None:
     kernel.report(Poisoned(page, unmapped))
 
 
-def hwpoison_user_mappings(kernel: Kernel, folio: int) -> bool:
+def hwpoison_user_mappings(kernel: Kernel, folio: Folio) -> bool:
     """Whether nothing maps the folio any more. Kernel: mm/memory-failure.c, unmap_poisoned_folio()."""
     if kernel.mem.test(folio, PG_SWAPCACHE):
         return False
@@ -56,7 +59,7 @@ def hwpoison_user_mappings(kernel: Kernel, folio: int) -> bool:
     return not kernel.mem.folio_mapcount(folio)
 
 
-def try_to_unmap_one_poisoned(kernel: Kernel, folio: int, vma: Vma, address: int) -> None:
+def try_to_unmap_one_poisoned(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> None:
     """An entry on which its users stumble. Kernel: mm/rmap.c, try_to_unmap_one(), TTU_HWPOISON."""
     mem = kernel.mem
     mm = vma.vm_mm
@@ -73,7 +76,7 @@ def try_to_unmap_one_poisoned(kernel: Kernel, folio: int, vma: Vma, address: int
             mem.folio_put(folio)
 
 
-def delete_from_lru_cache(kernel: Kernel, folio: int) -> None:
+def delete_from_lru_cache(kernel: Kernel, folio: Folio) -> None:
     """Kernel: mm/memory-failure.c, delete_from_lru_cache()."""
     mem = kernel.mem
     if folio_isolate_lru(mem, folio):

@@ -19,9 +19,10 @@ from mthp.mm.rmap import (
     mapped_places,
     page_at,
 )
+from mthp.words.units import Address, Folio, Pfn
 
 
-def try_to_migrate(kernel: Kernel, folio: int) -> None:
+def try_to_migrate(kernel: Kernel, folio: Folio) -> None:
     """Put a migration entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_migrate()."""
     with folio_lock_anon_vma_read(kernel, folio):
         for vma, address in mapped_places(kernel, folio):
@@ -29,7 +30,7 @@ def try_to_migrate(kernel: Kernel, folio: int) -> None:
 
 
 def try_to_migrate_one(
-    kernel: Kernel, folio: int, vma: Vma, address: int, lookup: Lookup = Lookup.LOCKLESS
+    kernel: Kernel, folio: Folio, vma: Vma, address: Address, lookup: Lookup = Lookup.LOCKLESS
 ) -> None:
     """One PTE, or the PMD, becomes a migration entry. Kernel: mm/rmap.c, try_to_migrate_one()."""
     mem = kernel.mem
@@ -53,14 +54,16 @@ def try_to_migrate_one(
             mem.folio_put(folio)
 
 
-def remove_migration_ptes(kernel: Kernel, src: int, dst: int) -> None:
+def remove_migration_ptes(kernel: Kernel, src: Folio, dst: Folio) -> None:
     """Map dst wherever an entry of src stands. Kernel: mm/migrate.c, remove_migration_ptes()."""
     with folio_lock_anon_vma_read(kernel, src):
         for vma, address in mapped_places(kernel, src):
             remove_migration_pte(kernel, src, dst, vma, address)
 
 
-def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: int) -> None:
+def remove_migration_pte(
+    kernel: Kernel, src: Folio, dst: Folio, vma: Vma, address: Address
+) -> None:
     """Kernel: mm/migrate.c, remove_migration_pte()."""
     mem = kernel.mem
     page = page_at(kernel, src, vma, address)
@@ -71,7 +74,7 @@ def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: 
         with found.ptl:
             remove_migration_pmd(vma, found.pmd, found.pmdval, dst)
         return
-    new = dst + page - src
+    new = Pfn(dst + page - src)
     with unlocked_after(kernel, found) as pte:
         old = pte.get(0)
         mem.folio_get(dst)
@@ -83,15 +86,15 @@ def remove_migration_pte(kernel: Kernel, src: int, dst: int, vma: Vma, address: 
         kernel.update_mmu_cache_range(vma, address, 1)
 
 
-def move_page(mm: Mm, address: int) -> None:
+def move_page(mm: Mm, address: Address) -> None:
     """move_pages() of what is mapped at address, be it small or huge.
 
     Kernel: mm/migrate.c, do_pages_move(), add_folio_for_migration().
     """
     mem = mm.kernel.mem
     with mm.mmap_read_lock():
-        vma = mm.find_vma(address)
-        page = folio_walk(vma, address) if vma is not None and address >= vma.vm_start else None
+        vma = mm.vma_lookup(address)
+        page = folio_walk(vma, address) if vma is not None else None
     if page is not None:
         folio = mem.page_folio(page)
         isolated = folio_isolate_lru(mem, folio)
@@ -100,7 +103,7 @@ def move_page(mm: Mm, address: int) -> None:
             migrate_isolated(mm.kernel, folio)
 
 
-def migrate_folio(kernel: Kernel, folio: int) -> None:
+def migrate_folio(kernel: Kernel, folio: Folio) -> None:
     """Compaction finds a small folio by its frame, and moves it.
 
     Kernel: mm/compaction.c, isolate_migratepages_block().
@@ -114,7 +117,7 @@ def migrate_folio(kernel: Kernel, folio: int) -> None:
         migrate_isolated(kernel, folio)
 
 
-def migrate_isolated(kernel: Kernel, folio: int) -> None:
+def migrate_isolated(kernel: Kernel, folio: Folio) -> None:
     """Move a folio elsewhere, or give up and leave it where it was.
 
     Kernel: mm/migrate.c, migrate_pages_batch(), migrate_folio_unmap(), migrate_folio_move(),
@@ -134,7 +137,7 @@ def migrate_isolated(kernel: Kernel, folio: int) -> None:
     folio_putback_lru(mem, cpu, folio)
 
 
-def _move(kernel: Kernel, src: int) -> bool:
+def _move(kernel: Kernel, src: Folio) -> bool:
     """Copy an unmapped folio to a new one, which takes its place."""
     mem = kernel.mem
     if mem.folio_ref_count(src) != 1:  # folio_migrate_mapping(): somebody else uses it

@@ -23,6 +23,7 @@ from mthp.machine.task import NO_TWINS, Machine, Twins
 from mthp.mm.mem_map import MemMap
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_counter import MemCgroup
+from mthp.mm.pgtable_types import Pmd, Pte
 from mthp.mm.swap_table import SwapDevice
 from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.mm.vmstat import VmStat
@@ -30,6 +31,7 @@ from mthp.words.events import Event, OrderPolicy
 from mthp.words.profiles import DEFAULT, Guard, Profile
 from mthp.words.results import KernelBug, Rule
 from mthp.words.settings import Settings
+from mthp.words.units import Address
 
 
 class AnonVma:
@@ -51,22 +53,14 @@ class Vma:
     """
 
     __slots__ = (
-        "anon_vma",
-        "file",
-        "name",
-        "vm_end",
-        "vm_flags",
-        "vm_lock",
-        "vm_mm",
-        "vm_pgoff",
-        "vm_start",
-    )
+        "anon_vma", "file", "name", "vm_end", "vm_flags", "vm_lock", "vm_mm", "vm_pgoff", "vm_start",
+    )  # fmt: skip
 
     def __init__(
         self,
         mm: Mm,
-        vm_start: int,
-        vm_end: int,
+        vm_start: Address,
+        vm_end: Address,
         vm_flags: int = VM_DEFAULT,
         *,
         file: str | None = None,
@@ -96,23 +90,15 @@ def userfaultfd_armed(vma: Vma) -> bool:
     return vma.vm_flags & (VM_UFFD_WP | VM_UFFD_MISSING) != 0
 
 
-def linear_page_index(vma: Vma, address: int) -> int:
+def linear_page_index(vma: Vma, address: Address) -> int:
     """Kernel: include/linux/pagemap.h, linear_page_index()."""
     return ((address - vma.vm_start) >> vma.vm_mm.geometry.page_shift) + vma.vm_pgoff
 
 
 MMF_VM_HUGEPAGE: Final = 1 << 0
-
-
 MMF_DISABLE_THP_COMPLETELY: Final = 1 << 1
-
-
 MMF_DISABLE_THP_EXCEPT_ADVISED: Final = 1 << 2
-
-
 MM_ANONPAGES: Final = "MM_ANONPAGES"
-
-
 MM_SWAPENTS: Final = "MM_SWAPENTS"
 
 
@@ -125,23 +111,9 @@ class Mm:
     """
 
     __slots__ = (
-        "_starts",
-        "comm",
-        "counters",
-        "flags",
-        "geometry",
-        "kernel",
-        "machine",
-        "memcg",
-        "mm_mt",
-        "mm_users",
-        "mmap_lock",
-        "notifiers",
-        "number",
-        "pmd_pages",
-        "vmas",
-        "write_locked_vmas",
-    )
+        "_starts", "comm", "counters", "flags", "geometry", "kernel", "machine", "memcg", "mm_mt",
+        "mm_users", "mmap_lock", "notifiers", "number", "pmd_pages", "vmas", "write_locked_vmas",
+    )  # fmt: skip
 
     def __init__(
         self, kernel: Kernel, number: int, comm: str = "", memcg: MemCgroup | None = None
@@ -183,8 +155,8 @@ class Mm:
 
     def mmap(
         self,
-        start: int,
-        end: int,
+        start: Address,
+        end: Address,
         vm_flags: int = VM_DEFAULT,
         *,
         file: str | None = None,
@@ -226,14 +198,19 @@ class Mm:
             vma.anon_vma.vmas.append(vma)
         return vma.anon_vma
 
-    def find_vma(self, address: int) -> Vma | None:
+    def find_vma(self, address: Address) -> Vma | None:
         """The first VMA that ends above address. Kernel: mm/mmap.c, find_vma()."""
         at = bisect_right(self._starts, address)
         if at and self.vmas[at - 1].vm_end > address:
             return self.vmas[at - 1]
         return self.vmas[at] if at < len(self.vmas) else None
 
-    def for_each_vma(self, address: int) -> Iterator[Vma]:
+    def vma_lookup(self, address: Address) -> Vma | None:
+        """The VMA that holds address. Kernel: include/linux/mm.h, vma_lookup()."""
+        vma = self.find_vma(address)
+        return vma if vma is not None and vma.vm_start <= address else None
+
+    def for_each_vma(self, address: Address) -> Iterator[Vma]:
         """VMAs from the one that holds address on. Kernel: for_each_vma()."""
         vma = self.find_vma(address)
         while vma is not None:
@@ -278,7 +255,7 @@ class PageTable:
         self.number = number
         self.state = TableState.LIVE
         size = kernel.geometry.ptrs_per_pte
-        self.ptes = Words(kernel.machine, f"table{number}", "Q", size, self)
+        self.ptes: Words[Pte] = Words(kernel.machine, f"table{number}", "Q", size, self)
         self.ptl = SpinLock(kernel.machine, f"table{number}.ptl", Rank.PTE)
 
 
@@ -288,7 +265,7 @@ class PmdPage:
     __slots__ = ("deposited", "pmds", "ptl")
 
     def __init__(self, kernel: Kernel, name: str) -> None:
-        self.pmds = Words(kernel.machine, name, "Q", kernel.geometry.ptrs_per_pte, self)
+        self.pmds: Words[Pmd] = Words(kernel.machine, name, "Q", kernel.geometry.ptrs_per_pte, self)
         self.ptl = SpinLock(kernel.machine, f"{name}.ptl", Rank.PMD)
         self.deposited: dict[int, list[int]] = {}
 
@@ -303,13 +280,13 @@ class PmdPtr(NamedTuple):
 class Subscriber(Protocol):
     """A secondary MMU of one mm. Kernel: struct mmu_notifier_ops."""
 
-    def invalidate_range_start(self, mm: Mm, start: int, end: int) -> None:
+    def invalidate_range_start(self, mm: Mm, start: Address, end: Address) -> None:
         """Drop what maps [start, end) and let nothing new in until the end."""
 
-    def invalidate_range_end(self, mm: Mm, start: int, end: int) -> None:
+    def invalidate_range_end(self, mm: Mm, start: Address, end: Address) -> None:
         """[start, end) may be mapped again."""
 
-    def test_young(self, mm: Mm, address: int) -> bool:
+    def test_young(self, mm: Mm, address: Address) -> bool:
         """Whether the page at address was used through this MMU."""
 
 
@@ -392,7 +369,7 @@ class Kernel:
 
     # What several rooms need
 
-    def update_mmu_cache_range(self, vma: Vma, address: int, nr: int) -> None:
+    def update_mmu_cache_range(self, vma: Vma, address: Address, nr: int) -> None:
         """The architecture's hook after PTEs were set; does nothing unless one is installed."""
         if self.update_mmu_cache is not None:
             self.update_mmu_cache(vma, address, nr)

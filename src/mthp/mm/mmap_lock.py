@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mthp.mm.mm_types import Mm, Vma
+from mthp.words.units import Address
 
 
 def vma_start_write(vma: Vma) -> None:
@@ -19,14 +20,14 @@ def vma_start_write(vma: Vma) -> None:
     vma.vm_mm.write_locked_vmas.append(vma)
 
 
-def lock_vma_under_rcu(mm: Mm, address: int) -> Vma | None:
+def lock_vma_under_rcu(mm: Mm, address: Address) -> Vma | None:
     """The VMA of address, locked for reading, or None: take mmap_lock.
 
     Kernel: mm/mmap_lock.c, lock_vma_under_rcu().
     """
     mm.mm_mt.read()
-    vma = mm.find_vma(address)
-    if vma is None or address < vma.vm_start or not vma.vm_lock.try_enter():
+    vma = mm.vma_lookup(address)
+    if vma is None or not vma.vm_lock.try_enter():
         return None
     if vma not in mm.vmas or vma.anon_vma is None:
         vma.vm_lock.leave()
@@ -34,7 +35,7 @@ def lock_vma_under_rcu(mm: Mm, address: int) -> Vma | None:
     return vma
 
 
-def with_vma_read_locked(mm: Mm, address: int, act: Callable[[Vma], None]) -> None:
+def with_vma_read_locked(mm: Mm, address: Address, act: Callable[[Vma], None]) -> None:
     """Do it to the VMA of address, if there is one: under its own lock, or else under mmap_lock.
 
     Kernel: mm/madvise.c, try_vma_read_lock(); mm/userfaultfd.c, uffd_mfill_lock().
@@ -45,6 +46,6 @@ def with_vma_read_locked(mm: Mm, address: int, act: Callable[[Vma], None]) -> No
         vma.vm_lock.leave()
         return
     with mm.mmap_read_lock():
-        vma = mm.find_vma(address)
-        if vma is not None and address >= vma.vm_start:
+        vma = mm.vma_lookup(address)
+        if vma is not None:
             act(vma)

@@ -14,7 +14,9 @@ from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
+    PMD_NONE,
     YOUNG,
+    Pte,
     pmd_is_table,
     pmd_pgtable,
     pmd_present,
@@ -23,6 +25,7 @@ from mthp.mm.pgtable_types import (
     pte_write,
 )
 from mthp.mm.reports import InstructionEnds, LoadedFrom, StoredTo
+from mthp.words.units import Address
 
 MOST_FAULTS = 4
 """Faults an access of these worlds may need, with room; it is given up after more."""
@@ -33,13 +36,14 @@ def lookup(cpu: Cpu, mm: Mm, vpn: int, *, write: bool) -> int | None:
     entries: tuple[TlbEntry, ...] = cpu.tlb.value
     for entry in entries:
         if entry.mm == mm.number and entry.vpn <= vpn < entry.vpn + (1 << entry.order):
-            if write and not pte_write(entry.entry):
+            pteval = Pte(entry.entry)
+            if write and not pte_write(pteval):
                 return None
-            return pte_pfn(entry.entry) + vpn - entry.vpn
+            return pte_pfn(pteval) + vpn - entry.vpn
     return None
 
 
-def walk(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
+def walk(cpu: Cpu, mm: Mm, address: Address, *, write: bool) -> int | None:
     """Walk the page table as the hardware does, set young and dirty, cache what was found."""
     kernel = mm.kernel
     geometry = kernel.geometry
@@ -47,7 +51,7 @@ def walk(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
     number = next((t for m, i, t in cpu.walk_cache if (m, i) == (mm.number, pmd_index)), None)
     if number is None:
         pmd = mm_find_pmd(mm, address)
-        pmdval = pmdp_get_lockless(pmd) if pmd is not None else 0
+        pmdval = pmdp_get_lockless(pmd) if pmd is not None else PMD_NONE
         if not pmd_present(pmdval) or pmdval & NO_ACCESS:
             return None
         if not pmd_is_table(pmdval):
@@ -64,7 +68,7 @@ def walk(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
         pteval = ptes.read(index)
         if not pte_present(pteval) or pteval & NO_ACCESS or (write and not pte_write(pteval)):
             return None
-        used = pteval | YOUNG | (DIRTY if write else 0)
+        used = Pte(pteval | YOUNG | (DIRTY if write else 0))
         if used == pteval or ptes.replace(index, pteval, used):
             _cache(cpu, TlbEntry(mm.number, address >> geometry.page_shift, 0, used))
             return pte_pfn(used)
@@ -74,7 +78,7 @@ def _cache(cpu: Cpu, entry: TlbEntry) -> None:
     cpu.tlb.value = (*(e for e in cpu.tlb.value if e.mm != entry.mm or e.vpn != entry.vpn), entry)
 
 
-def _translate(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
+def _translate(cpu: Cpu, mm: Mm, address: Address, *, write: bool) -> int | None:
     frame = lookup(cpu, mm, address >> mm.geometry.page_shift, write=write)
     if frame is None:
         frame = walk(cpu, mm, address, write=write)
@@ -82,7 +86,7 @@ def _translate(cpu: Cpu, mm: Mm, address: int, *, write: bool) -> int | None:
     return frame
 
 
-def store(mm: Mm, address: int, value: int) -> bool:
+def store(mm: Mm, address: Address, value: int) -> bool:
     """Store to user memory, faulting as often as it takes; whether it was done."""
     kernel = mm.kernel
     cpu = kernel.this_cpu
@@ -99,7 +103,7 @@ def store(mm: Mm, address: int, value: int) -> bool:
     return False
 
 
-def load(mm: Mm, address: int) -> int | None:
+def load(mm: Mm, address: Address) -> int | None:
     """Load from user memory; None if it was given up."""
     kernel = mm.kernel
     cpu = kernel.this_cpu

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.mm_types import Mm
+from mthp.words.units import Address
 
 
 class InvalidateRange:
@@ -11,7 +12,7 @@ class InvalidateRange:
 
     __slots__ = ("end", "mm", "start")
 
-    def __init__(self, mm: Mm, start: int, end: int) -> None:
+    def __init__(self, mm: Mm, start: Address, end: Address) -> None:
         self.mm = mm
         self.start = start
         self.end = end
@@ -26,11 +27,11 @@ class InvalidateRange:
                 subscriber.invalidate_range_end(self.mm, self.start, self.end)
 
 
-def mmu_notifier_invalidate_range(mm: Mm, start: int, end: int) -> InvalidateRange:
+def mmu_notifier_invalidate_range(mm: Mm, start: Address, end: Address) -> InvalidateRange:
     """Kernel: mmu_notifier_invalidate_range_start(), mmu_notifier_invalidate_range_end()."""
     return InvalidateRange(mm, start, end)
 
 
-def mmu_notifier_test_young(mm: Mm, address: int) -> bool:
+def mmu_notifier_test_young(mm: Mm, address: Address) -> bool:
     """Kernel: include/linux/mmu_notifier.h, mmu_notifier_test_young()."""
     return any(subscriber.test_young(mm, address) for subscriber in mm.notifiers)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.huge_memory import pmdp_invalidate, split_huge_pmd
 from mthp.mm.mm_types import Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
     mm_find_pmd,
     pmd_lock,
     pmdp_get_lockless,
@@ -24,6 +24,7 @@ from mthp.mm.pgtable_types import (
     NO_ACCESS,
     UFFD_WP,
     WRITE,
+    Pte,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
@@ -31,6 +32,7 @@ from mthp.mm.pgtable_types import (
     pte_protnone,
 )
 from mthp.mm.vm_flags import VM_WRITE
+from mthp.words.units import Address
 
 
 class Right(Enum):
@@ -47,13 +49,12 @@ class Right(Enum):
         return entry & ~WRITE | (UFFD_WP if self is Right.UFFD_WP else 0)
 
 
-def change_protection(vma: Vma, start: int, end: int, right: Right) -> bool:
+def change_protection(vma: Vma, start: Address, end: Address, right: Right) -> bool:
     """Take a right away from [start, end), which lies in one table; whether anything was changed.
 
     Kernel: mm/mprotect.c, change_protection(), change_pmd_range().
     """
     mm = vma.vm_mm
-    kernel = mm.kernel
     pmd = mm_find_pmd(mm, start)
     if pmd is None:
         return False
@@ -66,13 +67,11 @@ def change_protection(vma: Vma, start: int, end: int, right: Right) -> bool:
                 changed = True
         if not changed:
             changed = change_pte_range(mm, pmd, start, end, right)
-        shift = kernel.geometry.page_shift
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
     return changed
 
 
-def change_pte_range(mm: Mm, pmd: PmdPtr, start: int, end: int, right: Right) -> bool:
+def change_pte_range(mm: Mm, pmd: PmdPtr, start: Address, end: Address, right: Right) -> bool:
     """Kernel: mm/mprotect.c, change_pte_range()."""
     found = pte_offset_map_lock(mm, pmd, start)
     if found is None:
@@ -90,12 +89,12 @@ def change_pte_range(mm: Mm, pmd: PmdPtr, start: int, end: int, right: Right) ->
     return changed
 
 
-def _is_spared(pteval: int, right: Right) -> bool:
+def _is_spared(pteval: Pte, right: Right) -> bool:
     """NUMA hints are not for the zero page, nor given twice. Kernel: folio_can_map_prot_numa()."""
     return right is Right.NUMA and (not pte_pfn(pteval) or pte_protnone(pteval))
 
 
-def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: int, right: Right) -> bool:
+def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: Address, right: Right) -> bool:
     """Whether it was a huge PMD still. Divergence: a NUMA hint is not given to one.
 
     Kernel: mm/huge_memory.c, change_huge_pmd().
@@ -109,18 +108,18 @@ def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: int, right: Right) -> bool:
     return True
 
 
-def mprotect(mm: Mm, start: int, end: int) -> None:
+def mprotect(mm: Mm, start: Address, end: Address) -> None:
     """mprotect(PROT_READ) of a whole mapping. Kernel: mm/mprotect.c, do_mprotect_pkey()."""
     with mm.mmap_write_lock():
-        vma = mm.find_vma(start)
-        if vma is None or start < vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is None:
             return
         vma_start_write(vma)
         vma.vm_flags &= ~VM_WRITE
         change_protection(vma, start, end, Right.STORES)
 
 
-def task_numa_work(mm: Mm, start: int, end: int) -> None:
+def task_numa_work(mm: Mm, start: Address, end: Address) -> None:
     """Give hints to the pages of one table, unless mmap_lock is contended.
 
     Kernel: kernel/sched/fair.c, task_numa_work(); mm/mempolicy.c, change_prot_numa().
@@ -129,6 +128,6 @@ def task_numa_work(mm: Mm, start: int, end: int) -> None:
     if mmap_lock is None:
         return
     with mmap_lock:
-        vma = mm.find_vma(start)
-        if vma is not None and start >= vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is not None:
             change_protection(vma, start, end, Right.NUMA)

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mremap() of a whole mapping, and exec's shift of its temporary stack.
-
-Kernel: mm/mremap.c, arch/x86/include/asm/tlbflush.h (flush_tlb_range).
-"""
+"""mremap() of a whole mapping, and exec's shift of its temporary stack. Kernel: mm/mremap.c."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.hold import Hold
 from mthp.mm.huge_memory import pmdp_huge_clear_flush, split_huge_pmd
 from mthp.mm.memory import pte_alloc
@@ -16,6 +12,7 @@ from mthp.mm.mm_types import Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
     mm_find_pmd,
     pgtable_trans_huge_deposit,
     pgtable_trans_huge_withdraw,
@@ -43,9 +40,10 @@ from mthp.mm.reports import Moving
 from mthp.mm.rmap import anon_vma_lock_write
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 from mthp.mm.vma import unmap_region
+from mthp.words.units import Address
 
 
-def mremap(mm: Mm, start: int, to: int) -> None:
+def mremap(mm: Mm, start: Address, to: int) -> None:
     """Move the mapping that begins at start to another place, which is free.
 
     Kernel: mm/mremap.c, mremap_to(), move_vma(), copy_vma_and_data().
@@ -102,7 +100,7 @@ def relocate_vma_down(mm: Mm, to: int) -> None:
         new.vm_flags = flags
 
 
-def move_page_tables(vma: Vma, start: int, to: int, length: int) -> None:
+def move_page_tables(vma: Vma, start: Address, to: int, length: int) -> None:
     """Whole tables by their PMD, the rest entry by entry.
 
     Kernel: mm/mremap.c, move_page_tables(), get_extent().
@@ -161,7 +159,7 @@ def move_normal_pmd(vma: Vma, old: int, old_pmd: PmdPtr, new_pmd: PmdPtr) -> boo
         if moved:
             old_pmd.page.pmds.write(old_pmd.slot, PMD_NONE)
             pmd_populate(new_pmd, pmd_pgtable(pmdval))
-            flush(vma, old, mm.geometry.pmd_size)
+            flush_tlb_mm_range(mm, old, old + mm.geometry.pmd_size)
         if new_ptl is not None:
             new_ptl.release()
         old_ptl.release()
@@ -210,18 +208,10 @@ def move_ptes(
         was_present |= pte_present(pteval)
         new_pte.ptes.write(new_pte.base + i, pteval | SOFT_DIRTY)
     if was_present:
-        flush(vma, source[1], extent)
+        flush_tlb_mm_range(mm, source[1], source[1] + extent)
     if new_ptl is not None:
         new_ptl.release()
     new_pte.unmap()
     old_ptl.release()
     old_pte.unmap()
     return True
-
-
-def flush(vma: Vma, start: int, length: int) -> None:
-    """Kernel: flush_tlb_range()."""
-    kernel = vma.vm_mm.kernel
-    shift = kernel.geometry.page_shift
-    first, last = start >> shift, start + length >> shift
-    flush_tlb_range(kernel.cpus, vma.vm_mm.number, first, last, kernel.this_cpu.number)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mthp.words.units import Order
+
 MAX_PAGE_ORDER = 10
 """Kernel: MAX_PAGE_ORDER on x86-64; larger where one PMD is."""
 PAGE_ALLOC_COSTLY_ORDER = 3
@@ -28,7 +30,7 @@ class NodeState:
     merge beyond this order, because something that stays lies in every larger one.
     """
 
-    free_blocks: Mapping[int, int] | None = None
+    free_blocks: Mapping[Order, int] | None = None
     reserve: int = 0
     largest: int = 63
 
@@ -42,19 +44,11 @@ class Node:
     """
 
     __slots__ = (
-        "blocks",
-        "endless",
-        "largest",
-        "max_order",
-        "new_frames",
-        "nid",
-        "pcp",
-        "reserve",
-        "unborn",
-    )
+        "blocks", "endless", "largest", "max_order", "new_frames", "nid", "pcp", "reserve", "unborn",
+    )  # fmt: skip
 
     def __init__(
-        self, nid: int, state: NodeState, pmd_order: int, new_frames: Callable[[int, int], int]
+        self, nid: int, state: NodeState, pmd_order: int, new_frames: Callable[[int, Order], int]
     ) -> None:
         max_order = max(MAX_PAGE_ORDER, pmd_order)
         self.nid = nid
@@ -65,7 +59,7 @@ class Node:
         self.endless = state.free_blocks is None
         self.blocks: list[dict[int, None]] = [{} for _ in range(max_order + 1)]
         pcp_orders = {*range(PAGE_ALLOC_COSTLY_ORDER + 1), pmd_order}
-        self.pcp: dict[int, list[int]] = {order: [] for order in pcp_orders}
+        self.pcp: dict[Order, list[int]] = {order: [] for order in pcp_orders}
         self.unborn = [(state.free_blocks or {}).get(order, 0) for order in range(max_order + 1)]
 
     def free_frames(self) -> int:
@@ -75,7 +69,7 @@ class Node:
             for order, (blocks, unborn) in enumerate(zip(self.blocks, self.unborn, strict=True))
         )
 
-    def take(self, order: int) -> int | None:
+    def take(self, order: Order) -> int | None:
         """From the per-CPU list, else split the smallest block that holds `order`; None if no block
         does. Kernel: rmqueue().
         """
@@ -95,12 +89,26 @@ class Node:
             return pfn
         return self.new_frames(self.nid, order) if self.endless else None
 
-    def give(self, pfn: int, order: int) -> None:
+    def give(self, pfn: int, order: Order) -> None:
         """Free a block, to the per-CPU list if there is one. Kernel: __free_frozen_pages()."""
         if order in self.pcp:
             self.pcp[order].append(pfn)
         else:
             self.merge(pfn, order)
+
+    def take_block_of(self, page: int) -> tuple[int, Order] | None:
+        """Take out the free block that holds a page: its first frame and order; None: it is in use."""
+        for order, blocks in enumerate(self.blocks):
+            first = page & -(1 << order)
+            if first in blocks:
+                del blocks[first]
+                return first, order
+        for order, freed in self.pcp.items():
+            for first in freed:
+                if first <= page < first + (1 << order):
+                    freed.remove(first)
+                    return first, order
+        return None
 
     def drain(self) -> None:
         """Empty the per-CPU lists. Kernel: drain_all_pages()."""
@@ -108,7 +116,7 @@ class Node:
             while blocks:
                 self.merge(blocks.pop(), order)
 
-    def merge(self, pfn: int, order: int) -> None:
+    def merge(self, pfn: int, order: Order) -> None:
         """Free a block and merge it with free buddies. Kernel: __free_one_page()."""
         blocks = self.blocks
         while order < self.largest:
@@ -121,7 +129,7 @@ class Node:
             order += 1
         blocks[order][pfn] = None
 
-    def compact(self, order: int) -> int | None:
+    def compact(self, order: Order) -> int | None:
         """Drain, then gather smaller free blocks into one. Kernel: compact_zone()."""
         self.drain()
         pfn = self.take(order)
@@ -144,7 +152,7 @@ class Allocator:
     def __init__(
         self,
         states: Sequence[NodeState],
-        new_frames: Callable[[int, int], int],
+        new_frames: Callable[[int, Order], int],
         node_of: Callable[[int], int],
         pmd_order: int,
     ) -> None:
@@ -152,7 +160,7 @@ class Allocator:
         self.nodes = [Node(nid, state, pmd_order, new_frames) for nid, state in enumerate(states)]
 
     def alloc(
-        self, order: int, nid: int, allowed: frozenset[int], direct_compact: bool
+        self, order: Order, nid: int, allowed: frozenset[int], direct_compact: bool
     ) -> int | None:
         """First frame of a block of 2**order, from nid first, or None.
 
@@ -177,6 +185,6 @@ class Allocator:
                 return pfn
         return None
 
-    def free(self, pfn: int, order: int) -> None:
+    def free(self, pfn: int, order: Order) -> None:
         """Give a block back to its node. Kernel: free_frozen_pages()."""
         self.nodes[self.node_of(pfn)].give(pfn, order)

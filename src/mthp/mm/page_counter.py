@@ -13,6 +13,7 @@ from typing import Final
 from mthp.machine.memory import Cell
 from mthp.machine.task import Machine
 from mthp.mm.page_alloc import PAGE_ALLOC_COSTLY_ORDER
+from mthp.words.units import Order
 
 CHARGE_BATCH: Final = 64
 """Pages charged at a time, and the most that the stock holds. Kernel: MEMCG_CHARGE_BATCH."""
@@ -76,7 +77,7 @@ class MemCgroup:
         return self._try_charge(pages)
 
     @staticmethod
-    def kills(order: int, gfp: Gfp) -> bool:
+    def kills(order: Order, gfp: Gfp) -> bool:
         """Whether the OOM killer is asked before such a charge fails, on behalf of khugepaged too.
 
         Kernel: mm/memcontrol.c, mem_cgroup_oom(); neither __GFP_NORETRY nor __GFP_RETRY_MAYFAIL is in

@@ -11,15 +11,11 @@ from typing import NamedTuple
 
 from mthp.machine.hold import Hold
 from mthp.mm.mm_types import Kernel, Mm, PmdPtr
-from mthp.mm.pgtable import (
-    PteMap,
-    mm_find_pmd,
-    pmd_lock,
-    pmdp_get_lockless,
-    pte_offset_map,
-)
+from mthp.mm.pgtable import PteMap, mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import (
     Leaf,
+    Pmd,
+    Pte,
     leaf_kind,
     pmd_is_migration_entry,
     pmd_is_table,
@@ -28,9 +24,10 @@ from mthp.mm.pgtable_types import (
     pte_pfn,
     pte_present,
 )
+from mthp.words.units import Address, Folio, Pfn
 
 
-def folio_lock(kernel: Kernel, folio: int) -> None:
+def folio_lock(kernel: Kernel, folio: Folio) -> None:
     """Wait for a folio's lock and take it. Kernel: include/linux/pagemap.h, folio_lock()."""
     while not kernel.mem.folio_trylock(folio):
         kernel.mem.folio_wait_locked(folio)
@@ -41,7 +38,7 @@ class HugeMapping(NamedTuple):
 
     pmd: PmdPtr
     ptl: Hold
-    pmdval: int
+    pmdval: Pmd
 
 
 class Lookup(Enum):
@@ -52,7 +49,7 @@ class Lookup(Enum):
 
 
 def page_vma_mapped_walk(
-    mm: Mm, address: int, wanted: int, lookup: Lookup = Lookup.LOCKLESS
+    mm: Mm, address: Address, wanted: int, lookup: Lookup = Lookup.LOCKLESS
 ) -> HugeMapping | tuple[PteMap, Hold] | None:
     """The locked PMD or PTE of address, if it maps page `wanted` or is its migration entry (negative).
 
@@ -73,7 +70,7 @@ def page_vma_mapped_walk(
             continue  # it was split under us
         if not pmd_is_table(pmdval):
             if lookup is Lookup.SYNC:
-                sync_with_folio_pmd_zap(mm, pmd, abs(wanted))
+                sync_with_folio_pmd_zap(mm, pmd, Pfn(abs(wanted)))
             return None
         pte = pte_offset_map(mm.kernel, pmdval, address)
         assert pte is not None
@@ -93,7 +90,7 @@ def page_vma_mapped_walk(
     return None
 
 
-def sync_with_folio_pmd_zap(mm: Mm, pmd: PmdPtr, page: int) -> None:
+def sync_with_folio_pmd_zap(mm: Mm, pmd: PmdPtr, page: Pfn) -> None:
     """Whoever has emptied a PMD that may have been the folio's has finished with it.
 
     Divergence: done at any place of a folio as large as a table. Kernel: mm/internal.h.
@@ -104,7 +101,7 @@ def sync_with_folio_pmd_zap(mm: Mm, pmd: PmdPtr, page: int) -> None:
 
 
 def map_pte(
-    mm: Mm, address: int, wanted: int, lookup: Lookup = Lookup.LOCKLESS
+    mm: Mm, address: Address, wanted: int, lookup: Lookup = Lookup.LOCKLESS
 ) -> tuple[PteMap, Hold] | None:
     """The same of a small folio, which no PMD maps."""
     found = page_vma_mapped_walk(mm, address, wanted, lookup)
@@ -112,14 +109,14 @@ def map_pte(
     return found
 
 
-def is_wanted_pmd(mm: Mm, pmdval: int, wanted: int) -> bool:
+def is_wanted_pmd(mm: Mm, pmdval: Pmd, wanted: int) -> bool:
     """Whether a PMD maps the folio of page `wanted`; for -page, whether it is its migration entry."""
     first, page = pte_pfn(pmdval), abs(wanted)
     kind = pmd_trans_huge if wanted > 0 else pmd_is_migration_entry
     return kind(pmdval) and first <= page < first + mm.geometry.ptrs_per_pte
 
 
-def is_wanted(pteval: int, wanted: int) -> bool:
+def is_wanted(pteval: Pte, wanted: int) -> bool:
     """Whether a PTE maps page `wanted`; for -page, whether it is that page's migration entry."""
     if pte_present(pteval):
         return pte_pfn(pteval) == wanted

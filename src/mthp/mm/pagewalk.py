@@ -11,10 +11,11 @@ from mthp.mm.pgtable import (
     pte_offset_map_lock,
     unlocked_after,
 )
-from mthp.mm.pgtable_types import pmd_trans_huge, pte_pfn, pte_present
+from mthp.mm.pgtable_types import pmd_folio, pmd_trans_huge, pte_pfn, pte_present
+from mthp.words.units import Address, Pfn
 
 
-def folio_walk(vma: Vma, address: int) -> int | None:
+def folio_walk(vma: Vma, address: Address) -> Pfn | None:
     """The page that address maps, with a reference on its folio; None if it maps none.
 
     Kernel: mm/pagewalk.c, folio_walk_start(), folio_walk_end().
@@ -28,8 +29,8 @@ def folio_walk(vma: Vma, address: int) -> int | None:
         with pmd_lock(pmd):
             pmdval = pmdp_get_lockless(pmd)
             if pmd_trans_huge(pmdval):
-                kernel.mem.folio_get(pte_pfn(pmdval))
-                return pte_pfn(pmdval) + mm.geometry.pte_index(address)
+                kernel.mem.folio_get(pmd_folio(pmdval))
+                return Pfn(pte_pfn(pmdval) + mm.geometry.pte_index(address))
     found = pte_offset_map_lock(mm, pmd, address)
     if found is None:
         return None

@@ -3,7 +3,7 @@
 
 Kernel: include/linux/pgtable.h, mm/pgtable-generic.c, mm/memory.c, include/linux/mm.h
 (pte_offset_map, pte_unmap_unlock, pmd_alloc), include/linux/rcupdate.h (rcu_read_lock),
-arch/x86/include/asm/pgalloc.h (pmd_populate), arch/x86/include/asm/tlbflush.h (flush_tlb_page).
+arch/x86/include/asm/pgalloc.h (pmd_populate).
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.hold import Hold
 from mthp.mm.mm_types import Kernel, Mm, PageTable, PmdPage, PmdPtr, TableState, Vma
 from mthp.mm.pgtable_types import (
+    PFN_SHIFT,
     PMD_NONE,
-    PRESENT,
     PTE_NONE,
-    mk_pte,
+    Pmd,
+    Pte,
     pmd_is_table,
     pmd_pgtable,
     table_pmd,
 )
 from mthp.words.results import KernelBug, Rule
+from mthp.words.units import Address
 
 
 class PteMap:
@@ -42,7 +44,7 @@ class PteMap:
         self.mapped = True
         kernel.pte_maps += 1
 
-    def get(self, i: int) -> int:
+    def get(self, i: int) -> Pte:
         """Kernel: ptep_get()."""
         return self.ptes.read(self.base + i)
 
@@ -64,7 +66,7 @@ class PteMap:
 # Finding
 
 
-def pmd_ptr(mm: Mm, address: int, *, create: bool = False) -> PmdPtr | None:
+def pmd_ptr(mm: Mm, address: Address, *, create: bool = False) -> PmdPtr | None:
     """The slot of address; made if `create`. Kernel: pmd_offset(), pmd_alloc()."""
     index = address >> mm.geometry.pmd_shift
     number, slot = divmod(index, mm.geometry.ptrs_per_pte)
@@ -76,12 +78,12 @@ def pmd_ptr(mm: Mm, address: int, *, create: bool = False) -> PmdPtr | None:
     return PmdPtr(page, slot)
 
 
-def mm_find_pmd(mm: Mm, address: int) -> PmdPtr | None:
+def mm_find_pmd(mm: Mm, address: Address) -> PmdPtr | None:
     """Kernel: mm/rmap.c, mm_find_pmd()."""
     return pmd_ptr(mm, address)
 
 
-def pmdp_get_lockless(pmd: PmdPtr) -> int:
+def pmdp_get_lockless(pmd: PmdPtr) -> Pmd:
     """Kernel: pmdp_get_lockless()."""
     return pmd.page.pmds.read(pmd.slot)
 
@@ -91,7 +93,7 @@ def pmd_lock(pmd: PmdPtr) -> Hold:
     return pmd.page.ptl.lock()
 
 
-def pte_offset_map(kernel: Kernel, pmdval: int, address: int) -> PteMap | None:
+def pte_offset_map(kernel: Kernel, pmdval: Pmd, address: Address) -> PteMap | None:
     """Map the table a PMD value points to, at address; None if it points to none.
 
     Kernel: mm/pgtable-generic.c, __pte_offset_map().
@@ -102,7 +104,7 @@ def pte_offset_map(kernel: Kernel, pmdval: int, address: int) -> PteMap | None:
     return PteMap(kernel, table, kernel.geometry.pte_index(address))
 
 
-def pte_offset_map_lock(mm: Mm, pmd: PmdPtr, address: int) -> tuple[PteMap, Hold] | None:
+def pte_offset_map_lock(mm: Mm, pmd: PmdPtr, address: Address) -> tuple[PteMap, Hold] | None:
     """Map the table of a slot and take its lock; None if it points to none, also by then.
 
     Kernel: mm/pgtable-generic.c, pte_offset_map_lock().
@@ -143,7 +145,7 @@ def pmd_populate(pmd: PmdPtr, table: int) -> None:
     pmd.page.pmds.write(pmd.slot, table_pmd(table))
 
 
-def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr) -> int:
+def pmdp_collapse_flush(vma: Vma, pmd_addr: Address, pmd: PmdPtr) -> Pmd:
     """Clear a slot that points to a table and flush the whole PMD range; the old value.
 
     Kernel: mm/pgtable-generic.c, pmdp_collapse_flush().
@@ -151,10 +153,7 @@ def pmdp_collapse_flush(vma: Vma, pmd_addr: int, pmd: PmdPtr) -> int:
     pmd.page.ptl.assert_held()
     mm = vma.vm_mm
     old = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
-    shift = mm.geometry.page_shift
-    first = pmd_addr >> shift
-    last = first + mm.geometry.ptrs_per_pte
-    flush_tlb_range(mm.kernel.cpus, mm.number, first, last, mm.kernel.this_cpu.number)
+    flush_tlb_mm_range(mm, pmd_addr, pmd_addr + mm.geometry.pmd_size)
     return old
 
 
@@ -174,9 +173,9 @@ def pgtable_trans_huge_withdraw(pmd: PmdPtr) -> int:
     return table
 
 
-def set_ptes(pte: PteMap, i: int, first: int, nr: int) -> None:
+def set_ptes(pte: PteMap, i: int, first: Pte, nr: int) -> None:
     """Write nr PTEs of consecutive frames, the first being `first`. Kernel: set_ptes()."""
-    step = mk_pte(1, 0) - PRESENT
+    step = 1 << PFN_SHIFT
     pte.ptes.write_each(pte.base + i, range(first, first + nr * step, step))
 
 
@@ -185,17 +184,24 @@ def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
     pte.ptes.fill(pte.base + i, nr, PTE_NONE)
 
 
-# Mapping a new folio
+# Flushing
 
 
-def flush_tlb_page(mm: Mm, address: int) -> None:
-    """Forget one page's translation on every CPU; address: bytes. Kernel: flush_tlb_page()."""
-    kernel = mm.kernel
-    vpn = address >> kernel.geometry.page_shift
-    flush_tlb_range(kernel.cpus, mm.number, vpn, vpn + 1, kernel.this_cpu.number)
+def flush_tlb_mm_range(mm: Mm, start: Address, end: Address) -> None:
+    """Forget the translations of [start, end) on every CPU; bytes.
+
+    Kernel: arch/x86/mm/tlb.c, flush_tlb_mm_range().
+    """
+    kernel, shift = mm.kernel, mm.geometry.page_shift
+    flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, kernel.this_cpu.number)
 
 
-def ptep_clear_flush(mm: Mm, pte: PteMap, address: int) -> int:
+def flush_tlb_page(mm: Mm, address: Address) -> None:
+    """Kernel: arch/x86/include/asm/tlbflush.h, flush_tlb_page()."""
+    flush_tlb_mm_range(mm, address, address + mm.geometry.page_size)
+
+
+def ptep_clear_flush(mm: Mm, pte: PteMap, address: Address) -> Pte:
     """Empty a locked PTE, flush it, and give what it held.
 
     Kernel: mm/pgtable-generic.c, ptep_clear_flush().

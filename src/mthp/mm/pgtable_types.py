@@ -10,9 +10,14 @@ Kernel: include/linux/pgtable.h, include/linux/leafops.h (softleaf_from_pte), in
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Final, NewType
 
-PTE_NONE: Final = 0
+from mthp.words.units import Folio, Pfn
+
+Pte = NewType("Pte", int)
+Pmd = NewType("Pmd", Pte)
+
+PTE_NONE: Final = Pte(0)
 
 PRESENT: Final = 1 << 0
 WRITE: Final = 1 << 1
@@ -31,7 +36,7 @@ KIND_MASK: Final = 0xF << KIND_SHIFT
 PFN_SHIFT: Final = 16
 PTE_FLAGS_MASK: Final = (1 << PFN_SHIFT) - 1
 
-ZERO_PFN: Final = 0
+ZERO_PFN: Final = Pfn(0)
 """The shared zero page is frame 0 of every world."""
 ZERO_PTE_BITS: Final = PRESENT | SPECIAL
 
@@ -48,19 +53,19 @@ class Leaf(IntEnum):
     DEVICE = 6
 
 
-def mk_pte(pfn: int, flags: int) -> int:
+def mk_pte(pfn: int, flags: int) -> Pte:
     """A present PTE of frame pfn. Kernel: mk_pte()."""
-    return pfn << PFN_SHIFT | flags | PRESENT
+    return Pte(pfn << PFN_SHIFT | flags | PRESENT)
 
 
-def zero_pte(flags: int = YOUNG) -> int:
+def zero_pte(flags: int = YOUNG) -> Pte:
     """A PTE of the shared zero page, which is special and never written through."""
-    return ZERO_PTE_BITS | flags
+    return Pte(ZERO_PTE_BITS | flags)
 
 
-def leaf_pte(kind: Leaf, value: int = 0, flags: int = 0) -> int:
+def leaf_pte(kind: Leaf, value: int = 0, flags: int = 0) -> Pte:
     """A non-present entry: swap (value: swap entry), migration (value: pfn), or a marker."""
-    return value << PFN_SHIFT | kind << KIND_SHIFT | flags
+    return Pte(value << PFN_SHIFT | kind << KIND_SHIFT | flags)
 
 
 def pte_none(pte: int) -> bool:
@@ -73,14 +78,9 @@ def pte_present(pte: int) -> bool:
     return pte & PRESENT != 0
 
 
-def pte_pfn(pte: int) -> int:
+def pte_pfn(pte: int) -> Pfn:
     """The frame of a present entry, or what a leaf entry names."""
-    return pte >> PFN_SHIFT
-
-
-def is_zero_pfn(pfn: int) -> bool:
-    """Whether a frame is the shared zero page."""
-    return pfn == ZERO_PFN
+    return pte >> PFN_SHIFT  # type: ignore[return-value]  # Pfn() would be a call for each PTE
 
 
 def pte_none_or_zero(pte: int) -> bool:
@@ -134,22 +134,17 @@ def pte_swp_uffd_any(pte: int) -> bool:
 # A PMD slot: none, a table (PRESENT, table number), a huge leaf (PRESENT | HUGE), a migration
 # entry (not present), or bad (PRESENT | SPECIAL).
 
-PMD_NONE: Final = 0
+PMD_NONE: Final = Pmd(PTE_NONE)
 
 
-def table_pmd(number: int) -> int:
+def table_pmd(number: int) -> Pmd:
     """A PMD that points to page table `number`."""
-    return number << PFN_SHIFT | PRESENT
+    return Pmd(Pte(number << PFN_SHIFT | PRESENT))
 
 
-def huge_pmd(pfn: int, flags: int) -> int:
+def huge_pmd(pfn: int, flags: int) -> Pmd:
     """A PMD that maps a PMD-sized folio. Kernel: folio_mk_pmd()."""
-    return pfn << PFN_SHIFT | flags | PRESENT | HUGE
-
-
-def bad_pmd() -> int:
-    """A present PMD that is neither a table nor a leaf."""
-    return PRESENT | SPECIAL
+    return Pmd(mk_pte(pfn, flags | HUGE))
 
 
 def pmd_none(pmd: int) -> bool:
@@ -180,6 +175,11 @@ def pmd_bad(pmd: int) -> bool:
 def pmd_is_table(pmd: int) -> bool:
     """A slot that points to a table of PTEs."""
     return pmd & (PRESENT | SPECIAL | HUGE) == PRESENT
+
+
+def pmd_folio(pmd: int) -> Folio:
+    """The folio that a huge PMD or its migration entry names. Kernel: include/linux/pgtable.h."""
+    return Folio(pte_pfn(pmd))
 
 
 def pmd_pgtable(pmd: int) -> int:

@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mthp.mm.mm_types import Mm
+from mthp.words.units import Address, Pfn
 
 
 class StoredTo(NamedTuple):
     """A store by user space, or through a pin or a secondary MMU, reached memory."""
 
     mm: Mm
-    address: int
+    address: Address
     value: int
     by: str
 
@@ -21,7 +22,7 @@ class LoadedFrom(NamedTuple):
     """A load by user space, and what it saw."""
 
     mm: Mm
-    address: int
+    address: Address
     value: int
     by: str
 
@@ -30,7 +31,7 @@ class WalkedNothing(NamedTuple):
     """The architecture's hook looked for a PTE under a PMD that points to no table."""
 
     mm: Mm
-    address: int
+    address: Address
     by: str
 
 
@@ -38,16 +39,16 @@ class Zapping(NamedTuple):
     """[start, end) is being emptied: a load may see nothing there from here on."""
 
     mm: Mm
-    start: int
-    end: int
+    start: Address
+    end: Address
 
 
 class Zapped(NamedTuple):
     """MADV_DONTNEED returned: [start, end) is empty from here on."""
 
     mm: Mm
-    start: int
-    end: int
+    start: Address
+    end: Address
     by: str
 
 
@@ -55,8 +56,8 @@ class Pinned(NamedTuple):
     """A page of an address is pinned. exclusive: it is that address's alone."""
 
     mm: Mm
-    address: int
-    page: int
+    address: Address
+    page: Pfn
     exclusive: bool
 
 
@@ -64,7 +65,7 @@ class WriteProtected(NamedTuple):
     """UFFDIO_WRITEPROTECT returned: no store to address may go unseen."""
 
     mm: Mm
-    address: int
+    address: Address
 
 
 class Halfway(NamedTuple):
@@ -84,8 +85,8 @@ class Discarding(NamedTuple):
     """MADV_FREE of [start, end): a load may see nothing there from here on, or what there was."""
 
     mm: Mm
-    start: int
-    end: int
+    start: Address
+    end: Address
 
 
 class Poisoned(NamedTuple):
@@ -94,7 +95,7 @@ class Poisoned(NamedTuple):
     unmapped: nothing maps it any more, and nothing may do so again.
     """
 
-    page: int
+    page: Pfn
     unmapped: bool
 
 
@@ -102,8 +103,8 @@ class SoftDirtyCleared(NamedTuple):
     """Stores to [start, end) from here on leave a mark again."""
 
     mm: Mm
-    start: int
-    end: int
+    start: Address
+    end: Address
     by: str
 
 
@@ -111,7 +112,7 @@ class Moving(NamedTuple):
     """The pages of [start, start + length) move to `to`: what is read there is what was read here."""
 
     mm: Mm
-    start: int
+    start: Address
     to: int
     length: int
     by: str
@@ -121,8 +122,8 @@ class Registered(NamedTuple):
     """UFFDIO_REGISTER returned: what is missing in [start, end) is the monitor's to fill."""
 
     mm: Mm
-    start: int
-    end: int
+    start: Address
+    end: Address
 
 
 class Gone(NamedTuple):

@@ -29,13 +29,20 @@ from mthp.mm.page_vma_mapped import map_pte
 from mthp.mm.pgtable import flush_tlb_page, ptep_clear_flush, unlocked_after
 from mthp.mm.pgtable_types import SOFT_DIRTY, SWP_EXCLUSIVE, UFFD_WP, YOUNG, Leaf, leaf_pte
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_STACK_INCOMPLETE
+from mthp.words.units import Address, Folio, Order, Pfn
 
 UNKNOWN_MM: Final = -1
 """An mm that is not part of this world, but maps a folio of it."""
 
 
 def folio_add_new_anon_rmap(
-    mem: MemMap, folio: int, vma: Vma, address: int, *, exclusive: bool, pmd_mapped: bool = False
+    mem: MemMap,
+    folio: Folio,
+    vma: Vma,
+    address: Address,
+    *,
+    exclusive: bool,
+    pmd_mapped: bool = False,
 ) -> None:
     """First mapping of a new folio, whole, at address. Kernel: mm/rmap.c."""
     order = mem.folio_order(folio)
@@ -64,7 +71,7 @@ def folio_add_new_anon_rmap(
 
 
 def folio_add_anon_rmap_ptes(
-    mem: MemMap, cpu: Cpu, folio: int, pages: range, vma: Vma, *, exclusive: bool
+    mem: MemMap, cpu: Cpu, folio: Folio, pages: range, vma: Vma, *, exclusive: bool
 ) -> None:
     """One more mapping of some pages of an anonymous folio; one that is mapped whole in a locked VMA
     is mlocked. Caller holds the PTE lock. Kernel: mm/rmap.c, folio_add_anon_rmap_ptes().
@@ -82,7 +89,7 @@ def folio_add_anon_rmap_ptes(
 
 
 def folio_remove_rmap_ptes(
-    mem: MemMap, cpu: Cpu, folio: int, page: int, nr_pages: int, vma: Vma
+    mem: MemMap, cpu: Cpu, folio: Folio, page: Pfn, nr_pages: int, vma: Vma
 ) -> None:
     """nr_pages PTEs from `page` on no longer map the folio. Caller holds the PTE lock.
 
@@ -102,7 +109,7 @@ def folio_remove_rmap_ptes(
     munlock_vma_folio(mem, cpu, folio, vma)
 
 
-def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
+def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
     """A PMD no longer maps the folio. Kernel: mm/rmap.c, folio_remove_rmap_pmd()."""
     mem.large_mapcount.add(folio, -1)
     _count_mm(mem, folio, vma.vm_mm.number, -1)
@@ -113,7 +120,7 @@ def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: int, vma: Vma) -> None:
     munlock_vma_folio(mem, cpu, folio, vma)
 
 
-def _count_mm(mem: MemMap, folio: int, mm: int, nr: int) -> None:
+def _count_mm(mem: MemMap, folio: Folio, mm: int, nr: int) -> None:
     """Keep PG_MAPPED_SHARED of a large folio that several mms map.
 
     Divergence: every mm is remembered, where the kernel has two slots and may say "shared" longer.
@@ -133,20 +140,19 @@ def _count_mm(mem: MemMap, folio: int, mm: int, nr: int) -> None:
 
 def new_anon_folio(
     mem: MemMap,
-    order: int = 0,
+    order: Order = 0,
     *,
     nid: int = 0,
     flags: int = ON_LRU,
     mapcount: int = 1,
     anon_vma: int = 0,
     index: int = 0,
-) -> int:
+) -> Folio:
     """A folio in frames of its own that stands as if each of its pages were mapped by `mapcount`
     PTEs: the first frame. Every page's contents are its frame's number. For builders of worlds, who
     set the PTEs; not a step.
     """
-    folio, nr = mem.new_frames(nid, order), 1 << order
-    mem.prep_folio(folio, order)
+    folio, nr = mem.prep_folio(mem.new_frames(nid, order), order), 1 << order
     mem.flags.raw[folio] = flags
     mem.anon_vma.raw[folio] = anon_vma
     mem.index.raw[folio] = index
@@ -162,14 +168,14 @@ def new_anon_folio(
     return folio
 
 
-def share_large_folio(mem: MemMap, folio: int, mappings: dict[int, int]) -> None:
+def share_large_folio(mem: MemMap, folio: Folio, mappings: dict[int, int]) -> None:
     """Say which mms map a large folio, and how often. For builders of worlds; not a step."""
     mem.mm_mapcounts[folio] = dict(mappings)
     if len(mappings) > 1:
         mem.flags.raw[folio] |= PG_MAPPED_SHARED
 
 
-def rmap_walk(mem: MemMap, folio: int, anon_vmas: list[AnonVma]) -> Iterator[tuple[Vma, int]]:
+def rmap_walk(mem: MemMap, folio: Folio, anon_vmas: list[AnonVma]) -> Iterator[tuple[Vma, int]]:
     """(vma, address) of every place where the folio's pages may be mapped.
 
     Caller holds the anon_vma lock. Kernel: mm/rmap.c, rmap_walk_anon().
@@ -188,17 +194,17 @@ def anon_vma_lock_write(anon_vma: AnonVma) -> Hold:
     return anon_vma.rwsem.write()
 
 
-def folio_lock_anon_vma_read(kernel: Kernel, folio: int) -> Hold:
+def folio_lock_anon_vma_read(kernel: Kernel, folio: Folio) -> Hold:
     """Kernel: mm/rmap.c, folio_lock_anon_vma_read()."""
     return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.read()
 
 
-def folio_trylock_anon_vma_read(kernel: Kernel, folio: int) -> Hold | None:
+def folio_trylock_anon_vma_read(kernel: Kernel, folio: Folio) -> Hold | None:
     """The same, or None at once. Kernel: struct rmap_walk_control, try_lock."""
     return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.try_read()
 
 
-def mapped_places(kernel: Kernel, folio: int) -> list[tuple[Vma, int]]:
+def mapped_places(kernel: Kernel, folio: Folio) -> list[tuple[Vma, int]]:
     """Where a folio's pages may be mapped. Caller holds its anon_vma.
 
     A temporary stack is passed over: its tables are moved without rmap locks.
@@ -208,12 +214,12 @@ def mapped_places(kernel: Kernel, folio: int) -> list[tuple[Vma, int]]:
     return [(vma, at) for vma, at in places if not vma.vm_flags & VM_STACK_INCOMPLETE]
 
 
-def page_at(kernel: Kernel, folio: int, vma: Vma, address: int) -> int:
+def page_at(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> Pfn:
     """The page of a folio that a place of its may map."""
-    return folio + linear_page_index(vma, address) - kernel.mem.index.raw[folio]
+    return Pfn(folio + linear_page_index(vma, address) - kernel.mem.index.raw[folio])
 
 
-def folio_referenced(kernel: Kernel, folio: int) -> int:
+def folio_referenced(kernel: Kernel, folio: Folio) -> int:
     """How many places used the folio since last time; they are asked anew from here on. Never waits
     for a lock.
 
@@ -232,7 +238,7 @@ def folio_referenced(kernel: Kernel, folio: int) -> int:
     return referenced
 
 
-def folio_referenced_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> bool:
+def folio_referenced_one(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> bool:
     """Kernel: mm/rmap.c, folio_referenced_one(), clear_flush_young_ptes_notify()."""
     mm = vma.vm_mm
     found = map_pte(mm, address, folio)
@@ -245,14 +251,14 @@ def folio_referenced_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> 
     return young or mmu_notifier_test_young(mm, address)
 
 
-def try_to_unmap(kernel: Kernel, folio: int, entry: int) -> None:
+def try_to_unmap(kernel: Kernel, folio: Folio, entry: int) -> None:
     """A swap entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_unmap()."""
     with folio_lock_anon_vma_read(kernel, folio):
         for vma, address in mapped_places(kernel, folio):
             try_to_unmap_one(kernel, folio, entry, vma, address)
 
 
-def try_to_unmap_one(kernel: Kernel, folio: int, entry: int, vma: Vma, address: int) -> None:
+def try_to_unmap_one(kernel: Kernel, folio: Folio, entry: int, vma: Vma, address: Address) -> None:
     """Kernel: mm/rmap.c, try_to_unmap_one()."""
     mem = kernel.mem
     mm = vma.vm_mm

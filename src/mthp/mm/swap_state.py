@@ -19,13 +19,14 @@ from mthp.mm.memcontrol import mem_cgroup_charge
 from mthp.mm.mm_types import Kernel, Mm, PmdPtr, Vma, userfaultfd_armed
 from mthp.mm.page_flags import PG_LOCKED, PG_SWAPBACKED, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pgtable_types import PFN_SHIFT, pte_pfn
+from mthp.mm.pgtable_types import PFN_SHIFT, Pte, pte_pfn
 from mthp.mm.swap_table import swp_offset
 from mthp.mm.vm_flags import VM_HUGEPAGE
 from mthp.words.profiles import DeferredMemcg
+from mthp.words.units import Address, Folio, Order
 
 
-def swapin_sync(mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> int | None:
+def swapin_sync(mm: Mm, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> Folio | None:
     """Read the slot of orig_pte, and those around it where a larger folio may hold them, into a new
     folio in the swap cache. It is returned unlocked and with a reference; None: no memory.
 
@@ -50,7 +51,7 @@ def swapin_sync(mm: Mm, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int) -> i
 
 
 def _thp_swapin_suitable_orders(
-    kernel: Kernel, vma: Vma, address: int, pmd: PmdPtr, orig_pte: int
+    kernel: Kernel, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte
 ) -> int:
     """Orders below PMD order that switches, VMA, offset and table allow (bitmap).
 
@@ -76,7 +77,7 @@ def _thp_swapin_suitable_orders(
     return orders
 
 
-def _thp_swap_suitable_orders(kernel: Kernel, entry: int, address: int, orders: int) -> int:
+def _thp_swap_suitable_orders(kernel: Kernel, entry: int, address: Address, orders: int) -> int:
     """Those whose window starts at an offset as much aligned as its address.
 
     Kernel: mm/memory.c, thp_swap_suitable_orders().
@@ -90,7 +91,7 @@ def _thp_swap_suitable_orders(kernel: Kernel, entry: int, address: int, orders: 
     return orders
 
 
-def _can_swapin_thp(pte: PteMap, place: int, orig_pte: int, nr: int) -> bool:
+def _can_swapin_thp(pte: PteMap, place: int, orig_pte: Pte, nr: int) -> bool:
     """Whether the window of nr PTEs around `place` has entries side by side and alike.
 
     Kernel: mm/memory.c, can_swapin_thp().
@@ -106,7 +107,7 @@ def swap_ptes_run_on(pte: PteMap, first: int, nr: int, value: int) -> bool:
     return all(pte.get(first + i) == value + (i << PFN_SHIFT) for i in range(nr))
 
 
-def _swap_cache_alloc_folio(mm: Mm, vma: Vma, entry: int, orders: int) -> int | None:
+def _swap_cache_alloc_folio(mm: Mm, vma: Vma, entry: int, orders: int) -> Folio | None:
     """A new locked folio in the swap cache, of the highest of `orders` (a bitmap with bit 0) that
     can be had; None if not even a page can.
 
@@ -122,7 +123,7 @@ def _swap_cache_alloc_folio(mm: Mm, vma: Vma, entry: int, orders: int) -> int | 
     return None
 
 
-def _swap_cache_alloc(mm: Mm, vma: Vma, entry: int, order: int) -> int | None:
+def _swap_cache_alloc(mm: Mm, vma: Vma, entry: int, order: Order) -> Folio | None:
     """Kernel: mm/swap_state.c, __swap_cache_alloc()."""
     kernel = mm.kernel
     mem, swap = kernel.mem, kernel.swap
@@ -159,7 +160,7 @@ def _deferred_fails(mm: Mm) -> bool:
     return asked and mm.memcg is not None and mm.memcg.defer
 
 
-def _take_back(kernel: Kernel, folio: int) -> None:
+def _take_back(kernel: Kernel, folio: Folio) -> None:
     mem = kernel.mem
     nr = mem.folio_nr_pages(folio)
     kernel.swap.remove_from_cache(folio, nr)
@@ -168,7 +169,7 @@ def _take_back(kernel: Kernel, folio: int) -> None:
     mem.folio_put(folio, nr + 1)
 
 
-def swap_cache_del_folio(kernel: Kernel, folio: int) -> None:
+def swap_cache_del_folio(kernel: Kernel, folio: Folio) -> None:
     """Caller holds the folio lock. Kernel: mm/swap_state.c, swap_cache_del_folio()."""
     mem = kernel.mem
     nr = mem.folio_nr_pages(folio)

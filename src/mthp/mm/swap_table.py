@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from mthp.words.units import Folio
+
 _TYPE_SHIFT: Final = 41
 _UNPLACED: Final = 1 << 40
 _APART: Final = 2
@@ -47,8 +49,8 @@ class SwapDevice:
 
     synchronous: bool = True
     contents: dict[int, int] = field(default_factory=dict)
-    cache: dict[int, int] = field(default_factory=dict)
-    entry_of: dict[int, int] = field(default_factory=dict)
+    cache: dict[int, Folio] = field(default_factory=dict)
+    entry_of: dict[Folio, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     failing: set[int] = field(default_factory=set)
     name: str = "swap"
@@ -78,18 +80,18 @@ class SwapDevice:
         slots = range(entry, entry + nr)
         return all(each in self.users and each not in self.cache for each in slots)
 
-    def add_to_cache(self, entry: int, folio: int, nr: int) -> None:
+    def add_to_cache(self, entry: int, folio: Folio, nr: int) -> None:
         """Kernel: mm/swap_state.c, __swap_cache_do_add_folio()."""
         self.cache.update(dict.fromkeys(range(entry, entry + nr), folio))
         self.entry_of[folio] = entry
 
-    def remove_from_cache(self, folio: int, nr: int) -> None:
+    def remove_from_cache(self, folio: Folio, nr: int) -> None:
         """Kernel: mm/swap_state.c, __swap_cache_do_del_folio()."""
         entry = self.entry_of.pop(folio)
         for each in range(entry, entry + nr):
             del self.cache[each]
 
-    def folio_maybe_swapped(self, folio: int, nr: int) -> bool:
+    def folio_maybe_swapped(self, folio: Folio, nr: int) -> bool:
         """Whether a PTE still names a slot of a swap cache folio.
 
         Kernel: mm/swapfile.c, folio_maybe_swapped().

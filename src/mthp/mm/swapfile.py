@@ -19,6 +19,7 @@ from mthp.mm.pgtable_types import (
     SWP_EXCLUSIVE,
     UFFD_WP,
     Leaf,
+    Pte,
     leaf_kind,
     mk_pte,
     pte_none,
@@ -27,9 +28,10 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_add_new_anon_rmap
 from mthp.mm.swap_state import swap_cache_del_folio, swapin_sync
+from mthp.words.units import Address, Folio
 
 
-def unuse_mm(mm: Mm, address: int) -> None:
+def unuse_mm(mm: Mm, address: Address) -> None:
     """Bring one page back. Kernel: mm/swapfile.c, unuse_mm(), unuse_pte_range()."""
     kernel = mm.kernel
     with mm.mmap_read_lock():
@@ -54,7 +56,7 @@ def unuse_mm(mm: Mm, address: int) -> None:
         kernel.mem.folio_put(folio)
 
 
-def _swap_cache_folio(vma: Vma, pmd: PmdPtr, address: int, pteval: int) -> int | None:
+def _swap_cache_folio(vma: Vma, pmd: PmdPtr, address: Address, pteval: Pte) -> Folio | None:
     """The folio of the entry with a reference, read if need be; None: somebody else deals with it.
 
     Kernel: mm/swap_state.c, swap_cache_get_folio(), swapin_readahead().
@@ -68,7 +70,7 @@ def _swap_cache_folio(vma: Vma, pmd: PmdPtr, address: int, pteval: int) -> int |
     return swapin_sync(vma.vm_mm, vma, address, pmd, pteval)
 
 
-def unuse_pte(vma: Vma, pmd: PmdPtr, address: int, entry: int, folio: int) -> None:
+def unuse_pte(vma: Vma, pmd: PmdPtr, address: Address, entry: Pte, folio: Folio) -> None:
     """Map a locked swap cache folio where its entry still stands.
 
     Kernel: mm/swapfile.c, unuse_pte().
@@ -99,7 +101,7 @@ def unuse_pte(vma: Vma, pmd: PmdPtr, address: int, entry: int, folio: int) -> No
         kernel.swap.put_users(pte_pfn(entry), 1)
 
 
-def folio_free_swap(kernel: Kernel, folio: int) -> None:
+def folio_free_swap(kernel: Kernel, folio: Folio) -> None:
     """Give up the swap slots of a folio that is in memory; it is dirty from then on. Slots that
     other PTEs still name stay, and so do those that are being written.
 
@@ -115,7 +117,7 @@ def folio_free_swap(kernel: Kernel, folio: int) -> None:
     mem.flags.set_bits(folio, PG_DIRTY)
 
 
-def free_swap_cache(kernel: Kernel, folio: int) -> None:
+def free_swap_cache(kernel: Kernel, folio: Folio) -> None:
     """Give up the swap slot of a folio nobody maps any more. Kernel: mm/swap_state.c."""
     mem = kernel.mem
     if not mem.test(folio, PG_SWAPCACHE) or mem.folio_mapcount(folio):

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_memory import pmdp_invalidate
 from mthp.mm.mm_types import Mm, PmdPtr, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
     mm_find_pmd,
     pmd_lock,
     pmdp_get_lockless,
@@ -19,6 +19,7 @@ from mthp.mm.pgtable_types import (
     NO_ACCESS,
     SOFT_DIRTY,
     WRITE,
+    Pte,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
@@ -26,13 +27,13 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.reports import SoftDirtyCleared
 from mthp.mm.vm_flags import VM_SOFTDIRTY
+from mthp.words.units import Address
 
 
 def clear_refs_write(mm: Mm) -> None:
     """Write 4 to /proc/PID/clear_refs. Kernel: fs/proc/task_mmu.c, clear_refs_write()."""
     kernel = mm.kernel
     geometry = mm.geometry
-    shift = geometry.page_shift
     with mm.mmap_write_lock():
         vmas = tuple(mm.vmas)
         for vma in vmas:
@@ -41,13 +42,12 @@ def clear_refs_write(mm: Mm) -> None:
             with mmu_notifier_invalidate_range(mm, vma.vm_start, vma.vm_end):
                 for start in range(geometry.pmd_addr(vma.vm_start), vma.vm_end, geometry.pmd_size):
                     clear_refs_pte_range(vma, start)
-            first, last = vma.vm_start >> shift, vma.vm_end >> shift
-            flush_tlb_range(kernel.cpus, mm.number, first, last, kernel.this_cpu.number)
+            flush_tlb_mm_range(mm, vma.vm_start, vma.vm_end)
             by = mm.machine.current.name
             kernel.report(SoftDirtyCleared(mm, vma.vm_start, vma.vm_end, by))
 
 
-def clear_refs_pte_range(vma: Vma, start: int) -> None:
+def clear_refs_pte_range(vma: Vma, start: Address) -> None:
     """One table. Kernel: fs/proc/task_mmu.c, clear_refs_pte_range()."""
     mm = vma.vm_mm
     pmd = mm_find_pmd(mm, start)
@@ -74,14 +74,14 @@ def clear_refs_pte_range(vma: Vma, start: int) -> None:
                 pte.ptes.write(pte.base + i, old & ~(WRITE | SOFT_DIRTY))
 
 
-def pte_is_pinned(vma: Vma, pteval: int) -> bool:
+def pte_is_pinned(vma: Vma, pteval: Pte) -> bool:
     """Kernel: fs/proc/task_mmu.c, pte_is_pinned()."""
     kernel = vma.vm_mm.kernel
     page = pte_pfn(pteval)
     return bool(page) and folio_maybe_dma_pinned(kernel, kernel.mem.page_folio(page))
 
 
-def clear_soft_dirty_pmd(vma: Vma, start: int, pmd: PmdPtr) -> None:
+def clear_soft_dirty_pmd(vma: Vma, start: Address, pmd: PmdPtr) -> None:
     """Kernel: fs/proc/task_mmu.c, clear_soft_dirty_pmd()."""
     old = pmdp_invalidate(vma.vm_mm, start, pmd)
     pmd.page.pmds.write(pmd.slot, old & ~(WRITE | SOFT_DIRTY | NO_ACCESS))

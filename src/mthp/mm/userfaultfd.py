@@ -16,11 +16,11 @@ from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma, linear_page_index, u
 from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write, with_vma_read_locked
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.mprotect import Right, change_protection
-from mthp.mm.mremap import flush
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.page_vma_mapped import folio_lock
 from mthp.mm.pgtable import (
     PteMap,
+    flush_tlb_page,
     mm_find_pmd,
     pmd_ptr,
     pmdp_get_lockless,
@@ -36,6 +36,7 @@ from mthp.mm.pgtable_types import (
     WRITE,
     YOUNG,
     Leaf,
+    Pte,
     leaf_kind,
     mk_pte,
     pmd_is_migration_entry,
@@ -48,16 +49,17 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.reports import Moving, Registered, StoredTo, WriteProtected
 from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_WRITE
+from mthp.words.units import Address, Folio
 
 
-def mwriteprotect_range(mm: Mm, address: int) -> None:
+def mwriteprotect_range(mm: Mm, address: Address) -> None:
     """Write-protect one page: from its return on no store goes unseen.
 
     Kernel: mm/userfaultfd.c, mwriteprotect_range(), uffd_wp_range().
     """
     with mm.mmap_read_lock():
-        vma = mm.find_vma(address)
-        if vma is None or address < vma.vm_start:
+        vma = mm.vma_lookup(address)
+        if vma is None:
             return
         end = address + mm.geometry.page_size
         done = change_protection(vma, address, end, Right.UFFD_WP)
@@ -65,21 +67,21 @@ def mwriteprotect_range(mm: Mm, address: int) -> None:
         mm.kernel.report(WriteProtected(mm, address))
 
 
-def userfaultfd_register(mm: Mm, start: int) -> None:
+def userfaultfd_register(mm: Mm, start: Address) -> None:
     """From its return on the monitor fills what is missing, and nobody else.
 
     Kernel: mm/userfaultfd.c, userfaultfd_register(), userfaultfd_set_vm_flags().
     """
     with mm.mmap_write_lock():
-        vma = mm.find_vma(start)
-        if vma is None or start < vma.vm_start:
+        vma = mm.vma_lookup(start)
+        if vma is None:
             return
         vma_start_write(vma)
         vma.vm_flags |= VM_UFFD_MISSING
         mm.kernel.report(Registered(mm, vma.vm_start, vma.vm_end))
 
 
-def mfill_atomic(mm: Mm, address: int, content: int) -> None:
+def mfill_atomic(mm: Mm, address: Address, content: int) -> None:
     """UFFDIO_COPY of one page, if nothing is there yet.
 
     Kernel: mm/userfaultfd.c, mfill_atomic(), uffd_mfill_lock().
@@ -87,7 +89,7 @@ def mfill_atomic(mm: Mm, address: int, content: int) -> None:
     with_vma_read_locked(mm, address, lambda vma: mfill_atomic_install_pte(vma, address, content))
 
 
-def mfill_atomic_install_pte(vma: Vma, address: int, content: int) -> None:
+def mfill_atomic_install_pte(vma: Vma, address: Address, content: int) -> None:
     """Caller holds the VMA or mmap_lock. Kernel: mm/userfaultfd.c, mfill_atomic_install_pte()."""
     mm = vma.vm_mm
     kernel = mm.kernel
@@ -193,7 +195,7 @@ class _Mapped(NamedTuple):
     dst: PteMap
     src: PteMap
     dst_pmdval: int
-    orig_src_pte: int
+    orig_src_pte: Pte
 
     def lock(self) -> tuple[Hold, Hold | None]:
         """Both locks, the lower one first. Kernel: double_pt_lock()."""
@@ -240,11 +242,11 @@ def _move_swapped(ends: _Ends, mapped: _Mapped) -> Moved:
     kernel = ends.dst_vma.vm_mm.kernel
     entry = mapped.orig_src_pte
     if leaf_kind(entry) is Leaf.MIGRATION:
-        kernel.mem.folio_wait_locked(pte_pfn(entry))
+        kernel.mem.folio_wait_locked(Folio(pte_pfn(entry)))
         return Moved.AGAIN
     if leaf_kind(entry) is not Leaf.SWAP or not entry & SWP_EXCLUSIVE:
         return Moved.GIVEN_UP
-    return _set(ends, mapped, entry | SOFT_DIRTY)
+    return _set(ends, mapped, Pte(entry | SOFT_DIRTY))
 
 
 def _move_present(ends: _Ends, mapped: _Mapped) -> Moved:
@@ -272,7 +274,7 @@ def _move_present(ends: _Ends, mapped: _Mapped) -> Moved:
             mem.folio_put(mem.page_folio(page))
 
 
-def move_present_ptes(ends: _Ends, mapped: _Mapped, folio: int) -> Moved:
+def move_present_ptes(ends: _Ends, mapped: _Mapped, folio: Folio) -> Moved:
     """Caller holds the folio's lock, which keeps rmap walks away while it belongs nowhere.
 
     Divergence: the caller's reference is put in the end. Kernel: mm/userfaultfd.c,
@@ -293,13 +295,13 @@ def move_present_ptes(ends: _Ends, mapped: _Mapped, folio: int) -> Moved:
         new = mk_pte(folio, old & DIRTY | YOUNG | SOFT_DIRTY | WRITE)
         _moved(ends)
         mapped.dst.ptes.write(mapped.dst.base, new)
-        flush(ends.src_vma, ends.src_addr, kernel.geometry.page_size)
+        flush_tlb_page(ends.src_vma.vm_mm, ends.src_addr)
         return Moved.DONE
     finally:
         _release(kernel.machine.abandoned, ptls)
 
 
-def _set(ends: _Ends, mapped: _Mapped, new: int) -> Moved:
+def _set(ends: _Ends, mapped: _Mapped, new: Pte) -> Moved:
     """Move an entry that has no page of its own: of the zero page, or of a swapped one."""
     kernel = ends.dst_vma.vm_mm.kernel
     ptls = mapped.lock()
@@ -311,7 +313,7 @@ def _set(ends: _Ends, mapped: _Mapped, new: int) -> Moved:
             if pte_pfn(new) in kernel.swap.cache:
                 return Moved.GIVEN_UP  # the kernel waits for the folio and moves it too
         mapped.src.ptes.swap(mapped.src.base, PTE_NONE)
-        flush(ends.src_vma, ends.src_addr, kernel.geometry.page_size)
+        flush_tlb_page(ends.src_vma.vm_mm, ends.src_addr)
         _moved(ends)
         mapped.dst.ptes.write(mapped.dst.base, new)
         return Moved.DONE
@@ -333,7 +335,7 @@ def _moved(ends: _Ends) -> None:
     mm.kernel.report(Moving(mm, ends.src_addr, ends.dst_addr, size, by))
 
 
-def folio_move_anon_rmap(ends: _Ends, folio: int) -> None:
+def folio_move_anon_rmap(ends: _Ends, folio: Folio) -> None:
     """rmap finds the page at its new place from here on. Kernel: mm/rmap.c."""
     mem = ends.dst_vma.vm_mm.kernel.mem
     assert ends.dst_vma.anon_vma is not None

@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
-from mthp.machine.cpu import flush_tlb_range
 from mthp.mm.huge_memory import split_huge_pmd
-from mthp.mm.memory import zap_pmd_range
+from mthp.mm.memory import zap_page_range_single, zap_pmd_range
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.pgtable import mm_find_pmd, pmd_lock, pmdp_get_lockless, pte_free_tlb
+from mthp.mm.pgtable import (
+    flush_tlb_mm_range,
+    mm_find_pmd,
+    pmd_lock,
+    pmdp_get_lockless,
+    pte_free_tlb,
+)
 from mthp.mm.pgtable_types import PMD_NONE, pmd_is_table, pmd_pgtable
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.rmap import anon_vma_lock_write
+from mthp.words.units import Address
 
 
-def munmap(mm: Mm, start: int, end: int) -> Vma | None:
+def munmap(mm: Mm, start: Address, end: Address) -> Vma | None:
     """Remove the mapping of [start, end), its pages and its table. Kernel: do_vmi_munmap()."""
     with mm.mmap_write_lock():
         vma = _unmap_locked(mm, start, end)
@@ -23,7 +29,7 @@ def munmap(mm: Mm, start: int, end: int) -> Vma | None:
     return vma
 
 
-def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
+def munmap_and_mmap(mm: Mm, start: Address, end: Address) -> None:
     """Another mapping, just as suitable, takes the old one's place."""
     with mm.mmap_write_lock():
         old = _unmap_locked(mm, start, end)
@@ -33,14 +39,13 @@ def munmap_and_mmap(mm: Mm, start: int, end: int) -> None:
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def munmap_tail(mm: Mm, start: int) -> None:
+def munmap_tail(mm: Mm, start: Address) -> None:
     """munmap() of what a mapping has from start on: it shrinks, and a huge PMD across start is split.
 
     Kernel: mm/vma.c, __split_vma(), vms_gather_munmap_vmas(); mm/huge_memory.c,
     vma_adjust_trans_huge().
     """
     kernel = mm.kernel
-    shift = kernel.geometry.page_shift
     with mm.mmap_write_lock():
         vma = mm.find_vma(start)
         if vma is None or vma.vm_start >= start or vma.anon_vma is None:
@@ -53,16 +58,11 @@ def munmap_tail(mm: Mm, start: int) -> None:
                 split_huge_pmd(vma, pmd, start)
             vma.vm_end = start
         kernel.report(Zapping(mm, start, end))
-        with mmu_notifier_invalidate_range(mm, start, end):
-            freed = zap_pmd_range(vma, start, end)
-            this_cpu = kernel.this_cpu.number
-            flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
-            for folio in freed:
-                kernel.mem.folio_put(folio)
+        zap_page_range_single(vma, start, end)
     kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
+def _unmap_locked(mm: Mm, start: Address, end: Address) -> Vma | None:
     vma = mm.find_vma(start)
     if vma is None or vma.vm_start != start:
         return None
@@ -72,24 +72,21 @@ def _unmap_locked(mm: Mm, start: int, end: int) -> Vma | None:
     return vma
 
 
-def unmap_region(vma: Vma, start: int, end: int) -> None:
+def unmap_region(vma: Vma, start: Address, end: Address) -> None:
     """Zap, take the VMA out, flush, give pages and tables back.
 
     Divergence: the VMA leaves the tree only now; it is locked, so that nobody who finds it can tell.
     Kernel: mm/vma.c, unmap_region(); mm/rmap.c, unlink_anon_vmas().
     """
     mm = vma.vm_mm
-    kernel = mm.kernel
-    shift = kernel.geometry.page_shift
     with mmu_notifier_invalidate_range(mm, start, end):
         freed = zap_pmd_range(vma, start, end)
         if vma in mm.vmas:
             unlink(vma)
         free_pgtables(vma, start)
-        this_cpu = kernel.this_cpu.number
-        flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, this_cpu)
+        flush_tlb_mm_range(mm, start, end)
         for folio in freed:
-            kernel.mem.folio_put(folio)
+            mm.kernel.mem.folio_put(folio)
 
 
 def unlink(vma: Vma) -> None:
@@ -101,7 +98,7 @@ def unlink(vma: Vma) -> None:
         vma.vm_mm.unlink_vma(vma)
 
 
-def free_pgtables(vma: Vma, start: int) -> None:
+def free_pgtables(vma: Vma, start: Address) -> None:
     """Kernel: mm/memory.c, free_pgtables(), free_pte_range()."""
     mm = vma.vm_mm
     pmd = mm_find_pmd(mm, start)

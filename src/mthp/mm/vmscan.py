@@ -26,9 +26,10 @@ from mthp.mm.rmap import (
     mapped_places,
     try_to_unmap,
 )
+from mthp.words.units import Address, Folio
 
 
-def shrink_folio(kernel: Kernel, folio: int, entry: int) -> None:
+def shrink_folio(kernel: Kernel, folio: Folio, entry: int) -> None:
     """Write a folio to slot `entry` and free it, unless somebody uses it.
 
     Kernel: mm/vmscan.c, shrink_folio_list().
@@ -38,7 +39,7 @@ def shrink_folio(kernel: Kernel, folio: int, entry: int) -> None:
     )
 
 
-def reclaim_folio(kernel: Kernel, folio: int, unused: Callable[[], bool]) -> None:
+def reclaim_folio(kernel: Kernel, folio: Folio, unused: Callable[[], bool]) -> None:
     """Isolate and lock a folio, and free it if then nobody uses it; put it back otherwise.
 
     Kernel: mm/vmscan.c, isolate_lru_folios(), shrink_folio_list().
@@ -59,13 +60,13 @@ def reclaim_folio(kernel: Kernel, folio: int, unused: Callable[[], bool]) -> Non
     folio_putback_lru(mem, kernel.this_cpu, folio)
 
 
-def swap_out(kernel: Kernel, folio: int, entry: int) -> bool:
+def swap_out(kernel: Kernel, folio: Folio, entry: int) -> bool:
     """Unmap a folio in the swap cache, write it and take it out again; whether nobody used it."""
     try_to_unmap(kernel, folio, entry)
     return not kernel.mem.folio_mapcount(folio) and remove_mapping(kernel, folio, entry)
 
 
-def add_to_swap(kernel: Kernel, folio: int, entry: int) -> bool:
+def add_to_swap(kernel: Kernel, folio: Folio, entry: int) -> bool:
     """Whether the slot was free. Kernel: mm/swapfile.c, folio_alloc_swap()."""
     swap = kernel.swap
     kernel.machine.step(Access.WRITE, swap, entry)
@@ -77,7 +78,7 @@ def add_to_swap(kernel: Kernel, folio: int, entry: int) -> bool:
     return True
 
 
-def remove_mapping(kernel: Kernel, folio: int, entry: int) -> bool:
+def remove_mapping(kernel: Kernel, folio: Folio, entry: int) -> bool:
     """Write it out and take it from the swap cache, if nobody else refers to it; nobody can then.
 
     Kernel: mm/vmscan.c, pageout(), __remove_mapping().
@@ -92,7 +93,7 @@ def remove_mapping(kernel: Kernel, folio: int, entry: int) -> bool:
     return True
 
 
-def folio_end_writeback(kernel: Kernel, folio: int, entry: int) -> None:
+def folio_end_writeback(kernel: Kernel, folio: Folio, entry: int) -> None:
     """The write of a swap cache folio to its slot ends.
 
     Kernel: mm/page_io.c, end_swap_bio_write(); mm/filemap.c, folio_end_writeback().
@@ -104,7 +105,7 @@ def folio_end_writeback(kernel: Kernel, folio: int, entry: int) -> None:
     mem.folio_put(folio)
 
 
-def free_swapped(kernel: Kernel, folio: int, entry: int) -> None:
+def free_swapped(kernel: Kernel, folio: Folio, entry: int) -> None:
     """Reclaim comes by again at a swap cache folio that is written and unmapped, and frees it.
 
     Kernel: mm/vmscan.c, shrink_folio_list().
@@ -118,7 +119,7 @@ def free_swapped(kernel: Kernel, folio: int, entry: int) -> None:
     reclaim_folio(kernel, folio, unused)
 
 
-def discard_folio(kernel: Kernel, folio: int) -> None:
+def discard_folio(kernel: Kernel, folio: Folio) -> None:
     """Drop a page that was given up, unless it was stored to or is used.
 
     Kernel: mm/vmscan.c, shrink_folio_list().
@@ -136,7 +137,7 @@ def discard_folio(kernel: Kernel, folio: int) -> None:
     reclaim_folio(kernel, folio, unused)
 
 
-def discard_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> None:
+def discard_one(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> None:
     """The PTE is cleared before references are counted, for GUP-fast takes no lock.
 
     Kernel: mm/rmap.c, try_to_unmap_one(), of a folio that is not swap-backed.
@@ -163,7 +164,7 @@ def discard_one(kernel: Kernel, folio: int, vma: Vma, address: int) -> None:
             mem.folio_put(folio)
 
 
-def shrink_active_list(kernel: Kernel, folio: int) -> None:
+def shrink_active_list(kernel: Kernel, folio: Folio) -> None:
     """Take one folio off the LRU, see whether it was used, and give it back.
 
     Kernel: mm/vmscan.c, shrink_active_list().

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mthp.words.units import Order
+
 
 @dataclass(slots=True)
 class VmStat:
@@ -21,7 +23,7 @@ class VmStat:
     mthp: Counter[tuple[int, str]] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
 
-    def count_mthp_stat(self, order: int, name: str, amount: int = 1) -> None:
+    def count_mthp_stat(self, order: Order, name: str, amount: int = 1) -> None:
         """Orders 0 and 1 are not counted. Kernel: include/linux/huge_mm.h, mod_mthp_stat()."""
         if order > 1:
             self.mthp[order, name] += amount

@@ -22,7 +22,7 @@ from mthp.predict.trial import Trial
 from mthp.words.profiles import Orders
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled
-from mthp.words.units import MTHP_MIN_ORDER
+from mthp.words.units import MTHP_MIN_ORDER, Folio
 
 Changes = Iterator[Change]
 
@@ -62,9 +62,9 @@ class _Ask:
         """The PTEs of the window that map a page."""
         return [i for i in self.window if self.trial.frame(i)]
 
-    def folios(self, wanted: Callable[[int], bool]) -> tuple[int, ...]:
+    def folios(self, wanted: Callable[[Folio], bool]) -> tuple[int, ...]:
         """A PTE of each folio in the window that is as wanted."""
-        first: dict[int, int] = {}
+        first: dict[Folio, int] = {}
         for i in self.mapped():
             first.setdefault(self.trial.folio(i), i)
         return tuple(i for folio, i in first.items() if wanted(folio))

@@ -30,7 +30,7 @@ from mthp.worlds.from_snapshot import Young
 SCENARIO_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
 
 
-class Folio(NamedTuple):
+class MappedFolio(NamedTuple):
     """A folio as one mapping sees it.
 
     address: of its first page that is mapped there. order: log2 of its base pages. pages: how many of
@@ -157,13 +157,13 @@ class Run:
         """Every anonymous mapping, before and after."""
         return self.outcome.vmas
 
-    def folios(self) -> Iterator[Folio]:
+    def folios(self) -> Iterator[MappedFolio]:
         """Every folio that is mapped now, mapping by mapping, by address."""
         for vma in self.world.vmas:
             if vma.file is None:
                 mm = vma.vm_mm
                 for address, order, pages in folios_of(mm.kernel, vma):
-                    yield Folio(mm.number, address, order, pages)
+                    yield MappedFolio(mm.number, address, order, pages)
 
     def why(self, address: int) -> tuple[Refusal, ...]:
         """The refusals that cover an address, of every process that has it; empty where there is none."""

@@ -28,6 +28,7 @@ from mthp.mm.rmap import new_anon_folio
 from mthp.mm.swap_table import SwapDevice
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.vectorised.twins import TWINS
+from mthp.words.units import Folio
 from mthp.worlds.build import table_at
 
 _COPIED_PAGES = ("mapcount", "page_flags", "content")
@@ -90,7 +91,7 @@ class Trial:
             return
         table = table_at(self.mm, pmd_addr)
         self.ptes = table.ptes.raw
-        heads: dict[int, int] = {}
+        heads: dict[Folio, Folio] = {}
         words = source.tables[pmd_pgtable(value)].ptes.raw
         first = source.geometry.pte_index(self.vma.vm_start)
         count = (self.vma.vm_end - self.vma.vm_start) >> source.geometry.page_shift
@@ -109,7 +110,7 @@ class Trial:
         self.kernel.swap.synchronous = source.swap.synchronous
         self.kernel.swap.failing = set(source.swap.failing)
 
-    def _copy_swap_cache(self, source: SwapDevice, heads: dict[int, int]) -> None:
+    def _copy_swap_cache(self, source: SwapDevice, heads: dict[Folio, Folio]) -> None:
         """The slots of the table's own folios; folios of others are not in a trial world."""
         mem = self.kernel.mem
         for head, ours in heads.items():
@@ -128,9 +129,9 @@ class Trial:
         word = self.ptes[i]
         return word >> PFN_SHIFT if word & PRESENT else 0
 
-    def folio(self, i: int) -> int:
+    def folio(self, i: int) -> Folio:
         """The folio PTE i maps, 0 for none."""
-        return self.kernel.mem.head.raw[self.frame(i)] if self.frame(i) else 0
+        return self.kernel.mem.head.raw[self.frame(i)]
 
     def write_new(self, i: int) -> None:
         """PTE i maps a small page of its own; the flags and bits of a page that was there stay."""
@@ -162,12 +163,11 @@ class Trial:
         return tally
 
 
-def _copy_folio(source: MemMap, head: int, target: MemMap) -> int:
+def _copy_folio(source: MemMap, head: Folio, target: MemMap) -> Folio:
     """A folio with its flags and counts, and the references it has, in other frames."""
     order = source.order.raw[head]
     nr = 1 << order
-    ours = target.new_frames(source.nid.raw[head], order)
-    target.prep_folio(ours, order)
+    ours = target.prep_folio(target.new_frames(source.nid.raw[head], order), order)
     for name in _COPIED_HEAD:
         getattr(target, name).raw[ours] = getattr(source, name).raw[head]
     for name in _COPIED_PAGES:

@@ -105,9 +105,9 @@ class Publish:
 
     def __init__(self, model: Model, pattern: Pattern) -> None:
         self.machine = Machine()
-        self.contents = Words(self.machine, "contents", "q", 1)
-        self.mapping = Words(self.machine, "mapping", "q", 1)
-        self.counts = Words(self.machine, "counts", "q", 1)
+        self.contents: Words[int] = Words(self.machine, "contents", "q", 1)
+        self.mapping: Words[int] = Words(self.machine, "mapping", "q", 1)
+        self.counts: Words[int] = Words(self.machine, "counts", "q", 1)
         self.ptl = SpinLock(self.machine, "ptl", Rank.PTE)
         self.pml = SpinLock(self.machine, "pml", Rank.PMD)
         self.broken: list[Any] = []

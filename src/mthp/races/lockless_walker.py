@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from mthp.mm.mm_types import Mm
 from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless, pte_offset_map
-from mthp.mm.pgtable_types import pmd_is_table, pmd_present, pmd_trans_huge, pte_present
+from mthp.mm.pgtable_types import PMD_NONE, pmd_is_table, pmd_present, pmd_trans_huge, pte_present
 
 
 def perf_get_page_size(mm: Mm, address: int) -> int:
@@ -25,7 +25,7 @@ def perf_get_page_size(mm: Mm, address: int) -> int:
 
 def _pgtable_size(mm: Mm, address: int) -> int:
     pmd = mm_find_pmd(mm, address)
-    pmdval = pmdp_get_lockless(pmd) if pmd is not None else 0
+    pmdval = pmdp_get_lockless(pmd) if pmd is not None else PMD_NONE
     if not pmd_present(pmdval):
         return 0
     if pmd_trans_huge(pmdval):

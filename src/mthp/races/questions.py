@@ -35,7 +35,7 @@ class Question:
 _QUESTIONS = (
     Question("flush-window", "May the flush cover the window alone?",
         (Edit(*FLUSH, "last = first + mm.geometry.ptrs_per_pte", "last = first + 2"),)),
-    Question("no-flush", "Is the flush needed at all?", (Edit(*FLUSH, "flush_tlb_range(...)"),)),
+    Question("no-flush", "Is the flush needed at all?", (Edit(*FLUSH, "flush_tlb_mm_range(...)"),)),
     Question("no-pmd-lock",
         'Is the pmd lock around pmdp_collapse_flush() needed ("probably unnecessary")?',
         (Edit(COLLAPSE, "_replace", "pmd_lock(pmd)"), Edit(*FLUSH, "pmd.page.ptl.assert_held()"))),

@@ -34,6 +34,7 @@ from mthp.mm.pgtable_types import (
     SWP_EXCLUSIVE,
     WRITE,
     YOUNG,
+    ZERO_PFN,
     Leaf,
     leaf_pte,
     mk_pte,
@@ -44,7 +45,7 @@ from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.words.profiles import Profile
 from mthp.words.settings import Enabled, Settings
-from mthp.words.units import Geometry
+from mthp.words.units import Folio, Geometry, Pfn
 
 START: Final = 0x40000
 """Where the one mapping begins."""
@@ -129,9 +130,9 @@ class Stage:
         self.vma = self.mm.mmap(START, self.end, vm_flags)
         self.mm.link_anon_vma(self.vma)
         self.table = self.table_at(self.mm, START)
-        self.pages: dict[int, int] = {}
+        self.pages: dict[int, Folio] = {}
         self.swapped: dict[int, int] = {}
-        self.elsewhere = 0
+        self.elsewhere = Folio(ZERO_PFN)
         self.guest: SecondaryMmu | None = None
         self.alone = False
         self.children: dict[str, Mm] = {}
@@ -162,14 +163,14 @@ class Stage:
         """Of a page of the mapping."""
         return START + (index << self.kernel.geometry.page_shift)
 
-    def map_page(self, index: int) -> int:
+    def map_page(self, index: int) -> Folio:
         """A small page with contents of its own (100 + index); its frame."""
         self.pages[index] = page = self._map_new(self.vma, self.table, index, 100 + index)
         return page
 
     def _map_new(
         self, vma: Vma, table: PageTable, slot: int, content: int, flags: int = WRITTEN
-    ) -> int:
+    ) -> Folio:
         """A small page in a slot of the mapping's first table."""
         mem = self.kernel.mem
         assert vma.anon_vma is not None
@@ -182,14 +183,16 @@ class Stage:
 
     def map_elsewhere(
         self, mm: Mm, start: int, vm_flags: int, content: int | None, flags: int = WRITTEN
-    ) -> int:
+    ) -> Folio:
         """A mapping as large as the first one, in this mm or another, with one small page (or none)
         at its begin; the page.
         """
         vma = mm.mmap(start, start + self.kernel.geometry.pmd_size, vm_flags)
         mm.link_anon_vma(vma)
         table = self.table_at(mm, start)
-        return 0 if content is None else self._map_new(vma, table, 0, content, flags)
+        if content is None:
+            return Folio(ZERO_PFN)
+        return self._map_new(vma, table, 0, content, flags)
 
     def map_large(self) -> None:
         """One folio of two pages, mapped by PTEs, in the place of the first page."""
@@ -199,7 +202,7 @@ class Stage:
         for i in range(2):
             mem.content.raw[head + i] = 100 + i
             self.table.ptes.raw[i] = mk_pte(head + i, USED)
-            self.pages[i] = head + i
+            self.pages[i] = Folio(Pfn(head + i))
         self.mm.counters[MM_ANONPAGES] += 2
 
     def unmap_page(self, index: int) -> None:

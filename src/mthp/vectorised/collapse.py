@@ -17,12 +17,13 @@ from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import MM_ANONPAGES, PmdPtr, Vma
 from mthp.mm.page_flags import PAGE_HWPOISON, PG_ISOLATED, PG_LOCKED, PG_LRU
 from mthp.mm.pgtable import PteMap
-from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, PTE_NONE, pte_pfn
+from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, PTE_NONE, Pmd, Pte, pte_pfn
 from mthp.mm.vm_flags import VM_LOCKED
 from mthp.vectorised.lru import folio_add_lru_dead, folio_add_lru_held
 from mthp.vectorised.plain_pages import plain_pages
 from mthp.words.events import Copied
 from mthp.words.profiles import ScanCost
+from mthp.words.units import Address, Folio, Order
 
 
 def scan_ptes_at_once(scan: Scan, pte: PteMap) -> None:
@@ -90,7 +91,7 @@ def _isolate_plain_pages(isolation: Isolation, pte: PteMap) -> bool:
     return True
 
 
-def release_pte_pages_at_once(pte: PteMap, nr: int, compound_pagelist: list[int]) -> None:
+def release_pte_pages_at_once(pte: PteMap, nr: int, compound_pagelist: list[Folio]) -> None:
     """Small folios alone: the reference of each one's isolation becomes the batch's."""
     if compound_pagelist:
         release_pte_pages(pte, nr, compound_pagelist)
@@ -103,7 +104,7 @@ def release_pte_pages_at_once(pte: PteMap, nr: int, compound_pagelist: list[int]
 
 
 def folio_pte_batch_at_once(
-    mem: MemMap, folio: int, pte: PteMap, i: int, pteval: int, most: int
+    mem: MemMap, folio: Folio, pte: PteMap, i: int, pteval: Pte, most: int
 ) -> int:
     """The entries that follow, compared with those of consecutive pages."""
     most = min(most, folio + mem.folio_nr_pages(folio) - pte_pfn(pteval))
@@ -115,13 +116,13 @@ def folio_pte_batch_at_once(
 
 def copy_at_once(
     pte: PteMap,
-    folio: int,
+    folio: Folio,
     pmd: PmdPtr,
-    orig_pmd: int,
+    orig_pmd: Pmd,
     vma: Vma,
-    address: int,
-    order: int,
-    compound_pagelist: list[int],
+    address: Address,
+    order: Order,
+    compound_pagelist: list[Folio],
 ) -> None:
     """A window without poison. Its sources go at once too, if they are small and each has one
     mapping and the reference of its isolation.

@@ -11,8 +11,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NewType
 
 KIB = 1024
+
+Address = int
+"""Bytes from the start of an address space."""
+Order = int
+"""A folio of this order has 1 << order pages."""
+Pfn = NewType("Pfn", int)
+"""The number of a page frame."""
+Folio = NewType("Folio", Pfn)
+"""A folio is the number of its first frame."""
+
 MTHP_MIN_ORDER = 2
 """Smallest anonymous mTHP order. Kernel: mm/khugepaged.c, KHUGEPAGED_MIN_MTHP_ORDER."""
 

@@ -50,6 +50,7 @@ from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
+from mthp.words.units import Folio
 from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays, span
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import Young, image_of_snapshot
@@ -190,11 +191,11 @@ class _Builder:
         self.geometry = self.kernel.geometry
         self.kernel.swap.synchronous = image.synchronous
         self.heads: dict[int, int] = {}
-        self.large: dict[int, _LargeFolio] = {}
+        self.large: dict[Folio, _LargeFolio] = {}
         self.by_ptes: list[NDArray[np.int32]] = []
         self.next_slot = 1
         self.shared_slots: dict[int, int] = {}
-        self.cached: list[tuple[int, int, int]] = []
+        self.cached: list[tuple[Folio, int, int]] = []
 
     def build(self) -> BuiltWorld:
         """All processes, registered with khugepaged in the image's order."""
@@ -457,7 +458,7 @@ class _Builder:
         swap = self.kernel.swap
         for entry, users in self.image.outside.items():
             swap.users[entry] += users
-        firsts: dict[int, int | None] = {}
+        firsts: dict[Folio, int | None] = {}
         for folio, index, address in self.cached:
             named = self.shared_slots.get(address)
             if named is not None:

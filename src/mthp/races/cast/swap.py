@@ -73,8 +73,9 @@ def _reuse_slot(stage: Stage) -> None:
     mem = stage.kernel.mem
     mem.folio_put(mem.page_folio(page))
     lru_add_drain(mem, stage.kernel.this_cpu)
-    if not mem.folio_test_large(mem.page_folio(page)):
-        shrink_folio(stage.kernel, page, SWAP_SLOT + 1)
+    folio = mem.page_folio(page)
+    if not mem.folio_test_large(folio):
+        shrink_folio(stage.kernel, folio, SWAP_SLOT + 1)
 
 
 # fmt: off
