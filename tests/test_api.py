@@ -56,6 +56,8 @@ def test_errors_are_those_that_are_said(tmp_path: Path) -> None:
         mthp.example().run(profile="9.9")
     with pytest.raises(ValueError, match="no rival 'nobody'"):
         mthp.check_protocol("nobody")
+    with pytest.raises(ValueError, match="holds this 0 times"):
+        mthp.check_protocol("fault", protocol=[mthp.Edit("khugepaged.collapse", "_replace", "x")])
     with pytest.raises(mthp.VariantError):
         mthp.check_protocol("fault", protocol=_written(tmp_path, "x = 1\n"))
 

@@ -173,23 +173,19 @@ class _Search:
             if stop is not Stop.ENOUGH or is_stopped or not is_next:
                 return stop, parts
         if control.by is not By.REFERENCE:
+            twin = CompiledExplorer(
+                self.world,
+                until=Until.END,
+                most_executions=most,
+                most_steps=self.budget.steps,
+                may_continue=self._may_continue,
+                part=part,
+            )
             try:
-                return self._by_twin(part)
+                return twin.search(), {Key(): twin.part()}
             except Unrecordable as refused:
                 control.refused = str(refused)
         return self._by_reference(most, part)
-
-    def _by_twin(self, part: Part) -> tuple[Stop, dict[Key, Part]]:
-        """Unrecordable: the compiled explorer cannot search this world."""
-        explorer = CompiledExplorer(
-            self.world,
-            until=Until.END,
-            most_executions=self.budget.executions,
-            most_steps=self.budget.steps,
-            may_continue=self._may_continue,
-            part=part,
-        )
-        return explorer.search(), {Key(): explorer.part()}
 
     def _by_reference(
         self, most_executions: int | None, part: Part

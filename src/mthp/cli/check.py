@@ -146,11 +146,8 @@ def _in_order(jobs: Sequence[ScorecardRow], rows: Iterator[Row]) -> Iterator[Res
 
 def _of(args: argparse.Namespace, jobs: Sequence[ScorecardRow]) -> str:
     """What a file to go on from is of."""
-    what = (
-        ", ".join(job.name for job in jobs)
-        if len(jobs) < 3
-        else f"{len(jobs)} worlds of {jobs[0].name}"
-    )
+    names = ", ".join(job.name for job in jobs)
+    what = names if len(jobs) < 3 else f"{len(jobs)} worlds of {jobs[0].name}"
     if args.protocol is not None:
         text = read_text(args.protocol).encode()
         what += f", with the protocol {hashlib.sha256(text).hexdigest()[:16]}"

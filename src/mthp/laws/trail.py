@@ -77,9 +77,8 @@ def law_11_nothing_of_it_is_left(trail: Trail) -> Iterator[Broken]:
             yield Broken(11, Thing(Kind.PTE, name), f"{left} PTE {name} changed")
     for (name, slot), bits in trail.pmds.items():
         if bits:
-            yield Broken(
-                11, Thing(Kind.PMD, f"{name}[{slot}]"), f"{left} slot {slot} of {name} changed"
-            )
+            text = f"{left} slot {slot} of {name} changed"
+            yield Broken(11, Thing(Kind.PMD, f"{name}[{slot}]"), text)
     for folio, bits in trail.flags.items():
         if bits & ~_BY_BATCHES:
             yield Broken(11, Thing(Kind.FOLIO, folio), f"{left} flags of folio {folio} changed")
