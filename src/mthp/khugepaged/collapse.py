@@ -54,7 +54,9 @@ class _Leaving:
 def collapse_huge_page(
     mm: Mm, start_addr: Address, referenced: int, unmapped: int, cc: CollapseControl, order: Order
 ) -> ScanResult:
-    """mmap_lock must NOT be held on entry, and is not held on return: allocating may reclaim and
+    """Collapse one window into one new folio.
+
+    mmap_lock must NOT be held on entry, and is not held on return: allocating may reclaim and
     compact, which takes long. Everything learnt before is stale and checked again.
 
     start_addr: bytes, aligned to the window of 1 << order pages. referenced, unmapped: what the scan
@@ -95,7 +97,7 @@ def collapse_huge_page(
 
 
 def trace_flush(mm: Mm, orig_pmd: Pmd, start_addr: Address, order: Order) -> None:
-    """Say what was flushed within and outside the window. Not a step."""
+    """Record how many PTEs within and outside the window were flushed. Not a step."""
     kernel = mm.kernel
     if pmd_is_table(orig_pmd):
         ptes = kernel.tables[pmd_pgtable(orig_pmd)].ptes

@@ -34,7 +34,7 @@ class CollapseControl:
         self.is_khugepaged = self.caller is Caller.KHUGEPAGED
 
     def init_scan(self) -> None:
-        """Kernel: mm/khugepaged.c, collapse_control_init_scan()."""
+        """Forget the last table. Kernel: mm/khugepaged.c, collapse_control_init_scan()."""
         self.node_load.clear()
         self.alloc_nmask = frozenset()
         self.present_ptes = 0

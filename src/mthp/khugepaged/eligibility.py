@@ -30,16 +30,19 @@ def requested_orders(kernel: Kernel, tva: Tva) -> int:
 
 
 def collapse_possible_orders(vma: Vma, vm_flags: int, tva: Tva) -> int:
-    """Kernel: mm/khugepaged.c, collapse_possible_orders()."""
+    """The orders that the VMA may be collapsed to (bitmap).
+
+    Kernel: mm/khugepaged.c, collapse_possible_orders().
+    """
     return thp_vma_allowable_orders(vma, vm_flags, tva, requested_orders(vma.vm_mm.kernel, tva))
 
 
 def collapse_test_exit(mm: Mm) -> bool:
-    """Kernel: mm/khugepaged.c, collapse_test_exit()."""
+    """Whether the last user of the mm has left. Kernel: mm/khugepaged.c, collapse_test_exit()."""
     users: int = mm.mm_users.read()
     return users == 0
 
 
 def collapse_test_exit_or_disable(mm: Mm) -> bool:
-    """Kernel: mm/khugepaged.c, collapse_test_exit_or_disable()."""
+    """Whether the mm is to be left alone. Kernel: mm/khugepaged.c, collapse_test_exit_or_disable()."""
     return collapse_test_exit(mm) or mm.mm_flags_test(MMF_DISABLE_THP_COMPLETELY)

@@ -166,7 +166,7 @@ class Isolation:
             self.compound_pagelist.append(folio)
 
     def trace(self, result: ScanResult) -> None:
-        """mm_collapse_huge_page_isolate."""
+        """Record what the tracepoint mm_collapse_huge_page_isolate tells."""
         self.kernel.trace(
             Isolate(
                 self.vma.vm_mm.number,

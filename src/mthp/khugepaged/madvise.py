@@ -19,7 +19,7 @@ from mthp.words.results import KernelBug, Refused, Rule, ScanResult
 from mthp.words.units import Address
 
 THP: Final = frozenset({ScanResult.SUCCEED, ScanResult.PMD_MAPPED})
-"""The range is huge now."""
+"""After these the range is mapped by a huge page."""
 
 GO_ON: Final = frozenset(
     {
@@ -35,7 +35,7 @@ GO_ON: Final = frozenset(
         ScanResult.DEL_PAGE_LRU,
     }
 )
-"""This range failed, the next one is tried all the same."""
+"""After these the range has failed, and the next one is tried all the same."""
 
 _ERRNO: Final = {
     ScanResult.ALLOC_HUGE_PAGE_FAIL: errno.ENOMEM,

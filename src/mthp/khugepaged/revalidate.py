@@ -54,7 +54,10 @@ def hugepage_vma_revalidate(
 
 
 def check_pmd_state(pmd: PmdPtr) -> None:
-    """Refused: NO_PTE_TABLE, PMD_MAPPED. Kernel: mm/khugepaged.c, check_pmd_state()."""
+    """See that the PMD points to a table. Refused: NO_PTE_TABLE, PMD_MAPPED.
+
+    Kernel: mm/khugepaged.c, check_pmd_state().
+    """
     pmdval = pmdp_get_lockless(pmd)
     if pmd_is_table(pmdval):
         return  # the usual case, and the only one that passes all of these:
@@ -83,7 +86,9 @@ def find_pmd_or_thp_or_none(mm: Mm, address: Address) -> PmdPtr:
 
 
 def check_pmd_still_valid(mm: Mm, address: Address, pmd: PmdPtr) -> None:
-    """Refused: as above, or FAIL if another page of PMDs stands there now.
+    """See that address has the PMD it had, and that it points to a table.
+
+    Refused: as check_pmd_state(), or FAIL if another page of PMDs stands there now.
 
     Kernel: mm/khugepaged.c, check_pmd_still_valid().
     """

@@ -30,26 +30,26 @@ _VIEWED_AS: Final = {"Q": np.int64, "q": np.int64, "I": np.int32, "i": np.int32,
                      "B": np.uint8, "b": np.int8}  # fmt: skip
 """Signed where an index may come of it: no word of a world uses its highest bit."""
 
-Word_co = TypeVar("Word_co", bound=int, covariant=True)
+Word = TypeVar("Word", bound=int)
 
 
 if TYPE_CHECKING:
 
-    class Row(array[int], Generic[Word_co]):
+    class Row(array[int], Generic[Word]):
         """The array behind Words: reading it gives the type of its words."""
 
         @overload
-        def __getitem__(self, at: SupportsIndex, /) -> Word_co: ...
+        def __getitem__(self, at: SupportsIndex, /) -> Word: ...
         @overload
         def __getitem__(self, at: slice, /) -> array[int]: ...
         def __getitem__(self, at: Any, /) -> Any: ...
-        def __iter__(self) -> Iterator[Word_co]: ...
+        def __iter__(self) -> Iterator[Word]: ...
 
 
-class Words(Generic[Word_co]):
+class Words(Generic[Word]):
     """A row of Cells. typecode: as in `array`; size: how many words there are; owner: whose.
 
-    Word_co: what reading gives (Pte, Folio, or int), which costs nothing. lane: how stores
+    Word: what reading gives (Pte, Folio, or int), which costs nothing. lane: how stores
     to it behave where CPUs have store buffers.
     """
 
@@ -63,7 +63,7 @@ class Words(Generic[Word_co]):
         self._view: NDArray[Any] | None = None
         self.machine = machine
         self.name = name
-        self.raw = cast("Row[Word_co]", array(typecode, bytes(array(typecode).itemsize * size)))
+        self.raw = cast("Row[Word]", array(typecode, bytes(array(typecode).itemsize * size)))
 
     def __repr__(self) -> str:
         return f"Words({self.name!r}, {len(self.raw)})"
@@ -78,7 +78,7 @@ class Words(Generic[Word_co]):
         try:
             self.raw.frombytes(more)
         except BufferError:  # somebody still looks at a view: leave the old row to them
-            self.raw = cast("Row[Word_co]", array(self.raw.typecode, self.raw.tobytes() + more))
+            self.raw = cast("Row[Word]", array(self.raw.typecode, self.raw.tobytes() + more))
 
     def view(self) -> NDArray[Any]:
         """The row as an array over the same memory. Not a step, so only for code that runs where
@@ -91,7 +91,7 @@ class Words(Generic[Word_co]):
             self._view = np.frombuffer(self.raw, _VIEWED_AS[self.raw.typecode])
         return self._view
 
-    def read(self, index: int) -> Word_co:
+    def read(self, index: int) -> Word:
         """Kernel: READ_ONCE()."""
         hook = self.machine.on_step
         if hook is not None:
@@ -129,11 +129,11 @@ class Words(Generic[Word_co]):
         """How many of nr words have a bit of the mask set. Not a step."""
         return int(np.count_nonzero(self.view()[index : index + nr] & mask))
 
-    def _forwarded(self, index: int) -> Word_co:
+    def _forwarded(self, index: int) -> Word:
         """What the running task reads: its own late store, or what everybody sees."""
         buffer = self.machine.current.buffer
         late = buffer.forwarded(self, index) if buffer is not None else None
-        return self.raw[index] if late is None else cast("Word_co", late)
+        return self.raw[index] if late is None else cast("Word", late)
 
     def _stored_late(self, index: int, value: int) -> bool:
         """Whether the running task's store buffer took a store."""
@@ -202,7 +202,7 @@ class Words(Generic[Word_co]):
         self.raw[index] = value
         return True
 
-    def swap(self, index: int, value: int) -> Word_co:
+    def swap(self, index: int, value: int) -> Word:
         """Write atomically; the old value. Kernel: xchg()."""
         hook = self.machine.on_step
         if hook is not None:

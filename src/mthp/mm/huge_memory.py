@@ -54,7 +54,7 @@ KEPT = WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
 
 
 def flush_pmd_tlb_range(mm: Mm, haddr: Address) -> None:
-    """Kernel: include/linux/pgtable.h, flush_pmd_tlb_range()."""
+    """Forget the translations of a PMD range on every CPU; haddr: bytes."""
     flush_tlb_mm_range(mm, haddr, haddr + mm.geometry.pmd_size)
 
 

@@ -188,10 +188,7 @@ def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
 
 
 def flush_tlb_mm_range(mm: Mm, start: Address, end: Address) -> None:
-    """Forget the translations of [start, end) on every CPU; bytes.
-
-    Kernel: arch/x86/mm/tlb.c, flush_tlb_mm_range().
-    """
+    """Forget the translations of [start, end) on every CPU; bytes. A drawing names who flushes."""
     kernel, shift = mm.kernel, mm.geometry.page_shift
     flush_tlb_range(kernel.cpus, mm.number, start >> shift, end >> shift, kernel.this_cpu.number)
 

@@ -34,7 +34,7 @@ class Question:
 # fmt: off
 _QUESTIONS = (
     Question("flush-window", "May the flush cover the window alone?",
-        (Edit(*FLUSH, "mm.geometry.pmd_size", "2 << mm.geometry.page_shift"),)),
+        (Edit(*FLUSH, "pmd_addr + mm.geometry.pmd_size", "pmd_addr + 2 * mm.geometry.page_size"),)),
     Question("no-flush", "Is the flush needed at all?", (Edit(*FLUSH, "flush_tlb_mm_range(...)"),)),
     Question("no-pmd-lock",
         'Is the pmd lock around pmdp_collapse_flush() needed ("probably unnecessary")?',
