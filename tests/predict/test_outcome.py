@@ -28,7 +28,7 @@ def test_no_free_block() -> None:
     assert (
         result.clock.alloc_sleep_ms == result.settings.alloc_sleep_millisecs * result.clock.wakeups
     )
-    assert result.refused.allocated == 0
+    assert result.refused.allocated_bytes == 0
     (refusal,) = result.refusals
     assert (refusal.status, refusal.pages) == (ScanResult.ALLOC_HUGE_PAGE_FAIL, 512)
 
@@ -45,7 +45,7 @@ def test_a_cgroup_at_its_limit() -> None:
     """An allocation that cannot be charged was made, and is wasted."""
     result = outcome(scenario(*FULL, orders={9: ALWAYS}, memcg=Memcg(600, 512)))
     assert {status for _, status in result.attempts} == {ScanResult.CGROUP_CHARGE_FAIL}
-    assert result.refused.allocated == result.refused.attempts << 21
+    assert result.refused.allocated_bytes == result.refused.attempts << 21
     assert words(result.refusals[0]) == "raise the memory cgroup's limit by 512 pages"
 
 

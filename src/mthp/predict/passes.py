@@ -124,7 +124,7 @@ class Tally:
         books["attempts"] += 1
         # What could not be charged was allocated all the same.
         allocated = event.status is not ScanResult.ALLOC_HUGE_PAGE_FAIL
-        books["allocated"] += size if allocated else 0
+        books["allocated_bytes"] += size if allocated else 0
         if self._flush is not None:
             books["flushed_bytes"] += self.kernel.geometry.pmd_size
             books["ipis"] += self._flush.ipis

@@ -7,8 +7,9 @@ Sizes in bytes, times in milliseconds, addresses absolute. Orders are log2 of ba
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from enum import Enum, StrEnum
+from operator import add
 from typing import NamedTuple
 
 from mthp.mm.huge_mm import VmaGate
@@ -30,14 +31,17 @@ class Effort:
     """What attempts cost, summed over successes or over refusals.
 
     ipis: sync IPIs sent. tlb_outside: present PTEs flushed though outside the window (at most so
-    many TLB entries a CPU). allocated: bytes of folios that were allocated for them.
+    many TLB entries a CPU). allocated_bytes: of folios that were allocated for them.
     """
 
     attempts: int = 0
     flushed_bytes: int = 0
     ipis: int = 0
     tlb_outside: int = 0
-    allocated: int = 0
+    allocated_bytes: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -276,3 +280,8 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def effort(self) -> Effort:
+        """What all attempts cost."""
+        return self.successes + self.refused

@@ -116,7 +116,7 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
 
 
 def coverage_document(covered: Coverage) -> dict[str, Any]:
-    """What was covered."""
+    """Plain JSON values that say what a search covered."""
     return {
         **asdict(covered),
         "bound": covered.bound or None,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mthp.predict.records import Effort, OrderUse, Outcome, Refusal, VmaUse
-from mthp.report.phrases import flushed_bytes, in_order, wasted_attempts
+from mthp.predict.records import OrderUse, Outcome, Refusal, VmaUse
+from mthp.report.phrases import in_order, wasted_attempts
 from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.words.units import Geometry
 
@@ -36,20 +36,20 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "memory_added": outcome.memory_added,
         "swapped_in_bytes": outcome.swapped_in_bytes,
         "copied_bytes": outcome.copied_bytes,
-        "flushed_bytes": flushed_bytes(outcome),
+        "flushed_bytes": outcome.effort.flushed_bytes,
         "collapsed_bytes": outcome.collapsed_bytes,
         "alloc_wasted": {
             "attempts": wasted_attempts(outcome),
-            "bytes": outcome.refused.allocated,
+            "bytes": outcome.refused.allocated_bytes,
         },
-        "ipis": outcome.successes.ipis + outcome.refused.ipis,
-        "successes": _effort(outcome.successes),
-        "refused": _effort(outcome.refused),
+        "ipis": outcome.effort.ipis,
+        "successes": asdict(outcome.successes),
+        "refused": asdict(outcome.refused),
         "tlb": {
             "model": outcome.tlb,
             "before": outcome.tlb_before,
             "after": outcome.tlb_after,
-            "lost_outside": outcome.successes.tlb_outside + outcome.refused.tlb_outside,
+            "lost_outside": outcome.effort.tlb_outside,
         },
         "clock": asdict(outcome.clock),
         "attempts": [
@@ -69,16 +69,6 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
 
 def _orders(orders: Mapping[int, OrderUse]) -> dict[str, dict[str, int]]:
     return {str(order): asdict(use) for order, use in sorted(orders.items())}
-
-
-def _effort(effort: Effort) -> dict[str, int]:
-    return {
-        "attempts": effort.attempts,
-        "flushed_bytes": effort.flushed_bytes,
-        "ipis": effort.ipis,
-        "tlb_outside": effort.tlb_outside,
-        "allocated_bytes": effort.allocated,
-    }
 
 
 def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:

@@ -182,13 +182,8 @@ def in_order(attempts: Iterable[tuple[int, ScanResult]]) -> list[tuple[int, Scan
     return sorted(attempts, key=lambda attempt: (attempt[0], attempt[1].string))
 
 
-def flushed_bytes(outcome: Outcome) -> int:
-    """The bytes that successes and refusals together flushed."""
-    return outcome.successes.flushed_bytes + outcome.refused.flushed_bytes
-
-
 def wasted_attempts(outcome: Outcome) -> int:
-    """Refused attempts that had a folio to give back. Effort.allocated leaves out the same."""
-    if not outcome.refused.allocated:
+    """Refused attempts that had a folio to give back. Effort.allocated_bytes leaves out the same."""
+    if not outcome.refused.allocated_bytes:
         return 0
     return sum(n for (_, status), n in outcome.attempts.items() if status not in _NOT_WASTED)

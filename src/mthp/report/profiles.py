@@ -13,7 +13,6 @@ from mthp.predict.records import OrderUse, Outcome, Refusal, Verified
 from mthp.report.phrases import (
     SafeConsole,
     duration,
-    flushed_bytes,
     in_order,
     order_name,
     plural,
@@ -233,22 +232,22 @@ def _refused_bytes(outcome: Outcome) -> dict[tuple[str, str, int], int]:
 
 def _totals(outcome: Outcome) -> Mapping[str, tuple[str, int, str]]:
     """The totals that are compared: key -> (label, value, unit)."""
-    good, bad, clock = outcome.successes, outcome.refused, outcome.clock
+    effort, clock = outcome.effort, outcome.clock
     return {
         "collapsed_bytes": ("bytes collapsed", outcome.collapsed_bytes, "bytes"),
         "memory_added": ("memory added by filling holes", outcome.memory_added, "bytes"),
         "swapped_in_bytes": ("swapped in", outcome.swapped_in_bytes, "bytes"),
         "copied_bytes": ("bytes copied", outcome.copied_bytes, "bytes"),
-        "flushed_bytes": ("bytes flushed", flushed_bytes(outcome), "bytes"),
-        "ipis": ("IPIs sent", good.ipis + bad.ipis, ""),
+        "flushed_bytes": ("bytes flushed", effort.flushed_bytes, "bytes"),
+        "ipis": ("IPIs sent", effort.ipis, ""),
         "tlb.lost_outside": (
             "TLB entries lost outside the range, a CPU, at most",
-            good.tlb_outside + bad.tlb_outside,
+            effort.tlb_outside,
             "",
         ),
         "tlb.after": ("TLB entries needed afterwards", outcome.tlb_after, ""),
         "alloc_wasted.attempts": ("attempts that wasted", wasted_attempts(outcome), ""),
-        "alloc_wasted.bytes": ("allocations wasted", bad.allocated, "bytes"),
+        "alloc_wasted.bytes": ("allocations wasted", outcome.refused.allocated_bytes, "bytes"),
         "clock.full_scans": ("full scans", clock.full_scans, ""),
         "clock.wakeups": ("wakeups", clock.wakeups, ""),
         "clock.scan_sleep_ms": ("asleep, scan_sleep", clock.scan_sleep_ms, "ms"),

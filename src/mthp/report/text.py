@@ -6,14 +6,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from mthp.predict.records import Outcome, Verified
+from mthp.predict.records import OrderUse, Outcome, Verified
 from mthp.report.phrases import (
     TLB_MODELS,
     SafeConsole,
     duration,
     each,
     each_bytes,
-    flushed_bytes,
     in_order,
     order_name,
     percent,
@@ -100,19 +99,19 @@ def _folios(page: SafeConsole, outcome: Outcome) -> None:
     total = [sum(use.bytes for use in orders.values()) for orders in (before, after)]
     rows: list[list[str | Text]] = []
     for order in sorted({*before, *after}):
-        was, now = before.get(order), after.get(order)
+        was, now = (orders.get(order, OrderUse(0, 0)) for orders in (before, after))
         rows.append(
             [
                 order_name(outcome.settings.geometry, order),
-                f"{was.folios if was else 0:,}",
+                f"{was.folios:,}",
                 "→",
-                f"{now.folios if now else 0:,}",
-                human_bytes(was.bytes if was else 0),
+                f"{now.folios:,}",
+                human_bytes(was.bytes),
                 "→",
-                human_bytes(now.bytes if now else 0),
-                percent(was.bytes if was else 0, total[0]),
+                human_bytes(now.bytes),
+                percent(was.bytes, total[0]),
                 "→",
-                percent(now.bytes if now else 0, total[1]),
+                percent(now.bytes, total[1]),
             ]
         )
     if len(rows) != 1:
@@ -155,8 +154,8 @@ def _facts(page: SafeConsole, outcome: Outcome) -> None:
         (
             "allocations wasted",
             f"{plural(wasted_attempts(outcome), 'refused attempt')} had allocated "
-            f"{human_bytes(outcome.refused.allocated)}"
-            if outcome.refused.allocated
+            f"{human_bytes(outcome.refused.allocated_bytes)}"
+            if outcome.refused.allocated_bytes
             else "none",
         ),
         (
@@ -177,20 +176,17 @@ def _facts(page: SafeConsole, outcome: Outcome) -> None:
 
 
 def _costs(page: SafeConsole, outcome: Outcome) -> None:
-    good, bad = outcome.successes, outcome.refused
-    flushed = flushed_bytes(outcome)
-    if not good.attempts + bad.attempts:
+    good, bad, both = outcome.successes, outcome.refused, outcome.effort
+    if not both.attempts:
         page.heading("What it costs: no collapse was attempted, so nothing but the scanning")
         return
     times = ""
     if outcome.collapsed_bytes:
-        times = f", {flushed / outcome.collapsed_bytes:.3g} × collapsed"
-    outside = good.tlb_outside + bad.tlb_outside
-    ipis = good.ipis + bad.ipis
+        times = f", {both.flushed_bytes / outcome.collapsed_bytes:.3g} × collapsed"
     rows = [
         (
             "attempts",
-            f"{good.attempts + bad.attempts:,}",
+            f"{both.attempts:,}",
             f"{good.attempts:,}",
             f"{bad.attempts:,}",
         ),
@@ -203,22 +199,27 @@ def _costs(page: SafeConsole, outcome: Outcome) -> None:
         ("bytes copied", human_bytes(outcome.copied_bytes), "", ""),
         (
             f"bytes flushed{times}",
-            human_bytes(flushed),
+            human_bytes(both.flushed_bytes),
             each_bytes(good.flushed_bytes, good.attempts),
             each_bytes(bad.flushed_bytes, bad.attempts),
         ),
-        ("IPIs sent", f"{ipis:,}", each(good.ipis, good.attempts), each(bad.ipis, bad.attempts)),
+        (
+            "IPIs sent",
+            f"{both.ipis:,}",
+            each(good.ipis, good.attempts),
+            each(bad.ipis, bad.attempts),
+        ),
         (
             "TLB entries lost outside the range, a CPU, at most",
-            f"{outside:,}",
+            f"{both.tlb_outside:,}",
             each(good.tlb_outside, good.attempts),
             each(bad.tlb_outside, bad.attempts),
         ),
         (
             "bytes allocated",
-            human_bytes(good.allocated + bad.allocated),
-            each_bytes(good.allocated, good.attempts),
-            each_bytes(bad.allocated, bad.attempts),
+            human_bytes(both.allocated_bytes),
+            each_bytes(good.allocated_bytes, good.attempts),
+            each_bytes(bad.allocated_bytes, bad.attempts),
         ),
     ]
     page.heading("What it costs")
