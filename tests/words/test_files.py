@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.words.files import FileError, append_to, check_target, replace_text, replacing
+from mthp.words.files import FileError, append_to, check_target, recording, replace_text, replacing
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -155,3 +155,37 @@ def test_lines_are_added(tmp_path: Path) -> None:
         with append_to(tmp_path / "log") as file:
             file.write(line)
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_a_recording_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_text(path, "before")
+    with recording(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "before"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_was_recorded_before_a_failure_is_kept_and_never_overwritten(tmp_path: Path) -> None:
+    path, part = tmp_path / "file", tmp_path / "file.part"
+    with pytest.raises(KeyboardInterrupt), recording(path):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []  # nothing was recorded
+    with pytest.raises(KeyboardInterrupt), recording(path) as file:
+        file.write(b"precious")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["file.part"]
+    with pytest.raises(FileError, match="file.part: is in the way"), recording(path):
+        pass
+    assert part.read_text() == "precious"
+
+
+def test_what_was_recorded_survives_a_kill(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED.replace("replacing", "recording"), str(tmp_path / "file")]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert run.stdout is not None and run.stdout.readline() == b"ready\n"
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    assert (tmp_path / "file.part").read_text() == "half"

@@ -152,4 +152,9 @@ def _record(kind: Any, document: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         (some,) = (each for each in get_args(kind) if each is not type(None))
         return None if document is None else _record(some, document)
-    return kind(document)
+    value = kind(document)
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError("control characters")
+    if isinstance(value, int | float) and not 0 <= value < float("inf"):
+        raise ValueError(f"the number {value}")
+    return value

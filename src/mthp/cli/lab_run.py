@@ -6,13 +6,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mthp.cli.options import DIFFER, UsageError, Verbs, print_json
+from mthp.cli.options import DIFFER, UsageError, Verbs, print_json, print_progress
 from mthp.lab.errors import FAILED
-from mthp.words.files import replacing
+from mthp.words.files import recording
 
 if TYPE_CHECKING:
     from mthp.compare.fuzz import Rerun
@@ -72,18 +73,38 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    """The file is whole or not there."""
     number = 0
-    with replacing(args.output) as out:
+    with record_lines(args.output) as record:
         for rerun in _run_again(args):
             if rerun.verdict.not_built:
                 raise UsageError(
                     f"{rerun.scenario.id}: not built: {rerun.verdict.not_built}", FAILED
                 )
-            out.write(json.dumps(rerun.verdict.record).encode() + b"\n")
+            record(rerun.verdict.record or {})
             number += 1
     print(f"{number} scenarios recorded: {args.output}", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def record_lines(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Takes documents, a line each. The file is there when all are written; what was written before a
+    failure is kept beside it, and said to be."""
+    number = 0
+
+    def write(document: Mapping[str, Any]) -> None:
+        nonlocal number
+        file.write(json.dumps(document).encode() + b"\n")
+        file.flush()
+        number += 1
+
+    try:
+        with recording(path) as file:
+            yield write
+    except BaseException:
+        if number:
+            print_progress(f"kept: the {number} scenarios before that, in {path}.part")
+        raise
 
 
 def _run_again(args: argparse.Namespace) -> Iterator[Rerun]:

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mthp.cli.lab_run import record_lines
 from mthp.cli.options import UsageError, Verbs, print_json, print_progress
 from mthp.lab.errors import FAILED
-from mthp.words.files import replacing
 from mthp.words.units import parse_whole
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def _run_selftest(args: argparse.Namespace) -> int:
     profile = profile_for_release(kernel.release) if kernel else DEFAULT
     made = {order: cases(order) for order in orders}
     if args.scenarios:
-        with _writer(args.scenarios) as write:
+        with record_lines(args.scenarios) as write:
             for case in (case for group in made.values() for case in group):
                 for step in case.steps:
                     write(step.document)
@@ -180,7 +179,7 @@ def _run_in_guest(
     program = build(source)
     every = [case for group in made.values() for case in group]
     with ExitStack() as stack:
-        write = stack.enter_context(_writer(record_to)) if record_to is not None else None
+        write = stack.enter_context(record_lines(record_to)) if record_to is not None else None
         print_progress(f"booting {kernel.release}")
         guest, session = stack.enter_context(guest_session(kernel))
         outputs = run_selftest(guest, program, made, print_progress)
@@ -192,14 +191,6 @@ def _run_in_guest(
 
 
 # --- output ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def _writer(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Takes documents, a line each; the file is there when all are written."""
-
-    with replacing(path) as file:
-        yield lambda document: file.writelines((json.dumps(document).encode(), b"\n"))
 
 
 def _print_table(result: _Result) -> None:

@@ -29,6 +29,9 @@ _ENTRY_OF = {
 }
 """The page-table entries that go with what pagemap says."""
 
+MOST_PAGES = 1 << 23
+"""Of a scenario: far more than a guest of the lab has, and a world of them takes 2 GiB to build."""
+
 
 @dataclass(slots=True)
 class _Stretch:
@@ -52,7 +55,10 @@ class _Claim:
 
 
 def check_vmas(vmas: Sequence[ScenarioVma], geometry: Geometry) -> None:
-    """No two VMAs of one process overlap."""
+    """No two VMAs of one process overlap, and a world can be made of all."""
+    pages = sum(vma.pages for vma in vmas)
+    if pages > MOST_PAGES:
+        raise ScenarioError(f"vmas: {pages} pages are more than the {MOST_PAGES} that are worked on")
     places = sorted(range(len(vmas)), key=lambda i: (vmas[i].mm, vmas[i].start))
     for i, j in pairwise(places):
         if vmas[i].mm == vmas[j].mm and vmas[i].end(geometry) > vmas[j].start:

@@ -7,6 +7,7 @@ The format is docs/snapshot-format.md. Kernel: fs/proc/task_mmu.c and fs/proc/pa
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -174,6 +175,11 @@ MEMBERS = {
 }
 REQUIRED = ("meta", "table_address", "table_process", "pte")
 
+MAX_PAGE_ORDER = 10
+MOST_NODES = 1 << 10
+MOST_CPUS = 1 << 13
+"""Kernel: include/linux/mmzone.h, MAX_PAGE_ORDER; CONFIG_NODES_SHIFT and CONFIG_NR_CPUS at most."""
+
 
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """The snapshot in a file; SnapshotError with one line where it is not one."""
@@ -228,6 +234,7 @@ def _build(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Snapsho
         raise SnapshotError(f"schema {meta.get('schema')!r} is not {SCHEMA!r}")
     geometry = _geometry(meta["page_size"], meta["pmd_size"])
     _check_shapes(arrays, geometry, len(meta["processes"]))
+    _check_host(meta, arrays, geometry)
     described = meta["privilege"]
     return Snapshot(
         schema=SCHEMA,
@@ -271,6 +278,21 @@ def _check_shapes(arrays: dict[str, npt.NDArray[Any]], geometry: Geometry, proce
         raise SnapshotError(
             f"member table_process is not ascending indices of {processes} processes"
         )
+
+
+def _check_host(
+    meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], geometry: Geometry
+) -> None:
+    """What a world is made as large as, is no larger than a kernel can be built for."""
+    cpus = int(meta.get("cpus") or 1)
+    if cpus > MOST_CPUS:
+        raise SnapshotError(f"cpus: {cpus} are more than {MOST_CPUS}")
+    for node in re.findall(r"Node\s+(\d+)", str(meta.get("buddyinfo"))):
+        if len(node) > 4 or int(node) >= MOST_NODES:
+            raise SnapshotError(f"buddyinfo: node {node[:20]} is not below {MOST_NODES}")
+    order = int(arrays["folio_order"].max(initial=0)) if "folio_order" in arrays else 0
+    if order > max(geometry.pmd_order, MAX_PAGE_ORDER):
+        raise SnapshotError(f"member folio_order: no folio has order {order}")
 
 
 def _process(

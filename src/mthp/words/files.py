@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writing files: whole or not at all, in the place of regular files alone, and never through a link.
+"""Writing files: whole or not at all (a recording that fails is kept beside its place), in the place of regular files alone, and never through a link.
 
 The capture takes this module along to hosts: the standard library of Python 3.8, and nothing else.
 """
@@ -59,6 +59,34 @@ def replacing(path: PathName, mode: int = 0o666) -> Iterator[IO[bytes]]:
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
+        raise
+
+
+@contextlib.contextmanager
+def recording(path: PathName) -> Iterator[IO[bytes]]:
+    """As replacing(), but what was written when the body fails, or is killed, is kept in path.part.
+
+    FileError: also where path.part is there, for it may hold what cannot be recorded again.
+    """
+    target = os.fspath(path)
+    check_target(target)
+    part = f"{target}.part"
+    try:
+        file = open(part, "xb", opener=_open_safely)
+    except FileExistsError:
+        raise FileError(f"{part}: is in the way, from an earlier run or one at work") from None
+    except OSError as error:
+        raise FileError(f"{part}: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if not os.stat(part).st_size:
+                os.unlink(part)
         raise
 
 
