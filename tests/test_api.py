@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +97,65 @@ def test_a_policy_is_told_each_result_and_every_page_has_a_refusal() -> None:
     assert mthp.ScanResult.SUCCEED in told
     assert mthp.WindowGate.NOT_CHOSEN in {each.status for each in run.refusals}
     assert all(folio.order in (0, 7) for folio in run.folios())
+
+
+def endless(_: OrderWalk) -> Iterator[tuple[int, int]]:
+    while True:
+        yield 0, 4
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (lambda _: None, "gave None, not pairs"),
+        (lambda _: (0, 4), "chose 0, not a PTE and an order"),
+        (lambda _: [(0.0, 4)], r"chose \(0.0, 4\), not a PTE and an order"),
+        (lambda _: [(0, 4, 1)], r"chose \(0, 4, 1\), not a PTE"),
+        (endless, "without end"),
+    ],
+)
+def test_a_policy_that_is_none_is_told_so(policy: Any, says: str) -> None:
+    redis = mthp.example()
+    settings = redis.configured(enabled="all=always,always")
+    with pytest.raises(ValueError, match=says):
+        redis.run(settings, "7.3", policy=policy)
+
+
+def test_a_run_is_asked_for_in_the_right_words() -> None:
+    redis: Any = mthp.example()
+    for wrong in ({"profile": 7.3}, {"passes": 0}, {"young": "old"}):
+        with pytest.raises(
+            ValueError, match=r"no profile 7\.3|passes: 0|'old' is not a valid Young"
+        ):
+            redis.run(**wrong)
+    with pytest.raises(TypeError, match=r"settings: '7\.3' is not what"):
+        redis.run("7.3")
+    with pytest.raises(mthp.SettingsError, match="is not a text such as"):
+        redis.configured(enabled=["always"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ({}, "replace nothing"),
+        ({"khugepaged.collapse": mthp.source_of("khugepaged.collapse")}, "replace nothing"),
+        ({"khugepaged.collapse": "def ("}, "khugepaged.collapse: SyntaxError"),
+        ({"no_such": "x = 1"}, "no_such: ModuleNotFoundError"),
+    ],
+)
+def test_texts_that_are_no_protocol(texts: dict[str, str], says: str) -> None:
+    with pytest.raises(mthp.VariantError, match=says):
+        mthp.check_protocol("migrate-neighbour", protocol=texts, executions=1)
+
+
+def test_what_there_is_not() -> None:
+    with pytest.raises(ValueError, match="no module 'no_such' below mthp"):
+        mthp.source_of("no_such")
+    with pytest.raises(ValueError, match="executions: 0 is not"):
+        mthp.check_protocol("fault", executions=0)
+
+
+def test_all_of_it_is_imported_with_a_star() -> None:
+    names: dict[str, Any] = {}
+    exec("from mthp import *", names)
+    assert set(mthp.api.__all__) == set(names) - {"__builtins__"}

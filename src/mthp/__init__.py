@@ -16,9 +16,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """A name of mthp.api."""
-    if not name.startswith("_"):
+    """A name of mthp.api; its __all__ is what `from mthp import *` and help(mthp) offer."""
+    if name == "__all__" or not name.startswith("_"):
         api = import_module("mthp.api")
+        if name == "__all__":
+            return api.__all__
         if name in api.__all__:
             return getattr(api, name)
     raise AttributeError(f"module 'mthp' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -89,12 +89,18 @@ def check_protocol(
     ends when it is exhaustive. Raises ValueError for a world or rival there is not and for an edit whose
     pattern is not met once, VariantError for a protocol that replaces nothing.
     """
+    if executions is not None and executions < 1:
+        raise ValueError(f"executions: {executions} is not 1 or more")
     recipe = RaceWorld.parse(world, profile, rivals)
     variant: AbstractContextManager[None] = nullcontext()
     if isinstance(protocol, str | os.PathLike):
         variant = protocol_file(Path(protocol))
     elif isinstance(protocol, Mapping):
-        variant = replaced(dict(protocol))
+        texts = dict(protocol)
+        variant = replaced(texts)
+        with suppress(ValueError):
+            if all(text == source_of(module) for module, text in texts.items()):
+                raise VariantError("the texts are the engine's own: they replace nothing")
     elif protocol is not None:
         variant = applied(protocol)
     with variant:

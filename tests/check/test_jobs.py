@@ -17,7 +17,8 @@ from mthp.check.check import check_world
 from mthp.check.jobs import Jobs
 from mthp.check.rows import Result, Rows, engine
 from mthp.check.scorecard import ScorecardRow
-from mthp.check.search import Budget, SearchControl
+from mthp.check.search import Budget, By, SearchControl
+from mthp.explore.part import NotThisSearch
 from mthp.races.mutants.rules import HALVES, MUTANTS
 from mthp.races.stage import Size
 from mthp.races.world import RaceWorld
@@ -118,9 +119,11 @@ def damaged(text: str) -> list[str]:
     next(iter(headless["unfinished"].values()))["parts"] = []
     shapeless = json.loads(text)
     next(iter(shapeless["unfinished"].values()))["parts"] = [{"places": 1}]
+    giant = json.loads(text)
+    next(iter(giant["unfinished"].values()))["parts"][0]["places"][0][0] = 1 << 70
     foolish = {**document, "finished": {"x": {"kind": "WorldResult", "profile": "7.3"}}}
     nobody = {**document, "finished": {"x": {"kind": "Path"}}}
-    whole = [headless, shapeless, foolish, nobody, {"format": document["format"]}]
+    whole = [headless, shapeless, giant, foolish, nobody, {"format": document["format"]}]
     return ["[]", "7", text[:-9], *map(json.dumps, whole)]
 
 
@@ -134,6 +137,35 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     file.write_text('{"format": "mthp-snapshot/1"}', encoding="utf-8")
     with pytest.raises(FileError, match="but 'mthp-snapshot/1'"):
         Rows(file, "one")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("profile", "\x1b]0;x\x07"), ("seconds", -1.0), ("seconds", float("inf"))]
+)
+def test_a_forged_row_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    list(Jobs([PAIR], processes=1, rows=Rows(file, "one")).run())
+    document = json.loads(file.read_text(encoding="utf-8"))
+    next(iter(document["finished"].values()))[name] = value
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(FileError, match="or damaged"):
+        Rows(file, "one")
+
+
+@pytest.mark.parametrize("by", [By.REFERENCE, By.COMPILED])
+@pytest.mark.parametrize(("place", "task"), [(0, 5), (3, 2)])
+def test_a_search_that_leads_nowhere_is_refused(
+    by: By, place: int, task: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    list(Jobs([PAIR], processes=1, rows=Rows(file, "one"), is_over=after(9)).run())
+    document = json.loads(file.read_text(encoding="utf-8"))
+    (kept,) = document["unfinished"].values()
+    kept["parts"][0]["places"][place][0] = task
+    kept["parts"][0]["places"][place][1] = [task]
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(NotThisSearch):
+        list(Jobs([PAIR], processes=1, rows=Rows(file, "one"), by=by).run())
 
 
 def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

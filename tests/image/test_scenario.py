@@ -592,3 +592,11 @@ def test_another_process_may_map_single_pages_of_a_huge_pmd() -> None:
     folios = "501:F9.LaBT.s.m2.f0.i0 1:F9.LaBT.s.m1.f0.i501 10:F9.LaBT.s.m2.f0.i502"
     state = parse_scenario(document(folios, "512:HPAD")).vmas[0].initial
     assert state.folios_text() == folios
+
+
+def test_more_memory_than_a_world_can_be_made_of() -> None:
+    pages = 1 << 28
+    doc = document(f"{pages}:Z", f"{pages}:P")
+    doc["vmas"][0]["pages"] = pages
+    with pytest.raises(ScenarioError, match=f"vmas: {pages} pages are more than"):
+        parse_scenario(doc)

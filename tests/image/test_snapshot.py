@@ -205,3 +205,24 @@ def test_pickles_are_not_opened(tmp_path: Path, file: Path) -> None:
     arrays: dict[str, Any] = members(file) | {"pte": np.array([{}, print], object)}
     np.savez(tmp_path / "x.npz", **arrays)
     refused(tmp_path / "x.npz", "member pte is damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("cpus", 100_000_000, "cpus: 100000000"),
+        ("buddyinfo", "Node 999999999, zone Normal 1 2", "node 999999999"),
+    ],
+)
+def test_a_host_larger_than_any_kernel_is_refused(
+    tmp_path: Path, file: Path, name: str, value: object, word: str
+) -> None:
+    refused(altered(tmp_path, file, lambda _, meta: meta.update({name: value})), word)
+
+
+@pytest.mark.parametrize("order", [28, 255])
+def test_a_folio_larger_than_any_is_refused(tmp_path: Path, file: Path, order: int) -> None:
+    def change(arrays: Members, _: dict[str, Any]) -> None:
+        arrays["folio_order"] = np.full_like(arrays["pte"], order, np.uint8)
+
+    refused(altered(tmp_path, file, change), f"order {order}")

@@ -93,6 +93,8 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
     ):
         with pytest.raises(FileError, match=why):
             replace_text(tmp_path / "x" if path == "" else f"{tmp_path}/{path}", "x")
+    with pytest.raises(FileError, match="No such file"):
+        replace_text("", "x")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -176,16 +178,29 @@ def test_what_was_recorded_before_a_failure_is_kept_and_never_overwritten(tmp_pa
         file.write(b"precious")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["file.part"]
-    with pytest.raises(FileError, match="file.part: is in the way"), recording(path):
+    with pytest.raises(FileError, match=r"file\.part: is in the way"), recording(path):
         pass
     assert part.read_text() == "precious"
 
 
 def test_what_was_recorded_survives_a_kill(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED.replace("replacing", "recording"), str(tmp_path / "file")]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED.replace("replacing", "recording"),
+        str(tmp_path / "file"),
+    ]
     run = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert run.stdout is not None and run.stdout.readline() == b"ready\n"
     run.kill()
     run.wait()
     run.stdout.close()
     assert (tmp_path / "file.part").read_text() == "half"
+
+
+def test_files_of_lines_are_not_executable(tmp_path: Path) -> None:
+    append_to(tmp_path / "lines").close()
+    with recording(tmp_path / "recorded"):
+        pass
+    for name in ("lines", "recorded"):
+        assert not stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o111

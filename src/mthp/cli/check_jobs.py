@@ -15,7 +15,7 @@ from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import By
 from mthp.cli.options import UsageError
 from mthp.cli.progress import ProgressLine
-from mthp.explore.part import Standing
+from mthp.explore.part import NotThisSearch, Standing
 
 FAILED = 1
 INTERRUPTED = 1
@@ -64,6 +64,10 @@ def run_jobs(args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str) ->
                 progress.say("")
                 yield row
                 progress.rows(done, len(jobs))
+    except NotThisSearch as error:
+        raise UsageError(
+            f"{args.resume}: not a search of this world, or damaged: {error}"
+        ) from None
     except BrokenProcessPool:
         raise UsageError("one of the processes was killed (out of memory?)", FAILED) from None
     if done < len(jobs):

@@ -267,6 +267,8 @@ class WriteZipapp(argparse.Action):
             write_zipapp(file)
         except FileError as error:
             parser.error(str(error))
+        except OSError as error:
+            parser.exit(1, f"{parser.prog}: {file}: {error.strerror}\n")
         parser.exit()
 
 

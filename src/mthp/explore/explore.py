@@ -15,7 +15,7 @@ from typing import Final
 
 from mthp.explore.dependence import dependent, waits
 from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
-from mthp.explore.part import NO_TASK, BranchPoint, Counts, Key, Part, Race
+from mthp.explore.part import NO_TASK, BranchPoint, Counts, Key, NotThisSearch, Part, Race
 from mthp.explore.tasks import MAX_STEPS, STOP, Ending, Execution, NextStep, Recipe
 from mthp.machine.step import Access
 
@@ -174,6 +174,8 @@ class Explorer:
         if not self.start.places:
             return None
         Execution(self.recipe(), self._lead).run()
+        if len(self.nodes) < len(self.start.places):
+            raise NotThisSearch(f"it ends at step {len(self.nodes)}")
         self._replaying = self.own
         return self._find_next() if len(self.nodes) > self.own else None
 
@@ -189,6 +191,8 @@ class Explorer:
         self.nodes.append(node)
         if place.task == NO_TASK:
             return STOP
+        if place.task not in node.enabled:
+            raise NotThisSearch(f"task {place.task} has no step {depth}")
         self._take(node, place.task, depth)
         return place.task
 

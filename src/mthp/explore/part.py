@@ -17,6 +17,12 @@ from mthp.explore.outcome import BrokenSchedule, Schedule
 
 NO_TASK: Final = -1
 """Stands where a task's number would, before the task is chosen."""
+MOST_TASKS: Final = 63
+"""A set of tasks is a word."""
+
+
+class NotThisSearch(ValueError):
+    """A part that leads through steps which this world does not have."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def part_of(document: Any, breach: Callable[[Any], Any]) -> Part:
     """The part that a document describes; ValueError, TypeError or KeyError where it is none."""
     return Part(
         tuple(
-            BranchPoint(int(task), frozenset(map(int, todo)), frozenset(map(int, sleep)))
+            BranchPoint(_task(task), frozenset(map(_task, todo)), frozenset(map(_task, sleep)))
             for task, todo, sleep in document["places"]
         ),
         int(document["own"]),
@@ -206,3 +212,10 @@ def part_of(document: Any, breach: Callable[[Any], Any]) -> Part:
         tuple(Race(int(depth), frozenset(map(int, who))) for depth, who in document["races"]),
         bool(document["done"]),
     )
+
+
+def _task(number: Any) -> int:
+    task = int(number)
+    if not NO_TASK <= task < MOST_TASKS:
+        raise ValueError(f"no task {task}")
+    return task

@@ -58,7 +58,9 @@ def check_vmas(vmas: Sequence[ScenarioVma], geometry: Geometry) -> None:
     """No two VMAs of one process overlap, and a world can be made of all."""
     pages = sum(vma.pages for vma in vmas)
     if pages > MOST_PAGES:
-        raise ScenarioError(f"vmas: {pages} pages are more than the {MOST_PAGES} that are worked on")
+        raise ScenarioError(
+            f"vmas: {pages} pages are more than the {MOST_PAGES} that are worked on"
+        )
     places = sorted(range(len(vmas)), key=lambda i: (vmas[i].mm, vmas[i].start))
     for i, j in pairwise(places):
         if vmas[i].mm == vmas[j].mm and vmas[i].end(geometry) > vmas[j].start:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from operator import index
 from typing import Final, NamedTuple
 
 from mthp.khugepaged.collapse import collapse_huge_page
@@ -95,15 +96,27 @@ def windows(kernel: Kernel, cc: CollapseControl, seen: OrderWalk) -> Walk:
 def windows_of_policy(policy: OrderPolicy, seen: OrderWalk, geometry: Geometry) -> Walk:
     """The windows that a policy of the user's own chooses, all of them to be attempted.
 
-    ValueError: a window that is not aligned to its size, not within the table, or below the
-    smallest or above the largest order a folio can have.
+    ValueError: no windows at all, or one that is not aligned to its size, not within the table, or
+    below the smallest or above the largest order a folio can have; or windows without end.
     """
     chosen = policy(seen)
+    if not isinstance(chosen, Iterable):
+        raise ValueError(
+            f"the order policy gave {repr(chosen)[:60]}, not pairs of a PTE and an order"
+        )
+    most = 8 * geometry.ptrs_per_pte
     results = chosen if isinstance(chosen, Generator) else None
     iterator = iter(chosen)
     window = next(iterator, None)
     while window is not None:
-        offset, order = window
+        try:
+            offset, order = map(index, window)
+        except (TypeError, ValueError):
+            what = repr(window)[:60]
+            raise ValueError(f"the order policy chose {what}, not a PTE and an order") from None
+        most -= 1
+        if most < 0:
+            raise ValueError("the order policy goes on choosing windows of one table without end")
         if not geometry.min_order <= order <= geometry.pmd_order:
             raise ValueError(f"the order policy chose order {order}, which no folio here has")
         if offset % (1 << order) or not 0 <= offset < geometry.ptrs_per_pte:

@@ -116,10 +116,15 @@ class Image:
         ValueError for an unknown profile, a state that cannot be, or a window that a policy may not ask for.
         """
         settings = self.settings if settings is None else settings
-        if isinstance(profile, str):
+        if not isinstance(settings, Settings):
+            raise TypeError(f"settings: {settings!r} is not what configured() gives")
+        if profile is not None and not isinstance(profile, Profile):
             if profile not in PROFILES:
                 raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
             profile = PROFILES[profile]
+        if passes is not None and passes < 1:
+            raise ValueError(f"passes: {passes} is not 1 or more")
+        young = Young(young)
         reason = "as asked" if profile is not None else f"that of kernel {self.kernel}"
         world, request = self.prepared(settings, profile or self.profile, reason, young)
         world.kernel.order_policy = policy

@@ -31,8 +31,11 @@ class Edit:
 
 
 def source_of(module: str) -> str:
-    """The text of one of our modules, by its name below mthp."""
-    file = importlib.import_module(f"mthp.{module}").__file__
+    """The text of one of our modules, by its name below mthp. ValueError: there is no such module."""
+    try:
+        file = importlib.import_module(f"mthp.{module}").__file__
+    except ImportError:
+        raise ValueError(f"no module {module!r} below mthp") from None
     assert file is not None
     return Path(file).read_text(encoding="utf-8")
 

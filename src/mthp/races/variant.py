@@ -29,11 +29,17 @@ def applied(edits: Sequence[Edit]) -> Iterator[None]:
 
 @contextmanager
 def replaced(texts: dict[str, str]) -> Iterator[None]:
-    """The engine runs with these texts for its modules until the end of the block."""
+    """The engine runs with these texts for its modules until the end of the block.
+
+    VariantError: there is no such module, or its text is not Python, or fails.
+    """
     variants: list[ModuleType] = []
     with ExitStack() as undo:
         for module, text in texts.items():
-            _install(importlib.import_module(f"mthp.{module}"), text, variants, undo)
+            try:
+                _install(importlib.import_module(f"mthp.{module}"), text, variants, undo)
+            except Exception as error:
+                raise VariantError(f"{module}: {type(error).__name__}: {error}") from error
         yield
 
 

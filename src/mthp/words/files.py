@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writing files: whole or not at all (a recording that fails is kept beside its place), in the place of regular files alone, and never through a link.
+"""Writing files: whole or not at all, in the place of regular files alone, and never through a link.
 
-The capture takes this module along to hosts: the standard library of Python 3.8, and nothing else.
+A recording that fails is kept beside its place. The capture takes this module along to hosts: the
+standard library of Python 3.8, and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def check_target(path: PathName) -> None:
         if not stat.S_ISREG(os.lstat(target).st_mode):
             raise FileError(f"{target}: not a regular file")
     except FileNotFoundError:
-        if not os.path.isdir(os.path.dirname(target) or "."):
+        if not target or not os.path.isdir(os.path.dirname(target) or "."):
             raise FileError(f"{target}: No such file or directory") from None
     except OSError as error:
         raise FileError(f"{target}: {error.strerror}") from None
@@ -46,7 +47,8 @@ def replacing(path: PathName, mode: int = 0o666) -> Iterator[IO[bytes]]:
     folder, name = os.path.split(target)
     parts = re.compile(rf"\.{re.escape(name[:50])}\.[0-9a-f]{{16}}\.part")
     try:
-        _remove_abandoned(folder or ".", parts)
+        with contextlib.suppress(PermissionError):  # a folder that may be written but not listed
+            _remove_abandoned(folder or ".", parts)
         file, part = _create(os.path.join(folder, f".{name[:50]}."), mode)
     except OSError as error:
         raise FileError(f"{target}: {error.strerror}") from None
@@ -72,7 +74,7 @@ def recording(path: PathName) -> Iterator[IO[bytes]]:
     check_target(target)
     part = f"{target}.part"
     try:
-        file = open(part, "xb", opener=_open_safely)
+        file = os.fdopen(_open_safely(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
     except FileExistsError:
         raise FileError(f"{part}: is in the way, from an earlier run or one at work") from None
     except OSError as error:
@@ -133,7 +135,7 @@ def _remove_abandoned(folder: str, parts: re.Pattern[str]) -> None:
 
 
 def _open_safely(path: str, flags: int) -> int:
-    return os.open(path, flags | _SAFE)
+    return os.open(path, flags | _SAFE, 0o666)
 
 
 def _lock(file: int) -> int:

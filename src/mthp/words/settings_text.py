@@ -211,6 +211,8 @@ def parse_enabled_flag(text: str) -> EnabledFlag:
     SettingsError, as for anything unreadable.
     """
     found: dict[str | int, Enabled] = {}
+    if not isinstance(text, str):
+        raise SettingsError(f"--enabled {text!r} is not a text such as 64kB=always")
     for item in text.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals:

@@ -25,7 +25,7 @@ from mthp.explore.compiled.recorded import JUDGE, Recorded
 from mthp.explore.dependence import dependent
 from mthp.explore.explore import Stop, Until, outcome
 from mthp.explore.outcome import BrokenSchedule, Schedule, SearchOutcome
-from mthp.explore.part import NO_TASK, BranchPoint, Counts, Part
+from mthp.explore.part import NO_TASK, BranchPoint, Counts, NotThisSearch, Part
 from mthp.explore.replay import Replay
 from mthp.explore.tasks import MAX_STEPS, STOP, Execution, NextStep, Recipe
 
@@ -160,6 +160,8 @@ class CompiledExplorer:
         if self.start.own or self.start.races or self.most_steps > LONGEST:
             raise Unrecordable("a part of a search, or executions too long to be kept")
         tasks = len(self._recorded.background)
+        if any(place.task >= tasks for place in self.start.places):
+            raise NotThisSearch(f"it has more tasks than {tasks}")
         self._state = at_.columns(tasks, self.most_steps)
         at = self._state.at
         at[at_.MOST] = -1 if self.most_executions is None else self.most_executions

@@ -174,11 +174,12 @@ def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
         if not args.quiet:
             print(f"{prog}: {line}", file=sys.stderr)
         return OK
-    except (CaptureError, FileError, OSError) as error:
+    except (CaptureError, FileError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
-        if isinstance(error, CaptureError):
-            return error.code
-        return USAGE if isinstance(error, FileError) else FAILED
+        return error.code if isinstance(error, CaptureError) else USAGE
+    except OSError as error:
+        print(f"{prog}: {args.output}: {error.strerror or error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"{prog}: interrupted, nothing written", file=sys.stderr)
         return FAILED
