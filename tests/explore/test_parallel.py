@@ -35,7 +35,7 @@ def alone(program: Recipe) -> Part:
         recipe(*[[("write", 0)]] * 5),
         recipe(*random_program(random.Random(5))),
         RaceWorld(Size.PMD, "7.3", ("store", "fault")),
-        RaceWorld(Size.PMD, "7.3", ("migrate", "fork")),
+        pytest.param(RaceWorld(Size.PMD, "7.3", ("migrate", "fork")), marks=pytest.mark.slow),
     ],
     ids=["wide", "tall", "flat", "random", "store+fault", "migrate+fork"],
 )

@@ -55,14 +55,19 @@ def test_half_a_mutant_is_masked(half: Mutant) -> None:
 BOUNDED = {"slot-reuse"}
 """A world that takes a minute."""
 LONG = {"swap-in", "swap-in-store", "swap-in-large", "swapoff", "swap-cache-free", "split-large"}
-"""Worlds of some hundreds of executions and more; the scorecard explores them under every profile."""
+"""Worlds of some hundreds of executions and more."""
 
 
 @pytest.mark.parametrize("profile", ["v16", "7.3", "pmd-only"])
-@pytest.mark.parametrize("rival", ["", *(name for name in LAWFUL if name not in BOUNDED)])
+@pytest.mark.parametrize(
+    "rival",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+        for name in ("", *LAWFUL)
+        if name not in BOUNDED
+    ],
+)
 def test_the_profiles_are_clean(profile: str, rival: str) -> None:
-    if rival in LONG and profile != "7.3":
-        pytest.skip("long: left to the scorecard")
     rivals = (rival,) if rival else ()
     for world in default_worlds(profile):
         if world.rivals == rivals:

@@ -85,7 +85,9 @@ def test_every_state_is_reached(size: Size, rival: str, preemptions: int) -> Non
     assert {finding.broken for finding in plain.findings} <= states
 
 
-_SLOW = [("fault", "migrate"), ("store", "zap"), ("guest", "zap-page"), ("fault", "guest")]
+_SLOW = [
+    ("fault", "migrate"), ("store", "zap"), ("guest", "zap-page"), ("fault", "guest"), ("migrate", "fork"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,6 @@ _SLOW = [("fault", "migrate"), ("store", "zap"), ("guest", "zap-page"), ("fault"
     [
         ("swap-in",),
         ("gup", "zap"),
-        ("migrate", "fork"),
         *(pytest.param(pair, marks=pytest.mark.slow) for pair in _SLOW),
     ],
     ids="+".join,
