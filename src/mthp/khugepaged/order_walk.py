@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from operator import index
-from typing import Final, NamedTuple
+from typing import Final
 
 from mthp.khugepaged.collapse import collapse_huge_page
 from mthp.khugepaged.control import CollapseControl
@@ -42,48 +42,40 @@ def max_order_from_offset(offset: int, pmd_order: int) -> int:
     return min((offset & -offset).bit_length() - 1, pmd_order) if offset else pmd_order
 
 
-class Window(NamedTuple):
-    """A window the walk came to: 1 << order PTEs from `offset` on, counted from the table's start.
-
-    occupied: PTEs in it that map a page, swapped ones too at PMD order. least: how many it must hold,
-    None where it is refused whatever it holds.
-    """
-
-    offset: int
-    order: Order
-    occupied: int
-    least: int | None
-
-    @property
-    def suffices(self) -> bool:
-        """Whether it is attempted."""
-        return self.least is not None and self.occupied >= self.least
+Walk = Generator[tuple[int, Order], ScanResult | None, None]
+"""Windows to be attempted, in their order: the first PTE, counted from the table's start, and the order.
+Sent the result of each before it is asked for the next.
+"""
+PassedOver = Callable[[int, Order, int | None], None]
+"""Called with a window that is not attempted, and the empty PTEs it might have had at most; None where
+no number would do."""
 
 
-Walk = Generator[Window, ScanResult | None, None]
-"""Windows in their order; sent the result of each, None where it was not attempted."""
-
-
-def windows(kernel: Kernel, cc: CollapseControl, seen: OrderWalk) -> Walk:
-    """Every window of an enabled order that the walk comes to, the largest first from each place.
+def windows(
+    kernel: Kernel, cc: CollapseControl, seen: OrderWalk, passed_over: PassedOver | None = None
+) -> Walk:
+    """The windows of enabled orders that hold enough pages, the largest first from each place.
 
     Kernel: mm/khugepaged.c, mthp_collapse().
     """
     geometry, enabled_orders = kernel.geometry, seen.enabled_orders
-    least: dict[int, int | None] = {}
+    limits: dict[int, int | None] = {}
     pmd_order = geometry.pmd_order
     offset, order = 0, pmd_order
     while offset < geometry.ptrs_per_pte:
         nr_ptes = 1 << order
         result = None
         if enabled_orders >> order & 1:
-            if order not in least:  # asked, and warned, only once the walk gets to this order
-                max_ptes_none = collapse_max_ptes_none(kernel, cc, None, order)
-                least[order] = None if max_ptes_none is None else nr_ptes - max_ptes_none
+            if order not in limits:  # asked, and warned, only once the walk gets to this order
+                limits[order] = collapse_max_ptes_none(kernel, cc, None, order)
+            limit = limits[order]
             occupied = (seen.present_ptes >> offset & ((1 << nr_ptes) - 1)).bit_count()
             if order == pmd_order:
                 occupied += seen.unmapped
-            result = yield Window(offset, order, occupied, least[order])
+            if limit is not None and nr_ptes - occupied <= limit:
+                result = yield offset, order
+            elif passed_over is not None:
+                passed_over(offset, order, limit)
         lower_orders = enabled_orders & (nr_ptes - 1)
         if result not in NEXT_OFFSET and order > geometry.min_order and lower_orders:
             # The next enabled one; the kernel goes down one by one, and attempts the same windows.
@@ -121,16 +113,15 @@ def windows_of_policy(policy: OrderPolicy, seen: OrderWalk, geometry: Geometry) 
             raise ValueError(f"the order policy chose order {order}, which no folio here has")
         if offset % (1 << order) or not 0 <= offset < geometry.ptrs_per_pte:
             raise ValueError(f"the order policy chose PTE {offset} for a window of order {order}")
-        occupied = (seen.present_ptes >> offset & ((1 << (1 << order)) - 1)).bit_count()
-        result = yield Window(offset, order, occupied, 0)
+        result = yield offset, order
         try:
             window = results.send(result) if results is not None else next(iterator, None)
         except StopIteration:
             return
 
 
-def next_window(walk: Walk, result: ScanResult | None) -> Window | None:
-    """The window after one that had this result; None at the end of the table."""
+def next_window(walk: Walk, result: ScanResult | None) -> tuple[int, Order] | None:
+    """The window after one that had this result, None for the first; None at the end of the table."""
     try:
         return walk.send(result)
     except StopIteration:
@@ -163,16 +154,15 @@ def mthp_collapse(
     )
     window = next_window(walk, None)
     while window is not None:
-        result = None
-        if window.suffices:
-            start = address + (window.offset << kernel.geometry.page_shift)
-            result = collapse_huge_page(mm, start, referenced, unmapped, cc, window.order)
-            collapsed |= result is ScanResult.SUCCEED
-            alloc_failed |= result is ScanResult.ALLOC_HUGE_PAGE_FAIL
-            if result not in NEXT_OFFSET:
-                last_result = result
-                if result not in LOWER_ORDER:
-                    break
+        offset, order = window
+        start = address + (offset << kernel.geometry.page_shift)
+        result = collapse_huge_page(mm, start, referenced, unmapped, cc, order)
+        collapsed |= result is ScanResult.SUCCEED
+        alloc_failed |= result is ScanResult.ALLOC_HUGE_PAGE_FAIL
+        if result not in NEXT_OFFSET:
+            last_result = result
+            if result not in LOWER_ORDER:
+                break
         window = next_window(walk, result)
     if collapsed:
         return ScanResult.SUCCEED

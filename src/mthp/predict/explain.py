@@ -14,7 +14,7 @@ import numpy as np
 
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
-from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, Window, next_window, windows
+from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, next_window, windows
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
@@ -69,45 +69,39 @@ def table_gates(kernel: Kernel, log: TableLog) -> list[Gate]:
     return gates
 
 
-def _walk(kernel: Kernel, base: int, log: TableLog) -> Iterator[tuple[int, int, Gate]]:
-    """(offset, order, gate) for each window that mthp_collapse() came to, in its order."""
-    nr, pmd_order = kernel.geometry.ptrs_per_pte, kernel.geometry.pmd_order
-    for offset, order, result in _visited(kernel, base, log):
-        if isinstance(result, Window):
-            yield offset, order, _too_few(result)
-            continue
-        yield offset, order, Gate(RefusedAt.ATTEMPT, result, order)
-        rest = offset + (1 << order)
-        if result not in NEXT_OFFSET and result not in LOWER_ORDER and rest < nr:
-            yield rest, pmd_order, Gate(RefusedAt.ATTEMPT, result, order, ended_earlier=True)
-
-
-def _visited(
-    kernel: Kernel, base: int, log: TableLog
-) -> Iterator[tuple[int, int, ScanResult | Window]]:
-    """(offset, order, result of the attempt) of each window; the window itself where it held too little.
+def _walk(kernel: Kernel, base: int, log: TableLog) -> list[tuple[int, int, Gate]]:
+    """(offset, order, gate) for each window that mthp_collapse() came to, in its order.
 
     A policy of the user's is not asked again: it attempts every window that it chooses.
     """
     assert log.walk is not None
+    nr, pmd_order = kernel.geometry.ptrs_per_pte, kernel.geometry.pmd_order
     shift = kernel.geometry.page_shift
     attempts = {((at - base) >> shift, order): result for at, order, result in log.attempts}
+    gates: list[tuple[int, int, Gate]] = []
+
+    def passed_over(offset: int, order: int, allowed: int | None) -> None:
+        gates.append((offset, order, Gate(RefusedAt.OCCUPANCY, WindowGate.TOO_FEW, order, allowed)))
+
+    def attempted(offset: int, order: int, result: ScanResult) -> None:
+        gates.append((offset, order, Gate(RefusedAt.ATTEMPT, result, order)))
+        rest = offset + (1 << order)
+        if result not in NEXT_OFFSET and result not in LOWER_ORDER and rest < nr:
+            ended = Gate(RefusedAt.ATTEMPT, result, order, ended_earlier=True)
+            gates.append((rest, pmd_order, ended))
+
     if kernel.order_policy is not None:
-        yield from ((*at, result) for at, result in attempts.items())
-        return
-    walk = windows(kernel, CollapseControl(Caller.KHUGEPAGED), log.walk)
-    window = next_window(walk, None)
-    while window is not None:
-        result = attempts.get((window.offset, window.order))
-        yield window.offset, window.order, window if result is None else result
-        if result is not None and result not in NEXT_OFFSET and result not in LOWER_ORDER:
-            return
-        window = next_window(walk, result)
-
-
-def _too_few(window: Window) -> Gate:
-    allowed = None if window.least is None else (1 << window.order) - window.least
-    return Gate(RefusedAt.OCCUPANCY, WindowGate.TOO_FEW, window.order, allowed)
+        for window, result in attempts.items():
+            attempted(*window, result)
+        return gates
+    walk = windows(kernel, CollapseControl(Caller.KHUGEPAGED), log.walk, passed_over)
+    at = next_window(walk, None)
+    while at is not None and (of := attempts.get(at)) is not None:
+        attempted(*at, of)
+        if of not in NEXT_OFFSET and of not in LOWER_ORDER:
+            break
+        at = next_window(walk, of)
+    return gates
 
 
 def explain_vma(
