@@ -64,7 +64,8 @@ def copy_page_range(copy: Vma, vma: Vma) -> None:
 def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: Address) -> None:
     """Share every page, read-only on both sides; start: of the table.
 
-    Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c, copy_pte_range().
+    Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c, copy_pte_range(),
+    copy_present_ptes().
     """
     mem = vma.vm_mm.kernel.mem
     child = copy.vm_mm
