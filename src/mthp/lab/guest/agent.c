@@ -468,11 +468,11 @@ static void ask_subject(struct subject *s, const char *line)
 /* start NAME OUTPUT program argument…: in the background; its output goes to a file. */
 static pid_t start(const struct words *w, const char *output, int first)
 {
+	/* Here and not in the child, so that the file is there once this has answered. */
+	int fd = open(output, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
 	pid_t pid = fork();
 
 	if (!pid) {
-		int fd = open(output, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-
 		setsid();
 		dup2(open("/dev/null", O_RDONLY), 0);
 		dup2(fd, 1);
@@ -482,6 +482,7 @@ static pid_t start(const struct words *w, const char *output, int first)
 		dprintf(2, "%s: %s\n", w->word[first], strerror(errno));
 		_exit(127);
 	}
+	close(fd);
 	return pid;
 }
 
