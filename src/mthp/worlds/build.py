@@ -374,11 +374,12 @@ class _Builder:
         if not len(pages.pfn):
             return np.zeros(0, np.int64)
         mem = self.mem
-        heads, first, inverse = np.unique(pages.head, return_index=True, return_inverse=True)
+        all_heads = pages.head
+        heads, first, inverse = np.unique(all_heads, return_index=True, return_inverse=True)
         for k in first.tolist():
             self.large_folio(mm, pages, k)
         ours = np.array([self.heads[head] for head in heads.tolist()], np.int64)
-        found: NDArray[np.int64] = ours[inverse] + (pages.pfn - pages.head)
+        found: NDArray[np.int64] = ours[inverse] + (pages.pfn - all_heads)
         counts = np.maximum(mem.mapcount.view()[found], pages.counts)
         mem.mapcount.view()[found] = counts
         mem.page_flags.view()[found] |= self.page_flags(counts, pages.poisoned).astype(np.uint8)
@@ -393,7 +394,8 @@ class _Builder:
 
     def large_folio(self, mm: Mm, pages: _Mapped, k: int) -> None:
         """Make the folio of a page when it is met first; it is charged where mm is."""
-        head, order = int(pages.head[k]), int(pages.order[k])
+        order = int(pages.order[k])
+        head = int(pages.pfn[k]) >> order << order
         if head in self.heads:
             return
         mem = self.mem
