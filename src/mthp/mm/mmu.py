@@ -32,12 +32,15 @@ MOST_FAULTS = 4
 
 
 def lookup(cpu: Cpu, mm: Mm, vpn: int, *, write: bool) -> int | None:
-    """The frame a cached translation gives, None if none does."""
+    """The frame a cached translation gives, None if none does.
+
+    A store through one that is not dirty walks, as the hardware does to set the bit in the table.
+    """
     entries: tuple[TlbEntry, ...] = cpu.tlb.value
     for entry in entries:
         if entry.mm == mm.number and entry.vpn <= vpn < entry.vpn + (1 << entry.order):
             pteval = Pte(entry.entry)
-            if write and not pte_write(pteval):
+            if write and not (pte_write(pteval) and pteval & DIRTY):
                 return None
             return pte_pfn(pteval) + vpn - entry.vpn
     return None
