@@ -55,9 +55,7 @@ def replacing(path: PathName, mode: int = 0o666) -> Iterator[IO[bytes]]:
     try:
         with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(part, target)
+            _put_in_place(file, part, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
@@ -82,9 +80,7 @@ def recording(path: PathName) -> Iterator[IO[bytes]]:
     try:
         with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(part, target)
+            _put_in_place(file, part, target)
     except BaseException:
         with contextlib.suppress(OSError):
             if not os.stat(part).st_size:
@@ -132,6 +128,13 @@ def _remove_abandoned(folder: str, parts: re.Pattern[str]) -> None:
             with contextlib.suppress(OSError), open(entry.path, "r+b", opener=_open_safely) as file:
                 if os.fstat(file.fileno()).st_uid == os.geteuid() and not _lock(file.fileno()):
                     os.unlink(entry.path)
+
+
+def _put_in_place(file: IO[bytes], part: str, target: str) -> None:
+    """What was written to part is on the disk, and then is target."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(part, target)
 
 
 def _open_safely(path: str, flags: int) -> int:
