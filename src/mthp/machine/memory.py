@@ -78,7 +78,7 @@ class Words(Generic[Word]):
         more = bytes(self.raw.itemsize * missing)
         try:
             self.raw.frombytes(more)
-        except BufferError:  # somebody still looks at a view: leave the old row to them
+        except BufferError:  # a view is still looked at: leave the old row to it
             self.raw = cast("Row[Word]", array(self.raw.typecode, self.raw.tobytes() + more))
 
     def view(self) -> NDArray[Any]:
