@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """A name of mthp.api; its __all__ is what `from mthp import *` and help(mthp) offer."""
+    """Look up a name of mthp.api; its __all__ is what `from mthp import *` and help(mthp) offer."""
     if name == "__all__" or not name.startswith("_"):
         api = import_module("mthp.api")
         if name == "__all__":

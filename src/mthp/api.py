@@ -68,7 +68,7 @@ def example() -> Image:
 
 
 def render(run: Run, width: int = 80) -> str:
-    """The report of `mthp collapse` on a run, for a terminal of `width` columns."""
+    """Make the report of `mthp collapse` on a run, for a terminal of `width` columns."""
     text = io.StringIO()
     render_outcome(run.outcome, Console(file=text, width=width), verbose=False)
     return text.getvalue()
@@ -108,5 +108,5 @@ def check_protocol(
 
 
 def draw(violation: Violation, width: int = 80) -> str:
-    """A violation in columns, one for each task, with the locks held."""
+    """Draw a violation in columns, one for each task, with the locks held."""
     return "\n".join(violation_lines(violation, width))

@@ -12,7 +12,7 @@ SETTINGS = ["--profile", "7.3", "--enabled", "all=always,always", "--max-ptes-no
 
 
 def demo() -> int:
-    """Both runs; the worse exit code."""
+    """Do both runs, and return the worse exit code."""
     print("== this Python process, live: mthp collapse --pid self", *SETTINGS, flush=True)
     live = main(["collapse", "--pid", "self", *SETTINGS])
     with as_file(files("mthp") / "data" / "redis.npz") as path:

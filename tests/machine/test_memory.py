@@ -87,6 +87,40 @@ def test_rows_grow_by_zeroes_and_never_shrink() -> None:
     assert repr(words) == "Words('row', 3)"
 
 
+def test_a_step_names_the_word_it_is_at() -> None:
+    machine = Machine()
+    words: Words[int] = Words(machine, "row", "q", 4)
+    cell = Cell(machine, "cell", ())
+    seen: list[tuple[object, int]] = []
+    machine.on_step = lambda access, word, index, bits: seen.append((word, index))
+    for act in (
+        lambda: words.read(2),
+        lambda: words.write(2, 1),
+        lambda: words.add(2, 1),
+        lambda: words.take(2, 1),
+        lambda: words.add_unless_zero(2, 1),
+        lambda: words.replace(2, 4, 5),
+        lambda: words.swap(2, 6),
+        lambda: words.test_bits(2, 1),
+        lambda: words.set_bits(2, 1),
+        lambda: words.clear_bits(2, 1),
+        lambda: words.freeze(2, 6),
+    ):
+        act()
+    assert seen == [(words, 2)] * 11
+    for each in (
+        lambda: words.write_each(1, (1, 2)),
+        lambda: words.fill(1, 2, 3),
+        lambda: words.add_each(1, 2, 1),
+    ):
+        seen.clear()
+        each()
+        assert seen == [(words, 1), (words, 2)]
+    seen.clear()
+    cell.write((cell.read(),))
+    assert seen == [(cell, 0), (cell, 0)]
+
+
 def test_cells_hold_anything_immutable() -> None:
     machine = Machine()
     cell = Cell(machine, "cell", ())

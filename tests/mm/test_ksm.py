@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.mm.ksm import ksm_do_scan, try_to_merge_one_page, try_to_merge_with_ksm_page
+from mthp.mm.ksm import (
+    ksm_do_scan,
+    replace_page,
+    try_to_merge_one_page,
+    try_to_merge_with_ksm_page,
+)
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import load
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ANON, PG_DIRTY, PG_UPTODATE
 from mthp.mm.pgtable_types import (
     DIRTY,
+    PMD_NONE,
     WRITE,
     ZERO_PFN,
     pte_pfn,
@@ -178,3 +184,18 @@ def test_it_is_said_whether_a_page_was_merged() -> None:
     address = world.address(vma, 3)
     assert try_to_merge_with_ksm_page(world.mm, address, Pfn(folio + 1), Folio(ZERO_PFN))
     assert not try_to_merge_with_ksm_page(world.mm, 0x1000, Pfn(folio + 1), Folio(ZERO_PFN))
+
+
+@pytest.mark.parametrize("why", ["pinned", "no table"])
+def test_what_cannot_be_merged_after_all_is_said_not_to_be(why: str) -> None:
+    world, vma = mergeable(large(2, refs=why == "pinned"))
+    page = world.folio(vma, 0)
+    world.mem.content.raw[page] = 0
+    if why == "pinned":  # a folio in use is not split
+        world.mem.folio_get(page)
+        assert not try_to_merge_one_page(vma, vma.vm_start, page, Folio(ZERO_PFN))
+    else:  # it was collapsed or moved away since the page was write-protected
+        pteval = world.table(vma).ptes.raw[0]
+        world.set_pmd(vma, PMD_NONE)
+        assert not replace_page(vma, vma.vm_start, page, Folio(ZERO_PFN), pteval)
+    assert world.mem.folio_mapcount(page) == 4

@@ -7,7 +7,7 @@ import pytest
 
 from mthp.mm.madvise import madvise_dontneed
 from mthp.mm.memory import VmFault, do_swap_page, handle_huge_fault, handle_user_fault
-from mthp.mm.mm_types import TableState, Vma
+from mthp.mm.mm_types import MM_SWAPENTS, TableState, Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON, PG_LOCKED, PG_SWAPCACHE
 from mthp.mm.pgtable import pmd_ptr
@@ -15,18 +15,23 @@ from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
     SOFT_DIRTY,
+    SWP_EXCLUSIVE,
     UFFD_WP,
     WRITE,
     YOUNG,
     Leaf,
+    leaf_pte,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
     pte_present,
     pte_write,
 )
+from mthp.mm.rmap import new_anon_folio
 from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP
+from mthp.worlds.build import mapped_frame
 from tests.small_worlds import (
+    ON_LRU,
     TINY,
     World,
     hole,
@@ -310,6 +315,46 @@ def test_a_device_that_reads_ahead_keeps_the_slot() -> None:
     vma = world.vma(swap(1))
     assert swapped_in(world, vma, 0) is VmFault.DONE
     assert world.mem.test(world.folio(vma, 0), PG_SWAPCACHE)
+
+
+@pytest.mark.parametrize(
+    ("first", "page", "length", "together"),
+    [
+        (4, 5, 16, True),
+        (4, 5, 6, False),  # another mapping has the other half of the entries
+        (14, 15, 32, False),  # another table has it
+        (4, 7, 16, True),
+    ],
+)
+def test_a_large_folio_comes_back_whole_where_mapping_and_table_hold_all_of_it(
+    first: int, page: int, length: int, together: bool
+) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(hole(length), pages=length)
+    other = world.vma(hole(48 - length), pages=48 - length, at=vma.vm_end)
+    assert vma.anon_vma is not None
+    mem, device = world.mem, world.kernel.swap
+    index = world.address(vma, first) >> 12
+    flags = ON_LRU | PG_SWAPCACHE
+    folio = new_anon_folio(
+        mem, 2, flags=flags, mapcount=0, anon_vma=vma.anon_vma.number, index=index
+    )
+    mem.refcount.raw[folio] = 4
+    device.add_to_cache(64, folio, 4)
+    for i in range(4):
+        device.hold(64 + i)
+        address = world.address(vma, first + i)
+        mapping = vma if address < vma.vm_end else other
+        ptes = world.table(mapping, address).ptes.raw
+        ptes[(first + i) % 16] = leaf_pte(Leaf.SWAP, 64 + i, SOFT_DIRTY | SWP_EXCLUSIVE)
+        world.mm.counters[MM_SWAPENTS] += 1
+    before = world.census()
+    assert swapped_in(world, vma, page) is VmFault.DONE
+    mapped = [mapped_frame(world.mm, world.address(vma, first + i)) for i in range(4)]
+    wanted = range(4) if together else [page - first]
+    assert mapped == [folio + i if i in wanted else None for i in range(4)]
+    assert world.mm.counters[MM_SWAPENTS] == 4 - len(wanted)
+    assert world.check(before.outside) == []
 
 
 # Zap

@@ -17,6 +17,7 @@ from mthp.mm.pgtable_types import (
     PFN_SHIFT,
     PMD_NONE,
     PRESENT,
+    PTE_FLAGS_MASK,
     PTE_NONE,
     SOFT_DIRTY,
     SPECIAL,
@@ -98,6 +99,7 @@ def test_a_present_entry_is_its_frame_and_its_flags(pfn: int, flags: set[int]) -
     pte = mk_pte(pfn, sum(flags))
     assert pte_present(pte) and not pte_none(pte)
     assert pte_pfn(pte) == pfn
+    assert pte & PTE_FLAGS_MASK == sum(flags) | PRESENT
     said = {
         WRITE: pte_write, YOUNG: pte_young, DIRTY: pte_dirty, UFFD_WP: pte_uffd,
         SPECIAL: pte_special, NO_ACCESS: pte_protnone,

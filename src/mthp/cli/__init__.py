@@ -31,10 +31,10 @@ EXIT_CODES = (
 
 
 class OneLine(argparse.ArgumentParser):
-    """Complains in one line; the usage is what --help is for."""
+    """A parser that complains in one line; the usage is what --help is for."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit code 2."""
+        """Complain, and end with exit code 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Bad input is one line on stderr."""
+    """Run one command and return its exit code. Bad input is one line on stderr."""
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_stdout() -> None:
-    """What is still buffered has nowhere to go, and the interpreter must not try at its end."""
+    """Lose what is still buffered: the interpreter must not try to write it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -94,7 +94,8 @@ def _complain(verb: str, what: object, code: int) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """What the verb's parser has set as run: a function from args to an exit code, or its name.
+    """Call what the verb's parser has set as run: a function that returns an exit code, or its
+    name.
 
     Named where its module is heavy, and is only to be imported for this verb.
     """

@@ -56,7 +56,7 @@ _NARROW, _WIDE = 80, 120
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """The verb; an exit code."""
+    """Run `mthp check` and return its exit code."""
     if args.list:
         _list()
         return 0
@@ -82,7 +82,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_replay(args: argparse.Namespace) -> int:
-    """The verb; an exit code."""
+    """Run `mthp replay` and return its exit code."""
     if args.itf is not None:
         check_target(args.itf)
     with _protocol(args.protocol):
@@ -101,7 +101,7 @@ def run_replay(args: argparse.Namespace) -> int:
 
 
 def _write_itf(file: str | None, token: str | None) -> None:
-    """The token's execution, for viewers of TLA+ traces, whole or not at all; nothing without a file.
+    """Write the token's execution for viewers of TLA+ traces, if a file is asked for.
 
     token: None where no law was broken, and then there is nothing to write.
     """
@@ -145,7 +145,7 @@ def _in_order(jobs: Sequence[ScorecardRow], rows: Iterator[Row]) -> Iterator[Res
 
 
 def _of(args: argparse.Namespace, jobs: Sequence[ScorecardRow]) -> str:
-    """What a file to go on from is of."""
+    """What is said to tell which searches a file to go on from belongs to."""
     names = ", ".join(job.name for job in jobs)
     what = names if len(jobs) < 3 else f"{len(jobs)} worlds of {jobs[0].name}"
     if args.protocol is not None:
@@ -235,7 +235,7 @@ def _mutations(args: argparse.Namespace) -> int:
 
 
 def _not_caught(tried: Tried) -> str:
-    """Nor can it be, in these worlds, unless one was not exhausted."""
+    """Say that it was not caught: it cannot be in these worlds, unless one is bounded."""
     if tried.bounded:
         return f"not caught; {len(tried.bounded)} of {tried.worlds} worlds bounded"
     return f"not in all of {tried.worlds} worlds"

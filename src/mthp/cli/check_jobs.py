@@ -23,26 +23,27 @@ INTERRUPTED = 1
 
 
 def standing_text(standing: Standing) -> str:
-    """How far a search is."""
+    """Say how far a search is."""
     total = f"of about {standing.total:,.0f} (estimated)" if standing.fraction else "executions"
     return f"{standing.executions:,} {total}, depth {standing.depth}, {standing.left} choices left"
 
 
 class SearchProgress(ProgressLine):
-    """How far the searches are."""
+    """The line of progress of mthp check and its like."""
 
     def rows(self, done: int, total: int) -> None:
-        """How many rows are finished."""
+        """Show how many rows are finished."""
         if total > 1:
             self.say(f"{done} of {total}")
 
     def standing(self, job: ScorecardRow, standing: Standing) -> None:
-        """How far the one search is that all cores work on."""
+        """Show how far the one search is that all cores work on."""
         self.say(f"{standing_text(standing)}: {job.name}")
 
 
 def run_jobs(args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str) -> Iterator[Row]:
-    """The rows as they come. UsageError with INTERRUPTED, after those that were known."""
+    """Yield the rows as they come; after Ctrl-C those that are known, then UsageError
+    (INTERRUPTED)."""
     rows = Rows(Path(args.resume) if args.resume else None, of)
     progress = SearchProgress(quiet=args.quiet)
     work = Jobs(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mthp collapse: the main job."""
+"""mthp collapse: what khugepaged would make of a target."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from mthp.worlds.from_snapshot import Young
 
 
 class ScanProgress(ProgressLine):
-    """How far a run over so many tables is; also where an interrupt takes effect."""
+    """Shows how far a run over so many tables is; an interrupt takes effect here."""
 
     def __init__(self, tables: int, *, quiet: bool) -> None:
         super().__init__(quiet=quiet)
@@ -49,7 +49,7 @@ class ScanProgress(ProgressLine):
         self.began = self.last = time.monotonic()
 
     def on_table(self) -> None:
-        """One more table was scanned."""
+        """Count one more table that was scanned."""
         self.scanned += 1
         if self._is_due():
             rounds, within = divmod(self.scanned, self.tables)
@@ -60,7 +60,7 @@ class ScanProgress(ProgressLine):
             )
 
     def on_try(self) -> None:
-        """One more change is tried."""
+        """Count one more change that is tried."""
         self.tried += 1
         if self._is_due():
             self.say(f"looking for the least changes: {self.tried} tried")
@@ -86,7 +86,7 @@ def tables_of(image: Image) -> int:
 def predict(
     image: Image, settings: Settings, profile: tuple[Profile, str], args: argparse.Namespace
 ) -> tuple[BuiltWorld, Request]:
-    """A world and the request to run on it; a ValueError says why a state cannot be."""
+    """Build a world and the request to run on it; a ValueError says why a state cannot be."""
     young = Young(getattr(args, "assume_young", Young.CAPTURED))
     try:
         world, request = image.prepared(settings, *profile, young)
@@ -99,7 +99,7 @@ def predict(
 
 
 def run_collapse(args: argparse.Namespace) -> int:
-    """The verb; an exit code."""
+    """Run `mthp collapse` and return its exit code."""
     if args.conformance:
         return _conformance(args)
     views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
@@ -176,7 +176,7 @@ _IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps")
 
 
 def _conformance(args: argparse.Namespace) -> int:
-    """Recorded scenarios against the engine; an exit code."""
+    """Run recorded scenarios on the engine and return the exit code."""
     if args.target is not None or args.pid is not None:
         raise UsageError("--conformance takes its scenarios from FILE; give no other target")
     given = [name for name in _IGNORED if getattr(args, name) is not None]

@@ -7,7 +7,7 @@ import sys
 
 
 def asked(question: str) -> bool:
-    """Whether someone at a terminal said yes; nobody there is a no."""
+    """Ask on the terminal: whether the user said yes. Without a terminal the answer is no."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     try:

@@ -20,7 +20,7 @@ from mthp.words.profiles import PROFILES
 
 
 def run_diff(args: argparse.Namespace) -> int:
-    """The verb; an exit code."""
+    """Run `mthp diff` and return its exit code."""
     a, b = PROFILES[args.a], PROFILES[args.b]
     console = Console()
     if args.target is None and args.pid is None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_lab(verbs: Verbs) -> None:
-    """mthp lab and its subverbs."""
+    """Add `mthp lab` and its subverbs to the parser."""
     parser = verbs.add_parser(
         "lab",
         help="a real kernel in a virtual machine, beside the engine",

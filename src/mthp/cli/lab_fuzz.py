@@ -23,7 +23,7 @@ MOST = 10**12
 
 
 def add_fuzz(subverbs: Verbs) -> None:
-    """The subverb and its options."""
+    """Add `mthp lab fuzz` and its options to the parser."""
     parser = subverbs.add_parser(
         "fuzz",
         help="random states on a real kernel and on the engine",
@@ -46,7 +46,7 @@ def add_fuzz(subverbs: Verbs) -> None:
 
 
 def run_fuzz(args: argparse.Namespace) -> int:
-    """The subverb; an exit code."""
+    """Run `mthp lab fuzz` and return its exit code."""
     from mthp.compare.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
     from mthp.lab.draw import FAMILIES
     from mthp.lab.kernels.kernels import find

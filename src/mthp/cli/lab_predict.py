@@ -34,7 +34,7 @@ MOST_SECONDS = 86400
 
 
 def add_predict(subverbs: Verbs) -> None:
-    """mthp lab predict."""
+    """Add `mthp lab predict` and its options to the parser."""
     parser = subverbs.add_parser(
         "predict",
         help="predict what khugepaged makes of a real program, and let it show",
@@ -78,7 +78,7 @@ def add_predict(subverbs: Verbs) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    """The subverb; an exit code."""
+    """Run `mthp lab predict` and return its exit code."""
     from mthp.lab.kernels.kernels import find
     from mthp.report.forecast import forecast_document, good, render_forecasts
 
@@ -169,7 +169,7 @@ def _forecasts(
     kernel: CachedKernel,
     folder: Path,
 ) -> Iterator[Forecast]:
-    """One forecast for each of the settings, each from a guest of its own."""
+    """Make one forecast for each of the settings, each from a guest of its own."""
     from mthp.compare.forecast import compare
     from mthp.image.snapshot import load
     from mthp.lab.session.real_program import capture_around_khugepaged, provide

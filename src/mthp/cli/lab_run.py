@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_run(subverbs: Verbs) -> None:
-    """mthp lab run."""
+    """Add `mthp lab run` and its options to the parser."""
     parser = subverbs.add_parser(
         "run",
         help="scenarios on a real kernel, beside the engine",
@@ -34,7 +34,7 @@ def add_run(subverbs: Verbs) -> None:
 
 
 def add_record(subverbs: Verbs) -> None:
-    """mthp lab record."""
+    """Add `mthp lab record` and its options to the parser."""
     parser = subverbs.add_parser(
         "record",
         help="write down what a real kernel does with scenarios",
@@ -88,8 +88,8 @@ def _record(args: argparse.Namespace) -> int:
 
 @contextmanager
 def record_lines(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Takes documents, a line each. The file is there when all are written; what was written before a
-    failure is kept beside it, and said to be."""
+    """Take documents, one a line. The file is in its place when all are written; what was written
+    before a failure is kept beside it, and the user is told so."""
     number = 0
 
     def write(document: Mapping[str, Any]) -> None:
@@ -108,7 +108,8 @@ def record_lines(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 
 def _run_again(args: argparse.Namespace) -> Iterator[Rerun]:
-    """Every scenario named, in order; FileError or UsageError where one cannot be read or made."""
+    """Run the named scenarios in order; FileError or UsageError where one cannot be read or
+    made."""
     from mthp.compare.fuzz import DraftRunner, run_again
     from mthp.lab.compile import CannotBuild
     from mthp.lab.kernels.kernels import find

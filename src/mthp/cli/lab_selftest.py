@@ -29,7 +29,7 @@ _SIDES = ("kernel", "engine", "recorded")
 
 
 def add_selftest(subverbs: Verbs) -> None:
-    """mthp lab selftest."""
+    """Add `mthp lab selftest` and its options to the parser."""
     parser = subverbs.add_parser(
         "selftest",
         help="the kernel's own khugepaged test, in a guest and on the engine",
@@ -172,7 +172,8 @@ def _run_in_guest(
     made: Mapping[int | None, Sequence[Case]],
     record_to: str | None,
 ) -> tuple[dict[int | None, Output], dict[str, tuple[str, ...]] | None]:
-    """The outputs by mTHP order, and the records where they are wanted, as _Result has them."""
+    """Run the test: its outputs by mTHP order, and the records where they are wanted, as _Result
+    has them."""
     from mthp.compare.selftest import record_cases
     from mthp.lab.session.selftest import build, guest_session, run_selftest
 

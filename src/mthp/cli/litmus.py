@@ -15,7 +15,7 @@ from mthp.report.litmus import litmus_document, litmus_lines
 
 
 def run_litmus(args: argparse.Namespace) -> int:
-    """An exit code: 3 where our machine and the kernel's memory model differ."""
+    """Run `mthp check --litmus`; exit code 3 where machine and memory model differ."""
     if (args.memory_model or args.yes) and not args.herd:
         raise UsageError("--memory-model and --yes are for --herd")
     results = compare(_memory_model(args) if args.herd else None)
@@ -27,7 +27,7 @@ def run_litmus(args: argparse.Namespace) -> int:
 
 
 def _memory_model(args: argparse.Namespace) -> Path:
-    """The one named, the cache's, or the archive's; herd7 must be there, or it is of no use."""
+    """The memory model: the one named, the cache's, or the archive's. herd7 must be there."""
     check_herd()
     if args.memory_model is not None:
         return check_model(Path(args.memory_model))

@@ -28,13 +28,13 @@ DIFFER = 3
 
 
 def print_json(document: object) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     json.dump(document, sys.stdout, indent=1)
     print()
 
 
 def print_progress(line: str) -> None:
-    """One line on stderr, at once."""
+    """Print one line on stderr, at once."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -47,7 +47,7 @@ class UsageError(Exception):
 
 
 def whole(least: int = 0, most: int | None = None) -> Callable[[str], int]:
-    """What reads a whole number within least..most, for argparse."""
+    """Make what reads a whole number within least..most, for argparse."""
 
     def read(text: str) -> int:
         try:
@@ -66,13 +66,13 @@ def add_number(
     most: int | None = None,
     default: int | None = None,
 ) -> None:
-    """An option that is a whole number within least..most."""
+    """Add an option that is a whole number within least..most."""
     read = whole(least, most)
     group.add_argument(f"--{name}", type=read, default=default, metavar="N", help=what)
 
 
 def address(text: str) -> int:
-    """An address as people write it, hexadecimal with or without 0x, for argparse."""
+    """Read an address as people write it, hexadecimal with or without 0x, for argparse."""
     if not re.fullmatch(r"(0[xX])?[0-9a-fA-F]{1,16}", text):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a hexadecimal address")
     return int(text, 16)
@@ -81,9 +81,9 @@ def address(text: str) -> int:
 def add_settings(
     parser: argparse.ArgumentParser, max_ptes_none: Callable[[str], Any] | None = None
 ) -> None:
-    """The knobs of /sys/kernel/mm/transparent_hugepage, under their names there.
+    """Add the knobs of /sys/kernel/mm/transparent_hugepage, under their names there.
 
-    max_ptes_none: how that one is read, if not as a whole number.
+    max_ptes_none: how that knob is read, where it is not a whole number.
     """
     group = parser.add_argument_group(
         "settings", "default: those captured with the target, else the kernel's"
@@ -108,12 +108,12 @@ def add_settings(
 
 
 def given_numbers(args: argparse.Namespace) -> dict[str, int]:
-    """Those of khugepaged's numbers that the command line gives."""
+    """The numbers of khugepaged that the command line gives."""
     return {knob: value for knob in NUMBERS if (value := getattr(args, knob)) is not None}
 
 
 def add_assume_young(group: argparse._ActionsContainer) -> None:
-    """--assume-young, for captures."""
+    """Add --assume-young, for captures."""
     group.add_argument(
         "--assume-young",
         choices=("captured", "all", "none"),
@@ -123,7 +123,7 @@ def add_assume_young(group: argparse._ActionsContainer) -> None:
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    """What to run on."""
+    """Add the options that say what to run on."""
     group = parser.add_argument_group("target")
     group.add_argument(
         "target",
@@ -138,7 +138,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def add_collapse(verbs: Verbs) -> None:
-    """mthp collapse."""
+    """Add `mthp collapse` and its options to the parser."""
     parser = verbs.add_parser(
         "collapse",
         help="run khugepaged over a process, a snapshot or a scenario, and explain",
@@ -178,7 +178,7 @@ def add_collapse(verbs: Verbs) -> None:
 
 
 def add_check(verbs: Verbs) -> None:
-    """mthp check."""
+    """Add `mthp check` and its options to the parser."""
     parser = verbs.add_parser(
         "check",
         help="explore what can run while a collapse runs, and find broken rules",
@@ -243,7 +243,7 @@ def add_check(verbs: Verbs) -> None:
 
 
 def add_replay(verbs: Verbs) -> None:
-    """mthp replay."""
+    """Add `mthp replay` and its options to the parser."""
     parser = verbs.add_parser(
         "replay",
         help="run one execution that `mthp check` printed",
@@ -257,10 +257,10 @@ def add_replay(verbs: Verbs) -> None:
 
 
 class WriteZipapp(argparse.Action):
-    """Like --version: does its work whatever else is there, and ends."""
+    """The option --zipapp: like --version it does its work whatever else is there, and ends."""
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, file: Any, *__: object) -> None:
-        """Exit code 2 where the file cannot be written."""
+        """Write the file and end; exit code 2 where it cannot be written."""
         from mthp.image.zipped import write_zipapp
 
         try:
@@ -273,7 +273,7 @@ class WriteZipapp(argparse.Action):
 
 
 def add_snap(verbs: Verbs) -> None:
-    """mthp snap."""
+    """Add `mthp snap` and its options to the parser."""
     parser = verbs.add_parser(
         "snap",
         help="capture a process's page tables into a file",
@@ -291,7 +291,7 @@ def add_snap(verbs: Verbs) -> None:
 
 
 def add_diff(verbs: Verbs) -> None:
-    """mthp diff."""
+    """Add `mthp diff` and its options to the parser."""
     parser = verbs.add_parser(
         "diff",
         help="where two kernels' collapses differ, in general or on a target",

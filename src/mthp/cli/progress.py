@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How far a run is, on stderr, and what Ctrl-C does to it."""
+"""The line on stderr that says how far a run is, and what Ctrl-C does to the run."""
 
 from __future__ import annotations
 

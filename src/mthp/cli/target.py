@@ -14,7 +14,8 @@ from mthp.worlds.from_snapshot import Young
 
 
 def load_target(args: argparse.Namespace) -> Image:
-    """Read what the command line names; UsageError, FileError or CaptureError otherwise."""
+    """Read the target of the command line; UsageError, FileError or CaptureError if it cannot
+    be."""
     if (args.pid is None) == (args.target is None):
         raise UsageError(
             "give a target: --pid N, a snapshot, or FILE.jsonl#ID"
@@ -36,7 +37,7 @@ def captured_settings(image: Image) -> Settings:
 
 
 def settle_profile(name: str | None, image: Image) -> tuple[Profile, str]:
-    """The profile, and why it was chosen."""
+    """The profile that a run uses, and why it was chosen."""
     if name is not None:
         return PROFILES[name], "as asked"
     if not image.kernel:

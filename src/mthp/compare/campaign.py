@@ -54,7 +54,8 @@ class CampaignSpec:
 
 @dataclass
 class Campaign:
-    """The results so far. done: drafts; built: those whose state was made; families: counts by family."""
+    """The results so far. done: drafts that were run; built: those whose state was made; families:
+    counts by family."""
 
     spec: CampaignSpec
     folder: Path
@@ -129,7 +130,7 @@ class ShrunkDraft:
 
 
 def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
-    """A new campaign, or the one that was interrupted in this folder.
+    """Open a new campaign, or the one that was interrupted in this folder.
 
     LabError (2): the folder holds another one, is damaged, or cannot be used.
     """

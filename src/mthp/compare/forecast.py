@@ -28,7 +28,7 @@ Orders = dict[tuple[int, int], NDArray[np.int8]]
 
 
 class Mapped(IntEnum):
-    """Codes beside the orders. PMD: a folio that a PMD maps."""
+    """Codes that stand beside the orders of folios. PMD: a folio that a PMD maps."""
 
     NONE = -1
     ZERO = -2
@@ -96,7 +96,8 @@ class _Tables:
 def _misses(
     tables: _Tables, before: Snapshot, settings: Settings, young: Young
 ) -> tuple[Misprediction, ...]:
-    """The wrong PTEs by kind and cause: the young bits, if another assumption about them is right."""
+    """The PTEs predicted wrong, by kind and cause: the young bits, if assumed otherwise it is
+    right."""
     by_youth = np.zeros_like(tables.wrong)
     for other in Young:
         if other is not young:

@@ -112,7 +112,8 @@ class DraftRunner:
 
 @dataclass(frozen=True)
 class Rerun:
-    """The outcome. differences: where the guest's state is not the one that the scenario declares."""
+    """What came of a scenario, run on a kernel and on the engine. differences: where the guest's
+    state is not the one that the scenario declares."""
 
     scenario: Scenario
     verdict: DraftVerdict

@@ -71,7 +71,7 @@ class Conformance:
 
 @dataclass(frozen=True)
 class Misprediction:
-    """PTEs whose final order was predicted wrong, of one kind. before, predicted, real: `none`,
+    """Some PTEs whose final order was predicted wrong alike. before, predicted, real: `none`,
     `zero`, `swapped`, an order, or `pmd` (a folio mapped by its PMD). first: an address of one."""
 
     before: str
@@ -86,9 +86,9 @@ class Misprediction:
 class Forecast:
     """A prediction held against what a real kernel made of the same memory, PTE by PTE.
 
-    ptes: anonymous ones that map something, before or after. changed: whose order is another after
-    the real run. right, right_changed: of those, predicted right. *_full_scans: to the fixed point,
-    the last one changed nothing.
+    ptes: anonymous ones that map something, before or after. changed: those whose order
+    the real run changed. right, right_changed: how many of each were predicted right. *_full_scans:
+    how many it took to the fixed point; the last of them changed nothing.
     """
 
     target: str
@@ -106,15 +106,15 @@ class Forecast:
 
     @property
     def share(self) -> float:
-        """Right of all, 0 to 1."""
+        """The PTEs predicted right among all, 0 to 1."""
         return self.right / self.ptes if self.ptes else 1.0
 
     @property
     def share_changed(self) -> float:
-        """Right of those that changed, 0 to 1."""
+        """The PTEs predicted right among those that changed, 0 to 1."""
         return self.right_changed / self.changed if self.changed else 1.0
 
     @property
     def baseline(self) -> float:
-        """Right of all if one predicts that nothing changes, 0 to 1."""
+        """What share() would be if one predicted that nothing changes, 0 to 1."""
         return 1 - self.changed / self.ptes if self.ptes else 1.0

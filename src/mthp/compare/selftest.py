@@ -91,8 +91,8 @@ def _count(found: int, each: MappedWhole) -> str:
 
 
 def folios_of(state: PagesState, order: int) -> int:
-    """How many folios of that order a mapping holds, each mapped whole and in one piece; at PMD order,
-    how many PMDs map one."""
+    """How many folios of that order a mapping holds, each mapped whole and in one piece; at PMD
+    order, it counts the PMDs that map one."""
     if order == PMD_ORDER:
         huge = sum(pages for pages, entry in state.ptes or () if entry.state is PteState.HUGE)
         return huge >> PMD_ORDER

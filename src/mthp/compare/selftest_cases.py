@@ -29,7 +29,7 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class MappedWhole:
-    """What the test counts in a mapping: folios of an order, mapped whole; PMDs at PMD order.
+    """What the test counts in a mapping: folios of an order mapped whole, or PMDs at PMD order.
 
     vma: its index in the scenario. Kernel: tools/testing/selftests/mm/vm_util.c, check_huge_anon().
     """
@@ -62,7 +62,7 @@ class SelftestStep:
 
 @dataclass(frozen=True)
 class Case:
-    """One of the test's cases in one context. order: of the folios that it collapses to."""
+    """One of the test's cases in one context. order: that of its new folios."""
 
     name: str
     context: Context
@@ -192,7 +192,7 @@ class _CaseBuilder:
         passes: int | None = None,
         limits: Mapping[str, int] | None = None,
     ) -> SelftestStep:
-        """One collapse of the mapping `target` (the last by default), which then must hold `folios`.
+        """Collapse the mapping `target` (the last by default), which then must hold `folios`.
 
         ops: what makes the state in a guest. advised: the processes whose mapping gets
         MADV_HUGEPAGE; that of the last is collapsed.
@@ -344,7 +344,7 @@ def _compound_extreme(where: _CaseBuilder) -> Iterator[SelftestStep]:
 
 
 def _fork(where: _CaseBuilder) -> Iterator[SelftestStep]:
-    """The parent is not advised, so khugepaged does not know it: it stands last."""
+    """A fork: the parent is not advised, so khugepaged does not know it, and it stands last."""
     child = _vma(_shared_small("PD") + _small(1) + _hole(PMD_PAGES - 2))
     parent = _vma(_shared_small("PAD") + _hole(PMD_PAGES - 1), mm=1, advice=None)
     ops = (*_MAPPED, "s wr 0 1", "s forkto t", "t wr 1 1")

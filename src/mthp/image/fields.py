@@ -37,18 +37,18 @@ class Fields:
         return dict(self._left)
 
     def has(self, key: str) -> bool:
-        """The field is there, be it null."""
+        """Whether the field is there, be it null."""
         return key in self._document
 
     def is_null(self, key: str) -> bool:
-        """The field is null or not there; a null is struck off."""
+        """Whether the field is null or not there; a null is struck off."""
         if self._document.get(key) is not None:
             return False
         self._left.pop(key, None)
         return True
 
     def take(self, key: str, kind: type[Any], default: Any = _REQUIRED) -> Any:
-        """The field, of JSON type kind; ScenarioError where it is missing or of another type."""
+        """Take a field of JSON type kind; ScenarioError where it is missing or of another type."""
         value = self._left.pop(key, default)
         if value is _REQUIRED:
             raise ScenarioError(f"{self.where}{key}: missing")
@@ -57,21 +57,21 @@ class Fields:
         return value
 
     def number(self, key: str, low: int, high: int, default: Any = _REQUIRED) -> int:
-        """A whole number within low..high."""
+        """Take a whole number within low..high."""
         value: int = self.take(key, int, default)
         if not low <= value <= high:
             raise ScenarioError(f"{self.where}{key}: {value} is outside {low}..{high}")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """true or false, or 1 or 0."""
+        """Take true or false, or 1 or 0."""
         value = self._left.pop(key, default)
         if value not in (True, False):
             raise ScenarioError(f"{self.where}{key}: {_short(value)} is not true or false")
         return bool(value)
 
     def choice(self, key: str, kind: type[E]) -> E:
-        """One of an enum's values."""
+        """Take one of an enum's values."""
         value = self.take(key, str)
         if value not in set(kind):
             raise ScenarioError(
@@ -80,7 +80,7 @@ class Fields:
         return kind(value)
 
     def objects(self, key: str, what: str, default: Any = _REQUIRED) -> list[Fields]:
-        """A list of objects, each ready to be read."""
+        """Take a list of objects, each ready to be read."""
         values = self._left.pop(key, default)
         if values is _REQUIRED:
             raise ScenarioError(f"{self.where}{key}: missing")
@@ -89,16 +89,17 @@ class Fields:
         return [Fields(each, f"{self.where}{key}[{i}].") for i, each in enumerate(values)]
 
     def counted_ranges(self, key: str, pages: int) -> tuple[tuple[int, int, int], ...]:
-        """[[first page, pages, number], ...] inside a VMA of so many pages; the number may lack."""
+        """Take [[first page, pages, number], ...] in a VMA of so many pages; the number may
+        lack."""
         ranges = self._ranges(key, pages, lengths=(2, 3))
         return tuple((each[0], each[1], each[2] if each[2:] else 1) for each in ranges)
 
     def ranges(self, key: str, pages: int) -> tuple[tuple[int, int], ...]:
-        """[[first page, pages], ...] inside a VMA of so many pages."""
+        """Take [[first page, pages], ...] inside a VMA of so many pages."""
         return tuple((each[0], each[1]) for each in self._ranges(key, pages, lengths=(2,)))
 
     def _ranges(self, key: str, pages: int, lengths: tuple[int, ...]) -> list[list[int]]:
-        """Lists of so many whole numbers, the first two of which are a range of pages."""
+        """Take lists of so many whole numbers, the first two of which are a range of pages."""
         ranges: list[list[int]] = self.take(key, list, [])
         for each in ranges:
             whole = isinstance(each, list) and all(type(number) is int for number in each)
@@ -112,6 +113,6 @@ class Fields:
 
 
 def _short(value: object) -> str:
-    """A value for a one-line message."""
+    """A value as it may stand in a one-line message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

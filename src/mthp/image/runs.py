@@ -70,11 +70,11 @@ class PteState(StrEnum):
 class FolioToken:
     """One page as pagemap, kpageflags and kpagecount show it; of a run, its first page.
 
-    flags: letters of FOLIO_FLAGS, as written. pagemap: letters of PAGEMAP_LETTERS. mapcount: of
-    the page. folio: identity within one snapshot, None where the record gives none (small pages).
-    index: place in the folio, in pages. Of a swap entry: its type; its letters of SWAP_LETTERS; its
-    offset in the device, in pages, None where the record does not say; and how many page tables
-    outside the snapshot name the slot too.
+    flags: letters of FOLIO_FLAGS, as written. pagemap: letters of PAGEMAP_LETTERS. mapcount: that
+    of the page. folio: identity within one snapshot, None where the record gives none (small
+    pages). index: place in the folio, in pages. The rest is about a swap entry: its type; its
+    letters of SWAP_LETTERS; its offset in the device, in pages, None where the record does not say;
+    and how many page tables outside the snapshot name the slot too.
     """
 
     kind: PageKind
@@ -91,11 +91,11 @@ class FolioToken:
 
     @property
     def runs_on(self) -> bool:
-        """Along a run a number rises: the place in the folio, or the swap offset."""
+        """Whether a number rises along a run: the place in the folio, or the swap offset."""
         return self.folio is not None or self.swap_offset is not None
 
     def advanced(self, pages: int) -> FolioToken:
-        """What stands so many pages further on in one run."""
+        """The token that stands so many pages further on in one run."""
         if self.folio is not None:
             index = self.index + pages
             # Not replace(): this is done for every page of every folio.
@@ -150,14 +150,14 @@ _PTE = re.compile(r"(H?)(P[WADU]*)")
 
 @dataclass(frozen=True, slots=True)
 class PteToken:
-    """One page-table entry. letters: of a present one, from P W A D U, without the H."""
+    """One page-table entry. letters: those of a present entry, from P W A D U, without the H."""
 
     state: PteState
     letters: str = ""
 
     @property
     def uffd_wp(self) -> bool:
-        """The entry is write-protected for userfaultfd."""
+        """Whether the entry is write-protected for userfaultfd."""
         return "U" in self.letters
 
     @property
@@ -166,7 +166,7 @@ class PteToken:
 
     @property
     def young(self) -> bool:
-        """Its accessed bit is set."""
+        """Whether its accessed bit is set."""
         return "A" in self.letters
 
     @property
@@ -253,7 +253,7 @@ def parse_runs(text: str, parse: Callable[[str], Token]) -> tuple[tuple[int, Tok
 
 
 def _follows(token: FolioToken, first: FolioToken, pages: int) -> bool:
-    """token is what stands pages after first in one run."""
+    """Whether token is what stands so many pages after first in one run."""
     if first.folio is not None:
         return (
             token.folio == first.folio
@@ -310,7 +310,7 @@ def pte_runs(
 
 
 def encode_runs(runs: Iterable[tuple[int, FolioToken]] | Iterable[tuple[int, PteToken]]) -> str:
-    """The string of runs: the reverse of parse_runs()."""
+    """The string that says the runs: the reverse of parse_runs()."""
     return " ".join(f"{count}:{token}" for count, token in runs)
 
 

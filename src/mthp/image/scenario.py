@@ -53,10 +53,10 @@ class RecordedPass:
 class Scenario:
     """A process's memory, the settings, the action, and what a kernel did.
 
-    target: the index of the VMA that MADV_COLLAPSE covers. prctl: by process (mm). free_blocks:
-    free blocks by order at the start, None for plenty. largest_block: no block above this order ever
-    becomes free. kernel: the recording kernel's release,
-    empty where nothing was recorded (then passes is empty too).
+    target: the index of the VMA that MADV_COLLAPSE covers. prctl: the mode of each process (mm).
+    free_blocks: free blocks by order at the start, None for plenty. largest_block: no block above
+    this order ever becomes free. kernel: the recording kernel's release, empty where nothing was
+    recorded (then passes is empty too).
     """
 
     id: str
@@ -80,7 +80,7 @@ class Scenario:
 
 
 def load(path: str | Path) -> Iterator[Scenario]:
-    """The scenarios of a .jsonl file, plain or .xz or .gz, one at a time.
+    """Yield the scenarios of a .jsonl file, plain or .xz or .gz, one at a time.
 
     FileError, one line with file, line number and id, for anything unreadable or impossible.
     """
@@ -179,7 +179,7 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
 
 
 def _settings(fields: Fields) -> tuple[Settings, tuple[Prctl | None, ...], dict[str, Any]]:
-    """The knobs of both flavours, the prctl modes, and the fields of `settings` left over."""
+    """Read the knobs of both flavours, the prctl modes, and the fields of `settings` left over."""
     known = dict(fields.take("settings", dict))
     prctl = known.pop("prctl", None)
     knobs = {key: known.pop(key) for key in Settings().to_json() if key in known}
@@ -212,7 +212,7 @@ def _one_mode(settings: Settings, orders: object, mode: object) -> Settings:
 
 
 def _vma(fields: Fields, geometry: Geometry) -> ScenarioVma:
-    """One entry of `vmas`, either flavour."""
+    """Read one entry of `vmas`, either flavour."""
     start = fields.number("start", 0, 2**64 - 1)
     if start & (geometry.page_size - 1):
         raise ScenarioError(f"{fields.where}start: {start:#x} is not on a page boundary")
@@ -245,7 +245,7 @@ def _vma(fields: Fields, geometry: Geometry) -> ScenarioVma:
 
 
 def _advice(fields: Fields) -> Advice | None:
-    """`advice` where it is given, else `hugepage`; both must say the same."""
+    """Read `advice` where it is given, else `hugepage`; both must say the same."""
     hugepage = fields.flag("hugepage") if fields.has("hugepage") else None
     if not fields.has("advice"):
         return Advice.HUGEPAGE if hugepage else None
@@ -256,7 +256,7 @@ def _advice(fields: Fields) -> Advice | None:
 
 
 def _state(document: Mapping[str, Any], pages: int, where: str) -> PagesState:
-    """One state: its two strings, each of which must describe exactly `pages` pages."""
+    """Read one state: its two strings, each of which must describe exactly `pages` pages."""
     fields = Fields(document, f"{where}.")
     folios = _runs(fields, "folios", parse_folio_token, pages)
     ptes = None if fields.is_null("ptes") else _runs(fields, "ptes", parse_pte_token, pages)
@@ -266,7 +266,7 @@ def _state(document: Mapping[str, Any], pages: int, where: str) -> PagesState:
 def _runs(
     fields: Fields, key: str, parse: Callable[[str], Token], pages: int
 ) -> tuple[tuple[int, Token], ...]:
-    """One run-length string over exactly `pages` pages."""
+    """Read one run-length string over exactly `pages` pages."""
     text = fields.take(key, str)
     try:
         runs = parse_runs(text, parse)
@@ -281,7 +281,7 @@ def _runs(
 
 
 def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:
-    """One entry of `passes`."""
+    """Read one entry of `passes`."""
     events = fields.take("events", list)
     for i, event in enumerate(events):
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
@@ -302,7 +302,7 @@ def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:
 
 
 def _memcg(fields: Fields) -> Memcg | None:
-    """`memcg`: limit_pages and usage_pages."""
+    """Read `memcg`: limit_pages and usage_pages."""
     if fields.is_null("memcg"):
         return None
     memcg = Fields(fields.take("memcg", dict), "memcg.")
@@ -310,7 +310,7 @@ def _memcg(fields: Fields) -> Memcg | None:
 
 
 def _free_blocks(fields: Fields) -> Mapping[int, int] | None:
-    """`free_blocks`: order -> blocks, as a table or as a list by order (as in buddyinfo)."""
+    """Read `free_blocks`: order -> blocks, as a table or as a list by order (as in buddyinfo)."""
     if fields.is_null("free_blocks"):
         return None
     blocks = fields.take("free_blocks", object)

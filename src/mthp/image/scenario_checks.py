@@ -45,7 +45,7 @@ class _Stretch:
 
 @dataclass(slots=True)
 class _Claim:
-    """A stretch of a folio's pages, and where it is mapped."""
+    """A stretch of a folio's pages, and the place where it is mapped."""
 
     index: int
     count: int
@@ -55,7 +55,7 @@ class _Claim:
 
 
 def check_vmas(vmas: Sequence[ScenarioVma], geometry: Geometry) -> None:
-    """No two VMAs of one process overlap, and a world can be made of all."""
+    """Check that no two VMAs of one process overlap, and that a world can be made of them."""
     pages = sum(vma.pages for vma in vmas)
     if pages > MOST_PAGES:
         raise ScenarioError(
@@ -71,7 +71,7 @@ def check_vmas(vmas: Sequence[ScenarioVma], geometry: Geometry) -> None:
 def check_snapshot(
     geometry: Geometry, snapshot: Sequence[tuple[str, ScenarioVma, PagesState]]
 ) -> None:
-    """One moment of all VMAs, each with its place in the document, could have been."""
+    """Check that all VMAs, each with its place in the document, can have been so at one moment."""
     claims: dict[int, list[_Claim]] = defaultdict(list)
     tables: dict[tuple[int, int], PteState] = {}
     for where, vma, state in snapshot:
@@ -91,7 +91,7 @@ def check_snapshot(
 
 
 def _stretches(state: PagesState) -> Iterator[_Stretch]:
-    """The state cut where either of its strings changes; neighbours that go on are joined."""
+    """Cut the state where either of its strings changes; neighbours that go on are joined."""
     page = 0
     folios, entries = iter(state.folios), iter(state.entries)
     folio_left = entry_left = 0
@@ -116,7 +116,7 @@ def _stretches(state: PagesState) -> Iterator[_Stretch]:
 
 
 def _check_stretch(where: str, vma: ScenarioVma, stretch: _Stretch, geometry: Geometry) -> None:
-    """What pagemap and the page table say of the same pages agree."""
+    """Check that what pagemap and the page table say of the same pages agrees."""
     token, entry = stretch.token, stretch.entry
     place = f"page {stretch.first}"
     if entry.state not in _ENTRY_OF[token.kind]:
@@ -155,7 +155,8 @@ def _check_tables(
     tables: dict[tuple[int, int], PteState],
     geometry: Geometry,
 ) -> None:
-    """A missing table is missing whole; a huge PMD maps a whole aligned table of one folio."""
+    """Check that a missing table is missing whole, and a huge PMD maps a whole aligned table of one
+    folio."""
     nr = geometry.ptrs_per_pte
     base = vma.start >> geometry.page_shift
     covered: dict[tuple[int, int | None], int] = {}
@@ -184,8 +185,8 @@ def _check_tables(
 
 
 def _may_be_huge(stretch: _Stretch, page: int, geometry: Geometry) -> bool:
-    """The run lies in its PMD as in a folio of PMD order. Its pages' mapcounts may differ: another
-    process may map them one by one."""
+    """Whether the run lies in its PMD as in a folio of PMD order. Its pages' mapcounts may differ:
+    another process may map them one by one."""
     token = stretch.token
     large = token.kind is not PageKind.FOLIO or token.order >= geometry.pmd_order
     return large and (page - token.index) % geometry.ptrs_per_pte == 0
@@ -196,7 +197,8 @@ def _table_name(kind: PteState) -> str:
 
 
 def _check_claims(folio: int, claims: list[_Claim]) -> None:
-    """One folio has one order, and no page of it is mapped more often than its mapcount."""
+    """Check that a folio has one order, and no page of it is mapped more often than its
+    mapcount."""
     first = claims[0]
     for claim in claims:
         if claim.order != first.order:
@@ -214,7 +216,7 @@ def _check_claims(folio: int, claims: list[_Claim]) -> None:
 
 
 def _check_overlap(folio: int, claims: Sequence[_Claim]) -> None:
-    """The slow path of _check_claims: count the mappings of each page."""
+    """Do what _check_claims does, slowly: count the mappings of each page."""
     users: dict[int, list[_Claim]] = defaultdict(list)
     for claim in claims:
         for index in range(claim.index, claim.index + claim.count):

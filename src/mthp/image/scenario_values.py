@@ -64,7 +64,7 @@ class Advice(StrEnum):
 
 
 class Prctl(StrEnum):
-    """PR_SET_THP_DISABLE of a process, whole or with PR_THP_DISABLE_EXCEPT_ADVISED."""
+    """How PR_SET_THP_DISABLE is set for a process, whole or with PR_THP_DISABLE_EXCEPT_ADVISED."""
 
     DISABLE = "disable"
     EXCEPT_ADVISED = "except_advised"
@@ -82,11 +82,11 @@ class Memcg:
 class ScenarioVma:
     """One anonymous private mapping.
 
-    start: bytes. pages: base pages. Ranges are (first page, pages) from the VMA's start: pins is
-    held by long-lived GUP references, locked pages stay locked, off_lru ones are isolated from the LRU,
-    poisoned ones fail to be copied; extra_refs adds a number of references as third. mm: which
-    process. softdirty: None where the record does not say. anon_vma: false for a VMA that was only
-    ever read. extra: fields we do not know.
+    start: bytes. pages: base pages. Ranges are (first page, pages) from the VMA's start: pins are
+    held by long-lived GUP references, locked pages stay locked, off_lru ones are isolated from the
+    LRU, poisoned ones fail to be copied; extra_refs has a number of references as third. mm: the
+    number of its process. softdirty: None where the record does not say. anon_vma: false for a VMA
+    that was only ever read. extra: fields we do not know.
     """
 
     start: int

@@ -45,7 +45,7 @@ class Pte(IntFlag):
 
 
 class Kpf(IntEnum):
-    """Bit numbers of Process.kpageflags that are looked at.
+    """The bit numbers of ProcessTables.kpageflags that are looked at.
 
     Kernel: include/uapi/linux/kernel-page-flags.h.
     """
@@ -128,15 +128,15 @@ class ProcessTables:
 
     @property
     def thp_disabled(self) -> bool:
-        """PR_SET_THP_DISABLE as far as status tells (not its EXCEPT_ADVISED mode)."""
+        """Whether PR_SET_THP_DISABLE is set, if status tells (not its EXCEPT_ADVISED mode)."""
         return bool(self.meta.get("thp_disable"))
 
     def count(self, bits: Pte) -> int:
-        """PTEs with any of the bits set."""
+        """How many PTEs have any of the bits set."""
         return int(np.count_nonzero(self.pte & np.uint16(bits)))
 
     def page_flag(self, flag: Kpf) -> npt.NDArray[np.bool_] | None:
-        """(n, PTRS) whether the page has the flag; None without root."""
+        """Whether each page has the flag, as an (n, PTRS) array; None without root."""
         if self.kpageflags is None:
             return None
         return cast(npt.NDArray[np.bool_], (self.kpageflags >> np.uint64(flag)) & 1 != 0)
@@ -158,7 +158,7 @@ class Snapshot:
 
     @property
     def sysfs(self) -> Mapping[str, str]:
-        """Files under /sys/kernel/mm/transparent_hugepage by relative path."""
+        """The files under /sys/kernel/mm/transparent_hugepage by relative path."""
         return cast(Mapping[str, str], self.meta["sysfs"])
 
     @property
@@ -283,7 +283,7 @@ def _check_shapes(arrays: dict[str, npt.NDArray[Any]], geometry: Geometry, proce
 def _check_host(
     meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], geometry: Geometry
 ) -> None:
-    """What a world is made as large as, is no larger than a kernel can be built for."""
+    """Check that what sizes a world is no larger than a kernel can be built for."""
     cpus = int(meta.get("cpus") or 1)
     if cpus > MOST_CPUS:
         raise SnapshotError(f"cpus: {cpus} are more than {MOST_CPUS}")

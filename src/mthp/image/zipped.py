@@ -14,7 +14,7 @@ _EMPTY = ("__init__.py", "image/__init__.py", "words/__init__.py")
 
 
 def capture_sources() -> dict[str, bytes]:
-    """Path below the root -> text of every module that the capture consists of."""
+    """The text of every module that the capture consists of, by its path below the root."""
     root = Path(mthp.__file__).parent
     found = [path for pattern in MODULES for path in sorted(root.glob(pattern))]
     sources = {f"mthp/{path.relative_to(root)}": path.read_bytes() for path in found}
@@ -22,7 +22,7 @@ def capture_sources() -> dict[str, bytes]:
 
 
 def write_zipapp(path: PathName) -> None:
-    """Write the file: `python3 FILE --pid N -o OUT`. FileError as from replacing()."""
+    """Write the file (`python3 FILE --pid N -o OUT`). FileError as from replacing()."""
     with replacing(path, 0o777) as file:
         file.write(b"#!/usr/bin/env python3\n")
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

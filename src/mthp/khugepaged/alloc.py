@@ -14,7 +14,7 @@ from mthp.words.units import Folio, Order
 
 
 class NewFolio:
-    """A folio that is put on every way out, unless it was installed."""
+    """The new folio of one attempt: it is put on every way out, unless it was installed."""
 
     __slots__ = ("folio", "installed", "kernel")
 
@@ -32,7 +32,7 @@ class NewFolio:
 
 
 def collapse_find_target_node(kernel: Kernel, cc: CollapseControl) -> int:
-    """The first node with the most pages of the table; ties may be fallen back to.
+    """Choose the first node with the most pages of the table; its equals may be fallen back to.
 
     Kernel: mm/khugepaged.c, collapse_find_target_node().
     """
@@ -43,7 +43,7 @@ def collapse_find_target_node(kernel: Kernel, cc: CollapseControl) -> int:
 
 
 def alloc_charge_folio(mm: Mm, cc: CollapseControl, order: Order) -> NewFolio:
-    """A folio of `order` for mm. No lock is held: this may reclaim and compact.
+    """Allocate and charge a folio of `order`. No lock is held: this may reclaim and compact.
 
     Refused: ALLOC_HUGE_PAGE_FAIL, CGROUP_CHARGE_FAIL. collapse_alloc counts before the charge.
     Kernel: mm/khugepaged.c, alloc_charge_folio().
@@ -63,7 +63,8 @@ def alloc_charge_folio(mm: Mm, cc: CollapseControl, order: Order) -> NewFolio:
 
 
 def check_memcg_alloc_deferred(mm: Mm) -> None:
-    """Refused: ALLOC_HUGE_PAGE_FAIL, though the allocation was counted as done.
+    """See that the cgroup could queue the folio for a split. Refused: ALLOC_HUGE_PAGE_FAIL, though
+    the allocation was counted as done.
 
     Kernel: mm/huge_memory.c, folio_memcg_alloc_deferred().
     """

@@ -111,7 +111,7 @@ def trace_flush(mm: Mm, orig_pmd: Pmd, start_addr: Address, order: Order) -> Non
 def _replace(
     vma: Vma, start_addr: Address, pmd: PmdPtr, folio: Folio, cc: CollapseControl, order: Order
 ) -> None:
-    """The part of collapse_huge_page() under anon_vma: detach the table, isolate, copy, install.
+    """Do the part under anon_vma: detach the table, isolate, copy, install.
 
     mmap_lock and the VMA are held for writing. Refused: as isolate and copy, with the table back.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one collapse carries with it. Kernel: mm/khugepaged.c, struct collapse_control."""
+"""What a collapse carries with it on its way. Kernel: mm/khugepaged.c, struct collapse_control."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Caller(Enum):
 
 @dataclass(slots=True)
 class CollapseControl:
-    """node_load: node -> pages seen there. progress: against pages_to_scan.
+    """What a collapse carries. node_load: node -> pages seen there. progress: against
+    pages_to_scan.
 
     alloc_nmask: nodes the allocation may fall back to. present_ptes: bit i is set if PTE i of the
     table maps a page (not none, not zero page). is_khugepaged: what most rules ask of the caller.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Copy a window into its new folio, and let the sources go. Kernel: mm/khugepaged.c."""
+"""A window is copied into its new folio, and the sources are let go. Kernel: mm/khugepaged.c."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def __collapse_huge_page_copy_succeeded(
 def __collapse_huge_page_copy_failed(
     pte: PteMap, pmd: PmdPtr, orig_pmd: Pmd, order: Order, compound_pagelist: list[Folio]
 ) -> None:
-    """Restore the PMD first, then release the folios. Kernel: __collapse_huge_page_copy_failed()."""
+    """Restore the PMD, then release the folios. Kernel: __collapse_huge_page_copy_failed()."""
     path = pte.kernel.machine.path
     with pmd_lock(pmd):
         pmd_populate(pmd, pmd_pgtable(orig_pmd))

@@ -29,7 +29,7 @@ from mthp.words.units import Address
 def collapse_single_pmd(
     address: Address, vma: Vma, mmap_lock: Hold, cc: CollapseControl
 ) -> ScanResult:
-    """One PMD range of one VMA. mmap_lock is held on entry and may be released.
+    """Collapse within one PMD range of one VMA. mmap_lock is held on entry and may be released.
 
     Divergence: file mappings are not modelled and answer FAIL.
     Kernel: mm/khugepaged.c, collapse_single_pmd().
@@ -103,7 +103,7 @@ class Khugepaged:
     # Scanning
 
     def khugepaged_do_scan(self) -> None:
-        """One wakeup: scan until pages_to_scan, the second round, or the second failed allocation.
+        """One wakeup scans until pages_to_scan, the second round, or the second failed allocation.
 
         Kernel: mm/khugepaged.c, khugepaged_do_scan().
         """

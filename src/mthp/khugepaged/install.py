@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Make the new folio reachable: by the PMD, or by PTEs of the old table.
+"""The new folio is made reachable: by the PMD, or by PTEs of the old table.
 
 Kernel: mm/khugepaged.c, the last part of collapse_huge_page().
 """
@@ -23,7 +23,7 @@ from mthp.words.units import Address, Folio
 
 
 def guard_pmd_none(kernel: Kernel, pmd: PmdPtr) -> None:
-    """The PMD this collapse cleared must still be none; what else follows is the profile's."""
+    """Check that the PMD this collapse cleared is still none; the profile says what if not."""
     kernel.guard(
         "collapse_huge_page",
         not pmd_none(pmdp_get_lockless(pmd)),
@@ -39,7 +39,7 @@ def restore_pmd(kernel: Kernel, pmd: PmdPtr, orig_pmd: Pmd) -> None:
 
 
 def __folio_mark_uptodate(kernel: Kernel, folio: Folio) -> None:
-    """Contents are seen before the mapping.
+    """Mark the new folio up to date: its contents are seen before what maps it.
 
     Kernel: include/linux/page-flags.h, __folio_mark_uptodate().
     """
@@ -50,7 +50,7 @@ def __folio_mark_uptodate(kernel: Kernel, folio: Folio) -> None:
 def install_pmd(
     kernel: Kernel, folio: Folio, pmd: PmdPtr, orig_pmd: Pmd, vma: Vma, pmd_addr: Address
 ) -> None:
-    """PMD order: deposit the table, map by the PMD."""
+    """Install at PMD order: deposit the table and map the folio by the PMD."""
     with pmd_lock(pmd):
         guard_pmd_none(kernel, pmd)
         pgtable_trans_huge_deposit(pmd, pmd_pgtable(orig_pmd))
@@ -66,7 +66,7 @@ def install_ptes(
     vma: Vma,
     start_addr: Address,
 ) -> None:
-    """Below PMD order: the old table comes back with the new folio in it, in the profile's order."""
+    """Install below PMD order: the old table comes back with the new folio in it."""
     with pmd_lock(pmd):
         guard_pmd_none(kernel, pmd)
         if kernel.profile.install is Install.PTES_THEN_PMD:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lock the source folios of a window and take them off the LRU. Kernel: mm/khugepaged.c."""
+"""The source folios of a window are locked and taken off the LRU. Kernel: mm/khugepaged.c."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def vm_normal_page(mem: MemMap, pte: Pte) -> Pfn | None:
 
 
 def refuses_lazyfree(kernel: Kernel, cc: CollapseControl, vma: Vma, folio: Folio, pte: Pte) -> bool:
-    """A clean page that MADV_FREE gave up, and khugepaged must keep freeable."""
+    """Whether a clean page was given up by MADV_FREE, and khugepaged must keep it freeable."""
     return (
         cc.is_khugepaged
         and not vma.vm_flags & VM_DROPPABLE
@@ -60,7 +60,7 @@ def refuses_lazyfree(kernel: Kernel, cc: CollapseControl, vma: Vma, folio: Folio
 
 
 def folio_pte_referenced(mem: MemMap, folio: Folio, vma: Vma, address: Address, pte: Pte) -> bool:
-    """Kernel: mm/khugepaged.c, folio_pte_referenced()."""
+    """Whether the page was used, as khugepaged counts it. Kernel: folio_pte_referenced()."""
     if mem.test(folio, PG_YOUNG | PG_REFERENCED) or pte_young(pte):
         return True
     return bool(vma.vm_mm.notifiers) and mmu_notifier_test_young(vma.vm_mm, address)
@@ -92,7 +92,7 @@ def release_pte_pages(pte: PteMap, nr: int, compound_pagelist: list[Folio]) -> N
 
 
 class Isolation:
-    """What __collapse_huge_page_isolate() has counted and taken so far: of the first `done` PTEs."""
+    """What __collapse_huge_page_isolate() has counted and taken: of the first `done` PTEs."""
 
     __slots__ = (
         "address", "cc", "compound_pagelist", "done", "folio", "kernel", "max_ptes_none",
@@ -151,7 +151,7 @@ class Isolation:
             raise exceeded(self.kernel, self.order, ScanResult.EXCEED_SHARED_PTE)
 
     def lock_and_isolate(self, folio: Folio) -> None:
-        """Lock the folio, see that nobody else refers to it, take it off the LRU."""
+        """Lock the folio, see that nothing else refers to it, take it off the LRU."""
         mem = self.mem
         if not mem.folio_trylock(folio):
             raise Refused(ScanResult.PAGE_LOCK)
@@ -181,7 +181,7 @@ class Isolation:
 
 
 def isolate_ptes(isolation: Isolation, pte: PteMap) -> None:
-    """Every entry of the window in turn. Refused: as __collapse_huge_page_isolate()."""
+    """Look at every entry of the window in turn. Refused: as __collapse_huge_page_isolate()."""
     page_shift = isolation.kernel.geometry.page_shift
     for i in range(1 << isolation.order):
         pteval = pte.get(i)
@@ -195,7 +195,7 @@ def isolate_ptes(isolation: Isolation, pte: PteMap) -> None:
 def __collapse_huge_page_isolate(
     vma: Vma, start_addr: Address, pte: PteMap, cc: CollapseControl, order: Order
 ) -> list[Folio]:
-    """Lock and isolate every folio of the window; the large ones are returned, in order met.
+    """Lock and isolate every folio of the window; returns the large ones in order met.
 
     Caller holds the PTE lock, mmap_lock for writing and anon_vma for writing; the PMD is clear.
     A refusal has put everything back.

@@ -15,7 +15,7 @@ from mthp.words.units import Order
 def collapse_max_ptes_none(
     kernel: Kernel, cc: CollapseControl, vma: Vma | None, order: Order
 ) -> int | None:
-    """Empty or zero-page PTEs allowed; None: a collapse to this order is refused whatever it holds.
+    """How many holes are allowed; None: a collapse to this order is refused whatever it holds.
 
     vma: looked at for userfaultfd, or None where the caller holds no VMA.
     Kernel: mm/khugepaged.c, collapse_max_ptes_none().
@@ -42,14 +42,14 @@ def collapse_max_ptes_none(
 
 
 def collapse_max_ptes_shared(kernel: Kernel, cc: CollapseControl, order: Order) -> int:
-    """PTEs of pages that several processes map. Kernel: collapse_max_ptes_shared()."""
+    """How many PTEs of shared pages are allowed. Kernel: collapse_max_ptes_shared()."""
     if not cc.is_khugepaged:
         return kernel.geometry.ptrs_per_pte
     return kernel.settings.max_ptes_shared if order == kernel.geometry.pmd_order else 0
 
 
 def collapse_max_ptes_swap(kernel: Kernel, cc: CollapseControl, order: Order) -> int:
-    """Entries that are neither none nor present. Kernel: collapse_max_ptes_swap()."""
+    """How many swapped entries are allowed. Kernel: collapse_max_ptes_swap()."""
     if not cc.is_khugepaged:
         return kernel.geometry.ptrs_per_pte
     return kernel.settings.max_ptes_swap if order == kernel.geometry.pmd_order else 0
@@ -63,13 +63,13 @@ _EXCEEDED: Final = {
 
 
 def exceeded(kernel: Kernel, order: Order, result: ScanResult) -> Refused:
-    """Count that the budget of which result speaks is spent; the refusal."""
+    """Count that the budget that belongs to result is spent, and make the refusal."""
     count_collapse_event(kernel, order, *_EXCEEDED[result])
     return Refused(result)
 
 
 def count_collapse_event(kernel: Kernel, order: Order, vm_event: str, mthp_stat: str) -> None:
-    """Count per order, and in vmstat at PMD order. Kernel: count_collapse_event()."""
+    """Count an event by its order, and in vmstat at PMD order. Kernel: count_collapse_event()."""
     if order == kernel.geometry.pmd_order:
         kernel.vmstat.count_vm_event(vm_event)
     kernel.vmstat.count_mthp_stat(order, mthp_stat)

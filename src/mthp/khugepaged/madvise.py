@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""madvise(MADV_COLLAPSE). Kernel: mm/khugepaged.c, madvise_collapse()."""
+"""MADV_COLLAPSE: a process has a range collapsed. Kernel: mm/khugepaged.c, madvise_collapse()."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _ERRNO: Final = {
 
 
 def madvise_collapse_errno(result: ScanResult) -> int:
-    """A negative errno. Kernel: mm/khugepaged.c, madvise_collapse_errno()."""
+    """What madvise() returns for a result. Kernel: mm/khugepaged.c, madvise_collapse_errno()."""
     return -_ERRNO.get(result, errno.EINVAL)
 
 
@@ -81,7 +81,7 @@ def madvise_collapse(vma: Vma, start: Address, end: Address) -> int:
 
 
 def _collapse_ranges(mm: Mm, vma: Vma, hstart: Address, hend: Address, mmap_lock: Hold) -> int:
-    """The loop of madvise_collapse(); mmap_lock is held on entry."""
+    """Do the loop of madvise_collapse(); mmap_lock is held on entry."""
     cc = CollapseControl(Caller.MADVISE)
     last_fail = ScanResult.FAIL
     thps = 0

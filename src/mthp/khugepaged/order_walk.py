@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Choose windows and orders within one table. Kernel: mm/khugepaged.c, mthp_collapse()."""
+"""Windows and orders are chosen within one table. Kernel: mm/khugepaged.c, mthp_collapse()."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ no number would do."""
 def windows(
     kernel: Kernel, cc: CollapseControl, seen: OrderWalk, passed_over: PassedOver | None = None
 ) -> Walk:
-    """The windows of enabled orders that hold enough pages, the largest first from each place.
+    """Yield windows of enabled orders that hold enough pages, the largest first from each place.
 
     Kernel: mm/khugepaged.c, mthp_collapse().
     """
@@ -86,7 +86,7 @@ def windows(
 
 
 def windows_of_policy(policy: OrderPolicy, seen: OrderWalk, geometry: Geometry) -> Walk:
-    """The windows that a policy of the user's own chooses, all of them to be attempted.
+    """Yield the windows that a policy of the user's own chooses; all of them are attempted.
 
     ValueError: no windows at all, or one that is not aligned to its size, not within the table, or
     below the smallest or above the largest order a folio can have; or windows without end.
@@ -121,7 +121,7 @@ def windows_of_policy(policy: OrderPolicy, seen: OrderWalk, geometry: Geometry) 
 
 
 def next_window(walk: Walk, result: ScanResult | None) -> tuple[int, Order] | None:
-    """The window after one that had this result, None for the first; None at the end of the table."""
+    """The window after one that had this result (None: the first); None at the end of it."""
     try:
         return walk.send(result)
     except StopIteration:

@@ -23,7 +23,7 @@ from mthp.words.units import Address, Order
 
 
 class Expect(Enum):
-    """Whether the VMA must be anonymous memory with an anon_vma."""
+    """What must be found: whether the VMA must be anonymous memory with an anon_vma."""
 
     ANON = "anonymous"
     ANY = "anything"
@@ -32,7 +32,7 @@ class Expect(Enum):
 def hugepage_vma_revalidate(
     mm: Mm, address: Address, expect: Expect, cc: CollapseControl, order: Order
 ) -> Vma:
-    """The VMA that now stands at the PMD range of address. Caller holds mmap_lock.
+    """Find the VMA that now stands at the PMD range of address. Caller holds mmap_lock.
 
     Refused: ANY_PROCESS, VMA_NULL, ADDRESS_RANGE (the VMA must span the whole PMD at any order),
     VMA_CHECK, PAGE_ANON. Kernel: mm/khugepaged.c, hugepage_vma_revalidate().
@@ -74,7 +74,7 @@ def check_pmd_state(pmd: PmdPtr) -> None:
 
 
 def find_pmd_or_thp_or_none(mm: Mm, address: Address) -> PmdPtr:
-    """The PMD slot of address, which points to a table. Refused as check_pmd_state().
+    """Find the PMD slot of address, which must point to a table. Refused as check_pmd_state().
 
     Kernel: mm/khugepaged.c, find_pmd_or_thp_or_none().
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Look at one table: is it worth a collapse, and which PTEs hold pages. Kernel: mm/khugepaged.c."""
+"""One table is looked at: is it worth a collapse, what does it hold? Kernel: mm/khugepaged.c."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ class Scan:
         self.failed_pfn = NO_PFN
 
     def exceeded(self, result: ScanResult) -> Refused:
-        """A budget is spent; in the scan this is booked to the PMD order."""
+        """Refuse since a budget is spent; in the scan this is booked to the PMD order."""
         return exceeded(self.kernel, self.kernel.geometry.pmd_order, result)
 
     def take_none(self) -> None:
-        """An empty or zero-page PTE."""
+        """Count an empty or zero-page PTE."""
         self.none_or_zero += 1
         if self.max_ptes_none is not None and self.none_or_zero > self.max_ptes_none:
             raise self.exceeded(ScanResult.EXCEED_NONE_PTE)
 
     def take_unmapped(self, pteval: Pte) -> None:
-        """An entry that is neither none nor present: swap, migration, guard, poison."""
+        """Count an entry that is neither none nor present: swap, migration, guard, poison."""
         self.unmapped += 1
         if self.unmapped > self.max_ptes_swap:
             raise self.exceeded(ScanResult.EXCEED_SWAP_PTE)
@@ -66,7 +66,7 @@ class Scan:
             raise Refused(ScanResult.PTE_UFFD)
 
     def take_page(self, i: int, pteval: Pte) -> None:
-        """A present PTE: the kernel's checks in the kernel's order."""
+        """Check a present PTE: the kernel's checks in the kernel's order."""
         if pte_uffd(pteval):
             raise Refused(ScanResult.PTE_UFFD)
         mem = self.kernel.mem
@@ -104,7 +104,7 @@ class Scan:
         return Refused(result)
 
     def check_referenced(self) -> None:
-        """khugepaged wants a page in use; half the table where it would swap in."""
+        """See that khugepaged finds a page in use; half the table where it would swap in."""
         if not self.cc.is_khugepaged:
             return
         half = self.kernel.geometry.ptrs_per_pte // 2
@@ -123,7 +123,7 @@ def collapse_scan_abort(kernel: Kernel, nid: int, cc: CollapseControl) -> bool:
 
 
 def scan_ptes(scan: Scan, pte: PteMap) -> None:
-    """Every entry in turn. Refused: as collapse_scan_pmd()."""
+    """Look at every entry in turn. Refused: as collapse_scan_pmd()."""
     count = scan.kernel.profile.progress is ScanCost.PER_PTE
     for i in range(scan.kernel.geometry.ptrs_per_pte):
         pteval = pte.get(i)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bring missing pages in before a collapse. Kernel: mm/khugepaged.c."""
+"""Missing pages are brought in before a collapse. Kernel: mm/khugepaged.c."""
 
 from __future__ import annotations
 

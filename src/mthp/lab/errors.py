@@ -12,7 +12,8 @@ BAD_INPUT = 2
 
 
 class LabError(Exception):
-    """One line for the user; code is the exit code (FAILED, HOST_LACKS or BAD_INPUT)."""
+    """A failure, as one line for the user; code is the exit code (FAILED, HOST_LACKS or
+    BAD_INPUT)."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)

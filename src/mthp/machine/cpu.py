@@ -23,21 +23,21 @@ class TlbEntry(NamedTuple):
 
 
 class Busy(Cell):
-    """True while the CPU is in the middle of something that an IPI to it waits for."""
+    """Whether the CPU is in the middle of something that an IPI to it waits for."""
 
     __slots__ = ()
 
     def may_take(self, index: int) -> bool:
-        """An IPI (1) must wait; the CPU itself (0) never does. Not a step."""
+        """Whether an IPI (1) may go ahead; the CPU itself (0) always may. Not a step."""
         return not (index and self.value)
 
     def enter(self) -> None:
-        """IPIs wait from here on."""
+        """Let IPIs wait from here on."""
         self.machine.step(Access.ACQUIRE, self, 0)
         self.value = True
 
     def leave(self) -> None:
-        """IPIs need not wait any more."""
+        """Let IPIs through again."""
         self.machine.step(Access.RELEASE, self, 0)
         self.value = False
 
@@ -49,11 +49,12 @@ class Busy(Cell):
 
 
 class Cpu:
-    """One CPU. tlb and the two folio batches are Cells that hold tuples.
+    """One CPU: what it caches, what it has queued, and what an IPI to it waits for.
 
-    irqs_off: a lockless walker (GUP-fast) is inside; the sync IPI waits for it. instruction: a load
-    or store of user space is under way; a flush waits for it. tlb and walk_cache change within an
-    instruction, or by a flush between two. walk_cache: (mm, PMD index, table number) links.
+    tlb and the two folio batches are Cells that hold tuples. irqs_off: a lockless walker (GUP-fast)
+    is inside; the sync IPI waits for it. instruction: a load or store of user space is under way; a
+    flush waits for it. tlb and walk_cache change within an instruction, or by a flush between two.
+    walk_cache: (mm, PMD index, table number) links.
     """
 
     __slots__ = ("instruction", "irqs_off", "lru_add", "mlock", "number", "tlb", "walk_cache")
@@ -68,20 +69,19 @@ class Cpu:
         self.walk_cache: tuple[tuple[int, int, int], ...] = ()
 
     def local_irq_save(self) -> None:
-        """Kernel: include/linux/irqflags.h, local_irq_save()."""
+        """Begin a lockless walk. Kernel: include/linux/irqflags.h, local_irq_save()."""
         self.irqs_off.enter()
 
     def local_irq_restore(self) -> None:
-        """Kernel: include/linux/irqflags.h, local_irq_restore()."""
+        """End a lockless walk. Kernel: include/linux/irqflags.h, local_irq_restore()."""
         self.irqs_off.leave()
 
 
 def flush_tlb_range(
     cpus: tuple[Cpu, ...], mm: int, first_vpn: int, last_vpn: int, this_cpu: int = 0
 ) -> int:
-    """Drop every entry that overlaps [first_vpn, last_vpn), and the links of mm, on every CPU; how
-    many entries were lost. Waits for the instruction another CPU is in.
-    """
+    """Drop every entry that overlaps [first_vpn, last_vpn), and the links of mm, on every CPU.
+    Returns how many entries were lost. Waits for the instruction another CPU is in."""
     lost = 0
     for cpu in cpus:
         if cpu.number != this_cpu:
@@ -101,7 +101,7 @@ def flush_tlb_range(
 
 
 def tlb_remove_table_sync_one(cpus: tuple[Cpu, ...], this_cpu: int) -> int:
-    """Wait until no other CPU walks page tables with interrupts off; the number of IPIs sent.
+    """Wait until no other CPU walks tables with interrupts off; returns how many IPIs were sent.
 
     Kernel: mm/mmu_gather.c, tlb_remove_table_sync_one().
     """

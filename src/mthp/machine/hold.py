@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tokens of held locks.
+"""Tokens that stand for held locks.
 
 A token is a context manager: leaving the block releases what is still held, so no exit can forget
 an unlock, and `token.release()` says where the kernel unlocks sooner.
@@ -36,7 +36,7 @@ READ, WRITE = Mode.READ, Mode.WRITE
 
 
 class Holdable(Protocol):
-    """What a hold knows of its lock."""
+    """What a hold needs to know of its lock."""
 
     rank: Rank
 

@@ -66,7 +66,7 @@ class Lock:
         return hold
 
     def may_take(self, index: int) -> bool:
-        """Whether it is free for writing (index 1) or for reading (0). Not a step."""
+        """Whether the lock is free for writing (index 1) or for reading (0). Not a step."""
         value: int = self.word.value
         return value == 0 if index else value >= 0
 
@@ -133,7 +133,7 @@ class SpinLock(Lock):
     __slots__ = ()
 
     def lock(self) -> Hold:
-        """Kernel: spin_lock()."""
+        """Wait, then hold it. Kernel: spin_lock()."""
         return self._take(WRITE)
 
     def trylock(self) -> Hold | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Shared words. A Cell is one word that several tasks may reach; every access to it is one step.
+"""Shared words: a Cell is one word that several tasks may reach; every access to it is one step.
 
 Cells of a kind stand in a row (`Words`): the PTEs of one table, the refcounts of all frames. A Cell
 is then (row, index), its value an int: immutable, hashable, and free of objects however large the
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 
 class Words(Generic[Word]):
-    """A row of Cells. typecode: as in `array`; size: how many words there are; owner: whose.
+    """A row of Cells. typecode: as in `array`; size: how many words there are; owner: whose they
+    are.
 
     Word: what reading gives (Pte, Folio, or int), which costs nothing. lane: how stores
     to it behave where CPUs have store buffers.
@@ -77,14 +78,13 @@ class Words(Generic[Word]):
         more = bytes(self.raw.itemsize * missing)
         try:
             self.raw.frombytes(more)
-        except BufferError:  # somebody still looks at a view: leave the old row to them
+        except BufferError:  # a view is still looked at: leave the old row to it
             self.raw = cast("Row[Word]", array(self.raw.typecode, self.raw.tobytes() + more))
 
     def view(self) -> NDArray[Any]:
-        """The row as an array over the same memory. Not a step, so only for code that runs where
-        nobody watches steps; who looks where somebody does has a copy. Do not keep it: it ends when
-        the row grows.
-        """
+        """The row as an array over the same memory. Not a step, so only for code that runs where no
+        scheduler watches steps; elsewhere look at a copy. Do not keep it: it ends when the row
+        grows."""
         if self._view is None:
             if self.machine.on_step is not None:
                 return np.array(self.raw[:], _VIEWED_AS[self.raw.typecode])
@@ -92,7 +92,7 @@ class Words(Generic[Word]):
         return self._view
 
     def read(self, index: int) -> Word:
-        """Kernel: READ_ONCE()."""
+        """Read a word. Kernel: READ_ONCE()."""
         hook = self.machine.on_step
         if hook is not None:
             hook(READ, self, index, ALL_BITS)
@@ -101,7 +101,7 @@ class Words(Generic[Word]):
         return self.raw[index]
 
     def write(self, index: int, value: int) -> None:
-        """Kernel: WRITE_ONCE()."""
+        """Write a word. Kernel: WRITE_ONCE()."""
         hook = self.machine.on_step
         if hook is not None:
             if self.lane is not None and self._stored_late(index, value):
@@ -130,13 +130,13 @@ class Words(Generic[Word]):
         return int(np.count_nonzero(self.view()[index : index + nr] & mask))
 
     def _forwarded(self, index: int) -> Word:
-        """What the running task reads: its own late store, or what everybody sees."""
+        """What the running task reads: its own late store, or what all tasks see."""
         buffer = self.machine.current.buffer
         late = buffer.forwarded(self, index) if buffer is not None else None
         return self.raw[index] if late is None else cast("Word", late)
 
     def _stored_late(self, index: int, value: int) -> bool:
-        """Whether the running task's store buffer took a store."""
+        """Whether the running task's store buffer took the store."""
         buffer = self.machine.current.buffer
         if buffer is None:
             return False
@@ -146,7 +146,7 @@ class Words(Generic[Word]):
         return False
 
     def _announce(self, hook: OnStep, access: Access, index: int, bits: int) -> None:
-        """The step of an atomic that returns a value: a full barrier, but in the weakest model."""
+        """Step for an atomic that returns a value: a full barrier, but in the weakest model."""
         if self.lane is not None and self.lane is not Lane.CONTENTS:
             buffer = self.machine.current.buffer
             if buffer is not None:
@@ -154,7 +154,7 @@ class Words(Generic[Word]):
         hook(access, self, index, bits)
 
     def add(self, index: int, amount: int) -> int:
-        """Add atomically; the new value. Kernel: atomic_add_return()."""
+        """Add atomically, and return the new value. Kernel: atomic_add_return()."""
         hook = self.machine.on_step
         if hook is not None:
             self._announce(hook, RMW, index, ALL_BITS)
@@ -163,7 +163,7 @@ class Words(Generic[Word]):
         return value
 
     def add_each(self, index: int, nr: int, amount: int) -> int:
-        """Add to nr words atomically, one after the other; how many of them are 0 then."""
+        """Add to nr words atomically, one after the other; returns how many are 0 then."""
         if self.machine.on_step is not None or nr == 1:
             return sum(self.add(at, amount) == 0 for at in range(index, index + nr))
         words = self.view()[index : index + nr]
@@ -171,7 +171,7 @@ class Words(Generic[Word]):
         return nr - int(np.count_nonzero(words))
 
     def take(self, index: int, amount: int) -> bool:
-        """Count `amount` users more, atomically; whether there was one. Kernel: refcount_inc()."""
+        """Count more users, atomically; returns whether there was one. Kernel: refcount_inc()."""
         hook = self.machine.on_step
         if hook is not None:
             buffer = self.machine.current.buffer if self.lane is not None else None
@@ -183,7 +183,7 @@ class Words(Generic[Word]):
         return before > 0
 
     def add_unless_zero(self, index: int, amount: int) -> bool:
-        """Add atomically, unless the word is 0; whether it was not. Kernel: folio_ref_try_add()."""
+        """Add unless the word is 0; returns whether it was not. Kernel: folio_ref_try_add()."""
         hook = self.machine.on_step
         if hook is not None:
             self._announce(hook, TAKE, index, ALL_BITS)
@@ -193,7 +193,7 @@ class Words(Generic[Word]):
         return True
 
     def replace(self, index: int, expected: int, value: int) -> bool:
-        """Write atomically if the word is `expected`; whether it was. Kernel: try_cmpxchg()."""
+        """Write if the word is `expected`; returns whether it was. Kernel: try_cmpxchg()."""
         hook = self.machine.on_step
         if hook is not None:
             self._announce(hook, RMW, index, ALL_BITS)
@@ -203,7 +203,7 @@ class Words(Generic[Word]):
         return True
 
     def swap(self, index: int, value: int) -> Word:
-        """Write atomically; the old value. Kernel: xchg()."""
+        """Write atomically, and return the old value. Kernel: xchg()."""
         hook = self.machine.on_step
         if hook is not None:
             self._announce(hook, RMW, index, ALL_BITS)
@@ -212,7 +212,7 @@ class Words(Generic[Word]):
         return old
 
     def test_bits(self, index: int, mask: int) -> int:
-        """Those bits of a word; the step is about them alone. Kernel: test_bit()."""
+        """Return those bits of a word. The step is about them alone. Kernel: test_bit()."""
         hook = self.machine.on_step
         if hook is not None:
             hook(READ, self, index, mask)
@@ -221,8 +221,9 @@ class Words(Generic[Word]):
         return self.raw[index] & mask
 
     def set_bits(self, index: int, mask: int) -> int:
-        """Set bits atomically; what they were. The step is about them alone: nobody learns of the
-        others. Kernel: test_and_set_bit().
+        """Set bits atomically, and return what they were. The step is about them alone.
+
+        Kernel: test_and_set_bit().
         """
         hook = self.machine.on_step
         if hook is not None:
@@ -232,7 +233,7 @@ class Words(Generic[Word]):
         return old & mask
 
     def clear_bits(self, index: int, mask: int) -> int:
-        """Clear bits atomically; what they were, and nobody learns of the others.
+        """Clear bits atomically, and return what they were. The step is about them alone.
 
         Kernel: test_and_clear_bit().
         """
@@ -268,13 +269,13 @@ class Cell:
         return f"Cell({self.name!r}, {self.value!r})"
 
     def read(self) -> Any:
-        """One step; the value is immutable."""
+        """Read the value, which is immutable: one step."""
         if self.machine.on_step is not None:
             self.machine.on_step(READ, self, 0, ALL_BITS)
         return self.value
 
     def write(self, value: Any) -> None:
-        """One step."""
+        """Write the value: one step."""
         if self.machine.on_step is not None:
             self.machine.on_step(WRITE, self, 0, ALL_BITS)
         self.value = value

@@ -12,9 +12,9 @@ class Access(Enum):
     """What a step does to the word it names.
 
     ACQUIRE, TRY, RELEASE: of a lock; the index is 1 for writing, 0 for reading. ACQUIRE waits, TRY
-    does not. IPI: wait until nobody holds the word, and go on without holding it. WAIT: the same for
-    one word of a row; the index is the word's. Of each of these, word.may_take(index) tells whether
-    it could go ahead now. TAKE: count one user more; whoever does so learns at most whether there
+    does not. IPI: wait until no task holds the word, and go on without holding it. WAIT: the same
+    for one word of a row; the index is the word's. Of each of these, word.may_take(index) tells
+    whether it could go ahead now. TAKE: count one user more; the task learns at most whether there
     was one.
     """
 
@@ -44,4 +44,4 @@ class Stepping(Protocol):
     """Where steps are taken: a machine."""
 
     def step(self, access: Access, word: object, index: int = 0) -> None:
-        """A schedule point before an act."""
+        """Let other tasks come before an act."""

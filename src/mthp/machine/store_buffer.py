@@ -31,7 +31,7 @@ class Model(Enum):
 
 
 class Lane(Enum):
-    """How a row of words is stored to."""
+    """How stores to a row of words reach the other tasks."""
 
     CONTENTS = "late"
     TABLES = "maps contents"
@@ -42,7 +42,7 @@ class Row(Protocol):
     """A row of words that is stored to late."""
 
     def write(self, index: int, value: int) -> None:
-        """Store to one of its words, at once if it cannot be late."""
+        """Store to one of its words, at once if the store cannot be late."""
 
 
 class Completion:
@@ -60,12 +60,12 @@ class Completion:
         return self.happened
 
     def happen(self) -> None:
-        """One step: whoever waits may go on."""
+        """Let whatever waits go on: one step."""
         self.machine.step(Access.RELEASE, self, 1)
         self.happened = True
 
     def wait(self) -> None:
-        """One step, once it has happened."""
+        """Wait until it has happened: one step."""
         self.machine.step(Access.WAIT, self, 0)
 
 
@@ -81,14 +81,14 @@ class Slot:
         self.index = self.value = 0
 
     def drain(self) -> None:
-        """What the slot's task does: let the store out, some time after it was made."""
+        """Do what the slot's task does: let the store out, some time after it was made."""
         self.filled.wait()
         self.row.write(self.index, self.value)
         self.seen.happen()
 
 
 class StoreBuffer:
-    """One CPU's. released: a lock was given back since the last store."""
+    """The store buffer of one CPU. released: a lock was given back since the last store."""
 
     __slots__ = ("free", "model", "released", "waiting")
 
@@ -117,31 +117,31 @@ class StoreBuffer:
         return None
 
     def wait_until_seen(self) -> None:
-        """A barrier: nothing further is stored until everybody sees what was."""
+        """Do what a barrier does: store nothing further until all tasks see what was stored."""
         while self.waiting:
             self.waiting[0].seen.wait()
             del self.waiting[0]
 
     def before_table_store(self) -> None:
-        """A store that maps something is about to be made."""
+        """Prepare for a store that maps something."""
         if self.model is Model.TSO:
             self.wait_until_seen()
 
     def before_atomic(self) -> None:
-        """An atomic that returns a value is about to be done: a full barrier, says the LKMM."""
+        """Prepare for an atomic that returns a value: a full barrier, says the LKMM."""
         if self.model is not Model.WEAK:
             self.wait_until_seen()
 
     def before_silent_atomic(self) -> None:
-        """An atomic that returns nothing is about to be done: it orders on x86 alone."""
+        """Prepare for an atomic that returns nothing: it orders on x86 alone."""
         if self.model is Model.TSO:
             self.wait_until_seen()
 
     def after_release(self) -> None:
-        """A lock was given back."""
+        """Take note that a lock was given back."""
         self.released = True
 
     def after_acquire(self) -> None:
-        """A lock was taken."""
+        """Take note that a lock was taken."""
         if self.model is Model.LKMM and self.released:
             self.wait_until_seen()

@@ -17,7 +17,7 @@ from mthp.words.results import KernelBug, Rule
 
 
 class Task:
-    """A thread of control: khugepaged, or whoever calls madvise(). Owns what it holds.
+    """A thread of control: khugepaged, say, or a process in madvise(). It owns what it holds.
 
     cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
     background: it works for others and need not end.
@@ -45,7 +45,8 @@ NO_TWINS: Final[Twins] = {}
 
 
 class Machine:
-    """One machine. on_step: the scheduler's schedule point; on_block: called when a lock is taken.
+    """What tasks run on. on_step: the scheduler's schedule point; on_block: called when a lock is
+    taken.
 
     debug: check lock order and contracts at every acquire, not only at function entry.
     abandoned: this execution was thrown away; releasing locks then does nothing.
@@ -63,21 +64,20 @@ class Machine:
         self.current = Task("khugepaged")
 
     def path(self, clear: Callable[P, R]) -> Callable[P, R]:
-        """The path to take through a function: its fast twin where it has one and nobody watches
-        steps, else the function itself.
-        """
+        """The path to take through a function: its fast twin where it has one and no scheduler
+        watches steps, else the function itself."""
         if self.on_step is not None:
             return clear
         twin: Callable[P, R] = self.twins.get(clear, clear)
         return twin
 
     def step(self, access: Access, word: object, index: int = 0, bits: int = ALL_BITS) -> None:
-        """A schedule point before an act that is not an access to a row of words."""
+        """Let other tasks come before an act that is not an access to a row of words."""
         if self.on_step is not None:
             self.on_step(access, word, index, bits)
 
     def block(self, lock: object) -> None:
-        """The running task waits for `lock`. Without a scheduler nobody can release it: a deadlock."""
+        """Let the running task wait for `lock`. Without a scheduler this is a deadlock."""
         if self.on_block is None:
             raise KernelBug(
                 Rule.LOCKS,
@@ -86,7 +86,7 @@ class Machine:
         self.on_block(lock)
 
     def smp_wmb(self) -> None:
-        """Stores before it are seen before stores after it.
+        """Have stores before it seen before stores after it.
 
         Kernel: include/asm-generic/barrier.h, smp_wmb().
         """

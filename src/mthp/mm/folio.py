@@ -47,7 +47,7 @@ def folio_putback_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
 
 
 def folio_add_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
-    """Queue a folio for the LRU in this CPU's batch; a full batch or a large folio flushes it.
+    """Queue a folio for the LRU in this CPU's batch; a full batch or a large folio empties it.
 
     Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move().
     """
@@ -59,7 +59,7 @@ def folio_add_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
 
 
 def folio_add_lru_vma(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
-    """Kernel: mm/folio.c, folio_add_lru_vma()."""
+    """Queue a new folio for the LRU, or for mlock. Kernel: mm/folio.c, folio_add_lru_vma()."""
     if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
         mem.set(folio, PG_MLOCKED)
         _mlock_batch_add(mem, cpu, folio, Mlock.NEW)
@@ -104,7 +104,7 @@ def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: Folio, what: Mlock) -> None:
 
 
 def mlock_folio_batch(mem: MemMap, cpu: Cpu) -> None:
-    """Kernel: mm/mlock.c, mlock_folio_batch()."""
+    """Do what this CPU's mlock batch waits for. Kernel: mm/mlock.c, mlock_folio_batch()."""
     batch = cpu.mlock.read()
     cpu.mlock.write(())
     for folio, what in batch:
@@ -121,7 +121,7 @@ def mlock_folio_batch(mem: MemMap, cpu: Cpu) -> None:
 
 
 def _mlock_folio(mem: MemMap, folio: Folio) -> None:
-    """Kernel: mm/mlock.c, __mlock_folio()."""
+    """Make a folio unevictable if it is mlocked. Kernel: mm/mlock.c, __mlock_folio()."""
     if not mem.clear(folio, PG_LRU):
         return
     if not mem.test(folio, PG_MLOCKED):
@@ -132,7 +132,7 @@ def _mlock_folio(mem: MemMap, folio: Folio) -> None:
 
 
 def _munlock_folio(mem: MemMap, folio: Folio) -> None:
-    """Kernel: mm/mlock.c, __munlock_folio().
+    """Make a folio evictable again. Kernel: mm/mlock.c, __munlock_folio().
 
     Divergence: locks are not counted. A collapse munlocks what it has isolated, and then the kernel
     does not look at its count either.
@@ -145,14 +145,14 @@ def _munlock_folio(mem: MemMap, folio: Folio) -> None:
 
 
 def mlock_vma_folio(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
-    """One that a locked VMA maps whole. Kernel: mm/internal.h, mlock_vma_folio()."""
+    """Mlock a folio that a locked VMA maps whole. Kernel: mm/internal.h, mlock_vma_folio()."""
     if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
         mem.set(folio, PG_MLOCKED)
         _mlock_batch_add(mem, cpu, folio, Mlock.LOCK)
 
 
 def munlock_vma_folio(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
-    """Any unmapping from a locked VMA munlocks. Kernel: mm/internal.h, munlock_vma_folio()."""
+    """Munlock what a locked VMA no longer maps. Kernel: mm/internal.h, munlock_vma_folio()."""
     if vma.vm_flags & VM_LOCKED:
         _mlock_batch_add(mem, cpu, folio, Mlock.UNLOCK)
 

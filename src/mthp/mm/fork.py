@@ -24,7 +24,7 @@ from mthp.mm.vma import free_pgtables, unlink
 from mthp.words.units import Address, Folio
 
 Enter = Callable[[Mm], None]
-"""khugepaged_fork(): the daemon's own, given by whoever knows it."""
+"""The type of khugepaged_fork(), which the daemon gives."""
 
 
 def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
@@ -47,7 +47,7 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
 
 
 def copy_page_range(copy: Vma, vma: Vma) -> None:
-    """What the mapping's tables hold. Kernel: mm/memory.c, copy_page_range(), copy_pmd_range()."""
+    """Copy a mapping's tables. Kernel: mm/memory.c, copy_page_range(), copy_pmd_range()."""
     geometry = vma.vm_mm.geometry
     for start in range(geometry.pmd_addr(vma.vm_start), vma.vm_end, geometry.pmd_size):
         source = mm_find_pmd(vma.vm_mm, start)
@@ -62,10 +62,10 @@ def copy_page_range(copy: Vma, vma: Vma) -> None:
 
 
 def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: Address) -> None:
-    """Share every page, read-only on both sides; start: of the table.
+    """Share every page of the table at start, read-only on both sides.
 
-    Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c, copy_pte_range(),
-    copy_present_ptes().
+    Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c,
+    copy_pte_range(), copy_present_ptes().
     """
     mem = vma.vm_mm.kernel.mem
     child = copy.vm_mm
@@ -98,7 +98,7 @@ def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: A
 
 
 def dup_mmap_failing(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) -> None:
-    """A copy that runs out of memory after the first mapping was taken over.
+    """Copy mappings until memory runs out, after the first one.
 
     The rest of the child's tree are placeholders, and the child is registered with khugepaged only
     if there are none. Kernel: mm/mmap.c, dup_mmap(), the XA_ZERO_ENTRY path; kernel/fork.c.
@@ -112,25 +112,25 @@ def dup_mmap_failing(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) ->
 
 
 def register_if_complete(child: Mm, khugepaged_fork: Enter, *, complete: bool) -> None:
-    """khugepaged may know the child only when nothing can fail any more."""
+    """Register the child, which is only done when nothing can fail any more."""
     if complete:
         khugepaged_fork(child)
 
 
 def mmput(mm: Mm) -> None:
-    """The last user leaves. Kernel: kernel/fork.c, mmput()."""
+    """Let the last user leave. Kernel: kernel/fork.c, mmput()."""
     mm.mm_users.write(0)
 
 
 def exit_mm(mm: Mm, khugepaged_exit: Enter) -> None:
-    """The process ends: its slot goes first, and waits for the daemon. Kernel: __mmput()."""
+    """End a process: its slot goes first, and waits for the daemon. Kernel: __mmput()."""
     mmput(mm)
     khugepaged_exit(mm)
     exit_mmap(mm)
 
 
 def exit_mmap(mm: Mm) -> None:
-    """Everything is unmapped, then tables and VMAs are given back. Kernel: mm/mmap.c, exit_mmap()."""
+    """Unmap everything, then give back tables and VMAs. Kernel: mm/mmap.c, exit_mmap()."""
     kernel = mm.kernel
     size = mm.geometry.pmd_size
     vmas = tuple(mm.vmas)

@@ -28,7 +28,7 @@ PIN: Final = 1024
 
 
 def try_grab_folio_fast(kernel: Kernel, page: Pfn, refs: int = GET) -> Folio | None:
-    """References on the page's folio, unless it is being freed.
+    """Take references on the page's folio, unless it is being freed.
 
     Divergence: large folios are pinned by their reference count too, not by one of their own.
     Kernel: mm/gup.c, try_grab_folio_fast(), try_get_folio().
@@ -44,14 +44,14 @@ def try_grab_folio_fast(kernel: Kernel, page: Pfn, refs: int = GET) -> Folio | N
 
 
 def folio_maybe_dma_pinned(kernel: Kernel, folio: Folio) -> bool:
-    """Kernel: include/linux/mm.h, folio_maybe_dma_pinned()."""
+    """Whether the folio may be pinned. Kernel: include/linux/mm.h, folio_maybe_dma_pinned()."""
     return kernel.mem.folio_ref_count(folio) >= PIN
 
 
 def gup_fast_pte_range(
     kernel: Kernel, pmdval: Pmd, pmd: PmdPtr, address: Address, refs: int
 ) -> Pfn | None:
-    """The page behind a writable PTE, with references; None where the slow path must be taken.
+    """Take references on the page behind a writable PTE; None where the slow path must be taken.
 
     After the reference is taken, the PMD and the PTE must still be what they were.
     Kernel: mm/gup.c, gup_fast_pte_range().
@@ -76,19 +76,19 @@ def gup_fast_pte_range(
 
 
 def pmd_unchanged(pmd: PmdPtr, pmdval: Pmd) -> bool:
-    """The recheck of the PMD after the reference was taken."""
+    """Check the PMD again after the reference was taken."""
     return pmdp_get_lockless(pmd) == pmdval
 
 
 def pte_unchanged(now: Pte, pteval: Pte) -> bool:
-    """The recheck of the PTE after the reference was taken."""
+    """Check the PTE again after the reference was taken."""
     return now == pteval
 
 
 def gup_fast_pmd_leaf(
     kernel: Kernel, pmdval: Pmd, pmd: PmdPtr, address: Address, refs: int
 ) -> Pfn | None:
-    """The page behind a writable huge PMD. Kernel: mm/gup.c, gup_fast_pmd_leaf()."""
+    """Pin the page behind a writable huge PMD. Kernel: mm/gup.c, gup_fast_pmd_leaf()."""
     if pte_protnone(pmdval) or not pte_write(pmdval):
         return None
     folio = try_grab_folio_fast(kernel, pte_pfn(pmdval), refs)
@@ -101,7 +101,7 @@ def gup_fast_pmd_leaf(
 
 
 def gup_fast(mm: Mm, address: Address, refs: int = GET) -> Pfn | None:
-    """Get or pin the page of address for writing, interrupts off while walking; None: not by this path.
+    """Get or pin the page of address for writing, interrupts off meanwhile; None: not by this path.
 
     Kernel: mm/gup.c, gup_fast(), gup_fast_pmd_range().
     """

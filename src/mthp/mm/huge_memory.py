@@ -59,14 +59,14 @@ def flush_pmd_tlb_range(mm: Mm, haddr: Address) -> None:
 
 
 def pmdp_invalidate(mm: Mm, haddr: Address, pmd: PmdPtr) -> Pmd:
-    """Keep the hardware out of a locked huge PMD; what it was. Kernel: mm/pgtable-generic.c."""
+    """Keep the hardware out of a locked huge PMD, and return it. Kernel: mm/pgtable-generic.c."""
     old = pmd.page.pmds.swap(pmd.slot, pmd.page.pmds.read(pmd.slot) | NO_ACCESS)
     flush_pmd_tlb_range(mm, haddr)
     return old
 
 
 def pmdp_huge_clear_flush(mm: Mm, haddr: Address, pmd: PmdPtr) -> Pmd:
-    """Empty a locked huge PMD and flush it; what it was. Kernel: mm/pgtable-generic.c."""
+    """Empty a locked huge PMD, flush, and return it. Kernel: mm/pgtable-generic.c."""
     old = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
     flush_pmd_tlb_range(mm, haddr)
     return old
@@ -85,7 +85,7 @@ def split_huge_pmd(vma: Vma, pmd: PmdPtr, address: Address) -> None:
 
 
 def split_huge_pmd_locked(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
-    """Nothing, if it is no huge PMD any more. Caller holds the pmd lock.
+    """Split a huge PMD, if it still is one. Caller holds the pmd lock.
 
     Kernel: mm/huge_memory.c, split_huge_pmd_locked(), __split_huge_pmd_locked().
     """
@@ -105,7 +105,7 @@ def split_huge_pmd_locked(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
 
 
 def _map_by_ptes(vma: Vma, pmd: PmdPtr, old: Pmd) -> int:
-    """Fill the deposited table from a huge PMD; its number."""
+    """Fill the deposited table from a huge PMD, and return its number."""
     mm = vma.vm_mm
     kernel = mm.kernel
     mem = kernel.mem
@@ -121,7 +121,7 @@ def _map_by_ptes(vma: Vma, pmd: PmdPtr, old: Pmd) -> int:
 
 
 def _migrate_by_ptes(kernel: Kernel, pmd: PmdPtr, old: Pmd) -> int:
-    """Fill the deposited table from a PMD's migration entry; its number."""
+    """Fill the deposited table from a PMD's migration entry, and return its number."""
     first, flags = pte_pfn(old), old & (KEPT | SWP_EXCLUSIVE)
     number = pgtable_trans_huge_withdraw(pmd)
     ptes = kernel.tables[number].ptes
@@ -136,7 +136,7 @@ def _migrate_by_ptes(kernel: Kernel, pmd: PmdPtr, old: Pmd) -> int:
 def do_huge_pmd_fault(
     vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd, *, write: bool
 ) -> bool:
-    """A fault at a huge PMD; whether nothing more is to be done.
+    """Handle a fault at a huge PMD; returns whether nothing more is to be done.
 
     Kernel: mm/memory.c, __handle_mm_fault(); huge_pmd_set_accessed().
     """
@@ -148,7 +148,7 @@ def do_huge_pmd_fault(
 
 
 def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr) -> None:
-    """A fault where there is no table puts a huge page there. Caller holds the VMA or mmap_lock.
+    """Put a huge page where a fault found no table. Caller holds the VMA or mmap_lock.
 
     Kernel: mm/huge_memory.c, __do_huge_pmd_anonymous_page().
     """
@@ -176,7 +176,7 @@ def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr) -> None:
 
 
 def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) -> bool:
-    """A store to a huge page that may not be written: reuse it, or split and copy one page (False).
+    """Let a store to a huge page through: reuse the page, or split it for one to be copied (False).
 
     Kernel: mm/huge_memory.c, do_huge_pmd_wp_page().
     """
@@ -205,7 +205,7 @@ def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) 
 
 
 def _reuse(vma: Vma, pmd: PmdPtr, orig_pmd: Pmd) -> None:
-    """The page is this process's alone: let it be written."""
+    """Let a page be written that is this process's alone."""
     may = WRITE if vma.vm_flags & VM_WRITE else 0
     pmd.page.pmds.write(pmd.slot, orig_pmd | YOUNG | DIRTY | SOFT_DIRTY | may)
 
@@ -252,7 +252,7 @@ def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
 
 
 def folio_add_anon_rmap_pmd(kernel: Kernel, folio: Folio, vma: Vma, *, exclusive: bool) -> None:
-    """One more mapping by a PMD. Caller holds the pmd lock. Kernel: mm/rmap.c."""
+    """Count one more mapping by a PMD. Caller holds the pmd lock. Kernel: mm/rmap.c."""
     mem = kernel.mem
     if mem.entire_mapcount.add(folio, 1) == 1:
         mem.nr_pages_mapped.raw[folio] += ENTIRELY_MAPPED
@@ -268,7 +268,7 @@ def folio_add_anon_rmap_pmd(kernel: Kernel, folio: Folio, vma: Vma, *, exclusive
 
 
 def zap_deposited_table(kernel: Kernel, pmd: PmdPtr) -> None:
-    """The table that waited for a split is not needed any more. Kernel: mm/huge_memory.c."""
+    """Free the table that waited for a split. Kernel: mm/huge_memory.c."""
     pte_free(kernel.tables[pgtable_trans_huge_withdraw(pmd)])
 
 
@@ -276,7 +276,7 @@ def zap_deposited_table(kernel: Kernel, pmd: PmdPtr) -> None:
 
 
 def set_pmd_migration_entry(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
-    """A huge PMD becomes a migration entry. Caller holds the pmd lock and the folio lock.
+    """Make a huge PMD a migration entry. Caller holds the pmd lock and the folio lock.
 
     Kernel: mm/huge_memory.c, set_pmd_migration_entry().
     """
@@ -293,7 +293,7 @@ def set_pmd_migration_entry(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
 
 
 def remove_migration_pmd(vma: Vma, pmd: PmdPtr, entry: Pmd, folio: Folio) -> None:
-    """A PMD's migration entry becomes a mapping of folio. Caller holds the pmd lock.
+    """Make a PMD's migration entry a mapping of folio. Caller holds the pmd lock.
 
     Kernel: mm/huge_memory.c, remove_migration_pmd().
     """

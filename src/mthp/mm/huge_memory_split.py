@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A large folio is split into small ones. Kernel: mm/huge_memory.c.
+"""Large folios are split into small ones. Kernel: mm/huge_memory.c.
 
 Apart from huge_memory.py, since a split migrates what it unmaps, and migration knows huge PMDs.
 """
@@ -17,7 +17,7 @@ from mthp.words.units import Address, Folio, Pfn
 
 
 def split_huge_pages_pid(mm: Mm, address: Address) -> None:
-    """Split what is mapped at address, if it is large and nobody uses it.
+    """Split what is mapped at address, if it is large and not in use.
 
     Kernel: mm/huge_memory.c, split_huge_pages_pid().
     """
@@ -35,7 +35,7 @@ def split_huge_pages_pid(mm: Mm, address: Address) -> None:
 
 
 def deferred_split_scan(kernel: Kernel, folio: Folio) -> None:
-    """The shrinker splits a large folio of its queue: it holds no lock of its process.
+    """Split a large folio of the queue, as the shrinker does: it holds no lock of a process.
 
     Divergence: which folios are queued is not asked.
     Kernel: mm/huge_memory.c, deferred_split_scan(), deferred_split_isolate().
@@ -50,8 +50,8 @@ def deferred_split_scan(kernel: Kernel, folio: Folio) -> None:
 
 
 def split_folio(kernel: Kernel, folio: Folio, lock_at: Pfn) -> bool:
-    """Whether the large folio was split into pages. Caller holds its lock and a reference, and keeps
-    both of its page lock_at.
+    """Split a large folio into pages; returns whether it was. Caller holds its lock and a
+    reference, and keeps both of its page lock_at.
 
     anon_vma is held for writing: collapses below PMD order and other splits wait.
     Divergence: not in the swap cache, and a page of zeroes stays a page of its own.
@@ -80,7 +80,7 @@ def split_folio(kernel: Kernel, folio: Folio, lock_at: Pfn) -> bool:
 
 
 def unmap_folio(kernel: Kernel, folio: Folio) -> None:
-    """Migration entries in the place of every mapping. Caller holds anon_vma for writing.
+    """Put migration entries in the place of every mapping. Caller holds anon_vma for writing.
 
     Divergence: a huge PMD is split first, where the kernel writes the entries as it splits.
     Kernel: mm/huge_memory.c, unmap_folio(); TTU_SPLIT_HUGE_PMD.
@@ -98,9 +98,8 @@ def unmap_folio(kernel: Kernel, folio: Folio) -> None:
 
 
 def _split_unmapped(kernel: Kernel, folio: Folio, nr: int) -> None:
-    """Each page is a folio of its own, locked and with a reference. The folio is frozen: nobody can
-    refer to it or find its pages. Kernel: mm/huge_memory.c, __split_folio_to_order().
-    """
+    """Make each page a folio of its own, locked and with a reference. The folio is frozen: no task
+    can refer to it or find its pages. Kernel: mm/huge_memory.c, __split_folio_to_order()."""
     mem = kernel.mem
     mem.folio_unqueue_deferred_split(folio)
     order = mem.order.raw[folio]

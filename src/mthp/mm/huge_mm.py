@@ -47,12 +47,12 @@ class VmaGate(Enum):
 
 
 def hugepage_global_enabled(kernel: Kernel) -> bool:
-    """Kernel: include/linux/huge_mm.h, hugepage_global_enabled()."""
+    """Whether the global switch allows any size. Kernel: hugepage_global_enabled()."""
     return kernel.settings.enabled in (Enabled.ALWAYS, Enabled.MADVISE)
 
 
 def highest_order(orders: int) -> int:
-    """Of a bitmap that is not 0. Kernel: include/linux/huge_mm.h, highest_order()."""
+    """The highest order of a bitmap that is not 0. Kernel: highest_order()."""
     return orders.bit_length() - 1
 
 
@@ -94,7 +94,7 @@ def sysfs_orders(kernel: Kernel, vm_flags: int) -> int:
 
 
 def vma_thp_disabled(vma: Vma, vm_flags: int, tva: Tva) -> VmaGate | None:
-    """Kernel: include/linux/huge_mm.h, vma_thp_disabled()."""
+    """What keeps huge pages out of the VMA, if anything does. Kernel: vma_thp_disabled()."""
     if vm_flags & VM_NOHUGEPAGE:
         return VmaGate.NOHUGEPAGE
     if vma.vm_mm.mm_flags_test(MMF_DISABLE_THP_COMPLETELY):
@@ -136,7 +136,7 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
 
 
 def _orders_that_fit(vma: Vma, orders: int) -> int:
-    """Those of which the VMA holds an aligned range at its end (bitmap)."""
+    """The orders of which the VMA holds an aligned range at its end (bitmap)."""
     geometry = vma.vm_mm.geometry
     while orders:
         order = highest_order(orders)

@@ -74,7 +74,7 @@ def ksm_do_scan(mm: Mm, address: Address, kpage: Folio) -> None:
 
 
 def find_mergeable_vma(mm: Mm, address: Address) -> Vma | None:
-    """Caller holds mmap_lock. Kernel: mm/ksm.c, find_mergeable_vma()."""
+    """The VMA of address, if it is mergeable; mmap_lock is held. Kernel: find_mergeable_vma()."""
     vma = mm.vma_lookup(address)
     if vma is None or not vma.vm_flags & VM_MERGEABLE:
         return None
@@ -82,14 +82,14 @@ def find_mergeable_vma(mm: Mm, address: Address) -> Vma | None:
 
 
 def try_to_merge_with_ksm_page(mm: Mm, address: Address, page: Pfn, kpage: Folio) -> bool:
-    """Whether kpage is mapped at address now. Kernel: mm/ksm.c, try_to_merge_with_ksm_page()."""
+    """Map kpage instead; returns whether it is. Kernel: try_to_merge_with_ksm_page()."""
     with mm.mmap_read_lock():
         vma = find_mergeable_vma(mm, address)
         return vma is not None and try_to_merge_one_page(vma, address, page, kpage)
 
 
 def try_to_merge_one_page(vma: Vma, address: Address, page: Pfn, kpage: Folio) -> bool:
-    """Caller holds a reference of the page's folio, which is split if it is large.
+    """Merge the page. Caller holds a reference of its folio, which is split if it is large.
 
     Kernel: mm/ksm.c, try_to_merge_one_page().
     """
@@ -117,7 +117,7 @@ def pages_identical(kernel: Kernel, page: Pfn, kpage: Folio) -> bool:
 
 
 def write_protect_page(vma: Vma, address: Address, folio: Folio) -> Pte | None:
-    """Nobody can store to the page any more; its PTE. None: it is not mapped there, or pinned.
+    """Let no store reach the page, and return its PTE. None: it is not mapped there, or pinned.
 
     The PTE is cleared and flushed before references are counted, for GUP-fast takes no lock.
     Kernel: mm/ksm.c, write_protect_page().
@@ -148,7 +148,7 @@ def write_protect_page(vma: Vma, address: Address, folio: Folio) -> Pte | None:
 
 
 def folio_try_share_anon_rmap_pte(kernel: Kernel, page: Pfn) -> bool:
-    """The page is nobody's alone any more, unless it is pinned. The PTE was cleared before.
+    """Make the page one that several may map, unless it is pinned. The PTE was cleared before.
 
     Kernel: include/linux/rmap.h, folio_try_share_anon_rmap_pte().
     """

@@ -31,7 +31,7 @@ from mthp.words.units import Address, Folio
 
 
 def madvise_free(mm: Mm, start: Address, end: Address) -> None:
-    """The pages of [start, end) may be dropped, until they are stored to again.
+    """Let the pages of [start, end) be dropped, until they are stored to again.
 
     Kernel: mm/madvise.c, madvise_dontneed_free(), try_vma_read_lock().
     """
@@ -39,7 +39,7 @@ def madvise_free(mm: Mm, start: Address, end: Address) -> None:
 
 
 def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
-    """Kernel: mm/madvise.c, madvise_free_single_vma(), madvise_free_pte_range()."""
+    """Do MADV_FREE in one VMA. Kernel: madvise_free_single_vma(), madvise_free_pte_range()."""
     mm = vma.vm_mm
     kernel = mm.kernel
     kernel.report(Discarding(mm, start, end))
@@ -55,7 +55,7 @@ def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
 
 
 def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
-    """Divergence: large folios and swapped pages are left alone."""
+    """Let one small page be dropped. Divergence: large and swapped ones are left alone."""
     mem = kernel.mem
     pteval = pte.get(i)
     folio = Folio(pte_pfn(pteval))
@@ -75,7 +75,7 @@ def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
 
 
 def folio_mark_lazyfree(kernel: Kernel, folio: Folio) -> None:
-    """Divergence: at once, where the kernel waits until its batch is full. Kernel: mm/folio.c."""
+    """Mark it freeable. Divergence: at once, not when a batch is full. Kernel: mm/folio.c."""
     mem = kernel.mem
     wanted = PG_ANON | PG_SWAPBACKED | PG_LRU
     if mem.flags.test_bits(folio, wanted | PG_SWAPCACHE | PG_UNEVICTABLE) == wanted:
@@ -83,9 +83,7 @@ def folio_mark_lazyfree(kernel: Kernel, folio: Folio) -> None:
 
 
 def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
-    """Empty [start, end), which lies in one table. Kernel: mm/madvise.c, madvise_dontneed_free(),
-    as kernels do that take mmap_lock for it.
-    """
+    """Empty [start, end) of one table under mmap_lock. Kernel: madvise_dontneed_free()."""
     with mm.mmap_read_lock():
         vma = mm.vma_lookup(start)
         if vma is None:
@@ -95,7 +93,7 @@ def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
 
 
 def madvise_dontneed_vma_locked(mm: Mm, start: Address, end: Address) -> None:
-    """The same under the VMA lock, and under mmap_lock only where that is not to be had.
+    """Empty [start, end) under the VMA lock, and under mmap_lock only where that cannot be had.
 
     Kernel: mm/madvise.c, get_lock_mode(), try_vma_read_lock().
     """
@@ -109,6 +107,6 @@ def madvise_dontneed_vma_locked(mm: Mm, start: Address, end: Address) -> None:
 
 
 def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> None:
-    """Caller holds the VMA or mmap_lock. Kernel: mm/madvise.c, madvise_dontneed_single_vma()."""
+    """Empty a range; the VMA or mmap_lock is held. Kernel: madvise_dontneed_single_vma()."""
     vma.vm_mm.kernel.report(Zapping(vma.vm_mm, start, end))
     zap_page_range_single(vma, start, min(end, vma.vm_end))

@@ -104,7 +104,7 @@ class MemMap:
         self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
 
     def new_frames(self, nid: int, order: Order) -> int:
-        """Append 2**order frames of node nid, naturally aligned; the first one's number."""
+        """Append 2**order frames of node nid, naturally aligned; returns the first."""
         first = -(-self.nr_frames >> order) << order
         self._grow(first + (1 << order))
         if nid:
@@ -112,7 +112,7 @@ class MemMap:
         return first
 
     def append_frames(self, nid: int, count: int) -> int:
-        """Append any number of frames of node nid; the first one's number."""
+        """Append any number of frames of node nid; returns the first."""
         first = self.nr_frames
         self._grow(first + count)
         if nid:
@@ -137,12 +137,12 @@ class MemMap:
         *,
         compact: bool = True,
     ) -> Folio | None:
-        """A folio of 2**order frames with one reference, or None. Kernel: __folio_alloc()."""
+        """Allocate a folio of an order, with one reference, or None. Kernel: __folio_alloc()."""
         pfn = self.allocator.alloc(order, nid, allowed, compact)
         return None if pfn is None else self.prep_folio(pfn, order)
 
     def prep_folio(self, pfn: int, order: Order) -> Folio:
-        """Make frames that nobody knows into a folio with one reference. Not a step."""
+        """Make frames that no task knows a folio with one reference. Not a step."""
         nr = 1 << order
         self.head.raw[pfn : pfn + nr] = array("q", [pfn]) * nr
         self.order.raw[pfn] = order
@@ -150,16 +150,17 @@ class MemMap:
         return self.head.raw[pfn]
 
     def folio_get(self, folio: Folio) -> None:
-        """Kernel: include/linux/mm.h, folio_get()."""
+        """Take a reference. Kernel: include/linux/mm.h, folio_get()."""
         if not self.refcount.take(folio, 1):
             raise KernelBug(Rule.COUNTS, f"folio {folio} is referenced after it was freed")
 
     def folio_try_get(self, folio: Folio) -> bool:
-        """A reference, unless it is being freed. Kernel: include/linux/page_ref.h, folio_try_get()."""
+        """A reference, unless it is being freed. Kernel: include/linux/page_ref.h,
+        folio_try_get()."""
         return self.refcount.add_unless_zero(folio, 1)
 
     def folio_ref_add(self, folio: Folio, nr: int) -> None:
-        """Kernel: include/linux/page_ref.h, folio_ref_add()."""
+        """Take so many references. Kernel: include/linux/page_ref.h, folio_ref_add()."""
         self.refcount.take(folio, nr)
 
     def folio_put(self, folio: Folio, refs: int = 1) -> None:
@@ -185,7 +186,7 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
-        # Steps at the words that anybody who still used the pages would use.
+        # Steps at the words that a task which still used the pages would use.
         self.flags.swap(folio, 0)
         self.content.add_each(folio, nr, 0)
         pages = range(folio, folio + nr)
@@ -198,8 +199,8 @@ class MemMap:
         self._free_healthy_pages(folio, order, failed)
 
     def _free_healthy_pages(self, pfn: Pfn, order: Order, failed: list[int]) -> None:
-        """Memory that failed is not mended by being free, and no allocator gets it again; what lies
-        between is freed in blocks as large as can be.
+        """Free the pages between those that failed, in blocks as large as can be. No allocator gets
+        the failed ones again.
 
         Kernel: mm/page_alloc.c, free_pages_prepare(), free_has_hwpoisoned().
         """
@@ -213,7 +214,7 @@ class MemMap:
             self.page_flags.raw[pfn] = PAGE_HWPOISON
 
     def take_page_off_buddy(self, page: Pfn) -> None:
-        """A free page that failed is never handed out; what is left of its block stays free.
+        """Keep a free page that failed from being handed out; what is left of its block stays free.
 
         Divergence: on a per-CPU list it is found too, where the kernel empties those lists first.
         Kernel: mm/page_alloc.c, take_page_off_buddy().
@@ -225,23 +226,23 @@ class MemMap:
     # Flags
 
     def test(self, folio: Folio, flag: int) -> bool:
-        """Kernel: folio_test_*()."""
+        """Whether the folio has a flag. Kernel: folio_test_*()."""
         return self.flags.test_bits(folio, flag) != 0
 
     def set(self, folio: Folio, flag: int) -> bool:
-        """Set a flag; whether it was set. Kernel: folio_test_set_*()."""
+        """Set a flag; returns whether it was set before. Kernel: folio_test_set_*()."""
         return self.flags.set_bits(folio, flag) != 0
 
     def clear(self, folio: Folio, flag: int) -> bool:
-        """Clear a flag; whether it was set. Kernel: folio_test_clear_*()."""
+        """Clear a flag; returns whether it was set before. Kernel: folio_test_clear_*()."""
         return self.flags.clear_bits(folio, flag) != 0
 
     def folio_trylock(self, folio: Folio) -> bool:
-        """Kernel: include/linux/pagemap.h, folio_trylock()."""
+        """Lock the folio, unless it is locked. Kernel: include/linux/pagemap.h, folio_trylock()."""
         return not self.flags.set_bits(folio, PG_LOCKED)
 
     def folio_unlock(self, folio: Folio) -> None:
-        """KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
+        """Unlock the folio; KernelBug if it is not locked. Kernel: mm/filemap.c, folio_unlock()."""
         if not self.flags.clear_bits(folio, PG_LOCKED):
             raise KernelBug(Rule.LOCKS, f"folio {folio} is unlocked and was not locked")
 
@@ -253,7 +254,7 @@ class MemMap:
         self.machine.step(Access.WAIT, Unlocked(self.flags), folio, PG_LOCKED)
 
     def folio_test_lazyfree(self, folio: Folio) -> bool:
-        """Anonymous memory that MADV_FREE gave up. Kernel: folio_test_lazyfree()."""
+        """Whether MADV_FREE gave the folio up. Kernel: folio_test_lazyfree()."""
         return self.flags.test_bits(folio, PG_ANON | PG_SWAPBACKED) == PG_ANON
 
     # Shape and counts
@@ -279,7 +280,7 @@ class MemMap:
         return self.refcount.read(folio)
 
     def folio_mapcount(self, folio: Folio) -> int:
-        """Page table mappings of the folio. Kernel: include/linux/mm.h, folio_mapcount()."""
+        """How often page tables map the folio. Kernel: include/linux/mm.h, folio_mapcount()."""
         return (self.large_mapcount if self.order.raw[folio] else self.mapcount).read(folio)
 
     def folio_expected_ref_count(self, folio: Folio) -> int:
@@ -291,7 +292,7 @@ class MemMap:
         return (swapcache << self.order.raw[folio]) + self.folio_mapcount(folio)
 
     def folio_maybe_mapped_shared(self, folio: Folio) -> bool:
-        """Kernel: include/linux/mm.h, folio_maybe_mapped_shared()."""
+        """Whether several processes may map it. Kernel: folio_maybe_mapped_shared()."""
         mapcount = self.folio_mapcount(folio)
         if mapcount <= 1 or not self.order.raw[folio]:
             return mapcount > 1
@@ -314,6 +315,6 @@ class MemMap:
             self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
 
     def folio_unqueue_deferred_split(self, folio: Folio) -> None:
-        """Kernel: mm/internal.h, folio_unqueue_deferred_split()."""
+        """Take it off that queue. Kernel: mm/internal.h, folio_unqueue_deferred_split()."""
         if self.clear(folio, PG_PARTIALLY_MAPPED):
             self.vmstat.count_mthp_stat(self.order.raw[folio], "nr_anon_partially_mapped", -1)

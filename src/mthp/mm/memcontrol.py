@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A folio is charged to the cgroup of its mm. Kernel: mm/memcontrol.c."""
+"""Folios are charged to the cgroup of their mm. Kernel: mm/memcontrol.c."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ from mthp.words.units import Address, Folio, Pfn
 
 
 def handle_user_fault(mm: Mm, address: Address, *, write: bool) -> None:
-    """One fault; the access is tried again afterwards. Kernel: do_user_addr_fault()."""
+    """Handle one fault; the access is tried again afterwards. Kernel: do_user_addr_fault()."""
     vma = lock_vma_under_rcu(mm, address)
     if vma is not None:
         done = handle_mm_fault(vma, address, write=write)
@@ -100,7 +100,7 @@ def handle_user_fault(mm: Mm, address: Address, *, write: bool) -> None:
 
 
 def handle_huge_fault(mm: Mm, address: Address) -> None:
-    """A fault, where the settings give huge pages to whoever touches an empty table's range.
+    """Handle a fault where the settings give a huge page to the range of an empty table.
 
     Kernel: mm/memory.c, __handle_mm_fault(), create_huge_pmd().
     """
@@ -117,7 +117,7 @@ def handle_huge_fault(mm: Mm, address: Address) -> None:
 
 
 def fault_under_mmap_lock(mm: Mm, address: Address, *, write: bool) -> None:
-    """The fault's second way. Kernel: lock_mm_and_find_vma()."""
+    """Handle a fault that the VMA lock did not suffice for. Kernel: lock_mm_and_find_vma()."""
     with mm.mmap_read_lock() as mmap_lock:
         vma = mm.vma_lookup(address)
         if vma is None:
@@ -143,7 +143,7 @@ def _swapped(vma: Vma, address: Address, pmd: PmdPtr) -> Pte | None:
 
 
 def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
-    """Whether it was handled here; False: mmap_lock is needed. Kernel: handle_pte_fault()."""
+    """Handle a fault in a locked VMA; False: mmap_lock is needed. Kernel: handle_pte_fault()."""
     mm = vma.vm_mm
     pmd = pmd_ptr(mm, address, create=True)
     assert pmd is not None
@@ -174,7 +174,7 @@ def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
 
 
 def do_numa_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
-    """A NUMA hint was hit: let the access through again, where the page already is.
+    """Let the access to a page with a NUMA hint through again, where the page already is.
 
     Divergence: the page is never found to be misplaced. Kernel: mm/memory.c, do_numa_page().
     """
@@ -220,7 +220,7 @@ def pte_alloc(mm: Mm, pmd: PmdPtr) -> None:
 
 
 def do_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -> None:
-    """A zeroed page where there was nothing. Kernel: mm/memory.c, do_anonymous_page()."""
+    """Map a zeroed page where there was nothing. Kernel: mm/memory.c, do_anonymous_page()."""
     mm = vma.vm_mm
     kernel = mm.kernel
     if vma.vm_flags & VM_UFFD_MISSING:
@@ -247,7 +247,7 @@ def do_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -
 
 
 def new_anon_folio(kernel: Kernel, content: int) -> Folio:
-    """A small folio, written before another task can reach it. Kernel: alloc_anon_folio()."""
+    """Make a small folio, written before a task can reach it. Kernel: alloc_anon_folio()."""
     mem = kernel.mem
     folio = mem.folio_alloc(0)
     assert folio is not None
@@ -258,7 +258,7 @@ def new_anon_folio(kernel: Kernel, content: int) -> Folio:
 
 
 def do_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
-    """A store to a page that may not be written: reuse it or copy. Kernel: do_wp_page()."""
+    """Let a store to a page through: reuse the page or copy it. Kernel: do_wp_page()."""
     if not vma.vm_flags & VM_WRITE:
         return  # SIGSEGV
     if vma.vm_flags & VM_UFFD_WP and orig_pte & UFFD_WP:
@@ -276,7 +276,7 @@ def do_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
 
 
 def wp_page_copy(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
-    """Copy on write. Kernel: mm/memory.c, wp_page_copy()."""
+    """Copy a page that a store may not change. Kernel: mm/memory.c, wp_page_copy()."""
     mm = vma.vm_mm
     kernel = mm.kernel
     mem = kernel.mem
@@ -370,7 +370,7 @@ def do_swap_page(
     if swapcache is None:
         swapcache = swapin_sync(mm, vma, address, pmd, orig_pte)
         if swapcache is None and entry in kernel.swap.cache:
-            return VmFault.DONE  # somebody else reads it; the entry is read again later
+            return VmFault.DONE  # another task reads it; the entry is read again later
         if swapcache is None:
             return _not_read(mm, pmd, address, orig_pte)
         kernel.vmstat.count_vm_event("pgmajfault")
@@ -400,7 +400,7 @@ def do_swap_page(
 
 
 def _not_read(mm: Mm, pmd: PmdPtr, address: Address, orig_pte: Pte) -> VmFault:
-    """No memory, which is no error where somebody else has dealt with the entry."""
+    """How a fault without memory ends: no error where another task has dealt with the entry."""
     mapped = pte_offset_map_lock(mm, pmd, address)
     if mapped is None:
         return VmFault.DONE
@@ -466,7 +466,7 @@ def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, one: _Span) -> _
 
 
 def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, span: _Span, swapcache: int) -> None:
-    """Counts, rmap and PTEs of what is mapped. Caller holds the PTE lock and the folio lock."""
+    """Set counts, rmap and PTEs of what is mapped. Caller holds the PTE lock and the folio lock."""
     mem, counters = kernel.mem, vma.vm_mm.counters
     folio = mem.head.raw[span.page]
     copied = folio != swapcache
@@ -503,7 +503,7 @@ def _bits(vma: Vma, orig_pte: Pte, *, exclusive: bool) -> int:
 
 
 def _drop(kernel: Kernel, folio: Folio, outcome: VmFault) -> VmFault:
-    """Every exit without a mapping gives up a slot that nobody names."""
+    """End without a mapping: a slot that no PTE names is given up."""
     folio_free_swap(kernel, folio)
     kernel.mem.folio_unlock(folio)
     kernel.mem.folio_put(folio)
@@ -511,7 +511,7 @@ def _drop(kernel: Kernel, folio: Folio, outcome: VmFault) -> VmFault:
 
 
 def zap_page_range_single(vma: Vma, start: Address, end: Address) -> None:
-    """Caller holds mmap_lock. Kernel: mm/memory.c, zap_page_range_single()."""
+    """Empty a range. Caller holds mmap_lock. Kernel: mm/memory.c, zap_page_range_single()."""
     mm = vma.vm_mm
     with mmu_notifier_invalidate_range(mm, start, end):
         freed = zap_pmd_range(vma, start, end)
@@ -522,7 +522,7 @@ def zap_page_range_single(vma: Vma, start: Address, end: Address) -> None:
 
 
 def zap_pmd_range(vma: Vma, start: Address, end: Address) -> list[Folio]:
-    """The folios that lost a mapping. Kernel: mm/memory.c, zap_pmd_range()."""
+    """Empty a range in one table; returns the folios it mapped. Kernel: zap_pmd_range()."""
     pmd = mm_find_pmd(vma.vm_mm, start)
     if pmd is None:
         return []
@@ -538,7 +538,7 @@ def zap_pmd_range(vma: Vma, start: Address, end: Address) -> list[Folio]:
 
 
 def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[Folio] | None:
-    """The folio that lost a mapping; None: it is no huge PMD any more.
+    """Empty a huge PMD; returns the folio that lost a mapping. None: it is no huge PMD any more.
 
     Kernel: mm/huge_memory.c, zap_huge_pmd().
     """
@@ -559,7 +559,7 @@ def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[Folio] | None:
 
 
 def zap_pte_range(vma: Vma, pmd: PmdPtr, start: Address, end: Address) -> list[Folio]:
-    """Kernel: mm/memory.c, zap_pte_range()."""
+    """Empty entries, and the table if that is all of it. Kernel: mm/memory.c, zap_pte_range()."""
     mm = vma.vm_mm
     kernel = mm.kernel
     found = pte_offset_map_lock(mm, pmd, start)
@@ -579,14 +579,14 @@ def zap_pte_range(vma: Vma, pmd: PmdPtr, start: Address, end: Address) -> list[F
 
 
 def whole_table(vma: Vma, start: Address, end: Address) -> bool:
-    """Kernel: mm/memory.c, pte_table_reclaim_possible()."""
+    """Whether the range is all of a table. Kernel: mm/memory.c, pte_table_reclaim_possible()."""
     return end - start >= vma.vm_mm.geometry.pmd_size
 
 
 def zap_present_ptes(vma: Vma, pte: PteMap, i: int, freed: list[Folio]) -> None:
     """Clear one entry. Kernel: mm/memory.c, zap_present_ptes(), zap_nonpresent_ptes().
 
-    Divergence: what is left in the swap cache of a slot that nobody names any more stays there.
+    Divergence: what is left in the swap cache of a slot that no PTE names any more stays there.
     """
     kernel = pte.kernel
     counters = vma.vm_mm.counters

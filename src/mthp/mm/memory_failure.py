@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A page's memory fails: nobody may reach it any more. Kernel: mm/memory-failure.c."""
+"""A page's memory fails: no task may reach it any more. Kernel: mm/memory-failure.c."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from mthp.words.units import Address, Folio, Pfn
 
 
 def memory_failure(kernel: Kernel, page: Pfn) -> None:
-    """Take a failed page out of use. Its folio keeps a reference, so that nobody gets it again; a
+    """Take a failed page out of use. Its folio keeps a reference, so that it is not reused; a
     page that is free leaves the free lists.
 
-    Divergence: the page's own CPU batch is emptied, not every CPU's; a folio in the swap cache stays.
+    Divergence: the page's own CPU batch is emptied, not every CPU's; a folio in the swap cache
+    stays.
     Kernel: mm/memory-failure.c, memory_failure(), get_hwpoison_page(), shake_folio().
     """
     mem = kernel.mem
@@ -49,7 +50,7 @@ def memory_failure(kernel: Kernel, page: Pfn) -> None:
 
 
 def hwpoison_user_mappings(kernel: Kernel, folio: Folio) -> bool:
-    """Whether nothing maps the folio any more. Kernel: mm/memory-failure.c, unmap_poisoned_folio()."""
+    """Unmap the folio; returns whether nothing maps it any more. Kernel: unmap_poisoned_folio()."""
     if kernel.mem.test(folio, PG_SWAPCACHE):
         return False
     if kernel.mem.folio_mapcount(folio):
@@ -60,7 +61,7 @@ def hwpoison_user_mappings(kernel: Kernel, folio: Folio) -> bool:
 
 
 def try_to_unmap_one_poisoned(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> None:
-    """An entry on which its users stumble. Kernel: mm/rmap.c, try_to_unmap_one(), TTU_HWPOISON."""
+    """Put an entry there that kills its users. Kernel: mm/rmap.c, try_to_unmap_one()."""
     mem = kernel.mem
     mm = vma.vm_mm
     with mmu_notifier_invalidate_range(mm, address, address + kernel.geometry.page_size):
@@ -77,7 +78,7 @@ def try_to_unmap_one_poisoned(kernel: Kernel, folio: Folio, vma: Vma, address: A
 
 
 def delete_from_lru_cache(kernel: Kernel, folio: Folio) -> None:
-    """Kernel: mm/memory-failure.c, delete_from_lru_cache()."""
+    """Take it off the LRU for good. Kernel: mm/memory-failure.c, delete_from_lru_cache()."""
     mem = kernel.mem
     if folio_isolate_lru(mem, folio):
         mem.flags.clear_bits(folio, PG_ACTIVE | PG_UNEVICTABLE)

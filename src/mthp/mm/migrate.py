@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page migration (compaction, move_pages()) of an anonymous folio. Kernel: mm/migrate.c, mm/rmap.c."""
+"""Anonymous folios are migrated, by compaction or move_pages(). Kernel: mm/migrate.c, mm/rmap.c."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def try_to_migrate(kernel: Kernel, folio: Folio) -> None:
 def try_to_migrate_one(
     kernel: Kernel, folio: Folio, vma: Vma, address: Address, lookup: Lookup = Lookup.LOCKLESS
 ) -> None:
-    """One PTE, or the PMD, becomes a migration entry. Kernel: mm/rmap.c, try_to_migrate_one()."""
+    """Make one PTE, or the PMD, a migration entry. Kernel: mm/rmap.c, try_to_migrate_one()."""
     mem = kernel.mem
     mm = vma.vm_mm
     page = page_at(kernel, folio, vma, address)
@@ -64,7 +64,7 @@ def remove_migration_ptes(kernel: Kernel, src: Folio, dst: Folio) -> None:
 def remove_migration_pte(
     kernel: Kernel, src: Folio, dst: Folio, vma: Vma, address: Address
 ) -> None:
-    """Kernel: mm/migrate.c, remove_migration_pte()."""
+    """Map dst where an entry of src stands. Kernel: mm/migrate.c, remove_migration_pte()."""
     mem = kernel.mem
     page = page_at(kernel, src, vma, address)
     found = page_vma_mapped_walk(vma.vm_mm, address, -page, Lookup.SYNC)
@@ -87,7 +87,7 @@ def remove_migration_pte(
 
 
 def move_page(mm: Mm, address: Address) -> None:
-    """move_pages() of what is mapped at address, be it small or huge.
+    """Move what is mapped at address, small or huge, as move_pages() does.
 
     Kernel: mm/migrate.c, do_pages_move(), add_folio_for_migration().
     """
@@ -104,7 +104,7 @@ def move_page(mm: Mm, address: Address) -> None:
 
 
 def migrate_folio(kernel: Kernel, folio: Folio) -> None:
-    """Compaction finds a small folio by its frame, and moves it.
+    """Move a small folio that compaction finds by its frame.
 
     Kernel: mm/compaction.c, isolate_migratepages_block().
     """
@@ -140,7 +140,7 @@ def migrate_isolated(kernel: Kernel, folio: Folio) -> None:
 def _move(kernel: Kernel, src: Folio) -> bool:
     """Copy an unmapped folio to a new one, which takes its place."""
     mem = kernel.mem
-    if mem.folio_ref_count(src) != 1:  # folio_migrate_mapping(): somebody else uses it
+    if mem.folio_ref_count(src) != 1:  # folio_migrate_mapping(): it is in use
         return False
     order = mem.folio_order(src)
     dst = mem.folio_alloc(order)

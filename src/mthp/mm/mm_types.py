@@ -81,17 +81,17 @@ class Vma:
 
 
 def vma_is_anonymous(vma: Vma) -> bool:
-    """Kernel: include/linux/mm.h, vma_is_anonymous()."""
+    """Whether it maps no file. Kernel: include/linux/mm.h, vma_is_anonymous()."""
     return vma.file is None
 
 
 def userfaultfd_armed(vma: Vma) -> bool:
-    """Kernel: include/linux/userfaultfd_k.h, userfaultfd_armed()."""
+    """Whether userfaultfd has it. Kernel: include/linux/userfaultfd_k.h, userfaultfd_armed()."""
     return vma.vm_flags & (VM_UFFD_WP | VM_UFFD_MISSING) != 0
 
 
 def linear_page_index(vma: Vma, address: Address) -> int:
-    """Kernel: include/linux/pagemap.h, linear_page_index()."""
+    """The index that rmap knows a page by. Kernel: include/linux/pagemap.h, linear_page_index()."""
     return ((address - vma.vm_start) >> vma.vm_mm.geometry.page_shift) + vma.vm_pgoff
 
 
@@ -192,7 +192,7 @@ class Mm:
             vma.anon_vma.vmas.remove(vma)
 
     def link_anon_vma(self, vma: Vma, anon_vma: AnonVma | None = None) -> AnonVma:
-        """Kernel: mm/rmap.c, __anon_vma_prepare()."""
+        """Link the VMA to an anon_vma. Kernel: mm/rmap.c, __anon_vma_prepare()."""
         if vma.anon_vma is None:
             vma.anon_vma = anon_vma or self.kernel.new_anon_vma()
             vma.anon_vma.vmas.append(vma)
@@ -224,7 +224,7 @@ class Mm:
         return self.mmap_lock.write(self._vma_end_write_all)
 
     def _vma_end_write_all(self) -> None:
-        """Every VMA write lock ends with mmap_lock. Kernel: vma_end_write_all()."""
+        """End every VMA write lock with mmap_lock. Kernel: vma_end_write_all()."""
         for vma in self.write_locked_vmas:
             vma.vm_lock.unmark()
         self.write_locked_vmas.clear()
@@ -284,7 +284,7 @@ class Subscriber(Protocol):
         """Drop what maps [start, end) and let nothing new in until the end."""
 
     def invalidate_range_end(self, mm: Mm, start: Address, end: Address) -> None:
-        """[start, end) may be mapped again."""
+        """Let [start, end) be mapped again."""
 
     def test_young(self, mm: Mm, address: Address) -> bool:
         """Whether the page at address was used through this MMU."""
@@ -294,11 +294,11 @@ class Kernel:
     """Settings, profile, memory, CPUs, counters and the trace of one kernel.
 
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
-    pages are spread over distant nodes are then refused. distances: node_distance() rows.
-    report: is called with the facts of mm.reports, which laws need and no word of memory holds.
-    twins: what may be done at once where nobody watches steps (vectorised/ has them).
-    pte_maps: tables mapped and not yet unmapped; 0 between operations. order_policy: chooses windows in
-    the kernel's place.
+    pages are spread over distant nodes are then refused. distances: node_distance() rows. report:
+    is called with the facts of mm.reports, which laws need and no word of memory holds. twins: what
+    may be done at once where no scheduler watches steps (vectorised/ has them). pte_maps: tables
+    mapped and not yet unmapped; 0 between operations. order_policy: chooses windows in the kernel's
+    place.
     """
 
     def __init__(
@@ -344,25 +344,25 @@ class Kernel:
     # Making things
 
     def new_mm(self, number: int, comm: str = "", memcg: MemCgroup | None = None) -> Mm:
-        """An empty address space."""
+        """Make an empty address space."""
         mm = Mm(self, number, comm, memcg)
         self.mms.append(mm)
         return mm
 
     def new_table(self) -> PageTable:
-        """An empty page table. Kernel: pte_alloc_one()."""
+        """Make an empty page table. Kernel: pte_alloc_one()."""
         table = PageTable(self, len(self.tables) + 1)
         self.tables[table.number] = table
         return table
 
     def new_anon_vma(self) -> AnonVma:
-        """Kernel: mm/rmap.c, anon_vma_alloc()."""
+        """Make an anon_vma. Kernel: mm/rmap.c, anon_vma_alloc()."""
         anon_vma = AnonVma(self.machine, len(self.anon_vmas))
         self.anon_vmas.append(anon_vma)
         return anon_vma
 
     def new_memcg(self, name: str, limit: int | None = None, usage: int = 0) -> MemCgroup:
-        """A cgroup with a limit and a usage in pages."""
+        """Make a cgroup with a limit and a usage in pages."""
         memcg = MemCgroup(self.machine, len(self.memcgs) + 1, name, limit, usage)
         self.memcgs.append(memcg)
         return memcg
@@ -381,11 +381,11 @@ class Kernel:
         return 10 if a == b else 20
 
     def warn_once(self, site: str, text: str) -> None:
-        """Say it the first time this site is reached since boot; silence afterwards."""
+        """Warn the first time this site is reached since boot, and never again."""
         self.warnings.setdefault(site, text)
 
     def guard(self, site: str, broken: bool, text: str) -> None:
-        """The profile's guard on a condition that must not hold. BUG_ON raises KernelBug."""
+        """Do as the profile does where a condition holds that must not; BUG_ON raises KernelBug."""
         if not broken:
             return
         guard = self.profile.guard

@@ -21,7 +21,7 @@ def vma_start_write(vma: Vma) -> None:
 
 
 def lock_vma_under_rcu(mm: Mm, address: Address) -> Vma | None:
-    """The VMA of address, locked for reading, or None: take mmap_lock.
+    """Lock the VMA of address for reading; None: take mmap_lock instead.
 
     Kernel: mm/mmap_lock.c, lock_vma_under_rcu().
     """
@@ -36,7 +36,7 @@ def lock_vma_under_rcu(mm: Mm, address: Address) -> Vma | None:
 
 
 def with_vma_read_locked(mm: Mm, address: Address, act: Callable[[Vma], None]) -> None:
-    """Do it to the VMA of address, if there is one: under its own lock, or else under mmap_lock.
+    """Do an act to the VMA of address, if there is one, under its own lock or else under mmap_lock.
 
     Kernel: mm/madvise.c, try_vma_read_lock(); mm/userfaultfd.c, uffd_mfill_lock().
     """

@@ -90,7 +90,7 @@ def _translate(cpu: Cpu, mm: Mm, address: Address, *, write: bool) -> int | None
 
 
 def store(mm: Mm, address: Address, value: int) -> bool:
-    """Store to user memory, faulting as often as it takes; whether it was done."""
+    """Store to user memory, faulting as often as it takes; returns whether it was done."""
     kernel = mm.kernel
     cpu = kernel.this_cpu
     for _ in range(MOST_FAULTS):

@@ -33,5 +33,5 @@ def mmu_notifier_invalidate_range(mm: Mm, start: Address, end: Address) -> Inval
 
 
 def mmu_notifier_test_young(mm: Mm, address: Address) -> bool:
-    """Kernel: include/linux/mmu_notifier.h, mmu_notifier_test_young()."""
+    """Whether a secondary MMU used it. Kernel: mmu_notifier_test_young()."""
     return any(subscriber.test_young(mm, address) for subscriber in mm.notifiers)

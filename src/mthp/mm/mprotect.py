@@ -50,7 +50,7 @@ class Right(Enum):
 
 
 def change_protection(vma: Vma, start: Address, end: Address, right: Right) -> bool:
-    """Take a right away from [start, end), which lies in one table; whether anything was changed.
+    """Take a right from [start, end), which lies in one table; returns whether any PTE changed.
 
     Kernel: mm/mprotect.c, change_protection(), change_pmd_range().
     """
@@ -72,7 +72,7 @@ def change_protection(vma: Vma, start: Address, end: Address, right: Right) -> b
 
 
 def change_pte_range(mm: Mm, pmd: PmdPtr, start: Address, end: Address, right: Right) -> bool:
-    """Kernel: mm/mprotect.c, change_pte_range()."""
+    """Take the right from PTEs; returns whether any had it. Kernel: change_pte_range()."""
     found = pte_offset_map_lock(mm, pmd, start)
     if found is None:
         return False
@@ -95,7 +95,7 @@ def _is_spared(pteval: Pte, right: Right) -> bool:
 
 
 def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: Address, right: Right) -> bool:
-    """Whether it was a huge PMD still. Divergence: a NUMA hint is not given to one.
+    """Take the right from a huge PMD, if it still is one. Divergence: not for a NUMA hint.
 
     Kernel: mm/huge_memory.c, change_huge_pmd().
     """
@@ -109,7 +109,7 @@ def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: Address, right: Right) -> bool
 
 
 def mprotect(mm: Mm, start: Address, end: Address) -> None:
-    """mprotect(PROT_READ) of a whole mapping. Kernel: mm/mprotect.c, do_mprotect_pkey()."""
+    """Make a whole mapping read-only. Kernel: mm/mprotect.c, do_mprotect_pkey()."""
     with mm.mmap_write_lock():
         vma = mm.vma_lookup(start)
         if vma is None:

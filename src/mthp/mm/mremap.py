@@ -62,7 +62,7 @@ def mremap(mm: Mm, start: Address, to: int) -> None:
 
 
 def copy_vma(vma: Vma, to: int) -> Vma:
-    """The same pages' mapping elsewhere, which rmap walks meet after the old one.
+    """Make the same pages' mapping elsewhere, which rmap walks meet after the old one.
 
     Kernel: mm/vma.c, copy_vma(); mm/rmap.c, anon_vma_clone().
     """
@@ -76,7 +76,7 @@ def copy_vma(vma: Vma, to: int) -> Vma:
 
 
 def unmap_source_vma(vma: Vma) -> None:
-    """The old mapping goes, with the table that may be left. Kernel: mm/mremap.c."""
+    """Remove the old mapping, with the tables that are left. Kernel: mm/mremap.c."""
     mm = vma.vm_mm
     size = mm.geometry.pmd_size
     for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
@@ -101,7 +101,7 @@ def relocate_vma_down(mm: Mm, to: int) -> None:
 
 
 def move_page_tables(vma: Vma, start: Address, to: int, length: int) -> None:
-    """Whole tables by their PMD, the rest entry by entry.
+    """Move whole tables by their PMD, the rest entry by entry.
 
     Kernel: mm/mremap.c, move_page_tables(), get_extent().
     """
@@ -117,7 +117,7 @@ def move_page_tables(vma: Vma, start: Address, to: int, length: int) -> None:
 
 
 def move_extent(vma: Vma, old: int, new: int, extent: int) -> None:
-    """What lies within one old and one new table."""
+    """Move what lies within one old and one new table."""
     mm = vma.vm_mm
     old_pmd = mm_find_pmd(mm, old)
     new_pmd = pmd_ptr(mm, new, create=True)
@@ -139,7 +139,7 @@ def move_extent(vma: Vma, old: int, new: int, extent: int) -> None:
 
 
 def rmap_locks(vma: Vma) -> AbstractContextManager[Hold | None]:
-    """Kernel: mm/mremap.c, take_rmap_locks(), drop_rmap_locks()."""
+    """Keep rmap walks away meanwhile. Kernel: take_rmap_locks(), drop_rmap_locks()."""
     return nullcontext() if vma.anon_vma is None else anon_vma_lock_write(vma.anon_vma)
 
 
@@ -187,7 +187,7 @@ def move_huge_pmd(vma: Vma, old: int, old_pmd: PmdPtr, new_pmd: PmdPtr) -> bool:
 def move_ptes(
     vma: Vma, source: tuple[PmdPtr, int], target: tuple[PmdPtr, int], extent: int
 ) -> bool:
-    """Entry by entry, without rmap locks: rmap walks meet the old place before the new one. False:
+    """Move entries without rmap locks: rmap walks meet the old place before the new one. False:
     there is no table (any more). source, target: slot and address.
 
     Kernel: mm/mremap.c, move_ptes().

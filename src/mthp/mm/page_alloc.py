@@ -38,9 +38,9 @@ class NodeState:
 class Node:
     """The free lists of one NUMA node.
 
-    blocks[order]: first frames of free blocks. unborn[order]: free blocks that nobody has had yet;
-    their frames are made when they are taken, so a large empty node costs nothing. pcp: order ->
-    freed blocks on the per-CPU list: they do not merge until it is drained.
+    blocks[order]: first frames of free blocks. unborn[order]: free blocks that were never handed
+    out; their frames are made when they are taken, so a large empty node costs nothing. pcp: order
+    -> freed blocks on the per-CPU list: they do not merge until it is drained.
     """
 
     __slots__ = (
@@ -70,9 +70,8 @@ class Node:
         )
 
     def take(self, order: Order) -> int | None:
-        """From the per-CPU list, else split the smallest block that holds `order`; None if no block
-        does. Kernel: rmqueue().
-        """
+        """Take a block from the per-CPU list, else split the smallest that holds `order`; None if
+        none does. Kernel: rmqueue()."""
         if self.pcp.get(order):
             return self.pcp[order].pop()
         for have in range(order, self.max_order + 1):
@@ -97,7 +96,7 @@ class Node:
             self.merge(pfn, order)
 
     def take_block_of(self, page: int) -> tuple[int, Order] | None:
-        """Take out the free block that holds a page: its first frame and order; None: it is in use."""
+        """Take out the free block of a page: its first frame and order. None: it is in use."""
         for order, blocks in enumerate(self.blocks):
             first = page & -(1 << order)
             if first in blocks:
@@ -147,7 +146,8 @@ class Node:
 
 
 class Allocator:
-    """All nodes. `new_frames(nid, order)` makes fresh, naturally aligned frames in the mem_map."""
+    """The allocator of all nodes. `new_frames(nid, order)` makes fresh, naturally aligned frames in
+    the mem_map."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class Allocator:
     def alloc(
         self, order: Order, nid: int, allowed: frozenset[int], direct_compact: bool
     ) -> int | None:
-        """First frame of a block of 2**order, from nid first, or None.
+        """Hand out a block of 2**order, from nid first; returns its first frame, or None.
 
         allowed: nodes to fall back to; empty means every node. direct_compact: reclaim and
         compaction may make the block (GFP_TRANSHUGE); without it a block must be there. No node is

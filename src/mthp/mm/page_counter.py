@@ -27,7 +27,8 @@ class Gfp(Enum):
 
 
 class MemCgroup:
-    """limit: pages it may hold, or None. usage counts the stock: pages charged ahead for this CPU.
+    """A memory cgroup. limit: pages it may hold, or None. usage counts the stock: pages charged
+    ahead for this CPU.
 
     reclaimable: pages that reclaim can take when it is full. defer: folio_memcg_alloc_deferred()
     fails for its folios. Kernel: struct mem_cgroup, struct memcg_stock_pcp.
@@ -59,7 +60,7 @@ class MemCgroup:
         """Charge pages, reclaiming what can be if gfp allows; False where the limit is in the way.
 
         relieve: what else reclaim does, before it looks for pages.
-        Divergence: nobody is killed (see kills()), and reclaim splits no partially mapped folios.
+        Divergence: no process is killed (see kills()); reclaim splits no partially mapped folios.
         Kernel: mm/memcontrol.c, mem_cgroup_charge(), try_charge_memcg().
         """
         if self._consume_stock(pages):
@@ -86,42 +87,43 @@ class MemCgroup:
         return gfp is Gfp.TRANSHUGE and order <= PAGE_ALLOC_COSTLY_ORDER
 
     def uncharge(self, pages: int) -> None:
-        """Past the stock. Kernel: mm/memcontrol.c, mem_cgroup_uncharge(), memcg_uncharge()."""
+        """Uncharge past the stock. Kernel: mm/memcontrol.c, mem_cgroup_uncharge(),
+        memcg_uncharge()."""
         self.usage.write(self.usage.read() - pages)
 
     def _fits(self, pages: int) -> bool:
         return self.limit is None or self.usage.read() + pages <= self.limit
 
     def _try_charge(self, pages: int) -> bool:
-        """Kernel: mm/page_counter.c, page_counter_try_charge()."""
+        """Charge if the limit allows it. Kernel: mm/page_counter.c, page_counter_try_charge()."""
         if not self._fits(pages):
             return False
         self.usage.write(self.usage.read() + pages)
         return True
 
     def _charge_ahead(self, pages: int) -> bool:
-        """A whole batch if there is room, and what is too much of it to the stock: that was smaller
-        than `pages`, and so never gets too large. Kernel: mm/memcontrol.c, refill_stock()."""
+        """Charge a whole batch if there is room, and put the rest in the stock, which was smaller
+        than `pages` and so never gets too large. Kernel: mm/memcontrol.c, refill_stock()."""
         if pages < CHARGE_BATCH and self._try_charge(CHARGE_BATCH):
             self.stock += CHARGE_BATCH - pages
             return True
         return self._try_charge(pages)
 
     def _consume_stock(self, pages: int) -> bool:
-        """Kernel: mm/memcontrol.c, consume_stock()."""
+        """Take pages from the stock, if it has them. Kernel: mm/memcontrol.c, consume_stock()."""
         if pages > self.stock:
             return False
         self.stock -= pages
         return True
 
     def _drain_stock(self) -> None:
-        """Kernel: mm/memcontrol.c, drain_stock()."""
+        """Give the stock back. Kernel: mm/memcontrol.c, drain_stock()."""
         if self.stock:
             self.uncharge(self.stock)
             self.stock = 0
 
     def _reclaim(self, pages: int) -> None:
-        """Kernel: mm/vmscan.c, try_to_free_mem_cgroup_pages()."""
+        """Reclaim what is missing. Kernel: mm/vmscan.c, try_to_free_mem_cgroup_pages()."""
         if self.limit is None or not self.reclaimable:
             return
         missing = self.usage.read() + pages - self.limit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Look for one folio at one address, and lock the table that maps it.
+"""One folio is looked for at one address, and the table that maps it is locked.
 
 Kernel: mm/page_vma_mapped.c, mm/rmap.c (rmap_walk_anon).
 """
@@ -42,7 +42,7 @@ class HugeMapping(NamedTuple):
 
 
 class Lookup(Enum):
-    """How an entry is looked at that is none, or of somebody else. Kernel: PVMW_SYNC."""
+    """How an entry is looked at that does not map the page. Kernel: PVMW_SYNC."""
 
     LOCKLESS = "and passed over: somebody may be about to change it"
     SYNC = "once it is locked: whoever works on it has finished"
@@ -51,7 +51,8 @@ class Lookup(Enum):
 def page_vma_mapped_walk(
     mm: Mm, address: Address, wanted: int, lookup: Lookup = Lookup.LOCKLESS
 ) -> HugeMapping | tuple[PteMap, Hold] | None:
-    """The locked PMD or PTE of address, if it maps page `wanted` or is its migration entry (negative).
+    """Lock the PMD or PTE of address, if it maps page `wanted`; of -page, if it is its migration
+    entry.
 
     A PMD that is none is passed over without a lock.
     Kernel: mm/page_vma_mapped.c, page_vma_mapped_walk(), map_pte(), check_pte(), check_pmd().
@@ -91,7 +92,7 @@ def page_vma_mapped_walk(
 
 
 def sync_with_folio_pmd_zap(mm: Mm, pmd: PmdPtr, page: Pfn) -> None:
-    """Whoever has emptied a PMD that may have been the folio's has finished with it.
+    """Wait until the task that emptied a PMD, maybe the folio's, has finished with it.
 
     Divergence: done at any place of a folio as large as a table. Kernel: mm/internal.h.
     """
@@ -103,7 +104,7 @@ def sync_with_folio_pmd_zap(mm: Mm, pmd: PmdPtr, page: Pfn) -> None:
 def map_pte(
     mm: Mm, address: Address, wanted: int, lookup: Lookup = Lookup.LOCKLESS
 ) -> tuple[PteMap, Hold] | None:
-    """The same of a small folio, which no PMD maps."""
+    """Find the PTE of a small folio, which no PMD maps."""
     found = page_vma_mapped_walk(mm, address, wanted, lookup)
     assert not isinstance(found, HugeMapping)
     return found

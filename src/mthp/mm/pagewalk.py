@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The page behind one address. Kernel: mm/pagewalk.c."""
+"""The page behind one address is looked up. Kernel: mm/pagewalk.c."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page table entries as words: a PTE and a PMD are ints, read with the kernel's predicates.
+"""Page-table entries as words: a PTE and a PMD are ints, read with the kernel's predicates.
 
 The layout is the model's own. Bits 0-9 are flags, bits 10-13 say what a non-present entry is, and
 the frame number (or swap entry, or table number) stands from bit 16 up.
@@ -69,12 +69,12 @@ def leaf_pte(kind: Leaf, value: int = 0, flags: int = 0) -> Pte:
 
 
 def pte_none(pte: int) -> bool:
-    """An empty entry."""
+    """Whether an entry is empty."""
     return pte == 0
 
 
 def pte_present(pte: int) -> bool:
-    """An entry that maps a page."""
+    """Whether an entry maps a page."""
     return pte & PRESENT != 0
 
 
@@ -84,37 +84,37 @@ def pte_pfn(pte: int) -> Pfn:
 
 
 def pte_none_or_zero(pte: int) -> bool:
-    """Kernel: mm/khugepaged.c, pte_none_or_zero()."""
+    """Whether it is empty or maps the zero page. Kernel: mm/khugepaged.c, pte_none_or_zero()."""
     return pte == 0 or (pte & PRESENT != 0 and pte >> PFN_SHIFT == ZERO_PFN)
 
 
 def pte_young(pte: int) -> bool:
-    """Used since the bit was last cleared."""
+    """Whether it was used since the bit was last cleared."""
     return pte & YOUNG != 0
 
 
 def pte_dirty(pte: int) -> bool:
-    """Written through."""
+    """Whether it was written through."""
     return pte & DIRTY != 0
 
 
 def pte_write(pte: int) -> bool:
-    """May be written through."""
+    """Whether it may be written through."""
     return pte & WRITE != 0
 
 
 def pte_uffd(pte: int) -> bool:
-    """A present PTE that userfaultfd write-protects. Kernel: pte_uffd()."""
+    """Whether userfaultfd write-protects a present PTE. Kernel: pte_uffd()."""
     return pte & UFFD_WP != 0
 
 
 def pte_protnone(pte: int) -> bool:
-    """Present, and no access is let through. Kernel: include/linux/pgtable.h, pte_protnone()."""
+    """Whether it is present but lets no access through. Kernel: pte_protnone()."""
     return pte & (PRESENT | NO_ACCESS) == PRESENT | NO_ACCESS
 
 
 def pte_special(pte: int) -> bool:
-    """Maps a frame that has no page of its own to the memory manager."""
+    """Whether it maps a frame that has no page of its own to the memory manager."""
     return pte & SPECIAL != 0
 
 
@@ -124,7 +124,7 @@ def leaf_kind(pte: int) -> Leaf:
 
 
 def pte_swp_uffd_any(pte: int) -> bool:
-    """A non-present entry with uffd write protection, carried or as a marker.
+    """Whether a non-present entry is write-protected by userfaultfd, as a bit or as a marker.
 
     Kernel: include/linux/userfaultfd_k.h, pte_swp_uffd_any().
     """
@@ -148,32 +148,32 @@ def huge_pmd(pfn: int, flags: int) -> Pmd:
 
 
 def pmd_none(pmd: int) -> bool:
-    """An empty slot."""
+    """Whether a slot is empty."""
     return pmd == 0
 
 
 def pmd_present(pmd: int) -> bool:
-    """A slot with a table, a huge leaf, or something bad."""
+    """Whether a slot has a table, a huge leaf, or something bad."""
     return pmd & PRESENT != 0
 
 
 def pmd_trans_huge(pmd: int) -> bool:
-    """A slot that maps a huge page."""
+    """Whether a slot maps a huge page."""
     return pmd & (PRESENT | HUGE) == PRESENT | HUGE
 
 
 def pmd_is_migration_entry(pmd: int) -> bool:
-    """A slot whose huge page is on its way elsewhere."""
+    """Whether a slot's huge page is on its way elsewhere."""
     return pmd & PRESENT == 0 and (pmd & KIND_MASK) >> KIND_SHIFT == Leaf.MIGRATION
 
 
 def pmd_bad(pmd: int) -> bool:
-    """A slot that is present and neither a table nor a leaf."""
+    """Whether a slot is present and neither a table nor a leaf."""
     return pmd & (PRESENT | SPECIAL) == PRESENT | SPECIAL
 
 
 def pmd_is_table(pmd: int) -> bool:
-    """A slot that points to a table of PTEs."""
+    """Whether a slot points to a table of PTEs."""
     return pmd & (PRESENT | SPECIAL | HUGE) == PRESENT
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Facts that functions of the memory manager report: laws need them and no word of memory holds them."""
+"""What functions of the memory manager report: laws need it, and no word of memory holds it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def folio_add_new_anon_rmap(
     exclusive: bool,
     pmd_mapped: bool = False,
 ) -> None:
-    """First mapping of a new folio, whole, at address. Kernel: mm/rmap.c."""
+    """Count the first mapping of a new folio, whole, at address. Kernel: mm/rmap.c."""
     order = mem.folio_order(folio)
     nr = 1 << order
     flags = PG_ANON
@@ -73,8 +73,8 @@ def folio_add_new_anon_rmap(
 def folio_add_anon_rmap_ptes(
     mem: MemMap, cpu: Cpu, folio: Folio, pages: range, vma: Vma, *, exclusive: bool
 ) -> None:
-    """One more mapping of some pages of an anonymous folio; one that is mapped whole in a locked VMA
-    is mlocked. Caller holds the PTE lock. Kernel: mm/rmap.c, folio_add_anon_rmap_ptes().
+    """Count one more mapping of some pages of an anonymous folio; one that is mapped whole in a
+    locked VMA is mlocked. Caller holds the PTE lock. Kernel: mm/rmap.c, folio_add_anon_rmap_ptes().
     """
     first = sum(mem.mapcount.add(page, 1) == 1 for page in pages)
     if mem.folio_test_large(folio):
@@ -91,7 +91,7 @@ def folio_add_anon_rmap_ptes(
 def folio_remove_rmap_ptes(
     mem: MemMap, cpu: Cpu, folio: Folio, page: Pfn, nr_pages: int, vma: Vma
 ) -> None:
-    """nr_pages PTEs from `page` on no longer map the folio. Caller holds the PTE lock.
+    """Count that nr_pages PTEs from `page` on no longer map the folio. Caller holds the PTE lock.
 
     A large folio that is left partly mapped goes on the deferred split queue.
     Kernel: mm/rmap.c, __folio_remove_rmap().
@@ -110,7 +110,7 @@ def folio_remove_rmap_ptes(
 
 
 def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
-    """A PMD no longer maps the folio. Kernel: mm/rmap.c, folio_remove_rmap_pmd()."""
+    """Count that a PMD no longer maps the folio. Kernel: mm/rmap.c, folio_remove_rmap_pmd()."""
     mem.large_mapcount.add(folio, -1)
     _count_mm(mem, folio, vma.vm_mm.number, -1)
     if mem.entire_mapcount.add(folio, -1) == 0:
@@ -148,10 +148,9 @@ def new_anon_folio(
     anon_vma: int = 0,
     index: int = 0,
 ) -> Folio:
-    """A folio in frames of its own that stands as if each of its pages were mapped by `mapcount`
-    PTEs: the first frame. Every page's contents are its frame's number. For builders of worlds, who
-    set the PTEs; not a step.
-    """
+    """Make a folio in frames of its own that stands as if each of its pages were mapped by
+    `mapcount` PTEs; returns the first frame. Every page's contents are its frame's number. For
+    builders of worlds, who set the PTEs; not a step."""
     folio, nr = mem.prep_folio(mem.new_frames(nid, order), order), 1 << order
     mem.flags.raw[folio] = flags
     mem.anon_vma.raw[folio] = anon_vma
@@ -176,7 +175,7 @@ def share_large_folio(mem: MemMap, folio: Folio, mappings: dict[int, int]) -> No
 
 
 def rmap_walk(mem: MemMap, folio: Folio, anon_vmas: list[AnonVma]) -> Iterator[tuple[Vma, int]]:
-    """(vma, address) of every place where the folio's pages may be mapped.
+    """Yield (vma, address) of every place where the folio's pages may be mapped.
 
     Caller holds the anon_vma lock. Kernel: mm/rmap.c, rmap_walk_anon().
     """
@@ -190,17 +189,17 @@ def rmap_walk(mem: MemMap, folio: Folio, anon_vmas: list[AnonVma]) -> Iterator[t
 
 
 def anon_vma_lock_write(anon_vma: AnonVma) -> Hold:
-    """Kernel: mm/internal.h, anon_vma_lock_write()."""
+    """Keep rmap walks out of an anon_vma. Kernel: mm/internal.h, anon_vma_lock_write()."""
     return anon_vma.rwsem.write()
 
 
 def folio_lock_anon_vma_read(kernel: Kernel, folio: Folio) -> Hold:
-    """Kernel: mm/rmap.c, folio_lock_anon_vma_read()."""
+    """Lock the folio's anon_vma to walk it. Kernel: mm/rmap.c, folio_lock_anon_vma_read()."""
     return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.read()
 
 
 def folio_trylock_anon_vma_read(kernel: Kernel, folio: Folio) -> Hold | None:
-    """The same, or None at once. Kernel: struct rmap_walk_control, try_lock."""
+    """Lock the folio's anon_vma, or None at once. Kernel: struct rmap_walk_control, try_lock."""
     return kernel.anon_vmas[kernel.mem.anon_vma.raw[folio]].rwsem.try_read()
 
 
@@ -220,8 +219,8 @@ def page_at(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> Pfn:
 
 
 def folio_referenced(kernel: Kernel, folio: Folio) -> int:
-    """How many places used the folio since last time; they are asked anew from here on. Never waits
-    for a lock.
+    """Count the places that used the folio since last time, and clear their marks. Never waits for
+    a lock.
 
     Kernel: mm/rmap.c, folio_referenced().
     """
@@ -239,7 +238,8 @@ def folio_referenced(kernel: Kernel, folio: Folio) -> int:
 
 
 def folio_referenced_one(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> bool:
-    """Kernel: mm/rmap.c, folio_referenced_one(), clear_flush_young_ptes_notify()."""
+    """Whether one place used it. Kernel: folio_referenced_one(),
+    clear_flush_young_ptes_notify()."""
     mm = vma.vm_mm
     found = map_pte(mm, address, folio)
     if found is None:
@@ -252,14 +252,14 @@ def folio_referenced_one(kernel: Kernel, folio: Folio, vma: Vma, address: Addres
 
 
 def try_to_unmap(kernel: Kernel, folio: Folio, entry: int) -> None:
-    """A swap entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_unmap()."""
+    """Put a swap entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_unmap()."""
     with folio_lock_anon_vma_read(kernel, folio):
         for vma, address in mapped_places(kernel, folio):
             try_to_unmap_one(kernel, folio, entry, vma, address)
 
 
 def try_to_unmap_one(kernel: Kernel, folio: Folio, entry: int, vma: Vma, address: Address) -> None:
-    """Kernel: mm/rmap.c, try_to_unmap_one()."""
+    """Put a swap entry at one place. Kernel: mm/rmap.c, try_to_unmap_one()."""
     mem = kernel.mem
     mm = vma.vm_mm
     size = kernel.geometry.page_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Giving up swap slots, and swapoff, for which every page comes back. Kernel: mm/swapfile.c."""
+"""Swap slots are given up; for swapoff every page comes back. Kernel: mm/swapfile.c."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def unuse_mm(mm: Mm, address: Address) -> None:
 
 
 def _swap_cache_folio(vma: Vma, pmd: PmdPtr, address: Address, pteval: Pte) -> Folio | None:
-    """The folio of the entry with a reference, read if need be; None: somebody else deals with it.
+    """The folio of the entry with a reference, read if need be; None: another task deals with it.
 
     Kernel: mm/swap_state.c, swap_cache_get_folio(), swapin_readahead().
     """
@@ -118,7 +118,7 @@ def folio_free_swap(kernel: Kernel, folio: Folio) -> None:
 
 
 def free_swap_cache(kernel: Kernel, folio: Folio) -> None:
-    """Give up the swap slot of a folio nobody maps any more. Kernel: mm/swap_state.c."""
+    """Give up the swap slot of a folio that is not mapped any more. Kernel: mm/swap_state.c."""
     mem = kernel.mem
     if not mem.test(folio, PG_SWAPCACHE) or mem.folio_mapcount(folio):
         return

@@ -48,7 +48,7 @@ def clear_refs_write(mm: Mm) -> None:
 
 
 def clear_refs_pte_range(vma: Vma, start: Address) -> None:
-    """One table. Kernel: fs/proc/task_mmu.c, clear_refs_pte_range()."""
+    """Clear the marks of one table. Kernel: fs/proc/task_mmu.c, clear_refs_pte_range()."""
     mm = vma.vm_mm
     pmd = mm_find_pmd(mm, start)
     if pmd is None:
@@ -75,13 +75,13 @@ def clear_refs_pte_range(vma: Vma, start: Address) -> None:
 
 
 def pte_is_pinned(vma: Vma, pteval: Pte) -> bool:
-    """Kernel: fs/proc/task_mmu.c, pte_is_pinned()."""
+    """Whether the page may be pinned. Kernel: fs/proc/task_mmu.c, pte_is_pinned()."""
     kernel = vma.vm_mm.kernel
     page = pte_pfn(pteval)
     return bool(page) and folio_maybe_dma_pinned(kernel, kernel.mem.page_folio(page))
 
 
 def clear_soft_dirty_pmd(vma: Vma, start: Address, pmd: PmdPtr) -> None:
-    """Kernel: fs/proc/task_mmu.c, clear_soft_dirty_pmd()."""
+    """Clear the mark of a huge PMD. Kernel: fs/proc/task_mmu.c, clear_soft_dirty_pmd()."""
     old = pmdp_invalidate(vma.vm_mm, start, pmd)
     pmd.page.pmds.write(pmd.slot, old & ~(WRITE | SOFT_DIRTY | NO_ACCESS))

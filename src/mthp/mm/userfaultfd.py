@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""UFFDIO_REGISTER, _WRITEPROTECT, _COPY and _MOVE. Kernel: mm/userfaultfd.c."""
+"""userfaultfd: UFFDIO_REGISTER, _WRITEPROTECT, _COPY and _MOVE. Kernel: mm/userfaultfd.c."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def mwriteprotect_range(mm: Mm, address: Address) -> None:
 
 
 def userfaultfd_register(mm: Mm, start: Address) -> None:
-    """From its return on the monitor fills what is missing, and nobody else.
+    """Register a mapping: from its return on the monitor alone fills what is missing.
 
     Kernel: mm/userfaultfd.c, userfaultfd_register(), userfaultfd_set_vm_flags().
     """
@@ -82,7 +82,7 @@ def userfaultfd_register(mm: Mm, start: Address) -> None:
 
 
 def mfill_atomic(mm: Mm, address: Address, content: int) -> None:
-    """UFFDIO_COPY of one page, if nothing is there yet.
+    """Map a page of contents, if nothing is there yet.
 
     Kernel: mm/userfaultfd.c, mfill_atomic(), uffd_mfill_lock().
     """
@@ -109,7 +109,7 @@ def mfill_atomic_install_pte(vma: Vma, address: Address, content: int) -> None:
 
 
 class Moved(Enum):
-    """How one attempt ended. Kernel: 0, -EAGAIN, and any other error."""
+    """How one attempt to move a page ended. Kernel: 0, -EAGAIN, and any other error."""
 
     DONE = "done"
     AGAIN = "again"
@@ -179,7 +179,7 @@ def _move(dst_vma: Vma, src_vma: Vma, dst_addr: int, src_addr: int) -> None:
 
 
 class _Ends(NamedTuple):
-    """From where a page moves, and to where."""
+    """The place that a page moves from, and the place that it moves to."""
 
     dst_vma: Vma
     src_vma: Vma
@@ -198,12 +198,12 @@ class _Mapped(NamedTuple):
     orig_src_pte: Pte
 
     def lock(self) -> tuple[Hold, Hold | None]:
-        """Both locks, the lower one first. Kernel: double_pt_lock()."""
+        """Take both locks, the lower one first. Kernel: double_pt_lock()."""
         first, second = sorted((self.dst.table, self.src.table), key=lambda table: table.number)
         return first.ptl.lock(), None if first is second else second.ptl.lock()
 
     def is_stable(self, dst_pmd: PmdPtr) -> bool:
-        """Kernel: mm/userfaultfd.c, is_pte_pages_stable()."""
+        """Whether it is still as it was read. Kernel: mm/userfaultfd.c, is_pte_pages_stable()."""
         return (
             self.src.get(0) == self.orig_src_pte
             and pte_none(self.dst.get(0))
@@ -212,7 +212,7 @@ class _Mapped(NamedTuple):
 
 
 def move_pages_ptes(ends: _Ends) -> Moved:
-    """Kernel: mm/userfaultfd.c, move_pages_ptes()."""
+    """Try once to move a page. Kernel: mm/userfaultfd.c, move_pages_ptes()."""
     kernel = ends.dst_vma.vm_mm.kernel
     dst_pmdval = pmdp_get_lockless(ends.dst_pmd)
     dst = pte_offset_map(kernel, dst_pmdval, ends.dst_addr)
@@ -238,7 +238,7 @@ def move_pages_ptes(ends: _Ends) -> Moved:
 
 
 def _move_swapped(ends: _Ends, mapped: _Mapped) -> Moved:
-    """Kernel: mm/userfaultfd.c, move_swap_pte(); the folio is waited for and the move tried again."""
+    """Move a swap entry, or wait for a migration to end. Kernel: move_swap_pte()."""
     kernel = ends.dst_vma.vm_mm.kernel
     entry = mapped.orig_src_pte
     if leaf_kind(entry) is Leaf.MIGRATION:
@@ -275,7 +275,7 @@ def _move_present(ends: _Ends, mapped: _Mapped) -> Moved:
 
 
 def move_present_ptes(ends: _Ends, mapped: _Mapped, folio: Folio) -> Moved:
-    """Caller holds the folio's lock, which keeps rmap walks away while it belongs nowhere.
+    """Move a folio whose lock, held by the caller, keeps rmap walks away while it belongs nowhere.
 
     Divergence: the caller's reference is put in the end. Kernel: mm/userfaultfd.c,
     move_present_ptes().
@@ -336,7 +336,7 @@ def _moved(ends: _Ends) -> None:
 
 
 def folio_move_anon_rmap(ends: _Ends, folio: Folio) -> None:
-    """rmap finds the page at its new place from here on. Kernel: mm/rmap.c."""
+    """Let rmap find the page at its new place. Kernel: mm/rmap.c."""
     mem = ends.dst_vma.vm_mm.kernel.mem
     assert ends.dst_vma.anon_vma is not None
     mem.anon_vma.raw[folio] = ends.dst_vma.anon_vma.number

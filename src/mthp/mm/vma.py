@@ -30,7 +30,7 @@ def munmap(mm: Mm, start: Address, end: Address) -> Vma | None:
 
 
 def munmap_and_mmap(mm: Mm, start: Address, end: Address) -> None:
-    """Another mapping, just as suitable, takes the old one's place."""
+    """Put another mapping, just as suitable, in the old one's place."""
     with mm.mmap_write_lock():
         old = _unmap_locked(mm, start, end)
         if old is not None:
@@ -40,7 +40,7 @@ def munmap_and_mmap(mm: Mm, start: Address, end: Address) -> None:
 
 
 def munmap_tail(mm: Mm, start: Address) -> None:
-    """munmap() of what a mapping has from start on: it shrinks, and a huge PMD across start is split.
+    """Unmap a mapping from start on: it shrinks, and a huge PMD across start is split.
 
     Kernel: mm/vma.c, __split_vma(), vms_gather_munmap_vmas(); mm/huge_memory.c,
     vma_adjust_trans_huge().
@@ -73,9 +73,9 @@ def _unmap_locked(mm: Mm, start: Address, end: Address) -> Vma | None:
 
 
 def unmap_region(vma: Vma, start: Address, end: Address) -> None:
-    """Zap, take the VMA out, flush, give pages and tables back.
+    """Zap the range, take the VMA out, flush, and give pages and tables back.
 
-    Divergence: the VMA leaves the tree only now; it is locked, so that nobody who finds it can tell.
+    Divergence: the VMA leaves the tree only now; it is locked, so that who finds it cannot tell.
     Kernel: mm/vma.c, unmap_region(); mm/rmap.c, unlink_anon_vmas().
     """
     mm = vma.vm_mm
@@ -90,7 +90,7 @@ def unmap_region(vma: Vma, start: Address, end: Address) -> None:
 
 
 def unlink(vma: Vma) -> None:
-    """No lookup finds the VMA any more, and no rmap walk does."""
+    """Let neither lookup nor rmap walk find the VMA any more."""
     if vma.anon_vma is None:
         vma.vm_mm.unlink_vma(vma)
         return
@@ -99,7 +99,7 @@ def unlink(vma: Vma) -> None:
 
 
 def free_pgtables(vma: Vma, start: Address) -> None:
-    """Kernel: mm/memory.c, free_pgtables(), free_pte_range()."""
+    """Free the table of start. Kernel: mm/memory.c, free_pgtables(), free_pte_range()."""
     mm = vma.vm_mm
     pmd = mm_find_pmd(mm, start)
     if pmd is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reclaim of small anonymous folios: aged, swapped out, or dropped. Kernel: mm/vmscan.c."""
+"""Small anonymous folios are reclaimed: aged, swapped out, or dropped. Kernel: mm/vmscan.c."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mthp.words.units import Address, Folio
 
 
 def shrink_folio(kernel: Kernel, folio: Folio, entry: int) -> None:
-    """Write a folio to slot `entry` and free it, unless somebody uses it.
+    """Write a folio to slot `entry` and free it, unless it is in use.
 
     Kernel: mm/vmscan.c, shrink_folio_list().
     """
@@ -40,7 +40,7 @@ def shrink_folio(kernel: Kernel, folio: Folio, entry: int) -> None:
 
 
 def reclaim_folio(kernel: Kernel, folio: Folio, unused: Callable[[], bool]) -> None:
-    """Isolate and lock a folio, and free it if then nobody uses it; put it back otherwise.
+    """Isolate and lock a folio, and free it if it then is unused; put it back otherwise.
 
     Kernel: mm/vmscan.c, isolate_lru_folios(), shrink_folio_list().
     """
@@ -61,13 +61,13 @@ def reclaim_folio(kernel: Kernel, folio: Folio, unused: Callable[[], bool]) -> N
 
 
 def swap_out(kernel: Kernel, folio: Folio, entry: int) -> bool:
-    """Unmap a folio in the swap cache, write it and take it out again; whether nobody used it."""
+    """Unmap a folio in the swap cache, write it and take it out; returns whether it was unused."""
     try_to_unmap(kernel, folio, entry)
     return not kernel.mem.folio_mapcount(folio) and remove_mapping(kernel, folio, entry)
 
 
 def add_to_swap(kernel: Kernel, folio: Folio, entry: int) -> bool:
-    """Whether the slot was free. Kernel: mm/swapfile.c, folio_alloc_swap()."""
+    """Add to the swap cache, if the slot is free. Kernel: mm/swapfile.c, folio_alloc_swap()."""
     swap = kernel.swap
     kernel.machine.step(Access.WRITE, swap, entry)
     if entry in swap.users or entry in swap.cache:
@@ -79,7 +79,7 @@ def add_to_swap(kernel: Kernel, folio: Folio, entry: int) -> bool:
 
 
 def remove_mapping(kernel: Kernel, folio: Folio, entry: int) -> bool:
-    """Write it out and take it from the swap cache, if nobody else refers to it; nobody can then.
+    """Write it out and take it from the swap cache, if nothing else refers to it; none can then.
 
     Kernel: mm/vmscan.c, pageout(), __remove_mapping().
     """
@@ -94,7 +94,7 @@ def remove_mapping(kernel: Kernel, folio: Folio, entry: int) -> bool:
 
 
 def folio_end_writeback(kernel: Kernel, folio: Folio, entry: int) -> None:
-    """The write of a swap cache folio to its slot ends.
+    """End the write of a swap cache folio to its slot.
 
     Kernel: mm/page_io.c, end_swap_bio_write(); mm/filemap.c, folio_end_writeback().
     """
@@ -106,7 +106,7 @@ def folio_end_writeback(kernel: Kernel, folio: Folio, entry: int) -> None:
 
 
 def free_swapped(kernel: Kernel, folio: Folio, entry: int) -> None:
-    """Reclaim comes by again at a swap cache folio that is written and unmapped, and frees it.
+    """Free a swap cache folio that is written and unmapped, as reclaim does when it comes by again.
 
     Kernel: mm/vmscan.c, shrink_folio_list().
     """
@@ -138,7 +138,7 @@ def discard_folio(kernel: Kernel, folio: Folio) -> None:
 
 
 def discard_one(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> None:
-    """The PTE is cleared before references are counted, for GUP-fast takes no lock.
+    """Unmap one place: the PTE goes before references are counted, for GUP-fast takes no lock.
 
     Kernel: mm/rmap.c, try_to_unmap_one(), of a folio that is not swap-backed.
     """

@@ -14,7 +14,7 @@ from mthp.words.units import Order
 
 @dataclass(slots=True)
 class VmStat:
-    """mthp: (order, name) as in hugepages-*kB/stats; events: name as in /proc/vmstat.
+    """The counters. mthp: (order, name) as in hugepages-*kB/stats; events: name as in /proc/vmstat.
 
     Gauges (nr_anon, nr_anon_partially_mapped) count from zero at the world's start, so they may
     be negative: they are changes.
@@ -24,10 +24,10 @@ class VmStat:
     events: Counter[str] = field(default_factory=Counter)
 
     def count_mthp_stat(self, order: Order, name: str, amount: int = 1) -> None:
-        """Orders 0 and 1 are not counted. Kernel: include/linux/huge_mm.h, mod_mthp_stat()."""
+        """Count, but not of orders 0 and 1. Kernel: include/linux/huge_mm.h, mod_mthp_stat()."""
         if order > 1:
             self.mthp[order, name] += amount
 
     def count_vm_event(self, name: str, amount: int = 1) -> None:
-        """Kernel: include/linux/vmstat.h, count_vm_events()."""
+        """Count an event. Kernel: include/linux/vmstat.h, count_vm_events()."""
         self.events[name] += amount

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run khugepaged over a world until nothing changes; say what happened and why."""
+"""Run khugepaged over a world until nothing changes; say what happened, and why."""

@@ -55,7 +55,7 @@ class _Ask:
 
     @property
     def most(self) -> int:
-        """The highest value of max_ptes_none and its like."""
+        """The highest value that max_ptes_none and its like may have."""
         return self.trial.kernel.geometry.ptrs_per_pte - 1
 
     def mapped(self) -> list[int]:
@@ -63,7 +63,7 @@ class _Ask:
         return [i for i in self.window if self.trial.frame(i)]
 
     def folios(self, wanted: Callable[[Folio], bool]) -> tuple[int, ...]:
-        """A PTE of each folio in the window that is as wanted."""
+        """One PTE for each folio in the window that is as wanted."""
         first: dict[Folio, int] = {}
         for i in self.mapped():
             first.setdefault(self.trial.folio(i), i)
@@ -75,7 +75,8 @@ class _Ask:
 
 
 def candidates(trial: Trial, refusal: Refusal) -> Changes:
-    """Changes that may let the refused PTEs in, the least first; none that changes nothing."""
+    """Yield changes that may let the refused PTEs in, the least first; none of them changes
+    nothing."""
     match refusal.status:
         case VmaGate():
             yield from _vma_changes(trial, refusal.status)
@@ -99,7 +100,7 @@ def _vma_changes(trial: Trial, gate: VmaGate) -> Changes:
 
 
 def _occupancy_changes(ask: _Ask) -> Changes:
-    """Too few pages for every enabled order: a smaller size, or more holes allowed."""
+    """Where pages are too few for every enabled order: a smaller size, or more holes allowed."""
     trial = ask.trial
     if trial.kernel.profile.orders is Orders.ANON:
         for order in range(ask.order - 1, MTHP_MIN_ORDER - 1, -1):
@@ -123,7 +124,7 @@ def _of_pages(kind: ChangeKind, ptes: Iterable[int]) -> Changes:
 
 
 def _raise(ask: _Ask, knob: str, value: int) -> Changes:
-    """A higher limit, if it is one."""
+    """A higher limit, if the value is higher."""
     if getattr(ask.trial.kernel.settings, knob) < value <= ask.most:
         yield Change(ChangeKind.RAISE_KNOB, knob=knob, value=value)
 
@@ -153,7 +154,7 @@ def _exceed_shared(ask: _Ask) -> Changes:
 
 
 def _large_already(ask: _Ask) -> Changes:
-    """Already in a folio of this order: only a higher one would help."""
+    """Changes where a folio has this order already: only a higher one would help."""
     kernel = ask.trial.kernel
     orders = [kernel.mem.order.raw[ask.trial.folio(i)] for i in ask.mapped()]
     for higher in range(max([ask.order, *orders]) + 1, kernel.geometry.pmd_order + 1):
@@ -177,9 +178,8 @@ def _pinned(ask: _Ask) -> Changes:
 
 
 def _batched(trial: Trial) -> Changes:
-    """A page in an LRU batch: a refused attempt at a higher order put it there, so that one's
-    cause is what has to go; it stands in the same table.
-    """
+    """Changes where a page is in an LRU batch: a refused attempt at a higher order put it there, so
+    what refused that one has to go; it stands in the same table."""
     again = Trial(trial.vma, trial.pmd_addr)
     tally = again.run()
     seen: set[object] = {ScanResult.PAGE_COUNT, ScanResult.SUCCEED}
@@ -211,7 +211,7 @@ def _old(ask: _Ask) -> Changes:
 
 
 def _markers(ask: _Ask) -> Changes:
-    """Guards, poison, markers: nothing collapses over them."""
+    """A change to guards, poison and markers: nothing collapses over them."""
     yield from _of_pages(ChangeKind.REMOVE_MARKERS, ask.where(_is_marker))
 
 
@@ -311,7 +311,7 @@ def _write_once(trial: Trial, _: Change) -> None:
 
 
 def _free_block(trial: Trial, change: Change) -> None:
-    """Enough free blocks of the order for this table."""
+    """Free enough blocks of the order for this table."""
     node = trial.kernel.mem.allocator.nodes[0]
     node.unborn[change.order] += trial.kernel.geometry.ptrs_per_pte >> change.order
 

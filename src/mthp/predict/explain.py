@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why each PTE is not in a folio of the highest enabled order: the last gate or attempt it met.
+"""Says why PTEs are not in folios of the highest enabled order: the last gate or attempt each met.
 
 The scan's and the attempts' answers come from the last full scan's events; the gates between them
 (too few pages for an order) are found by walking the table as mthp_collapse() did.
@@ -45,7 +45,7 @@ def highest_order(kernel: Kernel, vma: Vma) -> int:
 
 
 def vma_gate(kernel: Kernel, vma: Vma) -> VmaGate | None:
-    """Why a whole mapping is passed by, None if it is scanned."""
+    """Why a whole mapping is passed by; None if it is scanned."""
     if not hugepage_enabled(kernel):
         return VmaGate.NOT_ENABLED
     answer = allowable_orders(
@@ -70,7 +70,7 @@ def table_gates(kernel: Kernel, log: TableLog) -> list[Gate]:
 
 
 def _walk(kernel: Kernel, base: int, log: TableLog) -> list[tuple[int, int, Gate]]:
-    """(offset, order, gate) for each window that mthp_collapse() came to, in its order.
+    """Yield (offset, order, gate) for each window that mthp_collapse() came to, in its order.
 
     A policy of the user's is not asked again: it attempts every window that it chooses.
     """
@@ -136,7 +136,7 @@ def explain_vma(
 def _held(
     kernel: Kernel, part: TablePart, highest: int
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Per PTE: whether it holds something, and whether that is a folio of the highest order."""
+    """Whether each PTE holds something, and whether that is a folio of the highest order."""
     if not pmd_is_table(part.pmd):
         everything = np.ones(part.count, np.bool_)
         return everything, everything

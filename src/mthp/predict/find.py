@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Find the least change that lets a refused window collapse: each is run on a world of its own."""
+"""Finds the least change that lets a refused window collapse: each is run on a world of its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Tried:
 
 
 class Finder:
-    """Looks for least changes; what whole-table changes came to is kept for the next refusal."""
+    """Looks for least changes, and keeps what whole-table changes came to for the next refusal."""
 
     def __init__(self, on_try: Callable[[], None] | None = None) -> None:
         self.trials = 0
@@ -123,10 +123,11 @@ def with_changes(
     refusals: list[tuple[Vma, Refusal]],
     on_try: Callable[[], None] | None = None,
 ) -> Iterator[Refusal]:
-    """Each refusal with its least change; the largest are run, the others take their group's.
+    """Give each refusal its least change: the largest are run, the others take their group's.
 
-    A table that is mapped by its PMD, and the like, have none. on_try is called before each world
-    that is tried; where it raises Interrupted, what is not answered by then has no change.
+    Those of a table that is mapped by its PMD, and the like, have none. on_try is called before
+    each world that is tried; where it raises Interrupted, what is not answered by then has no
+    change.
     """
     by_size = sorted(range(len(refusals)), key=lambda k: -refusals[k][1].pages)
     answers: dict[int, tuple[Proposal | None, Verified]] = {}

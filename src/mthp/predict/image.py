@@ -90,7 +90,7 @@ class Image:
     def prepared(
         self, settings: Settings, profile: Profile, reason: str, young: Young = Young.CAPTURED
     ) -> tuple[BuiltWorld, Request]:
-        """A fresh world of it, and a request to run it to the fixed point. reason: why this profile.
+        """Make a fresh world, and a request to run it to the fixed point. reason: why this profile.
 
         Raises ValueError where the image is a state that no kernel can be in.
         """

@@ -38,7 +38,7 @@ CONTPTES = 16
 
 @dataclass(slots=True)
 class Usage:
-    """Of some mappings: bytes mapped by folio order, the folios' heads, zero pages, swap, TLB."""
+    """What some mappings use: bytes by folio order, the folios' heads, zero pages, swap, TLB."""
 
     bytes: Counter[int] = field(default_factory=Counter)
     heads: dict[int, set[int]] = field(default_factory=dict)
@@ -47,14 +47,14 @@ class Usage:
     translations: int = 0
 
     def orders(self) -> dict[int, OrderUse]:
-        """order -> folios and bytes."""
+        """The folios and bytes of each order."""
         return {
             order: OrderUse(len(self.heads.get(order, ())), size)
             for order, size in sorted(self.bytes.items())
         }
 
     def add(self, other: Usage) -> None:
-        """Sum, folios counted once."""
+        """Add what other mappings use; a folio is counted once."""
         self.bytes.update(other.bytes)
         for order, heads in other.heads.items():
             self.heads.setdefault(order, set()).update(heads)
@@ -67,7 +67,7 @@ class Usage:
 class TablePart:
     """The part of one table's range that belongs to a mapping; count PTEs from index on.
 
-    pmd: the slot's value.
+    pmd: the value of its slot.
     """
 
     address: int
@@ -152,7 +152,7 @@ def _translations(
     not_zero: np.ndarray[tuple[int], np.dtype[np.bool_]],
     tlb: TlbModel,
 ) -> int:
-    """Translations of the pages mapped by one table."""
+    """How many translations the pages that one table maps need."""
     if tlb is TlbModel.PLAIN:
         return len(heads)
     at = np.flatnonzero(present)[not_zero] + index

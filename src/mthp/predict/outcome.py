@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From a world to a finished record: run it, measure it, explain what did not collapse."""
+"""Makes a finished record of a world: runs it, measures it, and explains what did not collapse."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _vma_use(vma: Vma, before: Usage, after: Usage) -> VmaUse:
 
 
 def _counters(world: BuiltWorld) -> dict[str, dict[str, int]]:
-    """Counters that moved: stats/<order>/<name> as sysfs has them, vmstat, khugepaged."""
+    """The counters that moved: stats/<order>/<name> as sysfs has them, vmstat, khugepaged."""
     vmstat = world.kernel.vmstat
     return {
         "stats": {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run full scans to the fixed point, and keep what a report needs of the events.
+"""Runs full scans to the fixed point, and keeps what a report needs of the events.
 
 A full scan that changes no PTE and no folio, started from drained LRU batches, is the fixed point.
 """
@@ -36,7 +36,7 @@ class Interrupted(Exception):
 
 
 class PassesDone(Exception):
-    """The full scans that were asked for are done."""
+    """Raised when the full scans that were asked for are done."""
 
 
 @dataclass(slots=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finished records of a run: all that a report is made from. Values alone, no engine objects.
+"""The finished records of a run, which reports are made from: values alone, no engine objects.
 
 Sizes in bytes, times in milliseconds, addresses absolute. Orders are log2 of base pages.
 """
@@ -46,7 +46,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Clock:
-    """How long it takes by sleeping alone; work counts as no time."""
+    """How long a run takes by sleeping alone; work counts as no time."""
 
     full_scans: int
     wakeups: int
@@ -128,8 +128,8 @@ class ChangeKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change. ptes: of the table, those it is made to, one for each folio where it is made to
-    folios. value: the knob's, or a number of pages. order: of the size that is enabled or freed.
+    """One change. ptes: those of the table that it is made to, one for each folio where it is made
+    to folios. value: the knob's, or a number of pages. order: of the size that is enabled or freed.
     """
 
     kind: ChangeKind
@@ -183,13 +183,14 @@ class Refusal:
     verified: Verified = Verified.NONE
 
     def covers(self, address: int, page_size: int) -> bool:
-        """Whether the address lies among its PTEs, also in a hole between them."""
+        """Whether the address lies among its PTEs, or in a hole between them."""
         return self.address <= address < self.address + self.span * page_size
 
 
 @dataclass(frozen=True)
 class WindowReport:
-    """All about the table at one address. gate: why the mapping is passed by, None if it is scanned.
+    """What is known about the table at one address. gate: why the mapping is passed by, None if it
+    is scanned.
 
     highest: the highest order enabled for the mapping. before, after: the state strings of the
     table's part in the mapping (folios, entries). page_order: of the folio there now, None for no
@@ -283,5 +284,5 @@ class Outcome:
 
     @property
     def effort(self) -> Effort:
-        """What all attempts cost."""
+        """What all attempts cost together."""
         return self.successes + self.refused

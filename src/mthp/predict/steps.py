@@ -145,7 +145,7 @@ class StepRecorder:
             self._now.append(DrawnCall(self._depth, name, what, locks))
 
     def folded(self) -> list[DrawnCall]:
-        """The steps; what repeats for one PTE after the other is one group with a number."""
+        """The steps, where what repeats for one PTE after the other is one group with a number."""
         return _fold(self.steps)
 
 
@@ -187,13 +187,13 @@ _LOCK_NAMES = {
 
 
 def _hold_name(hold: Hold) -> str:
-    """Short, as on paper: of each kind one alone is held."""
+    """The short name of a lock, as on paper: of each kind one alone is held."""
     name = _LOCK_NAMES.get(hold.lock.rank, str(hold.lock))
     return name if hold.lock.rank >= Rank.PMD else f"{name} ({hold.mode.value})"
 
 
 def _describe_lock(frame: FrameType) -> tuple[str, str]:
-    """The kernel's name of taking or giving back a lock, and which."""
+    """The kernel's name for taking or giving back a lock, and which lock it is."""
     lock = frame.f_locals["self"]
     taken = frame.f_code.co_name == "_take"
     hold = frame.f_locals.get("hold")

@@ -111,7 +111,7 @@ class Trial:
         self.kernel.swap.failing = set(source.swap.failing)
 
     def _copy_swap_cache(self, source: SwapDevice, heads: dict[Folio, Folio]) -> None:
-        """The slots of the table's own folios; folios of others are not in a trial world."""
+        """Copy the slots of the table's own folios; folios of others are not in a trial world."""
         mem = self.kernel.mem
         for head, ours in heads.items():
             if head in source.entry_of:
@@ -125,12 +125,12 @@ class Trial:
                 self.kernel.swap.users |= named
 
     def frame(self, i: int) -> int:
-        """The frame PTE i maps, 0 for none or the zero page."""
+        """The frame that PTE i maps, 0 for none or the zero page."""
         word = self.ptes[i]
         return word >> PFN_SHIFT if word & PRESENT else 0
 
     def folio(self, i: int) -> Folio:
-        """The folio PTE i maps, 0 for none."""
+        """The folio that PTE i maps, 0 for none."""
         return self.kernel.mem.head.raw[self.frame(i)]
 
     def write_new(self, i: int) -> None:
@@ -164,7 +164,7 @@ class Trial:
 
 
 def _copy_folio(source: MemMap, head: Folio, target: MemMap) -> Folio:
-    """A folio with its flags and counts, and the references it has, in other frames."""
+    """Copy a folio with its flags and counts, and the references it has, to other frames."""
     order = source.order.raw[head]
     nr = 1 << order
     ours = target.prep_folio(target.new_frames(source.nid.raw[head], order), order)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Everything about the window at one address."""
+"""Everything that is known about the window at one address."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _MIN_COLUMN = 26
 
 
 def covered_text(covered: Coverage) -> str:
-    """What was covered, and how much that was; and why by the reference explorer, where it had to be."""
+    """Says what was covered, and why by the reference explorer where it had to be."""
     number = f"{covered.executions:,} execution{'' if covered.executions == 1 else 's'}"
     if covered.kind is Extent.EXHAUSTIVE:
         text = f"exhaustive in this world with these tasks: {number}"
@@ -36,7 +36,7 @@ def covered_text(covered: Coverage) -> str:
 
 
 def violation_lines(violation: Violation, width: int = 100) -> list[str]:
-    """The race in columns, one a CPU, then the laws it breaks and how to run it again."""
+    """Draws the race in columns, one a CPU, then says what it breaks and how to run it again."""
     lines = [*_columns(violation, width), ""]
     for breach in violation.breaches:
         lines.append(f"law {breach.law} is broken: {breach.text}")
@@ -67,7 +67,7 @@ def _columns(violation: Violation, width: int) -> list[str]:
 
 
 def _folded(calls: Sequence[Call]) -> Iterable[Call]:
-    """Taking and giving back a lock shows in the locks held."""
+    """Leaves out the taking and giving back of locks, which shows in the locks held."""
     others = (call for call in calls if not call.function.endswith((": lock", ": unlock")))
     return (call for call, _ in groupby(others))
 
@@ -93,7 +93,7 @@ def mutant_line(result: MutantResult) -> str:
 
 
 def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
-    """A table of the worlds with two rivals, a line a rival: how many of its pairs were exhausted."""
+    """Tabulates the worlds with two rivals, a line a rival: how many pairs were exhausted."""
     pairs = [each for each in results if len(each.tasks) == 3]
     rivals = sorted({rival for each in pairs for rival in each.tasks[1:]})
     head = f"{'rival':22}{'pairs':>6}{'exhausted':>11}{'executions':>12}{'seconds':>9}  most"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The text of a fuzz campaign's document, and of one scenario with both event lists side by side."""
+"""The text of a fuzz campaign, and of one scenario with both event lists side by side."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def rerun_text(document: Mapping[str, Any]) -> str:
 
 
 def side_by_side(kernel: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str, Any]]) -> str:
-    """Two event lists, a line for each place; `*` marks where they differ."""
+    """Sets two event lists side by side, a line for each place; `*` marks where they differ."""
     lines = [f"  {'kernel':<{_WIDTH}}  engine"]
     for real, ours in zip_longest(kernel, engine):
         mark = " " if real == ours else "*"

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
-    """Plain JSON values. Bytes, milliseconds, absolute addresses as numbers; orders are keys."""
+    """An outcome as JSON values: bytes, milliseconds and addresses as numbers, orders as keys."""
     return {
         "schema_version": SCHEMA_VERSION,
         "predicted": True,

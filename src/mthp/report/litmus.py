@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 def litmus_lines(results: Sequence[LitmusResult]) -> list[str]:
-    """A table: a row a test; whether stale contents are seen under each model, and by herd7."""
+    """Tabulates the tests: whether stale contents are seen under each model, and by herd7."""
     models = [f"ours: {model}" for model, _ in results[0].ours]
     rows = [["test", "expected", *models, "herd7", "", "between the two stores"]]
     for each in results:

@@ -70,7 +70,7 @@ class SafeConsole:
         return words
 
     def text(self, words: str, style: str = "") -> Text:
-        """Clean words, wrapped between words; no markup is read."""
+        """Make text of clean words, wrapped between words; no markup is read."""
         return Text(self.clean(words), style=style, overflow="fold")
 
     def line(self, words: str = "", style: str = "", indent: int = 0) -> None:
@@ -122,7 +122,7 @@ class SafeConsole:
 
 
 def order_name(geometry: Geometry, order: int) -> str:
-    """An order as sysfs names its size, with the order: 64kB (order 4)."""
+    """Names an order as sysfs names its size, with the order: 64kB (order 4)."""
     return f"{geometry.size_name(order)} (order {order})"
 
 
@@ -178,12 +178,12 @@ def plural(number: int, thing: str, several: str = "") -> str:
 
 
 def in_order(attempts: Iterable[tuple[int, ScanResult]]) -> list[tuple[int, ScanResult]]:
-    """Attempts as they are listed: by order, then by the kernel's string of the result."""
+    """The attempts as they are listed: by order, then by the kernel's string of the result."""
     return sorted(attempts, key=lambda attempt: (attempt[0], attempt[1].string))
 
 
 def wasted_attempts(outcome: Outcome) -> int:
-    """Refused attempts that had a folio to give back. Effort.allocated_bytes leaves out the same."""
+    """How many refused attempts had a folio to give back, as Effort.allocated_bytes counts them."""
     if not outcome.refused.allocated_bytes:
         return 0
     return sum(n for (_, status), n in outcome.attempts.items() if status not in _NOT_WASTED)

@@ -221,7 +221,7 @@ def _change(difference: Difference) -> str:
 
 
 def _refused_bytes(outcome: Outcome) -> dict[tuple[str, str, int], int]:
-    """Memory held by refused ranges, by (stage, status, order); -1 stands for no order."""
+    """The memory held by refused ranges, by (stage, status, order); -1 stands for no order."""
     held: dict[tuple[str, str, int], int] = {}
     for refusal in outcome.refusals:
         order = -1 if refusal.order is None else refusal.order

@@ -118,7 +118,7 @@ class RefusalGroup:
 
 
 def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[RefusalGroup]:
-    """Refusals that read the same, together; most pages first."""
+    """Puts refusals that read the same together; most pages first."""
 
     def kind(refusal: Refusal) -> tuple[str, str, int, str]:
         order = -1 if refusal.order is None else refusal.order
@@ -144,7 +144,7 @@ def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[Refu
 
 
 def window_lines(window: WindowReport) -> Iterator[str]:
-    """All about the table at one address, to print."""
+    """Says all that is known about the table at one address."""
     geometry = window.settings.geometry
     index, base = geometry.pte_index(window.address), geometry.pmd_addr(window.address)
     yield f"address     {window.address:#x}, PTE {index} of the table at {base:#x}"

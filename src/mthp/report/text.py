@@ -277,7 +277,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
 
 
 def _change(page: SafeConsole, change: str, verified: Verified, tried: bool) -> Text:
-    """Says what the least change is, and how sure that is. tried: changes were looked for in this run."""
+    """Says what the least change is, and how sure that is. tried: if changes were looked for."""
     if not change:
         return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
     if verified is Verified.NONE:

@@ -58,7 +58,7 @@ def render_map(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None
 
 
 def bar_glyphs(outcome: Outcome) -> dict[int, str]:
-    """Order -> the character that stands for it. More than three sizes between share some."""
+    """The character that stands for each order. More than three sizes between share some."""
     orders = {order for vma in outcome.vmas for order in (*vma.before, *vma.after)}
     between = sorted(orders - {0, outcome.pmd_order})
     glyphs = {

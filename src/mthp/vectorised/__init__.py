@@ -2,5 +2,5 @@
 """Fast twins: what mm/ and khugepaged/ do page by page, done for a whole run of pages at once.
 
 A twin has its function's signature and leaves behind the same; where a page is not plain it calls
-the function. Machine.path() takes it where nobody watches steps.
+the function. Machine.path() takes it where no scheduler watches steps.
 """

@@ -27,7 +27,7 @@ from mthp.words.units import Address, Folio, Order
 
 
 def scan_ptes_at_once(scan: Scan, pte: PteMap) -> None:
-    """A table that holds nothing that stops the scan or needs a closer look."""
+    """Scan a table at once if nothing in it stops the scan or needs a closer look."""
     kernel, cc = scan.kernel, scan.cc
     nr = kernel.geometry.ptrs_per_pte
     pages = None if kernel.node_reclaim else plain_pages(scan.vma.vm_mm, pte, nr)
@@ -54,13 +54,13 @@ def scan_ptes_at_once(scan: Scan, pte: PteMap) -> None:
 
 
 def isolate_ptes_at_once(isolation: Isolation, pte: PteMap) -> None:
-    """A window of plain pages whose folios are smaller than it (any, at PMD order)."""
+    """Isolate a window of plain pages whose folios are smaller than it (any, at PMD order)."""
     if not _isolate_plain_pages(isolation, pte):
         isolate_ptes(isolation, pte)
 
 
 def _isolate_plain_pages(isolation: Isolation, pte: PteMap) -> bool:
-    """True, and all of them are counted, locked and isolated; or False, and nothing is done."""
+    """Count, lock and isolate all of them; False, and nothing is done, if one is not plain."""
     mem = isolation.mem
     first = pte.ptes.raw[pte.base]
     order_of_first = mem.order.raw[mem.head.raw[first >> PFN_SHIFT]] if first & PRESENT else 0
@@ -92,7 +92,7 @@ def _isolate_plain_pages(isolation: Isolation, pte: PteMap) -> bool:
 
 
 def release_pte_pages_at_once(pte: PteMap, nr: int, compound_pagelist: list[Folio]) -> None:
-    """Small folios alone: the reference of each one's isolation becomes the batch's."""
+    """Release small folios: the reference of each one's isolation becomes the batch's."""
     if compound_pagelist:
         release_pte_pages(pte, nr, compound_pagelist)
         return
@@ -106,7 +106,7 @@ def release_pte_pages_at_once(pte: PteMap, nr: int, compound_pagelist: list[Foli
 def folio_pte_batch_at_once(
     mem: MemMap, folio: Folio, pte: PteMap, i: int, pteval: Pte, most: int
 ) -> int:
-    """The entries that follow, compared with those of consecutive pages."""
+    """Compare the entries that follow with those of consecutive pages."""
     most = min(most, folio + mem.folio_nr_pages(folio) - pte_pfn(pteval))
     words = pte.ptes.view()[pte.base + i : pte.base + i + most] & BATCH_IGNORES
     first = pteval & BATCH_IGNORES
@@ -124,8 +124,8 @@ def copy_at_once(
     order: Order,
     compound_pagelist: list[Folio],
 ) -> None:
-    """A window without poison. Its sources go at once too, if they are small and each has one
-    mapping and the reference of its isolation.
+    """Copy a window without poison. Its sources go at once too, if they are small and each has
+    one mapping and the reference of its isolation.
 
     An empty PTE names frame 0, and frame 0 is the zero page.
     """

@@ -19,7 +19,7 @@ mappings."""
 
 
 def folio_batch_move_lru_at_once(mem: MemMap, cpu: Cpu) -> None:
-    """Folios of the batch that nobody else holds, if they are small and plain, are freed first."""
+    """Free those that only the batch holds first, if they are small and plain."""
     refcount, order = mem.refcount.raw, mem.order.raw
     flags, mapcount, page_flags = mem.flags.raw, mem.mapcount.raw, mem.page_flags.raw
     dead: list[int] = []
@@ -35,9 +35,8 @@ def folio_batch_move_lru_at_once(mem: MemMap, cpu: Cpu) -> None:
 
 
 def folio_add_lru_held(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
-    """folio_add_lru() and a folio_put() for small folios in turn: the reference that would be put
-    becomes the batch's.
-    """
+    """Do folio_add_lru() and a folio_put() for small folios in turn: the reference that would be
+    put becomes the batch's."""
     batch = (*cpu.lru_add.value, *folios.tolist())
     while len(batch) >= FOLIO_BATCH_SIZE:
         cpu.lru_add.value = batch[:FOLIO_BATCH_SIZE]
@@ -47,7 +46,7 @@ def folio_add_lru_held(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
 
 
 def folio_add_lru_dead(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
-    """The same for folios that nobody else refers to: whole batches of them are freed at once."""
+    """Do the same for folios that nothing else refers to: whole batches are freed at once."""
     room = FOLIO_BATCH_SIZE - len(cpu.lru_add.value)
     if len(folios) > room:
         rest = (len(folios) - room) % FOLIO_BATCH_SIZE
@@ -58,7 +57,7 @@ def folio_add_lru_dead(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
 
 
 def free_small_folios(mem: MemMap, folios: NDArray[Any]) -> None:
-    """free_folio() for small folios in turn, neither locked nor mapped nor poisoned."""
+    """Do free_folio() for small folios in turn, neither locked nor mapped nor poisoned."""
     memcgs = mem.memcg.view()[folios]
     if np.count_nonzero(memcgs):
         for number, pages in enumerate(np.bincount(memcgs).tolist()):

@@ -47,7 +47,7 @@ class PlainPages(NamedTuple):
     small: bool
 
     def referenced(self) -> int:
-        """PTEs that folio_pte_referenced() would count."""
+        """How many PTEs folio_pte_referenced() would count."""
         young = self.words & YOUNG
         nr_young = int(_count(young))
         if nr_young == len(young):

@@ -24,7 +24,7 @@ _Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 def _twins(clear: Callable[P, R], fast: Callable[P, R]) -> _Pair:
-    """Two functions of one signature."""
+    """Pair two functions of one signature."""
     return clear, fast
 
 

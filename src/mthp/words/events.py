@@ -16,7 +16,7 @@ NO_PFN = -1
 
 
 class Attempt(NamedTuple):
-    """Entry of collapse_huge_page(), as a kprobe on it sees it."""
+    """The entry of collapse_huge_page(), as a kprobe on it sees it."""
 
     mm: int
     address: int
@@ -36,7 +36,7 @@ class ScanPmd(NamedTuple):
 
 
 class Isolate(NamedTuple):
-    """mm_collapse_huge_page_isolate."""
+    """mm_collapse_huge_page_isolate: the isolation of one window ended."""
 
     mm: int
     address: int
@@ -48,8 +48,9 @@ class Isolate(NamedTuple):
 
 
 class Swapin(NamedTuple):
-    """mm_collapse_huge_page_swapin; ret is printed as the enum's number. swapped_in: faults, each of
-    which may bring a large folio. pages (ours): base pages that came back."""
+    """mm_collapse_huge_page_swapin: a window was swapped in. ret is printed as the enum's number.
+    swapped_in: faults, each of which may bring a large folio. pages (ours): base pages that came
+    back."""
 
     mm: int
     address: int

@@ -95,7 +95,7 @@ def replace_text(path: PathName, text: str) -> None:
 
 
 def append_to(path: PathName) -> IO[str]:
-    """A regular file to add lines to, made where there is none. FileError: it is something else."""
+    """Open a regular file to add lines to, or make it. FileError: it is something else."""
     check_target(path)
     try:
         return open(path, "a", encoding="utf-8", opener=_open_safely)
@@ -107,7 +107,7 @@ _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def _create(prefix: str, mode: int) -> tuple[IO[bytes], str]:
-    """A file of a name that nobody could know, locked for as long as it is open.
+    """Create a file of a name that cannot be guessed, locked for as long as it is open.
 
     Another run may have taken it for abandoned before it was locked: then it gets another name.
     """
@@ -131,7 +131,7 @@ def _remove_abandoned(folder: str, parts: re.Pattern[str]) -> None:
 
 
 def _put_in_place(file: IO[bytes], part: str, target: str) -> None:
-    """What was written to part is on the disk, and then is target."""
+    """Have what was written to part on the disk, and then in the place of target."""
     file.flush()
     os.fsync(file.fileno())
     os.replace(part, target)
@@ -142,7 +142,7 @@ def _open_safely(path: str, flags: int) -> int:
 
 
 def _lock(file: int) -> int:
-    """Lock a file until it is closed; the error's number where that cannot be.
+    """Lock a file until it is closed; returns the error's number where it cannot be.
 
     EWOULDBLOCK: another process has locked it. A file system may know no locks at all.
     """

@@ -80,7 +80,7 @@ class EmptyRange(Enum):
 
 @dataclass(frozen=True)
 class Profile:
-    """One kernel's choices. debug_vm: CONFIG_DEBUG_VM is set."""
+    """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
 
     name: str
     kernels: str
@@ -172,7 +172,7 @@ def profile_for_release(release: str) -> Profile:
 
 
 def differences(a: Profile, b: Profile) -> list[tuple[str, Enum, Enum, str]]:
-    """(point, in a, in b, reason) for each point where two profiles differ."""
+    """Yield (point, in a, in b, reason) for each point where two profiles differ."""
     return [
         (point, getattr(a, point), getattr(b, point), reason)
         for point, reason in REASONS.items()

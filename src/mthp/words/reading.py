@@ -27,7 +27,7 @@ _BRACKETS = bytes.maketrans(b"[]", b"{}")
 
 
 def read_text(path: PathName, most: int = FILE_BYTES) -> str:
-    """The text of a regular file of at most so many bytes; FileError otherwise."""
+    """Read the text of a regular file of at most so many bytes; FileError otherwise."""
     try:
         with open_regular(path) as file:
             data = file.read(most + 1)
@@ -41,7 +41,7 @@ def read_text(path: PathName, most: int = FILE_BYTES) -> str:
 
 
 def numbered_lines(path: PathName) -> Iterator[tuple[int, str]]:
-    """The lines of a file, plain or .xz or .gz, that are not blank, each with its number.
+    """Yield the lines of a file, plain or .xz or .gz, that are not blank, each with its number.
 
     FileError for a file that cannot be opened, is damaged or cut short, or has an endless line.
     """
@@ -64,7 +64,7 @@ def numbered_lines(path: PathName) -> Iterator[tuple[int, str]]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON document; FileError, without a place, where it is none or is nested too deep."""
+    """Parse a JSON document; FileError, without a place, where it is none or nested too deep."""
     try:
         if _is_deep(text.encode("utf-8", "replace") if isinstance(text, str) else text):
             raise RecursionError
@@ -78,7 +78,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON document that is an object; FileError as from parse_json()."""
+    """Parse a JSON document that is an object; FileError as from parse_json()."""
     document = parse_json(text)
     if not isinstance(document, dict):
         raise FileError("bad JSON: not an object")
@@ -86,7 +86,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def read_json(path: PathName) -> Any:
-    """The JSON document in a file; FileError with the file's name."""
+    """Read the JSON document in a file; FileError with the file's name."""
     text = read_text(path)
     try:
         return parse_json(text)
@@ -95,7 +95,8 @@ def read_json(path: PathName) -> Any:
 
 
 def open_regular(path: PathName) -> IO[bytes]:
-    """A regular file for reading. FileError: it is a pipe or a device. OSError: it cannot be opened."""
+    """Open a regular file for reading. FileError: it is a pipe or a device. OSError: it cannot be
+    opened."""
     with ExitStack() as closing:
         file = closing.enter_context(open(path, "rb", opener=_open_without_waiting))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -77,7 +77,7 @@ class Refused(Exception):
 
 
 class Rule(Enum):
-    """The rules that the engine itself holds its functions to."""
+    """The rules that the engine holds its own functions to."""
 
     COUNTS = "nothing is used after it was freed, nor freed while it is used"
     LOCKS = "locks are taken in order, held where they must be, and given back once"
@@ -86,7 +86,7 @@ class Rule(Enum):
 
 
 class KernelBug(Exception):
-    """A rule of the protocol was broken. Never caught by the engine."""
+    """Raised when a rule of the protocol is broken. The engine never catches it."""
 
     def __init__(self, rule: Rule, text: str) -> None:
         super().__init__(text)

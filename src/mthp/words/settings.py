@@ -105,7 +105,7 @@ class Settings:
         object.__setattr__(self, "sizes", MappingProxyType(self._all_sizes()))
 
     def _limits(self) -> dict[str, tuple[int, int, int]]:
-        """Knob -> (default, lowest, highest) for this geometry."""
+        """The (default, lowest, highest) of each knob under this geometry."""
         nr = self.geometry.ptrs_per_pte
         return {
             "pages_to_scan": (nr * 8, 1, U32_MAX),
@@ -145,17 +145,17 @@ class Settings:
 
     @cached_property
     def orders_always(self) -> int:
-        """Bitmap of orders set to always. Kernel: huge_anon_orders_always."""
+        """The bitmap of orders set to always. Kernel: huge_anon_orders_always."""
         return self._orders(Enabled.ALWAYS)
 
     @cached_property
     def orders_madvise(self) -> int:
-        """Kernel: huge_anon_orders_madvise."""
+        """The bitmap of orders set to madvise. Kernel: huge_anon_orders_madvise."""
         return self._orders(Enabled.MADVISE)
 
     @cached_property
     def orders_inherit(self) -> int:
-        """Kernel: huge_anon_orders_inherit."""
+        """The bitmap of orders set to inherit. Kernel: huge_anon_orders_inherit."""
         return self._orders(Enabled.INHERIT)
 
     def replace(self, **knobs: Any) -> Settings:
@@ -284,7 +284,7 @@ class Settings:
 
 
 def geometry_from_json(document: object) -> Geometry:
-    """A geometry from {"page_shift": 12, "pmd_order": 9}; SettingsError where it cannot be."""
+    """Make a geometry from {"page_shift": 12, "pmd_order": 9}; SettingsError where it cannot be."""
     if not isinstance(document, Mapping) or document.keys() - {"page_shift", "pmd_order"}:
         raise SettingsError(f"geometry: {document!r} is not page_shift and pmd_order")
     try:

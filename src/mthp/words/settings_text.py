@@ -41,14 +41,14 @@ SIZE_MODES = (Enabled.ALWAYS, Enabled.INHERIT, Enabled.MADVISE, Enabled.NEVER)
 
 
 def parse_mode(knob: str, text: str, modes: Sequence[Enabled]) -> Enabled:
-    """One mode by its name; SettingsError naming the knob where it is not one of modes."""
+    """Read one mode by its name; SettingsError naming the knob where it is not one of modes."""
     if text in modes:
         return Enabled(text)
     raise SettingsError(f"{knob}: {text!r} is not one of {', '.join(modes)}")
 
 
 def parse_selection(knob: str, text: str, modes: Sequence[Enabled]) -> Enabled:
-    """The mode a sysfs file shows in brackets; a single bare word, as one writes it, is read too.
+    """Read the mode a sysfs file shows in brackets, or a single bare word, as one writes it.
 
     Kernel: mm/huge_memory.c, enabled_show() and anon_enabled_show(). Raises SettingsError.
     """
@@ -70,7 +70,7 @@ def format_selection(mode: Enabled, modes: Sequence[Enabled]) -> str:
 
 
 def check_range(knob: str, value: object, low: int, high: int) -> int:
-    """value as an int within low..high; SettingsError with knob, value and range otherwise."""
+    """value as an int, if within low..high; SettingsError with knob, value and range otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise SettingsError(f"{knob}: {value!r} is not a whole number")
     if not low <= value <= high:
@@ -79,7 +79,7 @@ def check_range(knob: str, value: object, low: int, high: int) -> int:
 
 
 def parse_number(knob: str, text: str) -> int:
-    """A number as the kernel's kstrtoul reads it in base 10 (a plus sign and blanks around it)."""
+    """Read a number as the kernel's kstrtoul does in base 10 (a plus sign and blanks around it)."""
     try:
         return parse_whole(text.strip().removeprefix("+"))
     except ValueError as error:
@@ -87,7 +87,7 @@ def parse_number(knob: str, text: str) -> int:
 
 
 def parse_flag(knob: str, text: str) -> bool:
-    """A flag file: 0 or 1. Kernel: mm/huge_memory.c, single_hugepage_flag_store()."""
+    """Read a flag file: 0 or 1. Kernel: mm/huge_memory.c, single_hugepage_flag_store()."""
     return check_range(knob, parse_number(knob, text), 0, 1) == 1
 
 
@@ -123,7 +123,7 @@ def parse_anon_size(knob: str, text: str, geometry: Geometry) -> int:
 
 
 def _memparse(text: str) -> int:
-    """A size as the kernel reads it: any C base, one suffix, whatever follows is ignored.
+    """Read a size as the kernel does: any C base, one suffix, whatever follows is ignored.
 
     Kernel: lib/cmdline.c, memparse().
     """
@@ -160,7 +160,8 @@ def _boot_orders(item: str, geometry: Geometry) -> range:
 
 
 def parse_thp_anon(text: str, geometry: Geometry) -> dict[int, Enabled]:
-    """Order -> switch, as the boot parameter thp_anon=16K-64K:always;2M:inherit leaves them.
+    """The switch of each order, as the boot parameter thp_anon=16K-64K:always;2M:inherit leaves
+    them.
 
     Once the parameter is given the default of the PMD order (inherit) no longer applies: sizes
     that it does not name are never. Later items win. Raises SettingsError where the kernel would
@@ -181,7 +182,7 @@ def parse_thp_anon(text: str, geometry: Geometry) -> dict[int, Enabled]:
 
 
 def runs_of_orders(orders: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """First and last of each stretch of consecutive orders, ascending."""
+    """The first and last of each stretch of consecutive orders, ascending."""
     # Along a stretch an order and its place rise together.
     for _, stretch in groupby(enumerate(sorted(orders)), key=lambda each: each[1] - each[0]):
         members = [order for _, order in stretch]

@@ -52,7 +52,7 @@ class Geometry:
 
     @cached_property
     def ptrs_per_pte(self) -> int:
-        """PTEs in one table. Kernel: PTRS_PER_PTE, HPAGE_PMD_NR."""
+        """How many PTEs one table has. Kernel: PTRS_PER_PTE, HPAGE_PMD_NR."""
         return 1 << self.pmd_order
 
     @cached_property
@@ -65,7 +65,7 @@ class Geometry:
 
     @cached_property
     def anon_orders(self) -> frozenset[int]:
-        """Orders an anonymous folio may have. Kernel: THP_ORDERS_ALL_ANON."""
+        """The orders that an anonymous folio may have. Kernel: THP_ORDERS_ALL_ANON."""
         return frozenset(range(self.min_order, self.pmd_order + 1)) | {self.pmd_order}
 
     @cached_property
@@ -108,7 +108,7 @@ _SIZE = re.compile(r"([0-9]{1,19})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def parse_whole(text: str, least: int = 0, most: int | None = None) -> int:
-    """A whole number in decimal digits, within least..most; ValueError otherwise."""
+    """Read a whole number in decimal digits, within least..most; ValueError otherwise."""
     if text.isascii() and text.isdecimal() and len(text) < 20:
         number = int(text)
         if number >= least and (most is None or number <= most):
@@ -118,7 +118,7 @@ def parse_whole(text: str, least: int = 0, most: int | None = None) -> int:
 
 
 def parse_size(text: str) -> int:
-    """Bytes meant by 64K, 64kB, 2M, 2048kB, 1G or 4096; ValueError otherwise."""
+    """The bytes meant by 64K, 64kB, 2M, 2048kB, 1G or 4096; ValueError otherwise."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"not a size: {text[:40]!r} (write 64K, 2M, 2048kB)")

@@ -52,8 +52,8 @@ def span(table_address: NDArray[np.uint64], geometry: Geometry, start: int, end:
 
 @dataclass(frozen=True)
 class ImageVma:
-    """One mapping; bytes. place: where it stands among all mappings of the built world. known: whose
-    pages are pinned, referenced, locked, isolated or poisoned; of a snapshot none are.
+    """One mapping, in bytes. place: where it stands among all mappings of the built world. known:
+    what says which pages are pinned, referenced, locked, isolated or poisoned; None for a snapshot.
     """
 
     start: int
@@ -90,7 +90,7 @@ class ImageProcess:
 
 @dataclass(frozen=True, eq=False)
 class WorldArrays:
-    """All that a world is built from. processes may be made one at a time, as they are asked for.
+    """All that a world is built from. processes may be made one by one, as they are asked for.
 
     synchronous: swap is read without readahead (zram). outside: slot -> page tables outside the
     image that name it. assumptions: sentences on what the image could not say.

@@ -105,7 +105,7 @@ def build_world(
 
 
 def table_at(mm: Mm, address: int) -> PageTable:
-    """The page table of address, made if there is none. Not a step; ValueError under a huge PMD."""
+    """Find the page table of address, or make it. Not a step; ValueError under a huge PMD."""
     pmd = pmd_ptr(mm, address, create=True)
     assert pmd is not None
     value = pmd.page.pmds.raw[pmd.slot]
@@ -129,7 +129,7 @@ def map_huge(mm: Mm, address: int, pfn: int, flags: int) -> None:
 
 
 def mapped_frame(mm: Mm, address: int) -> int | None:
-    """The frame address maps now, 0 for the zero page, None for nothing. Not a step."""
+    """The frame that address maps now, 0 for the zero page, None for nothing. Not a step."""
     geometry = mm.geometry
     pmd = pmd_ptr(mm, address)
     value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
@@ -163,7 +163,7 @@ class _Mapped:
         return self.pfn >> self.order << self.order
 
     def of(self, which: NDArray[np.bool_]) -> _Mapped:
-        """Some of the pages."""
+        """Choose some of the pages."""
         return _Mapped(*(getattr(self, name)[which] for name in _Mapped.__slots__))
 
 
@@ -198,7 +198,7 @@ class _Builder:
         self.cached: list[tuple[Folio, int, int]] = []
 
     def build(self) -> BuiltWorld:
-        """All processes, registered with khugepaged in the image's order."""
+        """Build all processes, registered with khugepaged in the image's order."""
         kernel = self.kernel
         for each in self.image.memcgs:
             kernel.new_memcg(each.name, each.limit, each.usage).reclaimable = each.reclaimable
@@ -222,7 +222,7 @@ class _Builder:
         return BuiltWorld(kernel, khugepaged, [vma for _, vma in built], self.image.assumptions)
 
     def add_vma(self, mm: Mm, image: ImageVma) -> Vma:
-        """One mapping."""
+        """Add one mapping."""
         vma = mm.mmap(image.start, image.end, image.vm_flags, file=image.file, name=image.name)
         if image.anon_vma:
             mm.link_anon_vma(vma)
@@ -231,7 +231,7 @@ class _Builder:
     # Tables
 
     def fill(self, mm: Mm, process: ImageProcess) -> None:
-        """Every populated table of one process, some at a time."""
+        """Fill every populated table of one process, some at a time."""
         tables = process.tables
         anon_vmas = np.zeros(tables.pte.shape, np.int32)
         for vma in mm.vmas:
@@ -244,7 +244,7 @@ class _Builder:
             self.fill_tables(mm, some, anon_vmas[rows])
 
     def fill_tables(self, mm: Mm, tables: TableArrays, anon_vmas: NDArray[np.int32]) -> None:
-        """Frames, then entries, then the tables that hold them."""
+        """Make frames, then entries, then the tables that hold them."""
         huge = ((tables.pte & Pte.HUGE) != 0).all(axis=1)
         frames = self.frames(mm, tables, anon_vmas, huge)
         words = self.words(tables, frames)
@@ -257,7 +257,7 @@ class _Builder:
                 table.ptes.raw[:] = array("Q", words[row].tobytes())
 
     def words(self, tables: TableArrays, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """(n, PTRS) the PTE words."""
+        """Make the PTE words, as (n, PTRS)."""
         pte = tables.pte
         present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
         words = np.where(present, frames << PFN_SHIFT | tables.bits | PRESENT, 0)
@@ -302,7 +302,7 @@ class _Builder:
         anon_vmas: NDArray[np.int32],
         huge: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
-        """(n, PTRS) the frame each PTE maps, 0 where it maps none or the zero page."""
+        """Make the frame each PTE maps, as (n, PTRS); 0 where it maps none or the zero page."""
         here = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
         rows, columns = np.nonzero(here)
         raw = tables.kpageflags[here]
@@ -333,7 +333,7 @@ class _Builder:
         return frames
 
     def small_frames(self, mm: Mm, pages: _Mapped) -> NDArray[np.int64]:
-        """Folios of order 0: one frame for each distinct PFN, also across processes."""
+        """Make folios of order 0: one frame for each distinct PFN, also across processes."""
         distinct, first, inverse, uses = np.unique(
             pages.pfn, return_index=True, return_inverse=True, return_counts=True
         )
@@ -362,12 +362,12 @@ class _Builder:
     def page_flags(
         self, mapcounts: NDArray[np.int64], poisoned: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
-        """What belongs to each page itself."""
+        """Make the flags that belong to each page itself."""
         exclusive = np.where(mapcounts <= 1, PAGE_ANON_EXCLUSIVE, 0).astype(np.int64)
         return exclusive | np.where(poisoned, PAGE_HWPOISON, 0).astype(np.int64)
 
     def large_frames(self, mm: Mm, pages: _Mapped, huge: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Frames of pages of large folios; huge: which of them a PMD maps.
+        """Make the frames of pages of large folios; huge: which of them a PMD maps.
 
         The mapcount row keeps what the image says of a page, with PMDs, until finish_large().
         """
@@ -412,7 +412,7 @@ class _Builder:
         self.large[folio] = _LargeFolio()
 
     def finish_large(self) -> None:
-        """Counts and sharing of every large folio, when all of its mappings have been met.
+        """Set counts and sharing of every large folio, when all of its mappings have been met.
 
         Mappings that no process of this world has are another's: of the whole folio by a PMD as far
         as every page has one and we see a PMD of it here, of single pages otherwise.
@@ -451,7 +451,7 @@ class _Builder:
         return unplaced_entry(swap_type, number)
 
     def finish_swap(self) -> None:
-        """Who else names slots, and the swap cache.
+        """Say who else names slots, and fill the swap cache.
 
         A folio in the swap cache does not say which slots it stands for. Where another process
         still names one at the same address, as after fork(), they are those; else they are some of
@@ -479,7 +479,7 @@ class _Builder:
     # References
 
     def add_references(self, known: ScenarioVma, vma: Vma) -> None:
-        """Pins, extra references, locks, poison and missing LRU membership, by page ranges."""
+        """Add pins, extra references, locks, poison and missing LRU membership, by page ranges."""
         mem = self.mem
         for pages in known.pins:
             for folio in self.folios(vma, pages):

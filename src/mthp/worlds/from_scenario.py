@@ -60,7 +60,7 @@ class _Expansion:
         self.outside: dict[int, int] = {}
 
     def process(self, mm: int) -> ImageProcess:
-        """Everything of one mm."""
+        """Expand everything of one mm."""
         scenario, geometry = self.scenario, self.geometry
         of_mm = [(place, vma) for place, vma in enumerate(scenario.vmas) if vma.mm == mm]
         bases = sorted({base for _, vma in of_mm for base in _tables(vma, geometry)})
@@ -111,7 +111,7 @@ class _Expansion:
         tables.folio_order[where] = order
 
     def folio_run(self, count: int, token: FolioToken) -> tuple[int, int, int, int, int, int]:
-        """pte, pfn and how much it rises by from page to page, kpageflags, kpagecount, order."""
+        """pte, pfn and its rise from page to page, kpageflags, kpagecount and order of a run."""
         pte = int(_PTE_OF_KIND[token.kind])
         letters = token.pagemap or token.swap_letters
         pte |= Pte.UFFD_WP if "w" in letters else 0
@@ -134,7 +134,7 @@ class _Expansion:
     def swap_run(
         self, count: int, token: FolioToken, pte: int
     ) -> tuple[int, int, int, int, int, int]:
-        """The same of swap entries; type and offset stand where pagemap has them."""
+        """The same for swap entries; type and offset stand where pagemap has them."""
         swap_type = token.swap_type or 0
         if token.special_swap is None:
             pte |= 0 if "f" in token.swap_letters else Pte.EXCLUSIVE
@@ -152,7 +152,7 @@ _FOLIO_COLUMNS = 6
 
 
 def _entry_run(entry: PteToken) -> tuple[int, int]:
-    """pte bits and bits of one kind of entry."""
+    """The pte and the bits of one kind of entry."""
     pte = Pte.HUGE if entry.state is PteState.HUGE else 0
     pte |= Pte.UFFD_WP if entry.uffd_wp else 0
     return pte, sum(bit for letter, bit in PTE_LETTERS.items() if letter in entry.letters)
@@ -183,8 +183,8 @@ def _vma(vma: ScenarioVma, place: int, geometry: Geometry) -> ImageVma:
 
 
 def _soft_dirty(vma: ScenarioVma) -> bool:
-    """VM_SOFTDIRTY, as the record says; else whether it may be set: then no page of a folio shows
-    as soft-clean.
+    """Whether VM_SOFTDIRTY is set, as the record says; else whether it may be: then no page of a
+    folio shows as soft-clean.
 
     Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry().
     """

@@ -36,7 +36,7 @@ _ASSUMED_FLAGS = 1 << Kpf.LRU | 1 << Kpf.ANON | 1 << Kpf.SWAPBACKED | 1 << Kpf.U
 
 
 class Young(StrEnum):
-    """Where a page's being young comes from."""
+    """What decides which pages are taken to be young."""
 
     CAPTURED = "captured"
     ALL = "all"
@@ -115,7 +115,7 @@ def _processes(snapshot: Snapshot, memcgs: list[str], young: Young) -> Iterator[
 
 
 def _vma(snapshot: Snapshot, process: ProcessTables, vma: SnapshotVma) -> ImageVma:
-    """One mapping; file mappings are kept so that addresses mean what they meant.
+    """Make one mapping; file mappings are kept so that addresses mean what they meant.
 
     A mapping with anonymous pages has an anon_vma, whatever smaps said a moment earlier.
     """
@@ -165,7 +165,7 @@ def _tables(
 
 
 def _unseen(snapshot: Snapshot, process: ProcessTables, next_frame: int) -> ProcessTables:
-    """Without root: each mapped page is taken to be a folio of order 0, but under a huge PMD."""
+    """Assume, without root, that each mapped page is a folio of order 0, but under a huge PMD."""
     pte = process.pte
     here = (pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
     huge = here & ((pte & Pte.HUGE) != 0).all(axis=1)[:, None]
@@ -185,7 +185,7 @@ def _unseen(snapshot: Snapshot, process: ProcessTables, next_frame: int) -> Proc
 
 
 def _bits(snapshot: Snapshot, process: ProcessTables, young: Young) -> NDArray[np.uint8]:
-    """WRITE, YOUNG and DIRTY of every entry that maps something."""
+    """The WRITE, YOUNG and DIRTY bits of every entry that maps something."""
     pte = process.pte
     present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
     huge = ((pte & Pte.HUGE) != 0).all(axis=1)[:, None]
@@ -202,7 +202,7 @@ def _bits(snapshot: Snapshot, process: ProcessTables, young: Young) -> NDArray[n
 
 
 def young_pages(snapshot: Snapshot, process: ProcessTables, assumed: Young) -> NDArray[np.bool_]:
-    """(n, PTRS) whether the PTE is taken to be young.
+    """Whether each PTE is taken to be young, as (n, PTRS).
 
     PG_referenced where it was seen. What smaps counts as referenced beyond that it does not
     name: taken are first the pages that stand alone in tables mostly swapped out, for they
@@ -232,7 +232,7 @@ def young_pages(snapshot: Snapshot, process: ProcessTables, assumed: Young) -> N
 
 
 def _spread(count: int, marks: NDArray[np.bool_], pages: NDArray[np.intp]) -> int:
-    """Mark so many of the pages, evenly spread, or all; how many that are."""
+    """Mark so many of the pages, evenly spread, or all; returns how many."""
     count = max(0, min(count, len(pages)))
     if count:
         marks[pages[np.arange(count) * len(pages) // count]] = True

@@ -50,7 +50,7 @@ class Renderer:
         self.identities: dict[int, int] = {}
 
     def pages(self, vma: Vma, start: int, end: int) -> tuple[list[FolioToken], list[PteToken]]:
-        """Two tokens for every page of [start, end) of a mapping, in bytes."""
+        """Yield two tokens for every page of [start, end) of a mapping, in bytes."""
         folios: list[FolioToken] = []
         entries: list[PteToken] = []
         geometry = self.kernel.geometry
@@ -73,8 +73,8 @@ class Renderer:
         return folios, entries
 
     def huge(self, vma: Vma, pmd: int, first: int, count: int) -> list[FolioToken]:
-        """The pages behind a huge PMD. pagemap says of all of them "mapped exclusively" or not as it
-        is with the first: the walk does not move on to the next page for that.
+        """Yield the pages behind a huge PMD. pagemap says of all of them "mapped exclusively" or
+        not as it is with the first: the walk does not move on to the next page for that.
 
         Kernel: fs/proc/task_mmu.c, pagemap_pmd_range_thp()
         """
@@ -92,13 +92,13 @@ class Renderer:
         return "P" + "".join(letter for letter, bit in _PTE_LETTERS.items() if pte & bit)
 
     def pte_token(self, pte: int) -> PteToken:
-        """What the page table says."""
+        """Say what the page table says."""
         if pte == 0:
             return parse_pte_token("-")
         return parse_pte_token(self.letters(pte) if pte & PRESENT else "s")
 
     def folio_token(self, vma: Vma, pte: int) -> FolioToken:
-        """What pagemap, kpageflags and kpagecount say."""
+        """Say what pagemap, kpageflags and kpagecount say."""
         if pte == 0:
             return _NONE
         if pte & PRESENT:
@@ -110,7 +110,7 @@ class Renderer:
         return self.swap_token(vma, kind, pte)
 
     def swap_token(self, vma: Vma, kind: Leaf, pte: int) -> FolioToken:
-        """An entry that is not present."""
+        """Say what an entry is that is not present."""
         wp = "w" if pte & UFFD_WP else ""
         if kind is not Leaf.SWAP:
             return FolioToken(PageKind.SWAP, swap_type=_SPECIAL_TYPE.get(kind, 31), swap_letters=wp)
@@ -124,7 +124,7 @@ class Renderer:
         )
 
     def page(self, vma: Vma, pfn: int, pte: int) -> FolioToken:
-        """One mapped page of a folio."""
+        """Say what is seen of one mapped page of a folio."""
         mem = self.kernel.mem
         head = mem.head.raw[pfn]
         order = mem.order.raw[head]

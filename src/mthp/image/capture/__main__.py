@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`python3 -m mthp.image.capture`, and what runs first in mthp-snap.pyz."""
+"""What `python3 -m mthp.image.capture` runs, and what runs first in mthp-snap.pyz."""
 
 import sys
 

@@ -26,7 +26,7 @@ TYPE = {1: "|u1", 2: "u2", 4: "u4", 8: "u8"}
 
 
 class Columns:
-    """The table rows, one spooled file a member, so that memory stays small."""
+    """The table rows of the file, spooled on disk one file a member, so that memory stays small."""
 
     def __init__(self, geometry: Geometry, folder: str | None, members: list[str]) -> None:
         self.geometry = geometry
@@ -45,12 +45,12 @@ class Columns:
         self.process.extend([process] * len(batch.addresses))
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the files that are open."""
         for file in self.files.values():
             file.close()
 
     def truncate(self, rows: int) -> None:
-        """Forget all tables from the row on."""
+        """Forget all tables from one row on."""
         for name, file in self.files.items():
             file.seek(rows * self.geometry.ptrs_per_pte * WIDTH[name])
             file.truncate()

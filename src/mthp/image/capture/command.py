@@ -90,7 +90,7 @@ def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, A
 def capture_into(
     file: IO[bytes], pids: list[int], options: CaptureOptions, folder: str | None = None
 ) -> str:
-    """Capture the processes into a file; returns what was done and not seen, in one line.
+    """Capture the processes into a file; returns a line on what was done and not seen.
 
     folder: as for CaptureRun. CaptureError: a process cannot be read.
     """
@@ -134,7 +134,7 @@ def capture(args: argparse.Namespace) -> str:
 
 
 def pid_of(value: str) -> int:
-    """The process that --pid names, for argparse."""
+    """Read the process that --pid names, for argparse."""
     try:
         return os.getpid() if value == "self" else parse_whole(value, 1)
     except ValueError:
@@ -143,7 +143,7 @@ def pid_of(value: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, for the command on hosts and for `mthp snap`."""
+    """Add the options, for the command on hosts and for `mthp snap`."""
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--pid", type=pid_of, action="append", metavar="N", help="may be repeated")
     target.add_argument("--cgroup", metavar="PATH", help="every process of a cgroup")
@@ -165,7 +165,7 @@ def _stop(signum: int, frame: object) -> NoReturn:
 
 
 def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
-    """Capture; one line on stderr, whatever happens. Returns the exit code."""
+    """Capture, print one line on stderr whatever happens, and return the exit code."""
     before: list[tuple[int, Callable[..., Any] | int | None]] = []
     with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
         before = [(n, signal.signal(n, _stop)) for n in (signal.SIGTERM, signal.SIGHUP)]
@@ -189,7 +189,7 @@ def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
 
 
 def main(argv: list[str] | None = None, prog: str = "mthp-snap") -> int:
-    """Parse, capture, write; an exit code."""
+    """Read the arguments, capture, write, and return the exit code."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     try:

@@ -29,13 +29,13 @@ class Frames:
         self._block = geometry.ptrs_per_pte
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the files that are open."""
         for file in (self._flags, self._counts):
             if file is not None:
                 os.close(file)
 
     def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
-        """Per PTE, as u64, u32 and u8: flags, mapcount, order of the folio. 0 where pfn is 0.
+        """Flags, mapcount and folio order of each PTE, as u64, u32 and u8; 0 where its pfn is 0.
 
         A frame's three values travel as one 16-byte record, so that one look-up fetches them.
         """
@@ -56,7 +56,7 @@ class Frames:
         return bytes(flags), bytes(counts), found[12::16]
 
     def _blocks(self, pfns: array[int]) -> Iterator[list[int]]:
-        """The distinct frames, ascending, cut where a folio of PMD order would end."""
+        """Yield the distinct frames, ascending, cut where a folio of PMD order would end."""
         distinct = sorted(set(pfns) - {0})
         at = 0
         while at < len(distinct):
@@ -66,7 +66,7 @@ class Frames:
             at = end
 
     def _read_block(self, block: list[int]) -> tuple[int, bytes]:
-        """The first frame read, and a record for it and each that follows."""
+        """Read one block: its first frame, and a record for that one and each that follows."""
         first, count = block[0], block[-1] - block[0] + 1
         flags = self._values(self._flags, first, count)
         if any(self._kinds(flags)):
@@ -92,7 +92,8 @@ class Frames:
 
     @staticmethod
     def _kinds(flags: bytearray) -> bytes:
-        """Per frame: 1 the head of a compound page, 2 a tail, 0 neither; b"" if all are neither."""
+        """Each frame: 1 is the head of a compound page, 2 a tail, 0 neither; b"" if all are
+        neither."""
         heads, tails = flags[byte_of_word(1) :: 8], flags[byte_of_word(2) :: 8]
         if heads.isascii() and not tails.translate(None, EVEN):
             return b""

@@ -62,13 +62,14 @@ MAYBE_ZERO, GUARDS = (0x80, 0x82), (0x44, 0x46)
 
 
 def _or_bytes(left: bytearray, right: bytearray, mask: bytearray) -> bytearray:
-    """left | (right & mask), byte by byte."""
+    """Compute left | (right & mask), byte by byte."""
     word = int.from_bytes(right, "little") & int.from_bytes(mask, "little")
     return bytearray((int.from_bytes(left, "little") | word).to_bytes(len(left), "little"))
 
 
 def decode_words(words: bytearray, soft_dirty: bool) -> tuple[bytearray, bytearray | None, bool]:
-    """pagemap words -> low bytes of the PTE flags, high bytes if any is set, maybe zero pages.
+    """From pagemap words: low bytes of the PTE flags, high bytes if any is set, and maybe zero
+    pages.
 
     soft_dirty: whether this kernel keeps that bit at all (CONFIG_MEM_SOFT_DIRTY).
     """
@@ -82,7 +83,7 @@ def decode_words(words: bytearray, soft_dirty: bool) -> tuple[bytearray, bytearr
 
 
 def as_zero(value: int, flags: int) -> int:
-    """value | flags; a zero page is neither a file's nor exclusive, whatever pagemap says."""
+    """Add the flags; a zero page is neither a file's nor exclusive, whatever pagemap says."""
     return (value | flags) & ~(FILE | EXCLUSIVE) if flags & ZERO else value | flags
 
 
@@ -112,7 +113,7 @@ class Scanner:
         self._guard = IS_GUARD
 
     def works(self) -> bool:
-        """Ask once for nothing; learn whether the kernel reports guard regions (6.15)."""
+        """Ask once for nothing, and learn whether the kernel reports guard regions (6.15)."""
         for self._guard in (IS_GUARD, 0):
             try:
                 self.find(0, 0, POPULATED)
@@ -125,7 +126,8 @@ class Scanner:
     def find(
         self, start: int, end: int, anyof: int, pages: int = 0
     ) -> tuple[list[tuple[int, int, int]], bool]:
-        """Regions (start, end, categories) holding any of the categories, and: may be more.
+        """Regions (start, end, categories) with any of the categories, and whether there may be
+        more.
 
         pages: stop after so many pages; 0: no limit.
 

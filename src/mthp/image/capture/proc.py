@@ -39,12 +39,12 @@ def number(path: str) -> int | None:
 
 
 def gone(pid: int) -> CaptureError:
-    """The error of a process that went away."""
+    """The error that says that a process went away."""
     return CaptureError(f"process {pid} exited (or ran another program) while it was read")
 
 
 def open_or_none(path: str) -> int | None:
-    """A descriptor for reading; None where it cannot be had."""
+    """A descriptor for reading; None where the file cannot be opened."""
     try:
         return os.open(path, os.O_RDONLY)
     except OSError:
@@ -53,7 +53,7 @@ def open_or_none(path: str) -> int | None:
 
 @contextlib.contextmanager
 def reading(pid: int) -> Iterator[None]:
-    """Around what reads a process's files: CaptureError where it went away or is not ours."""
+    """Stand around what reads a process's files: CaptureError where it went away or is not ours."""
     try:
         yield
     except PermissionError:
@@ -138,7 +138,7 @@ def why_skipped(perms: str, inode: int, path: str, flags: list[str]) -> str | No
 
 
 def parse_maps(lines: Iterable[bytes]) -> Iterator[SmapsEntry]:
-    """VMAs from the lines of maps or smaps (from maps: without sizes and flags)."""
+    """The VMAs in the lines of maps or smaps; those of maps have no sizes and flags."""
     head: list[str] = []
     sizes: dict[str, int] = {}
     flags = ""

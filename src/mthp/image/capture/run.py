@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One capture: what it can see, the processes it reads into its columns, and what it cannot see."""
+"""One capture: what it can see, what it reads of each process, and what it cannot see."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ NEVER = "never visible: "
 class CaptureOptions(NamedTuple):
     """How processes are captured.
 
-    redact: without names, and with other addresses. exclusive: with the bit of pages that one
-    process alone maps. reader: scan, pagemap or auto. freeze: stopped meanwhile. may_end: one that
-    ends is left out, unless it is the last.
+    redact: names are left out and addresses moved. exclusive: the bit of pages that one process
+    alone maps is read. reader: scan, pagemap or auto. freeze: the processes are stopped meanwhile.
+    may_end: a process that ends is left out, unless it is the last.
     """
 
     redact: bool = False
@@ -90,7 +90,7 @@ class CaptureRun:
         self._say_what_is_unseen()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the files that are open."""
         os.close(self._own)
         if self.frames is not None:
             self.frames.close()
@@ -117,7 +117,7 @@ class CaptureRun:
         }
 
     def not_seen(self, sentence: str) -> None:
-        """Remember, once, a sentence on what could not be seen."""
+        """Remember a sentence, once, on what could not be seen."""
         if sentence not in self.unseen:
             self.unseen.append(sentence)
 
@@ -142,7 +142,7 @@ class CaptureRun:
             self.not_seen(NEVER + always)
 
     def table_reader(self, pid: int, pagemap: int) -> TableReader:
-        """The reader of one process, by PAGEMAP_SCAN where it works."""
+        """Make what reads the tables of one process, with PAGEMAP_SCAN where that works."""
         scanner = None
         if self.privilege["pagemap_scan"]:
             scanner = Scanner(pagemap)
@@ -153,7 +153,8 @@ class CaptureRun:
     def parts(
         self, batch: Batch, scanner: Scanner | None, physical: bool = True
     ) -> dict[str, bytes]:
-        """A batch as the bytes of each member; clears the flags in batch.words on the way."""
+        """Turn a batch into the bytes of each member; clears the flags in batch.words on the
+        way."""
         parts: dict[str, bytes] = {}
         if "pfn" in self.columns.files and batch.words is not None:
             words = batch.words
@@ -267,7 +268,7 @@ class ProcessReader:
         return [vma for vma in vmas if vma not in big]
 
     def _deduce_huge(self, vmas: list[SmapsEntry], rows: range) -> None:
-        """Without PAGEMAP_SCAN: full tables of a VMA are huge if AnonHugePages counts them all."""
+        """Without PAGEMAP_SCAN, full tables of a VMA are huge if AnonHugePages counts them all."""
         columns, down, up = self.session.columns, self.geometry.pmd_addr, self.geometry.pmd_align_up
         pmd, ptrs = self.geometry.pmd_size, self.geometry.ptrs_per_pte
         addresses = columns.address[rows.start : rows.stop]
@@ -339,7 +340,7 @@ class ProcessReader:
 
 
 def numa_policies(pid: int) -> dict[str, list[str]]:
-    """VMA start (hex) -> policy and pages per node, from numa_maps; {} on a one-node host."""
+    """From numa_maps: VMA start (hex) -> policy and pages per node; {} on a host of one node."""
     if len(glob.glob("/sys/devices/system/node/node[0-9]*")) < 2:
         return {}
     lines = [line.split() for line in (text(f"/proc/{pid}/numa_maps") or "").splitlines()]

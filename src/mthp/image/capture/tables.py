@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The populated page tables of a process: where they are is asked, then they are read."""
+"""Finds the populated page tables of a process, and then reads them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class TableReader:
         return windows
 
     def batches(self, windows: list[tuple[int, int]]) -> Iterator[Batch]:
-        """Every table in windows with something in it; the last batch's words are reused."""
+        """Yield every table in windows with something in it; the last batch's words are reused."""
         with reading(self.pid):
             for job in self._batched(self._jobs(windows)):
                 batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)

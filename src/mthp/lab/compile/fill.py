@@ -139,7 +139,7 @@ class _Filler:
         self.over(Verb.MPROTECT, [page], 3)
 
     def touch(self, pages: list[WantedPage], bits: str) -> None:
-        """Give the entries that lack it their dirty and their accessed bit."""
+        """Give entries that lack them their dirty and their accessed bit."""
         written = [page for page in pages if page.entry.dirty and "D" not in bits]
         read = [page for page in pages if page.entry.young and "A" not in bits]
         self.over(Verb.WRITE, {page.at for page in written})
@@ -193,7 +193,7 @@ class _Filler:
         return page in self.contents and self.keeps(page)
 
     def batches(self, want: WantedProcess) -> None:
-        """Make all pages of `want`, with the forks between the batches."""
+        """Make all pages of `want` batch by batch, with the forks between them."""
         clean, dirty = _batches(want)
         _check_order(want, clean, dirty)
         sleepers = max((batch.sleepers for batch in (*clean, *dirty)), default=0)

@@ -56,7 +56,8 @@ _FIXED = frozenset("LaTVM")
 
 @dataclass(frozen=True)
 class LargeRecipe:
-    """steps: over the whole folio. bits: those that its entries have afterwards."""
+    """How a large folio gets its flags. steps: over all of it. bits: those of its entries
+    afterwards."""
 
     steps: Steps
     bits: str

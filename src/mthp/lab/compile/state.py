@@ -99,7 +99,7 @@ def _target(scenario: Scenario, wants: Sequence[WantedProcess]) -> Target | None
 
 
 def _check_whole(scenario: Scenario) -> None:
-    """CannotBuild for what no program can make."""
+    """Raise CannotBuild for what no program can make."""
     if scenario.geometry != GEOMETRY:
         raise CannotBuild("geometry: guests have 4 KiB pages and 2 MiB PMDs")
     if not scenario.vmas:
@@ -111,7 +111,7 @@ def _check_whole(scenario: Scenario) -> None:
 
 
 def _check_declared(draft: Draft, wants: Sequence[WantedProcess]) -> None:
-    """CannotBuild unless the program is legal and its mappings are those of the scenario."""
+    """Raise CannotBuild unless the program is legal and its mappings are those of the scenario."""
     try:
         declared = declare(draft)
     except ProgramError as error:

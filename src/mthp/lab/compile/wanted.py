@@ -19,11 +19,12 @@ class CannotBuild(Exception):
 
 @dataclass(frozen=True)
 class WantedPage:
-    """One page. at: in pages from the process's base. vma: the index of its mapping in the scenario.
+    """A wanted page. at: in pages from the process's base. vma: the index of its mapping in the
+    scenario.
 
-    index: in pages from that mapping's start. pinned: whether a reference is to hold it. sleepers: how
-    many sleeping children must map it. sharers: the other processes that map it, or a page of its
-    large folio.
+    index: in pages from that mapping's start. pinned: whether a reference is to hold it. sleepers:
+    how many sleeping children must map it. sharers: the other processes that map it, or a page of
+    its large folio.
     """
 
     at: int
@@ -38,7 +39,7 @@ class WantedPage:
 
 @dataclass(frozen=True)
 class WantedFolio:
-    """A large folio. start: the first page of its window, from the process's base.
+    """A wanted large folio. start: the first page of its window, from the process's base.
 
     pages: those of its pages that are mapped here.
     """
@@ -76,7 +77,7 @@ class WantedFolio:
 
 @dataclass(frozen=True)
 class WantedVma:
-    """One mapping. index: in the scenario. start, end: in pages from the process's base.
+    """A wanted mapping. index: in the scenario. start, end: in pages from the process's base.
 
     declared: the mapping as the scenario has it.
     """
@@ -254,5 +255,5 @@ def cannot(pages: Iterable[WantedPage], why: str) -> CannotBuild:
 
 
 def pages_text(first: int, count: int) -> str:
-    """How a run of pages is called in a complaint."""
+    """What a run of pages is called in a complaint."""
     return f"page {first}" if count == 1 else f"pages {first}..{first + count - 1}"

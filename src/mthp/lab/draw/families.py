@@ -353,7 +353,7 @@ def mlocked(builder: ProgramBuilder) -> None:
 
 
 def fill_locked(builder: ProgramBuilder) -> None:
-    """fill(), for locked mappings as well."""
+    """Do what fill() does, for locked mappings as well."""
     segments = []
     for vma in builder.vmas("s"):
         if all(

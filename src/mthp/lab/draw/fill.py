@@ -107,7 +107,7 @@ def fill(
 
 
 def _around(start: int, pages: int, skipped: int) -> list[Run]:
-    """What is left of a run without the table that begins at page `skipped` (negative: none)."""
+    """Cut the table that begins at page `skipped` (negative: none) out of a run."""
     end = start + pages
     if skipped < 0 or end <= skipped or skipped + PMD_PAGES <= start:
         return [(start, pages)]

@@ -44,7 +44,7 @@ def map_one(builder: ProgramBuilder, who: str = "s", tables: int = 0) -> None:
 
 
 def start_mapped(builder: ProgramBuilder, tables: int = 0) -> None:
-    """Start process s with one mapping, as most families begin."""
+    """Start process s with one mapping, as most families do."""
     builder.start()
     map_one(builder, tables=tables)
 

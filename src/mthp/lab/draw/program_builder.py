@@ -62,7 +62,7 @@ class ProgramBuilder:
         self.add(Operation(verb, args, who))
 
     def add(self, each: Operation) -> None:
-        """As do(), for an operation that exists already."""
+        """Do what do() does with an operation that exists already."""
         do(self.world, each)
         self.ops.append(each)
 
@@ -96,7 +96,7 @@ class ProgramBuilder:
         return tuple(self.space(who).vmas)
 
     def free_runs(self, who: str, *kinds: PageMark) -> list[Run]:
-        """The runs of writable pages of those kinds that are not pinned, locked or write-protected.
+        """The runs of writable pages of some kinds that are not pinned, locked or write-protected.
 
         Each lies within one VMA.
         """
@@ -122,7 +122,7 @@ class ProgramBuilder:
     def pieces(
         self, who: str, kinds: tuple[PageMark, ...], most: int, length: int = 64
     ) -> list[Run]:
-        """Random parts of up to `most` free runs of those kinds; no two overlap."""
+        """Random parts of up to `most` free runs of some kinds; no two overlap."""
         runs = self.free_runs(who, *kinds)
         chosen = self.rng.sample(runs, min(most, len(runs)))
         return [self.piece(run, length) for run in chosen]

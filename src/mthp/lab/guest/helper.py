@@ -21,7 +21,7 @@ PRELOADED = ("mthp.image.capture.command", "register")
 
 
 def forbid_huge_pages(on: int) -> None:
-    """prctl(2); children and what they execute inherit it."""
+    """Disable huge pages by prctl(2); children and what they execute inherit it."""
     ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, on, 0, 0, 0)
 
 
@@ -38,7 +38,7 @@ def split(path: str, size: str) -> int:
 
 
 def call(name: str, args: list[str]) -> int:
-    """Call split() of this file, or main() of a module beside it; an exit status."""
+    """Call split() of this file, or main() of a module beside it, and return an exit status."""
     if name == "split":
         return split(*args)
     status = importlib.import_module(name).main(args)

@@ -42,7 +42,7 @@ def ptrace(request: int, pid: int, data: object = None) -> None:
 
 
 def syscall_address(pid: int) -> int:
-    """Where the process has a `syscall` instruction: in its vdso."""
+    """Find a `syscall` instruction of the process, in its vdso."""
     with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as maps:
         for line in maps:
             found = re.match(r"([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]", line)
@@ -55,7 +55,7 @@ def syscall_address(pid: int) -> int:
 
 
 def call(pid: int, at: int, number: int, *arguments: int) -> int:
-    """Have the process make one system call; its result. OSError: it cannot be made to."""
+    """Have the process make a system call; returns its result. OSError: it cannot be made to."""
     before = (ctypes.c_uint64 * WORDS)()
     ptrace(PTRACE_GETREGS, pid, before)
     regs = type(before).from_buffer_copy(before)
@@ -96,7 +96,7 @@ def register(pid: int) -> None:
 
 
 def main(pids: list[str]) -> int:
-    """Register these processes in that order; an exit status."""
+    """Register these processes in that order, and return an exit status."""
     try:
         for pid in pids:
             register(int(pid))

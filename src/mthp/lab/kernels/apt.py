@@ -63,7 +63,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Archive:
-    """A Debian archive: where it is, and the keys its lists are signed with."""
+    """A Debian archive: where it is, and the keys that its lists are signed with."""
 
     address: str
     keyring: Path = KEYRING

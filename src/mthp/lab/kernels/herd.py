@@ -19,7 +19,7 @@ _OBSERVATION = re.compile(r"^Observation (\S+) (Always|Sometimes|Never)\b", re.M
 
 
 def check_herd() -> None:
-    """LabError (5) if herd7 is not on this host."""
+    """Raise LabError (5) if herd7 is not on this host."""
     if shutil.which(HERD) is None:
         raise LabError(
             HOST_LACKS, f"{HERD} is not on this host (Debian's package herdtools7 brings it)"
@@ -34,7 +34,7 @@ def check_model(folder: Path) -> Path:
 
 
 def run_herd(texts: Mapping[str, str], model: Path) -> dict[str, str]:
-    """Name -> herd7's verdict on the litmus test: Always, Sometimes or Never.
+    """Run herd7: name -> its verdict on the litmus test: Always, Sometimes or Never.
 
     model: the folder of the kernel's memory model. LabError: herd7 is missing, or has no verdict.
     """
@@ -59,5 +59,5 @@ def run_herd(texts: Mapping[str, str], model: Path) -> dict[str, str]:
 
 
 def parse_observations(text: str) -> dict[str, str]:
-    """Name -> Always, Sometimes or Never, from what herd7 printed."""
+    """Read what herd7 printed: name -> Always, Sometimes or Never."""
     return dict(_OBSERVATION.findall(text))

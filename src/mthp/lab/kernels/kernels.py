@@ -61,7 +61,7 @@ class CachedKernel:
     """Some of its configuration: CONFIG_… -> value; empty if its config file is unknown."""
 
     def module(self, name: str) -> list[Path]:
-        """Files to load, in this order, for a module; none where it is built in.
+        """The files to load, in this order, for a module; none where it is built in.
 
         Errors: LabError, this kernel has no such module.
         """
@@ -93,8 +93,8 @@ def installed() -> list[CachedKernel]:
 
 
 def find(name: str | None = None) -> CachedKernel:
-    """The kernel of that release, else the newest whose release begins so (7.3: any 7.3.x); with no
-    name the newest of all. LabError: there is none."""
+    """Find the kernel of a release, else the newest whose release begins so (7.3: any 7.3.x); with
+    no name the newest of all. LabError: there is none."""
     kernels = installed()
     fitting = [kernel for kernel in kernels if name is None or matches(kernel.release, name)]
     for kernel in fitting:
@@ -123,7 +123,7 @@ def version_key(release: str) -> tuple[int, ...]:
 
 
 def check_release(text: str) -> str:
-    """The text, where it can be the beginning of a release; LabError otherwise."""
+    """Return the text if it can be the beginning of a release; raise LabError otherwise."""
     if not RELEASE.fullmatch(text):
         raise LabError(BAD_INPUT, f"{text!r} is not the beginning of a kernel's release (try 7.3)")
     return text
@@ -207,7 +207,7 @@ def _cache_errors(what: str) -> Iterator[None]:
 
 
 def check_room(needed: int) -> None:
-    """LabError unless the cache's disk has that many bytes free, and 16 MiB more."""
+    """Raise LabError unless the cache's disk has that many bytes free, and 16 MiB more."""
     place = kernels_dir()
     with _cache_errors("write"):
         while not place.exists():

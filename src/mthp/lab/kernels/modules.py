@@ -84,7 +84,7 @@ class ModuleTree:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Module's name -> its file."""
+        """The file of each module, by the module's name."""
         return {
             module_name(path.name): path
             for path in sorted(self.folder.rglob("*.ko*"))

@@ -96,14 +96,14 @@ def _offer(release: str, suite: str, kinds: dict[str, Package]) -> Offer | None:
 
 
 def best(found: Iterable[Offer], wanted: str) -> Offer | None:
-    """The newest offer that matches; one with modules is preferred to a newer one without."""
+    """The newest offer that matches. One with modules is preferred to a newer one without."""
     fitting = [offer for offer in found if matches(offer.release, wanted)]
     complete = [offer for offer in fitting if offer.complete]
     return max(complete or fitting, key=_age, default=None)
 
 
 def read_lists(archive: Archive, suite: str, progress: Progress) -> PrivateApt:
-    """apt for a suite of SUITES, its lists fetched.
+    """Set up apt for a suite of SUITES, and fetch its lists.
 
     NoSuite: the archive lacks the suite. LabError: it does not answer.
     """
@@ -188,7 +188,7 @@ def unpack(files: Iterable[Path], release: str, origin: Origin, work: Path) -> C
 
 
 def _arrange(unpacked: Path, release: str, folder: Path) -> Path:
-    """From a package's tree to a folder of the cache: vmlinuz, config, modules/."""
+    """Make a folder of the cache from a package's tree: vmlinuz, config, modules/."""
     folder.mkdir()
     homes = [unpacked / below / release for below in ("usr/lib/modules", "lib/modules")]
     boot = unpacked / "boot"

@@ -19,7 +19,7 @@ QEMU = "qemu-system-x86_64"
 
 
 class Tool(Enum):
-    """What is needed; the values are the Debian packages."""
+    """What the lab needs of the host; the values are the Debian packages."""
 
     QEMU = "qemu-system-x86"
     COMPILER = "gcc"

@@ -126,7 +126,7 @@ def _fits(process: SubjectProcess, vma: DeclaredMapping, order: int) -> bool:
 
 
 def refuse_pinned(space: Space, each: Operation) -> None:
-    """ProgramError if a reference holds pages of the range: they must stay where they are."""
+    """Raise ProgramError if a reference holds pages of the range: they must stay where they are."""
     if not space.pinned.isdisjoint(range(each.start, each.end)):
         raise ProgramError("pages of it are pinned")
 
@@ -134,6 +134,6 @@ def refuse_pinned(space: Space, each: Operation) -> None:
 def refuse(
     space: Space, each: Operation, unwanted: Callable[[DeclaredMapping], bool], what: str
 ) -> None:
-    """ProgramError if the range is not mapped, or if a VMA of it is of that kind."""
+    """Raise ProgramError if the range is not mapped, or if a VMA of it is of that kind."""
     if any(map(unwanted, space.over(each.start, each.end))):
         raise ProgramError(f"a VMA of it is {what}")

@@ -65,7 +65,7 @@ REMOTE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE})
 
 @dataclass(frozen=True)
 class Operand:
-    """A kind of operand. accepts: the numbers that it may be, or the pattern of the words."""
+    """A kind of operand. accepts: the numbers it may be, or the pattern of its words."""
 
     name: str
     accepts: range | frozenset[int] | re.Pattern[str]

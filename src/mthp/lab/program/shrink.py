@@ -95,7 +95,7 @@ def _fewer_passes(draft: Draft) -> Iterator[Draft]:
 
 
 def _fewer_processes(draft: Draft) -> Iterator[Draft]:
-    """Without one process, and without the operations that name it."""
+    """Drafts without one process, and without the operations that name it."""
     names = {each.who for each in draft.ops if each.who}
     for name in sorted(names, reverse=True):
         if len(names) > 1 and not (draft.target and draft.target.who == name):
@@ -122,13 +122,13 @@ def _about(each: Operation, name: str) -> bool:
 
 
 def _fewer_mappings(draft: Draft) -> Iterator[Draft]:
-    """Without one mapping, and without the part of every operation that lies in it."""
+    """Drafts without one mapping, and without the part of every operation that lies in it."""
     for who, low, high in _mappings(draft):
         yield _without(draft, who, low, high)
 
 
 def _smaller_mappings(draft: Draft) -> Iterator[Draft]:
-    """Without a part of a mapping: a whole table, what lies before or after those, or a half."""
+    """Without part of a mapping: a whole table, what lies before or after those, or a half."""
     for who, low, high in _mappings(draft):
         tables = range(round_up_to_table(low), high, PMD_PAGES)
         middle = (low + high) // 2
@@ -175,7 +175,8 @@ def _all_outside(ops: Ops, names: set[str], low: int, high: int) -> Iterator[Ope
 
 
 def _fewer_groups(draft: Draft) -> Iterator[Draft]:
-    """Without half of the operations, a quarter, and so on; then without those of one kind."""
+    """Drafts without half of the operations, a quarter, and so on; then without those of one
+    kind."""
     ops, finish = draft.ops, draft.finish
     length = len(ops) // 2
     while length > 1:
@@ -189,14 +190,14 @@ def _fewer_groups(draft: Draft) -> Iterator[Draft]:
 
 
 def _fewer_switched(draft: Draft) -> Iterator[Draft]:
-    """With small pages instead of folios of an order: without both writes of its switch."""
+    """Drafts with small pages instead of folios of an order: without both writes of its switch."""
     paths = [each.args[0] for each in draft.ops if each.verb is Verb.WRITE_FILE]
     for path in dict.fromkeys(paths):
         yield replace(draft, ops=tuple(each for each in draft.ops if path not in each.args))
 
 
 def _no_decoys(draft: Draft) -> Iterator[Draft]:
-    """Without the short-lived mappings that register processes, one by one."""
+    """Drafts without the short-lived mappings that register processes, one by one."""
     for decoy in draft.ops:
         if decoy.verb is Verb.MUNMAP:
             others = (each for each in draft.ops if not _lies_in(each, decoy))
@@ -210,7 +211,7 @@ def _lies_in(each: Operation, decoy: Operation) -> bool:
 
 
 def _fewer_ops(draft: Draft) -> Iterator[Draft]:
-    """Without one operation; the last ones first, on which no other depends."""
+    """Drafts without one operation; the last ones first, on which no other depends."""
     for name in ("finish", "ops"):
         ops: Ops = getattr(draft, name)
         for at in reversed(range(len(ops))):
@@ -222,7 +223,7 @@ def _with(draft: Draft, name: str, ops: Ops) -> Draft:
 
 
 def _shorter_ranges(draft: Draft) -> Iterator[Draft]:
-    """With fewer pages in one operation, neighbouring operations joined, or less slack."""
+    """Drafts with fewer pages in one operation, neighbouring operations joined, or less slack."""
     for name in ("ops", "finish"):
         ops: Ops = getattr(draft, name)
         for at, each in enumerate(ops):
@@ -272,7 +273,7 @@ _SIMPLER = {
 
 
 def _plainer_ops(draft: Draft) -> Iterator[Draft]:
-    """With a plainer operation of a similar kind, or without a final MADV_NOHUGEPAGE."""
+    """Drafts with a plainer operation of a similar kind, or without a final MADV_NOHUGEPAGE."""
     for at, each in enumerate(draft.ops):
         if each.verb in _SIMPLER:
             plain = replace(each, verb=_SIMPLER[each.verb])
@@ -286,7 +287,8 @@ def _plainer_ops(draft: Draft) -> Iterator[Draft]:
 
 
 def _plainer_settings(draft: Draft) -> Iterator[Draft]:
-    """With all settings at their defaults, then one by one; with fewer sizes, and plainer modes."""
+    """Drafts with all settings at their defaults, then one by one; with fewer sizes, and plainer
+    modes."""
     settings, plain = draft.settings, Settings()
     yield replace(draft, settings=plain)
     yield replace(draft, settings=settings.replace(**{k: getattr(plain, k) for k in KNOBS}))

@@ -61,7 +61,8 @@ class Traits:
 
 @dataclass(frozen=True)
 class DeclaredMapping:
-    """One mapping. anon: the identity of its anon_vma, None if it never had an anonymous page.
+    """A declared mapping. anon: the identity of its anon_vma, None if it never had an anonymous
+    page.
 
     forked: it was copied by fork, so that its anon_vma hangs on more than one chain.
     """
@@ -119,7 +120,7 @@ class Space:
     # --- changing mappings ------------------------------------------------------------------
 
     def map(self, start: int, end: int, traits: Traits) -> bool:
-        """Add a mapping; whether it merged. Kernel: mm/vma.c, vma_merge_new_range()."""
+        """Add a mapping; returns whether it merged. Kernel: mm/vma.c, vma_merge_new_range()."""
         if not self.is_free(start, end):
             raise ProgramError(f"something is mapped in {start}..{end} already")
         new = DeclaredMapping(start, end, traits)
@@ -142,9 +143,10 @@ class Space:
                     break
 
     def change(self, start: int, end: int, **traits: object) -> tuple[bool, bool]:
-        """Give a range other traits; whether any VMA changed, and whether any merged.
+        """Give a range other traits; returns whether any VMA changed, and whether any merged.
 
-        VMA by VMA, as Kernel: mm/vma.c, vma_modify() does for madvise, mprotect, mlock, userfaultfd.
+        VMA by VMA, as Kernel: mm/vma.c, vma_modify() does for madvise, mprotect, mlock,
+        userfaultfd.
         """
         changed = merged = False
         for vma in self.over(start, end):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Walks through a program without running it: is every operation legal, and what does it declare.
+"""Walks through a program without running it: is each operation legal, and what does it declare?
 
 An operation is refused (ProgramError) where the kernel would refuse it, where it would hang or kill
 the process, and where its outcome is not known here and a record would then say something wrong.
@@ -51,7 +51,7 @@ def _memcg(world: Subjects, each: Operation) -> None:
 
 
 def _nothing(world: Subjects, each: Operation) -> None:
-    """Legal anywhere."""
+    """Change nothing: the operation is legal anywhere."""
 
 
 # --- operations of a process ----------------------------------------------------------------

@@ -84,7 +84,7 @@ class ObservedVma:
 
     @property
     def pages(self) -> int:
-        """Base pages."""
+        """How many base pages it has."""
         return (self.end - self.start) >> GEOMETRY.page_shift
 
     def has(self, flag: VmFlag) -> bool:
@@ -120,7 +120,7 @@ class FolioNames:
 
 
 def _columns(pages: bytes) -> Any:
-    """(n, 4) uint64: pagemap, kpageflags, kpagecount, folio."""
+    """An (n, 4) array of uint64: pagemap, kpageflags, kpagecount, folio."""
     return np.frombuffer(pages, dtype="<u8").reshape(-1, 4)
 
 
@@ -219,7 +219,7 @@ def _folio_text(columns: Sequence[int], word: int | None, names: FolioNames, sle
 
 @lru_cache(maxsize=8192)
 def _letters(value: int, table: tuple[tuple[str, int], ...]) -> str:
-    """The letters of a table whose bits the value has."""
+    """The letters of a table for the bits that a value has."""
     return "".join(letter for letter, bits in table if value & bits)
 
 

@@ -63,7 +63,7 @@ _NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS, Verb.CLEAR_REFS, Verb.A
 
 
 def _is_collapse(op: Operation) -> bool:
-    """Whether it is MADV_COLLAPSE, which is allowed to fail within a program."""
+    """Whether an operation is MADV_COLLAPSE, which is allowed to fail within a program."""
     return op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER) and op.numbers[2] == Madv.COLLAPSE
 
 
@@ -219,8 +219,9 @@ class GuestSession:
         self._cut_short = False
 
     def perform(self, program: Iterable[Operation]) -> list[int]:
-        """Do a program's operations in order. The page tables (pgd) of the processes that registered with
-        khugepaged meanwhile, in that order. CommandFailed names the first operation that failed."""
+        """Do a program's operations in order. Returns the page tables (pgd) of the processes that
+        registered with khugepaged meanwhile, in that order. CommandFailed names the first operation
+        that failed."""
         self.write(f"{TRACING}/trace", "")
         waiting: list[str] = []
         registered: list[int] = []
@@ -378,10 +379,11 @@ class GuestSession:
         self._channel.ask(f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}")
 
     def full_scan(self) -> list[dict[str, Any]]:
-        """Run exactly one khugepaged_do_scan() over every registered process; its events.
+        """Run exactly one khugepaged_do_scan() over every registered process; returns its events.
 
-        full_scans is incremented, unless two allocations failed and the wakeup ended there. The next
-        wakeup then continues from there and may end early again, whatever full_scans is meanwhile.
+        full_scans is incremented, unless two allocations failed and the wakeup ended there. The
+        next wakeup then continues from there and may end early again, whatever full_scans is
+        meanwhile.
         """
         pid = self._pid_of("khugepaged")
         asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
@@ -402,7 +404,7 @@ class GuestSession:
         return True
 
     def collapse(self, op: Operation) -> tuple[list[dict[str, Any]], int]:
-        """Run an operation that is madvise(MADV_COLLAPSE): its events, and 0 or a negative errno."""
+        """Run an operation that is MADV_COLLAPSE; returns its events, and 0 or a negative errno."""
         command = self._commands(op)[0]
         errno = 0
         self.write(f"{TRACING}/trace", "")

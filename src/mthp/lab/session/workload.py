@@ -57,7 +57,7 @@ class Workload:
         self._output = ""
 
     def prepare(self) -> None:
-        """Once after boot: start the helper that runs the programs; nothing is traced."""
+        """Start the helper that runs the programs, once after boot; nothing is traced."""
         self._session.write(f"{TRACING}/tracing_on", "0")
         self._channel.ask(f"mkdir {CGROUP}")
         self._channel.ask(f"mkdir {JOBS}")
@@ -68,7 +68,8 @@ class Workload:
     # --- programs -------------------------------------------------------------------------
 
     def run(self, job: Command, seconds: float = COMMAND_SECONDS) -> str:
-        """Run a command to its end; its output. LabError: it failed; the text is the last line it printed."""
+        """Run a command to its end; returns its output. LabError: it failed; the text is the last
+        line it printed."""
         return self._do(self._paths[job.argv[0]], self._document(job), seconds)
 
     def start(self, job: Command) -> None:
@@ -85,7 +86,7 @@ class Workload:
         return {"argv": [self._paths[program], *arguments], "uid": job.uid}
 
     def _call(self, name: str, *args: str) -> str:
-        """Call a function of the helper; its output."""
+        """Call a function of the helper and return its output."""
         return self._do(name, {"call": name, "args": args}, COMMAND_SECONDS)
 
     def _do(self, name: str, document: Mapping[str, object], seconds: float) -> str:
@@ -109,7 +110,8 @@ class Workload:
         return at
 
     def _wait(self, at: str, word: str, seconds: float, name: str) -> int:
-        """Wait for the word in a job's .done file; the number after it. LabError: it comes too late."""
+        """Wait for the word in a job's .done file and return the number after it. LabError: it
+        comes too late."""
         with self._channel.patient(seconds + 10):
             try:
                 self._channel.ask(f"wait {at}.done 0 {word} {int(seconds * 1000)}")
@@ -152,7 +154,8 @@ class Workload:
         return "it printed nothing"
 
     def stop(self) -> list[int]:
-        """Stop every process of the subject by SIGSTOP; their pids. LabError: none is left."""
+        """Stop every process of the subject by SIGSTOP; returns their pids. LabError: none is
+        left."""
         pids = self.pids()
         if not pids:
             raise LabError(
@@ -183,7 +186,7 @@ class Workload:
                     self._session.write(f"{SYSFS}/{path}", chosen)
 
     def snap(self, target: Path) -> None:
-        """mthp snap of the subject's processes, in the guest; the file comes to target."""
+        """Capture the subject's processes in the guest; the file comes to target."""
         self._call("mthp.image.capture.command", "--cgroup", CGROUP, "-o", SNAPSHOT)
         count = int(self._call("split", SNAPSHOT, str(PART)))
         parts = self._channel.ask_all([f"r {SNAPSHOT}.{index}" for index in range(count)])
@@ -191,7 +194,8 @@ class Workload:
             file.writelines(parts)
 
     def scan_to_fixed_point(self) -> int:
-        """Full scans until one collapses nothing: how many. LabError: it does not come to rest."""
+        """Scan until a full scan collapses nothing; returns how many. LabError: it does not come to
+        rest."""
         before = self._collapsed()
         for scans in range(1, MOST_SCANS + 1):
             self._full_scan()
@@ -205,7 +209,7 @@ class Workload:
         return int(self._channel.ask(f"r {KHUGEPAGED}/pages_collapsed"))
 
     def _full_scan(self) -> None:
-        """As GuestSession.full_scan(), without its trace, which would be large."""
+        """Do what GuestSession.full_scan() does, without its trace, which would be large."""
         pid = int(self._channel.ask("pidof khugepaged"))
         asleep = f"wait /proc/{pid}/stat 2 S {SCAN_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))

@@ -42,7 +42,7 @@ class Channel:
         self.patience = patience
 
     def ask(self, command: str, data: bytes = b"") -> bytes:
-        """Send one command (data: the bytes after its line, for `put`); its answer."""
+        """Send one command (data: the bytes after its line, for `put`); returns its answer."""
         self._send(_line(command) + data)
         return self._answer(command)
 
@@ -69,7 +69,7 @@ class Channel:
 
     @contextlib.contextmanager
     def patient(self, seconds: float) -> Iterator[None]:
-        """Another patience while this context lasts."""
+        """Have another patience while this context lasts."""
         before, self.patience = self.patience, seconds
         try:
             yield

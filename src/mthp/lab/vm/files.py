@@ -70,7 +70,7 @@ class GuestFiles:
         self._files[path] = (data, 0o644)
 
     def add_program(self, root: Root, name: str) -> str:
-        """Add a program and everything that loading it needs; its path in the guest.
+        """Add a program and all that loading it needs; returns its path in the guest.
 
         LabError (2): no such program, or one that cannot run there; (5) a library is missing.
         """
@@ -107,7 +107,7 @@ class GuestFiles:
         ]
 
     def pack(self, target: Path) -> Path:
-        """Write the files as an initramfs; its path. LabError: one of them cannot be read."""
+        """Write an initramfs; returns its path. LabError: one of them cannot be read."""
         archive = Cpio()
         for path, (data, mode) in sorted(self._files.items()):
             try:

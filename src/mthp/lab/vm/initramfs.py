@@ -29,7 +29,7 @@ def _sources() -> dict[str, bytes]:
 
 
 def build_agent() -> Path:
-    """The agent's program, compiled with this host's C compiler unless the cache has it.
+    """Build the agent's program with this host's C compiler unless the cache has it.
 
     LabError (5): no compiler, or none that can link statically.
     """
@@ -61,7 +61,7 @@ def guest_modules(kernel: CachedKernel, names: Iterable[str] = MODULES) -> list[
 
 
 def build_initramfs(kernel: CachedKernel) -> Path:
-    """An initramfs for this kernel, made unless the cache has it."""
+    """Make an initramfs for this kernel, unless the cache has it."""
     agent = build_agent()
     wanted = guest_modules(kernel)
     for place, (path, file) in enumerate(guest_modules(kernel, EARLY)):

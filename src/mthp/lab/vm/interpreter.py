@@ -25,7 +25,7 @@ _UNUSED = (
 
 
 def add_interpreter(files: GuestFiles) -> str:
-    """Add Python, its standard library and the lab's scripts; the interpreter's path in the guest.
+    """Add Python, its standard library and the lab's scripts; returns the interpreter's path.
 
     LabError (5): this Python's own files cannot be found.
     """

@@ -115,7 +115,7 @@ def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMa
 
 
 class KvmFailed(LabError):
-    """KVM gave up on an instruction of the guest."""
+    """Raised where KVM gave up on an instruction of the guest."""
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def _start(
 
 
 def _die_with_us() -> None:
-    """Run in the child: it is to end when its parent ends, even by SIGKILL."""
+    """Have the child, which runs this, end when its parent ends, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

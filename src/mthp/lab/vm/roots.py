@@ -20,7 +20,7 @@ def debian_root(
     progress: Progress,
     archive: Callable[[], Archive] = lambda: debian_archive(system_sources()),
 ) -> Root:
-    """A tree with these packages and what they depend on, fetched unless the cache has it.
+    """Make a tree of these packages and what they depend on, unless the cache has it.
 
     archive: called for Debian's archive if something must be fetched. LabError (5): there is no
     archive, no such package, or not enough space.
