@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import add, lshift
 
 from mthp.words.units import Order
 
@@ -64,10 +65,9 @@ class Node:
 
     def free_frames(self) -> int:
         """Frames on the free lists and the per-CPU lists."""
-        return sum(len(blocks) << order for order, blocks in self.pcp.items()) + sum(
-            (len(blocks) + unborn) << order
-            for order, (blocks, unborn) in enumerate(zip(self.blocks, self.unborn, strict=True))
-        )
+        on_lists = map(add, map(len, self.blocks), self.unborn)
+        per_cpu = sum(len(blocks) << order for order, blocks in self.pcp.items())
+        return per_cpu + sum(map(lshift, on_lists, range(self.max_order + 1)))
 
     def take(self, order: Order) -> int | None:
         """Take a block from the per-CPU list, else split the smallest that holds `order`; None if
