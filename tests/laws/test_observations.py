@@ -137,7 +137,7 @@ def test_an_exclusively_pinned_page_stays_the_mapped_page(what: str, exclusive: 
     """Law 3's clause about pins. A page that is shared may be replaced, and a zap takes any away."""
     world = stage()
     mem, page = world.kernel.mem, world.pages[0]
-    world.kernel.report(Pinned(world.mm, START, page, exclusive))
+    world.kernel.report(Pinned(world.mm, START, page, exclusive, "device"))
     mem.refcount.raw[page] += PIN
     if what in ("moved", "zapped"):
         copy = mem.new_frames(0, 0)

@@ -45,6 +45,8 @@ from mthp.mm.rmap import anon_vma_lock_write
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 from mthp.races.stage import START, Size, Stage
 from mthp.races.world import RaceWorld
+from mthp.words.events import CollapseHugePage
+from mthp.words.results import ScanResult
 
 Act = Callable[[Stage], object]
 
@@ -98,6 +100,10 @@ class Scene:
         """As a collapse does, mmap_lock held for writing; the old value."""
         with pmd_lock(self.pmd):
             return self.pmd.page.pmds.swap(self.pmd.slot, PMD_NONE)
+
+    def end(self, status: ScanResult) -> None:
+        """A collapse has ended."""
+        self.kernel.trace(CollapseHugePage(1, START, 0, status, 1))
 
     def broken(self) -> list[Broken]:
         self.settle()
@@ -174,20 +180,46 @@ def test_an_anon_vma_without_vmas_is_locked_by_a_collapser(scene: Scene) -> None
 # Laws 2 and 3: contents
 
 
+@pytest.mark.parametrize("stored_first", [True, False])
 @pytest.mark.parametrize(("pinned", "law", "text"), [
     (False, 2, "can still write page"),
     (True, 3, "writes pinned page"),
 ])  # fmt: skip
-def test_a_page_is_written_after_it_was_copied(
-    scene: Scene, pinned: bool, law: int, text: str
+def test_a_page_is_written_after_a_collapse_copied_it(
+    scene: Scene, pinned: bool, law: int, text: str, stored_first: bool
 ) -> None:
+    """Whether the collapse has said that it succeeded is no step, and must not matter."""
     if pinned:
-        scene.kernel.report(Pinned(scene.mm, START, scene.page, True))
+        scene.kernel.report(Pinned(scene.mm, START, scene.page, True, "gup"))
+        scene.kernel.report(Pinned(scene.mm, START, scene.page, True, "somebody else"))
     scene.collapser().mem.content.read(scene.page)
     scene.other().mem.content.read(scene.page)
-    assert scene.broken() == []
+    if not stored_first:
+        scene.collapser().end(ScanResult.SUCCEED)
     scene.other().mem.content.write(scene.page, 7)
+    if stored_first:
+        assert scene.broken() == []
+        scene.collapser().end(ScanResult.SUCCEED)
     only(scene, law, f"{text} {scene.page}")
+
+
+@pytest.mark.parametrize("stored_first", [True, False])
+def test_a_copy_is_of_no_use_where_the_collapse_fails(scene: Scene, stored_first: bool) -> None:
+    scene.collapser().mem.content.read(scene.page)
+    if not stored_first:
+        scene.end(ScanResult.COPY_MC)
+    scene.other().mem.content.write(scene.page, 7)
+    scene.kernel.report(StoredTo(scene.mm, START, 7, "gup"))
+    if stored_first:
+        scene.collapser().end(ScanResult.COPY_MC)
+    scene.collapser().end(ScanResult.SUCCEED)
+    scene.stage.at_rest()
+    assert scene.laws() == []
+    scene.collapser().mem.content.read(scene.page)
+    scene.other().mem.content.write(scene.page, 8)
+    scene.kernel.report(StoredTo(scene.mm, START, 8, "gup"))
+    scene.stage.at_rest()  # it never says how it ended
+    only(scene, 2, f"can still write page {scene.page}")
 
 
 def test_a_write_before_the_copy_of_another_page_or_by_the_collapser_is_allowed(
@@ -197,6 +229,7 @@ def test_a_write_before_the_copy_of_another_page_or_by_the_collapser_is_allowed(
     scene.collapser().mem.content.read(scene.page)
     scene.collapser().mem.content.write(scene.page, 8)
     scene.other().mem.content.write(scene.mem.new_frames(0, 0), 7)
+    scene.collapser().end(ScanResult.SUCCEED)
     assert [law for law, _ in scene.laws()] == [1]  # a frame that no folio has
 
 

@@ -51,6 +51,6 @@ def test_a_pin_says_whether_the_page_is_exclusive() -> None:
         page = world.folio(vma, 0)
         pin_and_write(world.mm, vma.vm_start, 5)
         assert facts == [
-            Pinned(world.mm, vma.vm_start, page, not shared),
+            Pinned(world.mm, vma.vm_start, page, not shared, world.kernel.machine.current.name),
             StoredTo(world.mm, vma.vm_start, 5, world.kernel.machine.current.name),
         ]

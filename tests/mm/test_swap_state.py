@@ -10,7 +10,7 @@ from mthp.mm.page_flags import PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import Leaf, leaf_pte, pte_pfn
 from mthp.mm.swap_state import swapin_sync
-from mthp.mm.swap_table import unplaced_entry
+from mthp.mm.swap_table import SwapError, unplaced_entry
 from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_UFFD_WP
 from mthp.races.stage import SWAP_SLOT
 from mthp.words.profiles import PMD_ONLY, V7_3
@@ -53,7 +53,8 @@ def read(world: World, vma: Vma, page: int) -> int | None:
     orig = world.table(vma).ptes.raw[page]
     folio = swapin_sync(world.mm, vma, world.address(vma, page), pmd, orig)
     assert world.kernel.machine.current.held == [] and world.kernel.pte_maps == 0
-    if folio is None:
+    if isinstance(folio, SwapError):
+        assert folio is SwapError.NO_MEMORY
         return None
     order, first = world.mem.order.raw[folio], world.kernel.swap.entry_of[folio]
     swap = world.kernel.swap

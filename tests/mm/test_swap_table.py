@@ -6,7 +6,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mthp.mm.swap_table import SwapDevice, swp_entry, swp_offset, swp_type, unplaced_entry
+from mthp.machine.task import Machine
+from mthp.mm.swap_table import (
+    SwapDevice,
+    SwapError,
+    swp_entry,
+    swp_offset,
+    swp_type,
+    unplaced_entry,
+)
 from mthp.words.units import Folio, Pfn
 
 FOLIO = Folio(Pfn(100))
@@ -28,7 +36,7 @@ def test_entries_without_an_offset_are_no_neighbours(swap_type: int, one: int, t
 
 
 def test_a_slot_keeps_its_contents_and_counts_who_names_it() -> None:
-    swap = SwapDevice()
+    swap = SwapDevice(Machine())
     swap.hold(4)
     swap.hold(8)
     assert swap.contents[4] != swap.contents[8]
@@ -43,7 +51,7 @@ def test_a_slot_keeps_its_contents_and_counts_who_names_it() -> None:
 
 
 def test_several_slots_are_let_go_of_at_once() -> None:
-    swap = SwapDevice()
+    swap = SwapDevice(Machine())
     for entry in (4, 5, 5, 6, 7):
         swap.hold(entry)
     swap.put_users(4, 3)
@@ -51,19 +59,38 @@ def test_several_slots_are_let_go_of_at_once() -> None:
 
 
 def test_a_folio_in_the_cache_stands_for_each_of_its_slots() -> None:
-    swap = SwapDevice()
+    swap = SwapDevice(Machine())
     for entry in range(8, 14):
         swap.hold(entry)
-    assert swap.add_check(8, 4) and not swap.add_check(11, 4)
-    swap.add_to_cache(8, FOLIO, 4)
+    assert swap.add_check(9, 4) is None and swap.add_check(13, 4) is SwapError.BUSY
+    assert swap.add_folio(FOLIO, 9, 4) is None
     assert swap.cache == dict.fromkeys(range(8, 12), FOLIO)
     assert swap.entry_of == {FOLIO: 8}
-    assert not swap.add_check(11, 2)
-    assert swap.add_check(12, 2)
+    assert swap.folio_at(11) == FOLIO and swap.folio_at(12) is None
     assert swap.folio_maybe_swapped(FOLIO, 4)
     swap.put_users(8, 3)
     assert swap.folio_maybe_swapped(FOLIO, 4)
     swap.put_users(11, 1)
     assert not swap.folio_maybe_swapped(FOLIO, 4)
-    swap.remove_from_cache(FOLIO, 4)
+    swap.del_folio(FOLIO, 4)
     assert swap.cache == {} and swap.entry_of == {}
+
+
+def test_a_folio_is_added_only_where_all_of_its_slots_are_alike() -> None:
+    swap = SwapDevice(Machine())
+    for entry in (8, 9, 10, 12, 13):
+        swap.hold(entry)
+    assert swap.add_folio(FOLIO, 12, 1) is None
+    for check in (swap.add_check, lambda entry, nr: swap.add_folio(Folio(Pfn(200)), entry, nr)):
+        assert check(12, 1) is check(12, 2) is SwapError.EXISTS
+        assert check(11, 1) is check(11, 4) is SwapError.GONE
+        assert check(13, 2) is check(9, 4) is SwapError.BUSY
+    assert swap.cache == {12: FOLIO}
+
+
+def test_only_a_slot_that_nobody_names_and_that_has_no_folio_is_free() -> None:
+    swap = SwapDevice(Machine())
+    swap.hold(4)
+    assert not swap.alloc_slot(FOLIO, 4)
+    assert swap.alloc_slot(FOLIO, 5) and not swap.alloc_slot(FOLIO, 5)
+    assert swap.entry_of == {FOLIO: 5} and swap.users == {4: 1}

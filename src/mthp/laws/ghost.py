@@ -36,13 +36,27 @@ class Step(NamedTuple):
     new: int = 0
 
 
+class Copy(NamedTuple):
+    """The copy of a source page. is_kept: the collapse has succeeded. late: the tasks that have stored to
+    the page since, while that was open.
+    """
+
+    by: str
+    is_kept: bool = False
+    late: frozenset[str] = frozenset()
+
+
+LateStore = tuple[int, str]
+"""The source page, and the task that stored to it after it was copied."""
+
+
 class Ghost:
     """Ghost state of one execution. collapsers: the names of tasks that run khugepaged's path.
 
     detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
     have no link to the table left, unless it read the PMD since. inspected: table -> the tasks that may
     fill it after a task has detached it and then taken its lock: that task, and those that read the PMD
-    since. copied: source page -> the collapser that copied it. trails: collapser -> what it changed
+    since. copies: source page -> its last copy by a collapser. trails: collapser -> what it changed
     itself.
     """
 
@@ -53,7 +67,7 @@ class Ghost:
         self.detached: dict[int, Task] = {}
         self.flushed: set[tuple[int, int]] = set()
         self.inspected: dict[int, set[str]] = {}
-        self.copied: dict[int, str] = {}
+        self.copies: dict[int, Copy] = {}
         self.trails = {name: Trail(name) for name in collapsers}
 
     # Changes, each after the laws have looked at the step
@@ -101,11 +115,33 @@ class Ghost:
     def page_is_read(self, step: Step) -> None:
         """A collapser copies the page."""
         if step.task.name in self.collapsers:
-            self.copied[step.at] = step.task.name
+            self.copies[step.at] = Copy(step.task.name)
 
-    def collapse_has_failed(self, task: Task) -> None:
+    def page_is_written(self, step: Step) -> Iterator[LateStore]:
+        """A store after the copy is lost if the collapse succeeds, which is no step: so it matters not
+        which of the two comes first.
+        """
+        copy, task = self.copies.get(step.at), step.task.name
+        if copy is None or task in self.collapsers:
+            return
+        if copy.is_kept:
+            yield step.at, task
+        else:
+            self.copies[step.at] = copy._replace(late=copy.late | {task})
+
+    def collapse_has_failed(self, name: str) -> None:
         """What it copied is of no use any more."""
-        self.copied = {page: by for page, by in self.copied.items() if by != task.name}
+        for page in self._copied_by(name):
+            del self.copies[page]
+
+    def collapse_has_succeeded(self, name: str) -> Iterator[LateStore]:
+        """What it copied is in use: the stores since."""
+        for page in self._copied_by(name):
+            yield from ((page, task) for task in sorted(self.copies[page].late))
+            self.copies[page] = Copy(name, is_kept=True)
+
+    def _copied_by(self, name: str) -> list[int]:
+        return [page for page, copy in self.copies.items() if copy.by == name and not copy.is_kept]
 
     # Questions
 

@@ -56,7 +56,7 @@ class Observations:
         self.discarded: set[Where] = set()
         self.origin: dict[Where, Where] = {}
         self.left: set[Where] = set()
-        self.pinned: Counter[int] = Counter()
+        self.pinned: Counter[tuple[int, str]] = Counter()
         self.pins: list[Pinned] = []
         self.poisoned: list[Poisoned] = []
         self.protected: list[WriteProtected] = []
@@ -90,9 +90,9 @@ class Observations:
                     self.discarded.add(where)
             case Moving():
                 self._move(report)
-            case Pinned(_, _, page, _):
+            case Pinned(_, _, page, _, by):
                 self.pins.append(report)
-                self.pinned[page] += 1
+                self.pinned[page, by] += 1
             case Poisoned():
                 self.poisoned.append(report)
             case WriteProtected():

@@ -165,26 +165,18 @@ def law_1_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
         yield Broken(1, Thing(Kind.PAGE, page), text)
 
 
-def law_2_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
+def law_2_copies(ghost: Ghost, page: int, task: str) -> Iterator[Broken]:
     """No task writes a source page after it was copied."""
-    if _is_late_write(ghost, step) and not ghost.observations.pinned[step.at]:
-        text = f"{step.task.name} can still write page {step.at} after it was copied"
-        yield Broken(2, Thing(Kind.PAGE, step.at), text)
+    if not ghost.observations.pinned[page, task]:
+        text = f"{task} can still write page {page} after it was copied"
+        yield Broken(2, Thing(Kind.PAGE, page), text)
 
 
-def law_3_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
+def law_3_copies(ghost: Ghost, page: int, task: str) -> Iterator[Broken]:
     """No pinned page is copied: a device may write to it at any time."""
-    if _is_late_write(ghost, step) and ghost.observations.pinned[step.at]:
-        text = f"{step.task.name} writes pinned page {step.at} after it was copied"
-        yield Broken(3, Thing(Kind.PAGE, step.at), text)
-
-
-def _is_late_write(ghost: Ghost, step: Step) -> bool:
-    return (
-        step.access is Access.WRITE
-        and step.task.name not in ghost.collapsers
-        and step.at in ghost.copied
-    )
+    if ghost.observations.pinned[page, task]:
+        text = f"{task} writes pinned page {page} after it was copied"
+        yield Broken(3, Thing(Kind.PAGE, page), text)
 
 
 def law_1_flags(ghost: Ghost, step: Step) -> Iterator[Broken]:

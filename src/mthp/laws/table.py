@@ -31,6 +31,8 @@ class Moment(Enum):
     """Only khugepaged has worked, and did not succeed: (Census before, Census now)."""
     GAVE_UP = auto()
     """An attempt of a collapser did not succeed: (Trail)."""
+    STORED_LATE = auto()
+    """A page was stored to after a collapse that succeeded had copied it: (Ghost, page, task's name)."""
     REPORT = auto()
     """Something was reported: (Ghost, report)."""
     BEFORE_PTE = auto()
@@ -66,13 +68,13 @@ _LAWS = (
     Law(2, "before the copy, no CPU and no secondary MMU can still write a source, and a TLB "
         "never holds small and huge entries of one address, nor a right that was taken",
         {Moment.REST: at_rest.law_2_tlbs_agree_with_the_page_table,
-         Moment.BEFORE_CONTENT: steps.law_2_contents,
+         Moment.STORED_LATE: steps.law_2_copies,
          Moment.REPORT: steps.law_2_tlbs}),
     Law(3, "a load sees the last store, and an exclusively pinned page stays the mapped page",
         {Moment.END: at_rest.law_3_mapped_pages_are_up_to_date,
          Moment.OBSERVED: observations.law_3_the_last_store_is_read,
          Moment.COLLAPSED: at_rest.law_3_loads_see_what_was_stored,
-         Moment.BEFORE_CONTENT: steps.law_3_contents,
+         Moment.STORED_LATE: steps.law_3_copies,
          Moment.REPORT: steps.law_3_loads}),
     Law(4, "mapcounts are the mappings that exist, and no migration entry outlives its "
         "migration",

@@ -10,7 +10,7 @@ from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.at_rest import Rest
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.laws.census import Census, Outside
-from mthp.laws.ghost import Ghost, Step
+from mthp.laws.ghost import Ghost, LateStore, Step
 from mthp.laws.table import Moment, broken_at
 from mthp.machine.locks import SpinLock, WriteMark
 from mthp.machine.memory import Words
@@ -85,6 +85,12 @@ class Watch:
             self.ghost.pmd_is_read(step)
         elif moment is Moment.BEFORE_CONTENT and access is Access.READ:
             self.ghost.page_is_read(step)
+        elif moment is Moment.BEFORE_CONTENT and access is Access.WRITE:
+            self._stored_late(self.ghost.page_is_written(step))
+
+    def _stored_late(self, stores: Iterable[LateStore]) -> None:
+        for page, task in stores:
+            self._record(broken_at(Moment.STORED_LATE, self.ghost, page, task))
 
     def _moment(self, access: Access, word: Any) -> Moment | None:
         moment = self._moments.get(id(word))
@@ -151,10 +157,11 @@ class Watch:
         trail = self.ghost.trails.get(task.name)
         if event.status is ScanResult.SUCCEED:
             self.collapsed = True
+            self._stored_late(self.ghost.collapse_has_succeeded(task.name))
         else:
             if trail is not None:
                 self._record(broken_at(Moment.GAVE_UP, trail))
-            self.ghost.collapse_has_failed(task)
+            self.ghost.collapse_has_failed(task.name)
         if trail is not None:
             trail.forget()
 
@@ -162,6 +169,8 @@ class Watch:
 
     def at_rest(self, tasks: Sequence[Task]) -> None:
         """Every task has ended: count everything."""
+        for name in self.ghost.collapsers:
+            self._stored_late(self.ghost.collapse_has_succeeded(name))  # or does not say
         census = Census(self.kernel)
         seen = self.ghost.observations
         rest = Rest(census, self.khugepaged, Outside(seen.references()), tasks)

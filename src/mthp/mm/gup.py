@@ -130,6 +130,7 @@ def pin_and_write(mm: Mm, address: Address, value: int) -> None:
     if page is None:
         return
     exclusive = kernel.mem.page_flags.raw[kernel.mem.page_folio(page)] & PAGE_ANON_EXCLUSIVE != 0
-    kernel.report(Pinned(mm, address, page, exclusive))
+    by = kernel.machine.current.name
+    kernel.report(Pinned(mm, address, page, exclusive, by))
     kernel.mem.content.write(page, value)
-    kernel.report(StoredTo(mm, address, value, kernel.machine.current.name))
+    kernel.report(StoredTo(mm, address, value, by))

@@ -10,7 +10,6 @@ from enum import Enum
 from typing import NamedTuple
 
 from mthp.machine.hold import Hold
-from mthp.machine.step import Access
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_memory import (
     do_huge_pmd_anonymous_page,
@@ -82,7 +81,14 @@ from mthp.mm.rmap import (
     folio_remove_rmap_pmd,
     folio_remove_rmap_ptes,
 )
-from mthp.mm.swap_state import swap_cache_del_folio, swap_ptes_run_on, swapin_sync
+from mthp.mm.swap_state import (
+    folio_matches_swap_entry,
+    swap_cache_del_folio,
+    swap_cache_get_folio,
+    swap_ptes_run_on,
+    swapin_sync,
+)
+from mthp.mm.swap_table import SwapError
 from mthp.mm.swapfile import folio_free_swap
 from mthp.mm.vm_flags import VM_LOCKED, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE
 from mthp.words.units import Address, Folio, Pfn
@@ -365,24 +371,22 @@ def do_swap_page(
     if kind is not Leaf.SWAP:
         return VmFault.ERROR
     entry = pte_pfn(orig_pte)
-    kernel.machine.step(Access.READ, kernel.swap, entry)
-    swapcache = kernel.swap.cache.get(entry)
+    swapcache = swap_cache_get_folio(kernel, entry)
     if swapcache is None:
-        swapcache = swapin_sync(mm, vma, address, pmd, orig_pte)
-        if swapcache is None and entry in kernel.swap.cache:
-            return VmFault.DONE  # another task reads it; the entry is read again later
-        if swapcache is None:
+        read = swapin_sync(mm, vma, address, pmd, orig_pte)
+        if read is SwapError.EXISTS:
+            return VmFault.DONE  # what is there is being freed; the entry is read again later
+        if isinstance(read, SwapError):
             return _not_read(mm, pmd, address, orig_pte)
+        swapcache = read
         kernel.vmstat.count_vm_event("pgmajfault")
-    elif not mem.folio_try_get(swapcache):
-        return VmFault.DONE
     if not mem.folio_trylock(swapcache):
         # folio_lock_or_retry(): FAULT_FLAG_ALLOW_RETRY lets go of mmap_lock before it waits.
         mmap_lock.release()
         mem.folio_wait_locked(swapcache)
         mem.folio_put(swapcache)
         return VmFault.RETRY
-    if kernel.swap.cache.get(entry) != swapcache:  # folio_matches_swap_entry()
+    if not folio_matches_swap_entry(kernel, swapcache, entry):
         return _drop(kernel, swapcache, VmFault.DONE)
     page = Pfn(swapcache + entry - kernel.swap.entry_of[swapcache])
     if mem.page_flags.raw[page] & PAGE_HWPOISON:
@@ -595,7 +599,6 @@ def zap_present_ptes(vma: Vma, pte: PteMap, i: int, freed: list[Folio]) -> None:
     if not pte_present(old):
         if leaf_kind(old) is Leaf.SWAP:
             counters[MM_SWAPENTS] -= 1
-            kernel.machine.step(Access.RMW, kernel.swap, page)
             kernel.swap.put_users(page, 1)
         elif leaf_kind(old) is Leaf.MIGRATION:
             counters[MM_ANONPAGES] -= 1

@@ -321,7 +321,7 @@ class Kernel:
         self.mem = MemMap(
             self.machine, self.vmstat, self.memcgs, tuple(nodes), self.geometry.pmd_order
         )
-        self.swap = SwapDevice()
+        self.swap = SwapDevice(self.machine)
         self.tables: dict[int, PageTable] = {}
         self.anon_vmas: list[AnonVma] = []
         self.mms: list[Mm] = []

@@ -59,6 +59,7 @@ class Pinned(NamedTuple):
     address: Address
     page: Pfn
     exclusive: bool
+    by: str
 
 
 class WriteProtected(NamedTuple):

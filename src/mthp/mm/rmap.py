@@ -271,8 +271,8 @@ def try_to_unmap_one(kernel: Kernel, folio: Folio, entry: int, vma: Vma, address
             pteval = ptep_clear_flush(mm, pte, address)
             exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
             flags = pteval & (SOFT_DIRTY | UFFD_WP) | (SWP_EXCLUSIVE if exclusive else 0)
-            pte.ptes.write(pte.base, leaf_pte(Leaf.SWAP, entry, flags))
             kernel.swap.add_user(entry)
+            pte.ptes.write(pte.base, leaf_pte(Leaf.SWAP, entry, flags))
             mm.counters[MM_ANONPAGES] -= 1
             mm.counters[MM_SWAPENTS] += 1
             folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, folio, 1, vma)

@@ -6,7 +6,6 @@ Kernel: mm/swap_state.c, mm/memory.c (thp_swapin_suitable_orders).
 
 from __future__ import annotations
 
-from mthp.machine.step import Access
 from mthp.mm.folio import folio_add_lru
 from mthp.mm.huge_mm import (
     Tva,
@@ -20,15 +19,38 @@ from mthp.mm.mm_types import Kernel, Mm, PmdPtr, Vma, userfaultfd_armed
 from mthp.mm.page_flags import PG_LOCKED, PG_SWAPBACKED, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import PFN_SHIFT, Pte, pte_pfn
-from mthp.mm.swap_table import swp_offset
+from mthp.mm.swap_table import SwapError, swp_offset
 from mthp.mm.vm_flags import VM_HUGEPAGE
 from mthp.words.profiles import DeferredMemcg
 from mthp.words.units import Address, Folio, Order
 
 
-def swapin_sync(mm: Mm, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> Folio | None:
+def swap_cache_get_folio(kernel: Kernel, entry: int) -> Folio | None:
+    """The slot's folio with a reference, which may stand for another slot until it is locked.
+
+    Divergence: where it is being freed the kernel looks again until it is gone. Kernel:
+    mm/swap_state.c, swap_cache_get_folio().
+    """
+    folio = kernel.swap.folio_at(entry)
+    return folio if folio is not None and kernel.mem.folio_try_get(folio) else None
+
+
+def folio_matches_swap_entry(kernel: Kernel, folio: Folio, entry: int) -> bool:
+    """Whether a locked folio is in the swap cache, and the entry is one of its slots.
+
+    Kernel: mm/swap.h, folio_matches_swap_entry().
+    """
+    if not kernel.mem.test(folio, PG_SWAPCACHE):
+        return False
+    return kernel.swap.entry_of[folio] == entry & -kernel.mem.folio_nr_pages(folio)
+
+
+def swapin_sync(
+    mm: Mm, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte
+) -> Folio | SwapError:
     """Read the slot of orig_pte, and those around it where a larger folio may hold them, into a new
-    folio in the swap cache. It is returned unlocked and with a reference; None: no memory.
+    folio in the swap cache; or the folio that somebody else has just put there. It is returned
+    unlocked and with a reference. EXISTS: that folio is being freed.
 
     Kernel: mm/swap_state.c, swapin_sync().
     """
@@ -38,8 +60,11 @@ def swapin_sync(mm: Mm, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) 
     if swap.synchronous:
         orders |= _thp_swapin_suitable_orders(kernel, vma, address, pmd, orig_pte)
     folio = _swap_cache_alloc_folio(mm, vma, pte_pfn(orig_pte), orders)
-    if folio is None:
-        return None
+    if isinstance(folio, SwapError):
+        there = None
+        if folio is SwapError.EXISTS:
+            there = swap_cache_get_folio(kernel, pte_pfn(orig_pte))
+        return folio if there is None else there
     slots = range(entry := swap.entry_of[folio], entry + mem.folio_nr_pages(folio))
     for page, slot in enumerate(slots, folio):
         mem.content.write(page, swap.contents.get(slot, 0))
@@ -107,49 +132,50 @@ def swap_ptes_run_on(pte: PteMap, first: int, nr: int, value: int) -> bool:
     return all(pte.get(first + i) == value + (i << PFN_SHIFT) for i in range(nr))
 
 
-def _swap_cache_alloc_folio(mm: Mm, vma: Vma, entry: int, orders: int) -> Folio | None:
+def _swap_cache_alloc_folio(mm: Mm, vma: Vma, entry: int, orders: int) -> Folio | SwapError:
     """A new locked folio in the swap cache, of the highest of `orders` (a bitmap with bit 0) that
-    can be had; None if not even a page can.
+    can be had.
 
     Kernel: mm/swap_state.c, swap_cache_alloc_folio().
     """
-    while orders:
+    while True:
         order = highest_order(orders)
         folio = _swap_cache_alloc(mm, vma, entry, order)
-        if folio is not None:
+        orders = next_orders(orders)
+        if not orders or folio not in (SwapError.BUSY, SwapError.NO_MEMORY):
             return folio
         mm.kernel.vmstat.count_mthp_stat(order, "swpin_fallback")
-        orders = next_orders(orders)
-    return None
 
 
-def _swap_cache_alloc(mm: Mm, vma: Vma, entry: int, order: Order) -> Folio | None:
-    """Kernel: mm/swap_state.c, __swap_cache_alloc()."""
+def _swap_cache_alloc(mm: Mm, vma: Vma, entry: int, order: Order) -> Folio | SwapError:
+    """The slots are looked at before anything is allocated, and again when the folio is added.
+
+    Kernel: mm/swap_state.c, __swap_cache_alloc().
+    """
     kernel = mm.kernel
     mem, swap = kernel.mem, kernel.swap
     nr = 1 << order
-    first = entry & -nr
-    if order and not swap.add_check(first, nr):
-        return None
+    error = swap.add_check(entry, nr)
+    if error is not None:
+        return error
     # vma_thp_gfp_mask(): with the usual defrag=madvise only advised memory may compact for it.
     compact = not order or vma.vm_flags & VM_HUGEPAGE != 0
     folio = mem.folio_alloc(order, compact=compact)
     if folio is None:
-        return None
-    kernel.machine.step(Access.RMW, swap, first)
-    if first in swap.cache:  # somebody else was faster
+        return SwapError.NO_MEMORY
+    mem.flags.set_bits(folio, PG_LOCKED | PG_SWAPBACKED)
+    error = swap.add_folio(folio, entry, nr)
+    if error is not None:
+        mem.folio_unlock(folio)
         mem.folio_put(folio)
-        return None
-    mem.flags.set_bits(folio, PG_LOCKED | PG_SWAPBACKED | PG_SWAPCACHE)
-    swap.add_to_cache(first, folio, nr)
+        return error
     mem.folio_ref_add(folio, nr)
+    mem.set(folio, PG_SWAPCACHE)
     if not mem_cgroup_charge(folio, mm):
         kernel.vmstat.count_mthp_stat(order, "swpin_fallback_charge")
-        _take_back(kernel, folio)
-        return None
+        return _take_back(kernel, folio)
     if order > 1 and _deferred_fails(mm):
-        _take_back(kernel, folio)
-        return None
+        return _take_back(kernel, folio)
     folio_add_lru(mem, kernel.this_cpu, folio)
     return folio
 
@@ -160,20 +186,20 @@ def _deferred_fails(mm: Mm) -> bool:
     return asked and mm.memcg is not None and mm.memcg.defer
 
 
-def _take_back(kernel: Kernel, folio: Folio) -> None:
+def _take_back(kernel: Kernel, folio: Folio) -> SwapError:
     mem = kernel.mem
     nr = mem.folio_nr_pages(folio)
-    kernel.swap.remove_from_cache(folio, nr)
-    mem.flags.clear_bits(folio, PG_SWAPCACHE)
+    kernel.swap.del_folio(folio, nr)
+    mem.clear(folio, PG_SWAPCACHE)
     mem.folio_unlock(folio)
     mem.folio_put(folio, nr + 1)
+    return SwapError.NO_MEMORY
 
 
 def swap_cache_del_folio(kernel: Kernel, folio: Folio) -> None:
     """Caller holds the folio lock. Kernel: mm/swap_state.c, swap_cache_del_folio()."""
     mem = kernel.mem
     nr = mem.folio_nr_pages(folio)
-    kernel.machine.step(Access.WRITE, kernel.swap, kernel.swap.entry_of[folio])
-    kernel.swap.remove_from_cache(folio, nr)
-    mem.flags.clear_bits(folio, PG_SWAPCACHE)
+    kernel.swap.del_folio(folio, nr)
+    mem.clear(folio, PG_SWAPCACHE)
     mem.folio_put(folio, nr)

@@ -7,14 +7,19 @@ Kernel: mm/swapfile.c, mm/swap_state.c, mm/swap_table.h.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
+from mthp.machine.step import Access
+from mthp.machine.task import Machine
 from mthp.words.units import Folio
 
 _TYPE_SHIFT: Final = 41
 _UNPLACED: Final = 1 << 40
 _APART: Final = 2
 """Slots of unknown offset stand this far apart: no two of them are neighbours."""
+_CLUSTER: Final = 512
+"""Slots of a cluster, whose table is one word here. Kernel: mm/swap_table.h, SWAPFILE_CLUSTER."""
 
 
 def swp_entry(swap_type: int, offset: int) -> int:
@@ -37,16 +42,27 @@ def swp_offset(entry: int) -> int | None:
     return None if entry & _UNPLACED else entry & (_UNPLACED - 1)
 
 
+class SwapError(Enum):
+    """Why a folio is not added to the swap cache."""
+
+    EXISTS = "-EEXIST: the slot has a folio"
+    GONE = "-ENOENT: nobody names the slot"
+    BUSY = "-EBUSY: another slot of the range is not as this one"
+    NO_MEMORY = "-ENOMEM"
+
+
 @dataclass(slots=True)
 class SwapDevice:
     """A swap area. Slots are named by the entry a PTE holds.
 
-    synchronous: SWP_SYNCHRONOUS_IO (zram): no readahead, and the swap cache copy is given up at
-    once. contents, cache: entry -> content, entry -> folio in the swap cache. entry_of: folio in
-    the swap cache -> its first entry. users: entry -> PTEs that name it, by far most often one.
-    failing: entries that cannot be read.
+    What a method does is one step, about the slots it names: the kernel holds the cluster's lock, or
+    reads one word. synchronous: SWP_SYNCHRONOUS_IO (zram): no readahead, and the swap cache copy is
+    given up at once. contents, cache: entry -> content, entry -> folio in the swap cache. entry_of:
+    folio in the swap cache -> its first entry; the folio's lock guards it. users: entry -> PTEs that
+    name it, by far most often one. failing: entries that cannot be read.
     """
 
+    machine: Machine
     synchronous: bool = True
     contents: dict[int, int] = field(default_factory=dict)
     cache: dict[int, Folio] = field(default_factory=dict)
@@ -55,46 +71,99 @@ class SwapDevice:
     failing: set[int] = field(default_factory=set)
     name: str = "swap"
 
+    def _step(self, access: Access, entry: int, nr: int) -> None:
+        slots = ((1 << nr) - 1) << entry % _CLUSTER
+        self.machine.step(access, self, entry // _CLUSTER, slots)
+
+    # Who names a slot
+
     def hold(self, entry: int) -> None:
-        """A slot gets contents of its own if it has none, and one PTE more names it. Not a step."""
+        """A slot gets contents of its own if it has none, and one PTE more names it."""
         self.contents.setdefault(entry, -len(self.contents) - 1)
         self.add_user(entry)
 
     def add_user(self, entry: int) -> None:
         """One PTE more names the entry. Kernel: mm/swapfile.c, swap_dup_entry_direct()."""
+        self._step(Access.RMW, entry, 1)
         self.users[entry] = self.users.get(entry, 0) + 1
 
     def put_users(self, entry: int, nr: int) -> None:
         """One PTE less names each of nr entries. Kernel: mm/swapfile.c, folio_put_swap()."""
+        self._step(Access.RMW, entry, nr)
         for each in range(entry, entry + nr):
             left = self.users.pop(each, 1) - 1
             if left:
                 self.users[each] = left
 
-    def add_check(self, entry: int, nr: int) -> bool:
-        """Whether nr slots from entry on are all named by someone, and none is in the cache.
-
-        Kernel: mm/swap_state.c, __swap_cache_add_check().
-        Divergence: slots are taken to be of one cgroup, and all or none of them to hold zeroes.
-        """
-        slots = range(entry, entry + nr)
-        return all(each in self.users and each not in self.cache for each in slots)
-
-    def add_to_cache(self, entry: int, folio: Folio, nr: int) -> None:
-        """Kernel: mm/swap_state.c, __swap_cache_do_add_folio()."""
-        self.cache.update(dict.fromkeys(range(entry, entry + nr), folio))
-        self.entry_of[folio] = entry
-
-    def remove_from_cache(self, folio: Folio, nr: int) -> None:
-        """Kernel: mm/swap_state.c, __swap_cache_do_del_folio()."""
-        entry = self.entry_of.pop(folio)
-        for each in range(entry, entry + nr):
-            del self.cache[each]
-
     def folio_maybe_swapped(self, folio: Folio, nr: int) -> bool:
-        """Whether a PTE still names a slot of a swap cache folio.
+        """Whether a PTE still names a slot of a swap cache folio. Caller holds its lock.
 
         Kernel: mm/swapfile.c, folio_maybe_swapped().
         """
         entry = self.entry_of[folio]
+        self._step(Access.READ, entry, nr)
         return any(each in self.users for each in range(entry, entry + nr))
+
+    # The swap cache
+
+    def folio_at(self, entry: int) -> Folio | None:
+        """The folio in the swap cache, which may be gone the next moment.
+
+        Kernel: mm/swap_table.h, swap_table_get().
+        """
+        self._step(Access.READ, entry, 1)
+        return self.cache.get(entry)
+
+    def add_check(self, entry: int, nr: int) -> SwapError | None:
+        """Whether a folio of nr slots could be added. Kernel: mm/swap_state.c, __swap_cache_alloc()."""
+        self._step(Access.READ, entry & -nr, nr)
+        return self._check(entry, nr)
+
+    def add_folio(self, folio: Folio, entry: int, nr: int) -> SwapError | None:
+        """Add a locked folio of nr slots, if it still can be.
+
+        Kernel: mm/swap_state.c, __swap_cache_alloc().
+        """
+        self._step(Access.RMW, entry & -nr, nr)
+        error = self._check(entry, nr)
+        if error is None:
+            self.add_to_cache(entry & -nr, folio, nr)
+        return error
+
+    def _check(self, entry: int, nr: int) -> SwapError | None:
+        """Whether nr slots around the entry are all named by someone, and none is in the cache.
+
+        Kernel: mm/swap_state.c, __swap_cache_add_check().
+        Divergence: slots are taken to be of one cgroup, and all or none of them to hold zeroes.
+        """
+        if entry in self.cache:
+            return SwapError.EXISTS
+        if entry not in self.users:
+            return SwapError.GONE
+        slots = range(entry & -nr, (entry & -nr) + nr)
+        alike = all(each in self.users and each not in self.cache for each in slots)
+        return None if alike else SwapError.BUSY
+
+    def alloc_slot(self, folio: Folio, entry: int) -> bool:
+        """Whether the slot was free; it is the locked folio's then.
+
+        Kernel: mm/swapfile.c, folio_alloc_swap().
+        """
+        self._step(Access.RMW, entry, 1)
+        if entry in self.users or entry in self.cache:
+            return False
+        self.add_to_cache(entry, folio, 1)
+        return True
+
+    def add_to_cache(self, entry: int, folio: Folio, nr: int) -> None:
+        """Not a step. Kernel: mm/swap_state.c, __swap_cache_do_add_folio()."""
+        self.cache.update(dict.fromkeys(range(entry, entry + nr), folio))
+        self.entry_of[folio] = entry
+
+    def del_folio(self, folio: Folio, nr: int) -> None:
+        """Caller holds the folio's lock. Kernel: mm/swap_state.c, __swap_cache_do_del_folio()."""
+        entry = self.entry_of[folio]
+        self._step(Access.RMW, entry, nr)
+        del self.entry_of[folio]
+        for each in range(entry, entry + nr):
+            del self.cache[each]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from mthp.machine.step import Access
 from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PmdPtr, Vma
 from mthp.mm.page_flags import PG_ANON, PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
 from mthp.mm.page_vma_mapped import folio_lock
@@ -27,7 +26,13 @@ from mthp.mm.pgtable_types import (
     pte_present,
 )
 from mthp.mm.rmap import folio_add_anon_rmap_ptes, folio_add_new_anon_rmap
-from mthp.mm.swap_state import swap_cache_del_folio, swapin_sync
+from mthp.mm.swap_state import (
+    folio_matches_swap_entry,
+    swap_cache_del_folio,
+    swap_cache_get_folio,
+    swapin_sync,
+)
+from mthp.mm.swap_table import SwapError
 from mthp.words.units import Address, Folio
 
 
@@ -46,28 +51,17 @@ def unuse_mm(mm: Mm, address: Address) -> None:
             pteval = pte.get(0)
         if pte_none(pteval) or pte_present(pteval) or leaf_kind(pteval) is not Leaf.SWAP:
             return
-        folio = _swap_cache_folio(vma, pmd, address, pteval)
+        folio = swap_cache_get_folio(kernel, pte_pfn(pteval))
         if folio is None:
-            return
+            read = swapin_sync(mm, vma, address, pmd, pteval)
+            if isinstance(read, SwapError):
+                return
+            folio = read
         folio_lock(kernel, folio)
         unuse_pte(vma, pmd, address, pteval, folio)
         folio_free_swap(kernel, folio)
         kernel.mem.folio_unlock(folio)
         kernel.mem.folio_put(folio)
-
-
-def _swap_cache_folio(vma: Vma, pmd: PmdPtr, address: Address, pteval: Pte) -> Folio | None:
-    """The folio of the entry with a reference, read if need be; None: another task deals with it.
-
-    Kernel: mm/swap_state.c, swap_cache_get_folio(), swapin_readahead().
-    """
-    kernel = vma.vm_mm.kernel
-    entry = pte_pfn(pteval)
-    kernel.machine.step(Access.READ, kernel.swap, entry)
-    folio = kernel.swap.cache.get(entry)
-    if folio is not None:
-        return folio if kernel.mem.folio_try_get(folio) else None
-    return swapin_sync(vma.vm_mm, vma, address, pmd, pteval)
 
 
 def unuse_pte(vma: Vma, pmd: PmdPtr, address: Address, entry: Pte, folio: Folio) -> None:
@@ -78,7 +72,9 @@ def unuse_pte(vma: Vma, pmd: PmdPtr, address: Address, entry: Pte, folio: Folio)
     mm = vma.vm_mm
     kernel = mm.kernel
     mem = kernel.mem
-    if kernel.swap.cache.get(pte_pfn(entry)) != folio or not mem.test(folio, PG_UPTODATE):
+    if not folio_matches_swap_entry(kernel, folio, pte_pfn(entry)):
+        return
+    if not mem.test(folio, PG_UPTODATE):
         return
     found = pte_offset_map_lock(mm, pmd, address)
     if found is None:
@@ -97,7 +93,6 @@ def unuse_pte(vma: Vma, pmd: PmdPtr, address: Address, entry: Pte, folio: Folio)
         else:
             folio_add_new_anon_rmap(mem, folio, vma, address, exclusive=exclusive)
         pte.ptes.write(pte.base, mk_pte(folio, old & (SOFT_DIRTY | UFFD_WP)))
-        kernel.machine.step(Access.WRITE, kernel.swap, pte_pfn(entry))
         kernel.swap.put_users(pte_pfn(entry), 1)
 
 
@@ -110,7 +105,6 @@ def folio_free_swap(kernel: Kernel, folio: Folio) -> None:
     mem = kernel.mem
     if mem.flags.test_bits(folio, PG_SWAPCACHE | PG_WRITEBACK) != PG_SWAPCACHE:
         return
-    kernel.machine.step(Access.READ, kernel.swap, kernel.swap.entry_of[folio])
     if kernel.swap.folio_maybe_swapped(folio, mem.folio_nr_pages(folio)):
         return
     swap_cache_del_folio(kernel, folio)

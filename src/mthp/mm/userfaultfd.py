@@ -7,7 +7,6 @@ from enum import Enum
 from typing import NamedTuple
 
 from mthp.machine.hold import Hold
-from mthp.machine.step import Access
 from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_memory import split_huge_pmd
 from mthp.mm.huge_memory_split import split_folio
@@ -308,10 +307,8 @@ def _set(ends: _Ends, mapped: _Mapped, new: Pte) -> Moved:
     try:
         if not mapped.is_stable(ends.dst_pmd):
             return Moved.AGAIN
-        if not pte_present(new):
-            kernel.machine.step(Access.READ, kernel.swap, pte_pfn(new))
-            if pte_pfn(new) in kernel.swap.cache:
-                return Moved.GIVEN_UP  # the kernel waits for the folio and moves it too
+        if not pte_present(new) and kernel.swap.folio_at(pte_pfn(new)) is not None:
+            return Moved.GIVEN_UP  # the kernel waits for the folio and moves it too
         mapped.src.ptes.swap(mapped.src.base, PTE_NONE)
         flush_tlb_page(ends.src_vma.vm_mm, ends.src_addr)
         _moved(ends)

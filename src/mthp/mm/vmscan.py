@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mthp.machine.step import Access
 from mthp.mm.folio import folio_isolate_lru, folio_putback_lru
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
@@ -68,11 +67,8 @@ def swap_out(kernel: Kernel, folio: Folio, entry: int) -> bool:
 
 def add_to_swap(kernel: Kernel, folio: Folio, entry: int) -> bool:
     """Add to the swap cache, if the slot is free. Kernel: mm/swapfile.c, folio_alloc_swap()."""
-    swap = kernel.swap
-    kernel.machine.step(Access.WRITE, swap, entry)
-    if entry in swap.users or entry in swap.cache:
+    if not kernel.swap.alloc_slot(folio, entry):
         return False
-    swap.add_to_cache(entry, folio, 1)
     kernel.mem.folio_ref_add(folio, 1)
     kernel.mem.set(folio, PG_SWAPCACHE)
     return True
@@ -87,8 +83,7 @@ def remove_mapping(kernel: Kernel, folio: Folio, entry: int) -> bool:
     kernel.swap.contents[entry] = mem.content.read(folio)
     if not mem.refcount.freeze(folio, 2):
         return False
-    kernel.machine.step(Access.WRITE, kernel.swap, entry)
-    kernel.swap.remove_from_cache(folio, 1)
+    kernel.swap.del_folio(folio, 1)
     mem.clear(folio, PG_SWAPCACHE)
     return True
 

@@ -18,7 +18,8 @@ from mthp.mm.page_flags import (
     PG_UPTODATE,
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
-from mthp.races.cast.rival import ELSEWHERE, FIRST, PAGES, WINDOW, Rival
+from mthp.races.cast.accesses import store_and_load
+from mthp.races.cast.rival import ELSEWHERE, FIRST, HOLE, PAGES, WINDOW, Rival
 from mthp.races.stage import START, Stage
 
 KSM_PAGE: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_KSM
@@ -31,6 +32,12 @@ def _migrate_beside(stage: Stage) -> None:
 
 def _poison(stage: Stage, index: int) -> None:
     stage.kernel.mem.page_flags.raw[stage.pages[index]] |= PAGE_HWPOISON
+
+
+def _poison_second(stage: Stage) -> None:
+    """The window is two small pages, and the second cannot be read."""
+    stage.map_page(1)
+    _poison(stage, 1)
 
 
 def _poison_large(stage: Stage) -> None:
@@ -62,6 +69,8 @@ FOLIOS = (
     Rival("poisoned", "a page of the window is poisoned, and migrated",
         lambda stage: migrate_folio(stage.kernel, stage.pages[0]), lambda stage: _poison(stage, 0),
         FIRST, reach=PAGES),
+    Rival("store-poisoned", "a CPU stores to a page of the window, and the next one is poisoned",
+        lambda stage: store_and_load(stage, 0), _poison_second, HOLE),
     Rival("hwpoison", "the memory of a page of the window fails",
         lambda stage: memory_failure(stage.kernel, stage.pages[0]), reach=PAGES),
     Rival("large", "the window is a large folio", prepare=Stage.map_large, takes=WINDOW),
