@@ -9,20 +9,16 @@ another task touches meanwhile, unless the steps depend.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
 
-from mthp.explore.compiled.cells import Memory
 from mthp.explore.compiled.recording import Recorder
-from mthp.explore.compiled.segment import Chain, Question, Segment, Symbol
+from mthp.explore.compiled.segment import Chain, Segment, Symbol
 from mthp.explore.dependence import dependent
-from mthp.explore.tasks import Execution, NextStep, Recipe
-from mthp.machine.step import ALL_BITS, Access
-from mthp.machine.task import Task
+from mthp.explore.tasks import Execution
+from mthp.machine.step import ALL_BITS
 
 
 class Touch:
-    __slots__ = ("read", "written", "added")
+    __slots__ = ("added", "read", "written")
     def __init__(self):
         self.read = self.written = 0
         self.added = 0
@@ -113,7 +109,7 @@ class Toucher(Recorder):
 
 
 class Run(Execution):
-    __slots__ = ("_r", "_op", "_word", "_who", "clocks", "steps_at", "numbers", "touched", "races")
+    __slots__ = ("_op", "_r", "_who", "_word", "clocks", "numbers", "races", "steps_at", "touched")
 
     def __init__(self, recorder, setup, choose, most_steps=5000):
         self._r = recorder
