@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from mthp.explore.compiled import jit
 from mthp.explore.compiled.explorer import CompiledExplorer, Speed
+from mthp.explore.compiled.integers import MOST
 from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.explore import Explorer, Until
+from mthp.explore.part import Key, Part
+from tests.explore.test_part import WIDE, split, whole
 from tests.litmus.programs import Line, Program, recipe
 from tests.litmus.test_explore import finer_program, random_program
 
@@ -75,6 +78,51 @@ def test_either_goes_on_where_the_compiled_one_stopped(seed: int, explorer: Any)
     last = explorer(of_seed(seed), until=Until.END, part=compiled.part())
     last.search()
     assert last.part() == whole.part()
+
+
+class ManyKinds(Program):
+    """Its tasks take steps of more kinds than fit any table of a fixed size."""
+
+    def __init__(self) -> None:
+        super().__init__([[("add", 0), ("write", 1)]] * 3)
+
+    def body(self, number: int, lines: Any) -> Callable[[], None]:
+        last = super().body(number, lines)
+
+        def run() -> None:
+            for bits in range(1, 200):
+                self.flags.test_bits(0, bits)
+            self.flags.set_bits(1, 1 << 2 * number | 1 << 2 * number + 1 | 1 << 8)
+            last()
+
+        return run
+
+
+@pytest.mark.parametrize("speed", [Speed.PLAIN, Speed.NUMBA])
+def test_steps_of_many_kinds(speed: Speed) -> None:
+    reference = Explorer(ManyKinds, until=Until.END)
+    compiled = CompiledExplorer(ManyKinds, until=Until.END, speed=speed)
+    assert compiled.explore() == reference.explore()
+    assert compiled.counts.executions > 100
+    assert len(compiled.ops.program.dependent) > 200 * 200 // 2
+
+
+@pytest.mark.parametrize("speed", [Speed.PLAIN, Speed.NUMBA])
+@pytest.mark.parametrize("seed", range(30))
+def test_a_search_in_parts_is_the_same_search(seed: int, speed: Speed) -> None:
+    source = random.Random(seed)
+    program = recipe(*(WIDE, random_program(source), finer_program(source))[seed % 3])
+    twin = CompiledExplorer(program, until=Until.END, speed=speed)
+    twin.open()
+
+    def search_part(part: Part, elsewhere: Mapping[Key, Part | None], more: int) -> Part:
+        twin._state.at[MOST] = part.counts.executions + more
+        twin.search_part(part, elsewhere)
+        return twin.part()
+
+    found = split(search_part, source)
+    twin.close()
+    assert (found.counts, found.findings) == (whole(program).counts, whole(program).findings)
 
 
 def test_the_whole_search_again() -> None:

@@ -7,8 +7,10 @@ import random
 
 import pytest
 
+from mthp.explore.compiled import explorer
+from mthp.explore.compiled.explorer import CompiledExplorer, Speed
 from mthp.explore.explore import Explorer, Stop, Until
-from mthp.explore.parallel import ParallelExplorer
+from mthp.explore.parallel import ParallelExplorer, SearchPart, by_reference, by_twin
 from mthp.explore.part import Key, Part, Standing
 from mthp.explore.tasks import Recipe
 from mthp.races.mutants.rules import MUTANTS
@@ -26,6 +28,20 @@ def alone(program: Recipe) -> Part:
     return search.part()
 
 
+def by(kind: str, program: Recipe, until: Until = Until.END) -> SearchPart:
+    """How each process searches: by the reference, by a twin that knows nothing yet, or by one that has
+    searched before the processes are forked.
+    """
+    if kind == "reference":
+        return by_reference(program, until)
+    twin = CompiledExplorer(program, until=until, speed=Speed.PLAIN)
+    twin.open()
+    if kind == "warm":
+        twin.search_part(Part(), {})
+    return by_twin(twin)
+
+
+@pytest.mark.parametrize("kind", ["reference", "cold", "warm"])
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "program",
@@ -39,7 +55,10 @@ def alone(program: Recipe) -> Part:
     ],
     ids=["wide", "tall", "flat", "random", "store+fault", "migrate+fork"],
 )
-def test_several_processes_are_one_search(program: Recipe, processes: int) -> None:
+def test_several_processes_are_one_search(
+    program: Recipe, processes: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explorer, "QUANTUM", 500)
     expected = alone(program)
     used = 0
 
@@ -48,19 +67,25 @@ def test_several_processes_are_one_search(program: Recipe, processes: int) -> No
         used = max(used, len(search.parts))
         return True
 
-    search = ParallelExplorer(program, processes, may_continue=look, turn=0.02)
+    search = ParallelExplorer(by(kind, program), processes, may_continue=look, turn=0.02)
     assert search.search() is Stop.END
     assert (search.whole.counts, search.whole.findings) == (expected.counts, expected.findings)
     assert used > 1 or expected.counts.executions < 400
 
 
-def test_a_search_stops_and_another_goes_on() -> None:
+@pytest.mark.parametrize("kind", ["reference", "cold", "warm"])
+def test_a_search_stops_and_another_goes_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explorer, "QUANTUM", 100)
     program = recipe(*WIDE)
     expected = alone(program)
-    search = ParallelExplorer(program, 2, turn=0.001)
+    search = ParallelExplorer(by(kind, program), 2, turn=0.001)
     while not search.whole.done:
         search = ParallelExplorer(
-            program, 2, search.parts, turn=0.001, may_continue=lambda _: False
+            by(kind, program),
+            2,
+            search.parts,
+            turn=0.001,
+            may_continue=lambda _: False,
         )
         search.search()
         assert 0 <= Standing.of(search.parts).fraction <= 1
@@ -68,10 +93,12 @@ def test_a_search_stops_and_another_goes_on() -> None:
     assert list(search.parts) == [Key()]
 
 
-def test_a_search_stops_at_the_first_breach() -> None:
+@pytest.mark.parametrize("kind", ["reference", "cold"])
+def test_a_search_stops_at_the_first_breach(kind: str) -> None:
     mutant = MUTANTS["A2"]
     with applied(mutant.edits):
-        search = ParallelExplorer(mutant.world, 2, until=Until.FIRST, turn=0.01)
+        search_part = by(kind, mutant.world, Until.FIRST)
+        search = ParallelExplorer(search_part, 2, until=Until.FIRST, turn=0.01)
         assert search.search() is Stop.FIRST
     laws = {each.broken.law for part in search.parts.values() for each in part.findings}
     assert laws & set(mutant.laws)

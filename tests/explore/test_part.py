@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -47,7 +48,9 @@ def test_a_search_goes_on_where_it_was_stopped(seed: int) -> None:
     assert (part.counts, part.findings) == (expected.counts, expected.findings)
 
 
-def split(program: Recipe, source: random.Random) -> Part:
+def split(
+    search_part: Callable[[Part, Mapping[Key, Part | None], int], Part], source: random.Random
+) -> Part:
     """The whole search by parts, in any order: each for a few executions at a time, its other choices
     made parts at random, and its own as far as they are not elsewhere."""
     parts: dict[Key, Part] = {Key(): Part()}
@@ -59,16 +62,8 @@ def split(program: Recipe, source: random.Random) -> Part:
                 if source.random() < 0.5:
                     other = part.alternative(depth)
                     parts.setdefault(other.key, other)
-        elsewhere = {key: part if part.done else None for key, part in parts.items()}
-        search = Explorer(
-            program,
-            until=Until.END,
-            part=through_a_file(part),
-            elsewhere=elsewhere,
-            most_executions=part.counts.executions + source.randint(1, 5),
-        )
-        search.search()
-        parts[key] = search.part()
+        others = {k: p if p.done else None for k, p in parts.items() if part.offers(k)}
+        parts[key] = search_part(through_a_file(part), others, source.randint(1, 5))
     return parts[Key()]
 
 
@@ -77,7 +72,16 @@ def test_a_search_in_parts_is_the_same_search(seed: int) -> None:
     source = random.Random(seed)
     program = recipe(*(WIDE, random_program(source), finer_program(source))[seed % 3])
     expected = whole(program)
-    found = split(program, source)
+
+    def search_part(part: Part, elsewhere: Mapping[Key, Part | None], more: int) -> Part:
+        most = part.counts.executions + more
+        search = Explorer(
+            program, until=Until.END, part=part, elsewhere=elsewhere, most_executions=most
+        )
+        search.search()
+        return search.part()
+
+    found = split(search_part, source)
     assert (found.counts, found.findings) == (expected.counts, expected.findings)
 
 

@@ -12,9 +12,9 @@ from mthp.check.scorecard import default_worlds
 from mthp.explore.compiled import integers
 from mthp.explore.compiled.automaton import STEP
 from mthp.explore.compiled.explorer import CompiledExplorer, Speed
-from mthp.explore.compiled.integers import BROKEN, DEPTH, FATE, Code, Fate, SearchState
+from mthp.explore.compiled.integers import BROKEN, DEPTH, FATE, Code, SearchState
 from mthp.explore.explore import Explorer, Until
-from mthp.explore.tasks import STOP, Execution
+from mthp.explore.tasks import STOP, Ending, Execution
 from mthp.races.cast.all import LAWFUL
 from mthp.races.mutants.rules import MUTANTS
 from mthp.races.stage import Size
@@ -110,7 +110,7 @@ class Checked:
         ending = execution.run()
         verdict = self.explorer._recorded.recorder.values[state.cell[state.at[BROKEN]]]
         assert tuple(stage.broken) == verdict
-        assert ending.name == Fate(fate).name
+        assert list(Ending)[fate] is ending
         self.checked += 1
 
 

@@ -14,7 +14,7 @@ from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Stop, Until, outcome
 from mthp.explore.outcome import BrokenSchedule, Extent, SearchOutcome
-from mthp.explore.parallel import ParallelExplorer
+from mthp.explore.parallel import ParallelExplorer, SearchPart, by_reference, by_twin
 from mthp.explore.part import Counts, Key, Part, Parts, Standing
 from mthp.explore.sample import Sampler
 from mthp.explore.tasks import MAX_STEPS
@@ -26,6 +26,9 @@ TELL_EVERY: Final = 0.5
 KEEP_EVERY: Final = 5.0
 SWITCH_AT: Final = 300
 """Executions that the reference makes before the compiled twin takes over; measured in decision 0010."""
+
+
+MayContinue = Callable[[Explorer | CompiledExplorer], bool]
 
 
 class By(Enum):
@@ -134,11 +137,7 @@ class _Search:
         """Every execution that can differ."""
         control = self.control
         parts = dict(control.parts or {Key(): Part()})
-        stop: Stop | None = None
-        if len(parts) == 1:
-            stop, parts = self._in_this_process(parts[Key()])
-        if stop is None:
-            stop, parts = self._in_several_processes(parts)
+        stop = self._by_the_best(parts)
         findings = {each.broken: each for part in parts.values() for each in part.findings}
         counts = sum((part.counts for part in parts.values()), Counts())
         has_found = self._has_found(findings.values())
@@ -157,65 +156,93 @@ class _Search:
             return False
         return self.control.may_continue(lambda: {Key(): explorer.part()})
 
-    def _in_this_process(self, part: Part) -> tuple[Stop | None, dict[Key, Part]]:
-        """To the end, or until it is time to split the search (None).
-
-        A search that is bounded is never split, so that the bound always means the same executions; nor
-        is one that the compiled explorer makes, which is faster than the other on all cores.
-        """
+    def _by_the_best(self, parts: dict[Key, Part]) -> Stop:
+        """One explorer after the other, as control.by says."""
         control, most = self.control, self.budget.executions
-        if control.by is By.BEST and part.counts.executions < SWITCH_AT:
+        whole = parts[Key()]
+        if control.by is By.BEST and len(parts) == 1 and whole.counts.executions < SWITCH_AT:
             few = min(most or SWITCH_AT, SWITCH_AT)
-            stop, parts = self._by_reference(few, part)
-            part = parts[Key()]
-            is_stopped = self._has_found(part.findings) or control.is_over()
-            is_next = part.counts.executions >= few and few != most
+            stop = self._by_reference(few, parts)
+            whole = parts[Key()]
+            is_stopped = self._has_found(whole.findings) or control.is_over()
+            is_next = whole.counts.executions >= few and few != most
             if stop is not Stop.ENOUGH or is_stopped or not is_next:
-                return stop, parts
+                return stop
         if control.by is not By.REFERENCE:
-            twin = CompiledExplorer(
-                self.world,
-                until=Until.END,
-                most_executions=most,
-                most_steps=self.budget.steps,
-                may_continue=self._may_continue,
-                part=part,
-            )
             try:
-                return twin.search(), {Key(): twin.part()}
+                return self._by_twin(most, parts)
             except Unrecordable as refused:
                 control.refused = str(refused)
-        return self._by_reference(most, part)
+        return self._by_reference(most, parts)
 
-    def _by_reference(
-        self, most_executions: int | None, part: Part
-    ) -> tuple[Stop | None, dict[Key, Part]]:
-        may_split = self.control.processes > 1 and most_executions is None
-        until = time.monotonic() + SPLIT_AFTER if may_split else float("inf")
-        explorer = Explorer(
+    def _by_reference(self, most_executions: int | None, parts: dict[Key, Part]) -> Stop:
+        def alone(may_continue: MayContinue) -> tuple[Stop, Part]:
+            explorer = Explorer(
+                self.world,
+                until=Until.END,
+                most_executions=most_executions,
+                most_steps=self.budget.steps,
+                may_continue=may_continue,
+                part=parts[Key()],
+            )
+            return explorer.search(), explorer.part()
+
+        search_part = by_reference(self.world, Until.END, self.budget.steps)
+        return self._alone_at_first(alone, search_part, most_executions, parts)
+
+    def _by_twin(self, most_executions: int | None, parts: dict[Key, Part]) -> Stop:
+        twin = CompiledExplorer(
             self.world,
             until=Until.END,
             most_executions=most_executions,
             most_steps=self.budget.steps,
-            may_continue=lambda it: time.monotonic() <= until and self._may_continue(it),
-            part=part,
         )
-        stop = explorer.search()
-        is_late = stop is Stop.ENOUGH and time.monotonic() > until and not self.control.is_over()
-        is_split = is_late and not self._has_found(explorer.findings.values())
-        return (None if is_split else stop), {Key(): explorer.part()}
 
-    def _in_several_processes(self, parts: Parts) -> tuple[Stop, dict[Key, Part]]:
+        def alone(may_continue: MayContinue) -> tuple[Stop, Part]:
+            twin.may_continue = may_continue
+            return twin.search_part(parts[Key()], {}), twin.part()
+
+        twin.open()
+        try:
+            return self._alone_at_first(alone, by_twin(twin), most_executions, parts)
+        finally:
+            twin.close()
+
+    def _alone_at_first(
+        self,
+        alone: Callable[[MayContinue], tuple[Stop, Part]],
+        search_part: SearchPart,
+        most_executions: int | None,
+        parts: dict[Key, Part],
+    ) -> Stop:
+        """In this process, and then in several if it takes long: the twin has automata and machine code
+        by then, and each has them too.
+
+        A search that is bounded is never split, so that the bound always means the same executions.
+        """
+        may_split = self.control.processes > 1 and most_executions is None
+        until = float("inf")
+
+        def may_continue(explorer: Explorer | CompiledExplorer) -> bool:
+            nonlocal until
+            now = time.monotonic()
+            if may_split and (isinstance(explorer, Explorer) or explorer.is_at_full_speed):
+                until = min(until, now + SPLIT_AFTER)
+            return now <= until and self._may_continue(explorer)
+
+        if len(parts) == 1:
+            stop, parts[Key()] = alone(may_continue)
+            is_late = stop is Stop.ENOUGH and time.monotonic() > until
+            if not is_late or self.control.is_over() or self._has_found(parts[Key()].findings):
+                return stop
+        return self._in_several_processes(search_part, parts)
+
+    def _in_several_processes(self, search_part: SearchPart, parts: dict[Key, Part]) -> Stop:
         def may_continue(explorer: ParallelExplorer) -> bool:
-            if any(self._has_found(part.findings) for part in explorer.parts.values()):
+            if any(self._has_found(part.findings) for part in parts.values()):
                 return False
-            return self.control.may_continue(lambda: explorer.parts)
+            return self.control.may_continue(lambda: parts)
 
-        explorer = ParallelExplorer(
-            self.world,
-            self.control.processes,
-            parts,
-            most_steps=self.budget.steps,
-            may_continue=may_continue,
-        )
-        return explorer.search(), explorer.parts
+        return ParallelExplorer(
+            search_part, self.control.processes, parts, may_continue=may_continue
+        ).search()

@@ -10,42 +10,46 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from typing import Final
 
+from mthp.explore.compiled.explorer import CompiledExplorer
 from mthp.explore.explore import Explorer, Stop, Until
-from mthp.explore.part import Key, Part, Parts
+from mthp.explore.part import Key, Part
 from mthp.explore.tasks import MAX_STEPS, Recipe
 
 TURN: Final = 0.5
 """Seconds that a process searches before it reports how far it has come."""
 
+SearchPart = Callable[[Part, Mapping[Key, Part | None], Callable[[], bool]], Part]
+"""Goes on with a part; where others search parts of it; until it is not to go on: how far it has come."""
+
 
 class ParallelExplorer:
-    """A search on several processes. parts: how far it has come. may_continue: it is asked whenever a
-    process has reported how far it is, and False stops the search. turn: seconds between two reports.
+    """A search on several processes. search_part: how each of them searches. parts: how far it has come,
+    kept up to date. may_continue: it is asked whenever a process has reported how far it is, and False
+    stops the search. turn: seconds between two reports.
 
-    The processes are forked when the search begins: what was changed in the engine holds in them too.
+    The processes are forked when the search begins: what was changed in the engine holds in them too, and
+    automata that there are by then are there in each.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        search_part: SearchPart,
         processes: int,
-        parts: Parts | None = None,
+        parts: dict[Key, Part] | None = None,
         *,
         until: Until = Until.END,
-        most_steps: int = MAX_STEPS,
         may_continue: Callable[[ParallelExplorer], bool] = lambda _: True,
         turn: float = TURN,
     ) -> None:
-        self.recipe = recipe
+        self.search_part = search_part
         self.processes = processes
-        self.parts: dict[Key, Part] = dict(parts or {Key(): Part()})
+        self.parts = {Key(): Part()} if parts is None else parts
         self.until = until
-        self.most_steps = most_steps
         self.may_continue = may_continue
         self.turn = turn
         self._running: dict[Future[Part], Key] = {}
@@ -57,9 +61,8 @@ class ParallelExplorer:
 
     def search(self) -> Stop:
         """Search to the end, or until may_continue says no."""
-        arguments = (self.recipe, self.most_steps, self.until)
         with ProcessPoolExecutor(
-            self.processes, get_context("fork"), _begin, arguments
+            self.processes, get_context("fork"), _begin, (self.search_part,)
         ) as self._pool:
             while not self.whole.done:
                 self._hand_out()
@@ -130,27 +133,49 @@ class ParallelExplorer:
 
 
 class _Assignment:
-    """What the processes search, and how far: set once in each of them."""
+    """What a process searches with: set once in each of them."""
 
-    recipe: Recipe
-    most_steps: int
-    until: Until
+    search_part: SearchPart
 
 
-def _begin(recipe: Recipe, most_steps: int, until: Until) -> None:
+def _begin(search_part: SearchPart) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _Assignment.recipe, _Assignment.most_steps, _Assignment.until = recipe, most_steps, until
+    _Assignment.search_part = staticmethod(search_part)
 
 
 def _work(part: Part, elsewhere: dict[Key, Part | None], seconds: float) -> Part:
     end = time.monotonic() + seconds
-    explorer = Explorer(
-        _Assignment.recipe,
-        until=_Assignment.until,
-        most_steps=_Assignment.most_steps,
-        may_continue=lambda _: time.monotonic() < end,
-        part=part,
-        elsewhere=elsewhere,
-    )
-    explorer.search()
-    return explorer.part()
+    return _Assignment.search_part(part, elsewhere, lambda: time.monotonic() < end)
+
+
+def by_reference(recipe: Recipe, until: Until, most_steps: int = MAX_STEPS) -> SearchPart:
+    """Each part by an Explorer of its own."""
+
+    def search_part(
+        part: Part, elsewhere: Mapping[Key, Part | None], may_continue: Callable[[], bool]
+    ) -> Part:
+        explorer = Explorer(
+            recipe,
+            until=until,
+            most_steps=most_steps,
+            may_continue=lambda _: may_continue(),
+            part=part,
+            elsewhere=elsewhere,
+        )
+        explorer.search()
+        return explorer.part()
+
+    return search_part
+
+
+def by_twin(twin: CompiledExplorer) -> SearchPart:
+    """Every part by one compiled explorer, which is open."""
+
+    def search_part(
+        part: Part, elsewhere: Mapping[Key, Part | None], may_continue: Callable[[], bool]
+    ) -> Part:
+        twin.may_continue = lambda _: may_continue()
+        twin.search_part(part, elsewhere)
+        return twin.part()
+
+    return search_part

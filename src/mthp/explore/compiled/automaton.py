@@ -24,8 +24,6 @@ NOWHERE: Final = 0
 YES: Final = 1
 NO: Final = 2
 """Nodes that are there from the start; YES is also the end of a task."""
-WAYS: Final = 128
-"""The most kinds of steps there may be."""
 ALWAYS: Final = -1
 """The guard of a step that never waits."""
 
@@ -80,8 +78,8 @@ class Program:
     table, next), STEP (op, guard's node, segment's first node). bval, bnode, bnext: branches of reads,
     by the numbers of values; and tables of calculations, from number to number.
     place, way, waits, release, holds: of an op; way: what else than its word its dependence rests on.
-    dependent: way * WAYS + way -> whether two ops at one word are. touched: nodes whose nxt was changed
-    since a copy was made.
+    dependent: whether two ops at one word are; for each way those of itself and of the ways before it.
+    touched: nodes whose nxt was changed since a copy was made.
     """
 
     def __init__(self) -> None:
@@ -97,8 +95,7 @@ class Program:
         self.waits: list[int] = []
         self.release: list[int] = []
         self.holds: list[int] = []
-        self.dependent = [0] * (WAYS * WAYS)
-        self.ways = 0
+        self.dependent: list[int] = []
         self.touched: list[int] = []
 
     def forget(self) -> None:
@@ -159,13 +156,7 @@ class Ops:
         found = self._ways.get(somewhere)
         if found is None:
             found = self._ways[somewhere] = len(self._ways)
-            self.program.ways = len(self._ways)
-            if found >= WAYS:
-                raise Unrecordable(f"there are more than {WAYS} kinds of steps")
-            for other, way in self._ways.items():
-                depends = int(dependent(somewhere, other))
-                self.program.dependent[found * WAYS + way] = depends
-                self.program.dependent[way * WAYS + found] = depends
+            self.program.dependent += (int(dependent(somewhere, other)) for other in self._ways)
         return found
 
 

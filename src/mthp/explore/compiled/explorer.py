@@ -8,7 +8,7 @@ tasks to its end, the automata grow, and the search goes on from where it stands
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import islice
 from typing import Any, Final
@@ -19,13 +19,13 @@ from mthp.explore.compiled import integers as at_
 from mthp.explore.compiled import jit
 from mthp.explore.compiled.automaton import STEP, Ops, Program, SegmentPoint
 from mthp.explore.compiled.cells import Memory
-from mthp.explore.compiled.integers import Code, Fate, Phase, SearchState, Status
+from mthp.explore.compiled.integers import Code, SearchState
 from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recorded import JUDGE, Recorded
 from mthp.explore.dependence import dependent
 from mthp.explore.explore import Stop, Until, outcome
 from mthp.explore.outcome import BrokenSchedule, Schedule, SearchOutcome
-from mthp.explore.part import NO_TASK, BranchPoint, Counts, NotThisSearch, Part
+from mthp.explore.part import NO_TASK, BranchPoint, Counts, Key, NotThisSearch, Part, Race
 from mthp.explore.replay import Replay
 from mthp.explore.tasks import MAX_STEPS, STOP, Execution, NextStep, Recipe
 
@@ -49,10 +49,9 @@ class Speed(Enum):
 
 
 class CompiledExplorer:
-    """Searches as Explorer does, but a whole search alone. replays: how many executions of the real tasks
-    were needed.
+    """Searches as Explorer does. replays: how many executions of the real tasks were needed.
 
-    Unrecordable, from explore() and search(): the world cannot be recorded; use Explorer.
+    Unrecordable, from explore(), search() and search_part(): the world cannot be recorded; use Explorer.
     """
 
     def __init__(
@@ -73,17 +72,14 @@ class CompiledExplorer:
         self.may_continue = may_continue
         self.start = part or Part()
         self.speed = speed
-        self.findings: dict[object, BrokenSchedule] = {
-            each.broken: each for each in self.start.findings
-        }
+        self.elsewhere: dict[Key, Part | None] = {}
+        self.findings: dict[object, BrokenSchedule] = {}
         self.replays = 0
         self.ops = Ops(Program())
         self._state: SearchState
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
         self._loaded = 0
-        self._reported: list[int] = []
-        self._initial: Any = None
         self._run = jit.PLAIN
         self._mirror: jit.Mirror | None = None
 
@@ -108,47 +104,71 @@ class CompiledExplorer:
 
     def search(self) -> Stop:
         """Search as explore() does; why the search stopped."""
-        self._record()
+        self.open()
         try:
-            self._prepare()
-            return self._go()
+            return self.search_part(self.start, {})
         finally:
-            self._recorded.close()
+            self.close()
+
+    def open(self) -> None:
+        """Begin a world's automata, for search_part()."""
+        if self.most_steps > LONGEST:
+            raise Unrecordable("executions too long to be kept")
+        self._record()
+        tasks = len(self._recorded.background)
+        self._state = at_.columns(tasks, self.most_steps)
+        at = self._state.at
+        at[at_.MOST] = -1 if self.most_executions is None else self.most_executions
+        at[at_.FIRST] = int(self.until is Until.FIRST)
+        at[at_.ROOM] = len(self._state.jcell)
+        at[at_.QUANTUM] = QUANTUM
+        if self.speed is Speed.NUMBA:
+            self._compile()
+
+    def search_part(self, part: Part, elsewhere: Mapping[Key, Part | None]) -> Stop:
+        """Go on with a part, and keep the automata for others of this world. elsewhere: parts that the
+        part offers and that other processes search; None for one that is not searched yet.
+        """
+        self._stand_at(part)
+        self.elsewhere = dict(elsewhere)
+        for key in elsewhere:
+            self._state.border[len(key.choices) - 1] = 1
+        return self._go()
+
+    def close(self) -> None:
+        """The automata stay as they are, and the world is given back."""
+        self._recorded.close()
 
     def again(self) -> SearchOutcome:
         """The whole search once more, with the automata there are. What benchmarks measure.
 
         Unrecordable where the search began them anew; another CompiledExplorer of the world will not.
         """
-        for verdict in self._reported:
-            self._state.seen[verdict] = 0
-        for name in (at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG, at_.PHASE, at_.DEPTH):
-            self._state.at[name] = 0
-        self._reported.clear()
-        self.findings.clear()
-        if self._initial is None:
-            self._first_values(0)
-            self._initial = self._state.cell[:]
-            if self._mirror is not None:
-                self._initial = self._initial.copy()
-        self._state.cell[:] = self._initial
-        self._resume()
+        self._stand_at(Part())
         return outcome(self._go(), self.counts, tuple(self.findings.values()), self.most_steps)
 
     def part(self) -> Part:
         """How far the search has come; between two executions."""
         state = self._state
         at = state.at
-        last = int(at[at_.DEPTH])
+        own, places = int(at[at_.OWN]), int(at[at_.DEPTH] + (at[at_.PHASE] == at_.AGAIN))
         marks = tuple(
             BranchPoint(
-                NO_TASK if depth == last else int(state.task[depth]),
+                NO_TASK if own <= depth == places - 1 else int(state.task[depth]),
                 _tasks(state.todo[depth]),
                 _tasks(state.sleep[depth]),
             )
-            for depth in range(last + (at[at_.PHASE] == Phase.AGAIN))
+            for depth in range(places)
         )
-        return Part(marks, 0, self.counts, tuple(self.findings.values()), (), not marks)
+        noted = islice(zip(state.noted[::2], state.noted[1::2], strict=True), at[at_.NOTED])
+        races = tuple(Race(int(depth), _tasks(mask)) for depth, mask in noted)
+        findings = tuple(self.findings.values())
+        return Part(marks, own, self.counts, findings, races, places <= own)
+
+    @property
+    def is_at_full_speed(self) -> bool:
+        """Whether it will not become faster than it is."""
+        return self.speed is not Speed.BEST or bool(self._state.at[at_.STEPS] > LONG)
 
     # Beginning
 
@@ -156,40 +176,31 @@ class CompiledExplorer:
         """A world to be recorded, from the start."""
         self._recorded = Recorded(self.recipe, MEMORY, self.ops, self.most_steps)
 
-    def _prepare(self) -> None:
-        if self.start.own or self.start.races or self.most_steps > LONGEST:
-            raise Unrecordable("a part of a search, or executions too long to be kept")
-        tasks = len(self._recorded.background)
-        if any(place.task >= tasks for place in self.start.places):
-            raise NotThisSearch(f"it has more tasks than {tasks}")
-        self._state = at_.columns(tasks, self.most_steps)
+    def _stand_at(self, part: Part) -> None:
+        """Come to where a part begins; the steps that lead to where it had come are taken next."""
         at = self._state.at
-        at[at_.MOST] = -1 if self.most_executions is None else self.most_executions
-        at[at_.FIRST] = int(self.until is Until.FIRST)
-        at[at_.ROOM] = len(self._state.jcell)
-        at[at_.QUANTUM] = QUANTUM
-        at[at_.CURRENT] = tasks - 1
-        counts = self.start.counts
+        if any(place.task >= at[at_.TASKS] for place in part.places):
+            raise NotThisSearch(f"it has more tasks than {at[at_.TASKS]}")
+        self._run.rewind(self._state)
+        at[at_.OWN], at[at_.LEAD] = part.own, len(part.places)
+        self.findings = {each.broken: each for each in part.findings}
+        self._missed = None
+        self._count(part.counts)
+        self._make_room()
+        state = self._state
+        for depth, place in enumerate(part.places):
+            state.task[depth] = place.task
+            state.todo[depth], state.sleep[depth] = _mask(place.todo), _mask(place.sleep)
+        self._reverse(part.races)
+        if self.replays:
+            self._resume()
+        else:
+            self._replay([])
+
+    def _count(self, counts: Counts) -> None:
+        at = self._state.at
         at[at_.EXECUTIONS], at[at_.PRUNED] = counts.executions, counts.pruned
         at[at_.STEPS], at[at_.TOO_LONG] = counts.steps, counts.too_long
-        if self.speed is Speed.NUMBA:
-            self._compile()
-        self._replay([mark.task for mark in self.start.places if mark.task != NO_TASK])
-        if self.start.places:
-            self._follow()
-
-    def _follow(self) -> None:
-        """Take the steps to where another search had come."""
-        state, marks = self._state, self.start.places
-        for depth, mark in enumerate(marks):
-            state.task[depth] = max(mark.task, 0)
-            state.todo[depth] = sum(1 << task for task in mark.todo)
-            state.sleep[depth] = sum(1 << task for task in mark.sleep)
-        while (status := self._run.follow(self._code(), self._state, len(marks) - 1)) >= 0:
-            if status == Status.FULL:
-                self._more_journal()
-            elif not self._learnt():
-                raise Unrecordable("what was recorded does not lead where it led")
 
     def _compile(self) -> None:
         """Go on in machine code, if there is something that makes it."""
@@ -204,25 +215,62 @@ class CompiledExplorer:
     def _go(self) -> Stop:
         while True:
             status = self._run.search(self._code(), self._state)
-            if status == Status.DONE:
+            if status == at_.DONE:
                 return Stop.END
-            if status == Status.ENOUGH:
+            if status == at_.ENOUGH:
                 return Stop.ENOUGH
-            if status == Status.FOUND:
+            if status == at_.FOUND:
                 self._found()
                 if self.until is Until.FIRST:
                     return Stop.FIRST
-            elif status == Status.ASK:
+            elif status == at_.ASK:
                 self._next_quantum()
                 if self.may_continue is not None and not self.may_continue(self):
                     return Stop.ENOUGH
-            elif status == Status.FULL:
+            elif status == at_.FULL:
                 self._more_journal()
-            elif status == Status.STUCK:
+            elif status == at_.LOST:
+                raise NotThisSearch(f"it has no such step {self._state.at[at_.DEPTH]}")
+            elif status == at_.BORDER:
+                if self._waits_for_another():
+                    return Stop.ELSEWHERE
+            elif status == at_.STUCK:
                 if not self._judged_as_stuck():
                     self._replay(self._choices())
             elif not self._learnt():
                 self._replay(self._choices())
+
+    def _waits_for_another(self) -> bool:
+        """Whether another process still searches what is next; what it has found is taken over, as if it
+        had been found here and now.
+        """
+        state, at = self._state, self._state.at
+        depth = int(at[at_.DEPTH])
+        state.border[depth] = 0
+        left = state.todo[depth] & ~state.sleep[depth]
+        if not left:
+            return False
+        task = at_.lowest(left)
+        key = Key((*map(int, state.task[:depth]), task), _tasks(state.sleep[depth]))
+        if key not in self.elsewhere:
+            return False
+        part = self.elsewhere[key]
+        if part is None:
+            return True
+        self._count(self.counts + part.counts)
+        for finding in part.findings:
+            self.findings.setdefault(finding.broken, finding)
+        self._reverse(part.races)
+        state.sleep[depth] |= 1 << task
+        at[at_.PHASE] = at_.AGAIN if state.todo[depth] & ~state.sleep[depth] else at_.BACK
+        return False
+
+    def _reverse(self, races: Sequence[Race]) -> None:
+        """Note races that a part has with steps above it. See Explorer._reverse()."""
+        size = 2 * (self._state.at[at_.NOTED] + len(races))
+        self._state = self._state._replace(noted=_longer(self._state.noted, size, 0))
+        for race in races:
+            self._run.reverse(self._state, race.depth, _mask(race.initials))
 
     def _next_quantum(self) -> None:
         if self._state.at[at_.STEPS] > LONG and self.speed is Speed.BEST:
@@ -245,15 +293,14 @@ class CompiledExplorer:
     def _choices(self) -> list[int]:
         """The task of each step so far, and the one that is about to take the next."""
         at = self._state.at
-        steps = at[at_.DEPTH] + (at[at_.PHASE] == Phase.ACT)
+        steps = at[at_.DEPTH] + (at[at_.PHASE] == at_.ACT)
         return [int(task) for task in self._state.task[:steps]]
 
     def _found(self) -> None:
         """An execution has a verdict that none had before."""
         at = self._state.at
         at[at_.ASKED] = 1
-        self._reported.append(int(self._state.cell[at[at_.BROKEN]]))
-        verdict = self._recorded.recorder.values[self._reported[-1]]
+        verdict = self._recorded.recorder.values[self._state.cell[at[at_.BROKEN]]]
         schedule = Schedule(tuple(map(int, self._state.task[: at[at_.DEPTH]])))
         new = [broken for broken in verdict if broken not in self.findings]
         really = Replay(self.recipe, schedule).run() if new else []
@@ -291,7 +338,13 @@ class CompiledExplorer:
             cell=_longer(state.cell, recorded.recorder.nr_cells, 0),
             seen=_longer(state.seen, len(recorded.recorder.values) + 1, 0),
             last=_longer(state.last, self.ops.places, -1),
+            noted=_longer(state.noted, self._room_for_races(), 0),
         )
+
+    def _room_for_races(self) -> int:
+        """For those that one more step, or the end of an execution, may have with steps above the part."""
+        at = self._state.at
+        return 4 * (at[at_.NOTED] + at[at_.CAP] * at[at_.TASKS]) if at[at_.OWN] else 0
 
     # What is new
 
@@ -319,8 +372,9 @@ class CompiledExplorer:
             self._recorded.run(_Onward(self._state, choices).choose, known, stand)
             if not self._recorded.recorder.stale:
                 break
-            self._recorded.close()
+            self.close()
             self._record()
+            self._state.seen[:] = [0] * len(self._state.seen)
             known, stand = 0, []
         self._load()
 
@@ -328,7 +382,7 @@ class CompiledExplorer:
         """How many steps of an execution are known, and where the tasks stand then."""
         if self.replays == 0:
             return 0, []
-        acting = self._state.at[at_.PHASE] == Phase.ACT
+        acting = self._state.at[at_.PHASE] == at_.ACT
         place_at = self._recorded.automata.place_at
         return len(choices) - acting, [place_at(int(node)) for node in self._state.node]
 
@@ -350,7 +404,7 @@ class CompiledExplorer:
         self._first_values(0 if renumbered else self._loaded)
         if renumbered:
             self._resume()
-        if at[at_.PHASE] == Phase.JUDGE and at[at_.FATE] == Fate.STUCK:
+        if at[at_.PHASE] == at_.JUDGE and at[at_.FATE] == at_.F_STUCK:
             self._judged_as_stuck()
 
     def _first_values(self, known: int) -> None:
@@ -384,6 +438,10 @@ def _longer(column: Any, size: int, fill: int) -> Any:
     larger = np.full(2 * size, fill, np.int64)
     larger[: len(column)] = column
     return larger
+
+
+def _mask(tasks: Iterable[int]) -> int:
+    return sum(1 << task for task in tasks)
 
 
 def _tasks(mask: int) -> frozenset[int]:

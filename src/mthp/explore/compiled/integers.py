@@ -2,60 +2,34 @@
 """The search of explore.py on nothing but integers: the same choices, the same races, in its order.
 
 Every function of the search is plain code over indexable columns: it runs as it is on lists and,
-compiled by Numba, on arrays. A set of tasks is a mask. search() comes back with a Status when it lacks
+compiled by Numba, on arrays. A set of tasks is a mask. search() says why it comes back: when it lacks
 something that is not in the columns, and goes on from there when it is called again.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any, NamedTuple
 
-from mthp.explore.compiled.automaton import CHANGE, HOLE, READ, STEP, WAYS, WRITE, YES
+from mthp.explore.compiled.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
 
 # The columns, and the names of single numbers
 
 
-class Status(IntEnum):
-    """Why search() came back."""
+# Why search() came back. MISSED: a transition that no execution has made. FOUND: a verdict that is new.
+# FULL: the journal is, or what is noted. BORDER: what is next may be searched elsewhere. LOST: the part
+# that was to be gone on with leads to no such place.
+DONE, MISSED, STUCK, FOUND, ENOUGH, ASK, FULL, BORDER, LOST = range(9)
 
-    DONE = 0
-    MISSED = 1  # a transition that no execution has made
-    STUCK = 2
-    FOUND = 3  # a verdict that is new
-    ENOUGH = 4
-    ASK = 5
-    FULL = 6  # the journal is
-
-
-class Phase(IntEnum):
-    """What comes next."""
-
-    CHOOSE = 0
-    ACT = 1
-    JUDGE = 2
-    ENDED = 3
-    BACK = 4
-    AGAIN = 5
-
-
-class Fate(IntEnum):
-    """How an execution ended."""
-
-    FINISHED = 0
-    STUCK = 1
-    GIVEN_UP = 2
-    TOO_LONG = 3
-
-
+# What comes next
 CHOOSE, ACT, JUDGE, ENDED, BACK, AGAIN = range(6)
-DONE, MISSED, STUCK, FOUND, ENOUGH, ASK, FULL = range(7)
+
+# How an execution ended
 F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
 
 # Where things stand in SearchState.at
 (PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
- BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LACKS, LACKING, CAP, REACHED,
- SIZE) = range(24)  # fmt: skip
+ BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LACKS, LACKING, CAP, REACHED, OWN, LEAD, NOTED,
+ SIZE) = range(27)  # fmt: skip
 
 
 class Code(NamedTuple):
@@ -82,10 +56,11 @@ class SearchState(NamedTuple):
 
     at: single numbers. cell: what is in each. node: where each task stands; nodes: the same before each
     step. jcell, jold: what was overwritten; mark: how much of that before each step. enabled, sleep,
-    todo: of each place. task, op, number, before, clock: of each event; before: the one before it at
+    todo: of each place; border: whether to come back there, since another process may search what is
+    next. task, op, number, before, clock: of each event; before: the one before it at
     its word. mine, count: the events of a task. last: the last event at a word. seen: verdicts that
-    were reported. rest: by who ran last, where the verdict at rest begins. found, kept, flags, other:
-    scratch.
+    were reported. rest: by who ran last, where the verdict at rest begins. noted: races with steps above
+    the part, each a depth and a mask. found, kept, flags, other: scratch.
     """
 
     at: Any
@@ -98,6 +73,7 @@ class SearchState(NamedTuple):
     enabled: Any
     sleep: Any
     todo: Any
+    border: Any
     task: Any
     op: Any
     number: Any
@@ -108,6 +84,7 @@ class SearchState(NamedTuple):
     last: Any
     seen: Any
     rest: Any
+    noted: Any
     found: Any
     kept: Any
     flags: Any
@@ -117,7 +94,7 @@ class SearchState(NamedTuple):
 def columns(tasks: int, most_steps: int) -> SearchState:
     """Room for a search, of executions that long, and for steps that never came."""
     cap = most_steps + 2
-    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "rest"]
+    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "rest", "noted"]
     wide = {"nodes", "clock", "mine", "other"}
     made: dict[str, list[int]] = {
         name: [0] * (0 if name in one else cap * tasks if name in wide else cap)
@@ -214,9 +191,10 @@ def take(code: Code, s: SearchState, depth: int, task: int) -> None:
 
 
 def choose(code: Code, s: SearchState) -> int:
-    """At a new place: choose the next task, or how the execution ends. A Status, or -1."""
+    """At a new place: choose the next task, or how the execution ends. Why search() comes back, or -1."""
     at = s.at
     depth, tasks = at[DEPTH], at[TASKS]
+    leads = depth < at[LEAD]
     alive = enabled = others = 0
     for task in range(tasks):
         if code.kind[s.node[task]] == STEP:
@@ -225,7 +203,7 @@ def choose(code: Code, s: SearchState) -> int:
     at[PHASE] = JUDGE
     at[FATE] = F_FINISHED
     at[JUDGE_AT] = s.rest[at[CURRENT]]
-    if not alive:
+    if not alive and not leads:
         return -1
     if depth >= at[MOST_STEPS]:
         at[FATE] = F_TOO_LONG
@@ -238,6 +216,8 @@ def choose(code: Code, s: SearchState) -> int:
                 at[PHASE] = CHOOSE
                 return MISSED
             enabled |= free << task
+    if leads:
+        return follow(code, s, depth, enabled)
     if not enabled:
         if not others:
             return -1
@@ -260,12 +240,36 @@ def choose(code: Code, s: SearchState) -> int:
     current = at[CURRENT]
     if depth == 0 or not awake >> current & 1:
         current = lowest(awake)
-    s.enabled[depth] = enabled
     s.sleep[depth] = sleep
     s.todo[depth] = 1 << current
+    stand(s, depth, enabled)
+    take(code, s, depth, current)
+    return -1
+
+
+def stand(s: SearchState, depth: int, enabled: int) -> None:
+    """Keep where the tasks stand before a step."""
+    tasks = s.at[TASKS]
+    s.enabled[depth] = enabled
     for task in range(tasks):
         s.nodes[depth * tasks + task] = s.node[task]
-    take(code, s, depth, current)
+
+
+def follow(code: Code, s: SearchState, depth: int, enabled: int) -> int:
+    """At a place of the part that is gone on with: do what was done there. Why search() comes back, or -1."""
+    at = s.at
+    stand(s, depth, enabled)
+    task = s.task[depth]
+    if task < 0:
+        at[LEAD] = 0
+        left = s.todo[depth] & ~s.sleep[depth]
+        at[PHASE] = AGAIN if left else BACK
+        return LOST if left & ~enabled else BORDER
+    if not enabled >> task & 1:
+        return LOST
+    if depth + 1 == at[LEAD]:
+        at[LEAD] = 0
+    take(code, s, depth, task)
     return -1
 
 
@@ -278,7 +282,7 @@ def lowest(mask: int) -> int:
 
 
 def act(code: Code, s: SearchState) -> int:
-    """The chosen task's segment. A Status, or -1."""
+    """The chosen task's segment. Why search() comes back, or -1."""
     at = s.at
     task = at[CURRENT]
     node = go(code, s, code.nxt[s.node[task]])
@@ -291,7 +295,7 @@ def act(code: Code, s: SearchState) -> int:
 
 
 def judge(code: Code, s: SearchState) -> int:
-    """The verdict in the end. A Status, or -1."""
+    """The verdict in the end. Why search() comes back, or -1."""
     node = go(code, s, code.nxt[s.at[JUDGE_AT]])
     if node < 0:
         return MISSED if node == -1 else FULL
@@ -300,7 +304,7 @@ def judge(code: Code, s: SearchState) -> int:
 
 
 def ended(code: Code, s: SearchState) -> int:
-    """An execution is over: count it. A Status, or -1."""
+    """An execution is over: count it. Why search() comes back, or -1."""
     at = s.at
     depth, fate = at[DEPTH], at[FATE]
     verdict = s.cell[at[BROKEN]]
@@ -325,13 +329,13 @@ def ended(code: Code, s: SearchState) -> int:
 
 
 def back(code: Code, s: SearchState) -> int:
-    """Go back to the deepest place with something left to try. A Status, or -1."""
+    """Go back to the deepest place with something left to try. Why search() comes back, or -1."""
     at = s.at
     tasks = at[TASKS]
     depth = at[DEPTH]
     while True:
-        if depth == 0:
-            at[DEPTH] = 0
+        if depth == at[OWN]:
+            at[DEPTH] = depth
             return DONE
         depth -= 1
         task = s.task[depth]
@@ -345,6 +349,8 @@ def back(code: Code, s: SearchState) -> int:
         s.node[task] = s.nodes[depth * tasks + task]
     at[DEPTH] = depth
     at[PHASE] = AGAIN
+    if s.border[depth]:
+        return BORDER
     if at[MOST] >= 0 and at[EXECUTIONS] >= at[MOST]:
         return ENOUGH
     if at[ASKED] or at[QUANTUM] <= 0:
@@ -353,10 +359,12 @@ def back(code: Code, s: SearchState) -> int:
 
 
 def search(code: Code, s: SearchState) -> int:
-    """Go on until something is needed; a Status."""
+    """Go on until something is needed; what it is."""
     at = s.at
     while True:
         phase = at[PHASE]
+        if at[OWN] and at[NOTED] + at[CAP] * at[TASKS] > len(s.noted) // 2:
+            return FULL
         if phase == CHOOSE:
             status = choose(code, s)
         elif phase == ACT:
@@ -375,36 +383,21 @@ def search(code: Code, s: SearchState) -> int:
             return status
 
 
-def follow(code: Code, s: SearchState, steps: int) -> int:
-    """Take the steps that lead to where another search had come, whose s.task, s.todo and s.sleep stand
-    here, and come to the place after them. A Status, or -1.
-    """
+def rewind(s: SearchState) -> None:
+    """Back to where no task has begun, and nothing is found."""
     at = s.at
-    tasks = at[TASKS]
-    while True:
-        depth = at[DEPTH]
-        enabled = 0
-        for task in range(tasks):
-            s.nodes[depth * tasks + task] = s.node[task]
-            if code.kind[s.node[task]] == STEP:
-                free = may_go(code, s, s.node[task])
-                if free < 0:
-                    return MISSED
-                enabled |= free << task
-        s.enabled[depth] = enabled
-        if depth == steps:
-            break
-        task = s.task[depth]
-        stands, journal = s.node[task], at[JOURNAL]
-        node = go(code, s, code.nxt[stands])
-        if node < 0:
-            return MISSED if node == -1 else FULL
-        take(code, s, depth, task)
-        s.mark[depth] = journal
-        s.node[task] = node
-        at[DEPTH] = depth + 1
-    at[PHASE] = AGAIN if s.todo[steps] & ~s.sleep[steps] else BACK
-    return -1
+    undo(s, 0)
+    for place in range(len(s.last)):
+        s.last[place] = -1
+    for verdict in range(len(s.seen)):
+        s.seen[verdict] = 0
+    for task in range(at[TASKS]):
+        s.count[task] = 0
+    for depth in range(at[CAP]):
+        s.border[depth] = 0
+    at[DEPTH] = at[NOTED] = 0
+    at[PHASE] = CHOOSE
+    at[CURRENT] = at[TASKS] - 1
 
 
 def resume(code: Code, s: SearchState) -> int:
@@ -444,7 +437,10 @@ def dependent(code: Code, a: int, b: int) -> bool:
     """Whether the order of two steps may matter. See dependence.dependent()."""
     if code.place[a] != code.place[b]:
         return False
-    return bool(code.dependent[code.way[a] * WAYS + code.way[b]])
+    way, other = code.way[a], code.way[b]
+    if way < other:
+        way, other = other, way
+    return bool(code.dependent[way * (way + 1) // 2 + other])
 
 
 def happened(s: SearchState, event: int, clock: int) -> bool:
@@ -518,11 +514,24 @@ def note_race(code: Code, s: SearchState, first: int, second: int) -> None:
     """Note a race, unless that would change nothing. See Explorer._note_race()."""
     if not s.enabled[first] & ~s.todo[first]:
         return
-    initials = find_initials(code, s, first, second)
-    if s.todo[first] & initials:
+    reverse(s, first, find_initials(code, s, first, second))
+
+
+def reverse(s: SearchState, depth: int, initials: int) -> None:
+    """One of a mask of tasks is to be tried at a depth, here or above. See Explorer._reverse()."""
+    if s.todo[depth] & initials:
         return
-    usable = s.enabled[first] & initials
-    s.todo[first] |= (usable & -usable) if usable else s.enabled[first]
+    if depth >= s.at[OWN]:
+        usable = s.enabled[depth] & initials
+        s.todo[depth] |= (usable & -usable) if usable else s.enabled[depth]
+        return
+    noted = s.at[NOTED]
+    for i in range(noted):
+        if s.noted[2 * i] == depth and s.noted[2 * i + 1] == initials:
+            return
+    s.noted[2 * noted] = depth
+    s.noted[2 * noted + 1] = initials
+    s.at[NOTED] = noted + 1
 
 
 def find_initials(code: Code, s: SearchState, first: int, second: int) -> int:

@@ -16,7 +16,7 @@ from mthp.explore.compiled import automaton, integers
 from mthp.explore.compiled.automaton import Program
 from mthp.explore.compiled.integers import Code, SearchState
 
-_COLUMNS = tuple(name for name in Code._fields if name not in ("background", "dependent"))
+_COLUMNS = tuple(name for name in Code._fields if name != "background")
 
 
 class Compiled(NamedTuple):
@@ -24,10 +24,11 @@ class Compiled(NamedTuple):
 
     search: Any
     resume: Any
-    follow: Any
+    rewind: Any
+    reverse: Any
 
 
-PLAIN = Compiled(integers.search, integers.resume, integers.follow)
+PLAIN = Compiled(*(getattr(integers, name) for name in Compiled._fields))
 """The functions as they are."""
 
 
@@ -38,7 +39,7 @@ def compiled() -> Compiled | None:
         code = machine_code(integers, automaton)
     except ImportError:
         return None
-    return Compiled(code["search"], code["resume"], code["follow"])
+    return Compiled(*(code[name] for name in Compiled._fields))
 
 
 def machine_code(module: ModuleType, *others: ModuleType) -> dict[str, Any]:
@@ -78,7 +79,6 @@ class Mirror:
         self.background = np.array(background, np.int64)
         self._arrays: dict[str, NDArray[np.int64]] = {}
         self._sizes: dict[str, int] = {}
-        self._ways = -1
 
     def renewed(self) -> None:
         """The program was written anew."""
@@ -89,9 +89,6 @@ class Mirror:
         program = self.program
         for name in _COLUMNS:
             self._append(name, getattr(program, name))
-        if self._ways != program.ways:
-            self._ways = program.ways
-            self._arrays["dependent"] = np.array(program.dependent, np.int64)
         nxt = self._arrays["nxt"]
         for node in program.touched:
             nxt[node] = program.nxt[node]
