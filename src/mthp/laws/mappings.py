@@ -97,11 +97,11 @@ def law_16_flags_fit_the_mappings(rest: Rest) -> Iterator[Broken]:
             continue
         folio = mem.head.raw[each.page]
         what = Thing(Kind.PAGE, each.page)
-        page = int(folio) if each.entry & HUGE else each.page
-        if each.entry & WRITE and not mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE:
-            yield Broken(16, what, f"page {page} may be stored to and is not marked exclusive")
+        marked = mem.page_flags.raw[folio if each.entry & HUGE else each.page]
+        if each.entry & WRITE and not marked & PAGE_ANON_EXCLUSIVE:
+            yield Broken(16, what, f"page {each.page} may be stored to and is not marked exclusive")
         if not mem.flags.raw[folio] & PG_ANON:
-            yield Broken(16, what, f"page {page} is mapped and not marked anonymous")
+            yield Broken(16, what, f"page {each.page} is mapped and not marked anonymous")
     for folio, flags in rest.now.flags.items():
         if (flags & PG_SWAPCACHE != 0) != (folio in kernel.swap.entry_of):
             text = f"folio {folio}: its mark and the swap cache do not agree"

@@ -102,11 +102,13 @@ class GuardedVma(Vma):
         locks = [hold.lock for hold in task.held]
         is_kept = self.vm_mm.mmap_lock in locks or self.vm_lock in task.entered
         if not is_kept and (anon_vma is None or anon_vma.rwsem not in locks):
-            text = f"{task.name} uses {self.vm_lock.name[:-8]} and holds no lock that keeps it"
-            raise KernelBug(Rule.USE, text)
+            raise KernelBug(Rule.USE, f"{task.name} uses {self} and holds no lock that keeps it")
         if self.freed:
-            text = f"{task.name} uses {self.vm_lock.name[:-8]}, which was unmapped and freed"
-            raise KernelBug(Rule.USE, text)
+            raise KernelBug(Rule.USE, f"{task.name} uses {self}, which was unmapped and freed")
+
+    def __repr__(self) -> str:
+        start, end = map(super().__getattribute__, ("vm_start", "vm_end"))
+        return f"Vma({start:#x}-{end:#x})"
 
 
 def vma_is_anonymous(vma: Vma) -> bool:
