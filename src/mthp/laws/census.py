@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, abc
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
-from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_SWAPCACHE
 from mthp.mm.pgtable_types import (
     PFN_SHIFT,
@@ -36,11 +37,23 @@ class Outside:
     page, folio -> mappings by page tables elsewhere. locked, off_lru: folios others have.
     """
 
-    references: Mapping[int, int] = field(default_factory=dict)
-    mappings: Mapping[int, int] = field(default_factory=dict)
-    huge_mappings: Mapping[int, int] = field(default_factory=dict)
+    references: abc.Mapping[int, int] = field(default_factory=dict)
+    mappings: abc.Mapping[int, int] = field(default_factory=dict)
+    huge_mappings: abc.Mapping[int, int] = field(default_factory=dict)
     locked: frozenset[int] = frozenset()
     off_lru: frozenset[int] = frozenset()
+
+
+class Mapping(NamedTuple):
+    """An entry that is not none. vma: what lies there, None: nothing. page: 0 where it maps none, or
+    the zero page.
+    """
+
+    mm: Mm
+    vma: Vma | None
+    address: int
+    entry: int
+    page: int
 
 
 class Census:
@@ -150,6 +163,20 @@ class Census:
                 return swap.contents.get(entry, 0)
             return mem.content.raw[folio + entry - swap.entry_of[folio]]
         return mem.content.raw[pte_pfn(pte)] if kind is Leaf.MIGRATION else None
+
+    @cached_property
+    def mappings(self) -> list[Mapping]:
+        """What page tables hold and VMAs there are, a huge PMD as one entry a page. As long as nothing
+        has changed since the census.
+        """
+        found = []
+        mms = {mm.number: mm for mm in self.kernel.mms}
+        for (number, address), entry in self.entries.items():
+            if not pte_none(entry):
+                vma = mms[number].vma_lookup(address)
+                page = pte_pfn(entry) if pte_present(entry) else 0
+                found.append(Mapping(mms[number], vma, address, entry, page))
+        return found
 
     def explained_references(self, folio: int) -> int:
         """References that mappings, the swap cache and batches account for."""

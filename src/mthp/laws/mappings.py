@@ -6,13 +6,12 @@ finds them, and what the folios behind them are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from mthp.laws.at_rest import Rest
 from mthp.laws.broken import Broken, Kind, Thing
-from mthp.laws.census import Census
+from mthp.laws.census import Census, Mapping
 from mthp.laws.observations import Observations
-from mthp.mm.mm_types import Mm, Vma, linear_page_index
+from mthp.mm.mm_types import linear_page_index
 from mthp.mm.page_flags import (
     PAGE_ANON_EXCLUSIVE,
     PG_ANON,
@@ -22,53 +21,30 @@ from mthp.mm.page_flags import (
     PG_SWAPCACHE,
     PG_UPTODATE,
 )
-from mthp.mm.pgtable_types import HUGE, UFFD_WP, WRITE, pte_none, pte_pfn, pte_present
+from mthp.mm.pgtable_types import HUGE, UFFD_WP, WRITE, pte_present
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_WP, VM_WRITE
 
 
-class Mapping(NamedTuple):
-    """An entry that is not none. vma: what lies there, None: nothing. page: 0 where it maps none, or
-    the zero page.
-    """
-
-    mm: Mm
-    vma: Vma | None
-    address: int
-    entry: int
-    page: int
-
-    @property
-    def what(self) -> Thing:
-        """Its address."""
-        return Thing(Kind.ADDRESS, hex(self.address))
-
-
-def mappings(census: Census) -> Iterator[Mapping]:
-    """Everything that page tables hold, a huge PMD as one entry a page."""
-    mms = {mm.number: mm for mm in census.kernel.mms}
-    for (number, address), entry in census.entries.items():
-        if not pte_none(entry):
-            mm = mms[number]
-            page = pte_pfn(entry) if pte_present(entry) else 0
-            yield Mapping(mm, mm.vma_lookup(address), address, entry, page)
+def _address(mapping: Mapping) -> Thing:
+    return Thing(Kind.ADDRESS, hex(mapping.address))
 
 
 def law_14_mappings_lie_in_their_vmas(rest: Rest) -> Iterator[Broken]:
     """What is mapped lies in a VMA, and may be stored to only where the VMA, and nobody's hold on the
     page, allows it.
     """
-    for each in mappings(rest.now):
+    for each in rest.now.mappings:
         where, flags = f"{each.address:#x} of mm {each.mm.number}", 0
         if each.vma is None:
-            yield Broken(14, each.what, f"{where}: something is mapped where there is no VMA")
+            yield Broken(14, _address(each), f"{where}: something is mapped where there is no VMA")
         else:
             flags = each.vma.vm_flags
         writes = each.entry & WRITE and pte_present(each.entry)
         if each.vma is not None and writes and not (flags & VM_WRITE and each.page):
             of = "a VMA that may not be" if each.page else "the zero page may be"
-            yield Broken(14, each.what, f"{where}: may be stored to, and is of {of}")
+            yield Broken(14, _address(each), f"{where}: may be stored to, and is of {of}")
         if each.vma is not None and each.entry & UFFD_WP and not flags & VM_UFFD_WP:
-            yield Broken(14, each.what, f"{where}: is write-protected for no userfaultfd")
+            yield Broken(14, _address(each), f"{where}: is write-protected for no userfaultfd")
 
 
 def law_15_rmap_finds_every_mapping(rest: Rest) -> Iterator[Broken]:
@@ -76,7 +52,7 @@ def law_15_rmap_finds_every_mapping(rest: Rest) -> Iterator[Broken]:
     own.
     """
     kernel, mem = rest.now.kernel, rest.now.kernel.mem
-    for each in mappings(rest.now):
+    for each in rest.now.mappings:
         folio = mem.head.raw[each.page]
         if not each.page or each.vma is None or mem.flags.raw[folio] & PG_KSM:
             continue
@@ -92,7 +68,7 @@ def law_16_flags_fit_the_mappings(rest: Rest) -> Iterator[Broken]:
     the swap cache is there.
     """
     kernel, mem = rest.now.kernel, rest.now.kernel.mem
-    for each in mappings(rest.now):
+    for each in rest.now.mappings:
         if not each.page:
             continue
         folio = mem.head.raw[each.page]
@@ -102,16 +78,16 @@ def law_16_flags_fit_the_mappings(rest: Rest) -> Iterator[Broken]:
             yield Broken(16, what, f"page {each.page} may be stored to and is not marked exclusive")
         if not mem.flags.raw[folio] & PG_ANON:
             yield Broken(16, what, f"page {each.page} is mapped and not marked anonymous")
-    for folio, flags in rest.now.flags.items():
-        if (flags & PG_SWAPCACHE != 0) != (folio in kernel.swap.entry_of):
-            text = f"folio {folio}: its mark and the swap cache do not agree"
-            yield Broken(16, Thing(Kind.FOLIO, folio), text)
+    for head, flags in rest.now.flags.items():
+        if (flags & PG_SWAPCACHE != 0) != (head in kernel.swap.entry_of):
+            text = f"folio {head}: its mark and the swap cache do not agree"
+            yield Broken(16, Thing(Kind.FOLIO, head), text)
 
 
 def law_16_new_folios_are_as_their_vma_wants(seen: Observations, now: Census) -> Iterator[Broken]:
     """A folio that was made and mapped is swap-backed, up to date, and mlocked where all of it is."""
     mem = now.kernel.mem
-    for each in mappings(now):
+    for each in now.mappings:
         folio = mem.head.raw[each.page]
         where = each.mm.number, each.address
         if (
@@ -136,7 +112,7 @@ def law_16_new_folios_are_as_their_vma_wants(seen: Observations, now: Census) ->
 def law_5_mapped_folios_are_charged(rest: Rest) -> Iterator[Broken]:
     """What a process of a memory cgroup has mapped is charged to the cgroup."""
     mem = rest.now.kernel.mem
-    for each in mappings(rest.now):
+    for each in rest.now.mappings:
         memcg, folio = each.mm.memcg, mem.head.raw[each.page]
         if each.page and memcg is not None and not mem.memcg.raw[folio]:
             text = f"folio {folio} is mapped by mm {each.mm.number} and charged to nobody"
