@@ -88,7 +88,7 @@ def hold_mmap_lock(world: World, vma: Vma) -> Hold:
 
 
 def map_and_forget(world: World, vma: Vma) -> None:
-    world.kernel.pte_maps += 1
+    world.kernel.machine.current.maps.append(world.table(vma).number)
 
 
 def leave_locked(world: World, vma: Vma) -> None:

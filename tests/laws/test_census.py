@@ -55,7 +55,7 @@ def test_mappings_folios_and_tables_are_counted() -> None:
     assert now.folios == sorted({gone, *pages, whole})
     assert now.orders == {gone: 0, pages[0]: 0, pages[1]: 0, pages[2]: 2, whole: 4}
     assert now.batched == {batched: 1}
-    assert (now.anon_pages[1000], now.anon_pages[child.vm_mm.number]) == (22, 23)
+    assert [now.counted[mm.number, "MM_ANONPAGES"] for mm in (world.mm, child.vm_mm)] == [22, 23]
     assert now.linked == {world.table(each).number: 1 for each in (vma, child)}
     assert sum(now.deposited.values()) == 2
     assert now.explained_references(batched) == 3
@@ -87,4 +87,4 @@ def test_charges_and_books() -> None:
     now = Census(world.kernel)
     assert now.charged == {0: 9}
     assert now.usage == [35]
-    assert now.books == {1000: 10}
+    assert now.books == {(1000, "MM_ANONPAGES"): 10, (1000, "MM_SWAPENTS"): 0}

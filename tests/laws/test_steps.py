@@ -11,10 +11,11 @@ import pytest
 
 from mthp.laws.broken import Broken, Kind
 from mthp.machine.cpu import TlbEntry
+from mthp.machine.hold import Mode
 from mthp.machine.step import Access
 from mthp.mm.mm_types import Mm, PmdPtr, TableState
 from mthp.mm.mmap_lock import vma_start_write
-from mthp.mm.pgtable import pmd_lock, pmd_ptr, pmdp_get_lockless
+from mthp.mm.pgtable import PteMap, pmd_lock, pmd_ptr, pmdp_get_lockless
 from mthp.mm.pgtable_types import (
     DIRTY,
     PMD_NONE,
@@ -54,8 +55,8 @@ Act = Callable[[Stage], object]
 class Scene:
     """A stage on which steps are watched, and two who act: a collapser and another task."""
 
-    def __init__(self) -> None:
-        self.stage = RaceWorld(Size.PMD, "7.3", ("gup",))()
+    def __init__(self, rival: str = "gup") -> None:
+        self.stage = RaceWorld(Size.PMD, "7.3", (rival,))()
         self.kernel, self.mm = self.stage.kernel, self.stage.mm
         self.mem = self.kernel.mem
         self.pending: tuple[Access, Any, int] | None = None
@@ -64,6 +65,8 @@ class Scene:
         self.ptes = self.stage.table.ptes
         self.number = self.stage.table.number
         self.ghost = self.stage.watch.ghost
+        for task, _ in self.stage.tasks:
+            task.maps.append(self.number)
 
     def step(self, access: Access, word: Any, index: int, bits: int) -> None:
         self.settle()
@@ -98,6 +101,8 @@ class Scene:
 
     def detach(self) -> int:
         """As a collapse does, mmap_lock held for writing; the old value."""
+        if self.mm.mmap_lock.held_mode() is Mode.WRITE:
+            vma_start_write(self.stage.vma)
         with pmd_lock(self.pmd):
             return self.pmd.page.pmds.swap(self.pmd.slot, PMD_NONE)
 
@@ -327,7 +332,8 @@ def test_a_deposited_table_is_changed(scene: Scene) -> None:
     other = scene.kernel.new_table()
     scene.pmd.page.deposited[1] = [other.number]
     scene.other()
-    other.ptes.write(0, mk_pte(scene.page, YOUNG))
+    with PteMap(scene.kernel, other, 0) as pte:
+        pte.ptes.write(0, mk_pte(scene.page, YOUNG))
     said = scene.laws()
     assert (
         6,
@@ -341,7 +347,8 @@ def test_a_withdrawn_table_is_filled_under_the_pmd_lock(scene: Scene) -> None:
     with scene.other().stage.kernel.mms[0].mmap_read_lock(), pmd_lock(scene.pmd):
         other.ptes.write(0, mk_pte(scene.page, YOUNG))
     assert scene.broken() == []
-    other.ptes.write(1, mk_pte(scene.page, YOUNG))
+    with PteMap(scene.kernel, other, 0) as pte:
+        pte.ptes.write(1, mk_pte(scene.page, YOUNG))
     only(scene, 9, f"changes a PTE of table {other.number} without its lock")
 
 
@@ -443,7 +450,7 @@ def test_a_huge_pmd_has_the_marks_of_its_table(scene: Scene, mark: int) -> None:
         scene.ptes.write(0, PTE_NONE)
         with pmd_lock(scene.pmd):
             scene.pmd.page.deposited[scene.pmd.slot] = [scene.number]
-            scene.set_pmd(huge_pmd(16, mark))
+            scene.set_pmd(huge_pmd(16, YOUNG | DIRTY | mark))
     if mark:
         assert scene.broken() == []
     else:
@@ -456,9 +463,9 @@ def test_a_table_under_a_huge_pmd_is_nobodys_any_more(scene: Scene) -> None:
         scene.ptes.write(0, PTE_NONE)
         with pmd_lock(scene.pmd):
             scene.pmd.page.deposited[scene.pmd.slot] = [scene.number]
-            scene.set_pmd(huge_pmd(16, SOFT_DIRTY))
+            scene.set_pmd(huge_pmd(16, YOUNG | DIRTY | SOFT_DIRTY))
         assert scene.broken() == []
-        scene.ptes.write(0, mk_pte(16, YOUNG | SOFT_DIRTY))
+        scene.ptes.write(0, mk_pte(16, YOUNG | DIRTY | SOFT_DIRTY))
     assert {law for law, _ in scene.laws()} == {6, 9}
 
 
@@ -516,11 +523,11 @@ def test_the_architectures_hook_finds_no_table(scene: Scene) -> None:
                                            (13, "collapses exec's temporary stack")])  # fmt: skip
 def test_a_collapser_works_on_a_mapping_that_it_may_not(scene: Scene, law: int, text: str) -> None:
     vma = scene.stage.vma
-    if law == 10:
-        scene.mm.unlink_vma(vma)
-    else:
-        vma.vm_flags |= VM_STACK_INCOMPLETE
     with scene.other().mm.mmap_write_lock():
+        if law == 10:
+            scene.mm.unlink_vma(vma)
+        else:
+            vma.vm_flags |= VM_STACK_INCOMPLETE
         vma_start_write(vma)
     assert scene.broken() == []
     with scene.collapser().mm.mmap_write_lock():

@@ -374,7 +374,7 @@ def test_what_is_zapped_gives_back_its_counts(page: int) -> None:
     assert world.mm.counters["MM_SWAPENTS"] == 3 - swapped
     assert len(world.kernel.swap.users) == len(slots) - swapped
     now = world.census()
-    assert world.mm.counters["MM_ANONPAGES"] == now.anon_pages[world.mm.number]
+    assert world.mm.counters["MM_ANONPAGES"] == now.counted[world.mm.number, "MM_ANONPAGES"]
     assert world.check(before.outside) == []
 
 

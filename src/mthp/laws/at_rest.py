@@ -16,7 +16,7 @@ from mthp.laws.broken import Broken, Kind, Thing
 from mthp.laws.census import Census, Outside, Where
 from mthp.machine.locks import Lock
 from mthp.machine.task import Task
-from mthp.mm.mm_types import MMF_VM_HUGEPAGE, TableState
+from mthp.mm.mm_types import MM_ANONPAGES, MMF_VM_HUGEPAGE, TableState
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
     PAGE_ANON_EXCLUSIVE,
@@ -176,9 +176,9 @@ def law_9_locks_balance(rest: Rest) -> Iterator[Broken]:
     for lock in _locks(rest):
         if lock.word.value:
             yield Broken(9, Thing(Kind.LOCK, str(lock)), f"{lock} is {lock.word.value}")
-    if kernel.pte_maps:
-        text = f"{kernel.pte_maps} page tables are still mapped"
-        yield Broken(9, Thing(Kind.COUNTER, "pte_maps"), text)
+    maps = sum(len(task.maps) for task in rest.tasks)
+    if maps:
+        yield Broken(9, Thing(Kind.COUNTER, "pte_maps"), f"{maps} page tables are still mapped")
     for folio in rest.now.folios:
         if kernel.mem.flags.raw[folio] & PG_LOCKED and folio not in rest.outside.locked:
             yield Broken(9, Thing(Kind.FOLIO, folio), f"folio {folio} is left locked")
@@ -237,12 +237,19 @@ def law_3_loads_see_what_was_stored(before: Census, now: Census) -> Iterator[Bro
 
 def law_5_books_are_kept(before: Census, now: Census) -> Iterator[Broken]:
     """Process counters, gauges and cgroup charges moved exactly as what they count."""
-    for mm, pages in now.books.items():
-        counted = pages - before.books.get(mm, 0)
-        really = now.anon_pages[mm] - before.anon_pages[mm]
+    for (mm, name), pages in now.books.items():
+        counted = pages - before.books.get((mm, name), 0)
+        really = now.counted[mm, name] - before.counted[mm, name]
         if counted != really:
-            text = f"mm {mm}: MM_ANONPAGES moved by {counted}, mapped pages by {really}"
-            yield Broken(5, Thing(Kind.COUNTER, f"MM_ANONPAGES of mm {mm}"), text)
+            what = "mapped pages" if name == MM_ANONPAGES else "swapped ones"
+            text = f"mm {mm}: {name} moved by {counted}, {what} by {really}"
+            yield Broken(5, Thing(Kind.COUNTER, f"{name} of mm {mm}"), text)
+    for entry in before.swapped | now.swapped:
+        counted = now.users.get(entry, 0) - before.users.get(entry, 0)
+        really = now.swapped[entry] - before.swapped[entry]
+        if counted != really:
+            text = f"swap slot {entry}: its users moved by {counted}, PTEs that name it by {really}"
+            yield Broken(5, Thing(Kind.COUNTER, f"users of slot {entry}"), text)
     for name, flag in (("nr_anon", PG_ANON), ("nr_anon_partially_mapped", PG_PARTIALLY_MAPPED)):
         moved = _by_order(now, flag)
         moved.subtract(_by_order(before, flag))

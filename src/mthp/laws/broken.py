@@ -17,6 +17,8 @@ class Kind(StrEnum):
     PMD = "PMD"
     ADDRESS = "address"
     SOFT_DIRTY_MARK = "soft-dirty mark"
+    YOUNG_BIT = "young bit"
+    DIRTY_BIT = "dirty bit"
     DIRTIED = "address stored to"
     WRITE_PROTECTED = "write-protected address"
     CPU = "CPU"

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, abc
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
-from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_SWAPCACHE
 from mthp.mm.pgtable_types import (
     PFN_SHIFT,
@@ -36,11 +37,23 @@ class Outside:
     page, folio -> mappings by page tables elsewhere. locked, off_lru: folios others have.
     """
 
-    references: Mapping[int, int] = field(default_factory=dict)
-    mappings: Mapping[int, int] = field(default_factory=dict)
-    huge_mappings: Mapping[int, int] = field(default_factory=dict)
+    references: abc.Mapping[int, int] = field(default_factory=dict)
+    mappings: abc.Mapping[int, int] = field(default_factory=dict)
+    huge_mappings: abc.Mapping[int, int] = field(default_factory=dict)
     locked: frozenset[int] = frozenset()
     off_lru: frozenset[int] = frozenset()
+
+
+class Mapping(NamedTuple):
+    """An entry that is not none. vma: what lies there, None: nothing. page: 0 where it maps none, or
+    the zero page.
+    """
+
+    mm: Mm
+    vma: Vma | None
+    address: int
+    entry: int
+    page: int
 
 
 class Census:
@@ -48,8 +61,10 @@ class Census:
 
     entries: (process, address) -> PTE word, a huge PMD as one entry per page. contents: the same ->
     what a load would see, 0 for a hole or the zero page; None where a load would fail.
-    pte_mappings, pmd_mappings: page, folio -> how often the world's page tables map it. outside:
-    what others must have been holding then, if the world was sound.
+    pte_mappings, pmd_mappings: page, folio -> how often the world's page tables map it. counted:
+    (process, name of a counter) -> what it counts; books: what the counter says. swapped: slot -> PTEs
+    that name it; users: what the device says. outside: what others must have been holding then, if the
+    world was sound.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -61,7 +76,8 @@ class Census:
         self.writable: Counter[int] = Counter()
         self.linked: Counter[int] = Counter()
         self.deposited: Counter[int] = Counter()
-        self.anon_pages: Counter[int] = Counter()
+        self.counted: Counter[tuple[int, str]] = Counter()
+        self.swapped: Counter[int] = Counter()
         self.migrating: set[int] = set()
         self.batched: Counter[int] = Counter()
         for mm in kernel.mms:
@@ -75,7 +91,12 @@ class Census:
         ]
         self.orders = {folio: mem.order.raw[folio] for folio in self.folios}
         self.flags = {folio: mem.flags.raw[folio] for folio in self.folios}
-        self.books = {mm.number: mm.counters[MM_ANONPAGES] for mm in kernel.mms}
+        self.books = {
+            (mm.number, name): mm.counters[name]
+            for mm in kernel.mms
+            for name in (MM_ANONPAGES, MM_SWAPENTS)
+        }
+        self.users = dict(kernel.swap.users)
         self.gauges = kernel.vmstat.mthp.copy()
         self.usage = [memcg.charged + memcg.reclaimable for memcg in kernel.memcgs]
         self.charged: Counter[int] = Counter()
@@ -110,9 +131,12 @@ class Census:
         if pte_present(pte) and pte_pfn(pte):
             self.pte_mappings[pte_pfn(pte)] += 1
             self.writable[pte_pfn(pte)] += pte & WRITE != 0
-            self.anon_pages[mm.number] += 1
+            self.counted[mm.number, MM_ANONPAGES] += 1
         elif not pte_present(pte) and leaf_kind(pte) is Leaf.MIGRATION:
             self.migrating.add(pte_pfn(pte))
+        elif not pte_present(pte) and leaf_kind(pte) is Leaf.SWAP:
+            self.swapped[pte_pfn(pte)] += 1
+            self.counted[mm.number, MM_SWAPENTS] += 1
 
     def _huge(self, mm: Mm, start: int, pmd: int) -> None:
         mem = self.kernel.mem
@@ -122,7 +146,7 @@ class Census:
             where = mm.number, start + (i << mm.geometry.page_shift)
             self.entries[where] = pmd + (i << PFN_SHIFT)
             self.contents[where] = mem.content.raw[folio + i]
-        self.anon_pages[mm.number] += mm.geometry.ptrs_per_pte
+        self.counted[mm.number, MM_ANONPAGES] += mm.geometry.ptrs_per_pte
 
     def _load(self, pte: int) -> int | None:
         """What a load through a PTE sees; a fault brings swapped pages back."""
@@ -139,6 +163,20 @@ class Census:
                 return swap.contents.get(entry, 0)
             return mem.content.raw[folio + entry - swap.entry_of[folio]]
         return mem.content.raw[pte_pfn(pte)] if kind is Leaf.MIGRATION else None
+
+    @cached_property
+    def mappings(self) -> list[Mapping]:
+        """What page tables hold and VMAs there are, a huge PMD as one entry a page. As long as nothing
+        has changed since the census.
+        """
+        found = []
+        mms = {mm.number: mm for mm in self.kernel.mms}
+        for (number, address), entry in self.entries.items():
+            if not pte_none(entry):
+                vma = mms[number].vma_lookup(address)
+                page = pte_pfn(entry) if pte_present(entry) else 0
+                found.append(Mapping(mms[number], vma, address, entry, page))
+        return found
 
     def explained_references(self, folio: int) -> int:
         """References that mappings, the swap cache and batches account for."""

@@ -14,11 +14,15 @@ from mthp.machine.locks import SpinLock
 from mthp.machine.step import Access
 from mthp.machine.task import Task
 from mthp.mm.mm_types import Kernel, PageTable, PmdPage
+from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.mm.pgtable_types import (
+    DIRTY,
+    YOUNG,
     pmd_is_table,
     pmd_none,
     pmd_pgtable,
     pmd_trans_huge,
+    pte_present,
     table_pmd,
 )
 
@@ -57,18 +61,22 @@ class Ghost:
     have no link to the table left, unless it read the PMD since. inspected: table -> the tasks that may
     fill it after a task has detached it and then taken its lock: that task, and those that read the PMD
     since. copies: source page -> its last copy by a collapser. trails: collapser -> what it changed
-    itself.
+    itself. taken: collapser -> (table, PTE) -> young and dirty bits that it took away in this attempt.
+    failed: pages whose memory had failed in the beginning.
     """
 
     def __init__(self, kernel: Kernel, begun: Census, collapsers: Collection[str]) -> None:
         self.kernel = kernel
         self.collapsers = frozenset(collapsers)
-        self.observations = Observations(kernel, begun.contents)
+        self.observations = Observations(kernel, begun)
         self.detached: dict[int, Task] = {}
         self.flushed: set[tuple[int, int]] = set()
         self.inspected: dict[int, set[str]] = {}
         self.copies: dict[int, Copy] = {}
         self.trails = {name: Trail(name) for name in collapsers}
+        self.taken: dict[str, dict[tuple[int, int], int]] = {name: {} for name in collapsers}
+        flags = kernel.mem.page_flags.raw
+        self.failed = frozenset(page for page, each in enumerate(flags) if each & PAGE_HWPOISON)
 
     # Changes, each after the laws have looked at the step
 
@@ -101,6 +109,16 @@ class Ghost:
                 trail.detach(pmd_pgtable(old))
             trail.change_pmd(step.word.name, step.at, old, new)
 
+    def pte_is_changed(self, step: Step) -> None:
+        """A collapser takes an entry away, or puts one there."""
+        taken, where = self.taken.get(step.task.name), (step.word.owner.number, step.at)
+        if taken is None:
+            return
+        if pte_present(step.new):
+            taken.pop(where, None)
+        elif pte_present(step.old):
+            taken[where] = step.old & (YOUNG | DIRTY)
+
     def cpu_is_interrupted(self, task: Task, cpu: int) -> None:
         """The CPU has no links left to the tables that the task detached."""
         self.flushed |= {(table, cpu) for table, by in self.detached.items() if by is task}
@@ -128,6 +146,11 @@ class Ghost:
             yield step.at, task
         else:
             self.copies[step.at] = copy._replace(late=copy.late | {task})
+
+    def attempt_is_over(self, name: str) -> None:
+        """The next one of this collapser begins anew."""
+        if name in self.taken:
+            self.taken[name].clear()
 
     def collapse_has_failed(self, name: str) -> None:
         """What it copied is of no use any more."""

@@ -41,15 +41,16 @@ from mthp.mm.reports import (
 
 
 class Observations:
-    """Facts by which contents are judged. initial: what every address held when it began.
+    """Facts by which contents are judged. begun: what stood there. initial: what every address held.
 
     legal: what a load may see. final: address -> task -> what must be read there in the end, if only
     that task wrote. origin, left: where pages moved to (and from where), and away from.
     """
 
-    def __init__(self, kernel: Kernel, initial: Mapping[Where, int | None]) -> None:
+    def __init__(self, kernel: Kernel, begun: Census) -> None:
         self.kernel = kernel
-        self.initial = initial
+        self.begun = begun
+        self.initial: Mapping[Where, int | None] = begun.contents
         self.legal: defaultdict[Where, set[int]] = defaultdict(set)
         self.final: defaultdict[Where, dict[str, int]] = defaultdict(dict)
         self.zapped: set[Where] = set()

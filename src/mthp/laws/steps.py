@@ -202,7 +202,7 @@ def law_13_vmas(ghost: Ghost, step: Step) -> Iterator[Broken]:
     vma = step.word.owner
     if step.task.name not in ghost.collapsers or not isinstance(vma, Vma):
         return
-    if vma.vm_flags & VM_STACK_INCOMPLETE:
+    if not vma.freed and vma.vm_flags & VM_STACK_INCOMPLETE:
         text = f"{step.task.name} collapses exec's temporary stack"
         yield Broken(13, Thing(Kind.VMA, str(vma)), text)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import MappingProxyType
 
-from mthp.laws import at_rest, observations, steps, trail
+from mthp.laws import at_rest, mappings, observations, steps, trail, use
 from mthp.laws.broken import Broken
 
 Check = Callable[..., Iterator[Broken]]
@@ -83,6 +83,7 @@ _LAWS = (
     Law(5, "reference counts are explained by mappings, swap cache, batches and pins, and "
         "counters move as what they count",
         {Moment.REST: at_rest.law_5_references_are_explained,
+         Moment.END: mappings.law_5_mapped_folios_are_charged,
          Moment.COUNTED: at_rest.law_5_books_are_kept}),
     Law(6, "a table is linked, deposited, detached by one task, or being freed; never two of "
         "them",
@@ -103,8 +104,10 @@ _LAWS = (
         {Moment.REST: at_rest.law_9_locks_balance,
          Moment.AFTER_PTE: steps.law_9_ptes,
          Moment.REPORT: steps.law_9_hooks}),
-    Law(10, "what was learnt under a lock is not used after the lock was let go",
-        {Moment.BEFORE_VMA_LOCK: steps.law_10_vmas}),
+    Law(10, "what was learnt under a lock is not used after the lock was let go, nor a table after "
+        "its map was",
+        {Moment.BEFORE_PTE: use.law_10_tables,
+         Moment.BEFORE_VMA_LOCK: steps.law_10_vmas}),
     Law(11, "a collapse that gives up leaves everything as it was",
         {Moment.ABORTED: at_rest.law_11_an_abort_leaves_everything,
          Moment.GAVE_UP: trail.law_11_nothing_of_it_is_left}),
@@ -113,8 +116,21 @@ _LAWS = (
     Law(13, "khugepaged touches only mms and mappings that are fully built and alive",
         {Moment.REST: at_rest.law_13_only_live_mms_are_scanned,
          Moment.BEFORE_PMD: steps.law_13_pmds,
+         Moment.AFTER_PMD: use.law_13_spans,
          Moment.BEFORE_VMA_LOCK: steps.law_13_vmas,
          Moment.BEFORE_MMAP_LOCK: steps.law_13_mms}),
+    Law(14, "a mapping lies inside its VMA and allows no more than it does",
+        {Moment.END: mappings.law_14_mappings_lie_in_their_vmas}),
+    Law(15, "rmap finds every mapping of a folio",
+        {Moment.END: mappings.law_15_rmap_finds_every_mapping}),
+    Law(16, "a folio's flags, and the young and dirty bits of its mappings, are those that its history "
+        "demands",
+        {Moment.END: mappings.law_16_flags_fit_the_mappings,
+         Moment.OBSERVED: mappings.law_16_new_folios_are_as_their_vma_wants,
+         Moment.AFTER_PTE: use.law_16_ptes,
+         Moment.AFTER_PMD: use.law_16_pmds}),
+    Law(17, "memory that failed is not read",
+        {Moment.BEFORE_CONTENT: use.law_17_contents}),
 )
 # fmt: on
 LAWS: Mapping[int, Law] = MappingProxyType({law.number: law for law in _LAWS})

@@ -60,6 +60,7 @@ class Watch:
             **{id(mm.mmap_lock): Moment.BEFORE_MMAP_LOCK for mm in kernel.mms},
             **{id(each.rwsem): Moment.BEFORE_ANON_VMA_LOCK for each in kernel.anon_vmas},
         }
+        kernel.machine.guards = True
         kernel.report = self._report
         kernel.trace = self._trace
 
@@ -127,6 +128,7 @@ class Watch:
             if step.old == step.new or owner.state is TableState.FREED:
                 return
             self._record(broken_at(Moment.AFTER_PTE, self.ghost, step))
+            self.ghost.pte_is_changed(step)
             if trail is not None:
                 trail.change_pte(owner.number, step.at, step.old, step.new)
         elif trail is not None:
@@ -136,7 +138,7 @@ class Watch:
         """A task ended with an error: the engine's own checks, or an object that is gone."""
         law, text = 1, f"{type(error).__name__}: {error}"
         if isinstance(error, KernelBug):
-            law, text = 5 if error.rule is Rule.COUNTS else 9, str(error)
+            law, text = _LAW_OF.get(error.rule, 9), str(error)
         self._record([Broken(law, Thing(Kind.TASK, task.name), f"{task.name}: {text}")])
 
     def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
@@ -162,6 +164,7 @@ class Watch:
             if trail is not None:
                 self._record(broken_at(Moment.GAVE_UP, trail))
             self.ghost.collapse_has_failed(task.name)
+        self.ghost.attempt_is_over(task.name)
         if trail is not None:
             trail.forget()
 
@@ -185,5 +188,7 @@ class Watch:
         self._record(check(self.begun, self.kernel))
 
 
+_LAW_OF = {Rule.COUNTS: 5, Rule.USE: 10}
+"""What the engine's own checks are of, where it is not how locks are used."""
 _VALUED = frozenset({Moment.BEFORE_PTE, Moment.BEFORE_PMD, Moment.BEFORE_FLAGS})
 """Moments before a step that may change a word whose old value counts."""

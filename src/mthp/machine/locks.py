@@ -176,11 +176,15 @@ class WriteMark(Cell):
         if self.value < 0:
             return False
         self.value += 1
+        self.machine.current.entered.append(self)
         return True
 
     def leave(self) -> None:
-        """A reader leaves."""
+        """A reader leaves; KernelBug if it has not entered."""
         self.machine.step(Access.RELEASE, self, 0)
+        if self not in self.machine.current.entered:
+            raise KernelBug(Rule.LOCKS, f"{self.machine.current.name} leaves {self.name} unentered")
+        self.machine.current.entered.remove(self)
         self.value -= 1
 
 

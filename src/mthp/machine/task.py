@@ -20,15 +20,18 @@ class Task:
     """A thread of control: khugepaged, say, or a process in madvise(). It owns what it holds.
 
     cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
-    background: it works for others and need not end.
+    background: it works for others and need not end. entered: the WriteMarks it is inside of as a
+    reader. maps: the numbers of the page tables it has mapped.
     """
 
-    __slots__ = ("background", "buffer", "cpu", "held", "name")
+    __slots__ = ("background", "buffer", "cpu", "entered", "held", "maps", "name")
 
     def __init__(self, name: str, cpu: int = 0) -> None:
         self.name = name
         self.cpu = cpu
         self.held: list[Hold] = []
+        self.entered: list[object] = []
+        self.maps: list[int] = []
         self.buffer: StoreBuffer | None = None
         self.background = False
 
@@ -48,17 +51,19 @@ class Machine:
     """What tasks run on. on_step: the scheduler's schedule point; on_block: called when a lock is
     taken.
 
-    debug: check lock order and contracts at every acquire, not only at function entry.
+    debug: check lock order and contracts at every acquire, not only at function entry. guards: laws
+    look on, and a task that uses what nothing it holds keeps is stopped.
     abandoned: this execution was thrown away; releasing locks then does nothing.
     twins: the fast twins it may take.
     """
 
-    __slots__ = ("abandoned", "current", "debug", "on_block", "on_step", "twins")
+    __slots__ = ("abandoned", "current", "debug", "guards", "on_block", "on_step", "twins")
 
     def __init__(self, *, debug: bool = False, twins: Twins = NO_TWINS) -> None:
         self.on_step: OnStep | None = None
         self.on_block: OnBlock | None = None
         self.debug = debug
+        self.guards = False
         self.abandoned = False
         self.twins = twins
         self.current = Task("khugepaged")

@@ -9,17 +9,17 @@ include/linux/topology.h (node_distance). Kernel objects are made here too: see 
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from mthp.machine.cpu import Cpu
 from mthp.machine.hold import Hold, Rank
 from mthp.machine.locks import RwSem, SpinLock, WriteMark
 from mthp.machine.memory import Cell, Words
-from mthp.machine.task import NO_TWINS, Machine, Twins
+from mthp.machine.task import NO_TWINS, Machine, Task, Twins
 from mthp.mm.mem_map import MemMap
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_counter import MemCgroup
@@ -49,11 +49,13 @@ class Vma:
     """A mapping [vm_start, vm_end) of one mm; bytes.
 
     file: a name for a file mapping, None for anonymous memory. anon_vma: None until the first write.
-    vm_lock is written under mmap_lock (write) by vma_start_write() and ends with it.
+    vm_lock is written under mmap_lock (write) by vma_start_write() and ends with it. freed: it was
+    unlinked, and mmap_lock was let go since.
     """
 
     __slots__ = (
-        "anon_vma", "file", "name", "vm_end", "vm_flags", "vm_lock", "vm_mm", "vm_pgoff", "vm_start",
+        "anon_vma", "file", "freed", "name", "vm_end", "vm_flags", "vm_lock", "vm_mm", "vm_pgoff",
+        "vm_start",
     )  # fmt: skip
 
     def __init__(
@@ -74,10 +76,39 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.file = file
         self.name = name
+        self.freed = False
         self.vm_lock = WriteMark(mm.machine, f"vma{vm_start:x}.vm_lock", self)
 
     def __repr__(self) -> str:
         return f"Vma({self.vm_start:#x}-{self.vm_end:#x})"
+
+
+class GuardedVma(Vma):
+    """A VMA of a kernel in debug mode. While laws look on, a task that uses it must hold what keeps it:
+    mmap_lock, the VMA's own lock, or its anon_vma's.
+    """
+
+    __slots__ = ()
+    _KEPT = frozenset({"anon_vma", "file", "vm_end", "vm_flags", "vm_pgoff", "vm_start"})
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in GuardedVma._KEPT:
+            machine = self.vm_mm.machine
+            if machine.guards and machine.on_step is not None and not machine.abandoned:
+                self._check(machine.current, super().__getattribute__("anon_vma"))
+        return super().__getattribute__(name)
+
+    def _check(self, task: Task, anon_vma: AnonVma | None) -> None:
+        locks = [hold.lock for hold in task.held]
+        is_kept = self.vm_mm.mmap_lock in locks or self.vm_lock in task.entered
+        if not is_kept and (anon_vma is None or anon_vma.rwsem not in locks):
+            raise KernelBug(Rule.USE, f"{task.name} uses {self} and holds no lock that keeps it")
+        if self.freed:
+            raise KernelBug(Rule.USE, f"{task.name} uses {self}, which was unmapped and freed")
+
+    def __repr__(self) -> str:
+        start, end = map(super().__getattribute__, ("vm_start", "vm_end"))
+        return f"Vma({start:#x}-{end:#x})"
 
 
 def vma_is_anonymous(vma: Vma) -> bool:
@@ -111,8 +142,9 @@ class Mm:
     """
 
     __slots__ = (
-        "_starts", "comm", "counters", "flags", "geometry", "kernel", "machine", "memcg", "mm_mt",
-        "mm_users", "mmap_lock", "notifiers", "number", "pmd_pages", "vmas", "write_locked_vmas",
+        "_ends", "_starts", "comm", "counters", "flags", "geometry", "kernel", "machine", "memcg",
+        "mm_mt", "mm_users", "mmap_lock", "notifiers", "number", "pmd_pages", "unlinked_vmas", "vmas",
+        "write_locked_vmas",
     )  # fmt: skip
 
     def __init__(
@@ -129,7 +161,9 @@ class Mm:
         self.flags = Cell(self.machine, f"mm{number}.flags", 0)
         self.mm_mt = Cell(self.machine, f"mm{number}.mm_mt", 0)
         self.vmas: list[Vma] = []
-        self._starts: list[int] = []
+        self.unlinked_vmas: list[Vma] = []
+        self._starts: list[Address] = []
+        self._ends: list[Address] = []
         self.write_locked_vmas: list[Vma] = []
         self.pmd_pages: dict[int, PmdPage] = {}
         self.counters: Counter[str] = Counter()
@@ -171,13 +205,13 @@ class Mm:
         if start & mask or end & mask or start >= end:
             raise ValueError(f"not a page-aligned range: {start:#x}-{end:#x}")
         at = bisect_right(self._starts, start)
-        if (at and self.vmas[at - 1].vm_end > start) or (
-            at < len(self.vmas) and self.vmas[at].vm_start < end
-        ):
+        if (at and self._ends[at - 1] > start) or (at < len(self.vmas) and self._starts[at] < end):
             raise ValueError(f"{start:#x}-{end:#x} overlaps another mapping")
         self.mm_mt.write(self.mm_mt.value + 1)
-        vma = Vma(self, start, end, vm_flags, file=file, name=name)
-        insort(self._starts, start)
+        kind = GuardedVma if self.machine.debug else Vma
+        vma = kind(self, start, end, vm_flags, file=file, name=name)
+        self._starts.insert(at, start)
+        self._ends.insert(at, end)
         self.vmas.insert(at, vma)
         if anon_vma is not None:
             self.link_anon_vma(vma, anon_vma)
@@ -187,9 +221,14 @@ class Mm:
         """Remove a mapping from the tree, page tables left alone. Kernel: mm/vma.c, vma_iter_clear()."""
         self.mm_mt.write(self.mm_mt.value + 1)
         at = self.vmas.index(vma)
-        del self.vmas[at], self._starts[at]
+        del self.vmas[at], self._starts[at], self._ends[at]
+        self.unlinked_vmas.append(vma)
         if vma.anon_vma is not None:
             vma.anon_vma.vmas.remove(vma)
+
+    def shrink_vma(self, vma: Vma, end: Address) -> None:
+        """A mapping ends sooner. Kernel: mm/vma.c, vma_set_range()."""
+        self._ends[self.vmas.index(vma)] = vma.vm_end = end
 
     def link_anon_vma(self, vma: Vma, anon_vma: AnonVma | None = None) -> AnonVma:
         """Link the VMA to an anon_vma. Kernel: mm/rmap.c, __anon_vma_prepare()."""
@@ -201,14 +240,14 @@ class Mm:
     def find_vma(self, address: Address) -> Vma | None:
         """The first VMA that ends above address. Kernel: mm/mmap.c, find_vma()."""
         at = bisect_right(self._starts, address)
-        if at and self.vmas[at - 1].vm_end > address:
+        if at and self._ends[at - 1] > address:
             return self.vmas[at - 1]
         return self.vmas[at] if at < len(self.vmas) else None
 
     def vma_lookup(self, address: Address) -> Vma | None:
         """The VMA that holds address. Kernel: include/linux/mm.h, vma_lookup()."""
-        vma = self.find_vma(address)
-        return vma if vma is not None and vma.vm_start <= address else None
+        at = bisect_right(self._starts, address)
+        return self.vmas[at - 1] if at and self._ends[at - 1] > address else None
 
     def for_each_vma(self, address: Address) -> Iterator[Vma]:
         """VMAs from the one that holds address on. Kernel: for_each_vma()."""
@@ -224,10 +263,16 @@ class Mm:
         return self.mmap_lock.write(self._vma_end_write_all)
 
     def _vma_end_write_all(self) -> None:
-        """End every VMA write lock with mmap_lock. Kernel: vma_end_write_all()."""
+        """End every VMA write lock with mmap_lock, and free what was unlinked under it.
+
+        Kernel: vma_end_write_all(); mm/vma.c, remove_vma().
+        """
         for vma in self.write_locked_vmas:
             vma.vm_lock.unmark()
         self.write_locked_vmas.clear()
+        for vma in self.unlinked_vmas:
+            vma.freed = True
+        self.unlinked_vmas.clear()
 
     def mmap_read_lock(self) -> Hold:
         """Kernel: include/linux/mmap_lock.h, mmap_read_lock()."""
@@ -296,9 +341,8 @@ class Kernel:
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows. report:
     is called with the facts of mm.reports, which laws need and no word of memory holds. twins: what
-    may be done at once where no scheduler watches steps (vectorised/ has them). pte_maps: tables
-    mapped and not yet unmapped; 0 between operations. order_policy: chooses windows in the kernel's
-    place.
+    may be done at once where no scheduler watches steps (vectorised/ has them). order_policy:
+    chooses windows in the kernel's place.
     """
 
     def __init__(
@@ -328,7 +372,6 @@ class Kernel:
         self.node_reclaim = False
         self.node_reclaim_distance = 30
         self.distances: Sequence[Sequence[int]] = ()
-        self.pte_maps = 0
         self.events: list[Event] = []
         self.trace: Callable[[Event], None] = self.events.append
         self.warnings: dict[str, str] = {}
@@ -340,6 +383,11 @@ class Kernel:
     def this_cpu(self) -> Cpu:
         """The CPU of the running task."""
         return self.cpus[self.machine.current.cpu]
+
+    @property
+    def pte_maps(self) -> int:
+        """Tables that the running task has mapped; 0 between operations."""
+        return len(self.machine.current.maps)
 
     # Making things
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.hold import Hold
@@ -28,8 +29,24 @@ from mthp.words.results import KernelBug, Rule
 from mthp.words.units import Address
 
 
+class GivenUp:
+    """Stands where something was that a task has given up: in debug mode any use is a KernelBug."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __repr__(self) -> str:
+        return self._what
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise KernelBug(Rule.USE, f"{self._what} is used after it was unmapped")
+
+
 class PteMap:
-    """A mapped PTE table, from one entry on. Must be unmapped once; the kernel counts.
+    """A mapped PTE table, from one entry on. Must be unmapped once, and not be used then; the task
+    that maps it keeps count.
 
     Kernel: pte_offset_map() and pte_unmap(), which pair like rcu_read_lock().
     """
@@ -42,7 +59,7 @@ class PteMap:
         self.ptes = table.ptes
         self.base = base
         self.mapped = True
-        kernel.pte_maps += 1
+        kernel.machine.current.maps.append(table.number)
 
     def get(self, i: int) -> Pte:
         """Kernel: ptep_get()."""
@@ -51,9 +68,13 @@ class PteMap:
     def unmap(self) -> None:
         """Kernel: pte_unmap(). Unmapping twice is a KernelBug."""
         if not self.mapped:
-            raise KernelBug(Rule.MAPS, f"table {self.table.number} is unmapped twice")
+            raise KernelBug(Rule.MAPS, "a table is unmapped twice")
         self.mapped = False
-        self.kernel.pte_maps -= 1
+        machine, number = self.kernel.machine, self.table.number
+        machine.current.maps.remove(number)
+        if machine.debug:
+            gone: Any = GivenUp(f"table {number}")
+            self.ptes = self.table = gone
 
     def __enter__(self) -> PteMap:
         return self

@@ -56,7 +56,7 @@ def munmap_tail(mm: Mm, start: Address) -> None:
         with anon_vma_lock_write(vma.anon_vma):  # vma_prepare(), vma_complete()
             if pmd is not None:
                 split_huge_pmd(vma, pmd, start)
-            vma.vm_end = start
+            mm.shrink_vma(vma, start)
         kernel.report(Zapping(mm, start, end))
         zap_page_range_single(vma, start, end)
     kernel.report(Zapped(mm, start, end, mm.machine.current.name))

@@ -38,6 +38,11 @@ _FINDINGS = (
     Finding("S1", "below PMD order, a mapping that may not be written loses its soft-dirty marks",
         lambda world: world.size is Size.WINDOW and "mprotect" in world.rivals, 8,
         frozenset({Kind.SOFT_DIRTY_MARK, Kind.DIRTIED})),
+    Finding("D1",
+        "below PMD order, a mapping that may not be written loses its dirty bits (and no data: reclaim "
+        "writes every swap-backed folio that has no slot yet)",
+        lambda world: world.size is Size.WINDOW and "mprotect" in world.rivals, 16,
+        frozenset({Kind.DIRTY_BIT})),
     Finding("M1",
         "clear_refs leaves a migration entry writable: the page comes back writable and not soft-dirty",
         lambda world: "soft-dirty" in world.rivals and not _MIGRATES.isdisjoint(world.rivals), 8,

@@ -82,6 +82,7 @@ class Rule(Enum):
     COUNTS = "nothing is used after it was freed, nor freed while it is used"
     LOCKS = "locks are taken in order, held where they must be, and given back once"
     MAPS = "a page table that was mapped is unmapped once"
+    USE = "nothing is used after it was given up"
     STATE = "what BUG_ON() and its like assert"
 
 
