@@ -67,7 +67,8 @@ class Node:
         """Frames on the free lists and the per-CPU lists."""
         on_lists = map(add, map(len, self.blocks), self.unborn)
         per_cpu = sum(len(blocks) << order for order, blocks in self.pcp.items())
-        return per_cpu + sum(map(lshift, on_lists, range(self.max_order + 1)))
+        buddy: int = sum(map(lshift, on_lists, range(self.max_order + 1)))
+        return per_cpu + buddy
 
     def take(self, order: Order) -> int | None:
         """Take a block from the per-CPU list, else split the smallest that holds `order`; None if
