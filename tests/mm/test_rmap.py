@@ -9,6 +9,7 @@ from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
     PAGE_ANON_EXCLUSIVE,
     PG_MAPPED_SHARED,
+    PG_MLOCKED,
     PG_PARTIALLY_MAPPED,
 )
 from mthp.mm.rmap import (
@@ -17,6 +18,7 @@ from mthp.mm.rmap import (
     folio_remove_rmap_ptes,
     rmap_walk,
 )
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.words.units import Pfn
 from tests.small_worlds import TINY, World, huge, large, small
 
@@ -99,3 +101,11 @@ def test_a_new_folio_is_exclusive_page_by_page_or_by_its_pmd(
     marked = [bool(flags & PAGE_ANON_EXCLUSIVE) for flags in mem.page_flags.raw[folio:][:16]]
     wanted = exclusive * (1 if pmd_mapped else 1 << order)
     assert marked == [i < wanted for i in range(len(marked))]
+
+
+def test_a_huge_page_that_a_locked_mapping_loses_is_mlocked_no_more(world: World) -> None:
+    vma = world.vma(huge(4), flags=VM_DEFAULT | VM_LOCKED)
+    folio = world.folio(vma, 0)
+    assert world.mem.test(folio, PG_MLOCKED)
+    folio_remove_rmap_pmd(world.mem, world.kernel.this_cpu, folio, vma)
+    assert not world.mem.test(folio, PG_MLOCKED)
