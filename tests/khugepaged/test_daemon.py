@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.machine.step import Access
 from mthp.mm.mm_types import (
     MMF_DISABLE_THP_COMPLETELY,
     MMF_DISABLE_THP_EXCEPT_ADVISED,
@@ -219,6 +220,25 @@ def test_an_mm_that_exits_during_its_visit_is_left_at_once() -> None:
     assert world.khugepaged.mm_slots == []
     assert world.orders(vma) == [0] * 2 * NR
     assert world.khugepaged.full_scans == 1
+
+
+def test_an_mm_that_exits_between_two_mappings_is_left_there() -> None:
+    world = World(geometry=TINY)
+    world.vma(anon_vma=False)
+    vma = world.vma(small(NR), at=0x50000000)
+    seen = 0
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        nonlocal seen
+        seen += word is world.mm.mm_users
+        if seen == 3:  # before the visit, at the first mapping, at the second
+            world.mm.mm_users.value = 0
+
+    world.kernel.machine.on_step = hook
+    events = world.scan()
+    assert scans(events) == []
+    assert visits(events) == [(world.mm.number, 3, True)]  # one for the visit and for each mapping
+    assert world.orders(vma) == [0] * NR
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,14 @@ from collections import Counter
 
 import pytest
 
-from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, max_order_from_offset
+from mthp.khugepaged.order_walk import (
+    LOWER_ORDER,
+    NEXT_OFFSET,
+    max_order_from_offset,
+    windows_of_policy,
+)
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
-from mthp.words.events import Attempt
+from mthp.words.events import Attempt, OrderWalk
 from mthp.words.results import FILE_ONLY, ScanResult
 from tests.small_worlds import (
     TINY,
@@ -319,3 +324,27 @@ def test_each_attempt_starts_without_mmap_lock() -> None:
     world.kernel.trace = watch
     world.scan()
     assert held == [False]
+
+
+@pytest.mark.parametrize(
+    ("offset", "order", "complaint"),
+    [
+        (0, 1, "order 1"),
+        (0, 5, "order 5"),
+        (2, 2, "PTE 2"),
+        (16, 2, "PTE 16"),
+        (-4, 2, "PTE -4"),
+        (12, 2, ""),
+        (0, 4, ""),
+    ],
+)
+def test_a_policy_may_choose_windows_of_the_table_alone(
+    offset: int, order: int, complaint: str
+) -> None:
+    seen = OrderWalk(1000, 0x40000000, 0, 0, 0)
+    walk = windows_of_policy(lambda seen: [(offset, order)], seen, TINY)
+    if complaint:
+        with pytest.raises(ValueError, match=complaint):
+            next(walk)
+    else:
+        assert next(walk) == (offset, order)

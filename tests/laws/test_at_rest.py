@@ -12,10 +12,20 @@ from mthp.laws.watch import check_aborted, check_collapse, check_quiescent
 from mthp.machine.cpu import TlbEntry
 from mthp.machine.hold import Hold
 from mthp.mm.mm_types import MM_ANONPAGES, Vma
+from mthp.mm.mmu import load
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ISOLATED, PG_LOCKED, PG_LRU, PG_REFERENCED
-from mthp.mm.pgtable_types import DIRTY, PMD_NONE, SOFT_DIRTY, UFFD_WP, WRITE, YOUNG, mk_pte
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    PMD_NONE,
+    SOFT_DIRTY,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    mk_pte,
+)
 from mthp.mm.vm_flags import VM_READ
 from mthp.words.results import ScanResult
+from mthp.worlds.build import mapped_frame
 from tests.small_worlds import TINY, World, huge, large, shared, small, swap, zero
 
 Corrupt = Callable[[World, Vma], object]
@@ -225,6 +235,29 @@ def test_an_abort_changes_nothing(change: str) -> None:
         world.zap(vma, 0, 1)
     broken = check_aborted(before, world.kernel)
     assert 11 in {each.law for each in broken}, broken
+
+
+def test_an_abort_may_have_mapped_what_was_in_the_swap_cache() -> None:
+    world, vma = made()
+    page = next(i for i in range(16) if mapped_frame(world.mm, world.address(vma, i)) is None)
+    cached = world.cache_swapped(vma, page)
+    before = world.census()
+    assert load(world.mm, world.address(vma, page)) is not None
+    assert world.folio(vma, page) == cached
+    assert world.mem.flags.raw[cached] != before.flags[cached]
+    assert check_aborted(before, world.kernel) == []
+
+
+@pytest.mark.parametrize(
+    ("bit", "kind"), [(UFFD_WP, Kind.WRITE_PROTECTED), (SOFT_DIRTY, Kind.SOFT_DIRTY_MARK)]
+)
+def test_a_lost_mark_is_told_by_its_kind(bit: int, kind: Kind) -> None:
+    world, vma = made()
+    ptes = world.table(vma).ptes
+    ptes.raw[0] |= bit
+    before = world.census()
+    ptes.raw[0] &= ~bit
+    assert [each.object.kind for each in check_collapse(before, world.kernel)] == [kind]
 
 
 def test_below_pmd_order_a_read_only_vma_loses_its_soft_dirty_marks() -> None:

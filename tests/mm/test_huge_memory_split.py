@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.huge_memory_split import deferred_split_scan
 from mthp.mm.pgtable_types import (
     pmd_is_table,
     pte_pfn,
 )
+from tests.small_worlds import TINY, World, large
 from tests.stages import after_a_collapse, at, entry, played, pmd
 
 
@@ -27,3 +29,12 @@ def test_a_huge_page_is_split_into_pages(rival: str) -> None:
     assert pmd_is_table(pmd(stage))
     page = pte_pfn(at(stage, stage.address(1)))
     assert stage.kernel.mem.order.raw[page] == 0
+
+
+def test_a_folio_that_was_freed_is_not_split() -> None:
+    world = World(geometry=TINY)
+    folio = world.folio(world.vma(large(2)), 0)
+    world.mem.refcount.raw[folio] = 0
+    flags = world.mem.flags.raw[folio]
+    deferred_split_scan(world.kernel, folio)
+    assert (world.mem.refcount.raw[folio], world.mem.flags.raw[folio]) == (0, flags)

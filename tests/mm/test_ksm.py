@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.folio import lru_add_drain
 from mthp.mm.ksm import (
     ksm_do_scan,
     replace_page,
@@ -199,3 +200,16 @@ def test_what_cannot_be_merged_after_all_is_said_not_to_be(why: str) -> None:
         world.set_pmd(vma, PMD_NONE)
         assert not replace_page(vma, vma.vm_start, page, Folio(ZERO_PFN), pteval)
     assert world.mem.folio_mapcount(page) == 4
+
+
+def test_a_merged_page_gives_its_swap_slot_up() -> None:
+    world, vma = mergeable(swap(1, shared=True))
+    device = world.kernel.swap
+    device.contents[1] = 0
+    device.synchronous = False
+    assert load(world.mm, vma.vm_start) == 0
+    cached = world.folio(vma, 0)
+    assert device.cache == {1: cached}
+    lru_add_drain(world.mem, world.kernel.this_cpu)
+    assert merge(world, vma, 0, 0)
+    assert device.cache == {} and world.mem.refcount.raw[cached] == 0

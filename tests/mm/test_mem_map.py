@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.words.results import KernelBug
 from mthp.words.units import Folio
@@ -96,3 +97,12 @@ def test_expected_references(world: World) -> None:
 
 
 # Address spaces
+
+
+def test_frames_know_their_node() -> None:
+    mem = World(nodes=(NodeState(), NodeState()), geometry=TINY).mem
+    first = {nid: mem.append_frames(nid, 3) for nid in (1, 0, 1)}
+    second = {nid: mem.new_frames(nid, 1) for nid in (0, 1)}
+    for nid in (0, 1):
+        assert [mem.folio_nid(first[nid] + i) for i in range(3)] == [nid] * 3
+        assert [mem.folio_nid(second[nid] + i) for i in range(2)] == [nid] * 2

@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from mthp.machine.step import Access
+from mthp.machine.store_buffer import Lane, Model, StoreBuffer
 from mthp.mm.madvise import madvise_dontneed
-from mthp.mm.memory import VmFault, do_swap_page, handle_huge_fault, handle_user_fault
-from mthp.mm.mm_types import MM_SWAPENTS, TableState, Vma
+from mthp.mm.memory import (
+    VmFault,
+    do_swap_page,
+    handle_huge_fault,
+    handle_user_fault,
+    pte_alloc,
+)
+from mthp.mm.mm_types import MM_SWAPENTS, PageTable, PmdPage, TableState, Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON, PG_LOCKED, PG_SWAPCACHE
 from mthp.mm.pgtable import pmd_ptr
@@ -28,16 +38,19 @@ from mthp.mm.pgtable_types import (
     pte_write,
 )
 from mthp.mm.rmap import new_anon_folio
+from mthp.mm.userfaultfd import mfill_atomic
 from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.worlds.build import mapped_frame
 from tests.small_worlds import (
     ON_LRU,
     TINY,
+    Piece,
     World,
     hole,
     huge,
     large,
     leaf,
+    shared,
     small,
     swap,
     zero,
@@ -204,6 +217,70 @@ def test_where_there_is_a_table_a_huge_fault_is_like_any_other() -> None:
     assert [bool(pte) for pte in world.table(vma).ptes.raw] == [i == 3 for i in range(16)]
 
 
+def waits(world: World, act: Callable[[], object]) -> list[int]:
+    """The folios whose lock is waited for."""
+    found: list[int] = []
+    world.kernel.machine.on_step = lambda access, word, index, bits: (
+        found.append(index) if access is Access.WAIT else None
+    )
+    act()
+    world.kernel.machine.on_step = None
+    return found
+
+
+@pytest.mark.parametrize("piece", [small(16), huge(4)], ids=["small", "huge"])
+def test_a_fault_waits_for_a_page_that_is_on_its_way(piece: Piece) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(piece)
+    folio = world.folio(vma, 0)
+    entry = leaf_pte(Leaf.MIGRATION, folio)
+    if piece.order:
+        world.set_pmd(vma, entry)
+    else:
+        world.table(vma).ptes.raw[0] = entry
+    before = world.census()
+    assert waits(world, lambda: handle_user_fault(world.mm, vma.vm_start, write=True)) == [folio]
+    assert world.census().entries == before.entries
+
+
+@pytest.mark.parametrize("how", ["missing", "zero page", "copied", "huge", "monitor"])
+def test_contents_are_seen_before_what_maps_them(how: str) -> None:
+    """On a CPU that keeps contents back until smp_wmb(), none are left when an entry is written."""
+    world = World(geometry=TINY)
+    pieces = {"zero page": [zero(1)], "copied": [shared(1)], "huge": []}.get(how, [hole(1)])
+    vma = world.vma(*pieces)
+    kernel = world.kernel
+    kernel.mem.content.lane = Lane.CONTENTS
+    buffer = kernel.machine.current.buffer = StoreBuffer(kernel.machine, "cpu", Model.WEAK, 64)
+    left: list[int] = []
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        if access is Access.WRITE and isinstance(getattr(word, "owner", None), PageTable | PmdPage):
+            left.append(len(buffer.waiting))
+
+    kernel.machine.on_step = hook
+    if how == "huge":
+        handle_huge_fault(world.mm, vma.vm_start)
+    elif how == "monitor":
+        mfill_atomic(world.mm, vma.vm_start, 5)
+    else:
+        handle_user_fault(world.mm, vma.vm_start, write=True)
+    kernel.machine.on_step = None
+    assert mapped_frame(world.mm, vma.vm_start)
+    assert left and not any(left)
+
+
+def test_where_there_is_a_table_none_is_made() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(1))
+    pmd = pmd_ptr(world.mm, vma.vm_start)
+    assert pmd is not None
+    steps: list[Access] = []
+    world.kernel.machine.on_step = lambda access, word, index, bits: steps.append(access)
+    pte_alloc(world.mm, pmd)
+    assert steps == [Access.READ]
+
+
 # Swapped pages
 
 
@@ -276,6 +353,23 @@ def test_a_locked_page_lets_go_of_mmap_lock() -> None:
     before = world.mem.refcount.raw[cached]
     assert swapped_in(world, vma, 0) is VmFault.RETRY
     assert world.mem.refcount.raw[cached] == before
+
+
+def test_a_page_that_leaves_the_swap_cache_before_it_is_locked_is_let_go() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(swap(1))
+    cached = world.cache_swapped(vma, 0)
+    mem, device = world.mem, world.kernel.swap
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        if word is mem.flags and bits == PG_LOCKED and device.cache:  # another gives it up
+            device.remove_from_cache(cached, 1)
+            mem.flags.raw[cached] &= ~PG_SWAPCACHE
+            mem.refcount.raw[cached] -= 1
+
+    world.kernel.machine.on_step = hook
+    assert swapped_in(world, vma, 0) is VmFault.DONE
+    assert mem.refcount.raw[cached] == 0 and not mem.test(cached, PG_LOCKED)
 
 
 @pytest.mark.parametrize("why", ["failed memory", "cannot be read", "no memory"])

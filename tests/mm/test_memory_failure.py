@@ -10,6 +10,7 @@ from mthp.mm.memory_failure import memory_failure
 from mthp.mm.mmu import load
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON, PG_ACTIVE, PG_LOCKED, PG_LRU
 from mthp.mm.pgtable_types import (
+    PTE_NONE,
     Leaf,
     leaf_kind,
     pte_pfn,
@@ -60,6 +61,17 @@ def test_a_page_is_taken_from_every_process_that_maps_it() -> None:
     assert mem.flags.raw[folio] & (PG_LRU | PG_ACTIVE | PG_LOCKED) == 0
     assert not mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE
     assert load(world.mm, vma.vm_start) is None
+
+
+def test_a_process_that_has_dropped_the_page_is_left_alone() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(2))
+    child = world.fork(vma)
+    folio = world.folio(vma, 0)
+    world.zap(child, 0, 1)
+    assert failed(world, folio) == [Poisoned(folio, True)]
+    assert world.table(child).ptes.raw[0] == PTE_NONE
+    assert child.vm_mm.counters["MM_ANONPAGES"] == 1
 
 
 def test_a_page_that_waits_in_a_batch_is_taken_too() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.mm.migrate import migrate_folio, move_page
+from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import store
 from mthp.mm.pgtable_types import (
     pmd_trans_huge,
@@ -136,3 +137,13 @@ def test_a_folio_that_moved_is_shared_by_as_many_processes() -> None:
     assert new != old and world.folio(child, 0) == new
     assert world.mem.mm_mapcounts[new] == counts
     assert world.mem.folio_maybe_mapped_shared(new)
+
+
+def test_the_architecture_is_told_of_each_entry_that_is_back() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(2))
+    child = world.fork(vma)
+    told: list[tuple[Vma, int, int]] = []
+    world.kernel.update_mmu_cache = lambda *of: told.append(of)
+    move_page(world.mm, world.address(vma, 1))
+    assert told == [(each, world.address(vma, 1), 1) for each in (vma, child)]

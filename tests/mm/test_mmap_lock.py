@@ -10,9 +10,10 @@ import pytest
 from mthp.mm.fork import dup_mmap
 from mthp.mm.mm_types import Mm
 from mthp.mm.mprotect import mprotect
-from mthp.mm.mremap import mremap
+from mthp.mm.mremap import mremap, relocate_vma_down
 from mthp.mm.userfaultfd import userfaultfd_register
-from mthp.mm.vma import munmap, munmap_tail
+from mthp.mm.vm_flags import VM_DEFAULT, VM_STACK_INCOMPLETE
+from mthp.mm.vma import munmap, munmap_and_mmap, munmap_tail
 from mthp.words.results import KernelBug
 from tests.small_worlds import TINY, World, small
 
@@ -43,7 +44,9 @@ START, END = 0x40000000, 0x40010000
         lambda mm: mremap(mm, START, 0x50000000),
         lambda mm: mprotect(mm, START, END),
         lambda mm: munmap(mm, START, END),
+        lambda mm: munmap_and_mmap(mm, START, END),
         lambda mm: munmap_tail(mm, START + 0x1000),
+        lambda mm: relocate_vma_down(mm, START - 0x10000),
         lambda mm: userfaultfd_register(mm, START),
         lambda mm: dup_mmap(mm.kernel.new_mm(7), mm, lambda child: None),
     ],
@@ -51,7 +54,7 @@ START, END = 0x40000000, 0x40010000
 def test_whatever_changes_a_mapping_waits_for_faults_under_its_lock(
     world: World, change: Callable[[Mm], object]
 ) -> None:
-    vma = world.vma(small(4), at=START)
+    vma = world.vma(small(4), at=START, flags=VM_DEFAULT | VM_STACK_INCOMPLETE)
     assert vma.vm_lock.try_enter()
     before = list(world.table(vma).ptes.raw)
     with pytest.raises(KernelBug, match="waits for"):

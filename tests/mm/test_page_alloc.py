@@ -186,3 +186,13 @@ def test_a_node_keeps_nothing_back_unless_it_is_told_to() -> None:
     node = NodeState({0: 2})
     made = kernel(node)
     assert [made.mem.folio_alloc(0) is not None for _ in range(3)] == [True, True, False]
+
+
+def test_a_page_in_use_is_not_taken_with_the_free_one_before_it() -> None:
+    made = kernel(NodeState({2: 1}))
+    node = made.mem.allocator.nodes[0]
+    pages = [made.mem.folio_alloc(0) for _ in range(4)]
+    first = min(page for page in pages if page is not None)
+    made.mem.folio_put(first)
+    assert node.take_block_of(first + 1) is None
+    assert node.take_block_of(first) == (first, 0)

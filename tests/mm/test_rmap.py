@@ -7,10 +7,18 @@ import pytest
 
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
+    PAGE_ANON_EXCLUSIVE,
     PG_MAPPED_SHARED,
+    PG_MLOCKED,
     PG_PARTIALLY_MAPPED,
 )
-from mthp.mm.rmap import folio_remove_rmap_pmd, folio_remove_rmap_ptes, rmap_walk
+from mthp.mm.rmap import (
+    folio_add_new_anon_rmap,
+    folio_remove_rmap_pmd,
+    folio_remove_rmap_ptes,
+    rmap_walk,
+)
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.words.units import Pfn
 from tests.small_worlds import TINY, World, huge, large, small
 
@@ -78,3 +86,26 @@ def test_the_reverse_map_finds_every_place(world: World) -> None:
     assert places == [(each, vma.vm_start + i * 4096) for each in (vma, child) for i in range(4)]
     world.kernel.mms[1].unlink_vma(child)
     assert len(list(rmap_walk(world.mem, folio, world.kernel.anon_vmas))) == 4
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize(("order", "pmd_mapped"), [(0, False), (2, False), (4, False), (4, True)])
+def test_a_new_folio_is_exclusive_page_by_page_or_by_its_pmd(
+    world: World, order: int, pmd_mapped: bool, exclusive: bool
+) -> None:
+    mem, vma = world.mem, world.vma(pages=16)
+    folio = mem.folio_alloc(order)
+    assert folio is not None
+    how = {"exclusive": exclusive, "pmd_mapped": pmd_mapped}
+    folio_add_new_anon_rmap(mem, folio, vma, vma.vm_start, **how)
+    marked = [bool(flags & PAGE_ANON_EXCLUSIVE) for flags in mem.page_flags.raw[folio:][:16]]
+    wanted = exclusive * (1 if pmd_mapped else 1 << order)
+    assert marked == [i < wanted for i in range(len(marked))]
+
+
+def test_a_huge_page_that_a_locked_mapping_loses_is_mlocked_no_more(world: World) -> None:
+    vma = world.vma(huge(4), flags=VM_DEFAULT | VM_LOCKED)
+    folio = world.folio(vma, 0)
+    assert world.mem.test(folio, PG_MLOCKED)
+    folio_remove_rmap_pmd(world.mem, world.kernel.this_cpu, folio, vma)
+    assert not world.mem.test(folio, PG_MLOCKED)

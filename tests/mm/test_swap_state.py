@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.machine.step import Access
 from mthp.mm.mm_types import Vma
 from mthp.mm.page_flags import PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import Leaf, leaf_pte, pte_pfn
-from mthp.mm.swap_state import swapin_sync
+from mthp.mm.swap_state import swap_cache_del_folio, swapin_sync
 from mthp.mm.swap_table import SwapError, unplaced_entry
 from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_UFFD_WP
 from mthp.races.stage import SWAP_SLOT
@@ -157,3 +158,19 @@ def test_a_slot_that_cannot_be_read_leaves_a_page_that_is_not_up_to_date() -> No
         assert read(world, vma, page) == 0
         folio = world.kernel.swap.cache[1 + 2 * page]
         assert world.mem.test(folio, PG_UPTODATE) is good
+
+
+def test_a_folio_leaves_the_swap_cache_in_a_step_at_its_slot() -> None:
+    world = World(geometry=TINY)
+    device = world.kernel.swap
+    cached = world.cache_swapped(world.vma(swap(2)), 1, locked=True)
+    world.mem.folio_get(cached)
+    steps: list[tuple[Access, int, bool]] = []
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        if word is device:
+            steps.append((access, bits, 3 in device.cache))
+
+    world.kernel.machine.on_step = hook
+    swap_cache_del_folio(world.kernel, cached)
+    assert steps == [(Access.RMW, 1 << 3, True)] and device.cache == {}

@@ -47,10 +47,10 @@ def test_a_slot_is_used_again_with_other_contents() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_page_comes_back_read_only_with_its_marks(shared: bool, cached: bool) -> None:
     world = World(geometry=TINY)
-    vma = world.vma(small(1), swap(1, uffd=True, shared=shared), swap(1))
+    vma = world.vma(swap(1), swap(1, uffd=True, shared=shared), small(1))
     if cached:
         world.cache_swapped(vma, 1)
-    content = world.kernel.swap.contents[1]
+    content = world.kernel.swap.contents[3]
     world.mm.counters["MM_SWAPENTS"] = 2
     unuse_mm(world.mm, world.address(vma, 1))
     pte = world.table(vma).ptes.raw[1]
@@ -58,7 +58,7 @@ def test_a_page_comes_back_read_only_with_its_marks(shared: bool, cached: bool) 
     folio = world.folio(vma, 1)
     assert world.mem.content.raw[folio] == content
     assert bool(world.mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE) is not shared
-    assert world.kernel.swap.users == {3: 1} and world.kernel.swap.cache == {}
+    assert world.kernel.swap.users == {1: 1} and world.kernel.swap.cache == {}
     assert (world.mm.counters["MM_SWAPENTS"], world.mm.counters["MM_ANONPAGES"]) == (1, 2)
     assert not world.mem.test(folio, PG_LOCKED | PG_SWAPCACHE) and world.mem.test(folio, PG_DIRTY)
     assert world.kernel.machine.current.held == []

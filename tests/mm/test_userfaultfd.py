@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from mthp.machine.step import Access
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
+from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
     UFFD_WP,
     Leaf,
+    leaf_pte,
     pte_none,
     pte_pfn,
     pte_write,
@@ -213,3 +218,42 @@ def test_an_exclusive_page_alone_moves_with_its_mark() -> None:
     assert world.folio(target, 0) == folio
     assert world.mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE
     assert store(world.mm, target.vm_start, 3)
+
+
+@pytest.mark.parametrize(("end", "nth"), [("source", 2), ("target", 3)])
+def test_a_table_that_is_gone_for_a_moment_is_looked_for_again(end: str, nth: int) -> None:
+    world, source, target = armed(small(1))
+    world.fill(target, 0, hole(1))
+    vma = source if end == "source" else target
+    content = world.mem.content.raw[world.folio(source, 0)]
+    pmd, table = pmd_ptr(world.mm, vma.vm_start), world.pmd(vma)
+    assert pmd is not None
+    seen = 0
+
+    def hook(access: Access, word: Any, index: int, bits: int) -> None:
+        nonlocal seen
+        if word is pmd.page.pmds and index == pmd.slot:
+            seen += 1
+            word.raw[index] = leaf_pte(Leaf.MIGRATION, 1) if seen == nth else table
+
+    world.kernel.machine.on_step = hook
+    move_pages(world.mm, target.vm_start, source.vm_start)
+    world.kernel.machine.on_step = None
+    assert seen > nth
+    assert load(world.mm, target.vm_start) == content
+
+
+def test_both_entries_are_read_under_the_locks_of_their_tables() -> None:
+    world, source, target = armed(small(1))
+    world.fill(target, 0, hole(1))
+    tables = [world.table(each) for each in (target, source)]
+    first: list[bool] = []
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        for table in tables:
+            if word is table.ptes and access is Access.READ and len(first) < 2:
+                first.append(table.ptl.held_mode() is not None)
+
+    world.kernel.machine.on_step = hook
+    move_pages(world.mm, target.vm_start, source.vm_start)
+    assert first == [True, True]

@@ -225,12 +225,14 @@ class Choice:
     def tests(self, mutation: Mutation) -> tuple[list[Chosen], int]:
         """Those within the budget, and how many were left out. Quick ones first, by the file, so
         that a file's fixtures are not made anew for each test."""
-        found = self.by_block.get((mutation.path, mutation.block), set())
-        if not found:  # the body of a module or class runs once, at import, for all of its tests
-            of_file = (tests for (path, _), tests in self.by_block.items() if path == mutation.path)
-            found = set().union(*of_file) or set(self.seconds)
         room, module = Path(mutation.path).parts[-2:]
         own = f"tests/{room}/test_{module}"
+        if mutation.block:
+            found = self.by_block.get((mutation.path, mutation.block), set())
+        else:
+            places = [place for place in self.by_block if place[0] == mutation.path]
+            found = {test for place in places for test in self.by_block[place]}
+            found |= {test for test in self.seconds if test.startswith(own)}
 
         def place(test: str) -> tuple[bool, int, str, float]:
             seconds = self.seconds[test]

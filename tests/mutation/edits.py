@@ -32,8 +32,8 @@ IDENTIFIER = re.compile(r"[a-z0-9_]+")
 class Mutation:
     """One edit: bytes start to end of a file become `new`.
 
-    block: the first line of the statements that run if one of them does, among which it stands.
-    function: the function around it, or "" for what runs when the module is imported.
+    block: the first line of the statements that run if one of them does, among which it stands; 0
+    for what runs when the module is imported. function: the function or class around it, or "".
     """
 
     path: str
@@ -74,6 +74,7 @@ class _Finder:
         self.found: list[Mutation] = []
         self.block = 0
         self.function = ""
+        self.in_function = False
 
     def at(self, line: int, column: int) -> int:
         return self.offsets[line - 1] + column
@@ -102,7 +103,8 @@ class _Finder:
     def body(self, statements: list[ast.stmt]) -> None:
         """The statements of a block; an `elif` is none of its own."""
         outer = self.block
-        self.block = first_line(statements, self.lines) or outer
+        if self.in_function:
+            self.block = first_line(statements, self.lines) or outer
         for each in statements:
             self.visit_statement(each)
         self.block = outer
@@ -122,9 +124,11 @@ class _Finder:
         if isinstance(node, ast.FunctionDef):
             for default in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
                 self.expression(default)
-        name, self.function = self.function, f"{self.function}.{node.name}".lstrip(".")
+        outer = self.function, self.in_function
+        self.function = f"{self.function}.{node.name}".lstrip(".")
+        self.in_function |= isinstance(node, ast.FunctionDef)
         self.body([each for each in node.body if not _is_label(node, each)])
-        self.function = name
+        self.function, self.in_function = outer
 
     def _field(self, value: object) -> None:
         if isinstance(value, list) and value and isinstance(value[0], ast.stmt):

@@ -118,7 +118,8 @@ def test_a_mutation_knows_its_block_and_its_function() -> None:
         each.before: (each.function, lines[each.block - 1].strip() if each.block else "")
         for each in mutations("m.py", MODULE)
     }
-    assert where["LIMIT: Final = 1 << 3"][0] == ""
+    assert where["LIMIT: Final = 1 << 3"] == ("", "")
+    assert where["def take(self, a: int = 2, *, b: bool = True) -> int:"] == ("Thing", "")
     assert where["return min(a, ~b)"] == ("Thing.take", "assert a is not None")
     assert where["elif a in (4, 5):"] == ("Thing.take", "assert a is not None")
     assert where["return a - 1"] == ("Thing.take", "self.count += 1")

@@ -38,7 +38,7 @@ class MemCgroup:
     __slots__ = ("defer", "limit", "name", "number", "reclaimable", "stock", "usage")
 
     def __init__(
-        self, machine: Machine, number: int, name: str, limit: int | None = None, usage: int = 0
+        self, machine: Machine, number: int, name: str, limit: int | None, usage: int
     ) -> None:
         self.number = number
         self.name = name
