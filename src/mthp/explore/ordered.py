@@ -19,6 +19,7 @@ from mthp.machine.step import ALL_BITS
 
 class Touch:
     __slots__ = ("added", "read", "written")
+
     def __init__(self):
         self.read = self.written = 0
         self.added = 0
@@ -128,6 +129,7 @@ class Run(Execution):
         def recorded():
             self._begin(number)
             body()
+
         return super()._body(number, task, recorded)
 
     def _begin(self, who):

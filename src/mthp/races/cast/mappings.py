@@ -41,18 +41,18 @@ def _zap_second(stage: Stage) -> None:
 
 
 def _free_lazily(stage: Stage) -> None:
-    madvise_free(stage.mm, START, stage.address(1))
+    madvise_free(stage.mm, stage.window, stage.address(1))
     discard_folio(stage.kernel, stage.pages[0])
 
 
 def _hint_and_store(stage: Stage) -> None:
     task_numa_work(stage.mm, START, stage.end)
-    store(stage.mm, START, 200)
+    store(stage.mm, stage.window, 200)
 
 
 def _clear_and_store(stage: Stage) -> None:
     clear_refs_write(stage.mm)
-    store(stage.mm, START, 200)
+    store(stage.mm, stage.window, 200)
 
 
 def _add_child(stage: Stage, name: str) -> None:
@@ -71,12 +71,12 @@ MAPPINGS = (
     Rival("zap", "MADV_DONTNEED of the whole table",
         lambda stage: madvise_dontneed(stage.mm, START, stage.end)),
     Rival("zap-page", "MADV_DONTNEED of one page of the window",
-        lambda stage: madvise_dontneed(stage.mm, START, stage.address(1))),
+        lambda stage: madvise_dontneed(stage.mm, stage.window, stage.address(1))),
     Rival("zap-second", "MADV_DONTNEED of the window's second page", _zap_second),
     Rival("zap-vma", "MADV_DONTNEED of the whole table under the VMA lock",
         lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.end)),
     Rival("zap-page-vma", "the same of one page of the window",
-        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.address(1))),
+        lambda stage: madvise_dontneed_vma_locked(stage.mm, stage.window, stage.address(1))),
     Rival("zap-locked", "a locked page is unlocked and zapped", _zap_locked, _lock_first_page, FIRST),
     Rival("zap-large", "MADV_DONTNEED of a page of a large folio", _zap_second, Stage.map_large,
         WINDOW),
