@@ -148,7 +148,7 @@ class Run(Execution):
         clock = list(self.clocks[who])
         for t, o, c in self.steps_at[op.where]:
             if t != who and dependent(o, op):
-                clock = [max(x, y) for x, y in zip(clock, c)]
+                clock = [max(x, y) for x, y in zip(clock, c, strict=True)]
         self.numbers[who] += 1
         clock[who] = self.numbers[who]
         self.clocks[who] = clock

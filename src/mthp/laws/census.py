@@ -106,7 +106,7 @@ class Census:
 
     def _entry(self, mm: Mm, address: int, pte: int) -> None:
         self.entries[mm.number, address] = pte
-        self.contents[mm.number, address] = self._load(pte)
+        self.contents[mm.number, address] = self._load(mm, address, pte)
         if pte_present(pte) and pte_pfn(pte):
             self.pte_mappings[pte_pfn(pte)] += 1
             self.writable[pte_pfn(pte)] += pte & WRITE != 0
@@ -124,11 +124,12 @@ class Census:
             self.contents[where] = mem.content.raw[folio + i]
         self.anon_pages[mm.number] += mm.geometry.ptrs_per_pte
 
-    def _load(self, pte: int) -> int | None:
-        """What a load through a PTE sees; a fault brings swapped pages back."""
+    def _load(self, mm: Mm, address: int, pte: int) -> int | None:
+        """What a load through a PTE sees; a fault brings swapped pages back, and a file's."""
         mem, swap = self.kernel.mem, self.kernel.swap
         if pte_none(pte):
-            return 0
+            vma = mm.vma_lookup(address)
+            return 0 if vma is None else self.kernel.files.get(vma.file, 0)
         if pte_present(pte):
             return mem.content.raw[pte_pfn(pte)] if pte_pfn(pte) else 0
         kind = leaf_kind(pte)

@@ -161,6 +161,11 @@ def lru_add_drain(mem: MemMap, cpu: Cpu) -> None:
     """Empty this CPU's batches. Kernel: mm/folio.c, lru_add_drain()."""
     if cpu.lru_add.read():
         mem.machine.path(folio_batch_move_lru)(mem, cpu)
+    mlock_drain_local(mem, cpu)
+
+
+def mlock_drain_local(mem: MemMap, cpu: Cpu) -> None:
+    """Empty this CPU's mlock batch. Kernel: mm/mlock.c, mlock_drain_local()."""
     if cpu.mlock.read():
         mlock_folio_batch(mem, cpu)
 

@@ -65,6 +65,7 @@ from mthp.words.units import Folio, Geometry, Pfn
 START: Final = 0x40000
 """Where the mapping and its table begin."""
 FILE: Final = "file"
+"""A file that may be mapped; each of its pages holds the same."""
 SWAP_SLOT: Final = 1
 """The slot a page is swapped out to; the next one holds a page that is out from the start."""
 GARBAGE: Final = 666
@@ -200,6 +201,7 @@ class Stage:
         self.first = 2 if layout is Layout.SECOND else 0
         beside = 0 if layout is Layout.SECOND else 2
         self.beside = beside - self.first if size is Size.WINDOW else None
+        kernel.files[FILE] = 700
         self.khugepaged = Khugepaged(kernel)
         memcg = kernel.new_memcg("cgroup") if layout is Layout.MEMCG else None
         self.mm = kernel.new_mm(1, "mm", memcg)
@@ -253,6 +255,11 @@ class Stage:
     def window(self) -> int:
         """The address of the window's first page."""
         return self.address(0)
+
+    @property
+    def last(self) -> int:
+        """The address of the mapping's last table."""
+        return START + (self.tables - 1) * self.kernel.geometry.pmd_size
 
     @property
     def windows(self) -> list[int]:

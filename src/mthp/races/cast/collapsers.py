@@ -9,7 +9,7 @@ from mthp.khugepaged import collapse
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.madvise import madvise_collapse_locked
 from mthp.khugepaged.scan import collapse_scan_pmd
-from mthp.races.cast.rival import Rival
+from mthp.races.cast.rival import BESIDE, Rival
 from mthp.races.stage import START, Size, Stage
 
 COLLAPSER = "khugepaged"
@@ -66,6 +66,7 @@ def _madvise_table(stage: Stage) -> None:
 SECOND_COLLAPSERS = (
     Rival("madv-collapse", "MADV_COLLAPSE of the same window",
         lambda stage: _collapse(stage, stage.window, Caller.MADVISE, 0, stage.order)),
-    Rival("madv-collapse-pmd", "MADV_COLLAPSE of the table the window is in", _madvise_table),
+    Rival("madv-collapse-pmd", "MADV_COLLAPSE of the table the window is in", _madvise_table,
+        needs=BESIDE),
 )
 # fmt: on

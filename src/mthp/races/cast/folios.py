@@ -19,7 +19,7 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
 from mthp.races.cast.accesses import store_and_load
-from mthp.races.cast.rival import ELSEWHERE, FIRST, HOLE, PAGES, WINDOW, Rival
+from mthp.races.cast.rival import BESIDE, ELSEWHERE, FIRST, HOLE, PAGES, WINDOW, Rival
 from mthp.races.stage import START, Stage
 
 KSM_PAGE: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_KSM
@@ -61,7 +61,8 @@ def _zeroes(stage: Stage) -> None:
 FOLIOS = (
     Rival("migrate", "migration of a page of the window",
         lambda stage: migrate_folio(stage.kernel, stage.pages[0]), reach=PAGES),
-    Rival("migrate-neighbour", "migration of a page beside the window", _migrate_beside, reach=PAGES),
+    Rival("migrate-neighbour", "migration of a page beside the window", _migrate_beside, reach=PAGES,
+        needs=BESIDE),
     Rival("migrate-large", "move_pages() where the window is a large folio",
         lambda stage: move_page(stage.mm, stage.window), Stage.map_large, WINDOW),
     Rival("move-pages", "move_pages() of a page of the window, small or huge",

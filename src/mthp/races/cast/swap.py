@@ -11,7 +11,7 @@ from mthp.mm.pagewalk import folio_walk
 from mthp.mm.swapfile import unuse_mm
 from mthp.mm.vmscan import folio_end_writeback, free_swapped, shrink_active_list, shrink_folio
 from mthp.races.cast.accesses import store_and_load
-from mthp.races.cast.rival import HOLE, PAGES, WINDOW, Rival, StagePart
+from mthp.races.cast.rival import BESIDE, HOLE, PAGES, WINDOW, Rival, StagePart
 from mthp.races.stage import SWAP_SLOT, Stage
 
 IN_WRITEBACK = HOLE | {StagePart.SWAP}
@@ -83,11 +83,11 @@ SWAP = (
     Rival("swap-out", "reclaim swaps a page of the window out",
         lambda stage: shrink_folio(stage.kernel, stage.pages[0], SWAP_SLOT), reach=PAGES),
     Rival("swap-out-neighbour", "reclaim takes a page beside the window", _swap_out_beside,
-        reach=PAGES),
+        reach=PAGES, needs=BESIDE),
     Rival("referenced", "reclaim looks whether a page of the window was used",
         lambda stage: _age(stage, 0), reach=PAGES),
     Rival("referenced-beside", "the same of a page beside the window",
-        lambda stage: _age(stage, stage.beside), reach=PAGES),
+        lambda stage: _age(stage, stage.beside), reach=PAGES, needs=BESIDE),
     Rival("swapped", "a page of the window is swapped out", prepare=swapped_hole, takes=HOLE,
         reach=PAGES),
     Rival("swap-in", "a store faults at a swapped page of the window",
