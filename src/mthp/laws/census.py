@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm
+from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_SWAPCACHE
 from mthp.mm.pgtable_types import (
     PFN_SHIFT,
@@ -103,10 +103,20 @@ class Census:
                     self._huge(mm, start, pmd)
                 elif pmd_is_migration_entry(pmd):
                     self.migrating.add(pte_pfn(pmd))
+        for vma in mm.vmas:
+            if vma.file in self.kernel.files:
+                self._holes(vma, self.kernel.files[vma.file])
+
+    def _holes(self, vma: Vma, content: int) -> None:
+        """What is missing of a file mapping is read from the file."""
+        for address in range(vma.vm_start, vma.vm_end, vma.vm_mm.geometry.page_size):
+            where = vma.vm_mm.number, address
+            if pte_none(self.entries.get(where, 0)):
+                self.contents[where] = content
 
     def _entry(self, mm: Mm, address: int, pte: int) -> None:
         self.entries[mm.number, address] = pte
-        self.contents[mm.number, address] = self._load(mm, address, pte)
+        self.contents[mm.number, address] = self._load(pte)
         if pte_present(pte) and pte_pfn(pte):
             self.pte_mappings[pte_pfn(pte)] += 1
             self.writable[pte_pfn(pte)] += pte & WRITE != 0
@@ -124,12 +134,11 @@ class Census:
             self.contents[where] = mem.content.raw[folio + i]
         self.anon_pages[mm.number] += mm.geometry.ptrs_per_pte
 
-    def _load(self, mm: Mm, address: int, pte: int) -> int | None:
-        """What a load through a PTE sees; a fault brings swapped pages back, and a file's."""
+    def _load(self, pte: int) -> int | None:
+        """What a load through a PTE sees; a fault brings swapped pages back."""
         mem, swap = self.kernel.mem, self.kernel.swap
         if pte_none(pte):
-            vma = mm.vma_lookup(address)
-            return 0 if vma is None else self.kernel.files.get(vma.file, 0)
+            return 0
         if pte_present(pte):
             return mem.content.raw[pte_pfn(pte)] if pte_pfn(pte) else 0
         kind = leaf_kind(pte)

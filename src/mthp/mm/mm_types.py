@@ -145,11 +145,11 @@ class Mm:
 
     def mm_flags_set(self, flag: int) -> None:
         """Kernel: include/linux/mm.h, mm_flags_set()."""
-        self.flags.write(self.flags.read() | flag)
+        self.flags.update(lambda flags: flags | flag)
 
     def mm_flags_clear(self, flag: int) -> None:
         """Kernel: include/linux/mm.h, mm_flags_clear()."""
-        self.flags.write(self.flags.read() & ~flag)
+        self.flags.update(lambda flags: flags & ~flag)
 
     # VMAs
 

@@ -94,7 +94,7 @@ class Layout(Enum):
         "the second half of the table belongs to another mapping, with an anon_vma of its own"
     )
     FILE = "the mapping is a file's, with a page of the process's own"
-    MEMCG = "the process is in a memory cgroup, with room for one more collapse alone"
+    MEMCG = "the process is in a memory cgroup, with room for one more collapse and one page"
     LOCKED = "the mapping is locked (VM_LOCKED)"
     READ_ONLY = "the mapping may be read only, and its page was written before"
     HUGE = "the table is mapped huge already"
@@ -398,7 +398,7 @@ class Stage:
         for memcg in kernel.memcgs:
             charged = (pfn for pfn, number in enumerate(mem.memcg.raw) if number)
             memcg.usage.value = sum(1 << mem.order.raw[pfn] for pfn in charged)
-            memcg.limit = memcg.usage.value + (1 << self.order)
+            memcg.limit = memcg.usage.value + (1 << self.order) + 1
         names = [task.name for task, _ in self.tasks]
         mem.allocator = Arenas(mem, self.machine, names)
         self.watch = Watch(kernel, self.khugepaged, collapsers)

@@ -16,7 +16,7 @@ from mthp.mm.reports import WalkedNothing
 from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.races.cast.all import RIVALS, get_along
 from mthp.races.cast.collapsers import COLLAPSER, Start
-from mthp.races.cast.rival import nothing
+from mthp.races.cast.rival import ELSEWHERE, Place, Reach, StagePart, nothing
 from mthp.races.stage import Layout, Size, Stage, has_layout
 from mthp.words.profiles import PROFILES
 
@@ -112,6 +112,22 @@ class RaceWorld:
         if self.start is Start.MADVISE:
             return self.size is Size.PMD and self.layout is Layout.PLAIN
         return has_layout(self.size, self.layout)
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether each rival finds what it works on: a place, and the pages that it prepares."""
+        return all(map(self._is_for, self.rivals))
+
+    def _is_for(self, name: str) -> bool:
+        rival = RIVALS[name]
+        if rival.needs is Place.BESIDE and self.size is not Size.WINDOW:
+            return False
+        if rival.needs is Place.TABLES and self.start is not Start.MADVISE:
+            return False
+        if self.layout is Layout.HUGE:
+            return rival.reach is not Reach.PAGES and rival.takes <= ELSEWHERE
+        is_whole = StagePart.WINDOW in rival.takes and self.size is Size.PMD
+        return not (self.layout is Layout.TWO_VMAS and is_whole)
 
     def __call__(self) -> Stage:
         """A fresh stage."""
