@@ -57,27 +57,30 @@ def madvise_collapse_errno(result: ScanResult) -> int:
 
 
 def madvise_collapse(vma: Vma, start: Address, end: Address) -> int:
+    """madvise(MADV_COLLAPSE) of [start, end) in vma: 0 or a negative errno."""
+    with vma.vm_mm.mmap_read_lock() as mmap_lock:
+        return madvise_collapse_locked(vma, start, end, mmap_lock)
+
+
+def madvise_collapse_locked(vma: Vma, start: Address, end: Address, mmap_lock: Hold) -> int:
     """Collapse every aligned PMD range of [start, end) in vma, to PMD order.
 
-    Takes mmap_lock for reading as madvise() does. Returns 0 if every range is huge afterwards, else
-    a negative errno. Kernel: mm/khugepaged.c, madvise_collapse().
+    mmap_lock is held for reading on entry; vma is stale once it was let go. Returns 0 if every range is
+    huge afterwards, else a negative errno. Kernel: mm/khugepaged.c, madvise_collapse().
     """
     mm = vma.vm_mm
-    with mm.mmap_read_lock() as mmap_lock:
-        if not vma.vm_start <= start <= end <= vma.vm_end:
-            raise KernelBug(
-                Rule.STATE, f"BUG_ON in madvise_collapse: {start:#x}-{end:#x} leaves {vma}"
-            )
-        if not collapse_possible_orders(vma, vma.vm_flags, Tva.FORCED_COLLAPSE):
-            return -errno.EINVAL
-        hstart = mm.geometry.pmd_align_up(start)
-        hend = mm.geometry.pmd_addr(end)
-        if hstart >= hend:
-            underflow = mm.kernel.profile.empty_range is EmptyRange.UNDERFLOW and hstart > hend
-            return -errno.EINVAL if underflow else 0
-        kernel = mm.kernel
-        lru_add_drain_all(kernel.mem, kernel.cpus)
-        return _collapse_ranges(mm, vma, hstart, hend, mmap_lock)
+    if not vma.vm_start <= start <= end <= vma.vm_end:
+        raise KernelBug(Rule.STATE, f"BUG_ON in madvise_collapse: {start:#x}-{end:#x} leaves {vma}")
+    if not collapse_possible_orders(vma, vma.vm_flags, Tva.FORCED_COLLAPSE):
+        return -errno.EINVAL
+    hstart = mm.geometry.pmd_align_up(start)
+    hend = mm.geometry.pmd_addr(end)
+    if hstart >= hend:
+        underflow = mm.kernel.profile.empty_range is EmptyRange.UNDERFLOW and hstart > hend
+        return -errno.EINVAL if underflow else 0
+    kernel = mm.kernel
+    lru_add_drain_all(kernel.mem, kernel.cpus)
+    return _collapse_ranges(mm, vma, hstart, hend, mmap_lock)
 
 
 def _collapse_ranges(mm: Mm, vma: Vma, hstart: Address, hend: Address, mmap_lock: Hold) -> int:

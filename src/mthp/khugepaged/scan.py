@@ -20,6 +20,7 @@ from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.page_flags import PG_ANON, PG_LOCKED, PG_LRU
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import Pte, pte_none_or_zero, pte_present, pte_swp_uffd_any, pte_uffd
+from mthp.mm.reports import Scanning
 from mthp.words.events import NO_PFN, ScanPmd
 from mthp.words.profiles import ScanCost
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
@@ -151,6 +152,9 @@ def collapse_scan_pmd(
     geometry = kernel.geometry
     if start_addr & (geometry.pmd_size - 1):
         raise KernelBug(Rule.STATE, f"collapse_scan_pmd: {start_addr:#x} is not PMD aligned")
+    kernel.report(
+        Scanning(vma, start_addr, start_addr + geometry.pmd_size, mm.machine.current.name)
+    )
     scan = Scan(vma, start_addr, cc)
     pte: PteMap | None = None
     try:

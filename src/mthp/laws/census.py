@@ -124,6 +124,16 @@ class Census:
                     self._huge(mm, start, pmd)
                 elif pmd_is_migration_entry(pmd):
                     self.migrating.add(pte_pfn(pmd))
+        for vma in mm.vmas:
+            if vma.file in self.kernel.files:
+                self._holes(vma, self.kernel.files[vma.file])
+
+    def _holes(self, vma: Vma, content: int) -> None:
+        """What is missing of a file mapping is read from the file."""
+        for address in range(vma.vm_start, vma.vm_end, vma.vm_mm.geometry.page_size):
+            where = vma.vm_mm.number, address
+            if pte_none(self.entries.get(where, 0)):
+                self.contents[where] = content
 
     def _entry(self, mm: Mm, address: int, pte: int) -> None:
         self.entries[mm.number, address] = pte

@@ -201,7 +201,8 @@ def _wrong_contents(seen: Observations, census: Census) -> Iterator[tuple[Where,
     for where in {*seen.initial, *seen.final, *seen.origin, *seen.left}:
         now, expected = census.contents.get(where, 0), seen.expected(where)
         entry = census.entries.get(where, 0)
-        if now in expected or (_is_poisoned(entry) and pte_pfn(entry) in failed):
+        is_as_zapped = pte_none(entry) and 0 in expected  # whatever is read there then
+        if now in expected or is_as_zapped or (_is_poisoned(entry) and pte_pfn(entry) in failed):
             continue
         stores = " or ".join(sorted(map(str, expected)))
         yield where, f"{where[1]:#x} reads {now}; the last store was {stores}"

@@ -27,7 +27,7 @@ from mthp.mm.pgtable_types import (
     pte_pfn,
     pte_present,
 )
-from mthp.mm.reports import InstructionEnds, LoadedFrom, WalkedNothing
+from mthp.mm.reports import InstructionEnds, LoadedFrom, Scanning, WalkedNothing
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 
 # PTEs
@@ -194,6 +194,16 @@ def law_10_vmas(ghost: Ghost, step: Step) -> Iterator[Broken]:
     vma = step.word.owner
     if step.task.name in ghost.collapsers and isinstance(vma, Vma) and vma not in vma.vm_mm.vmas:
         text = f"{step.task.name} goes on with {vma}, looked up before mmap_lock was let go"
+        yield Broken(10, Thing(Kind.VMA, str(vma)), text)
+
+
+def law_10_ranges(ghost: Ghost, report: object) -> Iterator[Broken]:
+    """A collapser looks at no range by a VMA that does not hold it, or not any more."""
+    if not isinstance(report, Scanning):
+        return
+    vma, start, end = report.vma, report.start, report.end
+    if vma not in vma.vm_mm.vmas or not vma.vm_start <= start < end <= vma.vm_end:
+        text = f"{report.by} looks at {start:#x}-{end:#x} as a part of {vma}"
         yield Broken(10, Thing(Kind.VMA, str(vma)), text)
 
 

@@ -107,7 +107,8 @@ _LAWS = (
     Law(10, "what was learnt under a lock is not used after the lock was let go, nor a table after "
         "its map was",
         {Moment.BEFORE_PTE: use.law_10_tables,
-         Moment.BEFORE_VMA_LOCK: steps.law_10_vmas}),
+         Moment.BEFORE_VMA_LOCK: steps.law_10_vmas,
+         Moment.REPORT: steps.law_10_ranges}),
     Law(11, "a collapse that gives up leaves everything as it was",
         {Moment.ABORTED: at_rest.law_11_an_abort_leaves_everything,
          Moment.GAVE_UP: trail.law_11_nothing_of_it_is_left}),

@@ -14,7 +14,7 @@ include/asm-generic/bitops/instrumented-atomic.h (test_and_set_bit, test_and_cle
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
@@ -279,3 +279,11 @@ class Cell:
         if self.machine.on_step is not None:
             self.machine.on_step(WRITE, self, 0, ALL_BITS)
         self.value = value
+
+    def update(self, change: Callable[[Any], Any]) -> Any:
+        """Make something else of the value, at once: one step; returns the old value."""
+        if self.machine.on_step is not None:
+            self.machine.on_step(RMW, self, 0, ALL_BITS)
+        old = self.value
+        self.value = change(old)
+        return old

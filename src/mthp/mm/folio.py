@@ -52,9 +52,8 @@ def folio_add_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
     Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move().
     """
     mem.folio_get(folio)
-    batch = (*cpu.lru_add.read(), folio)
-    cpu.lru_add.write(batch)
-    if len(batch) >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
+    before = cpu.lru_add.update(lambda batch: (*batch, folio))
+    if len(before) + 1 >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
         mem.machine.path(folio_batch_move_lru)(mem, cpu)
 
 
@@ -72,8 +71,7 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
 
     Kernel: mm/folio.c, folio_batch_move_lru(), lru_add().
     """
-    batch = cpu.lru_add.read()
-    cpu.lru_add.write(())
+    batch = cpu.lru_add.update(lambda _: ())
     dead: list[Folio] = []
     alive: list[Folio] = []
     for folio in batch:
@@ -97,16 +95,14 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
 def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: Folio, what: Mlock) -> None:
     """Kernel: mm/mlock.c, mlock_folio(), mlock_new_folio(), munlock_folio()."""
     mem.folio_get(folio)
-    batch = (*cpu.mlock.read(), (folio, what))
-    cpu.mlock.write(batch)
-    if len(batch) >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
+    before = cpu.mlock.update(lambda batch: (*batch, (folio, what)))
+    if len(before) + 1 >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
         mlock_folio_batch(mem, cpu)
 
 
 def mlock_folio_batch(mem: MemMap, cpu: Cpu) -> None:
     """Do what this CPU's mlock batch waits for. Kernel: mm/mlock.c, mlock_folio_batch()."""
-    batch = cpu.mlock.read()
-    cpu.mlock.write(())
+    batch = cpu.mlock.update(lambda _: ())
     for folio, what in batch:
         match what:
             case Mlock.LOCK:
@@ -161,6 +157,11 @@ def lru_add_drain(mem: MemMap, cpu: Cpu) -> None:
     """Empty this CPU's batches. Kernel: mm/folio.c, lru_add_drain()."""
     if cpu.lru_add.read():
         mem.machine.path(folio_batch_move_lru)(mem, cpu)
+    mlock_drain_local(mem, cpu)
+
+
+def mlock_drain_local(mem: MemMap, cpu: Cpu) -> None:
+    """Empty this CPU's mlock batch. Kernel: mm/mlock.c, mlock_drain_local()."""
     if cpu.mlock.read():
         mlock_folio_batch(mem, cpu)
 

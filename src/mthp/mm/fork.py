@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mthp.mm.huge_memory import copy_huge_pmd
-from mthp.mm.memory import pte_alloc, zap_pmd_range
+from mthp.mm.memory import pte_alloc, zap_vma_range
 from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import (
     flush_tlb_mm_range,
@@ -19,7 +20,8 @@ from mthp.mm.pgtable import (
 )
 from mthp.mm.pgtable_types import WRITE, pmd_is_table, pmd_trans_huge, pte_pfn, pte_present
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
-from mthp.mm.rmap import anon_vma_lock_write, folio_add_anon_rmap_ptes
+from mthp.mm.rmap import anon_vma_lock_write, folio_add_anon_rmap_ptes, remember_mm
+from mthp.mm.vm_flags import VM_LOCKED
 from mthp.mm.vma import free_pgtables, unlink
 from mthp.words.units import Address, Folio
 
@@ -35,7 +37,8 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
     with parent.mmap_write_lock(), child.mmap_write_lock():
         for vma in tuple(parent.vmas):
             vma_start_write(vma)
-            copy = child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
+            vm_flags = vma.vm_flags & ~VM_LOCKED
+            copy = child.mmap(vma.vm_start, vma.vm_end, vm_flags, file=vma.file)
             copy.vm_pgoff = vma.vm_pgoff
             if vma.anon_vma is not None:
                 with anon_vma_lock_write(vma.anon_vma):  # anon_vma_fork()
@@ -47,28 +50,37 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
 
 
 def copy_page_range(copy: Vma, vma: Vma) -> None:
-    """Copy a mapping's tables. Kernel: mm/memory.c, copy_page_range(), copy_pmd_range()."""
-    geometry = vma.vm_mm.geometry
-    for start in range(geometry.pmd_addr(vma.vm_start), vma.vm_end, geometry.pmd_size):
-        source = mm_find_pmd(vma.vm_mm, start)
-        if source is None:
-            continue
-        target = pmd_ptr(copy.vm_mm, start, create=True)
-        assert target is not None
-        if pmd_trans_huge(pmdp_get_lockless(source)) and copy_huge_pmd(copy, vma, target, source):
-            continue
-        if pmd_is_table(pmdp_get_lockless(source)):
-            copy_pte_range(copy, vma, target, source, start)
+    """Copy a mapping's tables; secondary MMUs are told, as pages may not be written any more.
+
+    Kernel: mm/memory.c, copy_page_range(), copy_pmd_range().
+    """
+    mm = vma.vm_mm
+    with mmu_notifier_invalidate_range(mm, vma.vm_start, vma.vm_end):
+        for start, end in mm.geometry.pmd_ranges(vma.vm_start, vma.vm_end):
+            source = mm_find_pmd(mm, start)
+            if source is None:
+                continue
+            target = pmd_ptr(copy.vm_mm, start, create=True)
+            assert target is not None
+            huge = pmd_trans_huge(pmdp_get_lockless(source))
+            if huge and copy_huge_pmd(copy, vma, target, source):
+                continue
+            if pmd_is_table(pmdp_get_lockless(source)):
+                copy_pte_range(copy, vma, (target, source), start, end)
 
 
-def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: Address) -> None:
-    """Share every page of the table at start, read-only on both sides.
+def copy_pte_range(
+    copy: Vma, vma: Vma, slots: tuple[PmdPtr, PmdPtr], start: Address, end: Address
+) -> None:
+    """Share every page of [start, end), which lies in one table, read-only on both sides. slots: of the
+    copy and of what is copied.
 
     Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c,
     copy_pte_range(), copy_present_ptes().
     """
     mem = vma.vm_mm.kernel.mem
     child = copy.vm_mm
+    target, source = slots
     pte_alloc(child, target)
     theirs = pte_offset_map_lock(child, target, start)
     if theirs is None:
@@ -77,7 +89,7 @@ def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: A
     mine = pte_offset_map_lock(vma.vm_mm, source, start)
     if mine is not None:
         src, src_ptl = mine
-        for i in range(vma.vm_mm.geometry.ptrs_per_pte):
+        for i in range((end - start) >> vma.vm_mm.geometry.page_shift):
             pteval = src.get(i)
             if not pte_present(pteval) or not pte_pfn(pteval):
                 continue
@@ -85,6 +97,7 @@ def copy_pte_range(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, start: A
             folio = mem.page_folio(page)
             mem.folio_get(folio)
             mem.page_flags.clear_bits(page, PAGE_ANON_EXCLUSIVE)
+            remember_mm(mem, folio, vma.vm_mm)
             folio_add_anon_rmap_ptes(
                 mem, child.kernel.this_cpu, folio, range(page, page + 1), copy, exclusive=False
             )
@@ -132,7 +145,6 @@ def exit_mm(mm: Mm, khugepaged_exit: Enter) -> None:
 def exit_mmap(mm: Mm) -> None:
     """Unmap everything, then give back tables and VMAs. Kernel: mm/mmap.c, exit_mmap()."""
     kernel = mm.kernel
-    size = mm.geometry.pmd_size
     vmas = tuple(mm.vmas)
     freed: list[Folio] = []
     for notifier in mm.notifiers:  # mmu_notifier_release()
@@ -140,13 +152,11 @@ def exit_mmap(mm: Mm) -> None:
     with mm.mmap_read_lock():
         for vma in vmas:
             kernel.report(Zapping(mm, vma.vm_start, vma.vm_end))
-            for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
-                freed += zap_pmd_range(vma, start, start + size)
+            freed += zap_vma_range(vma, vma.vm_start, vma.vm_end)
     with mm.mmap_write_lock():
         for vma in vmas:
             unlink(vma)
-            for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
-                free_pgtables(vma, start)
+            free_pgtables(mm, vma.vm_start, vma.vm_end)
             flush_tlb_mm_range(mm, vma.vm_start, vma.vm_end)
             kernel.report(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
         kernel.report(Gone(mm))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mthp.mm.mm_types import Kernel, Mm, PmdPtr
-from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_DIRTY
 from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import (
     Pmd,
@@ -121,6 +121,22 @@ def gup_fast(mm: Mm, address: Address, refs: int = GET) -> Pfn | None:
     finally:
         if not kernel.machine.abandoned:
             cpu.local_irq_restore()
+
+
+def get_and_write(mm: Mm, address: Address, value: int) -> None:
+    """Refer to a page for as long as a device writes to it, as those do who pin nothing.
+
+    Kernel: mm/gup.c, get_user_pages_fast(); set_page_dirty_lock().
+    """
+    kernel = mm.kernel
+    page = gup_fast(mm, address)
+    if page is None:
+        return
+    folio = kernel.mem.page_folio(page)
+    kernel.mem.content.write(page, value)
+    kernel.report(StoredTo(mm, address, value, kernel.machine.current.name))
+    kernel.mem.set(folio, PG_DIRTY)
+    kernel.mem.folio_put(kernel.mem.page_folio(page))
 
 
 def pin_and_write(mm: Mm, address: Address, value: int) -> None:

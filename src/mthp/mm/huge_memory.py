@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_mm import thp_vma_suitable_order
+from mthp.mm.memcontrol import mem_cgroup_charge
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, PmdPtr, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.page_flags import ENTIRELY_MAPPED, PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE, PG_UPTODATE
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.pgtable import (
     PteMap,
     flush_tlb_mm_range,
@@ -41,10 +42,11 @@ from mthp.mm.pgtable_types import (
     pte_write,
 )
 from mthp.mm.rmap import (
+    folio_add_anon_rmap_pmd,
     folio_add_anon_rmap_ptes,
     folio_add_new_anon_rmap,
     folio_remove_rmap_pmd,
-    share_large_folio,
+    remember_mm,
 )
 from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_WRITE
 from mthp.words.units import Address, Folio
@@ -160,6 +162,9 @@ def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr) -> None:
         return
     folio = mem.folio_alloc(order)
     assert folio is not None
+    if not mem_cgroup_charge(folio, mm):
+        mem.folio_put(folio)
+        return
     for page in range(folio, folio + (1 << order)):
         mem.content.write(page, 0)
     kernel.machine.smp_wmb()
@@ -239,9 +244,8 @@ def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
     folio = pmd_folio(pmdval)
     mem.folio_get(folio)
     mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
-    if folio not in mem.mm_mapcounts:
-        share_large_folio(mem, folio, {vma.vm_mm.number: mem.large_mapcount.raw[folio]})
-    folio_add_anon_rmap_pmd(kernel, folio, copy, exclusive=False)
+    remember_mm(mem, folio, vma.vm_mm)
+    folio_add_anon_rmap_pmd(mem, folio, copy, exclusive=False)
     copy.vm_mm.counters[MM_ANONPAGES] += kernel.geometry.ptrs_per_pte
     pgtable_trans_huge_deposit(target, table.number)
     source.page.pmds.clear_bits(source.slot, WRITE)
@@ -249,19 +253,6 @@ def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
     src_ptl.release()
     dst_ptl.release()
     return True
-
-
-def folio_add_anon_rmap_pmd(kernel: Kernel, folio: Folio, vma: Vma, *, exclusive: bool) -> None:
-    """Count one more mapping by a PMD. Caller holds the pmd lock. Kernel: mm/rmap.c."""
-    mem = kernel.mem
-    if mem.entire_mapcount.add(folio, 1) == 1:
-        mem.nr_pages_mapped.raw[folio] += ENTIRELY_MAPPED
-    mem.large_mapcount.add(folio, 1)
-    counts = mem.mm_mapcounts.get(folio)
-    if counts is not None:
-        counts[vma.vm_mm.number] = counts.get(vma.vm_mm.number, 0) + 1
-    if exclusive:
-        mem.page_flags.set_bits(folio, PAGE_ANON_EXCLUSIVE)
 
 
 # Zap
@@ -300,7 +291,7 @@ def remove_migration_pmd(vma: Vma, pmd: PmdPtr, entry: Pmd, folio: Folio) -> Non
     kernel = vma.vm_mm.kernel
     kernel.mem.folio_get(folio)
     exclusive = entry & SWP_EXCLUSIVE != 0
-    folio_add_anon_rmap_pmd(kernel, folio, vma, exclusive=exclusive)
+    folio_add_anon_rmap_pmd(kernel.mem, folio, vma, exclusive=exclusive)
     pmd.page.pmds.write(pmd.slot, huge_pmd(folio, entry & KEPT))
 
 

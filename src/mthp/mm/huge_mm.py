@@ -112,7 +112,7 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
     Kernel: mm/huge_memory.c, __thp_vma_allowable_orders().
     """
     kernel = vma.vm_mm.kernel
-    if not vma_is_anonymous(vma):
+    if not vma_is_anonymous(vma) and vma.file not in kernel.files:  # file_thp_enabled()
         return VmaGate.FILE
     if tva is not FORCED_COLLAPSE:
         orders &= sysfs_orders(kernel, vm_flags)
@@ -128,6 +128,8 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
         orders = _orders_that_fit(vma, orders)
         if not orders:
             return VmaGate.TOO_SHORT
+    if not vma_is_anonymous(vma):
+        return orders
     if vm_flags & VM_STACK_INCOMPLETE:
         return VmaGate.TEMPORARY_STACK
     if vma.anon_vma is None and tva not in (SMAPS, PAGEFAULT):

@@ -85,10 +85,10 @@ def folio_mark_lazyfree(kernel: Kernel, folio: Folio) -> None:
 def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
     """Empty [start, end) of one table under mmap_lock. Kernel: madvise_dontneed_free()."""
     with mm.mmap_read_lock():
-        vma = mm.vma_lookup(start)
-        if vma is None:
-            return
-        madvise_dontneed_single_vma(vma, start, end)
+        for vma in mm.for_each_vma(start):
+            if vma.vm_start >= end:
+                break
+            madvise_dontneed_single_vma(vma, max(start, vma.vm_start), end)
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
@@ -98,6 +98,9 @@ def madvise_dontneed_vma_locked(mm: Mm, start: Address, end: Address) -> None:
     Kernel: mm/madvise.c, get_lock_mode(), try_vma_read_lock().
     """
     vma = lock_vma_under_rcu(mm, start)
+    if vma is not None and vma.vm_end < end:
+        vma.vm_lock.leave()
+        vma = None
     if vma is None:
         madvise_dontneed(mm, start, end)
         return

@@ -19,7 +19,16 @@ from mthp.mm.huge_memory import (
     zap_deposited_table,
 )
 from mthp.mm.ksm import ksm_might_need_to_copy
-from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PmdPtr, Vma
+from mthp.mm.memcontrol import mem_cgroup_charge
+from mthp.mm.mm_types import (
+    MM_ANONPAGES,
+    MM_SWAPENTS,
+    Kernel,
+    Mm,
+    PmdPtr,
+    Vma,
+    vma_is_anonymous,
+)
 from mthp.mm.mmap_lock import lock_vma_under_rcu
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
@@ -169,7 +178,10 @@ def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
         with pte:
             orig_pte = pte.get(0)
     if pte_none(orig_pte):
-        do_anonymous_page(vma, address, pmd, write=write)
+        if vma_is_anonymous(vma):
+            do_anonymous_page(vma, address, pmd, write=write)
+        else:
+            do_cow_fault(vma, address, pmd)
     elif not pte_present(orig_pte):
         return migration_entry_wait(mm.kernel, orig_pte)
     elif pte_protnone(orig_pte):
@@ -239,7 +251,26 @@ def do_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -
                 if pte_none(pte.get(0)):
                     pte.ptes.write(pte.base, zero_pte())
         return
-    folio = new_anon_folio(kernel, 0)
+    map_new_page(vma, address, pmd, 0)
+
+
+def do_cow_fault(vma: Vma, address: Address, pmd: PmdPtr) -> None:
+    """Map a copy of a file's page, for this process alone.
+
+    Divergence: the page cache is not modelled, so that a load makes a copy too.
+    Kernel: mm/memory.c, do_cow_fault().
+    """
+    pte_alloc(vma.vm_mm, pmd)
+    map_new_page(vma, address, pmd, vma.vm_mm.kernel.files.get(vma.file, 0))
+
+
+def map_new_page(vma: Vma, address: Address, pmd: PmdPtr, content: int) -> None:
+    """Map a new page, if there still is nothing."""
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    folio = new_anon_folio(mm, content)
+    if folio is None:
+        return
     found = pte_offset_map_lock(mm, pmd, address)
     if found is None:
         kernel.mem.folio_put(folio)
@@ -252,11 +283,18 @@ def do_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -
     kernel.mem.folio_put(folio)
 
 
-def new_anon_folio(kernel: Kernel, content: int) -> Folio:
-    """Make a small folio, written before a task can reach it. Kernel: alloc_anon_folio()."""
+def new_anon_folio(mm: Mm, content: int) -> Folio | None:
+    """Make a small folio, written before a task can reach it; None: its cgroup is full.
+
+    Kernel: mm/memory.c, alloc_anon_folio().
+    """
+    kernel = mm.kernel
     mem = kernel.mem
     folio = mem.folio_alloc(0)
     assert folio is not None
+    if not mem_cgroup_charge(folio, mm):
+        mem.folio_put(folio)
+        return None
     mem.content.write(folio, content)
     kernel.machine.smp_wmb()
     mem.flags.set_bits(folio, PG_UPTODATE | PG_SWAPBACKED)
@@ -289,7 +327,11 @@ def wp_page_copy(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None
     old = pte_pfn(orig_pte)
     if old and not mem.folio_try_get(mem.page_folio(old)):
         return
-    folio = new_anon_folio(kernel, mem.content.read(old) if old else 0)
+    folio = new_anon_folio(mm, mem.content.read(old) if old else 0)
+    if folio is None:
+        if old:
+            mem.folio_put(mem.page_folio(old))
+        return
     size = kernel.geometry.page_size
     copied = False
     with mmu_notifier_invalidate_range(mm, address, address + size):
@@ -518,27 +560,38 @@ def zap_page_range_single(vma: Vma, start: Address, end: Address) -> None:
     """Empty a range. Caller holds mmap_lock. Kernel: mm/memory.c, zap_page_range_single()."""
     mm = vma.vm_mm
     with mmu_notifier_invalidate_range(mm, start, end):
-        freed = zap_pmd_range(vma, start, end)
+        freed = zap_vma_range(vma, start, end)
         # tlb_finish_mmu(): pages are given back only when no CPU can reach them any more.
         flush_tlb_mm_range(mm, start, end)
         for folio in freed:
             mm.kernel.mem.folio_put(folio)
 
 
+def zap_vma_range(vma: Vma, start: Address, end: Address) -> list[Folio]:
+    """Empty what the VMA has of [start, end); returns the folios it mapped.
+
+    Kernel: mm/memory.c, __zap_vma_range().
+    """
+    parts = vma.vm_mm.geometry.pmd_ranges(start, end)
+    return [folio for part in parts for folio in zap_pmd_range(vma, *part)]
+
+
 def zap_pmd_range(vma: Vma, start: Address, end: Address) -> list[Folio]:
-    """Empty a range in one table; returns the folios it mapped. Kernel: zap_pmd_range()."""
+    """Empty a range in one table; returns the folios it mapped. Where the PMD is no table any more by
+    then, it is looked at again. Kernel: mm/memory.c, zap_pmd_range().
+    """
     pmd = mm_find_pmd(vma.vm_mm, start)
-    if pmd is None:
-        return []
-    pmdval = pmdp_get_lockless(pmd)
-    if pmd_none(pmdval):
-        return []
-    if pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval):
-        if not whole_table(vma, start, end):
-            split_huge_pmd(vma, pmd, start)
-        elif (freed := zap_huge_pmd(vma, pmd)) is not None:
-            return freed
-    return zap_pte_range(vma, pmd, start, end)
+    freed: list[Folio] | None = None
+    while pmd is not None and freed is None:
+        pmdval = pmdp_get_lockless(pmd)
+        if pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval):
+            if not whole_table(vma, start, end):
+                split_huge_pmd(vma, pmd, start)
+            elif (freed := zap_huge_pmd(vma, pmd)) is not None:
+                break
+            pmdval = pmdp_get_lockless(pmd)
+        freed = [] if pmd_none(pmdval) else zap_pte_range(vma, pmd, start, end)
+    return freed or []
 
 
 def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[Folio] | None:
@@ -562,21 +615,28 @@ def zap_huge_pmd(vma: Vma, pmd: PmdPtr) -> list[Folio] | None:
     return [folio] if present else []
 
 
-def zap_pte_range(vma: Vma, pmd: PmdPtr, start: Address, end: Address) -> list[Folio]:
-    """Empty entries, and the table if that is all of it. Kernel: mm/memory.c, zap_pte_range()."""
+def zap_pte_range(vma: Vma, pmd: PmdPtr, start: Address, end: Address) -> list[Folio] | None:
+    """Empty entries, and the table if that is all of it; returns the folios they mapped. None: the PMD
+    points to no table any more.
+
+    Kernel: mm/memory.c, zap_pte_range().
+    """
     mm = vma.vm_mm
     kernel = mm.kernel
     found = pte_offset_map_lock(mm, pmd, start)
     if found is None:
-        return []
+        return None
     pte, ptl = found
     freed: list[Folio] = []
     for i in range((end - start) >> kernel.geometry.page_shift):
         if not pte_none(pte.get(i)):
             zap_present_ptes(vma, pte, i, freed)
-    reclaimed = zap_empty_pte_table(pmd, pte) if whole_table(vma, start, end) else None
+    may_reclaim = whole_table(vma, start, end)
+    reclaimed = zap_empty_pte_table(pmd, pte) if may_reclaim else None
     ptl.release()
     pte.unmap()
+    if may_reclaim and reclaimed is None:
+        reclaimed = zap_pte_table_if_empty(kernel, pmd, start)
     if reclaimed is not None:
         pte_free_tlb(kernel.tables[reclaimed])
     return freed
@@ -610,10 +670,30 @@ def zap_present_ptes(vma: Vma, pte: PteMap, i: int, freed: list[Folio]) -> None:
 
 
 def zap_empty_pte_table(pmd: PmdPtr, pte: PteMap) -> int | None:
-    """Take a table that was just emptied out of its slot. Kernel: zap_empty_pte_table()."""
+    """Take a table that was just emptied out of its slot, unless the slot is locked.
+
+    Kernel: mm/memory.c, zap_empty_pte_table().
+    """
     pml = pmd.page.ptl.trylock()
     if pml is None:
         return None
     pmdval = pmd.page.pmds.swap(pmd.slot, PMD_NONE)
     pml.release()
+    return pmd_pgtable(pmdval)
+
+
+def zap_pte_table_if_empty(kernel: Kernel, pmd: PmdPtr, start: Address) -> int | None:
+    """Take an emptied table out of its slot, if nobody has filled it since its lock was let go.
+
+    Kernel: mm/memory.c, zap_pte_table_if_empty().
+    """
+    with pmd_lock(pmd):
+        pmdval = pmdp_get_lockless(pmd)
+        pte = pte_offset_map(kernel, pmdval, start)
+        if pte is None:
+            return None
+        with pte, pte.table.ptl.lock():
+            if not all(pte_none(pte.get(i)) for i in range(kernel.geometry.ptrs_per_pte)):
+                return None
+            pmd.page.pmds.write(pmd.slot, PMD_NONE)
     return pmd_pgtable(pmdval)

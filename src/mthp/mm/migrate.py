@@ -3,11 +3,23 @@
 
 from __future__ import annotations
 
-from mthp.mm.folio import folio_add_lru, folio_isolate_lru, folio_putback_lru
+from mthp.mm.folio import (
+    folio_add_lru,
+    folio_isolate_lru,
+    folio_putback_lru,
+    lru_add_drain,
+    mlock_drain_local,
+)
 from mthp.mm.huge_memory import KEPT, remove_migration_pmd, set_pmd_migration_entry
 from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_ANON, PG_SWAPBACKED, PG_UPTODATE
+from mthp.mm.page_flags import (
+    PAGE_ANON_EXCLUSIVE,
+    PG_ANON,
+    PG_MLOCKED,
+    PG_SWAPBACKED,
+    PG_UPTODATE,
+)
 from mthp.mm.page_vma_mapped import HugeMapping, Lookup, page_vma_mapped_walk
 from mthp.mm.pagewalk import folio_walk
 from mthp.mm.pgtable import ptep_clear_flush, unlocked_after
@@ -19,6 +31,7 @@ from mthp.mm.rmap import (
     mapped_places,
     page_at,
 )
+from mthp.mm.vm_flags import VM_LOCKED
 from mthp.words.units import Address, Folio, Pfn
 
 
@@ -51,6 +64,8 @@ def try_to_migrate_one(
             flags = pteval & KEPT | (SWP_EXCLUSIVE if exclusive else 0)
             pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, page, flags))
             folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, page, 1, vma)
+            if vma.vm_flags & VM_LOCKED:
+                mlock_drain_local(mem, kernel.this_cpu)
             mem.folio_put(folio)
 
 
@@ -83,6 +98,8 @@ def remove_migration_pte(
             mem, kernel.this_cpu, dst, range(new, new + 1), vma, exclusive=exclusive
         )
         pte.ptes.write(pte.base, mk_pte(new, old & KEPT))
+        if vma.vm_flags & VM_LOCKED:
+            mlock_drain_local(mem, kernel.this_cpu)
         kernel.update_mmu_cache_range(vma, address, 1)
 
 
@@ -126,8 +143,9 @@ def migrate_isolated(kernel: Kernel, folio: Folio) -> None:
     mem = kernel.mem
     cpu = kernel.this_cpu
     if mem.folio_trylock(folio):
+        was_mlocked = mem.test(folio, PG_MLOCKED)
         try_to_migrate(kernel, folio)
-        moved = not mem.folio_mapcount(folio) and _move(kernel, folio)
+        moved = not mem.folio_mapcount(folio) and _move(kernel, folio, was_mlocked)
         if not moved:
             remove_migration_ptes(kernel, folio, folio)
         mem.folio_unlock(folio)
@@ -137,8 +155,8 @@ def migrate_isolated(kernel: Kernel, folio: Folio) -> None:
     folio_putback_lru(mem, cpu, folio)
 
 
-def _move(kernel: Kernel, src: Folio) -> bool:
-    """Copy an unmapped folio to a new one, which takes its place."""
+def _move(kernel: Kernel, src: Folio, was_mlocked: bool) -> bool:
+    """Copy an unmapped folio to a new one, which takes its place, and its charge: mem_cgroup_migrate()."""
     mem = kernel.mem
     if mem.folio_ref_count(src) != 1:  # folio_migrate_mapping(): it is in use
         return False
@@ -155,7 +173,10 @@ def _move(kernel: Kernel, src: Folio) -> bool:
     mem.index.raw[dst] = mem.index.raw[src]
     if src in mem.mm_mapcounts:
         mem.mm_mapcounts[dst] = {}
+    mem.memcg.raw[dst], mem.memcg.raw[src] = mem.memcg.raw[src], 0
     folio_add_lru(mem, kernel.this_cpu, dst)
+    if was_mlocked:
+        lru_add_drain(mem, kernel.this_cpu)
     remove_migration_ptes(kernel, src, dst)
     mem.folio_unlock(dst)
     mem.folio_put(dst)

@@ -179,11 +179,11 @@ class Mm:
 
     def mm_flags_set(self, flag: int) -> None:
         """Kernel: include/linux/mm.h, mm_flags_set()."""
-        self.flags.write(self.flags.read() | flag)
+        self.flags.update(lambda flags: flags | flag)
 
     def mm_flags_clear(self, flag: int) -> None:
         """Kernel: include/linux/mm.h, mm_flags_clear()."""
-        self.flags.write(self.flags.read() & ~flag)
+        self.flags.update(lambda flags: flags & ~flag)
 
     # VMAs
 
@@ -341,8 +341,9 @@ class Kernel:
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows. report:
     is called with the facts of mm.reports, which laws need and no word of memory holds. twins: what
-    may be done at once where no scheduler watches steps (vectorised/ has them). order_policy:
-    chooses windows in the kernel's place.
+    may be done at once where no scheduler watches steps (vectorised/ has them). files: file -> what
+    each of its pages holds, on file systems with large folios. order_policy: chooses windows in the
+    kernel's place.
     """
 
     def __init__(
@@ -372,6 +373,7 @@ class Kernel:
         self.node_reclaim = False
         self.node_reclaim_distance = 30
         self.distances: Sequence[Sequence[int]] = ()
+        self.files: dict[str | None, int] = {}
         self.events: list[Event] = []
         self.trace: Callable[[Event], None] = self.events.append
         self.warnings: dict[str, str] = {}

@@ -67,7 +67,7 @@ def copy_vma(vma: Vma, to: int) -> Vma:
     Kernel: mm/vma.c, copy_vma(); mm/rmap.c, anon_vma_clone().
     """
     mm = vma.vm_mm
-    new = mm.mmap(to, to + vma.vm_end - vma.vm_start, vma.vm_flags)
+    new = mm.mmap(to, to + vma.vm_end - vma.vm_start, vma.vm_flags, file=vma.file)
     new.vm_pgoff = vma.vm_pgoff
     if vma.anon_vma is not None:
         with anon_vma_lock_write(vma.anon_vma):
@@ -77,10 +77,7 @@ def copy_vma(vma: Vma, to: int) -> Vma:
 
 def unmap_source_vma(vma: Vma) -> None:
     """Remove the old mapping, with the tables that are left. Kernel: mm/mremap.c."""
-    mm = vma.vm_mm
-    size = mm.geometry.pmd_size
-    for start in range(mm.geometry.pmd_addr(vma.vm_start), vma.vm_end, size):
-        unmap_region(vma, start, start + size)
+    unmap_region(vma, vma.vm_start, vma.vm_end)
 
 
 def relocate_vma_down(mm: Mm, to: int) -> None:

@@ -89,17 +89,18 @@ class MemCgroup:
     def uncharge(self, pages: int) -> None:
         """Uncharge past the stock. Kernel: mm/memcontrol.c, mem_cgroup_uncharge(),
         memcg_uncharge()."""
-        self.usage.write(self.usage.read() - pages)
+        self.usage.update(lambda usage: usage - pages)
 
     def _fits(self, pages: int) -> bool:
         return self.limit is None or self.usage.read() + pages <= self.limit
 
     def _try_charge(self, pages: int) -> bool:
         """Charge if the limit allows it. Kernel: mm/page_counter.c, page_counter_try_charge()."""
-        if not self._fits(pages):
-            return False
-        self.usage.write(self.usage.read() + pages)
-        return True
+        usage = self.usage.update(lambda usage: usage + pages) + pages
+        if self.limit is None or usage <= self.limit:
+            return True
+        self.uncharge(pages)
+        return False
 
     def _charge_ahead(self, pages: int) -> bool:
         """Charge a whole batch if there is room, and put the rest in the stock, which was smaller

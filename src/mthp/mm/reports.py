@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mthp.mm.mm_types import Mm
+from mthp.mm.mm_types import Mm, Vma
 from mthp.words.units import Address, Pfn
 
 
@@ -59,6 +59,15 @@ class Pinned(NamedTuple):
     address: Address
     page: Pfn
     exclusive: bool
+    by: str
+
+
+class Scanning(NamedTuple):
+    """[start, end) is looked at, as a part of this mapping."""
+
+    vma: Vma
+    start: Address
+    end: Address
     by: str
 
 

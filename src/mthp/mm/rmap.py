@@ -14,7 +14,7 @@ from mthp.machine.cpu import Cpu
 from mthp.machine.hold import Hold
 from mthp.mm.folio import mlock_vma_folio, munlock_vma_folio
 from mthp.mm.mem_map import MemMap
-from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, AnonVma, Kernel, Vma, linear_page_index
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, AnonVma, Kernel, Mm, Vma, linear_page_index
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range, mmu_notifier_test_young
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
@@ -28,7 +28,7 @@ from mthp.mm.page_flags import (
 from mthp.mm.page_vma_mapped import map_pte
 from mthp.mm.pgtable import flush_tlb_page, ptep_clear_flush, unlocked_after
 from mthp.mm.pgtable_types import SOFT_DIRTY, SWP_EXCLUSIVE, UFFD_WP, YOUNG, Leaf, leaf_pte
-from mthp.mm.vm_flags import VM_DROPPABLE, VM_STACK_INCOMPLETE
+from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_STACK_INCOMPLETE
 from mthp.words.units import Address, Folio, Order, Pfn
 
 UNKNOWN_MM: Final = -1
@@ -88,6 +88,16 @@ def folio_add_anon_rmap_ptes(
         mlock_vma_folio(mem, cpu, folio, vma)
 
 
+def folio_add_anon_rmap_pmd(mem: MemMap, folio: Folio, vma: Vma, *, exclusive: bool) -> None:
+    """Count one more mapping by a PMD. Caller holds the pmd lock. Kernel: mm/rmap.c."""
+    if mem.entire_mapcount.add(folio, 1) == 1:
+        mem.nr_pages_mapped.raw[folio] += ENTIRELY_MAPPED
+    mem.large_mapcount.add(folio, 1)
+    _count_mm(mem, folio, vma.vm_mm.number, 1)
+    if exclusive:
+        mem.page_flags.set_bits(folio, PAGE_ANON_EXCLUSIVE)
+
+
 def folio_remove_rmap_ptes(
     mem: MemMap, cpu: Cpu, folio: Folio, page: Pfn, nr_pages: int, vma: Vma
 ) -> None:
@@ -124,7 +134,7 @@ def _count_mm(mem: MemMap, folio: Folio, mm: int, nr: int) -> None:
     """Keep PG_MAPPED_SHARED of a large folio that several mms map.
 
     Divergence: every mm is remembered, where the kernel has two slots and may say "shared" longer.
-    Kernel: include/linux/rmap.h, folio_sub_return_large_mapcount().
+    Kernel: include/linux/rmap.h, folio_add_return_large_mapcount(), folio_sub_return_large_mapcount().
     """
     counts = mem.mm_mapcounts.get(folio)
     if counts is None:
@@ -165,6 +175,14 @@ def new_anon_folio(
     if mapcount == 1 and not flags & PG_KSM:
         mem.page_flags.raw[folio : folio + nr] = array("B", [PAGE_ANON_EXCLUSIVE]) * nr
     return folio
+
+
+def remember_mm(mem: MemMap, folio: Folio, mm: Mm) -> None:
+    """Tell the mappings of mms apart from here on, if a folio is large: only this one has mapped it so far,
+    and another is about to.
+    """
+    if mem.folio_test_large(folio) and folio not in mem.mm_mapcounts:
+        mem.mm_mapcounts[folio] = {mm.number: mem.large_mapcount.raw[folio]}
 
 
 def share_large_folio(mem: MemMap, folio: Folio, mappings: dict[int, int]) -> None:
@@ -245,10 +263,23 @@ def folio_referenced_one(kernel: Kernel, folio: Folio, vma: Vma, address: Addres
     if found is None:
         return False
     with unlocked_after(kernel, found) as pte:
+        if is_kept_by_mlock(kernel, folio, vma):
+            return True
         young = pte.ptes.clear_bits(pte.base, YOUNG) & YOUNG != 0
         if young:
             flush_tlb_page(mm, address)
     return young or mmu_notifier_test_young(mm, address)
+
+
+def is_kept_by_mlock(kernel: Kernel, folio: Folio, vma: Vma) -> bool:
+    """Whether the VMA is locked: reclaim takes nothing from it, and restores an mlock that got missed.
+
+    Caller holds the PTE lock. Kernel: mm/rmap.c, try_to_unmap_one() without TTU_IGNORE_MLOCK,
+    folio_referenced_one().
+    """
+    if vma.vm_flags & VM_LOCKED:
+        mlock_vma_folio(kernel.mem, kernel.this_cpu, folio, vma)
+    return vma.vm_flags & VM_LOCKED != 0
 
 
 def try_to_unmap(kernel: Kernel, folio: Folio, entry: int) -> None:
@@ -268,6 +299,8 @@ def try_to_unmap_one(kernel: Kernel, folio: Folio, entry: int, vma: Vma, address
         if found is None:
             return
         with unlocked_after(kernel, found) as pte:
+            if is_kept_by_mlock(kernel, folio, vma):
+                return
             pteval = ptep_clear_flush(mm, pte, address)
             exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
             flags = pteval & (SOFT_DIRTY | UFFD_WP) | (SWP_EXCLUSIVE if exclusive else 0)

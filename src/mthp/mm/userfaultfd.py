@@ -47,7 +47,7 @@ from mthp.mm.pgtable_types import (
     zero_pte,
 )
 from mthp.mm.reports import Moving, Registered, StoredTo, WriteProtected
-from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_WRITE
+from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE
 from mthp.words.units import Address, Folio
 
 
@@ -58,7 +58,7 @@ def mwriteprotect_range(mm: Mm, address: Address) -> None:
     """
     with mm.mmap_read_lock():
         vma = mm.vma_lookup(address)
-        if vma is None:
+        if vma is None or not vma.vm_flags & VM_UFFD_WP:
             return
         end = address + mm.geometry.page_size
         done = change_protection(vma, address, end, Right.UFFD_WP)
@@ -94,7 +94,9 @@ def mfill_atomic_install_pte(vma: Vma, address: Address, content: int) -> None:
     kernel = mm.kernel
     pmd = pmd_ptr(mm, address, create=True)
     assert pmd is not None
-    folio = new_anon_folio(kernel, content)
+    folio = new_anon_folio(mm, content) if userfaultfd_armed(vma) else None
+    if folio is None:
+        return
     pte_alloc(mm, pmd)
     found = pte_offset_map_lock(mm, pmd, address)
     if found is not None:

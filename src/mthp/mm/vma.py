@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mthp.mm.huge_memory import split_huge_pmd
-from mthp.mm.memory import zap_page_range_single, zap_pmd_range
+from mthp.mm.memory import zap_vma_range
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
@@ -16,8 +18,9 @@ from mthp.mm.pgtable import (
     pte_free_tlb,
 )
 from mthp.mm.pgtable_types import PMD_NONE, pmd_is_table, pmd_pgtable
-from mthp.mm.reports import Zapped, Zapping
+from mthp.mm.reports import StoredTo, Zapped, Zapping
 from mthp.mm.rmap import anon_vma_lock_write
+from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.words.units import Address
 
 
@@ -29,18 +32,29 @@ def munmap(mm: Mm, start: Address, end: Address) -> Vma | None:
     return vma
 
 
-def munmap_and_mmap(mm: Mm, start: Address, end: Address) -> None:
-    """Put another mapping, just as suitable, in the old one's place."""
+def munmap_and_mmap(mm: Mm, start: Address, file: str | None = None) -> None:
+    """Put another mapping in the place of the one that begins at start: just as suitable, or a file's."""
+    kernel, by = mm.kernel, mm.machine.current.name
     with mm.mmap_write_lock():
-        old = _unmap_locked(mm, start, end)
-        if old is not None:
-            new = mm.mmap(start, end, old.vm_flags)
-            mm.link_anon_vma(new)
-    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
+        old = mm.vma_lookup(start)
+        if old is None or old.vm_start != start:
+            return
+        end = old.vm_end
+        _unmap_locked(mm, start, end)
+        new = mm.mmap(start, end, VM_DEFAULT if file else old.vm_flags, file=file)
+        mm.link_anon_vma(new)
+    kernel.report(Zapped(mm, start, end, by))
+    if file is not None:
+        for address in range(start, end, mm.geometry.page_size):
+            kernel.report(StoredTo(mm, address, kernel.files[file], by))
 
 
-def munmap_tail(mm: Mm, start: Address) -> None:
+def munmap_tail(
+    mm: Mm, start: Address, then: Callable[[Address, Address], object] | None = None
+) -> None:
     """Unmap a mapping from start on: it shrinks, and a huge PMD across start is split.
+
+    then: what is done with its range under the same mmap_lock.
 
     Kernel: mm/vma.c, __split_vma(), vms_gather_munmap_vmas(); mm/huge_memory.c,
     vma_adjust_trans_huge().
@@ -58,7 +72,9 @@ def munmap_tail(mm: Mm, start: Address) -> None:
                 split_huge_pmd(vma, pmd, start)
             mm.shrink_vma(vma, start)
         kernel.report(Zapping(mm, start, end))
-        zap_page_range_single(vma, start, end)
+        unmap_region(vma, start, end)
+        if then is not None:
+            then(start, end)
     kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
@@ -73,17 +89,17 @@ def _unmap_locked(mm: Mm, start: Address, end: Address) -> Vma | None:
 
 
 def unmap_region(vma: Vma, start: Address, end: Address) -> None:
-    """Zap the range, take the VMA out, flush, and give pages and tables back.
+    """Zap the range, take the VMA out unless it has shrunk, flush, give pages and tables back.
 
     Divergence: the VMA leaves the tree only now; it is locked, so that who finds it cannot tell.
     Kernel: mm/vma.c, unmap_region(); mm/rmap.c, unlink_anon_vmas().
     """
     mm = vma.vm_mm
     with mmu_notifier_invalidate_range(mm, start, end):
-        freed = zap_pmd_range(vma, start, end)
-        if vma in mm.vmas:
+        freed = zap_vma_range(vma, start, end)
+        if vma in mm.vmas and vma.vm_end > start:
             unlink(vma)
-        free_pgtables(vma, start)
+        free_pgtables(mm, start, end)
         flush_tlb_mm_range(mm, start, end)
         for folio in freed:
             mm.kernel.mem.folio_put(folio)
@@ -98,15 +114,18 @@ def unlink(vma: Vma) -> None:
         vma.vm_mm.unlink_vma(vma)
 
 
-def free_pgtables(vma: Vma, start: Address) -> None:
-    """Free the table of start. Kernel: mm/memory.c, free_pgtables(), free_pte_range()."""
-    mm = vma.vm_mm
-    pmd = mm_find_pmd(mm, start)
-    if pmd is None:
-        return
-    pmdval = pmdp_get_lockless(pmd)
-    if not pmd_is_table(pmdval):
-        return
-    with pmd_lock(pmd):
-        pmd.page.pmds.write(pmd.slot, PMD_NONE)
-    pte_free_tlb(mm.kernel.tables[pmd_pgtable(pmdval)])
+def free_pgtables(mm: Mm, start: Address, end: Address) -> None:
+    """Free the tables of [start, end) that no VMA has a part of. Kernel: mm/memory.c, free_pgtables(),
+    free_pte_range().
+    """
+    for address, _ in mm.geometry.pmd_ranges(start, end):
+        table = mm.geometry.pmd_addr(address)
+        pmd, other = mm_find_pmd(mm, table), mm.find_vma(table)
+        if pmd is None or (other is not None and other.vm_start < table + mm.geometry.pmd_size):
+            continue
+        pmdval = pmdp_get_lockless(pmd)
+        if not pmd_is_table(pmdval):
+            continue
+        with pmd_lock(pmd):
+            pmd.page.pmds.write(pmd.slot, PMD_NONE)
+        pte_free_tlb(mm.kernel.tables[pmd_pgtable(pmdval)])

@@ -11,6 +11,7 @@ from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
     PAGE_ANON_EXCLUSIVE,
     PG_DIRTY,
+    PG_MLOCKED,
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_WRITEBACK,
@@ -22,6 +23,7 @@ from mthp.mm.rmap import (
     folio_lock_anon_vma_read,
     folio_referenced,
     folio_remove_rmap_ptes,
+    is_kept_by_mlock,
     mapped_places,
     try_to_unmap,
 )
@@ -39,7 +41,7 @@ def shrink_folio(kernel: Kernel, folio: Folio, entry: int) -> None:
 
 
 def reclaim_folio(kernel: Kernel, folio: Folio, unused: Callable[[], bool]) -> None:
-    """Isolate and lock a folio, and free it if it then is unused; put it back otherwise.
+    """Isolate and lock a folio, and free it if it then is unused and not mlocked; put it back otherwise.
 
     Kernel: mm/vmscan.c, isolate_lru_folios(), shrink_folio_list().
     """
@@ -51,7 +53,7 @@ def reclaim_folio(kernel: Kernel, folio: Folio, unused: Callable[[], bool]) -> N
     if not isolated:
         return
     if mem.folio_trylock(folio):
-        gone = unused()
+        gone = not mem.test(folio, PG_MLOCKED) and unused()  # folio_evictable()
         mem.folio_unlock(folio)
         if gone:
             mem.free_folio(folio)
@@ -80,8 +82,13 @@ def remove_mapping(kernel: Kernel, folio: Folio, entry: int) -> bool:
     Kernel: mm/vmscan.c, pageout(), __remove_mapping().
     """
     mem = kernel.mem
+    mem.clear(folio, PG_DIRTY)
     kernel.swap.contents[entry] = mem.content.read(folio)
     if not mem.refcount.freeze(folio, 2):
+        return False
+    if mem.clear(folio, PG_DIRTY):  # written again, by a reference that is put by now: it stays
+        mem.refcount.write(folio, 2)
+        mem.set(folio, PG_DIRTY)
         return False
     kernel.swap.del_folio(folio, 1)
     mem.clear(folio, PG_SWAPCACHE)
@@ -144,6 +151,8 @@ def discard_one(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> Non
         if found is None:
             return
         with unlocked_after(kernel, found) as pte:
+            if is_kept_by_mlock(kernel, folio, vma):
+                return
             pteval = ptep_clear_flush(mm, pte, address)
             if pte_dirty(pteval):
                 mem.set(folio, PG_DIRTY)

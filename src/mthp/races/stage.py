@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A tiny world with a collapse in it, built afresh for every execution.
 
-PMD worlds have two PTEs a table, window worlds four of which the first two are the window: enough
-for every race known, and small enough to try every order of steps.
+PMD worlds have two PTEs a table, window worlds four of which two are the window: enough for every
+race known, and small enough to try every order of steps.
 """
 
 from __future__ import annotations
@@ -18,14 +18,26 @@ from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
 from mthp.machine.task import Machine, Task
 from mthp.mm.mem_map import MemMap
-from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Kernel, Mm, PageTable, Vma
+from mthp.mm.mm_types import (
+    MM_ANONPAGES,
+    MM_SWAPENTS,
+    Kernel,
+    Mm,
+    PageTable,
+    Vma,
+    linear_page_index,
+)
 from mthp.mm.page_alloc import Allocator
 from mthp.mm.page_flags import (
+    ENTIRELY_MAPPED,
     ON_LRU,
+    PAGE_ANON_EXCLUSIVE,
     PG_DIRTY,
     PG_KSM,
     PG_LOCKED,
+    PG_MLOCKED,
     PG_SWAPCACHE,
+    PG_UNEVICTABLE,
 )
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
@@ -36,19 +48,24 @@ from mthp.mm.pgtable_types import (
     YOUNG,
     ZERO_PFN,
     Leaf,
+    huge_pmd,
     leaf_pte,
     mk_pte,
+    pmd_is_table,
+    pmd_pgtable,
     table_pmd,
 )
 from mthp.mm.rmap import new_anon_folio
-from mthp.mm.vm_flags import VM_DEFAULT
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_READ, VM_WRITE
 from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.words.profiles import Profile
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Folio, Geometry, Pfn
 
 START: Final = 0x40000
-"""Where the one mapping begins."""
+"""Where the mapping and its table begin."""
+FILE: Final = "file"
+"""A file that may be mapped; each of its pages holds the same."""
 SWAP_SLOT: Final = 1
 """The slot a page is swapped out to; the next one holds a page that is out from the start."""
 GARBAGE: Final = 666
@@ -64,19 +81,65 @@ class Size(Enum):
     """What is collapsed."""
 
     PMD = "a whole table of two PTEs"
-    WINDOW = "the first two of a table's four PTEs"
+    WINDOW = "two of a table's four PTEs"
 
 
+class Layout(Enum):
+    """Where the window stands in its table, whose the table is, and what kind of mapping it is."""
+
+    PLAIN = "the window is the first of a table that one mapping has to itself"
+    SECOND = "the window is the second of its table"
+    BOTH = "both windows of the table are collapsed, one after the other"
+    TWO_VMAS = (
+        "the second half of the table belongs to another mapping, with an anon_vma of its own"
+    )
+    FILE = "the mapping is a file's, with a page of the process's own"
+    MEMCG = "the process is in a memory cgroup, with room for one more collapse and one page"
+    LOCKED = "the mapping is locked (VM_LOCKED)"
+    READ_ONLY = "the mapping may be read only, and its page was written before"
+    HUGE = "the table is mapped huge already"
+
+    @property
+    def never_collapses(self) -> str:
+        """Why no collapse by 7.3 can succeed, whatever else is done; empty where one can."""
+        return _NEVER.get(self, "")
+
+
+_NEVER: Final = {
+    Layout.TWO_VMAS: "a table of which another mapping has a part is left alone",
+    Layout.FILE: "file mappings are left alone",
+}
+_SIZES: Final = {
+    Layout.SECOND: Size.WINDOW,
+    Layout.BOTH: Size.WINDOW,
+    Layout.HUGE: Size.PMD,
+}
+"""Layouts that one size alone has."""
+
+
+def has_layout(size: Size, layout: Layout) -> bool:
+    """Whether worlds of the size can be laid out like this."""
+    return _SIZES.get(layout, size) is size
+
+
+_VM_FLAGS: Final = {Layout.LOCKED: VM_DEFAULT | VM_LOCKED, Layout.READ_ONLY: VM_READ}
 _GEOMETRY: Final = {Size.PMD: Geometry(12, 1, 1), Size.WINDOW: Geometry(12, 2, 1)}
-_SETTINGS: Final = {
-    size: Settings(
+
+
+def _settings(size: Size, layout: Layout) -> Settings:
+    geometry = _GEOMETRY[size]
+    sizes = dict.fromkeys(geometry.anon_orders, Enabled.ALWAYS)
+    if layout is Layout.BOTH:
+        sizes[geometry.pmd_order] = Enabled.NEVER
+    return Settings(
         geometry=geometry,
-        sizes=dict.fromkeys(geometry.anon_orders, Enabled.ALWAYS),
+        sizes=sizes,
         max_ptes_none=geometry.ptrs_per_pte - 1,
         max_ptes_swap=geometry.ptrs_per_pte - 1,
     )
-    for size, geometry in _GEOMETRY.items()
-}
+
+
+_SETTINGS: Final = {(size, layout): _settings(size, layout) for size in Size for layout in Layout}
 
 
 class Arenas(Allocator):
@@ -112,24 +175,40 @@ Observer = Callable[[Access, Any, int], None]
 class Stage:
     """The world and its tasks, as schedulers want them (schedulers.tasks.Setup).
 
-    order: of the window. pages: PTE index -> frame of the small pages there. swapped: PTE index ->
-    slot of the pages that are out. elsewhere: a page outside the table, for the rival that put it there.
-    alone: only the collapser does anything.
-    children: mms for fork() to fill, by who forks.
+    Pages are counted from the window's first one on, so that those before it are negative.
+
+    order: of the window. pages: page -> frame of the small pages there. swapped: page -> slot of the
+    pages that are out. beside: a page of the table outside the window; None where the window is the
+    table. end: where the table's range ends. elsewhere: a page outside the table, for the rival that put
+    it there. alone: only the collapser does anything. children: mms for fork() to fill, by who forks.
     """
 
-    def __init__(self, size: Size, profile: Profile, cpus: int, vm_flags: int = VM_DEFAULT) -> None:
-        self.kernel = kernel = Kernel(_SETTINGS[size], profile, nr_cpus=cpus, debug=True)
+    def __init__(
+        self,
+        size: Size,
+        profile: Profile,
+        cpus: int,
+        vm_flags: int = VM_DEFAULT,
+        layout: Layout = Layout.PLAIN,
+        tables: int = 1,
+    ) -> None:
+        self.kernel = kernel = Kernel(_SETTINGS[size, layout], profile, nr_cpus=cpus, debug=True)
         self.machine = kernel.machine
         self.size = size
+        self.layout = layout
         self.order = 1
+        self.tables = tables
+        self.first = 2 if layout is Layout.SECOND else 0
+        beside = 0 if layout is Layout.SECOND else 2
+        self.beside = beside - self.first if size is Size.WINDOW else None
+        kernel.files[FILE] = 700
         self.khugepaged = Khugepaged(kernel)
-        self.mm = kernel.new_mm(1, "mm")
+        memcg = kernel.new_memcg("cgroup") if layout is Layout.MEMCG else None
+        self.mm = kernel.new_mm(1, "mm", memcg)
         self.khugepaged.khugepaged_enter(self.mm)
         self.end = START + kernel.geometry.pmd_size
-        self.vma = self.mm.mmap(START, self.end, vm_flags)
-        self.mm.link_anon_vma(self.vma)
         self.table = self.table_at(self.mm, START)
+        self.vma = self._map_range(vm_flags)
         self.pages: dict[int, Folio] = {}
         self.swapped: dict[int, int] = {}
         self.elsewhere = Folio(ZERO_PFN)
@@ -142,83 +221,143 @@ class Stage:
         self.after: Observer
         self.raised: Callable[[Task, Exception], None]
         self.stuck: Callable[[Sequence[tuple[Task, Any]]], None]
+        self.map_page(0)
+        if self.beside is not None:
+            self.map_page(self.beside)
+        if tables > 1:
+            self.map_page((tables - 1) * kernel.geometry.ptrs_per_pte)
+        if layout is Layout.HUGE:
+            self.map_huge()
+
+    def _map_range(self, vm_flags: int) -> Vma:
+        """The mapping of the window, and whichever else the layout has."""
+        mm, size = self.mm, self.kernel.geometry.pmd_size
+        vm_flags = vm_flags & ~VM_DEFAULT | _VM_FLAGS.get(self.layout, VM_DEFAULT)
+        end = START + size // 2 if self.layout is Layout.TWO_VMAS else START + self.tables * size
+        vma = mm.mmap(START, end, vm_flags, file=FILE if self.layout is Layout.FILE else None)
+        mm.link_anon_vma(vma)
+        if self.layout is Layout.TWO_VMAS:
+            mm.link_anon_vma(mm.mmap(end, self.end, vm_flags))
+        return vma
 
     def table_at(self, mm: Mm, address: int) -> PageTable:
-        """A new empty table for address."""
+        """The table of address, which is empty if there was none."""
         pmd = pmd_ptr(mm, address, create=True)
         assert pmd is not None
+        value = pmd.page.pmds.raw[pmd.slot]
+        if pmd_is_table(value):
+            return self.kernel.tables[pmd_pgtable(value)]
         table = self.kernel.new_table()
         pmd.page.pmds.raw[pmd.slot] = table_pmd(table.number)
         return table
 
     @property
+    def window(self) -> int:
+        """The address of the window's first page."""
+        return self.address(0)
+
+    @property
+    def last(self) -> int:
+        """The address of the mapping's last table."""
+        return START + (self.tables - 1) * self.kernel.geometry.pmd_size
+
+    @property
+    def windows(self) -> list[int]:
+        """The addresses of the windows that are collapsed, in their order."""
+        both = range(2 if self.layout is Layout.BOTH else 1)
+        return [self.address(number << self.order) for number in both]
+
+    @property
     def far(self) -> int:
-        """An address whose PMD stands in another page of PMDs than START's, and is none."""
+        """An address whose PMD stands in another page of PMDs than the mapping's, and is none."""
         geometry = self.kernel.geometry
-        return START + geometry.pmd_size * geometry.ptrs_per_pte
+        pages = 1 + self.tables // geometry.ptrs_per_pte
+        return START + pages * geometry.pmd_size * geometry.ptrs_per_pte
 
     # Building
 
     def address(self, index: int) -> int:
         """Of a page of the mapping."""
-        return START + (index << self.kernel.geometry.page_shift)
+        return START + ((self.first + index) << self.kernel.geometry.page_shift)
 
     def map_page(self, index: int) -> Folio:
         """A small page with contents of its own (100 + index); its frame."""
-        self.pages[index] = page = self._map_new(self.vma, self.table, index, 100 + index)
+        self.pages[index] = page = self._map_new(self.mm, self.address(index), 100 + index)
         return page
 
     def _map_new(
-        self, vma: Vma, table: PageTable, slot: int, content: int, flags: int = WRITTEN
+        self, mm: Mm, address: int, content: int, flags: int = WRITTEN, order: int = 0
     ) -> Folio:
-        """A small page in a slot of the mapping's first table."""
+        """A folio at an address of a mapping, mapped by PTEs."""
         mem = self.kernel.mem
-        assert vma.anon_vma is not None
-        index, anon_vma = vma.vm_pgoff + slot, vma.anon_vma.number
-        page = new_anon_folio(mem, flags=flags, anon_vma=anon_vma, index=index)
-        mem.content.raw[page] = content
-        table.ptes.raw[slot] = mk_pte(page, YOUNG if flags & PG_KSM else USED)
-        vma.vm_mm.counters[MM_ANONPAGES] += 1
-        return page
+        vma = mm.vma_lookup(address)
+        assert vma is not None and vma.anon_vma is not None
+        if vma.vm_flags & VM_LOCKED:
+            flags |= PG_MLOCKED | PG_UNEVICTABLE
+        index, anon_vma = linear_page_index(vma, address), vma.anon_vma.number
+        folio = new_anon_folio(mem, order, flags=flags, anon_vma=anon_vma, index=index)
+        if mm.memcg is not None:
+            mem.memcg.raw[folio] = mm.memcg.number
+        bits = YOUNG if flags & PG_KSM else USED if vma.vm_flags & VM_WRITE else USED & ~WRITE
+        table, slot = self.table_at(mm, address), self.kernel.geometry.pte_index(address)
+        for i in range(1 << order):
+            mem.content.raw[folio + i] = content + i
+            table.ptes.raw[slot + i] = mk_pte(folio + i, bits)
+        mm.counters[MM_ANONPAGES] += 1 << order
+        return folio
 
     def map_elsewhere(
         self, mm: Mm, start: int, vm_flags: int, content: int | None, flags: int = WRITTEN
     ) -> Folio:
-        """A mapping as large as the first one, in this mm or another, with one small page (or none)
-        at its begin; the page.
+        """A mapping as large as a table, in this mm or another, with one small page (or none) at its
+        begin; the page.
         """
         vma = mm.mmap(start, start + self.kernel.geometry.pmd_size, vm_flags)
         mm.link_anon_vma(vma)
-        table = self.table_at(mm, start)
+        self.table_at(mm, start)
         if content is None:
             return Folio(ZERO_PFN)
-        return self._map_new(vma, table, 0, content, flags)
+        return self._map_new(mm, start, content, flags)
 
     def map_large(self) -> None:
         """One folio of two pages, mapped by PTEs, in the place of the first page."""
-        mem = self.kernel.mem
         self.unmap_page(0)
-        head = new_anon_folio(mem, 1, flags=WRITTEN, index=self.vma.vm_pgoff)
-        for i in range(2):
-            mem.content.raw[head + i] = 100 + i
-            self.table.ptes.raw[i] = mk_pte(head + i, USED)
-            self.pages[i] = Folio(Pfn(head + i))
-        self.mm.counters[MM_ANONPAGES] += 2
+        head = self._map_new(self.mm, self.window, 100, order=1)
+        self.pages |= {0: head, 1: Folio(Pfn(head + 1))}
+
+    def map_huge(self) -> None:
+        """A huge page, as a collapse leaves it, in the place of the first page."""
+        mem, geometry = self.kernel.mem, self.kernel.geometry
+        self.map_large()
+        folio = self.pages[0]
+        pmd = pmd_ptr(self.mm, START)
+        assert pmd is not None
+        for i in range(geometry.ptrs_per_pte):
+            self.table.ptes.raw[i] = mem.mapcount.raw[folio + i] = 0
+            mem.page_flags.raw[folio + i] = 0
+        mem.page_flags.raw[folio] = PAGE_ANON_EXCLUSIVE
+        mem.refcount.raw[folio] = 1
+        mem.entire_mapcount.raw[folio] = mem.large_mapcount.raw[folio] = 1
+        mem.nr_pages_mapped.raw[folio] = ENTIRELY_MAPPED
+        pmd.page.deposited[pmd.slot] = [self.table.number]
+        pmd.page.pmds.raw[pmd.slot] = huge_pmd(folio, USED)
 
     def unmap_page(self, index: int) -> None:
         """Take a small page away again, as if it had never been."""
         mem = self.kernel.mem
         old = self.pages.pop(index)
-        for row in (mem.refcount, mem.mapcount, mem.flags, mem.page_flags):
+        for row in (mem.refcount, mem.mapcount, mem.flags, mem.page_flags, mem.memcg):
             row.raw[old] = 0
-        self.table.ptes.raw[index] = 0
+        self.table.ptes.raw[self.first + index] = 0
         self.mm.counters[MM_ANONPAGES] -= 1
 
     def swap_page(self, index: int, slot: int) -> None:
         """A page that was swapped out before."""
         self.kernel.swap.contents[slot] = 100 + index
         self.kernel.swap.add_user(slot)
-        self.table.ptes.raw[index] = leaf_pte(Leaf.SWAP, slot, SWP_EXCLUSIVE | SOFT_DIRTY)
+        self.table.ptes.raw[self.first + index] = leaf_pte(
+            Leaf.SWAP, slot, SWP_EXCLUSIVE | SOFT_DIRTY
+        )
         self.mm.counters[MM_SWAPENTS] += 1
         self.swapped[index] = slot
 
@@ -255,9 +394,13 @@ class Stage:
 
     def ready(self, collapsers: Sequence[str]) -> Stage:
         """Everything is in place: frames for each task, and the laws look on from here."""
-        kernel = self.kernel
+        kernel, mem = self.kernel, self.kernel.mem
+        for memcg in kernel.memcgs:
+            charged = (pfn for pfn, number in enumerate(mem.memcg.raw) if number)
+            memcg.usage.value = sum(1 << mem.order.raw[pfn] for pfn in charged)
+            memcg.limit = memcg.usage.value + (1 << self.order) + 1
         names = [task.name for task, _ in self.tasks]
-        kernel.mem.allocator = Arenas(kernel.mem, self.machine, names)
+        mem.allocator = Arenas(mem, self.machine, names)
         self.watch = Watch(kernel, self.khugepaged, collapsers)
         self.before, self.after = self.watch.before, self.watch.after
         self.raised, self.stuck = self.watch.raised, self.watch.stuck

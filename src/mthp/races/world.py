@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from itertools import combinations
@@ -16,11 +16,9 @@ from mthp.mm.reports import WalkedNothing
 from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.races.cast.all import RIVALS, get_along
 from mthp.races.cast.collapsers import COLLAPSER, Start
-from mthp.races.cast.rival import nothing
-from mthp.races.stage import Size, Stage
+from mthp.races.cast.rival import ELSEWHERE, Place, Reach, StagePart, nothing
+from mthp.races.stage import Layout, Size, Stage, has_layout
 from mthp.words.profiles import PROFILES
-
-_PARTS = "+hook, +scan or +daemon, +tso or +lkmm or +weak"
 
 
 class Hook(Enum):
@@ -28,6 +26,15 @@ class Hook(Enum):
 
     NOTHING = "nothing"
     WALKS = "walks"
+
+
+_HOOKS = {"hook": Hook.WALKS}
+_STARTS = {start.name.lower(): start for start in Start if start is not Start.COLLAPSE}
+_MODELS = {model.value: model for model in Model if model is not Model.SC}
+_LAYOUTS = {
+    layout.name.lower().replace("_", "-"): layout for layout in Layout if layout is not Layout.PLAIN
+}
+"""The parts of a world's name, by what they say."""
 
 
 def walking_hook(vma: Vma, address: int, nr: int) -> None:
@@ -51,15 +58,18 @@ class RaceWorld:
     hook: Hook = Hook.NOTHING
     start: Start = Start.COLLAPSE
     memory: Model = Model.SC
+    layout: Layout = Layout.PLAIN
 
     @property
     def name(self) -> str:
-        """pmd or window; +hook where the architecture's hook walks; +scan, +daemon where khugepaged
-        begins there."""
-        hook = "+hook" if self.hook is Hook.WALKS else ""
-        start = f"+{self.start.name.lower()}" if self.start is not Start.COLLAPSE else ""
-        memory = f"+{self.memory.value}" if self.memory is not Model.SC else ""
-        return self.size.name.lower() + hook + start + memory
+        """pmd or window; +second and the like, how it is laid out; +hook where the architecture's hook
+        walks; +scan, +daemon, +madvise where the collapser begins there; +tso, +lkmm, +weak."""
+        parts = [self.size.name.lower()]
+        parts += [name for name, layout in _LAYOUTS.items() if layout is self.layout]
+        parts += [name for name, hook in _HOOKS.items() if hook is self.hook]
+        parts += [name for name, start in _STARTS.items() if start is self.start]
+        parts += [name for name, memory in _MODELS.items() if memory is self.memory]
+        return "+".join(parts)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -70,16 +80,11 @@ class RaceWorld:
     @staticmethod
     def parse(name: str, profile: str, rivals: tuple[str, ...]) -> RaceWorld:
         """The world of a name; ValueError where there is none, or no such rival."""
-        parts = name.split("+")
-        sizes = {size.name.lower(): size for size in Size}
-        starts = {start.name.lower(): start for start in Start}
-        models = {model.value: model for model in Model}
-        start, memory = Start.COLLAPSE, Model.SC
-        if parts[0] not in sizes or not {"hook", *starts, *models}.issuperset(parts[1:]):
-            raise ValueError(f"no world {name!r}: pmd or window, then {_PARTS}")
-        for part in parts[1:]:
-            start = starts.get(part, start)
-            memory = models.get(part, memory)
+        first, *parts = name.split("+")
+        size = next((size for size in Size if size.name.lower() == first), None)
+        known = [*_LAYOUTS, *_HOOKS, *_STARTS, *_MODELS]
+        if size is None or not {*known}.issuperset(parts):
+            raise ValueError(f"no world {name!r}: pmd or window, then +{' or +'.join(known)}")
         for rival in rivals:
             if rival not in RIVALS:
                 raise ValueError(f"no rival {rival!r}; there are {', '.join(RIVALS)}")
@@ -88,8 +93,41 @@ class RaceWorld:
                 raise ValueError(f"no rivals in one world: {' and '.join(pair)}")
         if profile not in PROFILES:
             raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
-        hook = Hook.WALKS if "hook" in parts else Hook.NOTHING
-        return RaceWorld(sizes[parts[0]], profile, rivals, hook, start, memory)
+        world = RaceWorld(size, profile, rivals)
+        for part in parts:
+            world = replace(
+                world,
+                layout=_LAYOUTS.get(part, world.layout),
+                hook=_HOOKS.get(part, world.hook),
+                start=_STARTS.get(part, world.start),
+                memory=_MODELS.get(part, world.memory),
+            )
+        if len(world.name.split("+")) <= len(parts) or not world.is_possible:
+            raise ValueError(f"no world {name!r}: its parts do not go together")
+        return world
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is such a world: MADV_COLLAPSE is of whole tables, and some layouts of one size."""
+        if self.start is Start.MADVISE:
+            return self.size is Size.PMD and self.layout is Layout.PLAIN
+        return has_layout(self.size, self.layout)
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether each rival finds what it works on: a place, and the pages that it prepares."""
+        return all(map(self._is_for, self.rivals))
+
+    def _is_for(self, name: str) -> bool:
+        rival = RIVALS[name]
+        if rival.needs is Place.BESIDE and self.size is not Size.WINDOW:
+            return False
+        if rival.needs is Place.TABLES and self.start is not Start.MADVISE:
+            return False
+        if self.layout is Layout.HUGE:
+            return rival.reach is not Reach.PAGES and rival.takes <= ELSEWHERE
+        is_whole = StagePart.WINDOW in rival.takes and self.size is Size.PMD
+        return not (self.layout is Layout.TWO_VMAS and is_whole)
 
     def __call__(self) -> Stage:
         """A fresh stage."""
@@ -97,12 +135,11 @@ class RaceWorld:
         vm_flags = VM_DEFAULT
         for rival in cast:
             vm_flags |= rival.vm_flags
-        stage = Stage(self.size, PROFILES[self.profile], 1 + len(cast), vm_flags)
+        tables = 3 if self.start is Start.MADVISE else 1
+        cpus = 1 + len(cast)
+        stage = Stage(self.size, PROFILES[self.profile], cpus, vm_flags, self.layout, tables)
         if self.start is not Start.DAEMON:
             stage.khugepaged.mm_slot = stage.mm  # khugepaged works on the mm under its cursor
-        stage.map_page(0)
-        if self.size is Size.WINDOW:
-            stage.map_page(2)
         if self.hook is Hook.WALKS:
             stage.kernel.update_mmu_cache = walking_hook
         stage.add_task(COLLAPSER, partial(self.start.run, stage))

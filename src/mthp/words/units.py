@@ -9,6 +9,7 @@ Kernel: include/linux/huge_mm.h (HPAGE_PMD_ORDER, HPAGE_PMD_MASK), mm/huge_memor
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NewType
@@ -75,6 +76,11 @@ class Geometry:
     def pmd_addr(self, address: int) -> int:
         """The address of the PMD range that holds address. Kernel: HPAGE_PMD_MASK."""
         return address & ~(self.pmd_size - 1)
+
+    def pmd_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """[start, end) in parts, each within one table. Kernel: pmd_addr_end()."""
+        for table in range(self.pmd_addr(start), end, self.pmd_size):
+            yield max(start, table), min(end, table + self.pmd_size)
 
     def pmd_align_up(self, address: int) -> int:
         return (address + self.pmd_size - 1) & ~(self.pmd_size - 1)

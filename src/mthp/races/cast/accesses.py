@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from mthp.mm.gup import pin_and_write
+from mthp.mm.gup import get_and_write, pin_and_write
 from mthp.mm.memory import handle_mm_fault, handle_user_fault
 from mthp.mm.mmu import load, store
-from mthp.races.cast.rival import WINDOW, Rival
+from mthp.races.cast.rival import BESIDE, WINDOW, Rival
 from mthp.races.lockless_walker import perf_get_page_size
 from mthp.races.secondary_mmu import SecondaryMmu
-from mthp.races.stage import START, Size, Stage
+from mthp.races.stage import Stage
 
 
 def store_and_load(stage: Stage, index: int) -> None:
@@ -25,18 +25,18 @@ def store_twice(stage: Stage, first: int, second: int) -> None:
 
 
 def _store_beside(stage: Stage) -> None:
-    if stage.size is Size.WINDOW:
-        store_twice(stage, 2, 2)
+    if stage.beside is not None:
+        store_twice(stage, stage.beside, stage.beside)
 
 
 def _add_guest(stage: Stage) -> None:
     stage.guest = SecondaryMmu(stage.mm)
-    stage.guest.sptes[START] = stage.pages[0]
+    stage.guest.sptes[stage.window] = stage.pages[0]
 
 
 def _guest_stores(stage: Stage) -> None:
     assert stage.guest is not None
-    stage.guest.store(START, 400)
+    stage.guest.store(stage.window, 400)
 
 
 # fmt: off
@@ -46,19 +46,22 @@ ACCESSES = (
         lambda stage: store_twice(stage, 0, 0)),
     Rival("store-both", "a CPU stores to both pages, the second through a cached link",
         lambda stage: store_twice(stage, 0, 1)),
-    Rival("store-neighbour", "a CPU stores twice to a page beside the window", _store_beside),
-    Rival("load", "a CPU loads from a page of the window", lambda stage: load(stage.mm, START)),
+    Rival("store-neighbour", "a CPU stores twice to a page beside the window", _store_beside,
+        needs=BESIDE),
+    Rival("load", "a CPU loads from a page of the window", lambda stage: load(stage.mm, stage.window)),
     Rival("fault", "a CPU stores to the window's empty PTE", lambda stage: store_and_load(stage, 1)),
     Rival("zero-fault", "a CPU reads the window's empty PTE",
         lambda stage: handle_user_fault(stage.mm, stage.address(1), write=False)),
     Rival("fault-unlocked", "a fault that takes no lock (a core dumper's)",
         lambda stage: handle_mm_fault(stage.vma, stage.address(1), write=True)),
     Rival("gup", "GUP-fast pins a page, a device writes to it later",
-        lambda stage: pin_and_write(stage.mm, START, 300)),
+        lambda stage: pin_and_write(stage.mm, stage.window, 300)),
+    Rival("get", "GUP-fast takes a plain reference to a page, and puts it once a device has written",
+        lambda stage: get_and_write(stage.mm, stage.window, 310)),
     Rival("gup-large", "GUP-fast pins a page of a large folio",
-        lambda stage: pin_and_write(stage.mm, START, 300), Stage.map_large, WINDOW),
+        lambda stage: pin_and_write(stage.mm, stage.window, 300), Stage.map_large, WINDOW),
     Rival("guest", "a guest stores to a page its MMU maps", _guest_stores, _add_guest),
     Rival("perf", "perf walks the table without a lock",
-        lambda stage: perf_get_page_size(stage.mm, START)),
+        lambda stage: perf_get_page_size(stage.mm, stage.window)),
 )
 # fmt: on

@@ -19,15 +19,15 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
 from mthp.races.cast.accesses import store_and_load
-from mthp.races.cast.rival import ELSEWHERE, FIRST, HOLE, PAGES, WINDOW, Rival
-from mthp.races.stage import START, Size, Stage
+from mthp.races.cast.rival import BESIDE, ELSEWHERE, FIRST, HOLE, PAGES, WINDOW, Rival
+from mthp.races.stage import START, Stage
 
 KSM_PAGE: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_KSM
 
 
 def _migrate_beside(stage: Stage) -> None:
-    if stage.size is Size.WINDOW:
-        migrate_folio(stage.kernel, stage.pages[2])
+    if stage.beside is not None:
+        migrate_folio(stage.kernel, stage.pages[stage.beside])
 
 
 def _poison(stage: Stage, index: int) -> None:
@@ -61,11 +61,12 @@ def _zeroes(stage: Stage) -> None:
 FOLIOS = (
     Rival("migrate", "migration of a page of the window",
         lambda stage: migrate_folio(stage.kernel, stage.pages[0]), reach=PAGES),
-    Rival("migrate-neighbour", "migration of a page beside the window", _migrate_beside, reach=PAGES),
+    Rival("migrate-neighbour", "migration of a page beside the window", _migrate_beside, reach=PAGES,
+        needs=BESIDE),
     Rival("migrate-large", "move_pages() where the window is a large folio",
-        lambda stage: move_page(stage.mm, START), Stage.map_large, WINDOW),
+        lambda stage: move_page(stage.mm, stage.window), Stage.map_large, WINDOW),
     Rival("move-pages", "move_pages() of a page of the window, small or huge",
-        lambda stage: move_page(stage.mm, START)),
+        lambda stage: move_page(stage.mm, stage.window)),
     Rival("poisoned", "a page of the window is poisoned, and migrated",
         lambda stage: migrate_folio(stage.kernel, stage.pages[0]), lambda stage: _poison(stage, 0),
         FIRST, reach=PAGES),
@@ -76,14 +77,14 @@ FOLIOS = (
     Rival("large", "the window is a large folio", prepare=Stage.map_large, takes=WINDOW),
     Rival("large-poisoned", "the same, with a poisoned page", prepare=_poison_large, takes=WINDOW),
     Rival("split", "a folio that was collapsed is split again",
-        lambda stage: split_huge_pages_pid(stage.mm, START)),
+        lambda stage: split_huge_pages_pid(stage.mm, stage.window)),
     Rival("split-large", "the shrinker splits the large folio of the window",
         lambda stage: deferred_split_scan(stage.kernel, stage.pages[0]), Stage.map_large, WINDOW),
     Rival("ksm", "ksmd merges a page of the window with another process's",
-        lambda stage: ksm_do_scan(stage.mm, START, stage.elsewhere), _merged_page, ELSEWHERE,
+        lambda stage: ksm_do_scan(stage.mm, stage.window, stage.elsewhere), _merged_page, ELSEWHERE,
         VM_MERGEABLE),
     Rival("ksm-zero", "ksmd puts the zero page in the place of a page of zeroes",
-        lambda stage: ksm_do_scan(stage.mm, START, stage.elsewhere), _zeroes, FIRST | ELSEWHERE,
+        lambda stage: ksm_do_scan(stage.mm, stage.window, stage.elsewhere), _zeroes, FIRST | ELSEWHERE,
         VM_MERGEABLE),
 )
 # fmt: on

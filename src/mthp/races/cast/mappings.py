@@ -12,11 +12,11 @@ from mthp.mm.mremap import mremap, relocate_vma_down
 from mthp.mm.page_flags import PG_LOCKED
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.task_mmu import clear_refs_write
-from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
+from mthp.mm.vm_flags import VM_DEFAULT, VM_EXEC, VM_STACK_INCOMPLETE
 from mthp.mm.vma import munmap_and_mmap, munmap_tail
 from mthp.mm.vmscan import discard_folio
-from mthp.races.cast.rival import ELSEWHERE, FIRST, WINDOW, Reach, Rival
-from mthp.races.stage import START, Stage
+from mthp.races.cast.rival import ELSEWHERE, FIRST, TABLES, WINDOW, Reach, Rival
+from mthp.races.stage import FILE, START, Stage
 
 
 def _lock_first_page(stage: Stage) -> None:
@@ -36,23 +36,43 @@ def _zap_and_fault(stage: Stage) -> None:
     handle_huge_fault(stage.mm, START)
 
 
+def _put_and_zap(stage: Stage) -> None:
+    stage.kernel.mem.folio_put(stage.pages[0])
+    madvise_dontneed_vma_locked(stage.mm, START, stage.end)
+
+
+def _map_file(stage: Stage) -> None:
+    munmap_and_mmap(stage.mm, START, FILE)
+    store(stage.mm, stage.window, 210)
+
+
+def _map_behind(stage: Stage, start: int) -> None:
+    """What the mapping has from start on becomes another mapping's, which is stored to."""
+
+    def mmap(first: int, end: int) -> None:
+        stage.mm.link_anon_vma(stage.mm.mmap(first, end, VM_DEFAULT | VM_EXEC))
+
+    munmap_tail(stage.mm, start, mmap)
+    store(stage.mm, start, 220)
+
+
 def _zap_second(stage: Stage) -> None:
     madvise_dontneed(stage.mm, stage.address(1), stage.address(2))
 
 
 def _free_lazily(stage: Stage) -> None:
-    madvise_free(stage.mm, START, stage.address(1))
+    madvise_free(stage.mm, stage.window, stage.address(1))
     discard_folio(stage.kernel, stage.pages[0])
 
 
 def _hint_and_store(stage: Stage) -> None:
     task_numa_work(stage.mm, START, stage.end)
-    store(stage.mm, START, 200)
+    store(stage.mm, stage.window, 200)
 
 
 def _clear_and_store(stage: Stage) -> None:
     clear_refs_write(stage.mm)
-    store(stage.mm, START, 200)
+    store(stage.mm, stage.window, 200)
 
 
 def _add_child(stage: Stage, name: str) -> None:
@@ -71,19 +91,28 @@ MAPPINGS = (
     Rival("zap", "MADV_DONTNEED of the whole table",
         lambda stage: madvise_dontneed(stage.mm, START, stage.end)),
     Rival("zap-page", "MADV_DONTNEED of one page of the window",
-        lambda stage: madvise_dontneed(stage.mm, START, stage.address(1))),
+        lambda stage: madvise_dontneed(stage.mm, stage.window, stage.address(1))),
     Rival("zap-second", "MADV_DONTNEED of the window's second page", _zap_second),
     Rival("zap-vma", "MADV_DONTNEED of the whole table under the VMA lock",
         lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.end)),
     Rival("zap-page-vma", "the same of one page of the window",
-        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.address(1))),
+        lambda stage: madvise_dontneed_vma_locked(stage.mm, stage.window, stage.address(1))),
     Rival("zap-locked", "a locked page is unlocked and zapped", _zap_locked, _lock_first_page, FIRST),
+    Rival("zap-put", "a reference to a page is put, and the table zapped and given back", _put_and_zap,
+        lambda stage: stage.kernel.mem.refcount.take(stage.pages[0], 1), FIRST),
     Rival("zap-large", "MADV_DONTNEED of a page of a large folio", _zap_second, Stage.map_large,
         WINDOW),
     Rival("huge-fault", "the table is zapped, and a fault puts a huge page there", _zap_and_fault),
     Rival("lazyfree", "MADV_FREE of a page, and reclaim that drops it", _free_lazily),
     Rival("remap", "munmap() and mmap() of the same range",
-        lambda stage: munmap_and_mmap(stage.mm, START, stage.end)),
+        lambda stage: munmap_and_mmap(stage.mm, START)),
+    Rival("remap-file", "munmap(), and mmap() of a file there, of which a page is stored to", _map_file),
+    Rival("remap-tail", "munmap() of all but the first page of the window, and another mapping there",
+        lambda stage: _map_behind(stage, stage.address(1))),
+    Rival("remap-last", "munmap() of the mapping's last table, and another mapping there",
+        lambda stage: _map_behind(stage, stage.last), needs=TABLES),
+    Rival("shrink-last", "munmap() of the mapping's last table",
+        lambda stage: munmap_tail(stage.mm, stage.last), needs=TABLES),
     Rival("shrink", "munmap() of all but the first page of the window",
         lambda stage: munmap_tail(stage.mm, stage.address(1))),
     Rival("mremap", "mremap() moves the whole table elsewhere",
@@ -102,7 +131,7 @@ MAPPINGS = (
         lambda stage: _add_child(stage, "fork-fails")),
     Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE),
     Rival("exec-shift", "exec shifts its temporary stack",
-        lambda stage: relocate_vma_down(stage.mm, START - stage.kernel.geometry.pmd_size),
+        lambda stage: relocate_vma_down(stage.mm, 2 * START - stage.vma.vm_end),
         vm_flags=VM_STACK_INCOMPLETE, reach=Reach.ALONE),
     Rival("exit", "the process exits",
         lambda stage: exit_mm(stage.mm, stage.khugepaged.khugepaged_exit), reach=Reach.ALONE),

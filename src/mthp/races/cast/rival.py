@@ -23,6 +23,13 @@ class StagePart(Enum):
     SWAP = "how the swap device works"
 
 
+class Place(Enum):
+    """What not every world has; whoever needs it does nothing in the others."""
+
+    BESIDE = "a table that is larger than the window"
+    TABLES = "more tables than the window's"
+
+
 class Reach(Enum):
     """How a rival comes by the process's memory, as far as the process's life is concerned."""
 
@@ -39,7 +46,9 @@ def nothing(stage: Stage) -> None:
 class Rival:
     """An actor. what: one line about it. run: what its task does. vm_flags: the mapping needs them.
 
-    prepare: changes to the stage before the first step. takes: the parts these are about.
+    prepare: changes to the stage before the first step. takes: the parts these are about. needs: what
+    it works on, where not every world has it. never_collapses: why no collapse by 7.3 can succeed in its
+    worlds; empty where one can.
     """
 
     name: str
@@ -49,6 +58,8 @@ class Rival:
     takes: frozenset[StagePart] = frozenset()
     vm_flags: int = 0
     reach: Reach = Reach.PROCESS
+    needs: Place | None = None
+    never_collapses: str = ""
 
     def gets_along(self, other: Rival) -> bool:
         """Whether both can be in one world. Where the window is not a small page and a hole no other
@@ -65,4 +76,5 @@ HOLE = frozenset({StagePart.HOLE})
 FIRST = frozenset({StagePart.FIRST})
 WINDOW = frozenset({StagePart.WINDOW})
 ELSEWHERE = frozenset({StagePart.ELSEWHERE})
+BESIDE, TABLES = Place.BESIDE, Place.TABLES
 PAGES = Reach.PAGES

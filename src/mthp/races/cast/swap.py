@@ -11,19 +11,19 @@ from mthp.mm.pagewalk import folio_walk
 from mthp.mm.swapfile import unuse_mm
 from mthp.mm.vmscan import folio_end_writeback, free_swapped, shrink_active_list, shrink_folio
 from mthp.races.cast.accesses import store_and_load
-from mthp.races.cast.rival import HOLE, PAGES, WINDOW, Rival, StagePart
-from mthp.races.stage import START, SWAP_SLOT, Size, Stage
+from mthp.races.cast.rival import BESIDE, HOLE, PAGES, WINDOW, Rival, StagePart
+from mthp.races.stage import SWAP_SLOT, Stage
 
 IN_WRITEBACK = HOLE | {StagePart.SWAP}
 
 
 def _swap_out_beside(stage: Stage) -> None:
-    if stage.size is Size.WINDOW:
-        shrink_folio(stage.kernel, stage.pages[2], SWAP_SLOT)
+    if stage.beside is not None:
+        shrink_folio(stage.kernel, stage.pages[stage.beside], SWAP_SLOT)
 
 
-def _age(stage: Stage, index: int) -> None:
-    if index in stage.pages:
+def _age(stage: Stage, index: int | None) -> None:
+    if index is not None:
         shrink_active_list(stage.kernel, stage.pages[index])
 
 
@@ -83,11 +83,11 @@ SWAP = (
     Rival("swap-out", "reclaim swaps a page of the window out",
         lambda stage: shrink_folio(stage.kernel, stage.pages[0], SWAP_SLOT), reach=PAGES),
     Rival("swap-out-neighbour", "reclaim takes a page beside the window", _swap_out_beside,
-        reach=PAGES),
+        reach=PAGES, needs=BESIDE),
     Rival("referenced", "reclaim looks whether a page of the window was used",
         lambda stage: _age(stage, 0), reach=PAGES),
-    Rival("referenced-beside", "the same of a page beside the window", lambda stage: _age(stage, 2),
-        reach=PAGES),
+    Rival("referenced-beside", "the same of a page beside the window",
+        lambda stage: _age(stage, stage.beside), reach=PAGES, needs=BESIDE),
     Rival("swapped", "a page of the window is swapped out", prepare=swapped_hole, takes=HOLE,
         reach=PAGES),
     Rival("swap-in", "a store faults at a swapped page of the window",
@@ -95,7 +95,7 @@ SWAP = (
     Rival("swap-in-store", "the same, with the store and a load through the TLB",
         lambda stage: store_and_load(stage, 1), swapped_hole, HOLE),
     Rival("swap-in-large", "a store faults where the whole window is swapped out",
-        lambda stage: handle_user_fault(stage.mm, START, write=True), _swapped_window, WINDOW),
+        lambda stage: handle_user_fault(stage.mm, stage.window, write=True), _swapped_window, WINDOW),
     Rival("swap-read", "the read of a swapped page of the window ends",
         lambda stage: stage.kernel.mem.folio_unlock(stage.pages[1]), _being_read, HOLE, reach=PAGES),
     Rival("swapoff", "swapoff brings a swapped page of the window back",

@@ -27,14 +27,14 @@ def _source(stage: Stage) -> None:
 # fmt: off
 UFFD = (
     Rival("uffd-wp", "userfaultfd write-protects a page of the window",
-        lambda stage: mwriteprotect_range(stage.mm, START), lambda stage: stage.map_page(1), HOLE,
+        lambda stage: mwriteprotect_range(stage.mm, stage.window), lambda stage: stage.map_page(1), HOLE,
         VM_UFFD_WP),
     Rival("uffd-copy", "UFFDIO_COPY fills the window's empty PTE",
         lambda stage: mfill_atomic(stage.mm, stage.address(1), 500), vm_flags=VM_UFFD_MISSING),
     Rival("uffd-register", "userfaultfd takes the window's empty PTE in charge",
         lambda stage: userfaultfd_register(stage.mm, START)),
     Rival("uffd-move", "UFFDIO_MOVE takes a page out of the window",
-        lambda stage: move_pages(stage.mm, stage.far, START), _destination, ELSEWHERE),
+        lambda stage: move_pages(stage.mm, stage.far, stage.window), _destination, ELSEWHERE),
     Rival("uffd-move-in", "UFFDIO_MOVE brings a page into the window",
         lambda stage: move_pages(stage.mm, stage.address(1), stage.far), _source, ELSEWHERE,
         VM_UFFD_MISSING),
