@@ -262,6 +262,7 @@ def test_contents_are_seen_before_what_maps_them(how: str) -> None:
     if how == "huge":
         handle_huge_fault(world.mm, vma.vm_start)
     elif how == "monitor":
+        vma.vm_flags |= VM_UFFD_MISSING
         mfill_atomic(world.mm, vma.vm_start, 5)
     else:
         handle_user_fault(world.mm, vma.vm_start, write=True)
