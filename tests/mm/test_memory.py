@@ -363,7 +363,9 @@ def test_a_page_that_leaves_the_swap_cache_before_it_is_locked_is_let_go() -> No
 
     def hook(access: Access, word: object, index: int, bits: int) -> None:
         if word is mem.flags and bits == PG_LOCKED and device.cache:  # another gives it up
-            device.remove_from_cache(cached, 1)
+            world.kernel.machine.on_step = None
+            device.del_folio(cached, 1)
+            world.kernel.machine.on_step = hook
             mem.flags.raw[cached] &= ~PG_SWAPCACHE
             mem.refcount.raw[cached] -= 1
 

@@ -44,7 +44,7 @@ START, END = 0x40000000, 0x40010000
         lambda mm: mremap(mm, START, 0x50000000),
         lambda mm: mprotect(mm, START, END),
         lambda mm: munmap(mm, START, END),
-        lambda mm: munmap_and_mmap(mm, START, END),
+        lambda mm: munmap_and_mmap(mm, START),
         lambda mm: munmap_tail(mm, START + 0x1000),
         lambda mm: relocate_vma_down(mm, START - 0x10000),
         lambda mm: userfaultfd_register(mm, START),
