@@ -150,15 +150,21 @@ def outputs() -> Iterator[tuple[str, str, list[str]]]:
                     yield str(page.relative_to(ROOT)), command, lines
 
 
-RACES = [*(ROOT / "docs").glob("races*.md"), *(ROOT / "docs" / "questions").glob("*.md")]
+RACES = [
+    *(ROOT / "docs").glob("races*.md"),
+    ROOT / "docs" / "protocols.md",
+    *(ROOT / "docs" / "questions").glob("*.md"),
+]
 
 
 def runs_here(command: str, lines: list[str]) -> bool:
     """Whether a command needs nothing that is not in a clone, and little time."""
     long = any(float(each) >= 1 for each in re.findall(r"(\d+\.\d) s$", "\n".join(lines), re.M))
     told = command.startswith(("mthp check --world", "mthp check --mutant", "mthp replay"))
+    told |= command.startswith("mthp check --protocol docs/")
     here = told or command.startswith("mthp diff") or "src/mthp/data" in command
-    return here and not long and not set("|/").intersection(command.replace("src/mthp/data/", ""))
+    ours = re.sub(r"(src/mthp/data|docs/examples)/", "", command)
+    return here and not long and not set("|/").intersection(ours)
 
 
 @pytest.mark.parametrize(("page", "command", "lines"), list(outputs()))

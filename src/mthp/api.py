@@ -23,8 +23,8 @@ from mthp.image.capture.proc import CaptureError
 from mthp.predict.image import Image, MappedFolio, Run, capture, load
 from mthp.predict.records import Change, ChangeKind, Outcome, Proposal, Refusal, VmaUse, WindowGate
 from mthp.races.edits import Edit, source_of
+from mthp.races.protocol import protocol as protocol_file
 from mthp.races.variant import VariantError, applied, replaced
-from mthp.races.variant import protocol as protocol_file
 from mthp.races.world import RaceWorld
 from mthp.report.check import violation_lines
 from mthp.report.refusals import change_text, reason_text, status_text
@@ -92,7 +92,7 @@ def check_protocol(
     if executions is not None and executions < 1:
         raise ValueError(f"executions: {executions} is not 1 or more")
     recipe = RaceWorld.parse(world, profile, rivals)
-    variant: AbstractContextManager[None] = nullcontext()
+    variant: AbstractContextManager[object] = nullcontext()
     if isinstance(protocol, str | os.PathLike):
         variant = protocol_file(Path(protocol))
     elif isinstance(protocol, Mapping):

@@ -46,8 +46,13 @@ def raw(row: str, page: int, amount: int) -> Corrupt:
     return corrupt
 
 
+def freeze_mapped(world: World, vma: Vma) -> None:
+    assert world.mem.folio_ref_freeze(world.folio(vma, 0), 1)
+
+
 def free_mapped(world: World, vma: Vma) -> None:
-    world.mem.refcount.raw[world.folio(vma, 0)] = 0
+    freeze_mapped(world, vma)
+    world.mem.flags.raw[world.folio(vma, 0)] = 0
 
 
 def keep_translation(world: World, vma: Vma) -> None:
@@ -140,6 +145,7 @@ AT_REST: list[tuple[int, Corrupt, str]] = [
     (4, raw("large_mapcount", 4, 1), "large_mapcount 5, should be 4"),
     (4, raw("nr_pages_mapped", 4, 1), "nr_pages_mapped 5, should be 4"),
     (4, miscount_sharers, "mappings by process 3, should be 4"),
+    (5, freeze_mapped, "is left frozen"),
     (5, raw("refcount", 0, 1), "refcount 2, explained 1"),
     (5, raw("refcount", 4, -1), "refcount 3, explained 4"),
     (5, leave_isolated, "is left isolated"),

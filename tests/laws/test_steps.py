@@ -15,7 +15,7 @@ from mthp.machine.hold import Mode
 from mthp.machine.step import Access
 from mthp.mm.mm_types import Mm, PmdPtr, TableState
 from mthp.mm.mmap_lock import vma_start_write
-from mthp.mm.pgtable import PteMap, pmd_lock, pmd_ptr, pmdp_get_lockless
+from mthp.mm.pgtable import PteMap, pmd_lock, pmd_ptr, pmdp_get_lockless, pte_free
 from mthp.mm.pgtable_types import (
     DIRTY,
     PMD_NONE,
@@ -25,10 +25,13 @@ from mthp.mm.pgtable_types import (
     WRITE,
     YOUNG,
     Leaf,
+    Pte,
     huge_pmd,
     leaf_pte,
     mk_pte,
+    pte_pfn,
     table_pmd,
+    zero_pte,
 )
 from mthp.mm.reports import (
     Discarding,
@@ -124,6 +127,12 @@ def scene() -> Scene:
     return Scene()
 
 
+def free(scene: Scene) -> None:
+    """The first page, as its last user does."""
+    scene.mem.mapcount.raw[scene.page] = 0
+    scene.mem.folio_put(scene.page)
+
+
 def only(scene: Scene, law: int, text: str) -> None:
     """One law is broken, and it is said so."""
     assert [each.law for each in scene.broken()] == [law], scene.broken()
@@ -136,14 +145,17 @@ def only(scene: Scene, law: int, text: str) -> None:
 
 
 def test_a_freed_table_is_used(scene: Scene) -> None:
-    scene.stage.table.state = TableState.FREED
+    scene.set_pmd(PMD_NONE)
+    scene.ptes.raw[0] = PTE_NONE
+    pte_free(scene.stage.table)
+    assert scene.broken() == []
     scene.other().ptes.read(0)
     only(scene, 1, f"uses table {scene.number}, which was freed")
 
 
 @pytest.mark.parametrize("write", [False, True])
 def test_a_freed_page_is_used(scene: Scene, write: bool) -> None:
-    scene.mem.refcount.raw[scene.page] = 0
+    free(scene)
     content = scene.other().mem.content
     if write:
         content.write(scene.page, 5)
@@ -153,21 +165,34 @@ def test_a_freed_page_is_used(scene: Scene, write: bool) -> None:
 
 
 def test_freeing_a_page_is_not_using_it(scene: Scene) -> None:
-    scene.mem.refcount.raw[scene.page] = 0
-    scene.other().mem.content.add(scene.page, 0)
+    free(scene.collapser())
     scene.other().mem.content.read(0)  # the zero page has no references
     assert scene.broken() == []
 
 
+def test_a_frozen_folio_may_be_used(scene: Scene) -> None:
+    assert scene.collapser().mem.folio_ref_freeze(scene.page, 1)
+    scene.mem.content.read(scene.page)
+    scene.other().mem.test(scene.page, 1)
+    scene.mem.folio_ref_unfreeze(scene.page, 1)
+    assert scene.broken() == []
+
+
+def test_a_page_is_freed_twice(scene: Scene) -> None:
+    free(scene)
+    scene.other().mem.content.free(scene.page)
+    only(scene, 1, f"uses page {scene.page}, which was freed")
+
+
 def test_a_freed_folio_is_looked_at(scene: Scene) -> None:
-    scene.mem.refcount.raw[scene.page] = 0
+    free(scene)
     scene.other().mem.flags.test_bits(scene.page, 1)
     only(scene, 1, f"looks at folio {scene.page}, which was freed")
 
 
-def test_clearing_the_flags_of_a_folio_that_is_freed_is_allowed(scene: Scene) -> None:
-    scene.mem.refcount.raw[scene.page] = 0
-    scene.other().mem.flags.swap(scene.page, 0)
+def test_waiting_for_the_lock_of_a_freed_folio_is_allowed(scene: Scene) -> None:
+    free(scene)
+    scene.other().mem.folio_wait_locked(scene.page)
     assert scene.broken() == []
 
 
@@ -424,6 +449,62 @@ def test_a_split_to_a_table_that_is_linked_elsewhere(scene: Scene) -> None:
     only(scene, 7, "overwrites a PMD that maps folio 16")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "broken"),
+    [
+        (mk_pte(5, YOUNG), mk_pte(16, YOUNG), True),
+        (leaf_pte(Leaf.SWAP, 5), leaf_pte(Leaf.MIGRATION, 16), True),
+        (leaf_pte(Leaf.MIGRATION, 5), mk_pte(16, YOUNG), True),  # somebody else's
+        (leaf_pte(Leaf.GUARD), mk_pte(16, YOUNG), True),
+        (leaf_pte(Leaf.SWAP, 3), mk_pte(16, YOUNG), False),  # swapped in
+        (mk_pte(5, YOUNG), leaf_pte(Leaf.MIGRATION, 5), False),
+        (zero_pte(), mk_pte(16, YOUNG), False),
+        (PTE_NONE, mk_pte(16, YOUNG), False),
+    ],
+)
+def test_a_pte_is_overwritten(scene: Scene, old: Pte, new: Pte, broken: bool) -> None:
+    scene.ptes.raw[0] = old
+    with scene.collapser().stage.table.ptl.lock():
+        scene.ptes.write(0, new)
+    if broken:
+        only(scene, 7, f"overwrites PTE 0 of table {scene.number}, which names {pte_pfn(old)}")
+    else:
+        assert scene.broken() == []
+
+
+def test_what_a_collapser_has_put_in_flight_is_its_own(scene: Scene) -> None:
+    entry = leaf_pte(Leaf.MIGRATION, scene.page, SOFT_DIRTY)
+    scene.ptes.raw[0] = mk_pte(scene.page, SOFT_DIRTY)
+    with scene.collapser().stage.table.ptl.lock():
+        scene.ptes.write(0, entry)
+        scene.ptes.write(0, mk_pte(16, SOFT_DIRTY))
+    assert scene.broken() == []
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_a_table_of_pages_in_flight_may_be_replaced(
+    scene: Scene, locked: bool, in_flight: bool
+) -> None:
+    """By whoever put them there and has locked it; a table that maps something may not."""
+    table = scene.collapser().stage.table
+    ptl = table.ptl.lock()
+    if in_flight:
+        scene.ptes.write(0, leaf_pte(Leaf.MIGRATION, scene.page, SOFT_DIRTY))
+    ptl.release()
+    with pmd_lock(scene.pmd):
+        ptl = table.ptl.lock()
+        if not locked:
+            ptl.release()
+        scene.set_pmd(huge_pmd(16, SOFT_DIRTY))
+        if locked:
+            ptl.release()
+    if locked and in_flight:
+        assert scene.broken() == []
+    else:
+        only(scene, 7, f"overwrites a PMD that points to table {scene.number}")
+
+
 # Law 8: marks
 
 
@@ -432,7 +513,8 @@ def test_a_collapser_takes_a_write_protected_entry_away(scene: Scene) -> None:
     with scene.collapser().mm.mmap_write_lock():
         scene.detach()
         scene.ptes.write(0, PTE_NONE)
-    only(scene, 8, "takes away an entry that is write-protected")
+        scene.ptes.write(0, mk_pte(16, SOFT_DIRTY))
+    only(scene, 8, f"loses the write protection of PTE 0 of table {scene.number}")
 
 
 def test_a_collapser_loses_a_soft_dirty_mark(scene: Scene) -> None:
@@ -454,7 +536,7 @@ def test_a_huge_pmd_has_the_marks_of_its_table(scene: Scene, mark: int) -> None:
     if mark:
         assert scene.broken() == []
     else:
-        only(scene, 8, f"loses the soft-dirty marks of table {scene.number}")
+        only(scene, 8, f"loses the soft-dirty mark of table {scene.number}")
 
 
 def test_a_table_under_a_huge_pmd_is_nobodys_any_more(scene: Scene) -> None:

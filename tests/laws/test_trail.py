@@ -10,7 +10,17 @@ from mthp.laws.steps import law_8_pmds, law_8_ptes
 from mthp.laws.trail import law_11_nothing_of_it_is_left
 from mthp.machine.step import Access
 from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_UPTODATE
-from mthp.mm.pgtable_types import DIRTY, SOFT_DIRTY, UFFD_WP, YOUNG, huge_pmd, mk_pte, table_pmd
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    SOFT_DIRTY,
+    UFFD_WP,
+    YOUNG,
+    Leaf,
+    huge_pmd,
+    leaf_pte,
+    mk_pte,
+    table_pmd,
+)
 from mthp.races.stage import Size
 from mthp.races.world import RaceWorld
 
@@ -28,7 +38,7 @@ class Notes:
         self.table = self.stage.table
 
     def detach(self) -> None:
-        self.trail.detach(self.table.number)
+        self.trail.detached = self.table.number
         self.trail.change_pmd("mm1.pmd", 0, table_pmd(self.table.number), 0)
 
     def attach(self) -> None:
@@ -96,7 +106,7 @@ def test_a_folio_that_it_freed_is_of_no_interest(notes: Notes) -> None:
 
 def test_what_came_before_the_table_was_taken_does_not_count() -> None:
     notes = Notes()
-    notes.pte(0, 0, mk_pte(5, YOUNG))  # swapped in
+    notes.pte(0, leaf_pte(Leaf.SWAP, 3), mk_pte(5, YOUNG))
     notes.trail.change_flags(5, 0, PG_UPTODATE)
     notes.gave_up()
     assert notes.laws == []
@@ -116,9 +126,15 @@ def test_a_huge_pmd_must_have_it(notes: Notes, flags: int, broken: list[int]) ->
     assert notes.laws == broken
 
 
-def test_write_protection_may_not_be_taken_away(notes: Notes) -> None:
+@pytest.mark.parametrize(("flags", "broken"), [(USED | UFFD_WP, []), (USED, [8])])
+def test_write_protection_must_come_back(notes: Notes, flags: int, broken: list[int]) -> None:
     notes.pte(0, mk_pte(5, USED | UFFD_WP), 0)
-    assert notes.laws == [8]
+    notes.pte(0, 0, mk_pte(16, flags))
+    assert notes.laws == broken
+    notes.laws.clear()
+    notes.pte(1, mk_pte(6, USED | UFFD_WP), 0)
+    notes.huge(flags)
+    assert notes.laws == broken
 
 
 def test_an_attempt_that_is_over_is_forgotten(notes: Notes) -> None:
@@ -128,11 +144,57 @@ def test_an_attempt_that_is_over_is_forgotten(notes: Notes) -> None:
     trail.change_flags(5, PG_LRU, PG_LRU | PG_LOCKED)
     trail.forget()
     notes.gave_up()
-    notes.pte(0, mk_pte(5, USED | UFFD_WP), 0)
     notes.pte(0, 0, mk_pte(16, YOUNG))
     notes.huge(YOUNG)
-    notes.gave_up()
     assert notes.laws == []
+    trail.forget()
     notes.detach()
     notes.huge(YOUNG)
     assert notes.laws == []
+
+
+ENTRY = leaf_pte(Leaf.MIGRATION, 5, USED)
+
+
+def test_it_begins_with_the_first_pte_and_not_with_the_table() -> None:
+    notes = Notes()
+    notes.pte(0, mk_pte(5, USED), 0)
+    notes.gave_up()
+    assert notes.laws == [11]
+
+
+def test_a_page_that_came_in_is_none_of_its_changes_and_one_that_is_locked_for_it_is() -> None:
+    notes = Notes()
+    notes.pte(0, leaf_pte(Leaf.SWAP, 3, SOFT_DIRTY), mk_pte(5, YOUNG | SOFT_DIRTY))
+    notes.trail.change_flags(5, 0, PG_LOCKED)
+    notes.trail.change_flags(5, PG_LOCKED, PG_LOCKED | PG_UPTODATE)
+    notes.trail.change_flags(5, PG_LOCKED | PG_UPTODATE, PG_UPTODATE)
+    notes.trail.change_flags(6, PG_UPTODATE, PG_UPTODATE | PG_LOCKED)
+    notes.pte(1, mk_pte(6, USED), leaf_pte(Leaf.MIGRATION, 6, USED))
+    notes.gave_up()
+    assert notes.laws == [11]  # of the folio that stays locked
+    notes.laws.clear()
+    notes.trail.change_flags(6, PG_UPTODATE | PG_LOCKED, PG_UPTODATE)
+    notes.gave_up()
+    assert notes.laws == []
+
+
+@pytest.mark.parametrize(
+    ("now", "restored", "broken"),
+    [
+        (ENTRY, mk_pte(5, USED), []),
+        (ENTRY, mk_pte(5, YOUNG | DIRTY), [8, 11]),
+        (ENTRY & ~SOFT_DIRTY, mk_pte(5, YOUNG | DIRTY), []),  # others have cleared the mark
+        (0, mk_pte(5, USED), [11]),  # others have zapped it
+        (ENTRY, None, []),  # whether it stays for ever is law 4's
+        (ENTRY, mk_pte(16, USED), [11]),
+    ],
+)
+def test_an_entry_in_flight(now: int, restored: int | None, broken: list[int]) -> None:
+    """It is put in a PTE's place; now: what stands there when the collapse gives up."""
+    notes = Notes()
+    notes.pte(0, mk_pte(5, USED), ENTRY)
+    if restored is not None:
+        notes.pte(0, now, restored)
+    notes.gave_up()
+    assert notes.laws == broken

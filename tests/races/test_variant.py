@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from mthp.check.check import check_world, hunt
-from mthp.khugepaged import collapse
 from mthp.khugepaged.isolate import Isolation
 from mthp.machine.store_buffer import Model
-from mthp.races.edits import Edit, source_of
+from mthp.races.edits import Edit
 from mthp.races.mutants.rules import MUTANTS, NO_BARRIER
 from mthp.races.questions import NO_SEED_BARRIER
 from mthp.races.stage import Size
-from mthp.races.variant import VariantError, applied, protocol
+from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
 
 
@@ -29,31 +26,6 @@ def test_methods_are_replaced_and_classes_stay() -> None:
 def test_edits_of_two_modules_see_one_another() -> None:
     clean = check_world(RaceWorld(Size.PMD, "7.3", ()), mutant="no-pmd-lock")
     assert clean.clean
-
-
-@pytest.mark.parametrize("name", ["collapse.py", "mine.py"])
-def test_a_protocol_of_ones_own(tmp_path: Path, name: str) -> None:
-    text = source_of("khugepaged.collapse")
-    own = tmp_path / name
-    own.write_text(text.replace("                vma_start_write(vma)\n", ""), encoding="utf-8")
-    world = RaceWorld(Size.PMD, "7.3", ("fault",))
-    before = collapse.collapse_huge_page
-    with protocol(own):
-        result = check_world(world)
-    assert collapse.collapse_huge_page is before
-    assert result.violation is not None
-    assert {3, 7} & {breach.law for breach in result.violation.breaches}
-    own.write_text(text, encoding="utf-8")
-    with protocol(own):
-        assert check_world(world).clean
-
-
-@pytest.mark.parametrize("text", ["x =", "x = 1", "def attic(): pass", "1 / 0"])
-def test_what_is_no_protocol(tmp_path: Path, text: str) -> None:
-    own = tmp_path / "own.py"
-    own.write_text(text, encoding="utf-8")
-    with pytest.raises(VariantError), protocol(own):
-        pass
 
 
 MEMORY = [

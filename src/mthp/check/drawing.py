@@ -25,6 +25,7 @@ from mthp.machine.hold import Hold, Rank
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
 from mthp.mm.mm_types import PageTable, PmdPage
+from mthp.races.protocol import OWN_MODULE
 from mthp.races.stage import Stage
 from mthp.races.world import RaceWorld
 
@@ -88,7 +89,7 @@ def kernel_function(frame: FrameType | None, access: Access) -> str:
         name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
         if name in _STORES and module == "mthp.mm.mmu":
             return _STORES[name]
-        if module == "mthp.protocol" and name.isidentifier():
+        if module == OWN_MODULE and name.isidentifier():
             return f"{name}()"
         if module.startswith(_ENGINE):
             cited, file = _cited(name, _docstring(frame), frame.f_globals.get("__doc__") or "")
@@ -167,6 +168,7 @@ def draw(token: Token) -> Violation:
         len(replay.taken),
         sum(a != b for a, b in pairwise(replay.taken)),
         str(token),
+        token.protocol[0],
     )
 
 

@@ -30,7 +30,9 @@ class Breach:
 
 @dataclass(frozen=True)
 class Violation:
-    """One execution that breaks laws, as short as it could be made. replay: its token."""
+    """One execution that breaks laws, as short as it could be made. replay: its token. protocol: the file
+    it is of, "" for none.
+    """
 
     tasks: tuple[str, ...]
     calls: tuple[Call, ...]
@@ -39,6 +41,7 @@ class Violation:
     steps: int
     switches: int
     replay: str
+    protocol: str = ""
 
 
 @dataclass(frozen=True)

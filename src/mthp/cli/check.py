@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mthp.check.drawing import replay
 from mthp.check.jobs import Row
@@ -32,9 +32,10 @@ from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
 from mthp.races.mutants.automatic import mutations
 from mthp.races.mutants.rules import HALVES, MUTANTS
+from mthp.races.protocol import in_force, protocol
 from mthp.races.questions import QUESTIONS, Question
 from mthp.races.stage import Size
-from mthp.races.variant import VariantError, protocol
+from mthp.races.variant import VariantError
 from mthp.races.world import RaceWorld
 from mthp.report.check import (
     mutant_document,
@@ -48,7 +49,6 @@ from mthp.report.check import (
 )
 from mthp.report.itf import itf_document
 from mthp.words.files import check_target, replace_text
-from mthp.words.reading import read_text
 
 BROKEN = 4
 """Exit code: a law is broken."""
@@ -77,7 +77,7 @@ def run_check(args: argparse.Namespace) -> int:
         return _mutant(args)
     if args.mutations is not None:
         return _mutations(args)
-    with _protocol(args.protocol):
+    with _protocol(args):
         return _worlds(args)
 
 
@@ -85,7 +85,7 @@ def run_replay(args: argparse.Namespace) -> int:
     """Run `mthp replay` and return its exit code."""
     if args.itf is not None:
         check_target(args.itf)
-    with _protocol(args.protocol):
+    with _protocol(args):
         try:
             violation = replay(args.token)
         except ValueError as error:
@@ -128,7 +128,10 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     violation = next((each.violation for each in results if each.violation is not None), None)
     _write_itf(args.itf, violation.replay if violation is not None else None)
     if args.json:
-        print_json({"schema_version": 1, "profiles": [world_document(each) for each in results]})
+        document: dict[str, Any] = {"schema_version": 1}
+        if (own := in_force()) is not None:
+            document["protocol"] = own.document()
+        print_json(document | {"profiles": [world_document(each) for each in results]})
     elif violation is not None:
         print("\n" + "\n".join(violation_lines(violation, _width())))
     return BROKEN if any(each.is_alarm for each in results) else 0
@@ -148,17 +151,15 @@ def _of(args: argparse.Namespace, jobs: Sequence[ScorecardRow]) -> str:
     """What is said to tell which searches a file to go on from belongs to."""
     names = ", ".join(job.name for job in jobs)
     what = names if len(jobs) < 3 else f"{len(jobs)} worlds of {jobs[0].name}"
-    if args.protocol is not None:
-        text = read_text(args.protocol).encode()
-        what += f", with the protocol {hashlib.sha256(text).hexdigest()[:16]}"
-    return what
+    own = in_force()
+    return what if own is None else f"{what}, with the protocol {own.digest}"
 
 
 def _chosen(args: argparse.Namespace) -> list[RaceWorld]:
     """The worlds asked for."""
     profile = args.profile or "7.3"
     if not args.world and args.rivals is None:
-        return default_worlds(profile)
+        return [*default_worlds(profile), *_own_worlds(profile)]
     sizes = [args.world] if args.world else [size.name.lower() for size in Size]
     if args.rivals is None:
         casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
@@ -170,10 +171,29 @@ def _chosen(args: argparse.Namespace) -> list[RaceWorld]:
         raise UsageError(str(error)) from None
 
 
+def _own_worlds(profile: str) -> list[RaceWorld]:
+    """Those that the protocol file brings along."""
+    own = in_force()
+    worlds = []
+    for text in own.worlds if own is not None else ():
+        name, _, rivals = text.partition(":")
+        names = tuple(rivals.split("+")) if rivals not in ("", NO_TASK) else ()
+        try:
+            worlds.append(RaceWorld.parse(name, profile, names))
+        except ValueError as error:
+            raise VariantError(f"WORLDS: {error}") from None
+    return worlds
+
+
 @contextmanager
-def _protocol(file: str | None) -> Iterator[None]:
+def _protocol(args: argparse.Namespace) -> Iterator[None]:
+    """The user's protocol, if one is given; what it replaced is said first."""
+    file = args.protocol
     try:
-        with nullcontext() if file is None else protocol(Path(file)):
+        with nullcontext() if file is None else protocol(Path(file)) as own:
+            if own is not None and not args.json:
+                print(f"{own.file}: {own.rule}")
+                print("".join(f"replaces {each}\n" for each in own.replaces), flush=True)
             yield
     except VariantError as error:
         raise UsageError(f"--protocol {file}: {error}") from None

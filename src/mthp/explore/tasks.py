@@ -148,12 +148,14 @@ class Execution:
             self._carriers[number].switch()
         self._started = True
         self.current = -1
-        while (chosen := self._next()) != STOP:
-            self._carriers[chosen].switch()
-        machine.on_step = None
-        if self.ending is Ending.FINISHED:
-            self._at_rest()
-        self._abandon()
+        try:
+            while (chosen := self._next()) != STOP:
+                self._carriers[chosen].switch()
+            machine.on_step = None
+            if self.ending is Ending.FINISHED:
+                self._at_rest()
+        finally:
+            self._abandon()
         return self.ending
 
     def _at_rest(self) -> None:

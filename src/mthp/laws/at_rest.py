@@ -57,7 +57,7 @@ def law_1_freed_memory_is_unreachable(rest: Rest) -> Iterator[Broken]:
     reached |= {"in a batch": now.batched, "in the swap cache": Counter(now.kernel.swap.entry_of)}
     for how, pages in reached.items():
         for page in pages:
-            if mem.refcount.raw[mem.head.raw[page]] <= 0:
+            if mem.is_free(mem.head.raw[page]):
                 yield Broken(1, Thing(Kind.PAGE, page), f"page {page} is free and {how}")
 
 
@@ -122,7 +122,9 @@ def law_5_references_are_explained(rest: Rest) -> Iterator[Broken]:
     mem = now.kernel.mem
     for folio in {*now.folios, *outside.references}:
         want = now.explained_references(folio) + outside.references.get(folio, 0)
-        if mem.refcount.raw[folio] != want:
+        if not mem.refcount.raw[folio]:
+            yield Broken(5, Thing(Kind.FOLIO, folio), f"folio {folio} is left frozen")
+        elif mem.refcount.raw[folio] != want:
             text = f"folio {folio}: refcount {mem.refcount.raw[folio]}, explained {want}"
             yield Broken(5, Thing(Kind.FOLIO, folio), text)
     for folio in now.folios:

@@ -87,7 +87,7 @@ class Census:
             self.batched.update(folio for folio, _ in cpu.mlock.value)
         mem = kernel.mem
         self.folios = [
-            pfn for pfn, refs in enumerate(mem.refcount.raw) if refs and mem.head.raw[pfn] == pfn
+            pfn for pfn, head in enumerate(mem.head.raw) if head == pfn and not mem.is_free(head)
         ]
         self.orders = {folio: mem.order.raw[folio] for folio in self.folios}
         self.flags = {folio: mem.flags.raw[folio] for folio in self.folios}

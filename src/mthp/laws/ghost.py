@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from mthp.laws.census import Census
+from mthp.laws.declares import DECLARED
 from mthp.laws.observations import Observations
 from mthp.laws.trail import Trail
 from mthp.machine.hold import Mode, Rank
@@ -19,7 +20,6 @@ from mthp.mm.pgtable_types import (
     DIRTY,
     YOUNG,
     pmd_is_table,
-    pmd_none,
     pmd_pgtable,
     pmd_trans_huge,
     pte_present,
@@ -60,25 +60,31 @@ class Ghost:
     detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
     have no link to the table left, unless it read the PMD since. inspected: table -> the tasks that may
     fill it after a task has detached it and then taken its lock: that task, and those that read the PMD
-    since. copies: source page -> its last copy by a collapser. trails: collapser -> what it changed
-    itself. taken: collapser -> (table, PTE) -> young and dirty bits that it took away in this attempt.
-    failed: pages whose memory had failed in the beginning.
+    since. freed: words of rows, by name and index, that were given up. copies: source page -> its last
+    copy by a collapser. trails: collapser -> what it changed itself. taken: collapser -> (table, PTE) ->
+    young and dirty bits that it took away in this attempt. failed: pages whose memory had failed in the
+    beginning.
     """
 
     def __init__(self, kernel: Kernel, begun: Census, collapsers: Collection[str]) -> None:
         self.kernel = kernel
-        self.collapsers = frozenset(collapsers)
+        self.collapsers = DECLARED.collapsers.union(collapsers)
         self.observations = Observations(kernel, begun)
         self.detached: dict[int, Task] = {}
         self.flushed: set[tuple[int, int]] = set()
         self.inspected: dict[int, set[str]] = {}
         self.copies: dict[int, Copy] = {}
-        self.trails = {name: Trail(name) for name in collapsers}
-        self.taken: dict[str, dict[tuple[int, int], int]] = {name: {} for name in collapsers}
+        self.trails = {name: Trail(name) for name in self.collapsers}
+        self.freed: dict[tuple[str, int], None] = {}
+        self.taken: dict[str, dict[tuple[int, int], int]] = {name: {} for name in self.collapsers}
         flags = kernel.mem.page_flags.raw
         self.failed = frozenset(page for page, each in enumerate(flags) if each & PAGE_HWPOISON)
 
     # Changes, each after the laws have looked at the step
+
+    def word_is_freed(self, step: Step) -> None:
+        """Whatever it belongs to is not there any more."""
+        self.freed[step.word.name, step.at] = None
 
     def pmd_is_read(self, step: Step) -> None:
         """A walk finds the table anew. Whether it is linked at a later step would depend on steps that
@@ -96,7 +102,7 @@ class Ghost:
         """A table is detached or linked, or a huge page is mapped in its place."""
         old, new = step.old, step.new
         if old != new:
-            if pmd_is_table(old) and pmd_none(new):
+            if pmd_is_table(old):
                 self.detached[pmd_pgtable(old)] = step.task
             if pmd_is_table(new):
                 self.detached.pop(pmd_pgtable(new), None)
@@ -105,8 +111,8 @@ class Ghost:
                     del self.detached[number]
         trail = self.trails.get(step.task.name)
         if trail is not None:
-            if pmd_is_table(old) and pmd_none(new):
-                trail.detach(pmd_pgtable(old))
+            if pmd_is_table(old):
+                trail.detached = pmd_pgtable(old)
             trail.change_pmd(step.word.name, step.at, old, new)
 
     def pte_is_changed(self, step: Step) -> None:
@@ -177,7 +183,8 @@ class Ghost:
         if any(hold.lock is table.ptl for hold in task.held):
             return True
         return self.detached.get(table.number) is task and any(
-            hold.lock.rank is Rank.MMAP and hold.mode is Mode.WRITE for hold in task.held
+            hold.lock.rank in DECLARED.detached_under and hold.mode is Mode.WRITE
+            for hold in task.held
         )
 
     def is_private(self, task: Task, table: PageTable) -> bool:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.laws.ghost import Ghost, Step
+from mthp.laws.trail import MARKS, is_swap_in
 from mthp.machine.step import Access
+from mthp.machine.task import Task
 from mthp.mm.mm_types import TableState, Vma
 from mthp.mm.pgtable_types import (
     DIRTY,
@@ -24,6 +26,7 @@ from mthp.mm.pgtable_types import (
     pmd_pgtable,
     pmd_trans_huge,
     pte_none,
+    pte_none_or_zero,
     pte_pfn,
     pte_present,
 )
@@ -35,10 +38,15 @@ from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 
 def law_1_tables(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """No task uses a table that was freed."""
-    table = step.word.owner
-    if table.state is TableState.FREED:
-        text = f"{step.task.name} uses table {table.number}, which was freed"
-        yield Broken(1, Thing(Kind.TABLE, table.number), text)
+    if _was_freed(ghost, step):
+        number = step.word.owner.number
+        text = f"{step.task.name} uses table {number}, which was freed"
+        yield Broken(1, Thing(Kind.TABLE, number), text)
+
+
+def _was_freed(ghost: Ghost, step: Step) -> bool:
+    """Whether the word was given up. A reference count of 0 does not say so: a frozen folio has it."""
+    return (step.word.name, step.at) in ghost.freed
 
 
 def law_6_walks(ghost: Ghost, step: Step) -> Iterator[Broken]:
@@ -68,19 +76,37 @@ def law_6_fills(ghost: Ghost, step: Step) -> Iterator[Broken]:
 
 
 def law_8_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """A collapser takes no write-protected entry away, and loses no soft-dirty mark."""
-    trail = ghost.trails.get(step.task.name)
-    if trail is None or trail.detached is None:
+    """What a collapser maps in the place of an entry that it took away has the entry's marks."""
+    trail, old, new = ghost.trails.get(step.task.name), step.old, step.new
+    if trail is None or not pte_present(new) or is_swap_in(old, new):
         return
-    table, old, new = step.word.owner.number, step.old, step.new
-    name = f"{step.at} of table {table}"
-    if pte_present(old) and pte_none(new):
-        if old & UFFD_WP:
-            text = f"{trail.name} takes away an entry that is write-protected"
-            yield Broken(8, Thing(Kind.PTE, name), text)
-    elif pte_present(new) and not new & SOFT_DIRTY and (table, step.at) in trail.marks:
-        text = f"{trail.name} loses the soft-dirty mark of PTE {name}"
-        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"PTE {name}"), text)
+    table, place = step.word.owner.number, (step.word.owner.number, step.at)
+    marks = old & MARKS if pte_present(old) else trail.marks.get(place, 0)
+    if not pte_none(old) and old != trail.in_flight.get(place, old):
+        marks &= old  # others have changed the entry since, marks and all
+    yield from _lost_marks(trail.name, marks & ~new, f"PTE {step.at} of table {table}")
+
+
+def _lost_marks(name: str, marks: int, whose: str) -> Iterator[Broken]:
+    if marks & UFFD_WP:
+        text = f"{name} loses the write protection of {whose}"
+        yield Broken(8, Thing(Kind.WRITE_PROTECTED, whose), text)
+    if marks & SOFT_DIRTY:
+        text = f"{name} loses the soft-dirty mark of {whose}"
+        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, whose), text)
+
+
+def law_7_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser overwrites no entry of another page, but for one that it has put in flight itself."""
+    trail, old, new = ghost.trails.get(step.task.name), step.old, step.new
+    if trail is None or pte_none_or_zero(old) or pte_none(new) or pte_pfn(old) == pte_pfn(new):
+        return
+    entry = trail.in_flight.get((step.word.owner.number, step.at))
+    is_own = entry is not None and not pte_present(old) and pte_pfn(entry) == pte_pfn(old)
+    if not is_own and not is_swap_in(old, new):
+        name = f"{step.at} of table {step.word.owner.number}"
+        text = f"{trail.name} overwrites PTE {name}, which names {pte_pfn(old)}"
+        yield Broken(7, Thing(Kind.PTE, name), text)
 
 
 def law_9_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
@@ -124,7 +150,7 @@ def law_7_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
     name, old = step.task.name, step.old
     what = Thing(Kind.PMD, f"{step.word.name}[{step.at}]")
     if pmd_is_table(old):
-        if not pmd_none(step.new):
+        if not (pmd_none(step.new) or _is_spent(ghost, step.task, pmd_pgtable(old))):
             text = f"{name} overwrites a PMD that points to table {pmd_pgtable(old)}"
             yield Broken(7, what, text)
     elif pmd_trans_huge(old) and step.access is Access.RMW and name in ghost.collapsers:
@@ -132,6 +158,17 @@ def law_7_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
         yield Broken(7, what, text)
     elif not (pmd_none(old) or pmd_none(step.new) or _may_replace(ghost, step)):
         yield Broken(7, what, f"{name} overwrites a PMD that maps folio {pte_pfn(old)}")
+
+
+def _is_spent(ghost: Ghost, task: Task, number: int) -> bool:
+    """Whether nothing but pages that the task has in flight stands in a table that it has locked."""
+    trail, table = ghost.trails.get(task.name), ghost.kernel.tables[number]
+    if trail is None or not any(hold.lock is table.ptl for hold in task.held):
+        return False
+    return all(
+        pte_none_or_zero(pte) or trail.in_flight.get((number, i)) == pte
+        for i, pte in enumerate(table.ptes.raw)
+    )
 
 
 def _may_replace(ghost: Ghost, step: Step) -> bool:
@@ -145,24 +182,25 @@ def _may_replace(ghost: Ghost, step: Step) -> bool:
 
 
 def law_8_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """A collapser's huge PMD has the soft-dirty marks of the table it replaces."""
+    """A collapser's huge PMD has the marks of the entries of the table it replaces."""
     trail = ghost.trails.get(step.task.name)
-    if trail is None or not pmd_trans_huge(step.new) or step.new & SOFT_DIRTY:
+    if trail is None or not pmd_trans_huge(step.new):
         return
-    if any(table == trail.detached for table, _ in trail.marks):
-        text = f"{trail.name} loses the soft-dirty marks of table {trail.detached}"
-        yield Broken(8, Thing(Kind.SOFT_DIRTY_MARK, f"table {trail.detached}"), text)
+    replaced = pmd_pgtable(step.old) if pmd_is_table(step.old) else trail.detached
+    marks = 0
+    for (table, _), bits in trail.marks.items():
+        marks |= bits if table == replaced else 0
+    yield from _lost_marks(trail.name, marks & ~step.new, f"table {replaced}")
 
 
 # Pages
 
 
 def law_1_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """No task reads or writes a page that was freed."""
-    mem, page = ghost.kernel.mem, step.at
-    if page and not mem.refcount.raw[mem.head.raw[page]]:
-        text = f"{step.task.name} uses page {page}, which was freed"
-        yield Broken(1, Thing(Kind.PAGE, page), text)
+    """No task reads or writes a page that was freed, nor one that never was part of a folio."""
+    if _was_freed(ghost, step) or (step.at and not ghost.kernel.mem.head.raw[step.at]):
+        text = f"{step.task.name} uses page {step.at}, which was freed"
+        yield Broken(1, Thing(Kind.PAGE, step.at), text)
 
 
 def law_2_copies(ghost: Ghost, page: int, task: str) -> Iterator[Broken]:
@@ -180,8 +218,8 @@ def law_3_copies(ghost: Ghost, page: int, task: str) -> Iterator[Broken]:
 
 
 def law_1_flags(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """No task looks at the flags of a folio that was freed."""
-    if step.access is Access.READ and not ghost.kernel.mem.refcount.raw[step.at]:
+    """No task looks at the flags of a folio that was freed, other than to wait for its lock."""
+    if step.access is not Access.WAIT and _was_freed(ghost, step):
         text = f"{step.task.name} looks at folio {step.at}, which was freed"
         yield Broken(1, Thing(Kind.FOLIO, step.at), text)
 

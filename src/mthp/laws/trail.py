@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a collapser changed by its own hand since it took a table out of its PMD.
+"""What a collapser changed by its own hand in an attempt, from the first PTE or PMD that it changed.
 
 Others may change words meanwhile as they are allowed to; what is looked at here is the collapser's
-own share alone, so that a verdict means the same whichever other tasks run.
+own share alone, so that a verdict means the same whichever other tasks run. A page that was swapped
+in for the collapse stays: such a change is none of the attempt's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from mthp.laws.broken import Broken, Kind, Thing
-from mthp.mm.page_flags import PG_ACTIVE, PG_LRU, PG_UNEVICTABLE
-from mthp.mm.pgtable_types import SOFT_DIRTY, pte_none, pte_present
+from mthp.mm.page_flags import PG_ACTIVE, PG_LOCKED, PG_LRU, PG_UNEVICTABLE
+from mthp.mm.pgtable_types import SOFT_DIRTY, UFFD_WP, Leaf, leaf_kind, pte_present
 
+MARKS: Final = SOFT_DIRTY | UFFD_WP
+"""Bits of an entry that must not be lost with it."""
 _BY_BATCHES: Final = PG_LRU | PG_ACTIVE | PG_UNEVICTABLE
 """Flags that differ while a folio that was put back waits in a batch, or once the batch was moved."""
 
@@ -22,7 +25,9 @@ _BY_BATCHES: Final = PG_LRU | PG_ACTIVE | PG_UNEVICTABLE
 class Trail:
     """Of one collapser. ptes, pmds, flags: the bits its changes of a word come to, all together.
 
-    marks: (table, PTE) whose soft-dirty bits it took away with the entry.
+    marks: (table, PTE) -> those of MARKS that it took away with the entry. in_flight: (table, PTE) ->
+    the migration entry that it put there last: the page is on its way, and the slot the collapser's,
+    for as long as that entry stands. detached: the table that it took out of its PMD.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,49 +35,71 @@ class Trail:
         self.ptes: defaultdict[tuple[int, int], int] = defaultdict(int)
         self.pmds: defaultdict[tuple[str, int], int] = defaultdict(int)
         self.flags: defaultdict[int, int] = defaultdict(int)
-        self.marks: set[tuple[int, int]] = set()
+        self.marks: dict[tuple[int, int], int] = {}
+        self.in_flight: dict[tuple[int, int], int] = {}
         self.detached: int | None = None
+        self.has_begun = False
 
-    def detach(self, table: int) -> None:
-        """The table was taken out of its PMD: changes count from here on."""
-        self.forget()
-        self.detached = table
+    def begin(self) -> None:
+        """The first change. What was done to folios before counts if they are still locked for it."""
+        if not self.has_begun:
+            self.has_begun = True
+            for folio in [each for each, bits in self.flags.items() if not bits & PG_LOCKED]:
+                del self.flags[folio]
 
     def forget(self) -> None:
         """An attempt is over."""
-        self.ptes.clear()
-        self.pmds.clear()
-        self.flags.clear()
-        self.marks.clear()
+        for each in (self.ptes, self.pmds, self.flags, self.marks, self.in_flight):
+            each.clear()
         self.detached = None
+        self.has_begun = False
 
     def change_pte(self, table: int, index: int, old: int, new: int) -> None:
         """It changed a PTE."""
-        if self.detached is None:
+        if is_swap_in(old, new):
             return
-        self.ptes[table, index] ^= old ^ new
-        if pte_present(old) and pte_none(new) and old & SOFT_DIRTY:
-            self.marks.add((table, index))
+        self.begin()
+        place = table, index
+        self.ptes[place] ^= old ^ new
+        if pte_present(new):
+            self.marks.pop(place, None)
+        elif pte_present(old):
+            self.marks[place] = old & MARKS
+        if leaf_kind(new) is Leaf.MIGRATION and not pte_present(new):
+            self.in_flight[place] = new
+        else:
+            self.in_flight.pop(place, None)
 
     def change_pmd(self, name: str, slot: int, old: int, new: int) -> None:
         """It changed a PMD."""
+        self.begin()
         self.pmds[name, slot] ^= old ^ new
 
     def change_flags(self, folio: int, old: int, new: int) -> None:
         """It changed a folio's flags; a folio that it frees is of no interest any more."""
-        if self.detached is None:
-            return
-        if new:
-            self.flags[folio] ^= old ^ new
-        else:
+        if not new:
             self.flags.pop(folio, None)
+            return
+        if not self.has_begun and new & ~old & PG_LOCKED:
+            self.flags.pop(folio, None)
+        self.flags[folio] ^= old ^ new
+
+
+def is_swap_in(old: int, new: int) -> bool:
+    """A swap entry becomes the page that was read."""
+    return pte_present(new) and not pte_present(old) and leaf_kind(old) is Leaf.SWAP
 
 
 def law_11_nothing_of_it_is_left(trail: Trail) -> Iterator[Broken]:
-    """An attempt that did not succeed leaves no change of its own."""
+    """An attempt that did not succeed leaves no change of its own.
+
+    An entry of a page in flight may be gone by then, or be left: that is for the end to show.
+    """
+    if not trail.has_begun:
+        return
     left = f"{trail.name} gave up and leaves"
     for (table, index), bits in trail.ptes.items():
-        if bits:
+        if bits and (table, index) not in trail.in_flight:
             name = f"{index} of table {table}"
             yield Broken(11, Thing(Kind.PTE, name), f"{left} PTE {name} changed")
     for (name, slot), bits in trail.pmds.items():

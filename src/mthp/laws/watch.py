@@ -82,7 +82,9 @@ class Watch:
         self._old = word.raw[index] if moment in _VALUED else 0
         step = Step(task, access, word, index, self._old)
         self._record(broken_at(moment, self.ghost, step))
-        if moment is Moment.BEFORE_PMD:
+        if access is Access.FREE:
+            self.ghost.word_is_freed(step)
+        elif moment is Moment.BEFORE_PMD:
             self.ghost.pmd_is_read(step)
         elif moment is Moment.BEFORE_CONTENT and access is Access.READ:
             self.ghost.page_is_read(step)
@@ -96,8 +98,7 @@ class Watch:
     def _moment(self, access: Access, word: Any) -> Moment | None:
         moment = self._moments.get(id(word))
         if moment is not None:
-            is_freed = moment is Moment.BEFORE_CONTENT and access is Access.RMW
-            return None if is_freed else moment
+            return moment
         if isinstance(word, Words):
             if isinstance(word.owner, PageTable):
                 return Moment.BEFORE_PTE

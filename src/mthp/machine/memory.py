@@ -125,6 +125,11 @@ class Words(Generic[Word]):
         for at in range(index, index + nr):
             self.write(at, value)
 
+    def free(self, index: int) -> None:
+        """Give up a word, whose value is the caller's: nobody may use it any more."""
+        if self.machine.on_step is not None:
+            self.machine.on_step(Access.FREE, self, index, ALL_BITS)
+
     def count(self, index: int, nr: int, mask: int) -> int:
         """How many of nr words have a bit of the mask set. Not a step."""
         return int(np.count_nonzero(self.view()[index : index + nr] & mask))

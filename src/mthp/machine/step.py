@@ -12,16 +12,17 @@ class Access(Enum):
     """What a step does to the word it names.
 
     ACQUIRE, TRY, RELEASE: of a lock; the index is 1 for writing, 0 for reading. ACQUIRE waits, TRY
-    does not. IPI: wait until no task holds the word, and go on without holding it. WAIT: the same
-    for one word of a row; the index is the word's. Of each of these, word.may_take(index) tells
-    whether it could go ahead now. TAKE: count one user more; the task learns at most whether there
-    was one.
+    does not. IPI: wait until no task holds the word, and go on without holding it. WAIT: the same for
+    one word of a row; the index is the word's. Of each of these, word.may_take(index) tells whether
+    it could go ahead now. TAKE: count one user more; the task learns at most whether there
+    was one. FREE: the word is given up, and nobody may use it any more.
     """
 
     READ = "read"
     WRITE = "write"
     RMW = "read-modify-write"
     TAKE = "take a reference"
+    FREE = "free"
     ACQUIRE = "acquire"
     TRY = "try"
     RELEASE = "release"

@@ -152,7 +152,9 @@ class MemMap:
     def folio_get(self, folio: Folio) -> None:
         """Take a reference. Kernel: include/linux/mm.h, folio_get()."""
         if not self.refcount.take(folio, 1):
-            raise KernelBug(Rule.COUNTS, f"folio {folio} is referenced after it was freed")
+            raise KernelBug(
+                Rule.COUNTS, f"folio {folio} is referenced after it was freed, or while frozen"
+            )
 
     def folio_try_get(self, folio: Folio) -> bool:
         """A reference, unless it is being freed. Kernel: include/linux/page_ref.h,
@@ -162,6 +164,21 @@ class MemMap:
     def folio_ref_add(self, folio: Folio, nr: int) -> None:
         """Take so many references. Kernel: include/linux/page_ref.h, folio_ref_add()."""
         self.refcount.take(folio, nr)
+
+    def folio_ref_freeze(self, folio: Folio, refs: int) -> bool:
+        """If these are all references to the folio, keep others from taking any; whether they are.
+
+        Kernel: include/linux/page_ref.h, folio_ref_freeze().
+        """
+        return self.refcount.freeze(folio, refs)
+
+    def folio_ref_unfreeze(self, folio: Folio, refs: int) -> None:
+        """Kernel: include/linux/page_ref.h, folio_ref_unfreeze()."""
+        self.refcount.write(folio, refs)
+
+    def is_free(self, folio: int) -> bool:
+        """Whether it was freed: freeing leaves no flags. A frozen folio keeps its own. Not a step."""
+        return not self.refcount.raw[folio] and not self.flags.raw[folio]
 
     def folio_put(self, folio: Folio, refs: int = 1) -> None:
         """Drop references; the last one frees. Kernel: folio_put(), folio_put_refs()."""
@@ -186,10 +203,14 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
-        # Steps at the words that a task which still used the pages would use.
-        self.flags.swap(folio, 0)
-        self.content.add_each(folio, nr, 0)
+        # Steps at the words that anybody who still used the pages would use.
         pages = range(folio, folio + nr)
+        self.flags.free(folio)
+        self.flags.raw[folio] = 0
+        if self.machine.on_step is not None:
+            for page in pages:
+                self.content.free(page)
+                self.page_flags.free(page)
         failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
         for row in self._of_folio:
             row.raw[folio] = 0

@@ -148,7 +148,8 @@ def pte_offset_map_lock(mm: Mm, pmd: PmdPtr, address: Address) -> tuple[PteMap, 
 def pte_free(table: PageTable) -> None:
     """Free a table at once: nobody may be inside. Kernel: include/asm-generic/pgalloc.h, pte_free()."""
     for i in range(len(table.ptes.raw)):
-        table.ptes.swap(i, PTE_NONE)
+        table.ptes.free(i)
+        table.ptes.raw[i] = PTE_NONE
     table.state = TableState.FREED
 
 

@@ -1,23 +1,65 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Put another text in the place of an engine module's functions, for a while.
+"""Put other functions in the place of the engine's, for a while.
 
-A variant is compiled beside the module it replaces; wherever the engine uses one of the module's
-functions, it finds the variant's while the variant is applied. The engine's files know nothing of it.
+A variant is compiled beside what it replaces; wherever the engine uses one of its own functions, it
+finds the variant's while the variant is in force. The engine's files know nothing of it.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
-import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Final
 
-from mthp.races.edits import Edit, edited
-from mthp.words.reading import read_text
+from mthp.races.edits import Edit, edited, source_of
+
+
+class VariantError(Exception):
+    """A protocol that cannot be used; one line says why."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A text in force. functions: all that it defines. replacing: those of them that took an engine
+    function's place and are not the same.
+    """
+
+    file: str
+    text: str
+    functions: tuple[Callable[..., Any], ...]
+    replacing: tuple[Callable[..., Any], ...]
+
+
+IN_FORCE: Final[list[Variant]] = []
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """module: below mthp. name: of a function, or a class's method ("Isolation.take_page")."""
+
+    module: str
+    name: str
+    new: Callable[..., Any]
+
+    @property
+    def old(self) -> FunctionType | None:
+        """The engine's function of that name, if there is one."""
+        return engine_function(self.module, self.name)
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the new function does something else than the old one, as far as its own code goes."""
+        a, b = getattr(self.old, "__code__", None), self.new.__code__
+        return a is None or (a.co_code, a.co_consts, a.co_names) != (
+            b.co_code,
+            b.co_consts,
+            b.co_names,
+        )
 
 
 @contextmanager
@@ -37,64 +79,76 @@ def replaced(texts: dict[str, str]) -> Iterator[None]:
     with ExitStack() as undo:
         for module, text in texts.items():
             try:
-                _install(importlib.import_module(f"mthp.{module}"), text, variants, undo)
+                original = importlib.import_module(f"mthp.{module}")
+                variant = compiled(original.__name__, str(original.__file__), text)
+                variants.append(variant)
+                found = [Replacement(module, *each) for each in functions_of(variant)]
+                install([each for each in found if each.old is not None], variants, undo)
             except Exception as error:
                 raise VariantError(f"{module}: {type(error).__name__}: {error}") from error
         yield
 
 
-class VariantError(Exception):
-    """A protocol file that cannot be used; one line says why."""
+def compiled(name: str, file: str, text: str) -> ModuleType:
+    """A module of that name, which nobody can import. Raises what the text raises.
 
-
-@contextmanager
-def protocol(file: Path) -> Iterator[None]:
-    """The engine with a user's own text until the end of the block.
-
-    A file named as a module below khugepaged/ (collapse.py) is an edited copy of it. Of any other
-    file, each function that has the name of an engine function takes that one's place.
-    FileError: it cannot be read. VariantError: it is not Python, fails, or replaces nothing.
+    Where the name is an engine module's, classes that are as they stand there are the engine's own.
     """
-    text = read_text(file)
-    try:
-        compile(text, str(file), "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise VariantError(f"not Python: {error}") from None
-    name = f"khugepaged.{file.stem}"
-    if importlib.util.find_spec(f"mthp.{name}") is not None:
-        with replaced({name: text}):
-            yield
-        return
-    with ExitStack() as undo:
-        _take_over(file, text, undo)
-        yield
+    module = ModuleType(name)
+    module.__file__ = file
+    tree = ast.parse(text, file)
+    if name in sys.modules:
+        original = sys.modules[name]
+        before = ast.parse(source_of(name.removeprefix("mthp.")))
+        same = {ast.dump(each) for each in before.body if isinstance(each, ast.ClassDef)}
+        kept = [e for e in tree.body if isinstance(e, ast.ClassDef) and ast.dump(e) in same]
+        vars(module).update({each.name: vars(original)[each.name] for each in kept})
+        tree.body = [each for each in tree.body if each not in kept]
+    exec(compile(tree, file, "exec"), module.__dict__)
+    return module
 
 
-def _take_over(file: Path, text: str, undo: ExitStack) -> None:
-    variant = ModuleType("mthp.protocol")
-    try:
-        exec(compile(text, str(file), "exec"), variant.__dict__)
-    except Exception as error:
-        raise VariantError(f"{type(error).__name__}: {error}") from None
-    is_used = False
-    engine = [module for module in _our_modules() if module.__name__.startswith(_ENGINE)]
-    for name, value in vars(variant).items():
-        if not isinstance(value, FunctionType) or value.__module__ != variant.__name__:
+def functions_of(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
+    """The functions that a module defines, and those of its classes as Class.method."""
+    for name, value in list(vars(module).items()):
+        if getattr(value, "__module__", None) != module.__name__:
             continue
-        found = {
-            function
-            for module in engine
-            if isinstance(function := vars(module).get(name), FunctionType)
-            and function.__module__ == module.__name__
-        }
-        if len(found) == 1:
-            is_used = True
-            _put(_our_modules(), name, found.pop(), value, undo)
-    if not is_used:
-        raise VariantError("no function in it has the name of an engine function")
+        if isinstance(value, FunctionType):
+            yield name, value
+        elif isinstance(value, type):
+            for method, function in vars(value).items():
+                if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+                    yield f"{name}.{method}", function
 
 
-def _put(holders: Sequence[Any], name: str, old: object, new: object, undo: ExitStack) -> None:
+def engine_function(module: str, name: str) -> FunctionType | None:
+    """The engine's function of a name, or None."""
+    found: Any = importlib.import_module(f"mthp.{module}")
+    for part in name.split("."):
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    return found if isinstance(found, FunctionType) else None
+
+
+def install(
+    replacements: Sequence[Replacement], variants: Sequence[ModuleType], undo: ExitStack
+) -> None:
+    """Put each in its place. Objects of the engine's classes stay what they are: their classes get the
+    new methods, and the variants' own texts find those classes.
+    """
+    for each in replacements:
+        owner, _, name = each.name.rpartition(".")
+        if not owner:
+            put([*our_modules(), *variants], name, each.old, each.new, undo)
+            continue
+        before = getattr(sys.modules[f"mthp.{each.module}"], owner)
+        for variant in variants:
+            if getattr(vars(variant).get(owner), "__module__", None) == variant.__name__:
+                setattr(variant, owner, before)
+        if each.is_other:
+            put([before], name, each.old, each.new, undo)
+
+
+def put(holders: Sequence[Any], name: str, old: object, new: object, undo: ExitStack) -> None:
     """Wherever the old one is found by its name."""
     for holder in holders:
         if vars(holder).get(name) is old:
@@ -102,42 +156,6 @@ def _put(holders: Sequence[Any], name: str, old: object, new: object, undo: Exit
             setattr(holder, name, new)
 
 
-_ENGINE = (
-    "mthp.khugepaged.",
-    "mthp.mm.",
-    "mthp.machine.",
-    "mthp.races.secondary_mmu",
-    "mthp.races.lockless_walker",
-)
-
-
-def _install(original: ModuleType, text: str, variants: list[ModuleType], undo: ExitStack) -> None:
-    variant = ModuleType(original.__name__)
-    variants.append(variant)
-    variant.__file__ = original.__file__
-    exec(compile(text, str(original.__file__), "exec"), variant.__dict__)
-    for name, value in list(vars(variant).items()):
-        if isinstance(value, type) and value.__module__ == original.__name__:
-            setattr(variant, name, _grafted(getattr(original, name, value), value, undo))
-    for name, value in vars(variant).items():
-        before = getattr(original, name, None)
-        is_own = isinstance(value, FunctionType) and value.__module__ == original.__name__
-        if is_own and before is not None:
-            _put([*_our_modules(), *variants], name, before, value, undo)
-
-
-def _grafted(before: type, after: type, undo: ExitStack) -> type:
-    """The class there was, with the methods of the new text: objects of it stay what they are."""
-    for name, value in vars(after).items():
-        old = vars(before).get(name)
-        if isinstance(value, FunctionType) and isinstance(old, FunctionType):
-            if value.__code__.co_code == old.__code__.co_code and (
-                value.__code__.co_consts == old.__code__.co_consts
-            ):
-                continue
-            _put([before], name, old, value, undo)
-    return before
-
-
-def _our_modules() -> list[ModuleType]:
+def our_modules() -> list[ModuleType]:
+    """Those that are loaded."""
     return [module for name, module in sys.modules.items() if name.startswith("mthp.")]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from shlex import quote
 from textwrap import wrap
 from typing import Any
 
@@ -44,7 +45,8 @@ def violation_lines(violation: Violation, width: int = 100) -> list[str]:
     for warning in violation.warnings:
         lines.append(f"warned once, then went on: {warning}")
     lines.append(f"{violation.steps} steps, {violation.switches} switches between CPUs")
-    lines.append(f"run it again: mthp replay {violation.replay}")
+    own = f" --protocol {quote(violation.protocol)}" if violation.protocol else ""
+    lines.append(f"run it again: mthp replay {violation.replay}{own}")
     return lines
 
 

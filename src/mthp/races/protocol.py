@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A user's own protocol, from a file: functions that take the engine's places, rivals, worlds, declarations.
+
+What such a file imports from here is Rival and what describes one, and Declares. It may define
+
+- functions: one whose name an engine function has takes that one's place; private ones (_name) and
+  methods only in a file that is named as their module, or where REPLACES lists them;
+- REPLACES: {module: [name, ...]}, the module as "mm.folio", a method as "Isolation.take_page";
+- RIVALS: a sequence of Rival; WORLDS: names such as "pmd:zap" or "window+daemon:a+b", which are checked
+  besides the default ones; DECLARES: a Declares.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from traceback import extract_tb
+from types import MappingProxyType, ModuleType
+from typing import Any, Final
+
+from mthp.laws import declares
+from mthp.laws.declares import Declares
+from mthp.laws.watch import Watch
+from mthp.machine.hold import Rank
+from mthp.machine.task import Task
+from mthp.races.cast import all as cast
+from mthp.races.cast.rival import (
+    ELSEWHERE,
+    FIRST,
+    HOLE,
+    PAGES,
+    WINDOW,
+    OnStage,
+    Reach,
+    Rival,
+    StagePart,
+)
+from mthp.races.stage import START, Stage
+from mthp.races.variant import (
+    IN_FORCE,
+    Replacement,
+    Variant,
+    VariantError,
+    compiled,
+    engine_function,
+    functions_of,
+    install,
+    our_modules,
+    put,
+)
+from mthp.words.reading import read_text
+from mthp.words.results import KernelBug
+
+__all__ = [
+    "ELSEWHERE", "FIRST", "HOLE", "PAGES", "START", "WINDOW", "Declares", "Rank", "Reach", "Rival", "Stage",
+    "StagePart",
+]  # fmt: skip
+
+OWN_MODULE: Final = "mthp.protocol"
+"""The name of a protocol's module, unless it is an edited copy of the engine's."""
+_ROOMS: Final = ("khugepaged", "mm", "machine")
+_BESIDES: Final = ("races.secondary_mmu", "races.lockless_walker")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol file. rule: how its functions find their places. replaces: what they replaced, as
+    "mm/memory.py do_anonymous_page". worlds: as it names them.
+    """
+
+    file: str
+    digest: str
+    rule: str
+    replaces: tuple[str, ...]
+    worlds: tuple[str, ...]
+
+    def document(self) -> dict[str, object]:
+        """As JSON has it."""
+        return {"file": self.file, "sha256": self.digest, "replaces": list(self.replaces)}
+
+
+@contextmanager
+def protocol(file: Path) -> Iterator[Protocol]:
+    """The engine with a user's protocol until the end of the block.
+
+    FileError: it cannot be read. VariantError: it is not Python, fails, or replaces nothing; and
+    whatever fails in it later on, while the engine runs it.
+    """
+    text = read_text(file)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    original = _module_named(file)
+    module = _executed(file, text, f"mthp.{original}" if original else OWN_MODULE)
+    found = list(_replacements(module, original))
+    rivals, worlds, declared = _extras(module)
+    if not (found or rivals or worlds):
+        raise VariantError(_nothing(module))
+    for each in found:
+        _check_signature(each)
+    changed = [each for each in found if each.is_other]
+    functions = tuple(function for _, function in functions_of(module))
+    replacing = tuple(each.new for each in changed)
+    record = Protocol(
+        str(file),
+        digest,
+        f"an edited copy of {original.replace('.', '/')}.py"
+        if original
+        else "functions by their names",
+        tuple(f"{each.module.replace('.', '/')}.py {each.name}" for each in changed),
+        worlds,
+    )
+    with ExitStack() as undo:
+        install(found, [module], undo)
+        names = tuple(rival.name for rival in rivals)
+        every = MappingProxyType({**cast.RIVALS, **{rival.name: rival for rival in rivals}})
+        put(our_modules(), "RIVALS", cast.RIVALS, every, undo)
+        put(our_modules(), "LAWFUL", cast.LAWFUL, (*cast.LAWFUL, *names), undo)
+        put(our_modules(), "DECLARED", declares.DECLARED, declared, undo)
+        put([Watch], "raised", Watch.raised, _raised(file, functions, Watch.raised), undo)
+        IN_FORCE.append(Variant(str(file), text, functions, replacing))
+        undo.callback(IN_FORCE.pop)
+        RECORDS.append(record)
+        undo.callback(RECORDS.pop)
+        yield record
+
+
+RECORDS: Final[list[Protocol]] = []
+"""The protocol file in force, if there is one."""
+
+
+def in_force() -> Protocol | None:
+    """The protocol file in force."""
+    return RECORDS[-1] if RECORDS else None
+
+
+# Reading the file
+
+
+def _module_named(file: Path) -> str:
+    """The module below mthp whose name the file has; "" if it has none's. VariantError: it has several's,
+    or has a name with a dot that is none's.
+    """
+    stem = file.stem
+    if "." in stem:
+        if stem in _engine():
+            return stem
+        near = get_close_matches(
+            stem.rpartition(".")[2], [m.rpartition(".")[2] for m in _engine()], 1
+        )
+        hint = f"; is {near[0]}.py meant?" if near else ""
+        raise VariantError(f"there is no engine module {stem}{hint}")
+    named = [module for module in _engine() if module.rpartition(".")[2] == stem]
+    if len(named) > 1:
+        raise VariantError(f"call it {' or '.join(f'{module}.py' for module in named)}")
+    return named[0] if named else ""
+
+
+@cache
+def _engine() -> tuple[str, ...]:
+    """The engine's modules, below mthp."""
+    found = []
+    for room in _ROOMS:
+        path = importlib.import_module(f"mthp.{room}").__path__
+        found += [f"{room}.{each.name}" for each in pkgutil.iter_modules(path)]
+    for name in (*found, *_BESIDES):
+        importlib.import_module(f"mthp.{name}")
+    return (*found, *_BESIDES)
+
+
+def _executed(file: Path, text: str, name: str) -> ModuleType:
+    try:
+        ast.parse(text, str(file))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise VariantError(f"not Python: {error}") from None
+    try:
+        return compiled(name, str(file), text)
+    except (Exception, SystemExit) as error:
+        raise VariantError(_fault(str(file), error)) from None
+
+
+def _replacements(module: ModuleType, original: str) -> Iterator[Replacement]:
+    """What the file's functions replace. VariantError: that cannot be told, or is not there."""
+    own = dict(functions_of(module))
+    listed = set()
+    for place, names in _dict(module, "REPLACES").items():
+        if place not in _engine():
+            raise VariantError(
+                f"REPLACES: there is no engine module {place}{_near(place, _engine())}"
+            )
+        for name in names:
+            if name not in own:
+                raise VariantError(f"REPLACES: {name} is not defined in the file{_near(name, own)}")
+            if engine_function(place, name) is None:
+                raise VariantError(f"REPLACES: {place} has no {name}{_near(name, _names(place))}")
+            listed.add(name)
+            yield Replacement(place, name, own[name])
+    for name, function in own.items():
+        if name in listed:
+            continue
+        if original and engine_function(original, name) is not None:
+            yield Replacement(original, name, function)
+        elif not re.match("_[^_]", name) and "." not in name:
+            places = [place for place in _engine() if name in _names(place)]
+            if len(places) > 1:
+                raise VariantError(f"{name}() is in {' and '.join(places)}: say in REPLACES which")
+            if places:
+                yield Replacement(places[0], name, function)
+
+
+def _names(place: str) -> list[str]:
+    """The functions and methods of a module."""
+    return [name for name, _ in functions_of(importlib.import_module(f"mthp.{place}"))]
+
+
+def _dict(module: ModuleType, name: str) -> dict[str, Sequence[str]]:
+    value = vars(module).get(name, {})
+    if not isinstance(value, dict) or not all(
+        isinstance(each, list | tuple) for each in value.values()
+    ):
+        raise VariantError(f"{name} is not a dict of lists of names")
+    return value
+
+
+def _near(name: str, names: Any) -> str:
+    near = get_close_matches(name, list(names), 1)
+    return f"; is {near[0]} meant?" if near else ""
+
+
+def _nothing(module: ModuleType) -> str:
+    """Why a file replaces nothing."""
+    names = [name for place in _engine() for name in _names(place)]
+    for own, _ in functions_of(module):
+        near = get_close_matches(own, names, 1)
+        if near:
+            return f"there is no engine function {own}; is {near[0]} meant?"
+    return "no function in it has the name of an engine function"
+
+
+def _check_signature(replacement: Replacement) -> None:
+    """VariantError: the engine's calls would not fit the function."""
+    old, new = replacement.old, replacement.new
+    assert old is not None
+    code, own = old.__code__, new.__code__
+    given = code.co_argcount
+    most = float("inf") if own.co_flags & inspect.CO_VARARGS else own.co_argcount
+    required = own.co_argcount - len(getattr(new, "__defaults__", None) or ())
+    keywords = set(code.co_varnames[given : given + code.co_kwonlyargcount])
+    taken = set(own.co_varnames[: own.co_argcount + own.co_kwonlyargcount])
+    fits = given <= most and given - len(old.__defaults__ or ()) >= required
+    if not fits or not (keywords <= taken or own.co_flags & inspect.CO_VARKEYWORDS):
+        parameters = ", ".join(code.co_varnames[: given + code.co_kwonlyargcount])
+        place = f"{replacement.module.replace('.', '/')}.py"
+        raise VariantError(
+            f"line {own.co_firstlineno}: {replacement.name}() takes the place of that in {place}, and not "
+            f"its arguments ({parameters}); a helper of the file's own needs another name"
+        )
+
+
+def _extras(module: ModuleType) -> tuple[tuple[Rival, ...], tuple[str, ...], Declares]:
+    """RIVALS, WORLDS and DECLARES."""
+    rivals, worlds = vars(module).get("RIVALS", ()), vars(module).get("WORLDS", ())
+    declared = vars(module).get("DECLARES", declares.DECLARED)
+    if not isinstance(rivals, list | tuple) or not all(isinstance(each, Rival) for each in rivals):
+        raise VariantError("RIVALS is not a sequence of Rival")
+    if not isinstance(worlds, list | tuple) or not all(isinstance(each, str) for each in worlds):
+        raise VariantError('WORLDS is not a sequence of names such as "pmd:zap"')
+    if not isinstance(declared, Declares):
+        raise VariantError("DECLARES is not a Declares")
+    for rival in rivals:
+        if rival.name in cast.RIVALS or not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", rival.name):
+            raise VariantError(
+                f"RIVALS: {rival.name!r} is another rival's name, or is not like one"
+            )
+    file = str(module.__file__)
+    guarded = tuple(replace(each, prepare=_guarded(file, each.prepare)) for each in rivals)
+    return guarded, tuple(worlds), declared
+
+
+# Faults of the file
+
+
+def _guarded(file: str, prepare: OnStage) -> OnStage:
+    """The same, and what it raises is the file's fault."""
+
+    def guarded(stage: Stage) -> None:
+        try:
+            prepare(stage)
+        except Exception as error:
+            raise VariantError(_fault(file, error)) from None
+
+    return guarded
+
+
+def _raised(file: Path, functions: Sequence[Callable[..., Any]], judge: Any) -> Any:
+    """Watch.raised() while the file is in force: it raises VariantError where the file is at fault."""
+    names = tuple(f"{function.__qualname__}()" for function in functions)
+
+    def raised(watch: Watch, task: Task, error: Exception) -> None:
+        is_in_file = any(frame.filename == str(file) for frame in extract_tb(error.__traceback__))
+        is_call = isinstance(error, TypeError) and str(error).startswith(names)
+        if (is_in_file or is_call) and not _is_finding(error):
+            raise VariantError(_fault(str(file), error))
+        judge(watch, task, error)
+
+    return raised
+
+
+def _is_finding(error: Exception) -> bool:
+    """What a race can come to, in a protocol that is written as it should be: a broken rule, an
+    assertion, something that is not there any more.
+    """
+    if isinstance(error, KernelBug | AssertionError | LookupError):
+        return True
+    is_null = getattr(error, "obj", error) is None or "'NoneType'" in str(error)
+    return isinstance(error, AttributeError | TypeError) and is_null
+
+
+def _fault(file: str, error: BaseException) -> str:
+    lines = [frame for frame in extract_tb(error.__traceback__) if frame.filename == file]
+    where = f"line {lines[-1].lineno}, in {lines[-1].name}: " if lines else ""
+    said = str(error).partition("\n")[0]
+    return f"{where}{type(error).__name__}: {said}".rstrip(": ")
