@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mthp.laws.broken import Broken, Kind
-from mthp.races.stage import Size
+from mthp.races.stage import Layout, Size
 from mthp.races.world import Hook, RaceWorld
 
 
@@ -30,18 +30,24 @@ class Finding:
 _MIGRATES = frozenset({"migrate", "move-pages", "poisoned"})
 """Rivals that migrate the page which the soft-dirty rival stores to."""
 
+
+def _is_read_only_window(world: RaceWorld) -> bool:
+    is_read_only = world.layout is Layout.READ_ONLY or "mprotect" in world.rivals
+    return world.size is Size.WINDOW and is_read_only
+
+
 # fmt: off
 _FINDINGS = (
     Finding("A18a",
         "the PTEs are set before the PMD is back, and the architecture's hook walks the table",
         lambda world: world.profile == "v16" and world.hook is Hook.WALKS, 9, frozenset({Kind.PMD})),
     Finding("S1", "below PMD order, a mapping that may not be written loses its soft-dirty marks",
-        lambda world: world.size is Size.WINDOW and "mprotect" in world.rivals, 8,
+        _is_read_only_window, 8,
         frozenset({Kind.SOFT_DIRTY_MARK, Kind.DIRTIED})),
     Finding("D1",
         "below PMD order, a mapping that may not be written loses its dirty bits (and no data: reclaim "
         "writes every swap-backed folio that has no slot yet)",
-        lambda world: world.size is Size.WINDOW and "mprotect" in world.rivals, 16,
+        _is_read_only_window, 16,
         frozenset({Kind.DIRTY_BIT})),
     Finding("M1",
         "clear_refs leaves a migration entry writable: the page comes back writable and not soft-dirty",
