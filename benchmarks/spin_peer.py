@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mthp.explore.tasks import NextStep
 from mthp.machine.step import Access
-from mthp.machine.task import Task
+from mthp.machine.task import Endless, Task
 from mthp.mm.page_flags import PG_ISOLATED
 from mthp.mm.pgtable_types import PFN_SHIFT, pmd_trans_huge
 from mthp.mm.reports import LoadedFrom
@@ -134,6 +134,11 @@ class Observed:
         """As the stage's."""
         return self.stage.broken
 
+    @property
+    def results(self) -> Sequence[str]:
+        """As the stage's."""
+        return self.stage.results
+
     def _said(self, said: object) -> None:
         if isinstance(said, LoadedFrom):
             self.loaded[said.by] = said.value
@@ -147,7 +152,7 @@ class Observed:
         """As the stage."""
         self.stage.after(access, word, index)
 
-    def raised(self, task: Task, error: Exception) -> None:
+    def raised(self, task: Task, error: Exception | Endless) -> None:
         """As the stage."""
         self.stage.raised(task, error)
 

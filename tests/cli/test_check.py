@@ -122,7 +122,7 @@ def test_a_protocol_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_bounds_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *ONE_WORLD, "--preemptions", "0"]) == 0
-    assert "bounded: 2 executions; 0 preemptions," in capsys.readouterr().out
+    assert "bounded: 2 executions; 0 preemptions;" in capsys.readouterr().out
     assert main(["check", *ONE_WORLD, "--preemptions", "1", "--executions", "5"]) == 0
     assert "5 executions; 1 preemptions; stopped after 5 executions" in capsys.readouterr().out
     assert main(["check", *ONE_WORLD, "--steps", "30", "--json"]) == 0

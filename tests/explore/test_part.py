@@ -132,7 +132,12 @@ def test_what_is_searched_elsewhere_counts() -> None:
     assert part.fraction({other.key: other}) == part.fraction({})
 
 
-@pytest.mark.parametrize("document", [{}, {"places": [[1]]}, [], {"places": [["a", [], []]]}])
+FORGED = {**part_document(Part(), list), "results": {"\x1b]0;x\x07": 1}}
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"places": [[1]]}, [], {"places": [["a", [], []]]}, FORGED]
+)
 def test_what_is_no_part(document: object) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         part_of(document, eval)

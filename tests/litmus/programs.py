@@ -56,6 +56,7 @@ class Program:
         self.locks = [RwSem(self.machine, f"lock{n}", Rank.PTE) for n in range(LOCKS)]
         self.seen: list[list[Any]] = [[] for _ in lines]
         self.broken: list[Any] = []
+        self.results: list[str] = []
         self.tasks = [(Task(f"t{n}"), self.body(n, each)) for n, each in enumerate(lines)]
 
     @property
@@ -122,7 +123,7 @@ class Program:
     def after(self, access: Access, word: Any, index: int) -> None:
         """Nor here."""
 
-    def raised(self, task: Task, error: Exception) -> None:
+    def raised(self, task: Task, error: BaseException) -> None:
         """A behaviour like any other."""
         self.broken.append((task.name, str(error)))
 
@@ -134,6 +135,7 @@ class Program:
     def at_rest(self) -> None:
         """The behaviour."""
         raw = (*self.words.raw, *self.flags.raw, *self.counts.raw)
+        self.results.extend(map(str, raw))
         self.broken.append((tuple(map(tuple, self.seen)), raw))
 
 

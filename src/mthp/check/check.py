@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 
 from mthp.check.drawing import violation_of
+from mthp.check.lines import marked_lines
 from mthp.check.records import MutantResult, MutantVerdict, WorldResult
 from mthp.check.search import Budget, SearchControl, of_laws, search
 from mthp.check.token import NO_MUTANT, as_mutant
@@ -26,8 +27,11 @@ def check_world(
 ) -> WorldResult:
     """One world, as it is or without a mutant's rule."""
     began = time.perf_counter()
-    with as_mutant(mutant):
+    control = control or SearchControl()
+    with as_mutant(mutant), marked_lines() as lines:
+        control.ran = lines.ran
         outcome = search(world, budget or Budget(), ALL_LAWS - tolerated(world), control)
+        ran = lines.ran()
         known = findings_of(world)
         seen = [each for each in known if any(each.is_it(one.broken) for one in outcome.findings)]
         unknown = [
@@ -47,6 +51,8 @@ def check_world(
         violation,
         ", ".join(each.id for each in seen) if finding is not None and not unknown else "",
         time.perf_counter() - began,
+        ran,
+        world.layout.never_collapses,
     )
 
 
@@ -56,10 +62,12 @@ def hunt(
     """Look for the breach a mutant is listed with; where it is masked, for any, in everything."""
     began = time.perf_counter()
     laws = ALL_LAWS if mutant.masked_by else frozenset(mutant.laws)
-    with applied(mutant.edits):
+    control = control or SearchControl()
+    with applied(mutant.edits), marked_lines() as lines:
+        control.ran = lines.ran
         everything = Budget() if mutant.masked_by else budget or Budget()
         outcome = search(mutant.world, everything, laws, control)
-        seconds = time.perf_counter() - began
+        seconds, ran = time.perf_counter() - began, lines.ran()
         finding = of_laws(outcome.findings, laws)
         violation = None
         if finding is not None:
@@ -76,4 +84,5 @@ def hunt(
         violation,
         mutant.masked_by,
         seconds,
+        ran,
     )

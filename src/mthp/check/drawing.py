@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from mthp.check.records import Breach, Call, Violation
 from mthp.check.token import Token, as_mutant
@@ -162,7 +162,7 @@ def draw(token: Token) -> Violation:
     broken: list[Any] = replay.run()
     return Violation(
         token.world.tasks,
-        tuple(drawing.calls),
+        tuple(_rounds(drawing.calls)),
         breaches(broken),
         tuple(stage.kernel.warnings.values()),
         len(replay.taken),
@@ -170,6 +170,31 @@ def draw(token: Token) -> Violation:
         str(token),
         token.protocol[0],
     )
+
+
+_ROUND: Final = 40
+"""Calls at most, of those that a task that goes on for ever makes again and again."""
+_OFTEN: Final = 20
+
+
+def _rounds(calls: list[Call]) -> Iterator[Call]:
+    """The calls; some in a row that are made again and again are there once."""
+    at = 0
+    while at < len(calls):
+        first = calls[at]
+        for size in range(1, _ROUND):
+            end = at + size
+            while end < len(calls) and calls[end] == calls[end - size]:
+                end += 1
+            rounds = (end - at) // size
+            if rounds > _OFTEN:
+                yield from calls[at : at + size]
+                yield Call(first.task, f"… the same {rounds - 1:,} times more", first.locks)
+                at += rounds * size
+                break
+        else:
+            yield first
+            at += 1
 
 
 def breaches(broken: Iterable[Broken]) -> tuple[Breach, ...]:

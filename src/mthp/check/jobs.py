@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any, Final
 
+from mthp.check.records import joined
 from mthp.check.rows import Result, Rows, Unfinished
 from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import By, SearchControl
@@ -20,7 +21,7 @@ from mthp.explore.part import Parts, Standing
 TURN: Final = 30.0
 """Seconds that a search may have one core to itself."""
 _ASK: Final = 0.2
-_NOTHING: Final = Unfinished({}, 0)
+_NOTHING: Final = Unfinished({}, 0, ())
 
 Row = tuple[ScorecardRow, Result]
 
@@ -97,7 +98,7 @@ class Jobs:
         if is_finished:
             self.rows.finish(job.key, result)
         if rest is not None:
-            self.rows.keep(job.key, rest, result.seconds)
+            self.rows.keep(job.key, Unfinished(rest, result.seconds, result.ran))
         return result if is_finished else None
 
     # One on all cores
@@ -105,20 +106,20 @@ class Jobs:
     def _on_all(self, job: ScorecardRow) -> Result | None:
         before = self.rows.unfinished.get(job.key, _NOTHING)
         began = time.monotonic()
+
+        def so_far(parts: Parts) -> Unfinished:
+            seconds = before.seconds + time.monotonic() - began
+            return Unfinished(parts, seconds, joined(before.ran, control.ran()))
+
         control = SearchControl(
             parts=before.parts,
             processes=self.processes,
             tell=None if self.tell is None else lambda standing: self.tell(job, standing),  # type: ignore[misc]
-            keep=lambda parts: self.rows.keep(
-                job.key, parts, before.seconds + time.monotonic() - began
-            ),
+            keep=lambda parts: self.rows.keep(job.key, so_far(parts)),
             is_over=self.is_over,
             by=self.by,
         )
-        result = job.run(control)
-        return self._keep(
-            job, replace(result, seconds=before.seconds + result.seconds), control.rest
-        )
+        return self._keep(job, _after(before, job.run(control)), control.rest)
 
 
 def _goes_on(job: ScorecardRow, result: Result) -> bool:
@@ -132,6 +133,12 @@ def _is_bounded(job: ScorecardRow, result: Result) -> bool:
     """Whether a search that is not at its end has come to the bound it was given."""
     most = job.budget.executions
     return most is not None and result.covered.executions >= most
+
+
+def _after(before: Unfinished, result: Result) -> Result:
+    """The result of a search that went on where another had stopped."""
+    seconds, ran = before.seconds + result.seconds, joined(before.ran, result.ran)
+    return replace(result, seconds=seconds, ran=ran)
 
 
 # In each process
@@ -155,5 +162,4 @@ def _turn(job: ScorecardRow, before: Unfinished) -> tuple[Result, Parts | None]:
         is_over=lambda: time.monotonic() > end or _Orders.over.is_set(),
         by=_Orders.by,
     )
-    result = job.run(control)
-    return replace(result, seconds=before.seconds + result.seconds), control.rest
+    return _after(before, job.run(control)), control.rest

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mthp.explore.outcome import Coverage
+from mthp.explore.outcome import Coverage, Extent
+from mthp.words.results import ScanResult
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,52 @@ class Violation:
 
 
 @dataclass(frozen=True)
+class RanLines:
+    """A text of the protocol, its lines as bits. lines: those that do something; ran: those that ran in
+    any execution; replacing: those of functions in the place of other functions of the engine's.
+    """
+
+    file: str
+    lines: int
+    ran: int
+    replacing: int
+
+    @property
+    def never_ran(self) -> list[int]:
+        """The numbers of the lines that did not run."""
+        left = self.lines & ~self.ran
+        return [line for line in range(left.bit_length()) if left >> line & 1]
+
+
+Ran = tuple[RanLines, ...]
+
+
+def joined(*searches: Ran) -> Ran:
+    """What ran in any of several searches."""
+    found: dict[tuple[str, int], RanLines] = {}
+    for each in (each for ran in searches for each in ran):
+        text = each.file, each.lines
+        found[text] = replace(each, ran=found.get(text, each).ran | each.ran)
+    return tuple(found.values())
+
+
+class Verdict(StrEnum):
+    """What became of a world."""
+
+    CLEAN = "clean"
+    NO_BREACH = "no breach found"
+    EXPECTED = "expected finding"
+    VACUOUS = "vacuous"
+    NOT_RUN = "not run"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
 class WorldResult:
     """One world of one profile, explored. expected_finding: a mutant's id, "" if none is expected.
 
-    violation: the first found, or None.
+    violation: the first found, or None. ran: what of the protocol ran. cannot: why no collapse can succeed
+    in it, "" where one can.
     """
 
     profile: str
@@ -59,6 +102,32 @@ class WorldResult:
     violation: Violation | None
     expected_finding: str
     seconds: float
+    ran: Ran = ()
+    cannot: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it came to: a search that was not exhaustive finds no breach, and no more."""
+        if self.violation is not None:
+            return Verdict.EXPECTED if self.expected_finding else Verdict.BROKEN
+        if is_not_run(self.ran):
+            return Verdict.NOT_RUN
+        if ScanResult.SUCCEED.string not in dict(self.covered.results):
+            return Verdict.VACUOUS
+        is_all = self.covered.kind is Extent.EXHAUSTIVE
+        return Verdict.CLEAN if is_all else Verdict.NO_BREACH
+
+    @property
+    def reason(self) -> str:
+        """Why a search that broke no law says nothing, "" where it says something."""
+        if self.verdict is Verdict.NOT_RUN:
+            return "nothing that was replaced is called"
+        if self.verdict is not Verdict.VACUOUS:
+            return ""
+        refused = ", ".join(what for what, _ in self.covered.results)
+        return self.cannot or (
+            f"every collapse ends with {refused}" if refused else "no collapse ends"
+        )
 
     @property
     def clean(self) -> bool:
@@ -69,6 +138,13 @@ class WorldResult:
     def is_alarm(self) -> bool:
         """A law was broken, and nobody expected it."""
         return not self.clean and not self.expected_finding
+
+
+def is_not_run(ran: Ran) -> bool:
+    """Whether there are functions in the place of others, and none of them was called."""
+    return any(each.replacing for each in ran) and not any(
+        each.ran & each.replacing for each in ran
+    )
 
 
 class MutantVerdict(StrEnum):
@@ -95,6 +171,7 @@ class MutantResult:
     violation: Violation | None
     masked_by: str
     seconds: float
+    ran: Ran = ()
 
 
 @dataclass(frozen=True)

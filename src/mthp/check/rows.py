@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import mthp
-from mthp.check.records import MutantResult, WorldResult
+from mthp.check.records import MutantResult, Ran, RanLines, WorldResult
 from mthp.explore.part import Key, Parts, part_document, part_of
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.words.files import FileError, replace_text
@@ -44,10 +44,11 @@ def engine() -> str:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """How far a row has come, and how many seconds that took."""
+    """How far a row has come, how many seconds that took, and what ran of the protocol."""
 
     parts: Parts
     seconds: float
+    ran: Ran
 
 
 class Rows:
@@ -72,9 +73,9 @@ class Rows:
         self.finished[key] = result
         self._save_now_and_then()
 
-    def keep(self, key: str, parts: Parts, seconds: float) -> None:
+    def keep(self, key: str, unfinished: Unfinished) -> None:
         """A row is not."""
-        self.unfinished[key] = Unfinished(parts, seconds)
+        self.unfinished[key] = unfinished
         self._save_now_and_then()
 
     def _save_now_and_then(self) -> None:
@@ -98,6 +99,7 @@ class Rows:
             "unfinished": {
                 key: {
                     "seconds": each.seconds,
+                    "ran": [asdict(lines) for lines in each.ran],
                     "parts": [part_document(part, list) for part in each.parts.values()],
                 }
                 for key, each in self.unfinished.items()
@@ -125,7 +127,8 @@ class Rows:
                 by_key = {part.key: part for part in parts}
                 if Key() not in by_key:
                     raise ValueError("no whole")
-                self.unfinished[key] = Unfinished(by_key, float(each["seconds"]))
+                ran = tuple(_record(RanLines, lines) for lines in each["ran"])
+                self.unfinished[key] = Unfinished(by_key, float(each["seconds"]), ran)
         except FileError:
             raise
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
@@ -148,7 +151,9 @@ def _record(kind: Any, document: Any) -> Any:
             raise ValueError(f"not the fields of {kind}")
         return kind(**{name: _record(hints[name], value) for name, value in document.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
-        return tuple(_record(get_args(kind)[0], each) for each in document)
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(document) if kinds[-1] is Ellipsis else kinds
+        return tuple(_record(each, value) for each, value in zip(kinds, document, strict=True))
     if get_origin(kind) in (Union, types.UnionType):
         (some,) = (each for each in get_args(kind) if each is not type(None))
         return None if document is None else _record(some, document)

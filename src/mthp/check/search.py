@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from mthp.check.records import Ran
 from mthp.explore.compiled.explorer import CompiledExplorer
 from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.enumerate import Enumerator
@@ -65,7 +66,8 @@ class SearchControl:
     is, every TELL_EVERY seconds. keep: it is called with what is needed to resume the search, every
     `every` seconds. is_over: it is asked after each execution, and True stops the search.
 
-    by: which explorer searches; refused: why the compiled one could not.
+    by: which explorer searches; refused: why the compiled one could not. ran: what of the protocol has
+    run so far.
     rest: what is needed to resume, once the search has stopped before its end; None: it came to the end.
     """
 
@@ -76,6 +78,7 @@ class SearchControl:
     every: float = KEEP_EVERY
     is_over: Callable[[], bool] = lambda: False
     by: By = By.BEST
+    ran: Callable[[], Ran] = field(default=lambda: (), init=False)
     refused: str = field(default="", init=False)
     rest: Parts | None = field(default=None, init=False)
     _told: float = field(default_factory=time.monotonic, init=False)

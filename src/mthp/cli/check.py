@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mthp.check.drawing import replay
 from mthp.check.jobs import Row
 from mthp.check.mutate import Tried, try_mutations
-from mthp.check.records import MutantResult, MutantVerdict, WorldResult
+from mthp.check.records import MutantResult, MutantVerdict, WorldResult, is_not_run
 from mthp.check.rows import Result
 from mthp.check.scorecard import ScorecardRow, default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
@@ -26,7 +25,6 @@ from mthp.check.trace import trace
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError, print_json
-from mthp.explore.outcome import Extent
 from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
@@ -38,20 +36,25 @@ from mthp.races.stage import Size
 from mthp.races.variant import VariantError
 from mthp.races.world import RaceWorld
 from mthp.report.check import (
+    covered_text,
     mutant_document,
     mutant_line,
+    never_ran_lines,
     pairs_lines,
     scorecard_document,
+    totals_lines,
     violation_document,
     violation_lines,
-    world_document,
     world_line,
+    worlds_document,
 )
 from mthp.report.itf import itf_document
 from mthp.words.files import check_target, replace_text
 
 BROKEN = 4
 """Exit code: a law is broken."""
+SAYS_NOTHING = 1
+"""Exit code: what is in the engine's place never collapsed anything, or was never called."""
 _NARROW, _WIDE = 80, 120
 
 
@@ -128,13 +131,18 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     violation = next((each.violation for each in results if each.violation is not None), None)
     _write_itf(args.itf, violation.replay if violation is not None else None)
     if args.json:
-        document: dict[str, Any] = {"schema_version": 1}
+        document = worlds_document(results)
         if (own := in_force()) is not None:
             document["protocol"] = own.document()
-        print_json(document | {"profiles": [world_document(each) for each in results]})
+        print_json(document)
     elif violation is not None:
         print("\n" + "\n".join(violation_lines(violation, _width())))
-    return BROKEN if any(each.is_alarm for each in results) else 0
+    elif args.protocol is not None:
+        print("\n" + "\n".join(never_ran_lines(each.ran for each in results)))
+    if any(each.is_alarm for each in results):
+        return BROKEN
+    is_own = args.protocol is not None or mutant != NO_MUTANT
+    return SAYS_NOTHING if is_own and all(each.reason for each in results) else 0
 
 
 def _in_order(jobs: Sequence[ScorecardRow], rows: Iterator[Row]) -> Iterator[Result]:
@@ -221,12 +229,13 @@ def _mutant(args: argparse.Namespace) -> int:
         print(f"{result.id}: {result.rule}")
         print(f"where: {result.where}\n")
         if result.violation is None:
-            print(
-                f"no law is broken; {result.covered.kind}, {result.covered.executions} executions"
-            )
+            what = "not run" if is_not_run(result.ran) else "no law is broken"
+            print(f"{what}; {covered_text(result.covered)}")
         else:
             print("\n".join(violation_lines(result.violation, _width())))
-    return BROKEN if result.violation is not None else 0
+    if result.violation is None:
+        return SAYS_NOTHING if is_not_run(result.ran) else 0
+    return BROKEN
 
 
 def _mutations(args: argparse.Namespace) -> int:
@@ -293,14 +302,9 @@ def _scorecard(args: argparse.Namespace) -> int:
 
 
 def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
-    clean = sum(each.clean for each in worlds)
-    expected = sum(bool(each.expected_finding) for each in worlds)
-    exhaustive = sum(each.covered.kind is Extent.EXHAUSTIVE for each in worlds if each.clean)
-    print(
-        f"\n{len(worlds)} worlds: {clean} clean ({exhaustive} of them exhaustively), {expected} with "
-        f"the expected finding, {len(worlds) - clean - expected} broken"
-    )
-    for line in pairs_lines(worlds):
+    print()
+    searches = [each.ran for each in worlds]
+    for line in (*totals_lines(worlds), *never_ran_lines(searches), *pairs_lines(worlds)):
         print(line)
     if mutants:
         verdicts = Counter(each.verdict for each in mutants)

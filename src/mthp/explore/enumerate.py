@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
+from mthp.explore.outcome import (
+    BrokenSchedule,
+    Coverage,
+    Extent,
+    Results,
+    Schedule,
+    SearchOutcome,
+    added,
+    tally,
+)
+from mthp.explore.replay import gone_on
 from mthp.explore.tasks import MAX_STEPS, Ending, Execution, Recipe
 
 
@@ -39,15 +49,19 @@ class Enumerator:
     def enumerate(self) -> SearchOutcome:
         """Run them all."""
         executions = steps = too_long = 0
+        results: Results = ()
         bounds = [] if self.preemptions is None else [f"{self.preemptions} preemptions"]
         while True:
             self._depth = self._spent = 0
             execution = Execution(self.recipe(), self._choose, self.most_steps)
-            too_long += execution.run() is Ending.TOO_LONG
+            is_cut_off = execution.run() is Ending.TOO_LONG
+            too_long += is_cut_off
             executions += 1
             steps += execution.steps
-            for broken in execution.setup.broken:
-                schedule = Schedule(tuple(task for task, _ in self._path))
+            results = added(results, tally(execution.setup.results))
+            schedule = Schedule(tuple(task for task, _ in self._path))
+            later = gone_on(self.recipe, schedule, self.most_steps) if is_cut_off else ()
+            for broken in (*execution.setup.broken, *later):
                 self.findings.setdefault(broken, BrokenSchedule(broken, schedule))
             if not self._next_path():
                 break
@@ -57,7 +71,7 @@ class Enumerator:
         if too_long:
             bounds.append(f"{too_long} executions cut off after {self.most_steps} steps")
         kind = Extent.BOUNDED if bounds else Extent.EXHAUSTIVE
-        coverage = Coverage(kind, executions, 0, steps, "; ".join(bounds))
+        coverage = Coverage(kind, executions, 0, steps, "; ".join(bounds), results=results)
         return SearchOutcome(coverage, tuple(self.findings.values()))
 
     def _choose(self, execution: Execution) -> int:

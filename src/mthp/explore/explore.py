@@ -14,8 +14,16 @@ from enum import Enum
 from typing import Final
 
 from mthp.explore.dependence import dependent, waits
-from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
+from mthp.explore.outcome import (
+    BrokenSchedule,
+    Coverage,
+    Extent,
+    Schedule,
+    SearchOutcome,
+    tally,
+)
 from mthp.explore.part import NO_TASK, BranchPoint, Counts, Key, NotThisSearch, Part, Race
+from mthp.explore.replay import gone_on
 from mthp.explore.tasks import MAX_STEPS, STOP, Ending, Execution, NextStep, Recipe
 from mthp.machine.step import Access
 
@@ -217,11 +225,14 @@ class Explorer:
         if ending is Ending.GIVEN_UP and not execution.setup.broken:
             self.counts += Counts(0, 1, execution.steps)
             return
-        self.counts += Counts(1, 0, execution.steps, ending is Ending.TOO_LONG)
-        for broken in execution.setup.broken:
-            if broken not in self.findings:
-                choices = tuple(node.event.task for node in self.nodes)
-                self.findings[broken] = BrokenSchedule(broken, Schedule(choices))
+        setup, is_cut_off = execution.setup, ending is Ending.TOO_LONG
+        self.counts += Counts(1, 0, execution.steps, is_cut_off, tally(setup.results))
+        if not setup.broken and not is_cut_off:
+            return
+        schedule = Schedule(tuple(node.event.task for node in self.nodes))
+        later = gone_on(self.recipe, schedule, self.most_steps) if is_cut_off else ()
+        for broken in (*setup.broken, *later):
+            self.findings.setdefault(broken, BrokenSchedule(broken, schedule))
 
     def _choose(self, execution: Execution) -> int:
         depth = self._depth
@@ -394,7 +405,9 @@ def outcome(
     if not text and counts.too_long:
         text = f"{counts.too_long} executions cut off after {most_steps} steps"
     kind = Extent.BOUNDED if text else Extent.EXHAUSTIVE
-    coverage = Coverage(kind, counts.executions, counts.pruned, counts.steps, text)
+    coverage = Coverage(
+        kind, counts.executions, counts.pruned, counts.steps, text, results=counts.results
+    )
     return SearchOutcome(coverage, findings)
 
 

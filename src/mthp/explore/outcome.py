@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
@@ -53,9 +54,30 @@ class Extent(StrEnum):
     SAMPLED = "sampled"
 
 
+Results = tuple[tuple[str, int], ...]
+"""What the executions came to, as their Setup says, and how often; by name."""
+
+
+def tally(results: Sequence[str]) -> Results:
+    """How often each result is there."""
+    return tuple(sorted(Counter(results).items())) if results else ()
+
+
+def added(*tallies: Results) -> Results:
+    """What several searches came to."""
+    some = [each for each in tallies if each]
+    if len(some) < 2:
+        return some[0] if some else ()
+    total: Counter[str] = Counter()
+    for each in some:
+        total.update(dict(each))
+    return tuple(sorted(total.items()))
+
+
 @dataclass(frozen=True)
 class Coverage:
-    """What was covered. executions: complete ones; pruned: given up as another's equals.
+    """What was covered. executions: complete ones; pruned: given up as another's equals. results: what
+    the complete ones came to.
 
     bound: what limited the search, "" if nothing. seed: of a sample. refused: why the compiled explorer
     could not search, "" if it was not asked or could.
@@ -68,6 +90,7 @@ class Coverage:
     bound: str = ""
     seed: int | None = None
     refused: str = ""
+    results: Results = ()
 
 
 @dataclass(frozen=True)

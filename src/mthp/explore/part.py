@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mthp.explore.outcome import BrokenSchedule, Schedule
+from mthp.explore.outcome import BrokenSchedule, Results, Schedule, added
 
 NO_TASK: Final = -1
 """Stands where a task's number would, before the task is chosen."""
@@ -59,12 +59,15 @@ class Race:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of executions: the complete ones, those given up, their steps, and those cut off."""
+    """Numbers of executions: the complete ones, those given up, their steps, and those cut off. results:
+    what the complete ones came to.
+    """
 
     executions: int = 0
     pruned: int = 0
     steps: int = 0
     too_long: int = 0
+    results: Results = ()
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -72,6 +75,7 @@ class Counts:
             self.pruned + other.pruned,
             self.steps + other.steps,
             self.too_long + other.too_long,
+            added(self.results, other.results),
         )
 
 
@@ -190,6 +194,7 @@ def part_document(part: Part, breach: Callable[[Any], Any]) -> dict[str, Any]:
             part.counts.steps,
             part.counts.too_long,
         ],
+        "results": dict(part.counts.results),
         "findings": [[breach(each.broken), str(each.schedule)] for each in part.findings],
         "races": [[race.depth, sorted(race.initials)] for race in part.races],
         "done": part.done,
@@ -204,7 +209,7 @@ def part_of(document: Any, breach: Callable[[Any], Any]) -> Part:
             for task, todo, sleep in document["places"]
         ),
         int(document["own"]),
-        Counts(*map(int, document["counts"])),
+        _counts(document["counts"], document["results"]),
         tuple(
             BrokenSchedule(breach(broken), Schedule.parse(schedule))
             for broken, schedule in document["findings"]
@@ -212,6 +217,14 @@ def part_of(document: Any, breach: Callable[[Any], Any]) -> Part:
         tuple(Race(int(depth), frozenset(map(int, who))) for depth, who in document["races"]),
         bool(document["done"]),
     )
+
+
+def _counts(counts: Any, results: Any) -> Counts:
+    executions, pruned, steps, too_long = map(int, counts)
+    came_to = sorted((str(what), int(often)) for what, often in results.items())
+    if not all(what.isprintable() for what, _ in came_to):
+        raise ValueError("control characters")
+    return Counts(executions, pruned, steps, too_long, tuple(came_to))
 
 
 def _task(number: Any) -> int:

@@ -6,32 +6,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mthp.explore.outcome import Schedule
-from mthp.explore.tasks import Execution, Recipe
+from mthp.explore.tasks import MAX_STEPS, Ending, Execution, Recipe
+from mthp.machine.task import Endless
 
 
 class Replay:
     """Follow a schedule; where it has ended, or names a task that cannot go, the running task goes
     on while it can. taken: what was chosen in the end.
+
+    After MAX_STEPS every task has its turn. A task that goes on for MAX_STEPS of these does so for ever.
     """
 
     def __init__(self, recipe: Recipe, schedule: Schedule) -> None:
         self.schedule = schedule
         self.taken: list[int] = []
-        self.execution = Execution(recipe(), self._choose)
+        self._chosen = max(MAX_STEPS, len(schedule.choices))
+        self.execution = Execution(recipe(), self._choose, self._chosen + MAX_STEPS)
 
     def run(self) -> list[object]:
         """What was broken."""
-        self.execution.run()
-        return list(self.execution.setup.broken)
+        setup = self.execution.setup
+        if self.execution.run() is Ending.TOO_LONG:
+            for number in sorted({*self.taken[self._chosen :]}):
+                task, _ = setup.tasks[number]
+                if self.execution.ops[number] is not None and not task.background:
+                    setup.raised(
+                        task, Endless("livelock, it goes on while all others have their turns")
+                    )
+        return list(setup.broken)
 
     def _choose(self, execution: Execution) -> int:
         enabled = execution.enabled()
         at = len(self.taken)
-        wanted = self.schedule.choices[at] if at < len(self.schedule.choices) else -1
-        if wanted not in enabled:
+        if at >= self._chosen:
+            wanted = min(enabled, key=lambda task: (task <= self.taken[-1], task))
+        elif at < len(self.schedule.choices) and self.schedule.choices[at] in enabled:
+            wanted = self.schedule.choices[at]
+        else:
             wanted = execution.current if execution.current in enabled else enabled[0]
         self.taken.append(wanted)
         return wanted
+
+
+def gone_on(recipe: Recipe, schedule: Schedule, most_steps: int) -> list[object]:
+    """What is broken where an execution goes on that was cut off after most_steps. Fewer than MAX_STEPS
+    are a bound of the user's, after which any execution would go on.
+    """
+    return Replay(recipe, schedule).run() if most_steps >= MAX_STEPS else []
 
 
 def shrink(recipe: Recipe, schedule: Schedule, still: Callable[[list[object]], bool]) -> Schedule:
@@ -43,7 +64,7 @@ def shrink(recipe: Recipe, schedule: Schedule, still: Callable[[list[object]], b
     def holds(candidate: Schedule) -> bool:
         return still(Replay(recipe, candidate).run())
 
-    best = schedule
+    best = Schedule() if holds(Schedule()) else schedule
     progress = True
     while progress:
         progress = False

@@ -11,8 +11,18 @@ from __future__ import annotations
 import random
 from enum import Enum
 
-from mthp.explore.outcome import BrokenSchedule, Coverage, Extent, Schedule, SearchOutcome
-from mthp.explore.tasks import MAX_STEPS, Execution, Recipe
+from mthp.explore.outcome import (
+    BrokenSchedule,
+    Coverage,
+    Extent,
+    Results,
+    Schedule,
+    SearchOutcome,
+    added,
+    tally,
+)
+from mthp.explore.replay import gone_on
+from mthp.explore.tasks import MAX_STEPS, Ending, Execution, Recipe
 
 
 class Policy(Enum):
@@ -49,17 +59,25 @@ class Sampler:
         """`count` executions, or fewer where one breaks something."""
         steps = 0
         findings: dict[object, BrokenSchedule] = {}
-        executions = 0
+        executions = too_long = 0
+        results: Results = ()
         while executions < count and not findings:
             execution = Execution(self.recipe(), self._choose, self.most_steps)
             self._begin(len(execution.ops))
-            execution.run()
+            is_cut_off = execution.run() is Ending.TOO_LONG
+            too_long += is_cut_off
             executions += 1
             steps += execution.steps
             self._longest = max(self._longest, execution.steps)
-            for broken in execution.setup.broken:
-                findings.setdefault(broken, BrokenSchedule(broken, Schedule(tuple(self._taken))))
-        coverage = Coverage(Extent.SAMPLED, executions, 0, steps, self.policy.value, self.seed)
+            results = added(results, tally(execution.setup.results))
+            schedule = Schedule(tuple(self._taken))
+            later = gone_on(self.recipe, schedule, self.most_steps) if is_cut_off else ()
+            for broken in (*execution.setup.broken, *later):
+                findings.setdefault(broken, BrokenSchedule(broken, schedule))
+        bound = self.policy.value
+        if too_long:
+            bound += f"; {too_long} executions cut off after {self.most_steps} steps"
+        coverage = Coverage(Extent.SAMPLED, executions, 0, steps, bound, self.seed, results=results)
         return SearchOutcome(coverage, tuple(findings.values()))
 
     def _begin(self, tasks: int) -> None:

@@ -7,14 +7,17 @@ about to do (`NextStep`) is known then, and the act happens when the task is cho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
 from greenlet import getcurrent, greenlet
 
 from mthp.machine.step import ALL_BITS, Access
-from mthp.machine.task import Machine, Task
+from mthp.machine.task import Endless, Machine, Task
 
 
 class NextStep(NamedTuple):
@@ -52,14 +55,18 @@ class Setup(Protocol):
     def broken(self) -> Sequence[Any]:
         """What was found broken so far: values that compare and hash."""
 
+    @property
+    def results(self) -> Sequence[str]:
+        """What this execution came to, once it is stuck or at rest."""
+
     def before(self, access: Access, word: Any, index: int) -> None:
         """The running task is about to do this, and no other task comes between."""
 
     def after(self, access: Access, word: Any, index: int) -> None:
         """The running task has just done this."""
 
-    def raised(self, task: Task, error: Exception) -> None:
-        """A task ended with an error."""
+    def raised(self, task: Task, error: Exception | Endless) -> None:
+        """A task ended with an error, or was ended."""
 
     def stuck(self, waiting: Sequence[tuple[Task, NextStep]]) -> None:
         """No task can go on, and these have not ended."""
@@ -87,6 +94,10 @@ class _Abandoned(BaseException):
 
 
 MAX_STEPS = 5000
+STILL: Final = 1.0
+"""Seconds of CPU time without a step after which a task is ended."""
+_TICKS: Final = 4
+"""How often within them it is looked at."""
 
 
 class Execution:
@@ -99,7 +110,7 @@ class Execution:
     """
 
     __slots__ = (
-        "_acting", "_carriers", "_main", "_started", "_words", "choose", "current", "ending",
+        "_acting", "_carriers", "_main", "_started", "_still", "_words", "choose", "current", "ending",
         "most_steps", "ops", "setup", "steps",
     )  # fmt: skip
 
@@ -116,6 +127,7 @@ class Execution:
         self._words: list[Any] = [None] * len(setup.tasks)
         self._acting: tuple[Access, Any, int] | None = None
         self._started = False
+        self._still = 0, 0
         self._main = getcurrent()
         self._carriers: list[greenlet] = []
 
@@ -139,6 +151,10 @@ class Execution:
 
     def run(self) -> Ending:
         """Run it to its end, or until it is given up. Tasks that have not ended are discarded."""
+        with _ticking(self._tick):
+            return self._run()
+
+    def _run(self) -> Ending:
         machine = self.setup.machine
         machine.on_step = self._on_step
         for number, (task, body) in enumerate(self.setup.tasks):
@@ -170,7 +186,7 @@ class Execution:
                 body()
             except _Abandoned:
                 return
-            except Exception as error:
+            except (Exception, Endless) as error:
                 if self.setup.machine.abandoned:
                     return
                 self.setup.raised(task, error)
@@ -233,9 +249,45 @@ class Execution:
         self._acting = access, word, index
         self.setup.before(access, word, index)
 
+    def _tick(self) -> None:
+        """Called now and then, in the middle of anything: end a task that takes no step."""
+        steps, ticks = self._still
+        self._still = self.steps, ticks + 1 if steps == self.steps else 0
+        if ticks >= _TICKS and getcurrent() is not self._main:
+            self._still = self.steps, 0
+            raise Endless(f"it takes no step, for {STILL:.0f} s of CPU time")
+
     def _abandon(self) -> None:
         """Unwind what has not ended; nothing it does on its way out means anything any more."""
         self.setup.machine.abandoned = True
         for carrier in self._carriers:
             if not carrier.dead:
                 carrier.throw(_Abandoned)
+
+
+class _Clock:
+    """Calls `tick` in the middle of whatever runs, which Python does in the main thread alone."""
+
+    tick: Callable[[], None] | None = None
+
+
+def _on_signal(*_: object) -> None:
+    if _Clock.tick is not None:
+        _Clock.tick()
+
+
+@contextmanager
+def _ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """The signal is never given back: one may still be on its way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if signal.getsignal(signal.SIGVTALRM) is not _on_signal:
+        signal.signal(signal.SIGVTALRM, _on_signal)
+    _Clock.tick = tick
+    signal.setitimer(signal.ITIMER_VIRTUAL, STILL / _TICKS, STILL / _TICKS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        _Clock.tick = None

@@ -15,9 +15,9 @@ from mthp.laws.table import Moment, broken_at
 from mthp.machine.locks import SpinLock, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
-from mthp.machine.task import Task
+from mthp.machine.task import Endless, Task
 from mthp.mm.mm_types import Kernel, PageTable, PmdPage, TableState
-from mthp.words.events import CollapseHugePage, Event
+from mthp.words.events import CollapseHugePage, Event, ScanPmd
 from mthp.words.results import KernelBug, Rule, ScanResult
 
 
@@ -43,12 +43,16 @@ def check_aborted(before: Census, kernel: Kernel) -> list[Broken]:
 
 
 class Watch:
-    """The laws over one execution. broken: what was found, each once."""
+    """The laws over one execution. broken: what was found, each once. results: in the end, what the
+    collapsers' attempts and scans came to.
+    """
 
     def __init__(self, kernel: Kernel, khugepaged: Khugepaged, collapsers: Collection[str]) -> None:
         self.kernel = kernel
         self.khugepaged = khugepaged
         self.broken: list[Broken] = []
+        self.results: list[str] = []
+        self._ended: dict[str, list[str]] = {name: [] for name in collapsers}
         self.begun = Census(kernel)
         self.ghost = Ghost(kernel, self.begun, collapsers)
         self.collapsed = False
@@ -135,25 +139,38 @@ class Watch:
         elif trail is not None:
             trail.change_flags(step.at, step.old, step.new)
 
-    def raised(self, task: Task, error: Exception) -> None:
-        """A task ended with an error: the engine's own checks, or an object that is gone."""
+    def raised(self, task: Task, error: Exception | Endless) -> None:
+        """A task ended with an error: the engine's own checks, or an object that is gone. Or it was ended."""
         law, text = 1, f"{type(error).__name__}: {error}"
-        if isinstance(error, KernelBug):
+        if isinstance(error, Endless):
+            law, text = 9, str(error)
+        elif isinstance(error, KernelBug):
             law, text = _LAW_OF.get(error.rule, 9), str(error)
         self._record([Broken(law, Thing(Kind.TASK, task.name), f"{task.name}: {text}")])
 
     def stuck(self, waiting: Sequence[tuple[Task, Any]]) -> None:
         """No task can go on."""
+        self._come_to_an_end()
         tasks = ", ".join(f"{task.name} for {op.where[0]}" for task, op in waiting)
         self._record([Broken(9, Thing(Kind.TASK, waiting[0][0].name), f"deadlock: {tasks}")])
 
     # What is reported
+
+    def came_to(self, result: object) -> None:
+        """An attempt of the running task, or a scan with all its attempts, has ended."""
+        text = result.string if isinstance(result, ScanResult) else f"a {type(result).__name__}"
+        self._ended[self.kernel.machine.current.name].append(text)
+
+    def _come_to_an_end(self) -> None:
+        self.results.extend(sorted(each for ended in self._ended.values() for each in ended))
 
     def _report(self, report: object) -> None:
         self._record(broken_at(Moment.REPORT, self.ghost, report))
         self.ghost.observations.add(report)
 
     def _trace(self, event: Event) -> None:
+        if isinstance(event, ScanPmd):
+            self.came_to(event.status)
         if not isinstance(event, CollapseHugePage):
             return
         task = self.kernel.machine.current
@@ -173,6 +190,7 @@ class Watch:
 
     def at_rest(self, tasks: Sequence[Task]) -> None:
         """Every task has ended: count everything."""
+        self._come_to_an_end()
         for name in self.ghost.collapsers:
             self._stored_late(self.ghost.collapse_has_succeeded(name))  # or does not say
         census = Census(self.kernel)

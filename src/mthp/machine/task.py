@@ -39,6 +39,10 @@ class Task:
         return f"Task({self.name!r})"
 
 
+class Endless(BaseException):
+    """A task goes on without end; one line says how. No task may catch it."""
+
+
 OnBlock = Callable[[object], None]
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -111,6 +111,7 @@ class Publish:
         self.ptl = SpinLock(self.machine, "ptl", Rank.PTE)
         self.pml = SpinLock(self.machine, "pml", Rank.PMD)
         self.broken: list[Any] = []
+        self.results: list[str] = []
         self.got = EMPTY
         writer = Task("writer")
         self.tasks = [(writer, lambda: self._write(pattern)), (Task("reader", 1), self._read)]
@@ -141,7 +142,7 @@ class Publish:
     def after(self, access: Access, word: Any, index: int) -> None:
         """Nor here."""
 
-    def raised(self, task: Task, error: Exception) -> None:
+    def raised(self, task: Task, error: BaseException) -> None:
         """No task of a pattern fails."""
         raise error
 

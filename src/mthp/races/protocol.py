@@ -32,7 +32,7 @@ from mthp.laws import declares
 from mthp.laws.declares import Declares
 from mthp.laws.watch import Watch
 from mthp.machine.hold import Rank
-from mthp.machine.task import Task
+from mthp.machine.task import Endless, Task
 from mthp.races.cast import all as cast
 from mthp.races.cast.rival import (
     ELSEWHERE,
@@ -304,7 +304,7 @@ def _raised(file: Path, functions: Sequence[Callable[..., Any]], judge: Any) -> 
     """Watch.raised() while the file is in force: it raises VariantError where the file is at fault."""
     names = tuple(f"{function.__qualname__}()" for function in functions)
 
-    def raised(watch: Watch, task: Task, error: Exception) -> None:
+    def raised(watch: Watch, task: Task, error: Exception | Endless) -> None:
         is_in_file = any(frame.filename == str(file) for frame in extract_tb(error.__traceback__))
         is_call = isinstance(error, TypeError) and str(error).startswith(names)
         if (is_in_file or is_call) and not _is_finding(error):
@@ -314,11 +314,11 @@ def _raised(file: Path, functions: Sequence[Callable[..., Any]], judge: Any) -> 
     return raised
 
 
-def _is_finding(error: Exception) -> bool:
+def _is_finding(error: Exception | Endless) -> bool:
     """What a race can come to, in a protocol that is written as it should be: a broken rule, an
     assertion, something that is not there any more.
     """
-    if isinstance(error, KernelBug | AssertionError | LookupError):
+    if isinstance(error, KernelBug | AssertionError | LookupError | Endless):
         return True
     is_null = getattr(error, "obj", error) is None or "'NoneType'" in str(error)
     return isinstance(error, AttributeError | TypeError) and is_null

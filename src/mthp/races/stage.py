@@ -16,7 +16,7 @@ from mthp.laws.broken import Broken
 from mthp.laws.watch import Watch
 from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
-from mthp.machine.task import Machine, Task
+from mthp.machine.task import Endless, Machine, Task
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import (
     MM_ANONPAGES,
@@ -219,7 +219,7 @@ class Stage:
         self.watch: Watch
         self.before: Observer
         self.after: Observer
-        self.raised: Callable[[Task, Exception], None]
+        self.raised: Callable[[Task, Exception | Endless], None]
         self.stuck: Callable[[Sequence[tuple[Task, Any]]], None]
         self.map_page(0)
         if self.beside is not None:
@@ -410,6 +410,11 @@ class Stage:
     def broken(self) -> list[Broken]:
         """The laws broken so far."""
         return self.watch.broken
+
+    @property
+    def results(self) -> list[str]:
+        """What the collapses came to."""
+        return self.watch.results
 
     def at_rest(self) -> None:
         """Every task has ended."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from mthp.races.edits import Edit, edited, source_of
@@ -31,8 +31,8 @@ class Variant:
 
     file: str
     text: str
-    functions: tuple[Callable[..., Any], ...]
-    replacing: tuple[Callable[..., Any], ...]
+    functions: tuple[FunctionType, ...]
+    replacing: tuple[FunctionType, ...]
 
 
 IN_FORCE: Final[list[Variant]] = []
@@ -44,7 +44,7 @@ class Replacement:
 
     module: str
     name: str
-    new: Callable[..., Any]
+    new: FunctionType
 
     @property
     def old(self) -> FunctionType | None:
@@ -54,12 +54,13 @@ class Replacement:
     @property
     def is_other(self) -> bool:
         """Whether the new function does something else than the old one, as far as its own code goes."""
-        a, b = getattr(self.old, "__code__", None), self.new.__code__
-        return a is None or (a.co_code, a.co_consts, a.co_names) != (
-            b.co_code,
-            b.co_consts,
-            b.co_names,
-        )
+        return self.old is None or _act(self.old.__code__) != _act(self.new.__code__)
+
+
+def _act(code: CodeType) -> tuple[object, ...]:
+    """What code does, wherever it stands."""
+    constants = [_act(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+    return code.co_code, code.co_names, *constants
 
 
 @contextmanager
@@ -82,8 +83,13 @@ def replaced(texts: dict[str, str]) -> Iterator[None]:
                 original = importlib.import_module(f"mthp.{module}")
                 variant = compiled(original.__name__, str(original.__file__), text)
                 variants.append(variant)
-                found = [Replacement(module, *each) for each in functions_of(variant)]
-                install([each for each in found if each.old is not None], variants, undo)
+                every = [Replacement(module, *each) for each in functions_of(variant)]
+                found = [each for each in every if each.old is not None]
+                new = tuple(each.new for each in every)
+                other = tuple(each.new for each in found if each.is_other)
+                install(found, variants, undo)
+                IN_FORCE.append(Variant(str(original.__file__), text, new, other))
+                undo.callback(IN_FORCE.pop)
             except Exception as error:
                 raise VariantError(f"{module}: {type(error).__name__}: {error}") from error
         yield

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -14,14 +15,20 @@ from mthp.check.records import (
     Call,
     MutantResult,
     MutantVerdict,
+    Ran,
+    Verdict,
     Violation,
     WorldResult,
+    is_not_run,
+    joined,
 )
-from mthp.explore.outcome import Coverage, Extent
+from mthp.explore.outcome import Coverage, Extent, Results
+from mthp.words.results import ScanResult
 
 SCHEMA_VERSION = 1
 _GAP = 2
 _MIN_COLUMN = 26
+_NAMED = 12
 
 
 def covered_text(covered: Coverage) -> str:
@@ -77,18 +84,82 @@ def _folded(calls: Sequence[Call]) -> Iterable[Call]:
 def world_line(result: WorldResult) -> str:
     """Says in one line what a world came to."""
     hook = " (the cache hook walks)" if result.hook == "walks" else ""
-    what = "clean" if result.clean else "BROKEN"
-    if result.expected_finding:
+    what = result.verdict.value
+    if result.verdict is Verdict.BROKEN:
+        what = what.upper()
+    elif result.verdict is Verdict.EXPECTED:
         what = f"{result.expected_finding}, expected"
+    covered = covered_text(result.covered)
+    if result.clean:
+        covered += f"; {result.reason or results_text(result.covered.results)}"
     against = " + ".join(result.tasks[1:]) or "alone"
     name = f"{result.profile:9}{result.world:14}{against}{hook}"
-    return f"{name:52} {what:18} {covered_text(result.covered)}, {result.seconds:.1f} s"
+    return f"{name:52} {what:18} {covered}, {result.seconds:.1f} s"
+
+
+def results_text(results: Results) -> str:
+    """How many collapses succeeded, and how many were refused for what reason."""
+    first = sorted(results, key=lambda each: each[0] != ScanResult.SUCCEED.string)
+    return "collapses: " + ", ".join(f"{often:,} {what}" for what, often in first)
+
+
+def totals_lines(worlds: Sequence[WorldResult]) -> list[str]:
+    """How many worlds came to what, and why some of them say nothing."""
+    names = {
+        Verdict.CLEAN: "clean, explored exhaustively",
+        Verdict.NO_BREACH: "no breach found, but bounded",
+        Verdict.EXPECTED: "with the expected finding",
+    }
+    came_to = {verdict: [each for each in worlds if each.verdict is verdict] for verdict in Verdict}
+    lines = [f"{len(worlds)} worlds"]
+    lines += [f"{len(each):6} {names.get(v, v.value)}" for v, each in came_to.items() if each]
+    reasons = defaultdict(list)
+    for each in (*came_to[Verdict.VACUOUS], *came_to[Verdict.NOT_RUN]):
+        reasons[each.reason].append(f"{each.profile} {each.world} {' + '.join(each.tasks[1:])}")
+    for reason, where in sorted(reasons.items()):
+        more = [f"and {len(where) - _NAMED} more"] if len(where) > _NAMED else []
+        lines.append(f"{reason}:")
+        lines += _indented(", ".join([*where[:_NAMED], *more]))
+    return lines
+
+
+def never_ran_lines(searches: Iterable[Ran]) -> list[str]:
+    """Which lines of the protocol ran in none of the searches."""
+    texts = joined(*searches)
+    left = sum(len(each.never_ran) for each in texts)
+    of = sum(each.lines.bit_count() for each in texts)
+    if not left:
+        return [f"lines of the protocol: {of}; all of them ran"]
+    named = [
+        each.file + " " + _numbers(each.never_ran)
+        if each.lines & each.ran
+        else f"all of {each.file}"
+        for each in texts
+        if each.never_ran
+    ]
+    return [f"lines of the protocol: {of}; {left} of them never ran:", *_indented("; ".join(named))]
+
+
+def _indented(text: str) -> list[str]:
+    return wrap(text, 96, initial_indent="    ", subsequent_indent="    ")
+
+
+def _numbers(lines: Sequence[int]) -> str:
+    """Line numbers, those in a row as a range."""
+    runs: list[list[int]] = []
+    for line in lines:
+        if runs and runs[-1][-1] == line - 1:
+            runs[-1][1:] = [line]
+        else:
+            runs.append([line])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def mutant_line(result: MutantResult) -> str:
     """Says in one line, for the scorecard, what became of a mutant."""
     laws = ", ".join(map(str, result.laws))
-    found = f"law {laws}" if laws else result.masked_by
+    not_run = "not run" if is_not_run(result.ran) else ""
+    found = f"law {laws}" if laws else not_run or result.masked_by
     return (
         f"{result.id:11}{result.verdict.value:8}{found:14} {result.seconds:6.2f} s  {result.rule}"
     )
@@ -123,6 +194,7 @@ def coverage_document(covered: Coverage) -> dict[str, Any]:
         **asdict(covered),
         "bound": covered.bound or None,
         "refused": covered.refused or None,
+        "results": dict(covered.results),
     }
 
 
@@ -146,6 +218,8 @@ def world_document(result: WorldResult) -> dict[str, Any]:
         "hook": result.hook,
         "world": result.world,
         "tasks": list(result.tasks),
+        "verdict": result.verdict.value,
+        "reason": result.reason or None,
         "clean": result.clean,
         "expected_finding": result.expected_finding or None,
         "coverage": coverage_document(result.covered),
@@ -167,17 +241,23 @@ def mutant_document(result: MutantResult) -> dict[str, Any]:
         "rule": result.rule,
         "where": result.where,
         "masked_by": result.masked_by if masked else None,
+        "not_run": is_not_run(result.ran),
         "coverage": coverage_document(result.covered),
         "violation": None if result.violation is None else violation_document(result.violation),
     }
 
 
-def scorecard_document(
-    worlds: Iterable[WorldResult], mutants: Iterable[MutantResult]
-) -> dict[str, Any]:
-    """Plain JSON values of everything that `mthp check --all` found."""
+def worlds_document(worlds: Sequence[WorldResult]) -> dict[str, Any]:
+    """Plain JSON values of some worlds."""
     return {
         "schema_version": SCHEMA_VERSION,
         "profiles": [world_document(each) for each in worlds],
-        "mutants": [mutant_document(each) for each in mutants],
+        "never_ran": {each.file: each.never_ran for each in joined(*(w.ran for w in worlds))},
     }
+
+
+def scorecard_document(
+    worlds: Sequence[WorldResult], mutants: Iterable[MutantResult]
+) -> dict[str, Any]:
+    """Plain JSON values of everything that `mthp check --all` found."""
+    return {**worlds_document(worlds), "mutants": [mutant_document(each) for each in mutants]}

@@ -24,9 +24,9 @@ from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.compiled.recorded import JUDGE, Recorded
 from mthp.explore.dependence import dependent
 from mthp.explore.explore import Stop, Until, outcome
-from mthp.explore.outcome import BrokenSchedule, Schedule, SearchOutcome
+from mthp.explore.outcome import BrokenSchedule, Results, Schedule, SearchOutcome, added, tally
 from mthp.explore.part import NO_TASK, BranchPoint, Counts, Key, NotThisSearch, Part, Race
-from mthp.explore.replay import Replay
+from mthp.explore.replay import Replay, gone_on
 from mthp.explore.tasks import MAX_STEPS, STOP, Execution, NextStep, Recipe
 
 MEMORY: Final = Memory()
@@ -80,6 +80,7 @@ class CompiledExplorer:
         self._recorded: Recorded
         self._missed: tuple[int, list[int]] | None = None
         self._loaded = 0
+        self._results: Results = ()
         self._run = jit.PLAIN
         self._mirror: jit.Mirror | None = None
 
@@ -90,12 +91,22 @@ class CompiledExplorer:
         """The numbers of executions and steps."""
         at = self._state.at
         names = at_.EXECUTIONS, at_.PRUNED, at_.STEPS, at_.TOO_LONG
-        return Counts(*(int(at[name]) for name in names))
+        results = added(self._results, self._new_results())
+        executions, pruned, steps, too_long = (int(at[name]) for name in names)
+        return Counts(executions, pruned, steps, too_long, results)
+
+    def _new_results(self) -> Results:
+        """What executions came to since the automata were begun."""
+        values, often = self._recorded.recorder.values, self._state.tally
+        return added(*(
+            tuple((what, times * int(often[number])) for what, times in tally(values[number]))
+            for number in np.flatnonzero(often)
+        ))  # fmt: skip
 
     @property
     def executions(self) -> int:
         """Complete ones so far."""
-        return self.counts.executions
+        return int(self._state.at[at_.EXECUTIONS])
 
     def explore(self) -> SearchOutcome:
         """Search to the end, the first breach or a bound."""
@@ -122,6 +133,7 @@ class CompiledExplorer:
         at[at_.FIRST] = int(self.until is Until.FIRST)
         at[at_.ROOM] = len(self._state.jcell)
         at[at_.QUANTUM] = QUANTUM
+        at[at_.GOES_ON] = int(self.most_steps >= MAX_STEPS)
         if self.speed is Speed.NUMBA:
             self._compile()
 
@@ -201,6 +213,8 @@ class CompiledExplorer:
         at = self._state.at
         at[at_.EXECUTIONS], at[at_.PRUNED] = counts.executions, counts.pruned
         at[at_.STEPS], at[at_.TOO_LONG] = counts.steps, counts.too_long
+        self._results = counts.results
+        self._state.tally[:] = [0] * len(self._state.tally)
 
     def _compile(self) -> None:
         """Go on in machine code, if there is something that makes it."""
@@ -297,7 +311,7 @@ class CompiledExplorer:
         return [int(task) for task in self._state.task[:steps]]
 
     def _found(self) -> None:
-        """An execution has a verdict that none had before."""
+        """An execution has a verdict that none had before, or was cut off."""
         at = self._state.at
         at[at_.ASKED] = 1
         verdict = self._recorded.recorder.values[self._state.cell[at[at_.BROKEN]]]
@@ -308,6 +322,9 @@ class CompiledExplorer:
             if broken not in really:
                 raise Unrecordable(f"what is found is not so: {broken}")
             self.findings[broken] = BrokenSchedule(broken, schedule)
+        if at[at_.FATE] == at_.F_TOO_LONG:
+            for broken in gone_on(self.recipe, schedule, self.most_steps):
+                self.findings.setdefault(broken, BrokenSchedule(broken, schedule))
 
     def _judged_as_stuck(self) -> bool:
         """Have the verdict of a deadlock asked for, if this one was ever judged."""
@@ -337,6 +354,7 @@ class CompiledExplorer:
             jold=_longer(state.jold, at[at_.ROOM], 0),
             cell=_longer(state.cell, recorded.recorder.nr_cells, 0),
             seen=_longer(state.seen, len(recorded.recorder.values) + 1, 0),
+            tally=_longer(state.tally, len(recorded.recorder.values) + 1, 0),
             last=_longer(state.last, self.ops.places, -1),
             noted=_longer(state.noted, self._room_for_races(), 0),
         )
@@ -372,6 +390,7 @@ class CompiledExplorer:
             self._recorded.run(_Onward(self._state, choices).choose, known, stand)
             if not self._recorded.recorder.stale:
                 break
+            self._count(self.counts)
             self.close()
             self._record()
             self._state.seen[:] = [0] * len(self._state.seen)
@@ -400,6 +419,8 @@ class CompiledExplorer:
         at[at_.JUDGE_AT] = state.rest[at[at_.CURRENT]]
         at[at_.BROKEN] = self._recorded.broken.cell
         at[at_.EMPTY] = recorder.number(())
+        at[at_.RESULTS] = self._recorded.results.cell
+        recorder.first.setdefault(self._recorded.results.cell, recorder.number(()))
         recorder.first.setdefault(self._recorded.broken.cell, recorder.number(()))
         self._first_values(0 if renumbered else self._loaded)
         if renumbered:

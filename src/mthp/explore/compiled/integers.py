@@ -15,9 +15,9 @@ from mthp.explore.compiled.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
 # The columns, and the names of single numbers
 
 
-# Why search() came back. MISSED: a transition that no execution has made. FOUND: a verdict that is new.
-# FULL: the journal is, or what is noted. BORDER: what is next may be searched elsewhere. LOST: the part
-# that was to be gone on with leads to no such place.
+# Why search() came back. MISSED: a transition that no execution has made. FOUND: a verdict that is new,
+# or an execution that was cut off. FULL: the journal is, or what is noted. BORDER: what is next may be
+# searched elsewhere. LOST: the part that was to be gone on with leads to no such place.
 DONE, MISSED, STUCK, FOUND, ENOUGH, ASK, FULL, BORDER, LOST = range(9)
 
 # What comes next
@@ -29,7 +29,7 @@ F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
 # Where things stand in SearchState.at
 (PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
  BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LACKS, LACKING, CAP, REACHED, OWN, LEAD, NOTED,
- SIZE) = range(27)  # fmt: skip
+ RESULTS, GOES_ON, SIZE) = range(29)  # fmt: skip
 
 
 class Code(NamedTuple):
@@ -59,8 +59,9 @@ class SearchState(NamedTuple):
     todo: of each place; border: whether to come back there, since another process may search what is
     next. task, op, number, before, clock: of each event; before: the one before it at
     its word. mine, count: the events of a task. last: the last event at a word. seen: verdicts that
-    were reported. rest: by who ran last, where the verdict at rest begins. noted: races with steps above
-    the part, each a depth and a mask. found, kept, flags, other: scratch.
+    were reported. tally: how often executions came to results. rest: by who ran last, where the verdict
+    at rest begins. noted: races with steps above the part, each a depth and a mask. found, kept, flags,
+    other: scratch.
     """
 
     at: Any
@@ -83,6 +84,7 @@ class SearchState(NamedTuple):
     count: Any
     last: Any
     seen: Any
+    tally: Any
     rest: Any
     noted: Any
     found: Any
@@ -94,7 +96,7 @@ class SearchState(NamedTuple):
 def columns(tasks: int, most_steps: int) -> SearchState:
     """Room for a search, of executions that long, and for steps that never came."""
     cap = most_steps + 2
-    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "rest", "noted"]
+    one = ["at", "cell", "node", "jcell", "jold", "count", "last", "seen", "tally", "rest", "noted"]
     wide = {"nodes", "clock", "mine", "other"}
     made: dict[str, list[int]] = {
         name: [0] * (0 if name in one else cap * tasks if name in wide else cap)
@@ -321,11 +323,12 @@ def ended(code: Code, s: SearchState) -> int:
         at[PRUNED] += 1
         return -1
     at[EXECUTIONS] += 1
+    s.tally[s.cell[at[RESULTS]]] += 1
     at[TOO_LONG] += fate == F_TOO_LONG
-    if verdict != at[EMPTY] and not s.seen[verdict]:
+    is_new = verdict != at[EMPTY] and not s.seen[verdict]
+    if is_new:
         s.seen[verdict] = 1
-        return FOUND
-    return -1
+    return FOUND if is_new or (fate == F_TOO_LONG and at[GOES_ON]) else -1
 
 
 def back(code: Code, s: SearchState) -> int:

@@ -39,8 +39,13 @@ class Recorded:
         if not isinstance(broken, SharedList):
             raise Unrecordable(f"what is broken is a {type(broken).__name__}")
         self.broken = broken
+        results = self.setup.results
+        if not isinstance(results, SharedList):
+            raise Unrecordable(f"what it came to is a {type(results).__name__}")
+        self.results = results
         self.background = [int(task.background) for task, _ in self.setup.tasks]
         self.automata.is_looked_at(broken.cell)
+        self.automata.is_looked_at(results.cell)
 
     def run(
         self, choose: Chooser, known: int = 0, stand: Sequence[SegmentPoint | None] = ()
@@ -54,6 +59,8 @@ class Recorded:
             execution.run()
             if self.setup.broken is not self.broken:
                 raise Unrecordable("what is broken is another list in the end")
+            if self.setup.results is not self.results:
+                raise Unrecordable("what it came to is another list in the end")
         finally:
             if not self.setup.machine.abandoned:
                 execution._abandon()

@@ -54,7 +54,8 @@ def _madvise(stage: Stage) -> None:
 
 def _collapse(stage: Stage, start: int, caller: Caller, unmapped: int, order: int) -> None:
     """From the allocation of the new folio on."""
-    collapse.collapse_huge_page(stage.mm, start, 1, unmapped, CollapseControl(caller), order)
+    cc = CollapseControl(caller)
+    stage.watch.came_to(collapse.collapse_huge_page(stage.mm, start, 1, unmapped, cc, order))
 
 
 def _madvise_table(stage: Stage) -> None:
