@@ -28,7 +28,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -253,19 +254,29 @@ class Choice:
 # The campaign
 
 
-def sample(base: Path, seed: int) -> Iterator[Mutation]:
-    """Random lines, each once, and one random mutation of each."""
-    found: list[Mutation] = []
+def every_line(base: Path) -> Iterator[list[Mutation]]:
+    """The mutations of each line that has some."""
     for room in ROOMS:
         for path in sorted((base / room).rglob("*.py")):
-            found += mutations(str(path.relative_to(base)), path.read_bytes())
-    lines = list(lines_of(found))
-    dice = random.Random(seed)
-    dice.shuffle(lines)
-    for line in lines:
-        mutation = dice.choice(line)
-        if mutation.is_another_module((base / mutation.path).read_bytes()):
-            yield mutation
+            source = path.read_bytes()
+            for line in lines_of(mutations(str(path.relative_to(base)), source)):
+                yield [each for each in line if each.is_another_module(source)]
+
+
+def sample(base: Path, seed: int) -> Iterator[Mutation]:
+    """Random lines, each once, and one random mutation of each.
+
+    What a line comes to depends on its own text and function alone, so that a commit that changes
+    others leaves it in the sample, or out of it.
+    """
+    drawn: list[tuple[float, Mutation]] = []
+    alike: Counter[tuple[str, ...]] = Counter()
+    for line in filter(None, every_line(base)):
+        name = line[0].path, line[0].function, line[0].before
+        dice = random.Random(f"{seed} {name} {alike[name]}")
+        alike[name] += 1
+        drawn.append((dice.random(), dice.choice(line)))
+    yield from (mutation for _, mutation in sorted(drawn, key=itemgetter(0)))
 
 
 def equivalents() -> dict[tuple[str, ...], str]:
@@ -383,10 +394,12 @@ def main() -> int:
     commit = git("rev-parse", "HEAD")
     base = copy_of_the_commit(commit)
     copies = [BUILD / f"copy{n}" for n in range(options.jobs)]
-    wanted = list(islice(sample(base, options.seed), options.n))
     records = Records(commit)
     if options.lived:
-        wanted = [each for each in wanted if each.key in records.lived_before]
+        everything = chain.from_iterable(every_line(base))
+        wanted = [each for each in everything if each.key in records.lived_before]
+    else:
+        wanted = list(islice(sample(base, options.seed), options.n))
     for name in IMPORTED_ONCE:
         importlib.import_module(name)
     pool = Pool(copies)
