@@ -258,9 +258,7 @@ def every_line(base: Path) -> Iterator[list[Mutation]]:
     """The mutations of each line that has some."""
     for room in ROOMS:
         for path in sorted((base / room).rglob("*.py")):
-            source = path.read_bytes()
-            for line in lines_of(mutations(str(path.relative_to(base)), source)):
-                yield [each for each in line if each.is_another_module(source)]
+            yield from lines_of(mutations(str(path.relative_to(base)), path.read_bytes()))
 
 
 def sample(base: Path, seed: int) -> Iterator[Mutation]:
@@ -271,12 +269,14 @@ def sample(base: Path, seed: int) -> Iterator[Mutation]:
     """
     drawn: list[tuple[float, Mutation]] = []
     alike: Counter[tuple[str, ...]] = Counter()
-    for line in filter(None, every_line(base)):
+    for line in every_line(base):
         name = line[0].path, line[0].function, line[0].before
         dice = random.Random(f"{seed} {name} {alike[name]}")
         alike[name] += 1
         drawn.append((dice.random(), dice.choice(line)))
-    yield from (mutation for _, mutation in sorted(drawn, key=itemgetter(0)))
+    for _, mutation in sorted(drawn, key=itemgetter(0)):
+        if mutation.is_another_module((base / mutation.path).read_bytes()):
+            yield mutation
 
 
 def equivalents() -> dict[tuple[str, ...], str]:
