@@ -6,13 +6,17 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from mthp.check.check import hunt
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import SUBJECTS
+from mthp.races.mutants.rules import MUTANTS
 from mthp.races.mutants.rules import SUBJECTS as MUTANTS_BY_SUBJECT
 from mthp.races.questions import QUESTIONS
+from mthp.report.svg import svg_text
 
 DOCS = Path(__file__).parent
 SOURCE = DOCS.parent / "src" / "mthp"
@@ -178,7 +182,19 @@ def race_tables() -> str:
     )
 
 
-PAGES = {"kernel-map.md": kernel_map, "race-tables.md": race_tables}
+def picture(mutant: str) -> str:
+    """A mutant's race."""
+    violation = hunt(MUTANTS[mutant]).violation
+    assert violation is not None
+    return svg_text(violation)
+
+
+PICTURES = ("A2", "A3", "A16")
+PAGES: dict[str, Callable[[], str]] = {
+    "kernel-map.md": kernel_map,
+    "race-tables.md": race_tables,
+    **{f"drawings/{mutant}.svg": partial(picture, mutant) for mutant in PICTURES},
+}
 """Page below docs/ -> the function that makes its text."""
 
 if __name__ == "__main__":

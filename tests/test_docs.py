@@ -47,6 +47,7 @@ def definitions(path: str) -> dict[str, Definition]:
     return found
 
 
+@cache
 def generated() -> dict[str, str]:
     """Page below docs/ -> what docs/generate.py makes of the code as it is."""
     pages: dict[str, Callable[[], str]] = runpy.run_path(str(ROOT / "docs" / "generate.py"))[

@@ -108,5 +108,5 @@ def check_protocol(
 
 
 def draw(violation: Violation, width: int = 80) -> str:
-    """Draw a violation in columns, one for each task, with the locks held."""
+    """Draw a violation as kernel lists do: a sentence, and a column for each CPU."""
     return "\n".join(violation_lines(violation, width))

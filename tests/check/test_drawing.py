@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mthp.check.check import hunt
-from mthp.check.drawing import kernel_function
+from mthp.check.drawing import callers, kernel_function
 from mthp.machine.step import Access
 from mthp.races.mutants.rules import MUTANTS
 
@@ -41,7 +41,7 @@ def named(function: str, access: Access) -> str:
     """What a step is called that is taken at the bottom of a function of the engine's."""
     module = {"__name__": "mthp.mm.invented"}
     exec(SOURCE, module)
-    found: str = module[function](lambda: kernel_function(sys._getframe(0), access))  # type: ignore[operator]
+    found: str = module[function](lambda: kernel_function(callers(sys._getframe(0)), access))  # type: ignore[operator]
     return found
 
 

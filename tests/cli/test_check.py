@@ -35,7 +35,7 @@ def test_a_mutant_is_drawn_and_replays(
     out = capsys.readouterr().out
     assert "CPU0 khugepaged" in out
     assert "CPU1 migrate-neighbour" in out
-    assert "[mmap_lock (write), anon_vma (write), pmd lock]" in out
+    assert "pmdp_collapse_flush(): PMD: table 1 -> none" in out
     assert "law 4 is broken: a migration entry of page 2 is stranded" in out
     token = out.split("mthp replay ")[1].strip()
     assert main(["replay", token]) == 4
@@ -43,7 +43,39 @@ def test_a_mutant_is_drawn_and_replays(
     assert main(["replay", token, "--json"]) == 4
     document = json.loads(capsys.readouterr().out)
     assert document["replay"] == token
+    assert document["race"]["sentence"].endswith("law 4: a migration entry of page 2 is stranded")
+    drawn = [each["number"] for each in document["race"]["steps"] if each["drawn"]]
+    assert drawn == sorted({n for pair in document["race"]["conflicts"] for n in pair} | {*drawn})
+    assert len(drawn) < len(document["race"]["steps"]) == document["steps"]
     assert {each["law"] for each in document["laws"]} == {4, 5}
+
+
+def test_all_of_a_race_and_a_picture_of_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture = tmp_path / "race.svg"
+    assert main(["check", "--mutant", "A14b", "--full", "--svg", str(picture)]) == 4
+    out = capsys.readouterr().out
+    assert "[mmap_lock (read)]" in out
+    assert picture.read_text(encoding="utf-8").startswith("<svg ")
+    token = out.split("mthp replay ")[1].strip()
+    assert main(["replay", token, "--svg", str(picture)]) == 4
+    assert "mmap_read_unlock()" in capsys.readouterr().out
+    assert main(["replay", token, "--svg", str(tmp_path)]) == 2
+    assert "not a regular file" in capsys.readouterr().err
+
+
+def test_a_picture_is_of_one_race(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for flags in (
+        ["--svg", str(tmp_path / "race.svg")],
+        ["--full"],
+        ["--itf", str(tmp_path / "x")],
+    ):
+        assert main(["check", "--all", *flags]) == 2
+        assert f"{flags[0]} is for one violation" in capsys.readouterr().err
+    assert main(["check", *ONE_WORLD, "--svg", str(tmp_path / "race.svg")]) == 0
+    assert "no law is broken" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_schedule_without_the_mutant(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,58 +12,129 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
+from traceback import walk_tb
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from mthp.check.records import Breach, Call, Violation
+from mthp.check.cone import Taken, race_of
+from mthp.check.naming import LOCKS, STORE_BUFFER, Named, Names
+from mthp.check.records import Breach, Call, RaceStep, Violation, WordKind
 from mthp.check.token import Token, as_mutant
 from mthp.explore.outcome import BrokenSchedule
 from mthp.explore.replay import Replay, shrink
+from mthp.explore.tasks import Execution, NextStep
 from mthp.laws.broken import Broken
 from mthp.laws.table import LAWS
 from mthp.machine.hold import Hold, Rank
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
+from mthp.machine.task import Endless, Task
+from mthp.mm.mem_map import Unlocked
 from mthp.mm.mm_types import PageTable, PmdPage
 from mthp.races.protocol import OWN_MODULE
 from mthp.races.stage import Stage
 from mthp.races.world import RaceWorld
 
-_LOCKS = {
-    Rank.MMAP: "mmap_lock",
-    Rank.VMA: "VMA lock",
-    Rank.MM_LIST: "mm_list",
-    Rank.ANON_VMA: "anon_vma",
-    Rank.PMD: "pmd lock",
-    Rank.PTE: "PTE lock",
-}
+
+class _Open(NamedTuple):
+    """A step that is being taken. old: the value of its word before."""
+
+    task: int
+    locks: tuple[str, ...]
+    function: str
+    access: Access
+    op: NextStep
+    word: Any
+    at: int
+    old: Any
 
 
 class Drawing:
-    """Listens to a stage. calls: one for each stretch of steps of one task in one function."""
+    """Listens to an execution. steps: each that was taken, and errors that ended tasks; taken: the same
+    for the search for conflicts.
+    """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, execution: Execution) -> None:
         self.stage = stage
+        self.execution = execution
         self.calls: list[Call] = []
+        self.steps: list[RaceStep] = []
+        self.taken: list[Taken] = []
+        self._open: _Open | None = None
+        self._noted = 0
+        self._names = Names(stage)
         self._numbers = {task.name: number for number, (task, _) in enumerate(stage.tasks)}
-        self._before = stage.before
-        stage.before = self.before
+        self._before, self._after, self._raised = stage.before, stage.after, stage.raised
+        stage.before, stage.after, stage.raised = self.before, self.after, self.raised
 
     def before(self, access: Access, word: Any, index: int) -> None:
-        """Draw the step, then let the laws look at it."""
+        """Write down who is about to do what, then let the laws look at it."""
         task = self.stage.machine.current
-        if task.background:
-            if access is Access.WRITE:
-                self._draw(Call(self._numbers[task.name], f"seen: the store to page {index}", ()))
-        else:
-            name = _function_of(sys._getframe(1), access, word) + _what(access, word, index)
-            locks = tuple(_name(hold) for hold in task.held)
-            self._draw(Call(self._numbers[task.name], name, locks))
+        number = self._numbers[task.name]
+        function, drawn, locks = STORE_BUFFER, "", tuple(_name(hold) for hold in task.held)
+        if not task.background:
+            function = kernel_function(callers(sys._getframe(1)), access)
+            drawn = _label(function, access, word) + _what(access, word, index)
+        elif access is Access.WRITE:
+            drawn = f"seen: the store to page {index}"
+        if drawn and self.calls[-1:] != [call := Call(number, drawn, locks)]:
+            self.calls.append(call)
+        op = self.execution.ops[number]
+        assert op is not None
+        word = word.flags if isinstance(word, Unlocked) else word
+        self._open = _Open(number, locks, function, access, op, word, index, _value(word, index))
         self._before(access, word, index)
 
-    def _draw(self, call: Call) -> None:
-        if not self.calls or self.calls[-1] != call:
-            self.calls.append(call)
+    def after(self, access: Access, word: Any, index: int) -> None:
+        """Let the laws look at what was done, and write it down."""
+        self._after(access, word, index)
+        self._close()
+
+    def raised(self, task: Task, error: Exception | Endless) -> None:
+        """Write down that an error ended a task after its last step."""
+        self._close()
+        self._raised(task, error)
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        function = kernel_function(reversed(frames), Access.WRITE)
+        op = NextStep(Access.BARRIER, (f"{task.name} raises", 0), 0)
+        self._add(self._numbers[task.name], (), function, "raise", _ERROR, op, ())
+
+    def _close(self) -> None:
+        if self._open is None:
+            return
+        task, locks, function, access, op, word, at, old = self._open
+        self._open = None
+        new = _value(word, at)
+        touched = self._names.touched(word, at, (old, new))
+        named = self._names.named(function, op, word, at, old, new)
+        self._add(task, locks, function, access.value, named, op, touched)
+
+    def _add(
+        self,
+        task: int,
+        locks: tuple[str, ...],
+        function: str,
+        access: str,
+        named: Named,
+        op: NextStep,
+        touched: Iterable[str],
+    ) -> None:
+        self.taken.append(Taken(task, op, frozenset(touched)))
+        breaks = tuple(each.law for each in self.stage.broken[self._noted :])
+        self._noted = len(self.stage.broken)
+        number, cpu = len(self.taken), self.stage.tasks[task][0].cpu
+        step = RaceStep(number, task, cpu, locks, function, access, *named, breaks)
+        self.steps.append(step)
+
+
+_ERROR: Final = Named(WordKind.OTHER, "", "", "", "")
+
+
+def _value(word: Any, index: int) -> Any:
+    """Read a word without a step; of a lock, how it is held."""
+    if isinstance(word, Words):
+        return word.raw[index]
+    return getattr(getattr(word, "word", word), "value", None)
 
 
 # The kernel functions on the stack
@@ -72,20 +143,27 @@ _STORES = {"store": "store to user memory", "load": "load from user memory"}
 _ENGINE = ("mthp.khugepaged.", "mthp.mm.", "mthp.races.")
 
 
-def _function_of(frame: FrameType | None, access: Access, word: Any) -> str:
+def _label(function: str, access: Access, word: Any) -> str:
     """The kernel function a step belongs to; a lock's own name where it is taken or given back."""
     rank = getattr(word, "rank", None)
     if rank is not None:
         done = {Access.RELEASE: "unlock", Access.TRY: "trylock"}.get(access, "lock")
-        return f"{_LOCKS[rank]}: {done}"
-    return kernel_function(frame, access) or f"{access.value} {word.name}"
+        return f"{LOCKS[rank]}: {done}"
+    return function or f"{access.value} {word.name}"
 
 
-def kernel_function(frame: FrameType | None, access: Access) -> str:
-    """The innermost of the kernel's functions on the stack, "" where there is none. A read belongs to
-    a function of a .c file: headers hold what every function reads by.
-    """
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those that called it, innermost first."""
     while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def kernel_function(frames: Iterable[FrameType], access: Access) -> str:
+    """Return the first of the kernel's functions on a stack, innermost first, or "". A read
+    belongs to a function of a .c file: headers hold what every function reads by.
+    """
+    for frame in frames:
         name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
         if name in _STORES and module == "mthp.mm.mmu":
             return _STORES[name]
@@ -95,7 +173,6 @@ def kernel_function(frame: FrameType | None, access: Access) -> str:
             cited, file = _cited(name, _docstring(frame), frame.f_globals.get("__doc__") or "")
             if cited and (file.endswith(".c") or access is not Access.READ):
                 return f"{cited}()"
-        frame = frame.f_back
     return ""
 
 
@@ -136,7 +213,7 @@ def _what(access: Access, word: Any, index: int) -> str:
 
 
 def _name(hold: Hold) -> str:
-    name = _LOCKS[hold.lock.rank]
+    name = LOCKS[hold.lock.rank]
     return name if hold.lock.rank >= Rank.PMD else f"{name} ({hold.mode.value})"
 
 
@@ -157,12 +234,13 @@ def violation_of(
 def draw(token: Token) -> Violation:
     """Run a token's schedule and write down who called what. The mutant is in force."""
     stage = token.world()
-    drawing = Drawing(stage)
     replay = Replay(lambda: stage, token.schedule)
+    drawing = Drawing(stage, replay.execution)
     broken: list[Any] = replay.run()
     return Violation(
         token.world.tasks,
         tuple(_rounds(drawing.calls)),
+        race_of(drawing.steps, drawing.taken, broken),
         breaches(broken),
         tuple(stage.kernel.warnings.values()),
         len(replay.taken),

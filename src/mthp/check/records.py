@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
 
 from mthp.explore.outcome import Coverage, Extent
 from mthp.words.results import ScanResult
@@ -29,6 +30,68 @@ class Breach:
     text: str
 
 
+class WordKind(StrEnum):
+    """What kind of word a step is about."""
+
+    ENTRY = "entry"
+    """A PTE or a PMD."""
+    CONTENTS = "contents"
+    REFCOUNT = "refcount"
+    FLAG = "flag"
+    LOCK = "lock"
+    CPU = "cpu"
+    """What an IPI waits for."""
+    BUFFER = "buffer"
+    """A page's contents, stored late: into a store buffer, or out of it."""
+    OTHER = "other"
+
+
+FREED: Final = "freed"
+"""What a page or folio is after the step that gives it back."""
+
+
+@dataclass(frozen=True)
+class RaceStep:
+    """One step of an execution. number: from 1. cpu, function: where it was taken, under which locks.
+
+    access: what was done. kind, word, of: to what; of is the object it belongs to, "" for the
+    window's. old, new: its value before and after; of a lock, how it was held. breaks: the laws broken
+    there. drawn: the race's drawing shows it; others are folded.
+    """
+
+    number: int
+    task: int
+    cpu: int
+    locks: tuple[str, ...]
+    function: str
+    access: str
+    kind: WordKind
+    word: str
+    of: str
+    old: str
+    new: str
+    breaks: tuple[int, ...]
+    drawn: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """It leaves another value there."""
+        return self.old != self.new
+
+
+@dataclass(frozen=True)
+class Race:
+    """How an execution came to break a law. conflicts: (earlier, later) numbers of steps that are
+    drawn, of different tasks, which may not change places. told: numbers of those that tell it in one
+    sentence. breach: which of the breaches they lead to.
+    """
+
+    steps: tuple[RaceStep, ...]
+    conflicts: tuple[tuple[int, int], ...]
+    told: tuple[int, ...]
+    breach: int
+
+
 @dataclass(frozen=True)
 class Violation:
     """One execution that breaks laws, as short as it could be made. replay: its token. protocol: the file
@@ -37,6 +100,7 @@ class Violation:
 
     tasks: tuple[str, ...]
     calls: tuple[Call, ...]
+    race: Race
     breaches: tuple[Breach, ...]
     warnings: tuple[str, ...]
     steps: int

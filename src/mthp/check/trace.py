@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from mthp.check.drawing import breaches, kernel_function
+from mthp.check.drawing import breaches, callers, kernel_function
+from mthp.check.naming import FOLIO_FLAGS, pmd_entry, pte_entry
 from mthp.check.records import (
     CpuStand,
     Entry,
@@ -29,20 +30,7 @@ from mthp.machine.cpu import Cpu
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
 from mthp.machine.task import Task
-from mthp.mm import page_flags as folios
-from mthp.mm import pgtable_types as ptes
 from mthp.mm.mm_types import PageTable
-from mthp.mm.pgtable_types import (
-    PFN_SHIFT,
-    ZERO_PFN,
-    leaf_kind,
-    pmd_is_table,
-    pmd_none,
-    pmd_present,
-    pmd_trans_huge,
-    pte_none,
-    pte_present,
-)
 from mthp.races.stage import Stage
 
 TakenStep = tuple[str, int, str, str, str]
@@ -50,15 +38,6 @@ TakenStep = tuple[str, int, str, str, str]
 
 _BEGIN: Final[TakenStep] = ("", 0, "", "begin", "")
 _END: Final[TakenStep] = ("", 0, "", "end", "")
-_ENTRY_FLAGS: Final = {
-    getattr(ptes, name): name.lower()
-    for name in ("WRITE", "YOUNG", "DIRTY", "SOFT_DIRTY", "UFFD_WP", "SWP_EXCLUSIVE")
-}
-_FOLIO_FLAGS: Final = {
-    value: name.removeprefix("PG_").lower()
-    for name, value in vars(folios).items()
-    if name.startswith("PG_")
-}
 
 
 class Tracing:
@@ -80,7 +59,7 @@ class Tracing:
         self._step = (
             task.name,
             task.cpu,
-            "" if task.background else kernel_function(sys._getframe(1), access),
+            "" if task.background else kernel_function(callers(sys._getframe(1)), access),
             access.value,
             f"{word.name}[{index}]" if isinstance(word, Words) else word.name,
         )
@@ -121,7 +100,7 @@ class Tracing:
                     if word:
                         self._slots.add(name)
                     if name in self._slots:
-                        yield name, _entry(_pmd_kind(word), word)
+                        yield name, pmd_entry(word)
 
     def _folios(self) -> Iterator[FolioStand]:
         """Those in use now or in an earlier state; the zero page is none of them."""
@@ -140,40 +119,13 @@ class Tracing:
                 order,
                 mem.refcount.raw[frame],
                 mem.large_mapcount.raw[frame] if order else mem.mapcount.raw[frame],
-                tuple(name for bit, name in _FOLIO_FLAGS.items() if flags & bit),
+                tuple(name for bit, name in FOLIO_FLAGS.items() if flags & bit),
                 tuple(PageStand(at, mem.mapcount.raw[at], mem.content.raw[at]) for at in frames),
             )
 
 
-def _entry(kind: str, word: int) -> Entry:
-    flags = tuple(name for bit, name in _ENTRY_FLAGS.items() if word & bit)
-    return Entry(kind, word >> PFN_SHIFT, flags)
-
-
-def _pte(word: int) -> Entry:
-    return _entry(_pte_kind(word), word)
-
-
-def _pte_kind(word: int) -> str:
-    if pte_none(word):
-        return "none"
-    if pte_present(word):
-        return "zero" if word >> PFN_SHIFT == ZERO_PFN else "page"
-    return leaf_kind(word).name.lower()
-
-
-def _pmd_kind(word: int) -> str:
-    if pmd_none(word):
-        return "none"
-    if pmd_is_table(word):
-        return "table"
-    if pmd_present(word):
-        return "huge" if pmd_trans_huge(word) else "bad"
-    return leaf_kind(word).name.lower()
-
-
 def _table(table: PageTable) -> TableStand:
-    return TableStand(table.number, table.state.name.lower(), tuple(map(_pte, table.ptes.raw)))
+    return TableStand(table.number, table.state.name.lower(), tuple(map(pte_entry, table.ptes.raw)))
 
 
 def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
@@ -186,7 +138,7 @@ def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
     ]
     return CpuStand(
         cpu.number,
-        tuple(Translation(e.mm, e.vpn, e.order, _pte(e.entry)) for e in cpu.tlb.value),
+        tuple(Translation(e.mm, e.vpn, e.order, pte_entry(e.entry)) for e in cpu.tlb.value),
         tuple(WalkCacheLink(*link) for link in cpu.walk_cache),
         tuple(late),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from mthp.check.drawing import replay
 from mthp.check.jobs import Row
 from mthp.check.mutate import Tried, try_mutations
-from mthp.check.records import MutantResult, MutantVerdict, WorldResult, is_not_run
+from mthp.check.records import MutantResult, MutantVerdict, Violation, WorldResult, is_not_run
 from mthp.check.rows import Result
 from mthp.check.scorecard import ScorecardRow, default_worlds, pair_jobs, scorecard_jobs
 from mthp.check.search import Budget
@@ -37,6 +37,7 @@ from mthp.races.variant import VariantError
 from mthp.races.world import RaceWorld
 from mthp.report.check import (
     covered_text,
+    full_violation_lines,
     mutant_document,
     mutant_line,
     never_ran_lines,
@@ -49,6 +50,7 @@ from mthp.report.check import (
     worlds_document,
 )
 from mthp.report.itf import itf_document
+from mthp.report.svg import svg_text
 from mthp.words.files import check_target, replace_text
 
 BROKEN = 4
@@ -70,10 +72,13 @@ def run_check(args: argparse.Namespace) -> int:
     several = [args.mutant is not None, args.protocol is not None, args.all or args.pairs]
     if sum(several) > 1:
         raise UsageError("--mutant, --protocol and --all (or --pairs) exclude one another")
-    if args.itf and (args.all or args.pairs or args.mutations):
-        raise UsageError("--itf is for one violation, not for --all, --pairs or --mutations")
-    if args.itf is not None:
-        check_target(args.itf)
+    if args.all or args.pairs or args.mutations:
+        for flag, given in (("--itf", args.itf), ("--svg", args.svg), ("--full", args.full)):
+            if given:
+                raise UsageError(
+                    f"{flag} is for one violation, not for --all, --pairs or --mutations"
+                )
+    _check_targets(args)
     if args.all or args.pairs:
         return _scorecard(args)
     if args.mutant is not None:
@@ -86,34 +91,49 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_replay(args: argparse.Namespace) -> int:
     """Run `mthp replay` and return its exit code."""
-    if args.itf is not None:
-        check_target(args.itf)
+    _check_targets(args)
     with _protocol(args):
         try:
             violation = replay(args.token)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        _write_itf(args.itf, args.token)
+        _write_files(args, violation)
     if args.json:
         print_json(violation_document(violation))
     else:
-        print("\n".join(violation_lines(violation, _width())))
+        _draw(args, violation)
         if not violation.breaches:
             print("no law is broken in this execution")
     return BROKEN if violation.breaches else 0
 
 
-def _write_itf(file: str | None, token: str | None) -> None:
-    """Write the token's execution for viewers of TLA+ traces, if a file is asked for.
+def _check_targets(args: argparse.Namespace) -> None:
+    """Raise FileError where a file that is asked for could not be written."""
+    for file in (args.itf, args.svg):
+        if file is not None:
+            check_target(file)
 
-    token: None where no law was broken, and then there is nothing to write.
+
+def _write_files(args: argparse.Namespace, violation: Violation | None) -> None:
+    """Write the execution for viewers of TLA+ traces and as a picture, if these files are asked for.
+
+    Each is written whole or not at all.
+    violation: None where no law was broken, and then there is nothing to write.
     """
-    if file is None:
-        return
-    if token is None:
-        print(f"no law is broken: {file} is not written", file=sys.stderr)
-        return
-    replace_text(file, json.dumps(itf_document(trace(token)), ensure_ascii=False) + "\n")
+    for file, text in ((args.itf, _itf_text), (args.svg, svg_text)):
+        if file is not None and violation is None:
+            print(f"no law is broken: {file} is not written", file=sys.stderr)
+        elif file is not None and violation is not None:
+            replace_text(file, text(violation))
+
+
+def _itf_text(violation: Violation) -> str:
+    return json.dumps(itf_document(trace(violation.replay)), ensure_ascii=False) + "\n"
+
+
+def _draw(args: argparse.Namespace, violation: Violation) -> None:
+    lines = full_violation_lines if args.full else violation_lines
+    print("\n".join(lines(violation, _width())))
 
 
 # One profile
@@ -129,14 +149,15 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
         if not args.json:
             print(world_line(result), flush=True)
     violation = next((each.violation for each in results if each.violation is not None), None)
-    _write_itf(args.itf, violation.replay if violation is not None else None)
+    _write_files(args, violation)
     if args.json:
         document = worlds_document(results)
         if (own := in_force()) is not None:
             document["protocol"] = own.document()
         print_json(document)
     elif violation is not None:
-        print("\n" + "\n".join(violation_lines(violation, _width())))
+        print()
+        _draw(args, violation)
     elif args.protocol is not None:
         print("\n" + "\n".join(never_ran_lines(each.ran for each in results)))
     if any(each.is_alarm for each in results):
@@ -222,7 +243,7 @@ def _mutant(args: argparse.Namespace) -> int:
     jobs = [ScorecardRow(found, _budget(args))]
     ((_, result),) = run_jobs(args, jobs, jobs[0].name)
     assert isinstance(result, MutantResult)
-    _write_itf(args.itf, result.violation.replay if result.violation is not None else None)
+    _write_files(args, result.violation)
     if args.json:
         print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
     else:
@@ -232,7 +253,7 @@ def _mutant(args: argparse.Namespace) -> int:
             what = "not run" if is_not_run(result.ran) else "no law is broken"
             print(f"{what}; {covered_text(result.covered)}")
         else:
-            print("\n".join(violation_lines(result.violation, _width())))
+            _draw(args, result.violation)
     if result.violation is None:
         return SAYS_NOTHING if is_not_run(result.ran) else 0
     return BROKEN

@@ -236,10 +236,15 @@ def add_check(verbs: Verbs) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
-    group.add_argument(
-        "--itf", metavar="FILE", help="write the first violation's every state there"
-    )
+    _add_drawing(group)
     group.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_drawing(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """How a race is shown: the one that is replayed, or the first that is found."""
+    group.add_argument("--full", action="store_true", help="draw the whole race, with every call")
+    group.add_argument("--svg", metavar="FILE", help="write the race there as a picture")
+    group.add_argument("--itf", metavar="FILE", help="write the race's every state there")
 
 
 def add_replay(verbs: Verbs) -> None:
@@ -253,7 +258,7 @@ def add_replay(verbs: Verbs) -> None:
     parser.add_argument("token", metavar="TOKEN", help="as `mthp check` printed it")
     parser.add_argument("--protocol", metavar="FILE", help="as it was given to `mthp check`")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--itf", metavar="FILE", help="write every state there")
+    _add_drawing(parser)
 
 
 class WriteZipapp(argparse.Action):

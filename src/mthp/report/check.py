@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
-from shlex import quote
 from textwrap import wrap
 from typing import Any
 
@@ -23,6 +22,7 @@ from mthp.check.records import (
     joined,
 )
 from mthp.explore.outcome import Coverage, Extent, Results
+from mthp.report.race import again, function_of, headline, race_lines
 from mthp.words.results import ScanResult
 
 SCHEMA_VERSION = 1
@@ -44,16 +44,24 @@ def covered_text(covered: Coverage) -> str:
 
 
 def violation_lines(violation: Violation, width: int = 100) -> list[str]:
-    """Draws the race in columns, one a CPU, then says what it breaks and how to run it again."""
-    lines = [*_columns(violation, width), ""]
+    """Draws the race as kernel lists do, then says what it breaks and how to run it again."""
+    return [*race_lines(violation, width), "", *_ends(violation, width)]
+
+
+def full_violation_lines(violation: Violation, width: int = 100) -> list[str]:
+    """Draws every call of every CPU, and says the same."""
+    return [*_columns(violation, width), "", *_ends(violation, width)]
+
+
+def _ends(violation: Violation, width: int) -> list[str]:
+    lines = []
     for breach in violation.breaches:
         lines.append(f"law {breach.law} is broken: {breach.text}")
         lines += [f"    {line}" for line in wrap(f"the law: {breach.sentence}", width - 4)]
     for warning in violation.warnings:
         lines.append(f"warned once, then went on: {warning}")
     lines.append(f"{violation.steps} steps, {violation.switches} switches between CPUs")
-    own = f" --protocol {quote(violation.protocol)}" if violation.protocol else ""
-    lines.append(f"run it again: mthp replay {violation.replay}{own}")
+    lines.append(f"run it again: {again(violation)}")
     return lines
 
 
@@ -204,10 +212,37 @@ def violation_document(violation: Violation) -> dict[str, Any]:
         "tasks": list(violation.tasks),
         "laws": [asdict(each) for each in violation.breaches],
         "calls": [asdict(call) for call in violation.calls],
+        "race": _race_document(violation),
         "warnings": list(violation.warnings),
         "steps": violation.steps,
         "switches": violation.switches,
         "replay": violation.replay,
+    }
+
+
+def _race_document(violation: Violation) -> dict[str, Any]:
+    """The short drawing: its sentence and all steps, of which those not drawn are folded."""
+    race = violation.race
+    return {
+        "sentence": headline(violation),
+        "steps": [
+            {
+                "number": step.number,
+                "cpu": step.cpu,
+                "task": step.task,
+                "function": function_of(step),
+                "access": step.access,
+                "word": step.word,
+                "of": step.of or None,
+                "old": step.old,
+                "new": step.new,
+                "locks": list(step.locks),
+                "breaks": list(step.breaks),
+                "drawn": step.drawn,
+            }
+            for step in race.steps
+        ],
+        "conflicts": [list(pair) for pair in race.conflicts],
     }
 
 
