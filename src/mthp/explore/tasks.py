@@ -94,7 +94,7 @@ class _Abandoned(BaseException):
 
 
 MAX_STEPS = 5000
-STILL: Final = 1.0
+STILL: Final = 0.5
 """Seconds of CPU time without a step after which a task is ended."""
 _TICKS: Final = 4
 """How often within them it is looked at."""
@@ -255,7 +255,7 @@ class Execution:
         self._still = self.steps, ticks + 1 if steps == self.steps else 0
         if ticks >= _TICKS and getcurrent() is not self._main:
             self._still = self.steps, 0
-            raise Endless(f"it takes no step, for {STILL:.0f} s of CPU time")
+            raise Endless(f"it takes no step, for {STILL} s of CPU time")
 
     def _abandon(self) -> None:
         """Unwind what has not ended; nothing it does on its way out means anything any more."""
