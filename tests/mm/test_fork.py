@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm, register_if_complete
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Mm
 from mthp.mm.mmu import load, store
@@ -10,9 +12,12 @@ from mthp.mm.pgtable_types import (
     pte_write,
 )
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
-from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE
+from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_LOCKED
+from mthp.mm.vma import munmap
+from mthp.races.world import RaceWorld
 from tests.small_worlds import (
     TINY,
+    Piece,
     World,
     hole,
     huge,
@@ -112,3 +117,39 @@ def test_a_copy_that_fails_is_never_registered() -> None:
     assert world.kernel.machine.current.held == []
     register_if_complete(world.kernel.new_mm(3), world.khugepaged.khugepaged_enter, complete=True)
     assert [mm.number for mm in world.khugepaged.mm_slots] == [1000, 3]
+
+
+def test_a_table_of_two_mappings_is_copied_once() -> None:
+    stage = RaceWorld.parse("window+two-vmas", "7.3", ("fork",))()
+    stage.machine.current = stage.tasks[1][0]
+    stage.tasks[1][1]()
+    for page in stage.pages.values():
+        assert stage.kernel.mem.mapcount.raw[page] == 2
+    assert stage.children["fork"].counters["MM_ANONPAGES"] == 2
+
+
+def test_secondary_mmus_are_told_of_a_fork() -> None:
+    """A guest would go on to store to what the child now shares."""
+    stage = RaceWorld.parse("pmd", "7.3", ("guest", "fork"))()
+    assert stage.guest is not None and stage.guest.sptes
+    stage.machine.current = stage.tasks[2][0]
+    stage.tasks[2][1]()
+    assert not stage.guest.sptes and not stage.guest.invalidating
+
+
+def test_locks_are_not_inherited() -> None:
+    world = World(geometry=TINY)
+    world.vma(small(2), flags=VM_DEFAULT | VM_LOCKED)
+    assert [vma.vm_flags for vma in forked(world).vmas] == [VM_DEFAULT]
+
+
+@pytest.mark.parametrize("piece", [large(2), huge(4)])
+def test_a_large_folio_is_known_to_be_shared(piece: Piece) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(piece)
+    folio = world.folio(vma, 0)
+    assert not world.mem.folio_maybe_mapped_shared(folio)
+    child = forked(world)
+    assert world.mem.folio_maybe_mapped_shared(folio)
+    munmap(child, vma.vm_start, vma.vm_end)
+    assert not world.mem.folio_maybe_mapped_shared(folio)

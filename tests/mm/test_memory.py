@@ -16,11 +16,12 @@ from mthp.mm.memory import (
     handle_huge_fault,
     handle_user_fault,
     pte_alloc,
+    zap_vma_range,
 )
 from mthp.mm.mm_types import MM_SWAPENTS, PageTable, PmdPage, TableState, Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON, PG_LOCKED, PG_SWAPCACHE
-from mthp.mm.pgtable import pmd_ptr
+from mthp.mm.pgtable import pmd_lock, pmd_ptr
 from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
@@ -31,6 +32,8 @@ from mthp.mm.pgtable_types import (
     YOUNG,
     Leaf,
     leaf_pte,
+    mk_pte,
+    pmd_none,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
@@ -40,6 +43,8 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.rmap import new_anon_folio
 from mthp.mm.userfaultfd import mfill_atomic
 from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP
+from mthp.races.stage import FILE, START
+from mthp.races.world import RaceWorld
 from mthp.worlds.build import mapped_frame
 from tests.small_worlds import (
     ON_LRU,
@@ -524,3 +529,64 @@ def test_a_fault_that_another_was_faster_than_changes_nothing(content: str, writ
         assert len(referenced) == 1 + shared
     assert before is None or world.check(before) == []
     assert world.kernel.machine.current.held == []
+
+
+def test_a_zap_that_finds_no_table_any_more_looks_again() -> None:
+    """A collapse has put a huge page there between the two looks."""
+    world = World(geometry=TINY)
+    vma = world.vma(small(4))
+    table = world.table(vma)
+
+    def collapsed() -> None:
+        world.collapse(vma)
+        assert pmd_trans_huge(world.pmd(vma))
+
+    world.before_lock(table.ptl, 1, collapsed)
+    folios = zap_vma_range(vma, vma.vm_start, vma.vm_end)
+    assert len(folios) == 1 and pmd_none(world.pmd(vma))
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_an_emptied_table_is_reclaimed_once_its_slot_is_not_locked_any_more(filled: bool) -> None:
+    """Unless it has been filled again by then."""
+    stage = RaceWorld.parse("pmd", "7.3", ("zap",))()
+    slot = pmd_ptr(stage.mm, START)
+    assert slot is not None
+    stage.machine.current = stage.tasks[0][0]
+    lock = pmd_lock(slot)
+    stage.machine.current = stage.tasks[1][0]
+    tries = 0
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        nonlocal tries
+        if word is slot.page.ptl.word:
+            tries += 1
+            if tries == 2:
+                lock.release()
+                if filled:
+                    stage.table.ptes.raw[1] = mk_pte(stage.pages[0], YOUNG)
+
+    stage.machine.on_step = hook
+    stage.tasks[1][1]()
+    assert tries >= 2
+    assert stage.table.state is (TableState.LIVE if filled else TableState.DEFERRED)
+
+
+def test_faults_are_charged_and_given_up_where_the_cgroup_is_full() -> None:
+    stage = RaceWorld.parse("pmd+memcg", "7.3", ("fault",))()
+    memcg = stage.mm.memcg
+    assert memcg is not None
+    stage.machine.current = stage.tasks[1][0]
+    memcg.limit = memcg.charged
+    assert not store(stage.mm, stage.address(1), 5)
+    memcg.limit += 1
+    assert store(stage.mm, stage.address(1), 5)
+    assert memcg.charged == memcg.limit == 2
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_hole_of_a_file_mapping_is_filled_from_the_file(write: bool) -> None:
+    stage = RaceWorld.parse("pmd+file", "7.3", ("fault",))()
+    stage.machine.current = stage.tasks[1][0]
+    handle_user_fault(stage.mm, stage.address(1), write=write)
+    assert load(stage.mm, stage.address(1)) == stage.kernel.files[FILE]

@@ -8,10 +8,13 @@ import pytest
 from mthp.mm.migrate import migrate_folio, move_page
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import store
+from mthp.mm.page_flags import PG_MLOCKED, PG_UNEVICTABLE
 from mthp.mm.pgtable_types import (
     pmd_trans_huge,
     pte_pfn,
 )
+from mthp.races.world import RaceWorld
+from mthp.words.units import Folio
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -147,3 +150,33 @@ def test_the_architecture_is_told_of_each_entry_that_is_back() -> None:
     world.kernel.update_mmu_cache = lambda *of: told.append(of)
     move_page(world.mm, world.address(vma, 1))
     assert told == [(each, world.address(vma, 1), 1) for each in (vma, child)]
+
+
+def test_a_page_of_a_locked_mapping_leaves_no_batch_behind() -> None:
+    """Old and new folio are mlocked and munlocked at once, so that nothing refers to the old one."""
+    stage = RaceWorld.parse("window+locked", "7.3", ("migrate",))()
+    stage.machine.current = stage.tasks[1][0]
+    stage.tasks[1][1]()
+    old, new = stage.pages[0], Folio(pte_pfn(stage.table.ptes.raw[0]))
+    assert new != old and not stage.kernel.mem.refcount.raw[old]
+    assert stage.kernel.this_cpu.mlock.value == stage.kernel.this_cpu.lru_add.value == ()
+    assert (
+        stage.kernel.mem.flags.raw[new] & (PG_MLOCKED | PG_UNEVICTABLE)
+        == PG_MLOCKED | PG_UNEVICTABLE
+    )
+
+
+def test_a_poisoned_page_stays_where_it_is() -> None:
+    stage = played("poisoned")
+    assert pte_pfn(stage.table.ptes.raw[0]) == stage.pages[0]
+
+
+def test_the_charge_moves_along() -> None:
+    world = World(geometry=TINY)
+    memcg = world.kernel.new_memcg("a", usage=4)
+    vma = world.vma(small(4))
+    folio = world.folio(vma, 0)
+    world.mem.memcg.raw[folio] = memcg.number
+    migrate_folio(world.kernel, folio)
+    assert world.mem.memcg.raw[world.folio(vma, 0)] == memcg.number
+    assert memcg.charged == 4

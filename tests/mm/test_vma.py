@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.mm_types import TableState
 from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import (
     pte_none,
@@ -13,7 +14,8 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE
 from mthp.mm.vma import munmap, munmap_and_mmap, munmap_tail
-from mthp.races.stage import START
+from mthp.races.stage import FILE, START
+from mthp.races.world import RaceWorld
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -119,3 +121,35 @@ def test_no_tail_is_cut_off_where_nothing_is_mapped_or_everything_would_go(start
     assert facts == []
     assert (vma.vm_end, bare.vm_end) == (0x40010000, 0x50010000)
     assert world.kernel.machine.current.held == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_table_stays_while_another_mapping_has_a_part_of_it(first: bool) -> None:
+    stage = RaceWorld.parse("window+two-vmas", "7.3", ())()
+    vma, other = stage.mm.vmas if first else reversed(stage.mm.vmas)
+    munmap(stage.mm, vma.vm_start, vma.vm_end)
+    states = [stage.table.state]
+    munmap(stage.mm, other.vm_start, other.vm_end)
+    assert [*states, stage.table.state] == [TableState.LIVE, TableState.DEFERRED]
+
+
+def test_a_mapping_takes_the_place_of_what_was_unmapped() -> None:
+    stage = played("remap-tail")
+    vma, behind = stage.mm.vmas
+    assert vma.vm_end == behind.vm_start == stage.address(1)
+    assert vma.anon_vma is not behind.anon_vma
+    assert load(stage.mm, stage.address(1)) == 220
+
+
+def test_a_file_mapping_reads_its_file() -> None:
+    stage = played("remap-file")
+    assert load(stage.mm, START) == 210
+    assert load(stage.mm, stage.address(1)) == stage.kernel.files[FILE]
+
+
+def test_a_mapping_of_several_tables_goes_as_a_whole() -> None:
+    stage = RaceWorld.parse("pmd+madvise", "7.3", ("shrink-last",))()
+    tables = list(stage.kernel.tables.values())
+    munmap(stage.mm, stage.start, stage.stop)
+    assert [table.state for table in tables] == [TableState.DEFERRED] * 2
+    assert not any(stage.kernel.mem.refcount.raw[page] for page in stage.pages.values())

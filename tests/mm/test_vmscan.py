@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.machine.step import Access
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import (
     PG_DIRTY,
     PG_LOCKED,
     PG_LRU,
+    PG_MLOCKED,
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_WRITEBACK,
@@ -31,6 +33,8 @@ from mthp.mm.vmscan import (
     shrink_active_list,
     shrink_folio,
 )
+from mthp.races.stage import START
+from mthp.races.world import RaceWorld
 from mthp.words.units import Folio
 from tests.small_worlds import (
     TINY,
@@ -202,3 +206,35 @@ def test_a_freed_folio_is_left_alone() -> None:
         act(world.kernel, folio)
     assert world.mem.refcount.raw[folio] == 0
     assert world.kernel.this_cpu.lru_add.value == ()
+
+
+@pytest.mark.parametrize("rival", ["swap-out", "lazyfree", "referenced"])
+@pytest.mark.parametrize("missed", [False, True])
+def test_reclaim_takes_nothing_from_a_locked_mapping(rival: str, missed: bool) -> None:
+    """Even where the folio's own mark got missed, which is set then."""
+    stage = RaceWorld.parse("window+locked", "7.3", (rival,))()
+    mem, page = stage.kernel.mem, stage.pages[0]
+    if missed:
+        mem.flags.raw[page] &= ~PG_MLOCKED
+    stage.machine.current = stage.tasks[1][0]
+    stage.tasks[1][1]()
+    assert pte_pfn(entry(stage, 0)) == page
+    assert mem.test(page, PG_MLOCKED)
+
+
+def test_what_was_written_again_while_it_was_written_out_stays() -> None:
+    """By a device with a plain reference, which is put by the time references are counted."""
+    stage = RaceWorld.parse("pmd", "7.3", ("swap-out",))()
+    mem, page = stage.kernel.mem, stage.pages[0]
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        if word is mem.refcount and index == page and page in device.cache.values():
+            mem.flags.raw[page] |= PG_DIRTY
+            mem.content.raw[page] = 300
+
+    device = stage.kernel.swap
+    stage.machine.current = stage.tasks[1][0]
+    stage.machine.on_step = hook
+    stage.tasks[1][1]()
+    stage.machine.on_step = None
+    assert load(stage.mm, START) == 300

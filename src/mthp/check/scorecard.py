@@ -14,7 +14,7 @@ from mthp.races.cast.all import LAWFUL, get_along
 from mthp.races.cast.collapsers import Start
 from mthp.races.mutants.mutant import Mutant
 from mthp.races.mutants.rules import HALVES, MUTANTS
-from mthp.races.stage import Size
+from mthp.races.stage import Layout, Size
 from mthp.races.world import Hook, RaceWorld
 from mthp.words.profiles import PROFILES, Orders
 
@@ -51,17 +51,58 @@ _SLOTS = ("exit", "fork", "fork-fails", "remap", "mremap", "shrink", "exec-shift
 """Rivals that meet khugepaged at its list of mms, or at whole mappings."""
 
 
+_TABLES = (
+    "remap-last",
+    "shrink-last",
+    "remap",
+    "remap-file",
+    "zap",
+    "fault",
+    "fork",
+    "exit",
+    "migrate",
+)
+"""Rivals that meet MADV_COLLAPSE of a mapping of several tables."""
+_LAYOUTS = {
+    Layout.SECOND: ("store-both", "fault", "gup", "zap-page", "migrate", "migrate-neighbour", "swap-out",
+        "swap-out-neighbour", "store-neighbour", "uffd-wp", "fork", "remap-tail", "madv-collapse"),
+    Layout.BOTH: ("store-both", "fault", "gup", "zap", "migrate", "migrate-neighbour", "swap-out-neighbour",
+        "shrink", "madv-collapse-pmd"),
+    Layout.TWO_VMAS: ("store", "fault", "store-neighbour", "gup", "zap", "migrate", "migrate-neighbour",
+        "swap-out-neighbour", "shrink", "remap", "mremap", "fork", "exit"),
+    Layout.FILE: ("store", "fault", "gup", "zap", "migrate", "remap", "fork"),
+    Layout.MEMCG: ("zap", "migrate", "swap-out", "hwpoison", "fork", "exit", "split",
+        "madv-collapse"),
+    Layout.LOCKED: ("fault", "zap", "migrate", "swap-out", "referenced", "lazyfree", "hwpoison", "fork",
+        "split", "ksm"),
+    Layout.READ_ONLY: ("store", "load", "gup", "zap", "migrate", "mremap", "ksm", "fork"),
+    Layout.HUGE: ("store", "gup", "zap", "zap-page", "move-pages", "split", "mremap", "mremap-ptes",
+        "shrink", "remap-tail", "fork", "madv-collapse"),
+}  # fmt: skip
+"""Rivals for which it matters how a world is laid out."""
+_PAIRS = (("gup", "zap"), ("get", "zap-vma"), ("huge-fault", "move-pages"), ("hwpoison", "zap-vma"))
+
+
 def default_worlds(profile: str) -> list[RaceWorld]:
-    """The collapse alone, and against each rival alone, at each size that a kernel of the profile
-    collapses; some with the whole daemon.
+    """The collapse alone, and against each rival alone that finds its work there, at each size that a
+    kernel of the profile collapses; some with another layout, some with the whole daemon or with
+    MADV_COLLAPSE of several tables, and some with two rivals.
     """
     casts: list[tuple[str, ...]] = [(), *((name,) for name in LAWFUL)]
     sizes = [Size.PMD] if PROFILES[profile].orders is Orders.PMD_ONLY else list(Size)
     worlds = [RaceWorld(size, profile, cast) for size in sizes for cast in casts]
-    daemons = [
+    worlds += [
+        RaceWorld(size, profile, cast, layout=layout)
+        for size in sizes
+        for layout, names in _LAYOUTS.items()
+        for cast in ((), *((name,) for name in names))
+    ]
+    worlds += [
         RaceWorld(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS
     ]
-    return [*worlds, *daemons]
+    worlds += [RaceWorld(Size.PMD, profile, (name,), start=Start.MADVISE) for name in _TABLES]
+    worlds += [RaceWorld(Size.PMD, profile, pair) for pair in _PAIRS]
+    return [world for world in worlds if world.is_possible and world.is_for_all]
 
 
 def scorecard_jobs(budget: Budget) -> list[ScorecardRow]:
@@ -72,7 +113,7 @@ def scorecard_jobs(budget: Budget) -> list[ScorecardRow]:
         RaceWorld(Size.WINDOW, profile, world.rivals, Hook.WALKS)
         for profile in ("v16", "7.3")
         for world in default_worlds(profile)
-        if world.size is Size.WINDOW and world.start is Start.COLLAPSE
+        if (world.size, world.start, world.layout) == (Size.WINDOW, Start.COLLAPSE, Layout.PLAIN)
     ]
     return [
         *(ScorecardRow(mutant, budget) for mutant in MUTANTS.values()),
@@ -87,5 +128,5 @@ def pair_jobs(budget: Budget) -> list[ScorecardRow]:
         ScorecardRow(RaceWorld(Size.PMD, profile, pair), budget)
         for profile in ("v16", "7.3")
         for pair in combinations(LAWFUL, 2)
-        if get_along(*pair)
+        if get_along(*pair) and RaceWorld(Size.PMD, profile, pair).is_for_all
     ]

@@ -15,6 +15,7 @@ from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
     PAGE_ANON_EXCLUSIVE,
+    PAGE_HWPOISON,
     PG_ANON,
     PG_MLOCKED,
     PG_SWAPBACKED,
@@ -164,9 +165,12 @@ def _move(kernel: Kernel, src: Folio, was_mlocked: bool) -> bool:
     dst = mem.folio_alloc(order)
     if dst is None:
         return False
-    mem.folio_trylock(dst)
     for i in range(1 << order):
+        if mem.page_flags.test_bits(src + i, PAGE_HWPOISON):  # folio_mc_copy()
+            mem.folio_put(dst)
+            return False
         mem.content.write(dst + i, mem.content.read(src + i))
+    mem.folio_trylock(dst)
     mem.flags.set_bits(dst, PG_ANON | PG_SWAPBACKED | PG_UPTODATE)
     mem.vmstat.count_mthp_stat(order, "nr_anon")
     mem.anon_vma.raw[dst] = mem.anon_vma.raw[src]

@@ -90,9 +90,7 @@ class Layout(Enum):
     PLAIN = "the window is the first of a table that one mapping has to itself"
     SECOND = "the window is the second of its table"
     BOTH = "both windows of the table are collapsed, one after the other"
-    TWO_VMAS = (
-        "the second half of the table belongs to another mapping, with an anon_vma of its own"
-    )
+    TWO_VMAS = "the mapping begins a table before, and ends in the middle, where another one begins"
     FILE = "the mapping is a file's, with a page of the process's own"
     MEMCG = "the process is in a memory cgroup, with room for one more collapse and one page"
     LOCKED = "the mapping is locked (VM_LOCKED)"
@@ -101,13 +99,14 @@ class Layout(Enum):
 
     @property
     def never_collapses(self) -> str:
-        """Why no collapse by 7.3 can succeed, whatever else is done; empty where one can."""
+        """Why no collapse succeeds, where none does; empty where one can in any case."""
         return _NEVER.get(self, "")
 
 
 _NEVER: Final = {
     Layout.TWO_VMAS: "a table of which another mapping has a part is left alone",
     Layout.FILE: "file mappings are left alone",
+    Layout.HUGE: "a huge mapping is left alone until it is split",
 }
 _SIZES: Final = {
     Layout.SECOND: Size.WINDOW,
@@ -179,8 +178,9 @@ class Stage:
 
     order: of the window. pages: page -> frame of the small pages there. swapped: page -> slot of the
     pages that are out. beside: a page of the table outside the window; None where the window is the
-    table. end: where the table's range ends. elsewhere: a page outside the table, for the rival that put
-    it there. alone: only the collapser does anything. children: mms for fork() to fill, by who forks.
+    table. end: where the table's range ends. start, stop: where the mapping does. elsewhere: a page
+    outside the table, for the rival that put it there. alone: only the collapser does anything.
+    children: mms for fork() to fill, by who forks.
     """
 
     def __init__(
@@ -207,6 +207,12 @@ class Stage:
         self.mm = kernel.new_mm(1, "mm", memcg)
         self.khugepaged.khugepaged_enter(self.mm)
         self.end = START + kernel.geometry.pmd_size
+        self.start, self.stop = START, START + tables * kernel.geometry.pmd_size
+        if layout is Layout.TWO_VMAS:
+            self.start, self.stop = (
+                START - kernel.geometry.pmd_size,
+                START + kernel.geometry.pmd_size // 2,
+            )
         self.table = self.table_at(self.mm, START)
         self.vma = self._map_range(vm_flags)
         self.pages: dict[int, Folio] = {}
@@ -231,13 +237,14 @@ class Stage:
 
     def _map_range(self, vm_flags: int) -> Vma:
         """The mapping of the window, and whichever else the layout has."""
-        mm, size = self.mm, self.kernel.geometry.pmd_size
+        mm = self.mm
         vm_flags = vm_flags & ~VM_DEFAULT | _VM_FLAGS.get(self.layout, VM_DEFAULT)
-        end = START + size // 2 if self.layout is Layout.TWO_VMAS else START + self.tables * size
-        vma = mm.mmap(START, end, vm_flags, file=FILE if self.layout is Layout.FILE else None)
-        mm.link_anon_vma(vma)
         if self.layout is Layout.TWO_VMAS:
-            mm.link_anon_vma(mm.mmap(end, self.end, vm_flags))
+            mm.link_anon_vma(mm.mmap(self.stop, self.end, vm_flags))
+        vma = mm.mmap(
+            self.start, self.stop, vm_flags, file=FILE if self.layout is Layout.FILE else None
+        )
+        mm.link_anon_vma(vma)
         return vma
 
     def table_at(self, mm: Mm, address: int) -> PageTable:

@@ -114,6 +114,15 @@ class RaceWorld:
         return has_layout(self.size, self.layout)
 
     @property
+    def never_collapses(self) -> str:
+        """Why no collapse succeeds, where none does; empty where one should."""
+        rivals = [RIVALS[name] for name in self.rivals]
+        reasons = [self.layout.never_collapses, *(each.never_collapses for each in rivals)]
+        if self.size is Size.WINDOW:
+            reasons += [each.never_below_pmd for each in rivals]
+        return next(filter(None, reasons), "")
+
+    @property
     def is_for_all(self) -> bool:
         """Whether each rival finds what it works on: a place, and the pages that it prepares."""
         return all(map(self._is_for, self.rivals))

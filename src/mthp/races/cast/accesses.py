@@ -6,7 +6,7 @@ from __future__ import annotations
 from mthp.mm.gup import get_and_write, pin_and_write
 from mthp.mm.memory import handle_mm_fault, handle_user_fault
 from mthp.mm.mmu import load, store
-from mthp.races.cast.rival import BESIDE, WINDOW, Rival
+from mthp.races.cast.rival import BESIDE, IS_LARGE, WINDOW, Rival
 from mthp.races.lockless_walker import perf_get_page_size
 from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.races.stage import Stage
@@ -59,7 +59,8 @@ ACCESSES = (
     Rival("get", "GUP-fast takes a plain reference to a page, and puts it once a device has written",
         lambda stage: get_and_write(stage.mm, stage.window, 310)),
     Rival("gup-large", "GUP-fast pins a page of a large folio",
-        lambda stage: pin_and_write(stage.mm, stage.window, 300), Stage.map_large, WINDOW),
+        lambda stage: pin_and_write(stage.mm, stage.window, 300), Stage.map_large, WINDOW,
+        never_below_pmd=IS_LARGE),
     Rival("guest", "a guest stores to a page its MMU maps", _guest_stores, _add_guest),
     Rival("perf", "perf walks the table without a lock",
         lambda stage: perf_get_page_size(stage.mm, stage.window)),

@@ -19,9 +19,10 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
 from mthp.races.cast.accesses import store_and_load
-from mthp.races.cast.rival import BESIDE, ELSEWHERE, FIRST, HOLE, PAGES, WINDOW, Rival
+from mthp.races.cast.rival import BESIDE, ELSEWHERE, FIRST, HOLE, IS_LARGE, PAGES, WINDOW, Rival
 from mthp.races.stage import START, Stage
 
+POISONED: Final = "a poisoned page is never copied"
 KSM_PAGE: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_KSM
 
 
@@ -64,18 +65,22 @@ FOLIOS = (
     Rival("migrate-neighbour", "migration of a page beside the window", _migrate_beside, reach=PAGES,
         needs=BESIDE),
     Rival("migrate-large", "move_pages() where the window is a large folio",
-        lambda stage: move_page(stage.mm, stage.window), Stage.map_large, WINDOW),
+        lambda stage: move_page(stage.mm, stage.window), Stage.map_large, WINDOW,
+        never_below_pmd=IS_LARGE),
     Rival("move-pages", "move_pages() of a page of the window, small or huge",
         lambda stage: move_page(stage.mm, stage.window)),
     Rival("poisoned", "a page of the window is poisoned, and migrated",
         lambda stage: migrate_folio(stage.kernel, stage.pages[0]), lambda stage: _poison(stage, 0),
-        FIRST, reach=PAGES),
+        FIRST, reach=PAGES, never_collapses=POISONED),
     Rival("store-poisoned", "a CPU stores to a page of the window, and the next one is poisoned",
-        lambda stage: store_and_load(stage, 0), _poison_second, HOLE),
+        lambda stage: store_and_load(stage, 0), _poison_second, HOLE,
+        never_collapses=POISONED),
     Rival("hwpoison", "the memory of a page of the window fails",
         lambda stage: memory_failure(stage.kernel, stage.pages[0]), reach=PAGES),
-    Rival("large", "the window is a large folio", prepare=Stage.map_large, takes=WINDOW),
-    Rival("large-poisoned", "the same, with a poisoned page", prepare=_poison_large, takes=WINDOW),
+    Rival("large", "the window is a large folio", prepare=Stage.map_large, takes=WINDOW,
+        never_below_pmd=IS_LARGE),
+    Rival("large-poisoned", "the same, with a poisoned page", prepare=_poison_large, takes=WINDOW,
+        never_collapses=POISONED),
     Rival("split", "a folio that was collapsed is split again",
         lambda stage: split_huge_pages_pid(stage.mm, stage.window)),
     Rival("split-large", "the shrinker splits the large folio of the window",

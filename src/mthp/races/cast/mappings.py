@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from mthp.mm.folio import lru_add_drain
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm
 from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
 from mthp.mm.memory import handle_huge_fault
@@ -15,7 +16,15 @@ from mthp.mm.task_mmu import clear_refs_write
 from mthp.mm.vm_flags import VM_DEFAULT, VM_EXEC, VM_STACK_INCOMPLETE
 from mthp.mm.vma import munmap_and_mmap, munmap_tail
 from mthp.mm.vmscan import discard_folio
-from mthp.races.cast.rival import ELSEWHERE, FIRST, TABLES, WINDOW, Reach, Rival
+from mthp.races.cast.rival import (
+    ELSEWHERE,
+    FIRST,
+    IS_LARGE,
+    TABLES,
+    WINDOW,
+    Reach,
+    Rival,
+)
 from mthp.races.stage import FILE, START, Stage
 
 
@@ -41,9 +50,15 @@ def _put_and_zap(stage: Stage) -> None:
     madvise_dontneed_vma_locked(stage.mm, START, stage.end)
 
 
+def _store_and_rest(stage: Stage, address: int, value: int) -> None:
+    """The page that the store faults in comes to rest on the LRU, where a collapse may take it."""
+    store(stage.mm, address, value)
+    lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
+
+
 def _map_file(stage: Stage) -> None:
-    munmap_and_mmap(stage.mm, START, FILE)
-    store(stage.mm, stage.window, 210)
+    munmap_and_mmap(stage.mm, stage.start, FILE)
+    _store_and_rest(stage, stage.window, 210)
 
 
 def _map_behind(stage: Stage, start: int) -> None:
@@ -53,7 +68,7 @@ def _map_behind(stage: Stage, start: int) -> None:
         stage.mm.link_anon_vma(stage.mm.mmap(first, end, VM_DEFAULT | VM_EXEC))
 
     munmap_tail(stage.mm, start, mmap)
-    store(stage.mm, start, 220)
+    _store_and_rest(stage, start, 220)
 
 
 def _zap_second(stage: Stage) -> None:
@@ -86,6 +101,8 @@ def _fork_fails(stage: Stage) -> None:
     dup_mmap_failing(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
 
 
+STACK = "exec's temporary stack is left alone, and is elsewhere once it is shifted"
+
 # fmt: off
 MAPPINGS = (
     Rival("zap", "MADV_DONTNEED of the whole table",
@@ -101,11 +118,11 @@ MAPPINGS = (
     Rival("zap-put", "a reference to a page is put, and the table zapped and given back", _put_and_zap,
         lambda stage: stage.kernel.mem.refcount.take(stage.pages[0], 1), FIRST),
     Rival("zap-large", "MADV_DONTNEED of a page of a large folio", _zap_second, Stage.map_large,
-        WINDOW),
+        WINDOW, never_below_pmd=IS_LARGE),
     Rival("huge-fault", "the table is zapped, and a fault puts a huge page there", _zap_and_fault),
     Rival("lazyfree", "MADV_FREE of a page, and reclaim that drops it", _free_lazily),
     Rival("remap", "munmap() and mmap() of the same range",
-        lambda stage: munmap_and_mmap(stage.mm, START)),
+        lambda stage: munmap_and_mmap(stage.mm, stage.start)),
     Rival("remap-file", "munmap(), and mmap() of a file there, of which a page is stored to", _map_file),
     Rival("remap-tail", "munmap() of all but the first page of the window, and another mapping there",
         lambda stage: _map_behind(stage, stage.address(1))),
@@ -116,9 +133,10 @@ MAPPINGS = (
     Rival("shrink", "munmap() of all but the first page of the window",
         lambda stage: munmap_tail(stage.mm, stage.address(1))),
     Rival("mremap", "mremap() moves the whole table elsewhere",
-        lambda stage: mremap(stage.mm, START, stage.far), takes=ELSEWHERE),
+        lambda stage: mremap(stage.mm, stage.start, stage.far), takes=ELSEWHERE),
     Rival("mremap-ptes", "mremap() moves the table's pages one by one",
-        lambda stage: mremap(stage.mm, START, stage.far + stage.kernel.geometry.page_size),
+        lambda stage: mremap(stage.mm, stage.start,
+            stage.far + stage.kernel.geometry.page_size),
         takes=ELSEWHERE),
     Rival("mprotect", "mprotect() takes the right to store away",
         lambda stage: mprotect(stage.mm, START, stage.end)),
@@ -129,10 +147,11 @@ MAPPINGS = (
         lambda stage: _add_child(stage, "fork")),
     Rival("fork-fails", "fork() that fails half way", _fork_fails,
         lambda stage: _add_child(stage, "fork-fails")),
-    Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE),
+    Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE,
+        never_collapses=STACK),
     Rival("exec-shift", "exec shifts its temporary stack",
-        lambda stage: relocate_vma_down(stage.mm, 2 * START - stage.vma.vm_end),
-        vm_flags=VM_STACK_INCOMPLETE, reach=Reach.ALONE),
+        lambda stage: relocate_vma_down(stage.mm, 2 * stage.start - stage.stop),
+        vm_flags=VM_STACK_INCOMPLETE, reach=Reach.ALONE, never_collapses=STACK),
     Rival("exit", "the process exits",
         lambda stage: exit_mm(stage.mm, stage.khugepaged.khugepaged_exit), reach=Reach.ALONE),
 )

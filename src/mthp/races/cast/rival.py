@@ -47,8 +47,8 @@ class Rival:
     """An actor. what: one line about it. run: what its task does. vm_flags: the mapping needs them.
 
     prepare: changes to the stage before the first step. takes: the parts these are about. needs: what
-    it works on, where not every world has it. never_collapses: why no collapse by 7.3 can succeed in its
-    worlds; empty where one can.
+    it works on, where not every world has it. never_collapses, never_below_pmd: why no collapse can
+    succeed in its worlds, or below PMD order; empty where one can.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Rival:
     reach: Reach = Reach.PROCESS
     needs: Place | None = None
     never_collapses: str = ""
+    never_below_pmd: str = ""
 
     def gets_along(self, other: Rival) -> bool:
         """Whether both can be in one world. Where the window is not a small page and a hole no other
@@ -78,3 +79,4 @@ WINDOW = frozenset({StagePart.WINDOW})
 ELSEWHERE = frozenset({StagePart.ELSEWHERE})
 BESIDE, TABLES = Place.BESIDE, Place.TABLES
 PAGES = Reach.PAGES
+IS_LARGE = "a folio as large as the window is left alone"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from mthp.mm.folio import lru_add_drain
 from mthp.mm.memory import handle_user_fault
 from mthp.mm.mmu import store
-from mthp.mm.page_flags import PG_LOCKED, PG_WRITEBACK
+from mthp.mm.page_flags import PG_DIRTY, PG_LOCKED, PG_SWAPCACHE, PG_WRITEBACK
 from mthp.mm.pagewalk import folio_walk
 from mthp.mm.swapfile import unuse_mm
 from mthp.mm.vmscan import folio_end_writeback, free_swapped, shrink_active_list, shrink_folio
@@ -14,7 +14,19 @@ from mthp.races.cast.accesses import store_and_load
 from mthp.races.cast.rival import BESIDE, HOLE, PAGES, WINDOW, Rival, StagePart
 from mthp.races.stage import SWAP_SLOT, Stage
 
+IS_OUT = "below PMD order a window is left alone of which a page is out"
 IN_WRITEBACK = HOLE | {StagePart.SWAP}
+
+
+def _fault_and_rest(stage: Stage) -> None:
+    """A store faults, and the page that was read comes to rest on the LRU."""
+    handle_user_fault(stage.mm, stage.address(1), write=True)
+    lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
+
+
+def _unuse_and_rest(stage: Stage) -> None:
+    unuse_mm(stage.mm, stage.address(1))
+    lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
 
 
 def _swap_out_beside(stage: Stage) -> None:
@@ -63,6 +75,16 @@ def _written(stage: Stage) -> None:
     stage.kernel.mem.flags.raw[stage.pages[1]] &= ~PG_WRITEBACK
 
 
+def _back_and_being_written(stage: Stage) -> None:
+    """The same of a page that was faulted back before the write has ended."""
+    swap, mem = stage.kernel.swap, stage.kernel.mem
+    swap.synchronous = False
+    page = stage.map_page(1)
+    mem.flags.raw[page] = mem.flags.raw[page] & ~PG_DIRTY | PG_SWAPCACHE | PG_WRITEBACK
+    mem.refcount.raw[page] += 1
+    swap.add_to_cache(SWAP_SLOT + 1, page, 1)
+
+
 def _reuse_slot(stage: Stage) -> None:
     """Back in, stored to, and out again, to the same slot if it is free."""
     store(stage.mm, stage.address(1), 201)
@@ -89,23 +111,29 @@ SWAP = (
     Rival("referenced-beside", "the same of a page beside the window",
         lambda stage: _age(stage, stage.beside), reach=PAGES, needs=BESIDE),
     Rival("swapped", "a page of the window is swapped out", prepare=swapped_hole, takes=HOLE,
-        reach=PAGES),
+        reach=PAGES, never_below_pmd=IS_OUT),
     Rival("swap-in", "a store faults at a swapped page of the window",
-        lambda stage: handle_user_fault(stage.mm, stage.address(1), write=True), swapped_hole, HOLE),
+        _fault_and_rest, swapped_hole, HOLE),
     Rival("swap-in-store", "the same, with the store and a load through the TLB",
-        lambda stage: store_and_load(stage, 1), swapped_hole, HOLE),
+        lambda stage: store_and_load(stage, 1), swapped_hole, HOLE,
+        never_below_pmd="what was swapped in waits in a batch of the LRU, with a reference"),
     Rival("swap-in-large", "a store faults where the whole window is swapped out",
-        lambda stage: handle_user_fault(stage.mm, stage.window, write=True), _swapped_window, WINDOW),
+        lambda stage: handle_user_fault(stage.mm, stage.window, write=True), _swapped_window, WINDOW,
+        never_below_pmd=f"{IS_OUT}, and comes back as a folio as large as the window"),
     Rival("swap-read", "the read of a swapped page of the window ends",
-        lambda stage: stage.kernel.mem.folio_unlock(stage.pages[1]), _being_read, HOLE, reach=PAGES),
+        lambda stage: stage.kernel.mem.folio_unlock(stage.pages[1]), _being_read, HOLE, reach=PAGES,
+        never_below_pmd=IS_OUT),
     Rival("swapoff", "swapoff brings a swapped page of the window back",
-        lambda stage: unuse_mm(stage.mm, stage.address(1)), swapped_hole, HOLE),
+        _unuse_and_rest, swapped_hole, HOLE),
     Rival("writeback", "the write of a swapped page of the window ends",
         lambda stage: folio_end_writeback(stage.kernel, stage.pages[1], SWAP_SLOT + 1), _being_written,
-        IN_WRITEBACK, reach=PAGES),
+        IN_WRITEBACK, reach=PAGES, never_below_pmd=IS_OUT),
+    Rival("writeback-mapped", "the same of a page that was faulted back meanwhile",
+        lambda stage: folio_end_writeback(stage.kernel, stage.pages[1], SWAP_SLOT + 1),
+        _back_and_being_written, IN_WRITEBACK, reach=PAGES),
     Rival("swap-cache-free", "reclaim frees a swapped page of the window from the swap cache",
         lambda stage: free_swapped(stage.kernel, stage.pages[1], SWAP_SLOT + 1), _written, IN_WRITEBACK,
-        reach=PAGES),
+        reach=PAGES, never_below_pmd=IS_OUT),
     Rival("slot-reuse", "a swapped page comes back, changes, and takes its slot again", _reuse_slot,
         swapped_hole, HOLE),
 )

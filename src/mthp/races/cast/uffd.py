@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from mthp.mm.folio import lru_add_drain
 from mthp.mm.userfaultfd import (
     mfill_atomic,
     move_pages,
@@ -24,13 +25,19 @@ def _source(stage: Stage) -> None:
     stage.elsewhere = stage.map_elsewhere(stage.mm, stage.far, VM_DEFAULT, 600)
 
 
+def _copy_and_rest(stage: Stage) -> None:
+    """The new page comes to rest on the LRU, where a collapse may take it."""
+    mfill_atomic(stage.mm, stage.address(1), 500)
+    lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
+
+
 # fmt: off
 UFFD = (
     Rival("uffd-wp", "userfaultfd write-protects a page of the window",
         lambda stage: mwriteprotect_range(stage.mm, stage.window), lambda stage: stage.map_page(1), HOLE,
         VM_UFFD_WP),
     Rival("uffd-copy", "UFFDIO_COPY fills the window's empty PTE",
-        lambda stage: mfill_atomic(stage.mm, stage.address(1), 500), vm_flags=VM_UFFD_MISSING),
+        _copy_and_rest, vm_flags=VM_UFFD_MISSING),
     Rival("uffd-register", "userfaultfd takes the window's empty PTE in charge",
         lambda stage: userfaultfd_register(stage.mm, START)),
     Rival("uffd-move", "UFFDIO_MOVE takes a page out of the window",

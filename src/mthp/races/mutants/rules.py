@@ -13,6 +13,7 @@ from mthp.races.world import RaceWorld
 
 COLLAPSE: Final = "khugepaged.collapse"
 INSTALL: Final = "khugepaged.install"
+REVALIDATE: Final = "khugepaged.revalidate"
 NO_SYNC: Final = Edit(COLLAPSE, "_replace", "tlb_remove_table_sync_one(...)")
 NO_RECHECK: Final = (
     Edit("mm.gup", "pmd_unchanged", "return ...", "return True"),
@@ -82,6 +83,26 @@ _MAPPINGS = (
         _world("pmd", "exit"), (),
         (Edit("khugepaged.daemon", "khugepaged_exit", "mm.mmap_write_lock()"),),
         "exit_mmap() takes mmap_lock itself, and the collapse asks for mm_users under it"),
+    Mutant("V1", "the rule of hugepage_vma_revalidate(), expect_anon",
+        "a file mapping where an anonymous one was is taken for it", _world("pmd", "remap-file"), (3,),
+        (Edit(REVALIDATE, "hugepage_vma_revalidate", "not vma_is_anonymous(vma)", "False"),)),
+    Mutant("V2", "the rule of hugepage_vma_revalidate(), PMD_ORDER",
+        "a table of which another mapping has a part is collapsed", _world("pmd+two-vmas", "fault"),
+        (3, 4, 6, 7),
+        (Edit(REVALIDATE, "hugepage_vma_revalidate", "if not thp_vma_suitable_order(...): ..."),)),
+    Mutant("V2-window", "the rule of hugepage_vma_revalidate(), PMD_ORDER",
+        "the same, where the window itself is one mapping's",
+        _world("window+two-vmas", "migrate-neighbour"), (4,),
+        (Edit(REVALIDATE, "hugepage_vma_revalidate", "if not thp_vma_suitable_order(...): ..."),)),
+    Mutant("V3", "4d24de9425f7 (v6.2)",
+        "MADV_COLLAPSE goes on to the end that its mapping had before mmap_lock was let go",
+        _world("pmd+madvise", "remap-last"), (10,),
+        (Edit("khugepaged.madvise", "_collapse_ranges", "hend = min(...)"),)),
+    Mutant("V4", "the rule of check_pmd_state()",
+        "the migration entry of a huge page is taken for a table", _world("pmd+huge", "move-pages"),
+        (4, 6, 7),
+        (Edit(REVALIDATE, "check_pmd_state", "pmd_is_table(pmdval)",
+            "pmd_is_table(pmdval) or pmd_is_migration_entry(pmdval)"),)),
 )
 
 _SWAP_IN = (
