@@ -17,6 +17,7 @@ from mthp.mm.page_flags import (
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_UPTODATE,
+    PG_ZONE_DEVICE,
 )
 from mthp.mm.pgtable_types import UFFD_WP, WRITE, zero_pte
 from mthp.mm.reports import Discarding
@@ -134,10 +135,13 @@ def made(world: Stage) -> int:
 @pytest.mark.parametrize(
     ("flag", "vm_flags", "name"),
     [
-        (PG_UPTODATE, 0, "up to date"),
-        (PG_SWAPBACKED, 0, "swap-backed"),
-        (0, VM_LOCKED, "mlocked"),
+        (PG_UPTODATE, 0, "not up to date"),
+        (PG_SWAPBACKED, 0, "not swap-backed"),
+        (0, VM_LOCKED, "not mlocked"),
         (PG_MLOCKED, VM_LOCKED, ""),
+        (PG_MLOCKED, 0, "mlocked"),
+        (PG_KSM, 0, "a merged page"),
+        (PG_ZONE_DEVICE, 0, "a device's"),
         (PG_SWAPBACKED, VM_DROPPABLE, ""),
     ],
 )
@@ -147,9 +151,7 @@ def test_a_new_folio_has_the_flags_its_vma_wants(flag: int, vm_flags: int, name:
     world.vma.vm_flags |= vm_flags
     world.kernel.mem.flags.raw[page] ^= flag
     said = [text for law, text in broken(world) if law == 16]
-    assert said == (
-        [f"folio {page} was mapped at {START + 0x1000:#x} and is not {name}"] * bool(name)
-    )
+    assert said == ([f"folio {page} was mapped at {START + 0x1000:#x} and is {name}"] * bool(name))
 
 
 def test_what_was_given_up_need_not_be_swap_backed() -> None:
@@ -164,7 +166,9 @@ def test_what_a_cgroups_process_maps_is_charged() -> None:
     world.mm.memcg = world.kernel.new_memcg("group")
     said = [text for law, text in broken(world) if law == 5]
     pages = world.pages.values()
-    assert said == [f"folio {page} is mapped by mm 1 and charged to nobody" for page in pages]
+    assert said == [
+        f"folio {page} is mapped by mm 1 and not charged to its cgroup" for page in pages
+    ]
     world = stage()
     memcg = world.mm.memcg = world.kernel.new_memcg("group")
     for page in world.pages.values():

@@ -11,7 +11,16 @@ from mthp.mm.mm_types import TableState
 from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write
 from mthp.mm.page_flags import PAGE_HWPOISON, PG_DIRTY
 from mthp.mm.pgtable import PteMap, pmd_lock
-from mthp.mm.pgtable_types import DIRTY, PTE_NONE, SOFT_DIRTY, YOUNG, huge_pmd, mk_pte
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    NO_ACCESS,
+    PTE_NONE,
+    SOFT_DIRTY,
+    SPECIAL,
+    YOUNG,
+    huge_pmd,
+    mk_pte,
+)
 from mthp.mm.rmap import anon_vma_lock_write
 from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.races.stage import START
@@ -138,6 +147,19 @@ def test_a_collapser_loses_a_bit(scene: Scene, bits: int, kind: Kind, huge: bool
     replace(scene, bits, huge)
     (broken,) = scene.broken()
     assert (broken.law, broken.object.kind) == (16, kind)
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_a_collapser_adds_a_bit(scene: Scene, huge: bool) -> None:
+    replace(scene, YOUNG | DIRTY | SPECIAL, huge)
+    (broken,) = scene.broken()
+    assert broken.law == 16 and "bits 0x40, which no mapping has" in broken.text
+
+
+def test_a_bit_that_was_there_may_come_back(scene: Scene) -> None:
+    scene.ptes.raw[0] |= NO_ACCESS
+    replace(scene, YOUNG | DIRTY | NO_ACCESS, huge=False)
+    assert scene.broken() == []
 
 
 @pytest.mark.parametrize("huge", [False, True])

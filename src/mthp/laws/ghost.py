@@ -17,8 +17,7 @@ from mthp.machine.task import Task
 from mthp.mm.mm_types import Kernel, PageTable, PmdPage
 from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.mm.pgtable_types import (
-    DIRTY,
-    YOUNG,
+    PTE_FLAGS_MASK,
     pmd_is_table,
     pmd_pgtable,
     pmd_trans_huge,
@@ -62,8 +61,8 @@ class Ghost:
     fill it after a task has detached it and then taken its lock: that task, and those that read the PMD
     since. freed: words of rows, by name and index, that were given up. copies: source page -> its last
     copy by a collapser. trails: collapser -> what it changed itself. taken: collapser -> (table, PTE) ->
-    young and dirty bits that it took away in this attempt. failed: pages whose memory had failed in the
-    beginning.
+    the bits of the entry that it took away in this attempt. failed: pages whose memory had failed in
+    the beginning.
     """
 
     def __init__(self, kernel: Kernel, begun: Census, collapsers: Collection[str]) -> None:
@@ -123,7 +122,7 @@ class Ghost:
         if pte_present(step.new):
             taken.pop(where, None)
         elif pte_present(step.old):
-            taken[where] = step.old & (YOUNG | DIRTY)
+            taken[where] = step.old & PTE_FLAGS_MASK
 
     def cpu_is_interrupted(self, task: Task, cpu: int) -> None:
         """The CPU has no links left to the tables that the task detached."""

@@ -20,6 +20,7 @@ from mthp.mm.page_flags import (
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_UPTODATE,
+    PG_ZONE_DEVICE,
 )
 from mthp.mm.pgtable_types import HUGE, UFFD_WP, WRITE, pte_present
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_WP, VM_WRITE
@@ -85,7 +86,9 @@ def law_16_flags_fit_the_mappings(rest: Rest) -> Iterator[Broken]:
 
 
 def law_16_new_folios_are_as_their_vma_wants(seen: Observations, now: Census) -> Iterator[Broken]:
-    """A folio that was made and mapped is swap-backed, up to date, and mlocked where all of it is."""
+    """A folio that was made and mapped is swap-backed and up to date, and mlocked where its VMA is
+    locked and nowhere else; it is no merged page, and none of a device.
+    """
     mem = now.kernel.mem
     for each in now.mappings:
         folio = mem.head.raw[each.page]
@@ -103,17 +106,22 @@ def law_16_new_folios_are_as_their_vma_wants(seen: Observations, now: Census) ->
             wanted[PG_SWAPBACKED] = "swap-backed"
         if vm_flags & VM_LOCKED:
             wanted[PG_MLOCKED] = "mlocked"
-        for flag, name in wanted.items():
-            if not mem.flags.raw[folio] & flag:
-                text = f"folio {folio} was mapped at {each.address:#x} and is not {name}"
-                yield Broken(16, Thing(Kind.FOLIO, folio), text)
+        unwanted = {PG_KSM: "a merged page", PG_ZONE_DEVICE: "a device's"}
+        if not vm_flags & VM_LOCKED:
+            unwanted[PG_MLOCKED] = "mlocked"
+        names = [f"not {name}" for flag, name in wanted.items() if not mem.flags.raw[folio] & flag]
+        names += [name for flag, name in unwanted.items() if mem.flags.raw[folio] & flag]
+        for name in names:
+            text = f"folio {folio} was mapped at {each.address:#x} and is {name}"
+            yield Broken(16, Thing(Kind.FOLIO, folio), text)
 
 
 def law_5_mapped_folios_are_charged(rest: Rest) -> Iterator[Broken]:
-    """What a process of a memory cgroup has mapped is charged to the cgroup."""
+    """What a process of a memory cgroup has mapped is charged to the cgroup; a merged page to anyone."""
     mem = rest.now.kernel.mem
     for each in rest.now.mappings:
         memcg, folio = each.mm.memcg, mem.head.raw[each.page]
-        if each.page and memcg is not None and not mem.memcg.raw[folio]:
-            text = f"folio {folio} is mapped by mm {each.mm.number} and charged to nobody"
+        is_charged = memcg is None or mem.memcg.raw[folio] == memcg.number
+        if each.page and not is_charged and not mem.flags.raw[folio] & PG_KSM:
+            text = f"folio {folio} is mapped by mm {each.mm.number} and not charged to its cgroup"
             yield Broken(5, Thing(Kind.FOLIO, folio), text)

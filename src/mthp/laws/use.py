@@ -18,6 +18,12 @@ from mthp.mm.mm_types import Mm, PmdPage
 from mthp.mm.page_flags import PG_DIRTY
 from mthp.mm.pgtable_types import (
     DIRTY,
+    HUGE,
+    PRESENT,
+    PTE_FLAGS_MASK,
+    SOFT_DIRTY,
+    UFFD_WP,
+    WRITE,
     YOUNG,
     pmd_is_table,
     pmd_none,
@@ -73,27 +79,34 @@ def law_17_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
         yield Broken(17, Thing(Kind.PAGE, step.at), text)
 
 
-# Young and dirty bits
+# Bits of entries
+
+_OF_MAPPINGS = PRESENT | WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
 
 
 def law_16_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """What a collapser maps in the place of an entry is as young and dirty as that was."""
+    """What a collapser maps in the place of an entry is as young and dirty as that was, and has no bit
+    but those of a mapping that it did not find there.
+    """
     if step.task.name in ghost.taken and pte_present(step.new) and not pte_present(step.old):
         table = step.word.owner.number
         bits = ghost.taken[step.task.name].get((table, step.at), 0)
-        yield from _lost(ghost, step, bits, f"PTE {step.at} of table {table}")
+        yield from _changed(ghost, step, bits, f"PTE {step.at} of table {table}")
 
 
 def law_16_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """A huge PMD of a collapser's is as young and dirty as all the entries it has taken away."""
     if step.task.name in ghost.taken and pmd_trans_huge(step.new) and pmd_none(step.old):
-        bits = reduce(or_, ghost.taken[step.task.name].values(), 0)
-        yield from _lost(ghost, step, bits, f"the PMD {step.word.name}[{step.at}]")
+        bits = reduce(or_, ghost.taken[step.task.name].values(), HUGE)
+        yield from _changed(ghost, step, bits, f"the PMD {step.word.name}[{step.at}]")
 
 
-def _lost(ghost: Ghost, step: Step, bits: int, name: str) -> Iterator[Broken]:
-    """A folio that is dirty itself makes up for entries that are not."""
+def _changed(ghost: Ghost, step: Step, bits: int, name: str) -> Iterator[Broken]:
+    """bits: what it took away. A folio that is dirty itself makes up for entries that are not."""
     lost, mem = bits & ~step.new, ghost.kernel.mem
+    if added := step.new & PTE_FLAGS_MASK & ~(_OF_MAPPINGS | bits):
+        text = f"{step.task.name} gives {name} bits {added:#x}, which no mapping has"
+        yield Broken(16, Thing(Kind.PTE, name), text)
     if lost & YOUNG:
         text = f"{step.task.name} loses the young bit of {name}"
         yield Broken(16, Thing(Kind.YOUNG_BIT, name), text)
