@@ -9,6 +9,7 @@ with a probability of at least 1 / (n k^(d-1)) for n tasks and k steps.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from enum import Enum
 
 from mthp.explore.outcome import (
@@ -30,6 +31,18 @@ class Policy(Enum):
 
     RANDOM = "random"
     PCT = "pct"
+
+
+def at_random(draw: random.Random, switch: float) -> Callable[[Execution], int]:
+    """Chooses tasks: the running one goes on, but for a switch with this probability to any that can."""
+
+    def choose(execution: Execution) -> int:
+        enabled = execution.enabled()
+        if execution.current in enabled and draw.random() >= switch:
+            return execution.current
+        return draw.choice(enabled)
+
+    return choose
 
 
 class Sampler:

@@ -30,7 +30,7 @@ def __collapse_huge_page_swapin(
     Kernel: mm/khugepaged.c, __collapse_huge_page_swapin().
     """
     kernel = mm.kernel
-    swapped_in, entries = 0, mm.counters[MM_SWAPENTS]
+    swapped_in, entries = 0, _swapents(mm)
     result = ScanResult.SUCCEED
     pte: PteMap | None = None
     try:
@@ -64,5 +64,10 @@ def __collapse_huge_page_swapin(
     finally:
         if pte is not None:
             pte.unmap()
-        pages = entries - mm.counters[MM_SWAPENTS]
+        pages = entries - _swapents(mm)
         kernel.trace(Swapin(mm.number, start_addr, swapped_in, referenced, result, order, pages))
+
+
+def _swapents(mm: Mm) -> int:
+    """Told in an event alone."""
+    return mm.machine.data_race(lambda: int(mm.counters[MM_SWAPENTS]))

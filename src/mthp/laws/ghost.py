@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from mthp.laws.census import Census
 from mthp.laws.declares import DECLARED
@@ -54,24 +55,32 @@ LateStore = tuple[int, str]
 
 
 class Ghost:
-    """Ghost state of one execution. collapsers: the names of tasks that run khugepaged's path.
+    """Ghost state of one execution. What is kept of a word stands in a place of its own: then the steps
+    at the word order all that is done with it.
 
-    detached: table -> the task that took it out of its PMD. flushed: (table, CPU) where the CPU can
-    have no link to the table left, unless it read the PMD since. inspected: table -> the tasks that may
-    fill it after a task has detached it and then taken its lock: that task, and those that read the PMD
-    since. freed: words of rows, by name and index, that were given up. copies: source page -> its last
-    copy by a collapser. trails: collapser -> what it changed itself. taken: collapser -> (table, PTE) ->
-    the bits of the entry that it took away in this attempt. failed: pages whose memory had failed in
-    the beginning.
+    collapsers: the names of tasks that run khugepaged's path.
+    detached: table -> the task that took it out of its PMD; detached_by: the other way round. flushed:
+    CPU -> tables that it can have no link to left, unless it read the PMD since. guarded: table -> how
+    often a task that had detached it then took its lock; seen: (table, task) -> what that was when the
+    task did so, or read the PMD: only then it may fill the table. freed: words of rows, by name and
+    index, that were given up. copies: source page -> its last copy by a collapser. trails: collapser ->
+    what it changed itself. taken: collapser -> (table, PTE) -> the bits of the entry that it took away in
+    this attempt. failed: pages whose memory had failed in the beginning.
     """
+
+    COMMUTES: ClassVar[Mapping[str, str]] = {
+        "copies": "the later of a late store and the collapse's success reports both"
+    }
 
     def __init__(self, kernel: Kernel, begun: Census, collapsers: Collection[str]) -> None:
         self.kernel = kernel
         self.collapsers = DECLARED.collapsers.union(collapsers)
         self.observations = Observations(kernel, begun)
-        self.detached: dict[int, Task] = {}
-        self.flushed: set[tuple[int, int]] = set()
-        self.inspected: dict[int, set[str]] = {}
+        self.detached: dict[int, str] = {}
+        self.detached_by: defaultdict[str, set[int]] = defaultdict(set)
+        self.flushed: dict[int, set[int]] = {cpu.number: set() for cpu in kernel.cpus}
+        self.guarded: dict[int, int] = {}
+        self.seen: dict[tuple[int, str], int] = {}
         self.copies: dict[int, Copy] = {}
         self.trails = {name: Trail(name) for name in self.collapsers}
         self.freed: dict[tuple[str, int], None] = {}
@@ -92,27 +101,33 @@ class Ghost:
         if step.access is not Access.READ or not pmd_is_table(step.old):
             return
         table = pmd_pgtable(step.old)
-        if table in self.inspected:
-            self.inspected[table].add(step.task.name)
+        if table in self.guarded:
+            self.seen[table, step.task.name] = self.guarded[table]
         if self.is_instruction(step.task):
-            self.flushed.discard((table, step.task.cpu))
+            self.flushed[step.task.cpu].discard(table)
 
     def pmd_is_changed(self, step: Step) -> None:
         """A table is detached or linked, or a huge page is mapped in its place."""
         old, new = step.old, step.new
         if old != new:
             if pmd_is_table(old):
-                self.detached[pmd_pgtable(old)] = step.task
+                self.detached[pmd_pgtable(old)] = step.task.name
+                self.detached_by[step.task.name].add(pmd_pgtable(old))
             if pmd_is_table(new):
-                self.detached.pop(pmd_pgtable(new), None)
+                self._attach(pmd_pgtable(new))
             elif pmd_trans_huge(new):
-                for number in [n for n in self.detached if self.is_deposited(n)]:
-                    del self.detached[number]
+                for number in step.word.owner.deposited.get(step.at, ()):
+                    self._attach(number)
         trail = self.trails.get(step.task.name)
         if trail is not None:
             if pmd_is_table(old):
                 trail.detached = pmd_pgtable(old)
             trail.change_pmd(step.word.name, step.at, old, new)
+
+    def _attach(self, table: int) -> None:
+        """The table is linked, or waits in a deposit."""
+        if table in self.detached:
+            self.detached_by[self.detached.pop(table)].discard(table)
 
     def pte_is_changed(self, step: Step) -> None:
         """A collapser takes an entry away, or puts one there."""
@@ -126,14 +141,15 @@ class Ghost:
 
     def cpu_is_interrupted(self, task: Task, cpu: int) -> None:
         """The CPU has no links left to the tables that the task detached."""
-        self.flushed |= {(table, cpu) for table, by in self.detached.items() if by is task}
+        self.flushed[cpu].update(self.detached_by.get(task.name, ()))
 
     def ptl_is_taken(self, task: Task, lock: SpinLock) -> None:
         """The task that detached a table has its lock: links read before are of no use to others now."""
-        for number, by in self.detached.items():
+        for number in self.detached_by.get(task.name, ()):
             table = self.kernel.tables.get(number)
-            if by is task and table is not None and table.ptl is lock:
-                self.inspected[number] = {task.name}
+            if table is not None and table.ptl is lock:
+                self.guarded[number] = self.guarded.get(number, 0) + 1
+                self.seen[number, task.name] = self.guarded[number]
 
     def page_is_read(self, step: Step) -> None:
         """A collapser copies the page."""
@@ -173,6 +189,11 @@ class Ghost:
 
     # Questions
 
+    def has_stale_link(self, task: Task, table: int) -> bool:
+        """Whether the task can know the table only from before another task detached and locked it."""
+        now = self.guarded.get(table, 0)
+        return bool(now) and self.seen.get((table, task.name), 0) != now
+
     def is_instruction(self, task: Task) -> bool:
         """Whether the task's CPU walks page tables for an instruction of user space."""
         return bool(self.kernel.cpus[task.cpu].instruction.value)
@@ -181,7 +202,7 @@ class Ghost:
         """Whether the task may change the table's PTEs by the locks it holds."""
         if any(hold.lock is table.ptl for hold in task.held):
             return True
-        return self.detached.get(table.number) is task and any(
+        return self.detached.get(table.number) == task.name and any(
             hold.lock.rank in DECLARED.detached_under and hold.mode is Mode.WRITE
             for hold in task.held
         )

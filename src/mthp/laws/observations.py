@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.laws.census import Census, Where
@@ -44,8 +45,18 @@ class Observations:
     """Facts by which contents are judged. begun: what stood there. initial: what every address held.
 
     legal: what a load may see. final: address -> task -> what must be read there in the end, if only
-    that task wrote. origin, left: where pages moved to (and from where), and away from.
+    that task wrote. origin, left: where pages moved to (and from where first), and away from; sources:
+    from where each time. cleared, dirtied: (address, task) whose soft-dirty mark the task has cleared,
+    and whose it has set again.
     """
+
+    COMMUTES: ClassVar[Mapping[str, str]] = {
+        "legal": "only added to; what a load sees was added before the load by whoever stored it",
+        "sources": "the same, by whoever moved what the load sees",
+    } | dict.fromkeys(
+        ("final", "zapped", "discarded", "left", "pins", "poisoned", "protected", "missing"),
+        "only added to, and read when no task works",
+    )
 
     def __init__(self, kernel: Kernel, begun: Census) -> None:
         self.kernel = kernel
@@ -56,14 +67,15 @@ class Observations:
         self.zapped: set[Where] = set()
         self.discarded: set[Where] = set()
         self.origin: dict[Where, Where] = {}
+        self.sources: defaultdict[Where, set[Where]] = defaultdict(set)
         self.left: set[Where] = set()
         self.pinned: Counter[tuple[int, str]] = Counter()
         self.pins: list[Pinned] = []
         self.poisoned: list[Poisoned] = []
         self.protected: list[WriteProtected] = []
         self.missing: set[Where] = set()
-        self.cleared: dict[Where, str] = {}
-        self.dirtied: set[Where] = set()
+        self.cleared: dict[tuple[Where, str], None] = {}
+        self.dirtied: dict[tuple[Where, str], None] = {}
         self.halfway: set[Mm] = set()
         self.gone: set[Mm] = set()
 
@@ -76,8 +88,8 @@ class Observations:
                 where = mm.number, address
                 self.legal[where].add(value)
                 self.final[where][by] = value
-                if self.cleared.get(where) == by:
-                    self.dirtied.add(where)
+                if (where, by) in self.cleared:
+                    self.dirtied[where, by] = None
             case Zapping(mm, start, end):
                 for where in self._range(mm, start, end):
                     self.legal[where].add(0)
@@ -102,7 +114,7 @@ class Observations:
                 everywhere = self._range(mm, start, end)
                 self.missing.update(w for w in everywhere if self._is_missing(mm, w[1]))
             case SoftDirtyCleared(mm, start, end, by):
-                self.cleared.update(dict.fromkeys(self._range(mm, start, end), by))
+                self.cleared.update(((w, by), None) for w in self._range(mm, start, end))
             case Gone(mm):
                 self.gone.add(mm)
             case Halfway(mm, building):
@@ -117,7 +129,7 @@ class Observations:
             self.origin[new] = self.origin.get(where, where)
             self.left.add(where)
             self.legal[where].add(0)  # nothing is there any more; a load finds zeroes
-            self.legal[new] |= {*self.legal[where], self.initial.get(where, 0) or 0}
+            self.sources[new].add(where)
 
     def _is_missing(self, mm: Mm, address: int) -> bool:
         """Whether nothing stands there. mmap_lock is held for writing: no other task can fill it."""
@@ -127,6 +139,16 @@ class Observations:
             return pmd_none(value)
         ptes = self.kernel.tables[pmd_pgtable(value)].ptes.raw
         return pte_none(ptes[mm.geometry.pte_index(address)])
+
+    def stored(self, where: Where, known: frozenset[Where] = frozenset()) -> set[int]:
+        """What was stored there, or where what stands there now has come from."""
+        found = set(self.legal.get(where, ()))
+        for source in self.sources.get(where, frozenset()) - known:
+            found |= {
+                self.initial.get(source, 0) or 0,
+                *self.stored(source, known | {where, source}),
+            }
+        return found
 
     # In the end
 
@@ -143,7 +165,7 @@ class Observations:
     def expected(self, where: Where) -> set[int | None]:
         """What may be read at an address in the end."""
         if where in self.origin:
-            return {*self._expected_here(self.origin[where]), *self.legal[where]}
+            return {*self._expected_here(self.origin[where]), *self.stored(where)}
         if where in self.left:
             return {0, *self.legal[where]}
         return self._expected_here(where)
@@ -218,7 +240,7 @@ def law_8_marks_are_there(seen: Observations, census: Census) -> Iterator[Broken
         if pte_present(entry) and entry & WRITE and not entry & UFFD_WP:
             text = f"{each.address:#x} lost its userfaultfd write protection"
             yield Broken(8, Thing(Kind.WRITE_PROTECTED, hex(each.address)), text)
-    for where in seen.dirtied:
+    for where in {where for where, _ in seen.dirtied}:
         entry = census.entries.get(where, 0)
         if not (pte_none(entry) or _is_poisoned(entry) or entry & SOFT_DIRTY):
             text = f"{where[1]:#x} was stored to and is not soft-dirty"

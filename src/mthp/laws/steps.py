@@ -52,7 +52,7 @@ def _was_freed(ghost: Ghost, step: Step) -> bool:
 def law_6_walks(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """No CPU walks a table by a link that it read before a flush."""
     number, task = step.word.owner.number, step.task
-    if (number, task.cpu) in ghost.flushed and ghost.is_instruction(task):
+    if ghost.is_instruction(task) and number in ghost.flushed[task.cpu]:
         text = f"{task.name}'s CPU walks table {number} by a link from before the flush"
         yield Broken(6, Thing(Kind.TABLE, number), text)
 
@@ -61,11 +61,11 @@ def law_6_fills(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """No task changes a table that is deposited, or fills one that another task has detached."""
     task, table = step.task, step.word.owner
     number = table.number
-    is_stale = task.name not in ghost.inspected.get(number, {task.name}) and not pte_none(step.new)
-    is_guarded = ghost.is_guarded(task, table)
-    if (is_guarded and not is_stale) or ghost.is_instruction(task):
+    if ghost.is_instruction(task):
         return
-    if ghost.is_private(task, table):
+    is_stale = not pte_none(step.new) and ghost.has_stale_link(task, number)
+    is_guarded = ghost.is_guarded(task, table)
+    if (is_guarded and not is_stale) or ghost.is_private(task, table):
         return
     if is_stale:
         text = f"{task.name} fills table {number} by a link from before it was detached"
@@ -298,7 +298,7 @@ def law_3_loads(ghost: Ghost, report: object) -> Iterator[Broken]:
         return
     where = report.mm.number, report.address
     seen, value = ghost.observations, report.value
-    if value != seen.initial.get(where, 0) and value not in seen.legal[where]:
+    if value != seen.initial.get(where, 0) and value not in seen.stored(where):
         text = f"{report.by} reads {value} at {report.address:#x}, which was never stored there"
         yield Broken(3, Thing(Kind.ADDRESS, hex(report.address)), text)
 

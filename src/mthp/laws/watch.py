@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.at_rest import Rest
@@ -47,6 +47,10 @@ class Watch:
     collapsers' attempts and scans came to.
     """
 
+    COMMUTES: ClassVar[Mapping[str, str]] = {
+        "broken": "what is broken is there, whichever came first"
+    }
+
     def __init__(self, kernel: Kernel, khugepaged: Khugepaged, collapsers: Collection[str]) -> None:
         self.kernel = kernel
         self.khugepaged = khugepaged
@@ -56,7 +60,7 @@ class Watch:
         self.begun = Census(kernel)
         self.ghost = Ghost(kernel, self.begun, collapsers)
         self.collapsed = False
-        self._old = 0
+        self._old: dict[str, int] = {}
         self._cpus = {id(cpu.instruction): cpu.number for cpu in kernel.cpus}
         self._moments = {
             id(kernel.mem.content): Moment.BEFORE_CONTENT,
@@ -83,8 +87,8 @@ class Watch:
         moment = self._moment(access, word)
         if moment is None:
             return
-        self._old = word.raw[index] if moment in _VALUED else 0
-        step = Step(task, access, word, index, self._old)
+        old = self._old[task.name] = word.raw[index] if moment in _VALUED else 0
+        step = Step(task, access, word, index, old)
         self._record(broken_at(moment, self.ghost, step))
         if access is Access.FREE:
             self.ghost.word_is_freed(step)
@@ -117,7 +121,8 @@ class Watch:
             return
         if isinstance(word, Words):
             if isinstance(word.owner, PageTable | PmdPage) or word is self.kernel.mem.flags:
-                self._changed(Step(task, access, word, index, self._old, word.raw[index]))
+                old = self._old[task.name]
+                self._changed(Step(task, access, word, index, old, word.raw[index]))
         elif access is Access.IPI and id(word) in self._cpus:
             self.ghost.cpu_is_interrupted(task, self._cpus[id(word)])
         elif access is Access.ACQUIRE and isinstance(word, SpinLock):

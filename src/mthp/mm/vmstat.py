@@ -7,7 +7,9 @@ Kernel: mm/huge_memory.c (hugepages-<size>kB/stats), mm/vmstat.c (vmstat_text).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from mthp.words.units import Order
 
@@ -20,6 +22,9 @@ class VmStat:
     be negative: they are changes.
     """
 
+    COMMUTES: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("mthp", "events"), "counts are added to, and read when no task works"
+    )
     mthp: Counter[tuple[int, str]] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
 

@@ -83,6 +83,11 @@ class Cells(ABC):
         segment.changed.pop(cell, None)
         segment.written[cell] = value
 
+    def keys_changed(self, cell: int, before: tuple[Any, ...], now: tuple[Any, ...]) -> None:
+        """The running task added a key to a dict or took one out; `cell` is what keys there are."""
+        self.read(cell, before)
+        self.wrote(cell, now, before)
+
     def found_any(self, cell: int, value: Any) -> Any:
         """What is in a cell, an int or something else."""
         segment = self.segment

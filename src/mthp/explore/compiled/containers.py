@@ -324,8 +324,8 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
             return
         value = recorder.share(value, self.kind)
         if old is ABSENT:
-            before = self._keys()
-            recorder.wrote(self.keys_cell, (*before, key), before)
+            before = tuple(self.data)
+            recorder.keys_changed(self.keys_cell, before, (*before, key))
         self.data[key] = value
         recorder.wrote(cell, value, old)
 
@@ -335,9 +335,9 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
         old = self._read(key)
         if old is ABSENT:
             raise KeyError(key)
-        before = self._keys()
+        before = tuple(self.data)
         del self.data[key]
-        self.recorder.wrote(self.keys_cell, tuple(self.data), before)
+        self.recorder.keys_changed(self.keys_cell, before, tuple(self.data))
         self.recorder.wrote(self.cell(key), ABSENT, old)
 
     def __iter__(self) -> Iterator[Any]:

@@ -96,15 +96,15 @@ class Segment:
         self._symbols.append(ref(symbol))
         return symbol
 
-    def look_at(self, cell: int) -> None:
-        """The task knows all about a cell that it has a symbol of."""
+    def look_at(self, cell: int, chain: Chain = ()) -> None:
+        """The task knows all about a cell that it has a symbol of. chain: how that comes of the cell."""
         before = self.found[cell]
         self.looked.add(cell)
         self.known.add(cell)
         self.reads.append((cell, VALUE, self.number(before)))
-        chain = self.changed.pop(cell, None)
-        if chain is not None:
-            self.written[cell] = calculate(chain, before)
+        changed = self.changed.pop(cell, None)
+        if changed is not None:
+            self.written[cell] = calculate(changed, before)
 
     def end(self) -> None:
         """The task has come to its next step. It knows the values of the symbols that it still holds:
@@ -138,7 +138,7 @@ class Symbol:
     def look(self) -> int:
         """Its value, which its task knows from here on."""
         if self.is_open():
-            self.segment.look_at(self.cell)
+            self.segment.look_at(self.cell, self.chain)
         return self.value
 
     def _calculated(self, name: str, other: Any) -> Any:
