@@ -241,7 +241,8 @@ def map_by_pmd(window: Window, new: Folio) -> None:
             pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), window.start)
             if pte is None:
                 raise Refused(ScanResult.NO_PTE_TABLE)
-            with pte, pte.table.ptl.lock():
+            old = pte.table
+            with pte, old.ptl.lock():
                 sample_again(window, pte)
                 drop_zero_pages(window, pte)
                 pgtable_trans_huge_deposit(pmd, deposit.number)
@@ -251,7 +252,7 @@ def map_by_pmd(window: Window, new: Folio) -> None:
     except Refused:
         del kernel.tables[deposit.number]
         raise
-    pte_free_tlb(pte.table)
+    pte_free_tlb(old)
 
 
 def let_go(window: Window) -> None:

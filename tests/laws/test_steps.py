@@ -153,9 +153,10 @@ def only(scene: Scene, law: int, text: str) -> None:
 
 
 def test_a_freed_table_is_used(scene: Scene) -> None:
-    scene.set_pmd(PMD_NONE)
+    scene.pmd.page.pmds.raw[scene.pmd.slot] = PMD_NONE
     scene.ptes.raw[0] = PTE_NONE
-    pte_free(scene.stage.table)
+    with pmd_lock(scene.pmd):
+        pte_free(scene.stage.table)
     assert scene.broken() == []
     scene.other().ptes.read(0)
     only(scene, 1, f"uses table {scene.number}, which was freed")
@@ -521,7 +522,7 @@ def test_a_collapser_takes_a_write_protected_entry_away(scene: Scene) -> None:
     with scene.collapser().mm.mmap_write_lock():
         scene.detach()
         scene.ptes.write(0, PTE_NONE)
-        scene.ptes.write(0, mk_pte(16, SOFT_DIRTY))
+        scene.ptes.write(0, mk_pte(16, YOUNG | DIRTY | SOFT_DIRTY))
     only(scene, 8, f"loses the write protection of PTE 0 of table {scene.number}")
 
 
