@@ -62,7 +62,7 @@ def test_what_was_bounded_is_not_clean(by: By) -> None:
 def test_a_protocol_that_always_fails_is_vacuous(own: Own, by: By) -> None:
     with own(FAILS):
         result = checked(by=by)
-    assert (result.verdict, result.reason) == (Verdict.VACUOUS, "every collapse ends with failed")
+    assert (result.verdict, result.reason) == (Verdict.VACUOUS, "every collapse ended with failed")
     assert result.covered.kind == "exhaustive"
 
 

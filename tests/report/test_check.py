@@ -27,8 +27,8 @@ def test_a_line_says_what_was_explored() -> None:
     assert lines == [
         f"clean              {exhaustive}; collapses: 1,002 succeeded, 1 page_locked, 0.0 s",
         "no breach found    bounded: 3 executions; …; collapses: 3 succeeded, 0.0 s",
-        f"vacuous            {exhaustive}; every collapse ends with failed, page_locked, 0.0 s",
-        f"vacuous            {exhaustive}; no collapse ends, 0.0 s",
+        f"vacuous            {exhaustive}; every collapse ended with failed, page_locked, 0.0 s",
+        f"vacuous            {exhaustive}; no collapse ended, 0.0 s",
         f"not run            {exhaustive}; nothing that was replaced is called, 0.0 s",
     ]
 
@@ -39,9 +39,9 @@ def test_totals_tell_clean_from_bounded_and_why_some_say_nothing() -> None:
         "     2 clean, explored exhaustively",
         "     1 no breach found, but bounded",
         "     2 vacuous",
-        "every collapse ends with failed, page_locked:",
+        "every collapse ended with failed, page_locked:",
         "    7.3 pmd fault",
-        "no collapse ends:",
+        "no collapse ended:",
         "    7.3 pmd exit",
     ]
 
@@ -64,5 +64,5 @@ def test_documents_say_it_too() -> None:
     assert (clean["verdict"], clean["reason"]) == ("clean", None)
     assert clean["coverage"]["results"] == {"page_locked": 1, "succeeded": 1_002}
     assert (refused["verdict"], refused["clean"]) == ("vacuous", True)
-    assert refused["reason"] == "every collapse ends with failed, page_locked"
+    assert refused["reason"] == "every collapse ended with failed, page_locked"
     assert document["never_ran"] == {"own.py": [2, 5, 6, 7]}

@@ -190,7 +190,7 @@ class WorldResult:
             return ""
         refused = ", ".join(what for what, _ in self.covered.results)
         return self.cannot or (
-            f"every collapse ends with {refused}" if refused else "no collapse ends"
+            f"every collapse ended with {refused}" if refused else "no collapse ended"
         )
 
     @property
