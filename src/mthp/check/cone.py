@@ -110,10 +110,18 @@ class Part(NamedTuple):
     steps: tuple[int, ...]
 
 
-def race_of(steps: Sequence[RaceStep], taken: Sequence[Taken], broken: Sequence[Broken]) -> Race:
-    """Tell how it came to the first breach; at rest, to the first whose object any step was about."""
-    story = _Story(steps, taken, broken)
-    drawn = story.with_parts(set(story.ends[:1]), story.parts)
+def race_of(
+    steps: Sequence[RaceStep],
+    taken: Sequence[Taken],
+    broken: Sequence[Broken],
+    laws: Collection[int] = (),
+) -> Race:
+    """Tell how it came to the first breach, of one of the laws if any is broken.
+
+    A breach by a step comes before one at rest, and of these one whose object steps were about.
+    """
+    story = _Story(steps, taken, broken, laws)
+    drawn = story.with_parts(story.end, story.parts)
     drawn = story.with_parts(drawn, (Part(9, (n,)) for n in story.held(drawn)))
     return Race(
         tuple(replace(each, drawn=n in drawn) for n, each in enumerate(steps)),
@@ -124,29 +132,40 @@ def race_of(steps: Sequence[RaceStep], taken: Sequence[Taken], broken: Sequence[
 
 
 class _Story:
-    """One execution. ends: the steps that break a law. which: the breach that it is about, if there is
-    any; about: the steps at its object's words. early: what came after it and
-    should have come before. breaker: the task
-    that breaks the law.
+    """One execution. which: the breach that it is about, end: the step of it, none at rest; others: those
+    of other breaches; about: the steps at its object's words; breaker: the task that breaks the law;
+    early: what came after the end and should have come before.
     """
 
     def __init__(
-        self, steps: Sequence[RaceStep], taken: Sequence[Taken], broken: Sequence[Broken]
+        self,
+        steps: Sequence[RaceStep],
+        taken: Sequence[Taken],
+        broken: Sequence[Broken],
+        laws: Collection[int],
     ) -> None:
         self.steps, self.taken = steps, taken
-        self.ends = [n for n, each in enumerate(steps) if each.breaks]
-        of_each = [accesses(taken, key_of(each.object)) for each in broken] or [set()]
-        self.which = 0 if self.ends else next((n for n, at in enumerate(of_each) if at), 0)
-        self.about = of_each[self.which]
+        by = [
+            n for n, each in enumerate(steps) for _ in each.breaks
+        ]  # breach -> step, in their order
+        abouts = [accesses(taken, key_of(each.object)) for each in broken]
+
+        def order(n: int) -> tuple[bool, bool, bool, int]:
+            return bool(laws) and broken[n].law not in laws, n >= len(by), not abouts[n], n
+
+        self.which = min(range(len(broken)), key=order, default=0)
+        self.about = abouts[self.which] if broken else set()
         self.broken = broken[self.which] if broken else None
+        self.end = set(by[self.which : self.which + 1])
+        self.others = {*by} - self.end
         self.key = key_of(self.broken.object) if self.broken else ""
-        self.breaker = {taken[n].task for n in self.ends[:1]}
+        self.breaker = {taken[n].task for n in self.end}
         self.pairs = conflicts(taken)
-        self.early = {j for i, j in self.pairs if i in self.ends[:1] and steps[i].access == "read"}
+        self.early = {j for i, j in self.pairs if i in self.end and steps[i].access == "read"}
         involved = {taken[n].task for n in self.about if steps[n].changes}
         at_object = (n for n in sorted(self.about) if taken[n].task in involved)
         lasts = {(taken[n].task, taken[n].op.where): n for n in at_object}
-        ends = self.ends[:1] or lasts.values() or range(len(taken))
+        ends = self.end or lasts.values() or range(len(taken))
         self.cone = cone(taken, ends) | self.early
         self.parts = [*self._conflicts(), *self._fates(), *self._others()]
 
@@ -170,7 +189,7 @@ class _Story:
         """Rank a conflict: what the one who breaks the law had read too early tells most."""
         earlier = self.steps[i]
         rank, is_its = _RANKS[earlier.kind], earlier.task in self.breaker
-        if j in self.ends[:1] or j in self.early:
+        if j in self.end | self.early:
             return 0
         if earlier.kind is WordKind.ENTRY:
             if is_its and not earlier.changes:
@@ -198,7 +217,7 @@ class _Story:
 
     def _others(self) -> Iterator[Part]:
         """Yield other breaches, locks where the law is about them, entries where no object is known."""
-        yield from (Part(6, (n,)) for n in self.ends[1:])
+        yield from (Part(6, (n,)) for n in self.others)
         if self.broken is None:
             return
         kind = self.broken.object.kind
@@ -226,7 +245,7 @@ class _Story:
                 else:
                     held.pop((task, where), None)
             is_rivals = task > 0 and step.kind is WordKind.ENTRY and step.changes
-            if n in self.ends[:1] or (n in drawn and is_rivals):
+            if n in self.end or (n in drawn and is_rivals):
                 found |= {at for (by, _), at in held.items() if by == task}
         return found
 
@@ -241,7 +260,7 @@ class _Story:
 
     def _lines(self, drawn: set[int]) -> int:
         """Say about how many lines a drawing has at 80 columns: the steps, and one for each gap."""
-        last = [] if self.ends else [len(self.steps)]
+        last = [] if self.end else [len(self.steps)]
         gaps = sum(b - a > 1 for a, b in pairwise([-1, *sorted(drawn), *last]))
         return len(drawn) + gaps + sum(_is_wide(self.steps[n]) for n in drawn)
 
@@ -258,7 +277,7 @@ class _Story:
             )
             return bool(step.breaks), is_act, -rank, step.changes, -_RANKS[step.kind], n
 
-        known = [n for n in sorted(drawn) if self._is_told(n)]
+        known = [n for n in sorted(drawn) if self._is_told(n)] or sorted(drawn)
         stretches = groupby(known, lambda n: self.steps[n].cpu)
         told = [max(stretch, key=weight) for _, stretch in stretches]
         return sorted(sorted(told, key=lambda n: (ranks.get(n, 0), -n))[:_MOST_TOLD])
@@ -266,7 +285,7 @@ class _Story:
     def _is_told(self, n: int) -> bool:
         """Say whether the sentence may tell it; the law's words tell what an error or giving up was."""
         step = self.steps[n]
-        is_last = n in self.ends and (step.access == "raise" or 11 in step.breaks)
+        is_last = step.access == "raise" or 11 in step.breaks
         return not (is_last or step.word in _SPINNING)
 
 

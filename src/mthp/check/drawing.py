@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from mthp.check.cone import Taken, race_of
 from mthp.check.naming import LOCKS, STORE_BUFFER, Named, Names
 from mthp.check.records import Breach, Call, RaceStep, Violation, WordKind
-from mthp.check.token import Token, as_mutant
+from mthp.check.token import Token, as_mutant, known
 from mthp.explore.outcome import BrokenSchedule
 from mthp.explore.replay import Replay, shrink
 from mthp.explore.tasks import Execution, NextStep
@@ -240,7 +240,7 @@ def draw(token: Token) -> Violation:
     return Violation(
         token.world.tasks,
         tuple(_rounds(drawing.calls)),
-        race_of(drawing.steps, drawing.taken, broken),
+        race_of(drawing.steps, drawing.taken, broken, getattr(known(token.mutant), "laws", ())),
         breaches(broken),
         tuple(stage.kernel.warnings.values()),
         len(replay.taken),

@@ -14,7 +14,7 @@ from mthp.machine.cpu import Busy
 from mthp.machine.hold import Rank
 from mthp.machine.locks import Lock, WriteMark
 from mthp.machine.memory import Words
-from mthp.machine.step import ALL_BITS, Access
+from mthp.machine.step import Access
 from mthp.machine.store_buffer import Completion
 from mthp.mm import page_flags as folios
 from mthp.mm import pgtable_types as ptes
@@ -165,7 +165,7 @@ class Names:
             values = (str(each) if isinstance(each, int) else "" for each in (old, new))
             return Named(WordKind.OTHER, word.name.rpartition(".")[2], "", *values)
         if isinstance(word.owner, PageTable):
-            if function == "pte_free()":
+            if op.access is Access.FREE:
                 return Named(WordKind.ENTRY, f"table {word.owner.number}", "", "", FREED)
             of = "" if word.owner is self._first else f"table {word.owner.number}"
             return Named(
@@ -179,13 +179,13 @@ class Names:
         kind, name = _KINDS.get(word.name, WordKind.OTHER), word.name
         if kind is WordKind.CONTENTS:
             kind = WordKind.BUFFER if function == STORE_BUFFER else kind
-            is_freed = op.access is Access.RMW
+            is_freed = op.access is Access.FREE
             return Named(kind, f"page {index}", "", str(old), FREED if is_freed else str(new))
         of_what, flags = "folio", FOLIO_FLAGS
         if name in ("mapcount", "page_flags"):
             of_what, flags = "page", _PAGE_FLAGS
         if kind is WordKind.FLAG:
-            if op.bits == ALL_BITS and not new:
+            if op.access is Access.FREE:
                 return Named(kind, f"{of_what} {index}", "", hex(old), FREED)
             if op.bits in flags:
                 name = f"PG_{flags[op.bits]}"
@@ -265,8 +265,13 @@ _VALUED: Final = {
 def key_of(thing: Thing) -> str:
     """Name a law's object as touched() does."""
     kind, name = thing
-    if kind is Kind.FOLIO:
-        return f"page {name}"
-    if str(name).startswith("0x") or kind in (Kind.ADDRESS, Kind.WRITE_PROTECTED):
-        return str(name).rpartition(" ")[2]
-    return str(name) if kind is Kind.SOFT_DIRTY_MARK else f"{kind} {name}"
+    text = str(name)
+    if "0x" in text and kind is not Kind.VMA:
+        return text.rpartition(" ")[2]
+    if kind in _MARKS:
+        return text
+    return f"{'page' if kind is Kind.FOLIO else kind} {text}"
+
+
+_MARKS: Final = {Kind.SOFT_DIRTY_MARK, Kind.YOUNG_BIT, Kind.DIRTY_BIT, Kind.WRITE_PROTECTED}
+"""Whose names are those of PTEs and tables."""

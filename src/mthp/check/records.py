@@ -91,6 +91,11 @@ class Race:
     told: tuple[int, ...]
     breach: int
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the breach was found when all tasks had ended, and at no step."""
+        return sum(len(step.breaks) for step in self.steps) <= self.breach
+
 
 @dataclass(frozen=True)
 class Violation:

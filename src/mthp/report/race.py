@@ -33,8 +33,8 @@ class Row(NamedTuple):
 
 def rows(race: Race) -> Iterator[Row]:
     """Yield the drawing from top to bottom; to the end, where the law is broken at rest."""
-    shown = [step for step in race.steps if step.drawn]
-    last = shown[-1].number if any(step.breaks for step in shown) else len(race.steps)
+    shown = [step.number for step in race.steps if step.drawn]
+    last = len(race.steps) if race.is_at_rest else shown[-1]
     for drawn, steps in groupby(race.steps[:last], lambda step: step.drawn):
         if drawn:
             yield from (Row((step,)) for step in steps)
@@ -120,6 +120,8 @@ _MODES: Final = {"read": " for reading", "write": " for writing"}
 def _does(step: RaceStep) -> str:
     word = f"the {step.word}" if step.word in _ARTICLES else step.word
     word = f"{word} of {step.of}" if step.of else word
+    if step.access == "raise":
+        return f"stops in {step.function}"
     match step.kind:
         case WordKind.LOCK if step.access == "release":
             return f"lets {word} go"
