@@ -688,7 +688,8 @@ def test_what_was_given_up_may_read_as_nothing(scene: Scene) -> None:
 def test_a_range_is_looked_at_by_a_mapping_that_has_it_not(scene: Scene) -> None:
     vma = scene.stage.vma
     report = scene.collapser().kernel.report
-    report(Scanning(vma, START, START + 0x2000, "khugepaged"))
-    assert scene.broken() == []
-    report(Scanning(vma, START + 0x2000, START + 0x4000, "khugepaged"))
+    with scene.mm.mmap_read_lock():
+        report(Scanning(vma, START, START + 0x2000, "khugepaged"))
+        assert scene.broken() == []
+        report(Scanning(vma, START + 0x2000, START + 0x4000, "khugepaged"))
     only(scene, 10, "looks at 0x42000-0x44000")

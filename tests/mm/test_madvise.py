@@ -24,8 +24,10 @@ from mthp.mm.pgtable_types import (
     DIRTY,
     YOUNG,
     pte_none,
+    pte_pfn,
 )
 from mthp.mm.reports import Discarding, Zapped
+from mthp.races.world import RaceWorld
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -153,3 +155,20 @@ def test_a_range_that_reaches_beyond_the_mapping_ends_with_it() -> None:
     assert [pte_none(pte) for pte in world.table(second).ptes.raw] == [
         i in (6, 7) for i in range(16)
     ]
+
+
+@pytest.mark.parametrize("rival", ["zap", "zap-vma", "lazyfree"])
+def test_a_locked_mapping_keeps_its_pages(rival: str) -> None:
+    stage = RaceWorld.parse("pmd+locked", "7.3", (rival,))()
+    stage.machine.current = stage.tasks[1][0]
+    stage.tasks[1][1]()
+    assert pte_pfn(entry(stage, 0)) == stage.pages[0]
+    assert not stage.watch.ghost.observations.zapped
+
+
+@pytest.mark.parametrize("rival", ["zap", "zap-vma"])
+def test_every_mapping_of_the_range_is_emptied(rival: str) -> None:
+    stage = RaceWorld.parse("window+two-vmas", "7.3", (rival,))()
+    stage.machine.current = stage.tasks[1][0]
+    stage.tasks[1][1]()
+    assert not any(stage.table.ptes.raw)

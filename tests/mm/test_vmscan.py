@@ -25,6 +25,7 @@ from mthp.mm.pgtable_types import (
     pte_none,
     pte_pfn,
 )
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.mm.vmscan import (
     add_to_swap,
     discard_folio,
@@ -208,7 +209,7 @@ def test_a_freed_folio_is_left_alone() -> None:
     assert world.kernel.this_cpu.lru_add.value == ()
 
 
-@pytest.mark.parametrize("rival", ["swap-out", "lazyfree", "referenced"])
+@pytest.mark.parametrize("rival", ["swap-out", "referenced"])
 @pytest.mark.parametrize("missed", [False, True])
 def test_reclaim_takes_nothing_from_a_locked_mapping(rival: str, missed: bool) -> None:
     """Even where the folio's own mark got missed, which is set then."""
@@ -220,6 +221,14 @@ def test_reclaim_takes_nothing_from_a_locked_mapping(rival: str, missed: bool) -
     stage.tasks[1][1]()
     assert pte_pfn(entry(stage, 0)) == page
     assert mem.test(page, PG_MLOCKED)
+
+
+def test_nor_is_a_page_dropped_there_that_was_given_up_before() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(lazyfree(1), flags=VM_DEFAULT | VM_LOCKED)
+    folio = world.folio(vma, 0)
+    discard_folio(world.kernel, folio)
+    assert world.folio(vma, 0) == folio and world.mem.test(folio, PG_MLOCKED)
 
 
 def test_what_was_written_again_while_it_was_written_out_stays() -> None:

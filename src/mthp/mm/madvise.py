@@ -27,6 +27,7 @@ from mthp.mm.pgtable import (
 )
 from mthp.mm.pgtable_types import DIRTY, YOUNG, pmd_trans_huge, pte_none, pte_pfn, pte_present
 from mthp.mm.reports import Discarding, Zapped, Zapping
+from mthp.mm.vm_flags import VM_LOCKED
 from mthp.words.units import Address, Folio
 
 
@@ -42,6 +43,8 @@ def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
     """Do MADV_FREE in one VMA. Kernel: madvise_free_single_vma(), madvise_free_pte_range()."""
     mm = vma.vm_mm
     kernel = mm.kernel
+    if vma.vm_flags & VM_LOCKED:
+        return
     kernel.report(Discarding(mm, start, end))
     with mmu_notifier_invalidate_range(mm, start, end):
         pmd = mm_find_pmd(mm, start)
@@ -88,7 +91,8 @@ def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
         for vma in mm.for_each_vma(start):
             if vma.vm_start >= end:
                 break
-            madvise_dontneed_single_vma(vma, max(start, vma.vm_start), end)
+            if not madvise_dontneed_single_vma(vma, max(start, vma.vm_start), end):
+                return
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
@@ -104,12 +108,20 @@ def madvise_dontneed_vma_locked(mm: Mm, start: Address, end: Address) -> None:
     if vma is None:
         madvise_dontneed(mm, start, end)
         return
-    madvise_dontneed_single_vma(vma, start, end)
+    is_zapped = madvise_dontneed_single_vma(vma, start, end)
     vma.vm_lock.leave()
-    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
+    if is_zapped:
+        mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> None:
-    """Empty a range; the VMA or mmap_lock is held. Kernel: madvise_dontneed_single_vma()."""
+def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> bool:
+    """Empty what a VMA has of a range, unless it is locked; returns whether it is not. Caller holds the
+    VMA or mmap_lock.
+
+    Kernel: mm/madvise.c, madvise_dontneed_single_vma(), madvise_dontneed_free_valid_vma().
+    """
+    if vma.vm_flags & VM_LOCKED:
+        return False
     vma.vm_mm.kernel.report(Zapping(vma.vm_mm, start, end))
     zap_page_range_single(vma, start, min(end, vma.vm_end))
+    return True
