@@ -131,7 +131,7 @@ MAPPINGS = (
         lambda stage: _add_child(stage, "fork-fails")),
     Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE),
     Rival("exec-shift", "exec shifts its temporary stack",
-        lambda stage: relocate_vma_down(stage.mm, 2 * START - stage.vma.vm_end),
+        lambda stage: relocate_vma_down(stage.mm, START - stage.tables * stage.kernel.geometry.pmd_size),
         vm_flags=VM_STACK_INCOMPLETE, reach=Reach.ALONE),
     Rival("exit", "the process exits",
         lambda stage: exit_mm(stage.mm, stage.khugepaged.khugepaged_exit), reach=Reach.ALONE),
