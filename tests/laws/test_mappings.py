@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mthp.laws.census import Census
+from mthp.laws.watch import check_collapse
 from mthp.mm.mm_types import MM_SWAPENTS
 from mthp.mm.page_flags import (
     PAGE_ANON_EXCLUSIVE,
@@ -137,9 +138,6 @@ def made(world: Stage) -> int:
     [
         (PG_UPTODATE, 0, "not up to date"),
         (PG_SWAPBACKED, 0, "not swap-backed"),
-        (0, VM_LOCKED, "not mlocked"),
-        (PG_MLOCKED, VM_LOCKED, ""),
-        (PG_MLOCKED, 0, "mlocked"),
         (PG_KSM, 0, "a merged page"),
         (PG_ZONE_DEVICE, 0, "a device's"),
         (PG_SWAPBACKED, VM_DROPPABLE, ""),
@@ -152,6 +150,19 @@ def test_a_new_folio_has_the_flags_its_vma_wants(flag: int, vm_flags: int, name:
     world.kernel.mem.flags.raw[page] ^= flag
     said = [text for law, text in broken(world) if law == 16]
     assert said == ([f"folio {page} was mapped at {START + 0x1000:#x} and is {name}"] * bool(name))
+
+
+@pytest.mark.parametrize("locked", [0, VM_LOCKED])
+@pytest.mark.parametrize("mlocked", [0, PG_MLOCKED])
+def test_a_new_folio_of_a_locked_mapping_is_mlocked(locked: int, mlocked: int) -> None:
+    world = stage()
+    before = Census(world.kernel)
+    page = made(world)
+    world.vma.vm_flags |= locked
+    world.kernel.mem.flags.raw[page] |= mlocked
+    said = [each.text for each in check_collapse(before, world.kernel) if each.law == 16]
+    assert len(said) == (bool(locked) != bool(mlocked))
+    assert all(f"folio {page} was mapped at {START + 0x1000:#x} and is" in each for each in said)
 
 
 def test_what_was_given_up_need_not_be_swap_backed() -> None:

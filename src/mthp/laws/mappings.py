@@ -86,9 +86,7 @@ def law_16_flags_fit_the_mappings(rest: Rest) -> Iterator[Broken]:
 
 
 def law_16_new_folios_are_as_their_vma_wants(seen: Observations, now: Census) -> Iterator[Broken]:
-    """A folio that was made and mapped is swap-backed and up to date, and mlocked where its VMA is
-    locked and nowhere else; it is no merged page, and none of a device.
-    """
+    """A folio that was made and mapped is swap-backed and up to date, and no merged page or device's."""
     mem = now.kernel.mem
     for each in now.mappings:
         folio = mem.head.raw[each.page]
@@ -100,20 +98,29 @@ def law_16_new_folios_are_as_their_vma_wants(seen: Observations, now: Census) ->
             or where in seen.discarded
         ):
             continue
-        vm_flags = each.vma.vm_flags
-        wanted = {PG_UPTODATE: "up to date"}
-        if not vm_flags & VM_DROPPABLE:
-            wanted[PG_SWAPBACKED] = "swap-backed"
-        if vm_flags & VM_LOCKED:
-            wanted[PG_MLOCKED] = "mlocked"
-        unwanted = {PG_KSM: "a merged page", PG_ZONE_DEVICE: "a device's"}
-        if not vm_flags & VM_LOCKED:
-            unwanted[PG_MLOCKED] = "mlocked"
-        names = [f"not {name}" for flag, name in wanted.items() if not mem.flags.raw[folio] & flag]
-        names += [name for flag, name in unwanted.items() if mem.flags.raw[folio] & flag]
-        for name in names:
-            text = f"folio {folio} was mapped at {each.address:#x} and is {name}"
-            yield Broken(16, Thing(Kind.FOLIO, folio), text)
+        backed = 0 if each.vma.vm_flags & VM_DROPPABLE else PG_SWAPBACKED
+        wrong = mem.flags.raw[folio] ^ (PG_UPTODATE | backed)
+        for flag, name in _NEW.items():
+            if wrong & flag and (backed or flag != PG_SWAPBACKED):
+                text = f"folio {folio} was mapped at {each.address:#x} and is {name}"
+                yield Broken(16, Thing(Kind.FOLIO, folio), text)
+
+
+_NEW = {PG_UPTODATE: "not up to date", PG_SWAPBACKED: "not swap-backed", PG_KSM: "a merged page",
+        PG_ZONE_DEVICE: "a device's"}  # fmt: skip
+"""Flags of a new folio, and what it is where one is not as it should be."""
+
+
+def law_16_locked_mappings_are_mlocked(before: Census, now: Census) -> Iterator[Broken]:
+    """A folio that a collapse made is mlocked where its VMA is locked, and nowhere else."""
+    for each in now.mappings:
+        folio = now.kernel.mem.head.raw[each.page]
+        if each.page and each.vma is not None and folio not in before.flags:
+            locked, mlocked = each.vma.vm_flags & VM_LOCKED, now.flags[folio] & PG_MLOCKED
+            if bool(locked) != bool(mlocked):
+                name = "is mlocked" if mlocked else "is not mlocked, and its VMA is locked"
+                text = f"folio {folio} was mapped at {each.address:#x} and {name}"
+                yield Broken(16, Thing(Kind.FOLIO, folio), text)
 
 
 def law_5_mapped_folios_are_charged(rest: Rest) -> Iterator[Broken]:

@@ -128,6 +128,7 @@ _LAWS = (
     Law(16, "a folio's flags, and the young and dirty bits of its mappings, are those that its history "
         "demands",
         {Moment.END: mappings.law_16_flags_fit_the_mappings,
+         Moment.COLLAPSED: mappings.law_16_locked_mappings_are_mlocked,
          Moment.OBSERVED: mappings.law_16_new_folios_are_as_their_vma_wants,
          Moment.AFTER_PTE: use.law_16_ptes,
          Moment.AFTER_PMD: use.law_16_pmds}),
