@@ -11,6 +11,7 @@ from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_flags import PG_LRU
 from mthp.mm.pgtable_types import (
     PMD_NONE,
+    UFFD_WP,
     YOUNG,
 )
 from mthp.words.events import NO_PFN, ScanPmd
@@ -18,6 +19,7 @@ from mthp.words.results import KernelBug, ScanResult
 from tests.small_worlds import (
     BAD_PMD,
     TINY,
+    Piece,
     World,
     hole,
     old,
@@ -148,3 +150,12 @@ def test_a_table_that_cannot_be_scanned_costs_one() -> None:
     with world.mm.mmap_read_lock() as mmap_lock:
         result = collapse_scan_pmd(world.mm, vma, vma.vm_start, mmap_lock, cc)
     assert (result, cc.progress) == (ScanResult.NO_PTE_TABLE, 1)
+
+
+@pytest.mark.parametrize(
+    "piece", [small(1, plus=UFFD_WP), swap(1, uffd=True)], ids=["page", "swap"]
+)
+def test_what_userfaultfd_protects_stops_the_scan(piece: Piece) -> None:
+    world = World(geometry=TINY)
+    world.vma(small(3), piece, small(12))
+    assert scans(world.scan()) == [ScanResult.PTE_UFFD]

@@ -255,15 +255,20 @@ def test_an_abort_may_have_mapped_what_was_in_the_swap_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bit", "kind"), [(UFFD_WP, Kind.WRITE_PROTECTED), (SOFT_DIRTY, Kind.SOFT_DIRTY_MARK)]
+    ("bit", "kind", "name"),
+    [
+        (UFFD_WP, Kind.WRITE_PROTECTED, "its write protection"),
+        (SOFT_DIRTY, Kind.SOFT_DIRTY_MARK, "its soft-dirty mark"),
+    ],
 )
-def test_a_lost_mark_is_told_by_its_kind(bit: int, kind: Kind) -> None:
+def test_a_lost_mark_is_told_by_its_kind(bit: int, kind: Kind, name: str) -> None:
     world, vma = made()
     ptes = world.table(vma).ptes
     ptes.raw[0] |= bit
     before = world.census()
     ptes.raw[0] &= ~bit
-    assert [each.object.kind for each in check_collapse(before, world.kernel)] == [kind]
+    (broken,) = check_collapse(before, world.kernel)
+    assert broken.object.kind is kind and broken.text.endswith(f": lost {name}")
 
 
 def test_below_pmd_order_a_read_only_vma_loses_its_soft_dirty_marks() -> None:

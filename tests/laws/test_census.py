@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from mthp.laws.census import Census
 from mthp.mm.folio import folio_add_lru
-from mthp.mm.pgtable_types import WRITE, Leaf, leaf_pte, mk_pte
+from mthp.mm.pgtable_types import WRITE, Leaf, leaf_pte, mk_pte, table_pmd
 from tests.small_worlds import TINY, World, hole, huge, large, leaf, shared, small, swap, zero
 
 
@@ -88,3 +88,11 @@ def test_charges_and_books() -> None:
     assert now.charged == {0: 9}
     assert now.usage == [35]
     assert now.books == {(1000, "MM_ANONPAGES"): 10, (1000, "MM_SWAPENTS"): 0}
+
+
+def test_a_link_to_a_table_that_is_gone_is_counted_and_not_followed() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(2))
+    world.set_pmd(vma, table_pmd(999))
+    now = Census(world.kernel)
+    assert now.linked == {999: 1} and now.entries == {}

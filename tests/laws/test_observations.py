@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mthp.laws.observations import Observations
 from mthp.mm.gup import PIN
 from mthp.mm.mm_types import Mm
 from mthp.mm.pgtable import pmd_ptr, pmdp_get_lockless
@@ -24,6 +25,7 @@ from mthp.mm.reports import (
 )
 from mthp.races.stage import START, Size, Stage
 from mthp.races.world import RaceWorld
+from tests.small_worlds import TINY, World, hole, huge, no_table, small
 
 END = START + 0x2000
 FAR = START + 0x8000
@@ -162,3 +164,11 @@ def test_an_exclusively_pinned_page_stays_the_mapped_page(what: str, exclusive: 
         assert f"page {page} is pinned and {START:#x} maps {page + copy - page} now" in broken.text
     else:
         assert {each.law for each in world.broken} & {3} == set()
+
+
+def test_the_monitor_is_to_fill_what_is_missing_then() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(1), hole(15), no_table(16), huge(4), pages=48)
+    seen = Observations(world.kernel, world.census())
+    seen.add(Registered(world.mm, vma.vm_start, vma.vm_end))
+    assert seen.missing == {(world.mm.number, world.address(vma, n)) for n in range(1, 32)}

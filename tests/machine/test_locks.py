@@ -125,6 +125,11 @@ def test_lock_order(machine: Machine, first: Rank, second: Rank, wrong: bool) ->
             inner.lock().release()
 
 
+def test_every_kind_of_lock_has_a_rank_of_its_own() -> None:
+    names = ["MMAP", "VMA", "MM_LIST", "ANON_VMA", "PMD", "PTE"]
+    assert [rank.name for rank in sorted(Rank)] == names
+
+
 def test_taking_a_lock_twice(machine: Machine) -> None:
     sem = RwSem(machine, "sem", Rank.MMAP)
     with sem.read(), pytest.raises(KernelBug, match="holds it already"):

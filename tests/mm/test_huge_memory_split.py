@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from mthp.mm.huge_memory_split import deferred_split_scan
+from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid
 from mthp.mm.pgtable_types import (
     pmd_is_table,
     pte_pfn,
 )
+from mthp.words.results import KernelBug
 from tests.small_worlds import TINY, World, large
 from tests.stages import after_a_collapse, at, entry, played, pmd
 
@@ -38,3 +39,15 @@ def test_a_folio_that_was_freed_is_not_split() -> None:
     flags = world.mem.flags.raw[folio]
     deferred_split_scan(world.kernel, folio)
     assert (world.mem.refcount.raw[folio], world.mem.flags.raw[folio]) == (0, flags)
+
+
+@pytest.mark.parametrize("lock", ["mmap_lock", "anon_vma"])
+def test_a_split_waits_for_mmap_lock_and_anon_vma(lock: str) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(large(2))
+    assert vma.anon_vma is not None
+    sem = world.mm.mmap_lock if lock == "mmap_lock" else vma.anon_vma.rwsem
+    world.held_by_another(sem.write)
+    with pytest.raises(KernelBug, match="waits for"):
+        split_huge_pages_pid(world.mm, vma.vm_start)
+    assert world.orders(vma)[0] == 2

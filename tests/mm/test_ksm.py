@@ -11,6 +11,7 @@ from mthp.mm.ksm import (
     replace_page,
     try_to_merge_one_page,
     try_to_merge_with_ksm_page,
+    write_protect_page,
 )
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import load
@@ -213,3 +214,13 @@ def test_a_merged_page_gives_its_swap_slot_up() -> None:
     lru_add_drain(world.mem, world.kernel.this_cpu)
     assert merge(world, vma, 0, 0)
     assert device.cache == {} and world.mem.refcount.raw[cached] == 0
+
+
+@pytest.mark.parametrize("dirty", [True, False])
+def test_a_store_that_only_the_entry_knows_of_is_remembered(dirty: bool) -> None:
+    world, vma = mergeable(small(1, without=0 if dirty else DIRTY, flags_without=PG_DIRTY))
+    folio = world.folio(vma, 0)
+    world.mem.folio_get(folio)
+    entry = write_protect_page(vma, vma.vm_start, folio)
+    assert entry is not None and not entry & (WRITE | DIRTY)
+    assert world.mem.test(folio, PG_DIRTY) is dirty

@@ -141,8 +141,9 @@ def test_a_store_to_a_read_only_entry_reuses_the_page_or_copies_it(alone: bool) 
     folio = world.folio(vma, 0)
     content = world.mem.content.raw[folio]
     assert load(world.mm, vma.vm_start) == content
-    before = world.census()
+    before, frames = world.census(), world.mem.nr_frames
     handle_user_fault(world.mm, vma.vm_start, write=True)
+    assert (world.mem.nr_frames == frames) is alone
     pte = world.table(vma).ptes.raw[0]
     flags = WRITE | DIRTY | YOUNG | SOFT_DIRTY
     assert pte & flags == flags
@@ -359,6 +360,15 @@ def test_a_locked_page_lets_go_of_mmap_lock() -> None:
     before = world.mem.refcount.raw[cached]
     assert swapped_in(world, vma, 0) is VmFault.RETRY
     assert world.mem.refcount.raw[cached] == before
+
+
+def test_a_page_that_is_being_freed_in_the_swap_cache_is_looked_for_again() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(swap(1))
+    world.mem.refcount.raw[world.cache_swapped(vma, 0)] = 0
+    before = world.census().entries
+    assert swapped_in(world, vma, 0) is VmFault.DONE
+    assert world.census().entries == before
 
 
 def test_a_page_that_leaves_the_swap_cache_before_it_is_locked_is_let_go() -> None:

@@ -8,13 +8,14 @@ import pytest
 from mthp.mm.migrate import migrate_folio, move_page
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import store
-from mthp.mm.page_flags import PG_MLOCKED, PG_UNEVICTABLE
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_MLOCKED, PG_UNEVICTABLE
 from mthp.mm.pgtable_types import (
     pmd_trans_huge,
     pte_pfn,
 )
 from mthp.races.world import RaceWorld
 from mthp.words.units import Folio
+from mthp.worlds.build import mapped_frame
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -51,6 +52,12 @@ def test_a_huge_page_migrates_with_its_pmd() -> None:
     assert stage.kernel.mem.content.raw[pte_pfn(pmd(stage))] == 100
 
 
+def exclusive(world: World, vma: Vma) -> list[bool]:
+    """Whether each page of a mapping is marked as its alone."""
+    frames = [mapped_frame(world.mm, world.address(vma, page)) for page in range(16)]
+    return [bool(world.mem.page_flags.raw[each or 0] & PAGE_ANON_EXCLUSIVE) for each in frames]
+
+
 def drained(world: World) -> None:
     world.khugepaged.mm_slots.clear()
     world.khugepaged.khugepaged_do_scan()
@@ -65,12 +72,13 @@ def test_every_page_moves_with_its_contents_and_its_entries(
     vma = world.vma(*pieces)
     if shared:
         world.fork(vma)
-    before = world.census()
+    before, alone = world.census(), exclusive(world, vma)
     for page in (0, 8, 13):
         if (old := world.folio(vma, page)) and world.mem.refcount.raw[old]:
             move_page(world.mm, world.address(vma, page))
             assert world.folio(vma, page) != old
             assert world.mem.refcount.raw[old] == 0
+    assert exclusive(world, vma) == alone
     drained(world)
     now = world.census()
     assert now.contents == before.contents

@@ -56,6 +56,8 @@ def test_several_slots_are_let_go_of_at_once() -> None:
         swap.hold(entry)
     swap.put_users(4, 3)
     assert swap.users == {5: 1, 7: 1}
+    swap.put_users(6, 3)  # of a slot that is not known to be named, none is left either
+    assert swap.users == {5: 1}
 
 
 def test_a_folio_in_the_cache_stands_for_each_of_its_slots() -> None:

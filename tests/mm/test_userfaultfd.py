@@ -13,7 +13,11 @@ from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
+    DIRTY,
+    SOFT_DIRTY,
     UFFD_WP,
+    WRITE,
+    YOUNG,
     Leaf,
     leaf_pte,
     pte_none,
@@ -217,6 +221,8 @@ def test_an_exclusive_page_alone_moves_with_its_mark() -> None:
     move_pages(world.mm, target.vm_start, source.vm_start)
     assert world.folio(target, 0) == folio
     assert world.mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE
+    wanted = DIRTY | YOUNG | SOFT_DIRTY | WRITE
+    assert world.table(target).ptes.raw[0] & (wanted | UFFD_WP) == wanted
     assert store(world.mm, target.vm_start, 3)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.machine.step import Access
 from mthp.mm.mm_types import TableState
 from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import (
+    pmd_is_table,
     pte_none,
     pte_pfn,
 )
@@ -153,3 +155,18 @@ def test_a_mapping_of_several_tables_goes_as_a_whole() -> None:
     munmap(stage.mm, stage.start, stage.stop)
     assert [table.state for table in tables] == [TableState.DEFERRED] * 2
     assert not any(stage.kernel.mem.refcount.raw[page] for page in stage.pages.values())
+
+
+def test_a_huge_page_is_split_before_its_mapping_shrinks() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(huge(4))
+    assert vma.anon_vma is not None
+    rwsem, seen = vma.anon_vma.rwsem, []
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        if word is rwsem and access is Access.RELEASE:
+            seen.append((pmd_is_table(world.pmd(vma)), vma.vm_end - vma.vm_start))
+
+    world.kernel.machine.on_step = hook
+    munmap_tail(world.mm, vma.vm_start + 0x8000)
+    assert seen[0] == (True, 0x8000)
