@@ -16,6 +16,7 @@ from mthp.races.cast.all import SUBJECTS
 from mthp.races.mutants.rules import MUTANTS
 from mthp.races.mutants.rules import SUBJECTS as MUTANTS_BY_SUBJECT
 from mthp.races.questions import QUESTIONS
+from mthp.races.world import PARTS
 from mthp.report.svg import svg_text
 
 DOCS = Path(__file__).parent
@@ -163,6 +164,12 @@ def race_tables() -> str:
             laws_table(),
             "",
             "The functions are in `laws/`; each is given what its moment in `laws/table.py` says.",
+            "",
+            "## Parts of a world's name",
+            "",
+            "| part | meaning |",
+            "|---|---|",
+            *(f"| `{name}` | {meaning} |" for name, meaning in PARTS.items()),
             "",
             "## Rivals",
             "",

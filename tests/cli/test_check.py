@@ -119,7 +119,7 @@ def test_a_question(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--list"]) == 0
     out = capsys.readouterr().out
-    for word in ("migrate-neighbour", "A18b", "flush-window", "swap cache"):
+    for word in ("migrate-neighbour", "+two-vmas", "A18b", "flush-window", "swap cache"):
         assert word in out
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from mthp.laws.census import Census
 from mthp.mm.folio import folio_add_lru
 from mthp.mm.pgtable_types import WRITE, Leaf, leaf_pte, mk_pte, table_pmd
+from mthp.races.stage import FILE
+from mthp.races.world import RaceWorld
 from tests.small_worlds import TINY, World, hole, huge, large, leaf, shared, small, swap, zero
 
 
@@ -33,6 +35,12 @@ def test_every_entry_and_what_a_load_would_see() -> None:
     assert contents[9] is None
     assert contents[16:] == list(mem.content.raw[whole : whole + 16])
     assert now.migrating == {moving}
+
+
+def test_what_is_missing_of_a_file_mapping_is_read_from_the_file() -> None:
+    stage = RaceWorld.parse("pmd+file", "7.3", ())()
+    contents = Census(stage.kernel).contents
+    assert [contents[1, stage.address(i)] for i in range(2)] == [100, stage.kernel.files[FILE]]
 
 
 def test_mappings_folios_and_tables_are_counted() -> None:

@@ -309,3 +309,14 @@ def test_a_view_is_the_row_itself_until_it_grows_or_somebody_watches() -> None:
     row: Words[int] = Words(machine, "row", "q", 3)
     row.view()[0] = 9
     assert row.raw[0] == 0
+
+
+def test_a_cell_is_updated_at_once() -> None:
+    """One step, before which the value is the old one: nothing can come between look and change."""
+    machine = Machine()
+    cell = Cell(machine, "cell", (1,))
+    seen: list[tuple[Access, object]] = []
+    machine.on_step = lambda access, word, index, bits: seen.append((access, cell.value))
+    assert cell.update(lambda value: (*value, 2)) == (1,)
+    assert cell.value == (1, 2)
+    assert seen == [(Access.RMW, (1,))]

@@ -14,6 +14,7 @@ from mthp.mm.gup import (
     try_grab_folio_fast,
 )
 from mthp.mm.mm_types import Vma
+from mthp.mm.page_flags import PG_DIRTY
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import NO_ACCESS, SPECIAL, WRITE, Leaf
 from tests.small_worlds import (
@@ -37,6 +38,13 @@ def test_a_pin_is_held_and_written_through() -> None:
     assert stage.kernel.mem.refcount.raw[stage.pages[0]] == 1 + PIN
     assert stage.kernel.mem.content.raw[stage.pages[0]] == 300
     assert not stage.kernel.cpus[1].irqs_off.value
+
+
+def test_a_plain_reference_is_put_once_the_page_was_written() -> None:
+    stage = played("get")
+    mem, page = stage.kernel.mem, stage.pages[0]
+    assert (mem.refcount.raw[page], mem.content.raw[page]) == (1, 310)
+    assert mem.test(page, PG_DIRTY)
 
 
 def found(world: World, vma: Vma, page: int) -> int | None:

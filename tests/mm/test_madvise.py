@@ -147,13 +147,13 @@ def test_dontneed_empties_a_range_that_is_mapped(
     assert world.kernel.machine.current.held == []
 
 
-def test_a_range_that_reaches_beyond_the_mapping_ends_with_it() -> None:
+def test_a_range_that_reaches_into_another_mapping_empties_both() -> None:
     world = World(geometry=TINY)
     first = world.vma(small(8), pages=8)
     second = world.vma(small(8), at=first.vm_end, pages=8)
     madvise_dontneed(world.mm, first.vm_start + 0x6000, first.vm_end + 0x4000)
     assert [pte_none(pte) for pte in world.table(second).ptes.raw] == [
-        i in (6, 7) for i in range(16)
+        6 <= i < 12 for i in range(16)
     ]
 
 

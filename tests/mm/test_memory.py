@@ -569,7 +569,7 @@ def test_an_emptied_table_is_reclaimed_once_its_slot_is_not_locked_any_more(fill
 
     def hook(access: Access, word: object, index: int, bits: int) -> None:
         nonlocal is_zapped
-        if not is_zapped and word is stage.table.ptl.word and access is Access.RELEASE:
+        if not is_zapped and word is stage.table.ptl and access is Access.RELEASE:
             is_zapped = True
             slot.page.ptl.word.value = 0
             holder.held.clear()

@@ -137,9 +137,10 @@ def test_a_store_through_an_old_translation_is_impossible() -> None:
     assert world.check(before.outside) == []
 
 
-def test_a_folio_that_moved_is_shared_by_as_many_processes() -> None:
+@pytest.mark.parametrize("piece", [large(4), huge(4)], ids=["PTEs", "PMD"])
+def test_a_folio_that_moved_is_shared_by_as_many_processes(piece: Piece) -> None:
     world = World(geometry=TINY)
-    vma = world.vma(large(4))
+    vma = world.vma(piece)
     child = world.fork(vma)
     old = world.folio(vma, 0)
     counts = dict(world.mem.mm_mapcounts[old])

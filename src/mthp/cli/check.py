@@ -34,7 +34,7 @@ from mthp.races.protocol import in_force, protocol
 from mthp.races.questions import QUESTIONS, Question
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError
-from mthp.races.world import RaceWorld
+from mthp.races.world import PARTS, RaceWorld
 from mthp.report.check import (
     covered_text,
     full_violation_lines,
@@ -337,6 +337,7 @@ def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
 
 def _list() -> None:
     lists = {
+        "parts of a world's name": PARTS,
         "rivals": {rival.name: rival.what for rival in RIVALS.values()},
         "mutants": {mutant.id: mutant.rule for mutant in MUTANTS.values()},
         "questions": {question.id: question.asked for question in QUESTIONS.values()},

@@ -190,7 +190,9 @@ def add_check(verbs: Verbs) -> None:
     group = parser.add_argument_group("what is explored")
     group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse (default 7.3)")
     group.add_argument(
-        "--world", metavar="NAME", help="pmd or window; then +hook, +scan, +daemon (default: both)"
+        "--world",
+        metavar="NAME",
+        help="pmd or window; then +second, +scan, … (--list; default: both)",
     )
     group.add_argument(
         "--rivals", metavar="A+B", help="who runs beside it, '-' for nobody (default: each alone)"

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from itertools import combinations
+from types import MappingProxyType
 
 from mthp.machine.store_buffer import Model
 from mthp.mm.mm_types import Vma
@@ -35,6 +37,16 @@ _LAYOUTS = {
     layout.name.lower().replace("_", "-"): layout for layout in Layout if layout is not Layout.PLAIN
 }
 """The parts of a world's name, by what they say."""
+PARTS: Mapping[str, str] = MappingProxyType(
+    {
+        **{size.name.lower(): size.value for size in Size},
+        **{f"+{name}": layout.value for name, layout in _LAYOUTS.items()},
+        **{f"+{name}": "the architecture's hook walks the live page table" for name in _HOOKS},
+        **{f"+{name}": f"the collapser begins at {start.value}" for name, start in _STARTS.items()},
+        **{f"+{name}": "stores are seen late, as in this memory order" for name in _MODELS},
+    }
+)
+"""What each of them means."""
 
 
 def walking_hook(vma: Vma, address: int, nr: int) -> None:
