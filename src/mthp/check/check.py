@@ -52,7 +52,7 @@ def check_world(
         ", ".join(each.id for each in seen) if finding is not None and not unknown else "",
         time.perf_counter() - began,
         ran,
-        world.layout.never_collapses,
+        world.never_collapses,
     )
 
 
