@@ -11,7 +11,7 @@ import pytest
 
 from mthp.check.check import check_world, hunt
 from mthp.check.drawing import draw, replay
-from mthp.check.records import MutantVerdict, Violation
+from mthp.check.records import MutantVerdict, Verdict, Violation, is_not_run
 from mthp.check.scorecard import default_worlds
 from mthp.check.search import Budget
 from mthp.check.token import Token
@@ -49,6 +49,7 @@ def test_its_world_is_clean_with_the_rule_in_place(mutant: Mutant) -> None:
 def test_half_a_mutant_is_masked(half: Mutant) -> None:
     result = hunt(half)
     assert result.verdict is MutantVerdict.MASKED
+    assert not is_not_run(result.ran)
     assert result.covered.kind == "exhaustive"
 
 
@@ -73,6 +74,7 @@ def test_the_profiles_are_clean(profile: str, rival: str) -> None:
         if world.rivals == rivals:
             result = check_world(world)
             assert result.clean is (not findings_of(world)), result.violation
+            assert result.verdict is not Verdict.VACUOUS or result.cannot
             assert result.covered.kind == "exhaustive"
 
 

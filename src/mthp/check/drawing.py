@@ -95,9 +95,11 @@ class Drawing:
         self._close()
         self._raised(task, error)
         frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-        function = kernel_function(reversed(frames), Access.WRITE)
+        number = self._numbers[task.name]
+        last = next((step.function for step in reversed(self.steps) if step.task == number), "")
+        function = kernel_function(reversed(frames), Access.WRITE) or last
         op = NextStep(Access.BARRIER, (f"{task.name} raises", 0), 0)
-        self._add(self._numbers[task.name], (), function, "raise", _ERROR, op, ())
+        self._add(number, (), function, "raise", _ERROR, op, ())
 
     def _close(self) -> None:
         if self._open is None:

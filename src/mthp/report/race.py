@@ -110,7 +110,9 @@ def headline(violation: Violation) -> str:
     if not violation.breaches:
         return f"{story}; no law is broken" if story else "no law is broken"
     breach = violation.breaches[race.breach]
-    return f"{story}; law {breach.law}: {breach.text}"
+    return (
+        f"{story}; law {breach.law}: {breach.text}" if story else f"law {breach.law}: {breach.text}"
+    )
 
 
 _ARTICLES: Final = {"PMD", "VMA lock", "pmd lock", "PTE lock"}
