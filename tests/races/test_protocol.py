@@ -171,7 +171,7 @@ AT_FAULT = [
     ("raise RuntimeError('x')", "copy.py", "line 1, in <module>: RuntimeError: x"),
     ("from mthp.results import ScanResult", "own.py", "line 1, in <module>: ModuleNotFoundError"),
     ("def collapse_huge_pages(mm): pass", "own.py", "is collapse_huge_page meant?"),
-    (NO_VMA_LOCK, "my.collapse.py", "no engine module my.collapse; is collapse.py meant?"),
+    (NO_VMA_LOCK, "my.collapse.py", "no engine module my.collapse; is collapse meant?"),
     (NO_VMA_LOCK, "madvise.py", "call it khugepaged.madvise.py or mm.madvise.py"),
     (
         "def vma_start_write(): pass",

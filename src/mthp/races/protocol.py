@@ -15,14 +15,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from traceback import extract_tb
 from types import MappingProxyType, ModuleType
@@ -73,12 +73,11 @@ _BESIDES: Final = ("races.secondary_mmu", "races.lockless_walker")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Variant):
     """A protocol file. rule: how its functions find their places. replaces: what they replaced, as
     "mm/memory.py do_anonymous_page". worlds: as it names them.
     """
 
-    file: str
     digest: str
     rule: str
     replaces: tuple[str, ...]
@@ -107,15 +106,14 @@ def protocol(file: Path) -> Iterator[Protocol]:
     for each in found:
         _check_signature(each)
     changed = [each for each in found if each.is_other]
-    functions = tuple(function for _, function in functions_of(module))
-    replacing = tuple(each.new for each in changed)
     record = Protocol(
         str(file),
+        text,
+        tuple(function for _, function in functions_of(module)),
+        tuple(each.new for each in changed),
         digest,
-        f"an edited copy of {original.replace('.', '/')}.py"
-        if original
-        else "functions by their names",
-        tuple(f"{each.module.replace('.', '/')}.py {each.name}" for each in changed),
+        f"an edited copy of {_path(original)}" if original else "functions by their names",
+        tuple(f"{_path(each.module)} {each.name}" for each in changed),
         worlds,
     )
     with ExitStack() as undo:
@@ -125,21 +123,16 @@ def protocol(file: Path) -> Iterator[Protocol]:
         put(our_modules(), "RIVALS", cast.RIVALS, every, undo)
         put(our_modules(), "LAWFUL", cast.LAWFUL, (*cast.LAWFUL, *names), undo)
         put(our_modules(), "DECLARED", declares.DECLARED, declared, undo)
-        put([Watch], "raised", Watch.raised, _raised(file, functions, Watch.raised), undo)
-        IN_FORCE.append(Variant(str(file), text, functions, replacing))
+        put([Watch], "raised", Watch.raised, _raised(record, Watch.raised), undo)
+        IN_FORCE.append(record)
         undo.callback(IN_FORCE.pop)
-        RECORDS.append(record)
-        undo.callback(RECORDS.pop)
         yield record
-
-
-RECORDS: Final[list[Protocol]] = []
-"""The protocol file in force, if there is one."""
 
 
 def in_force() -> Protocol | None:
     """The protocol file in force."""
-    return RECORDS[-1] if RECORDS else None
+    last = IN_FORCE[-1] if IN_FORCE else None
+    return last if isinstance(last, Protocol) else None
 
 
 # Reading the file
@@ -150,15 +143,14 @@ def _module_named(file: Path) -> str:
     or has a name with a dot that is none's.
     """
     stem = file.stem
+    last = {module: module.rpartition(".")[2] for module in _engine()}
     if "." in stem:
         if stem in _engine():
             return stem
-        near = get_close_matches(
-            stem.rpartition(".")[2], [m.rpartition(".")[2] for m in _engine()], 1
+        raise VariantError(
+            f"there is no engine module {stem}{_near(stem.rpartition('.')[2], last.values())}"
         )
-        hint = f"; is {near[0]}.py meant?" if near else ""
-        raise VariantError(f"there is no engine module {stem}{hint}")
-    named = [module for module in _engine() if module.rpartition(".")[2] == stem]
+    named = [module for module in _engine() if last[module] == stem]
     if len(named) > 1:
         raise VariantError(f"call it {' or '.join(f'{module}.py' for module in named)}")
     return named[0] if named else ""
@@ -189,13 +181,14 @@ def _executed(file: Path, text: str, name: str) -> ModuleType:
 
 def _replacements(module: ModuleType, original: str) -> Iterator[Replacement]:
     """What the file's functions replace. VariantError: that cannot be told, or is not there."""
-    own = dict(functions_of(module))
-    listed = set()
-    for place, names in _dict(module, "REPLACES").items():
+    own, listed = dict(functions_of(module)), set()
+    replaces = vars(module).get("REPLACES", {})
+    if not isinstance(replaces, dict):
+        raise VariantError("REPLACES is not a dict of lists of names")
+    for place, names in replaces.items():
         if place not in _engine():
-            raise VariantError(
-                f"REPLACES: there is no engine module {place}{_near(place, _engine())}"
-            )
+            near = _near(place, _engine())
+            raise VariantError(f"REPLACES: there is no engine module {place}{near}")
         for name in names:
             if name not in own:
                 raise VariantError(f"REPLACES: {name} is not defined in the file{_near(name, own)}")
@@ -221,17 +214,12 @@ def _names(place: str) -> list[str]:
     return [name for name, _ in functions_of(importlib.import_module(f"mthp.{place}"))]
 
 
-def _dict(module: ModuleType, name: str) -> dict[str, Sequence[str]]:
-    value = vars(module).get(name, {})
-    if not isinstance(value, dict) or not all(
-        isinstance(each, list | tuple) for each in value.values()
-    ):
-        raise VariantError(f"{name} is not a dict of lists of names")
-    return value
+def _path(module: str) -> str:
+    return f"{module.replace('.', '/')}.py"
 
 
-def _near(name: str, names: Any) -> str:
-    near = get_close_matches(name, list(names), 1)
+def _near(name: object, names: Iterable[str]) -> str:
+    near = get_close_matches(str(name), list(names), 1)
     return f"; is {near[0]} meant?" if near else ""
 
 
@@ -239,30 +227,27 @@ def _nothing(module: ModuleType) -> str:
     """Why a file replaces nothing."""
     names = [name for place in _engine() for name in _names(place)]
     for own, _ in functions_of(module):
-        near = get_close_matches(own, names, 1)
-        if near:
-            return f"there is no engine function {own}; is {near[0]} meant?"
+        if near := _near(own, names):
+            return f"there is no engine function {own}{near}"
     return "no function in it has the name of an engine function"
 
 
 def _check_signature(replacement: Replacement) -> None:
     """VariantError: the engine's calls would not fit the function."""
-    old, new = replacement.old, replacement.new
-    assert old is not None
-    code, own = old.__code__, new.__code__
-    given = code.co_argcount
-    most = float("inf") if own.co_flags & inspect.CO_VARARGS else own.co_argcount
-    required = own.co_argcount - len(getattr(new, "__defaults__", None) or ())
-    keywords = set(code.co_varnames[given : given + code.co_kwonlyargcount])
-    taken = set(own.co_varnames[: own.co_argcount + own.co_kwonlyargcount])
-    fits = given <= most and given - len(old.__defaults__ or ()) >= required
-    if not fits or not (keywords <= taken or own.co_flags & inspect.CO_VARKEYWORDS):
-        parameters = ", ".join(code.co_varnames[: given + code.co_kwonlyargcount])
-        place = f"{replacement.module.replace('.', '/')}.py"
+    assert replacement.old is not None
+    old, new = signature(replacement.old), signature(replacement.new)
+    every = [each for each in old.parameters.values() if each.kind is not each.VAR_POSITIONAL]
+    try:
+        for given in (every, [each for each in every if each.default is each.empty]):
+            by_place = [each.name for each in given if each.kind is not each.KEYWORD_ONLY]
+            new.bind(*by_place, **{e.name: None for e in given if e.kind is e.KEYWORD_ONLY})
+    except TypeError:
+        line = replacement.new.__code__.co_firstlineno
         raise VariantError(
-            f"line {own.co_firstlineno}: {replacement.name}() takes the place of that in {place}, and not "
-            f"its arguments ({parameters}); a helper of the file's own needs another name"
-        )
+            f"line {line}: {replacement.name}() takes the place of that in "
+            f"{_path(replacement.module)}, and not its arguments ({', '.join(old.parameters)}); a helper "
+            "of the file's own needs another name"
+        ) from None
 
 
 def _extras(module: ModuleType) -> tuple[tuple[Rival, ...], tuple[str, ...], Declares]:
@@ -300,18 +285,22 @@ def _guarded(file: str, prepare: OnStage) -> OnStage:
     return guarded
 
 
-def _raised(file: Path, functions: Sequence[Callable[..., Any]], judge: Any) -> Any:
-    """Watch.raised() while the file is in force: it raises VariantError where the file is at fault."""
-    names = tuple(f"{function.__qualname__}()" for function in functions)
+def _raised(own: Protocol, judge: Any) -> Any:
+    """Watch.raised() while a file is in force: it raises VariantError where the file is at fault."""
+    names = tuple(f"{function.__qualname__}()" for function in own.functions)
 
     def raised(watch: Watch, task: Task, error: Exception | Endless) -> None:
-        is_in_file = any(frame.filename == str(file) for frame in extract_tb(error.__traceback__))
+        places = [frame.filename for frame in extract_tb(error.__traceback__)]
         is_call = isinstance(error, TypeError) and str(error).startswith(names)
-        if (is_in_file or is_call) and not _is_finding(error):
-            raise VariantError(_fault(str(file), error))
+        is_slip = isinstance(error, _SLIPS) and own.file in places
+        if (is_call or is_slip or own.file in places[-1:]) and not _is_finding(error):
+            raise VariantError(_fault(own.file, error))
         judge(watch, task, error)
 
     return raised
+
+
+_SLIPS: Final = (TypeError, AttributeError, NameError, ImportError)
 
 
 def _is_finding(error: Exception | Endless) -> bool:
