@@ -47,7 +47,7 @@ from mthp.mm.pgtable_types import (
     zero_pte,
 )
 from mthp.mm.reports import Moving, Registered, StoredTo, WriteProtected
-from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE
+from mthp.mm.vm_flags import VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE
 from mthp.words.units import Address, Folio
 
 
@@ -158,6 +158,8 @@ def _move(dst_vma: Vma, src_vma: Vma, dst_addr: int, src_addr: int) -> None:
     """Kernel: mm/userfaultfd.c, validate_move_areas(), and the loop of move_pages()."""
     mm = dst_vma.vm_mm
     if not userfaultfd_armed(dst_vma) or not src_vma.vm_flags & dst_vma.vm_flags & VM_WRITE:
+        return
+    if (src_vma.vm_flags ^ dst_vma.vm_flags) & VM_LOCKED:
         return
     for _ in range(MOST_TRIES):
         src_pmd = mm_find_pmd(mm, src_addr)
