@@ -8,7 +8,8 @@ import pytest
 from mthp.laws.ghost import Ghost, Step
 from mthp.machine.step import Access
 from mthp.machine.task import Task
-from mthp.mm.pgtable import PmdPtr, pmd_ptr
+from mthp.mm.mm_types import PmdPtr
+from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import PMD_NONE, Leaf, leaf_pte, pmd_pgtable
 from tests.small_worlds import TINY, World, huge, small
 
