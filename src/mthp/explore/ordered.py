@@ -9,8 +9,9 @@ one place, one of them a write, that nothing orders are reported here as `Unorde
 Additions to one count commute, and so do changes of different bits of a word, and the keys of a dict that
 come and go. Of the word that a step is at, its task touches the step's bits alone. Where two steps at one
 word do not depend on one another, `dependence` says why what they do there commutes, and `commute` tries
-it: that is about the word, and of IPIs, which all forget something, about the rest too. Everything else
-that commutes says so in its class: COMMUTES, attribute -> why.
+it: that is about the word, and after IPIs about the rest too, for flushes only forget, and one of the own
+CPU rides on the IPI to another. Everything else that commutes says so in its class: COMMUTES, attribute ->
+why.
 """
 
 from __future__ import annotations
@@ -299,9 +300,8 @@ class _Taken(NamedTuple):
 
 
 def _said_to_commute(cell: int, a: _Taken, b: _Taken) -> bool:
-    if a.op.where != b.op.where:
-        return False
-    return cell == a.cell == b.cell or a.op.access is b.op.access is Access.IPI
+    is_the_word = a.op.where == b.op.where and cell == a.cell == b.cell
+    return is_the_word or a.op.access is b.op.access is Access.IPI
 
 
 class _OrderedExecution(Execution):

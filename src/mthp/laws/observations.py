@@ -114,7 +114,7 @@ class Observations:
                 everywhere = self._range(mm, start, end)
                 self.missing.update(w for w in everywhere if self._is_missing(mm, w[1]))
             case SoftDirtyCleared(mm, start, end, by):
-                self.cleared.update(((w, by), None) for w in self._range(mm, start, end))
+                self.cleared.update(dict.fromkeys((w, by) for w in self._range(mm, start, end)))
             case Gone(mm):
                 self.gone.add(mm)
             case Halfway(mm, building):

@@ -48,7 +48,8 @@ class Watch:
     """
 
     COMMUTES: ClassVar[Mapping[str, str]] = {
-        "broken": "what is broken is there, whichever came first"
+        "broken": "what is broken is there, whichever came first",
+        "_old": "a task's own; of a word's bits, only those are looked at that its step is about",
     }
 
     def __init__(self, kernel: Kernel, khugepaged: Khugepaged, collapsers: Collection[str]) -> None:

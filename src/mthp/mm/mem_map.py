@@ -40,8 +40,7 @@ _ROOM: Final = 32
 _ROOM_SHIFT: Final = 4
 """How many frames rows grow ahead: 32 and a sixteenth of what is there."""
 _OF_FOLIO: Final = (
-    "flags", "refcount", "large_mapcount", "entire_mapcount", "nr_pages_mapped", "memcg",
-    "anon_vma", "index",
+    "flags", "large_mapcount", "entire_mapcount", "nr_pages_mapped", "memcg", "anon_vma", "index",
 )  # fmt: skip
 _OF_PAGE: Final = ("mapcount", "page_flags")
 """Rows that a free folio has zeroes in: at its first frame, and at each of its frames."""
