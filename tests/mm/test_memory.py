@@ -10,14 +10,8 @@ import pytest
 from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
 from mthp.mm.madvise import madvise_dontneed
-from mthp.mm.memory import (
-    VmFault,
-    do_swap_page,
-    handle_huge_fault,
-    handle_user_fault,
-    pte_alloc,
-    zap_vma_range,
-)
+from mthp.mm.memory import VmFault, do_swap_page, handle_huge_fault, handle_user_fault, pte_alloc
+from mthp.mm.memory_zap import zap_vma_range
 from mthp.mm.mm_types import MM_SWAPENTS, PageTable, PmdPage, TableState, Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON, PG_LOCKED, PG_SWAPCACHE
