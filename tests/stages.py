@@ -20,9 +20,9 @@ def played(rival: str, size: Size = Size.WINDOW) -> Stage:
     return stage
 
 
-def after_a_collapse(rival: str, size: Size = Size.PMD) -> Stage:
+def after_a_collapse(rival: str, name: str = "pmd") -> Stage:
     """The stage after both tasks ran, one after the other."""
-    stage = RaceWorld(size, "7.3", (rival,))()
+    stage = RaceWorld.parse(name, "7.3", (rival,))()
     for task, body in stage.tasks:
         stage.machine.current = task
         body()

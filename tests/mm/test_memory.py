@@ -9,19 +9,11 @@ import pytest
 
 from mthp.machine.step import Access
 from mthp.machine.store_buffer import Lane, Model, StoreBuffer
-from mthp.mm.madvise import madvise_dontneed
-from mthp.mm.memory import (
-    VmFault,
-    do_swap_page,
-    handle_huge_fault,
-    handle_user_fault,
-    pte_alloc,
-    zap_vma_range,
-)
-from mthp.mm.mm_types import MM_SWAPENTS, PageTable, PmdPage, TableState, Vma
+from mthp.mm.memory import VmFault, do_swap_page, handle_huge_fault, handle_user_fault, pte_alloc
+from mthp.mm.mm_types import MM_SWAPENTS, PageTable, PmdPage, Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PAGE_HWPOISON, PG_LOCKED, PG_SWAPCACHE
-from mthp.mm.pgtable import pmd_lock, pmd_ptr
+from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
@@ -32,8 +24,6 @@ from mthp.mm.pgtable_types import (
     YOUNG,
     Leaf,
     leaf_pte,
-    mk_pte,
-    pmd_none,
     pmd_trans_huge,
     pte_none,
     pte_pfn,
@@ -43,7 +33,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.rmap import new_anon_folio
 from mthp.mm.userfaultfd import mfill_atomic
 from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP
-from mthp.races.stage import FILE, START
+from mthp.races.stage import FILE
 from mthp.races.world import RaceWorld
 from mthp.worlds.build import mapped_frame
 from tests.small_worlds import (
@@ -53,7 +43,6 @@ from tests.small_worlds import (
     World,
     hole,
     huge,
-    large,
     leaf,
     shared,
     small,
@@ -469,50 +458,6 @@ def test_a_large_folio_comes_back_whole_where_mapping_and_table_hold_all_of_it(
     assert world.check(before.outside) == []
 
 
-# Zap
-
-
-@pytest.mark.parametrize("page", [0, 3, 12])
-def test_what_is_zapped_gives_back_its_counts(page: int) -> None:
-    world = World(geometry=TINY)
-    vma = world.vma(small(3), swap(3), zero(2), large(3), leaf(Leaf.MIGRATION, 0))
-    slots = dict(world.kernel.swap.users)
-    world.mm.counters["MM_SWAPENTS"] = 3
-    before = world.census()
-    madvise_dontneed(world.mm, world.address(vma, page), world.address(vma, page + 4))
-    table = world.table(vma).ptes.raw
-    assert [pte_none(pte) for pte in table] == [page <= i < page + 4 for i in range(16)]
-    swapped = len([i for i in range(page, page + 4) if 3 <= i < 6])
-    assert world.mm.counters["MM_SWAPENTS"] == 3 - swapped
-    assert len(world.kernel.swap.users) == len(slots) - swapped
-    now = world.census()
-    assert world.mm.counters["MM_ANONPAGES"] == now.counted[world.mm.number, "MM_ANONPAGES"]
-    assert world.check(before.outside) == []
-
-
-def test_a_table_that_is_emptied_whole_is_taken_away() -> None:
-    world = World(geometry=TINY)
-    vma = world.vma(small(32))
-    first, second = world.table(vma), world.table(vma, vma.vm_start + 0x10000)
-    madvise_dontneed(world.mm, vma.vm_start, vma.vm_start + 0x10000)
-    madvise_dontneed(world.mm, vma.vm_start + 0x10000, vma.vm_end - 0x1000)
-    assert world.pmd(vma) == 0 and first.state is not TableState.LIVE
-    assert world.table(vma, vma.vm_start + 0x10000) is second
-    assert world.check(world.census().outside) == []
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_huge_page_is_zapped_whole_or_split_for_a_part(whole: bool) -> None:
-    world = World(geometry=TINY, cpus=2)
-    vma = world.vma(huge(4))
-    assert load(world.mm, vma.vm_start) is not None
-    before = world.census()
-    madvise_dontneed(world.mm, vma.vm_start, vma.vm_end if whole else vma.vm_start + 0x4000)
-    assert world.mm.counters["MM_ANONPAGES"] == (0 if whole else 12)
-    assert bool(world.pmd(vma)) is not whole
-    assert world.check(before.outside) == []
-
-
 @pytest.mark.parametrize("write", [False, True])
 @pytest.mark.parametrize("content", ["hole", "zero page", "shared"])
 def test_a_fault_that_another_was_faster_than_changes_nothing(content: str, write: bool) -> None:
@@ -539,47 +484,6 @@ def test_a_fault_that_another_was_faster_than_changes_nothing(content: str, writ
         assert len(referenced) == 1 + shared
     assert before is None or world.check(before) == []
     assert world.kernel.machine.current.held == []
-
-
-def test_a_zap_that_finds_no_table_any_more_looks_again() -> None:
-    """A collapse has put a huge page there between the two looks."""
-    world = World(geometry=TINY)
-    vma = world.vma(small(4))
-    table = world.table(vma)
-
-    def collapsed() -> None:
-        world.collapse(vma)
-        assert pmd_trans_huge(world.pmd(vma))
-
-    world.before_lock(table.ptl, 1, collapsed)
-    folios = zap_vma_range(vma, vma.vm_start, vma.vm_end)
-    assert len(folios) == 1 and pmd_none(world.pmd(vma))
-
-
-@pytest.mark.parametrize("filled", [False, True])
-def test_an_emptied_table_is_reclaimed_once_its_slot_is_not_locked_any_more(filled: bool) -> None:
-    """Unless it has been filled again by then."""
-    stage = RaceWorld.parse("pmd", "7.3", ("zap",))()
-    slot = pmd_ptr(stage.mm, START)
-    assert slot is not None
-    stage.machine.current = holder = stage.tasks[0][0]
-    pmd_lock(slot)
-    stage.machine.current = stage.tasks[1][0]
-    is_zapped = False
-
-    def hook(access: Access, word: object, index: int, bits: int) -> None:
-        nonlocal is_zapped
-        if not is_zapped and word is stage.table.ptl and access is Access.RELEASE:
-            is_zapped = True
-            slot.page.ptl.word.value = 0
-            holder.held.clear()
-            if filled:
-                stage.table.ptes.raw[1] = mk_pte(stage.pages[0], YOUNG)
-
-    stage.machine.on_step = hook
-    stage.tasks[1][1]()
-    assert is_zapped
-    assert stage.table.state is (TableState.LIVE if filled else TableState.DEFERRED)
 
 
 def test_faults_are_charged_and_given_up_where_the_cgroup_is_full() -> None:

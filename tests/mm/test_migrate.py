@@ -189,3 +189,8 @@ def test_the_charge_moves_along() -> None:
     migrate_folio(world.kernel, folio)
     assert world.mem.memcg.raw[world.folio(vma, 0)] == memcg.number
     assert memcg.charged == 4
+
+
+def test_a_huge_page_of_a_locked_mapping_is_mlocked_where_it_comes_to() -> None:
+    stage = after_a_collapse("move-pages", name="pmd+locked")
+    assert stage.kernel.mem.test(Folio(pte_pfn(pmd(stage))), PG_MLOCKED)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mthp.mm.huge_memory import copy_huge_pmd
-from mthp.mm.memory import pte_alloc, zap_vma_range
+from mthp.mm.memory import pte_alloc
+from mthp.mm.memory_zap import zap_vma_range
 from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range

@@ -245,7 +245,7 @@ def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
     mem.folio_get(folio)
     mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
     remember_mm(mem, folio, vma.vm_mm)
-    folio_add_anon_rmap_pmd(mem, folio, copy, exclusive=False)
+    folio_add_anon_rmap_pmd(mem, kernel.this_cpu, folio, copy, exclusive=False)
     copy.vm_mm.counters[MM_ANONPAGES] += kernel.geometry.ptrs_per_pte
     pgtable_trans_huge_deposit(target, table.number)
     source.page.pmds.clear_bits(source.slot, WRITE)
@@ -291,7 +291,7 @@ def remove_migration_pmd(vma: Vma, pmd: PmdPtr, entry: Pmd, folio: Folio) -> Non
     kernel = vma.vm_mm.kernel
     kernel.mem.folio_get(folio)
     exclusive = entry & SWP_EXCLUSIVE != 0
-    folio_add_anon_rmap_pmd(kernel.mem, folio, vma, exclusive=exclusive)
+    folio_add_anon_rmap_pmd(kernel.mem, kernel.this_cpu, folio, vma, exclusive=exclusive)
     pmd.page.pmds.write(pmd.slot, huge_pmd(folio, entry & KEPT))
 
 

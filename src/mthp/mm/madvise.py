@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mthp.mm.memory import zap_page_range_single
+from mthp.mm.memory_zap import zap_page_range_single
 from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.mmap_lock import lock_vma_under_rcu, with_vma_read_locked
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range

@@ -88,7 +88,9 @@ def folio_add_anon_rmap_ptes(
         mlock_vma_folio(mem, cpu, folio, vma)
 
 
-def folio_add_anon_rmap_pmd(mem: MemMap, folio: Folio, vma: Vma, *, exclusive: bool) -> None:
+def folio_add_anon_rmap_pmd(
+    mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma, *, exclusive: bool
+) -> None:
     """Count one more mapping by a PMD. Caller holds the pmd lock. Kernel: mm/rmap.c."""
     if mem.entire_mapcount.add(folio, 1) == 1:
         mem.nr_pages_mapped.raw[folio] += ENTIRELY_MAPPED
@@ -96,6 +98,7 @@ def folio_add_anon_rmap_pmd(mem: MemMap, folio: Folio, vma: Vma, *, exclusive: b
     _count_mm(mem, folio, vma.vm_mm.number, 1)
     if exclusive:
         mem.page_flags.set_bits(folio, PAGE_ANON_EXCLUSIVE)
+    mlock_vma_folio(mem, cpu, folio, vma)
 
 
 def folio_remove_rmap_ptes(

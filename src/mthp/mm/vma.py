@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mthp.mm.huge_memory import split_huge_pmd
-from mthp.mm.memory import zap_vma_range
+from mthp.mm.memory_zap import zap_vma_range
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
