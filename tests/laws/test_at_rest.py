@@ -126,6 +126,10 @@ def register_twice(world: World, vma: Vma) -> None:
     world.khugepaged.mm_slots.append(world.mm)
 
 
+def outlive(world: World, vma: Vma) -> None:
+    world.mm.mm_users.value = 0
+
+
 def forget_cursor(world: World, vma: Vma) -> None:
     world.khugepaged.mm_slot = world.mm
     world.khugepaged.mm_slots.clear()
@@ -160,6 +164,7 @@ AT_REST: list[tuple[int, Corrupt, str]] = [
     (9, leave_locked, "is left locked"),
     (9, leave_vma_locked, "the VMA lock is -1"),
     (13, register_twice, "is 2 times in the list"),
+    (13, outlive, "has ended, and is left in the list"),
     (13, forget_cursor, "the cursor stands at Mm(1000)"),
 ]
 

@@ -5,6 +5,7 @@ looks like it and is allowed."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -71,6 +72,8 @@ class Scene:
         self.ghost = self.stage.watch.ghost
         for task, _ in self.stage.tasks:
             task.maps.append(self.number)
+        for frame in (16, 32):  # what is mapped here, rmap has counted
+            self.mem.mapcount.raw[frame] = self.mem.entire_mapcount.raw[frame] = 1
 
     def step(self, access: Access, word: Any, index: int, bits: int) -> None:
         self.settle()
@@ -101,7 +104,10 @@ class Scene:
         return found
 
     def set_pmd(self, value: int) -> None:
-        self.pmd.page.pmds.write(self.pmd.slot, value)
+        """Under the pmd lock."""
+        lock = self.pmd.page.ptl
+        with lock.lock() if lock.held_mode() is None else nullcontext():
+            self.pmd.page.pmds.write(self.pmd.slot, value)
 
     def detach(self) -> int:
         """As a collapse does, mmap_lock held for writing; the old value."""
@@ -395,7 +401,8 @@ def test_a_table_that_is_no_table_any_more_is_linked(
         table = scene.kernel.new_table()
         number, table.state = table.number, state
     scene.other().pmd.page.pmds.raw[1] = PMD_NONE
-    scene.pmd.page.pmds.write(1, table_pmd(number))
+    with pmd_lock(scene.pmd):
+        scene.pmd.page.pmds.write(1, table_pmd(number))
     only(scene, 6, f"links table {number}, which is no table any more")
 
 

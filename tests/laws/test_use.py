@@ -14,6 +14,7 @@ from mthp.mm.pgtable import PteMap, pmd_lock
 from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
+    PMD_NONE,
     PTE_NONE,
     SOFT_DIRTY,
     SPECIAL,
@@ -110,7 +111,17 @@ def test_an_error_says_which_law() -> None:
     assert laws == {"COUNTS": 5, "LOCKS": 9, "MAPS": 9, "USE": 10, "STATE": 9}
 
 
-# Which tables a collapser may take
+# Which PMDs may be filled, and which tables a collapser may take
+
+
+def test_a_pmd_is_filled_without_its_lock(scene: Scene) -> None:
+    pmds, slot = scene.other().pmd.page.pmds, scene.pmd.slot + 1
+    with pmd_lock(scene.pmd):
+        pmds.write(slot, huge_pmd(16, 0))
+    pmds.write(slot, PMD_NONE)
+    assert scene.broken() == []
+    pmds.write(slot, huge_pmd(16, 0))
+    only(scene, 9, f"{scene.stage.tasks[1][0].name} fills mm1.pmd16[{slot}] without its lock")
 
 
 def test_a_table_is_taken_whose_vmas_are_not_all_locked(scene: Scene) -> None:
@@ -138,7 +149,17 @@ def test_memory_that_failed_is_copied() -> None:
     only(scene, 17, f"khugepaged reads page {page}, whose memory failed")
 
 
-# Young and dirty bits
+# What rmap counts
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_a_collapser_maps_what_rmap_does_not_count(scene: Scene, huge: bool) -> None:
+    scene.mem.mapcount.raw[16] = scene.mem.entire_mapcount.raw[16] = 0
+    replace(scene, YOUNG | DIRTY, huge)
+    only(scene, 4, "khugepaged maps page 16 before rmap counts the mapping")
+
+
+# Bits of entries
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(DIRTY, Kind.YOUNG_BIT), (YOUNG, Kind.DIRTY_BIT)])

@@ -203,6 +203,9 @@ def law_13_only_live_mms_are_scanned(rest: Rest) -> Iterator[Broken]:
         if count != 1 or not mm.flags.value & MMF_VM_HUGEPAGE:
             text = f"{mm} is {count} times in the list, flags {mm.flags.value:#x}"
             yield Broken(13, Thing(Kind.MM, mm.number), text)
+        if not mm.mm_users.value and mm is not khugepaged.mm_slot:
+            text = f"{mm} has ended, and is left in the list behind the cursor"
+            yield Broken(13, Thing(Kind.MM, mm.number), text)
     if khugepaged.mm_slot is not None and khugepaged.mm_slot not in khugepaged.mm_slots:
         text = f"the cursor stands at {khugepaged.mm_slot}, which is not in the list"
         yield Broken(13, Thing(Kind.MM_LIST, "cursor"), text)

@@ -116,7 +116,8 @@ def law_16_locked_mappings_are_mlocked(before: Census, now: Census) -> Iterator[
     for each in now.mappings:
         folio = now.kernel.mem.head.raw[each.page]
         if each.page and each.vma is not None and folio not in before.flags:
-            locked, mlocked = each.vma.vm_flags & VM_LOCKED, now.flags[folio] & PG_MLOCKED
+            locked = each.vma.vm_flags & VM_LOCKED
+            mlocked = now.kernel.mem.flags.raw[folio] & PG_MLOCKED
             if bool(locked) != bool(mlocked):
                 name = "is mlocked" if mlocked else "is not mlocked, and its VMA is locked"
                 text = f"folio {folio} was mapped at {each.address:#x} and {name}"

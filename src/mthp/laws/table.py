@@ -79,6 +79,8 @@ _LAWS = (
     Law(4, "mapcounts are the mappings that exist, and no migration entry outlives its "
         "migration",
         {Moment.REST: at_rest.law_4_mapcounts_are_mappings,
+         Moment.AFTER_PTE: use.law_4_ptes,
+         Moment.AFTER_PMD: use.law_4_pmds,
          Moment.END: at_rest.law_4_migrations_have_ended}),
     Law(5, "reference counts are explained by mappings, swap cache, batches and pins, and "
         "counters move as what they count",
@@ -104,6 +106,7 @@ _LAWS = (
         "is not changed without it",
         {Moment.REST: at_rest.law_9_locks_balance,
          Moment.AFTER_PTE: steps.law_9_ptes,
+         Moment.AFTER_PMD: use.law_9_pmds,
          Moment.REPORT: steps.law_9_hooks}),
     Law(10, "what was learnt under a lock is not used after the lock was let go, nor a table after "
         "its map was",

@@ -43,6 +43,14 @@ def law_10_tables(ghost: Ghost, step: Step) -> Iterator[Broken]:
         yield Broken(10, Thing(Kind.TABLE, table.number), text)
 
 
+def law_9_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A PMD is filled under its lock alone."""
+    ptl = step.word.owner.ptl
+    if not pmd_none(step.new) and not any(hold.lock is ptl for hold in step.task.held):
+        name = f"{step.word.name}[{step.at}]"
+        yield Broken(9, Thing(Kind.PMD, name), f"{step.task.name} fills {name} without its lock")
+
+
 def law_13_spans(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """A collapser that holds mmap_lock for writing takes away a table only where it has locked every
     VMA that the table maps: faults under another's lock would find none.
@@ -77,6 +85,29 @@ def law_17_contents(ghost: Ghost, step: Step) -> Iterator[Broken]:
     if is_read and step.at in ghost.failed:
         text = f"{step.task.name} reads page {step.at}, whose memory failed"
         yield Broken(17, Thing(Kind.PAGE, step.at), text)
+
+
+# What a collapser maps
+
+
+def law_4_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser maps no page that rmap does not count yet."""
+    page = pte_pfn(step.new) if pte_present(step.new) else 0
+    if page and page != pte_pfn(step.old) and not ghost.kernel.mem.mapcount.raw[page]:
+        yield from _uncounted(ghost, step, page)
+
+
+def law_4_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A collapser maps no huge page that rmap does not count yet."""
+    page = pte_pfn(step.new)
+    if pmd_trans_huge(step.new) and not ghost.kernel.mem.entire_mapcount.raw[page]:
+        yield from _uncounted(ghost, step, page)
+
+
+def _uncounted(ghost: Ghost, step: Step, page: int) -> Iterator[Broken]:
+    if step.task.name in ghost.collapsers:
+        text = f"{step.task.name} maps page {page} before rmap counts the mapping"
+        yield Broken(4, Thing(Kind.PAGE, page), text)
 
 
 # Bits of entries

@@ -18,6 +18,7 @@ from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Vma
 from mthp.mm.page_flags import PG_ACTIVE, PG_ISOLATED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
 from mthp.mm.vm_flags import VM_LOCKED, VM_SPECIAL
+from mthp.words.results import KernelBug, Rule
 from mthp.words.units import Folio
 
 FOLIO_BATCH_SIZE: Final = 31
@@ -81,10 +82,12 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
             continue
         if mem.test(folio, PG_MLOCKED):
             mem.flags.clear_bits(folio, PG_ACTIVE)
-            mem.flags.set_bits(folio, PG_LRU | PG_UNEVICTABLE)
+            before = mem.flags.set_bits(folio, PG_LRU | PG_UNEVICTABLE)
         else:
             mem.flags.clear_bits(folio, PG_UNEVICTABLE)
-            mem.flags.set_bits(folio, PG_LRU)
+            before = mem.flags.set_bits(folio, PG_LRU)
+        if before & PG_LRU:
+            raise KernelBug(Rule.STATE, f"VM_BUG_ON_FOLIO in lru_add: folio {folio} is on the LRU")
         alive.append(folio)
     for folio in dead:
         mem.free_folio(folio)
