@@ -101,7 +101,7 @@ def world_line(result: WorldResult) -> str:
     if result.clean:
         covered += f"; {result.reason or results_text(result.covered.results)}"
     against = " + ".join(result.tasks[1:]) or "alone"
-    name = f"{result.profile:9}{result.world:14}{against}{hook}"
+    name = f"{result.profile:9}{result.world:13} {against}{hook}"
     return f"{name:52} {what:18} {covered}, {result.seconds:.1f} s"
 
 
