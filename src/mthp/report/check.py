@@ -101,7 +101,7 @@ def world_line(result: WorldResult) -> str:
     if result.clean:
         covered += f"; {result.reason or results_text(result.covered.results)}"
     against = " + ".join(result.tasks[1:]) or "alone"
-    name = f"{result.profile:9}{result.world:14}{against}{hook}"
+    name = f"{result.profile:9}{result.world:13} {against}{hook}"
     return f"{name:52} {what:18} {covered}, {result.seconds:.1f} s"
 
 
@@ -284,10 +284,11 @@ def mutant_document(result: MutantResult) -> dict[str, Any]:
 
 def worlds_document(worlds: Sequence[WorldResult]) -> dict[str, Any]:
     """Plain JSON values of some worlds."""
+    texts = joined(*(each.ran for each in worlds))
     return {
         "schema_version": SCHEMA_VERSION,
         "profiles": [world_document(each) for each in worlds],
-        "never_ran": {each.file: each.never_ran for each in joined(*(w.ran for w in worlds))},
+        "never_ran": {each.file: _numbers(each.never_ran) for each in texts},
     }
 
 
