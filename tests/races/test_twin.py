@@ -40,7 +40,9 @@ def test_worlds_are_searched_alike(size: Size, rival: str) -> None:
     is_alike(RaceWorld(size, "7.3", (rival,)))
 
 
-@pytest.mark.parametrize("name", ["pmd+tso", "window+lkmm", "pmd+weak", "pmd+scan", "window+hook"])
+@pytest.mark.parametrize(
+    "name", ["pmd+tso", "window+lkmm+ptes+flags+each", "pmd+weak+ptes", "pmd+scan", "window+hook"]
+)
 def test_so_are_other_worlds(name: str) -> None:
     is_alike(RaceWorld.parse(name, "v16", ("store",)))
 

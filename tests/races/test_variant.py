@@ -9,8 +9,7 @@ from mthp.check.check import check_world, hunt
 from mthp.khugepaged.isolate import Isolation
 from mthp.machine.store_buffer import Model
 from mthp.races.edits import Edit
-from mthp.races.mutants.rules import MUTANTS, NO_BARRIER
-from mthp.races.questions import NO_SEED_BARRIER
+from mthp.races.mutants.rules import MUTANTS, NO_BARRIER, NO_SEED_BARRIER
 from mthp.races.stage import Size
 from mthp.races.variant import applied
 from mthp.races.world import RaceWorld

@@ -44,7 +44,7 @@ def __folio_mark_uptodate(kernel: Kernel, folio: Folio) -> None:
     Kernel: include/linux/page-flags.h, __folio_mark_uptodate().
     """
     kernel.machine.smp_wmb()
-    kernel.mem.set(folio, PG_UPTODATE)
+    kernel.mem.flags.store_bits(folio, PG_UPTODATE)
 
 
 def install_pmd(

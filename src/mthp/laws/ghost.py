@@ -196,7 +196,7 @@ class Ghost:
 
     def is_instruction(self, task: Task) -> bool:
         """Whether the task's CPU walks page tables for an instruction of user space."""
-        return bool(self.kernel.cpus[task.cpu].instruction.value)
+        return not task.background and bool(self.kernel.cpus[task.cpu].instruction.value)
 
     def is_guarded(self, task: Task, table: PageTable) -> bool:
         """Whether the task may change the table's PTEs by the locks it holds."""

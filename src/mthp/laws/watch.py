@@ -81,12 +81,13 @@ class Watch:
     # Around each step
 
     def before(self, access: Access, word: Any, index: int) -> None:
-        """The running task is about to do this. What leaves a store buffer was looked at before."""
-        task = self.kernel.machine.current
-        if task.background:
-            return
+        """The running task is about to do this. What leaves a store buffer is done by who stored it; but
+        what a collapser copies may outlive the page in the weakest model, where no put orders it.
+        """
+        task = self._who()
         moment = self._moment(access, word)
-        if moment is None:
+        is_copy = task.background and task.name in self.ghost.collapsers
+        if moment is None or (is_copy and moment is Moment.BEFORE_CONTENT):
             return
         old = self._old[task.name] = word.raw[index] if moment in _VALUED else 0
         step = Step(task, access, word, index, old)
@@ -104,6 +105,16 @@ class Watch:
         for page, task in stores:
             self._record(broken_at(Moment.STORED_LATE, self.ghost, page, task))
 
+    def _who(self) -> Task:
+        """Who takes the step: of a late store, as that task was when it stored."""
+        task = self.kernel.machine.current
+        if task.drains is None:
+            return task
+        stored = Task(task.drains.by, task.cpu)
+        stored.held, stored.maps = [*task.drains.held], [*task.drains.maps]
+        stored.background = True
+        return stored
+
     def _moment(self, access: Access, word: Any) -> Moment | None:
         moment = self._moments.get(id(word))
         if moment is not None:
@@ -117,9 +128,9 @@ class Watch:
 
     def after(self, access: Access, word: Any, index: int) -> None:
         """The running task has done this."""
-        task = self.kernel.machine.current
-        if access is Access.READ or task.background:
+        if access is Access.READ:
             return
+        task = self._who()
         if isinstance(word, Words):
             if isinstance(word.owner, PageTable | PmdPage) or word is self.kernel.mem.flags:
                 old = self._old[task.name]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mthp.machine.memory import Cell
 from mthp.machine.step import Access
+from mthp.machine.store_buffer import Slot
 from mthp.machine.task import Machine
 
 
@@ -23,9 +24,16 @@ class TlbEntry(NamedTuple):
 
 
 class Busy(Cell):
-    """Whether the CPU is in the middle of something that an IPI to it waits for."""
+    """Whether the CPU is in the middle of something that an IPI to it waits for.
 
-    __slots__ = ()
+    unseen: what the CPU has stored by its end, and what may be late.
+    """
+
+    __slots__ = ("unseen",)
+
+    def __init__(self, machine: Machine, name: str, value: bool) -> None:
+        super().__init__(machine, name, value)
+        self.unseen: tuple[Slot, ...] = ()
 
     def may_take(self, index: int) -> bool:
         """Whether an IPI (1) may go ahead; the CPU itself (0) always may. Not a step."""
@@ -40,12 +48,23 @@ class Busy(Cell):
         """Let IPIs through again."""
         self.machine.step(Access.RELEASE, self, 0)
         self.value = False
+        buffer = self.machine.current.buffer
+        if buffer is not None:
+            self.unseen = tuple(buffer.waiting)
 
     def wait(self) -> None:
         """Send an IPI: one step, once the CPU is at rest."""
+        buffer = self.machine.current.buffer
+        if buffer is not None:
+            buffer.before_release()
         self.machine.step(Access.IPI, self, 1)
         while self.value:
             self.machine.block(self)
+
+    def settle(self) -> None:
+        """After the IPI: wait for what the CPU had stored by then."""
+        for slot in self.unseen:
+            slot.seen.wait()
 
 
 class Cpu:
@@ -88,8 +107,6 @@ def flush_tlb_range(
             cpu.instruction.wait()
         cpu.walk_cache = tuple(link for link in cpu.walk_cache if link[0] != mm)
         entries = cpu.tlb.value
-        if not entries:
-            continue
         kept = tuple(
             e
             for e in entries
@@ -97,6 +114,8 @@ def flush_tlb_range(
         )
         lost += len(entries) - len(kept)
         cpu.tlb.value = kept
+        if cpu.number != this_cpu:
+            cpu.instruction.settle()
     return lost
 
 
@@ -110,5 +129,6 @@ def tlb_remove_table_sync_one(cpus: tuple[Cpu, ...], this_cpu: int) -> int:
         if cpu.number == this_cpu:
             continue
         cpu.irqs_off.wait()
+        cpu.irqs_off.settle()
         sent += 1
     return sent

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from mthp.machine.hold import READ, WRITE, Hold, Mode, Rank
 from mthp.machine.memory import Cell
 from mthp.machine.step import ALL_BITS, Access
+from mthp.machine.store_buffer import Slot
 from mthp.machine.task import Machine
 from mthp.words.results import KernelBug, Rule
 
@@ -19,16 +20,18 @@ from mthp.words.results import KernelBug, Rule
 class Lock:
     """What spinlocks and semaphores share: a word, a name, a rank, and who holds it.
 
-    The word is 0 when free, -1 when held for writing, else the number of readers.
+    The word is 0 when free, -1 when held for writing, else the number of readers. unseen: stores that
+    who held it for writing last made, and that may be late.
     """
 
-    __slots__ = ("machine", "name", "rank", "word")
+    __slots__ = ("machine", "name", "rank", "unseen", "word")
 
     def __init__(self, machine: Machine, name: str, rank: Rank) -> None:
         self.machine = machine
         self.name = name
         self.rank = rank
         self.word = Cell(machine, name, 0)
+        self.unseen: tuple[Slot, ...] = ()
 
     def __repr__(self) -> str:
         return self.name
@@ -51,9 +54,17 @@ class Lock:
             word.value = -1
         hold = Hold(self, mode, on_release)
         held.append(hold)
-        if machine.current.buffer is not None:
-            machine.current.buffer.after_acquire()
+        self._acquired()
         return hold
+
+    def _acquired(self) -> None:
+        """What was stored under the lock is seen by who holds it next."""
+        task = self.machine.current
+        if task.buffer is not None:
+            task.buffer.after_acquire()
+        for slot in self.unseen:
+            if slot.by != task.name:
+                slot.seen.wait()
 
     def _try(self, mode: Mode) -> Hold | None:
         machine = self.machine
@@ -63,6 +74,7 @@ class Lock:
         self.word.value = self.word.value + 1 if mode is READ else -1
         hold = Hold(self, mode)
         machine.current.held.append(hold)
+        self._acquired()
         return hold
 
     def may_take(self, index: int) -> bool:
@@ -77,6 +89,9 @@ class Lock:
             return
         if hold.on_release is not None:
             hold.on_release()
+        buffer = machine.current.buffer
+        if buffer is not None and hold.mode is READ:
+            buffer.before_release()
         if machine.on_step is not None:
             machine.on_step(Access.RELEASE, self, hold.mode is WRITE, ALL_BITS)
         held = machine.current.held
@@ -89,8 +104,8 @@ class Lock:
                 Rule.LOCKS, f"{machine.current.name} unlocks {self}, which it does not hold"
             )
         self.word.value = self.word.value - 1 if hold.mode is READ else 0
-        if machine.current.buffer is not None:
-            machine.current.buffer.after_release()
+        if hold.mode is WRITE:
+            self.unseen = () if buffer is None else buffer.unseen()
 
     def _check_order(self, held: list[Hold]) -> None:
         for other in held:
@@ -167,6 +182,7 @@ class WriteMark(Cell):
 
     def unmark(self) -> None:
         """Let readers in again."""
+        self._before_release()
         self.machine.step(Access.RELEASE, self, 1)
         self.value = 0
 
@@ -181,11 +197,17 @@ class WriteMark(Cell):
 
     def leave(self) -> None:
         """A reader leaves; KernelBug if it has not entered."""
+        self._before_release()
         self.machine.step(Access.RELEASE, self, 0)
         if self not in self.machine.current.entered:
             raise KernelBug(Rule.LOCKS, f"{self.machine.current.name} leaves {self.name} unentered")
         self.machine.current.entered.remove(self)
         self.value -= 1
+
+    def _before_release(self) -> None:
+        buffer = self.machine.current.buffer
+        if buffer is not None:
+            buffer.before_release()
 
 
 class RwSem(Lock):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.machine.step import ALL_BITS, Access, OnStep
-from mthp.machine.store_buffer import Lane
+from mthp.machine.store_buffer import STORED_LATE, Lane
 from mthp.machine.task import Machine
 
 READ, WRITE, RMW, TAKE = Access.READ, Access.WRITE, Access.RMW, Access.TAKE
@@ -142,20 +142,20 @@ class Words(Generic[Word]):
 
     def _stored_late(self, index: int, value: int) -> bool:
         """Whether the running task's store buffer took the store."""
-        buffer = self.machine.current.buffer
-        if buffer is None:
+        task = self.machine.current
+        if task.buffer is None:
             return False
-        if self.lane is Lane.CONTENTS:
-            return buffer.store(self, index, value)
-        buffer.before_table_store()
+        if self.lane in STORED_LATE:
+            return task.buffer.store(self, index, value, task)
+        task.buffer.before_store(self, index)
         return False
 
     def _announce(self, hook: OnStep, access: Access, index: int, bits: int) -> None:
         """Step for an atomic that returns a value: a full barrier, but in the weakest model."""
-        if self.lane is not None and self.lane is not Lane.CONTENTS:
+        if self.lane is not None:
             buffer = self.machine.current.buffer
             if buffer is not None:
-                buffer.before_atomic()
+                buffer.before_atomic(self, index)
         hook(access, self, index, bits)
 
     def add(self, index: int, amount: int) -> int:
@@ -181,7 +181,7 @@ class Words(Generic[Word]):
         if hook is not None:
             buffer = self.machine.current.buffer if self.lane is not None else None
             if buffer is not None:
-                buffer.before_silent_atomic()
+                buffer.before_store(self, index)  # it orders on x86 alone
             hook(TAKE, self, index, ALL_BITS)
         before = self.raw[index]
         self.raw[index] = before + amount
@@ -236,6 +236,14 @@ class Words(Generic[Word]):
         old = self.raw[index]
         self.raw[index] = old | mask
         return old & mask
+
+    def store_bits(self, index: int, mask: int) -> None:
+        """Set bits of a word that nobody else changes: a plain store of the whole word, where stores
+        are late. Kernel: include/asm-generic/bitops/instrumented-non-atomic.h, __set_bit().
+        """
+        is_late = self.lane in STORED_LATE and self.machine.on_step is not None
+        if not (is_late and self._stored_late(index, self._forwarded(index) | mask)):
+            self.set_bits(index, mask)
 
     def clear_bits(self, index: int, mask: int) -> int:
         """Clear bits atomically, and return what they were. The step is about them alone.

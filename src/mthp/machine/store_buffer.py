@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stores to page contents that others see late, and what makes them wait for one another.
+"""Stores that others see late, and what makes them wait for one another.
 
 What matters to the collapse is whether a page's contents can be overtaken by the store that maps the
-page. So contents go through a store buffer, and everything else is seen at once; a barrier, or
-whatever orders like one, waits until what is in the buffer has been seen. Each place in the buffer
-is emptied by a task of its own, so that contents overtake one another too.
+page; so contents go through a store buffer, and in some worlds PTEs and folio flags that are stored to
+plainly. Everything else is seen at once. Each place in a buffer is emptied by a task of its own, so that
+stores overtake one another too. Who takes a lock that was held for writing, or sends an IPI, waits for
+the late stores of who gave it back, or was interrupted. A barrier, and whatever orders like one, waits
+until what is in the buffer has been seen: more than a barrier does, so that loads do not come before it.
 Kernel: Documentation/memory-barriers.txt, tools/memory-model/.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
+from mthp.machine.hold import Hold
 from mthp.machine.step import Access, Stepping
 
 
@@ -30,16 +33,33 @@ class Model(Enum):
     WEAK = "weak"
 
 
+class Late(Enum):
+    """What else is late than the contents that the first task's CPU stores."""
+
+    PTES = "ptes"
+    FLAGS = "flags"
+    EACH = "each"
+    """The same of every task's CPU."""
+
+
 class Lane(Enum):
-    """How stores to a row of words reach the other tasks."""
+    """How a row of words is stored to."""
 
     CONTENTS = "late"
+    LATE = "late, but seen by who takes the lock next in any model"
     TABLES = "maps contents"
     COUNTS = "changed by atomics that return a value"
 
 
+STORED_LATE: Final = frozenset({Lane.CONTENTS, Lane.LATE})
+USES: Final = 16
+"""How often each place of a buffer is used; afterwards stores are seen at once."""
+
+
 class Row(Protocol):
     """A row of words that is stored to late."""
+
+    lane: Lane | None
 
     def write(self, index: int, value: int) -> None:
         """Store to one of its words, at once if the store cannot be late."""
@@ -70,44 +90,90 @@ class Completion:
 
 
 class Slot:
-    """One place of a store buffer, used once."""
+    """One use of a place in a store buffer. after: stores to be seen before it. by, held, maps: who
+    stored, the locks it held, and the tables it had mapped. uses: what is left of the place.
+    """
 
-    __slots__ = ("filled", "index", "row", "seen", "value")
+    __slots__ = ("after", "by", "filled", "held", "index", "maps", "row", "seen", "uses", "value")
 
     def __init__(self, machine: Stepping, name: str) -> None:
         self.filled = Completion(machine, f"{name}.filled")
         self.seen = Completion(machine, f"{name}.seen")
         self.row: Row
         self.index = self.value = 0
+        self.after: tuple[Slot, ...] = ()
+        self.by = ""
+        self.held: tuple[Hold, ...] = ()
+        self.maps: tuple[int, ...] = ()
+        self.uses: list[Slot] = []
 
     def drain(self) -> None:
-        """Do what the slot's task does: let the store out, some time after it was made."""
+        """Let the store out, some time after it was made."""
         self.filled.wait()
+        for each in self.after:
+            each.seen.wait()
         self.row.write(self.index, self.value)
         self.seen.happen()
 
 
+class Storing(Protocol):
+    """A task that stores, or lets late stores out."""
+
+    name: str
+    held: list[Hold]
+    maps: list[int]
+    drains: Slot | None
+
+
 class StoreBuffer:
-    """The store buffer of one CPU. released: a lock was given back since the last store."""
+    """One CPU's. places: the slots of each, one after the other. released: a lock was given back since
+    the last store.
+    """
 
-    __slots__ = ("free", "model", "released", "waiting")
+    __slots__ = ("free", "model", "places", "released", "waiting")
 
-    def __init__(self, machine: Stepping, name: str, model: Model, slots: int) -> None:
+    def __init__(self, machine: Stepping, name: str, model: Model, places: int) -> None:
         self.model = model
-        self.free = [Slot(machine, f"{name}.slot{n}") for n in range(slots)]
+        self.places = [
+            [Slot(machine, f"{name}.slot{n}.{use}") for use in range(USES)] for n in range(places)
+        ]
+        self.free = [[*slots] for slots in self.places]
         self.waiting: list[Slot] = []
         self.released = False
 
-    def store(self, row: Row, index: int, value: int) -> bool:
-        """Keep a store for later; False: no room, and it is seen at once."""
+    def drain(self, place: int, task: Storing) -> None:
+        """What the task of a place does."""
+        for slot in self.places[place]:
+            task.drains = slot
+            slot.drain()
+
+    def store(self, row: Row, index: int, value: int, by: Storing) -> bool:
+        """Keep a store for later; False: no place is free, and it is seen at once."""
+        if not self.free:
+            self.before_store(row, index)
         if not self.free:
             return False
-        slot = self.free.pop(0)
+        uses = self.free.pop(0)
+        slot = uses.pop(0)
         slot.row, slot.index, slot.value = row, index, value
+        slot.after = tuple(self._before(row, index))
+        slot.by, slot.held, slot.maps, slot.uses = by.name, tuple(by.held), tuple(by.maps), uses
         self.waiting.append(slot)
         self.released = False
         slot.filled.happen()
         return True
+
+    def _before(self, row: Row, index: int) -> list[Slot]:
+        """The late stores that one to this word may not overtake."""
+        if self.model is Model.TSO:
+            return [*self.waiting]
+        return [slot for slot in self.waiting if slot.row is row and slot.index == index]
+
+    def _wait_for(self, slot: Slot) -> None:
+        slot.seen.wait()
+        self.waiting.remove(slot)
+        if slot.uses:
+            self.free.append(slot.uses)
 
     def forwarded(self, row: Row, index: int) -> int | None:
         """What the CPU itself reads of a word that others do not see yet."""
@@ -117,31 +183,37 @@ class StoreBuffer:
         return None
 
     def wait_until_seen(self) -> None:
-        """Do what a barrier does: store nothing further until all tasks see what was stored."""
+        """A barrier: nothing further is stored until everybody sees what was."""
         while self.waiting:
-            self.waiting[0].seen.wait()
-            del self.waiting[0]
+            self._wait_for(self.waiting[0])
 
-    def before_table_store(self) -> None:
-        """Prepare for a store that maps something."""
-        if self.model is Model.TSO:
+    def before_store(self, row: Row, index: int) -> None:
+        """A store that is not late is about to be made."""
+        for slot in self._before(row, index):
+            self._wait_for(slot)
+
+    def before_atomic(self, row: Row, index: int) -> None:
+        """An atomic that returns a value is about to be done: a full barrier, says the LKMM."""
+        if self.model is Model.WEAK:
+            self.before_store(row, index)
+        else:
             self.wait_until_seen()
 
-    def before_atomic(self) -> None:
-        """Prepare for an atomic that returns a value: a full barrier, says the LKMM."""
-        if self.model is not Model.WEAK:
-            self.wait_until_seen()
+    def before_release(self) -> None:
+        """A lock for reading, or a mark, is about to be given back: whoever is next sees all there is."""
+        for slot in self.unseen():
+            self._wait_for(slot)
 
-    def before_silent_atomic(self) -> None:
-        """Prepare for an atomic that returns nothing: it orders on x86 alone."""
-        if self.model is Model.TSO:
-            self.wait_until_seen()
-
-    def after_release(self) -> None:
-        """Take note that a lock was given back."""
+    def unseen(self) -> tuple[Slot, ...]:
+        """What whoever takes the lock waits for that is given back now; in the weakest model contents
+        are none of it.
+        """
         self.released = True
+        if self.model is not Model.WEAK:
+            return tuple(self.waiting)
+        return tuple(slot for slot in self.waiting if slot.row.lane is Lane.LATE)
 
     def after_acquire(self) -> None:
-        """Take note that a lock was taken."""
+        """A lock was taken."""
         if self.model is Model.LKMM and self.released:
             self.wait_until_seen()

@@ -12,7 +12,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from mthp.machine.hold import Hold
 from mthp.machine.step import ALL_BITS, Access, OnStep
-from mthp.machine.store_buffer import StoreBuffer
+from mthp.machine.store_buffer import Slot, StoreBuffer
 from mthp.words.results import KernelBug, Rule
 
 
@@ -21,10 +21,10 @@ class Task:
 
     cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
     background: it works for others and need not end. entered: the WriteMarks it is inside of as a
-    reader. maps: the numbers of the page tables it has mapped.
+    reader. maps: the numbers of the page tables it has mapped. drains: the late store that it lets out.
     """
 
-    __slots__ = ("background", "buffer", "cpu", "entered", "held", "maps", "name")
+    __slots__ = ("background", "buffer", "cpu", "drains", "entered", "held", "maps", "name")
 
     def __init__(self, name: str, cpu: int = 0) -> None:
         self.name = name
@@ -34,6 +34,7 @@ class Task:
         self.maps: list[int] = []
         self.buffer: StoreBuffer | None = None
         self.background = False
+        self.drains: Slot | None = None
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"

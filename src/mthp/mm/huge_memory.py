@@ -168,7 +168,7 @@ def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr) -> None:
     for page in range(folio, folio + (1 << order)):
         mem.content.write(page, 0)
     kernel.machine.smp_wmb()
-    mem.flags.set_bits(folio, PG_UPTODATE)
+    mem.flags.store_bits(folio, PG_UPTODATE)
     table = kernel.new_table()
     with pmd_lock(pmd):
         if pmd_none(pmdp_get_lockless(pmd)):

@@ -288,7 +288,7 @@ def new_anon_folio(mm: Mm, content: int) -> Folio | None:
         return None
     mem.content.write(folio, content)
     kernel.machine.smp_wmb()
-    mem.flags.set_bits(folio, PG_UPTODATE | PG_SWAPBACKED)
+    mem.flags.store_bits(folio, PG_UPTODATE | PG_SWAPBACKED)
     return folio
 
 

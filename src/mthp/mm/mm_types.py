@@ -19,6 +19,7 @@ from mthp.machine.cpu import Cpu
 from mthp.machine.hold import Hold, Rank
 from mthp.machine.locks import RwSem, SpinLock, WriteMark
 from mthp.machine.memory import Cell, Words
+from mthp.machine.store_buffer import Lane
 from mthp.machine.task import NO_TWINS, Machine, Task, Twins
 from mthp.mm.mem_map import MemMap
 from mthp.mm.page_alloc import NodeState
@@ -301,6 +302,7 @@ class PageTable:
         self.state = TableState.LIVE
         size = kernel.geometry.ptrs_per_pte
         self.ptes: Words[Pte] = Words(kernel.machine, f"table{number}", "Q", size, self)
+        self.ptes.lane = kernel.lane_of_ptes
         self.ptl = SpinLock(kernel.machine, f"table{number}.ptl", Rank.PTE)
 
 
@@ -343,7 +345,7 @@ class Kernel:
     is called with the facts of mm.reports, which laws need and no word of memory holds. twins: what
     may be done at once where no scheduler watches steps (vectorised/ has them). files: file -> what
     each of its pages holds, on file systems with large folios. order_policy: chooses windows in the
-    kernel's place.
+    kernel's place. lane_of_ptes: how PTEs are stored to where CPUs have store buffers.
     """
 
     def __init__(
@@ -380,6 +382,7 @@ class Kernel:
         self.report: Callable[[object], None] = lambda _: None
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
         self.order_policy: OrderPolicy | None = None
+        self.lane_of_ptes: Lane | None = None
 
     @property
     def this_cpu(self) -> Cpu:

@@ -50,7 +50,7 @@ def folio_add_new_anon_rmap(
     flags = PG_ANON
     if not vma.vm_flags & VM_DROPPABLE:
         flags |= PG_SWAPBACKED
-    mem.flags.set_bits(folio, flags)
+    mem.flags.store_bits(folio, flags)
     assert vma.anon_vma is not None
     mem.anon_vma.raw[folio] = vma.anon_vma.number
     mem.index.raw[folio] = linear_page_index(vma, address)

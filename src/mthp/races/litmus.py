@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from mthp.machine.hold import Rank
@@ -122,7 +123,7 @@ class Publish:
         self.counts.lane = Lane.COUNTS
         drainer = Task("buffer")
         drainer.background = True
-        self.tasks.append((drainer, writer.buffer.free[0].drain))
+        self.tasks.append((drainer, partial(writer.buffer.drain, 0, drainer)))
 
     def _write(self, pattern: Pattern) -> None:
         self.contents.write(0, 1)

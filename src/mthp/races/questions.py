@@ -12,14 +12,13 @@ from mthp.races.edits import Edit
 from mthp.races.mutants.rules import (
     ANON_VMA_EARLY,
     COLLAPSE,
-    INSTALL,
     NO_BARRIER,
+    NO_SEED_BARRIER,
     NO_VMA_LOCK,
 )
 
 FLUSH: Final = ("mm.pgtable", "pmdp_collapse_flush")
 LOCK_FOLIO: Final = ("khugepaged.isolate", "lock_and_isolate")
-NO_SEED_BARRIER: Final = Edit(INSTALL, "install_ptes", "kernel.machine.smp_wmb()")
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ race known, and small enough to try every order of steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.laws.broken import Broken
 from mthp.laws.watch import Watch
 from mthp.machine.step import Access
-from mthp.machine.store_buffer import Lane, Model, StoreBuffer
+from mthp.machine.store_buffer import Lane, Late, Model, StoreBuffer
 from mthp.machine.task import Endless, Machine, Task
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import (
@@ -380,24 +381,27 @@ class Stage:
         """A task on a CPU of its own."""
         self.tasks.append((Task(name, len(self.tasks)), body))
 
-    def store_late(self, model: Model) -> None:
-        """The first task's CPU has a store buffer."""
+    def store_late(self, model: Model, late: Collection[Late]) -> None:
+        """CPUs have store buffers of as many places as the window has pages: the first task's, or each."""
         if model is Model.SC:
             return
-        owner = self.tasks[0][0]
-        pages = 1 << self.order
-        owner.buffer = StoreBuffer(self.machine, owner.name, model, pages)
-        self.kernel.mem.content.lane = Lane.CONTENTS
-        self.kernel.mem.refcount.lane = Lane.COUNTS
-        for mm in self.kernel.mms:
+        kernel, places = self.kernel, 1 << self.order
+        kernel.mem.content.lane = Lane.CONTENTS
+        kernel.mem.refcount.lane = Lane.COUNTS
+        kernel.mem.flags.lane = Lane.LATE if Late.FLAGS in late else None
+        for mm in kernel.mms:
             for page in mm.pmd_pages.values():
                 page.pmds.lane = Lane.TABLES
-        for table in self.kernel.tables.values():
-            table.ptes.lane = Lane.TABLES
-        for number, slot in enumerate(owner.buffer.free):
-            task = Task(f"store-buffer-{number}", owner.cpu)
-            task.background = True
-            self.tasks.append((task, slot.drain))
+        kernel.lane_of_ptes = Lane.LATE if Late.PTES in late else Lane.TABLES
+        for table in kernel.tables.values():
+            table.ptes.lane = kernel.lane_of_ptes
+        owners = [task for task, _ in self.tasks]
+        for owner in owners if Late.EACH in late else owners[:1]:
+            owner.buffer = StoreBuffer(self.machine, owner.name, model, places)
+            for place in range(places):
+                task = Task(f"store-buffer-{len(self.tasks) - len(owners)}", owner.cpu)
+                task.background = True
+                self.tasks.append((task, partial(owner.buffer.drain, place, task)))
 
     def ready(self, collapsers: Sequence[str]) -> Stage:
         """Everything is in place: frames for each task, and the laws look on from here."""

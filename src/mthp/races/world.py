@@ -10,7 +10,7 @@ from functools import partial
 from itertools import combinations
 from types import MappingProxyType
 
-from mthp.machine.store_buffer import Model
+from mthp.machine.store_buffer import Late, Model
 from mthp.mm.mm_types import Vma
 from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pgtable_types import pmd_is_table
@@ -33,6 +33,7 @@ class Hook(Enum):
 _HOOKS = {"hook": Hook.WALKS}
 _STARTS = {start.name.lower(): start for start in Start if start is not Start.COLLAPSE}
 _MODELS = {model.value: model for model in Model if model is not Model.SC}
+_LATE = {late.value: late for late in Late}
 _LAYOUTS = {
     layout.name.lower().replace("_", "-"): layout for layout in Layout if layout is not Layout.PLAIN
 }
@@ -71,22 +72,26 @@ class RaceWorld:
     start: Start = Start.COLLAPSE
     memory: Model = Model.SC
     layout: Layout = Layout.PLAIN
+    late: frozenset[Late] = frozenset()
 
     @property
     def name(self) -> str:
         """pmd or window; +second and the like, how it is laid out; +hook where the architecture's hook
-        walks; +scan, +daemon, +madvise where the collapser begins there; +tso, +lkmm, +weak."""
+        walks; +scan, +daemon, +madvise where the collapser begins there; +tso, +lkmm, +weak, and then
+        what is late besides contents."""
         parts = [self.size.name.lower()]
         parts += [name for name, layout in _LAYOUTS.items() if layout is self.layout]
         parts += [name for name, hook in _HOOKS.items() if hook is self.hook]
         parts += [name for name, start in _STARTS.items() if start is self.start]
         parts += [name for name, memory in _MODELS.items() if memory is self.memory]
+        parts += [name for name, late in _LATE.items() if late in self.late]
         return "+".join(parts)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, in their order; late stores come out by tasks of their own."""
-        late = 0 if self.memory is Model.SC else 2
+        cpus = 1 + len(self.rivals) if Late.EACH in self.late else 1
+        late = 0 if self.memory is Model.SC else 2 * cpus
         return (COLLAPSER, *self.rivals, *(f"store-buffer-{n}" for n in range(late)))
 
     @staticmethod
@@ -94,7 +99,7 @@ class RaceWorld:
         """The world of a name; ValueError where there is none, or no such rival."""
         first, *parts = name.split("+")
         size = next((size for size in Size if size.name.lower() == first), None)
-        known = [*_LAYOUTS, *_HOOKS, *_STARTS, *_MODELS]
+        known = [*_LAYOUTS, *_HOOKS, *_STARTS, *_MODELS, *_LATE]
         if size is None or not {*known}.issuperset(parts):
             raise ValueError(f"no world {name!r}: pmd or window, then +{' or +'.join(known)}")
         for rival in rivals:
@@ -113,6 +118,7 @@ class RaceWorld:
                 hook=_HOOKS.get(part, world.hook),
                 start=_STARTS.get(part, world.start),
                 memory=_MODELS.get(part, world.memory),
+                late=world.late | {late for late in Late if late.value == part},
             )
         if len(world.name.split("+")) <= len(parts) or not world.is_possible:
             raise ValueError(f"no world {name!r}: its parts do not go together")
@@ -120,7 +126,13 @@ class RaceWorld:
 
     @property
     def is_possible(self) -> bool:
-        """Whether there is such a world: MADV_COLLAPSE is of whole tables, and some layouts of one size."""
+        """Whether there is such a world: MADV_COLLAPSE is of whole tables, some layouts are of one size,
+        and rivals count on more than the weakest model.
+        """
+        if self.late and self.memory is Model.SC:
+            return False
+        if self.memory is Model.WEAK and Late.EACH in self.late:
+            return False
         if self.start is Start.MADVISE:
             return self.size is Size.PMD and self.layout is Layout.PLAIN
         return has_layout(self.size, self.layout)
@@ -168,5 +180,5 @@ class RaceWorld:
             rival.prepare(stage)
             stage.add_task(rival.name, partial(rival.run, stage))
         stage.alone = all(rival.run is nothing for rival in cast)
-        stage.store_late(self.memory)
+        stage.store_late(self.memory, self.late)
         return stage.ready((COLLAPSER, "madv-collapse", "madv-collapse-pmd"))

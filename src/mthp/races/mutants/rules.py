@@ -19,6 +19,7 @@ NO_RECHECK: Final = (
     Edit("mm.gup", "pmd_unchanged", "return ...", "return True"),
     Edit("mm.gup", "pte_unchanged", "return ...", "return True"),
 )
+NO_SEED_BARRIER: Final = Edit(INSTALL, "install_ptes", "kernel.machine.smp_wmb()")
 NO_BARRIER: Final = Edit(INSTALL, "__folio_mark_uptodate", "kernel.machine.smp_wmb()")
 SWAP_IN: Final = ("khugepaged.swapin", "__collapse_huge_page_swapin")
 NO_VMA_LOCK: Final = Edit(COLLAPSE, "collapse_huge_page", "vma_start_write(vma)")
@@ -142,6 +143,13 @@ _PUBLISHING = (
     Mutant("X3", "the barrier in __folio_mark_uptodate()",
         "no write barrier between the contents of the new folio and the store that maps it",
         _world("pmd+weak", "load"), (3,), (NO_BARRIER,)),
+    Mutant("X4", "the order of v16", "no write barrier between the PTEs and the PMD that shows them",
+        _world("window+lkmm+ptes", "fault", profile="v16"), (9,), (NO_SEED_BARRIER,)),
+    Mutant("X5", "the rule of folio_set_lru()",
+        "a flag of a folio that others reach is set by a plain store of the whole word",
+        _world("window+lkmm+flags+each", "slot-reuse"), (9,),
+        (Edit("mm.folio", "folio_batch_move_lru", "mem.flags.set_bits(folio, PG_LRU)",
+            "mem.flags.store_bits(folio, PG_LRU)"),)),
     Mutant("A18a", "review of the merged version; the order of v16",
         "PTEs are set before pmd_populate(), where update_mmu_cache_range() walks the table",
         _world("window+hook", profile="v16"), (7, 9)),
