@@ -65,7 +65,7 @@ class Trail:
             self.marks.pop(place, None)
         elif pte_present(old):
             self.marks[place] = old & MARKS
-        if leaf_kind(new) is Leaf.MIGRATION and not pte_present(new):
+        if is_in_flight(new):
             self.in_flight[place] = new
         else:
             self.in_flight.pop(place, None)
@@ -88,6 +88,11 @@ class Trail:
 def is_swap_in(old: int, new: int) -> bool:
     """A swap entry becomes the page that was read."""
     return pte_present(new) and not pte_present(old) and leaf_kind(old) is Leaf.SWAP
+
+
+def is_in_flight(pte: int) -> bool:
+    """A migration entry."""
+    return not pte_present(pte) and leaf_kind(pte) is Leaf.MIGRATION
 
 
 def law_11_nothing_of_it_is_left(trail: Trail) -> Iterator[Broken]:
