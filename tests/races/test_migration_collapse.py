@@ -194,8 +194,8 @@ def test_it_is_clean(name: str, in_force: None) -> None:
 
 @pytest.mark.slow
 def test_it_is_clean_in_every_world(in_force: None) -> None:
-    with_rivals = [*default_worlds("7.3")]
-    for world in with_rivals:
+    for world in default_worlds("7.3"):
         result = check_world(world, Budget(MOST))
         assert result.clean, (world.name, world.rivals, result.violation)
-        assert result.covered.kind == "exhaustive", (world.name, world.rivals)
+        is_bounded = result.covered.kind != "exhaustive"
+        assert not is_bounded or "slot-reuse" in world.rivals, (world.name, world.rivals)
