@@ -74,6 +74,8 @@ def test_its_own_worlds_are_checked(tmp_path: Path, capsys: pytest.CaptureFixtur
     file.write_text("from mthp.races.protocol import Rival\n" + rival, encoding="utf-8")
     assert main(["check", "--protocol", str(file), "--world", "pmd", "--rivals", "idle"]) == 0
     assert "idle" in capsys.readouterr().out
+    assert main(["check", "--protocol", str(file), "--list"]) == 0
+    assert "  idle                nothing\n" in capsys.readouterr().out
     file.write_text("WORLDS = ['attic:idle']\n", encoding="utf-8")
     assert main(["check", "--protocol", str(file)]) == 2
     err = capsys.readouterr().err

@@ -16,6 +16,7 @@ from mthp.machine.hold import Mode
 from mthp.machine.step import Access
 from mthp.mm.mm_types import Mm, PmdPtr, TableState
 from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.page_flags import PG_LOCKED
 from mthp.mm.pgtable import PteMap, pmd_lock, pmd_ptr, pmdp_get_lockless, pte_free
 from mthp.mm.pgtable_types import (
     DIRTY,
@@ -145,6 +146,13 @@ def free(scene: Scene) -> None:
     """The first page, as its last user does."""
     scene.mem.mapcount.raw[scene.page] = 0
     scene.mem.folio_put(scene.page)
+
+
+def lock(scene: Scene, *folios: int) -> None:
+    """The collapser has locked them."""
+    for folio in folios:
+        scene.mem.head.raw[folio] = folio
+        scene.ghost.trails["khugepaged"].flags[folio] = PG_LOCKED
 
 
 def only(scene: Scene, law: int, text: str) -> None:
@@ -480,6 +488,7 @@ def test_a_split_to_a_table_that_is_linked_elsewhere(scene: Scene) -> None:
 )
 def test_a_pte_is_overwritten(scene: Scene, old: Pte, new: Pte, broken: bool) -> None:
     scene.ptes.raw[0] = old
+    lock(scene, 5, 16)
     with scene.collapser().stage.table.ptl.lock():
         scene.ptes.write(0, new)
     if broken:
@@ -491,6 +500,7 @@ def test_a_pte_is_overwritten(scene: Scene, old: Pte, new: Pte, broken: bool) ->
 def test_what_a_collapser_has_put_in_flight_is_its_own(scene: Scene) -> None:
     entry = leaf_pte(Leaf.MIGRATION, scene.page, SOFT_DIRTY)
     scene.ptes.raw[0] = mk_pte(scene.page, SOFT_DIRTY)
+    lock(scene, scene.page)
     with scene.collapser().stage.table.ptl.lock():
         scene.ptes.write(0, entry)
         scene.ptes.write(0, mk_pte(16, SOFT_DIRTY))
@@ -504,6 +514,7 @@ def test_a_table_of_pages_in_flight_may_be_replaced(
 ) -> None:
     """By whoever put them there and has locked it; a table that maps something may not."""
     table = scene.collapser().stage.table
+    lock(scene, scene.page)
     ptl = table.ptl.lock()
     if in_flight:
         scene.ptes.write(0, leaf_pte(Leaf.MIGRATION, scene.page, SOFT_DIRTY))
@@ -576,6 +587,13 @@ def test_a_pte_is_changed_without_its_lock(scene: Scene) -> None:
     assert scene.broken() == []
     scene.ptes.write(1, PTE_NONE)
     only(scene, 9, f"changes a PTE of table {scene.number} without its lock")
+
+
+def test_a_page_is_put_in_flight_and_its_folio_is_not_locked(scene: Scene) -> None:
+    entry = leaf_pte(Leaf.MIGRATION, scene.page, SOFT_DIRTY)
+    with scene.collapser().stage.table.ptl.lock():
+        scene.ptes.write(0, entry)
+    only(scene, 9, f"puts folio {scene.page} in flight and has not locked it")
 
 
 def test_writing_what_stands_there_already_changes_nothing(scene: Scene) -> None:

@@ -12,6 +12,7 @@ from mthp.machine.step import Access
 from mthp.mm.page_flags import PG_LOCKED, PG_LRU, PG_UPTODATE
 from mthp.mm.pgtable_types import (
     DIRTY,
+    NO_ACCESS,
     SOFT_DIRTY,
     UFFD_WP,
     YOUNG,
@@ -198,3 +199,11 @@ def test_an_entry_in_flight(now: int, restored: int | None, broken: list[int]) -
         notes.pte(0, now, restored)
     notes.gave_up()
     assert notes.laws == broken
+
+
+def test_a_numa_hint_may_be_lost() -> None:
+    notes = Notes()
+    notes.pte(0, mk_pte(5, USED | NO_ACCESS), ENTRY)
+    notes.pte(0, ENTRY, mk_pte(5, USED))
+    notes.gave_up()
+    assert notes.laws == []

@@ -91,6 +91,18 @@ def test_a_copy_with_a_change(tmp_path: Path, name: str) -> None:
         assert check_world(FAULT).clean
 
 
+def test_functions_that_wrap_others(tmp_path: Path) -> None:
+    text = (
+        "from contextlib import contextmanager\n"
+        "from functools import wraps\n"
+        "from mthp.mm.mmap_lock import vma_start_write as start\n"
+        "@wraps(start)\ndef vma_start_write(vma):\n    start(vma)\n"
+        "@contextmanager\ndef unlocked_after(kernel, found):\n    yield found[0]\n"
+    )
+    own = loaded(written(tmp_path, text))
+    assert own.replaces == ("mm/mmap_lock.py vma_start_write", "mm/pgtable.py unlocked_after")
+
+
 def test_a_file_with_a_modules_name_may_replace_what_is_elsewhere(tmp_path: Path) -> None:
     with protocol(written(tmp_path, NO_VMA_LOCK, "copy.py")) as own:
         assert own.replaces == ("mm/mmap_lock.py vma_start_write",)
@@ -222,6 +234,7 @@ COLLAPSE = "def collapse_huge_page(mm, start_addr, referenced, unmapped, cc, ord
     ("body", "said"),
     [
         ("return nothing_like_it", "line 2, in collapse_huge_page: NameError"),
+        ("raise SystemExit(0)", "line 2, in collapse_huge_page: SystemExit: 0"),
         ("import mthp.results", "line 2, in collapse_huge_page: ModuleNotFoundError"),
         ("mm.find_vma()", "line 2, in collapse_huge_page: TypeError: "),
         ("mm.attic", "line 2, in collapse_huge_page: AttributeError: "),

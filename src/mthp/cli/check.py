@@ -63,15 +63,17 @@ _NARROW, _WIDE = 80, 120
 def run_check(args: argparse.Namespace) -> int:
     """Run `mthp check` and return its exit code."""
     if args.list:
-        _list()
+        with _protocol(args):
+            _list()
         return 0
     if args.litmus:
         return run_litmus(args)
     if args.herd or args.memory_model:
         raise UsageError("--herd and --memory-model are for --litmus")
-    several = [args.mutant is not None, args.protocol is not None, args.all or args.pairs]
-    if sum(several) > 1:
-        raise UsageError("--mutant, --protocol and --all (or --pairs) exclude one another")
+    several = [args.mutant, args.protocol, args.mutations, args.all or args.pairs or None]
+    if sum(each is not None for each in several) > 1:
+        what = "--mutant, --protocol, --mutations and --all (or --pairs)"
+        raise UsageError(f"{what} exclude one another")
     if args.all or args.pairs or args.mutations:
         for flag, given in (("--itf", args.itf), ("--svg", args.svg), ("--full", args.full)):
             if given:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.laws.ghost import Ghost, Step
-from mthp.laws.trail import MARKS, is_swap_in
+from mthp.laws.trail import MARKS, is_in_flight, is_swap_in
 from mthp.machine.step import Access
 from mthp.machine.task import Task
 from mthp.mm.mm_types import TableState, Vma
+from mthp.mm.page_flags import PG_LOCKED
 from mthp.mm.pgtable_types import (
     DIRTY,
     SOFT_DIRTY,
@@ -110,7 +111,9 @@ def law_7_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
 
 
 def law_9_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """PTEs are changed under their lock; a CPU by itself only makes them young and dirty."""
+    """PTEs are changed under their lock; a CPU by itself only makes them young and dirty. A collapser
+    puts pages in flight only of a folio that it has locked: whoever finds the entry waits for that.
+    """
     task, table = step.task, step.word.owner
     what = Thing(Kind.TABLE, table.number)
     if ghost.is_instruction(task):
@@ -119,6 +122,12 @@ def law_9_ptes(ghost: Ghost, step: Step) -> Iterator[Broken]:
     elif not (ghost.is_guarded(task, table) or ghost.is_private(task, table)):
         text = f"{task.name} changes a PTE of table {table.number} without its lock"
         yield Broken(9, what, text)
+    trail = ghost.trails.get(task.name)
+    if trail is not None and is_in_flight(step.new):
+        folio = ghost.kernel.mem.head.raw[pte_pfn(step.new)]
+        if not trail.flags.get(folio, 0) & PG_LOCKED:
+            text = f"{task.name} puts folio {folio} in flight and has not locked it"
+            yield Broken(9, Thing(Kind.FOLIO, folio), text)
 
 
 # PMDs

@@ -14,7 +14,7 @@ from typing import Final
 
 from mthp.laws.broken import Broken, Kind, Thing
 from mthp.mm.page_flags import PG_ACTIVE, PG_LOCKED, PG_LRU, PG_UNEVICTABLE
-from mthp.mm.pgtable_types import SOFT_DIRTY, UFFD_WP, Leaf, leaf_kind, pte_present
+from mthp.mm.pgtable_types import NO_ACCESS, SOFT_DIRTY, UFFD_WP, Leaf, leaf_kind, pte_present
 
 MARKS: Final = SOFT_DIRTY | UFFD_WP
 """Bits of an entry that must not be lost with it."""
@@ -65,7 +65,7 @@ class Trail:
             self.marks.pop(place, None)
         elif pte_present(old):
             self.marks[place] = old & MARKS
-        if leaf_kind(new) is Leaf.MIGRATION and not pte_present(new):
+        if is_in_flight(new):
             self.in_flight[place] = new
         else:
             self.in_flight.pop(place, None)
@@ -90,16 +90,22 @@ def is_swap_in(old: int, new: int) -> bool:
     return pte_present(new) and not pte_present(old) and leaf_kind(old) is Leaf.SWAP
 
 
+def is_in_flight(pte: int) -> bool:
+    """A migration entry."""
+    return not pte_present(pte) and leaf_kind(pte) is Leaf.MIGRATION
+
+
 def law_11_nothing_of_it_is_left(trail: Trail) -> Iterator[Broken]:
     """An attempt that did not succeed leaves no change of its own.
 
-    An entry of a page in flight may be gone by then, or be left: that is for the end to show.
+    An entry of a page in flight may be gone by then, or be left: that is for the end to show. A NUMA
+    hint may be lost: the next one comes.
     """
     if not trail.has_begun:
         return
     left = f"{trail.name} gave up and leaves"
     for (table, index), bits in trail.ptes.items():
-        if bits and (table, index) not in trail.in_flight:
+        if bits & ~NO_ACCESS and (table, index) not in trail.in_flight:
             name = f"{index} of table {table}"
             yield Broken(11, Thing(Kind.PTE, name), f"{left} PTE {name} changed")
     for (name, slot), bits in trail.pmds.items():

@@ -126,7 +126,10 @@ def protocol(file: Path) -> Iterator[Protocol]:
         put([Watch], "raised", Watch.raised, _raised(record, Watch.raised), undo)
         IN_FORCE.append(record)
         undo.callback(IN_FORCE.pop)
-        yield record
+        try:
+            yield record
+        except SystemExit as error:
+            raise VariantError(_fault(str(file), error)) from None
 
 
 def in_force() -> Protocol | None:

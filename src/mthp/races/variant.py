@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import unwrap
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
@@ -54,7 +55,10 @@ class Replacement:
     @property
     def is_other(self) -> bool:
         """Whether the new function does something else than the old one, as far as its own code goes."""
-        return self.old is None or _act(self.old.__code__) != _act(self.new.__code__)
+        if self.old is None:
+            return True
+        is_same = _act(self.old.__code__) == _act(self.new.__code__)  # of wrappers, both may be
+        return not is_same or _act(unwrap(self.old).__code__) != _act(unwrap(self.new).__code__)
 
 
 def _act(code: CodeType) -> tuple[object, ...]:
@@ -117,7 +121,10 @@ def compiled(name: str, file: str, text: str) -> ModuleType:
 def functions_of(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
     """The functions that a module defines, and those of its classes as Class.method."""
     for name, value in list(vars(module).items()):
-        if getattr(value, "__module__", None) != module.__name__:
+        is_here = getattr(value, "__globals__", None) is vars(
+            module
+        )  # though it may wrap another's
+        if getattr(value, "__module__", None) != module.__name__ and not is_here:
             continue
         if isinstance(value, FunctionType):
             yield name, value
