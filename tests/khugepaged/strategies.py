@@ -129,7 +129,7 @@ def _unmap(world: World, vma: Vma) -> None:
 
 
 def _shrink(world: World, vma: Vma) -> None:
-    vma.vm_end -= world.geometry.page_size
+    world.mm.shrink_vma(vma, vma.vm_end - world.geometry.page_size)
 
 
 def _advise_against(world: World, vma: Vma) -> None:

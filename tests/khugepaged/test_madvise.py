@@ -207,7 +207,7 @@ def test_a_vma_that_shrinks_on_the_way_asks_for_less() -> None:
     vma = world.vma(small(NR), small(NR), small(NR))
 
     def shrink() -> None:
-        vma.vm_end -= world.geometry.pmd_size
+        world.mm.shrink_vma(vma, vma.vm_end - world.geometry.pmd_size)
 
     world.before_lock(world.mm.mmap_lock, 4, shrink)  # 1 madvise, 2 and 3 the first collapse
     assert world.madvise(vma) == 0
