@@ -203,9 +203,6 @@ def law_13_only_live_mms_are_scanned(rest: Rest) -> Iterator[Broken]:
         if count != 1 or not mm.flags.value & MMF_VM_HUGEPAGE:
             text = f"{mm} is {count} times in the list, flags {mm.flags.value:#x}"
             yield Broken(13, Thing(Kind.MM, mm.number), text)
-        if not mm.mm_users.value and mm is not khugepaged.mm_slot:
-            text = f"{mm} has ended, and is left in the list behind the cursor"
-            yield Broken(13, Thing(Kind.MM, mm.number), text)
     if khugepaged.mm_slot is not None and khugepaged.mm_slot not in khugepaged.mm_slots:
         text = f"the cursor stands at {khugepaged.mm_slot}, which is not in the list"
         yield Broken(13, Thing(Kind.MM_LIST, "cursor"), text)
@@ -220,6 +217,14 @@ def law_3_mapped_pages_are_up_to_date(rest: Rest) -> Iterator[Broken]:
     for page in sorted({*rest.now.pte_mappings, *rest.now.pmd_mappings}):
         if not mem.flags.raw[mem.head.raw[page]] & PG_UPTODATE:
             yield Broken(3, Thing(Kind.PAGE, page), f"page {page} is mapped and not up to date")
+
+
+def law_13_ended_mms_are_not_listed(rest: Rest) -> Iterator[Broken]:
+    """An mm that has ended has left the daemon's list, unless the cursor stands at it."""
+    for mm in rest.khugepaged.mm_slots:
+        if not mm.mm_users.value and mm is not rest.khugepaged.mm_slot:
+            text = f"{mm} has ended, and is left in the list behind the cursor"
+            yield Broken(13, Thing(Kind.MM, mm.number), text)
 
 
 def law_4_migrations_have_ended(rest: Rest) -> Iterator[Broken]:

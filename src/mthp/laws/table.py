@@ -120,6 +120,7 @@ _LAWS = (
         {Moment.OBSERVED: observations.law_12_zapped_addresses_are_empty}),
     Law(13, "khugepaged touches only mms and mappings that are fully built and alive",
         {Moment.REST: at_rest.law_13_only_live_mms_are_scanned,
+         Moment.END: at_rest.law_13_ended_mms_are_not_listed,
          Moment.BEFORE_PMD: steps.law_13_pmds,
          Moment.AFTER_PMD: use.law_13_spans,
          Moment.BEFORE_VMA_LOCK: steps.law_13_vmas,
