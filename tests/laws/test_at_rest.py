@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mthp.laws.at_rest import Rest, law_13_ended_mms_are_not_listed
 from mthp.laws.broken import Kind
 from mthp.laws.watch import check_aborted, check_collapse, check_quiescent
 from mthp.machine.cpu import TlbEntry
@@ -126,10 +127,6 @@ def register_twice(world: World, vma: Vma) -> None:
     world.khugepaged.mm_slots.append(world.mm)
 
 
-def outlive(world: World, vma: Vma) -> None:
-    world.mm.mm_users.value = 0
-
-
 def forget_cursor(world: World, vma: Vma) -> None:
     world.khugepaged.mm_slot = world.mm
     world.khugepaged.mm_slots.clear()
@@ -164,7 +161,6 @@ AT_REST: list[tuple[int, Corrupt, str]] = [
     (9, leave_locked, "is left locked"),
     (9, leave_vma_locked, "the VMA lock is -1"),
     (13, register_twice, "is 2 times in the list"),
-    (13, outlive, "has ended, and is left in the list"),
     (13, forget_cursor, "the cursor stands at Mm(1000)"),
 ]
 
@@ -179,6 +175,15 @@ def test_a_corrupted_world_breaks_the_law(law: int, corrupt: Corrupt, text: str)
     said = [each for each in broken if each.law == law and text in each.text]
     assert len(said) == 1, broken
     assert isinstance(said[0].object.kind, Kind) and isinstance(said[0].object.name, int | str)
+
+
+def test_an_mm_that_ended_is_not_listed_behind_the_cursor() -> None:
+    world, _ = made()
+    rest = Rest(world.census(), world.khugepaged, world.census().outside, [])
+    world.mm.mm_users.value = 0
+    assert [each.law for each in law_13_ended_mms_are_not_listed(rest)] == [13]
+    world.khugepaged.mm_slot = world.mm
+    assert not [*law_13_ended_mms_are_not_listed(rest)]
 
 
 def test_without_knowing_the_outside_its_holds_look_like_leaks() -> None:
