@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from mthp.cli import main
+from mthp.races.variant import applied
+from tests.check.test_self_check import JUDGED_AT_ONCE
 
 ONE_WORLD = ["--world", "pmd", "--rivals", "gup"]
 
@@ -255,3 +257,27 @@ def test_a_file_of_another_check(tmp_path: Path, capsys: pytest.CaptureFixture[s
         err = capsys.readouterr().err
         assert "it is of another check: as-is:7.3:pmd:gup" in err
         assert err.count("\n") == 1
+
+
+def test_the_checker_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--self-check", *ONE_WORLD, "--seed", "3"]) == 0
+    first, holds = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"1 executions from seed 3, [01] steps moved", first)
+    assert "commute" in holds
+    assert main(["check", "--self-check", *ONE_WORLD, "--seconds", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["executions"] > 3 and document["moves"] > 0 and document["defects"] == []
+
+
+def test_what_is_not_as_claimed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with applied([JUDGED_AT_ONCE]):
+        code = main(["check", "--self-check", "--world", "pmd", "--rivals", "store-poisoned",
+                     "--seconds", "4"])  # fmt: skip
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "as-is:7.3:pmd:store-poisoned: law 2 is broken, and the search does not find it" in out
+
+
+def test_seconds_are_for_the_self_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *ONE_WORLD, "--seconds", "1"]) == 2
+    assert "--seconds is for --self-check" in capsys.readouterr().err

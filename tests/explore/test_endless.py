@@ -63,7 +63,7 @@ SEARCHES: dict[str, Callable[[Any], SearchOutcome]] = {
         it, until=Until.FIRST, most_executions=3, speed=Speed.NUMBA
     ).explore(),
     "plain": lambda it: Enumerator(it, most_executions=3).enumerate(),
-    "random": lambda it: Sampler(it, policy=Policy.RANDOM).sample(3),
+    "random": lambda it: Sampler(it, policy=Policy.WALK).sample(3),
 }
 
 

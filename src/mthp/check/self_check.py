@@ -19,6 +19,7 @@ from mthp.check.token import NO_MUTANT, NO_TASK
 from mthp.explore.commute import Commuting
 from mthp.explore.compiled.cells import Memory
 from mthp.explore.ordered import Observed
+from mthp.explore.sample import SWITCHES
 from mthp.laws.broken import Broken
 from mthp.races.cast.all import LAWFUL, get_along
 from mthp.races.findings import findings_of
@@ -27,9 +28,6 @@ from mthp.races.mutants.rules import MUTANTS
 from mthp.races.stage import Size
 from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
-
-SWITCHES = (0.05, 0.2, 0.5)
-"""How likely another task goes on at a step, one for each execution in turn."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from mthp.check.trace import trace
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.litmus import run_litmus
 from mthp.cli.options import UsageError, print_json
+from mthp.cli.self_check import run_self_check
 from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
 from mthp.races.cast.all import LAWFUL, RIVALS
@@ -70,6 +71,11 @@ def run_check(args: argparse.Namespace) -> int:
         return run_litmus(args)
     if args.herd or args.memory_model:
         raise UsageError("--herd and --memory-model are for --litmus")
+    if args.self_check:
+        chosen = args.world or args.rivals is not None
+        return run_self_check(args, _chosen(args) if chosen else [])
+    if args.seconds:
+        raise UsageError("--seconds is for --self-check")
     several = [args.mutant, args.protocol, args.mutations, args.all or args.pairs or None]
     if sum(each is not None for each in several) > 1:
         what = "--mutant, --protocol, --mutations and --all (or --pairs)"

@@ -210,6 +210,11 @@ def add_check(verbs: Verbs) -> None:
         help="take out or swap each call of a module in turn, and say what notices",
     )
     group.add_argument("--list", action="store_true", help="the rivals, the mutants and the laws")
+    group.add_argument(
+        "--self-check",
+        action="store_true",
+        help="draw executions, and see whether what an exhaustive search claims is so",
+    )
     group = parser.add_argument_group("the litmus tests")
     group.add_argument(
         "--litmus", action="store_true", help="how stores are published, under each memory model"
@@ -224,7 +229,8 @@ def add_check(verbs: Verbs) -> None:
     group = parser.add_argument_group("how far")
     add_number(group, "executions", "stop each world after N executions", 1)
     add_number(group, "sample", "draw N executions instead of exploring", 1)
-    add_number(group, "seed", "of --sample (0)")
+    add_number(group, "seed", "of --sample and --self-check (0)")
+    add_number(group, "seconds", "of --self-check: go on for so long (default: each once)", 1)
     add_number(group, "preemptions", "only executions with at most N, all")
     add_number(group, "steps", "cut each execution off after N steps", 1)
     add_number(group, "jobs", "processes (default: one a core)", 1)

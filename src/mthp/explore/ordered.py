@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from mthp.explore.compiled.cells import Memory
-from mthp.explore.compiled.containers import SharedArray
+from mthp.explore.compiled.containers import SharedArray, SharedDict
 from mthp.explore.compiled.recording import Recorder
 from mthp.explore.compiled.segment import Chain, Question, Segment, Symbol
 from mthp.explore.dependence import dependent
@@ -212,17 +212,15 @@ class _AccessRecorder(Recorder):
         return found
 
     def _place(self, name: Any, key: Any) -> tuple[str, str]:
-        while isinstance(
-            name[0], tuple
-        ):  # made by a task: what never changes of it is part of its name
+        while isinstance(name[0], tuple):  # made by a task, with what never changes of it
             name = name[0]
         kind, _, of = str(name[1]).rpartition(":")
         if not kind:
             attribute = f"{of.rpartition('.')[2]}.{key}"
             return attribute, attribute
-        return kind, f"{kind}[{self.values[key[0]]}]" if isinstance(
-            key, tuple
-        ) else f"{kind}'s keys"
+        if isinstance(key, tuple):
+            return kind, f"{kind}[{self.values[key[0]]}]"
+        return kind, f"{kind}'s keys" if of == SharedDict.__name__ else kind
 
     def commuting(self) -> frozenset[str]:
         """Attributes that are said to commute."""

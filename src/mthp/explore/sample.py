@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Some executions of a world too large for all: at random, or by random priorities (PCT).
+"""Some executions of a world too large for all, by random walks and by random priorities (PCT) in turn.
 
 PCT (Burckhardt, Kothari, Musuvathi, Nagarakatte, ASPLOS 2010): each task has a priority, the highest
 that can runs, and at d - 1 places the running task's falls below all others. A bug of depth d shows
 with a probability of at least 1 / (n k^(d-1)) for n tasks and k steps.
+
+Here k is some hundred steps, of which few are at words that another task is at too, and a change of
+priorities between two steps that matter is rare. A walk, which goes over to another task every few
+steps, meets such places in each execution, but seldom lets one task do all it has to do meanwhile.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from mthp.explore.outcome import (
     BrokenSchedule,
@@ -29,8 +34,13 @@ from mthp.explore.tasks import MAX_STEPS, Ending, Execution, Recipe
 class Policy(Enum):
     """How the next task is drawn."""
 
-    RANDOM = "random"
-    PCT = "pct"
+    WALK = "random walks"
+    PCT = "PCT"
+    BOTH = "random walks and PCT in turn"
+
+
+SWITCHES: Final = (0.05, 0.2, 0.5)
+"""How likely a walk goes over to another task at a step: one of these for each in turn."""
 
 
 def at_random(draw: random.Random, switch: float) -> Callable[[Execution], int]:
@@ -53,7 +63,7 @@ class Sampler:
         recipe: Recipe,
         *,
         seed: int = 0,
-        policy: Policy = Policy.PCT,
+        policy: Policy = Policy.BOTH,
         depth: int = 3,
         most_steps: int = MAX_STEPS,
     ) -> None:
@@ -67,6 +77,7 @@ class Sampler:
         self._taken: list[int] = []
         self._priorities: list[float] = []
         self._falls: set[int] = set()
+        self._drawn = 0
 
     def sample(self, count: int) -> SearchOutcome:
         """`count` executions, or fewer where one breaks something."""
@@ -75,7 +86,8 @@ class Sampler:
         executions = too_long = 0
         results: Results = ()
         while executions < count and not findings:
-            execution = Execution(self.recipe(), self._choose, self.most_steps)
+            choose = self._next()
+            execution = Execution(self.recipe(), choose, self.most_steps)
             self._begin(len(execution.ops))
             is_cut_off = execution.run() is Ending.TOO_LONG
             too_long += is_cut_off
@@ -93,18 +105,32 @@ class Sampler:
         coverage = Coverage(Extent.SAMPLED, executions, 0, steps, bound, self.seed, results=results)
         return SearchOutcome(coverage, tuple(findings.values()))
 
+    def _next(self) -> Callable[[Execution], int]:
+        """How the next execution is drawn."""
+        number = self._drawn
+        self._drawn += 1
+        if self.policy is Policy.BOTH:
+            number, is_walk = divmod(number, 2)
+        else:
+            is_walk = int(self.policy is Policy.WALK)
+        if not is_walk:
+            return self._by_priorities
+        walk = at_random(self._random, SWITCHES[number % len(SWITCHES)])
+
+        def choose(execution: Execution) -> int:
+            self._taken.append(walk(execution))
+            return self._taken[-1]
+
+        return choose
+
     def _begin(self, tasks: int) -> None:
         self._taken = []
         self._priorities = [1 + self._random.random() for _ in range(tasks)]
         self._falls = {self._random.randrange(self._longest) for _ in range(self.depth - 1)}
 
-    def _choose(self, execution: Execution) -> int:
-        enabled = execution.enabled()
-        if self.policy is Policy.RANDOM:
-            task = self._random.choice(enabled)
-        else:
-            task = max(enabled, key=self._priorities.__getitem__)
-            if len(self._taken) in self._falls:
-                self._priorities[task] = -float(len(self._taken))
+    def _by_priorities(self, execution: Execution) -> int:
+        task = max(execution.enabled(), key=self._priorities.__getitem__)
+        if len(self._taken) in self._falls:
+            self._priorities[task] = -float(len(self._taken))
         self._taken.append(task)
         return task

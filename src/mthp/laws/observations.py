@@ -133,6 +133,9 @@ class Observations:
 
     def _is_missing(self, mm: Mm, address: int) -> bool:
         """Whether nothing stands there. mmap_lock is held for writing: no other task can fill it."""
+        return self.kernel.machine.data_race(lambda: self._is_none(mm, address))
+
+    def _is_none(self, mm: Mm, address: int) -> bool:
         pmd = mm_find_pmd(mm, address)
         value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
         if pmd_none(value) or not pmd_is_table(value):

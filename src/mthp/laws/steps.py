@@ -239,7 +239,7 @@ def law_1_flags(ghost: Ghost, step: Step) -> Iterator[Broken]:
 def law_10_vmas(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """A collapser uses no VMA that it looked up before mmap_lock was let go."""
     vma = step.word.owner
-    if step.task.name in ghost.collapsers and isinstance(vma, Vma) and vma not in vma.vm_mm.vmas:
+    if step.task.name in ghost.collapsers and isinstance(vma, Vma) and vma.detached:
         text = f"{step.task.name} goes on with {vma}, looked up before mmap_lock was let go"
         yield Broken(10, Thing(Kind.VMA, str(vma)), text)
 
@@ -249,7 +249,7 @@ def law_10_ranges(ghost: Ghost, report: object) -> Iterator[Broken]:
     if not isinstance(report, Scanning):
         return
     vma, start, end = report.vma, report.start, report.end
-    if vma not in vma.vm_mm.vmas or not vma.vm_start <= start < end <= vma.vm_end:
+    if vma.detached or not vma.vm_start <= start < end <= vma.vm_end:
         text = f"{report.by} looks at {start:#x}-{end:#x} as a part of {vma}"
         yield Broken(10, Thing(Kind.VMA, str(vma)), text)
 

@@ -145,7 +145,9 @@ def pin_and_write(mm: Mm, address: Address, value: int) -> None:
     page = gup_fast(mm, address, PIN)
     if page is None:
         return
-    exclusive = kernel.mem.page_flags.raw[kernel.mem.page_folio(page)] & PAGE_ANON_EXCLUSIVE != 0
+    # A page that is being unmapped may lose the mark meanwhile; no present entry maps it then.
+    flags, folio = kernel.mem.page_flags.raw, kernel.mem.page_folio(page)
+    exclusive = kernel.machine.data_race(lambda: flags[folio] & PAGE_ANON_EXCLUSIVE != 0)
     by = kernel.machine.current.name
     kernel.report(Pinned(mm, address, page, exclusive, by))
     kernel.mem.content.write(page, value)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from mthp.machine.cpu import Cpu
 from mthp.machine.hold import Hold, Rank
@@ -55,8 +55,8 @@ class Vma:
     """
 
     __slots__ = (
-        "anon_vma", "file", "freed", "name", "vm_end", "vm_flags", "vm_lock", "vm_mm", "vm_pgoff",
-        "vm_start",
+        "anon_vma", "detached", "file", "freed", "name", "vm_end", "vm_flags", "vm_lock", "vm_mm",
+        "vm_pgoff", "vm_start",
     )  # fmt: skip
 
     def __init__(
@@ -77,7 +77,7 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.file = file
         self.name = name
-        self.freed = False
+        self.freed = self.detached = False
         self.vm_lock = WriteMark(mm.machine, f"vma{vm_start:x}.vm_lock", self)
 
     def __repr__(self) -> str:
@@ -224,6 +224,7 @@ class Mm:
         at = self.vmas.index(vma)
         del self.vmas[at], self._starts[at], self._ends[at]
         self.unlinked_vmas.append(vma)
+        vma.detached = True
         if vma.anon_vma is not None:
             vma.anon_vma.vmas.remove(vma)
 
@@ -340,6 +341,7 @@ class Subscriber(Protocol):
 class Kernel:
     """Settings, profile, memory, CPUs, counters and the trace of one kernel.
 
+    table_numbers: gives the next table its number.
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows. report:
     is called with the facts of mm.reports, which laws need and no word of memory holds. twins: what
@@ -347,6 +349,10 @@ class Kernel:
     each of its pages holds, on file systems with large folios. order_policy: chooses windows in the
     kernel's place. lane_of_ptes: how PTEs are stored to where CPUs have store buffers.
     """
+
+    COMMUTES: ClassVar[Mapping[str, str]] = {
+        "anon_vmas": "only added to; whoever looks for one knows its number by something made later"
+    }
 
     def __init__(
         self,
@@ -371,6 +377,7 @@ class Kernel:
         self.swap = SwapDevice(self.machine)
         self.tables: dict[int, PageTable] = {}
         self.anon_vmas: list[AnonVma] = []
+        self.table_numbers: Callable[[], int] = lambda: len(self.tables) + 1
         self.mms: list[Mm] = []
         self.node_reclaim = False
         self.node_reclaim_distance = 30
@@ -404,7 +411,7 @@ class Kernel:
 
     def new_table(self) -> PageTable:
         """Make an empty page table. Kernel: pte_alloc_one()."""
-        table = PageTable(self, len(self.tables) + 1)
+        table = PageTable(self, self.table_numbers())
         self.tables[table.number] = table
         return table
 

@@ -29,7 +29,7 @@ def lock_vma_under_rcu(mm: Mm, address: Address) -> Vma | None:
     vma = mm.vma_lookup(address)
     if vma is None or not vma.vm_lock.try_enter():
         return None
-    if vma not in mm.vmas or vma.anon_vma is None:
+    if vma.detached or vma.anon_vma is None:
         vma.vm_lock.leave()
         return None
     return vma

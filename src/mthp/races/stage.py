@@ -142,6 +142,21 @@ def _settings(size: Size, layout: Layout) -> Settings:
 _SETTINGS: Final = {(size, layout): _settings(size, layout) for size in Size for layout in Layout}
 
 
+class _TableNumbers:
+    """Each task numbers the tables it makes: a number does not depend on what others make."""
+
+    def __init__(self, machine: Machine, names: Sequence[str], first: int) -> None:
+        self.machine = machine
+        later_first = [*names[1:], names[0]]
+        self.next = {name: first + at * _ARENA for at, name in enumerate(later_first)}
+
+    def __call__(self) -> int:
+        """The running task's next one."""
+        name = self.machine.current.name
+        self.next[name] += 1
+        return self.next[name] - 1
+
+
 class Arenas(Allocator):
     """Each task has frames of its own, and none is used twice: which frame an allocation gets does
     not depend on what others do, and what was freed stays freed.
@@ -412,6 +427,7 @@ class Stage:
             memcg.limit = memcg.usage.value + (1 << self.order) + 1
         names = [task.name for task, _ in self.tasks]
         mem.allocator = Arenas(mem, self.machine, names)
+        kernel.table_numbers = _TableNumbers(self.machine, names, len(kernel.tables) + 1)
         self.watch = Watch(kernel, self.khugepaged, collapsers)
         self.before, self.after = self.watch.before, self.watch.after
         self.raised, self.stuck = self.watch.raised, self.watch.stuck

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an exhaustive search claims, looked at on random executions: nothing is wrong, and what was wrong
+once is seen by each of the three ways of looking."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from mthp.check.scorecard import default_worlds
+from mthp.check.self_check import SelfCheck, Subject, missed, pairs, subjects
+from mthp.explore.enumerate import Enumerator
+from mthp.explore.explore import Explorer, Until
+from mthp.laws.ghost import Ghost
+from mthp.races.edits import Edit
+from mthp.races.mutants.mutant import Mutant
+from mthp.races.stage import Size
+from mthp.races.variant import applied
+from mthp.races.world import RaceWorld
+
+PARTS = 4
+
+ADDED_LATE = Edit(
+    "mm.swap_state",
+    "_swap_cache_alloc",
+    "error = swap.add_folio(folio, entry, nr)",
+    "error = swap.add_check(entry, nr)\nmem.set(folio, PG_SWAPBACKED)\n"
+    "if error is None: swap.add_to_cache(entry & -nr, folio, nr)",
+)
+"""The slot was looked at in one step, and the folio added after another, at an unrelated word."""
+JUDGED_AT_ONCE = Edit("laws.ghost", "page_is_written", "copy.is_kept", "True")
+"""A store after the copy broke law 2, unless the trace event of the failure, no step, had come before."""
+SWAPOFF = RaceWorld(Size.PMD, "7.3", ("swapoff",))
+POISONED = RaceWorld(Size.PMD, "7.3", ("store-poisoned",))
+
+
+def looked_at(what: list[Subject], executions: int, moves: int, seed: int = 1) -> SelfCheck:
+    check = SelfCheck(Random(seed))
+    for each in what:
+        check.look_at(each, executions, moves)
+    return check
+
+
+def changed(world: RaceWorld, edit: Edit) -> Subject:
+    return Subject(world, Mutant("old", "", "", world, (), (edit,)))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_worlds_and_mutants_are_as_claimed(part: int) -> None:
+    some = Random(part).sample(pairs(), 30)
+    check = looked_at([*subjects()[part :: 2 * PARTS], *some], 1, 1, seed=part)
+    assert check.defects == {}
+    assert check.moves > check.executions // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_all_of_them_are(part: int) -> None:
+    assert looked_at(subjects()[part::PARTS], 10, 4, seed=100 + part).defects == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_pair_is(part: int) -> None:
+    assert looked_at(pairs()[part::PARTS], 3, 2, seed=200 + part).defects == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", default_worlds("7.3"), ids=lambda world: Subject(world).name)
+def test_enumeration_finds_nothing_more(world: RaceWorld) -> None:
+    """Every execution with two preemptions, of large worlds the first some thousand."""
+    plain = Enumerator(world, preemptions=2, most_executions=5000).enumerate()
+    assert list(missed(Subject(world), (each.broken for each in plain.findings))) == []
+
+
+def test_an_access_that_rides_on_another_step_is_seen_in_each_way() -> None:
+    check = looked_at([changed(SWAPOFF, ADDED_LATE)], 25, 3)
+    found = list(check.defects)
+    assert any("SwapDevice.cache" in each and "nothing orders" in each for each in found)
+    assert any("moved" in each for each in found)
+    assert any("the search does not find it" in each for each in found)
+
+
+def test_a_verdict_by_what_is_no_step_is_seen_in_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with applied([JUDGED_AT_ONCE]):
+        plain = Enumerator(POISONED, preemptions=1).enumerate()
+        reduced = Explorer(POISONED, until=Until.END).explore()
+    assert {each.broken.law for each in plain.findings} == {2} and not reduced.findings
+    check = looked_at([changed(POISONED, JUDGED_AT_ONCE)], 40, 3)
+    assert any("moved" in each and "can still write page" in each for each in check.defects)
+    assert "law 2 is broken, and the search does not find it" in check.defects
+    assert not any("nothing orders" in each for each in check.defects)
+    monkeypatch.setattr(Ghost, "COMMUTES", {})
+    check = looked_at([changed(POISONED, JUDGED_AT_ONCE)], 10, 0)
+    assert any("Ghost.copies" in each for each in check.defects)
+
+
+@pytest.mark.parametrize("world", [SWAPOFF, POISONED], ids=lambda world: world.rivals[0])
+def test_both_are_as_claimed_now(world: RaceWorld) -> None:
+    assert looked_at([Subject(world)], 25, 3).defects == {}
+    assert not Enumerator(world, preemptions=1).enumerate().findings
