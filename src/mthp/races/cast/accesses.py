@@ -6,7 +6,7 @@ from __future__ import annotations
 from mthp.mm.gup import get_and_write, pin_and_write
 from mthp.mm.memory import handle_mm_fault, handle_user_fault
 from mthp.mm.mmu import load, store
-from mthp.races.cast.rival import BESIDE, IS_LARGE, WINDOW, Rival
+from mthp.races.cast.rival import BESIDE, HOLE, IS_LARGE, WINDOW, Rival
 from mthp.races.lockless_walker import perf_get_page_size
 from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.races.stage import Stage
@@ -29,14 +29,19 @@ def _store_beside(stage: Stage) -> None:
         store_twice(stage, stage.beside, stage.beside)
 
 
-def _add_guest(stage: Stage) -> None:
+def _add_guest(stage: Stage, index: int = 0) -> None:
     stage.guest = SecondaryMmu(stage.mm)
-    stage.guest.sptes[stage.window] = stage.pages[0]
+    stage.guest.sptes[stage.address(index)] = stage.pages[index]
 
 
-def _guest_stores(stage: Stage) -> None:
+def _add_guest_of_second(stage: Stage) -> None:
+    stage.map_page(1)
+    _add_guest(stage, 1)
+
+
+def _guest_stores(stage: Stage, index: int = 0) -> None:
     assert stage.guest is not None
-    stage.guest.store(stage.window, 400)
+    stage.guest.store(stage.address(index), 400 + index)
 
 
 # fmt: off
@@ -62,6 +67,8 @@ ACCESSES = (
         lambda stage: pin_and_write(stage.mm, stage.window, 300), Stage.map_large, WINDOW,
         never_below_pmd=IS_LARGE),
     Rival("guest", "a guest stores to a page its MMU maps", _guest_stores, _add_guest),
+    Rival("guest-second", "the same of the window's second page",
+        lambda stage: _guest_stores(stage, 1), _add_guest_of_second, HOLE),
     Rival("perf", "perf walks the table without a lock",
         lambda stage: perf_get_page_size(stage.mm, stage.window)),
 )
