@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -28,7 +28,6 @@ from mthp.words.results import ScanResult
 SCHEMA_VERSION = 1
 _GAP = 2
 _MIN_COLUMN = 26
-_NAMED = 12
 
 
 def covered_text(covered: Coverage) -> str:
@@ -118,16 +117,12 @@ def totals_lines(worlds: Sequence[WorldResult]) -> list[str]:
         Verdict.NO_BREACH: "no breach found, but bounded",
         Verdict.EXPECTED: "with the expected finding",
     }
-    came_to = {verdict: [each for each in worlds if each.verdict is verdict] for verdict in Verdict}
     lines = [f"{len(worlds)} worlds"]
-    lines += [f"{len(each):6} {names.get(v, v.value)}" for v, each in came_to.items() if each]
-    reasons = defaultdict(list)
-    for each in (*came_to[Verdict.VACUOUS], *came_to[Verdict.NOT_RUN]):
-        reasons[each.reason].append(f"{each.profile} {each.world} {' + '.join(each.tasks[1:])}")
-    for reason, where in sorted(reasons.items()):
-        more = [f"and {len(where) - _NAMED} more"] if len(where) > _NAMED else []
-        lines.append(f"{reason}:")
-        lines += _indented(", ".join([*where[:_NAMED], *more]))
+    for verdict in Verdict:
+        reasons = Counter(each.reason for each in worlds if each.verdict is verdict)
+        if reasons:
+            lines.append(f"{reasons.total():6} {names.get(verdict, verdict.value)}")
+        lines += [f"{often:12} {why}" for why, often in reasons.most_common() if why]
     return lines
 
 
@@ -145,11 +140,8 @@ def never_ran_lines(searches: Iterable[Ran]) -> list[str]:
         for each in texts
         if each.never_ran
     ]
-    return [f"lines of the protocol: {of}; {left} of them never ran:", *_indented("; ".join(named))]
-
-
-def _indented(text: str) -> list[str]:
-    return wrap(text, 96, initial_indent="    ", subsequent_indent="    ")
+    lines = wrap("; ".join(named), 96, initial_indent="    ", subsequent_indent="    ")
+    return [f"lines of the protocol: {of}; {left} of them never ran:", *lines]
 
 
 def _numbers(lines: Sequence[int]) -> str:
