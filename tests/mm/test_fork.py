@@ -110,7 +110,7 @@ def test_a_copy_that_fails_is_never_registered() -> None:
     child = world.kernel.new_mm(2000)
     facts: list[object] = []
     world.kernel.report = facts.append
-    dup_mmap_failing(child, world.mm, vma, world.khugepaged.khugepaged_enter)
+    dup_mmap_failing(child, world.mm, world.khugepaged.khugepaged_enter)
     assert facts == [Halfway(child, True)]
     assert [each.vm_start for each in child.vmas] == [vma.vm_start]
     assert child not in world.khugepaged.mm_slots and child.mm_users.value == 0

@@ -9,8 +9,11 @@ from mthp.mm.mmu import load, store
 from mthp.mm.mprotect import Right, change_protection, mprotect, task_numa_work
 from mthp.mm.pgtable_types import (
     NO_ACCESS,
+    SOFT_DIRTY,
     UFFD_WP,
     WRITE,
+    Leaf,
+    leaf_pte,
     pmd_trans_huge,
     pte_present,
     pte_protnone,
@@ -19,7 +22,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.vm_flags import VM_WRITE
 from mthp.races.stage import START, Size
 from mthp.races.world import RaceWorld
-from tests.small_worlds import TINY, World, hole, huge, large, small, swap, zero
+from tests.small_worlds import TINY, World, hole, huge, large, leaf, small, swap, zero
 from tests.stages import entry, played
 
 
@@ -42,7 +45,7 @@ def test_mprotect_lets_nobody_store() -> None:
     ("right", "takes", "gives"),
     [(Right.NUMA, WRITE, NO_ACCESS), (Right.UFFD_WP, WRITE, UFFD_WP), (Right.STORES, WRITE, 0)],
 )
-def test_the_right_is_taken_of_what_is_present_in_the_range(
+def test_the_right_is_taken_of_what_is_mapped_or_swapped_in_the_range(
     right: Right, takes: int, gives: int
 ) -> None:
     world = World(geometry=TINY)
@@ -52,8 +55,37 @@ def test_the_right_is_taken_of_what_is_present_in_the_range(
     assert change_protection(vma, start, end, right)
     for i, (old, new) in enumerate(zip(before, world.table(vma).ptes.raw, strict=True)):
         spared = right is Right.NUMA and old >> 16 == 0
-        changed = 2 <= i < 11 and pte_present(old) and not spared
-        assert new == (old & ~takes | gives if changed else old), i
+        if not pte_present(old):
+            spared, takes_here, gives_here = right is not Right.UFFD_WP or not old, 0, UFFD_WP
+        else:
+            takes_here, gives_here = takes, gives
+        changed = 2 <= i < 11 and not spared
+        assert new == (old & ~takes_here | gives_here if changed else old), i
+
+
+@pytest.mark.parametrize("right", Right)
+@pytest.mark.parametrize("huge_page", [False, True])
+def test_a_page_that_migrates_comes_back_without_the_right(right: Right, huge_page: bool) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(huge(4) if huge_page else small(1))
+    folio = world.folio(vma, 0)
+    old = leaf_pte(Leaf.MIGRATION, folio, WRITE | SOFT_DIRTY)
+    if huge_page:
+        world.set_pmd(vma, old)
+    else:
+        world.table(vma).ptes.raw[0] = old
+    end = vma.vm_start + (0x10000 if huge_page else 0x1000)
+    assert change_protection(vma, vma.vm_start, end, right)
+    now = world.pmd(vma) if huge_page else world.table(vma).ptes.raw[0]
+    assert now == old & ~WRITE | (UFFD_WP if right is Right.UFFD_WP else 0)
+
+
+def test_markers_are_left_as_they_are() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(leaf(Leaf.GUARD), leaf(Leaf.HWPOISON))
+    before = list(world.table(vma).ptes.raw)
+    assert not change_protection(vma, vma.vm_start, vma.vm_start + 0x2000, Right.UFFD_WP)
+    assert list(world.table(vma).ptes.raw) == before
 
 
 def test_nothing_is_changed_where_nothing_is_present() -> None:

@@ -111,7 +111,7 @@ def copy_pte_range(
     dst.unmap()
 
 
-def dup_mmap_failing(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) -> None:
+def dup_mmap_failing(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
     """Copy mappings until memory runs out, after the first one.
 
     The rest of the child's tree are placeholders, and the child is registered with khugepaged only
@@ -120,7 +120,8 @@ def dup_mmap_failing(child: Mm, parent: Mm, vma: Vma, khugepaged_fork: Enter) ->
     report = parent.kernel.report
     report(Halfway(child, True))
     with parent.mmap_write_lock(), child.mmap_write_lock():
-        child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
+        for vma in parent.vmas[:1]:
+            child.mmap(vma.vm_start, vma.vm_end, vma.vm_flags)
         register_if_complete(child, khugepaged_fork, complete=False)
     mmput(child)
 

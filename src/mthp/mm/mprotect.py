@@ -24,9 +24,11 @@ from mthp.mm.pgtable_types import (
     NO_ACCESS,
     UFFD_WP,
     WRITE,
+    Leaf,
     Pte,
+    leaf_kind,
+    pmd_is_migration_entry,
     pmd_trans_huge,
-    pte_none,
     pte_pfn,
     pte_present,
     pte_protnone,
@@ -43,7 +45,7 @@ class Right(Enum):
     STORES = "stores"
 
     def without(self, entry: int) -> int:
-        """The present entry without the right."""
+        """Return the present entry without the right."""
         if self is Right.NUMA:
             return entry & ~WRITE | NO_ACCESS
         return entry & ~WRITE | (UFFD_WP if self is Right.UFFD_WP else 0)
@@ -60,7 +62,8 @@ def change_protection(vma: Vma, start: Address, end: Address, right: Right) -> b
         return False
     changed = False
     with mmu_notifier_invalidate_range(mm, start, end):
-        if pmd_trans_huge(pmdp_get_lockless(pmd)):
+        pmdval = pmdp_get_lockless(pmd)
+        if pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval):
             if end - start < mm.geometry.pmd_size:
                 split_huge_pmd(vma, pmd, start)
             elif change_huge_pmd(vma, pmd, start, right):
@@ -80,13 +83,30 @@ def change_pte_range(mm: Mm, pmd: PmdPtr, start: Address, end: Address, right: R
     with unlocked_after(mm.kernel, found) as pte:
         for i in range((end - start) >> mm.geometry.page_shift):
             pteval = pte.get(i)
-            if pte_none(pteval) or not pte_present(pteval) or _is_spared(pteval, right):
+            if not pte_present(pteval):
+                new = change_softleaf_pte(pteval, right)
+                if new != pteval:
+                    pte.ptes.write(pte.base + i, new)
+                    changed = True
+                continue
+            if _is_spared(pteval, right):
                 continue
             # ptep_modify_prot_start(), ptep_modify_prot_commit(): the hardware may set bits between
             old = pte.ptes.swap(pte.base + i, 0)
             pte.ptes.write(pte.base + i, right.without(old))
             changed = True
     return changed
+
+
+def change_softleaf_pte(entry: int, right: Right) -> int:
+    """Take the right from an entry that is not present: a page that migrates comes back without the
+    right to store, and uffd write protection stays with the entry. Kernel: change_softleaf_pte().
+    """
+    kind = leaf_kind(entry)
+    if kind is Leaf.MIGRATION:
+        entry &= ~WRITE
+    is_protected = right is Right.UFFD_WP and kind in (Leaf.MIGRATION, Leaf.SWAP)
+    return entry | UFFD_WP if is_protected else entry
 
 
 def _is_spared(pteval: Pte, right: Right) -> bool:
@@ -100,7 +120,11 @@ def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: Address, right: Right) -> bool
     Kernel: mm/huge_memory.c, change_huge_pmd().
     """
     with pmd_lock(pmd):
-        if not pmd_trans_huge(pmdp_get_lockless(pmd)):
+        pmdval = pmdp_get_lockless(pmd)
+        if pmd_is_migration_entry(pmdval):  # change_non_present_huge_pmd()
+            pmd.page.pmds.write(pmd.slot, change_softleaf_pte(pmdval, right))
+            return True
+        if not pmd_trans_huge(pmdval):
             return False
         if right is not Right.NUMA:
             old = pmdp_invalidate(vma.vm_mm, start, pmd)

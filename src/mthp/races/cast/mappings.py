@@ -98,7 +98,7 @@ def _add_child(stage: Stage, name: str) -> None:
 
 def _fork_fails(stage: Stage) -> None:
     child = stage.children["fork-fails"]
-    dup_mmap_failing(child, stage.mm, stage.vma, stage.khugepaged.khugepaged_enter)
+    dup_mmap_failing(child, stage.mm, stage.khugepaged.khugepaged_enter)
 
 
 STACK = "exec's temporary stack is left alone, and is elsewhere once it is shifted"
