@@ -119,6 +119,8 @@ def empties(program: Program, mm: Mm, page: int) -> None:
     table_end = (start | 0xFFFF) + 1
     last = min(table_end, program.address(mm, PAGES)) if page % 3 else start + 0x1000
     (madvise_dontneed if page % 2 else madvise_dontneed_vma_locked)(mm, start, last)
+    if mm.vmas[0].vm_flags & VM_LOCKED:  # EINVAL
+        return
     for each in range(page, page + (last - start >> 12)):
         program.contents[mm.number, each] = 0
         program.given_up.discard((mm.number, each))
