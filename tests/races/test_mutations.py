@@ -28,7 +28,7 @@ def test_each_mutation_changes_its_module(module: str) -> None:
         ("collapse", "_replace", "without restore_pmd()", 6),
         ("isolate", "lock_and_isolate", "without mem.folio_unlock()", 9),
         ("install", "install_pmd", "without pgtable_trans_huge_deposit()", 6),
-        ("install", "__folio_mark_uptodate", "without kernel.mem.set()", 3),
+        ("install", "__folio_mark_uptodate", "without kernel.mem.flags.store_bits()", 3),
         ("copy", "__collapse_huge_page_copy_succeeded", "without clear_ptes()", 6),
         ("copy", "__collapse_huge_page_copy_failed", "without pmd_populate()", 6),
     ],
