@@ -165,6 +165,14 @@ def test_a_new_folio_of_a_locked_mapping_is_mlocked(locked: int, mlocked: int) -
     assert all(f"folio {page} was mapped at {START + 0x1000:#x} and is" in each for each in said)
 
 
+def test_a_page_that_was_swapped_in_need_not_be_mlocked_yet() -> None:
+    world = stage("swapped")
+    before = Census(world.kernel)
+    made(world)
+    world.vma.vm_flags |= VM_LOCKED
+    assert 16 not in {each.law for each in check_collapse(before, world.kernel)}
+
+
 def test_what_was_given_up_need_not_be_swap_backed() -> None:
     world = stage()
     world.kernel.mem.flags.raw[made(world)] &= ~PG_SWAPBACKED

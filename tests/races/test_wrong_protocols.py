@@ -474,7 +474,7 @@ WRONG: Final = (
     Wrong("not-up-to-date", "the new folio is not marked up to date",
         "pmd", (3, 16),
         (Edit("khugepaged.install", "__folio_mark_uptodate",
-              "kernel.mem.flags.store_bits(folio, PG_UPTODATE)"),)),
+            "kernel.mem.flags.store_bits(folio, PG_UPTODATE)"),)),
     Wrong("no-barrier", "no barrier stands between contents and mapping",
         "pmd+weak:load", (3,),
         (Edit("khugepaged.install", "__folio_mark_uptodate", "kernel.machine.smp_wmb()"),)),

@@ -22,7 +22,7 @@ from mthp.mm.page_flags import (
     PG_UPTODATE,
     PG_ZONE_DEVICE,
 )
-from mthp.mm.pgtable_types import HUGE, UFFD_WP, WRITE, pte_present
+from mthp.mm.pgtable_types import HUGE, UFFD_WP, WRITE, pte_none, pte_present
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_WP, VM_WRITE
 
 
@@ -112,10 +112,15 @@ _NEW = {PG_UPTODATE: "not up to date", PG_SWAPBACKED: "not swap-backed", PG_KSM:
 
 
 def law_16_locked_mappings_are_mlocked(before: Census, now: Census) -> Iterator[Broken]:
-    """A folio that a collapse made is mlocked where its VMA is locked, and nowhere else."""
+    """A folio that a collapse made is mlocked where its VMA is locked, and nowhere else. One that was
+    swapped in is mlocked once reclaim comes by.
+    """
     for each in now.mappings:
         folio = now.kernel.mem.head.raw[each.page]
-        if each.page and each.vma is not None and folio not in before.flags:
+        old = before.entries.get((each.mm.number, each.address), 0)
+        was_swapped = not (pte_none(old) or pte_present(old))
+        is_new = each.page and folio not in before.flags and not was_swapped
+        if is_new and each.vma is not None:
             locked = each.vma.vm_flags & VM_LOCKED
             mlocked = now.kernel.mem.flags.raw[folio] & PG_MLOCKED
             if bool(locked) != bool(mlocked):
