@@ -205,7 +205,7 @@ class WorldResult:
 
     @property
     def is_alarm(self) -> bool:
-        """A law was broken, and nobody expected it."""
+        """Whether a law was broken that was not expected to be."""
         return not self.clean and not self.expected_finding
 
 

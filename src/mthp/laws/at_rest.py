@@ -97,7 +97,7 @@ def law_4_mapcounts_are_mappings(rest: Rest) -> Iterator[Broken]:
 
 
 def _large_counts(rest: Rest, folio: int, nr: int) -> dict[str, tuple[int, int]]:
-    """Of a large folio: name of a count -> (what it is, what it should be)."""
+    """The counts of a large folio: name -> (what it is, what it should be)."""
     mem = rest.now.kernel.mem
     entire = rest.now.pmd_mappings[folio] + rest.outside.huge_mappings.get(folio, 0)
     mapcounts = mem.mapcount.raw[folio : folio + nr]

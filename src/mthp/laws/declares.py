@@ -28,4 +28,4 @@ class Declares:
 
 
 DECLARED: Final = Declares()
-"""Of the protocol in force."""
+"""What the protocol in force declares."""

@@ -22,7 +22,7 @@ class Moment(Enum):
     END = auto()
     """Every task of a race has ended: (Rest)."""
     OBSERVED = auto()
-    """The same, against what was reported: (Observations, Census)."""
+    """Then what was reported is held against the end: (Observations, Census)."""
     COLLAPSED = auto()
     """Only khugepaged has worked: (Census before, Census now)."""
     COUNTED = auto()

@@ -23,11 +23,12 @@ _BY_BATCHES: Final = PG_LRU | PG_ACTIVE | PG_UNEVICTABLE
 
 
 class Trail:
-    """Of one collapser. ptes, pmds, flags: the bits its changes of a word come to, all together.
+    """The changes of one collapser. ptes, pmds, flags: the bits its changes of a word come to, all
+    together.
 
-    marks: (table, PTE) -> those of MARKS that it took away with the entry. in_flight: (table, PTE) ->
-    the migration entry that it put there last: the page is on its way, and the slot the collapser's,
-    for as long as that entry stands. detached: the table that it took out of its PMD.
+    marks: (table, PTE) -> those of MARKS that it took away with the entry. in_flight: (table, PTE)
+    -> the migration entry that it put there last: the page is on its way, and the slot the
+    collapser's, for as long as that entry stands. detached: the table that it took out of its PMD.
     """
 
     def __init__(self, name: str) -> None:

@@ -37,7 +37,7 @@ def check_collapse(before: Census, kernel: Kernel) -> list[Broken]:
 
 
 def check_aborted(before: Census, kernel: Kernel) -> list[Broken]:
-    """As check_collapse(), of a collapse that did not succeed."""
+    """Broken laws of a collapse that did not succeed: those of check_collapse(), and law 11."""
     aborted = broken_at(Moment.ABORTED, before, Census(kernel))
     return [*check_collapse(before, kernel), *aborted]
 
@@ -219,7 +219,7 @@ class Watch:
         self._record(broken_at(Moment.OBSERVED, seen, census))
 
     def alone_at_rest(self) -> None:
-        """The same, where only the collapser did anything."""
+        """Ask the laws at rest, where only the collapser did anything."""
         check = check_collapse if self.collapsed else check_aborted
         self._record(check(self.begun, self.kernel))
 

@@ -29,7 +29,7 @@ class TlbModel(StrEnum):
     PLAIN = "plain"
     """One for each PMD mapping, else one for each PTE."""
     CONTPTE = "contpte"
-    """As plain, but 16 aligned PTEs of one folio share one (arm64, 4K pages)."""
+    """Like plain, but 16 aligned PTEs of one folio share one (arm64, 4K pages)."""
 
 
 CONTPTES = 16

@@ -141,14 +141,14 @@ class Publish:
         """Nothing is looked at here."""
 
     def after(self, access: Access, word: Any, index: int) -> None:
-        """Nor here."""
+        """Nothing is looked at here either."""
 
     def raised(self, task: Task, error: BaseException) -> None:
         """No task of a pattern fails."""
         raise error
 
     def stuck(self, waiting: Sequence[Any]) -> None:
-        """Nor waits for ever."""
+        """No task of a pattern waits for ever."""
         raise AssertionError(waiting)
 
     def at_rest(self) -> None:

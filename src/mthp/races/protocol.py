@@ -84,7 +84,7 @@ class Protocol(Variant):
     worlds: tuple[str, ...]
 
     def document(self) -> dict[str, object]:
-        """As JSON has it."""
+        """The document that JSON output has of it."""
         return {"file": self.file, "sha256": self.digest, "replaces": list(self.replaces)}
 
 
@@ -277,7 +277,7 @@ def _extras(module: ModuleType) -> tuple[tuple[Rival, ...], tuple[str, ...], Dec
 
 
 def _guarded(file: str, prepare: OnStage) -> OnStage:
-    """The same, and what it raises is the file's fault."""
+    """Prepare a stage so that whatever is raised is the file's fault."""
 
     def guarded(stage: Stage) -> None:
         try:

@@ -70,7 +70,7 @@ FILE: Final = "file"
 SWAP_SLOT: Final = 1
 """The slot a page is swapped out to; the next one holds a page that is out from the start."""
 GARBAGE: Final = 666
-"""What a fresh page holds before anybody writes to it."""
+"""What a fresh page holds before it is written to."""
 _ARENA: Final = 16
 """Frames each task may allocate."""
 
@@ -300,7 +300,7 @@ class Stage:
     # Building
 
     def address(self, index: int) -> int:
-        """Of a page of the mapping."""
+        """The address of a page of the mapping."""
         return START + ((self.first + index) << self.kernel.geometry.page_shift)
 
     def map_page(self, index: int) -> Folio:

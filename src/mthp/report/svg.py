@@ -62,7 +62,8 @@ _LOCKS: Final = {
 
 
 class _Column(NamedTuple):
-    """Of a CPU. bars: where the bars of its locks begin; x: where its text does, to end."""
+    """The column of a CPU. bars: where the bars of its locks begin; x: where its text does, to
+    end."""
 
     bars: int
     x: int

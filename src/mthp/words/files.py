@@ -64,7 +64,8 @@ def replacing(path: PathName, mode: int = 0o666) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def recording(path: PathName) -> Iterator[IO[bytes]]:
-    """As replacing(), but what was written when the body fails, or is killed, is kept in path.part.
+    """Do what replacing() does, but what was written when the body fails, or is killed, is kept in
+    path.part.
 
     FileError: also where path.part is there, for it may hold what cannot be recorded again.
     """

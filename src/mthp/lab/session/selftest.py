@@ -136,7 +136,8 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Output:
-    """One run. planned: how many cases it announced. bail_out: why it ended before the last."""
+    """The output of one run. planned: how many cases it announced. bail_out: why it ended before
+    the last."""
 
     planned: int
     cases: tuple[CaseResult, ...]

@@ -70,13 +70,13 @@ def _being_written(stage: Stage) -> None:
 
 
 def _written(stage: Stage) -> None:
-    """The same, where the write has ended already."""
+    """Put a page in the swap cache whose write has ended already."""
     _being_written(stage)
     stage.kernel.mem.flags.raw[stage.pages[1]] &= ~PG_WRITEBACK
 
 
 def _back_and_being_written(stage: Stage) -> None:
-    """The same of a page that was faulted back before the write has ended."""
+    """Map a page that was faulted back before its write has ended."""
     swap, mem = stage.kernel.swap, stage.kernel.mem
     swap.synchronous = False
     page = stage.map_page(1)
