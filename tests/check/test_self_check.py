@@ -52,10 +52,10 @@ def changed(world: RaceWorld, *edits: Edit) -> Subject:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_worlds_and_mutants_are_as_claimed(part: int) -> None:
-    some = Random(part).sample(pairs(), 30)
-    check = looked_at([*subjects()[part :: 2 * PARTS], *some], 1, 1, seed=part)
+    some = Random(part).sample(pairs(), 15)
+    check = looked_at([*subjects()[part :: 8 * PARTS], *some], 1, 1, seed=part)
     assert check.defects == {}
-    assert check.moves > check.executions // 2
+    assert check.moves > check.executions // 3
 
 
 @pytest.mark.slow
