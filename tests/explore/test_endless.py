@@ -94,7 +94,7 @@ def test_a_lower_bound_is_a_bound_and_no_more() -> None:
         outcome = explorer(Livelock, until=Until.END, most_executions=9, most_steps=50).explore()
         assert not outcome.findings
     sampled = Sampler(Livelock, most_steps=50).sample(4).coverage
-    assert sampled.bound == "pct; 4 executions cut off after 50 steps"
+    assert sampled.bound == "random walks and PCT in turn; 4 executions cut off after 50 steps"
 
 
 @pytest.mark.parametrize("explorer", [Explorer, CompiledExplorer])

@@ -62,12 +62,16 @@ def pairs() -> list[Subject]:
     return [Subject(world) for world in worlds if world.is_possible]
 
 
-def missed(subject: Subject, broken: Iterable[Broken]) -> Iterator[str]:
-    """Laws that were seen broken and that no search finds broken; the mutant is in force."""
-    known = findings_of(subject.world)
-    laws = {each.law for each in broken if not any(finding.is_it(each) for finding in known)}
+def broken_laws(world: RaceWorld, broken: Iterable[Broken]) -> set[int]:
+    """The laws of breaches that are no finding which is expected of the world."""
+    known = findings_of(world)
+    return {each.law for each in broken if not any(finding.is_it(each) for finding in known)}
+
+
+def missed(world: RaceWorld, laws: Iterable[int]) -> Iterator[str]:
+    """Those laws, seen broken, that the search does not find broken."""
     for law in sorted(laws):
-        outcome = search(subject.world, Budget(), {law})
+        outcome = search(world, Budget(), {law})
         if of_laws(outcome.findings, {law}) is None:
             yield f"law {law} is broken, and the search does not find it"
 
@@ -82,6 +86,7 @@ class SelfCheck:
     executions: int = 0
     moves: int = 0
     defects: dict[str, str] = field(default_factory=dict)
+    _searched: set[tuple[Subject, int]] = field(default_factory=set)
 
     def look_at(self, subject: Subject, executions: int = 1, moves: int = 1) -> None:
         """Draw executions, and move so many steps in each."""
@@ -102,5 +107,7 @@ class SelfCheck:
         seen, moved = commuting.draw(switch, moves)
         found = [*map(str, seen.unordered), *([] if moved is None else [str(moved)])]
         broken = [each for each in seen.broken if isinstance(each, Broken)]
-        for what in (*found, *missed(subject, broken)):
+        laws = {(subject, law) for law in broken_laws(subject.world, broken)} - self._searched
+        self._searched |= laws
+        for what in (*found, *missed(subject.world, (law for _, law in laws))):
             self.defects.setdefault(what, subject.name)

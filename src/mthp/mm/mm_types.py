@@ -230,6 +230,7 @@ class Mm:
 
     def shrink_vma(self, vma: Vma, end: Address) -> None:
         """A mapping ends sooner. Kernel: mm/vma.c, vma_set_range()."""
+        self.mm_mt.write(self.mm_mt.value + 1)
         self._ends[self.vmas.index(vma)] = vma.vm_end = end
 
     def link_anon_vma(self, vma: Vma, anon_vma: AnonVma | None = None) -> AnonVma:
