@@ -160,7 +160,7 @@ class Names:
             cpu = word.name.partition(".")[0].removeprefix("cpu")
             return Named(WordKind.CPU, f"CPU{cpu}", "", "", "")
         if isinstance(word, Completion):
-            return self._late(word)
+            return self._late(op, word)
         if not isinstance(word, Words):
             values = (str(each) if isinstance(each, int) else "" for each in (old, new))
             return Named(WordKind.OTHER, word.name.rpartition(".")[2], "", *values)
@@ -192,12 +192,15 @@ class Names:
                 old, new = int(old & op.bits != 0), int(new & op.bits != 0)
         return Named(kind, f"{of_what} {index} {name}", "", str(old), str(new))
 
-    def _late(self, filled: Completion) -> Named:
+    def _late(self, op: NextStep, filled: Completion) -> Named:
         """Name a store that the store buffer takes."""
         for task, _ in self._tasks:
             for slot in task.buffer.waiting if task.buffer is not None else ():
                 if slot.filled is filled:
-                    return Named(WordKind.BUFFER, f"page {slot.index}", "", "", str(slot.value))
+                    row: Any = slot.row
+                    named = self.named("", op, row, slot.index, row.raw[slot.index], slot.value)
+                    new = named.new if op.access is Access.RELEASE else ""
+                    return named._replace(kind=WordKind.BUFFER, old="", new=new)
         return Named(WordKind.BUFFER, "", "", "", "")
 
     def _owner(self, name: str) -> str:

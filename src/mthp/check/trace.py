@@ -29,6 +29,7 @@ from mthp.explore.replay import Replay
 from mthp.machine.cpu import Cpu
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
+from mthp.machine.store_buffer import Lane
 from mthp.machine.task import Task
 from mthp.mm.mm_types import PageTable
 from mthp.races.stage import Stage
@@ -134,7 +135,7 @@ def _cpu(cpu: Cpu, tasks: list[Task]) -> CpuStand:
         for task in tasks
         if task.cpu == cpu.number and task.buffer is not None
         for slot in task.buffer.waiting
-        if not slot.seen.happened
+        if slot.row.lane is Lane.CONTENTS and not slot.seen.happened
     ]
     return CpuStand(
         cpu.number,

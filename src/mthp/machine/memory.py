@@ -237,13 +237,17 @@ class Words(Generic[Word]):
         self.raw[index] = old | mask
         return old & mask
 
-    def store_bits(self, index: int, mask: int) -> None:
-        """Set bits of a word that nobody else changes: a plain store of the whole word, where stores
-        are late. Kernel: include/asm-generic/bitops/instrumented-non-atomic.h, __set_bit().
+    def store_bits(self, index: int, mask: int) -> int:
+        """Set bits of a word that nobody else changes, and return what they were; where stores are late,
+        by a read and a plain store of the whole word.
+
+        Kernel: include/asm-generic/bitops/instrumented-non-atomic.h, __set_bit().
         """
-        is_late = self.lane in STORED_LATE and self.machine.on_step is not None
-        if not (is_late and self._stored_late(index, self._forwarded(index) | mask)):
-            self.set_bits(index, mask)
+        if self.lane not in STORED_LATE:
+            return self.set_bits(index, mask)
+        old = self.read(index)
+        self.write(index, old | mask)
+        return old & mask
 
     def clear_bits(self, index: int, mask: int) -> int:
         """Clear bits atomically, and return what they were. The step is about them alone.

@@ -84,7 +84,7 @@ def change_of(step: RaceStep) -> str:
         return f"IPI to {word}" if step.access == "ipi" else word
     if step.new == FREED:
         return f"frees {word}"
-    if step.kind is WordKind.BUFFER and step.access == "release":
+    if step.kind is WordKind.BUFFER and step.access == "release" and step.word:
         return f"{word}: {step.new}, not seen yet"
     if step.changes:
         return f"{word}: {step.old} -> {step.new}"

@@ -147,7 +147,7 @@ _PUBLISHING = (
         _world("window+lkmm+ptes", "fault", profile="v16"), (9,), (NO_SEED_BARRIER,)),
     Mutant("X5", "the rule of folio_set_lru()",
         "a flag of a folio that others reach is set by a plain store of the whole word",
-        _world("window+lkmm+flags+each", "slot-reuse"), (9,),
+        _world("window+lkmm+flags", "hwpoison"), (9,),
         (Edit("mm.folio", "folio_batch_move_lru", "mem.flags.set_bits(folio, PG_LRU)",
             "mem.flags.store_bits(folio, PG_LRU)"),)),
     Mutant("A18a", "review of the merged version; the order of v16",
