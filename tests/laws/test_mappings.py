@@ -21,7 +21,7 @@ from mthp.mm.page_flags import (
     PG_ZONE_DEVICE,
 )
 from mthp.mm.pgtable_types import UFFD_WP, WRITE, zero_pte
-from mthp.mm.reports import Discarding
+from mthp.mm.reports import Discarding, Moving
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_READ, VM_UFFD_WP
 from mthp.races.stage import START, Size, Stage
 from mthp.races.world import RaceWorld
@@ -173,10 +173,14 @@ def test_a_page_that_was_swapped_in_need_not_be_mlocked_yet() -> None:
     assert 16 not in {each.law for each in check_collapse(before, world.kernel)}
 
 
-def test_what_was_given_up_need_not_be_swap_backed() -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_was_given_up_need_not_be_swap_backed(moved: bool) -> None:
     world = stage()
     world.kernel.mem.flags.raw[made(world)] &= ~PG_SWAPBACKED
-    world.kernel.report(Discarding(world.mm, world.address(1), world.address(2)))
+    start, size = world.address(3 if moved else 1), world.kernel.geometry.page_size
+    world.kernel.report(Discarding(world.mm, start, start + size))
+    if moved:
+        world.kernel.report(Moving(world.mm, start, world.address(1), size, "mover"))
     assert 16 not in {law for law, _ in broken(world)}
 
 

@@ -91,12 +91,8 @@ def law_16_new_folios_are_as_their_vma_wants(seen: Observations, now: Census) ->
     for each in now.mappings:
         folio = mem.head.raw[each.page]
         where = each.mm.number, each.address
-        if (
-            not each.page
-            or each.vma is None
-            or folio in seen.begun.flags
-            or where in seen.discarded
-        ):
+        was_given_up = not seen.discarded.isdisjoint({where, seen.origin.get(where, where)})
+        if not each.page or each.vma is None or folio in seen.begun.flags or was_given_up:
             continue
         backed = 0 if each.vma.vm_flags & VM_DROPPABLE else PG_SWAPBACKED
         wrong = mem.flags.raw[folio] ^ (PG_UPTODATE | backed)
