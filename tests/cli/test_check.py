@@ -202,7 +202,7 @@ def test_ctrl_c_keeps_what_is_known(tmp_path: Path) -> None:
 def seen_on_a_terminal(*arguments: str) -> str:
     """What a check of a large world, stopped soon, prints on stderr where that is a terminal."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "mthp", *LARGE, "--executions", "700", *arguments]
+    command = [sys.executable, "-m", "mthp", *LARGE, "--executions", "250", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as process:
         os.close(theirs)
         seen = b""

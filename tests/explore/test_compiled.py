@@ -98,7 +98,7 @@ class ManyKinds(Program):
         return run
 
 
-@pytest.mark.parametrize("speed", [Speed.PLAIN, Speed.NUMBA])
+@pytest.mark.parametrize("speed", [pytest.param(Speed.PLAIN, marks=pytest.mark.slow), Speed.NUMBA])
 def test_steps_of_many_kinds(speed: Speed) -> None:
     reference = Explorer(ManyKinds, until=Until.END)
     compiled = CompiledExplorer(ManyKinds, until=Until.END, speed=speed)

@@ -55,7 +55,10 @@ def test_half_a_mutant_is_masked(half: Mutant) -> None:
 
 BOUNDED = {"slot-reuse"}
 """A world that takes a minute."""
-LONG = {"swap-in", "swap-in-store", "swap-in-large", "swapoff", "swap-cache-free", "split-large"}
+LONG = {
+    *("swap-in", "swap-in-store", "swap-in-large", "swapoff", "swap-cache-free", "split-large"),
+    *("madv-collapse", "migrate"),
+}
 """Worlds of some hundreds of executions and more."""
 
 
@@ -161,6 +164,7 @@ def test_without_the_mutant_its_schedule_breaks_nothing() -> None:
     assert draw(Token("as-is", token.world, token.schedule)).breaches == ()
 
 
+@pytest.mark.slow
 def test_laws_that_fire() -> None:
     """Every law is broken by some mutant here, or by a corrupted world in tests/laws."""
     fired = {law for mutant in MUTANTS.values() for law in hunt(mutant).laws}
