@@ -309,10 +309,22 @@ def engine_modules_have_their_test_file(root: Path) -> Iterator[str]:
                 yield f"{module.name}: there is no {test}"
 
 
+def no_class_name_twice(root: Path) -> Iterator[str]:
+    """One word, one thing: no two modules have a public class of one name."""
+    where: dict[str, str] = {}
+    for module in modules(root):
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                if node.name in where:
+                    yield f"{module.name}: class {node.name} is in {where[node.name]} too"
+                where[node.name] = module.name
+
+
 Rule = Callable[[Path], Iterator[str]]
 RULES: list[Rule] = [
     imports_go_one_way,
     no_import_circle,
+    no_class_name_twice,
     the_lab_imports_one_way,
     the_specification_has_no_arrays,
     capture_stands_alone,
@@ -512,6 +524,14 @@ def test_no_import_circle_can_fail(tmp_path: Path) -> None:
         "mm.b: imports itself, by way of ['mm.c']",
         "mm.c: imports itself, by way of ['mm.b']",
     ]
+
+
+def test_no_class_name_twice_can_fail(tmp_path: Path) -> None:
+    write(tmp_path, "src/mthp/mm/a.py", GOOD + "class Vma: ...\nclass _Own: ...\n")
+    write(tmp_path, "src/mthp/mm/b.py", GOOD + "class _Own: ...\n")
+    assert not list(no_class_name_twice(tmp_path))
+    write(tmp_path, "src/mthp/mm/b.py", GOOD + "class Vma: ...\n")
+    assert list(no_class_name_twice(tmp_path)) == ["mm.b: class Vma is in mm.a too"]
 
 
 def test_modules_say_what_they_are_can_fail(tmp_path: Path) -> None:

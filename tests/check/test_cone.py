@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mthp.check.check import hunt
 from mthp.check.cone import Taken, accesses, cone, conflicts, race_of
 from mthp.check.drawing import replay
-from mthp.check.records import Race, RaceStep, WordKind
+from mthp.check.records import DrawnRace, RaceStep, WordKind
 from mthp.explore.dependence import dependent
 from mthp.explore.tasks import NextStep
 from mthp.laws.broken import Broken, Kind, Thing
@@ -113,7 +113,7 @@ def step(number: int, each: Taken, breaks: tuple[int, ...] = ()) -> RaceStep:
     )
 
 
-def drawn(race: Race) -> list[int]:
+def drawn(race: DrawnRace) -> list[int]:
     return [each.number for each in race.steps if each.drawn]
 
 

@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from mthp.explore.commute import Commuting, Moved
+from mthp.explore.commute import Commuting, Disorder
 from mthp.explore.ordered import Observed
 from tests.explore.worlds import Body, World, after_word
 
 
-def drawn(first: Body, second: Body, executions: int = 30) -> tuple[int, list[Moved]]:
+def drawn(first: Body, second: Body, executions: int = 30) -> tuple[int, list[Disorder]]:
     """How many moves were made in some executions, and those that something came of."""
     observed = Observed(lambda: World(first, second))
     commuting = Commuting(observed, Random(2))

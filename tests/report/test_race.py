@@ -11,7 +11,7 @@ import pytest
 
 from mthp.check.check import hunt
 from mthp.check.drawing import replay
-from mthp.check.records import Race, RaceStep, Violation, WordKind
+from mthp.check.records import DrawnRace, RaceStep, Violation, WordKind
 from mthp.races.mutants.rules import MUTANTS
 from mthp.report.check import full_violation_lines, violation_lines
 from mthp.report.race import change_of, function_of, headline, race_lines, rows
@@ -107,7 +107,7 @@ def test_a_step(drawn: RaceStep, function: str, change: str) -> None:
 
 def test_a_line_that_has_no_room_is_two() -> None:
     wide = step(WordKind.ENTRY, "write", "a" * 30, "none", "b" * 30)
-    whole = Race((wide,), (), (1,), 0)
+    whole = DrawnRace((wide,), (), (1,), 0)
     violation = Violation(("khugepaged",), (), whole, (), (), 1, 0, "token")
     assert race_lines(violation, 80)[-1] == f"f(): {'a' * 30}: none -> {'b' * 30}"
     assert race_lines(violation, 60)[-3:] == ["f()", f"  {'a' * 30}: none ->", f"    {'b' * 30}"]

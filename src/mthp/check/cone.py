@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from typing import Final, NamedTuple
 
 from mthp.check.naming import LOCKS, key_of
-from mthp.check.records import Race, RaceStep, WordKind
+from mthp.check.records import DrawnRace, RaceStep, WordKind
 from mthp.explore.dependence import dependent
 from mthp.explore.tasks import NextStep
 from mthp.laws.broken import Broken, Kind
@@ -103,7 +103,7 @@ _OF_LOCKS: Final = {Kind.TASK, Kind.LOCK, Kind.TABLE, Kind.COUNTER}
 """What law 9 is broken of where it is about locks."""
 
 
-class Part(NamedTuple):
+class Ranked(NamedTuple):
     """Steps that are drawn together. rank: the lower, the sooner."""
 
     rank: int
@@ -115,15 +115,15 @@ def race_of(
     taken: Sequence[Taken],
     broken: Sequence[Broken],
     laws: Collection[int] = (),
-) -> Race:
+) -> DrawnRace:
     """Tell how it came to the first breach, of one of the laws if any is broken.
 
     A breach by a step comes before one at rest, and of these one whose object steps were about.
     """
     story = _Story(steps, taken, broken, laws)
     drawn = story.with_parts(story.end, story.parts)
-    drawn = story.with_parts(drawn, (Part(9, (n,)) for n in story.held(drawn)))
-    return Race(
+    drawn = story.with_parts(drawn, (Ranked(9, (n,)) for n in story.held(drawn)))
+    return DrawnRace(
         tuple(replace(each, drawn=n in drawn) for n, each in enumerate(steps)),
         tuple((i + 1, j + 1) for i, j in story.pairs if i in drawn and j in drawn),
         tuple(n + 1 for n in story.told(drawn)),
@@ -171,19 +171,19 @@ class _Story:
 
     # What may be drawn
 
-    def _conflicts(self) -> Iterator[Part]:
+    def _conflicts(self) -> Iterator[Ranked]:
         """Yield steps of two CPUs that may not change places."""
         for i, j in self.pairs:
             kind = self.steps[i].kind
             if kind is WordKind.BUFFER and i in self.cone:
-                yield Part(_RANKS[kind], (i,))
+                yield Ranked(_RANKS[kind], (i,))
             is_left = kind is WordKind.LOCK and self.steps[j].access == "release"
             if is_left or not self.cone.issuperset((i, j)):
                 continue
             if kind is not WordKind.CPU:
-                yield Part(self._rank(i, j), (i, j))
+                yield Ranked(self._rank(i, j), (i, j))
             elif self.steps[j].access == "ipi":
-                yield Part(_RANKS[kind], (j,))
+                yield Ranked(_RANKS[kind], (j,))
 
     def _rank(self, i: int, j: int) -> int:
         """Rank a conflict: what the one who breaks the law had read too early tells most."""
@@ -199,7 +199,7 @@ class _Story:
             return 3 if is_its else rank + (earlier.word in _SPINNING)
         return rank - (i in self.about and earlier.kind is not WordKind.CONTENTS)
 
-    def _fates(self) -> Iterator[Part]:
+    def _fates(self) -> Iterator[Ranked]:
         """Yield where the object was mapped, unmapped, or freed last, by each CPU."""
         law = self.broken.law if self.broken else 0
         fates: dict[tuple[int, str, str], int] = {}
@@ -213,11 +213,11 @@ class _Story:
             if step.changes and told.get(step.kind, False):
                 fates[step.cpu, step.word, step.of] = n
         for n in fates.values():
-            yield Part(1 if self.key in self.taken[n].touched else 4, (n,))
+            yield Ranked(1 if self.key in self.taken[n].touched else 4, (n,))
 
-    def _others(self) -> Iterator[Part]:
+    def _others(self) -> Iterator[Ranked]:
         """Yield other breaches, locks where the law is about them, entries where no object is known."""
-        yield from (Part(6, (n,)) for n in self.others)
+        yield from (Ranked(6, (n,)) for n in self.others)
         if self.broken is None:
             return
         kind = self.broken.object.kind
@@ -227,9 +227,9 @@ class _Story:
                 step = self.steps[n]
                 if step.kind is WordKind.LOCK and self.breaker <= {step.task}:
                     last[step.task, step.word, step.of, step.access] = n
-            yield from (Part(5, (n,)) for n in last.values())
+            yield from (Ranked(5, (n,)) for n in last.values())
         if kind is Kind.COUNTER and not self.about:
-            yield from (Part(8, (n,)) for n in self.cone if self.steps[n].kind is WordKind.ENTRY)
+            yield from (Ranked(8, (n,)) for n in self.cone if self.steps[n].kind is WordKind.ENTRY)
 
     def held(self, drawn: Collection[int]) -> set[int]:
         """Return where the sleeping locks were taken that are held where the law breaks, and those that
@@ -251,7 +251,7 @@ class _Story:
 
     # What is drawn
 
-    def with_parts(self, drawn: set[int], parts: Iterable[Part]) -> set[int]:
+    def with_parts(self, drawn: set[int], parts: Iterable[Ranked]) -> set[int]:
         """Add the parts that there is room for, the latest first among equals."""
         for part in sorted(parts, key=lambda part: (part.rank, -part.steps[-1])):
             if self._lines(drawn.union(part.steps)) <= MOST_LINES:

@@ -80,7 +80,7 @@ class RaceStep:
 
 
 @dataclass(frozen=True)
-class Race:
+class DrawnRace:
     """How an execution came to break a law. conflicts: (earlier, later) numbers of steps that are
     drawn, of different tasks, which may not change places. told: numbers of those that tell it in one
     sentence. breach: which of the breaches they lead to.
@@ -105,7 +105,7 @@ class Violation:
 
     tasks: tuple[str, ...]
     calls: tuple[Call, ...]
-    race: Race
+    race: DrawnRace
     breaches: tuple[Breach, ...]
     warnings: tuple[str, ...]
     steps: int

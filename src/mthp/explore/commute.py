@@ -12,7 +12,7 @@ from random import Random
 from typing import NamedTuple
 
 from mthp.explore.dependence import dependent
-from mthp.explore.ordered import Observation, Observed
+from mthp.explore.ordered import Observed, ObservedExecution
 from mthp.explore.outcome import Schedule
 from mthp.explore.sample import at_random
 from mthp.explore.tasks import Execution, NextStep
@@ -21,7 +21,7 @@ _FURTHER = 0.9
 """How likely a step that could be moved further is."""
 
 
-class Moved(NamedTuple):
+class Disorder(NamedTuple):
     """A step that was moved from one place of an execution to a later one, and what came of it."""
 
     step: NextStep
@@ -42,7 +42,7 @@ class Commuting:
     random: Random
     moves: int = 0
 
-    def draw(self, switch: float, moves: int) -> tuple[Observation, Moved | None]:
+    def draw(self, switch: float, moves: int) -> tuple[ObservedExecution, Disorder | None]:
         """An execution, and the first of so many moves in it that something came of, if any."""
         first = now = self.observed.run(at_random(self.random, switch))
         for _ in range(moves):
@@ -57,10 +57,12 @@ class Commuting:
             self.moves += 1
             what = _difference(before, now, taken)
             if what:
-                return first, Moved(before.ops[at], Schedule(before.taken), Schedule(taken), what)
+                return first, Disorder(
+                    before.ops[at], Schedule(before.taken), Schedule(taken), what
+                )
         return first, None
 
-    def _choice(self, execution: Observation) -> tuple[int, tuple[int, ...]] | None:
+    def _choice(self, execution: ObservedExecution) -> tuple[int, tuple[int, ...]] | None:
         """A step that can be moved, and the tasks in their order after that."""
         taken, ops = list(execution.taken), execution.ops
 
@@ -77,7 +79,7 @@ class Commuting:
                 break
         return at, (*taken[:at], *taken[at + 1 : to + 1], taken[at], *taken[to + 1 :])
 
-    def _again(self, taken: tuple[int, ...]) -> Observation:
+    def _again(self, taken: tuple[int, ...]) -> ObservedExecution:
         """The execution of these choices, as far as they can be made."""
 
         def choose(execution: Execution) -> int:
@@ -88,7 +90,9 @@ class Commuting:
         return self.observed.run(choose)
 
 
-def _difference(before: Observation, after: Observation, wanted: tuple[int, ...]) -> str:
+def _difference(
+    before: ObservedExecution, after: ObservedExecution, wanted: tuple[int, ...]
+) -> str:
     """What is not the same, "" if all is."""
     if after.taken != wanted:
         return "a step that could be taken cannot any more"

@@ -232,7 +232,7 @@ class _AccessRecorder(Recorder):
 
 
 @dataclass(frozen=True)
-class Observation:
+class ObservedExecution:
     """One execution. state, begun: cell -> the number of what was written to it last, and of what it held
     before. places: what cells are called.
     """
@@ -269,7 +269,7 @@ class Observed:
         """The world is given back."""
         self._recorder.release()
 
-    def run(self, choose: Chooser, most_steps: int = MAX_STEPS) -> Observation:
+    def run(self, choose: Chooser, most_steps: int = MAX_STEPS) -> ObservedExecution:
         """One execution, and the world is as before."""
         while True:
             execution = _OrderedExecution(self._recorder, self._setup, choose, most_steps)
@@ -375,7 +375,7 @@ class _OrderedExecution(Execution):
         self._recorder._who = NOWHERE
         super()._at_rest()
 
-    def observation(self) -> Observation:
+    def observation(self) -> ObservedExecution:
         """What was seen; the world still stands as it was left."""
         recorder, setup = self._recorder, self.setup
         names = [task.name for task, _ in setup.tasks]
@@ -392,7 +392,7 @@ class _OrderedExecution(Execution):
         }
         begun = {cell: recorder.number(recorder.begun[cell]) for cell in state}
         taken, ops = zip(*self._done, strict=True) if self._done else ((), ())
-        return Observation(
+        return ObservedExecution(
             taken,
             ops,
             self.ending,

@@ -10,12 +10,12 @@ from shlex import quote
 from textwrap import wrap
 from typing import Final, NamedTuple
 
-from mthp.check.records import FREED, Race, RaceStep, Violation, WordKind
+from mthp.check.records import FREED, DrawnRace, RaceStep, Violation, WordKind
 
 GAP: Final = 2
 
 
-class Row(NamedTuple):
+class DrawnRow(NamedTuple):
     """A step that is drawn, or those in a row that are not."""
 
     steps: tuple[RaceStep, ...]
@@ -31,18 +31,18 @@ class Row(NamedTuple):
         return Counter(step.cpu for step in self.steps if not step.drawn)
 
 
-def rows(race: Race) -> Iterator[Row]:
+def rows(race: DrawnRace) -> Iterator[DrawnRow]:
     """Yield the drawing from top to bottom; to the end, where the law is broken at rest."""
     shown = [step.number for step in race.steps if step.drawn]
     last = len(race.steps) if race.is_at_rest else shown[-1]
     for drawn, steps in groupby(race.steps[:last], lambda step: step.drawn):
         if drawn:
-            yield from (Row((step,)) for step in steps)
+            yield from (DrawnRow((step,)) for step in steps)
         else:
-            yield Row(tuple(steps))
+            yield DrawnRow(tuple(steps))
 
 
-def drawn_cpus(race: Race) -> list[int]:
+def drawn_cpus(race: DrawnRace) -> list[int]:
     """List the CPUs that have a column."""
     return sorted({step.cpu for step in race.steps if step.drawn} or {0})
 

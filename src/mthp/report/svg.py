@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 from mthp.check.records import RaceStep, Violation, WordKind
 from mthp.report.race import (
     SPINLOCKS,
-    Row,
+    DrawnRow,
     again,
     change_of,
     drawn_cpus,
@@ -239,7 +239,7 @@ class _Picture:
                 kind = "law" if step.breaks else "text" if n or len(lines) == 1 else "dim"
                 yield _text(column.x, y + 15 + n * _LINE, line, kind)
 
-    def _folded(self, row: Row, y: int) -> Iterator[str]:
+    def _folded(self, row: DrawnRow, y: int) -> Iterator[str]:
         """Write how many; their functions are told where the picture can be pointed at."""
         for cpu, n in row.folded.items():
             if cpu in self.columns:
@@ -271,7 +271,7 @@ def _lines(step: RaceStep) -> list[str]:
     return [*before, last + mark]
 
 
-def _height(row: Row) -> int:
+def _height(row: DrawnRow) -> int:
     return _ROW if row.drawn is None else _ROW + _LINE * (len(_lines(row.drawn)) - 1)
 
 
