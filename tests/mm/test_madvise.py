@@ -26,7 +26,8 @@ from mthp.mm.pgtable_types import (
     pte_none,
     pte_pfn,
 )
-from mthp.mm.reports import Discarding, Zapped
+from mthp.mm.reports import Discarding, Zapped, Zapping
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.races.world import RaceWorld
 from tests.small_worlds import (
     TINY,
@@ -155,6 +156,19 @@ def test_a_range_that_reaches_into_another_mapping_empties_both() -> None:
     assert [pte_none(pte) for pte in world.table(second).ptes.raw] == [
         6 <= i < 12 for i in range(16)
     ]
+
+
+def test_a_mapping_that_begins_where_the_range_ends_is_left_alone() -> None:
+    """It is locked: were it asked, the advice would fail."""
+    world = World(geometry=TINY)
+    first = world.vma(small(8), pages=8)
+    world.vma(small(8), at=first.vm_end, pages=8, flags=VM_DEFAULT | VM_LOCKED)
+    facts: list[object] = []
+    world.kernel.report = facts.append
+    madvise_dontneed(world.mm, first.vm_start, first.vm_end)
+    mm, start, end = world.mm, first.vm_start, first.vm_end
+    by = world.kernel.machine.current.name
+    assert facts == [Zapping(mm, start, end), Zapped(mm, start, end, by)]
 
 
 @pytest.mark.parametrize("rival", ["zap", "zap-vma", "lazyfree"])
