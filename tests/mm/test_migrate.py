@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.folio import mlock_vma_folio
 from mthp.mm.migrate import migrate_folio, move_page
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import store
@@ -13,6 +14,7 @@ from mthp.mm.pgtable_types import (
     pmd_trans_huge,
     pte_pfn,
 )
+from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.races.world import RaceWorld
 from mthp.words.units import Folio
 from mthp.worlds.build import mapped_frame
@@ -173,6 +175,20 @@ def test_a_page_of_a_locked_mapping_leaves_no_batch_behind() -> None:
         stage.kernel.mem.flags.raw[new] & (PG_MLOCKED | PG_UNEVICTABLE)
         == PG_MLOCKED | PG_UNEVICTABLE
     )
+
+
+def test_a_page_of_another_mapping_leaves_the_batches_as_they_are() -> None:
+    world = World(geometry=TINY)
+    locked = world.vma(small(1), flags=VM_DEFAULT | VM_LOCKED)
+    vma = world.vma(small(1), at=0x50000000)
+    cpu, waiting = world.kernel.this_cpu, world.folio(locked, 0)
+    mlock_vma_folio(world.mem, cpu, waiting, locked)
+    batch = cpu.mlock.value
+    assert [each for each, _ in batch] == [waiting]
+    old = world.folio(vma, 0)
+    migrate_folio(world.kernel, old)
+    assert world.folio(vma, 0) != old
+    assert cpu.mlock.value == batch
 
 
 def test_a_poisoned_page_stays_where_it_is() -> None:

@@ -15,6 +15,7 @@ from mthp.mm.page_flags import (
     PG_MLOCKED,
     PG_SWAPBACKED,
     PG_SWAPCACHE,
+    PG_UNEVICTABLE,
     PG_WRITEBACK,
 )
 from mthp.mm.pgtable_types import (
@@ -223,10 +224,13 @@ def test_reclaim_takes_nothing_from_a_locked_mapping(rival: str, missed: bool) -
     assert mem.test(page, PG_MLOCKED)
 
 
-def test_nor_is_a_page_dropped_there_that_was_given_up_before() -> None:
+@pytest.mark.parametrize("missed", [False, True])
+def test_nor_is_a_page_dropped_there_that_was_given_up_before(missed: bool) -> None:
     world = World(geometry=TINY)
     vma = world.vma(lazyfree(1), flags=VM_DEFAULT | VM_LOCKED)
     folio = world.folio(vma, 0)
+    if missed:
+        world.mem.flags.raw[folio] &= ~(PG_MLOCKED | PG_UNEVICTABLE)
     discard_folio(world.kernel, folio)
     assert world.folio(vma, 0) == folio and world.mem.test(folio, PG_MLOCKED)
 
