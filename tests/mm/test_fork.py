@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm, register_if_complete
-from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Mm
+from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Mm, TableState
 from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import (
+    PMD_NONE,
     pte_write,
 )
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
@@ -102,6 +103,16 @@ def test_an_exit_gives_back_everything_in_its_order() -> None:
         w: e for w, e in before.contents.items() if w[0] == world.mm.number
     }
     assert world.check(before.outside) == []
+
+
+@pytest.mark.parametrize("pages", [8, 16])
+def test_an_exit_gives_back_tables_of_which_it_had_a_part(pages: int) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(2), pages=pages)
+    table = world.table(vma)
+    exit_mm(world.mm, world.khugepaged.khugepaged_exit)
+    assert world.pmd(vma) == PMD_NONE
+    assert table.state is TableState.DEFERRED
 
 
 def test_a_copy_that_fails_is_never_registered() -> None:

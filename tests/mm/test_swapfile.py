@@ -12,6 +12,7 @@ from mthp.mm.pgtable_types import (
     WRITE,
     Leaf,
     leaf_kind,
+    leaf_pte,
     pte_pfn,
     pte_present,
     pte_write,
@@ -87,6 +88,19 @@ def test_only_swapped_pages_come_back(page: int) -> None:
     unuse_mm(world.mm, 0x1000)
     assert world.census().entries == before.entries
     assert world.check(before.outside) == []
+
+
+@pytest.mark.parametrize("kind", [Leaf.MIGRATION, Leaf.GUARD, Leaf.HWPOISON])
+def test_an_entry_of_another_kind_names_no_slot(kind: Leaf) -> None:
+    """Whatever number it holds: here that of a slot in use."""
+    world = World(geometry=TINY)
+    vma = world.vma(swap(1), hole(1))
+    table = world.table(vma)
+    table.ptes.raw[1] = leaf_pte(kind, pte_pfn(table.ptes.raw[0]))
+    before = list(table.ptes.raw)
+    unuse_mm(world.mm, world.address(vma, 1))
+    assert list(table.ptes.raw) == before
+    assert world.kernel.swap.users == {1: 1} and world.kernel.swap.cache == {}
 
 
 @pytest.mark.parametrize("why", ["cannot be read", "no memory"])
