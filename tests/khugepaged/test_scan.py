@@ -21,6 +21,7 @@ from tests.small_worlds import (
     TINY,
     Piece,
     World,
+    attempts,
     hole,
     old,
     scans,
@@ -158,4 +159,6 @@ def test_a_table_that_cannot_be_scanned_costs_one() -> None:
 def test_what_userfaultfd_protects_stops_the_scan(piece: Piece) -> None:
     world = World(geometry=TINY)
     world.vma(small(3), piece, small(12))
-    assert scans(world.scan()) == [ScanResult.PTE_UFFD]
+    events = world.scan()
+    assert scans(events) == [ScanResult.PTE_UFFD]
+    assert attempts(events) == []
