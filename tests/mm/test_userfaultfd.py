@@ -28,6 +28,7 @@ from mthp.mm.reports import Moving, Registered, WriteProtected
 from mthp.mm.rmap import rmap_walk
 from mthp.mm.userfaultfd import mfill_atomic, move_pages, mwriteprotect_range, userfaultfd_register
 from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_UFFD_MISSING, VM_UFFD_WP
+from tests.mm.test_mmu_notifier import Guest
 from tests.small_worlds import (
     TINY,
     Piece,
@@ -263,3 +264,17 @@ def test_both_entries_are_read_under_the_locks_of_their_tables() -> None:
     world.kernel.machine.on_step = hook
     move_pages(world.mm, target.vm_start, source.vm_start)
     assert first == [True, True]
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_page_is_tried_once_where_nobody_interferes(pinned: bool) -> None:
+    """Whether it moves or not; a secondary MMU hears of each try."""
+    world, source, target = armed(small(1))
+    told: list[tuple[str, str, int, int]] = []
+    world.mm.notifiers.append(Guest("guest", told))
+    start, end = source.vm_start, source.vm_start + 0x1000
+    if pinned:
+        world.pin(source, 0, 1024)
+    move_pages(world.mm, target.vm_start, start)
+    assert told == [("guest", "start", start, end), ("guest", "end", start, end)]
+    assert pte_none(world.table(target).ptes.raw[0]) is pinned
