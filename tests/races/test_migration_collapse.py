@@ -25,7 +25,7 @@ LARGE = {"slot-reuse", "swap-in-store"}
 """Rivals in whose worlds there are more."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def in_force() -> Iterator[None]:
     with protocol(FILE):
         yield
