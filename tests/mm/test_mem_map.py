@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.machine.step import Access
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_flags import PAGE_HWPOISON
 from mthp.words.results import KernelBug
@@ -106,3 +107,20 @@ def test_frames_know_their_node() -> None:
     for nid in (0, 1):
         assert [mem.folio_nid(first[nid] + i) for i in range(3)] == [nid] * 3
         assert [mem.folio_nid(second[nid] + i) for i in range(2)] == [nid] * 2
+
+
+def test_freeing_is_a_step_at_every_word_that_somebody_may_still_use(
+    world: World,
+) -> None:
+    mem, folio = world.mem, alloc(world, 2)
+    freed: list[tuple[object, int]] = []
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        if access is Access.FREE:
+            freed.append((word, index))
+
+    world.kernel.machine.on_step = hook
+    mem.folio_put(folio)
+    pages = range(folio, folio + 4)
+    wanted = [(mem.flags, folio), *((row, p) for p in pages for row in (mem.content, mem.page_flags))]
+    assert freed == wanted
