@@ -122,5 +122,8 @@ def test_freeing_is_a_step_at_every_word_that_somebody_may_still_use(
     world.kernel.machine.on_step = hook
     mem.folio_put(folio)
     pages = range(folio, folio + 4)
-    wanted = [(mem.flags, folio), *((row, p) for p in pages for row in (mem.content, mem.page_flags))]
+    wanted = [
+        (mem.flags, folio),
+        *((row, p) for p in pages for row in (mem.content, mem.page_flags)),
+    ]
     assert freed == wanted
