@@ -247,7 +247,7 @@ def test_a_writer_waits_for_readers_of_a_mark_and_not_for_itself(machine: Machin
     assert (waited, mark.value) == ([mark], -1)
 
 
-def test_every_kind_of_lock_has_a_rank_of_its_own() -> None:
+def test_no_two_ranks_are_one() -> None:
     """Two of one rank would be one, and be called alike."""
     ranks = list(Rank.__members__.values())
     assert ranks == sorted(set(ranks))

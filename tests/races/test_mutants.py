@@ -62,11 +62,21 @@ LONG = {
 """Worlds of some hundreds of executions and more."""
 
 
-@pytest.mark.parametrize("profile", ["v16", "7.3", "pmd-only"])
+QUICK_IN_ALL = {"", "fault", "gup", "zap", "mremap", "uffd-wp"}
+"""Rivals against which the default suite looks at each profile, not at 7.3 alone."""
+
+
 @pytest.mark.parametrize(
-    "rival",
+    ("profile", "rival"),
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+        pytest.param(
+            profile,
+            name,
+            marks=[pytest.mark.slow]
+            if name in LONG or not (profile == "7.3" or name in QUICK_IN_ALL)
+            else [],
+        )
+        for profile in ("v16", "7.3", "pmd-only")
         for name in ("", *LAWFUL)
         if name not in BOUNDED
     ],

@@ -19,6 +19,10 @@ from tests.report.samples import golden
 
 RACES = ("A16", "A2", "A14b", "clean")
 
+QUICK = ("A2", "A3", "A14b", "A16", "V3", "X5")
+SOME = [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in MUTANTS]
+"""Every mutant; most of them are hunted by tests/races/test_mutants.py anyway."""
+
 
 @cache
 def race(name: str) -> Violation:
@@ -44,7 +48,7 @@ def test_nothing_to_tell() -> None:
     assert race_lines(race("clean"), 80)[:3] == ["no law is broken", "", "CPU0 khugepaged"]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", SOME)
 def test_every_known_race_has_few_lines(mutant: str) -> None:
     violation = race(mutant)
     lines = race_lines(violation, 80)
