@@ -245,9 +245,3 @@ def test_a_writer_waits_for_readers_of_a_mark_and_not_for_itself(machine: Machin
     mark.mark()
     mark.mark()
     assert (waited, mark.value) == ([mark], -1)
-
-
-def test_no_two_ranks_are_one() -> None:
-    """Two of one rank would be one, and be called alike."""
-    ranks = list(Rank.__members__.values())
-    assert ranks == sorted(set(ranks))
