@@ -50,7 +50,7 @@ def after(executions: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
 )
 def test_a_world_goes_on_where_it_was_stopped(seed: int, tmp_path: Path) -> None:
     source = random.Random(seed)

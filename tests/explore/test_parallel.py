@@ -50,7 +50,7 @@ def by(kind: str, program: Recipe, until: Until = Until.END) -> SearchPart:
         recipe(*TALL),
         recipe(*[[("write", 0)]] * 5),
         recipe(*random_program(random.Random(5))),
-        RaceWorld(Size.PMD, "7.3", ("store", "fault")),
+        pytest.param(RaceWorld(Size.PMD, "7.3", ("store", "fault")), marks=pytest.mark.slow),
         pytest.param(RaceWorld(Size.PMD, "7.3", ("migrate", "fork")), marks=pytest.mark.slow),
     ],
     ids=["wide", "tall", "flat", "random", "store+fault", "migrate+fork"],

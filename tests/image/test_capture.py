@@ -285,6 +285,7 @@ def test_redaction_leaves_no_name(tmp_path: Path) -> None:
     with child(MIXED) as kid:
         clear = snap(tmp_path, kid.pid)
         hidden = snap(tmp_path, kid.pid, "--redact")
+        again = snap(tmp_path, kid.pid)
     before, after = clear.processes[0], hidden.processes[0]
     said = str(dict(hidden.meta))
     for name in (before.name, *before.meta["cmdline"], before.meta["exe"], clear.meta["hostname"]):
@@ -297,7 +298,9 @@ def test_redaction_leaves_no_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         before.table_address + np.uint64(shift % 2**64), after.table_address
     )
-    np.testing.assert_array_equal(before.pte, after.pte)
+    still = before.pte == again.processes[0].pte  # the host may change a bit meanwhile
+    assert still.mean() > 0.9
+    np.testing.assert_array_equal(before.pte[still], after.pte[still])
     assert [v.end - v.start for v in after.vmas] == [
         v.end - v.start for v in before.vmas if v.end < 1 << 56
     ]
