@@ -202,7 +202,9 @@ def add_check(verbs: Verbs) -> None:
         "--protocol", metavar="FILE", help="your own text of an engine module, e.g. of collapse.py"
     )
     group.add_argument("--all", action="store_true", help="every profile and every mutant")
-    group.add_argument("--pairs", action="store_true", help="then every pair of rivals (window)")
+    group.add_argument(
+        "--pairs", action="store_true", help="then every pair of rivals (in the PMD world)"
+    )
     group.add_argument(
         "--mutations",
         metavar="MODULE",

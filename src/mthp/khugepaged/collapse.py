@@ -102,10 +102,12 @@ def trace_flush(mm: Mm, orig_pmd: Pmd, start_addr: Address, order: Order) -> Non
     if pmd_is_table(orig_pmd):
         ptes = kernel.tables[pmd_pgtable(orig_pmd)].ptes
         first, nr = kernel.geometry.pte_index(start_addr), kernel.geometry.ptrs_per_pte
-        inside = kernel.machine.data_race(lambda: ptes.count(first, 1 << order, PRESENT))
-        outside = kernel.machine.data_race(lambda: ptes.count(0, nr, PRESENT)) - inside
+        spans = (first, 1 << order), (0, nr)
+        inside, present = kernel.machine.data_race(
+            lambda: [ptes.count(at, span, PRESENT) for at, span in spans]
+        )
         ipis = len(kernel.cpus) - 1
-        kernel.trace(PmdFlush(mm.number, start_addr, order, inside, outside, ipis))
+        kernel.trace(PmdFlush(mm.number, start_addr, order, inside, present - inside, ipis))
 
 
 def _replace(

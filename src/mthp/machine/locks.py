@@ -54,10 +54,11 @@ class Lock:
             word.value = -1
         hold = Hold(self, mode, on_release)
         held.append(hold)
-        self._acquired()
+        if machine.current.buffer is not None or self.unseen:
+            self._see_stores()
         return hold
 
-    def _acquired(self) -> None:
+    def _see_stores(self) -> None:
         """What was stored under the lock is seen by who holds it next."""
         task = self.machine.current
         if task.buffer is not None:
@@ -74,7 +75,7 @@ class Lock:
         self.word.value = self.word.value + 1 if mode is READ else -1
         hold = Hold(self, mode)
         machine.current.held.append(hold)
-        self._acquired()
+        self._see_stores()
         return hold
 
     def may_take(self, index: int) -> bool:

@@ -112,7 +112,8 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
     Kernel: mm/huge_memory.c, __thp_vma_allowable_orders().
     """
     kernel = vma.vm_mm.kernel
-    if not vma_is_anonymous(vma) and vma.file not in kernel.files:  # file_thp_enabled()
+    anonymous = vma_is_anonymous(vma)
+    if not anonymous and vma.file not in kernel.files:  # file_thp_enabled()
         return VmaGate.FILE
     if tva is not FORCED_COLLAPSE:
         orders &= sysfs_orders(kernel, vm_flags)
@@ -128,7 +129,7 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
         orders = _orders_that_fit(vma, orders)
         if not orders:
             return VmaGate.TOO_SHORT
-    if not vma_is_anonymous(vma):
+    if not anonymous:
         return orders
     if vm_flags & VM_STACK_INCOMPLETE:
         return VmaGate.TEMPORARY_STACK

@@ -224,7 +224,7 @@ class MemMap:
 
         Kernel: mm/page_alloc.c, free_pages_prepare(), free_has_hwpoisoned().
         """
-        if not any(pfn <= page < pfn + (1 << order) for page in failed):
+        if not (failed and any(pfn <= page < pfn + (1 << order) for page in failed)):
             self.allocator.free(pfn, order)
         elif order:
             self._free_healthy_pages(pfn, order - 1, failed)

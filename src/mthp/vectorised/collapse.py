@@ -93,7 +93,7 @@ def _isolate_plain_pages(isolation: Isolation, pte: PteMap) -> bool:
 
 def release_pte_pages_at_once(pte: PteMap, nr: int, compound_pagelist: list[Folio]) -> None:
     """Release small folios: the reference of each one's isolation becomes the batch's."""
-    if compound_pagelist:
+    if compound_pagelist or not nr:
         release_pte_pages(pte, nr, compound_pagelist)
         return
     mem = pte.kernel.mem
