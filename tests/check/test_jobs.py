@@ -68,6 +68,7 @@ def test_a_world_goes_on_where_it_was_stopped(seed: int, tmp_path: Path) -> None
     assert found[0][1].seconds > 0
 
 
+@pytest.mark.slow
 def test_several_worlds_go_on_on_all_cores(tmp_path: Path) -> None:
     found: list[tuple[ScorecardRow, Result]] = []
     turns = 0
@@ -189,6 +190,7 @@ def test_the_engine_has_a_fingerprint() -> None:
     assert len(engine()) == 16
 
 
+@pytest.mark.slow
 def test_a_search_keeps_what_it_needs_now_and_then() -> None:
     kept: list[object] = []
     told: list[object] = []

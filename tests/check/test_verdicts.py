@@ -39,7 +39,7 @@ def checked(world: RaceWorld = GUP, by: By = By.BEST, executions: int | None = N
     return replace(result, seconds=0.0)
 
 
-EVERY = [*By]
+EVERY = [By.BEST, *(pytest.param(by, marks=pytest.mark.slow) for by in By if by is not By.BEST)]
 
 
 @pytest.mark.parametrize("by", EVERY)
@@ -72,7 +72,7 @@ def test_a_world_can_be_vacuous_by_itself() -> None:
     assert result.reason == "a table of which another mapping has a part is left alone"
 
 
-@pytest.mark.parametrize("by", [By.REFERENCE, By.COMPILED])
+@pytest.mark.parametrize("by", [By.REFERENCE, pytest.param(By.COMPILED, marks=pytest.mark.slow)])
 def test_a_livelock_breaks_law_9(own: Own, by: By) -> None:
     with own(LIVELOCK):
         result = checked(by=by)

@@ -116,7 +116,7 @@ def drain_and_check(world: World, locked: frozenset[int]) -> None:
     assert {f for f, flags in before.flags.items() if flags & PG_LOCKED} <= locked
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(recipes(), page_faults(32), st.data())
 def test_every_full_scan_is_balanced(
     recipe: Recipe, faults: list[tuple[str, int]], data: st.DataObject

@@ -36,6 +36,7 @@ def test_a_mutant_is_caught_by_a_law_listed_for_it(mutant: Mutant) -> None:
     assert result.violation.breaches == replay(result.violation.replay).breaches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=lambda mutant: mutant.id)
 def test_its_world_is_clean_with_the_rule_in_place(mutant: Mutant) -> None:
     if mutant.id in ("A6", "A18a"):

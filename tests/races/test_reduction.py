@@ -47,7 +47,7 @@ class WithStates:
         return stage
 
 
-@pytest.mark.parametrize("size", list(Size))
+@pytest.mark.parametrize("size", [Size.PMD, pytest.param(Size.WINDOW, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("rival", "preemptions"),
     [
