@@ -123,10 +123,10 @@ class _AccessRecorder(Recorder):
         recorded: Any = super()._recorded(of, kind)
         if issubclass(of, Machine):
 
-            def data_race(machine: Machine, read: Callable[[], Any]) -> Any:
+            def data_race(machine: Machine, read: Callable[..., Any], *args: Any) -> Any:
                 segment, self.segment = self.segment, None
                 try:
-                    return read()
+                    return read(*args)
                 finally:
                     self.segment = segment
 

@@ -101,13 +101,10 @@ def trace_flush(mm: Mm, orig_pmd: Pmd, start_addr: Address, order: Order) -> Non
     kernel = mm.kernel
     if pmd_is_table(orig_pmd):
         ptes = kernel.tables[pmd_pgtable(orig_pmd)].ptes
-        first, nr = kernel.geometry.pte_index(start_addr), kernel.geometry.ptrs_per_pte
-        spans = (first, 1 << order), (0, nr)
-        inside, present = kernel.machine.data_race(
-            lambda: [ptes.count(at, span, PRESENT) for at, span in spans]
-        )
+        first = kernel.geometry.pte_index(start_addr)
+        inside, outside = kernel.machine.data_race(ptes.count, first, 1 << order, PRESENT)
         ipis = len(kernel.cpus) - 1
-        kernel.trace(PmdFlush(mm.number, start_addr, order, inside, present - inside, ipis))
+        kernel.trace(PmdFlush(mm.number, start_addr, order, inside, outside, ipis))
 
 
 def _replace(

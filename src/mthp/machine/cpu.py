@@ -105,15 +105,16 @@ def flush_tlb_range(
     for cpu in cpus:
         if cpu.number != this_cpu:
             cpu.instruction.wait()
-        cpu.walk_cache = tuple(link for link in cpu.walk_cache if link[0] != mm)
+        if cpu.walk_cache:
+            cpu.walk_cache = tuple(link for link in cpu.walk_cache if link[0] != mm)
         entries = cpu.tlb.value
-        kept = tuple(
-            e
-            for e in entries
-            if e.mm != mm or e.vpn >= last_vpn or e.vpn + (1 << e.order) <= first_vpn
-        )
-        lost += len(entries) - len(kept)
-        cpu.tlb.value = kept
+        if entries:
+            cpu.tlb.value = kept = tuple(
+                e
+                for e in entries
+                if e.mm != mm or e.vpn >= last_vpn or e.vpn + (1 << e.order) <= first_vpn
+            )
+            lost += len(entries) - len(kept)
         if cpu.number != this_cpu:
             cpu.instruction.settle()
     return lost

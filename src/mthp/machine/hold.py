@@ -62,7 +62,8 @@ class Hold:
 
     def __exit__(self, *_: object) -> None:
         if self.active:
-            self.release()
+            self.active = False
+            self.lock.unlock(self)
 
     def release(self) -> None:
         """Unlock now. Releasing twice is a KernelBug."""

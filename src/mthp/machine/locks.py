@@ -38,7 +38,8 @@ class Lock:
 
     def _take(self, mode: Mode, on_release: Callable[[], None] | None = None) -> Hold:
         machine = self.machine
-        held = machine.current.held
+        task = machine.current
+        held = task.held
         if machine.debug:
             self._check_order(held)
         if machine.on_step is not None:
@@ -54,7 +55,7 @@ class Lock:
             word.value = -1
         hold = Hold(self, mode, on_release)
         held.append(hold)
-        if machine.current.buffer is not None or self.unseen:
+        if task.buffer is not None or self.unseen:
             self._see_stores()
         return hold
 
@@ -90,22 +91,22 @@ class Lock:
             return
         if hold.on_release is not None:
             hold.on_release()
-        buffer = machine.current.buffer
-        if buffer is not None and hold.mode is READ:
+        task, mode = machine.current, hold.mode
+        buffer, held = task.buffer, task.held
+        if buffer is not None and mode is READ:
             buffer.before_release()
         if machine.on_step is not None:
-            machine.on_step(Access.RELEASE, self, hold.mode is WRITE, ALL_BITS)
-        held = machine.current.held
+            machine.on_step(Access.RELEASE, self, mode is WRITE, ALL_BITS)
         if held and held[-1] is hold:
             held.pop()
         elif hold in held:
             held.remove(hold)
         else:
-            raise KernelBug(
-                Rule.LOCKS, f"{machine.current.name} unlocks {self}, which it does not hold"
-            )
-        self.word.value = self.word.value - 1 if hold.mode is READ else 0
-        if hold.mode is WRITE:
+            raise KernelBug(Rule.LOCKS, f"{task.name} unlocks {self}, which it does not hold")
+        if mode is READ:
+            self.word.value -= 1
+        else:
+            self.word.value = 0
             self.unseen = () if buffer is None else buffer.unseen()
 
     def _check_order(self, held: list[Hold]) -> None:
@@ -126,12 +127,11 @@ class Lock:
 
     def assert_held(self, mode: Mode | None = None) -> None:
         """KernelBug unless the running task holds it (in `mode`). Kernel: lockdep_assert_held()."""
-        actual = self.held_mode()
-        if actual is None or (mode is WRITE and actual is READ):
-            wanted = f" for {mode.value}" if mode else ""
-            raise KernelBug(
-                Rule.LOCKS, f"{self} must be held{wanted}, and is {self._state(actual)}"
-            )
+        for hold in self.machine.current.held:
+            if hold.lock is self and not (mode is WRITE and hold.mode is READ):
+                return
+        wanted, actual = f" for {mode.value}" if mode else "", self._state(self.held_mode())
+        raise KernelBug(Rule.LOCKS, f"{self} must be held{wanted}, and is {actual}")
 
     def assert_not_held(self) -> None:
         """KernelBug if the running task holds it."""

@@ -130,9 +130,11 @@ class Words(Generic[Word]):
         if self.machine.on_step is not None:
             self.machine.on_step(Access.FREE, self, index, ALL_BITS)
 
-    def count(self, index: int, nr: int, mask: int) -> int:
-        """How many of nr words have a bit of the mask set. Not a step."""
-        return int(np.count_nonzero(self.view()[index : index + nr] & mask))
+    def count(self, index: int, nr: int, mask: int) -> tuple[int, int]:
+        """How many of nr words, and how many of all others, have a bit of the mask set. Not a step."""
+        having = self.view() & mask
+        inside = int(np.count_nonzero(having[index : index + nr]))
+        return inside, int(np.count_nonzero(having)) - inside
 
     def _forwarded(self, index: int) -> Word:
         """What the running task reads: its own late store, or what all tasks see."""

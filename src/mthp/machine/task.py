@@ -86,12 +86,12 @@ class Machine:
         if self.on_step is not None:
             self.on_step(access, word, index, bits)
 
-    def data_race(self, read: Callable[[], R]) -> R:
+    def data_race(self, read: Callable[..., R], *args: object) -> R:
         """Read what others may change meanwhile, for something that no verdict rests on.
 
         Kernel: include/linux/compiler.h, data_race().
         """
-        return read()
+        return read(*args)
 
     def block(self, lock: object) -> None:
         """Let the running task wait for `lock`. Without a scheduler this is a deadlock."""

@@ -202,21 +202,26 @@ class MemMap:
             self.memcgs[memcg - 1].uncharge(nr)
         if flags & PG_ANON:
             self.vmstat.count_mthp_stat(order, "nr_anon", -1)
-        # Steps at the words that anybody who still used the pages would use.
         pages = range(folio, folio + nr)
-        self.flags.free(folio)
-        self.flags.raw[folio] = 0
         if self.machine.on_step is not None:
+            # Steps at the words that anybody who still used the pages would use.
+            self.flags.free(folio)
+            self.flags.raw[folio] = 0
             for page in pages:
                 self.content.free(page)
                 self.page_flags.free(page)
-        failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
+        failed: list[int] = []
+        if any(self.page_flags.raw[folio : folio + nr]):
+            failed = [page for page in pages if self.page_flags.raw[page] & PAGE_HWPOISON]
         for row in self._of_folio:
             row.raw[folio] = 0
         for row in self._of_page:
             row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
         self.mm_mapcounts.pop(folio, None)
-        self._free_healthy_pages(folio, order, failed)
+        if failed:
+            self._free_healthy_pages(folio, order, failed)
+        else:
+            self.allocator.free(folio, order)
 
     def _free_healthy_pages(self, pfn: Pfn, order: Order, failed: list[int]) -> None:
         """Free the pages between those that failed, in blocks as large as can be. No allocator gets
