@@ -36,7 +36,11 @@ def collapse_find_target_node(kernel: Kernel, cc: CollapseControl) -> int:
 
     Kernel: mm/khugepaged.c, collapse_find_target_node().
     """
-    loads = [cc.node_load[nid] for nid in range(len(kernel.mem.allocator.nodes))]
+    nodes = len(kernel.mem.allocator.nodes)
+    if nodes == 1:
+        cc.alloc_nmask |= {0}
+        return 0
+    loads = [cc.node_load[nid] for nid in range(nodes)]
     most = max(loads)
     cc.alloc_nmask |= {nid for nid, load in enumerate(loads) if load == most}
     return loads.index(most) if most else 0

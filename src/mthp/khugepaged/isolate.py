@@ -211,7 +211,8 @@ def __collapse_huge_page_isolate(
         if cc.is_khugepaged and not isolation.referenced:
             raise Refused(ScanResult.LACK_REFERENCED_PAGE)
     except Refused as refusal:
-        path(release_pte_pages)(pte, isolation.done, isolation.compound_pagelist)
+        if isolation.done:
+            path(release_pte_pages)(pte, isolation.done, isolation.compound_pagelist)
         isolation.trace(refusal.result)
         raise
     isolation.trace(ScanResult.SUCCEED)

@@ -120,14 +120,6 @@ def windows_of_policy(policy: OrderPolicy, seen: OrderWalk, geometry: Geometry) 
             return
 
 
-def next_window(walk: Walk, result: ScanResult | None) -> tuple[int, Order] | None:
-    """The window after one that had this result (None: the first); None at the end of it."""
-    try:
-        return walk.send(result)
-    except StopIteration:
-        return None
-
-
 def mthp_collapse(
     mm: Mm,
     address: Address,
@@ -152,9 +144,12 @@ def mthp_collapse(
         if kernel.order_policy is None
         else windows_of_policy(kernel.order_policy, seen, kernel.geometry)
     )
-    window = next_window(walk, None)
-    while window is not None:
-        offset, order = window
+    result: ScanResult | None = None
+    while True:
+        try:
+            offset, order = walk.send(result)
+        except StopIteration:
+            break
         start = address + (offset << kernel.geometry.page_shift)
         result = collapse_huge_page(mm, start, referenced, unmapped, cc, order)
         collapsed |= result is ScanResult.SUCCEED
@@ -163,7 +158,6 @@ def mthp_collapse(
             last_result = result
             if result not in LOWER_ORDER:
                 break
-        window = next_window(walk, result)
     if collapsed:
         return ScanResult.SUCCEED
     return ScanResult.ALLOC_HUGE_PAGE_FAIL if alloc_failed else last_result

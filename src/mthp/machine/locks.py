@@ -183,7 +183,8 @@ class WriteMark(Cell):
 
     def unmark(self) -> None:
         """Let readers in again."""
-        self._before_release()
+        if self.machine.current.buffer is not None:
+            self.machine.current.buffer.before_release()
         self.machine.step(Access.RELEASE, self, 1)
         self.value = 0
 
@@ -198,17 +199,13 @@ class WriteMark(Cell):
 
     def leave(self) -> None:
         """A reader leaves; KernelBug if it has not entered."""
-        self._before_release()
+        if self.machine.current.buffer is not None:
+            self.machine.current.buffer.before_release()
         self.machine.step(Access.RELEASE, self, 0)
         if self not in self.machine.current.entered:
             raise KernelBug(Rule.LOCKS, f"{self.machine.current.name} leaves {self.name} unentered")
         self.machine.current.entered.remove(self)
         self.value -= 1
-
-    def _before_release(self) -> None:
-        buffer = self.machine.current.buffer
-        if buffer is not None:
-            buffer.before_release()
 
 
 class RwSem(Lock):

@@ -11,6 +11,7 @@ Kernel: include/linux/mm.h, include/linux/mm_types.h (struct folio), include/lin
 from __future__ import annotations
 
 from array import array
+from functools import cache
 from typing import Final
 
 from mthp.machine.memory import Words
@@ -44,6 +45,12 @@ _OF_FOLIO: Final = (
 )  # fmt: skip
 _OF_PAGE: Final = ("mapcount", "page_flags")
 """Rows that a free folio has zeroes in: at its first frame, and at each of its frames."""
+
+
+@cache
+def _zeroes(typecode: str, nr: int) -> array[int]:
+    """So many words of zero, to be copied from."""
+    return array(typecode, [0]) * nr
 
 
 class Unlocked:
@@ -216,7 +223,7 @@ class MemMap:
         for row in self._of_folio:
             row.raw[folio] = 0
         for row in self._of_page:
-            row.raw[folio : folio + nr] = array(row.raw.typecode, bytes(row.raw.itemsize * nr))
+            row.raw[folio : folio + nr] = _zeroes(row.raw.typecode, nr)
         self.mm_mapcounts.pop(folio, None)
         if failed:
             self._free_healthy_pages(folio, order, failed)

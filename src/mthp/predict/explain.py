@@ -14,7 +14,7 @@ import numpy as np
 
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
-from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, next_window, windows
+from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, windows
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
@@ -95,12 +95,15 @@ def _walk(kernel: Kernel, base: int, log: TableLog) -> list[tuple[int, int, Gate
             attempted(*window, result)
         return gates
     walk = windows(kernel, CollapseControl(Caller.KHUGEPAGED), log.walk, passed_over)
-    at = next_window(walk, None)
-    while at is not None and (of := attempts.get(at)) is not None:
-        attempted(*at, of)
-        if of not in NEXT_OFFSET and of not in LOWER_ORDER:
+    of: ScanResult | None = None
+    while of is None or of in NEXT_OFFSET or of in LOWER_ORDER:
+        try:
+            at = walk.send(of)
+        except StopIteration:
             break
-        at = next_window(walk, of)
+        if (of := attempts.get(at)) is None:
+            break
+        attempted(*at, of)
     return gates
 
 

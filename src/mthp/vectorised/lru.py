@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mthp.machine.cpu import Cpu
 from mthp.mm.folio import FOLIO_BATCH_SIZE, folio_batch_move_lru
 from mthp.mm.mem_map import MemMap
-from mthp.mm.page_flags import PAGE_HWPOISON, PG_LOCKED
+from mthp.mm.page_flags import PAGE_HWPOISON, PG_LOCKED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
 
 _OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
 """Rows that a free folio has zeroes in, and that can hold something else for a small folio without
@@ -19,12 +19,17 @@ mappings."""
 
 
 def folio_batch_move_lru_at_once(mem: MemMap, cpu: Cpu) -> None:
-    """Free those that only the batch holds first, if they are small and plain."""
+    """Do the usual ones first: put on the LRU what others hold too and nobody locked into memory; free
+    what the batch alone holds, if it is small and plain."""
     refcount, order = mem.refcount.raw, mem.order.raw
     flags, mapcount, page_flags = mem.flags.raw, mem.mapcount.raw, mem.page_flags.raw
     dead: list[int] = []
     others: list[int] = []
     for folio in cpu.lru_add.value:
+        if refcount[folio] > 1 and not flags[folio] & (PG_LRU | PG_MLOCKED):
+            flags[folio] = flags[folio] & ~PG_UNEVICTABLE | PG_LRU
+            refcount[folio] -= 1
+            continue
         busy = order[folio] or mapcount[folio] or flags[folio] & PG_LOCKED
         plain = refcount[folio] == 1 and not busy and not page_flags[folio] & PAGE_HWPOISON
         (dead if plain else others).append(folio)
