@@ -41,11 +41,13 @@ class Node:
 
     blocks[order]: first frames of free blocks. unborn[order]: free blocks that were never handed
     out; their frames are made when they are taken, so a large empty node costs nothing. pcp: order
-    -> freed blocks on the per-CPU list: they do not merge until it is drained.
+    -> freed blocks on the per-CPU list: they do not merge until it is drained. made: frames that an
+    endless node made because no block was free.
     """
 
     __slots__ = (
-        "blocks", "endless", "largest", "max_order", "new_frames", "nid", "pcp", "reserve", "unborn",
+        "blocks", "endless", "largest", "made", "max_order", "new_frames", "nid", "pcp", "reserve",
+        "unborn",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +60,7 @@ class Node:
         self.reserve = state.reserve
         self.new_frames = new_frames
         self.endless = state.free_blocks is None
+        self.made = 0
         self.blocks: list[dict[int, None]] = [{} for _ in range(max_order + 1)]
         pcp_orders = {*range(PAGE_ALLOC_COSTLY_ORDER + 1), pmd_order}
         self.pcp: dict[Order, list[int]] = {order: [] for order in pcp_orders}
@@ -87,7 +90,10 @@ class Node:
                 have -= 1
                 self.blocks[have][pfn + (1 << have)] = None
             return pfn
-        return self.new_frames(self.nid, order) if self.endless else None
+        if not self.endless:
+            return None
+        self.made += 1 << order
+        return self.new_frames(self.nid, order)
 
     def give(self, pfn: int, order: Order) -> None:
         """Free a block, to the per-CPU list if there is one. Kernel: __free_frozen_pages()."""
@@ -159,6 +165,12 @@ class Allocator:
     ) -> None:
         self.node_of = node_of
         self.nodes = [Node(nid, state, pmd_order, new_frames) for nid, state in enumerate(states)]
+
+    def frames_out(self) -> int:
+        """Frames handed out and not given back, but for a number that stays the same: two calls tell by
+        how much the frames in use changed. Not a step.
+        """
+        return sum(node.made - node.free_frames() for node in self.nodes)
 
     def alloc(
         self, order: Order, nid: int, allowed: frozenset[int], direct_compact: bool
