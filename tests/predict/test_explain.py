@@ -14,9 +14,10 @@ import pytest
 
 from mthp.image.runs import PageKind, PteState
 from mthp.image.scenario import Scenario, load
+from mthp.mm.mem_map import MemMap
 from mthp.predict.explain import highest_order
 from mthp.predict.outcome import Request, run_world
-from mthp.predict.records import Outcome
+from mthp.predict.records import Moment, Outcome
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled
 from mthp.worlds.build import BuiltWorld, build_world
@@ -111,9 +112,10 @@ def test_passes_are_full_scans(passes: int) -> None:
 
 
 def test_memory_adds_up() -> None:
-    """Folio bytes and memory added against the rendered states, wherever nothing is swapped in."""
+    """Folio bytes against the rendered states, and memory added against the frames in use."""
     for scenario, world in drawn(9, 40):
         page = world.kernel.geometry.page_size
+        mem = world.kernel.mem
 
         def held(world: BuiltWorld = world) -> Counter[int]:
             return Counter(
@@ -123,12 +125,17 @@ def test_memory_adds_up() -> None:
                 if token.kind is PageKind.FOLIO
             )
 
-        before = held()
+        def frames_in_use(mem: MemMap = mem) -> int:
+            counts = mem.refcount.raw[: mem.nr_frames]
+            return sum(1 << mem.order.raw[folio] for folio, count in enumerate(counts) if count > 0)
+
+        before, in_use = held(), frames_in_use()
         outcome = run_world(world, request())
         after = held()
         for orders, tokens in ((outcome.orders_before, before), (outcome.orders_after, after)):
             assert {o: use.bytes for o, use in orders.items()} == {
                 o: n * page for o, n in tokens.items()
             }, scenario.id
-        grown = (after.total() - before.total()) * page
-        assert outcome.memory_added == grown - outcome.swapped_in_bytes, scenario.id
+        assert outcome.memory_added == (frames_in_use() - in_use) * page, scenario.id
+        last = outcome.timeline[-1] if outcome.timeline else Moment(0, 0, 0)
+        assert last[1:] == (outcome.memory_added, outcome.collapsed_bytes), scenario.id

@@ -15,7 +15,9 @@ from mthp.predict.records import (
     ChangeKind,
     Clock,
     Effort,
+    Moment,
     OrderUse,
+    Others,
     Outcome,
     Proposal,
     Refusal,
@@ -162,7 +164,7 @@ OUTCOME = Outcome(
     tlb="plain",
     tlb_before=12_337,
     tlb_after=1865,
-    clock=Clock(full_scans=3, wakeups=7, scan_sleep_ms=70_000, alloc_sleep_ms=60_000),
+    clock=Clock(3, 7, 70_000, 60_000, work_ms=12, last_collapse_ms=100_012),
     fixed_point=True,
     complete=True,
     attempts={
@@ -178,5 +180,11 @@ OUTCOME = Outcome(
     assumptions=("young: from smaps' Referenced per mapping",),
     unseen=("no root: folio orders; base pages are assumed",),
     warnings=("3 pages changed while they were read",),
+    timeline=(
+        Moment(10_004, 2 * MIB, 16 * MIB),
+        Moment(20_008, 6 * MIB, 40 * MIB),
+        Moment(100_012, 7 * MIB, 51 * MIB),
+    ),
+    others=Others(23, 1200 * MIB, scanned=False),
     seconds=1.25,
 )

@@ -21,6 +21,7 @@ from mthp.image.snapshot import load as load_snapshot
 from mthp.predict.measure import folios_of
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome, Refusal, VmaUse
+from mthp.predict.timeline import others_of
 from mthp.words.events import Event, OrderPolicy
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag, parse_thp_anon
@@ -95,8 +96,11 @@ class Image:
         Raises ValueError where the image is a state that no kernel can be in.
         """
         world = build_world(self.data, profile, settings, young)
-        unseen = self.data.unseen if isinstance(self.data, Snapshot) else ()
-        return world, Request(self.name, self.source, reason, unseen=unseen)
+        request = Request(self.name, self.source, reason)
+        if isinstance(self.data, Snapshot):
+            request.unseen = self.data.unseen
+            request.others = others_of(self.data, settings)
+        return world, request
 
     def run(
         self,

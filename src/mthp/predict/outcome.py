@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.mm_types import Vma
 from mthp.predict.explain import explain_vma, highest_order, vma_gate
 from mthp.predict.find import with_changes
 from mthp.predict.measure import TlbModel, Usage, measure_vma
 from mthp.predict.passes import Tally, run_full_scans
-from mthp.predict.records import Clock, Effort, Outcome, Refusal, VmaUse
+from mthp.predict.records import Clock, Effort, Others, Outcome, Refusal, VmaUse
+from mthp.predict.timeline import Timeline, work_ms
 from mthp.words.events import Event
 from mthp.worlds.build import BuiltWorld
 
@@ -37,6 +37,7 @@ class Request:
     on_table: Callable[[], None] | None = None
     on_try: Callable[[], None] | None = None
     unseen: tuple[str, ...] = ()
+    others: Others | None = None
 
 
 def run_world(world: BuiltWorld, request: Request) -> Outcome:
@@ -46,9 +47,11 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     vmas = [vma for vma in world.vmas if vma.file is None]
     before = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
     tally = Tally(kernel, keep=request.keep, on_event=request.on_event, on_table=request.on_table)
-    run = run_full_scans(kernel, world.khugepaged, tally, request.passes)
-    # As the next wakeup begins: what a refused attempt put back is on the LRU, not in a batch.
-    lru_add_drain_all(kernel.mem, kernel.cpus)
+    timeline = Timeline(world.khugepaged, tally, request.others)
+    run = run_full_scans(
+        kernel, world.khugepaged, tally, request.passes, on_sleep=timeline.on_sleep
+    )
+    timeline.on_sleep(run.wakeups)
     after = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
     logs = tally.last_pass | tally.tables
     found = [(vma, refusal) for vma in vmas for refusal in explain_vma(kernel, vma, logs)]
@@ -69,7 +72,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         processes=len(kernel.mms),
         orders_before=total_before.orders(),
         orders_after=total_after.orders(),
-        memory_added=tally.filled_bytes,
+        memory_added=timeline.memory_added,
         copied_bytes=tally.copied_bytes,
         collapsed_bytes=tally.collapsed_bytes,
         swapped_in_bytes=tally.swapped_in * kernel.geometry.page_size,
@@ -79,7 +82,12 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         tlb_before=total_before.translations,
         tlb_after=total_after.translations,
         clock=Clock(
-            run.full_scans, run.wakeups, tally.sleeps["scan_sleep"], tally.sleeps["alloc_sleep"]
+            run.full_scans,
+            run.wakeups,
+            tally.sleeps["scan_sleep"],
+            tally.sleeps["alloc_sleep"],
+            work_ms(tally.collapsed_bytes),
+            timeline.last_collapse_ms,
         ),
         fixed_point=run.fixed_point,
         complete=run.complete,
@@ -92,6 +100,8 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         assumptions=world.assumptions,
         unseen=request.unseen,
         warnings=tuple(kernel.warnings.values()),
+        timeline=tuple(timeline.moments),
+        others=request.others,
         seconds=time.monotonic() - began,
     )
 

@@ -150,11 +150,12 @@ def run_full_scans(
     tally: Tally,
     passes: int | None,
     most: int = MAX_FULL_SCANS,
+    on_sleep: Callable[[int], None] | None = None,
 ) -> RunEnd:
     """Wake khugepaged until `passes` full scans are done, or to the fixed point if None, but then
     for no more than `most` of them.
 
-    A full scan that began within a wakeup did not start from drained batches; two in a row that
+    on_sleep: called with the number of wakeups when one ends. A full scan that began within a wakeup did not start from drained batches; two in a row that
     change nothing are then asked for.
     """
     kernel.trace = tally
@@ -169,6 +170,8 @@ def run_full_scans(
             before = tally.full_scans
             wakeups += 1
             daemon.khugepaged_do_scan()
+            if on_sleep is not None:
+                on_sleep(wakeups)
             if tally.full_scans == before:
                 continue
             quiet = 0 if tally.changed else quiet + 1

@@ -44,14 +44,47 @@ class Effort:
         return Effort(*map(add, astuple(self), astuple(other)))
 
 
+COPY_BYTES_A_SECOND = 4 << 30
+"""How fast a collapse is taken to copy and clear: what one core of a server does with pages that are in
+no cache."""
+
+
+class Moment(NamedTuple):
+    """What is there so many milliseconds after the capture: memory_added is the growth of the frames
+    in use, collapsed_bytes what has collapsed by then.
+    """
+
+    milliseconds: int
+    memory_added: int
+    collapsed_bytes: int
+
+
+@dataclass(frozen=True)
+class Others:
+    """Processes that were not captured, and their anonymous memory. scanned: khugepaged is taken to
+    spend time on them too.
+    """
+
+    processes: int
+    anonymous_bytes: int
+    scanned: bool
+
+
 @dataclass(frozen=True)
 class Clock:
-    """How long a run takes by sleeping alone; work counts as no time."""
+    """How long a run takes. The sleeps are those of all full scans, also of those that find nothing.
+
+    last_collapse_ms: until the last collapse, from the capture on; None where nothing collapses. It has
+    the sleep before the first wakeup, what is spent on other processes, and work_ms: copying and
+    clearing at COPY_BYTES_A_SECOND. All other work counts as no time.
+    """
 
     full_scans: int
     wakeups: int
     scan_sleep_ms: int
     alloc_sleep_ms: int
+    work_ms: int = 0
+    last_collapse_ms: int | None = None
 
 
 class RefusedAt(StrEnum):
@@ -247,6 +280,8 @@ class Outcome:
     orders_before, orders_after: order -> use, of anonymous memory of the target.
     tlb_before, tlb_after: translations needed to reach all of it, under the `tlb` model.
     attempts: (order, status) -> how many there were, over all passes.
+    usual: those of assumptions and unseen that every capture has. timeline: a moment for each wakeup in
+    which anything changed. others: None where they were not counted.
     """
 
     target: str
@@ -278,7 +313,10 @@ class Outcome:
     vmas: tuple[VmaUse, ...] = ()
     assumptions: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    usual: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
+    timeline: tuple[Moment, ...] = ()
+    others: Others | None = None
     seconds: float = 0.0
     extra: Mapping[str, str] = field(default_factory=dict)
 

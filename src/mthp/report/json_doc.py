@@ -52,6 +52,8 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             "lost_outside": outcome.effort.tlb_outside,
         },
         "clock": asdict(outcome.clock),
+        "timeline": [moment._asdict() for moment in outcome.timeline],
+        "others": None if outcome.others is None else asdict(outcome.others),
         "attempts": [
             {"order": order, "status": status.string, "count": outcome.attempts[order, status]}
             for order, status in in_order(outcome.attempts)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When memory collapses: wakeup by wakeup, with khugepaged's time shared and its copying counted."""
+
+from __future__ import annotations
+
+from mthp.image.snapshot import Snapshot
+from mthp.khugepaged.daemon import Khugepaged
+from mthp.mm.folio import lru_add_drain_all
+from mthp.predict.passes import Tally
+from mthp.predict.records import COPY_BYTES_A_SECOND, Moment, Others
+from mthp.words.settings import Enabled, Settings
+
+MOST_MOMENTS = 512
+"""A longer timeline is thinned out: every second moment goes, but for the last."""
+
+
+def others_of(snapshot: Snapshot, settings: Settings) -> Others | None:
+    """The processes that were not captured; None where the snapshot does not count them.
+
+    Under "always" khugepaged is taken to scan them all, otherwise none: few ask for it, and a capture
+    does not look which.
+    """
+    known = snapshot.meta.get("others")
+    if not isinstance(known, dict):
+        return None
+    scanned = settings.enabled is Enabled.ALWAYS or bool(settings.orders_always)
+    return Others(int(known["processes"]), int(known["anonymous"]), scanned)
+
+
+class Timeline:
+    """The moments of one run; told of the end of each wakeup by run_full_scans().
+
+    The clock starts when khugepaged has just fallen asleep, so its first wakeup is a whole scan_sleep
+    away. In each full scan it spends pages_to_scan on others' pages too, and comes to them first.
+    last_collapse_ms: the last moment at which more had collapsed; None if nothing has.
+    """
+
+    def __init__(self, daemon: Khugepaged, tally: Tally, others: Others | None) -> None:
+        self.daemon = daemon
+        self.kernel = daemon.kernel
+        self.tally = tally
+        self.moments: list[Moment] = []
+        self.last_collapse_ms: int | None = None
+        self._out = self.kernel.mem.allocator.frames_out()
+        size = others.anonymous_bytes if others is not None and others.scanned else 0
+        self._others = size >> self.kernel.geometry.page_shift
+
+    def on_sleep(self, wakeups: int) -> None:
+        """Note what is there after so many wakeups, with the LRU batches drained as the next will."""
+        lru_add_drain_all(self.kernel.mem, self.kernel.cpus)
+        moment = self._moment(wakeups)
+        last = self.moments[-1] if self.moments else Moment(0, 0, 0)
+        if moment[1:] == last[1:]:
+            return
+        if moment.collapsed_bytes > last.collapsed_bytes:
+            self.last_collapse_ms = moment.milliseconds
+        self.moments.append(moment)
+        if len(self.moments) > MOST_MOMENTS:
+            del self.moments[-2::-2]
+
+    def _moment(self, wakeups: int) -> Moment:
+        settings, tally = self.kernel.settings, self.tally
+        full_scans = tally.full_scans + (self.daemon.mm_slot is not None)
+        for_others = -(-full_scans * self._others // settings.pages_to_scan)
+        return Moment(
+            (wakeups + for_others) * settings.scan_sleep_millisecs
+            + tally.sleeps["alloc_sleep"]
+            + work_ms(tally.collapsed_bytes),
+            self.memory_added,
+            tally.collapsed_bytes,
+        )
+
+    @property
+    def memory_added(self) -> int:
+        """By how many bytes the frames in use have grown."""
+        grown = self.kernel.mem.allocator.frames_out() - self._out
+        return grown << self.kernel.geometry.page_shift
+
+
+def work_ms(size: int) -> int:
+    """The milliseconds that copying and clearing so many bytes take, rounded up."""
+    return -(-size * 1000 // COPY_BYTES_A_SECOND)
