@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from mthp.image.capture import host, proc, run
-from mthp.image.capture.command import main
+from mthp.image.capture.command import capture_into, main
 from mthp.image.capture.host import THP
 from mthp.image.capture.pagemap import Scanner
 from mthp.image.capture.proc import SmapsEntry
+from mthp.image.capture.run import CaptureOptions
 from mthp.image.capture.tables import TableReader
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.image.zipped import write_zipapp
@@ -338,6 +339,29 @@ def gone_for(pid: int) -> Callable[[int], int]:
     return open_pagemap
 
 
+def kernel_threads() -> list[int]:
+    """Those that are not zombies."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    status = {pid: proc.text(f"/proc/{pid}/status") or "VmSize" for pid in pids}
+    return [pid for pid in pids if "VmSize" not in status[pid] and state(pid) != "Z"]
+
+
+def test_of_several_those_that_cannot_be_had_are_counted(tmp_path: Path) -> None:
+    out = tmp_path / "x.npz"
+    gone = [4194398, 4194399]
+    kernel = kernel_threads()[:2]
+    with child(MIXED) as kid, out.open("wb") as file:
+        pids = host.every_pid()
+        assert kid.pid in pids and os.getpid() not in pids and not set(gone) & set(pids)
+        said = capture_into(file, [*kernel, kid.pid, *gone], CaptureOptions())
+    snapshot = load(out)
+    assert [process.pid for process in snapshot.processes] == [kid.pid]
+    assert snapshot.processes[0].meta["started"]
+    expected = {"kernel threads": len(kernel)} if kernel else {}
+    assert snapshot.meta["left_out"] == {**expected, "ended meanwhile": 2}
+    assert "2 processes left out: ended meanwhile" in snapshot.unseen and "2 processes" in said
+
+
 @root
 @needs_root
 def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +376,7 @@ def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert main(["--cgroup", str(group), "-o", str(out), "--quiet"]) == 2
         with child(MIXED) as kid:
             (group / "cgroup.procs").write_text(str(kid.pid))
-            for path in (str(group), group.name):
+            for path in (str(group), group.name, f"/{group.name}", f"0::/{group.name}"):
                 assert main(["--cgroup", path, "-o", str(out), "--quiet"]) == 0
                 assert [process.pid for process in load(out).processes] == [kid.pid]
             assert load(out).processes[0].meta["cgroup"]
@@ -459,6 +483,9 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done.wait()
     fails(capsys, ["--pid", str(done.pid), *out], 2, "no process")
     fails(capsys, ["--cgroup", "/nonexistent", *out], 2, "no cgroup /nonexistent")
+    fails(capsys, ["--pid", "self", "--pid", "4194399", *out], 2, "no process 4194399")
+    fails(capsys, ["--all", "--freeze", "--yes", *out], 2, "--freeze with --all")
+    fails(capsys, ["--pid", "self", "--for", "1h", *out], 2, "--for needs --every")
     me = ["--pid", "self", "-o"]
     fails(capsys, [*me, str(tmp_path / "no" / "x")], 2, "No such file or directory")
     fails(capsys, [*me, str(tmp_path)], 2, "not a regular file")
@@ -476,11 +503,8 @@ def test_threads_and_kernel_threads(tmp_path: Path, capsys: pytest.CaptureFixtur
     other.start()
     fails(capsys, ["--pid", str(other.native_id), *out], 2, f"capture its process {os.getpid()}")
     over.set()
-    kernel = [p for p in os.listdir("/proc") if p.isdigit() and "VmSize" not in
-              (proc.text(f"/proc/{p}/status") or "VmSize")]  # fmt: skip
-    alive = [p for p in kernel if state(int(p)) != "Z"]
-    if alive:
-        fails(capsys, ["--pid", alive[0], *out], 2, "kernel thread")
+    for pid in kernel_threads()[:1]:
+        fails(capsys, ["--pid", str(pid), *out], 2, "kernel thread")
 
 
 def test_a_process_that_exits_meanwhile(

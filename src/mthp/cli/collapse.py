@@ -15,6 +15,7 @@ from mthp.cli.target import (
     load_target,
     settle_profile,
     settle_settings,
+    targets,
 )
 from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import load
@@ -177,7 +178,7 @@ _IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps")
 
 def _conformance(args: argparse.Namespace) -> int:
     """Run recorded scenarios on the engine and return the exit code."""
-    if args.target is not None or args.pid is not None:
+    if targets(args):
         raise UsageError("--conformance takes its scenarios from FILE; give no other target")
     given = [name for name in _IGNORED if getattr(args, name) is not None]
     ignored = [f"--{name.replace('_', '-')}" for name in (*given, *given_numbers(args))]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mthp.cli.collapse import predict
 from mthp.cli.options import UsageError, given_numbers, print_json
-from mthp.cli.target import captured_settings, load_target, settle_settings
+from mthp.cli.target import captured_settings, load_target, settle_settings, targets
 from mthp.predict.outcome import run_world
 from mthp.report.profiles import (
     differences_document,
@@ -23,7 +23,7 @@ def run_diff(args: argparse.Namespace) -> int:
     """Run `mthp diff` and return its exit code."""
     a, b = PROFILES[args.a], PROFILES[args.b]
     console = Console()
-    if args.target is None and args.pid is None:
+    if not targets(args):
         given = [args.enabled, args.thp_anon, args.defrag, args.passes]
         if given_numbers(args) or any(value is not None for value in given):
             raise UsageError("settings and --passes need a target to run on")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mthp.image.capture.command import add_arguments, pid_of
+from mthp.image.capture.command import add_arguments, add_processes
 from mthp.image.capture.command import run as run_capture
 from mthp.words.files import FileError
 from mthp.words.profiles import PROFILES
@@ -131,9 +131,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="a snapshot (mthp snap), or a scenario FILE.jsonl#ID",
     )
-    group.add_argument(
-        "--pid", type=pid_of, metavar="N", help="a live process: a number, or 'self'"
-    )
+    add_processes(group)
     add_assume_young(group)
 
 

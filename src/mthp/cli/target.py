@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from mthp.cli.options import UsageError, given_numbers
+from mthp.image.capture.command import pids_asked_for
 from mthp.image.scenario import Scenario
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
@@ -13,16 +14,22 @@ from mthp.words.settings import Settings, SettingsError
 from mthp.worlds.from_snapshot import Young
 
 
+def targets(args: argparse.Namespace) -> int:
+    """How many ways the command line says what to run on."""
+    named = (args.target, args.pid, args.cgroup, args.all or None)
+    return sum(value is not None for value in named)
+
+
 def load_target(args: argparse.Namespace) -> Image:
     """Read the target of the command line; UsageError, FileError or CaptureError if it cannot
     be."""
-    if (args.pid is None) == (args.target is None):
+    if targets(args) != 1:
         raise UsageError(
-            "give a target: --pid N, a snapshot, or FILE.jsonl#ID"
-            if args.pid is None
-            else "give --pid or a file, not both"
+            "give one of --pid, --cgroup, --all and a file"
+            if targets(args)
+            else "give a target: --pid N, --cgroup PATH, --all, a snapshot, or FILE.jsonl#ID"
         )
-    image = capture(args.pid) if args.pid is not None else load(args.target)
+    image = capture(*pids_asked_for(args)) if args.target is None else load(args.target)
     if args.assume_young != Young.CAPTURED and isinstance(image.data, Scenario):
         raise UsageError("--assume-young is for captures: a scenario says what is young")
     return image

@@ -226,19 +226,26 @@ def load(path: str | os.PathLike[str]) -> Image:
         scenario = load_one(name)
         return Image(scenario, name, f"scenario recorded on {scenario.kernel or 'no kernel'}")
     snapshot = load_snapshot(name)
-    processes = ", ".join(f"{p.name} ({p.pid})" for p in snapshot.processes[:3])
-    more = f" and {len(snapshot.processes) - 3} more" if len(snapshot.processes) > 3 else ""
-    return Image(snapshot, name, f"snapshot of {processes}{more}, kernel {snapshot.kernel}")
+    return Image(snapshot, name, f"snapshot of {_names(snapshot)}, kernel {snapshot.kernel}")
 
 
-def capture(pid: int | None = None) -> Image:
-    """Capture a live process, this one where pid is None. It is not stopped, and nothing is changed.
+def capture(*pids: int) -> Image:
+    """Capture live processes, this one where none is named. They are not stopped, and nothing is changed.
 
-    Raises CaptureError: no such process, or no right to look at it.
+    Of several, those that end meanwhile are left out; the image's data.unseen says so. Raises
+    CaptureError: no such process, or no right to look at it.
     """
-    number = os.getpid() if pid is None else pid
+    numbers = sorted(set(pids)) or [os.getpid()]
+    asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
     with tempfile.TemporaryFile() as file:
-        capture_into(file, [number], CaptureOptions())
-        snapshot = read_snapshot(file, f"process {number}")
-    name = snapshot.processes[0].name
-    return Image(snapshot, f"pid {number} ({name})", f"captured live, kernel {snapshot.kernel}")
+        capture_into(file, numbers, CaptureOptions())
+        snapshot = read_snapshot(file, asked)
+    first, *more = snapshot.processes
+    name = _names(snapshot) if more else f"pid {first.pid} ({first.name})"
+    return Image(snapshot, name, f"captured live, kernel {snapshot.kernel}")
+
+
+def _names(snapshot: Snapshot) -> str:
+    processes = snapshot.processes
+    more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
+    return ", ".join(f"{p.name} ({p.pid})" for p in processes[:3]) + more

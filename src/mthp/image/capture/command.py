@@ -16,8 +16,18 @@ import time
 from typing import IO, Any, Callable, Iterator, NoReturn
 
 from mthp.image.capture.columns import redact, write_file
-from mthp.image.capture.host import pids_of_cgroup
-from mthp.image.capture.proc import FAILED, OK, USAGE, CaptureError, read_status, state, text
+from mthp.image.capture.host import every_pid, pids_of_cgroup
+from mthp.image.capture.proc import (
+    FAILED,
+    OK,
+    USAGE,
+    CaptureError,
+    LeftOut,
+    open_pagemap,
+    read_status,
+    state,
+    text,
+)
 from mthp.image.capture.run import (
     NEVER,
     CaptureOptions,
@@ -25,6 +35,7 @@ from mthp.image.capture.run import (
     ProcessReader,
     describe_process,
 )
+from mthp.image.capture.series import Series, Survivors, duration
 from mthp.words.files import FileError, replacing
 from mthp.words.units import parse_whole
 
@@ -63,8 +74,8 @@ def confirm_freeze(pids: list[int]) -> None:
 
 
 def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, Any]]:
-    """Each process described; one that ends is an error, unless a whole cgroup was asked for."""
-    last: CaptureError | None = None
+    """Each process described; what cannot be had of several is left out, counted and said."""
+    why: dict[str, list[LeftOut]] = {}
     index = 0
     for pid in pids:
         reader = ProcessReader(pid, index, session)
@@ -74,17 +85,19 @@ def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, A
             # Before the pages: where it was swapped out, this brings it back.
             command = text(f"/proc/{pid}/cmdline") or ""
             reader.read()
-        except CaptureError as error:
-            if not session.options.may_end:
-                raise
-            last = error
+            described = describe_process(reader, status, command)
+        except LeftOut as error:
+            why.setdefault(error.why, []).append(error)
             session.columns.truncate(rows)
-            session.not_seen(str(error))
             continue
         index += 1
-        yield describe_process(reader, status, command)
-    if last is not None and not index:
-        raise last
+        yield described
+    for reason, errors in why.items():
+        if not index:
+            raise errors[-1]
+        session.left_out[reason] = len(errors)
+        said = str(errors[0]) if len(errors) == 1 else f"{len(errors)} processes left out: {reason}"
+        session.not_seen(said)
 
 
 def capture_into(
@@ -113,21 +126,48 @@ def capture_into(
     )
 
 
-def capture(args: argparse.Namespace) -> str:
-    """Do what the arguments say; returns the line for stderr."""
-    pids = pids_of_cgroup(args.cgroup) if args.cgroup else sorted(set(args.pid))
+def pids_asked_for(args: argparse.Namespace) -> list[int]:
+    """The processes that --pid, --cgroup or --all name; CaptureError where --pid names none."""
+    if args.all:
+        return every_pid()
+    if args.cgroup is not None:
+        return pids_of_cgroup(args.cgroup)
+    for pid in args.pid:
+        read_status(pid)
+        os.close(open_pagemap(pid))
+    return sorted(set(args.pid))
+
+
+def capture(args: argparse.Namespace, pids: list[int], output: str) -> str:
+    """Capture the processes as the arguments say; returns the line for stderr."""
     options = CaptureOptions(
         redact=args.redact,
         exclusive=not args.no_exclusive,
         reader=args.reader,
         freeze=args.freeze,
-        may_end=bool(args.cgroup),
     )
-    with replacing(args.output, 0o600) as file:
-        if args.freeze and not args.yes:
-            confirm_freeze(pids)
-        said = capture_into(file, pids, options, os.path.dirname(os.path.abspath(args.output)))
-    return f"{args.output}: {said}"
+    with replacing(output, 0o600) as file:
+        said = capture_into(file, pids, options, os.path.dirname(os.path.abspath(output)))
+    return f"{output}: {said}"
+
+
+def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> str:
+    """Make the capture, or all of a series; returns the last line to say."""
+    if args.span and not args.every:
+        raise CaptureError("--for needs --every", USAGE)
+    if args.all and args.freeze:
+        raise CaptureError("--freeze with --all would stop what this runs in", USAGE)
+    pids = pids_asked_for(args)
+    if args.freeze and not args.yes:
+        confirm_freeze(pids)
+
+    def one(pids: list[int], output: str) -> str:
+        return capture(args, pids, output)
+
+    if not args.every:
+        return one(pids, args.output)
+    again = Survivors(pids, say) if args.pid else lambda: pids_asked_for(args)
+    return Series(args.every, args.span, again, one, say).run(args.output)
 
 
 # --- command line ------------------------------------------------------------------------------
@@ -142,12 +182,41 @@ def pid_of(value: str) -> int:
         raise argparse.ArgumentTypeError(message) from None
 
 
+def add_processes(group: argparse._ActionsContainer) -> None:
+    """Add the options that say which live processes are meant."""
+    group.add_argument(
+        "--pid",
+        type=pid_of,
+        action="append",
+        metavar="N",
+        help="a live process: a number, or 'self'; may be repeated",
+    )
+    group.add_argument(
+        "--cgroup",
+        metavar="PATH",
+        help="every process of a cgroup and below it: its folder, or as /proc/PID/cgroup has it",
+    )
+    group.add_argument(
+        "--all", action="store_true", help="every process that can be read, but this one"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, for the command on hosts and for `mthp snap`."""
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--pid", type=pid_of, action="append", metavar="N", help="may be repeated")
-    target.add_argument("--cgroup", metavar="PATH", help="every process of a cgroup")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="mode 0600")
+    add_processes(parser.add_mutually_exclusive_group(required=True))
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="mode 0600; with --every a folder, or a name that the time is put into",
+    )
+    parser.add_argument(
+        "--every", type=duration, metavar="TIME", help="capture again and again: 60, 60s, 5m, 1h"
+    )
+    parser.add_argument(
+        "--for", type=duration, dest="span", metavar="TIME", help="of --every: end after so long"
+    )
     parser.add_argument("--redact", action="store_true", help="drop names, shift addresses")
     parser.add_argument("--freeze", action="store_true", help="SIGSTOP while reading; asks first")
     parser.add_argument("--yes", action="store_true", help="do not ask before --freeze")
@@ -169,10 +238,13 @@ def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
     before: list[tuple[int, Callable[..., Any] | int | None]] = []
     with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
         before = [(n, signal.signal(n, _stop)) for n in (signal.SIGTERM, signal.SIGHUP)]
-    try:
-        line = capture(args)
+
+    def say(line: str) -> None:
         if not args.quiet:
-            print(f"{prog}: {line}", file=sys.stderr)
+            print(f"{prog}: {line}", file=sys.stderr, flush=True)
+
+    try:
+        say(capture_as_asked(args, say))
         return OK
     except (CaptureError, FileError) as error:
         print(f"{prog}: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Any
 
-from mthp.image.capture.proc import LACKING, USAGE, CaptureError, number, text
+from mthp.image.capture.proc import LACKING, CaptureError, LeftOut, number, text
 from mthp.words.units import Geometry
 
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -75,17 +75,31 @@ def cgroup_mounts() -> dict[str, str]:
     return mounts
 
 
+def every_pid() -> list[int]:
+    """All processes that /proc lists, but this one."""
+    return sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()})
+
+
 def pids_of_cgroup(path: str) -> list[int]:
-    """Processes of a cgroup and of those below it; a relative path is one of cgroup v2."""
-    folder = path
+    """Processes of a cgroup and of those below it.
+
+    path: of the folder; or as /proc/PID/cgroup has it, with the controllers in front or without; a
+    path alone is one of cgroup v2.
+    """
+    folder, controller = path, ""
+    line = re.fullmatch(r"\d+:([^:]*):(/.*)", path)
+    if line:
+        controller = "memory" if "memory" in line[1].split(",") else line[1]
+        folder = line[2]
+    if line or not os.path.exists(os.path.join(folder, "cgroup.procs")):
+        mount = cgroup_mounts().get(controller, "/sys/fs/cgroup/" + controller)
+        folder = os.path.join(mount, folder.strip("/"))
     if not os.path.exists(os.path.join(folder, "cgroup.procs")):
-        folder = cgroup_mounts().get("", "/sys/fs/cgroup") + "/" + path.strip("/")
-    if not os.path.exists(os.path.join(folder, "cgroup.procs")):
-        raise CaptureError(f"no cgroup {path}", USAGE)
+        raise LeftOut(f"no cgroup {path}", "no cgroup")
     found = [os.path.join(here, "cgroup.procs") for here, _, _ in os.walk(folder)]
     pids = {int(pid) for procs in found for pid in (text(procs) or "").split()} - {0, os.getpid()}
     if not pids:
-        raise CaptureError(f"cgroup {path} has no processes", USAGE)
+        raise LeftOut(f"cgroup {path} has no processes", "empty cgroup")
     return sorted(pids)
 
 

@@ -23,6 +23,17 @@ class CaptureError(Exception):
         self.code = code
 
 
+class LeftOut(CaptureError):
+    """What keeps a process, or all of a cgroup, out of a capture, now or since it ended.
+
+    A capture of several goes on without it. why: to count it by.
+    """
+
+    def __init__(self, message: str, why: str, code: int = USAGE) -> None:
+        super().__init__(message, code)
+        self.why = why
+
+
 def text(path: str) -> str | None:
     """A small file's text without its last newline; None where it cannot be read."""
     try:
@@ -38,9 +49,10 @@ def number(path: str) -> int | None:
     return int(value) if value.isdigit() else None
 
 
-def gone(pid: int) -> CaptureError:
+def gone(pid: int) -> LeftOut:
     """The error that says that a process went away."""
-    return CaptureError(f"process {pid} exited (or ran another program) while it was read")
+    message = f"process {pid} exited (or ran another program) while it was read"
+    return LeftOut(message, "ended meanwhile", FAILED)
 
 
 def open_or_none(path: str) -> int | None:
@@ -58,7 +70,7 @@ def reading(pid: int) -> Iterator[None]:
         yield
     except PermissionError:
         message = f"process {pid} is not ours to read (run as its user or as root)"
-        raise CaptureError(message, USAGE) from None
+        raise LeftOut(message, "not ours to read") from None
     except OSError as error:
         raise (gone(pid) if error.errno in (errno.ESRCH, errno.ENOENT) else error) from None
 
@@ -75,18 +87,28 @@ def state(pid: int) -> str:
     return match[1] if match else "?"
 
 
+def started(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None where there is no such process.
+
+    A process whose number another has taken since has another start. Kernel: fs/proc/array.c.
+    """
+    fields = (text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else None
+
+
 def read_status(pid: int) -> dict[str, str]:
     """The fields of /proc/PID/status that the file keeps; says why a process has no pages."""
     lines = (text(f"/proc/{pid}/status") or "").splitlines()
     fields = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     if "State" not in fields:
-        raise CaptureError(f"no process {pid}", USAGE)
+        raise LeftOut(f"no process {pid}", "ended meanwhile")
     if fields.get("Tgid", str(pid)) != str(pid):
         raise CaptureError(f"{pid} is a thread: capture its process {fields['Tgid']}", USAGE)
     if fields["State"][0] in "ZX":
-        raise CaptureError(f"process {pid} has ended (zombie): it has no address space", USAGE)
+        raise LeftOut(f"process {pid} has ended (zombie): it has no address space", "zombies")
     if fields.get("Kthread") == "1" or "VmSize" not in fields:
-        raise CaptureError(f"process {pid} is a kernel thread: it has no address space", USAGE)
+        message = f"process {pid} is a kernel thread: it has no address space"
+        raise LeftOut(message, "kernel threads")
     keep = ("Name", "State", "Uid", "Threads", "THP_enabled", "VmRSS", "RssAnon", "VmSwap", "VmPTE")
     return {key: fields[key] for key in keep if key in fields}
 

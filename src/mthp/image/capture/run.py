@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from array import array
+from collections import Counter
 from random import SystemRandom
 from typing import Any, NamedTuple
 
@@ -31,12 +32,13 @@ from mthp.image.capture.pagemap import (
 )
 from mthp.image.capture.proc import (
     LACKING,
-    USAGE,
     CaptureError,
+    LeftOut,
     SmapsEntry,
     open_or_none,
     open_pagemap,
     read_vmas,
+    started,
     text,
 )
 from mthp.image.capture.tables import TableReader
@@ -55,14 +57,12 @@ class CaptureOptions(NamedTuple):
 
     redact: names are left out and addresses moved. exclusive: the bit of pages that one process
     alone maps is read. reader: scan, pagemap or auto. freeze: the processes are stopped meanwhile.
-    may_end: a process that ends is left out, unless it is the last.
     """
 
     redact: bool = False
     exclusive: bool = True
     reader: str = "auto"
     freeze: bool = False
-    may_end: bool = False
 
 
 class CaptureRun:
@@ -75,6 +75,7 @@ class CaptureRun:
         self.options = options
         self.geometry = host_geometry()
         self.unseen: list[str] = []
+        self.left_out: Counter[str] = Counter()
         self._own = open_pagemap(os.getpid())
         self.frame_shift = 0
         self.frames: Frames | None = None
@@ -212,6 +213,7 @@ class CaptureRun:
             "tearing": tearing,
             "frozen": self.options.freeze,
             "redacted": self.options.redact,
+            "left_out": dict(self.left_out),
             "processes": processes,
         }
 
@@ -236,7 +238,8 @@ class ProcessReader:
         session = self.session
         self.vmas = read_vmas(self.pid, "smaps")
         if not self.vmas:
-            raise CaptureError(f"process {self.pid} has no address space (kernel thread)", USAGE)
+            message = f"process {self.pid} has no address space (kernel thread)"
+            raise LeftOut(message, "kernel threads")
         anonymous = [vma for vma in self.vmas if vma.skipped is None]
         if not session.privilege["pagemap_scan"]:
             anonymous = self._leave_out_blind(anonymous)
@@ -369,6 +372,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
     thp = status.get("THP_enabled")
     return {
         "pid": pid,
+        "started": started(pid),
         "comm": status["Name"],
         "cmdline": command.split("\0")[:-1],
         "exe": exe,
