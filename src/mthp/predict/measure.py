@@ -171,6 +171,20 @@ def _translations(
     return len(heads) - whole * (CONTPTES - 1)
 
 
+def frames_in_use(kernel: Kernel) -> int:
+    """As Allocator.frames_out(), less the folios that nothing but an LRU batch still holds. Not a step."""
+    held = Counter(
+        folio
+        for cpu in kernel.cpus
+        for folio in (*cpu.lru_add.value, *(folio for folio, _ in cpu.mlock.value))
+    )
+    refcount = kernel.mem.refcount.raw
+    waiting = sum(
+        kernel.mem.folio_nr_pages(folio) for folio, n in held.items() if refcount[folio] == n
+    )
+    return kernel.mem.allocator.frames_out() - waiting
+
+
 def folios_of(kernel: Kernel, vma: Vma) -> Iterator[tuple[int, int, int]]:
     """(address, order, pages) of each folio a mapping maps: where it begins there, and how many of its
     pages are mapped in that table. Not a step.

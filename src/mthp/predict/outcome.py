@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mthp.mm.mm_types import Vma
+from mthp.mm.mm_types import Mm, Vma
 from mthp.predict.explain import explain_vma, highest_order, vma_gate
 from mthp.predict.find import with_changes
 from mthp.predict.measure import TlbModel, Usage, measure_vma
 from mthp.predict.passes import Tally, run_full_scans
-from mthp.predict.records import Clock, Effort, Others, Outcome, Refusal, VmaUse
+from mthp.predict.records import Clock, Effort, Others, Outcome, ProcessUse, Refusal, VmaUse
 from mthp.predict.timeline import Timeline, work_ms
 from mthp.words.events import Event
 from mthp.worlds.build import BuiltWorld
@@ -59,6 +61,11 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     if request.changes and run.complete:
         refusals = tuple(with_changes(found, request.on_try))
     total_before, total_after = _total(before), _total(after)
+    added = _added_by_vma(vmas, tally)
+    uses = tuple(
+        _vma_use(vma, old, new, added[vma])
+        for vma, old, new in zip(vmas, before, after, strict=True)
+    )
     orders = [highest_order(kernel, vma) for vma in vmas if vma_gate(kernel, vma) is None]
     return Outcome(
         target=request.target,
@@ -94,9 +101,8 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         attempts=dict(tally.attempts),
         counters=_counters(world),
         refusals=refusals,
-        vmas=tuple(
-            _vma_use(vma, old, new) for vma, old, new in zip(vmas, before, after, strict=True)
-        ),
+        vmas=uses,
+        by_process=tuple(_by_process(kernel.mms, uses)),
         assumptions=world.assumptions,
         unseen=request.unseen,
         warnings=tuple(kernel.warnings.values()),
@@ -113,7 +119,39 @@ def _total(parts: list[Usage]) -> Usage:
     return total
 
 
-def _vma_use(vma: Vma, before: Usage, after: Usage) -> VmaUse:
+def _added_by_vma(vmas: list[Vma], tally: Tally) -> Counter[Vma]:
+    """The bytes that collapses added to each mapping; a table that collapses is in one alone."""
+    added: Counter[Vma] = Counter()
+    places = sorted((vma.vm_mm.number, vma.vm_start, k) for k, vma in enumerate(vmas))
+    for table, frames in tally.added.items():
+        _, _, k = places[bisect_right(places, (*table, len(vmas))) - 1]
+        added[vmas[k]] += frames << tally.kernel.geometry.page_shift
+    return added
+
+
+def _by_process(mms: list[Mm], vmas: tuple[VmaUse, ...]) -> Iterator[ProcessUse]:
+    of_pid: dict[int, list[VmaUse]] = {}
+    for vma in vmas:
+        of_pid.setdefault(vma.pid, []).append(vma)
+    for mm in mms:
+        yield _process_use(mm, of_pid.get(mm.number, []))
+
+
+def _process_use(mm: Mm, own: list[VmaUse]) -> ProcessUse:
+    before, after = (
+        sum((Counter(getattr(vma, when)) for vma in own), Counter()) for when in ("before", "after")
+    )
+    return ProcessUse(
+        pid=mm.number,
+        name=mm.comm,
+        before=dict(sorted(before.items())),
+        after=dict(sorted(after.items())),
+        swapped=sum(vma.swapped for vma in own),
+        memory_added=sum(vma.memory_added for vma in own),
+    )
+
+
+def _vma_use(vma: Vma, before: Usage, after: Usage, added: int) -> VmaUse:
     gate = vma_gate(vma.vm_mm.kernel, vma)
     return VmaUse(
         pid=vma.vm_mm.number,
@@ -125,6 +163,7 @@ def _vma_use(vma: Vma, before: Usage, after: Usage) -> VmaUse:
         after=dict(sorted(after.bytes.items())),
         swapped=after.swapped,
         zero=after.zero,
+        memory_added=added,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.eligibility import hugepage_enabled
 from mthp.mm.mm_types import Kernel
+from mthp.predict.measure import frames_in_use
 from mthp.words.events import (
     Attempt,
     CollapseHugePage,
@@ -53,7 +54,8 @@ class Tally:
     """Consumes events: sums over the whole run, and the log of the full scan under way.
 
     on_table is called after each scanned table and may raise Interrupted. keep: every event, if a
-    list was given.
+    list was given. added: mm and table -> by how many frames its collapses made the memory in use
+    grow.
     """
 
     kernel: Kernel
@@ -68,6 +70,7 @@ class Tally:
     filled_bytes: int = 0
     swapped_in: int = 0
     sleeps: Counter[str] = field(default_factory=Counter)
+    added: Counter[tuple[int, int]] = field(default_factory=Counter)
     tables: dict[tuple[int, int], TableLog] = field(default_factory=dict)
     last_pass: dict[tuple[int, int], TableLog] = field(default_factory=dict)
     changed: bool = False
@@ -75,6 +78,10 @@ class Tally:
     limit: int = MAX_FULL_SCANS
     _pending: TableLog = field(default_factory=TableLog)
     _flush: PmdFlush | None = None
+    _in_use: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._in_use = frames_in_use(self.kernel)
 
     def __call__(self, event: Event) -> None:
         if self.keep is not None:
@@ -118,6 +125,9 @@ class Tally:
         """Add one attempt to the sums of the successes or the refusals, by the fields of Effort."""
         self._pending.attempts.append((event.address, event.order, event.status))
         self.attempts[event.order, event.status] += 1
+        in_use = frames_in_use(self.kernel)
+        self.added[event.mm, self.kernel.geometry.pmd_addr(event.address)] += in_use - self._in_use
+        self._in_use = in_use
         size = self.kernel.geometry.order_bytes(event.order)
         ok = event.status is ScanResult.SUCCEED
         books = self.succeeded if ok else self.refused

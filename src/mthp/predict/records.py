@@ -259,7 +259,8 @@ class DrawnCall(NamedTuple):
 class VmaUse:
     """One mapping, before and after: bytes per folio order, and bytes of zero page and swap.
 
-    gate: why the whole mapping was turned away, empty if it was scanned.
+    gate: why the whole mapping was turned away, empty if it was scanned. memory_added: by the
+    collapses in it.
     """
 
     pid: int
@@ -271,6 +272,27 @@ class VmaUse:
     after: Mapping[int, int]
     swapped: int
     zero: int
+    memory_added: int = 0
+
+
+@dataclass(frozen=True)
+class ProcessUse:
+    """One process, before and after: the sums of its mappings."""
+
+    pid: int
+    name: str
+    before: Mapping[int, int]
+    after: Mapping[int, int]
+    swapped: int
+    memory_added: int
+
+    def huge(self, order: int) -> tuple[int, int]:
+        """Bytes in folios of an order or higher, before and after."""
+        large, now = (
+            sum(size for each, size in use.items() if each >= order)
+            for use in (self.before, self.after)
+        )
+        return large, now
 
 
 @dataclass(frozen=True)
@@ -311,6 +333,7 @@ class Outcome:
     counters: Mapping[str, Mapping[str, int]]
     refusals: tuple[Refusal, ...] = ()
     vmas: tuple[VmaUse, ...] = ()
+    by_process: tuple[ProcessUse, ...] = ()
     assumptions: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     usual: frozenset[str] = frozenset()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mthp.predict.records import OrderUse, Outcome, Refusal, VmaUse
+from mthp.predict.records import OrderUse, Outcome, ProcessUse, Refusal, VmaUse
 from mthp.report.phrases import in_order, wasted_attempts
 from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.words.units import Geometry
@@ -60,7 +60,8 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         ],
         "counters": {group: dict(values) for group, values in outcome.counters.items()},
         "refusals": [_refusal(refusal, outcome.settings.geometry) for refusal in outcome.refusals],
-        "vmas": [_vma(vma) for vma in outcome.vmas],
+        "vmas": [_use(vma) for vma in outcome.vmas],
+        "by_process": [_use(process) for process in outcome.by_process],
         "assumptions": list(outcome.assumptions),
         "unseen": list(outcome.unseen),
         "warnings": list(outcome.warnings),
@@ -88,9 +89,9 @@ def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:
     }
 
 
-def _vma(vma: VmaUse) -> dict[str, Any]:
+def _use(use: VmaUse | ProcessUse) -> dict[str, Any]:
     sizes = {
-        when: {str(order): size for order, size in sorted(use.items())}
-        for when, use in (("before", vma.before), ("after", vma.after))
+        when: {str(order): size for order, size in sorted(by_order.items())}
+        for when, by_order in (("before", use.before), ("after", use.after))
     }
-    return {**asdict(vma), **sizes}
+    return {**asdict(use), **sizes}

@@ -19,6 +19,7 @@ from mthp.report.phrases import (
     plural,
     wasted_attempts,
 )
+from mthp.report.processes import render_processes
 from mthp.report.refusals import group_refusals, reason_text, status_text
 from mthp.report.vma_map import render_map
 from mthp.words.units import human_bytes
@@ -34,6 +35,7 @@ def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False)
     page = SafeConsole(console)
     _header(page, outcome)
     _folios(page, outcome)
+    render_processes(page, outcome, everything=verbose)
     _facts(page, outcome)
     _costs(page, outcome)
     render_map(page, outcome, everything=verbose)
