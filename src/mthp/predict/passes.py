@@ -165,8 +165,8 @@ def run_full_scans(
     """Wake khugepaged until `passes` full scans are done, or to the fixed point if None, but then
     for no more than `most` of them.
 
-    on_sleep: called with the number of wakeups when one ends. A full scan that began within a wakeup did not start from drained batches; two in a row that
-    change nothing are then asked for.
+    on_sleep: called with the number of wakeups when one ends. A full scan that began within a wakeup did
+    not start from drained batches; two in a row that change nothing are then asked for.
     """
     kernel.trace = tally
     tally.limit = most if passes is None else passes
