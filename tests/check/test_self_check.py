@@ -37,6 +37,7 @@ JUDGED_AT_ONCE = Edit("laws.ghost", "page_is_written", "copy.is_kept", "True")
 """A store after the copy broke law 2, unless the trace event of the failure, no step, had come before."""
 SWAPOFF = RaceWorld(Size.PMD, "7.3", ("swapoff",))
 POISONED = RaceWorld(Size.PMD, "7.3", ("store-poisoned",))
+EXEC_SHIFT = RaceWorld(Size.PMD, "7.3", ("exec-shift", "migrate"))
 
 
 def looked_at(what: list[Subject], executions: int, moves: int, seed: int = 1) -> SelfCheck:
@@ -101,6 +102,11 @@ def test_a_verdict_by_what_is_no_step_is_seen_in_each_way(monkeypatch: pytest.Mo
     monkeypatch.setattr(Ghost, "COMMUTES", {})
     check = looked_at([changed(POISONED, JUDGED_AT_ONCE)], 10, 0)
     assert any("Ghost.copies" in each for each in check.defects)
+
+
+def test_what_walks_by_rmap_read_of_a_mapping_is_ordered() -> None:
+    """Exec's shift cleared flags that they look at in no step."""
+    assert looked_at([Subject(EXEC_SHIFT)], 15, 2).defects == {}
 
 
 @pytest.mark.parametrize("world", [SWAPOFF, POISONED], ids=lambda world: world.rivals[0])

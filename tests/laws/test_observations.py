@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mthp.check.drawing import replay
 from mthp.laws.observations import Observations
 from mthp.mm.gup import PIN
 from mthp.mm.mm_types import Mm
@@ -172,3 +173,9 @@ def test_the_monitor_is_to_fill_what_is_missing_then() -> None:
     seen = Observations(world.kernel, world.census())
     seen.add(Registered(world.mm, vma.vm_start, vma.vm_end))
     assert seen.missing == {(world.mm.number, world.address(vma, n)) for n in range(1, 32)}
+
+
+def test_an_entry_that_a_walk_by_rmap_has_in_hand_is_not_missing() -> None:
+    """A migration has cleared the PTE, and has not put its entry there, when userfaultfd takes charge."""
+    violation = replay("as-is:7.3:window:migrate+uffd-register:a8b6a36b10c3b17c1b19")
+    assert violation.breaches == ()

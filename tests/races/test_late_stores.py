@@ -37,6 +37,12 @@ def test_all_rivals_stand_late_stores(name: str, rival: str) -> None:
         is_as_expected(name, rival, 3000)
 
 
+@pytest.mark.parametrize("rival", ["swap-in-store", "slot-reuse"])
+def test_what_is_swapped_in_is_seen_before_it_is_mapped(rival: str) -> None:
+    """Without a barrier in between, a law broke within 15 executions."""
+    is_as_expected("pmd+weak", rival, 40)
+
+
 def test_late_stores_are_really_late() -> None:
     """There are executions that no world with stores at once has."""
     late = check_world(RaceWorld.parse(WORLDS[1], "7.3", ("fault",)))

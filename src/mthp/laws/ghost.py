@@ -139,6 +139,11 @@ class Ghost:
         elif pte_present(step.old):
             taken[where] = step.old & PTE_FLAGS_MASK
 
+    def rival_changes(self, step: Step) -> None:
+        """A rival takes an entry away, if only to put another there."""
+        if step.old and not step.new and isinstance(step.word.owner, PageTable | PmdPage):
+            self.observations.emptied[step.word.name, step.at] = None
+
     def cpu_is_interrupted(self, task: Task, cpu: int) -> None:
         """The CPU has no links left to the tables that the task detached."""
         self.flushed[cpu].update(self.detached_by.get(task.name, ()))

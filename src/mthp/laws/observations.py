@@ -19,7 +19,6 @@ from mthp.mm.pgtable_types import (
     Leaf,
     leaf_kind,
     pmd_is_table,
-    pmd_none,
     pmd_pgtable,
     pte_none,
     pte_pfn,
@@ -47,7 +46,7 @@ class Observations:
     legal: what a load may see. final: address -> task -> what must be read there in the end, if only
     that task wrote. origin, left: where pages moved to (and from where first), and away from; sources:
     from where each time. cleared, dirtied: (address, task) whose soft-dirty mark the task has cleared,
-    and whose it has set again.
+    and whose it has set again. emptied: words of page tables, by name and index, that a rival made none.
     """
 
     COMMUTES: ClassVar[Mapping[str, str]] = {
@@ -74,6 +73,7 @@ class Observations:
         self.poisoned: list[Poisoned] = []
         self.protected: list[WriteProtected] = []
         self.missing: set[Where] = set()
+        self.emptied: dict[tuple[str, int], None] = {}
         self.cleared: dict[tuple[Where, str], None] = {}
         self.dirtied: dict[tuple[Where, str], None] = {}
         self.halfway: set[Mm] = set()
@@ -132,16 +132,20 @@ class Observations:
             self.sources[new].add(where)
 
     def _is_missing(self, mm: Mm, address: int) -> bool:
-        """Whether nothing stands there. mmap_lock is held for writing: no other task can fill it."""
+        """Whether nothing ever stood there. mmap_lock is held for writing: no other task can fill it, but
+        one that migrates a page or swaps it out may have its entry in hand.
+        """
         return self.kernel.machine.data_race(lambda: self._is_none(mm, address))
 
     def _is_none(self, mm: Mm, address: int) -> bool:
         pmd = mm_find_pmd(mm, address)
-        value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
-        if pmd_none(value) or not pmd_is_table(value):
-            return pmd_none(value)
-        ptes = self.kernel.tables[pmd_pgtable(value)].ptes.raw
-        return pte_none(ptes[mm.geometry.pte_index(address)])
+        if pmd is None:
+            return True
+        name, at, entry = pmd.page.pmds.name, pmd.slot, int(pmd.page.pmds.raw[pmd.slot])
+        if pmd_is_table(entry):
+            ptes, at = self.kernel.tables[pmd_pgtable(entry)].ptes, mm.geometry.pte_index(address)
+            name, entry = ptes.name, ptes.raw[at]
+        return pte_none(entry) and (name, at) not in self.emptied
 
     def stored(self, where: Where, known: frozenset[Where] = frozenset()) -> set[int]:
         """What was stored there, or where what stands there now has come from."""

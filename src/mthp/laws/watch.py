@@ -142,6 +142,8 @@ class Watch:
 
     def _changed(self, step: Step) -> None:
         owner, trail = step.word.owner, self.ghost.trails.get(step.task.name)
+        if trail is None:
+            self.ghost.rival_changes(step)
         if isinstance(owner, PmdPage):
             if step.old != step.new:
                 self._record(broken_at(Moment.AFTER_PMD, self.ghost, step))

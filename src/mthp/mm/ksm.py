@@ -49,6 +49,7 @@ def ksm_might_need_to_copy(
         mem.folio_put(copy)
         return None
     mem.content.write(copy, mem.content.read(folio))
+    kernel.machine.smp_wmb()
     mem.flags.set_bits(copy, PG_DIRTY | PG_UPTODATE | PG_LOCKED)
     kernel.vmstat.count_vm_event("ksm_swpin_copy")
     return copy

@@ -171,6 +171,7 @@ def _move(kernel: Kernel, src: Folio, was_mlocked: bool) -> bool:
             return False
         mem.content.write(dst + i, mem.content.read(src + i))
     mem.folio_trylock(dst)
+    kernel.machine.smp_wmb()
     mem.flags.set_bits(dst, PG_ANON | PG_SWAPBACKED | PG_UPTODATE)
     mem.vmstat.count_mthp_stat(order, "nr_anon")
     mem.anon_vma.raw[dst] = mem.anon_vma.raw[src]

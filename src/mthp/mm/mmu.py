@@ -14,12 +14,10 @@ from mthp.mm.pgtable import mm_find_pmd, pmdp_get_lockless
 from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
-    PMD_NONE,
     YOUNG,
     Pte,
     pmd_is_table,
     pmd_pgtable,
-    pmd_present,
     pte_pfn,
     pte_present,
     pte_write,
@@ -54,27 +52,38 @@ def walk(cpu: Cpu, mm: Mm, address: Address, *, write: bool) -> int | None:
     number = next((t for m, i, t in cpu.walk_cache if (m, i) == (mm.number, pmd_index)), None)
     if number is None:
         pmd = mm_find_pmd(mm, address)
-        pmdval = pmdp_get_lockless(pmd) if pmd is not None else PMD_NONE
-        if not pmd_present(pmdval) or pmdval & NO_ACCESS:
+        if pmd is None:
             return None
-        if not pmd_is_table(pmdval):
-            if write and not pte_write(pmdval):
+        pmdval = pmdp_get_lockless(pmd)
+        while not pmd_is_table(pmdval):
+            if not _permits(pmdval, write=write):
                 return None
-            first = pmd_index << geometry.pmd_order
-            _cache(cpu, TlbEntry(mm.number, first, geometry.pmd_order, pmdval))
-            return pte_pfn(pmdval) + geometry.pte_index(address)
+            used = _used(pmdval, write=write)
+            if used == pmdval or pmd.page.pmds.replace(pmd.slot, pmdval, used):
+                first = pmd_index << geometry.pmd_order
+                _cache(cpu, TlbEntry(mm.number, first, geometry.pmd_order, used))
+                return pte_pfn(used) + geometry.pte_index(address)
+            pmdval = pmdp_get_lockless(pmd)
         number = pmd_pgtable(pmdval)
         cpu.walk_cache = (*cpu.walk_cache, (mm.number, pmd_index, number))
     ptes = kernel.tables[number].ptes
     index = geometry.pte_index(address)
     while True:
         pteval = ptes.read(index)
-        if not pte_present(pteval) or pteval & NO_ACCESS or (write and not pte_write(pteval)):
+        if not _permits(pteval, write=write):
             return None
-        used = Pte(pteval | YOUNG | (DIRTY if write else 0))
+        used = _used(pteval, write=write)
         if used == pteval or ptes.replace(index, pteval, used):
             _cache(cpu, TlbEntry(mm.number, address >> geometry.page_shift, 0, used))
             return pte_pfn(used)
+
+
+def _permits(entry: Pte, *, write: bool) -> bool:
+    return pte_present(entry) and not entry & NO_ACCESS and (pte_write(entry) or not write)
+
+
+def _used(entry: Pte, *, write: bool) -> Pte:
+    return Pte(entry | YOUNG | (DIRTY if write else 0))
 
 
 def _cache(cpu: Cpu, entry: TlbEntry) -> None:

@@ -53,7 +53,7 @@ def mremap(mm: Mm, start: Address, to: int) -> None:
         if vma is None or vma.vm_start != start:
             return
         vma_start_write(vma)
-        new = copy_vma(vma, to)
+        new = copy_vma(vma, to, vma.vm_flags)
         length = vma.vm_end - start
         mm.kernel.report(Moving(mm, start, to, length, mm.machine.current.name))
         move_page_tables(vma, start, to, length)
@@ -61,13 +61,13 @@ def mremap(mm: Mm, start: Address, to: int) -> None:
         assert new in mm.vmas
 
 
-def copy_vma(vma: Vma, to: int) -> Vma:
+def copy_vma(vma: Vma, to: int, vm_flags: int) -> Vma:
     """Make the same pages' mapping elsewhere, which rmap walks meet after the old one.
 
     Kernel: mm/vma.c, copy_vma(); mm/rmap.c, anon_vma_clone().
     """
     mm = vma.vm_mm
-    new = mm.mmap(to, to + vma.vm_end - vma.vm_start, vma.vm_flags, file=vma.file)
+    new = mm.mmap(to, to + vma.vm_end - vma.vm_start, vm_flags, file=vma.file)
     new.vm_pgoff = vma.vm_pgoff
     if vma.anon_vma is not None:
         with anon_vma_lock_write(vma.anon_vma):
@@ -83,7 +83,8 @@ def unmap_source_vma(vma: Vma) -> None:
 def relocate_vma_down(mm: Mm, to: int) -> None:
     """Shift exec's new stack to where it will stay, without rmap locks: rmap walks pass it over.
 
-    Kernel: mm/vma_exec.c, relocate_vma_down().
+    Divergence: it is an ordinary stack once rmap walks can find it where it will stay.
+    Kernel: mm/vma_exec.c, relocate_vma_down(); fs/exec.c, setup_arg_pages().
     """
     with mm.mmap_write_lock():
         vma = next(each for each in mm.vmas if each.vm_flags & VM_STACK_INCOMPLETE)
@@ -91,10 +92,8 @@ def relocate_vma_down(mm: Mm, to: int) -> None:
         start, length = vma.vm_start, vma.vm_end - vma.vm_start
         mm.kernel.report(Moving(mm, start, to, length, mm.machine.current.name))
         move_page_tables(vma, start, to, length)
-        flags = vma.vm_flags & ~VM_STACK_INCOMPLETE
-        new = copy_vma(vma, to)
+        copy_vma(vma, to, vma.vm_flags & ~VM_STACK_INCOMPLETE)
         unmap_source_vma(vma)
-        new.vm_flags = flags
 
 
 def move_page_tables(vma: Vma, start: Address, to: int, length: int) -> None:

@@ -69,6 +69,7 @@ def swapin_sync(
     for page, slot in enumerate(slots, folio):
         mem.content.write(page, swap.contents.get(slot, 0))
     if swap.failing.isdisjoint(slots):
+        kernel.machine.smp_wmb()  # folio_mark_uptodate(), as where other folios get their contents
         mem.set(folio, PG_UPTODATE)
         mem.vmstat.count_mthp_stat(mem.folio_order(folio), "swpin")
     mem.folio_unlock(folio)
