@@ -58,18 +58,18 @@ def windows(
 
     Kernel: mm/khugepaged.c, mthp_collapse().
     """
-    geometry, enabled_orders = kernel.geometry, seen.enabled_orders
+    present_ptes, enabled_orders = seen.present_ptes, seen.enabled_orders
+    min_order, pmd_order = kernel.geometry.min_order, kernel.geometry.pmd_order
     limits: dict[int, int | None] = {}
-    pmd_order = geometry.pmd_order
-    offset, order = 0, pmd_order
-    while offset < geometry.ptrs_per_pte:
+    offset, order, end = 0, pmd_order, kernel.geometry.ptrs_per_pte
+    while offset < end:
         nr_ptes = 1 << order
         result = None
         if enabled_orders >> order & 1:
             if order not in limits:  # asked, and warned, only once the walk gets to this order
                 limits[order] = collapse_max_ptes_none(kernel, cc, None, order)
             limit = limits[order]
-            occupied = (seen.present_ptes >> offset & ((1 << nr_ptes) - 1)).bit_count()
+            occupied = (present_ptes >> offset & ((1 << nr_ptes) - 1)).bit_count()
             if order == pmd_order:
                 occupied += seen.unmapped
             if limit is not None and nr_ptes - occupied <= limit:
@@ -77,7 +77,7 @@ def windows(
             elif passed_over is not None:
                 passed_over(offset, order, limit)
         lower_orders = enabled_orders & (nr_ptes - 1)
-        if result not in NEXT_OFFSET and order > geometry.min_order and lower_orders:
+        if lower_orders and order > min_order and result not in NEXT_OFFSET:
             # The next enabled one; the kernel goes down one by one, and attempts the same windows.
             order = lower_orders.bit_length() - 1
             continue
