@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vectorised": {"words", "machine", "mm", "khugepaged"},
     "laws": ENGINE,
     "races": ENGINE | {"laws"},
-    "explore": {"machine.step", "machine.task"},
+    "explore": {"machine.clock", "machine.step", "machine.task"},
     "image": {"words"},
     "worlds": ENGINE | {"image"},
     "predict": ENGINE | {"image", "worlds"},

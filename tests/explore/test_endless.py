@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mthp.explore import tasks
 from mthp.explore.compiled.explorer import CompiledExplorer, Speed
 from mthp.explore.enumerate import Enumerator
 from mthp.explore.explore import Explorer, Until
@@ -54,6 +55,15 @@ class Still(Livelock):
                 sum(range(10))
             except Exception:
                 continue
+
+
+class Asleep(Livelock):
+    """Its first task waits in the operating system."""
+
+    def waits(self) -> None:
+        """For what nobody does."""
+        self.words.read(2)
+        threading.Event().wait()
 
 
 SEARCHES: dict[str, Callable[[Any], SearchOutcome]] = {
@@ -109,6 +119,13 @@ def test_a_task_that_takes_no_step_is_ended(explorer: Any) -> None:
     outcome = explorer(Still, until=Until.FIRST).explore()
     assert STILL <= time.process_time() - began < 10 * STILL
     assert "it takes no step, for 0.5 s of CPU time" in said(outcome)
+
+
+@pytest.mark.parametrize("explorer", [Explorer, CompiledExplorer])
+def test_a_task_that_sleeps_is_ended(explorer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "ASLEEP", 0.5)
+    outcome = explorer(Asleep, until=Until.FIRST).explore()
+    assert "it takes no step, for 0.5 s: it sleeps" in said(outcome)
 
 
 def test_elsewhere_nothing_is_ended_and_nothing_hangs() -> None:

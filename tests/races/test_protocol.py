@@ -227,6 +227,18 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, name: str, said: 
     assert IN_FORCE == [] and in_force() is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["while True:\n pass", "import time\ntime.sleep(99)", "import os\nos.read(os.pipe()[0], 1)"],
+)
+def test_a_file_must_be_loaded_in_time(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mthp.races.protocol.LOADED_WITHIN", 1)
+    with pytest.raises(VariantError, match=r"^line \d, in <module>: it is not loaded within 1 s$"):
+        loaded(written(tmp_path, text))
+
+
 COLLAPSE = "def collapse_huge_page(mm, start_addr, referenced, unmapped, cc, order):\n    {}\n"
 
 

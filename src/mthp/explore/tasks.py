@@ -7,15 +7,14 @@ about to do (`NextStep`) is known then, and the act happens when the task is cho
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import Enum
+from time import monotonic, process_time
 from typing import Any, Final, NamedTuple, Protocol
 
 from greenlet import getcurrent, greenlet
 
+from mthp.machine.clock import ticking
 from mthp.machine.step import ALL_BITS, Access
 from mthp.machine.task import Endless, Machine, Task
 
@@ -96,8 +95,8 @@ class _Abandoned(BaseException):
 MAX_STEPS = 5000
 STILL: Final = 0.5
 """Seconds of CPU time without a step after which a task is ended."""
-_TICKS: Final = 4
-"""How often within them it is looked at."""
+ASLEEP: Final = 3.0
+"""Seconds by the clock after which one is that takes hardly any."""
 
 
 class Execution:
@@ -127,7 +126,7 @@ class Execution:
         self._words: list[Any] = [None] * len(setup.tasks)
         self._acting: tuple[Access, Any, int] | None = None
         self._started = False
-        self._still = 0, 0
+        self._still = -1, 0.0, 0.0
         self._main = getcurrent()
         self._carriers: list[greenlet] = []
 
@@ -151,7 +150,7 @@ class Execution:
 
     def run(self) -> Ending:
         """Run it to its end, or until it is given up. Tasks that have not ended are discarded."""
-        with _ticking(self._tick):
+        with ticking(self._tick):
             return self._run()
 
     def _run(self) -> Ending:
@@ -251,11 +250,16 @@ class Execution:
 
     def _tick(self) -> None:
         """Called now and then, in the middle of anything: end a task that takes no step."""
-        steps, ticks = self._still
-        self._still = self.steps, ticks + 1 if steps == self.steps else 0
-        if ticks >= _TICKS and getcurrent() is not self._main:
-            self._still = self.steps, 0
-            raise Endless(f"it takes no step, for {STILL} s of CPU time")
+        steps, computed, began = self._still
+        now, clock = process_time(), monotonic()
+        if steps != self.steps or getcurrent() is self._main:
+            self._still = self.steps, now, clock
+            return
+        is_asleep = clock - began > ASLEEP and now - computed < STILL / 10
+        if is_asleep or now - computed > STILL:
+            self._still = -1, now, clock
+            how = f"{ASLEEP} s: it sleeps" if is_asleep else f"{STILL} s of CPU time"
+            raise Endless(f"it takes no step, for {how}")
 
     def _abandon(self) -> None:
         """Unwind what has not ended; nothing it does on its way out means anything any more."""
@@ -263,31 +267,3 @@ class Execution:
         for carrier in self._carriers:
             if not carrier.dead:
                 carrier.throw(_Abandoned)
-
-
-class _Clock:
-    """Calls `tick` in the middle of whatever runs, which Python does in the main thread alone."""
-
-    tick: Callable[[], None] | None = None
-
-
-def _on_signal(*_: object) -> None:
-    if _Clock.tick is not None:
-        _Clock.tick()
-
-
-@contextmanager
-def _ticking(tick: Callable[[], None]) -> Iterator[None]:
-    """The signal is never given back: one may still be on its way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    if signal.getsignal(signal.SIGVTALRM) is not _on_signal:
-        signal.signal(signal.SIGVTALRM, _on_signal)
-    _Clock.tick = tick
-    signal.setitimer(signal.ITIMER_VIRTUAL, STILL / _TICKS, STILL / _TICKS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        _Clock.tick = None

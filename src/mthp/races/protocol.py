@@ -24,6 +24,7 @@ from difflib import get_close_matches
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from time import monotonic
 from traceback import extract_tb
 from types import MappingProxyType, ModuleType
 from typing import Any, Final
@@ -31,6 +32,7 @@ from typing import Any, Final
 from mthp.laws import declares
 from mthp.laws.declares import Declares
 from mthp.laws.watch import Watch
+from mthp.machine.clock import ticking
 from mthp.machine.hold import Rank
 from mthp.machine.task import Endless, Task
 from mthp.races.cast import all as cast
@@ -68,6 +70,8 @@ __all__ = [
 
 OWN_MODULE: Final = "mthp.protocol"
 """The name of a protocol's module, unless it is an edited copy of the engine's."""
+LOADED_WITHIN: Final = 10
+"""Seconds in which a file must be loaded."""
 _ROOMS: Final = ("khugepaged", "mm", "machine")
 _BESIDES: Final = ("races.secondary_mmu", "races.lockless_walker")
 
@@ -176,9 +180,18 @@ def _executed(file: Path, text: str, name: str) -> ModuleType:
         ast.parse(text, str(file))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise VariantError(f"not Python: {error}") from None
+    until = monotonic() + LOADED_WITHIN
+
+    def tick() -> None:
+        nonlocal until
+        if monotonic() > until:
+            until += LOADED_WITHIN  # and again, if the file catches it
+            raise Endless(f"it is not loaded within {LOADED_WITHIN} s")
+
     try:
-        return compiled(name, str(file), text)
-    except (Exception, SystemExit) as error:
+        with ticking(tick):
+            return compiled(name, str(file), text)
+    except (Exception, SystemExit, Endless) as error:
         raise VariantError(_fault(str(file), error)) from None
 
 
@@ -320,4 +333,5 @@ def _fault(file: str, error: BaseException) -> str:
     lines = [frame for frame in extract_tb(error.__traceback__) if frame.filename == file]
     where = f"line {lines[-1].lineno}, in {lines[-1].name}: " if lines else ""
     said = str(error).partition("\n")[0]
-    return f"{where}{type(error).__name__}: {said}".rstrip(": ")
+    what = "" if isinstance(error, Endless) else f"{type(error).__name__}: "
+    return f"{where}{what}{said}".rstrip(": ")
