@@ -11,10 +11,13 @@ import pytest
 from mthp.image.runs import PagesState, parse_folio_token, parse_pte_token, parse_runs
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Advice, ScenarioVma
+from mthp.mm.vm_flags import VM_HUGEPAGE
+from mthp.predict.changes import candidates
 from mthp.predict.find import Finder
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
-from mthp.predict.records import ChangeKind, Outcome, Refusal, Verified
+from mthp.predict.records import Change, ChangeKind, Outcome, Price, Refusal, Verified
+from mthp.predict.trial import Trial
 from mthp.report.refusals import change_text
 from mthp.words.profiles import V7_3
 from mthp.words.settings import Enabled
@@ -30,7 +33,7 @@ _OF_WORLD = ("free_blocks", "largest_block", "memcg")
 
 def scenario(
     folios: str, ptes: str, *, orders: dict[int, Enabled], advice: Advice | None = None,
-    enabled: Enabled = Enabled.MADVISE, **fields: object,
+    enabled: Enabled = Enabled.MADVISE, pages: int = 512, **fields: object,
 ) -> Scenario:  # fmt: skip
     base = scenarios()[0]
     settings = base.settings.replace(
@@ -39,11 +42,11 @@ def scenario(
         **{k: v for k, v in fields.items() if k.startswith("max_") or k == "defrag"},
     )
     state = PagesState(
-        512, parse_runs(folios, parse_folio_token), parse_runs(ptes, parse_pte_token)
+        pages, parse_runs(folios, parse_folio_token), parse_runs(ptes, parse_pte_token)
     )
     rest = {k: v for k, v in fields.items() if not k.startswith("max_") and k != "defrag"}
     world_fields: dict[str, Any] = {k: rest.pop(k) for k in _OF_WORLD if k in rest}
-    vma = ScenarioVma(START, 512, state, advice=advice, **rest)  # type: ignore[arg-type]
+    vma = ScenarioVma(START, pages, state, advice=advice, **rest)  # type: ignore[arg-type]
     return dataclasses.replace(
         base,
         settings=settings,
@@ -94,6 +97,10 @@ ALWAYS, MADVISE, INHERIT = Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT
         (scenario(*FULL, orders={}, enabled=Enabled.NEVER), "enable 2048kB"),
         (scenario(*FULL, orders={9: ALWAYS}, advice=Advice.NOHUGEPAGE), "drop MADV_NOHUGEPAGE"),
         (
+            scenario("512:F0.RLaB.s.m2", "512:PWAD", orders={9: ALWAYS}, max_ptes_shared=256),
+            "unshare 256 pages",
+        ),
+        (
             scenario(
                 "512:F0.RaL.xs.m1", "512:PWA", orders={9: ALWAYS}),
             "write to 512 pages that MADV_FREE gave up",
@@ -138,6 +145,98 @@ def test_a_pin_that_vetoes_a_table_that_cannot_collapse_whole() -> None:
     assert [(each.kind, each.ptes) for each in change.changes][:1] == [
         (ChangeKind.CLEAR_PINS, (300,))
     ]
+
+
+def least(of: Scenario, kind: ChangeKind) -> Change:
+    """The first change of a kind that lets all of the first refusal in."""
+    world = build_world(of, V7_3)
+    result = run_world(world, Request("t", "s", "r", changes=False))
+    refusal, vma = result.refusals[0], world.vmas[0]
+    for change in candidates(Trial(vma, START), refusal):
+        tried = Finder().tried(vma, START, (change,))
+        if change.kind is kind and min(tried.after) == 9:
+            return change
+    raise AssertionError(f"no change of kind {kind} lets it")
+
+
+@pytest.mark.parametrize(
+    ("of", "kind", "count"),
+    [
+        (scenario("512:F0.RLaB.s.m2", "512:PWAD", orders={9: ALWAYS}, max_ptes_shared=256),
+         ChangeKind.UNSHARE, 256),
+        (scenario("300:F0.RLaB.xs.m1 212:W0", "300:PWAD 212:s", orders={9: ALWAYS}, max_ptes_swap=64),
+         ChangeKind.BRING_IN, 148),
+        (scenario("300:F0.RLaB.xs.m1 212:-", "300:PWAD 212:-", orders={9: ALWAYS}, max_ptes_none=100),
+         ChangeKind.FILL, 112),
+        (scenario("500:F0.LaB.xs.m1 12:W0", "400:PWD 100:PWAD 12:s", orders={9: ALWAYS}),
+         ChangeKind.TOUCH, 156),
+    ],
+)  # fmt: skip
+def test_no_more_pages_than_must_be_are_changed(of: Scenario, kind: ChangeKind, count: int) -> None:
+    """The table collapses with them, and with one less it does not."""
+    change = least(of, kind)
+    assert len(change.ptes) == count
+    world = build_world(of, V7_3)
+    fewer = dataclasses.replace(change, ptes=change.ptes[:-1])
+    assert max(Finder().tried(world.vmas[0], START, (fewer,)).after) == 0
+
+
+@pytest.mark.parametrize(
+    ("of", "price"),
+    [
+        (scenario(*FULL, orders={9: MADVISE}), Price(0, -511, 512 * 4096)),
+        (
+            scenario(
+                "500:F0.RLaB.xs.m1 12:-", "500:PWAD 12:-", orders={9: ALWAYS}, max_ptes_none=5
+            ),
+            Price(12 * 4096, -499, 500 * 4096),
+        ),
+        (
+            scenario(
+                "500:F0.RLaB.xs.m1 12:W0", "500:PWAD 12:s", orders={9: ALWAYS}, max_ptes_swap=5
+            ),
+            Price(12 * 4096, -499, 512 * 4096),
+        ),
+        (  # 412 are freed, the others' owners keep theirs
+            scenario(
+                "412:F0.RLaB.xs.m1 100:F0.RLaB.s.m2",
+                "512:PWAD",
+                orders={9: ALWAYS},
+                max_ptes_shared=5,
+            ),
+            Price(100 * 4096, -511, 512 * 4096),
+        ),
+    ],
+)
+def test_prices(of: Scenario, price: Price) -> None:
+    """Memory added, TLB entries and copying, of the least change; the whole run with it costs as much."""
+    world = build_world(of, V7_3)
+    result = run_world(world, Request("t", "s", "r"))
+    (refusal,) = result.refusals
+    assert refusal.change is not None and refusal.change.price == price
+    again = world.kernel.settings
+    for change in refusal.change.changes:
+        if change.kind is ChangeKind.RAISE_KNOB:
+            again = again.replace(**{change.knob: change.value})
+        else:
+            assert change.kind is ChangeKind.ADVISE
+            world.vmas[0].vm_flags |= VM_HUGEPAGE
+    world.kernel.settings = again
+    run = run_world(world, Request("t", "s", "r", changes=False))
+    assert (run.memory_added, run.tlb_after - run.tlb_before) == (
+        price.memory_added,
+        price.tlb_entries,
+    )
+    assert run.copied_bytes == price.copied_bytes
+
+
+def test_what_is_written_first_is_in_the_price() -> None:
+    """256 pages to un-share are copied and added; the collapse then frees them."""
+    of = scenario("512:F0.RLaB.s.m2", "512:PWAD", orders={9: ALWAYS}, max_ptes_shared=256)
+    change = least(of, ChangeKind.UNSHARE)
+    world = build_world(of, V7_3)
+    price = Finder().tried(world.vmas[0], START, (change,)).price
+    assert price == Price(512 * 4096, -511, (256 + 512) * 4096)
 
 
 @pytest.mark.slow

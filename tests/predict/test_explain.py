@@ -17,7 +17,7 @@ from mthp.image.scenario import Scenario, load
 from mthp.mm.mem_map import MemMap
 from mthp.predict.explain import highest_order
 from mthp.predict.outcome import Request, run_world
-from mthp.predict.records import Moment, Outcome
+from mthp.predict.records import Outcome, TimePoint
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled
 from mthp.worlds.build import BuiltWorld, build_world
@@ -137,5 +137,5 @@ def test_memory_adds_up() -> None:
                 o: n * page for o, n in tokens.items()
             }, scenario.id
         assert outcome.memory_added == (frames_in_use() - in_use) * page, scenario.id
-        last = outcome.timeline[-1] if outcome.timeline else Moment(0, 0, 0)
+        last = outcome.timeline[-1] if outcome.timeline else TimePoint(0, 0, 0)
         assert last[1:] == (outcome.memory_added, outcome.collapsed_bytes), scenario.id

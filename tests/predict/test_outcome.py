@@ -46,7 +46,7 @@ def test_a_cgroup_at_its_limit() -> None:
     result = outcome(scenario(*FULL, orders={9: ALWAYS}, memcg=Memcg(600, 512)))
     assert {status for _, status in result.attempts} == {ScanResult.CGROUP_CHARGE_FAIL}
     assert result.refused.allocated_bytes == result.refused.attempts << 21
-    assert words(result.refusals[0]) == "raise the memory cgroup's limit by 512 pages"
+    assert words(result.refusals[0]) == "raise the memory cgroup's limit by 424 pages"
 
 
 @pytest.mark.parametrize(("order", "defrag", "kills"), [(3, True, 1), (4, True, 0), (3, False, 0)])

@@ -11,18 +11,20 @@ from rich.console import Console
 
 from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import (
+    Alternative,
     Change,
     ChangeKind,
     Clock,
     Effort,
-    Moment,
     OrderUse,
     Others,
     Outcome,
+    Price,
     ProcessUse,
     Proposal,
     Refusal,
     RefusedAt,
+    TimePoint,
     Verified,
     VmaUse,
     WindowGate,
@@ -61,7 +63,8 @@ def vma(start: int, pages: int, name: str, before: dict[int, int], after: dict[i
 
 def raising(knob: str, value: int) -> Proposal:
     """A limit that would let all pages in."""
-    return Proposal((Change(ChangeKind.RAISE_KNOB, knob=knob, value=value),), 1, 1)
+    change = Change(ChangeKind.RAISE_KNOB, knob=knob, value=value)
+    return Proposal((change,), 1, 1, Price(value * 4096, -500, 12 * 4096))
 
 
 def refused(address: int, pages: int, **fields: object) -> Refusal:
@@ -118,7 +121,7 @@ REFUSALS = (
         order=4,
         stage=RefusedAt.ATTEMPT,
         status=ScanResult.PAGE_COUNT,
-        change=Proposal((Change(ChangeKind.CLEAR_PINS, (3,)),), 16, 16),
+        change=Proposal((Change(ChangeKind.CLEAR_PINS, (3,)),), 16, 16, Price(0, 0, 65536)),
         verified=Verified.RUN,
     ),
     refused(
@@ -183,10 +186,16 @@ OUTCOME = Outcome(
     unseen=("no root: folio orders; base pages are assumed",),
     warnings=("3 pages changed while they were read",),
     timeline=(
-        Moment(10_004, 2 * MIB, 16 * MIB),
-        Moment(20_008, 6 * MIB, 40 * MIB),
-        Moment(100_012, 7 * MIB, 51 * MIB),
+        TimePoint(10_004, 2 * MIB, 16 * MIB),
+        TimePoint(20_008, 6 * MIB, 40 * MIB),
+        TimePoint(100_012, 7 * MIB, 51 * MIB),
     ),
     others=Others(23, 1200 * MIB, scanned=False),
+    usual=frozenset({"young: from smaps' Referenced per mapping"}),
     seconds=1.25,
+)
+
+ALTERNATIVES = (
+    Alternative("enabled=always", Settings(), 48 * MIB, 7 * MIB, 50_012),
+    Alternative("enabled=always, max_ptes_none=0", Settings(max_ptes_none=0), 0, 0, None),
 )

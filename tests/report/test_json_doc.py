@@ -17,7 +17,7 @@ from mthp.report.json_doc import SCHEMA_VERSION, outcome_document
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
-from tests.report.samples import OUTCOME
+from tests.report.samples import ALTERNATIVES, OUTCOME
 from tests.report.test_text import EMPTY
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -25,6 +25,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 SCHEMA: dict[str, Any] = json.loads((DOCS / "schema" / "collapse.schema.json").read_text("utf-8"))
 
 TINY = replace(OUTCOME, settings=Settings(geometry=Geometry(4, 3)), page_size=16, pmd_order=3)
+CLOSED = replace(OUTCOME, highest_order=None, alternatives=ALTERNATIVES[:1])
 UNKNOWN = replace(OUTCOME, highest_order=None, memory_added=-4096, counters={"x": {"y": -1}})
 
 
@@ -43,7 +44,9 @@ def test_the_schema_is_a_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    "outcome", [OUTCOME, EMPTY, TINY, UNKNOWN], ids=["full", "empty", "tiny", "odd"]
+    "outcome",
+    [OUTCOME, EMPTY, TINY, CLOSED, UNKNOWN],
+    ids=["full", "empty", "tiny", "closed", "odd"],
 )
 def test_documents_keep_the_schema(outcome: Outcome) -> None:
     document = outcome_document(outcome)
@@ -63,7 +66,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def test_the_schema_notices_a_wrong_type_anywhere_and_a_missing_key() -> None:
-    document = outcome_document(OUTCOME)
+    document = outcome_document(CLOSED)
     for path in places(document):
         wrong = copy.deepcopy(document)
         at = wrong
@@ -72,7 +75,7 @@ def test_the_schema_notices_a_wrong_type_anywhere_and_a_missing_key() -> None:
         at[path[-1]] = [None]
         assert complaints(wrong), path
         size = path[-1] if isinstance(path[-1], str) else "0"
-        named_by_data = size[0].isdigit() and (size.isdigit() or path[0] == "settings")
+        named_by_data = size[0].isdigit() and (size.isdigit() or "settings" in path)
         if isinstance(at, dict) and not named_by_data:
             del at[path[-1]]
             assert complaints(wrong), path

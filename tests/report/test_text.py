@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
-from mthp.predict.records import Clock, Effort, OrderUse, Outcome, Verified
+from mthp.predict.records import (
+    Clock,
+    Effort,
+    OrderUse,
+    Outcome,
+    Price,
+    Refusal,
+    TimePoint,
+    Verified,
+)
 from mthp.report.phrases import (
     SafeConsole,
     duration,
@@ -20,11 +30,24 @@ from mthp.report.phrases import (
 )
 from mthp.report.refusals import group_refusals
 from mthp.report.text import render_outcome
+from mthp.report.timeline import POINTS_SHOWN, render_timeline
 from mthp.report.vma_map import VMAS_SHOWN, bar_glyphs, share_bar
 from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
-from tests.report.samples import MIB, OUTCOME, REFUSALS, console, golden, printed, refused, vma
+from tests.report.samples import (
+    ALTERNATIVES,
+    MIB,
+    OUTCOME,
+    REFUSALS,
+    VMAS,
+    console,
+    golden,
+    printed,
+    raising,
+    refused,
+    vma,
+)
 
 
 def page_of(outcome: Outcome, width: int = 100, *, verbose: bool = False) -> str:
@@ -44,20 +67,102 @@ def test_verbose() -> None:
     golden("outcome-verbose.txt", page_of(OUTCOME, verbose=True))
 
 
-def test_the_first_lines_say_what_ran() -> None:
-    first, second, third, *_ = page_of(OUTCOME, 300).splitlines()
-    assert first == (
-        "redis-server, pid 812 (snapshot redis.npz): profile 7.3 "
+def test_the_verdict_stands_first_and_last_in_two_to_four_lines() -> None:
+    closed = replace(OUTCOME, alternatives=ALTERNATIVES, highest_order=None)
+    for outcome in (OUTCOME, EMPTY, closed, replace(OUTCOME, complete=False)):
+        lines = page_of(outcome, 80).splitlines()
+        count = lines.index("")
+        assert 2 <= count <= 4 and lines[:count] == lines[-count:]
+        assert lines[0].startswith("now")
+    verdict = page_of(OUTCOME).splitlines()[:3]
+    assert verdict == [
+        "now   0 B of 48.2 MiB anonymous memory is in huge pages (2048kB)",
+        "then  48 MiB (87%); +7 MiB memory; in 1 min 40 s",
+        "rest  1.4 MiB, 1.2 MiB of it where pages are missing",
+    ]
+    assert page_of(closed).splitlines()[2:4] == [
+        "with  enabled=always: 48 MiB (77%); +7 MiB memory; in 50 s",
+        "with  enabled=always, max_ptes_none=0: 0 B (0%); +0 B memory",
+    ]
+
+
+def test_the_header_says_what_ran() -> None:
+    lines = page_of(OUTCOME, 300).splitlines()
+    assert lines[4] == (
+        "Predicted, not observed: redis-server, pid 812 (snapshot redis.npz), profile 7.3 "
         "(default: captured kernel 6.18 knows no multi-size collapse)"
     )
-    assert second == f"settings: {OUTCOME.settings.describe()}"
-    assert third.startswith("Predicted (nothing here is observed): 51 MiB collapse in 72 windows")
+    assert lines[5] == f"settings: {OUTCOME.settings.describe()}"
+
+
+def test_what_every_capture_has_in_common_is_one_line() -> None:
+    text = page_of(OUTCOME)
+    assert "from smaps" not in text and "1 caveat that every capture has" in text
+    assert "no root: folio orders" in text
+    assert "from smaps" in page_of(OUTCOME, verbose=True)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_header_of_a_table_is_lost(width: int) -> None:
+    lines = page_of(replace(OUTCOME, processes=2), width, verbose=True).splitlines()
+    for titles in (
+        ["size", "folios", "after", "bytes", "after"],
+        ["in all", "per success", "per refused attempt"],
+        ["pid", "range", "memory", *["before"] * (width > 60), "after", "mapping"],
+    ):
+        assert any(re.search(r".*\s".join(titles), line) for line in lines), titles
+
+
+def test_mappings_that_are_turned_away_stand_under_the_reason_once() -> None:
+    short = [
+        replace(vma(k << 30, 4, f"short{k}", {0: 16384}, {}), gate="too short") for k in (1, 2, 3)
+    ]
+    text = page_of(replace(OUTCOME, vmas=(*short, VMAS[1])))
+    assert text.count("too short") == 1
+    assert text.index("[anon]") < text.index("passed by: too short") < text.index("short1")
+
+
+def test_a_timeline() -> None:
+    page = console(60)
+    render_outcome(OUTCOME, page, timeline=True)
+    text = printed(page)
+    assert re.search(r"10 s +16 MiB +█+ +2 MiB\n", text)
+    assert re.search(r"1 min 40 s +51 MiB +█+ +7 MiB\n", text)
+    many = tuple(TimePoint(k, 0, k * MIB) for k in range(1, 102))
+    safe = SafeConsole(console())
+    render_timeline(safe, many)
+    rows = [line for line in printed(safe.console).splitlines() if "█" in line]
+    assert len(rows) <= POINTS_SHOWN and "101 MiB" in rows[-1]
+
+
+def test_knobs_have_a_curve_and_settings_are_priced_once() -> None:
+    """Two tables need 12, one 48; one of them is in two refusals, at two orders."""
+
+    def needs(value: int, address: int, order: int = 9) -> Refusal:
+        made = raising("max_ptes_none", value)
+        return refused(address, 100, change=made, verified=Verified.RUN, order=order)
+
+    pmd = 1 << 21
+    refusals = [needs(12, 0), needs(12, pmd), needs(48, 2 * pmd), needs(48, 2 * pmd, order=4)]
+    groups = group_refusals(refusals, Geometry())
+    assert [(group.change, group.everywhere) for group in groups] == [
+        ("raise max_ptes_none to 48", True)
+    ] * 2
+    for group in groups:
+        assert [(p.value, p.bytes, p.price.memory_added) for p in group.curve] == [
+            (12, 200 * 4096, 24 * 4096),
+            (48, 400 * 4096, 72 * 4096),
+        ]
+        assert group.price == Price(72 * 4096, -1500, 36 * 4096)
+    text = page_of(replace(OUTCOME, refusals=tuple(refusals)))
+    assert text.count("12 lets in 800 KiB, +96 KiB memory") == 1
+    assert text.count("as above") == 1
 
 
 def test_how_far_it_got() -> None:
-    assert "Fixed point reached: 3 full scans" in page_of(OUTCOME)
+    assert "to the fixed point: 3 full scans" in page_of(OUTCOME)
     asked = page_of(replace(OUTCOME, fixed_point=False))
-    assert "3 full scans as asked; not a fixed point" in asked
+    assert "3 full scans as asked; not the fixed point" in asked
     stopped = page_of(replace(OUTCOME, fixed_point=False, complete=False))
     assert "INCOMPLETE" in stopped
     assert "interrupted" in stopped
@@ -77,6 +182,7 @@ EMPTY = replace(
     successes=Effort(),
     refused=Effort(),
     clock=Clock(0, 0, 0, 0),
+    timeline=(),
     attempts={},
     counters={},
     refusals=(),
@@ -121,7 +227,7 @@ def test_small_mappings_get_no_row_but_are_counted() -> None:
     outcome = replace(OUTCOME, vmas=(*large, *small))
     text = page_of(outcome)
     assert all(f"large{i}" in text for i in range(5))
-    assert "small" not in text
+    assert "small1" not in text
     assert "3 mappings hidden, 12 KiB: --verbose" in text
     assert "small3" in page_of(outcome, verbose=True)
     assert "small3" in page_of(replace(OUTCOME, vmas=(large[0], *small)))

@@ -20,6 +20,7 @@ from mthp.cli.target import (
 from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import load
 from mthp.image.snapshot import Snapshot
+from mthp.predict.alternatives import with_alternatives
 from mthp.predict.image import Image
 from mthp.predict.measure import TlbModel
 from mthp.predict.outcome import Request, run_world
@@ -65,6 +66,12 @@ class ScanProgress(ProgressLine):
         self.tried += 1
         if self._is_due():
             self.say(f"looking for the least changes: {self.tried} tried")
+
+    def on_other(self) -> None:
+        """Count one more table that was scanned under other settings."""
+        self.scanned += 1
+        if self._is_due():
+            self.say(f"trying other settings: {self.scanned} tables")
 
     def _is_due(self) -> bool:
         """Whether the line is half a second old. Raises Interrupted after Ctrl-C."""
@@ -121,6 +128,11 @@ def run_collapse(args: argparse.Namespace) -> int:
         request.changes = False
     with progress.interruptible():
         outcome = run_world(world, request)
+        if request.changes:
+            del world  # two at once would be twice the memory
+            outcome = with_alternatives(
+                outcome, lambda other: predict(image, other, profile, args), progress.on_other
+            )
     _print(args, outcome, keep or [])
     return 0 if outcome.complete and not progress.interrupted else 1
 
@@ -132,7 +144,7 @@ def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> N
     elif args.json:
         print_json(outcome_document(outcome))
     else:
-        render_outcome(outcome, Console(), verbose=args.verbose)
+        render_outcome(outcome, Console(), verbose=args.verbose, timeline=args.timeline)
 
 
 def _why(

@@ -171,6 +171,9 @@ def add_collapse(verbs: Verbs) -> None:
     group.add_argument(
         "--conformance", metavar="FILE", help="run recorded scenarios and compare with the kernel"
     )
+    group.add_argument(
+        "--timeline", action="store_true", help="memory against time too, wakeup by wakeup"
+    )
     group.add_argument("--verbose", action="store_true", help="show everything")
     group.add_argument("--quiet", action="store_true", help="no progress")
 

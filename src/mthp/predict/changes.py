@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mthp.khugepaged.isolate import folio_pte_referenced
 from mthp.mm import page_flags as pg
 from mthp.mm.huge_mm import VmaGate
 from mthp.mm.mm_types import (
@@ -14,7 +15,7 @@ from mthp.mm.mm_types import (
     MMF_DISABLE_THP_EXCEPT_ADVISED,
     userfaultfd_armed,
 )
-from mthp.mm.pgtable_types import PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, leaf_kind
+from mthp.mm.pgtable_types import PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, Pte, leaf_kind
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.predict.explain import explain_vma
 from mthp.predict.records import Change, ChangeKind, Refusal, RefusedAt, WindowGate
@@ -31,13 +32,16 @@ Changes = Iterator[Change]
 class _Ask:
     """A refused window in a trial world: the order at which it was refused, and its PTEs.
 
-    first: the first PTE that was refused.
+    first: the first PTE that was refused. windows: of that order, that were refused from there on.
+    allowed: empty PTEs that the window may have.
     """
 
     trial: Trial
     first: int
     order: int
     window: range
+    windows: int
+    allowed: int
 
     @classmethod
     def of(cls, trial: Trial, refusal: Refusal) -> _Ask:
@@ -47,7 +51,13 @@ class _Ask:
             order = geometry.pmd_order
         first = geometry.pte_index(refusal.address)
         start = first >> order << order
-        return cls(trial, first, order, range(start, start + (1 << order)))
+        windows = -(-(first + refusal.span - start) >> order)
+        window = range(start, start + (1 << order))
+        return cls(trial, first, order, window, windows, refusal.allowed_empty or 0)
+
+    def limit(self, knob: str) -> int:
+        """What a limit of khugepaged allows in the window; below PMD order, nothing."""
+        return getattr(self.trial.kernel.settings, knob) if self.at_pmd else 0
 
     @property
     def at_pmd(self) -> bool:
@@ -109,18 +119,20 @@ def _occupancy_changes(ask: _Ask) -> Changes:
                 yield Change(ChangeKind.ENABLE_SIZE, order=order)
                 break
     yield from _raise(ask, "max_ptes_none", ask.most)
-    yield from _of_pages(ChangeKind.BRING_IN, ask.where(_is_swap))
+    yield from _of_pages(ChangeKind.BRING_IN, ask.where(_is_swap), ask.allowed)
     yield from _of_pages(
         ChangeKind.FILL,
         ask.where(lambda trial, i: not trial.frame(i) and not _is_marker(trial, i)),
+        ask.allowed,
     )
 
 
-def _of_pages(kind: ChangeKind, ptes: Iterable[int]) -> Changes:
-    """A change to some pages, if there are any."""
+def _of_pages(kind: ChangeKind, ptes: Iterable[int], allowed: int = 0) -> Changes:
+    """A change to some pages, if there are any: to those that are more than allowed, then to all."""
     where = tuple(ptes)
-    if where:
-        yield Change(kind, where)
+    for some in {where[: len(where) - allowed]: None, where: None}:
+        if some:
+            yield Change(kind, some)
 
 
 def _raise(ask: _Ask, knob: str, value: int) -> Changes:
@@ -134,15 +146,13 @@ def _exceed_none(ask: _Ask) -> Changes:
         yield Change(ChangeKind.UNREGISTER_USERFAULTFD)
     missing = ask.where(lambda trial, i: not trial.frame(i) and not _is_out(trial, i))
     yield from _raise(ask, "max_ptes_none", len(missing) if ask.at_pmd else ask.most)
-    allowed = ask.trial.kernel.settings.max_ptes_none
-    few = missing[: len(missing) - allowed] if ask.at_pmd else missing
-    yield from _of_pages(ChangeKind.FILL, few)
+    yield from _of_pages(ChangeKind.FILL, missing, ask.limit("max_ptes_none"))
 
 
 def _exceed_swap(ask: _Ask) -> Changes:
     if ask.at_pmd:
         yield from _raise(ask, "max_ptes_swap", len(ask.where(_is_out)))
-    yield from _of_pages(ChangeKind.BRING_IN, ask.where(_is_swap))
+    yield from _of_pages(ChangeKind.BRING_IN, ask.where(_is_swap), ask.limit("max_ptes_swap"))
     yield from _markers(ask)
 
 
@@ -150,7 +160,7 @@ def _exceed_shared(ask: _Ask) -> Changes:
     shared = ask.where(_is_shared)
     if ask.at_pmd:
         yield from _raise(ask, "max_ptes_shared", len(shared))
-    yield from _of_pages(ChangeKind.UNSHARE, shared)
+    yield from _of_pages(ChangeKind.UNSHARE, shared, ask.limit("max_ptes_shared"))
 
 
 def _large_already(ask: _Ask) -> Changes:
@@ -166,7 +176,8 @@ def _large_already(ask: _Ask) -> Changes:
 def _no_block(ask: _Ask) -> Changes:
     if not ask.trial.kernel.settings.defrag:
         yield Change(ChangeKind.DEFRAG)
-    yield Change(ChangeKind.FREE_BLOCK, order=ask.order)
+    for blocks in {ask.windows: None, ask.trial.kernel.geometry.ptrs_per_pte >> ask.order: None}:
+        yield Change(ChangeKind.FREE_BLOCK, order=ask.order, value=blocks)
 
 
 def _pinned(ask: _Ask) -> Changes:
@@ -206,8 +217,12 @@ def _protected(ask: _Ask) -> Changes:
 
 
 def _old(ask: _Ask) -> Changes:
-    for count in (1, ask.trial.kernel.geometry.ptrs_per_pte // 2):
-        yield from _of_pages(ChangeKind.TOUCH, ask.mapped()[:count])
+    half = ask.trial.kernel.geometry.ptrs_per_pte // 2
+    old = ask.where(lambda trial, i: trial.frame(i) != 0 and not _is_young(trial, i))
+    used = len(ask.mapped()) - len(old)
+    for count in (1 - used, half - used):
+        if count > 0:
+            yield from _of_pages(ChangeKind.TOUCH, old[:count])
 
 
 def _markers(ask: _Ask) -> Changes:
@@ -216,7 +231,10 @@ def _markers(ask: _Ask) -> Changes:
 
 
 def _over_limit(ask: _Ask) -> Changes:
-    yield Change(ChangeKind.RAISE_MEMCG_LIMIT, value=len(ask.window))
+    nr, memcg = len(ask.window), ask.trial.mm.memcg
+    room = 0 if memcg is None or memcg.limit is None else max(0, memcg.limit - memcg.charged)
+    for more in {max(1, nr - room): None, nr: None}:
+        yield Change(ChangeKind.RAISE_MEMCG_LIMIT, value=more)
 
 
 _BY_GATE: dict[VmaGate, tuple[ChangeKind, ...]] = {
@@ -260,6 +278,13 @@ def _is_swap(trial: Trial, i: int) -> bool:
 
 def _is_marker(trial: Trial, i: int) -> bool:
     return _is_out(trial, i) and leaf_kind(trial.ptes[i]) is not Leaf.SWAP
+
+
+def _is_young(trial: Trial, i: int) -> bool:
+    """Whether khugepaged counts the page of PTE i as used."""
+    address = trial.pmd_addr + (i << trial.kernel.geometry.page_shift)
+    folio, pte = trial.folio(i), Pte(trial.ptes[i])
+    return folio_pte_referenced(trial.kernel.mem, folio, trial.vma, address, pte)
 
 
 def _is_shared(trial: Trial, i: int) -> bool:
@@ -311,9 +336,8 @@ def _write_once(trial: Trial, _: Change) -> None:
 
 
 def _free_block(trial: Trial, change: Change) -> None:
-    """Free enough blocks of the order for this table."""
-    node = trial.kernel.mem.allocator.nodes[0]
-    node.unborn[change.order] += trial.kernel.geometry.ptrs_per_pte >> change.order
+    """Free so many blocks of the order."""
+    trial.kernel.mem.allocator.nodes[0].unborn[change.order] += change.value
 
 
 def _raise_limit(trial: Trial, change: Change) -> None:

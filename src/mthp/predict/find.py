@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from mthp.mm.mm_types import Vma
 from mthp.predict.changes import apply_change, candidates
 from mthp.predict.explain import explain_vma
+from mthp.predict.measure import TlbModel
 from mthp.predict.passes import Interrupted, TableLog
-from mthp.predict.records import Change, Proposal, Refusal, Scope, Verified
+from mthp.predict.records import Change, Price, Proposal, Refusal, Scope, Verified
 from mthp.predict.trial import Trial
 
 MOST_VERIFIED = 400
@@ -26,23 +27,27 @@ _MOST_KEPT = 64
 
 
 @dataclass(frozen=True)
-class _Tried:
-    """What a table came to under some changes: orders before and after, and its scans."""
+class TrialResult:
+    """What a table came to under some changes: orders before and after, its scans, the price."""
 
     trial: Trial
     before: list[int]
     after: list[int]
     held: list[bool]
     logs: dict[tuple[int, int], TableLog]
+    price: Price
 
 
 class Finder:
     """Looks for least changes, and keeps what whole-table changes came to for the next refusal."""
 
-    def __init__(self, on_try: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, on_try: Callable[[], None] | None = None, tlb: TlbModel = TlbModel.PLAIN
+    ) -> None:
         self.trials = 0
         self.on_try = on_try
-        self._kept: dict[tuple[Vma, int, tuple[Change, ...]], _Tried] = {}
+        self.tlb = tlb
+        self._kept: dict[tuple[Vma, int, tuple[Change, ...]], TrialResult] = {}
 
     def find(self, vma: Vma, refusal: Refusal) -> Proposal | None:
         """The least change found that puts every page of the refusal into a larger folio.
@@ -63,31 +68,42 @@ class Finder:
                     if any(_outline(change) == _outline(each) for each in made):
                         continue
                     changes = (*made, change)
-                    result = self._try(vma, pmd_addr, changes)
+                    result = self.tried(vma, pmd_addr, changes)
                     held = [i for i in span if result.held[i]]
                     grown = sum(result.after[i] > result.before[i] for i in held)
                     if held and grown == len(held):
-                        return Proposal(changes, grown, grown)
+                        return Proposal(changes, grown, grown, result.price)
                     if grown > (best.grown if best else 0):
-                        best = Proposal(changes, grown, len(held))
+                        best = Proposal(changes, grown, len(held), result.price)
                     new = _met(result.trial, result.logs, refusal)
                     if new is not None:
                         following.append((changes, new))
             tried = following[:MOST_BRANCHES]
         return best
 
-    def _try(self, vma: Vma, pmd_addr: int, changes: tuple[Change, ...]) -> _Tried:
+    def tried(self, vma: Vma, pmd_addr: int, changes: tuple[Change, ...]) -> TrialResult:
+        """What the table at pmd_addr comes to under some changes."""
         key = vma, pmd_addr, changes
         if key in self._kept:
             return self._kept[key]
         self.trials += 1
         if self.on_try is not None:
             self.on_try()
-        trial = _prepared(vma, pmd_addr, changes)
+        trial = Trial(vma, pmd_addr)
+        translations = trial.translations(self.tlb)
+        for change in changes:
+            apply_change(trial, change)
         before = trial.orders()
         held = [word != 0 for word in trial.ptes]
-        logs = trial.run().last_pass
-        result = _Tried(trial, before, trial.orders(), held, logs)
+        out = trial.frames_out()
+        tally = trial.run()
+        page_size = trial.kernel.geometry.page_size
+        price = Price(
+            (trial.frames_out() - out + trial.written) * page_size,
+            trial.translations(self.tlb) - translations,
+            tally.copied_bytes + trial.copied * page_size,
+        )
+        result = TrialResult(trial, before, trial.orders(), held, tally.last_pass, price)
         # What is not made to single pages is the same whichever window of the table asks for it.
         if all(change.kind.scope is not Scope.WINDOW for change in changes):
             self._kept[key] = result
@@ -122,6 +138,7 @@ def _met(trial: Trial, logs: dict[tuple[int, int], TableLog], refusal: Refusal) 
 def with_changes(
     refusals: list[tuple[Vma, Refusal]],
     on_try: Callable[[], None] | None = None,
+    tlb: TlbModel = TlbModel.PLAIN,
 ) -> Iterator[Refusal]:
     """Give each refusal its least change: the largest are run, the others take their group's.
 
@@ -132,7 +149,7 @@ def with_changes(
     by_size = sorted(range(len(refusals)), key=lambda k: -refusals[k][1].pages)
     answers: dict[int, tuple[Proposal | None, Verified]] = {}
     groups: dict[tuple[object, ...], Proposal | None] = {}
-    finder = Finder(on_try)
+    finder = Finder(on_try, tlb)
     with suppress(Interrupted):
         for rank, k in enumerate(by_size):
             vma, refusal = refusals[k]

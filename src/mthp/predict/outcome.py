@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from mthp.image.capture.run import NEVER
 from mthp.mm.mm_types import Mm, Vma
 from mthp.predict.explain import explain_vma, highest_order, vma_gate
 from mthp.predict.find import with_changes
@@ -18,6 +19,7 @@ from mthp.predict.records import Clock, Effort, Others, Outcome, ProcessUse, Ref
 from mthp.predict.timeline import Timeline, work_ms
 from mthp.words.events import Event
 from mthp.worlds.build import BuiltWorld
+from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
 
 
 @dataclass
@@ -59,7 +61,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     found = [(vma, refusal) for vma in vmas for refusal in explain_vma(kernel, vma, logs)]
     refusals: tuple[Refusal, ...] = tuple(refusal for _, refusal in found)
     if request.changes and run.complete:
-        refusals = tuple(with_changes(found, request.on_try))
+        refusals = tuple(with_changes(found, request.on_try, request.tlb))
     total_before, total_after = _total(before), _total(after)
     added = _added_by_vma(vmas, tally)
     uses = tuple(
@@ -105,8 +107,9 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         by_process=tuple(_by_process(kernel.mms, uses)),
         assumptions=world.assumptions,
         unseen=request.unseen,
+        usual=USUAL_ASSUMPTIONS.union(each for each in request.unseen if each.startswith(NEVER)),
         warnings=tuple(kernel.warnings.values()),
-        timeline=tuple(timeline.moments),
+        timeline=tuple(timeline.points),
         others=request.others,
         seconds=time.monotonic() - began,
     )

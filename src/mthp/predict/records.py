@@ -49,8 +49,8 @@ COPY_BYTES_A_SECOND = 4 << 30
 no cache."""
 
 
-class Moment(NamedTuple):
-    """What is there so many milliseconds after the capture: memory_added is the growth of the frames
+class TimePoint(NamedTuple):
+    """What is there so many milliseconds after the capture. memory_added is the growth of the frames
     in use, collapsed_bytes what has collapsed by then.
     """
 
@@ -133,11 +133,11 @@ class ChangeKind(Enum):
     ADVISE_INSTEAD = "MADV_HUGEPAGE instead of MADV_NOHUGEPAGE", Scope.VMA
     DROP_ADVICE = "drop MADV_NOHUGEPAGE", Scope.VMA
     LIFT_PRCTL = "lift PR_SET_THP_DISABLE", Scope.VMA
-    SPAN_WHOLE_PMD = "give the mapping the whole PMD range", Scope.VMA
-    SPAN_ALIGNED_PMD = "give the mapping an aligned PMD range", Scope.VMA
+    SPAN_WHOLE_PMD = "begin and end the memory at multiples of {pmd}", Scope.VMA
+    SPAN_ALIGNED_PMD = "allocate at least {two_pmds} at once, or {pmd} aligned to {pmd}", Scope.VMA
     WRITE_ONCE = "write to the mapping once", Scope.VMA
     UNREGISTER_USERFAULTFD = "unregister userfaultfd", Scope.VMA
-    FREE_BLOCK = "free a block of {size}", Scope.TABLE
+    FREE_BLOCK = "free {blocks} of {size}", Scope.TABLE
     RAISE_MEMCG_LIMIT = "raise the memory cgroup's limit by {more}", Scope.TABLE
     FILL = "write to {missing}", Scope.WINDOW
     BRING_IN = "bring in {pages}", Scope.WINDOW
@@ -162,7 +162,7 @@ class ChangeKind(Enum):
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change. ptes: those of the table that it is made to, one for each folio where it is made
-    to folios. value: the knob's, or a number of pages. order: of the size that is enabled or freed.
+    to folios. value: the knob's, or a number of pages or blocks. order: of the size that is enabled or freed.
     """
 
     kind: ChangeKind
@@ -170,6 +170,27 @@ class Change:
     knob: str = ""
     value: int = 0
     order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What changes cost in the trial of one table, and what came of them, summed where several are.
+
+    memory_added: by how many bytes the frames in use grow, the changes themselves included. tlb_entries:
+    by how many more, or fewer, translations all of it is reached. copied_bytes: by the collapses, and by
+    the writes that un-share pages.
+    """
+
+    memory_added: int = 0
+    tlb_entries: int = 0
+    copied_bytes: int = 0
+
+    def __add__(self, other: Price) -> Price:
+        return Price(*map(add, astuple(self), astuple(other)))
+
+    def scaled(self, many: int, few: int) -> Price:
+        """The price of many such things, where this is that of few."""
+        return Price(*(value * many // few for value in astuple(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +203,7 @@ class Proposal:
     changes: tuple[Change, ...]
     grown: int
     held: int
+    price: Price
 
 
 class Verified(StrEnum):
@@ -296,14 +318,26 @@ class ProcessUse:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """What other settings would make of the same memory. large_bytes: as Outcome has them."""
+
+    name: str
+    settings: Settings
+    large_bytes: int
+    memory_added: int
+    last_collapse_ms: int | None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What khugepaged made of a target. `complete` is false after an interrupt or a pass limit.
 
     orders_before, orders_after: order -> use, of anonymous memory of the target.
     tlb_before, tlb_after: translations needed to reach all of it, under the `tlb` model.
     attempts: (order, status) -> how many there were, over all passes.
-    usual: those of assumptions and unseen that every capture has. timeline: a moment for each wakeup in
-    which anything changed. others: None where they were not counted.
+    usual: those of assumptions and unseen that every capture has. timeline: a point for each wakeup in
+    which anything changed. others: None where they were not counted. alternatives: what other settings
+    would give, where nothing is enabled.
     """
 
     target: str
@@ -338,10 +372,17 @@ class Outcome:
     unseen: tuple[str, ...] = ()
     usual: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
-    timeline: tuple[Moment, ...] = ()
+    timeline: tuple[TimePoint, ...] = ()
     others: Others | None = None
+    alternatives: tuple[Alternative, ...] = ()
     seconds: float = 0.0
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def large_bytes(self) -> int:
+        """Bytes in folios of the highest enabled order or more, afterwards."""
+        least = self.pmd_order if self.highest_order is None else self.highest_order
+        return sum(use.bytes for order, use in self.orders_after.items() if order >= least)
 
     @property
     def effort(self) -> Effort:

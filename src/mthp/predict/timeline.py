@@ -7,11 +7,11 @@ from mthp.image.snapshot import Snapshot
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.mm.folio import lru_add_drain_all
 from mthp.predict.passes import Tally
-from mthp.predict.records import COPY_BYTES_A_SECOND, Moment, Others
+from mthp.predict.records import COPY_BYTES_A_SECOND, Others, TimePoint
 from mthp.words.settings import Enabled, Settings
 
-MOST_MOMENTS = 512
-"""A longer timeline is thinned out: every second moment goes, but for the last."""
+MOST_POINTS = 512
+"""A longer timeline is thinned out: every second point goes, but for the last."""
 
 
 def others_of(snapshot: Snapshot, settings: Settings) -> Others | None:
@@ -28,7 +28,7 @@ def others_of(snapshot: Snapshot, settings: Settings) -> Others | None:
 
 
 class Timeline:
-    """The moments of one run; told of the end of each wakeup by run_full_scans().
+    """The points of one run; told of the end of each wakeup by run_full_scans().
 
     The clock starts when khugepaged has just fallen asleep, so its first wakeup is a whole scan_sleep
     away. In each full scan it spends pages_to_scan on others' pages too, and comes to them first.
@@ -39,7 +39,7 @@ class Timeline:
         self.daemon = daemon
         self.kernel = daemon.kernel
         self.tally = tally
-        self.moments: list[Moment] = []
+        self.points: list[TimePoint] = []
         self.last_collapse_ms: int | None = None
         self._out = self.kernel.mem.allocator.frames_out()
         size = others.anonymous_bytes if others is not None and others.scanned else 0
@@ -48,21 +48,21 @@ class Timeline:
     def on_sleep(self, wakeups: int) -> None:
         """Note what is there after so many wakeups, with the LRU batches drained as the next will."""
         lru_add_drain_all(self.kernel.mem, self.kernel.cpus)
-        moment = self._moment(wakeups)
-        last = self.moments[-1] if self.moments else Moment(0, 0, 0)
-        if moment[1:] == last[1:]:
+        point = self._point(wakeups)
+        last = self.points[-1] if self.points else TimePoint(0, 0, 0)
+        if point[1:] == last[1:]:
             return
-        if moment.collapsed_bytes > last.collapsed_bytes:
-            self.last_collapse_ms = moment.milliseconds
-        self.moments.append(moment)
-        if len(self.moments) > MOST_MOMENTS:
-            del self.moments[-2::-2]
+        if point.collapsed_bytes > last.collapsed_bytes:
+            self.last_collapse_ms = point.milliseconds
+        self.points.append(point)
+        if len(self.points) > MOST_POINTS:
+            del self.points[-2::-2]
 
-    def _moment(self, wakeups: int) -> Moment:
+    def _point(self, wakeups: int) -> TimePoint:
         settings, tally = self.kernel.settings, self.tally
         full_scans = tally.full_scans + (self.daemon.mm_slot is not None)
         for_others = -(-full_scans * self._others // settings.pages_to_scan)
-        return Moment(
+        return TimePoint(
             (wakeups + for_others) * settings.scan_sleep_millisecs
             + tally.sleeps["alloc_sleep"]
             + work_ms(tally.collapsed_bytes),

@@ -7,6 +7,7 @@ from array import array
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.eligibility import hugepage_enabled
+from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.page_alloc import NodeState
@@ -26,6 +27,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import new_anon_folio
 from mthp.mm.swap_table import SwapDevice
+from mthp.predict.measure import TlbModel, measure_vma
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.vectorised.twins import TWINS
 from mthp.words.units import Folio
@@ -45,7 +47,10 @@ _TRIAL_FULL_SCANS = 20
 
 
 class Trial:
-    """One table of a mapping in a world of its own. table and vma are the copies."""
+    """One table of a mapping in a world of its own. table and vma are the copies.
+
+    written: pages that changes have written anew; copied: those of them that were copies.
+    """
 
     def __init__(self, vma: Vma, pmd_addr: int) -> None:
         source = vma.vm_mm.kernel
@@ -66,6 +71,7 @@ class Trial:
         self.kernel.distances = source.distances
         self.kernel.order_policy = source.order_policy
         self.pmd_addr = pmd_addr
+        self.written = self.copied = 0
         memcg = vma.vm_mm.memcg
         if memcg is not None:
             copied = self.kernel.new_memcg(memcg.name, memcg.limit, memcg.usage.value)
@@ -102,6 +108,8 @@ class Trial:
                 head = source.mem.head.raw[pfn]
                 if head not in heads:
                     heads[head] = _copy_folio(source.mem, head, self.kernel.mem)
+                    if self.mm.memcg is not None:
+                        self.kernel.mem.memcg.raw[heads[head]] = self.mm.memcg.number
                 word = mk_pte(heads[head] + pfn - head, word & PTE_FLAGS_MASK)
             elif word and leaf_kind(word) is Leaf.SWAP:
                 self.kernel.swap.users[pfn] = source.swap.users[pfn]
@@ -137,7 +145,9 @@ class Trial:
         """PTE i maps a small page of its own; the flags and bits of a page that was there stay."""
         mem = self.kernel.mem
         flags, bits = ON_LRU, YOUNG | DIRTY
+        self.written += 1
         if self.frame(i):
+            self.copied += 1
             flags = mem.flags.raw[self.folio(i)] & ~(PG_MAPPED_SHARED | PG_SWAPCACHE)
             bits = self.ptes[i] & PTE_FLAGS_MASK
         self.ptes[i] = mk_pte(new_anon_folio(mem, flags=flags), bits)
@@ -151,6 +161,15 @@ class Trial:
             return [self.kernel.geometry.pmd_order] * nr
         mem = self.kernel.mem
         return [mem.order.raw[self.folio(i)] if self.frame(i) else -1 for i in range(nr)]
+
+    def frames_out(self) -> int:
+        """What two calls tell the change of the frames in use by, but for those written anew."""
+        lru_add_drain_all(self.kernel.mem, self.kernel.cpus)
+        return self.kernel.mem.allocator.frames_out()
+
+    def translations(self, tlb: TlbModel) -> int:
+        """How many translations the mapping needs now."""
+        return measure_vma(self.kernel, self.vma, tlb).translations
 
     def run(self) -> Tally:
         """Scan until nothing changes."""

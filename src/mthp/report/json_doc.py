@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mthp.predict.records import OrderUse, Outcome, ProcessUse, Refusal, VmaUse
+from mthp.predict.records import (
+    Alternative,
+    OrderUse,
+    Outcome,
+    ProcessUse,
+    Refusal,
+    Verified,
+    VmaUse,
+)
 from mthp.report.phrases import in_order, wasted_attempts
 from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.words.units import Geometry
@@ -52,8 +60,9 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             "lost_outside": outcome.effort.tlb_outside,
         },
         "clock": asdict(outcome.clock),
-        "timeline": [moment._asdict() for moment in outcome.timeline],
+        "timeline": [point._asdict() for point in outcome.timeline],
         "others": None if outcome.others is None else asdict(outcome.others),
+        "alternatives": [_alternative(other) for other in outcome.alternatives],
         "attempts": [
             {"order": order, "status": status.string, "count": outcome.attempts[order, status]}
             for order, status in in_order(outcome.attempts)
@@ -74,6 +83,16 @@ def _orders(orders: Mapping[int, OrderUse]) -> dict[str, dict[str, int]]:
     return {str(order): asdict(use) for order, use in sorted(orders.items())}
 
 
+def _alternative(other: Alternative) -> dict[str, Any]:
+    return {
+        "name": other.name,
+        "settings": other.settings.to_json(),
+        "large_bytes": other.large_bytes,
+        "memory_added": other.memory_added,
+        "last_collapse_ms": other.last_collapse_ms,
+    }
+
+
 def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:
     return {
         "pid": refusal.pid,
@@ -83,9 +102,12 @@ def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:
         "order": refusal.order,
         "stage": refusal.stage.value,
         "status": status_text(refusal.status),
-        "reason": reason_text(refusal),
+        "reason": reason_text(refusal, geometry),
         "change": change_text(refusal.change, geometry),
         "verified": refusal.verified.name.lower(),
+        "price": asdict(refusal.change.price)
+        if refusal.change is not None and refusal.verified is Verified.RUN
+        else None,
     }
 
 

@@ -98,6 +98,7 @@ class SafeConsole:
         rows: Iterable[Sequence[str | Text]],
         *,
         grid: bool = False,
+        indent: int = 2,
     ) -> None:
         """Print rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same).
 
@@ -115,7 +116,7 @@ class SafeConsole:
             )
         for row in rows:
             table.add_row(*(self.text(cell) if isinstance(cell, str) else cell for cell in row))
-        self.console.print(Padding(table, (0, 0, 0, 2), expand=False))
+        self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
 # --- numbers --------------------------------------------------------------------------------
@@ -153,6 +154,11 @@ def each(total: float, number: int) -> str:
 def each_bytes(total: float, number: int) -> str:
     """Bytes per attempt; a dash where there was none."""
     return human_bytes(round(total / number)) if number else "–"
+
+
+def more_memory(size: int) -> str:
+    """Says how much more memory is used, or less: +960 KiB memory."""
+    return f"{'+' if size >= 0 else ''}{human_bytes(size)} memory"
 
 
 def duration(milliseconds: int) -> str:

@@ -211,7 +211,7 @@ def _refused_how(refusal: Refusal | None, geometry: Geometry) -> str:
     if refusal is None:
         return "not refused as such a range"
     change = change_text(refusal.change, geometry)
-    text = f"{refusal.stage.value}: {status_text(refusal.status)}: {reason_text(refusal)}"
+    text = f"{refusal.stage.value}: {status_text(refusal.status)}: {reason_text(refusal, geometry)}"
     return f"{text}; {change}" if change else text
 
 

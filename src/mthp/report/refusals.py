@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mthp.predict.records import (
     Change,
+    ChangeKind,
+    Price,
     Proposal,
     Refusal,
+    Scope,
     Status,
     Verified,
     WindowGate,
     WindowReport,
 )
-from mthp.report.phrases import plural
+from mthp.report.phrases import more_memory, plural
 from mthp.words.events import ftrace
 from mthp.words.results import ScanResult
-from mthp.words.units import Geometry, format_size
+from mthp.words.units import Geometry, format_size, human_bytes
 
 RESULT_REASONS = {
     ScanResult.FAIL: "a page could not be brought in: a guard, poison or unreadable swap entry",
@@ -52,10 +55,12 @@ RESULT_REASONS = {
 """What each result means, in plain words."""
 
 _GATES = {
-    WindowGate.EDGE: "the mapping covers its PMD range only in part",
-    WindowGate.NOT_CHOSEN: "the order policy chose no window here",
-    WindowGate.NOT_SCANNED: "the last full scan did not get here",
+    "TOO_SHORT": "the mapping holds no aligned {pmd} range",
+    WindowGate.EDGE.value: "the mapping begins or ends within this aligned {pmd} range",
+    WindowGate.NOT_CHOSEN.value: "the order policy chose no window here",
+    WindowGate.NOT_SCANNED.value: "the last full scan did not get here",
 }
+"""What a gate means here, by its name; the others' own words do."""
 _NO_LIMIT = "max_ptes_none is neither 0 nor its maximum: no collapse below PMD order"
 
 
@@ -66,17 +71,21 @@ def status_text(status: Status) -> str:
     return status.value if isinstance(status, WindowGate) else status.name
 
 
-def reason_text(refusal: Refusal) -> str:
+def reason_text(refusal: Refusal, geometry: Geometry) -> str:
     """Says in plain words why the pages were refused."""
     status = refusal.status
     if isinstance(status, ScanResult):
         return f"{'the table ended earlier: ' * refusal.ended_earlier}{RESULT_REASONS[status]}"
     if status is not WindowGate.TOO_FEW:
-        return _GATES[status] if isinstance(status, WindowGate) else status.value
+        words = _GATES.get(status_text(status), str(status.value))
+        return words.format(pmd=human_bytes(geometry.pmd_size))
     if refusal.allowed_empty is None:
         return _NO_LIMIT
-    most = f"at most {refusal.allowed_empty}" if refusal.allowed_empty else "no"
-    return f"{most} empty PTEs allowed in the window"
+    order = geometry.pmd_order if refusal.order is None else refusal.order
+    most = f"more than {refusal.allowed_empty}" if refusal.allowed_empty else "some"
+    return (
+        f"{most} of the {1 << order} pages of each aligned {geometry.size_name(order)} are missing"
+    )
 
 
 def change_text(proposal: Proposal | None, geometry: Geometry) -> str:
@@ -94,7 +103,10 @@ def _one_change(change: Change, geometry: Geometry) -> str:
         knob=change.knob,
         value=change.value,
         size=geometry.size_name(change.order),
+        pmd=human_bytes(geometry.pmd_size),
+        two_pmds=human_bytes(2 * geometry.pmd_size),
         more=plural(change.value, "page"),
+        blocks=plural(change.value, "block"),
         pages=plural(count, "page"),
         missing=plural(count, "missing page"),
         pinned=plural(count, "pinned page"),
@@ -102,11 +114,29 @@ def _one_change(change: Change, geometry: Geometry) -> str:
     )
 
 
+def price_text(price: Price) -> str:
+    """Says what a change costs: memory, translations, copying."""
+    tlb = f"{price.tlb_entries:+,} TLB entries" if price.tlb_entries else "as many TLB entries"
+    return f"{more_memory(price.memory_added)}, {tlb}, {human_bytes(price.copied_bytes)} copied"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a knob at a value makes of a group: bytes that are then in larger folios, and the price."""
+
+    value: int
+    bytes: int
+    price: Price
+
+
 @dataclass(frozen=True)
 class RefusalGroup:
     """Refusals alike in (stage, status, order, change). example: the largest of them.
 
-    pages: those that hold something. verified: the weakest of the group's.
+    pages: those that hold something. verified: the weakest of the group's. everywhere: the change is to
+    settings, and its price and curve are those for all refusals that take it, of other groups too.
+    price: of the change for all of them; where some take the change of others, as much again by their
+    pages. curve: where the change is to raise one knob, what each of its values gives.
     """
 
     example: Refusal
@@ -115,32 +145,100 @@ class RefusalGroup:
     pages: int
     span: int
     verified: Verified
+    everywhere: bool
+    price: Price | None
+    curve: tuple[CurvePoint, ...]
 
 
 def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[RefusalGroup]:
     """Puts refusals that read the same together; most pages first."""
 
+    def change(refusal: Refusal) -> str:
+        return change_text(_of_any_value(refusal.change), geometry)
+
     def kind(refusal: Refusal) -> tuple[str, str, int, str]:
         order = -1 if refusal.order is None else refusal.order
-        change = change_text(refusal.change, geometry)
-        return refusal.stage.value, status_text(refusal.status), order, change
+        return refusal.stage.value, status_text(refusal.status), order, change(refusal)
 
+    refusals = sorted(refusals, key=kind)
+    with_change: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        with_change.setdefault(change(refusal), []).append(refusal)
     sure = list(Verified)
     groups = []
-    for (*_, change), members in groupby(sorted(refusals, key=kind), key=kind):
+    for (*_, text), members in groupby(refusals, key=kind):
         alike = list(members)
+        example = max(alike, key=lambda r: (r.pages, r.span, -r.pid, -r.address))
+        everywhere = _is_of_settings(example)
+        priced = with_change[text] if everywhere else alike
+        curve = tuple(_curve(priced, geometry))
         groups.append(
             RefusalGroup(
-                example=max(alike, key=lambda r: (r.pages, r.span, -r.pid, -r.address)),
-                change=str(change),
+                example=example,
+                change=change_text(max(alike, key=_raised).change, geometry),
                 ranges=len(alike),
                 pages=sum(r.pages for r in alike),
                 span=sum(r.span for r in alike),
                 verified=max((r.verified for r in alike), key=sure.index),
+                everywhere=everywhere,
+                price=_price(priced, geometry),
+                curve=curve,
             )
         )
     groups.sort(key=lambda group: (-group.pages, -group.span, kind(group.example)))
     return groups
+
+
+def _is_of_settings(refusal: Refusal) -> bool:
+    """Whether the change is one to settings alone."""
+    if refusal.change is None:
+        return False
+    return all(change.kind.scope is Scope.SETTINGS for change in refusal.change.changes)
+
+
+def _raised(refusal: Refusal) -> list[int]:
+    """The values that its change raises knobs to."""
+    changes = () if refusal.change is None else refusal.change.changes
+    return [change.value for change in changes if change.kind is ChangeKind.RAISE_KNOB]
+
+
+def _of_any_value(proposal: Proposal | None) -> Proposal | None:
+    """The same for all that raise the same knob, if it is one."""
+    if proposal is None or sum(c.kind is ChangeKind.RAISE_KNOB for c in proposal.changes) != 1:
+        return proposal
+    changes = (
+        replace(change, value=0) if change.kind is ChangeKind.RAISE_KNOB else change
+        for change in proposal.changes
+    )
+    return replace(proposal, changes=tuple(changes))
+
+
+def _price(refusals: Sequence[Refusal], geometry: Geometry) -> Price | None:
+    """What the changes of some refusals cost; None where none was run.
+
+    What is not made to single pages was tried for a whole table, and counts once for each.
+    """
+    tables: dict[tuple[object, ...], Price] = {}
+    tried = 0
+    for refusal in refusals:
+        if refusal.change is None or refusal.verified is not Verified.RUN:
+            continue
+        changes = refusal.change.changes
+        wide = all(change.kind.scope is not Scope.WINDOW for change in changes)
+        place = geometry.pmd_addr(refusal.address) if wide else refusal.address
+        tables[refusal.pid, place, changes] = refusal.change.price
+        tried += refusal.pages
+    total = sum(refusal.pages for refusal in refusals)
+    whole = sum(tables.values(), Price())
+    return whole.scaled(total, tried) if tried else None
+
+
+def _curve(refusals: Sequence[Refusal], geometry: Geometry) -> Iterator[CurvePoint]:
+    """What each value of the knob gives that they raise: all that needs as much, or less."""
+    for value in sorted({value for refusal in refusals for value in _raised(refusal)}):
+        let_in = [refusal for refusal in refusals if max(_raised(refusal)) <= value]
+        size = sum(refusal.pages for refusal in let_in) * geometry.page_size
+        yield CurvePoint(value, size, _price(let_in, geometry) or Price())
 
 
 def window_lines(window: WindowReport) -> Iterator[str]:
@@ -163,8 +261,11 @@ def window_lines(window: WindowReport) -> Iterator[str]:
     yield f"now         {'no page' if order is None else f'in a folio of order {order}'}"
     for refusal in window.refusals:
         asked = "" if refusal.order is None else f" at order {refusal.order}"
-        yield f"refused     {status_text(refusal.status)}{asked}: {reason_text(refusal)}"
+        reason = reason_text(refusal, geometry)
+        yield f"refused     {status_text(refusal.status)}{asked}: {reason}"
         change = change_text(refusal.change, geometry) or "none found"
         yield f"change      {change} ({refusal.verified.value})"
+        if refusal.change is not None and refusal.verified is Verified.RUN:
+            yield f"price       {price_text(refusal.change.price)}"
     yield f"events      {len(window.events)} about this table"
     yield from ftrace(window.events)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What khugepaged would make of a target, for people: the answer first, then where, then why not."""
+"""What khugepaged would make of a target, for people: the answer first and last, between them where,
+at what cost, and why not.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from mthp.predict.records import OrderUse, Outcome, Verified
+from mthp.predict.records import COPY_BYTES_A_SECOND, OrderUse, Outcome, RefusedAt, Verified
 from mthp.report.phrases import (
     TLB_MODELS,
     SafeConsole,
@@ -14,52 +18,56 @@ from mthp.report.phrases import (
     each,
     each_bytes,
     in_order,
+    more_memory,
     order_name,
     percent,
     plural,
     wasted_attempts,
 )
 from mthp.report.processes import render_processes
-from mthp.report.refusals import group_refusals, reason_text, status_text
+from mthp.report.refusals import (
+    CurvePoint,
+    RefusalGroup,
+    group_refusals,
+    price_text,
+    reason_text,
+    status_text,
+)
+from mthp.report.timeline import render_timeline
+from mthp.report.verdict import passes_made, render_verdict
 from mthp.report.vma_map import render_map
 from mthp.words.units import human_bytes
 
 GROUPS_SHOWN = 10
+CURVE_SHOWN = 5
 WIDE = 96
 """Columns that all columns of the folio table need."""
 _MARKS = {Verified.RUN: "✓", Verified.GROUP: "≈"}
 
 
-def render_outcome(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
-    """Print an outcome. verbose: every mapping, every kind of refusal, and the counters."""
+def render_outcome(
+    outcome: Outcome, console: Console, *, verbose: bool = False, timeline: bool = False
+) -> None:
+    """Print an outcome. verbose: every mapping, every kind of refusal, the counters, and what is
+    assumed. timeline: memory against time too.
+    """
     page = SafeConsole(console)
+    render_verdict(page, outcome)
     _header(page, outcome)
     _folios(page, outcome)
     render_processes(page, outcome, everything=verbose)
     _facts(page, outcome)
+    if timeline:
+        render_timeline(page, outcome.timeline)
     _costs(page, outcome)
     render_map(page, outcome, everything=verbose)
     _refusals(page, outcome, verbose)
     if verbose:
         _counters(page, outcome)
-    page.bullets("Assumed", outcome.assumptions)
-    page.bullets("Not seen", outcome.unseen)
     page.bullets("Warnings", outcome.warnings, "yellow")
-
-
-def passes_made(outcome: Outcome) -> str:
-    """Says in one sentence how far the run got."""
-    scans = plural(outcome.clock.full_scans, "full scan")
-    if outcome.fixed_point and not outcome.clock.full_scans:
-        return "Fixed point from the start: there is nothing to scan."
-    if outcome.fixed_point:
-        return f"Fixed point reached: {scans}, the last of which changed nothing."
-    if outcome.complete:
-        return f"{scans} as asked; not a fixed point: the next may collapse more."
-    return (
-        f"INCOMPLETE: interrupted, or at its limit of passes, after {scans}; no fixed point. "
-        "What follows is what is known so far."
-    )
+    _caveats(page, outcome, verbose)
+    page.console.print()
+    render_verdict(page, outcome)
 
 
 def _header(page: SafeConsole, outcome: Outcome) -> None:
@@ -67,33 +75,22 @@ def _header(page: SafeConsole, outcome: Outcome) -> None:
     if outcome.source and outcome.source != outcome.target:
         where += f" ({outcome.source})"
     reason = f" ({outcome.profile_reason})" if outcome.profile_reason else ""
-    page.line(f"{where}: profile {outcome.profile}{reason}", "bold")
+    page.console.print()
+    page.line(f"Predicted, not observed: {where}, profile {outcome.profile}{reason}")
     page.line(f"settings: {outcome.settings.describe()}")
-    page.line(_headline(outcome), "bold green" if outcome.collapsed_bytes else "bold")
-    page.line(passes_made(outcome), "" if outcome.complete else "bold yellow")
 
 
-def _headline(outcome: Outcome) -> str:
-    """Gives the answer, and says that it is a prediction."""
-    if outcome.highest_order is None:
-        return (
-            "Predicted (nothing here is observed): nothing collapses, "
-            "khugepaged has no enabled size for any mapping here."
+def _caveats(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
+    """Print what the answer rests on; what every capture has in common in one line."""
+    usual = frozenset[str]() if everything else outcome.usual
+    page.bullets("Assumed", [each for each in outcome.assumptions if each not in usual])
+    page.bullets("Not seen", [each for each in outcome.unseen if each not in usual])
+    folded = sum(each in usual for each in (*outcome.assumptions, *outcome.unseen))
+    if folded:
+        page.console.print()
+        page.line(
+            f"Predicted, with {plural(folded, 'caveat')} that every capture has: --verbose", "dim"
         )
-    size = outcome.settings.geometry.size_name(outcome.highest_order)
-    more = "" if outcome.highest_order == outcome.pmd_order else " or more"
-    shares = []
-    for orders in (outcome.orders_before, outcome.orders_after):
-        large = sum(u.bytes for order, u in orders.items() if order >= outcome.highest_order)
-        shares.append(percent(large, sum(use.bytes for use in orders.values())))
-    windows = plural(outcome.successes.attempts, "window")
-    done = f"{human_bytes(outcome.collapsed_bytes)} collapse in {windows}"
-    if not outcome.collapsed_bytes:
-        done = "nothing collapses"
-    return (
-        f"Predicted (nothing here is observed): {done}; "
-        f"{shares[0]} → {shares[1]} of the anonymous memory is in folios of {size}{more}."
-    )
 
 
 def _folios(page: SafeConsole, outcome: Outcome) -> None:
@@ -140,12 +137,11 @@ def _folios(page: SafeConsole, outcome: Outcome) -> None:
 
 
 def _facts(page: SafeConsole, outcome: Outcome) -> None:
-    clock = outcome.clock
     model = TLB_MODELS.get(outcome.tlb, outcome.tlb)
     total = sum(use.bytes for use in outcome.orders_before.values())
     rows = [
         (
-            "memory added by filling holes",
+            "memory added",
             f"{human_bytes(outcome.memory_added)} "
             f"({percent(outcome.memory_added, total)} of what was there)",
         ),
@@ -160,21 +156,38 @@ def _facts(page: SafeConsole, outcome: Outcome) -> None:
             if outcome.refused.allocated_bytes
             else "none",
         ),
-        (
-            "time asleep",
-            f"{duration(clock.scan_sleep_ms + clock.alloc_sleep_ms)} = "
-            f"{duration(clock.scan_sleep_ms)} scan_sleep + "
-            f"{duration(clock.alloc_sleep_ms)} alloc_sleep; work counted as zero",
-        ),
-        (
-            "full scans and wakeups",
-            f"{plural(clock.full_scans, 'full scan')}, {plural(clock.wakeups, 'wakeup')}",
-        ),
+        ("time", _time(outcome)),
+        ("other processes", _others(outcome)),
+        ("how far", passes_made(outcome)),
     ]
     if outcome.swapped_in_bytes:
         rows.insert(1, ("swapped in", human_bytes(outcome.swapped_in_bytes)))
     page.console.print()
     page.table([("", "left"), ("", "left")], rows, grid=True)
+
+
+def _time(outcome: Outcome) -> str:
+    """Says when the last collapse is, and of what the time of all full scans is made."""
+    clock = outcome.clock
+    if clock.last_collapse_ms is None:
+        return "nothing collapses at any time"
+    return (
+        f"last collapse within {duration(clock.last_collapse_ms)}; in all "
+        f"{plural(clock.wakeups, 'wakeup')}, {duration(clock.scan_sleep_ms)} of scan_sleep, "
+        f"{duration(clock.alloc_sleep_ms)} of alloc_sleep, {duration(clock.work_ms)} of copying and "
+        f"clearing (at {human_bytes(COPY_BYTES_A_SECOND)}/s; other work counts as zero)"
+    )
+
+
+def _others(outcome: Outcome) -> str:
+    """Says whether khugepaged's time is taken to be shared."""
+    others = outcome.others
+    if others is None:
+        return "not counted: khugepaged is taken to scan these alone"
+    known = f"{others.processes:,}, with {human_bytes(others.anonymous_bytes)} of anonymous memory"
+    if others.scanned:
+        return f"{known}: khugepaged scans them in turn"
+    return f"{known}: taken not to be scanned, as few ask for huge pages"
 
 
 def _costs(page: SafeConsole, outcome: Outcome) -> None:
@@ -236,6 +249,17 @@ def _costs(page: SafeConsole, outcome: Outcome) -> None:
     )
 
 
+_PLACES = {
+    RefusedAt.VMA: "mapping",
+    RefusedAt.EDGE: "edge of a mapping",
+    RefusedAt.SCAN: "table",
+    RefusedAt.OCCUPANCY: "window",
+    RefusedAt.ATTEMPT: "window",
+    RefusedAt.NOT_SCANNED: "not scanned",
+}
+"""What is refused, as it is called here."""
+
+
 def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
     groups = group_refusals(outcome.refusals, outcome.settings.geometry)
     if not groups:
@@ -246,25 +270,17 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
     page.heading(
         f"Why the rest did not: {human_bytes(held)} held in {ranges} that cover {human_bytes(span)}"
     )
-    rows: list[tuple[str, str, Text]] = []
     # After an interrupt nothing was tried, and then nothing may be said about trying.
     tried = any(refusal.verified is not Verified.NONE for refusal in outcome.refusals)
     shown = groups if everything else groups[:GROUPS_SHOWN]
+    rows = []
+    told: set[str] = set()
     for group in shown:
-        refusal = group.example
-        asked = ""
-        if refusal.order is not None:
-            asked = f" at {order_name(outcome.settings.geometry, refusal.order)}"
-        place = f", for example {refusal.address:#x}"
-        if outcome.processes > 1:
-            place += f" of pid {refusal.pid}"
-        words = page.text(f"{refusal.stage.value}: ")
-        words.append(page.clean(status_text(refusal.status)), "bold")
-        words.append(page.clean(asked + place))
-        change = _change(page, group.change, group.verified, tried)
-        text = Text("\n").join([words, page.text(reason_text(refusal)), change])
+        words = _group(page, outcome, group, tried=tried, told=group.change in told)
+        if group.everywhere:
+            told.add(group.change)
         size = human_bytes(group.pages * outcome.page_size)
-        rows.append((size, plural(group.ranges, "range"), text))
+        rows.append((size, plural(group.ranges, "range"), words))
     page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)
     used = {group.verified for group in shown}
     legend = [f"{mark} {sure.value}" for sure, mark in _MARKS.items() if sure in used]
@@ -278,13 +294,48 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
         )
 
 
-def _change(page: SafeConsole, change: str, verified: Verified, tried: bool) -> Text:
+def _group(
+    page: SafeConsole, outcome: Outcome, group: RefusalGroup, *, tried: bool, told: bool
+) -> Text:
+    """What refused a group, why, what would change it, and the price of that.
+
+    tried: changes were looked for. told: the change stands above with its price.
+    """
+    refusal, geometry = group.example, outcome.settings.geometry
+    asked = "" if refusal.order is None else f" at {order_name(geometry, refusal.order)}"
+    place = f", for example {refusal.address:#x}"
+    if outcome.processes > 1:
+        place += f" of pid {refusal.pid}"
+    words = page.text(f"{_PLACES[refusal.stage]}: ")
+    words.append(page.clean(status_text(refusal.status)), "bold")
+    words.append(page.clean(asked + place))
+    lines = [words, page.text(reason_text(refusal, geometry)), _change(page, group, tried)]
+    if told:
+        lines[-1].append(", as above")
+    else:
+        if len(group.curve) > 1:
+            lines += [page.text(f"  {point}") for point in _curve(group.curve)]
+        if group.price is not None:
+            lines.append(page.text(f"  {price_text(group.price)}"))
+    return Text("\n").join(lines)
+
+
+def _change(page: SafeConsole, group: RefusalGroup, tried: bool) -> Text:
     """Says what the least change is, and how sure that is. tried: if changes were looked for."""
-    if not change:
+    if not group.change:
         return page.text(f"→ {Verified.NONE.value if tried else 'no change known'}", "dim")
-    if verified is Verified.NONE:
-        return page.text(f"→ {change} (not verified)", "yellow")
-    return page.text(f"→ {change} {_MARKS[verified]}", "green")
+    if group.verified is Verified.NONE:
+        return page.text(f"→ {group.change} (not verified)", "yellow")
+    return page.text(f"→ {group.change} {_MARKS[group.verified]}", "green")
+
+
+def _curve(curve: Sequence[CurvePoint]) -> Iterator[str]:
+    """What some values of a knob give, evenly spread, the least and the highest among them."""
+    last = len(curve) - 1
+    for k in sorted({last * k // (CURVE_SHOWN - 1) for k in range(CURVE_SHOWN)}):
+        point = curve[k]
+        more = more_memory(point.price.memory_added)
+        yield f"{point.value} lets in {human_bytes(point.bytes)}, {more}"
 
 
 def _counters(page: SafeConsole, outcome: Outcome) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from rich.text import Text
 
@@ -13,6 +15,8 @@ from mthp.words.units import human_bytes
 
 VMAS_SHOWN = 14
 VMAS_ANYWAY = 4
+BAR = 6
+"""Columns of a bar at least."""
 SMALL = 500
 """Beyond the first few, a mapping that holds less than this part of the whole gets no row."""
 _RAMP = "░▒▓"
@@ -21,7 +25,10 @@ _STYLES = {_BASE: "dim", "░": "blue", "▒": "cyan", "▓": "yellow", _HIGHEST
 
 
 def render_map(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None:
-    """Print a row a mapping, in address order; the largest alone unless everything is asked for."""
+    """Print a row a mapping, in address order; the largest alone unless everything is asked for.
+
+    Those that are turned away stand together under what turns them away.
+    """
     vmas = [vma for vma in outcome.vmas if everything or _size(vma)]
     if not vmas:
         return
@@ -32,29 +39,50 @@ def render_map(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None
         shown = few + [vma for vma in more if _size(vma) >= worth_a_row]
     places = {(vma.pid, vma.start) for vma in shown}
     hidden = [vma for vma in outcome.vmas if (vma.pid, vma.start) not in places]
-    shown.sort(key=lambda vma: (vma.pid, vma.start))
-    glyphs = bar_glyphs(outcome)
-    several = outcome.processes > 1
-    fixed = 25 + 9 + 8 + (10 if several else 0)
-    bar = max(6, min(32, (page.width - fixed - 34) // 2))
-    page.heading("Map of the address space (bars: share of the mapping's memory by folio size)")
-    rows: list[list[str | Text]] = []
+    gates = Counter({"": sum(map(_size, shown)) + 1})
     for vma in shown:
-        row: list[str | Text] = [
-            f"{vma.start:012x}-{vma.end:012x}",
-            human_bytes(_size(vma)),
-            share_bar(page, vma.before, glyphs, bar),
-            share_bar(page, vma.after, glyphs, bar),
-            _notes(page, vma),
-        ]
-        rows.append([str(vma.pid), *row] if several else row)
-    columns = [("range", "keep"), ("memory", "right"), ("before", "keep"), ("after", "keep")]
-    columns.append(("mapping", "left"))
-    page.table([("pid", "right"), *columns] if several else columns, rows)
+        gates[vma.gate] += _size(vma)
+    shown.sort(key=lambda vma: (-gates[vma.gate], vma.gate, vma.pid, vma.start))
+    page.heading("Map of the address space (bars: share of the mapping's memory by folio size)")
+    _rows(page, outcome, shown)
+    glyphs = bar_glyphs(outcome)
     page.line(_legend(outcome, glyphs), "dim", 2)
     if hidden:
         rest = human_bytes(sum(_size(vma) for vma in hidden))
         page.line(f"… {plural(len(hidden), 'mapping')} hidden, {rest}: --verbose", "dim", 2)
+
+
+def _rows(page: SafeConsole, outcome: Outcome, shown: Sequence[VmaUse]) -> None:
+    """Print mappings, gate by gate; the columns of all are as wide. The first bar goes where there is no
+    room for two.
+    """
+    glyphs = bar_glyphs(outcome)
+    several = outcome.processes > 1
+    pids = max(3, *(len(str(vma.pid)) for vma in shown))
+    ranges = max(25, *(len(_range(vma)) for vma in shown))
+    room = page.width - ranges - (pids + 2) * several
+    bar = max(BAR, min(32, (room - 51) // 2))
+    columns = [("range", "keep"), ("memory", "right"), ("before", "keep"), ("after", "keep")]
+    columns.append(("mapping", "left"))
+    if room < 35:
+        del columns[2]
+    titled = False
+    for gate, vmas in groupby(shown, key=lambda vma: vma.gate):
+        if gate:
+            page.line(f"passed by: {gate}", "yellow", 2)
+        rows: list[list[str | Text]] = []
+        for vma in vmas:
+            cells: dict[str, str | Text] = {
+                "range": _range(vma).ljust(ranges),
+                "memory": human_bytes(_size(vma)).rjust(8),
+                "before": share_bar(page, vma.before, glyphs, bar),
+                "after": share_bar(page, vma.after, glyphs, bar),
+                "mapping": _notes(vma),
+            }
+            row = [cells[title] for title, _ in columns]
+            rows.append([str(vma.pid).rjust(pids), *row] if several else row)
+        page.table([("pid", "right"), *columns] if several else columns, rows, grid=titled)
+        titled = True
 
 
 def bar_glyphs(outcome: Outcome) -> dict[int, str]:
@@ -95,16 +123,18 @@ def _size(vma: VmaUse) -> int:
     return max(sum(vma.before.values()), sum(vma.after.values()), vma.swapped + vma.zero)
 
 
-def _notes(page: SafeConsole, vma: VmaUse) -> Text:
-    """Gives the mapping's name, what is not in folios, and why it was turned away."""
-    text = page.text(vma.name or "[anon]")
+def _range(vma: VmaUse) -> str:
+    return f"{vma.start:012x}-{vma.end:012x}"
+
+
+def _notes(vma: VmaUse) -> str:
+    """Gives the mapping's name, and what is not in folios."""
+    words = vma.name or "[anon]"
     if vma.swapped:
-        text.append(page.clean(f", {human_bytes(vma.swapped)} swapped"))
+        words += f", {human_bytes(vma.swapped)} swapped"
     if vma.zero:
-        text.append(page.clean(f", {human_bytes(vma.zero)} zero page"))
-    if vma.gate:
-        text.append(page.clean(f", {vma.gate}"), "yellow")
-    return text
+        words += f", {human_bytes(vma.zero)} zero page"
+    return words
 
 
 def _legend(outcome: Outcome, glyphs: Mapping[int, str]) -> str:

@@ -31,6 +31,18 @@ VM_FLAG_CODES = {
 }  # fmt: skip
 """VmFlags codes of smaps. Kernel: fs/proc/task_mmu.c, show_smap_vma_flags()."""
 
+YOUNG_AS_COUNTED = (
+    "young are as many pages as smaps counts as referenced in a mapping, spread evenly"
+)
+YOUNG_AS_FLAGGED = (
+    "young are pages with PG_referenced, and as many pages as smaps counts as referenced in a mapping, "
+    "spread evenly"
+)
+NO_PINS = "no page is pinned or locked for a moment, but those the capture saw locked"
+NO_BATCHES = "every folio that was in a per-CPU LRU batch is taken to be on the LRU"
+USUAL_ASSUMPTIONS = frozenset({YOUNG_AS_COUNTED, YOUNG_AS_FLAGGED, NO_PINS, NO_BATCHES})
+"""What is assumed of every capture, unless it is asked for otherwise."""
+
 _LRU = np.uint64(1 << Kpf.LRU)
 _ASSUMED_FLAGS = 1 << Kpf.LRU | 1 << Kpf.ANON | 1 << Kpf.SWAPBACKED | 1 << Kpf.UPTODATE
 
@@ -74,15 +86,11 @@ def _assumptions(
         else:
             yield f"cgroup {name} reclaims nothing when it is at its limit"
     if young is Young.CAPTURED:
-        flagged = "pages with PG_referenced, and " if snapshot.privilege.kpageflags else ""
-        yield (
-            f"young are {flagged}as many pages as smaps counts as referenced in a mapping, "
-            "spread evenly"
-        )
+        yield YOUNG_AS_FLAGGED if snapshot.privilege.kpageflags else YOUNG_AS_COUNTED
     else:
         yield f"every page is taken to be {'young' if young is Young.ALL else 'old'}"
-    yield "no page is pinned or locked for a moment, but those the capture saw locked"
-    yield "every folio that was in a per-CPU LRU batch is taken to be on the LRU"
+    yield NO_PINS
+    yield NO_BATCHES
     if not snapshot.privilege.kpageflags:
         yield "every page is a folio of order 0, swap-backed and on the LRU"
         yield "a page that is not mapped exclusively is shared by two processes"

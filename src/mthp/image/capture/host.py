@@ -52,6 +52,21 @@ def host_facts() -> dict[str, Any]:
     }
 
 
+def other_processes(captured: set[int], pmd_size: int) -> dict[str, int]:
+    """How many other processes have anonymous memory for a huge page, and how much they have.
+
+    khugepaged may scan them too. What /proc hides is not counted.
+    """
+    processes = anonymous = 0
+    for path in glob.glob("/proc/[0-9]*/status"):
+        found = re.search(r"^RssAnon:\s+(\d+) kB", text(path) or "", re.M)
+        size = int(found[1]) << 10 if found else 0
+        if size >= pmd_size and int(path.split("/")[2]) not in captured:
+            processes += 1
+            anonymous += size
+    return {"processes": processes, "anonymous": anonymous}
+
+
 def host_geometry() -> Geometry:
     """Page and PMD size of this host; CaptureError (5) where it lacks something."""
     if not os.path.exists("/proc/self/pagemap"):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mthp.image.capture.columns import WIDTH, Columns
 from mthp.image.capture.frames import KPF_THP, KPF_ZERO_PAGE, Frames
-from mthp.image.capture.host import host_facts, host_geometry, memcg_of
+from mthp.image.capture.host import host_facts, host_geometry, memcg_of, other_processes
 from mthp.image.capture.pagemap import (
     EVEN,
     HUGE,
@@ -214,6 +214,9 @@ class CaptureRun:
             "frozen": self.options.freeze,
             "redacted": self.options.redact,
             "left_out": dict(self.left_out),
+            "others": other_processes(
+                {process["pid"] for process in processes}, self.geometry.pmd_size
+            ),
             "processes": processes,
         }
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The answer for the owner of an application: what is huge, what would be, at what price, and when."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from mthp.predict.records import OrderUse, Outcome
+from mthp.report.phrases import SafeConsole, duration, more_memory, percent, plural
+from mthp.report.refusals import status_text
+from mthp.words.units import human_bytes
+
+_WHERE = {
+    "NOT_ENABLED": "in mappings without an enabled size",
+    "NOHUGEPAGE": "in mappings with MADV_NOHUGEPAGE",
+    "THP_DISABLED": "in a process with PR_SET_THP_DISABLE",
+    "NOT_ADVISED": "in a process that takes huge pages only where advised (prctl)",
+    "TOO_SHORT": "in mappings too short for an aligned {pmd}",
+    "PMD_NOT_SPANNED": "at the edges of mappings",
+    "TOO_FEW_PTES": "where pages are missing",
+    "exceed_none_pte": "where pages are missing",
+    "exceed_swap_pte": "where pages are swapped out",
+    "exceed_shared_pte": "shared with other processes",
+    "pte_mapped_hugepage": "in pages of a smaller size",
+    "lack_referenced_page": "not used lately",
+    "not_suitable_page_count": "pinned",
+    "page_lazyfree": "given up by MADV_FREE",
+    "alloc_huge_page_failed": "for want of a free block",
+    "ccgroup_charge_failed": "at the memory cgroup's limit",
+}
+"""Where memory is that stays small, by the name of the gate or the kernel's string."""
+
+
+def render_verdict(page: SafeConsole, outcome: Outcome) -> None:
+    """Print the answer, in two to four lines where the console has 80 columns."""
+    rows = [
+        (page.text(label, "dim"), page.text(words, style))
+        for label, words, style in verdict_rows(outcome)
+    ]
+    page.table([("", "keep"), ("", "left")], rows, grid=True, indent=0)
+
+
+def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
+    """(label, words, style) of each line."""
+    highest = outcome.pmd_order if outcome.highest_order is None else outcome.highest_order
+    size = outcome.settings.geometry.size_name(highest)
+    more = " or more" if highest < outcome.pmd_order else ""
+    before, after = outcome.orders_before, outcome.orders_after
+    total = sum(use.bytes for use in after.values())
+    yield (
+        "now",
+        f"{human_bytes(_large(before, highest))} of {human_bytes(_large(before, 0))} anonymous memory "
+        f"is in huge pages ({size}{more})",
+        "bold",
+    )
+    if outcome.alternatives:
+        yield "then", "nothing collapses, as no mapping has an enabled size", "bold"
+    elif outcome.clock.last_collapse_ms is None:
+        yield "then", "nothing collapses", "bold"
+    else:
+        huge = outcome.large_bytes
+        smaller = _large(after, 1) - huge - _large(before, 1) + _large(before, highest)
+        words = f"{human_bytes(huge)} ({percent(huge, total)})"
+        words += f", and {human_bytes(smaller)} more in smaller sizes" if smaller > 0 else ""
+        words += _price(outcome.memory_added, outcome.clock.last_collapse_ms)
+        yield "then", words, "bold green"
+    for other in outcome.alternatives:
+        share = percent(other.large_bytes, total + other.memory_added)
+        words = f"{other.name}: {human_bytes(other.large_bytes)} ({share})"
+        yield "with", words + _price(other.memory_added, other.last_collapse_ms), "green"
+    if outcome.refusals and not outcome.alternatives:
+        yield "rest", _rest(outcome), ""
+    if not outcome.complete:
+        yield "but", passes_made(outcome), "bold yellow"
+
+
+def _price(memory: int, last_collapse_ms: int | None) -> str:
+    """Says what is added, and by when all has collapsed."""
+    when = "" if last_collapse_ms is None else f"; in {duration(last_collapse_ms)}"
+    return f"; {more_memory(memory)}{when}"
+
+
+def passes_made(outcome: Outcome) -> str:
+    """Says in one sentence how far the run got."""
+    scans = plural(outcome.clock.full_scans, "full scan")
+    if outcome.fixed_point and not outcome.clock.full_scans:
+        return "at the fixed point from the start: there is nothing to scan"
+    if outcome.fixed_point:
+        return f"to the fixed point: {scans}, the last of which changed nothing"
+    if outcome.complete:
+        return f"{scans} as asked; not the fixed point: the next may collapse more"
+    return f"INCOMPLETE: interrupted or stopped short of the fixed point, after {scans}"
+
+
+def _rest(outcome: Outcome) -> str:
+    """Says how much stays small, and where most of it is."""
+    held: Counter[str] = Counter()
+    for refusal in outcome.refusals:
+        held[status_text(refusal.status)] += refusal.pages * outcome.page_size
+    (status, most), *others = held.most_common()
+    pmd = human_bytes(outcome.settings.geometry.pmd_size)
+    where = _WHERE.get(status, f"refused as {status}").format(pmd=pmd)
+    total = human_bytes(sum(held.values()))
+    return f"{total} {where}" if not others else f"{total}, {human_bytes(most)} of it {where}"
+
+
+def _large(orders: Mapping[int, OrderUse], least: int) -> int:
+    return sum(use.bytes for order, use in orders.items() if order >= least)
