@@ -400,48 +400,6 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
-def test_freeze_lets_go_again(tmp_path: Path) -> None:
-    with child(MIXED) as kid:
-        snapshot = snap(tmp_path, kid.pid, "--freeze", "--yes")
-        assert snapshot.frozen and snapshot.tearing["pages_changed"] == 0
-        assert state(kid.pid) != "T"
-        os.kill(kid.pid, signal.SIGSTOP)
-        while state(kid.pid) != "T":
-            time.sleep(0.001)
-        snap(tmp_path, kid.pid, "--freeze", "--yes")
-        assert state(kid.pid) == "T", "it was stopped before: it stays so"
-
-
-def test_freeze_lets_go_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        assert state(kid.pid) == "T"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run.ProcessReader, "read", fail)
-    with child(MIXED) as kid:
-        argv = ["--pid", str(kid.pid), "-o", str(tmp_path / "x"), "--freeze", "--yes"]
-        assert main(argv) == 1
-        while state(kid.pid) == "T":
-            time.sleep(0.001)
-    assert not os.listdir(tmp_path)
-
-
-def test_a_signal_while_frozen(program: Path, tmp_path: Path) -> None:
-    """SIGTERM in the middle: the process runs on, nothing is left behind."""
-    with child(SPARSE) as kid:
-        command = [sys.executable, str(program), "--pid", str(kid.pid), "--freeze", "--yes"]
-        command += ["--reader", "pagemap", "-o", str(tmp_path / "x")]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as snapping:
-            while state(kid.pid) != "T" and snapping.poll() is None:
-                time.sleep(0.0005)
-            snapping.terminate()
-            _, said = snapping.communicate(timeout=60)
-        if snapping.returncode:
-            assert snapping.returncode == 1 and "interrupted, nothing written" in said
-            assert not os.listdir(tmp_path)
-        assert state(kid.pid) != "T"
-
-
 def test_tearing_is_counted(tmp_path: Path) -> None:
     script = """
 import threading

@@ -16,6 +16,7 @@ import time
 from typing import IO, Any, Callable, Iterator, NoReturn
 
 from mthp.image.capture.columns import redact, write_file
+from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
 from mthp.image.capture.host import every_pid, pids_of_cgroup
 from mthp.image.capture.proc import (
     FAILED,
@@ -25,7 +26,6 @@ from mthp.image.capture.proc import (
     LeftOut,
     open_pagemap,
     read_status,
-    state,
     text,
 )
 from mthp.image.capture.run import (
@@ -38,39 +38,6 @@ from mthp.image.capture.run import (
 from mthp.image.capture.series import Series, Survivors, duration
 from mthp.words.files import FileError, replacing
 from mthp.words.units import parse_whole
-
-
-@contextlib.contextmanager
-def frozen(pids: list[int], wanted: bool) -> Iterator[None]:
-    """Stop the processes while the body runs; those that were stopped already stay stopped."""
-    stopped: list[int] = []
-    try:
-        for pid in pids if wanted else ():
-            if state(pid) not in "Tt":
-                stopped.append(pid)
-                os.kill(pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 5
-        while any(state(pid) not in "TtZX?" for pid in stopped):
-            if time.monotonic() > deadline:
-                raise CaptureError("a process did not stop within 5 seconds")
-            time.sleep(0.001)
-        yield
-    except PermissionError as error:
-        raise CaptureError(f"cannot stop the process: {error.strerror}", USAGE) from None
-    finally:
-        for pid in stopped:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGCONT)
-
-
-def confirm_freeze(pids: list[int]) -> None:
-    """Ask on the terminal whether the processes may be stopped; CaptureError if not."""
-    if not sys.stdin.isatty():
-        raise CaptureError("--freeze asks on the terminal, and there is none: add --yes", USAGE)
-    names = ", ".join(f"{pid} ({text(f'/proc/{pid}/comm')})" for pid in pids)
-    print(f"Stop {names} while it is read? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise CaptureError("not frozen, nothing read", FAILED)
 
 
 def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, Any]]:
@@ -111,7 +78,7 @@ def capture_into(
     if len(pids) > 65535:
         raise CaptureError("more than 65535 processes", USAGE)
     with contextlib.closing(CaptureRun(options, folder)) as session:
-        with frozen(pids, options.freeze):
+        with frozen(pids) if options.freeze else contextlib.nullcontext():
             processes = list(read_processes(session, pids))
         meta = session.meta(processes)
         if options.redact:
@@ -158,8 +125,10 @@ def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> st
     if args.all and args.freeze:
         raise CaptureError("--freeze with --all would stop what this runs in", USAGE)
     pids = pids_asked_for(args)
-    if args.freeze and not args.yes:
-        confirm_freeze(pids)
+    if args.freeze:
+        check_none_is_ours(pids)
+        if not args.yes:
+            confirm_freeze(pids)
 
     def one(pids: list[int], output: str) -> str:
         return capture(args, pids, output)
@@ -218,7 +187,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--for", type=duration, dest="span", metavar="TIME", help="of --every: end after so long"
     )
     parser.add_argument("--redact", action="store_true", help="drop names, shift addresses")
-    parser.add_argument("--freeze", action="store_true", help="SIGSTOP while reading; asks first")
+    parser.add_argument("--freeze", action="store_true", help="stop them while reading; asks first")
     parser.add_argument("--yes", action="store_true", help="do not ask before --freeze")
     parser.add_argument(
         "--no-exclusive", action="store_true", help="skip the exclusive bit: faster"
