@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vectorised": {"words", "machine", "mm", "khugepaged"},
     "laws": ENGINE,
     "races": ENGINE | {"laws"},
-    "explore": {"machine.clock", "machine.step", "machine.task"},
+    "explore": {"machine.clock", "machine.step", "machine.task", "words.processes"},
     "image": {"words"},
     "worlds": ENGINE | {"image"},
     "predict": ENGINE | {"image", "worlds"},
@@ -181,7 +181,7 @@ def the_specification_has_no_arrays(root: Path) -> Iterator[str]:
                     yield f"{module.name}:{line}: imports {name}"
 
 
-SHIPPED = ("image.capture", "words.files", "words.units")
+SHIPPED = ("image.capture", "words.files", "words.streams", "words.units")
 """What mthp-snap.pyz consists of."""
 
 
@@ -279,6 +279,42 @@ def the_engine_knows_no_mutants(root: Path) -> Iterator[str]:
                         yield f"{module.name}:{number}: mentions {word}"
 
 
+WRITERS = {
+    *("write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile"),
+    *("SpooledTemporaryFile", "TemporaryDirectory", "copyfile", "copy2", "fdopen"),
+    *("symlink", "symlink_to", "hardlink_to", "rename", "renames", "mkfifo", "mknod"),
+}
+WRITING_FLAGS = {"O_CREAT", "O_WRONLY", "O_RDWR", "O_APPEND", "O_TRUNC"}
+MAY_WRITE = ("words.files", "words.streams", "lab.guest.")
+"""The one place, the standard streams, and what runs in guests alone."""
+
+
+def files_are_written_in_one_place(root: Path) -> Iterator[str]:
+    """Who writes a file, or makes a temporary one, asks words/files.py to."""
+    for module in modules(root):
+        if module.name.startswith(MAY_WRITE):
+            continue
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and _writes(node):
+                yield f"{module.name}:{node.lineno}: writes a file: {ast.unparse(node)[:60]}"
+
+
+def _writes(call: ast.Call) -> bool:
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    if name in WRITERS:
+        return bool(owner)
+    if name != "open" or owner == "archive":
+        return False
+    if owner == "os":
+        return any(flag in ast.unparse(call) for flag in WRITING_FLAGS)
+    # Of open(path, mode), and of lzma's and the like, it is the second; of a path, the first.
+    modes = [*call.args[0 if owner else 1 : 2], *(each.value for each in call.keywords)]
+    texts = [each.value for each in modes if isinstance(each, ast.Constant)]
+    return any(
+        isinstance(each, str) and re.fullmatch("[rbt]*[wax+][wbt+]*", each) for each in texts
+    )
+
+
 ONLY_IN_TESTS = {"benchmarks", "data", "litmus", "mutation", "selftests", "lab"}
 """Directories under tests/ that need no room of the same name."""
 
@@ -328,6 +364,7 @@ RULES: list[Rule] = [
     the_lab_imports_one_way,
     the_specification_has_no_arrays,
     capture_stands_alone,
+    files_are_written_in_one_place,
     modules_are_short,
     functions_are_short,
     modules_say_what_they_are,
@@ -446,6 +483,20 @@ BAD: list[tuple[Rule, str, str, str]] = [
         "image/capture/a.py",
         "with (open('a') as a, open('b') as b):\n    pass",
         "image.capture.a:4: not Python 3.8",
+    ),
+    *(
+        (files_are_written_in_one_place, "lab/a.py", text, "lab.a:3: writes a file")
+        for text in (
+            "open('a', 'w')",
+            "path.open('xb')",
+            "gzip.open(name, mode='wt')",
+            "open('a', 'r+b')",
+            "os.open(name, os.O_RDWR | os.O_CREAT)",
+            "path.write_text('a')",
+            "tempfile.TemporaryDirectory()",
+            "shutil.copytree(a, b, copy_function=shutil.copyfile(a, b))",
+            "made.rename(place)",
+        )
     ),
     (
         modules_are_short,
@@ -594,6 +645,8 @@ def test_engine_modules_have_their_test_file_can_fail(tmp_path: Path) -> None:
         ("lab/draw/a.py", "from mthp.image.scenario import b\nfrom mthp.lab.program import c\n"),
         ("cli.py", "from mthp.report import tables\nfrom mthp import __version__\n"),
         ("mm/a.py", "# an in" + "variant, covariant\n"),
+        ("lab/a.py", "open('w')\narchive.open(name, 'w')\nos.open(a, os.O_RDONLY)\n"),
+        ("lab/a.py", "path.open('rb')\nwith replacing(path) as file:\n    file.write(b'w')\n"),
         ("mm/a.py", 'class A:\n    """A."""\n    def f(self):\n        return 1\n'),
     ],
 )

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import KW_ONLY, dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any, Final
@@ -17,6 +16,7 @@ from mthp.check.rows import Result, Rows, Unfinished
 from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import By, SearchControl
 from mthp.explore.part import Parts, Standing
+from mthp.words.processes import workers
 
 TURN: Final = 30.0
 """Seconds that a search may have one core to itself."""
@@ -69,10 +69,9 @@ class Jobs:
     # Each on one core, for a turn
 
     def _each_on_one(self, jobs: Sequence[ScorecardRow]) -> Iterator[Row]:
-        context = get_context("fork")
-        over = context.Event()
+        over = get_context("fork").Event()
         count = min(self.processes, len(jobs))
-        with ProcessPoolExecutor(count, context, _begin, (over, self.turn, self.by)) as pool:
+        with workers(count, _begin, over, self.turn, self.by) as pool:
             queue = list(reversed(jobs))
             running: dict[Future[tuple[Result, Parts | None]], ScorecardRow] = {}
             while running or queue:
@@ -151,7 +150,6 @@ class _Orders:
 
 
 def _begin(over: Any, turn: float, by: By) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _Orders.over, _Orders.turn, _Orders.by = over, turn, by
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 from mthp.check.check import ALL_LAWS
 from mthp.check.search import Budget, search
@@ -19,6 +17,7 @@ from mthp.races.mutants.automatic import Mutation
 from mthp.races.stage import Size
 from mthp.races.variant import replaced
 from mthp.races.world import RaceWorld
+from mthp.words.processes import workers
 
 EXECUTIONS = 200
 """At most so many in each world; nearly all worlds of one rival have fewer."""
@@ -74,5 +73,5 @@ def try_mutation(mutation: Mutation) -> Tried:
 def try_mutations(mutations: Sequence[Mutation], processes: int | None = None) -> Iterator[Tried]:
     """All of them in turn, on several cores."""
     count = processes or os.cpu_count() or 1
-    with ProcessPoolExecutor(count, get_context("fork")) as pool:
+    with workers(count) as pool:
         yield from pool.map(try_mutation, mutations)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,6 +23,8 @@ from mthp.cli.options import (
 from mthp.image.capture.proc import CaptureError
 from mthp.lab.errors import LabError
 from mthp.words.files import FileError
+from mthp.words.processes import WorkerKilled
+from mthp.words.streams import drop, ended_in_order, occupy, say
 
 EXIT_CODES = (
     "exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 prediction and kernel differ, "
@@ -59,38 +61,45 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Bad input is one line on stderr."""
+    occupy()
+    name = "mthp"
     try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        if sys.stdout is None:
-            raise UsageError("standard output is closed", 1)
-        code = _run(args)
-        sys.stdout.flush()
+        with ended_in_order():
+            try:
+                args = build_parser().parse_args(argv)
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            else:
+                name = f"mthp {args.verb}"
+                code = _run(args)
+            sys.stdout.flush()
         return code
     except (UsageError, CaptureError, LabError) as error:
-        return _complain(args.verb, error, error.code)
+        what, code = str(error), error.code
     except FileError as error:
-        return _complain(args.verb, error, 2)
+        what, code = str(error), 2
+    except WorkerKilled as error:
+        what, code = str(error), 1
     except KeyboardInterrupt:
-        return _complain(args.verb, "interrupted", 1)
+        what, code = "interrupted", 1
     except BrokenPipeError:
-        _drop_stdout()
+        drop(1)
         return 1
+    except MemoryError:
+        what, code = "out of memory", 1
     except OSError as error:
-        _drop_stdout()
-        return _complain(args.verb, f"cannot write: {error.strerror or error}", 1)
-
-
-def _drop_stdout() -> None:
-    """Lose what is still buffered: the interpreter must not try to write it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _complain(verb: str, what: object, code: int) -> int:
-    print(f"mthp {verb}: {what}", file=sys.stderr)
+        drop(1)
+        what, code = _failure(error), 1
+    say(f"{name}: {what}")
     return code
+
+
+def _failure(error: OSError) -> str:
+    """Say what the system refused; standard output, where it names no file."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many open files (ulimit -n)"
+    why = error.strerror or str(error)
+    return f"{error.filename}: {why}" if error.filename else f"cannot write: {why}"
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -53,6 +52,7 @@ from mthp.report.check import (
 from mthp.report.itf import itf_document
 from mthp.report.svg import svg_text
 from mthp.words.files import check_target, replace_text
+from mthp.words.streams import say
 
 BROKEN = 4
 """Exit code: a law is broken."""
@@ -130,7 +130,7 @@ def _write_files(args: argparse.Namespace, violation: Violation | None) -> None:
     """
     for file, text in ((args.itf, _itf_text), (args.svg, svg_text)):
         if file is not None and violation is None:
-            print(f"no law is broken: {file} is not written", file=sys.stderr)
+            say(f"no law is broken: {file} is not written")
         elif file is not None and violation is not None:
             replace_text(file, text(violation))
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from mthp.check.jobs import Jobs, Row
@@ -17,7 +16,6 @@ from mthp.cli.options import UsageError
 from mthp.cli.progress import ProgressLine
 from mthp.explore.part import NotThisSearch, Standing
 
-FAILED = 1
 INTERRUPTED = 1
 """Exit code: stopped by Ctrl-C; what is known was printed."""
 
@@ -69,8 +67,6 @@ def run_jobs(args: argparse.Namespace, jobs: Sequence[ScorecardRow], of: str) ->
         raise UsageError(
             f"{args.resume}: not a search of this world, or damaged: {error}"
         ) from None
-    except BrokenProcessPool:
-        raise UsageError("one of the processes was killed (out of memory?)", FAILED) from None
     if done < len(jobs):
         how = f"{done} of {len(jobs)} rows"
         if len(jobs) == 1 and jobs[0].key in rows.unfinished:

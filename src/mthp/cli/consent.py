@@ -8,7 +8,7 @@ import sys
 
 def asked(question: str) -> bool:
     """Ask on the terminal: whether the user said yes. Without a terminal the answer is no."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     try:
         return input(question).strip().lower() in ("y", "yes")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mthp.cli.options import DIFFER, UsageError, Verbs, add_number, print_json
 from mthp.words.files import replace_text
+from mthp.words.streams import say
 
 if TYPE_CHECKING:
     from mthp.compare.campaign import Campaign, ShrunkDraft
@@ -63,7 +64,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
     try:
         run_campaign(campaign, kernel, guests, _progress(sys.stderr.isatty()))
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        say("")
         raise UsageError(
             f"stopped after {campaign.done} of {args.n}; the same command goes on", 1
         ) from None
@@ -92,11 +93,9 @@ def _progress(terminal: bool) -> Callable[[Campaign, float], None]:
             f"passes agree, {len(campaign.not_built)} not built, {rate:.0f} a minute"
         )
         if terminal:
-            print(f"\r{line}", end="", file=sys.stderr, flush=True)
-            if campaign.done == campaign.spec.number:
-                print(file=sys.stderr)
+            say(f"\r{line}", "\n" if campaign.done == campaign.spec.number else "")
         elif campaign.done % 500 == 0 or campaign.done == campaign.spec.number:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     return show
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,10 @@ from mthp.cli.options import (
     add_number,
     add_settings,
     print_json,
-    print_progress,
     whole,
 )
+from mthp.words.files import scratch
+from mthp.words.streams import say
 
 if TYPE_CHECKING:
     from mthp.compare.records import Forecast
@@ -151,8 +151,8 @@ def _settings(args: argparse.Namespace) -> list[Settings]:
 @contextlib.contextmanager
 def _folder(args: argparse.Namespace) -> Iterator[Path]:
     if args.keep is None:
-        with tempfile.TemporaryDirectory(prefix="mthp-") as name:
-            yield Path(name)
+        with scratch() as folder:
+            yield folder
         return
     folder = Path(args.keep)
     try:
@@ -177,7 +177,7 @@ def _forecasts(
 
     def progress(line: str) -> None:
         if not args.quiet:
-            print_progress(f"mthp lab predict: {line}")
+            say(f"mthp lab predict: {line}")
 
     with provide(recipe, args.extra or (), progress) as provision:
         for each in settings:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mthp.cli.options import DIFFER, UsageError, Verbs, print_json, print_progress
+from mthp.cli.options import DIFFER, UsageError, Verbs, print_json
 from mthp.lab.errors import FAILED
 from mthp.words.files import recording
+from mthp.words.streams import say
 
 if TYPE_CHECKING:
     from mthp.compare.fuzz import Rerun
@@ -82,7 +83,7 @@ def _record(args: argparse.Namespace) -> int:
                 )
             record(rerun.verdict.record or {})
             number += 1
-    print(f"{number} scenarios recorded: {args.output}", file=sys.stderr)
+    say(f"{number} scenarios recorded: {args.output}")
     return 0
 
 
@@ -103,7 +104,7 @@ def record_lines(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             yield write
     except BaseException:
         if number:
-            print_progress(f"kept: the {number} scenarios before that, in {path}.part")
+            say(f"kept: the {number} scenarios before that, in {path}.part")
         raise
 
 

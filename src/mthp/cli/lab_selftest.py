@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mthp.cli.lab_run import record_lines
-from mthp.cli.options import UsageError, Verbs, print_json, print_progress
+from mthp.cli.options import UsageError, Verbs, print_json
 from mthp.lab.errors import FAILED
+from mthp.words.streams import say
 from mthp.words.units import parse_whole
 
 if TYPE_CHECKING:
@@ -181,12 +182,12 @@ def _run_in_guest(
     every = [case for group in made.values() for case in group]
     with ExitStack() as stack:
         write = stack.enter_context(record_lines(record_to)) if record_to is not None else None
-        print_progress(f"booting {kernel.release}")
+        say(f"booting {kernel.release}")
         guest, session = stack.enter_context(guest_session(kernel))
-        outputs = run_selftest(guest, program, made, print_progress)
+        outputs = run_selftest(guest, program, made, say)
         records = None
         if write is not None:
-            print_progress(f"recording {sum(len(case.steps) for case in every)} states")
+            say(f"recording {sum(len(case.steps) for case in every)} states")
             records = record_cases(session, every, kernel.release, profile, write)
     return outputs, records
 

@@ -33,11 +33,6 @@ def print_json(document: object) -> None:
     print()
 
 
-def print_progress(line: str) -> None:
-    """Print one line on stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
-
-
 class UsageError(Exception):
     """Something the user can mend; code is the exit code (2, or 5 where the host lacks a thing)."""
 

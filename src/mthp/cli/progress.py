@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mthp.words.streams import say
+
 
 class ProgressLine:
     """One line on stderr, if that is a terminal and --quiet was not given."""
@@ -23,7 +25,7 @@ class ProgressLine:
         if self.is_shown:
             width = shutil.get_terminal_size((80, 24)).columns - 1
             end = "" if text else "\r"
-            print(f"\r{text[:width]:{width}}", end=end, file=sys.stderr, flush=True)
+            say(f"\r{text[:width]:{width}}", end)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from mthp.cli.consent import asked
-from mthp.cli.options import print_progress
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.apt import debian_archive, system_sources
 from mthp.lab.kernels.packages import DEFAULT_RELEASE
 from mthp.lab.kernels.source import cached_source, fetch, look_up
+from mthp.words.streams import say
 from mthp.words.units import human_bytes
 
 
@@ -22,9 +22,9 @@ def kept_or_fetched(part: PurePosixPath, what: str, otherwise: str, *, yes: bool
     kept = cached_source(DEFAULT_RELEASE, part)
     if kept is not None:
         return kept
-    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), print_progress)
+    offer = look_up(DEFAULT_RELEASE, debian_archive(system_sources()), say)
     package = offer.package
-    print_progress(
+    say(
         f"{package.name} {package.version}, Debian {offer.suite}: {human_bytes(package.size)} to "
         "fetch, under 10 MiB of it kept in the cache"
     )

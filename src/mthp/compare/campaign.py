@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import multiprocessing.util
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
 from mthp.words.files import append_to, replace_text
+from mthp.words.processes import workers
 from mthp.words.reading import parse_json, read_json, read_text
 
 SCHEMA_VERSION = 1
@@ -184,7 +182,6 @@ _runner: DraftRunner | None = None
 def _start_worker(kernel: CachedKernel) -> None:
     """Give each worker process a guest of its own, which ends with the process."""
     global _runner
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _runner = DraftRunner(kernel)
     multiprocessing.util.Finalize(None, _runner.close, exitpriority=10)
 
@@ -214,16 +211,6 @@ def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> ShrunkDraft:
     return ShrunkDraft(draft.id, verdicts[json.dumps(smallest.to_json())])
 
 
-@contextlib.contextmanager
-def _pool(kernel: CachedKernel, guests: int) -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(guests, context, _start_worker, (kernel,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 # --- a campaign -----------------------------------------------------------------------------
 
 
@@ -243,7 +230,7 @@ def run_campaign(
     with (
         append_to(campaign.log) as log,
         append_to(campaign.records) as records,
-        _pool(kernel, guests) as pool,
+        workers(guests, _start_worker, kernel) as pool,
     ):
         waiting: deque[Future[DraftVerdict]] = deque()
         todo = iter(range(campaign.done, spec.number))
@@ -284,6 +271,6 @@ def shrink_all(
     indices = [int(name.rpartition("-")[2]) for name in campaign.bad_ids[:most]]
     if not indices:
         return []
-    with _pool(kernel, min(guests, len(indices))) as pool:
+    with workers(min(guests, len(indices)), _start_worker, kernel) as pool:
         jobs = [pool.submit(_shrink_one, campaign.spec, index, budget) for index in indices]
         return [job.result() for job in jobs]

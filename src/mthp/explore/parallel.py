@@ -8,17 +8,16 @@ to another choice first, what was found is thrown away.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Final
 
 from mthp.explore.compiled.explorer import CompiledExplorer
 from mthp.explore.explore import Explorer, Stop, Until
 from mthp.explore.part import Key, Part
 from mthp.explore.tasks import MAX_STEPS, Recipe
+from mthp.words.processes import workers
 
 TURN: Final = 0.5
 """Seconds that a process searches before it reports how far it has come."""
@@ -61,9 +60,7 @@ class ParallelExplorer:
 
     def search(self) -> Stop:
         """Search to the end, or until may_continue says no."""
-        with ProcessPoolExecutor(
-            self.processes, get_context("fork"), _begin, (self.search_part,)
-        ) as self._pool:
+        with workers(self.processes, _begin, self.search_part) as self._pool:
             while not self.whole.done:
                 self._hand_out()
                 for future in wait(self._running, return_when=FIRST_COMPLETED).done:
@@ -139,7 +136,6 @@ class _Assignment:
 
 
 def _begin(search_part: SearchPart) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _Assignment.search_part = staticmethod(search_part)
 
 

@@ -7,7 +7,6 @@ An Image is read from a file or captured from a live process; each run has a fre
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome, Refusal, VmaUse
 from mthp.predict.timeline import others_of
 from mthp.words.events import Event, OrderPolicy
+from mthp.words.files import spooled
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag, parse_thp_anon
 from mthp.worlds.build import BuiltWorld, build_world
@@ -237,7 +237,7 @@ def capture(*pids: int) -> Image:
     """
     numbers = sorted(set(pids)) or [os.getpid()]
     asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
-    with tempfile.TemporaryFile() as file:
+    with spooled() as file:
         capture_into(file, numbers, CaptureOptions())
         snapshot = read_snapshot(file, asked)
     first, *more = snapshot.processes

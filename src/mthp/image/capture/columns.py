@@ -11,7 +11,6 @@ import os
 import re
 import struct
 import sys
-import tempfile
 import time
 import zipfile
 from array import array
@@ -19,6 +18,7 @@ from random import SystemRandom
 from typing import IO, Any, Iterable, Iterator
 
 from mthp.image.capture.pagemap import Batch
+from mthp.words.files import spooled
 from mthp.words.units import Geometry
 
 WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1}
@@ -32,10 +32,7 @@ class Columns:
         self.geometry = geometry
         self.address: array[int] = array("Q")
         self.process: array[int] = array("H")
-        self.files: dict[str, IO[bytes]] = {
-            name: tempfile.SpooledTemporaryFile(4 << 20, dir=folder)  # noqa: SIM115 - kept open
-            for name in members
-        }
+        self.files: dict[str, IO[bytes]] = {name: spooled(folder) for name in members}
 
     def add(self, process: int, batch: Batch, parts: dict[str, bytes]) -> None:
         """Append the tables of a batch; parts: its data for each member."""

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
-import sys
 import time
-from typing import IO, Any, Callable, Iterator, NoReturn
+from typing import IO, Any, Iterator
 
 from mthp.image.capture.columns import redact, write_file
 from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
@@ -37,6 +35,7 @@ from mthp.image.capture.run import (
 )
 from mthp.image.capture.series import Series, Survivors, duration
 from mthp.words.files import FileError, replacing
+from mthp.words.streams import ended_in_order, occupy, say
 from mthp.words.units import parse_whole
 
 
@@ -198,39 +197,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _stop(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
     """Capture, print one line on stderr whatever happens, and return the exit code."""
-    before: list[tuple[int, Callable[..., Any] | int | None]] = []
-    with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
-        before = [(n, signal.signal(n, _stop)) for n in (signal.SIGTERM, signal.SIGHUP)]
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if not args.quiet:
-            print(f"{prog}: {line}", file=sys.stderr, flush=True)
+            say(f"{prog}: {line}")
 
     try:
-        say(capture_as_asked(args, say))
+        with ended_in_order():
+            line = capture_as_asked(args, tell)
+        tell(line)
         return OK
     except (CaptureError, FileError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return error.code if isinstance(error, CaptureError) else USAGE
     except OSError as error:
-        print(f"{prog}: {args.output}: {error.strerror or error}", file=sys.stderr)
+        say(f"{prog}: {args.output}: {error.strerror or error}")
         return FAILED
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted, nothing written", file=sys.stderr)
+        say(f"{prog}: interrupted, nothing written")
         return FAILED
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def main(argv: list[str] | None = None, prog: str = "mthp-snap") -> int:
     """Read the arguments, capture, write, and return the exit code."""
+    occupy()
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     try:

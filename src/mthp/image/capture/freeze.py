@@ -12,16 +12,15 @@ Kernel: kernel/ptrace.c, exit_ptrace().
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Iterator, Sequence
 
 from mthp.image.capture.proc import FAILED, USAGE, CaptureError, read_status, state, text
+from mthp.words.streams import say
 
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 STOP_SECONDS = 5.0
@@ -30,6 +29,8 @@ STOP_SECONDS = 5.0
 @contextlib.contextmanager
 def frozen(pids: Sequence[int]) -> Iterator[None]:
     """Stop the processes while the body runs. CaptureError: one of them cannot be stopped."""
+    from concurrent.futures import ThreadPoolExecutor
+
     check_none_is_ours(pids)
     with ThreadPoolExecutor(1) as tracer:
         tracer.submit(_stop, pids).result()
@@ -50,16 +51,18 @@ def check_none_is_ours(pids: Sequence[int]) -> None:
 
 def confirm_freeze(pids: Sequence[int]) -> None:
     """Ask on the terminal whether the processes may be stopped; CaptureError if not."""
-    if not (sys.stdin and sys.stdin.isatty()):
+    if not sys.stdin.isatty():
         raise CaptureError("--freeze asks on the terminal, and there is none: add --yes", USAGE)
     names = ", ".join(f"{pid} ({text(f'/proc/{pid}/comm')})" for pid in pids)
-    print(f"Stop {names} while it is read? [y/N] ", end="", file=sys.stderr, flush=True)
+    say(f"Stop {names} while it is read? [y/N] ", end="")
     if sys.stdin.buffer.readline().strip().lower() not in (b"y", b"yes"):
         raise CaptureError("not frozen, nothing read", FAILED)
 
 
 def _stop(pids: Sequence[int]) -> None:
     """Have every thread of the processes stop. This thread is what they are bound to."""
+    import ctypes
+
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.restype = ctypes.c_long
     ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)

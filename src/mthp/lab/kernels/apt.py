@@ -17,6 +17,7 @@ from email.message import Message
 from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
+from mthp.words.files import replace_text
 from mthp.words.units import KIB
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -173,10 +174,10 @@ class PrivateApt:
         try:
             for below in ("none.d", "state", "lists/partial", "cache/archives/partial"):
                 (folder / below).mkdir(parents=True, exist_ok=True)
-            (folder / "state" / "status").touch()
-            self._config.write_text(_CONFIG.format(folder=folder))
+            replace_text(folder / "state" / "status", "")
+            replace_text(self._config, _CONFIG.format(folder=folder))
             line = f"deb [signed-by={archive.keyring}] {archive.address} {suite} main\n"
-            (folder / "sources.list").write_text(line)
+            replace_text(folder / "sources.list", line)
         except OSError as error:
             raise LabError(HOST_LACKS, f"cannot write {folder}: {error.strerror}") from None
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, FAILED, HOST_LACKS, LabError
+from mthp.words.files import scratch, write_new
 
 HERD = "herd7"
 _CONFIG = "linux-kernel.cfg"
@@ -39,10 +39,10 @@ def run_herd(texts: Mapping[str, str], model: Path) -> dict[str, str]:
     model: the folder of the kernel's memory model. LabError: herd7 is missing, or has no verdict.
     """
     check_herd()
-    with tempfile.TemporaryDirectory(prefix="mthp-litmus-") as folder:
-        files = [Path(folder, f"{name}.litmus") for name in texts]
+    with scratch() as folder:
+        files = [folder / f"{name}.litmus" for name in texts]
         for file, text in zip(files, texts.values(), strict=True):
-            file.write_text(text, encoding="utf-8")
+            write_new(file, text.encode())
         command = [HERD, "-conf", _CONFIG, *map(str, files)]
         try:
             ran = subprocess.run(

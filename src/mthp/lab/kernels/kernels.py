@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.kernels.modules import ModuleTree
+from mthp.words.files import copy_new, put_in_place, scratch, write_new
 from mthp.words.reading import read_json
 from mthp.words.units import human_bytes
 
@@ -193,8 +193,8 @@ def staging() -> Iterator[Path]:
     """
     with _cache_errors("write"):
         kernels_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=kernels_dir()) as folder:
-            yield Path(folder)
+        with scratch(kernels_dir()) as folder:
+            yield folder
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def add_copy(image: Path, modules: Path | None) -> CachedKernel:
     with staging() as work:
         folder = work / "kernel"
         folder.mkdir()
-        shutil.copyfile(image, folder / "vmlinuz")
+        copy_new(image, folder / "vmlinuz")
         if tree:
             _copy_tree(tree, folder / "modules")
         return keep(folder, release, Origin(str(image.absolute())))
@@ -241,7 +241,7 @@ def add_copy(image: Path, modules: Path | None) -> CachedKernel:
 
 def _copy_tree(tree: Path, to: Path) -> None:
     try:
-        shutil.copytree(tree, to, ignore=_links_to_sources)
+        shutil.copytree(tree, to, ignore=_links_to_sources, copy_function=copy_new)
     except shutil.Error as error:
         source, _, why = error.args[0][0]
         raise LabError(BAD_INPUT, f"{source}: cannot be copied: {why}") from None
@@ -269,11 +269,9 @@ def keep(folder: Path, release: str, origin: Origin) -> CachedKernel:
         "sha256": digest,
         "config": config_facts(config.read_text()) if config.is_file() else {},
     }
-    (folder / "kernel.json").write_text(json.dumps(document, indent=1) + "\n")
+    write_new(folder / "kernel.json", (json.dumps(document, indent=1) + "\n").encode())
     place = kernels_dir() / release
-    if place.exists():
-        place.rename(folder.parent / "old")
-    folder.rename(place)
+    put_in_place(folder, place)
     return _read(place)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from mthp.lab.kernels.kernels import (
     staging,
     version_key,
 )
+from mthp.words.files import copy_new, put_in_place
 from mthp.words.units import human_bytes
 
 DEFAULT_RELEASE = "7.3"
@@ -196,11 +196,11 @@ def _arrange(unpacked: Path, release: str, folder: Path) -> Path:
     images += boot.glob(f"vmlinuz-{release}*")
     if not images or release_of_image(images[0]) != release:
         raise LabError(HOST_LACKS, f"the packages of {release} hold no image of that kernel")
-    images[0].rename(folder / "vmlinuz")
+    put_in_place(images[0], folder / "vmlinuz")
     for config in (*(home / "config" for home in homes), boot / f"config-{release}"):
         if config.is_file():
-            shutil.copyfile(config, folder / "config")
+            copy_new(config, folder / "config")
     for home in homes:
         if (home / "kernel").is_dir():
-            home.rename(folder / "modules")
+            put_in_place(home, folder / "modules")
     return folder

@@ -20,6 +20,7 @@ from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.kernels.apt import Archive, NoSuite, Package, PrivateApt
 from mthp.lab.kernels.kernels import cache_dir, check_room, staging
 from mthp.lab.kernels.packages import SUITES, Progress, read_lists
+from mthp.words.files import put_in_place, write_new
 
 SELFTESTS = PurePosixPath("tools/testing/selftests")
 MEMORY_MODEL = PurePosixPath("tools/memory-model")
@@ -106,15 +107,13 @@ def _keep_parts(deb: Path, work: Path) -> Path:
             for member, data in _parts(tarball):
                 file = folder / member
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(data)
+                write_new(file, data)
     except (tarfile.TarError, lzma.LZMAError, EOFError):
         raise LabError(BAD_INPUT, f"{deb}: not a .deb of linux-source") from None
     if not (folder / SELFTESTS / "mm/khugepaged.c").is_file():
         raise LabError(BAD_INPUT, f"{deb}: no khugepaged selftest in it")
     place.parent.mkdir(exist_ok=True)
-    if place.exists():  # kept by an earlier version, which kept less
-        place.rename(work / "old")
-    folder.rename(place)
+    put_in_place(folder, place)  # where an earlier version may have kept less
     return place
 
 

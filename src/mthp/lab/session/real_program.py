@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.lab.vm.files import HOST, GuestFiles, Root
 from mthp.lab.vm.interpreter import add_interpreter
 from mthp.lab.vm.roots import debian_root
+from mthp.words.files import scratch
 from mthp.words.settings import Settings
 
 Progress = Callable[[str], None]
@@ -64,8 +64,8 @@ def provide(recipe: Recipe, extra: Sequence[str], progress: Progress) -> Iterato
         files.add_tree(HOST, str(Path(path).absolute()))
     for path, text in recipe.files.items():
         files.add_bytes(path, text.encode())
-    with tempfile.TemporaryDirectory(prefix="mthp-lab-") as folder:
-        archive = files.pack(Path(folder) / "files.cpio")
+    with scratch() as folder:
+        archive = files.pack(folder / "files.cpio")
         yield Provision(recipe, archive, paths)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mthp.lab.session.boot import booted
 from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed, GuestGone
 from mthp.lab.vm.qemu import VirtualMachine
+from mthp.words.files import scratch
 
 GUEST_MEMORY = 2560
 """MiB: one case holds 512 PMD-sized folios, 1 GiB, and wants each whole."""
@@ -43,10 +43,10 @@ def build(source: Path) -> bytes:
     tests, tools = source.absolute() / SELFTESTS, source.absolute() / "tools"
     units = [str(tests / "mm" / name) for name in _UNITS if (tests / "mm" / name).is_file()]
     include = [f"-I{tests}", f"-I{tools}/include/uapi", "-isystem", f"{tools}/include"]
-    with tempfile.TemporaryDirectory(prefix="mthp-selftest-") as folder:
-        out = Path(folder) / "khugepaged"
+    with scratch() as folder:
+        out = folder / "khugepaged"
         arguments = (*_FLAGS, *include, "-o", str(out), *units)
-        compile_statically(arguments, units[0], Path(folder))
+        compile_statically(arguments, units[0], folder)
         return out.read_bytes()
 
 

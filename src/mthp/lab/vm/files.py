@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.vm.cpio import Cpio
 from mthp.lab.vm.elf import Needs, is_elf, needs, script_interpreter
+from mthp.words.files import write_new
 
 PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/bin", "/sbin")
 _LIBRARY_FOLDERS = (
@@ -114,7 +115,7 @@ class GuestFiles:
                 archive.add(path, data if isinstance(data, bytes) else data.read_bytes(), mode)
             except OSError as error:
                 raise LabError(HOST_LACKS, f"{data!s}: {error.strerror}") from None
-        target.write_bytes(archive.pack())
+        write_new(target, archive.pack())
         return target
 
     def _add_loaded(self, root: Root, path: str, missing: Callable[[str, str], None]) -> None:

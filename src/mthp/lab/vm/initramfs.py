@@ -12,7 +12,7 @@ from mthp.lab.kernels.kernels import CachedKernel, cache_dir, staging
 from mthp.lab.kernels.modules import read_module
 from mthp.lab.kernels.tools import compile_statically
 from mthp.lab.vm.cpio import Cpio
-from mthp.words.files import replacing
+from mthp.words.files import put_in_place, replacing, write_new
 
 EARLY = ("virtio_pci", "virtio_console")
 """The modules for the channel to the host, which the agent loads itself. They may be built in."""
@@ -41,10 +41,10 @@ def build_agent() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with staging() as work:
         for name, text in sources.items():
-            (work / name).write_bytes(text)
+            write_new(work / name, text)
         units = [name for name in sources if name.endswith(".c")]
         compile_statically((*FLAGS, "-o", "agent", *units), "the guest's agent", work)
-        (work / "agent").rename(target)
+        put_in_place(work / "agent", target)
     return target
 
 

@@ -8,28 +8,26 @@ emulation (TCG).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import IO
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.tools import QEMU
 from mthp.lab.vm.channel import Channel, GuestGone
+from mthp.words.files import spooled
+from mthp.words.processes import end_with_parent
 
 BOOT_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 PROBE_SECONDS = 20.0
-PR_SET_PDEATHSIG = 1
-ERRORS = "qemu.err"
 
 
 class Accel(StrEnum):
@@ -52,12 +50,12 @@ class MachineConfig:
 
 @dataclass
 class VirtualMachine:
-    """A running guest. console, errors: the files with its console output and with QEMU's errors."""
+    """A running guest. console, errors: files with its console output and with QEMU's errors."""
 
     channel: Channel
     pid: int
-    console: Path
-    errors: Path
+    console: IO[bytes]
+    errors: IO[bytes]
 
     def why_it_ended(self) -> str:
         """The console's line about a panic, else its last line, else QEMU's last error."""
@@ -88,8 +86,9 @@ def accel() -> Accel:
     command = [qemu_path(), *_common(Accel.KVM), "-monitor", "stdio"]
     try:
         probe = subprocess.run(
-            command, input="quit\n", capture_output=True, text=True, timeout=PROBE_SECONDS
-        )
+            command, input="quit\n", capture_output=True, text=True, timeout=PROBE_SECONDS,
+            preexec_fn=end_with_parent(),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Accel.TCG
     return Accel.KVM if probe.returncode == 0 else Accel.TCG
@@ -120,20 +119,17 @@ class KvmFailed(LabError):
 
 @contextlib.contextmanager
 def _booted(machine: MachineConfig, how: Accel) -> Iterator[VirtualMachine]:
-    with tempfile.TemporaryDirectory(prefix="mthp-lab-") as folder, contextlib.ExitStack() as stack:
-        home = Path(folder)
-        errors = home / ERRORS
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(str(home / "port"))
-        listener.listen(1)
-        initramfs = _joined(machine.initramfs, home / "initramfs")
-        process = _start(machine, how, home, initramfs)
+    with contextlib.ExitStack() as stack:
+        console, errors = (stack.enter_context(spooled()) for _ in range(2))
+        initramfs = stack.enter_context(_joined(machine.initramfs))
+        stream, port = map(stack.enter_context, socket.socketpair())
+        process = _start(machine, how, initramfs, port, console, errors)
         stack.callback(_end, process)
-        stream = stack.enter_context(_accept(listener, process, home))
+        port.close()
         channel = Channel(
             stream, BOOT_SECONDS, lambda: process.poll() is None and not _kvm_failed(errors)
         )
-        guest = VirtualMachine(channel, process.pid, home / "console", errors)
+        guest = VirtualMachine(channel, process.pid, console, errors)
         try:
             channel.wait_ready()
         except GuestGone as error:
@@ -145,7 +141,7 @@ def _booted(machine: MachineConfig, how: Accel) -> Iterator[VirtualMachine]:
         yield guest
 
 
-def _kvm_failed(errors: Path) -> bool:
+def _kvm_failed(errors: IO[bytes]) -> bool:
     return any("KVM internal error" in line for line in _lines(errors))
 
 
@@ -155,38 +151,35 @@ def _common(how: Accel) -> list[str]:
 
 
 def _start(
-    machine: MachineConfig, how: Accel, home: Path, initramfs: Path
+    machine: MachineConfig,
+    how: Accel,
+    initramfs: IO[bytes],
+    port: socket.socket,
+    console: IO[bytes],
+    errors: IO[bytes],
 ) -> subprocess.Popen[bytes]:
+    """Start QEMU. Its files have no names and its port is a descriptor: nothing can be left of them."""
     words = ("console=ttyS0", "quiet", "panic=-1", *machine.arguments)
     command = [
         *(qemu_path(), *_common(how), "-machine", "pc", "-no-reboot"),
         *("-m", str(machine.memory), "-smp", str(machine.cpus)),
-        *("-kernel", str(machine.kernel), "-initrd", str(initramfs), "-append", " ".join(words)),
-        *("-serial", f"file:{home / 'console'}"),
+        *("-kernel", str(machine.kernel), "-initrd", _path_in_child(initramfs)),
+        *("-append", " ".join(words), "-serial", f"file:{_path_in_child(console)}"),
         *("-device", "virtio-serial-pci"),
-        *("-chardev", f"socket,id=host,path={home / 'port'}"),
+        *("-chardev", f"socket,id=host,fd={port.fileno()}"),
         *("-device", "virtserialport,chardev=host,name=mthp"),
     ]
-    with (home / ERRORS).open("wb") as errors:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, preexec_fn=_die_with_us
-        )
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
+        pass_fds=(initramfs.fileno(), port.fileno(), console.fileno()),
+        preexec_fn=end_with_parent(),
+    )  # fmt: skip
 
 
-def _die_with_us() -> None:
-    """Have the child, which runs this, end when its parent ends, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _accept(listener: socket.socket, process: subprocess.Popen[bytes], home: Path) -> socket.socket:
-    listener.settimeout(0.2)
-    while process.poll() is None:
-        with contextlib.suppress(TimeoutError):
-            return listener.accept()[0]
-    errors = _lines(home / ERRORS)
-    raise LabError(
-        HOST_LACKS, f"{QEMU} does not start: {errors[-1] if errors else process.returncode}"
-    )
+def _path_in_child(file: IO[bytes]) -> str:
+    path = f"/proc/self/fd/{file.fileno()}"
+    file.flush()
+    return path
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -195,22 +188,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _joined(parts: Sequence[Path], target: Path) -> Path:
+def _joined(parts: Sequence[Path]) -> IO[bytes]:
     """Join archives into one file: the kernel unpacks each from a 4-byte boundary."""
     if len(parts) == 1:
-        return parts[0]
-    with target.open("wb") as out:
-        for part in parts:
-            with part.open("rb") as data:
-                shutil.copyfileobj(data, out)
-            out.write(b"\0" * (-out.tell() % 4))
-    return target
+        return parts[0].open("rb")
+    out = spooled()
+    for part in parts:
+        with part.open("rb") as data:
+            shutil.copyfileobj(data, out)
+        out.write(b"\0" * (-out.tell() % 4))
+    return out
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file that are not empty; none where it cannot be read."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return []
+def _lines(file: IO[bytes]) -> list[str]:
+    """The lines of a file that are not empty."""
+    text = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()]

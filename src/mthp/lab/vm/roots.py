@@ -10,6 +10,7 @@ from mthp.lab.kernels.apt import Archive, debian_archive, system_sources, unpack
 from mthp.lab.kernels.kernels import cache_dir, check_room, staging
 from mthp.lab.kernels.packages import Progress, read_lists
 from mthp.lab.vm.files import Root
+from mthp.words.files import put_in_place
 from mthp.words.units import human_bytes
 
 SUITE = "bookworm"
@@ -43,5 +44,5 @@ def debian_root(
         for file in apt.download(work, *packages):
             unpack_deb(file, work / "tree")
             file.unlink()
-        (work / "tree").rename(target)
+        put_in_place(work / "tree", target)
     return Root(target)

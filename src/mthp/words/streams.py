@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The standard streams, whatever they are connected to, and a command that is told to end.
+
+The capture takes this module along to hosts: the standard library of Python 3.8, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from typing import Any, Iterator, NoReturn
+
+
+def occupy() -> None:
+    """Have descriptors 0, 1 and 2 be open, so that no other file is ever taken for one of them.
+
+    Where they were closed, the input is empty, output cannot be written, and errors go nowhere. A
+    character that an output's encoding lacks is written as its escape.
+    """
+    for number, name, flags in (
+        (0, "stdin", os.O_RDONLY),
+        (1, "stdout", os.O_RDONLY),
+        (2, "stderr", os.O_WRONLY),
+    ):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print on stderr, at once; where that cannot be, it is lost."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        drop(2)
+
+
+def drop(number: int) -> None:
+    """Lose what is still buffered for a descriptor: Python must not try to write it at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP, unless ignored, raise KeyboardInterrupt, as Ctrl-C does: the first one.
+
+    So files and processes are put away. What comes after it is ignored meanwhile.
+    """
+    endings = (signal.SIGTERM, signal.SIGHUP)
+
+    def end(*_: Any) -> NoReturn:
+        for number in endings:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {}
+    try:
+        for number in endings:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
+    except ValueError:  # not in the main thread: signals are another's
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
