@@ -20,7 +20,7 @@ import mthp
 from mthp.check.records import MutantResult, Ran, RanLines, WorldResult
 from mthp.explore.part import Key, Parts, part_document, part_of
 from mthp.laws.broken import Broken, Kind, Thing
-from mthp.words.files import FileError, replace_text
+from mthp.words.files import FileError, check_target, replace_text
 from mthp.words.reading import read_json
 
 FORMAT = "mthp-check/1"
@@ -63,6 +63,8 @@ class Rows:
         self._saved = 0.0
         self.finished: dict[str, Result] = {}
         self.unfinished: dict[str, Unfinished] = {}
+        if path is not None:
+            check_target(path)
         if path is not None and path.exists() and path.stat().st_size:
             self._read(path)
         self.save()

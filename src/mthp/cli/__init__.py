@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,7 +23,7 @@ from mthp.image.capture.proc import CaptureError
 from mthp.lab.errors import LabError
 from mthp.words.files import FileError
 from mthp.words.processes import WorkerKilled
-from mthp.words.streams import drop, ended_in_order, occupy, say
+from mthp.words.streams import drop, ended_in_order, failure, occupy, say
 
 EXIT_CODES = (
     "exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 prediction and kernel differ, "
@@ -89,17 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         what, code = "out of memory", 1
     except OSError as error:
         drop(1)
-        what, code = _failure(error), 1
+        what, code = failure(error), 1
     say(f"{name}: {what}")
     return code
-
-
-def _failure(error: OSError) -> str:
-    """Say what the system refused; standard output, where it names no file."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return "too many open files (ulimit -n)"
-    why = error.strerror or str(error)
-    return f"{error.filename}: {why}" if error.filename else f"cannot write: {why}"
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -7,18 +7,23 @@ The capture takes this module along to hosts: the standard library of Python 3.8
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import re
 import signal
 import sys
 from typing import Any, Iterator, NoReturn
+
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def occupy() -> None:
     """Have descriptors 0, 1 and 2 be open, so that no other file is ever taken for one of them.
 
     Where they were closed, the input is empty, output cannot be written, and errors go nowhere. A
-    character that an output's encoding lacks is written as its escape.
+    character that an output's encoding lacks is written as its escape; COLUMNS that no terminal has,
+    0 among them, are not heeded.
     """
     for number, name, flags in (
         (0, "stdin", os.O_RDONLY),
@@ -31,6 +36,8 @@ def occupy() -> None:
             os.open(os.devnull, flags)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    if not re.fullmatch(r"[2-9]\d|[1-9]\d{2,3}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -43,11 +50,18 @@ def say(text: str, end: str = "\n") -> None:
         drop(2)
 
 
+def failure(error: OSError) -> str:
+    """Say what the system refused; where it names no file, that is the output."""
+    if error.errno in TOO_MANY_FILES:
+        return "too many open files (ulimit -n)"
+    why = error.strerror or str(error)
+    return f"{error.filename}: {why}" if error.filename else f"cannot write: {why}"
+
+
 def drop(number: int) -> None:
     """Lose what is still buffered for a descriptor: Python must not try to write it at its end."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, number)
-    os.close(null)
+    os.close(number)
+    os.open(os.devnull, os.O_WRONLY)  # the lowest number that is free: this one
 
 
 @contextlib.contextmanager

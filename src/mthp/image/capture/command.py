@@ -35,7 +35,7 @@ from mthp.image.capture.run import (
 )
 from mthp.image.capture.series import Series, Survivors, duration
 from mthp.words.files import FileError, replacing
-from mthp.words.streams import ended_in_order, occupy, say
+from mthp.words.streams import ended_in_order, failure, occupy, say
 from mthp.words.units import parse_whole
 
 
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
         say(f"{prog}: {error}")
         return error.code if isinstance(error, CaptureError) else USAGE
     except OSError as error:
-        say(f"{prog}: {args.output}: {error.strerror or error}")
+        say(f"{prog}: {failure(error)}")
         return FAILED
     except KeyboardInterrupt:
         say(f"{prog}: interrupted, nothing written")

@@ -12,6 +12,8 @@ import os
 import re
 from typing import Iterable, Iterator, NamedTuple
 
+from mthp.words.streams import TOO_MANY_FILES
+
 OK, FAILED, USAGE, LACKING = 0, 1, 2, 5
 
 
@@ -39,7 +41,9 @@ def text(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().rstrip("\n")
-    except OSError:
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
         return None
 
 
@@ -59,7 +63,9 @@ def open_or_none(path: str) -> int | None:
     """A descriptor for reading; None where the file cannot be opened."""
     try:
         return os.open(path, os.O_RDONLY)
-    except OSError:
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
         return None
 
 

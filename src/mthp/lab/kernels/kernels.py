@@ -71,12 +71,15 @@ class CachedKernel:
 
 
 def cache_dir() -> Path:
-    """The folder for fetched files: MTHP_CACHE, else mthp in the user's cache folder."""
+    """The folder for fetched files: MTHP_CACHE, else mthp in the user's cache folder. LabError: the
+    user has none."""
     own = os.environ.get("MTHP_CACHE")
     if own:
         return Path(own).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).absolute() if base else Path.home() / ".cache") / "mthp"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise LabError(HOST_LACKS, f"no folder for the cache: {base!r} (MTHP_CACHE=DIR gives one)")
+    return Path(base) / "mthp"
 
 
 def kernels_dir() -> Path:
