@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import os
 import time
-from typing import IO, Any, Iterator
+from typing import IO, Any, Callable, Iterator
 
 from mthp.image.capture.columns import redact, write_file
 from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
