@@ -100,6 +100,12 @@ def test_bad_commands(capfd: pytest.CaptureFixture[str], argv: tuple[str, ...], 
         ("--why -5", "not a hexadecimal address"),
         ("--steps 0x1000", "nothing was attempted"),
         ("--assume-young all", "for captures"),
+        ("--madvise-collapse nonsense", "neither START-END nor START+LENGTH"),
+        ("--madvise-collapse 1000-1000", "is empty"),
+        ("--madvise-collapse 2000-1000", "is empty"),
+        ("--madvise-collapse 1000", "neither START-END nor"),
+        ("--madvise-collapse --why 0", "has no --events, --why"),
+        ("--madvise-collapse --passes 1", "has no --events, --why"),
     ],
 )
 def test_bad_options(capfd: pytest.CaptureFixture[str], options: str, says: str) -> None:

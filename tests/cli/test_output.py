@@ -50,6 +50,7 @@ def run(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
         ("steps.txt", [*REDIS_ALL, "--steps", "b52fbda6a00000"]),
         ("events.txt", ["collapse", SMALL_SCENARIO, "--events", "ftrace"]),
         ("oom.txt", ["collapse", "docs/findings/oom-order-2.jsonl"]),
+        ("madvise.txt", ["collapse", "src/mthp/data/redis.npz", "--madvise-collapse"]),
         ("diff.txt", ["diff", "v16", "7.3", SMALL_SCENARIO]),
     ],
 )

@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from mthp.khugepaged.madvise import GO_ON, THP, madvise_collapse, madvise_collapse_errno
+from mthp.khugepaged.madvise import (
+    GO_ON,
+    THP,
+    do_madvise_collapse,
+    madvise_collapse,
+    madvise_collapse_errno,
+)
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED, Vma
 from mthp.mm.page_flags import PG_ANON, PG_LRU
 from mthp.mm.pgtable_types import UFFD_WP, Leaf
@@ -221,6 +227,43 @@ def test_a_vma_that_goes_on_the_way_is_an_error() -> None:
     assert world.madvise(vma) == -errno.EINVAL
     assert world.kernel.machine.current.held == []
     assert world.mm.mmap_lock.word.value == 0
+
+
+def walked(world: World, start: int, tables: int) -> int:
+    return do_madvise_collapse(world.mm, start, tables * world.geometry.pmd_size)
+
+
+def test_the_call_walks_mappings_and_goes_on_behind_a_gap() -> None:
+    world = World(geometry=TINY)
+    size = world.geometry.pmd_size
+    one = world.vma(small(NR))
+    two = world.vma(small(NR), at=one.vm_end)
+    three = world.vma(small(NR), at=two.vm_end + size)
+    assert walked(world, one.vm_start, 2) == 0
+    assert walked(world, one.vm_start - size, 2) == -errno.ENOMEM
+    assert walked(world, one.vm_start, 4) == -errno.ENOMEM
+    assert [world.orders(vma) for vma in (one, two, three)] == [[4]] * 3
+    assert walked(world, three.vm_end, 1) == -errno.ENOMEM
+    assert world.kernel.machine.current.held == []
+
+
+def test_the_call_ends_at_the_first_mapping_that_refuses() -> None:
+    world = World(geometry=TINY)
+    one = world.vma(small(NR), flags=VM_DEFAULT | VM_NOHUGEPAGE)
+    two = world.vma(small(NR), at=one.vm_end)
+    assert walked(world, one.vm_start - 1 * world.geometry.pmd_size, 3) == -errno.EINVAL
+    assert world.orders(two) == [0] * NR
+
+
+def test_the_range_of_a_call() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(NR))
+    assert do_madvise_collapse(world.mm, vma.vm_start, 0) == 0
+    assert do_madvise_collapse(world.mm, vma.vm_start + 1, 64) == -errno.EINVAL
+    assert do_madvise_collapse(world.mm, vma.vm_start, 2**64 - vma.vm_start) == -errno.EINVAL
+    assert world.orders(vma) == [0] * NR
+    assert do_madvise_collapse(world.mm, vma.vm_start, world.geometry.pmd_size - 1) == 0
+    assert world.orders(vma) == [4]
 
 
 def test_it_drains_all_batches_first() -> None:

@@ -22,7 +22,17 @@ from mthp.words.profiles import (
     profile_for_release,
 )
 from mthp.words.results import ScanResult
-from tests.small_worlds import TINY, World, attempts, hole, lazyfree, scans, small, windows
+from tests.small_worlds import (
+    TINY,
+    World,
+    attempts,
+    hole,
+    lazyfree,
+    no_table,
+    scans,
+    small,
+    windows,
+)
 
 R = ScanResult
 EVERY = pytest.mark.parametrize("profile", list(PROFILES.values()), ids=lambda each: each.name)
@@ -124,3 +134,11 @@ def test_an_empty_range(profile: Profile) -> None:
     assert behind == (-errno.EINVAL if profile is PMD_ONLY else 0)
     assert madvise_collapse(vma, vma.vm_start, vma.vm_start + 0x3000) == 0
     assert world.kernel.events == []
+
+
+@EVERY
+def test_madvise_behind_a_missing_table(profile: Profile) -> None:
+    world = World(geometry=TINY, profile=profile)
+    vma = world.vma(no_table(16), small(16))
+    assert madvise_collapse(vma, vma.vm_start, vma.vm_end) == -errno.EINVAL
+    assert world.orders(vma)[16:] == ([0] * 16 if profile is PMD_ONLY else [4])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from mthp.image.scenario import load
 from mthp.image.snapshot import Snapshot
 from mthp.predict.alternatives import with_alternatives
 from mthp.predict.image import Image
+from mthp.predict.madvise import anonymous_ranges, run_madvise
 from mthp.predict.measure import TlbModel
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
@@ -30,6 +32,7 @@ from mthp.predict.steps import StepRecorder
 from mthp.predict.why import find_mapping, look_at_window, table_lines
 from mthp.report.conformance import conformance_document, render_conformance
 from mthp.report.json_doc import outcome_document
+from mthp.report.madvise import madvise_document, render_madvise
 from mthp.report.refusals import window_lines
 from mthp.report.steps import render_steps
 from mthp.report.text import render_outcome
@@ -113,11 +116,14 @@ def run_collapse(args: argparse.Namespace) -> int:
     views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
     if sum(views) > 1:
         raise UsageError("--json, --events, --why and --steps exclude one another")
+    asked = madvise_range(args)
     image = load_target(args)
     settings = settle_settings(args, captured_settings(image))
     profile = settle_profile(args.profile, image)
     if args.steps is not None:
         return _steps(args, image, settings, profile)
+    if asked is not None:
+        return _madvise(args, asked, image, settings, profile)
     keep: list[Event] | None = [] if args.events or args.why is not None else None
     progress = ScanProgress(tables_of(image), quiet=args.quiet)
     world, request = predict(image, settings, profile, args)
@@ -185,7 +191,56 @@ def _steps(
     return 0
 
 
-_IGNORED = ("enabled", "thp_anon", "defrag", "passes", "events", "why", "steps")
+def madvise_range(args: argparse.Namespace) -> tuple[int, int] | None:
+    """The range of --madvise-collapse; start and end 0 where it was given none, None without it.
+
+    What follows the option and is no range is the target.
+    """
+    given: str | None = args.madvise_collapse
+    if given is None:
+        return None
+    if any(getattr(args, name) is not None for name in ("events", "why", "steps", "passes")):
+        raise UsageError("--madvise-collapse has no --events, --why, --steps and --passes")
+    match = re.fullmatch(r"(?:0[xX])?([0-9a-fA-F]{1,16})([-+])(?:0[xX])?([0-9a-fA-F]{1,17})", given)
+    if match is None:
+        if given and targets(args):
+            raise UsageError(
+                f"--madvise-collapse: {given[:40]!r} is neither START-END nor START+LENGTH"
+            )
+        args.target = given or args.target
+        return 0, 0
+    start, end = int(match[1], 16), int(match[3], 16)
+    end += start if match[2] == "+" else 0
+    if end <= start:
+        raise UsageError(f"--madvise-collapse: {given} is empty")
+    return start, end
+
+
+def _madvise(
+    args: argparse.Namespace,
+    asked: tuple[int, int],
+    image: Image,
+    settings: Settings,
+    profile: tuple[Profile, str],
+) -> int:
+    progress = ScanProgress(tables_of(image), quiet=args.quiet)
+    world, request = predict(image, settings, profile, args)
+    request.on_table = progress.on_table
+    ranges = list(anonymous_ranges(world))
+    if asked[1]:
+        if len(world.kernel.mms) != 1:
+            raise UsageError("--madvise-collapse: a range is one process's, and here are several")
+        ranges = [(world.kernel.mms[0], *asked)]
+    with progress.interruptible():
+        outcome = run_madvise(world, request, ranges)
+    if args.json:
+        print_json(madvise_document(outcome))
+    else:
+        render_madvise(outcome, Console(), verbose=args.verbose)
+    return 0 if outcome.complete and not progress.interrupted else 1
+
+
+_IGNORED = ("madvise_collapse", "enabled", "thp_anon", "defrag", "passes", "events", "why", "steps")
 
 
 def _conformance(args: argparse.Namespace) -> int:

@@ -149,6 +149,14 @@ def add_collapse(verbs: Verbs) -> None:
         "--tlb", choices=("plain", "contpte"), default="plain", help="how translations are counted"
     )
     group.add_argument(
+        "--madvise-collapse",
+        nargs="?",
+        const="",
+        metavar="RANGE",
+        help="not khugepaged: what madvise(MADV_COLLAPSE) would do, and return, on START-END or "
+        "START+LENGTH (hexadecimal), or without a range on each anonymous mapping",
+    )
+    group.add_argument(
         "--no-changes", action="store_true", help="do not look for the least change of refusals"
     )
     group = parser.add_argument_group("output")

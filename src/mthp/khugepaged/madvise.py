@@ -14,7 +14,8 @@ from mthp.machine.hold import Hold
 from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Mm, Vma
-from mthp.words.profiles import EmptyRange
+from mthp.mm.pgtable import pmd_ptr
+from mthp.words.profiles import EmptyRange, MissingTable
 from mthp.words.results import KernelBug, Refused, Rule, ScanResult
 from mthp.words.units import Address
 
@@ -37,6 +38,9 @@ GO_ON: Final = frozenset(
 )
 """After these the range has failed, and the next one is tried all the same."""
 
+ADDRESS_BITS: Final = 64
+"""An address of the kernel has so many."""
+
 _ERRNO: Final = {
     ScanResult.ALLOC_HUGE_PAGE_FAIL: errno.ENOMEM,
     ScanResult.CGROUP_CHARGE_FAIL: errno.EBUSY,
@@ -54,6 +58,40 @@ _ERRNO: Final = {
 def madvise_collapse_errno(result: ScanResult) -> int:
     """What madvise() returns for a result. Kernel: mm/khugepaged.c, madvise_collapse_errno()."""
     return -_ERRNO.get(result, errno.EINVAL)
+
+
+def do_madvise_collapse(mm: Mm, start: Address, length: int) -> int:
+    """madvise(start, length, MADV_COLLAPSE) as a process calls it: 0 or a negative errno.
+
+    The first VMA that cannot be collapsed ends it; a gap does not, but the answer is -ENOMEM then.
+    Kernel: mm/madvise.c, do_madvise(), check_input_range(), madvise_walk_vmas().
+    """
+    page_size = mm.geometry.page_size
+    end = start + -(-length // page_size) * page_size
+    if start % page_size or end >> ADDRESS_BITS:
+        return -errno.EINVAL
+    unmapped_error = 0
+    mmap_lock = mm.mmap_read_lock()
+    try:
+        while start < end:
+            if not mmap_lock.active:
+                mmap_lock = mm.mmap_read_lock()
+            vma = mm.find_vma(start)
+            if vma is None:
+                return -errno.ENOMEM
+            if start < vma.vm_start:
+                unmapped_error = -errno.ENOMEM
+                start = vma.vm_start
+                continue
+            stop = min(vma.vm_end, end)
+            error = madvise_collapse_locked(vma, start, stop, mmap_lock)
+            if error:
+                return error
+            start = stop
+    finally:
+        if mmap_lock.active:
+            mmap_lock.release()
+    return unmapped_error
 
 
 def madvise_collapse(vma: Vma, start: Address, end: Address) -> int:
@@ -107,7 +145,7 @@ def _collapse_ranges(mm: Mm, vma: Vma, hstart: Address, hend: Address, mmap_lock
                 thps += 1
             else:
                 last_fail = result
-                if result not in GO_ON:
+                if result not in GO_ON or _ends_at_missing_table(mm, address, result):
                     break
             address += mm.geometry.pmd_size
     finally:
@@ -116,3 +154,9 @@ def _collapse_ranges(mm: Mm, vma: Vma, hstart: Address, hend: Address, mmap_lock
     if thps == (hend - hstart) >> mm.geometry.pmd_shift:
         return 0
     return madvise_collapse_errno(last_fail)
+
+
+def _ends_at_missing_table(mm: Mm, address: Address, result: ScanResult) -> bool:
+    """Whether the result ends the call: the PMD is there and empty, and the profile minds."""
+    minds = mm.kernel.profile.missing_table is MissingTable.END
+    return minds and result is ScanResult.NO_PTE_TABLE and pmd_ptr(mm, address) is not None

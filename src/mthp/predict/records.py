@@ -16,6 +16,7 @@ from mthp.mm.huge_mm import VmaGate
 from mthp.words.events import Event
 from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
+from mthp.words.units import Geometry
 
 
 @dataclass(frozen=True)
@@ -388,3 +389,54 @@ class Outcome:
     def effort(self) -> Effort:
         """What all attempts cost together."""
         return self.successes + self.refused
+
+
+@dataclass(frozen=True)
+class Advised:
+    """What one madvise(MADV_COLLAPSE) of [start, end) would do.
+
+    name: of the first of the mappings there. error: 0, or the errno; None where it comes to a file
+    mapping, for which that is not modelled. gate: why the mapping that ended the call is refused as a
+    whole, None where a window ended it, or nothing. windows: whole aligned PMD ranges there.
+    already_huge: windows that a PMD mapped before. refused: result -> windows.
+    """
+
+    pid: int
+    start: int
+    end: int
+    name: str
+    mappings: int
+    error: int | None
+    gate: VmaGate | None
+    windows: int
+    collapsed: int
+    already_huge: int
+    refused: Mapping[ScanResult, int]
+    memory_added: int
+
+    @property
+    def not_tried(self) -> int:
+        """Windows behind the one, or the mapping, that ended the call."""
+        return self.windows - self.collapsed - self.already_huge - sum(self.refused.values())
+
+
+@dataclass(frozen=True)
+class AdvisedOutcome:
+    """What MADV_COLLAPSE made of a target, call by call. complete: false after an interrupt."""
+
+    target: str
+    source: str
+    profile: str
+    profile_reason: str
+    geometry: Geometry
+    ranges: tuple[Advised, ...]
+    orders_before: Mapping[int, OrderUse]
+    orders_after: Mapping[int, OrderUse]
+    memory_added: int
+    copied_bytes: int
+    swapped_in_bytes: int
+    complete: bool
+    assumptions: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0

@@ -78,6 +78,13 @@ class EmptyRange(Enum):
     UNDERFLOW = "-EINVAL if the rounded start lies behind the rounded end, else 0"
 
 
+class MissingTable(Enum):
+    """What MADV_COLLAPSE does after a range without a page table."""
+
+    GO_ON = "the range has failed, and the next is tried"
+    END = "the call ends there"
+
+
 @dataclass(frozen=True)
 class Profile:
     """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -93,6 +100,7 @@ class Profile:
     lazyfree: Lazyfree
     progress: ScanCost
     empty_range: EmptyRange
+    missing_table: MissingTable
     debug_vm: bool = False
 
 
@@ -108,6 +116,7 @@ V16 = Profile(
     lazyfree=Lazyfree.REFUSE,
     progress=ScanCost.PER_PTE,
     empty_range=EmptyRange.ZERO,
+    missing_table=MissingTable.GO_ON,
 )
 V7_3 = Profile(
     name="7.3",
@@ -121,6 +130,7 @@ V7_3 = Profile(
     lazyfree=Lazyfree.REFUSE,
     progress=ScanCost.PER_PTE,
     empty_range=EmptyRange.ZERO,
+    missing_table=MissingTable.GO_ON,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -134,6 +144,7 @@ PMD_ONLY = Profile(
     lazyfree=Lazyfree.COLLAPSE,
     progress=ScanCost.PER_PMD,
     empty_range=EmptyRange.UNDERFLOW,
+    missing_table=MissingTable.END,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -156,6 +167,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "lazyfree": "collapsing a page given up by MADV_FREE would make it unfreeable again.",
         "empty_range": "the number of ranges was computed without looking whether it is negative; "
         "seen on 6.18.",
+        "missing_table": "an empty PMD and a missing page of PMDs were two results, of which the first "
+        "ended the call, until they became one; seen on 6.18.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What madvise(MADV_COLLAPSE) would do: the answer first, then call by call."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from mthp.mm.huge_mm import VmaGate
+from mthp.predict.records import Advised, AdvisedOutcome, OrderUse
+from mthp.report.phrases import SafeConsole, plural
+from mthp.report.refusals import RESULT_REASONS
+from mthp.words.results import ScanResult
+from mthp.words.units import Geometry, human_bytes
+
+CALLS_SHOWN = 20
+
+
+def answer(call: Advised) -> str:
+    """What the program sees: 0, or -1 and the name of the errno."""
+    if call.error is None:
+        return "unknown"
+    return f"-1 {errno.errorcode[call.error]}" if call.error else "0"
+
+
+def reasons(call: Advised, geometry: Geometry) -> Iterator[str]:
+    """Says why the call fails, and which windows are not huge afterwards."""
+    if call.gate is VmaGate.FILE:
+        yield "file mapping, not modelled"
+    elif call.gate is VmaGate.TOO_SHORT:
+        yield f"holds no aligned range of {geometry.size_name(geometry.pmd_order)}"
+    elif call.gate is not None:
+        yield call.gate.value
+    for status, windows in sorted(call.refused.items(), key=lambda item: -item[1]):
+        yield f"{windows:,} {status.string}"
+    if call.error == errno.ENOMEM and ScanResult.ALLOC_HUGE_PAGE_FAIL not in call.refused:
+        yield "part of the range is not mapped"
+    if call.not_tried and call.gate is None:
+        yield f"{call.not_tried:,} not tried"
+
+
+def render_madvise(outcome: AdvisedOutcome, console: Console, *, verbose: bool) -> None:
+    """Print what the calls would do; those with most windows, or all if verbose."""
+    page = SafeConsole(console)
+    where = outcome.target
+    if outcome.source and outcome.source != outcome.target:
+        where += f" ({outcome.source})"
+    page.line(f"{where}: profile {outcome.profile} ({outcome.profile_reason})", "bold")
+    page.line(_headline(outcome), "bold")
+    answers = Counter(map(answer, outcome.ranges))
+    said = ", ".join(
+        f"{plural(n, 'call')} return{'s' * (n == 1)} {a}" for a, n in answers.most_common()
+    )
+    page.line(f"{said or 'no call'}. MADV_COLLAPSE asks no sysfs switch and no max_ptes limit.")
+    if not outcome.complete:
+        page.line("INCOMPLETE: interrupted; the calls that follow were not made.", "bold yellow")
+    _calls(page, outcome, verbose)
+    page.bullets("Assumed", outcome.assumptions)
+    page.bullets("Not seen", outcome.unseen)
+    page.bullets("Warnings", outcome.warnings, "yellow")
+
+
+def _headline(outcome: AdvisedOutcome) -> str:
+    calls, geometry = outcome.ranges, outcome.geometry
+    size = geometry.size_name(geometry.pmd_order)
+    collapsed, already, windows = (
+        sum(getattr(call, name) for call in calls)
+        for name in ("collapsed", "already_huge", "windows")
+    )
+    rest = windows - collapsed - already
+    added = human_bytes(outcome.memory_added)
+    return (
+        f"Predicted (nothing here is observed): of {plural(windows, 'window')} of {size}, "
+        f"{collapsed:,} collapse, {already:,} {'is' if already == 1 else 'are'} huge already, "
+        f"{rest:,} {'does' if rest == 1 else 'do'} not; memory added {added}."
+    )
+
+
+def _calls(page: SafeConsole, outcome: AdvisedOutcome, everything: bool) -> None:
+    several = len({call.pid for call in outcome.ranges}) > 1
+    by_size = sorted(outcome.ranges, key=lambda call: (-call.windows, call.pid, call.start))
+    with_windows = sum(call.windows > 0 for call in by_size)
+    shown = len(by_size) if everything else max(1, min(with_windows, CALLS_SHOWN))
+    hidden = by_size[shown:]
+    rows = []
+    for call in sorted(by_size[:shown], key=lambda call: (call.pid, call.start)):
+        row = [
+            f"{call.start:012x}-{call.end:012x}",
+            answer(call),
+            f"{call.collapsed:,}",
+            f"{call.already_huge:,}",
+            f"{call.windows - call.collapsed - call.already_huge:,}",
+            human_bytes(call.memory_added),
+            ", ".join([call.name or "[anon]", *reasons(call, outcome.geometry)]),
+        ]
+        rows.append([str(call.pid), *row] if several else row)
+    titles = [("range", "keep"), ("returns", "keep"), ("collapse", "right"), ("huge", "right")]
+    titles += [("do not", "right"), ("memory added", "right"), ("mapping, why", "left")]
+    if rows:
+        page.heading("Call by call (windows)")
+        page.table([("pid", "right"), *titles] if several else titles, rows)
+    if hidden:
+        windows = plural(sum(call.windows for call in hidden), "window")
+        page.line(f"… {plural(len(hidden), 'call')} more with {windows}: --verbose", "dim", 2)
+    statuses = sorted({status for call in outcome.ranges for status in call.refused})
+    page.bullets(
+        "What the refused windows met",
+        (f"{status.string}: {RESULT_REASONS[status]}" for status in statuses),
+    )
+
+
+def madvise_document(outcome: AdvisedOutcome) -> dict[str, Any]:
+    """The outcome as JSON values: bytes and addresses as numbers, orders as keys."""
+    geometry = outcome.geometry
+    return {
+        "schema_version": 1,
+        "predicted": True,
+        "target": outcome.target,
+        "source": outcome.source,
+        "profile": outcome.profile,
+        "profile_reason": outcome.profile_reason,
+        "page_size": geometry.page_size,
+        "pmd_order": geometry.pmd_order,
+        "complete": outcome.complete,
+        "ranges": [_range(call) for call in outcome.ranges],
+        "orders_before": _orders(outcome.orders_before),
+        "orders_after": _orders(outcome.orders_after),
+        "memory_added": outcome.memory_added,
+        "copied_bytes": outcome.copied_bytes,
+        "swapped_in_bytes": outcome.swapped_in_bytes,
+        "assumptions": list(outcome.assumptions),
+        "unseen": list(outcome.unseen),
+        "warnings": list(outcome.warnings),
+        "seconds": outcome.seconds,
+    }
+
+
+def _orders(orders: Mapping[int, OrderUse]) -> dict[str, dict[str, int]]:
+    return {str(order): asdict(use) for order, use in sorted(orders.items())}
+
+
+def _range(call: Advised) -> dict[str, Any]:
+    return {
+        "pid": call.pid,
+        "start": call.start,
+        "end": call.end,
+        "name": call.name,
+        "mappings": call.mappings,
+        "returns": None if call.error is None else -1 if call.error else 0,
+        "errno": errno.errorcode[call.error] if call.error else None,
+        "gate": call.gate.name if call.gate else None,
+        "windows": call.windows,
+        "collapsed": call.collapsed,
+        "already_huge": call.already_huge,
+        "refused": [
+            {"status": status.string, "reason": RESULT_REASONS[status], "windows": windows}
+            for status, windows in call.refused.items()
+        ],
+        "not_tried": call.not_tried,
+        "memory_added": call.memory_added,
+    }

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`mthp collapse --madvise-collapse`: what each call would return, and what it does.
+
+tests/compare/test_real_madvise.py holds the answers against the kernel that runs here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mthp.cli import main
+from tests.cli.test_bad_input import REDIS, SCENARIO, refused
+
+
+def calls(capfd: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main(["collapse", *argv, "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    document: dict[str, Any] = json.loads(out)
+    for call in document["ranges"]:
+        refused = sum(each["windows"] for each in call["refused"])
+        told = call["collapsed"] + call["already_huge"] + refused + call["not_tried"]
+        assert told == call["windows"] and call["not_tried"] >= 0
+        assert (call["returns"] == -1) == (call["errno"] is not None)
+    assert document["memory_added"] == sum(call["memory_added"] for call in document["ranges"])
+    return document
+
+
+def test_every_anonymous_mapping(capfd: pytest.CaptureFixture[str]) -> None:
+    """The target may follow the option: it is no range."""
+    document = calls(capfd, str(REDIS), "--madvise-collapse")
+    again = calls(capfd, "--madvise-collapse", str(REDIS))
+    assert document["ranges"] == again["ranges"]
+    assert len(document["ranges"]) == 25
+    collapsed = sum(call["collapsed"] for call in document["ranges"])
+    huge = document["orders_after"]["9"]
+    assert collapsed == huge["folios"] > 5 and "9" not in document["orders_before"]
+    assert document["memory_added"] > 0
+    added = sum(use["bytes"] for use in document["orders_after"].values())
+    before = sum(use["bytes"] for use in document["orders_before"].values())
+    assert added - before == document["memory_added"], "no page of it is shared"
+
+
+HEAP = 0xB52FBDA5C00000
+"""Two windows of which the second has no page table, and more after it."""
+
+
+def test_a_range(capfd: pytest.CaptureFixture[str]) -> None:
+    for asked in (f"{HEAP:x}+400000", f"{HEAP:#x}-{HEAP + 0x400000:#x}"):
+        (call,) = calls(capfd, str(REDIS), "--madvise-collapse", asked)["ranges"]
+        assert (call["start"], call["end"]) == (HEAP, HEAP + 0x400000)
+        assert (call["returns"], call["errno"], call["gate"]) == (-1, "EINVAL", None)
+        assert (call["windows"], call["collapsed"]) == (2, 1)
+        assert [each["status"] for each in call["refused"]] == ["no_pte_table"]
+    (call,) = calls(capfd, str(REDIS), "--madvise-collapse", f"{HEAP:x}+200000")["ranges"]
+    assert (call["returns"], call["errno"], call["collapsed"]) == (0, None, 1)
+
+
+def test_profiles_go_on_or_end_behind_a_missing_table(capfd: pytest.CaptureFixture[str]) -> None:
+    argv = [str(REDIS), "--madvise-collapse", f"{HEAP:x}+2c00000", "--profile"]
+    (old,) = calls(capfd, *argv, "pmd-only")["ranges"]
+    (new,) = calls(capfd, *argv, "7.3")["ranges"]
+    assert old["not_tried"] > 0 == new["not_tried"] and new["collapsed"] > old["collapsed"]
+
+
+def test_what_ends_a_call(capfd: pytest.CaptureFixture[str]) -> None:
+    def one(start: int, end: int) -> dict[str, Any]:
+        asked = f"{start:x}-{end:x}"
+        call: dict[str, Any]
+        (call,) = calls(capfd, str(REDIS), "--madvise-collapse", asked)["ranges"]
+        return call
+
+    unmapped = one(0x10000, 0x20000)
+    assert (unmapped["errno"], unmapped["mappings"]) == ("ENOMEM", 0)
+    unaligned = one(HEAP + 1, HEAP + 0x200001)
+    assert (unaligned["errno"], unaligned["collapsed"]) == ("EINVAL", 0)
+    beyond = one(HEAP, 2**64)
+    assert (beyond["errno"], beyond["collapsed"]) == ("EINVAL", 0)
+
+
+def test_several_processes_have_no_range(capfd: pytest.CaptureFixture[str]) -> None:
+    """Every call has its process; a range would be meant for one."""
+    document = calls(capfd, SCENARIO, "--madvise-collapse")
+    assert {call["pid"] for call in document["ranges"]} and document["complete"]
+    assert "START-END" in refused(capfd, "collapse", SCENARIO, "--madvise-collapse", "x-y")
