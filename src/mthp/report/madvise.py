@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import Advised, AdvisedOutcome, OrderUse
 from mthp.report.phrases import SafeConsole, plural
 from mthp.report.refusals import RESULT_REASONS
@@ -30,9 +30,9 @@ def answer(call: Advised) -> str:
 
 def reasons(call: Advised, geometry: Geometry) -> Iterator[str]:
     """Says why the call fails, and which windows are not huge afterwards."""
-    if call.gate is VmaGate.FILE:
+    if call.error is None:
         yield "file mapping, not modelled"
-    elif call.gate is VmaGate.TOO_SHORT:
+    elif call.gate is not None and call.gate.name == "TOO_SHORT":
         yield f"holds no aligned range of {geometry.size_name(geometry.pmd_order)}"
     elif call.gate is not None:
         yield call.gate.value
@@ -89,21 +89,15 @@ def _calls(page: SafeConsole, outcome: AdvisedOutcome, everything: bool) -> None
     hidden = by_size[shown:]
     rows = []
     for call in sorted(by_size[:shown], key=lambda call: (call.pid, call.start)):
-        row = [
-            f"{call.start:012x}-{call.end:012x}",
-            answer(call),
-            f"{call.collapsed:,}",
-            f"{call.already_huge:,}",
-            f"{call.windows - call.collapsed - call.already_huge:,}",
-            human_bytes(call.memory_added),
-            ", ".join([call.name or "[anon]", *reasons(call, outcome.geometry)]),
-        ]
-        rows.append([str(call.pid), *row] if several else row)
-    titles = [("range", "keep"), ("returns", "keep"), ("collapse", "right"), ("huge", "right")]
-    titles += [("do not", "right"), ("memory added", "right"), ("mapping, why", "left")]
+        where = f"{call.start:x}-{call.end:x}" + f" of pid {call.pid}" * several
+        why = ", ".join([call.name or "[anon]", *reasons(call, outcome.geometry)])
+        huge = f"{call.already_huge:,} → {call.already_huge + call.collapsed:,} of {call.windows:,}"
+        said = Text("\n").join([page.text(where), page.text(why)])
+        rows.append((answer(call), huge, human_bytes(call.memory_added), said))
     if rows:
-        page.heading("Call by call (windows)")
-        page.table([("pid", "right"), *titles] if several else titles, rows)
+        page.heading("Call by call")
+        titles = [("returns", "keep"), ("huge windows", "right"), ("memory added", "right")]
+        page.table([*titles, ("range, mapping, why", "left")], rows)
     if hidden:
         windows = plural(sum(call.windows for call in hidden), "window")
         page.line(f"… {plural(len(hidden), 'call')} more with {windows}: --verbose", "dim", 2)
