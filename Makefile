@@ -10,7 +10,7 @@ N ?= 100
 SEED ?= 1
 JOBS ?= $(shell nproc)
 
-.PHONY: venv run test mutants lab slow lint types check docs bench wheel clean
+.PHONY: venv run test mutants lab slow lint types check docs bench man wheel clean
 
 venv: $(STAMP)
 
@@ -52,6 +52,9 @@ docs: venv
 
 bench: venv
 	$(BIN)/python benchmarks/run.py
+
+man: venv
+	$(BIN)/python docs/man.py build/man
 
 wheel: venv
 	$(BIN)/python -m build --wheel

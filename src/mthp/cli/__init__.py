@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mthp import __version__
 from mthp.cli.lab import add_lab
@@ -39,6 +39,17 @@ class OneLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class PrintCompletion(argparse.Action):
+    """The option --print-completion: like --version it does its work whatever else is there, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, *__: object) -> None:
+        """Print the script for the shell and end."""
+        from mthp.cli.completion import completion
+
+        print(completion(build_parser(), shell))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = OneLine(
@@ -48,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"mthp {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=("bash", "zsh", "fish", "tcsh"),
+        help="print what makes the shell complete verbs and options",
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     add_collapse(verbs)
     add_snap(verbs)
