@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 
 from rich.console import Console
@@ -35,6 +36,7 @@ from mthp.report.json_doc import outcome_document
 from mthp.report.madvise import madvise_document, render_madvise
 from mthp.report.refusals import window_lines
 from mthp.report.steps import render_steps
+from mthp.report.table_csv import call_rows, mapping_rows, process_rows, write_csv
 from mthp.report.text import render_outcome
 from mthp.words.events import Event, ftrace
 from mthp.words.profiles import DEFAULT, PROFILES, Profile
@@ -113,9 +115,12 @@ def run_collapse(args: argparse.Namespace) -> int:
     """Run `mthp collapse` and return its exit code."""
     if args.conformance:
         return _conformance(args)
-    views = [bool(args.json), bool(args.events), args.why is not None, args.steps is not None]
+    given = (args.json, args.csv, args.csv_processes, args.events)
+    views = [*map(bool, given), args.why is not None, args.steps is not None]
     if sum(views) > 1:
-        raise UsageError("--json, --events, --why and --steps exclude one another")
+        raise UsageError(
+            "--json, --csv, --csv-processes, --events, --why and --steps exclude one another"
+        )
     asked = madvise_range(args)
     image = load_target(args)
     settings = settle_settings(args, captured_settings(image))
@@ -130,7 +135,7 @@ def run_collapse(args: argparse.Namespace) -> int:
     request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:
         return _why(args, world, request, progress, keep or [])
-    if args.events:
+    if args.events or args.csv or args.csv_processes:
         request.changes = False
     with progress.interruptible():
         outcome = run_world(world, request)
@@ -149,6 +154,10 @@ def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> N
             print(line)
     elif args.json:
         print_json(outcome_document(outcome))
+    elif args.csv:
+        write_csv(mapping_rows(outcome), sys.stdout)
+    elif args.csv_processes:
+        write_csv(process_rows(outcome), sys.stdout)
     else:
         render_outcome(outcome, Console(), verbose=args.verbose, timeline=args.timeline)
 
@@ -201,6 +210,8 @@ def madvise_range(args: argparse.Namespace) -> tuple[int, int] | None:
         return None
     if any(getattr(args, name) is not None for name in ("events", "why", "steps", "passes")):
         raise UsageError("--madvise-collapse has no --events, --why, --steps and --passes")
+    if args.csv_processes:
+        raise UsageError("--madvise-collapse has a row a call: --csv")
     match = re.fullmatch(r"(?:0[xX])?([0-9a-fA-F]{1,16})([-+])(?:0[xX])?([0-9a-fA-F]{1,17})", given)
     if match is None:
         if given and targets(args):
@@ -235,6 +246,8 @@ def _madvise(
         outcome = run_madvise(world, request, ranges)
     if args.json:
         print_json(madvise_document(outcome))
+    elif args.csv:
+        write_csv(call_rows(outcome), sys.stdout)
     else:
         render_madvise(outcome, Console(), verbose=args.verbose)
     return 0 if outcome.complete and not progress.interrupted else 1
@@ -253,6 +266,8 @@ def _conformance(args: argparse.Namespace) -> int:
         ignored.append("--no-changes")
     if args.assume_young != "captured":
         ignored.append("--assume-young")
+    if args.csv or args.csv_processes:
+        ignored.append("--csv")
     if ignored:
         raise UsageError(f"--conformance runs what was recorded: {ignored[0]} has no place there")
     profile = PROFILES[args.profile] if args.profile else DEFAULT

@@ -161,6 +161,8 @@ def add_collapse(verbs: Verbs) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument("--csv", action="store_true", help="a header, and a row a mapping (or call)")
+    group.add_argument("--csv-processes", action="store_true", help="the same, a row a process")
     group.add_argument("--events", choices=("ftrace",), help="the trace, as the kernel prints it")
     group.add_argument(
         "--why", type=address, metavar="ADDR", help="everything about the window at ADDR"
