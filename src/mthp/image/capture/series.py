@@ -96,8 +96,9 @@ class Series:
         if os.path.lexists(output):
             self.say(f"{output} is there already: nothing captured")
             return
-        self.say(self.capture(self.pids(), output))
+        line = self.capture(self.pids(), output)
         self.taken += 1
+        self.say(line)
 
 
 class Survivors:
