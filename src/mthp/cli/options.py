@@ -315,15 +315,17 @@ def add_diff(verbs: Verbs) -> None:
     """Add `mthp diff` and its options to the parser."""
     parser = verbs.add_parser(
         "diff",
-        help="where two kernels' collapses differ, in general or on a target",
-        description="The points where two profiles differ, with reasons; with a target, what each "
-        "would do differently there.",
+        help="where two kernels' collapses differ, or what changed between two captures",
+        description="Of two profiles: the points where they differ, with reasons; with a target, what "
+        "each would do differently there. Of two captures (mthp snap): what changed from the first to "
+        "the second, by process, page and mapping, and which settings.",
     )
     parser.set_defaults(run="mthp.cli.diff:run_diff")
-    parser.add_argument("a", choices=PROFILES, metavar="PROFILE", help=", ".join(PROFILES))
-    parser.add_argument("b", choices=PROFILES, metavar="PROFILE")
+    parser.add_argument("a", metavar="A", help=f"a profile ({', '.join(PROFILES)}), or a capture")
+    parser.add_argument("b", metavar="B", help="another profile, or a later capture")
     add_target(parser)
     add_settings(parser)
     add_number(parser, "passes", "full scans to run", 1, MOST_PASSES)
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--verbose", action="store_true", help="of captures: show everything")
     parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -36,6 +36,11 @@ class Mapped(IntEnum):
     PMD = 100
 
 
+def name_of(code: int) -> str:
+    """What a code is called: an order's number, or `none`, `zero`, `swapped` or `pmd`."""
+    return str(code) if 0 <= code < Mapped.PMD else Mapped(code).name.lower()
+
+
 def compare(
     target: str, before: Snapshot, after: Snapshot, real_full_scans: int, young: Young
 ) -> Forecast:
@@ -114,19 +119,15 @@ def _misses(
         first.setdefault(kind, tables.keys[row][1] + column * page)
     return tuple(
         Misprediction(
-            before=_name(kind[0]),
-            predicted=_name(kind[1]),
-            real=_name(kind[2]),
+            before=name_of(kind[0]),
+            predicted=name_of(kind[1]),
+            real=name_of(kind[2]),
             ptes=count,
             cause=YOUNG_BITS if kind[3] else UNEXPLAINED,
             first=first[kind],
         )
         for kind, count in counts.most_common()
     )
-
-
-def _name(code: int) -> str:
-    return str(code) if 0 <= code < Mapped.PMD else Mapped(code).name.lower()
 
 
 # --- the order of the folio that each anonymous PTE maps ------------------------------------
@@ -136,21 +137,25 @@ def orders_of_snapshot(snapshot: Snapshot) -> Orders:
     """The orders of every process. ValueError: the capture shows no folios (it was not made as root)."""
     found: Orders = {}
     for process in snapshot.processes:
-        codes = _codes(process)
-        for address, row in zip(process.table_address.tolist(), codes, strict=True):
+        if process.folio_order is None:
+            raise ValueError(f"process {process.pid}: the snapshot shows no folios (not root)")
+        for address, row in zip(process.table_address.tolist(), codes(process), strict=True):
             found[process.pid, address] = row
     return found
 
 
-def _codes(process: ProcessTables) -> NDArray[np.int8]:
-    if process.folio_order is None:
-        raise ValueError(f"process {process.pid}: the snapshot shows no folios (not root)")
+def codes(process: ProcessTables) -> NDArray[np.int8]:
+    """What each PTE maps, as (n, PTRS). Without root every folio not mapped by a PMD has order 0."""
     pte = process.pte
-    codes = np.where(pte & Pte.PRESENT, process.folio_order, Mapped.NONE).astype(np.int8)
-    codes[(pte & Pte.SWAPPED) != 0] = Mapped.SWAPPED
-    codes[(pte & (Pte.PRESENT | Pte.HUGE)) == Pte.PRESENT | Pte.HUGE] = Mapped.PMD
-    codes[(pte & Pte.ZERO) != 0] = Mapped.ZERO
-    return codes
+    order = process.folio_order
+    found = np.full(pte.shape, Mapped.NONE, np.int8)
+    np.copyto(
+        found, 0 if order is None else order, where=(pte & Pte.PRESENT) != 0, casting="unsafe"
+    )
+    found[(pte & Pte.SWAPPED) != 0] = Mapped.SWAPPED
+    found[(pte & (Pte.PRESENT | Pte.HUGE)) == Pte.PRESENT | Pte.HUGE] = Mapped.PMD
+    found[(pte & Pte.ZERO) != 0] = Mapped.ZERO
+    return found
 
 
 def orders_of_world(world: BuiltWorld) -> Orders:

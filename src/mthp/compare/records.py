@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from mthp.words.settings import Settings
+from mthp.words.units import Geometry
 
 
 class MismatchKind(StrEnum):
@@ -118,3 +120,74 @@ class Forecast:
     def baseline(self) -> float:
         """What share() would be if one predicted that nothing changes, 0 to 1."""
         return 1 - self.changed / self.ptes if self.ptes else 1.0
+
+
+class Fate(StrEnum):
+    """What became of a process or mapping between two captures."""
+
+    BOTH = "in both"
+    ENDED = "gone"
+    NEW = "new"
+
+
+@dataclass(frozen=True)
+class PageCounts:
+    """Two captures of the same addresses. was, now: pages by what they map: `zero`, `swapped`, an order,
+    or `pmd` (a folio mapped by its PMD). changed: (was, now) -> pages, where `none` stands for nothing.
+    """
+
+    was: Mapping[str, int]
+    now: Mapping[str, int]
+    changed: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class MappingChange:
+    """The mappings of [start, end) in two captures; how many there are of them in each."""
+
+    start: int
+    end: int
+    name: str
+    mappings: tuple[int, int]
+    pages: PageCounts
+
+    @property
+    def fate(self) -> Fate:
+        return fate_of(*self.mappings)
+
+
+@dataclass(frozen=True)
+class ProcessChange:
+    """A process in two captures. folios: of each order, in each; resident: VmRSS in bytes, None where
+    it is not told.
+    """
+
+    pid: int
+    name: str
+    fate: Fate
+    pages: PageCounts
+    folios: tuple[Mapping[int, int], Mapping[int, int]]
+    resident: tuple[int | None, int | None]
+    mappings: tuple[MappingChange, ...]
+
+
+@dataclass(frozen=True)
+class CaptureChange:
+    """What changed between two captures. names: of their files. times: as they say themselves.
+    settings: file below /sys/kernel/mm/transparent_hugepage -> its text in each, None where it is not.
+    sees_folios: both were made as root.
+    """
+
+    names: tuple[str, str]
+    times: tuple[str, str]
+    kernels: tuple[str, str]
+    geometry: Geometry
+    sees_folios: bool
+    settings: Mapping[str, tuple[str | None, str | None]]
+    processes: tuple[ProcessChange, ...]
+    pages: PageCounts
+
+
+def fate_of(was: int, now: int) -> Fate:
+    """What became of something that is there so often."""
+    return Fate.BOTH if was and now else Fate.ENDED if was else Fate.NEW
