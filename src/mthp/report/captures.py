@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from mthp.compare.records import CaptureChange, Fate, MappingChange, PageCounts, ProcessChange
 from mthp.report.phrases import SafeConsole, percent, plural
@@ -143,15 +144,15 @@ def _mappings(page: SafeConsole, change: CaptureChange, everything: bool) -> Non
     by_pages = sorted(changed, key=lambda each: -sum(each[1].pages.changed.values()))
     shown = by_pages if everything else by_pages[:SHOWN]
     several = len(change.processes) > 1
-    rows = []
+    rows: list[list[str | Text]] = []
     for process, mapping in sorted(shown, key=lambda each: (each[0].pid, each[1].start)):
-        row = [f"{mapping.start:x}-{mapping.end:x}", *_sizes(mapping.pages, change.geometry)]
-        row.append((mapping.name or "[anon]") + _fate(mapping))
-        rows.append([str(process.pid), *row] if several else row)
+        name = f"pid {process.pid} " * several + (mapping.name or "[anon]") + _fate(mapping)
+        where = page.text(f"{mapping.start:x}-{mapping.end:x}")
+        words = Text("\n").join([where, page.text(name)])
+        rows.append([*_sizes(mapping.pages, change.geometry), words])
     if rows:
         page.heading("Mappings that changed")
-        titles = [("range", "keep"), *_SIZE_TITLES, ("mapping", "left")]
-        page.table([("pid", "right"), *titles] if several else titles, rows)
+        page.table([*_SIZE_TITLES, ("range, mapping", "left")], rows)
     if len(shown) < len(changed):
         page.line(f"… {plural(len(changed) - len(shown), 'mapping')} more: --verbose", "dim", 2)
 
