@@ -16,6 +16,8 @@ from mthp.mm.pgtable_types import (
     pte_write,
 )
 from mthp.mm.task_mmu import clear_refs_write
+from mthp.mm.vm_flags import VM_SOFTDIRTY
+from mthp.words.results import KernelBug
 from tests.small_worlds import TINY, World, hole, huge, large, small, swap, zero
 from tests.stages import after_a_collapse, entry, played, pmd
 
@@ -69,3 +71,16 @@ def test_a_translation_may_not_be_stored_through_afterwards() -> None:
     assert world.check(before.outside) == []
     assert store(world.mm, world.address(vma, 3), 8)
     assert [bool(pte & SOFT_DIRTY) for pte in world.table(vma).ptes.raw[:4]] == [0, 0, 0, 1]
+
+
+def test_flags_of_a_mapping_are_changed_where_nobody_has_it_locked() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(small(4))
+    assert vma.vm_lock.try_enter()
+    clear_refs_write(world.mm)
+    vma.vm_flags |= VM_SOFTDIRTY
+    with pytest.raises(KernelBug, match="waits for"):
+        clear_refs_write(world.mm)
+    vma.vm_lock.leave()
+    clear_refs_write(world.mm)
+    assert not vma.vm_flags & VM_SOFTDIRTY

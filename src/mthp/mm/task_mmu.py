@@ -6,6 +6,7 @@ from __future__ import annotations
 from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_memory import pmdp_invalidate
 from mthp.mm.mm_types import Mm, PmdPtr, Vma
+from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
     flush_tlb_mm_range,
@@ -37,7 +38,9 @@ def clear_refs_write(mm: Mm) -> None:
     with mm.mmap_write_lock():
         vmas = tuple(mm.vmas)
         for vma in vmas:
-            vma.vm_flags &= ~VM_SOFTDIRTY
+            if vma.vm_flags & VM_SOFTDIRTY:
+                vma_start_write(vma)
+                vma.vm_flags &= ~VM_SOFTDIRTY
         for vma in vmas:
             with mmu_notifier_invalidate_range(mm, vma.vm_start, vma.vm_end):
                 for start in range(geometry.pmd_addr(vma.vm_start), vma.vm_end, geometry.pmd_size):

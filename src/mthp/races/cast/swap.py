@@ -88,8 +88,9 @@ def _back_and_being_written(stage: Stage) -> None:
 def _reuse_slot(stage: Stage) -> None:
     """Back in, stored to, and out again, to the same slot if it is free."""
     store(stage.mm, stage.address(1), 201)
-    vma = stage.mm.find_vma(stage.address(1))
-    page = folio_walk(vma, stage.address(1)) if vma is not None else None
+    with stage.mm.mmap_read_lock():
+        vma = stage.mm.find_vma(stage.address(1))
+        page = folio_walk(vma, stage.address(1)) if vma is not None else None
     if page is None:
         return
     mem = stage.kernel.mem
