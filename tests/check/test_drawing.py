@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mthp.check.check import hunt
-from mthp.check.drawing import callers, kernel_function
+from mthp.check.drawing import callers, kernel_function, replay
 from mthp.machine.step import Access
 from mthp.races.mutants.rules import MUTANTS
 
@@ -71,3 +71,20 @@ def test_a_race_is_drawn_by_the_functions_and_locks_of_the_kernel() -> None:
     names = {function.partition(":")[0] for function, _ in drawn}
     assert {"folio_isolate_lru()", "try_to_migrate_one()", "pmd_populate()"} <= names
     assert "guard_pmd_none()" not in names
+
+
+@pytest.mark.parametrize(
+    ("token", "word", "values"),
+    [
+        ("7.3:window:mprotect:b1", "PTE 0", ("page 1 dirty soft_dirty", "page 16")),
+        ("v16:pmd:poisoned+soft-dirty:b10c14", "PTE 0", ("migration entry soft_dirty", "page 1")),
+    ],
+)
+def test_a_drawing_shows_the_mark_that_is_lost(
+    token: str, word: str, values: tuple[str, str]
+) -> None:
+    violation = replay(f"as-is:{token}")
+    steps = [each for each in violation.race.steps if each.drawn and each.word == word]
+    assert {8} <= {each.law for each in violation.breaches}
+    assert values[0] in {text for each in steps for text in (each.old, each.new)}
+    assert [each.new for each in steps if each.changes][-1] == values[1]

@@ -51,10 +51,10 @@ class _Open(NamedTuple):
 
 class Drawing:
     """Listens to an execution. steps: each that was taken, and errors that ended tasks; taken: the same
-    for the search for conflicts.
+    for the search for conflicts. broken: what breaks in it.
     """
 
-    def __init__(self, stage: Stage, execution: Execution) -> None:
+    def __init__(self, stage: Stage, execution: Execution, broken: Collection[Broken]) -> None:
         self.stage = stage
         self.execution = execution
         self.calls: list[Call] = []
@@ -62,7 +62,7 @@ class Drawing:
         self.taken: list[Taken] = []
         self._open: _Open | None = None
         self._noted = 0
-        self._names = Names(stage)
+        self._names = Names(stage, broken)
         self._numbers = {task.name: number for number, (task, _) in enumerate(stage.tasks)}
         self._before, self._after, self._raised = stage.before, stage.after, stage.raised
         stage.before, stage.after, stage.raised = self.before, self.after, self.raised
@@ -235,10 +235,11 @@ def violation_of(
 
 def draw(token: Token) -> Violation:
     """Run a token's schedule and write down who called what. The mutant is in force."""
+    broken: list[Any] = Replay(token.world, token.schedule).run()
     stage = token.world()
     replay = Replay(lambda: stage, token.schedule)
-    drawing = Drawing(stage, replay.execution)
-    broken: list[Any] = replay.run()
+    drawing = Drawing(stage, replay.execution, broken)
+    replay.run()
     return Violation(
         token.world.tasks,
         tuple(_rounds(drawing.calls)),

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from mthp.check.records import FREED, Entry, WordKind
 from mthp.explore.tasks import NextStep
-from mthp.laws.broken import Kind, Thing
+from mthp.laws.broken import Broken, Kind, Thing
 from mthp.machine.cpu import Busy
 from mthp.machine.hold import Rank
 from mthp.machine.locks import Lock, WriteMark
@@ -116,9 +116,10 @@ class Named(NamedTuple):
 
 
 class Names:
-    """Of the words of one stage."""
+    """Of the words of one stage. broken: what breaks there; entries tell the flags that it is about."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, broken: Collection[Broken]) -> None:
+        self._told = {"uffd_wp", *(_FLAG_OF.get(each.object.kind, "") for each in broken)}
         self._kernel = stage.kernel
         self._tasks = stage.tasks
         self._geometry = stage.kernel.geometry
@@ -168,14 +169,14 @@ class Names:
             if op.access is Access.FREE:
                 return Named(WordKind.ENTRY, f"table {word.owner.number}", "", "", FREED)
             of = "" if word.owner is self._first else f"table {word.owner.number}"
-            return Named(
-                WordKind.ENTRY, f"PTE {index}", of, *_entries(pte_entry(old), pte_entry(new))
-            )
+            texts = self._entries(pte_entry(old), pte_entry(new))
+            return Named(WordKind.ENTRY, f"PTE {index}", of, *texts)
         if isinstance(word.owner, PmdPage):
             mm, address = self._place(word.owner, index)
             of = "" if (mm, address) == (1, START) else f"{address:#x}"
             of += "" if mm == 1 else f" of mm {mm}"
-            return Named(WordKind.ENTRY, "PMD", of, *_entries(pmd_entry(old), pmd_entry(new)))
+            texts = self._entries(pmd_entry(old), pmd_entry(new))
+            return Named(WordKind.ENTRY, "PMD", of, *texts)
         kind, name = _KINDS.get(word.name, WordKind.OTHER), word.name
         if kind is WordKind.CONTENTS:
             kind = WordKind.BUFFER if function == STORE_BUFFER else kind
@@ -191,6 +192,13 @@ class Names:
                 name = f"PG_{flags[op.bits]}"
                 old, new = int(old & op.bits != 0), int(new & op.bits != 0)
         return Named(kind, f"{of_what} {index} {name}", "", str(old), str(new))
+
+    def _entries(self, old: Entry, new: Entry) -> tuple[str, str]:
+        """An entry before and after a step: other flags are named where nothing else differs."""
+        told = self._told
+        if (old.kind, old.value) == (new.kind, new.value):
+            told = told | ({*old.flags} ^ {*new.flags})
+        return _entry_name(old, told), _entry_name(new, told)
 
     def _late(self, op: NextStep, filled: Completion) -> Named:
         """Name a store that the store buffer takes."""
@@ -241,20 +249,17 @@ def _lock(word: Lock | WriteMark) -> str:
     return LOCKS[word.rank if isinstance(word, Lock) else Rank.VMA]
 
 
-def _entries(old: Entry, new: Entry) -> tuple[str, str]:
-    """An entry before and after a step: flags are named where nothing else differs, but for one."""
-    if (old.kind, old.value) != (new.kind, new.value):
-        return _entry_name(old, _ALWAYS & {*old.flags}), _entry_name(new, _ALWAYS & {*new.flags})
-    differ = {*old.flags} ^ {*new.flags} | _ALWAYS
-    return _entry_name(old, differ), _entry_name(new, differ)
-
-
 def _entry_name(entry: Entry, told: Collection[str]) -> str:
     name = _VALUED.get(entry.kind, entry.kind).format(entry.value)
     return " ".join((name, *(flag for flag in entry.flags if flag in told)))
 
 
-_ALWAYS: Final = {"uffd_wp"}
+_FLAG_OF: Final = {
+    Kind.SOFT_DIRTY_MARK: "soft_dirty",
+    Kind.DIRTIED: "soft_dirty",
+    Kind.YOUNG_BIT: "young",
+    Kind.DIRTY_BIT: "dirty",
+}
 _VALUED: Final = {
     "page": "page {}",
     "table": "table {}",

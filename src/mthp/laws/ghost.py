@@ -142,7 +142,7 @@ class Ghost:
     def rival_changes(self, step: Step) -> None:
         """A rival takes an entry away, if only to put another there."""
         if step.old and not step.new and isinstance(step.word.owner, PageTable | PmdPage):
-            self.observations.emptied[step.word.name, step.at] = None
+            self.observations.emptied.setdefault((step.word.name, step.at))
 
     def cpu_is_interrupted(self, task: Task, cpu: int) -> None:
         """The CPU has no links left to the tables that the task detached."""
