@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import pytest
 from mthp.cli import build_parser, main
 from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import WindowGate
-from mthp.report.refusals import RESULT_REASONS
+from mthp.report.refusals import RESULT_REASONS, reason_text
+from mthp.words.units import Geometry
+from tests.report.samples import REFUSALS
 from tests.test_architecture import ENGINE, MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
@@ -218,7 +221,9 @@ def test_every_divergence_is_listed() -> None:
 def test_every_refusal_is_explained() -> None:
     text = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8")
     words = {result.string: reason for result, reason in RESULT_REASONS.items()}
-    words |= {each.name: each.value for each in VmaGate}
+    words |= {
+        each.name: reason_text(replace(REFUSALS[0], status=each), Geometry()) for each in VmaGate
+    }
     for status, reason in words.items():
         assert f"`{status}` | {reason} |" in text, status
     for gate in (WindowGate.EDGE, WindowGate.TOO_FEW, WindowGate.NOT_CHOSEN):
