@@ -17,7 +17,7 @@ from mthp.report.json_doc import SCHEMA_VERSION, outcome_document
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
-from tests.report.samples import ALTERNATIVES, OUTCOME
+from tests.report.samples import OUTCOME
 from tests.report.test_text import EMPTY
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 SCHEMA: dict[str, Any] = json.loads((DOCS / "schema" / "collapse.schema.json").read_text("utf-8"))
 
 TINY = replace(OUTCOME, settings=Settings(geometry=Geometry(4, 3)), page_size=16, pmd_order=3)
-CLOSED = replace(OUTCOME, highest_order=None, alternatives=ALTERNATIVES[:1])
+CLOSED = replace(OUTCOME, highest_order=None, alternatives={"always": OUTCOME})
 UNKNOWN = replace(OUTCOME, highest_order=None, memory_added=-4096, counters={"x": {"y": -1}})
 
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import (
     Clock,
     Effort,
@@ -68,7 +69,8 @@ def test_verbose() -> None:
 
 
 def test_the_verdict_stands_first_and_last_in_two_to_four_lines() -> None:
-    closed = replace(OUTCOME, alternatives=ALTERNATIVES, highest_order=None)
+    shut = tuple(replace(each, status=VmaGate.NOT_ENABLED) for each in REFUSALS)
+    closed = replace(OUTCOME, alternatives=ALTERNATIVES, highest_order=None, refusals=shut)
     for outcome in (OUTCOME, EMPTY, closed, replace(OUTCOME, complete=False)):
         lines = page_of(outcome, 80).splitlines()
         count = lines.index("")
@@ -80,10 +82,14 @@ def test_the_verdict_stands_first_and_last_in_two_to_four_lines() -> None:
         "then  48 MiB (87%); +7 MiB memory; in 1 min 40 s",
         "rest  1.4 MiB, 1.2 MiB of it where pages are missing",
     ]
-    assert page_of(closed).splitlines()[2:4] == [
-        "with  enabled=always: 48 MiB (77%); +7 MiB memory; in 50 s",
-        "with  enabled=always, max_ptes_none=0: 0 B (0%); +0 B memory",
+    assert page_of(closed).splitlines()[1:4] == [
+        "then  nothing collapses; 1.4 MiB in mappings without an enabled size",
+        "with  enabled=always: 48 MiB (87%); +7 MiB memory; in 1 min 40 s",
+        "with  enabled=always, max_ptes_none=0: nothing; 1.2 MiB where pages are missing",
     ]
+    assert "with  other settings, such as --enabled always: not tried" in page_of(
+        replace(closed, alternatives={})
+    )
 
 
 def test_the_header_says_what_ran() -> None:

@@ -6,16 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from mthp.mm.huge_mm import VmaGate
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE
 from mthp.predict.outcome import Request, run_world
-from mthp.predict.records import Alternative, Outcome, VmaUse
+from mthp.predict.records import Outcome, VmaUse
 from mthp.words.profiles import PROFILES, Orders
 from mthp.words.settings import Enabled, Settings
 from mthp.worlds.build import BuiltWorld
 
-MOST_BYTES = 4 << 30
-"""A target with more anonymous memory is not run under other settings unasked."""
+MOST_TABLES = 1024
+"""A target with more populated page tables (2 GiB and up) is not run under other settings unasked."""
 SMALL_SIZE = 64 << 10
 """The size below the PMD's that is tried: the one that most kernels document as an example."""
 
@@ -30,13 +29,11 @@ def with_alternatives(
     prepare: makes a world of the same image under some settings, and the request to run on it. An
     Interrupted that on_table raises ends it with those that are known.
     """
-    held = sum(use.bytes for use in outcome.orders_before.values())
-    closed = outcome.highest_order is None and any(
-        refusal.status is VmaGate.NOT_ENABLED for refusal in outcome.refusals
-    )
-    if not closed or held > MOST_BYTES:
+    pmd_addr = outcome.settings.geometry.pmd_addr
+    tables = {(refusal.pid, pmd_addr(refusal.address)) for refusal in outcome.refusals}
+    if not outcome.nothing_enabled or len(tables) > MOST_TABLES:
         return outcome
-    found: list[Alternative] = []
+    found: dict[str, Outcome] = {}
     for name, settings, advised in _considered(outcome):
         world, request = prepare(settings)
         request.changes, request.on_table = False, on_table
@@ -47,16 +44,8 @@ def with_alternatives(
         result = run_world(world, request)
         if not result.complete:
             break
-        found.append(
-            Alternative(
-                name,
-                settings,
-                result.large_bytes,
-                result.memory_added,
-                result.clock.last_collapse_ms,
-            )
-        )
-    return replace(outcome, alternatives=tuple(found))
+        found[name] = result
+    return replace(outcome, alternatives=found)
 
 
 def _considered(outcome: Outcome) -> Iterator[tuple[str, Settings, VmaUse | None]]:

@@ -319,17 +319,6 @@ class ProcessUse:
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """What other settings would make of the same memory. large_bytes: as Outcome has them."""
-
-    name: str
-    settings: Settings
-    large_bytes: int
-    memory_added: int
-    last_collapse_ms: int | None
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What khugepaged made of a target. `complete` is false after an interrupt or a pass limit.
 
@@ -338,7 +327,7 @@ class Outcome:
     attempts: (order, status) -> how many there were, over all passes.
     usual: those of assumptions and unseen that every capture has. timeline: a point for each wakeup in
     which anything changed. others: None where they were not counted. alternatives: what other settings
-    would give, where nothing is enabled.
+    would give, by their names, where nothing is enabled.
     """
 
     target: str
@@ -375,7 +364,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     timeline: tuple[TimePoint, ...] = ()
     others: Others | None = None
-    alternatives: tuple[Alternative, ...] = ()
+    alternatives: Mapping[str, Outcome] = field(default_factory=dict)
     seconds: float = 0.0
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -384,6 +373,12 @@ class Outcome:
         """Bytes in folios of the highest enabled order or more, afterwards."""
         least = self.pmd_order if self.highest_order is None else self.highest_order
         return sum(use.bytes for order, use in self.orders_after.items() if order >= least)
+
+    @property
+    def nothing_enabled(self) -> bool:
+        """Whether no mapping is scanned, and there are some that would be if a size were enabled."""
+        gates = {refusal.status for refusal in self.refusals}
+        return self.highest_order is None and VmaGate.NOT_ENABLED in gates
 
     @property
     def effort(self) -> Effort:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 from mthp.predict.records import (
-    Alternative,
     OrderUse,
     Outcome,
     ProcessUse,
@@ -62,7 +61,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "clock": asdict(outcome.clock),
         "timeline": [point._asdict() for point in outcome.timeline],
         "others": None if outcome.others is None else asdict(outcome.others),
-        "alternatives": [_alternative(other) for other in outcome.alternatives],
+        "alternatives": [_alternative(*each) for each in outcome.alternatives.items()],
         "attempts": [
             {"order": order, "status": status.string, "count": outcome.attempts[order, status]}
             for order, status in in_order(outcome.attempts)
@@ -83,13 +82,13 @@ def _orders(orders: Mapping[int, OrderUse]) -> dict[str, dict[str, int]]:
     return {str(order): asdict(use) for order, use in sorted(orders.items())}
 
 
-def _alternative(other: Alternative) -> dict[str, Any]:
+def _alternative(name: str, other: Outcome) -> dict[str, Any]:
     return {
-        "name": other.name,
+        "name": name,
         "settings": other.settings.to_json(),
         "large_bytes": other.large_bytes,
         "memory_added": other.memory_added,
-        "last_collapse_ms": other.last_collapse_ms,
+        "last_collapse_ms": other.clock.last_collapse_ms,
     }
 
 

@@ -46,39 +46,44 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     highest = outcome.pmd_order if outcome.highest_order is None else outcome.highest_order
     size = outcome.settings.geometry.size_name(highest)
     more = " or more" if highest < outcome.pmd_order else ""
-    before, after = outcome.orders_before, outcome.orders_after
-    total = sum(use.bytes for use in after.values())
+    before = outcome.orders_before
     yield (
         "now",
         f"{human_bytes(_large(before, highest))} of {human_bytes(_large(before, 0))} anonymous memory "
         f"is in huge pages ({size}{more})",
         "bold",
     )
-    if outcome.alternatives:
-        yield "then", "nothing collapses, as no mapping has an enabled size", "bold"
+    if outcome.nothing_enabled:
+        most, where = _most(outcome)
+        yield "then", f"nothing collapses; {human_bytes(most)} {where}", "bold"
     elif outcome.clock.last_collapse_ms is None:
         yield "then", "nothing collapses", "bold"
     else:
-        huge = outcome.large_bytes
-        smaller = _large(after, 1) - huge - _large(before, 1) + _large(before, highest)
-        words = f"{human_bytes(huge)} ({percent(huge, total)})"
-        words += f", and {human_bytes(smaller)} more in smaller sizes" if smaller > 0 else ""
-        words += _price(outcome.memory_added, outcome.clock.last_collapse_ms)
-        yield "then", words, "bold green"
-    for other in outcome.alternatives:
-        share = percent(other.large_bytes, total + other.memory_added)
-        words = f"{other.name}: {human_bytes(other.large_bytes)} ({share})"
-        yield "with", words + _price(other.memory_added, other.last_collapse_ms), "green"
-    if outcome.refusals and not outcome.alternatives:
+        yield "then", _afterwards(outcome), "bold green"
+    for name, other in outcome.alternatives.items():
+        if other.clock.last_collapse_ms is None:
+            most, where = _most(other)
+            yield "with", f"{name}: nothing; {human_bytes(most)} {where}", ""
+        else:
+            yield "with", f"{name}: {_afterwards(other)}", "green"
+    if outcome.nothing_enabled and not outcome.alternatives:
+        yield "with", "other settings, such as --enabled always: not tried", ""
+    elif outcome.refusals and not outcome.alternatives:
         yield "rest", _rest(outcome), ""
     if not outcome.complete:
         yield "but", passes_made(outcome), "bold yellow"
 
 
-def _price(memory: int, last_collapse_ms: int | None) -> str:
-    """Says what is added, and by when all has collapsed."""
-    when = "" if last_collapse_ms is None else f"; in {duration(last_collapse_ms)}"
-    return f"; {more_memory(memory)}{when}"
+def _afterwards(outcome: Outcome) -> str:
+    """Says what is huge afterwards, what is added, and by when all has collapsed."""
+    before, after = outcome.orders_before, outcome.orders_after
+    huge = outcome.large_bytes
+    words = f"{human_bytes(huge)} ({percent(huge, _large(after, 0))})"
+    highest = outcome.pmd_order if outcome.highest_order is None else outcome.highest_order
+    smaller = _large(after, 1) - huge - _large(before, 1) + _large(before, highest)
+    words += f", and {human_bytes(smaller)} more in smaller sizes" if smaller > 0 else ""
+    when = duration(outcome.clock.last_collapse_ms or 0)
+    return f"{words}; {more_memory(outcome.memory_added)}; in {when}"
 
 
 def passes_made(outcome: Outcome) -> str:
@@ -95,14 +100,21 @@ def passes_made(outcome: Outcome) -> str:
 
 def _rest(outcome: Outcome) -> str:
     """Says how much stays small, and where most of it is."""
+    total = sum(refusal.pages for refusal in outcome.refusals) * outcome.page_size
+    most, where = _most(outcome)
+    words = human_bytes(total)
+    words += f", {human_bytes(most)} of it" if most < total else ""
+    return f"{words} {where}"
+
+
+def _most(outcome: Outcome) -> tuple[int, str]:
+    """Where most of what stays small is, and how much that is."""
     held: Counter[str] = Counter()
     for refusal in outcome.refusals:
         held[status_text(refusal.status)] += refusal.pages * outcome.page_size
-    (status, most), *others = held.most_common()
+    ((status, most),) = held.most_common(1) or [("", 0)]
     pmd = human_bytes(outcome.settings.geometry.pmd_size)
-    where = _WHERE.get(status, f"refused as {status}").format(pmd=pmd)
-    total = human_bytes(sum(held.values()))
-    return f"{total} {where}" if not others else f"{total}, {human_bytes(most)} of it {where}"
+    return most, _WHERE.get(status, f"refused as {status}").format(pmd=pmd)
 
 
 def _large(orders: Mapping[int, OrderUse], least: int) -> int:
