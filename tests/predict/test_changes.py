@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mthp import example
 from mthp.image.runs import PagesState, parse_folio_token, parse_pte_token, parse_runs
 from mthp.image.scenario import Scenario
 from mthp.image.scenario_values import Advice, ScenarioVma
@@ -18,8 +19,8 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import Change, ChangeKind, Outcome, Price, Refusal, Verified
 from mthp.predict.trial import Trial
-from mthp.report.refusals import change_text
-from mthp.words.profiles import V7_3
+from mthp.report.refusals import change_text, group_refusals
+from mthp.words.profiles import PMD_ONLY, V7_3, Profile
 from mthp.words.settings import Enabled
 from mthp.words.units import Geometry
 from mthp.worlds.build import build_world
@@ -228,6 +229,30 @@ def test_prices(of: Scenario, price: Price) -> None:
         price.tlb_entries,
     )
     assert run.copied_bytes == price.copied_bytes
+
+
+@pytest.mark.parametrize("profile", [PMD_ONLY, V7_3])
+def test_each_point_of_a_curve_is_what_a_run_with_that_limit_gives(profile: Profile) -> None:
+    """Over all tables of a real process: what more is in huge pages, and the memory added."""
+    image = example()
+    settings = image.configured(enabled="always", max_ptes_none=0)
+    full = image.run(settings, profile, changes=True).outcome
+    own = [r for r in full.refusals if change_text(r.change, Geometry()).startswith("raise")]
+    assert len(own) > 5 and all(refusal.verified is Verified.RUN for refusal in own)
+    curve = group_refusals(own, Geometry())[0].curve
+    for point in (curve[len(curve) // 2], curve[-1]):
+        run = image.run(settings.replace(max_ptes_none=point.value), profile).outcome
+        assert run.memory_added - full.memory_added == point.price.memory_added
+        assert run.tlb_after - full.tlb_after == point.price.tlb_entries
+        assert run.copied_bytes - full.copied_bytes == point.price.copied_bytes
+
+
+def test_sizes_below_the_pmds_need_no_more_holes_than_the_table_has() -> None:
+    """12 pages are missing here and there: 511 is not needed, as the whole table may collapse."""
+    of = scenario(
+        "500:F0.RLaB.xs.m1 12:-", "500:PWAD 12:-", orders={9: ALWAYS, 8: ALWAYS}, max_ptes_none=0
+    )
+    assert words(outcome(of).refusals[0]) == "raise max_ptes_none to 12"
 
 
 def test_what_is_written_first_is_in_the_price() -> None:

@@ -150,19 +150,22 @@ def test_knobs_have_a_curve_and_settings_are_priced_once() -> None:
 
     pmd = 1 << 21
     refusals = [needs(12, 0), needs(12, pmd), needs(48, 2 * pmd), needs(48, 2 * pmd, order=4)]
+    refusals += [needs(12, 0, order=5)]
     groups = group_refusals(refusals, Geometry())
     assert [(group.change, group.everywhere) for group in groups] == [
-        ("raise max_ptes_none to 48", True)
-    ] * 2
+        ("raise max_ptes_none to 48", True),
+        ("raise max_ptes_none to 48", True),
+        ("raise max_ptes_none to 12", True),
+    ]
     for group in groups:
         assert [(p.value, p.bytes, p.price.memory_added) for p in group.curve] == [
-            (12, 200 * 4096, 24 * 4096),
-            (48, 400 * 4096, 72 * 4096),
+            (12, 300 * 4096, 24 * 4096),
+            (48, 500 * 4096, 72 * 4096),
         ]
         assert group.price == Price(72 * 4096, -1500, 36 * 4096)
     text = page_of(replace(OUTCOME, refusals=tuple(refusals)))
-    assert text.count("12 lets in 800 KiB, +96 KiB memory") == 1
-    assert text.count("as above") == 1
+    assert text.count("12 lets in 1.2 MiB, +96 KiB memory") == 1
+    assert text.count("as above") == 2
 
 
 def test_how_far_it_got() -> None:

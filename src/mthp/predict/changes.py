@@ -118,7 +118,7 @@ def _occupancy_changes(ask: _Ask) -> Changes:
             if all(trial.frame(i) for i in range(start, start + (1 << order))):
                 yield Change(ChangeKind.ENABLE_SIZE, order=order)
                 break
-    yield from _raise(ask, "max_ptes_none", ask.most)
+    yield from _more_holes(ask)
     yield from _of_pages(ChangeKind.BRING_IN, ask.where(_is_swap), ask.allowed)
     yield from _of_pages(
         ChangeKind.FILL,
@@ -139,6 +139,17 @@ def _raise(ask: _Ask, knob: str, value: int) -> Changes:
     """A higher limit, if the value is higher."""
     if getattr(ask.trial.kernel.settings, knob) < value <= ask.most:
         yield Change(ChangeKind.RAISE_KNOB, knob=knob, value=value)
+
+
+def _more_holes(ask: _Ask) -> Changes:
+    """As many holes allowed as the whole table has, so that it collapses to the PMD size; then any."""
+    trial = ask.trial
+    nr, pmd_order = trial.kernel.geometry.ptrs_per_pte, trial.kernel.geometry.pmd_order
+    if trial.kernel.settings.size_enabled(pmd_order) is not Enabled.NEVER:
+        missing = sum(not trial.frame(i) and not _is_out(trial, i) for i in range(nr))
+        if missing < ask.most:
+            yield from _raise(ask, "max_ptes_none", missing)
+    yield from _raise(ask, "max_ptes_none", ask.most)
 
 
 def _exceed_none(ask: _Ask) -> Changes:
@@ -170,7 +181,7 @@ def _large_already(ask: _Ask) -> Changes:
     for higher in range(max([ask.order, *orders]) + 1, kernel.geometry.pmd_order + 1):
         if kernel.settings.size_enabled(higher) is Enabled.NEVER:
             yield Change(ChangeKind.ENABLE_SIZE, order=higher)
-    yield from _raise(ask, "max_ptes_none", ask.most)
+    yield from _more_holes(ask)
 
 
 def _no_block(ask: _Ask) -> Changes:

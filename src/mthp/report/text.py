@@ -274,11 +274,12 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
     tried = any(refusal.verified is not Verified.NONE for refusal in outcome.refusals)
     shown = groups if everything else groups[:GROUPS_SHOWN]
     rows = []
-    told: set[str] = set()
+    told: set[object] = set()
     for group in shown:
-        words = _group(page, outcome, group, tried=tried, told=group.change in told)
-        if group.everywhere:
-            told.add(group.change)
+        price = (group.price, group.curve) if group.everywhere else None
+        words = _group(page, outcome, group, tried=tried, told=price in told)
+        if price is not None:
+            told.add(price)
         size = human_bytes(group.pages * outcome.page_size)
         rows.append((size, plural(group.ranges, "range"), words))
     page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)
