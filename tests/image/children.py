@@ -96,7 +96,7 @@ advise(a + 405 * PAGE, 3 * PAGE, MADV_DONTNEED)
 write(a, 512, 512)
 write(a, 3 * 512 + 511, 2)
 guard = advise(a + 5 * TABLE, 4 * PAGE, MADV_GUARD_INSTALL)
-# C: two small VMAs in one table, a file mapping between them
+# C: two small VMAs in one table, a private file mapping between them, of which half is written
 c = reserve(TABLE)
 libc.munmap(ctypes.c_void_p(c), ctypes.c_size_t(TABLE))
 reserve_fixed = lambda at, size, fd=-1: libc.mmap(at, size, 3, 0x12 if fd >= 0 else 0x32, fd, 0)
@@ -104,7 +104,10 @@ assert reserve_fixed(c, 4 * PAGE) == c
 fd = os.open(sys.executable, os.O_RDONLY)
 assert reserve_fixed(c + 4 * PAGE, 4 * PAGE, fd) == c + 4 * PAGE
 assert reserve_fixed(c + 8 * PAGE, 4 * PAGE) == c + 8 * PAGE
-write(c, 0, 12)
+write(c, 0, 4)
+write(c, 4, 2, 2)
+read(c, 5, 3)
+write(c, 8, 4)
 # D: shared anonymous memory and /dev/zero
 shared = mmap.mmap(-1, 8 * PAGE)
 shared[:] = b"x" * (8 * PAGE)

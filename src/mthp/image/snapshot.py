@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mthp.image.capture.columns import WIDTH
+from mthp.image.capture.resident import kind_of
 from mthp.image.capture.run import SCHEMA
 from mthp.words.files import FileError
 from mthp.words.reading import open_regular, parse_object
+from mthp.words.resident import MappingKind
 from mthp.words.units import Geometry
 
 
@@ -88,10 +90,10 @@ class Privilege:
 
 @dataclass(frozen=True)
 class SnapshotVma:
-    """A VMA; addresses and sizes in bytes. skipped: why its PTEs are not in the snapshot.
+    """A VMA; addresses and sizes in bytes. skipped: why it is not anonymous.
 
     flags: the two-letter codes of smaps' VmFlags (rd, wr, hg, nh, lo, uw, ...). anonymous: as
-    vma_is_anonymous() would answer.
+    vma_is_anonymous() would answer. captured: the PTEs of its anonymous pages are in the snapshot.
     """
 
     start: int
@@ -101,6 +103,8 @@ class SnapshotVma:
     name: str
     anonymous: bool
     skipped: str | None
+    captured: bool
+    kind: MappingKind
     anonymous_bytes: int = 0
     referenced: int = 0
     swap_bytes: int = 0
@@ -323,6 +327,8 @@ def _vma(entry: dict[str, Any]) -> SnapshotVma:
         name=str(entry["path"]),
         anonymous=entry["skipped"] is None,
         skipped=entry["skipped"],
+        captured=bool(entry.get("captured", entry["skipped"] is None)),
+        kind=kind_of(entry),
         anonymous_bytes=int(entry.get("anonymous", 0)),
         referenced=int(entry.get("referenced", 0)),
         swap_bytes=int(entry.get("swap", 0)),
@@ -338,15 +344,15 @@ def _check_tables(
     if len(address) > 1 and np.any(address[1:] <= address[:-1]):
         k = int(np.argmax(address[1:] <= address[:-1])) + 1
         raise SnapshotError(f"{where}: tables are not ascending at {int(address[k]):#x}")
-    starts = np.array([vma.start for vma in vmas if vma.anonymous], np.uint64)
-    ends = np.array([vma.end for vma in vmas if vma.anonymous], np.uint64)
+    starts = np.array([vma.start for vma in vmas if vma.captured], np.uint64)
+    ends = np.array([vma.end for vma in vmas if vma.captured], np.uint64)
     # the VMA that ends after the table begins must begin before the table ends
     after = np.asarray(np.searchsorted(ends, address, side="right"))
     starts = np.append(starts, np.array([2**64 - 1], np.uint64))
     outside = np.flatnonzero(starts[after] >= address + np.uint64(geometry.pmd_size))
     if len(outside):
         at = int(address[outside[0]])
-        raise SnapshotError(f"{where}: the table at {at:#x} is in no anonymous VMA")
+        raise SnapshotError(f"{where}: the table at {at:#x} is in no VMA that was captured")
     both = pte & np.uint16(Pte.PRESENT | Pte.SWAPPED) == Pte.PRESENT | Pte.SWAPPED
     if both.any():
         row, column = np.unravel_index(int(np.argmax(both)), both.shape)

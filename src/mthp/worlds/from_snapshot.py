@@ -123,15 +123,16 @@ def _processes(snapshot: Snapshot, memcgs: list[str], young: Young) -> Iterator[
 
 
 def _vma(snapshot: Snapshot, process: ProcessTables, vma: SnapshotVma) -> ImageVma:
-    """Make one mapping; file mappings are kept so that addresses mean what they meant.
+    """Make one mapping; those of files are kept so that addresses mean what they meant, and with the
+    anonymous pages of private ones.
 
     A mapping with anonymous pages has an anon_vma, whatever smaps said a moment earlier.
     """
     flags = 0
     for code in vma.flags:
         flags |= VM_FLAG_CODES.get(code, 0)
-    written = vma.anonymous and bool(vma.anonymous_bytes or vma.swap_bytes)
-    if vma.anonymous and not written:
+    written = vma.captured and bool(vma.anonymous_bytes or vma.swap_bytes)
+    if vma.captured and not written:
         own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
         pte = process.pte.reshape(-1)[own]
         written = bool(((pte & (Pte.PRESENT | Pte.ZERO | Pte.FILE)) == Pte.PRESENT).any())
@@ -228,7 +229,7 @@ def young_pages(snapshot: Snapshot, process: ProcessTables, assumed: Young) -> N
     mostly = swapped > np.count_nonzero(mapped, axis=1)
     alone = (mapped & mostly[:, None]).reshape(-1)
     for vma in process.vmas:
-        if not vma.anonymous or not vma.referenced:
+        if not vma.captured or not vma.referenced:
             continue
         own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
         part = flat_young[own]

@@ -97,6 +97,7 @@ def keeps_soft_dirty() -> bool:
 
 # PAGEMAP_SCAN. Kernel: include/uapi/linux/fs.h.
 PAGEMAP_SCAN = 0xC0606610
+IS_FILE = 1 << 2
 IS_PRESENT, IS_SWAPPED, IS_PFNZERO, IS_HUGE, IS_SOFT_DIRTY, IS_GUARD = (1 << k for k in range(3, 9))
 POPULATED = IS_PRESENT | IS_SWAPPED
 PROBE = 16
@@ -126,8 +127,8 @@ class Scanner:
     def find(
         self, start: int, end: int, anyof: int, pages: int = 0
     ) -> tuple[list[tuple[int, int, int]], bool]:
-        """Regions (start, end, categories) with any of the categories, and whether there may be
-        more.
+        """Regions (start, end, categories) with any of the categories, a file's pages left out, and
+        whether there may be more.
 
         pages: stop after so many pages; 0: no limit.
 
@@ -136,7 +137,7 @@ class Scanner:
         returned = POPULATED | IS_PFNZERO | IS_HUGE | IS_SOFT_DIRTY | self._guard
         vector = self._vector
         where = vector.buffer_info()[0]
-        argument = array("Q", (96, 0, start, end, 0, where, PROBE, pages, 0, 0, anyof, returned))
+        argument = array("Q", (96, 0, start, end, 0, where, PROBE, pages, IS_FILE, IS_FILE, anyof, returned))
         found = fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, argument, True)
         stop = 3 * found
         regions = list(zip(vector[0:stop:3], vector[1:stop:3], vector[2:stop:3]))

@@ -102,6 +102,13 @@ def started(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 else None
 
 
+KEPT = (
+    "Name", "State", "Uid", "Threads", "THP_enabled", "VmRSS", "RssAnon", "RssFile", "RssShmem",
+    "VmSwap", "VmPTE", "VmLck", "VmPin", "HugetlbPages",
+)  # fmt: skip
+"""The lines of /proc/PID/status that the file keeps."""
+
+
 def read_status(pid: int) -> dict[str, str]:
     """The fields of /proc/PID/status that the file keeps; says why a process has no pages."""
     lines = (text(f"/proc/{pid}/status") or "").splitlines()
@@ -115,12 +122,11 @@ def read_status(pid: int) -> dict[str, str]:
     if fields.get("Kthread") == "1" or "VmSize" not in fields:
         message = f"process {pid} is a kernel thread: it has no address space"
         raise LeftOut(message, "kernel threads")
-    keep = ("Name", "State", "Uid", "Threads", "THP_enabled", "VmRSS", "RssAnon", "VmSwap", "VmPTE")
-    return {key: fields[key] for key in keep if key in fields}
+    return {key: fields[key] for key in KEPT if key in fields}
 
 
 class SmapsEntry(NamedTuple):
-    """One entry of smaps; sizes in bytes. skipped: why its pages are not in the snapshot."""
+    """One entry of smaps; sizes in bytes. skipped: why it is not anonymous, None if it is."""
 
     start: int
     end: int
@@ -132,6 +138,14 @@ class SmapsEntry(NamedTuple):
     flags: str
     sizes: dict[str, int]
     skipped: str | None
+
+    @property
+    def captured(self) -> bool:
+        """Whether its anonymous pages are in the file: those of private file mappings are, too."""
+        if self.skipped is None:
+            return True
+        written = self.sizes.get("anonymous") or self.sizes.get("swap")
+        return bool(written) and self.perms.endswith("p") and self.skipped != "hugetlb"
 
     @property
     def identity(self) -> tuple[int, int, str, int, str, int]:
@@ -147,6 +161,8 @@ SIZES = {
     b"LazyFree": "lazyfree",
     b"Locked": "locked",
     b"THPeligible": "thp_eligible",
+    b"Shared_Hugetlb": "hugetlb",
+    b"Private_Hugetlb": "hugetlb",
 }
 
 
@@ -175,7 +191,8 @@ def parse_maps(lines: Iterable[bytes]) -> Iterator[SmapsEntry]:
         if colon and b"-" not in key and b" " not in key:
             if key in SIZES:
                 words = value.split()
-                sizes[SIZES[key]] = int(words[0]) << (10 if len(words) > 1 else 0)
+                size = int(words[0]) << (10 if len(words) > 1 else 0)
+                sizes[SIZES[key]] = sizes.get(SIZES[key], 0) + size
             elif key == b"VmFlags":
                 flags = value.decode().strip()
             continue

@@ -41,6 +41,7 @@ from mthp.image.capture.proc import (
     started,
     text,
 )
+from mthp.image.capture.resident import mapping_kind, rollup, shmem_devices
 from mthp.image.capture.tables import TableReader
 
 SCHEMA = "mthp-snapshot/1"
@@ -234,27 +235,31 @@ class ProcessReader:
         self.session = session
         self.geometry = session.geometry
         self.vmas: list[SmapsEntry] = []
+        self.shmem: set[str] = set()
+        self.rollup: dict[str, int] = {}
         self.tearing = dict.fromkeys(TEARING, 0)
 
     def read(self) -> None:
         """Read the whole process: mappings, tables, and what changed meanwhile."""
         session = self.session
+        self.shmem = shmem_devices(self.pid)
         self.vmas = read_vmas(self.pid, "smaps")
+        self.rollup = rollup(self.pid)
         if not self.vmas:
             message = f"process {self.pid} has no address space (kernel thread)"
             raise LeftOut(message, "kernel threads")
-        anonymous = [vma for vma in self.vmas if vma.skipped is None]
+        captured = [vma for vma in self.vmas if vma.captured]
         if not session.privilege["pagemap_scan"]:
-            anonymous = self._leave_out_blind(anonymous)
+            captured = self._leave_out_blind(captured)
         pagemap = open_pagemap(self.pid)
         try:
             reader = session.table_reader(self.pid, pagemap)
             first = len(session.columns.address)
-            for batch in reader.batches(reader.windows(anonymous)):
+            for batch in reader.batches(reader.windows(captured)):
                 session.columns.add(self.index, batch, session.parts(batch, reader.scanner))
             rows = range(first, len(session.columns.address))
             if reader.scanner is None:
-                self._deduce_huge(anonymous, rows)
+                self._deduce_huge(captured, rows)
             self._measure_tearing(reader, rows)
         finally:
             os.close(pagemap)
@@ -367,7 +372,8 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
         entry: dict[str, Any] = {
             "start": vma.start, "end": vma.end, "perms": vma.perms, "offset": vma.offset,
             "dev": vma.dev, "inode": vma.inode, "path": vma.path, "flags": vma.flags,
-            **vma.sizes, "skipped": vma.skipped,
+            **vma.sizes, "skipped": vma.skipped, "captured": vma.captured,
+            "kind": mapping_kind(vma, reader.shmem).value,
         }  # fmt: skip
         if f"{vma.start:x}" in policies:
             entry["numa"] = policies[f"{vma.start:x}"]
@@ -382,6 +388,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
         "cgroup": cgroup,
         "memcg": memcg,
         "status": status,
+        "rollup": reader.rollup,
         "thp_disable": None if thp is None else thp == "0",
         "tearing": reader.tearing,
         "vmas": vmas,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import bisect
 import errno
 import os
+import re
 from typing import Iterable, Iterator, NamedTuple
 
 from mthp.image.capture.pagemap import (
@@ -32,6 +33,8 @@ BATCH_BYTES = 1 << 19
 """Pagemap bytes held by one batch of tables: the unit of reading, decoding and writing."""
 AHEAD_BYTES = 512 << 20
 """At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
+FILE_PAGES = re.compile(b"[%s]+" % b"".join(re.escape(bytes((k,))) for k in range(256) if k & FILE))
+"""Runs of PTEs that map a file's pages, in the low bytes of a batch."""
 BUSY_REGIONS = 1
 """Above this many regions a table, reading pagemap is cheaper than taking the regions apart."""
 
@@ -55,6 +58,7 @@ class TableReader:
         self._geometry = geometry
         self._exclusive = exclusive
         self._gaps: list[tuple[int, int]] = []
+        self._files: list[tuple[int, int]] = []
         self._batch = max(1, BATCH_BYTES // (8 * geometry.ptrs_per_pte))
         self._ahead = max(1, AHEAD_BYTES // geometry.pmd_size)
         self._words = bytearray()
@@ -67,6 +71,7 @@ class TableReader:
         covered = 0
         if any("uw" in vma.flags.split() for vma in vmas):
             self._by_regions = False  # only pagemap tells which pages userfaultfd write-protected
+        self._files = [(vma.start, vma.end) for vma in vmas if vma.skipped is not None]
         for vma in vmas:
             start, end = self._geometry.pmd_addr(vma.start), self._geometry.pmd_align_up(vma.end)
             if windows and start <= windows[-1][1]:
@@ -190,6 +195,9 @@ class TableReader:
         low, high, zero_pages = decode_words(words, self._soft_dirty)
         batch = Batch(self._addresses(job), low, high)
         batch.words = words
+        for i, j in self._overlaps(job, self._files):
+            for match in FILE_PAGES.finditer(low, i, j):
+                self._blank(batch, *match.span())
         self._mark(job, batch, zero_pages)
         if not self._exclusive:
             batch.low = batch.low.translate(NO_EXCLUSIVE)
@@ -268,18 +276,30 @@ class TableReader:
         return True
 
     def _blank_gaps(self, job: ReadJob, batch: Batch) -> None:
-        """Empty the PTEs that belong to no anonymous VMA."""
+        """Empty the PTEs that belong to no VMA that is captured."""
+        for i, j in self._overlaps(job, self._gaps):
+            self._blank(batch, i, j)
+
+    def _overlaps(
+        self, job: ReadJob, ranges: list[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """Where ascending address ranges stand in the batch: the first index, and one past the last."""
         page = self._geometry.page_size
-        for at, start, end in self._places(job):
-            k = bisect.bisect_right(self._gaps, (start, start)) - 1
-            for gap_start, gap_end in self._gaps[max(k, 0) :]:
-                if gap_start >= end:
+        for at, start, end in self._places(job) if ranges else ():
+            k = bisect.bisect_right(ranges, (start, start)) - 1
+            for first, last in ranges[max(k, 0) :]:
+                if first >= end:
                     break
-                i = at + (max(gap_start, start) - start) // page
-                j = at + (min(gap_end, end) - start) // page
+                i = at + (max(first, start) - start) // page
+                j = at + (min(last, end) - start) // page
                 if i < j:
-                    batch.low[i:j] = bytes(j - i)
-                    if batch.words is not None:
-                        batch.words[8 * i : 8 * j] = bytes(8 * (j - i))
-                    if batch.high is not None:
-                        batch.high[i:j] = bytes(j - i)
+                    yield i, j
+
+    @staticmethod
+    def _blank(batch: Batch, i: int, j: int) -> None:
+        """Empty the PTEs from index i up to j."""
+        batch.low[i:j] = bytes(j - i)
+        if batch.words is not None:
+            batch.words[8 * i : 8 * j] = bytes(8 * (j - i))
+        if batch.high is not None:
+            batch.high[i:j] = bytes(j - i)
