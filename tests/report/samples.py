@@ -19,6 +19,7 @@ from mthp.predict.records import (
     OrderUse,
     Others,
     Outcome,
+    PartlyMapped,
     Price,
     ProcessUse,
     Proposal,
@@ -29,6 +30,7 @@ from mthp.predict.records import (
     VmaUse,
     WindowGate,
 )
+from mthp.words.resident import MappingKind, Resident, Unmodelled
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings
 
@@ -74,6 +76,7 @@ def refused(address: int, pages: int, **fields: object) -> Refusal:
         "address": address,
         "span": pages + 4,
         "pages": pages,
+        "mapped": pages,
         "order": 9,
         "stage": RefusedAt.OCCUPANCY,
         "status": WindowGate.TOO_FEW,
@@ -143,6 +146,23 @@ REFUSALS = (
     ),
 )
 
+RESIDENT = Resident(
+    rss=60 * MIB,
+    pss=58 * MIB,
+    anonymous=48 * MIB,
+    anonymous_in_files=MIB,
+    shmem=8 * MIB,
+    file=3 * MIB,
+    swap=2 * MIB,
+    page_tables=MIB // 4,
+    held_unmapped=2 * MIB,
+    unmodelled=11 * MIB,
+    mappings=(
+        Unmodelled(MappingKind.SHMEM, "/memfd:cache", 8 * MIB),
+        *(Unmodelled(MappingKind.FILE, f"/usr/lib/lib{k}.so", MIB // 2) for k in range(6)),
+    ),
+)
+
 OUTCOME = Outcome(
     target="redis-server, pid 812",
     source="snapshot redis.npz",
@@ -181,7 +201,11 @@ OUTCOME = Outcome(
     counters={"vmstat": {"thp_collapse_alloc": 28}, "khugepaged": {"full_scans": 3}},
     refusals=REFUSALS,
     vmas=VMAS,
-    by_process=(ProcessUse(812, "redis-server", {0: 44 * MIB}, {9: 44 * MIB}, 2 * MIB, 7 * MIB),),
+    by_process=(
+        ProcessUse(812, "redis-server", {0: 44 * MIB}, {9: 44 * MIB}, 2 * MIB, 7 * MIB, RESIDENT),
+    ),
+    resident=RESIDENT,
+    partly_before=PartlyMapped(3, 2 * MIB, MIB),
     assumptions=("young: from smaps' Referenced per mapping",),
     unseen=("no root: folio orders; base pages are assumed",),
     warnings=("3 pages changed while they were read",),

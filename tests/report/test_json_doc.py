@@ -86,7 +86,11 @@ def test_the_schema_notices_a_wrong_type_anywhere_and_a_missing_key() -> None:
 
 def test_what_the_issue_asks_for_by_name() -> None:
     document = outcome_document(OUTCOME)
-    assert document["orders_before"]["4"] == {"folios": 64, "bytes": 4 * 1024 * 1024}
+    assert document["orders_before"]["4"] == {
+        "folios": 64,
+        "bytes": 4 * 1024 * 1024,
+        "held": 4 * 1024 * 1024,
+    }
     assert document["alloc_wasted"] == {"attempts": 4, "bytes": 4 * 1024 * 1024}
     assert document["flushed_bytes"] == 152 * 1024 * 1024
     assert document["ipis"] == 76

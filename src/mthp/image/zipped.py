@@ -9,7 +9,13 @@ from pathlib import Path
 import mthp
 from mthp.words.files import PathName, replacing
 
-MODULES = ("image/capture/*.py", "words/files.py", "words/resident.py", "words/streams.py", "words/units.py")
+MODULES = (
+    "image/capture/*.py",
+    "words/files.py",
+    "words/resident.py",
+    "words/streams.py",
+    "words/units.py",
+)
 _EMPTY = ("__init__.py", "image/__init__.py", "words/__init__.py")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
@@ -119,7 +120,7 @@ def explain_vma(
     hstart = geometry.pmd_align_up(vma.vm_start)
     hend = geometry.pmd_addr(vma.vm_end)
     for part in populated_parts(vma):
-        held, done = _held(kernel, part, highest)
+        held, mapped, done = _held(kernel, part, highest)
         wanted = held & ~done
         if not wanted.any():
             continue
@@ -133,37 +134,41 @@ def explain_vma(
             gates = [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)] * part.count
         else:
             gates = table_gates(kernel, log)[part.index : part.index + part.count]
-        yield from _runs(vma, part, gates, wanted, geometry.page_size)
+        yield from _runs(vma, part, gates, wanted, mapped)
 
 
 def _held(
     kernel: Kernel, part: TablePart, highest: int
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Whether each PTE holds something, and whether that is a folio of the highest order."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each PTE holds something, whether that is memory, and whether in a folio of the highest
+    order."""
     if not pmd_is_table(part.pmd):
         everything = np.ones(part.count, np.bool_)
-        return everything, everything
+        return everything, everything, everything
     ptes = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()[part.index : part.index + part.count]
     pfns = np.where(ptes & PRESENT, ptes >> PFN_SHIFT, 0)
     orders = kernel.mem.order.view()[kernel.mem.head.view()[pfns]]
-    return ptes != 0, (pfns != 0) & (orders >= highest)
+    return ptes != 0, pfns != 0, (pfns != 0) & (orders >= highest)
 
 
 def _runs(
     vma: Vma,
     part: TablePart,
     gates: list[Gate],
-    wanted: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    page_size: int,
+    wanted: NDArray[np.bool_],
+    mapped: NDArray[np.bool_],
 ) -> Iterator[Refusal]:
     """Maximal runs of one gate; holes inside a run belong to its span, not to its pages."""
+    page_size = vma.vm_mm.geometry.page_size
     indices = np.flatnonzero(wanted).tolist()
+    memory = mapped.tolist()
     first = last = indices[0]
-    pages = 0
+    pages = of_memory = 0
     current = gates[first]
     for i in [*indices, -1]:
         if i >= 0 and gates[i] is current:
             pages += 1
+            of_memory += memory[i]
             last = i
             continue
         yield Refusal(
@@ -171,6 +176,7 @@ def _runs(
             address=part.address + first * page_size,
             span=last - first + 1,
             pages=pages,
+            mapped=of_memory,
             order=current.order,
             stage=current.stage,
             status=current.status,
@@ -178,5 +184,5 @@ def _runs(
             ended_earlier=current.ended_earlier,
         )
         first = last = i
-        pages = 1
+        pages, of_memory = 1, int(memory[i])
         current = gates[i]

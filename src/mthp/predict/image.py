@@ -20,6 +20,7 @@ from mthp.image.snapshot import load as load_snapshot
 from mthp.predict.measure import folios_of
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome, Refusal, VmaUse
+from mthp.predict.resident import modelled
 from mthp.predict.timeline import others_of
 from mthp.words.events import Event, OrderPolicy
 from mthp.words.files import spooled
@@ -98,7 +99,7 @@ class Image:
         world = build_world(self.data, profile, settings, young)
         request = Request(self.name, self.source, reason)
         if isinstance(self.data, Snapshot):
-            request.unseen = self.data.unseen
+            request.unseen, request.snapshot = self.data.unseen, self.data
             request.others = others_of(self.data, settings)
         return world, request
 
@@ -163,16 +164,15 @@ class Run:
 
     @property
     def mappings(self) -> tuple[VmaUse, ...]:
-        """Every anonymous mapping, before and after."""
+        """Every mapping that may have anonymous pages, before and after."""
         return self.outcome.vmas
 
     def folios(self) -> Iterator[MappedFolio]:
         """Every folio that is mapped now, mapping by mapping, by address."""
-        for vma in self.world.vmas:
-            if vma.file is None:
-                mm = vma.vm_mm
-                for address, order, pages in folios_of(mm.kernel, vma):
-                    yield MappedFolio(mm.number, address, order, pages)
+        for vma in modelled(self.world.vmas):
+            mm = vma.vm_mm
+            for address, order, pages in folios_of(mm.kernel, vma):
+                yield MappedFolio(mm.number, address, order, pages)
 
     def why(self, address: int) -> tuple[Refusal, ...]:
         """The refusals that cover an address, of every process that has it; empty where there is none."""

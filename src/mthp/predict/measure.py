@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mthp.mm.mm_types import Kernel, Vma
+from mthp.mm.page_flags import ENTIRELY_MAPPED, PG_PARTIALLY_MAPPED
 from mthp.mm.pgtable_types import (
     PFN_SHIFT,
     PRESENT,
@@ -19,7 +21,7 @@ from mthp.mm.pgtable_types import (
     pmd_is_table,
     pmd_pgtable,
 )
-from mthp.predict.records import OrderUse
+from mthp.predict.records import OrderUse, PartlyMapped
 from mthp.worlds.build import mapped_frame
 
 
@@ -38,29 +40,70 @@ CONTPTES = 16
 
 @dataclass(slots=True)
 class Usage:
-    """What some mappings use: bytes by folio order, the folios' heads, zero pages, swap, TLB."""
+    """What a mapping uses: mapped bytes by folio order, its large folios, zero pages, swap, TLB."""
 
     bytes: Counter[int] = field(default_factory=Counter)
-    heads: dict[int, set[int]] = field(default_factory=dict)
+    large: set[int] = field(default_factory=set)
     zero: int = 0
     swapped: int = 0
     translations: int = 0
 
-    def orders(self) -> dict[int, OrderUse]:
-        """The folios and bytes of each order."""
-        return {
-            order: OrderUse(len(self.heads.get(order, ())), size)
-            for order, size in sorted(self.bytes.items())
-        }
 
-    def add(self, other: Usage) -> None:
-        """Add what other mappings use; a folio is counted once."""
-        self.bytes.update(other.bytes)
-        for order, heads in other.heads.items():
-            self.heads.setdefault(order, set()).update(heads)
-        self.zero += other.zero
-        self.swapped += other.swapped
-        self.translations += other.translations
+@dataclass(frozen=True)
+class Measured:
+    """What some mappings use, each by itself; and in all, where a page or folio that several of them
+    map counts once.
+    """
+
+    usages: tuple[Usage, ...]
+    orders: dict[int, OrderUse]
+    partly_mapped: PartlyMapped
+
+    @property
+    def translations(self) -> int:
+        """How many translations are needed to reach all of it."""
+        return sum(usage.translations for usage in self.usages)
+
+
+def measure(kernel: Kernel, vmas: Iterable[Vma], tlb: TlbModel) -> Measured:
+    """What these mappings hold now. Not a step."""
+    mapped = np.zeros(kernel.mem.nr_frames, np.bool_)
+    usages = tuple(measure_vma(kernel, vma, tlb, mapped) for vma in vmas)
+    large: set[int] = set().union(*(usage.large for usage in usages))
+    return Measured(usages, _orders(kernel, mapped), partly_mapped(kernel, large))
+
+
+def _orders(kernel: Kernel, mapped: NDArray[np.bool_]) -> dict[int, OrderUse]:
+    """The folios of each order of which some frame is mapped."""
+    mem, page_size = kernel.mem, kernel.geometry.page_size
+    heads = mem.head.view()[np.flatnonzero(mapped)]
+    pages = np.bincount(mem.order.view()[heads])
+    first = np.zeros(mem.nr_frames, np.bool_)
+    first[heads] = True
+    folios = np.bincount(mem.order.view()[np.flatnonzero(first)], minlength=len(pages))
+    return {
+        order: OrderUse(count, size * page_size)
+        for order, (count, size) in enumerate(zip(folios.tolist(), pages.tolist(), strict=True))
+        if count
+    }
+
+
+def partly_mapped(kernel: Kernel, large: Iterable[int]) -> PartlyMapped:
+    """What those of some large folios hold, of which not every page is mapped. Not a step.
+
+    Of a folio that others map as well, which this world does not have, the pages that they alone map
+    are taken to be unmapped; reclaim is not said to get them back.
+    """
+    mem, page_size = kernel.mem, kernel.geometry.page_size
+    folios = held = reclaimable = 0
+    for folio in large:
+        unmapped = (1 << mem.order.raw[folio]) - (mem.nr_pages_mapped.raw[folio] & ~ENTIRELY_MAPPED)
+        if unmapped > 0 and not mem.entire_mapcount.raw[folio]:
+            folios += 1
+            held += unmapped * page_size
+            if mem.flags.raw[folio] & PG_PARTIALLY_MAPPED:
+                reclaimable += unmapped * page_size
+    return PartlyMapped(folios, held, reclaimable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,39 +141,41 @@ def populated_parts(vma: Vma) -> Iterator[TablePart]:
                 yield TablePart(start, geometry.pte_index(start), count, pmds[slot])
 
 
-def measure_vma(kernel: Kernel, vma: Vma, tlb: TlbModel) -> Usage:
-    """What a mapping holds now. Not a step."""
+def measure_vma(kernel: Kernel, vma: Vma, tlb: TlbModel, mapped: NDArray[np.bool_]) -> Usage:
+    """What a mapping holds now; every frame that it maps is marked in `mapped`. Not a step."""
     usage = Usage()
     page_size = kernel.geometry.page_size
     for part in populated_parts(vma):
         if not pmd_is_table(part.pmd):
-            _measure_huge(kernel, part, usage)
+            _measure_huge(kernel, part, usage, mapped)
             continue
         ptes = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()[
             part.index : part.index + part.count
         ]
         present = (ptes & PRESENT) != 0
         pfns = ptes[present] >> PFN_SHIFT
-        mapped = pfns[pfns != 0]
-        zero = len(pfns) - len(mapped)
+        frames = pfns[pfns != 0]
+        zero = len(pfns) - len(frames)
         usage.zero += zero * page_size
         usage.swapped += page_size * sum(
             leaf_kind(int(pte)) is Leaf.SWAP for pte in ptes[(ptes != 0) & ~present]
         )
         usage.translations += zero
-        if not len(mapped):
+        if not len(frames):
             continue
-        heads = kernel.mem.head.view()[mapped]
+        mapped[frames] = True
+        heads = kernel.mem.head.view()[frames]
         orders = kernel.mem.order.view()[heads]
         for order in np.unique(orders).tolist():
             of_order = heads[orders == order]
             usage.bytes[order] += len(of_order) * page_size
-            usage.heads.setdefault(order, set()).update(np.unique(of_order).tolist())
+            if order:
+                usage.large.update(np.unique(of_order).tolist())
         usage.translations += _translations(ptes, part.index, heads, present, pfns != 0, tlb)
     return usage
 
 
-def _measure_huge(kernel: Kernel, part: TablePart, usage: Usage) -> None:
+def _measure_huge(kernel: Kernel, part: TablePart, usage: Usage, mapped: NDArray[np.bool_]) -> None:
     pfn = part.pmd >> PFN_SHIFT
     if part.pmd & PRESENT == 0:
         return
@@ -141,7 +186,8 @@ def _measure_huge(kernel: Kernel, part: TablePart, usage: Usage) -> None:
         return
     order = kernel.geometry.pmd_order
     usage.bytes[order] += size
-    usage.heads.setdefault(order, set()).add(pfn)
+    usage.large.add(pfn)
+    mapped[pfn + part.index : pfn + part.index + part.count] = True
 
 
 def _translations(

@@ -6,18 +6,21 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mthp.image.capture.run import NEVER
+from mthp.image.snapshot import Snapshot
 from mthp.mm.mm_types import Mm, Vma
 from mthp.predict.explain import explain_vma, highest_order, vma_gate
 from mthp.predict.find import with_changes
-from mthp.predict.measure import TlbModel, Usage, measure_vma
+from mthp.predict.measure import TlbModel, Usage, measure
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.predict.records import Clock, Effort, Others, Outcome, ProcessUse, Refusal, VmaUse
+from mthp.predict.resident import modelled, resident_memory
 from mthp.predict.timeline import Timeline, work_ms
 from mthp.words.events import Event
+from mthp.words.resident import Resident
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
 
@@ -27,7 +30,8 @@ class Request:
     """What to run. passes: full scans, None for the fixed point. on_event: called with each event.
     on_table: called after each table.
 
-    changes: look for the least change of each refusal. keep: every event is appended to it.
+    changes: look for the least change of each refusal. keep: every event is appended to it. snapshot:
+    where the world is one's, what the kernel counted of the target.
     """
 
     target: str
@@ -42,31 +46,32 @@ class Request:
     on_try: Callable[[], None] | None = None
     unseen: tuple[str, ...] = ()
     others: Others | None = None
+    snapshot: Snapshot | None = None
 
 
 def run_world(world: BuiltWorld, request: Request) -> Outcome:
     """Run khugepaged over a world and say what it made of it."""
     began = time.monotonic()
     kernel = world.kernel
-    vmas = [vma for vma in world.vmas if vma.file is None]
-    before = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
+    vmas = modelled(world.vmas)
+    before = measure(kernel, vmas, request.tlb)
+    resident, each_resident = resident_memory(kernel.mms, vmas, before, request.snapshot)
     tally = Tally(kernel, keep=request.keep, on_event=request.on_event, on_table=request.on_table)
     timeline = Timeline(world.khugepaged, tally, request.others)
     run = run_full_scans(
         kernel, world.khugepaged, tally, request.passes, on_sleep=timeline.on_sleep
     )
     timeline.on_sleep(run.wakeups)
-    after = [measure_vma(kernel, vma, request.tlb) for vma in vmas]
+    after = measure(kernel, vmas, request.tlb)
     logs = tally.last_pass | tally.tables
     found = [(vma, refusal) for vma in vmas for refusal in explain_vma(kernel, vma, logs)]
     refusals: tuple[Refusal, ...] = tuple(refusal for _, refusal in found)
     if request.changes and run.complete:
         refusals = tuple(with_changes(found, request.on_try, request.tlb))
-    total_before, total_after = _total(before), _total(after)
     added = _added_by_vma(vmas, tally)
     uses = tuple(
         _vma_use(vma, old, new, added[vma])
-        for vma, old, new in zip(vmas, before, after, strict=True)
+        for vma, old, new in zip(vmas, before.usages, after.usages, strict=True)
     )
     orders = [highest_order(kernel, vma) for vma in vmas if vma_gate(kernel, vma) is None]
     return Outcome(
@@ -79,8 +84,11 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         pmd_order=kernel.geometry.pmd_order,
         highest_order=max(orders, default=None),
         processes=len(kernel.mms),
-        orders_before=total_before.orders(),
-        orders_after=total_after.orders(),
+        orders_before=before.orders,
+        orders_after=after.orders,
+        partly_before=before.partly_mapped,
+        partly_after=after.partly_mapped,
+        resident=resident,
         memory_added=timeline.memory_added,
         copied_bytes=tally.copied_bytes,
         collapsed_bytes=tally.collapsed_bytes,
@@ -88,8 +96,8 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         successes=Effort(**tally.succeeded),
         refused=Effort(**tally.refused),
         tlb=request.tlb.value,
-        tlb_before=total_before.translations,
-        tlb_after=total_after.translations,
+        tlb_before=before.translations,
+        tlb_after=after.translations,
         clock=Clock(
             run.full_scans,
             run.wakeups,
@@ -104,7 +112,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         counters=_counters(world),
         refusals=refusals,
         vmas=uses,
-        by_process=tuple(_by_process(kernel.mms, uses)),
+        by_process=tuple(_by_process(each_resident, uses)),
         assumptions=world.assumptions,
         unseen=request.unseen,
         usual=USUAL_ASSUMPTIONS.union(each for each in request.unseen if each.startswith(NEVER)),
@@ -113,13 +121,6 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         others=request.others,
         seconds=time.monotonic() - began,
     )
-
-
-def _total(parts: list[Usage]) -> Usage:
-    total = Usage()
-    for part in parts:
-        total.add(part)
-    return total
 
 
 def _added_by_vma(vmas: list[Vma], tally: Tally) -> Counter[Vma]:
@@ -132,21 +133,22 @@ def _added_by_vma(vmas: list[Vma], tally: Tally) -> Counter[Vma]:
     return added
 
 
-def _by_process(mms: list[Mm], vmas: tuple[VmaUse, ...]) -> Iterator[ProcessUse]:
+def _by_process(residents: Mapping[Mm, Resident], vmas: tuple[VmaUse, ...]) -> Iterator[ProcessUse]:
     of_pid: dict[int, list[VmaUse]] = {}
     for vma in vmas:
         of_pid.setdefault(vma.pid, []).append(vma)
-    for mm in mms:
-        yield _process_use(mm, of_pid.get(mm.number, []))
+    for mm, resident in residents.items():
+        yield _process_use(mm, resident, of_pid.get(mm.number, []))
 
 
-def _process_use(mm: Mm, own: list[VmaUse]) -> ProcessUse:
+def _process_use(mm: Mm, resident: Resident, own: list[VmaUse]) -> ProcessUse:
     before, after = (
         sum((Counter(getattr(vma, when)) for vma in own), Counter()) for when in ("before", "after")
     )
     return ProcessUse(
         pid=mm.number,
         name=mm.comm,
+        resident=resident,
         before=dict(sorted(before.items())),
         after=dict(sorted(after.items())),
         swapped=sum(vma.swapped for vma in own),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from mthp.mm.huge_mm import VmaGate
 from mthp.words.events import Event
+from mthp.words.resident import Resident
 from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
@@ -21,10 +22,23 @@ from mthp.words.units import Geometry
 
 @dataclass(frozen=True)
 class OrderUse:
-    """Memory in folios of one order: folios seen, and the bytes of them that are mapped."""
+    """Memory in folios of one order: folios of which the target maps something, and the bytes of them
+    that it maps; each folio and each page once, however many map it.
+    """
 
     folios: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class PartlyMapped:
+    """Large folios of which some page is mapped and another is not: how many, the bytes they hold
+    beyond what is mapped, and how many of those bytes reclaim gets back by splitting them.
+    """
+
+    folios: int = 0
+    held: int = 0
+    reclaimable: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,10 +234,11 @@ class Refusal:
     """A run of PTEs of one table that met the same last gate.
 
     address: of the first PTE. span: PTEs it covers. pages: those of them that hold something (a
-    page, a zero page, a swap or marker entry). order: the order asked for last, None where a VMA
-    was turned away. allowed_empty: where too few pages are there, the empty PTEs that would be
-    allowed, None where no limit is. ended_earlier: the result ended the table before it got here.
-    change: the least change that lets it, None where none is known.
+    page, a zero page, a swap or marker entry); mapped: those that hold memory, which pages alone do.
+    order: the order asked for last, None where a VMA was turned away. allowed_empty: where too few
+    pages are there, the empty PTEs that would be allowed, None where no limit is. ended_earlier: the
+    result ended the table before it got here. change: the least change that lets it, None where none
+    is known.
     """
 
     pid: int
@@ -237,6 +252,7 @@ class Refusal:
     ended_earlier: bool = False
     change: Proposal | None = None
     verified: Verified = Verified.NONE
+    mapped: int = 0
 
     def covers(self, address: int, page_size: int) -> bool:
         """Whether the address lies among its PTEs, or in a hole between them."""
@@ -300,7 +316,9 @@ class VmaUse:
 
 @dataclass(frozen=True)
 class ProcessUse:
-    """One process, before and after: the sums of its mappings."""
+    """One process, before and after: the sums of its mappings. resident: where all of its memory was
+    when it was captured.
+    """
 
     pid: int
     name: str
@@ -308,6 +326,7 @@ class ProcessUse:
     after: Mapping[int, int]
     swapped: int
     memory_added: int
+    resident: Resident
 
     def huge(self, order: int) -> tuple[int, int]:
         """Bytes in folios of an order or higher, before and after."""
@@ -322,7 +341,9 @@ class ProcessUse:
 class Outcome:
     """What khugepaged made of a target. `complete` is false after an interrupt or a pass limit.
 
-    orders_before, orders_after: order -> use, of anonymous memory of the target.
+    orders_before, orders_after: order -> use, of anonymous memory of the target. partly_before,
+    partly_after: those of its folios that are mapped in part. resident: where all of its memory was
+    when it was captured.
     tlb_before, tlb_after: translations needed to reach all of it, under the `tlb` model.
     attempts: (order, status) -> how many there were, over all passes.
     usual: those of assumptions and unseen that every capture has. timeline: a point for each wakeup in
@@ -365,6 +386,9 @@ class Outcome:
     timeline: tuple[TimePoint, ...] = ()
     others: Others | None = None
     alternatives: Mapping[str, Outcome] = field(default_factory=dict)
+    partly_before: PartlyMapped = PartlyMapped()
+    partly_after: PartlyMapped = PartlyMapped()
+    resident: Resident | None = None
     seconds: float = 0.0
     extra: Mapping[str, str] = field(default_factory=dict)
 

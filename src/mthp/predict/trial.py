@@ -27,7 +27,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import new_anon_folio
 from mthp.mm.swap_table import SwapDevice
-from mthp.predict.measure import TlbModel, measure_vma
+from mthp.predict.measure import TlbModel, measure
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.vectorised.twins import TWINS
 from mthp.words.units import Folio
@@ -169,7 +169,7 @@ class Trial:
 
     def translations(self, tlb: TlbModel) -> int:
         """How many translations the mapping needs now."""
-        return measure_vma(self.kernel, self.vma, tlb).translations
+        return measure(self.kernel, [self.vma], tlb).translations
 
     def run(self) -> Tally:
         """Scan until nothing changes."""

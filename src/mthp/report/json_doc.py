@@ -17,6 +17,7 @@ from mthp.predict.records import (
 )
 from mthp.report.phrases import in_order, wasted_attempts
 from mthp.report.refusals import change_text, reason_text, status_text
+from mthp.words.resident import Resident
 from mthp.words.units import Geometry
 
 SCHEMA_VERSION = 1
@@ -38,8 +39,13 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "processes": outcome.processes,
         "fixed_point": outcome.fixed_point,
         "complete": outcome.complete,
-        "orders_before": _orders(outcome.orders_before),
-        "orders_after": _orders(outcome.orders_after),
+        "orders_before": _orders(outcome.orders_before, outcome.settings.geometry),
+        "orders_after": _orders(outcome.orders_after, outcome.settings.geometry),
+        "partly_mapped": {
+            "before": asdict(outcome.partly_before),
+            "after": asdict(outcome.partly_after),
+        },
+        "resident": _resident(outcome),
         "memory_added": outcome.memory_added,
         "swapped_in_bytes": outcome.swapped_in_bytes,
         "copied_bytes": outcome.copied_bytes,
@@ -78,8 +84,25 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _orders(orders: Mapping[int, OrderUse]) -> dict[str, dict[str, int]]:
-    return {str(order): asdict(use) for order, use in sorted(orders.items())}
+def _orders(orders: Mapping[int, OrderUse], geometry: Geometry) -> dict[str, dict[str, int]]:
+    return {
+        str(order): {**asdict(use), "held": use.folios * geometry.order_bytes(order)}
+        for order, use in sorted(orders.items())
+    }
+
+
+def _resident(outcome: Outcome) -> dict[str, Any] | None:
+    if outcome.resident is None:
+        return None
+    processes = [
+        {"pid": each.pid, "name": each.name, **_sums(each.resident)} for each in outcome.by_process
+    ]
+    return {**_sums(outcome.resident), "processes": processes}
+
+
+def _sums(resident: Resident) -> dict[str, Any]:
+    mappings = [{**each._asdict(), "kind": each.kind.value} for each in resident.mappings]
+    return {**resident.bytes(), "mappings": mappings}
 
 
 def _alternative(name: str, other: Outcome) -> dict[str, Any]:
@@ -97,6 +120,7 @@ def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:
         "pid": refusal.pid,
         "address": refusal.address,
         "pages": refusal.pages,
+        "mapped": refusal.mapped,
         "span": refusal.span,
         "order": refusal.order,
         "stage": refusal.stage.value,
@@ -115,4 +139,6 @@ def _use(use: VmaUse | ProcessUse) -> dict[str, Any]:
         when: {str(order): size for order, size in sorted(by_order.items())}
         for when, by_order in (("before", use.before), ("after", use.after))
     }
-    return {**asdict(use), **sizes}
+    document = {**asdict(use), **sizes}
+    document.pop("resident", None)  # it stands with those of all processes
+    return document

@@ -235,7 +235,7 @@ def _totals(outcome: Outcome) -> Mapping[str, tuple[str, int, str]]:
     effort, clock = outcome.effort, outcome.clock
     return {
         "collapsed_bytes": ("bytes collapsed", outcome.collapsed_bytes, "bytes"),
-        "memory_added": ("memory added by filling holes", outcome.memory_added, "bytes"),
+        "memory_added": ("memory added", outcome.memory_added, "bytes"),
         "swapped_in_bytes": ("swapped in", outcome.swapped_in_bytes, "bytes"),
         "copied_bytes": ("bytes copied", outcome.copied_bytes, "bytes"),
         "flushed_bytes": ("bytes flushed", effort.flushed_bytes, "bytes"),

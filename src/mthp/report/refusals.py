@@ -133,16 +133,18 @@ class CurvePoint:
 class RefusalGroup:
     """Refusals alike in (stage, status, order, change). example: the largest of them.
 
-    pages: those that hold something. verified: the weakest of the group's. everywhere: the change is to
-    settings, and its price and curve are those for all refusals that take it, of other groups too.
-    price: of the change for all of them; where some take the change of others, as much again by their
-    pages. curve: where the change is to raise one knob, what each of its values gives.
+    pages: those that hold something; mapped: those of them that hold memory. verified: the weakest of
+    the group's. everywhere: the change is to settings, and its price and curve are those for all
+    refusals that take it, of other groups too. price: of the change for all of them; where some take
+    the change of others, as much again by their pages. curve: where the change is to raise one knob,
+    what each of its values gives.
     """
 
     example: Refusal
     change: str
     ranges: int
     pages: int
+    mapped: int
     span: int
     verified: Verified
     everywhere: bool
@@ -178,6 +180,7 @@ def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[Refu
                 change=change_text(max(alike, key=_raised).change, geometry),
                 ranges=len(alike),
                 pages=sum(r.pages for r in alike),
+                mapped=sum(r.mapped for r in alike),
                 span=sum(r.span for r in alike),
                 verified=max((r.verified for r in alike), key=sure.index),
                 everywhere=everywhere,

@@ -5,7 +5,7 @@ at what cost, and why not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -33,6 +33,7 @@ from mthp.report.refusals import (
     reason_text,
     status_text,
 )
+from mthp.report.resident import render_resident
 from mthp.report.timeline import render_timeline
 from mthp.report.verdict import passes_made, render_verdict
 from mthp.report.vma_map import render_map
@@ -56,6 +57,7 @@ def render_outcome(
     _header(page, outcome)
     _folios(page, outcome)
     render_processes(page, outcome, everything=verbose)
+    render_resident(page, outcome)
     _facts(page, outcome)
     if timeline:
         render_timeline(page, outcome.timeline)
@@ -93,24 +95,32 @@ def _caveats(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
         )
 
 
+def _held(outcome: Outcome, orders: Mapping[int, OrderUse]) -> dict[int, int]:
+    """The bytes that the folios of each order hold, whether all of them is mapped or not."""
+    geometry = outcome.settings.geometry
+    return {order: use.folios * geometry.order_bytes(order) for order, use in orders.items()}
+
+
 def _folios(page: SafeConsole, outcome: Outcome) -> None:
     before, after = outcome.orders_before, outcome.orders_after
-    total = [sum(use.bytes for use in orders.values()) for orders in (before, after)]
+    held = [_held(outcome, orders) for orders in (before, after)]
+    total = [sum(sizes.values()) for sizes in held]
     rows: list[list[str | Text]] = []
     for order in sorted({*before, *after}):
-        was, now = (orders.get(order, OrderUse(0, 0)) for orders in (before, after))
+        folios = [orders[order].folios if order in orders else 0 for orders in (before, after)]
+        was, now = (sizes.get(order, 0) for sizes in held)
         rows.append(
             [
                 order_name(outcome.settings.geometry, order),
-                f"{was.folios:,}",
+                f"{folios[0]:,}",
                 "→",
-                f"{now.folios:,}",
-                human_bytes(was.bytes),
+                f"{folios[1]:,}",
+                human_bytes(was),
                 "→",
-                human_bytes(now.bytes),
-                percent(was.bytes, total[0]),
+                human_bytes(now),
+                percent(was, total[0]),
                 "→",
-                percent(now.bytes, total[1]),
+                percent(now, total[1]),
             ]
         )
     if len(rows) != 1:
@@ -138,7 +148,7 @@ def _folios(page: SafeConsole, outcome: Outcome) -> None:
 
 def _facts(page: SafeConsole, outcome: Outcome) -> None:
     model = TLB_MODELS.get(outcome.tlb, outcome.tlb)
-    total = sum(use.bytes for use in outcome.orders_before.values())
+    total = sum(_held(outcome, outcome.orders_before).values())
     rows = [
         (
             "memory added",
@@ -264,7 +274,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
     groups = group_refusals(outcome.refusals, outcome.settings.geometry)
     if not groups:
         return
-    held = sum(group.pages for group in groups) * outcome.page_size
+    held = sum(group.mapped for group in groups) * outcome.page_size
     span = sum(group.span for group in groups) * outcome.page_size
     ranges = plural(len(outcome.refusals), "range")
     page.heading(
@@ -280,7 +290,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
         words = _group(page, outcome, group, tried=tried, told=price in told)
         if price is not None:
             told.add(price)
-        size = human_bytes(group.pages * outcome.page_size)
+        size = human_bytes(group.mapped * outcome.page_size)
         rows.append((size, plural(group.ranges, "range"), words))
     page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)
     used = {group.verified for group in shown}
@@ -289,7 +299,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
         page.line("   ".join(legend), "dim", 2)
     hidden = groups[len(shown) :]
     if hidden:
-        rest = human_bytes(sum(group.pages for group in hidden) * outcome.page_size)
+        rest = human_bytes(sum(group.mapped for group in hidden) * outcome.page_size)
         page.line(
             f"… and {plural(len(hidden), 'more kind')} of refusal, {rest}: --verbose", "dim", 2
         )
@@ -310,6 +320,9 @@ def _group(
     words = page.text(f"{_PLACES[refusal.stage]}: ")
     words.append(page.clean(status_text(refusal.status)), "bold")
     words.append(page.clean(asked + place))
+    if group.pages > group.mapped:
+        none = plural(group.pages - group.mapped, "entry", "entries")
+        words.append(page.clean(f"; {none} without memory: zero page, swap or marker"))
     lines = [words, page.text(reason_text(refusal, geometry)), _change(page, group, tried)]
     if told:
         lines[-1].append(", as above")

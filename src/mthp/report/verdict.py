@@ -14,6 +14,7 @@ from mthp.words.units import human_bytes
 _WHERE = {
     "NOT_ENABLED": "in mappings without an enabled size",
     "NOHUGEPAGE": "in mappings with MADV_NOHUGEPAGE",
+    "FILE": "in private mappings of files, where nothing collapses",
     "THP_DISABLED": "in a process with PR_SET_THP_DISABLE",
     "NOT_ADVISED": "in a process that takes huge pages only where advised (prctl)",
     "TOO_SHORT": "in mappings too short for an aligned {pmd}",
@@ -32,8 +33,12 @@ _WHERE = {
 """Where memory is that stays small, by the name of the gate or the kernel's string."""
 
 
+NAME_SHOWN = 28
+"""Letters of a mapping's name, from its end."""
+
+
 def render_verdict(page: SafeConsole, outcome: Outcome) -> None:
-    """Print the answer, in two to four lines where the console has 80 columns."""
+    """Print the answer, in two to five lines where the console has 80 columns."""
     rows = [
         (page.text(label, "dim"), page.text(words, style))
         for label, words, style in verdict_rows(outcome)
@@ -53,6 +58,9 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
         f"is in huge pages ({size}{more})",
         "bold",
     )
+    beside = _beside(outcome)
+    if beside:
+        yield "also", beside, ""
     if outcome.nothing_enabled:
         most, where = _most(outcome)
         yield "then", f"nothing collapses; {human_bytes(most)} {where}", "bold"
@@ -86,6 +94,21 @@ def _afterwards(outcome: Outcome) -> str:
     return f"{words}; {more_memory(outcome.memory_added)}; in {when}"
 
 
+def _beside(outcome: Outcome) -> str:
+    """Says what memory there is that is no mapped anonymous page; nothing where there is none."""
+    parts = []
+    if outcome.resident is not None and outcome.resident.mappings:
+        most = outcome.resident.mappings[0]
+        name = most.name if len(most.name) <= NAME_SHOWN else f"…{most.name[-NAME_SHOWN:]}"
+        where = f" ({human_bytes(most.bytes)}: {name})" if name else ""
+        unmodelled = outcome.resident.unmodelled
+        size = "some" if unmodelled is None else human_bytes(unmodelled)
+        parts.append(f"{size} not modelled{where}")
+    if outcome.partly_before.folios:
+        parts.append(f"{human_bytes(outcome.partly_before.held)} in partly mapped folios")
+    return ", ".join(parts)
+
+
 def passes_made(outcome: Outcome) -> str:
     """Says in one sentence how far the run got."""
     scans = plural(outcome.clock.full_scans, "full scan")
@@ -100,7 +123,7 @@ def passes_made(outcome: Outcome) -> str:
 
 def _rest(outcome: Outcome) -> str:
     """Says how much stays small, and where most of it is."""
-    total = sum(refusal.pages for refusal in outcome.refusals) * outcome.page_size
+    total = sum(refusal.mapped for refusal in outcome.refusals) * outcome.page_size
     most, where = _most(outcome)
     words = human_bytes(total)
     words += f", {human_bytes(most)} of it" if most < total else ""
@@ -111,7 +134,7 @@ def _most(outcome: Outcome) -> tuple[int, str]:
     """Where most of what stays small is, and how much that is."""
     held: Counter[str] = Counter()
     for refusal in outcome.refusals:
-        held[status_text(refusal.status)] += refusal.pages * outcome.page_size
+        held[status_text(refusal.status)] += refusal.mapped * outcome.page_size
     ((status, most),) = held.most_common(1) or [("", 0)]
     pmd = human_bytes(outcome.settings.geometry.pmd_size)
     return most, _WHERE.get(status, f"refused as {status}").format(pmd=pmd)

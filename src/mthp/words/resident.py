@@ -8,17 +8,17 @@ Kernel: fs/proc/task_mmu.c (smaps, smaps_rollup, status).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from mthp.words.units import human_bytes
 
 SHOWN = 5
-"""Unmodelled mappings that are named one by one."""
+"""Unmodelled mappings, and processes, that are named one by one."""
 
 
-class MappingKind(str, Enum):
+class MappingKind(Enum):
     """What is behind the pages of a mapping."""
 
     ANONYMOUS = "anonymous"
@@ -102,17 +102,35 @@ def by_size(sizes: Counter[tuple[MappingKind, str]]) -> tuple[Unmodelled, ...]:
     return tuple(sorted(found, key=lambda each: (-each.bytes, each.name, each.kind.value)))
 
 
-def resident_lines(resident: Resident) -> Iterator[str]:
-    """What the kernel counts, and what of it is not modelled, by mapping, the largest first."""
-    sums = [f"Rss {_size(resident.rss)}", f"Pss {_size(resident.pss)}"]
-    yield ", ".join(sums) + ": " + ", ".join(_parts(resident))
-    shown, hidden = resident.mappings[:SHOWN], resident.mappings[SHOWN:]
+def resident_lines(whole: Resident, processes: Sequence[tuple[str, Resident]]) -> Iterator[str]:
+    """What the kernel counts, in all and of each process, and what of it is not modelled, by mapping;
+    the largest first. processes: what each is called.
+    """
+    yield _sums(whole)
+    if len(processes) > 1:
+        largest = sorted(processes, key=lambda each: -(each[1].rss or 0))
+        for name, resident in largest[:SHOWN]:
+            yield f"{name}: {_sums(resident)}"
+        if len(largest) > SHOWN:
+            others = sum(resident.rss or 0 for _, resident in largest[SHOWN:])
+            yield f"and {len(largest) - SHOWN} more processes, Rss {human_bytes(others)} in all"
+    shown, hidden = whole.mappings[:SHOWN], whole.mappings[SHOWN:]
     for each in shown:
-        name = each.name or "mappings without a name"
-        yield f"{_COUNTED_IN[each.kind]} {human_bytes(each.bytes)} in {name}: not modelled"
+        yield f"{unmodelled_text(each)}: not modelled"
     if hidden:
         rest = human_bytes(sum(each.bytes for each in hidden))
         yield f"and {len(hidden)} more, {rest} in all: not modelled"
+
+
+def unmodelled_text(each: Unmodelled) -> str:
+    """What the mappings of one name hold, and where the kernel counts it."""
+    where = each.name or "mappings without a name"
+    return f"{_COUNTED_IN[each.kind]} {human_bytes(each.bytes)} in {where}"
+
+
+def _sums(resident: Resident) -> str:
+    sums = f"Rss {_size(resident.rss)}, Pss {_size(resident.pss)}: "
+    return sums + ", ".join(_parts(resident))
 
 
 def _parts(resident: Resident) -> Iterator[str]:

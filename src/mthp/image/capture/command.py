@@ -26,6 +26,7 @@ from mthp.image.capture.proc import (
     read_status,
     text,
 )
+from mthp.image.capture.resident import resident_of
 from mthp.image.capture.run import (
     NEVER,
     CaptureOptions,
@@ -35,6 +36,7 @@ from mthp.image.capture.run import (
 )
 from mthp.image.capture.series import Series, Survivors, duration
 from mthp.words.files import FileError, replacing
+from mthp.words.resident import resident_lines, total
 from mthp.words.streams import ended_in_order, failure, occupy, say
 from mthp.words.units import parse_whole
 
@@ -69,7 +71,8 @@ def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, A
 def capture_into(
     file: IO[bytes], pids: list[int], options: CaptureOptions, folder: str | None = None
 ) -> str:
-    """Capture the processes into a file; returns a line on what was done and not seen.
+    """Capture the processes into a file; returns a line on what was done and not seen, and lines on
+    where their resident memory is.
 
     folder: as for CaptureRun. CaptureError: a process cannot be read.
     """
@@ -85,11 +88,16 @@ def capture_into(
         write_file(file, meta, session.columns)
         size, tables = file.tell(), len(session.columns.address)
     torn = meta["tearing"]["pages_changed"]
-    return (
+    memory = [
+        (f"{each['comm'] or 'process'} ({each['pid']})", resident_of(each)) for each in processes
+    ]
+    whole = total(resident for _, resident in memory)
+    done = (
         f"{len(processes)} process(es), {tables} tables, {size >> 10} KiB in "
         f"{time.monotonic() - began:.2f} s; {torn} pages changed meanwhile; "
         f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in session.unseen)}"
     )
+    return "\n  ".join([done, *resident_lines(whole, memory)])
 
 
 def pids_asked_for(args: argparse.Namespace) -> list[int]:
@@ -105,7 +113,7 @@ def pids_asked_for(args: argparse.Namespace) -> list[int]:
 
 
 def capture(args: argparse.Namespace, pids: list[int], output: str) -> str:
-    """Capture the processes as the arguments say; returns the line for stderr."""
+    """Capture the processes as the arguments say; returns what to say on stderr."""
     options = CaptureOptions(
         redact=args.redact,
         exclusive=not args.no_exclusive,
@@ -198,7 +206,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
-    """Capture, print one line on stderr whatever happens, and return the exit code."""
+    """Capture, say on stderr what was done or why not, and return the exit code."""
 
     def tell(line: str) -> None:
         if not args.quiet:

@@ -137,7 +137,9 @@ class Scanner:
         returned = POPULATED | IS_PFNZERO | IS_HUGE | IS_SOFT_DIRTY | self._guard
         vector = self._vector
         where = vector.buffer_info()[0]
-        argument = array("Q", (96, 0, start, end, 0, where, PROBE, pages, IS_FILE, IS_FILE, anyof, returned))
+        argument = array(
+            "Q", (96, 0, start, end, 0, where, PROBE, pages, IS_FILE, IS_FILE, anyof, returned)
+        )
         found = fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, argument, True)
         stop = 3 * found
         regions = list(zip(vector[0:stop:3], vector[1:stop:3], vector[2:stop:3]))

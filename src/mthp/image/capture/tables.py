@@ -280,9 +280,7 @@ class TableReader:
         for i, j in self._overlaps(job, self._gaps):
             self._blank(batch, i, j)
 
-    def _overlaps(
-        self, job: ReadJob, ranges: list[tuple[int, int]]
-    ) -> Iterator[tuple[int, int]]:
+    def _overlaps(self, job: ReadJob, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """Where ascending address ranges stand in the batch: the first index, and one past the last."""
         page = self._geometry.page_size
         for at, start, end in self._places(job) if ranges else ():
