@@ -30,7 +30,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome
 from mthp.predict.steps import StepRecorder
-from mthp.predict.why import find_mapping, look_at_window, table_lines
+from mthp.predict.why import find_mapping, look_at_window, table_now
 from mthp.report.conformance import conformance_document, render_conformance
 from mthp.report.json_doc import outcome_document
 from mthp.report.madvise import madvise_document, render_madvise
@@ -173,11 +173,11 @@ def _why(
     vma = find_mapping(world, address)
     if vma is None:
         raise UsageError(f"--why: {address:#x} is in no mapping of {request.target}")
-    before = table_lines(world, vma, address) if vma.file is None else ("", "")
+    before = table_now(world, vma, address, request.snapshot)
     with progress.interruptible():
         request.keep = events
         outcome = run_world(world, request)
-    window = look_at_window(world, vma, address, before, outcome, events)
+    window = look_at_window(world, vma, address, before, request, outcome, events)
     for line in window_lines(window):
         print(line)
     return 0 if outcome.complete and not progress.interrupted else 1

@@ -41,7 +41,7 @@ class VmaGate(Enum):
     NOT_ADVISED = "PR_SET_THP_DISABLE except advised, and not advised"
     SPECIAL = "special or hugetlb mapping"
     TOO_SHORT = "holds no aligned range of any enabled size"
-    FILE = "file mapping"
+    FILE = "not an anonymous mapping: no anonymous page in it is ever collapsed"
     TEMPORARY_STACK = "exec's temporary stack"
     NO_ANON_VMA = "never written: no anon_vma"
 

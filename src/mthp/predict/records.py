@@ -259,14 +259,41 @@ class Refusal:
         return self.address <= address < self.address + self.span * page_size
 
 
+class PageIs(Enum):
+    """What is at an address, in words; those of mappings that are not modelled come last."""
+
+    NONE = "no page"
+    FOLIO = "in a folio of order {order}"
+    ZERO = "the zero page, which holds no memory"
+    SWAP = "swapped out"
+    GUARD = "a guard region"
+    HWPOISON = "a poisoned page"
+    MIGRATION = "a page that is being moved"
+    PRIVATE = "a page in a device's own memory"
+    MARKER = "a marker of userfaultfd"
+    FILE = "the file's page cache, or nothing: not modelled"
+    SHMEM = "shared memory, or nothing: not modelled"
+    SHARED = "shared memory or a file's page cache, or nothing: not modelled"
+    HUGETLB = "a page of hugetlb, or nothing: not modelled"
+    DEVICE = "what a device maps: not modelled"
+    SPECIAL = "a page of the kernel's own: not modelled"
+
+
+class PageAt(NamedTuple):
+    """What is at an address. order: of the folio."""
+
+    what: PageIs
+    order: int = 0
+
+
 @dataclass(frozen=True)
 class WindowReport:
     """What is known about the table at one address. gate: why the mapping is passed by, None if it
     is scanned.
 
     highest: the highest order enabled for the mapping. before, after: the state strings of the
-    table's part in the mapping (folios, entries). page_order: of the folio there now, None for no
-    page. events: those about the table.
+    table's part in the mapping (folios, entries). page_before, page_now: what is at the address.
+    events: those about the table.
     """
 
     settings: Settings
@@ -278,7 +305,8 @@ class WindowReport:
     highest: int
     before: tuple[str, str]
     after: tuple[str, str]
-    page_order: int | None
+    page_before: PageAt
+    page_now: PageAt
     refusals: tuple[Refusal, ...]
     events: tuple[Event, ...]
 

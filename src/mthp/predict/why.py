@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from mthp.image.runs import encode_runs, folio_runs, pte_runs
-from mthp.mm.mm_types import Vma
+from typing import NamedTuple
+
+from mthp.image.runs import PageKind, encode_runs, folio_runs, pte_runs
+from mthp.image.snapshot import Snapshot
+from mthp.mm.mm_types import Vma, vma_is_anonymous
 from mthp.predict.explain import highest_order, vma_gate
-from mthp.predict.measure import page_order
-from mthp.predict.records import Outcome, WindowReport
+from mthp.predict.outcome import Request
+from mthp.predict.records import Outcome, PageAt, PageIs, WindowReport
+from mthp.predict.resident import modelled
 from mthp.words.events import Event, OrderWalk
+from mthp.words.resident import MappingKind
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.render import Renderer
 
@@ -21,6 +26,20 @@ def find_mapping(world: BuiltWorld, address: int) -> Vma | None:
     return None
 
 
+class TableNow(NamedTuple):
+    """The state strings (folios, ptes) of a table's part in a mapping, and what is at one address."""
+
+    lines: tuple[str, str]
+    page: PageAt
+
+
+def table_now(world: BuiltWorld, vma: Vma, address: int, snapshot: Snapshot | None) -> TableNow:
+    """What the table at an address holds now. Not a step."""
+    page = page_at(world, vma, address, snapshot)
+    lines = table_lines(world, vma, address) if modelled([vma]) else ("", "")
+    return TableNow(lines, page)
+
+
 def table_lines(world: BuiltWorld, vma: Vma, address: int) -> tuple[str, str]:
     """The two state strings (folios, ptes) of the part of the table that belongs to vma."""
     geometry = world.kernel.geometry
@@ -30,14 +49,62 @@ def table_lines(world: BuiltWorld, vma: Vma, address: int) -> tuple[str, str]:
     return encode_runs(folio_runs(folios)), encode_runs(pte_runs(entries, base, geometry))
 
 
+_PAGES = {
+    PageKind.FOLIO: PageIs.FOLIO,
+    PageKind.ZERO: PageIs.ZERO,
+    PageKind.HUGE_ZERO: PageIs.ZERO,
+    PageKind.GUARD: PageIs.GUARD,
+}
+_SPECIAL = {
+    None: PageIs.SWAP,
+    "hwpoison": PageIs.HWPOISON,
+    "migration": PageIs.MIGRATION,
+    "device": PageIs.PRIVATE,
+    "marker": PageIs.MARKER,
+}
+_NOT_MODELLED = {
+    MappingKind.ANONYMOUS: PageIs.NONE,
+    MappingKind.FILE: PageIs.FILE,
+    MappingKind.SHMEM: PageIs.SHMEM,
+    MappingKind.SHARED: PageIs.SHARED,
+    MappingKind.HUGETLB: PageIs.HUGETLB,
+    MappingKind.DEVICE: PageIs.DEVICE,
+    MappingKind.SPECIAL: PageIs.SPECIAL,
+}
+
+
+def page_at(world: BuiltWorld, vma: Vma, address: int, snapshot: Snapshot | None) -> PageAt:
+    """What is at an address of a mapping. Not a step."""
+    page_size = world.kernel.geometry.page_size
+    base = address & ~(page_size - 1)
+    (token,), _ = Renderer(world.kernel).pages(vma, base, base + page_size)
+    if token.kind is PageKind.NONE:
+        return PageAt(_NOT_MODELLED[_kind(vma, snapshot)])
+    if token.kind is PageKind.SWAP:
+        return PageAt(_SPECIAL[token.special_swap])
+    return PageAt(_PAGES[token.kind], token.order)
+
+
+def _kind(vma: Vma, snapshot: Snapshot | None) -> MappingKind:
+    """What is behind the pages of a mapping, as the snapshot has it."""
+    if vma_is_anonymous(vma):
+        return MappingKind.ANONYMOUS
+    for process in snapshot.processes if snapshot is not None else ():
+        for each in process.vmas:
+            if (process.pid, each.start) == (vma.vm_mm.number, vma.vm_start):
+                return each.kind
+    return MappingKind.FILE
+
+
 def look_at_window(
-    world: BuiltWorld, vma: Vma, address: int, before: tuple[str, str], outcome: Outcome,
+    world: BuiltWorld, vma: Vma, address: int, before: TableNow, request: Request, outcome: Outcome,
     events: list[Event],
 ) -> WindowReport:  # fmt: skip
     """The mapping, its gate, the table before and after, its events, and the refusals there."""
     kernel = world.kernel
     base = kernel.geometry.pmd_addr(address)
     page_size = kernel.geometry.page_size
+    now = table_now(world, vma, address, request.snapshot)
     return WindowReport(
         settings=kernel.settings,
         address=address,
@@ -46,9 +113,10 @@ def look_at_window(
         name=vma.name,
         gate=vma_gate(kernel, vma),
         highest=highest_order(kernel, vma),
-        before=before,
-        after=table_lines(world, vma, address),
-        page_order=page_order(vma, address),
+        before=before.lines,
+        after=now.lines,
+        page_before=before.page,
+        page_now=now.page,
         refusals=tuple(
             refusal
             for refusal in outcome.refusals

@@ -10,6 +10,7 @@ from itertools import groupby
 from mthp.predict.records import (
     Change,
     ChangeKind,
+    PageAt,
     Price,
     Proposal,
     Refusal,
@@ -244,6 +245,11 @@ def _curve(refusals: Sequence[Refusal], geometry: Geometry) -> Iterator[CurvePoi
         yield CurvePoint(value, size, _price(let_in, geometry) or Price())
 
 
+def _page_text(page: PageAt) -> str:
+    """Says what is at an address."""
+    return page.what.value.format(order=page.order)
+
+
 def window_lines(window: WindowReport) -> Iterator[str]:
     """Says all that is known about the table at one address."""
     geometry = window.settings.geometry
@@ -256,12 +262,14 @@ def window_lines(window: WindowReport) -> Iterator[str]:
     else:
         highest = f"{geometry.size_name(window.highest)} (order {window.highest})"
         yield f"gate        open, up to {highest}"
-    yield f"before      {window.before[0]}"
-    yield f"            {window.before[1]}"
-    yield f"after       {window.after[0]}"
-    yield f"            {window.after[1]}"
-    order = window.page_order
-    yield f"now         {'no page' if order is None else f'in a folio of order {order}'}"
+    if window.before[0]:
+        yield f"before      {window.before[0]}"
+        yield f"            {window.before[1]}"
+        yield f"after       {window.after[0]}"
+        yield f"            {window.after[1]}"
+    if window.page_before != window.page_now:
+        yield f"was         {_page_text(window.page_before)}"
+    yield f"now         {_page_text(window.page_now)}"
     for refusal in window.refusals:
         asked = "" if refusal.order is None else f" at order {refusal.order}"
         reason = reason_text(refusal, geometry)
