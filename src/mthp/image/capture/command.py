@@ -70,7 +70,7 @@ def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, A
 
 def capture_into(
     file: IO[bytes], pids: list[int], options: CaptureOptions, folder: str | None = None
-) -> str:
+) -> list[str]:
     """Capture the processes into a file; returns a line on what was done and not seen, and lines on
     where their resident memory is.
 
@@ -97,7 +97,7 @@ def capture_into(
         f"{time.monotonic() - began:.2f} s; {torn} pages changed meanwhile; "
         f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in session.unseen)}"
     )
-    return "\n  ".join([done, *resident_lines(whole, memory)])
+    return [done, *resident_lines(whole, memory)]
 
 
 def pids_asked_for(args: argparse.Namespace) -> list[int]:
@@ -112,7 +112,7 @@ def pids_asked_for(args: argparse.Namespace) -> list[int]:
     return sorted(set(args.pid))
 
 
-def capture(args: argparse.Namespace, pids: list[int], output: str) -> str:
+def capture(args: argparse.Namespace, pids: list[int], output: str) -> list[str]:
     """Capture the processes as the arguments say; returns what to say on stderr."""
     options = CaptureOptions(
         redact=args.redact,
@@ -122,7 +122,7 @@ def capture(args: argparse.Namespace, pids: list[int], output: str) -> str:
     )
     with replacing(output, 0o600) as file:
         said = capture_into(file, pids, options, os.path.dirname(os.path.abspath(output)))
-    return f"{output}: {said}"
+    return [f"{output}: {said[0]}", *said[1:]]
 
 
 def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> str:
@@ -138,10 +138,10 @@ def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> st
             confirm_freeze(pids)
 
     def one(pids: list[int], output: str) -> str:
-        return capture(args, pids, output)
+        return capture(args, pids, output)[0]
 
     if not args.every:
-        return one(pids, args.output)
+        return "\n  ".join(capture(args, pids, args.output))
     again = Survivors(pids, say) if args.pid else lambda: pids_asked_for(args)
     return Series(args.every, args.span, again, one, say).run(args.output)
 
