@@ -359,7 +359,7 @@ def test_of_several_those_that_cannot_be_had_are_counted(tmp_path: Path) -> None
     assert snapshot.processes[0].meta["started"]
     expected = {"kernel threads": len(kernel)} if kernel else {}
     assert snapshot.meta["left_out"] == {**expected, "ended meanwhile": 2}
-    assert "2 processes left out: ended meanwhile" in snapshot.unseen and "2 processes" in said
+    assert "2 processes left out: ended meanwhile" in snapshot.unseen and "2 processes" in said[0]
 
 
 @root

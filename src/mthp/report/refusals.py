@@ -189,7 +189,7 @@ def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[Refu
                 curve=curve,
             )
         )
-    groups.sort(key=lambda group: (-group.pages, -group.span, kind(group.example)))
+    groups.sort(key=lambda group: (-group.mapped, -group.pages, -group.span, kind(group.example)))
     return groups
 
 
