@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mthp.compare.conformance import (
     run_scenario,
 )
 from mthp.compare.records import Conformance, Mismatch
+from mthp.image.runs import PageKind, PagesState
 from mthp.image.scenario import RecordedPass, Scenario, load
 from mthp.image.scenario_values import Action
 from mthp.laws.broken import Kind
@@ -47,6 +48,59 @@ def test_every_recorded_pass_agrees(name: str) -> None:
     score = run_conformance(scenarios(name), V7_3)
     assert [mismatch.to_json() for mismatch in score.mismatches[:3]] == []
     assert score.agreed == score.passes > 0
+
+
+def alone(states: Iterable[PagesState]) -> int:
+    """Small pages that nobody else maps."""
+    return sum(
+        pages
+        for state in states
+        for pages, token in state.folios
+        if token.kind is PageKind.FOLIO and not token.order and token.mapcount == 1
+    )
+
+
+def frames_are_plain(scenario: Scenario) -> bool:
+    """Whether its state tells each frame: nothing in swap or its cache, no small page mapped twice."""
+    return not any(
+        token.kind is PageKind.SWAP
+        or "C" in token.flags
+        or (not token.order and token.folio is not None)
+        for vma in scenario.vmas
+        for _, token in vma.initial.folios
+    )
+
+
+def check_frames(name: str) -> int:
+    """Hold the change of the frames in use against a recording, pass by pass; how many changed some.
+
+    The kernel counts large folios as long as they live, mapped in part or by others too (nr_anon);
+    the small ones are those of the recorded state.
+    """
+    changed = 0
+    for scenario in filter(frames_are_plain, scenarios(name)):
+        settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
+        world = build_world(scenario, V7_3, settings)
+        allocator = world.kernel.mem.allocator
+        first, small, expected = allocator.frames_out(), alone(v.initial for v in scenario.vmas), 0
+        for recorded in scenario.passes:
+            run_pass(world, scenario)
+            stats = recorded.counters.get("stats", {})
+            expected += sum(each.get("nr_anon", 0) << int(order) for order, each in stats.items())
+            expected += alone(recorded.final) - small
+            small = alone(recorded.final)
+            assert allocator.frames_out() - first == expected, scenario.id
+            changed += expected != 0
+    return changed
+
+
+def test_frames_in_use_change_as_the_kernel_counted() -> None:
+    assert check_frames("lab-fuzz-7.3.4.jsonl.xz") > 10
+
+
+@pytest.mark.slow
+def test_frames_in_use_change_in_every_recording_as_the_kernel_counted() -> None:
+    assert sum(map(check_frames, FILES)) > 100
 
 
 def test_all_records_are_here() -> None:

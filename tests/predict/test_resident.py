@@ -21,8 +21,9 @@ import pytest
 from mthp.image.capture.host import THP
 from mthp.image.capture.resident import resident_of
 from mthp.image.snapshot import Snapshot
-from mthp.predict.image import Image, capture
+from mthp.predict.image import Image, Run, capture
 from mthp.predict.measure import TlbModel, measure
+from mthp.predict.records import PartlyMapped
 from mthp.predict.resident import modelled, resident_memory
 from mthp.words.resident import MappingKind, Resident, total
 
@@ -186,6 +187,61 @@ ready(h=h, huge=huge)
     assert outcome.resident is not None and outcome.resident.held_unmapped == 501 * PAGE
     assert outcome.orders_before[9].folios == 2
     assert outcome.orders_before[9].bytes == (1024 - 501) * PAGE
+
+
+def frames_used(run: Run) -> int:
+    """By how many the free frames of the finite nodes of a snapshot's world became fewer."""
+    free = sum(node.free_frames() for node in run.world.kernel.mem.allocator.nodes)
+    world, _ = run.image.prepared(run.settings, run.image.profile, "")
+    return sum(node.free_frames() for node in world.kernel.mem.allocator.nodes) - free
+
+
+@needs_root
+@pytest.mark.parametrize("both", [False, True])
+def test_a_collapse_that_unshares_pages_costs_frames(both: bool) -> None:
+    """Half of each table is still shared with the child, whether that was captured or not."""
+    script = """
+b = reserve(3 * TABLE)
+advise(b, 3 * TABLE, MADV_NOHUGEPAGE)
+write(b, 0, 3 * 512)
+kid = os.fork()
+if kid == 0:
+    sys.stdin.read()
+    os._exit(0)
+for table in range(3):
+    write(b, table * 512, 256)
+advise(b, 3 * TABLE, MADV_HUGEPAGE)
+ready(b=b, kid=kid)
+"""
+    with child(script) as kid:
+        image = capture(*sorted((kid.pid, kid.facts["kid"])[: 1 + both]))
+    run = image.run(image.configured(enabled="2048kB=madvise", max_ptes_none=0))
+    (use,) = (each for each in run.mappings if 9 in each.after and each.start == kid.facts["b"])
+    assert use.before == {0: 3 * TABLE} and use.after == {9: 3 * TABLE}
+    assert run.outcome.memory_added == frames_used(run) * PAGE == 3 * TABLE // 2
+
+
+@needs_root
+def test_a_collapse_of_what_is_left_of_huge_pages_costs_none() -> None:
+    """Seen on 6.18: the cgroup of such a process stays as it was."""
+    script = """
+h = reserve(4 * TABLE)
+advise(h, 4 * TABLE, MADV_HUGEPAGE)
+write(h, 0, 4 * 512)
+huge = advise(h, 4 * TABLE, MADV_COLLAPSE)
+for table in range(4):
+    advise(h + table * TABLE + PAGE, TABLE - PAGE, MADV_DONTNEED)
+ready(h=h, huge=huge)
+"""
+    with child(script) as kid:
+        image = capture(kid.pid)
+    if not kid.facts["huge"]:
+        pytest.skip("MADV_COLLAPSE gave no huge page")
+    run = image.run(image.configured(enabled="2048kB=madvise", max_ptes_none=511))
+    before, after = run.outcome.partly_before, run.outcome.partly_after
+    assert (before.folios, before.held) == (4, 4 * (TABLE - PAGE)) and after == PartlyMapped()
+    assert run.outcome.collapsed_bytes == 4 * TABLE
+    assert run.outcome.memory_added == frames_used(run) * PAGE == 0
 
 
 def test_the_anonymous_pages_of_a_file_mapping_are_in_the_world_and_stay_small(
