@@ -71,14 +71,14 @@ def frames_are_plain(scenario: Scenario) -> bool:
     )
 
 
-def check_frames(name: str) -> int:
-    """Hold the change of the frames in use against a recording, pass by pass; how many changed some.
+def check_frames(recordings: Iterable[Scenario]) -> int:
+    """Hold the change of the frames in use against recordings, pass by pass; how many changed some.
 
     The kernel counts large folios as long as they live, mapped in part or by others too (nr_anon);
     the small ones are those of the recorded state.
     """
     changed = 0
-    for scenario in filter(frames_are_plain, scenarios(name)):
+    for scenario in filter(frames_are_plain, recordings):
         settings = scenario.settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
         world = build_world(scenario, V7_3, settings)
         allocator = world.kernel.mem.allocator
@@ -95,12 +95,12 @@ def check_frames(name: str) -> int:
 
 
 def test_frames_in_use_change_as_the_kernel_counted() -> None:
-    assert check_frames("lab-fuzz-7.3.4.jsonl.xz") > 10
+    assert check_frames(scenarios("lab-fuzz-7.3.4.jsonl.xz")[::4]) > 2
 
 
 @pytest.mark.slow
 def test_frames_in_use_change_in_every_recording_as_the_kernel_counted() -> None:
-    assert sum(map(check_frames, FILES)) > 100
+    assert check_frames(everything()) > 100
 
 
 def test_all_records_are_here() -> None:
