@@ -227,3 +227,52 @@ def test_a_folio_larger_than_any_is_refused(tmp_path: Path, file: Path, order: i
         arrays["folio_order"] = np.full_like(arrays["pte"], order, np.uint8)
 
     refused(altered(tmp_path, file, change), f"order {order}")
+
+
+def _of_first_vma(key: str, value: object) -> Callable[[Members, dict[str, Any]], None]:
+    def change(_: Members, meta: dict[str, Any]) -> None:
+        meta["processes"][0]["vmas"][0][key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("kind", "tape", "tape"),
+        ("kind", 7, "7"),
+        ("rss", -(1 << 40), "negative"),
+        ("rss", "much", "meta is malformed"),
+        ("anonymous", [], "meta is malformed"),
+    ],
+)
+def test_sizes_and_kinds_that_cannot_be(
+    tmp_path: Path, file: Path, key: str, value: object, word: str
+) -> None:
+    refused(altered(tmp_path, file, _of_first_vma(key, value)), word)
+
+
+def _no_kinds(_: Members, meta: dict[str, Any]) -> None:
+    for vma in meta["processes"][0]["vmas"]:
+        del vma["kind"], vma["captured"]
+    del meta["processes"][0]["rollup"]
+
+
+def test_a_file_from_before_there_were_kinds(tmp_path: Path, file: Path) -> None:
+    """Its tables of file mappings lie in no VMA that was captured, as old captures had none."""
+    arrays = members(file)
+    meta = json.loads(arrays["meta"].tobytes())
+    _no_kinds(arrays, meta)
+    snapshot = load(file)
+    anonymous = [vma for vma in snapshot.processes[0].vmas if vma.anonymous]
+    inside = [
+        any(vma.start < address + (2 << 20) and vma.end > address for vma in anonymous)
+        for address in arrays["table_address"].tolist()
+    ]
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    keep = np.array(inside)
+    path = tmp_path / "old.npz"
+    np.savez(path, **{k: v if k == "meta" else v[keep] for k, v in arrays.items()})
+    (process,) = load(path).processes
+    assert process.resident.pss is None and process.resident.rss
+    assert [vma.captured for vma in process.vmas] == [vma.anonymous for vma in process.vmas]

@@ -118,7 +118,7 @@ def _process(
 
 
 def _vmas(process: ProcessTables | None) -> list[SnapshotVma]:
-    return [vma for vma in process.vmas if vma.anonymous] if process is not None else []
+    return [vma for vma in process.vmas if vma.captured] if process is not None else []
 
 
 def _at(process: ProcessTables | None, tables: NDArray[np.uint64], geometry: Geometry) -> Codes:

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mthp.image.capture.columns import WIDTH
-from mthp.image.capture.resident import kind_of
+from mthp.image.capture.resident import kind_of, resident_of
 from mthp.image.capture.run import SCHEMA
 from mthp.words.files import FileError
 from mthp.words.reading import open_regular, parse_object
-from mthp.words.resident import MappingKind
+from mthp.words.resident import MappingKind, Resident
 from mthp.words.units import Geometry
 
 
@@ -114,7 +114,8 @@ class SnapshotVma:
 class ProcessTables:
     """A process and its populated tables, ascending. Arrays but table_address are (n, PTRS).
 
-    table_address: (n,) first address of each table's range. pte: bits of Pte. The last four are
+    resident: what the kernel counted of it. table_address: (n,) first address of each table's range.
+    pte: bits of Pte. The last four are
     None without root: pfn (0 where none; the swap entry's type | offset << 5 where swapped),
     kpageflags (bits of Kpf), kpagecount (mapcount), folio_order (0 where nothing or a base page).
     """
@@ -123,6 +124,7 @@ class ProcessTables:
     name: str
     meta: Mapping[str, Any]
     vmas: tuple[SnapshotVma, ...]
+    resident: Resident
     table_address: npt.NDArray[np.uint64]
     pte: npt.NDArray[np.uint16]
     pfn: npt.NDArray[np.uint64] | None = None
@@ -315,7 +317,13 @@ def _process(
             raise SnapshotError(f"{where}: impossible VMA {vma.start:#x}-{vma.end:#x}")
     _check_tables(where, own, vmas, geometry)
     name = str(entry.get("comm") or f"pid {pid}")
-    return ProcessTables(pid=pid, name=name, meta=MappingProxyType(entry), vmas=vmas, **own)
+    resident = resident_of(entry)
+    for what, size in resident.bytes().items():
+        if size is not None and size < 0:
+            raise SnapshotError(f"{where}: negative sizes add up to {size} bytes of {what}")
+    return ProcessTables(
+        pid=pid, name=name, meta=MappingProxyType(entry), vmas=vmas, resident=resident, **own
+    )
 
 
 def _vma(entry: dict[str, Any]) -> SnapshotVma:

@@ -13,10 +13,11 @@ from mthp.khugepaged.madvise import THP, do_madvise_collapse
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, vma_thp_disabled
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.vm_flags import VM_NO_KHUGEPAGED
-from mthp.predict.measure import Usage, frames_in_use, measure_vma
+from mthp.predict.measure import frames_in_use, measure
 from mthp.predict.outcome import Request
 from mthp.predict.passes import Interrupted, Tally
 from mthp.predict.records import Advised, AdvisedOutcome
+from mthp.predict.resident import modelled
 from mthp.words.events import Event, ScanPmd
 from mthp.words.results import ScanResult
 from mthp.worlds.build import BuiltWorld
@@ -36,7 +37,7 @@ def run_madvise(
     """Have each process collapse its ranges (mm, start, end), and say what each call would return."""
     began = time.monotonic()
     kernel = world.kernel
-    vmas = [vma for vma in world.vmas if vma.file is None]
+    vmas = modelled(world.vmas)
     tally = Tally(kernel)
 
     def on_table() -> None:
@@ -46,7 +47,7 @@ def run_madvise(
 
     tally.on_table = on_table
     kernel.trace = tally
-    before = _measured(vmas, request)
+    before = measure(kernel, vmas, request.tlb)
     first = frames_in_use(kernel)
     done: list[Advised] = []
     complete = True
@@ -62,8 +63,8 @@ def run_madvise(
         profile_reason=request.profile_reason,
         geometry=kernel.geometry,
         ranges=tuple(done),
-        orders_before=before.orders(),
-        orders_after=_measured(vmas, request).orders(),
+        orders_before=before.orders,
+        orders_after=measure(kernel, vmas, request.tlb).orders,
         memory_added=(frames_in_use(kernel) - first) << kernel.geometry.page_shift,
         copied_bytes=tally.copied_bytes,
         swapped_in_bytes=tally.swapped_in << kernel.geometry.page_shift,
@@ -73,13 +74,6 @@ def run_madvise(
         warnings=tuple(kernel.warnings.values()),
         seconds=time.monotonic() - began,
     )
-
-
-def _measured(vmas: list[Vma], request: Request) -> Usage:
-    total = Usage()
-    for vma in vmas:
-        total.add(measure_vma(vma.vm_mm.kernel, vma, request.tlb))
-    return total
 
 
 class Verdicts:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from mthp.image.capture.resident import resident_of
 from mthp.image.snapshot import ProcessTables, Snapshot
 from mthp.mm.mm_types import Mm, Vma, vma_is_anonymous
 from mthp.predict.measure import Measured, partly_mapped
@@ -54,7 +53,7 @@ def resident_memory(
         own = sums[mm]
         resident = _UNKNOWN._replace(swap=own["swap"])
         if process is not None:
-            resident = resident_of(process.meta)
+            resident = process.resident
             own["anonymous_in_files"] += sum(
                 each.bytes for each in resident.mappings if each.kind is MappingKind.ANONYMOUS
             )
