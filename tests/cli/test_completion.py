@@ -64,6 +64,13 @@ def test_bash_completes(words: str, completes: str, capsys: pytest.CaptureFixtur
     assert completes in done.stdout.splitlines(), done.stderr
 
 
+def test_a_full_disk_is_said() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mthp", "--print-completion", "bash"]
+        done = subprocess.run(command, env=ENV, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "mthp: cannot write: No space left on device\n")
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The man pages, as `make man` makes them."""
