@@ -45,6 +45,7 @@ def refused(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str
         (("collapse",), "give a target"),
         (("collapse", "--pid", "1", "x.npz"), "give one of"),
         (("collapse", "--all", "--pid", "1"), "give one of"),
+        (("collapse", "--cgroup", ""), "no cgroup ''"),
         (("collapse", "--cgroup", "0::/no/such"), "no cgroup 0::/no/such"),
         (("collapse", "/nonexistent.npz"), "No such file"),
         (("collapse", "/tmp"), "directory"),

@@ -76,9 +76,11 @@ def test_what_ends_a_call(capfd: pytest.CaptureFixture[str]) -> None:
     unmapped = one(0x10000, 0x20000)
     assert (unmapped["errno"], unmapped["mappings"]) == ("ENOMEM", 0)
     unaligned = one(HEAP + 1, HEAP + 0x200001)
-    assert (unaligned["errno"], unaligned["collapsed"]) == ("EINVAL", 0)
+    assert (unaligned["errno"], unaligned["gate"], unaligned["collapsed"]) == ("EINVAL", None, 0)
     beyond = one(HEAP, 2**64)
-    assert (beyond["errno"], beyond["collapsed"]) == ("EINVAL", 0)
+    assert (beyond["errno"], beyond["gate"], beyond["collapsed"]) == ("EINVAL", None, 0)
+    assert main(["collapse", str(REDIS), "--madvise-collapse", "0-10000000000000000"]) == 0
+    assert "not whole pages, or beyond" in " ".join(capfd.readouterr().out.split())
 
 
 def test_several_processes_have_no_range(capfd: pytest.CaptureFixture[str]) -> None:

@@ -46,11 +46,7 @@ class PrintCompletion(argparse.Action):
         """Print the script for the shell and end."""
         from mthp.cli.completion import completion
 
-        try:
-            print(completion(build_parser(), shell), flush=True)
-        except OSError as error:
-            _drop_stdout()
-            parser.exit(1, f"{parser.prog}: cannot write: {error.strerror}\n")
+        print(completion(build_parser(), shell))
         parser.exit()
 
 

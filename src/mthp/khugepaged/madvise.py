@@ -60,15 +60,23 @@ def madvise_collapse_errno(result: ScanResult) -> int:
     return -_ERRNO.get(result, errno.EINVAL)
 
 
+def is_range(mm: Mm, start: Address, end: Address) -> bool:
+    """Whether a range begins on a page and ends within the address space.
+
+    Kernel: mm/madvise.c, check_input_range().
+    """
+    return not start % mm.geometry.page_size and not end >> ADDRESS_BITS
+
+
 def do_madvise_collapse(mm: Mm, start: Address, length: int) -> int:
     """madvise(start, length, MADV_COLLAPSE) as a process calls it: 0 or a negative errno.
 
     The first VMA that cannot be collapsed ends it; a gap does not, but the answer is -ENOMEM then.
-    Kernel: mm/madvise.c, do_madvise(), check_input_range(), madvise_walk_vmas().
+    Kernel: mm/madvise.c, do_madvise(), madvise_walk_vmas().
     """
     page_size = mm.geometry.page_size
     end = start + -(-length // page_size) * page_size
-    if start % page_size or end >> ADDRESS_BITS:
+    if not is_range(mm, start, end):
         return -errno.EINVAL
     unmapped_error = 0
     mmap_lock = mm.mmap_read_lock()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
 from mthp.khugepaged.eligibility import requested_orders
-from mthp.khugepaged.madvise import THP, do_madvise_collapse
+from mthp.khugepaged.madvise import THP, do_madvise_collapse, is_range
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, vma_thp_disabled
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.vm_flags import VM_NO_KHUGEPAGED
@@ -101,7 +101,7 @@ def _advise(tally: Tally, mm: Mm, start: int, end: int) -> Advised:
     in_use = frames_in_use(kernel)
     error: int | None = -do_madvise_collapse(mm, start, end - start)
     gate = None
-    for vma in met:
+    for vma in met if is_range(mm, start, end) else ():
         if verdicts.first_refused is not None and verdicts.first_refused < vma.vm_start:
             break
         gate = refuses_whole(vma)

@@ -40,7 +40,9 @@ def reasons(call: Advised, geometry: Geometry) -> Iterator[str]:
         yield f"{windows:,} {status.string}"
     if call.error == errno.ENOMEM and ScanResult.ALLOC_HUGE_PAGE_FAIL not in call.refused:
         yield "part of the range is not mapped"
-    if call.not_tried and call.gate is None:
+    if call.error == errno.EINVAL and call.gate is None and not call.refused:
+        yield "not whole pages, or beyond the address space"
+    elif call.not_tried and call.gate is None:
         yield f"{call.not_tried:,} not tried"
 
 

@@ -106,6 +106,8 @@ def pids_of_cgroup(path: str) -> list[int]:
     if line:
         controller = "memory" if "memory" in line[1].split(",") else line[1]
         folder = line[2]
+    if not path:
+        raise LeftOut("no cgroup ''", "no cgroup")
     if line or not os.path.exists(os.path.join(folder, "cgroup.procs")):
         mount = cgroup_mounts().get(controller, "/sys/fs/cgroup/" + controller)
         folder = os.path.join(mount, folder.strip("/"))
