@@ -126,6 +126,83 @@ WRONG: Final = (
         "pmd:swapped pmd:swap-in-large pmd:swap-in", (),
         (Edit(*SWAP_IN, "start_addr + (i << mm.geometry.page_shift)", "start_addr"),),
         passes="do_swap_page() finds another entry at that address and does nothing; isolate refuses"),
+    # Mappings and locks that a collapse has no business with
+    Wrong("rights-given", "the mapping is made writable, so that the new entries may be",
+        "pmd+read-only", (14,),
+        (Edit(*COLLAPSING,
+            "vma_start_write(vma)",
+            "vma_start_write(vma)\nfrom mthp.mm.vm_flags import VM_WRITE\nvma.vm_flags |= VM_WRITE"),)),
+    Wrong("offset-moved", "the mapping's offset is set to that of the window",
+        "window+second", (14, 15),
+        (Edit(*COLLAPSING,
+            "vma_start_write(vma)",
+            "vma_start_write(vma)\nvma.vm_pgoff = start_addr >> kernel.geometry.page_shift"),)),
+    Wrong("taken-from-userfaultfd", "userfaultfd's registration is taken away",
+        "pmd:uffd-register", (8,),
+        (Edit(*COLLAPSING,
+            "vma_start_write(vma)",
+            "vma_start_write(vma)\nfrom mthp.mm.vm_flags import VM_UFFD_MISSING\n"
+            "vma.vm_flags &= ~VM_UFFD_MISSING"),)),
+    Wrong("waits-for-folio-lock", "a folio's lock is waited for, under the PTE lock and anon_vma",
+        "pmd:migrate", (9,),
+        (Edit(*ISOLATING,
+            "if not mem.folio_trylock(folio): ...",
+            "while not mem.folio_trylock(folio):\n mem.folio_wait_locked(folio)"),)),
+    Wrong("lock-upgraded", "mmap_lock is taken for writing while it is held for reading",
+        "pmd", (9,),
+        (Edit(*COLLAPSING,
+            "pmd = find_pmd_or_thp_or_none(mm, pmd_addr)",
+            "pmd = find_pmd_or_thp_or_none(mm, pmd_addr)\nwith mm.mmap_write_lock(): pass"),)),
+    Wrong("faults-under-mmap-lock", "memory is read at its addresses, with faults, under mmap_lock",
+        "pmd", (3, 5, 6, 8, 9, 11),
+        (Edit(*REPLACING,
+            "__folio_mark_uptodate(kernel, folio)",
+            "from mthp.mm.mmu import load\nload(mm, start_addr)\n_"),)),
+    Wrong("restored-without-pmd-lock", "the table is put back without the pmd lock",
+        "pmd:gup", (9,),
+        (Edit(INSTALL, "restore_pmd",
+            "with pmd_lock(pmd): ...",
+            "guard_pmd_none(kernel, pmd)\npmd_populate(pmd, pmd_pgtable(orig_pmd))"),)),
+    Wrong("refusal-tried-again", "an isolation that is refused is tried again under the same locks",
+        "pmd:gup", (9,),
+        (Edit(*REPLACING,
+            "compound_pagelist = __collapse_huge_page_isolate(vma, start_addr, pte, cc, order)",
+            "while True:\n"
+            " try:\n"
+            "  compound_pagelist = __collapse_huge_page_isolate(vma, start_addr, pte, cc, order)\n"
+            "  break\n"
+            " except Refused:\n"
+            "  pass"),)),
+    Wrong("marked-before-copy", "the new folio is marked up to date before it is filled",
+        "pmd+weak:load", (3,),
+        (Edit(*REPLACING, "__folio_mark_uptodate(kernel, folio)"),
+         Edit(*COPYING,
+            "mem = pte.kernel.mem",
+            "mem = pte.kernel.mem\n"
+            "from mthp.khugepaged.install import __folio_mark_uptodate as mark\n"
+            "mark(pte.kernel, folio)"))),
+    Wrong("new-folio-left-locked", "the new folio is locked and stays so",
+        "pmd", (9,),
+        (Edit(*REPLACING, "__folio_mark_uptodate(kernel, folio)", "_\nkernel.mem.folio_trylock(folio)"),)),
+    Wrong("notifier-ended-early", "secondary MMUs may map again before the table is taken away",
+        "pmd:guest", (1, 2, 3),
+        (Edit(*REPLACING,
+            "with mmu_notifier_invalidate_range(mm, start_addr, end_addr), pmd_lock(pmd): ...",
+            "with mmu_notifier_invalidate_range(mm, start_addr, end_addr): pass\n"
+            "with pmd_lock(pmd): orig_pmd = pmdp_collapse_flush(vma, pmd_addr, pmd)"),)),
+    Wrong("counter-set", "the process's counter is set to what it was before the locks, and one more",
+        "window:swap-out-neighbour", (5,),
+        (Edit(*COLLAPSING, "kernel = mm.kernel", "_\nbefore = mm.counters['MM_ANONPAGES']"),
+         Edit(*COLLAPSING, "new.installed = True", "_\nmm.counters['MM_ANONPAGES'] = before + 1"))),
+    Wrong("mapped-in-children", "the huge PMD is set in a forked child as well",
+        "pmd:fork", (9,),
+        (Edit(*INSTALL_PMD,
+            "map_anon_folio_pmd_nopf(...)",
+            "_\n"
+            "from mthp.mm.pgtable import pmd_ptr\n"
+            "for other in kernel.mms[1:]:\n"
+            " there = pmd_ptr(other, pmd_addr, create=True)\n"
+            " there.page.pmds.write(there.slot, pmd.page.pmds.raw[pmd.slot])"),)),
     # Gates that are left out
     Wrong("second-revalidation-a-vma-exists", "the second revalidation is \"a VMA exists\"",
         "pmd:shrink", (14,),

@@ -63,8 +63,8 @@ class Census:
     what a load would see, 0 for a hole or the zero page; None where a load would fail.
     pte_mappings, pmd_mappings: page, folio -> how often the world's page tables map it. counted:
     (process, name of a counter) -> what it counts; books: what the counter says. swapped: slot -> PTEs
-    that name it; users: what the device says. outside: what others must have been holding then, if the
-    world was sound.
+    that name it; users: what the device says. vmas: (process, start) -> all else of a VMA. outside:
+    what others must have been holding then, if the world was sound.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -91,6 +91,11 @@ class Census:
         ]
         self.orders = {folio: mem.order.raw[folio] for folio in self.folios}
         self.flags = {folio: mem.flags.raw[folio] for folio in self.folios}
+        self.vmas = {
+            (mm.number, vma.vm_start): (vma.vm_end, vma.vm_flags, vma.vm_pgoff, vma.file)
+            for mm in kernel.mms
+            for vma in mm.vmas
+        }
         self.books = {
             (mm.number, name): mm.counters[name]
             for mm in kernel.mms

@@ -48,6 +48,14 @@ def law_14_mappings_lie_in_their_vmas(rest: Rest) -> Iterator[Broken]:
             yield Broken(14, _address(each), f"{where}: is write-protected for no userfaultfd")
 
 
+def law_14_vmas_stay(before: Census, now: Census) -> Iterator[Broken]:
+    """A collapse changes no VMA: not its range, its rights, nor where its pages have their indices."""
+    for place in before.vmas.keys() | now.vmas.keys():
+        if before.vmas.get(place) != now.vmas.get(place):
+            text = f"the mapping at {place[1]:#x} of mm {place[0]} is another than before"
+            yield Broken(14, Thing(Kind.VMA, hex(place[1])), text)
+
+
 def law_15_rmap_finds_every_mapping(rest: Rest) -> Iterator[Broken]:
     """A folio's anon_vma and index lead to every VMA and address that maps it; KSM has an rmap of its
     own.

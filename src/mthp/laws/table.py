@@ -125,8 +125,10 @@ _LAWS = (
          Moment.AFTER_PMD: use.law_13_spans,
          Moment.BEFORE_VMA_LOCK: steps.law_13_vmas,
          Moment.BEFORE_MMAP_LOCK: steps.law_13_mms}),
-    Law(14, "a mapping lies inside its VMA and allows no more than it does",
-        {Moment.END: mappings.law_14_mappings_lie_in_their_vmas}),
+    Law(14, "a mapping lies inside its VMA and allows no more than it does, and a collapse leaves VMAs "
+        "as they are",
+        {Moment.END: mappings.law_14_mappings_lie_in_their_vmas,
+         Moment.COLLAPSED: mappings.law_14_vmas_stay}),
     Law(15, "rmap finds every mapping of a folio",
         {Moment.END: mappings.law_15_rmap_finds_every_mapping}),
     Law(16, "a folio's flags, and the young and dirty bits of its mappings, are those that its history "
