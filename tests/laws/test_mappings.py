@@ -227,7 +227,7 @@ def test_swapped_pages_are_counted(change: Change, text: str) -> None:
     [("vm_flags", VM_READ), ("vm_pgoff", 7), ("vm_end", START + 0x3000), ("file", "f")],
 )
 def test_a_collapse_leaves_vmas_as_they_are(field: str, value: object) -> None:
-    world = RaceWorld(Size.PMD, "7.3")()
+    world = RaceWorld(Size.PMD, "7.3", ())()
     before = Census(world.kernel)
     assert not check_collapse(before, world.kernel)
     setattr(world.vma, field, value)
