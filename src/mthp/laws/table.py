@@ -25,6 +25,8 @@ class Moment(Enum):
     """Then what was reported is held against the end: (Observations, Census)."""
     COLLAPSED = auto()
     """Only khugepaged has worked: (Census before, Census now)."""
+    ALONE = auto()
+    """The same, in a race's world, where nobody else changed a mapping either."""
     COUNTED = auto()
     """Any tasks have worked: (Census before, Census now)."""
     ABORTED = auto()
@@ -128,7 +130,7 @@ _LAWS = (
     Law(14, "a mapping lies inside its VMA and allows no more than it does, and a collapse leaves VMAs "
         "as they are",
         {Moment.END: mappings.law_14_mappings_lie_in_their_vmas,
-         Moment.COLLAPSED: mappings.law_14_vmas_stay}),
+         Moment.ALONE: mappings.law_14_vmas_stay}),
     Law(15, "rmap finds every mapping of a folio",
         {Moment.END: mappings.law_15_rmap_finds_every_mapping}),
     Law(16, "a folio's flags, and the young and dirty bits of its mappings, are those that its history "

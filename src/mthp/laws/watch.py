@@ -224,6 +224,7 @@ class Watch:
         """Ask the laws at rest, where only the collapser did anything."""
         check = check_collapse if self.collapsed else check_aborted
         self._record(check(self.begun, self.kernel))
+        self._record(broken_at(Moment.ALONE, self.begun, Census(self.kernel)))
 
 
 _LAW_OF = {Rule.COUNTS: 5, Rule.USE: 10}
