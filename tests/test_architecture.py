@@ -315,7 +315,7 @@ def _writes(call: ast.Call) -> bool:
     )
 
 
-ONLY_IN_TESTS = {"benchmarks", "data", "litmus", "mutation", "selftests", "lab"}
+ONLY_IN_TESTS = {"benchmarks", "data", "litmus", "mutation", "selftests", "lab", "fuzzing"}
 """Directories under tests/ that need no room of the same name."""
 
 
@@ -356,12 +356,25 @@ def no_class_name_twice(root: Path) -> Iterator[str]:
                 where[node.name] = module.name
 
 
+def the_command_prints_what_is_safe(root: Path) -> Iterator[str]:
+    """On stdout by cli/options.py show() and print_json(), or on a SafeConsole: names are a stranger's."""
+    for module in modules(root):
+        if module.room != "cli" or module.name == "cli.options":
+            continue
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) != "print":
+                continue
+            if all(each.arg != "file" for each in node.keywords):
+                yield f"{module.name}:{node.lineno}: prints with print()"
+
+
 Rule = Callable[[Path], Iterator[str]]
 RULES: list[Rule] = [
     imports_go_one_way,
     no_import_circle,
     no_class_name_twice,
     the_lab_imports_one_way,
+    the_command_prints_what_is_safe,
     the_specification_has_no_arrays,
     capture_stands_alone,
     files_are_written_in_one_place,
@@ -468,6 +481,7 @@ BAD: list[tuple[Rule, str, str, str]] = [
         "def f():\n    from numpy.typing import NDArray",
         "khugepaged.scan:4: imports numpy.typing",
     ),
+    (the_command_prints_what_is_safe, "cli/a.py", "def f():\n    print(1)", "cli.a:4: prints with"),
     (capture_stands_alone, "image/capture/a.py", "import numpy", "imports numpy"),
     (
         capture_stands_alone,

@@ -509,7 +509,7 @@ def test_errors_name_file_line_and_id(tmp_path: Path) -> None:
         ("[" * 100_000, ":1: bad JSON: nested deeper than 64"),
         ("{}", ":1: id: missing"),
         ('{"id": ""}', ":1: id: missing"),
-        ('\n{"id": "a\\nb"}', ":2: 'a\\nb': schema: None is not"),
+        ('\n{"id": "a\\nb"}', ":2: a?b: schema: None is not"),
         (
             json.dumps(document()) + "\n" + json.dumps(document()),
             ":2: t-1: id: used twice in this file",

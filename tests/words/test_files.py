@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from mthp.words.files import FileError, append_to, check_target, recording, replace_text, replacing
+from mthp.words.files import (
+    LINE_LENGTH,
+    FileError,
+    append_to,
+    check_target,
+    one_line,
+    recording,
+    replace_text,
+    replacing,
+    shown,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -204,3 +214,25 @@ def test_files_of_lines_are_not_executable(tmp_path: Path) -> None:
         pass
     for name in ("lines", "recorded"):
         assert not stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o111
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("plain \u00fc \u2192 \u6f22", "plain \u00fc \u2192 \u6f22"),
+        ("a\nb\rc\td\0", "a?b?c?d?"),
+        ("\x1b[31m\x9b2J", "?[31m?2J"),
+        ("\u202ea\u2066\u200b\ufeff\u061c\u00ad", "?a?????"),
+        ("\u3164\u115f\ufe0f\u034f\U000e0100", "?????"),
+        ("\ud800\udcff\ue000\U000f0000", "????"),
+    ],
+)
+def test_only_what_one_sees_is_shown(text: str, seen: str) -> None:
+    assert shown(text) == seen
+    assert str(FileError(text)) == seen
+
+
+def test_a_message_is_one_line_of_bounded_length() -> None:
+    line = one_line("begin" + "\n" * 10**6 + "end")
+    assert line.startswith("begin?") and line.endswith("?end") and len(line) == LINE_LENGTH
+    assert one_line("x" * LINE_LENGTH) == "x" * LINE_LENGTH

@@ -20,7 +20,7 @@ import mthp
 from mthp.check.records import MutantResult, Ran, RanLines, WorldResult
 from mthp.explore.part import Key, Parts, part_document, part_of
 from mthp.laws.broken import Broken, Kind, Thing
-from mthp.words.files import FileError, check_target, replace_text
+from mthp.words.files import FileError, check_target, replace_text, shown
 from mthp.words.reading import read_json
 
 FORMAT = "mthp-check/1"
@@ -90,7 +90,11 @@ class Rows:
         if self.path is None:
             return
         self._saved = time.monotonic()
-        document = {
+        replace_text(self.path, json.dumps(self.document()))
+
+    def document(self) -> dict[str, Any]:
+        """What the file has of the rows."""
+        return {
             "format": FORMAT,
             "engine": engine(),
             "of": self.of,
@@ -107,7 +111,6 @@ class Rows:
                 for key, each in self.unfinished.items()
             },
         }
-        replace_text(self.path, json.dumps(document))
 
     def _read(self, path: Path) -> None:
         document = read_json(path)
@@ -160,7 +163,7 @@ def _record(kind: Any, document: Any) -> Any:
         (some,) = (each for each in get_args(kind) if each is not type(None))
         return None if document is None else _record(some, document)
     value = kind(document)
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and shown(value) != value:
         raise ValueError("control characters")
     if isinstance(value, int | float) and not 0 <= value < float("inf"):
         raise ValueError(f"the number {value}")

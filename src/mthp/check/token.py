@@ -50,7 +50,7 @@ class Token:
         """
         parts = text.split(":")
         if len(parts) != 5:
-            raise ValueError(f"not a token: {text!r} (MUTANT:PROFILE:WORLD:RIVALS:SCHEDULE)")
+            raise ValueError(f"not a token: {text[:60]!r} (MUTANT:PROFILE:WORLD:RIVALS:SCHEDULE)")
         what, profile, name, rivals, schedule = parts
         mutant, _, of = what.partition("@")
         file, _, digest = of.partition("@")
@@ -65,7 +65,7 @@ class Token:
         world = RaceWorld.parse(name, profile, names)
         parsed = Schedule.parse(schedule)
         if any(task >= len(world.tasks) for task in parsed.choices):
-            raise ValueError(f"the schedule names a task that is not there: {schedule}")
+            raise ValueError(f"the schedule names a task that is not there: {schedule[:60]}")
         return Token(mutant, world, parsed, (unquote(file), digest))
 
 

@@ -21,7 +21,7 @@ from mthp.cli.options import (
 )
 from mthp.image.capture.proc import CaptureError
 from mthp.lab.errors import LabError
-from mthp.words.files import FileError
+from mthp.words.files import FileError, one_line
 from mthp.words.processes import WorkerKilled
 from mthp.words.streams import drop, ended_in_order, failure, occupy, say
 
@@ -36,7 +36,7 @@ class OneLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Complain, and end with exit code 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
 class PrintCompletion(argparse.Action):
@@ -46,7 +46,7 @@ class PrintCompletion(argparse.Action):
         """Print the script for the shell and end."""
         from mthp.cli.completion import completion
 
-        print(completion(build_parser(), shell))
+        sys.stdout.write(f"{completion(build_parser(), shell)}\n")
         parser.exit()
 
 

@@ -23,7 +23,7 @@ from mthp.check.token import NO_MUTANT, NO_TASK, known
 from mthp.check.trace import trace
 from mthp.cli.check_jobs import run_jobs
 from mthp.cli.litmus import run_litmus
-from mthp.cli.options import UsageError, print_json
+from mthp.cli.options import UsageError, print_json, show
 from mthp.cli.self_check import run_self_check
 from mthp.explore.tasks import MAX_STEPS
 from mthp.laws.table import LAWS
@@ -111,7 +111,7 @@ def run_replay(args: argparse.Namespace) -> int:
     else:
         _draw(args, violation)
         if not violation.breaches:
-            print("no law is broken in this execution")
+            show("no law is broken in this execution")
     return BROKEN if violation.breaches else 0
 
 
@@ -141,7 +141,7 @@ def _itf_text(violation: Violation) -> str:
 
 def _draw(args: argparse.Namespace, violation: Violation) -> None:
     lines = full_violation_lines if args.full else violation_lines
-    print("\n".join(lines(violation, _width())))
+    show(*lines(violation, _width()))
 
 
 # One profile
@@ -155,7 +155,7 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
         assert isinstance(result, WorldResult)
         results.append(result)
         if not args.json:
-            print(world_line(result), flush=True)
+            show(world_line(result))
     violation = next((each.violation for each in results if each.violation is not None), None)
     _write_files(args, violation)
     if args.json:
@@ -164,10 +164,10 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
             document["protocol"] = own.document()
         print_json(document)
     elif violation is not None:
-        print()
+        show("")
         _draw(args, violation)
     elif args.protocol is not None:
-        print("\n" + "\n".join(never_ran_lines(each.ran for each in results)))
+        show("", *never_ran_lines(each.ran for each in results))
     if any(each.is_alarm for each in results):
         return BROKEN
     is_own = args.protocol is not None or mutant != NO_MUTANT
@@ -229,8 +229,8 @@ def _protocol(args: argparse.Namespace) -> Iterator[None]:
     try:
         with nullcontext() if file is None else protocol(Path(file)) as own:
             if own is not None and not args.json:
-                print(f"{own.file}: {own.rule}")
-                print("".join(f"replaces {each}\n" for each in own.replaces), flush=True)
+                show(f"{own.file}: {own.rule}")
+                show(*(f"replaces {each}" for each in own.replaces), "")
             yield
     except VariantError as error:
         raise UsageError(f"--protocol {file}: {error}") from None
@@ -255,11 +255,10 @@ def _mutant(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"schema_version": 1, "mutants": [mutant_document(result)]})
     else:
-        print(f"{result.id}: {result.rule}")
-        print(f"where: {result.where}\n")
+        show(f"{result.id}: {result.rule}", f"where: {result.where}", "")
         if result.violation is None:
             what = "not run" if is_not_run(result.ran) else "no law is broken"
-            print(f"{what}; {covered_text(result.covered)}")
+            show(f"{what}; {covered_text(result.covered)}")
         else:
             _draw(args, result.violation)
     if result.violation is None:
@@ -284,11 +283,11 @@ def _mutations(args: argparse.Namespace) -> int:
             }
         )
         if not args.json:
-            print(f"{f'law {laws}' if laws else _not_caught(each):34} {what}", flush=True)
+            show(f"{f'law {laws}' if laws else _not_caught(each):34} {what}")
     if args.json:
         print_json({"schema_version": 1, "module": args.mutations, "mutations": rows})
     else:
-        print(f"{sum(bool(row['laws']) for row in rows)} of {len(every)} caught")
+        show(f"{sum(bool(row['laws']) for row in rows)} of {len(every)} caught")
     return 0
 
 
@@ -317,7 +316,7 @@ def _scorecard(args: argparse.Namespace) -> int:
             mutants.append(result)
             line = mutant_line(result)
         if not args.json:
-            print(line, flush=True)
+            show(line)
     worlds.sort(key=lambda each: (each.profile, each.world, each.tasks))
     order = {name: at for at, name in enumerate((*MUTANTS, *HALVES))}
     mutants.sort(key=lambda each: order[each.id])
@@ -331,13 +330,13 @@ def _scorecard(args: argparse.Namespace) -> int:
 
 
 def _totals(worlds: list[WorldResult], mutants: list[MutantResult]) -> None:
-    print()
+    show("")
     searches = [each.ran for each in worlds]
     for line in (*totals_lines(worlds), *never_ran_lines(searches), *pairs_lines(worlds)):
-        print(line)
+        show(line)
     if mutants:
         verdicts = Counter(each.verdict for each in mutants)
-        print(", ".join(f"{verdicts[verdict]} {verdict.value}" for verdict in MutantVerdict))
+        show(", ".join(f"{verdicts[verdict]} {verdict.value}" for verdict in MutantVerdict))
 
 
 # Words
@@ -352,9 +351,9 @@ def _list() -> None:
         "laws": {str(law.number): law.sentence for law in LAWS.values()},
     }
     for heading, lines in lists.items():
-        print(f"{heading}:")
+        show(f"{heading}:")
         for name, what in lines.items():
-            print(f"  {name:20}{what}")
+            show(f"  {name:20}{what}")
 
 
 def _budget(args: argparse.Namespace) -> Budget:

@@ -10,7 +10,7 @@ import time
 
 from rich.console import Console
 
-from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json
+from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json, show
 from mthp.cli.progress import ProgressLine
 from mthp.cli.target import (
     captured_settings,
@@ -151,7 +151,7 @@ def run_collapse(args: argparse.Namespace) -> int:
 def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> None:
     if args.events:
         for line in ftrace(events):
-            print(line)
+            show(line)
     elif args.json:
         print_json(outcome_document(outcome))
     elif args.csv:
@@ -179,7 +179,7 @@ def _why(
         outcome = run_world(world, request)
     window = look_at_window(world, vma, address, before, request, outcome, events)
     for line in window_lines(window):
-        print(line)
+        show(line)
     return 0 if outcome.complete and not progress.interrupted else 1
 
 

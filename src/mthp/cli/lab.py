@@ -16,7 +16,7 @@ from mthp.cli.lab_fuzz import add_fuzz
 from mthp.cli.lab_predict import add_predict
 from mthp.cli.lab_run import add_record, add_run
 from mthp.cli.lab_selftest import add_selftest
-from mthp.cli.options import UsageError, Verbs, print_json
+from mthp.cli.options import UsageError, Verbs, print_json, show
 from mthp.lab.errors import HOST_LACKS, LabError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _run_setup(args: argparse.Namespace) -> int:
     if args.kernel is None:
         _fetch(args, list(dict.fromkeys(wanted)))
     elif args.rehearse:
-        print(f"would copy kernel {release_of_image(Path(args.kernel))} from {args.kernel}")
+        show(f"would copy kernel {release_of_image(Path(args.kernel))} from {args.kernel}")
     else:
         modules = None if args.modules is None else Path(args.modules)
         _ready(add_copy(Path(args.kernel), modules))
@@ -109,9 +109,9 @@ def _provide_tools(args: argparse.Namespace) -> None:
     if not tools:
         return
     todo = plan(tools)
-    print(f"missing on this host: {', '.join(tool.value for tool in tools)}")
+    show(f"missing on this host: {', '.join(tool.value for tool in tools)}")
     for line in (f"to install: {todo.command}", *todo.sizes):
-        print(line)
+        show(line)
     if args.rehearse:
         return
     may = os.geteuid() == 0 and (args.yes or asked("Install them now? [y/N] "))
@@ -144,7 +144,7 @@ def _in_cache(name: str) -> bool:
 
     for kernel in reversed(installed()):
         if matches(kernel.release, name):
-            print(f"kernel {kernel.release} is in the cache already (--again looks for a newer)")
+            show(f"kernel {kernel.release} is in the cache already (--again looks for a newer)")
             return True
     return False
 
@@ -152,19 +152,19 @@ def _in_cache(name: str) -> bool:
 def _announce(offer: Offer) -> None:
     from mthp.words.units import human_bytes
 
-    print(
+    show(
         f"kernel {offer.release}, Debian {offer.suite}: {human_bytes(offer.size)} to fetch, "
         f"{human_bytes(offer.installed_size)} unpacked"
     )
     for package in offer.packages:
-        print(f"  {package.name} {package.version}  {human_bytes(package.size)}")
+        show(f"  {package.name} {package.version}  {human_bytes(package.size)}")
     if not offer.complete:
-        print("  its modules are no longer in the archive: no swap (zram) in that guest")
+        show("  its modules are no longer in the archive: no swap (zram) in that guest")
 
 
 def _ready(kernel: CachedKernel) -> None:
     modules = "with modules" if kernel.modules else "without modules"
-    print(f"kernel {kernel.release} is ready, {modules}: {kernel.image.parent}")
+    show(f"kernel {kernel.release} is ready, {modules}: {kernel.image.parent}")
 
 
 def _run_list(args: argparse.Namespace) -> int:
@@ -178,9 +178,9 @@ def _run_list(args: argparse.Namespace) -> int:
     for kernel in kernels:
         modules = "modules" if kernel.modules else "no modules"
         size = human_bytes(kernel.image.stat().st_size)
-        print(f"{kernel.release}  {size}, {modules}  {kernel.origin.source}")
+        show(f"{kernel.release}  {size}, {modules}  {kernel.origin.source}")
     if not kernels:
-        print("no kernel in the cache: mthp lab setup fetches one")
+        show("no kernel in the cache: mthp lab setup fetches one")
     return 0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import DIFFER, UsageError, Verbs, add_number, print_json
+from mthp.cli.options import DIFFER, UsageError, Verbs, add_number, print_json, show
 from mthp.words.files import replace_text
 from mthp.words.streams import say
 
@@ -75,9 +75,9 @@ def run_fuzz(args: argparse.Namespace) -> int:
     if args.json:
         print_json(document)
     else:
-        sys.stdout.write(fuzz_text(document, coverage_table(campaign.coverage)))
+        show(*fuzz_text(document, coverage_table(campaign.coverage)).splitlines())
         if smallest:
-            print(f"made small, with both event lists: {campaign.folder / 'disagreements'}")
+            show(f"made small, with both event lists: {campaign.folder / 'disagreements'}")
     return DIFFER if campaign.mismatches else 0
 
 
@@ -93,7 +93,7 @@ def _progress(terminal: bool) -> Callable[[Campaign, float], None]:
             f"passes agree, {len(campaign.not_built)} not built, {rate:.0f} a minute"
         )
         if terminal:
-            say(f"\r{line}", "\n" if campaign.done == campaign.spec.number else "")
+            say(line, begin="\r", end="\n" if campaign.done == campaign.spec.number else "")
         elif campaign.done % 500 == 0 or campaign.done == campaign.spec.number:
             say(line)
 

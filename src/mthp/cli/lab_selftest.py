@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mthp.cli.lab_run import record_lines
-from mthp.cli.options import UsageError, Verbs, print_json
+from mthp.cli.options import UsageError, Verbs, print_json, show
 from mthp.lab.errors import FAILED
 from mthp.words.streams import say
 from mthp.words.units import parse_whole
@@ -198,11 +198,11 @@ def _run_in_guest(
 def _print_table(result: _Result) -> None:
     from mthp.report.phrases import aligned
 
-    print(_heading(result))
+    show(_heading(result))
     lines = [("case", "context", "order", *_SIDES), *map(_cells, result.rows)]
     columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"-"}]
     for line in (*aligned(list(zip(*columns, strict=True))), *result.complaints):
-        print(line)
+        show(line)
 
 
 def _heading(result: _Result) -> str:

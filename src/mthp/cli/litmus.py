@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from mthp.check.litmus import compare
-from mthp.cli.options import DIFFER, UsageError, print_json
+from mthp.cli.options import DIFFER, UsageError, print_json, show
 from mthp.cli.source import kept_or_fetched
 from mthp.lab.kernels.herd import check_herd, check_model
 from mthp.lab.kernels.source import MEMORY_MODEL
@@ -22,7 +22,7 @@ def run_litmus(args: argparse.Namespace) -> int:
     if args.json:
         print_json(litmus_document(results))
     else:
-        print("\n".join(litmus_lines(results)))
+        show(*litmus_lines(results))
     return 0 if all(each.agrees for each in results) else DIFFER
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mthp.image.capture.command import add_arguments, add_processes
 from mthp.image.capture.command import run as run_capture
-from mthp.words.files import FileError
+from mthp.words.files import FileError, shown
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import NUMBERS
 from mthp.words.units import parse_whole
@@ -31,6 +31,11 @@ def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
     json.dump(document, sys.stdout, indent=1)
     print()
+
+
+def show(*lines: str) -> None:
+    """Print lines on stdout, at once; what they have of a stranger's text is made safe."""
+    print("\n".join(map(shown, lines)), flush=True)
 
 
 class UsageError(Exception):

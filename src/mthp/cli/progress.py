@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mthp.words.files import LINE_LENGTH
 from mthp.words.streams import say
 
 
@@ -23,9 +24,9 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Replace the line."""
         if self.is_shown:
-            width = shutil.get_terminal_size((80, 24)).columns - 1
+            width = min(shutil.get_terminal_size((80, 24)).columns - 1, LINE_LENGTH)
             end = "" if text else "\r"
-            say(f"\r{text[:width]:{width}}", end)
+            say(f"{text[:width]:{width}}", begin="\r", end=end)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

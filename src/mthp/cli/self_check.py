@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from random import Random
 
 from mthp.check.self_check import SelfCheck, Subject, subjects
-from mthp.cli.options import print_json
+from mthp.cli.options import print_json, show
 from mthp.races.world import RaceWorld
 
 _HOLDS = (
@@ -43,6 +43,9 @@ def run_self_check(args: argparse.Namespace, worlds: Sequence[RaceWorld]) -> int
             }
         )
     else:
-        print(f"{check.executions} executions from seed {seed}, {check.moves} steps moved")
-        print("\n".join(f"{at}: {what}" for what, at in check.defects.items()) or _HOLDS)
+        show(f"{check.executions} executions from seed {seed}, {check.moves} steps moved")
+        show(
+            *(f"{at}: {what}" for what, at in check.defects.items()),
+            *([] if check.defects else [_HOLDS]),
+        )
     return 1 if check.defects else 0

@@ -11,7 +11,9 @@ from enum import StrEnum
 from itertools import groupby
 from typing import Any
 
-_RUN = re.compile(r"([a-z])(\d+)")
+_RUN = re.compile(r"([a-z])([0-9]+)")
+MOST_CHOICES = 100_000
+"""Steps of a schedule: twenty times those after which an execution is cut off."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Schedule:
         """The schedule printed as text; ValueError where it is none."""
         runs = _RUN.findall(text)
         if not runs or "".join(map("".join, runs)) != text:
-            raise ValueError(f"not a schedule: {text!r} (runs of steps such as a12b3)")
+            raise ValueError(f"not a schedule: {text[:60]!r} (runs of steps such as a12b3)")
+        if any(len(count) > 8 for _, count in runs) or sum(int(n) for _, n in runs) > MOST_CHOICES:
+            raise ValueError(f"a schedule of more than {MOST_CHOICES} steps")
         return Schedule(
             tuple(ord(task) - ord("a") for task, count in runs for _ in range(int(count)))
         )

@@ -12,7 +12,16 @@ from mthp.words.files import FileError
 E = TypeVar("E", bound=StrEnum)
 
 _REQUIRED = object()
-_NAMES = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
+MOST_REFERENCES = 1 << 20
+MOST_TIMES = 1 << 10
+"""Of extra references to a page, and of how often ranges name the pages of a VMA."""
+_NAMES: dict[type[Any], str] = {
+    str: "text",
+    dict: "an object",
+    list: "a list",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 class ScenarioError(FileError):
@@ -25,10 +34,10 @@ class Fields:
     where: the object's place in the document with a dot at its end, for messages.
     """
 
-    __slots__ = ("_document", "_left", "where")
+    __slots__ = ("_left", "document", "where")
 
     def __init__(self, document: Mapping[str, Any], where: str = "") -> None:
-        self._document = document
+        self.document = document
         self._left = dict(document)
         self.where = where
 
@@ -38,11 +47,11 @@ class Fields:
 
     def has(self, key: str) -> bool:
         """Whether the field is there, be it null."""
-        return key in self._document
+        return key in self.document
 
     def is_null(self, key: str) -> bool:
         """Whether the field is null or not there; a null is struck off."""
-        if self._document.get(key) is not None:
+        if self.document.get(key) is not None:
             return False
         self._left.pop(key, None)
         return True
@@ -53,21 +62,21 @@ class Fields:
         if value is _REQUIRED:
             raise ScenarioError(f"{self.where}{key}: missing")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ScenarioError(f"{self.where}{key}: {_short(value)} is not {_NAMES[kind]}")
+            raise ScenarioError(f"{self.where}{key}: {short(value)} is not {_NAMES[kind]}")
         return value
 
     def number(self, key: str, low: int, high: int, default: Any = _REQUIRED) -> int:
         """Take a whole number within low..high."""
         value: int = self.take(key, int, default)
         if not low <= value <= high:
-            raise ScenarioError(f"{self.where}{key}: {value} is outside {low}..{high}")
+            raise ScenarioError(f"{self.where}{key}: {short(value)} is outside {low}..{high}")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
         """Take true or false, or 1 or 0."""
         value = self._left.pop(key, default)
-        if value not in (True, False):
-            raise ScenarioError(f"{self.where}{key}: {_short(value)} is not true or false")
+        if type(value) not in (bool, int) or value not in (0, 1):
+            raise ScenarioError(f"{self.where}{key}: {short(value)} is not true or false")
         return bool(value)
 
     def choice(self, key: str, kind: type[E]) -> E:
@@ -75,9 +84,19 @@ class Fields:
         value = self.take(key, str)
         if value not in set(kind):
             raise ScenarioError(
-                f"{self.where}{key}: {_short(value)} is not one of {', '.join(kind)}"
+                f"{self.where}{key}: {short(value)} is not one of {', '.join(kind)}"
             )
         return kind(value)
+
+    def table(self, key: str, kind: type[Any]) -> dict[str, Any]:
+        """Take an object whose values are all of JSON type kind."""
+        values: dict[str, Any] = self.take(key, dict)
+        for name, value in values.items():
+            if not isinstance(value, kind):
+                raise ScenarioError(
+                    f"{self.where}{key}.{name[:40]}: {short(value)} is not {_NAMES[kind]}"
+                )
+        return values
 
     def objects(self, key: str, what: str, default: Any = _REQUIRED) -> list[Fields]:
         """Take a list of objects, each ready to be read."""
@@ -104,15 +123,19 @@ class Fields:
         for each in ranges:
             whole = isinstance(each, list) and all(type(number) is int for number in each)
             if not whole or len(each) not in lengths:
-                raise ScenarioError(f"{self.where}{key}: {_short(each)} is not [first, pages]")
+                raise ScenarioError(f"{self.where}{key}: {short(each)} is not [first, pages]")
+            if len(each) == 3 and each[2] > MOST_REFERENCES:
+                raise ScenarioError(f"{self.where}{key}: {short(each)} is over {MOST_REFERENCES}")
             if each[0] < 0 or min(each[1:]) < 1 or each[0] + each[1] > pages:
                 raise ScenarioError(
-                    f"{self.where}{key}: {_short(each)} is not inside the VMA's {pages} pages"
+                    f"{self.where}{key}: {short(each)} is not inside the VMA's {pages} pages"
                 )
+        if sum(each[1] for each in ranges) > MOST_TIMES * pages:
+            raise ScenarioError(f"{self.where}{key}: every page {MOST_TIMES} times and more")
         return ranges
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """A value as it may stand in a one-line message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -121,7 +121,7 @@ def load_one(spec: str) -> Scenario:
             if wanted:
                 break
     if found is None or (not wanted and len(names) > 1):
-        some = ", ".join(map(_printable, names[:3])) + (", ..." if len(names) > 3 else "")
+        some = ", ".join(name[:40] for name in names[:3]) + (", ..." if len(names) > 3 else "")
         asked = f"no scenario {wanted!r}" if wanted else "which one? write FILE#ID"
         raise ScenarioError(f"{path}: {asked} (it holds {len(names)}: {some or 'nothing'})")
     number, name, document = found
@@ -289,9 +289,10 @@ def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:
     final = fields.take("final", list)
     if len(final) != len(vmas) or not all(isinstance(each, dict) for each in final):
         raise ScenarioError(f"{fields.where}final: not one state for each of {len(vmas)} VMAs")
+    counters = fields.table("counters", dict) if fields.has("counters") else {}
     return RecordedPass(
         events=tuple(MappingProxyType(event) for event in events),
-        counters=MappingProxyType(fields.take("counters", dict, {})),
+        counters=MappingProxyType(counters),
         final=tuple(
             _state(each, vma.pages, f"{fields.where}final[{i}]")
             for i, (each, vma) in enumerate(zip(final, vmas, strict=True))
@@ -325,15 +326,10 @@ def _free_blocks(fields: Fields) -> Mapping[int, int] | None:
     return MappingProxyType(counts)
 
 
-def _printable(text: str) -> str:
-    """An id as it may stand in a one-line message."""
-    return text if text.isprintable() else repr(text)
-
-
 def _placed(path: str | Path, number: int, name: str, error: FileError) -> ScenarioError:
     """The error with the file, the line and the id before it."""
-    shown = f" {_printable(name)}:" if name else ""
-    return ScenarioError(f"{path}:{number}:{shown} {error}")
+    of = f" {name[:40]}:" if name else ""
+    return ScenarioError(f"{path}:{number}:{of} {error}")
 
 
 def _document(line: str) -> dict[str, Any]:

@@ -29,8 +29,8 @@ _ENTRY_OF = {
 }
 """The page-table entries that go with what pagemap says."""
 
-MOST_PAGES = 1 << 23
-"""Of a scenario: far more than a guest of the lab has, and a world of them takes 2 GiB to build."""
+MOST_PAGES = 1 << 20
+"""Of a scenario, in its mappings and in its folios: far more than a guest of the lab has."""
 
 
 @dataclass(slots=True)
@@ -86,6 +86,11 @@ def check_snapshot(
                 )
         if state.ptes is not None:
             _check_tables(where, vma, stretches, tables, geometry)
+    pages = sum(1 << claimed[0].order for claimed in claims.values())
+    if pages > MOST_PAGES:
+        raise ScenarioError(
+            f"folios: {pages} pages are more than the {MOST_PAGES} that are worked on"
+        )
     for folio, claimed in claims.items():
         _check_claims(folio, claimed)
 

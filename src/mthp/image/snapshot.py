@@ -7,10 +7,8 @@ The format is docs/snapshot-format.md. Kernel: fs/proc/task_mmu.c and fs/proc/pa
 from __future__ import annotations
 
 import os
-import re
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from itertools import pairwise
 from types import MappingProxyType
@@ -22,10 +20,24 @@ import numpy.typing as npt
 from mthp.image.capture.columns import WIDTH
 from mthp.image.capture.resident import kind_of, resident_of
 from mthp.image.capture.run import SCHEMA
+from mthp.image.fields import Fields, short
+from mthp.image.members import Members
+from mthp.image.snapshot_checks import (
+    Entries,
+    address_limit,
+    check_addresses,
+    check_memory_held,
+    check_meta,
+    check_privilege,
+    check_process,
+    check_vma,
+    check_vmas,
+    folios_of,
+)
 from mthp.words.files import FileError
-from mthp.words.reading import open_regular, parse_object
+from mthp.words.reading import check_memory, open_regular, parse_object
 from mthp.words.resident import MappingKind, Resident
-from mthp.words.units import Geometry
+from mthp.words.units import Geometry, human_bytes
 
 
 class SnapshotError(FileError):
@@ -180,11 +192,10 @@ MEMBERS = {
     **{name: (width, True) for name, width in WIDTH.items()},
 }
 REQUIRED = ("meta", "table_address", "table_process", "pte")
-
-MAX_PAGE_ORDER = 10
-MOST_NODES = 1 << 10
-MOST_CPUS = 1 << 13
-"""Kernel: include/linux/mmzone.h, MAX_PAGE_ORDER; CONFIG_NODES_SHIFT and CONFIG_NR_CPUS at most."""
+META_BYTES = 128 << 20
+"""Of the document: several hundred thousand VMAs."""
+WORLD_BYTES_OF_A_PAGE = 64
+"""What a page of a large folio takes in a world, about."""
 
 
 def load(path: str | os.PathLike[str]) -> Snapshot:
@@ -198,171 +209,168 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
 
 
 def read_snapshot(file: IO[bytes], where: str) -> Snapshot:
-    """The snapshot in an open file, called `where` in what a SnapshotError says."""
-    arrays = _read_members(file, where)
+    """The snapshot in an open file, called `where` in what a SnapshotError says.
+
+    The document comes first, and each member only when it is as long as the document lets it be.
+    """
     try:
-        return _build(parse_object(arrays.pop("meta").tobytes()), arrays)
+        members = Members(file, MEMBERS)
+        meta = _read_meta(members)
+        geometry = _geometry(meta)
+        snapshot = _described(meta, members, geometry)
+        _check_lengths(members, snapshot)
+        return _with_tables(snapshot, members)
     except FileError as error:
         raise SnapshotError(f"{where}: {error}") from None
-    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise SnapshotError(f"{where}: member meta is malformed: {what}") from None
 
 
-def _read_members(file: IO[bytes], where: str) -> dict[str, npt.NDArray[Any]]:
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    name = ""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = {entry.removesuffix(".npy") for entry in archive.namelist()}
-            for name in REQUIRED:
-                if name not in names:
-                    raise SnapshotError(f"{where}: not a snapshot (no member {name})")
-            for name in MEMBERS:
-                if name in names:
-                    with archive.open(name + ".npy") as member:
-                        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
-    except (SnapshotError, OSError):
-        raise
-    except zipfile.BadZipFile as error:
-        about = f"member {name} is damaged" if name else "not a snapshot, or truncated"
-        raise SnapshotError(f"{where}: {about} ({error})") from None
-    except Exception as error:  # a damaged member makes numpy and zipfile raise nearly anything
-        line = str(error).split("\n")[0]
-        raise SnapshotError(
-            f"{where}: member {name} is damaged ({line or type(error).__name__})"
-        ) from None
-    return arrays
-
-
-def _build(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Snapshot:
+def _read_meta(members: Members) -> dict[str, Any]:
+    for name in REQUIRED:
+        if name not in members.found:
+            raise FileError(f"not a snapshot (no member {name})")
+    for name, member in members.found.items():
+        if member.dtype.itemsize != MEMBERS[name][0]:
+            raise FileError(f"member {name} is {member.dtype}, not u{MEMBERS[name][0]}")
+    if members.found["meta"].size > META_BYTES:
+        raise FileError(f"member meta: more than {human_bytes(META_BYTES)}")
+    meta = parse_object(members.array("meta").tobytes())
     if meta.get("schema") != SCHEMA:
-        raise SnapshotError(f"schema {meta.get('schema')!r} is not {SCHEMA!r}")
-    geometry = _geometry(meta["page_size"], meta["pmd_size"])
-    _check_shapes(arrays, geometry, len(meta["processes"]))
-    _check_host(meta, arrays, geometry)
-    described = meta["privilege"]
-    return Snapshot(
-        schema=SCHEMA,
-        kernel=str(meta["kernel"]),
-        geometry=geometry,
-        meta=MappingProxyType(meta),
-        privilege=Privilege(**{k: bool(described[k]) for k in Privilege.__dataclass_fields__}),
-        unseen=tuple(meta["unseen"]),
-        frozen=bool(meta["frozen"]),
-        redacted=bool(meta["redacted"]),
-        processes=tuple(
-            _process(index, entry, arrays, geometry)
-            for index, entry in enumerate(meta["processes"])
-        ),
-    )
+        raise FileError(f"schema {short(meta.get('schema'))} is not {SCHEMA!r}")
+    return meta
 
 
-def _geometry(page_size: int, pmd_size: int) -> Geometry:
-    page_shift, pmd_shift = int(page_size).bit_length() - 1, int(pmd_size).bit_length() - 1
+def _geometry(meta: dict[str, Any]) -> Geometry:
+    fields = Fields(meta)
+    page_size, pmd_size = (fields.number(name, 1, 2**40) for name in ("page_size", "pmd_size"))
+    page_shift, pmd_shift = page_size.bit_length() - 1, pmd_size.bit_length() - 1
     try:
         geometry = Geometry(page_shift, pmd_shift - page_shift)
     except ValueError as error:
-        raise SnapshotError(str(error)) from None
+        raise FileError(str(error)) from None
     if (geometry.page_size, geometry.pmd_size) != (page_size, pmd_size):
-        raise SnapshotError(f"page_size {page_size} and pmd_size {pmd_size} are not powers of two")
+        raise FileError(f"page_size {page_size} and pmd_size {pmd_size} are not powers of two")
     return geometry
 
 
-def _check_shapes(arrays: dict[str, npt.NDArray[Any]], geometry: Geometry, processes: int) -> None:
-    rows = len(arrays["table_address"]) if arrays["table_address"].ndim else 0
-    for name, array in arrays.items():
-        width, wide = MEMBERS[name]
-        shape = (rows, geometry.ptrs_per_pte) if wide else (rows,)
-        if array.dtype.kind != "u" or array.dtype.itemsize != width:
-            raise SnapshotError(f"member {name} is {array.dtype}, not u{width}")
-        if array.shape != shape:
-            raise SnapshotError(f"member {name} has shape {array.shape}, not {shape}")
-        arrays[name] = array.astype(f"u{width}", copy=False)
-    owner = arrays["table_process"].astype(np.int64)
-    if rows and (np.any(np.diff(owner) < 0) or owner[-1] >= processes):
-        raise SnapshotError(
-            f"member table_process is not ascending indices of {processes} processes"
-        )
+def _described(meta: dict[str, Any], members: Members, geometry: Geometry) -> Snapshot:
+    """The snapshot as its document has it, the tables not yet read."""
+    fields = Fields(meta)
+    check_meta(fields)
+    privilege = Fields(fields.take("privilege", dict), "privilege.")
+    seen = {name: privilege.take(name, bool) for name in Privilege.__dataclass_fields__}
+    check_privilege(seen, members.found)
+    limit = address_limit(meta)
+    processes = [
+        _process(each, geometry, limit)
+        for each in fields.objects("processes", "a list of processes")
+    ]
+    pids = [process.pid for process in processes]
+    if len(set(pids)) != len(pids) or not pids:
+        raise FileError("processes: one is there twice" if pids else "processes: empty")
+    return Snapshot(
+        schema=SCHEMA,
+        kernel=meta["kernel"],
+        geometry=geometry,
+        meta=MappingProxyType(meta),
+        privilege=Privilege(**seen),
+        unseen=tuple(meta["unseen"]),
+        frozen=bool(meta["frozen"]),
+        redacted=bool(meta["redacted"]),
+        processes=tuple(processes),
+    )
 
 
-def _check_host(
-    meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], geometry: Geometry
-) -> None:
-    """Check that what sizes a world is no larger than a kernel can be built for."""
-    cpus = int(meta.get("cpus") or 1)
-    if cpus > MOST_CPUS:
-        raise SnapshotError(f"cpus: {cpus} are more than {MOST_CPUS}")
-    for node in re.findall(r"Node\s+(\d+)", str(meta.get("buddyinfo"))):
-        if len(node) > 4 or int(node) >= MOST_NODES:
-            raise SnapshotError(f"buddyinfo: node {node[:20]} is not below {MOST_NODES}")
-    order = int(arrays["folio_order"].max(initial=0)) if "folio_order" in arrays else 0
-    if order > max(geometry.pmd_order, MAX_PAGE_ORDER):
-        raise SnapshotError(f"member folio_order: no folio has order {order}")
-
-
-def _process(
-    index: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], geometry: Geometry
-) -> ProcessTables:
-    first, last = np.searchsorted(arrays["table_process"], [index, index + 1])
-    own = {name: array[first:last] for name, array in arrays.items() if name != "table_process"}
-    pid = int(entry["pid"])
-    where = f"process {pid}"
-    vmas = tuple(_vma(vma) for vma in entry["vmas"])
-    for before, after in pairwise(vmas):
-        if after.start < before.end:
-            raise SnapshotError(f"{where}: VMAs overlap or are unsorted at {after.start:#x}")
-    for vma in vmas:
-        if vma.start >= vma.end or (vma.start | vma.end) % geometry.page_size:
-            raise SnapshotError(f"{where}: impossible VMA {vma.start:#x}-{vma.end:#x}")
-    _check_tables(where, own, vmas, geometry)
-    name = str(entry.get("comm") or f"pid {pid}")
-    resident = resident_of(entry)
-    for what, size in resident.bytes().items():
-        if size is not None and size < 0:
-            raise SnapshotError(f"{where}: negative sizes add up to {size} bytes of {what}")
+def _process(fields: Fields, geometry: Geometry, limit: int) -> ProcessTables:
+    check_process(fields)
+    entry = fields.document
+    vmas = []
+    for index, vma in enumerate(fields.take("vmas", list)):
+        check_vma(vma, f"{fields.where}vmas[{index}]")
+        vmas.append(_vma(vma))
+    pid = entry["pid"]
+    check_vmas(f"process {pid}", vmas, geometry, limit)
+    nothing = np.zeros((0, geometry.ptrs_per_pte), np.uint16)
     return ProcessTables(
-        pid=pid, name=name, meta=MappingProxyType(entry), vmas=vmas, resident=resident, **own
+        pid=pid,
+        name=entry.get("comm") or f"pid {pid}",
+        meta=MappingProxyType(entry),
+        vmas=tuple(vmas),
+        resident=resident_of(entry),
+        table_address=np.zeros(0, np.uint64),
+        pte=nothing,
     )
 
 
 def _vma(entry: dict[str, Any]) -> SnapshotVma:
     return SnapshotVma(
-        start=int(entry["start"]),
-        end=int(entry["end"]),
-        perms=str(entry["perms"]),
-        flags=frozenset(str(entry["flags"]).split()),
-        name=str(entry["path"]),
+        start=entry["start"],
+        end=entry["end"],
+        perms=entry["perms"],
+        flags=frozenset(entry["flags"].split()),
+        name=entry["path"],
         anonymous=entry["skipped"] is None,
         skipped=entry["skipped"],
-        captured=bool(entry.get("captured", entry["skipped"] is None)),
+        captured=entry.get("captured", entry["skipped"] is None),
         kind=kind_of(entry),
-        anonymous_bytes=int(entry.get("anonymous", 0)),
-        referenced=int(entry.get("referenced", 0)),
-        swap_bytes=int(entry.get("swap", 0)),
+        anonymous_bytes=entry.get("anonymous", 0),
+        referenced=entry.get("referenced", 0),
+        swap_bytes=entry.get("swap", 0),
     )
 
 
-def _check_tables(
-    where: str, own: dict[str, npt.NDArray[Any]], vmas: tuple[SnapshotVma, ...], geometry: Geometry
-) -> None:
-    address, pte = own["table_address"], own["pte"]
-    if np.any(address % np.uint64(geometry.pmd_size)):
-        raise SnapshotError(f"{where}: a table address is not a multiple of {geometry.pmd_size}")
-    if len(address) > 1 and np.any(address[1:] <= address[:-1]):
-        k = int(np.argmax(address[1:] <= address[:-1])) + 1
-        raise SnapshotError(f"{where}: tables are not ascending at {int(address[k]):#x}")
-    starts = np.array([vma.start for vma in vmas if vma.captured], np.uint64)
-    ends = np.array([vma.end for vma in vmas if vma.captured], np.uint64)
-    # the VMA that ends after the table begins must begin before the table ends
-    after = np.asarray(np.searchsorted(ends, address, side="right"))
-    starts = np.append(starts, np.array([2**64 - 1], np.uint64))
-    outside = np.flatnonzero(starts[after] >= address + np.uint64(geometry.pmd_size))
-    if len(outside):
-        at = int(address[outside[0]])
-        raise SnapshotError(f"{where}: the table at {at:#x} is in no VMA that was captured")
-    both = pte & np.uint16(Pte.PRESENT | Pte.SWAPPED) == Pte.PRESENT | Pte.SWAPPED
-    if both.any():
-        row, column = np.unravel_index(int(np.argmax(both)), both.shape)
-        at = int(address[row]) + int(column) * geometry.page_size
-        raise SnapshotError(f"{where}: the PTE at {at:#x} is both present and swapped")
+def _check_lengths(members: Members, snapshot: Snapshot) -> None:
+    """Check that there are no more tables than the mappings have, and a row for each everywhere."""
+    geometry = snapshot.geometry
+    vmas = [vma for process in snapshot.processes for vma in process.vmas if vma.captured]
+    most = sum(
+        geometry.pmd_align_up(vma.end) - geometry.pmd_addr(vma.start) >> geometry.pmd_shift
+        for vma in vmas
+    )
+    shape = members.found["table_address"].shape
+    rows = shape[0] if shape else 0
+    if rows > most:
+        raise FileError(f"{rows} tables are more than the {most} of what was captured")
+    for name, member in members.found.items():
+        wanted = (rows, geometry.ptrs_per_pte) if MEMBERS[name][1] else (rows,)
+        if name != "meta" and member.shape != wanted:
+            raise FileError(f"member {name} has shape {member.shape}, not {wanted}")
+    check_memory(2 * sum(member.size for member in members.found.values()))
+
+
+def _with_tables(snapshot: Snapshot, members: Members) -> Snapshot:
+    """The snapshot with its tables, each looked at."""
+    geometry = snapshot.geometry
+    owner = members.array("table_process").astype(np.int64)
+    count = len(snapshot.processes)
+    if len(owner) and (np.any(np.diff(owner) < 0) or owner[-1] >= count):
+        raise FileError(f"member table_process is not ascending indices of {count} processes")
+    edges = np.searchsorted(owner, np.arange(count + 1)).tolist()
+    rows_of = [slice(*edge) for edge in pairwise(edges)]
+    address = members.array("table_address")
+    for process, rows in zip(snapshot.processes, rows_of, strict=True):
+        check_addresses(f"process {process.pid}", address[rows], geometry)
+    if not all(rows.any(axis=1).all() for rows in members.rows("pte")):
+        raise FileError("member pte: a table with nothing in it")
+    columns = {name: members.array(name) for name in members.found if MEMBERS[name][1]} | {
+        "table_address": address
+    }
+    parts: list[dict[str, Any]] = []
+    folios = []
+    for process, rows in zip(snapshot.processes, rows_of, strict=True):
+        own = {name: column[rows] for name, column in columns.items()}
+        spans = [(vma.start, vma.end) for vma in process.vmas if vma.captured]
+        starts, ends = np.array(spans, np.uint64).reshape(-1, 2).T
+        where = f"process {process.pid}"
+        Entries(where, own, geometry, redacted=snapshot.redacted).check(starts, ends)
+        parts.append(own)
+        if "folio_order" in own:
+            folios.append(folios_of(where, own, process.meta["tearing"]))
+    total = (snapshot.meta.get("meminfo") or {}).get("MemTotal", 0)
+    pages = check_memory_held(folios, total, geometry.page_shift)
+    check_memory(pages * WORLD_BYTES_OF_A_PAGE)
+    return replace(
+        snapshot,
+        processes=tuple(
+            replace(process, **own) for process, own in zip(snapshot.processes, parts, strict=True)
+        ),
+    )

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mthp.compare.records import Forecast
+from mthp.report.phrases import SafeConsole
 
 SCHEMA_VERSION = 1
 ENOUGH, ENOUGH_CHANGED = 0.999, 0.995
@@ -26,13 +27,14 @@ def good(forecast: Forecast) -> bool:
 
 def render_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
     """Print a row for each forecast, then what was predicted wrong and why."""
+    page = SafeConsole(console)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("program", no_wrap=True)
     for name in ("max_ptes_\nnone", "PTEs", "changed", "right", "right of\nchanged", "baseline"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in forecasts:
         table.add_row(
-            each.target,
+            page.text(each.target),
             str(each.settings.max_ptes_none),
             f"{each.ptes:,}",
             f"{each.changed:,}",
@@ -44,21 +46,19 @@ def render_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
     for each in forecasts:
         wrong = each.ptes - each.right
         if wrong:
-            console.print(f"{_title(each)}: {wrong:,} PTEs wrong", style="yellow", highlight=False)
+            page.line(f"{_title(each)}: {wrong:,} PTEs wrong", "yellow")
         for miss in each.misses[:MISSES_SHOWN]:
-            console.print(
+            page.line(
                 f"  {miss.ptes:,} PTEs: {miss.before} became {miss.real}, predicted "
-                f"{miss.predicted} (at {miss.first:x}): {miss.cause}",
-                highlight=False,
+                f"{miss.predicted} (at {miss.first:x}): {miss.cause}"
             )
         if len(each.misses) > MISSES_SHOWN:
-            console.print(f"  and {len(each.misses) - MISSES_SHOWN} more kinds (--json has all)")
+            page.line(f"  and {len(each.misses) - MISSES_SHOWN} more kinds (--json has all)")
     for kernel in dict.fromkeys(each.kernel for each in forecasts):
-        console.print(
+        page.line(
             f"kernel {kernel}; anonymous PTEs; right: the order of the folio behind it when "
             "khugepaged has come to rest, and whether a PMD maps it; baseline: nothing changes",
-            style="dim",
-            highlight=False,
+            "dim",
         )
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mthp.predict.records import Outcome
+from mthp.words.files import shown
 from mthp.words.results import ScanResult
 from mthp.words.units import Geometry, human_bytes
 
@@ -64,7 +65,7 @@ class SafeConsole:
 
     def clean(self, words: str) -> str:
         """The words with every character printable here."""
-        words = "".join(letter if letter.isprintable() else "?" for letter in words)
+        words = shown(words)
         if self.plain:
             words = words.translate(_PLAIN).encode("ascii", "replace").decode("ascii")
         return words

@@ -23,6 +23,7 @@ from mthp.report.race import (
     rows,
     steps_text,
 )
+from mthp.words.files import shown
 
 _CHAR, _LINE, _ROW = 8, 18, 24
 """Width of a character, height of a line of text and of a row of one, in pixels."""
@@ -117,7 +118,7 @@ def _styles(colours: Mapping[str, str]) -> str:
 
 def _clean(text: str) -> str:
     """Quote a text as XML has it: no control characters, whoever wrote the text."""
-    return escape("".join(each if each.isprintable() else "?" for each in text))
+    return escape(shown(text))
 
 
 def _text(x: int, y: int, text: str, classes: str = "text", more: str = "") -> str:

@@ -3,8 +3,8 @@
 
 Every file that mthp writes and every temporary one is made here. What a killed run leaves has a name that
 the next run of its kind knows, and is not locked any more: it is removed then. A recording that fails is
-kept beside its place. The capture takes this module along to hosts: the standard library of Python 3.8,
-and nothing else.
+kept beside its place. What is said of files is one line that a terminal may have. The capture takes this
+module along to hosts: the standard library of Python 3.8, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,8 +23,36 @@ from typing import IO, Iterator, Union
 PathName = Union[str, "os.PathLike[str]"]
 
 
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Characters that count as printable and show nothing (Unicode: Default_Ignorable_Code_Point)."""
+LINE_LENGTH = 1000
+
+
+def shown(text: str) -> str:
+    """A stranger's text as a terminal may have it: '?' for what is no character that one sees.
+
+    Such are control characters, new lines among them, surrogates, marks that turn the direction of
+    writing, and those without width.
+    """
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if text.isascii() else _UNSEEN.sub("?", text)
+
+
+def one_line(text: str) -> str:
+    """A message as one line that a terminal may have, of at most LINE_LENGTH characters."""
+    if len(text) > LINE_LENGTH:
+        text = f"{text[: LINE_LENGTH // 2 - 5]} ... {text[-LINE_LENGTH // 2 :]}"
+    return shown(text)
+
+
 class FileError(ValueError):
     """A file that cannot be read or written, or does not hold what it should. One line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 def check_target(path: PathName) -> None:

@@ -10,10 +10,11 @@ import os
 import re
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from mthp.words.files import FileError, PathName
 from mthp.words.units import human_bytes
@@ -21,6 +22,8 @@ from mthp.words.units import human_bytes
 LINE_BYTES = 16 << 20
 FILE_BYTES = 256 << 20
 DEPTH = 64
+MOST_VALUES = 1 << 23
+"""Of a JSON document, in all its lists and objects."""
 _NOT_NESTING = bytes(set(range(256)) - set(b'"[]{}'))
 _UNPACKED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
 _BRACKETS = bytes.maketrans(b"[]", b"{}")
@@ -29,10 +32,12 @@ _BRACKETS = bytes.maketrans(b"[]", b"{}")
 def read_text(path: PathName, most: int = FILE_BYTES) -> str:
     """Read the text of a regular file of at most so many bytes; FileError otherwise."""
     try:
+        data = bytearray()
         with open_regular(path) as file:
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise FileError(f"{path}: more than {human_bytes(most)}")
+            while part := file.read(1 << 20):
+                data += part
+                if len(data) > most:
+                    raise FileError(f"{path}: more than {human_bytes(most)}")
         return data.decode()
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from None
@@ -66,15 +71,33 @@ def numbered_lines(path: PathName) -> Iterator[tuple[int, str]]:
 def parse_json(text: str | bytes) -> Any:
     """Parse a JSON document; FileError, without a place, where it is none or nested too deep."""
     try:
-        if _is_deep(text.encode("utf-8", "replace") if isinstance(text, str) else text):
+        data = text.encode("utf-8", "replace") if isinstance(text, str) else text
+        if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+            raise FileError(f"bad JSON: more than {MOST_VALUES} values")
+        if _is_deep(data):
             raise RecursionError
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise FileError(f"bad JSON: {error.msg}, column {error.colno}") from None
     except RecursionError:
         raise FileError(f"bad JSON: nested deeper than {DEPTH}") from None
+    except FileError:
+        raise
     except ValueError:
         raise FileError("bad JSON: not UTF-8, or a number without end") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless a key is there twice: then it says two things."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise FileError(f"bad JSON: the key {twice[:40]!r} is there twice")
+    return document
+
+
+def _no_number(name: str) -> NoReturn:
+    raise FileError(f"bad JSON: {name} is no number")
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
@@ -92,6 +115,16 @@ def read_json(path: PathName) -> Any:
         return parse_json(text)
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
+
+
+def check_memory(size: int) -> None:
+    """FileError where so many bytes are more than this machine has to spare."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    if found is not None and size > int(found[1]) << 10:
+        spare = human_bytes(int(found[1]) << 10)
+        raise FileError(
+            f"needs {human_bytes(size)} of memory, and this machine has {spare} to spare"
+        )
 
 
 def open_regular(path: PathName) -> IO[bytes]:

@@ -15,6 +15,8 @@ import signal
 import sys
 from typing import Any, Iterator, NoReturn
 
+from mthp.words.files import one_line
+
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -42,10 +44,10 @@ def occupy() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def say(text: str, end: str = "\n") -> None:
-    """Print on stderr, at once; where that cannot be, it is lost."""
+def say(text: str, begin: str = "", end: str = "\n") -> None:
+    """Print a line on stderr, at once, made safe; where that cannot be, it is lost."""
     try:
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(f"{begin}{one_line(text)}", end=end, file=sys.stderr, flush=True)
     except OSError:
         drop(2)
 

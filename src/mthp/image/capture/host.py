@@ -49,6 +49,7 @@ def host_facts() -> dict[str, Any]:
             "zone_reclaim_mode": number("/proc/sys/vm/zone_reclaim_mode"),
         },
         "cpus": os.cpu_count(),
+        "la57": re.search(r"\bla57\b", (text("/proc/cpuinfo") or "")[:8192]) is not None,
     }
 
 

@@ -168,4 +168,4 @@ def flags_of_categories(categories: int) -> int:
     for bit, flag in bits:
         if categories & bit:
             flags |= flag
-    return flags
+    return flags if flags & PRESENT else flags & ~HUGE  # a huge page that is being migrated

@@ -216,4 +216,7 @@ def _vma(head: list[str], sizes: dict[str, int], flags: str) -> SmapsEntry:
 def read_vmas(pid: int, file: str) -> list[SmapsEntry]:
     """The VMAs of /proc/PID/maps or smaps; CaptureError where they cannot be read."""
     with reading(pid), open(f"/proc/{pid}/{file}", "rb") as lines:
-        return list(parse_maps(lines))
+        try:
+            return list(parse_maps(lines))
+        except (ValueError, IndexError):
+            raise CaptureError(f"/proc/{pid}/{file} is not as Linux writes it", LACKING) from None

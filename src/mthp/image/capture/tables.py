@@ -253,7 +253,11 @@ class TableReader:
                 continue
             for first, last, categories in self.scanner.find_all(start, end, IS_PFNZERO | IS_HUGE):
                 flags = flags_of_categories(categories) & (ZERO | HUGE)
-                add = bytes(as_zero(value, flags) if value else 0 for value in range(256))
+                if first % self._geometry.pmd_size:  # collapsed while it was asked about
+                    flags &= ~HUGE
+                add = bytes(
+                    as_zero(value, flags) if value & PRESENT else value for value in range(256)
+                )
                 i, j = at + (first - start) // page, at + (last - start) // page
                 low[i:j] = low[i:j].translate(add)
 

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Captures that no kernel can have shown: what a snapshot is refused for.
+
+Each check raises FileError with the place in the file and one sentence. What can come of a process
+that ran while it was read is let through, where the capture does not say that nothing did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.image.capture.columns import ADDRESS_LIMIT
+from mthp.image.capture.pagemap import EXCLUSIVE, FILE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
+from mthp.image.fields import Fields, short
+from mthp.words.files import FileError
+from mthp.words.resident import MappingKind
+from mthp.words.units import Geometry, human_bytes
+
+MOST_NODES = 1 << 10
+MOST_CPUS = 1 << 13
+"""Kernel: CONFIG_NODES_SHIFT and CONFIG_NR_CPUS at most."""
+MOST_PID = 1 << 22
+"""Kernel: include/linux/threads.h, PID_MAX_LIMIT."""
+PHYSICAL_BITS = 52
+"""Bits of a physical address. Kernel: MAX_PHYSMEM_BITS of x86, arm64."""
+MOST_OF_A_LINE = 200
+"""Characters of a line of /proc/PID/status."""
+_KPF_ANON = np.uint64(1 << 12)
+_ROWS = 1024
+"""Tables looked at together; what is needed for that lives no longer."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+# The document
+
+
+def check_meta(meta: Fields) -> None:
+    """Check what is said of the host and of the capture, but for the processes."""
+    meta.take("kernel", str)
+    for key in ("tool", "time", "hostname", "version", "machine", "buddyinfo", "swaps"):
+        if not meta.is_null(key):
+            meta.take(key, str)
+    if not meta.is_null("cpus"):
+        meta.number("cpus", 1, MOST_CPUS)
+    for key in ("frozen", "redacted", "la57"):
+        meta.flag(key)
+    for key in meta.table("sysfs", str):
+        if not re.fullmatch(r"[-\w./]{1,200}", key, re.ASCII):
+            raise FileError(f"sysfs: {short(key)} is no file's name there")
+    for key in ("meminfo", "others", "left_out"):
+        _check_amounts(meta, key)
+    for key in ("processes", "anonymous"):
+        if key not in (meta.document.get("others") or {key: 0}):
+            raise FileError(f"others.{key}: missing")
+    check_buddyinfo(meta.document.get("buddyinfo") or "")
+    meta.take("tearing", dict)
+    if not all(isinstance(each, str) for each in meta.take("unseen", list)):
+        raise FileError("unseen: not a list of sentences")
+
+
+def _check_amounts(fields: Fields, key: str) -> None:
+    """Check an object of whole numbers, which may lack."""
+    if fields.has(key):
+        amounts = Fields(fields.take(key, dict), f"{fields.where}{key}.")
+        for name in amounts.rest():
+            amounts.number(name, 0, 2**63 - 1)
+
+
+_ZONE = re.compile(r"Node\s+(\d{1,4}), zone\s+\S{1,40}(?:\s+\d{1,15}){1,64}\s*")
+
+
+def check_buddyinfo(text: str) -> None:
+    """Check that each line is a zone of a node that there can be."""
+    for line in text.splitlines():
+        zone = _ZONE.fullmatch(line)
+        if line.strip() and (zone is None or int(zone[1]) >= MOST_NODES):
+            raise FileError(f"buddyinfo: {short(line)} is no zone of a node below {MOST_NODES}")
+
+
+def check_privilege(privilege: Mapping[str, bool], members: Iterable[str]) -> None:
+    """Check that the members are those that the capture says it could read."""
+    members = set(members)
+    needed = dict.fromkeys(("kpageflags", "kpagecount", "folio_order"), "kpageflags")
+    for name, needs in {"pfn": "pfn", **needed}.items():
+        if privilege[needs] != (name in members):
+            has = "has" if name in members else "lacks"
+            raise FileError(
+                f"privilege.{needs} is {privilege[needs]}, and the file {has} member {name}"
+            )
+    if privilege["kpageflags"] and not privilege["pfn"]:
+        raise FileError("privilege: kpageflags were read, and no pfn that leads to them")
+
+
+def check_process(process: Fields) -> None:
+    """Check what is said of a process, but for its VMAs."""
+    process.number("pid", 1, MOST_PID)
+    for key in ("comm", "exe", "cgroup"):
+        if not process.is_null(key):
+            process.take(key, str)
+    if not process.is_null("cmdline"):
+        words = process.take("cmdline", list)
+        if not all(isinstance(each, str) for each in words):
+            raise FileError(f"{process.where}cmdline: not a list of texts")
+    if not process.is_null("thp_disable"):
+        process.flag("thp_disable")
+    for key, text in process.table("status", str).items():
+        if len(text) > MOST_OF_A_LINE:
+            raise FileError(f"{process.where}status.{key[:40]}: {short(text)}")
+    _check_amounts(process, "rollup")
+    process.take("tearing", dict)
+    if not process.is_null("memcg"):
+        memcg = Fields(process.take("memcg", dict), f"{process.where}memcg.")
+        if not memcg.is_null("path"):
+            memcg.take("path", str)
+        for key in memcg.rest():
+            if not memcg.is_null(key):
+                memcg.number(key, 0, 2**63 - 1)
+
+
+NUMBERS = (
+    "start", "end", "offset", "inode", "rss", "anonymous", "referenced", "swap", "anon_huge",
+    "lazyfree", "locked", "thp_eligible", "hugetlb",
+)  # fmt: skip
+"""The numbers of a VMA; start and end are always there."""
+_TEXTS = ("perms", "path", "flags", "dev", "skipped")
+_KINDS = [kind.value for kind in MappingKind]
+_NEEDED = {"start", "end", "perms", "path", "flags", "skipped"}
+
+
+def check_vma(vma: object, where: str) -> None:
+    """Check the types and ranges of one VMA."""
+    if not isinstance(vma, dict):
+        raise FileError(f"{where}: {short(vma)} is not an object")
+    if not vma.keys() >= _NEEDED:
+        raise FileError(f"{where}: no {min(_NEEDED - vma.keys())}")
+    for key in NUMBERS:
+        number = vma.get(key, 0)
+        if type(number) is not int or not 0 <= number < 2**64:
+            raise FileError(f"{where}.{key}: {short(number)} is not a whole number from 0 up")
+    for key in _TEXTS:
+        text = vma.get(key, "")
+        if not isinstance(text, str) and not (key == "skipped" and text is None):
+            raise FileError(f"{where}.{key}: {short(text)} is not a text")
+    if vma.get("kind", "file") not in _KINDS or type(vma.get("captured", True)) is not bool:
+        raise FileError(
+            f"{where}: kind {short(vma.get('kind'))}, captured {short(vma.get('captured'))}"
+        )
+    if not re.fullmatch("[-r][-w][-x][ps]", vma["perms"]):
+        raise FileError(f"{where}.perms: {short(vma['perms'])} are no permissions")
+
+
+def address_limit(meta: Mapping[str, Any]) -> int:
+    """The first address that no process of such a machine has."""
+    is_short = meta.get("machine") == "x86_64" and not meta.get("la57") and not meta["redacted"]
+    return 1 << 47 if is_short else ADDRESS_LIMIT
+
+
+def check_vmas(where: str, vmas: Sequence[Any], geometry: Geometry, limit: int) -> None:
+    """Check that the VMAs of a process stand in a row, where a process has addresses."""
+    for before, after in pairwise(vmas):
+        if after.start < before.end:
+            raise FileError(f"{where}: VMAs overlap or are unsorted at {after.start:#x}")
+    for vma in vmas:
+        if vma.start >= vma.end or (vma.start | vma.end) % geometry.page_size:
+            raise FileError(f"{where}: impossible VMA {vma.start:#x}-{vma.end:#x}")
+        if vma.end > limit and vma.name != "[vsyscall]":
+            raise FileError(f"{where}: no process has the addresses {vma.start:#x}-{vma.end:#x}")
+
+
+# The tables
+
+
+def check_addresses(where: str, address: NDArray[np.uint64], geometry: Geometry) -> None:
+    """Check the addresses of one process's tables."""
+    if np.any(address % np.uint64(geometry.pmd_size)):
+        raise FileError(f"{where}: a table address is not a multiple of {geometry.pmd_size}")
+    if len(address) > 1 and np.any(address[1:] <= address[:-1]):
+        k = int(np.argmax(address[1:] <= address[:-1])) + 1
+        raise FileError(f"{where}: tables are not ascending at {int(address[k]):#x}")
+
+
+class Entries:
+    """The page-table entries of one process, to be checked some tables at a time.
+
+    table_torn among the arrays: tables of which the capture says that they changed while they were
+    read. What stands in them is as bounded as elsewhere, and need not agree.
+    """
+
+    def __init__(self, where: str, arrays: Arrays, geometry: Geometry, *, redacted: bool) -> None:
+        self.where = where
+        self.arrays = arrays
+        self.geometry = geometry
+        self.address = arrays["table_address"]
+        torn = arrays.get("table_torn", np.zeros(len(self.address), np.uint8))
+        self.is_torn: NDArray[np.bool_] = np.asarray(torn != 0)
+        moved = 1 << 30 + geometry.pmd_order if redacted else 0  # columns.redact() moves no further
+        self.frames = (1 << PHYSICAL_BITS - geometry.page_shift) + moved
+
+    def check(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> None:
+        """Check all of them. starts, ends: of the VMAs whose entries are in the file."""
+        self._check_places(starts, ends)
+        for first in range(0, len(self.address), _ROWS):
+            some = {name: self.arrays[name][first : first + _ROWS] for name in self.arrays}
+            self._check_bits(first, some["pte"])
+            if "pfn" in some:
+                self._check_frames(first, some["pte"], some["pfn"])
+            if "folio_order" in some:
+                self._check_folios(first, some)
+
+    def _check_places(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> None:
+        """Check that whatever is there lies in one of the VMAs."""
+        populated = self.arrays["pte"].reshape(-1) != 0
+        inside = np.zeros(len(populated) + 1, np.int8)
+        np.add.at(inside, self._indexes(starts), 1)
+        np.add.at(inside, self._indexes(ends), -1)
+        np.cumsum(inside, out=inside)
+        self._refuse(0, populated & (inside[:-1] == 0), "is in no VMA whose entries are captured")
+
+    def _indexes(self, addresses: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """Where addresses stand among all entries, or those after them do."""
+        geometry = self.geometry
+        base = addresses & ~np.uint64(geometry.pmd_size - 1)
+        row = np.asarray(np.searchsorted(self.address, base))
+        known = np.append(self.address, np.uint64(1))[row] == base
+        column = (addresses - base >> np.uint64(geometry.page_shift)).astype(np.intp)
+        return (row << geometry.pmd_order) + np.where(known, column, 0)
+
+    def _check_bits(self, first: int, pte: NDArray[np.uint16]) -> None:
+        there = pte & np.uint16(PRESENT | SWAPPED)
+        self._refuse(first, there == PRESENT | SWAPPED, "is both present and swapped")
+        self._refuse(first, pte > GUARD * 2 - 1, "has bits that mean nothing")
+        self._refuse(
+            first, (pte != 0) & (there == 0), "has bits and is neither present nor swapped"
+        )
+        for bit, what in ((ZERO, "of the zero page"), (HUGE, "under a huge PMD")):
+            self._refuse(
+                first, (pte & bit != 0) & (there != PRESENT), f"is {what}, and not present"
+            )
+        guard = (pte & GUARD != 0) & (there != SWAPPED)
+        self._refuse(first, guard, "is a guard, and present")
+        owned = (pte & ZERO != 0) & (pte & np.uint16(FILE | EXCLUSIVE) != 0)
+        self._refuse(first, owned, "is of the zero page, and of a file or of this process alone")
+        huge = pte & HUGE != 0
+        beside = (pte != 0) & ~huge & huge.any(axis=1)[:, None]
+        self._refuse(first, beside, "is not under the huge PMD that its table's others are under")
+
+    def _check_frames(self, first: int, pte: NDArray[np.uint16], pfn: NDArray[np.uint64]) -> None:
+        present = pte & PRESENT != 0
+        self._refuse(first, present & (pfn == 0), "is present, and its frame is 0")
+        far = present & (pfn >= np.uint64(self.frames))
+        self._refuse(first, far, "maps a frame beyond any memory")
+        huge = np.flatnonzero((pte & HUGE != 0).all(axis=1))
+        row = pfn[huge, :1] + np.arange(self.geometry.ptrs_per_pte, dtype=np.uint64)
+        wrong = np.zeros(pfn.shape, np.bool_)
+        wrong[huge] = (row != pfn[huge]) | (row[:, :1] % np.uint64(self.geometry.ptrs_per_pte) != 0)
+        self._refuse_sound(first, wrong, "is under a huge PMD, and its frame is not in its row")
+
+    def _check_folios(self, first: int, some: Arrays) -> None:
+        pte, order = some["pte"], some["folio_order"]
+        pmd_order = self.geometry.pmd_order
+        self._refuse(first, order > pmd_order, "is of a folio of no such order")
+        orders = np.zeros(256, np.bool_)
+        orders[[0, *self.geometry.anon_orders]] = True
+        mapped = pte & (PRESENT | ZERO) == PRESENT
+        anonymous = mapped & (some["kpageflags"] & _KPF_ANON != 0)
+        self._refuse_sound(
+            first, anonymous & ~orders[order], "is of an anonymous folio of no such order"
+        )
+        huge = mapped & (pte & HUGE != 0) & (order != pmd_order)
+        self._refuse_sound(first, huge, "is under a huge PMD, and of a smaller folio")
+        rows = np.flatnonzero(order.any(axis=1))
+        folios = _folios(mapped[rows], some["pfn"][rows], order[rows])
+        clash = np.zeros(pte.shape, np.bool_)
+        clash[rows, 0] = _clashes(np.sort(folios, axis=1)).any(axis=1)
+        self._refuse_sound(first, clash, "begins a table with two folios on one frame")
+
+    def _refuse_sound(self, first: int, wrong: NDArray[np.bool_], why: str) -> None:
+        """Do what _refuse() does, for tables that did not change while they were read."""
+        self._refuse(first, wrong & ~self.is_torn[first : first + len(wrong)][:, None], why)
+
+    def _refuse(self, first: int, wrong: NDArray[np.bool_], why: str) -> None:
+        """Raise FileError if any is wrong. first: the table that the array begins with."""
+        if wrong.any():
+            row, column = divmod(int(np.argmax(wrong)), self.geometry.ptrs_per_pte)
+            at = int(self.address[first + row]) + column * self.geometry.page_size
+            raise FileError(f"{self.where}: the PTE at {at:#x} {why}")
+
+
+_ORDER_BITS = 5
+_SMALL = np.uint64(31)
+"""The bits of a folio of order 0; there are lower ones for larger folios."""
+_NO_FOLIO = np.uint64(2**64 - 1)
+
+
+def _folios(
+    mapped: NDArray[np.bool_], pfn: NDArray[np.uint64], order: NDArray[np.uint8]
+) -> NDArray[np.uint64]:
+    """The folio of each page as one number, by which they are sorted: its first frame, and then the
+    larger ones first."""
+    wide = order.astype(np.uint64)
+    folios = (pfn >> wide << wide + np.uint64(_ORDER_BITS)) | (_SMALL - wide)
+    return np.where(mapped, folios, _NO_FOLIO)
+
+
+def _clashes(folios: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether another folio begins where each, of sorted ones, has not ended yet.
+
+    Folios are aligned to their size: one that is in another's frames comes right after it, or after
+    one that is so too.
+    """
+    head = folios >> np.uint64(_ORDER_BITS)
+    end = head + (np.uint64(1) << (_SMALL - (folios & _SMALL)))
+    clash = np.zeros(folios.shape, np.bool_)
+    clash[..., :-1] = (head[..., 1:] < end[..., :-1]) & (folios[..., 1:] != folios[..., :-1])
+    return clash
+
+
+def folios_of(where: str, arrays: Arrays, tearing: Mapping[str, Any]) -> NDArray[np.uint64]:
+    """The large folios of a process, each once; FileError if two folios are on one frame.
+
+    A folio that is split, moved or given back meanwhile may be seen in two places: only of a process
+    whose tables were all looked at twice, and had not changed, can that not be.
+    """
+    changed = ("vmas_changed", "tables_changed", "pages_changed")
+    is_still = tearing.get("tables_read_again") == tearing.get("tables") and all(
+        tearing.get(name) == 0 for name in changed
+    )
+    folios = [np.zeros(0, np.uint64)]
+    for first in range(0, len(arrays["pte"]), _ROWS):
+        names = ("pte", "pfn", "folio_order")
+        pte, pfn, order = (arrays[name][first : first + _ROWS] for name in names)
+        mapped = pte & (PRESENT | ZERO) == PRESENT
+        if is_still or order.any():
+            which = mapped if is_still else mapped & (order != 0)
+            folios.append(np.unique(_folios(which, pfn, order)[which]))
+    every = np.unique(np.concatenate(folios))
+    clash = _clashes(every)
+    if is_still and clash.any():
+        frame = int(every[np.argmax(clash)]) >> _ORDER_BITS
+        raise FileError(
+            f"{where}: two folios are on the frame {frame:#x}, and nothing changed meanwhile"
+        )
+    large: NDArray[np.uint64] = every[every & _SMALL != _SMALL]
+    return large
+
+
+def check_memory_held(folios: Iterable[NDArray[np.uint64]], total: int, page_shift: int) -> int:
+    """Check that the host had the memory for these folios of all processes, or for half of them, as
+    some may be seen in two places; returns how many pages they have."""
+    every = np.unique(np.concatenate([*folios, np.zeros(0, np.uint64)]))
+    pages = int(np.sum(np.uint64(1) << _SMALL - (every & _SMALL)))
+    if total and pages << page_shift > 2 * total:
+        held = human_bytes(pages << page_shift)
+        raise FileError(f"its folios hold {held}, and the host has {human_bytes(total)}")
+    return pages
