@@ -24,6 +24,9 @@ VIEWS = (
     ["collapse", "--why", f"{BASE:x}"],
     ["collapse", "--steps", f"{BASE:x}"],
     ["collapse", "--events", "ftrace"],
+    ["collapse", "--csv"],
+    ["collapse", "--csv-processes"],
+    ["collapse", "--madvise-collapse"],
     ["diff", "v16", "7.3"],
 )
 

@@ -15,6 +15,7 @@ from typing import TextIO
 
 from mthp.predict.records import AdvisedOutcome, Outcome, Refusal
 from mthp.report.refusals import status_text
+from mthp.words.files import shown
 
 Row = Sequence[str | int]
 
@@ -23,11 +24,7 @@ def write_csv(rows: Iterable[Row], file: TextIO) -> None:
     """Write rows; what is in a name and cannot be printed is a question mark."""
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:
-        writer.writerow(_printable(cell) if isinstance(cell, str) else cell for cell in row)
-
-
-def _printable(cell: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in cell)
+        writer.writerow(shown(cell) if isinstance(cell, str) else cell for cell in row)
 
 
 def mapping_rows(outcome: Outcome) -> Iterator[Row]:
