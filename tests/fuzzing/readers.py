@@ -19,6 +19,7 @@ from zlib import crc32
 
 from rich.console import Console
 
+from mthp.check.drawing import replay
 from mthp.check.jobs import Jobs
 from mthp.check.rows import Rows
 from mthp.check.scorecard import ScorecardRow
@@ -78,10 +79,14 @@ class Reader(NamedTuple):
 
 
 def _snapshot(data: bytes, folder: Path) -> None:
-    """Read it, and use a tenth of what is accepted: that takes as long as reading many."""
     snapshot = read_snapshot(io.BytesIO(data), "a.npz")
-    if crc32(data) % 10 == 0:
+    if _is_used(data):
         use_snapshot(snapshot)
+
+
+def _is_used(data: bytes) -> bool:
+    """Whether an input that was accepted is used: every tenth, for that takes as long as reading many."""
+    return crc32(data) % 10 == 0
 
 
 def use_snapshot(snapshot: Snapshot) -> None:
@@ -140,7 +145,9 @@ def _draw_scenario(source: Random) -> str:
 
 
 def _scenario(text: str, folder: Path) -> None:
-    use_scenario(parse_scenario(parse_object(text)))
+    scenario = parse_scenario(parse_object(text))
+    if _is_used(text.encode("utf-8", "surrogatepass")):
+        use_scenario(scenario)
 
 
 def use_scenario(scenario: Scenario) -> None:
@@ -306,6 +313,12 @@ def _resume(text: str, folder: Path) -> None:
     list(Jobs([more], processes=1, rows=rows).run())
 
 
+def _token(text: str, folder: Path) -> None:
+    token = Token.parse(text)
+    if crc32(text.encode("utf-8", "surrogatepass")) % 3 == 0:
+        replay(str(token))
+
+
 _TOKENS = (
     "as-is:7.3:pmd:gup:a12b3",
     "A16:7.3:window+second:store+fault:a5b1a2c3",
@@ -356,27 +369,27 @@ def _json(text: str, folder: Path) -> None:
 
 READERS: dict[str, Reader] = {
     "snapshot": Reader(
-        lambda source: mutated_npz(made(), source), _snapshot, (FileError, SettingsError), 250
+        lambda source: mutated_npz(made(), source), _snapshot, (FileError, SettingsError), 180
     ),
-    "scenario": Reader(_draw_scenario, _scenario, (FileError,), 250),
+    "scenario": Reader(_draw_scenario, _scenario, (FileError,), 220),
     "lines": Reader(_draw_lines, _lines, (FileError,), 60),
     "json": Reader(
-        lambda source: json_text(mutated_document(source), source), _json, (FileError,), 50
+        lambda source: json_text(mutated_document(source), source), _json, (FileError,), 80
     ),
-    "settings": Reader(_draw_settings, _settings, (SettingsError,), 100),
-    "smaps": Reader(lambda source: mutated_text(_SMAPS * 2, source), _smaps, (CaptureError,), 60),
+    "settings": Reader(_draw_settings, _settings, (SettingsError,), 150),
+    "smaps": Reader(lambda source: mutated_text(_SMAPS * 2, source), _smaps, (CaptureError,), 80),
     "texts": Reader(
-        lambda source: mutated_text(source.choice((_DEB822, _TAP)), source), _texts, (), 50
+        lambda source: mutated_text(source.choice((_DEB822, _TAP)), source), _texts, (), 60
     ),
-    "draft": Reader(_draw_draft, lambda it, _: str(Draft.from_json(it)), (ProgramError,), 50),
+    "draft": Reader(_draw_draft, lambda it, _: str(Draft.from_json(it)), (ProgramError,), 60),
     "elf": Reader(lambda source: mutated_bytes(_elf(), source), _elves, (), 20),
-    "campaign": Reader(_draw_campaign, _campaign, (LabError, FileError), 30),
-    "resume": Reader(_draw_resume, _resume, (FileError, NotThisSearch), 30),
+    "campaign": Reader(_draw_campaign, _campaign, (LabError, FileError), 20),
+    "resume": Reader(_draw_resume, _resume, (FileError, NotThisSearch), 25),
     "token": Reader(
         lambda source: mutated_text(source.choice(_TOKENS), source),
-        lambda text, _: str(Token.parse(text)),
+        _token,
         (ValueError,),
-        45,
+        40,
     ),
     "protocol": Reader(_draw_protocol, _protocol, (VariantError, FileError), 5),
 }
