@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mthp.image.capture.columns import WIDTH
 from mthp.image.capture.command import main
 from mthp.image.capture.host import THP
 from mthp.image.snapshot import Pte, Snapshot, SnapshotError, load
@@ -220,9 +221,10 @@ def _of_first_vma(key: str, value: object) -> Callable[[Members, dict[str, Any]]
     [
         ("kind", "tape", "tape"),
         ("kind", 7, "7"),
-        ("rss", -(1 << 40), "negative"),
-        ("rss", "much", "meta is malformed"),
-        ("anonymous", [], "meta is malformed"),
+        ("captured", 1, "captured 1"),
+        ("rss", -(1 << 40), "rss: -1099511627776 is not a whole number"),
+        ("rss", "much", "rss: 'much' is not a whole number"),
+        ("anonymous", [], "anonymous: [] is not a whole number"),
     ],
 )
 def test_sizes_and_kinds_that_cannot_be(
@@ -238,18 +240,27 @@ def _no_kinds(_: Members, meta: dict[str, Any]) -> None:
 
 
 def test_a_file_from_before_there_were_kinds(tmp_path: Path, file: Path) -> None:
-    """Its tables of file mappings lie in no VMA that was captured, as old captures had none."""
+    """It has nothing of what lies in file mappings, as old captures had not."""
     arrays = members(file)
     meta = json.loads(arrays["meta"].tobytes())
     _no_kinds(arrays, meta)
     snapshot = load(file)
     anonymous = [vma for vma in snapshot.processes[0].vmas if vma.anonymous]
-    inside = [
-        any(vma.start < address + (2 << 20) and vma.end > address for vma in anonymous)
-        for address in arrays["table_address"].tolist()
-    ]
+    page = snapshot.geometry.page_size
+    pages = (
+        arrays["table_address"][:, None]
+        + np.arange(arrays["pte"].shape[1]).astype(np.uint64) * page
+    )
+    inside = np.zeros(pages.shape, bool)
+    for vma in anonymous:
+        inside |= (pages >= vma.start) & (pages < vma.end)
+    arrays |= {
+        name: np.where(inside, arrays[name], 0).astype(f"u{width}")
+        for name, width in WIDTH.items()
+        if name in arrays
+    }
+    keep = arrays["pte"].any(axis=1)
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    keep = np.array(inside)
     path = tmp_path / "old.npz"
     np.savez(path, **{k: v if k == "meta" else v[keep] for k, v in arrays.items()})
     (process,) = load(path).processes

@@ -205,7 +205,6 @@ class Entries:
 
     def check(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> None:
         """Check all of them. starts, ends: of the VMAs whose entries are in the file."""
-        self._check_places(starts, ends)
         for first in range(0, len(self.address), _ROWS):
             some = {name: self.arrays[name][first : first + _ROWS] for name in self.arrays}
             self._check_bits(first, some["pte"])
@@ -213,6 +212,7 @@ class Entries:
                 self._check_frames(first, some["pte"], some["pfn"])
             if "folio_order" in some:
                 self._check_folios(first, some)
+        self._check_places(starts, ends)
 
     def _check_places(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> None:
         """Check that whatever is there lies in one of the VMAs."""
