@@ -72,8 +72,12 @@ def run_check(args: argparse.Namespace) -> int:
     if args.herd or args.memory_model:
         raise UsageError("--herd and --memory-model are for --litmus")
     if args.self_check:
-        chosen = args.world or args.rivals is not None
-        return run_self_check(args, _chosen(args) if chosen else [])
+        if args.mutant is not None or args.mutations or args.all or args.pairs:
+            what = "--self-check takes worlds, or --protocol"
+            raise UsageError(f"{what}, and neither --mutant, --mutations, --all nor --pairs")
+        with _protocol(args):
+            chosen = args.world or args.rivals is not None or args.protocol
+            return run_self_check(args, _chosen(args) if chosen else [])
     if args.seconds:
         raise UsageError("--seconds is for --self-check")
     several = [args.mutant, args.protocol, args.mutations, args.all or args.pairs or None]
