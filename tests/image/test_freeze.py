@@ -161,7 +161,7 @@ def test_a_process_that_dies_while_it_is_stopped(tmp_path: Path) -> None:
         assert snap(tmp_path, kid.pid) == 2
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), os.getppid()])
+@pytest.mark.parametrize("pid", [os.getpid(), os.getppid()], ids=["self", "parent"])
 def test_neither_this_process_nor_one_above_it_is_stopped(
     pid: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
