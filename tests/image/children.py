@@ -128,6 +128,7 @@ advise(h, 2 * TABLE, MADV_COLLAPSE)
 advise(h + TABLE + 7 * PAGE, PAGE, MADV_DONTNEED)
 write(h, 1024, 512)
 read(h, 3 * 512, 1)
+advise(h, 4 * TABLE, MADV_NOHUGEPAGE)  # khugepaged leaves it alone
 smaps = open("/proc/self/smaps").read()
 ready(h=h, huge=sum(int(l.split()[1]) for l in smaps.splitlines() if "AnonHuge" in l))
 """

@@ -19,7 +19,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import Change, ChangeKind, Outcome, Price, Refusal, Verified
 from mthp.predict.trial import Trial
-from mthp.report.refusals import change_text, group_refusals
+from mthp.report.refusals import change_text, group_refusals, reason_text
 from mthp.words.profiles import PMD_ONLY, V7_3, Profile
 from mthp.words.settings import Enabled
 from mthp.words.units import Geometry
@@ -96,7 +96,11 @@ ALWAYS, MADVISE, INHERIT = Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT
         (scenario(*FULL, orders={9: MADVISE}), "MADV_HUGEPAGE on the mapping"),
         (scenario(*FULL, orders={9: INHERIT}), "MADV_HUGEPAGE on the mapping"),
         (scenario(*FULL, orders={}, enabled=Enabled.NEVER), "enable 2048kB"),
-        (scenario(*FULL, orders={9: ALWAYS}, advice=Advice.NOHUGEPAGE), "drop MADV_NOHUGEPAGE"),
+        (scenario(*FULL, orders={9: ALWAYS}, advice=Advice.NOHUGEPAGE), "MADV_HUGEPAGE on the mapping"),
+        (
+            scenario(*FULL, orders={9: MADVISE}, enabled=Enabled.NEVER),
+            "MADV_HUGEPAGE on the mapping",
+        ),
         (
             scenario("512:F0.RLaB.s.m2", "512:PWAD", orders={9: ALWAYS}, max_ptes_shared=256),
             "unshare 256 pages",
@@ -314,3 +318,12 @@ def test_an_interrupt_keeps_what_was_found() -> None:
     result = run_world(world, Request("t", "s", "r", on_try=on_try))
     assert [(r.change, r.verified) for r in result.refusals] == [(None, Verified.NONE)]
     assert len(tried) == 2
+
+
+def test_where_userfaultfd_allows_no_hole_that_is_the_reason() -> None:
+    """max_ptes_none is at its most: it is not what forbids the hole, and without userfaultfd nothing does."""
+    holes = ("500:F0.RLaB.xs.m1 12:-", "500:PWAD 12:-")
+    (refusal,) = outcome(scenario(*holes, orders={9: ALWAYS}, uffd_wp=True)).refusals
+    assert "userfaultfd" in reason_text(refusal, Geometry())
+    assert words(refusal) == "write to 12 missing pages"
+    assert not outcome(scenario(*holes, orders={9: ALWAYS})).refusals

@@ -31,7 +31,7 @@ def image() -> Snapshot:
         vma, start=int(address[0]), end=int(address[-1]) + (2 << 20), referenced=0
     )
     assert process.kpageflags is not None and process.pfn is not None
-    flags = process.kpageflags[rows] & ~np.uint64(1 << Kpf.REFERENCED)
+    flags = process.kpageflags[rows] & ~np.uint64(1 << Kpf.REFERENCED) | np.uint64(1 << Kpf.ANON)
     pte = np.full((3, 512), int(Pte.PRESENT | Pte.EXCLUSIVE), np.uint16)
     changed = dataclasses.replace(
         process,

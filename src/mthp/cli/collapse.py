@@ -253,7 +253,10 @@ def _madvise(
     return 0 if outcome.complete and not progress.interrupted else 1
 
 
-_IGNORED = ("madvise_collapse", "enabled", "thp_anon", "defrag", "passes", "events", "why", "steps")
+_IGNORED = (
+    "madvise_collapse", "enabled", "thp_anon", "defrag", "free_memory", "passes", "events", "why",
+    "steps",
+)  # fmt: skip
 
 
 def _conformance(args: argparse.Namespace) -> int:

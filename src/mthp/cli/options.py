@@ -15,7 +15,7 @@ from mthp.image.capture.command import run as run_capture
 from mthp.words.files import FileError, shown
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import NUMBERS
-from mthp.words.units import parse_whole
+from mthp.words.units import parse_size, parse_whole
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[Any]
@@ -122,6 +122,14 @@ def add_assume_young(group: argparse._ActionsContainer) -> None:
     )
 
 
+def size(text: str) -> int:
+    """Read a size such as 64K, 8G or 4096, for argparse."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what to run on."""
     group = parser.add_argument_group("target")
@@ -133,6 +141,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     )
     add_processes(group)
     add_assume_young(group)
+    group.add_argument(
+        "--free-memory",
+        type=size,
+        metavar="BYTES",
+        help="so much memory is free, in the largest blocks (default: what the capture says)",
+    )
 
 
 def add_collapse(verbs: Verbs) -> None:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from mthp.cli.options import UsageError, given_numbers
-from mthp.image.capture.command import pids_asked_for
-from mthp.image.scenario import Scenario
+from mthp.image.capture.command import hidden_of, pids_asked_for
+from mthp.image.snapshot import Snapshot
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
 from mthp.words.settings import Settings, SettingsError
@@ -29,9 +30,16 @@ def load_target(args: argparse.Namespace) -> Image:
             if targets(args)
             else "give a target: --pid N, --cgroup PATH, --all, a snapshot, or FILE.jsonl#ID"
         )
-    image = capture(*pids_asked_for(args)) if args.target is None else load(args.target)
-    if args.assume_young != Young.CAPTURED and isinstance(image.data, Scenario):
+    if args.target is None:
+        image = capture(*pids_asked_for(args), hidden=hidden_of(args))
+    else:
+        image = load(args.target)
+    if isinstance(image.data, Snapshot):
+        return replace(image, data=replace(image.data, free_memory=args.free_memory))
+    if args.assume_young != Young.CAPTURED:
         raise UsageError("--assume-young is for captures: a scenario says what is young")
+    if args.free_memory is not None:
+        raise UsageError("--free-memory is for captures: a scenario says what is free")
     return image
 
 

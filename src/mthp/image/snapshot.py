@@ -127,9 +127,10 @@ class ProcessTables:
     """A process and its populated tables, ascending. Arrays but table_address are (n, PTRS).
 
     resident: what the kernel counted of it. table_address: (n,) first address of each table's range.
-    pte: bits of Pte. The last four are
-    None without root: pfn (0 where none; the swap entry's type | offset << 5 where swapped),
-    kpageflags (bits of Kpf), kpagecount (mapcount), folio_order (0 where nothing or a base page).
+    pte: bits of Pte. table_torn: (n,) 1 where
+    the table changed each time it was read; None in old files. The last four are None without root: pfn
+    (0 where none; the swap entry's type | offset << 5 where swapped), kpageflags (bits of Kpf),
+    kpagecount (mapcount; None where it alone was masked), folio_order (0 where nothing or a base page).
     """
 
     pid: int
@@ -139,6 +140,7 @@ class ProcessTables:
     resident: Resident
     table_address: npt.NDArray[np.uint64]
     pte: npt.NDArray[np.uint16]
+    table_torn: npt.NDArray[np.uint8] | None = None
     pfn: npt.NDArray[np.uint64] | None = None
     kpageflags: npt.NDArray[np.uint64] | None = None
     kpagecount: npt.NDArray[np.uint32] | None = None
@@ -162,7 +164,9 @@ class ProcessTables:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A whole file. meta: all that docs/snapshot-format.md lists, as read."""
+    """A whole file. meta: all that docs/snapshot-format.md lists, as read. free_memory: bytes that are
+    put in the place of what it says of free memory.
+    """
 
     schema: str
     kernel: str
@@ -173,6 +177,7 @@ class Snapshot:
     frozen: bool
     redacted: bool
     processes: tuple[ProcessTables, ...]
+    free_memory: int | None = None
 
     @property
     def sysfs(self) -> Mapping[str, str]:
@@ -189,6 +194,7 @@ MEMBERS = {
     "meta": (1, False),
     "table_address": (8, False),
     "table_process": (2, False),
+    "table_torn": (1, False),
     **{name: (width, True) for name, width in WIDTH.items()},
 }
 REQUIRED = ("meta", "table_address", "table_process", "pte")

@@ -87,13 +87,15 @@ def check_buddyinfo(text: str) -> None:
 def check_privilege(privilege: Mapping[str, bool], members: Iterable[str]) -> None:
     """Check that the members are those that the capture says it could read."""
     members = set(members)
-    needed = dict.fromkeys(("kpageflags", "kpagecount", "folio_order"), "kpageflags")
+    needed = dict.fromkeys(("kpageflags", "folio_order"), "kpageflags")
     for name, needs in {"pfn": "pfn", **needed}.items():
         if privilege[needs] != (name in members):
             has = "has" if name in members else "lacks"
             raise FileError(
                 f"privilege.{needs} is {privilege[needs]}, and the file {has} member {name}"
             )
+    if "kpagecount" in members and not privilege["kpageflags"]:
+        raise FileError("privilege.kpageflags is False, and the file has member kpagecount")
     if privilege["kpageflags"] and not privilege["pfn"]:
         raise FileError("privilege: kpageflags were read, and no pfn that leads to them")
 

@@ -36,7 +36,7 @@ class VmaGate(Enum):
     """Why a VMA has no order left, in the order the kernel asks."""
 
     NOT_ENABLED = "no size it could be collapsed to is enabled for it"
-    NOHUGEPAGE = "MADV_NOHUGEPAGE"
+    NOHUGEPAGE = "MADV_NOHUGEPAGE, or MAP_STACK as threads' stacks have (Linux 6.7)"
     THP_DISABLED = "PR_SET_THP_DISABLE"
     NOT_ADVISED = "PR_SET_THP_DISABLE except advised, and not advised"
     SPECIAL = "special or hugetlb mapping"

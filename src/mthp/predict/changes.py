@@ -101,9 +101,11 @@ def candidates(trial: Trial, refusal: Refusal) -> Changes:
 def _vma_changes(trial: Trial, gate: VmaGate) -> Changes:
     settings, pmd_order = trial.kernel.settings, trial.kernel.geometry.pmd_order
     if gate is VmaGate.NOT_ENABLED:
-        if settings.enabled is not Enabled.NEVER:
-            yield Change(ChangeKind.ADVISE)
-        elif settings.size_enabled(pmd_order) is Enabled.INHERIT:
+        yield Change(ChangeKind.ADVISE)
+        if (
+            settings.enabled is Enabled.NEVER
+            and settings.size_enabled(pmd_order) is Enabled.INHERIT
+        ):
             yield Change(ChangeKind.ENABLE_GLOBALLY)
         yield Change(ChangeKind.ENABLE_SIZE, order=pmd_order)
     yield from map(Change, _BY_GATE.get(gate, ()))
@@ -249,7 +251,7 @@ def _over_limit(ask: _Ask) -> Changes:
 
 
 _BY_GATE: dict[VmaGate, tuple[ChangeKind, ...]] = {
-    VmaGate.NOHUGEPAGE: (ChangeKind.DROP_ADVICE, ChangeKind.ADVISE_INSTEAD),
+    VmaGate.NOHUGEPAGE: (ChangeKind.ADVISE,),
     VmaGate.THP_DISABLED: (ChangeKind.LIFT_PRCTL,),
     VmaGate.NOT_ADVISED: (ChangeKind.LIFT_PRCTL,),
     VmaGate.TOO_SHORT: (ChangeKind.SPAN_ALIGNED_PMD,),
@@ -390,8 +392,6 @@ _MADE: dict[ChangeKind, Callable[[Trial, Change], None]] = {
     ChangeKind.ENABLE_GLOBALLY: _settings(lambda *_: {"enabled": Enabled.ALWAYS}),
     ChangeKind.DEFRAG: _settings(lambda *_: {"defrag": True}),
     ChangeKind.ADVISE: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
-    ChangeKind.ADVISE_INSTEAD: _vm_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
-    ChangeKind.DROP_ADVICE: _vm_flags(0, VM_NOHUGEPAGE),
     ChangeKind.LIFT_PRCTL: _lift_prctl,
     ChangeKind.SPAN_WHOLE_PMD: _span_pmd,
     ChangeKind.SPAN_ALIGNED_PMD: _span_pmd,

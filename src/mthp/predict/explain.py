@@ -17,7 +17,7 @@ from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
 from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, windows
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
-from mthp.mm.mm_types import Kernel, Vma
+from mthp.mm.mm_types import Kernel, Vma, userfaultfd_armed
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.predict.measure import TablePart, populated_parts
 from mthp.predict.passes import TableLog
@@ -55,13 +55,16 @@ def vma_gate(kernel: Kernel, vma: Vma) -> VmaGate | None:
     return answer if isinstance(answer, VmaGate) else None
 
 
-def table_gates(kernel: Kernel, log: TableLog) -> list[Gate]:
-    """The last gate of every PTE of one scanned table."""
+def table_gates(vma: Vma, log: TableLog) -> list[Gate]:
+    """The last gate of every PTE of one scanned table of a mapping."""
+    kernel = vma.vm_mm.kernel
     geometry = kernel.geometry
     nr = geometry.ptrs_per_pte
     assert log.scan is not None
     if log.walk is None:
-        return [Gate(RefusedAt.SCAN, log.scan.status, geometry.pmd_order)] * nr
+        status = log.scan.status
+        strict = status is ScanResult.EXCEED_NONE_PTE and userfaultfd_armed(vma)
+        return [Gate(RefusedAt.SCAN, status, geometry.pmd_order, 0 if strict else None)] * nr
     gates = [_NOT_CHOSEN] * nr
     base = log.scan.address
     for offset, order, gate in _walk(kernel, base, log):
@@ -133,7 +136,7 @@ def explain_vma(
         elif log is None:
             gates = [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)] * part.count
         else:
-            gates = table_gates(kernel, log)[part.index : part.index + part.count]
+            gates = table_gates(vma, log)[part.index : part.index + part.count]
         yield from _runs(vma, part, gates, wanted, mapped)
 
 

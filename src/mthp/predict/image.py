@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from mthp.image.capture.command import capture_into
+from mthp.image.capture.proc import own_pid
 from mthp.image.capture.run import CaptureOptions
 from mthp.image.scenario import Scenario, load_one
 from mthp.image.snapshot import Snapshot, read_snapshot
@@ -229,16 +230,16 @@ def load(path: str | os.PathLike[str]) -> Image:
     return Image(snapshot, name, f"snapshot of {_names(snapshot)}, kernel {snapshot.kernel}")
 
 
-def capture(*pids: int) -> Image:
+def capture(*pids: int, hidden: int = 0) -> Image:
     """Capture live processes, this one where none is named. They are not stopped, and nothing is changed.
 
-    Of several, those that end meanwhile are left out; the image's data.unseen says so. Raises
-    CaptureError: no such process, or no right to look at it.
+    Of several, those that end meanwhile are left out; the image's data.unseen says so, and of `hidden`
+    others. Raises CaptureError: no such process, or no right to look at it.
     """
-    numbers = sorted(set(pids)) or [os.getpid()]
+    numbers = sorted(set(pids)) or [own_pid()]
     asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
     with spooled() as file:
-        capture_into(file, numbers, CaptureOptions())
+        capture_into(file, numbers, CaptureOptions(hidden=hidden))
         snapshot = read_snapshot(file, asked)
     first, *more = snapshot.processes
     name = _names(snapshot) if more else f"pid {first.pid} ({first.name})"

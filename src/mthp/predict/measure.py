@@ -175,6 +175,21 @@ def measure_vma(kernel: Kernel, vma: Vma, tlb: TlbModel, mapped: NDArray[np.bool
     return usage
 
 
+def held_in_tables(kernel: Kernel, vmas: Iterable[Vma], tables: frozenset[tuple[int, int]]) -> int:
+    """Bytes of the entries that hold something in the tables (mm, address). Not a step."""
+    held = 0
+    for vma in vmas if tables else ():
+        for part in populated_parts(vma):
+            if (vma.vm_mm.number, kernel.geometry.pmd_addr(part.address)) not in tables:
+                continue
+            if not pmd_is_table(part.pmd):
+                held += part.count
+                continue
+            ptes = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()
+            held += int(np.count_nonzero(ptes[part.index : part.index + part.count]))
+    return held * kernel.geometry.page_size
+
+
 def _measure_huge(kernel: Kernel, part: TablePart, usage: Usage, mapped: NDArray[np.bool_]) -> None:
     pfn = part.pmd >> PFN_SHIFT
     if part.pmd & PRESENT == 0:

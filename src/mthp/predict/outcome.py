@@ -14,9 +14,18 @@ from mthp.image.snapshot import Snapshot
 from mthp.mm.mm_types import Mm, Vma
 from mthp.predict.explain import explain_vma, highest_order, vma_gate
 from mthp.predict.find import with_changes
-from mthp.predict.measure import TlbModel, Usage, measure
-from mthp.predict.passes import Tally, run_full_scans
-from mthp.predict.records import Clock, Effort, Others, Outcome, ProcessUse, Refusal, VmaUse
+from mthp.predict.measure import TlbModel, Usage, held_in_tables, measure
+from mthp.predict.passes import TableLog, Tally, run_full_scans
+from mthp.predict.records import (
+    Clock,
+    Effort,
+    Others,
+    Outcome,
+    ProcessUse,
+    Refusal,
+    TornUse,
+    VmaUse,
+)
 from mthp.predict.resident import modelled, resident_memory
 from mthp.predict.timeline import Timeline, work_ms
 from mthp.words.events import Event
@@ -56,15 +65,15 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     vmas = modelled(world.vmas)
     before = measure(kernel, vmas, request.tlb)
     resident, each_resident = resident_memory(kernel.mms, vmas, before, request.snapshot)
-    tally = Tally(kernel, keep=request.keep, on_event=request.on_event, on_table=request.on_table)
+    held = held_in_tables(kernel, vmas, world.torn)
+    tally = Tally(kernel, request.keep, request.on_event, request.on_table, world.torn)
     timeline = Timeline(world.khugepaged, tally, request.others)
     run = run_full_scans(
         kernel, world.khugepaged, tally, request.passes, on_sleep=timeline.on_sleep
     )
     timeline.on_sleep(run.wakeups)
     after = measure(kernel, vmas, request.tlb)
-    logs = tally.last_pass | tally.tables
-    found = [(vma, refusal) for vma in vmas for refusal in explain_vma(kernel, vma, logs)]
+    found = _refusals(world, vmas, tally.last_pass | tally.tables)
     refusals: tuple[Refusal, ...] = tuple(refusal for _, refusal in found)
     if request.changes and run.complete:
         refusals = tuple(with_changes(found, request.on_try, request.tlb))
@@ -111,6 +120,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         attempts=dict(tally.attempts),
         counters=_counters(world),
         refusals=refusals,
+        torn=TornUse(len(world.torn), held, tally.torn_collapsed),
         vmas=uses,
         by_process=tuple(_by_process(each_resident, uses)),
         assumptions=world.assumptions,
@@ -121,6 +131,19 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         others=request.others,
         seconds=time.monotonic() - began,
     )
+
+
+def _refusals(
+    world: BuiltWorld, vmas: list[Vma], logs: dict[tuple[int, int], TableLog]
+) -> list[tuple[Vma, Refusal]]:
+    """Every refusal but those of torn tables: why these are as they are, nobody can say."""
+    down = world.kernel.geometry.pmd_addr
+    return [
+        (vma, refusal)
+        for vma in vmas
+        for refusal in explain_vma(world.kernel, vma, logs)
+        if (refusal.pid, down(refusal.address)) not in world.torn
+    ]
 
 
 def _added_by_vma(vmas: list[Vma], tally: Tally) -> Counter[Vma]:

@@ -55,17 +55,19 @@ class Tally:
 
     on_table is called after each scanned table and may raise Interrupted. keep: every event, if a
     list was given. added: mm and table -> by how many frames its collapses made the memory in use
-    grow.
+    grow. torn: tables (mm, address) of which what was collapsed is summed too.
     """
 
     kernel: Kernel
     keep: list[Event] | None = None
     on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
+    torn: frozenset[tuple[int, int]] = frozenset()
     attempts: Counter[tuple[int, ScanResult]] = field(default_factory=Counter)
     succeeded: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     collapsed_bytes: int = 0
+    torn_collapsed: int = 0
     copied_bytes: int = 0
     filled_bytes: int = 0
     swapped_in: int = 0
@@ -141,6 +143,8 @@ class Tally:
             books["tlb_outside"] += self._flush.ptes_outside
         if ok:
             self.collapsed_bytes += size
+            if (event.mm, self.kernel.geometry.pmd_addr(event.address)) in self.torn:
+                self.torn_collapsed += size
             self.changed = True
 
 

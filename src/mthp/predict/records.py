@@ -145,8 +145,6 @@ class ChangeKind(Enum):
     ENABLE_GLOBALLY = "set transparent_hugepage/enabled to always", Scope.SETTINGS
     DEFRAG = "set khugepaged/defrag to 1", Scope.SETTINGS
     ADVISE = "MADV_HUGEPAGE on the mapping", Scope.VMA
-    ADVISE_INSTEAD = "MADV_HUGEPAGE instead of MADV_NOHUGEPAGE", Scope.VMA
-    DROP_ADVICE = "drop MADV_NOHUGEPAGE", Scope.VMA
     LIFT_PRCTL = "lift PR_SET_THP_DISABLE", Scope.VMA
     SPAN_WHOLE_PMD = "begin and end the memory at multiples of {pmd}", Scope.VMA
     SPAN_ALIGNED_PMD = "allocate at least {two_pmds} at once, or {pmd} aligned to {pmd}", Scope.VMA
@@ -233,12 +231,12 @@ class Verified(StrEnum):
 class Refusal:
     """A run of PTEs of one table that met the same last gate.
 
-    address: of the first PTE. span: PTEs it covers. pages: those of them that hold something (a
-    page, a zero page, a swap or marker entry); mapped: those that hold memory, which pages alone do.
-    order: the order asked for last, None where a VMA was turned away. allowed_empty: where too few
-    pages are there, the empty PTEs that would be allowed, None where no limit is. ended_earlier: the
-    result ended the table before it got here. change: the least change that lets it, None where none
-    is known.
+    address: of the first PTE. span: PTEs it covers. pages: those of them that hold something (a page, a
+    zero page, a swap or marker entry); mapped: those that hold memory, which pages alone do. order: the
+    order asked for last, None where a VMA was turned away. allowed_empty: where too few pages are there,
+    the empty PTEs that would be allowed, None where no limit is; 0 where userfaultfd allows none.
+    ended_earlier: the result ended the table before it got here. change: the least change that lets it,
+    None where none is known.
     """
 
     pid: int
@@ -287,13 +285,24 @@ class PageAt(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TornUse:
+    """How much of an answer rests on tables that changed while they were read; no refusal is given of
+    them. bytes: held there before the run. collapsed_bytes: of all that were collapsed.
+    """
+
+    tables: int = 0
+    bytes: int = 0
+    collapsed_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class WindowReport:
     """What is known about the table at one address. gate: why the mapping is passed by, None if it
     is scanned.
 
     highest: the highest order enabled for the mapping. before, after: the state strings of the
     table's part in the mapping (folios, entries). page_before, page_now: what is at the address.
-    events: those about the table.
+    torn: whether the table changed while it was read. events: those about the table.
     """
 
     settings: Settings
@@ -308,6 +317,7 @@ class WindowReport:
     page_before: PageAt
     page_now: PageAt
     refusals: tuple[Refusal, ...]
+    torn: bool
     events: tuple[Event, ...]
 
 
@@ -405,6 +415,7 @@ class Outcome:
     attempts: Mapping[tuple[int, ScanResult], int]
     counters: Mapping[str, Mapping[str, int]]
     refusals: tuple[Refusal, ...] = ()
+    torn: TornUse = TornUse()
     vmas: tuple[VmaUse, ...] = ()
     by_process: tuple[ProcessUse, ...] = ()
     assumptions: tuple[str, ...] = ()

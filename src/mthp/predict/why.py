@@ -122,6 +122,7 @@ def look_at_window(
             for refusal in outcome.refusals
             if refusal.pid == vma.vm_mm.number and refusal.covers(address, page_size)
         ),
+        torn=(vma.vm_mm.number, base) in world.torn,
         events=tuple(
             event
             for event in events

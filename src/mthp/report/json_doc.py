@@ -73,6 +73,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             for order, status in in_order(outcome.attempts)
         ],
         "counters": {group: dict(values) for group, values in outcome.counters.items()},
+        "torn": asdict(outcome.torn),
         "refusals": [_refusal(refusal, outcome.settings.geometry) for refusal in outcome.refusals],
         "vmas": [_use(vma) for vma in outcome.vmas],
         "by_process": [_use(process) for process in outcome.by_process],

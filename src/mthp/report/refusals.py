@@ -75,6 +75,8 @@ def status_text(status: Status) -> str:
 def reason_text(refusal: Refusal, geometry: Geometry) -> str:
     """Says in plain words why the pages were refused."""
     status = refusal.status
+    if status is ScanResult.EXCEED_NONE_PTE and refusal.allowed_empty == 0:
+        return "a PTE is empty, and none may be filled where userfaultfd is registered"
     if isinstance(status, ScanResult):
         return f"{'the table ended earlier: ' * refusal.ended_earlier}{RESULT_REASONS[status]}"
     if status is not WindowGate.TOO_FEW:
@@ -278,5 +280,7 @@ def window_lines(window: WindowReport) -> Iterator[str]:
         yield f"change      {change} ({refusal.verified.value})"
         if refusal.change is not None and refusal.verified is Verified.RUN:
             yield f"price       {price_text(refusal.change.price)}"
+    if window.torn:
+        yield "torn        the table changed while it was read: why it is so cannot be said"
     yield f"events      {len(window.events)} about this table"
     yield from ftrace(window.events)

@@ -13,7 +13,7 @@ from mthp.words.units import human_bytes
 
 _WHERE = {
     "NOT_ENABLED": "in mappings without an enabled size",
-    "NOHUGEPAGE": "in mappings with MADV_NOHUGEPAGE",
+    "NOHUGEPAGE": "in mappings with MADV_NOHUGEPAGE or MAP_STACK",
     "FILE": "in private mappings of files, where nothing collapses",
     "THP_DISABLED": "in a process with PR_SET_THP_DISABLE",
     "NOT_ADVISED": "in a process that takes huge pages only where advised (prctl)",
@@ -78,6 +78,8 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
         yield "with", "other settings, such as --enabled always: not tried", ""
     elif outcome.refusals and not outcome.alternatives:
         yield "rest", _rest(outcome), ""
+    if outcome.torn.tables:
+        yield "torn", _torn(outcome), "bold yellow"
     if not outcome.complete:
         yield "but", passes_made(outcome), "bold yellow"
 
@@ -119,6 +121,16 @@ def passes_made(outcome: Outcome) -> str:
     if outcome.complete:
         return f"{scans} as asked; not the fixed point: the next may collapse more"
     return f"INCOMPLETE: interrupted or stopped short of the fixed point, after {scans}"
+
+
+def _torn(outcome: Outcome) -> str:
+    """Says how much of the answer rests on tables that changed while they were read."""
+    torn = outcome.torn
+    return (
+        f"{human_bytes(torn.bytes)} lie in {plural(torn.tables, 'page table')} that changed while they "
+        f"were read: {human_bytes(torn.collapsed_bytes)} of what collapses is there, and what is "
+        "refused there is left out"
+    )
 
 
 def _rest(outcome: Outcome) -> str:

@@ -93,7 +93,8 @@ class WorldArrays:
     """All that a world is built from. processes may be made one by one, as they are asked for.
 
     synchronous: swap is read without readahead (zram). outside: slot -> page tables outside the
-    image that name it. assumptions: sentences on what the image could not say.
+    image that name it. torn: tables (pid, address) that changed while they were read. assumptions:
+    sentences on what the image could not say.
     """
 
     nodes: tuple[NodeState, ...]
@@ -102,4 +103,5 @@ class WorldArrays:
     nr_cpus: int = 1
     synchronous: bool = True
     outside: Mapping[int, int] = field(default_factory=dict)
+    torn: frozenset[tuple[int, int]] = frozenset()
     assumptions: tuple[str, ...] = ()

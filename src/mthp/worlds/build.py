@@ -77,12 +77,14 @@ _TABLES_AT_ONCE = 1024
 class BuiltWorld:
     """A kernel, its daemon, and the mappings of the image in the image's order.
 
-    assumptions: sentences on what the image could not say.
+    torn: tables (pid, address) that changed while they were read. assumptions: sentences on what the
+    image could not say.
     """
 
     kernel: Kernel
     khugepaged: Khugepaged
     vmas: list[Vma]
+    torn: frozenset[tuple[int, int]] = frozenset()
     assumptions: tuple[str, ...] = ()
 
 
@@ -219,7 +221,8 @@ class _Builder:
             khugepaged.khugepaged_enter(mm)
         kernel.vmstat.mthp.clear()
         built.sort(key=lambda pair: pair[0].place)
-        return BuiltWorld(kernel, khugepaged, [vma for _, vma in built], self.image.assumptions)
+        vmas = [vma for _, vma in built]
+        return BuiltWorld(kernel, khugepaged, vmas, self.image.torn, self.image.assumptions)
 
     def add_vma(self, mm: Mm, image: ImageVma) -> Vma:
         """Add one mapping."""

@@ -7,9 +7,11 @@ docs/decisions/0005-what-a-capture-cannot-see.md gives the reasons.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,12 @@ from numpy.typing import NDArray
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
 from mthp.mm import vm_flags as vm
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY
-from mthp.mm.page_alloc import NodeState
+from mthp.mm.page_alloc import MAX_PAGE_ORDER, NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
+from mthp.words.settings import NUMBERS
+from mthp.words.units import human_bytes
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
+from mthp.worlds.torn import ASSUMED_FLAGS, settled
 
 VM_FLAG_CODES = {
     "rd": vm.VM_READ, "wr": vm.VM_WRITE, "ex": vm.VM_EXEC, "sh": vm.VM_SHARED,
@@ -44,7 +49,10 @@ USUAL_ASSUMPTIONS = frozenset({YOUNG_AS_COUNTED, YOUNG_AS_FLAGGED, NO_PINS, NO_B
 """What is assumed of every capture, unless it is asked for otherwise."""
 
 _LRU = np.uint64(1 << Kpf.LRU)
-_ASSUMED_FLAGS = 1 << Kpf.LRU | 1 << Kpf.ANON | 1 << Kpf.SWAPBACKED | 1 << Kpf.UPTODATE
+
+
+_SETTINGS = ("enabled", *(f"khugepaged/{name}" for name in ("defrag", *NUMBERS)))
+"""Files of settings that every kernel has."""
 
 
 class Young(StrEnum):
@@ -57,6 +65,7 @@ class Young(StrEnum):
 
 def image_of_snapshot(snapshot: Snapshot, young: Young) -> WorldArrays:
     """The arrays of a snapshot; a process's are made when the builder comes to it."""
+    snapshot, torn = settled(snapshot)
     shift = snapshot.geometry.page_shift
     memcgs: dict[str, ImageMemcg] = {}
     for process in snapshot.processes:
@@ -64,13 +73,15 @@ def image_of_snapshot(snapshot: Snapshot, young: Young) -> WorldArrays:
         if memcg is not None:
             memcgs.setdefault(memcg.name, memcg)
     swaps = str(snapshot.meta.get("swaps") or "").splitlines()[1:]
+    nodes, free = free_memory(snapshot)
     return WorldArrays(
-        nodes=free_memory(snapshot),
+        nodes=nodes,
         processes=_processes(snapshot, list(memcgs), young),
         memcgs=tuple(memcgs.values()),
         nr_cpus=max(1, int(snapshot.meta.get("cpus") or 1)),
         synchronous=all("zram" in line for line in swaps),
-        assumptions=tuple(_assumptions(snapshot, memcgs, young)),
+        torn=torn,
+        assumptions=(*_assumptions(snapshot, memcgs, young), free),
     )
 
 
@@ -91,8 +102,20 @@ def _assumptions(
         yield f"every page is taken to be {'young' if young is Young.ALL else 'old'}"
     yield NO_PINS
     yield NO_BATCHES
+    hidden = [path for path in _SETTINGS if path not in snapshot.sysfs]
+    if hidden:
+        named = (
+            "no setting"
+            if len(hidden) == len(_SETTINGS)
+            else f"not all settings ({', '.join(hidden)})"
+        )
+        yield (
+            f"{named} could be read: they are the kernel's defaults where not given (--enabled, "
+            "--max-ptes-none and the like)"
+        )
     if not snapshot.privilege.kpageflags:
         yield "every page is a folio of order 0, swap-backed and on the LRU"
+    if any(process.kpagecount is None for process in snapshot.processes):
         yield "a page that is not mapped exclusively is shared by two processes"
 
 
@@ -117,9 +140,25 @@ def _processes(snapshot: Snapshot, memcgs: list[str], young: Young) -> Iterator[
             name=process.name,
             mm_flags=MMF_DISABLE_THP_COMPLETELY if process.thp_disabled else 0,
             memcg=None if memcg is None else memcgs.index(memcg.name),
-            vmas=tuple(_vma(snapshot, process, vma) for vma in process.vmas),
+            vmas=tuple(_vma(snapshot, process, vma) for vma in _named(process.vmas)),
             tables=tables,
         )
+
+
+def _named(vmas: Sequence[SnapshotVma]) -> Iterator[SnapshotVma]:
+    """The mappings, with threads' stacks named so: MAP_STACK reserved them with what guards their end."""
+    for guard, vma in pairwise((*vmas[:1], *vmas)):
+        if (
+            guard.end == vma.start
+            and "nh" in guard.flags & vma.flags
+            and not {"rd", "wr"} & guard.flags
+            and guard.anonymous
+            and vma.anonymous
+            and not vma.name
+        ):
+            yield replace(vma, name="[thread stack]")
+        else:
+            yield vma
 
 
 def _vma(snapshot: Snapshot, process: ProcessTables, vma: SnapshotVma) -> ImageVma:
@@ -151,7 +190,10 @@ def _tables(
     if process.pfn is None or process.kpageflags is None:
         process = _unseen(snapshot, process, next_frame)
     assert process.pfn is not None and process.kpageflags is not None
-    assert process.kpagecount is not None and process.folio_order is not None
+    assert process.folio_order is not None
+    counts = process.kpagecount
+    if counts is None:
+        counts = _unseen_counts(snapshot, process)
     pte = process.pte.copy()
     swapped = (pte & Pte.SWAPPED) != 0
     pte[swapped] |= np.where(np.isin(process.pfn[swapped], shared), 0, int(Pte.EXCLUSIVE)).astype(
@@ -168,7 +210,7 @@ def _tables(
         bits=_bits(snapshot, process, young),
         pfn=process.pfn,
         kpageflags=kpageflags,
-        kpagecount=process.kpagecount,
+        kpagecount=counts,
         folio_order=process.folio_order,
     )
 
@@ -178,19 +220,24 @@ def _unseen(snapshot: Snapshot, process: ProcessTables, next_frame: int) -> Proc
     pte = process.pte
     here = (pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
     huge = here & ((pte & Pte.HUGE) != 0).all(axis=1)[:, None]
-    flags = np.where(here, _ASSUMED_FLAGS, 0).astype(np.uint64)
-    flags[(pte & Pte.FILE) != 0] &= ~np.uint64(1 << Kpf.ANON | 1 << Kpf.SWAPBACKED)
-    counts = here.astype(np.uint32)
-    if snapshot.privilege.exclusive:
-        counts[here & ~huge & ((pte & Pte.EXCLUSIVE) == 0)] = 2
+    flags = np.where(here, ASSUMED_FLAGS, 0).astype(np.uint64)
     frames = next_frame + np.arange(pte.size, dtype=np.uint64).reshape(pte.shape)
     return replace(
         process,
         pfn=np.where(here, frames, 0).astype(np.uint64),
         kpageflags=flags,
-        kpagecount=counts,
         folio_order=np.where(huge, snapshot.geometry.pmd_order, 0).astype(np.uint8),
     )
+
+
+def _unseen_counts(snapshot: Snapshot, process: ProcessTables) -> NDArray[np.uint32]:
+    """Assume that two processes map what this one does not map alone, but by a huge PMD."""
+    here = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+    counts: NDArray[np.uint32] = here.astype(np.uint32)
+    if snapshot.privilege.exclusive:
+        huge = ((process.pte & Pte.HUGE) != 0).all(axis=1)[:, None]
+        counts[here & ~huge & ((process.pte & Pte.EXCLUSIVE) == 0)] = 2
+    return counts
 
 
 def _bits(snapshot: Snapshot, process: ProcessTables, young: Young) -> NDArray[np.uint8]:
@@ -260,20 +307,57 @@ def _shared_slots(snapshot: Snapshot) -> NDArray[np.uint64]:
     return shared
 
 
-def free_memory(snapshot: Snapshot) -> tuple[NodeState, ...]:
-    """What each node has free, from buddyinfo; reclaimable memory is added as single frames."""
-    blocks: dict[int, dict[int, int]] = {}
+_SLACK = 16 << 20
+"""Bytes by which buddyinfo and MemFree may differ because they were read one after the other."""
+
+
+def free_memory(snapshot: Snapshot) -> tuple[tuple[NodeState, ...], str]:
+    """What each node has free, and a sentence that says so.
+
+    Where MemFree is more than buddyinfo shows, nobody says how the rest lies. Reclaimable memory is
+    added as single frames.
+    """
+    geometry = snapshot.geometry
+    shift, largest = geometry.page_shift, max(MAX_PAGE_ORDER, geometry.pmd_order)
+    nodes = _free_blocks(snapshot)
+    meminfo: Mapping[str, Any] = snapshot.meta.get("meminfo") or {}
+    memfree, spare = int(meminfo.get("MemFree") or 0), 0
+    shown = sum(n << order for node in nodes.values() for order, n in node.items()) << shift
+    unplaced = 0
+    if snapshot.free_memory is not None:
+        unplaced, nodes = snapshot.free_memory, {nid: Counter() for nid in nodes}
+        said = f"{human_bytes(unplaced)} of memory are free, as asked (--free-memory)"
+    elif not shown and not memfree:
+        said = "as much memory is free as is asked for: the capture does not say (--free-memory)"
+        return (NodeState(),), said
+    else:
+        spare = max(0, int(meminfo.get("MemAvailable") or 0) - memfree)
+        said = f"{human_bytes(shown)} of memory are free, as buddyinfo says"
+        if memfree > shown + shown // 8 + _SLACK:
+            unplaced = memfree - shown
+            block = human_bytes(1 << largest + shift)
+            said = (
+                f"{human_bytes(memfree)} of memory are free, as MemFree says; buddyinfo shows "
+                f"{human_bytes(shown) if shown else 'none'} of it: the rest is taken to lie in blocks "
+                f"of {block}"
+            )
+        elif 0 < memfree < shown - shown // 8 - _SLACK:
+            said += f" (MemFree is {human_bytes(memfree)}, a container's perhaps)"
+        said += f"; {human_bytes(spare)} more can be reclaimed (--free-memory sets both)"
+    for node in nodes.values():
+        pages = (unplaced >> shift) // len(nodes)
+        node[largest] += pages >> largest
+        node.update({order: 1 for order in range(largest) if pages >> order & 1})
+        node[0] += (spare >> shift) // len(nodes)
+    return tuple(NodeState(nodes.get(nid, {})) for nid in range(max(nodes) + 1)), said
+
+
+def _free_blocks(snapshot: Snapshot) -> dict[int, Counter[int]]:
+    """The free blocks of each order that buddyinfo shows, by node; one node where it shows none."""
+    nodes: dict[int, Counter[int]] = {}
     for match in re.finditer(
         r"Node\s+(\d+), zone\s+\S+((?:\s+\d+)+)", str(snapshot.meta.get("buddyinfo"))
     ):
-        node = blocks.setdefault(int(match[1]), {})
-        for order, count in enumerate(match[2].split()):
-            node[order] = node.get(order, 0) + int(count)
-    if not blocks:
-        return (NodeState(),)
-    meminfo: Mapping[str, Any] = snapshot.meta.get("meminfo") or {}
-    reclaimable = int(meminfo.get("MemAvailable") or 0) - int(meminfo.get("MemFree") or 0)
-    pages = max(0, reclaimable) >> snapshot.geometry.page_shift
-    for node in blocks.values():
-        node[0] = node.get(0, 0) + pages // len(blocks)
-    return tuple(NodeState(blocks.get(nid, {})) for nid in range(max(blocks) + 1))
+        counts = enumerate(map(int, match[2].split()))
+        nodes.setdefault(int(match[1]), Counter()).update(dict(counts))
+    return nodes or {0: Counter()}

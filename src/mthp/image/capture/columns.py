@@ -17,7 +17,6 @@ from array import array
 from random import SystemRandom
 from typing import IO, Any, Iterable, Iterator
 
-from mthp.image.capture.pagemap import Batch
 from mthp.words.files import spooled
 from mthp.words.units import Geometry
 
@@ -33,13 +32,15 @@ class Columns:
         self.address: array[int] = array("Q")
         self.process: array[int] = array("H")
         self.files: dict[str, IO[bytes]] = {name: spooled(folder) for name in members}
+        self.torn = bytearray()
 
-    def add(self, process: int, batch: Batch, parts: dict[str, bytes]) -> None:
-        """Append the tables of a batch; parts: its data for each member."""
+    def add(self, process: int, addresses: list[int], parts: dict[str, bytes]) -> None:
+        """Append tables; parts: their data for each member."""
         for name, data in parts.items():
             self.files[name].write(data)
-        self.address.extend(batch.addresses)
-        self.process.extend([process] * len(batch.addresses))
+        self.address.extend(addresses)
+        self.process.extend([process] * len(addresses))
+        self.torn.extend(bytes(len(addresses)))
 
     def close(self) -> None:
         """Close the files that are open."""
@@ -51,7 +52,7 @@ class Columns:
         for name, file in self.files.items():
             file.seek(rows * self.geometry.ptrs_per_pte * WIDTH[name])
             file.truncate()
-        del self.address[rows:], self.process[rows:]
+        del self.address[rows:], self.process[rows:], self.torn[rows:]
 
     def row(self, name: str, k: int) -> bytes:
         """The bytes of one table in one column."""
@@ -108,6 +109,7 @@ def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> Non
         member("meta", "|u1", (len(document),), [document])
         member("table_address", "u8", (rows,), [columns.address.tobytes()])
         member("table_process", "u2", (rows,), [columns.process.tobytes()])
+        member("table_torn", "|u1", (rows,), [bytes(columns.torn)])
         for name, spool in columns.files.items():
             kind = TYPE[WIDTH[name]]
             member(name, kind, (rows, ptrs), _chunks(spool))

@@ -15,7 +15,7 @@ from typing import IO, Any, Callable, Iterator
 
 from mthp.image.capture.columns import redact, write_file
 from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
-from mthp.image.capture.host import every_pid, pids_of_cgroup
+from mthp.image.capture.host import every_pid, numbers_of_cgroup, pids_of_cgroup
 from mthp.image.capture.proc import (
     FAILED,
     OK,
@@ -23,6 +23,7 @@ from mthp.image.capture.proc import (
     CaptureError,
     LeftOut,
     open_pagemap,
+    own_pid,
     read_status,
     text,
 )
@@ -87,14 +88,15 @@ def capture_into(
             redact(meta, session.columns)
         write_file(file, meta, session.columns)
         size, tables = file.tell(), len(session.columns.address)
-    torn = meta["tearing"]["pages_changed"]
+    torn = meta["tearing"]
     memory = [
         (f"{each['comm'] or 'process'} ({each['pid']})", resident_of(each)) for each in processes
     ]
     whole = total(resident for _, resident in memory)
     done = (
         f"{len(processes)} process(es), {tables} tables, {size >> 10} KiB in "
-        f"{time.monotonic() - began:.2f} s; {torn} pages changed meanwhile; "
+        f"{time.monotonic() - began:.2f} s; {torn['tables_changed']} tables changed while they were "
+        f"read, {torn['tables_torn']} each time; "
         f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in session.unseen)}"
     )
     return [done, *resident_lines(whole, memory)]
@@ -112,6 +114,11 @@ def pids_asked_for(args: argparse.Namespace) -> list[int]:
     return sorted(set(args.pid))
 
 
+def hidden_of(args: argparse.Namespace) -> int:
+    """How many more processes are in the cgroup, which have no number in our PID namespace."""
+    return numbers_of_cgroup(args.cgroup).count(0) if args.cgroup is not None else 0
+
+
 def capture(args: argparse.Namespace, pids: list[int], output: str) -> list[str]:
     """Capture the processes as the arguments say; returns what to say on stderr."""
     options = CaptureOptions(
@@ -119,6 +126,7 @@ def capture(args: argparse.Namespace, pids: list[int], output: str) -> list[str]
         exclusive=not args.no_exclusive,
         reader=args.reader,
         freeze=args.freeze,
+        hidden=hidden_of(args),
     )
     with replacing(output, 0o600) as file:
         said = capture_into(file, pids, options, os.path.dirname(os.path.abspath(output)))
@@ -152,7 +160,7 @@ def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> st
 def pid_of(value: str) -> int:
     """Read the process that --pid names, for argparse."""
     try:
-        return os.getpid() if value == "self" else parse_whole(value, 1)
+        return own_pid() if value == "self" else parse_whole(value, 1)
     except ValueError:
         message = f"{value[:40]!r} is neither a process's number nor 'self'"
         raise argparse.ArgumentTypeError(message) from None

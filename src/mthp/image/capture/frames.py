@@ -13,30 +13,50 @@ import sys
 from array import array
 from typing import Iterator
 
-from mthp.image.capture.pagemap import EVEN, byte_of_word
+from mthp.image.capture.pagemap import EVEN, FILE, PRESENT, ZERO, byte_of_word
+from mthp.image.capture.proc import open_or_none
 from mthp.words.units import Geometry
 
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
-KPF_HEAD, KPF_THP, KPF_ZERO_PAGE = 1 << 15, 1 << 22, 1 << 24
+KPF_ANON, KPF_HEAD, KPF_THP, KPF_ZERO_PAGE = 1 << 12, 1 << 15, 1 << 22, 1 << 24
+BROKEN = 255
+
+_ANON_OF_PTE = bytes(pte & (PRESENT | ZERO | FILE) == PRESENT for pte in range(256))
+_ANON_OF_FLAGS = bytes(value & KPF_ANON >> 8 != 0 for value in range(256))
+_ANY = bytes(value != 0 for value in range(256))
+
+
+def open_frames(path: str, known: int) -> int | None:
+    """A descriptor of /proc/kpageflags or kpagecount; None where it says nothing even of a frame that is
+    known to be mapped (0: none is known): it is masked, as in containers."""
+    file = open_or_none(path) if known else None
+    if file is not None and not any(os.pread(file, 8, 8 * known)):
+        os.close(file)
+        return None
+    return file
 
 
 class Frames:
-    """kpageflags, kpagecount and folio orders of the frames that page tables point to."""
+    """kpageflags, kpagecount and folio orders of the frames that page tables point to.
+
+    counts: None where kpagecount cannot be read.
+    """
 
     def __init__(self, flags: int, counts: int | None, geometry: Geometry) -> None:
         self._flags = flags
-        self._counts = counts
+        self.counts = counts
         self._block = geometry.ptrs_per_pte
 
     def close(self) -> None:
         """Close the files that are open."""
-        for file in (self._flags, self._counts):
+        for file in (self._flags, self.counts):
             if file is not None:
                 os.close(file)
 
     def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
         """Flags, mapcount and folio order of each PTE, as u64, u32 and u8; 0 where its pfn is 0.
 
+        The order is BROKEN where heads and tails make no whole folio: it came or went meanwhile.
         A frame's three values travel as one 16-byte record, so that one look-up fetches them.
         """
         records = {0: bytes(16)}
@@ -54,6 +74,28 @@ class Frames:
         for k in range(4):
             counts[k::4] = found[8 + k :: 16]
         return bytes(flags), bytes(counts), found[12::16]
+
+    def misfits(self, low: bytearray, flags: bytes, counts: bytes, orders: bytes) -> list[int]:
+        """Which tables have PTEs (`low`) that cannot be so with what look_up() found of their frames:
+        pagemap has a page as anonymous and its frame is not, nobody maps it, or its folio is BROKEN.
+        """
+        wanted = int.from_bytes(low.translate(_ANON_OF_PTE), "little")
+        anon = flags[byte_of_word(1) :: 8].translate(_ANON_OF_FLAGS)
+        wrong = wanted ^ int.from_bytes(anon, "little")
+        if self.counts is not None:
+            bits = 0
+            for k in range(4):
+                bits |= int.from_bytes(counts[k::4], "little")
+            mapped = bits.to_bytes(len(low), "little").translate(_ANY)
+            wrong |= wanted & ~int.from_bytes(mapped, "little")
+        if not wrong and BROKEN not in orders:
+            return []
+        places, nr = wrong.to_bytes(len(low), "little"), self._block
+        return [
+            i // nr
+            for i in range(0, len(low), nr)
+            if 1 in places[i : i + nr] or BROKEN in orders[i : i + nr]
+        ]
 
     def _blocks(self, pfns: array[int]) -> Iterator[list[int]]:
         """Yield the distinct frames, ascending, cut where a folio of PMD order would end."""
@@ -73,7 +115,7 @@ class Frames:
             first, count = first - first % self._block, self._block
             flags = self._values(self._flags, first, count)
         orders = self._orders(flags, self._kinds(flags))
-        counts = self._values(self._counts, first, count)
+        counts = self._values(self.counts, first, count)
         low_half = range(4) if sys.byteorder == "little" else range(4, 8)
         packed = bytearray(16 * count)
         for k in range(8):
@@ -101,16 +143,20 @@ class Frames:
 
     @staticmethod
     def _orders(flags: bytearray, kinds: bytes) -> bytes:
-        """Each frame's folio order; also lends tails their head's flags, as new kernels do.
+        """Each frame's folio order, or BROKEN; also lends tails their head's flags, as new kernels do.
 
         Kernel: a folio is aligned to its size, so a block of PMD order holds it whole.
         """
         orders = bytearray(len(flags) // 8)
         words = memoryview(flags).cast("Q")
-        for match in re.finditer(b"\1\2+", kinds):
+        for match in re.finditer(b"\1\2*|\2+", kinds):
             start, stop = match.span()
+            nr = stop - start
+            if kinds[start] != 1 or nr == 1 or nr & (nr - 1) or start % nr:
+                orders[start:stop] = bytes((BROKEN,)) * nr
+                continue
             head = words[start] & ~KPF_HEAD
             for k in range(start + 1, stop) if head & ~words[start + 1] else ():
                 words[k] |= head
-            orders[start:stop] = bytes(((stop - start).bit_length() - 1,)) * (stop - start)
+            orders[start:stop] = bytes((nr.bit_length() - 1,)) * nr
         return bytes(orders)

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Any
 
-from mthp.image.capture.proc import LACKING, CaptureError, LeftOut, number, text
+from mthp.image.capture.proc import LACKING, CaptureError, LeftOut, number, own_pid, text
 from mthp.words.units import Geometry
 
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -70,13 +70,26 @@ def other_processes(captured: set[int], pmd_size: int) -> dict[str, int]:
 
 def host_geometry() -> Geometry:
     """Page and PMD size of this host; CaptureError (5) where it lacks something."""
+    if not os.path.exists("/proc/self/status"):
+        raise CaptureError("/proc is not mounted here", LACKING)
     if not os.path.exists("/proc/self/pagemap"):
         raise CaptureError("this host has no /proc/PID/pagemap (CONFIG_PROC_PAGE_MONITOR)", LACKING)
-    if not os.path.isdir(THP):
+    if not os.path.isdir(THP) and not kernel_has_thp():
         raise CaptureError("this kernel has no transparent huge pages", LACKING)
-    pmd_size = number(THP + "/hpage_pmd_size") or 2 << 20
-    page_shift = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
-    return Geometry(page_shift, pmd_size.bit_length() - 1 - page_shift)
+    page = os.sysconf("SC_PAGE_SIZE")
+    pmd_size = number(THP + "/hpage_pmd_size") or page // WORD_BYTES * page
+    return Geometry(page.bit_length() - 1, pmd_size.bit_length() - page.bit_length())
+
+
+WORD_BYTES = 8
+"""Of an entry of a page table, of which a page is full, where the host hides its PMD size."""
+
+
+def kernel_has_thp() -> bool:
+    """Whether the kernel was built with transparent huge pages, where /sys shows none: it may be
+    masked, as in containers. Kernel: mm/vmstat.c, fs/proc/meminfo.c."""
+    found = (text("/proc/vmstat") or "") + (text("/proc/meminfo") or "")
+    return re.search(r"^(thp_|AnonHugePages:)", found, re.M) is not None
 
 
 def cgroup_mounts() -> dict[str, str]:
@@ -93,11 +106,23 @@ def cgroup_mounts() -> dict[str, str]:
 
 def every_pid() -> list[int]:
     """All processes that /proc lists, but this one."""
-    return sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()})
+    return sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - {own_pid()})
 
 
 def pids_of_cgroup(path: str) -> list[int]:
-    """Processes of a cgroup and of those below it.
+    """Processes of a cgroup and of those below it, but this one and those that have no number here."""
+    numbers = numbers_of_cgroup(path)
+    pids = set(numbers) - {0, own_pid()}
+    if not pids and 0 in numbers:
+        message = f"cgroup {path} has {numbers.count(0)} processes, all of another PID namespace"
+        raise LeftOut(message, "of another PID namespace")
+    if not pids:
+        raise LeftOut(f"cgroup {path} has no processes", "empty cgroup")
+    return sorted(pids)
+
+
+def numbers_of_cgroup(path: str) -> list[int]:
+    """What a cgroup and those below it list: processes, 0 for each that our PID namespace has not.
 
     path: of the folder; or as /proc/PID/cgroup has it, with the controllers in front or without; a
     path alone is one of cgroup v2.
@@ -115,10 +140,7 @@ def pids_of_cgroup(path: str) -> list[int]:
     if not os.path.exists(os.path.join(folder, "cgroup.procs")):
         raise LeftOut(f"no cgroup {path}", "no cgroup")
     found = [os.path.join(here, "cgroup.procs") for here, _, _ in os.walk(folder)]
-    pids = {int(pid) for procs in found for pid in (text(procs) or "").split()} - {0, os.getpid()}
-    if not pids:
-        raise LeftOut(f"cgroup {path} has no processes", "empty cgroup")
-    return sorted(pids)
+    return [int(pid) for procs in found for pid in (text(procs) or "").split()]
 
 
 MEMCG_FILES = {

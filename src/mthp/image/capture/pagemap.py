@@ -23,16 +23,21 @@ GUARD = 1 << 8
 class Batch:
     """Some tables of a process, decoded: one byte a PTE in low, bits 8-15 in high if any is set.
 
-    words: the same tables as pagemap has them; None where only PAGEMAP_SCAN was asked.
+    words: the same tables as pagemap has them; None where only PAGEMAP_SCAN was asked. runs, before:
+    what was read of pagemap, and what it said then. misfits: tables that what was found of their
+    frames contradicts, by index.
     """
 
-    __slots__ = ("addresses", "high", "low", "words")
+    __slots__ = ("addresses", "before", "high", "low", "misfits", "runs", "words")
 
     def __init__(self, addresses: list[int], low: bytearray, high: bytearray | None) -> None:
         self.addresses = addresses
         self.low = low
         self.high = high
         self.words: bytearray | None = None
+        self.runs: list[tuple[int, int]] = []
+        self.before = b""
+        self.misfits: list[int] = []
 
 
 def byte_of_word(k: int) -> int:

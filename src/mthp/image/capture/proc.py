@@ -75,10 +75,89 @@ def reading(pid: int) -> Iterator[None]:
     try:
         yield
     except PermissionError:
-        message = f"process {pid} is not ours to read (run as its user or as root)"
-        raise LeftOut(message, "not ours to read") from None
+        raise LeftOut(f"process {pid} {_not_ours(pid)}", "not ours to read") from None
     except OSError as error:
-        raise (gone(pid) if error.errno in (errno.ESRCH, errno.ENOENT) else error) from None
+        if error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENOTTY):
+            raise
+        raise shows_nothing(pid, "pagemap") from None
+
+
+CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
+
+
+def has_capability(number: int) -> bool:
+    """Whether we have a capability. Kernel: include/uapi/linux/capability.h."""
+    match = re.search(r"^CapEff:\s+([0-9a-f]+)", text("/proc/self/status") or "", re.M)
+    return match is not None and int(match[1], 16) >> number & 1 == 1
+
+
+def _not_ours(pid: int) -> str:
+    """Why a process may not be read."""
+    user = re.search(r"^Uid:\s+(\d+)", text(f"/proc/{pid}/status") or "", re.M)
+    if os.geteuid() == 0 and not has_capability(CAP_SYS_PTRACE):
+        return "is not ours to read: CAP_SYS_PTRACE is missing, as in a container"
+    if os.geteuid() == 0:
+        return "is not ours to read: a user namespace or a security module forbids it"
+    if user is not None and int(user[1]) == os.geteuid():
+        return "is our user's, but not dumpable, or has rights that we lack (run as root)"
+    return "is not ours to read (run as its user or as root)"
+
+
+def shows_nothing(pid: int, file: str) -> CaptureError:
+    """The error for a file of /proc/PID that says nothing: it went away, or the file is masked."""
+    alive = open_or_none(f"/proc/{pid}/{file}") if state(pid) not in "?ZX" else None
+    if alive is None:
+        return gone(pid)
+    with open(alive, "rb", buffering=0) as again:
+        if again.read(8):
+            return gone(pid)
+    return CaptureError(f"/proc/{pid}/{file} is masked: nothing can be read from it", LACKING)
+
+
+def own_pid() -> int:
+    """Our own number in this /proc, which may be another PID namespace's."""
+    try:
+        return int(os.readlink("/proc/self"))
+    except (OSError, ValueError):
+        return os.getpid()
+
+
+def not_there(pid: int) -> LeftOut:
+    """The error for a process of which /proc shows nothing: there is none, or it is hidden."""
+    if own_pid() != os.getpid():
+        where = "in this /proc, which is another PID namespace's"
+    elif _exists(pid):
+        message = (
+            f"process {pid} is there, but this /proc hides it (hidepid): run as root, or its user"
+        )
+        return LeftOut(message, "hidden by /proc")
+    elif os.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE:
+        where = "in this PID namespace: a container has its own numbers"
+    else:
+        where = ""
+    return LeftOut(f"no process {pid} {where}".rstrip(), "ended meanwhile")
+
+
+def hides_processes() -> bool:
+    """Whether /proc is mounted so that it hides other users' processes from us."""
+    mounts = (line.split() for line in (text("/proc/self/mounts") or "").splitlines())
+    hidden = any(words[1] == "/proc" and "hidepid=" in words[3] for words in mounts)
+    return hidden and not has_capability(CAP_SYS_PTRACE)
+
+
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+"""Kernel: include/linux/proc_ns.h, PROC_PID_INIT_INO."""
+
+
+def _exists(pid: int) -> bool:
+    """Ask the kernel past /proc, by a signal that is none."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def open_pagemap(pid: int) -> int:
@@ -114,7 +193,7 @@ def read_status(pid: int) -> dict[str, str]:
     lines = (text(f"/proc/{pid}/status") or "").splitlines()
     fields = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     if "State" not in fields:
-        raise LeftOut(f"no process {pid}", "ended meanwhile")
+        raise not_there(pid)
     if fields.get("Tgid", str(pid)) != str(pid):
         raise CaptureError(f"{pid} is a thread: capture its process {fields['Tgid']}", USAGE)
     if fields["State"][0] in "ZX":

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import bisect
 import glob
-import operator
 import os
 import re
 import sys
@@ -16,8 +15,8 @@ from random import SystemRandom
 from typing import Any, NamedTuple
 
 from mthp.image.capture.columns import WIDTH, Columns
-from mthp.image.capture.frames import KPF_THP, KPF_ZERO_PAGE, Frames
-from mthp.image.capture.host import host_facts, host_geometry, memcg_of, other_processes
+from mthp.image.capture.frames import BROKEN, KPF_THP, KPF_ZERO_PAGE, Frames, open_frames
+from mthp.image.capture.host import THP, host_facts, host_geometry, memcg_of, other_processes
 from mthp.image.capture.pagemap import (
     EVEN,
     HUGE,
@@ -31,13 +30,15 @@ from mthp.image.capture.pagemap import (
     byte_of_word,
 )
 from mthp.image.capture.proc import (
+    CAP_SYS_ADMIN,
     LACKING,
     CaptureError,
-    LeftOut,
     SmapsEntry,
-    open_or_none,
+    has_capability,
+    hides_processes,
     open_pagemap,
     read_vmas,
+    shows_nothing,
     started,
     text,
 )
@@ -46,9 +47,11 @@ from mthp.image.capture.tables import TableReader
 
 SCHEMA = "mthp-snapshot/1"
 TOOL = "mthp-snap 1"
-AGAIN_TABLES = 512
-"""At most this many tables of a process are read a second time to measure tearing."""
-TEARING = ("vmas_changed", "tables_changed", "pages_changed", "tables_read_again", "tables")
+MOST_READINGS = 8
+"""So often a table that changes is read again, before it is marked as torn."""
+SECONDS_AGAIN = 1.0
+"""So long a process's tables may be read again, beyond as long as reading them took."""
+TEARING = ("vmas_changed", "tables", "tables_changed", "pages_changed", "tables_torn")
 """What is counted of each process, and in all."""
 NEVER = "never visible: "
 
@@ -58,12 +61,14 @@ class CaptureOptions(NamedTuple):
 
     redact: names are left out and addresses moved. exclusive: the bit of pages that one process
     alone maps is read. reader: scan, pagemap or auto. freeze: the processes are stopped meanwhile.
+    hidden: so many more were meant, which have no number in our PID namespace.
     """
 
     redact: bool = False
     exclusive: bool = True
     reader: str = "auto"
     freeze: bool = False
+    hidden: int = 0
 
 
 class CaptureRun:
@@ -77,7 +82,7 @@ class CaptureRun:
         self.geometry = host_geometry()
         self.unseen: list[str] = []
         self.left_out: Counter[str] = Counter()
-        self._own = open_pagemap(os.getpid())
+        self._own = os.open("/proc/self/pagemap", os.O_RDONLY)
         self.frame_shift = 0
         self.frames: Frames | None = None
         self.privilege = self._privilege()
@@ -87,7 +92,9 @@ class CaptureRun:
         if self.privilege["pfn"]:
             members.append("pfn")
         if self.frames is not None:
-            members += ["kpageflags", "kpagecount", "folio_order"]
+            members += ["kpageflags", "folio_order"]
+            if self.frames.counts is not None:
+                members.append("kpagecount")
         self.columns = Columns(self.geometry, folder, members)
         self._say_what_is_unseen()
 
@@ -106,13 +113,15 @@ class CaptureRun:
         exclusive = self.options.exclusive or not scan
         anchor = array("Q", [1] * 16)
         word = os.pread(self._own, 8, anchor.buffer_info()[0] // self.geometry.page_size * 8)
-        pfn = exclusive and array("Q", word)[0] & ((1 << 55) - 1) != 0
-        flags = open_or_none("/proc/kpageflags") if pfn else None
+        if len(word) < 8:
+            raise CaptureError("/proc/self/pagemap is masked: nothing can be read from it", LACKING)
+        pfn = array("Q", word)[0] & ((1 << 55) - 1) if exclusive else 0
+        flags = open_frames("/proc/kpageflags", pfn)
         if flags is not None:
-            self.frames = Frames(flags, open_or_none("/proc/kpagecount"), self.geometry)
+            self.frames = Frames(flags, open_frames("/proc/kpagecount", pfn), self.geometry)
         return {
             "root": os.geteuid() == 0,
-            "pfn": pfn,
+            "pfn": pfn != 0,
             "kpageflags": flags is not None,
             "pagemap_scan": scan,
             "exclusive": self.options.exclusive,
@@ -125,11 +134,18 @@ class CaptureRun:
 
     def _say_what_is_unseen(self) -> None:
         if self.frames is None:
-            why = "" if self.privilege["exclusive"] else " or without the exclusive bit"
-            self.not_seen(
-                f"not root{why}: folio orders, folio flags (locked, referenced, on the LRU)"
-            )
-            self.not_seen("not root: how many processes share a page")
+            why = self._why_no_frames()
+            self.not_seen(f"{why}: folio orders, folio flags (locked, referenced, on the LRU)")
+            self.not_seen(f"{why}: how many processes share a page")
+        elif self.frames.counts is None:
+            self.not_seen("/proc/kpagecount is masked: how many processes share a page")
+        if self.options.hidden:
+            self.left_out["in another PID namespace"] = self.options.hidden
+            self.not_seen(f"{self.options.hidden} processes left out: in another PID namespace")
+        if text(THP + "/enabled") is None:
+            self.not_seen(f"{THP} is masked: the settings")
+        if hides_processes():
+            self.not_seen("other users' processes: this /proc hides them (hidepid)")
         if not self.privilege["exclusive"]:
             self.not_seen("--no-exclusive: which pages are mapped by this process alone")
         if not self.privilege["pagemap_scan"] and self.frames is None:
@@ -140,8 +156,20 @@ class CaptureRun:
             "folios waiting in per-CPU LRU batches",
             "locks held for a moment",
             "which VMAs already have an anon_vma although nothing was written",
+            "whether prctl keeps huge pages to advised mappings (PR_THP_DISABLE_EXCEPT_ADVISED)",
         ):
             self.not_seen(NEVER + always)
+
+    def _why_no_frames(self) -> str:
+        if self.privilege["pfn"]:
+            return "/proc/kpageflags is masked"
+        if not self.privilege["exclusive"]:
+            return "--no-exclusive"
+        if not self.privilege["root"]:
+            return "not root"
+        if not has_capability(CAP_SYS_ADMIN):
+            return "CAP_SYS_ADMIN is missing, as in a container"
+        return "root of a user namespace only"
 
     def table_reader(self, pid: int, pagemap: int) -> TableReader:
         """Make what reads the tables of one process, with PAGEMAP_SCAN where that works."""
@@ -152,11 +180,9 @@ class CaptureRun:
         exclusive = self.privilege["exclusive"]
         return TableReader(pid, pagemap, self.geometry, scanner, exclusive)
 
-    def parts(
-        self, batch: Batch, scanner: Scanner | None, physical: bool = True
-    ) -> dict[str, bytes]:
+    def parts(self, batch: Batch, scanner: Scanner | None) -> dict[str, bytes]:
         """Turn a batch into the bytes of each member; clears the flags in batch.words on the
-        way."""
+        way, and finds what does not fit."""
         parts: dict[str, bytes] = {}
         if "pfn" in self.columns.files and batch.words is not None:
             words = batch.words
@@ -167,7 +193,7 @@ class CaptureRun:
             here = pfns
             if batch.low.translate(None, NOT_SWAPPED):
                 here = array("Q", (p * (f & PRESENT) for p, f in zip(pfns, batch.low)))
-            if physical and self.frames is not None:
+            if self.frames is not None:
                 self._add_physical(parts, here, batch, scanner)
             if self.frame_shift:
                 here = array("Q", (p + self.frame_shift if p else 0 for p in here))
@@ -185,12 +211,17 @@ class CaptureRun:
         self, parts: dict[str, bytes], pfns: array[int], batch: Batch, scanner: Scanner | None
     ) -> None:
         assert self.frames is not None
-        flags, counts, orders = self.frames.look_up(pfns)
+        flags, counts, orders = found = self.frames.look_up(pfns)
         if scanner is None and flags[byte_of_word(3) :: 8].translate(None, EVEN):
             for k, flag in enumerate(memoryview(flags).cast("Q")):
                 if flag & KPF_ZERO_PAGE:
                     batch.low[k] = as_zero(batch.low[k], ZERO | (HUGE if flag & KPF_THP else 0))
-        parts["kpageflags"], parts["kpagecount"], parts["folio_order"] = flags, counts, orders
+        batch.misfits = self.frames.misfits(batch.low, *found)
+        if batch.misfits:
+            orders = orders.replace(bytes((BROKEN,)), b"\0")
+        parts["kpageflags"], parts["folio_order"] = flags, orders
+        if self.frames.counts is not None:
+            parts["kpagecount"] = counts
 
     def meta(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         """The document that describes the whole capture."""
@@ -198,9 +229,10 @@ class CaptureRun:
             name: sum(process["tearing"][name] for process in processes) for name in TEARING
         }
         tearing["how"] = (
-            f"after a process was read, its VMA list was read again, and so were all its tables, "
-            f"or {AGAIN_TABLES} of them evenly spaced if it has more; tables empty the first time "
-            "were not looked at again"
+            "after the frames of some tables were looked up, pagemap was read again; tables that had "
+            f"changed, or that their frames contradict, were read again, up to {MOST_READINGS} times, "
+            "and those that did not come to rest are marked in table_torn; then the VMA list was read "
+            "again"
         )
         return {
             "schema": SCHEMA,
@@ -238,6 +270,8 @@ class ProcessReader:
         self.shmem: set[str] = set()
         self.rollup: dict[str, int] = {}
         self.tearing = dict.fromkeys(TEARING, 0)
+        self._began = time.monotonic()
+        self._again = 0.0
 
     def read(self) -> None:
         """Read the whole process: mappings, tables, and what changed meanwhile."""
@@ -246,8 +280,7 @@ class ProcessReader:
         self.vmas = read_vmas(self.pid, "smaps")
         self.rollup = rollup(self.pid)
         if not self.vmas:
-            message = f"process {self.pid} has no address space (kernel thread)"
-            raise LeftOut(message, "kernel threads")
+            raise shows_nothing(self.pid, "smaps")
         captured = [vma for vma in self.vmas if vma.captured]
         if not session.privilege["pagemap_scan"]:
             captured = self._leave_out_blind(captured)
@@ -256,11 +289,13 @@ class ProcessReader:
             reader = session.table_reader(self.pid, pagemap)
             first = len(session.columns.address)
             for batch in reader.batches(reader.windows(captured)):
-                session.columns.add(self.index, batch, session.parts(batch, reader.scanner))
+                parts = session.parts(batch, reader.scanner)
+                self._add_settled(reader, batch, parts)
             rows = range(first, len(session.columns.address))
             if reader.scanner is None:
                 self._deduce_huge(captured, rows)
-            self._measure_tearing(reader, rows)
+            self._look_at_vmas_again()
+            self.tearing["tables"] = len(rows)
         finally:
             os.close(pagemap)
 
@@ -314,40 +349,50 @@ class ProcessReader:
         consecutive = pfns == array("Q", range(pfns[0], pfns[0] + ptrs))
         return consecutive and (not orders or 1 << orders[0] == ptrs)
 
-    def _measure_tearing(self, reader: TableReader, rows: range) -> None:
-        """Look at VMAs and tables once more, and count what is no longer as it was read."""
-        columns, pmd = self.session.columns, self.geometry.pmd_size
-        now = {vma.identity for vma in read_vmas(self.pid, "maps")}
-        before = {vma.identity for vma in self.vmas}
-        step = max(1, -(-len(rows) // AGAIN_TABLES))
-        sample = {columns.address[k]: k for k in rows[::step]}
-        self.tearing["vmas_changed"] = len(now ^ before)
-        self.tearing["tables"] = len(rows)
-        self.tearing["tables_read_again"] = len(sample)
-        windows = [(address, address + pmd) for address in sample]
-        for batch in reader.batches(windows):
-            parts = self.session.parts(batch, reader.scanner, physical=False)
-            for k, address in enumerate(batch.addresses):
-                if address in sample:
-                    self._compare(sample.pop(address), k, parts)
-        for k in sample.values():
-            self._compare(k, 0, {"pte": bytes(2 * self.geometry.ptrs_per_pte)})
-        columns.rewind()
+    def _add_settled(self, reader: TableReader, batch: Batch, parts: dict[str, bytes]) -> None:
+        """Append a batch's tables. Those that changed while they were read, or that their frames
+        contradict, are read again one by one until they come to rest, or else marked."""
+        columns, ptrs = self.session.columns, self.geometry.ptrs_per_pte
+        changed = reader.changed(batch)
+        doubtful = {*changed, *(batch.addresses[k] for k in batch.misfits)}
+        self.tearing["tables_changed"] += len(doubtful)
+        self.tearing["pages_changed"] += sum(changed.values())
+        if not doubtful:
+            columns.add(self.index, batch.addresses, parts)
+            return
+        for k, address in enumerate(batch.addresses):
+            row: dict[str, bytes] | None = {
+                name: data[k * ptrs * WIDTH[name] : (k + 1) * ptrs * WIDTH[name]]
+                for name, data in parts.items()
+            }
+            torn = False
+            if address in doubtful:
+                row, torn = self._read_again(reader, address, row)
+            if row is not None:
+                columns.add(self.index, [address], row)
+                columns.torn[-1] = torn
+                self.tearing["tables_torn"] += torn
 
-    def _compare(self, row: int, k: int, parts: dict[str, bytes]) -> None:
-        changed = 0
-        for name, data in parts.items():
-            size = self.geometry.ptrs_per_pte * WIDTH[name]
-            kind = "H" if name == "pte" else "Q"
-            old = array(kind, self.session.columns.row(name, row))
-            new = array(kind, bytes(data[k * size : (k + 1) * size]))
-            if name == "pte" and not self.session.privilege["pagemap_scan"]:
-                old = array(kind, (flags & ~(HUGE | ZERO) for flags in old))
-                new = array(kind, (flags & ~(HUGE | ZERO) for flags in new))
-            if old != new:
-                changed = max(changed, sum(map(operator.ne, old, new)))
-        self.tearing["tables_changed"] += bool(changed)
-        self.tearing["pages_changed"] += changed
+    def _read_again(
+        self, reader: TableReader, address: int, row: dict[str, bytes] | None
+    ) -> tuple[dict[str, bytes] | None, bool]:
+        """One table as it was read last (None: it is empty), and whether it was still changing."""
+        for _ in range(MOST_READINGS):
+            began = time.monotonic()
+            if self._again > SECONDS_AGAIN + began - self._began - self._again:
+                break
+            row, torn = None, False
+            for batch in reader.batches([(address, address + self.geometry.pmd_size)]):
+                row = self.session.parts(batch, reader.scanner)
+                torn = bool(batch.misfits or reader.changed(batch))
+            self._again += time.monotonic() - began
+            if not torn:
+                return row, False
+        return row, True
+
+    def _look_at_vmas_again(self) -> None:
+        now = {vma.identity for vma in read_vmas(self.pid, "maps")}
+        self.tearing["vmas_changed"] = len(now ^ {vma.identity for vma in self.vmas})
 
 
 def numa_policies(pid: int) -> dict[str, list[str]]:

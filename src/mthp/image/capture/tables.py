@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bisect
 import errno
+import operator
 import os
 import re
 from typing import Iterable, Iterator, NamedTuple
@@ -94,8 +95,11 @@ class TableReader:
         with reading(self.pid):
             for job in self._batched(self._jobs(windows)):
                 batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)
-                self._blank_gaps(job, batch)
+                self._blank_gaps(job.runs, batch)
+                words = batch.words
                 if self._drop_empty(batch):
+                    if words is not None:
+                        batch.runs, batch.before = job.runs, bytes(words)
                     yield batch
             if windows:  # of a dead process PAGEMAP_SCAN may say that nothing is populated
                 self._read([(windows[0][0], 1)])
@@ -173,6 +177,27 @@ class TableReader:
         if joined:
             yield ReadJob(joined, None)
 
+    def changed(self, batch: Batch) -> dict[int, int]:
+        """Read pagemap again: the tables (by address) in which it says other things now, and in how
+        many entries. What was read before of `words` is gone."""
+        if not batch.runs:
+            return {}
+        with reading(self.pid):
+            words = self._read(batch.runs)
+        again = Batch([], decode_words(words, soft_dirty=False)[0], None)
+        again.words = words
+        self._blank_files(batch.runs, again)
+        self._blank_gaps(batch.runs, again)
+        if again.words == batch.before:
+            return {}
+        old, new = (memoryview(words).cast("Q") for words in (batch.before, again.words))
+        found = {}
+        for k, address in enumerate(self._addresses(batch.runs)):
+            rows = slice(k * self._geometry.ptrs_per_pte, (k + 1) * self._geometry.ptrs_per_pte)
+            if old[rows] != new[rows]:
+                found[address] = sum(map(operator.ne, old[rows], new[rows]))
+        return found
+
     def _read(self, runs: list[tuple[int, int]]) -> bytearray:
         row = 8 * self._geometry.ptrs_per_pte
         size = row * sum(count for _, count in runs)
@@ -193,35 +218,33 @@ class TableReader:
     def _from_pagemap(self, job: ReadJob) -> Batch:
         words = self._read(job.runs)
         low, high, zero_pages = decode_words(words, self._soft_dirty)
-        batch = Batch(self._addresses(job), low, high)
+        batch = Batch(self._addresses(job.runs), low, high)
         batch.words = words
-        for i, j in self._overlaps(job, self._files):
-            for match in FILE_PAGES.finditer(low, i, j):
-                self._blank(batch, *match.span())
+        self._blank_files(job.runs, batch)
         self._mark(job, batch, zero_pages)
         if not self._exclusive:
             batch.low = batch.low.translate(NO_EXCLUSIVE)
         return batch
 
-    def _addresses(self, job: ReadJob) -> list[int]:
+    def _addresses(self, runs: list[tuple[int, int]]) -> list[int]:
         pmd = self._geometry.pmd_size
-        return [address + k * pmd for address, count in job.runs for k in range(count)]
+        return [address + k * pmd for address, count in runs for k in range(count)]
 
-    def _places(self, job: ReadJob) -> Iterator[tuple[int, int, int]]:
+    def _places(self, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
         """(index of the first PTE in the batch, start address, end address) of each run."""
         at = 0
-        for address, count in job.runs:
+        for address, count in runs:
             yield at, address, address + count * self._geometry.pmd_size
             at += count * self._geometry.ptrs_per_pte
 
     def _from_regions(self, job: ReadJob) -> Batch:
-        addresses = self._addresses(job)
+        addresses = self._addresses(job.runs)
         size = len(addresses) * self._geometry.ptrs_per_pte
         low, high = bytearray(size), bytearray(size)
         page, flags_of = self._geometry.page_size, {0: 0}
         regions = iter(job.regions or ())
         region = next(regions, None)
-        for at, start, end in self._places(job):
+        for at, start, end in self._places(job.runs):
             while region is not None and region[0] < end:
                 first, last, categories = region
                 if categories not in flags_of:
@@ -247,7 +270,7 @@ class TableReader:
                 if low.count(PRESENT | FILE, i, i + ptrs) == ptrs:
                     low[i : i + ptrs] = bytes((PRESENT | ZERO | HUGE,)) * ptrs
             return
-        for at, start, end in self._places(job):
+        for at, start, end in self._places(job.runs):
             stop = at + (end - start) // page
             if not zero_pages and all(low.find(0, i, i + ptrs) >= 0 for i in range(at, stop, ptrs)):
                 continue
@@ -279,15 +302,23 @@ class TableReader:
             batch.low = bytearray().join(batch.low[i : i + ptrs] for i in keep)
         return True
 
-    def _blank_gaps(self, job: ReadJob, batch: Batch) -> None:
+    def _blank_files(self, runs: list[tuple[int, int]], batch: Batch) -> None:
+        """Empty the PTEs of page cache in private file mappings."""
+        for i, j in self._overlaps(runs, self._files):
+            for match in FILE_PAGES.finditer(batch.low, i, j):
+                self._blank(batch, *match.span())
+
+    def _blank_gaps(self, runs: list[tuple[int, int]], batch: Batch) -> None:
         """Empty the PTEs that belong to no VMA that is captured."""
-        for i, j in self._overlaps(job, self._gaps):
+        for i, j in self._overlaps(runs, self._gaps):
             self._blank(batch, i, j)
 
-    def _overlaps(self, job: ReadJob, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    def _overlaps(
+        self, runs: list[tuple[int, int]], ranges: list[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
         """Where ascending address ranges stand in the batch: the first index, and one past the last."""
         page = self._geometry.page_size
-        for at, start, end in self._places(job) if ranges else ():
+        for at, start, end in self._places(runs) if ranges else ():
             k = bisect.bisect_right(ranges, (start, start)) - 1
             for first, last in ranges[max(k, 0) :]:
                 if first >= end:
