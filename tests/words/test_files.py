@@ -18,11 +18,16 @@ from mthp.words.files import (
     FileError,
     append_to,
     check_target,
+    copy_new,
     one_line,
+    put_in_place,
     recording,
     replace_text,
     replacing,
+    scratch,
     shown,
+    spooled,
+    write_new,
 )
 
 
@@ -48,6 +53,49 @@ def test_the_mode_is_that_asked_for_less_the_umask(
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == wanted
+
+
+def test_what_was_private_stays_so(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for mode, wanted in ((0o600, 0o600), (0o640, 0o640), (0o644, 0o644), (0o444, 0o444)):
+        replace_text(path, "x")
+        path.chmod(mode)
+        replace_text(path, "x")
+        assert stat.S_IMODE(path.stat().st_mode) == wanted
+        path.unlink()
+
+
+def test_other_names_of_a_file_keep_what_they_had(tmp_path: Path) -> None:
+    """A hard link, which somebody else may have planted, is not written through."""
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "file").hardlink_to(tmp_path / "victim")
+    with pytest.raises(FileError, match="has other names too"):
+        append_to(tmp_path / "file")
+    replace_text(tmp_path / "file", "new")
+    assert (tmp_path / "victim").read_text() == "kept"
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != str(tmp_path))
+    with pytest.raises(FileError, match="its folder cannot be written to"):
+        check_target(tmp_path / "file")
+
+
+def test_a_file_too_large_is_named(tmp_path: Path) -> None:
+    """As on a full disk: the limit of a file's size stands for it."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))\n"
+        "from mthp.words.files import replace_text\n"
+        "try:\n    replace_text(sys.argv[1], 'x' * 10)\n"
+        "except OSError as error:\n    print(error.filename, error.strerror)\n"
+    )
+    path = tmp_path / "file"
+    replace_text(path, "before")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.stdout == f"{path} File too large\n"
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["file"]
 
 
 def test_nothing_is_left_of_a_body_that_fails(tmp_path: Path) -> None:
@@ -155,6 +203,59 @@ def test_what_a_killed_run_left_is_cleared_by_the_next_and_a_live_one_is_not(
         for run in runs:
             run.kill()
             run.wait()
+
+
+SCRATCH = """
+import signal, sys
+from mthp.words.files import scratch, write_new
+with scratch(sys.argv[1]) as folder:
+    write_new(folder / "file", b"x")
+    print(folder.name, flush=True)
+    signal.pause()
+"""
+
+
+def test_a_folder_that_a_killed_run_left_is_cleared_and_one_at_work_is_not(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRATCH, str(tmp_path)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        names = [run.stdout.readline().strip() for run in runs if run.stdout is not None]
+        assert set(os.listdir(tmp_path)) == set(names)
+        runs[0].kill()
+        runs[0].wait()
+        (tmp_path / "mthp-of.part").mkdir()
+        (tmp_path / "mthp-planted1.part").symlink_to(tmp_path / names[1])
+        with scratch(tmp_path) as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            write_new(folder / "file", b"x")
+            copy_new(folder / "file", folder / "copy")
+            with pytest.raises(FileExistsError):
+                write_new(folder / "copy", b"y")
+            left = set(os.listdir(tmp_path)) - {folder.name}
+        assert left == {names[1], "mthp-of.part", "mthp-planted1.part"}
+        assert set(os.listdir(tmp_path)) == left
+        assert os.listdir(tmp_path / names[1]) == ["file"]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+
+
+def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    for text in ("old", "new"):
+        with scratch(tmp_path) as work:
+            (work / "made").mkdir()
+            write_new(work / "made" / "file", text.encode())
+            put_in_place(work / "made", place)
+        assert (place / "file").read_text() == text
+        assert os.listdir(tmp_path) == ["place"]
+
+
+def test_a_spooled_file_has_no_name(tmp_path: Path) -> None:
+    with spooled(str(tmp_path)) as file:
+        file.write(bytes(5 << 20))
+        assert file.fileno() and os.listdir(tmp_path) == []
 
 
 def test_a_long_name_fits(tmp_path: Path) -> None:

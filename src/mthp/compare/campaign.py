@@ -144,7 +144,8 @@ def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
             raise LabError(BAD_INPUT, f"{folder} holds another campaign: {json.dumps(known)}")
         _resume(campaign)
     except OSError as error:
-        raise LabError(BAD_INPUT, f"{folder}: {error}") from None
+        what = f"{error.filename or folder}: {error.strerror}"
+        raise LabError(BAD_INPUT, what) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise LabError(BAD_INPUT, f"{folder}: a campaign's files are damaged: {error}") from None
     return campaign

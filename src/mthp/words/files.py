@@ -92,14 +92,12 @@ def replacing(path: PathName, mode: int = 0o666) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise FileError(f"{target}: {error.strerror}") from None
     try:
-        with file:
+        with _naming(target), file:
             yield file
             _finish(file, part, target)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = target
         raise
 
 
@@ -120,7 +118,7 @@ def recording(path: PathName) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise FileError(f"{part}: {error.strerror}") from None
     try:
-        with file:
+        with _naming(target), file:
             yield file
             _finish(file, part, target)
     except BaseException:
@@ -238,6 +236,17 @@ def _remove_abandoned(folder: str, parts: re.Pattern[str]) -> None:
                         (shutil.rmtree if is_folder else os.unlink)(entry.path)
                 finally:
                     os.close(held)
+
+
+@contextlib.contextmanager
+def _naming(target: str) -> Iterator[None]:
+    """Have an error of the system that names no file, such as a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = target
+        raise
 
 
 def _finish(file: IO[bytes], part: str, target: str) -> None:
