@@ -214,6 +214,16 @@ def killed_at_random(tmp_path: Path, endings: list[signal.Signals], draw: random
         goes_on(kid.pid)
 
 
+def test_a_capture_is_not_suspended_while_others_wait(tmp_path: Path) -> None:
+    """Ctrl-Z would stop the capture alone, and what it reads would stay stopped."""
+    handler = signal.getsignal(signal.SIGTSTP)
+    with child(COUNTING) as kid:
+        with freeze.frozen([kid.pid]):
+            os.kill(os.getpid(), signal.SIGTSTP)
+        goes_on(kid.pid)
+    assert signal.getsignal(signal.SIGTSTP) is handler
+
+
 def test_the_kernel_lets_go_however_the_capture_ends(tmp_path: Path) -> None:
     killed_at_random(tmp_path, ENDINGS[:2], random.Random(1))
 

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 import time
 from typing import Iterator, Sequence
@@ -32,9 +33,22 @@ def frozen(pids: Sequence[int]) -> Iterator[None]:
     from concurrent.futures import ThreadPoolExecutor
 
     check_none_is_ours(pids)
-    with ThreadPoolExecutor(1) as tracer:
+    with _not_suspended(), ThreadPoolExecutor(1) as tracer:
         tracer.submit(_stop, pids).result()
         yield
+
+
+@contextlib.contextmanager
+def _not_suspended() -> Iterator[None]:
+    """Have Ctrl-Z, which would suspend us alone, do nothing."""
+    before = None
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are another's
+        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTSTP, before)
 
 
 def check_none_is_ours(pids: Sequence[int]) -> None:

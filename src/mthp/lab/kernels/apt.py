@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.words.files import replace_text
+from mthp.words.processes import end_with_parent
 from mthp.words.units import KIB
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -232,7 +233,7 @@ def run_apt(words: Sequence[str], cwd: Path | None = None) -> str:
     env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(
         words, capture_output=True, text=True, errors="replace", check=False, env=env, cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, preexec_fn=end_with_parent(),
     )  # fmt: skip
     if done.returncode:
         raise LabError(HOST_LACKS, f"{_short(words)}: {_complaint(done.stderr)}")

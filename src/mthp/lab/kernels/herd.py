@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mthp.lab.errors import BAD_INPUT, FAILED, HOST_LACKS, LabError
 from mthp.words.files import scratch, write_new
+from mthp.words.processes import end_with_parent
 
 HERD = "herd7"
 _CONFIG = "linux-kernel.cfg"
@@ -46,8 +47,9 @@ def run_herd(texts: Mapping[str, str], model: Path) -> dict[str, str]:
         command = [HERD, "-conf", _CONFIG, *map(str, files)]
         try:
             ran = subprocess.run(
-                command, cwd=model, capture_output=True, text=True, timeout=_SECONDS, check=False
-            )
+                command, cwd=model, capture_output=True, text=True, timeout=_SECONDS, check=False,
+                preexec_fn=end_with_parent(),
+            )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise LabError(FAILED, f"{HERD}: {error}") from None
     verdicts = parse_observations(ran.stdout)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.apt import run_apt
+from mthp.words.processes import end_with_parent
 
 QEMU = "qemu-system-x86_64"
 
@@ -65,7 +66,10 @@ def compile_statically(arguments: Sequence[str], what: str, folder: Path) -> Non
     if compiler is None:
         raise LabError(HOST_LACKS, "no C compiler (Debian: apt-get install gcc libc6-dev)")
     words = [compiler, "-static", "-O2", *arguments]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, check=False,
+        preexec_fn=end_with_parent(),
+    )  # fmt: skip
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         why = next((line for line in lines if "error" in line), (lines or ["it failed"])[-1])
