@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import stat
@@ -644,3 +645,15 @@ def test_other_processes_are_counted(tmp_path: Path) -> None:
         assert host.other_processes(set(), 1 << 60) == {"processes": 0, "anonymous": 0}
         others = snap(tmp_path, kid.pid).meta["others"]
         assert others["processes"] >= 0 <= others["anonymous"]
+
+
+def test_a_python_too_old_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 7, 16))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("mthp.image.capture", run_name="__main__")
+    assert (ended.value.code, capsys.readouterr().err) == (
+        5,
+        "mthp-snap: Python 3.8 or newer is needed\n",
+    )

@@ -3,6 +3,10 @@
 
 import sys
 
+if sys.version_info < (3, 8):  # noqa: UP036 - what is older runs this file, and no other of ours
+    sys.stderr.write("mthp-snap: Python 3.8 or newer is needed\n")
+    sys.exit(5)
+
 from mthp.image.capture.command import main
 
 sys.exit(main())
