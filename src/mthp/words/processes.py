@@ -49,18 +49,16 @@ def workers(
     """
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import active_children, get_context
+    from multiprocessing import get_context
 
-    others = active_children()
     pool = ProcessPoolExecutor(
         count, get_context("fork"), _begin, (end_with_parent(), begin, *args)
     )
     try:
         yield pool
     except BaseException as error:
-        for each in active_children():
-            if each not in others:
-                each.kill()
+        for each in list((pool._processes or {}).values()):
+            each.kill()
         if isinstance(error, BrokenProcessPool):
             raise WorkerKilled from None
         raise

@@ -18,6 +18,7 @@ from typing import Any, Iterator, NoReturn
 from mthp.words.files import one_line
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+UNWRITABLE = (errno.EBADF, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def occupy() -> None:
@@ -53,11 +54,13 @@ def say(text: str, begin: str = "", end: str = "\n") -> None:
 
 
 def failure(error: OSError) -> str:
-    """Say what the system refused; where it names no file, that is the output."""
+    """Say what the system refused: of the file that it names, or else of the output."""
     if error.errno in TOO_MANY_FILES:
         return "too many open files (ulimit -n)"
-    why = error.strerror or str(error)
-    return f"{error.filename}: {why}" if error.filename else f"cannot write: {why}"
+    where = "cannot write: " if error.errno in UNWRITABLE else ""
+    if error.filename:
+        where = f"{error.filename}: "
+    return where + (error.strerror or str(error))
 
 
 def drop(number: int) -> None:
