@@ -99,6 +99,7 @@ KINDS: dict[str, tuple[Change, str]] = {
     "half a huge PMD": (entry("pte", 2, 3, PRESENT | EXCLUSIVE), "is not under the huge PMD"),
     "a zero page of one process alone": (entry("pte", 1, 12, PRESENT | ZERO | EXCLUSIVE), "zero page"),
     "bits of what is not there": (entry("pte", 0, 15, EXCLUSIVE), "neither present nor swapped"),
+    "more mappings than are counted": (entry("kpagecount", 0, 0, 1 << 27), "mapped more often"),
     "no frame": (entry("pfn", 0, 0, 0), "its frame is 0"),
     "a frame beyond memory": (entry("pfn", 0, 0, 1 << 50), "beyond any memory"),
     "a huge PMD of scattered frames": (entry("pfn", 2, 5, PMD_FRAME + 6), "not in its row"),

@@ -22,7 +22,7 @@ from mthp.words.files import FileError
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
-    rb"\{'descr': '(?:([<>|])u([1248])|([^']{1,20}))', 'fortran_order': (False|True), "
+    rb"\{'descr': '(?:([<>|])u([1248])|([ -&(-~]{1,20}))', 'fortran_order': (False|True), "
     rb"'shape': \((?:(\d{1,12}),(?: (\d{1,12}))?)?\), \} *\n"
 )
 _CHUNK = 1 << 20

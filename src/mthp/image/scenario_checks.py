@@ -133,6 +133,8 @@ def _check_stretch(where: str, vma: ScenarioVma, stretch: _Stretch, geometry: Ge
     where = f"{where}.folios"
     if token.mapcount < 1:
         raise ScenarioError(f"{where}: {place}: mapcount 0 of a mapped page ({token})")
+    if token.mapcount << token.order >= 1 << 31:  # an atomic_t counts the mappings of a folio
+        raise ScenarioError(f"{where}: {place}: mapped more often than can be counted ({token})")
     # Under a huge PMD pagemap shows for every page what holds for the first (worlds/render.py, huge()).
     exact = entry.state is not PteState.HUGE
     if exact and "x" in token.pagemap and token.mapcount > 1:

@@ -27,6 +27,8 @@ MOST_CPUS = 1 << 13
 """Kernel: CONFIG_NODES_SHIFT and CONFIG_NR_CPUS at most."""
 MOST_PID = 1 << 22
 """Kernel: include/linux/threads.h, PID_MAX_LIMIT."""
+MOST_MAPPINGS = 1 << 31
+"""Of all pages of a folio. Kernel: an atomic_t counts them."""
 PHYSICAL_BITS = 52
 """Bits of a physical address. Kernel: MAX_PHYSMEM_BITS of x86, arm64."""
 MOST_OF_A_LINE = 200
@@ -49,8 +51,9 @@ def check_meta(meta: Fields) -> None:
             meta.take(key, str)
     if not meta.is_null("cpus"):
         meta.number("cpus", 1, MOST_CPUS)
-    for key in ("frozen", "redacted", "la57"):
-        meta.flag(key)
+    for key in ("frozen", "redacted"):
+        meta.take(key, bool)
+    meta.take("la57", bool, False)
     for key in meta.table("sysfs", str):
         if not re.fullmatch(r"[-\w./]{1,200}", key, re.ASCII):
             raise FileError(f"sysfs: {short(key)} is no file's name there")
@@ -268,6 +271,8 @@ class Entries:
         pte, order = some["pte"], some["folio_order"]
         pmd_order = self.geometry.pmd_order
         self._refuse(first, order > pmd_order, "is of a folio of no such order")
+        often = some["kpagecount"] >= MOST_MAPPINGS >> pmd_order
+        self._refuse(first, often, "is of a page that is mapped more often than can be counted")
         orders = np.zeros(256, np.bool_)
         orders[[0, *self.geometry.anon_orders]] = True
         mapped = pte & (PRESENT | ZERO) == PRESENT
