@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -26,6 +27,7 @@ from mthp.check.scorecard import ScorecardRow
 from mthp.check.search import Budget
 from mthp.check.token import Token
 from mthp.compare.campaign import CampaignSpec, open_campaign
+from mthp.compare.captures import compare_captures
 from mthp.compare.conformance import run_scenario
 from mthp.compare.records import Conformance
 from mthp.explore.part import NotThisSearch
@@ -43,6 +45,7 @@ from mthp.races.protocol import protocol
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError
 from mthp.races.world import RaceWorld
+from mthp.report.captures import render_captures
 from mthp.report.conformance import render_conformance
 from mthp.report.json_doc import outcome_document
 from mthp.report.text import render_outcome
@@ -96,6 +99,10 @@ def use_snapshot(snapshot: Snapshot) -> None:
     json.dumps(outcome_document(outcome))
     page = io.StringIO()
     render_outcome(outcome, Console(file=page, width=80), verbose=True)
+    before = read_snapshot(io.BytesIO(made().packed()), "b.npz")
+    with suppress(ValueError):  # they are of two hosts, or nothing in them can be compared
+        change = compare_captures(("a", "b"), before, snapshot)
+        render_captures(change, Console(file=page, width=80), verbose=True)
     check_page(page.getvalue())
 
 

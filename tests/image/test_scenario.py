@@ -600,3 +600,33 @@ def test_more_memory_than_a_world_can_be_made_of() -> None:
     doc["vmas"][0]["pages"] = pages
     with pytest.raises(ScenarioError, match=f"vmas: {pages} pages are more than"):
         parse_scenario(doc)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda doc: doc["passes"][0].update(counters={"vmstat": 2**64}), "counters.vmstat"),
+        (lambda doc: doc["vmas"][0].update(pins=[[0, 512]] * 2000), "times and more"),
+        (lambda doc: doc["vmas"][0].update(extra_refs=[[0, 1, 10**30]]), "is over"),
+    ],
+)
+def test_what_would_never_end(change: Callable[[Any], None], says: str) -> None:
+    doc = document()
+    change(doc)
+    with pytest.raises(ScenarioError, match=says):
+        parse_scenario(doc)
+
+
+def test_more_folios_than_a_world_can_be_made_of() -> None:
+    """Each page is the first of a folio of its own."""
+    pages = 1 << 12
+    doc = document(" ".join(f"1:F9.LaBT.x.m1.f{i}.i0" for i in range(pages)), f"{pages}:PWAD")
+    doc["vmas"][0]["pages"], doc["passes"] = pages, []
+    with pytest.raises(ScenarioError, match=f"folios: {pages << 9} pages are more than"):
+        parse_scenario(doc)
+
+
+def test_more_mappings_than_are_counted() -> None:
+    doc = document("512:F9.LaBT..m999999999.f0.i0", "512:HP")
+    with pytest.raises(ScenarioError, match="mapped more often than can be counted"):
+        parse_scenario(doc)
