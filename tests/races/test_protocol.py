@@ -234,9 +234,24 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, name: str, said: 
 def test_a_file_must_be_loaded_in_time(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mthp.races.protocol.LOADED_WITHIN", 1)
+    monkeypatch.setattr("mthp.races.protocol.READY_WITHIN", 1)
     with pytest.raises(VariantError, match=r"^line \d, in <module>: it is not loaded within 1 s$"):
         loaded(written(tmp_path, text))
+
+
+def test_a_rival_must_be_ready_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mthp.races.protocol.READY_WITHIN", 1)
+    text = """
+from mthp.races.protocol import Rival
+def prepares(stage):
+    while True: pass
+RIVALS = [Rival("slow", "prepares for ever", prepare=prepares)]
+"""
+    with (
+        protocol(written(tmp_path, text)),
+        pytest.raises(VariantError, match=r"^line 4, in prepares: it is not prepared within 1 s$"),
+    ):
+        RaceWorld.parse("pmd", "7.3", ("slow",))()
 
 
 COLLAPSE = "def collapse_huge_page(mm, start_addr, referenced, unmapped, cc, order):\n    {}\n"

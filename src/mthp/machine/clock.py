@@ -44,11 +44,11 @@ def ticking(tick: Callable[[], None]) -> Iterator[None]:
     for number, _, _ in _TIMERS:
         if signal.getsignal(number) is not _on_signal:
             _Clock.others[number] = signal.signal(number, _on_signal)
-    _Clock.tick = tick
+    outer, _Clock.tick = _Clock.tick, tick
     before = [signal.setitimer(timer, seconds, seconds) for _, timer, seconds in _TIMERS]
     try:
         yield
     finally:
-        _Clock.tick = None
+        _Clock.tick = outer
         for (_, timer, _), (left, interval) in zip(_TIMERS, before, strict=True):
             signal.setitimer(timer, left, interval)

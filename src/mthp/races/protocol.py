@@ -70,8 +70,8 @@ __all__ = [
 
 OWN_MODULE: Final = "mthp.protocol"
 """The name of a protocol's module, unless it is an edited copy of the engine's."""
-LOADED_WITHIN: Final = 10
-"""Seconds in which a file must be loaded."""
+READY_WITHIN: Final = 10
+"""Seconds in which a file must be loaded, and in which a rival of it must have prepared a stage."""
 _ROOMS: Final = ("khugepaged", "mm", "machine")
 _BESIDES: Final = ("races.secondary_mmu", "races.lockless_walker")
 
@@ -180,19 +180,26 @@ def _executed(file: Path, text: str, name: str) -> ModuleType:
         ast.parse(text, str(file))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise VariantError(f"not Python: {error}") from None
-    until = monotonic() + LOADED_WITHIN
+    try:
+        with _in_time("loaded"):
+            return compiled(name, str(file), text)
+    except (Exception, SystemExit, Endless) as error:
+        raise VariantError(_fault(str(file), error)) from None
+
+
+@contextmanager
+def _in_time(what: str) -> Iterator[None]:
+    """Endless: what the file does takes too long; again and again, if the file catches it."""
+    until = monotonic() + READY_WITHIN
 
     def tick() -> None:
         nonlocal until
         if monotonic() > until:
-            until += LOADED_WITHIN  # and again, if the file catches it
-            raise Endless(f"it is not loaded within {LOADED_WITHIN} s")
+            until += READY_WITHIN
+            raise Endless(f"it is not {what} within {READY_WITHIN} s")
 
-    try:
-        with ticking(tick):
-            return compiled(name, str(file), text)
-    except (Exception, SystemExit, Endless) as error:
-        raise VariantError(_fault(str(file), error)) from None
+    with ticking(tick):
+        yield
 
 
 def _replacements(module: ModuleType, original: str) -> Iterator[Replacement]:
@@ -294,8 +301,9 @@ def _guarded(file: str, prepare: OnStage) -> OnStage:
 
     def guarded(stage: Stage) -> None:
         try:
-            prepare(stage)
-        except Exception as error:
+            with _in_time("prepared"):
+                prepare(stage)
+        except (Exception, Endless) as error:
             raise VariantError(_fault(file, error)) from None
 
     return guarded
