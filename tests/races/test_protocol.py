@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from mthp.check.check import check_world
+from mthp.explore.compiled.explorer import CompiledExplorer
+from mthp.explore.compiled.kinds import Unrecordable
+from mthp.explore.explore import Until
 from mthp.khugepaged import collapse
 from mthp.khugepaged.isolate import Isolation
 from mthp.laws import declares
@@ -276,6 +279,22 @@ def test_what_fails_while_it_runs_is_the_files_fault(tmp_path: Path, body: str, 
     ):
         check_world(ALONE)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_keeps_something_between_executions_is_at_fault(tmp_path: Path) -> None:
+    """Nothing can be said of all executions then; both explorers notice."""
+    text = """
+SEEN = []
+def guard_pmd_none(kernel, pmd):
+    SEEN.append(pmd)
+    for _ in range(len(SEEN) % 7):
+        kernel.mem.refcount.read(1)
+"""
+    with protocol(written(tmp_path, text)):
+        with pytest.raises(VariantError, match="is another one when it is run again: it must keep"):
+            check_world(FAULT)
+        with pytest.raises(Unrecordable):
+            CompiledExplorer(FAULT, until=Until.END).explore()
 
 
 @pytest.mark.parametrize(

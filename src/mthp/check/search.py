@@ -18,7 +18,9 @@ from mthp.explore.outcome import BrokenSchedule, Extent, SearchOutcome
 from mthp.explore.parallel import ParallelExplorer, SearchPart, by_reference, by_twin
 from mthp.explore.part import Counts, Key, Part, Parts, Standing
 from mthp.explore.sample import Sampler
-from mthp.explore.tasks import MAX_STEPS
+from mthp.explore.tasks import MAX_STEPS, NotTheSame
+from mthp.races.protocol import in_force
+from mthp.races.variant import VariantError
 from mthp.races.world import RaceWorld
 
 SPLIT_AFTER: Final = 2.0
@@ -102,12 +104,19 @@ def search(
     laws: Collection[int],
     control: SearchControl | None = None,
 ) -> SearchOutcome:
-    """Search a world until a law among `laws` is broken."""
+    """Search a world until a law among `laws` is broken. VariantError: the protocol file in force does not
+    do the same again.
+    """
     control = control or SearchControl()
     if budget.sample is not None:
         return Sampler(world, seed=budget.seed, most_steps=budget.steps).sample(budget.sample)
     one = _Search(world, budget, laws, control)
-    return one.enumerate() if budget.preemptions is not None else one.explore()
+    try:
+        return one.enumerate() if budget.preemptions is not None else one.explore()
+    except NotTheSame as error:
+        if in_force() is None:
+            raise
+        raise VariantError(f"{error}: it must keep nothing from one to the next") from None
 
 
 def of_laws(findings: Iterable[BrokenSchedule], laws: Collection[int]) -> BrokenSchedule | None:

@@ -24,7 +24,7 @@ from mthp.explore.outcome import (
 )
 from mthp.explore.part import NO_TASK, BranchPoint, Counts, Key, NotThisSearch, Part, Race
 from mthp.explore.replay import gone_on
-from mthp.explore.tasks import MAX_STEPS, STOP, Ending, Execution, NextStep, Recipe
+from mthp.explore.tasks import MAX_STEPS, STOP, Ending, Execution, NextStep, NotTheSame, Recipe
 from mthp.machine.step import Access
 
 Clock = list[int]
@@ -130,6 +130,7 @@ class Explorer:
         self._places: dict[tuple[str, int], list[TakenStep]] = {}
         self._of_task: list[list[TakenStep]] = []
         self._replaying = self._depth = 0
+        self._is_same = True
 
     @property
     def executions(self) -> int:
@@ -220,6 +221,10 @@ class Explorer:
         if not self._of_task:
             self._of_task = [[] for _ in execution.ops]
         ending = execution.run()
+        if not self._is_same or self._depth < self._replaying:
+            raise NotTheSame(
+                f"step {self._depth} of an execution is another one when it is run again"
+            )
         if ending is Ending.STUCK or ending is Ending.GIVEN_UP:
             self._races_of_the_waiting(execution)
         if ending is Ending.GIVEN_UP and not execution.setup.broken:
@@ -237,11 +242,13 @@ class Explorer:
     def _choose(self, execution: Execution) -> int:
         depth = self._depth
         self._depth += 1
-        if depth < self._replaying:
-            return self.nodes[depth].event.task
-        if depth < len(self.nodes):  # a known place, another step
+        if depth < len(self.nodes):
             node = self.nodes[depth]
-            task = min(node.left())
+            is_known = depth < self._replaying
+            task = node.event.task if is_known else min(node.left())
+            self._is_same = execution.ops[task] == node.ops[task]
+            if is_known or not self._is_same:
+                return task if self._is_same else STOP
         else:
             if self.until is Until.FIRST and execution.setup.broken:
                 return STOP

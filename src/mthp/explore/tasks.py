@@ -79,6 +79,10 @@ STOP = -1
 """A chooser's answer: give this execution up."""
 
 
+class NotTheSame(Exception):
+    """What tasks do depends on more than their world: nothing can be said of all executions."""
+
+
 class Ending(Enum):
     """How an execution ended."""
 

@@ -387,7 +387,7 @@ class CompiledExplorer:
         known, stand = self._known(choices)
         while True:
             self.replays += 1
-            self._recorded.run(_Onward(self._state, choices).choose, known, stand)
+            self._recorded.run(_Onward(self._state, choices, self.ops.known).choose, known, stand)
             if not self._recorded.recorder.stale:
                 break
             self._count(self.counts)
@@ -472,8 +472,9 @@ def _tasks(mask: int) -> frozenset[int]:
 class _Onward:
     """Chooses for an execution of the real tasks: what is known, then as the search will."""
 
-    def __init__(self, state: SearchState, prefix: list[int]) -> None:
+    def __init__(self, state: SearchState, prefix: list[int], known: list[NextStep]) -> None:
         self.prefix = prefix
+        self.did = [known[state.op[depth]] for depth in range(len(prefix) - 1)]
         self.depth = 0
         self.sleep: set[int] = set()
         self.slept = _tasks(state.sleep[len(prefix) - 1]) if prefix else frozenset()
@@ -483,6 +484,8 @@ class _Onward:
         last = len(self.prefix) - 1
         if self.depth <= last:
             task = self.prefix[self.depth]
+            if self.depth < last and execution.ops[task] != self.did[self.depth]:
+                raise Unrecordable("a task does something else than it did before")
             if self.depth == last:
                 self.sleep = set(self.slept)
         else:
