@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import re
 import shutil
 import signal
 import stat
@@ -281,6 +282,9 @@ def test_one_file_runs_alone_without_numpy_and_mthp(program: Path, tmp_path: Pat
     done = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and not done.stdout
     assert done.stderr.startswith(f"mthp-snap: {out}: 1 process(es), ")
+    assert re.search(
+        r"\n  Rss [\d.]+ MiB, Pss .*\n  RssFile .* in /.*: not modelled\n", done.stderr
+    )
     assert load(out).processes[0].pid == os.getpid()
     assert os.access(program, os.X_OK)
 

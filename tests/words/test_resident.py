@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mthp.words.resident import MappingKind, Resident, Unmodelled, resident_lines, total
+from mthp.words.resident import MappingKind, Resident, Unmodelled, name_of, resident_lines, total
 
 MIB = 1 << 20
 ZGC = Resident(
@@ -26,7 +26,7 @@ def test_what_is_not_modelled_is_named() -> None:
         "Rss 3.1 GiB, Pss 1.1 GiB: 120 MiB anonymous, 0 B anonymous in private file mappings, "
         "3 GiB shmem, 8 MiB file, beside Rss 6 MiB page tables",
         "RssShmem 3 GiB in /memfd:java_heap: not modelled",
-        "RssFile 8 MiB in mappings without a name: not modelled",
+        "RssFile 8 MiB in file mappings without a name: not modelled",
     ]
 
 
@@ -37,6 +37,13 @@ def test_many_mappings_and_processes_are_summed_up() -> None:
     assert lines[-1] == "and 4 more, 4 MiB in all: not modelled"
     assert lines[6] == "and 3 more processes, Rss 27 MiB in all"
     assert len(lines) == 1 + 6 + 6
+
+
+def test_a_name_is_letters_alone_and_bounded() -> None:
+    hostile = Unmodelled(MappingKind.FILE, "/x/\x1b[31m\n\u202e" + "y" * 300, MIB)
+    (_, line) = resident_lines(Resident(rss=MIB, mappings=(hostile,)), ())
+    assert line.isprintable() and len(line) < 130
+    assert name_of(Unmodelled(MappingKind.FILE, "a\x1b", 1)) == "a?"
 
 
 def test_a_sum_with_what_is_unknown_is_unknown() -> None:

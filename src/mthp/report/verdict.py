@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from mthp.predict.records import OrderUse, Outcome
 from mthp.report.phrases import SafeConsole, duration, more_memory, percent, plural
 from mthp.report.refusals import status_text
+from mthp.words.resident import name_of
 from mthp.words.units import human_bytes
 
 _WHERE = {
@@ -101,8 +102,7 @@ def _beside(outcome: Outcome) -> str:
     parts = []
     if outcome.resident is not None and outcome.resident.mappings:
         most = outcome.resident.mappings[0]
-        name = most.name if len(most.name) <= NAME_SHOWN else f"…{most.name[-NAME_SHOWN:]}"
-        where = f" ({human_bytes(most.bytes)}: {name})" if name else ""
+        where = f" ({human_bytes(most.bytes)}: {name_of(most, NAME_SHOWN)})"
         unmodelled = outcome.resident.unmodelled
         size = "some" if unmodelled is None else human_bytes(unmodelled)
         parts.append(f"{size} not modelled{where}")
