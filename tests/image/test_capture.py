@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-import runpy
 import re
+import runpy
 import shutil
 import signal
 import stat

@@ -78,7 +78,9 @@ class ImageMemcg:
 
 @dataclass(frozen=True, eq=False)
 class ImageProcess:
-    """One address space. mm_flags: MMF_* bits. memcg: index into the image's cgroups."""
+    """One address space. mm_flags: MMF_* bits. memcg: index into the image's cgroups. pins: (start, end)
+    in bytes of pinned memory.
+    """
 
     pid: int
     name: str
@@ -86,6 +88,7 @@ class ImageProcess:
     memcg: int | None
     vmas: tuple[ImageVma, ...]
     tables: TableArrays
+    pins: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

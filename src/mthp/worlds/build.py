@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -205,14 +205,19 @@ class _Builder:
         for each in self.image.memcgs:
             kernel.new_memcg(each.name, each.limit, each.usage).reclaimable = each.reclaimable
         built: list[tuple[ImageVma, Vma]] = []
+        pinned: list[tuple[Mm, NDArray[np.uint64]]] = []
         for process in self.image.processes:
             memcg = None if process.memcg is None else kernel.memcgs[process.memcg]
             mm = kernel.new_mm(process.pid, process.name, memcg)
             mm.mm_flags_set(process.mm_flags)
             built += [(vma, self.add_vma(mm, vma)) for vma in process.vmas]
             self.fill(mm, process)
+            pinned += [(mm, self.mapped_in(process.tables, *pin)) for pin in process.pins]
         self.finish_large()
         self.finish_swap()
+        for mm, addresses in pinned:
+            frames = (mapped_frame(mm, address) for address in addresses.tolist())
+            self.pin(dict.fromkeys(self.mem.head.raw[pfn] for pfn in frames if pfn))
         for image, vma in built:
             if image.known is not None:
                 self.add_references(image.known, vma)
@@ -485,8 +490,7 @@ class _Builder:
         """Add pins, extra references, locks, poison and missing LRU membership, by page ranges."""
         mem = self.mem
         for pages in known.pins:
-            for folio in self.folios(vma, pages):
-                mem.refcount.raw[folio] += 1 if mem.order.raw[folio] else PIN
+            self.pin(self.folios(vma, pages))
         for first, count, refs in known.extra_refs:
             for folio in self.folios(vma, (first, count)):
                 mem.refcount.raw[folio] += refs
@@ -499,6 +503,21 @@ class _Builder:
         for pages in known.poisoned:
             for pfn in self.mapped_frames(vma, pages):
                 mem.page_flags.raw[pfn] |= PAGE_HWPOISON
+
+    def pin(self, folios: Iterable[int]) -> None:
+        """Pin each of some folios once."""
+        mem = self.mem
+        for folio in folios:
+            mem.refcount.raw[folio] += 1 if mem.order.raw[folio] else PIN
+
+    def mapped_in(self, tables: TableArrays, start: int, end: int) -> NDArray[np.uint64]:
+        """The addresses in [start, end), in bytes, that map something."""
+        own = span(tables.table_address, self.geometry, start, end)
+        at = np.flatnonzero(tables.pte.reshape(-1)[own] & np.uint16(Pte.PRESENT)) + own.start
+        pages = (at & (self.geometry.ptrs_per_pte - 1)) << self.geometry.page_shift
+        found: NDArray[np.uint64] = tables.table_address[at >> self.geometry.pmd_order]
+        found += pages.astype(np.uint64)
+        return found
 
     def mapped_frames(self, vma: Vma, pages: tuple[int, int]) -> Iterator[int]:
         """The frames mapped by a range of pages."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.image.capture.resident import kib_of
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
 from mthp.mm import vm_flags as vm
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY
@@ -43,7 +44,7 @@ YOUNG_AS_FLAGGED = (
     "young are pages with PG_referenced, and as many pages as smaps counts as referenced in a mapping, "
     "spread evenly"
 )
-NO_PINS = "no page is pinned or locked for a moment, but those the capture saw locked"
+NO_PINS = "no page is pinned or locked for a moment, but those the capture saw so"
 NO_BATCHES = "every folio that was in a per-CPU LRU batch is taken to be on the LRU"
 USUAL_ASSUMPTIONS = frozenset({YOUNG_AS_COUNTED, YOUNG_AS_FLAGGED, NO_PINS, NO_BATCHES})
 """What is assumed of every capture, unless it is asked for otherwise."""
@@ -101,6 +102,15 @@ def _assumptions(
     else:
         yield f"every page is taken to be {'young' if young is Young.ALL else 'old'}"
     yield NO_PINS
+    for process in snapshot.processes:
+        pinned = kib_of(process.meta["status"], "VmPin") or 0
+        known = sum(end - start for start, end in process.pins)
+        if pinned > known:
+            yield (
+                f"process {process.pid} has pinned {human_bytes(pinned)} (VmPin), of which "
+                f"{human_bytes(known)} are known; the rest is taken to be unpinned, and collapses in "
+                "it will be refused"
+            )
     yield NO_BATCHES
     hidden = [path for path in _SETTINGS if path not in snapshot.sysfs]
     if hidden:
@@ -142,6 +152,7 @@ def _processes(snapshot: Snapshot, memcgs: list[str], young: Young) -> Iterator[
             memcg=None if memcg is None else memcgs.index(memcg.name),
             vmas=tuple(_vma(snapshot, process, vma) for vma in _named(process.vmas)),
             tables=tables,
+            pins=process.pins,
         )
 
 

@@ -143,5 +143,6 @@ def redact(meta: dict[str, Any], columns: Columns) -> None:
             vma.update(start=vma["start"] + shift, end=vma["end"] + shift)
             vma.update(dev="00:00", inode=0, offset=0)
         process["vmas"] = vmas
+        process["pins"] = [[start + shift, end + shift] for start, end in process["pins"]]
     for k, index in enumerate(columns.process):
         columns.address[k] += shifts[index]

@@ -70,6 +70,12 @@ def kind_of(vma: Mapping[str, Any]) -> MappingKind:
     return named.get(skipped, MappingKind.FILE if path else MappingKind.SHARED)
 
 
+def kib_of(status: Mapping[str, str], name: str) -> int | None:
+    """The bytes of a line of status; None where it has no such line."""
+    kib = re.fullmatch(r"(\d{1,15}) kB", status.get(name, ""))
+    return int(kib[1]) << 10 if kib else None
+
+
 def resident_of(process: Mapping[str, Any]) -> Resident:
     """The resident memory of a process of the file, by what smaps said of each mapping."""
     numbers: dict[str, int | None] = dict.fromkeys(Resident().bytes(), 0)
@@ -107,10 +113,9 @@ def resident_of(process: Mapping[str, Any]) -> Resident:
             add("device", size)
             add("unmodelled", size)
             sizes[kind, path] += size
-    kib = re.fullmatch(r"(\d+) kB", process["status"].get("VmPTE", ""))
     numbers.update(
         pss=process.get("rollup", {}).get("pss"),
-        page_tables=int(kib[1]) << 10 if kib else None,
+        page_tables=kib_of(process["status"], "VmPTE"),
         held_unmapped=None,
     )
     return Resident(**numbers, mappings=by_size(sizes))

@@ -29,6 +29,7 @@ from mthp.image.capture.pagemap import (
     as_zero,
     byte_of_word,
 )
+from mthp.image.capture.pins import pinned_ranges
 from mthp.image.capture.proc import (
     CAP_SYS_ADMIN,
     LACKING,
@@ -434,6 +435,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
         "memcg": memcg,
         "status": status,
         "rollup": reader.rollup,
+        "pins": pinned_ranges(pid) if status.get("VmPin", "0 kB") != "0 kB" else [],
         "thp_disable": None if thp is None else thp == "0",
         "tearing": reader.tearing,
         "vmas": vmas,

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pinned memory that a process shows: the buffers that it registered with io_uring.
+
+Kernel: io_uring/fdinfo.c, io_uring_show_fdinfo(); io_uring/rsrc.c counts them in VmPin.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+
+from mthp.image.capture.proc import text
+
+_RING = "anon_inode:[io_uring]"
+_BUFFER = re.compile(r"^ *\d+: 0x([0-9a-f]{1,16})/(\d{1,15})$", re.M)
+
+
+def pinned_ranges(pid: int) -> list[tuple[int, int]]:
+    """(start, end) of the pages of registered buffers, ascending, with a gap between any two; empty where
+    they cannot be read.
+    """
+    folder = f"/proc/{pid}/fd"
+    found: set[tuple[int, int]] = set()
+    try:
+        for name in os.listdir(folder):
+            if os.readlink(f"{folder}/{name}") == _RING:
+                buffers = _BUFFER.findall(text(f"/proc/{pid}/fdinfo/{name}") or "")
+                found |= {_pages(int(start, 16), int(size)) for start, size in buffers}
+    except OSError:  # it ended, closes files meanwhile, or is not ours
+        pass
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if joined and start <= joined[-1][1]:
+            start, end = joined[-1][0], max(end, joined.pop()[1])
+        if start < end:
+            joined.append((start, end))
+    return joined
+
+
+def _pages(start: int, size: int) -> tuple[int, int]:
+    return start & -mmap.PAGESIZE, (start + size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Memory that a capture sees pinned is refused, as the kernel refuses it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mthp.image.capture.command import main
+from mthp.image.capture.host import THP
+from mthp.image.snapshot import Snapshot
+from mthp.predict.image import capture, load
+from mthp.words.results import ScanResult
+
+from ..image.children import TABLE, child
+
+pytestmark = pytest.mark.skipif(not os.path.isdir(THP), reason="no THP in this kernel")
+
+REGISTERED = """
+p = reserve(4 * TABLE)
+write(p, 0, 4 * 512)
+ring = libc.syscall(425, 8, ctypes.create_string_buffer(120))
+buffer = (ctypes.c_uint64 * 2)(p, 2 * TABLE)
+ok = ring >= 0 and libc.syscall(427, ring, 0, buffer, 1) == 0
+refused = sum(not advise(p + k * TABLE, TABLE, MADV_COLLAPSE) for k in range(2))
+ready(p=p, ok=int(ok), refused=refused)
+"""
+
+
+def test_buffers_registered_with_io_uring(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden.npz"
+    with child(REGISTERED) as kid:
+        if not kid.facts["ok"]:
+            pytest.skip("no io_uring here")
+        image = capture(kid.pid)
+        assert main(["--pid", str(kid.pid), "-o", str(hidden), "--quiet", "--redact"]) == 0
+    assert kid.facts["refused"] == 2, "so did the kernel"
+    assert isinstance(image.data, Snapshot)
+    start = kid.facts["p"]
+    assert image.data.processes[0].pins == ((start, start + 2 * TABLE),)
+    for each in (image, load(hidden)):
+        run = each.run(each.configured(enabled="2048kB=always", max_ptes_none=0))
+        (use,) = (vma for vma in run.mappings if vma.end - vma.start >= 4 * TABLE and vma.after)
+        assert use.after == {0: 2 * TABLE, 9: 2 * TABLE}
+        refused = {refusal.status for refusal in run.refusals if refusal.pages == 512}
+        assert refused == {ScanResult.PAGE_COUNT}
+        assert not any("VmPin" in sentence for sentence in run.outcome.assumptions)
