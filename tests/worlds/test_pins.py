@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from mthp.image.capture import pins
 from mthp.image.capture.command import main
 from mthp.image.capture.host import THP
+from mthp.image.fields import Fields
 from mthp.image.snapshot import Snapshot
+from mthp.image.snapshot_checks import check_process
 from mthp.predict.image import capture, load
+from mthp.words.files import FileError
 from mthp.words.results import ScanResult
 
 from ..image.children import TABLE, child
@@ -47,3 +51,26 @@ def test_buffers_registered_with_io_uring(tmp_path: Path) -> None:
         refused = {refusal.status for refusal in run.refusals if refusal.pages == 512}
         assert refused == {ScanResult.PAGE_COUNT}
         assert not any("VmPin" in sentence for sentence in run.outcome.assumptions)
+
+
+def test_buffers_that_meet_or_overlap_are_one_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = (
+        "UserFiles:\t0\nUserBufs:\t4\n    0: 0x5000/4096\n    1: 0x1800/4096\n    2: 0x3000/1\n"
+        "    3: 0x9001/8192\nPollList:\n"
+    )
+    monkeypatch.setattr(pins, "text", lambda _: shown)
+    monkeypatch.setattr(pins.os, "listdir", lambda _: ["0", "7"])
+    monkeypatch.setattr(
+        pins.os, "readlink", lambda path: pins._RING if path.endswith("7") else "/dev/null"
+    )
+    assert pins.pinned_ranges(1) == [(0x1000, 0x4000), (0x5000, 0x6000), (0x9000, 0xC000)]
+
+
+@pytest.mark.parametrize(
+    "ranges", [[[4096]], [[8192, 4096]], [["a", "b"]], [[0, 8192], [4096, 9000]], 7]
+)
+def test_ranges_that_cannot_be(ranges: object) -> None:
+    with pytest.raises(FileError, match="pins"):
+        check_process(
+            Fields({"pid": 1, "status": {}, "tearing": {}, "pins": ranges}, "processes[0].")
+        )

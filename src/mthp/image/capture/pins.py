@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from typing import Iterable
 
 from mthp.image.capture.proc import text
 
@@ -21,22 +22,26 @@ def pinned_ranges(pid: int) -> list[tuple[int, int]]:
     they cannot be read.
     """
     folder = f"/proc/{pid}/fd"
-    found: set[tuple[int, int]] = set()
+    shown = []
     try:
         for name in os.listdir(folder):
             if os.readlink(f"{folder}/{name}") == _RING:
-                buffers = _BUFFER.findall(text(f"/proc/{pid}/fdinfo/{name}") or "")
-                found |= {_pages(int(start, 16), int(size)) for start, size in buffers}
+                shown.append(text(f"/proc/{pid}/fdinfo/{name}") or "")
     except OSError:  # it ended, closes files meanwhile, or is not ours
         pass
+    return ranges_shown(shown)
+
+
+def ranges_shown(rings: Iterable[str]) -> list[tuple[int, int]]:
+    """The same of what fdinfo shows of some rings."""
+    buffers = [
+        (int(start, 16), int(size)) for ring in rings for start, size in _BUFFER.findall(ring)
+    ]
     joined: list[tuple[int, int]] = []
-    for start, end in sorted(found):
+    for at, size in sorted(buffers):
+        start, end = at & -mmap.PAGESIZE, (at + size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
         if joined and start <= joined[-1][1]:
             start, end = joined[-1][0], max(end, joined.pop()[1])
         if start < end:
             joined.append((start, end))
     return joined
-
-
-def _pages(start: int, size: int) -> tuple[int, int]:
-    return start & -mmap.PAGESIZE, (start + size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
