@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mthp.image.capture import pins
 from mthp.image.capture.command import main
 from mthp.image.capture.host import THP
+from mthp.image.capture.pins import ranges_shown
 from mthp.image.fields import Fields
 from mthp.image.snapshot import Snapshot
 from mthp.image.snapshot_checks import check_process
@@ -53,17 +53,10 @@ def test_buffers_registered_with_io_uring(tmp_path: Path) -> None:
         assert not any("VmPin" in sentence for sentence in run.outcome.assumptions)
 
 
-def test_buffers_that_meet_or_overlap_are_one_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = (
-        "UserFiles:\t0\nUserBufs:\t4\n    0: 0x5000/4096\n    1: 0x1800/4096\n    2: 0x3000/1\n"
-        "    3: 0x9001/8192\nPollList:\n"
-    )
-    monkeypatch.setattr(pins, "text", lambda _: shown)
-    monkeypatch.setattr(pins.os, "listdir", lambda _: ["0", "7"])
-    monkeypatch.setattr(
-        pins.os, "readlink", lambda path: pins._RING if path.endswith("7") else "/dev/null"
-    )
-    assert pins.pinned_ranges(1) == [(0x1000, 0x4000), (0x5000, 0x6000), (0x9000, 0xC000)]
+def test_buffers_that_meet_or_overlap_are_one_range() -> None:
+    one = "UserFiles:\t0\nUserBufs:\t2\n    0: 0x5000/4096\n    1: 0x1800/4096\nPollList:\n"
+    two = "UserBufs:\t2\n    0: 0x3000/1\n    1: 0x9001/8192\n"
+    assert ranges_shown((one, two)) == [(0x1000, 0x4000), (0x5000, 0x6000), (0x9000, 0xC000)]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def resident_lines(whole: Resident, processes: Sequence[tuple[str, Resident]]) -
     if len(processes) > 1:
         largest = sorted(processes, key=lambda each: -(each[1].rss or 0))
         for name, resident in largest[:SHOWN]:
-            yield f"{_letters(name)}: {_sums(resident)}"
+            yield f"{name}: {_sums(resident)}"
         if len(largest) > SHOWN:
             others = sum(resident.rss or 0 for _, resident in largest[SHOWN:])
             yield f"and {len(largest) - SHOWN} more processes, Rss {human_bytes(others)} in all"
@@ -128,18 +128,11 @@ def unmodelled_text(each: Unmodelled) -> str:
 
 
 def name_of(each: Unmodelled, most: int = 80) -> str:
-    """The name of the mappings, or else what they are; its last letters, and none that a terminal
-    would obey.
-    """
+    """The last letters of the mappings' name, or what they are. Whoever prints them makes them safe."""
     if not each.name:
         written_over = each.kind is MappingKind.ANONYMOUS
         return f"{'private file' if written_over else each.kind.value} mappings without a name"
-    name = _letters(each.name)
-    return name if len(name) <= most else f"…{name[-most:]}"
-
-
-def _letters(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return each.name if len(each.name) <= most else f"…{each.name[-most:]}"
 
 
 def _sums(resident: Resident) -> str:

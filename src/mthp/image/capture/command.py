@@ -133,8 +133,8 @@ def capture(args: argparse.Namespace, pids: list[int], output: str) -> list[str]
     return [f"{output}: {said[0]}", *said[1:]]
 
 
-def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> str:
-    """Make the capture, or all of a series; returns the last line to say."""
+def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> list[str]:
+    """Make the capture, or all of a series; returns the last lines to say."""
     if args.span and not args.every:
         raise CaptureError("--for needs --every", USAGE)
     if args.all and args.freeze:
@@ -149,9 +149,9 @@ def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> st
         return capture(args, pids, output)[0]
 
     if not args.every:
-        return "\n  ".join(capture(args, pids, args.output))
+        return capture(args, pids, args.output)
     again = Survivors(pids, say) if args.pid else lambda: pids_asked_for(args)
-    return Series(args.every, args.span, again, one, say).run(args.output)
+    return [Series(args.every, args.span, again, one, say).run(args.output)]
 
 
 # --- command line ------------------------------------------------------------------------------
@@ -222,8 +222,10 @@ def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
 
     try:
         with ended_in_order():
-            line = capture_as_asked(args, tell)
+            line, *more = capture_as_asked(args, tell)
         tell(line)
+        for each in () if args.quiet else more:
+            say(each, "  ")
         return OK
     except (CaptureError, FileError) as error:
         say(f"{prog}: {error}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from typing import Iterable
+from typing import Iterable, Iterator
 
 from mthp.image.capture.proc import text
 
@@ -21,15 +21,17 @@ def pinned_ranges(pid: int) -> list[tuple[int, int]]:
     """(start, end) of the pages of registered buffers, ascending, with a gap between any two; empty where
     they cannot be read.
     """
-    folder = f"/proc/{pid}/fd"
-    shown = []
     try:
-        for name in os.listdir(folder):
-            if os.readlink(f"{folder}/{name}") == _RING:
-                shown.append(text(f"/proc/{pid}/fdinfo/{name}") or "")
+        return ranges_shown(_rings(pid))
     except OSError:  # it ended, closes files meanwhile, or is not ours
-        pass
-    return ranges_shown(shown)
+        return []
+
+
+def _rings(pid: int) -> Iterator[str]:
+    folder = f"/proc/{pid}/fd"
+    for name in os.listdir(folder):
+        if os.readlink(f"{folder}/{name}") == _RING:
+            yield text(f"/proc/{pid}/fdinfo/{name}") or ""
 
 
 def ranges_shown(rings: Iterable[str]) -> list[tuple[int, int]]:
