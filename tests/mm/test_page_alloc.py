@@ -201,3 +201,33 @@ def test_a_page_in_use_is_not_taken_with_the_free_one_before_it() -> None:
     made.mem.folio_put(first)
     assert node.take_block_of(first + 1) is None
     assert node.take_block_of(first) == (first, 0)
+
+
+@given(
+    st.dictionaries(st.integers(0, 4), st.integers(0, 9)),
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30),
+)
+def test_compaction_gathers_as_if_block_by_block(
+    free: dict[int, int], before: list[tuple[int, bool]]
+) -> None:
+    """The largest that fit first; what is left, and which frames were made, is the same."""
+    left = []
+    for one_by_one in (False, True):
+        made = kernel(NodeState(free))
+        node, kept = made.mem.allocator.nodes[0], []
+        for order, keep in before:
+            pfn = node.take(order)
+            if pfn is not None:
+                kept.append((pfn, order)) if keep else node.merge(pfn, order)
+        if one_by_one and node.take(5) is None and node.free_frames() >= 32:
+            wanted = 32
+            while wanted:
+                have = max(o for o in range(5) if node.blocks[o] or node.unborn[o])
+                have = min(have, wanted.bit_length() - 1)
+                assert node.take(have) is not None
+                wanted -= 1 << have
+            made.mem.new_frames(0, 5)
+        elif not one_by_one:
+            node.compact(5)
+        left.append((node.blocks, node.unborn, made.mem.nr_frames, kept))
+    assert left[0] == left[1]

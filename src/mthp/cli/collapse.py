@@ -21,11 +21,11 @@ from mthp.cli.target import (
 )
 from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import load
-from mthp.image.snapshot import Snapshot
 from mthp.predict.alternatives import with_alternatives
+from mthp.predict.explain import vma_gate
 from mthp.predict.image import Image
 from mthp.predict.madvise import anonymous_ranges, run_madvise
-from mthp.predict.measure import TlbModel
+from mthp.predict.measure import TlbModel, populated_parts
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome
@@ -38,7 +38,7 @@ from mthp.report.refusals import window_lines
 from mthp.report.steps import render_steps
 from mthp.report.table_csv import call_rows, mapping_rows, process_rows, write_csv
 from mthp.report.text import render_outcome
-from mthp.words.events import Event, ftrace
+from mthp.words.events import Event, PassedBy, ftrace, singly
 from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
@@ -48,21 +48,23 @@ from mthp.worlds.from_snapshot import Young
 class ScanProgress(ProgressLine):
     """Shows how far a run over so many tables is; an interrupt takes effect here."""
 
-    def __init__(self, tables: int, *, quiet: bool) -> None:
+    def __init__(self, world: BuiltWorld, *, quiet: bool) -> None:
         super().__init__(quiet=quiet)
-        self.tables = max(tables, 1)
-        self.scanned = 0
-        self.tried = 0
+        self.daemon = world.khugepaged
+        self.tables = tables_of(world)
+        self.full_scans = self.within = self.scanned = self.tried = 0
         self.began = self.last = time.monotonic()
 
     def on_table(self) -> None:
         """Count one more table that was scanned."""
+        if self.daemon.full_scans != self.full_scans:
+            self.full_scans, self.within = self.daemon.full_scans, 0
+        self.within += 1
         self.scanned += 1
         if self._is_due():
-            rounds, within = divmod(self.scanned, self.tables)
-            left = (self.last - self.began) / self.scanned * (self.tables - within)
+            left = (self.last - self.began) / self.scanned * (self.tables - self.within)
             self.say(
-                f"full scan {rounds + 1}: {within} of about {self.tables} tables, "
+                f"full scan {self.full_scans + 1}: {self.within:,} of {self.tables:,} tables, "
                 f"{left:.0f} s to its end"
             )
 
@@ -89,11 +91,15 @@ class ScanProgress(ProgressLine):
         return True
 
 
-def tables_of(image: Image) -> int:
-    """How many tables a full scan is likely to visit."""
-    if isinstance(image.data, Snapshot):
-        return sum(len(process.table_address) for process in image.data.processes)
-    return len(image.data.vmas)
+def tables_of(world: BuiltWorld) -> int:
+    """How many tables a full scan of a world comes to that are there."""
+    kernel = world.kernel
+    return sum(
+        part.count == kernel.geometry.ptrs_per_pte
+        for vma in world.vmas
+        if vma_gate(kernel, vma) is None
+        for part in populated_parts(vma)
+    )
 
 
 def predict(
@@ -129,9 +135,9 @@ def run_collapse(args: argparse.Namespace) -> int:
         return _steps(args, image, settings, profile)
     if asked is not None:
         return _madvise(args, asked, image, settings, profile)
-    keep: list[Event] | None = [] if args.events or args.why is not None else None
-    progress = ScanProgress(tables_of(image), quiet=args.quiet)
+    keep: list[Event | PassedBy] | None = [] if args.events or args.why is not None else None
     world, request = predict(image, settings, profile, args)
+    progress = ScanProgress(world, quiet=args.quiet)
     request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:
         return _why(args, world, request, progress, keep or [])
@@ -140,7 +146,7 @@ def run_collapse(args: argparse.Namespace) -> int:
     with progress.interruptible():
         outcome = run_world(world, request)
         if request.changes:
-            del world  # two at once would be twice the memory
+            del world, progress.daemon  # two at once would be twice the memory
             outcome = with_alternatives(
                 outcome, lambda other: predict(image, other, profile, args), progress.on_other
             )
@@ -148,9 +154,9 @@ def run_collapse(args: argparse.Namespace) -> int:
     return 0 if outcome.complete and not progress.interrupted else 1
 
 
-def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event]) -> None:
+def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event | PassedBy]) -> None:
     if args.events:
-        for line in ftrace(events):
+        for line in ftrace(singly(events)):
             show(line)
     elif args.json:
         print_json(outcome_document(outcome))
@@ -167,7 +173,7 @@ def _why(
     world: BuiltWorld,
     request: Request,
     progress: ScanProgress,
-    events: list[Event],
+    events: list[Event | PassedBy],
 ) -> int:
     address: int = args.why
     vma = find_mapping(world, address)
@@ -234,8 +240,8 @@ def _madvise(
     settings: Settings,
     profile: tuple[Profile, str],
 ) -> int:
-    progress = ScanProgress(tables_of(image), quiet=args.quiet)
     world, request = predict(image, settings, profile, args)
+    progress = ScanProgress(world, quiet=args.quiet)
     request.on_table = progress.on_table
     ranges = list(anonymous_ranges(world))
     if asked[1]:

@@ -39,16 +39,50 @@ def collapse_single_pmd(
     return collapse_scan_pmd(vma.vm_mm, vma, address, mmap_lock, cc)
 
 
+def collapse_scan_tables(
+    daemon: Khugepaged,
+    vma: Vma,
+    end: Address,
+    mmap_lock: Hold,
+    progress_max: int,
+    result: ScanResult,
+) -> tuple[ScanResult, bool | None]:
+    """Walk the tables of one VMA from the cursor to end. result: the last table's before it.
+
+    Returns the last result, and whether the mm is done, None: it is the next VMA's turn.
+    Kernel: mm/khugepaged.c, collapse_scan_mm_slot().
+    """
+    mm, cc = vma.vm_mm, daemon.cc
+    while daemon.address < end:
+        if collapse_test_exit_or_disable(mm):
+            return result, True
+        result = collapse_single_pmd(daemon.address, vma, mmap_lock, cc)
+        if result is ScanResult.SUCCEED:
+            daemon.pages_collapsed += 1
+        daemon.address += mm.geometry.pmd_size
+        if mm.kernel.profile.progress is ScanCost.PER_PMD:
+            cc.progress += mm.geometry.ptrs_per_pte
+        if not mmap_lock.active or cc.progress >= progress_max:
+            return result, False
+    return result, None
+
+
+def wake_up(daemon: Khugepaged) -> None:
+    """Sleep until the next wakeup, and make it. Kernel: mm/khugepaged.c, khugepaged()."""
+    daemon.khugepaged_wait_work()
+    daemon.khugepaged_do_scan()
+
+
 class Khugepaged:
     """The daemon of one kernel. mm_slots is the list of registered mms, in scan order.
 
     mm_slot, address: the cursor; mm_slot is None between two full scans. mm_slots and the cursor
-    are guarded by khugepaged_mm_lock.
+    are guarded by khugepaged_mm_lock. full_scans, wakeups: how many there were.
     """
 
     __slots__ = (
         "address", "cc", "full_scans", "kernel", "mm_lock", "mm_slot", "mm_slots",
-        "pages_collapsed",
+        "pages_collapsed", "wakeups",
     )  # fmt: skip
 
     def __init__(self, kernel: Kernel) -> None:
@@ -59,6 +93,7 @@ class Khugepaged:
         self.address = 0
         self.pages_collapsed = 0
         self.full_scans = 0
+        self.wakeups = 0
         self.cc = CollapseControl(Caller.KHUGEPAGED)
 
     # Registering
@@ -108,6 +143,7 @@ class Khugepaged:
         Kernel: mm/khugepaged.c, khugepaged_do_scan().
         """
         kernel = self.kernel
+        self.wakeups += 1
         progress_max = kernel.settings.pages_to_scan
         pass_through_head = 0
         may_sleep = True
@@ -171,7 +207,7 @@ class Khugepaged:
     def _scan_vmas(self, mm: Mm, mmap_lock: Hold, progress_max: int) -> tuple[ScanResult, bool]:
         """Walk the VMAs from the cursor on. Returns the last result, and whether the mm is done."""
         cc = self.cc
-        pmd_size = mm.geometry.pmd_size
+        scan_tables = mm.machine.path(collapse_scan_tables)
         result = ScanResult.FAIL
         if collapse_test_exit_or_disable(mm):
             return result, True
@@ -188,17 +224,9 @@ class Khugepaged:
                 cc.progress += 1
                 continue
             self.address = max(self.address, hstart)
-            while self.address < hend:
-                if collapse_test_exit_or_disable(mm):
-                    return result, True
-                result = collapse_single_pmd(self.address, vma, mmap_lock, cc)
-                if result is ScanResult.SUCCEED:
-                    self.pages_collapsed += 1
-                self.address += pmd_size
-                if self.kernel.profile.progress is ScanCost.PER_PMD:
-                    cc.progress += mm.geometry.ptrs_per_pte
-                if not mmap_lock.active or cc.progress >= progress_max:
-                    return result, False
+            result, done = scan_tables(self, vma, hend, mmap_lock, progress_max, result)
+            if done is not None:
+                return result, done
         return result, True
 
     def _advance(self, mm: Mm) -> None:

@@ -109,12 +109,12 @@ class MemMap:
         self.pmd_order = pmd_order
         self.allocator = Allocator(nodes, self.new_frames, self.folio_nid, pmd_order)
 
-    def new_frames(self, nid: int, order: Order) -> int:
-        """Append 2**order frames of node nid, naturally aligned; returns the first."""
+    def new_frames(self, nid: int, order: Order, nr: int = 1) -> int:
+        """Append nr blocks of 2**order frames of node nid, naturally aligned; returns the first frame."""
         first = -(-self.nr_frames >> order) << order
-        self._grow(first + (1 << order))
+        self._grow(first + (nr << order))
         if nid:
-            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * (1 << order)
+            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * (nr << order)
         return first
 
     def append_frames(self, nid: int, count: int) -> int:

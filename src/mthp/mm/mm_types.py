@@ -28,7 +28,7 @@ from mthp.mm.pgtable_types import Pmd, Pte
 from mthp.mm.swap_table import SwapDevice
 from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
 from mthp.mm.vmstat import VmStat
-from mthp.words.events import Event, OrderPolicy
+from mthp.words.events import Event, OrderPolicy, PassedBy, singly
 from mthp.words.profiles import DEFAULT, Guard, Profile
 from mthp.words.results import KernelBug, Rule
 from mthp.words.settings import Settings
@@ -343,6 +343,7 @@ class Kernel:
     """Settings, profile, memory, CPUs, counters and the trace of one kernel.
 
     table_numbers: gives the next table its number.
+    trace_row: is called with tables that are passed by, a row at a time.
     nodes: what each NUMA node has free. node_reclaim: vm.zone_reclaim_mode is set, and tables whose
     pages are spread over distant nodes are then refused. distances: node_distance() rows. report:
     is called with the facts of mm.reports, which laws need and no word of memory holds. twins: what
@@ -386,6 +387,7 @@ class Kernel:
         self.files: dict[str | None, int] = {}
         self.events: list[Event] = []
         self.trace: Callable[[Event], None] = self.events.append
+        self.trace_row: Callable[[PassedBy], None] = self._trace_singly
         self.warnings: dict[str, str] = {}
         self.report: Callable[[object], None] = lambda _: None
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
@@ -429,6 +431,11 @@ class Kernel:
         return memcg
 
     # What several rooms need
+
+    def _trace_singly(self, row: PassedBy) -> None:
+        """Trace what a row of tables stands for."""
+        for event in singly((row,)):
+            self.trace(event)
 
     def update_mmu_cache_range(self, vma: Vma, address: Address, nr: int) -> None:
         """The architecture's hook after PTEs were set; does nothing unless one is installed."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add, lshift
+from typing import Protocol
 
 from mthp.words.units import Order
 
@@ -36,6 +37,13 @@ class NodeState:
     largest: int = 63
 
 
+class NewFrames(Protocol):
+    """What makes fresh, naturally aligned frames in the mem_map; returns the first."""
+
+    def __call__(self, nid: int, order: Order, nr: int = 1) -> int:
+        """As MemMap.new_frames()."""
+
+
 class Node:
     """The free lists of one NUMA node.
 
@@ -50,9 +58,7 @@ class Node:
         "unborn",
     )  # fmt: skip
 
-    def __init__(
-        self, nid: int, state: NodeState, pmd_order: int, new_frames: Callable[[int, Order], int]
-    ) -> None:
+    def __init__(self, nid: int, state: NodeState, pmd_order: int, new_frames: NewFrames) -> None:
         max_order = max(MAX_PAGE_ORDER, pmd_order)
         self.nid = nid
         self.max_order = max_order
@@ -147,19 +153,33 @@ class Node:
         while wanted > 0:
             have = max(o for o in range(order) if self.blocks[o] or self.unborn[o])
             have = min(have, wanted.bit_length() - 1)
-            self.take(have)
-            wanted -= 1 << have
+            wanted -= self._use_up(have, wanted >> have) << have
         return self.new_frames(self.nid, order)
+
+    def _use_up(self, order: Order, nr: int) -> int:
+        """Take up to nr blocks of one order, one at least, for frames that stand elsewhere; how many."""
+        blocks = self.blocks[order]
+        if blocks:
+            nr = min(nr, len(blocks))
+            for _ in range(nr):
+                blocks.popitem()
+        elif self.unborn[order]:
+            nr = min(nr, self.unborn[order])
+            self.unborn[order] -= nr
+            self.new_frames(self.nid, order, nr)
+        else:
+            self.take(order)
+            nr = 1
+        return nr
 
 
 class Allocator:
-    """The allocator of all nodes. `new_frames(nid, order)` makes fresh, naturally aligned frames in
-    the mem_map."""
+    """The allocator of all nodes."""
 
     def __init__(
         self,
         states: Sequence[NodeState],
-        new_frames: Callable[[int, Order], int],
+        new_frames: NewFrames,
         node_of: Callable[[int], int],
         pmd_order: int,
     ) -> None:

@@ -23,7 +23,7 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome, Refusal, VmaUse
 from mthp.predict.resident import modelled
 from mthp.predict.timeline import others_of
-from mthp.words.events import Event, OrderPolicy
+from mthp.words.events import Event, OrderPolicy, PassedBy, singly
 from mthp.words.files import spooled
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag, parse_thp_anon
@@ -134,24 +134,29 @@ class Image:
         reason = "as asked" if profile is not None else f"that of kernel {self.kernel}"
         world, request = self.prepared(settings, profile or self.profile, reason, young)
         world.kernel.order_policy = policy
-        events: list[Event] = []
+        events: list[Event | PassedBy] = []
         request.passes, request.changes, request.keep = passes, changes, events
-        return Run(self, run_world(world, request), tuple(events), world, policy)
+        return Run(self, run_world(world, request), world, tuple(events), policy)
 
 
 @dataclass(frozen=True)
 class Run:
     """What khugepaged made of an image.
 
-    outcome: the finished record. events: the tracepoints, with addresses, and what each step cost, in
-    their order. world: the engine's own objects as the run left them.
+    outcome: the finished record. world: the engine's own objects as the run left them. kept: its
+    events, where tables that are passed by stand in rows.
     """
 
     image: Image
     outcome: Outcome
-    events: tuple[Event, ...]
     world: BuiltWorld = field(repr=False)
+    kept: tuple[Event | PassedBy, ...] = field(repr=False)
     policy: OrderPolicy | None = None
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """The tracepoints, with addresses, and what each step cost, in their order."""
+        return tuple(singly(self.kept))
 
     @property
     def settings(self) -> Settings:

@@ -125,20 +125,19 @@ def populated_parts(vma: Vma) -> Iterator[TablePart]:
     geometry = mm.geometry
     nr = geometry.ptrs_per_pte
     page_span = geometry.pmd_shift + geometry.pmd_order
-    for number in sorted(mm.pmd_pages):
-        first, end = number << page_span, (number + 1) << page_span
-        if end <= vma.vm_start or first >= vma.vm_end:
-            continue
-        pmds = mm.pmd_pages[number].pmds.raw
+    spanned = range(vma.vm_start >> page_span, (vma.vm_end - 1 >> page_span) + 1)
+    fewer = mm.pmd_pages if len(mm.pmd_pages) < len(spanned) else spanned
+    for number in sorted(n for n in fewer if n in mm.pmd_pages and n in spanned):
+        page = mm.pmd_pages[number]
+        first = number << page_span
         low = max(0, (vma.vm_start - first) >> geometry.pmd_shift)
         high = min(nr, -(-(vma.vm_end - first) >> geometry.pmd_shift))
-        for slot in range(low, high):
-            if pmds[slot]:
-                base = first + (slot << geometry.pmd_shift)
-                start = max(base, vma.vm_start)
-                stop = min(base + geometry.pmd_size, vma.vm_end)
-                count = (stop - start) >> geometry.page_shift
-                yield TablePart(start, geometry.pte_index(start), count, pmds[slot])
+        for slot in (low + np.flatnonzero(page.pmds.view()[low:high])).tolist():
+            base = first + (slot << geometry.pmd_shift)
+            start = max(base, vma.vm_start)
+            stop = min(base + geometry.pmd_size, vma.vm_end)
+            count = (stop - start) >> geometry.page_shift
+            yield TablePart(start, geometry.pte_index(start), count, page.pmds.raw[slot])
 
 
 def measure_vma(kernel: Kernel, vma: Vma, tlb: TlbModel, mapped: NDArray[np.bool_]) -> Usage:

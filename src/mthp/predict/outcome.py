@@ -28,7 +28,7 @@ from mthp.predict.records import (
 )
 from mthp.predict.resident import modelled, resident_memory
 from mthp.predict.timeline import Timeline, work_ms
-from mthp.words.events import Event
+from mthp.words.events import Event, PassedBy
 from mthp.words.resident import Resident
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
@@ -37,10 +37,11 @@ from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
 @dataclass
 class Request:
     """What to run. passes: full scans, None for the fixed point. on_event: called with each event.
-    on_table: called after each table.
+    on_table: called after each table that is there.
 
-    changes: look for the least change of each refusal. keep: every event is appended to it. snapshot:
-    where the world is one's, what the kernel counted of the target.
+    changes: look for the least change of each refusal. keep: every event is appended to it, tables
+    that are passed by in rows. snapshot: where the world is one's, what the kernel counted of the
+    target.
     """
 
     target: str
@@ -49,7 +50,7 @@ class Request:
     passes: int | None = None
     tlb: TlbModel = TlbModel.PLAIN
     changes: bool = True
-    keep: list[Event] | None = None
+    keep: list[Event | PassedBy] | None = None
     on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
     on_try: Callable[[], None] | None = None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mthp.khugepaged.daemon import Khugepaged
+from mthp.khugepaged.daemon import Khugepaged, wake_up
 from mthp.khugepaged.eligibility import hugepage_enabled
 from mthp.mm.mm_types import Kernel
 from mthp.predict.measure import frames_in_use
@@ -21,10 +21,12 @@ from mthp.words.events import (
     Event,
     KhugepagedScan,
     OrderWalk,
+    PassedBy,
     PmdFlush,
     ScanPmd,
     Slept,
     Swapin,
+    singly,
 )
 from mthp.words.results import ScanResult
 
@@ -53,13 +55,14 @@ class TableLog:
 class Tally:
     """Consumes events: sums over the whole run, and the log of the full scan under way.
 
-    on_table is called after each scanned table and may raise Interrupted. keep: every event, if a
-    list was given. added: mm and table -> by how many frames its collapses made the memory in use
-    grow. torn: tables (mm, address) of which what was collapsed is summed too.
+    on_table is called after each scanned table that is there and may raise Interrupted. keep: every
+    event, if a list was given; tables that are passed by stand in it as rows. added: mm and table ->
+    by how many frames its collapses made the memory in use grow. torn: tables (mm, address) of which
+    what was collapsed is summed too.
     """
 
     kernel: Kernel
-    keep: list[Event] | None = None
+    keep: list[Event | PassedBy] | None = None
     on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
     torn: frozenset[tuple[int, int]] = frozenset()
@@ -123,6 +126,20 @@ class Tally:
             case _:
                 pass
 
+    def pass_by(self, row: PassedBy) -> None:
+        """Take in a row of tables that were not looked into: the sleeps, and those that are there."""
+        if self.keep is not None:
+            self.keep.append(row)
+        if self.on_event is not None:
+            for event in singly((row,)):
+                self.on_event(event)
+        if self.on_table is not None:
+            for _ in row.huge:
+                self.on_table()
+        if row.wakeup is not None:
+            slept = row.wakeup.slept
+            self.sleeps[slept.knob] += row.nr // row.wakeup.tables * slept.millisecs
+
     def end_attempt(self, event: CollapseHugePage) -> None:
         """Add one attempt to the sums of the successes or the refusals, by the fields of Effort."""
         self._pending.attempts.append((event.address, event.order, event.status))
@@ -169,33 +186,37 @@ def run_full_scans(
     """Wake khugepaged until `passes` full scans are done, or to the fixed point if None, but then
     for no more than `most` of them.
 
-    on_sleep: called with the number of wakeups when one ends. A full scan that began within a wakeup did
-    not start from drained batches; two in a row that change nothing are then asked for.
+    on_sleep: called with the number of wakeups when some have ended. A full scan that began within
+    a wakeup did not start from drained batches; two in a row that change nothing are then asked for.
     """
-    kernel.trace = tally
+    kernel.trace, kernel.trace_row = tally, tally.pass_by
     tally.limit = most if passes is None else passes
-    wakeups = quiet = 0
+    first, quiet = daemon.wakeups, 0
     drained = True
+
+    def end(*, fixed_point: bool, complete: bool) -> RunEnd:
+        return RunEnd(tally.full_scans, daemon.wakeups - first, fixed_point, complete)
+
     try:
         while daemon.mm_slots and hugepage_enabled(kernel):
-            if wakeups:
-                daemon.khugepaged_wait_work()
             drained = daemon.mm_slot is None
             before = tally.full_scans
-            wakeups += 1
-            daemon.khugepaged_do_scan()
+            if daemon.wakeups == first:
+                daemon.khugepaged_do_scan()
+            else:
+                kernel.machine.path(wake_up)(daemon)
             if on_sleep is not None:
-                on_sleep(wakeups)
+                on_sleep(daemon.wakeups - first)
             if tally.full_scans == before:
                 continue
             quiet = 0 if tally.changed else quiet + 1
             tally.changed = False
             if passes is None and quiet and (drained or quiet > 1):
-                return RunEnd(tally.full_scans, wakeups, fixed_point=True, complete=True)
+                return end(fixed_point=True, complete=True)
     except Interrupted:
-        return RunEnd(tally.full_scans, wakeups, fixed_point=False, complete=False)
+        return end(fixed_point=False, complete=False)
     except PassesDone:
         # As many as were asked for; a run to the fixed point that got here did not come to rest.
         at_rest = not tally.changed and (drained or quiet > 0)
-        return RunEnd(tally.full_scans, wakeups, fixed_point=at_rest, complete=passes is not None)
-    return RunEnd(tally.full_scans, wakeups, fixed_point=True, complete=True)
+        return end(fixed_point=at_rest, complete=passes is not None)
+    return end(fixed_point=True, complete=True)

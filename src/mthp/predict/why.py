@@ -12,7 +12,7 @@ from mthp.predict.explain import highest_order, vma_gate
 from mthp.predict.outcome import Request
 from mthp.predict.records import Outcome, PageAt, PageIs, WindowReport
 from mthp.predict.resident import modelled
-from mthp.words.events import Event, OrderWalk
+from mthp.words.events import Event, OrderWalk, PassedBy, singly
 from mthp.words.resident import MappingKind
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.render import Renderer
@@ -101,7 +101,7 @@ def look_at_window(
     events: list[Event],
 ) -> WindowReport:  # fmt: skip
     """The mapping, its gate, the table before and after, its events, and the refusals there."""
-    kernel = world.kernel
+    kernel, pmd_size = world.kernel, world.kernel.geometry.pmd_size
     base = kernel.geometry.pmd_addr(address)
     page_size = kernel.geometry.page_size
     now = table_now(world, vma, address, request.snapshot)
@@ -125,9 +125,12 @@ def look_at_window(
         torn=(vma.vm_mm.number, base) in world.torn,
         events=tuple(
             event
-            for event in events
+            for event in singly(
+                event.within(base, base + pmd_size) if isinstance(event, PassedBy) else event
+                for event in events
+            )
             if not isinstance(event, OrderWalk)
             and getattr(event, "mm", None) == vma.vm_mm.number
-            and base <= getattr(event, "address", -1) < base + kernel.geometry.pmd_size
+            and base <= getattr(event, "address", -1) < base + pmd_size
         ),
     )

@@ -30,10 +30,10 @@ def scan_ptes_at_once(scan: Scan, pte: PteMap) -> None:
     """Scan a table at once if nothing in it stops the scan or needs a closer look."""
     kernel, cc = scan.kernel, scan.cc
     nr = kernel.geometry.ptrs_per_pte
-    pages = None if kernel.node_reclaim else plain_pages(scan.vma.vm_mm, pte, nr)
-    if pages is None or (
-        scan.max_ptes_none is not None and pages.none_or_zero > scan.max_ptes_none
-    ):
+    pages = None
+    if not kernel.node_reclaim:
+        pages = plain_pages(scan.vma.vm_mm, pte, nr, scan.max_ptes_none)
+    if pages is None:
         scan_ptes(scan, pte)
         return
     scan.none_or_zero = pages.none_or_zero
@@ -66,11 +66,10 @@ def _isolate_plain_pages(isolation: Isolation, pte: PteMap) -> bool:
     order_of_first = mem.order.raw[mem.head.raw[first >> PFN_SHIFT]] if first & PRESENT else 0
     if isolation.sub_pmd and order_of_first >= isolation.order:
         return False  # seen at a glance: windows of large folios mostly begin with one
-    pages = plain_pages(isolation.vma.vm_mm, pte, 1 << isolation.order)
-    if pages is None or (
-        pages.none_or_zero
-        and (isolation.max_ptes_none is None or pages.none_or_zero > isolation.max_ptes_none)
-    ):
+    pages = plain_pages(
+        isolation.vma.vm_mm, pte, 1 << isolation.order, isolation.max_ptes_none or 0
+    )
+    if pages is None:
         return False
     taken, flags = pages.folios, pages.flags
     if not pages.small:

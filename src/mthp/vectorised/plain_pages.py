@@ -56,10 +56,10 @@ class PlainPages(NamedTuple):
         return int(_count(young | used)) if _count(used) else nr_young
 
 
-def plain_pages(mm: Mm, pte: PteMap, nr: int) -> PlainPages | None:
+def plain_pages(mm: Mm, pte: PteMap, nr: int, most_holes: int | None) -> PlainPages | None:
     """The nr PTEs from pte on, if each is a hole or a page like any other: anonymous, on the LRU,
     not locked, of one process, with no reference but its mappings'. None if any needs a closer look,
-    or if a secondary MMU must be asked who used it.
+    if there are more holes than most_holes, or if a secondary MMU must be asked who used it.
     """
     if mm.notifiers:
         return None
@@ -72,6 +72,8 @@ def plain_pages(mm: Mm, pte: PteMap, nr: int) -> PlainPages | None:
         mapped = pfns != 0
         holes = words[~mapped]
         none_or_zero = len(holes)
+        if most_holes is not None and none_or_zero > most_holes:
+            return None
         words, pfns = words[mapped], pfns[mapped]
         markers = _count(holes[holes & PRESENT == 0])
         if markers or not len(words) or _count(words & _KIND != PRESENT):

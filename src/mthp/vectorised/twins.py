@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mthp.khugepaged.copy import __collapse_huge_page_copy, folio_pte_batch
+from mthp.khugepaged.daemon import collapse_scan_tables, wake_up
 from mthp.khugepaged.isolate import isolate_ptes, release_pte_pages
 from mthp.khugepaged.scan import scan_ptes
 from mthp.machine.task import P, R, Twins
@@ -19,6 +20,7 @@ from mthp.vectorised.collapse import (
     scan_ptes_at_once,
 )
 from mthp.vectorised.lru import folio_batch_move_lru_at_once
+from mthp.vectorised.passed_by import collapse_scan_tables_at_once, wake_up_at_once
 
 _Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -30,6 +32,8 @@ def _twins(clear: Callable[P, R], fast: Callable[P, R]) -> _Pair:
 
 TWINS: Final[Twins] = dict(
     (
+        _twins(wake_up, wake_up_at_once),
+        _twins(collapse_scan_tables, collapse_scan_tables_at_once),
         _twins(scan_ptes, scan_ptes_at_once),
         _twins(isolate_ptes, isolate_ptes_at_once),
         _twins(release_pte_pages, release_pte_pages_at_once),

@@ -131,6 +131,36 @@ class Slept(NamedTuple):
     millisecs: int
 
 
+class QuietWakeup(NamedTuple):
+    """A wakeup that comes to nothing but tables that are passed by, and the sleep before it."""
+
+    slept: Slept
+    tables: int
+    visit: KhugepagedScan
+
+
+class PassedBy(NamedTuple):
+    """Tables in a row that are not looked into, from address on, each pmd_size bytes after the last.
+
+    huge: the addresses of those that the PMD maps; the others are not there. wakeup: whole wakeups
+    that come to nothing else, of which each is so; None within one.
+    """
+
+    mm: int
+    address: int
+    pmd_size: int
+    nr: int
+    huge: tuple[int, ...] = ()
+    wakeup: QuietWakeup | None = None
+
+    def within(self, start: int, end: int) -> PassedBy:
+        """Those of [start, end), which holds whole tables, without their wakeups."""
+        first = max(self.address, start)
+        stop = min(self.address + self.nr * self.pmd_size, end)
+        huge = tuple(address for address in self.huge if first <= address < stop)
+        return PassedBy(self.mm, first, self.pmd_size, max(0, stop - first) // self.pmd_size, huge)
+
+
 Event = (
     Attempt
     | ScanPmd
@@ -143,6 +173,24 @@ Event = (
     | OrderWalk
     | Slept
 )
+
+
+def singly(events: Iterable[Event | PassedBy]) -> Iterator[Event]:
+    """Each event by itself, also those that a row of tables stands for."""
+    for event in events:
+        if not isinstance(event, PassedBy):
+            yield event
+            continue
+        mm, address, size, nr, huge, wakeup = event
+        mapped = set(huge)
+        for k, at in enumerate(range(address, address + nr * size, size)):
+            if wakeup is not None and k % wakeup.tables == 0:
+                yield wakeup.slept
+            status = ScanResult.PMD_MAPPED if at in mapped else ScanResult.NO_PTE_TABLE
+            yield ScanPmd(mm, at, NO_PFN, 0, 0, status, 0)
+            if wakeup is not None and (k + 1) % wakeup.tables == 0:
+                yield wakeup.visit
+
 
 TRACEPOINTS: dict[type, str] = {
     Attempt: "collapse_huge_page",

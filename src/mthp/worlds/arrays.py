@@ -8,6 +8,7 @@ default is what is assumed of a snapshot.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -42,10 +43,11 @@ class TableArrays:
 def span(table_address: NDArray[np.uint64], geometry: Geometry, start: int, end: int) -> slice:
     """The entries of [start, end), in bytes, as a slice of the flattened arrays."""
     places = []
+    addresses = table_address.data  # of which Python's search takes a tenth of NumPy's time
     for address in (start, min(end, 2**64 - geometry.page_size)):
-        base = np.uint64(geometry.pmd_addr(address))
-        row = int(np.searchsorted(table_address, base))
-        known = row < len(table_address) and table_address[row] == base
+        base = geometry.pmd_addr(address)
+        row = bisect_left(addresses, base)
+        known = row < len(addresses) and addresses[row] == base
         places.append(row * geometry.ptrs_per_pte + known * geometry.pte_index(address))
     return slice(*places)
 

@@ -69,7 +69,7 @@ _SPECIAL_LEAVES = {
 }  # fmt: skip
 """What swap types that are no device stand for. A marker is userfaultfd's, or stands for poison."""
 _SWAP_TYPE_BITS = 5
-_TABLES_AT_ONCE = 1024
+_TABLES_AT_ONCE = 128
 """Tables whose frames are made together; what is needed for that lives no longer."""
 
 

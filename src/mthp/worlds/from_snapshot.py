@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -172,6 +173,15 @@ def _named(vmas: Sequence[SnapshotVma]) -> Iterator[SnapshotVma]:
             yield vma
 
 
+@cache
+def _vm_flags(codes: frozenset[str]) -> int:
+    """The bits of a VMA's codes."""
+    flags = 0
+    for code in codes:
+        flags |= VM_FLAG_CODES.get(code, 0)
+    return flags
+
+
 def _vma(snapshot: Snapshot, process: ProcessTables, vma: SnapshotVma) -> ImageVma:
     """Make one mapping; those of files are kept so that addresses mean what they meant, and with the
     anonymous pages of private ones.
@@ -291,8 +301,13 @@ def young_pages(snapshot: Snapshot, process: ProcessTables, assumed: Young) -> N
             continue
         own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
         part = flat_young[own]
-        missing = (vma.referenced >> snapshot.geometry.page_shift) - int(part.sum())
+        missing = (vma.referenced >> snapshot.geometry.page_shift) - int(np.count_nonzero(part))
+        if missing <= 0:
+            continue
         others = flat_mapped[own] & ~part
+        if np.count_nonzero(others) <= missing:
+            part |= others
+            continue
         for pages in (others & alone[own], others & ~alone[own]):
             missing -= _spread(missing, part, np.flatnonzero(pages))
     return young
