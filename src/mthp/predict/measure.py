@@ -165,7 +165,7 @@ def measure_vma(kernel: Kernel, vma: Vma, tlb: TlbModel, mapped: NDArray[np.bool
         mapped[frames] = True
         heads = kernel.mem.head.view()[frames]
         orders = kernel.mem.order.view()[heads]
-        for order in np.unique(orders).tolist():
+        for order in np.flatnonzero(np.bincount(orders)).tolist():
             of_order = heads[orders == order]
             usage.bytes[order] += len(of_order) * page_size
             if order:

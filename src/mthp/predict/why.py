@@ -98,7 +98,7 @@ def _kind(vma: Vma, snapshot: Snapshot | None) -> MappingKind:
 
 def look_at_window(
     world: BuiltWorld, vma: Vma, address: int, before: TableNow, request: Request, outcome: Outcome,
-    events: list[Event],
+    events: list[Event | PassedBy],
 ) -> WindowReport:  # fmt: skip
     """The mapping, its gate, the table before and after, its events, and the refusals there."""
     kernel, pmd_size = world.kernel, world.kernel.geometry.pmd_size

@@ -188,9 +188,7 @@ def _vma(snapshot: Snapshot, process: ProcessTables, vma: SnapshotVma) -> ImageV
 
     A mapping with anonymous pages has an anon_vma, whatever smaps said a moment earlier.
     """
-    flags = 0
-    for code in vma.flags:
-        flags |= VM_FLAG_CODES.get(code, 0)
+    flags = _vm_flags(vma.flags)
     written = vma.captured and bool(vma.anonymous_bytes or vma.swap_bytes)
     if vma.captured and not written:
         own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
