@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,15 +42,14 @@ def sleeper() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program() -> Iterator[Path]:
     """The capture as hosts get it, where anybody can read it."""
-    folder = tmp_path_factory.mktemp("masked")
-    for each in (folder, *folder.parents):
-        if each.stat().st_uid == os.geteuid() and each != Path("/"):
-            each.chmod(each.stat().st_mode | 0o055)
-    write_zipapp(folder / "snap.pyz")
-    (folder / "snap.pyz").chmod(0o755)
-    return folder / "snap.pyz"
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        path = Path(name) / "snap.pyz"
+        write_zipapp(path)
+        path.chmod(0o755)
+        yield path
 
 
 def snap(program: Path, mounts: str, pid: int, under: str = "") -> tuple[int, str, Path]:

@@ -360,8 +360,10 @@ def _with_tables(snapshot: Snapshot, members: Members) -> Snapshot:
         check_addresses(f"process {process.pid}", address[rows], geometry)
     if not all(rows.any(axis=1).all() for rows in members.rows("pte")):
         raise FileError("member pte: a table with nothing in it")
-    columns = {name: members.array(name) for name in members.found if MEMBERS[name][1]} | {
-        "table_address": address
+    columns = {"table_address": address} | {
+        name: members.array(name)
+        for name in members.found
+        if MEMBERS[name][1] or name == "table_torn"
     }
     parts: list[dict[str, Any]] = []
     folios = []
