@@ -323,7 +323,8 @@ def test_an_interrupt_keeps_what_was_found() -> None:
 def test_where_userfaultfd_allows_no_hole_that_is_the_reason() -> None:
     """max_ptes_none is at its most: it is not what forbids the hole, and without userfaultfd nothing does."""
     holes = ("500:F0.RLaB.xs.m1 12:-", "500:PWAD 12:-")
-    (refusal,) = outcome(scenario(*holes, orders={9: ALWAYS}, uffd_wp=True)).refusals
+    full: dict[str, Any] = {"orders": {9: ALWAYS}, "max_ptes_none": 511}
+    (refusal,) = outcome(scenario(*holes, uffd_wp=True, **full)).refusals
     assert "userfaultfd" in reason_text(refusal, Geometry())
     assert words(refusal) == "write to 12 missing pages"
-    assert not outcome(scenario(*holes, orders={9: ALWAYS})).refusals
+    assert not outcome(scenario(*holes, **full)).refusals
