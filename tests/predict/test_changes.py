@@ -326,5 +326,5 @@ def test_where_userfaultfd_allows_no_hole_that_is_the_reason() -> None:
     full: dict[str, Any] = {"orders": {9: ALWAYS}, "max_ptes_none": 511}
     (refusal,) = outcome(scenario(*holes, uffd_wp=True, **full)).refusals
     assert "userfaultfd" in reason_text(refusal, Geometry())
-    assert words(refusal) == "write to 12 missing pages"
+    assert words(refusal) == "unregister userfaultfd"
     assert not outcome(scenario(*holes, **full)).refusals

@@ -279,8 +279,9 @@ class Entries:
         pte, order = some["pte"], some["folio_order"]
         pmd_order = self.geometry.pmd_order
         self._refuse(first, order > pmd_order, "is of a folio of no such order")
-        often = some["kpagecount"] >= MOST_MAPPINGS >> pmd_order
-        self._refuse(first, often, "is of a page that is mapped more often than can be counted")
+        if "kpagecount" in some:
+            often = some["kpagecount"] >= MOST_MAPPINGS >> pmd_order
+            self._refuse(first, often, "is of a page that is mapped more often than can be counted")
         orders = np.zeros(256, np.bool_)
         orders[[0, *self.geometry.anon_orders]] = True
         mapped = pte & (PRESENT | ZERO) == PRESENT
