@@ -14,7 +14,7 @@ from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
-from mthp.worlds.from_snapshot import Young, young_pages
+from mthp.worlds.from_snapshot import Young, free_memory, young_pages
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
 
@@ -37,8 +37,10 @@ def image() -> Snapshot:
         process,
         table_address=address,
         pte=pte,
-        pfn=process.pfn[rows],
+        pfn=process.pfn.max() + np.arange(pte.size, dtype=np.uint64).reshape(pte.shape),
         kpageflags=flags,
+        kpagecount=np.ones(pte.shape, np.uint32),
+        folio_order=np.zeros(pte.shape, np.uint8),
         vmas=(heap,),
     )
     return dataclasses.replace(image, processes=(changed,))
@@ -91,3 +93,56 @@ def test_every_folio_is_charged_to_the_cgroup_of_its_process(image: Snapshot) ->
         (9, 1),
     ]
     assert {mem.memcg.raw[head] for head in heads | huge} == {world.kernel.memcgs[0].number}
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("blocks", "memfree", "asked", "order_10", "words"),
+    [
+        (1024, 4 * GIB, None, 1024, "4 GiB of memory are free, as buddyinfo says;"),
+        (1024, 20 * GIB, None, 5120, "as MemFree says; buddyinfo shows 4 GiB of it"),
+        (0, 20 * GIB, None, 5120, "as MemFree says; buddyinfo shows none of it"),
+        (
+            5120,
+            1 * GIB,
+            None,
+            5120,
+            "20 GiB of memory are free, as buddyinfo says (MemFree is 1 GiB",
+        ),
+        (1024, 20 * GIB, 8 * GIB, 2048, "8 GiB of memory are free, as asked"),
+        (1024, 20 * GIB, 0, 0, "0 B of memory are free, as asked"),
+    ],
+)
+def test_free_memory_is_what_is_said(
+    image: Snapshot, blocks: int, memfree: int, asked: int | None, order_10: int, words: str
+) -> None:
+    """Where buddyinfo and MemFree do not agree, it is said which is believed."""
+    zone = f"Node 0, zone Normal {'0 ' * 10}{blocks}"
+    meminfo = {"MemFree": memfree, "MemAvailable": memfree + 4096}
+    meta = {**image.meta, "buddyinfo": zone, "meminfo": meminfo}
+    (node,), said = free_memory(dataclasses.replace(image, meta=meta, free_memory=asked))
+    assert node.free_blocks is not None
+    assert node.free_blocks[10] == order_10 and node.free_blocks.get(0, 0) == (asked is None)
+    assert words in said and "--free-memory" in said
+
+
+def test_free_memory_that_nobody_tells(image: Snapshot) -> None:
+    meta = {**image.meta, "buddyinfo": None, "meminfo": {}}
+    (node,), said = free_memory(dataclasses.replace(image, meta=meta))
+    assert node.free_blocks is None and "as much memory is free as is asked for" in said
+
+
+def test_a_threads_stack_is_named(image: Snapshot) -> None:
+    """MAP_STACK gave VM_NOHUGEPAGE to the stack and to what guards its end; advice is given to one."""
+    vma = dataclasses.replace(
+        image.processes[0].vmas[0], name="", flags=frozenset({"rd", "wr", "nh"})
+    )
+    for flags, name in (({"nh"}, "[thread stack]"), (set[str](), "")):
+        guard = dataclasses.replace(
+            vma, start=vma.start - 4096, end=vma.start, flags=frozenset(flags)
+        )
+        process = dataclasses.replace(image.processes[0], vmas=(guard, vma))
+        world = build_world(dataclasses.replace(image, processes=(process,)), DEFAULT, Settings())
+        assert [each.name for each in world.vmas] == ["", name]
