@@ -142,6 +142,17 @@ def test_a_timeline() -> None:
     assert len(rows) <= POINTS_SHOWN and "101 MiB" in rows[-1]
 
 
+def test_whose_time_it_is() -> None:
+    """1,200 MiB are 75 wakeups of 4,096 pages."""
+    assert OUTCOME.others is not None
+    assert "few ask for it (12 min 30 s a full scan if all did)" in page_of(OUTCOME, 200)
+    scanned = replace(OUTCOME, others=replace(OUTCOME.others, scanned=True))
+    assert "1.2 GiB of anonymous memory: scanned in turn, 12 min 30 s a full" in page_of(
+        scanned, 200
+    )
+    assert "not counted" in page_of(replace(OUTCOME, others=None))
+
+
 def test_knobs_have_a_curve_and_settings_are_priced_once() -> None:
     """Two tables need 12, one 48; one of them is in two refusals, at two orders."""
 

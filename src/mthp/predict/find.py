@@ -65,9 +65,9 @@ class Finder:
             following = []
             for made, met in tried:
                 for change in candidates(_prepared(vma, pmd_addr, made), met):
-                    if any(_outline(change) == _outline(each) for each in made):
+                    changes = _joined(made, change)
+                    if changes == made:
                         continue
-                    changes = (*made, change)
                     result = self.tried(vma, pmd_addr, changes)
                     held = [i for i in span if result.held[i]]
                     grown = sum(result.after[i] > result.before[i] for i in held)
@@ -112,9 +112,14 @@ class Finder:
         return result
 
 
-def _outline(change: Change) -> Change | tuple[object, int]:
-    """Changes of one outline read the same, and are not combined with one another."""
-    return (change.kind, len(change.ptes)) if change.ptes else change
+def _joined(made: tuple[Change, ...], change: Change) -> tuple[Change, ...]:
+    """The changes and one more; what is made to pages joins the change of its kind."""
+    for each in made:
+        if (each.kind, each.knob, each.order) == (change.kind, change.knob, change.order):
+            ptes = tuple(sorted({*each.ptes, *change.ptes}))
+            other = replace(each, ptes=ptes, value=max(each.value, change.value))
+            return tuple(other if one is each else one for one in made)
+    return (*made, change)
 
 
 def _prepared(vma: Vma, pmd_addr: int, changes: tuple[Change, ...]) -> Trial:

@@ -203,9 +203,10 @@ def _is_of_settings(refusal: Refusal) -> bool:
 
 
 def _raised(refusal: Refusal) -> list[int]:
-    """The values that its change raises knobs to."""
+    """The value that its change raises a knob to, if it is one knob."""
     changes = () if refusal.change is None else refusal.change.changes
-    return [change.value for change in changes if change.kind is ChangeKind.RAISE_KNOB]
+    values = [change.value for change in changes if change.kind is ChangeKind.RAISE_KNOB]
+    return values if len(values) == 1 else []
 
 
 def _of_any_value(proposal: Proposal | None) -> Proposal | None:

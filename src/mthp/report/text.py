@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from mthp.predict.records import COPY_BYTES_A_SECOND, OrderUse, Outcome, RefusedAt, Verified
+from mthp.predict.records import (
+    COPY_BYTES_A_SECOND,
+    OrderUse,
+    Outcome,
+    Refusal,
+    RefusedAt,
+    Verified,
+)
 from mthp.report.phrases import (
     TLB_MODELS,
     SafeConsole,
@@ -195,9 +202,14 @@ def _others(outcome: Outcome) -> str:
     if others is None:
         return "not counted: khugepaged is taken to scan these alone"
     known = f"{others.processes:,}, with {human_bytes(others.anonymous_bytes)} of anonymous memory"
+    settings = outcome.settings
+    wakeups = -(-others.anonymous_bytes // outcome.page_size // settings.pages_to_scan)
+    each_scan = duration(wakeups * settings.scan_sleep_millisecs)
     if others.scanned:
-        return f"{known}: khugepaged scans them in turn"
-    return f"{known}: taken not to be scanned, as few ask for huge pages"
+        return f"{known}: scanned in turn, {each_scan} a full scan"
+    return (
+        f"{known}: taken not to be scanned, as few ask for it ({each_scan} a full scan if all did)"
+    )
 
 
 def _costs(page: SafeConsole, outcome: Outcome) -> None:
@@ -323,7 +335,8 @@ def _group(
     if group.pages > group.mapped:
         none = plural(group.pages - group.mapped, "entry", "entries")
         words.append(page.clean(f"; {none} without memory: zero page, swap or marker"))
-    lines = [words, page.text(reason_text(refusal, geometry)), _change(page, group, tried)]
+    reason = reason_text(refusal, geometry) + _mapping(outcome, refusal)
+    lines = [words, page.text(reason), _change(page, group, tried)]
     if told:
         lines[-1].append(", as above")
     else:
@@ -332,6 +345,16 @@ def _group(
         if group.price is not None:
             lines.append(page.text(f"  {price_text(group.price)}"))
     return Text("\n").join(lines)
+
+
+def _mapping(outcome: Outcome, refusal: Refusal) -> str:
+    """The mapping of a refusal that its addresses explain."""
+    if status_text(refusal.status) not in ("TOO_SHORT", "PMD_NOT_SPANNED"):
+        return ""
+    for vma in outcome.vmas:
+        if vma.pid == refusal.pid and vma.start <= refusal.address < vma.end:
+            return f": {vma.start:x}-{vma.end:x} ({human_bytes(vma.end - vma.start)})"
+    return ""
 
 
 def _change(page: SafeConsole, group: RefusalGroup, tried: bool) -> Text:
