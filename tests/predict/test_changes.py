@@ -124,6 +124,8 @@ ALWAYS, MADVISE, INHERIT = Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT
             scenario(*FULL, orders={9: ALWAYS}, free_blocks={0: 600}, defrag=False),
             "set khugepaged/defrag to 1",
         ),
+        (scenario(*FULL, orders={9: ALWAYS}, free_blocks={0: 100}), "free 1 block of 2048kB"),
+        (scenario(*FULL, orders={4: ALWAYS}, free_blocks={0: 10}), "free 1 block of 64kB"),
     ],
 )  # fmt: skip
 def test_least_changes(of: Scenario, change: str) -> None:

@@ -189,7 +189,8 @@ def _large_already(ask: _Ask) -> Changes:
 def _no_block(ask: _Ask) -> Changes:
     if not ask.trial.kernel.settings.defrag:
         yield Change(ChangeKind.DEFRAG)
-    for blocks in {ask.windows: None, ask.trial.kernel.geometry.ptrs_per_pte >> ask.order: None}:
+    # What a collapse frees may do for the next.
+    for blocks in {1: None, ask.windows: None}:
         yield Change(ChangeKind.FREE_BLOCK, order=ask.order, value=blocks)
 
 
