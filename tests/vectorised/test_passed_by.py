@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mthp.khugepaged.daemon import collapse_scan_tables, wake_up
+from mthp.khugepaged.madvise import madvise_collapse, pass_by_tables
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY
 from mthp.mm.vm_flags import VM_DEFAULT, VM_NOHUGEPAGE
 from mthp.predict.passes import RunEnd, Tally, run_full_scans
@@ -246,3 +247,20 @@ def test_a_visit_answers_what_its_last_table_did(last: str) -> None:
         world.khugepaged.mm_slot = mm = world.khugepaged.mm_slots[1]
         answers.append(world.khugepaged.collapse_scan_mm_slot(mm, 4096))
     assert answers[0] is answers[1]
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.sampled_from(sorted(TABLES))), min_size=1, max_size=4),
+    st.sampled_from([V7_3, PMD_ONLY]),
+)
+def test_madvise_passes_by_the_same_tables(tables: list[tuple[int, str]], profile: Profile) -> None:
+    """With every window asked in turn, and with rows passed by: the same answer, and the same events."""
+    seen = []
+    for twins in (TWINS, {k: v for k, v in TWINS.items() if k is not pass_by_tables}):
+        world = cook(Recipe(((Mapping(tuple(tables)),),), profile))
+        world.kernel.machine.twins = twins
+        (vma,) = world.kernel.mms[-1].vmas
+        answer = madvise_collapse(vma, vma.vm_start, vma.vm_end)
+        seen.append((answer, list(world.kernel.events), world.orders(vma)))
+    assert seen[0] == seen[1]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 
 from mthp.khugepaged.eligibility import requested_orders
 from mthp.khugepaged.madvise import THP, do_madvise_collapse, is_range
@@ -18,7 +18,7 @@ from mthp.predict.outcome import Request
 from mthp.predict.passes import Interrupted, Tally
 from mthp.predict.records import Advised, AdvisedOutcome
 from mthp.predict.resident import modelled
-from mthp.words.events import Event, ScanPmd
+from mthp.words.events import Event, PassedBy, ScanPmd
 from mthp.words.results import ScanResult
 from mthp.worlds.build import BuiltWorld
 
@@ -85,6 +85,15 @@ class Verdicts:
         self.windows: Counter[ScanResult] = Counter()
         self.first_refused: int | None = None
 
+    def add_row(self, row: PassedBy) -> None:
+        """Count a row of windows that were not looked into."""
+        self.windows[ScanResult.PMD_MAPPED] += len(row.huge)
+        self.windows[ScanResult.NO_PTE_TABLE] += row.nr - len(row.huge)
+        ends = (row.address + k * row.pmd_size for k in range(row.nr))
+        missing = next((at for at, huge in zip_longest(ends, row.huge) if at != huge), None)
+        if self.first_refused is None:
+            self.first_refused = missing
+
     def add(self, event: Event) -> None:
         """Count the result of one window."""
         if isinstance(event, ScanPmd):
@@ -97,7 +106,7 @@ def _advise(tally: Tally, mm: Mm, start: int, end: int) -> Advised:
     kernel = mm.kernel
     met = [*takewhile(lambda vma: vma.vm_start < end, mm.for_each_vma(start))]
     verdicts = Verdicts()
-    tally.on_event = verdicts.add
+    tally.on_event, kernel.trace_row = verdicts.add, verdicts.add_row
     in_use = frames_in_use(kernel)
     error: int | None = -do_madvise_collapse(mm, start, end - start)
     gate = None
@@ -120,7 +129,7 @@ def _advise(tally: Tally, mm: Mm, start: int, end: int) -> Advised:
         windows=sum(_windows(vma, start, end) for vma in met),
         collapsed=verdicts.windows.pop(ScanResult.SUCCEED, 0),
         already_huge=verdicts.windows.pop(ScanResult.PMD_MAPPED, 0),
-        refused=dict(verdicts.windows),
+        refused=dict(+verdicts.windows),
         memory_added=(frames_in_use(kernel) - in_use) << kernel.geometry.page_shift,
     )
 

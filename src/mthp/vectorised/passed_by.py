@@ -26,7 +26,7 @@ from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Kernel, Mm, Vma, vma_is_anonymous
 from mthp.mm.pgtable_types import HUGE, PMD_NONE, PRESENT
 from mthp.words.events import KhugepagedScan, PassedBy, QuietWakeup, Slept
-from mthp.words.profiles import ScanCost
+from mthp.words.profiles import MissingTable, ScanCost
 from mthp.words.results import ScanResult
 from mthp.words.units import Address
 
@@ -150,3 +150,21 @@ def _huge_among(mm: Mm, address: Address, nr: int) -> Iterator[Address]:
     for at, pmds in _slots(mm, address, address + nr * mm.geometry.pmd_size):
         for slot in pmds.nonzero()[0].tolist():
             yield (at + slot) << mm.geometry.pmd_shift
+
+
+def pass_by_tables_at_once(mm: Mm, address: Address, end: Address) -> tuple[int, int]:
+    """Count tables that are not there, up to one that ends MADV_COLLAPSE, and huge PMDs."""
+    ends = mm.kernel.profile.missing_table is MissingTable.END
+    first = address >> mm.geometry.pmd_shift
+    nr = (end >> mm.geometry.pmd_shift) - first
+    for at, pmds in _slots(mm, address, end):
+        passed = pmds & _MAPPED == _MAPPED
+        (others,) = (~passed if ends else ~passed & (pmds != PMD_NONE)).nonzero()
+        if len(others):
+            nr = at - first + int(others[0])
+            break
+    huge = tuple(_huge_among(mm, address, nr))
+    if nr:
+        size = mm.geometry.pmd_size
+        mm.kernel.trace_row(PassedBy(mm.number, address, size, nr, huge, None))
+    return nr, len(huge)
