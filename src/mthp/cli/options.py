@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mthp.image.capture.command import add_arguments, add_processes
 from mthp.image.capture.command import run as run_capture
+from mthp.image.frames_at_once import FramesAtOnce
 from mthp.words.files import FileError, shown
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import NUMBERS
@@ -322,6 +323,7 @@ def add_snap(verbs: Verbs) -> None:
     )
     parser.set_defaults(run=run_capture)
     add_arguments(parser)
+    parser.set_defaults(frames=FramesAtOnce)
     parser.add_argument(
         "--zipapp",
         action=WriteZipapp,

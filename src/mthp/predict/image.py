@@ -15,6 +15,7 @@ from typing import NamedTuple
 from mthp.image.capture.command import capture_into
 from mthp.image.capture.proc import own_pid
 from mthp.image.capture.run import CaptureOptions
+from mthp.image.frames_at_once import FramesAtOnce
 from mthp.image.scenario import Scenario, load_one
 from mthp.image.snapshot import Snapshot, read_snapshot
 from mthp.image.snapshot import load as load_snapshot
@@ -244,7 +245,7 @@ def capture(*pids: int, hidden: int = 0) -> Image:
     numbers = sorted(set(pids)) or [own_pid()]
     asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
     with spooled() as file:
-        capture_into(file, numbers, CaptureOptions(hidden=hidden))
+        capture_into(file, numbers, CaptureOptions(hidden=hidden, frames=FramesAtOnce))
         snapshot = read_snapshot(file, asked)
     first, *more = snapshot.processes
     name = _names(snapshot) if more else f"pid {first.pid} ({first.name})"

@@ -14,6 +14,7 @@ import time
 from typing import IO, Any, Callable, Iterator
 
 from mthp.image.capture.columns import redact, write_file
+from mthp.image.capture.frames import Frames
 from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
 from mthp.image.capture.host import every_pid, numbers_of_cgroup, pids_of_cgroup
 from mthp.image.capture.proc import (
@@ -127,6 +128,7 @@ def capture(args: argparse.Namespace, pids: list[int], output: str) -> list[str]
         reader=args.reader,
         freeze=args.freeze,
         hidden=hidden_of(args),
+        frames=args.frames,
     )
     with replacing(output, 0o600) as file:
         said = capture_into(file, pids, options, os.path.dirname(os.path.abspath(output)))
@@ -187,6 +189,7 @@ def add_processes(group: argparse._ActionsContainer) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, for the command on hosts and for `mthp snap`."""
+    parser.set_defaults(frames=Frames)
     add_processes(parser.add_mutually_exclusive_group(required=True))
     parser.add_argument(
         "-o",

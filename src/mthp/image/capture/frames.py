@@ -18,7 +18,7 @@ from mthp.image.capture.proc import open_or_none
 from mthp.words.units import Geometry
 
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
-KPF_ANON, KPF_HEAD, KPF_THP, KPF_ZERO_PAGE = 1 << 12, 1 << 15, 1 << 22, 1 << 24
+KPF_ANON, KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = (1 << k for k in (12, 15, 16, 22, 24))
 BROKEN = 255
 
 _ANON_OF_PTE = bytes(pte & (PRESENT | ZERO | FILE) == PRESENT for pte in range(256))
@@ -39,17 +39,18 @@ def open_frames(path: str, known: int) -> int | None:
 class Frames:
     """kpageflags, kpagecount and folio orders of the frames that page tables point to.
 
-    counts: None where kpagecount cannot be read.
+    flags, counts: descriptors of the two files; None where kpagecount cannot be read. block: the PTEs of
+    a table, and the frames of its largest folio.
     """
 
     def __init__(self, flags: int, counts: int | None, geometry: Geometry) -> None:
-        self._flags = flags
+        self.flags = flags
         self.counts = counts
-        self._block = geometry.ptrs_per_pte
+        self.block = geometry.ptrs_per_pte
 
     def close(self) -> None:
         """Close the files that are open."""
-        for file in (self._flags, self.counts):
+        for file in (self.flags, self.counts):
             if file is not None:
                 os.close(file)
 
@@ -90,7 +91,7 @@ class Frames:
             wrong |= wanted & ~int.from_bytes(mapped, "little")
         if not wrong and BROKEN not in orders:
             return []
-        places, nr = wrong.to_bytes(len(low), "little"), self._block
+        places, nr = wrong.to_bytes(len(low), "little"), self.block
         return [
             i // nr
             for i in range(0, len(low), nr)
@@ -102,7 +103,7 @@ class Frames:
         distinct = sorted(set(pfns) - {0})
         at = 0
         while at < len(distinct):
-            stop = distinct[at] - distinct[at] % self._block + self._block
+            stop = distinct[at] - distinct[at] % self.block + self.block
             end = bisect.bisect_left(distinct, stop, at)
             yield distinct[at:end]
             at = end
@@ -110,10 +111,10 @@ class Frames:
     def _read_block(self, block: list[int]) -> tuple[int, bytes]:
         """Read one block: its first frame, and a record for that one and each that follows."""
         first, count = block[0], block[-1] - block[0] + 1
-        flags = self._values(self._flags, first, count)
+        flags = self._values(self.flags, first, count)
         if any(self._kinds(flags)):
-            first, count = first - first % self._block, self._block
-            flags = self._values(self._flags, first, count)
+            first, count = first - first % self.block, self.block
+            flags = self._values(self.flags, first, count)
         orders = self._orders(flags, self._kinds(flags))
         counts = self._values(self.counts, first, count)
         low_half = range(4) if sys.byteorder == "little" else range(4, 8)

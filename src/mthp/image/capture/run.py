@@ -62,7 +62,7 @@ class CaptureOptions(NamedTuple):
 
     redact: names are left out and addresses moved. exclusive: the bit of pages that one process
     alone maps is read. reader: scan, pagemap or auto. freeze: the processes are stopped meanwhile.
-    hidden: so many more were meant, which have no number in our PID namespace.
+    hidden: so many more were meant, which have no number in our PID namespace. frames: what looks them up.
     """
 
     redact: bool = False
@@ -70,6 +70,7 @@ class CaptureOptions(NamedTuple):
     reader: str = "auto"
     freeze: bool = False
     hidden: int = 0
+    frames: type[Frames] = Frames
 
 
 class CaptureRun:
@@ -119,7 +120,9 @@ class CaptureRun:
         pfn = array("Q", word)[0] & ((1 << 55) - 1) if exclusive else 0
         flags = open_frames("/proc/kpageflags", pfn)
         if flags is not None:
-            self.frames = Frames(flags, open_frames("/proc/kpagecount", pfn), self.geometry)
+            self.frames = self.options.frames(
+                flags, open_frames("/proc/kpagecount", pfn), self.geometry
+            )
         return {
             "root": os.geteuid() == 0,
             "pfn": pfn != 0,
