@@ -68,6 +68,7 @@ def made() -> Made:
     }
     arrays["table_address"] = np.array([BASE, BASE + PMD, BASE + 2 * PMD, BASE], np.uint64)
     arrays["table_process"] = np.array([0, 0, 0, 1], np.uint16)
+    arrays["table_torn"] = np.zeros(4, np.uint8)
     pte, pfn, flags = arrays["pte"], arrays["pfn"], arrays["kpageflags"]
     count, order = arrays["kpagecount"], arrays["folio_order"]
 

@@ -59,6 +59,15 @@ def meta(path: str, value: object) -> Change:
     return change
 
 
+def torn(row: int) -> Change:
+    """A table that changed while it was read."""
+
+    def change(it: Made) -> None:
+        it.arrays["table_torn"][row] = 1
+
+    return change
+
+
 def both(*changes: Change) -> Change:
     def change(it: Made) -> None:
         for each in changes:
@@ -131,6 +140,8 @@ def test_what_cannot_be_is_refused(kind: str) -> None:
         both(meta("processes.0.tearing.pages_changed", 1), entry("pfn", 0, 0, PMD_FRAME + 3)),
         both(meta("redacted", True), entry("pfn", 0, 0, 1 << 40)),
         meta("cpus", None),
+        both(torn(2), entry("pfn", 2, 5, PMD_FRAME + 6)),
+        lambda it: it.arrays.pop("kpagecount"),
         meta("what_a_later_capture_adds", [1, {"a": None}]),
         both(meta("la57", True), meta("processes.0.vmas.1.end", 1 << 55)),
         both(
