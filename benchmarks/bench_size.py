@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `mthp collapse` of a live process costs by what is populated: CPU seconds and peak RSS, as ratios.
+
+Run as: PYTHONPATH=src python benchmarks/bench_size.py. Each pair holds the same pages, in one dense mapping
+or 50 of them, and spread over a large one or 50,000; the commands take turns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PAGE = mmap.PAGESIZE
+MAP_NORESERVE = 0x4000
+PAGES = 4096
+TIB = 1 << 40
+FLAGS = ("--enabled", "2048kB=always", "--max-ptes-none", "0", "--quiet")
+
+
+def spread(size: int) -> None:
+    """4,096 pages, evenly spread over one mapping."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    memory = mmap.mmap(-1, size, flags=flags)
+    for page in range(PAGES):
+        memory[page * (size // PAGES)] = 1
+    KEPT.append(memory)
+
+
+def split(mappings: int) -> None:
+    """100,000 pages, in so many mappings: every second one may be executed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = 100_000 * PAGE
+    start = libc.mmap(None, size, 3, 0x22 | MAP_NORESERVE, 2**64 - 1, 0)
+    for at in range(start, start + size, PAGE):
+        ctypes.memset(at, 1, 1)
+    part = size // mappings
+    for at in range(start, start + size, 2 * part):
+        if libc.mprotect(at, part, 7):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+
+KEPT: list[mmap.mmap] = []
+PROCESSES: dict[str, Callable[[], None]] = {
+    "4,096 pages, dense": lambda: spread(PAGES * PAGE),
+    "the same in 1 TiB": lambda: spread(TIB),
+    "the same in 16 TiB": lambda: spread(16 * TIB),
+    "100,000 pages in 50 mappings": lambda: split(50),
+    "the same in 50,000": lambda: split(50_000),
+}
+
+
+@contextmanager
+def process(make: Callable[[], None]) -> Iterator[int]:
+    """A child that has made its memory."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        make()
+        os.write(writing, b"!")
+        signal.pause()
+    try:
+        os.read(reading, 1)
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def collapse(pid: int) -> tuple[float, float]:
+    """CPU seconds and peak MiB of one command on a process."""
+    command = [sys.executable, "-m", "mthp", "collapse", "--pid", str(pid), *FLAGS]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    usage: resource.struct_rusage
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"mthp collapse ended with {child.returncode}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def main(rounds: int = 2) -> None:
+    """Print the table."""
+    best: dict[str, tuple[float, float]] = {}
+    for _ in range(rounds):
+        for name, make in PROCESSES.items():
+            with process(make) as pid:
+                best[name] = min(best.get(name, (float("inf"), 0.0)), collapse(pid))
+    print("| process | CPU | x the first of its kind | peak RSS |")
+    print("|---|--:|--:|--:|")
+    peer = 1.0
+    for name, (seconds, mib) in best.items():
+        peer = peer if name.startswith("the same") else seconds
+        print(f"| {name} | {seconds:.2f} s | {seconds / peer:.1f} | {mib:.0f} MiB |")
+    print()
+
+
+if __name__ == "__main__":
+    main()
