@@ -8,7 +8,7 @@ by arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -127,12 +127,14 @@ def _slots(mm: Mm, address: Address, end: Address) -> Iterator[tuple[int, NDArra
     """The PMD slots of [address, end), page by page where there is one: the first's number, values."""
     shift, nr = mm.geometry.pmd_shift, mm.geometry.ptrs_per_pte
     at, stop = address >> shift, end >> shift
-    while at < stop:
-        number, slot = divmod(at, nr)
-        page, last = mm.pmd_pages.get(number), min(nr, slot + stop - at)
+    numbers: Iterable[int] = range(at // nr, -(-stop // nr))
+    if len(mm.pmd_pages) < -(-stop // nr) - at // nr:  # a mapping may span far more than there is
+        numbers = sorted(number for number in mm.pmd_pages if number in numbers)
+    for number in numbers:
+        page, first = mm.pmd_pages.get(number), max(at, number * nr)
         if page is not None:
-            yield at, page.pmds.view()[slot:last]
-        at += last - slot
+            slots = slice(first - number * nr, min(nr, stop - number * nr))
+            yield first, page.pmds.view()[slots]
 
 
 def _tables_to_pass(mm: Mm, address: Address, end: Address) -> int:
