@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +17,9 @@ import pytest
 from rich.console import Console
 
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
-from mthp.predict.image import Image
+from mthp.predict.image import Image, capture
 from mthp.report.text import render_outcome
+from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled
 from mthp.worlds.torn import settled
 
@@ -132,3 +138,36 @@ def test_the_answer_says_what_rests_on_them(image: Snapshot) -> None:
     render_outcome(outcome, page)
     assert isinstance(page.file, io.StringIO)
     assert "2 MiB lie in 1 page table that changed" in " ".join(page.file.getvalue().split())
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("redis-server") is None, reason="needs root and redis-server"
+)
+def test_redis_that_deletes_is_refused_nothing_for_pages_that_are_not_anonymous(
+    tmp_path: Path,
+) -> None:
+    """Captures during bursts of deletes: three of eight told of such pages before."""
+    path = tmp_path / "redis"
+    command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", ""]
+    command += ["--enable-debug-command", "yes"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path) as server:
+        try:
+            while not path.exists():
+                time.sleep(0.01)
+            changed = 0
+            for _ in range(8):
+                with socket.socket(socket.AF_UNIX) as redis:
+                    redis.connect(str(path))
+                    redis.sendall(b"DEBUG POPULATE 100000 key 500\r\n")
+                    assert redis.recv(99) == b"+OK\r\n"
+                    redis.sendall(b"".join(b"DEL key:%d\r\n" % k for k in range(0, 100_000, 3)))
+                    image = capture(server.pid)
+                assert isinstance(image.data, Snapshot)
+                changed += image.data.tearing["tables_changed"]
+                refused = {refusal.status for refusal in image.run().refusals}
+                assert ScanResult.PAGE_ANON not in refused
+            assert changed
+        finally:
+            server.kill()
