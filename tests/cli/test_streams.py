@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,7 @@ def test_ctrl_c_while_modules_are_loaded() -> None:
     with subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "mthp", "check", "--list"],
         env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     ) as run:  # fmt: skip
         assert run.stderr is not None
         while "argparse" not in run.stderr.readline():

@@ -769,7 +769,7 @@ WRONG: Final = (
     Wrong("released-too-many", "a refusal lets go of one source more than it took",
         "pmd:poisoned", (3, 4, 5, 6, 9),
         (Edit("khugepaged.isolate", "__collapse_huge_page_isolate",
-            "path(release_pte_pages)(...)",
+            "if isolation.done: ...",
             "path(release_pte_pages)(pte, isolation.done + 1, isolation.compound_pagelist)"),)),
     Wrong("large-not-released", "a refusal lets go of no large folio",
         "pmd:large-poisoned", (5, 9, 11),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from mthp.image.capture.command import add_arguments, add_processes
 from mthp.image.capture.command import run as run_capture
-from mthp.image.frames_at_once import FramesAtOnce
 from mthp.words.files import FileError, shown
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import NUMBERS
@@ -313,6 +312,14 @@ class WriteZipapp(argparse.Action):
         parser.exit()
 
 
+def _snap(args: argparse.Namespace) -> int:
+    """Capture with the fast look at frames; only this verb loads NumPy for it."""
+    from mthp.image.frames_at_once import FramesAtOnce
+
+    args.frames = FramesAtOnce
+    return run_capture(args)
+
+
 def add_snap(verbs: Verbs) -> None:
     """Add `mthp snap` and its options to the parser."""
     parser = verbs.add_parser(
@@ -321,9 +328,8 @@ def add_snap(verbs: Verbs) -> None:
         description="Capture the page tables of live processes into a file that `mthp collapse` "
         "reads anywhere. Reads only.",
     )
-    parser.set_defaults(run=run_capture)
+    parser.set_defaults(run=_snap)
     add_arguments(parser)
-    parser.set_defaults(frames=FramesAtOnce)
     parser.add_argument(
         "--zipapp",
         action=WriteZipapp,
