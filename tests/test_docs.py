@@ -144,7 +144,7 @@ def test_files_in_the_readmes_commands_exist() -> None:
 def outputs() -> Iterator[tuple[str, str, list[str]]]:
     """(page, command, lines shown), for what a clone runs within a second; "…" stands for lines
     left out."""
-    for page in (ROOT / "README.md", *RACES):
+    for page in (ROOT / "README.md", *TESTED):
         text = page.read_text(encoding="utf-8")
         for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
             for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -154,8 +154,9 @@ def outputs() -> Iterator[tuple[str, str, list[str]]]:
                     yield str(page.relative_to(ROOT)), command, lines
 
 
-RACES = [
+TESTED = [
     *(ROOT / "docs").glob("races*.md"),
+    ROOT / "docs" / "questions-people-ask.md",
     ROOT / "docs" / "protocols.md",
     *(ROOT / "docs" / "questions").glob("*.md"),
 ]
@@ -165,9 +166,9 @@ def runs_here(command: str, lines: list[str]) -> bool:
     """Whether a command needs nothing that is not in a clone, and little time."""
     long = any(float(each) >= 1 for each in re.findall(r"(\d+\.\d) s$", "\n".join(lines), re.M))
     told = command.startswith(("mthp check --world", "mthp check --mutant", "mthp replay"))
-    told |= command.startswith("mthp check --protocol docs/")
+    told |= command.startswith(("mthp check --protocol docs/", "mthp collapse docs/examples/"))
     here = told or command.startswith("mthp diff") or "src/mthp/data" in command
-    ours = re.sub(r"(src/mthp/data|docs/examples)/", "", command)
+    ours = re.sub(r"(src/mthp/data|docs/examples(/questions)?)/", "", command)
     return here and not long and not set("|/").intersection(ours)
 
 
