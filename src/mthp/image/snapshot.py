@@ -360,11 +360,8 @@ def _with_tables(snapshot: Snapshot, members: Members) -> Snapshot:
         check_addresses(f"process {process.pid}", address[rows], geometry)
     if not all(rows.any(axis=1).all() for rows in members.rows("pte")):
         raise FileError("member pte: a table with nothing in it")
-    columns = {"table_address": address} | {
-        name: members.array(name)
-        for name in members.found
-        if MEMBERS[name][1] or name == "table_torn"
-    }
+    others = members.found.keys() - {"meta", "table_address", "table_process"}
+    columns = {"table_address": address, **{name: members.array(name) for name in others}}
     parts: list[dict[str, Any]] = []
     folios = []
     for process, rows in zip(snapshot.processes, rows_of, strict=True):
