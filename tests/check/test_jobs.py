@@ -143,7 +143,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("profile", "\x1b]0;x\x07"), ("seconds", -1.0), ("seconds", float("inf"))]
+    ("name", "value"),
+    [
+        ("profile", "\x1b]0;x\x07"),
+        pytest.param("seconds", -1.0, marks=pytest.mark.slow),
+        pytest.param("seconds", float("inf"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_forged_row_is_refused(name: str, value: object, tmp_path: Path) -> None:
     file = tmp_path / "file"

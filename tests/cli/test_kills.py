@@ -71,7 +71,8 @@ class Ended:
         # Before our first line runs, Ctrl-C is Python's own matter.
         assert "Traceback" not in self.said or "_run_code" not in self.said
         if ending in IN_ORDER and self.was_running:
-            assert self.code in (0, 1, 3, 4, -ending), self.said
+            # Python itself ends by SIGINT what was interrupted within exec(), as dataclasses use it.
+            assert self.code in (0, 1, 3, 4, -ending, -signal.SIGINT), self.said
             assert "Traceback" in self.said or self.said.count("\n") <= 3
 
 
@@ -146,6 +147,7 @@ def test_a_verb_ended_at_a_random_moment(
     verb(tmp_path, ENDINGS[:2])
 
 
+@pytest.mark.slow
 def test_check_ended_at_a_random_moment(tmp_path: Path) -> None:
     check(tmp_path, [signal.SIGKILL], 3)
 

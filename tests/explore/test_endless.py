@@ -98,7 +98,7 @@ def test_a_livelock_is_found(search: str) -> None:
     assert not shrink(Livelock, schedule, lambda broken: ("t0", text) in broken).choices
 
 
-@pytest.mark.parametrize("search", [name for name in SEARCHES if name != "random"])
+@pytest.mark.parametrize("search", [name for name in SOME if name != "random"])
 def test_who_only_waits_for_a_turn_is_none(search: str) -> None:
     outcome = SEARCHES[search](Patient)
     assert not said(outcome)
@@ -113,7 +113,9 @@ def test_a_lower_bound_is_a_bound_and_no_more() -> None:
     assert sampled.bound == "random walks and PCT in turn; 4 executions cut off after 50 steps"
 
 
-@pytest.mark.parametrize("explorer", [Explorer, CompiledExplorer])
+@pytest.mark.parametrize(
+    "explorer", [Explorer, pytest.param(CompiledExplorer, marks=pytest.mark.slow)]
+)
 def test_a_task_that_takes_no_step_is_ended(explorer: Any) -> None:
     began = time.process_time()
     outcome = explorer(Still, until=Until.FIRST).explore()
@@ -121,7 +123,9 @@ def test_a_task_that_takes_no_step_is_ended(explorer: Any) -> None:
     assert "it takes no step, for 0.5 s of CPU time" in said(outcome)
 
 
-@pytest.mark.parametrize("explorer", [Explorer, CompiledExplorer])
+@pytest.mark.parametrize(
+    "explorer", [Explorer, pytest.param(CompiledExplorer, marks=pytest.mark.slow)]
+)
 def test_a_task_that_sleeps_is_ended(explorer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "ASLEEP", 0.5)
     outcome = explorer(Asleep, until=Until.FIRST).explore()

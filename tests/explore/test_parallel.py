@@ -41,6 +41,9 @@ def by(kind: str, program: Recipe, until: Until = Until.END) -> SearchPart:
     return by_twin(twin)
 
 
+LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("cold", "warm")]
+
+
 @pytest.mark.parametrize("kind", ["reference", "cold", "warm"])
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_several_processes_are_one_search(
     assert used > 1 or expected.counts.executions < 400
 
 
-@pytest.mark.parametrize("kind", ["reference", "cold", "warm"])
+@pytest.mark.parametrize("kind", ["reference", *LONG])
 def test_a_search_stops_and_another_goes_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "QUANTUM", 100)
     program = recipe(*WIDE)

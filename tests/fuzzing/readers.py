@@ -376,22 +376,22 @@ def _json(text: str, folder: Path) -> None:
 
 READERS: dict[str, Reader] = {
     "snapshot": Reader(
-        lambda source: mutated_npz(made(), source), _snapshot, (FileError, SettingsError), 180
+        lambda source: mutated_npz(made(), source), _snapshot, (FileError, SettingsError), 90
     ),
-    "scenario": Reader(_draw_scenario, _scenario, (FileError,), 220),
-    "lines": Reader(_draw_lines, _lines, (FileError,), 60),
+    "scenario": Reader(_draw_scenario, _scenario, (FileError,), 100),
+    "lines": Reader(_draw_lines, _lines, (FileError,), 135),
     "json": Reader(
         lambda source: json_text(mutated_document(source), source), _json, (FileError,), 80
     ),
-    "settings": Reader(_draw_settings, _settings, (SettingsError,), 150),
+    "settings": Reader(_draw_settings, _settings, (SettingsError,), 310),
     "smaps": Reader(lambda source: mutated_text(_SMAPS * 2, source), _smaps, (CaptureError,), 80),
     "texts": Reader(
         lambda source: mutated_text(source.choice((_DEB822, _TAP)), source), _texts, (), 60
     ),
     "draft": Reader(_draw_draft, lambda it, _: str(Draft.from_json(it)), (ProgramError,), 60),
     "elf": Reader(lambda source: mutated_bytes(_elf(), source), _elves, (), 20),
-    "campaign": Reader(_draw_campaign, _campaign, (LabError, FileError), 20),
-    "resume": Reader(_draw_resume, _resume, (FileError, NotThisSearch), 25),
+    "campaign": Reader(_draw_campaign, _campaign, (LabError, FileError), 8),
+    "resume": Reader(_draw_resume, _resume, (FileError, NotThisSearch), 12),
     "token": Reader(
         lambda source: mutated_text(source.choice(_TOKENS), source),
         _token,

@@ -72,7 +72,7 @@ def test_every_exit_of_collapse_huge_page_is_balanced(
     seen: set[ScanResult] = set()
 
     @settings(
-        max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=350, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(recipes(geometry), st.data())
     def check(recipe: Recipe, data: st.DataObject) -> None:

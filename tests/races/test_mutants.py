@@ -27,7 +27,13 @@ from mthp.races.world import Hook, RaceWorld
 from mthp.report.check import violation_document
 
 
-@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=lambda mutant: mutant.id)
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(each, id=each.id, marks=[pytest.mark.slow] if n % 2 else [])
+        for n, each in enumerate(MUTANTS.values())
+    ],
+)
 def test_a_mutant_is_caught_by_a_law_listed_for_it(mutant: Mutant) -> None:
     result = hunt(mutant)
     assert result.verdict is MutantVerdict.CAUGHT
