@@ -65,7 +65,16 @@ def test_nothing_outlives_the_main_process(ending: str) -> None:
 
 def test_a_worker_that_is_killed_is_said() -> None:
     with pytest.raises(WorkerKilled, match="one of the processes was killed"), workers(2) as pool:
-        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
+        pool.submit(signal.raise_signal, signal.SIGKILL).result()
+    assert not active_children()
+
+
+def test_a_worker_that_is_killed_at_rest_is_not_waited_for() -> None:
+    with workers(2) as pool:
+        pid = pool.submit(os.getpid).result()
+        os.kill(pid, signal.SIGKILL)
+        while runs(pid):
+            time.sleep(0.001)
     assert not active_children()
 
 

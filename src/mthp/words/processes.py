@@ -54,15 +54,21 @@ def workers(
     pool = ProcessPoolExecutor(
         count, get_context("fork"), _begin, (end_with_parent(), begin, *args)
     )
+    processes = (
+        pool._processes
+    )  # the pool forgets them once it is broken, and may wait for one for ever
     try:
         yield pool
     except BaseException as error:
-        for each in list((pool._processes or {}).values()):
+        for each in list(processes.values()):
             each.kill()
         if isinstance(error, BrokenProcessPool):
             raise WorkerKilled from None
         raise
     finally:
+        if not all(each.is_alive() for each in list(processes.values())):
+            for each in processes.values():
+                each.kill()  # the others may wait for ever for what it held
         pool.shutdown(cancel_futures=True)
 
 
