@@ -83,11 +83,13 @@ def test_several_worlds_go_on_on_all_cores(tmp_path: Path) -> None:
     assert sorted(again, key=lambda row: row[0].key) == sorted(found, key=lambda row: row[0].key)
 
 
+@pytest.mark.slow
 def test_what_one_core_does_not_finish_all_do() -> None:
     jobs = Jobs(SEVERAL[:2], processes=2, turn=0.0)
     assert {job.key: timeless(result) for job, result in jobs.run()} == plain(SEVERAL[:2])
 
 
+@pytest.mark.slow
 def test_a_bound_can_be_moved(tmp_path: Path) -> None:
     def run(executions: int | None) -> Result:
         rows = Rows(tmp_path / "file", "one world")

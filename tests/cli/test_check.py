@@ -216,6 +216,7 @@ def seen_on_a_terminal(*arguments: str) -> str:
     return seen.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_how_far_it_is() -> None:
     lines = [line.strip() for line in seen_on_a_terminal().split("\r") if line.strip()]
     pattern = r"[\d,]+ of about [\d,]+ \(estimated\), depth \d+, \d+ choices left: as-is:7.3:pmd:"

@@ -178,6 +178,7 @@ def test_lab_ended_at_many_moments(tmp_path: Path) -> None:
     assert set(os.listdir(folder / "campaign")) == files and os.listdir(tmp_path / "tmp") == []
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     ended = Ended(tmp_path, [*CHECK[:-3], "--quiet"], signal.SIGHUP, 3)
     assert (ended.code, ended.said) == (1, "mthp check: interrupted\n")

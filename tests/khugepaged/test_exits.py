@@ -62,7 +62,10 @@ def verdicts(world: World) -> list[ScanResult]:
 
 @pytest.mark.parametrize(
     ("geometry", "reached"),
-    [(Geometry(12, 4), REACHED), (TINIER, REACHED | {R.PTE_NON_PRESENT})],
+    [
+        (TINIER, REACHED | {R.PTE_NON_PRESENT}),
+        pytest.param(Geometry(12, 4), REACHED, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_every_exit_of_collapse_huge_page_is_balanced(

@@ -66,6 +66,7 @@ def test_a_cgroup_gets_back_what_a_collapse_frees() -> None:
     assert (4, ScanResult.CGROUP_CHARGE_FAIL) not in result.attempts
 
 
+@pytest.mark.slow
 def test_no_block_above_the_largest() -> None:
     """512 pages are freed, and never make a block of 64kB where something lies in each."""
     free: dict[str, Any] = {"free_blocks": {3: 200}, "largest_block": 3, "defrag": False}
