@@ -57,7 +57,7 @@ def _considered(outcome: Outcome) -> Iterator[tuple[str, Settings, VmaUse | None
     else:
         name = f"{geometry.size_name(pmd)}=always"
         always = settings.replace(sizes={**settings.sizes, pmd: Enabled.ALWAYS})
-    yield f"{name}", always.replace(max_ptes_none=most), None
+    yield name, always.replace(max_ptes_none=most), None
     yield f"{name}, max_ptes_none=0", always.replace(max_ptes_none=0), None
     order = (SMALL_SIZE >> geometry.page_shift).bit_length() - 1
     if PROFILES[outcome.profile].orders is Orders.ANON and order in geometry.anon_orders - {pmd}:

@@ -54,21 +54,19 @@ def workers(
     pool = ProcessPoolExecutor(
         count, get_context("fork"), _begin, (end_with_parent(), begin, *args)
     )
-    processes = (
-        pool._processes
-    )  # the pool forgets them once it is broken, and may wait for one for ever
+    # The pool forgets them once it is broken, and may wait for ever for one that is left.
+    processes = pool._processes
+    failed = True
     try:
         yield pool
-    except BaseException as error:
-        for each in list(processes.values()):
-            each.kill()
-        if isinstance(error, BrokenProcessPool):
-            raise WorkerKilled from None
-        raise
+        failed = False
+    except BrokenProcessPool:
+        raise WorkerKilled from None
     finally:
-        if not all(each.is_alive() for each in list(processes.values())):
-            for each in processes.values():
-                each.kill()  # the others may wait for ever for what it held
+        children = list(processes.values())
+        if failed or not all(each.is_alive() for each in children):
+            for each in children:
+                each.kill()
         pool.shutdown(cancel_futures=True)
 
 
