@@ -16,7 +16,7 @@ from mthp.worlds.build import BuiltWorld
 MOST_TABLES = 1024
 """A target with more populated page tables (2 GiB and up) is not run under other settings unasked."""
 SMALL_SIZE = 64 << 10
-"""The size below the PMD's that is tried: the one that most kernels document as an example."""
+"""The size below the PMD's that is tried, in bytes."""
 
 
 def with_alternatives(

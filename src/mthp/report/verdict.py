@@ -39,7 +39,7 @@ NAME_SHOWN = 28
 
 
 def render_verdict(page: SafeConsole, outcome: Outcome) -> None:
-    """Print the answer, in two to five lines where the console has 80 columns."""
+    """Print the answer: a line each for now, what is beside it, then, and the rest; with what could be."""
     rows = [
         (page.text(label, "dim"), page.text(words, style))
         for label, words, style in verdict_rows(outcome)
