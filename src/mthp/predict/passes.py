@@ -112,6 +112,10 @@ class Tally:
             case ScanPmd():
                 self._pending.scan = event
                 self.tables[event.mm, event.address] = self._pending
+                if self._pending.attempts:
+                    in_use = frames_in_use(self.kernel)
+                    self.added[event.mm, event.address] += in_use - self._in_use
+                    self._in_use = in_use
                 self._pending = TableLog()
                 if self.on_table is not None:
                     self.on_table()
@@ -144,9 +148,6 @@ class Tally:
         """Add one attempt to the sums of the successes or the refusals, by the fields of Effort."""
         self._pending.attempts.append((event.address, event.order, event.status))
         self.attempts[event.order, event.status] += 1
-        in_use = frames_in_use(self.kernel)
-        self.added[event.mm, self.kernel.geometry.pmd_addr(event.address)] += in_use - self._in_use
-        self._in_use = in_use
         size = self.kernel.geometry.order_bytes(event.order)
         ok = event.status is ScanResult.SUCCEED
         books = self.succeeded if ok else self.refused
