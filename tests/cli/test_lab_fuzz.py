@@ -73,6 +73,8 @@ def campaign(tmp_path: Path) -> Campaigns:
         (("--n", "1" * 13), "not a whole number"),
         (("--guests", "two"), "--guests: 'two' is not a whole number"),
         (("--shrink", "all"), "--shrink: 'all' is not a whole number"),
+        (("--paths", "all"), "--paths: 'all' is not one of scenario, snap, deep"),
+        (("--paths", ""), "--paths: '' is not one of"),
         (("surplus",), "surplus"),
     ],
 )
@@ -107,6 +109,7 @@ def test_a_finished_campaign_is_told_again(
 ) -> None:
     folder = campaign(CampaignSpec(7, 6, RELEASE))
     argv = ["lab", "fuzz", "--seed", "7", "--n", "6", "-o", str(folder), "--shrink", "0"]
+    argv += ["--paths", "scenario"]
     assert main(argv) == 3
     out, err = capfd.readouterr()
     assert err == ""

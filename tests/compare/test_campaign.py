@@ -22,7 +22,7 @@ WRONG = {"id": "7-2", "pass": 0, "where": "errno", "expected": 0, "got": -11}
 def entry(index: int, **fields: Any) -> dict[str, Any]:
     """A line of the log: one pass that agreed, unless fields say otherwise."""
     line = {"id": f"7-{index}", "family": "plain", "passes": 1, "agreed": 1, "not_built": ""}
-    return {**line, "mismatches": [], **fields}
+    return {**line, "mismatches": [], "paths": {}, **fields}
 
 
 LOG = (

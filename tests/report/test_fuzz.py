@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+from mthp.compare.paths import PathCount
 from mthp.report.fuzz import fuzz_text, rerun_text, side_by_side
 from tests.report.samples import golden
 
@@ -58,6 +60,24 @@ CAMPAIGN: dict[str, Any] = {
         "processes": {"drafts": 31, "passes": 43, "agreed": 42, "not_built": 0},
     },
 }
+
+ALL_RIGHT = PathCount(passes=51, agreed=51, in_full=51, ptes=9000, changed=700, nothing_changes=20)
+SNAP = {
+    **asdict(PathCount(51, 49, 40, 9000, 700, 512, 16, 20, 1)),
+    "families": {
+        "nomem": asdict(PathCount(8, 7, 6, 4000, 500, 512, 0, 4, 1)),
+        "processes": asdict(PathCount(43, 42, 34, 5000, 200, 0, 16, 16)),
+    },
+    "causes": {
+        "nomem": {"kernel: not scanned; predicted: succeeded at order 9": 512},
+        "processes": {"one": 8, "two": 6, "three": 2},
+    },
+    "why_no_prediction": {"mthp snap: process 93 exited": 1},
+}
+CAMPAIGN["paths"] = {
+    "scenario": {**asdict(ALL_RIGHT), "families": {}, "causes": {}, "why_no_prediction": {}},
+    "snap": SNAP,
+}
 COVERAGE = "51 passes\n\nmm_collapse_huge_page  16kB\n  succeeded  4\n\n"
 REPLAYED: dict[str, Any] = {
     "id": "a-0",
@@ -87,7 +107,7 @@ def test_a_campaign() -> None:
 
 
 def test_a_campaign_with_nothing_to_tell() -> None:
-    nothing = {"number": 0, "built": 0, "passes": 0, "agreed": 0, "families": {}}
+    nothing = {"number": 0, "built": 0, "passes": 0, "agreed": 0, "families": {}, "paths": {}}
     document = {**CAMPAIGN, **nothing, "mismatches": [], "not_built": []}
     golden("fuzz-nothing.txt", fuzz_text(document, "0 passes\n"))
 

@@ -18,6 +18,7 @@ from mthp.words.streams import say
 
 if TYPE_CHECKING:
     from mthp.compare.campaign import Campaign, ShrunkDraft
+    from mthp.lab.session.captures import CapturePath
 
 
 MOST = 10**12
@@ -36,6 +37,13 @@ def add_fuzz(subverbs: Verbs) -> None:
     add_number(parser, "n", "how many states (default 250)", 0, MOST, 250)
     parser.add_argument("--kernel", metavar="R", help="a release of the cache (default: newest)")
     parser.add_argument("--family", default="", metavar="F", help="only states of this family")
+    parser.add_argument(
+        "--paths",
+        default="scenario,snap",
+        metavar="P,…",
+        help="along which paths a state is predicted: scenario, always; from a capture by mthp snap "
+        "(snap) or by mthp snap --deep (deep); default scenario,snap",
+    )
     add_number(parser, "guests", "guests side by side (default: processors)", 0, MOST)
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="the folder (default lab-fuzz-RELEASE-SEED)"
@@ -56,8 +64,9 @@ def run_fuzz(args: argparse.Namespace) -> int:
 
     if args.family and args.family not in FAMILIES:
         raise UsageError(f"--family {args.family}: not one of {', '.join(FAMILIES)}")
+    captures = _captures(args.paths)
     kernel = find(args.kernel)
-    spec = CampaignSpec(args.seed, args.n, kernel.release, args.family)
+    spec = CampaignSpec(args.seed, args.n, kernel.release, args.family, captures)
     name = f"lab-fuzz-{kernel.release}-{args.seed}" + (f"-{args.family}" if args.family else "")
     campaign = open_campaign(spec, Path(args.output or name))
     guests = max(args.guests or os.cpu_count() or 1, 1)
@@ -79,6 +88,18 @@ def run_fuzz(args: argparse.Namespace) -> int:
         if smallest:
             show(f"made small, with both event lists: {campaign.folder / 'disagreements'}")
     return DIFFER if campaign.mismatches else 0
+
+
+def _captures(text: str) -> tuple[CapturePath, ...]:
+    """The captures that --paths asks for."""
+    from mthp.lab.session.captures import CapturePath
+
+    known = ["scenario", *CapturePath]
+    named = text.split(",")
+    for name in named:
+        if name not in known:
+            raise UsageError(f"--paths: {name[:40]!r} is not one of {', '.join(known)}")
+    return tuple(path for path in CapturePath if path in named)
 
 
 def _progress(terminal: bool) -> Callable[[Campaign, float], None]:

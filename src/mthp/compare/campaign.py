@@ -15,12 +15,14 @@ from typing import Any
 
 from mthp.compare.coverage import OutcomeCounts
 from mthp.compare.fuzz import DraftRunner, DraftVerdict, compare_with_engine
+from mthp.compare.paths import PathTotal
 from mthp.lab.draw import draw
 from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
-from mthp.words.files import append_to, replace_text
+from mthp.lab.session.captures import CapturePath, CaptureTools, capture_tools
+from mthp.words.files import append_to, replace_text, replacing
 from mthp.words.processes import workers
 from mthp.words.reading import parse_json, read_json, read_text
 
@@ -33,12 +35,15 @@ AHEAD = 8
 
 @dataclass(frozen=True)
 class CampaignSpec:
-    """What is drawn, and for which kernel. family: empty to draw families by weight."""
+    """What is drawn, and for which kernel. family: empty to draw families by weight.
+    paths: the captures of each state whose predictions are compared too.
+    """
 
     seed: int
     number: int
     kernel: str
     family: str = ""
+    paths: tuple[CapturePath, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What must be the same for a campaign to be resumed. The number of states may grow."""
@@ -47,6 +52,7 @@ class CampaignSpec:
             "seed": self.seed,
             "kernel": self.kernel,
             "family": self.family,
+            "captures": [path.value for path in self.paths],
         }
 
 
@@ -65,6 +71,7 @@ class Campaign:
     not_built: list[dict[str, Any]] = field(default_factory=list)
     families: dict[str, dict[str, int]] = field(default_factory=dict)
     coverage: OutcomeCounts = field(default_factory=OutcomeCounts)
+    paths: dict[str, PathTotal] = field(default_factory=dict)
 
     @property
     def records(self) -> Path:
@@ -93,6 +100,8 @@ class Campaign:
             self.not_built.append({"id": entry["id"], "reason": entry["not_built"]})
         else:
             self.built += 1
+        for path, verdict in entry["paths"].items():
+            self.paths.setdefault(path, PathTotal()).add(entry["family"], verdict)
 
     def cover(self, record: Mapping[str, Any]) -> None:
         """Count a record's outcomes."""
@@ -115,6 +124,7 @@ class Campaign:
             "mismatches": self.mismatches,
             "not_built": self.not_built,
             "families": dict(sorted(self.families.items())),
+            "paths": {path: total.to_json() for path, total in self.paths.items()},
             "coverage": self.coverage.to_json(),
         }
 
@@ -180,10 +190,10 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 _runner: DraftRunner | None = None
 
 
-def _start_worker(kernel: CachedKernel) -> None:
+def _start_worker(kernel: CachedKernel, tools: CaptureTools | None = None) -> None:
     """Give each worker process a guest of its own, which ends with the process."""
     global _runner
-    _runner = DraftRunner(kernel)
+    _runner = DraftRunner(kernel, tools)
     multiprocessing.util.Finalize(None, _runner.close, exitpriority=10)
 
 
@@ -231,7 +241,8 @@ def run_campaign(
     with (
         append_to(campaign.log) as log,
         append_to(campaign.records) as records,
-        workers(guests, _start_worker, kernel) as pool,
+        capture_tools(spec.paths if campaign.done < spec.number else ()) as tools,
+        workers(guests, _start_worker, kernel, tools) as pool,
     ):
         waiting: deque[Future[DraftVerdict]] = deque()
         todo = iter(range(campaign.done, spec.number))
@@ -245,12 +256,21 @@ def run_campaign(
                 records.write(json.dumps(verdict.record) + "\n")
                 records.flush()
                 campaign.cover(verdict.record)
-                verdict = compare_with_engine(verdict.draft, verdict.record)
+                verdict = compare_with_engine(verdict.draft, verdict.record, verdict.captured)
+                _keep_captures(campaign.folder, verdict)
             entry = _entry(verdict)
             log.write(json.dumps(entry) + "\n")
             log.flush()
             campaign.add(entry)
             progress(campaign, time.monotonic() - started)
+
+
+def _keep_captures(folder: Path, verdict: DraftVerdict) -> None:
+    """Keep the captures of a state, for predictions to be made again."""
+    for path, data in verdict.captured.files.items() if verdict.captured is not None else ():
+        (folder / "captures").mkdir(exist_ok=True)
+        with replacing(folder / "captures" / f"{verdict.draft.id}.{path}.npz") as file:
+            file.write(data)
 
 
 def _entry(verdict: DraftVerdict) -> dict[str, Any]:
@@ -262,6 +282,7 @@ def _entry(verdict: DraftVerdict) -> dict[str, Any]:
         "agreed": verdict.agreed,
         "not_built": verdict.not_built,
         "mismatches": list(verdict.mismatches),
+        "paths": {path: each.to_json() for path, each in verdict.paths.items()},
     }
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -22,6 +22,7 @@ from mthp.image.scenario_values import (
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.madvise import madvise_collapse
 from mthp.mm.folio import lru_add_drain_all
+from mthp.mm.mm_types import Vma
 from mthp.words.events import TRACEPOINTS, Attempt, Event
 from mthp.words.profiles import Orders, Profile
 from mthp.worlds.build import BuiltWorld, build_world
@@ -33,8 +34,9 @@ ENDLESS_PAGES_TO_SCAN = 2**32 - 1
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass of the engine did, in the terms of a recording."""
+    """What one pass of the engine did, in the terms of a recording. trace: the events themselves."""
 
+    trace: list[Event]
     events: list[dict[str, Any]]
     counters: dict[str, Any]
     final: list[PagesState]
@@ -53,9 +55,15 @@ def recorded_event(event: Event) -> dict[str, Any] | None:
     }
 
 
-def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
-    """One full scan, or one MADV_COLLAPSE over the target, from drained LRU batches."""
+def run_pass(
+    world: BuiltWorld, scenario: Scenario, vmas: Sequence[Vma] | None = None
+) -> PassResult:
+    """One full scan, or one MADV_COLLAPSE over the target, from drained LRU batches.
+
+    vmas: the scenario's mappings in this world, if it has others too.
+    """
     kernel, daemon = world.kernel, world.khugepaged
+    own = list(world.vmas if vmas is None else vmas)
     events: list[Event] = []
     kernel.trace = events.append
     lru_add_drain_all(kernel.mem, kernel.cpus)
@@ -63,7 +71,7 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
     before = _khugepaged_counters(daemon)
     errno = None
     if scenario.action is Action.MADVISE_COLLAPSE:
-        vma = world.vmas[scenario.target]
+        vma = own[scenario.target]
         errno = madvise_collapse(vma, vma.vm_start, vma.vm_end)
     else:
         daemon.khugepaged_do_scan()
@@ -81,9 +89,10 @@ def run_pass(world: BuiltWorld, scenario: Scenario) -> PassResult:
     }
     recorded = [record for event in events if (record := recorded_event(event)) is not None]
     return PassResult(
+        events,
         recorded,
         {kind: values for kind, values in counters.items() if values},
-        render_state(kernel, world.vmas),
+        render_state(kernel, own),
         errno,
     )
 

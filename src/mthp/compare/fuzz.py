@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mthp.compare.conformance import run_scenario
+from mthp.compare.paths import PathVerdict, along_all
 from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.fields import ScenarioError
 from mthp.image.scenario import Scenario, parse_scenario
@@ -16,12 +17,15 @@ from mthp.lab.compile import compile_state, differences, displacement
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.session.boot import Booted, booted
+from mthp.lab.session.captures import Captured, Capturer, CaptureTools
 from mthp.lab.session.record import NotBuilt, record
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.words.profiles import profile_for_release
 
 MEMORY = 256
 """MiB of a guest: programs need little, and memory pressure fills the rest."""
+MEMORY_WITH_PYTHON = MEMORY + 128
+"""Python's files lie in the guest's memory."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class DraftVerdict:
     """The outcome of one draft.
 
     record: the scenario as the kernel ran it; None where it was not built, for the reason in not_built.
-    mismatches: as Mismatch.to_json() gives them. engine: the engine's events, pass by pass.
+    mismatches: as Mismatch.to_json() gives them. engine: the engine's events, pass by pass. captured:
+    None where nothing was. paths: what came of it along each path.
     """
 
     draft: Draft
@@ -39,14 +44,21 @@ class DraftVerdict:
     passes: int = 0
     agreed: int = 0
     engine: Sequence[Sequence[Mapping[str, Any]]] = ()
+    captured: Captured | None = None
+    paths: Mapping[str, PathVerdict] = field(default_factory=dict)
 
     @property
     def disagrees(self) -> bool:
         return bool(self.mismatches)
 
 
-def compare_with_engine(draft: Draft, document: Mapping[str, Any]) -> DraftVerdict:
-    """Compare a recorded scenario with the engine, under the profile of the kernel that recorded it."""
+def compare_with_engine(
+    draft: Draft, document: Mapping[str, Any], captured: Captured | None = None
+) -> DraftVerdict:
+    """Compare a recorded scenario with the engine, under the profile of the kernel that recorded it.
+
+    captured: of its state, whose predictions are then held against the same passes.
+    """
     score = Conformance()
     try:
         scenario = parse_scenario(document)
@@ -54,10 +66,20 @@ def compare_with_engine(draft: Draft, document: Mapping[str, Any]) -> DraftVerdi
         wrong = Mismatch(draft.id, 0, MismatchKind.STATE, None, str(error)).to_json()
         passes = document["passes"]
         return DraftVerdict(draft, document, "", [wrong], len(passes), 0, [[] for _ in passes])
-    results = run_scenario(scenario, profile_for_release(scenario.kernel), score)
+    profile = profile_for_release(scenario.kernel)
+    results = run_scenario(scenario, profile, score)
     found: list[Mapping[str, Any]] = [each.to_json() for each in score.mismatches]
     events = [result.events for result in results]
-    return DraftVerdict(draft, document, "", found, score.passes, score.agreed, events)
+    return DraftVerdict(
+        draft,
+        document,
+        mismatches=found,
+        passes=score.passes,
+        agreed=score.agreed,
+        engine=events,
+        captured=captured,
+        paths=along_all(scenario, results, captured, profile),
+    )
 
 
 class DraftRunner:
@@ -66,10 +88,13 @@ class DraftRunner:
     A draft is tried at most twice: one that ends two guests counts as not built.
     """
 
-    def __init__(self, kernel: CachedKernel) -> None:
+    def __init__(self, kernel: CachedKernel, tools: CaptureTools | None = None) -> None:
+        """tools: to capture each state too."""
         self._kernel = kernel
+        self._tools = tools
         self._stack = contextlib.ExitStack()
         self._booted: Booted | None = None
+        self._capturer: Capturer | None = None
 
     def __enter__(self) -> DraftRunner:
         return self
@@ -85,15 +110,27 @@ class DraftRunner:
     def __call__(self, draft: Draft) -> DraftVerdict:
         """Record the draft and compare it with the engine. LabError: no guest can be booted."""
         verdict = self.record(draft)
-        return verdict if verdict.record is None else compare_with_engine(draft, verdict.record)
+        if verdict.record is None:
+            return verdict
+        return compare_with_engine(draft, verdict.record, verdict.captured)
 
     def record(self, draft: Draft) -> DraftVerdict:
         """Record the draft, without comparing it. LabError: no guest can be booted."""
         reason = ""
+        captured: list[Captured] = []
+
+        def capture(processes: Sequence[str]) -> None:
+            if self._capturer is not None:
+                captured.append(self._capturer(processes))
+
         for _ in range(2):
             guest = self._guest()
             try:
-                return DraftVerdict(draft, record(guest.session, draft, self._kernel.release))
+                document = record(guest.session, draft, self._kernel.release, capture)
+                if not captured:
+                    return DraftVerdict(draft, document)
+                document["pids"] = list(captured[-1].pids)
+                return DraftVerdict(draft, document, captured=captured[-1])
             except (NotBuilt, CommandFailed) as error:
                 return DraftVerdict(draft, not_built=str(error))
             except GuestGone as error:
@@ -103,7 +140,11 @@ class DraftRunner:
 
     def _guest(self) -> Booted:
         if self._booted is None:
-            self._booted = self._stack.enter_context(booted(self._kernel, MEMORY))
+            extra = () if self._tools is None else (self._tools.archive,)
+            memory = MEMORY if self._tools is None else MEMORY_WITH_PYTHON
+            self._booted = self._stack.enter_context(booted(self._kernel, memory, extra))
+            if self._tools is not None:
+                self._capturer = Capturer(self._booted.machine.channel, self._tools)
         return self._booted
 
 

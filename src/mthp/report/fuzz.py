@@ -8,6 +8,12 @@ from itertools import zip_longest
 from typing import Any
 
 _SHOWN = 10
+_CAUSES = 2
+_PATHS = {
+    "scenario": "the whole state",
+    "snap": "a capture (mthp snap)",
+    "deep": "a deep capture (mthp snap --deep)",
+}
 _WIDTH = 58
 
 
@@ -29,6 +35,8 @@ def _lines(document: Mapping[str, Any], coverage: str) -> Iterator[str]:
         yield (
             f"{name:<16}{row['drafts']:>8}{row['not_built']:>11}{row['passes']:>8}{row['agreed']:>8}"
         )
+    for path, total in document["paths"].items():
+        yield from _path_lines(path, total)
     for title, items in (
         ("disagreements", [_mismatch(each) for each in document["mismatches"]]),
         ("not built", [f"{each['id']}: {each['reason']}" for each in document["not_built"]]),
@@ -40,6 +48,33 @@ def _lines(document: Mapping[str, Any], coverage: str) -> Iterator[str]:
             yield from _more(items)
     yield ""
     yield coverage.rstrip()
+
+
+_COLUMNS = ("passes", "agreed", "in_full", "nothing_changes", "ptes", "changed", "over", "under")
+
+
+def _path_lines(path: str, total: Mapping[str, Any]) -> Iterator[str]:
+    """A path's figures by family, with what PTEs were predicted wrong and why."""
+    if not total["passes"]:
+        return
+    yield ""
+    yield (
+        f"predicted from {_PATHS[path]}: {total['agreed']} of {total['passes']} passes agree "
+        f'({total["agreed"] / total["passes"]:.2%}; by "nothing changes" '
+        f"{total['nothing_changes'] / total['passes']:.2%}); of {total['ptes']} PTEs "
+        f"{total['over']} over, {total['under']} under, {total['changed']} changed"
+    )
+    if path == "scenario":
+        return
+    heads = ("passes", "agree", "in full", "nothing", "PTEs", "changed", "over", "under")
+    yield f"{'family':<16}" + "".join(f"{head:>9}" for head in heads)
+    for name, row in total["families"].items():
+        yield f"{name:<16}" + "".join(f"{row[key]:>9}" for key in _COLUMNS)
+    for family, causes in total["causes"].items():
+        for cause, ptes in list(causes.items())[:_CAUSES]:
+            yield f"  {family}: {ptes} PTEs: {_short(cause)}"
+    for why, states in total["why_no_prediction"].items():
+        yield f"  no prediction of {states} states: {_short(why)}"
 
 
 def _more(items: Sequence[object]) -> list[str]:

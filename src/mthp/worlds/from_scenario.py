@@ -34,7 +34,7 @@ _PTE_OF_KIND = {
     PageKind.SWAP: Pte.SWAPPED,
     PageKind.FOLIO: Pte.PRESENT,
 }
-_FIRST_PID = 1000
+FIRST_PID = 1000
 
 
 def image_of_scenario(scenario: Scenario) -> WorldArrays:
@@ -78,7 +78,7 @@ class _Expansion:
             self.expand(vma, tables)
         modes = scenario.prctl
         return ImageProcess(
-            pid=_FIRST_PID + mm,
+            pid=FIRST_PID + mm,
             name="scenario",
             mm_flags=_PRCTL[modes[mm]] if mm < len(modes) else 0,
             memcg=None if scenario.memcg is None else 0,

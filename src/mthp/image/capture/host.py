@@ -18,7 +18,7 @@ def sysfs_settings() -> dict[str, str]:
     """Every readable file of the transparent_hugepage tree and two of ksm, by relative path."""
     mm = os.path.dirname(THP)
     paths = [os.path.join(folder, name) for folder, _, names in os.walk(THP) for name in names]
-    found = {os.path.relpath(path, THP): text(path) for path in sorted(paths)}
+    found = {path[len(THP) + 1 :]: text(path) for path in sorted(paths)}
     for name in ("ksm/run", "ksm/use_zero_pages"):
         found["../" + name] = text(f"{mm}/{name}")
     return {path: value for path, value in found.items() if value is not None}

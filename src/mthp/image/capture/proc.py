@@ -39,8 +39,8 @@ class LeftOut(CaptureError):
 def text(path: str) -> str | None:
     """A small file's text without its last newline; None where it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
+        with open(path, "rb", buffering=0) as file:
+            return file.read().decode(errors="replace").rstrip("\n")
     except OSError as error:
         if error.errno in TOO_MANY_FILES:
             raise

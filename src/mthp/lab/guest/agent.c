@@ -408,7 +408,8 @@ static void end_subject(struct subject *s)
 	reap();
 }
 
-static void new_subject(const char *name)
+/* A process that serves ops: by subject_loop(), or the program of argv on its descriptor 3. */
+static void new_subject(const char *name, char **argv)
 {
 	struct subject *old = find_subject(name);
 	int ends[2];
@@ -428,7 +429,11 @@ static void new_subject(const char *name)
 			if (subjects[i].pid)
 				close(subjects[i].sock);
 		prctl(PR_SET_NAME, name);
-		subject_loop(ends[1]);
+		if (!argv)
+			subject_loop(ends[1]);
+		dup2(ends[1], 3);
+		execv(*argv, argv);
+		_exit(127);
 	}
 	close(ends[1]);
 	if (!add_subject(name, pid, ends[0]))
@@ -460,7 +465,7 @@ static void ask_subject(struct subject *s, const char *line)
 		return fail(ESRCH, answer.what);
 	}
 	if (answer.error)
-		fail(answer.error, op);
+		fail(answer.error, *answer.what ? answer.what : op);
 	else
 		succeed_number(answer.value);
 }
@@ -629,7 +634,11 @@ static void run(char *line)
 	if (!strcmp(op, "idle") && needs(&w, 4))
 		return wait_idle(&w);
 	if (!strcmp(op, "new"))
-		return new_subject(w.count > 1 ? w.word[1] : "s");
+		return new_subject(w.count > 1 ? w.word[1] : "s", NULL);
+	if (!strcmp(op, "serve") && needs(&w, 3)) {
+		w.word[w.count] = NULL;
+		return new_subject(w.word[1], w.word + 2);
+	}
 	if (!strcmp(op, "walk") && needs(&w, 4))
 		return send_data(walk_pages(number(&w, 1), number(&w, 2), number(&w, 3), &data), &data, op);
 	if (!strcmp(op, "insmod") && needs(&w, 2))

@@ -21,7 +21,7 @@ struct answer {
 /* A line taken apart at its blanks. */
 struct words {
 	int count;
-	char *word[MAX_WORDS];
+	char *word[MAX_WORDS + 1];
 };
 
 struct words split(char *line);

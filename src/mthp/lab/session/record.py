@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -27,10 +27,16 @@ Observed = dict[str, list[ObservedVma]]
 """The mappings as the guest's kernel has them, by process in the order of khugepaged's scan."""
 
 
-def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
+def record(
+    session: GuestSession,
+    draft: Draft,
+    kernel: str,
+    before_passes: Callable[[Sequence[str]], None] | None = None,
+) -> dict[str, Any]:
     """The scenario document of a draft, with every pass as this guest's kernel ran it.
 
-    kernel: its release. NotBuilt where a system call fails or the mappings are not those declared.
+    kernel: its release. before_passes: called with the processes' names once the state is made.
+    NotBuilt where a system call fails or the mappings are not those declared.
     """
     declared = declare(draft)
     session.reset(PROCESSES)
@@ -52,6 +58,9 @@ def record(session: GuestSession, draft: Draft, kernel: str) -> dict[str, Any]:
         document["free_blocks"] = {str(lacking - 1): ENOUGH_PAGES >> (lacking - 1)}
         document["largest_block"] = lacking - 1
     document["built_by"] = [str(op) for op in draft.program()]
+    if before_passes is not None:
+        before_passes(declared.processes)
+        session.drain()
     try:
         document["passes"] = [
             _pass(session, draft, declared, observed) for _ in range(draft.passes)

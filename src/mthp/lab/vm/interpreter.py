@@ -15,7 +15,8 @@ from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.vm.files import HOST, GuestFiles
 
 LAB = "/lab"
-HELPER = f"{LAB}/helper.py"
+HELPER, CAPTURES = f"{LAB}/helper.py", f"{LAB}/captures.py"
+_SCRIPTS = ("helper.py", "register.py", "captures.py")
 _UNUSED = (
     "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages",
     "dist-packages", "pydoc_data", "distutils", "__pycache__",
@@ -37,7 +38,7 @@ def add_interpreter(files: GuestFiles) -> str:
     files.add_tree(HOST, str(library), _UNUSED)
     _add_compiled(files, str(library))
     guest = resources.files("mthp.lab") / "guest"
-    scripts = {name: (guest / name).read_bytes() for name in ("helper.py", "register.py")}
+    scripts = {name: (guest / name).read_bytes() for name in _SCRIPTS}
     for name, text in {**scripts, **capture_sources()}.items():
         files.add_bytes(f"{LAB}/{name}", text)
     return path

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Holds predictions along each path, from a whole state and from captures of it, against what a kernel did.
+
+The scenario path is given the state as the lab reads it, every bit of it. Users have a capture.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, PassResult, compare, run_pass
+from mthp.compare.forecast import Mapped
+from mthp.image.runs import FolioToken, PageKind, PagesState, PteState
+from mthp.image.scenario import Scenario
+from mthp.image.snapshot import Snapshot, read_snapshot
+from mthp.lab.session.captures import Captured
+from mthp.mm.mm_types import Vma
+from mthp.words.events import CollapseHugePage, Event, ScanPmd
+from mthp.words.profiles import Profile
+from mthp.words.settings import Settings
+from mthp.worlds.build import BuiltWorld, build_world
+from mthp.worlds.from_scenario import FIRST_PID
+
+SCENARIO = "scenario"
+"""The path of the whole state; the others are those of CapturePath."""
+
+Tables = Mapping[tuple[int, int], str]
+"""(place of the process in the record, a table's address) -> what came of it, in the trace's words."""
+
+_CODES = {
+    PageKind.NONE: Mapped.NONE,
+    PageKind.ZERO: Mapped.ZERO,
+    PageKind.HUGE_ZERO: Mapped.ZERO,
+    PageKind.SWAP: Mapped.SWAPPED,
+    PageKind.GUARD: Mapped.SWAPPED,
+}
+
+
+@dataclass
+class PathCount:
+    """Passes along one path, and PTEs of them that map something before or after.
+
+    agreed: passes in which every PTE maps what the kernel made it map, and errno is the same; in_full:
+    those of them with the same events and counters. over, under: PTEs predicted to lie in a larger
+    folio than they do, and in a smaller one. changed: PTEs that no longer map what they did in the
+    beginning; nothing_changes: passes that leave no such PTE. no_prediction: states without a capture,
+    or with one that makes no world; their passes count as not agreed.
+    """
+
+    passes: int = 0
+    agreed: int = 0
+    in_full: int = 0
+    ptes: int = 0
+    changed: int = 0
+    over: int = 0
+    under: int = 0
+    nothing_changes: int = 0
+    no_prediction: int = 0
+
+    def add(self, other: Mapping[str, int]) -> None:
+        """Add the counts of a state."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + other[each.name])
+
+
+@dataclass
+class PathVerdict:
+    """What came of one state along a path. causes: what the kernel and what the prediction made of a
+    table, in words -> PTEs predicted wrong in such tables. why: there is no prediction."""
+
+    count: PathCount = field(default_factory=PathCount)
+    causes: Counter[str] = field(default_factory=Counter)
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of a line of the log."""
+        return {**asdict(self.count), "causes": dict(self.causes.most_common()), "why": self.why}
+
+
+@dataclass
+class PathTotal:
+    """What came of many states along a path. families: counts by family; causes: as in PathVerdict, by
+    family; no_prediction: why -> states."""
+
+    count: PathCount = field(default_factory=PathCount)
+    families: dict[str, PathCount] = field(default_factory=dict)
+    causes: dict[str, Counter[str]] = field(default_factory=dict)
+    no_prediction: Counter[str] = field(default_factory=Counter)
+
+    def add(self, family: str, entry: Mapping[str, Any]) -> None:
+        """Add what PathVerdict.to_json() says of a state of a family."""
+        self.count.add(entry)
+        self.families.setdefault(family, PathCount()).add(entry)
+        if entry["causes"]:
+            self.causes.setdefault(family, Counter()).update(entry["causes"])
+        if entry["why"]:
+            self.no_prediction[entry["why"]] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `paths` in `mthp lab fuzz --json`."""
+        return {
+            **asdict(self.count),
+            "families": {name: asdict(each) for name, each in sorted(self.families.items())},
+            "causes": {name: dict(each.most_common()) for name, each in self.causes.items()},
+            "why_no_prediction": dict(self.no_prediction.most_common()),
+        }
+
+
+def along_all(
+    scenario: Scenario, real: Sequence[PassResult], captured: Captured | None, profile: Profile
+) -> dict[str, PathVerdict]:
+    """The verdict along every path. real: the engine's run of the scenario itself."""
+    paths = {SCENARIO: PathVerdict()}
+    _count(paths[SCENARIO], scenario, real, [{}] * len(real))
+    if captured is not None:
+        for path, data in captured.files.items():
+            paths[path.value] = along_capture(scenario, real, captured.pids, data, profile)
+        for path, why in captured.failed.items():
+            paths[path.value] = without_prediction(scenario, why)
+    return paths
+
+
+def along_capture(
+    scenario: Scenario,
+    real: Sequence[PassResult],
+    pids: Sequence[int],
+    data: bytes,
+    profile: Profile,
+) -> PathVerdict:
+    """The verdict on the prediction from a capture (.npz) of the scenario's processes.
+
+    real: the engine's run of the scenario itself. Where it has the kernel's events, it tells of which
+    table each of them is. pids: of the scenario's processes, in its order.
+    """
+    try:
+        snapshot = read_snapshot(io.BytesIO(data), "capture")
+        world, vmas = _world(scenario, snapshot, pids, profile)
+    except ValueError as error:
+        return without_prediction(scenario, str(error))
+    results = [run_pass(world, scenario, vmas) for _ in scenario.passes]
+    place = {pid: place for place, pid in enumerate(pids)}
+    size = scenario.geometry.pmd_addr
+    causes = []
+    for number, (ours, result) in enumerate(zip(real, results, strict=True)):
+        known = [dict(each) for each in scenario.passes[number].events] == ours.events
+        kernel = _tables(ours.trace, lambda pid: pid - FIRST_PID, size) if known else {}
+        predicted = _tables(result.trace, place.get, size)
+        causes.append(
+            {
+                key: f"kernel: {kernel.get(key, 'not scanned' if known else 'not told')}; "
+                f"predicted: {predicted.get(key, 'not scanned')}"
+                for key in {*kernel, *predicted}
+            }
+        )
+    verdict = PathVerdict()
+    _count(verdict, scenario, results, causes)
+    return verdict
+
+
+def without_prediction(scenario: Scenario, why: str) -> PathVerdict:
+    """The verdict where a path gives no prediction."""
+    verdict = PathVerdict(why=why)
+    start = _codes([vma.initial for vma in scenario.vmas])
+    for recorded in scenario.passes:
+        final = _codes(recorded.final)
+        verdict.count.passes += 1
+        verdict.count.nothing_changes += bool((start == final).all())
+    verdict.count.no_prediction = 1
+    return verdict
+
+
+def _world(
+    scenario: Scenario, snapshot: Snapshot, pids: Sequence[int], profile: Profile
+) -> tuple[BuiltWorld, list[Vma]]:
+    """The world of a capture, and in it the scenario's mappings. ValueError: it has not all of them."""
+    settings = Settings.from_sysfs(snapshot.sysfs, snapshot.geometry)
+    settings = settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
+    world = build_world(snapshot, profile, settings)
+    found = {(vma.vm_mm.number, vma.vm_start): vma for vma in world.vmas}
+    try:
+        return world, [found[pids[vma.mm], vma.start] for vma in scenario.vmas]
+    except KeyError as error:
+        raise ValueError(f"the capture has no mapping {error}") from None
+
+
+# --- PTEs -------------------------------------------------------------------------------------
+
+
+def _codes(states: Iterable[PagesState]) -> NDArray[np.int16]:
+    """What each PTE of these mappings maps: an order, or one of Mapped."""
+    parts = [np.full(count, code, np.int16) for state in states for count, code in _runs(state)]
+    return np.concatenate(parts)
+
+
+def _runs(state: PagesState) -> Iterator[tuple[int, int]]:
+    entries = iter(state.entries)
+    left, entry = next(entries)
+    for count, token in state.folios:
+        while count:
+            part = min(count, left)
+            yield part, _code(token, huge=entry.state is PteState.HUGE)
+            count, left = count - part, left - part
+            if not left:
+                left, entry = next(entries, (0, entry))
+
+
+def _code(token: FolioToken, *, huge: bool) -> int:
+    if token.kind is not PageKind.FOLIO:
+        return _CODES[token.kind]
+    return Mapped.PMD if huge else token.order
+
+
+def _keys(scenario: Scenario) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+    """For each PTE of the scenario's mappings the number of its table, and the tables by number."""
+    tables: dict[tuple[int, int], int] = {}
+    numbers = []
+    geometry = scenario.geometry
+    for vma in scenario.vmas:
+        first = vma.start >> geometry.page_shift
+        for page in range(first, first + vma.initial.pages):
+            key = vma.mm, geometry.pmd_addr(page << geometry.page_shift)
+            numbers.append(tables.setdefault(key, len(tables)))
+    return np.array(numbers), list(tables)
+
+
+def _count(
+    verdict: PathVerdict,
+    scenario: Scenario,
+    results: Sequence[PassResult],
+    causes: Sequence[Tables],
+) -> None:
+    """Count every pass; a table's cause is that of the pass in which it was first predicted wrong."""
+    count = verdict.count
+    start = _codes([vma.initial for vma in scenario.vmas])
+    first: dict[tuple[int, int], str] = {}
+    for number, result in enumerate(results):
+        recorded = scenario.passes[number]
+        real, predicted = _codes(recorded.final), _codes(result.final)
+        wrong = real != predicted
+        count.passes += 1
+        right = not wrong.any() and recorded.errno == result.errno
+        count.agreed += right
+        count.in_full += right and not any(compare(scenario, number, result))
+        count.ptes += int(((start != Mapped.NONE) | (real != Mapped.NONE)).sum())
+        count.changed += int((start != real).sum())
+        count.nothing_changes += bool((start == real).all())
+        count.over += int((predicted > real).sum())
+        count.under += int((predicted < real).sum())
+        if wrong.any():
+            numbers, keys = _keys(scenario)
+            tables, ptes = np.unique(numbers[wrong], return_counts=True)
+            for table, pages in zip(tables.tolist(), ptes.tolist(), strict=True):
+                key = keys[table]
+                cause = first.setdefault(key, causes[number].get(key, "not told"))
+                verdict.causes[cause] += pages
+
+
+# --- what came of a table -----------------------------------------------------------------------
+
+
+def _tables(
+    trace: Iterable[Event], place: Callable[[int], int | None], table: Callable[[int], int]
+) -> dict[tuple[int, int], str]:
+    """What the events say of each table: the scan's status, or each attempt's that came before it."""
+    attempts: dict[tuple[int, int], list[str]] = {}
+    found: dict[tuple[int, int], str] = {}
+    for event in trace:
+        if not isinstance(event, ScanPmd | CollapseHugePage):
+            continue
+        mm = place(event.mm)
+        if mm is None:
+            continue
+        key = mm, table(event.address)
+        if isinstance(event, CollapseHugePage):
+            attempts.setdefault(key, []).append(f"{event.status.string} at order {event.order}")
+        else:
+            tried = Counter(attempts.get(key, ()))
+            words = [f"{n} x {text}" if n > 1 else text for text, n in sorted(tried.items())]
+            found[key] = ", ".join(words) or f"scan {event.status.string}"
+    return found
