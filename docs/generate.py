@@ -61,14 +61,16 @@ def home_files(docstring: str) -> tuple[str, dict[str, str]]:
     return first, files
 
 
-def cited(docstring: str, module: str) -> Iterator[tuple[str, str]]:
+def cited(name: str, docstring: str, module: str) -> Iterator[tuple[str, str]]:
     """(kernel file, kernel function) for each function that a docstring's "Kernel:" names.
 
     Where it names no file, the file is that which the module's docstring gives the function, or
-    the first one there.
+    the first one there; where it names a file alone, the function has the kernel's name.
     """
     first, files = home_files(module)
     for text in citations(docstring):
+        if name.islower() and re.fullmatch(r"[\w/-]+\.[chS]\.", text):
+            yield text[:-1], name
         file = ""
         for path, function in re.findall(r"([\w/-]+\.[chS]\b)|(\w+)\(\)", text):
             file = path or file
@@ -85,14 +87,14 @@ def kernel_map() -> str:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             module = ast.get_docstring(tree) or ""
             for name, docstring in definitions(tree):
-                for file, function in cited(docstring, module):
+                for file, function in cited(name, docstring, module):
                     found[file][function].append(f"`{ours}` `{name}`")
     lines = [
         "# From the kernel's functions to ours",
         "",
-        "`make docs` makes this page from the docstrings, and a test holds it to them. The files are those",
-        "of Linux 7.3, and ours are below `src/mthp/`. A function that is not here is not modelled, or is",
-        "part of a function that is.",
+        "`make docs` makes this page from the docstrings, and a test holds it to them. Files and names",
+        "are those of Linux 7.3, and ours are below `src/mthp/`. A function that is not here is not",
+        "modelled, or is part of a function that is.",
     ]
     lines += ["", "| kernel file | ours |", "|---|---|"]
     for file in sorted(found):

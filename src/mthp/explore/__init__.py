@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Schedulers: which task takes the next step. They know machine/ and nothing else."""
+"""Schedulers: which task takes the next step. Of the engine they know steps, tasks and clocks."""
