@@ -27,7 +27,7 @@ CALL = """
 import numpy, shapes, sums
 from mthp.explore.compiled.jit import machine_code
 
-total = machine_code(sums, shapes)["total"]
+total = machine_code(["total"], sums, shapes)["total"]
 print(total(shapes.Shape(numpy.array([7]))), sum(total.stats.cache_hits.values()))
 """
 

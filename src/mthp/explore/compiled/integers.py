@@ -21,7 +21,7 @@ from mthp.explore.compiled.automaton import CHANGE, HOLE, READ, STEP, WRITE, YES
 DONE, MISSED, STUCK, FOUND, ENOUGH, ASK, FULL, BORDER, LOST = range(9)
 
 # What comes next
-CHOOSE, ACT, JUDGE, ENDED, BACK, AGAIN = range(6)
+CHOOSE, TAKE, ACT, JUDGE, ENDED, BACK, AGAIN = range(7)
 
 # How an execution ended
 F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
@@ -29,7 +29,7 @@ F_FINISHED, F_STUCK, F_GIVEN_UP, F_TOO_LONG = range(4)
 # Where things stand in SearchState.at
 (PHASE, DEPTH, EXECUTIONS, PRUNED, STEPS, TOO_LONG, JOURNAL, CURRENT, FATE, MOST, FIRST, ASKED, JUDGE_AT,
  BROKEN, EMPTY, TASKS, QUANTUM, MOST_STEPS, ROOM, LACKS, LACKING, CAP, REACHED, OWN, LEAD, NOTED,
- RESULTS, GOES_ON, SIZE) = range(29)  # fmt: skip
+ RESULTS, GOES_ON, WAITING, SIZE) = range(30)  # fmt: skip
 
 
 class Code(NamedTuple):
@@ -178,17 +178,15 @@ def may_go(code: Code, s: SearchState, node: int) -> int:
     return -1 if end < 0 else (1 if end == YES else 0)
 
 
-def take(code: Code, s: SearchState, depth: int, task: int) -> None:
-    """Take a step. See Explorer._take()."""
-    op = code.arg[s.node[task]]
-    make_event(code, s, task, op, depth)
+def take(code: Code, s: SearchState, task: int) -> None:
+    """Take a step whose event is made. See Explorer._take()."""
+    depth = s.at[DEPTH]
     s.mine[task * s.at[CAP] + s.count[task]] = depth
     s.count[task] += 1
-    place = code.place[op]
+    place = code.place[s.op[depth]]
     s.before[depth] = s.last[place]
     s.last[place] = depth
     s.mark[depth] = s.at[JOURNAL]
-    s.at[CURRENT] = task
     s.at[PHASE] = ACT
 
 
@@ -204,6 +202,7 @@ def choose(code: Code, s: SearchState) -> int:
             others += not code.background[task]
     at[PHASE] = JUDGE
     at[FATE] = F_FINISHED
+    at[WAITING] = 0
     at[JUDGE_AT] = s.rest[at[CURRENT]]
     if not alive and not leads:
         return -1
@@ -218,10 +217,13 @@ def choose(code: Code, s: SearchState) -> int:
                 at[PHASE] = CHOOSE
                 return MISSED
             enabled |= free << task
+    s.enabled[depth] = enabled
     if leads:
-        return follow(code, s, depth, enabled)
+        return follow(s, depth)
+    at[WAITING] = alive & ~enabled
     if not enabled:
         if not others:
+            at[WAITING] = 0
             return -1
         at[FATE] = F_STUCK
         return STUCK
@@ -244,23 +246,24 @@ def choose(code: Code, s: SearchState) -> int:
         current = lowest(awake)
     s.sleep[depth] = sleep
     s.todo[depth] = 1 << current
-    stand(s, depth, enabled)
-    take(code, s, depth, current)
+    stand(s, depth)
+    at[CURRENT] = current
+    at[PHASE] = TAKE
     return -1
 
 
-def stand(s: SearchState, depth: int, enabled: int) -> None:
+def stand(s: SearchState, depth: int) -> None:
     """Keep where the tasks stand before a step."""
     tasks = s.at[TASKS]
-    s.enabled[depth] = enabled
     for task in range(tasks):
         s.nodes[depth * tasks + task] = s.node[task]
 
 
-def follow(code: Code, s: SearchState, depth: int, enabled: int) -> int:
+def follow(s: SearchState, depth: int) -> int:
     """At a place of the part that is gone on with: do what was done there. Why search() comes back, or -1."""
     at = s.at
-    stand(s, depth, enabled)
+    enabled = s.enabled[depth]
+    stand(s, depth)
     task = s.task[depth]
     if task < 0:
         at[LEAD] = 0
@@ -271,7 +274,8 @@ def follow(code: Code, s: SearchState, depth: int, enabled: int) -> int:
         return LOST
     if depth + 1 == at[LEAD]:
         at[LEAD] = 0
-    take(code, s, depth, task)
+    at[CURRENT] = task
+    at[PHASE] = TAKE
     return -1
 
 
@@ -284,38 +288,26 @@ def lowest(mask: int) -> int:
 
 
 def act(code: Code, s: SearchState) -> int:
-    """The chosen task's segment. Why search() comes back, or -1."""
+    """The chosen task's segment, or the verdict in the end. Why search() comes back, or -1."""
     at = s.at
-    task = at[CURRENT]
-    node = go(code, s, code.nxt[s.node[task]])
+    task, judges = at[CURRENT], at[PHASE] == JUDGE
+    node = go(code, s, code.nxt[at[JUDGE_AT] if judges else s.node[task]])
     if node < 0:
         return MISSED if node == -1 else FULL
+    if judges:
+        at[PHASE] = ENDED
+        return -1
     s.node[task] = node
     at[DEPTH] += 1
     at[PHASE] = CHOOSE
     return -1
 
 
-def judge(code: Code, s: SearchState) -> int:
-    """The verdict in the end. Why search() comes back, or -1."""
-    node = go(code, s, code.nxt[s.at[JUDGE_AT]])
-    if node < 0:
-        return MISSED if node == -1 else FULL
-    s.at[PHASE] = ENDED
-    return -1
-
-
-def ended(code: Code, s: SearchState) -> int:
+def ended(s: SearchState) -> int:
     """An execution is over: count it. Why search() comes back, or -1."""
     at = s.at
     depth, fate = at[DEPTH], at[FATE]
     verdict = s.cell[at[BROKEN]]
-    if fate in (F_STUCK, F_GIVEN_UP):
-        for task in range(at[TASKS]):
-            if code.kind[s.node[task]] == STEP:
-                free = may_go(code, s, s.node[task])
-                if free == 0:
-                    make_event(code, s, task, code.arg[s.node[task]], depth)
     at[STEPS] += depth
     at[QUANTUM] -= depth
     at[PHASE] = BACK
@@ -368,20 +360,25 @@ def search(code: Code, s: SearchState) -> int:
         phase = at[PHASE]
         if at[OWN] and at[NOTED] + at[CAP] * at[TASKS] > len(s.noted) // 2:
             return FULL
-        if phase == CHOOSE:
+        status = -1
+        if phase == TAKE:
+            task = at[CURRENT]
+            make_event(code, s, task)
+            take(code, s, task)
+        elif phase == ENDED and at[WAITING]:  # steps that never came could have been first
+            make_event(code, s, lowest(at[WAITING]))
+            at[WAITING] &= at[WAITING] - 1
+        elif phase == CHOOSE:
             status = choose(code, s)
-        elif phase == ACT:
+        elif phase in (ACT, JUDGE):
             status = act(code, s)
-        elif phase == JUDGE:
-            status = judge(code, s)
         elif phase == ENDED:
-            status = ended(code, s)
+            status = ended(s)
         elif phase == BACK:
             status = back(code, s)
         else:
-            depth = at[DEPTH]
-            take(code, s, depth, lowest(s.todo[depth] & ~s.sleep[depth]))
-            status = -1
+            at[CURRENT] = lowest(s.todo[at[DEPTH]] & ~s.sleep[at[DEPTH]])
+            at[PHASE] = TAKE
         if status >= 0:
             return status
 
@@ -458,9 +455,9 @@ def join(a: Any, at: int, b: Any, other: int, tasks: int) -> None:
             a[at + task] = b[other + task]
 
 
-def make_event(code: Code, s: SearchState, task: int, op: int, depth: int) -> None:
+def make_event(code: Code, s: SearchState, task: int) -> None:
     """The clock of a step, and its races. See Explorer._event()."""
-    tasks = s.at[TASKS]
+    tasks, depth, op = s.at[TASKS], s.at[DEPTH], code.arg[s.node[task]]
     count = s.count[task]
     s.task[depth] = task
     s.op[depth] = op
@@ -481,7 +478,9 @@ def make_event(code: Code, s: SearchState, task: int, op: int, depth: int) -> No
         other = s.before[other]
     s.clock[clock + task] = count + 1
     for i in range(racing):
-        note_race(code, s, s.found[i], depth)
+        first = s.found[i]
+        if s.enabled[first] & ~s.todo[first]:  # or it would change nothing
+            reverse(s, first, find_initials(code, s, first, depth))
 
 
 def find_races(code: Code, s: SearchState, task: int, op: int, depth: int) -> int:
@@ -513,13 +512,6 @@ def find_races(code: Code, s: SearchState, task: int, op: int, depth: int) -> in
     return found
 
 
-def note_race(code: Code, s: SearchState, first: int, second: int) -> None:
-    """Note a race, unless that would change nothing. See Explorer._note_race()."""
-    if not s.enabled[first] & ~s.todo[first]:
-        return
-    reverse(s, first, find_initials(code, s, first, second))
-
-
 def reverse(s: SearchState, depth: int, initials: int) -> None:
     """One of a mask of tasks is to be tried at a depth, here or above. See Explorer._reverse()."""
     if s.todo[depth] & initials:
@@ -538,13 +530,9 @@ def reverse(s: SearchState, depth: int, initials: int) -> None:
 
 
 def find_initials(code: Code, s: SearchState, first: int, second: int) -> int:
-    """A mask of as many initials as decide what note_race() does. See Explorer._initials()."""
+    """A mask of as many initials as decide what reverse() does. See Explorer._initials()."""
     tasks = s.at[TASKS]
-    later = 0
-    for event in range(first + 1, second):
-        if not happened(s, first, event * tasks):
-            s.kept[later] = event
-            later += 1
+    later = keep_others(s, first, second)
     for t in range(tasks):
         s.other[t] = s.clock[second * tasks + t]
         s.other[tasks + t] = 0
@@ -565,6 +553,16 @@ def find_initials(code: Code, s: SearchState, first: int, second: int) -> int:
     if not s.other[tasks + task] and not after_begun(s, s.other, 0, tasks):
         initials |= 1 << task
     return initials
+
+
+def keep_others(s: SearchState, first: int, second: int) -> int:
+    """How many events between two do not come after the first; s.kept has them."""
+    kept = 0
+    for event in range(first + 1, second):
+        if not happened(s, first, event * s.at[TASKS]):
+            s.kept[kept] = event
+            kept += 1
+    return kept
 
 
 def after_begun(s: SearchState, clock: Any, at: int, tasks: int) -> bool:
