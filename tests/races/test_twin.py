@@ -81,9 +81,9 @@ class Checked:
         self.checked = 0
         ended = integers.ended
 
-        def observed(code: Code, state: SearchState) -> int:
-            self.check(code, state)
-            return ended(code, state)
+        def observed(state: SearchState) -> int:
+            self.check(self.explorer._code(), state)
+            return ended(state)
 
         monkeypatch.setattr(integers, "ended", observed)
 
