@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from mthp.compare.forecast import (
     orders_of_snapshot,
     orders_of_world,
 )
+from mthp.image.capture.command import main as capture
 from mthp.image.snapshot import Pte, Snapshot, load
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.words.profiles import profile_for_release
@@ -66,6 +70,18 @@ def test_a_world_before_it_runs_is_its_snapshot(before: Snapshot) -> None:
     assert theirs.keys() == ours.keys()
     for key, row in theirs.items():
         assert (row == ours[key]).all()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees folios")
+def test_private_copies_of_a_file_s_pages_are_in_both(tmp_path: Path) -> None:
+    code = "import time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE) as kid:
+        assert kid.stdout is not None and kid.stdout.readline()
+        assert capture(["--pid", str(kid.pid), "--quiet", "-o", str(tmp_path / "s.npz")]) == 0
+        kid.kill()
+    image = load(tmp_path / "s.npz")
+    assert any(vma.captured and not vma.anonymous for vma in image.processes[0].vmas)
+    test_a_world_before_it_runs_is_its_snapshot(image)
 
 
 def test_all_as_predicted(before: Snapshot, predicted: Orders) -> None:

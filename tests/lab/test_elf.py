@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.lab.vm.elf import Needs, is_elf, needs, script_interpreter
+from mthp.lab.vm.elf import Needs, interpreters, is_elf, needs
 from tests.lab.synthetic import elf
 
 
@@ -40,9 +40,10 @@ def test_every_truncation_is_noticed_or_harmless() -> None:
 
 
 def test_scripts() -> None:
-    assert script_interpreter(b"#! /usr/bin/env python3\nx") == "/usr/bin/env"
-    assert script_interpreter(b"#!\n") is None
-    assert script_interpreter(elf()) is None
+    assert interpreters(b"#! /usr/bin/env -S A=1 python3 -u\nx") == ["/usr/bin/env", "python3"]
+    assert interpreters(b"#!/bin/sh -e\n") == ["/bin/sh"]
+    assert interpreters(b"#!\n") == []
+    assert interpreters(elf()) == []
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")

@@ -38,27 +38,34 @@ def jobs(tmp_path: Path) -> Iterator[Path]:
     process.wait()
 
 
-def done(folder: Path, number: int, **job: object) -> tuple[str, str]:
+def done(jobs: Path, number: int, **job: object) -> tuple[str, str]:
     """What a job's .done says, and its output."""
-    (folder / f"{number}.json").write_text(json.dumps(job))
-    (folder / f"{number}.go").touch()
-    file = folder / f"{number}.done"
+    (jobs / f"{number}.json").write_text(json.dumps(job))
+    (jobs / f"{number}.go").touch()
+    file = jobs / f"{number}.done"
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if file.exists() and (word := file.read_text()):
-            return word, (folder / f"{number}.out").read_text()
+            return word, (jobs / f"{number}.out").read_text()
         time.sleep(0.02)
     raise AssertionError("the helper does not answer")
 
 
-def test_the_helper_does_jobs_one_after_the_other(jobs: Path) -> None:
-    code = "import os; print(os.getcwd()); raise SystemExit(3)"
+def program(code: str, **more: object) -> dict[str, object]:
+    """A job that runs Python code."""
     argv = [sys.executable, "-c", code]
-    said = done(jobs, 1, argv=argv)
-    assert said == ("done 3", "/tmp\n")
-    assert done(jobs, 2, argv=["/nowhere"])[0] == "done 1"
+    return {"argv": argv, "user": [0, 0], "folder": "/tmp", "path": "/x:/y", **more}
+
+
+def test_the_helper_does_jobs_one_after_the_other(jobs: Path) -> None:
+    code = "import os; print(os.getcwd(), os.environ['PATH']); raise SystemExit(3)"
+    assert done(jobs, 1, **program(code)) == ("done 3", "/tmp /x:/y\n")
+    lost = {**program(""), "argv": ["/nowhere"]}
+    assert done(jobs, 2, **lost) == ("done 127", "/nowhere: No such file or directory\n")
+    lost = program("", folder="/nowhere")
+    assert done(jobs, 3, **lost) == ("done 127", f"{sys.executable}: No such file or directory\n")
     (jobs / "data").write_bytes(b"abcdefg")
-    assert done(jobs, 3, call="split", args=[str(jobs / "data"), "3"]) == ("done 0", "3\n")
+    assert done(jobs, 4, call="split", args=[str(jobs / "data"), "3"]) == ("done 0", "3\n")
     assert [(jobs / f"data.{k}").read_bytes() for k in range(3)] == [b"abc", b"def", b"g"]
 
 
@@ -71,11 +78,23 @@ def test_the_helper_captures(jobs: Path) -> None:
 
 
 def test_what_runs_in_the_background_is_not_waited_for(jobs: Path) -> None:
-    argv = [sys.executable, "-c", "import time; time.sleep(600)"]
-    (jobs / "1.out").touch()
-    word, pid = done(jobs, 1, argv=argv, background=True)[0].split()
+    """Its output is there at once, it runs when that is said, and its end is told."""
+    job = program("import time; time.sleep(600)", background=True)
+    word, pid = done(jobs, 1, **job)[0].split()
     assert word == "started"
+    assert Path(f"/proc/{pid}/exe").samefile(sys.executable), "executed by then"
+    assert done(jobs, 2, **program("print(2)")) == ("done 0", "2\n")
     os.kill(int(pid), signal.SIGKILL)
+    end = time.monotonic() + 20
+    while (told := (jobs / "1.done").read_text()) != "ended -9":
+        assert told == f"started {pid}" and time.monotonic() < end, "whole at any moment"
+
+
+def test_of_a_long_output_the_end_is_kept(jobs: Path) -> None:
+    code = "for n in range(40):\n print(str(n) * 300000, flush=True)\ntime.sleep(1); print('end')"
+    assert done(jobs, 1, **program(f"import time\n{code}"))[0] == "done 0"
+    out = (jobs / "1.out").read_bytes()
+    assert len(out) < 8 << 20 and out.endswith(b"939\nend\n")
 
 
 COUNTS = "import sys\nfor line in sys.stdin:\n    print(int(line) + 1, flush=True)\n"

@@ -9,13 +9,21 @@ import json
 
 from rich.console import Console
 
-from mthp.compare.records import Forecast, Misprediction
-from mthp.report.forecast import forecast_document, good, render_forecasts
+from mthp.compare.records import Forecast, Misprediction, NoForecast
+from mthp.report.forecast import (
+    forecast_document,
+    forecast_tests,
+    good,
+    no_forecast_lines,
+    render_forecasts,
+)
+from mthp.report.ktap import ktap_lines
 from mthp.words.settings import Settings
 
 MISS = Misprediction("0", "4", "0", 16, "young bits", 0x7F00_0000_0000)
 WELL = Forecast("redis", "7.3.4", Settings(), 1, 20000, 10000, 20000, 10000, 2, 2)
 NEARLY = dataclasses.replace(WELL, right=19999, right_changed=9999, misses=(MISS,))
+GONE = NoForecast("redis", Settings(), "it ended with exit status 1", 2, ("no such key",))
 BADLY = dataclasses.replace(WELL, right=19999, right_changed=9949)
 
 
@@ -47,10 +55,47 @@ def test_a_single_miss_is_never_rounded_away() -> None:
 
 
 def test_the_document() -> None:
-    document = json.loads(json.dumps(forecast_document([WELL, NEARLY])))
+    document = json.loads(json.dumps(forecast_document([WELL, NEARLY], [GONE])))
     assert document["schema_version"] == 1
     first, second = document["predictions"]
     assert (first["good"], first["share"], first["baseline"]) == (True, 1.0, 0.5)
     assert first["settings"]["max_ptes_none"] == 511
     assert second["misses"][0]["cause"] == "young bits"
     assert first["full_scans"] == {"predicted": 2, "real": 2}
+    assert document["failed"] == [
+        {
+            "program": "redis",
+            "max_ptes_none": 511,
+            "reason": "it ended with exit status 1",
+            "output": ["no such key"],
+        }
+    ]
+    absent = dataclasses.replace(GONE, settings=None)
+    assert forecast_document([], [absent])["failed"][0]["max_ptes_none"] is None
+
+
+def test_what_failed_is_said_with_its_last_lines() -> None:
+    assert no_forecast_lines(GONE) == [
+        "redis, max_ptes_none 511: it ended with exit status 1; it printed last:",
+        "  | no such key",
+    ]
+    assert no_forecast_lines(dataclasses.replace(GONE, settings=None, output=())) == [
+        "redis: it ended with exit status 1"
+    ]
+
+
+def test_as_ktap() -> None:
+    assert list(ktap_lines(forecast_tests([NEARLY, BADLY], [GONE]))) == [
+        "KTAP version 1",
+        "1..1",
+        "  KTAP version 1",
+        "  1..3",
+        "  # 19999 of 20000 PTEs right, 9999 of 10000 changed",
+        "  # 16 PTEs: 0 became 0, predicted 4 (at 7f0000000000): young bits",
+        "  ok 1 max_ptes_none_511",
+        "  # 19999 of 20000 PTEs right, 9949 of 10000 changed",
+        "  not ok 2 max_ptes_none_511",
+        "  # no such key",
+        "  not ok 3 max_ptes_none_511 # ERROR it ended with exit status 1",
+        "not ok 1 redis",
+    ]

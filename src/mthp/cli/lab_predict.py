@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,22 @@ from mthp.cli.options import (
     Verbs,
     add_assume_young,
     add_number,
+    add_output,
     add_settings,
     print_json,
+    show,
     whole,
 )
+from mthp.lab.errors import FAILED, LabError
+from mthp.report.ktap import ktap_lines
 from mthp.words.files import scratch
 from mthp.words.streams import say
 
 if TYPE_CHECKING:
-    from mthp.compare.records import Forecast
+    from mthp.compare.records import Forecast, NoForecast
     from mthp.lab.kernels.kernels import CachedKernel
     from mthp.lab.session.recipes import Recipe
+    from mthp.lab.session.workload import Command
     from mthp.words.settings import Settings
 
 NONE_VALUES = [0, 511]
@@ -59,15 +65,23 @@ def add_predict(subverbs: Verbs) -> None:
         help="run beside it; the first one "
         "is repeated until it succeeds, for the program may not be up yet",
     )
+    ready = "seconds within which the first --load must have succeeded (120)"
+    add_number(group, "ready", ready, 1, MOST_SECONDS, 120)
     add_number(group, "settle", "seconds from then until it is stopped (5)", 0, MOST_SECONDS, 5)
     group.add_argument(
-        "--with", action="append", dest="extra", metavar="PATH", help="a file or folder to take"
+        "--with",
+        action="append",
+        dest="extra",
+        metavar="PATH",
+        help="a file, a folder or a program to take along; files that the command itself names come "
+        "unasked",
     )
+    group.add_argument("--user", metavar="NAME", help="run it as this user of this host (root)")
     parser.add_argument("--release", metavar="R", help="which kernel of the cache (the newest)")
     add_number(parser, "memory", "the guest's, in MiB (3072)", 512, 1 << 20, 3072)
     parser.add_argument("--keep", metavar="DIR", help="keep the snapshots in this folder")
     add_assume_young(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    add_output(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     add_settings(parser, lambda text: [whole()(each.strip()) for each in text.split(",")])
     group = parser.add_argument_group("defaults of the settings here")
@@ -79,48 +93,88 @@ def add_predict(subverbs: Verbs) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Run `mthp lab predict` and return its exit code."""
+    from mthp.compare.records import Forecast
     from mthp.lab.kernels.kernels import find
-    from mthp.report.forecast import forecast_document, good, render_forecasts
+    from mthp.report.forecast import good, no_forecast_lines
 
     recipes = _recipes(args)
     settings = _settings(args)
     kernel = find(args.release)
     found: list[Forecast] = []
+    failed: list[NoForecast] = []
     with _folder(args) as folder:
-        for recipe in recipes:
-            found += _forecasts(args, recipe, settings, kernel, folder)
+        try:
+            for recipe in recipes:
+                for each in _forecasts(args, recipe, settings, kernel, folder):
+                    if isinstance(each, Forecast):
+                        found.append(each)
+                    else:
+                        failed.append(each)
+                        for line in no_forecast_lines(each):
+                            say(f"mthp lab predict: {line}")
+        finally:
+            if found or failed:
+                _print(args, found, failed)
+    if failed:
+        return failed[0].code
+    return 0 if all(map(good, found)) else DIFFER
+
+
+def _print(
+    args: argparse.Namespace, found: Sequence[Forecast], failed: Sequence[NoForecast]
+) -> None:
+    from mthp.report.forecast import forecast_document, forecast_tests, render_forecasts
+
     if args.json:
-        print_json(forecast_document(found))
-    else:
+        print_json(forecast_document(found, failed))
+    elif args.ktap:
+        show(*ktap_lines(forecast_tests(found, failed)))
+    elif found:
         from rich.console import Console
 
         render_forecasts(found, Console())
-    return 0 if all(map(good, found)) else DIFFER
 
 
 def _recipes(args: argparse.Namespace) -> list[Recipe]:
     from mthp.lab.session.recipes import RECIPES, Recipe
-    from mthp.lab.session.workload import Command
 
     if bool(args.recipe) == bool(args.command):
         raise UsageError("give --recipe NAME, or -- COMMAND")
     if args.recipe:
-        if args.load or args.extra:
-            raise UsageError("--load and --with go with a command of your own")
+        if args.load or args.extra or args.user:
+            raise UsageError("--load, --with and --user go with a command of your own")
         for name in args.recipe:
             if name not in RECIPES:
                 raise UsageError(f"--recipe: no {name!r} (there are {', '.join(RECIPES)})")
         return [RECIPES[name] for name in dict.fromkeys(args.recipe)]
-    loads = tuple(Command(tuple(_words("load", text))) for text in args.load or ())
+    loads = [_command(args, _words("load", text)) for text in args.load or ()]
     return [
         Recipe(
             name=Path(args.command[0]).name,
-            start=Command(tuple(args.command)),
+            start=_command(args, args.command),
             ready=loads[0] if loads else None,
-            load=loads[1:],
+            load=tuple(loads[1:]),
             seconds=float(args.settle),
+            ready_seconds=float(args.ready),
         )
     ]
+
+
+def _command(args: argparse.Namespace, argv: Sequence[str]) -> Command:
+    """A command as it would be run here: in this folder, and in it a program that is named with one."""
+    import pwd
+
+    from mthp.lab.session.workload import ROOT, Command, User
+
+    user = ROOT
+    if args.user is not None:
+        try:
+            known = pwd.getpwnam(args.user)
+        except KeyError:
+            raise UsageError(f"--user: nobody is called {args.user} here") from None
+        user = User(known.pw_uid, known.pw_gid)
+    name = os.path.join(os.getcwd(), argv[0]) if "/" in argv[0] else argv[0]
+    return Command((name, *argv[1:]), user, os.getcwd())
 
 
 def _words(option: str, text: str) -> list[str]:
@@ -168,26 +222,43 @@ def _forecasts(
     settings: list[Settings],
     kernel: CachedKernel,
     folder: Path,
-) -> Iterator[Forecast]:
+) -> Iterator[Forecast | NoForecast]:
     """Make one forecast for each of the settings, each from a guest of its own."""
     from mthp.compare.forecast import compare
+    from mthp.compare.records import NoForecast
     from mthp.image.snapshot import load
     from mthp.lab.session.real_program import capture_around_khugepaged, provide
+    from mthp.lab.session.workload import ProgramFailed
     from mthp.worlds.from_snapshot import Young
 
     def progress(line: str) -> None:
         if not args.quiet:
             say(f"mthp lab predict: {line}")
 
-    with provide(recipe, args.extra or (), progress) as provision:
-        for each in settings:
-            progress(f"{recipe.name}: max_ptes_none {each.max_ptes_none}: booting {kernel.release}")
-            place = folder / f"{recipe.name}-{each.max_ptes_none}"
-            place.mkdir(exist_ok=True)
-            pair = capture_around_khugepaged(provision, kernel, each, args.memory, place, progress)
-            try:
-                before, after = load(pair.before), load(pair.after)
-                young = Young(args.assume_young)
-                yield compare(recipe.name, before, after, pair.full_scans, young)
-            except ValueError as error:
-                raise UsageError(f"{recipe.name}: {error}", 1) from None
+    try:
+        with provide(recipe, _extra(args), args.memory, progress) as provision:
+            for each in settings:
+                booting = f"max_ptes_none {each.max_ptes_none}: booting {kernel.release}"
+                progress(f"{recipe.name}: {booting}")
+                place = folder / f"{recipe.name}-{each.max_ptes_none}"
+                place.mkdir(exist_ok=True)
+                try:
+                    pair = capture_around_khugepaged(
+                        provision, kernel, each, args.memory, place, progress
+                    )
+                    before, after = load(pair.before), load(pair.after)
+                    young = Young(args.assume_young)
+                    yield compare(recipe.name, before, after, pair.full_scans, young)
+                except ProgramFailed as error:
+                    yield NoForecast(recipe.name, each, str(error), error.code, error.output)
+                except LabError as error:
+                    yield NoForecast(recipe.name, each, str(error), error.code)
+                except ValueError as error:
+                    yield NoForecast(recipe.name, each, str(error), FAILED)
+    except LabError as error:
+        yield NoForecast(recipe.name, None, str(error), error.code)
+
+
+def _extra(args: argparse.Namespace) -> list[str]:
+    """What to take along: what --with says, and the files that arguments of the command name."""
+    return [*(args.extra or ()), *(word for word in args.command[1:] if os.path.isfile(word))]

@@ -33,6 +33,13 @@ def print_json(document: object) -> None:
     print()
 
 
+def add_output(group: argparse._ActionsContainer) -> None:
+    """Add --json and --ktap: what machines read, on stdout."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    either.add_argument("--ktap", action="store_true", help="KTAP on stdout, as kernel CI reads it")
+
+
 def show(*lines: str) -> None:
     """Print lines on stdout, at once; what they have of a stranger's text is made safe."""
     print("\n".join(map(shown, lines)), flush=True)

@@ -159,12 +159,11 @@ def codes(process: ProcessTables) -> NDArray[np.int8]:
 
 
 def orders_of_world(world: BuiltWorld) -> Orders:
-    """The orders of every anonymous mapping as it is now. The world makes no step."""
+    """The orders of the anonymous pages of every mapping as they are now. The world makes no step."""
     found: Orders = {}
     nr = world.kernel.geometry.ptrs_per_pte
     for vma in world.vmas:
-        if vma.file is None:
-            _add_vma(world.kernel, vma, nr, found)
+        _add_vma(world.kernel, vma, nr, found)
     return found
 
 

@@ -122,6 +122,18 @@ class Forecast:
         return 1 - self.changed / self.ptes if self.ptes else 1.0
 
 
+@dataclass(frozen=True)
+class NoForecast:
+    """Why there is no forecast of a program. settings: under which; None: under any. output: the last lines
+    that it, or its load, printed. code: the exit code that goes with it."""
+
+    target: str
+    settings: Settings | None
+    reason: str
+    code: int
+    output: tuple[str, ...] = ()
+
+
 class Fate(StrEnum):
     """What became of a process or mapping between two captures."""
 

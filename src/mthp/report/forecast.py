@@ -11,7 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mthp.compare.records import Forecast
+from mthp.compare.records import Forecast, Misprediction, NoForecast
+from mthp.report.ktap import KtapTest, KtapVerdict, ktap_group
 from mthp.report.phrases import SafeConsole
 
 SCHEMA_VERSION = 1
@@ -48,10 +49,7 @@ def render_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
         if wrong:
             page.line(f"{_title(each)}: {wrong:,} PTEs wrong", "yellow")
         for miss in each.misses[:MISSES_SHOWN]:
-            page.line(
-                f"  {miss.ptes:,} PTEs: {miss.before} became {miss.real}, predicted "
-                f"{miss.predicted} (at {miss.first:x}): {miss.cause}"
-            )
+            page.line(f"  {_miss(miss)}")
         if len(each.misses) > MISSES_SHOWN:
             page.line(f"  and {len(each.misses) - MISSES_SHOWN} more kinds (--json has all)")
     for kernel in dict.fromkeys(each.kernel for each in forecasts):
@@ -62,8 +60,23 @@ def render_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
         )
 
 
-def _title(forecast: Forecast) -> str:
+def no_forecast_lines(failure: NoForecast) -> list[str]:
+    """Say what failed, and show what was printed last."""
+    head = f"{_title(failure)}: {failure.reason}" + ("; it printed last:" if failure.output else "")
+    return [head, *(f"  | {line}" for line in failure.output)]
+
+
+def _title(forecast: Forecast | NoForecast) -> str:
+    if forecast.settings is None:
+        return forecast.target
     return f"{forecast.target}, max_ptes_none {forecast.settings.max_ptes_none}"
+
+
+def _miss(miss: Misprediction) -> str:
+    return (
+        f"{miss.ptes:,} PTEs: {miss.before} became {miss.real}, predicted "
+        f"{miss.predicted} (at {miss.first:x}): {miss.cause}"
+    )
 
 
 def _percent(share: float) -> str:
@@ -72,8 +85,29 @@ def _percent(share: float) -> str:
     return "99.99 %" if text == "100.00" and share < 1 else f"{text} %"
 
 
-def forecast_document(forecasts: Sequence[Forecast]) -> dict[str, Any]:
-    """The forecasts as a document of plain JSON values."""
+def forecast_tests(forecasts: Sequence[Forecast], failed: Sequence[NoForecast]) -> list[KtapTest]:
+    """Each program as a test, with one of each max_ptes_none in it."""
+    found: dict[str, list[KtapTest]] = {}
+    for each in forecasts:
+        counts = f"{each.right} of {each.ptes} PTEs right, {each.right_changed} of {each.changed} changed"
+        verdict = KtapVerdict.OK if good(each) else KtapVerdict.NOT_OK
+        lines = (counts, *map(_miss, each.misses))
+        found.setdefault(each.target, []).append(KtapTest(_setting(each), verdict, notes=lines))
+    for failure in failed:
+        test = KtapTest(_setting(failure), KtapVerdict.ERROR, failure.reason, failure.output)
+        found.setdefault(failure.target, []).append(test)
+    return [ktap_group(target, tests) for target, tests in found.items()]
+
+
+def _setting(forecast: Forecast | NoForecast) -> str:
+    settings = forecast.settings
+    return "start" if settings is None else f"max_ptes_none_{settings.max_ptes_none}"
+
+
+def forecast_document(
+    forecasts: Sequence[Forecast], failed: Sequence[NoForecast]
+) -> dict[str, Any]:
+    """The forecasts, and what there is none of, as a document of plain JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "predictions": [
@@ -95,5 +129,14 @@ def forecast_document(forecasts: Sequence[Forecast]) -> dict[str, Any]:
                 "assumptions": list(each.assumptions),
             }
             for each in forecasts
+        ],
+        "failed": [
+            {
+                "program": each.target,
+                "max_ptes_none": each.settings and each.settings.max_ptes_none,
+                "reason": each.reason,
+                "output": list(each.output),
+            }
+            for each in failed
         ],
     }

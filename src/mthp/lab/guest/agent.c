@@ -681,11 +681,11 @@ static void mount_all(void)
 	mkdir("/proc", 0755);
 	mkdir("/sys", 0755);
 	mkdir("/dev", 0755);
-	mkdir("/tmp", 01777);
+	mkdir("/tmp", 0);
+	chmod("/tmp", 01777);
 	mount("proc", "/proc", "proc", 0, "");
 	mount("sysfs", "/sys", "sysfs", 0, "");
 	mount("devtmpfs", "/dev", "devtmpfs", 0, "");
-	mount("tmpfs", "/tmp", "tmpfs", 0, "");
 	mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, "");
 	mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "");
 	mkdir("/dev/shm", 0777);

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,13 @@ from mthp.words.files import scratch
 from mthp.words.settings import Settings
 
 Progress = Callable[[str], None]
-READY_SECONDS = 120.0
 LOAD_SECONDS = 900.0
+LOOK_SECONDS = 0.5
+EXPECTED = (
+    *("/bin/sh", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/localtime"),
+    "/etc/ld.so.cache",
+)
+"""What many programs, or the C library for them, look for: it comes along where this host has it."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +54,32 @@ class SnapshotPair:
 
 
 @contextlib.contextmanager
-def provide(recipe: Recipe, extra: Sequence[str], progress: Progress) -> Iterator[Provision]:
+def provide(
+    recipe: Recipe, extra: Sequence[str], memory: int, progress: Progress
+) -> Iterator[Provision]:
     """Pack the recipe's files into an archive, which is removed when the block is left.
 
-    extra: files and folders of this host to pack too. LabError: one of them does not exist.
+    extra: files, folders and programs of this host to pack too. memory: the guest's, in MiB.
+    LabError: one of them does not exist, or they are too large for it.
     """
     root = _root_of(recipe, progress)
-    files = GuestFiles()
+    files = GuestFiles((memory << 20) // 5 * 2)
     paths = {PYTHON: add_interpreter(files)}
+    for name in EXPECTED:
+        if HOST.find(name):
+            files.add_tree(HOST, name)
     for name in recipe.programs():
         paths[name] = files.add_program(root, name)
     for tree, skip in recipe.trees.items():
         files.add_tree(root, tree, skip)
-    for path in extra:
-        files.add_tree(HOST, str(Path(path).absolute()))
+    for name in extra:
+        path = os.path.join(os.getcwd(), name)
+        if HOST.find(path) is None and "/" not in name and HOST.program(name):
+            files.add_program(HOST, name)
+        else:
+            files.add_tree(HOST, path)
+    for command in recipe.commands():
+        files.add_folder(HOST, command.folder)
     for path, text in recipe.files.items():
         files.add_bytes(path, text.encode())
     with scratch() as folder:
@@ -113,7 +131,7 @@ def _perform(workload: Workload, recipe: Recipe, progress: Progress) -> None:
     progress(f"{recipe.name}: starting it")
     workload.start(recipe.start)
     if recipe.ready is not None:
-        workload.wait_for(recipe.ready, READY_SECONDS)
+        workload.wait_for(recipe.ready, recipe.ready_seconds)
     for job in recipe.load:
         progress(f"{recipe.name}: load: {Path(job.argv[0]).name}")
         workload.run(job)
@@ -123,7 +141,10 @@ def _perform(workload: Workload, recipe: Recipe, progress: Progress) -> None:
     if recipe.until is not None:
         workload.wait_for(recipe.until, LOAD_SECONDS)
     progress(f"{recipe.name}: running")
-    time.sleep(recipe.seconds)
+    end = time.monotonic() + recipe.seconds
+    while (left := end - time.monotonic()) > 0:
+        workload.check()
+        time.sleep(min(left, LOOK_SECONDS))
 
 
 def _between_snapshots(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mthp.lab.session.workload import PYTHON, Command
+from mthp.lab.session.workload import PYTHON, ROOT, Command, User
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Recipe:
     those call. trees: folders that they read -> patterns of names in it to leave out. files: path ->
     text. setup: commands to run before the program. ready: repeated until it succeeds. load: run then,
     one after the other. beside: load that continues in the background. until: then repeated until it
-    succeeds. seconds: from then until the program is stopped.
+    succeeds. seconds: from then until the program is stopped. ready_seconds: for the ready command.
     """
 
     name: str
@@ -32,16 +32,21 @@ class Recipe:
     beside: Command | None = None
     until: Command | None = None
     seconds: float = 1.0
+    ready_seconds: float = 120.0
+
+    def commands(self) -> list[Command]:
+        """All commands, those that are not given left out."""
+        jobs = (*self.setup, self.ready, self.start, *self.load, self.beside, self.until)
+        return [job for job in jobs if job is not None]
 
     def programs(self) -> tuple[str, ...]:
         """The names of all programs that the commands call, each once."""
-        jobs = (*self.setup, self.ready, self.start, *self.load, self.beside, self.until)
-        named = [job.argv[0] for job in jobs if job is not None]
+        named = [job.argv[0] for job in self.commands()]
         return tuple(dict.fromkeys(name for name in (*named, *self.tools) if name != PYTHON))
 
 
-def _job(line: str, *more: str, uid: int = 0) -> Command:
-    return Command((*line.split(), *more), uid=uid)
+def _job(line: str, *more: str, user: User = ROOT) -> Command:
+    return Command((*line.split(), *more), user)
 
 
 # --- CPython --------------------------------------------------------------------------------
@@ -67,8 +72,8 @@ while True:
 
 _PYTHON = Recipe(
     name="python",
-    start=_job("python -S -c", _PYTHON_LOAD),
-    ready=_job("python -S -c", "open('/tmp/ready')"),
+    start=_job(f"{PYTHON} -S -c", _PYTHON_LOAD),
+    ready=_job(f"{PYTHON} -S -c", "open('/tmp/ready')"),
     seconds=2.0,
 )
 
@@ -101,6 +106,7 @@ _REDIS = Recipe(
 # --- PostgreSQL -----------------------------------------------------------------------------
 
 _UID = 999
+_USER = User(_UID, _UID)
 _DATA = "/var/pg"
 _HOME = "/usr/lib/postgresql/15"
 _SCRIPT = "/lab/analyse.sql"
@@ -141,23 +147,23 @@ _POSTGRES = Recipe(
         _SCRIPT: _ANALYSE,
     },
     setup=(
-        _job("python -S -c", _FOLDER),
-        _job(f"{_HOME}/bin/initdb -D {_DATA} -A trust --no-locale -E UTF8 --no-sync", uid=_UID),
+        _job(f"{PYTHON} -S -c", _FOLDER),
+        _job(f"{_HOME}/bin/initdb -D {_DATA} -A trust --no-locale -E UTF8 --no-sync", user=_USER),
     ),
     start=_job(
         f"{_HOME}/bin/postgres -D {_DATA}",
         *(word for option in _OPTIONS.split() for word in ("-c", option)),
-        uid=_UID,
+        user=_USER,
     ),
-    ready=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", "SELECT 1", uid=_UID),
+    ready=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", "SELECT 1", user=_USER),
     load=(
-        _job(f"{_HOME}/bin/pgbench -h /tmp -i -q -s 2 postgres", uid=_UID),
-        _job(f"{_HOME}/bin/pgbench -h /tmp -n -c 2 -t 200 postgres", uid=_UID),
+        _job(f"{_HOME}/bin/pgbench -h /tmp -i -q -s 2 postgres", user=_USER),
+        _job(f"{_HOME}/bin/pgbench -h /tmp -n -c 2 -t 200 postgres", user=_USER),
     ),
     beside=_job(
-        f"{_HOME}/bin/pgbench -h /tmp -n -c {_CLIENTS} -t 1 -f {_SCRIPT} postgres", uid=_UID
+        f"{_HOME}/bin/pgbench -h /tmp -n -c {_CLIENTS} -t 1 -f {_SCRIPT} postgres", user=_USER
     ),
-    until=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", _ALL_ASLEEP, uid=_UID),
+    until=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", _ALL_ASLEEP, user=_USER),
 )
 
 RECIPES = {recipe.name: recipe for recipe in (_REDIS, _POSTGRES, _PYTHON)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from mthp.lab.program.program import SYSFS
 from mthp.lab.session.memory_pressure import switch_file
 from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed
-from mthp.lab.vm.interpreter import HELPER
+from mthp.lab.vm.files import HOST
+from mthp.lab.vm.interpreter import HELPER, LAB
 from mthp.words.files import replacing
 from mthp.words.settings import Settings
 
 CGROUP = "/sys/fs/cgroup/subject"
-JOBS = "/tmp/jobs"
-SNAPSHOT = "/tmp/snap.npz"
+JOBS = f"{LAB}/jobs"
+SNAPSHOT = f"{LAB}/snap.npz"
 START_MS = 300_000
 PART = 4 << 20
 MOST_SCANS = 64
@@ -33,16 +34,39 @@ SCAN_MS = 600_000
 COMMAND_SECONDS = 900.0
 
 
-PYTHON = "python"
+LAST_LINES = 10
+STOP_MS = 30_000
+
+PYTHON = "@python"
 """As a program's name: the Python that runs this, which is copied into the guest."""
 
 
 @dataclass(frozen=True)
+class User:
+    """Numbers of a user and of its group."""
+
+    uid: int
+    gid: int
+
+
+ROOT = User(0, 0)
+
+
+@dataclass(frozen=True)
 class Command:
-    """A command for the guest, run in /tmp. argv[0]: a program's name. uid: 0 for root."""
+    """A command for the guest. argv[0]: a program's name. folder: where it is run."""
 
     argv: tuple[str, ...]
-    uid: int = 0
+    user: User = ROOT
+    folder: str = "/tmp"
+
+
+class ProgramFailed(LabError):
+    """Raised where a program in the guest fails. output: the last lines that it printed."""
+
+    def __init__(self, message: str, output: Sequence[str]) -> None:
+        super().__init__(BAD_INPUT, message)
+        self.output = tuple(output)
 
 
 class Workload:
@@ -53,8 +77,8 @@ class Workload:
         self._channel = channel
         self._session = session
         self._paths = paths
-        self._jobs = self._subject = 0
-        self._output = ""
+        self._jobs = 0
+        self._subject = ""
 
     def prepare(self) -> None:
         """Start the helper that runs the programs, once after boot; nothing is traced."""
@@ -64,17 +88,17 @@ class Workload:
         self._channel.ask(f"start {JOBS}/helper.out {self._paths[PYTHON]} -S {HELPER} {JOBS}")
         with self._channel.patient(START_MS / 1000 + 10):
             self._channel.ask(f"wait {JOBS}/helper.out 0 ready {START_MS}")
+        self._call("furnish")
 
     # --- programs -------------------------------------------------------------------------
 
-    def run(self, job: Command, seconds: float = COMMAND_SECONDS) -> str:
-        """Run a command to its end; returns its output. LabError: it failed; the text is the last
-        line it printed."""
-        return self._do(self._paths[job.argv[0]], self._document(job), seconds)
+    def run(self, job: Command, seconds: float = COMMAND_SECONDS) -> None:
+        """Run a command to its end. ProgramFailed: it failed, or takes longer."""
+        self._do(" ".join(job.argv), self._document(job), seconds)
 
     def start(self, job: Command) -> None:
-        """Start the subject in the background."""
-        self._output, self._subject = self._begin({**self._document(job), "cgroup": CGROUP})
+        """Start the subject in the background. ProgramFailed: it cannot be executed."""
+        self._subject = self._begin({**self._document(job), "cgroup": CGROUP})
 
     def start_beside(self, job: Command) -> None:
         """Start a command in the background that is not the subject, such as its load."""
@@ -83,23 +107,31 @@ class Workload:
     def _document(self, job: Command) -> dict[str, object]:
         """The job that guest/helper.py reads."""
         program, *arguments = job.argv
-        return {"argv": [self._paths[program], *arguments], "uid": job.uid}
+        return {
+            "argv": [self._paths[program], *arguments],
+            "user": [job.user.uid, job.user.gid],
+            "folder": job.folder,
+            "path": ":".join(HOST.programs),
+        }
 
     def _call(self, name: str, *args: str) -> str:
         """Call a function of the helper and return its output."""
-        return self._do(name, {"call": name, "args": args}, COMMAND_SECONDS)
+        at = self._do(name, {"call": name, "args": args}, COMMAND_SECONDS)
+        return self._channel.ask(f"r {at}.out").decode(errors="replace")
 
     def _do(self, name: str, document: Mapping[str, object], seconds: float) -> str:
+        """Do a job to its end; returns where it is."""
         at = self._put(document)
-        done = self._wait(at, "done", seconds, name)
-        text = self._channel.ask(f"r {at}.out").decode(errors="replace")
-        if done:
-            raise LabError(BAD_INPUT, f"{name} in the guest: {_last_line(text, done)}")
-        return text
+        status = self._wait(at, "done", seconds, name)
+        if status:
+            raise ProgramFailed(f"{name}: {_how(status)}", self._last_lines(at))
+        return at
 
-    def _begin(self, document: Mapping[str, object]) -> tuple[str, int]:
+    def _begin(self, document: Mapping[str, object]) -> str:
+        """Start a job in the background; returns where it is, once it has been executed."""
         at = self._put({**document, "background": True})
-        return f"{at}.out", self._wait(at, "started", COMMAND_SECONDS, "the program")
+        self._wait(at, "started", COMMAND_SECONDS, "the program")
+        return at
 
     def _put(self, document: Mapping[str, object]) -> str:
         self._jobs += 1
@@ -110,61 +142,75 @@ class Workload:
         return at
 
     def _wait(self, at: str, word: str, seconds: float, name: str) -> int:
-        """Wait for the word in a job's .done file and return the number after it. LabError: it
+        """Wait for the word in a job's .done file and return the number after it. ProgramFailed: it
         comes too late."""
         with self._channel.patient(seconds + 10):
             try:
                 self._channel.ask(f"wait {at}.done 0 {word} {int(seconds * 1000)}")
-            except CommandFailed as error:
-                why = f"{name} in the guest is not done after {seconds:.0f} s"
-                raise LabError(BAD_INPUT, why) from error
+            except CommandFailed:
+                why = f"{name}: not done after {seconds:.0f} s"
+                raise ProgramFailed(why, self._last_lines(at)) from None
         return int(self._channel.ask(f"r {at}.done").split()[1])
 
     def wait_for(self, job: Command, seconds: float) -> None:
-        """Repeat a command until it succeeds. LabError: it did not in that time."""
+        """Repeat a command until it succeeds. ProgramFailed: it did not in that time, or the subject
+        ended."""
         end = time.monotonic() + seconds
         while True:
             try:
-                self.run(job, seconds)
+                self.run(job, max(1.0, end - time.monotonic()))
                 return
-            except LabError as error:
+            except ProgramFailed as error:
+                self.check()
                 if time.monotonic() > end:
-                    raise LabError(error.code, f"{error}; {self.last_output_line()}") from None
-            if not self._alive():
-                raise LabError(BAD_INPUT, f"the program ended: {self.last_output_line()}")
+                    why = f"not ready after {seconds:.0f} s: {error}"
+                    output = [*error.output, *self._last_lines(self._subject)]
+                    raise ProgramFailed(why, output) from None
             time.sleep(0.2)
 
-    def _alive(self) -> bool:
-        """Whether the program runs, or a process that it started."""
-        with contextlib.suppress(CommandFailed):
-            stat = self._channel.ask(f"r /proc/{self._subject}/stat").decode(errors="replace")
-            if stat.rpartition(")")[2].split()[0] not in "ZX":
-                return True
-        return bool(self.pids())
+    def check(self) -> None:
+        """ProgramFailed: no process of the subject is left."""
+        if not self.pids():
+            status = self._wait(self._subject, "ended", COMMAND_SECONDS, "the program")
+            why = f"{_how(status)} before it was to be stopped"
+            raise ProgramFailed(why, self._last_lines(self._subject))
 
     def pids(self) -> list[int]:
         """The subject's processes, ascending."""
         text = self._channel.ask(f"r {CGROUP}/cgroup.procs").decode()
         return sorted(int(word) for word in text.split())
 
-    def last_output_line(self) -> str:
-        """The last line that the subject printed, or a phrase that it printed nothing."""
-        with contextlib.suppress(CommandFailed):
-            return _last_line(self._channel.ask(f"r {self._output}").decode(errors="replace"), 0)
-        return "it printed nothing"
+    def _last_lines(self, at: str) -> list[str]:
+        """The last lines that a job printed."""
+        text = self._channel.ask(f"r {at}.out").decode(errors="replace")
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
 
     def stop(self) -> list[int]:
-        """Stop every process of the subject by SIGSTOP; returns their pids. LabError: none is
-        left."""
+        """Stop every process of the subject by SIGSTOP; returns their pids. ProgramFailed: none is
+        left, or one does not stop.
+
+        They are frozen while they are told, so that none can start another meanwhile.
+        """
+        self._freeze(1)
+        self.check()
         pids = self.pids()
-        if not pids:
-            raise LabError(
-                BAD_INPUT,
-                f"the program has ended before its memory was read: {self.last_output_line()}",
-            )
         self._channel.ask_all([f"kill {pid} 19" for pid in pids])
-        self._channel.ask_all([f"wait /proc/{pid}/stat 2 T 30000" for pid in pids])
+        self._freeze(0)
+        end = time.monotonic() + STOP_MS / 1000
+        while running := [pid for pid in pids if not self._is_stopped(pid)]:
+            if time.monotonic() > end:
+                raise ProgramFailed(f"process {running[0]} does not stop", ())
+            time.sleep(0.02)
         return pids
+
+    def _freeze(self, frozen: int) -> None:
+        self._channel.ask(f"w {CGROUP}/cgroup.freeze {frozen}")
+        if frozen:
+            self._channel.ask(f"wait {CGROUP}/cgroup.events 3 1 {STOP_MS}")
+
+    def _is_stopped(self, pid: int) -> bool:
+        stat = self._channel.ask(f"r /proc/{pid}/stat").decode(errors="replace")
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     # --- khugepaged -----------------------------------------------------------------------
 
@@ -224,6 +270,8 @@ class Workload:
             )
 
 
-def _last_line(text: str, status: int) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else f"it ended with {status} and printed nothing"
+def _how(status: int) -> str:
+    """How a process ended."""
+    if status >= 0:
+        return f"it ended with exit status {status}"
+    return f"it was killed by signal {-status}" + (" (more --memory?)" if status == -9 else "")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,12 +42,16 @@ def is_elf(data: bytes) -> bool:
     return data.startswith(_MAGIC)
 
 
-def script_interpreter(data: bytes) -> str | None:
-    """The interpreter that a script's first line names; None if the file is not a script."""
-    if not data.startswith(b"#!"):
-        return None
-    words = data[2:].partition(b"\n")[0].split()
-    return words[0].decode(errors="replace") if words else None
+def interpreters(data: bytes) -> list[str]:
+    """The programs that a script's first line names; none if the file is not a script.
+
+    What env(1) is to find is named without a folder.
+    """
+    line = data[2:].partition(b"\n")[0] if data.startswith(b"#!") else b""
+    first, *rest = [os.fsdecode(word) for word in line.split()] or [""]
+    if os.path.basename(first) == "env":
+        return [first, *[word for word in rest if word[0] != "-" and "=" not in word][:1]]
+    return [first] if first else []
 
 
 def needs(data: bytes) -> Needs:

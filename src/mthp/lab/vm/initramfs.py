@@ -77,5 +77,5 @@ def build_initramfs(kernel: CachedKernel) -> Path:
         archive.add(path, read_module(file))
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as packed:
-        packed.write(archive.pack())
+        archive.write(packed)
     return target
