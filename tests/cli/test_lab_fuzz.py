@@ -19,6 +19,7 @@ from tests.cli.test_bad_input import refused
 from tests.compare.test_campaign import LOG, RECORDS, WRONG, lines
 from tests.lab.guests import children, kernel_or_skip
 from tests.lab.synthetic import bzimage
+from tests.report.strict_ktap import read_ktap
 
 RELEASE = "7.4.0-mine"
 DATA = Path(__file__).parent.parent / "data"
@@ -76,6 +77,7 @@ def campaign(tmp_path: Path) -> Campaigns:
         (("--paths", "all"), "--paths: 'all' is not one of scenario, snap, deep"),
         (("--paths", ""), "--paths: '' is not one of"),
         (("surplus",), "surplus"),
+        (("--json", "--ktap"), "not allowed with argument --json"),
     ],
 )
 def test_bad_options(capfd: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str) -> None:
@@ -121,6 +123,13 @@ def test_a_finished_campaign_is_told_again(
     document = json.loads(capfd.readouterr().out)
     assert document["mismatches"][0] == WRONG
     assert (document["number"], document["schema_version"]) == (6, 1)
+    assert main([*argv, "--ktap"]) == 3
+    plain, swap = read_ktap(capfd.readouterr().out)
+    assert (plain.name, plain.passed, swap.name, swap.passed) == ("plain", False, "swap", True)
+    assert [part.name for part in plain.parts] == ["7-0", "7-2", "7-4", "7-5"]
+    assert plain.parts[1].notes[0] == "7-2 pass 0 errno: kernel 0, engine -11"
+    told = [(part.name, part.directive, part.data) for part in swap.parts]
+    assert told == [("7-1", "SKIP", "not built: no such page"), ("7-3", "", "")]
 
 
 @pytest.mark.usefixtures("kernel")

@@ -13,6 +13,7 @@ from mthp.image.scenario import load
 from mthp.lab.kernels.kernels import add_copy
 from tests.cli.test_bad_input import refused
 from tests.lab.synthetic import bzimage
+from tests.report.strict_ktap import read_ktap
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,13 @@ def test_one_document(capfd: pytest.CaptureFixture[str]) -> None:
         "engine": "ok",
         "recorded": None,
     }
+
+
+def test_as_ktap(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "selftest", "--engine", "--ktap"]) == 0
+    (engine,) = read_ktap(capfd.readouterr().out)
+    assert (engine.name, engine.passed, len(engine.parts)) == ("engine", True, 28)
+    assert engine.parts[-1].name == "collapse_single_mthp.mthp_khugepaged.4"
 
 
 def test_the_states_as_scenarios(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mthp.cli import main
+from tests.report.strict_ktap import read_ktap
 
 NO_VMA_LOCK = "def vma_start_write(vma):\n    pass\n"
 WORLD = ["--world", "pmd", "--rivals", "fault"]
@@ -46,6 +47,14 @@ def test_the_command_that_runs_it_again_does(own: Path, capsys: pytest.CaptureFi
     assert shlex.quote(token) == token.replace("'", "%27")  # one word, as it stands
     assert main(words) == 4
     assert " is broken: " in capsys.readouterr().out
+
+
+def test_as_ktap(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--protocol", str(own), *WORLD, "--ktap"]) == 4
+    (world,) = read_ktap(capsys.readouterr().out)
+    assert (world.name, world.passed) == ("7.3.pmd.fault", False)
+    assert any(" is broken: " in note for note in world.notes)
+    assert world.notes[-1].startswith("run it again: mthp replay ")
 
 
 def test_a_token_is_refused_without_its_file_or_with_another(

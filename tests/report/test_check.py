@@ -3,9 +3,27 @@
 
 from __future__ import annotations
 
-from mthp.check.records import RanLines, WorldResult
+import dataclasses
+
+from mthp.check.records import (
+    DrawnRace,
+    MutantResult,
+    MutantVerdict,
+    RanLines,
+    Violation,
+    WorldResult,
+)
 from mthp.explore.outcome import Coverage, Extent, Results
-from mthp.report.check import never_ran_lines, totals_lines, world_line, worlds_document
+from mthp.report.check import (
+    never_ran_lines,
+    scorecard_tests,
+    totals_lines,
+    world_line,
+    world_test,
+    worlds_document,
+)
+from mthp.report.ktap import KtapVerdict, ktap_lines
+from tests.report.strict_ktap import read_ktap
 
 
 def row(rival: str, kind: Extent, results: Results, replacing: int = 0) -> WorldResult:
@@ -64,3 +82,29 @@ def test_documents_say_it_too() -> None:
     assert (refused["verdict"], refused["clean"]) == ("vacuous", True)
     assert refused["reason"] == "every collapse ended with failed, page_locked"
     assert document["never_ran"] == {"own.py": "2, 5-7"}
+
+
+def test_what_a_search_covered_is_in_its_test_and_no_reason_to_believe_is_a_skip() -> None:
+    tests = [world_test(each) for each in (CLEAN, BOUNDED, REFUSED, NOT_RUN)]
+    clean, bounded, refused, not_run = read_ktap("".join(f"{line}\n" for line in ktap_lines(tests)))
+    assert clean.notes == ["exhaustive in this world with these tasks: 3 executions"]
+    assert bounded.passed and bounded.notes[0].startswith("bounded: ")
+    assert refused.directive == not_run.directive == "SKIP"
+    assert refused.data == "every collapse ended with failed, page_locked"
+    race = Violation(("khugepaged",), (), DrawnRace((), (), (), 0), (), (), 1, 0, "token")
+    known = dataclasses.replace(CLEAN, violation=race, expected_finding="F1")
+    assert (world_test(known).verdict, world_test(known).reason) == (KtapVerdict.XFAIL, "F1")
+
+
+def test_a_rule_is_ok_where_its_loss_is_noticed() -> None:
+    caught = MutantResult(
+        "A1", "collapse.py", "the lock is taken", MutantVerdict.CAUGHT, (4,), (4,), CLEAN.covered,
+        None, "", 1.0,
+    )  # fmt: skip
+    masked = dataclasses.replace(caught, verdict=MutantVerdict.MASKED, masked_by="A2 does it too")
+    missed = dataclasses.replace(caught, verdict=MutantVerdict.MISSED)
+    worlds, mutants = scorecard_tests([CLEAN], [caught, masked, missed])
+    assert [part.verdict for part in mutants.parts] == [
+        KtapVerdict.OK, KtapVerdict.SKIP, KtapVerdict.NOT_OK,
+    ]  # fmt: skip
+    assert (worlds.verdict, mutants.verdict) == (KtapVerdict.OK, KtapVerdict.NOT_OK)

@@ -43,13 +43,16 @@ from mthp.report.check import (
     never_ran_lines,
     pairs_lines,
     scorecard_document,
+    scorecard_tests,
     totals_lines,
     violation_document,
     violation_lines,
     world_line,
+    world_test,
     worlds_document,
 )
 from mthp.report.itf import itf_document
+from mthp.report.ktap import ktap_lines
 from mthp.report.svg import svg_text
 from mthp.words.files import check_target, replace_text
 from mthp.words.streams import say
@@ -63,6 +66,11 @@ _NARROW, _WIDE = 80, 120
 
 def run_check(args: argparse.Namespace) -> int:
     """Run `mthp check` and return its exit code."""
+    for flag in ("list", "litmus", "self_check", "mutations", "mutant"):
+        if args.ktap and getattr(args, flag):
+            raise UsageError(
+                f"--ktap is for worlds and the scorecard, not for --{flag.replace('_', '-')}"
+            )
     if args.list:
         with _protocol(args):
             _list()
@@ -158,7 +166,7 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
     for result in _in_order(jobs, run_jobs(args, jobs, _of(args, jobs))):
         assert isinstance(result, WorldResult)
         results.append(result)
-        if not args.json:
+        if not (args.json or args.ktap):
             show(world_line(result))
     violation = next((each.violation for each in results if each.violation is not None), None)
     _write_files(args, violation)
@@ -167,6 +175,8 @@ def _worlds(args: argparse.Namespace, mutant: str = NO_MUTANT) -> int:
         if (own := in_force()) is not None:
             document["protocol"] = own.document()
         print_json(document)
+    elif args.ktap:
+        show(*ktap_lines(list(map(world_test, results))))
     elif violation is not None:
         show("")
         _draw(args, violation)
@@ -232,7 +242,7 @@ def _protocol(args: argparse.Namespace) -> Iterator[None]:
     file = args.protocol
     try:
         with nullcontext() if file is None else protocol(Path(file)) as own:
-            if own is not None and not args.json:
+            if own is not None and not (args.json or args.ktap):
                 show(f"{own.file}: {own.rule}")
                 show(*(f"replaces {each}" for each in own.replaces), "")
             yield
@@ -319,13 +329,15 @@ def _scorecard(args: argparse.Namespace) -> int:
         else:
             mutants.append(result)
             line = mutant_line(result)
-        if not args.json:
+        if not (args.json or args.ktap):
             show(line)
     worlds.sort(key=lambda each: (each.profile, each.world, each.tasks))
     order = {name: at for at, name in enumerate((*MUTANTS, *HALVES))}
     mutants.sort(key=lambda each: order[each.id])
     if args.json:
         print_json(scorecard_document(worlds, mutants))
+    elif args.ktap:
+        show(*ktap_lines(scorecard_tests(worlds, mutants)))
     else:
         _totals(worlds, mutants)
     alarms = any(each.is_alarm for each in worlds)

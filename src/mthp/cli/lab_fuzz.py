@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mthp.cli.options import DIFFER, UsageError, Verbs, add_number, print_json, show
+from mthp.cli.options import DIFFER, UsageError, Verbs, add_number, add_output, print_json, show
 from mthp.words.files import replace_text
 from mthp.words.streams import say
 
@@ -50,17 +50,25 @@ def add_fuzz(subverbs: Verbs) -> None:
     )
     what = "make the first N disagreements small (default 5; 0: none)"
     add_number(parser, "shrink", what, 0, MOST, 5)
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    add_output(parser)
     parser.set_defaults(run=run_fuzz)
 
 
 def run_fuzz(args: argparse.Namespace) -> int:
     """Run `mthp lab fuzz` and return its exit code."""
-    from mthp.compare.campaign import CampaignSpec, open_campaign, run_campaign, shrink_all
+    from mthp.compare.campaign import (
+        LOG_BYTES,
+        CampaignSpec,
+        open_campaign,
+        run_campaign,
+        shrink_all,
+    )
     from mthp.lab.draw import FAMILIES
     from mthp.lab.kernels.kernels import find
     from mthp.report.coverage import coverage_table
-    from mthp.report.fuzz import fuzz_text
+    from mthp.report.fuzz import fuzz_tests, fuzz_text
+    from mthp.report.ktap import ktap_lines
+    from mthp.words.reading import parse_json, read_text
 
     if args.family and args.family not in FAMILIES:
         raise UsageError(f"--family {args.family}: not one of {', '.join(FAMILIES)}")
@@ -83,6 +91,9 @@ def run_fuzz(args: argparse.Namespace) -> int:
     document = campaign.to_json()
     if args.json:
         print_json(document)
+    elif args.ktap:
+        lines = read_text(campaign.log, LOG_BYTES).splitlines()
+        show(*ktap_lines(fuzz_tests(map(parse_json, lines))))
     else:
         show(*fuzz_text(document, coverage_table(campaign.coverage)).splitlines())
         if smallest:

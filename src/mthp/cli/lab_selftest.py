@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mthp.cli.lab_run import record_lines
-from mthp.cli.options import UsageError, Verbs, print_json, show
+from mthp.cli.options import UsageError, Verbs, add_output, print_json, show
 from mthp.lab.errors import FAILED
+from mthp.report.ktap import KtapTest, KtapVerdict, ktap_group, ktap_lines
 from mthp.words.streams import say
 from mthp.words.units import parse_whole
 
@@ -61,7 +62,7 @@ def add_selftest(subverbs: Verbs) -> None:
         help="also make the engine's states in the guest by system calls, write down what its "
         "kernel does with them, and compare in every detail",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    add_output(parser)
     parser.set_defaults(run=_run_selftest)
 
 
@@ -91,14 +92,21 @@ class _Result:
         ]
 
     @property
-    def complaints(self) -> list[str]:
-        """One line for each wrong result."""
-        found = [f"kernel: {line}" for out in self.outputs.values() for line in out.complaints]
-        for runs in self.runs.values():
-            found += [f"engine: {line}" for run in runs for line in run.findings]
-        for step, lines in (self.records or {}).items():
-            found += [f"recorded: {step}: {line}" for line in lines]
-        return found
+    def complaints(self) -> dict[str, list[str]]:
+        """One line for each wrong result, by side."""
+        records = self.records or {}
+        return {
+            "kernel": [line for out in self.outputs.values() for line in out.complaints],
+            "engine": [
+                line for runs in self.runs.values() for run in runs for line in run.findings
+            ],
+            "recorded": [f"{step}: {line}" for step, lines in records.items() for line in lines],
+        }
+
+    @property
+    def complaint_lines(self) -> list[str]:
+        """The same in one list."""
+        return [f"{side}: {line}" for side, lines in self.complaints.items() for line in lines]
 
     @property
     def passed(self) -> bool:
@@ -136,6 +144,8 @@ def _run_selftest(args: argparse.Namespace) -> int:
     result = _Result(kernel.release if kernel else "", profile, runs, outputs, records)
     if args.json:
         print_json(_document(result))
+    elif args.ktap:
+        show(*ktap_lines(_tests(result)))
     else:
         _print_table(result)
     return 0 if result.passed else FAILED
@@ -201,7 +211,7 @@ def _print_table(result: _Result) -> None:
     show(_heading(result))
     lines = [("case", "context", "order", *_SIDES), *map(_cells, result.rows)]
     columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"-"}]
-    for line in (*aligned(list(zip(*columns, strict=True))), *result.complaints):
+    for line in (*aligned(list(zip(*columns, strict=True))), *result.complaint_lines):
         show(line)
 
 
@@ -221,6 +231,28 @@ def _cells(row: SelftestRow) -> tuple[str, ...]:
     return (row.name, row.context or "-", order, *(getattr(row, side) or "-" for side in _SIDES))
 
 
+def _tests(result: _Result) -> list[KtapTest]:
+    """Each side as a test of its cases."""
+    verdicts = {
+        "ok": KtapVerdict.OK,
+        "not ok": KtapVerdict.NOT_OK,
+        "skip": KtapVerdict.SKIP,
+        "not run": KtapVerdict.ERROR,
+    }
+    found = []
+    for side in _SIDES:
+        cases = [
+            KtapTest(
+                ".".join(map(str, filter(None, (row.name, row.context, row.order)))), verdicts[v]
+            )
+            for row in result.rows
+            if (v := getattr(row, side)) is not None
+        ]
+        if cases:
+            found.append(ktap_group(side, cases, result.complaints[side]))
+    return found
+
+
 def _document(result: _Result) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -236,5 +268,5 @@ def _document(result: _Result) -> dict[str, Any]:
             }
             for row in result.rows
         ],
-        "complaints": result.complaints,
+        "complaints": result.complaint_lines,
     }

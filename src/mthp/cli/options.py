@@ -277,7 +277,7 @@ def add_check(verbs: Verbs) -> None:
         "--resume", metavar="FILE", help="keep what is known here, and go on from it (Ctrl-C stops)"
     )
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON document")
+    add_output(group)
     _add_drawing(group)
     group.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -296,7 +296,7 @@ def add_replay(verbs: Verbs) -> None:
         help="run one execution that `mthp check` printed",
         description="Run the one execution of a token again, and draw it.",
     )
-    parser.set_defaults(run="mthp.cli.check:run_replay")
+    parser.set_defaults(run="mthp.cli.check:run_replay", ktap=False)
     parser.add_argument("token", metavar="TOKEN", help="as `mthp check` printed it")
     parser.add_argument("--protocol", metavar="FILE", help="as it was given to `mthp check`")
     parser.add_argument("--json", action="store_true", help="one JSON document")

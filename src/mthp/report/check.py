@@ -22,6 +22,7 @@ from mthp.check.records import (
     joined,
 )
 from mthp.explore.outcome import Coverage, Extent, Results
+from mthp.report.ktap import KtapTest, KtapVerdict, ktap_group
 from mthp.report.race import again, function_of, headline, race_lines
 from mthp.words.results import ScanResult
 
@@ -183,6 +184,40 @@ def pairs_lines(results: Sequence[WorldResult]) -> list[str]:
             f"  {most.covered.executions:,} with {other}"
         )
     return lines
+
+
+# Tests
+
+
+def world_test(result: WorldResult) -> KtapTest:
+    """A world as a test: an ok says what was covered, no more."""
+    hook = ".hook" if result.hook == "walks" else ""
+    name = f"{result.profile}.{result.world}.{'+'.join(result.tasks[1:]) or 'alone'}{hook}"
+    if result.verdict is Verdict.BROKEN and result.violation is not None:
+        lines = [headline(result.violation), *_ends(result.violation, 100)]
+        return KtapTest(name, KtapVerdict.NOT_OK, notes=lines)
+    if result.verdict is Verdict.EXPECTED:
+        return KtapTest(name, KtapVerdict.XFAIL, result.expected_finding)
+    if result.reason:
+        return KtapTest(name, KtapVerdict.SKIP, result.reason)
+    return KtapTest(name, KtapVerdict.OK, notes=[covered_text(result.covered)])
+
+
+def scorecard_tests(
+    worlds: Sequence[WorldResult], mutants: Sequence[MutantResult]
+) -> list[KtapTest]:
+    """The worlds, and the rules that were taken away: each is ok if that is noticed."""
+    groups = {"worlds": list(map(world_test, worlds)), "mutants": list(map(_mutant_test, mutants))}
+    return [ktap_group(name, tests) for name, tests in groups.items() if tests]
+
+
+def _mutant_test(result: MutantResult) -> KtapTest:
+    if result.verdict is MutantVerdict.MASKED:
+        return KtapTest(result.id, KtapVerdict.SKIP, result.masked_by, [result.rule])
+    caught = result.verdict is MutantVerdict.CAUGHT
+    verdict = KtapVerdict.OK if caught else KtapVerdict.NOT_OK
+    laws = f"law {', '.join(map(str, result.laws))}" if caught else covered_text(result.covered)
+    return KtapTest(result.id, verdict, notes=[result.rule, laws])
 
 
 # Documents

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
+
+from mthp.report.ktap import KtapTest, KtapVerdict, ktap_group
 
 _SHOWN = 10
 _CAUSES = 2
@@ -20,6 +22,19 @@ _WIDTH = 58
 def fuzz_text(document: Mapping[str, Any], coverage: str) -> str:
     """The text of a campaign's document. coverage: its table, as text."""
     return "\n".join(_lines(document, coverage)) + "\n"
+
+
+def fuzz_tests(entries: Iterable[Mapping[str, Any]]) -> list[KtapTest]:
+    """The lines of a campaign's log as tests: each state one, by family."""
+    families: dict[str, list[KtapTest]] = {}
+    for entry in entries:
+        notes = [_mismatch(each) for each in entry["mismatches"]]
+        verdict = KtapVerdict.NOT_OK if notes else KtapVerdict.OK
+        if entry["not_built"]:
+            verdict = KtapVerdict.SKIP
+        test = KtapTest(entry["id"], verdict, f"not built: {entry['not_built']}", notes)
+        families.setdefault(entry["family"], []).append(test)
+    return [ktap_group(name, families[name]) for name in sorted(families)]
 
 
 def _lines(document: Mapping[str, Any], coverage: str) -> Iterator[str]:

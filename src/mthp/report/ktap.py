@@ -30,7 +30,8 @@ class KtapVerdict(Enum):
 
 @dataclass(frozen=True)
 class KtapTest:
-    """A test. reason: stands in its line. notes: lines before that one. parts: its subtests."""
+    """A test. reason: of the verdict, where it is neither OK nor NOT_OK. notes: lines before that of the
+    result. parts: its subtests."""
 
     name: str
     verdict: KtapVerdict
@@ -61,6 +62,5 @@ def ktap_lines(tests: Sequence[KtapTest]) -> Iterator[str]:
 
 def _result(number: int, test: KtapTest) -> str:
     begin, directive = test.verdict.value
-    name = one_line(test.name).replace("#", "-")
-    why = f"{directive} {one_line(test.reason)}".strip()
-    return f"{begin} {number} {name}" + (f" # {why}" if why else "")
+    line = f"{begin} {number} {one_line(test.name).replace('#', '-')}".rstrip()
+    return f"{line} # {directive} {one_line(test.reason)}".rstrip() if directive else line
