@@ -173,7 +173,7 @@ def _command(args: argparse.Namespace, argv: Sequence[str]) -> Command:
         except KeyError:
             raise UsageError(f"--user: nobody is called {args.user} here") from None
         user = User(known.pw_uid, known.pw_gid)
-    name = os.path.join(os.getcwd(), argv[0]) if "/" in argv[0] else argv[0]
+    name = os.path.join(os.getcwd(), argv[0].removeprefix("./")) if "/" in argv[0] else argv[0]
     return Command((name, *argv[1:]), user, os.getcwd())
 
 

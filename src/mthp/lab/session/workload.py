@@ -164,7 +164,8 @@ class Workload:
                 self.check()
                 if time.monotonic() > end:
                     why = f"not ready after {seconds:.0f} s: {error}"
-                    output = [*error.output, *self._last_lines(self._subject)]
+                    printed = self._last_lines(self._subject) or ["nothing"]
+                    output = [*error.output, "and the program itself:", *printed]
                     raise ProgramFailed(why, output) from None
             time.sleep(0.2)
 

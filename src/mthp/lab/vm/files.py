@@ -9,6 +9,7 @@ import fnmatch
 import functools
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -124,7 +125,7 @@ class GuestFiles:
     most: how many bytes they may have together.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = sys.maxsize) -> None:
         self._left = self._most = most
         self._files: dict[str, tuple[Path | bytes, int, Owner]] = {}
         self._folders: dict[str, tuple[int, Owner]] = {}
