@@ -20,7 +20,12 @@ from typing import IO, Any, Iterable, Iterator
 from mthp.words.files import spooled
 from mthp.words.units import Geometry
 
-WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1}
+DEEP_WIDTH = {
+    "pte_bits": 1, "refcount": 4, "folio_mapcount": 4, "folio_state": 2, "mm_ids": 8,
+    "mm_id_mapcounts": 8, "node": 1,
+}  # fmt: skip
+"""The members of a deep capture -> bytes of a value."""
+WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1, **DEEP_WIDTH}
 TYPE = {1: "|u1", 2: "u2", 4: "u4", 8: "u8"}
 
 

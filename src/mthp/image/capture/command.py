@@ -17,6 +17,7 @@ from mthp.image.capture.columns import redact, write_file
 from mthp.image.capture.frames import Frames
 from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
 from mthp.image.capture.host import every_pid, numbers_of_cgroup, pids_of_cgroup
+from mthp.image.capture.pages import Pages
 from mthp.image.capture.proc import (
     FAILED,
     OK,
@@ -129,6 +130,8 @@ def capture(args: argparse.Namespace, pids: list[int], output: str) -> list[str]
         freeze=args.freeze,
         hidden=hidden_of(args),
         frames=args.frames,
+        deep=args.deep,
+        pages=args.pages,
     )
     with replacing(output, 0o600) as file:
         said = capture_into(file, pids, options, os.path.dirname(os.path.abspath(output)))
@@ -139,6 +142,8 @@ def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> li
     """Make the capture, or all of a series; returns the last lines to say."""
     if args.span and not args.every:
         raise CaptureError("--for needs --every", USAGE)
+    if args.deep and args.no_exclusive:
+        raise CaptureError("--deep needs what --no-exclusive skips", USAGE)
     if args.all and args.freeze:
         raise CaptureError("--freeze with --all would stop what this runs in", USAGE)
     pids = pids_asked_for(args)
@@ -189,7 +194,7 @@ def add_processes(group: argparse._ActionsContainer) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, for the command on hosts and for `mthp snap`."""
-    parser.set_defaults(frames=Frames)
+    parser.set_defaults(frames=Frames, pages=Pages)
     add_processes(parser.add_mutually_exclusive_group(required=True))
     parser.add_argument(
         "-o",
@@ -203,6 +208,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--for", type=duration, dest="span", metavar="TIME", help="of --every: end after so long"
+    )
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="read the page tables and folios themselves too, from /proc/kcore (root, x86-64)",
     )
     parser.add_argument("--redact", action="store_true", help="drop names, shift addresses")
     parser.add_argument("--freeze", action="store_true", help="stop them while reading; asks first")

@@ -14,9 +14,11 @@ from collections import Counter
 from random import SystemRandom
 from typing import Any, NamedTuple
 
-from mthp.image.capture.columns import WIDTH, Columns
+from mthp.image.capture.columns import DEEP_WIDTH, WIDTH, Columns
+from mthp.image.capture.deep import Deep
 from mthp.image.capture.frames import BROKEN, KPF_THP, KPF_ZERO_PAGE, Frames, open_frames
 from mthp.image.capture.host import THP, host_facts, host_geometry, memcg_of, other_processes
+from mthp.image.capture.kernel import Kernel
 from mthp.image.capture.pagemap import (
     EVEN,
     HUGE,
@@ -29,6 +31,7 @@ from mthp.image.capture.pagemap import (
     as_zero,
     byte_of_word,
 )
+from mthp.image.capture.pages import Pages
 from mthp.image.capture.pins import pinned_ranges
 from mthp.image.capture.proc import (
     CAP_SYS_ADMIN,
@@ -55,6 +58,7 @@ SECONDS_AGAIN = 1.0
 TEARING = ("vmas_changed", "tables", "tables_changed", "pages_changed", "tables_torn")
 """What is counted of each process, and in all."""
 NEVER = "never visible: "
+LOCKS = "locks held for a moment"
 
 
 class CaptureOptions(NamedTuple):
@@ -63,6 +67,7 @@ class CaptureOptions(NamedTuple):
     redact: names are left out and addresses moved. exclusive: the bit of pages that one process
     alone maps is read. reader: scan, pagemap or auto. freeze: the processes are stopped meanwhile.
     hidden: so many more were meant, which have no number in our PID namespace. frames: what looks them up.
+    deep: the kernel's own memory is read, too; pages: what looks struct pages up.
     """
 
     redact: bool = False
@@ -71,6 +76,8 @@ class CaptureOptions(NamedTuple):
     freeze: bool = False
     hidden: int = 0
     frames: type[Frames] = Frames
+    deep: bool = False
+    pages: type[Pages] = Pages
 
 
 class CaptureRun:
@@ -87,6 +94,7 @@ class CaptureRun:
         self._own = os.open("/proc/self/pagemap", os.O_RDONLY)
         self.frame_shift = 0
         self.frames: Frames | None = None
+        self.deep: Deep | None = None
         self.privilege = self._privilege()
         if options.redact:
             self.frame_shift = (1 + SystemRandom().randrange(1 << 30)) * self.geometry.ptrs_per_pte
@@ -97,6 +105,13 @@ class CaptureRun:
             members += ["kpageflags", "folio_order"]
             if self.frames.counts is not None:
                 members.append("kpagecount")
+        if options.deep:
+            if self.frames is None:
+                raise CaptureError(f"--deep: {self._why_no_frames()}", LACKING)
+            kernel = Kernel()
+            pages = options.pages(kernel, self.geometry.ptrs_per_pte)
+            self.deep = Deep(kernel, pages, self.geometry)
+            members += DEEP_WIDTH
         self.columns = Columns(self.geometry, folder, members)
         self._say_what_is_unseen()
 
@@ -105,6 +120,8 @@ class CaptureRun:
         os.close(self._own)
         if self.frames is not None:
             self.frames.close()
+        if self.deep is not None:
+            self.deep.kernel.close()
         self.columns.close()
 
     def _privilege(self) -> dict[str, bool]:
@@ -129,6 +146,7 @@ class CaptureRun:
             "kpageflags": flags is not None,
             "pagemap_scan": scan,
             "exclusive": self.options.exclusive,
+            "deep": self.options.deep,
         }
 
     def not_seen(self, sentence: str) -> None:
@@ -154,14 +172,16 @@ class CaptureRun:
             self.not_seen("--no-exclusive: which pages are mapped by this process alone")
         if not self.privilege["pagemap_scan"] and self.frames is None:
             self.not_seen("no PAGEMAP_SCAN: zero pages look like shared pages")
-        for always in (
+        if self.deep is not None and not self.deep.kernel.keeps_mm_ids:
+            self.not_seen("which mms map a large folio: this kernel keeps no mm ids")
+        hidden = (
             "pins (GUP) and other extra references",
             "young and dirty bits of the PTEs",
             "folios waiting in per-CPU LRU batches",
-            "locks held for a moment",
             "which VMAs already have an anon_vma although nothing was written",
             "whether prctl keeps huge pages to advised mappings (PR_THP_DISABLE_EXCEPT_ADVISED)",
-        ):
+        )
+        for always in (LOCKS,) if self.options.deep else (*hidden, LOCKS):
             self.not_seen(NEVER + always)
 
     def _why_no_frames(self) -> str:
@@ -224,6 +244,8 @@ class CaptureRun:
         if batch.misfits:
             orders = orders.replace(bytes((BROKEN,)), b"\0")
         parts["kpageflags"], parts["folio_order"] = flags, orders
+        if self.deep is not None:
+            self.deep.add(parts, batch, pfns, orders)
         if self.frames.counts is not None:
             parts["kpagecount"] = counts
 
@@ -251,6 +273,7 @@ class CaptureRun:
             "frozen": self.options.freeze,
             "redacted": self.options.redact,
             "left_out": dict(self.left_out),
+            **({} if self.deep is None else {"deep": self.deep.meta()}),
             "others": other_processes(
                 {process["pid"] for process in processes}, self.geometry.pmd_size
             ),
@@ -285,6 +308,8 @@ class ProcessReader:
         self.rollup = rollup(self.pid)
         if not self.vmas:
             raise shows_nothing(self.pid, "smaps")
+        if session.deep is not None:
+            session.deep.enter(self.pid)
         captured = [vma for vma in self.vmas if vma.captured]
         if not session.privilege["pagemap_scan"]:
             captured = self._leave_out_blind(captured)
@@ -417,6 +442,8 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
     except OSError:
         exe = None
     vmas = []
+    deep = reader.session.deep
+    anon_vmas = {} if deep is None else deep.anon_vmas()
     for vma in reader.vmas:
         entry: dict[str, Any] = {
             "start": vma.start, "end": vma.end, "perms": vma.perms, "offset": vma.offset,
@@ -426,6 +453,8 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
         }  # fmt: skip
         if f"{vma.start:x}" in policies:
             entry["numa"] = policies[f"{vma.start:x}"]
+        if deep is not None:
+            entry["anon_vma"] = anon_vmas.get((vma.start, vma.end), False)
         vmas.append(entry)
     thp = status.get("THP_enabled")
     return {
@@ -440,6 +469,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
         "rollup": reader.rollup,
         "pins": pinned_ranges(pid) if status.get("VmPin", "0 kB") != "0 kB" else [],
         "thp_disable": None if thp is None else thp == "0",
+        **({} if deep is None else {"deep": deep.process()}),
         "tearing": reader.tearing,
         "vmas": vmas,
     }

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's own memory, read through the ELF file that /proc/kcore is.
+
+Kernel: fs/proc/kcore.c.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import re
+import struct
+from typing import NamedTuple
+
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_NOTE = struct.Struct("<III")
+_IDENT = b"\x7fELF\x02\x01"
+_CORE, _X86_64, _LOAD, _NOTES = 4, 62, 1, 4
+_MOST_SEGMENTS = 1 << 15
+_MOST_NOTES = 16 << 20
+_NOWHERE = (1 << 64) - 1
+"""The physical address that kcore gives segments that have none."""
+
+
+class CoreError(Exception):
+    """What is no such file, or an address that it does not have; one line."""
+
+
+class _Segment(NamedTuple):
+    """A range of addresses, and where in the file it begins."""
+
+    start: int
+    end: int
+    offset: int
+
+
+class Core:
+    """The memory of a kernel by its own addresses, and by physical ones.
+
+    file: a descriptor. info: what the kernel says of itself for those who read its memory, by name.
+    Kernel: kernel/vmcore_info.c.
+    """
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        header = os.pread(file, _HEADER.size, 0)
+        if len(header) < _HEADER.size or not header.startswith(_IDENT):
+            raise CoreError("is no ELF file of 64 bits")
+        _, kind, machine, _, _, at, _, _, _, size, count, *_ = _HEADER.unpack(header)
+        if (kind, machine, size) != (_CORE, _X86_64, _SEGMENT.size) or count > _MOST_SEGMENTS:
+            raise CoreError("is no core file of x86-64")
+        table = self._at(at, count * size)
+        self.info: dict[str, str] = {}
+        virtual, physical = [], []
+        for kind, _, offset, start, where, length, _, _ in _SEGMENT.iter_unpack(table):
+            if kind == _NOTES:
+                self._read_notes(offset, length)
+            elif kind == _LOAD and length:
+                virtual.append(_Segment(start, start + length, offset))
+                if where != _NOWHERE:
+                    physical.append(_Segment(where, where + length, offset))
+        self._virtual, self._physical = sorted(virtual), sorted(physical)
+
+    def _at(self, offset: int, size: int) -> bytes:
+        """Bytes of the file. CoreError where it ends before."""
+        found = os.pread(self.file, size, offset)
+        while len(found) < size:
+            more = os.pread(self.file, size - len(found), offset + len(found))
+            if not more:
+                raise CoreError("ends before what it is said to have")
+            found += more
+        return found
+
+    def _read_notes(self, offset: int, length: int) -> None:
+        notes, at = self._at(offset, min(length, _MOST_NOTES)), 0
+        while at + _NOTE.size <= len(notes):
+            name, size, _ = _NOTE.unpack_from(notes, at)
+            begin = at + _NOTE.size + (name + 3 & -4)
+            if notes[at + _NOTE.size :].startswith(b"VMCOREINFO\0"):
+                text = notes[begin : begin + size].decode("ascii", "replace")
+                self.info.update(re.findall(r"^([^=\n]+)=(.*)$", text, re.M))
+            at = begin + (size + 3 & -4)
+
+    def number(self, name: str) -> int:
+        """A number that the kernel says of itself; 0 where it does not say it."""
+        try:
+            return int(self.info.get(f"NUMBER({name})", "0"))
+        except ValueError:
+            raise CoreError(f"NUMBER({name}) in it is no number") from None
+
+    def read(self, address: int, size: int) -> bytes:
+        """What is at an address of the kernel's. CoreError: it is in no segment."""
+        return self._found(self._virtual, address, size)
+
+    def physical(self, address: int, size: int) -> bytes:
+        """What is at a physical address."""
+        return self._found(self._physical, address, size)
+
+    def word(self, address: int) -> int:
+        """The 64-bit word at an address of the kernel's."""
+        return int.from_bytes(self.read(address, 8), "little")
+
+    def _found(self, segments: list[_Segment], address: int, size: int) -> bytes:
+        k = bisect.bisect_right(segments, (address, _NOWHERE, _NOWHERE)) - 1
+        while k >= 0:
+            segment = segments[k]
+            if segment.start <= address and address + size <= segment.end:
+                return self._at(segment.offset + address - segment.start, size)
+            if k and segments[k - 1].end <= address:
+                break
+            k -= 1
+        raise CoreError(f"has nothing at {address:#x}")

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a deep capture reads of the kernel's own memory but for pages: processes' mms, their VMAs,
+khugepaged's list, the CPUs' batches of folios, and nodes.
+
+Kernel: include/linux/mm_types.h, mm/khugepaged.c, mm/folio.c (mm/swap.c before 7.3), mm/mlock.c.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import struct
+from typing import Callable, Iterator, NamedTuple, TypeVar
+
+from mthp.image.capture.btf import Btf, BtfError
+from mthp.image.capture.kcore import Core, CoreError
+from mthp.image.capture.proc import LACKING, CaptureError, gone, started, text
+from mthp.words.streams import TOO_MANY_FILES
+
+KCORE, BTF, SYMBOLS = "/proc/kcore", "/sys/kernel/btf/vmlinux", "/proc/kallsyms"
+
+NEEDED = {
+    "task_struct": ("tasks", "pid", "mm", "start_boottime"),
+    "mm_struct": ("pgd", "flags", "mm_mt.ma_root"),
+    "vm_area_struct": ("vm_start", "vm_end", "anon_vma"),
+    "maple_node": ("mr64.pivot", "mr64.slot", "ma64.pivot", "ma64.slot"),
+    "khugepaged_scan": ("mm_head", "mm_slot", "address"),
+    "mm_slot": ("mm_node", "mm"),
+    "cpu_fbatches": ("lru_add", "lru_deactivate", "lru_lazyfree", "lru_activate"),
+    "mlock_fbatch": ("fbatch",),
+    "folio_batch": ("nr", "folios"),
+    "pglist_data": ("node_start_pfn", "node_spanned_pages"),
+    "page": ("flags", "_refcount", "_mapcount"),
+    "folio": ("_flags_1", "_large_mapcount", "_pincount", "_deferred_list"),
+}
+"""Members, without which nothing is read. Linux 6.12 and later have them."""
+MM_IDS = {"mm_struct": ("mm_id",), "folio": ("_mm_ids", "_mm_id_mapcount")}
+"""Members that Linux 6.15 and later have."""
+FLAGS = ("PG_head", "PG_workingset", "PG_anon_exclusive", "PG_partially_mapped")
+NEEDED_SYMBOLS = (
+    "init_task", "khugepaged_scan", "cpu_fbatches", "mlock_fbatch", "__per_cpu_offset", "node_data",
+)  # fmt: skip
+VMEMMAP = "vmemmap_base"
+VMEMMAP_USUAL = 0xFFFFEA0000000000
+"""Where struct pages are on kernels that do not move them. Kernel: Documentation/arch/x86/x86_64/mm.rst."""
+
+MMF_VM_HUGEPAGE, MMF_HAS_PINNED = 1 << 17, 1 << 27
+MMF_EXCEPT_ADVISED, MMF_COMPLETELY = 1 << 23, 1 << 24
+"""Kernel: include/linux/mm_types.h; before Linux 6.18 bit 23 was another thing, and mm_flags_t not there."""
+
+BATCHES = {"lru_add": 8, "lru_deactivate": 16, "lru_lazyfree": 32, "lru_activate": 64}
+MLOCK_BATCH = 128
+"""Bits of the `folio_state` member."""
+
+_MOST_TASKS = 1 << 22
+_MOST_READINGS = 8
+_MOST_NODES_OF_A_TREE = 1 << 20
+_WORD = (1 << 64) - 1
+_TICK = 10_000_000
+"""Nanoseconds of a clock tick that /proc tells start times in."""
+_T = TypeVar("_T")
+
+
+class Mm(NamedTuple):
+    """A process's address space. pgd: where its top page table is. disable_thp: as prctl set it."""
+
+    address: int
+    pgd: int
+    mm_id: int | None
+    disable_thp: str
+    pinned: bool
+    hugepage: bool
+
+
+class Kernel:
+    """The running kernel's structures. CaptureError (5) where this host or this kernel lacks what is
+    needed, all of it named in one line."""
+
+    def __init__(self) -> None:
+        if platform.machine() != "x86_64":
+            raise CaptureError("--deep reads page tables of x86-64 only", LACKING)
+        try:
+            self.core = Core(_opened(KCORE))
+            self.btf = Btf(_whole(BTF))
+        except (CoreError, BtfError) as error:
+            raise CaptureError(f"--deep: {KCORE} or {BTF}: {error}", LACKING) from None
+        self.at: dict[str, int] = {}
+        lacking = self._look_up(NEEDED)
+        self.flags: dict[str, int] = {}
+        try:
+            self.flags = self.btf.enumerators("pageflags")
+            self._maple = self.btf.enumerators("maple_type")
+            lacking += [name for name in FLAGS if name not in self.flags]
+        except BtfError as error:
+            lacking.append(str(error))
+        self.symbols = _symbols((*NEEDED_SYMBOLS, VMEMMAP))
+        lacking += [f"symbol {name}" for name in NEEDED_SYMBOLS if not self.symbols.get(name)]
+        if lacking:
+            raise CaptureError(f"--deep: this kernel lacks {', '.join(lacking)}", LACKING)
+        self.keeps_mm_ids = not self._look_up(MM_IDS)
+        try:
+            at = self.symbols.get(VMEMMAP)
+            self.vmemmap = self.core.word(at) if at else VMEMMAP_USUAL
+            self.page_bytes = self.btf.size("page")
+            self.levels = 5 if self.core.number("pgtable_l5_enabled") else 4
+            self.encrypted = self.core.number("sme_mask") & _WORD
+            self.nodes = list(self._nodes())
+        except CoreError as error:
+            raise CaptureError(f"--deep: {KCORE} {error}", LACKING) from None
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        os.close(self.core.file)
+
+    def _look_up(self, members: dict[str, tuple[str, ...]]) -> list[str]:
+        """Note where the members stand; returns those that are not there."""
+        lacking = []
+        for name, paths in members.items():
+            for path in paths:
+                try:
+                    self.at[f"{name}.{path}"] = self.btf.offset(name, path)
+                except BtfError as error:
+                    if str(error) not in lacking:
+                        lacking.append(str(error))
+        return lacking
+
+    def _field(self, address: int, member: str) -> int:
+        """The 64-bit field of a structure that begins at the address."""
+        return self.core.word(address + self.at[member])
+
+    # --- processes ------------------------------------------------------------------------
+
+    def mm_of(self, pid: int) -> Mm:
+        """The address space of a process; LeftOut where it went away."""
+        began = started(pid)
+        mm = self._settled(lambda: self._find_mm(pid, began))
+        if not mm:
+            raise gone(pid)
+        flags = self._field(mm, "mm_struct.flags")
+        disabled = "completely" if flags & MMF_COMPLETELY else "no"
+        if flags & MMF_EXCEPT_ADVISED and self.btf.has("mm_flags_t"):
+            disabled = "except advised"
+        mm_id = None
+        if self.keeps_mm_ids:
+            mm_id = self._field(mm, "mm_struct.mm_id") & 0xFFFFFFFF
+        pgd = self._field(mm, "mm_struct.pgd")
+        return Mm(
+            mm, pgd, mm_id, disabled, bool(flags & MMF_HAS_PINNED), bool(flags & MMF_VM_HUGEPAGE)
+        )
+
+    def _find_mm(self, pid: int, began: int | None) -> int:
+        """Walk all processes. They are told apart by when they started: numbers are of a namespace."""
+        first = self.symbols["init_task"]
+        link = self.at["task_struct.tasks"]
+        wanted = [
+            self.at[f"task_struct.{name}"] for name in ("tasks", "pid", "mm", "start_boottime")
+        ]
+        low, size = min(wanted), max(wanted) + 8 - min(wanted)
+        task = first
+        for _ in range(_MOST_TASKS):
+            raw = self.core.read(task + low, size)
+            following, number, mm, start = (
+                int.from_bytes(raw[at - low : at - low + 8], "little") for at in wanted
+            )
+            if number & 0xFFFFFFFF == pid and start // _TICK == began:
+                return mm
+            task = following - link
+            if task == first:
+                return 0
+        raise CoreError("has more processes than there can be")
+
+    def _settled(self, walk: Callable[[], _T]) -> _T:
+        """What a walk finds; it is begun again where what it walks along moved meanwhile."""
+        for again in range(_MOST_READINGS, 0, -1):
+            try:
+                return walk()
+            except CoreError:
+                if again == 1:
+                    raise CaptureError(
+                        "--deep: what is read changed each time it was read"
+                    ) from None
+        raise AssertionError
+
+    # --- VMAs -----------------------------------------------------------------------------
+
+    def anon_vmas(self, mm: Mm) -> dict[tuple[int, int], bool]:
+        """Of each VMA, by start and end: whether it has an anon_vma."""
+        return self._settled(lambda: dict(self._vmas(mm)))
+
+    def _vmas(self, mm: Mm) -> Iterator[tuple[tuple[int, int], bool]]:
+        names = ("vm_start", "vm_end", "anon_vma")
+        wanted = [self.at[f"vm_area_struct.{name}"] for name in names]
+        low, size = min(wanted), max(wanted) + 8 - min(wanted)
+        for vma in self._entries(self._field(mm.address, "mm_struct.mm_mt.ma_root")):
+            raw = self.core.read(vma + low, size)
+            start, end, anon = (
+                int.from_bytes(raw[at - low : at - low + 8], "little") for at in wanted
+            )
+            yield (start, end), anon != 0
+
+    def _entries(self, root: int) -> Iterator[int]:
+        """What a maple tree holds, ascending. Kernel: lib/maple_tree.c."""
+        kinds = {
+            self._maple["maple_leaf_64"]: "mr64",
+            self._maple["maple_range_64"]: "mr64",
+            self._maple["maple_arange_64"]: "ma64",
+        }
+        leaf, waiting, seen = self._maple["maple_leaf_64"], [(root, _WORD)], 0
+        while waiting:
+            encoded, most = waiting.pop()
+            seen += 1
+            kind = encoded >> 3 & 15
+            if encoded & 3 != 2 or kind not in kinds or seen > _MOST_NODES_OF_A_TREE:
+                raise CoreError("has no tree of VMAs there")
+            pivots = self.at[f"maple_node.{kinds[kind]}.pivot"] // 8
+            slots = self.at[f"maple_node.{kinds[kind]}.slot"] // 8
+            words = struct.unpack("<32Q", self.core.read(encoded & ~255, 256))
+            held = []
+            for k, entry in enumerate(words[slots : 2 * slots - pivots + 1]):
+                pivot = words[pivots + k] if pivots + k < slots else 0
+                last = pivot if pivot or not k else most
+                held.append((entry, last))
+                if last >= most:
+                    break
+            if kind == leaf:
+                yield from (entry for entry, _ in held if entry and not entry & 3)
+            else:
+                waiting += reversed(held)
+
+    # --- khugepaged -----------------------------------------------------------------------
+
+    def khugepaged(self) -> tuple[list[int], int | None, int]:
+        """khugepaged's list, the mms' addresses in order; the place of the one it stands in, None for
+        none; and the address where it stands there. Read until two readings agree."""
+        before = None
+        for _ in range(_MOST_READINGS):
+            now = self._settled(self._registered)
+            if now == before:
+                break
+            before = now
+        mms, slots, current, address = now
+        at = slots.index(current) if current in slots else None
+        return mms, at, address if at is not None else 0
+
+    def _registered(self) -> tuple[list[int], list[int], int, int]:
+        scan = self.symbols["khugepaged_scan"]
+        head = scan + self.at["khugepaged_scan.mm_head"]
+        link, its_mm = self.at["mm_slot.mm_node"], self.at["mm_slot.mm"]
+        mms, slots, node = [], [], self.core.word(head)
+        while node != head:
+            slots.append(node - link)
+            mms.append(self.core.word(node - link + its_mm))
+            node = self.core.word(node)
+            if len(mms) > _MOST_TASKS:
+                raise CoreError("has more mms than there can be")
+        return (
+            mms, slots, self._field(scan, "khugepaged_scan.mm_slot"),
+            self._field(scan, "khugepaged_scan.address"),
+        )  # fmt: skip
+
+    # --- batches, nodes -------------------------------------------------------------------
+
+    def batches(self) -> dict[int, int]:
+        """The folios that wait in a batch of a CPU: head frame -> bits of BATCHES and MLOCK_BATCH."""
+        found: dict[int, int] = {}
+        for cpu in _numbers("/sys/devices/system/cpu/possible"):
+            try:
+                base = self.core.word(self.symbols["__per_cpu_offset"] + 8 * cpu)
+                self._add_batches(found, base)
+            except CoreError:  # of a CPU that is not there
+                continue
+        return found
+
+    def _add_batches(self, found: dict[int, int], base: int) -> None:
+        every = base + self.symbols["cpu_fbatches"]
+        for name, bit in BATCHES.items():
+            self._add_batch(found, every + self.at[f"cpu_fbatches.{name}"], bit)
+        mlock = base + self.symbols["mlock_fbatch"] + self.at["mlock_fbatch.fbatch"]
+        self._add_batch(found, mlock, MLOCK_BATCH)
+
+    def _add_batch(self, found: dict[int, int], batch: int, bit: int) -> None:
+        size = self.btf.size("folio_batch")
+        raw = self.core.read(batch, size)
+        first = self.at["folio_batch.folios"]
+        count = min(raw[self.at["folio_batch.nr"]], (size - first) // 8)
+        for folio in struct.unpack_from(f"<{count}Q", raw, first):
+            frame = ((folio & ~3) - self.vmemmap) // self.page_bytes
+            found[frame] = found.get(frame, 0) | bit
+
+    def _nodes(self) -> Iterator[tuple[int, int, int]]:
+        """(first frame, one past the last, node) of each node with memory."""
+        for node in _numbers("/sys/devices/system/node/online") or [0]:
+            data = self.core.word(self.symbols["node_data"] + 8 * node)
+            start = self._field(data, "pglist_data.node_start_pfn")
+            yield start, start + self._field(data, "pglist_data.node_spanned_pages"), node
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
+        why = "run as root" if os.geteuid() else error.strerror
+        raise CaptureError(f"--deep needs {path}: {why}", LACKING) from None
+
+
+def _whole(path: str) -> bytes:
+    file = _opened(path)
+    with open(file, "rb") as stream:
+        return stream.read()
+
+
+def _symbols(names: tuple[str, ...]) -> dict[str, int]:
+    """Where the symbols are; 0 or nothing where the kernel does not say it."""
+    pattern = rb"(?m)^([0-9a-f]+) \w (%s)$" % "|".join(names).encode()
+    return {name.decode(): int(at, 16) for at, name in re.findall(pattern, _whole(SYMBOLS))}
+
+
+def _numbers(path: str) -> list[int]:
+    """The numbers of a list such as 0-3,7; empty where it cannot be read."""
+    found: list[int] = []
+    for part in (text(path) or "").split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            found += range(int(first), int(last or first) + 1)
+    return found

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What struct page and struct folio say of the frames that page tables point to.
+
+Kernel: include/linux/mm_types.h.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Iterator, NamedTuple
+
+from mthp.image.capture.kcore import CoreError
+from mthp.image.capture.kernel import Kernel
+
+ON_DEFERRED_LIST, PARTIALLY_MAPPED, MAYBE_PINNED = 1, 2, 4
+WORKINGSET = 1 << 8
+"""Bits of the `folio_state` member, beside those of batches."""
+PIN = 1 << 10
+"""References of a small folio that one pin holds. Kernel: GUP_PIN_COUNTING_BIAS."""
+NEAR = 64
+"""Frames that are no further apart are read by one call, with what is between them."""
+RECORD = 32
+"""Bytes for what is found of a frame: refcount, mapcount, mm ids, their mapcounts, state, node, and in
+the last four whether it is exclusive and whether it contradicts the order that was asked about."""
+_LIST_POISON = 0xDEAD000000000100
+_NOTHING = bytes(28) + b"\0\1\0\0"
+"""The record of a frame that has no struct page."""
+
+
+class Found(NamedTuple):
+    """What was found of each PTE's frame: members' names to bytes; whether it is exclusive; and 1 where
+    head or order are not what kpageflags said."""
+
+    members: dict[str, bytes]
+    exclusive: bytes
+    broken: bytes
+
+
+class Pages:
+    """Reads the struct pages of frames, a range at a time. block: frames of the largest folio."""
+
+    def __init__(self, kernel: Kernel, block: int) -> None:
+        self.kernel = kernel
+        self.block = block
+        self.batches: dict[int, int] = {}
+
+    def look_up(self, pfns: array[int], orders: bytes) -> Found:
+        """What there is of each frame, 0 where the pfn is 0. orders: of the folios that they are of."""
+        order_of = dict(zip(pfns, orders))
+        order_of.pop(0, None)
+        records = {0: bytes(RECORD)}
+        for run in self._runs(sorted(order_of)):
+            folios = {pfn & -1 << order_of[pfn]: order_of[pfn] for pfn in run if order_of[pfn]}
+            first, packed = self._read(run, folios)
+            for pfn in run:
+                k = RECORD * (pfn - first)
+                records[pfn] = packed[k : k + RECORD]
+        found = memoryview(b"".join(map(records.__getitem__, pfns)))
+        words, longs, halves = found.cast("I"), found.cast("Q"), found.cast("H")
+        return Found(
+            {
+                "refcount": words[0::8].tobytes(),
+                "folio_mapcount": words[1::8].tobytes(),
+                "mm_ids": longs[1::4].tobytes(),
+                "mm_id_mapcounts": longs[2::4].tobytes(),
+                "folio_state": halves[12::16].tobytes(),
+                "node": found[26::RECORD].tobytes(),
+            },
+            found[28::RECORD].tobytes(),
+            found[29::RECORD].tobytes(),
+        )
+
+    def _runs(self, pfns: list[int]) -> Iterator[list[int]]:
+        """Cut ascending frames where none are near, and where a folio of PMD order would end."""
+        begin = 0
+        for k in range(1, len(pfns)):
+            apart = pfns[k] - pfns[k - 1] > NEAR
+            if apart or pfns[k] // self.block != pfns[k - 1] // self.block:
+                yield pfns[begin:k]
+                begin = k
+        if pfns:
+            yield pfns[begin:]
+
+    def _read(self, run: list[int], folios: dict[int, int]) -> tuple[int, bytes]:
+        """Read a run: its first frame, and a record for that one and each that follows.
+
+        folios: of the run, those that are large: first frame -> order.
+        """
+        kernel, size = self.kernel, self.kernel.page_bytes
+        first, end = run[0], run[-1] + 1
+        if folios:
+            first, end = first - first % self.block, first - first % self.block + self.block
+        try:
+            raw = kernel.core.read(kernel.vmemmap + first * size, (end - first) * size)
+        except CoreError:  # no memory is there: what named it changed meanwhile
+            return first, _NOTHING * (end - first)
+        packed = self._small(first, raw)
+        for head, order in folios.items():
+            self._large(packed, raw, head, order, (head - first) * size)
+        for head in self.batches.keys() & {*run, *folios}:
+            for k in range(head - first, head - first + (1 << folios.get(head, 0))):
+                packed[RECORD * k + 24] |= self.batches[head]
+        return first, bytes(packed)
+
+    def _small(self, first: int, raw: bytes) -> bytearray:
+        """The records of frames, each as if it were a folio."""
+        kernel, at = self.kernel, self.kernel.at
+        words, step = memoryview(raw).cast("I"), kernel.page_bytes // 4
+        references = words[at["page._refcount"] // 4 :: step]
+        mapped = words[at["page._mapcount"] // 4 :: step].tolist()
+        flags = words[at["page.flags"] // 4 :: step].tolist()
+        exclusive, workingset = kernel.flags["PG_anon_exclusive"], kernel.flags["PG_workingset"]
+        node = self._node(first) << 16
+        states = [
+            node | (flag >> workingset & 1) * WORKINGSET | (count >= PIN) * MAYBE_PINNED
+            for flag, count in zip(flags, references.tolist())
+        ]
+        packed = bytearray(RECORD * len(flags))
+        fields = memoryview(packed).cast("I")
+        fields[0::8] = references
+        fields[1::8] = memoryview(array("I", [count + 1 & 0xFFFFFFFF for count in mapped]))
+        fields[6::8] = memoryview(array("I", states))
+        fields[7::8] = memoryview(array("I", [flag >> exclusive & 1 for flag in flags]))
+        return packed
+
+    def _large(self, packed: bytearray, raw: bytes, head: int, order: int, start: int) -> None:
+        """Write what there is of a large folio into the records of its frames. start: of its first struct
+        page in raw."""
+        kernel, at = self.kernel, self.kernel.at
+
+        def field(name: str, width: int) -> int:
+            place = start + at[name]
+            return int.from_bytes(raw[place : place + width], "little")
+
+        flags, second = field("page.flags", 8), field("folio._flags_1", 8)
+        state = MAYBE_PINNED * (field("folio._pincount", 4) > 0)
+        state |= WORKINGSET * (flags >> kernel.flags["PG_workingset"] & 1)
+        if order > 1:
+            following = field("folio._deferred_list", 8)
+            itself = kernel.vmemmap + head * kernel.page_bytes + at["folio._deferred_list"]
+            state |= ON_DEFERRED_LIST * (following not in (0, itself, _LIST_POISON))
+            state |= PARTIALLY_MAPPED * (second >> kernel.flags["PG_partially_mapped"] & 1)
+        record = bytearray(RECORD)
+        record[0:4] = field("page._refcount", 4).to_bytes(4, "little")
+        record[4:8] = (field("folio._large_mapcount", 4) + 1 & 0xFFFFFFFF).to_bytes(4, "little")
+        if kernel.keeps_mm_ids:
+            record[8:16] = field("folio._mm_ids", 8).to_bytes(8, "little")
+            record[16:24] = field("folio._mm_id_mapcount", 8).to_bytes(8, "little")
+        record[24:28] = (state | self._node(head) << 16).to_bytes(4, "little")
+        begin, nr = start // kernel.page_bytes, 1 << order
+        own = slice(RECORD * begin, RECORD * (begin + nr))
+        exclusive = memoryview(packed[own]).cast("I")[7::8].tobytes()
+        packed[own] = bytes(record) * nr
+        memoryview(packed)[own].cast("I")[7::8] = memoryview(exclusive).cast("I")
+        if not flags >> kernel.flags["PG_head"] & 1 or second & 0xFF != order:
+            for k in range(begin, begin + nr):
+                packed[RECORD * k + 29] = 1
+
+    def _node(self, pfn: int) -> int:
+        """The node of a frame, and of its whole block: nodes begin and end with sections of memory."""
+        for start, end, node in self.kernel.nodes:
+            if start <= pfn < end:
+                return node
+        return 0
