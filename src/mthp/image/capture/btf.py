@@ -29,6 +29,8 @@ _MORE = {
 _MOST_NESTED = 32
 """So deep structures, and names of names, may stand in one another."""
 _MOST_BYTES = 64 << 20
+_AT_ONCE = 1 << 10
+"""Types that are gone through together."""
 
 
 class BtfError(Exception):
@@ -55,21 +57,25 @@ class Btf:
         magic, version, _, length, at, size, names, names_size = _HEADER.unpack_from(data)
         if magic != _MAGIC or version != 1:
             raise BtfError(f"magic {magic:#x}, version {version}: no type information")
-        self._first, self._end = length + at, length + at + size
+        self._end = length + at + size
         self._data = data
         self._names = data[length + names : length + names + names_size]
         ends_well = self._names.startswith(b"\0") and self._names.endswith(b"\0")
         if max(self._end, length + names + names_size) > len(data) or not ends_well:
             raise BtfError("type information that is cut off")
         self._at = array("I", [0])
+        self._next: int = length + at
         self._named: dict[int, list[int]] = {}
-        self._index()
 
-    def _index(self) -> None:
-        """Note where each type begins, and which are structures, unions and enums of each name."""
-        at, data, unpack, kept = self._first, self._data, _TYPE.unpack_from, self._named
-        last = self._end - _TYPE.size
-        while at <= last:
+    def _more(self) -> bool:
+        """Note where the next types begin, and which are structures and the like of each name; whether
+        there were more. What nobody asks for is not gone through: it is the most."""
+        at, data, unpack, kept = self._next, self._data, _TYPE.unpack_from, self._named
+        for _ in range(_AT_ONCE):
+            if at == self._end:
+                break
+            if at > self._end - _TYPE.size:
+                raise BtfError("type information that is cut off")
             name, info, _ = unpack(data, at)
             kind = info >> 24 & 0x1F
             if kind not in _MORE:
@@ -79,23 +85,30 @@ class Btf:
             self._at.append(at)
             own, each = _MORE[kind]
             at += _TYPE.size + own + each * (info & 0xFFFF)
-        if at != self._end:
-            raise BtfError("type information that is cut off")
+        before, self._next = self._next, at
+        return before < at
 
     def _type(self, number: int) -> _Type:
-        if not 0 < number < len(self._at):
-            raise BtfError(f"there is no type {number}")
+        while not 0 < number < len(self._at):
+            if not number or not self._more():
+                raise BtfError(f"there is no type {number}")
         at = self._at[number]
         name, info, other = _TYPE.unpack_from(self._data, at)
         extra = at + _TYPE.size
         return _Type(name, info >> 24 & 0x1F, info & 0xFFFF, bool(info >> 31), other, extra)
 
     def _named_type(self, name: str, kinds: tuple[int, ...]) -> _Type | None:
-        at = self._names.find(b"\0" + name.encode() + b"\0")
-        for number in self._named.get(at + 1, ()) if at >= 0 else ():
-            found = self._plain(number)
-            if found.kind in kinds:
-                return found
+        at = self._names.find(b"\0" + name.encode() + b"\0") + 1
+        seen = 0
+        while at:
+            numbers = self._named.get(at, [])[seen:]
+            seen += len(numbers)
+            for number in numbers:
+                found = self._plain(number)
+                if found.kind in kinds:
+                    return found
+            if not self._more():
+                break
         return None
 
     def _plain(self, number: int) -> _Type:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import Any
+from typing import Any, Dict
 
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import Kernel, Mm
@@ -27,18 +27,22 @@ _SAVED_DIRTY = bytes(value & 4 for value in range(256))
 _FRAME = (1 << 52) - (1 << 12)
 
 
-def _bits_of(low: int) -> int:
-    """The bits of pte_bits that the low 16 bits of an entry make."""
-    pairs: tuple[tuple[int, int], ...]
-    if low & (_P | _G):
-        pairs = (
-            (_A, YOUNG), (_D, DIRTY), (_RW, WRITABLE), (_SOFT_DIRTY, SOFT_DIRTY), (_SOFT_UFFD, UFFD),
-        )  # fmt: skip
-        bits = 0 if low & _P else PROT_NONE
-    else:
-        pairs = ((_SWP_SOFT_DIRTY, SOFT_DIRTY), (_SWP_UFFD, UFFD), (_SWP_EXCLUSIVE, EXCLUSIVE))
-        bits = 0
-    return bits | sum(bit for of, bit in pairs if low & of)
+class _Bits(Dict[int, int]):
+    """The bits of pte_bits that the low 16 bits of an entry make, worked out once."""
+
+    def __missing__(self, low: int) -> int:
+        pairs: tuple[tuple[int, int], ...]
+        if low & (_P | _G):
+            pairs = (
+                (_A, YOUNG), (_D, DIRTY), (_RW, WRITABLE), (_SOFT_DIRTY, SOFT_DIRTY), (_SOFT_UFFD, UFFD),
+            )  # fmt: skip
+        else:
+            pairs = ((_SWP_SOFT_DIRTY, SOFT_DIRTY), (_SWP_UFFD, UFFD), (_SWP_EXCLUSIVE, EXCLUSIVE))
+        bits = sum(bit for of, bit in pairs if low & of)
+        if low & (_P | _G) == _G:
+            bits |= PROT_NONE
+        self[low] = bits
+        return bits
 
 
 class Deep:
@@ -50,7 +54,7 @@ class Deep:
         self.geometry = geometry
         self.mm: Mm | None = None
         self._list, self._at, self._address = kernel.khugepaged()
-        self._bits = bytes(map(_bits_of, range(1 << 16)))
+        self._bits = _Bits()
 
     def enter(self, pid: int) -> None:
         """Turn to a process."""
@@ -86,7 +90,7 @@ class Deep:
         words = b"".join(map(self._table, batch.addresses))
         low, nr = batch.low, self.geometry.ptrs_per_pte
         entries = memoryview(words).cast("Q")
-        bits = bytearray(self._bits[w] for w in memoryview(words).cast("H")[0::4])
+        bits = bytearray(map(self._bits.__getitem__, memoryview(words).cast("H")[0::4]))
         mask = _FRAME & ~self.kernel.encrypted
         frames = array("Q", [(w if w & _P else ~w if w & _G else 0) & mask for w in entries])
         saved = words[7::8].translate(_SAVED_DIRTY)

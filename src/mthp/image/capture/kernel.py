@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import struct
+from functools import lru_cache
 from typing import Callable, Iterator, NamedTuple, TypeVar
 
 from mthp.image.capture.btf import Btf, BtfError
@@ -18,7 +18,7 @@ from mthp.image.capture.kcore import Core, CoreError
 from mthp.image.capture.proc import LACKING, CaptureError, gone, started, text
 from mthp.words.streams import TOO_MANY_FILES
 
-KCORE, BTF, SYMBOLS = "/proc/kcore", "/sys/kernel/btf/vmlinux", "/proc/kallsyms"
+KCORE, BTF, KALLSYMS = "/proc/kcore", "/sys/kernel/btf/vmlinux", "/proc/kallsyms"
 
 NEEDED = {
     "task_struct": ("tasks", "pid", "mm", "start_boottime"),
@@ -37,8 +37,11 @@ NEEDED = {
 """Members, without which nothing is read. Linux 6.12 and later have them."""
 MM_IDS = {"mm_struct": ("mm_id",), "folio": ("_mm_ids", "_mm_id_mapcount")}
 """Members that Linux 6.15 and later have."""
-FLAGS = ("PG_head", "PG_workingset", "PG_anon_exclusive", "PG_partially_mapped")
-NEEDED_SYMBOLS = (
+ENUMS = {
+    "pageflags": ("PG_head", "PG_workingset", "PG_anon_exclusive", "PG_partially_mapped"),
+    "maple_type": ("maple_leaf_64", "maple_range_64", "maple_arange_64"),
+}
+SYMBOLS = (
     "init_task", "khugepaged_scan", "cpu_fbatches", "mlock_fbatch", "__per_cpu_offset", "node_data",
 )  # fmt: skip
 VMEMMAP = "vmemmap_base"
@@ -73,57 +76,87 @@ class Mm(NamedTuple):
     hugepage: bool
 
 
+class Layout(NamedTuple):
+    """What stays the same until the kernel is another. at: where members and symbols stand; flags, maple:
+    the constants of enums; sizes: of structures; keeps_mm_ids: MM_IDS are there; except_advised: mms have
+    the flag of prctl's mode."""
+
+    at: dict[str, int]
+    flags: dict[str, int]
+    maple: dict[str, int]
+    sizes: dict[str, int]
+    symbols: dict[str, int]
+    keeps_mm_ids: bool
+    except_advised: bool
+
+
+@lru_cache(maxsize=None)
+def layout() -> Layout:
+    """Read it, once. CaptureError (5) names in one line all that this kernel lacks."""
+    if platform.machine() != "x86_64":
+        raise CaptureError("--deep reads page tables of x86-64 only", LACKING)
+    try:
+        btf = Btf(_whole(BTF))
+        at, lacking = _members(btf, NEEDED)
+        enums = {}
+        for name, needed in ENUMS.items():
+            enums[name] = btf.enumerators(name)
+            lacking += [each for each in needed if each not in enums[name]]
+        of_ids, no_ids = _members(btf, MM_IDS)
+        sizes = {name: btf.size(name) for name in ("page", "folio_batch")}
+        symbols = _symbols((*SYMBOLS, VMEMMAP))
+        lacking += [f"symbol {name}" for name in SYMBOLS if not symbols.get(name)]
+        if lacking:
+            raise BtfError(f"this kernel lacks {', '.join(lacking)}")
+        return Layout(
+            {**at, **of_ids}, enums["pageflags"], enums["maple_type"], sizes, symbols, not no_ids,
+            btf.has("mm_flags_t"),
+        )  # fmt: skip
+    except BtfError as error:
+        raise CaptureError(f"--deep: {error}", LACKING) from None
+
+
+def _members(btf: Btf, wanted: dict[str, tuple[str, ...]]) -> tuple[dict[str, int], list[str]]:
+    """Where members stand, by structure and member, and which are not there."""
+    at: dict[str, int] = {}
+    lacking: list[str] = []
+    for name, paths in wanted.items():
+        for path in paths:
+            try:
+                at[f"{name}.{path}"] = btf.offset(name, path)
+            except BtfError as error:
+                if str(error) not in lacking:
+                    lacking.append(str(error))
+    return at, lacking
+
+
 class Kernel:
     """The running kernel's structures. CaptureError (5) where this host or this kernel lacks what is
-    needed, all of it named in one line."""
+    needed."""
 
     def __init__(self) -> None:
-        if platform.machine() != "x86_64":
-            raise CaptureError("--deep reads page tables of x86-64 only", LACKING)
+        file = _opened(KCORE)
         try:
-            self.core = Core(_opened(KCORE))
-            self.btf = Btf(_whole(BTF))
-        except (CoreError, BtfError) as error:
-            raise CaptureError(f"--deep: {KCORE} or {BTF}: {error}", LACKING) from None
-        self.at: dict[str, int] = {}
-        lacking = self._look_up(NEEDED)
-        self.flags: dict[str, int] = {}
-        try:
-            self.flags = self.btf.enumerators("pageflags")
-            self._maple = self.btf.enumerators("maple_type")
-            lacking += [name for name in FLAGS if name not in self.flags]
-        except BtfError as error:
-            lacking.append(str(error))
-        self.symbols = _symbols((*NEEDED_SYMBOLS, VMEMMAP))
-        lacking += [f"symbol {name}" for name in NEEDED_SYMBOLS if not self.symbols.get(name)]
-        if lacking:
-            raise CaptureError(f"--deep: this kernel lacks {', '.join(lacking)}", LACKING)
-        self.keeps_mm_ids = not self._look_up(MM_IDS)
-        try:
+            known = layout()
+            self.core = Core(file)
+            self.at, self.flags, self.symbols = known.at, known.flags, known.symbols
+            self.known = known
             at = self.symbols.get(VMEMMAP)
             self.vmemmap = self.core.word(at) if at else VMEMMAP_USUAL
-            self.page_bytes = self.btf.size("page")
+            self.page_bytes = known.sizes["page"]
             self.levels = 5 if self.core.number("pgtable_l5_enabled") else 4
             self.encrypted = self.core.number("sme_mask") & _WORD
             self.nodes = list(self._nodes())
         except CoreError as error:
+            os.close(file)
             raise CaptureError(f"--deep: {KCORE} {error}", LACKING) from None
+        except CaptureError:
+            os.close(file)
+            raise
 
     def close(self) -> None:
         """Close the file that is open."""
         os.close(self.core.file)
-
-    def _look_up(self, members: dict[str, tuple[str, ...]]) -> list[str]:
-        """Note where the members stand; returns those that are not there."""
-        lacking = []
-        for name, paths in members.items():
-            for path in paths:
-                try:
-                    self.at[f"{name}.{path}"] = self.btf.offset(name, path)
-                except BtfError as error:
-                    if str(error) not in lacking:
-                        lacking.append(str(error))
-        return lacking
 
     def _field(self, address: int, member: str) -> int:
         """The 64-bit field of a structure that begins at the address."""
@@ -139,10 +172,10 @@ class Kernel:
             raise gone(pid)
         flags = self._field(mm, "mm_struct.flags")
         disabled = "completely" if flags & MMF_COMPLETELY else "no"
-        if flags & MMF_EXCEPT_ADVISED and self.btf.has("mm_flags_t"):
+        if flags & MMF_EXCEPT_ADVISED and self.known.except_advised:
             disabled = "except advised"
         mm_id = None
-        if self.keeps_mm_ids:
+        if self.known.keeps_mm_ids:
             mm_id = self._field(mm, "mm_struct.mm_id") & 0xFFFFFFFF
         pgd = self._field(mm, "mm_struct.pgd")
         return Mm(
@@ -202,16 +235,16 @@ class Kernel:
     def _entries(self, root: int) -> Iterator[int]:
         """What a maple tree holds, ascending. Kernel: lib/maple_tree.c."""
         kinds = {
-            self._maple["maple_leaf_64"]: "mr64",
-            self._maple["maple_range_64"]: "mr64",
-            self._maple["maple_arange_64"]: "ma64",
+            self.known.maple["maple_leaf_64"]: "mr64",
+            self.known.maple["maple_range_64"]: "mr64",
+            self.known.maple["maple_arange_64"]: "ma64",
         }
-        leaf, waiting, seen = self._maple["maple_leaf_64"], [(root, _WORD)], 0
+        leaf, waiting, seen = self.known.maple["maple_leaf_64"], [(root, _WORD)], 0
         while waiting:
             encoded, most = waiting.pop()
             seen += 1
             kind = encoded >> 3 & 15
-            if encoded & 3 != 2 or kind not in kinds or seen > _MOST_NODES_OF_A_TREE:
+            if not encoded >> 63 or kind not in kinds or seen > _MOST_NODES_OF_A_TREE:
                 raise CoreError("has no tree of VMAs there")
             pivots = self.at[f"maple_node.{kinds[kind]}.pivot"] // 8
             slots = self.at[f"maple_node.{kinds[kind]}.slot"] // 8
@@ -280,7 +313,7 @@ class Kernel:
         self._add_batch(found, mlock, MLOCK_BATCH)
 
     def _add_batch(self, found: dict[int, int], batch: int, bit: int) -> None:
-        size = self.btf.size("folio_batch")
+        size = self.known.sizes["folio_batch"]
         raw = self.core.read(batch, size)
         first = self.at["folio_batch.folios"]
         count = min(raw[self.at["folio_batch.nr"]], (size - first) // 8)
@@ -302,7 +335,7 @@ def _opened(path: str) -> int:
     except OSError as error:
         if error.errno in TOO_MANY_FILES:
             raise
-        why = "run as root" if os.geteuid() else error.strerror
+        why = "run as root" if os.geteuid() else error.strerror or "it cannot be opened"
         raise CaptureError(f"--deep needs {path}: {why}", LACKING) from None
 
 
@@ -313,9 +346,14 @@ def _whole(path: str) -> bytes:
 
 
 def _symbols(names: tuple[str, ...]) -> dict[str, int]:
-    """Where the symbols are; 0 or nothing where the kernel does not say it."""
-    pattern = rb"(?m)^([0-9a-f]+) \w (%s)$" % "|".join(names).encode()
-    return {name.decode(): int(at, 16) for at, name in re.findall(pattern, _whole(SYMBOLS))}
+    """Where symbols of the kernel are; not those, or 0, that it does not tell."""
+    listed, found = _whole(KALLSYMS), {}
+    for name in names:
+        end = listed.find(b" %s\n" % name.encode())
+        if end >= 0:
+            line = listed[listed.rfind(b"\n", 0, end) + 1 : end]
+            found[name] = int(line.split()[0], 16)
+    return found
 
 
 def _numbers(path: str) -> list[int]:

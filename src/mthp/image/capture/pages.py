@@ -143,7 +143,7 @@ class Pages:
         record = bytearray(RECORD)
         record[0:4] = field("page._refcount", 4).to_bytes(4, "little")
         record[4:8] = (field("folio._large_mapcount", 4) + 1 & 0xFFFFFFFF).to_bytes(4, "little")
-        if kernel.keeps_mm_ids:
+        if kernel.known.keeps_mm_ids:
             record[8:16] = field("folio._mm_ids", 8).to_bytes(8, "little")
             record[16:24] = field("folio._mm_id_mapcount", 8).to_bytes(8, "little")
         record[24:28] = (state | self._node(head) << 16).to_bytes(4, "little")

@@ -172,7 +172,7 @@ class CaptureRun:
             self.not_seen("--no-exclusive: which pages are mapped by this process alone")
         if not self.privilege["pagemap_scan"] and self.frames is None:
             self.not_seen("no PAGEMAP_SCAN: zero pages look like shared pages")
-        if self.deep is not None and not self.deep.kernel.keeps_mm_ids:
+        if self.deep is not None and not self.deep.kernel.known.keeps_mm_ids:
             self.not_seen("which mms map a large folio: this kernel keeps no mm ids")
         hidden = (
             "pins (GUP) and other extra references",
