@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum, IntFlag
+from enum import IntEnum, IntFlag, StrEnum
 from itertools import pairwise
 from types import MappingProxyType
 from typing import IO, Any, cast
@@ -23,9 +23,11 @@ from mthp.image.capture.run import SCHEMA
 from mthp.image.fields import Fields, short
 from mthp.image.members import Members
 from mthp.image.snapshot_checks import (
+    MOST_PID,
     Entries,
     address_limit,
     check_addresses,
+    check_khugepaged,
     check_memory_held,
     check_meta,
     check_privilege,
@@ -56,6 +58,32 @@ class Pte(IntFlag):
     UFFD_WP = 64
     EXCLUSIVE = 128
     GUARD = 256
+
+
+class PteBit(IntFlag):
+    """Bits of ProcessTables.pte_bits: of the entry itself."""
+
+    YOUNG = 1
+    DIRTY = 2
+    WRITABLE = 4
+    SOFT_DIRTY = 8
+    UFFD = 16
+    PROT_NONE = 32
+    EXCLUSIVE = 64
+
+
+class FolioState(IntFlag):
+    """Bits of ProcessTables.folio_state; the last of them are the CPUs' batches that a folio waits in."""
+
+    ON_DEFERRED_LIST = 1
+    PARTIALLY_MAPPED = 2
+    MAYBE_PINNED = 4
+    LRU_ADD = 8
+    LRU_DEACTIVATE = 16
+    LRU_LAZYFREE = 32
+    LRU_ACTIVATE = 64
+    MLOCK = 128
+    WORKINGSET = 256
 
 
 class Kpf(IntEnum):
@@ -91,13 +119,33 @@ KPF_OF_LETTER = {
 
 @dataclass(frozen=True)
 class Privilege:
-    """What the capture was allowed to see, and how it read."""
+    """What the capture was allowed to see, and how it read. deep: by the kernel's own memory, too."""
 
     root: bool
     pfn: bool
     kpageflags: bool
     pagemap_scan: bool
     exclusive: bool
+    deep: bool = False
+
+
+class DisableThp(StrEnum):
+    """Which huge pages prctl keeps from a process. Kernel: kernel/sys.c, PR_SET_THP_DISABLE."""
+
+    NO = "no"
+    COMPLETELY = "completely"
+    EXCEPT_ADVISED = "except advised"
+
+
+@dataclass(frozen=True)
+class DeepProcess:
+    """What a deep capture says of a process. mm_id: None on kernels without. registered: its place on
+    khugepaged's list, None if it is not there. pinned: its mm has pinned pages at some time."""
+
+    mm_id: int | None
+    registered: int | None
+    disable_thp: DisableThp
+    pinned: bool
 
 
 @dataclass(frozen=True)
@@ -106,6 +154,7 @@ class SnapshotVma:
 
     flags: the two-letter codes of smaps' VmFlags (rd, wr, hg, nh, lo, uw, ...). anonymous: as
     vma_is_anonymous() would answer. captured: the PTEs of its anonymous pages are in the snapshot.
+    anon_vma: whether it has one; None where the capture was not deep.
     """
 
     start: int
@@ -120,6 +169,7 @@ class SnapshotVma:
     anonymous_bytes: int = 0
     referenced: int = 0
     swap_bytes: int = 0
+    anon_vma: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +181,9 @@ class ProcessTables:
     table_torn: (n,) 1 where the table changed each time it was read; None in old files. The last four
     are None without root: pfn (0 where none; the swap entry's type | offset << 5 where swapped),
     kpageflags (bits of Kpf), kpagecount (mapcount; None where it alone was masked), folio_order (0
-    where nothing or a base page).
+    where nothing or a base page). deep and what follows are None but in deep captures: pte_bits (of
+    PteBit), of each page's folio the refcount, the folio_mapcount, the folio_state (of FolioState), mm_ids
+    and mm_id_mapcounts (as the kernel keeps two of each in a word), and its node.
     """
 
     pid: int
@@ -147,6 +199,14 @@ class ProcessTables:
     kpageflags: npt.NDArray[np.uint64] | None = None
     kpagecount: npt.NDArray[np.uint32] | None = None
     folio_order: npt.NDArray[np.uint8] | None = None
+    deep: DeepProcess | None = None
+    pte_bits: npt.NDArray[np.uint8] | None = None
+    refcount: npt.NDArray[np.uint32] | None = None
+    folio_mapcount: npt.NDArray[np.uint32] | None = None
+    folio_state: npt.NDArray[np.uint16] | None = None
+    mm_ids: npt.NDArray[np.uint64] | None = None
+    mm_id_mapcounts: npt.NDArray[np.uint64] | None = None
+    node: npt.NDArray[np.uint8] | None = None
 
     @property
     def thp_disabled(self) -> bool:
@@ -265,11 +325,16 @@ def _described(meta: dict[str, Any], members: Members, geometry: Geometry) -> Sn
     fields = Fields(meta)
     check_meta(fields)
     privilege = Fields(fields.take("privilege", dict), "privilege.")
-    seen = {name: privilege.take(name, bool) for name in Privilege.__dataclass_fields__}
+    names = Privilege.__dataclass_fields__
+    seen = {
+        name: privilege.take(name, bool, *([False] if name == "deep" else [])) for name in names
+    }
     check_privilege(seen, members.found)
     limit = address_limit(meta)
+    if seen["deep"]:
+        check_khugepaged(Fields(fields.take("deep", dict), "deep."))
     processes = [
-        _process(each, geometry, limit)
+        _process(each, geometry, limit, seen["deep"])
         for each in fields.objects("processes", "a list of processes")
     ]
     pids = [process.pid for process in processes]
@@ -288,12 +353,12 @@ def _described(meta: dict[str, Any], members: Members, geometry: Geometry) -> Sn
     )
 
 
-def _process(fields: Fields, geometry: Geometry, limit: int) -> ProcessTables:
+def _process(fields: Fields, geometry: Geometry, limit: int, deep: bool) -> ProcessTables:
     check_process(fields)
     entry = fields.document
     vmas = []
     for index, vma in enumerate(fields.take("vmas", list)):
-        check_vma(vma, f"{fields.where}vmas[{index}]")
+        check_vma(vma, f"{fields.where}vmas[{index}]", deep)
         vmas.append(_vma(vma))
     pid = entry["pid"]
     check_vmas(f"process {pid}", vmas, geometry, limit)
@@ -307,6 +372,17 @@ def _process(fields: Fields, geometry: Geometry, limit: int) -> ProcessTables:
         pins=tuple((start, end) for start, end in entry.get("pins", ())),
         table_address=np.zeros(0, np.uint64),
         pte=nothing,
+        deep=_deep(Fields(fields.take("deep", dict), f"{fields.where}deep.")) if deep else None,
+    )
+
+
+def _deep(fields: Fields) -> DeepProcess:
+    mm_id, registered = (
+        None if fields.is_null(name) else fields.number(name, low, high)
+        for name, low, high in (("mm_id", 1, 2**31 - 1), ("registered", 0, MOST_PID))
+    )
+    return DeepProcess(
+        mm_id, registered, fields.choice("disable_thp", DisableThp), fields.take("pinned", bool)
     )
 
 
@@ -324,6 +400,7 @@ def _vma(entry: dict[str, Any]) -> SnapshotVma:
         anonymous_bytes=entry.get("anonymous", 0),
         referenced=entry.get("referenced", 0),
         swap_bytes=entry.get("swap", 0),
+        anon_vma=entry.get("anon_vma"),
     )
 
 

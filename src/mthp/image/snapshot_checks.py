@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.capture.columns import ADDRESS_LIMIT
+from mthp.image.capture.columns import ADDRESS_LIMIT, DEEP_WIDTH
+from mthp.image.capture.deep import DIRTY, PROT_NONE, WRITABLE, YOUNG
 from mthp.image.capture.pagemap import EXCLUSIVE, FILE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
 from mthp.image.fields import Fields, short
 from mthp.words.files import FileError
@@ -91,6 +92,7 @@ def check_privilege(privilege: Mapping[str, bool], members: Iterable[str]) -> No
     """Check that the members are those that the capture says it could read."""
     members = set(members)
     needed = dict.fromkeys(("kpageflags", "folio_order"), "kpageflags")
+    needed.update(dict.fromkeys(DEEP_WIDTH, "deep"))
     for name, needs in {"pfn": "pfn", **needed}.items():
         if privilege[needs] != (name in members):
             has = "has" if name in members else "lacks"
@@ -101,6 +103,16 @@ def check_privilege(privilege: Mapping[str, bool], members: Iterable[str]) -> No
         raise FileError("privilege.kpageflags is False, and the file has member kpagecount")
     if privilege["kpageflags"] and not privilege["pfn"]:
         raise FileError("privilege: kpageflags were read, and no pfn that leads to them")
+    if privilege["deep"] and not privilege["kpageflags"]:
+        raise FileError("privilege: the capture is deep, and kpageflags were not read")
+
+
+def check_khugepaged(list_of: Fields) -> None:
+    """Check what a deep capture says of khugepaged's list."""
+    mms = list_of.number("mms", 0, MOST_PID)
+    if not list_of.is_null("at"):
+        list_of.number("at", 0, mms - 1)
+    list_of.number("address", 0, 2**64 - 1)
 
 
 def check_process(process: Fields) -> None:
@@ -147,8 +159,8 @@ _KINDS = [kind.value for kind in MappingKind]
 _NEEDED = {"start", "end", "perms", "path", "flags", "skipped"}
 
 
-def check_vma(vma: object, where: str) -> None:
-    """Check the types and ranges of one VMA."""
+def check_vma(vma: object, where: str, deep: bool) -> None:
+    """Check the types and ranges of one VMA. deep: of a deep capture, which knows anon_vmas."""
     if not isinstance(vma, dict):
         raise FileError(f"{where}: {short(vma)} is not an object")
     if not vma.keys() >= _NEEDED:
@@ -165,6 +177,8 @@ def check_vma(vma: object, where: str) -> None:
         raise FileError(
             f"{where}: kind {short(vma.get('kind'))}, captured {short(vma.get('captured'))}"
         )
+    if type(vma.get("anon_vma")) is not (bool if deep else type(None)):
+        raise FileError(f"{where}.anon_vma: {short(vma.get('anon_vma'))}")
     if not re.fullmatch("[-r][-w][-x][ps]", vma["perms"]):
         raise FileError(f"{where}.perms: {short(vma['perms'])} are no permissions")
 
@@ -225,6 +239,8 @@ class Entries:
                 self._check_frames(first, some["pte"], some["pfn"])
             if "folio_order" in some:
                 self._check_folios(first, some)
+            if "pte_bits" in some:
+                self._check_deep(first, some)
         self._check_places(starts, ends)
 
     def _check_places(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> None:
@@ -296,6 +312,29 @@ class Entries:
         clash = np.zeros(pte.shape, np.bool_)
         clash[rows, 0] = _clashes(np.sort(folios, axis=1)).any(axis=1)
         self._refuse_sound(first, clash, "begins a table with two folios on one frame")
+
+    def _check_deep(self, first: int, some: Arrays) -> None:
+        pte, bits, state = some["pte"], some["pte_bits"], some["folio_state"]
+        self._refuse(first, bits >= PROT_NONE << 2, "has bits of its entry that mean nothing")
+        self._refuse(first, (pte == 0) & (bits != 0), "is nothing, and its entry has bits")
+        used = bits & np.uint8(YOUNG | DIRTY | WRITABLE | PROT_NONE) != 0
+        self._refuse(first, used & (pte & PRESENT == 0), "is young or the like, and not present")
+        mapped = pte & (PRESENT | ZERO) == PRESENT
+        for name in DEEP_WIDTH.keys() - {"pte_bits"}:
+            of_none = ~mapped & (some[name] != 0)
+            self._refuse(first, of_none, f"is of no folio, which has a {name}")
+        self._refuse(first, state >= 1 << 9, "is of a folio in a state that means nothing")
+        large = some["folio_order"] != 0
+        for name in ("mm_ids", "mm_id_mapcounts"):
+            self._refuse(
+                first, ~large & (some[name] != 0), f"is of a small folio, which has {name}"
+            )
+        locked = some["mm_ids"] & np.uint64(1 << 31) != 0
+        self._refuse(first, locked, "is of a folio of no such mm ids")
+        few = some["folio_mapcount"]
+        self._refuse_sound(first, mapped & (few == 0), "is of a folio that is not mapped")
+        fewer = some["refcount"] < few
+        self._refuse_sound(first, fewer, "is of a folio that is mapped more often than referenced")
 
     def _refuse_sound(self, first: int, wrong: NDArray[np.bool_], why: str) -> None:
         """Do what _refuse() does, for tables that did not change while they were read."""

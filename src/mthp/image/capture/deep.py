@@ -45,7 +45,7 @@ class _Bits(Dict[int, int]):
         return bits
 
 
-class Deep:
+class DeepReader:
     """Adds the members of a deep capture to batches of tables, one process after another."""
 
     def __init__(self, kernel: Kernel, pages: Pages, geometry: Geometry) -> None:

@@ -296,21 +296,18 @@ class Kernel:
 
     def batches(self) -> dict[int, int]:
         """The folios that wait in a batch of a CPU: head frame -> bits of BATCHES and MLOCK_BATCH."""
-        found: dict[int, int] = {}
-        for cpu in _numbers("/sys/devices/system/cpu/possible"):
-            try:
-                base = self.core.word(self.symbols["__per_cpu_offset"] + 8 * cpu)
-                self._add_batches(found, base)
-            except CoreError:  # of a CPU that is not there
-                continue
-        return found
+        return self._settled(self._batched)
 
-    def _add_batches(self, found: dict[int, int], base: int) -> None:
-        every = base + self.symbols["cpu_fbatches"]
-        for name, bit in BATCHES.items():
-            self._add_batch(found, every + self.at[f"cpu_fbatches.{name}"], bit)
-        mlock = base + self.symbols["mlock_fbatch"] + self.at["mlock_fbatch.fbatch"]
-        self._add_batch(found, mlock, MLOCK_BATCH)
+    def _batched(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for cpu in _numbers("/sys/devices/system/cpu/possible") or [0]:
+            base = self.core.word(self.symbols["__per_cpu_offset"] + 8 * cpu)
+            every = base + self.symbols["cpu_fbatches"] & _WORD
+            for name, bit in BATCHES.items():
+                self._add_batch(found, every + self.at[f"cpu_fbatches.{name}"], bit)
+            mlock = base + self.symbols["mlock_fbatch"] + self.at["mlock_fbatch.fbatch"]
+            self._add_batch(found, mlock & _WORD, MLOCK_BATCH)
+        return found
 
     def _add_batch(self, found: dict[int, int], batch: int, bit: int) -> None:
         size = self.known.sizes["folio_batch"]

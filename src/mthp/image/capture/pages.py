@@ -22,6 +22,8 @@ NEAR = 64
 RECORD = 32
 """Bytes for what is found of a frame: refcount, mapcount, mm ids, their mapcounts, state, node, and in
 the last four whether it is exclusive and whether it contradicts the order that was asked about."""
+_UNLOCKED = (1 << 64) - 1 & ~(1 << 31)
+"""Of a word of mm ids, but for the bit that locks it. Kernel: FOLIO_MM_IDS_LOCK_BITNUM."""
 _LIST_POISON = 0xDEAD000000000100
 _NOTHING = bytes(28) + b"\0\1\0\0"
 """The record of a frame that has no struct page."""
@@ -29,7 +31,7 @@ _NOTHING = bytes(28) + b"\0\1\0\0"
 
 class Found(NamedTuple):
     """What was found of each PTE's frame: members' names to bytes; whether it is exclusive; and 1 where
-    head or order are not what kpageflags said."""
+    head or order are not what kpageflags said, or it is mapped more often than referenced."""
 
     members: dict[str, bytes]
     exclusive: bytes
@@ -107,7 +109,8 @@ class Pages:
         kernel, at = self.kernel, self.kernel.at
         words, step = memoryview(raw).cast("I"), kernel.page_bytes // 4
         references = words[at["page._refcount"] // 4 :: step]
-        mapped = words[at["page._mapcount"] // 4 :: step].tolist()
+        mappings = words[at["page._mapcount"] // 4 :: step].tolist()
+        mapped = [count + 1 & 0xFFFFFFFF for count in mappings]
         flags = words[at["page.flags"] // 4 :: step].tolist()
         exclusive, workingset = kernel.flags["PG_anon_exclusive"], kernel.flags["PG_workingset"]
         node = self._node(first) << 16
@@ -118,9 +121,17 @@ class Pages:
         packed = bytearray(RECORD * len(flags))
         fields = memoryview(packed).cast("I")
         fields[0::8] = references
-        fields[1::8] = memoryview(array("I", [count + 1 & 0xFFFFFFFF for count in mapped]))
+        fields[1::8] = memoryview(array("I", mapped))
         fields[6::8] = memoryview(array("I", states))
-        fields[7::8] = memoryview(array("I", [flag >> exclusive & 1 for flag in flags]))
+        fields[7::8] = memoryview(
+            array(
+                "I",
+                [
+                    flag >> exclusive & 1 | (count < times) << 8
+                    for flag, count, times in zip(flags, references.tolist(), mapped)
+                ],
+            )
+        )
         return packed
 
     def _large(self, packed: bytearray, raw: bytes, head: int, order: int, start: int) -> None:
@@ -140,21 +151,22 @@ class Pages:
             itself = kernel.vmemmap + head * kernel.page_bytes + at["folio._deferred_list"]
             state |= ON_DEFERRED_LIST * (following not in (0, itself, _LIST_POISON))
             state |= PARTIALLY_MAPPED * (second >> kernel.flags["PG_partially_mapped"] & 1)
+        references = field("page._refcount", 4)
+        mapped = field("folio._large_mapcount", 4) + 1 & 0xFFFFFFFF
         record = bytearray(RECORD)
-        record[0:4] = field("page._refcount", 4).to_bytes(4, "little")
-        record[4:8] = (field("folio._large_mapcount", 4) + 1 & 0xFFFFFFFF).to_bytes(4, "little")
+        record[0:4], record[4:8] = references.to_bytes(4, "little"), mapped.to_bytes(4, "little")
         if kernel.known.keeps_mm_ids:
-            record[8:16] = field("folio._mm_ids", 8).to_bytes(8, "little")
+            record[8:16] = (field("folio._mm_ids", 8) & _UNLOCKED).to_bytes(8, "little")
             record[16:24] = field("folio._mm_id_mapcount", 8).to_bytes(8, "little")
         record[24:28] = (state | self._node(head) << 16).to_bytes(4, "little")
         begin, nr = start // kernel.page_bytes, 1 << order
         own = slice(RECORD * begin, RECORD * (begin + nr))
-        exclusive = memoryview(packed[own]).cast("I")[7::8].tobytes()
+        exclusive = packed[own][28::RECORD]
         packed[own] = bytes(record) * nr
-        memoryview(packed)[own].cast("I")[7::8] = memoryview(exclusive).cast("I")
-        if not flags >> kernel.flags["PG_head"] & 1 or second & 0xFF != order:
-            for k in range(begin, begin + nr):
-                packed[RECORD * k + 29] = 1
+        packed[RECORD * begin + 28 : RECORD * (begin + nr) : RECORD] = exclusive
+        is_head = flags >> kernel.flags["PG_head"] & 1
+        if not is_head or second & 0xFF != order or references < mapped:
+            packed[RECORD * begin + 29 : RECORD * (begin + nr) : RECORD] = b"\1" * nr
 
     def _node(self, pfn: int) -> int:
         """The node of a frame, and of its whole block: nodes begin and end with sections of memory."""

@@ -15,7 +15,7 @@ from random import SystemRandom
 from typing import Any, NamedTuple
 
 from mthp.image.capture.columns import DEEP_WIDTH, WIDTH, Columns
-from mthp.image.capture.deep import Deep
+from mthp.image.capture.deep import DeepReader
 from mthp.image.capture.frames import BROKEN, KPF_THP, KPF_ZERO_PAGE, Frames, open_frames
 from mthp.image.capture.host import THP, host_facts, host_geometry, memcg_of, other_processes
 from mthp.image.capture.kernel import Kernel
@@ -94,7 +94,7 @@ class CaptureRun:
         self._own = os.open("/proc/self/pagemap", os.O_RDONLY)
         self.frame_shift = 0
         self.frames: Frames | None = None
-        self.deep: Deep | None = None
+        self.deep: DeepReader | None = None
         self.privilege = self._privilege()
         if options.redact:
             self.frame_shift = (1 + SystemRandom().randrange(1 << 30)) * self.geometry.ptrs_per_pte
@@ -110,7 +110,7 @@ class CaptureRun:
                 raise CaptureError(f"--deep: {self._why_no_frames()}", LACKING)
             kernel = Kernel()
             pages = options.pages(kernel, self.geometry.ptrs_per_pte)
-            self.deep = Deep(kernel, pages, self.geometry)
+            self.deep = DeepReader(kernel, pages, self.geometry)
             members += DEEP_WIDTH
         self.columns = Columns(self.geometry, folder, members)
         self._say_what_is_unseen()
