@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.capture.columns import WIDTH
+from mthp.image.capture.columns import DEEP_WIDTH, WIDTH
 from mthp.image.capture.pagemap import EXCLUSIVE, FILE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
 
 PTRS, PAGE, PMD = 16, 4096, 64 << 10
@@ -64,7 +64,9 @@ _STILL = {
 def made() -> Made:
     """Four tables: small pages, folios of order 2 beside others, a huge PMD; a child that shares them."""
     arrays: dict[str, NDArray[Any]] = {
-        name: np.zeros((4, PTRS), f"u{width}") for name, width in WIDTH.items()
+        name: np.zeros((4, PTRS), f"u{width}")
+        for name, width in WIDTH.items()
+        if name not in DEEP_WIDTH
     }
     arrays["table_address"] = np.array([BASE, BASE + PMD, BASE + 2 * PMD, BASE], np.uint64)
     arrays["table_process"] = np.array([0, 0, 0, 1], np.uint16)
@@ -104,3 +106,27 @@ def made() -> Made:
         "processes": [_process(100, mapping, file), _process(101, _vma(BASE, BASE + PMD))],
     }  # fmt: skip
     return Made(json.loads(json.dumps(meta)), arrays)
+
+
+def made_deep() -> Made:
+    """The same as a deep capture would have it: everything used, dirty, exclusive where one maps it."""
+    it = made()
+    pte, order = it.arrays["pte"], it.arrays["folio_order"]
+    for name, width in DEEP_WIDTH.items():
+        it.arrays[name] = np.zeros((4, PTRS), f"u{width}")
+    mapped = (pte & (PRESENT | ZERO)) == PRESENT
+    it.arrays["pte_bits"][mapped] = 0b111
+    it.arrays["pte_bits"][mapped & (pte & EXCLUSIVE != 0)] = 0b1000111
+    it.arrays["folio_mapcount"][mapped] = (it.arrays["kpagecount"] << order)[mapped] + 1
+    it.arrays["refcount"][mapped] = it.arrays["folio_mapcount"][mapped]
+    it.arrays["mm_ids"][order != 0] = 5
+    it.arrays["mm_id_mapcounts"][order != 0] = 2**64 - 2**32 + 1
+    it.meta["privilege"]["deep"] = True
+    it.meta["deep"] = {"mms": 2, "at": 1, "address": BASE}
+    for place, process in enumerate(it.meta["processes"]):
+        process["deep"] = {
+            "mm_id": 5 + place, "registered": place or None, "disable_thp": "except advised", "pinned": False,
+        }  # fmt: skip
+        for vma in process["vmas"]:
+            vma["anon_vma"] = vma["skipped"] is None
+    return it

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from mthp.image.capture.pagemap import EXCLUSIVE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
-from mthp.image.snapshot import Snapshot, SnapshotError, read_snapshot
+from mthp.image.snapshot import DisableThp, PteBit, Snapshot, SnapshotError, read_snapshot
 
-from .made import BASE, FRAME, PMD, PMD_FRAME, Made, made
+from .made import BASE, FRAME, PMD, PMD_FRAME, Made, made, made_deep
 
 Change = Callable[[Made], Any]
 
@@ -156,6 +156,52 @@ def test_what_can_be_is_read(change: Change) -> None:
     it = made()
     change(it)
     read(it.packed())
+
+
+DEEP_KINDS: dict[str, tuple[Change, str]] = {
+    "deep without its members": (lambda it: it.arrays.pop("mm_ids"), "is True, and the file lacks"),
+    "members without deep": (meta("privilege.deep", False), "is False, and the file has"),
+    "deep without a list": (lambda it: it.meta.pop("deep"), "deep: missing"),
+    "a place that is not on the list": (meta("deep.at", 2), "deep.at: 2 is outside 0..1"),
+    "nothing of a process": (lambda it: it.meta["processes"][1].pop("deep"), "processes[1].deep: missing"),
+    "an mm id that none has": (meta("processes.0.deep.mm_id", 1 << 31), "processes[0].deep.mm_id"),
+    "a place that no mm has": (meta("processes.0.deep.registered", -1), "processes[0].deep.registered"),
+    "what prctl cannot set": (meta("processes.0.deep.disable_thp", "some"), "disable_thp: 'some'"),
+    "a VMA of which it is not known": (meta(f"{VMA}.anon_vma", None), "vmas[0].anon_vma: None"),
+    "bits of nothing": (entry("pte_bits", 0, 15, 8), "is nothing, and its entry has bits"),
+    "bits that mean nothing": (entry("pte_bits", 0, 0, 128), "mean nothing"),
+    "young and swapped": (entry("pte_bits", 1, 8, 1), "is young or the like, and not present"),
+    "references to what is swapped": (entry("refcount", 1, 8, 1), "of no folio, which has a refcount"),
+    "a node of the zero page": (entry("node", 1, 12, 1), "of no folio, which has a node"),
+    "a state that means nothing": (entry("folio_state", 0, 0, 1 << 9), "in a state that means nothing"),
+    "mm ids of a small folio": (entry("mm_ids", 0, 0, 5), "of a small folio, which has mm_ids"),
+    "mm ids that are locked": (entry("mm_ids", 1, 0, 1 << 31 | 5), "no such mm ids"),
+    "mapped by nobody": (entry("folio_mapcount", 0, 0, 0), "of a folio that is not mapped"),
+    "mapped more often than referenced": (entry("refcount", 0, 10, 2), "more often than referenced"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEEP_KINDS)
+def test_what_no_deep_capture_shows_is_refused(kind: str) -> None:
+    it = made_deep()
+    read(it.packed())
+    change, says = DEEP_KINDS[kind]
+    change(it)
+    refused(it.packed(), says)
+
+
+def test_what_a_deep_capture_says() -> None:
+    it = made_deep()
+    both(torn(0), entry("refcount", 0, 10, 2), meta("processes.0.deep.mm_id", None))(it)
+    snapshot = read(it.packed())
+    first, second = snapshot.processes
+    assert snapshot.privilege.deep and first.deep and second.deep
+    assert (first.deep.mm_id, first.deep.registered, second.deep.registered) == (None, None, 1)
+    assert second.deep.disable_thp is DisableThp.EXCEPT_ADVISED and not second.deep.pinned
+    assert [vma.anon_vma for vma in first.vmas] == [True, False]
+    assert first.pte_bits is not None and first.refcount is not None
+    assert first.pte_bits[0, 0] == PteBit.YOUNG | PteBit.DIRTY | PteBit.WRITABLE | PteBit.EXCLUSIVE
+    assert first.refcount[0, 10] == 2 and read(made().packed()).processes[0].deep is None
 
 
 # Bombs

@@ -12,7 +12,7 @@ from array import array
 from typing import Any, Dict
 
 from mthp.image.capture.kcore import CoreError
-from mthp.image.capture.kernel import Kernel, Mm
+from mthp.image.capture.kernel import LiveKernel, ProcessMm
 from mthp.image.capture.pagemap import ZERO, Batch
 from mthp.image.capture.pages import Pages
 from mthp.words.units import Geometry
@@ -48,11 +48,11 @@ class _Bits(Dict[int, int]):
 class DeepReader:
     """Adds the members of a deep capture to batches of tables, one process after another."""
 
-    def __init__(self, kernel: Kernel, pages: Pages, geometry: Geometry) -> None:
+    def __init__(self, kernel: LiveKernel, pages: Pages, geometry: Geometry) -> None:
         self.kernel = kernel
         self.pages = pages
         self.geometry = geometry
-        self.mm: Mm | None = None
+        self.mm: ProcessMm | None = None
         self._list, self._at, self._address = kernel.khugepaged()
         self._bits = _Bits()
 

@@ -65,7 +65,7 @@ _TICK = 10_000_000
 _T = TypeVar("_T")
 
 
-class Mm(NamedTuple):
+class ProcessMm(NamedTuple):
     """A process's address space. pgd: where its top page table is. disable_thp: as prctl set it."""
 
     address: int
@@ -76,7 +76,7 @@ class Mm(NamedTuple):
     hugepage: bool
 
 
-class Layout(NamedTuple):
+class KernelLayout(NamedTuple):
     """What stays the same until the kernel is another. at: where members and symbols stand; flags, maple:
     the constants of enums; sizes: of structures; keeps_mm_ids: MM_IDS are there; except_advised: mms have
     the flag of prctl's mode."""
@@ -91,7 +91,7 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=None)
-def layout() -> Layout:
+def layout() -> KernelLayout:
     """Read it, once. CaptureError (5) names in one line all that this kernel lacks."""
     if platform.machine() != "x86_64":
         raise CaptureError("--deep reads page tables of x86-64 only", LACKING)
@@ -108,7 +108,7 @@ def layout() -> Layout:
         lacking += [f"symbol {name}" for name in SYMBOLS if not symbols.get(name)]
         if lacking:
             raise BtfError(f"this kernel lacks {', '.join(lacking)}")
-        return Layout(
+        return KernelLayout(
             {**at, **of_ids}, enums["pageflags"], enums["maple_type"], sizes, symbols, not no_ids,
             btf.has("mm_flags_t"),
         )  # fmt: skip
@@ -130,7 +130,7 @@ def _members(btf: Btf, wanted: dict[str, tuple[str, ...]]) -> tuple[dict[str, in
     return at, lacking
 
 
-class Kernel:
+class LiveKernel:
     """The running kernel's structures. CaptureError (5) where this host or this kernel lacks what is
     needed."""
 
@@ -164,7 +164,7 @@ class Kernel:
 
     # --- processes ------------------------------------------------------------------------
 
-    def mm_of(self, pid: int) -> Mm:
+    def mm_of(self, pid: int) -> ProcessMm:
         """The address space of a process; LeftOut where it went away."""
         began = started(pid)
         mm = self._settled(lambda: self._find_mm(pid, began))
@@ -178,7 +178,7 @@ class Kernel:
         if self.known.keeps_mm_ids:
             mm_id = self._field(mm, "mm_struct.mm_id") & 0xFFFFFFFF
         pgd = self._field(mm, "mm_struct.pgd")
-        return Mm(
+        return ProcessMm(
             mm, pgd, mm_id, disabled, bool(flags & MMF_HAS_PINNED), bool(flags & MMF_VM_HUGEPAGE)
         )
 
@@ -217,11 +217,11 @@ class Kernel:
 
     # --- VMAs -----------------------------------------------------------------------------
 
-    def anon_vmas(self, mm: Mm) -> dict[tuple[int, int], bool]:
+    def anon_vmas(self, mm: ProcessMm) -> dict[tuple[int, int], bool]:
         """Of each VMA, by start and end: whether it has an anon_vma."""
         return self._settled(lambda: dict(self._vmas(mm)))
 
-    def _vmas(self, mm: Mm) -> Iterator[tuple[tuple[int, int], bool]]:
+    def _vmas(self, mm: ProcessMm) -> Iterator[tuple[tuple[int, int], bool]]:
         names = ("vm_start", "vm_end", "anon_vma")
         wanted = [self.at[f"vm_area_struct.{name}"] for name in names]
         low, size = min(wanted), max(wanted) + 8 - min(wanted)

@@ -10,7 +10,7 @@ from array import array
 from typing import Iterator, NamedTuple
 
 from mthp.image.capture.kcore import CoreError
-from mthp.image.capture.kernel import Kernel
+from mthp.image.capture.kernel import LiveKernel
 
 ON_DEFERRED_LIST, PARTIALLY_MAPPED, MAYBE_PINNED = 1, 2, 4
 WORKINGSET = 1 << 8
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 class Pages:
     """Reads the struct pages of frames, a range at a time. block: frames of the largest folio."""
 
-    def __init__(self, kernel: Kernel, block: int) -> None:
+    def __init__(self, kernel: LiveKernel, block: int) -> None:
         self.kernel = kernel
         self.block = block
         self.batches: dict[int, int] = {}

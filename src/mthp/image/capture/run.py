@@ -18,7 +18,7 @@ from mthp.image.capture.columns import DEEP_WIDTH, WIDTH, Columns
 from mthp.image.capture.deep import DeepReader
 from mthp.image.capture.frames import BROKEN, KPF_THP, KPF_ZERO_PAGE, Frames, open_frames
 from mthp.image.capture.host import THP, host_facts, host_geometry, memcg_of, other_processes
-from mthp.image.capture.kernel import Kernel
+from mthp.image.capture.kernel import LiveKernel
 from mthp.image.capture.pagemap import (
     EVEN,
     HUGE,
@@ -108,7 +108,7 @@ class CaptureRun:
         if options.deep:
             if self.frames is None:
                 raise CaptureError(f"--deep: {self._why_no_frames()}", LACKING)
-            kernel = Kernel()
+            kernel = LiveKernel()
             pages = options.pages(kernel, self.geometry.ptrs_per_pte)
             self.deep = DeepReader(kernel, pages, self.geometry)
             members += DEEP_WIDTH
