@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,12 @@ LAB = ["errors", "geometry", "kernels", "vm", "program", "session", "draw", "com
 """The lab's sub-rooms, in their order: each imports itself and those before it. (guest: none.)"""
 
 
+@cache
+def parsed(text: str) -> ast.Module:
+    """The tree of a text, made once: each rule looks at all of them."""
+    return ast.parse(text)
+
+
 @dataclass(frozen=True)
 class Module:
     """One source file. name: dotted, below mthp: 'mm.pgtable_types', '' for the package's __init__."""
@@ -68,7 +74,7 @@ class Module:
 
     @cached_property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text, str(self.path))
+        return parsed(self.text)
 
     @property
     def room(self) -> str:
