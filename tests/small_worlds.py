@@ -56,7 +56,13 @@ from mthp.mm.pgtable_types import (
     pte_present,
     zero_pte,
 )
-from mthp.mm.rmap import UNKNOWN_MM, folio_remove_rmap_ptes, new_anon_folio, share_large_folio
+from mthp.mm.rmap import (
+    MM_IDS,
+    UNKNOWN_MM,
+    folio_remove_rmap_ptes,
+    new_anon_folio,
+    share_large_folio,
+)
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.vectorised.twins import TWINS
 from mthp.words.events import Attempt, CollapseHugePage, Event, Isolate, ScanPmd, Swapin
@@ -374,9 +380,16 @@ class World:
             mem.page_flags.raw[each] &= ~PAGE_ANON_EXCLUSIVE
         child.counters[MM_ANONPAGES] += count
         if mem.order.raw[folio]:
-            own = mem.mm_mapcounts.get(folio, {parent.number: mem.large_mapcount.raw[folio]})
-            share_large_folio(mem, folio, {**own, child.number: own.get(child.number, 0) + count})
+            self._know(folio, parent, child, count)
             mem.large_mapcount.raw[folio] += count
+
+    def _know(self, folio: Folio, parent: Mm, child: Mm, count: int) -> None:
+        """A large folio gets `count` mappings more, of a child; it knows whose, of the first two."""
+        mem = self.mem
+        known = mem.mm_mapcounts.get(folio, {parent.number: mem.large_mapcount.raw[folio]})
+        if child.number in known or len(known) < MM_IDS:
+            known = {**known, child.number: known.get(child.number, 0) + count}
+        share_large_folio(mem, folio, known)
 
     def _fork_huge(self, vma: Vma, child: Mm, start: int) -> None:
         """The child shares a PMD-mapped folio by a PMD of its own."""
@@ -389,8 +402,7 @@ class World:
         copy.page.deposited.setdefault(copy.slot, []).append(self.kernel.new_table().number)
         mem.refcount.raw[folio] += 1
         mem.entire_mapcount.raw[folio] += 1
-        own = mem.mm_mapcounts.get(folio, {vma.vm_mm.number: mem.large_mapcount.raw[folio]})
-        share_large_folio(mem, folio, {**own, child.number: 1})
+        self._know(folio, vma.vm_mm, child, 1)
         mem.large_mapcount.raw[folio] += 1
         mem.page_flags.raw[folio] &= ~PAGE_ANON_EXCLUSIVE
         child.counters[MM_ANONPAGES] += self.geometry.ptrs_per_pte
@@ -415,8 +427,9 @@ class World:
         mem.entire_mapcount.raw[folio] -= 1
         left = ENTIRELY_MAPPED if mem.entire_mapcount.raw[folio] else 0
         mem.nr_pages_mapped.raw[folio] = nr + left
-        if folio in mem.mm_mapcounts:
-            mem.mm_mapcounts[folio][vma.vm_mm.number] = nr
+        known = mem.mm_mapcounts.get(folio, {})
+        if vma.vm_mm.number in known:
+            known[vma.vm_mm.number] = nr
         pmd.page.pmds.raw[pmd.slot] = table.number << PFN_SHIFT | PRESENT
 
     def zap(self, vma: Vma, page: int, count: int) -> None:

@@ -48,7 +48,7 @@ from mthp.words.files import FileError
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings, SettingsError
-from mthp.worlds.from_snapshot import Young
+from mthp.worlds.unseen import Young
 
 __all__ = [
     "Attempt", "CaptureError", "Change", "ChangeKind", "CollapseHugePage", "Copied", "Edit",

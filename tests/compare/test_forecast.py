@@ -26,7 +26,7 @@ from mthp.predict.passes import Tally, run_full_scans
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
-from mthp.worlds.from_snapshot import Young
+from mthp.worlds.unseen import Young
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
 

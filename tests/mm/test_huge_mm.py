@@ -40,7 +40,7 @@ def test_the_three_switches(everywhere: Enabled, size: Enabled, advised: bool) -
     effective = everywhere if size is E.INHERIT else size
     allowed = effective is E.ALWAYS or (effective is E.MADVISE and advised)
     flags = VM_DEFAULT | (VM_HUGEPAGE if advised else 0)
-    assert sysfs_orders(world.kernel, flags) == (1 << 3 if allowed else 0)
+    assert sysfs_orders(world.kernel.settings, flags) == (1 << 3 if allowed else 0)
     # The PMD size is off: a smaller size alone is enough.
     vma = world.vma(small(16), flags=flags)
     assert collapse_possible_orders(vma, flags, Tva.KHUGEPAGED) == (1 << 3 if allowed else 0)

@@ -14,7 +14,8 @@ from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
-from mthp.worlds.from_snapshot import Young, free_memory, young_pages
+from mthp.worlds.from_snapshot import free_memory
+from mthp.worlds.unseen import LIKELY, young_pages
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
 
@@ -51,7 +52,7 @@ def young_of(image: Snapshot, referenced: int) -> list[int]:
     process = image.processes[0]
     heap = dataclasses.replace(process.vmas[0], referenced=referenced << 12)
     counted: ProcessTables = dataclasses.replace(process, vmas=(heap,))
-    return [int(count) for count in young_pages(image, counted, Young.CAPTURED).sum(axis=1)]
+    return [int(count) for count in young_pages(image, counted, LIKELY).sum(axis=1)]
 
 
 def test_unnamed_young_pages_are_spread_evenly(image: Snapshot) -> None:

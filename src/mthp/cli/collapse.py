@@ -43,7 +43,7 @@ from mthp.words.events import Event, PassedBy, ftrace, singly
 from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
-from mthp.worlds.from_snapshot import Young
+from mthp.worlds.unseen import Assumed, Young
 
 
 class ScanProgress(ProgressLine):
@@ -107,9 +107,9 @@ def predict(
     image: Image, settings: Settings, profile: tuple[Profile, str], args: argparse.Namespace
 ) -> tuple[BuiltWorld, Request]:
     """Build a world and the request to run on it; a ValueError says why a state cannot be."""
-    young = Young(getattr(args, "assume_young", Young.CAPTURED))
+    assumed = Assumed(Young(getattr(args, "assume_young", Young.CAPTURED)))
     try:
-        world, request = image.prepared(settings, *profile, young)
+        world, request = image.prepared(settings, *profile, assumed)
     except ValueError as error:
         raise UsageError(f"{image.name}: {error}") from None
     request.passes = args.passes

@@ -21,7 +21,7 @@ from mthp.report.profiles import (
 )
 from mthp.words.files import FileError
 from mthp.words.profiles import PROFILES
-from mthp.worlds.from_snapshot import Young
+from mthp.worlds.unseen import Young
 
 
 def run_diff(args: argparse.Namespace) -> int:

@@ -229,7 +229,7 @@ def _forecasts(
     from mthp.image.snapshot import load
     from mthp.lab.session.real_program import capture_around_khugepaged, provide
     from mthp.lab.session.workload import ProgramFailed
-    from mthp.worlds.from_snapshot import Young
+    from mthp.worlds.unseen import Young
 
     def progress(line: str) -> None:
         if not args.quiet:

@@ -12,7 +12,7 @@ from mthp.image.snapshot import Snapshot
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
 from mthp.words.settings import Settings, SettingsError
-from mthp.worlds.from_snapshot import Young
+from mthp.worlds.unseen import Young
 
 
 def targets(args: argparse.Namespace) -> int:

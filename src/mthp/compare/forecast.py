@@ -18,7 +18,7 @@ from mthp.predict.passes import RunEnd, Tally, run_full_scans
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld, build_world
-from mthp.worlds.from_snapshot import Young
+from mthp.worlds.unseen import Assumed, Young
 
 YOUNG_BITS = "young bits: a capture cannot see which pages were used lately"
 UNEXPLAINED = "not explained"
@@ -71,7 +71,7 @@ def compare(
 def _predict(
     image: Snapshot, settings: Settings, young: Young
 ) -> tuple[Orders, RunEnd, tuple[str, ...]]:
-    world = build_world(image, profile_for_release(image.kernel), settings, young)
+    world = build_world(image, profile_for_release(image.kernel), settings, Assumed(young))
     run = run_full_scans(world.kernel, world.khugepaged, Tally(world.kernel), None)
     return orders_of_world(world), run, world.assumptions
 

@@ -155,6 +155,7 @@ class SnapshotVma:
     flags: the two-letter codes of smaps' VmFlags (rd, wr, hg, nh, lo, uw, ...). anonymous: as
     vma_is_anonymous() would answer. captured: the PTEs of its anonymous pages are in the snapshot.
     anon_vma: whether it has one; None where the capture was not deep.
+    lazyfree: of pages that MADV_FREE gave up and nobody wrote since. thp_eligible: as smaps says.
     """
 
     start: int
@@ -170,6 +171,8 @@ class SnapshotVma:
     referenced: int = 0
     swap_bytes: int = 0
     anon_vma: bool | None = None
+    lazyfree: int = 0
+    thp_eligible: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +215,16 @@ class ProcessTables:
     def thp_disabled(self) -> bool:
         """Whether PR_SET_THP_DISABLE is set, if status tells (not its EXCEPT_ADVISED mode)."""
         return bool(self.meta.get("thp_disable"))
+
+    @property
+    def forked(self) -> bool:
+        """Whether its address space is a copy of its parent's; old files do not tell."""
+        return bool(self.meta.get("forked"))
+
+    @property
+    def started(self) -> int:
+        """When it started, in ticks since boot; 0 where that is not known."""
+        return int(self.meta.get("started") or 0)
 
     def count(self, bits: Pte) -> int:
         """How many PTEs have any of the bits set."""
@@ -401,6 +414,8 @@ def _vma(entry: dict[str, Any]) -> SnapshotVma:
         referenced=entry.get("referenced", 0),
         swap_bytes=entry.get("swap", 0),
         anon_vma=entry.get("anon_vma"),
+        lazyfree=entry.get("lazyfree", 0),
+        thp_eligible=bool(entry["thp_eligible"]) if "thp_eligible" in entry else None,
     )
 
 

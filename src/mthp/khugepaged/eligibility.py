@@ -18,7 +18,7 @@ def hugepage_enabled(kernel: Kernel) -> bool:
     """
     settings = kernel.settings
     return bool(
-        hugepage_global_enabled(kernel) or settings.orders_always or settings.orders_madvise
+        hugepage_global_enabled(settings) or settings.orders_always or settings.orders_madvise
     )
 
 

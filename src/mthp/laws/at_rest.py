@@ -24,6 +24,7 @@ from mthp.mm.page_flags import (
     PG_ISOLATED,
     PG_LOCKED,
     PG_LRU,
+    PG_MAPPED_SHARED,
     PG_PARTIALLY_MAPPED,
     PG_UPTODATE,
 )
@@ -112,7 +113,11 @@ def _large_counts(rest: Rest, folio: int, nr: int) -> dict[str, tuple[int, int]]
     }
     by_mm = mem.mm_mapcounts.get(mem.head.raw[folio])
     if by_mm is not None:
-        counts["mappings by process"] = sum(by_mm.values()), ptes + entire
+        # Those of further mms are nobody's; but without them nothing is shared.
+        have = sum(by_mm.values())
+        shared = mem.flags.raw[folio] & PG_MAPPED_SHARED
+        want = min(have, ptes + entire) if shared else ptes + entire
+        counts["mappings by process"] = have, want
     return counts
 
 

@@ -11,12 +11,11 @@ from enum import Enum
 from mthp.mm.mm_types import (
     MMF_DISABLE_THP_COMPLETELY,
     MMF_DISABLE_THP_EXCEPT_ADVISED,
-    Kernel,
     Vma,
     vma_is_anonymous,
 )
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NO_KHUGEPAGED, VM_NOHUGEPAGE, VM_STACK_INCOMPLETE
-from mthp.words.settings import Enabled
+from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Address, Order
 
 
@@ -46,9 +45,9 @@ class VmaGate(Enum):
     NO_ANON_VMA = "never written: no anon_vma"
 
 
-def hugepage_global_enabled(kernel: Kernel) -> bool:
+def hugepage_global_enabled(settings: Settings) -> bool:
     """Whether the global switch allows any size. Kernel: hugepage_global_enabled()."""
-    return kernel.settings.enabled in (Enabled.ALWAYS, Enabled.MADVISE)
+    return settings.enabled in (Enabled.ALWAYS, Enabled.MADVISE)
 
 
 def highest_order(orders: int) -> int:
@@ -78,17 +77,16 @@ def thp_vma_suitable_orders(vma: Vma, address: Address, orders: int) -> int:
     return orders
 
 
-def sysfs_orders(kernel: Kernel, vm_flags: int) -> int:
+def sysfs_orders(settings: Settings, vm_flags: int) -> int:
     """Orders the per-size and global switches allow a VMA with these flags (bitmap).
 
     Kernel: include/linux/huge_mm.h, thp_vma_allowable_orders().
     """
-    settings = kernel.settings
     advised = vm_flags & VM_HUGEPAGE != 0
     mask = settings.orders_always
     if advised:
         mask |= settings.orders_madvise
-    if settings.enabled is Enabled.ALWAYS or (advised and hugepage_global_enabled(kernel)):
+    if settings.enabled is Enabled.ALWAYS or (advised and hugepage_global_enabled(settings)):
         mask |= settings.orders_inherit
     return mask
 
@@ -116,7 +114,7 @@ def allowable_orders(vma: Vma, vm_flags: int, tva: Tva, orders: int) -> int | Vm
     if not anonymous and vma.file not in kernel.files:  # file_thp_enabled()
         return VmaGate.FILE
     if tva is not FORCED_COLLAPSE:
-        orders &= sysfs_orders(kernel, vm_flags)
+        orders &= sysfs_orders(kernel.settings, vm_flags)
     orders &= kernel.geometry.anon_orders_mask
     if not orders:
         return VmaGate.NOT_ENABLED

@@ -100,7 +100,8 @@ class MemMap:
         self.vmstat = vmstat
         self.memcgs = memcgs
         self.mm_mapcounts: dict[Folio, dict[int, int]] = {}
-        """Large folios mapped by several mms of this world: folio -> mm number -> mappings."""
+        """Large folios that more than one mm has mapped: folio -> mm number -> mappings, of the two that
+        it knows. Kernel: struct folio, _mm_id and _mm_id_mapcount."""
         for name, typecode in _ROWS.items():
             setattr(self, name, Words(machine, name, typecode, 1))
         self._of_folio: list[Words[int]] = [getattr(self, name) for name in _OF_FOLIO]

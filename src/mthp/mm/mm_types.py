@@ -26,7 +26,7 @@ from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_counter import MemCgroup
 from mthp.mm.pgtable_types import Pmd, Pte
 from mthp.mm.swap_table import SwapDevice
-from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
+from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.mm.vmstat import VmStat
 from mthp.words.events import Event, OrderPolicy, PassedBy, singly
 from mthp.words.profiles import DEFAULT, Guard, Profile
@@ -119,7 +119,7 @@ def vma_is_anonymous(vma: Vma) -> bool:
 
 def userfaultfd_armed(vma: Vma) -> bool:
     """Whether userfaultfd has it. Kernel: include/linux/userfaultfd_k.h, userfaultfd_armed()."""
-    return vma.vm_flags & (VM_UFFD_WP | VM_UFFD_MISSING) != 0
+    return vma.vm_flags & (VM_UFFD_WP | VM_UFFD_MISSING | VM_UFFD_RWP) != 0
 
 
 def linear_page_index(vma: Vma, address: Address) -> int:

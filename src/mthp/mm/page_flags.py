@@ -48,7 +48,7 @@ PG_PARTIALLY_MAPPED: Final = 1 << 13
 
 
 PG_MAPPED_SHARED: Final = 1 << 14
-"""A large folio is mapped by more than one mm. Kernel: FOLIO_MM_IDS_SHARED_BITNUM."""
+"""A large folio is mapped by more than one mm, as far as it knows. Kernel: FOLIO_MM_IDS_SHARED_BITNUM."""
 
 
 PG_ZONE_DEVICE: Final = 1 << 15

@@ -33,6 +33,8 @@ from mthp.words.units import Address, Folio, Order, Pfn
 
 UNKNOWN_MM: Final = -1
 """An mm that is not part of this world, but maps a folio of it."""
+MM_IDS: Final = 2
+"""So many mms a large folio knows. Kernel: include/linux/mm_types.h, struct folio, _mm_id."""
 
 
 def folio_add_new_anon_rmap(
@@ -78,9 +80,8 @@ def folio_add_anon_rmap_ptes(
     """
     first = sum(mem.mapcount.add(page, 1) == 1 for page in pages)
     if mem.folio_test_large(folio):
-        mem.large_mapcount.add(folio, len(pages))
+        folio_add_return_large_mapcount(mem, folio, len(pages), vma)
         mem.nr_pages_mapped.raw[folio] += first
-        _count_mm(mem, folio, vma.vm_mm.number, len(pages))
     if exclusive:
         for page in pages:
             mem.page_flags.set_bits(page, PAGE_ANON_EXCLUSIVE)
@@ -94,8 +95,7 @@ def folio_add_anon_rmap_pmd(
     """Count one more mapping by a PMD. Caller holds the pmd lock. Kernel: mm/rmap.c."""
     if mem.entire_mapcount.add(folio, 1) == 1:
         mem.nr_pages_mapped.raw[folio] += ENTIRELY_MAPPED
-    mem.large_mapcount.add(folio, 1)
-    _count_mm(mem, folio, vma.vm_mm.number, 1)
+    folio_add_return_large_mapcount(mem, folio, 1, vma)
     if exclusive:
         mem.page_flags.set_bits(folio, PAGE_ANON_EXCLUSIVE)
     mlock_vma_folio(mem, cpu, folio, vma)
@@ -112,8 +112,7 @@ def folio_remove_rmap_ptes(
     if not mem.folio_test_large(folio):
         mem.mapcount.add(folio, -1)
     else:
-        mem.large_mapcount.add(folio, -nr_pages)
-        _count_mm(mem, folio, vma.vm_mm.number, -nr_pages)
+        folio_sub_return_large_mapcount(mem, folio, nr_pages, vma)
         last = mem.mapcount.add_each(page, nr_pages, -1)
         if last:
             mapped = mem.nr_pages_mapped.raw[folio] = mem.nr_pages_mapped.raw[folio] - last
@@ -124,8 +123,7 @@ def folio_remove_rmap_ptes(
 
 def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None:
     """Count that a PMD no longer maps the folio. Kernel: mm/rmap.c, folio_remove_rmap_pmd()."""
-    mem.large_mapcount.add(folio, -1)
-    _count_mm(mem, folio, vma.vm_mm.number, -1)
+    folio_sub_return_large_mapcount(mem, folio, 1, vma)
     if mem.entire_mapcount.add(folio, -1) == 0:
         mapped = mem.nr_pages_mapped.raw[folio] = mem.nr_pages_mapped.raw[folio] - ENTIRELY_MAPPED
         if 0 < mapped < mem.folio_nr_pages(folio):
@@ -133,22 +131,46 @@ def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None
     munlock_vma_folio(mem, cpu, folio, vma)
 
 
-def _count_mm(mem: MemMap, folio: Folio, mm: int, nr: int) -> None:
-    """Keep PG_MAPPED_SHARED of a large folio that several mms map.
+def folio_add_return_large_mapcount(mem: MemMap, folio: Folio, diff: int, vma: Vma) -> int:
+    """Count so many more mappings of a large folio, and whose they are: a folio knows two mms, and the
+    mappings of further ones are nobody's. Returns how many there are.
 
-    Divergence: every mm is remembered, where the kernel has two slots and may say "shared" longer.
-    Kernel: include/linux/rmap.h, folio_add_return_large_mapcount(), folio_sub_return_large_mapcount().
+    Kernel: include/linux/rmap.h, folio_add_return_large_mapcount().
     """
-    counts = mem.mm_mapcounts.get(folio)
-    if counts is None:
-        return
-    counts[mm] = counts.get(mm, 0) + nr
-    if counts[mm] <= 0:
-        del counts[mm]
-    if len(counts) > 1:
-        mem.set(folio, PG_MAPPED_SHARED)
-    else:
+    mapcount = mem.large_mapcount.add(folio, diff)
+    known = mem.mm_mapcounts.get(folio)
+    if known is None:
+        return mapcount
+    mm = vma.vm_mm.number
+    if mm in known:
+        known[mm] += diff
+    elif len(known) < MM_IDS:
+        known[mm] = diff
+        if mapcount != diff:
+            mem.set(folio, PG_MAPPED_SHARED)
+    return mapcount
+
+
+def folio_sub_return_large_mapcount(mem: MemMap, folio: Folio, diff: int, vma: Vma) -> int:
+    """Count so many mappings of a large folio less. It is nobody's alone any more until one of the two
+    mms that it knows has all that are left, or none are left. Returns how many there are.
+
+    Kernel: include/linux/rmap.h, folio_sub_return_large_mapcount().
+    """
+    mapcount = mem.large_mapcount.add(folio, -diff)
+    known = mem.mm_mapcounts.get(folio)
+    if known is None:
+        return mapcount
+    mm = vma.vm_mm.number
+    if mm in known:
+        known[mm] -= diff
+        if known[mm] > 0:
+            return mapcount
+        # Below 0 where some of its mappings were made while the folio knew two others.
+        del known[mm]
+    if not mapcount or mapcount in known.values():
         mem.clear(folio, PG_MAPPED_SHARED)
+    return mapcount
 
 
 def new_anon_folio(
@@ -182,17 +204,18 @@ def new_anon_folio(
 
 def remember_mm(mem: MemMap, folio: Folio, mm: Mm) -> None:
     """Tell the mappings of mms apart from here on, if a folio is large: only this one has mapped it so far,
-    and another is about to.
+    and another is about to. Kernel: folio_set_large_mapcount() does so for every folio.
     """
     if mem.folio_test_large(folio) and folio not in mem.mm_mapcounts:
         mem.mm_mapcounts[folio] = {mm.number: mem.large_mapcount.raw[folio]}
 
 
-def share_large_folio(mem: MemMap, folio: Folio, mappings: dict[int, int]) -> None:
-    """Say which mms map a large folio, and how often. For builders of worlds; not a step."""
-    mem.mm_mapcounts[folio] = dict(mappings)
-    if len(mappings) > 1:
-        mem.flags.raw[folio] |= PG_MAPPED_SHARED
+def share_large_folio(mem: MemMap, folio: Folio, known: dict[int, int]) -> None:
+    """Say of a large folio that several mms map, or did, how often those map it that it knows: MM_IDS at
+    most. For builders of worlds; not a step.
+    """
+    mem.mm_mapcounts[folio] = known
+    mem.flags.raw[folio] |= PG_MAPPED_SHARED
 
 
 def rmap_walk(mem: MemMap, folio: Folio, anon_vmas: list[AnonVma]) -> Iterator[tuple[Vma, int]]:

@@ -50,6 +50,10 @@ VM_UFFD_WP: Final = 1 << 13
 VM_UFFD_MISSING: Final = 1 << 14
 
 
+VM_UFFD_RWP: Final = 1 << 18
+"""Every access is tracked, not stores alone. Kernel: since Linux 7.3, CONFIG_USERFAULTFD_RWP."""
+
+
 VM_SOFTDIRTY: Final = 1 << 15
 
 

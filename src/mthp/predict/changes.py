@@ -16,7 +16,7 @@ from mthp.mm.mm_types import (
     userfaultfd_armed,
 )
 from mthp.mm.pgtable_types import PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, Pte, leaf_kind
-from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_UFFD_WP
+from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.predict.explain import explain_vma
 from mthp.predict.records import Change, ChangeKind, Refusal, RefusedAt, WindowGate
 from mthp.predict.trial import Trial
@@ -397,7 +397,7 @@ _MADE: dict[ChangeKind, Callable[[Trial, Change], None]] = {
     ChangeKind.SPAN_WHOLE_PMD: _span_pmd,
     ChangeKind.SPAN_ALIGNED_PMD: _span_pmd,
     ChangeKind.WRITE_ONCE: _write_once,
-    ChangeKind.UNREGISTER_USERFAULTFD: _vm_flags(0, VM_UFFD_WP | VM_UFFD_MISSING),
+    ChangeKind.UNREGISTER_USERFAULTFD: _vm_flags(0, VM_UFFD_WP | VM_UFFD_MISSING | VM_UFFD_RWP),
     ChangeKind.FREE_BLOCK: _free_block,
     ChangeKind.RAISE_MEMCG_LIMIT: _raise_limit,
     ChangeKind.FILL: _new_pages,

@@ -41,7 +41,7 @@ _NOT_CHOSEN = Gate(RefusedAt.OCCUPANCY, WindowGate.NOT_CHOSEN)
 
 def highest_order(kernel: Kernel, vma: Vma) -> int:
     """The highest order enabled for a mapping; the PMD order where none is."""
-    orders = sysfs_orders(kernel, vma.vm_flags) & requested_orders(kernel, Tva.KHUGEPAGED)
+    orders = sysfs_orders(kernel.settings, vma.vm_flags) & requested_orders(kernel, Tva.KHUGEPAGED)
     return orders.bit_length() - 1 if orders else kernel.geometry.pmd_order
 
 

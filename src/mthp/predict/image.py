@@ -29,7 +29,7 @@ from mthp.words.files import spooled
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag, parse_thp_anon
 from mthp.worlds.build import BuiltWorld, build_world
-from mthp.worlds.from_snapshot import Young
+from mthp.worlds.unseen import LIKELY, Assumed, Young
 
 SCENARIO_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
 
@@ -92,13 +92,13 @@ class Image:
         return reconfigured(self.settings, (enabled,) if enabled else (), thp_anon, defrag, limits)
 
     def prepared(
-        self, settings: Settings, profile: Profile, reason: str, young: Young = Young.CAPTURED
+        self, settings: Settings, profile: Profile, reason: str, assumed: Assumed = LIKELY
     ) -> tuple[BuiltWorld, Request]:
         """Make a fresh world, and a request to run it to the fixed point. reason: why this profile.
 
         Raises ValueError where the image is a state that no kernel can be in.
         """
-        world = build_world(self.data, profile, settings, young)
+        world = build_world(self.data, profile, settings, assumed)
         request = Request(self.name, self.source, reason)
         if isinstance(self.data, Snapshot):
             request.unseen, request.snapshot = self.data.unseen, self.data
@@ -131,9 +131,9 @@ class Image:
             profile = PROFILES[profile]
         if passes is not None and passes < 1:
             raise ValueError(f"passes: {passes} is not 1 or more")
-        young = Young(young)
+        assumed = Assumed(Young(young))
         reason = "as asked" if profile is not None else f"that of kernel {self.kernel}"
-        world, request = self.prepared(settings, profile or self.profile, reason, young)
+        world, request = self.prepared(settings, profile or self.profile, reason, assumed)
         world.kernel.order_policy = policy
         events: list[Event | PassedBy] = []
         request.passes, request.changes, request.keep = passes, changes, events

@@ -82,6 +82,9 @@ class ImageMemcg:
 class ImageProcess:
     """One address space. mm_flags: MMF_* bits. memcg: index into the image's cgroups. pins: (start, end)
     in bytes of pinned memory.
+
+    age: the lower, the sooner it mapped what several map. lost: large folios that it alone maps still
+    count as shared, since they had come to know two other mms. registered: khugepaged has it on its list.
     """
 
     pid: int
@@ -91,6 +94,9 @@ class ImageProcess:
     vmas: tuple[ImageVma, ...]
     tables: TableArrays
     pins: tuple[tuple[int, int], ...] = ()
+    age: int = 0
+    lost: bool = False
+    registered: bool = True
 
 
 @dataclass(frozen=True, eq=False)

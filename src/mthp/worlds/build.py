@@ -45,7 +45,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
     table_pmd,
 )
-from mthp.mm.rmap import UNKNOWN_MM, new_anon_folio, share_large_folio
+from mthp.mm.rmap import MM_IDS, UNKNOWN_MM, new_anon_folio, share_large_folio
 from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
@@ -53,7 +53,8 @@ from mthp.words.settings import Settings
 from mthp.words.units import Folio
 from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays, span
 from mthp.worlds.from_scenario import image_of_scenario
-from mthp.worlds.from_snapshot import Young, image_of_snapshot
+from mthp.worlds.from_snapshot import image_of_snapshot
+from mthp.worlds.unseen import LIKELY, Assumed
 
 PG_OF_KPF = {
     Kpf.LOCKED: pg.PG_LOCKED, Kpf.REFERENCED: pg.PG_REFERENCED, Kpf.DIRTY: pg.PG_DIRTY,
@@ -92,18 +93,18 @@ def build_world(
     image: Snapshot | Scenario,
     profile: Profile,
     settings: Settings | None = None,
-    young: Young = Young.CAPTURED,
+    assumed: Assumed = LIKELY,
 ) -> BuiltWorld:
-    """The world of an image, registered with khugepaged and ready for its first pass.
+    """The world of an image, with khugepaged ready for its first pass.
 
-    settings: those the image was captured with unless given. young: which pages of a snapshot are
-    taken to be young; a scenario knows. Every page gets contents of its own (its frame's number).
+    settings: those the image was captured with unless given. assumed: of what a snapshot leaves open; a
+    scenario knows. Every page gets contents of its own (its frame's number).
     """
     if isinstance(image, Scenario):
         return _Builder(image_of_scenario(image), settings or image.settings, profile).build()
     if settings is None:
         settings = Settings.from_sysfs(image.sysfs, image.geometry)
-    return _Builder(image_of_snapshot(image, young), settings, profile).build()
+    return _Builder(image_of_snapshot(image, assumed), settings, profile).build()
 
 
 def table_at(mm: Mm, address: int) -> PageTable:
@@ -181,7 +182,8 @@ class _Builder:
     """Builds the world of one image.
 
     heads: the image's head frame -> our folio, for folios that may be met again. large: our large
-    folios. by_ptes: pages of large folios that PTEs of this world map, as often as they do.
+    folios. by_ptes: pages of large folios that PTEs of this world map, as often as they do. processes:
+    mm number -> its process.
     """
 
     def __init__(self, image: WorldArrays, settings: Settings, profile: Profile) -> None:
@@ -195,12 +197,13 @@ class _Builder:
         self.heads: dict[int, int] = {}
         self.large: dict[Folio, _LargeFolio] = {}
         self.by_ptes: list[NDArray[np.int32]] = []
+        self.processes: dict[int, ImageProcess] = {}
         self.next_slot = 1
         self.shared_slots: dict[int, int] = {}
         self.cached: list[tuple[Folio, int, int]] = []
 
     def build(self) -> BuiltWorld:
-        """Build all processes, registered with khugepaged in the image's order."""
+        """Build all processes, those registered with khugepaged in the image's order."""
         kernel = self.kernel
         for each in self.image.memcgs:
             kernel.new_memcg(each.name, each.limit, each.usage).reclaimable = each.reclaimable
@@ -210,6 +213,7 @@ class _Builder:
             memcg = None if process.memcg is None else kernel.memcgs[process.memcg]
             mm = kernel.new_mm(process.pid, process.name, memcg)
             mm.mm_flags_set(process.mm_flags)
+            self.processes[mm.number] = process
             built += [(vma, self.add_vma(mm, vma)) for vma in process.vmas]
             self.fill(mm, process)
             pinned += [(mm, self.mapped_in(process.tables, *pin)) for pin in process.pins]
@@ -223,7 +227,8 @@ class _Builder:
                 self.add_references(image.known, vma)
         khugepaged = Khugepaged(kernel)
         for mm in kernel.mms:
-            khugepaged.khugepaged_enter(mm)
+            if self.processes[mm.number].registered:
+                khugepaged.khugepaged_enter(mm)
         kernel.vmstat.mthp.clear()
         built.sort(key=lambda pair: pair[0].place)
         vmas = [vma for _, vma in built]
@@ -446,10 +451,23 @@ class _Builder:
             if outside:
                 large.visible[UNKNOWN_MM] = outside
             if len(large.visible) > 1:
-                share_large_folio(mem, folio, large.visible)
+                share_large_folio(mem, folio, self.known_mms(large.visible))
+            elif self.processes[next(iter(large.visible))].lost:
+                share_large_folio(mem, folio, {})
             if not outside and not entire and 0 < mapped < nr and not swapcache:
                 # Every mapping is in this world, so some of its pages have none: they were unmapped.
                 mem.flags.raw[folio] |= pg.PG_PARTIALLY_MAPPED
+
+    def known_mms(self, mappings: Counter[int]) -> dict[int, int]:
+        """Those of the mms that map a large folio that it knows: the two that came first.
+
+        One of which nothing is seen comes behind the process whose memory it was, and before copies.
+        """
+
+        def age(number: int) -> tuple[int, bool]:
+            return (0, True) if number == UNKNOWN_MM else (self.processes[number].age, False)
+
+        return {number: mappings[number] for number in sorted(mappings, key=age)[:MM_IDS]}
 
     # Swap
 

@@ -84,6 +84,7 @@ class _Expansion:
             memcg=None if scenario.memcg is None else 0,
             vmas=tuple(_vma(vma, place, geometry) for place, vma in of_mm),
             tables=tables,
+            age=mm,
         )
 
     def expand(self, vma: ScenarioVma, tables: TableArrays) -> None:

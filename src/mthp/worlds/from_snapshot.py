@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -21,19 +20,20 @@ from numpy.typing import NDArray
 from mthp.image.capture.resident import kib_of
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
 from mthp.mm import vm_flags as vm
-from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY
 from mthp.mm.page_alloc import MAX_PAGE_ORDER, NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.words.settings import NUMBERS
 from mthp.words.units import human_bytes
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
+from mthp.worlds.deduced import is_registered, mm_flags
 from mthp.worlds.torn import ASSUMED_FLAGS, settled
+from mthp.worlds.unseen import Assumed, Leaning, Young, clean_lazyfree, young_pages
 
 VM_FLAG_CODES = {
     "rd": vm.VM_READ, "wr": vm.VM_WRITE, "ex": vm.VM_EXEC, "sh": vm.VM_SHARED,
     "hg": vm.VM_HUGEPAGE, "nh": vm.VM_NOHUGEPAGE, "lo": vm.VM_LOCKED, "io": vm.VM_IO,
     "pf": vm.VM_PFNMAP, "mm": vm.VM_MIXEDMAP, "de": vm.VM_DONTEXPAND, "ht": vm.VM_HUGETLB,
-    "dp": vm.VM_DROPPABLE, "uw": vm.VM_UFFD_WP, "um": vm.VM_UFFD_MISSING,
+    "dp": vm.VM_DROPPABLE, "uw": vm.VM_UFFD_WP, "um": vm.VM_UFFD_MISSING, "ur": vm.VM_UFFD_RWP,
     "ui": vm.VM_UFFD_MISSING, "sd": vm.VM_SOFTDIRTY, "mg": vm.VM_MERGEABLE,
 }  # fmt: skip
 """VmFlags codes of smaps. Kernel: fs/proc/task_mmu.c, show_smap_vma_flags()."""
@@ -57,15 +57,7 @@ _SETTINGS = ("enabled", *(f"khugepaged/{name}" for name in ("defrag", *NUMBERS))
 """Files of settings that every kernel has."""
 
 
-class Young(StrEnum):
-    """What decides which pages are taken to be young."""
-
-    CAPTURED = "captured"
-    ALL = "all"
-    NONE = "none"
-
-
-def image_of_snapshot(snapshot: Snapshot, young: Young) -> WorldArrays:
+def image_of_snapshot(snapshot: Snapshot, assumed: Assumed) -> WorldArrays:
     """The arrays of a snapshot; a process's are made when the builder comes to it."""
     snapshot, torn = settled(snapshot)
     shift = snapshot.geometry.page_shift
@@ -78,17 +70,17 @@ def image_of_snapshot(snapshot: Snapshot, young: Young) -> WorldArrays:
     nodes, free = free_memory(snapshot)
     return WorldArrays(
         nodes=nodes,
-        processes=_processes(snapshot, list(memcgs), young),
+        processes=_processes(snapshot, list(memcgs), assumed),
         memcgs=tuple(memcgs.values()),
         nr_cpus=max(1, int(snapshot.meta.get("cpus") or 1)),
         synchronous=all("zram" in line for line in swaps),
         torn=torn,
-        assumptions=(*_assumptions(snapshot, memcgs, young), free),
+        assumptions=(*_assumptions(snapshot, memcgs, assumed), free),
     )
 
 
 def _assumptions(
-    snapshot: Snapshot, memcgs: Mapping[str, ImageMemcg], young: Young
+    snapshot: Snapshot, memcgs: Mapping[str, ImageMemcg], assumed: Assumed
 ) -> Iterator[str]:
     for name, memcg in memcgs.items():
         if memcg.reclaimable:
@@ -98,10 +90,10 @@ def _assumptions(
             )
         else:
             yield f"cgroup {name} reclaims nothing when it is at its limit"
-    if young is Young.CAPTURED:
+    if assumed.young is Young.CAPTURED:
         yield YOUNG_AS_FLAGGED if snapshot.privilege.kpageflags else YOUNG_AS_COUNTED
     else:
-        yield f"every page is taken to be {'young' if young is Young.ALL else 'old'}"
+        yield f"every page is taken to be {'young' if assumed.young is Young.ALL else 'old'}"
     yield NO_PINS
     for process in snapshot.processes:
         pinned = kib_of(process.meta["status"], "VmPin") or 0
@@ -139,21 +131,26 @@ def _memcg(process: ProcessTables, shift: int) -> ImageMemcg | None:
     return ImageMemcg(str(process.meta.get("cgroup") or "memcg"), *pages)
 
 
-def _processes(snapshot: Snapshot, memcgs: list[str], young: Young) -> Iterator[ImageProcess]:
+def _processes(snapshot: Snapshot, memcgs: list[str], assumed: Assumed) -> Iterator[ImageProcess]:
+    by_age = sorted(snapshot.processes, key=lambda process: (process.started, process.pid))
     shared = _shared_slots(snapshot)
     next_frame = snapshot.geometry.ptrs_per_pte
     for process in snapshot.processes:
         memcg = _memcg(process, snapshot.geometry.page_shift)
-        tables = _tables(snapshot, process, shared, young, next_frame)
+        tables = _tables(snapshot, process, shared, assumed, next_frame)
         next_frame += process.pte.size
+        registered = is_registered(snapshot, process)
         yield ImageProcess(
             pid=process.pid,
             name=process.name,
-            mm_flags=MMF_DISABLE_THP_COMPLETELY if process.thp_disabled else 0,
+            mm_flags=mm_flags(snapshot, process) or 0,
             memcg=None if memcg is None else memcgs.index(memcg.name),
             vmas=tuple(_vma(snapshot, process, vma) for vma in _named(process.vmas)),
             tables=tables,
             pins=process.pins,
+            age=1 + by_age.index(process) if process.forked else 0,
+            lost=process.forked and assumed.leaning is Leaning.LEAST,
+            registered=assumed.registered if registered is None else registered,
         )
 
 
@@ -202,7 +199,7 @@ def _tables(
     snapshot: Snapshot,
     process: ProcessTables,
     shared: NDArray[np.uint64],
-    young: Young,
+    assumed: Assumed,
     next_frame: int,
 ) -> TableArrays:
     """The arrays of one process. next_frame: numbers from here on are free for unseen frames."""
@@ -221,12 +218,12 @@ def _tables(
     # Compound tails carry no LRU flag of their own, and batches are taken to be drained.
     anon = process.kpageflags >> np.uint64(Kpf.ANON) & np.uint64(1)
     kpageflags = process.kpageflags | anon * _LRU
-    if young is Young.NONE:
+    if assumed.young is Young.NONE:
         kpageflags &= ~np.uint64(1 << Kpf.REFERENCED)
     return TableArrays(
         table_address=process.table_address,
         pte=pte,
-        bits=_bits(snapshot, process, young),
+        bits=_bits(snapshot, process, assumed),
         pfn=process.pfn,
         kpageflags=kpageflags,
         kpagecount=counts,
@@ -259,7 +256,7 @@ def _unseen_counts(snapshot: Snapshot, process: ProcessTables) -> NDArray[np.uin
     return counts
 
 
-def _bits(snapshot: Snapshot, process: ProcessTables, young: Young) -> NDArray[np.uint8]:
+def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArray[np.uint8]:
     """The WRITE, YOUNG and DIRTY bits of every entry that maps something."""
     pte = process.pte
     present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
@@ -270,53 +267,12 @@ def _bits(snapshot: Snapshot, process: ProcessTables, young: Young) -> NDArray[n
             own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
             writable[own] = True
     written = huge | (((pte & Pte.EXCLUSIVE) != 0) & writable.reshape(pte.shape))
-    used = zero | huge | young_pages(snapshot, process, young)
+    used = zero | huge | young_pages(snapshot, process, assumed)
+    clean = clean_lazyfree(snapshot, process, assumed.leaning)
     bits: NDArray[np.uint8] = (present & used) * np.uint8(YOUNG)
-    bits |= (present & written & ~zero) * np.uint8(WRITE | DIRTY)
+    bits |= (present & written & ~zero) * np.uint8(WRITE)
+    bits |= (present & written & ~zero & ~clean) * np.uint8(DIRTY)
     return bits
-
-
-def young_pages(snapshot: Snapshot, process: ProcessTables, assumed: Young) -> NDArray[np.bool_]:
-    """Whether each PTE is taken to be young, as (n, PTRS).
-
-    PG_referenced where it was seen. What smaps counts as referenced beyond that it does not
-    name: taken are first the pages that stand alone in tables mostly swapped out, for they
-    stayed or came back because they were used, then the mapping's others; evenly spread.
-    """
-    shape = process.pte.shape
-    if assumed is not Young.CAPTURED:
-        return np.full(shape, assumed is Young.ALL, np.bool_)
-    seen = process.page_flag(Kpf.REFERENCED)
-    young: NDArray[np.bool_] = np.zeros(shape, np.bool_) if seen is None else seen.copy()
-    mapped = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-    young &= mapped
-    flat_young, flat_mapped = young.reshape(-1), mapped.reshape(-1)
-    swapped = np.count_nonzero(process.pte & Pte.SWAPPED, axis=1)
-    mostly = swapped > np.count_nonzero(mapped, axis=1)
-    alone = (mapped & mostly[:, None]).reshape(-1)
-    for vma in process.vmas:
-        if not vma.captured or not vma.referenced:
-            continue
-        own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
-        part = flat_young[own]
-        missing = (vma.referenced >> snapshot.geometry.page_shift) - int(np.count_nonzero(part))
-        if missing <= 0:
-            continue
-        others = flat_mapped[own] & ~part
-        if np.count_nonzero(others) <= missing:
-            part |= others
-            continue
-        for pages in (others & alone[own], others & ~alone[own]):
-            missing -= _spread(missing, part, np.flatnonzero(pages))
-    return young
-
-
-def _spread(count: int, marks: NDArray[np.bool_], pages: NDArray[np.intp]) -> int:
-    """Mark so many of the pages, evenly spread, or all; returns how many."""
-    count = max(0, min(count, len(pages)))
-    if count:
-        marks[pages[np.arange(count) * len(pages) // count]] = True
-    return count
 
 
 def _shared_slots(snapshot: Snapshot) -> NDArray[np.uint64]:

@@ -177,8 +177,23 @@ def started(pid: int) -> int | None:
 
     A process whose number another has taken since has another start. Kernel: fs/proc/array.c.
     """
-    fields = (text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    fields = _stat(pid)
     return int(fields[19]) if len(fields) > 19 else None
+
+
+PF_FORKNOEXEC = 0x40
+"""Kernel: include/linux/sched.h."""
+
+
+def forked(pid: int) -> bool | None:
+    """Whether its address space is a copy of its parent's, as it has not run a program since fork()."""
+    fields = _stat(pid)
+    return bool(int(fields[6]) & PF_FORKNOEXEC) if len(fields) > 6 else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on."""
+    return (text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
 
 
 KEPT = (

@@ -38,6 +38,7 @@ from mthp.image.capture.proc import (
     LACKING,
     CaptureError,
     SmapsEntry,
+    forked,
     has_capability,
     hides_processes,
     open_pagemap,
@@ -179,7 +180,6 @@ class CaptureRun:
             "young and dirty bits of the PTEs",
             "folios waiting in per-CPU LRU batches",
             "which VMAs already have an anon_vma although nothing was written",
-            "whether prctl keeps huge pages to advised mappings (PR_THP_DISABLE_EXCEPT_ADVISED)",
         )
         for always in (LOCKS,) if self.options.deep else (*hidden, LOCKS):
             self.not_seen(NEVER + always)
@@ -460,6 +460,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
     return {
         "pid": pid,
         "started": started(pid),
+        "forked": forked(pid),
         "comm": status["Name"],
         "cmdline": command.split("\0")[:-1],
         "exe": exe,

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What follows from a capture about a process: is it with khugepaged, and what has prctl said."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from mthp.image.snapshot import ProcessTables, Pte, Snapshot
+from mthp.mm.huge_mm import sysfs_orders
+from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
+from mthp.mm.vm_flags import VM_HUGEPAGE
+from mthp.words.settings import Settings, SettingsError
+
+_EXCEPT_ADVISED_SINCE = (6, 18)
+
+
+def captured_settings(snapshot: Snapshot) -> Settings | None:
+    """The settings captured with a snapshot; None where no kernel has such."""
+    try:
+        return Settings.from_sysfs(snapshot.sysfs, snapshot.geometry)
+    except SettingsError:
+        return None
+
+
+def is_registered(snapshot: Snapshot, process: ProcessTables) -> bool | None:
+    """Whether khugepaged has the process on its list; None where the capture does not tell.
+
+    A PMD-sized fault puts it there, and so does MADV_HUGEPAGE on memory that was in use. Whatever else
+    does (a mapping that grew, a fork from a process that is there) leaves no trace.
+    Kernel: mm/khugepaged.c, khugepaged_enter_vma() and its callers.
+    """
+    pmd_order = snapshot.geometry.pmd_order
+    huge = bool(((process.pte & np.uint16(Pte.HUGE)) != 0).any())
+    if process.folio_order is not None:
+        huge |= bool((process.folio_order >= pmd_order).any())
+    if huge:
+        return True
+    settings = captured_settings(snapshot)
+    advised = any("hg" in vma.flags and vma.anonymous_bytes for vma in process.vmas)
+    if advised and settings is not None and sysfs_orders(settings, VM_HUGEPAGE) >> pmd_order & 1:
+        # Had the advice come before the pages, they would have come as huge ones.
+        return True
+    return None
+
+
+def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:
+    """The MMF_* flags that prctl sets; None where the capture does not tell them apart from none.
+
+    status tells PR_SET_THP_DISABLE without its EXCEPT_ADVISED mode. With it, no mapping counts as
+    eligible that was not advised, whatever the settings say.
+    Kernel: fs/proc/array.c, task_thp_status(); include/linux/huge_mm.h, vma_thp_disabled().
+    """
+    if process.thp_disabled:
+        return MMF_DISABLE_THP_COMPLETELY
+    release = re.match(r"(\d+)\.(\d+)", snapshot.kernel)
+    if release is not None and (int(release[1]), int(release[2])) < _EXCEPT_ADVISED_SINCE:
+        return 0
+    settings = captured_settings(snapshot)
+    orders = 0 if settings is None else sysfs_orders(settings, 0)
+    answers = {
+        vma.thp_eligible
+        for vma in process.vmas
+        if vma.anonymous and not {"hg", "nh", "ht"} & vma.flags
+        if _fits(vma.start, vma.end, orders, snapshot.geometry.page_shift)
+    }
+    if not answers - {None}:
+        return None
+    return 0 if True in answers else MMF_DISABLE_THP_EXCEPT_ADVISED
+
+
+def _fits(start: int, end: int, orders: int, page_shift: int) -> bool:
+    """Whether the smallest of the orders has an aligned range at the end of [start, end)."""
+    size = (orders & -orders) << page_shift if orders else 0
+    return 0 < size <= (end & -size) - start
