@@ -37,7 +37,10 @@ def before() -> Snapshot:
     image = load(REDIS)
     settings = Settings(sizes=dict.fromkeys(range(2, 10), "always"), max_ptes_none=0)  # type: ignore[arg-type]
     meta = {**image.meta, "sysfs": settings.to_sysfs()}
-    return dataclasses.replace(image, meta=meta, kernel="7.3.4")
+    (process,) = image.processes
+    vmas = tuple(dataclasses.replace(vma, thp_eligible=True) for vma in process.vmas)
+    processes = (dataclasses.replace(process, vmas=vmas),)
+    return dataclasses.replace(image, meta=meta, kernel="7.3.4", processes=processes)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.mm_types import Vma
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
     PAGE_ANON_EXCLUSIVE,
@@ -14,12 +15,14 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.rmap import (
     folio_add_new_anon_rmap,
+    folio_add_return_large_mapcount,
     folio_remove_rmap_pmd,
     folio_remove_rmap_ptes,
+    folio_sub_return_large_mapcount,
     rmap_walk,
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
-from mthp.words.units import Pfn
+from mthp.words.units import Folio, Pfn
 from tests.small_worlds import TINY, World, huge, large, small
 
 
@@ -76,6 +79,40 @@ def test_shared_until_one_process_is_left(world: World) -> None:
     assert mem.mm_mapcounts[folio] == {child.vm_mm.number: 4}
     # Every page is still mapped, by the child: not partially mapped.
     assert not mem.test(folio, PG_PARTIALLY_MAPPED)
+
+
+def lose(world: World, vma: Vma, folio: Folio, page: int = 0, count: int = 4) -> None:
+    cpu = world.kernel.this_cpu
+    folio_remove_rmap_ptes(world.mem, cpu, folio, Pfn(folio + page), count, vma)
+
+
+def test_a_folio_knows_two_processes_and_the_third_never_has_it_alone(world: World) -> None:
+    mem, vma = world.mem, world.vma(large(2))
+    folio = world.folio(vma, 0)
+    child, other = world.fork(vma), world.fork(vma)
+    assert mem.mm_mapcounts[folio] == {vma.vm_mm.number: 4, child.vm_mm.number: 4}
+    lose(world, child, folio)
+    assert mem.folio_maybe_mapped_shared(folio)
+    lose(world, vma, folio)
+    assert mem.mm_mapcounts[folio] == {}
+    assert mem.folio_maybe_mapped_shared(folio), "the third is not known, and counts as another"
+    lose(world, other, folio, 1, 3)
+    assert not mem.folio_maybe_mapped_shared(folio), "a single mapping is nobody else's"
+    lose(world, other, folio, 0, 1)
+    assert not mem.test(folio, PG_MAPPED_SHARED)
+
+
+def test_a_place_that_gets_free_goes_to_whoever_maps_the_folio_next(world: World) -> None:
+    mem, vma = world.mem, world.vma(large(2))
+    folio = world.folio(vma, 0)
+    child, other = world.fork(vma), world.fork(vma)
+    lose(world, vma, folio)
+    folio_add_return_large_mapcount(mem, folio, 4, other)
+    assert mem.mm_mapcounts[folio] == {child.vm_mm.number: 4, other.vm_mm.number: 4}
+    folio_sub_return_large_mapcount(mem, folio, 5, other)
+    assert other.vm_mm.number not in mem.mm_mapcounts[folio], "of its 8 mappings 4 were counted"
+    folio_sub_return_large_mapcount(mem, folio, 3, other)
+    assert not mem.test(folio, PG_MAPPED_SHARED), "the child has all that are left"
 
 
 def test_the_reverse_map_finds_every_place(world: World) -> None:

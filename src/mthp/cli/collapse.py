@@ -16,13 +16,16 @@ from mthp.cli.progress import ProgressLine
 from mthp.cli.target import (
     captured_settings,
     load_target,
+    settle_assumed,
     settle_profile,
     settle_settings,
     targets,
 )
 from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import load
+from mthp.image.snapshot import Snapshot
 from mthp.predict.alternatives import with_alternatives
+from mthp.predict.bounds import with_bounds
 from mthp.predict.explain import vma_gate
 from mthp.predict.image import Image
 from mthp.predict.madvise import anonymous_ranges, run_madvise
@@ -43,7 +46,7 @@ from mthp.words.events import Event, PassedBy, ftrace, singly
 from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
-from mthp.worlds.unseen import Assumed, Young
+from mthp.worlds.unseen import Assumed
 
 
 class ScanProgress(ProgressLine):
@@ -76,10 +79,10 @@ class ScanProgress(ProgressLine):
             self.say(f"looking for the least changes: {self.tried} tried")
 
     def on_other(self) -> None:
-        """Count one more table that was scanned under other settings."""
+        """Count one more table that was scanned under other settings, or other assumptions."""
         self.scanned += 1
         if self._is_due():
-            self.say(f"trying other settings: {self.scanned} tables")
+            self.say(f"trying what else there could be: {self.scanned} tables")
 
     def _is_due(self) -> bool:
         """Whether the line is half a second old. Raises Interrupted after Ctrl-C."""
@@ -104,10 +107,14 @@ def tables_of(world: BuiltWorld) -> int:
 
 
 def predict(
-    image: Image, settings: Settings, profile: tuple[Profile, str], args: argparse.Namespace
+    image: Image,
+    settings: Settings,
+    profile: tuple[Profile, str],
+    args: argparse.Namespace,
+    assumed: Assumed | None = None,
 ) -> tuple[BuiltWorld, Request]:
     """Build a world and the request to run on it; a ValueError says why a state cannot be."""
-    assumed = Assumed(Young(getattr(args, "assume_young", Young.CAPTURED)))
+    assumed = assumed or settle_assumed(args)
     try:
         world, request = image.prepared(settings, *profile, assumed)
     except ValueError as error:
@@ -144,12 +151,21 @@ def run_collapse(args: argparse.Namespace) -> int:
     request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:
         return _why(args, world, request, progress, keep or [])
-    if args.events or args.csv or args.csv_processes:
-        request.changes = False
+    brief = args.events or args.csv or args.csv_processes
+    request.changes &= not brief
     with progress.interruptible():
         outcome = run_world(world, request)
-        if request.changes:
+        if not brief:
             del world, progress.daemon  # two at once would be twice the memory
+            if isinstance(image.data, Snapshot):
+                outcome = with_bounds(
+                    outcome,
+                    image.data,
+                    settle_assumed(args),
+                    lambda assumed: predict(image, settings, profile, args, assumed),
+                    progress.on_other,
+                )
+        if request.changes:
             outcome = with_alternatives(
                 outcome, lambda other: predict(image, other, profile, args), progress.on_other
             )
@@ -263,8 +279,8 @@ def _madvise(
 
 
 _IGNORED = (
-    "madvise_collapse", "enabled", "thp_anon", "defrag", "free_memory", "passes", "events", "why",
-    "steps",
+    "madvise_collapse", "enabled", "thp_anon", "defrag", "registered", "free_memory", "passes", "events",
+    "why", "steps",
 )  # fmt: skip
 
 

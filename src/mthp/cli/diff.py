@@ -62,7 +62,7 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def _has_settings(args: argparse.Namespace) -> bool:
-    given = [args.enabled, args.thp_anon, args.defrag, args.passes]
+    given = [args.enabled, args.thp_anon, args.defrag, args.passes, args.registered]
     return bool(given_numbers(args)) or any(value is not None for value in given)
 
 

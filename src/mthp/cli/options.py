@@ -149,6 +149,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     add_processes(group)
     add_assume_young(group)
     group.add_argument(
+        "--registered",
+        choices=("yes", "no"),
+        help="whether khugepaged has the processes on its list (default: as the capture says; where it "
+        "does not, yes)",
+    )
+    group.add_argument(
         "--free-memory",
         type=size,
         metavar="BYTES",

@@ -12,7 +12,7 @@ from mthp.image.snapshot import Snapshot
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
 from mthp.words.settings import Settings, SettingsError
-from mthp.worlds.unseen import Young
+from mthp.worlds.unseen import Assumed, Young
 
 
 def targets(args: argparse.Namespace) -> int:
@@ -38,9 +38,18 @@ def load_target(args: argparse.Namespace) -> Image:
         return replace(image, data=replace(image.data, free_memory=args.free_memory))
     if args.assume_young != Young.CAPTURED:
         raise UsageError("--assume-young is for captures: a scenario says what is young")
+    if args.registered is not None:
+        raise UsageError("--registered is for captures: what a scenario states is registered")
     if args.free_memory is not None:
         raise UsageError("--free-memory is for captures: a scenario says what is free")
     return image
+
+
+def settle_assumed(args: argparse.Namespace) -> Assumed:
+    """What the command line says of that which a capture leaves open."""
+    given = getattr(args, "registered", None)
+    young = Young(getattr(args, "assume_young", Young.CAPTURED))
+    return Assumed(young, None if given is None else given == "yes")
 
 
 def captured_settings(image: Image) -> Settings:

@@ -17,7 +17,7 @@ from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
 from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, windows
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
-from mthp.mm.mm_types import Kernel, Vma, userfaultfd_armed
+from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Kernel, Vma, userfaultfd_armed
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.predict.measure import TablePart, populated_parts
 from mthp.predict.passes import TableLog
@@ -133,6 +133,8 @@ def explain_vma(
             gates = [Gate(RefusedAt.VMA, refused_vma)] * part.count
         elif not hstart <= pmd_base < hend:
             gates = [Gate(RefusedAt.EDGE, WindowGate.EDGE)] * part.count
+        elif not vma.vm_mm.mm_flags_test(MMF_VM_HUGEPAGE):
+            gates = [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_REGISTERED)] * part.count
         elif log is None:
             gates = [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)] * part.count
         else:

@@ -29,6 +29,7 @@ from mthp.words.files import spooled
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag, parse_thp_anon
 from mthp.worlds.build import BuiltWorld, build_world
+from mthp.worlds.deduced import is_registered
 from mthp.worlds.unseen import LIKELY, Assumed, Young
 
 SCENARIO_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
@@ -103,6 +104,10 @@ class Image:
         if isinstance(self.data, Snapshot):
             request.unseen, request.snapshot = self.data.unseen, self.data
             request.others = others_of(self.data, settings)
+            request.registered = {
+                process.pid: is_registered(self.data, process, assumed)
+                for process in self.data.processes
+            }
         return world, request
 
     def run(

@@ -7,7 +7,7 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mthp.image.capture.run import NEVER
 from mthp.image.snapshot import Snapshot
@@ -41,7 +41,7 @@ class Request:
 
     changes: look for the least change of each refusal. keep: every event is appended to it, tables
     that are passed by in rows. snapshot: where the world is one's, what the kernel counted of the
-    target.
+    target. registered: as Outcome's.
     """
 
     target: str
@@ -57,6 +57,7 @@ class Request:
     unseen: tuple[str, ...] = ()
     others: Others | None = None
     snapshot: Snapshot | None = None
+    registered: Mapping[int, bool | None] = field(default_factory=dict)
 
 
 def run_world(world: BuiltWorld, request: Request) -> Outcome:
@@ -130,6 +131,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         warnings=tuple(kernel.warnings.values()),
         timeline=tuple(timeline.points),
         others=request.others,
+        registered=request.registered,
         seconds=time.monotonic() - began,
     )
 

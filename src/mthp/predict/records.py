@@ -119,6 +119,7 @@ class WindowGate(Enum):
     EDGE = "PMD_NOT_SPANNED"
     TOO_FEW = "TOO_FEW_PTES"
     NOT_SCANNED = "NOT_SCANNED"
+    NOT_REGISTERED = "NOT_REGISTERED"
     NOT_CHOSEN = "NOT_CHOSEN"
 
 
@@ -375,6 +376,22 @@ class ProcessUse:
         return large, now
 
 
+class Unknown(Enum):
+    """What a capture leaves open, so that more or less may collapse; in words."""
+
+    YOUNG = "which pages were used lately"
+    LAZYFREE = "which pages that MADV_FREE gave up were written again"
+    SHARED = "which large folios that a fork left to one process still count as shared"
+
+
+class Bounds(NamedTuple):
+    """Between what the bytes lie that collapse in all. unknown: what is open."""
+
+    unknown: tuple[Unknown, ...]
+    least: int
+    most: int
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What khugepaged made of a target. `complete` is false after an interrupt or a pass limit.
@@ -386,7 +403,8 @@ class Outcome:
     attempts: (order, status) -> how many there were, over all passes.
     usual: those of assumptions and unseen that every capture has. timeline: a point for each wakeup in
     which anything changed. others: None where they were not counted. alternatives: what other settings
-    would give, by their names, where nothing is enabled.
+    would give, by their names, where nothing is enabled. bounds: None where the target leaves nothing open
+    that decides. registered: pid -> whether khugepaged has it on its list, None: not known, and taken to be.
     """
 
     target: str
@@ -425,6 +443,8 @@ class Outcome:
     timeline: tuple[TimePoint, ...] = ()
     others: Others | None = None
     alternatives: Mapping[str, Outcome] = field(default_factory=dict)
+    bounds: Bounds | None = None
+    registered: Mapping[int, bool | None] = field(default_factory=dict)
     partly_before: PartlyMapped = PartlyMapped()
     partly_after: PartlyMapped = PartlyMapped()
     resident: Resident | None = None

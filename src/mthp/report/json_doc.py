@@ -68,6 +68,10 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "timeline": [point._asdict() for point in outcome.timeline],
         "others": None if outcome.others is None else asdict(outcome.others),
         "alternatives": [_alternative(*each) for each in outcome.alternatives.items()],
+        "range": _range(outcome),
+        "registered": [
+            {"pid": pid, "registered": known} for pid, known in outcome.registered.items()
+        ],
         "attempts": [
             {"order": order, "status": status.string, "count": outcome.attempts[order, status]}
             for order, status in in_order(outcome.attempts)
@@ -104,6 +108,14 @@ def _resident(outcome: Outcome) -> dict[str, Any] | None:
 def _sums(resident: Resident) -> dict[str, Any]:
     mappings = [{**each._asdict(), "kind": each.kind.value} for each in resident.mappings]
     return {**resident.bytes(), "mappings": mappings}
+
+
+def _range(outcome: Outcome) -> dict[str, Any] | None:
+    if outcome.bounds is None:
+        return None
+    unknown = [each.value for each in outcome.bounds.unknown]
+    collapsed = [outcome.bounds.least, outcome.bounds.most]
+    return {"unknown": unknown, "collapsed_bytes": collapsed}
 
 
 def _alternative(name: str, other: Outcome) -> dict[str, Any]:

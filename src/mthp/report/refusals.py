@@ -60,6 +60,7 @@ _GATES = {
     WindowGate.EDGE.value: "the mapping begins or ends within this aligned {pmd} range",
     WindowGate.NOT_CHOSEN.value: "the order policy chose no window here",
     WindowGate.NOT_SCANNED.value: "the last full scan did not get here",
+    WindowGate.NOT_REGISTERED.value: "the process is not on khugepaged's list: it is not scanned",
 }
 """What a gate means here, by its name; the others' own words do."""
 _NO_LIMIT = "max_ptes_none is neither 0 nor its maximum: no collapse below PMD order"

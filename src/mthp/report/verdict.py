@@ -30,6 +30,7 @@ _WHERE = {
     "page_lazyfree": "given up by MADV_FREE",
     "alloc_huge_page_failed": "for want of a free block",
     "ccgroup_charge_failed": "at the memory cgroup's limit",
+    "NOT_REGISTERED": "in a process that khugepaged does not have on its list",
 }
 """Where memory is that stays small, by the name of the gate or the kernel's string."""
 
@@ -69,6 +70,7 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
         yield "then", "nothing collapses", "bold"
     else:
         yield "then", _afterwards(outcome), "bold green"
+    yield from _open(outcome)
     for name, other in outcome.alternatives.items():
         if other.clock.last_collapse_ms is None:
             most, where = _most(other)
@@ -83,6 +85,27 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
         yield "torn", _torn(outcome), "bold yellow"
     if not outcome.complete:
         yield "but", passes_made(outcome), "bold yellow"
+
+
+def _open(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
+    """Say between what the answer lies where a capture leaves things open, and what it hangs on."""
+    if outcome.bounds is not None:
+        bounds = outcome.bounds
+        what = " and ".join(each.value for each in bounds.unknown)
+        least, most = human_bytes(bounds.least), human_bytes(bounds.most)
+        if bounds.least == bounds.most:
+            yield "range", f"{least} collapse in any case, though it is not known {what}", ""
+        else:
+            words = f"from {least} to {most} collapse, as it is not known {what}; --deep tells"
+            yield "range", words, "yellow"
+    of = [pid for pid, known in outcome.registered.items() if known is None]
+    if of and outcome.collapsed_bytes:
+        whose = f"process {of[0]}" if len(of) == 1 else f"{len(of)} of the processes"
+        words = (
+            f"khugepaged does not have {whose} on its list, where nothing asked for huge pages while "
+            "they were enabled: then it scans nothing there (--registered no)"
+        )
+        yield "unless", words, "yellow"
 
 
 def _afterwards(outcome: Outcome) -> str:

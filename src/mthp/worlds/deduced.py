@@ -12,6 +12,7 @@ from mthp.mm.huge_mm import sysfs_orders
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.vm_flags import VM_HUGEPAGE
 from mthp.words.settings import Settings, SettingsError
+from mthp.worlds.unseen import Assumed
 
 _EXCEPT_ADVISED_SINCE = (6, 18)
 
@@ -24,13 +25,15 @@ def captured_settings(snapshot: Snapshot) -> Settings | None:
         return None
 
 
-def is_registered(snapshot: Snapshot, process: ProcessTables) -> bool | None:
-    """Whether khugepaged has the process on its list; None where the capture does not tell.
+def is_registered(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> bool | None:
+    """Whether khugepaged has the process on its list; None where nobody tells.
 
     A PMD-sized fault puts it there, and so does MADV_HUGEPAGE on memory that was in use. Whatever else
     does (a mapping that grew, a fork from a process that is there) leaves no trace.
     Kernel: mm/khugepaged.c, khugepaged_enter_vma() and its callers.
     """
+    if assumed.registered is not None:
+        return assumed.registered
     pmd_order = snapshot.geometry.pmd_order
     huge = bool(((process.pte & np.uint16(Pte.HUGE)) != 0).any())
     if process.folio_order is not None:

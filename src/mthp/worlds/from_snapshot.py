@@ -47,7 +47,11 @@ YOUNG_AS_FLAGGED = (
 )
 NO_PINS = "no page is pinned or locked for a moment, but those the capture saw so"
 NO_BATCHES = "every folio that was in a per-CPU LRU batch is taken to be on the LRU"
-USUAL_ASSUMPTIONS = frozenset({YOUNG_AS_COUNTED, YOUNG_AS_FLAGGED, NO_PINS, NO_BATCHES})
+NO_PRCTL = (
+    "no process keeps huge pages to advised mappings (PR_THP_DISABLE_EXCEPT_ADVISED), which shows only "
+    "where others are eligible"
+)
+USUAL_ASSUMPTIONS = frozenset({YOUNG_AS_COUNTED, YOUNG_AS_FLAGGED, NO_PINS, NO_BATCHES, NO_PRCTL})
 """What is assumed of every capture, unless it is asked for otherwise."""
 
 _LRU = np.uint64(1 << Kpf.LRU)
@@ -105,6 +109,9 @@ def _assumptions(
                 "it will be refused"
             )
     yield NO_BATCHES
+    if any(mm_flags(snapshot, process) is None for process in snapshot.processes):
+        yield NO_PRCTL
+    yield from _sharing(snapshot)
     hidden = [path for path in _SETTINGS if path not in snapshot.sysfs]
     if hidden:
         named = (
@@ -120,6 +127,21 @@ def _assumptions(
         yield "every page is a folio of order 0, swap-backed and on the LRU"
     if any(process.kpagecount is None for process in snapshot.processes):
         yield "a page that is not mapped exclusively is shared by two processes"
+
+
+def _sharing(snapshot: Snapshot) -> Iterator[str]:
+    """What is assumed of large folios that several processes map, or did."""
+    of = [
+        process.pid
+        for process in snapshot.processes
+        if process.forked and process.folio_order is not None and process.folio_order.any()
+    ]
+    if of:
+        whose = f"process {of[0]} is" if len(of) == 1 else f"{len(of)} of the processes are"
+        yield (
+            f"{whose} a fork's: large folios that it inherited may still count as shared when nobody "
+            "else maps them, as a folio knows two processes; they are taken to be the first two"
+        )
 
 
 def _memcg(process: ProcessTables, shift: int) -> ImageMemcg | None:
@@ -139,7 +161,6 @@ def _processes(snapshot: Snapshot, memcgs: list[str], assumed: Assumed) -> Itera
         memcg = _memcg(process, snapshot.geometry.page_shift)
         tables = _tables(snapshot, process, shared, assumed, next_frame)
         next_frame += process.pte.size
-        registered = is_registered(snapshot, process)
         yield ImageProcess(
             pid=process.pid,
             name=process.name,
@@ -150,7 +171,7 @@ def _processes(snapshot: Snapshot, memcgs: list[str], assumed: Assumed) -> Itera
             pins=process.pins,
             age=1 + by_age.index(process) if process.forked else 0,
             lost=process.forked and assumed.leaning is Leaning.LEAST,
-            registered=assumed.registered if registered is None else registered,
+            registered=is_registered(snapshot, process, assumed) is not False,
         )
 
 

@@ -40,12 +40,13 @@ class Leaning(StrEnum):
 class Assumed:
     """What is taken of that which a capture leaves open.
 
-    registered: whether processes are with khugepaged of which that is not known. marks: pid -> (n, PTRS)
+    registered: whether khugepaged has the processes on its list; None: as deduced, and where that is not
+    known, it has. marks: pid -> (n, PTRS)
     the pages that are young, in the place of `young`.
     """
 
     young: Young = Young.CAPTURED
-    registered: bool = True
+    registered: bool | None = None
     leaning: Leaning = Leaning.LIKELY
     marks: Mapping[int, Pages] = field(default_factory=dict)
 

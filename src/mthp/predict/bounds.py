@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Between what an answer lies where a capture leaves open which pages are meant: both ends are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.image.snapshot import ProcessTables, Pte, Snapshot
+from mthp.predict.outcome import Request, run_world
+from mthp.predict.records import Bounds, Outcome, Unknown
+from mthp.words.events import CollapseHugePage, Event
+from mthp.words.results import ScanResult
+from mthp.worlds.arrays import span
+from mthp.worlds.build import BuiltWorld
+from mthp.worlds.unseen import (
+    Assumed,
+    Counted,
+    Leaning,
+    Pages,
+    Young,
+    counted_lazyfree,
+    counted_young,
+    referenced_pages,
+)
+
+Prepare = Callable[[Assumed], tuple[BuiltWorld, Request]]
+Choose = Callable[[ProcessTables, Counted], NDArray[np.intp]]
+"""Of the pages of one mapping those that are young, as indices among them."""
+
+
+def unknowns(snapshot: Snapshot, young: Young) -> Iterator[Unknown]:
+    """What a snapshot leaves open of its pages, so that more or less may collapse."""
+    processes = snapshot.processes
+    if young is Young.CAPTURED and any(
+        counted.open for process in processes for counted in counted_young(snapshot, process)
+    ):
+        yield Unknown.YOUNG
+    if any(
+        counted.open for process in processes for counted in counted_lazyfree(snapshot, process)
+    ):
+        yield Unknown.LAZYFREE
+    if any(process.forked and _has_large(process) for process in processes):
+        yield Unknown.SHARED
+
+
+def _has_large(process: ProcessTables) -> bool:
+    return process.folio_order is not None and bool(process.folio_order.any())
+
+
+def with_bounds(
+    outcome: Outcome,
+    snapshot: Snapshot,
+    assumed: Assumed,
+    prepare: Prepare,
+    on_table: Callable[[], None] | None = None,
+) -> Outcome:
+    """The outcome with its bounds, where the capture leaves open what decides it.
+
+    assumed: what the outcome rests on. prepare: makes a world of the snapshot, and the request to run
+    on it. An Interrupted that on_table raises leaves the outcome without bounds.
+    """
+    unknown = tuple(unknowns(snapshot, assumed.young))
+    if not unknown or outcome.highest_order is None or not outcome.complete:
+        return outcome
+    collapsed: dict[int, list[tuple[int, int]]] = {}
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, CollapseHugePage) and event.status is ScanResult.SUCCEED:
+            collapsed.setdefault(event.mm, []).append((event.address, event.order))
+
+    def end(leaning: Leaning, choose: Choose | None) -> Outcome:
+        """The outcome with what is open taken in one way; choose: of the pages that may be young."""
+        marks = {}
+        if choose is not None and Unknown.YOUNG in unknown:
+            marks = {
+                process.pid: _marked(snapshot, process, choose) for process in snapshot.processes
+            }
+        world, request = prepare(replace(assumed, leaning=leaning, marks=marks))
+        request.changes, request.on_table, request.on_event = False, on_table, on_event
+        return run_world(world, request)
+
+    ends = [outcome, end(Leaning.MOST, lambda _, counted: np.arange(len(counted.pages)))]
+    units = {
+        process.pid: _units(snapshot, process, collapsed.get(process.pid, ()))
+        for process in snapshot.processes
+    }
+    if not all(
+        units[process.pid].may_all_pass(counted)
+        for process in snapshot.processes
+        for counted in counted_young(snapshot, process)
+        if counted.open
+    ):
+        ends[1] = end(Leaning.MOST, lambda process, counted: units[process.pid].most(counted))
+    ends.append(end(Leaning.LEAST, lambda process, counted: units[process.pid].least(counted)))
+    if not all(each.complete for each in ends):
+        return outcome
+
+    collapsed_bytes = [each.collapsed_bytes for each in ends]
+    return replace(outcome, bounds=Bounds(unknown, min(collapsed_bytes), max(collapsed_bytes)))
+
+
+def _marked(snapshot: Snapshot, process: ProcessTables, choose: Choose) -> Pages:
+    """The pages that are young, as (n, PTRS): those known to be, and those chosen where that is open."""
+    young = referenced_pages(process)
+    flat = young.reshape(-1)
+    for counted in counted_young(snapshot, process):
+        pages = counted.pages + counted.own.start
+        if counted.open:
+            pages = pages[choose(process, counted)]
+        flat[pages if counted.meant else []] = True
+    return young
+
+
+class _Units(NamedTuple):
+    """What collapses of one process if all is young that may be, in units that pass or do not.
+
+    of: each PTE's unit, 0 for none. lacking, size: by unit, the young pages that it needs beyond those
+    known, and its pages.
+    """
+
+    of: NDArray[np.intp]
+    lacking: NDArray[np.intp]
+    size: NDArray[np.intp]
+
+    def _placed(self, counted: Counted) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The unit of each page that may be young, and its rank among those of the unit."""
+        unit = self.of[counted.pages + counted.own.start]
+        order = np.argsort(unit, kind="stable")
+        first = np.searchsorted(unit[order], unit)
+        rank = np.empty_like(unit)
+        rank[order] = np.arange(len(unit))
+        return unit, rank - first
+
+    def may_all_pass(self, counted: Counted) -> bool:
+        """Whether so many young pages are enough for every unit of the mapping."""
+        unit, rank = self._placed(counted)
+        return int(np.count_nonzero(rank < self.lacking[unit])) <= counted.meant
+
+    def most(self, counted: Counted) -> NDArray[np.intp]:
+        """So many pages that as much passes as can: what each unit needs, first those that need the
+        fewest for their size."""
+        unit, rank = self._placed(counted)
+        spare = rank >= self.lacking[unit]
+        price = self.lacking / np.maximum(self.size, 1)
+        return np.lexsort((rank, unit, price[unit], spare))[: counted.meant]
+
+    def least(self, counted: Counted) -> NDArray[np.intp]:
+        """So many pages that as little passes as can: first those that let nothing more pass, then
+        whole units, first those that take the most of them for their size. What is left over goes to
+        the smallest that takes it."""
+        unit, rank = self._placed(counted)
+        lacking = self.lacking[unit]
+        dear = (lacking > 0) & (rank >= lacking - 1)
+        room = np.bincount(unit[dear], minlength=len(self.size))
+        order = np.lexsort((rank, unit, -(room / np.maximum(self.size, 1))[unit], dear))
+        chosen = order[: counted.meant]
+        last = unit[chosen[-1]]
+        left = np.count_nonzero(dear[chosen] & (unit[chosen] == last))
+        room[unit[chosen]] = 0
+        fits = np.flatnonzero(room >= left)
+        if (
+            left
+            and len(fits)
+            and (best := fits[self.size[fits].argmin()])
+            and (self.size[best] < self.size[last])
+        ):
+            chosen[-left:] = np.flatnonzero(dear & (unit == best))[:left]
+        return chosen
+
+
+def _units(
+    snapshot: Snapshot, process: ProcessTables, windows: Iterable[tuple[int, int]]
+) -> _Units:
+    """The units of windows (address, order): each by itself, but for tables that would be read in from
+    swap, of which half must be young.
+
+    Kernel: mm/khugepaged.c, collapse_scan_pmd().
+    """
+    geometry = snapshot.geometry
+    nr = geometry.ptrs_per_pte
+    of = np.zeros(process.pte.size, np.intp)
+    swapped = ((process.pte & np.uint16(Pte.SWAPPED)) != 0).any(axis=1)
+    needs = [0]
+    for address, order in sorted(windows, key=lambda window: window[1]):
+        own = span(process.table_address, geometry, address, address + geometry.order_bytes(order))
+        row = own.start // nr
+        if row < len(swapped) and swapped[row]:
+            own = slice(row * nr, (row + 1) * nr)
+        of[own] = len(needs)
+        needs.append(nr // 2 if own.stop - own.start == nr and swapped[row] else 1)
+    known = np.bincount(of[referenced_pages(process).reshape(-1)], minlength=len(needs))
+    lacking = np.maximum(np.array(needs) - known, 0)
+    return _Units(of, lacking, np.bincount(of, minlength=len(needs)))

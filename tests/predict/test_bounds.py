@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Between what an answer lies where a capture leaves open which pages are meant."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mthp.image.snapshot import Kpf, Pte, Snapshot
+from mthp.predict.bounds import unknowns, with_bounds
+from mthp.predict.image import Image
+from mthp.predict.outcome import run_world
+from mthp.predict.records import Bounds, Outcome, Unknown
+from mthp.words.profiles import DEFAULT
+from mthp.words.settings import Enabled, Settings
+from mthp.worlds.unseen import LIKELY, Assumed, Young
+from tests.worlds.captured import heap_of
+
+MIB = 1 << 20
+FULL = Settings(max_ptes_none=0)
+BOTH = FULL.replace(sizes={4: Enabled.ALWAYS, 9: Enabled.ALWAYS})
+SMALL = FULL.replace(sizes={4: Enabled.ALWAYS, 9: Enabled.NEVER})
+
+
+def outcome_of(snapshot: Snapshot, settings: Settings, assumed: Assumed = LIKELY) -> Outcome:
+    image = Image(snapshot, "heap", "made")
+    world, request = image.prepared(settings, DEFAULT, "as asked", assumed)
+    request.changes = False
+    outcome = run_world(world, request)
+    return with_bounds(
+        outcome,
+        snapshot,
+        assumed,
+        lambda other: image.prepared(settings, DEFAULT, "as asked", other),
+    )
+
+
+def swap_out(snapshot: Snapshot, row: int, pages: int) -> None:
+    process = snapshot.processes[0]
+    assert process.pfn is not None and process.kpageflags is not None
+    process.pte[row, :pages] = int(Pte.SWAPPED)
+    process.pfn[row, :pages] = np.arange(1, pages + 1, dtype=np.uint64) << np.uint64(5)
+    process.kpageflags[row, :pages] = 0
+
+
+def bounds_of(snapshot: Snapshot, settings: Settings = FULL) -> Bounds:
+    bounds = outcome_of(snapshot, settings).bounds
+    assert bounds is not None
+    return bounds
+
+
+@pytest.mark.parametrize(
+    ("referenced", "least", "most"),
+    [(1, 2, 2), (8, 2, 16), (512, 2, 16), (513, 4, 16), (4 * 512 + 1, 10, 16), (5, 2, 10)],
+)
+def test_young_pages_lie_in_as_few_tables_as_can_be_or_in_as_many(
+    referenced: int, least: int, most: int
+) -> None:
+    bounds = bounds_of(heap_of(8, referenced=referenced))
+    assert bounds == ((Unknown.YOUNG,), least * MIB, most * MIB)
+
+
+@pytest.mark.parametrize(
+    "settings", [FULL, FULL.replace(max_ptes_none=511), SMALL.replace(max_ptes_none=511), BOTH]
+)
+def test_every_placement_of_the_young_pages_lies_between(settings: Settings) -> None:
+    image = heap_of(4, referenced=40)
+    process = image.processes[0]
+    process.pte[1, 100:400] = int(Pte.PRESENT | Pte.ZERO)
+    process.pte[2, ::37] = 0
+    swap_out(image, 3, 60)
+    bounds = bounds_of(image, settings)
+    mapped = np.flatnonzero((process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT)
+    random = np.random.default_rng(7)
+    scattered = random.choice(mapped, 40, replace=False)
+    for places in (mapped[:40], mapped[600:640], scattered):
+        marks = np.zeros(process.pte.shape, np.bool_)
+        marks.reshape(-1)[places] = True
+        is_so = outcome_of(image, settings, Assumed(Young.NONE, marks={process.pid: marks}))
+        assert bounds.least <= is_so.collapsed_bytes <= bounds.most
+
+
+def test_a_table_to_be_read_in_from_swap_needs_half_of_it_young() -> None:
+    image = heap_of(2, referenced=300)
+    swap_out(image, 0, 60)
+    assert bounds_of(image)[1:] == (2 * MIB, 4 * MIB)
+    fewer = heap_of(1, referenced=255)
+    swap_out(fewer, 0, 60)
+    assert bounds_of(fewer)[1:] == (0, 0)
+    one_more = heap_of(1, referenced=256)
+    swap_out(one_more, 0, 60)
+    assert bounds_of(one_more)[1:] == (2 * MIB, 2 * MIB)
+
+
+def test_pages_known_to_be_referenced_let_theirs_pass_for_certain() -> None:
+    image = heap_of(4, referenced=3)
+    flags = image.processes[0].kpageflags
+    assert flags is not None
+    flags[2, 9] |= np.uint64(1 << Kpf.REFERENCED)
+    assert bounds_of(image)[1:] == (2 * MIB, 6 * MIB)
+
+
+def test_nothing_is_open_where_all_or_none_is_counted_or_the_user_says() -> None:
+    for referenced in (0, 2 * 512, 5000):
+        assert outcome_of(heap_of(2, referenced=referenced), FULL).bounds is None
+    open_image = heap_of(2, referenced=7)
+    assert outcome_of(open_image, FULL, Assumed(Young.ALL)).bounds is None
+    assert outcome_of(open_image, FULL.replace(enabled=Enabled.NEVER)).bounds is None
+
+
+def test_clean_and_written_again_pages_of_madv_free() -> None:
+    image = heap_of(4, referenced=4 * 512, lazyfree=2)
+    flags = image.processes[0].kpageflags
+    assert flags is not None
+    flags[:3, :2] &= ~np.uint64(1 << Kpf.SWAPBACKED)
+    assert bounds_of(image) == ((Unknown.LAZYFREE,), 4 * MIB, 6 * MIB)
+
+
+def test_large_folios_of_a_fork_may_still_count_as_shared() -> None:
+    settings = FULL.replace(max_ptes_shared=0)
+
+    def large(*, forked: bool) -> Snapshot:
+        image = heap_of(1, referenced=512, forked=forked)
+        order = image.processes[0].folio_order
+        assert order is not None
+        order[:] = 4
+        return image
+
+    assert list(unknowns(large(forked=False), Young.CAPTURED)) == []
+    assert bounds_of(large(forked=True), settings) == ((Unknown.SHARED,), 0, 2 * MIB)
+
+
+def test_an_unregistered_process_is_refused_by_name() -> None:
+    outcome = outcome_of(heap_of(1, referenced=512), FULL, Assumed(registered=False))
+    assert outcome.clock.full_scans == 0
+    assert {refusal.status.name for refusal in outcome.refusals} == {"NOT_REGISTERED"}
+    assert dataclasses.replace(outcome, registered={}).collapsed_bytes == 0

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What follows from a capture about khugepaged's list and about prctl."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mthp.image.snapshot import Pte, Snapshot
+from mthp.mm.mm_types import (
+    MMF_DISABLE_THP_COMPLETELY,
+    MMF_DISABLE_THP_EXCEPT_ADVISED,
+    MMF_VM_HUGEPAGE,
+)
+from mthp.words.profiles import DEFAULT
+from mthp.words.settings import Enabled, Settings
+from mthp.worlds.build import build_world
+from mthp.worlds.deduced import is_registered, mm_flags
+from mthp.worlds.unseen import LIKELY, Assumed
+from tests.worlds.captured import heap_of
+
+MADVISE = Settings(enabled=Enabled.MADVISE)
+SMALL_ALONE = Settings(enabled=Enabled.NEVER, sizes={4: Enabled.ALWAYS, 9: Enabled.NEVER})
+
+
+def advised(image: Snapshot, *codes: str, eligible: bool | None = None) -> Snapshot:
+    process = image.processes[0]
+    heap = process.vmas[0]
+    vma = dataclasses.replace(
+        heap, flags=heap.flags - {"hg", "nh"} | {*codes}, thp_eligible=eligible
+    )
+    return dataclasses.replace(image, processes=(dataclasses.replace(process, vmas=(vma,)),))
+
+
+def registered(image: Snapshot, assumed: Assumed = LIKELY) -> bool | None:
+    return is_registered(image, image.processes[0], assumed)
+
+
+def test_a_huge_page_or_advice_on_memory_in_use_registers() -> None:
+    assert registered(advised(heap_of(1))) is None
+    assert registered(advised(heap_of(1, settings=MADVISE), "hg")) is True
+    assert registered(advised(heap_of(1, settings=SMALL_ALONE), "hg")) is None
+    huge = advised(heap_of(1))
+    huge.processes[0].pte[0] |= np.uint16(Pte.HUGE)
+    assert registered(huge) is True
+    by_ptes = advised(heap_of(1))
+    assert by_ptes.processes[0].folio_order is not None
+    by_ptes.processes[0].folio_order[0] = 9
+    assert registered(by_ptes) is True
+    assert registered(by_ptes, Assumed(registered=False)) is False, "who asks knows better"
+
+
+@pytest.mark.parametrize(("said", "on_list"), [(None, 1), (True, 1), (False, 0)])
+def test_a_world_has_those_on_the_list_that_are_taken_to_be(
+    said: bool | None, on_list: int
+) -> None:
+    world = build_world(heap_of(1), DEFAULT, assumed=Assumed(registered=said))
+    assert len(world.khugepaged.mm_slots) == on_list
+    assert world.kernel.mms[0].mm_flags_test(MMF_VM_HUGEPAGE) == bool(on_list)
+
+
+def prctl(image: Snapshot) -> int | None:
+    return mm_flags(image, image.processes[0])
+
+
+def test_except_advised_shows_where_others_are_eligible() -> None:
+    always = heap_of(2)
+    assert prctl(advised(always, eligible=False)) == MMF_DISABLE_THP_EXCEPT_ADVISED
+    assert prctl(advised(always, eligible=True)) == 0
+    assert prctl(advised(always)) is None, "an old file"
+    assert prctl(advised(always, "hg", eligible=True)) is None, "advised mappings tell nothing"
+    assert prctl(advised(heap_of(2, settings=MADVISE), eligible=False)) is None
+    assert prctl(advised(heap_of(2, settings=SMALL_ALONE), eligible=False)) == (
+        MMF_DISABLE_THP_EXCEPT_ADVISED
+    )
+    assert prctl(advised(heap_of(2, kernel="6.12.9"), eligible=False)) == 0, "no such mode yet"
+    assert (
+        prctl(advised(heap_of(2, thp_disable=True), eligible=False)) == MMF_DISABLE_THP_COMPLETELY
+    )
+
+
+def test_a_mapping_too_short_for_any_size_tells_nothing_of_prctl() -> None:
+    image = advised(heap_of(1), eligible=False)
+    process = image.processes[0]
+    short = dataclasses.replace(process.vmas[0], end=process.vmas[0].end - 4096)
+    assert (
+        prctl(dataclasses.replace(image, processes=(dataclasses.replace(process, vmas=(short,)),)))
+        is None
+    )
