@@ -125,8 +125,11 @@ def check_process(process: Fields) -> None:
         words = process.take("cmdline", list)
         if not all(isinstance(each, str) for each in words):
             raise FileError(f"{process.where}cmdline: not a list of texts")
-    if not process.is_null("thp_disable"):
-        process.flag("thp_disable")
+    for key in ("thp_disable", "forked"):
+        if not process.is_null(key):
+            process.flag(key)
+    if not process.is_null("started"):
+        process.number("started", 0, 2**63 - 1)
     for key, text in process.table("status", str).items():
         if len(text) > MOST_OF_A_LINE:
             raise FileError(f"{process.where}status.{key[:40]}: {short(text)}")

@@ -135,6 +135,7 @@ def folio_add_return_large_mapcount(mem: MemMap, folio: Folio, diff: int, vma: V
     """Count so many more mappings of a large folio, and whose they are: a folio knows two mms, and the
     mappings of further ones are nobody's. Returns how many there are.
 
+    Divergence: the flag follows by a step of its own, where the kernel has a bit lock over both.
     Kernel: include/linux/rmap.h, folio_add_return_large_mapcount().
     """
     mapcount = mem.large_mapcount.add(folio, diff)

@@ -93,19 +93,17 @@ def _open(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
         bounds = outcome.bounds
         what = " and ".join(each.value for each in bounds.unknown)
         least, most = human_bytes(bounds.least), human_bytes(bounds.most)
-        if bounds.least == bounds.most:
-            yield "range", f"{least} collapse in any case, though it is not known {what}", ""
-        else:
+        if bounds.least < bounds.most:
             words = f"from {least} to {most} collapse, as it is not known {what}; --deep tells"
             yield "range", words, "yellow"
     of = [pid for pid, known in outcome.registered.items() if known is None]
     if of and outcome.collapsed_bytes:
-        whose = f"process {of[0]}" if len(of) == 1 else f"{len(of)} of the processes"
-        words = (
-            f"khugepaged does not have {whose} on its list, where nothing asked for huge pages while "
-            "they were enabled: then it scans nothing there (--registered no)"
+        whose = f"process {of[0]} is" if len(of) == 1 else f"{len(of)} of the processes are"
+        yield (
+            "unless",
+            f"{whose} not on khugepaged's list, which is not known (--registered)",
+            "yellow",
         )
-        yield "unless", words, "yellow"
 
 
 def _afterwards(outcome: Outcome) -> str:

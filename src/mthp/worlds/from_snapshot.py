@@ -354,11 +354,14 @@ def free_memory(snapshot: Snapshot) -> tuple[tuple[NodeState, ...], str]:
 
 
 def _free_blocks(snapshot: Snapshot) -> dict[int, Counter[int]]:
-    """The free blocks of each order that buddyinfo shows, by node; one node where it shows none."""
+    """The free blocks of each order that buddyinfo shows, by node; one node where it shows none.
+
+    The lowest zone is kept for devices. Kernel: mm/page_alloc.c, lowmem_reserve.
+    """
     nodes: dict[int, Counter[int]] = {}
     for match in re.finditer(
-        r"Node\s+(\d+), zone\s+\S+((?:\s+\d+)+)", str(snapshot.meta.get("buddyinfo"))
+        r"Node\s+(\d+), zone\s+(\S+)((?:\s+\d+)+)", str(snapshot.meta.get("buddyinfo"))
     ):
-        counts = enumerate(map(int, match[2].split()))
-        nodes.setdefault(int(match[1]), Counter()).update(dict(counts))
+        counts = enumerate(map(int, match[3].split()))
+        nodes.setdefault(int(match[1]), Counter()).update({} if match[2] == "DMA" else dict(counts))
     return nodes or {0: Counter()}
