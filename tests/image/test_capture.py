@@ -610,7 +610,7 @@ def test_what_the_host_says(tmp_path: Path) -> None:
     assert meta["nodes"]["online"] and meta["cpus"] >= 1
     assert snapshot.processes[0].name == Path(f"/proc/{os.getpid()}/comm").read_text().strip()
     assert not snapshot.processes[0].thp_disabled
-    assert sum(sentence.startswith("never visible") for sentence in snapshot.unseen) == 6
+    assert sum(sentence.startswith("never visible") for sentence in snapshot.unseen) == 5
 
 
 def test_pages_of_the_constant() -> None:
