@@ -135,6 +135,30 @@ def test_the_whole_search_again() -> None:
     assert compiled.replays == replays < outcome.coverage.executions
 
 
+class Keyed(Program):
+    """Whoever is first puts the key there that the other one finds, and neither looks."""
+
+    def __init__(self) -> None:
+        super().__init__([[("write", 0)], [("write", 0)]])
+        self.kept: dict[str, int] = {}
+
+    def body(self, number: int, lines: Any) -> Callable[[], None]:
+        first = super().body(number, lines)
+
+        def run() -> None:
+            first()
+            self.kept["key"] = number
+            self.words.write(1, number)
+            self.seen[number].append(len(self.kept))
+
+        return run
+
+
+def test_whether_a_key_was_there_is_recorded() -> None:
+    reference = Explorer(Keyed, until=Until.END).explore()
+    assert CompiledExplorer(Keyed, until=Until.END, speed=Speed.PLAIN).explore() == reference
+
+
 def test_most_steps_cuts_off() -> None:
     lines: list[Line] = [("add", 0)] * 4
     reference = Explorer(recipe(lines, lines), until=Until.END, most_steps=5)

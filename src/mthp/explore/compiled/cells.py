@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from mthp.explore.compiled.segment import IS_INT, VALUE, Segment, Symbol
+from mthp.explore.compiled.kinds import ABSENT
+from mthp.explore.compiled.segment import IS_INT, IS_THERE, VALUE, Segment, Symbol
 
 
 class Memory:
@@ -87,6 +88,15 @@ class Cells(ABC):
         """The running task added a key to a dict or took one out; `cell` is what keys there are."""
         self.read(cell, before)
         self.wrote(cell, now, before)
+
+    def is_there(self, cell: int, value: Any) -> bool:
+        """Whether anything is in a cell, and no more."""
+        segment = self.segment
+        there = value is not ABSENT
+        if segment is not None and cell not in segment.known and cell not in segment.changed:
+            self.first.setdefault(cell, self.number(value))
+            segment.ask(cell, IS_THERE, there)
+        return there
 
     def found_any(self, cell: int, value: Any) -> Any:
         """What is in a cell, an int or something else."""

@@ -323,7 +323,7 @@ class SharedDict(Shared, MutableMapping[Any, Any]):
             self.data[key] = value.value
             return
         value = recorder.share(value, self.kind)
-        if old is ABSENT:
+        if not recorder.is_there(cell, old):
             before = tuple(self.data)
             recorder.keys_changed(self.keys_cell, before, (*before, key))
         self.data[key] = value

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 from weakref import ref
 
+from mthp.explore.compiled.kinds import ABSENT
+
 Chain = tuple[tuple[str, int], ...]
 """Operations in turn, each with its constant."""
 Question = tuple[Chain, str, int]
@@ -22,6 +24,8 @@ VALUE: Final[Question] = ((), "", 0)
 """The question what a value is."""
 IS_INT: Final[Question] = ((), "int", 0)
 """The question whether what is there is a number at all."""
+IS_THERE: Final[Question] = ((), "there", 0)
+"""The question whether anything is."""
 _CALCULATED: Final[dict[str, Callable[[int, int], Any]]] = {
     "add": operator.add,
     "and": operator.and_,
@@ -47,6 +51,8 @@ def answer(question: Question, value: Any) -> bool:
     """The answer to a question about a value."""
     if question == IS_INT:
         return type(value) is int
+    if question == IS_THERE:
+        return value is not ABSENT
     chain, name, constant = question
     return bool(_COMPARED[name](calculate(chain, value), constant))
 
