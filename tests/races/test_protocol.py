@@ -183,6 +183,7 @@ AT_FAULT = [
     ("x = 1", "own.py", "no function in it has the name of an engine function"),
     ("1 / 0", "own.py", "line 1, in <module>: ZeroDivisionError: division by zero"),
     ("raise SystemExit(3)", "own.py", "line 1, in <module>: SystemExit: 3"),
+    ("import os; os._exit(3)", "own.py", "line 1, in <module>: SystemExit: 3"),
     ("raise RuntimeError('x')", "copy.py", "line 1, in <module>: RuntimeError: x"),
     ("from mthp.results import ScanResult", "own.py", "line 1, in <module>: ModuleNotFoundError"),
     ("def collapse_huge_pages(mm): pass", "own.py", "is collapse_huge_page meant?"),
@@ -265,6 +266,7 @@ COLLAPSE = "def collapse_huge_page(mm, start_addr, referenced, unmapped, cc, ord
     [
         ("return nothing_like_it", "line 2, in collapse_huge_page: NameError"),
         ("raise SystemExit(0)", "line 2, in collapse_huge_page: SystemExit: 0"),
+        ("import os; os._exit(0)", "line 2, in collapse_huge_page: SystemExit: 0"),
         ("import mthp.results", "line 2, in collapse_huge_page: ModuleNotFoundError"),
         ("mm.find_vma()", "line 2, in collapse_huge_page: TypeError: "),
         ("mm.attic", "line 2, in collapse_huge_page: AttributeError: "),

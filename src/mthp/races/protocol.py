@@ -15,9 +15,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import os
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -27,7 +29,7 @@ from pathlib import Path
 from time import monotonic
 from traceback import extract_tb
 from types import MappingProxyType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from mthp.laws import declares
 from mthp.laws.declares import Declares
@@ -101,6 +103,14 @@ def protocol(file: Path) -> Iterator[Protocol]:
     """
     text = read_text(file)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    with ExitStack() as undo:
+        put([os], "_exit", os._exit, _exit(str(file), os._exit), undo)
+        with _in_force(file, text, digest) as record:
+            yield record
+
+
+@contextmanager
+def _in_force(file: Path, text: str, digest: str) -> Iterator[Protocol]:
     original = _module_named(file)
     module = _executed(file, text, f"mthp.{original}" if original else OWN_MODULE)
     found = list(_replacements(module, original))
@@ -307,6 +317,17 @@ def _guarded(file: str, prepare: OnStage) -> OnStage:
             raise VariantError(_fault(file, error)) from None
 
     return guarded
+
+
+def _exit(file: str, really: Callable[[int], NoReturn]) -> Callable[[int], NoReturn]:
+    """os._exit() that says whose fault it is, if the file calls it; workers end by it too."""
+
+    def exit_or_raise(status: int) -> NoReturn:
+        if sys._getframe(1).f_code.co_filename == file:
+            raise SystemExit(status)
+        really(status)
+
+    return exit_or_raise
 
 
 def _raised(own: Protocol, judge: Any) -> Any:
