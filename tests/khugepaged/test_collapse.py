@@ -200,6 +200,8 @@ def test_the_whole_pmd_range_is_flushed() -> None:
 class Guest:
     """A secondary MMU that writes down what it is told."""
 
+    invalidating = 0
+
     def __init__(self) -> None:
         self.told: list[tuple[str, int, int]] = []
         self.young: set[int] = set()

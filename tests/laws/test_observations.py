@@ -22,6 +22,7 @@ from mthp.mm.reports import (
     Registered,
     SoftDirtyCleared,
     StoredTo,
+    StoresForbidden,
     Zapped,
 )
 from mthp.races.stage import START, Size, Stage
@@ -70,6 +71,11 @@ def lose_mark(stage: Stage, mm: Mm) -> None:
     stage.table.ptes.raw[0] &= ~SOFT_DIRTY
 
 
+def forbid_stores(stage: Stage, mm: Mm) -> None:
+    (vma,) = mm.vmas
+    stage.kernel.report(StoresForbidden(mm, vma))
+
+
 @pytest.mark.parametrize(
     ("breach", "law"),
     [
@@ -79,6 +85,7 @@ def lose_mark(stage: Stage, mm: Mm) -> None:
         (map_failed, 1),
         (fill, 8),
         (lose_mark, 8),
+        (forbid_stores, 14),
     ],
 )
 def test_a_fact_can_be_found_broken(breach: Callable[[Stage, Mm], None], law: int) -> None:

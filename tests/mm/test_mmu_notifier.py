@@ -13,6 +13,8 @@ from tests.small_worlds import TINY, World
 class Guest:
     """Writes down what it is told into a list that several share."""
 
+    invalidating = 0
+
     def __init__(self, name: str, told: list[tuple[str, str, int, int]], young: int = 0) -> None:
         self.name = name
         self.told = told

@@ -296,6 +296,8 @@ def started(layout: str, place: int, flags: str) -> Program:
 class SecondaryMmu:
     """Keeps the ranges that it was told to let go of."""
 
+    invalidating = 0
+
     def __init__(self) -> None:
         self.open: list[tuple[int, int]] = []
         self.told: list[tuple[int, int]] = []

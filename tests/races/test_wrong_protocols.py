@@ -1028,6 +1028,163 @@ WRONG: Final = (
         "pmd", (),
         (Edit(*REPLACING, "order == kernel.geometry.pmd_order", "False"),),
         passes="what is read and counted is right; that the table is not huge costs speed alone"),
+    # What was learnt is used later than it holds
+    Wrong("pmd-read-after-flush", "the old value of the PMD is read once it is cleared",
+        "pmd", (3, 4, 5, 6, 8, 11),
+        (Edit(*REPLACING,
+            "orig_pmd = pmdp_collapse_flush(vma, pmd_addr, pmd)",
+            "pmdp_collapse_flush(vma, pmd_addr, pmd)\n"
+            "from mthp.mm.pgtable import pmdp_get_lockless\n"
+            "orig_pmd = pmdp_get_lockless(pmd)"),)),
+    Wrong("flags-learnt-early", "the flags that the mapping had at the first lookup are used at the end",
+        "window:mprotect", (14,),
+        (Edit(*COLLAPSING, "pmd = find_pmd_or_thp_or_none(mm, pmd_addr)",
+            "_\nearly = vma.vm_flags"),
+         Edit(*COLLAPSING, "check_pmd_still_valid(mm, pmd_addr, pmd)",
+            "_\nvma.vm_flags = early"),)),
+    Wrong("ptes-learnt-before-flush", "the PTEs that are copied were read before the table was taken away",
+        "pmd:swap-out", (1, 3, 5, 15, 16),
+        (Edit(*REPLACING, "is_pmd_order = order == kernel.geometry.pmd_order",
+            "_\n"
+            "from mthp.mm.pgtable import pmdp_get_lockless\n"
+            "with pte_offset_map(kernel, pmdp_get_lockless(pmd), start_addr) as seen:\n"
+            " early = [seen.get(i) for i in range(1 << order)]"),
+         Edit(*REPLACING, "pte = leaving.pte = pte_offset_map(kernel, orig_pmd, start_addr)",
+            "_\n"
+            "if pte is not None:\n"
+            " with pte.table.ptl.lock():\n"
+            "  for i in range(1 << order):\n"
+            "   pte.ptes.write(pte.base + i, early[i])"),)),
+    # Others are kept out too late, or not at all
+    Wrong("ipi-after-isolate", "walkers without locks are waited for once the references are counted",
+        "pmd:gup pmd:get pmd:perf", (),
+        (Edit(*REPLACING, "tlb_remove_table_sync_one(...)"),
+         Edit(*REPLACING, "if is_pmd_order: leaving.anon_vma.release()",
+            "tlb_remove_table_sync_one(kernel.cpus, kernel.this_cpu.number)\n_"),),
+        passes="GUP-fast looks at the PMD again once it holds its reference, and lets go of it; the table is "
+        "not touched before the wait"),
+    Wrong("flush-after-copy", "the TLBs are flushed once the pages are copied",
+        "pmd:store", (2, 3),
+        (Edit(*FLUSH, "flush_tlb_mm_range(...)"),
+         Edit(*REPLACING, "__folio_mark_uptodate(kernel, folio)",
+            "from mthp.mm.pgtable import flush_tlb_mm_range\n"
+            "flush_tlb_mm_range(mm, pmd_addr, pmd_addr + kernel.geometry.pmd_size)\n_"),)),
+    Wrong("flush-after-isolate", "the TLBs are flushed once the references are counted, before the copy",
+        "pmd:store pmd:gup pmd:migrate pmd:store-both", (),
+        (Edit(*FLUSH, "flush_tlb_mm_range(...)"),
+         Edit(*REPLACING, "if is_pmd_order: leaving.anon_vma.release()",
+            "from mthp.mm.pgtable import flush_tlb_mm_range\n"
+            "flush_tlb_mm_range(mm, pmd_addr, pmd_addr + kernel.geometry.pmd_size)\n_"),),
+        passes="stores that still come through a TLB reach the sources before they are copied"),
+    Wrong("flush-of-another", "another process is flushed",
+        "pmd:store", (2, 3),
+        (Edit(*FLUSH, "flush_tlb_mm_range(mm, pmd_addr, pmd_addr + mm.geometry.pmd_size)",
+            "flush_tlb_mm_range(mm.kernel.new_mm(9), pmd_addr, pmd_addr + mm.geometry.pmd_size)"),)),
+    Wrong("anon-vma-for-reading", "anon_vma is locked for reading",
+        "window:migrate-neighbour", (4, 5),
+        (Edit(*REPLACING, "anon_vma_lock_write(vma.anon_vma)", "vma.anon_vma.rwsem.read()"),)),
+    Wrong("notifier-never-ends", "secondary MMUs are never told that they may map again",
+        "pmd:guest", (9,),
+        (Edit(*REPLACING, "with mmu_notifier_invalidate_range(mm, start_addr, end_addr), pmd_lock(pmd): ...",
+            "mmu_notifier_invalidate_range(mm, start_addr, end_addr).__enter__()\n"
+            "with pmd_lock(pmd): orig_pmd = pmdp_collapse_flush(vma, pmd_addr, pmd)"),)),
+    Wrong("restored-after-anon-vma", "a table is put back after a refusal once anon_vma is let go",
+        "window:poisoned", (4, 5),
+        (Edit(*REPLACING, "restore_pmd(kernel, pmd, orig_pmd)",
+            "leaving.anon_vma.release()\n_"),)),
+    # The wrong thing is taken
+    Wrong("vma-behind", "the VMA behind the table's is locked and used",
+        "pmd+madvise:remap-last", (13, 15),
+        (Edit(*COLLAPSING, "vma_start_write(vma)",
+            "vma = mm.find_vma(vma.vm_end) or vma\n_"),)),
+    Wrong("vma-of-another-process", "the VMA is looked up in the process that was forked last",
+        "pmd:fork", (9,),
+        (Edit(*COLLAPSING, "vma = hugepage_vma_revalidate(...)\nvma_start_write(vma)",
+            "vma = kernel.mms[-1].find_vma(pmd_addr)\n"
+            "if vma is None:\n raise Refused(ScanResult.VMA_NULL)\n_2"),)),
+    Wrong("copied-after-release", "the pages are copied once they are let go",
+        "pmd:large", (1,),
+        (Edit(*COPYING, "for i in range(1 << order): ...",
+            "values = [pte.get(i) for i in range(1 << order)]\n"
+            "done = __collapse_huge_page_copy_succeeded(pte, vma, order, compound_pagelist)\n"
+            "for i, pteval in enumerate(values):\n"
+            " if pte_none_or_zero(pteval):\n"
+            "  mem.content.write(folio + i, 0)\n"
+            " else:\n"
+            "  copy_mc_user_highpage(mem, folio + i, pte_pfn(pteval))"),
+         Edit(*COPYING, "filled = __collapse_huge_page_copy_succeeded(...)", "filled = done"))),
+    Wrong("zero-page-not-filled", "a PTE of the zero page is not counted as filled",
+        "pmd:zero-fault", (5,),
+        (Edit(*COPIED, "filled += 1", "filled += pte_none(pteval)"),)),
+    Wrong("rights-of-first-page", "the new entry has the flags of the window's first PTE",
+        "pmd pmd:soft-dirty pmd:numa-hint pmd:mprotect", (),
+        (Edit(*REPLACING, "__folio_mark_uptodate(kernel, folio)",
+            "_\nkernel.first = first"),
+         Edit(*REPLACING, "pte = leaving.pte = pte_offset_map(kernel, orig_pmd, start_addr)",
+            "_\nfirst = pte.get(0) if pte is not None else 0"),
+         Edit(*BY_PMD, "huge_pmd(folio, flags)", "huge_pmd(folio, kernel.first & 0xfffe)"),),
+        passes="in these worlds it is the first page that is stored to"),
+    # What is not the collapse's to change
+    Wrong("scan-clears-young", "the scan takes the young marks away that it counts",
+        "pmd+scan", (11,),
+        (Edit("khugepaged.scan", "take_page", "self.referenced += 1",
+            "_\n"
+            "for table in self.kernel.tables.values():\n"
+            " if table.ptes.raw[i] == pteval:\n"
+            "  table.ptes.clear_bits(i, 4)"),)),
+    Wrong("isolate-clears-dirty", "isolate takes the dirty marks away",
+        "pmd:poisoned", (11,),
+        (Edit("khugepaged.isolate", "isolate_ptes",
+            "pteval = pte.get(i)",
+            "_\npte.ptes.clear_bits(pte.base + i, 8)"),)),
+    Wrong("sources-cleaned", "the sources are marked clean before the copy is known to succeed",
+        "pmd:poisoned", (11,),
+        (Edit(*COPYING, "pteval = pte.get(i)",
+            "_\nif not pte_none_or_zero(pteval):\n"
+            " mem.flags.clear_bits(mem.page_folio(pte_pfn(pteval)), 16)"),)),
+    Wrong("mlocked-anyway", "the new folio is marked as mlocked in a VMA that is not locked",
+        "pmd", (16,),
+        (Edit(*BY_PMD, "folio_add_lru_vma(...)", "_\nkernel.mem.set(folio, 128)"),)),
+    Wrong("sources-not-munlocked", "the sources of a locked VMA are unmapped as if it were not",
+        "pmd+locked window+locked", (),
+        (Edit(*COPIED, "folio_remove_rmap_ptes(mem, cpu, src, page, nr_ptes, vma)",
+            "flags, vma.vm_flags = vma.vm_flags, 0\n"
+            "_\nvma.vm_flags = flags"),),
+        passes="they are freed at once, and the mark goes with the last reference"),
+    Wrong("table-freed-too", "the table is freed although it is deposited",
+        "pmd", (6,),
+        (Edit(*INSTALL_PMD, "pgtable_trans_huge_deposit(...)",
+            "_\nfrom mthp.mm.pgtable import pte_free\n"
+            "pte_free(kernel.tables[pmd_pgtable(orig_pmd)])"),)),
+    Wrong("daemon-waits-under-spinlock", "the daemon waits for mmap_lock under khugepaged_mm_lock",
+        "pmd+daemon", (9,),
+        (Edit("khugepaged.daemon", "collapse_scan_mm_slot", "mmap_lock = mm.mmap_read_trylock()",
+            "with self.mm_lock.lock():\n mmap_lock = mm.mmap_read_lock()"),)),
+    Wrong("guard-omitted", "that the PMD is still none is not looked at before it is set",
+        "pmd pmd:fault pmd:zap window", (),
+        (Edit(*INSTALL_PMD, "guard_pmd_none(kernel, pmd)"),
+         Edit(*INSTALL_PTES, "guard_pmd_none(kernel, pmd)"),
+         Edit(INSTALL, "restore_pmd", "guard_pmd_none(kernel, pmd)"),),
+        passes="it still is none: the guard only tells of the faults of others"),
+    Wrong("two-lock-sections", "the pmd lock is let go between the deposit and the mapping",
+        "pmd pmd:fault pmd:migrate pmd:zap", (),
+        (Edit(*INSTALL_PMD, "with pmd_lock(pmd): ...",
+            "with pmd_lock(pmd):\n pgtable_trans_huge_deposit(pmd, pmd_pgtable(orig_pmd))\n"
+            "with pmd_lock(pmd):\n map_anon_folio_pmd_nopf(kernel, folio, pmd, vma, pmd_addr)"),),
+        passes="every page is locked, and faults wait for the VMA: no task looks at the PMD meanwhile"),
+    Wrong("lru-before-mapped", "the new folio is on the LRU before it is filled",
+        "pmd pmd:migrate pmd:hwpoison", (),
+        (Edit(*BY_PMD, "folio_add_lru_vma(...)"),
+         Edit(*REPLACING, "tlb_remove_table_sync_one(...)",
+            "_\nfrom mthp.mm.folio import folio_add_lru_vma\n"
+            "folio_add_lru_vma(kernel.mem, kernel.this_cpu, folio, vma)"),),
+        passes="no rival takes folios off the LRU but those that it finds by a mapping"),
+    Wrong("next-slot", "the huge PMD is set in the next slot",
+        "pmd", (6, 11),
+        (Edit(*COLLAPSING, "_replace(vma, start_addr, pmd, new.folio, cc, order)",
+            "from mthp.mm.pgtable import pmd_ptr\n"
+            "slot = pmd_ptr(mm, pmd_addr + kernel.geometry.pmd_size, create=True)\n"
+            "_replace(vma, start_addr, slot, new.folio, cc, order)"),)),
 )
 # fmt: on
 CAUGHT = [each for each in WRONG if not each.passes]

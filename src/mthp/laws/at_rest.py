@@ -180,6 +180,9 @@ def law_9_locks_balance(rest: Rest) -> Iterator[Broken]:
             if vma.vm_lock.value:
                 text = f"{vma}: the VMA lock is {vma.vm_lock.value}"
                 yield Broken(9, Thing(Kind.VMA, str(vma)), text)
+        if mm.vmas and any(each.invalidating for each in mm.notifiers):
+            text = f"a secondary MMU of mm {mm.number} is not told that it may map again"
+            yield Broken(9, Thing(Kind.MM, mm.number), text)
     for lock in _locks(rest):
         if lock.word.value:
             yield Broken(9, Thing(Kind.LOCK, str(lock)), f"{lock} is {lock.word.value}")

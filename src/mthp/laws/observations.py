@@ -34,10 +34,12 @@ from mthp.mm.reports import (
     Registered,
     SoftDirtyCleared,
     StoredTo,
+    StoresForbidden,
     WriteProtected,
     Zapped,
     Zapping,
 )
+from mthp.mm.vm_flags import VM_WRITE
 
 
 class Observations:
@@ -53,7 +55,17 @@ class Observations:
         "legal": "only added to; what a load sees was added before the load by whoever stored it",
         "sources": "the same, by whoever moved what the load sees",
     } | dict.fromkeys(
-        ("final", "zapped", "discarded", "left", "pins", "poisoned", "protected", "missing"),
+        (
+            "final",
+            "zapped",
+            "discarded",
+            "left",
+            "pins",
+            "poisoned",
+            "protected",
+            "missing",
+            "read_only",
+        ),
         "only added to, and read when no task works",
     )
 
@@ -73,6 +85,7 @@ class Observations:
         self.poisoned: list[Poisoned] = []
         self.protected: list[WriteProtected] = []
         self.missing: set[Where] = set()
+        self.read_only: list[StoresForbidden] = []
         self.emptied: dict[tuple[str, int], None] = {}
         self.cleared: dict[tuple[Where, str], None] = {}
         self.dirtied: dict[tuple[Where, str], None] = {}
@@ -110,6 +123,8 @@ class Observations:
                 self.poisoned.append(report)
             case WriteProtected():
                 self.protected.append(report)
+            case StoresForbidden():
+                self.read_only.append(report)
             case Registered(mm, start, end):
                 everywhere = self._range(mm, start, end)
                 self.missing.update(w for w in everywhere if self._is_missing(mm, w[1]))
@@ -235,6 +250,14 @@ def _wrong_contents(seen: Observations, census: Census) -> Iterator[tuple[Where,
             continue
         stores = " or ".join(sorted(map(str, expected)))
         yield where, f"{where[1]:#x} reads {now}; the last store was {stores}"
+
+
+def law_14_rights_that_were_taken_stay_so(seen: Observations, _: Census) -> Iterator[Broken]:
+    """No collapse gives a mapping a right that mprotect() has taken from it."""
+    for mm, vma in seen.read_only:
+        if vma in mm.vmas and vma.vm_flags & VM_WRITE:
+            text = f"{vma} may be stored to, though mprotect() has taken that right"
+            yield Broken(14, Thing(Kind.VMA, hex(vma.vm_start)), text)
 
 
 def law_8_marks_are_there(seen: Observations, census: Census) -> Iterator[Broken]:

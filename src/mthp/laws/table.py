@@ -130,6 +130,7 @@ _LAWS = (
     Law(14, "a mapping lies inside its VMA and allows no more than it does, and a collapse leaves VMAs "
         "as they are",
         {Moment.END: mappings.law_14_mappings_lie_in_their_vmas,
+         Moment.OBSERVED: observations.law_14_rights_that_were_taken_stay_so,
          Moment.ALONE: mappings.law_14_vmas_stay}),
     Law(15, "rmap finds every mapping of a folio",
         {Moment.END: mappings.law_15_rmap_finds_every_mapping}),

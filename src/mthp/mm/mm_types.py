@@ -327,7 +327,11 @@ class PmdPtr(NamedTuple):
 
 
 class Subscriber(Protocol):
-    """A secondary MMU of one mm. Kernel: struct mmu_notifier_ops."""
+    """A secondary MMU of one mm. invalidating: how many ranges it must not map before it is told of their
+    end. Kernel: struct mmu_notifier_ops.
+    """
+
+    invalidating: int
 
     def invalidate_range_start(self, mm: Mm, start: Address, end: Address) -> None:
         """Drop what maps [start, end) and let nothing new in until the end."""

@@ -33,6 +33,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
     pte_protnone,
 )
+from mthp.mm.reports import StoresForbidden
 from mthp.mm.vm_flags import VM_WRITE
 from mthp.words.units import Address
 
@@ -140,6 +141,7 @@ def mprotect(mm: Mm, start: Address, end: Address) -> None:
             return
         vma_start_write(vma)
         vma.vm_flags &= ~VM_WRITE
+        mm.kernel.report(StoresForbidden(mm, vma))
         change_protection(vma, start, end, Right.STORES)
 
 

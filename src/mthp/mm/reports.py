@@ -78,6 +78,13 @@ class WriteProtected(NamedTuple):
     address: Address
 
 
+class StoresForbidden(NamedTuple):
+    """mprotect() took the right to store to a mapping away."""
+
+    mm: Mm
+    vma: Vma
+
+
 class Halfway(NamedTuple):
     """An mm is (or is no longer) half built: only the task that makes it may walk it."""
 
