@@ -34,6 +34,7 @@ PMD_STATE: Final = ("khugepaged.revalidate", "check_pmd_state")
 INSTALL_PMD: Final = (INSTALL, "install_pmd")
 INSTALL_PTES: Final = (INSTALL, "install_ptes")
 ALLOCATING: Final = ("khugepaged.alloc", "alloc_charge_folio")
+MADVISING: Final = ("khugepaged.madvise", "_collapse_ranges")
 
 
 @dataclass(frozen=True)
@@ -1185,6 +1186,157 @@ WRONG: Final = (
             "from mthp.mm.pgtable import pmd_ptr\n"
             "slot = pmd_ptr(mm, pmd_addr + kernel.geometry.pmd_size, create=True)\n"
             "_replace(vma, start_addr, slot, new.folio, cc, order)"),)),
+    # Once more of the above kinds
+    Wrong("revalidated-at-window", "both revalidations are of the window's address",
+        "window+two-vmas window+second:shrink window:shrink", (),
+        (Edit(*COLLAPSING,
+            "with mm.mmap_read_lock() as mmap_lock: ...",
+            "with mm.mmap_read_lock() as mmap_lock:\n"
+            " vma = hugepage_vma_revalidate(mm, start_addr, Expect.ANON, cc, order)\n"
+            " pmd = find_pmd_or_thp_or_none(mm, pmd_addr)"),
+         Edit(*COLLAPSING,
+            "vma = hugepage_vma_revalidate(...)\n"
+            "vma_start_write(vma)",
+            "vma = hugepage_vma_revalidate(mm, start_addr, Expect.ANON, cc, order)\n"
+            "_2"),),
+        passes="whether the VMA spans the table is found from any address in it"),
+    Wrong("revalidated-any", "the second revalidation lets a file's mapping pass",
+        "pmd:remap-file", (3,),
+        (Edit(*COLLAPSING,
+            "vma = hugepage_vma_revalidate(...)\n"
+            "vma_start_write(vma)",
+            "vma = hugepage_vma_revalidate(mm, pmd_addr, Expect.ANY, cc, order)\n"
+            "_2"),),),
+    Wrong("pmd-pointer-kept", "that the same page of PMDs still stands there is not looked at",
+        "pmd:remap pmd:mremap pmd:remap-tail", (),
+        (Edit(*COLLAPSING,
+            "check_pmd_still_valid(mm, pmd_addr, pmd)",
+            "from mthp.khugepaged.revalidate import check_pmd_state\n"
+            "check_pmd_state(pmd)"),),
+        passes="no page of PMDs is freed before its process ends, and what is mapped meanwhile is refused"),
+    Wrong("last-vma-of-mm", "the last VMA of the process is locked and used",
+        "pmd+madvise:remap-last", (13, 15),
+        (Edit(*COLLAPSING,
+            "vma_start_write(vma)",
+            "vma = mm.vmas[-1]\n"
+            "_"),),),
+    Wrong("madvise-lookup-only", "MADV_COLLAPSE only looks whether a VMA is there",
+        "pmd+madvise:remap-last pmd+madvise:shrink-last", (),
+        (Edit(*MADVISING,
+            "vma = hugepage_vma_revalidate(...)",
+            "vma = mm.find_vma(address)\n"
+            "if vma is None:\n"
+            " raise Refused(ScanResult.VMA_NULL)"),),
+        passes="collapse_huge_page() looks at all of it again, under its own locks"),
+    Wrong("madvise-no-lock", "MADV_COLLAPSE goes on without mmap_lock",
+        "pmd+madvise", (10,),
+        (Edit(*MADVISING,
+            "if current is None or not current.active: ..."),),),
+    Wrong("daemon-goes-on", "the daemon goes on in the VMA after mmap_lock was let go",
+        "pmd+daemon", (10,),
+        (Edit("khugepaged.daemon", "collapse_scan_tables",
+            "if not mmap_lock.active or cc.progress >= progress_max: ...",
+            "pass"),),),
+    Wrong("ipi-to-one", "only the first CPU is waited for",
+        "pmd:gup+zap", (1,),
+        (Edit(*REPLACING,
+            "tlb_remove_table_sync_one(kernel.cpus, kernel.this_cpu.number)",
+            "tlb_remove_table_sync_one(kernel.cpus[:1], kernel.this_cpu.number)"),),),
+    Wrong("copied-from-next", "each page is copied from the frame behind it",
+        "pmd", (1, 3),
+        (Edit(*COPYING,
+            "copy_mc_user_highpage(mem, folio + i, pte_pfn(pteval))",
+            "copy_mc_user_highpage(mem, folio + i, pte_pfn(pteval) + 1)"),),),
+    Wrong("cleared-one-on", "the PTEs are cleared one entry on",
+        "pmd", (6,),
+        (Edit(*COPIED,
+            "clear_ptes(pte, i, nr_ptes)",
+            "clear_ptes(pte, (i + 1) % nr_pages, nr_ptes)"),),),
+    Wrong("neighbours-cleared", "the whole table is cleared, not the window",
+        "window+second", (3, 4, 5, 8),
+        (Edit(*COPIED,
+            "clear_ptes(pte, i, nr_ptes)",
+            "_\n"
+            "pte.ptes.fill(0, len(pte.ptes.raw), 0)"),),),
+    Wrong("put-back-twice", "sources of an attempt that failed are put back on the LRU twice",
+        "pmd:poisoned", (5,),
+        (Edit("khugepaged.isolate", "release_pte_folio",
+            "folio_putback_lru(kernel.mem, kernel.this_cpu, folio)",
+            "_\n"
+            "_"),),),
+    Wrong("refused-keeps-exclusive", "isolate takes the exclusive marks away",
+        "pmd:poisoned", (16,),
+        (Edit(*ISOLATING,
+            "folio_mark_isolated(mem, folio)",
+            "_\n"
+            "mem.page_flags.clear_bits(folio, 1)"),),),
+    Wrong("sources-write-protected", "the sources' PTEs are write-protected for the copy, and stay so",
+        "pmd:poisoned", (11,),
+        (Edit(*COPYING,
+            "mem = pte.kernel.mem",
+            "_\n"
+            "for i in range(1 << order):\n"
+            " pte.ptes.clear_bits(pte.base + i, 2)"),),),
+    Wrong("migration-entries", "the sources' PTEs are made migration entries before the copy, which nobody "
+        "ends",
+        "pmd:poisoned", (4, 5),
+        (Edit(*COPYING,
+            "mem = pte.kernel.mem",
+            "_\n"
+            "from mthp.mm.pgtable_types import Leaf, leaf_pte\n"
+            "seen = [pte.get(i) for i in range(1 << order)]\n"
+            "with pte.table.ptl.lock():\n"
+            " for i in range(1 << order):\n"
+            "  if seen[i] & 1:\n"
+            "   pte.ptes.write(pte.base + i, leaf_pte(Leaf.MIGRATION, seen[i] >> 16))"),),),
+    Wrong("frozen-sources", "the sources are frozen, and unfrozen with a reference less",
+        "pmd:poisoned", (5,),
+        (Edit("khugepaged.isolate", "release_pte_folio",
+            "kernel.mem.folio_unlock(folio)",
+            "kernel.mem.refcount.add(folio, -1)\n"
+            "_"),),),
+    Wrong("charged-to-child", "the new folio is charged to the group of the process that was forked last",
+        "pmd+memcg:fork", (5,),
+        (Edit(*ALLOCATING,
+            "mem_cgroup_charge(folio, mm, Gfp.TRANSHUGE if compact else "
+            "Gfp.TRANSHUGE_LIGHT)",
+            "mem_cgroup_charge(folio, kernel.mms[-1], Gfp.TRANSHUGE if compact else "
+            "Gfp.TRANSHUGE_LIGHT)"),),),
+    Wrong("alloc-under-lock", "the new folio is allocated and its memory's group asked under mmap_lock for "
+        "writing",
+        "pmd pmd+memcg", (),
+        (Edit(*COLLAPSING,
+            "with alloc_charge_folio(mm, cc, order) as new: ...",
+            "with mm.mmap_write_lock():\n"
+            " with alloc_charge_folio(mm, cc, order) as new:\n"
+            "  vma = hugepage_vma_revalidate(mm, pmd_addr, Expect.ANON, cc, order)\n"
+            "  pmd = find_pmd_or_thp_or_none(mm, pmd_addr)\n"
+            "  vma_start_write(vma)\n"
+            "  _replace(vma, start_addr, pmd, new.folio, cc, order)\n"
+            "  new.installed = True"),),
+        passes="memory may be allocated under mmap_lock, as faults do; others wait longer"),
+    Wrong("swapin-forgets-lock", "mmap_lock is taken for writing after a swap-in, and was not let go",
+        "pmd:swapped", (9,),
+        (Edit(*COLLAPSING,
+            "if unmapped: ...",
+            "_\n"
+            "if unmapped:\n"
+            " mm.mmap_write_lock().release()"),),),
+    Wrong("huge-in-window", "a window is installed by PTEs that say huge",
+        "window", (16,),
+        (Edit(*BY_PTES,
+            "set_ptes(...)",
+            "set_ptes(pte, 0, mk_pte(folio, flags | 128), nr)"),),),
+    Wrong("uffd-asked-for-too-early", "whether userfaultfd has the VMA in charge is asked once, early",
+        "pmd:uffd-register", (8,),
+        (Edit(*COLLAPSING,
+            "pmd = find_pmd_or_thp_or_none(mm, pmd_addr)",
+            "_\n"
+            "from mthp.khugepaged.limits import collapse_max_ptes_none\n"
+            "kernel.kept = collapse_max_ptes_none(kernel, cc, vma, order)"),
+         Edit("khugepaged.isolate", "__init__",
+            "collapse_max_ptes_none(kernel, cc, vma, order)",
+            "kernel.kept"),),),
 )
 # fmt: on
 CAUGHT = [each for each in WRONG if not each.passes]
