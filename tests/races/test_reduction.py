@@ -86,14 +86,14 @@ def test_every_state_is_reached(size: Size, rival: str, preemptions: int) -> Non
 
 
 _SLOW = [
-    ("fault", "migrate"), ("store", "zap"), ("guest", "zap-page"), ("fault", "guest"), ("migrate", "fork"),
+    ("swap-in",), ("fault", "migrate"), ("store", "zap"), ("guest", "zap-page"), ("fault", "guest"),
+    ("migrate", "fork"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "rivals",
     [
-        ("swap-in",),
         ("gup", "zap"),
         *(pytest.param(pair, marks=pytest.mark.slow) for pair in _SLOW),
     ],
