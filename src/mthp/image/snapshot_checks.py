@@ -64,6 +64,11 @@ def check_meta(meta: Fields) -> None:
         if key not in (meta.document.get("others") or {key: 0}):
             raise FileError(f"others.{key}: missing")
     check_buddyinfo(meta.document.get("buddyinfo") or "")
+    nodes = Fields({} if meta.is_null("nodes") else meta.take("nodes", dict), "nodes.")
+    if not nodes.is_null("distance"):
+        for name, row in nodes.table("distance", list).items():
+            if not all(type(each) is int and 0 <= each < 256 for each in row):
+                raise FileError(f"nodes.distance.{name[:40]}: {short(row)} are no distances")
     meta.take("tearing", dict)
     if not all(isinstance(each, str) for each in meta.take("unseen", list)):
         raise FileError("unseen: not a list of sentences")

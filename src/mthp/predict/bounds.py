@@ -35,7 +35,7 @@ Choose = Callable[[ProcessTables, Counted], NDArray[np.intp]]
 
 def unknowns(snapshot: Snapshot, young: Young) -> Iterator[Unknown]:
     """What a snapshot leaves open of its pages, so that more or less may collapse."""
-    processes = snapshot.processes
+    processes = () if snapshot.privilege.deep else snapshot.processes
     if young is Young.CAPTURED and any(
         counted.open for process in processes for counted in counted_young(snapshot, process)
     ):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ class TableArrays:
     DIRTY of present entries. pfn: the image's own number of the frame, such that a folio's frames
     are aligned and in a row; of a swap entry its type and offset << 5, where offset 0 is an unknown
     one. kpageflags: bits of Kpf. kpagecount: the page's mapcount. folio_order: log2 of pages.
+
+    Of each page's folio, where the image has it: references: those beyond mappings and swap cache.
+    mm_ids, mm_id_mapcounts: as the kernel keeps two of each in a word, ids being those of ImageProcess.
+    node: NUMA node.
     """
 
     table_address: NDArray[np.uint64]
@@ -38,6 +42,16 @@ class TableArrays:
     kpageflags: NDArray[np.uint64]
     kpagecount: NDArray[np.uint32]
     folio_order: NDArray[np.uint8]
+    references: NDArray[np.int64] | None = None
+    mm_ids: NDArray[np.uint64] | None = None
+    mm_id_mapcounts: NDArray[np.uint64] | None = None
+    node: NDArray[np.uint8] | None = None
+
+    def rows(self, which: slice) -> TableArrays:
+        """Some of the tables."""
+        arrays = {name: getattr(self, name) for name in TableArrays.__dataclass_fields__}
+        some = {name: array[which] for name, array in arrays.items() if array is not None}
+        return replace(self, **some)
 
 
 def span(table_address: NDArray[np.uint64], geometry: Geometry, start: int, end: int) -> slice:
@@ -84,7 +98,8 @@ class ImageProcess:
     in bytes of pinned memory.
 
     age: the lower, the sooner it mapped what several map. lost: large folios that it alone maps still
-    count as shared, since they had come to know two other mms. registered: khugepaged has it on its list.
+    count as shared, since they had come to know two other mms. place: on khugepaged's list, None where it
+    is not there; equals stand in the image's order. mm_id: by which large folios know it.
     """
 
     pid: int
@@ -96,7 +111,8 @@ class ImageProcess:
     pins: tuple[tuple[int, int], ...] = ()
     age: int = 0
     lost: bool = False
-    registered: bool = True
+    place: int | None = 0
+    mm_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +121,9 @@ class WorldArrays:
 
     synchronous: swap is read without readahead (zram). outside: slot -> page tables outside the
     image that name it. torn: tables (pid, address) that changed while they were read. assumptions:
-    sentences on what the image could not say.
+    sentences on what the image could not say. cursor: the place on its list, and the address, where
+    khugepaged goes on; None where it begins. distances: of nodes from each other, none: all alike.
+    node_reclaim: vm.zone_reclaim_mode is set.
     """
 
     nodes: tuple[NodeState, ...]
@@ -116,3 +134,6 @@ class WorldArrays:
     outside: Mapping[int, int] = field(default_factory=dict)
     torn: frozenset[tuple[int, int]] = frozenset()
     assumptions: tuple[str, ...] = ()
+    cursor: tuple[int, int] | None = None
+    distances: tuple[tuple[int, ...], ...] = ()
+    node_reclaim: bool = False

@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,9 @@ _SPECIAL_LEAVES = {
 }  # fmt: skip
 """What swap types that are no device stand for. A marker is userfaultfd's, or stands for poison."""
 _SWAP_TYPE_BITS = 5
+_MM_ID_MASK = (1 << 31) - 1
+_MM_IDS_SHARED = 1 << 63
+_LOW_HALF = (1 << 32) - 1
 _TABLES_AT_ONCE = 128
 """Tables whose frames are made together; what is needed for that lives no longer."""
 
@@ -159,6 +163,9 @@ class _Mapped:
     poisoned: NDArray[np.bool_]
     anon_vma: NDArray[np.int32]
     address: NDArray[np.uint64]
+    mm_ids: NDArray[np.uint64]
+    mm_id_mapcounts: NDArray[np.uint64]
+    node: NDArray[np.uint8]
 
     @property
     def head(self) -> NDArray[np.int64]:
@@ -170,10 +177,18 @@ class _Mapped:
         return _Mapped(*(getattr(self, name)[which] for name in _Mapped.__slots__))
 
 
+def _or_zeroes(column: NDArray[Any] | None, here: NDArray[np.bool_]) -> NDArray[Any]:
+    """The values of some pages; zeroes where the image has none."""
+    return np.zeros(np.count_nonzero(here), np.uint8) if column is None else column[here]
+
+
 @dataclass(slots=True)
 class _LargeFolio:
-    """How a large folio is mapped in this world. visible: mm number -> mappings, a PMD's being one."""
+    """How a large folio is mapped in this world. visible: mm number -> mappings, a PMD's being one.
+    mm_ids: the words of TableArrays.mm_ids and mm_id_mapcounts, 0 where the image has none.
+    """
 
+    mm_ids: tuple[int, int]
     visible: Counter[int] = field(default_factory=Counter)
     pmds: int = 0
 
@@ -183,7 +198,7 @@ class _Builder:
 
     heads: the image's head frame -> our folio, for folios that may be met again. large: our large
     folios. by_ptes: pages of large folios that PTEs of this world map, as often as they do. processes:
-    mm number -> its process.
+    mm number -> its process. references: pages, and what their folios are referenced beyond the usual.
     """
 
     def __init__(self, image: WorldArrays, settings: Settings, profile: Profile) -> None:
@@ -194,10 +209,13 @@ class _Builder:
         self.mem = self.kernel.mem
         self.geometry = self.kernel.geometry
         self.kernel.swap.synchronous = image.synchronous
+        self.kernel.distances = image.distances
+        self.kernel.node_reclaim = image.node_reclaim
         self.heads: dict[int, int] = {}
         self.large: dict[Folio, _LargeFolio] = {}
         self.by_ptes: list[NDArray[np.int32]] = []
         self.processes: dict[int, ImageProcess] = {}
+        self.references: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self.next_slot = 1
         self.shared_slots: dict[int, int] = {}
         self.cached: list[tuple[Folio, int, int]] = []
@@ -218,6 +236,7 @@ class _Builder:
             self.fill(mm, process)
             pinned += [(mm, self.mapped_in(process.tables, *pin)) for pin in process.pins]
         self.finish_large()
+        self.finish_references()
         self.finish_swap()
         for mm, addresses in pinned:
             frames = (mapped_frame(mm, address) for address in addresses.tolist())
@@ -226,13 +245,29 @@ class _Builder:
             if image.known is not None:
                 self.add_references(image.known, vma)
         khugepaged = Khugepaged(kernel)
-        for mm in kernel.mms:
-            if self.processes[mm.number].registered:
-                khugepaged.khugepaged_enter(mm)
+        self.register(khugepaged)
         kernel.vmstat.mthp.clear()
         built.sort(key=lambda pair: pair[0].place)
         vmas = [vma for _, vma in built]
         return BuiltWorld(kernel, khugepaged, vmas, self.image.torn, self.image.assumptions)
+
+    def register(self, khugepaged: Khugepaged) -> None:
+        """Put the processes on khugepaged's list that are there, and the cursor where it stands."""
+        places = [
+            (process.place, mm)
+            for mm in self.kernel.mms
+            if (process := self.processes[mm.number]).place is not None
+        ]
+        places.sort(key=lambda each: each[0])
+        for _, mm in places:
+            khugepaged.khugepaged_enter(mm)
+        if self.image.cursor is not None:
+            at, address = self.image.cursor
+            for place, mm in places:
+                if place >= at:
+                    khugepaged.mm_slot = mm
+                    khugepaged.address = address if place == at else 0
+                    break
 
     def add_vma(self, mm: Mm, image: ImageVma) -> Vma:
         """Add one mapping."""
@@ -253,8 +288,7 @@ class _Builder:
                 anon_vmas.reshape(-1)[own] = vma.anon_vma.number
         for first in range(0, len(tables.table_address), _TABLES_AT_ONCE):
             rows = slice(first, first + _TABLES_AT_ONCE)
-            some = TableArrays(*(getattr(tables, name)[rows] for name in _ARRAYS))
-            self.fill_tables(mm, some, anon_vmas[rows])
+            self.fill_tables(mm, tables.rows(rows), anon_vmas[rows])
 
     def fill_tables(self, mm: Mm, tables: TableArrays, anon_vmas: NDArray[np.int32]) -> None:
         """Make frames, then entries, then the tables that hold them."""
@@ -330,6 +364,9 @@ class _Builder:
             raw >> np.uint64(Kpf.HWPOISON) & np.uint64(1) != 0,
             anon_vmas[here],
             tables.table_address[rows] + (columns << self.geometry.page_shift).astype(np.uint64),
+            _or_zeroes(tables.mm_ids, here),
+            _or_zeroes(tables.mm_id_mapcounts, here),
+            _or_zeroes(tables.node, here),
         )
         frames = np.zeros(tables.pte.shape, np.int64)
         found = np.empty(len(raw), np.int64)
@@ -337,6 +374,8 @@ class _Builder:
         found[small] = self.small_frames(mm, pages.of(small))
         found[~small] = self.large_frames(mm, pages.of(~small), huge[rows[~small]])
         frames[here] = found
+        if tables.references is not None:
+            self.references.append((found, tables.references[here]))
         in_cache = np.flatnonzero(flags & pg.PG_SWAPCACHE)
         for page, address in zip(
             found[in_cache].tolist(), pages.address[in_cache].tolist(), strict=True
@@ -367,6 +406,7 @@ class _Builder:
         mem.anon_vma.view()[new] = pages.anon_vma[at]
         mem.index.view()[new] = pages.address[at] >> np.uint64(self.geometry.page_shift)
         mem.memcg.view()[new] = mm.memcg.number if mm.memcg is not None else 0
+        mem.nid.view()[new] = pages.node[at]
         for k in fresh[pages.counts[at] > 1].tolist():
             self.heads[int(distinct[k])] = int(known[k])
         found: NDArray[np.int64] = known[inverse]
@@ -417,12 +457,14 @@ class _Builder:
             mem,
             order,
             flags=int(pages.flags[k]),
+            nid=int(pages.node[k]),
             mapcount=0,
             anon_vma=int(pages.anon_vma[k]),
             index=place - (int(pages.pfn[k]) - head),
         )
         mem.memcg.raw[folio] = mm.memcg.number if mm.memcg is not None else 0
-        self.large[folio] = _LargeFolio()
+        ids, counts = int(pages.mm_ids[k]), int(pages.mm_id_mapcounts[k])
+        self.large[folio] = _LargeFolio(mm_ids=(ids, counts))
 
     def finish_large(self) -> None:
         """Set counts and sharing of every large folio, when all of its mappings have been met.
@@ -450,13 +492,33 @@ class _Builder:
             mem.refcount.raw[folio] = ptes + entire + (nr if swapcache else 0)
             if outside:
                 large.visible[UNKNOWN_MM] = outside
-            if len(large.visible) > 1:
+            if large.mm_ids[0]:
+                known = self.known_by_id(*large.mm_ids)
+                if large.mm_ids[0] & _MM_IDS_SHARED:
+                    share_large_folio(mem, folio, known)
+                elif len(large.visible) > 1 or known.keys() != large.visible.keys():
+                    mem.mm_mapcounts[folio] = known
+            elif len(large.visible) > 1:
                 share_large_folio(mem, folio, self.known_mms(large.visible))
             elif self.processes[next(iter(large.visible))].lost:
                 share_large_folio(mem, folio, {})
             if not outside and not entire and 0 < mapped < nr and not swapcache:
                 # Every mapping is in this world, so some of its pages have none: they were unmapped.
                 mem.flags.raw[folio] |= pg.PG_PARTIALLY_MAPPED
+
+    def known_by_id(self, ids: int, mapcounts: int) -> dict[int, int]:
+        """The mms that a large folio knows: those of this world by their number, others by one below 0.
+
+        Kernel: include/linux/mm_types.h, struct folio, MM_ID_MASK; mapcounts start at -1.
+        """
+        numbers = {process.mm_id: number for number, process in self.processes.items()}
+        known = {}
+        for shift in (0, 32):
+            each = ids >> shift & _MM_ID_MASK
+            if each:
+                count = (mapcounts >> shift & _LOW_HALF) + 1 & _LOW_HALF
+                known[numbers.get(each, UNKNOWN_MM - each)] = count
+        return known
 
     def known_mms(self, mappings: Counter[int]) -> dict[int, int]:
         """Those of the mms that map a large folio that it knows: the two that came first.
@@ -468,6 +530,14 @@ class _Builder:
             return (0, True) if number == UNKNOWN_MM else (self.processes[number].age, False)
 
         return {number: mappings[number] for number in sorted(mappings, key=age)[:MM_IDS]}
+
+    def finish_references(self) -> None:
+        """Add what folios are referenced beyond their mappings and the swap cache."""
+        mem = self.mem
+        more = np.zeros(mem.nr_frames, np.int64)
+        for pages, references in self.references:
+            more[mem.head.view()[pages]] = references
+        mem.refcount.view()[: mem.nr_frames] += more.astype(np.int32)
 
     # Swap
 
@@ -549,6 +619,3 @@ class _Builder:
         """The folios of a range of pages, each once."""
         heads = self.mem.head.raw
         return list(dict.fromkeys(heads[pfn] for pfn in self.mapped_frames(vma, pages)))
-
-
-_ARRAYS = tuple(TableArrays.__dataclass_fields__)

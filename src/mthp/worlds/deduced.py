@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from mthp.image.snapshot import ProcessTables, Pte, Snapshot
+from mthp.image.snapshot import DisableThp, ProcessTables, Pte, Snapshot
 from mthp.mm.huge_mm import sysfs_orders
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.vm_flags import VM_HUGEPAGE
@@ -15,6 +15,11 @@ from mthp.words.settings import Settings, SettingsError
 from mthp.worlds.unseen import Assumed
 
 _EXCEPT_ADVISED_SINCE = (6, 18)
+_MMF = {
+    DisableThp.NO: 0,
+    DisableThp.COMPLETELY: MMF_DISABLE_THP_COMPLETELY,
+    DisableThp.EXCEPT_ADVISED: MMF_DISABLE_THP_EXCEPT_ADVISED,
+}
 
 
 def captured_settings(snapshot: Snapshot) -> Settings | None:
@@ -34,6 +39,8 @@ def is_registered(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) 
     """
     if assumed.registered is not None:
         return assumed.registered
+    if process.deep is not None:
+        return process.deep.registered is not None
     pmd_order = snapshot.geometry.pmd_order
     huge = bool(((process.pte & np.uint16(Pte.HUGE)) != 0).any())
     if process.folio_order is not None:
@@ -55,6 +62,8 @@ def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:
     eligible that was not advised, whatever the settings say.
     Kernel: fs/proc/array.c, task_thp_status(); include/linux/huge_mm.h, vma_thp_disabled().
     """
+    if process.deep is not None:
+        return _MMF[process.deep.disable_thp]
     if process.thp_disabled:
         return MMF_DISABLE_THP_COMPLETELY
     release = re.match(r"(\d+)\.(\d+)", snapshot.kernel)

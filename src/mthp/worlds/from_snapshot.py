@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.capture.resident import kib_of
-from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
+from mthp.image.snapshot import (
+    FolioState,
+    Kpf,
+    ProcessTables,
+    Pte,
+    PteBit,
+    Snapshot,
+    SnapshotVma,
+)
 from mthp.mm import vm_flags as vm
 from mthp.mm.page_alloc import MAX_PAGE_ORDER, NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
@@ -80,6 +88,9 @@ def image_of_snapshot(snapshot: Snapshot, assumed: Assumed) -> WorldArrays:
         synchronous=all("zram" in line for line in swaps),
         torn=torn,
         assumptions=(*_assumptions(snapshot, memcgs, assumed), free),
+        cursor=_cursor(snapshot),
+        distances=_distances(snapshot),
+        node_reclaim=bool((snapshot.meta.get("nodes") or {}).get("zone_reclaim_mode")),
     )
 
 
@@ -94,10 +105,13 @@ def _assumptions(
             )
         else:
             yield f"cgroup {name} reclaims nothing when it is at its limit"
-    if assumed.young is Young.CAPTURED:
+    yield from _settings_hidden(snapshot)
+    if assumed.young is Young.CAPTURED and not snapshot.privilege.deep:
         yield YOUNG_AS_FLAGGED if snapshot.privilege.kpageflags else YOUNG_AS_COUNTED
-    else:
+    elif assumed.young is not Young.CAPTURED:
         yield f"every page is taken to be {'young' if assumed.young is Young.ALL else 'old'}"
+    if snapshot.privilege.deep:
+        return
     yield NO_PINS
     for process in snapshot.processes:
         pinned = kib_of(process.meta["status"], "VmPin") or 0
@@ -112,6 +126,14 @@ def _assumptions(
     if any(mm_flags(snapshot, process) is None for process in snapshot.processes):
         yield NO_PRCTL
     yield from _sharing(snapshot)
+    if not snapshot.privilege.kpageflags:
+        yield "every page is a folio of order 0, swap-backed and on the LRU"
+    if any(process.kpagecount is None for process in snapshot.processes):
+        yield "a page that is not mapped exclusively is shared by two processes"
+
+
+def _settings_hidden(snapshot: Snapshot) -> Iterator[str]:
+    """Say which settings could not be read."""
     hidden = [path for path in _SETTINGS if path not in snapshot.sysfs]
     if hidden:
         named = (
@@ -123,10 +145,6 @@ def _assumptions(
             f"{named} could be read: they are the kernel's defaults where not given (--enabled, "
             "--max-ptes-none and the like)"
         )
-    if not snapshot.privilege.kpageflags:
-        yield "every page is a folio of order 0, swap-backed and on the LRU"
-    if any(process.kpagecount is None for process in snapshot.processes):
-        yield "a page that is not mapped exclusively is shared by two processes"
 
 
 def _sharing(snapshot: Snapshot) -> Iterator[str]:
@@ -168,11 +186,33 @@ def _processes(snapshot: Snapshot, memcgs: list[str], assumed: Assumed) -> Itera
             memcg=None if memcg is None else memcgs.index(memcg.name),
             vmas=tuple(_vma(snapshot, process, vma) for vma in _named(process.vmas)),
             tables=tables,
-            pins=process.pins,
+            pins=() if process.refcount is not None else process.pins,
             age=1 + by_age.index(process) if process.forked else 0,
             lost=process.forked and assumed.leaning is Leaning.LEAST,
-            registered=is_registered(snapshot, process, assumed) is not False,
+            place=_place(snapshot, process, assumed),
+            mm_id=None if process.deep is None else process.deep.mm_id,
         )
+
+
+def _cursor(snapshot: Snapshot) -> tuple[int, int] | None:
+    """Where khugepaged goes on, if the capture says."""
+    if not snapshot.privilege.deep or snapshot.meta["deep"]["at"] is None:
+        return None
+    return snapshot.meta["deep"]["at"], snapshot.meta["deep"]["address"]
+
+
+def _distances(snapshot: Snapshot) -> tuple[tuple[int, ...], ...]:
+    """The rows of node_distance(), by node; none where some nodes are offline, and have no row."""
+    rows = (snapshot.meta.get("nodes") or {}).get("distance") or {}
+    found = tuple(tuple(rows.get(f"node{nid}", ())) for nid in range(len(rows)))
+    return found if all(len(row) == len(rows) for row in found) else ()
+
+
+def _place(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> int | None:
+    """The place on khugepaged's list; None where the process is taken not to be there."""
+    if is_registered(snapshot, process, assumed) is False:
+        return None
+    return (process.deep and process.deep.registered) or 0
 
 
 def _named(vmas: Sequence[SnapshotVma]) -> Iterator[SnapshotVma]:
@@ -208,7 +248,9 @@ def _vma(snapshot: Snapshot, process: ProcessTables, vma: SnapshotVma) -> ImageV
     """
     flags = _vm_flags(vma.flags)
     written = vma.captured and bool(vma.anonymous_bytes or vma.swap_bytes)
-    if vma.captured and not written:
+    if vma.anon_vma is not None:
+        written = vma.anon_vma
+    elif vma.captured and not written:
         own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
         pte = process.pte.reshape(-1)[own]
         written = bool(((pte & (Pte.PRESENT | Pte.ZERO | Pte.FILE)) == Pte.PRESENT).any())
@@ -233,12 +275,16 @@ def _tables(
         counts = _unseen_counts(snapshot, process)
     pte = process.pte.copy()
     swapped = (pte & Pte.SWAPPED) != 0
-    pte[swapped] |= np.where(np.isin(process.pfn[swapped], shared), 0, int(Pte.EXCLUSIVE)).astype(
-        np.uint16
-    )
+    if process.pte_bits is None:
+        exclusive = ~np.isin(process.pfn[swapped], shared)
+    else:
+        exclusive = (process.pte_bits[swapped] & PteBit.EXCLUSIVE) != 0
+        soft_dirty = np.where(process.pte_bits & PteBit.SOFT_DIRTY, int(Pte.SOFT_DIRTY), 0)
+        pte = (pte & ~np.uint16(Pte.SOFT_DIRTY)) | soft_dirty.astype(np.uint16)
+    pte[swapped] |= np.where(exclusive, int(Pte.EXCLUSIVE), 0).astype(np.uint16)
     # Compound tails carry no LRU flag of their own, and batches are taken to be drained.
     anon = process.kpageflags >> np.uint64(Kpf.ANON) & np.uint64(1)
-    kpageflags = process.kpageflags | anon * _LRU
+    kpageflags = drained(process) if process.deep is not None else process.kpageflags | anon * _LRU
     if assumed.young is Young.NONE:
         kpageflags &= ~np.uint64(1 << Kpf.REFERENCED)
     return TableArrays(
@@ -249,7 +295,58 @@ def _tables(
         kpageflags=kpageflags,
         kpagecount=counts,
         folio_order=process.folio_order,
+        references=_references(process),
+        mm_ids=process.mm_ids,
+        mm_id_mapcounts=process.mm_id_mapcounts,
+        node=process.node,
     )
+
+
+def drained(process: ProcessTables) -> NDArray[np.uint64]:
+    """The kpageflags of a deep capture when the CPUs' batches have been drained, as every wakeup of
+    khugepaged begins.
+
+    Kernel: mm/folio.c, lru_add(), lru_activate(), lru_deactivate(), lru_lazyfree().
+    """
+    assert process.kpageflags is not None and process.folio_state is not None
+    flags = process.kpageflags.copy()
+
+    state = process.folio_state
+
+    def waits(batch: FolioState, needs: Kpf, *excluded: Kpf) -> NDArray[np.bool_]:
+        """Whether each folio waits there to be changed, as it has a flag and none of others."""
+        bad = np.uint64(sum(1 << kpf for kpf in excluded))
+        found: NDArray[np.bool_] = (state & np.uint16(batch)) != 0
+        found &= (flags >> np.uint64(needs) & np.uint64(1) != 0) & (flags & bad == 0)
+        return found
+
+    used = np.uint64(1 << Kpf.ACTIVE | 1 << Kpf.REFERENCED)
+    flags[waits(FolioState.LRU_ADD, Kpf.ANON)] |= _LRU
+    flags[waits(FolioState.LRU_ACTIVATE, Kpf.LRU, Kpf.UNEVICTABLE)] |= np.uint64(1 << Kpf.ACTIVE)
+    flags[waits(FolioState.LRU_DEACTIVATE, Kpf.ACTIVE, Kpf.UNEVICTABLE)] &= ~used
+    given_up = waits(FolioState.LRU_LAZYFREE, Kpf.SWAPBACKED, Kpf.SWAPCACHE, Kpf.UNEVICTABLE)
+    flags[given_up] &= ~(used | np.uint64(1 << Kpf.SWAPBACKED))
+    return flags
+
+
+_BATCHES = (
+    FolioState.LRU_ADD, FolioState.LRU_DEACTIVATE, FolioState.LRU_LAZYFREE, FolioState.LRU_ACTIVATE,
+    FolioState.MLOCK,
+)  # fmt: skip
+
+
+def _references(process: ProcessTables) -> NDArray[np.int64] | None:
+    """What each page's folio is referenced beyond mappings, the swap cache and the batches it waits in."""
+    if process.refcount is None or process.folio_mapcount is None or process.folio_state is None:
+        return None
+    cached = process.page_flag(Kpf.SWAPCACHE)
+    assert cached is not None and process.folio_order is not None
+    explained = process.folio_mapcount.astype(np.int64)
+    explained += cached.astype(np.int64) << process.folio_order
+    for batch in _BATCHES:
+        explained += (process.folio_state & np.uint16(batch)) != 0
+    more: NDArray[np.int64] = np.maximum(process.refcount.astype(np.int64) - explained, 0)
+    return more
 
 
 def _unseen(snapshot: Snapshot, process: ProcessTables, next_frame: int) -> ProcessTables:
@@ -281,6 +378,14 @@ def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArr
     """The WRITE, YOUNG and DIRTY bits of every entry that maps something."""
     pte = process.pte
     present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
+    if process.pte_bits is not None:
+        bits: NDArray[np.uint8] = np.zeros(pte.shape, np.uint8)
+        for seen, bit in ((PteBit.WRITABLE, WRITE), (PteBit.YOUNG, YOUNG), (PteBit.DIRTY, DIRTY)):
+            bits |= np.where(process.pte_bits & np.uint8(seen), bit, 0).astype(np.uint8)
+        if assumed.young is not Young.CAPTURED:
+            bits &= ~np.uint8(YOUNG)
+            bits |= (present & (assumed.young is Young.ALL)) * np.uint8(YOUNG)
+        return bits
     huge = ((pte & Pte.HUGE) != 0).all(axis=1)[:, None]
     writable = np.zeros(pte.size, np.bool_)
     for vma in process.vmas:
@@ -290,7 +395,7 @@ def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArr
     written = huge | (((pte & Pte.EXCLUSIVE) != 0) & writable.reshape(pte.shape))
     used = zero | huge | young_pages(snapshot, process, assumed)
     clean = clean_lazyfree(snapshot, process, assumed.leaning)
-    bits: NDArray[np.uint8] = (present & used) * np.uint8(YOUNG)
+    bits = (present & used) * np.uint8(YOUNG)
     bits |= (present & written & ~zero) * np.uint8(WRITE)
     bits |= (present & written & ~zero & ~clean) * np.uint8(DIRTY)
     return bits

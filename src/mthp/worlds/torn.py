@@ -130,6 +130,17 @@ def _repaired(process: ProcessTables, wrong: Pages, torn: Pages, fresh: int) -> 
     whole &= (order == nr.bit_length() - 1).all(axis=1)
     whole |= ((pte & Pte.ZERO) != 0).all(axis=1)
     pte[torn & ~whole] &= ~np.uint16(Pte.HUGE)
-    return replace(
+    process = replace(
         process, pte=pte, pfn=pfn, kpageflags=flags, kpagecount=counts, folio_order=order
+    )
+    if process.deep is None:
+        return process
+    once = {"refcount": 1, "folio_mapcount": 1, "folio_state": 0, "mm_ids": 0, "mm_id_mapcounts": 0}
+    return replace(
+        process,
+        **{
+            name: np.where(wrong, column.dtype.type(value), column)
+            for name, value in once.items()
+            if (column := getattr(process, name)) is not None
+        },
     )
