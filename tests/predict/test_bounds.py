@@ -118,6 +118,11 @@ def test_clean_and_written_again_pages_of_madv_free() -> None:
     assert bounds_of(image) == ((Unknown.LAZYFREE,), 4 * MIB, 6 * MIB)
 
 
+def test_pins_of_which_nobody_knows_the_place() -> None:
+    image = heap_of(4, referenced=4 * 512, status={"VmPin": "12 kB"})
+    assert bounds_of(image) == ((Unknown.PINNED,), 2 * MIB, 8 * MIB)
+
+
 def test_large_folios_of_a_fork_may_still_count_as_shared() -> None:
     settings = FULL.replace(max_ptes_shared=0)
 

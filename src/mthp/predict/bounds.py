@@ -25,6 +25,7 @@ from mthp.worlds.unseen import (
     Young,
     counted_lazyfree,
     counted_young,
+    hidden_pins,
     referenced_pages,
 )
 
@@ -44,6 +45,8 @@ def unknowns(snapshot: Snapshot, young: Young) -> Iterator[Unknown]:
         counted.open for process in processes for counted in counted_lazyfree(snapshot, process)
     ):
         yield Unknown.LAZYFREE
+    if any(map(hidden_pins, processes)):
+        yield Unknown.PINNED
     if any(process.forked and _has_large(process) for process in processes):
         yield Unknown.SHARED
 

@@ -381,6 +381,7 @@ class Unknown(Enum):
 
     YOUNG = "which pages were used lately"
     LAZYFREE = "which pages that MADV_FREE gave up were written again"
+    PINNED = "which pages are pinned"
     SHARED = "which large folios that a fork left to one process still count as shared"
 
 

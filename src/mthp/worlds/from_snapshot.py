@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.capture.resident import kib_of
 from mthp.image.snapshot import (
     FolioState,
     Kpf,
@@ -35,7 +34,15 @@ from mthp.words.units import human_bytes
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
 from mthp.worlds.deduced import is_registered, mm_flags
 from mthp.worlds.torn import ASSUMED_FLAGS, settled
-from mthp.worlds.unseen import Assumed, Leaning, Young, clean_lazyfree, young_pages
+from mthp.worlds.unseen import (
+    Assumed,
+    Leaning,
+    Young,
+    clean_lazyfree,
+    hidden_pins,
+    mapped_pages,
+    young_pages,
+)
 
 VM_FLAG_CODES = {
     "rd": vm.VM_READ, "wr": vm.VM_WRITE, "ex": vm.VM_EXEC, "sh": vm.VM_SHARED,
@@ -112,15 +119,15 @@ def _assumptions(
         yield f"every page is taken to be {'young' if assumed.young is Young.ALL else 'old'}"
     if snapshot.privilege.deep:
         return
+    if len(snapshot.processes) > 1:
+        yield "khugepaged comes to the processes in the order in which they started"
     yield NO_PINS
     for process in snapshot.processes:
-        pinned = kib_of(process.meta["status"], "VmPin") or 0
-        known = sum(end - start for start, end in process.pins)
-        if pinned > known:
+        hidden = hidden_pins(process)
+        if hidden:
             yield (
-                f"process {process.pid} has pinned {human_bytes(pinned)} (VmPin), of which "
-                f"{human_bytes(known)} are known; the rest is taken to be unpinned, and collapses in "
-                "it will be refused"
+                f"process {process.pid} has pinned {human_bytes(hidden)} more (VmPin) than is known of; "
+                "they are taken to be unpinned, and collapses in them will be refused"
             )
     yield NO_BATCHES
     if any(mm_flags(snapshot, process) is None for process in snapshot.processes):
@@ -212,7 +219,9 @@ def _place(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> int 
     """The place on khugepaged's list; None where the process is taken not to be there."""
     if is_registered(snapshot, process, assumed) is False:
         return None
-    return (process.deep and process.deep.registered) or 0
+    if process.deep is not None and process.deep.registered is not None:
+        return process.deep.registered
+    return process.started
 
 
 def _named(vmas: Sequence[SnapshotVma]) -> Iterator[SnapshotVma]:
@@ -295,7 +304,7 @@ def _tables(
         kpageflags=kpageflags,
         kpagecount=counts,
         folio_order=process.folio_order,
-        references=_references(process),
+        references=_references(process, assumed.leaning, snapshot.geometry.page_shift),
         mm_ids=process.mm_ids,
         mm_id_mapcounts=process.mm_id_mapcounts,
         node=process.node,
@@ -335,10 +344,24 @@ _BATCHES = (
 )  # fmt: skip
 
 
-def _references(process: ProcessTables) -> NDArray[np.int64] | None:
-    """What each page's folio is referenced beyond mappings, the swap cache and the batches it waits in."""
+def _references(
+    process: ProcessTables, leaning: Leaning, page_shift: int
+) -> NDArray[np.int64] | None:
+    """What each page's folio is referenced beyond mappings, the swap cache and the batches it waits in.
+
+    Where only VmPin tells that there are pins, they lie, leaning, in as many tables as can be.
+    """
     if process.refcount is None or process.folio_mapcount is None or process.folio_state is None:
-        return None
+        hidden = hidden_pins(process) >> page_shift if leaning is Leaning.LEAST else 0
+        if not hidden:
+            return None
+        mapped = mapped_pages(process)
+        rank = np.cumsum(mapped, axis=1, dtype=np.int64) * mapped
+        pages = np.flatnonzero(mapped)
+        chosen = pages[np.argsort(rank.reshape(-1)[pages], kind="stable")[:hidden]]
+        pinned = np.zeros(mapped.size, np.int64)
+        pinned[chosen] = 1
+        return pinned.reshape(mapped.shape)
     cached = process.page_flag(Kpf.SWAPCACHE)
     assert cached is not None and process.folio_order is not None
     explained = process.folio_mapcount.astype(np.int64)

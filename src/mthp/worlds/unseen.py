@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.image.capture.resident import kib_of
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
 from mthp.worlds.arrays import span
 
@@ -75,6 +76,12 @@ def mapped_pages(process: ProcessTables) -> Pages:
     """Whether each PTE maps memory."""
     here: Pages = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
     return here
+
+
+def hidden_pins(process: ProcessTables) -> int:
+    """Bytes that the process has pinned, and nobody knows where."""
+    known = sum(end - start for start, end in process.pins)
+    return max(0, (kib_of(process.meta["status"], "VmPin") or 0) - known)
 
 
 def referenced_pages(process: ProcessTables) -> Pages:
