@@ -46,7 +46,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
     table_pmd,
 )
-from mthp.mm.rmap import MM_IDS, UNKNOWN_MM, new_anon_folio, share_large_folio
+from mthp.mm.rmap import UNKNOWN_MM, new_anon_folio, share_large_folio
 from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
@@ -55,6 +55,7 @@ from mthp.words.units import Folio
 from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays, span
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import image_of_snapshot
+from mthp.worlds.mm_ids import known_by_age, known_by_id
 from mthp.worlds.unseen import LIKELY, Assumed
 
 PG_OF_KPF = {
@@ -71,9 +72,6 @@ _SPECIAL_LEAVES = {
 }  # fmt: skip
 """What swap types that are no device stand for. A marker is userfaultfd's, or stands for poison."""
 _SWAP_TYPE_BITS = 5
-_MM_ID_MASK = (1 << 31) - 1
-_MM_IDS_SHARED = 1 << 63
-_LOW_HALF = (1 << 32) - 1
 _TABLES_AT_ONCE = 128
 """Tables whose frames are made together; what is needed for that lives no longer."""
 
@@ -475,6 +473,7 @@ class _Builder:
         mem = self.mem
         pages = np.concatenate([*self.by_ptes, np.zeros(0, np.int32)])
         met = np.bincount(pages, minlength=mem.nr_frames)
+        numbers = {process.mm_id: number for number, process in self.processes.items()}
         for folio, large in self.large.items():
             nr = mem.folio_nr_pages(folio)
             counts, by_ptes = mem.mapcount.view()[folio : folio + nr], met[folio : folio + nr]
@@ -492,44 +491,18 @@ class _Builder:
             mem.refcount.raw[folio] = ptes + entire + (nr if swapcache else 0)
             if outside:
                 large.visible[UNKNOWN_MM] = outside
-            if large.mm_ids[0]:
-                known = self.known_by_id(*large.mm_ids)
-                if large.mm_ids[0] & _MM_IDS_SHARED:
-                    share_large_folio(mem, folio, known)
-                elif len(large.visible) > 1 or known.keys() != large.visible.keys():
-                    mem.mm_mapcounts[folio] = known
-            elif len(large.visible) > 1:
-                share_large_folio(mem, folio, self.known_mms(large.visible))
-            elif self.processes[next(iter(large.visible))].lost:
-                share_large_folio(mem, folio, {})
+            known = (
+                known_by_id(numbers, *large.mm_ids)
+                if large.mm_ids[0]
+                else known_by_age(self.processes, large.visible)
+            )
+            if known.shared:
+                share_large_folio(mem, folio, known.mappings)
+            elif known.mappings.keys() != large.visible.keys():
+                mem.mm_mapcounts[folio] = known.mappings
             if not outside and not entire and 0 < mapped < nr and not swapcache:
                 # Every mapping is in this world, so some of its pages have none: they were unmapped.
                 mem.flags.raw[folio] |= pg.PG_PARTIALLY_MAPPED
-
-    def known_by_id(self, ids: int, mapcounts: int) -> dict[int, int]:
-        """The mms that a large folio knows: those of this world by their number, others by one below 0.
-
-        Kernel: include/linux/mm_types.h, struct folio, MM_ID_MASK; mapcounts start at -1.
-        """
-        numbers = {process.mm_id: number for number, process in self.processes.items()}
-        known = {}
-        for shift in (0, 32):
-            each = ids >> shift & _MM_ID_MASK
-            if each:
-                count = (mapcounts >> shift & _LOW_HALF) + 1 & _LOW_HALF
-                known[numbers.get(each, UNKNOWN_MM - each)] = count
-        return known
-
-    def known_mms(self, mappings: Counter[int]) -> dict[int, int]:
-        """Those of the mms that map a large folio that it knows: the two that came first.
-
-        One of which nothing is seen comes behind the process whose memory it was, and before copies.
-        """
-
-        def age(number: int) -> tuple[int, bool]:
-            return (0, True) if number == UNKNOWN_MM else (self.processes[number].age, False)
-
-        return {number: mappings[number] for number in sorted(mappings, key=age)[:MM_IDS]}
 
     def finish_references(self) -> None:
         """Add what folios are referenced beyond their mappings and the swap cache."""
