@@ -21,8 +21,9 @@ from mthp.lab.draw.fill import (
     share_some,
     swap_some,
     weighted,
+    whole_tables,
 )
-from mthp.lab.draw.knobs import MAX_LIMIT
+from mthp.lab.draw.knobs import MAX_LIMIT, draw_settings
 from mthp.lab.draw.layout import close, map_many, map_one, place, start_mapped
 from mthp.lab.draw.program_builder import ProgramBuilder
 from mthp.lab.draw.special import (
@@ -43,7 +44,7 @@ from mthp.lab.draw.special import (
 )
 from mthp.lab.draw.swapin import swapin
 from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS, round_up_to_table
-from mthp.lab.program.program import Madv, Operation, Verb
+from mthp.lab.program.program import SYSFS, Madv, Operation, Verb, switches
 from mthp.lab.program.space import PageMark
 from mthp.words.settings import Enabled
 
@@ -391,6 +392,111 @@ def processes(builder: ProgramBuilder) -> None:
         collapse(builder)
 
 
+def forks(builder: ProgramBuilder) -> None:
+    """A chain of forks, or a parent of several: folios that three mms map or did, and whose last worker is
+    left with what its parent wrote."""
+    rng = builder.rng
+    start_mapped(builder, tables=rng.choice([1, 1, 2]))
+    if rng.random() < 0.3:
+        huge_tables(builder, "s")
+    fill(builder, "s", looks={Appearance.LARGE: 4, Appearance.FULL: 2, Appearance.MIXED: 1})
+    if rng.random() < 0.2:
+        builder.register("s")
+    alive = ["s"]
+    for name in ("t", "u"):
+        parent = rng.choice(alive[-1:] * 3 + alive)
+        builder.do(Verb.FORK_TO, name, who=parent)
+        alive.append(name)
+        for who in (name, parent):
+            write_some(builder, who, PageMark.WRITTEN, 2)
+        if len(alive) > 1 and rng.random() < 0.3:
+            gone = rng.choice(alive[:-1])
+            alive.remove(gone)
+            builder.do(Verb.END, gone)
+    while len(alive) > 1 and rng.random() < 0.4:
+        builder.do(Verb.END, alive.pop(rng.randrange(len(alive))))
+    for who in alive:
+        write_some(builder, who, PageMark.WRITTEN)
+        disturb_some(builder, who, 0.1)
+    if rng.random() < 0.6:
+        builder.settings = builder.settings.replace(max_ptes_shared=MAX_LIMIT)
+    close(builder)
+    if rng.random() < 0.15:
+        collapse(builder)
+
+
+def lazyfree(builder: ProgramBuilder) -> None:
+    """Much lazily freed memory (MADV_FREE), clean, or used again by a read or a write."""
+    rng = builder.rng
+    start_mapped(builder)
+    fill(builder, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 2, Appearance.MOSTLY: 1})
+    disturb_some(builder, "s", 0.2)
+    for start, pages in builder.pieces("s", (PageMark.WRITTEN,), rng.randint(1, 4), PMD_PAGES):
+        builder.advise("s", start, pages, Madv.FREE)
+        verb = rng.choice([None, None, Verb.READ, Verb.WRITE])
+        if verb is not None:
+            builder.do(verb, start, rng.randint(1, pages), who="s")
+    close(builder)
+    if rng.random() < 0.15:
+        collapse(builder)
+
+
+def idle(builder: ProgramBuilder) -> None:
+    """Memory of which most was not used lately: whole tables, or windows in each."""
+    rng = builder.rng
+    start_mapped(builder, tables=rng.choice([1, 2, 3, 4]))
+    fill(builder, "s", looks={Appearance.FULL: 4, Appearance.LARGE: 3, Appearance.MOSTLY: 2})
+    window = rng.choice([PMD_PAGES, PMD_PAGES, 128, 32, 16])
+    share = rng.choice([0.5, 0.75, 0.95])
+    for vma in builder.vmas("s"):
+        for start in range(vma.start, vma.end, window):
+            if rng.random() < share:
+                builder.advise("s", start, min(window, vma.end - start), Madv.COLD)
+    for start, _ in builder.pieces("s", (PageMark.WRITTEN,), rng.randint(0, 3)):
+        builder.do(Verb.READ, start, 1, who="s")
+    if rng.random() < 0.3:
+        swap_some(builder, "s")
+    close(builder)
+
+
+def on_at_start(builder: ProgramBuilder) -> None:
+    """Huge pages on while the memory is filled: faults choose among several sizes, and register the
+    process."""
+    rng = builder.rng
+    builder.start()
+    for each in switches(draw_settings(rng)):
+        builder.add(each)
+    map_many(builder, "s", 2) if rng.random() < 0.3 else map_one(builder)
+    for vma in builder.vmas("s"):
+        advice = rng.choice([Madv.HUGEPAGE, Madv.HUGEPAGE, Madv.NOHUGEPAGE, None])
+        if advice is not None:
+            builder.advise("s", vma.start, vma.pages, advice)
+    fill(builder, "s")
+    disturb_some(builder, "s")
+    if rng.random() < 0.3:
+        unmap_some(builder, "s")
+    close(builder)
+
+
+def zero_pages(builder: ProgramBuilder) -> None:
+    """Huge zero pages (use_zero_page), and shrink_underused: both as kernels have them by default."""
+    rng = builder.rng
+    for name in ("use_zero_page", "shrink_underused"):
+        builder.do(Verb.WRITE_FILE, f"{SYSFS}/{name}", "1")
+    start_mapped(builder, tables=rng.choice([1, 2, 3]))
+    with builder.with_order(PMD_ORDER):
+        for table in whole_tables(builder, "s"):
+            if rng.random() < 0.7:
+                verb = Verb.READ if rng.random() < 0.6 else Verb.WRITE
+                builder.do(verb, table + rng.randrange(PMD_PAGES), 1, who="s")
+    write_some(builder, "s", PageMark.ZERO, 4)
+    fill(builder, "s")
+    disturb_some(builder, "s")
+    close(builder)
+    if rng.random() < 0.15:
+        collapse(builder)
+
+
 def advise_from_outside(builder: ProgramBuilder) -> None:
     """One process calls process_madvise() on another."""
     rng = builder.rng
@@ -420,5 +526,10 @@ FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {
     "mlocked": (5, mlocked),
     "processes": (8, processes),
     "swapin": (6, swapin),
+    "forks": (6, forks),
+    "lazyfree": (5, lazyfree),
+    "idle": (5, idle),
+    "on_at_start": (6, on_at_start),
+    "zero_pages": (4, zero_pages),
 }
 """Name -> how often the family is drawn, and the function that draws it."""

@@ -8,7 +8,7 @@ from mthp.lab.draw.fill import whole_tables
 from mthp.lab.draw.program_builder import ProgramBuilder, Run
 from mthp.lab.geometry import PMD_ORDER, PMD_PAGES, round_up_to_table
 from mthp.lab.program.processes import OUT_OF_REACH
-from mthp.lab.program.program import Madv, Target, Verb
+from mthp.lab.program.program import PROCESSES, Madv, Target, Verb
 from mthp.lab.program.space import DeclaredMapping, PageMark, Uffd
 from mthp.words.settings import Enabled
 
@@ -181,7 +181,7 @@ def collapse(builder: ProgramBuilder) -> None:
     by = who
     if rng.random() < 0.3:
         others = [name for name in names if name != who]
-        by = rng.choice(others) if others else "t"
+        by = rng.choice(others) if others else next(each for each in PROCESSES[1:] if each != who)
         if not others:
             builder.start(by)
     vmas = builder.vmas(who)

@@ -107,6 +107,7 @@ class Verb(StrEnum):
 
     WRITE_FILE = "w", _PATH, _TEXT
     NEW = "new", _NAME  # or nothing
+    END = "end", _NAME
     MEMCG = "memcg", _GROUP, _OFFSET
     KSM = "ksm", _COUNT
     TAKE_BLOCKS = "eat", _ORDER
@@ -134,7 +135,9 @@ class Verb(StrEnum):
     CGROUP = "cgroup", _GROUP
 
 
-_OF_HOST = frozenset({Verb.WRITE_FILE, Verb.NEW, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS})
+_OF_HOST = frozenset(
+    {Verb.WRITE_FILE, Verb.NEW, Verb.END, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS}
+)
 """The verbs that name no process."""
 _OF_PROCESS = frozenset(Verb) - _OF_HOST
 

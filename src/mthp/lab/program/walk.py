@@ -45,6 +45,15 @@ def _new(world: Subjects, each: Operation) -> None:
     world.processes[name] = SubjectProcess(name)
 
 
+def _end(world: Subjects, each: Operation) -> None:
+    process = world.process(str(each.args[0]))
+    if process.children:
+        raise ProgramError("its children end with it, but a moment later")
+    del world.processes[process.name]
+    if process.registered:
+        world.scan_order.remove(process.name)
+
+
 def _memcg(world: Subjects, each: Operation) -> None:
     if each.args[0] not in world.groups:
         raise ProgramError(f"no process is in the cgroup {each.args[0]}")
@@ -321,6 +330,7 @@ _ADVICES: dict[Madv, Callable[[Subjects, Operation, Madv], None]] = {
 _ACTS: dict[Verb, Callable[[Subjects, Operation], None]] = {
     Verb.WRITE_FILE: _write_file,
     Verb.NEW: _new,
+    Verb.END: _end,
     Verb.MEMCG: _memcg,
     Verb.KSM: _nothing,
     Verb.TAKE_BLOCKS: _nothing,

@@ -36,6 +36,8 @@ SCAN_MS = 200
 """Milliseconds for a full scan, after which the thread may have gone to sleep without finishing one."""
 SETTLED_MS = 100
 """After so many milliseconds asleep, khugepaged is in khugepaged_wait_work(), not in alloc_sleep."""
+OFF = ("shrink_underused", "use_zero_page")
+"""Files that are 0 unless a program writes them."""
 GROUPS = ("g", "h")
 """The memory cgroups that programs use."""
 SWAP_BYTES = 256 << 20
@@ -135,8 +137,8 @@ class GuestSession:
         self.write(f"{SYSFS}/enabled", "madvise")
         self._channel.ask_all([f"w {switch_file(order)} never" for order in self._orders])
         self._keep()
-        self._write_optional(f"{SYSFS}/shrink_underused", "0")
-        self._write_optional(f"{SYSFS}/use_zero_page", "0")
+        for name in OFF:
+            self._write_optional(f"{SYSFS}/{name}", "0")
         self.write(f"{KHUGEPAGED}/alloc_sleep_millisecs", "1")
         self.write(f"{KHUGEPAGED}/pages_to_scan", str(ENDLESS))
         self.write(f"{KHUGEPAGED}/scan_sleep_millisecs", str(ASLEEP))
@@ -201,12 +203,14 @@ class GuestSession:
     # --- between scenarios ----------------------------------------------------------------
 
     def reset(self, processes: Iterable[str]) -> None:
-        """End all processes under test and remove their memory cgroups. The switches stay as they are:
-        every program begins by writing them."""
+        """End all processes under test, remove their memory cgroups, and turn off what programs turn on. The
+        switches stay as they are: every program begins by writing them."""
         commands = [f"end {name}" for name in processes]
         commands += [f"rmdir /sys/fs/cgroup/{group}" for group in GROUPS]
         with contextlib.suppress(CommandFailed):
             self._channel.ask_all(commands)
+        for name in OFF:
+            self._write_optional(f"{SYSFS}/{name}", "0")
         self.memory_pressure.end()
         if self._cut_short:
             self._rewind()
