@@ -17,7 +17,7 @@ import pytest
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.tools import QEMU
-from mthp.lab.session.boot import booted
+from mthp.lab.session.boot import Guest, booted
 from mthp.lab.vm.channel import CommandFailed, GuestGone
 from mthp.lab.vm.qemu import (
     Accel,
@@ -43,14 +43,14 @@ def test_a_host_without_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def running() -> Iterator[VirtualMachine]:
-    with booted(kernel_or_skip(), 256) as guest:
+    with booted(kernel_or_skip(), Guest(256)) as guest:
         yield guest.machine
 
 
 @pytest.mark.lab
 def test_a_guest_answers_and_ends_with_its_block() -> None:
     kernel = kernel_or_skip()
-    with booted(kernel, 256) as guest:
+    with booted(kernel, Guest(256)) as guest:
         channel, pid = guest.machine.channel, guest.machine.pid
         assert children() == {pid}
         said = channel.ask("r /proc/sys/kernel/osrelease").decode().strip()
@@ -95,9 +95,9 @@ def test_an_error_in_the_block_ends_the_guest() -> None:
 
 SCRIPT = """\
 import time
-from mthp.lab.session.boot import booted
+from mthp.lab.session.boot import Guest, booted
 from mthp.lab.kernels.kernels import find
-with booted(find(), 256) as guest:
+with booted(find(), Guest(256)) as guest:
     print(guest.machine.pid, flush=True)
     time.sleep(60)
 """

@@ -44,6 +44,14 @@ def add_fuzz(subverbs: Verbs) -> None:
         help="along which paths a state is predicted: scenario, always; from a capture by mthp snap "
         "(snap) or by mthp snap --deep (deep); default scenario,snap",
     )
+    add_number(parser, "cpus", "processors of a guest (default 1)", 1, 64, 1)
+    add_number(parser, "nodes", "its NUMA nodes (default 1)", 1, 8, 1)
+    parser.add_argument(
+        "--swap",
+        choices=("zram", "brd", "disk"),
+        default="zram",
+        help="what it swaps to: compressed memory, a RAM disk, a disk (default zram)",
+    )
     add_number(parser, "guests", "guests side by side (default: processors)", 0, MOST)
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="the folder (default lab-fuzz-RELEASE-SEED)"
@@ -65,6 +73,8 @@ def run_fuzz(args: argparse.Namespace) -> int:
     )
     from mthp.lab.draw import FAMILIES
     from mthp.lab.kernels.kernels import find
+    from mthp.lab.session.boot import Guest
+    from mthp.lab.session.session import Swap
     from mthp.report.coverage import coverage_table
     from mthp.report.fuzz import fuzz_tests, fuzz_text
     from mthp.report.ktap import ktap_lines
@@ -74,7 +84,8 @@ def run_fuzz(args: argparse.Namespace) -> int:
         raise UsageError(f"--family {args.family}: not one of {', '.join(FAMILIES)}")
     captures = _captures(args.paths)
     kernel = find(args.kernel)
-    spec = CampaignSpec(args.seed, args.n, kernel.release, args.family, captures)
+    guest = Guest(cpus=args.cpus, nodes=args.nodes, swap=Swap(args.swap))
+    spec = CampaignSpec(args.seed, args.n, kernel.release, args.family, captures, guest)
     name = f"lab-fuzz-{kernel.release}-{args.seed}" + (f"-{args.family}" if args.family else "")
     campaign = open_campaign(spec, Path(args.output or name))
     guests = max(args.guests or os.cpu_count() or 1, 1)

@@ -21,6 +21,7 @@ from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
+from mthp.lab.session.boot import Guest
 from mthp.lab.session.captures import CapturePath, CaptureTools, capture_tools
 from mthp.words.files import append_to, replace_text, replacing
 from mthp.words.processes import workers
@@ -36,7 +37,7 @@ AHEAD = 8
 @dataclass(frozen=True)
 class CampaignSpec:
     """What is drawn, and for which kernel. family: empty to draw families by weight.
-    paths: the captures of each state whose predictions are compared too.
+    paths: the captures of each state whose predictions are compared too. guest: but for its memory.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class CampaignSpec:
     kernel: str
     family: str = ""
     paths: tuple[CapturePath, ...] = ()
+    guest: Guest = field(default_factory=Guest)
 
     def to_json(self) -> dict[str, Any]:
         """What must be the same for a campaign to be resumed. The number of states may grow."""
@@ -53,6 +55,9 @@ class CampaignSpec:
             "kernel": self.kernel,
             "family": self.family,
             "captures": [path.value for path in self.paths],
+            "cpus": self.guest.cpus,
+            "nodes": self.guest.nodes,
+            "swap": self.guest.swap.value,
         }
 
 
@@ -190,10 +195,10 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 _runner: DraftRunner | None = None
 
 
-def _start_worker(kernel: CachedKernel, tools: CaptureTools | None = None) -> None:
+def _start_worker(kernel: CachedKernel, guest: Guest, tools: CaptureTools | None = None) -> None:
     """Give each worker process a guest of its own, which ends with the process."""
     global _runner
-    _runner = DraftRunner(kernel, tools)
+    _runner = DraftRunner(kernel, tools, guest)
     multiprocessing.util.Finalize(None, _runner.close, exitpriority=10)
 
 
@@ -242,7 +247,7 @@ def run_campaign(
         append_to(campaign.log) as log,
         append_to(campaign.records) as records,
         capture_tools(spec.paths if campaign.done < spec.number else ()) as tools,
-        workers(guests, _start_worker, kernel, tools) as pool,
+        workers(guests, _start_worker, kernel, spec.guest, tools) as pool,
     ):
         waiting: deque[Future[DraftVerdict]] = deque()
         todo = iter(range(campaign.done, spec.number))
@@ -293,6 +298,6 @@ def shrink_all(
     indices = [int(name.rpartition("-")[2]) for name in campaign.bad_ids[:most]]
     if not indices:
         return []
-    with workers(min(guests, len(indices)), _start_worker, kernel) as pool:
+    with workers(min(guests, len(indices)), _start_worker, kernel, campaign.spec.guest) as pool:
         jobs = [pool.submit(_shrink_one, campaign.spec, index, budget) for index in indices]
         return [job.result() for job in jobs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mthp.compare.conformance import run_scenario
@@ -16,7 +16,7 @@ from mthp.image.scenario import Scenario, parse_scenario
 from mthp.lab.compile import compile_state, differences, displacement
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
-from mthp.lab.session.boot import Booted, booted
+from mthp.lab.session.boot import Booted, Guest, booted
 from mthp.lab.session.captures import Captured, Capturer, CaptureTools
 from mthp.lab.session.record import NotBuilt, record
 from mthp.lab.vm.channel import CommandFailed, GuestGone
@@ -88,10 +88,14 @@ class DraftRunner:
     A draft is tried at most twice: one that ends two guests counts as not built.
     """
 
-    def __init__(self, kernel: CachedKernel, tools: CaptureTools | None = None) -> None:
-        """tools: to capture each state too."""
+    def __init__(
+        self, kernel: CachedKernel, tools: CaptureTools | None = None, guest: Guest | None = None
+    ) -> None:
+        """tools: to capture each state too. guest: what it runs in, but for its memory."""
         self._kernel = kernel
         self._tools = tools
+        memory = MEMORY if tools is None else MEMORY_WITH_PYTHON
+        self._made_of = replace(guest or Guest(), memory=memory)
         self._stack = contextlib.ExitStack()
         self._booted: Booted | None = None
         self._capturer: Capturer | None = None
@@ -141,8 +145,7 @@ class DraftRunner:
     def _guest(self) -> Booted:
         if self._booted is None:
             extra = () if self._tools is None else (self._tools.archive,)
-            memory = MEMORY if self._tools is None else MEMORY_WITH_PYTHON
-            self._booted = self._stack.enter_context(booted(self._kernel, memory, extra))
+            self._booted = self._stack.enter_context(booted(self._kernel, self._made_of, extra))
             if self._tools is not None:
                 self._capturer = Capturer(self._booted.machine.channel, self._tools)
         return self._booted

@@ -135,9 +135,7 @@ class Verb(StrEnum):
     CGROUP = "cgroup", _GROUP
 
 
-_OF_HOST = frozenset(
-    {Verb.WRITE_FILE, Verb.NEW, Verb.END, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS}
-)
+_OF_HOST = frozenset({Verb.WRITE_FILE, Verb.NEW, Verb.END, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS})
 """The verbs that name no process."""
 _OF_PROCESS = frozenset(Verb) - _OF_HOST
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
-from mthp.lab.session.session import GuestSession
+from mthp.lab.session.session import SWAP_BYTES, GuestSession, Swap
 from mthp.lab.vm.channel import CommandFailed
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
@@ -28,20 +28,42 @@ class Booted:
     session: GuestSession
 
 
+@dataclass(frozen=True)
+class Guest:
+    """What a guest is made of, beside its kernel. memory: MiB; nodes: of NUMA, which share it."""
+
+    memory: int = 512
+    cpus: int = 1
+    nodes: int = 1
+    swap: Swap = Swap.ZRAM
+
+
 @contextlib.contextmanager
-def booted(kernel: CachedKernel, memory: int = 512, extra: Sequence[Path] = ()) -> Iterator[Booted]:
+def booted(
+    kernel: CachedKernel, guest: Guest = Guest(), extra: Sequence[Path] = ()
+) -> Iterator[Booted]:
     """Boot a kernel of the cache and prepare the session; the guest ends with the block.
 
-    memory: MiB. extra: more archives for the guest's root. LabError (5): the guest does not boot, or
-    lacks what the lab needs.
+    extra: more archives for the guest's root. LabError (5): the guest does not boot, or lacks what the
+    lab needs.
     """
     initramfs = (build_initramfs(kernel), *extra)
-    with boot(MachineConfig(kernel.image, initramfs, memory, arguments=ARGUMENTS)) as guest:
-        session = GuestSession(guest.channel)
+    machine = MachineConfig(
+        kernel.image,
+        initramfs,
+        guest.memory,
+        guest.cpus,
+        guest.nodes,
+        SWAP_BYTES if guest.swap is Swap.DISK else 0,
+        ARGUMENTS,
+    )
+    with boot(machine) as running:
+        session = GuestSession(running.channel)
         try:
-            session.prepare([path for path, _ in guest_modules(kernel)])
+            modules = guest_modules(kernel, [guest.swap.module])
+            session.prepare([path for path, _ in modules], guest.swap)
         except CommandFailed as error:
             raise LabError(
                 HOST_LACKS, f"kernel {kernel.release} lacks what the lab needs: {error}"
             ) from None
-        yield Booted(guest, session)
+        yield Booted(running, session)

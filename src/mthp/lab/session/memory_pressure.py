@@ -17,8 +17,9 @@ from mthp.lab.program.program import BASE, Madv, size_folder
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.words.settings import Enabled
 
-DRAIN = f"parked adv 1 1 {int(Madv.COLD)}"
-"""Empties this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
+DRAIN = "w /proc/sys/vm/drop_caches 1"
+"""Empties the LRU batches of every CPU, and there is no page cache to drop.
+Kernel: fs/drop_caches.c, drop_caches_sysctl_handler() begins with lru_add_drain_all()."""
 PATIENCE_MS = 30000
 """How long the agent waits for a thread of the kernel to sleep, in milliseconds."""
 BALLAST = "/proc/sys/vm/nr_hugepages"

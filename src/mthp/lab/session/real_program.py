@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
-from mthp.lab.session.boot import booted
+from mthp.lab.session.boot import Guest, booted
 from mthp.lab.session.recipes import Recipe
 from mthp.lab.session.workload import PYTHON, Workload
 from mthp.lab.vm.channel import CommandFailed, GuestGone
@@ -110,7 +110,7 @@ def capture_around_khugepaged(
 
     folder: where the snapshots are written. LabError: the guest or the program fails.
     """
-    with booted(kernel, memory, (provision.archive,)) as guest:
+    with booted(kernel, Guest(memory), (provision.archive,)) as guest:
         try:
             workload = Workload(guest.machine.channel, guest.session, provision.paths)
             workload.prepare()

@@ -15,7 +15,7 @@ from mthp.lab.errors import FAILED, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.kernels.source import SELFTESTS
 from mthp.lab.kernels.tools import compile_statically
-from mthp.lab.session.boot import booted
+from mthp.lab.session.boot import Guest, booted
 from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed, GuestGone
 from mthp.lab.vm.qemu import VirtualMachine
@@ -57,7 +57,7 @@ def guest_session(kernel: CachedKernel) -> Iterator[tuple[VirtualMachine, GuestS
     LabError (5): it does not boot, or lacks what the lab needs; (1): it ended in the middle, or
     cannot do what is asked.
     """
-    with booted(kernel, GUEST_MEMORY) as guest:
+    with booted(kernel, Guest(GUEST_MEMORY)) as guest:
         try:
             yield guest.machine, guest.session
         except GuestGone as error:

@@ -7,6 +7,7 @@ import contextlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from mthp.image.runs import PagesState
@@ -41,6 +42,7 @@ OFF = ("shrink_underused", "use_zero_page")
 GROUPS = ("g", "h")
 """The memory cgroups that programs use."""
 SWAP_BYTES = 256 << 20
+_PARAMETERS = {"/modules/brd.ko": f"rd_size={SWAP_BYTES >> 10}"}
 
 _KHUGEPAGED = ("full_scans", "pages_collapsed")
 _TRACEPOINTS = tuple(event for event in RECORDED_EVENTS if event != "attempt")
@@ -56,12 +58,34 @@ _QUIET = {
     f"{SYSFS}/defrag": "never",
     "/proc/sys/vm/stat_interval": "3600",
     "/proc/sys/kernel/printk": "1 1 1 1",
+    "/proc/sys/kernel/numa_balancing": "0",
 }
 """File -> value: turns off what would act on its own, or refuse a large mapping."""
 
 
 _NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
 """Operations that read something from the guest first: those before them must have been done."""
+
+
+class Swap(StrEnum):
+    """The device that a guest swaps to: compressed memory, a RAM disk, or a disk of the host's."""
+
+    ZRAM = "zram"
+    BRD = "brd"
+    DISK = "disk"
+
+    @property
+    def device(self) -> str:
+        """Its path in the guest."""
+        return _DEVICES[self]
+
+    @property
+    def module(self) -> str:
+        """The kernel's module for it."""
+        return "virtio_blk" if self is Swap.DISK else self.value
+
+
+_DEVICES = {Swap.ZRAM: "/dev/zram0", Swap.BRD: "/dev/ram0", Swap.DISK: "/dev/vda"}
 
 
 def _is_collapse(op: Operation) -> bool:
@@ -123,14 +147,14 @@ class GuestSession:
 
     # --- preparation ----------------------------------------------------------------------
 
-    def prepare(self, modules: Iterable[str] = ()) -> None:
+    def prepare(self, modules: Iterable[str] = (), swap: Swap = Swap.ZRAM) -> None:
         """Set up swap, probes and the parked process, once after boot. modules: paths in the guest."""
         ask = self._channel.ask
         for module in modules:
-            ask(f"insmod {module}")
+            ask(f"insmod {module} {_PARAMETERS.get(module, '')}")
         for path, value in _QUIET.items():
             self._write_optional(path, value)
-        self._swap_on()
+        self._swap_on(swap)
         self._set_probes()
         # Before Linux 7.2 this keeps the thread alive while every size is off.
         self._write_optional(f"{size_folder(PMD_ORDER)}/shmem_enabled", "advise")
@@ -145,15 +169,16 @@ class GuestSession:
         ask("a /sys/fs/cgroup/cgroup.subtree_control +memory")
         self._park()
 
-    def _swap_on(self) -> None:
-        ask = self._channel.ask
-        ask(f"w /sys/block/zram0/disksize {SWAP_BYTES}")
+    def _swap_on(self, swap: Swap) -> None:
+        ask, device = self._channel.ask, swap.device
+        if swap is Swap.ZRAM:
+            ask(f"w /sys/block/zram0/disksize {SWAP_BYTES}")
         last = SWAP_BYTES // PAGE_SIZE - 1
         header = bytearray(PAGE_SIZE)
         header[1024:1032] = struct.pack("<2I", 1, last)
         header[4086:] = b"SWAPSPACE2"
-        ask(f"put /dev/zram0 0 {PAGE_SIZE}", bytes(header))
-        ask("swapon /dev/zram0")
+        ask(f"put {device} 0 {PAGE_SIZE}", bytes(header))
+        ask(f"swapon {device}")
 
     def _set_probes(self) -> None:
         scans_by_order = b"order" in self._channel.ask(
@@ -330,7 +355,7 @@ class GuestSession:
         return int(events[events.index(b"oom_kill") + 1])
 
     def drain(self) -> None:
-        """Empty this CPU's LRU batches. Kernel: mm/madvise.c, madvise_cold() drains them first."""
+        """Empty the LRU batches of every CPU."""
         self._channel.ask(DRAIN)
 
     # --- observation ----------------------------------------------------------------------

@@ -16,8 +16,8 @@ from mthp.words.files import put_in_place, replacing, write_new
 
 EARLY = ("virtio_pci", "virtio_console")
 """The modules for the channel to the host, which the agent loads itself. They may be built in."""
-MODULES = ("zram",)
-"""The modules that sessions load, with their dependencies: a swap device in memory."""
+MODULES = ("zram", "brd", "virtio_blk")
+"""The modules that sessions load, with their dependencies: the devices that a guest may swap to."""
 
 SOURCES = ("agent.c", "subject.c", "pages.c", "agent.h")
 FLAGS = ("-Wall", "-Wextra")

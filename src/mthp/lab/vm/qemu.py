@@ -39,12 +39,15 @@ class Accel(StrEnum):
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """The guest's configuration. memory: MiB. arguments: words on the kernel's command line."""
+    """The guest's configuration. memory: MiB. nodes: of NUMA, which share it. disk: bytes of an empty disk, 0
+    for none. arguments: words on the kernel's command line."""
 
     kernel: Path
     initramfs: tuple[Path, ...]
     memory: int = 1024
     cpus: int = 1
+    nodes: int = 1
+    disk: int = 0
     arguments: tuple[str, ...] = ()
 
 
@@ -123,7 +126,9 @@ def _booted(machine: MachineConfig, how: Accel) -> Iterator[VirtualMachine]:
         console, errors = (stack.enter_context(spooled()) for _ in range(2))
         initramfs = stack.enter_context(_joined(machine.initramfs))
         stream, port = map(stack.enter_context, socket.socketpair())
-        process = _start(machine, how, initramfs, port, console, errors)
+        disk = stack.enter_context(spooled())
+        disk.truncate(machine.disk)
+        process = _start(machine, how, initramfs, port, console, errors, disk)
         stack.callback(_end, process)
         port.close()
         channel = Channel(
@@ -157,6 +162,7 @@ def _start(
     port: socket.socket,
     console: IO[bytes],
     errors: IO[bytes],
+    disk: IO[bytes],
 ) -> subprocess.Popen[bytes]:
     """Start QEMU. Its files have no names and its port is a descriptor: nothing can be left of them."""
     words = ("console=ttyS0", "quiet", "panic=-1", *machine.arguments)
@@ -168,12 +174,25 @@ def _start(
         *("-device", "virtio-serial-pci"),
         *("-chardev", f"socket,id=host,fd={port.fileno()}"),
         *("-device", "virtserialport,chardev=host,name=mthp"),
+        *_nodes(machine),
     ]
+    if machine.disk:
+        drive = f"if=none,id=disk,format=raw,cache=unsafe,file={_path_in_child(disk)}"
+        command += ["-drive", drive, "-device", "virtio-blk-pci,drive=disk"]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
-        pass_fds=(initramfs.fileno(), port.fileno(), console.fileno()),
+        pass_fds=(initramfs.fileno(), port.fileno(), console.fileno(), disk.fileno()),
         preexec_fn=end_with_parent(),
     )  # fmt: skip
+
+
+def _nodes(machine: MachineConfig) -> Iterator[str]:
+    """The arguments for NUMA: the memory in equal parts, the CPUs in turn."""
+    for node in range(machine.nodes if machine.nodes > 1 else 0):
+        size = machine.memory // machine.nodes
+        cpus = "".join(f",cpus={cpu}" for cpu in range(node, machine.cpus, machine.nodes))
+        yield from ("-object", f"memory-backend-ram,id=node{node},size={size}M")
+        yield from ("-numa", f"node,nodeid={node},memdev=node{node}{cpus}")
 
 
 def _path_in_child(file: IO[bytes]) -> str:
