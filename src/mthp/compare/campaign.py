@@ -63,8 +63,8 @@ class CampaignSpec:
 
 @dataclass
 class Campaign:
-    """The results so far. done: drafts that were run; built: those whose state was made; families:
-    counts by family."""
+    """The results so far. done: drafts that were run; built: those whose state was made; killed: passes
+    in which the OOM killer took the process; families: counts by family."""
 
     spec: CampaignSpec
     folder: Path
@@ -74,6 +74,7 @@ class Campaign:
     agreed: int = 0
     mismatches: list[dict[str, Any]] = field(default_factory=list)
     not_built: list[dict[str, Any]] = field(default_factory=list)
+    killed: list[dict[str, Any]] = field(default_factory=list)
     families: dict[str, dict[str, int]] = field(default_factory=dict)
     coverage: OutcomeCounts = field(default_factory=OutcomeCounts)
     paths: dict[str, PathTotal] = field(default_factory=dict)
@@ -110,7 +111,9 @@ class Campaign:
 
     def cover(self, record: Mapping[str, Any]) -> None:
         """Count a record's outcomes."""
-        for recorded in record["passes"]:
+        for number, recorded in enumerate(record["passes"]):
+            if recorded.get("killed"):
+                self.killed.append({"id": record["id"], "pass": number})
             self.coverage.add_pass(recorded["events"], recorded.get("errno"))
 
     @property
@@ -128,6 +131,7 @@ class Campaign:
             "agreed": self.agreed,
             "mismatches": self.mismatches,
             "not_built": self.not_built,
+            "killed": self.killed,
             "families": dict(sorted(self.families.items())),
             "paths": {path: total.to_json() for path, total in self.paths.items()},
             "coverage": self.coverage.to_json(),

@@ -49,7 +49,8 @@ class PathCount:
 
     agreed: passes in which every PTE maps what the kernel made it map, and errno is the same; in_full:
     those of them with the same events and counters. over, under: PTEs predicted to lie in a larger
-    folio than they do, and in a smaller one. changed: PTEs that no longer map what they did in the
+    folio than they do, and in a smaller one. A pass in which a process was killed has
+    no PTEs, and agrees if its events do. changed: PTEs that no longer map what they did in the
     beginning; nothing_changes: passes that leave no such PTE. no_prediction: states without a capture,
     or with one that makes no world; their passes count as not agreed.
     """
@@ -169,9 +170,9 @@ def without_prediction(scenario: Scenario, why: str) -> PathVerdict:
     verdict = PathVerdict(why=why)
     start = _codes([vma.initial for vma in scenario.vmas])
     for recorded in scenario.passes:
-        final = _codes(recorded.final)
         verdict.count.passes += 1
-        verdict.count.nothing_changes += bool((start == final).all())
+        if not recorded.killed:
+            verdict.count.nothing_changes += bool((start == _codes(recorded.final)).all())
     verdict.count.no_prediction = 1
     return verdict
 
@@ -242,12 +243,16 @@ def _count(
     first: dict[tuple[int, int], str] = {}
     for number, result in enumerate(results):
         recorded = scenario.passes[number]
+        count.passes += 1
+        agrees = not any(compare(scenario, number, result))
+        count.in_full += agrees
+        if recorded.killed:
+            count.agreed += agrees
+            continue
         real, predicted = _codes(recorded.final), _codes(result.final)
         wrong = real != predicted
-        count.passes += 1
         right = not wrong.any() and recorded.errno == result.errno
         count.agreed += right
-        count.in_full += right and not any(compare(scenario, number, result))
         count.ptes += int(((start != Mapped.NONE) | (real != Mapped.NONE)).sum())
         count.changed += int((start != real).sum())
         count.nothing_changes += bool((start == real).all())

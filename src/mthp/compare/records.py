@@ -18,6 +18,7 @@ class MismatchKind(StrEnum):
     EVENTS = "events"
     COUNTERS = "counters"
     ERRNO = "errno"
+    KILLED = "killed"
     FOLIOS = "final.folios"
     PTES = "final.ptes"
     STATE = "state"

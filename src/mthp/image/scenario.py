@@ -39,13 +39,15 @@ class RecordedPass:
     """One pass of the recording kernel: what it reported and what it left.
 
     events: in order, as recorded. counters: stats, vmstat, khugepaged, changes only. final: per
-    VMA. errno: MADV_COLLAPSE's result, 0 or negative; None for khugepaged.
+    VMA. errno: MADV_COLLAPSE's result, 0 or negative; None for khugepaged. killed: the OOM killer took a
+    process of the memory cgroup meanwhile, and there is no final state.
     """
 
     events: tuple[Mapping[str, Any], ...]
     counters: Mapping[str, Any]
     final: tuple[PagesState, ...]
     errno: int | None = None
+    killed: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -157,7 +159,7 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
             settings.geometry,
             [
                 (f"{each.where}final[{i}]", vma, state)
-                for i, (vma, state) in enumerate(zip(vmas, recorded.final, strict=True))
+                for i, (vma, state) in enumerate(zip(vmas, recorded.final, strict=False))
             ],
         )
         passes.append(recorded)
@@ -286,18 +288,20 @@ def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:
     for i, event in enumerate(events):
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
             raise ScenarioError(f"{fields.where}events[{i}]: not an event")
-    final = fields.take("final", list)
-    if len(final) != len(vmas) or not all(isinstance(each, dict) for each in final):
-        raise ScenarioError(f"{fields.where}final: not one state for each of {len(vmas)} VMAs")
+    final, killed = fields.take("final", list), fields.take("killed", bool, False)
+    states = 0 if killed else len(vmas)
+    if len(final) != states or not all(isinstance(each, dict) for each in final):
+        raise ScenarioError(f"{fields.where}final: not one state for each of {states} VMAs")
     counters = fields.table("counters", dict) if fields.has("counters") else {}
     return RecordedPass(
         events=tuple(MappingProxyType(event) for event in events),
         counters=MappingProxyType(counters),
         final=tuple(
             _state(each, vma.pages, f"{fields.where}final[{i}]")
-            for i, (each, vma) in enumerate(zip(final, vmas, strict=True))
+            for i, (each, vma) in enumerate(zip(final, vmas, strict=False))
         ),
         errno=None if fields.is_null("errno") else fields.number("errno", -4095, 0),
+        killed=killed,
         extra=fields.rest(),
     )
 

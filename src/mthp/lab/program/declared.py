@@ -41,8 +41,9 @@ class Declared:
     """All that a draft declares.
 
     vmas: by process in scan order, then by address. processes: the names of those that have a VMA, in
-    scan order; prctl and cgroups: one for each. sleepers: children that no operation names. target:
-    the index of the VMA that MADV_COLLAPSE covers, None for khugepaged.
+    scan order; prctl and cgroups: one for each. sleepers: children that no operation names. ended: how
+    many registered processes have ended. target: the index of the VMA that MADV_COLLAPSE covers, None
+    for khugepaged.
     """
 
     vmas: tuple[DeclaredVma, ...]
@@ -51,6 +52,7 @@ class Declared:
     cgroups: tuple[str, ...]
     target: int | None
     sleepers: int = 0
+    ended: int = 0
 
 
 def declare(draft: Draft) -> Declared:
@@ -72,6 +74,7 @@ def declare(draft: Draft) -> Declared:
         cgroups=tuple(world.processes[name].cgroup for name in order),
         target=_target(draft, world, vmas),
         sleepers=sum(process.children for process in world.processes.values()),
+        ended=world.ended,
     )
 
 

@@ -39,7 +39,8 @@ class Subjects:
     """The processes, and the switches as they stand.
 
     scan_order: the names of the registered processes, in the order of khugepaged's scan. everywhere:
-    the global switch. sizes: order -> its switch. groups: memory cgroups with a process in them.
+    the global switch. sizes: order -> its switch. groups: memory cgroups with a process in them. ended:
+    how many registered processes have ended.
     """
 
     processes: dict[str, SubjectProcess] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Subjects:
     everywhere: Enabled = Enabled.MADVISE
     sizes: dict[int, Enabled] = field(default_factory=dict)
     groups: set[str] = field(default_factory=set)
+    ended: int = 0
 
     def process(self, name: str) -> SubjectProcess:
         """The process of that name. ProgramError: there is none."""

@@ -52,6 +52,7 @@ def _end(world: Subjects, each: Operation) -> None:
     del world.processes[process.name]
     if process.registered:
         world.scan_order.remove(process.name)
+        world.ended += 1
 
 
 def _memcg(world: Subjects, each: Operation) -> None:

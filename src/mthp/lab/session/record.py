@@ -49,7 +49,7 @@ def record(
     states = session.states(observed, declared.sleepers)
     document = _head(draft, declared, kernel)
     document["vmas"] = list(map(_vma, declared.vmas, chain(*observed.values()), states))
-    group = next((name for name in declared.cgroups if name), "")
+    group = _group(declared)
     if group:
         document["memcg"] = session.memcg_pages(group)
     lacking = _order_without_blocks(draft)
@@ -62,14 +62,18 @@ def record(
         before_passes(declared.processes)
         session.drain()
     try:
-        document["passes"] = [
-            _pass(session, draft, declared, observed) for _ in range(draft.passes)
-        ]
+        passes: list[dict[str, Any]] = []
+        document["passes"] = passes
+        while len(passes) < draft.passes and not (passes and passes[-1].get("killed")):
+            passes.append(_pass(session, draft, declared, observed))
     except CommandFailed as error:
-        killed = session.oom_kills(group) if group else 0
-        why = f"the OOM killer took a process of its cgroup (oom_kill {killed}); " if killed else ""
-        raise NotBuilt(f"in a pass: {why}{error}") from None
+        raise NotBuilt(f"in a pass: {error}") from None
     return document
+
+
+def _group(declared: Declared) -> str:
+    """The memory cgroup of the processes, empty if there is none."""
+    return next((name for name in declared.cgroups if name), "")
 
 
 def _order_without_blocks(draft: Draft) -> int | None:
@@ -136,8 +140,9 @@ def _observe(session: GuestSession, declared: Declared, registered: Sequence[int
         if want != have:
             raise NotBuilt(f"process {name}: its mappings are {have}, declared {want}")
     tables = [vmas[0].pgd for vmas in observed.values()]
-    order = [pgd for pgd in registered if pgd in tables]
-    if len(order) != len(registered):
+    # The last time: a process that has ended leaves its page table to another.
+    order = list(dict.fromkeys(pgd for pgd in reversed(registered) if pgd in tables))[::-1]
+    if len(order) + declared.ended != len(registered):
         raise NotBuilt("a process that is not in the record is registered with khugepaged")
     if order != tables[: len(order)]:
         raise NotBuilt(f"khugepaged's list is {order}, declared {tables}")
@@ -191,9 +196,12 @@ def _pass(
     if lacking is not None:
         _check_blocks(session, lacking, "after")
     session.drain()
-    final = session.states(observed, declared.sleepers)
     document["events"] = events
     document["counters"] = session.counters().since(before)
+    group = _group(declared)
+    if group and session.oom_kills(group):
+        return {**document, "final": [], "killed": True}
+    final = session.states(observed, declared.sleepers)
     document["final"] = [_state(state) for state in final]
     return document
 
