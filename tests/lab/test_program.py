@@ -378,11 +378,11 @@ def test_a_stopped_khugepaged_is_not_legal() -> None:
     assert problem(draft("s mmap 0 512", settings=off)).startswith("the settings stop khugepaged")
 
 
-def test_an_eligible_process_that_khugepaged_does_not_know_is_not_legal() -> None:
+def test_whether_khugepaged_knows_a_process_is_declared() -> None:
     made = draft("s mmap 0 512", "s wr 0 512")
-    assert problem(made) == ""
+    assert declare(made).registered == (True,)
     without = dataclasses.replace(made, ops=made.ops[:4])
-    assert problem(without) == "process s is eligible but not registered"
+    assert declare(without).registered == (False,)
 
 
 def test_a_target_must_be_mapped() -> None:

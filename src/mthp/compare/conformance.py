@@ -144,6 +144,9 @@ def compare(scenario: Scenario, number: int, result: PassResult) -> Iterable[Mis
     if result.killed:
         yield mismatch(MismatchKind.KILLED, False, True)
     counters = _without_empty(recorded.counters)
+    if scenario.registered and not any(scenario.registered):
+        # The recording kernel had another process to scan, for its thread to stay alive.
+        counters.pop("khugepaged", None)
     if counters != result.counters:
         yield mismatch(MismatchKind.COUNTERS, counters, result.counters)
     if recorded.errno != result.errno:

@@ -57,7 +57,8 @@ class Scenario:
 
     target: the index of the VMA that MADV_COLLAPSE covers. prctl: the mode of each process (mm).
     free_blocks: free blocks by order at the start, None for plenty. largest_block: no block above
-    this order ever becomes free. kernel: the recording kernel's release, empty where nothing was
+    this order ever becomes free. synchronous: the swap device is (zram), so nothing is read ahead.
+    registered: for each process, whether it is on khugepaged's list; empty where all are. kernel: the recording kernel's release, empty where nothing was
     recorded (then passes is empty too).
     """
 
@@ -72,6 +73,8 @@ class Scenario:
     memcg: Memcg | None = None
     free_blocks: Mapping[int, int] | None = None
     largest_block: int = 63
+    synchronous: bool = True
+    registered: tuple[bool, ...] = ()
     built_by: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -175,6 +178,8 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         memcg=_memcg(fields),
         free_blocks=_free_blocks(fields),
         largest_block=fields.number("largest_block", 0, 63, default=63),
+        synchronous=fields.take("synchronous", bool, True),
+        registered=_registered(fields),
         built_by=tuple(fields.take("built_by", list, [])),
         extra=fields.rest() | ({"settings": unknown} if unknown else {}),
     )
@@ -312,6 +317,14 @@ def _memcg(fields: Fields) -> Memcg | None:
         return None
     memcg = Fields(fields.take("memcg", dict), "memcg.")
     return Memcg(memcg.number("limit_pages", 0, 2**64), memcg.number("usage_pages", 0, 2**64))
+
+
+def _registered(fields: Fields) -> tuple[bool, ...]:
+    """Read `registered`: a list with true or false for each process."""
+    found = tuple(fields.take("registered", list, []))
+    if not all(isinstance(each, bool) for each in found):
+        raise ScenarioError("registered: not a list of true and false")
+    return found
 
 
 def _free_blocks(fields: Fields) -> Mapping[int, int] | None:

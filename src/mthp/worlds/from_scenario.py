@@ -46,6 +46,7 @@ def image_of_scenario(scenario: Scenario) -> WorldArrays:
         processes=[expansion.process(mm) for mm in dict.fromkeys(v.mm for v in scenario.vmas)],
         memcgs=(ImageMemcg("scenario", memcg.limit_pages, memcg.usage_pages),) if memcg else (),
         outside=expansion.outside,
+        synchronous=scenario.synchronous,
     )
 
 
@@ -85,6 +86,7 @@ class _Expansion:
             vmas=tuple(_vma(vma, place, geometry) for place, vma in of_mm),
             tables=tables,
             age=mm,
+            registered=scenario.registered[mm] if mm < len(scenario.registered) else True,
         )
 
     def expand(self, vma: ScenarioVma, tables: TableArrays) -> None:

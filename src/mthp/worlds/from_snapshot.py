@@ -76,6 +76,11 @@ _SETTINGS = ("enabled", *(f"khugepaged/{name}" for name in ("defrag", *NUMBERS))
 """Files of settings that every kernel has."""
 
 
+_SYNCHRONOUS = re.compile(r"/dev/(zram|ram|pmem)\d")
+"""Devices of /proc/swaps that have a page as soon as they are asked for it.
+Kernel: BLK_FEAT_SYNCHRONOUS, in drivers/block/ and drivers/nvdimm/."""
+
+
 def image_of_snapshot(snapshot: Snapshot, assumed: Assumed) -> WorldArrays:
     """The arrays of a snapshot; a process's are made when the builder comes to it."""
     snapshot, torn = settled(snapshot)
@@ -92,7 +97,7 @@ def image_of_snapshot(snapshot: Snapshot, assumed: Assumed) -> WorldArrays:
         processes=_processes(snapshot, list(memcgs), assumed),
         memcgs=tuple(memcgs.values()),
         nr_cpus=max(1, int(snapshot.meta.get("cpus") or 1)),
-        synchronous=all("zram" in line for line in swaps),
+        synchronous=all(_SYNCHRONOUS.match(line) for line in swaps),
         torn=torn,
         assumptions=(*_assumptions(snapshot, memcgs, assumed), free),
         cursor=_cursor(snapshot),

@@ -478,6 +478,25 @@ def on_at_start(builder: ProgramBuilder) -> None:
     close(builder)
 
 
+def unregistered(builder: ProgramBuilder) -> None:
+    """A process that khugepaged does not know, advised or not: what enables sizes came after its faults and
+    its advice. Another one may be known."""
+    rng = builder.rng
+    start_mapped(builder)
+    fill(builder, "s")
+    disturb_some(builder, "s", 0.3)
+    if rng.random() < 0.6:
+        for vma in builder.vmas("s"):
+            builder.advise("s", vma.start, vma.pages, Madv.HUGEPAGE)
+    if rng.random() < 0.4:
+        builder.start("t")
+        map_one(builder, "t", tables=1)
+        fill(builder, "t")
+        builder.register("t")
+    if rng.random() < 0.15:
+        collapse(builder)
+
+
 def zero_pages(builder: ProgramBuilder) -> None:
     """Huge zero pages (use_zero_page), and shrink_underused: both as kernels have them by default."""
     rng = builder.rng
@@ -530,6 +549,7 @@ FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {
     "lazyfree": (5, lazyfree),
     "idle": (5, idle),
     "on_at_start": (6, on_at_start),
+    "unregistered": (4, unregistered),
     "zero_pages": (4, zero_pages),
 }
 """Name -> how often the family is drawn, and the function that draws it."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mthp.image.scenario_values import Action, Prctl
-from mthp.lab.geometry import GEOMETRY, PMD_PAGES, round_up_to_table
+from mthp.lab.geometry import GEOMETRY
 from mthp.lab.program.processes import SubjectProcess, Subjects
 from mthp.lab.program.program import Draft, ProgramError, spans
 from mthp.lab.program.space import DeclaredMapping, Traits
@@ -41,15 +41,16 @@ class Declared:
     """All that a draft declares.
 
     vmas: by process in scan order, then by address. processes: the names of those that have a VMA, in
-    scan order; prctl and cgroups: one for each. sleepers: children that no operation names. ended: how
-    many registered processes have ended. target: the index of the VMA that MADV_COLLAPSE covers, None
-    for khugepaged.
+    scan order; prctl, cgroups and registered: one for each. sleepers: children that no operation names.
+    ended: how many registered processes have ended. target: the index of the VMA that MADV_COLLAPSE
+    covers, None for khugepaged.
     """
 
     vmas: tuple[DeclaredVma, ...]
     processes: tuple[str, ...]
     prctl: tuple[Prctl | None, ...]
     cgroups: tuple[str, ...]
+    registered: tuple[bool, ...]
     target: int | None
     sleepers: int = 0
     ended: int = 0
@@ -72,6 +73,7 @@ def declare(draft: Draft) -> Declared:
         processes=tuple(order),
         prctl=tuple(world.processes[name].prctl for name in order),
         cgroups=tuple(world.processes[name].cgroup for name in order),
+        registered=tuple(world.processes[name].registered for name in order),
         target=_target(draft, world, vmas),
         sleepers=sum(process.children for process in world.processes.values()),
         ended=world.ended,
@@ -120,7 +122,6 @@ def _target(draft: Draft, world: Subjects, vmas: tuple[DeclaredVma, ...]) -> int
     if draft.action is Action.KHUGEPAGED:
         if target is not None:
             raise ProgramError("khugepaged has no target")
-        _check_scanned(world)
         return None
     if target is None:
         raise ProgramError("MADV_COLLAPSE without a target")
@@ -129,17 +130,3 @@ def _target(draft: Draft, world: Subjects, vmas: tuple[DeclaredVma, ...]) -> int
         if vma.process == target.who and vma.holds(target.page):
             return index
     raise ProgramError(f"the target, page {target.page} of {target.who}, is not mapped")
-
-
-def _check_scanned(world: Subjects) -> None:
-    """ProgramError if a process has memory that khugepaged would collapse, and is not registered.
-
-    The engine registers every process, and would differ from the kernel.
-    """
-    for process in world.processes.values():
-        if not process.registered:
-            for vma in process.space.vmas:
-                first = round_up_to_table(vma.start + process.skew)
-                whole = first + PMD_PAGES <= vma.end + process.skew
-                if whole and world.eligible_orders(process, vma):
-                    raise ProgramError(f"process {process.name} is eligible but not registered")

@@ -47,7 +47,7 @@ def record(
     session.drain()
     observed = _observe(session, declared, registered)
     states = session.states(observed, declared.sleepers)
-    document = _head(draft, declared, kernel)
+    document = _head(session, draft, declared, kernel)
     document["vmas"] = list(map(_vma, declared.vmas, chain(*observed.values()), states))
     group = _group(declared)
     if group:
@@ -109,7 +109,7 @@ def _check_blocks(session: GuestSession, lacking: int, when: str) -> None:
         raise NotBuilt(f"fewer than {ENOUGH_PAGES} pages are free {when} a pass")
 
 
-def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
+def _head(session: GuestSession, draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
     settings = draft.settings.to_json()
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -124,6 +124,10 @@ def _head(draft: Draft, declared: Declared, kernel: str) -> dict[str, Any]:
     }
     if declared.target is not None:
         document["target"] = declared.target
+    if not all(declared.registered):
+        document["registered"] = list(declared.registered)
+    if not session.swap.synchronous:
+        document["synchronous"] = False
     if any(declared.prctl):
         document["prctl"] = list(declared.prctl)
     return document

@@ -84,6 +84,11 @@ class Swap(StrEnum):
         """The kernel's module for it."""
         return "virtio_blk" if self is Swap.DISK else self.value
 
+    @property
+    def synchronous(self) -> bool:
+        """Whether it has a page at once. Kernel: BLK_FEAT_SYNCHRONOUS."""
+        return self is not Swap.DISK
+
 
 _DEVICES = {Swap.ZRAM: "/dev/zram0", Swap.BRD: "/dev/ram0", Swap.DISK: "/dev/vda"}
 
@@ -128,6 +133,7 @@ class GuestSession:
         self._bases: dict[str, int] = {}
         self._cut_short = False
         self._trusted = -1
+        self.swap = Swap.ZRAM
         # None where there is only the global switch.
         self._orders = [order for order in ORDERS if self._exists(switch_file(order))]
         self.memory_pressure = MemoryPressure(channel, self._orders)
@@ -171,6 +177,7 @@ class GuestSession:
 
     def _swap_on(self, swap: Swap) -> None:
         ask, device = self._channel.ask, swap.device
+        self.swap = swap
         if swap is Swap.ZRAM:
             ask(f"w /sys/block/zram0/disksize {SWAP_BYTES}")
         last = SWAP_BYTES // PAGE_SIZE - 1
