@@ -58,8 +58,8 @@ class Scenario:
     target: the index of the VMA that MADV_COLLAPSE covers. prctl: the mode of each process (mm).
     free_blocks: free blocks by order at the start, None for plenty. largest_block: no block above
     this order ever becomes free. synchronous: the swap device is (zram), so nothing is read ahead.
-    registered: for each process, whether it is on khugepaged's list; empty where all are. kernel: the recording kernel's release, empty where nothing was
-    recorded (then passes is empty too).
+    registered: for each process, whether it is on khugepaged's list; empty where all are. kernel: the
+    recording kernel's release, empty where nothing was recorded (then passes is empty too).
     """
 
     id: str
