@@ -200,6 +200,11 @@ def _codes(states: Iterable[PagesState]) -> NDArray[np.int16]:
     return np.concatenate(parts)
 
 
+def _size(codes: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Nothing is less than a zero page or a swap entry, and that less than a folio of any order."""
+    return np.where(codes >= 0, codes + 1, np.where(codes == Mapped.NONE, -1, 0))
+
+
 def _runs(state: PagesState) -> Iterator[tuple[int, int]]:
     entries = iter(state.entries)
     left, entry = next(entries)
@@ -256,8 +261,9 @@ def _count(
         count.ptes += int(((start != Mapped.NONE) | (real != Mapped.NONE)).sum())
         count.changed += int((start != real).sum())
         count.nothing_changes += bool((start == real).all())
-        count.over += int((predicted > real).sum())
-        count.under += int((predicted < real).sum())
+        more = wrong & (_size(predicted) > _size(real))
+        count.over += int(more.sum())
+        count.under += int((wrong & ~more).sum())
         if wrong.any():
             numbers, keys = _keys(scenario)
             tables, ptes = np.unique(numbers[wrong], return_counts=True)
