@@ -31,8 +31,10 @@ from mthp.worlds.from_scenario import FIRST_PID
 SCENARIO = "scenario"
 """The path of the whole state; the others are those of CapturePath."""
 
-Tables = Mapping[tuple[int, int], str]
-"""(place of the process in the record, a table's address) -> what came of it, in the trace's words."""
+Table = tuple[int, int]
+"""The place of its process in the record, and its address."""
+Cause = Callable[[int, Table], str]
+"""What the kernel and the prediction made of a table in a pass, in the trace's words."""
 
 _CODES = {
     PageKind.NONE: Mapped.NONE,
@@ -119,7 +121,7 @@ def along_all(
 ) -> dict[str, PathVerdict]:
     """The verdict along every path. real: the engine's run of the scenario itself."""
     paths = {SCENARIO: PathVerdict()}
-    _count(paths[SCENARIO], scenario, real, [{}] * len(real))
+    _count(paths[SCENARIO], scenario, real, lambda *_: "the whole state was known")
     if captured is not None:
         for path, data in captured.files.items():
             paths[path.value] = along_capture(scenario, real, captured.pids, data, profile)
@@ -148,20 +150,19 @@ def along_capture(
     results = [run_pass(world, scenario, vmas) for _ in scenario.passes]
     place = {pid: place for place, pid in enumerate(pids)}
     size = scenario.geometry.pmd_addr
-    causes = []
-    for number, (ours, result) in enumerate(zip(real, results, strict=True)):
+
+    def cause(number: int, table: Table) -> str:
+        ours = real[number]
         known = [dict(each) for each in scenario.passes[number].events] == ours.events
         kernel = _tables(ours.trace, lambda pid: pid - FIRST_PID, size) if known else {}
-        predicted = _tables(result.trace, place.get, size)
-        causes.append(
-            {
-                key: f"kernel: {kernel.get(key, 'not scanned' if known else 'not told')}; "
-                f"predicted: {predicted.get(key, 'not scanned')}"
-                for key in {*kernel, *predicted}
-            }
+        predicted = _tables(results[number].trace, place.get, size)
+        absent = "not scanned" if known else "not told"
+        return (
+            f"kernel: {kernel.get(table, absent)}; predicted: {predicted.get(table, 'not scanned')}"
         )
+
     verdict = PathVerdict()
-    _count(verdict, scenario, results, causes)
+    _count(verdict, scenario, results, cause)
     return verdict
 
 
@@ -240,12 +241,12 @@ def _count(
     verdict: PathVerdict,
     scenario: Scenario,
     results: Sequence[PassResult],
-    causes: Sequence[Tables],
+    cause: Cause,
 ) -> None:
     """Count every pass; a table's cause is that of the pass in which it was first predicted wrong."""
     count = verdict.count
     start = _codes([vma.initial for vma in scenario.vmas])
-    first: dict[tuple[int, int], str] = {}
+    first: dict[Table, str] = {}
     for number, result in enumerate(results):
         recorded = scenario.passes[number]
         count.passes += 1
@@ -269,8 +270,9 @@ def _count(
             tables, ptes = np.unique(numbers[wrong], return_counts=True)
             for table, pages in zip(tables.tolist(), ptes.tolist(), strict=True):
                 key = keys[table]
-                cause = first.setdefault(key, causes[number].get(key, "not told"))
-                verdict.causes[cause] += pages
+                if key not in first:
+                    first[key] = cause(number, key)
+                verdict.causes[first[key]] += pages
 
 
 # --- what came of a table -----------------------------------------------------------------------
@@ -278,10 +280,10 @@ def _count(
 
 def _tables(
     trace: Iterable[Event], place: Callable[[int], int | None], table: Callable[[int], int]
-) -> dict[tuple[int, int], str]:
+) -> dict[Table, str]:
     """What the events say of each table: the scan's status, or each attempt's that came before it."""
-    attempts: dict[tuple[int, int], list[str]] = {}
-    found: dict[tuple[int, int], str] = {}
+    attempts: dict[Table, list[str]] = {}
+    found: dict[Table, str] = {}
     for event in trace:
         if not isinstance(event, ScanPmd | CollapseHugePage):
             continue
