@@ -326,10 +326,11 @@ class WriteZipapp(argparse.Action):
 
 
 def _snap(args: argparse.Namespace) -> int:
-    """Capture with the fast look at frames; only this verb loads NumPy for it."""
+    """Capture with the fast looks at frames and pages; only this verb loads NumPy for them."""
     from mthp.image.frames_at_once import FramesAtOnce
+    from mthp.image.pages_at_once import PagesAtOnce
 
-    args.frames = FramesAtOnce
+    args.frames, args.pages = FramesAtOnce, PagesAtOnce
     return run_capture(args)
 
 

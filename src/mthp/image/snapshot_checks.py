@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.capture.columns import ADDRESS_LIMIT, DEEP_WIDTH
-from mthp.image.capture.deep import DIRTY, PROT_NONE, WRITABLE, YOUNG
 from mthp.image.capture.pagemap import EXCLUSIVE, FILE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
+from mthp.image.capture.pages import DIRTY, PROT_NONE, WRITABLE, YOUNG
 from mthp.image.fields import Fields, short
 from mthp.words.files import FileError
 from mthp.words.resident import MappingKind

@@ -9,40 +9,16 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import Any, Dict
+from typing import Any
 
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import LiveKernel, ProcessMm
 from mthp.image.capture.pagemap import ZERO, Batch
-from mthp.image.capture.pages import Pages
+from mthp.image.capture.pages import EXCLUSIVE, FRAME, GLOBAL, HUGE_PAGE, PRESENT_BIT, Pages
 from mthp.words.units import Geometry
 
-YOUNG, DIRTY, WRITABLE, SOFT_DIRTY, UFFD, PROT_NONE, EXCLUSIVE = (1 << k for k in range(7))
-"""Bits of the `pte_bits` member."""
-# x86: P, RW, US, PWT, A, D, PS, G, the software's bits 10 and 11; of the top byte, bit 58.
-_P, _RW, _A, _D, _PS, _G = 1, 2, 32, 64, 128, 256
-_SOFT_UFFD, _SOFT_DIRTY = 1 << 10, 1 << 11
-_SWP_SOFT_DIRTY, _SWP_UFFD, _SWP_EXCLUSIVE = _RW, 4, 8
-_SAVED_DIRTY = bytes(value & 4 for value in range(256))
-_FRAME = (1 << 52) - (1 << 12)
-
-
-class _Bits(Dict[int, int]):
-    """The bits of pte_bits that the low 16 bits of an entry make, worked out once."""
-
-    def __missing__(self, low: int) -> int:
-        pairs: tuple[tuple[int, int], ...]
-        if low & (_P | _G):
-            pairs = (
-                (_A, YOUNG), (_D, DIRTY), (_RW, WRITABLE), (_SOFT_DIRTY, SOFT_DIRTY), (_SOFT_UFFD, UFFD),
-            )  # fmt: skip
-        else:
-            pairs = ((_SWP_SOFT_DIRTY, SOFT_DIRTY), (_SWP_UFFD, UFFD), (_SWP_EXCLUSIVE, EXCLUSIVE))
-        bits = sum(bit for of, bit in pairs if low & of)
-        if low & (_P | _G) == _G:
-            bits |= PROT_NONE
-        self[low] = bits
-        return bits
+_NO_ZERO = bytes(value for value in range(256) if not value & ZERO)
+_ANY = bytes(255 if value else 0 for value in range(256))
 
 
 class DeepReader:
@@ -54,7 +30,6 @@ class DeepReader:
         self.geometry = geometry
         self.mm: ProcessMm | None = None
         self._list, self._at, self._address = kernel.khugepaged()
-        self._bits = _Bits()
 
     def enter(self, pid: int) -> None:
         """Turn to a process."""
@@ -87,35 +62,24 @@ class DeepReader:
 
         pfns: of the entries that are present, 0 of others; orders: of their folios.
         """
-        words = b"".join(map(self._table, batch.addresses))
         low, nr = batch.low, self.geometry.ptrs_per_pte
-        entries = memoryview(words).cast("Q")
-        bits = bytearray(map(self._bits.__getitem__, memoryview(words).cast("H")[0::4]))
-        mask = _FRAME & ~self.kernel.encrypted
-        frames = array("Q", [(w if w & _P else ~w if w & _G else 0) & mask for w in entries])
-        saved = words[7::8].translate(_SAVED_DIRTY)
-        for k in range(len(saved)) if saved.strip(b"\0") else ():
-            if saved[k] and frames[k]:
-                bits[k] |= DIRTY
+        bits, frames = self.pages.decode(b"".join(map(self._table, batch.addresses)))
         wrong = set()
-        there = array("Q", [pfn << self.geometry.page_shift for pfn in pfns])
-        if frames != there:
-            for i in range(0, len(low), nr):
-                if frames[i : i + nr] != there[i : i + nr] and any(
-                    low[k] and frames[k] != there[k] for k in range(i, i + nr)
-                ):
-                    wrong.add(i // nr)
-        if any(value & ZERO for value in set(low)):
+        for i in range(0, len(low), nr) if frames != pfns else ():
+            if frames[i : i + nr] != pfns[i : i + nr] and any(
+                low[k] and frames[k] != pfns[k] for k in range(i, i + nr)
+            ):
+                wrong.add(i // nr)
+        if low.translate(None, _NO_ZERO):
             pfns = array("Q", (0 if value & ZERO else pfn for pfn, value in zip(pfns, low)))
         found = self.pages.look_up(pfns, orders)
         if 1 in found.broken:
             wrong |= {i // nr for i in range(0, len(low), nr) if 1 in found.broken[i : i + nr]}
-        if 1 in found.exclusive:
-            also = int.from_bytes(found.exclusive, "little") * EXCLUSIVE
-            bits[:] = (int.from_bytes(bits, "little") | also).to_bytes(len(bits), "little")
-        if 0 in low:
-            bits = bytearray(bit if value else 0 for bit, value in zip(bits, low))
-        parts["pte_bits"] = bytes(bits)
+        there = int.from_bytes(low.translate(_ANY), "little")
+        every = (
+            int.from_bytes(bits, "little") | int.from_bytes(found.exclusive, "little") * EXCLUSIVE
+        )
+        parts["pte_bits"] = (every & there).to_bytes(len(low), "little")
         parts.update(found.members)
         batch.misfits = sorted({*batch.misfits, *wrong})
 
@@ -130,17 +94,17 @@ class DeepReader:
                 place = address >> shift + level * geometry.pmd_order & nr - 1
                 entry = int.from_bytes(table[8 * place : 8 * place + 8], "little")
                 entry &= ~self.kernel.encrypted
-                if entry & (_P | _PS) != _P:
+                if entry & (PRESENT_BIT | HUGE_PAGE) != PRESENT_BIT:
                     break
-                table, level = core.physical(entry & _FRAME, 8 * nr), level - 1
+                table, level = core.physical(entry & FRAME, 8 * nr), level - 1
                 if not level:
                     return table
         except CoreError:
             return bytes(8 * nr)
         if level > 1:
             return bytes(8 * nr)
-        if not entry & (_P | _G):
+        if not entry & (PRESENT_BIT | GLOBAL):
             return struct.pack("<Q", entry) * nr
-        flags, mask = entry & ~_FRAME, 0 if entry & _P else _FRAME
-        frame = (entry ^ mask) & _FRAME & -geometry.pmd_size
+        flags, mask = entry & ~FRAME, 0 if entry & PRESENT_BIT else FRAME
+        frame = (entry ^ mask) & FRAME & -geometry.pmd_size
         return array("Q", [(frame + (k << shift) ^ mask) | flags for k in range(nr)]).tobytes()

@@ -64,6 +64,8 @@ class Core:
 
     def _at(self, offset: int, size: int) -> bytes:
         """Bytes of the file. CoreError where it ends before."""
+        if offset + size >= 1 << 63:
+            raise CoreError("has a place that no file reaches")
         found = os.pread(self.file, size, offset)
         while len(found) < size:
             more = os.pread(self.file, size - len(found), offset + len(found))

@@ -208,11 +208,10 @@ class LiveKernel:
         for again in range(_MOST_READINGS, 0, -1):
             try:
                 return walk()
-            except CoreError:
+            except CoreError as error:
                 if again == 1:
-                    raise CaptureError(
-                        "--deep: what is read changed each time it was read"
-                    ) from None
+                    line = f"--deep: {KCORE} {error}, each time it was read"
+                    raise CaptureError(line) from None
         raise AssertionError
 
     # --- VMAs -----------------------------------------------------------------------------

@@ -1,16 +1,46 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What struct page and struct folio say of the frames that page tables point to.
+"""What the words of page tables say, and struct page and struct folio of the frames they point to.
 
-Kernel: include/linux/mm_types.h.
+Kernel: arch/x86/include/asm/pgtable_types.h and pgtable_64.h, include/linux/mm_types.h.
 """
 
 from __future__ import annotations
 
 from array import array
-from typing import Iterator, NamedTuple
+from typing import Dict, Iterator, NamedTuple
 
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import LiveKernel
+
+YOUNG, DIRTY, WRITABLE, SOFT_DIRTY, UFFD, PROT_NONE, EXCLUSIVE = (1 << k for k in range(7))
+"""Bits of the `pte_bits` member."""
+# Of entries on x86: hardware's bits, then software's; then those of swap entries.
+PRESENT_BIT, _RW, _A, _D, HUGE_PAGE, GLOBAL = 1, 2, 32, 64, 128, 256
+_SOFT_UFFD, _SOFT_DIRTY = 1 << 10, 1 << 11
+_SWP_SOFT_DIRTY, _SWP_UFFD, _SWP_EXCLUSIVE = _RW, 4, 8
+SAVED_DIRTY = 1 << 58
+_SAVED_DIRTY_OF_TOP = bytes(value & SAVED_DIRTY >> 56 for value in range(256))
+PAGE_SHIFT = 12
+FRAME = (1 << 52) - (1 << PAGE_SHIFT)
+
+
+class BitsOfEntry(Dict[int, int]):
+    """The bits of pte_bits that the low 16 bits of an entry make, worked out once."""
+
+    def __missing__(self, low: int) -> int:
+        pairs: tuple[tuple[int, int], ...]
+        if low & (PRESENT_BIT | GLOBAL):
+            pairs = (
+                (_A, YOUNG), (_D, DIRTY), (_RW, WRITABLE), (_SOFT_DIRTY, SOFT_DIRTY), (_SOFT_UFFD, UFFD),
+            )  # fmt: skip
+        else:
+            pairs = ((_SWP_SOFT_DIRTY, SOFT_DIRTY), (_SWP_UFFD, UFFD), (_SWP_EXCLUSIVE, EXCLUSIVE))
+        bits = sum(bit for of, bit in pairs if low & of)
+        if low & (PRESENT_BIT | GLOBAL) == GLOBAL:
+            bits |= PROT_NONE
+        self[low] = bits
+        return bits
+
 
 ON_DEFERRED_LIST, PARTIALLY_MAPPED, MAYBE_PINNED = 1, 2, 4
 WORKINGSET = 1 << 8
@@ -22,9 +52,9 @@ NEAR = 64
 RECORD = 32
 """Bytes for what is found of a frame: refcount, mapcount, mm ids, their mapcounts, state, node, and in
 the last four whether it is exclusive and whether it contradicts the order that was asked about."""
-_UNLOCKED = (1 << 64) - 1 & ~(1 << 31)
+UNLOCKED = (1 << 64) - 1 & ~(1 << 31)
 """Of a word of mm ids, but for the bit that locks it. Kernel: FOLIO_MM_IDS_LOCK_BITNUM."""
-_LIST_POISON = 0xDEAD000000000100
+LIST_POISON = 0xDEAD000000000100
 _NOTHING = bytes(28) + b"\0\1\0\0"
 """The record of a frame that has no struct page."""
 
@@ -39,12 +69,34 @@ class Found(NamedTuple):
 
 
 class Pages:
-    """Reads the struct pages of frames, a range at a time. block: frames of the largest folio."""
+    """Decodes words of page tables, and reads the struct pages of frames, a range at a time.
+
+    block: frames of the largest folio. batches: folios that wait in one, by first frame.
+    """
 
     def __init__(self, kernel: LiveKernel, block: int) -> None:
         self.kernel = kernel
         self.block = block
         self.batches: dict[int, int] = {}
+        self.frame = FRAME & ~kernel.encrypted
+        self._bits = BitsOfEntry()
+
+    def decode(self, words: bytes) -> tuple[bytes, array[int]]:
+        """Of each word the bits of pte_bits, and the frame that it maps, 0 for none."""
+        mask, entries = self.frame, memoryview(words).cast("Q")
+        bits = bytearray(map(self._bits.__getitem__, memoryview(words).cast("H")[0::4]))
+        frames = array(
+            "Q",
+            [
+                ((w if w & PRESENT_BIT else ~w if w & GLOBAL else 0) & mask) >> PAGE_SHIFT
+                for w in entries
+            ],
+        )
+        saved = words[7::8].translate(_SAVED_DIRTY_OF_TOP)
+        for k in range(len(saved)) if saved.strip(b"\0") else ():
+            if saved[k] and frames[k]:
+                bits[k] |= DIRTY
+        return bytes(bits), frames
 
     def look_up(self, pfns: array[int], orders: bytes) -> Found:
         """What there is of each frame, 0 where the pfn is 0. orders: of the folios that they are of."""
@@ -149,14 +201,14 @@ class Pages:
         if order > 1:
             following = field("folio._deferred_list", 8)
             itself = kernel.vmemmap + head * kernel.page_bytes + at["folio._deferred_list"]
-            state |= ON_DEFERRED_LIST * (following not in (0, itself, _LIST_POISON))
+            state |= ON_DEFERRED_LIST * (following not in (0, itself, LIST_POISON))
             state |= PARTIALLY_MAPPED * (second >> kernel.flags["PG_partially_mapped"] & 1)
         references = field("page._refcount", 4)
         mapped = field("folio._large_mapcount", 4) + 1 & 0xFFFFFFFF
         record = bytearray(RECORD)
         record[0:4], record[4:8] = references.to_bytes(4, "little"), mapped.to_bytes(4, "little")
         if kernel.known.keeps_mm_ids:
-            record[8:16] = (field("folio._mm_ids", 8) & _UNLOCKED).to_bytes(8, "little")
+            record[8:16] = (field("folio._mm_ids", 8) & UNLOCKED).to_bytes(8, "little")
             record[16:24] = field("folio._mm_id_mapcount", 8).to_bytes(8, "little")
         record[24:28] = (state | self._node(head) << 16).to_bytes(4, "little")
         begin, nr = start // kernel.page_bytes, 1 << order
