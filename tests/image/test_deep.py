@@ -331,13 +331,23 @@ def test_a_table_of_small_pages(made: MadeKernel, live: LiveKernel) -> None:
     assert list(parts["pte_bits"][:3]) == [71, 0, 71], "what is in no VMA is not told"
 
 
-def test_a_huge_pmd_and_no_table_at_all(made: MadeKernel, live: LiveKernel) -> None:
+@pytest.mark.parametrize(
+    ("entry", "bits"),
+    [
+        (PMD << 12 | 0xE7, 7),
+        (1 << 63 | PMD << 12 | 0x18E7, 15),
+        (((~PMD << 12) & ((1 << 52) - (1 << 21))) | 0x1E0, 35),
+    ],
+)
+def test_a_huge_pmd_and_no_table_at_all(
+    made: MadeKernel, live: LiveKernel, entry: int, bits: int
+) -> None:
     folio(made, PMD, 9, _refcount=1, _large_mapcount=0)
-    made.map(HERE, [PMD << 12 | 0xE7])
+    made.map(HERE, [entry])
     frames = [*range(PMD, PMD + 512), *[0] * 512]
     batch = batch_of([PRESENT] * 512 + [SWAPPED] + [0] * 511)
     parts = added(live, batch, frames, 9)
-    assert parts["pte_bits"] == bytes([7] * 512 + [0] * 512) and not batch.misfits
+    assert parts["pte_bits"] == bytes([bits] * 512 + [0] * 512) and not batch.misfits
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,6 @@ class DeepReader:
             return bytes(8 * nr)
         if not entry & (PRESENT_BIT | GLOBAL):
             return struct.pack("<Q", entry) * nr
-        flags, mask = entry & ~FRAME, 0 if entry & PRESENT_BIT else FRAME
-        frame = (entry ^ mask) & FRAME & -geometry.pmd_size
-        return array("Q", [(frame + (k << shift) ^ mask) | flags for k in range(nr)]).tobytes()
+        mask, step = (0, 1 << shift) if entry & PRESENT_BIT else (FRAME, -1 << shift)
+        first = ((entry ^ mask) & FRAME & -geometry.pmd_size ^ mask) | entry & ~FRAME
+        return array("Q", range(first, first + nr * step, step)).tobytes()

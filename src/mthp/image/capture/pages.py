@@ -6,6 +6,7 @@ Kernel: arch/x86/include/asm/pgtable_types.h and pgtable_64.h, include/linux/mm_
 
 from __future__ import annotations
 
+import re
 from array import array
 from typing import Dict, Iterator, NamedTuple
 
@@ -20,6 +21,7 @@ _SOFT_UFFD, _SOFT_DIRTY = 1 << 10, 1 << 11
 _SWP_SOFT_DIRTY, _SWP_UFFD, _SWP_EXCLUSIVE = _RW, 4, 8
 SAVED_DIRTY = 1 << 58
 _SAVED_DIRTY_OF_TOP = bytes(value & SAVED_DIRTY >> 56 for value in range(256))
+_IS_ODD = bytes(255 if value & 1 else 0 for value in range(256))
 PAGE_SHIFT = 12
 FRAME = (1 << 52) - (1 << PAGE_SHIFT)
 
@@ -83,19 +85,23 @@ class Pages:
 
     def decode(self, words: bytes) -> tuple[bytes, array[int]]:
         """Of each word the bits of pte_bits, and the frame that it maps, 0 for none."""
-        mask, entries = self.frame, memoryview(words).cast("Q")
         bits = bytearray(map(self._bits.__getitem__, memoryview(words).cast("H")[0::4]))
-        frames = array(
-            "Q",
-            [
-                ((w if w & PRESENT_BIT else ~w if w & GLOBAL else 0) & mask) >> PAGE_SHIFT
-                for w in entries
-            ],
-        )
-        saved = words[7::8].translate(_SAVED_DIRTY_OF_TOP)
-        for k in range(len(saved)) if saved.strip(b"\0") else ():
-            if saved[k] and frames[k]:
-                bits[k] |= DIRTY
+        present = words[0::8].translate(_IS_ODD)
+        mask = bytearray(len(words))
+        for k in range(1, 7):
+            mask[k::8] = present
+        whole = int.from_bytes(words, "little") & int.from_bytes(mask, "little")
+        whole &= int.from_bytes(self.frame.to_bytes(8, "little") * len(bits), "little")
+        frames = array("Q", (whole >> PAGE_SHIFT).to_bytes(len(words), "little"))
+        no_access = int.from_bytes(words[1::8].translate(_IS_ODD), "little")
+        no_access &= ~int.from_bytes(present, "little")
+        for match in re.finditer(b"[^\0]", no_access.to_bytes(len(bits), "little")):
+            k = match.start()
+            entry = int.from_bytes(words[8 * k : 8 * k + 8], "little")
+            frames[k] = (~entry & self.frame) >> PAGE_SHIFT
+        for match in re.finditer(b"[^\0]", words[7::8].translate(_SAVED_DIRTY_OF_TOP)):
+            if frames[match.start()]:
+                bits[match.start()] |= DIRTY
         return bytes(bits), frames
 
     def look_up(self, pfns: array[int], orders: bytes) -> Found:
