@@ -232,9 +232,9 @@ class Workload:
                 with contextlib.suppress(CommandFailed):
                     self._session.write(f"{SYSFS}/{path}", chosen)
 
-    def snap(self, target: Path) -> None:
-        """Capture the subject's processes in the guest; the file comes to target."""
-        self._call("mthp.image.capture.command", "--cgroup", CGROUP, "-o", SNAPSHOT)
+    def snap(self, target: Path, *options: str) -> None:
+        """Capture the subject's processes in the guest; the file comes to target. options: of snap."""
+        self._call("mthp.image.capture.command", "--cgroup", CGROUP, "-o", SNAPSHOT, *options)
         count = int(self._call("split", SNAPSHOT, str(PART)))
         parts = self._channel.ask_all([f"r {SNAPSHOT}.{index}" for index in range(count)])
         with replacing(target, 0o600) as file:
