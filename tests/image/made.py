@@ -126,6 +126,7 @@ def made_deep() -> Made:
     for place, process in enumerate(it.meta["processes"]):
         process["deep"] = {
             "mm_id": 5 + place, "registered": place or None, "disable_thp": "except advised", "pinned": False,
+            "empty_tables": [[BASE + 3 * PMD, BASE + 4 * PMD]] if place else [],
         }  # fmt: skip
         for vma in process["vmas"]:
             vma["anon_vma"] = vma["skipped"] is None

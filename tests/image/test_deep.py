@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mthp.image.capture import kernel
+from mthp.image.capture.columns import Columns, redact
+from mthp.image.capture.command import deep_line, main
 from mthp.image.capture.deep import DeepReader
 from mthp.image.capture.kernel import LiveKernel
 from mthp.image.capture.pagemap import PRESENT, SWAPPED, ZERO, Batch
@@ -22,6 +24,8 @@ from mthp.image.capture.proc import CaptureError, LeftOut
 from mthp.image.pages_at_once import PagesAtOnce
 from mthp.words.units import Geometry
 
+from .made import BASE, made_deep
+from .made import PMD as PMD_SIZE
 from .made_kernel import DIRECT, PAGE, RAM, STRUCT_PAGES, MadeKernel, type_information
 
 GEOMETRY = Geometry(12, 9)
@@ -361,9 +365,65 @@ def test_tables_that_pagemap_contradicts(made: MadeKernel, live: LiveKernel, ent
     assert batch.misfits == [0]
 
 
+def test_tables_with_nothing_in_them(made: MadeKernel, live: LiveKernel) -> None:
+    size = PTRS * PAGE
+    for k in (0, 1, 2, 4, 600):
+        made.map(HERE + k * size, [0] * 512)
+    made.map(HERE + 3 * size, [PMD << 12 | 0xE7])
+    reader = DeepReader(live, Pages(live, PTRS), GEOMETRY)
+    reader.enter(os.getpid())
+    windows = [(HERE, HERE + 5 * size), (HERE + 512 * size, HERE + 700 * size)]
+    reader.note_empty(windows, {HERE})
+    assert reader.process()["empty_tables"] == [
+        [HERE + size, HERE + 3 * size], [HERE + 4 * size, HERE + 5 * size],
+        [HERE + 600 * size, HERE + 601 * size],
+    ]  # fmt: skip
+
+
 def test_a_page_table_that_is_no_memory(made: MadeKernel, live: LiveKernel) -> None:
     made.map(HERE, [0] * 512)
     made.put(made.pgd + 8 * (HERE >> 39), 1 << 45 | 0x67)
     batch = batch_of([PRESENT] + [0] * 511)
     added(live, batch, [SMALL, *[0] * 511], 0)
     assert batch.misfits == [0]
+
+
+# The command
+
+
+def test_redacted_addresses_move_together() -> None:
+    meta = made_deep().meta
+    before = [process["vmas"][0]["start"] for process in meta["processes"]]
+    columns = Columns(Geometry(12, 4), None, ["pte"])
+    redact(meta, columns)
+    columns.close()
+    assert meta["deep"] == {"mms": 2, "at": 1, "address": 0}
+    second = meta["processes"][1]
+    moved = second["vmas"][0]["start"] - before[1]
+    assert second["deep"]["empty_tables"] == [
+        [BASE + 3 * PMD_SIZE + moved, BASE + 4 * PMD_SIZE + moved]
+    ]
+
+
+def test_what_is_said_of_it() -> None:
+    it = made_deep()
+    columns = Columns(Geometry(12, 4), None, ["pte", "pte_bits"])
+    parts = {name: it.arrays[name].tobytes() for name in ("pte", "pte_bits")}
+    columns.add(0, it.arrays["table_address"].tolist(), parts)
+    said = deep_line(it.meta, columns)
+    columns.close()
+    assert said == (
+        "deep: 38 of 39 pages are young; khugepaged's list has 2 mm(s), 1 of these 2 process(es) among them"
+    )
+
+
+@pytest.mark.skipif(os.path.exists(kernel.KCORE), reason="this host has it")
+def test_a_host_without_the_kernels_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "a.npz")
+    assert main(["--pid", "self", "--deep", "-o", out]) == 5
+    line = capsys.readouterr().err
+    assert line.startswith("mthp-snap: --deep") and line.count("\n") == 1
+    assert main(["--pid", "self", "--deep", "--no-exclusive", "-o", out]) == 2
+    assert os.listdir(tmp_path) == []

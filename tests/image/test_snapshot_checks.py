@@ -167,6 +167,7 @@ DEEP_KINDS: dict[str, tuple[Change, str]] = {
     "an mm id that none has": (meta("processes.0.deep.mm_id", 1 << 31), "processes[0].deep.mm_id"),
     "a place that no mm has": (meta("processes.0.deep.registered", -1), "processes[0].deep.registered"),
     "what prctl cannot set": (meta("processes.0.deep.disable_thp", "some"), "disable_thp: 'some'"),
+    "tables from back to front": (meta("processes.0.deep.empty_tables", [[BASE, BASE]]), "empty_tables: ["),
     "a VMA of which it is not known": (meta(f"{VMA}.anon_vma", None), "vmas[0].anon_vma: None"),
     "bits of nothing": (entry("pte_bits", 0, 15, 8), "is nothing, and its entry has bits"),
     "bits that mean nothing": (entry("pte_bits", 0, 0, 128), "mean nothing"),
@@ -197,6 +198,7 @@ def test_what_a_deep_capture_says() -> None:
     first, second = snapshot.processes
     assert snapshot.privilege.deep and first.deep and second.deep
     assert (first.deep.mm_id, first.deep.registered, second.deep.registered) == (None, None, 1)
+    assert second.deep.empty_tables == ((BASE + 3 * PMD, BASE + 4 * PMD),)
     assert second.deep.disable_thp is DisableThp.EXCEPT_ADVISED and not second.deep.pinned
     assert [vma.anon_vma for vma in first.vmas] == [True, False]
     assert first.pte_bits is not None and first.refcount is not None

@@ -11,7 +11,7 @@ import os
 import time
 
 BASE, EACH, TABLE, PAGE = 0x1000_0000_0000, 4 << 20, 2 << 20, 4096
-WRITTEN, COLD, FREED, SPLICED, HUGE, HALF, FOLIOS, READ, UNTOUCHED = range(9)
+WRITTEN, COLD, FREED, SPLICED, HUGE, HALF, FOLIOS, READ, UNTOUCHED, EMPTIED = range(10)
 SIZES = "/sys/kernel/mm/transparent_hugepage/hugepages-%dkB/enabled"
 DONTNEED, FREE, COLD_ADVICE = 4, 8, 20
 READY = "/tmp/ready"
@@ -67,6 +67,8 @@ def main() -> None:
     at = table(READ)
     sum(ctypes.c_char.from_address(page).value[0] for page in range(at, at + TABLE, PAGE))
     table(UNTOUCHED)
+    ctypes.memset(table(EMPTIED), 1, 1)
+    libc.madvise(BASE + EMPTIED * EACH, PAGE, DONTNEED)
     done, tell = os.pipe()
     if child():
         if not child():

@@ -145,6 +145,15 @@ def test_processes(snapshot: Snapshot) -> None:
     assert len({each.mm_id for each in by_place.values()}) == 4
 
 
+def test_empty_tables(snapshot: Snapshot) -> None:
+    first = snapshot.processes[0]
+    assert first.deep is not None
+    for which in (states.UNTOUCHED, states.WRITTEN, states.EMPTIED):
+        at = states.BASE + which * states.EACH
+        inside = any(start <= at < end for start, end in first.deep.empty_tables)
+        assert inside is (which == states.EMPTIED), which
+
+
 def test_anon_vmas(snapshot: Snapshot) -> None:
     first = snapshot.processes[0]
     of = {vma.start: vma.anon_vma for vma in first.vmas}

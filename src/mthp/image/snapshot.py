@@ -35,6 +35,7 @@ from mthp.image.snapshot_checks import (
     check_vma,
     check_vmas,
     folios_of,
+    take_ranges,
 )
 from mthp.words.files import FileError
 from mthp.words.reading import check_memory, open_regular, parse_object
@@ -140,12 +141,14 @@ class DisableThp(StrEnum):
 @dataclass(frozen=True)
 class DeepProcess:
     """What a deep capture says of a process. mm_id: None on kernels without. registered: its place on
-    khugepaged's list, None if it is not there. pinned: its mm has pinned pages at some time."""
+    khugepaged's list, None if it is not there. pinned: its mm has pinned pages at some time.
+    empty_tables: (start, end) in bytes of tables that are there with nothing in them."""
 
     mm_id: int | None
     registered: int | None
     disable_thp: DisableThp
     pinned: bool
+    empty_tables: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -394,9 +397,9 @@ def _deep(fields: Fields) -> DeepProcess:
         None if fields.is_null(name) else fields.number(name, low, high)
         for name, low, high in (("mm_id", 1, 2**31 - 1), ("registered", 0, MOST_PID))
     )
-    return DeepProcess(
-        mm_id, registered, fields.choice("disable_thp", DisableThp), fields.take("pinned", bool)
-    )
+    disable_thp, pinned = fields.choice("disable_thp", DisableThp), fields.take("pinned", bool)
+    empty = take_ranges(fields, "empty_tables")
+    return DeepProcess(mm_id, registered, disable_thp, pinned, empty)
 
 
 def _vma(entry: dict[str, Any]) -> SnapshotVma:

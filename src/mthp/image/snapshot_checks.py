@@ -139,14 +139,7 @@ def check_process(process: Fields) -> None:
         if len(text) > MOST_OF_A_LINE:
             raise FileError(f"{process.where}status.{key[:40]}: {short(text)}")
     _check_amounts(process, "rollup")
-    before = 0
-    for pair in process.take("pins", list, []):
-        numbers = pair if isinstance(pair, list) and all(type(each) is int for each in pair) else []
-        if len(numbers) != 2 or not before <= numbers[0] < numbers[1] < 2**64:
-            raise FileError(
-                f"{process.where}pins: {short(pair)} is no range, or not after the last"
-            )
-        before = numbers[1]
+    take_ranges(process, "pins", [])
     process.take("tearing", dict)
     if not process.is_null("memcg"):
         memcg = Fields(process.take("memcg", dict), f"{process.where}memcg.")
@@ -155,6 +148,20 @@ def check_process(process: Fields) -> None:
         for key in memcg.rest():
             if not memcg.is_null(key):
                 memcg.number(key, 0, 2**63 - 1)
+
+
+def take_ranges(fields: Fields, key: str, *default: list[Any]) -> tuple[tuple[int, int], ...]:
+    """Take [[start, end], ...], ascending."""
+    before, ranges = 0, []
+    for pair in fields.take(key, list, *default):
+        numbers = pair if isinstance(pair, list) and all(type(each) is int for each in pair) else []
+        if len(numbers) != 2 or not before <= numbers[0] < numbers[1] < 2**64:
+            raise FileError(
+                f"{fields.where}{key}: {short(pair)} is no range, or not after the last"
+            )
+        before = numbers[1]
+        ranges.append((numbers[0], numbers[1]))
+    return tuple(ranges)
 
 
 NUMBERS = (

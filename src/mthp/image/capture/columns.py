@@ -70,6 +70,15 @@ class Columns:
         self.files[name].seek(k * len(data))
         self.files[name].write(data)
 
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """All of one column, some of it at a time."""
+        self.files[name].seek(0)
+        while True:
+            chunk = self.files[name].read(1 << 20)
+            if not chunk:
+                return
+            yield chunk
+
     def rewind(self) -> None:
         """Go back to the end, to append again."""
         for file in self.files.values():
@@ -82,15 +91,6 @@ def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
     literal = f"{{'descr': '{order}{kind}', 'fortran_order': False, 'shape': {shape!r}, }}"
     padded = literal + " " * (-(10 + len(literal) + 1) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode("latin1")
-
-
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    file.seek(0)
-    while True:
-        chunk = file.read(1 << 20)
-        if not chunk:
-            return
-        yield chunk
 
 
 def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> None:
@@ -115,9 +115,9 @@ def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> Non
         member("table_address", "u8", (rows,), [columns.address.tobytes()])
         member("table_process", "u2", (rows,), [columns.process.tobytes()])
         member("table_torn", "|u1", (rows,), [bytes(columns.torn)])
-        for name, spool in columns.files.items():
+        for name in columns.files:
             kind = TYPE[WIDTH[name]]
-            member(name, kind, (rows, ptrs), _chunks(spool))
+            member(name, kind, (rows, ptrs), columns.chunks(name))
 
 
 ADDRESS_LIMIT = 1 << 56
@@ -130,6 +130,8 @@ def redact(meta: dict[str, Any], columns: Columns) -> None:
     meta.update(hostname=None, version=None)
     meta["swaps"] = re.sub(r"(?m)^(?!Filename)\S+", "-", meta["swaps"] or "")
     shifts = array("q")
+    if "deep" in meta:
+        meta["deep"]["address"] = 0
     for process in meta["processes"]:
         process.update(comm=None, cmdline=None, exe=None, cgroup=None)
         process["status"].pop("Name", None)
@@ -148,6 +150,8 @@ def redact(meta: dict[str, Any], columns: Columns) -> None:
             vma.update(start=vma["start"] + shift, end=vma["end"] + shift)
             vma.update(dev="00:00", inode=0, offset=0)
         process["vmas"] = vmas
-        process["pins"] = [[start + shift, end + shift] for start, end in process["pins"]]
+        for of, name in ((process, "pins"), (process.get("deep", {}), "empty_tables")):
+            if name in of:
+                of[name] = [[start + shift, end + shift] for start, end in of[name]]
     for k, index in enumerate(columns.process):
         columns.address[k] += shifts[index]

@@ -13,11 +13,12 @@ import os
 import time
 from typing import IO, Any, Callable, Iterator
 
-from mthp.image.capture.columns import redact, write_file
+from mthp.image.capture.columns import Columns, redact, write_file
 from mthp.image.capture.frames import Frames
 from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
 from mthp.image.capture.host import every_pid, numbers_of_cgroup, pids_of_cgroup
-from mthp.image.capture.pages import Pages
+from mthp.image.capture.pagemap import PRESENT
+from mthp.image.capture.pages import YOUNG, Pages
 from mthp.image.capture.proc import (
     FAILED,
     OK,
@@ -89,6 +90,7 @@ def capture_into(
         if options.redact:
             redact(meta, session.columns)
         write_file(file, meta, session.columns)
+        deep = [deep_line(meta, session.columns)] if options.deep else []
         size, tables = file.tell(), len(session.columns.address)
     torn = meta["tearing"]
     memory = [
@@ -101,7 +103,22 @@ def capture_into(
         f"read, {torn['tables_torn']} each time; "
         f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in session.unseen)}"
     )
-    return [done, *resident_lines(whole, memory)]
+    return [done, *deep, *resident_lines(whole, memory)]
+
+
+_NOT_YOUNG = bytes(bits for bits in range(256) if not bits & YOUNG)
+_NOT_PRESENT = bytes(low for low in range(256) if not low & PRESENT)
+
+
+def deep_line(meta: dict[str, Any], columns: Columns) -> str:
+    """Say what a deep capture saw that others do not."""
+    young = sum(len(part.translate(None, _NOT_YOUNG)) for part in columns.chunks("pte_bits"))
+    present = sum(len(part[::2].translate(None, _NOT_PRESENT)) for part in columns.chunks("pte"))
+    listed = sum(process["deep"]["registered"] is not None for process in meta["processes"])
+    return (
+        f"deep: {young} of {present} pages are young; khugepaged's list has {meta['deep']['mms']} "
+        f"mm(s), {listed} of these {len(meta['processes'])} process(es) among them"
+    )
 
 
 def pids_asked_for(args: argparse.Namespace) -> list[int]:

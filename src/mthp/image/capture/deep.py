@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import Any
+from typing import Any, Callable, Iterator
 
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import LiveKernel, ProcessMm
@@ -29,6 +29,7 @@ class DeepReader:
         self.pages = pages
         self.geometry = geometry
         self.mm: ProcessMm | None = None
+        self.empty: list[list[int]] = []
         self._list, self._at, self._address = kernel.khugepaged()
 
     def enter(self, pid: int) -> None:
@@ -49,6 +50,7 @@ class DeepReader:
             "registered": place,
             "disable_thp": self.mm.disable_thp,
             "pinned": self.mm.pinned,
+            "empty_tables": self.empty,
         }
 
     def anon_vmas(self) -> dict[tuple[int, int], bool]:
@@ -82,6 +84,49 @@ class DeepReader:
         parts["pte_bits"] = (every & there).to_bytes(len(low), "little")
         parts.update(found.members)
         batch.misfits = sorted({*batch.misfits, *wrong})
+
+    def note_empty(self, windows: list[tuple[int, int]], known: set[int]) -> None:
+        """Note the tables in windows, ascending, that are there, but not among the known: with nothing."""
+        assert self.mm is not None
+        self.empty, size = [], self.geometry.pmd_size
+        top = self.kernel.levels - 1
+        for start, end in windows:
+            for at in self._tables(self.mm.pgd, self.kernel.core.read, top, 0, start, end):
+                if at in known:
+                    continue
+                if self.empty and self.empty[-1][1] == at:
+                    self.empty[-1][1] = at + size
+                else:
+                    self.empty.append([at, at + size])
+
+    def _tables(
+        self,
+        table: int,
+        read: Callable[[int, int], bytes],
+        level: int,
+        base: int,
+        start: int,
+        end: int,
+    ) -> Iterator[int]:
+        """Addresses in a range of which there are page tables. table: one of a level above them, and base:
+        the first address that it is for."""
+        nr, size = (
+            self.geometry.ptrs_per_pte,
+            1 << self.geometry.page_shift + level * self.geometry.pmd_order,
+        )
+        try:
+            entries = memoryview(read(table, 8 * nr)).cast("Q")
+        except CoreError:
+            return
+        for k in range(max(start - base, 0) // size, min(nr, -(-(end - base) // size))):
+            if entries[k] & (PRESENT_BIT | HUGE_PAGE) != PRESENT_BIT:
+                continue
+            if level == 1:
+                yield base + k * size
+            else:
+                below = entries[k] & FRAME & ~self.kernel.encrypted
+                at = base + k * size
+                yield from self._tables(below, self.kernel.core.physical, level - 1, at, start, end)
 
     def _table(self, address: int) -> bytes:
         """The entries of the table of an address; those that a huge PMD stands for; zeros of none."""

@@ -317,12 +317,16 @@ class ProcessReader:
         try:
             reader = session.table_reader(self.pid, pagemap)
             first = len(session.columns.address)
-            for batch in reader.batches(reader.windows(captured)):
+            windows = reader.windows(captured)
+            for batch in reader.batches(windows):
                 parts = session.parts(batch, reader.scanner)
                 self._add_settled(reader, batch, parts)
             rows = range(first, len(session.columns.address))
             if reader.scanner is None:
                 self._deduce_huge(captured, rows)
+            if session.deep is not None:
+                known = session.columns.address[rows.start : rows.stop]
+                session.deep.note_empty(windows, set(known))
             self._look_at_vmas_again()
             self.tearing["tables"] = len(rows)
         finally:
