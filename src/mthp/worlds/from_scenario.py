@@ -86,7 +86,7 @@ class _Expansion:
             vmas=tuple(_vma(vma, place, geometry) for place, vma in of_mm),
             tables=tables,
             age=mm,
-            registered=scenario.registered[mm] if mm < len(scenario.registered) else True,
+            place=None if scenario.registered[mm:] and not scenario.registered[mm] else mm,
         )
 
     def expand(self, vma: ScenarioVma, tables: TableArrays) -> None:
