@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mthp.mm.mm_types import Vma
 from mthp.predict.changes import apply_change, candidates
 from mthp.predict.explain import explain_vma
@@ -31,15 +34,17 @@ class TrialResult:
     """What a table came to under some changes: orders before and after, its scans, the price."""
 
     trial: Trial
-    before: list[int]
-    after: list[int]
-    held: list[bool]
+    before: NDArray[np.int8]
+    after: NDArray[np.int8]
+    held: NDArray[np.bool_]
     logs: dict[tuple[int, int], TableLog]
     price: Price
 
 
 class Finder:
-    """Looks for least changes, and keeps what whole-table changes came to for the next refusal."""
+    """Looks for least changes, and keeps what whole-table changes came to for the next refusal, and
+    what was found for the next table that is alike.
+    """
 
     def __init__(
         self, on_try: Callable[[], None] | None = None, tlb: TlbModel = TlbModel.PLAIN
@@ -48,6 +53,7 @@ class Finder:
         self.on_try = on_try
         self.tlb = tlb
         self._kept: dict[tuple[Vma, int, tuple[Change, ...]], TrialResult] = {}
+        self._found: dict[tuple[object, ...], Proposal | None] = {}
 
     def find(self, vma: Vma, refusal: Refusal) -> Proposal | None:
         """The least change found that puts every page of the refusal into a larger folio.
@@ -56,9 +62,16 @@ class Finder:
         run; up to MOST_STEPS are combined, each answering what the one before met.
         """
         geometry = vma.vm_mm.geometry
-        first = geometry.pte_index(refusal.address)
-        span = range(first, first + refusal.span)
         pmd_addr = geometry.pmd_addr(refusal.address)
+        within = replace(refusal, address=refusal.address - pmd_addr)
+        alike = vma.vm_mm, within, Trial(vma, pmd_addr).likeness()
+        if alike not in self._found:
+            self._found[alike] = self._least(vma, pmd_addr, refusal)
+        return self._found[alike]
+
+    def _least(self, vma: Vma, pmd_addr: int, refusal: Refusal) -> Proposal | None:
+        first = vma.vm_mm.geometry.pte_index(refusal.address)
+        span = slice(first, first + refusal.span)
         best: Proposal | None = None
         tried: list[tuple[tuple[Change, ...], Refusal]] = [((), refusal)]
         for _ in range(MOST_STEPS):
@@ -69,12 +82,13 @@ class Finder:
                     if changes == made:
                         continue
                     result = self.tried(vma, pmd_addr, changes)
-                    held = [i for i in span if result.held[i]]
-                    grown = sum(result.after[i] > result.before[i] for i in held)
-                    if held and grown == len(held):
+                    held = int(np.count_nonzero(result.held[span]))
+                    more = result.held & (result.after > result.before)
+                    grown = int(np.count_nonzero(more[span]))
+                    if held and grown == held:
                         return Proposal(changes, grown, grown, result.price)
                     if grown > (best.grown if best else 0):
-                        best = Proposal(changes, grown, len(held), result.price)
+                        best = Proposal(changes, grown, held, result.price)
                     new = _met(result.trial, result.logs, refusal)
                     if new is not None:
                         following.append((changes, new))
@@ -94,7 +108,7 @@ class Finder:
         for change in changes:
             apply_change(trial, change)
         before = trial.orders()
-        held = [word != 0 for word in trial.ptes]
+        held = np.array(trial.ptes) != 0
         out = trial.frames_out()
         tally = trial.run()
         page_size = trial.kernel.geometry.page_size

@@ -200,7 +200,11 @@ class Price:
     copied_bytes: int = 0
 
     def __add__(self, other: Price) -> Price:
-        return Price(*map(add, astuple(self), astuple(other)))
+        return Price(
+            self.memory_added + other.memory_added,
+            self.tlb_entries + other.tlb_entries,
+            self.copied_bytes + other.copied_bytes,
+        )
 
     def scaled(self, many: int, few: int) -> Price:
         """The price of many such things, where this is that of few."""

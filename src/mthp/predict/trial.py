@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from array import array
+import hashlib
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.eligibility import hugepage_enabled
@@ -33,7 +37,7 @@ from mthp.vectorised.twins import TWINS
 from mthp.words.units import Folio
 from mthp.worlds.build import table_at
 
-_COPIED_PAGES = ("mapcount", "page_flags", "content")
+_COPIED_PAGES = ("content", "mapcount", "page_flags")
 _COPIED_HEAD = (
     "flags",
     "refcount",
@@ -42,6 +46,8 @@ _COPIED_HEAD = (
     "nr_pages_mapped",
     "index",
 )
+_ALIKE = ("nid", "order", *_COPIED_HEAD[:-1], *_COPIED_PAGES[1:])
+"""Rows that decide what becomes of a page: not what it contains, and its address counts from the table's."""
 _TRIAL_FULL_SCANS = 20
 """More full scans than one table needs to come to rest at every order."""
 
@@ -97,40 +103,64 @@ class Trial:
             return
         table = table_at(self.mm, pmd_addr)
         self.ptes = table.ptes.raw
-        heads: dict[Folio, Folio] = {}
-        words = source.tables[pmd_pgtable(value)].ptes.raw
         first = source.geometry.pte_index(self.vma.vm_start)
-        count = (self.vma.vm_end - self.vma.vm_start) >> source.geometry.page_shift
-        for i in range(first, first + count):
-            word = words[i]
-            pfn = word >> PFN_SHIFT
-            if word & PRESENT and pfn:
-                head = source.mem.head.raw[pfn]
-                if head not in heads:
-                    heads[head] = _copy_folio(source.mem, head, self.kernel.mem)
-                    if self.mm.memcg is not None:
-                        self.kernel.mem.memcg.raw[heads[head]] = self.mm.memcg.number
-                word = mk_pte(heads[head] + pfn - head, word & PTE_FLAGS_MASK)
-            elif word and leaf_kind(word) is Leaf.SWAP:
-                self.kernel.swap.users[pfn] = source.swap.users[pfn]
-            self.ptes[i] = word
-        self._copy_swap_cache(source.swap, heads)
+        pages = (self.vma.vm_end - self.vma.vm_start) >> source.geometry.page_shift
+        part = slice(first, first + pages)
+        words = source.tables[pmd_pgtable(value)].ptes.view()[part].copy()
+        pfns = words >> PFN_SHIFT
+        mapped = (words & PRESENT != 0) & (pfns != 0)
+        heads = source.mem.head.view()[pfns[mapped]]
+        distinct, firsts, places = np.unique(heads, return_index=True, return_inverse=True)
+        met = firsts.argsort()
+        ours = np.empty_like(distinct)
+        ours[met] = _copy_folios(source.mem, distinct[met], self.kernel.mem)
+        if self.mm.memcg is not None:
+            self.kernel.mem.memcg.view()[ours] = self.mm.memcg.number
+        words[mapped] += (ours - distinct)[places] << PFN_SHIFT
+        table.ptes.view()[part] = words
+        for word in words[(words != 0) & (words & PRESENT == 0)].tolist():
+            if leaf_kind(word) is Leaf.SWAP:
+                slot = word >> PFN_SHIFT
+                self.kernel.swap.users[slot] = source.swap.users[slot]
+        self._copy_swap_cache(source.swap, distinct[met].tolist(), ours[met].tolist())
         self.kernel.swap.synchronous = source.swap.synchronous
         self.kernel.swap.failing = set(source.swap.failing)
 
-    def _copy_swap_cache(self, source: SwapDevice, heads: dict[Folio, Folio]) -> None:
+    def _copy_swap_cache(self, source: SwapDevice, theirs: list[Folio], ours: list[Folio]) -> None:
         """Copy the slots of the table's own folios; folios of others are not in a trial world."""
-        mem = self.kernel.mem
-        for head, ours in heads.items():
+        for head, our in zip(theirs, ours, strict=True):
             if head in source.entry_of:
-                entry, nr = source.entry_of[head], mem.folio_nr_pages(ours)
-                self.kernel.swap.add_to_cache(entry, ours, nr)
+                entry, nr = source.entry_of[head], self.kernel.mem.folio_nr_pages(our)
+                self.kernel.swap.add_to_cache(entry, our, nr)
                 named = {
                     slot: source.users[slot]
                     for slot in range(entry, entry + nr)
                     if slot in source.users
                 }
                 self.kernel.swap.users |= named
+
+    def likeness(self) -> bytes:
+        """A digest of all that a run depends on, but for the settings and what the whole mm has: two
+        trials of one mm that have the same before anything is changed or run end alike.
+        """
+        mem, swap, vma = self.kernel.mem, self.kernel.swap, self.vma
+        whole = hashlib.blake2b()
+        whole.update(
+            repr(
+                (
+                    vma.vm_start - self.pmd_addr, vma.vm_end - self.pmd_addr, vma.vm_flags,
+                    vma.file, vma.anon_vma is not None, sorted(mem.mm_mapcounts.items()),
+                    sorted(swap.users.items()), sorted(swap.entry_of.items()),
+                )
+            ).encode()
+        )  # fmt: skip
+        whole.update(self.ptes)
+        for name in _ALIKE:
+            whole.update(getattr(mem, name).raw[: mem.nr_frames])
+        index = mem.index.view()[: mem.nr_frames]
+        first = self.pmd_addr >> self.kernel.geometry.page_shift
+        whole.update(np.where(index, index - first, 0).tobytes())
+        return whole.digest()
 
     def frame(self, i: int) -> int:
         """The frame that PTE i maps, 0 for none or the zero page."""
@@ -152,15 +182,16 @@ class Trial:
             bits = self.ptes[i] & PTE_FLAGS_MASK
         self.ptes[i] = mk_pte(new_anon_folio(mem, flags=flags), bits)
 
-    def orders(self) -> list[int]:
+    def orders(self) -> NDArray[np.int8]:
         """The order of the folio behind each PTE, -1 where there is none."""
         pmd = pmd_ptr(self.mm, self.pmd_addr)
         value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
-        nr = self.kernel.geometry.ptrs_per_pte
         if value and not pmd_is_table(value):
-            return [self.kernel.geometry.pmd_order] * nr
-        mem = self.kernel.mem
-        return [mem.order.raw[self.folio(i)] if self.frame(i) else -1 for i in range(nr)]
+            nr, order = self.kernel.geometry.ptrs_per_pte, self.kernel.geometry.pmd_order
+            return np.full(nr, order, np.int8)
+        mem, words = self.kernel.mem, np.array(self.ptes, np.int64)
+        frames = np.where(words & PRESENT, words >> PFN_SHIFT, 0)
+        return np.where(frames, mem.order.view()[mem.head.view()[frames]], np.int8(-1))
 
     def frames_out(self) -> int:
         """What two calls tell the change of the frames in use by, but for those written anew."""
@@ -182,17 +213,30 @@ class Trial:
         return tally
 
 
-def _copy_folio(source: MemMap, head: Folio, target: MemMap) -> Folio:
-    """Copy a folio with its flags and counts, and the references it has, to other frames."""
-    order = source.order.raw[head]
-    nr = 1 << order
-    ours = target.prep_folio(target.new_frames(source.nid.raw[head], order), order)
+def _copy_folios(source: MemMap, heads: NDArray[np.int64], target: MemMap) -> NDArray[np.int64]:
+    """Copy folios with their flags and counts, and the references they have, to other frames."""
+    orders = source.order.view()[heads]
+    made: list[int] = []
+    kinds = zip(source.nid.view()[heads].tolist(), orders.tolist(), strict=True)
+    for (nid, order), alike in groupby(kinds):
+        nr = len(list(alike))
+        first = target.new_frames(nid, order, nr)
+        made += range(first, first + (nr << order), 1 << order)
+    ours = np.array(made, np.int64)
+    sizes = np.int64(1) << orders
+    within = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+    frames = np.repeat(ours, sizes) + within
+    target.head.view()[frames] = np.repeat(ours, sizes)
+    target.order.view()[ours] = orders
     for name in _COPIED_HEAD:
-        getattr(target, name).raw[ours] = getattr(source, name).raw[head]
+        getattr(target, name).view()[ours] = getattr(source, name).view()[heads]
     for name in _COPIED_PAGES:
-        row = getattr(source, name).raw
-        getattr(target, name).raw[ours : ours + nr] = array(row.typecode, row[head : head + nr])
-    counts = source.mm_mapcounts.get(head)
-    if counts is not None:
-        target.mm_mapcounts[ours] = dict(counts)
+        getattr(target, name).view()[frames] = getattr(source, name).view()[
+            np.repeat(heads, sizes) + within
+        ]
+    if source.mm_mapcounts:
+        for theirs, our in zip(heads.tolist(), ours.tolist(), strict=True):
+            counts = source.mm_mapcounts.get(theirs)
+            if counts is not None:
+                target.mm_mapcounts[our] = dict(counts)
     return ours
