@@ -17,7 +17,7 @@ from mthp.mm.mm_types import (
 )
 from mthp.mm.pgtable_types import PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, Pte, leaf_kind
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
-from mthp.predict.explain import explain_vma
+from mthp.predict.explain import explain, vma_gate
 from mthp.predict.records import Change, ChangeKind, Refusal, RefusedAt, WindowGate
 from mthp.predict.trial import Trial
 from mthp.words.profiles import Orders
@@ -208,7 +208,8 @@ def _batched(trial: Trial) -> Changes:
     again = Trial(trial.vma, trial.pmd_addr)
     tally = again.run()
     seen: set[object] = {ScanResult.PAGE_COUNT, ScanResult.SUCCEED}
-    for other in explain_vma(again.kernel, again.vma, tally.last_pass):
+    gates = {again.vma: vma_gate(again.kernel, again.vma)}
+    for _, other in explain(again.kernel, gates, tally.last_pass):
         if other.stage is RefusedAt.ATTEMPT and other.status not in seen:
             seen.add(other.status)
             yield from candidates(trial, other)

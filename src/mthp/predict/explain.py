@@ -7,7 +7,7 @@ The scan's and the attempts' answers come from the last full scan's events; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,7 @@ from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
 from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, windows
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, sysfs_orders
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Kernel, Vma, userfaultfd_armed
-from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
-from mthp.predict.measure import TablePart, populated_parts
+from mthp.predict.measure import TablePart, entries_of
 from mthp.predict.passes import TableLog
 from mthp.predict.records import Refusal, RefusedAt, Status, WindowGate
 from mthp.words.results import ScanResult
@@ -111,55 +110,49 @@ def _walk(kernel: Kernel, base: int, log: TableLog) -> list[tuple[int, int, Gate
     return gates
 
 
-def explain_vma(
-    kernel: Kernel, vma: Vma, logs: dict[tuple[int, int], TableLog]
-) -> Iterator[Refusal]:
-    """Every refusal of one mapping: each PTE that holds something, and is in no folio of the
-    highest enabled order, belongs to exactly one.
+def explain(
+    kernel: Kernel, gates: Mapping[Vma, VmaGate | None], logs: dict[tuple[int, int], TableLog]
+) -> Iterator[tuple[Vma, Refusal]]:
+    """Every refusal of some mappings: each PTE that holds something, and is in no folio of the highest
+    enabled order, belongs to exactly one. gates: why a whole mapping is passed by, as vma_gate() says.
     """
-    geometry = kernel.geometry
-    refused_vma = vma_gate(kernel, vma)
-    highest = highest_order(kernel, vma)
-    hstart = geometry.pmd_align_up(vma.vm_start)
-    hend = geometry.pmd_addr(vma.vm_end)
-    for part in populated_parts(vma):
-        held, mapped, done = _held(kernel, part, highest)
-        wanted = held & ~done
-        if not wanted.any():
-            continue
-        pmd_base = geometry.pmd_addr(part.address)
-        log = logs.get((vma.vm_mm.number, pmd_base))
-        if refused_vma is not None:
-            gates = [Gate(RefusedAt.VMA, refused_vma)] * part.count
-        elif not hstart <= pmd_base < hend:
-            gates = [Gate(RefusedAt.EDGE, WindowGate.EDGE)] * part.count
-        elif not vma.vm_mm.mm_flags_test(MMF_VM_HUGEPAGE):
-            gates = [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_REGISTERED)] * part.count
-        elif log is None:
-            gates = [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)] * part.count
-        else:
-            gates = table_gates(vma, log)[part.index : part.index + part.count]
-        yield from _runs(vma, part, gates, wanted, mapped)
+    vmas = list(gates)
+    highest = np.array([highest_order(kernel, vma) for vma in vmas], np.int8)
+    for entries in entries_of(kernel, vmas):
+        held, mapped = entries.words != 0, entries.pfns != 0
+        wanted = held & ~(mapped & (entries.orders >= highest[entries.owners]))
+        pages = np.add.reduceat(wanted, entries.starts) if entries.parts else wanted
+        for place in pages.nonzero()[0].tolist():
+            k, part = entries.parts[place]
+            start = int(entries.starts[place])
+            own = slice(start, start + part.count)
+            met = _gates(vmas[k], gates[vmas[k]], part, logs)
+            for refusal in _runs(vmas[k], part, met, wanted[own], mapped[own]):
+                yield vmas[k], refusal
 
 
-def _held(
-    kernel: Kernel, part: TablePart, highest: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether each PTE holds something, whether that is memory, and whether in a folio of the highest
-    order."""
-    if not pmd_is_table(part.pmd):
-        everything = np.ones(part.count, np.bool_)
-        return everything, everything, everything
-    ptes = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()[part.index : part.index + part.count]
-    pfns = np.where(ptes & PRESENT, ptes >> PFN_SHIFT, 0)
-    orders = kernel.mem.order.view()[kernel.mem.head.view()[pfns]]
-    return ptes != 0, pfns != 0, (pfns != 0) & (orders >= highest)
+def _gates(
+    vma: Vma, refused: VmaGate | None, part: TablePart, logs: dict[tuple[int, int], TableLog]
+) -> Sequence[Gate]:
+    """The last gate of every PTE of a part."""
+    geometry = vma.vm_mm.geometry
+    if refused is not None:
+        return [Gate(RefusedAt.VMA, refused)] * part.count
+    pmd_base = geometry.pmd_addr(part.address)
+    if not geometry.pmd_align_up(vma.vm_start) <= pmd_base < geometry.pmd_addr(vma.vm_end):
+        return [Gate(RefusedAt.EDGE, WindowGate.EDGE)] * part.count
+    if not vma.vm_mm.mm_flags_test(MMF_VM_HUGEPAGE):
+        return [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_REGISTERED)] * part.count
+    log = logs.get((vma.vm_mm.number, pmd_base))
+    if log is None:
+        return [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)] * part.count
+    return table_gates(vma, log)[part.index : part.index + part.count]
 
 
 def _runs(
     vma: Vma,
     part: TablePart,
-    gates: list[Gate],
+    gates: Sequence[Gate],
     wanted: NDArray[np.bool_],
     mapped: NDArray[np.bool_],
 ) -> Iterator[Refusal]:

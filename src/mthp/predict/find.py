@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mthp.mm.mm_types import Vma
 from mthp.predict.changes import apply_change, candidates
-from mthp.predict.explain import explain_vma
+from mthp.predict.explain import explain, vma_gate
 from mthp.predict.measure import TlbModel
 from mthp.predict.passes import Interrupted, TableLog
 from mthp.predict.records import Change, Price, Proposal, Refusal, Scope, Verified
@@ -146,7 +146,7 @@ def _prepared(vma: Vma, pmd_addr: int, changes: tuple[Change, ...]) -> Trial:
 def _met(trial: Trial, logs: dict[tuple[int, int], TableLog], refusal: Refusal) -> Refusal | None:
     """What the refused PTEs ran into in the trial."""
     end = refusal.address + refusal.span * trial.kernel.geometry.page_size
-    for new in explain_vma(trial.kernel, trial.vma, logs):
+    for _, new in explain(trial.kernel, {trial.vma: vma_gate(trial.kernel, trial.vma)}, logs):
         if new.address < end and refusal.address < new.address + new.span * (
             trial.kernel.geometry.page_size
         ):

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.page_flags import ENTIRELY_MAPPED, PG_PARTIALLY_MAPPED
 from mthp.mm.pgtable_types import (
+    KIND_MASK,
+    KIND_SHIFT,
     PFN_SHIFT,
     PRESENT,
     Leaf,
-    leaf_kind,
     pmd_is_table,
     pmd_pgtable,
 )
@@ -34,6 +36,8 @@ class TlbModel(StrEnum):
     """Like plain, but 16 aligned PTEs of one folio share one (arm64, 4K pages)."""
 
 
+_PTES_AT_ONCE = 1 << 16
+"""Entries that are looked at together."""
 CONTPTES = 16
 """PTEs behind one contiguous translation. Kernel: arch/arm64/include/asm/pgtable-hwdef.h."""
 
@@ -65,10 +69,15 @@ class Measured:
         return sum(usage.translations for usage in self.usages)
 
 
-def measure(kernel: Kernel, vmas: Iterable[Vma], tlb: TlbModel) -> Measured:
+def measure(kernel: Kernel, vmas: Sequence[Vma], tlb: TlbModel) -> Measured:
     """What these mappings hold now. Not a step."""
     mapped = np.zeros(kernel.mem.nr_frames, np.bool_)
-    usages = tuple(measure_vma(kernel, vma, tlb, mapped) for vma in vmas)
+    usages = tuple(Usage() for _ in vmas)
+    for entries in entries_of(kernel, vmas):
+        for k, part in entries.huge:
+            _measure_huge(kernel, part, usages[k], mapped)
+        if entries.parts:
+            _measure_tables(kernel, entries, usages, mapped, tlb)
     large: set[int] = set().union(*(usage.large for usage in usages))
     return Measured(usages, _orders(kernel, mapped), partly_mapped(kernel, large))
 
@@ -132,46 +141,124 @@ def populated_parts(vma: Vma) -> Iterator[TablePart]:
         first = number << page_span
         low = max(0, (vma.vm_start - first) >> geometry.pmd_shift)
         high = min(nr, -(-(vma.vm_end - first) >> geometry.pmd_shift))
-        for slot in (low + np.flatnonzero(page.pmds.view()[low:high])).tolist():
+        there = page.pmds.view()[low:high].nonzero()[0].tolist() if high - low > 1 else [0]
+        for slot in (low + each for each in there):
+            pmd = page.pmds.raw[slot]
             base = first + (slot << geometry.pmd_shift)
             start = max(base, vma.vm_start)
-            stop = min(base + geometry.pmd_size, vma.vm_end)
-            count = (stop - start) >> geometry.page_shift
-            yield TablePart(start, geometry.pte_index(start), count, page.pmds.raw[slot])
+            count = (min(base + geometry.pmd_size, vma.vm_end) - start) >> geometry.page_shift
+            if pmd:
+                yield TablePart(start, geometry.pte_index(start), count, pmd)
 
 
-def measure_vma(kernel: Kernel, vma: Vma, tlb: TlbModel, mapped: NDArray[np.bool_]) -> Usage:
-    """What a mapping holds now; every frame that it maps is marked in `mapped`. Not a step."""
-    usage = Usage()
-    page_size = kernel.geometry.page_size
-    for part in populated_parts(vma):
-        if not pmd_is_table(part.pmd):
-            _measure_huge(kernel, part, usage, mapped)
-            continue
-        ptes = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()[
-            part.index : part.index + part.count
-        ]
-        present = (ptes & PRESENT) != 0
-        pfns = ptes[present] >> PFN_SHIFT
-        frames = pfns[pfns != 0]
-        zero = len(pfns) - len(frames)
-        usage.zero += zero * page_size
-        usage.swapped += page_size * sum(
-            leaf_kind(int(pte)) is Leaf.SWAP for pte in ptes[(ptes != 0) & ~present]
-        )
-        usage.translations += zero
-        if not len(frames):
-            continue
-        mapped[frames] = True
-        heads = kernel.mem.head.view()[frames]
-        orders = kernel.mem.order.view()[heads]
-        for order in np.flatnonzero(np.bincount(orders)).tolist():
-            of_order = heads[orders == order]
-            usage.bytes[order] += len(of_order) * page_size
-            if order:
-                usage.large.update(np.unique(of_order).tolist())
-        usage.translations += _translations(ptes, part.index, heads, present, pfns != 0, tlb)
-    return usage
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Parts of some mappings' tables, with the number of the mapping that each belongs to.
+
+    huge: of those that a PMD maps. parts: of the others, whose words follow one another from starts
+    on; owners: the mapping's number of each word; pfns: 0 where it is no page; orders: of the folio behind.
+    """
+
+    huge: list[tuple[int, TablePart]]
+    parts: list[tuple[int, TablePart]]
+    starts: NDArray[np.intp]
+    owners: NDArray[np.intp]
+    words: NDArray[np.int64]
+    pfns: NDArray[np.int64]
+    heads: NDArray[np.int64]
+    orders: NDArray[np.int8]
+
+
+def entries_of(kernel: Kernel, vmas: Iterable[Vma]) -> Iterator[Entries]:
+    """All populated parts of some mappings, so many at once that no mapping is too small for NumPy.
+    Not a step.
+    """
+    parts: list[tuple[int, TablePart]] = []
+    size = 0
+    for k, vma in enumerate(vmas):
+        for part in populated_parts(vma):
+            parts.append((k, part))
+            size += part.count
+            if size >= _PTES_AT_ONCE:
+                yield _entries(kernel, parts)
+                parts, size = [], 0
+    if parts:
+        yield _entries(kernel, parts)
+
+
+def _entries(kernel: Kernel, parts: list[tuple[int, TablePart]]) -> Entries:
+    tables = [each for each in parts if pmd_is_table(each[1].pmd)]
+    none = np.zeros(0, np.int64)
+    words = [
+        kernel.tables[pmd_pgtable(part.pmd)].ptes.view()[part.index : part.index + part.count]
+        for _, part in tables
+    ]
+    together = np.concatenate([none, *words])
+    pfns = np.where(together & PRESENT, together >> PFN_SHIFT, 0)
+    heads = kernel.mem.head.view()[pfns]
+    counts = np.array([part.count for _, part in tables], np.intp)
+    return Entries(
+        huge=[each for each in parts if not pmd_is_table(each[1].pmd)],
+        parts=tables,
+        starts=counts.cumsum() - counts,
+        owners=np.repeat(np.array([k for k, _ in tables], np.intp), counts),
+        words=together,
+        pfns=pfns,
+        heads=heads,
+        orders=kernel.mem.order.view()[heads],
+    )
+
+
+def _measure_tables(
+    kernel: Kernel,
+    entries: Entries,
+    usages: Sequence[Usage],
+    mapped: NDArray[np.bool_],
+    tlb: TlbModel,
+) -> None:
+    """Add what the entries map to the usage of their mappings; mark their frames in `mapped`."""
+    page_size, shift = kernel.geometry.page_size, kernel.geometry.pmd_order + 1
+    words, owners, pfns = entries.words, entries.owners, entries.pfns
+    frames = pfns != 0
+    mapped[pfns[frames]] = True
+    for k, pages in _counted(owners[(words & PRESENT != 0) & ~frames]):
+        usages[k].zero += pages * page_size
+        usages[k].translations += pages
+    out = (words != 0) & (words & PRESENT == 0)
+    for k, pages in _counted(owners[out & (words & KIND_MASK == Leaf.SWAP << KIND_SHIFT)]):
+        usages[k].swapped += pages * page_size
+    for key, pages in _counted(owners[frames] * shift + entries.orders[frames]):
+        usages[key // shift].bytes[key % shift] += pages * page_size
+        usages[key // shift].translations += pages
+    large = frames & (entries.orders > 0)
+    for k, head in set(zip(owners[large].tolist(), entries.heads[large].tolist(), strict=True)):
+        usages[k].large.add(head)
+    if tlb is TlbModel.CONTPTE:
+        for k, blocks in _counted(_whole_blocks(entries, frames)):
+            usages[k].translations -= blocks * (CONTPTES - 1)
+
+
+def _counted(numbers: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Each number and how often it is there."""
+    distinct, times = np.unique(numbers, return_counts=True)
+    return zip(distinct.tolist(), times.tolist(), strict=True)
+
+
+def _whole_blocks(entries: Entries, frames: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The mapping's number of each block of PTEs that one contiguous translation may stand for."""
+    sizes = np.diff(entries.starts, append=len(entries.words))
+    before = np.array([part.index for _, part in entries.parts]) - entries.starts
+    index = (np.arange(len(entries.words)) + np.repeat(before, sizes))[frames]
+    number = np.repeat(np.arange(len(sizes)), sizes)[frames] * len(entries.words)
+    pfns, heads = entries.pfns[frames], entries.heads[frames]
+    blocks, first, inverse, pages = np.unique(
+        number + index // CONTPTES, return_index=True, return_inverse=True, return_counts=True
+    )
+    follows = (np.diff(inverse) == 0) & (np.diff(heads) == 0) & (np.diff(pfns) == 1)
+    steps = np.bincount(inverse[1:][follows], minlength=len(blocks))
+    whole = (pages == CONTPTES) & (steps == CONTPTES - 1) & (pfns[first] % CONTPTES == 0)
+    owners: NDArray[np.intp] = entries.owners[frames][first[whole]]
+    return owners
 
 
 def held_in_tables(kernel: Kernel, vmas: Iterable[Vma], tables: frozenset[tuple[int, int]]) -> int:
@@ -202,33 +289,6 @@ def _measure_huge(kernel: Kernel, part: TablePart, usage: Usage, mapped: NDArray
     usage.bytes[order] += size
     usage.large.add(pfn)
     mapped[pfn + part.index : pfn + part.index + part.count] = True
-
-
-def _translations(
-    ptes: np.ndarray[tuple[int], np.dtype[np.int64]],
-    index: int,
-    heads: np.ndarray[tuple[int], np.dtype[np.int64]],
-    present: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    not_zero: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    tlb: TlbModel,
-) -> int:
-    """How many translations the pages that one table maps need."""
-    if tlb is TlbModel.PLAIN:
-        return len(heads)
-    at = np.flatnonzero(present)[not_zero] + index
-    pfns = ptes[at - index] >> PFN_SHIFT
-    blocks = at // CONTPTES
-    whole = 0
-    for block in np.unique(blocks).tolist():
-        inside = blocks == block
-        if (
-            int(np.count_nonzero(inside)) == CONTPTES
-            and len(np.unique(heads[inside])) == 1
-            and int(pfns[inside][0]) % CONTPTES == 0
-            and (np.diff(pfns[inside]) == 1).all()
-        ):
-            whole += 1
-    return len(heads) - whole * (CONTPTES - 1)
 
 
 def frames_in_use(kernel: Kernel) -> int:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from mthp.image.capture.run import NEVER
 from mthp.image.snapshot import Snapshot
+from mthp.mm.huge_mm import VmaGate
 from mthp.mm.mm_types import Mm, Vma
-from mthp.predict.explain import explain_vma, highest_order, vma_gate
+from mthp.predict.explain import explain, highest_order, vma_gate
 from mthp.predict.find import with_changes
 from mthp.predict.measure import TlbModel, Usage, held_in_tables, measure
 from mthp.predict.passes import TableLog, Tally, run_full_scans
@@ -75,16 +76,17 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     )
     timeline.on_sleep(run.wakeups)
     after = measure(kernel, vmas, request.tlb)
-    found = _refusals(world, vmas, tally.last_pass | tally.tables)
+    gates = {vma: vma_gate(kernel, vma) for vma in vmas}
+    found = _refusals(world, gates, tally.last_pass | tally.tables)
     refusals: tuple[Refusal, ...] = tuple(refusal for _, refusal in found)
     if request.changes and run.complete:
         refusals = tuple(with_changes(found, request.on_try, request.tlb))
     added = _added_by_vma(vmas, tally)
     uses = tuple(
-        _vma_use(vma, old, new, added[vma])
+        _vma_use(vma, gates[vma], old, new, added[vma])
         for vma, old, new in zip(vmas, before.usages, after.usages, strict=True)
     )
-    orders = [highest_order(kernel, vma) for vma in vmas if vma_gate(kernel, vma) is None]
+    orders = [highest_order(kernel, vma) for vma, gate in gates.items() if gate is None]
     return Outcome(
         target=request.target,
         source=request.source,
@@ -137,14 +139,13 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
 
 
 def _refusals(
-    world: BuiltWorld, vmas: list[Vma], logs: dict[tuple[int, int], TableLog]
+    world: BuiltWorld, gates: Mapping[Vma, VmaGate | None], logs: dict[tuple[int, int], TableLog]
 ) -> list[tuple[Vma, Refusal]]:
     """Every refusal but those of torn tables: why these are as they are, nobody can say."""
     down = world.kernel.geometry.pmd_addr
     return [
         (vma, refusal)
-        for vma in vmas
-        for refusal in explain_vma(world.kernel, vma, logs)
+        for vma, refusal in explain(world.kernel, gates, logs)
         if (refusal.pid, down(refusal.address)) not in world.torn
     ]
 
@@ -182,8 +183,7 @@ def _process_use(mm: Mm, resident: Resident, own: list[VmaUse]) -> ProcessUse:
     )
 
 
-def _vma_use(vma: Vma, before: Usage, after: Usage, added: int) -> VmaUse:
-    gate = vma_gate(vma.vm_mm.kernel, vma)
+def _vma_use(vma: Vma, gate: VmaGate | None, before: Usage, after: Usage, added: int) -> VmaUse:
     return VmaUse(
         pid=vma.vm_mm.number,
         start=vma.vm_start,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 
 from mthp.predict.records import (
     Change,
@@ -159,17 +160,20 @@ class RefusalGroup:
 def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[RefusalGroup]:
     """Puts refusals that read the same together; most pages first."""
 
-    def change(refusal: Refusal) -> str:
-        return change_text(_of_any_value(refusal.change), geometry)
+    refusals = list(refusals)
+    # Most take the change of another: a text for each object is enough.
+    proposals = {id(refusal.change): refusal.change for refusal in refusals}
+    texts = {each: change_text(_of_any_value(made), geometry) for each, made in proposals.items()}
 
     def kind(refusal: Refusal) -> tuple[str, str, int, str]:
         order = -1 if refusal.order is None else refusal.order
-        return refusal.stage.value, status_text(refusal.status), order, change(refusal)
+        text = texts[id(refusal.change)]
+        return refusal.stage.value, status_text(refusal.status), order, text
 
-    refusals = sorted(refusals, key=kind)
+    refusals.sort(key=kind)
     with_change: dict[str, list[Refusal]] = {}
     for refusal in refusals:
-        with_change.setdefault(change(refusal), []).append(refusal)
+        with_change.setdefault(texts[id(refusal.change)], []).append(refusal)
     sure = list(Verified)
     groups = []
     for (*_, text), members in groupby(refusals, key=kind):
@@ -221,32 +225,52 @@ def _of_any_value(proposal: Proposal | None) -> Proposal | None:
     return replace(proposal, changes=tuple(changes))
 
 
-def _price(refusals: Sequence[Refusal], geometry: Geometry) -> Price | None:
-    """What the changes of some refusals cost; None where none was run.
+class _Prices:
+    """What the changes of some refusals cost.
 
     What is not made to single pages was tried for a whole table, and counts once for each.
     """
-    tables: dict[tuple[object, ...], Price] = {}
-    tried = 0
-    for refusal in refusals:
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.pages = self._tried = 0
+        self._tables: dict[tuple[object, ...], Price] = {}
+
+    def add(self, refusal: Refusal) -> None:
+        """Count one more."""
+        self.pages += refusal.pages
         if refusal.change is None or refusal.verified is not Verified.RUN:
-            continue
+            return
         changes = refusal.change.changes
         wide = all(change.kind.scope is not Scope.WINDOW for change in changes)
-        place = geometry.pmd_addr(refusal.address) if wide else refusal.address
-        tables[refusal.pid, place, changes] = refusal.change.price
-        tried += refusal.pages
-    total = sum(refusal.pages for refusal in refusals)
-    whole = sum(tables.values(), Price())
-    return whole.scaled(total, tried) if tried else None
+        place = self.geometry.pmd_addr(refusal.address) if wide else refusal.address
+        self._tables[refusal.pid, place, changes] = refusal.change.price
+        self._tried += refusal.pages
+
+    @property
+    def price(self) -> Price | None:
+        """Of all of them, as much for each page where not all were run; None where none was run."""
+        whole = sum(self._tables.values(), Price())
+        return whole.scaled(self.pages, self._tried) if self._tried else None
+
+
+def _price(refusals: Iterable[Refusal], geometry: Geometry) -> Price | None:
+    prices = _Prices(geometry)
+    for refusal in refusals:
+        prices.add(refusal)
+    return prices.price
 
 
 def _curve(refusals: Sequence[Refusal], geometry: Geometry) -> Iterator[CurvePoint]:
     """What each value of the knob gives that they raise: all that needs as much, or less."""
-    for value in sorted({value for refusal in refusals for value in _raised(refusal)}):
-        let_in = [refusal for refusal in refusals if max(_raised(refusal)) <= value]
-        size = sum(refusal.pages for refusal in let_in) * geometry.page_size
-        yield CurvePoint(value, size, _price(let_in, geometry) or Price())
+    raised = {id(refusal.change): max(_raised(refusal), default=None) for refusal in refusals}
+    values = ((raised[id(refusal.change)], refusal) for refusal in refusals)
+    prices = _Prices(geometry)
+    with_value = sorted(((v, r) for v, r in values if v is not None), key=itemgetter(0))
+    for value, alike in groupby(with_value, key=itemgetter(0)):
+        for _, refusal in alike:
+            prices.add(refusal)
+        yield CurvePoint(value, prices.pages * geometry.page_size, prices.price or Price())
 
 
 def _page_text(page: PageAt) -> str:
