@@ -52,7 +52,7 @@ KINDS = [
 
 
 def entries() -> list[SmapsEntry]:
-    return list(parse_maps(SMAPS.splitlines(keepends=True)))
+    return list(parse_maps(SMAPS))
 
 
 def described(**more: object) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def test_this_process() -> None:
         shared[:] = b"x" * len(shared)
         devices = shmem_devices(os.getpid())
         with open("/proc/self/smaps", "rb") as lines:
-            mine = [vma for vma in parse_maps(lines) if vma.path == "/dev/zero (deleted)"]
+            mine = [vma for vma in parse_maps(lines.read()) if vma.path == "/dev/zero (deleted)"]
     assert mine and all(mapping_kind(vma, devices) is MappingKind.SHMEM for vma in mine)
     sums = rollup(os.getpid())
     assert 0 < sums["pss"] <= sums["rss"] and sums["anonymous"] > 0

@@ -138,14 +138,14 @@ class Mm:
     """An address space: its VMAs, page tables, locks and counters.
 
     number: the process id it stands for. mm_users: 0 once every user is gone. flags: MMF_* bits.
-    pmd_pages: PUD index -> page of PMD slots. vmas are guarded by mmap_lock; mm_mt stands for the
-    tree that lookups without it read, and counts its changes.
+    pmd_pages: PUD index -> page of PMD slots; pmd_numbers: the indices, ascending. vmas are guarded
+    by mmap_lock; mm_mt stands for the tree that lookups without it read, and counts its changes.
     """
 
     __slots__ = (
         "_ends", "_starts", "comm", "counters", "flags", "geometry", "kernel", "machine", "memcg",
-        "mm_mt", "mm_users", "mmap_lock", "notifiers", "number", "pmd_pages", "unlinked_vmas", "vmas",
-        "write_locked_vmas",
+        "mm_mt", "mm_users", "mmap_lock", "notifiers", "number", "pmd_numbers", "pmd_pages",
+        "unlinked_vmas", "vmas", "write_locked_vmas",
     )  # fmt: skip
 
     def __init__(
@@ -167,6 +167,7 @@ class Mm:
         self._ends: list[Address] = []
         self.write_locked_vmas: list[Vma] = []
         self.pmd_pages: dict[int, PmdPage] = {}
+        self.pmd_numbers: list[int] = []
         self.counters: Counter[str] = Counter()
         self.notifiers: list[Subscriber] = []
 

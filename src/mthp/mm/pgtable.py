@@ -8,6 +8,7 @@ arch/x86/include/asm/pgalloc.h (pmd_populate).
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -96,6 +97,7 @@ def pmd_ptr(mm: Mm, address: Address, *, create: bool = False) -> PmdPtr | None:
         if not create:
             return None
         page = mm.pmd_pages[number] = PmdPage(mm.kernel, f"mm{mm.number}.pmd{number}")
+        insort(mm.pmd_numbers, number)
     return PmdPtr(page, slot)
 
 

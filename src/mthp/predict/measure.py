@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -134,9 +135,9 @@ def populated_parts(vma: Vma) -> Iterator[TablePart]:
     geometry = mm.geometry
     nr = geometry.ptrs_per_pte
     page_span = geometry.pmd_shift + geometry.pmd_order
-    spanned = range(vma.vm_start >> page_span, (vma.vm_end - 1 >> page_span) + 1)
-    fewer = mm.pmd_pages if len(mm.pmd_pages) < len(spanned) else spanned
-    for number in sorted(n for n in fewer if n in mm.pmd_pages and n in spanned):
+    first_page = bisect_left(mm.pmd_numbers, vma.vm_start >> page_span)
+    last_page = bisect_right(mm.pmd_numbers, vma.vm_end - 1 >> page_span)
+    for number in mm.pmd_numbers[first_page:last_page]:
         page = mm.pmd_pages[number]
         first = number << page_span
         low = max(0, (vma.vm_start - first) >> geometry.pmd_shift)

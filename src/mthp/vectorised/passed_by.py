@@ -8,7 +8,8 @@ by arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -127,14 +128,12 @@ def _slots(mm: Mm, address: Address, end: Address) -> Iterator[tuple[int, NDArra
     """The PMD slots of [address, end), page by page where there is one: the first's number, values."""
     shift, nr = mm.geometry.pmd_shift, mm.geometry.ptrs_per_pte
     at, stop = address >> shift, end >> shift
-    numbers: Iterable[int] = range(at // nr, -(-stop // nr))
-    if len(mm.pmd_pages) < -(-stop // nr) - at // nr:  # a mapping may span far more than there is
-        numbers = sorted(number for number in mm.pmd_pages if number in numbers)
-    for number in numbers:
-        page, first = mm.pmd_pages.get(number), max(at, number * nr)
-        if page is not None:
-            slots = slice(first - number * nr, min(nr, stop - number * nr))
-            yield first, page.pmds.view()[slots]
+    numbers = mm.pmd_numbers  # a mapping may span far more than there is
+    for k in range(bisect_left(numbers, at // nr), bisect_left(numbers, -(-stop // nr))):
+        number = numbers[k]
+        first = max(at, number * nr)
+        slots = slice(first - number * nr, min(nr, stop - number * nr))
+        yield first, mm.pmd_pages[number].pmds.view()[slots]
 
 
 def _tables_to_pass(mm: Mm, address: Address, end: Address) -> int:

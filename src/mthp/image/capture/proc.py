@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import re
-from typing import Iterable, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 from mthp.words.streams import TOO_MANY_FILES
 
@@ -275,24 +275,29 @@ def why_skipped(perms: str, inode: int, path: str, flags: list[str]) -> str | No
     return "shared mapping" if perms.endswith("s") else None
 
 
-def parse_maps(lines: Iterable[bytes]) -> Iterator[SmapsEntry]:
-    """The VMAs in the lines of maps or smaps; those of maps have no sizes and flags."""
+WANTED = re.compile(
+    rb"(?m)^(?:(%s): +(\d+)( kB)?|VmFlags: ?([^\n]*)|([0-9a-f]+-[0-9a-f]+ [^\n]*))$"
+    % b"|".join(SIZES)
+)
+"""A line of maps or smaps that is looked at: a size, the flags, or the first of a VMA."""
+
+
+def parse_maps(content: bytes) -> Iterator[SmapsEntry]:
+    """The VMAs in maps or smaps; those of maps have no sizes and flags."""
     head: list[str] = []
     sizes: dict[str, int] = {}
     flags = ""
-    for line in lines:
-        key, colon, value = line.partition(b":")
-        if colon and b"-" not in key and b" " not in key:
-            if key in SIZES:
-                words = value.split()
-                size = int(words[0]) << (10 if len(words) > 1 else 0)
-                sizes[SIZES[key]] = sizes.get(SIZES[key], 0) + size
-            elif key == b"VmFlags":
-                flags = value.decode().strip()
-            continue
-        if head:
-            yield _vma(head, sizes, flags)
-        head, sizes, flags = line.decode("utf-8", "replace").rstrip("\n").split(None, 5), {}, ""
+    for match in WANTED.finditer(content):
+        key, size, kib, codes, first = match.groups()
+        if key:
+            name = SIZES[key]
+            sizes[name] = sizes.get(name, 0) + (int(size) << 10 if kib else int(size))
+        elif codes is not None:
+            flags = codes.decode().strip()
+        else:
+            if head:
+                yield _vma(head, sizes, flags)
+            head, sizes, flags = first.decode("utf-8", "replace").split(None, 5), {}, ""
     if head:
         yield _vma(head, sizes, flags)
 
@@ -309,8 +314,8 @@ def _vma(head: list[str], sizes: dict[str, int], flags: str) -> SmapsEntry:
 
 def read_vmas(pid: int, file: str) -> list[SmapsEntry]:
     """The VMAs of /proc/PID/maps or smaps; CaptureError where they cannot be read."""
-    with reading(pid), open(f"/proc/{pid}/{file}", "rb") as lines:
+    with reading(pid), open(f"/proc/{pid}/{file}", "rb") as content:
         try:
-            return list(parse_maps(lines))
+            return list(parse_maps(content.read()))
         except (ValueError, IndexError):
             raise CaptureError(f"/proc/{pid}/{file} is not as Linux writes it", LACKING) from None
