@@ -44,9 +44,14 @@ class Timeline:
         self._out = self.kernel.mem.allocator.frames_out()
         size = others.anonymous_bytes if others is not None and others.scanned else 0
         self._others = size >> self.kernel.geometry.page_shift
+        self._attempts = -1
 
     def on_sleep(self, wakeups: int) -> None:
         """Note what is there after so many wakeups, with the LRU batches drained as the next will."""
+        attempts = self.tally.attempts.total()
+        if attempts == self._attempts:  # nothing else changes a page, or puts one into a batch
+            return
+        self._attempts = attempts
         lru_add_drain_all(self.kernel.mem, self.kernel.cpus)
         point = self._point(wakeups)
         last = self.points[-1] if self.points else TimePoint(0, 0, 0)

@@ -47,12 +47,13 @@ def collapse_scan_tables_at_once(
     mm, cc = vma.vm_mm, daemon.cc
     pmd_size = mm.geometry.pmd_size
     while daemon.address < end:
-        nr = 0
+        nr, huge = 0, list[Address]()
         if vma_is_anonymous(vma):
             most = _tables_for(mm.kernel, progress_max - cc.progress)
-            nr = _tables_to_pass(mm, daemon.address, min(end, daemon.address + most * pmd_size))
+            last = min(end, daemon.address + most * pmd_size)
+            nr, huge = _tables_to_pass(mm, daemon.address, last)
         if nr:
-            result = _pass_by(daemon, mm, nr, None)
+            result = _pass_by(daemon, mm, nr, huge, None)
             if cc.progress >= progress_max:
                 return result, False
             continue
@@ -66,7 +67,7 @@ def collapse_scan_tables_at_once(
 
 def wake_up_at_once(daemon: Khugepaged) -> None:
     """Pass the wakeups that would end among tables to be passed by; if there are none, wake up."""
-    mm, each, nr = daemon.mm_slot, *_quiet_wakeups(daemon)
+    mm, each, nr, huge = daemon.mm_slot, *_quiet_wakeups(daemon)
     if mm is None or nr < each:
         wake_up(daemon)
         return
@@ -77,35 +78,39 @@ def wake_up_at_once(daemon: Khugepaged) -> None:
     daemon.cc.progress = 1 + each * _cost(kernel)
     visit = KhugepagedScan(mm.number, daemon.cc.progress, full_scan_finished=False)
     slept = Slept("scan_sleep", kernel.settings.scan_sleep_millisecs)
-    _pass_by(daemon, mm, nr - nr % each, QuietWakeup(slept, each, visit))
+    nr -= nr % each
+    end = daemon.address + nr * mm.geometry.pmd_size
+    _pass_by(daemon, mm, nr, [at for at in huge if at < end], QuietWakeup(slept, each, visit))
 
 
-def _quiet_wakeups(daemon: Khugepaged) -> tuple[int, int]:
-    """How many tables a wakeup passes by, and how many there are for wakeups from the cursor on."""
+def _quiet_wakeups(daemon: Khugepaged) -> tuple[int, int, list[Address]]:
+    """How many tables a wakeup passes by, how many there are for wakeups from the cursor on, and the
+    huge ones of these."""
     kernel, mm, geometry = daemon.kernel, daemon.mm_slot, daemon.kernel.geometry
     each = _tables_for(kernel, kernel.settings.pages_to_scan - 1)
     if mm is None or not hugepage_enabled(kernel) or collapse_test_exit_or_disable(mm):
-        return each, 0
+        return each, 0, []
     vma = mm.find_vma(daemon.address)
     if vma is None or geometry.pmd_align_up(vma.vm_start) > daemon.address:
-        return each, 0
-    nr = _tables_to_pass(mm, daemon.address, geometry.pmd_addr(vma.vm_end))
+        return each, 0, []
+    nr, huge = _tables_to_pass(mm, daemon.address, geometry.pmd_addr(vma.vm_end))
     if nr < each or not vma_is_anonymous(vma):
-        return each, 0
+        return each, 0, []
     if not collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED):
-        return each, 0
+        return each, 0, []
     lock = mm.mmap_read_trylock()
     if lock is None:
-        return each, 0
+        return each, 0, []
     lock.release()
-    return each, nr
+    return each, nr, huge
 
 
-def _pass_by(daemon: Khugepaged, mm: Mm, nr: int, wakeup: QuietWakeup | None) -> ScanResult:
+def _pass_by(
+    daemon: Khugepaged, mm: Mm, nr: int, huge: list[Address], wakeup: QuietWakeup | None
+) -> ScanResult:
     """Move the cursor over nr tables; returns what the last of them would answer."""
     size = mm.geometry.pmd_size
-    huge = tuple(_huge_among(mm, daemon.address, nr))
-    daemon.kernel.trace_row(PassedBy(mm.number, daemon.address, size, nr, huge, wakeup))
+    daemon.kernel.trace_row(PassedBy(mm.number, daemon.address, size, nr, tuple(huge), wakeup))
     daemon.address += nr * size
     if wakeup is None:
         daemon.cc.progress += nr * _cost(daemon.kernel)
@@ -130,42 +135,36 @@ def _slots(mm: Mm, address: Address, end: Address) -> Iterator[tuple[int, NDArra
     at, stop = address >> shift, end >> shift
     numbers = mm.pmd_numbers  # a mapping may span far more than there is
     for k in range(bisect_left(numbers, at // nr), bisect_left(numbers, -(-stop // nr))):
-        number = numbers[k]
-        first = max(at, number * nr)
-        slots = slice(first - number * nr, min(nr, stop - number * nr))
-        yield first, mm.pmd_pages[number].pmds.view()[slots]
+        base = numbers[k] * nr
+        first = max(at, base)
+        yield first, mm.pmd_pages[numbers[k]].pmds.view()[first - base : stop - base]
 
 
-def _tables_to_pass(mm: Mm, address: Address, end: Address) -> int:
-    """How many tables in a row from address on are not there or mapped by a huge PMD."""
-    first = address >> mm.geometry.pmd_shift
-    for at, pmds in _slots(mm, address, end):
-        (others,) = ((pmds != PMD_NONE) & (pmds & _MAPPED != _MAPPED)).nonzero()
-        if len(others):
-            return at - first + int(others[0])
-    return (end >> mm.geometry.pmd_shift) - first
-
-
-def _huge_among(mm: Mm, address: Address, nr: int) -> Iterator[Address]:
-    """The addresses of those of nr such tables that a huge PMD maps."""
-    for at, pmds in _slots(mm, address, address + nr * mm.geometry.pmd_size):
+def _tables_to_pass(mm: Mm, address: Address, end: Address) -> tuple[int, list[Address]]:
+    """How many tables in a row from address on are not there or mapped by a huge PMD; of these the
+    addresses.
+    """
+    shift = mm.geometry.pmd_shift
+    huge: list[Address] = []
+    for first, pmds in _slots(mm, address, end):
         for slot in pmds.nonzero()[0].tolist():
-            yield (at + slot) << mm.geometry.pmd_shift
+            at = (first + slot) << shift
+            if int(pmds[slot]) & _MAPPED != _MAPPED:
+                return (at - address) >> shift, huge
+            huge.append(at)
+    return (end - address) >> shift, huge
 
 
 def pass_by_tables_at_once(mm: Mm, address: Address, end: Address) -> tuple[int, int]:
     """Count tables that are not there, up to one that ends MADV_COLLAPSE, and huge PMDs."""
-    ends = mm.kernel.profile.missing_table is MissingTable.END
-    first = address >> mm.geometry.pmd_shift
-    nr = (end >> mm.geometry.pmd_shift) - first
-    for at, pmds in _slots(mm, address, end):
-        passed = pmds & _MAPPED == _MAPPED
-        (others,) = (~passed if ends else ~passed & (pmds != PMD_NONE)).nonzero()
-        if len(others):
-            nr = at - first + int(others[0])
-            break
-    huge = tuple(_huge_among(mm, address, nr))
+    size = mm.geometry.pmd_size
+    nr, huge = _tables_to_pass(mm, address, end)
+    if mm.kernel.profile.missing_table is MissingTable.END:
+        for first, pmds in _slots(mm, address, address + nr * size):
+            if not pmds.all():
+                missing = (first + int((pmds == PMD_NONE).argmax())) * size
+                nr, huge = (missing - address) // size, [at for at in huge if at < missing]
+                break
     if nr:
-        size = mm.geometry.pmd_size
-        mm.kernel.trace_row(PassedBy(mm.number, address, size, nr, huge, None))
+        mm.kernel.trace_row(PassedBy(mm.number, address, size, nr, tuple(huge), None))
     return nr, len(huge)
