@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ class FramesAtOnce(Frames):
 
     def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
         """As Frames.look_up()."""
-        distinct, inverse = np.unique(np.frombuffer(pfns, np.uint64), return_inverse=True)
+        asked = np.frombuffer(pfns, np.uint64)
+        (there,) = asked.nonzero()  # of most tables that are there little is populated
+        distinct, inverse = np.unique(asked[there], return_inverse=True)
         frames = distinct.astype(np.int64)
         flags = _words(self.flags, frames)
         orders = np.zeros(len(frames), np.uint8)
@@ -33,17 +36,23 @@ class FramesAtOnce(Frames):
             whole = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)
             words = _words(self.flags, whole)
             sizes = _orders(words, self.block)
-            theirs = np.isin(frames // self.block, blocks) & (frames != 0)
+            theirs = np.isin(frames // self.block, blocks)
             at = np.searchsorted(whole, frames[theirs])
             flags[theirs], orders[theirs] = words[at], sizes[at]
         counts = _words(self.counts, frames).astype(np.uint32)
-        return flags[inverse].tobytes(), counts[inverse].tobytes(), orders[inverse].tobytes()
+
+        def spread(words: NDArray[Any]) -> bytes:
+            whole = np.zeros(len(asked), words.dtype)
+            whole[there] = words[inverse]
+            return whole.tobytes()
+
+        return spread(flags), spread(counts), spread(orders)
 
 
 def _words(file: int | None, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """What one of the two files has of ascending frames; 0 of frame 0."""
+    """What one of the two files has of ascending frames."""
     found = np.zeros(len(frames), np.uint64)
-    if file is None:
+    if file is None or not len(frames):
         return found
     starts = np.flatnonzero(np.diff(frames, prepend=-NEAR - 1) > NEAR).tolist()
     for i, j in zip(starts, [*starts[1:], len(frames)], strict=True):
@@ -53,7 +62,6 @@ def _words(file: int | None, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
         while done < len(view) and (got := os.preadv(file, [view[done:]], 8 * first + done)):
             done += got
         found[i:j] = words[frames[i:j] - first]
-    found[frames == 0] = 0
     return found
 
 

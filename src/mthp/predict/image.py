@@ -250,7 +250,7 @@ def capture(*pids: int, hidden: int = 0) -> Image:
     numbers = sorted(set(pids)) or [own_pid()]
     asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
     with spooled() as file:
-        capture_into(file, numbers, CaptureOptions(hidden=hidden, frames=FramesAtOnce))
+        capture_into(file, numbers, CaptureOptions(hidden=hidden, frames=FramesAtOnce), level=0)
         snapshot = read_snapshot(file, asked)
     first, *more = snapshot.processes
     name = _names(snapshot) if more else f"pid {first.pid} ({first.name})"

@@ -93,11 +93,11 @@ def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode("latin1")
 
 
-def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns) -> None:
-    """Write the whole .npz: meta first, then every column."""
+def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns, level: int) -> None:
+    """Write the whole .npz: meta first, then every column. level: of zlib; 0 does not compress."""
     document = json.dumps(meta, ensure_ascii=True, separators=(",", ":")).encode()
     rows, ptrs = len(columns.address), columns.geometry.ptrs_per_pte
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, True, 1) as archive:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, True, level) as archive:
 
         def member(name: str, kind: str, shape: tuple[int, ...], chunks: Iterable[bytes]) -> None:
             entry = zipfile.ZipInfo(name + ".npy", time.localtime()[:6])

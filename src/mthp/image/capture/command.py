@@ -73,12 +73,16 @@ def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, A
 
 
 def capture_into(
-    file: IO[bytes], pids: list[int], options: CaptureOptions, folder: str | None = None
+    file: IO[bytes],
+    pids: list[int],
+    options: CaptureOptions,
+    folder: str | None = None,
+    level: int = 1,
 ) -> list[str]:
     """Capture the processes into a file; returns a line on what was done and not seen, and lines on
     where their resident memory is.
 
-    folder: as for CaptureRun. CaptureError: a process cannot be read.
+    folder: as for CaptureRun. level: as for write_file(). CaptureError: a process cannot be read.
     """
     began = time.monotonic()
     if len(pids) > 65535:
@@ -89,7 +93,7 @@ def capture_into(
         meta = session.meta(processes)
         if options.redact:
             redact(meta, session.columns)
-        write_file(file, meta, session.columns)
+        write_file(file, meta, session.columns, level)
         deep = [deep_line(meta, session.columns)] if options.deep else []
         size, tables = file.tell(), len(session.columns.address)
     torn = meta["tearing"]
