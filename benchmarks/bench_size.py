@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `mthp collapse` of a live process costs by what is populated: CPU seconds and peak RSS, as ratios.
+"""What `mthp collapse` of a live process costs by what is populated: CPU seconds and peak RSS, as ratios;
+and what `mthp snap` of 12 GiB of small pages costs, against reading the same of the kernel once with NumPy.
 
 Run as: PYTHONPATH=src python benchmarks/bench_size.py. Each pair holds the same pages, in one dense mapping
 or 50 of them, and spread over a large one or 50,000; the commands take turns.
@@ -14,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +24,28 @@ MAP_NORESERVE = 0x4000
 PAGES = 4096
 TIB = 1 << 40
 FLAGS = ("--enabled", "2048kB=always", "--max-ptes-none", "0", "--quiet")
+MOST_SMALL = 12 << 30
+READ_ONCE = """
+import os, sys, numpy as np
+
+def words(file, first, count):
+    found = np.empty(count, np.uint64)
+    view, done = found.data.cast("B"), 0
+    while done < len(view):
+        done += os.preadv(file, [view[done:]], 8 * first + done)
+    return found
+
+pid, start, pages = map(int, sys.argv[1:])
+entries = words(os.open(f"/proc/{pid}/pagemap", os.O_RDONLY), start // 4096, pages)
+frames = np.sort(entries & np.uint64((1 << 55) - 1)).astype(np.int64)
+starts = np.flatnonzero(np.diff(frames, prepend=-65) > 64).tolist()
+for name in ("kpageflags", "kpagecount"):
+    file = os.open("/proc/" + name, os.O_RDONLY)
+    for i, j in zip(starts, [*starts[1:], len(frames)]):
+        first = int(frames[i])
+        words(file, first, int(frames[j - 1]) - first + 1)[frames[i:j] - first]
+"""
+"""Reads the entries of a mapping, and two words of each frame that is in them."""
 
 
 def spread(size: int) -> None:
@@ -78,16 +102,51 @@ def process(make: Callable[[], None]) -> Iterator[int]:
         os.close(writing)
 
 
-def collapse(pid: int) -> tuple[float, float]:
-    """CPU seconds and peak MiB of one command on a process."""
-    command = [sys.executable, "-m", "mthp", "collapse", "--pid", str(pid), *FLAGS]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def mthp(*arguments: str) -> tuple[float, float]:
+    """CPU seconds and peak MiB of one command."""
+    return cost(sys.executable, "-m", "mthp", *arguments)
+
+
+def cost(*command: str) -> tuple[float, float]:
+    """CPU seconds and peak MiB of a child."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     usage: resource.struct_rusage
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise RuntimeError(f"mthp collapse ended with {child.returncode}")
+        raise RuntimeError(f"{command[2:5]} ended with {child.returncode}")
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def small_pages(size: int, where: int) -> None:
+    """So many bytes of small pages; their address is written to a descriptor."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    for at in range(0, size, PAGE):
+        memory[at] = 1
+    os.write(where, str(ctypes.addressof(ctypes.c_char.from_buffer(memory))).encode())
+    KEPT.append(memory)
+
+
+def snapshot_table(rounds: int) -> None:
+    """Print what a snapshot of small pages costs: 12 GiB, or half of all memory."""
+    size = min(MOST_SMALL, os.sysconf("SC_PHYS_PAGES") * PAGE // 2) >> 21 << 21
+    reading, writing = os.pipe()
+    with (
+        process(lambda: small_pages(size, writing)) as pid,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        once = (sys.executable, "-c", READ_ONCE, str(pid), os.read(reading, 32).decode())
+        file = os.path.join(folder, "small.npz")
+        peer = min(cost(*once, str(size // PAGE)) for _ in range(rounds))
+        snap = min(mthp("snap", "--pid", str(pid), "-o", file, "--quiet") for _ in range(rounds))
+        huge = mthp("collapse", file, *FLAGS)
+    rows = {"NumPy, once": peer, "mthp snap": snap, "mthp collapse FILE": huge}
+    print(f"| {size / 2**30:.1f} GiB of small pages | CPU | x NumPy | peak RSS |")
+    print("|---|--:|--:|--:|")
+    for name, (seconds, mib) in rows.items():
+        print(f"| {name} | {seconds:.2f} s | {seconds / peer[0]:.2f} | {mib:.0f} MiB |")
+    print()
 
 
 def main(rounds: int = 2) -> None:
@@ -96,7 +155,8 @@ def main(rounds: int = 2) -> None:
     for _ in range(rounds):
         for name, make in PROCESSES.items():
             with process(make) as pid:
-                best[name] = min(best.get(name, (float("inf"), 0.0)), collapse(pid))
+                now = mthp("collapse", "--pid", str(pid), *FLAGS)
+                best[name] = min(best.get(name, (float("inf"), 0.0)), now)
     print("| process | CPU | x the first of its kind | peak RSS |")
     print("|---|--:|--:|--:|")
     peer = 1.0
@@ -104,6 +164,7 @@ def main(rounds: int = 2) -> None:
         peer = peer if name.startswith("the same") else seconds
         print(f"| {name} | {seconds:.2f} s | {seconds / peer:.1f} | {mib:.0f} MiB |")
     print()
+    snapshot_table(rounds)
 
 
 if __name__ == "__main__":

@@ -126,12 +126,15 @@ class MemMap:
             self.nid.raw[first : self.nr_frames] = array("b", [nid]) * count
         return first
 
+    def make_room(self, count: int) -> None:
+        """Let rows grow at once for so many frames that are to come: step by step leaves holes behind."""
+        for name in _ROWS:
+            getattr(self, name).grow(self.nr_frames + count)
+
     def _grow(self, end: int) -> None:
         if end > len(self.head.raw):
             # Some frames ahead: growing is dear, and folios are mostly small.
-            room = end + (end >> _ROOM_SHIFT) + _ROOM
-            for name in _ROWS:
-                getattr(self, name).grow(room)
+            self.make_room(end + (end >> _ROOM_SHIFT) + _ROOM - self.nr_frames)
         self.nr_frames = end
 
     # Allocating and freeing

@@ -284,6 +284,8 @@ class _Builder:
             if vma.anon_vma is not None:
                 own = span(tables.table_address, self.geometry, vma.vm_start, vma.vm_end)
                 anon_vmas.reshape(-1)[own] = vma.anon_vma.number
+        alone = (tables.pte & (Pte.PRESENT | Pte.ZERO) == Pte.PRESENT) & (tables.kpagecount < 2)
+        self.mem.make_room(int(np.count_nonzero(alone)))
         for first in range(0, len(tables.table_address), _TABLES_AT_ONCE):
             rows = slice(first, first + _TABLES_AT_ONCE)
             self.fill_tables(mm, tables.rows(rows), anon_vmas[rows])
