@@ -38,7 +38,7 @@ class TlbModel(StrEnum):
 
 
 _PTES_AT_ONCE = 1 << 16
-"""Entries that are looked at together."""
+"""TableEntries that are looked at together."""
 CONTPTES = 16
 """PTEs behind one contiguous translation. Kernel: arch/arm64/include/asm/pgtable-hwdef.h."""
 
@@ -153,7 +153,7 @@ def populated_parts(vma: Vma) -> Iterator[TablePart]:
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class TableEntries:
     """Parts of some mappings' tables, with the number of the mapping that each belongs to.
 
     huge: of those that a PMD maps. parts: of the others, whose words follow one another from starts
@@ -170,7 +170,7 @@ class Entries:
     orders: NDArray[np.int8]
 
 
-def entries_of(kernel: Kernel, vmas: Iterable[Vma]) -> Iterator[Entries]:
+def entries_of(kernel: Kernel, vmas: Iterable[Vma]) -> Iterator[TableEntries]:
     """All populated parts of some mappings, so many at once that no mapping is too small for NumPy.
     Not a step.
     """
@@ -187,7 +187,7 @@ def entries_of(kernel: Kernel, vmas: Iterable[Vma]) -> Iterator[Entries]:
         yield _entries(kernel, parts)
 
 
-def _entries(kernel: Kernel, parts: list[tuple[int, TablePart]]) -> Entries:
+def _entries(kernel: Kernel, parts: list[tuple[int, TablePart]]) -> TableEntries:
     tables = [each for each in parts if pmd_is_table(each[1].pmd)]
     none = np.zeros(0, np.int64)
     words = [
@@ -198,7 +198,7 @@ def _entries(kernel: Kernel, parts: list[tuple[int, TablePart]]) -> Entries:
     pfns = np.where(together & PRESENT, together >> PFN_SHIFT, 0)
     heads = kernel.mem.head.view()[pfns]
     counts = np.array([part.count for _, part in tables], np.intp)
-    return Entries(
+    return TableEntries(
         huge=[each for each in parts if not pmd_is_table(each[1].pmd)],
         parts=tables,
         starts=counts.cumsum() - counts,
@@ -212,7 +212,7 @@ def _entries(kernel: Kernel, parts: list[tuple[int, TablePart]]) -> Entries:
 
 def _measure_tables(
     kernel: Kernel,
-    entries: Entries,
+    entries: TableEntries,
     usages: Sequence[Usage],
     mapped: NDArray[np.bool_],
     tlb: TlbModel,
@@ -245,7 +245,7 @@ def _counted(numbers: NDArray[Any]) -> Iterator[tuple[int, int]]:
     return zip(distinct.tolist(), times.tolist(), strict=True)
 
 
-def _whole_blocks(entries: Entries, frames: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _whole_blocks(entries: TableEntries, frames: NDArray[np.bool_]) -> NDArray[np.intp]:
     """The mapping's number of each block of PTEs that one contiguous translation may stand for."""
     sizes = np.diff(entries.starts, append=len(entries.words))
     before = np.array([part.index for _, part in entries.parts]) - entries.starts
