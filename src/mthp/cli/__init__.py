@@ -23,7 +23,7 @@ from mthp.image.capture.proc import CaptureError
 from mthp.lab.errors import LabError
 from mthp.words.files import FileError, one_line
 from mthp.words.processes import WorkerKilled
-from mthp.words.streams import drop, ended_in_order, failure, occupy, say
+from mthp.words.streams import drop, ended_at_once, ended_in_order, failure, occupy, say
 
 EXIT_CODES = (
     "exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 prediction and kernel differ, "
@@ -119,6 +119,7 @@ def _run(args: argparse.Namespace) -> int:
     run = args.run
     if isinstance(run, str):
         module, _, name = run.partition(":")
-        run = getattr(import_module(module), name)
+        with ended_at_once():
+            run = getattr(import_module(module), name)
     code: int = run(args)
     return code

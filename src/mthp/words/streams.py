@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from typing import Any, Iterator, NoReturn
+from typing import Any, Iterable, Iterator, NoReturn
 
 from mthp.words.files import one_line
 
@@ -70,8 +70,31 @@ def drop(number: int) -> None:
 
 
 @contextlib.contextmanager
-def ended_in_order() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP, unless ignored, raise KeyboardInterrupt, as Ctrl-C does: the first one.
+def _handled(numbers: Iterable[int], handler: Any) -> Iterator[None]:
+    """Have a handler for some signals, but for those that are ignored."""
+    before = {}
+    try:
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    except ValueError:  # not in the main thread: signals are another's
+        pass
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def ended_at_once() -> contextlib.AbstractContextManager[None]:
+    """Have Ctrl-C, SIGTERM and SIGHUP end us without a word: while modules are loaded nothing is begun,
+    and an exception from a handler may come out of a module in C as another one.
+    """
+    return _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+
+
+def ended_in_order() -> contextlib.AbstractContextManager[None]:
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does: the first one.
 
     So files and processes are put away. What comes after it is ignored meanwhile.
     """
@@ -82,15 +105,4 @@ def ended_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {}
-    try:
-        for number in endings:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, end)
-    except ValueError:  # not in the main thread: signals are another's
-        pass
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _handled(endings, end)
