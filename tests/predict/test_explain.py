@@ -8,20 +8,23 @@ from __future__ import annotations
 import random
 from collections import Counter
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from mthp.image.runs import PageKind, PteState
 from mthp.image.scenario import Scenario, load
+from mthp.image.snapshot import read_snapshot
 from mthp.mm.mem_map import MemMap
 from mthp.predict.explain import highest_order
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.records import Outcome, TimePoint
-from mthp.words.profiles import PROFILES
-from mthp.words.settings import Enabled
+from mthp.words.profiles import DEFAULT, PROFILES
+from mthp.words.settings import Enabled, Settings
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.render import canonical, render_state
+from tests.image.made import made
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -99,6 +102,17 @@ def test_each_page_has_one_refusal_and_the_end_is_a_fixed_point(seed: int) -> No
         again = run_world(world, request())
         assert canonical(render_state(world.kernel, world.vmas)) == before, scenario.id
         assert (again.collapsed_bytes, again.swapped_in_bytes) == (0, 0)
+
+
+def test_a_page_of_two_processes_is_counted_once() -> None:
+    """Of the twelve pages of the first table the child maps two."""
+    image = read_snapshot(BytesIO(made().packed()), "made")
+    settings = Settings(image.geometry, sizes={4: Enabled.ALWAYS}, max_ptes_none=0)
+    refused = run_world(build_world(image, DEFAULT, settings), request()).refusals
+    assert [(each.pid, each.mapped, each.distinct) for each in refused] == [
+        (100, 12, 12),
+        (101, 2, 0),
+    ]
 
 
 @pytest.mark.parametrize("passes", [1, 2, 3])

@@ -77,6 +77,7 @@ def refused(address: int, pages: int, **fields: object) -> Refusal:
         "span": pages + 4,
         "pages": pages,
         "mapped": pages,
+        "distinct": pages,
         "order": 9,
         "stage": RefusedAt.OCCUPANCY,
         "status": WindowGate.TOO_FEW,

@@ -118,17 +118,36 @@ def explain(
     """
     vmas = list(gates)
     highest = np.array([highest_order(kernel, vma) for vma in vmas], np.int8)
+    met = np.zeros(kernel.mem.nr_frames, np.bool_)
     for entries in entries_of(kernel, vmas):
-        held, mapped = entries.words != 0, entries.pfns != 0
-        wanted = held & ~(mapped & (entries.orders >= highest[entries.owners]))
+        mapped = entries.pfns != 0
+        wanted = (entries.words != 0) & ~(mapped & (entries.orders >= highest[entries.owners]))
+        memory = mapped.astype(np.int8)
+        memory[_first_met(met, entries.pfns, mapped & wanted)] = _DISTINCT
         pages = np.add.reduceat(wanted, entries.starts) if entries.parts else wanted
         for place in pages.nonzero()[0].tolist():
             k, part = entries.parts[place]
             start = int(entries.starts[place])
             own = slice(start, start + part.count)
-            met = _gates(vmas[k], gates[vmas[k]], part, logs)
-            for refusal in _runs(vmas[k], part, met, wanted[own], mapped[own]):
+            each = _gates(vmas[k], gates[vmas[k]], part, logs)
+            for refusal in _runs(vmas[k], part, each, wanted[own], memory[own]):
                 yield vmas[k], refusal
+
+
+_DISTINCT = 2
+"""Of an entry that maps memory: it is the first that is refused with this page; the others are 1."""
+
+
+def _first_met(
+    met: NDArray[np.bool_], pfns: NDArray[np.int64], which: NDArray[np.bool_]
+) -> NDArray[np.intp]:
+    """Those of some entries that map a page which none before them did; met: the pages, to be marked."""
+    places = np.flatnonzero(which)
+    pages, first = np.unique(pfns[places], return_index=True)
+    fresh = ~met[pages]
+    met[pages] = True
+    found: NDArray[np.intp] = places[first[fresh]]
+    return found
 
 
 def _gates(
@@ -154,27 +173,29 @@ def _runs(
     part: TablePart,
     gates: Sequence[Gate],
     wanted: NDArray[np.bool_],
-    mapped: NDArray[np.bool_],
+    memory: NDArray[np.int8],
 ) -> Iterator[Refusal]:
-    """Maximal runs of one gate; holes inside a run belong to its span, not to its pages."""
+    """Maximal runs of one gate; holes inside a run belong to its span, not to its pages. memory: 0 of an
+    entry that holds none, 1 or _DISTINCT.
+    """
     page_size = vma.vm_mm.geometry.page_size
     indices = np.flatnonzero(wanted).tolist()
-    memory = mapped.tolist()
+    kinds = memory.tolist()
     first = last = indices[0]
-    pages = of_memory = 0
+    held: list[int] = []
     current = gates[first]
     for i in [*indices, -1]:
         if i >= 0 and gates[i] is current:
-            pages += 1
-            of_memory += memory[i]
+            held.append(kinds[i])
             last = i
             continue
         yield Refusal(
             pid=vma.vm_mm.number,
             address=part.address + first * page_size,
             span=last - first + 1,
-            pages=pages,
-            mapped=of_memory,
+            pages=len(held),
+            mapped=len(held) - held.count(0),
+            distinct=held.count(_DISTINCT),
             order=current.order,
             stage=current.stage,
             status=current.status,
@@ -182,5 +203,5 @@ def _runs(
             ended_earlier=current.ended_earlier,
         )
         first = last = i
-        pages, of_memory = 1, int(memory[i])
+        held = [kinds[i]]
         current = gates[i]

@@ -63,7 +63,7 @@ class Finder:
         """
         geometry = vma.vm_mm.geometry
         pmd_addr = geometry.pmd_addr(refusal.address)
-        within = replace(refusal, address=refusal.address - pmd_addr)
+        within = replace(refusal, address=refusal.address - pmd_addr, distinct=0)
         alike = vma.vm_mm, within, Trial(vma, pmd_addr).likeness()
         if alike not in self._found:
             self._found[alike] = self._least(vma, pmd_addr, refusal)

@@ -237,7 +237,8 @@ class Refusal:
     """A run of PTEs of one table that met the same last gate.
 
     address: of the first PTE. span: PTEs it covers. pages: those of them that hold something (a page, a
-    zero page, a swap or marker entry); mapped: those that hold memory, which pages alone do. order: the
+    zero page, a swap or marker entry); mapped: those that hold memory, which pages alone do; distinct:
+    those of them that no refusal before this one has, for several page tables may map a page. order: the
     order asked for last, None where a VMA was turned away. allowed_empty: where too few pages are there,
     the empty PTEs that would be allowed, None where no limit is; 0 where userfaultfd allows none.
     ended_earlier: the result ended the table before it got here. change: the least change that lets it,
@@ -256,6 +257,7 @@ class Refusal:
     change: Proposal | None = None
     verified: Verified = Verified.NONE
     mapped: int = 0
+    distinct: int = 0
 
     def covers(self, address: int, page_size: int) -> bool:
         """Whether the address lies among its PTEs, or in a hole between them."""

@@ -134,6 +134,7 @@ def _refusal(refusal: Refusal, geometry: Geometry) -> dict[str, Any]:
         "address": refusal.address,
         "pages": refusal.pages,
         "mapped": refusal.mapped,
+        "distinct": refusal.distinct,
         "span": refusal.span,
         "order": refusal.order,
         "stage": refusal.stage.value,

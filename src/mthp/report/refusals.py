@@ -138,7 +138,8 @@ class CurvePoint:
 class RefusalGroup:
     """Refusals alike in (stage, status, order, change). example: the largest of them.
 
-    pages: those that hold something; mapped: those of them that hold memory. verified: the weakest of
+    pages: those that hold something; mapped: those of them that hold memory; distinct: how many pages of
+    memory those are. verified: the weakest of
     the group's. everywhere: the change is to settings, and its price and curve are those for all
     refusals that take it, of other groups too. price: of the change for all of them; where some take
     the change of others, as much again by their pages. curve: where the change is to raise one knob,
@@ -150,6 +151,7 @@ class RefusalGroup:
     ranges: int
     pages: int
     mapped: int
+    distinct: int
     span: int
     verified: Verified
     everywhere: bool
@@ -189,6 +191,7 @@ def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[Refu
                 ranges=len(alike),
                 pages=sum(r.pages for r in alike),
                 mapped=sum(r.mapped for r in alike),
+                distinct=sum(r.distinct for r in alike),
                 span=sum(r.span for r in alike),
                 verified=max((r.verified for r in alike), key=sure.index),
                 everywhere=everywhere,
@@ -196,7 +199,7 @@ def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[Refu
                 curve=curve,
             )
         )
-    groups.sort(key=lambda group: (-group.mapped, -group.pages, -group.span, kind(group.example)))
+    groups.sort(key=lambda group: (-group.distinct, -group.pages, -group.span, kind(group.example)))
     return groups
 
 

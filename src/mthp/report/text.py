@@ -286,7 +286,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
     groups = group_refusals(outcome.refusals, outcome.settings.geometry)
     if not groups:
         return
-    held = sum(group.mapped for group in groups) * outcome.page_size
+    held = sum(group.distinct for group in groups) * outcome.page_size
     span = sum(group.span for group in groups) * outcome.page_size
     ranges = plural(len(outcome.refusals), "range")
     page.heading(
@@ -302,7 +302,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
         words = _group(page, outcome, group, tried=tried, told=price in told)
         if price is not None:
             told.add(price)
-        size = human_bytes(group.mapped * outcome.page_size)
+        size = human_bytes(group.distinct * outcome.page_size)
         rows.append((size, plural(group.ranges, "range"), words))
     page.table([("", "right"), ("", "right"), ("", "left")], rows, grid=True)
     used = {group.verified for group in shown}
@@ -311,7 +311,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
         page.line("   ".join(legend), "dim", 2)
     hidden = groups[len(shown) :]
     if hidden:
-        rest = human_bytes(sum(group.mapped for group in hidden) * outcome.page_size)
+        rest = human_bytes(sum(group.distinct for group in hidden) * outcome.page_size)
         page.line(
             f"… and {plural(len(hidden), 'more kind')} of refusal, {rest}: --verbose", "dim", 2
         )

@@ -57,15 +57,14 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     yield (
         "now",
         f"{human_bytes(_large(before, highest))} of {human_bytes(_large(before, 0))} anonymous memory "
-        f"is in huge pages ({size}{more})",
+        f"is in huge pages ({size}{more})" + ", and no size is enabled" * outcome.nothing_enabled,
         "bold",
     )
     beside = _beside(outcome)
     if beside:
         yield "also", beside, ""
     if outcome.nothing_enabled:
-        most, where = _most(outcome)
-        yield "then", f"nothing collapses; {human_bytes(most)} {where}", "bold"
+        pass  # it is said, and what other settings would make of it is the answer
     elif outcome.clock.last_collapse_ms is None:
         yield "then", "nothing collapses", "bold"
     else:
@@ -156,7 +155,7 @@ def _torn(outcome: Outcome) -> str:
 
 def _rest(outcome: Outcome) -> str:
     """Says how much stays small, and where most of it is."""
-    total = sum(refusal.mapped for refusal in outcome.refusals) * outcome.page_size
+    total = sum(refusal.distinct for refusal in outcome.refusals) * outcome.page_size
     most, where = _most(outcome)
     words = human_bytes(total)
     words += f", {human_bytes(most)} of it" if most < total else ""
@@ -167,7 +166,7 @@ def _most(outcome: Outcome) -> tuple[int, str]:
     """Where most of what stays small is, and how much that is."""
     held: Counter[str] = Counter()
     for refusal in outcome.refusals:
-        held[status_text(refusal.status)] += refusal.mapped * outcome.page_size
+        held[status_text(refusal.status)] += refusal.distinct * outcome.page_size
     ((status, most),) = held.most_common(1) or [("", 0)]
     pmd = human_bytes(outcome.settings.geometry.pmd_size)
     return most, _WHERE.get(status, f"refused as {status}").format(pmd=pmd)
