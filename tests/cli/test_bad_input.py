@@ -112,6 +112,8 @@ def test_bad_commands(capfd: pytest.CaptureFixture[str], argv: tuple[str, ...], 
         ("--madvise-collapse 1000", "neither START-END nor"),
         ("--madvise-collapse --why 0", "has no --events, --why"),
         ("--madvise-collapse --passes 1", "has no --events, --why"),
+        ("--madvise-collapse --timeline", "and --timeline"),
+        ("--csv --timeline", "--timeline is a part of the report"),
     ],
 )
 def test_bad_options(capfd: pytest.CaptureFixture[str], options: str, says: str) -> None:

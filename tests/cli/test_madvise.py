@@ -7,12 +7,14 @@ tests/compare/test_real_madvise.py holds the answers against the kernel that run
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mthp.cli import main
 from tests.cli.test_bad_input import REDIS, SCENARIO, refused
+from tests.image.made import made
 
 
 def calls(capfd: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def calls(capfd: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(out)
     for call in document["ranges"]:
         refused = sum(each["windows"] for each in call["refused"])
-        told = call["collapsed"] + call["already_huge"] + refused + call["not_tried"]
+        told = call["collapsed"] + call["already_huge"] + refused + call["torn"] + call["not_tried"]
         assert told == call["windows"] and call["not_tried"] >= 0
         assert (call["returns"] == -1) == (call["errno"] is not None)
     assert document["memory_added"] == sum(call["memory_added"] for call in document["ranges"])
@@ -81,6 +83,23 @@ def test_what_ends_a_call(capfd: pytest.CaptureFixture[str]) -> None:
     assert (beyond["errno"], beyond["gate"], beyond["collapsed"]) == ("EINVAL", None, 0)
     assert main(["collapse", str(REDIS), "--madvise-collapse", "0-10000000000000000"]) == 0
     assert "not whole pages, or beyond" in " ".join(capfd.readouterr().out.split())
+
+
+def test_what_is_torn_and_what_every_capture_has_is_said_apart(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second table maps page cache: it changed while it was read, and why it stays says nothing."""
+    file = tmp_path / "made.npz"
+    file.write_bytes(made().packed())
+    argv = [str(file), "--madvise-collapse"]
+    document = calls(capfd, *argv)
+    assert document["torn"]["tables"] == 1 and sum(c["torn"] for c in document["ranges"]) == 1
+    assert main(["collapse", *argv]) == 0
+    short = " ".join(capfd.readouterr().out.split())
+    assert "1 in tables that changed while they were read" in short
+    assert "that every capture has: --verbose" in short and "(GUP)" not in short
+    assert main(["collapse", *argv, "--verbose"]) == 0
+    assert "(GUP)" in " ".join(capfd.readouterr().out.split())
 
 
 def test_several_processes_have_no_range(capfd: pytest.CaptureFixture[str]) -> None:

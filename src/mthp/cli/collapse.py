@@ -135,6 +135,10 @@ def run_collapse(args: argparse.Namespace) -> int:
         raise UsageError(
             "--json, --csv, --csv-processes, --events, --why and --steps exclude one another"
         )
+    if args.timeline and sum(views[1:]):
+        raise UsageError(
+            "--timeline is a part of the report, and --json has it: there is none here"
+        )
     # Worlds are many objects that live long: looking for cycles among them so often took a fifth of a run.
     gc.set_threshold(50_000, 20, 50)
     asked = madvise_range(args)
@@ -233,8 +237,11 @@ def madvise_range(args: argparse.Namespace) -> tuple[int, int] | None:
     given: str | None = args.madvise_collapse
     if given is None:
         return None
-    if any(getattr(args, name) is not None for name in ("events", "why", "steps", "passes")):
-        raise UsageError("--madvise-collapse has no --events, --why, --steps and --passes")
+    khugepaged = (args.events, args.why, args.steps, args.passes, args.timeline or None)
+    if any(value is not None for value in khugepaged):
+        raise UsageError(
+            "--madvise-collapse has no --events, --why, --steps, --passes and --timeline"
+        )
     if args.csv_processes:
         raise UsageError("--madvise-collapse has a row a call: --csv")
     match = re.fullmatch(r"(?:0[xX])?([0-9a-fA-F]{1,16})([-+])(?:0[xX])?([0-9a-fA-F]{1,17})", given)
@@ -296,6 +303,8 @@ def _conformance(args: argparse.Namespace) -> int:
         ignored.append("--assume-young")
     if args.csv or args.csv_processes:
         ignored.append("--csv")
+    if args.timeline:
+        ignored.append("--timeline")
     if ignored:
         raise UsageError(f"--conformance runs what was recorded: {ignored[0]} has no place there")
     profile = PROFILES[args.profile] if args.profile else DEFAULT

@@ -13,10 +13,10 @@ from mthp.khugepaged.madvise import THP, do_madvise_collapse, is_range
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, vma_thp_disabled
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.vm_flags import VM_NO_KHUGEPAGED
-from mthp.predict.measure import frames_in_use, measure
-from mthp.predict.outcome import Request
+from mthp.predict.measure import frames_in_use, held_in_tables, measure
+from mthp.predict.outcome import Request, usual
 from mthp.predict.passes import Interrupted, Tally
-from mthp.predict.records import Advised, AdvisedOutcome
+from mthp.predict.records import Advised, AdvisedOutcome, TornUse
 from mthp.predict.resident import modelled
 from mthp.words.events import Event, PassedBy, ScanPmd
 from mthp.words.results import ScanResult
@@ -38,7 +38,8 @@ def run_madvise(
     began = time.monotonic()
     kernel = world.kernel
     vmas = modelled(world.vmas)
-    tally = Tally(kernel)
+    tally = Tally(kernel, torn=world.torn)
+    held = held_in_tables(kernel, vmas, world.torn)
 
     def on_table() -> None:
         tally.tables.clear()
@@ -69,20 +70,24 @@ def run_madvise(
         copied_bytes=tally.copied_bytes,
         swapped_in_bytes=tally.swapped_in << kernel.geometry.page_shift,
         complete=complete,
+        torn=TornUse(len(world.torn), held, tally.torn_collapsed),
         assumptions=world.assumptions,
         unseen=request.unseen,
+        usual=usual(request.unseen),
         warnings=tuple(kernel.warnings.values()),
         seconds=time.monotonic() - began,
     )
 
 
 class Verdicts:
-    """The results of the windows of one call. first_refused: the address of the first that is not huge
-    afterwards.
+    """The results of the windows of one call; torn: of tables (mm, address) that are, how many are refused.
+    first_refused: the address of the first that is not huge afterwards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tables: frozenset[tuple[int, int]]) -> None:
         self.windows: Counter[ScanResult] = Counter()
+        self.tables = tables
+        self.torn = 0
         self.first_refused: int | None = None
 
     def add_row(self, row: PassedBy) -> None:
@@ -97,15 +102,19 @@ class Verdicts:
     def add(self, event: Event) -> None:
         """Count the result of one window."""
         if isinstance(event, ScanPmd):
-            self.windows[event.status] += 1
-            if self.first_refused is None and event.status not in THP:
+            refused = event.status not in THP
+            if refused and (event.mm, event.address) in self.tables:
+                self.torn += 1
+            else:
+                self.windows[event.status] += 1
+            if self.first_refused is None and refused:
                 self.first_refused = event.address
 
 
 def _advise(tally: Tally, mm: Mm, start: int, end: int) -> Advised:
     kernel = mm.kernel
     met = [*takewhile(lambda vma: vma.vm_start < end, mm.for_each_vma(start))]
-    verdicts = Verdicts()
+    verdicts = Verdicts(tally.torn)
     tally.on_event, kernel.trace_row = verdicts.add, verdicts.add_row
     in_use = frames_in_use(kernel)
     error: int | None = -do_madvise_collapse(mm, start, end - start)
@@ -130,6 +139,7 @@ def _advise(tally: Tally, mm: Mm, start: int, end: int) -> Advised:
         collapsed=verdicts.windows.pop(ScanResult.SUCCEED, 0),
         already_huge=verdicts.windows.pop(ScanResult.PMD_MAPPED, 0),
         refused=dict(+verdicts.windows),
+        torn=verdicts.torn,
         memory_added=(frames_in_use(kernel) - in_use) << kernel.geometry.page_shift,
     )
 

@@ -129,13 +129,18 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         by_process=tuple(_by_process(each_resident, uses)),
         assumptions=world.assumptions,
         unseen=request.unseen,
-        usual=USUAL_ASSUMPTIONS.union(each for each in request.unseen if each.startswith(NEVER)),
+        usual=usual(request.unseen),
         warnings=tuple(kernel.warnings.values()),
         timeline=tuple(timeline.points),
         others=request.others,
         registered=request.registered,
         seconds=time.monotonic() - began,
     )
+
+
+def usual(unseen: tuple[str, ...]) -> frozenset[str]:
+    """Those of assumptions and of what is not seen that every capture has."""
+    return USUAL_ASSUMPTIONS.union(each for each in unseen if each.startswith(NEVER))
 
 
 def _refusals(

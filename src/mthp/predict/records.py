@@ -483,7 +483,8 @@ class Advised:
     name: of the first of the mappings there. error: 0, or the errno; None where it comes to a file
     mapping, for which that is not modelled. gate: why the mapping that ended the call is refused as a
     whole, None where a window ended it, or nothing. windows: whole aligned PMD ranges there.
-    already_huge: windows that a PMD mapped before. refused: result -> windows.
+    already_huge: windows that a PMD mapped before. refused: result -> windows; torn: others, whose table
+    changed while it was read.
     """
 
     pid: int
@@ -498,16 +499,20 @@ class Advised:
     already_huge: int
     refused: Mapping[ScanResult, int]
     memory_added: int
+    torn: int = 0
 
     @property
     def not_tried(self) -> int:
         """Windows behind the one, or the mapping, that ended the call."""
-        return self.windows - self.collapsed - self.already_huge - sum(self.refused.values())
+        tried = self.collapsed + self.already_huge + sum(self.refused.values()) + self.torn
+        return self.windows - tried
 
 
 @dataclass(frozen=True)
 class AdvisedOutcome:
-    """What MADV_COLLAPSE made of a target, call by call. complete: false after an interrupt."""
+    """What MADV_COLLAPSE made of a target, call by call. complete: false after an interrupt. usual: as in
+    Outcome.
+    """
 
     target: str
     source: str
@@ -521,7 +526,9 @@ class AdvisedOutcome:
     copied_bytes: int
     swapped_in_bytes: int
     complete: bool
+    torn: TornUse = TornUse()
     assumptions: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    usual: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0

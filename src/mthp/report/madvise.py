@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mthp.predict.records import Advised, AdvisedOutcome, OrderUse
-from mthp.report.phrases import SafeConsole, plural
+from mthp.report.phrases import SafeConsole, plural, render_caveats, torn_text
 from mthp.report.refusals import RESULT_REASONS
 from mthp.words.results import ScanResult
 from mthp.words.units import Geometry, human_bytes
@@ -38,9 +38,11 @@ def reasons(call: Advised, geometry: Geometry) -> Iterator[str]:
         yield call.gate.value
     for status, windows in sorted(call.refused.items(), key=lambda item: -item[1]):
         yield f"{windows:,} {status.string}"
+    if call.torn:
+        yield f"{call.torn:,} in tables that changed while they were read"
     if call.error == errno.ENOMEM and ScanResult.ALLOC_HUGE_PAGE_FAIL not in call.refused:
         yield "part of the range is not mapped"
-    if call.error == errno.EINVAL and call.gate is None and not call.refused:
+    if call.error == errno.EINVAL and call.gate is None and not (call.refused or call.torn):
         yield "not whole pages, or beyond the address space"
     elif call.not_tried and call.gate is None:
         yield f"{call.not_tried:,} not tried"
@@ -59,12 +61,13 @@ def render_madvise(outcome: AdvisedOutcome, console: Console, *, verbose: bool) 
         f"{plural(n, 'call')} return{'s' * (n == 1)} {a}" for a, n in answers.most_common()
     )
     page.line(f"{said or 'no call'}. MADV_COLLAPSE asks no sysfs switch and no max_ptes limit.")
+    if outcome.torn.tables:
+        page.line(torn_text(outcome.torn), "bold yellow")
     if not outcome.complete:
         page.line("INCOMPLETE: interrupted; the calls that follow were not made.", "bold yellow")
     _calls(page, outcome, verbose)
-    page.bullets("Assumed", outcome.assumptions)
-    page.bullets("Not seen", outcome.unseen)
     page.bullets("Warnings", outcome.warnings, "yellow")
+    render_caveats(page, outcome, everything=verbose)
 
 
 def _headline(outcome: AdvisedOutcome) -> str:
@@ -123,6 +126,7 @@ def madvise_document(outcome: AdvisedOutcome) -> dict[str, Any]:
         "page_size": geometry.page_size,
         "pmd_order": geometry.pmd_order,
         "complete": outcome.complete,
+        "torn": asdict(outcome.torn),
         "ranges": [_range(call) for call in outcome.ranges],
         "orders_before": _orders(outcome.orders_before),
         "orders_after": _orders(outcome.orders_after),
@@ -157,6 +161,7 @@ def _range(call: Advised) -> dict[str, Any]:
             {"status": status.string, "reason": RESULT_REASONS[status], "windows": windows}
             for status, windows in call.refused.items()
         ],
+        "torn": call.torn,
         "not_tried": call.not_tried,
         "memory_added": call.memory_added,
     }

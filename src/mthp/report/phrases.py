@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mthp.predict.records import Outcome
+from mthp.predict.records import AdvisedOutcome, Outcome, TornUse
 from mthp.words.files import shown
 from mthp.words.results import ScanResult
 from mthp.words.units import Geometry, human_bytes
@@ -187,6 +187,30 @@ def plural(number: int, thing: str, several: str = "") -> str:
 def in_order(attempts: Iterable[tuple[int, ScanResult]]) -> list[tuple[int, ScanResult]]:
     """The attempts as they are listed: by order, then by the kernel's string of the result."""
     return sorted(attempts, key=lambda attempt: (attempt[0], attempt[1].string))
+
+
+def render_caveats(
+    page: SafeConsole, outcome: Outcome | AdvisedOutcome, *, everything: bool
+) -> None:
+    """Print what the answer rests on; what every capture has in common in one line."""
+    usual = frozenset[str]() if everything else outcome.usual
+    page.bullets("Assumed", [each for each in outcome.assumptions if each not in usual])
+    page.bullets("Not seen", [each for each in outcome.unseen if each not in usual])
+    folded = sum(each in usual for each in (*outcome.assumptions, *outcome.unseen))
+    if folded:
+        page.console.print()
+        page.line(
+            f"Predicted, with {plural(folded, 'caveat')} that every capture has: --verbose", "dim"
+        )
+
+
+def torn_text(torn: TornUse) -> str:
+    """Says how much of the answer rests on tables that changed while they were read."""
+    return (
+        f"{human_bytes(torn.bytes)} lie in {plural(torn.tables, 'page table')} that changed while they "
+        f"were read: {human_bytes(torn.collapsed_bytes)} of what collapses is there, and what is "
+        "refused there is left out"
+    )
 
 
 def wasted_attempts(outcome: Outcome) -> int:

@@ -29,6 +29,7 @@ from mthp.report.phrases import (
     order_name,
     percent,
     plural,
+    render_caveats,
     wasted_attempts,
 )
 from mthp.report.processes import render_processes
@@ -74,7 +75,7 @@ def render_outcome(
     if verbose:
         _counters(page, outcome)
     page.bullets("Warnings", outcome.warnings, "yellow")
-    _caveats(page, outcome, verbose)
+    render_caveats(page, outcome, everything=verbose)
     page.console.print()
     render_verdict(page, outcome)
 
@@ -87,19 +88,6 @@ def _header(page: SafeConsole, outcome: Outcome) -> None:
     page.console.print()
     page.line(f"Predicted, not observed: {where}, profile {outcome.profile}{reason}")
     page.line(f"settings: {outcome.settings.describe()}")
-
-
-def _caveats(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
-    """Print what the answer rests on; what every capture has in common in one line."""
-    usual = frozenset[str]() if everything else outcome.usual
-    page.bullets("Assumed", [each for each in outcome.assumptions if each not in usual])
-    page.bullets("Not seen", [each for each in outcome.unseen if each not in usual])
-    folded = sum(each in usual for each in (*outcome.assumptions, *outcome.unseen))
-    if folded:
-        page.console.print()
-        page.line(
-            f"Predicted, with {plural(folded, 'caveat')} that every capture has: --verbose", "dim"
-        )
 
 
 def _held(outcome: Outcome, orders: Mapping[int, OrderUse]) -> dict[int, int]:

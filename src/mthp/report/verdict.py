@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from mthp.predict.records import OrderUse, Outcome
-from mthp.report.phrases import SafeConsole, duration, more_memory, percent, plural
+from mthp.report.phrases import SafeConsole, duration, more_memory, percent, plural, torn_text
 from mthp.report.refusals import status_text
 from mthp.words.resident import name_of
 from mthp.words.units import human_bytes
@@ -81,7 +81,7 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     elif outcome.refusals and not outcome.alternatives:
         yield "rest", _rest(outcome), ""
     if outcome.torn.tables:
-        yield "torn", _torn(outcome), "bold yellow"
+        yield "torn", torn_text(outcome.torn), "bold yellow"
     if not outcome.complete:
         yield "but", passes_made(outcome), "bold yellow"
 
@@ -141,16 +141,6 @@ def passes_made(outcome: Outcome) -> str:
     if outcome.complete:
         return f"{scans} as asked; not the fixed point: the next may collapse more"
     return f"INCOMPLETE: interrupted or stopped short of the fixed point, after {scans}"
-
-
-def _torn(outcome: Outcome) -> str:
-    """Says how much of the answer rests on tables that changed while they were read."""
-    torn = outcome.torn
-    return (
-        f"{human_bytes(torn.bytes)} lie in {plural(torn.tables, 'page table')} that changed while they "
-        f"were read: {human_bytes(torn.collapsed_bytes)} of what collapses is there, and what is "
-        "refused there is left out"
-    )
 
 
 def _rest(outcome: Outcome) -> str:
