@@ -20,7 +20,7 @@ from mthp.image.snapshot import (
     Snapshot,
     load,
 )
-from mthp.lab.session.boot import booted
+from mthp.lab.session.boot import Guest, booted
 from mthp.lab.session.real_program import provide
 from mthp.lab.session.recipes import Recipe
 from mthp.lab.session.workload import PYTHON, Command, Workload
@@ -49,7 +49,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
     kernel = kernel_or_skip()
     with (
         provide(recipe, (), MEMORY, lambda _: None) as made,
-        booted(kernel, MEMORY, (made.archive,)) as guest,
+        booted(kernel, Guest(MEMORY), (made.archive,)) as guest,
     ):
         workload = Workload(guest.machine.channel, guest.session, made.paths)
         workload.prepare()

@@ -44,7 +44,7 @@ def deep(
     pages = ones << process.folio_order
     made = dataclasses.replace(
         process,
-        deep=DeepProcess(7, registered, DisableThp.EXCEPT_ADVISED, pinned=False),
+        deep=DeepProcess(7, registered, DisableThp.EXCEPT_ADVISED, pinned=False, empty_tables=()),
         pte_bits=np.full(shape, int(bits), np.uint8),
         refcount=pages.copy(),
         folio_mapcount=pages,

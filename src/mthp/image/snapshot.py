@@ -398,7 +398,7 @@ def _deep(fields: Fields) -> DeepProcess:
         for name, low, high in (("mm_id", 1, 2**31 - 1), ("registered", 0, MOST_PID))
     )
     disable_thp, pinned = fields.choice("disable_thp", DisableThp), fields.take("pinned", bool)
-    empty = take_ranges(fields, "empty_tables")
+    empty = take_ranges(fields, "empty_tables", [])
     return DeepProcess(mm_id, registered, disable_thp, pinned, empty)
 
 
