@@ -41,6 +41,10 @@ PAIRS = [("exec-shift", "migrate"), ("mremap-ptes", "slot-reuse")]
 """Flags that walks by rmap look at were changed in no step; a mapping was looked up without mmap_lock."""
 
 
+UNORDERED = "X4:"
+"""See test_what_is_lost_is_what_orders_a_late_store_and_the_table()."""
+
+
 def looked_at(what: list[Subject], executions: int, moves: int, seed: int = 1) -> SelfCheck:
     check = SelfCheck(Random(seed))
     for each in what:
@@ -65,7 +69,17 @@ def test_worlds_and_mutants_are_as_claimed(part: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_all_of_them_are(part: int) -> None:
-    assert looked_at(subjects()[part::PARTS], 10, 4, seed=100 + part).defects == {}
+    defects = looked_at(subjects()[part::PARTS], 10, 4, seed=100 + part).defects
+    assert [what for what, where in defects.items() if not where.startswith(UNORDERED)] == []
+
+
+def test_what_is_lost_is_what_orders_a_late_store_and_the_table() -> None:
+    """What X4 takes away is the barrier between PTEs and PMD. So law 9, which asks when a late store
+    arrives whether its table is in the PMD, asks for something that no step orders; nothing else does.
+    """
+    defects = looked_at([each for each in subjects() if each.name.startswith("X4")], 60, 4).defects
+    assert defects
+    assert all("store-buffer" in what and "nothing orders" in what for what in defects)
 
 
 @pytest.mark.slow
