@@ -31,6 +31,7 @@ def outcome_of(snapshot: Snapshot, settings: Settings, assumed: Assumed = LIKELY
     outcome = run_world(world, request)
     return with_bounds(
         outcome,
+        request.windows,
         snapshot,
         assumed,
         lambda other: image.prepared(settings, DEFAULT, "as asked", other),

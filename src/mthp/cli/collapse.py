@@ -164,6 +164,7 @@ def run_collapse(args: argparse.Namespace) -> int:
             if isinstance(image.data, Snapshot):
                 outcome = with_bounds(
                     outcome,
+                    request.windows,
                     image.data,
                     settle_assumed(args),
                     lambda assumed: predict(image, settings, profile, args, assumed),

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mthp.image.snapshot import ProcessTables, Pte, Snapshot
 from mthp.predict.outcome import Request, run_world
+from mthp.predict.passes import Windows
 from mthp.predict.records import Bounds, Outcome, Unknown
-from mthp.words.events import CollapseHugePage, Event
 from mthp.words.results import ScanResult
 from mthp.worlds.arrays import span
 from mthp.worlds.build import BuiltWorld
@@ -57,6 +57,7 @@ def _has_large(process: ProcessTables) -> bool:
 
 def with_bounds(
     outcome: Outcome,
+    windows: Windows,
     snapshot: Snapshot,
     assumed: Assumed,
     prepare: Prepare,
@@ -64,32 +65,32 @@ def with_bounds(
 ) -> Outcome:
     """The outcome with its bounds, where the capture leaves open what decides it.
 
-    assumed: what the outcome rests on. prepare: makes a world of the snapshot, and the request to run
-    on it. An Interrupted that on_table raises leaves the outcome without bounds.
+    windows: that collapsed, as Tally has them. assumed: what the outcome rests on. prepare: makes a world
+    of the snapshot, and the request to run on it. An Interrupted that on_table raises leaves the
+    outcome without bounds.
     """
     unknown = tuple(unknowns(snapshot, assumed.young))
     if not unknown or outcome.highest_order is None or not outcome.complete:
         return outcome
-    collapsed: dict[int, list[tuple[int, int]]] = {}
 
-    def on_event(event: Event) -> None:
-        if isinstance(event, CollapseHugePage) and event.status is ScanResult.SUCCEED:
-            collapsed.setdefault(event.mm, []).append((event.address, event.order))
-
-    def end(leaning: Leaning, choose: Choose | None) -> Outcome:
-        """The outcome with what is open taken in one way; choose: of the pages that may be young."""
+    def end(leaning: Leaning, choose: Choose) -> tuple[Outcome, Windows]:
+        """The outcome with what is open taken in one way, and what collapses; choose: of the pages that
+        may be young."""
         marks = {}
-        if choose is not None and Unknown.YOUNG in unknown:
+        if Unknown.YOUNG in unknown:
             marks = {
                 process.pid: _marked(snapshot, process, choose) for process in snapshot.processes
             }
         world, request = prepare(replace(assumed, leaning=leaning, marks=marks))
-        request.changes, request.on_table, request.on_event = False, on_table, on_event
-        return run_world(world, request)
+        request.changes, request.on_table = False, on_table
+        return run_world(world, request), request.windows
 
-    ends = [outcome, end(Leaning.MOST, lambda _, counted: np.arange(len(counted.pages)))]
+    ends = [outcome]
+    if unknown != (Unknown.YOUNG,) or _refuses_old(outcome):
+        most, windows = end(Leaning.MOST, lambda _, counted: np.arange(len(counted.pages)))
+        ends.append(most)
     units = {
-        process.pid: _units(snapshot, process, collapsed.get(process.pid, ()))
+        process.pid: _units(snapshot, process, windows.get(process.pid, ()))
         for process in snapshot.processes
     }
     if not all(
@@ -98,13 +99,23 @@ def with_bounds(
         for counted in counted_young(snapshot, process)
         if counted.open
     ):
-        ends[1] = end(Leaning.MOST, lambda process, counted: units[process.pid].most(counted))
-    ends.append(end(Leaning.LEAST, lambda process, counted: units[process.pid].least(counted)))
+        most, _ = end(Leaning.MOST, lambda process, counted: units[process.pid].most(counted))
+        ends = [outcome, most]
+    least, _ = end(Leaning.LEAST, lambda process, counted: units[process.pid].least(counted))
+    ends.append(least)
     if not all(each.complete for each in ends):
         return outcome
 
     collapsed_bytes = [each.collapsed_bytes for each in ends]
     return replace(outcome, bounds=Bounds(unknown, min(collapsed_bytes), max(collapsed_bytes)))
+
+
+def _refuses_old(outcome: Outcome) -> bool:
+    """Whether anything was refused because it was not used lately; else no more can collapse if it was."""
+    lack = ScanResult.LACK_REFERENCED_PAGE
+    return any(status is lack for _, status in outcome.attempts) or any(
+        refusal.status is lack for refusal in outcome.refusals
+    )
 
 
 def _marked(snapshot: Snapshot, process: ProcessTables, choose: Choose) -> Pages:

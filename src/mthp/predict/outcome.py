@@ -16,7 +16,7 @@ from mthp.mm.mm_types import Mm, Vma
 from mthp.predict.explain import explain, highest_order, vma_gate
 from mthp.predict.find import with_changes
 from mthp.predict.measure import TlbModel, Usage, held_in_tables, measure
-from mthp.predict.passes import TableLog, Tally, run_full_scans
+from mthp.predict.passes import TableLog, Tally, Windows, run_full_scans
 from mthp.predict.records import (
     Clock,
     Effort,
@@ -42,7 +42,8 @@ class Request:
 
     changes: look for the least change of each refusal. keep: every event is appended to it, tables
     that are passed by in rows. snapshot: where the world is one's, what the kernel counted of the
-    target. registered: as Outcome's.
+    target. registered: as Outcome's. windows: each that collapses is put there,
+    as Tally has them.
     """
 
     target: str
@@ -59,6 +60,7 @@ class Request:
     others: Others | None = None
     snapshot: Snapshot | None = None
     registered: Mapping[int, bool | None] = field(default_factory=dict)
+    windows: Windows = field(default_factory=dict)
 
 
 def run_world(world: BuiltWorld, request: Request) -> Outcome:
@@ -69,7 +71,9 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     before = measure(kernel, vmas, request.tlb)
     resident, each_resident = resident_memory(kernel.mms, vmas, before, request.snapshot)
     held = held_in_tables(kernel, vmas, world.torn)
-    tally = Tally(kernel, request.keep, request.on_event, request.on_table, world.torn)
+    tally = Tally(
+        kernel, request.keep, request.on_event, request.on_table, world.torn, request.windows
+    )
     timeline = Timeline(world.khugepaged, tally, request.others)
     run = run_full_scans(
         kernel, world.khugepaged, tally, request.passes, on_sleep=timeline.on_sleep

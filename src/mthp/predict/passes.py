@@ -34,6 +34,9 @@ MAX_FULL_SCANS = 1000
 """A run that has not come to rest by then is stopped and says so."""
 
 
+Windows = dict[int, list[tuple[int, int]]]
+
+
 class Interrupted(Exception):
     """The user asked to stop; raised between two tables."""
 
@@ -58,7 +61,7 @@ class Tally:
     on_table is called after each scanned table that is there and may raise Interrupted. keep: every
     event, if a list was given; tables that are passed by stand in it as rows. added: mm and table ->
     by how many frames its collapses made the memory in use grow. torn: tables (mm, address) of which
-    what was collapsed is summed too.
+    what was collapsed is summed too. windows: mm -> (address, order) of each that collapsed.
     """
 
     kernel: Kernel
@@ -66,6 +69,7 @@ class Tally:
     on_event: Callable[[Event], None] | None = None
     on_table: Callable[[], None] | None = None
     torn: frozenset[tuple[int, int]] = frozenset()
+    windows: Windows = field(default_factory=dict)
     attempts: Counter[tuple[int, ScanResult]] = field(default_factory=Counter)
     succeeded: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -160,6 +164,7 @@ class Tally:
             books["ipis"] += self._flush.ipis
             books["tlb_outside"] += self._flush.ptes_outside
         if ok:
+            self.windows.setdefault(event.mm, []).append((event.address, event.order))
             self.collapsed_bytes += size
             if (event.mm, self.kernel.geometry.pmd_addr(event.address)) in self.torn:
                 self.torn_collapsed += size
