@@ -13,6 +13,7 @@ from rich.text import Text
 
 from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import (
+    Bounds,
     Clock,
     Effort,
     OrderUse,
@@ -20,6 +21,7 @@ from mthp.predict.records import (
     Price,
     Refusal,
     TimePoint,
+    Unknown,
     Verified,
 )
 from mthp.report.phrases import (
@@ -93,6 +95,22 @@ def test_the_verdict_stands_first_and_last_in_two_to_five_lines() -> None:
     assert "with  other settings, such as --enabled always: not tried" in page_of(
         replace(closed, alternatives={})
     )
+
+
+def test_what_a_capture_leaves_open_stands_behind_the_answer() -> None:
+    MIB = 1 << 20
+    bounds = Bounds((Unknown.YOUNG, Unknown.PINNED), 8 * MIB, 48 * MIB)
+    text = page_of(replace(OUTCOME, bounds=bounds, registered={812: None, 4: True}), 300)
+    assert text.splitlines()[3:5] == [
+        "range   from 8 MiB to 48 MiB collapse, as it is not known which pages were used lately and "
+        "which pages are pinned; --deep tells",
+        "unless  khugepaged does not scan process 812 at all: whether it is on its list is not known "
+        "(--registered)",
+    ]
+    several = page_of(replace(OUTCOME, registered={812: None, 4: None}), 300)
+    assert "does not scan 2 of the processes at all: whether they are on its list" in several
+    settled = replace(OUTCOME, bounds=bounds._replace(least=48 * MIB), registered={812: True})
+    assert page_of(settled) == page_of(OUTCOME)
 
 
 def test_the_header_says_what_ran() -> None:

@@ -97,10 +97,12 @@ def _open(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
             yield "range", words, "yellow"
     of = [pid for pid, known in outcome.registered.items() if known is None]
     if of and outcome.collapsed_bytes:
-        whose = f"process {of[0]} is" if len(of) == 1 else f"{len(of)} of the processes are"
+        one = len(of) == 1
+        whose = f"process {of[0]}" if one else f"{len(of)} of the processes"
         yield (
             "unless",
-            f"{whose} not on khugepaged's list, which is not known (--registered)",
+            f"khugepaged does not scan {whose} at all: whether {'it is' if one else 'they are'} on its "
+            "list is not known (--registered)",
             "yellow",
         )
 
