@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mthp.predict.records import Outcome, RefusedAt, Verified
+from mthp.predict.records import Bounds, Outcome, RefusedAt, Unknown, Verified
 from mthp.report.json_doc import SCHEMA_VERSION, outcome_document
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Settings
@@ -26,6 +26,9 @@ SCHEMA: dict[str, Any] = json.loads((DOCS / "schema" / "collapse.schema.json").r
 
 TINY = replace(OUTCOME, settings=Settings(geometry=Geometry(4, 3)), page_size=16, pmd_order=3)
 CLOSED = replace(OUTCOME, highest_order=None, alternatives={"always": OUTCOME})
+OPEN = replace(
+    OUTCOME, bounds=Bounds((Unknown.YOUNG,), 0, 4096), registered={1: None, 2: True, 3: False}
+)
 UNKNOWN = replace(OUTCOME, highest_order=None, memory_added=-4096, counters={"x": {"y": -1}})
 
 
@@ -45,8 +48,8 @@ def test_the_schema_is_a_schema() -> None:
 
 @pytest.mark.parametrize(
     "outcome",
-    [OUTCOME, EMPTY, TINY, CLOSED, UNKNOWN],
-    ids=["full", "empty", "tiny", "closed", "odd"],
+    [OUTCOME, EMPTY, TINY, CLOSED, UNKNOWN, OPEN],
+    ids=["full", "empty", "tiny", "closed", "odd", "open"],
 )
 def test_documents_keep_the_schema(outcome: Outcome) -> None:
     document = outcome_document(outcome)

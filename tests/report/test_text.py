@@ -98,8 +98,8 @@ def test_the_verdict_stands_first_and_last_in_two_to_five_lines() -> None:
 
 
 def test_what_a_capture_leaves_open_stands_behind_the_answer() -> None:
-    MIB = 1 << 20
-    bounds = Bounds((Unknown.YOUNG, Unknown.PINNED), 8 * MIB, 48 * MIB)
+    least, most = 8 << 20, 48 << 20
+    bounds = Bounds((Unknown.YOUNG, Unknown.PINNED), least, most)
     text = page_of(replace(OUTCOME, bounds=bounds, registered={812: None, 4: True}), 300)
     assert text.splitlines()[3:5] == [
         "range   from 8 MiB to 48 MiB collapse, as it is not known which pages were used lately and "
@@ -109,7 +109,7 @@ def test_what_a_capture_leaves_open_stands_behind_the_answer() -> None:
     ]
     several = page_of(replace(OUTCOME, registered={812: None, 4: None}), 300)
     assert "does not scan 2 of the processes at all: whether they are on its list" in several
-    settled = replace(OUTCOME, bounds=bounds._replace(least=48 * MIB), registered={812: True})
+    settled = replace(OUTCOME, bounds=bounds._replace(least=most), registered={812: True})
     assert page_of(settled) == page_of(OUTCOME)
 
 
