@@ -20,6 +20,7 @@ from mthp.image.snapshot import (
 )
 from mthp.mm.mm_types import MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.page_flags import PG_LRU, PG_MAPPED_SHARED, PG_REFERENCED, PG_SWAPBACKED
+from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.pgtable_types import DIRTY, PFN_SHIFT, SOFT_DIRTY, WRITE, YOUNG
 from mthp.predict.bounds import unknowns
 from mthp.words.profiles import DEFAULT
@@ -27,9 +28,10 @@ from mthp.words.units import Folio
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
 from mthp.worlds.unseen import Young
-from tests.worlds.captured import heap_of
+from tests.worlds.captured import HEAP, heap_of
 
 NOBODY = 2**32 - 1
+EMPTY = ((HEAP + (4 << 20), HEAP + (8 << 20)),)
 SHARED = 1 << 63
 
 
@@ -44,7 +46,9 @@ def deep(
     pages = ones << process.folio_order
     made = dataclasses.replace(
         process,
-        deep=DeepProcess(7, registered, DisableThp.EXCEPT_ADVISED, pinned=False, empty_tables=()),
+        deep=DeepProcess(
+            7, registered, DisableThp.EXCEPT_ADVISED, pinned=False, empty_tables=EMPTY
+        ),
         pte_bits=np.full(shape, int(bits), np.uint8),
         refcount=pages.copy(),
         folio_mapcount=pages,
@@ -141,6 +145,14 @@ def test_a_large_folio_knows_whom_the_kernel_says() -> None:
     assert mem.mm_mapcounts[lost] == {} and mem.flags.raw[lost] & PG_MAPPED_SHARED
     assert sorted(mem.mm_mapcounts[both].values()) == [4, 16]
     assert mem.mm_mapcounts[both][process.pid] == 16
+
+
+def test_tables_with_nothing_in_them_are_there() -> None:
+    world = build_world(deep_heap(2)[0], DEFAULT)
+    mm = world.kernel.mms[0]
+    slots = [pmd_ptr(mm, HEAP + (k << 21)) for k in range(5)]
+    assert [bool(slot and slot.page.pmds.raw[slot.slot]) for slot in slots] == [True] * 4 + [False]
+    assert len(world.kernel.tables) == 4
 
 
 def test_nodes_and_their_distances() -> None:

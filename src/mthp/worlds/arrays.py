@@ -99,7 +99,8 @@ class ImageProcess:
 
     age: the lower, the sooner it mapped what several map. lost: large folios that it alone maps still
     count as shared, since they had come to know two other mms. place: on khugepaged's list, None where it
-    is not there; equals stand in the image's order. mm_id: by which large folios know it.
+    is not there; equals stand in the image's order. mm_id: by which large folios know it. empty_tables:
+    first addresses of the ranges of tables that are there with nothing in them.
     """
 
     pid: int
@@ -113,6 +114,7 @@ class ImageProcess:
     lost: bool = False
     place: int | None = 0
     mm_id: int | None = None
+    empty_tables: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -232,6 +232,8 @@ class _Builder:
             self.processes[mm.number] = process
             built += [(vma, self.add_vma(mm, vma)) for vma in process.vmas]
             self.fill(mm, process)
+            for address in process.empty_tables:
+                table_at(mm, address)
             pinned += [(mm, self.mapped_in(process.tables, *pin)) for pin in process.pins]
         self.finish_large()
         self.finish_references()

@@ -29,6 +29,7 @@ from mthp.image.snapshot import (
 from mthp.mm import vm_flags as vm
 from mthp.mm.page_alloc import MAX_PAGE_ORDER, NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
+from mthp.words.reading import check_memory
 from mthp.words.settings import NUMBERS
 from mthp.words.units import human_bytes
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
@@ -203,6 +204,7 @@ def _processes(snapshot: Snapshot, memcgs: list[str], assumed: Assumed) -> Itera
             lost=process.forked and assumed.leaning is Leaning.LEAST,
             place=_place(snapshot, process, assumed),
             mm_id=None if process.deep is None else process.deep.mm_id,
+            empty_tables=_empty_tables(snapshot, process),
         )
 
 
@@ -218,6 +220,16 @@ def _distances(snapshot: Snapshot) -> tuple[tuple[int, ...], ...]:
     rows = (snapshot.meta.get("nodes") or {}).get("distance") or {}
     found = tuple(tuple(rows.get(f"node{nid}", ())) for nid in range(len(rows)))
     return found if all(len(row) == len(rows) for row in found) else ()
+
+
+def _empty_tables(snapshot: Snapshot, process: ProcessTables) -> tuple[int, ...]:
+    """The tables of a deep capture with nothing in them. FileError: more than there is memory for."""
+    ranges = () if process.deep is None else process.deep.empty_tables
+    size = snapshot.geometry.pmd_size
+    tables = [range(start, end, size) for start, end in ranges]
+    check_memory(sum(map(len, tables)) * snapshot.geometry.page_size)
+    known = {*process.table_address.tolist()}
+    return tuple(at for each in tables for at in each if at not in known)
 
 
 def _place(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> int | None:
