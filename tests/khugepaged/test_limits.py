@@ -16,7 +16,7 @@ from mthp.khugepaged.limits import (
     count_collapse_event,
 )
 from mthp.mm.mm_types import Kernel
-from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_WP
+from mthp.mm.vm_flags import VM_DEFAULT, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.words.profiles import V7_3, IntermediateNone
 from tests.small_worlds import TINY, World
 
@@ -54,7 +54,7 @@ def test_between_the_two_the_profile_decides(what: IntermediateNone) -> None:
     assert list(world.kernel.warnings.values()) == said
 
 
-@pytest.mark.parametrize("flag", [VM_UFFD_WP, VM_UFFD_MISSING])
+@pytest.mark.parametrize("flag", [VM_UFFD_WP, VM_UFFD_MISSING, VM_UFFD_RWP])
 @pytest.mark.parametrize("cc", [KHUGEPAGED, MADVISE])
 def test_in_userfaultfds_charge_nothing_may_be_empty(flag: int, cc: CollapseControl) -> None:
     world = World(geometry=TINY, max_ptes_none=15)
