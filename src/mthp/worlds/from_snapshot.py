@@ -93,6 +93,12 @@ def image_of_snapshot(snapshot: Snapshot, assumed: Assumed) -> WorldArrays:
             memcgs.setdefault(memcg.name, memcg)
     swaps = str(snapshot.meta.get("swaps") or "").splitlines()[1:]
     nodes, free = free_memory(snapshot)
+    highest = max(
+        (int(p.node.max(initial=0)) for p in snapshot.processes if p.node is not None), default=0
+    )
+    nodes += (NodeState({}),) * (highest + 1 - len(nodes))
+    if len(nodes) > 1 and not snapshot.privilege.deep:
+        free = f"every page is taken to lie on node 0; {free}"
     return WorldArrays(
         nodes=nodes,
         processes=_processes(snapshot, list(memcgs), assumed),
@@ -102,7 +108,7 @@ def image_of_snapshot(snapshot: Snapshot, assumed: Assumed) -> WorldArrays:
         torn=torn,
         assumptions=(*_assumptions(snapshot, memcgs, assumed), free),
         cursor=_cursor(snapshot),
-        distances=_distances(snapshot),
+        distances=_distances(snapshot, len(nodes)),
         node_reclaim=bool((snapshot.meta.get("nodes") or {}).get("zone_reclaim_mode")),
     )
 
@@ -215,11 +221,11 @@ def _cursor(snapshot: Snapshot) -> tuple[int, int] | None:
     return snapshot.meta["deep"]["at"], snapshot.meta["deep"]["address"]
 
 
-def _distances(snapshot: Snapshot) -> tuple[tuple[int, ...], ...]:
-    """The rows of node_distance(), by node; none where some nodes are offline, and have no row."""
+def _distances(snapshot: Snapshot, nodes: int) -> tuple[tuple[int, ...], ...]:
+    """The rows of node_distance(), by node; none where some nodes have none."""
     rows = (snapshot.meta.get("nodes") or {}).get("distance") or {}
     found = tuple(tuple(rows.get(f"node{nid}", ())) for nid in range(len(rows)))
-    return found if all(len(row) == len(rows) for row in found) else ()
+    return found if nodes <= len(rows) and {*map(len, found)} == {len(rows)} else ()
 
 
 def _empty_tables(snapshot: Snapshot, process: ProcessTables) -> tuple[int, ...]:
