@@ -22,11 +22,14 @@ from mthp.image.scenario import Scenario
 from mthp.image.snapshot import Snapshot, read_snapshot
 from mthp.lab.session.captures import Captured
 from mthp.mm.mm_types import Vma
+from mthp.predict.bounds import unknowns
 from mthp.words.events import CollapseHugePage, Event, ScanPmd
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld, build_world
+from mthp.worlds.deduced import is_registered
 from mthp.worlds.from_scenario import FIRST_PID
+from mthp.worlds.unseen import LIKELY
 
 SCENARIO = "scenario"
 """The path of the whole state; the others are those of CapturePath."""
@@ -53,7 +56,8 @@ class PathCount:
     those of them with the same events and counters. over, under: PTEs predicted to lie in a larger
     folio than they do, and in a smaller one. A pass in which a process was killed has
     no PTEs, and agrees if its events do. changed: PTEs that no longer map what they did in the
-    beginning; nothing_changes: passes that leave no such PTE. no_prediction: states without a capture,
+    beginning; nothing_changes: passes that leave no such PTE. said_open: passes that do not agree, of
+    captures of which the answer says that they leave open what decides. no_prediction: states without a capture,
     or with one that makes no world; their passes count as not agreed.
     """
 
@@ -65,6 +69,7 @@ class PathCount:
     over: int = 0
     under: int = 0
     nothing_changes: int = 0
+    said_open: int = 0
     no_prediction: int = 0
 
     def add(self, other: Mapping[str, int]) -> None:
@@ -163,7 +168,15 @@ def along_capture(
 
     verdict = PathVerdict()
     _count(verdict, scenario, results, cause)
+    if _leaves_open(snapshot):
+        verdict.count.said_open = verdict.count.passes - verdict.count.agreed
     return verdict
+
+
+def _leaves_open(snapshot: Snapshot) -> bool:
+    """Whether `mthp collapse` says of a capture that it does not tell all that decides."""
+    registered = (is_registered(snapshot, each, LIKELY) for each in snapshot.processes)
+    return None in registered or any(unknowns(snapshot, LIKELY.young))
 
 
 def without_prediction(scenario: Scenario, why: str) -> PathVerdict:
