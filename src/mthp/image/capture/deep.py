@@ -68,9 +68,8 @@ class DeepReader:
         bits, frames = self.pages.decode(b"".join(map(self._table, batch.addresses)))
         wrong = set()
         for i in range(0, len(low), nr) if frames != pfns else ():
-            if frames[i : i + nr] != pfns[i : i + nr] and any(
-                low[k] and frames[k] != pfns[k] for k in range(i, i + nr)
-            ):
+            both = zip(low[i : i + nr], frames[i : i + nr], pfns[i : i + nr])
+            if any(here and ours != theirs for here, ours, theirs in both):
                 wrong.add(i // nr)
         if low.translate(None, _NO_ZERO):
             pfns = array("Q", (0 if value & ZERO else pfn for pfn, value in zip(pfns, low)))

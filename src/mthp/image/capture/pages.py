@@ -6,6 +6,7 @@ Kernel: arch/x86/include/asm/pgtable_types.h and pgtable_64.h, include/linux/mm_
 
 from __future__ import annotations
 
+import bisect
 import re
 from array import array
 from typing import Dict, Iterator, NamedTuple
@@ -50,13 +51,14 @@ WORKINGSET = 1 << 8
 PIN = 1 << 10
 """References of a small folio that one pin holds. Kernel: GUP_PIN_COUNTING_BIAS."""
 NEAR = 64
-"""Frames that are no further apart are read by one call, with what is between them."""
+"""Frames that on average are no further apart are read by one call, with what is between them."""
 RECORD = 32
 """Bytes for what is found of a frame: refcount, mapcount, mm ids, their mapcounts, state, node, and in
 the last four whether it is exclusive and whether it contradicts the order that was asked about."""
 UNLOCKED = (1 << 64) - 1 & ~(1 << 31)
 """Of a word of mm ids, but for the bit that locks it. Kernel: FOLIO_MM_IDS_LOCK_BITNUM."""
 LIST_POISON = 0xDEAD000000000100
+_HAS_BIT = [bytes(value >> bit & 1 for value in range(256)) for bit in range(8)]
 _NOTHING = bytes(28) + b"\0\1\0\0"
 """The record of a frame that has no struct page."""
 
@@ -106,11 +108,12 @@ class Pages:
 
     def look_up(self, pfns: array[int], orders: bytes) -> Found:
         """What there is of each frame, 0 where the pfn is 0. orders: of the folios that they are of."""
-        order_of = dict(zip(pfns, orders))
-        order_of.pop(0, None)
+        large = {pfn: order for pfn, order in zip(pfns, orders) if order} if any(orders) else {}
         records = {0: bytes(RECORD)}
-        for run in self._runs(sorted(order_of)):
-            folios = {pfn & -1 << order_of[pfn]: order_of[pfn] for pfn in run if order_of[pfn]}
+        for run in self._runs(sorted(set(pfns) - {0})):
+            folios = (
+                {pfn & -1 << large[pfn]: large[pfn] for pfn in run if pfn in large} if large else {}
+            )
             first, packed = self._read(run, folios)
             for pfn in run:
                 k = RECORD * (pfn - first)
@@ -131,15 +134,14 @@ class Pages:
         )
 
     def _runs(self, pfns: list[int]) -> Iterator[list[int]]:
-        """Cut ascending frames where none are near, and where a folio of PMD order would end."""
+        """Cut ascending frames where a folio of PMD order would end, and where most are far apart."""
         begin = 0
-        for k in range(1, len(pfns)):
-            apart = pfns[k] - pfns[k - 1] > NEAR
-            if apart or pfns[k] // self.block != pfns[k - 1] // self.block:
-                yield pfns[begin:k]
-                begin = k
-        if pfns:
-            yield pfns[begin:]
+        while begin < len(pfns):
+            end = bisect.bisect_left(pfns, (pfns[begin] | self.block - 1) + 1, begin)
+            if pfns[end - 1] - pfns[begin] > NEAR * (end - begin):
+                end = begin + 1
+            yield pfns[begin:end]
+            begin = end
 
     def _read(self, run: list[int], folios: dict[int, int]) -> tuple[int, bytes]:
         """Read a run: its first frame, and a record for that one and each that follows.
@@ -164,33 +166,30 @@ class Pages:
 
     def _small(self, first: int, raw: bytes) -> bytearray:
         """The records of frames, each as if it were a folio."""
-        kernel, at = self.kernel, self.kernel.at
-        words, step = memoryview(raw).cast("I"), kernel.page_bytes // 4
-        references = words[at["page._refcount"] // 4 :: step]
-        mappings = words[at["page._mapcount"] // 4 :: step].tolist()
-        mapped = [count + 1 & 0xFFFFFFFF for count in mappings]
-        flags = words[at["page.flags"] // 4 :: step].tolist()
-        exclusive, workingset = kernel.flags["PG_anon_exclusive"], kernel.flags["PG_workingset"]
-        node = self._node(first) << 16
-        states = [
-            node | (flag >> workingset & 1) * WORKINGSET | (count >= PIN) * MAYBE_PINNED
-            for flag, count in zip(flags, references.tolist())
-        ]
-        packed = bytearray(RECORD * len(flags))
+        at, size = self.kernel.at, self.kernel.page_bytes
+        words = memoryview(raw).cast("I")
+        references = words[at["page._refcount"] // 4 :: size // 4]
+        mappings = words[at["page._mapcount"] // 4 :: size // 4]
+        count = len(references)
+        packed = bytearray(RECORD * count)
         fields = memoryview(packed).cast("I")
         fields[0::8] = references
+        mapped = [times + 1 & 0xFFFFFFFF for times in mappings.tolist()]
         fields[1::8] = memoryview(array("I", mapped))
-        fields[6::8] = memoryview(array("I", states))
-        fields[7::8] = memoryview(
-            array(
-                "I",
-                [
-                    flag >> exclusive & 1 | (count < times) << 8
-                    for flag, count, times in zip(flags, references.tolist(), mapped)
-                ],
-            )
-        )
+        packed[25::RECORD] = self._flag("PG_workingset", raw)
+        packed[26::RECORD] = bytes((self._node(first),)) * count
+        packed[28::RECORD] = self._flag("PG_anon_exclusive", raw)
+        if fields[0::8] != fields[1::8]:
+            for k, (often, times) in enumerate(zip(references.tolist(), mapped)):
+                packed[RECORD * k + 24] = (often >= PIN) * MAYBE_PINNED
+                packed[RECORD * k + 29] = often < times
         return packed
+
+    def _flag(self, name: str, raw: bytes) -> bytes:
+        """Whether each struct page has a flag, 1 or 0."""
+        place, bit = divmod(self.kernel.flags[name], 8)
+        plane = raw[self.kernel.at["page.flags"] + place :: self.kernel.page_bytes]
+        return plane.translate(_HAS_BIT[bit])
 
     def _large(self, packed: bytearray, raw: bytes, head: int, order: int, start: int) -> None:
         """Write what there is of a large folio into the records of its frames. start: of its first struct
