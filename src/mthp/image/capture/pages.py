@@ -156,7 +156,11 @@ class Pages:
             raw = kernel.core.read(kernel.vmemmap + first * size, (end - first) * size)
         except CoreError:  # no memory is there: what named it changed meanwhile
             return first, _NOTHING * (end - first)
-        packed = self._small(first, raw)
+        if sum(1 << order for order in folios.values()) < end - first:
+            packed = self._small(first, raw)
+        else:  # all of it is written below
+            packed = bytearray(RECORD * (end - first))
+            packed[28::RECORD] = self._flag("PG_anon_exclusive", raw)
         for head, order in folios.items():
             self._large(packed, raw, head, order, (head - first) * size)
         for head in self.batches.keys() & {*run, *folios}:
