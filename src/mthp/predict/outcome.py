@@ -16,7 +16,7 @@ from mthp.mm.mm_types import Mm, Vma
 from mthp.predict.explain import explain, highest_order, vma_gate
 from mthp.predict.find import with_changes
 from mthp.predict.measure import TlbModel, Usage, held_in_tables, measure
-from mthp.predict.passes import TableLog, Tally, Windows, run_full_scans
+from mthp.predict.passes import RunEnd, TableLog, Tally, Windows, run_full_scans
 from mthp.predict.records import (
     Clock,
     Effort,
@@ -115,14 +115,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         tlb=request.tlb.value,
         tlb_before=before.translations,
         tlb_after=after.translations,
-        clock=Clock(
-            run.full_scans,
-            run.wakeups,
-            tally.sleeps["scan_sleep"],
-            tally.sleeps["alloc_sleep"],
-            work_ms(tally.collapsed_bytes),
-            timeline.last_collapse_ms,
-        ),
+        clock=_clock(run, tally, timeline),
         fixed_point=run.fixed_point,
         complete=run.complete,
         attempts=dict(tally.attempts),
@@ -145,6 +138,17 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
 def usual(unseen: tuple[str, ...]) -> frozenset[str]:
     """Those of assumptions and of what is not seen that every capture has."""
     return USUAL_ASSUMPTIONS.union(each for each in unseen if each.startswith(NEVER))
+
+
+def _clock(run: RunEnd, tally: Tally, timeline: Timeline) -> Clock:
+    return Clock(
+        run.full_scans,
+        run.wakeups,
+        tally.sleeps["scan_sleep"],
+        tally.sleeps["alloc_sleep"],
+        work_ms(tally.collapsed_bytes),
+        timeline.last_collapse_ms,
+    )
 
 
 def _refusals(
