@@ -63,7 +63,19 @@ def booted(
             modules = guest_modules(kernel, [guest.swap.module])
             session.prepare([path for path, _ in modules], guest.swap)
         except CommandFailed as error:
-            raise LabError(
-                HOST_LACKS, f"kernel {kernel.release} lacks what the lab needs: {error}"
-            ) from None
+            why = _lacking(kernel, error)
+            raise LabError(HOST_LACKS, f"kernel {kernel.release} cannot be used: {why}") from None
         yield Booted(running, session)
+
+
+def _lacking(kernel: CachedKernel, error: CommandFailed) -> str:
+    """What a kernel lacks that the preparation failed on."""
+    if error.command.startswith("w /sys/block/zram0/") and kernel.modules is None:
+        return (
+            "it has neither modules nor a built-in zram, and so no swap (mthp lab setup --modules)"
+        )
+    if error.command.startswith(("pidof khugepaged", "wait /proc/")):
+        return (
+            "its khugepaged ends while every size is off (6.18's does not) and cannot be held still"
+        )
+    return f"it lacks what the lab needs: {error}"

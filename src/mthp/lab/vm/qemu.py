@@ -25,7 +25,6 @@ from mthp.lab.vm.channel import Channel, GuestGone
 from mthp.words.files import spooled
 from mthp.words.processes import end_with_parent
 
-BOOT_SECONDS = 180.0
 ANSWER_SECONDS = 60.0
 PROBE_SECONDS = 20.0
 
@@ -35,6 +34,9 @@ class Accel(StrEnum):
 
     KVM = "kvm"
     TCG = "tcg"
+
+
+BOOT_SECONDS = {Accel.KVM: 30.0, Accel.TCG: 180.0}
 
 
 @dataclass(frozen=True)
@@ -102,22 +104,24 @@ def boot(machine: MachineConfig, how: Accel | None = None) -> Iterator[VirtualMa
     """Boot a guest, up to the first answer of its agent. The guest ends with the block.
 
     how: the accelerator; None takes the best that works, and software emulation where KVM starts a
-    processor and then cannot go on (as some nested virtual machines cannot).
+    processor and then does not come as far as the agent (as in some nested virtual machines).
     LabError (5): QEMU cannot be started, or the kernel does not start the agent. Later commands raise
     GuestGone if the guest does not answer.
     """
     with contextlib.ExitStack() as stack:
+        first = how or (Accel.TCG if _unfit else accel())
         try:
-            guest = stack.enter_context(_booted(machine, how or accel()))
-        except KvmFailed:
-            if how is not None:
+            guest = stack.enter_context(_booted(machine, first))
+        except LabError:
+            if how is not None or first is Accel.TCG:
                 raise
             guest = stack.enter_context(_booted(machine, Accel.TCG))
+            _unfit.append(first)
         yield guest
 
 
-class KvmFailed(LabError):
-    """Raised where KVM gave up on an instruction of the guest."""
+_unfit: list[Accel] = []
+"""Accelerators without which a guest booted that did not with them: this process uses them no more."""
 
 
 @contextlib.contextmanager
@@ -132,16 +136,14 @@ def _booted(machine: MachineConfig, how: Accel) -> Iterator[VirtualMachine]:
         stack.callback(_end, process)
         port.close()
         channel = Channel(
-            stream, BOOT_SECONDS, lambda: process.poll() is None and not _kvm_failed(errors)
+            stream, BOOT_SECONDS[how], lambda: process.poll() is None and not _kvm_failed(errors)
         )
         guest = VirtualMachine(channel, process.pid, console, errors)
         try:
             channel.wait_ready()
         except GuestGone as error:
-            kind = KvmFailed if _kvm_failed(errors) else LabError
-            raise kind(
-                HOST_LACKS, f"the guest does not boot: {error}; {guest.why_it_ended()}"
-            ) from None
+            why = f"the guest does not boot: {error}; {guest.why_it_ended()}"
+            raise LabError(HOST_LACKS, why) from None
         channel.patience = ANSWER_SECONDS
         yield guest
 
