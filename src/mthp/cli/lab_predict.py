@@ -73,8 +73,7 @@ def add_predict(subverbs: Verbs) -> None:
         action="append",
         dest="extra",
         metavar="PATH",
-        help="a file, a folder or a program to take along; files that the command itself names come "
-        "unasked",
+        help="a file, a folder or a program to take along; files that the commands name come unasked",
     )
     group.add_argument("--user", metavar="NAME", help="run it as this user of this host (root)")
     parser.add_argument("--release", metavar="R", help="which kernel of the cache (the newest)")
@@ -260,5 +259,6 @@ def _forecasts(
 
 
 def _extra(args: argparse.Namespace) -> list[str]:
-    """What to take along: what --with says, and the files that arguments of the command name."""
-    return [*(args.extra or ()), *(word for word in args.command[1:] if os.path.isfile(word))]
+    """What to take along: what --with says, and the files that words of the commands name."""
+    words = [*args.command, *(word for text in args.load or () for word in shlex.split(text))]
+    return [*(args.extra or ()), *filter(os.path.isfile, words)]

@@ -681,6 +681,8 @@ static void mount_all(void)
 	mkdir("/proc", 0755);
 	mkdir("/sys", 0755);
 	mkdir("/dev", 0755);
+	/* Programs write to the root, which may be filled no more than by half otherwise. */
+	mount("", "/", "", MS_REMOUNT, "size=90%");
 	mkdir("/tmp", 0);
 	chmod("/tmp", 01777);
 	mount("proc", "/proc", "proc", 0, "");
