@@ -19,7 +19,7 @@ from mthp.lab.program.program import SYSFS
 from mthp.lab.session.memory_pressure import switch_file
 from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed
-from mthp.lab.vm.files import HOST
+from mthp.lab.vm.files import HOST, PROGRAM_FOLDERS
 from mthp.lab.vm.interpreter import HELPER, LAB
 from mthp.words.files import replacing
 from mthp.words.settings import Settings
@@ -111,7 +111,7 @@ class Workload:
             "argv": [self._paths[program], *arguments],
             "user": [job.user.uid, job.user.gid],
             "folder": job.folder,
-            "path": ":".join(HOST.programs),
+            "path": ":".join(HOST.programs if job.user == ROOT else PROGRAM_FOLDERS),
         }
 
     def _call(self, name: str, *args: str) -> str:

@@ -19,7 +19,7 @@ from mthp.lab.vm.elf import Needs, interpreters, is_elf, needs
 from mthp.words.files import replacing
 from mthp.words.units import human_bytes
 
-_PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/bin", "/sbin")
+PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/bin", "/sbin")
 _OWN_FOLDERS = ("/proc", "/sys", "/dev")
 """Folders that every guest has of its own: whatever lay there would be hidden."""
 _MOST_LINKS = 40
@@ -37,7 +37,7 @@ class Root:
     programs: the folders in which a program named alone is looked for.
     """
 
-    def __init__(self, folder: Path, programs: Iterable[str] = _PROGRAM_FOLDERS) -> None:
+    def __init__(self, folder: Path, programs: Iterable[str] = PROGRAM_FOLDERS) -> None:
         self.folder = folder
         self.programs = tuple(programs)
 
@@ -115,7 +115,7 @@ class Root:
 
 HOST = Root(
     Path("/"),
-    dict.fromkeys(path for path in (*os.get_exec_path(), *_PROGRAM_FOLDERS) if path[:1] == "/"),
+    dict.fromkeys(path for path in (*os.get_exec_path(), *PROGRAM_FOLDERS) if path[:1] == "/"),
 )
 
 
