@@ -12,9 +12,11 @@ import pytest
 
 from mthp.cli import main
 from mthp.lab.errors import LabError
-from mthp.lab.kernels.kernels import find
+from mthp.lab.kernels.kernels import add_copy, find
 from mthp.lab.kernels.tools import QEMU
 from tests.cli.test_bad_input import refused
+from tests.lab.synthetic import bzimage
+from tests.report.strict_ktap import read_ktap
 
 LOAD = "blocks = [bytearray(100000) for n in range(200)]\nwhile True: pass\n"
 
@@ -26,6 +28,9 @@ LOAD = "blocks = [bytearray(100000) for n in range(200)]\nwhile True: pass\n"
         (("--recipe", "redis", "--", "sleep", "1"), "--recipe NAME"),
         (("--recipe", "oracle"), "no 'oracle'"),
         (("--recipe", "redis", "--with", "/etc"), "--with"),
+        (("--recipe", "redis", "--user", "root"), "--user"),
+        (("--user", "nobody-at-all", "--", "sleep", "1"), "nobody is called nobody-at-all"),
+        (("--ready", "0", "--", "sleep", "1"), "--ready"),
         (("--load", "'", "--", "sleep", "1"), "--load"),
         (("--load", " ", "--", "sleep", "1"), "empty command"),
         (("--settle", "x", "--", "sleep", "1"), "--settle"),
@@ -44,6 +49,29 @@ def test_no_kernel(
 ) -> None:
     monkeypatch.setenv("MTHP_CACHE", str(tmp_path))
     assert "mthp lab setup" in refused(capfd, "lab", "predict", "--recipe", "redis", code=5)
+
+
+def test_a_program_that_is_not_there(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MTHP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bzImage").write_bytes(bzimage("7.4.0-mine"))
+    add_copy(tmp_path / "bzImage", None)
+    assert main(["lab", "predict", "--json", "--", "./gone"]) == 2
+    out, err = capfd.readouterr()
+    assert err == f"mthp lab predict: gone: no program {tmp_path}/gone\n"
+    reason = f"no program {tmp_path}/gone"
+    failed: dict[str, object] = {
+        "program": "gone",
+        "max_ptes_none": None,
+        "reason": reason,
+        "output": [],
+    }
+    assert json.loads(out) == {"schema_version": 1, "predictions": [], "failed": [failed]}
+    assert main(["lab", "predict", "--ktap", "--", "./gone"]) == 2
+    (gone,) = read_ktap(capfd.readouterr().out)
+    assert (gone.name, gone.parts[0].directive, gone.parts[0].data) == ("gone", "ERROR", reason)
 
 
 def _lacking() -> str:
@@ -72,3 +100,28 @@ def test_a_real_program(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert found["good"] and found["changed"] > 1000
     assert found["baseline"] < 0.7
     assert len(list(tmp_path.glob("*/*.npz"))) == 2
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.skipif(bool(_lacking()), reason=_lacking() or "all there")
+def test_a_program_that_ends_is_told_for_each_guest(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script and its data lie under /tmp, and its interpreter is a link."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shell").symlink_to("/bin/sh")
+    (tmp_path / "data").write_text("kept\n")
+    script = "read word < $1\necho one; echo $word in $PWD >&2; exit 3\n"
+    (tmp_path / "run").write_text(f"#!{tmp_path}/shell\n{script}")
+    (tmp_path / "run").chmod(0o755)
+    argv = ["lab", "predict", "--json", "--quiet", "--release", "7.3", "--memory", "768"]
+    assert main([*argv, "--settle", "1", "--", "./run", "data"]) == 2
+    out, err = capfd.readouterr()
+    first, second = json.loads(out)["failed"]
+    assert (first["max_ptes_none"], second["max_ptes_none"]) == (0, 511)
+    assert first["reason"] == "it ended with exit status 3 before it was to be stopped"
+    assert first["output"] == second["output"] == ["one", f"kept in {tmp_path}"]
+    assert err.splitlines()[1:3] == [
+        "mthp lab predict:   | one", f"mthp lab predict:   | kept in {tmp_path}",
+    ]  # fmt: skip

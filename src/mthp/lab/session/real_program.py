@@ -63,6 +63,8 @@ def provide(
     LabError: one of them does not exist, or they are too large for it.
     """
     root = _root_of(recipe, progress)
+    for name in recipe.programs():
+        root.required(name)
     files = GuestFiles((memory << 20) // 5 * 2)
     paths = {PYTHON: add_interpreter(files)}
     for name in EXPECTED:

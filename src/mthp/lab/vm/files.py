@@ -85,6 +85,13 @@ class Root:
         paths = (f"{folder}/{name}" for folder in self.programs)
         return next((path for path in paths if self._is_program(path)), None)
 
+    def required(self, name: str) -> str:
+        """The same. LabError (2): there is none."""
+        path = self.program(name)
+        if path is None:
+            raise LabError(BAD_INPUT, f"no program {name}{_inside(self)}")
+        return path
+
     def owner(self, known: os.stat_result) -> Owner:
         """The owner in the guest of a file here; what was unpacked is root's."""
         return (known.st_uid, known.st_gid) if self.folder == Path("/") else (0, 0)
@@ -145,9 +152,7 @@ class GuestFiles:
 
         LabError (2): no such program, or one that cannot run there; (5) a library is missing.
         """
-        path = root.program(name)
-        if path is None:
-            raise LabError(BAD_INPUT, f"no program {name}{_inside(root)}")
+        path = root.required(name)
         self._add_loaded(root, path, _missing_library)
         return path
 
