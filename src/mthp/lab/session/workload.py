@@ -36,6 +36,8 @@ COMMAND_SECONDS = 900.0
 
 LAST_LINES = 10
 STOP_MS = 30_000
+ATTEMPT_SECONDS = 30.0
+"""What a command that is repeated has at least, however late it began."""
 
 PYTHON = "@python"
 """As a program's name: the Python that runs this, which is copied into the guest."""
@@ -158,7 +160,7 @@ class Workload:
         end = time.monotonic() + seconds
         while True:
             try:
-                self.run(job, max(1.0, end - time.monotonic()))
+                self.run(job, max(ATTEMPT_SECONDS, end - time.monotonic()))
                 return
             except ProgramFailed as error:
                 self.check()
