@@ -57,8 +57,8 @@ class PathCount:
     folio than they do, and in a smaller one. A pass in which a process was killed has
     no PTEs, and agrees if its events do. changed: PTEs that no longer map what they did in the
     beginning; nothing_changes: passes that leave no such PTE. said_open: passes that do not agree, of
-    captures of which the answer says that they leave open what decides. no_prediction: states without a capture,
-    or with one that makes no world; their passes count as not agreed.
+    captures of which the answer says that they leave open what decides. no_prediction: states without
+    a capture, or with one that makes no world; their passes count as not agreed.
     """
 
     passes: int = 0
