@@ -37,7 +37,7 @@ from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
 
 @dataclass
 class Request:
-    """What to run. passes: full scans, None for the fixed point. on_event: called with each event.
+    """What to run. passes: full scans, None for the fixed point. on_event: as Tally's.
     on_table: called after each table that is there.
 
     changes: look for the least change of each refusal. keep: every event is appended to it, tables

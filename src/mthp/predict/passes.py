@@ -26,7 +26,6 @@ from mthp.words.events import (
     ScanPmd,
     Slept,
     Swapin,
-    singly,
 )
 from mthp.words.results import ScanResult
 
@@ -58,10 +57,11 @@ class TableLog:
 class Tally:
     """Consumes events: sums over the whole run, and the log of the full scan under way.
 
-    on_table is called after each scanned table that is there and may raise Interrupted. keep: every
-    event, if a list was given; tables that are passed by stand in it as rows. added: mm and table ->
-    by how many frames its collapses made the memory in use grow. torn: tables (mm, address) of which
-    what was collapsed is summed too. windows: mm -> (address, order) of each that collapsed.
+    on_event: called with each event about tables that are looked into. on_table: called after each
+    scanned table that is there; may raise Interrupted. keep: every event, if a list was given; tables
+    that are passed by stand in it as rows. added: mm and table -> by how many frames its collapses made
+    the memory in use grow. torn: tables (mm, address) of which what was collapsed is summed too.
+    windows: mm -> (address, order) of each that collapsed.
     """
 
     kernel: Kernel
@@ -138,9 +138,6 @@ class Tally:
         """Take in a row of tables that were not looked into: the sleeps, and those that are there."""
         if self.keep is not None:
             self.keep.append(row)
-        if self.on_event is not None:
-            for event in singly((row,)):
-                self.on_event(event)
         if self.on_table is not None:
             for _ in row.huge:
                 self.on_table()
