@@ -134,6 +134,10 @@ def test_a_collapse_succeeds_in_some_order(name: str, rival: str) -> None:
     assert succeeded(RaceWorld.parse(name, "7.3", (rival,)), None) == (True, Extent.EXHAUSTIVE)
 
 
+def test_a_page_in_the_swap_cache_is_charged() -> None:
+    assert check_world(RaceWorld.parse("pmd+memcg", "7.3", ("writeback",))).clean
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "world", [each for each in LAYOUTS if each.layout is not Layout.PLAIN], ids=str

@@ -319,8 +319,7 @@ class Stage:
             flags |= PG_MLOCKED | PG_UNEVICTABLE
         index, anon_vma = linear_page_index(vma, address), vma.anon_vma.number
         folio = new_anon_folio(mem, order, flags=flags, anon_vma=anon_vma, index=index)
-        if mm.memcg is not None:
-            mem.memcg.raw[folio] = mm.memcg.number
+        self._charge(mm, folio)
         bits = YOUNG if flags & PG_KSM else USED if vma.vm_flags & VM_WRITE else USED & ~WRITE
         table, slot = self.table_at(mm, address), self.kernel.geometry.pte_index(address)
         for i in range(1 << order):
@@ -389,8 +388,13 @@ class Stage:
         mem = self.kernel.mem
         flags = ON_LRU | PG_SWAPCACHE | PG_LOCKED
         page = self.pages[index] = new_anon_folio(mem, flags=flags, mapcount=0)
+        self._charge(self.mm, page)
         mem.content.raw[page] = 100 + index
         self.kernel.swap.add_to_cache(self.swapped[index], page, 1)
+
+    def _charge(self, mm: Mm, folio: Folio) -> None:
+        if mm.memcg is not None:
+            self.kernel.mem.memcg.raw[folio] = mm.memcg.number
 
     def add_task(self, name: str, body: TaskBody) -> None:
         """A task on a CPU of its own."""
