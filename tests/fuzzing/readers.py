@@ -29,6 +29,7 @@ from mthp.check.token import Token
 from mthp.compare.campaign import CampaignSpec, open_campaign
 from mthp.compare.captures import compare_captures
 from mthp.compare.conformance import run_scenario
+from mthp.compare.paths import PathVerdict
 from mthp.compare.records import Conformance
 from mthp.explore.part import NotThisSearch
 from mthp.image.capture.proc import CaptureError, read_vmas
@@ -271,6 +272,7 @@ def _draw_campaign(source: Random) -> tuple[str, str]:
         "agreed": 1,
         "mismatches": [],
         "not_built": "",
+        "paths": {"snap": PathVerdict().to_json()},
     }
     record = {
         "id": "1-0",
