@@ -174,7 +174,7 @@ def mutated_npz(made: Made, source: Random) -> bytes:
 
 def _mutate_array(arrays: dict[str, NDArray[Any]], source: Random) -> None:
     name = source.choice(list(arrays))
-    array = arrays[name]
+    array = np.atleast_1d(arrays[name])
     most = int(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else 1
     match source.randrange(10):
         case 0:

@@ -101,6 +101,14 @@ def test_pages_that_cannot_be_so(image: Snapshot) -> None:
     assert torn(image) == [0, 1, 2]
 
 
+def test_what_a_swap_entry_holds_is_no_frame(image: Snapshot) -> None:
+    """Frames of pages that are repaired are numbered behind those that are mapped."""
+    pte, frames, flags, counts, _ = arrays(image.processes[0])
+    pte[1, 3], frames[1, 3], flags[1, 3], counts[1, 3] = Pte.SWAPPED, 2**64 - 1, 0, 0
+    flags[0, 7] = 0
+    assert torn(image) == [0]
+
+
 def test_a_frame_in_two_tables(image: Snapshot) -> None:
     _, frames, _, _, _ = arrays(image.processes[0])
     frames[2, 9] = frames[0, 5]

@@ -35,9 +35,12 @@ def settled(snapshot: Snapshot) -> tuple[Snapshot, frozenset[tuple[int, int]]]:
     for index, clash, other in _clashes(snapshot, wrong):
         wrong[index] |= clash
         torn[index] |= (clash | other).any(axis=1)
-    fresh = 1 + max(
-        (int(p.pfn.max(initial=0)) for p in snapshot.processes if p.pfn is not None), default=0
+    frames = (
+        int(process.pfn.max(where=_mapped(process), initial=0))
+        for process in snapshot.processes
+        if process.pfn is not None
     )
+    fresh = 1 + max(frames, default=0)
     processes, names = [], set()
     for process, pages, rows in zip(snapshot.processes, wrong, torn, strict=True):
         if process.table_torn is not None:
