@@ -93,16 +93,18 @@ def with_bounds(
         process.pid: _units(snapshot, process, windows.get(process.pid, ()))
         for process in snapshot.processes
     }
-    if not all(
-        units[process.pid].may_all_pass(counted)
+    parts = [
+        (units[process.pid], counted)
         for process in snapshot.processes
         for counted in counted_young(snapshot, process)
         if counted.open
-    ):
+    ]
+    if not all(unit.may_all_pass(counted) for unit, counted in parts):
         most, _ = end(Leaning.MOST, lambda process, counted: units[process.pid].most(counted))
         ends = [outcome, most]
-    least, _ = end(Leaning.LEAST, lambda process, counted: units[process.pid].least(counted))
-    ends.append(least)
+    if unknown != (Unknown.YOUNG,) or any(unit.may_fail(counted) for unit, counted in parts):
+        least, _ = end(Leaning.LEAST, lambda process, counted: units[process.pid].least(counted))
+        ends.append(least)
     if not all(each.complete for each in ends):
         return outcome
 
@@ -154,6 +156,13 @@ class _Units(NamedTuple):
         """Whether so many young pages are enough for every unit of the mapping."""
         unit, rank = self._placed(counted)
         return int(np.count_nonzero(rank < self.lacking[unit])) <= counted.meant
+
+    def may_fail(self, counted: Counted) -> bool:
+        """Whether so few young pages may leave a unit of the mapping without those that it needs."""
+        unit, _ = self._placed(counted)
+        room = np.bincount(unit, minlength=len(self.size))
+        old = len(unit) - counted.meant
+        return bool(((room > 0) & (self.lacking > 0) & (room - self.lacking < old)).any())
 
     def most(self, counted: Counted) -> NDArray[np.intp]:
         """So many pages that as much passes as can: what each unit needs, first those that need the
