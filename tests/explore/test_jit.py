@@ -37,8 +37,9 @@ def call(folder: Path, factor: int, name: str, **variables: str) -> str:
     path = os.pathsep.join((str(folder), *sys.path))
     kept = str(folder / "kept")
     environment = {**os.environ, "PYTHONPATH": path, "NUMBA_CACHE_DIR": kept, **variables}
+    # Python's own byte code would be taken for a file that changes twice a second.
     done = subprocess.run(
-        [sys.executable, "-c", CALL], env=environment, capture_output=True, text=True
+        [sys.executable, "-B", "-c", CALL], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -27,7 +27,7 @@ SCHEMA: dict[str, Any] = json.loads((DOCS / "schema" / "collapse.schema.json").r
 TINY = replace(OUTCOME, settings=Settings(geometry=Geometry(4, 3)), page_size=16, pmd_order=3)
 CLOSED = replace(OUTCOME, highest_order=None, alternatives={"always": OUTCOME})
 OPEN = replace(
-    OUTCOME, bounds=Bounds((Unknown.YOUNG,), 0, 4096), registered={1: None, 2: True, 3: False}
+    OUTCOME, bounds=Bounds((Unknown.YOUNG,), (0, 4096)), registered={1: None, 2: True, 3: False}
 )
 UNKNOWN = replace(OUTCOME, highest_order=None, memory_added=-4096, counters={"x": {"y": -1}})
 

@@ -97,7 +97,7 @@ def same(test: KtapTest, read: ReadTest) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(TREES, max_size=3))
 def test_whatever_it_is_called_it_is_ktap(tests: list[KtapTest]) -> None:
     read = read_ktap(text_of(*tests))

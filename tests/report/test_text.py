@@ -98,8 +98,7 @@ def test_the_verdict_stands_first_and_last_in_two_to_five_lines() -> None:
 
 
 def test_what_a_capture_leaves_open_stands_behind_the_answer() -> None:
-    least, most = 8 << 20, 48 << 20
-    bounds = Bounds((Unknown.YOUNG, Unknown.PINNED), least, most)
+    bounds = Bounds((Unknown.YOUNG, Unknown.PINNED), (8 << 20, 48 << 20))
     text = page_of(replace(OUTCOME, bounds=bounds, registered={812: None, 4: True}), 300)
     assert text.splitlines()[3:5] == [
         "range   from 8 MiB to 48 MiB collapse, as it is not known which pages were used lately and "
@@ -109,8 +108,10 @@ def test_what_a_capture_leaves_open_stands_behind_the_answer() -> None:
     ]
     several = page_of(replace(OUTCOME, registered={812: None, 4: None}), 300)
     assert "does not scan 2 of the processes at all: whether they are on its list" in several
-    settled = replace(OUTCOME, bounds=bounds._replace(least=most), registered={812: True})
+    settled = replace(OUTCOME, bounds=bounds._replace(ends=(0, 0)), registered={812: True})
     assert page_of(settled) == page_of(OUTCOME)
+    unasked = page_of(replace(OUTCOME, bounds=bounds._replace(ends=None)), 300)
+    assert "range  not looked for (--no-range), though it is not known which pages were" in unasked
 
 
 def test_the_header_says_what_ran() -> None:

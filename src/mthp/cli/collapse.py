@@ -167,7 +167,9 @@ def run_collapse(args: argparse.Namespace) -> int:
                     request.windows,
                     image.data,
                     settle_assumed(args),
-                    lambda assumed: predict(image, settings, profile, args, assumed),
+                    None
+                    if args.no_range
+                    else lambda assumed: predict(image, settings, profile, args, assumed),
                     progress.on_other,
                 )
         if request.changes:
@@ -300,6 +302,8 @@ def _conformance(args: argparse.Namespace) -> int:
     ignored = [f"--{name.replace('_', '-')}" for name in (*given, *given_numbers(args))]
     if args.no_changes:
         ignored.append("--no-changes")
+    if args.no_range:
+        ignored.append("--no-range")
     if args.assume_young != "captured":
         ignored.append("--assume-young")
     if args.csv or args.csv_processes:

@@ -191,6 +191,11 @@ def add_collapse(verbs: Verbs) -> None:
     group.add_argument(
         "--no-changes", action="store_true", help="do not look for the least change of refusals"
     )
+    group.add_argument(
+        "--no-range",
+        action="store_true",
+        help="where a capture leaves open which pages were used, do not run both ends of the answer",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument("--csv", action="store_true", help="a header, and a row a mapping (or call)")

@@ -60,18 +60,20 @@ def with_bounds(
     windows: Windows,
     snapshot: Snapshot,
     assumed: Assumed,
-    prepare: Prepare,
+    prepare: Prepare | None,
     on_table: Callable[[], None] | None = None,
 ) -> Outcome:
     """The outcome with its bounds, where the capture leaves open what decides it.
 
     windows: that collapsed, as Tally has them. assumed: what the outcome rests on. prepare: makes a world
-    of the snapshot, and the request to run on it. An Interrupted that on_table raises leaves the
-    outcome without bounds.
+    of the snapshot, and the request to run on it; None to run neither end, and only say what is open. An
+    Interrupted that on_table raises leaves the outcome without bounds.
     """
     unknown = tuple(unknowns(snapshot, assumed.young))
     if not unknown or outcome.highest_order is None or not outcome.complete:
         return outcome
+    if prepare is None:
+        return replace(outcome, bounds=Bounds(unknown, None))
 
     def end(leaning: Leaning, choose: Choose) -> tuple[Outcome, Windows]:
         """The outcome with what is open taken in one way, and what collapses; choose: of the pages that
@@ -108,8 +110,8 @@ def with_bounds(
     if not all(each.complete for each in ends):
         return outcome
 
-    collapsed_bytes = [each.collapsed_bytes for each in ends]
-    return replace(outcome, bounds=Bounds(unknown, min(collapsed_bytes), max(collapsed_bytes)))
+    sizes = [each.collapsed_bytes for each in ends]
+    return replace(outcome, bounds=Bounds(unknown, (min(sizes), max(sizes))))
 
 
 def _refuses_old(outcome: Outcome) -> bool:

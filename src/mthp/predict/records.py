@@ -392,11 +392,11 @@ class Unknown(Enum):
 
 
 class Bounds(NamedTuple):
-    """Between what the bytes lie that collapse in all. unknown: what is open."""
+    """Between what the bytes lie that collapse in all. unknown: what is open. ends: the least and the
+    most; None where they were not run."""
 
     unknown: tuple[Unknown, ...]
-    least: int
-    most: int
+    ends: tuple[int, int] | None
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,11 @@ def _sums(resident: Resident) -> dict[str, Any]:
 def _range(outcome: Outcome) -> dict[str, Any] | None:
     if outcome.bounds is None:
         return None
-    unknown = [each.value for each in outcome.bounds.unknown]
-    collapsed = [outcome.bounds.least, outcome.bounds.most]
-    return {"unknown": unknown, "collapsed_bytes": collapsed}
+    unknown, ends = outcome.bounds
+    return {
+        "unknown": [each.value for each in unknown],
+        "collapsed_bytes": None if ends is None else list(ends),
+    }
 
 
 def _alternative(name: str, other: Outcome) -> dict[str, Any]:

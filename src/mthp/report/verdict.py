@@ -89,10 +89,12 @@ def verdict_rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
 def _open(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     """Say between what the answer lies where a capture leaves things open, and what it hangs on."""
     if outcome.bounds is not None:
-        bounds = outcome.bounds
-        what = " and ".join(each.value for each in bounds.unknown)
-        least, most = human_bytes(bounds.least), human_bytes(bounds.most)
-        if bounds.least < bounds.most:
+        what = " and ".join(each.value for each in outcome.bounds.unknown)
+        ends = outcome.bounds.ends
+        if ends is None:
+            yield "range", f"not looked for (--no-range), though it is not known {what}", "yellow"
+        elif ends[0] < ends[1]:
+            least, most = map(human_bytes, ends)
             words = f"from {least} to {most} collapse, as it is not known {what}; --deep tells"
             yield "range", words, "yellow"
     of = [pid for pid, known in outcome.registered.items() if known is None]
