@@ -199,7 +199,7 @@ def _meta(mappings: list[dict[str, Any]]) -> dict[str, Any]:
         "swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 8388604 0 100\n",
         "meminfo": {"MemTotal": 64 * GIB, "MemFree": 24 * GIB, "MemAvailable": 24 * GIB,
                     "SwapTotal": 8 * GIB, "SwapFree": 7 * GIB},
-        "nodes": {"online": "0", "distance": {"0": [10]}, "zone_reclaim_mode": "0"}, "cpus": 8,
+        "nodes": {"online": "0", "distance": {"0": [10]}, "zone_reclaim_mode": 0}, "cpus": 8,
         "privilege": {"root": True, "pfn": True, "kpageflags": True, "pagemap_scan": True,
                       "exclusive": True},
         "unseen": [], "tearing": {"vmas_changed": 0, "pages_changed": 0, "tables_changed": 0,

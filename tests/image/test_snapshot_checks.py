@@ -99,6 +99,8 @@ KINDS: dict[str, tuple[Change, str]] = {
         both(meta("processes.0.vmas.1.start", 1 << 48), meta("processes.0.vmas.1.end", (1 << 48) + 4096)),
         "no process has the addresses",
     ),
+    "a node's distances": (meta("nodes.distance", {"0": "10"}), "nodes.distance.0: '10'"),
+    "a mode in letters": (meta("nodes.zone_reclaim_mode", "0"), "nodes.zone_reclaim_mode: '0'"),
     "privilege without its members": (meta("privilege.root", 3), "privilege.root: 3"),
     "members without privilege": (meta("privilege.kpageflags", False), "privilege.kpageflags is False"),
     "bits that mean nothing": (entry("pte", 0, 0, 1 << 15 | PRESENT), "bits that mean nothing"),

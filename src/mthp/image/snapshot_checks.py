@@ -69,6 +69,8 @@ def check_meta(meta: Fields) -> None:
         for name, row in nodes.table("distance", list).items():
             if not all(type(each) is int and 0 <= each < 256 for each in row):
                 raise FileError(f"nodes.distance.{name[:40]}: {short(row)} are no distances")
+    if not nodes.is_null("zone_reclaim_mode"):
+        nodes.number("zone_reclaim_mode", 0, 2**31 - 1)
     meta.take("tearing", dict)
     if not all(isinstance(each, str) for each in meta.take("unseen", list)):
         raise FileError("unseen: not a list of sentences")
