@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,11 @@ from mthp.explore.outcome import Extent, SearchOutcome
 from mthp.explore.replay import Replay
 from mthp.explore.sample import Policy, Sampler
 from tests.litmus.programs import FEW, FLAGS, LOCKS, WORDS, Line, recipe
+
+
+def seeds(few: int, many: int) -> list[Any]:
+    """So many seeds, of which the first few are in the default suite."""
+    return [*range(few), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(few, many))]
 
 
 def explore(*lines: list[Line]) -> SearchOutcome:
@@ -106,7 +112,7 @@ def random_program(source: random.Random) -> list[list[Line]]:
     return program
 
 
-@pytest.mark.parametrize("seed", range(400))
+@pytest.mark.parametrize("seed", seeds(150, 400))
 def test_random_programs_behave_as_under_brute_force(seed: int) -> None:
     program = random_program(random.Random(seed))
     everything, reduced = brute(*program), explore(*program)
@@ -149,7 +155,7 @@ def finer_program(source: random.Random) -> list[list[Line]]:
     return program
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", seeds(100, 300))
 def test_bits_counts_and_ipis_behave_as_under_brute_force(seed: int) -> None:
     program = finer_program(random.Random(seed))
     everything, reduced = brute(*program), explore(*program)

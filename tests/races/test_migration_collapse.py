@@ -153,7 +153,13 @@ def unlock(window, pte):
 """
 
 
-@pytest.mark.parametrize("trap", BROKEN)
+@pytest.mark.parametrize(
+    "trap",
+    [
+        pytest.param(trap, marks=[pytest.mark.slow] if n % 2 else [])
+        for n, trap in enumerate(BROKEN)
+    ],
+)
 def test_a_trap_is_seen(trap: str, tmp_path: Path) -> None:
     change, name, laws = BROKEN[trap]
     changes = change if isinstance(change, tuple) else (change,)

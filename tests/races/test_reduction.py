@@ -55,15 +55,14 @@ class WithStates:
         ("store", 1),
         ("fault", 1),
         ("zap", 1),
-        ("remap", 1),
         ("migrate", 1),
-        ("migrate-neighbour", 1),
-        ("swap-out", 1),
         ("guest", 1),
         ("exit", 1),
-        ("referenced", 1),
         ("ksm", 1),
-        ("hwpoison", 1),
+        *(
+            pytest.param(rival, 1, marks=pytest.mark.slow)
+            for rival in ("remap", "migrate-neighbour", "swap-out", "referenced", "hwpoison")
+        ),
         ("lazyfree", 1),
         ("soft-dirty", 1),
         ("numa-hint", 1),

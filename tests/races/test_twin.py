@@ -34,7 +34,14 @@ def is_alike(world: RaceWorld, until: Until = Until.END) -> None:
 
 @pytest.mark.parametrize("size", list(Size))
 @pytest.mark.parametrize(
-    "rival", ["fault", "gup", "fork", "swap-out", "guest", "exit", "remap", "ksm", "uffd-wp"]
+    "rival",
+    [
+        *("fault", "gup", "guest", "exit", "uffd-wp"),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("fork", "swap-out", "remap", "ksm")
+        ),
+    ],
 )
 def test_worlds_are_searched_alike(size: Size, rival: str) -> None:
     is_alike(RaceWorld(size, "7.3", (rival,)))
