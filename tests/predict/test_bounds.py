@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mthp.image.snapshot import Kpf, Pte, Snapshot
-from mthp.predict.bounds import unknowns, with_bounds
+from mthp.predict.bounds import unknowns, with_bounds, with_unknowns
 from mthp.predict.image import Image
 from mthp.predict.outcome import run_world
 from mthp.predict.records import Bounds, Outcome, Unknown
@@ -110,6 +110,13 @@ def test_nothing_is_open_where_all_or_none_is_counted_or_the_user_says() -> None
     open_image = heap_of(2, referenced=7)
     assert outcome_of(open_image, FULL, Assumed(Young.ALL)).bounds is None
     assert outcome_of(open_image, FULL.replace(enabled=Enabled.NEVER)).bounds is None
+
+
+def test_what_is_open_is_said_where_neither_end_is_run() -> None:
+    for referenced, unknown in ((7, (Unknown.YOUNG,)), (2 * 512, None)):
+        image = heap_of(2, referenced=referenced)
+        bounds = with_unknowns(outcome_of(image, FULL), image, Young.CAPTURED).bounds
+        assert bounds == (None if unknown is None else (unknown, None))
 
 
 def test_clean_and_written_again_pages_of_madv_free() -> None:

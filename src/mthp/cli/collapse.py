@@ -25,7 +25,7 @@ from mthp.compare.conformance import run_conformance
 from mthp.image.scenario import load
 from mthp.image.snapshot import Snapshot
 from mthp.predict.alternatives import with_alternatives
-from mthp.predict.bounds import with_bounds
+from mthp.predict.bounds import with_bounds, with_unknowns
 from mthp.predict.explain import vma_gate
 from mthp.predict.image import Image
 from mthp.predict.madvise import anonymous_ranges, run_madvise
@@ -161,15 +161,15 @@ def run_collapse(args: argparse.Namespace) -> int:
         outcome = run_world(world, request)
         if not brief:
             del world, progress.daemon  # two at once would be twice the memory
-            if isinstance(image.data, Snapshot):
+            if isinstance(image.data, Snapshot) and args.no_range:
+                outcome = with_unknowns(outcome, image.data, settle_assumed(args).young)
+            elif isinstance(image.data, Snapshot):
                 outcome = with_bounds(
                     outcome,
                     request.windows,
                     image.data,
                     settle_assumed(args),
-                    None
-                    if args.no_range
-                    else lambda assumed: predict(image, settings, profile, args, assumed),
+                    lambda assumed: predict(image, settings, profile, args, assumed),
                     progress.on_other,
                 )
         if request.changes:

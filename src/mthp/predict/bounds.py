@@ -55,25 +55,32 @@ def _has_large(process: ProcessTables) -> bool:
     return process.folio_order is not None and bool(process.folio_order.any())
 
 
+def with_unknowns(outcome: Outcome, snapshot: Snapshot, young: Young) -> Outcome:
+    """The outcome with what its capture leaves open, of which neither end was run."""
+    unknown = tuple(unknowns(snapshot, young))
+    if not unknown or outcome.highest_order is None or not outcome.complete:
+        return outcome
+    return replace(outcome, bounds=Bounds(unknown, None))
+
+
 def with_bounds(
     outcome: Outcome,
     windows: Windows,
     snapshot: Snapshot,
     assumed: Assumed,
-    prepare: Prepare | None,
+    prepare: Prepare,
     on_table: Callable[[], None] | None = None,
 ) -> Outcome:
     """The outcome with its bounds, where the capture leaves open what decides it.
 
     windows: that collapsed, as Tally has them. assumed: what the outcome rests on. prepare: makes a world
-    of the snapshot, and the request to run on it; None to run neither end, and only say what is open. An
-    Interrupted that on_table raises leaves the outcome without bounds.
+    of the snapshot, and the request to run on it. An Interrupted that on_table raises leaves the
+    outcome without bounds.
     """
-    unknown = tuple(unknowns(snapshot, assumed.young))
-    if not unknown or outcome.highest_order is None or not outcome.complete:
+    bounds = with_unknowns(outcome, snapshot, assumed.young).bounds
+    if bounds is None:
         return outcome
-    if prepare is None:
-        return replace(outcome, bounds=Bounds(unknown, None))
+    unknown = bounds.unknown
 
     def end(leaning: Leaning, choose: Choose) -> tuple[Outcome, Windows]:
         """The outcome with what is open taken in one way, and what collapses; choose: of the pages that
