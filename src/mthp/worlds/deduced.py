@@ -22,8 +22,8 @@ _MMF = {
 }
 
 
-def captured_settings(snapshot: Snapshot) -> Settings | None:
-    """The settings captured with a snapshot; None where no kernel has such."""
+def _settings(snapshot: Snapshot) -> Settings | None:
+    """The settings of a snapshot; None where no kernel has such."""
     try:
         return Settings.from_sysfs(snapshot.sysfs, snapshot.geometry)
     except SettingsError:
@@ -47,7 +47,7 @@ def is_registered(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) 
         huge |= bool((process.folio_order >= pmd_order).any())
     if huge:
         return True
-    settings = captured_settings(snapshot)
+    settings = _settings(snapshot)
     advised = any("hg" in vma.flags and vma.anonymous_bytes for vma in process.vmas)
     if advised and settings is not None and sysfs_orders(settings, VM_HUGEPAGE) >> pmd_order & 1:
         # Had the advice come before the pages, they would have come as huge ones.
@@ -69,7 +69,7 @@ def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:
     release = re.match(r"(\d+)\.(\d+)", snapshot.kernel)
     if release is not None and (int(release[1]), int(release[2])) < _EXCEPT_ADVISED_SINCE:
         return 0
-    settings = captured_settings(snapshot)
+    settings = _settings(snapshot)
     orders = 0 if settings is None else sysfs_orders(settings, 0)
     answers = {
         vma.thp_eligible
