@@ -93,8 +93,9 @@ def referenced_pages(process: ProcessTables) -> Pages:
 
 def counted_young(snapshot: Snapshot, process: ProcessTables) -> Iterator[Counted]:
     """The pages without PG_referenced, and how many of them smaps counts as referenced."""
-    others = (mapped_pages(process) & ~referenced_pages(process)).reshape(-1)
-    flagged = referenced_pages(process).reshape(-1)
+    referenced = referenced_pages(process)
+    others = (mapped_pages(process) & ~referenced).reshape(-1)
+    flagged = referenced.reshape(-1)
     shift = snapshot.geometry.page_shift
     for vma in process.vmas:
         if vma.captured:
