@@ -24,13 +24,8 @@ from mthp.predict.records import (
     Unknown,
     Verified,
 )
-from mthp.report.phrases import (
-    SafeConsole,
-    duration,
-    each,
-    percent,
-    wasted_attempts,
-)
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import duration, each, percent, wasted_attempts
 from mthp.report.refusals import group_refusals
 from mthp.report.text import render_outcome
 from mthp.report.timeline import POINTS_SHOWN, render_timeline

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import re
 import sys
 import time
-
-from rich.console import Console
 
 from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json, show
 from mthp.cli.progress import ProgressLine
@@ -21,27 +18,14 @@ from mthp.cli.target import (
     settle_settings,
     targets,
 )
-from mthp.compare.conformance import run_conformance
-from mthp.image.scenario import load
 from mthp.image.snapshot import Snapshot
-from mthp.predict.alternatives import with_alternatives
 from mthp.predict.bounds import with_bounds, with_unknowns
 from mthp.predict.explain import vma_gate
 from mthp.predict.image import Image
-from mthp.predict.madvise import anonymous_ranges, run_madvise
 from mthp.predict.measure import TlbModel, populated_parts
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome
-from mthp.predict.steps import StepRecorder
-from mthp.predict.why import find_mapping, look_at_window, table_now
-from mthp.report.conformance import conformance_document, render_conformance
-from mthp.report.json_doc import outcome_document
-from mthp.report.madvise import madvise_document, render_madvise
-from mthp.report.refusals import window_lines
-from mthp.report.steps import render_steps
-from mthp.report.table_csv import call_rows, mapping_rows, process_rows, write_csv
-from mthp.report.text import render_outcome
 from mthp.words.events import Event, PassedBy, ftrace, singly
 from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.settings import Settings
@@ -139,8 +123,6 @@ def run_collapse(args: argparse.Namespace) -> int:
         raise UsageError(
             "--timeline is a part of the report, and --json has it: there is none here"
         )
-    # Worlds are many objects that live long: looking for cycles among them so often took a fifth of a run.
-    gc.set_threshold(50_000, 20, 50)
     asked = madvise_range(args)
     image = load_target(args)
     settings = settle_settings(args, captured_settings(image))
@@ -173,6 +155,8 @@ def run_collapse(args: argparse.Namespace) -> int:
                     progress.on_other,
                 )
         if request.changes:
+            from mthp.predict.alternatives import with_alternatives
+
             outcome = with_alternatives(
                 outcome, lambda other: predict(image, other, profile, args), progress.on_other
             )
@@ -185,12 +169,19 @@ def _print(args: argparse.Namespace, outcome: Outcome, events: list[Event | Pass
         for line in ftrace(singly(events)):
             show(line)
     elif args.json:
+        from mthp.report.json_doc import outcome_document
+
         print_json(outcome_document(outcome))
-    elif args.csv:
-        write_csv(mapping_rows(outcome), sys.stdout)
-    elif args.csv_processes:
-        write_csv(process_rows(outcome), sys.stdout)
+    elif args.csv or args.csv_processes:
+        from mthp.report.table_csv import mapping_rows, process_rows, write_csv
+
+        rows = mapping_rows if args.csv else process_rows
+        write_csv(rows(outcome), sys.stdout)
     else:
+        from rich.console import Console
+
+        from mthp.report.text import render_outcome
+
         render_outcome(outcome, Console(), verbose=args.verbose, timeline=args.timeline)
 
 
@@ -201,6 +192,9 @@ def _why(
     progress: ScanProgress,
     events: list[Event | PassedBy],
 ) -> int:
+    from mthp.predict.why import find_mapping, look_at_window, table_now
+    from mthp.report.refusals import window_lines
+
     address: int = args.why
     vma = find_mapping(world, address)
     if vma is None:
@@ -218,6 +212,11 @@ def _why(
 def _steps(
     args: argparse.Namespace, image: Image, settings: Settings, profile: tuple[Profile, str]
 ) -> int:
+    from rich.console import Console
+
+    from mthp.predict.steps import StepRecorder
+    from mthp.report.steps import render_steps
+
     address: int = args.steps
     world, request = predict(image, settings, profile, args)
     request.changes = False
@@ -269,6 +268,12 @@ def _madvise(
     settings: Settings,
     profile: tuple[Profile, str],
 ) -> int:
+    from rich.console import Console
+
+    from mthp.predict.madvise import anonymous_ranges, run_madvise
+    from mthp.report.madvise import madvise_document, render_madvise
+    from mthp.report.table_csv import call_rows, write_csv
+
     world, request = predict(image, settings, profile, args)
     progress = ScanProgress(world, quiet=args.quiet)
     request.on_table = progress.on_table
@@ -296,6 +301,12 @@ _IGNORED = (
 
 def _conformance(args: argparse.Namespace) -> int:
     """Run recorded scenarios on the engine and return the exit code."""
+    from rich.console import Console
+
+    from mthp.compare.conformance import run_conformance
+    from mthp.image.scenario import load
+    from mthp.report.conformance import conformance_document, render_conformance
+
     if targets(args):
         raise UsageError("--conformance takes its scenarios from FILE; give no other target")
     given = [name for name in _IGNORED if getattr(args, name) is not None]

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mthp.image.capture.command import add_arguments, add_processes
-from mthp.image.capture.command import run as run_capture
+from mthp.image.capture.options import add_arguments, add_processes
 from mthp.words.files import FileError, shown
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import NUMBERS
@@ -330,15 +329,6 @@ class WriteZipapp(argparse.Action):
         parser.exit()
 
 
-def _snap(args: argparse.Namespace) -> int:
-    """Capture with the fast looks at frames and pages; only this verb loads NumPy for them."""
-    from mthp.image.frames_at_once import FramesAtOnce
-    from mthp.image.pages_at_once import PagesAtOnce
-
-    args.frames, args.pages = FramesAtOnce, PagesAtOnce
-    return run_capture(args)
-
-
 def add_snap(verbs: Verbs) -> None:
     """Add `mthp snap` and its options to the parser."""
     parser = verbs.add_parser(
@@ -347,7 +337,7 @@ def add_snap(verbs: Verbs) -> None:
         description="Capture the page tables of live processes into a file that `mthp collapse` "
         "reads anywhere. Reads only.",
     )
-    parser.set_defaults(run=_snap)
+    parser.set_defaults(run="mthp.cli.snap:run_snap")
     add_arguments(parser)
     parser.add_argument(
         "--zipapp",

@@ -7,7 +7,6 @@ import argparse
 from dataclasses import replace
 
 from mthp.cli.options import UsageError, given_numbers
-from mthp.image.capture.command import hidden_of, pids_asked_for
 from mthp.image.snapshot import Snapshot
 from mthp.predict.image import Image, capture, load, reconfigured
 from mthp.words.profiles import PROFILES, Profile
@@ -31,6 +30,8 @@ def load_target(args: argparse.Namespace) -> Image:
             else "give a target: --pid N, --cgroup PATH, --all, a snapshot, or FILE.jsonl#ID"
         )
     if args.target is None:
+        from mthp.image.capture.command import hidden_of, pids_asked_for
+
         image = capture(*pids_asked_for(args), hidden=hidden_of(args))
     else:
         image = load(args.target)

@@ -17,9 +17,8 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from mthp.image.capture.columns import WIDTH
+from mthp.image.capture.columns import SCHEMA, WIDTH
 from mthp.image.capture.resident import kind_of, resident_of
-from mthp.image.capture.run import SCHEMA
 from mthp.image.fields import Fields, short
 from mthp.image.members import Members
 from mthp.image.snapshot_checks import (

@@ -371,6 +371,14 @@ _SMALL = np.uint64(31)
 _NO_FOLIO = np.uint64(2**64 - 1)
 
 
+def _distinct(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Sort, and drop doubles: as np.unique, which loads NumPy's masked arrays for it."""
+    ordered = np.sort(values)
+    changes = np.diff(ordered, prepend=~ordered[:1]) != 0
+    distinct: NDArray[np.uint64] = ordered[changes]
+    return distinct
+
+
 def _folios(
     mapped: NDArray[np.bool_], pfn: NDArray[np.uint64], order: NDArray[np.uint8]
 ) -> NDArray[np.uint64]:
@@ -411,8 +419,8 @@ def folios_of(where: str, arrays: Arrays, tearing: Mapping[str, Any]) -> NDArray
         mapped = pte & (PRESENT | ZERO) == PRESENT
         if is_still or order.any():
             which = mapped if is_still else mapped & (order != 0)
-            folios.append(np.unique(_folios(which, pfn, order)[which]))
-    every = np.unique(np.concatenate(folios))
+            folios.append(_distinct(_folios(which, pfn, order)[which]))
+    every = _distinct(np.concatenate(folios))
     clash = _clashes(every)
     if is_still and clash.any():
         frame = int(every[np.argmax(clash)]) >> _ORDER_BITS
@@ -426,7 +434,7 @@ def folios_of(where: str, arrays: Arrays, tearing: Mapping[str, Any]) -> NDArray
 def check_memory_held(folios: Iterable[NDArray[np.uint64]], total: int, page_shift: int) -> int:
     """Check that the host had the memory for these folios of all processes, or for half of them, as
     some may be seen in two places; returns how many pages they have."""
-    every = np.unique(np.concatenate([*folios, np.zeros(0, np.uint64)]))
+    every = _distinct(np.concatenate([*folios, np.zeros(0, np.uint64)]))
     pages = int(np.sum(np.uint64(1) << _SMALL - (every & _SMALL)))
     if total and pages << page_shift > 2 * total:
         held = human_bytes(pages << page_shift)

@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from mthp.image.capture.command import capture_into
-from mthp.image.capture.proc import own_pid
-from mthp.image.capture.run import CaptureOptions
-from mthp.image.frames_at_once import FramesAtOnce
 from mthp.image.scenario import Scenario, load_one
 from mthp.image.snapshot import Snapshot, read_snapshot
 from mthp.image.snapshot import load as load_snapshot
@@ -247,6 +243,11 @@ def capture(*pids: int, hidden: int = 0) -> Image:
     Of several, those that end meanwhile are left out; the image's data.unseen says so, and of `hidden`
     others. Raises CaptureError: no such process, or no right to look at it.
     """
+    from mthp.image.capture.command import capture_into
+    from mthp.image.capture.proc import own_pid
+    from mthp.image.capture.run import CaptureOptions
+    from mthp.image.frames_at_once import FramesAtOnce
+
     numbers = sorted(set(pids)) or [own_pid()]
     asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
     with spooled() as file:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mthp.image.capture.run import NEVER
+from mthp.image.capture.columns import NEVER
 from mthp.image.snapshot import Snapshot
 from mthp.mm.huge_mm import VmaGate
 from mthp.mm.mm_types import Mm, Vma

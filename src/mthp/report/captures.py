@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mthp.compare.records import CaptureChange, Fate, MappingChange, PageCounts, ProcessChange
-from mthp.report.phrases import SafeConsole, percent, plural
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import percent, plural
 from mthp.words.units import Geometry, human_bytes
 
 SHOWN = 20

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from mthp.compare.records import Conformance
-from mthp.report.phrases import SafeConsole, plural
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import plural
 
 SCHEMA_VERSION = 1
 MISMATCHES_SHOWN = 10

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mthp.compare.records import Forecast, Misprediction, NoForecast
 from mthp.report.ktap import KtapTest, KtapVerdict, ktap_group
-from mthp.report.phrases import SafeConsole
+from mthp.report.page import SafeConsole
 
 SCHEMA_VERSION = 1
 ENOUGH, ENOUGH_CHANGED = 0.999, 0.995

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mthp.predict.records import Advised, AdvisedOutcome, OrderUse
-from mthp.report.phrases import SafeConsole, plural, render_caveats, torn_text
+from mthp.report.page import SafeConsole, render_caveats
+from mthp.report.phrases import plural, torn_text
 from mthp.report.refusals import RESULT_REASONS
 from mthp.words.results import ScanResult
 from mthp.words.units import Geometry, human_bytes

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from mthp.predict.records import Outcome, ProcessUse
-from mthp.report.phrases import SafeConsole, plural
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import plural
 from mthp.words.units import human_bytes
 
 PROCESSES_SHOWN = 20

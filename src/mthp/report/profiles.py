@@ -10,14 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from mthp.predict.records import OrderUse, Outcome, Refusal, Verified
-from mthp.report.phrases import (
-    SafeConsole,
-    duration,
-    in_order,
-    order_name,
-    plural,
-    wasted_attempts,
-)
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import duration, in_order, order_name, plural, wasted_attempts
 from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.words.profiles import Profile, differences
 from mthp.words.units import Geometry, human_bytes

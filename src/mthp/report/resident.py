@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from mthp.predict.records import Outcome, PartlyMapped
-from mthp.report.phrases import SafeConsole, plural
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import plural
 from mthp.words.resident import resident_lines
 from mthp.words.units import human_bytes
 

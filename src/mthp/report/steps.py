@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mthp.predict.records import DrawnCall
-from mthp.report.phrases import SafeConsole
+from mthp.report.page import SafeConsole
 
 
 def render_steps(steps: Iterable[DrawnCall], console: Console) -> None:

@@ -18,9 +18,9 @@ from mthp.predict.records import (
     RefusedAt,
     Verified,
 )
+from mthp.report.page import SafeConsole, render_caveats
 from mthp.report.phrases import (
     TLB_MODELS,
-    SafeConsole,
     duration,
     each,
     each_bytes,
@@ -29,7 +29,6 @@ from mthp.report.phrases import (
     order_name,
     percent,
     plural,
-    render_caveats,
     wasted_attempts,
 )
 from mthp.report.processes import render_processes

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mthp.predict.records import TimePoint
-from mthp.report.phrases import SafeConsole, duration
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import duration
 from mthp.words.units import human_bytes
 
 POINTS_SHOWN = 16

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from mthp.predict.records import OrderUse, Outcome
-from mthp.report.phrases import SafeConsole, duration, more_memory, percent, plural, torn_text
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import duration, more_memory, percent, plural, torn_text
 from mthp.report.refusals import status_text
 from mthp.words.resident import name_of
 from mthp.words.units import human_bytes

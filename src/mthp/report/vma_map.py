@@ -10,7 +10,8 @@ from itertools import groupby
 from rich.text import Text
 
 from mthp.predict.records import Outcome, VmaUse
-from mthp.report.phrases import SafeConsole, plural
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import plural
 from mthp.words.units import human_bytes
 
 VMAS_SHOWN = 14

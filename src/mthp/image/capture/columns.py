@@ -20,6 +20,9 @@ from typing import IO, Any, Iterable, Iterator
 from mthp.words.files import spooled
 from mthp.words.units import Geometry
 
+SCHEMA = "mthp-snapshot/1"
+NEVER = "never visible: "
+"""Begins what a capture says of each thing that none can see."""
 DEEP_WIDTH = {
     "pte_bits": 1, "refcount": 4, "folio_mapcount": 4, "folio_state": 2, "mm_ids": 8,
     "mm_id_mapcounts": 8, "node": 1,

@@ -13,10 +13,11 @@ import os
 import time
 from typing import IO, Any, Callable, Iterator
 
-from mthp.image.capture.columns import Columns, redact, write_file
+from mthp.image.capture.columns import NEVER, Columns, redact, write_file
 from mthp.image.capture.frames import Frames
 from mthp.image.capture.freeze import check_none_is_ours, confirm_freeze, frozen
 from mthp.image.capture.host import every_pid, numbers_of_cgroup, pids_of_cgroup
+from mthp.image.capture.options import add_arguments
 from mthp.image.capture.pagemap import PRESENT
 from mthp.image.capture.pages import YOUNG, Pages
 from mthp.image.capture.proc import (
@@ -26,23 +27,20 @@ from mthp.image.capture.proc import (
     CaptureError,
     LeftOut,
     open_pagemap,
-    own_pid,
     read_status,
     text,
 )
 from mthp.image.capture.resident import resident_of
 from mthp.image.capture.run import (
-    NEVER,
     CaptureOptions,
     CaptureRun,
     ProcessReader,
     describe_process,
 )
-from mthp.image.capture.series import Series, Survivors, duration
+from mthp.image.capture.series import Series, Survivors
 from mthp.words.files import FileError, replacing
 from mthp.words.resident import resident_lines, total
 from mthp.words.streams import ended_in_order, failure, occupy, say
-from mthp.words.units import parse_whole
 
 
 def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, Any]]:
@@ -182,71 +180,6 @@ def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> li
     return [Series(args.every, args.span, again, one, say).run(args.output)]
 
 
-# --- command line ------------------------------------------------------------------------------
-
-
-def pid_of(value: str) -> int:
-    """Read the process that --pid names, for argparse."""
-    try:
-        return own_pid() if value == "self" else parse_whole(value, 1)
-    except ValueError:
-        message = f"{value[:40]!r} is neither a process's number nor 'self'"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def add_processes(group: argparse._ActionsContainer) -> None:
-    """Add the options that say which live processes are meant."""
-    group.add_argument(
-        "--pid",
-        type=pid_of,
-        action="append",
-        metavar="N",
-        help="a live process: a number, or 'self'; may be repeated",
-    )
-    group.add_argument(
-        "--cgroup",
-        metavar="PATH",
-        help="every process of a cgroup and below it: its folder, or as /proc/PID/cgroup has it",
-    )
-    group.add_argument(
-        "--all", action="store_true", help="every process that can be read, but this one"
-    )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options, for the command on hosts and for `mthp snap`."""
-    parser.set_defaults(frames=Frames, pages=Pages)
-    add_processes(parser.add_mutually_exclusive_group(required=True))
-    parser.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="mode 0600; with --every a folder, or a name that the time is put into",
-    )
-    parser.add_argument(
-        "--every", type=duration, metavar="TIME", help="capture again and again: 60, 60s, 5m, 1h"
-    )
-    parser.add_argument(
-        "--for", type=duration, dest="span", metavar="TIME", help="of --every: end after so long"
-    )
-    parser.add_argument(
-        "--deep",
-        action="store_true",
-        help="read the page tables and folios themselves too, from /proc/kcore (root, x86-64)",
-    )
-    parser.add_argument("--redact", action="store_true", help="drop names, shift addresses")
-    parser.add_argument("--freeze", action="store_true", help="stop them while reading; asks first")
-    parser.add_argument("--yes", action="store_true", help="do not ask before --freeze")
-    parser.add_argument(
-        "--no-exclusive", action="store_true", help="skip the exclusive bit: faster"
-    )
-    parser.add_argument("--quiet", action="store_true", help="errors only")
-    parser.add_argument(
-        "--reader", choices=("auto", "scan", "pagemap"), default="auto", help=argparse.SUPPRESS
-    )
-
-
 def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
     """Capture, say on stderr what was done or why not, and return the exit code."""
 
@@ -276,6 +209,7 @@ def main(argv: list[str] | None = None, prog: str = "mthp-snap") -> int:
     """Read the arguments, capture, write, and return the exit code."""
     occupy()
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
+    parser.set_defaults(frames=Frames, pages=Pages)
     add_arguments(parser)
     try:
         args = parser.parse_args(argv)

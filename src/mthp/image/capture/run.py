@@ -14,7 +14,7 @@ from collections import Counter
 from random import SystemRandom
 from typing import Any, NamedTuple
 
-from mthp.image.capture.columns import DEEP_WIDTH, WIDTH, Columns
+from mthp.image.capture.columns import DEEP_WIDTH, NEVER, SCHEMA, WIDTH, Columns
 from mthp.image.capture.deep import DeepReader
 from mthp.image.capture.frames import BROKEN, KPF_THP, KPF_ZERO_PAGE, Frames, open_frames
 from mthp.image.capture.host import THP, host_facts, host_geometry, memcg_of, other_processes
@@ -50,7 +50,6 @@ from mthp.image.capture.proc import (
 from mthp.image.capture.resident import mapping_kind, rollup, shmem_devices
 from mthp.image.capture.tables import TableReader
 
-SCHEMA = "mthp-snapshot/1"
 TOOL = "mthp-snap 1"
 MOST_READINGS = 8
 """So often a table that changes is read again, before it is marked as torn."""
@@ -58,7 +57,6 @@ SECONDS_AGAIN = 1.0
 """So long a process's tables may be read again, beyond as long as reading them took."""
 TEARING = ("vmas_changed", "tables", "tables_changed", "pages_changed", "tables_torn")
 """What is counted of each process, and in all."""
-NEVER = "never visible: "
 LOCKS = "locks held for a moment"
 
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A console that prints a stranger's text safely, and what every report ends with on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mthp.predict.records import AdvisedOutcome, Outcome
+from mthp.report.phrases import plural
+from mthp.words.files import shown
+
+_PLAIN = str.maketrans(
+    {
+        "→": "->",
+        "…": "...",
+        "–": "-",
+        "—": "-",
+        "×": "x",
+        "✓": "+",
+        "≈": "~",
+        "•": "*",
+        "·": ".",
+        "░": ":",
+        "▒": "=",
+        "▓": "%",
+        "█": "#",
+    }
+)
+"""The letters that a console which is not UTF-8 shows instead."""
+
+
+class SafeConsole:
+    """Prints on a console what may come from a stranger: no control character gets through, and
+    nothing that the console's encoding lacks."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plain = console.options.ascii_only
+
+    @property
+    def width(self) -> int:
+        """How many columns the console has."""
+        return self.console.width
+
+    def clean(self, words: str) -> str:
+        """The words with every character printable here."""
+        words = shown(words)
+        if self.plain:
+            words = words.translate(_PLAIN).encode("ascii", "replace").decode("ascii")
+        return words
+
+    def text(self, words: str, style: str = "") -> Text:
+        """Make text of clean words, wrapped between words; no markup is read."""
+        return Text(self.clean(words), style=style, overflow="fold")
+
+    def line(self, words: str = "", style: str = "", indent: int = 0) -> None:
+        """Print a paragraph."""
+        self.console.print(Padding(self.text(words, style), (0, 0, 0, indent), expand=False))
+
+    def heading(self, words: str) -> None:
+        """Print an empty line and a title."""
+        self.console.print()
+        self.line(words, "bold")
+
+    def bullets(self, title: str, items: Iterable[str], style: str = "") -> None:
+        """Print a list under a title; nothing where it is empty."""
+        items = list(items)
+        if items:
+            self.heading(title)
+            grid = Table.grid(padding=(0, 1))
+            for item in items:
+                grid.add_row(self.text("  •", style), self.text(item, style))
+            self.console.print(grid)
+
+    def table(
+        self,
+        columns: Sequence[tuple[str, str]],
+        rows: Iterable[Sequence[str | Text]],
+        *,
+        grid: bool = False,
+        indent: int = 2,
+    ) -> None:
+        """Print rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same).
+
+        A grid has no titles.
+        """
+        gap = 2 if self.width >= 80 else 1
+        table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=not grid)
+        table.header_style = "dim"
+        for title, kind in columns:
+            table.add_column(
+                self.text(title),
+                justify="right" if kind == "right" else "left",
+                no_wrap=kind != "left",
+                overflow="fold",
+            )
+        for row in rows:
+            table.add_row(*(self.text(cell) if isinstance(cell, str) else cell for cell in row))
+        self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
+
+
+def render_caveats(
+    page: SafeConsole, outcome: Outcome | AdvisedOutcome, *, everything: bool
+) -> None:
+    """Print what the answer rests on; what every capture has in common in one line."""
+    usual = frozenset[str]() if everything else outcome.usual
+    page.bullets("Assumed", [each for each in outcome.assumptions if each not in usual])
+    page.bullets("Not seen", [each for each in outcome.unseen if each not in usual])
+    folded = sum(each in usual for each in (*outcome.assumptions, *outcome.unseen))
+    if folded:
+        page.console.print()
+        page.line(
+            f"Predicted, with {plural(folded, 'caveat')} that every capture has: --verbose", "dim"
+        )
