@@ -54,7 +54,7 @@ def _anonymous(pages: Mapping[str, int], geometry: Geometry) -> tuple[int, int]:
 
 def render_captures(change: CaptureChange, console: Console, *, verbose: bool) -> None:
     """Print what changed; verbose: every mapping that did."""
-    page, geometry = SafeConsole(console), change.geometry
+    page, geometry = SafeConsole(console, verbose=verbose), change.geometry
     made = [f"{name} ({time}, kernel {kernel})" for name, time, kernel in zip(
         change.names, change.times, change.kernels, strict=True)]  # fmt: skip
     page.line(f"{made[0]} → {made[1]}", "bold")
@@ -78,7 +78,7 @@ def render_captures(change: CaptureChange, console: Console, *, verbose: bool) -
         page.heading("Pages by what they map")
         page.table([("was", "left"), ("", "left"), ("is", "left"), ("pages", "right"),
                     ("memory", "right")], rows[: None if verbose else SHOWN])  # fmt: skip
-    _mappings(page, change, verbose)
+    _mappings(page, change)
 
 
 def _headline(change: CaptureChange) -> str:
@@ -135,7 +135,7 @@ def _processes(page: SafeConsole, change: CaptureChange) -> None:
     page.table([*titles, ("name", "left")], rows)
 
 
-def _mappings(page: SafeConsole, change: CaptureChange, everything: bool) -> None:
+def _mappings(page: SafeConsole, change: CaptureChange) -> None:
     changed = [
         (process, mapping)
         for process in change.processes
@@ -143,7 +143,7 @@ def _mappings(page: SafeConsole, change: CaptureChange, everything: bool) -> Non
         if mapping.pages.changed or mapping.mappings[0] != mapping.mappings[1]
     ]
     by_pages = sorted(changed, key=lambda each: -sum(each[1].pages.changed.values()))
-    shown = by_pages if everything else by_pages[:SHOWN]
+    shown = by_pages if page.verbose else by_pages[:SHOWN]
     several = len(change.processes) > 1
     rows: list[list[str | Text]] = []
     for process, mapping in sorted(shown, key=lambda each: (each[0].pid, each[1].start)):

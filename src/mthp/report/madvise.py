@@ -51,7 +51,7 @@ def reasons(call: Advised, geometry: Geometry) -> Iterator[str]:
 
 def render_madvise(outcome: AdvisedOutcome, console: Console, *, verbose: bool) -> None:
     """Print what the calls would do; those with most windows, or all if verbose."""
-    page = SafeConsole(console)
+    page = SafeConsole(console, verbose=verbose)
     where = outcome.target
     if outcome.source and outcome.source != outcome.target:
         where += f" ({outcome.source})"
@@ -66,9 +66,9 @@ def render_madvise(outcome: AdvisedOutcome, console: Console, *, verbose: bool) 
         page.line(torn_text(outcome.torn), "bold yellow")
     if not outcome.complete:
         page.line("INCOMPLETE: interrupted; the calls that follow were not made.", "bold yellow")
-    _calls(page, outcome, verbose)
+    _calls(page, outcome)
     page.bullets("Warnings", outcome.warnings, "yellow")
-    render_caveats(page, outcome, everything=verbose)
+    render_caveats(page, outcome)
 
 
 def _headline(outcome: AdvisedOutcome) -> str:
@@ -87,11 +87,11 @@ def _headline(outcome: AdvisedOutcome) -> str:
     )
 
 
-def _calls(page: SafeConsole, outcome: AdvisedOutcome, everything: bool) -> None:
+def _calls(page: SafeConsole, outcome: AdvisedOutcome) -> None:
     several = len({call.pid for call in outcome.ranges}) > 1
     by_size = sorted(outcome.ranges, key=lambda call: (-call.windows, call.pid, call.start))
     with_windows = sum(call.windows > 0 for call in by_size)
-    shown = len(by_size) if everything else max(1, min(with_windows, CALLS_SHOWN))
+    shown = len(by_size) if page.verbose else max(1, min(with_windows, CALLS_SHOWN))
     hidden = by_size[shown:]
     rows = []
     for call in sorted(by_size[:shown], key=lambda call: (call.pid, call.start)):

@@ -36,10 +36,11 @@ _PLAIN = str.maketrans(
 
 class SafeConsole:
     """Prints on a console what may come from a stranger: no control character gets through, and
-    nothing that the console's encoding lacks."""
+    nothing that the console's encoding lacks. verbose: what is long is shown whole."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, verbose: bool = False) -> None:
         self.console = console
+        self.verbose = verbose
         self.plain = console.options.ascii_only
 
     @property
@@ -104,11 +105,9 @@ class SafeConsole:
         self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
-def render_caveats(
-    page: SafeConsole, outcome: Outcome | AdvisedOutcome, *, everything: bool
-) -> None:
+def render_caveats(page: SafeConsole, outcome: Outcome | AdvisedOutcome) -> None:
     """Print what the answer rests on; what every capture has in common in one line."""
-    usual = frozenset[str]() if everything else outcome.usual
+    usual = frozenset[str]() if page.verbose else outcome.usual
     page.bullets("Assumed", [each for each in outcome.assumptions if each not in usual])
     page.bullets("Not seen", [each for each in outcome.unseen if each not in usual])
     folded = sum(each in usual for each in (*outcome.assumptions, *outcome.unseen))

@@ -11,14 +11,14 @@ from mthp.words.units import human_bytes
 PROCESSES_SHOWN = 20
 
 
-def render_processes(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None:
+def render_processes(page: SafeConsole, outcome: Outcome) -> None:
     """Print a row a process, the one with most memory first; nothing where there is but one."""
     if len(outcome.by_process) < 2:
         return
     large = outcome.pmd_order if outcome.highest_order is None else outcome.highest_order
     size = outcome.settings.geometry.size_name(large)
     shown = sorted(outcome.by_process, key=lambda each: (-_size(each), each.pid))
-    hidden = [] if everything else shown[PROCESSES_SHOWN:]
+    hidden = [] if page.verbose else shown[PROCESSES_SHOWN:]
     rows = [
         (
             str(each.pid),

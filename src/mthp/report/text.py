@@ -59,22 +59,22 @@ def render_outcome(
     """Print an outcome. verbose: every mapping, every kind of refusal, the counters, and what is
     assumed. timeline: memory against time too.
     """
-    page = SafeConsole(console)
+    page = SafeConsole(console, verbose=verbose)
     render_verdict(page, outcome)
     _header(page, outcome)
     _folios(page, outcome)
-    render_processes(page, outcome, everything=verbose)
+    render_processes(page, outcome)
     render_resident(page, outcome)
     _facts(page, outcome)
     if timeline:
         render_timeline(page, outcome.timeline)
     _costs(page, outcome)
-    render_map(page, outcome, everything=verbose)
-    _refusals(page, outcome, verbose)
+    render_map(page, outcome)
+    _refusals(page, outcome)
     if verbose:
         _counters(page, outcome)
     page.bullets("Warnings", outcome.warnings, "yellow")
-    render_caveats(page, outcome, everything=verbose)
+    render_caveats(page, outcome)
     page.console.print()
     render_verdict(page, outcome)
 
@@ -269,7 +269,7 @@ _PLACES = {
 """What is refused, as it is called here."""
 
 
-def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
+def _refusals(page: SafeConsole, outcome: Outcome) -> None:
     groups = group_refusals(outcome.refusals, outcome.settings.geometry)
     if not groups:
         return
@@ -281,7 +281,7 @@ def _refusals(page: SafeConsole, outcome: Outcome, everything: bool) -> None:
     )
     # After an interrupt nothing was tried, and then nothing may be said about trying.
     tried = any(refusal.verified is not Verified.NONE for refusal in outcome.refusals)
-    shown = groups if everything else groups[:GROUPS_SHOWN]
+    shown = groups if page.verbose else groups[:GROUPS_SHOWN]
     rows = []
     told: set[object] = set()
     for group in shown:

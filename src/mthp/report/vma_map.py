@@ -25,16 +25,16 @@ _BASE, _HIGHEST = "·", "█"
 _STYLES = {_BASE: "dim", "░": "blue", "▒": "cyan", "▓": "yellow", _HIGHEST: "green"}
 
 
-def render_map(page: SafeConsole, outcome: Outcome, *, everything: bool) -> None:
-    """Print a row a mapping, in address order; the largest alone unless everything is asked for.
+def render_map(page: SafeConsole, outcome: Outcome) -> None:
+    """Print a row a mapping, in address order; the largest alone unless the page is verbose.
 
     Those that are turned away stand together under what turns them away.
     """
-    vmas = [vma for vma in outcome.vmas if everything or _size(vma)]
+    vmas = [vma for vma in outcome.vmas if page.verbose or _size(vma)]
     if not vmas:
         return
     shown = sorted(vmas, key=lambda vma: (-_size(vma), vma.pid, vma.start))
-    if not everything:
+    if not page.verbose:
         worth_a_row = sum(_size(vma) for vma in vmas) // SMALL
         few, more = shown[:VMAS_ANYWAY], shown[VMAS_ANYWAY:VMAS_SHOWN]
         shown = few + [vma for vma in more if _size(vma) >= worth_a_row]
