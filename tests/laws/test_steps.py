@@ -50,7 +50,7 @@ from mthp.mm.reports import (
 )
 from mthp.mm.rmap import anon_vma_lock_write
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
-from mthp.races.stage import START, Size, Stage
+from mthp.races.stage import START, Stage
 from mthp.races.world import RaceWorld
 from mthp.words.events import CollapseHugePage
 from mthp.words.results import ScanResult
@@ -61,8 +61,8 @@ Act = Callable[[Stage], object]
 class Scene:
     """A stage on which steps are watched, and two who act: a collapser and another task."""
 
-    def __init__(self, rival: str = "gup") -> None:
-        self.stage = RaceWorld(Size.PMD, "7.3", (rival,))()
+    def __init__(self, rival: str = "gup", world: str = "pmd") -> None:
+        self.stage = RaceWorld.parse(world, "7.3", (rival,))()
         self.kernel, self.mm = self.stage.kernel, self.stage.mm
         self.mem = self.kernel.mem
         self.pending: tuple[Access, Any, int] | None = None

@@ -4,9 +4,12 @@ and by nothing that looks like it and is allowed."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from mthp.laws.broken import Kind
+from mthp.machine.store_buffer import StoreBuffer
 from mthp.mm.mm_types import TableState
 from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write
 from mthp.mm.page_flags import PAGE_HWPOISON, PG_DIRTY
@@ -109,6 +112,69 @@ def test_an_error_says_which_law() -> None:
         stage.watch.raised(stage.tasks[0][0], KernelBug(rule, rule.name))
     laws = {each.text.split()[-1]: each.law for each in stage.broken}
     assert laws == {"COUNTS": 5, "LOCKS": 9, "MAPS": 9, "USE": 10, "STATE": 9}
+
+
+# Late stores, judged when they are made
+
+
+LATE = "pmd+lkmm+ptes+each"
+
+
+def late(scene: Scene) -> StoreBuffer:
+    buffer = scene.kernel.machine.current.buffer
+    assert buffer is not None and buffer.waiting
+    return buffer
+
+
+def test_a_late_store_is_made_without_map_and_lock() -> None:
+    scene = Scene(world=LATE)
+    task = scene.stage.tasks[1][0]
+    task.maps.clear()
+    scene.other().ptes.write(0, PTE_NONE)
+    late(scene)
+    assert sorted(each.law for each in scene.broken()) == [9, 10]
+
+
+def test_what_others_do_before_a_late_store_is_seen_is_not_its_tasks_fault() -> None:
+    """The table is detached, and its lock taken by who did that: the link that the store went by is old."""
+    scene = Scene(world=LATE)
+    with scene.other().mm.mmap_read_lock(), scene.stage.table.ptl.lock():
+        scene.ptes.write(0, scene.ptes.raw[0] | NO_ACCESS)
+        late(scene)
+        place = late(scene).places[0]
+        task = next(each for each, _ in scene.stage.tasks if each.name == "store-buffer-2")
+    with scene.collapser().mm.mmap_write_lock():
+        scene.detach()
+        with scene.stage.table.ptl.lock():
+            scene.settle()
+    scene.kernel.machine.current, task.drains = task, place[0]
+    task.drains.drain()
+    assert scene.broken() == [] and scene.ptes.raw[0] & NO_ACCESS
+    scene.other()
+    with scene.stage.table.ptl.lock():
+        scene.ptes.write(0, scene.ptes.raw[0] & ~NO_ACCESS)
+    only(scene, 6, "by a link from before it was detached")
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_table_is_linked_and_its_ptes_may_be_seen_later(is_seen: bool, is_locked: bool) -> None:
+    scene = Scene(world=LATE)
+    table = scene.stage.table
+    with scene.collapser().mm.mmap_write_lock():
+        old = scene.detach()
+        with pmd_lock(scene.pmd), table.ptl.lock() if is_locked else nullcontext():
+            scene.ptes.write(0, scene.ptes.raw[0] | NO_ACCESS)
+            waiting = late(scene)
+            if is_seen:
+                waiting.wait_until_seen()
+            scene.pmd.page.pmds.write(scene.pmd.slot, old)
+        if is_seen or is_locked:
+            assert scene.broken() == []
+        else:
+            only(
+                scene, 9, f"links table {table.number}, and what it stored there may be seen later"
+            )
 
 
 # Which PMDs may be filled, and which tables a collapser may take

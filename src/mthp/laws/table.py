@@ -37,8 +37,13 @@ class Moment(Enum):
     """A page was stored to after a collapse that succeeded had copied it: (Ghost, page, task's name)."""
     REPORT = auto()
     """Something was reported: (Ghost, report)."""
+    USES_PTE = auto()
+    """The running task is about to read or change a PTE, or lets others see a store to it later: (Ghost,
+    Step)."""
+    CHANGES_PTE = auto()
+    """It has changed one, or has stored to it like that: (Ghost, Step)."""
     BEFORE_PTE = auto()
-    """A task is about to take a step of this kind, or has taken it: (Ghost, Step)."""
+    """A task, or a late store, is about to take a step of this kind, or has taken it: (Ghost, Step)."""
     AFTER_PTE = auto()
     BEFORE_PMD = auto()
     AFTER_PMD = auto()
@@ -93,7 +98,7 @@ _LAWS = (
         "them",
         {Moment.REST: at_rest.law_6_every_table_is_linked_or_deposited,
          Moment.BEFORE_PTE: steps.law_6_walks,
-         Moment.AFTER_PTE: steps.law_6_fills,
+         Moment.CHANGES_PTE: steps.law_6_fills,
          Moment.AFTER_PMD: steps.law_6_links}),
     Law(7, "a PMD or PTE that points to something is never overwritten, and nothing is mapped twice",
         {Moment.REST: at_rest.law_7_nothing_is_overwritten_or_mapped_twice,
@@ -107,12 +112,12 @@ _LAWS = (
     Law(9, "locks, RCU and PTE maps balance, no task waits for ever, and what a lock guards "
         "is not changed without it",
         {Moment.REST: at_rest.law_9_locks_balance,
-         Moment.AFTER_PTE: steps.law_9_ptes,
+         Moment.CHANGES_PTE: steps.law_9_ptes,
          Moment.AFTER_PMD: use.law_9_pmds,
          Moment.REPORT: steps.law_9_hooks}),
     Law(10, "what was learnt under a lock is not used after the lock was let go, nor a table after "
         "its map was",
-        {Moment.BEFORE_PTE: use.law_10_tables,
+        {Moment.USES_PTE: use.law_10_tables,
          Moment.BEFORE_VMA_LOCK: steps.law_10_vmas,
          Moment.REPORT: steps.law_10_ranges}),
     Law(11, "a collapse that gives up leaves everything as it was",

@@ -27,6 +27,7 @@ from mthp.mm.pgtable_types import (
     YOUNG,
     pmd_is_table,
     pmd_none,
+    pmd_pgtable,
     pmd_trans_huge,
     pte_pfn,
     pte_present,
@@ -44,11 +45,19 @@ def law_10_tables(ghost: Ghost, step: Step) -> Iterator[Broken]:
 
 
 def law_9_pmds(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """A PMD is filled under its lock alone."""
-    ptl = step.word.owner.ptl
-    if not pmd_none(step.new) and not any(hold.lock is ptl for hold in step.task.held):
-        name = f"{step.word.name}[{step.at}]"
-        yield Broken(9, Thing(Kind.PMD, name), f"{step.task.name} fills {name} without its lock")
+    """A PMD is filled under its lock alone, and with a table only once others see what its PTEs are, but
+    for what they see who take the table's own lock.
+    """
+    task, ptl, name = step.task, step.word.owner.ptl, f"{step.word.name}[{step.at}]"
+    if not pmd_none(step.new) and not any(hold.lock is ptl for hold in task.held):
+        yield Broken(9, Thing(Kind.PMD, name), f"{task.name} fills {name} without its lock")
+    if not pmd_is_table(step.new) or task.buffer is None:
+        return
+    table = ghost.kernel.tables[pmd_pgtable(step.new)]
+    late = [slot for slot in task.buffer.waiting if slot.row is table.ptes]
+    if any(table.ptl not in [hold.lock for hold in slot.held] for slot in late):
+        text = f"{task.name} links table {table.number}, and what it stored there may be seen later"
+        yield Broken(9, Thing(Kind.PMD, name), text)
 
 
 def law_13_spans(ghost: Ghost, step: Step) -> Iterator[Broken]:

@@ -15,6 +15,7 @@ from mthp.laws.table import Moment, broken_at
 from mthp.machine.locks import SpinLock, WriteMark
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
+from mthp.machine.store_buffer import Completion
 from mthp.machine.task import Endless, Task
 from mthp.mm.mm_types import Kernel, PageTable, PmdPage, TableState
 from mthp.words.events import CollapseHugePage, Event, ScanPmd
@@ -87,10 +88,14 @@ class Watch:
         task = self._who()
         moment = self._moment(access, word)
         is_copy = task.background and task.name in self.ghost.collapsers
+        if moment is None and access is Access.RELEASE and isinstance(word, Completion):
+            self._is_stored_to()
         if moment is None or (is_copy and moment is Moment.BEFORE_CONTENT):
             return
         old = self._old[task.name] = word.raw[index] if moment in _VALUED else 0
         step = Step(task, access, word, index, old)
+        if moment is Moment.BEFORE_PTE and self.kernel.machine.current.drains is None:
+            self._record(broken_at(Moment.USES_PTE, self.ghost, step))
         self._record(broken_at(moment, self.ghost, step))
         if access is Access.FREE:
             self.ghost.word_is_freed(step)
@@ -101,17 +106,29 @@ class Watch:
         elif moment is Moment.BEFORE_CONTENT and access is Access.WRITE:
             self._stored_late(self.ghost.page_is_written(step))
 
+    def _is_stored_to(self) -> None:
+        """The running task makes a store that others see later. What it may store to, it must know now:
+        nothing orders the later moment and what others do to PMDs, say.
+        """
+        task = self.kernel.machine.current
+        if task.drains is not None or task.buffer is None:
+            return
+        slot = task.buffer.waiting[-1]
+        if isinstance(slot.row, Words) and isinstance(slot.row.owner, PageTable):
+            step = Step(task, Access.WRITE, slot.row, slot.index, new=slot.value)
+            self._record(broken_at(Moment.USES_PTE, self.ghost, step))
+            self._record(broken_at(Moment.CHANGES_PTE, self.ghost, step))
+
     def _stored_late(self, stores: Iterable[LateStore]) -> None:
         for page, task in stores:
             self._record(broken_at(Moment.STORED_LATE, self.ghost, page, task))
 
     def _who(self) -> Task:
-        """Who takes the step: of a late store, as that task was when it stored."""
+        """Who takes the step: of a late store, who made it, with nothing of what that task has then."""
         task = self.kernel.machine.current
         if task.drains is None:
             return task
         stored = Task(task.drains.by, task.cpu)
-        stored.held, stored.maps = [*task.drains.held], [*task.drains.maps]
         stored.background = True
         return stored
 
@@ -151,6 +168,8 @@ class Watch:
         elif isinstance(owner, PageTable):
             if step.old == step.new or owner.state is TableState.FREED:
                 return
+            if self.kernel.machine.current.drains is None:
+                self._record(broken_at(Moment.CHANGES_PTE, self.ghost, step))
             self._record(broken_at(Moment.AFTER_PTE, self.ghost, step))
             self.ghost.pte_is_changed(step)
             if trail is not None:

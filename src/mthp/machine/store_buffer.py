@@ -90,11 +90,11 @@ class Completion:
 
 
 class Slot:
-    """One use of a place in a store buffer. after: stores to be seen before it. by, held, maps: who
-    stored, the locks it held, and the tables it had mapped. uses: what is left of the place.
+    """One use of a place in a store buffer. after: stores to be seen before it. by, held: who stored, and
+    the locks it held. uses: what is left of the place.
     """
 
-    __slots__ = ("after", "by", "filled", "held", "index", "maps", "row", "seen", "uses", "value")
+    __slots__ = ("after", "by", "filled", "held", "index", "row", "seen", "uses", "value")
 
     def __init__(self, machine: Stepping, name: str) -> None:
         self.filled = Completion(machine, f"{name}.filled")
@@ -104,7 +104,6 @@ class Slot:
         self.after: tuple[Slot, ...] = ()
         self.by = ""
         self.held: tuple[Hold, ...] = ()
-        self.maps: tuple[int, ...] = ()
         self.uses: list[Slot] = []
 
     def drain(self) -> None:
@@ -121,7 +120,6 @@ class Storing(Protocol):
 
     name: str
     held: list[Hold]
-    maps: list[int]
     drains: Slot | None
 
 
@@ -157,7 +155,7 @@ class StoreBuffer:
         slot = uses.pop(0)
         slot.row, slot.index, slot.value = row, index, value
         slot.after = tuple(self._before(row, index))
-        slot.by, slot.held, slot.maps, slot.uses = by.name, tuple(by.held), tuple(by.maps), uses
+        slot.by, slot.held, slot.uses = by.name, tuple(by.held), uses
         self.waiting.append(slot)
         self.released = False
         slot.filled.happen()
