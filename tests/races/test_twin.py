@@ -23,6 +23,8 @@ from mthp.races.world import RaceWorld
 from tests.races.test_reduction import WithStates
 
 MOST = 250
+PARTS = 4
+"""In which all worlds are looked at."""
 
 
 def is_alike(world: RaceWorld, until: Until = Until.END) -> None:
@@ -55,9 +57,10 @@ def test_so_are_other_worlds(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("profile", ["v16", "7.3", "pmd-only"])
-def test_every_default_world_is_searched_alike(profile: str) -> None:
-    for world in default_worlds(profile):
+def test_every_default_world_is_searched_alike(profile: str, part: int) -> None:
+    for world in default_worlds(profile)[part::PARTS]:
         is_alike(world)
 
 

@@ -23,6 +23,9 @@ from mthp.races.world import RaceWorld
 from mthp.words.events import CollapseHugePage
 from mthp.words.results import ScanResult
 
+PARTS = 8
+"""In which all worlds are looked at."""
+
 LAYOUTS = [
     world
     for world in (RaceWorld(size, "7.3", (), layout=layout) for size in Size for layout in Layout)
@@ -105,11 +108,12 @@ def succeeded(world: RaceWorld, most: int | None) -> tuple[bool, Extent]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("profile", ["v16", "7.3", "pmd-only"])
-def test_where_nothing_ever_collapses_there_is_a_reason(profile: str) -> None:
+def test_where_nothing_ever_collapses_there_is_a_reason(profile: str, part: int) -> None:
     """And it is given nowhere else, but for what a rival may change about a huge mapping, and where the
     daemon comes to a stack once it is shifted."""
-    for world in default_worlds(profile):
+    for world in default_worlds(profile)[part::PARTS]:
         collapses, _ = succeeded(world, 3000)
         is_open = world.layout is Layout.HUGE or world.start is Start.DAEMON
         assert collapses or world.never_collapses, world
