@@ -137,6 +137,16 @@ def test_a_verdict_by_what_is_no_step_is_seen_in_each_way(monkeypatch: pytest.Mo
     assert any("Ghost.copies" in each for each in check.defects)
 
 
+def test_what_cannot_be_recorded_is_said() -> None:
+    """A lock of a kind that the recorder has made for locks it knows."""
+    own = "pmd.page.ptl.__class__(pmd.page.ptl.machine, 'other', pmd.page.ptl.rank).lock()"
+    check = looked_at(
+        [changed(SWAPOFF, Edit("mm.pgtable", "pmd_lock", "pmd.page.ptl.lock()", own))], 1, 1
+    )
+    assert any(each.startswith("cannot be looked at: SpinLock.machine") for each in check.defects)
+    assert looked_at([Subject(SWAPOFF)], 1, 1).defects == {}
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_what_is_done_to_mappings_is_ordered(pair: tuple[str, str]) -> None:
     assert looked_at([Subject(RaceWorld(Size.PMD, "7.3", pair))], 12, 1).defects == {}

@@ -18,6 +18,7 @@ from mthp.check.search import Budget, of_laws, search
 from mthp.check.token import NO_MUTANT, NO_TASK
 from mthp.explore.commute import Commuting
 from mthp.explore.compiled.cells import Memory
+from mthp.explore.compiled.kinds import Unrecordable
 from mthp.explore.ordered import Observed
 from mthp.explore.sample import SWITCHES
 from mthp.laws.broken import Broken
@@ -92,13 +93,19 @@ class SelfCheck:
         """Draw executions, and move so many steps in each."""
         self.worlds += 1
         with applied(subject.mutant.edits if subject.mutant is not None else ()):
-            observed = Observed(subject.world, self.memory)
             try:
-                commuting = Commuting(observed, self.random)
-                for _ in range(executions):
-                    self._draw(subject, commuting, moves)
-            finally:
-                observed.close()
+                self._look_at(subject, executions, moves)
+            except Unrecordable as refused:
+                self.defects.setdefault(f"cannot be looked at: {refused}", subject.name)
+
+    def _look_at(self, subject: Subject, executions: int, moves: int) -> None:
+        observed = Observed(subject.world, self.memory)
+        commuting = Commuting(observed, self.random)
+        try:
+            for _ in range(executions):
+                self._draw(subject, commuting, moves)
+        finally:
+            observed.close()
             self.moves += commuting.moves
 
     def _draw(self, subject: Subject, commuting: Commuting, moves: int) -> None:
