@@ -132,6 +132,28 @@ def test_pins_of_which_nobody_knows_the_place() -> None:
     assert bounds_of(image) == ((Unknown.PINNED,), (2 * MIB, 8 * MIB))
 
 
+@pytest.mark.parametrize(
+    ("pinned", "piped", "likely", "least"),
+    [(4096, (), 2, 0), (0, (3 << 12,), 3, 1), (4096, (3 << 12,), 1, 0), (0, (1, 4097), 2, 1)],
+)
+def test_hidden_pins_lie_together_and_at_the_ends_apart_or_nowhere(
+    pinned: int, piped: tuple[int, ...], likely: int, least: int
+) -> None:
+    image = heap_of(4, referenced=4 * 512, status={"VmPin": f"{pinned} kB"})
+    process = dataclasses.replace(image.processes[0], piped=piped)
+    held = dataclasses.replace(image, processes=(process,))
+    assert outcome_of(held, FULL).collapsed_bytes == 2 * MIB * likely
+    assert bounds_of(held) == ((Unknown.PINNED,), (2 * MIB * least, 8 * MIB))
+
+
+def test_one_held_page_of_a_large_folio_refuses_it() -> None:
+    image = heap_of(1, referenced=512, status={"VmPin": "4 kB"})
+    order = image.processes[0].folio_order
+    assert order is not None
+    order[:] = 4
+    assert outcome_of(image, FULL).collapsed_bytes == 0
+
+
 def test_large_folios_of_a_fork_may_still_count_as_shared() -> None:
     settings = FULL.replace(max_ptes_shared=0)
 

@@ -61,12 +61,14 @@ CAMPAIGN: dict[str, Any] = {
     },
 }
 
-ALL_RIGHT = PathCount(passes=51, agreed=51, in_full=51, ptes=9000, changed=700, nothing_changes=20)
+ALL_RIGHT = PathCount(
+    passes=51, agreed=51, in_full=51, ptes=9000, changed=700, nothing_changes=20, within_range=51
+)
 SNAP = {
-    **asdict(PathCount(51, 49, 40, 9000, 700, 512, 16, 20, 1, 1)),
+    **asdict(PathCount(51, 49, 40, 9000, 700, 512, 16, 20, 1, 50, 1)),
     "families": {
-        "nomem": asdict(PathCount(8, 7, 6, 4000, 500, 512, 0, 4, 1, 1)),
-        "processes": asdict(PathCount(43, 42, 34, 5000, 200, 0, 16, 16)),
+        "nomem": asdict(PathCount(8, 7, 6, 4000, 500, 512, 0, 4, 1, 8, 1)),
+        "processes": asdict(PathCount(43, 42, 34, 5000, 200, 0, 16, 16, 0, 42)),
     },
     "causes": {
         "nomem": {"kernel: not scanned; predicted: succeeded at order 9": 512},

@@ -10,13 +10,14 @@ import pytest
 
 from mthp.image.capture.command import main
 from mthp.image.capture.host import THP
-from mthp.image.capture.pins import ranges_shown
+from mthp.image.capture.pins import held_memory, ranges_shown
 from mthp.image.fields import Fields
 from mthp.image.snapshot import Snapshot
 from mthp.image.snapshot_checks import check_process
 from mthp.predict.image import capture, load
 from mthp.words.files import FileError
 from mthp.words.results import ScanResult
+from mthp.worlds.unseen import LIKELY, held_pages
 
 from ..image.children import TABLE, child
 
@@ -51,6 +52,52 @@ def test_buffers_registered_with_io_uring(tmp_path: Path) -> None:
         refused = {refusal.status for refusal in run.refusals if refusal.pages == 512}
         assert refused == {ScanResult.PAGE_COUNT}
         assert not any("VmPin" in sentence for sentence in run.outcome.assumptions)
+
+
+SPLICED = """
+p = reserve(4 * TABLE)
+write(p, 0, 4 * 512)
+r, w = os.pipe()
+inherited, kept = os.pipe()
+os.write(kept, b"x" * 5000)
+buffer = (ctypes.c_uint64 * 2)(p + TABLE + 7 * 4096, 8 * 4096)
+ok = libc.vmsplice(w, buffer, 1, 0) == 8 * 4096
+refused = sum(not advise(p + k * TABLE, TABLE, MADV_COLLAPSE) for k in range(2))
+os.write(os.pipe()[1], b"less than a page")
+ready(p=p, ok=int(ok), refused=refused)
+"""
+
+
+def test_memory_in_a_pipe_is_bounded_by_what_waits_there() -> None:
+    with child(SPLICED) as kid:
+        if not kid.facts["ok"]:
+            pytest.skip("no vmsplice here")
+        image = capture(kid.pid)
+    assert isinstance(image.data, Snapshot)
+    (process,) = image.data.processes
+    assert sorted(process.piped) == [5000, 8 * 4096]
+    held = held_pages(process, LIKELY, image.data.geometry)
+    assert sorted(held.sum(axis=1)[held.any(axis=1)]) == [2, 8]
+
+
+INHERITED = REGISTERED.replace("refused=refused", "kid=kid").replace(
+    "ready(",
+    """
+kid = os.fork()
+if not kid:
+    libc.prctl(1, signal.SIGKILL)
+    signal.pause()
+ready(""",
+)
+
+
+def test_a_fork_has_none_of_its_parents_pins() -> None:
+    with child(INHERITED) as kid:
+        if not kid.facts["ok"]:
+            pytest.skip("no io_uring here")
+        assert held_memory(kid.facts["kid"], vm_pin=False).pins == []
+        assert held_memory(kid.facts["kid"], vm_pin=True).pins, "those that its parent's ring shows"
+        assert held_memory(kid.pid, vm_pin=False).pins
 
 
 def test_buffers_that_meet_or_overlap_are_one_range() -> None:

@@ -19,9 +19,10 @@ from mthp.worlds.unseen import (
     Young,
     clean_lazyfree,
     counted_young,
+    held_pages,
     young_pages,
 )
-from tests.worlds.captured import heap_of
+from tests.worlds.captured import HEAP, heap_of
 
 GIVEN_UP = (0, 1, 3, 60)
 
@@ -91,3 +92,13 @@ def test_zero_and_swapped_pages_are_counted_by_nobody() -> None:
     fewer = dataclasses.replace(process.vmas[0], referenced=4096)
     (counted,) = counted_young(image, dataclasses.replace(process, vmas=(fewer,)))
     assert (counted.meant, counted.open) == (1, True)
+
+
+def test_a_hidden_pin_lies_in_the_fullest_table_without_known_pins() -> None:
+    image = heap_of(4, status={"VmPin": "8 kB"})
+    process = dataclasses.replace(image.processes[0], pins=((HEAP, HEAP + 4096),))
+    process.pte[1, :3] = 0
+    held = held_pages(process, LIKELY, image.geometry)
+    assert np.flatnonzero(held).tolist() == [2 * 512]
+    nowhere = Assumed(held={process.pid: np.zeros_like(held)})
+    assert not held_pages(process, nowhere, image.geometry).any()

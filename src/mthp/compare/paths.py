@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from mthp.compare.conformance import ENDLESS_PAGES_TO_SCAN, PassResult, compare, run_pass
 from mthp.compare.forecast import Mapped
 from mthp.image.runs import FolioToken, PageKind, PagesState, PteState
-from mthp.image.scenario import Scenario
+from mthp.image.scenario import RecordedPass, Scenario
 from mthp.image.snapshot import Snapshot, read_snapshot
 from mthp.lab.session.captures import Captured
-from mthp.mm.mm_types import Vma
-from mthp.predict.bounds import unknowns
+from mthp.predict.bounds import unknowns, with_bounds
+from mthp.predict.outcome import Request, run_world
 from mthp.words.events import CollapseHugePage, Event, ScanPmd
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.deduced import is_registered
 from mthp.worlds.from_scenario import FIRST_PID
-from mthp.worlds.unseen import LIKELY
+from mthp.worlds.unseen import LIKELY, Assumed
 
 SCENARIO = "scenario"
 """The path of the whole state; the others are those of CapturePath."""
@@ -57,7 +57,9 @@ class PathCount:
     folio than they do, and in a smaller one. A pass in which a process was killed has
     no PTEs, and agrees if its events do. changed: PTEs that no longer map what they did in the
     beginning; nothing_changes: passes that leave no such PTE. said_open: passes that do not agree, of
-    captures of which the answer says that they leave open what decides. no_prediction: states without
+    captures of which the answer says that they leave open what decides. within_range: passes that agree,
+    and those of these in which as many PTEs came into larger folios as between the ends of the answer.
+    no_prediction: states without
     a capture, or with one that makes no world; their passes count as not agreed.
     """
 
@@ -70,6 +72,7 @@ class PathCount:
     under: int = 0
     nothing_changes: int = 0
     said_open: int = 0
+    within_range: int = 0
     no_prediction: int = 0
 
     def add(self, other: Mapping[str, int]) -> None:
@@ -149,10 +152,9 @@ def along_capture(
     """
     try:
         snapshot = read_snapshot(io.BytesIO(data), "capture")
-        world, vmas = _world(scenario, snapshot, pids, profile)
+        results = _predicted(scenario, snapshot, pids, profile, LIKELY)
     except ValueError as error:
         return without_prediction(scenario, str(error))
-    results = [run_pass(world, scenario, vmas) for _ in scenario.passes]
     place = {pid: place for place, pid in enumerate(pids)}
     size = scenario.geometry.pmd_addr
 
@@ -168,9 +170,54 @@ def along_capture(
 
     verdict = PathVerdict()
     _count(verdict, scenario, results, cause)
-    if _leaves_open(snapshot):
-        verdict.count.said_open = verdict.count.passes - verdict.count.agreed
+    missed = verdict.count.passes - verdict.count.agreed
+    if missed and _leaves_open(snapshot):
+        verdict.count.said_open = missed
+        ends = [
+            _predicted(scenario, snapshot, pids, profile, assumed)
+            for assumed in _ends(snapshot, profile)
+        ]
+        verdict.count.within_range += _within(scenario, results, ends)
     return verdict
+
+
+def _ends(snapshot: Snapshot, profile: Profile) -> list[Assumed]:
+    """What is assumed at each end of the range that `mthp collapse` prints."""
+    tried: list[Assumed] = []
+
+    def prepare(assumed: Assumed) -> tuple[BuiltWorld, Request]:
+        tried.append(assumed)
+        world = build_world(snapshot, profile, _settings(snapshot), assumed)
+        return world, Request("", "", "", changes=False)
+
+    world, request = prepare(LIKELY)
+    with_bounds(run_world(world, request), request.windows, snapshot, LIKELY, prepare)
+    return [*tried[1:], Assumed(registered=False)]
+
+
+def _within(
+    scenario: Scenario, likely: Sequence[PassResult], ends: Sequence[Sequence[PassResult]]
+) -> int:
+    """The passes that the likely prediction has wrong, and of which the kernel made as much larger as lies
+    between all predictions."""
+    start = _codes([vma.initial for vma in scenario.vmas])
+
+    def grown(states: Iterable[PagesState]) -> int:
+        codes = _codes(states)
+        return int(((codes > 0) & (_size(codes) > _size(start))).sum())
+
+    count = 0
+    for recorded, first, *others in zip(scenario.passes, likely, *ends, strict=True):
+        if not recorded.killed and not _right(recorded, first):
+            sizes = [grown(each.final) for each in (first, *others)]
+            count += min(sizes) <= grown(recorded.final) <= max(sizes)
+    return count
+
+
+def _right(recorded: RecordedPass, predicted: PassResult) -> bool:
+    """Whether every PTE maps what the kernel made it map, and errno is the same."""
+    same = _codes(recorded.final) == _codes(predicted.final)
+    return bool(same.all()) and recorded.errno == predicted.errno
 
 
 def _leaves_open(snapshot: Snapshot) -> bool:
@@ -191,18 +238,25 @@ def without_prediction(scenario: Scenario, why: str) -> PathVerdict:
     return verdict
 
 
-def _world(
-    scenario: Scenario, snapshot: Snapshot, pids: Sequence[int], profile: Profile
-) -> tuple[BuiltWorld, list[Vma]]:
-    """The world of a capture, and in it the scenario's mappings. ValueError: it has not all of them."""
+def _settings(snapshot: Snapshot) -> Settings:
     settings = Settings.from_sysfs(snapshot.sysfs, snapshot.geometry)
-    settings = settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
-    world = build_world(snapshot, profile, settings)
+    return settings.replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
+
+
+def _predicted(
+    scenario: Scenario, snapshot: Snapshot, pids: Sequence[int], profile: Profile, assumed: Assumed
+) -> list[PassResult]:
+    """The passes over the scenario's mappings in the world of a capture.
+
+    ValueError: it has not all of them.
+    """
+    world = build_world(snapshot, profile, _settings(snapshot), assumed)
     found = {(vma.vm_mm.number, vma.vm_start): vma for vma in world.vmas}
     try:
-        return world, [found[pids[vma.mm], vma.start] for vma in scenario.vmas]
+        vmas = [found[pids[vma.mm], vma.start] for vma in scenario.vmas]
     except KeyError as error:
         raise ValueError(f"the capture has no mapping {error}") from None
+    return [run_pass(world, scenario, vmas) for _ in scenario.passes]
 
 
 # --- PTEs -------------------------------------------------------------------------------------
@@ -267,11 +321,13 @@ def _count(
         count.in_full += agrees
         if recorded.killed:
             count.agreed += agrees
+            count.within_range += agrees
             continue
         real, predicted = _codes(recorded.final), _codes(result.final)
         wrong = real != predicted
-        right = not wrong.any() and recorded.errno == result.errno
+        right = _right(recorded, result)
         count.agreed += right
+        count.within_range += right
         count.ptes += int(((start != Mapped.NONE) | (real != Mapped.NONE)).sum())
         count.changed += int((start != real).sum())
         count.nothing_changes += bool((start == real).all())

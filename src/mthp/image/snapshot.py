@@ -182,7 +182,8 @@ class ProcessTables:
     """A process and its populated tables, ascending. Arrays but table_address are (n, PTRS).
 
     resident: what the kernel counted of it. pins: (start, end) in bytes of memory that it pinned, as
-    far as that can be seen. table_address: (n,) first address of each table's range. pte: bits of Pte.
+    far as that can be seen; piped: the bytes in each pipe that it can write to, which may be its memory.
+    table_address: (n,) first address of each table's range. pte: bits of Pte.
     table_torn: (n,) 1 where the table changed each time it was read; None in old files. The last four
     are None without root: pfn (0 where none; the swap entry's type | offset << 5 where swapped),
     kpageflags (bits of Kpf), kpagecount (mapcount; None where it alone was masked), folio_order (0
@@ -197,6 +198,7 @@ class ProcessTables:
     vmas: tuple[SnapshotVma, ...]
     resident: Resident
     pins: tuple[tuple[int, int], ...]
+    piped: tuple[int, ...]
     table_address: npt.NDArray[np.uint64]
     pte: npt.NDArray[np.uint16]
     table_torn: npt.NDArray[np.uint8] | None = None
@@ -385,6 +387,7 @@ def _process(fields: Fields, geometry: Geometry, limit: int, deep: bool) -> Proc
         vmas=tuple(vmas),
         resident=resident_of(entry),
         pins=tuple((start, end) for start, end in entry.get("pins", ())),
+        piped=tuple(entry.get("piped", ())),
         table_address=np.zeros(0, np.uint64),
         pte=nothing,
         deep=_deep(Fields(fields.take("deep", dict), f"{fields.where}deep.")) if deep else None,

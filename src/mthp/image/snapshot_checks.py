@@ -142,6 +142,9 @@ def check_process(process: Fields) -> None:
             raise FileError(f"{process.where}status.{key[:40]}: {short(text)}")
     _check_amounts(process, "rollup")
     take_ranges(process, "pins", [])
+    for waiting in process.take("piped", list, []):
+        if type(waiting) is not int or not 0 < waiting < 2**31:
+            raise FileError(f"{process.where}piped: {short(waiting)} is not what a pipe holds")
     process.take("tearing", dict)
     if not process.is_null("memcg"):
         memcg = Fields(process.take("memcg", dict), f"{process.where}memcg.")

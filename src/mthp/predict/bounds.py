@@ -25,7 +25,8 @@ from mthp.worlds.unseen import (
     Young,
     counted_lazyfree,
     counted_young,
-    hidden_pins,
+    held_apart,
+    hidden_runs,
     referenced_pages,
 )
 
@@ -45,7 +46,7 @@ def unknowns(snapshot: Snapshot, young: Young) -> Iterator[Unknown]:
         counted.open for process in processes for counted in counted_lazyfree(snapshot, process)
     ):
         yield Unknown.LAZYFREE
-    if any(map(hidden_pins, processes)):
+    if any(hidden_runs(process, snapshot.geometry.page_shift) for process in processes):
         yield Unknown.PINNED
     if any(process.forked and _has_large(process) for process in processes):
         yield Unknown.SHARED
@@ -82,21 +83,26 @@ def with_bounds(
         return outcome
     unknown = bounds.unknown
 
-    def end(leaning: Leaning, choose: Choose) -> tuple[Outcome, Windows]:
+    def end(leaning: Leaning, choose: Choose, where: Windows) -> tuple[Outcome, Windows]:
         """The outcome with what is open taken in one way, and what collapses; choose: of the pages that
-        may be young."""
+        may be young; where: what hidden pins keep from collapsing."""
         marks = {}
         if Unknown.YOUNG in unknown:
             marks = {
                 process.pid: _marked(snapshot, process, choose) for process in snapshot.processes
             }
-        world, request = prepare(replace(assumed, leaning=leaning, marks=marks))
+        held = {
+            each.pid: held_apart(each, snapshot.geometry, where.get(each.pid, ()))
+            for each in snapshot.processes
+            if Unknown.PINNED in unknown
+        }
+        world, request = prepare(replace(assumed, leaning=leaning, marks=marks, held=held))
         request.changes, request.on_table = False, on_table
         return run_world(world, request), request.windows
 
     ends = [outcome]
     if unknown != (Unknown.YOUNG,) or _refuses_old(outcome):
-        most, windows = end(Leaning.MOST, lambda _, counted: np.arange(len(counted.pages)))
+        most, windows = end(Leaning.MOST, lambda _, counted: np.arange(len(counted.pages)), {})
         ends.append(most)
     units = {
         process.pid: _units(snapshot, process, windows.get(process.pid, ()))
@@ -109,10 +115,12 @@ def with_bounds(
         if counted.open
     ]
     if not all(unit.may_all_pass(counted) for unit, counted in parts):
-        most, _ = end(Leaning.MOST, lambda process, counted: units[process.pid].most(counted))
+        most, _ = end(Leaning.MOST, lambda process, counted: units[process.pid].most(counted), {})
         ends = [outcome, most]
     if unknown != (Unknown.YOUNG,) or any(unit.may_fail(counted) for unit, counted in parts):
-        least, _ = end(Leaning.LEAST, lambda process, counted: units[process.pid].least(counted))
+        least, _ = end(
+            Leaning.LEAST, lambda process, counted: units[process.pid].least(counted), windows
+        )
         ends.append(least)
     if not all(each.complete for each in ends):
         return outcome

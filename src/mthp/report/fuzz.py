@@ -66,7 +66,7 @@ def _lines(document: Mapping[str, Any], coverage: str) -> Iterator[str]:
 
 
 _COLUMNS = (
-    *("passes", "agreed", "said_open", "in_full", "nothing_changes"),
+    *("passes", "agreed", "within_range", "in_full", "nothing_changes"),
     *("ptes", "changed", "over", "under"),
 )
 
@@ -84,7 +84,17 @@ def _path_lines(path: str, total: Mapping[str, Any]) -> Iterator[str]:
     )
     if path == "scenario":
         return
-    heads = ("passes", "agree", "open", "in full", "nothing", "PTEs", "changed", "over", "under")
+    heads = (
+        "passes",
+        "agree",
+        "in range",
+        "in full",
+        "nothing",
+        "PTEs",
+        "changed",
+        "over",
+        "under",
+    )
     yield f"{'family':<16}" + "".join(f"{head:>9}" for head in heads)
     for name, row in total["families"].items():
         yield f"{name:<16}" + "".join(f"{row[key]:>9}" for key in _COLUMNS)

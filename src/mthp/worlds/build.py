@@ -513,7 +513,7 @@ class _Builder:
         mem = self.mem
         more = np.zeros(mem.nr_frames, np.int64)
         for pages, references in self.references:
-            more[mem.head.view()[pages]] = references
+            np.maximum.at(more, mem.head.view()[pages], references)
         mem.refcount.view()[: mem.nr_frames] += more.astype(np.int32)
 
     # Swap

@@ -10,7 +10,6 @@ import numpy as np
 from mthp.image.snapshot import DisableThp, ProcessTables, Pte, Snapshot
 from mthp.mm.huge_mm import sysfs_orders
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
-from mthp.mm.vm_flags import VM_HUGEPAGE
 from mthp.words.settings import Settings, SettingsError
 from mthp.worlds.unseen import Assumed
 
@@ -33,8 +32,9 @@ def _settings(snapshot: Snapshot) -> Settings | None:
 def is_registered(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> bool | None:
     """Whether khugepaged has the process on its list; None where nobody tells.
 
-    A PMD-sized fault puts it there, and so does MADV_HUGEPAGE on memory that was in use. Whatever else
-    does (a mapping that grew, a fork from a process that is there) leaves no trace.
+    A PMD-sized fault puts it there, which leaves a folio of that size. Advice on memory in use does, too,
+    if a size was enabled then, and not if it was later; a mapping that grew, and a fork from a process
+    that is there. Of all these nothing tells.
     Kernel: mm/khugepaged.c, khugepaged_enter_vma() and its callers.
     """
     if assumed.registered is not None:
@@ -45,14 +45,7 @@ def is_registered(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) 
     huge = bool(((process.pte & np.uint16(Pte.HUGE)) != 0).any())
     if process.folio_order is not None:
         huge |= bool((process.folio_order >= pmd_order).any())
-    if huge:
-        return True
-    settings = _settings(snapshot)
-    advised = any("hg" in vma.flags and vma.anonymous_bytes for vma in process.vmas)
-    if advised and settings is not None and sysfs_orders(settings, VM_HUGEPAGE) >> pmd_order & 1:
-        # Had the advice come before the pages, they would have come as huge ones.
-        return True
-    return None
+    return True if huge else None
 
 
 def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:

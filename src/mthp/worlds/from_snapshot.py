@@ -31,7 +31,7 @@ from mthp.mm.page_alloc import MAX_PAGE_ORDER, NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.words.reading import check_memory
 from mthp.words.settings import NUMBERS
-from mthp.words.units import human_bytes
+from mthp.words.units import Geometry, human_bytes
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
 from mthp.worlds.deduced import is_registered, mm_flags
 from mthp.worlds.torn import ASSUMED_FLAGS, settled
@@ -40,8 +40,8 @@ from mthp.worlds.unseen import (
     Leaning,
     Young,
     clean_lazyfree,
+    held_pages,
     hidden_pins,
-    mapped_pages,
     young_pages,
 )
 
@@ -135,11 +135,17 @@ def _assumptions(
         yield "khugepaged comes to the processes in the order in which they started"
     yield NO_PINS
     for process in snapshot.processes:
-        hidden = hidden_pins(process)
+        hidden, piped = hidden_pins(process), sum(process.piped)
         if hidden:
             yield (
-                f"process {process.pid} has pinned {human_bytes(hidden)} more (VmPin) than is known of; "
-                "they are taken to be unpinned, and collapses in them will be refused"
+                f"process {process.pid} has pinned {human_bytes(hidden)} more (VmPin) than is known of: "
+                "taken to lie together in its fullest tables, which are refused"
+            )
+        if piped:
+            yield (
+                f"{human_bytes(piped)} wait in pipes that process {process.pid} can write to: taken to be "
+                "its own memory (vmsplice), for each pipe together in one of its fullest tables, which is "
+                "refused"
             )
     yield NO_BATCHES
     if any(mm_flags(snapshot, process) is None for process in snapshot.processes):
@@ -327,7 +333,7 @@ def _tables(
         kpageflags=kpageflags,
         kpagecount=counts,
         folio_order=process.folio_order,
-        references=_references(process, assumed.leaning, snapshot.geometry.page_shift),
+        references=_references(process, assumed, snapshot.geometry),
         mm_ids=process.mm_ids,
         mm_id_mapcounts=process.mm_id_mapcounts,
         node=process.node,
@@ -368,23 +374,12 @@ _BATCHES = (
 
 
 def _references(
-    process: ProcessTables, leaning: Leaning, page_shift: int
+    process: ProcessTables, assumed: Assumed, geometry: Geometry
 ) -> NDArray[np.int64] | None:
-    """What each page's folio is referenced beyond mappings, the swap cache and the batches it waits in.
-
-    Where only VmPin tells that there are pins, they lie, leaning, in as many tables as can be.
-    """
+    """What each page's folio is referenced beyond mappings, the swap cache and the batches it waits in."""
     if process.refcount is None or process.folio_mapcount is None or process.folio_state is None:
-        hidden = hidden_pins(process) >> page_shift if leaning is Leaning.LEAST else 0
-        if not hidden:
-            return None
-        mapped = mapped_pages(process)
-        rank = np.cumsum(mapped, axis=1, dtype=np.int64) * mapped
-        pages = np.flatnonzero(mapped)
-        chosen = pages[np.argsort(rank.reshape(-1)[pages], kind="stable")[:hidden]]
-        pinned = np.zeros(mapped.size, np.int64)
-        pinned[chosen] = 1
-        return pinned.reshape(mapped.shape)
+        held = held_pages(process, assumed, geometry)
+        return held.astype(np.int64) if held.any() else None
     cached = process.page_flag(Kpf.SWAPCACHE)
     assert cached is not None and process.folio_order is not None
     explained = process.folio_mapcount.astype(np.int64)

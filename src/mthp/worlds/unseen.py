@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a capture leaves open of its pages: which are young, and which MADV_FREE still holds.
+"""What a capture leaves open of its pages: which are young, which MADV_FREE still holds, which are pinned.
 
-smaps counts both for a mapping and names none. docs/decisions/0005-what-a-capture-cannot-see.md.
+smaps counts the first two for a mapping and names none. docs/decisions/0005-what-a-capture-cannot-see.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from mthp.image.capture.resident import kib_of
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
+from mthp.words.units import Geometry
 from mthp.worlds.arrays import span
 
 Pages = NDArray[np.bool_]
@@ -43,13 +45,15 @@ class Assumed:
 
     registered: whether khugepaged has the processes on its list; None: as deduced, and where that is not
     known, it has. marks: pid -> (n, PTRS)
-    the pages that are young, in the place of `young`.
+    the pages that are young, in the place of `young`. held: the same of pages that others hold, in the
+    place of what is likely.
     """
 
     young: Young = Young.CAPTURED
     registered: bool | None = None
     leaning: Leaning = Leaning.LIKELY
     marks: Mapping[int, Pages] = field(default_factory=dict)
+    held: Mapping[int, Pages] = field(default_factory=dict)
 
 
 LIKELY: Final = Assumed()
@@ -82,6 +86,60 @@ def hidden_pins(process: ProcessTables) -> int:
     """Bytes that the process has pinned, and nobody knows where."""
     known = sum(end - start for start, end in process.pins)
     return max(0, (kib_of(process.meta["status"], "VmPin") or 0) - known)
+
+
+def hidden_runs(process: ProcessTables, page_shift: int) -> list[int]:
+    """The pages of each run that is held, and nobody knows where: what it pinned, and by pipe."""
+    runs = (hidden_pins(process), *process.piped)
+    return [-(-run >> page_shift) for run in runs if run]
+
+
+def held_pages(process: ProcessTables, assumed: Assumed, geometry: Geometry) -> Pages:
+    """Which pages of hidden runs others are taken to hold, as (n, PTRS).
+
+    A buffer lies together: each run takes tables of its own, the fullest first, of those without known
+    pins. So as few tables as can be are refused, and some are.
+    """
+    if process.pid in assumed.held:
+        return assumed.held[process.pid]
+    held = np.zeros(process.pte.shape, np.bool_)
+    runs = hidden_runs(process, geometry.page_shift)
+    if not runs:
+        return held
+    mapped = mapped_pages(process)
+    for pin in process.pins:
+        own = span(process.table_address, geometry, *pin)
+        mapped[own.start // mapped.shape[1] : -(-own.stop // mapped.shape[1])] = False
+    counts = np.count_nonzero(mapped, axis=1)
+    rows = iter(np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist())
+    for run in runs:
+        while run > 0 and (row := next(rows, None)) is not None:
+            pages = np.flatnonzero(mapped[row])[:run]
+            held[row, pages] = True
+            run -= len(pages)
+    return held
+
+
+def held_apart(
+    process: ProcessTables, geometry: Geometry, windows: Iterable[tuple[int, int]]
+) -> Pages:
+    """The same where as little as can be collapses of windows (address, order): each page in a table of
+    its own, first where the most would."""
+    nr = geometry.ptrs_per_pte
+    sizes: Counter[int] = Counter()
+    first: dict[int, int] = {}
+    mapped = mapped_pages(process).reshape(-1)
+    for address, order in sorted(windows):
+        own = span(process.table_address, geometry, address, address + geometry.order_bytes(order))
+        pages = np.flatnonzero(mapped[own])
+        if len(pages):
+            row = own.start // nr
+            sizes[row] += 1 << order
+            first.setdefault(row, own.start + int(pages[0]))
+    held = np.zeros(len(mapped), np.bool_)
+    most = sum(hidden_runs(process, geometry.page_shift))
+    held[[first[row] for row, _ in sizes.most_common(most)]] = True
+    return held.reshape(process.pte.shape)
 
 
 def referenced_pages(process: ProcessTables) -> Pages:

@@ -191,6 +191,12 @@ def forked(pid: int) -> bool | None:
     return bool(int(fields[6]) & PF_FORKNOEXEC) if len(fields) > 6 else None
 
 
+def parent_of(pid: int) -> int:
+    """The number of a process's parent; 0 where there is none, or no such process."""
+    fields = _stat(pid)
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on."""
     return (text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()

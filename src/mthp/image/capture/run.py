@@ -32,7 +32,7 @@ from mthp.image.capture.pagemap import (
     byte_of_word,
 )
 from mthp.image.capture.pages import Pages
-from mthp.image.capture.pins import pinned_ranges
+from mthp.image.capture.pins import held_memory
 from mthp.image.capture.proc import (
     CAP_SYS_ADMIN,
     LACKING,
@@ -470,7 +470,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
         "memcg": memcg,
         "status": status,
         "rollup": reader.rollup,
-        "pins": pinned_ranges(pid) if status.get("VmPin", "0 kB") != "0 kB" else [],
+        **held_memory(pid, status.get("VmPin", "0 kB") != "0 kB")._asdict(),
         "thp_disable": None if thp is None else thp == "0",
         **({} if deep is None else {"deep": deep.process()}),
         "tearing": reader.tearing,
