@@ -61,9 +61,7 @@ CAMPAIGN: dict[str, Any] = {
     },
 }
 
-ALL_RIGHT = PathCount(
-    passes=51, agreed=51, in_full=51, ptes=9000, changed=700, nothing_changes=20, within_range=51
-)
+ALL_RIGHT = PathCount(51, 51, 51, 9000, 700, nothing_changes=20, within_range=51)
 SNAP = {
     **asdict(PathCount(51, 49, 40, 9000, 700, 512, 16, 20, 1, 50, 1)),
     "families": {
