@@ -436,14 +436,14 @@ def test_a_table_that_changes_is_read_again(
             pagemap.seek((kid.facts["a"] + k * PAGE) // PAGE * 8)
             return int.from_bytes(pagemap.read(8), sys.byteorder)
 
-        def look_up_late(self: Frames, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
+        def look_up_late(self: Frames, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
             nonlocal gone
             if gone < times and entry(511) & ((1 << 55) - 1) in pfns:
                 os.kill(kid.pid, signal.SIGUSR1)
                 while entry(gone):
                     time.sleep(0.0001)
                 gone += 1
-            return look_up(self, pfns)
+            return look_up(self, pfns, low)
 
         monkeypatch.setattr(Frames, "look_up", look_up_late)
         snapshot = snap(tmp_path, kid.pid)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mthp.image.capture.frames import KPF_HEAD, KPF_TAIL, Frames
+from mthp.image.capture.pagemap import EXCLUSIVE, PRESENT
 from mthp.image.frames_at_once import NEAR, FramesAtOnce
 from mthp.words.units import Geometry
 
@@ -56,8 +57,13 @@ def test_both_find_the_same(
         files.append(os.open(tmp_path / name, os.O_RDONLY))
     some = st.just(0) | st.integers(TINY.ptrs_per_pte, len(words) - 1)
     pfns = array("Q", data.draw(st.lists(some, min_size=1, max_size=64)))
+    low = bytes(
+        data.draw(st.sampled_from([PRESENT, PRESENT | EXCLUSIVE])) if pfn else 0 for pfn in pfns
+    )
     try:
-        found = [kind(files[0], files[1], TINY).look_up(pfns) for kind in (Frames, FramesAtOnce)]
+        found = [
+            kind(files[0], files[1], TINY).look_up(pfns, low) for kind in (Frames, FramesAtOnce)
+        ]
         assert found[0] == found[1]
     finally:
         for file in files:
@@ -69,7 +75,7 @@ def test_frames_near_and_far(tmp_path: Path, gap: int) -> None:
     (tmp_path / "flags").write_bytes(array("Q", range(4096)).tobytes())
     file = os.open(tmp_path / "flags", os.O_RDONLY)
     pfns = array("Q", [0, 100, 100 + gap, 100 + 2 * gap, 100, 0])
-    flags, counts, orders = FramesAtOnce(file, None, TINY).look_up(pfns)
+    flags, counts, orders = FramesAtOnce(file, None, TINY).look_up(pfns, bytes(6))
     os.close(file)
     assert array("Q", flags).tolist() == list(pfns)
     assert (set(counts), set(orders)) == ({0}, {0})

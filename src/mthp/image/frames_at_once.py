@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
+from mthp.image.capture.pagemap import EXCLUSIVE
 
 NEAR = 64
 """Frames that are no further apart are read by one call, with what is between them."""
@@ -22,14 +23,15 @@ NEAR = 64
 class FramesAtOnce(Frames):
     """As Frames; frames near one another are read together, and compound pages by whole blocks."""
 
-    def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
+    def look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
         """As Frames.look_up()."""
         asked = np.frombuffer(pfns, np.uint64)
         (there,) = asked.nonzero()  # of most tables that are there little is populated
-        distinct, inverse = np.unique(asked[there], return_inverse=True)
+        distinct, first, inverse = np.unique(asked[there], return_index=True, return_inverse=True)
         frames = distinct.astype(np.int64)
         flags = _words(self.flags, frames)
         orders = np.zeros(len(frames), np.uint8)
+        counted = np.frombuffer(low, np.uint8)[there][first] & EXCLUSIVE == 0
         compound = flags & np.uint64(KPF_HEAD | KPF_TAIL) != 0
         if compound.any():
             blocks = np.unique(frames[compound] // self.block)
@@ -38,8 +40,9 @@ class FramesAtOnce(Frames):
             sizes = _orders(words, self.block)
             theirs = np.isin(frames // self.block, blocks)
             at = np.searchsorted(whole, frames[theirs])
-            flags[theirs], orders[theirs] = words[at], sizes[at]
-        counts = _words(self.counts, frames).astype(np.uint32)
+            flags[theirs], orders[theirs], counted[theirs] = words[at], sizes[at], True
+        counts = np.full(len(frames), self.counts is not None, np.uint32)
+        counts[counted] = _words(self.counts, frames[counted])
 
         def spread(words: NDArray[Any]) -> bytes:
             whole = np.zeros(len(asked), words.dtype)
@@ -51,17 +54,22 @@ class FramesAtOnce(Frames):
 
 def _words(file: int | None, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
     """What one of the two files has of ascending frames."""
-    found = np.zeros(len(frames), np.uint64)
     if file is None or not len(frames):
-        return found
-    starts = np.flatnonzero(np.diff(frames, prepend=-NEAR - 1) > NEAR).tolist()
-    for i, j in zip(starts, [*starts[1:], len(frames)], strict=True):
-        first = int(frames[i])
-        words = np.zeros(int(frames[j - 1]) - first + 1, np.uint64)
-        view, done = words.data.cast("B"), 0
-        while done < len(view) and (got := os.preadv(file, [view[done:]], 8 * first + done)):
+        return np.zeros(len(frames), np.uint64)
+    starts = np.flatnonzero(np.diff(frames, prepend=-NEAR - 1) > NEAR)
+    firsts, counts = frames[starts], np.diff(starts, append=len(frames))
+    sizes = frames[starts + counts - 1] + 1 - firsts
+    at = np.cumsum(sizes) - sizes
+    words = np.zeros(int(sizes.sum()), np.uint64)
+    view = words.data.cast("B")
+    pread = os.preadv
+    for start, first, size in (8 * np.stack([at, firsts, sizes], axis=1)).tolist():
+        done = pread(file, [view[start : start + size]], first)
+        while done < size and (
+            got := pread(file, [view[start + done : start + size]], first + done)
+        ):
             done += got
-        found[i:j] = words[frames[i:j] - first]
+    found: NDArray[np.uint64] = words[frames + np.repeat(at - firsts, counts)]
     return found
 
 

@@ -7,11 +7,11 @@ docs/snapshot-format.md describes it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
 import sys
-import time
 import zipfile
 from array import array
 from random import SystemRandom
@@ -103,13 +103,8 @@ def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns, level:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, True, level) as archive:
 
         def member(name: str, kind: str, shape: tuple[int, ...], chunks: Iterable[bytes]) -> None:
-            entry = zipfile.ZipInfo(name + ".npy", time.localtime()[:6])
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o600 << 16
-            entry.file_size = 1 << 20
-            for size in shape:
-                entry.file_size *= max(size, 1)
-            with archive.open(entry, "w") as file:
+            # A ZipInfo of our own would not be compressed as the archive says.
+            with archive.open(name + ".npy", "w", force_zip64=math.prod(shape) > 1 << 27) as file:
                 file.write(npy_header(kind, shape))
                 for chunk in chunks:
                     file.write(chunk)

@@ -6,23 +6,29 @@ Kernel: fs/proc/page.c (kpageflags, kpagecount).
 
 from __future__ import annotations
 
-import bisect
+import itertools
+import operator
 import os
 import re
-import sys
+import struct
 from array import array
-from typing import Iterator
+from typing import Callable, Iterator, Tuple
 
-from mthp.image.capture.pagemap import EVEN, FILE, PRESENT, ZERO, byte_of_word
+from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, PRESENT, ZERO, byte_of_word
 from mthp.image.capture.proc import open_or_none
 from mthp.words.units import Geometry
 
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
 KPF_ANON, KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = (1 << k for k in (12, 15, 16, 22, 24))
 BROKEN = 255
+Range = Tuple[int, int]
 
 _ANON_OF_PTE = bytes(pte & (PRESENT | ZERO | FILE) == PRESENT for pte in range(256))
 _ANON_OF_FLAGS = bytes(value & KPF_ANON >> 8 != 0 for value in range(256))
+_HEAD = bytes(value >> 7 for value in range(256))
+_TAIL = bytes(2 * (value & 1) for value in range(256))
+_ONLY: Callable[[tuple[bytes]], bytes] = operator.itemgetter(0)
+_IS_SHARED = bytes(not value & EXCLUSIVE for value in range(256))
 _ANY = bytes(value != 0 for value in range(256))
 
 
@@ -54,27 +60,37 @@ class Frames:
             if file is not None:
                 os.close(file)
 
-    def look_up(self, pfns: array[int]) -> tuple[bytes, bytes, bytes]:
+    def look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
         """Flags, mapcount and folio order of each PTE, as u64, u32 and u8; 0 where its pfn is 0.
 
-        The order is BROKEN where heads and tails make no whole folio: it came or went meanwhile.
-        A frame's three values travel as one 16-byte record, so that one look-up fetches them.
+        low: what pagemap says of each; a small page that is mapped exclusively is mapped once. The order
+        is BROKEN where heads and tails make no whole folio: it came or went meanwhile. A frame's
+        flags and order travel as one record, so that one look-up fetches them.
         """
-        records = {0: bytes(16)}
-        for block in self._blocks(pfns):
-            first, packed = self._read_block(block)
-            if 2 * len(block) > len(packed) // 16:
-                block = list(range(first, first + len(packed) // 16))
-            for pfn in block:
-                k = 16 * (pfn - first)
-                records[pfn] = packed[k : k + 16]
+        records = {0: bytes(9)}
+        ranges = list(_ranges(sorted(set(pfns) - {0})))
+        flags = _values(self.flags, ranges)
+        blocks = self._compound_blocks(ranges, _kinds(flags))
+        _add_records(records, ranges, flags, bytes(len(flags) // 8))
+        whole = [(block * self.block, (block + 1) * self.block) for block in blocks]
+        if whole:
+            flags = _values(self.flags, whole)
+            _add_records(records, whole, flags, self._orders(flags, _kinds(flags)))
         found = b"".join(map(records.__getitem__, pfns))
-        flags, counts = bytearray(8 * len(pfns)), bytearray(4 * len(pfns))
+        words = bytearray(8 * len(pfns))
         for k in range(8):
-            flags[k::8] = found[k::16]
-        for k in range(4):
-            counts[k::4] = found[8 + k :: 16]
-        return bytes(flags), bytes(counts), found[12::16]
+            words[k::8] = found[k::9]
+        return bytes(words), self._mapped(pfns, low, whole), found[8::9]
+
+    def _mapped(self, pfns: array[int], low: bytes, whole: list[Range]) -> bytes:
+        """The mapcounts. whole: the ranges with compound pages."""
+        if self.counts is None:
+            return bytes(4 * len(pfns))
+        shared = set(itertools.compress(pfns, low.translate(_IS_SHARED))) - {0}
+        ranges = [*_ranges(sorted(shared)), *whole]
+        counted = dict(zip(_frames(ranges), memoryview(_values(self.counts, ranges)).cast("Q")))
+        counted[0] = 0
+        return array("I", map(counted.get, pfns, itertools.repeat(1))).tobytes()
 
     def misfits(self, low: bytearray, flags: bytes, counts: bytes, orders: bytes) -> list[int]:
         """Which tables have PTEs (`low`) that cannot be so with what look_up() found of their frames:
@@ -98,66 +114,81 @@ class Frames:
             if 1 in places[i : i + nr] or BROKEN in orders[i : i + nr]
         ]
 
-    def _blocks(self, pfns: array[int]) -> Iterator[list[int]]:
-        """Yield the distinct frames, ascending, cut where a folio of PMD order would end."""
-        distinct = sorted(set(pfns) - {0})
+    def _compound_blocks(self, ranges: list[Range], kinds: bytes) -> list[int]:
+        """The blocks of PMD order with compound pages in these ranges, ascending."""
         at = 0
-        while at < len(distinct):
-            stop = distinct[at] - distinct[at] % self.block + self.block
-            end = bisect.bisect_left(distinct, stop, at)
-            yield distinct[at:end]
-            at = end
+        blocks: set[int] = set()
+        for first, stop in ranges if kinds else ():
+            for match in re.finditer(b"[^\0]+", kinds[at : at + stop - first]):
+                start, end = (first + k for k in match.span())
+                blocks.update(range(start // self.block, (end - 1) // self.block + 1))
+            at += stop - first
+        return sorted(blocks)
 
-    def _read_block(self, block: list[int]) -> tuple[int, bytes]:
-        """Read one block: its first frame, and a record for that one and each that follows."""
-        first, count = block[0], block[-1] - block[0] + 1
-        flags = self._values(self.flags, first, count)
-        if any(self._kinds(flags)):
-            first, count = first - first % self.block, self.block
-            flags = self._values(self.flags, first, count)
-        orders = self._orders(flags, self._kinds(flags))
-        counts = self._values(self.counts, first, count)
-        low_half = range(4) if sys.byteorder == "little" else range(4, 8)
-        packed = bytearray(16 * count)
-        for k in range(8):
-            packed[k::16] = flags[k::8]
-        for at, k in enumerate(low_half):
-            packed[8 + at :: 16] = counts[k::8]
-        packed[12::16] = orders
-        return first, bytes(packed)
-
-    @staticmethod
-    def _values(file: int | None, first: int, count: int) -> bytearray:
-        data = bytearray(8 * count)
-        if file is not None:
-            os.preadv(file, [data], 8 * first)
-        return data
-
-    @staticmethod
-    def _kinds(flags: bytearray) -> bytes:
-        """Each frame: 1 is the head of a compound page, 2 a tail, 0 neither; b"" if all are
-        neither."""
-        heads, tails = flags[byte_of_word(1) :: 8], flags[byte_of_word(2) :: 8]
-        if heads.isascii() and not tails.translate(None, EVEN):
-            return b""
-        return bytes(2 if tail & 1 else head >> 7 for head, tail in zip(heads, tails))
-
-    @staticmethod
-    def _orders(flags: bytearray, kinds: bytes) -> bytes:
-        """Each frame's folio order, or BROKEN; also lends tails their head's flags, as new kernels do.
+    def _orders(self, flags: bytearray, kinds: bytes) -> bytes:
+        """Each frame's folio order, or BROKEN, of whole blocks; also lends tails their head's flags, as new
+        kernels do.
 
         Kernel: a folio is aligned to its size, so a block of PMD order holds it whole.
         """
         orders = bytearray(len(flags) // 8)
         words = memoryview(flags).cast("Q")
-        for match in re.finditer(b"\1\2*|\2+", kinds):
-            start, stop = match.span()
-            nr = stop - start
-            if kinds[start] != 1 or nr == 1 or nr & (nr - 1) or start % nr:
-                orders[start:stop] = bytes((BROKEN,)) * nr
-                continue
-            head = words[start] & ~KPF_HEAD
-            for k in range(start + 1, stop) if head & ~words[start + 1] else ():
-                words[k] |= head
-            orders[start:stop] = bytes((nr.bit_length() - 1,)) * nr
+        for block in range(0, len(kinds), self.block):
+            for match in re.finditer(b"\1\2*|\2+", kinds[block : block + self.block]):
+                start, stop = match.span()
+                nr = stop - start
+                whole = kinds[block + start] == 1 and nr & (nr - 1) == 0 and not start % nr
+                start, stop = block + start, block + stop
+                if not whole or nr == 1:
+                    orders[start:stop] = bytes((BROKEN,)) * nr
+                    continue
+                head = words[start] & ~KPF_HEAD
+                for k in range(start + 1, stop) if head & ~words[start + 1] else ():
+                    words[k] |= head
+                orders[start:stop] = bytes((nr.bit_length() - 1,)) * nr
         return bytes(orders)
+
+
+def _add_records(
+    records: dict[int, bytes], ranges: list[Range], flags: bytearray, orders: bytes
+) -> None:
+    """Add a record for each frame of ranges: eight bytes of flags, and the order."""
+    packed = bytearray(9 * len(orders))
+    for k in range(8):
+        packed[k::9] = flags[k::8]
+    packed[8::9] = orders
+    records.update(zip(_frames(ranges), map(_ONLY, struct.iter_unpack("9s", packed))))
+
+
+def _frames(ranges: list[Range]) -> Iterator[int]:
+    return itertools.chain.from_iterable(itertools.starmap(range, ranges))
+
+
+def _ranges(frames: list[int]) -> Iterator[Range]:
+    """The ranges of ascending frames without a gap, each of which one call reads."""
+    gaps = map(operator.sub, itertools.islice(frames, 1, None), frames)
+    far = [k for k, gap in enumerate(gaps, 1) if gap > 1]
+    for i, j in zip([0, *far], [*far, len(frames)]) if frames else ():
+        yield frames[i], frames[j - 1] + 1
+
+
+def _values(file: int | None, ranges: list[Range]) -> bytearray:
+    """What a file has of each frame of ranges."""
+    data = bytearray(8 * sum(stop - first for first, stop in ranges))
+    if file is not None:
+        at, view = 0, memoryview(data)
+        for first, stop in ranges:
+            end = at + 8 * (stop - first)
+            os.preadv(file, [view[at:end]], 8 * first)
+            at = end
+    return data
+
+
+def _kinds(flags: bytearray) -> bytes:
+    """Each frame: 1 is the head of a compound page, 2 a tail, 0 neither; b"" if all are neither."""
+    heads, tails = flags[byte_of_word(1) :: 8], flags[byte_of_word(2) :: 8]
+    if heads.isascii() and not tails.translate(None, EVEN):
+        return b""
+    kinds = int.from_bytes(heads.translate(_HEAD), "little")
+    kinds |= int.from_bytes(tails.translate(_TAIL), "little")
+    return kinds.to_bytes(len(heads), "little")

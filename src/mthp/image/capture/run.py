@@ -233,7 +233,7 @@ class CaptureRun:
         self, parts: dict[str, bytes], pfns: array[int], batch: Batch, scanner: Scanner | None
     ) -> None:
         assert self.frames is not None
-        flags, counts, orders = found = self.frames.look_up(pfns)
+        flags, counts, orders = found = self.frames.look_up(pfns, bytes(batch.low))
         if scanner is None and flags[byte_of_word(3) :: 8].translate(None, EVEN):
             for k, flag in enumerate(memoryview(flags).cast("Q")):
                 if flag & KPF_ZERO_PAGE:
