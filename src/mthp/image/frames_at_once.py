@@ -31,7 +31,8 @@ class FramesAtOnce(Frames):
         frames = distinct.astype(np.int64)
         flags = _words(self.flags, frames)
         orders = np.zeros(len(frames), np.uint8)
-        counted = np.frombuffer(low, np.uint8)[there][first] & EXCLUSIVE == 0
+        counted = np.zeros(len(frames), np.bool_)
+        counted[inverse[np.frombuffer(low, np.uint8)[there] & EXCLUSIVE == 0]] = True
         compound = flags & np.uint64(KPF_HEAD | KPF_TAIL) != 0
         if compound.any():
             blocks = np.unique(frames[compound] // self.block)
