@@ -27,7 +27,7 @@ class FramesAtOnce(Frames):
         """As Frames.look_up()."""
         asked = np.frombuffer(pfns, np.uint64)
         (there,) = asked.nonzero()  # of most tables that are there little is populated
-        distinct, first, inverse = np.unique(asked[there], return_index=True, return_inverse=True)
+        distinct, inverse = np.unique(asked[there], return_inverse=True)
         frames = distinct.astype(np.int64)
         flags = _words(self.flags, frames)
         orders = np.zeros(len(frames), np.uint8)
