@@ -17,7 +17,7 @@ THP = "/sys/kernel/mm/transparent_hugepage"
 def sysfs_settings() -> dict[str, str]:
     """Every readable file of the transparent_hugepage tree and two of ksm, by relative path."""
     mm = os.path.dirname(THP)
-    paths = [os.path.join(folder, name) for folder, _, names in os.walk(THP) for name in names]
+    paths = [f"{folder}/{name}" for folder, _, names in os.walk(THP) for name in names]
     found = {path[len(THP) + 1 :]: text(path) for path in sorted(paths)}
     for name in ("ksm/run", "ksm/use_zero_pages"):
         found["../" + name] = text(f"{mm}/{name}")
@@ -59,10 +59,11 @@ def other_processes(captured: set[int], pmd_size: int) -> dict[str, int]:
     khugepaged may scan them too. What /proc hides is not counted.
     """
     processes = anonymous = 0
-    for path in glob.glob("/proc/[0-9]*/status"):
-        found = re.search(r"^RssAnon:\s+(\d+) kB", text(path) or "", re.M)
-        size = int(found[1]) << 10 if found else 0
-        if size >= pmd_size and int(path.split("/")[2]) not in captured:
+    page = os.sysconf("SC_PAGE_SIZE")
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        _, resident, shared, *_ = map(int, (text(f"/proc/{name}/statm") or "0 0 0").split())
+        size = (resident - shared) * page
+        if size >= pmd_size and int(name) not in captured:
             processes += 1
             anonymous += size
     return {"processes": processes, "anonymous": anonymous}

@@ -36,15 +36,24 @@ class LeftOut(CaptureError):
         self.why = why
 
 
+_SMALL = 1 << 16
+"""Bytes read at once: more than most small files have."""
+
+
 def text(path: str) -> str | None:
     """A small file's text without its last newline; None where it cannot be read."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read().decode(errors="replace").rstrip("\n")
-    except OSError as error:
-        if error.errno in TOO_MANY_FILES:
-            raise
+    file = open_or_none(path)
+    if file is None:
         return None
+    try:
+        parts = [part := os.read(file, _SMALL)]
+        while part:
+            parts.append(part := os.read(file, _SMALL))
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return b"".join(parts).decode(errors="replace").rstrip("\n")
 
 
 def number(path: str) -> int | None:

@@ -58,6 +58,14 @@ SECONDS_AGAIN = 1.0
 TEARING = ("vmas_changed", "tables", "tables_changed", "pages_changed", "tables_torn")
 """What is counted of each process, and in all."""
 LOCKS = "locks held for a moment"
+HIDDEN = (
+    "pins (GUP) and other extra references",
+    "young and dirty bits of the PTEs",
+    "folios waiting in per-CPU LRU batches",
+    "which VMAs already have an anon_vma although nothing was written",
+)
+"""What only a deep capture sees."""
+NO_MM_IDS = "which mms map a large folio: this kernel keeps no mm ids"
 
 
 class CaptureOptions(NamedTuple):
@@ -172,14 +180,8 @@ class CaptureRun:
         if not self.privilege["pagemap_scan"] and self.frames is None:
             self.not_seen("no PAGEMAP_SCAN: zero pages look like shared pages")
         if self.deep is not None and not self.deep.kernel.known.keeps_mm_ids:
-            self.not_seen("which mms map a large folio: this kernel keeps no mm ids")
-        hidden = (
-            "pins (GUP) and other extra references",
-            "young and dirty bits of the PTEs",
-            "folios waiting in per-CPU LRU batches",
-            "which VMAs already have an anon_vma although nothing was written",
-        )
-        for always in (LOCKS,) if self.options.deep else (*hidden, LOCKS):
+            self.not_seen(NO_MM_IDS)
+        for always in (LOCKS,) if self.options.deep else (*HIDDEN, LOCKS):
             self.not_seen(NEVER + always)
 
     def _why_no_frames(self) -> str:

@@ -7,11 +7,17 @@ One Python process stays in the guest for it, since starting one for each captur
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+from mthp.image.capture.columns import DEEP_WIDTH, npy_header
+from mthp.image.capture.run import HIDDEN, LOCKS, NEVER, NO_MM_IDS
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.files import GuestFiles
 from mthp.lab.vm.interpreter import CAPTURES, add_interpreter
@@ -85,12 +91,16 @@ class Capturer:
             )
 
     def __call__(self, processes: Sequence[str]) -> Captured:
-        """Capture these processes together along every path."""
+        """Capture these processes together along every path.
+
+        A deep capture has in it what a plain one reads, which is not read again then.
+        """
         pids = tuple(int(self._channel.ask(f"pid {name}")) for name in processes)
         files, failed = {}, {}
-        for path in self._paths:
+        for path in sorted(self._paths, key=lambda path: path is CapturePath.SNAP):
             try:
-                files[path] = self._capture(path, pids)
+                deep = files.get(CapturePath.DEEP)
+                files[path] = self._capture(path, pids) if deep is None else without_deep(deep)
             except CommandFailed as error:
                 failed[path] = error.what
         return Captured(pids, files, failed)
@@ -99,3 +109,35 @@ class Capturer:
         named = " ".join(f"--pid {pid}" for pid in pids)
         self._channel.ask(f"{_SERVER} {_COMMAND}{path.options} {named} -o {_OUTPUT}")
         return self._channel.ask(f"r {_OUTPUT}")
+
+
+def without_deep(data: bytes) -> bytes:
+    """The plain capture (.npz) that is in a deep one: as `mthp snap` without --deep would have made it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as deep, zipfile.ZipFile(out, "w") as plain:
+        for entry in deep.infolist():
+            name, array = entry.filename.removesuffix(".npy"), deep.read(entry)
+            if name == "meta":
+                document = json.dumps(_plain_meta(json.loads(array[len(_head(array)) :]))).encode()
+                array = npy_header("|u1", (len(document),)) + document
+            if name not in DEEP_WIDTH:
+                plain.writestr(entry.filename, array, zipfile.ZIP_DEFLATED, 1)
+    return out.getvalue()
+
+
+def _head(array: bytes) -> bytes:
+    """The header of a .npy."""
+    return array[: 10 + int.from_bytes(array[8:10], "little")]
+
+
+def _plain_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    del meta["deep"]
+    meta["privilege"]["deep"] = False
+    last = NEVER + LOCKS
+    seen = [each for each in meta["unseen"] if each not in (NO_MM_IDS, last)]
+    meta["unseen"] = [*seen, *(NEVER + each for each in HIDDEN), last]
+    for process in meta["processes"]:
+        del process["deep"]
+        for vma in process["vmas"]:
+            del vma["anon_vma"]
+    return meta
