@@ -96,7 +96,8 @@ class Capturer:
         A deep capture has in it what a plain one reads, which is not read again then.
         """
         pids = tuple(int(self._channel.ask(f"pid {name}")) for name in processes)
-        files, failed = {}, {}
+        files: dict[CapturePath, bytes] = {}
+        failed: dict[CapturePath, str] = {}
         for path in sorted(self._paths, key=lambda path: path is CapturePath.SNAP):
             try:
                 deep = files.get(CapturePath.DEEP)
