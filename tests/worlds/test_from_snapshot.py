@@ -15,6 +15,7 @@ from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
 from mthp.worlds.from_snapshot import free_memory
+from mthp.worlds.render import render_state
 from mthp.worlds.unseen import LIKELY, young_pages
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
@@ -68,6 +69,21 @@ def test_pages_alone_among_swapped_ones_come_first(image: Snapshot) -> None:
     assert young_of(image, 32) == [10, 12, 10]
     image.processes[0].pte[1, 100:500] = int(Pte.PRESENT)
     assert young_of(image, 4) == [2, 1, 1], "most of that table is there: nothing to tell"
+
+
+@pytest.mark.parametrize(("merged", "shown"), [(512, 512), (3 * 512, 0)])
+def test_a_kernel_that_shows_every_page_as_merged_is_not_believed(
+    image: Snapshot, merged: int, shown: int
+) -> None:
+    process = image.processes[0]
+    assert process.kpageflags is not None
+    flags = process.kpageflags.copy()
+    flags.reshape(-1)[:merged] |= np.uint64(1 << Kpf.KSM)
+    changed = dataclasses.replace(process, kpageflags=flags)
+    world = build_world(dataclasses.replace(image, processes=(changed,)), DEFAULT)
+    (state,) = render_state(world.kernel, world.vmas)
+    found = sum(count for count, token in state.folios if "K" in token.flags)
+    assert found == shown
 
 
 def test_every_folio_is_charged_to_the_cgroup_of_its_process(image: Snapshot) -> None:

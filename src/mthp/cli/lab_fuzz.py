@@ -39,10 +39,10 @@ def add_fuzz(subverbs: Verbs) -> None:
     parser.add_argument("--family", default="", metavar="F", help="only states of this family")
     parser.add_argument(
         "--paths",
-        default="scenario,snap",
+        default="scenario,snap,deep",
         metavar="P,…",
         help="along which paths a state is predicted: scenario, always; from a capture by mthp snap "
-        "(snap) or by mthp snap --deep (deep); default scenario,snap",
+        "(snap) or by mthp snap --deep (deep); default all three",
     )
     add_number(parser, "cpus", "processors of a guest (default 1)", 1, 64, 1)
     add_number(parser, "nodes", "its NUMA nodes (default 1)", 1, 8, 1)

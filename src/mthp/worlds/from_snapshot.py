@@ -325,6 +325,9 @@ def _tables(
     kpageflags = drained(process) if process.deep is not None else process.kpageflags | anon * _LRU
     if assumed.young is Young.NONE:
         kpageflags &= ~np.uint64(1 << Kpf.REFERENCED)
+    merged = kpageflags >> np.uint64(Kpf.KSM) & np.uint64(1)
+    if (merged >= anon).all():  # Linux 6.18 shows every anonymous page as merged by KSM
+        kpageflags &= ~np.uint64(1 << Kpf.KSM)
     return TableArrays(
         table_address=process.table_address,
         pte=pte,
