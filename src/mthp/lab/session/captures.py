@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mthp.image.capture.columns import DEEP_WIDTH, npy_header
-from mthp.image.capture.run import HIDDEN, LOCKS, NEVER, NO_MM_IDS
+from mthp.image.capture.columns import DEEP_WIDTH, NEVER, npy_header
+from mthp.image.capture.run import HIDDEN, LOCKS, NO_MM_IDS
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.files import GuestFiles
 from mthp.lab.vm.interpreter import CAPTURES, add_interpreter
