@@ -51,6 +51,7 @@ def run(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
         ("events.txt", ["collapse", SMALL_SCENARIO, "--events", "ftrace"]),
         ("oom.txt", ["collapse", "docs/findings/oom-order-2.jsonl"]),
         ("madvise.txt", ["collapse", "src/mthp/data/redis.npz", "--madvise-collapse"]),
+        ("sweep.txt", ["sweep", "src/mthp/data/redis.npz", "--profile", "7.3"]),
         ("diff.txt", ["diff", "v16", "7.3", SMALL_SCENARIO]),
     ],
 )

@@ -19,6 +19,7 @@ from mthp.cli.options import (
     add_diff,
     add_replay,
     add_snap,
+    add_sweep,
 )
 from mthp.image.capture.proc import CaptureError
 from mthp.lab.errors import LabError
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     add_collapse(verbs)
+    add_sweep(verbs)
     add_snap(verbs)
     add_diff(verbs)
     add_check(verbs)

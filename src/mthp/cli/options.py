@@ -219,6 +219,46 @@ def add_collapse(verbs: Verbs) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def percentage(text: str) -> float:
+    """Read a share such as 2 or 2.5%, for argparse."""
+    match = re.fullmatch(r"([0-9]{1,3}(\.[0-9]{1,6})?) ?%?", text)
+    if match is None or float(match[1]) > 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a share of 0 to 100 %")
+    return float(match[1])
+
+
+def add_sweep(verbs: Verbs) -> None:
+    """Add `mthp sweep` and its options to the parser."""
+    parser = verbs.add_parser(
+        "sweep",
+        help="try every setting that people consider, and say which to take",
+        description="Plan what khugepaged makes of a target under a grid of settings: which sizes are "
+        "always, and max_ptes_none. Nothing on this machine is changed.",
+    )
+    parser.set_defaults(run="mthp.cli.sweep:run_sweep")
+    add_target(parser)
+    add_settings(parser)
+    group = parser.add_argument_group("what is wanted")
+    group.add_argument("--profile", choices=PROFILES, help="which kernel's collapse")
+    group.add_argument(
+        "--max-added",
+        type=percentage,
+        metavar="PERCENT",
+        default=1.0,
+        help="memory added at most, as a share of the anonymous memory (default: 1)",
+    )
+    group.add_argument(
+        "--min-large",
+        type=percentage,
+        metavar="PERCENT",
+        help="in folios of more than one page at least, as a share of it",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument("--verbose", action="store_true", help="every setting, every assumption")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+
+
 def add_check(verbs: Verbs) -> None:
     """Add `mthp check` and its options to the parser."""
     parser = verbs.add_parser(

@@ -47,7 +47,7 @@ class TableArrays:
     mm_id_mapcounts: NDArray[np.uint64] | None = None
     node: NDArray[np.uint8] | None = None
 
-    def rows(self, which: slice) -> TableArrays:
+    def rows(self, which: slice | NDArray[np.intp]) -> TableArrays:
         """Some of the tables."""
         arrays = {name: getattr(self, name) for name in TableArrays.__dataclass_fields__}
         some = {name: array[which] for name, array in arrays.items() if array is not None}

@@ -102,11 +102,25 @@ def build_world(
     settings: those the image was captured with unless given. assumed: of what a snapshot leaves open; a
     scenario knows. Every page gets contents of its own (its frame's number).
     """
-    if isinstance(image, Scenario):
-        return _Builder(image_of_scenario(image), settings or image.settings, profile).build()
     if settings is None:
-        settings = Settings.from_sysfs(image.sysfs, image.geometry)
-    return _Builder(image_of_snapshot(image, assumed), settings, profile).build()
+        settings = (
+            image.settings
+            if isinstance(image, Scenario)
+            else Settings.from_sysfs(image.sysfs, image.geometry)
+        )
+    return build_arrays(arrays_of(image, assumed), settings, profile)
+
+
+def arrays_of(image: Snapshot | Scenario, assumed: Assumed = LIKELY) -> WorldArrays:
+    """The arrays of an image, whichever it is."""
+    if isinstance(image, Scenario):
+        return image_of_scenario(image)
+    return image_of_snapshot(image, assumed)
+
+
+def build_arrays(arrays: WorldArrays, settings: Settings, profile: Profile) -> BuiltWorld:
+    """As build_world(), of an image's arrays."""
+    return _Builder(arrays, settings, profile).build()
 
 
 def table_at(mm: Mm, address: int) -> PageTable:

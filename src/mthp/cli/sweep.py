@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mthp sweep: a target under a grid of settings, and which of them to take."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from mthp.cli.options import print_json
+from mthp.cli.progress import ProgressLine
+from mthp.cli.target import (
+    captured_settings,
+    load_target,
+    settle_assumed,
+    settle_profile,
+    settle_settings,
+)
+from mthp.image.snapshot import Snapshot
+from mthp.plan.planner import Planner
+from mthp.plan.records import Sweep, Wish
+from mthp.plan.sweep import choose_plan, front_of, grid
+from mthp.predict.outcome import usual
+from mthp.worlds.build import arrays_of
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    """Run `mthp sweep` and return its exit code: 1 where no setting holds to the wish."""
+    image = load_target(args)
+    base = settle_settings(args, captured_settings(image))
+    profile, reason = settle_profile(args.profile, image)
+    began = time.monotonic()
+    arrays = arrays_of(image.data, settle_assumed(args))
+    planner = Planner(arrays, profile, base)
+    now = planner.plan(base)
+    progress = ProgressLine(quiet=args.quiet)
+    tried = [*grid(base, profile)]
+    plans = []
+    for k, settings in enumerate(tried):
+        progress.say(f"trying setting {k + 1} of {len(tried)}")
+        plans.append(planner.plan(settings))
+    progress.say("")
+    plans.sort(key=lambda plan: plan.price)
+    wish = Wish(_share(args.max_added), _share(args.min_large))
+    chosen, nearest = choose_plan(plans, wish)
+    unseen = image.data.unseen if isinstance(image.data, Snapshot) else ()
+    sweep = Sweep(
+        target=image.name,
+        source=image.source,
+        profile=profile.name,
+        profile_reason=reason,
+        base=base,
+        now=now,
+        wish=wish,
+        plans=tuple(plans),
+        front=front_of(plans),
+        chosen=chosen,
+        nearest=nearest,
+        assumptions=arrays.assumptions,
+        unseen=unseen,
+        usual=usual(unseen),
+        seconds=time.monotonic() - began,
+    )
+    if args.json:
+        from mthp.report.sweep import sweep_document
+
+        print_json(sweep_document(sweep))
+    else:
+        from rich.console import Console
+
+        from mthp.report.sweep import render_sweep
+
+        render_sweep(sweep, Console(), verbose=args.verbose)
+    return 0 if chosen is not None else 1
+
+
+def _share(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An image's page tables, sorted by what decides about them.
+
+Each table that one anonymous mapping spans whole is of one TableKind. The others are never scanned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.image.snapshot import Kpf, Pte
+from mthp.mm.pgtable_types import YOUNG
+from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
+from mthp.words.units import Geometry
+from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, span
+
+Bools = NDArray[np.bool_]
+Pages = NDArray[np.uint8]
+"""(n, PTRS) a byte for each PTE of n tables. FOLIO: none of these bits where it maps no page, else 1 + the
+order of its folio. IN_USE: the page is young or referenced. BEYOND: a large folio that the table maps has a
+page here which is not mapped."""
+
+FOLIO, IN_USE, BEYOND = np.uint8(63), np.uint8(64), np.uint8(128)
+_TABLES_AT_ONCE = 1024
+_ODD_VMA = VM_DROPPABLE | VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_RWP | VM_UFFD_WP
+_NEEDED = np.uint64(1 << Kpf.ANON | 1 << Kpf.LRU | 1 << Kpf.SWAPBACKED)
+_LOOKED_AT = _NEEDED | np.uint64(
+    sum(
+        1 << kpf
+        for kpf in (Kpf.LOCKED, Kpf.SWAPCACHE, Kpf.UNEVICTABLE, Kpf.HWPOISON, Kpf.KSM, Kpf.MLOCKED)
+    )
+)
+_ODD_ENTRY = ~np.uint16(Pte.PRESENT | Pte.ZERO | Pte.SOFT_DIRTY | Pte.EXCLUSIVE)
+
+
+class TableKind(IntEnum):
+    """What decides about a table.
+
+    HUGE: a PMD maps it; nothing is to be done. IDLE: no page in it is in use, so that its scan ends before
+    any window, whatever else it holds. PLAIN: every entry is none, or of the zero page, or maps a page
+    that it alone maps and nothing else refers to, so that occupancy decides, and the orders of folios. ODD:
+    all others; the engine decides.
+    """
+
+    ODD = 0
+    PLAIN = 1
+    IDLE = 2
+    HUGE = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Occupancy:
+    """The tables of one process that may be scanned, by address.
+
+    row: of the process's tables. vma: the place of the mapping among the process's. kind: a TableKind.
+    Of plain tables alone, in their order: pages. least_order: from it on, every aligned window with
+    a page has one in use.
+    """
+
+    row: NDArray[np.intp]
+    vma: NDArray[np.intp]
+    kind: NDArray[np.uint8]
+    pages: Pages
+    least_order: NDArray[np.uint8]
+
+
+def occupancy_of(process: ImageProcess, tied: Bools, geometry: Geometry) -> Occupancy:
+    """Sort the tables of a process. tied: those that entangled() found."""
+    rows, vmas = _spanned(process, geometry)
+    kinds = np.zeros(len(rows), np.uint8)
+    odd = (tied | _odd_tables(process, geometry))[rows]
+    pages = [np.zeros((0, geometry.ptrs_per_pte), np.uint8)]
+    least = [np.zeros(0, np.uint8)]
+    for first in range(0, len(rows), _TABLES_AT_ONCE):
+        some = slice(first, first + _TABLES_AT_ONCE)
+        tables = process.tables.rows(rows[some])
+        kind, found = _sorted(tables, odd[some], process, geometry)
+        kinds[some] = kind
+        plain = kind == TableKind.PLAIN
+        pages.append(found[plain])
+        least.append(_least_order(found[plain], geometry))
+    return Occupancy(rows, vmas, kinds, np.concatenate(pages), np.concatenate(least))
+
+
+def _spanned(
+    process: ImageProcess, geometry: Geometry
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The rows that lie whole within an anonymous mapping, and the places of these mappings."""
+    address = process.tables.table_address
+    rows, vmas = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
+    for k, vma in enumerate(process.vmas):
+        start, end = geometry.pmd_align_up(vma.start), geometry.pmd_addr(vma.end)
+        if vma.file is None and start < end:
+            first, last = np.searchsorted(address, np.array([start, end], np.uint64)).tolist()
+            rows.append(np.arange(first, last))
+            vmas.append(np.full(last - first, k))
+    return np.concatenate(rows), np.concatenate(vmas)
+
+
+def _odd_tables(process: ImageProcess, geometry: Geometry) -> Bools:
+    """The tables about which more decides than their arrays say: by what their mapping is, what a scenario
+    knows of it, or since memory in them is pinned."""
+    tables = process.tables
+    odd: Bools = np.zeros(tables.pte.shape, np.bool_)
+    pieces = [(vma.start, vma.end) for vma in process.vmas if _is_odd(vma)]
+    for start, end in (*pieces, *process.pins):
+        odd.reshape(-1)[span(tables.table_address, geometry, start, end)] = True
+    found: Bools = np.any(odd, axis=1)
+    return found
+
+
+def _is_odd(vma: ImageVma) -> bool:
+    known = vma.known
+    if known is not None and any(
+        (known.pins, known.extra_refs, known.locked, known.off_lru, known.poisoned)
+    ):
+        return True
+    return bool(vma.vm_flags & _ODD_VMA)
+
+
+def _sorted(
+    tables: TableArrays, odd: Bools, process: ImageProcess, geometry: Geometry
+) -> tuple[NDArray[np.uint8], Pages]:
+    """The kind of each table, and its pages."""
+    pte, order = tables.pte, tables.folio_order
+    mapped = (pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+    referenced = (tables.bits & YOUNG) != 0
+    referenced |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
+    in_use = mapped & referenced
+    huge = ((pte & Pte.HUGE) != 0).all(axis=1)
+    alone = (tables.kpageflags & _LOOKED_AT == _NEEDED) & (tables.kpagecount <= 1)
+    plain = np.logical_or(~mapped, alone) & (pte & _ODD_ENTRY == 0)
+    if tables.references is not None:
+        plain &= ~mapped | (tables.references == 0)
+    pages = np.where(mapped, 1 + order, 0).astype(np.uint8)
+    with_large = (pages > 1).any(axis=1)
+    pages |= np.where(in_use, IN_USE, np.uint8(0))
+    is_plain: Bools = np.all(plain, axis=1) & ~odd
+    if process.lost or tables.mm_ids is not None:
+        is_plain &= ~with_large
+    elif with_large.any():
+        large = np.flatnonzero(with_large)
+        in_place, beyond = _large_in_place(tables.rows(large), pages[large], geometry)
+        is_plain[large] &= in_place
+        pages[large] |= beyond
+    kind = np.where(is_plain, TableKind.PLAIN, TableKind.ODD)
+    kind[~in_use.any(axis=1)] = TableKind.IDLE
+    kind[huge] = TableKind.HUGE
+    return kind.astype(np.uint8), pages
+
+
+def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> tuple[Bools, Pages]:
+    """Whether each table maps all of its large folios where they lie aligned, and has them alone; and
+    BEYOND where they have pages that are not mapped."""
+    order = np.where(pages & FOLIO > 0, tables.folio_order, 0)
+    column = np.arange(geometry.ptrs_per_pte, dtype=np.uint64)
+    size = np.uint64(1) << order.astype(np.uint64)
+    in_place = ((column ^ tables.pfn) & (size - np.uint64(1)) == 0) | (pages & FOLIO == 0)
+    beyond = np.zeros(pages.shape, np.uint8)
+    heads = tables.pfn & ~(size - np.uint64(1))
+    for each in np.unique(order[order > 0]).tolist():
+        # Windows of this order, and the folio of this order that is mapped in each, if any is.
+        shape = (len(pages), -1, 1 << each)
+        mine = (order == each).reshape(shape)
+        head = np.where(mine, heads.reshape(shape), 0).max(axis=2, keepdims=True)
+        alike = (~mine | (heads.reshape(shape) == head)).all(axis=2)
+        in_place &= np.repeat(alike, 1 << each, axis=1)
+        unmapped = mine.any(axis=2, keepdims=True) & ~mine
+        beyond |= np.where(unmapped, BEYOND, np.uint8(0)).reshape(pages.shape)
+    return in_place.all(axis=1), beyond
+
+
+def entangled(processes: Sequence[ImageProcess]) -> list[Bools]:
+    """Of each process, the tables that hang together with others: by a page that is mapped more than once, a
+    large folio of which other windows map a part, or swap entries. An image's processes come together.
+    """
+    found = []
+    heads, places = [], []
+    for number, process in enumerate(processes):
+        tables = process.tables
+        shared: Bools = np.logical_or(tables.pte & Pte.SWAPPED != 0, tables.kpagecount > 1)
+        found.append(np.any(shared, axis=1))
+        row, column = np.nonzero((tables.folio_order > 0) & (tables.pte & Pte.PRESENT != 0))
+        order = tables.folio_order[row, column]
+        heads.append((tables.pfn[row, column] >> order << order).astype(np.int64))
+        places.append(np.stack([np.full(len(row), number), row, column >> order]))
+    windows = np.unique(np.vstack([np.concatenate(heads), np.hstack(places)]), axis=1)
+    again, times = np.unique(windows[0], return_counts=True)
+    for number, row in windows[1:3, np.isin(windows[0], again[times > 1])].T.tolist():
+        found[number][row] = True
+    return found
+
+
+def _least_order(pages: Pages, geometry: Geometry) -> NDArray[np.uint8]:
+    """From which order on every aligned window with a page in it has one in use."""
+    least = np.zeros(len(pages), np.uint8)
+    some, used = pages & FOLIO > 0, pages & IN_USE > 0
+    for order in range(1, geometry.pmd_order + 1):
+        least[(some & ~used).any(axis=1)] = order
+        some = some[:, ::2] | some[:, 1::2]
+        used = used[:, ::2] | used[:, 1::2]
+    return least

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What khugepaged makes of one image under any settings: plain tables by counting, the others by the engine.
+
+The answer is the engine's: the same windows, copies and memory at the same fixed point.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.image.snapshot import Kpf, Pte
+from mthp.khugepaged.control import Caller, CollapseControl
+from mthp.khugepaged.eligibility import (
+    collapse_possible_orders,
+    collapse_test_exit_or_disable,
+    hugepage_enabled,
+)
+from mthp.khugepaged.limits import collapse_max_ptes_none
+from mthp.mm.huge_mm import Tva
+from mthp.plan.bulk import Below, Collapsed, Limits, Shape, choose, collapsed, counted, shape_of
+from mthp.plan.occupancy import FOLIO, IN_USE, Bools, Pages, TableKind, entangled, occupancy_of
+from mthp.plan.records import BulkVerdict, Sizes
+from mthp.predict.outcome import Request, run_world
+from mthp.predict.passes import Windows
+from mthp.words.profiles import Profile
+from mthp.words.results import ScanResult
+from mthp.words.settings import Settings
+from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays
+from mthp.worlds.build import build_arrays
+
+SPARE_FRAMES = 2048
+"""So many frames more than an answer needs must be free; else the engine has to say what fails."""
+_NO_MEMORY = frozenset({ScanResult.ALLOC_HUGE_PAGE_FAIL, ScanResult.CGROUP_CHARGE_FAIL})
+
+
+@dataclass
+class _Sum:
+    """What is known so far of an answer; in pages, and by windows: mm -> (address, order)."""
+
+    windows: Counter[int] = field(default_factory=Counter)
+    change: Counter[int] = field(default_factory=Counter)
+    added: Counter[tuple[int, int]] = field(default_factory=Counter)
+    copied: int = 0
+    tables: int = 0
+    failed: bool = False
+
+
+class _Plain(NamedTuple):
+    """Plain tables of one process. vma: the place of each one's mapping. pages, least_order: as Occupancy's.
+    small: which map small pages alone; shape: of these.
+    """
+
+    row: NDArray[np.intp]
+    vma: NDArray[np.intp]
+    pages: Pages
+    least_order: NDArray[np.uint8]
+    small: Bools
+    shape: Shape
+
+    def of(self, which: Bools) -> _Plain:
+        """Choose some of the tables."""
+        row, vma, pages, least_order, small, shape = self
+        shape = shape.of(which[small])
+        return _Plain(row[which], vma[which], pages[which], least_order[which], small[which], shape)
+
+
+class Planner:
+    """Answers for one image, under any settings. arrays: as arrays_of() gives them."""
+
+    def __init__(self, arrays: WorldArrays, profile: Profile, settings: Settings) -> None:
+        self.processes: list[ImageProcess] = [*arrays.processes]
+        self.arrays = replace(arrays, processes=self.processes)
+        self.profile = profile
+        self.geometry = settings.geometry
+        self.tied = entangled(self.processes)
+        self.others: list[Bools] = []
+        self.plain: list[_Plain] = []
+        for process, tied in zip(self.processes, self.tied, strict=True):
+            found = occupancy_of(process, tied, self.geometry)
+            odd = tied.copy()
+            odd[found.row[found.kind == TableKind.ODD]] = True
+            self.others.append(odd)
+            mine = found.kind == TableKind.PLAIN
+            small: Bools = np.all(found.pages & ~IN_USE <= 1, axis=1)
+            shape = shape_of(found.pages[small], self.geometry)
+            self.plain.append(
+                _Plain(
+                    found.row[mine], found.vma[mine], found.pages, found.least_order, small, shape
+                )
+            )
+        self.before = sum(map(self._mapped, self.processes), Sizes())
+        self.pmds = sum(
+            np.count_nonzero((process.tables.pte & Pte.HUGE != 0).all(axis=1))
+            for process in self.processes
+        )
+        empty = [self._part(process, np.zeros(0, np.intp)) for process in self.processes]
+        self.mappings = build_arrays(
+            replace(arrays, processes=empty, outside={}), settings, profile
+        )
+        self.runs: dict[tuple[object, ...], _Sum] = {}
+
+    def plan(self, settings: Settings) -> BulkVerdict:
+        """What khugepaged makes of the image under these settings."""
+        answer, rows, count = _Sum(), self.others, 0
+        for _, pid, start, plain, limits in self._asked(settings):
+            self._count(plain, limits, (pid, start), answer)
+            count += len(plain.row)
+        why = self._short_of_memory(answer, settings)
+        if not why and any(map(np.any, rows)):
+            run = self._run(settings, rows)
+            why = "an allocation failed" if run.failed else ""
+            answer = _Sum(
+                answer.windows + run.windows,
+                answer.change,
+                answer.added,
+                answer.copied + run.copied,
+            )
+            answer.change.update(run.change)
+            answer.added.update(run.added)
+            why = why or self._short_of_memory(answer, settings)
+        if why:
+            answer, count = self._run(settings, None), 0
+        return self._answer(settings, answer, count, sum(map(np.count_nonzero, rows)), why)
+
+    def windows(self, settings: Settings) -> Windows:
+        """The windows of plain tables that collapse, one by one: pid -> (address, order), by address."""
+        found: Windows = {}
+        page = self.geometry.page_shift
+        for number, pid, _, plain, limits in self._asked(settings):
+            tables = self.processes[number].tables.table_address[plain.row]
+            for order, which in choose(plain.pages, limits, self.geometry).items():
+                row, place = np.nonzero(which)
+                addresses = tables[row].astype(np.int64) + (place << order + page)
+                found.setdefault(pid, []).extend((at, order) for at in addresses.tolist())
+        return {pid: sorted(windows) for pid, windows in found.items()}
+
+    # --- plain tables -------------------------------------------------------------------------
+
+    def _asked(self, settings: Settings) -> Iterator[tuple[int, int, int, _Plain, Limits]]:
+        """(process, pid, VMA's start, its plain tables, limits) of each mapping that is scanned."""
+        kernel = self.mappings.kernel
+        kernel.settings = settings
+        if not hugepage_enabled(kernel):
+            return
+        cc = CollapseControl(Caller.KHUGEPAGED)
+        pmd = self.geometry.pmd_order
+        of_start = {(vma.vm_mm.number, vma.vm_start): vma for vma in self.mappings.vmas}
+        for number, (process, plain) in enumerate(zip(self.processes, self.plain, strict=True)):
+            if process.place is None:
+                continue
+            for place in np.unique(plain.vma).tolist():
+                start = process.vmas[place].start
+                vma = of_start[process.pid, start]
+                if collapse_test_exit_or_disable(vma.vm_mm):
+                    continue
+                orders = collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED)
+                if orders:
+                    most = collapse_max_ptes_none(kernel, cc, None, pmd)
+                    lower = {
+                        collapse_max_ptes_none(kernel, cc, None, order)
+                        for order in range(self.geometry.min_order, pmd)
+                        if orders >> order & 1
+                    }
+                    below = (
+                        Below.NEVER if None in lower else Below.FULL if 0 in lower else Below.ANY
+                    )
+                    limits = Limits(orders, most or 0, below)
+                    yield number, process.pid, start, plain.of(plain.vma == place), limits
+
+    def _count(self, plain: _Plain, limits: Limits, where: tuple[int, int], answer: _Sum) -> None:
+        """Add what becomes of the plain tables of one mapping."""
+        lowest = (limits.orders & -limits.orders).bit_length() - 1
+        easy = plain.least_order <= lowest
+        found = counted(plain.shape.of(easy[plain.small]), limits, self.geometry)
+        answer.change[0] -= int(found.copied.sum())
+        self._add(found, where, answer)
+        rest = plain.pages[~(plain.small & easy)]
+        if len(rest):
+            chosen = choose(rest, limits, self.geometry)
+            found, after = collapsed(rest, chosen, self.geometry)
+            for pages, sign in ((after, 1), (rest, -1)):
+                orders = np.bincount((pages & FOLIO).reshape(-1)).tolist()[1:]
+                answer.change.update({order: sign * nr for order, nr in enumerate(orders)})
+            windows = found.windows.sum(axis=0).tolist()
+            answer.change.subtract({order: nr << order for order, nr in enumerate(windows)})
+            self._add(found, where, answer)
+
+    def _add(self, found: Collapsed, where: tuple[int, int], answer: _Sum) -> None:
+        windows = found.windows.sum(axis=0).tolist()
+        made = {order: nr << order for order, nr in enumerate(windows) if nr}
+        answer.windows.update({order: nr for order, nr in enumerate(windows) if nr})
+        answer.change.update(made)
+        answer.copied += int(found.copied.sum())
+        answer.added[where] += sum(made.values()) - int(found.freed.sum())
+
+    # --- the engine ---------------------------------------------------------------------------
+
+    def _run(self, settings: Settings, rows: list[Bools] | None) -> _Sum:
+        """Run the engine over some tables, or all. What it made of them is kept."""
+        key = (
+            None if rows is None else tuple(each.tobytes() for each in rows),
+            settings.replace(pages_to_scan=1, scan_sleep_millisecs=0, alloc_sleep_millisecs=0),
+        )
+        if key not in self.runs:
+            self.runs[key] = self._run_anew(settings, rows)
+        return self.runs[key]
+
+    def _run_anew(self, settings: Settings, rows: list[Bools] | None) -> _Sum:
+        arrays = self.arrays
+        if rows is not None:
+            parts = [
+                self._part(process, np.flatnonzero(which))
+                for process, which in zip(self.processes, rows, strict=True)
+            ]
+            arrays = replace(arrays, processes=parts, cursor=None)
+        world = build_arrays(arrays, settings, self.profile)
+        outcome = run_world(world, Request("", "", "", changes=False))
+        answer, shift = _Sum(), self.geometry.page_shift
+        for (order, status), nr in outcome.attempts.items():
+            if status is ScanResult.SUCCEED:
+                answer.windows[order] += nr
+            answer.failed |= status in _NO_MEMORY
+        for vma in outcome.vmas:
+            answer.change.update({order: size >> shift for order, size in vma.after.items()})
+            answer.change.subtract({order: size >> shift for order, size in vma.before.items()})
+            if vma.memory_added:
+                answer.added[vma.pid, vma.start] = vma.memory_added >> shift
+        answer.copied = outcome.copied_bytes >> shift
+        return answer
+
+    def _part(self, process: ImageProcess, rows: NDArray[np.intp]) -> ImageProcess:
+        """A process with some of its tables."""
+        return replace(process, tables=process.tables.rows(rows), empty_tables=())
+
+    # --- in all -------------------------------------------------------------------------------
+
+    def _short_of_memory(self, answer: _Sum, settings: Settings) -> str:
+        """Why allocations might fail, so that one collapse decides about the next; empty where none does."""
+        need = sum(nr for nr in answer.added.values() if nr > 0) + SPARE_FRAMES
+        if all(node.free_blocks is not None for node in self.arrays.nodes):
+            free = max(
+                sum(nr << order for order, nr in (node.free_blocks or {}).items()) - node.reserve
+                for node in self.arrays.nodes
+            )
+            if free < need:
+                return "memory might run out"
+            if not settings.defrag:
+                return "without defrag a block has to be free"
+        if len(self.arrays.nodes) > 1 and self.arrays.node_reclaim:
+            return "zone_reclaim_mode refuses tables by the nodes of their pages"
+        limits: list[ImageMemcg] = [*self.arrays.memcgs]
+        if any(memcg.usage + need > memcg.limit for memcg in limits):
+            return "a cgroup might come to its limit"
+        return ""
+
+    def _mapped(self, process: ImageProcess) -> Sizes:
+        """Bytes of anonymous pages by the orders of their folios."""
+        tables = process.tables
+        here = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+        here &= (tables.kpageflags >> np.uint64(Kpf.ANON) & np.uint64(1)) != 0
+        pages = np.bincount(tables.folio_order[here]).tolist()
+        return Sizes({order: nr << self.geometry.page_shift for order, nr in enumerate(pages)})
+
+    def _answer(
+        self, settings: Settings, answer: _Sum, count: int, others: int, why: str
+    ) -> BulkVerdict:
+        shift = self.geometry.page_shift
+        after = Sizes(self.before)
+        after.update({order: nr << shift for order, nr in answer.change.items()})
+        return BulkVerdict(
+            settings=settings,
+            windows={order: nr for order, nr in sorted(answer.windows.items()) if nr},
+            before=+self.before,
+            after=+after,
+            pmds=int(self.pmds) + answer.windows[self.geometry.pmd_order],
+            memory_added=sum(answer.added.values()) << shift,
+            copied_bytes=answer.copied << shift,
+            added_by_vma={where: nr << shift for where, nr in answer.added.items() if nr},
+            counted_tables=count,
+            engine_tables=sum(map(len, self.tied)) if why else others,
+            all_engine=why,
+        )

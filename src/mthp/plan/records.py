@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The finished records of plans and sweeps, which reports are made from. Sizes in bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mthp.words.settings import Settings
+
+Sizes = Counter[int]
+"""Bytes by order of folio: what page tables map of anonymous folios, as often as they do."""
+
+
+@dataclass(frozen=True)
+class BulkVerdict:
+    """What khugepaged makes of an image under some settings.
+
+    windows: order -> how many collapse. before, after: order -> bytes mapped. pmds: PMDs that map memory
+    afterwards. memory_added, copied_bytes: as in Outcome. added_by_vma: (pid, start) -> bytes, where any.
+    counted_tables: tables of which occupancy decides. engine_tables: the engine's. all_engine: why it
+    had all of them, or empty.
+    """
+
+    settings: Settings
+    windows: Mapping[int, int]
+    before: Sizes
+    after: Sizes
+    pmds: int
+    memory_added: int
+    copied_bytes: int
+    added_by_vma: Mapping[tuple[int, int], int]
+    counted_tables: int
+    engine_tables: int
+    all_engine: str = ""
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of anonymous memory that are mapped afterwards."""
+        return sum(self.after.values())
+
+    @property
+    def large(self) -> int:
+        """Bytes of them in folios of more than one page."""
+        return self.mapped - self.after[0]
+
+    @property
+    def price(self) -> tuple[int, int, int, int]:
+        """What is to be small: TLB entries, bytes in small folios, memory added; and bytes copied, once."""
+        return self.translations, self.after[0], self.memory_added, self.copied_bytes
+
+    @property
+    def translations(self) -> int:
+        """TLB entries that reach all of it: one for each PMD that maps memory, else one for each PTE."""
+        geometry = self.settings.geometry
+        return (self.mapped >> geometry.page_shift) - self.pmds * (geometry.ptrs_per_pte - 1)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What settings have to hold to. added: memory added at most, a share of what is mapped. large: in large
+    folios at least, a share of it. None: anything will do.
+    """
+
+    added: float | None = None
+    large: float | None = None
+
+    def missed_by(self, plan: BulkVerdict) -> float:
+        """How far a plan is from holding to it, as a share of what is mapped; 0 where it does."""
+        mapped = max(sum(plan.before.values()), 1)
+        more = 0.0 if self.added is None else plan.memory_added / mapped - self.added
+        less = 0.0 if self.large is None else self.large - plan.large / max(plan.mapped, 1)
+        return max(more, less, 0.0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Plans for one image under a grid of settings, by their price.
+
+    base: the captured settings, now: the plan for them. front: for each plan, whether no other is as good in
+    each of TLB entries, small folios and memory added, and better in one. chosen: the first that holds to the
+    wish, None where none does; nearest: the one that misses it by least.
+    """
+
+    target: str
+    source: str
+    profile: str
+    profile_reason: str
+    base: Settings
+    now: BulkVerdict
+    wish: Wish
+    plans: tuple[BulkVerdict, ...]
+    front: tuple[bool, ...]
+    chosen: BulkVerdict | None
+    nearest: BulkVerdict
+    assumptions: tuple[str, ...]
+    unseen: tuple[str, ...]
+    usual: frozenset[str]
+    seconds: float

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One image under every setting of a grid, and which of them to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mthp.plan.records import BulkVerdict, Wish
+from mthp.words.profiles import Orders, Profile
+from mthp.words.settings import Enabled, Settings
+
+
+def grid(base: Settings, profile: Profile) -> Iterator[Settings]:
+    """The settings that are tried: the sizes that people enable together, each with the values of
+    max_ptes_none that differ, all else as it stands.
+
+    Sizes: one alone, one with the PMD's, all up from one; always, as whatever is advised today is
+    eligible then too. Below the PMD order max_ptes_none means 0 or PTRS_PER_PTE - 1.
+    """
+    geometry = base.geometry
+    pmd, most = geometry.pmd_order, geometry.ptrs_per_pte - 1
+    shares = [0, most // 8, most // 4, most // 2, most * 4 // 5, most]
+    lower = sorted(geometry.anon_orders - {pmd}) if profile.orders is Orders.ANON else []
+    masks = [frozenset({pmd}), *(frozenset({order}) for order in lower)]
+    masks += [frozenset({order, pmd}) for order in lower]
+    masks += [frozenset(range(order, pmd + 1)) for order in lower]
+    yield with_sizes(base, frozenset())
+    for mask in dict.fromkeys(masks):
+        values = {*shares, base.max_ptes_none} if pmd in mask else {0, most}
+        for value in sorted(values):
+            yield with_sizes(base, mask).replace(max_ptes_none=value)
+
+
+def with_sizes(base: Settings, orders: frozenset[int]) -> Settings:
+    """The settings with these orders always, and no other."""
+    sizes = {
+        order: Enabled.ALWAYS if order in orders else Enabled.NEVER
+        for order in base.geometry.anon_orders
+    }
+    return base.replace(sizes=sizes)
+
+
+def front_of(plans: Sequence[BulkVerdict]) -> tuple[bool, ...]:
+    """Of each plan, whether it is on the Pareto front of all that is not paid but once. Of equals the first
+    alone is. plans: by price.
+    """
+    prices = [plan.price[:3] for plan in plans]
+    return tuple(
+        not any(
+            all(a <= b for a, b in zip(other, price, strict=True)) and (other != price or place < k)
+            for place, other in enumerate(prices)
+            if place != k
+        )
+        for k, price in enumerate(prices)
+    )
+
+
+def choose_plan(plans: Sequence[BulkVerdict], wish: Wish) -> tuple[BulkVerdict | None, BulkVerdict]:
+    """The plan that holds to a wish, with the fewest translations, and then as the price goes on; and the
+    one that comes nearest to the wish. There must be plans."""
+    nearest = min(plans, key=lambda plan: (wish.missed_by(plan), plan.price))
+    return (None if wish.missed_by(nearest) else nearest), nearest

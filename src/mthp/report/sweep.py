@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An image under a grid of settings: which to take, what that gives and costs, and how to write it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from mthp.plan.records import BulkVerdict, Sweep, Wish
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import percent, plural
+from mthp.words.settings import Enabled, Settings
+from mthp.words.settings_text import runs_of_orders
+from mthp.words.units import Geometry, human_bytes
+
+SCHEMA_VERSION = 1
+_ROOT = "/sys/kernel/mm/transparent_hugepage"
+
+
+def sizes_text(settings: Settings) -> str:
+    """The sizes that are not never: 64kB, 64kB-512kB, 64kB+2048kB."""
+    names = [_run_text(settings.geometry, run) for run in _enabled_runs(settings)]
+    return "+".join(names) or "none"
+
+
+def _enabled_runs(settings: Settings) -> Iterator[tuple[int, int]]:
+    modes = settings.sizes.items()
+    return runs_of_orders(order for order, mode in modes if mode is not Enabled.NEVER)
+
+
+def _run_text(geometry: Geometry, run: tuple[int, int]) -> str:
+    return "-".join(geometry.size_name(order) for order in dict.fromkeys(run))
+
+
+def boot_parameter(settings: Settings) -> str:
+    """The boot parameter that sets the same sizes; a size that it does not name is never."""
+    geometry = settings.geometry
+    items = []
+    for mode in (Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT):
+        orders = [order for order, each in settings.sizes.items() if each is mode]
+        sizes = [
+            "-".join(f"{geometry.order_bytes(order) >> 10}K" for order in dict.fromkeys(run))
+            for run in runs_of_orders(orders)
+        ]
+        if sizes:
+            items.append(f"{','.join(sizes)}:{mode}")
+    smallest = geometry.order_bytes(min(geometry.anon_orders)) >> 10
+    return "thp_anon=" + (";".join(items) or f"{smallest}K:never")
+
+
+def writes(base: Settings, settings: Settings) -> list[tuple[str, str]]:
+    """What is to be written, as (file, value), to come from one setting to another."""
+    before, after = (_values(each) for each in (base, settings))
+    return [(f"{_ROOT}/{path}", text) for path, text in after.items() if before[path] != text]
+
+
+def _values(settings: Settings) -> dict[str, str]:
+    """File -> what is written to set it."""
+    return {
+        path: text.partition("[")[2].partition("]")[0] if "[" in text else text.strip()
+        for path, text in settings.to_sysfs().items()
+    }
+
+
+def wish_text(wish: Wish) -> str:
+    """What was asked for, in words."""
+    parts = []
+    if wish.added is not None:
+        parts.append(f"at most {100 * wish.added:g} % more memory")
+    if wish.large is not None:
+        parts.append(f"at least {100 * wish.large:g} % in large folios")
+    return " and ".join(parts) or "no limit"
+
+
+def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> None:
+    """Print which settings to take, and the table. verbose: every setting that was tried."""
+    page = SafeConsole(console, verbose=verbose)
+    where = sweep.target
+    if sweep.source and sweep.source != sweep.target:
+        where += f" ({sweep.source})"
+    page.line(f"{where}: profile {sweep.profile} ({sweep.profile_reason})", "bold")
+    page.line(_headline(sweep), "bold")
+    _how(page, sweep)
+    shown = [
+        (plan, front)
+        for plan, front in zip(sweep.plans, sweep.front, strict=True)
+        if front or verbose or plan is sweep.chosen
+    ]
+    page.heading(
+        "Settings that no other betters" if not verbose else "Every setting that was tried"
+    )
+    rows = [("", *_cells(sweep, sweep.now))]
+    rows += [(_mark(sweep, plan, front), *_cells(sweep, plan)) for plan, front in shown]
+    titles = [("", "keep"), ("sizes (always)", "left"), ("max_ptes_none", "right"),
+              ("large", "right"), ("TLB entries", "right"), ("added", "right"),
+              ("copied", "right")]  # fmt: skip
+    page.table(titles, rows, indent=0)
+    page.line("First row: the settings as captured, which may be madvise or inherit. large: share "
+              "of anonymous memory in folios of more than one page; * is recommended.", "dim")  # fmt: skip
+    if len(shown) < len(sweep.plans):
+        page.line(f"… {plural(len(sweep.plans) - len(shown), 'setting')} more, which another betters "
+                  "in TLB entries, large folios and memory, or equals: --verbose", "dim")  # fmt: skip
+    _grounds(page, sweep)
+
+
+def _headline(sweep: Sweep) -> str:
+    if sweep.chosen is None:
+        missed = 100 * sweep.wish.missed_by(sweep.nearest)
+        return (
+            f"Predicted: no setting gives {wish_text(sweep.wish)}; nearest is "
+            f"{_name(sweep.nearest)}, which misses it by {missed:.2g} % of the memory."
+        )
+    plan = sweep.chosen
+    what = (
+        f"{percent(plan.large, plan.mapped)} of {human_bytes(plan.mapped)} in large folios, "
+        f"{plan.translations:,} TLB entries instead of {sweep.now.translations:,}, "
+        f"{human_bytes(plan.memory_added)} more memory"
+    )
+    tried = plural(len(sweep.plans), "setting")
+    return f"Predicted: of {tried}, with {wish_text(sweep.wish)}, take {_name(plan)}: {what}."
+
+
+def _name(plan: BulkVerdict) -> str:
+    return f"{sizes_text(plan.settings)}, max_ptes_none={plan.settings.max_ptes_none}"
+
+
+def _how(page: SafeConsole, sweep: Sweep) -> None:
+    """How the recommended settings are written."""
+    if sweep.chosen is None:
+        return
+    lines = [f"echo {value} > {path}" for path, value in writes(sweep.base, sweep.chosen.settings)]
+    page.heading("To set it (this writes nothing)")
+    for line in lines or ["nothing: it is what is set"]:
+        page.console.print(page.text(f"  {line}"), soft_wrap=True)
+    page.line(f"at boot: {boot_parameter(sweep.chosen.settings)}", indent=2)
+
+
+def _mark(sweep: Sweep, plan: BulkVerdict, front: bool) -> str:
+    if plan is sweep.chosen:
+        return "*"
+    return "" if front else "-"
+
+
+def _cells(sweep: Sweep, plan: BulkVerdict) -> tuple[str, ...]:
+    return (
+        sizes_text(plan.settings),
+        str(plan.settings.max_ptes_none),
+        percent(plan.large, plan.mapped),
+        f"{plan.translations:,}",
+        human_bytes(plan.memory_added),
+        human_bytes(plan.copied_bytes),
+    )
+
+
+def _grounds(page: SafeConsole, sweep: Sweep) -> None:
+    """What the answer rests on."""
+    page.console.print()
+    tables = max(plan.counted_tables + plan.engine_tables for plan in sweep.plans)
+    by_engine = max(plan.engine_tables for plan in sweep.plans)
+    page.line(
+        f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that may be scanned, "
+        f"{by_engine:,} went to the engine; of the others occupancy decides. Page faults, which also "
+        "make large folios under these sizes, are not in it.",
+        "dim",
+    )
+    usual = frozenset[str]() if page.verbose else sweep.usual
+    page.bullets("Assumed", [each for each in sweep.assumptions if each not in usual])
+    page.bullets("Not seen", [each for each in sweep.unseen if each not in usual])
+
+
+def sweep_document(sweep: Sweep) -> dict[str, Any]:
+    """A sweep as JSON values: bytes as numbers."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "predicted": True,
+        "target": sweep.target,
+        "source": sweep.source,
+        "profile": sweep.profile,
+        "profile_reason": sweep.profile_reason,
+        "wish": {"added": sweep.wish.added, "large": sweep.wish.large},
+        "now": _plan(sweep.now),
+        "plans": [
+            {**_plan(plan), "front": front, "chosen": plan is sweep.chosen}
+            for plan, front in zip(sweep.plans, sweep.front, strict=True)
+        ],
+        "assumptions": list(sweep.assumptions),
+        "unseen": list(sweep.unseen),
+        "seconds": sweep.seconds,
+    }
+
+
+def _plan(plan: BulkVerdict) -> dict[str, Any]:
+    names = plan.settings.geometry.size_name
+    return {
+        "settings": plan.settings.to_json(),
+        "boot": boot_parameter(plan.settings),
+        "collapses": {names(order): nr for order, nr in plan.windows.items()},
+        "mapped_before": {names(order): size for order, size in sorted(plan.before.items())},
+        "mapped_after": {names(order): size for order, size in sorted(plan.after.items())},
+        "translations": plan.translations,
+        "memory_added": plan.memory_added,
+        "memory_added_by_mapping": [
+            {"pid": pid, "start": start, "bytes": size}
+            for (pid, start), size in sorted(plan.added_by_vma.items())
+        ],
+        "copied_bytes": plan.copied_bytes,
+        "tables": {"counted": plan.counted_tables, "engine": plan.engine_tables},
+        "all_by_engine": plan.all_engine,
+    }

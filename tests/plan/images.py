@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Random images for tests of plans: one or two processes, and tables of all kinds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+
+from mthp.image.snapshot import Kpf, Pte
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
+from mthp.mm.swap_table import swp_entry
+from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_UFFD_WP
+from mthp.words.profiles import PROFILES, Profile
+from mthp.words.settings import Enabled, Settings
+from mthp.words.units import Geometry
+from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays
+
+GEOMETRY = Geometry()
+SIZE, PTRS, PAGE = GEOMETRY.pmd_size, GEOMETRY.ptrs_per_pte, GEOMETRY.page_size
+BASE = 0x7F0000000000
+_ANON = sum(1 << kpf for kpf in (Kpf.ANON, Kpf.LRU, Kpf.SWAPBACKED, Kpf.UPTODATE))
+
+
+class _Frames:
+    """Hands out frames."""
+
+    def __init__(self) -> None:
+        self.next = 1024
+
+    def take(self, order: int = 0, nr: int = 1) -> int:
+        """The first frame of so many aligned blocks."""
+        first = -(-self.next >> order) << order
+        self.next = first + (nr << order)
+        return first
+
+
+def random_settings(rnd: Random) -> Settings:
+    """Sizes, switches and limits as may be."""
+    few = set(rnd.sample(sorted(GEOMETRY.anon_orders), rnd.choice((1, 1, 2, 3))))
+    switches = [Enabled.ALWAYS, Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT]
+    return Settings(
+        sizes={
+            order: rnd.choice(switches) if order in few else Enabled.NEVER
+            for order in GEOMETRY.anon_orders
+        },
+        enabled=rnd.choice([Enabled.ALWAYS, Enabled.MADVISE, Enabled.NEVER]),
+        max_ptes_none=rnd.choice([0, 0, 511, 511, 30, 200, 409]),
+        max_ptes_swap=rnd.choice([0, 64, 511]),
+        max_ptes_shared=rnd.choice([0, 256, 511]),
+        defrag=rnd.random() < 0.8,
+    )
+
+
+def random_profile(rnd: Random) -> Profile:
+    """Any of the profiles."""
+    return PROFILES[rnd.choice(sorted(PROFILES))]
+
+
+def random_image(rnd: Random) -> WorldArrays:
+    """One or two processes, with one mapping or some more."""
+    frames = _Frames()
+    shared = [frames.take() for _ in range(40)]
+    processes = [_process(rnd, number, frames, shared) for number in range(rnd.choice((1, 1, 2)))]
+    blocks = {0: 50, 3: 40, 9: rnd.choice((2, 40))} if rnd.random() < 0.15 else None
+    return WorldArrays(nodes=(NodeState(blocks),), processes=processes)
+
+
+def _process(rnd: Random, number: int, frames: _Frames, shared: list[int]) -> ImageProcess:
+    count = rnd.randint(1, 4)
+    shape = (count, PTRS)
+    tables = TableArrays(
+        table_address=np.uint64(BASE) + np.arange(count, dtype=np.uint64) * np.uint64(SIZE),
+        pte=np.zeros(shape, np.uint16),
+        bits=np.zeros(shape, np.uint8),
+        pfn=np.zeros(shape, np.uint64),
+        kpageflags=np.zeros(shape, np.uint64),
+        kpagecount=np.zeros(shape, np.uint32),
+        folio_order=np.zeros(shape, np.uint8),
+        references=np.zeros(shape, np.int64) if rnd.random() < 0.3 else None,
+    )
+    for row in range(count):
+        _fill(rnd, tables, row, frames, shared)
+    cuts = [rnd.randrange(count * PTRS) for _ in range(rnd.choice((0, 0, 1, 2)))]
+    cuts = [cut for cut in cuts if not (tables.pte[cut // PTRS] & Pte.HUGE).any()]
+    vmas = tuple(
+        ImageVma(BASE + start * PAGE, BASE + end * PAGE, _flags(rnd), rnd.random() < 0.95, place=k)
+        for k, (start, end) in enumerate(pairwise(sorted({0, count * PTRS, *cuts})))
+    )
+    place = None if rnd.random() < 0.1 else number
+    return ImageProcess(100 + number, "made", 0, None, vmas, tables, age=number, place=place)
+
+
+def _flags(rnd: Random) -> int:
+    more = [0] * 8 + [VM_HUGEPAGE] * 4 + [VM_NOHUGEPAGE, VM_LOCKED, VM_UFFD_WP]
+    return VM_DEFAULT | rnd.choice(more)
+
+
+def _fill(rnd: Random, tables: TableArrays, row: int, frames: _Frames, shared: list[int]) -> None:
+    """Fill one table, run by run."""
+    if rnd.random() < 0.08:
+        tables.pte[row] = Pte.HUGE
+        _map(rnd, tables, row, slice(0, PTRS), frames.take(9), 9, 1.0)
+        return
+    holes = rnd.choice((0.0, 0.02, 0.3, 0.9))
+    used = rnd.choice((1.0, 1.0, 0.3, 0.01, 0.0))
+    large = rnd.choice((0.0, 0.0, 0.3))
+    odd = rnd.choice((0.0, 0.0, 0.0, 0.02))
+    at = 0
+    while at < PTRS:
+        order = rnd.randint(1, 9) if rnd.random() < large else 0
+        if order and not at % (1 << order):
+            nr, first, shift = 1 << order, frames.take(order), 0
+            start, end = (0, nr) if rnd.random() < 0.7 else sorted(rnd.sample(range(nr + 1), 2))
+            if rnd.random() < 0.05 and at + 2 * nr <= PTRS:
+                shift = rnd.choice((nr // 2, nr))  # moved to where it does not lie aligned, or does
+            part = slice(at + shift + start, at + shift + end)
+            _map(rnd, tables, row, part, first + start, order, used)
+            if shift == nr and start:
+                _map(rnd, tables, row, slice(at, at + start), first, order, used)
+            at += nr + shift
+            continue
+        nr = min(rnd.choice((1, 4, 16, 64)), PTRS - at)
+        if rnd.random() >= holes:
+            _map(rnd, tables, row, slice(at, at + nr), frames.take(0, nr), 0, used)
+            if rnd.random() < odd:
+                _spoil(rnd, tables, row, at, shared)
+        elif rnd.random() < 0.2:
+            tables.pte[row, at : at + nr] = Pte.PRESENT | Pte.ZERO
+        at += nr
+
+
+def _map(
+    rnd: Random, tables: TableArrays, row: int, part: slice, first: int, order: int, used: float
+) -> None:
+    """Map frames in a row; used: how likely they are in use."""
+    tables.pte[row, part] |= np.uint16(Pte.PRESENT | Pte.EXCLUSIVE)
+    tables.pfn[row, part] = first + np.arange(part.stop - part.start, dtype=np.uint64)
+    tables.kpagecount[row, part] = 1
+    tables.folio_order[row, part] = order
+    tables.kpageflags[row, part] = _ANON | (rnd.random() < used / 2) << Kpf.REFERENCED
+    tables.bits[row, part] = WRITE | DIRTY | (YOUNG if rnd.random() < used else 0)
+
+
+def _spoil(rnd: Random, tables: TableArrays, row: int, at: int, shared: list[int]) -> None:
+    """Make something of one page that the engine has to decide about."""
+    what = rnd.randrange(6)
+    if what == 0:
+        tables.pfn[row, at], tables.kpagecount[row, at] = rnd.choice(shared), 2
+        tables.pte[row, at] &= ~np.uint16(Pte.EXCLUSIVE)
+    elif what == 1:
+        tables.kpageflags[row, at] &= ~np.uint64(1 << Kpf.LRU)
+    elif what == 2:
+        tables.kpageflags[row, at] &= ~np.uint64(1 << Kpf.SWAPBACKED)
+        tables.bits[row, at] &= ~np.uint8(DIRTY)
+    elif what == 3 and tables.references is not None:
+        tables.references[row, at] = 1
+    elif what == 4:
+        tables.pte[row, at] |= np.uint16(Pte.UFFD_WP)
+    else:
+        tables.pte[row, at] = Pte.SWAPPED | Pte.EXCLUSIVE
+        tables.pfn[row, at] = swp_entry(0, int(tables.pfn[row, at])) << 5
+        for column in (tables.bits, tables.kpageflags, tables.kpagecount, tables.folio_order):
+            column[row, at] = 0

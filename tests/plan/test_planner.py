@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A plan is what the engine makes of the same image: held against it, image by image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mthp.image.scenario import load
+from mthp.mm.page_alloc import NodeState
+from mthp.plan.planner import Planner
+from mthp.plan.records import BulkVerdict
+from mthp.predict.outcome import Request, run_world
+from mthp.predict.passes import Windows
+from mthp.words.profiles import DEFAULT, PROFILES, Profile
+from mthp.words.results import ScanResult
+from mthp.words.settings import Settings
+from mthp.worlds.arrays import WorldArrays
+from mthp.worlds.build import arrays_of, build_arrays
+from tests.plan.images import random_image, random_profile, random_settings
+
+DATA = Path(__file__).parents[1] / "data"
+Facts = tuple[object, ...]
+
+
+def said(plan: BulkVerdict) -> Facts:
+    """What a plan claims."""
+    sizes = plan.windows, plan.before, plan.after, plan.added_by_vma
+    return *sizes, plan.memory_added, plan.copied_bytes, plan.translations
+
+
+def engine(arrays: WorldArrays, settings: Settings, profile: Profile) -> tuple[Facts, Windows]:
+    """What the engine makes of all tables."""
+    request = Request("", "", "", changes=False)
+    outcome = run_world(build_arrays(arrays, settings, profile), request)
+    windows = {
+        order: nr
+        for (order, status), nr in sorted(outcome.attempts.items())
+        if status is ScanResult.SUCCEED
+    }
+    before, after = Counter[int](), Counter[int]()
+    for vma in outcome.vmas:
+        before.update(vma.before)
+        after.update(vma.after)
+    added = {(vma.pid, vma.start): vma.memory_added for vma in outcome.vmas if vma.memory_added}
+    zero = sum(vma.zero for vma in outcome.vmas) // settings.geometry.page_size
+    sizes = windows, +before, +after, added
+    paid = outcome.memory_added, outcome.copied_bytes, outcome.tlb_after - zero
+    return (*sizes, *paid), request.windows
+
+
+def compare(
+    arrays: WorldArrays, settings: list[Settings], profile: Profile
+) -> Iterator[BulkVerdict]:
+    """Hold plans under several settings against the engine."""
+    arrays = replace(arrays, processes=[*arrays.processes])
+    planner = Planner(arrays, profile, settings[0])
+    for each in settings:
+        plan = planner.plan(each)
+        facts, windows = engine(arrays, each, profile)
+        assert said(plan) == facts, (each, plan.counted_tables, plan.engine_tables)
+        if not plan.engine_tables:
+            known = {pid: sorted(found) for pid, found in windows.items() if found}
+            assert {pid: found for pid, found in planner.windows(each).items() if found} == known
+        yield plan
+
+
+def random_images(seed: int, number: int) -> Counter[str]:
+    """Compare random images; returns by whom tables were decided."""
+    rnd = Random(seed)
+    by: Counter[str] = Counter()
+    for _ in range(number):
+        image = random_image(rnd)
+        settings = [random_settings(rnd) for _ in range(3)]
+        for plan in compare(image, settings, random_profile(rnd)):
+            by["counted"] += plan.counted_tables
+            by["engine"] += plan.engine_tables
+            by[plan.all_engine] += 1
+            by["collapsed"] += sum(plan.windows.values()) > 0
+    return by
+
+
+def test_a_plan_is_what_the_engine_makes_of_random_images() -> None:
+    by = random_images(1, 60)
+    assert min(by["counted"], by["engine"]) > 50
+    assert by["collapsed"] > 20
+    assert by["memory might run out"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_a_plan_is_what_the_engine_makes_of_many_random_images(seed: int) -> None:
+    assert random_images(seed, 2000)["collapsed"]
+
+
+@pytest.mark.parametrize(
+    "name", ["linux-7.3.4", "linux-7.3.4-many-vmas", "lab-7.3.4", "lab-fuzz-7.3.4", "lab-mem-7.3.4"]
+)
+@pytest.mark.parametrize("share", [15, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_plan_is_what_the_engine_makes_of_recorded_states(name: str, share: int) -> None:
+    rnd, plans = Random(name), 0
+    for k, scenario in enumerate(load(DATA / f"{name}.jsonl.xz")):
+        if k % share == 0:
+            settings = [scenario.settings]
+            if scenario.geometry == settings[0].geometry:
+                settings.append(random_settings(rnd))
+            plans += len([*compare(arrays_of(scenario), settings, PROFILES["7.3"])])
+    assert plans
+
+
+def test_without_defrag_the_engine_says_where_a_block_is_free() -> None:
+    image = random_image(Random(3))
+    nodes = (NodeState({0: 1 << 20, 9: 1}),)
+    settings = Settings(max_ptes_none=511, defrag=False)
+    (plan,) = compare(replace(image, nodes=nodes), [settings], DEFAULT)
+    assert plan.all_engine == "without defrag a block has to be free"
