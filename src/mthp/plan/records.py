@@ -98,3 +98,8 @@ class Sweep:
     unseen: tuple[str, ...]
     usual: frozenset[str]
     seconds: float
+
+    @property
+    def gains(self) -> bool:
+        """Whether what is chosen needs fewer TLB entries than what is set, or maps less by small folios."""
+        return self.chosen is not None and self.chosen.price[:2] < self.now.price[:2]

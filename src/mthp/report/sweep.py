@@ -112,13 +112,18 @@ def _headline(sweep: Sweep) -> str:
             f"Predicted: no setting gives {wish_text(sweep.wish)}; nearest is "
             f"{_name(sweep.nearest)}, which misses it by {missed:.2g} % of the memory."
         )
+    tried = plural(len(sweep.plans), "setting")
+    if not sweep.gains:
+        return (
+            f"Predicted: none of {tried} gives fewer TLB entries or more in large folios than what is set, "
+            f"with {wish_text(sweep.wish)}: leave it."
+        )
     plan = sweep.chosen
     what = (
         f"{percent(plan.large, plan.mapped)} of {human_bytes(plan.mapped)} in large folios, "
         f"{plan.translations:,} TLB entries instead of {sweep.now.translations:,}, "
         f"{human_bytes(plan.memory_added)} more memory"
     )
-    tried = plural(len(sweep.plans), "setting")
     return f"Predicted: of {tried}, with {wish_text(sweep.wish)}, take {_name(plan)}: {what}."
 
 
@@ -128,17 +133,17 @@ def _name(plan: BulkVerdict) -> str:
 
 def _how(page: SafeConsole, sweep: Sweep) -> None:
     """How the recommended settings are written."""
-    if sweep.chosen is None:
+    if sweep.chosen is None or not sweep.gains:
         return
     lines = [f"echo {value} > {path}" for path, value in writes(sweep.base, sweep.chosen.settings)]
     page.heading("To set it (this writes nothing)")
-    for line in lines or ["nothing: it is what is set"]:
+    for line in lines:
         page.console.print(page.text(f"  {line}"), soft_wrap=True)
     page.line(f"at boot: {boot_parameter(sweep.chosen.settings)}", indent=2)
 
 
 def _mark(sweep: Sweep, plan: BulkVerdict, front: bool) -> str:
-    if plan is sweep.chosen:
+    if plan is sweep.chosen and sweep.gains:
         return "*"
     return "" if front else "-"
 

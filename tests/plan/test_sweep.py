@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The grid of settings, and the choice among what they give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mthp.image.snapshot import load
+from mthp.plan.planner import Planner
+from mthp.plan.records import BulkVerdict, Wish
+from mthp.plan.sweep import choose_plan, front_of, grid
+from mthp.words.profiles import PROFILES
+from mthp.words.settings import Enabled, Settings
+from mthp.worlds.build import arrays_of
+
+REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[BulkVerdict]:
+    """Redis under the grid, by price."""
+    profile = PROFILES["7.3"]
+    planner = Planner(arrays_of(load(REDIS)), profile, Settings())
+    found = [planner.plan(settings) for settings in grid(Settings(), profile)]
+    return sorted(found, key=lambda plan: plan.price)
+
+
+def test_the_grid_has_no_setting_twice_and_starts_from_what_is_set() -> None:
+    base = Settings(enabled=Enabled.MADVISE, max_ptes_none=30, pages_to_scan=77)
+    for name, number in (("7.3", 99 + 14), ("pmd-only", 1 + 7)):
+        tried = [*grid(base, PROFILES[name])]
+        assert len(tried) == len(set(tried)) == number
+        assert {each.pages_to_scan for each in tried} == {77}
+        assert {each.size_enabled(4) for each in tried} <= {Enabled.ALWAYS, Enabled.NEVER}
+
+
+def test_the_front_is_what_no_other_betters(plans: list[BulkVerdict]) -> None:
+    front = [plan.price[:3] for plan, is_on in zip(plans, front_of(plans), strict=True) if is_on]
+    assert len(front) == len(set(front)) > 3
+    for plan in plans:
+        here = plan.price[:3]
+        assert any(all(map(int.__le__, other, here)) for other in front)
+        if here in front:
+            assert not any(
+                all(map(int.__le__, other.price, here))
+                for other in plans
+                if other.price[:3] != here
+            )
+
+
+def test_the_choice_holds_to_the_wish_and_nothing_that_does_is_cheaper(
+    plans: list[BulkVerdict],
+) -> None:
+    wish = Wish(added=0.01, large=0.5)
+    chosen, nearest = choose_plan(plans, wish)
+    assert chosen is nearest is not None
+    mapped = sum(chosen.before.values())
+    holding = [
+        plan
+        for plan in plans
+        if plan.memory_added <= 0.01 * mapped and plan.large >= 0.5 * plan.mapped
+    ]
+    assert chosen.price == min(plan.price for plan in holding)
+    assert len(holding) < len(plans)
+
+
+def test_a_wish_that_none_holds_to_is_missed_by_the_nearest(plans: list[BulkVerdict]) -> None:
+    wish = Wish(added=0.0, large=0.99)
+    chosen, nearest = choose_plan(plans, wish)
+    assert chosen is None
+    assert 0 < wish.missed_by(nearest) == min(map(wish.missed_by, plans))
