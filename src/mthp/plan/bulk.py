@@ -15,10 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.plan.occupancy import BEYOND, FOLIO, IN_USE, Bools, Pages
+from mthp.plan.occupancy import BEYOND, FOLIO, IN_USE, Bools, Counts, Pages
 from mthp.words.units import Geometry
-
-Counts = NDArray[np.int64]
 
 
 class Below(Enum):

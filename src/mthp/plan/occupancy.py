@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.snapshot import Kpf, Pte
-from mthp.mm.pgtable_types import YOUNG
+from mthp.mm.pgtable_types import DIRTY, YOUNG
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
+from mthp.words.profiles import Lazyfree, Profile
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, span
 
 Bools = NDArray[np.bool_]
+Counts = NDArray[np.int64]
 Pages = NDArray[np.uint8]
 """(n, PTRS) a byte for each PTE of n tables. FOLIO: none of these bits where it maps no page, else 1 + the
 order of its folio. IN_USE: the page is young or referenced. BEYOND: a large folio that the table maps has a
@@ -35,21 +37,23 @@ _LOOKED_AT = _NEEDED | np.uint64(
         for kpf in (Kpf.LOCKED, Kpf.SWAPCACHE, Kpf.UNEVICTABLE, Kpf.HWPOISON, Kpf.KSM, Kpf.MLOCKED)
     )
 )
+_WANTED = np.uint64(1 << Kpf.ANON | 1 << Kpf.LRU)
+_OF_A_SCAN = _WANTED | np.uint64(1 << Kpf.LOCKED)
 _ODD_ENTRY = ~np.uint16(Pte.PRESENT | Pte.ZERO | Pte.SOFT_DIRTY | Pte.EXCLUSIVE)
 
 
 class TableKind(IntEnum):
     """What decides about a table.
 
-    HUGE: a PMD maps it; nothing is to be done. IDLE: no page in it is in use, so that its scan ends before
-    any window, whatever else it holds. PLAIN: every entry is none, or of the zero page, or maps a page
-    that it alone maps and nothing else refers to, so that occupancy decides, and the orders of folios. ODD:
-    all others; the engine decides.
+    HUGE: a PMD maps it; nothing is to be done. REFUSED: its scan ends before any window whatever is set,
+    since no page in it is in use, or for what one of its entries is. PLAIN: every entry is none, or of the
+    zero page, or maps a page that it alone maps and nothing else refers to, so that occupancy decides,
+    and the orders of folios. ODD: all others; the engine decides.
     """
 
     ODD = 0
     PLAIN = 1
-    IDLE = 2
+    REFUSED = 2
     HUGE = 3
 
 
@@ -58,33 +62,49 @@ class Occupancy:
     """The tables of one process that may be scanned, by address.
 
     row: of the process's tables. vma: the place of the mapping among the process's. kind: a TableKind.
-    Of plain tables alone, in their order: pages. least_order: from it on, every aligned window with
-    a page has one in use.
+    shared, swapped, in_use: entries that map a small page which others map too; that are swapped out, or
+    such; of pages in use. Of plain tables alone, in their order: pages. least_order: from it on, every
+    aligned window with a page has one in use.
     """
 
     row: NDArray[np.intp]
     vma: NDArray[np.intp]
     kind: NDArray[np.uint8]
+    shared: Counts
+    swapped: Counts
+    in_use: Counts
     pages: Pages
     least_order: NDArray[np.uint8]
 
 
-def occupancy_of(process: ImageProcess, tied: Bools, geometry: Geometry) -> Occupancy:
+def occupancy_of(
+    process: ImageProcess, tied: Bools, profile: Profile, geometry: Geometry
+) -> Occupancy:
     """Sort the tables of a process. tied: those that entangled() found."""
     rows, vmas = _spanned(process, geometry)
     kinds = np.zeros(len(rows), np.uint8)
-    odd = (tied | _odd_tables(process, geometry))[rows]
+    counts = np.zeros((3, len(rows)), np.int64)
+    special = _special_tables(process, geometry)[rows]
     pages = [np.zeros((0, geometry.ptrs_per_pte), np.uint8)]
     least = [np.zeros(0, np.uint8)]
     for first in range(0, len(rows), _TABLES_AT_ONCE):
         some = slice(first, first + _TABLES_AT_ONCE)
         tables = process.tables.rows(rows[some])
-        kind, found = _sorted(tables, odd[some], process, geometry)
-        kinds[some] = kind
-        plain = kind == TableKind.PLAIN
+        found, plain = _plain(tables, geometry)
+        plain &= ~(special | tied[rows])[some]
+        if process.lost or tables.mm_ids is not None:
+            plain &= (found & FOLIO <= 1).all(axis=1)
+        kinds[some][plain] = TableKind.PLAIN
+        kinds[some][_refused(tables, found, profile) & ~special[some]] = TableKind.REFUSED
+        kinds[some][(tables.pte & Pte.HUGE != 0).all(axis=1)] = TableKind.HUGE
+        counts[:, some] = _counts(tables, found)
+        plain = kinds[some] == TableKind.PLAIN
         pages.append(found[plain])
         least.append(_least_order(found[plain], geometry))
-    return Occupancy(rows, vmas, kinds, np.concatenate(pages), np.concatenate(least))
+    shared, swapped, in_use = counts
+    return Occupancy(
+        rows, vmas, kinds, shared, swapped, in_use, np.concatenate(pages), np.concatenate(least)
+    )
 
 
 def _spanned(
@@ -102,7 +122,7 @@ def _spanned(
     return np.concatenate(rows), np.concatenate(vmas)
 
 
-def _odd_tables(process: ImageProcess, geometry: Geometry) -> Bools:
+def _special_tables(process: ImageProcess, geometry: Geometry) -> Bools:
     """The tables about which more decides than their arrays say: by what their mapping is, what a scenario
     knows of it, or since memory in them is pinned."""
     tables = process.tables
@@ -123,35 +143,53 @@ def _is_odd(vma: ImageVma) -> bool:
     return bool(vma.vm_flags & _ODD_VMA)
 
 
-def _sorted(
-    tables: TableArrays, odd: Bools, process: ImageProcess, geometry: Geometry
-) -> tuple[NDArray[np.uint8], Pages]:
-    """The kind of each table, and its pages."""
-    pte, order = tables.pte, tables.folio_order
-    mapped = (pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-    referenced = (tables.bits & YOUNG) != 0
-    referenced |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
-    in_use = mapped & referenced
-    huge = ((pte & Pte.HUGE) != 0).all(axis=1)
+def _plain(tables: TableArrays, geometry: Geometry) -> tuple[Pages, Bools]:
+    """The pages of each table, and whether its entries are those of a plain one."""
+    mapped = _mapped(tables)
     alone = (tables.kpageflags & _LOOKED_AT == _NEEDED) & (tables.kpagecount <= 1)
-    plain = np.logical_or(~mapped, alone) & (pte & _ODD_ENTRY == 0)
     if tables.references is not None:
-        plain &= ~mapped | (tables.references == 0)
-    pages = np.where(mapped, 1 + order, 0).astype(np.uint8)
-    with_large = (pages > 1).any(axis=1)
-    pages |= np.where(in_use, IN_USE, np.uint8(0))
-    is_plain: Bools = np.all(plain, axis=1) & ~odd
-    if process.lost or tables.mm_ids is not None:
-        is_plain &= ~with_large
-    elif with_large.any():
-        large = np.flatnonzero(with_large)
+        alone &= tables.references == 0
+    plain: Bools = np.all(~mapped | alone, axis=1) & np.all(tables.pte & _ODD_ENTRY == 0, axis=1)
+    in_use = tables.bits & YOUNG != 0
+    in_use |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
+    pages = np.where(mapped, 1 + tables.folio_order | np.where(in_use, IN_USE, 0), 0)
+    pages = pages.astype(np.uint8)
+    large = np.flatnonzero((pages & FOLIO > 1).any(axis=1))
+    if len(large):
         in_place, beyond = _large_in_place(tables.rows(large), pages[large], geometry)
-        is_plain[large] &= in_place
+        plain[large] &= in_place
         pages[large] |= beyond
-    kind = np.where(is_plain, TableKind.PLAIN, TableKind.ODD)
-    kind[~in_use.any(axis=1)] = TableKind.IDLE
-    kind[huge] = TableKind.HUGE
-    return kind.astype(np.uint8), pages
+    return pages, plain
+
+
+def _mapped(tables: TableArrays) -> Bools:
+    """Whether each entry maps memory."""
+    here: Bools = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+    return here
+
+
+def _refused(tables: TableArrays, pages: Pages, profile: Profile) -> Bools:
+    """Whether each table's scan ends before any window whatever is set, in a mapping that is not special.
+
+    Kernel: mm/khugepaged.c, collapse_scan_pmd().
+    """
+    flags = tables.kpageflags
+    bad: Bools = (flags & _OF_A_SCAN != _WANTED) | (tables.pte & Pte.UFFD_WP != 0)
+    if profile.lazyfree is Lazyfree.REFUSE:
+        bad |= (flags & np.uint64(1 << Kpf.SWAPBACKED) == 0) & (tables.bits & DIRTY == 0)
+    if tables.references is not None:
+        bad |= tables.references > 0
+    bad &= _mapped(tables)
+    bad |= tables.pte & (Pte.SWAPPED | Pte.UFFD_WP) == Pte.SWAPPED | Pte.UFFD_WP
+    found: Bools = np.any(bad, axis=1) | ~np.any(pages & IN_USE, axis=1)
+    return found
+
+
+def _counts(tables: TableArrays, pages: Pages) -> NDArray[np.int64]:
+    """shared, swapped and in_use of each table."""
+    shared = (pages & FOLIO == 1) & (tables.kpagecount > 1)
+    swapped = tables.pte & Pte.SWAPPED != 0
+    return np.stack([each.sum(axis=1) for each in (shared, swapped, pages & IN_USE > 0)])
 
 
 def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> tuple[Bools, Pages]:
@@ -176,15 +214,16 @@ def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> tu
 
 
 def entangled(processes: Sequence[ImageProcess]) -> list[Bools]:
-    """Of each process, the tables that hang together with others: by a page that is mapped more than once, a
-    large folio of which other windows map a part, or swap entries. An image's processes come together.
+    """Of each process, the tables that hang together with others: by swap entries, or a large folio that is
+    mapped more than once or in several windows. An image's processes come together. (A small page's
+    mapcount says all there is to say of those who share it.)
     """
     found = []
     heads, places = [], []
     for number, process in enumerate(processes):
         tables = process.tables
-        shared: Bools = np.logical_or(tables.pte & Pte.SWAPPED != 0, tables.kpagecount > 1)
-        found.append(np.any(shared, axis=1))
+        large = (tables.kpagecount > 1) & (tables.folio_order > 0)
+        found.append(np.any(np.logical_or(tables.pte & Pte.SWAPPED != 0, large), axis=1))
         row, column = np.nonzero((tables.folio_order > 0) & (tables.pte & Pte.PRESENT != 0))
         order = tables.folio_order[row, column]
         heads.append((tables.pfn[row, column] >> order << order).astype(np.int64))

@@ -24,7 +24,16 @@ from mthp.khugepaged.eligibility import (
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
 from mthp.plan.bulk import Below, Collapsed, Limits, Shape, choose, collapsed, counted, shape_of
-from mthp.plan.occupancy import FOLIO, IN_USE, Bools, Pages, TableKind, entangled, occupancy_of
+from mthp.plan.occupancy import (
+    BEYOND,
+    FOLIO,
+    Bools,
+    Counts,
+    Pages,
+    TableKind,
+    entangled,
+    occupancy_of,
+)
 from mthp.plan.records import BulkVerdict, Sizes
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
@@ -47,8 +56,14 @@ class _Sum:
     change: Counter[int] = field(default_factory=Counter)
     added: Counter[tuple[int, int]] = field(default_factory=Counter)
     copied: int = 0
-    tables: int = 0
     failed: bool = False
+
+    def add(self, other: _Sum) -> None:
+        """Add what is known of other tables."""
+        self.windows.update(other.windows)
+        self.change.update(other.change)
+        self.added.update(other.added)
+        self.copied += other.copied
 
 
 class _Plain(NamedTuple):
@@ -70,6 +85,26 @@ class _Plain(NamedTuple):
         return _Plain(row[which], vma[which], pages[which], least_order[which], small[which], shape)
 
 
+class _Odd(NamedTuple):
+    """Odd tables of one process; the columns as Occupancy's."""
+
+    row: NDArray[np.intp]
+    vma: NDArray[np.intp]
+    shared: Counts
+    swapped: Counts
+    in_use: Counts
+
+    def scanned(self, orders: NDArray[np.int64], settings: Settings) -> NDArray[np.intp]:
+        """The rows whose scan may come to its end. orders: of each mapping. Kernel: collapse_scan_pmd()."""
+        half = settings.geometry.ptrs_per_pte // 2
+        which: Bools = np.not_equal(orders[self.vma], 0)
+        which &= self.shared <= settings.max_ptes_shared
+        which &= self.swapped <= settings.max_ptes_swap
+        which &= (self.swapped == 0) | (self.in_use >= half)
+        rows: NDArray[np.intp] = self.row[which]
+        return rows
+
+
 class Planner:
     """Answers for one image, under any settings. arrays: as arrays_of() gives them."""
 
@@ -79,21 +114,17 @@ class Planner:
         self.profile = profile
         self.geometry = settings.geometry
         self.tied = entangled(self.processes)
-        self.others: list[Bools] = []
         self.plain: list[_Plain] = []
+        self.odd: list[_Odd] = []
         for process, tied in zip(self.processes, self.tied, strict=True):
-            found = occupancy_of(process, tied, self.geometry)
-            odd = tied.copy()
-            odd[found.row[found.kind == TableKind.ODD]] = True
-            self.others.append(odd)
-            mine = found.kind == TableKind.PLAIN
-            small: Bools = np.all(found.pages & ~IN_USE <= 1, axis=1)
+            found = occupancy_of(process, tied, profile, self.geometry)
+            mine, odd = found.kind == TableKind.PLAIN, found.kind == TableKind.ODD
+            small: Bools = np.all(found.pages & (FOLIO | BEYOND) <= 1, axis=1)
             shape = shape_of(found.pages[small], self.geometry)
-            self.plain.append(
-                _Plain(
-                    found.row[mine], found.vma[mine], found.pages, found.least_order, small, shape
-                )
-            )
+            columns = found.row[mine], found.vma[mine], found.pages, found.least_order
+            self.plain.append(_Plain(*columns, small, shape))
+            counts = (found.shared, found.swapped, found.in_use)
+            self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
         self.before = sum(map(self._mapped, self.processes), Sizes())
         self.pmds = sum(
             np.count_nonzero((process.tables.pte & Pte.HUGE != 0).all(axis=1))
@@ -107,80 +138,80 @@ class Planner:
 
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
-        answer, rows, count = _Sum(), self.others, 0
-        for _, pid, start, plain, limits in self._asked(settings):
-            self._count(plain, limits, (pid, start), answer)
-            count += len(plain.row)
+        answer, count = _Sum(), 0
+        odd = [np.zeros(len(tied), np.bool_) for tied in self.tied]
+        for number, orders in enumerate(self._orders(settings)):
+            odd[number][self.odd[number].scanned(orders, settings)] = True
+            for plain, limits in self._by_limits(number, orders):
+                self._count(number, plain, limits, answer)
+                count += len(plain.row)
+        others = sum(map(np.count_nonzero, odd))
         why = self._short_of_memory(answer, settings)
-        if not why and any(map(np.any, rows)):
-            run = self._run(settings, rows)
+        if others and not why:
+            run = self._run(settings, odd)
             why = "an allocation failed" if run.failed else ""
-            answer = _Sum(
-                answer.windows + run.windows,
-                answer.change,
-                answer.added,
-                answer.copied + run.copied,
-            )
-            answer.change.update(run.change)
-            answer.added.update(run.added)
+            answer.add(run)
             why = why or self._short_of_memory(answer, settings)
         if why:
             answer, count = self._run(settings, None), 0
-        return self._answer(settings, answer, count, sum(map(np.count_nonzero, rows)), why)
+        return self._answer(settings, answer, count, others, why)
 
     def windows(self, settings: Settings) -> Windows:
         """The windows of plain tables that collapse, one by one: pid -> (address, order), by address."""
         found: Windows = {}
         page = self.geometry.page_shift
-        for number, pid, _, plain, limits in self._asked(settings):
-            tables = self.processes[number].tables.table_address[plain.row]
-            for order, which in choose(plain.pages, limits, self.geometry).items():
-                row, place = np.nonzero(which)
-                addresses = tables[row].astype(np.int64) + (place << order + page)
-                found.setdefault(pid, []).extend((at, order) for at in addresses.tolist())
+        for number, orders in enumerate(self._orders(settings)):
+            process = self.processes[number]
+            for plain, limits in self._by_limits(number, orders):
+                tables = process.tables.table_address[plain.row]
+                for order, which in choose(plain.pages, limits, self.geometry).items():
+                    row, place = np.nonzero(which)
+                    addresses = tables[row].astype(np.int64) + (place << order + page)
+                    windows = found.setdefault(process.pid, [])
+                    windows.extend((at, order) for at in addresses.tolist())
         return {pid: sorted(windows) for pid, windows in found.items()}
 
     # --- plain tables -------------------------------------------------------------------------
 
-    def _asked(self, settings: Settings) -> Iterator[tuple[int, int, int, _Plain, Limits]]:
-        """(process, pid, VMA's start, its plain tables, limits) of each mapping that is scanned."""
+    def _orders(self, settings: Settings) -> Iterator[NDArray[np.int64]]:
+        """Of each process, the orders that each of its mappings may be collapsed to now: bitmaps."""
         kernel = self.mappings.kernel
         kernel.settings = settings
-        if not hugepage_enabled(kernel):
-            return
-        cc = CollapseControl(Caller.KHUGEPAGED)
-        pmd = self.geometry.pmd_order
         of_start = {(vma.vm_mm.number, vma.vm_start): vma for vma in self.mappings.vmas}
-        for number, (process, plain) in enumerate(zip(self.processes, self.plain, strict=True)):
-            if process.place is None:
-                continue
-            for place in np.unique(plain.vma).tolist():
-                start = process.vmas[place].start
-                vma = of_start[process.pid, start]
-                if collapse_test_exit_or_disable(vma.vm_mm):
-                    continue
-                orders = collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED)
-                if orders:
-                    most = collapse_max_ptes_none(kernel, cc, None, pmd)
-                    lower = {
-                        collapse_max_ptes_none(kernel, cc, None, order)
-                        for order in range(self.geometry.min_order, pmd)
-                        if orders >> order & 1
-                    }
-                    below = (
-                        Below.NEVER if None in lower else Below.FULL if 0 in lower else Below.ANY
-                    )
-                    limits = Limits(orders, most or 0, below)
-                    yield number, process.pid, start, plain.of(plain.vma == place), limits
+        for process, plain, odd in zip(self.processes, self.plain, self.odd, strict=True):
+            orders = np.zeros(len(process.vmas), np.int64)
+            if process.place is not None and hugepage_enabled(kernel):
+                for k in np.union1d(plain.vma, odd.vma).tolist():
+                    vma = of_start[process.pid, process.vmas[k].start]
+                    if not collapse_test_exit_or_disable(vma.vm_mm):
+                        orders[k] = collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED)
+            yield orders
 
-    def _count(self, plain: _Plain, limits: Limits, where: tuple[int, int], answer: _Sum) -> None:
-        """Add what becomes of the plain tables of one mapping."""
+    def _by_limits(self, number: int, orders: NDArray[np.int64]) -> Iterator[tuple[_Plain, Limits]]:
+        """The plain tables of a process that are scanned, by what their windows have to hold to."""
+        plain, kernel = self.plain[number], self.mappings.kernel
+        cc, pmd = CollapseControl(Caller.KHUGEPAGED), self.geometry.pmd_order
+        mine = orders[plain.vma]
+        for mask in np.unique(mine[mine != 0]).tolist():
+            most = {
+                order: collapse_max_ptes_none(kernel, cc, None, order)
+                for order in range(self.geometry.min_order, pmd + 1)
+                if mask >> order & 1
+            }
+            whole = most.pop(pmd, 0) or 0
+            none = {*most.values()}
+            below = Below.NEVER if None in none else Below.FULL if 0 in none else Below.ANY
+            yield plain.of(mine == mask), Limits(mask, whole, below)
+
+    def _count(self, number: int, plain: _Plain, limits: Limits, answer: _Sum) -> None:
+        """Add what becomes of some plain tables of a process."""
         lowest = (limits.orders & -limits.orders).bit_length() - 1
         easy = plain.least_order <= lowest
+        counting = plain.small & easy
         found = counted(plain.shape.of(easy[plain.small]), limits, self.geometry)
         answer.change[0] -= int(found.copied.sum())
-        self._add(found, where, answer)
-        rest = plain.pages[~(plain.small & easy)]
+        self._add(number, plain.vma[counting], found, answer)
+        rest = plain.pages[~counting]
         if len(rest):
             chosen = choose(rest, limits, self.geometry)
             found, after = collapsed(rest, chosen, self.geometry)
@@ -189,15 +220,18 @@ class Planner:
                 answer.change.update({order: sign * nr for order, nr in enumerate(orders)})
             windows = found.windows.sum(axis=0).tolist()
             answer.change.subtract({order: nr << order for order, nr in enumerate(windows)})
-            self._add(found, where, answer)
+            self._add(number, plain.vma[~counting], found, answer)
 
-    def _add(self, found: Collapsed, where: tuple[int, int], answer: _Sum) -> None:
+    def _add(self, number: int, vma: NDArray[np.intp], found: Collapsed, answer: _Sum) -> None:
         windows = found.windows.sum(axis=0).tolist()
-        made = {order: nr << order for order, nr in enumerate(windows) if nr}
         answer.windows.update({order: nr for order, nr in enumerate(windows) if nr})
-        answer.change.update(made)
+        answer.change.update({order: nr << order for order, nr in enumerate(windows) if nr})
         answer.copied += int(found.copied.sum())
-        answer.added[where] += sum(made.values()) - int(found.freed.sum())
+        added = (found.windows << np.arange(found.windows.shape[1])).sum(axis=1) - found.freed
+        process = self.processes[number]
+        by_vma = np.bincount(vma, added, len(process.vmas)).astype(np.int64)
+        for k in np.flatnonzero(by_vma).tolist():
+            answer.added[process.pid, process.vmas[k].start] += int(by_vma[k])
 
     # --- the engine ---------------------------------------------------------------------------
 
@@ -214,6 +248,8 @@ class Planner:
     def _run_anew(self, settings: Settings, rows: list[Bools] | None) -> _Sum:
         arrays = self.arrays
         if rows is not None:
+            if any(np.any(mine & tied) for mine, tied in zip(rows, self.tied, strict=True)):
+                rows = [mine | tied for mine, tied in zip(rows, self.tied, strict=True)]
             parts = [
                 self._part(process, np.flatnonzero(which))
                 for process, which in zip(self.processes, rows, strict=True)

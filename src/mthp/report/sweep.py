@@ -165,7 +165,7 @@ def _grounds(page: SafeConsole, sweep: Sweep) -> None:
     tables = max(plan.counted_tables + plan.engine_tables for plan in sweep.plans)
     by_engine = max(plan.engine_tables for plan in sweep.plans)
     page.line(
-        f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that may be scanned, "
+        f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that come to windows, "
         f"{by_engine:,} went to the engine; of the others occupancy decides. Page faults, which also "
         "make large folios under these sizes, are not in it. How far what a capture cannot see moves it, and "
         "how long it takes: mthp collapse with these settings.",
