@@ -19,7 +19,6 @@ from mthp.image.capture.pages import (
     GLOBAL,
     LIST_POISON,
     MAYBE_PINNED,
-    NEAR,
     ON_DEFERRED_LIST,
     PAGE_SHIFT,
     PARTIALLY_MAPPED,
@@ -33,6 +32,8 @@ from mthp.image.capture.pages import (
     Pages,
 )
 
+NEAR = 64
+"""Frames that are no further apart are read by one call, with what is between them."""
 Words = NDArray[np.uint64]
 Kind = TypeVar("Kind", np.uint32, np.uint64)
 
@@ -143,19 +144,21 @@ class PagesAtOnce(Pages):
 
     def _struct_pages(self, frames: Words) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """The struct pages of ascending frames, a row each, and which have none."""
-        size = self.kernel.page_bytes
-        found, unread = np.zeros((len(frames), size), np.uint8), np.zeros(len(frames), np.bool_)
-        starts = np.flatnonzero(np.diff(frames.astype(np.int64), prepend=-NEAR - 1) > NEAR).tolist()
-        for i, j in zip(starts, [*starts[1:], len(frames)], strict=True):
-            first, count = int(frames[i]), int(frames[j - 1]) - int(frames[i]) + 1
+        size, parts = self.kernel.page_bytes, []
+        unread = np.zeros(len(frames), np.bool_)
+        starts = np.flatnonzero(np.diff(frames.astype(np.int64), prepend=-NEAR - 1) > NEAR)
+        nr = np.diff(starts, append=len(frames))
+        firsts, lasts = frames[starts], frames[starts + nr - 1]
+        for i, first, last in zip(starts.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
             try:
-                raw = self.kernel.core.read(self.kernel.vmemmap + first * size, count * size)
+                parts.append(self._raw_pages(first, last - first + 1))
             except CoreError:
-                unread[i:j] = True
-                continue
-            rows = np.frombuffer(raw, np.uint8).reshape(count, size)
-            found[i:j] = rows[(frames[i:j] - np.uint64(first)).astype(np.intp)]
-        return found, unread
+                parts.append(bytes((last - first + 1) * size))
+                unread[i : i + int(np.searchsorted(frames[i:], last, "right"))] = True
+        rows = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, size)
+        counts = (lasts - firsts + np.uint64(1)).astype(np.int64)
+        at = np.cumsum(counts) - counts
+        return rows[frames.astype(np.int64) + np.repeat(at - firsts.astype(np.int64), nr)], unread
 
     def _field(self, rows: NDArray[np.uint8], name: str, kind: type[Kind]) -> NDArray[Kind]:
         """A field of each struct page or folio."""

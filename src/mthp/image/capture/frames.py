@@ -68,7 +68,7 @@ class Frames:
         flags and order travel as one record, so that one look-up fetches them.
         """
         records = {0: bytes(9)}
-        ranges = list(_ranges(sorted(set(pfns) - {0})))
+        ranges = list(runs_of(sorted(set(pfns) - {0})))
         flags = _values(self.flags, ranges)
         blocks = self._compound_blocks(ranges, _kinds(flags))
         _add_records(records, ranges, flags, bytes(len(flags) // 8))
@@ -87,7 +87,7 @@ class Frames:
         if self.counts is None:
             return bytes(4 * len(pfns))
         shared = set(itertools.compress(pfns, low.translate(_IS_SHARED))) - {0}
-        ranges = [*_ranges(sorted(shared)), *whole]
+        ranges = [*runs_of(sorted(shared)), *whole]
         counted = dict(zip(_frames(ranges), memoryview(_values(self.counts, ranges)).cast("Q")))
         counted[0] = 0
         return array("I", map(counted.get, pfns, itertools.repeat(1))).tobytes()
@@ -164,8 +164,8 @@ def _frames(ranges: list[Range]) -> Iterator[int]:
     return itertools.chain.from_iterable(itertools.starmap(range, ranges))
 
 
-def _ranges(frames: list[int]) -> Iterator[Range]:
-    """The ranges of ascending frames without a gap, each of which one call reads."""
+def runs_of(frames: list[int]) -> Iterator[Range]:
+    """The ranges, first and beyond the last, of ascending frames without a gap; one call reads each."""
     gaps = map(operator.sub, itertools.islice(frames, 1, None), frames)
     far = [k for k, gap in enumerate(gaps, 1) if gap > 1]
     for i, j in zip([0, *far], [*far, len(frames)]) if frames else ():

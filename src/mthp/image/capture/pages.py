@@ -6,11 +6,13 @@ Kernel: arch/x86/include/asm/pgtable_types.h and pgtable_64.h, include/linux/mm_
 
 from __future__ import annotations
 
-import bisect
+import operator
 import re
+import struct
 from array import array
-from typing import Dict, Iterator, NamedTuple
+from typing import Callable, Dict, NamedTuple
 
+from mthp.image.capture.frames import runs_of
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import LiveKernel
 
@@ -50,8 +52,6 @@ WORKINGSET = 1 << 8
 """Bits of the `folio_state` member, beside those of batches."""
 PIN = 1 << 10
 """References of a small folio that one pin holds. Kernel: GUP_PIN_COUNTING_BIAS."""
-NEAR = 64
-"""Frames that on average are no further apart are read by one call, with what is between them."""
 RECORD = 32
 """Bytes for what is found of a frame: refcount, mapcount, mm ids, their mapcounts, state, node, and in
 the last four whether it is exclusive and whether it contradicts the order that was asked about."""
@@ -59,6 +59,8 @@ UNLOCKED = (1 << 64) - 1 & ~(1 << 31)
 """Of a word of mm ids, but for the bit that locks it. Kernel: FOLIO_MM_IDS_LOCK_BITNUM."""
 LIST_POISON = 0xDEAD000000000100
 _HAS_BIT = [bytes(value >> bit & 1 for value in range(256)) for bit in range(8)]
+_ONE_RECORD = struct.Struct(f"{RECORD}s")
+_ONLY: Callable[[tuple[bytes]], bytes] = operator.itemgetter(0)
 _NOTHING = bytes(28) + b"\0\1\0\0"
 """The record of a frame that has no struct page."""
 
@@ -110,14 +112,9 @@ class Pages:
         """What there is of each frame, 0 where the pfn is 0. orders: of the folios that they are of."""
         large = {pfn: order for pfn, order in zip(pfns, orders) if order} if any(orders) else {}
         records = {0: bytes(RECORD)}
-        for run in self._runs(sorted(set(pfns) - {0})):
-            folios = (
-                {pfn & -1 << large[pfn]: large[pfn] for pfn in run if pfn in large} if large else {}
-            )
-            first, packed = self._read(run, folios)
-            for pfn in run:
-                k = RECORD * (pfn - first)
-                records[pfn] = packed[k : k + RECORD]
+        self._add_small(records, sorted(set(pfns) - {0} - large.keys()))
+        for head, order in {pfn & -1 << order: order for pfn, order in large.items()}.items():
+            self._add_large(records, head, order)
         found = memoryview(b"".join(map(records.__getitem__, pfns)))
         words, longs, halves = found.cast("I"), found.cast("Q"), found.cast("H")
         return Found(
@@ -133,61 +130,42 @@ class Pages:
             found[29::RECORD].tobytes(),
         )
 
-    def _runs(self, pfns: list[int]) -> Iterator[list[int]]:
-        """Cut ascending frames where a folio of PMD order would end, and where most are far apart."""
-        begin = 0
-        while begin < len(pfns):
-            end = bisect.bisect_left(pfns, (pfns[begin] | self.block - 1) + 1, begin)
-            if pfns[end - 1] - pfns[begin] > NEAR * (end - begin):
-                end = begin + 1
-            yield pfns[begin:end]
-            begin = end
-
-    def _read(self, run: list[int], folios: dict[int, int]) -> tuple[int, bytes]:
-        """Read a run: its first frame, and a record for that one and each that follows.
-
-        folios: of the run, those that are large: first frame -> order.
-        """
-        kernel, size = self.kernel, self.kernel.page_bytes
-        first, end = run[0], run[-1] + 1
-        if folios:
-            first, end = first - first % self.block, first - first % self.block + self.block
-        try:
-            raw = kernel.core.read(kernel.vmemmap + first * size, (end - first) * size)
-        except CoreError:  # no memory is there: what named it changed meanwhile
-            return first, _NOTHING * (end - first)
-        if sum(1 << order for order in folios.values()) < end - first:
-            packed = self._small(first, raw)
-        else:  # all of it is written below
-            packed = bytearray(RECORD * (end - first))
-            packed[28::RECORD] = self._flag("PG_anon_exclusive", raw)
-        for head, order in folios.items():
-            self._large(packed, raw, head, order, (head - first) * size)
-        for head in self.batches.keys() & {*run, *folios}:
-            for k in range(head - first, head - first + (1 << folios.get(head, 0))):
-                packed[RECORD * k + 24] |= self.batches[head]
-        return first, bytes(packed)
-
-    def _small(self, first: int, raw: bytes) -> bytearray:
-        """The records of frames, each as if it were a folio."""
+    def _add_small(self, records: dict[int, bytes], frames: list[int]) -> None:
+        """Add a record for each of ascending frames, which are folios of order 0."""
         at, size = self.kernel.at, self.kernel.page_bytes
+        parts: list[bytes] = []
+        unread: list[int] = []
+        for first, stop in runs_of(frames):
+            try:
+                parts.append(self._raw_pages(first, stop - first))
+            except CoreError:  # no memory is there: what named it changed meanwhile
+                parts.append(bytes((stop - first) * size))
+                unread += range(first, stop)
+        raw = b"".join(parts)
         words = memoryview(raw).cast("I")
-        references = words[at["page._refcount"] // 4 :: size // 4]
-        mappings = words[at["page._mapcount"] // 4 :: size // 4]
-        count = len(references)
-        packed = bytearray(RECORD * count)
-        fields = memoryview(packed).cast("I")
-        fields[0::8] = references
-        mapped = [times + 1 & 0xFFFFFFFF for times in mappings.tolist()]
-        fields[1::8] = memoryview(array("I", mapped))
+        references = words[at["page._refcount"] // 4 :: size // 4].tobytes()
+        mappings = _one_more(words[at["page._mapcount"] // 4 :: size // 4].tobytes())
+        packed = bytearray(RECORD * len(frames))
+        for k in range(4):
+            packed[k::RECORD], packed[4 + k :: RECORD] = references[k::4], mappings[k::4]
+        if references != mappings:
+            both = array("I", references), array("I", mappings)
+            packed[24::RECORD] = bytes(MAYBE_PINNED * (often >= PIN) for often in both[0])
+            packed[29::RECORD] = bytes(map(operator.lt, *both))
         packed[25::RECORD] = self._flag("PG_workingset", raw)
-        packed[26::RECORD] = bytes((self._node(first),)) * count
+        if len(self.kernel.nodes) > 1:
+            packed[26::RECORD] = bytes(map(self._node, frames))
         packed[28::RECORD] = self._flag("PG_anon_exclusive", raw)
-        if fields[0::8] != fields[1::8]:
-            for k, (often, times) in enumerate(zip(references.tolist(), mapped)):
-                packed[RECORD * k + 24] = (often >= PIN) * MAYBE_PINNED
-                packed[RECORD * k + 29] = often < times
-        return packed
+        records.update(zip(frames, map(_ONLY, _ONE_RECORD.iter_unpack(packed))))
+        records.update(dict.fromkeys(unread, _NOTHING))
+        for pfn in self.batches.keys() & records.keys() - {*unread}:
+            record = bytearray(records[pfn])
+            record[24] |= self.batches[pfn]
+            records[pfn] = bytes(record)
+
+    def _raw_pages(self, first: int, count: int) -> bytes:
+        size = self.kernel.page_bytes
+        return self.kernel.core.read(self.kernel.vmemmap + first * size, count * size)
 
     def _flag(self, name: str, raw: bytes) -> bytes:
         """Whether each struct page has a flag, 1 or 0."""
@@ -195,17 +173,20 @@ class Pages:
         plane = raw[self.kernel.at["page.flags"] + place :: self.kernel.page_bytes]
         return plane.translate(_HAS_BIT[bit])
 
-    def _large(self, packed: bytearray, raw: bytes, head: int, order: int, start: int) -> None:
-        """Write what there is of a large folio into the records of its frames. start: of its first struct
-        page in raw."""
-        kernel, at = self.kernel, self.kernel.at
+    def _add_large(self, records: dict[int, bytes], head: int, order: int) -> None:
+        """Add a record for each frame of a large folio."""
+        kernel, at, frames = self.kernel, self.kernel.at, range(head, head + (1 << order))
+        try:
+            raw = self._raw_pages(head, len(frames))
+        except CoreError:
+            records.update(dict.fromkeys(frames, _NOTHING))
+            return
 
         def field(name: str, width: int) -> int:
-            place = start + at[name]
-            return int.from_bytes(raw[place : place + width], "little")
+            return int.from_bytes(raw[at[name] : at[name] + width], "little")
 
         flags, second = field("page.flags", 8), field("folio._flags_1", 8)
-        state = MAYBE_PINNED * (field("folio._pincount", 4) > 0)
+        state = MAYBE_PINNED * (field("folio._pincount", 4) > 0) | self.batches.get(head, 0)
         state |= WORKINGSET * (flags >> kernel.flags["PG_workingset"] & 1)
         if order > 1:
             following = field("folio._deferred_list", 8)
@@ -214,24 +195,32 @@ class Pages:
             state |= PARTIALLY_MAPPED * (second >> kernel.flags["PG_partially_mapped"] & 1)
         references = field("page._refcount", 4)
         mapped = field("folio._large_mapcount", 4) + 1 & 0xFFFFFFFF
-        record = bytearray(RECORD)
-        record[0:4], record[4:8] = references.to_bytes(4, "little"), mapped.to_bytes(4, "little")
-        if kernel.known.keeps_mm_ids:
-            record[8:16] = (field("folio._mm_ids", 8) & UNLOCKED).to_bytes(8, "little")
-            record[16:24] = field("folio._mm_id_mapcount", 8).to_bytes(8, "little")
-        record[24:28] = (state | self._node(head) << 16).to_bytes(4, "little")
-        begin, nr = start // kernel.page_bytes, 1 << order
-        own = slice(RECORD * begin, RECORD * (begin + nr))
-        exclusive = packed[own][28::RECORD]
-        packed[own] = bytes(record) * nr
-        packed[RECORD * begin + 28 : RECORD * (begin + nr) : RECORD] = exclusive
+        ids, counts = (
+            (field("folio._mm_ids", 8) & UNLOCKED, field("folio._mm_id_mapcount", 8))
+            if kernel.known.keeps_mm_ids
+            else (0, 0)
+        )
         is_head = flags >> kernel.flags["PG_head"] & 1
-        if not is_head or second & 0xFF != order or references < mapped:
-            packed[RECORD * begin + 29 : RECORD * (begin + nr) : RECORD] = b"\1" * nr
+        broken = not is_head or second & 0xFF != order or references < mapped
+        known = struct.pack(
+            "<IIQQI", references, mapped, ids, counts, state | self._node(head) << 16
+        )
+        both = [known + bytes((exclusive, broken, 0, 0)) for exclusive in range(2)]
+        records.update(zip(frames, map(both.__getitem__, self._flag("PG_anon_exclusive", raw))))
 
     def _node(self, pfn: int) -> int:
-        """The node of a frame, and of its whole block: nodes begin and end with sections of memory."""
+        """The node of a frame."""
         for start, end, node in self.kernel.nodes:
             if start <= pfn < end:
                 return node
         return 0
+
+
+def _one_more(numbers: bytes) -> bytes:
+    """32-bit numbers, each with one added."""
+    other, nr = b"\xff\xff\xff\xff\0\0\0\0", -(-len(numbers) // 8)
+    whole, every_other = int.from_bytes(numbers, "little"), int.from_bytes(other * nr, "little")
+    ones = int.from_bytes((b"\1" + bytes(7)) * nr, "little")
+    even = (whole & every_other) + ones & every_other
+    odd = (whole >> 32 & every_other) + ones & every_other
+    return (even | odd << 32).to_bytes(8 * nr + 4, "little")[: len(numbers)]
