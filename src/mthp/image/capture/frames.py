@@ -21,6 +21,8 @@ from mthp.words.units import Geometry
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
 KPF_ANON, KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = (1 << k for k in (12, 15, 16, 22, 24))
 BROKEN = 255
+SOME = 256
+"""So many frames are looked at together: whether they lie without a gap."""
 Range = Tuple[int, int]
 
 _ANON_OF_PTE = bytes(pte & (PRESENT | ZERO | FILE) == PRESENT for pte in range(256))
@@ -28,6 +30,7 @@ _ANON_OF_FLAGS = bytes(value & KPF_ANON >> 8 != 0 for value in range(256))
 _HEAD = bytes(value >> 7 for value in range(256))
 _TAIL = bytes(2 * (value & 1) for value in range(256))
 _ONLY: Callable[[tuple[bytes]], bytes] = operator.itemgetter(0)
+_IS_PRESENT = bytes(value & PRESENT for value in range(256))
 _IS_SHARED = bytes(not value & EXCLUSIVE for value in range(256))
 _ANY = bytes(value != 0 for value in range(256))
 
@@ -88,6 +91,8 @@ class Frames:
             return bytes(4 * len(pfns))
         shared = set(itertools.compress(pfns, low.translate(_IS_SHARED))) - {0}
         ranges = [*runs_of(sorted(shared)), *whole]
+        if not ranges:
+            return array("I", iter(low.translate(_IS_PRESENT))).tobytes()
         counted = dict(zip(_frames(ranges), memoryview(_values(self.counts, ranges)).cast("Q")))
         counted[0] = 0
         return array("I", map(counted.get, pfns, itertools.repeat(1))).tobytes()
@@ -166,8 +171,12 @@ def _frames(ranges: list[Range]) -> Iterator[int]:
 
 def runs_of(frames: list[int]) -> Iterator[Range]:
     """The ranges, first and beyond the last, of ascending frames without a gap; one call reads each."""
-    gaps = map(operator.sub, itertools.islice(frames, 1, None), frames)
-    far = [k for k, gap in enumerate(gaps, 1) if gap > 1]
+    far: list[int] = []
+    for at in range(1, len(frames), SOME):
+        end = min(at + SOME, len(frames))
+        if frames[end - 1] - frames[at - 1] != end - at:
+            gaps = map(operator.sub, frames[at:end], frames[at - 1 : end - 1])
+            far += [k for k, gap in enumerate(gaps, at) if gap > 1]
     for i, j in zip([0, *far], [*far, len(frames)]) if frames else ():
         yield frames[i], frames[j - 1] + 1
 
