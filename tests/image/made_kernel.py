@@ -66,7 +66,13 @@ class TypeMaker:
         return header + bytes(self.types) + bytes(self.names)
 
 
-FLAGS = {"PG_workingset": 9, "PG_head": 6, "PG_anon_exclusive": 11, "PG_partially_mapped": 16}
+FLAGS = {
+    "PG_workingset": 9,
+    "PG_young": 27,
+    "PG_head": 6,
+    "PG_anon_exclusive": 11,
+    "PG_partially_mapped": 16,
+}
 TYPES: dict[str, tuple[int, dict[str, int]]] = {
     "task_struct": (64, {"tasks": 8, "pid": 24, "mm": 32, "start_boottime": 40}),
     "vm_area_struct": (64, {"vm_start": 0, "vm_end": 8, "anon_vma": 40}),

@@ -230,10 +230,10 @@ def test_entries(live: LiveKernel, kind: type[Pages], entry: int, bits: int, fra
 @pytest.mark.parametrize("kind", KINDS)
 def test_folios(made: MadeKernel, live: LiveKernel, kind: type[Pages]) -> None:
     made.struct_page(SMALL, flags=1 << 11, _refcount=1, _mapcount=0)
-    made.struct_page(SMALL + 1, flags=1 << 9, _refcount=1024 + 2, _mapcount=1)
+    made.struct_page(SMALL + 1, flags=1 << 27 | 1 << 9, _refcount=1024 + 2, _mapcount=1)
     folio(made, FOLIO, 2, _refcount=9, _mm_ids=1 << 63 | 8 << 32 | 1 << 31 | 7, _pincount=1)
     made.struct_page(FOLIO + 1, flags=1 << 11 | 2)
-    folio(made, PMD, 9, _flags_1=9 | 1 << 16, _deferred_list=DIRECT)
+    folio(made, PMD, 9, flags=1 << 27 | 1 << 6, _flags_1=9 | 1 << 16, _deferred_list=DIRECT)
     folio(made, PMD + 512, 9, _deferred_list=0xDEAD_0000_0000_0100)
     pages = kind(live, PTRS)
     pages.batches = {FOLIO: 8, SMALL: 32, SMALL + 1000: 64}
@@ -242,7 +242,7 @@ def test_folios(made: MadeKernel, live: LiveKernel, kind: type[Pages]) -> None:
     members = found.members
     assert words(members["refcount"], "I") == [1, 1026, 0, 9, 9, 512, 512]
     assert words(members["folio_mapcount"], "I") == [1, 2, 0, 4, 4, 512, 512]
-    assert words(members["folio_state"], "H") == [32, 256 | 4, 0, 4 | 8, 4 | 8, 3, 0]
+    assert words(members["folio_state"], "H") == [32, 512 | 256 | 4, 0, *2 * [4 | 8], 512 | 3, 0]
     both = 1 << 63 | 8 << 32 | 7
     assert words(members["mm_ids"], "Q") == [0, 0, 0, both, both, 7, 7]
     assert words(members["mm_id_mapcounts"], "Q")[3:6] == [0xFFFFFFFF << 32 | 3] * 2 + [

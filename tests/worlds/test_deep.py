@@ -21,9 +21,10 @@ from mthp.image.snapshot import (
 from mthp.mm.mm_types import MMF_DISABLE_THP_EXCEPT_ADVISED
 from mthp.mm.page_flags import PG_LRU, PG_MAPPED_SHARED, PG_REFERENCED, PG_SWAPBACKED
 from mthp.mm.pgtable import pmd_ptr
-from mthp.mm.pgtable_types import DIRTY, PFN_SHIFT, SOFT_DIRTY, WRITE, YOUNG
+from mthp.mm.pgtable_types import DIRTY, PFN_SHIFT, SOFT_DIRTY, WRITE, YOUNG, pmd_trans_huge
 from mthp.predict.bounds import unknowns
 from mthp.words.profiles import DEFAULT
+from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Folio
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
@@ -91,6 +92,19 @@ def test_bits_are_those_of_the_entries() -> None:
     ]
     assert list(unknowns(image, Young.CAPTURED)) == []
     assert not USUAL_ASSUMPTIONS & set(build_world(image, DEFAULT).assumptions)
+
+
+def test_a_folio_with_pg_young_was_used() -> None:
+    image, process = deep_heap(2)
+    process.pte_bits[:] &= ~np.uint8(PteBit.YOUNG)
+    process.folio_state[1, 7] = FolioState.YOUNG
+    free = dataclasses.replace(process.deep, disable_thp=DisableThp.NO)
+    image = dataclasses.replace(image, processes=(dataclasses.replace(process, deep=free),))
+    world = build_world(image, DEFAULT, Settings(enabled=Enabled.ALWAYS))
+    world.khugepaged.khugepaged_do_scan()
+    slots = [pmd_ptr(world.kernel.mms[0], HEAP + (row << 21)) for row in range(2)]
+    huge = [slot is not None and pmd_trans_huge(slot.page.pmds.raw[slot.slot]) for slot in slots]
+    assert huge == [False, True]
 
 
 def test_references_beyond_mappings_stay_and_those_of_batches_go() -> None:

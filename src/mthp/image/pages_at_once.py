@@ -26,7 +26,6 @@ from mthp.image.capture.pages import (
     PRESENT_BIT,
     SAVED_DIRTY,
     UNLOCKED,
-    WORKINGSET,
     BitsOfEntry,
     Found,
     Pages,
@@ -75,7 +74,7 @@ class PagesAtOnce(Pages):
         references = self._field(own, "page._refcount", np.uint32)
         mapped = self._field(own, "page._mapcount", np.uint32)
         mapped += np.uint32(1)
-        state = self._workingset(flags)
+        state = self._flag_states(flags)
         state |= (references >= PIN) * np.uint16(MAYBE_PINNED)
         ids, its_counts = np.zeros_like(frames), np.zeros_like(frames)
         broken: NDArray[np.uint8] = unread.astype(np.uint8)
@@ -120,7 +119,7 @@ class PagesAtOnce(Pages):
     ) -> NDArray[np.uint16]:
         """folio_state of large folios, but for batches."""
         kernel = self.kernel
-        state = self._workingset(flags)
+        state = self._flag_states(flags)
         state |= (self._field(whole, "folio._pincount", np.uint32) > 0) * np.uint16(MAYBE_PINNED)
         of_queue = order > np.uint64(1)
         following = self._field(whole, "folio._deferred_list", np.uint64)
@@ -132,9 +131,12 @@ class PagesAtOnce(Pages):
         state |= (of_queue & partly) * np.uint16(PARTIALLY_MAPPED)
         return state
 
-    def _workingset(self, flags: Words) -> NDArray[np.uint16]:
-        bit = flags >> np.uint64(self.kernel.flags["PG_workingset"]) & np.uint64(1)
-        return bit.astype(np.uint16) * np.uint16(WORKINGSET)
+    def _flag_states(self, flags: Words) -> NDArray[np.uint16]:
+        state = np.zeros(len(flags), np.uint16)
+        for name, bit in self.states.items():
+            is_set = flags >> np.uint64(self.kernel.flags[name]) & np.uint64(1)
+            state |= is_set.astype(np.uint16) * np.uint16(bit)
+        return state
 
     def _folios(self, folios: Words, order: Words) -> NDArray[np.uint8]:
         """The struct pages that hold a struct folio, side by side; zeros for the third of two pages."""

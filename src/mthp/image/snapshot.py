@@ -84,6 +84,7 @@ class FolioState(IntFlag):
     LRU_ACTIVATE = 64
     MLOCK = 128
     WORKINGSET = 256
+    YOUNG = 512
 
 
 class Kpf(IntEnum):

@@ -32,7 +32,7 @@ class TableArrays:
 
     Of each page's folio, where the image has it: references: those beyond mappings and swap cache.
     mm_ids, mm_id_mapcounts: as the kernel keeps two of each in a word, ids being those of ImageProcess.
-    node: NUMA node.
+    node: NUMA node. young: whether it has PG_young.
     """
 
     table_address: NDArray[np.uint64]
@@ -46,6 +46,7 @@ class TableArrays:
     mm_ids: NDArray[np.uint64] | None = None
     mm_id_mapcounts: NDArray[np.uint64] | None = None
     node: NDArray[np.uint8] | None = None
+    young: NDArray[np.bool_] | None = None
 
     def rows(self, which: slice | NDArray[np.intp]) -> TableArrays:
         """Some of the tables."""

@@ -372,6 +372,7 @@ class _Builder:
         flags = np.full(len(raw), pg.PG_UPTODATE, np.int64)
         for kpf, flag in PG_OF_KPF.items():
             flags |= np.where(raw >> np.uint64(kpf) & np.uint64(1), flag, 0)
+        flags |= np.where(_or_zeroes(tables.young, here), pg.PG_YOUNG, 0)
         pages = _Mapped(
             tables.pfn[here].astype(np.int64),
             tables.folio_order[here],

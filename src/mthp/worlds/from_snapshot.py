@@ -38,6 +38,7 @@ from mthp.worlds.torn import ASSUMED_FLAGS, settled
 from mthp.worlds.unseen import (
     Assumed,
     Leaning,
+    Pages,
     Young,
     clean_lazyfree,
     held_pages,
@@ -340,7 +341,17 @@ def _tables(
         mm_ids=process.mm_ids,
         mm_id_mapcounts=process.mm_id_mapcounts,
         node=process.node,
+        young=_folios_young(process, assumed),
     )
+
+
+def _folios_young(process: ProcessTables, assumed: Assumed) -> Pages | None:
+    """Which pages' folios have PG_young, which reading page_idle's bitmap leaves; a plain capture has it
+    among what smaps counts as referenced."""
+    if process.folio_state is None or assumed.young is not Young.CAPTURED:
+        return None
+    young: Pages = (process.folio_state & np.uint16(FolioState.YOUNG)) != 0
+    return young
 
 
 def drained(process: ProcessTables) -> NDArray[np.uint64]:

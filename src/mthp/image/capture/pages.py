@@ -48,8 +48,9 @@ class BitsOfEntry(Dict[int, int]):
 
 
 ON_DEFERRED_LIST, PARTIALLY_MAPPED, MAYBE_PINNED = 1, 2, 4
-WORKINGSET = 1 << 8
-"""Bits of the `folio_state` member, beside those of batches."""
+STATES = {"PG_workingset": 1 << 8, "PG_young": 1 << 9}
+"""Bits of the `folio_state` member, beside those of batches. PG_young is there where the kernel can track
+idle pages."""
 PIN = 1 << 10
 """References of a small folio that one pin holds. Kernel: GUP_PIN_COUNTING_BIAS."""
 RECORD = 32
@@ -85,6 +86,7 @@ class Pages:
         self.block = block
         self.batches: dict[int, int] = {}
         self.frame = FRAME & ~kernel.encrypted
+        self.states = {name: bit for name, bit in STATES.items() if name in kernel.flags}
         self._bits = BitsOfEntry()
 
     def decode(self, words: bytes) -> tuple[bytes, array[int]]:
@@ -152,7 +154,10 @@ class Pages:
             both = array("I", references), array("I", mappings)
             packed[24::RECORD] = bytes(MAYBE_PINNED * (often >= PIN) for often in both[0])
             packed[29::RECORD] = bytes(map(operator.lt, *both))
-        packed[25::RECORD] = self._flag("PG_workingset", raw)
+        states = 0
+        for name, bit in self.states.items():
+            states |= int.from_bytes(self._flag(name, raw), "little") * (bit >> 8)
+        packed[25::RECORD] = states.to_bytes(len(frames), "little")
         if len(self.kernel.nodes) > 1:
             packed[26::RECORD] = bytes(map(self._node, frames))
         packed[28::RECORD] = self._flag("PG_anon_exclusive", raw)
@@ -187,7 +192,8 @@ class Pages:
 
         flags, second = field("page.flags", 8), field("folio._flags_1", 8)
         state = MAYBE_PINNED * (field("folio._pincount", 4) > 0) | self.batches.get(head, 0)
-        state |= WORKINGSET * (flags >> kernel.flags["PG_workingset"] & 1)
+        for name, bit in self.states.items():
+            state |= bit * (flags >> kernel.flags[name] & 1)
         if order > 1:
             following = field("folio._deferred_list", 8)
             itself = kernel.vmemmap + head * kernel.page_bytes + at["folio._deferred_list"]
