@@ -152,6 +152,8 @@ def _plain(tables: TableArrays, geometry: Geometry) -> tuple[Pages, Bools]:
     plain: Bools = np.all(~mapped | alone, axis=1) & np.all(tables.pte & _ODD_ENTRY == 0, axis=1)
     in_use = tables.bits & YOUNG != 0
     in_use |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
+    if tables.young is not None:
+        in_use |= tables.young
     pages = np.where(mapped, 1 + tables.folio_order | np.where(in_use, IN_USE, 0), 0)
     pages = pages.astype(np.uint8)
     large = np.flatnonzero((pages & FOLIO > 1).any(axis=1))
