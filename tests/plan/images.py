@@ -80,6 +80,7 @@ def _process(rnd: Random, number: int, frames: _Frames, shared: list[int]) -> Im
         kpagecount=np.zeros(shape, np.uint32),
         folio_order=np.zeros(shape, np.uint8),
         references=np.zeros(shape, np.int64) if rnd.random() < 0.3 else None,
+        young=np.zeros(shape, np.bool_) if rnd.random() < 0.2 else None,
     )
     for row in range(count):
         _fill(rnd, tables, row, frames, shared)
@@ -141,6 +142,8 @@ def _map(
     tables.kpagecount[row, part] = 1
     tables.folio_order[row, part] = order
     tables.kpageflags[row, part] = _ANON | (rnd.random() < used / 2) << Kpf.REFERENCED
+    if tables.young is not None and rnd.random() < used / 2:
+        tables.young[row, part] = True
     tables.bits[row, part] = WRITE | DIRTY | (YOUNG if rnd.random() < used else 0)
 
 
