@@ -132,6 +132,11 @@ Version: 1
     assert list(parse_records(text)) == [Package("a", "2", 1500, 3072), Package("b", "1", 0, 0)]
 
 
+def test_a_size_that_is_no_number_is_none() -> None:
+    for size in ("x", "9" * 5000):
+        assert list(parse_records(f"Package: a\nSize: {size}\n")) == [Package("a", "", 0, 0)]
+
+
 needs_apt = pytest.mark.skipif(
     shutil.which("apt-get") is None or not KEYRING.exists(), reason="not a Debian"
 )

@@ -21,8 +21,21 @@ from mthp.vectorised.passed_by import collapse_scan_tables_at_once, wake_up_at_o
 from mthp.vectorised.twins import TWINS
 from mthp.words.events import Event, PassedBy, singly
 from mthp.words.profiles import PMD_ONLY, V7_3, Profile
+from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled
-from tests.small_worlds import TINY, World, hole, huge, old, small
+from tests.small_worlds import (
+    TINY,
+    World,
+    hole,
+    huge,
+    large,
+    lazyfree,
+    old,
+    shared,
+    small,
+    swap,
+    zero,
+)
 from tests.vectorised.calls import code, functions_run
 
 NR = TINY.ptrs_per_pte
@@ -35,6 +48,13 @@ TABLES = {
     "full": (small(NR),),
     "old": (old(NR),),
     "one": (small(1), hole(NR - 1)),
+    "zero pages": (zero(2), old(1), small(1), hole(1), zero(NR - 5)),
+    "used behind": (old(2), hole(NR - 3), small(1)),
+    "shared": (shared(1), hole(NR - 1)),
+    "shared behind": (old(1), hole(NR - 2), shared(1)),
+    "swapped": (swap(1), hole(NR - 1)),
+    "given up": (lazyfree(1), hole(NR - 1)),
+    "large": (large(2), hole(NR - 4)),
     "huge": (huge(4),),
 }
 
@@ -113,6 +133,7 @@ def state(world: World) -> dict[str, Any]:
         "cursor": (daemon.mm_slot and daemon.mm_slot.number, daemon.address),
         "sums": (daemon.cc, daemon.pages_collapsed, daemon.full_scans, daemon.wakeups),
         "tables": [list(table.ptes.raw) for table in world.kernel.tables.values()],
+        "counters": world.kernel.vmstat,
         "batches": [cpu.lru_add.value for cpu in world.kernel.cpus],
         "held": world.kernel.machine.current.held,
     }
@@ -123,6 +144,7 @@ mappings = st.builds(
     tables=st.lists(
         st.tuples(st.sampled_from([1, 2, 3, 15, 16, 17, 60]), st.just("missing"))
         | st.tuples(st.integers(1, 2), st.sampled_from(sorted(TABLES)))
+        | st.tuples(st.just(3), st.sampled_from(["one", "zero pages", "used behind"]))
         | st.tuples(st.sampled_from([3, 16, 40]), st.just("huge")),
         max_size=5,
     ).map(tuple),
@@ -137,9 +159,9 @@ recipes = st.builds(
     processes=st.lists(
         st.lists(mappings, min_size=1, max_size=3).map(tuple), min_size=1, max_size=2
     ).map(tuple),
-    profile=st.sampled_from([V7_3, PMD_ONLY]),
+    profile=st.sampled_from([V7_3, PMD_ONLY, PMD_ONLY]),
     pages_to_scan=st.sampled_from([1, 2, 3, NR, NR + 1, 2 * NR + 1, 5 * NR, 4096]),
-    max_ptes_none=st.sampled_from([0, NR - 1]),
+    max_ptes_none=st.sampled_from([0, 0, 1, 3, NR - 2, NR - 1]),
     free=st.sampled_from([None, 0, 1]),
     refuses=st.booleans(),
 )
@@ -175,7 +197,7 @@ def test_a_mapping_a_thousand_times_as_long_has_no_more_events(
         world = cook(Recipe(((Mapping(tables),),), profile, pages_to_scan=64))
         ended, tally, events = run(world, 1)
         rows = [event for event in events if isinstance(event, PassedBy)]
-        assert sum(row.nr for row in rows) == missing
+        assert sum(row.nr - len(row.there) for row in rows) == missing
         kept.append(len(events))
         wakeups.append(ended.wakeups)
         assert tally.sleeps["scan_sleep"] == 7 * (ended.wakeups - 1)
@@ -191,6 +213,17 @@ def test_both_leaps_are_taken() -> None:
         _, _, kept = run(world, None)
     assert {code(collapse_scan_tables_at_once), code(wake_up_at_once)} <= seen
     assert any(isinstance(event, PassedBy) and event.wakeup is not None for event in kept)
+
+
+@pytest.mark.parametrize("profile", [V7_3, PMD_ONLY])
+def test_tables_that_are_refused_for_their_holes_are_in_rows(profile: Profile) -> None:
+    tables = ((4, "missing"), (3, "one"), (2, "zero pages"), (1, "old"))
+    world = cook(Recipe(((Mapping(tables),),), profile))
+    _, tally, kept = run(world, 1)
+    rows = [event for event in kept if isinstance(event, PassedBy)]
+    said = [event.status for row in rows for event in row.there]
+    assert said == [ScanResult.EXCEED_NONE_PTE] * 5
+    assert [log.scan.status for log in tally.last_pass.values() if log.scan][:5] == said
 
 
 def put_in_a_batch(world: World) -> None:

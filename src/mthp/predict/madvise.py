@@ -92,10 +92,11 @@ class Verdicts:
 
     def add_row(self, row: PassedBy) -> None:
         """Count a row of windows that were not looked into."""
-        self.windows[ScanResult.PMD_MAPPED] += len(row.huge)
-        self.windows[ScanResult.NO_PTE_TABLE] += row.nr - len(row.huge)
+        huge = [event.address for event in row.there]
+        self.windows[ScanResult.PMD_MAPPED] += len(huge)
+        self.windows[ScanResult.NO_PTE_TABLE] += row.nr - len(huge)
         ends = (row.address + k * row.pmd_size for k in range(row.nr))
-        missing = next((at for at, huge in zip_longest(ends, row.huge) if at != huge), None)
+        missing = next((at for at, there in zip_longest(ends, huge) if at != there), None)
         if self.first_refused is None:
             self.first_refused = missing
 

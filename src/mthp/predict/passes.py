@@ -135,11 +135,12 @@ class Tally:
                 pass
 
     def pass_by(self, row: PassedBy) -> None:
-        """Take in a row of tables that were not looked into: the sleeps, and those that are there."""
+        """Take in a row of tables of which nothing comes: the sleeps, and those that are there."""
         if self.keep is not None:
             self.keep.append(row)
-        if self.on_table is not None:
-            for _ in row.huge:
+        for event in row.there:
+            self.tables[event.mm, event.address] = TableLog(event)
+            if self.on_table is not None:
                 self.on_table()
         if row.wakeup is not None:
             slept = row.wakeup.slept

@@ -24,10 +24,10 @@ from mthp.mm.page_flags import (
 from mthp.mm.pgtable import PteMap
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, SPECIAL, UFFD_WP, YOUNG
 
-_KIND: Final = PRESENT | UFFD_WP | SPECIAL
+KIND: Final = PRESENT | UFFD_WP | SPECIAL
 """Bits that tell a plain page (PRESENT alone) from all else; the zero page is special."""
-_WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
-_UNWANTED: Final = PG_LOCKED | PG_ISOLATED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
+WANTED: Final = PG_LRU | PG_ANON | PG_SWAPBACKED
+UNWANTED: Final = PG_LOCKED | PG_ISOLATED | PG_ZONE_DEVICE | PG_SWAPCACHE | PG_MAPPED_SHARED
 
 _count = np.count_nonzero
 
@@ -67,7 +67,7 @@ def plain_pages(mm: Mm, pte: PteMap, nr: int, most_holes: int | None) -> PlainPa
     words = pte.ptes.view()[pte.base : pte.base + nr]
     pfns = words >> PFN_SHIFT
     mapped = None
-    none_or_zero = int(_count(words & _KIND != PRESENT))
+    none_or_zero = int(_count(words & KIND != PRESENT))
     if none_or_zero:
         mapped = pfns != 0
         holes = words[~mapped]
@@ -76,11 +76,11 @@ def plain_pages(mm: Mm, pte: PteMap, nr: int, most_holes: int | None) -> PlainPa
             return None
         words, pfns = words[mapped], pfns[mapped]
         markers = _count(holes[holes & PRESENT == 0])
-        if markers or not len(words) or _count(words & _KIND != PRESENT):
+        if markers or not len(words) or _count(words & KIND != PRESENT):
             return None
     folios = mem.head.view().take(pfns)
     flags = mem.flags.view().take(folios)
-    if _count(flags & (_WANTED | _UNWANTED) != _WANTED):
+    if _count(flags & (WANTED | UNWANTED) != WANTED):
         return None
     mapcounts = mem.mapcount.view().take(folios)
     orders = mem.order.view().take(folios)

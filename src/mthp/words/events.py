@@ -140,9 +140,10 @@ class QuietWakeup(NamedTuple):
 
 
 class PassedBy(NamedTuple):
-    """Tables in a row that are not looked into, from address on, each pmd_size bytes after the last.
+    """Tables in a row of which it is plain that nothing comes of them, from address on, each pmd_size
+    bytes after the last.
 
-    huge: the addresses of those that the PMD maps; the others are not there. wakeup: whole wakeups
+    there: what is said of those that are there; of the others there is nothing. wakeup: whole wakeups
     that come to nothing else, of which each is so; None within one.
     """
 
@@ -150,15 +151,15 @@ class PassedBy(NamedTuple):
     address: int
     pmd_size: int
     nr: int
-    huge: tuple[int, ...] = ()
+    there: tuple[ScanPmd, ...] = ()
     wakeup: QuietWakeup | None = None
 
     def within(self, start: int, end: int) -> PassedBy:
         """Those of [start, end), which holds whole tables, without their wakeups."""
         first = max(self.address, start)
         stop = min(self.address + self.nr * self.pmd_size, end)
-        huge = tuple(address for address in self.huge if first <= address < stop)
-        return PassedBy(self.mm, first, self.pmd_size, max(0, stop - first) // self.pmd_size, huge)
+        there = tuple(event for event in self.there if first <= event.address < stop)
+        return PassedBy(self.mm, first, self.pmd_size, max(0, stop - first) // self.pmd_size, there)
 
 
 Event = (
@@ -181,13 +182,12 @@ def singly(events: Iterable[Event | PassedBy]) -> Iterator[Event]:
         if not isinstance(event, PassedBy):
             yield event
             continue
-        mm, address, size, nr, huge, wakeup = event
-        mapped = set(huge)
+        mm, address, size, nr, there, wakeup = event
+        said = {each.address: each for each in there}
         for k, at in enumerate(range(address, address + nr * size, size)):
             if wakeup is not None and k % wakeup.tables == 0:
                 yield wakeup.slept
-            status = ScanResult.PMD_MAPPED if at in mapped else ScanResult.NO_PTE_TABLE
-            yield ScanPmd(mm, at, NO_PFN, 0, 0, status, 0)
+            yield said.get(at) or ScanPmd(mm, at, NO_PFN, 0, 0, ScanResult.NO_PTE_TABLE, 0)
             if wakeup is not None and (k + 1) % wakeup.tables == 0:
                 yield wakeup.visit
 

@@ -279,4 +279,4 @@ def parse_records(text: str) -> Iterator[Package]:
 
 def _number(fields: Message, key: str) -> int:
     text = fields.get(key, "")
-    return int(text) if text.isdecimal() else 0
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else 0

@@ -121,7 +121,7 @@ def matches(release: str, wanted: str) -> bool:
 
 def version_key(release: str) -> tuple[int, ...]:
     """A key that sorts releases by age; 7.4.0-rc3 comes before 7.4.0."""
-    parts = re.findall(r"rc|\d+", release)
+    parts = re.findall(r"rc|\d{1,18}", release)
     return (*(-1 if part == "rc" else int(part) for part in parts), 0)
 
 

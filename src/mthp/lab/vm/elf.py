@@ -63,7 +63,7 @@ def needs(data: bytes) -> Needs:
         interpreter = next((_text(data, s.offset) for s in segments if s.kind == _PT_INTERP), None)
         dynamic = list(_dynamic(data, segments))
         strings = next((_offset(segments, value) for tag, value in dynamic if tag == _DT_STRTAB), 0)
-    except struct.error:
+    except (struct.error, OverflowError):
         raise ValueError("a truncated ELF file") from None
 
     def named(*tags: int) -> tuple[str, ...]:
