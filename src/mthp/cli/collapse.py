@@ -7,6 +7,7 @@ import argparse
 import re
 import sys
 import time
+from collections import Counter
 
 from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json, show
 from mthp.cli.progress import ProgressLine
@@ -22,7 +23,7 @@ from mthp.image.snapshot import Snapshot
 from mthp.predict.bounds import with_bounds, with_unknowns
 from mthp.predict.explain import vma_gate
 from mthp.predict.image import Image
-from mthp.predict.measure import TlbModel, populated_parts
+from mthp.predict.measure import TlbModel, parts_of
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Interrupted
 from mthp.predict.records import Outcome
@@ -81,13 +82,9 @@ class ScanProgress(ProgressLine):
 
 def tables_of(world: BuiltWorld) -> int:
     """How many tables a full scan of a world comes to that are there."""
-    kernel = world.kernel
-    return sum(
-        part.count == kernel.geometry.ptrs_per_pte
-        for vma in world.vmas
-        if vma_gate(kernel, vma) is None
-        for part in populated_parts(vma)
-    )
+    parts = parts_of(world.vmas)
+    whole = Counter(parts.owners[parts.counts == world.kernel.geometry.ptrs_per_pte].tolist())
+    return sum(nr for k, nr in whole.items() if vma_gate(world.kernel, world.vmas[k]) is None)
 
 
 def predict(

@@ -28,6 +28,7 @@ from mthp.worlds.unseen import (
     held_apart,
     hidden_runs,
     referenced_pages,
+    surely_young,
 )
 
 Prepare = Callable[[Assumed], tuple[BuiltWorld, Request]]
@@ -39,7 +40,7 @@ def unknowns(snapshot: Snapshot, young: Young) -> Iterator[Unknown]:
     """What a snapshot leaves open of its pages, so that more or less may collapse."""
     processes = () if snapshot.privilege.deep else snapshot.processes
     if young is Young.CAPTURED and any(
-        counted.open for process in processes for counted in counted_young(snapshot, process)
+        any(counted_young(snapshot, process)) for process in processes
     ):
         yield Unknown.YOUNG
     if any(
@@ -112,7 +113,6 @@ def with_bounds(
         (units[process.pid], counted)
         for process in snapshot.processes
         for counted in counted_young(snapshot, process)
-        if counted.open
     ]
     if not all(unit.may_all_pass(counted) for unit, counted in parts):
         most, _ = end(Leaning.MOST, lambda process, counted: units[process.pid].most(counted), {})
@@ -139,13 +139,10 @@ def _refuses_old(outcome: Outcome) -> bool:
 
 def _marked(snapshot: Snapshot, process: ProcessTables, choose: Choose) -> Pages:
     """The pages that are young, as (n, PTRS): those known to be, and those chosen where that is open."""
-    young = referenced_pages(process)
+    young = surely_young(snapshot, process)
     flat = young.reshape(-1)
     for counted in counted_young(snapshot, process):
-        pages = counted.pages + counted.own.start
-        if counted.open:
-            pages = pages[choose(process, counted)]
-        flat[pages if counted.meant else []] = True
+        flat[counted.pages[choose(process, counted)] + counted.own.start] = True
     return young
 
 

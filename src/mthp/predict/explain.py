@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +56,8 @@ def vma_gate(kernel: Kernel, vma: Vma) -> VmaGate | None:
     return answer if isinstance(answer, VmaGate) else None
 
 
-def table_gates(vma: Vma, log: TableLog) -> list[Gate]:
-    """The last gate of every PTE of one scanned table of a mapping."""
+def table_gates(vma: Vma, log: TableLog) -> Gate | list[Gate]:
+    """The last gate that all of one scanned table of a mapping met, or that of every PTE."""
     kernel = vma.vm_mm.kernel
     geometry = kernel.geometry
     nr = geometry.ptrs_per_pte
@@ -63,7 +65,7 @@ def table_gates(vma: Vma, log: TableLog) -> list[Gate]:
     if log.walk is None:
         status = log.scan.status
         strict = status is ScanResult.EXCEED_NONE_PTE and userfaultfd_armed(vma)
-        return [Gate(RefusedAt.SCAN, status, geometry.pmd_order, 0 if strict else None)] * nr
+        return Gate(RefusedAt.SCAN, status, geometry.pmd_order, 0 if strict else None)
     gates = [_NOT_CHOSEN] * nr
     base = log.scan.address
     for offset, order, gate in _walk(kernel, base, log):
@@ -117,21 +119,58 @@ def explain(
     enabled order, belongs to exactly one. gates: why a whole mapping is passed by, as vma_gate() says.
     """
     vmas = list(gates)
-    highest = np.array([highest_order(kernel, vma) for vma in vmas], np.int8)
+    by_flags = {vma.vm_flags: highest_order(kernel, vma) for vma in vmas}
+    highest = np.array([by_flags[vma.vm_flags] for vma in vmas], np.int8)
     met = np.zeros(kernel.mem.nr_frames, np.bool_)
     for entries in entries_of(kernel, vmas):
         mapped = entries.pfns != 0
         wanted = (entries.words != 0) & ~(mapped & (entries.orders >= highest[entries.owners]))
         memory = mapped.astype(np.int8)
         memory[_first_met(met, entries.pfns, mapped & wanted)] = _DISTINCT
-        pages = np.add.reduceat(wanted, entries.starts) if entries.parts else wanted
-        for place in pages.nonzero()[0].tolist():
-            k, part = entries.parts[place]
-            start = int(entries.starts[place])
+        if not wanted.any():
+            continue
+        runs = _whole_parts(entries.starts, wanted, memory)
+        for (k, part), start, run in zip(
+            entries.parts.each(), entries.starts.tolist(), runs, strict=True
+        ):
+            if not run.pages:
+                continue
+            gate = _gates(vmas[k], gates[vmas[k]], part, logs)
+            if isinstance(gate, Gate):
+                yield vmas[k], _refusal(vmas[k], part, gate, run)
+                continue
             own = slice(start, start + part.count)
-            each = _gates(vmas[k], gates[vmas[k]], part, logs)
-            for refusal in _runs(vmas[k], part, each, wanted[own], memory[own]):
+            for refusal in _runs(vmas[k], part, gate, wanted[own], memory[own]):
                 yield vmas[k], refusal
+
+
+class _Run(NamedTuple):
+    """The entries from the first to the last that met one gate; those of them that hold something, that hold
+    memory, and that hold memory which is refused here first.
+    """
+
+    first: int
+    last: int
+    pages: int
+    mapped: int
+    distinct: int
+
+
+def _whole_parts(
+    starts: NDArray[np.intp], wanted: NDArray[np.bool_], memory: NDArray[np.int8]
+) -> Iterator[_Run]:
+    """Of each part one run, as if all of it had met one gate."""
+    counts = np.diff(starts, append=len(wanted))
+    places = np.arange(len(wanted)) - np.repeat(starts, counts)
+    columns = (
+        np.minimum.reduceat(np.where(wanted, places, len(wanted)), starts),
+        np.maximum.reduceat(np.where(wanted, places, -1), starts),
+        *(
+            np.add.reduceat(which, starts, dtype=np.int64)
+            for which in (wanted, wanted & (memory > 0), wanted & (memory == _DISTINCT))
+        ),
+    )
+    return map(_Run, *(column.tolist() for column in columns))
 
 
 _DISTINCT = 2
@@ -152,20 +191,21 @@ def _first_met(
 
 def _gates(
     vma: Vma, refused: VmaGate | None, part: TablePart, logs: dict[tuple[int, int], TableLog]
-) -> Sequence[Gate]:
-    """The last gate of every PTE of a part."""
+) -> Gate | Sequence[Gate]:
+    """The last gate that all PTEs of a part met, or that of every one."""
     geometry = vma.vm_mm.geometry
     if refused is not None:
-        return [Gate(RefusedAt.VMA, refused)] * part.count
+        return Gate(RefusedAt.VMA, refused)
     pmd_base = geometry.pmd_addr(part.address)
     if not geometry.pmd_align_up(vma.vm_start) <= pmd_base < geometry.pmd_addr(vma.vm_end):
-        return [Gate(RefusedAt.EDGE, WindowGate.EDGE)] * part.count
+        return Gate(RefusedAt.EDGE, WindowGate.EDGE)
     if not vma.vm_mm.mm_flags_test(MMF_VM_HUGEPAGE):
-        return [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_REGISTERED)] * part.count
+        return Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_REGISTERED)
     log = logs.get((vma.vm_mm.number, pmd_base))
     if log is None:
-        return [Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)] * part.count
-    return table_gates(vma, log)[part.index : part.index + part.count]
+        return Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)
+    gates = table_gates(vma, log)
+    return gates if isinstance(gates, Gate) else gates[part.index : part.index + part.count]
 
 
 def _runs(
@@ -178,30 +218,27 @@ def _runs(
     """Maximal runs of one gate; holes inside a run belong to its span, not to its pages. memory: 0 of an
     entry that holds none, 1 or _DISTINCT.
     """
-    page_size = vma.vm_mm.geometry.page_size
     indices = np.flatnonzero(wanted).tolist()
     kinds = memory.tolist()
-    first = last = indices[0]
-    held: list[int] = []
-    current = gates[first]
-    for i in [*indices, -1]:
-        if i >= 0 and gates[i] is current:
-            held.append(kinds[i])
-            last = i
-            continue
-        yield Refusal(
-            pid=vma.vm_mm.number,
-            address=part.address + first * page_size,
-            span=last - first + 1,
-            pages=len(held),
-            mapped=len(held) - held.count(0),
-            distinct=held.count(_DISTINCT),
-            order=current.order,
-            stage=current.stage,
-            status=current.status,
-            allowed_empty=current.allowed_empty,
-            ended_earlier=current.ended_earlier,
-        )
-        first = last = i
-        held = [kinds[i]]
-        current = gates[i]
+    for _, own in groupby(indices, lambda i: id(gates[i])):
+        run = list(own)
+        held = [kinds[i] for i in run]
+        size, distinct = len(held), held.count(_DISTINCT)
+        found = _Run(run[0], run[-1], size, size - held.count(0), distinct)
+        yield _refusal(vma, part, gates[run[0]], found)
+
+
+def _refusal(vma: Vma, part: TablePart, gate: Gate, run: _Run) -> Refusal:
+    return Refusal(
+        pid=vma.vm_mm.number,
+        address=part.address + run.first * vma.vm_mm.geometry.page_size,
+        span=run.last - run.first + 1,
+        pages=run.pages,
+        mapped=run.mapped,
+        distinct=run.distinct,
+        order=gate.order,
+        stage=gate.stage,
+        status=gate.status,
+        allowed_empty=gate.allowed_empty,
+        ended_earlier=gate.ended_earlier,
+    )

@@ -8,18 +8,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.mm.mm_types import Kernel, Vma
+from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.page_flags import ENTIRELY_MAPPED, PG_PARTIALLY_MAPPED
 from mthp.mm.pgtable_types import (
+    HUGE,
     KIND_MASK,
     KIND_SHIFT,
     PFN_SHIFT,
     PRESENT,
+    SPECIAL,
     Leaf,
     pmd_is_table,
     pmd_pgtable,
@@ -47,7 +50,7 @@ CONTPTES = 16
 class Usage:
     """What a mapping uses: mapped bytes by folio order, its large folios, zero pages, swap, TLB."""
 
-    bytes: Counter[int] = field(default_factory=Counter)
+    bytes: dict[int, int] = field(default_factory=dict)
     large: set[int] = field(default_factory=set)
     zero: int = 0
     swapped: int = 0
@@ -75,9 +78,9 @@ def measure(kernel: Kernel, vmas: Sequence[Vma], tlb: TlbModel) -> Measured:
     mapped = np.zeros(kernel.mem.nr_frames, np.bool_)
     usages = tuple(Usage() for _ in vmas)
     for entries in entries_of(kernel, vmas):
-        for k, part in entries.huge:
+        for k, part in entries.huge.each():
             _measure_huge(kernel, part, usages[k], mapped)
-        if entries.parts:
+        if len(entries.words):
             _measure_tables(kernel, entries, usages, mapped, tlb)
     large: set[int] = set().union(*(usage.large for usage in usages))
     return Measured(usages, _orders(kernel, mapped), partly_mapped(kernel, large))
@@ -152,16 +155,83 @@ def populated_parts(vma: Vma) -> Iterator[TablePart]:
                 yield TablePart(start, geometry.pte_index(start), count, pmd)
 
 
-@dataclass(frozen=True, slots=True)
-class TableEntries:
-    """Parts of some mappings' tables, with the number of the mapping that each belongs to.
-
-    huge: of those that a PMD maps. parts: of the others, whose words follow one another from starts
-    on; owners: the mapping's number of each word; pfns: 0 where it is no page; orders: of the folio behind.
+class Parts(NamedTuple):
+    """Parts of some mappings' tables as arrays, one value of each a part: the number of the mapping that it
+    belongs to, and the fields of TablePart.
     """
 
-    huge: list[tuple[int, TablePart]]
-    parts: list[tuple[int, TablePart]]
+    owners: NDArray[Any]
+    addresses: NDArray[Any]
+    indices: NDArray[Any]
+    counts: NDArray[Any]
+    pmds: NDArray[Any]
+
+    def some(self, which: slice | NDArray[np.bool_]) -> Parts:
+        """Some of them."""
+        return Parts(*(column[which] for column in self))
+
+    def each(self) -> Iterator[tuple[int, TablePart]]:
+        """Each by itself, and its mapping's number."""
+        for owner, *fields in zip(*(column.tolist() for column in self), strict=True):
+            yield owner, TablePart(*fields)
+
+
+def parts_of(vmas: Iterable[Vma]) -> Parts:
+    """What populated_parts() gives of each of some mappings, all at once. Not a step."""
+    numbered = groupby(enumerate(vmas), lambda each: each[1].vm_mm)
+    found = [_parts_of(mm, list(own)) for mm, own in numbered]
+    return Parts(*map(np.concatenate, zip(_NO_PARTS, *found, strict=True)))
+
+
+def _parts_of(mm: Mm, vmas: list[tuple[int, Vma]]) -> Parts:
+    geometry = mm.geometry
+    size, page_shift = np.uint64(geometry.pmd_size), np.uint64(geometry.page_shift)
+    shift, nr = np.uint64(geometry.pmd_shift), geometry.ptrs_per_pte
+    starts, ends = np.array([(vma.vm_start, vma.vm_end) for _, vma in vmas], np.uint64).T
+    slots, pmds = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    first_page, last_page = (
+        int(at) // nr >> geometry.pmd_shift for at in (starts.min(), ends.max())
+    )
+    pages = mm.pmd_numbers
+    for number in pages[bisect_left(pages, first_page) : bisect_right(pages, last_page)]:
+        words = mm.pmd_pages[number].pmds.view()
+        there = words.nonzero()[0]
+        slots.append((there + number * nr).astype(np.uint64) << shift)
+        pmds.append(words[there])
+    bases, values = np.concatenate(slots), np.concatenate(pmds)
+    low = np.searchsorted(bases, starts & ~(size - np.uint64(1)))
+    high = np.searchsorted(bases, ends)
+    tables = high - low
+    own = np.repeat(np.arange(len(vmas)), tables)
+    slot = np.arange(tables.sum()) - np.repeat(tables.cumsum() - tables - low, tables)
+    bases, first = bases[slot], np.maximum(bases[slot], starts[own])
+    pages_each = (np.minimum(bases + size, ends[own]) - first) >> page_shift
+    return Parts(
+        np.array([k for k, _ in vmas], np.intp)[own],
+        first,
+        ((first - bases) >> page_shift).astype(np.int64),
+        pages_each.astype(np.int64),
+        values[slot],
+    )
+
+
+_NO_PARTS = Parts(
+    np.zeros(0, np.intp),
+    np.zeros(0, np.uint64),
+    *(np.zeros(0, np.int64) for _ in range(3)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntries:
+    """Parts of some mappings' tables.
+
+    huge: those that a PMD maps. parts: the others, whose words follow one another from starts on;
+    owners: the mapping's number of each word; pfns: 0 where it is no page; orders: of the folio behind.
+    """
+
+    huge: Parts
+    parts: Parts
     starts: NDArray[np.intp]
     owners: NDArray[np.intp]
     words: NDArray[np.int64]
@@ -171,39 +241,35 @@ class TableEntries:
 
 
 def entries_of(kernel: Kernel, vmas: Iterable[Vma]) -> Iterator[TableEntries]:
-    """All populated parts of some mappings, so many at once that no mapping is too small for NumPy.
-    Not a step.
+    """All populated parts of some mappings, so many at once that no mapping is too small for NumPy, and no
+    more tables than have so many entries. Not a step.
     """
-    parts: list[tuple[int, TablePart]] = []
-    size = 0
-    for k, vma in enumerate(vmas):
-        for part in populated_parts(vma):
-            parts.append((k, part))
-            size += part.count
-            if size >= _PTES_AT_ONCE:
-                yield _entries(kernel, parts)
-                parts, size = [], 0
-    if parts:
-        yield _entries(kernel, parts)
+    parts = parts_of(vmas)
+    other = np.diff(parts.pmds, prepend=0) != 0
+    piece = (other * kernel.geometry.ptrs_per_pte).cumsum() // _PTES_AT_ONCE
+    borders = np.flatnonzero(np.diff(piece, prepend=-1, append=-1)).tolist()
+    for first, end in pairwise(borders):
+        yield _entries(kernel, parts.some(slice(first, end)))
 
 
-def _entries(kernel: Kernel, parts: list[tuple[int, TablePart]]) -> TableEntries:
-    tables = [each for each in parts if pmd_is_table(each[1].pmd)]
-    none = np.zeros(0, np.int64)
-    words = [
-        kernel.tables[pmd_pgtable(part.pmd)].ptes.view()[part.index : part.index + part.count]
-        for _, part in tables
-    ]
-    together = np.concatenate([none, *words])
-    pfns = np.where(together & PRESENT, together >> PFN_SHIFT, 0)
+def _entries(kernel: Kernel, parts: Parts) -> TableEntries:
+    are_tables = parts.pmds & (PRESENT | SPECIAL | HUGE) == PRESENT
+    tables = parts.some(are_tables)
+    counts = tables.counts
+    starts = counts.cumsum() - counts
+    distinct, inverse = np.unique(tables.pmds, return_inverse=True)
+    there = [kernel.tables[pmd_pgtable(pmd)].ptes.view() for pmd in distinct.tolist()]
+    first = inverse * kernel.geometry.ptrs_per_pte + tables.indices
+    at = np.repeat(first - starts, counts) + np.arange(counts.sum())
+    words = np.concatenate([np.zeros(0, np.int64), *there])[at]
+    pfns = np.where(words & PRESENT, words >> PFN_SHIFT, 0)
     heads = kernel.mem.head.view()[pfns]
-    counts = np.array([part.count for _, part in tables], np.intp)
     return TableEntries(
-        huge=[each for each in parts if not pmd_is_table(each[1].pmd)],
+        huge=parts.some(~are_tables),
         parts=tables,
-        starts=counts.cumsum() - counts,
-        owners=np.repeat(np.array([k for k, _ in tables], np.intp), counts),
-        words=together,
+        starts=starts,
+        owners=np.repeat(tables.owners, counts),
+        words=words,
         pfns=pfns,
         heads=heads,
         orders=kernel.mem.order.view()[heads],
@@ -229,8 +295,9 @@ def _measure_tables(
     for k, pages in _counted(owners[out & (words & KIND_MASK == Leaf.SWAP << KIND_SHIFT)]):
         usages[k].swapped += pages * page_size
     for key, pages in _counted(owners[frames] * shift + entries.orders[frames]):
-        usages[key // shift].bytes[key % shift] += pages * page_size
-        usages[key // shift].translations += pages
+        usage, order = usages[key // shift], key % shift
+        usage.bytes[order] = usage.bytes.get(order, 0) + pages * page_size
+        usage.translations += pages
     large = frames & (entries.orders > 0)
     for k, head in set(zip(owners[large].tolist(), entries.heads[large].tolist(), strict=True)):
         usages[k].large.add(head)
@@ -248,7 +315,7 @@ def _counted(numbers: NDArray[Any]) -> Iterator[tuple[int, int]]:
 def _whole_blocks(entries: TableEntries, frames: NDArray[np.bool_]) -> NDArray[np.intp]:
     """The mapping's number of each block of PTEs that one contiguous translation may stand for."""
     sizes = np.diff(entries.starts, append=len(entries.words))
-    before = np.array([part.index for _, part in entries.parts]) - entries.starts
+    before = entries.parts.indices - entries.starts
     index = (np.arange(len(entries.words)) + np.repeat(before, sizes))[frames]
     number = np.repeat(np.arange(len(sizes)), sizes)[frames] * len(entries.words)
     pfns, heads = entries.pfns[frames], entries.heads[frames]
@@ -287,7 +354,7 @@ def _measure_huge(kernel: Kernel, part: TablePart, usage: Usage, mapped: NDArray
         usage.zero += size
         return
     order = kernel.geometry.pmd_order
-    usage.bytes[order] += size
+    usage.bytes[order] = usage.bytes.get(order, 0) + size
     usage.large.add(pfn)
     mapped[pfn + part.index : pfn + part.index + part.count] = True
 

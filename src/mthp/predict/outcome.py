@@ -90,7 +90,8 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         _vma_use(vma, gates[vma], old, new, added[vma])
         for vma, old, new in zip(vmas, before.usages, after.usages, strict=True)
     )
-    orders = [highest_order(kernel, vma) for vma, gate in gates.items() if gate is None]
+    scanned = {vma.vm_flags: vma for vma, gate in gates.items() if gate is None}
+    orders = [highest_order(kernel, vma) for vma in scanned.values()]
     return Outcome(
         target=request.target,
         source=request.source,
@@ -155,11 +156,11 @@ def _refusals(
     world: BuiltWorld, gates: Mapping[Vma, VmaGate | None], logs: dict[tuple[int, int], TableLog]
 ) -> list[tuple[Vma, Refusal]]:
     """Every refusal but those of torn tables: why these are as they are, nobody can say."""
-    down = world.kernel.geometry.pmd_addr
+    down, torn = world.kernel.geometry.pmd_addr, world.torn
     return [
         (vma, refusal)
         for vma, refusal in explain(world.kernel, gates, logs)
-        if (refusal.pid, down(refusal.address)) not in world.torn
+        if not torn or (refusal.pid, down(refusal.address)) not in torn
     ]
 
 
@@ -182,9 +183,11 @@ def _by_process(residents: Mapping[Mm, Resident], vmas: tuple[VmaUse, ...]) -> I
 
 
 def _process_use(mm: Mm, resident: Resident, own: list[VmaUse]) -> ProcessUse:
-    before, after = (
-        sum((Counter(getattr(vma, when)) for vma in own), Counter()) for when in ("before", "after")
-    )
+    before, after = Counter[int](), Counter[int]()
+    for vma in own:
+        for sums, size_of in ((before, vma.before), (after, vma.after)):
+            for order, size in size_of.items():
+                sums[order] += size
     return ProcessUse(
         pid=mm.number,
         name=mm.comm,

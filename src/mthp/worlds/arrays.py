@@ -67,6 +67,30 @@ def span(table_address: NDArray[np.uint64], geometry: Geometry, start: int, end:
     return slice(*places)
 
 
+def spans(
+    table_address: NDArray[np.uint64], geometry: Geometry, ranges: Iterable[tuple[int, int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The entries of many ranges (start, end), as span() has each: where they begin, and where they end."""
+    ends = np.array([*ranges], np.uint64).reshape(-1, 2)
+    addresses = np.minimum(ends.reshape(-1), np.uint64(2**64 - geometry.page_size))
+    bases = addresses & ~np.uint64(geometry.pmd_size - 1)
+    rows = np.searchsorted(table_address, bases)
+    known = np.append(table_address, np.uint64(1))[rows] == bases
+    index = addresses >> np.uint64(geometry.page_shift) & np.uint64(geometry.ptrs_per_pte - 1)
+    places = rows * geometry.ptrs_per_pte + known * index.astype(np.int64)
+    return places[::2], places[1::2]
+
+
+def painted(
+    size: int, starts: NDArray[np.int64], ends: NDArray[np.int64], values: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """So many entries, each with the value of the one range that it is in, or 0."""
+    steps = np.zeros(size + 1, np.int32)
+    np.add.at(steps, starts, values)
+    np.subtract.at(steps, ends, values)
+    return steps.cumsum(dtype=np.int32)[:size]
+
+
 @dataclass(frozen=True)
 class ImageVma:
     """One mapping, in bytes. place: where it stands among all mappings of the built world. known:

@@ -52,7 +52,15 @@ from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.words.units import Folio
-from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays, span
+from mthp.worlds.arrays import (
+    ImageProcess,
+    ImageVma,
+    TableArrays,
+    WorldArrays,
+    painted,
+    span,
+    spans,
+)
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import image_of_snapshot
 from mthp.worlds.mm_ids import known_by_age, known_by_id
@@ -295,11 +303,11 @@ class _Builder:
     def fill(self, mm: Mm, process: ImageProcess) -> None:
         """Fill every populated table of one process, some at a time."""
         tables = process.tables
-        anon_vmas = np.zeros(tables.pte.shape, np.int32)
-        for vma in mm.vmas:
-            if vma.anon_vma is not None:
-                own = span(tables.table_address, self.geometry, vma.vm_start, vma.vm_end)
-                anon_vmas.reshape(-1)[own] = vma.anon_vma.number
+        linked = [(vma, vma.anon_vma.number) for vma in mm.vmas if vma.anon_vma is not None]
+        ranges = ((vma.vm_start, vma.vm_end) for vma, _ in linked)
+        starts, ends = spans(tables.table_address, self.geometry, ranges)
+        numbers = np.array([number for _, number in linked], np.int32)
+        anon_vmas = painted(tables.pte.size, starts, ends, numbers).reshape(tables.pte.shape)
         alone = (tables.pte & (Pte.PRESENT | Pte.ZERO) == Pte.PRESENT) & (tables.kpagecount < 2)
         self.mem.make_room(int(np.count_nonzero(alone)))
         for first in range(0, len(tables.table_address), _TABLES_AT_ONCE):

@@ -32,7 +32,16 @@ from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.words.reading import check_memory
 from mthp.words.settings import NUMBERS
 from mthp.words.units import Geometry, human_bytes
-from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays, span
+from mthp.worlds.arrays import (
+    ImageMemcg,
+    ImageProcess,
+    ImageVma,
+    TableArrays,
+    WorldArrays,
+    painted,
+    span,
+    spans,
+)
 from mthp.worlds.deduced import is_registered, mm_flags
 from mthp.worlds.torn import ASSUMED_FLAGS, settled
 from mthp.worlds.unseen import (
@@ -442,11 +451,9 @@ def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArr
             bits |= (present & (assumed.young is Young.ALL)) * np.uint8(YOUNG)
         return bits
     huge = ((pte & Pte.HUGE) != 0).all(axis=1)[:, None]
-    writable = np.zeros(pte.size, np.bool_)
-    for vma in process.vmas:
-        if "wr" in vma.flags:
-            own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
-            writable[own] = True
+    ranges = ((vma.start, vma.end) for vma in process.vmas if "wr" in vma.flags)
+    starts, ends = spans(process.table_address, snapshot.geometry, ranges)
+    writable = painted(pte.size, starts, ends, np.ones(len(starts), np.int32)) != 0
     written = huge | (((pte & Pte.EXCLUSIVE) != 0) & writable.reshape(pte.shape))
     used = zero | huge | young_pages(snapshot, process, assumed)
     clean = clean_lazyfree(snapshot, process, assumed.leaning)

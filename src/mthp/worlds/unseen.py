@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mthp.image.capture.resident import kib_of
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, SnapshotVma
 from mthp.words.units import Geometry
-from mthp.worlds.arrays import span
+from mthp.worlds.arrays import painted, span, spans
 
 Pages = NDArray[np.bool_]
 
@@ -149,18 +149,66 @@ def referenced_pages(process: ProcessTables) -> Pages:
     return np.zeros_like(here) if seen is None else here & seen
 
 
-def counted_young(snapshot: Snapshot, process: ProcessTables) -> Iterator[Counted]:
-    """The pages without PG_referenced, and how many of them smaps counts as referenced."""
+class _Mappings(NamedTuple):
+    """The captured mappings that have some pages of a kind: where their entries begin and end, and how many
+    they have.
+    """
+
+    vmas: list[SnapshotVma]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    pages: NDArray[np.int64]
+
+    @classmethod
+    def with_pages(cls, snapshot: Snapshot, process: ProcessTables, which: Pages) -> _Mappings:
+        vmas = [vma for vma in process.vmas if vma.captured]
+        ranges = ((vma.start, vma.end) for vma in vmas)
+        starts, ends = spans(process.table_address, snapshot.geometry, ranges)
+        pages = _between(which, starts, ends)
+        some = pages.nonzero()[0]
+        return cls([vmas[k] for k in some.tolist()], starts[some], ends[some], pages[some])
+
+
+def _between(which: Pages, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many are marked of the entries of each range."""
+    before = np.append(0, which.cumsum(dtype=np.int32))
+    counts: NDArray[np.int64] = before[ends] - before[starts]
+    return counts
+
+
+def _young_in_mappings(
+    snapshot: Snapshot, process: ProcessTables
+) -> tuple[Pages, Pages, _Mappings, NDArray[np.int64]]:
+    """The pages with PG_referenced, those without, the mappings of these, and how many of each smaps counts
+    as referenced.
+    """
     referenced = referenced_pages(process)
-    others = (mapped_pages(process) & ~referenced).reshape(-1)
-    flagged = referenced.reshape(-1)
-    shift = snapshot.geometry.page_shift
-    for vma in process.vmas:
-        if vma.captured:
-            own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
-            pages = np.flatnonzero(others[own])
-            count = (vma.referenced >> shift) - int(np.count_nonzero(flagged[own]))
-            yield Counted(vma, own, pages, min(max(0, count), len(pages)))
+    others = mapped_pages(process) & ~referenced
+    mappings = _Mappings.with_pages(snapshot, process, others)
+    counts = np.array([vma.referenced for vma in mappings.vmas], np.int64)
+    counts >>= snapshot.geometry.page_shift
+    counts -= _between(referenced, mappings.starts, mappings.ends)
+    return referenced, others, mappings, counts.clip(0, mappings.pages)
+
+
+def surely_young(snapshot: Snapshot, process: ProcessTables) -> Pages:
+    """The pages with PG_referenced, and all of mappings in which smaps counts every one as referenced."""
+    referenced, others, mappings, counts = _young_in_mappings(snapshot, process)
+    whole = (counts == mappings.pages).astype(np.int32)
+    all_of_it = painted(others.size, mappings.starts, mappings.ends, whole) != 0
+    young: Pages = referenced | (others & all_of_it.reshape(others.shape))
+    return young
+
+
+def counted_young(snapshot: Snapshot, process: ProcessTables) -> Iterator[Counted]:
+    """The pages without PG_referenced, and how many of them smaps counts as referenced, where that is
+    neither none nor all.
+    """
+    _, others, mappings, counts = _young_in_mappings(snapshot, process)
+    flat = others.reshape(-1)
+    for k in ((counts > 0) & (counts < mappings.pages)).nonzero()[0].tolist():
+        own = slice(int(mappings.starts[k]), int(mappings.ends[k]))
+        yield Counted(mappings.vmas[k], own, np.flatnonzero(flat[own]), int(counts[k]))
 
 
 def counted_lazyfree(snapshot: Snapshot, process: ProcessTables) -> Iterator[Counted]:
@@ -171,16 +219,14 @@ def counted_lazyfree(snapshot: Snapshot, process: ProcessTables) -> Iterator[Cou
     anon, backed, dirty = map(process.page_flag, (Kpf.ANON, Kpf.SWAPBACKED, Kpf.DIRTY))
     if anon is None or backed is None or dirty is None:
         return
-    given_up = (mapped_pages(process) & anon & ~backed & ~dirty).reshape(-1)
+    given_up = mapped_pages(process) & anon & ~backed & ~dirty
     if not given_up.any():
         return
-    for vma in process.vmas:
-        if vma.captured:
-            own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
-            pages = np.flatnonzero(given_up[own])
-            count = vma.lazyfree >> snapshot.geometry.page_shift
-            if len(pages):
-                yield Counted(vma, own, pages, min(count, len(pages)))
+    for vma, start, end, _ in zip(*_Mappings.with_pages(snapshot, process, given_up), strict=True):
+        own = slice(int(start), int(end))
+        pages = np.flatnonzero(given_up.reshape(-1)[own])
+        count = vma.lazyfree >> snapshot.geometry.page_shift
+        yield Counted(vma, own, pages, min(count, len(pages)))
 
 
 def clean_lazyfree(snapshot: Snapshot, process: ProcessTables, leaning: Leaning) -> Pages:
@@ -223,7 +269,7 @@ def young_pages(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) ->
         return assumed.marks[process.pid]
     if assumed.young is not Young.CAPTURED:
         return np.full(shape, assumed.young is Young.ALL, np.bool_)
-    young = referenced_pages(process)
+    young = surely_young(snapshot, process)
     flat = young.reshape(-1)
     mapped = np.count_nonzero(mapped_pages(process), axis=1)
     mostly = np.count_nonzero(process.pte & Pte.SWAPPED, axis=1) > mapped
