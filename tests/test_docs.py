@@ -9,7 +9,6 @@ import re
 import runpy
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -223,7 +222,7 @@ def test_every_refusal_is_explained() -> None:
     text = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8")
     words = {result.string: reason for result, reason in RESULT_REASONS.items()}
     words |= {
-        each.name: reason_text(replace(REFUSALS[0], status=each), Geometry()) for each in VmaGate
+        each.name: reason_text(REFUSALS[0]._replace(status=each), Geometry()) for each in VmaGate
     }
     for status, reason in words.items():
         assert f"`{status}` | {reason} |" in text, status

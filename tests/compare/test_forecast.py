@@ -38,7 +38,7 @@ def before() -> Snapshot:
     settings = Settings(sizes=dict.fromkeys(range(2, 10), "always"), max_ptes_none=0)  # type: ignore[arg-type]
     meta = {**image.meta, "sysfs": settings.to_sysfs()}
     (process,) = image.processes
-    vmas = tuple(dataclasses.replace(vma, thp_eligible=True) for vma in process.vmas)
+    vmas = tuple(vma._replace(thp_eligible=True) for vma in process.vmas)
     processes = (dataclasses.replace(process, vmas=vmas),)
     return dataclasses.replace(image, meta=meta, kernel="7.3.4", processes=processes)
 

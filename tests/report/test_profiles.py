@@ -28,7 +28,7 @@ OTHER = replace(
     attempts={**OUTCOME.attempts, (4, ScanResult.SUCCEED): 0, (4, ScanResult.EXCEED_NONE_PTE): 2},
     clock=Clock(full_scans=3, wakeups=7, scan_sleep_ms=70_000, alloc_sleep_ms=0),
     refusals=REFUSALS[1:],
-    vmas=(*VMAS[:1], replace(VMAS[1], after={0: MIB}), *VMAS[2:]),
+    vmas=(*VMAS[:1], VMAS[1]._replace(after={0: MIB}), *VMAS[2:]),
     counters={"khugepaged": {"full_scans": 3}},
 )
 
@@ -66,10 +66,10 @@ def test_the_same_on_a_target() -> None:
 
 
 def test_what_differs_below_the_totals_is_no_sameness() -> None:
-    moved = replace(OUTCOME, vmas=(replace(VMAS[0], after={2: 132 * 1024}), *VMAS[1:]))
+    moved = replace(OUTCOME, vmas=(VMAS[0]._replace(after={2: 132 * 1024}), *VMAS[1:]))
     assert "1 mapping ends" in diff(moved, OUTCOME)
     worded = replace(
-        OUTCOME, refusals=(replace(REFUSALS[0], change=raising("max_ptes_none", 5)), *REFUSALS[1:])
+        OUTCOME, refusals=(REFUSALS[0]._replace(change=raising("max_ptes_none", 5)), *REFUSALS[1:])
     )
     text = diff(worded, OUTCOME)
     assert "1 range is refused otherwise" in text

@@ -81,7 +81,7 @@ def test_a_strange_name_stays_in_its_cell() -> None:
     name = 'a,"b"\n\x1b[2Jc\u202e'
     file = io.StringIO()
     write_csv(
-        mapping_rows(replace(OUTCOME, vmas=(replace(VMAS[0], name=name),), refusals=())), file
+        mapping_rows(replace(OUTCOME, vmas=(VMAS[0]._replace(name=name),), refusals=())), file
     )
     assert [row["mapping"] for row in rows(file.getvalue())] == ['a,"b"??[2Jc?']
     assert all(len(row) == len(next(iter(process_rows(OUTCOME)))) for row in process_rows(OUTCOME))

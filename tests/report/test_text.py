@@ -66,7 +66,7 @@ def test_verbose() -> None:
 
 
 def test_the_verdict_stands_first_and_last_in_two_to_five_lines() -> None:
-    shut = tuple(replace(each, status=VmaGate.NOT_ENABLED) for each in REFUSALS)
+    shut = tuple(each._replace(status=VmaGate.NOT_ENABLED) for each in REFUSALS)
     closed = replace(OUTCOME, alternatives=ALTERNATIVES, highest_order=None, refusals=shut)
     for outcome in (OUTCOME, EMPTY, closed, replace(OUTCOME, complete=False)):
         lines = page_of(outcome, 80).splitlines()
@@ -138,7 +138,7 @@ def test_no_header_of_a_table_is_lost(width: int) -> None:
 
 def test_mappings_that_are_turned_away_stand_under_the_reason_once() -> None:
     short = [
-        replace(vma(k << 30, 4, f"short{k}", {0: 16384}, {}), gate="too short") for k in (1, 2, 3)
+        vma(k << 30, 4, f"short{k}", {0: 16384}, {})._replace(gate="too short") for k in (1, 2, 3)
     ]
     text = page_of(replace(OUTCOME, vmas=(*short, VMAS[1])))
     assert text.count("too short") == 1
@@ -236,7 +236,7 @@ def test_nothing_at_all() -> None:
 
 def test_small_pages_and_several_processes() -> None:
     mappings = tuple(
-        replace(vma(0x10000 * i, 4, f"m{i}", {0: 64 * i}, {3: 64 * i}), pid=i % 2 + 1)
+        vma(0x10000 * i, 4, f"m{i}", {0: 64 * i}, {3: 64 * i})._replace(pid=i % 2 + 1)
         for i in range(1, VMAS_SHOWN + 4)
     )
     text = page_of(
@@ -306,7 +306,7 @@ def test_refusals_that_read_the_same_are_one_group() -> None:
 
 
 def test_nothing_is_said_about_trying_where_nothing_was_tried() -> None:
-    bare = tuple(replace(each, change=None, verified=Verified.NONE) for each in REFUSALS)
+    bare = tuple(each._replace(change=None, verified=Verified.NONE) for each in REFUSALS)
     text = page_of(replace(OUTCOME, refusals=bare, complete=False, fixed_point=False))
     assert "no change known" in text
     assert "nothing tried" not in text

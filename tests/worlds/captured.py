@@ -35,8 +35,7 @@ def heap_of(
     process = image.processes[0]
     address = np.uint64(HEAP) + np.arange(tables, dtype=np.uint64) * np.uint64(2 << 20)
     vma = next(vma for vma in process.vmas if vma.anonymous)
-    heap = dataclasses.replace(
-        vma,
+    heap = vma._replace(
         start=HEAP,
         end=HEAP + tables * (2 << 20),
         referenced=referenced << 12,

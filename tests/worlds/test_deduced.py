@@ -28,9 +28,7 @@ SMALL_ALONE = Settings(enabled=Enabled.NEVER, sizes={4: Enabled.ALWAYS, 9: Enabl
 def advised(image: Snapshot, *codes: str, eligible: bool | None = None) -> Snapshot:
     process = image.processes[0]
     heap = process.vmas[0]
-    vma = dataclasses.replace(
-        heap, flags=heap.flags - {"hg", "nh"} | {*codes}, thp_eligible=eligible
-    )
+    vma = heap._replace(flags=heap.flags - {"hg", "nh"} | {*codes}, thp_eligible=eligible)
     return dataclasses.replace(image, processes=(dataclasses.replace(process, vmas=(vma,)),))
 
 
@@ -83,7 +81,7 @@ def test_except_advised_shows_where_others_are_eligible() -> None:
 def test_a_mapping_too_short_for_any_size_tells_nothing_of_prctl() -> None:
     image = advised(heap_of(1), eligible=False)
     process = image.processes[0]
-    short = dataclasses.replace(process.vmas[0], end=process.vmas[0].end - 4096)
+    short = process.vmas[0]._replace(end=process.vmas[0].end - 4096)
     assert (
         prctl(dataclasses.replace(image, processes=(dataclasses.replace(process, vmas=(short,)),)))
         is None

@@ -57,7 +57,7 @@ def deep(
         mm_ids=np.where(process.folio_order != 0, 7, 0).astype(np.uint64),
         mm_id_mapcounts=np.uint64(NOBODY << 32) | pages.astype(np.uint64) - np.uint64(1),
         node=np.zeros(shape, np.uint8),
-        vmas=tuple(dataclasses.replace(vma, anon_vma=True) for vma in process.vmas),
+        vmas=tuple(vma._replace(anon_vma=True) for vma in process.vmas),
     )
     meta = {**image.meta, "deep": {"mms": 3, "at": at, "address": process.vmas[0].start + 4096}}
     privilege = dataclasses.replace(image.privilege, deep=True)

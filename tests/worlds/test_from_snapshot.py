@@ -29,9 +29,7 @@ def image() -> Snapshot:
     rows = np.arange(3)
     address = np.uint64(0x7F0000000000) + rows.astype(np.uint64) * np.uint64(2 << 20)
     vma = next(vma for vma in process.vmas if vma.anonymous)
-    heap = dataclasses.replace(
-        vma, start=int(address[0]), end=int(address[-1]) + (2 << 20), referenced=0
-    )
+    heap = vma._replace(start=int(address[0]), end=int(address[-1]) + (2 << 20), referenced=0)
     assert process.kpageflags is not None and process.pfn is not None
     flags = process.kpageflags[rows] & ~np.uint64(1 << Kpf.REFERENCED) | np.uint64(1 << Kpf.ANON)
     pte = np.full((3, 512), int(Pte.PRESENT | Pte.EXCLUSIVE), np.uint16)
@@ -51,7 +49,7 @@ def image() -> Snapshot:
 def young_of(image: Snapshot, referenced: int) -> list[int]:
     """Pages taken to be young in each table, where smaps counts so many."""
     process = image.processes[0]
-    heap = dataclasses.replace(process.vmas[0], referenced=referenced << 12)
+    heap = process.vmas[0]._replace(referenced=referenced << 12)
     counted: ProcessTables = dataclasses.replace(process, vmas=(heap,))
     return [int(count) for count in young_pages(image, counted, LIKELY).sum(axis=1)]
 
@@ -153,13 +151,10 @@ def test_free_memory_that_nobody_tells(image: Snapshot) -> None:
 
 def test_a_threads_stack_is_named(image: Snapshot) -> None:
     """MAP_STACK gave VM_NOHUGEPAGE to the stack and to what guards its end; advice is given to one."""
-    vma = dataclasses.replace(
-        image.processes[0].vmas[0], name="", flags=frozenset({"rd", "wr", "nh"})
-    )
+    heap = image.processes[0].vmas[0]
+    vma = heap._replace(name="", flags=frozenset({"rd", "wr", "nh"}))
     for flags, name in (({"nh"}, "[thread stack]"), (set[str](), "")):
-        guard = dataclasses.replace(
-            vma, start=vma.start - 4096, end=vma.start, flags=frozenset(flags)
-        )
+        guard = vma._replace(start=vma.start - 4096, end=vma.start, flags=frozenset(flags))
         process = dataclasses.replace(image.processes[0], vmas=(guard, vma))
         world = build_world(dataclasses.replace(image, processes=(process,)), DEFAULT, Settings())
         assert [each.name for each in world.vmas] == ["", name]

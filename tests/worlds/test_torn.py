@@ -38,7 +38,7 @@ def image() -> Snapshot:
     shape = (3, 512)
     changed = dataclasses.replace(
         process,
-        vmas=(dataclasses.replace(vma, start=BASE, end=BASE + 3 * PMD, anonymous_bytes=3 * PMD),),
+        vmas=(vma._replace(start=BASE, end=BASE + 3 * PMD, anonymous_bytes=3 * PMD),),
         table_address=np.arange(BASE, BASE + 3 * PMD, PMD, dtype=np.uint64),
         table_torn=None,
         pte=np.full(shape, int(Pte.PRESENT | Pte.EXCLUSIVE), np.uint16),

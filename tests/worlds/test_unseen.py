@@ -90,7 +90,7 @@ def test_zero_and_swapped_pages_are_counted_by_nobody() -> None:
     process.pte[0, 10:30] = int(Pte.SWAPPED)
     assert not [*counted_young(image, process)]
     assert np.count_nonzero(surely_young(image, process)) == 482
-    fewer = dataclasses.replace(process.vmas[0], referenced=4096)
+    fewer = process.vmas[0]._replace(referenced=4096)
     (counted,) = counted_young(image, dataclasses.replace(process, vmas=(fewer,)))
     assert (len(counted.pages), counted.meant) == (482, 1)
 

@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag, StrEnum
+from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -151,8 +152,7 @@ class DeepProcess:
     empty_tables: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class SnapshotVma:
+class SnapshotVma(NamedTuple):
     """A VMA; addresses and sizes in bytes. skipped: why it is not anonymous.
 
     flags: the two-letter codes of smaps' VmFlags (rd, wr, hg, nh, lo, uw, ...). anonymous: as
@@ -405,12 +405,18 @@ def _deep(fields: Fields) -> DeepProcess:
     return DeepProcess(mm_id, registered, disable_thp, pinned, empty)
 
 
+@lru_cache
+def _codes(flags: str) -> frozenset[str]:
+    """The codes of VmFlags; few mappings have others than the one before."""
+    return frozenset(flags.split())
+
+
 def _vma(entry: dict[str, Any]) -> SnapshotVma:
     return SnapshotVma(
         start=entry["start"],
         end=entry["end"],
         perms=entry["perms"],
-        flags=frozenset(entry["flags"].split()),
+        flags=_codes(entry["flags"]),
         name=entry["path"],
         anonymous=entry["skipped"] is None,
         skipped=entry["skipped"],

@@ -63,13 +63,16 @@ class Finder:
         """
         geometry = vma.vm_mm.geometry
         pmd_addr = geometry.pmd_addr(refusal.address)
-        within = replace(refusal, address=refusal.address - pmd_addr, distinct=0)
-        alike = vma.vm_mm, within, Trial(vma, pmd_addr).likeness()
+        within = refusal._replace(address=refusal.address - pmd_addr, distinct=0)
+        trial = Trial(vma, pmd_addr)
+        alike = vma.vm_mm, within, trial.likeness()
         if alike not in self._found:
-            self._found[alike] = self._least(vma, pmd_addr, refusal)
+            self._found[alike] = self._least(trial, vma, pmd_addr, refusal)
         return self._found[alike]
 
-    def _least(self, vma: Vma, pmd_addr: int, refusal: Refusal) -> Proposal | None:
+    def _least(
+        self, unchanged: Trial, vma: Vma, pmd_addr: int, refusal: Refusal
+    ) -> Proposal | None:
         first = vma.vm_mm.geometry.pte_index(refusal.address)
         span = slice(first, first + refusal.span)
         best: Proposal | None = None
@@ -77,7 +80,8 @@ class Finder:
         for _ in range(MOST_STEPS):
             following = []
             for made, met in tried:
-                for change in candidates(_prepared(vma, pmd_addr, made), met):
+                trial = _prepared(vma, pmd_addr, made) if made else unchanged
+                for change in candidates(trial, met):
                     changes = _joined(made, change)
                     if changes == made:
                         continue
@@ -182,4 +186,4 @@ def with_changes(
                 answers[k] = change, Verified.GROUP if change else Verified.NONE
     for k, (_, refusal) in enumerate(refusals):
         change, verified = answers.get(k, (None, Verified.NONE))
-        yield replace(refusal, change=change, verified=verified)
+        yield refusal._replace(change=change, verified=verified)

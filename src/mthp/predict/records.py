@@ -232,8 +232,7 @@ class Verified(StrEnum):
     NONE = "nothing tried lets it"
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A run of PTEs of one table that met the same last gate.
 
     address: of the first PTE. span: PTEs it covers. pages: those of them that hold something (a page, a
@@ -339,8 +338,7 @@ class DrawnCall(NamedTuple):
     locks: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class VmaUse:
+class VmaUse(NamedTuple):
     """One mapping, before and after: bytes per folio order, and bytes of zero page and swap.
 
     gate: why the whole mapping was turned away, empty if it was scanned. memory_added: by the
@@ -359,8 +357,7 @@ class VmaUse:
     memory_added: int = 0
 
 
-@dataclass(frozen=True)
-class ProcessUse:
+class ProcessUse(NamedTuple):
     """One process, before and after: the sums of its mappings. resident: where all of its memory was
     when it was captured.
     """

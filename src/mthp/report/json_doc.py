@@ -155,6 +155,6 @@ def _use(use: VmaUse | ProcessUse) -> dict[str, Any]:
         when: {str(order): size for order, size in sorted(by_order.items())}
         for when, by_order in (("before", use.before), ("after", use.after))
     }
-    document = {**asdict(use), **sizes}
+    document = {**use._asdict(), **sizes}
     document.pop("resident", None)  # it stands with those of all processes
     return document

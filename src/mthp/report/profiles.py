@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -104,7 +104,7 @@ def changed_refusals(a: Outcome, b: Outcome) -> list[tuple[Refusal | None, Refus
     How sure the change is does not count.
     """
     sides = [
-        {(r.pid, r.address, r.span): replace(r, verified=Verified.NONE) for r in each.refusals}
+        {(r.pid, r.address, r.span): r._replace(verified=Verified.NONE) for r in each.refusals}
         for each in (a, b)
     ]
     pairs = [(sides[0].get(place), sides[1].get(place)) for place in sorted({*sides[0], *sides[1]})]

@@ -34,7 +34,7 @@ _MOST_THERE = 4096
 """Tables that are there, in one row."""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """Tables in a row of which nothing comes, from the cursor on, and what they cost of pages_to_scan."""
 
     nr: int
@@ -85,17 +85,17 @@ def wake_up_at_once(daemon: Khugepaged) -> None:
     slept = Slept("scan_sleep", kernel.settings.scan_sleep_millisecs)
     nr = row.nr - row.nr % each
     end = daemon.address + nr * mm.geometry.pmd_size
-    row = Row(nr, [glance for glance in row.there if glance.event.address < end], 0)
+    row = TableRow(nr, [glance for glance in row.there if glance.event.address < end], 0)
     _pass_by(daemon, mm, row, QuietWakeup(slept, each, visit))
     daemon.cc.progress = progress
 
 
-def _quiet_wakeups(daemon: Khugepaged) -> tuple[int, Row]:
+def _quiet_wakeups(daemon: Khugepaged) -> tuple[int, TableRow]:
     """How many tables a wakeup passes by, and those there are for wakeups from the cursor on."""
     kernel, mm, geometry = daemon.kernel, daemon.mm_slot, daemon.kernel.geometry
     cost = passing_costs(kernel)
     each = max(1, -(-(kernel.settings.pages_to_scan - 1) // cost))
-    none = each, Row(0, [], 0)
+    none = each, TableRow(0, [], 0)
     if mm is None or not hugepage_enabled(kernel) or collapse_test_exit_or_disable(mm):
         return none
     vma = mm.find_vma(daemon.address)
@@ -128,7 +128,7 @@ def _row(
     holes: int | None,
     most: int,
     dearest: int = _NO_END,
-) -> Row:
+) -> TableRow:
     """The tables from the cursor on, until that much of pages_to_scan is spent, or one costs more than
     the dearest may. holes: as _most_holes().
     """
@@ -153,10 +153,10 @@ def _row(
             break
     else:
         pass_missing(end)
-    return Row((start - daemon.address) // size, there, progress)
+    return TableRow((start - daemon.address) // size, there, progress)
 
 
-def _pass_by(daemon: Khugepaged, mm: Mm, row: Row, wakeup: QuietWakeup | None) -> ScanResult:
+def _pass_by(daemon: Khugepaged, mm: Mm, row: TableRow, wakeup: QuietWakeup | None) -> ScanResult:
     """Move the cursor over a row; returns what the last of its tables would answer."""
     kernel, cc, size = daemon.kernel, daemon.cc, mm.geometry.pmd_size
     events = tuple(glance.event for glance in row.there)

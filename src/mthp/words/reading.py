@@ -150,7 +150,8 @@ def _is_deep(data: bytes) -> bool:
     """
     if b"\\" in data:
         data = re.sub(rb"\\.", b"", data)
-    nesting = re.sub(rb'"[^"]*"', b"", data.translate(None, _NOT_NESTING)).translate(_BRACKETS)
+    left = data.translate(None, _NOT_NESTING).replace(b'""', b"")
+    nesting = re.sub(rb'"[^"]*"', b"", left).translate(_BRACKETS)
     for _ in range(DEPTH):
         if b"{}" not in nesting:
             break

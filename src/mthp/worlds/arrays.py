@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,8 +92,7 @@ def painted(
     return steps.cumsum(dtype=np.int32)[:size]
 
 
-@dataclass(frozen=True)
-class ImageVma:
+class ImageVma(NamedTuple):
     """One mapping, in bytes. place: where it stands among all mappings of the built world. known:
     what says which pages are pinned, referenced, locked, isolated or poisoned; None for a snapshot.
     """

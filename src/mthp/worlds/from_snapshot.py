@@ -274,7 +274,7 @@ def _named(vmas: Sequence[SnapshotVma]) -> Iterator[SnapshotVma]:
             and vma.anonymous
             and not vma.name
         ):
-            yield replace(vma, name="[thread stack]")
+            yield vma._replace(name="[thread stack]")
         else:
             yield vma
 
