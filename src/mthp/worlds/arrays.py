@@ -72,8 +72,9 @@ def spans(
     table_address: NDArray[np.uint64], geometry: Geometry, ranges: Iterable[tuple[int, int]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The entries of many ranges (start, end), as span() has each: where they begin, and where they end."""
-    ends = np.array([*ranges], np.uint64).reshape(-1, 2)
-    addresses = np.minimum(ends.reshape(-1), np.uint64(2**64 - geometry.page_size))
+    last = 2**64 - geometry.page_size
+    ends = [each for start, end in ranges for each in (start, min(end, last))]
+    addresses = np.array(ends, np.uint64)
     bases = addresses & ~np.uint64(geometry.pmd_size - 1)
     rows = np.searchsorted(table_address, bases)
     known = np.append(table_address, np.uint64(1))[rows] == bases
