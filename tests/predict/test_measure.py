@@ -56,7 +56,7 @@ def test_parts_of_all_mappings_are_those_of_each(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_spans_of_all_ranges_are_those_of_each(seed: int) -> None:
     source = Random(seed)
-    tables = sorted(source.sample(range(2**20), 30)) + [2**64 // TINY.pmd_size - 1]
+    tables = [*sorted(source.sample(range(2**20), 30)), 2**64 // TINY.pmd_size - 1]
     address = np.array(tables, np.uint64) * np.uint64(TINY.pmd_size)
     ends = sorted(
         int(source.choice(address)) + source.randrange(-3, NR + 3) * TINY.page_size
