@@ -110,8 +110,8 @@ def build_world(
     settings: those the image was captured with unless given. assumed: of what a snapshot leaves open; a
     scenario knows. Every page gets contents of its own (its frame's number).
     """
-    if settings is None and isinstance(image, Scenario):
-        settings = image.settings
+    if isinstance(image, Scenario):
+        settings = settings or image.settings
     elif settings is None:
         settings = Settings.from_sysfs(image.sysfs, image.geometry)
     return build_arrays(arrays_of(image, assumed), settings, profile)
