@@ -378,13 +378,6 @@ def test_a_stopped_khugepaged_is_not_legal() -> None:
     assert problem(draft("s mmap 0 512", settings=off)).startswith("the settings stop khugepaged")
 
 
-def test_whether_khugepaged_knows_a_process_is_declared() -> None:
-    made = draft("s mmap 0 512", "s wr 0 512")
-    assert declare(made).registered == (True,)
-    without = dataclasses.replace(made, ops=made.ops[:4])
-    assert declare(without).registered == (False,)
-
-
 def test_a_target_must_be_mapped() -> None:
     made = draft("s mmap 0 512", action=Action.MADVISE_COLLAPSE, target=Target("s", 600, "s"))
     assert problem(made) == "the target, page 600 of s, is not mapped"

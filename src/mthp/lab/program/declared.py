@@ -41,7 +41,7 @@ class Declared:
     """All that a draft declares.
 
     vmas: by process in scan order, then by address. processes: the names of those that have a VMA, in
-    scan order; prctl, cgroups and registered: one for each. sleepers: children that no operation names.
+    scan order; prctl and cgroups: one for each. sleepers: children that no operation names.
     ended: how many registered processes have ended. target: the index of the VMA that MADV_COLLAPSE
     covers, None for khugepaged.
     """
@@ -50,7 +50,6 @@ class Declared:
     processes: tuple[str, ...]
     prctl: tuple[Prctl | None, ...]
     cgroups: tuple[str, ...]
-    registered: tuple[bool, ...]
     target: int | None
     sleepers: int = 0
     ended: int = 0
@@ -73,7 +72,6 @@ def declare(draft: Draft) -> Declared:
         processes=tuple(order),
         prctl=tuple(world.processes[name].prctl for name in order),
         cgroups=tuple(world.processes[name].cgroup for name in order),
-        registered=tuple(world.processes[name].registered for name in order),
         target=_target(draft, world, vmas),
         sleepers=sum(process.children for process in world.processes.values()),
         ended=world.ended,

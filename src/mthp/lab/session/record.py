@@ -45,9 +45,12 @@ def record(
     except CommandFailed as error:
         raise NotBuilt(str(error)) from None
     session.drain()
-    observed = _observe(session, declared, registered)
+    observed = _observe(session, declared)
+    on_list = _registered(observed, declared, registered)
     states = session.states(observed, declared.sleepers)
     document = _head(session, draft, declared, kernel)
+    if not all(on_list):
+        document["registered"] = on_list
     document["vmas"] = list(map(_vma, declared.vmas, chain(*observed.values()), states))
     group = _group(declared)
     if group:
@@ -124,8 +127,6 @@ def _head(session: GuestSession, draft: Draft, declared: Declared, kernel: str) 
     }
     if declared.target is not None:
         document["target"] = declared.target
-    if not all(declared.registered):
-        document["registered"] = list(declared.registered)
     if not session.swap.synchronous:
         document["synchronous"] = False
     if any(declared.prctl):
@@ -133,7 +134,7 @@ def _head(session: GuestSession, draft: Draft, declared: Declared, kernel: str) 
     return document
 
 
-def _observe(session: GuestSession, declared: Declared, registered: Sequence[int]) -> Observed:
+def _observe(session: GuestSession, declared: Declared) -> Observed:
     """The mappings, each as it was declared; NotBuilt for the first that is not."""
     observed: Observed = {}
     for name in declared.processes:
@@ -143,6 +144,14 @@ def _observe(session: GuestSession, declared: Declared, registered: Sequence[int
         have = [(vma.start, vma.pages, bool(vma.anon_vma)) for vma in observed[name]]
         if want != have:
             raise NotBuilt(f"process {name}: its mappings are {have}, declared {want}")
+    return observed
+
+
+def _registered(observed: Observed, declared: Declared, registered: Sequence[int]) -> list[bool]:
+    """Whether khugepaged has each process: before Linux 7.2 it takes none for a size below a PMD's.
+
+    registered: the page tables of those that came to its list, in that order.
+    """
     tables = [vmas[0].pgd for vmas in observed.values()]
     # The last time: a process that has ended leaves its page table to another.
     order = list(dict.fromkeys(pgd for pgd in reversed(registered) if pgd in tables))[::-1]
@@ -150,7 +159,7 @@ def _observe(session: GuestSession, declared: Declared, registered: Sequence[int
         raise NotBuilt("a process that is not in the record is registered with khugepaged")
     if order != tables[: len(order)]:
         raise NotBuilt(f"khugepaged's list is {order}, declared {tables}")
-    return observed
+    return [pgd in order for pgd in tables]
 
 
 def _vma(declared: DeclaredVma, observed: ObservedVma, state: PagesState) -> dict[str, Any]:
