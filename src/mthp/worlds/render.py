@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from mthp.image.runs import (
     FolioToken,
@@ -38,8 +39,24 @@ from mthp.worlds.from_scenario import PTE_LETTERS
 _NONE = FolioToken(PageKind.NONE)
 _NO_TABLE = PteToken(PteState.NO_TABLE)
 _PTE_LETTERS = {**PTE_LETTERS, "U": UFFD_WP}
+_PTE_SHOWN = sum(_PTE_LETTERS.values())
 _PAGE_FLAGS = {letter: PG_OF_KPF.get(kpf, 0) for letter, kpf in KPF_OF_LETTER.items()}
+_PAGE_SHOWN = sum(_PAGE_FLAGS.values())
 _SPECIAL_TYPE = {Leaf.HWPOISON: 24, Leaf.MIGRATION: 26, Leaf.DEVICE: 28}
+
+
+@lru_cache(maxsize=1 << 12)
+def _flag_letters(flags: int, poisoned: int, large: bool) -> str:
+    """The letters of a page's flags and of its folio's."""
+    own = {"P": poisoned, "T": large}
+    return "".join(letter for letter, flag in _PAGE_FLAGS.items() if own.get(letter, flags & flag))
+
+
+@lru_cache(maxsize=1 << 12)
+def _entry(pte: int, level: str) -> PteToken:
+    """A present entry. level: H of a huge PMD, empty of a PTE."""
+    letters = "".join(letter for letter, bit in _PTE_LETTERS.items() if pte & bit)
+    return parse_pte_token(f"{level}P{letters}")
 
 
 class Renderer:
@@ -68,7 +85,7 @@ class Renderer:
                 entries += map(self.pte_token, ptes)
             else:
                 folios += self.huge(vma, value, first, count)
-                entries += [parse_pte_token("H" + self.letters(value))] * count
+                entries += [_entry(value & _PTE_SHOWN, "H")] * count
             start += count << geometry.page_shift
         return folios, entries
 
@@ -84,18 +101,17 @@ class Renderer:
         tokens = [self.page(vma, pfn + i, pmd) for i in range(first, first + count)]
         exclusive = "x" if "x" in tokens[0].pagemap else ""
         return [
-            replace(token, pagemap=exclusive + token.pagemap.replace("x", "")) for token in tokens
+            token
+            if (pagemap := exclusive + token.pagemap.replace("x", "")) == token.pagemap
+            else replace(token, pagemap=pagemap)
+            for token in tokens
         ]
-
-    def letters(self, pte: int) -> str:
-        """The letters P W A D U of a present entry."""
-        return "P" + "".join(letter for letter, bit in _PTE_LETTERS.items() if pte & bit)
 
     def pte_token(self, pte: int) -> PteToken:
         """Say what the page table says."""
         if pte == 0:
             return parse_pte_token("-")
-        return parse_pte_token(self.letters(pte) if pte & PRESENT else "s")
+        return _entry(pte & _PTE_SHOWN, "") if pte & PRESENT else parse_pte_token("s")
 
     def folio_token(self, vma: Vma, pte: int) -> FolioToken:
         """Say what pagemap, kpageflags and kpagecount say."""
@@ -129,10 +145,8 @@ class Renderer:
         head = mem.head.raw[pfn]
         order = mem.order.raw[head]
         flags = mem.flags.raw[head]
-        own = {"P": mem.page_flags.raw[pfn] & PAGE_HWPOISON, "T": order}
-        letters = "".join(
-            letter for letter, flag in _PAGE_FLAGS.items() if own.get(letter, flags & flag)
-        )
+        poisoned = mem.page_flags.raw[pfn] & PAGE_HWPOISON
+        letters = _flag_letters(flags & _PAGE_SHOWN, poisoned, order > 0)
         mapcount = mem.mapcount.raw[pfn] + mem.entire_mapcount.raw[head]
         pagemap = "x" if mapcount == 1 else ""
         pagemap += "w" if pte & UFFD_WP else ""
