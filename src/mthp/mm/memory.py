@@ -91,6 +91,7 @@ from mthp.mm.swap_state import (
 from mthp.mm.swap_table import SwapError
 from mthp.mm.swapfile import folio_free_swap
 from mthp.mm.vm_flags import VM_LOCKED, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE
+from mthp.words.profiles import SwapIn
 from mthp.words.units import Address, Folio, Pfn
 
 
@@ -476,9 +477,14 @@ def _map(
             if not mem.test(folio, PG_DIRTY):
                 swap_cache_del_folio(kernel, folio)
             return _drop(kernel, folio, VmFault.DONE)
+        read = not mem.test(folio, PG_ANON)
         _set(kernel, vma, pte, orig_pte, span, swapcache)
-        synchronous = kernel.swap.synchronous
-        if synchronous or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
+        at_once = read or kernel.profile.swapin is SwapIn.CACHED
+        if (
+            (kernel.swap.synchronous and at_once)
+            or vma.vm_flags & VM_LOCKED
+            or mem.test(folio, PG_MLOCKED)
+        ):
             folio_free_swap(kernel, folio)
         mem.folio_unlock(folio)
         kernel.update_mmu_cache_range(vma, span.address, span.nr)

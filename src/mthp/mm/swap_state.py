@@ -21,7 +21,7 @@ from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import PFN_SHIFT, Pte, pte_pfn
 from mthp.mm.swap_table import SwapError, swp_offset
 from mthp.mm.vm_flags import VM_HUGEPAGE
-from mthp.words.profiles import DeferredMemcg
+from mthp.words.profiles import DeferredMemcg, SwapIn
 from mthp.words.units import Address, Folio, Order
 
 
@@ -57,15 +57,17 @@ def swapin_sync(
     kernel = mm.kernel
     mem, swap = kernel.mem, kernel.swap
     orders = 1
-    if swap.synchronous:
+    entry = pte_pfn(orig_pte)
+    if swap.synchronous and (kernel.profile.swapin is SwapIn.CACHED or swap.count(entry) == 1):
         orders |= _thp_swapin_suitable_orders(kernel, vma, address, pmd, orig_pte)
-    folio = _swap_cache_alloc_folio(mm, vma, pte_pfn(orig_pte), orders)
+    folio = _swap_cache_alloc_folio(mm, vma, entry, orders)
     if isinstance(folio, SwapError):
         there = None
         if folio is SwapError.EXISTS:
-            there = swap_cache_get_folio(kernel, pte_pfn(orig_pte))
+            there = swap_cache_get_folio(kernel, entry)
         return folio if there is None else there
-    slots = range(entry := swap.entry_of[folio], entry + mem.folio_nr_pages(folio))
+    first = swap.entry_of[folio]
+    slots = range(first, first + mem.folio_nr_pages(folio))
     for page, slot in enumerate(slots, folio):
         mem.content.write(page, swap.contents.get(slot, 0))
     if swap.failing.isdisjoint(slots):

@@ -95,6 +95,11 @@ class SwapDevice:
             if left:
                 self.users[each] = left
 
+    def count(self, entry: int) -> int:
+        """How many PTEs name the entry. Kernel: mm/swapfile.c, __swap_count(), before Linux 7.2."""
+        self._step(Access.READ, entry, 1)
+        return self.users.get(entry, 0)
+
     def folio_maybe_swapped(self, folio: Folio, nr: int) -> bool:
         """Whether a PTE still names a slot of a swap cache folio. Caller holds its lock.
 

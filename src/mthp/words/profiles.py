@@ -85,6 +85,13 @@ class MissingTable(Enum):
     END = "the call ends there"
 
 
+class SwapIn(Enum):
+    """How a fault reads from a synchronous device."""
+
+    CACHED = "through the swap cache, in the largest folio that fits"
+    BYPASS = "past the swap cache if one PTE names the slot; else single pages, which stay in it"
+
+
 @dataclass(frozen=True)
 class Profile:
     """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -101,6 +108,7 @@ class Profile:
     progress: ScanCost
     empty_range: EmptyRange
     missing_table: MissingTable
+    swapin: SwapIn
     debug_vm: bool = False
 
 
@@ -117,6 +125,7 @@ V16 = Profile(
     progress=ScanCost.PER_PTE,
     empty_range=EmptyRange.ZERO,
     missing_table=MissingTable.GO_ON,
+    swapin=SwapIn.CACHED,
 )
 V7_3 = Profile(
     name="7.3",
@@ -131,6 +140,7 @@ V7_3 = Profile(
     progress=ScanCost.PER_PTE,
     empty_range=EmptyRange.ZERO,
     missing_table=MissingTable.GO_ON,
+    swapin=SwapIn.CACHED,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -145,6 +155,7 @@ PMD_ONLY = Profile(
     progress=ScanCost.PER_PMD,
     empty_range=EmptyRange.UNDERFLOW,
     missing_table=MissingTable.END,
+    swapin=SwapIn.BYPASS,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -169,6 +180,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "seen on 6.18.",
         "missing_table": "an empty PMD and a missing page of PMDs were two results, of which the first "
         "ended the call, until they became one; seen on 6.18.",
+        "swapin": "the swap cache was passed by to save its cost, until the swap table made it cheap; seen "
+        "on 6.18.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )
