@@ -479,12 +479,12 @@ def _map(
             return _drop(kernel, folio, VmFault.DONE)
         read = not mem.test(folio, PG_ANON)
         _set(kernel, vma, pte, orig_pte, span, swapcache)
-        at_once = read or kernel.profile.swapin is SwapIn.CACHED
-        if (
-            (kernel.swap.synchronous and at_once)
-            or vma.vm_flags & VM_LOCKED
-            or mem.test(folio, PG_MLOCKED)
-        ):
+        at_once = kernel.swap.synchronous
+        if kernel.profile.swapin is SwapIn.BYPASS:
+            at_once = at_once and read
+            if read and nr > 1:  # it never was in the swap cache, whoever else names its slots
+                swap_cache_del_folio(kernel, folio)
+        if at_once or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
             folio_free_swap(kernel, folio)
         mem.folio_unlock(folio)
         kernel.update_mmu_cache_range(vma, span.address, span.nr)
