@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,8 @@ def choose(pages: Pages, limits: Limits, geometry: Geometry) -> dict[int, Bools]
         if not limits.orders >> order & 1:
             continue
         asked, last = np.repeat(asked, 1 << last - order, axis=1), order
-        within, used = (each.reshape(number, -1, 1 << order) for each in (folio, in_use))
+        shape = number, geometry.ptrs_per_pte >> order, 1 << order
+        within, used = folio.reshape(shape), in_use.reshape(shape)
         holes = (within == 0).sum(axis=2)
         tried = asked & (holes <= limits.holes(order, geometry.pmd_order))
         passed = np.zeros_like(tried)
@@ -94,29 +95,42 @@ def collapsed(
 class Shape(NamedTuple):
     """What decides about tables of small pages alone, from which any limits are answered by counting.
 
-    present: (n,) pages. full, some: (n, orders) aligned windows of each order that have all of their
-    pages, and that have any.
+    present: (n,) pages of a table. Of so many tables that are alike in this, added up: tables: how many.
+    full, some: (n, orders) aligned windows of each order that have all of their pages, and that have any.
     """
 
     present: Counts
-    full: NDArray[np.uint16]
-    some: NDArray[np.uint16]
+    tables: Counts
+    full: Counts
+    some: Counts
 
     def of(self, which: Bools) -> Shape:
-        """Choose some of the tables."""
-        return Shape(self.present[which], self.full[which], self.some[which])
+        """Choose some of the rows."""
+        return Shape(*(column[which] for column in self))
 
 
 def shape_of(pages: Pages, geometry: Geometry) -> Shape:
-    """Count the windows of tables of small pages."""
+    """Count the windows of tables of small pages, a row a table."""
     orders = geometry.pmd_order + 1
-    full, some = (np.zeros((len(pages), orders), np.uint16) for _ in range(2))
+    full, some = (np.zeros((len(pages), orders), np.int64) for _ in range(2))
     every = any_ = pages & FOLIO > 0
     for order in range(orders):
         if order:
             every, any_ = every[:, ::2] & every[:, 1::2], any_[:, ::2] | any_[:, 1::2]
         full[:, order], some[:, order] = every.sum(axis=1), any_.sum(axis=1)
-    return Shape(some[:, 0].astype(np.int64), full, some)
+    return Shape(some[:, 0], np.ones(len(pages), np.int64), full, some)
+
+
+def alike(shape: Shape, *keys: NDArray[Any]) -> tuple[Shape, list[NDArray[np.int64]]]:
+    """The rows that have the same keys, and tables as full, added up; and the keys of what is left."""
+    names = np.stack([*keys, shape.present]).astype(np.int64)
+    distinct, which = np.unique(names, axis=1, return_inverse=True)
+    sums = []
+    for column in shape[1:]:
+        summed = np.zeros((distinct.shape[1], *column.shape[1:]), np.int64)
+        np.add.at(summed, which.reshape(-1), column)
+        sums.append(summed)
+    return Shape(distinct[-1], *sums), [*distinct[:-1]]
 
 
 def counted(shape: Shape, limits: Limits, geometry: Geometry) -> Collapsed:
@@ -124,22 +138,21 @@ def counted(shape: Shape, limits: Limits, geometry: Geometry) -> Collapsed:
     looking at the pages again."""
     pmd = geometry.pmd_order
     windows = np.zeros((len(shape.present), pmd + 1), np.int64)
+    present = shape.present * shape.tables
     lower = [order for order in range(pmd - 1, -1, -1) if limits.orders >> order & 1]
+    copied = np.zeros(len(windows), np.int64)
     if limits.below is Below.FULL:
-        higher = np.zeros(len(windows), np.int64)  # full windows that are taken already, in pages
         for order in lower:
-            pages = shape.full[:, order].astype(np.int64) << order
-            windows[:, order] = pages - higher >> order
-            higher = pages
-        copied = higher
+            # Of what is full at this order, less what a full window of a higher one has already.
+            pages = shape.full[:, order] << order
+            windows[:, order] = pages - copied >> order
+            copied = pages
     elif limits.below is Below.ANY and lower:
         windows[:, lower[0]] = shape.some[:, lower[0]]
-        copied = shape.present
-    else:
-        copied = np.zeros(len(windows), np.int64)
+        copied = present
     if limits.orders >> pmd & 1:
         whole = (shape.present > 0) & (geometry.ptrs_per_pte - shape.present <= limits.pmd)
         windows[whole] = 0
-        windows[whole, pmd] = 1
-        copied = np.where(whole, shape.present, copied)
+        windows[whole, pmd] = shape.tables[whole]
+        copied = np.where(whole, present, copied)
     return Collapsed(windows, copied, copied)

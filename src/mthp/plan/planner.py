@@ -23,7 +23,17 @@ from mthp.khugepaged.eligibility import (
 )
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
-from mthp.plan.bulk import Below, Collapsed, Limits, Shape, choose, collapsed, counted, shape_of
+from mthp.plan.bulk import (
+    Below,
+    Collapsed,
+    Limits,
+    Shape,
+    alike,
+    choose,
+    collapsed,
+    counted,
+    shape_of,
+)
 from mthp.plan.occupancy import (
     BEYOND,
     FOLIO,
@@ -68,7 +78,8 @@ class _Sum:
 
 class _Plain(NamedTuple):
     """Plain tables of one process. vma: the place of each one's mapping. pages, least_order: as Occupancy's.
-    small: which map small pages alone; shape: of these.
+    small: which map small pages alone. shape: of these, added up for each mapping (shape_vma) and least
+    order (shape_least).
     """
 
     row: NDArray[np.intp]
@@ -77,12 +88,8 @@ class _Plain(NamedTuple):
     least_order: NDArray[np.uint8]
     small: Bools
     shape: Shape
-
-    def of(self, which: Bools) -> _Plain:
-        """Choose some of the tables."""
-        row, vma, pages, least_order, small, shape = self
-        shape = shape.of(which[small])
-        return _Plain(row[which], vma[which], pages[which], least_order[which], small[which], shape)
+    shape_vma: NDArray[np.int64]
+    shape_least: NDArray[np.int64]
 
 
 class _Odd(NamedTuple):
@@ -120,9 +127,13 @@ class Planner:
             found = occupancy_of(process, tied, profile, self.geometry)
             mine, odd = found.kind == TableKind.PLAIN, found.kind == TableKind.ODD
             small: Bools = np.all(found.pages & (FOLIO | BEYOND) <= 1, axis=1)
-            shape = shape_of(found.pages[small], self.geometry)
             columns = found.row[mine], found.vma[mine], found.pages, found.least_order
-            self.plain.append(_Plain(*columns, small, shape))
+            shape, (vma, least) = alike(
+                shape_of(found.pages[small], self.geometry),
+                columns[1][small],
+                found.least_order[small],
+            )
+            self.plain.append(_Plain(*columns, small, shape, vma, least))
             counts = (found.shared, found.swapped, found.in_use)
             self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
         self.before = sum(map(self._mapped, self.processes), Sizes())
@@ -142,9 +153,9 @@ class Planner:
         odd = [np.zeros(len(tied), np.bool_) for tied in self.tied]
         for number, orders in enumerate(self._orders(settings)):
             odd[number][self.odd[number].scanned(orders, settings)] = True
-            for plain, limits in self._by_limits(number, orders):
-                self._count(number, plain, limits, answer)
-                count += len(plain.row)
+            for limits in self._limits(orders):
+                self._count(number, orders, limits, answer)
+            count += int(np.count_nonzero(orders[self.plain[number].vma]))
         others = sum(map(np.count_nonzero, odd))
         why = self._short_of_memory(answer, settings)
         if others and not why:
@@ -161,10 +172,11 @@ class Planner:
         found: Windows = {}
         page = self.geometry.page_shift
         for number, orders in enumerate(self._orders(settings)):
-            process = self.processes[number]
-            for plain, limits in self._by_limits(number, orders):
-                tables = process.tables.table_address[plain.row]
-                for order, which in choose(plain.pages, limits, self.geometry).items():
+            process, plain = self.processes[number], self.plain[number]
+            for limits in self._limits(orders):
+                mine = orders[plain.vma] == limits.orders
+                tables = process.tables.table_address[plain.row[mine]]
+                for order, which in choose(plain.pages[mine], limits, self.geometry).items():
                     row, place = np.nonzero(which)
                     addresses = tables[row].astype(np.int64) + (place << order + page)
                     windows = found.setdefault(process.pid, [])
@@ -187,12 +199,11 @@ class Planner:
                         orders[k] = collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED)
             yield orders
 
-    def _by_limits(self, number: int, orders: NDArray[np.int64]) -> Iterator[tuple[_Plain, Limits]]:
-        """The plain tables of a process that are scanned, by what their windows have to hold to."""
-        plain, kernel = self.plain[number], self.mappings.kernel
-        cc, pmd = CollapseControl(Caller.KHUGEPAGED), self.geometry.pmd_order
-        mine = orders[plain.vma]
-        for mask in np.unique(mine[mine != 0]).tolist():
+    def _limits(self, orders: NDArray[np.int64]) -> Iterator[Limits]:
+        """What the windows have to hold to, of mappings with the same orders."""
+        kernel, pmd = self.mappings.kernel, self.geometry.pmd_order
+        cc = CollapseControl(Caller.KHUGEPAGED)
+        for mask in np.unique(orders[orders != 0]).tolist():
             most = {
                 order: collapse_max_ptes_none(kernel, cc, None, order)
                 for order in range(self.geometry.min_order, pmd + 1)
@@ -201,26 +212,27 @@ class Planner:
             whole = most.pop(pmd, 0) or 0
             none = {*most.values()}
             below = Below.NEVER if None in none else Below.FULL if 0 in none else Below.ANY
-            yield plain.of(mine == mask), Limits(mask, whole, below)
+            yield Limits(mask, whole, below)
 
-    def _count(self, number: int, plain: _Plain, limits: Limits, answer: _Sum) -> None:
-        """Add what becomes of some plain tables of a process."""
+    def _count(self, number: int, orders: NDArray[np.int64], limits: Limits, answer: _Sum) -> None:
+        """Add what becomes of the plain tables of a process's mappings with these limits."""
+        plain = self.plain[number]
         lowest = (limits.orders & -limits.orders).bit_length() - 1
-        easy = plain.least_order <= lowest
-        counting = plain.small & easy
-        found = counted(plain.shape.of(easy[plain.small]), limits, self.geometry)
+        easy = (orders[plain.shape_vma] == limits.orders) & (plain.shape_least <= lowest)
+        found = counted(plain.shape.of(easy), limits, self.geometry)
         answer.change[0] -= int(found.copied.sum())
-        self._add(number, plain.vma[counting], found, answer)
-        rest = plain.pages[~counting]
-        if len(rest):
-            chosen = choose(rest, limits, self.geometry)
-            found, after = collapsed(rest, chosen, self.geometry)
-            for pages, sign in ((after, 1), (rest, -1)):
-                orders = np.bincount((pages & FOLIO).reshape(-1)).tolist()[1:]
-                answer.change.update({order: sign * nr for order, nr in enumerate(orders)})
+        self._add(number, plain.shape_vma[easy], found, answer)
+        rest = (orders[plain.vma] == limits.orders) & ~(plain.small & (plain.least_order <= lowest))
+        before = plain.pages[rest]
+        if len(before):
+            chosen = choose(before, limits, self.geometry)
+            found, after = collapsed(before, chosen, self.geometry)
+            for pages, sign in ((after, 1), (before, -1)):
+                folios = np.bincount((pages & FOLIO).reshape(-1)).tolist()[1:]
+                answer.change.update({order: sign * nr for order, nr in enumerate(folios)})
             windows = found.windows.sum(axis=0).tolist()
             answer.change.subtract({order: nr << order for order, nr in enumerate(windows)})
-            self._add(number, plain.vma[~counting], found, answer)
+            self._add(number, plain.vma[rest], found, answer)
 
     def _add(self, number: int, vma: NDArray[np.intp], found: Collapsed, answer: _Sum) -> None:
         windows = found.windows.sum(axis=0).tolist()
