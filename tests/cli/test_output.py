@@ -52,6 +52,19 @@ def run(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
         ("oom.txt", ["collapse", "docs/findings/oom-order-2.jsonl"]),
         ("madvise.txt", ["collapse", "src/mthp/data/redis.npz", "--madvise-collapse"]),
         ("sweep.txt", ["sweep", "src/mthp/data/redis.npz", "--profile", "7.3"]),
+        (
+            "doctor.txt",
+            [
+                "doctor",
+                "src/mthp/data/redis.npz",
+                "--profile",
+                "7.3",
+                "--enabled",
+                "16kB=always,2048kB=never,global=never",
+                "--max-ptes-none",
+                "64",
+            ],
+        ),
         ("diff.txt", ["diff", "v16", "7.3", SMALL_SCENARIO]),
     ],
 )

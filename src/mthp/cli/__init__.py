@@ -17,6 +17,7 @@ from mthp.cli.options import (
     add_check,
     add_collapse,
     add_diff,
+    add_doctor,
     add_replay,
     add_snap,
     add_sweep,
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     add_collapse(verbs)
     add_sweep(verbs)
+    add_doctor(verbs)
     add_snap(verbs)
     add_diff(verbs)
     add_check(verbs)

@@ -136,9 +136,11 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what to run on."""
-    group = parser.add_argument_group("target")
+def add_named_target(
+    parser: argparse.ArgumentParser, title: str = "target"
+) -> argparse._ArgumentGroup:
+    """Add the options that name what to run on, in a group."""
+    group = parser.add_argument_group(title)
     group.add_argument(
         "target",
         nargs="?",
@@ -146,6 +148,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         help="a snapshot (mthp snap), or a scenario FILE.jsonl#ID",
     )
     add_processes(group)
+    return group
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to run on, and what to take it for."""
+    group = add_named_target(parser)
     add_assume_young(group)
     group.add_argument(
         "--registered",
@@ -257,6 +265,24 @@ def add_sweep(verbs: Verbs) -> None:
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument("--verbose", action="store_true", help="every setting, every assumption")
     group.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_doctor(verbs: Verbs) -> None:
+    """Add `mthp doctor` and its options to the parser."""
+    parser = verbs.add_parser(
+        "doctor",
+        help="find settings that do not mean what they seem to",
+        description="Look at the settings of this host, or of a target and its mappings, for those that "
+        "do not mean what they seem to: what was read, what it means, and what to write instead. Nothing "
+        "on this machine is changed. The exit code is 0 whatever is found.",
+    )
+    parser.set_defaults(
+        run="mthp.cli.doctor:run_doctor", assume_young="captured", registered=None, free_memory=None
+    )
+    add_named_target(parser, "target (default: this host's settings alone)")
+    add_settings(parser)
+    parser.add_argument("--profile", choices=PROFILES, help="which kernel's collapse")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def add_check(verbs: Verbs) -> None:

@@ -103,3 +103,38 @@ class Sweep:
     def gains(self) -> bool:
         """Whether what is chosen needs fewer TLB entries than what is set, or maps less by small folios."""
         return self.chosen is not None and self.chosen.price[:2] < self.now.price[:2]
+
+
+@dataclass(frozen=True)
+class SettingFinding:
+    """Settings that do not mean what they seem to.
+
+    read: files and what they say. means, matters: what that is, and what follows. kernel: the functions
+    that make it so. write: files, and what to write to each of them; None where nothing needs to be.
+    purpose: what that is for.
+    """
+
+    rule: str
+    read: tuple[tuple[str, str], ...]
+    means: str
+    matters: str
+    kernel: str
+    write: tuple[tuple[str, ...], str] | None
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What was found in the settings of a host, or for a target; most costly first.
+
+    looked_at: what was looked for. left_out: what was not, with the reason.
+    """
+
+    target: str
+    source: str
+    profile: str
+    profile_reason: str
+    settings: Settings
+    findings: tuple[SettingFinding, ...]
+    looked_at: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]

@@ -11,12 +11,11 @@ from rich.console import Console
 from mthp.plan.records import BulkVerdict, Sweep, Wish
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import percent, plural
-from mthp.words.settings import Enabled, Settings
+from mthp.words.settings import TRANSPARENT_HUGEPAGE, Enabled, Settings
 from mthp.words.settings_text import runs_of_orders
 from mthp.words.units import Geometry, human_bytes
 
 SCHEMA_VERSION = 1
-_ROOT = "/sys/kernel/mm/transparent_hugepage"
 
 
 def sizes_text(settings: Settings) -> str:
@@ -53,7 +52,11 @@ def boot_parameter(settings: Settings) -> str:
 def writes(base: Settings, settings: Settings) -> list[tuple[str, str]]:
     """What is to be written, as (file, value), to come from one setting to another."""
     before, after = (_values(each) for each in (base, settings))
-    return [(f"{_ROOT}/{path}", text) for path, text in after.items() if before[path] != text]
+    return [
+        (f"{TRANSPARENT_HUGEPAGE}/{path}", text)
+        for path, text in after.items()
+        if before[path] != text
+    ]
 
 
 def _values(settings: Settings) -> dict[str, str]:

@@ -46,6 +46,10 @@ __all__ = [
 ]
 
 
+TRANSPARENT_HUGEPAGE = "/sys/kernel/mm/transparent_hugepage"
+"""Where all of them are."""
+
+
 class _KernelDefault(int):
     """Marks a limit that was not given: __post_init__ puts the kernel's default there."""
 

@@ -487,7 +487,7 @@ def free_memory(snapshot: Snapshot) -> tuple[tuple[NodeState, ...], str]:
     """
     geometry = snapshot.geometry
     shift, largest = geometry.page_shift, max(MAX_PAGE_ORDER, geometry.pmd_order)
-    nodes = _free_blocks(snapshot)
+    nodes = free_blocks(snapshot.meta.get("buddyinfo"))
     meminfo: Mapping[str, Any] = snapshot.meta.get("meminfo") or {}
     memfree, spare = int(meminfo.get("MemFree") or 0), 0
     shown = sum(n << order for node in nodes.values() for order, n in node.items()) << shift
@@ -520,15 +520,13 @@ def free_memory(snapshot: Snapshot) -> tuple[tuple[NodeState, ...], str]:
     return tuple(NodeState(nodes.get(nid, {})) for nid in range(max(nodes) + 1)), said
 
 
-def _free_blocks(snapshot: Snapshot) -> dict[int, Counter[int]]:
-    """The free blocks of each order that buddyinfo shows, by node; one node where it shows none.
+def free_blocks(buddyinfo: object) -> dict[int, Counter[int]]:
+    """The free blocks of each order that /proc/buddyinfo shows, by node; one node where it shows none.
 
     The lowest zone is kept for devices. Kernel: mm/page_alloc.c, lowmem_reserve.
     """
     nodes: dict[int, Counter[int]] = {}
-    for match in re.finditer(
-        r"Node\s+(\d+), zone\s+(\S+)((?:\s+\d+)+)", str(snapshot.meta.get("buddyinfo"))
-    ):
+    for match in re.finditer(r"Node\s+(\d+), zone\s+(\S+)((?:\s+\d+)+)", str(buddyinfo)):
         counts = enumerate(map(int, match[3].split()))
         nodes.setdefault(int(match[1]), Counter()).update({} if match[2] == "DMA" else dict(counts))
     return nodes or {0: Counter()}
