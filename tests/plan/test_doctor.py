@@ -24,10 +24,10 @@ from mthp.predict.outcome import Request, run_world
 from mthp.words.events import ScanPmd, Slept
 from mthp.words.profiles import PMD_ONLY, V7_3, V16, Profile
 from mthp.words.results import ScanResult
-from mthp.words.settings import Enabled, Settings
+from mthp.words.settings import TRANSPARENT_HUGEPAGE, Enabled, Settings
 from mthp.worlds.arrays import ImageMemcg
 from mthp.worlds.build import build_world
-from tests.small_worlds import TINY, World, attempts, hole, leaf, scans, shared, small, swap
+from tests.small_worlds import TINY, World, attempts, hole, large, leaf, scans, shared, small, swap
 
 ALWAYS, MADVISE, INHERIT, NEVER = Enabled.ALWAYS, Enabled.MADVISE, Enabled.INHERIT, Enabled.NEVER
 SMALL: dict[str, Any] = {"sizes": {4: ALWAYS, 9: NEVER}, "max_ptes_none": 0}
@@ -85,6 +85,10 @@ PAIRS: list[tuple[str, Examined, Examined]] = [
     ("free-memory-is-in-pieces", made(defrag=False, known={"free_blocks": {0: 513}}),
      made(known={"free_blocks": {0: 513}})),
     ("a-round-takes-days", made(known={"tables": 69_120}), made(known={"tables": 69_112})),
+    ("tries-again-often", made(pages_to_scan=4097, **SMALL), made(**SMALL)),
+    ("tries-again-often", made(scan_sleep_millisecs=9999, **SMALL), made(scan_sleep_millisecs=9999)),
+    ("tries-again-often", made(V16, pages_to_scan=4097, **SMALL),
+     made(PMD_ONLY, pages_to_scan=4097, **SMALL)),
     ("limits-of-whole-tables", made(**SMALL), made(**SMALL | {"sizes": {4: ALWAYS}})),
     ("no-swap-to-limit", made(max_ptes_swap=9, known={"swap": False}), made(known={"swap": False})),
     ("no-swap-to-limit", made(max_ptes_swap=9, known={"swap": False}),
@@ -234,6 +238,18 @@ def test_how_long_a_round_takes(pages: int) -> None:
     assert "a-round-takes-days" not in findings(of_world(world, tables=tables))
     world.scan(2)
     assert world.khugepaged.full_scans >= 2, "in one wakeup, as a sleep is longer than an hour"
+
+
+def test_what_is_large_already_is_tried_again_at_every_full_scan() -> None:
+    world = World(orders={4}, max_ptes_none=0, scan_sleep_millisecs=1000)
+    vma = world.vma(*[large(4)] * 32)
+    assert findings(of_world(world))["tries-again-often"].write == (
+        (f"{TRANSPARENT_HUGEPAGE}/khugepaged/scan_sleep_millisecs",), "10000",
+    )  # fmt: skip
+    for _ in range(2):
+        events = world.scan()
+        assert attempts(events) == 32 * [(4, ScanResult.PTE_MAPPED_HUGEPAGE)]
+    assert world.orders(vma) == 32 * [4]
 
 
 def test_nothing_sleeps_with_a_sleep_of_0() -> None:

@@ -386,6 +386,25 @@ def a_round_takes_days(case: Examined) -> Findings:
     )
 
 
+def tries_again_often(case: Examined) -> Findings:
+    """Full scans that follow each other fast, with sizes below the PMD's."""
+    settings, default = case.settings, Settings(geometry=case.geometry)
+    sleep = settings.scan_sleep_millisecs
+    slower = -(-settings.pages_to_scan * default.scan_sleep_millisecs // default.pages_to_scan)
+    if case.below and 0 < sleep < slower:
+        yield SettingFinding(
+            "tries-again-often",
+            (case.number("pages_to_scan"), case.number("scan_sleep_millisecs")),
+            f"a range that is a folio of {case.sizes(case.below)} already, and becomes no larger one, is "
+            "tried again at every full scan",
+            "each time a folio is allocated, mmap_lock is taken for writing and "
+            f"{human_bytes(case.geometry.pmd_size)} are flushed from TLBs, before it is refused",
+            "mm/khugepaged.c, mthp_collapse(), collapse_huge_page(), __collapse_huge_page_isolate()",
+            ((khugepaged("scan_sleep_millisecs"),), str(min(slower, U32_MAX))),
+            "nearer to the pace of the kernel's defaults",
+        )  # fmt: skip
+
+
 # --- limits that do not bind ----------------------------------------------------------------
 
 
@@ -456,6 +475,7 @@ RULES = (
     SettingRule("sizes that no mapping may have", no_mapping_may_have_it, "vmas"),
     SettingRule("no defrag with free memory in pieces", free_memory_is_in_pieces, "free_blocks"),
     SettingRule("rounds that take days", a_round_takes_days, "tables"),
+    SettingRule("fast scans with small sizes", tries_again_often),
     SettingRule("max_ptes_swap and max_ptes_shared with small sizes alone", limits_of_whole_tables),
     SettingRule("max_ptes_swap without swap", no_swap_to_limit, "swap"),
 )  # fmt: skip
