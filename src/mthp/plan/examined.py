@@ -141,7 +141,7 @@ def examined_image(
             empty = np.array(process.empty_tables, np.uint64)
             tables.append(np.sort(np.concatenate([process.tables.table_address[small], empty])))
             none = process.tables.rows(slice(0, 0))
-            vmas = tuple(replace(vma, known=None) for vma in process.vmas)
+            vmas = tuple(vma._replace(known=None) for vma in process.vmas)
             yield replace(process, tables=none, vmas=vmas, pins=(), empty_tables=())
 
     world = build_arrays(replace(arrays, processes=emptied(arrays.processes)), settings, profile)
