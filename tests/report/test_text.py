@@ -109,6 +109,16 @@ def test_what_a_capture_leaves_open_stands_behind_the_answer() -> None:
     assert "range  not looked for (--no-range), though it is not known which pages were" in unasked
 
 
+def test_memory_that_the_kernel_would_have_to_make_room_for() -> None:
+    said = "short  1 MiB of memory are free: what the kernel would compact, reclaim or swap out"
+    needy = replace(OUTCOME, free_memory=1 << 20, memory_added=2 << 20, attempts={})
+    assert said in page_of(needy, 300)
+    assert "short" not in page_of(replace(needy, free_memory=None), 300)
+    assert "short" not in page_of(replace(needy, free_memory=2 << 20), 300)
+    failed = {(9, ScanResult.ALLOC_HUGE_PAGE_FAIL): 1}
+    assert said in page_of(replace(needy, memory_added=0, attempts=failed), 300)
+
+
 def test_the_header_says_what_ran() -> None:
     lines = page_of(OUTCOME, 300).splitlines()
     assert lines[5] == (

@@ -32,7 +32,7 @@ from mthp.predict.timeline import Timeline, work_ms
 from mthp.words.events import Event, PassedBy
 from mthp.words.resident import Resident
 from mthp.worlds.build import BuiltWorld
-from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
+from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS, bytes_free
 
 
 @dataclass
@@ -132,6 +132,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         timeline=tuple(timeline.points),
         others=request.others,
         registered=request.registered,
+        free_memory=None if request.snapshot is None else bytes_free(request.snapshot),
         seconds=time.monotonic() - began,
     )
 

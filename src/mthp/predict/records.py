@@ -409,6 +409,7 @@ class Outcome:
     which anything changed. others: None where they were not counted. alternatives: what other settings
     would give, by their names, where nothing is enabled. bounds: None where the target leaves nothing open
     that decides. registered: pid -> whether khugepaged has it on its list, None: not known, and taken to be.
+    free_memory: bytes that were free when it was captured; None where that is not said.
     """
 
     target: str
@@ -449,6 +450,7 @@ class Outcome:
     alternatives: Mapping[str, Outcome] = field(default_factory=dict)
     bounds: Bounds | None = None
     registered: Mapping[int, bool | None] = field(default_factory=dict)
+    free_memory: int | None = None
     partly_before: PartlyMapped = PartlyMapped()
     partly_after: PartlyMapped = PartlyMapped()
     resident: Resident | None = None
@@ -466,6 +468,12 @@ class Outcome:
         """Whether no mapping is scanned, and there are some that would be if a size were enabled."""
         gates = {refusal.status for refusal in self.refusals}
         return self.highest_order is None and VmaGate.NOT_ENABLED in gates
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether the kernel would have had to make room for what is predicted, or for what was refused."""
+        fails = ScanResult.ALLOC_HUGE_PAGE_FAIL in {status for _, status in self.attempts}
+        return self.free_memory is not None and (fails or self.memory_added > self.free_memory)
 
     @property
     def effort(self) -> Effort:

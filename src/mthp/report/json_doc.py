@@ -69,6 +69,8 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "others": None if outcome.others is None else asdict(outcome.others),
         "alternatives": [_alternative(*each) for each in outcome.alternatives.items()],
         "range": _range(outcome),
+        "free_memory": outcome.free_memory,
+        "short_of_memory": outcome.short_of_memory,
         "registered": [
             {"pid": pid, "registered": known} for pid, known in outcome.registered.items()
         ],

@@ -98,6 +98,13 @@ def _open(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
             least, most = map(human_bytes, ends)
             words = f"from {least} to {most} collapse, as it is not known {what}; --deep tells"
             yield "range", words, "yellow"
+    if outcome.short_of_memory:
+        yield (
+            "short",
+            f"{human_bytes(outcome.free_memory or 0)} of memory are free: what the kernel would compact, "
+            "reclaim or swap out to make room is not predicted",
+            "yellow",
+        )
     of = [pid for pid, known in outcome.registered.items() if known is None]
     if of and outcome.collapsed_bytes:
         one = len(of) == 1

@@ -479,6 +479,14 @@ _SLACK = 16 << 20
 """Bytes by which buddyinfo and MemFree may differ because they were read one after the other."""
 
 
+def bytes_free(snapshot: Snapshot) -> int | None:
+    """How much memory was free, or is as the user asked; None where the capture does not say."""
+    if snapshot.free_memory is not None:
+        return snapshot.free_memory
+    free: int | None = (snapshot.meta.get("meminfo") or {}).get("MemFree")
+    return free
+
+
 def free_memory(snapshot: Snapshot) -> tuple[tuple[NodeState, ...], str]:
     """What each node has free, and a sentence that says so.
 
