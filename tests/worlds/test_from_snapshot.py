@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
+from mthp.mm.pgtable_types import PFN_SHIFT
 from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
 from mthp.worlds.from_snapshot import free_memory
 from mthp.worlds.render import render_state
 from mthp.worlds.unseen import LIKELY, young_pages
+from tests.worlds.captured import HEAP, heap_of
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
 
@@ -158,3 +160,28 @@ def test_a_threads_stack_is_named(image: Snapshot) -> None:
         process = dataclasses.replace(image.processes[0], vmas=(guard, vma))
         world = build_world(dataclasses.replace(image, processes=(process,)), DEFAULT, Settings())
         assert [each.name for each in world.vmas] == ["", name]
+
+
+def on_nodes(*nodes: tuple[tuple[int, int], ...]) -> Snapshot:
+    """A heap of four tables in so many mappings of equal size, with these pages by node."""
+    image = heap_of(4)
+    process = image.processes[0]
+    heap, size = process.vmas[0], (8 << 20) // len(nodes)
+    vmas = tuple(
+        dataclasses.replace(heap, start=HEAP + k * size, end=HEAP + (k + 1) * size, nodes=each)
+        for k, each in enumerate(nodes)
+    )
+    return dataclasses.replace(image, processes=(dataclasses.replace(process, vmas=vmas),))
+
+
+def test_pages_of_a_plain_capture_lie_on_the_node_that_has_most_of_their_mapping() -> None:
+    world = build_world(on_nodes(((1, 1024),), ((0, 1000), (2, 24))), DEFAULT)
+    mem = world.kernel.mem
+    nodes = {
+        row: {mem.folio_nid(int(word) >> PFN_SHIFT) for word in table.ptes.raw}
+        for row, table in enumerate(sorted(world.kernel.tables.values(), key=lambda t: t.number))
+    }
+    assert nodes == {0: {1}, 1: {1}, 2: {0}, 3: {0}}
+    assert any("1 mappings lie on several nodes" in each for each in world.assumptions)
+    alone = build_world(on_nodes(((1, 2048),)), DEFAULT)
+    assert not any("node" in each for each in alone.assumptions)

@@ -7,7 +7,8 @@ The format is docs/snapshot-format.md. Kernel: fs/proc/task_mmu.c and fs/proc/pa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag, StrEnum
 from functools import lru_cache
@@ -159,6 +160,7 @@ class SnapshotVma(NamedTuple):
     vma_is_anonymous() would answer. captured: the PTEs of its anonymous pages are in the snapshot.
     anon_vma: whether it has one; None where the capture was not deep.
     lazyfree: of pages that MADV_FREE gave up and nobody wrote since. thp_eligible: as smaps says.
+    nodes: (NUMA node, pages there), as numa_maps says on hosts of several.
     """
 
     start: int
@@ -176,6 +178,7 @@ class SnapshotVma(NamedTuple):
     anon_vma: bool | None = None
     lazyfree: int = 0
     thp_eligible: bool | None = None
+    nodes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,7 +431,16 @@ def _vma(entry: dict[str, Any]) -> SnapshotVma:
         anon_vma=entry.get("anon_vma"),
         lazyfree=entry.get("lazyfree", 0),
         thp_eligible=bool(entry["thp_eligible"]) if "thp_eligible" in entry else None,
+        nodes=tuple(_nodes(entry.get("numa", ()))),
     )
+
+
+def _nodes(words: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """(node, pages) of a line of numa_maps; nodes beyond what a file has of a page are left out."""
+    for word in words:
+        match = re.fullmatch(r"N(\d{1,4})=(\d{1,15})", word)
+        if match and int(match[1]) < 256:
+            yield int(match[1]), int(match[2])
 
 
 def _check_lengths(members: Members, snapshot: Snapshot) -> None:

@@ -197,6 +197,9 @@ def check_vma(vma: object, where: str, deep: bool) -> None:
         raise FileError(
             f"{where}: kind {short(vma.get('kind'))}, captured {short(vma.get('captured'))}"
         )
+    numa = vma.get("numa", [])
+    if not isinstance(numa, list) or not all(isinstance(each, str) for each in numa):
+        raise FileError(f"{where}.numa: {short(numa)} is no list of texts")
     if type(vma.get("anon_vma")) is not (bool if deep else type(None)):
         raise FileError(f"{where}.anon_vma: {short(vma.get('anon_vma'))}")
     if not re.fullmatch("[-r][-w][-x][ps]", vma["perms"]):

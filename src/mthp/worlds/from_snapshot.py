@@ -103,12 +103,11 @@ def image_of_snapshot(snapshot: Snapshot, assumed: Assumed) -> WorldArrays:
             memcgs.setdefault(memcg.name, memcg)
     swaps = str(snapshot.meta.get("swaps") or "").splitlines()[1:]
     nodes, free = free_memory(snapshot)
-    highest = max(
-        (int(p.node.max(initial=0)) for p in snapshot.processes if p.node is not None), default=0
-    )
+    seen = (_nodes(snapshot, process) for process in snapshot.processes)
+    highest = max((int(each.max(initial=0)) for each in seen if each is not None), default=0)
     nodes += (NodeState({}),) * (highest + 1 - len(nodes))
     if len(nodes) > 1 and not snapshot.privilege.deep:
-        free = f"every page is taken to lie on node 0; {free}"
+        free = "; ".join((*_nodes_open(snapshot), free))
     return WorldArrays(
         nodes=nodes,
         processes=_processes(snapshot, list(memcgs), assumed),
@@ -349,7 +348,7 @@ def _tables(
         references=_references(process, assumed, snapshot.geometry),
         mm_ids=process.mm_ids,
         mm_id_mapcounts=process.mm_id_mapcounts,
-        node=process.node,
+        node=_nodes(snapshot, process),
         young=_folios_young(process, assumed),
     )
 
@@ -361,6 +360,30 @@ def _folios_young(process: ProcessTables, assumed: Assumed) -> Pages | None:
         return None
     young: Pages = (process.folio_state & np.uint16(FolioState.YOUNG)) != 0
     return young
+
+
+def _nodes(snapshot: Snapshot, process: ProcessTables) -> NDArray[np.uint8] | None:
+    """The NUMA node of each page; by mapping, that which has the most of its pages, in plain captures."""
+    if process.node is not None or not any(vma.nodes for vma in process.vmas):
+        return process.node
+    nodes = np.zeros(process.pte.size, np.uint8)
+    for vma in process.vmas:
+        if vma.nodes:
+            own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
+            nodes[own] = max(vma.nodes, key=lambda each: each[1])[0]
+    return nodes.reshape(process.pte.shape)
+
+
+def _nodes_open(snapshot: Snapshot) -> Iterator[str]:
+    """Say what a plain capture leaves open of the nodes that pages lie on."""
+    captured = [vma for each in snapshot.processes for vma in each.vmas if vma.captured]
+    if not any(vma.nodes for vma in captured):
+        yield "every page is taken to lie on node 0"
+    elif split := sum(len(vma.nodes) > 1 for vma in captured):
+        yield (
+            f"the pages of {split} mappings lie on several nodes (numa_maps): each is taken to lie on that "
+            "with the most of its mapping"
+        )
 
 
 def drained(process: ProcessTables) -> NDArray[np.uint64]:
