@@ -168,7 +168,7 @@ def on_nodes(*nodes: tuple[tuple[int, int], ...]) -> Snapshot:
     process = image.processes[0]
     heap, size = process.vmas[0], (8 << 20) // len(nodes)
     vmas = tuple(
-        dataclasses.replace(heap, start=HEAP + k * size, end=HEAP + (k + 1) * size, nodes=each)
+        heap._replace(start=HEAP + k * size, end=HEAP + (k + 1) * size, nodes=each)
         for k, each in enumerate(nodes)
     )
     return dataclasses.replace(image, processes=(dataclasses.replace(process, vmas=vmas),))

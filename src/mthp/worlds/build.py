@@ -531,11 +531,10 @@ class _Builder:
 
     def finish_references(self) -> None:
         """Add what folios are referenced beyond their mappings and the swap cache."""
-        mem = self.mem
-        more = np.zeros(mem.nr_frames, np.int64)
+        more = np.zeros(self.mem.nr_frames, np.int32)
         for pages, references in self.references:
-            np.maximum.at(more, mem.head.view()[pages], references)
-        mem.refcount.view()[: mem.nr_frames] += more.astype(np.int32)
+            np.maximum.at(more, self.mem.head.view()[pages], references.astype(np.int32))
+        self.mem.refcount.view()[: len(more)] += more
 
     # Swap
 
