@@ -54,6 +54,8 @@ def test_what_one_is_about_to_write(capfd: pytest.CaptureFixture[str]) -> None:
     none = doctor(capfd, *UNDER_7_3, "--max-ptes-none", "409")
     assert "counts-as-zero" in rules(none)
     assert "memory-is-only-added" in rules(doctor(capfd, *UNDER_7_3, "--max-ptes-none", "511"))
+    assert "thp-anon" in rules(doctor(capfd, "--thp-anon", "64K:always"))
+    assert "thp-anon" not in rules(doctor(capfd, "--thp-anon", "64K:always;2M:inherit"))
     assert main(["doctor", "--max-ptes-none", "512"]) == 2
     assert capfd.readouterr().err == "mthp doctor: max_ptes_none: 512 is outside 0..511\n"
 

@@ -60,7 +60,7 @@ def run(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
                 "--profile",
                 "7.3",
                 "--enabled",
-                "16kB=always,2048kB=never,global=never",
+                "16kB=always,32kB=always,2048kB=never,global=never",
                 "--max-ptes-none",
                 "64",
             ],

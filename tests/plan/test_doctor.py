@@ -280,11 +280,18 @@ def test_a_size_that_no_mapping_may_have() -> None:
     world = World(orders=set(), enabled=NEVER)
     world.settings(sizes={4: MADVISE, 9: ALWAYS})
     world.vma(pages=100)
+    world.vma(pages=200, at=0x44000000)
     world.vma(pages=512, at=0x50000000, flags=VM_DEFAULT | VM_NOHUGEPAGE)
     finding, pmd = (each for each in examine(of_world(world))[0] if each.rule == "no-mapping")
-    assert "(no aligned range of that size: 1, MADV_NOHUGEPAGE or MAP_STACK: 1)" in pmd.means
+    assert (
+        "(of 2048kB, no aligned range of that size: 2, MADV_NOHUGEPAGE or MAP_STACK: 1)"
+        in pmd.means
+    )
     assert pmd.write is None
-    assert "(not advised (MADV_HUGEPAGE): 1, MADV_NOHUGEPAGE or MAP_STACK: 1)" in finding.means
+    assert (
+        "(of 64kB, not advised (MADV_HUGEPAGE): 2, MADV_NOHUGEPAGE or MAP_STACK: 1)"
+        in finding.means
+    )
     assert finding.write is not None and finding.write[1] == "always"
     assert [value for _, value in finding.read] == ["madvise"]
     world.vma(pages=16, at=0x60000000, flags=VM_DEFAULT | VM_HUGEPAGE)

@@ -45,7 +45,7 @@ def _of_target(args: argparse.Namespace) -> Checkup:
         raise UsageError(f"{image.name}: it has no settings of transparent_hugepage")
     settings = settle_settings(args, captured_settings(image))
     profile, reason = settle_profile(args.profile, image)
-    cmdline = text("/proc/cmdline") if args.target is None else None
+    cmdline = _cmdline(args, live=args.target is None)
     case = examined_image(settings, profile, image.data, cmdline)
     return _checkup(image.name, image.source, reason, case)
 
@@ -62,8 +62,15 @@ def _of_host(args: argparse.Namespace) -> Checkup:
     profile, reason = profile_for_release(kernel), f"that of the running kernel {kernel}"
     if args.profile is not None:
         profile, reason = PROFILES[args.profile], "as asked"
-    case = examined_host(settings, profile, facts, text("/proc/cmdline"))
+    case = examined_host(settings, profile, facts, _cmdline(args, live=True))
     return _checkup("this host", "", reason, case)
+
+
+def _cmdline(args: argparse.Namespace, *, live: bool) -> str | None:
+    """The boot's command line, or what of it is asked about."""
+    if args.thp_anon is not None:
+        return f'thp_anon="{args.thp_anon}"'
+    return text("/proc/cmdline") if live else None
 
 
 def _checkup(target: str, source: str, reason: str, case: Examined) -> Checkup:

@@ -161,7 +161,7 @@ def boot_parameter_ignored_or_short(case: Examined) -> Findings:
         except SettingsError as error:
             yield SettingFinding(
                 "thp-anon",
-                (("/proc/cmdline", f"thp_anon={value}"),),
+                (("kernel command line", f"thp_anon={value}"),),
                 f"the kernel ignores the whole of it ({error})",
                 "no size is what it says",
                 kernel,
@@ -177,7 +177,7 @@ def boot_parameter_ignored_or_short(case: Examined) -> Findings:
     if named[order] is Enabled.INHERIT:
         yield SettingFinding(
             "thp-anon",
-            (("/proc/cmdline", f"thp_anon={';'.join(valid)}"), *case.switches(case.pmd)),
+            (("kernel command line", f"thp_anon={';'.join(valid)}"), *case.switches(case.pmd)),
             f"{size} is never, as every size is that thp_anon= does not name",
             f"without the parameter it is inherit: enabled={case.settings.enabled} no longer reaches it",
             kernel,
@@ -277,27 +277,28 @@ def page_faults_alone(case: Examined) -> Findings:
 def no_mapping_may_have_it(case: Examined) -> Findings:
     """Sizes that no mapping of the target may have; and, below the PMD's, none where khugepaged looks."""
     vmas = [vma for vma in case.vmas or () if vma_is_anonymous(vma)]
-    groups: dict[tuple[tuple[str, int], ...], int] = {}
+    groups: dict[bool, dict[int, Counter[str]]] = {}
     faults = 0
     for order in members(case.on):
         gates = [_gate(vma, order) for vma in vmas]
         if None not in gates:
             why = Counter(_WHY.get(gate, gate.value) for gate in gates if gate is not None)
-            groups[tuple(why.most_common())] = groups.get(tuple(why.most_common()), 0) | 1 << order
+            groups.setdefault(NOT_ADVISED in why, {})[order] = why
         elif case.below >> order & 1 and not any(
             holds(vma, case.geometry.pmd_order)
             for vma, gate in zip(vmas, gates, strict=True)
             if gate is None
         ):
             faults |= 1 << order
-    for reasons, orders in groups.items():
-        advise = any(reason == NOT_ADVISED for reason, _ in reasons)
-        told = ", ".join(f"{reason}: {number:,}" for reason, number in reasons)
+    for advise, reasons in groups.items():
+        orders = sum(1 << order for order in reasons)
+        smallest = min(reasons)
+        told = ", ".join(f"{why}: {number:,}" for why, number in reasons[smallest].most_common())
         yield SettingFinding(
             "no-mapping",
             case.switches(orders),
             f"none of the {len(vmas):,} anonymous mappings of the target may have {case.sizes(orders)}"
-            + (f" ({told})" if told else ""),
+            + (f" (of {case.geometry.size_name(smallest)}, {told})" if told else ""),
             "for the target, as it is mapped now, it is as good as never",
             "include/linux/huge_mm.h, thp_vma_allowable_orders(), thp_vma_suitable_order()",
             (tuple(map(case.switch, members(orders))), "always") if advise else None,

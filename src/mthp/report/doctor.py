@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -34,8 +35,9 @@ def render_checkup(checkup: Checkup, console: Console) -> None:
     page.line(checkup.settings.describe())
     number = len(checkup.findings)
     if number:
+        order = ", most costly first" if number > 1 else ""
         page.line(
-            f"{plural(number, 'finding')}, most costly first: what is set does not mean what it may seem to.",
+            f"{plural(number, 'finding')}{order}: what is set does not mean what it may seem to.",
             "bold",
         )
     else:
@@ -50,9 +52,22 @@ def render_checkup(checkup: Checkup, console: Console) -> None:
         page.line(f"Not looked for: {about} ({why}).", "dim")
 
 
+def _read(finding: SettingFinding) -> Iterator[str]:
+    """What was read, by short names; sizes that say the same in one, in braces."""
+    sizes: dict[str, list[str]] = {}
+    for path, value in finding.read:
+        name = path.removeprefix(f"{TRANSPARENT_HUGEPAGE}/")
+        if name.startswith("hugepages-"):
+            sizes.setdefault(value, []).append(name.removeprefix("hugepages-").partition("/")[0])
+        else:
+            yield f"{name}: {value}"
+    for value, names in sizes.items():
+        size = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+        yield f"hugepages-{size}/enabled: {value}"
+
+
 def _render(page: SafeConsole, place: int, finding: SettingFinding) -> None:
-    read = [(path.removeprefix(f"{TRANSPARENT_HUGEPAGE}/"), value) for path, value in finding.read]
-    page.heading(f"{place}. {', '.join(f'{path}: {value}' for path, value in read)}")
+    page.heading(f"{place}. {', '.join(_read(finding))}")
     line = command(finding)
     rows = [
         ("means", f"{finding.means}."),
