@@ -92,7 +92,7 @@ def test_what_lies_beyond_both_ends_is_not_in_the_range() -> None:
         members = dict(file)
     meta = json.loads(members["meta"].tobytes())
     for path in meta["sysfs"]:
-        if path.endswith("enabled"):
+        if path.endswith("kB/enabled"):
             meta["sysfs"][path] = "always inherit madvise [never]"
     members["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     changed = io.BytesIO()
