@@ -182,7 +182,8 @@ def along_capture(
 
 
 def _ends(snapshot: Snapshot, profile: Profile) -> list[Assumed]:
-    """What is assumed at each end of the range that `mthp collapse` prints."""
+    """What is assumed at each end of the range that `mthp collapse` prints, and that khugepaged comes to the
+    processes in reverse, which single passes may show."""
     tried: list[Assumed] = []
 
     def prepare(assumed: Assumed) -> tuple[BuiltWorld, Request]:
@@ -192,7 +193,9 @@ def _ends(snapshot: Snapshot, profile: Profile) -> list[Assumed]:
 
     world, request = prepare(LIKELY)
     with_bounds(run_world(world, request), request.windows, snapshot, LIKELY, prepare)
-    return [*tried[1:], Assumed(registered=False)]
+    by_age = sorted(snapshot.processes, key=lambda process: (process.started, process.pid))
+    last_first = {process.pid: -place for place, process in enumerate(by_age)}
+    return [*tried[1:], Assumed(registered=False), Assumed(places=last_first)]
 
 
 def _within(

@@ -259,7 +259,7 @@ def _place(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> int 
         return None
     if process.deep is not None and process.deep.registered is not None:
         return process.deep.registered
-    return process.started
+    return assumed.places.get(process.pid, process.started)
 
 
 def _named(vmas: Sequence[SnapshotVma]) -> Iterator[SnapshotVma]:

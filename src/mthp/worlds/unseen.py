@@ -46,7 +46,7 @@ class Assumed:
     registered: whether khugepaged has the processes on its list; None: as deduced, and where that is not
     known, it has. marks: pid -> (n, PTRS)
     the pages that are young, in the place of `young`. held: the same of pages that others hold, in the
-    place of what is likely.
+    place of what is likely. places: pid -> the place on that list, in the place of the order of start.
     """
 
     young: Young = Young.CAPTURED
@@ -54,6 +54,7 @@ class Assumed:
     leaning: Leaning = Leaning.LIKELY
     marks: Mapping[int, Pages] = field(default_factory=dict)
     held: Mapping[int, Pages] = field(default_factory=dict)
+    places: Mapping[int, int] = field(default_factory=dict)
 
 
 LIKELY: Final = Assumed()
