@@ -18,7 +18,7 @@ import re
 import termios
 from typing import Iterable, Iterator, NamedTuple
 
-from mthp.image.capture.proc import forked, parent_of, text
+from mthp.image.capture.proc import forked, own_pid, parent_of, text
 
 _RING = "anon_inode:[io_uring]"
 _BUFFER = re.compile(r"^ *\d+: 0x([0-9a-f]{1,16})/(\d{1,15})$", re.M)
@@ -83,10 +83,14 @@ def _waiting(pid: int, number: int) -> int:
 
     To open it by /proc would make us one more reader or writer, which its ends can tell.
     """
-    import ctypes
-
     count = array.array("i", [0])
-    with contextlib.suppress(OSError):
+    if own_pid() != os.getpid():  # this /proc has another PID namespace's numbers
+        return 0
+    with contextlib.suppress(
+        OSError, AttributeError, ImportError
+    ):  # a Python without pidfds, or ctypes
+        import ctypes
+
         process = os.pidfd_open(pid)
         try:
             file = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, process, number, 0)
