@@ -40,8 +40,9 @@ def of_session(leader: int) -> set[int]:
 
 
 def hearing() -> None:
-    """Heed Ctrl-C also where the tests run in the background of a shell."""
+    """Heed the keyboard's signals also where the tests run in the background of a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 class Ended:
@@ -60,7 +61,13 @@ class Ended:
                 time.sleep(0.005)
             self.was_running = run.poll() is None
             run.send_signal(ending)
-            _, self.said = run.communicate(timeout=60)
+            if ending == signal.SIGPIPE:  # Python ignores it; what then goes on may take long
+                run.send_signal(signal.SIGTERM)
+            try:
+                _, self.said = run.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+                raise
             self.code = run.returncode
             end = time.monotonic() + 10
             while (left := of_session(run.pid)) and time.monotonic() < end:
@@ -68,8 +75,9 @@ class Ended:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
         assert not left, "processes are left"
-        # Before our first line runs, Ctrl-C is Python's own matter.
-        assert "Traceback" not in self.said or "_run_code" not in self.said
+        # Until our first line has run, Ctrl-C is Python's own matter.
+        own = "_run_code" in self.said and "import signal\n" not in self.said
+        assert "Traceback" not in self.said or not own, self.said
         if ending in IN_ORDER and self.was_running:
             # Python itself ends by SIGINT what was interrupted within exec(), as dataclasses use it.
             assert self.code in (0, 1, 3, 4, -ending, -signal.SIGINT), self.said
@@ -183,5 +191,8 @@ def test_lab_ended_at_many_moments(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_closed_terminal_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
-    ended = Ended(tmp_path, [*CHECK[:-3], "--quiet"], signal.SIGHUP, 3)
+    for seconds in (3, 12, 48):  # on a busy machine it is still being loaded at first
+        ended = Ended(tmp_path, [*CHECK[:-3], "--quiet"], signal.SIGHUP, seconds)
+        if ended.code != -signal.SIGHUP:
+            break
     assert (ended.code, ended.said) == (1, "mthp check: interrupted\n")
