@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+from functools import lru_cache
 from typing import Iterator, NamedTuple
 
 from mthp.words.streams import TOO_MANY_FILES
@@ -275,8 +276,10 @@ SIZES = {
 }
 
 
-def why_skipped(perms: str, inode: int, path: str, flags: list[str]) -> str | None:
+@lru_cache
+def why_skipped(perms: str, inode: int, path: str, codes: str) -> str | None:
     """Why a VMA is not anonymous to the kernel; None if it is. Kernel: vma_is_anonymous()."""
+    flags = codes.split()
     if "ht" in flags:
         return "hugetlb"
     if "pf" in flags or "io" in flags:
@@ -290,40 +293,56 @@ def why_skipped(perms: str, inode: int, path: str, flags: list[str]) -> str | No
     return "shared mapping" if perms.endswith("s") else None
 
 
-WANTED = re.compile(
-    rb"(?m)^(?:(%s): +(\d+)( kB)?|VmFlags: ?([^\n]*)|([0-9a-f]+-[0-9a-f]+ [^\n]*))$"
-    % b"|".join(SIZES)
-)
-"""A line of maps or smaps that is looked at: a size, the flags, or the first of a VMA."""
+_HEAD = rb"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *([^\n]*)\n"
+_ROWS = re.compile(rb"[^\n]*\n((?:[A-Z][^\n]*\n)*)")
 
 
 def parse_maps(content: bytes) -> Iterator[SmapsEntry]:
-    """The VMAs in maps or smaps; those of maps have no sizes and flags."""
-    head: list[str] = []
-    sizes: dict[str, int] = {}
-    flags = ""
-    for match in WANTED.finditer(content):
-        key, size, kib, codes, first = match.groups()
-        if key:
-            name = SIZES[key]
-            sizes[name] = sizes.get(name, 0) + (int(size) << 10 if kib else int(size))
-        elif codes is not None:
-            flags = codes.decode().strip()
+    """The VMAs in maps or smaps; those of maps have no sizes and flags. ValueError: it is neither.
+
+    Each has the rows that the one before has, so one expression finds all of a VMA's fields.
+    """
+    at, form, names = 0, re.compile(rb"(?!)"), list[tuple[str, int]]()
+    while at < len(content):
+        found = form.match(content, at)
+        if found is None:
+            form, names = _form(content, at)
+            found = form.match(content, at)
+            if found is None:
+                raise ValueError("no VMA")
+        at = found.end()
+        yield _vma(names, *found.groups())
+
+
+def _form(content: bytes, at: int) -> tuple[re.Pattern[bytes], list[tuple[str, int]]]:
+    """What a VMA like the one there looks like, and the names and units of its sizes."""
+    rows = _ROWS.match(content, at)
+    form, names, flags = _HEAD, list[tuple[str, int]](), rb"()"
+    for row in rows[1].splitlines() if rows is not None else ():
+        label = row.partition(b":")[0]
+        form += re.escape(label) + b":"
+        if label in SIZES:
+            unit = b" kB" if row.endswith(b" kB") else b""
+            names.append((SIZES[label], 10 if unit else 0))
+            form += rb" +(\d{1,18})" + unit + rb"\n"
+        elif label == b"VmFlags":
+            form, flags = form + rb" ?([^\n]*)\n", b""
         else:
-            if head:
-                yield _vma(head, sizes, flags)
-            head, sizes, flags = first.decode("utf-8", "replace").split(None, 5), {}, ""
-    if head:
-        yield _vma(head, sizes, flags)
+            form += rb"[^\n]*\n"
+    return re.compile(form + flags), names
 
 
-def _vma(head: list[str], sizes: dict[str, int], flags: str) -> SmapsEntry:
-    start, _, end = head[0].partition("-")
-    path = head[5] if len(head) > 5 else ""
-    skipped = why_skipped(head[1], int(head[4]), path, flags.split())
+def _vma(names: list[tuple[str, int]], *fields: bytes) -> SmapsEntry:
+    start, end, perms, offset, dev, inode, path, *values, flags = fields
+    sizes: dict[str, int] = {}
+    for (name, unit), value in zip(names, values, strict=True):
+        sizes[name] = sizes.get(name, 0) + (int(value) << unit)
+    codes, number = flags.decode().strip(), int(inode)
+    where, rights = path.decode("utf-8", "replace"), perms.decode()
+    skipped = why_skipped(rights, number, where, codes)
     return SmapsEntry(
-        int(start, 16), int(end, 16), head[1], int(head[2], 16), head[3], int(head[4]), path,
-        flags, sizes, skipped,
+        int(start, 16), int(end, 16), rights, int(offset, 16), dev.decode(), number, where,
+        codes, sizes, skipped,
     )  # fmt: skip
 
 
@@ -332,5 +351,5 @@ def read_vmas(pid: int, file: str) -> list[SmapsEntry]:
     with reading(pid), open(f"/proc/{pid}/{file}", "rb") as content:
         try:
             return list(parse_maps(content.read()))
-        except (ValueError, IndexError):
+        except ValueError:
             raise CaptureError(f"/proc/{pid}/{file} is not as Linux writes it", LACKING) from None
