@@ -242,7 +242,7 @@ class ProcessTables:
         """Whether each page has the flag, as an (n, PTRS) array; None without root."""
         if self.kpageflags is None:
             return None
-        return cast(npt.NDArray[np.bool_], (self.kpageflags >> np.uint64(flag)) & 1 != 0)
+        return cast(npt.NDArray[np.bool_], self.kpageflags & np.uint64(1 << flag) != 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,8 @@ _MAPPED: Final = PRESENT | HUGE
 """Bits of a huge PMD, as pmd_trans_huge() asks."""
 _MOST: Final = 64
 """Tables that are looked at together."""
+_WIDTH: Final = 16
+"""PTEs that are looked at first, beside twice as many as may be holes."""
 _NONE: Final = np.zeros(0, np.int8)
 
 
@@ -111,12 +113,15 @@ def _with_many_holes(
     pages that the scan meets before are plain ones, as plain_pages() says, and small.
     """
     kernel, mem = mm.kernel, mm.kernel.mem
-    words = np.stack([*tables.values()])
-    present = words & PRESENT != 0
-    pfns = np.where(present, words >> PFN_SHIFT, 0)
-    holes = (words == PTE_NONE) | (present & (pfns == 0))
-    met = holes.cumsum(axis=1)
-    enough = met[:, -1] > most_holes
+    for width in (2 * most_holes + _WIDTH, mm.geometry.ptrs_per_pte):  # most have holes soon
+        words = np.stack([each[:width] for each in tables.values()])
+        present = words & PRESENT != 0
+        pfns = np.where(present, words >> PFN_SHIFT, 0)
+        holes = (words == PTE_NONE) | (present & (pfns == 0))
+        met = holes.cumsum(axis=1)
+        enough = met[:, -1] > most_holes
+        if enough.all():
+            break
     scanned = np.where(enough, (met <= most_holes).sum(axis=1) + 1, 0)
     pages = ~holes & (np.arange(words.shape[1]) < scanned[:, None])
     rows = pages.nonzero()[0]

@@ -87,10 +87,10 @@ def painted(
     size: int, starts: NDArray[np.int64], ends: NDArray[np.int64], values: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """So many entries, each with the value of the one range that it is in, or 0."""
-    steps = np.zeros(size + 1, np.int32)
-    np.add.at(steps, starts, values)
-    np.subtract.at(steps, ends, values)
-    return steps.cumsum(dtype=np.int32)[:size]
+    entries = np.zeros(size, np.int32)
+    for start, end, value in zip(starts.tolist(), ends.tolist(), values.tolist(), strict=True):
+        entries[start:end] = value
+    return entries
 
 
 class ImageVma(NamedTuple):

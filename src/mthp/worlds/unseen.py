@@ -172,8 +172,8 @@ class _Mappings(NamedTuple):
 
 def _between(which: Pages, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many are marked of the entries of each range."""
-    before = np.append(0, which.cumsum(dtype=np.int32))
-    counts: NDArray[np.int64] = before[ends] - before[starts]
+    places = np.flatnonzero(which)
+    counts: NDArray[np.int64] = np.searchsorted(places, ends) - np.searchsorted(places, starts)
     return counts
 
 
