@@ -136,6 +136,21 @@ def test_a_process_that_proc_hides(program: Path, sleeper: int, how: str) -> Non
     assert code == 2 and "no process 4194399" in said and "hide" not in said
 
 
+def test_processes_that_proc_hides_are_counted(program: Path, sleeper: int) -> None:
+    """Those that cgroups list, though /proc does not; what is left is this process's own user's."""
+    mounts = "mount -t proc -o hidepid=2 proc /proc; mount -t cgroup2 none /sys/fs/cgroup"
+    script = f"{mounts}; {NOBODY} sleep 100 & {mounts}; {NOBODY} {PYTHON} {program} --all -o OUT"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        out = Path(folder) / "x.npz"
+        subprocess.run(
+            ["unshare", "-m", "sh", "-c", f"{script.replace('OUT', str(out))}; kill $!"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        (said,) = (line for line in load(out).unseen if "hidden by /proc" in line)
+    assert int(said.split()[0]) > 1
+
+
 def test_another_pid_namespace(program: Path, sleeper: int) -> None:
     """A container has its own numbers; and where /proc is not its own, 'self' is still itself."""
     out = program.parent / "y.npz"

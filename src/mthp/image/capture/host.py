@@ -8,7 +8,15 @@ import os
 import re
 from typing import Any
 
-from mthp.image.capture.proc import LACKING, CaptureError, LeftOut, number, own_pid, text
+from mthp.image.capture.proc import (
+    LACKING,
+    CaptureError,
+    LeftOut,
+    hides_processes,
+    number,
+    own_pid,
+    text,
+)
 from mthp.words.units import Geometry
 
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -106,8 +114,11 @@ def cgroup_mounts() -> dict[str, str]:
 
 
 def every_pid() -> list[int]:
-    """All processes that /proc lists, but this one."""
-    return sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - {own_pid()})
+    """All processes that /proc lists, but this one; where it hides some, those that cgroups list, too."""
+    found = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    if hides_processes():
+        found.update(*map(_listed_below, cgroup_mounts().values()))
+    return sorted(found - {0, own_pid()})
 
 
 def pids_of_cgroup(path: str) -> list[int]:
@@ -140,6 +151,10 @@ def numbers_of_cgroup(path: str) -> list[int]:
         folder = os.path.join(mount, folder.strip("/"))
     if not os.path.exists(os.path.join(folder, "cgroup.procs")):
         raise LeftOut(f"no cgroup {path}", "no cgroup")
+    return _listed_below(folder)
+
+
+def _listed_below(folder: str) -> list[int]:
     found = [os.path.join(here, "cgroup.procs") for here, _, _ in os.walk(folder)]
     return [int(pid) for procs in found for pid in (text(procs) or "").split()]
 
