@@ -135,6 +135,18 @@ def test_what_every_capture_has_in_common_is_one_line() -> None:
     assert "from smaps" in page_of(OUTCOME, verbose=True)
 
 
+@pytest.mark.parametrize("width", [16, 24, 40])
+def test_a_table_on_a_narrow_page_is_wrapped_and_nothing_cut(width: int) -> None:
+    texts = []
+    for room in (width, 200):
+        page = SafeConsole(console(room))
+        columns = [("size", "keep"), ("folios", "right"), ("bytes", "keep")]
+        page.table(columns, [["4kB (order 0)", "101,542", "397 MiB → 397 MiB"]])
+        texts.append(printed(page.console))
+    assert max(map(len, texts[0].splitlines())) <= width
+    assert sorted("".join(texts[0].split())) == sorted("".join(texts[1].split()))
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_header_of_a_table_is_lost(width: int) -> None:
     lines = page_of(replace(OUTCOME, processes=2), width, verbose=True).splitlines()

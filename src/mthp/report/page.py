@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from mthp.predict.records import AdvisedOutcome, Outcome
 from mthp.report.phrases import plural
-from mthp.words.files import shown
+from mthp.words.files import LINE_LENGTH, shown
 
 _PLAIN = str.maketrans(
     {
@@ -86,7 +87,8 @@ class SafeConsole:
         grid: bool = False,
         indent: int = 2,
     ) -> None:
-        """Print rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same).
+        """Print rows under (title, kind); kind is left, keep (left, not wrapped) or right (the same), but
+        that on a page which is too narrow all are wrapped, so that no number is cut.
 
         A grid has no titles.
         """
@@ -102,6 +104,10 @@ class SafeConsole:
             )
         for row in rows:
             table.add_row(*(self.text(cell) if isinstance(cell, str) else cell for cell in row))
+        unbounded = self.console.options.update_width(LINE_LENGTH)
+        if Measurement.get(self.console, unbounded, table).minimum > self.width - indent:
+            for column in table.columns:
+                column.no_wrap = False
         self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
