@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from mthp.predict.records import AdvisedOutcome, Outcome
 from mthp.report.phrases import plural
-from mthp.words.files import LINE_LENGTH, shown
+from mthp.words.files import shown
 
 _PLAIN = str.maketrans(
     {
@@ -95,19 +94,25 @@ class SafeConsole:
         gap = 2 if self.width >= 80 else 1
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=not grid)
         table.header_style = "dim"
-        for title, kind in columns:
+        cells = [
+            [self.text(cell) if isinstance(cell, str) else cell for cell in row]
+            for row in ([title for title, _ in columns], *rows)
+        ]
+        widths = [
+            max(cell.cell_len for cell in column) + gap for column in zip(*cells, strict=True)
+        ]
+        kept = sum(
+            width for width, (_, kind) in zip(widths, columns, strict=True) if kind != "left"
+        )
+        for title, (_, kind) in zip(cells[0], columns, strict=True):
             table.add_column(
-                self.text(title),
+                title,
                 justify="right" if kind == "right" else "left",
-                no_wrap=kind != "left",
+                no_wrap=kind != "left" and kept + indent <= self.width,
                 overflow="fold",
             )
-        for row in rows:
-            table.add_row(*(self.text(cell) if isinstance(cell, str) else cell for cell in row))
-        unbounded = self.console.options.update_width(LINE_LENGTH)
-        if Measurement.get(self.console, unbounded, table).minimum > self.width - indent:
-            for column in table.columns:
-                column.no_wrap = False
+        for row in cells[1:]:
+            table.add_row(*row)
         self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
