@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Assertions in the world builder explain themselves as those in tests do. Where the environment keeps
-no byte code, the processes that tests start would compile all modules, each time: they share a folder."""
+no byte code, the processes that tests start would compile all modules, each time: they share a folder.
+Where the tests run in the background of a shell, it has the keyboard's signals ignored, for them and for
+what they start: they are heard all the same."""
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -12,7 +15,11 @@ pytest.register_assert_rewrite("tests.small_worlds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have byte code kept in a folder of this run; its workers and processes inherit both variables."""
+    """Have byte code kept in a folder of this run; its workers and processes inherit both variables, and
+    the signals that are heard.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         folder = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="mthp-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

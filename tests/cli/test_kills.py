@@ -39,12 +39,6 @@ def of_session(leader: int) -> set[int]:
     return found
 
 
-def hearing() -> None:
-    """Heed the keyboard's signals also where the tests run in the background of a shell."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-
-
 class Ended:
     """A command that was ended by a signal. code, said: its exit code, and what it said on stderr."""
 
@@ -54,7 +48,6 @@ class Ended:
         with subprocess.Popen(
             [*MTHP, *words], cwd=folder, env=env, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            preexec_fn=hearing,
         ) as run:  # fmt: skip
             end = time.monotonic() + moment
             while run.poll() is None and time.monotonic() < end:
