@@ -40,7 +40,9 @@ def add_interpreter(files: GuestFiles) -> str:
     guest = resources.files("mthp.lab") / "guest"
     scripts = {name: (guest / name).read_bytes() for name in _SCRIPTS}
     for name, text in {**scripts, **capture_sources()}.items():
-        files.add_bytes(f"{LAB}/{name}", text)
+        place = f"{LAB}/{name}"
+        files.add_bytes(place, text)
+        files.add_bytes(importlib.util.cache_from_source(place), _HEADER + _compile(place, text))
     return path
 
 
@@ -49,7 +51,9 @@ def _add_compiled(files: GuestFiles, below: str) -> None:
     compiling is slow in a guest."""
     for path, source in files.modules(below):
         compiled = importlib.util.cache_from_source(path)
-        files.add_bytes(compiled, _HEADER + (_payload(Path(compiled)) or _compile(path, source)))
+        files.add_bytes(
+            compiled, _HEADER + (_payload(Path(compiled)) or _compile(path, source.read_bytes()))
+        )
 
 
 _UNCHECKED_HASH = 1
@@ -65,8 +69,8 @@ def _payload(compiled: Path) -> bytes | None:
     return data[len(_HEADER) :] if data.startswith(importlib.util.MAGIC_NUMBER) else None
 
 
-def _compile(path: str, source: Path) -> bytes:
+def _compile(path: str, text: bytes) -> bytes:
     try:
-        return marshal.dumps(compile(source.read_bytes(), path, "exec", dont_inherit=True))
+        return marshal.dumps(compile(text, path, "exec", dont_inherit=True))
     except (SyntaxError, ValueError) as error:
         raise LabError(HOST_LACKS, f"{path}: {error}") from None

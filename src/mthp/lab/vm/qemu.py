@@ -40,7 +40,7 @@ _EMULATED: dict[Accel, tuple[str, ...]] = {Accel.KVM: (), Accel.TCG: ("no_timer_
 """Words on the command line: on a busy host an emulated timer may not tick as often as the kernel would
 have it within its first milliseconds, which it takes for a broken one and panics."""
 BOOT_SECONDS = {Accel.KVM: 30.0, Accel.TCG: 600.0}
-"""On a host whose processors are busy, software emulation takes minutes; a guest that ends is seen at once."""
+"""On a busy host software emulation takes minutes; a guest that ends is seen at once."""
 
 
 @dataclass(frozen=True)
