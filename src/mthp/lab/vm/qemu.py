@@ -25,7 +25,7 @@ from mthp.lab.vm.channel import Channel, GuestGone
 from mthp.words.files import spooled
 from mthp.words.processes import end_with_parent
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 180.0
 PROBE_SECONDS = 20.0
 
 
