@@ -263,6 +263,9 @@ def add_sweep(verbs: Verbs) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument(
+        "--html", metavar="FILE", help="write a page there that explains it to others"
+    )
     group.add_argument("--verbose", action="store_true", help="every setting, every assumption")
     group.add_argument("--quiet", action="store_true", help="no progress")
 

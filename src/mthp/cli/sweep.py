@@ -20,11 +20,34 @@ from mthp.plan.planner import Planner
 from mthp.plan.records import Sweep, Wish
 from mthp.plan.sweep import choose_plan, front_of, grid
 from mthp.predict.outcome import usual
+from mthp.words.files import check_target, replace_text
 from mthp.worlds.build import arrays_of
 
 
 def run_sweep(args: argparse.Namespace) -> int:
     """Run `mthp sweep` and return its exit code: 1 where no setting holds to the wish."""
+    if args.html is not None:
+        check_target(args.html)
+    sweep = sweep_of(args)
+    if args.html is not None:
+        from mthp.report.sweep_html import html_text
+
+        replace_text(args.html, html_text(sweep))
+    if args.json:
+        from mthp.report.sweep import sweep_document
+
+        print_json(sweep_document(sweep))
+    else:
+        from rich.console import Console
+
+        from mthp.report.sweep import render_sweep
+
+        render_sweep(sweep, Console(), verbose=args.verbose)
+    return 0 if sweep.chosen is not None else 1
+
+
+def sweep_of(args: argparse.Namespace) -> Sweep:
+    """Plan the target of the command line under every setting of the grid."""
     image = load_target(args)
     base = settle_settings(args, captured_settings(image))
     profile, reason = settle_profile(args.profile, image)
@@ -43,7 +66,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     wish = Wish(_share(args.max_added), _share(args.min_large))
     chosen, nearest = choose_plan(plans, wish)
     unseen = image.data.unseen if isinstance(image.data, Snapshot) else ()
-    sweep = Sweep(
+    added = now.added_by_vma.keys() | nearest.added_by_vma.keys()
+    return Sweep(
         target=image.name,
         source=image.source,
         profile=profile.name,
@@ -55,22 +79,17 @@ def run_sweep(args: argparse.Namespace) -> int:
         front=front_of(plans),
         chosen=chosen,
         nearest=nearest,
+        names={
+            (process.pid, vma.start): (process.name, vma.name)
+            for process in planner.processes
+            for vma in process.vmas
+            if (process.pid, vma.start) in added
+        },
         assumptions=arrays.assumptions,
         unseen=unseen,
         usual=usual(unseen),
         seconds=time.monotonic() - began,
     )
-    if args.json:
-        from mthp.report.sweep import sweep_document
-
-        print_json(sweep_document(sweep))
-    else:
-        from rich.console import Console
-
-        from mthp.report.sweep import render_sweep
-
-        render_sweep(sweep, Console(), verbose=args.verbose)
-    return 0 if chosen is not None else 1
 
 
 def _share(percent: float | None) -> float | None:

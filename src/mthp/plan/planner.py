@@ -156,7 +156,7 @@ class Planner:
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
             count += int(np.count_nonzero(orders[self.plain[number].vma]))
-        others = sum(map(np.count_nonzero, odd))
+        others = int(sum(map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
         if others and not why:
             run = self._run(settings, odd)

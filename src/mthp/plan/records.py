@@ -80,7 +80,8 @@ class Sweep:
 
     base: the captured settings, now: the plan for them. front: for each plan, whether no other is as good in
     each of TLB entries, small folios and memory added, and better in one. chosen: the first that holds to the
-    wish, None where none does; nearest: the one that misses it by least.
+    wish, None where none does; nearest: the one that misses it by least. names: (pid, start) -> process and
+    mapping, where now or nearest adds memory.
     """
 
     target: str
@@ -94,6 +95,7 @@ class Sweep:
     front: tuple[bool, ...]
     chosen: BulkVerdict | None
     nearest: BulkVerdict
+    names: Mapping[tuple[int, int], tuple[str, str]]
     assumptions: tuple[str, ...]
     unseen: tuple[str, ...]
     usual: frozenset[str]

@@ -84,7 +84,7 @@ def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> No
     if sweep.source and sweep.source != sweep.target:
         where += f" ({sweep.source})"
     page.line(f"{where}: profile {sweep.profile} ({sweep.profile_reason})", "bold")
-    page.line(_headline(sweep), "bold")
+    page.line(headline(sweep), "bold")
     _how(page, sweep)
     shown = [
         (plan, front)
@@ -108,12 +108,13 @@ def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> No
     _grounds(page, sweep)
 
 
-def _headline(sweep: Sweep) -> str:
+def headline(sweep: Sweep) -> str:
+    """What to take, and what that gives and costs, in a sentence."""
     if sweep.chosen is None:
         missed = 100 * sweep.wish.missed_by(sweep.nearest)
         return (
             f"Predicted: no setting gives {wish_text(sweep.wish)}; nearest is "
-            f"{_name(sweep.nearest)}, which misses it by {missed:.2g} % of the memory."
+            f"{plan_name(sweep.nearest)}, which misses it by {missed:.2g} % of the memory."
         )
     tried = plural(len(sweep.plans), "setting")
     if not sweep.gains:
@@ -127,10 +128,11 @@ def _headline(sweep: Sweep) -> str:
         f"{plan.translations:,} TLB entries instead of {sweep.now.translations:,}, "
         f"{human_bytes(plan.memory_added)} more memory"
     )
-    return f"Predicted: of {tried}, with {wish_text(sweep.wish)}, take {_name(plan)}: {what}."
+    return f"Predicted: of {tried}, with {wish_text(sweep.wish)}, take {plan_name(plan)}: {what}."
 
 
-def _name(plan: BulkVerdict) -> str:
+def plan_name(plan: BulkVerdict) -> str:
+    """The sizes and the limit that make a plan's settings."""
     return f"{sizes_text(plan.settings)}, max_ptes_none={plan.settings.max_ptes_none}"
 
 
@@ -165,18 +167,22 @@ def _cells(sweep: Sweep, plan: BulkVerdict) -> tuple[str, ...]:
 def _grounds(page: SafeConsole, sweep: Sweep) -> None:
     """What the answer rests on."""
     page.console.print()
-    tables = max(plan.counted_tables + plan.engine_tables for plan in sweep.plans)
-    by_engine = max(plan.engine_tables for plan in sweep.plans)
-    page.line(
-        f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that come to windows, "
-        f"{by_engine:,} went to the engine; of the others occupancy decides. Page faults, which also "
-        "make large folios under these sizes, are not in it. How far what a capture cannot see moves it, and "
-        "how long it takes: mthp collapse with these settings.",
-        "dim",
-    )
+    page.line(grounds_text(sweep), "dim")
     usual = frozenset[str]() if page.verbose else sweep.usual
     page.bullets("Assumed", [each for each in sweep.assumptions if each not in usual])
     page.bullets("Not seen", [each for each in sweep.unseen if each not in usual])
+
+
+def grounds_text(sweep: Sweep) -> str:
+    """How the answer was made, and what is not in it."""
+    tables = max(plan.counted_tables + plan.engine_tables for plan in sweep.plans)
+    by_engine = max(plan.engine_tables for plan in sweep.plans)
+    return (
+        f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that come to windows, "
+        f"{by_engine:,} went to the engine; of the others occupancy decides. Page faults, which also "
+        "make large folios under these sizes, are not in it. How far what a capture cannot see moves it, and "
+        "how long it takes: mthp collapse with these settings."
+    )
 
 
 def sweep_document(sweep: Sweep) -> dict[str, Any]:
