@@ -79,6 +79,7 @@ WISHES = {
     "recommended": (),
     "nearest": ("--min-large", "99"),
     "leave": ("--max-added", "0", "--max-ptes-none", "0", "--enabled", "all=always,always"),
+    "too much": ("--max-added", "0", "--enabled", "2048kB=always"),
 }
 
 
@@ -120,7 +121,7 @@ def test_each_plan_is_in_a_dot_with_the_same_figures(wish: str) -> None:
     page = Page(html_text(made))
     dots = [attributes for tag, attributes, _ in page.found if tag == "circle"]
     assert [each["aria-label"] for each in dots] == page.texts("title")[1:]
-    assert len(dots) == 1 + len({plan.price[:3] for plan in made.plans})
+    assert len(dots) == 1 + len({(*plan.price[:3], plan.large) for plan in made.plans})
     for plan in (made.now, *made.plans):
         figures = (
             f": {percent(plan.large, plan.mapped)} in large folios, {plan.translations:,} TLB entries, "
@@ -163,6 +164,16 @@ def test_it_says_when_there_is_nothing_to_write() -> None:
         page = Page(html_text(sweep(*WISHES[wish])))
         assert page.texts("h1") == [title]
         assert not page.texts("pre")
+
+
+def test_what_is_set_is_not_recommended_where_it_adds_more_than_asked_for() -> None:
+    made = sweep(*WISHES["too much"])
+    assert made.wish.missed_by(made.now) > 0
+    assert made.chosen is not None
+    assert made.now.translations < made.chosen.translations
+    page = Page(html_text(made))
+    assert page.texts("h1") == [f"Recommended: huge pages of {plan_name(made.chosen)}"]
+    assert "What is set now does not: 92% in large folios" in " ".join(page.texts("p"))
 
 
 def test_what_strangers_wrote_stays_text() -> None:

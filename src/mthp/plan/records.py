@@ -103,8 +103,12 @@ class Sweep:
 
     @property
     def gains(self) -> bool:
-        """Whether what is chosen needs fewer TLB entries than what is set, or maps less by small folios."""
-        return self.chosen is not None and self.chosen.price[:2] < self.now.price[:2]
+        """Whether to take what is chosen: it needs fewer TLB entries than what is set, or maps less by small
+        folios; or what is set does not hold to the wish.
+        """
+        if self.chosen is None:
+            return False
+        return self.wish.missed_by(self.now) > 0 or self.chosen.price[:2] < self.now.price[:2]
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,8 @@ def _title(sweep: Sweep) -> str:
         return "No setting gives what was asked for"
     if not sweep.gains:
         return "Recommended: leave the settings as they are"
+    if not any(mode is not Enabled.NEVER for mode in sweep.chosen.settings.sizes.values()):
+        return "Recommended: no huge pages by khugepaged"
     return f"Recommended: huge pages of {plan_name(sweep.chosen)}"
 
 
@@ -168,7 +170,7 @@ def _answer(sweep: Sweep) -> Iterator[str]:
     lead = escape(headline(sweep))
     if sweep.gains:
         lead = (
-            "Set so, Linux merges small pages of this memory into larger ones. Predicted: "
+            "This tells Linux how far to merge small pages into larger ones. Predicted: "
             f"{percent(plan.large, plan.mapped)} of {human_bytes(plan.mapped)} will be in large folios, and "
             f"the processor needs {plan.translations:,} TLB entries to reach all of it instead of "
             f"{now.translations:,}. That takes {human_bytes(plan.memory_added)} more memory."
@@ -187,14 +189,14 @@ def _answer(sweep: Sweep) -> Iterator[str]:
         return
     hold = sum(not sweep.wish.missed_by(each) for each in sweep.plans)
     why = (
-        f"Why: of {tried} tried, {hold:,} give what was asked for ({wish_text(sweep.wish)}). Of these, "
+        f"Why: {hold:,} of {tried} tried hold to what was asked for: {wish_text(sweep.wish)}. Of these, "
         f"{plan_name(plan)} needs the fewest TLB entries; among equals, it has the least in small folios."
     )
+    if sweep.wish.missed_by(now):
+        why += f" What is set now does not: {_figures(now)}."
     if fewer := [each for each in sweep.plans if each.translations < plan.translations]:
         other = min(fewer, key=lambda each: (-each.translations, each.price))
-        why += (
-            f" {plan_name(other)}, next with fewer, is not what was asked for: {_figures(other)}."
-        )
+        why += f" The next with fewer, {plan_name(other)}, does not: {_figures(other)}."
     yield f"<p>{escape(why)}</p>"
 
 
@@ -223,7 +225,7 @@ class _Field:
 
     def __init__(self, plans: list[BulkVerdict]) -> None:
         added = sorted(plan.memory_added for plan in plans)
-        least, most = min(0, added[0]), max(1, added[-1])
+        least, most = min(0, added[0]), max(0, added[-1]) or 1 << 20
         self.step = 1 << max((most - least) // 4, 1023).bit_length()
         self.low, self.high = least // self.step, -(-most // self.step)
         self.most = max(1, *(plan.translations for plan in plans))
@@ -276,7 +278,7 @@ def _plot(sweep: Sweep) -> Iterator[str]:
     yield f'<polyline class="front" points="{points}"/>'
     groups = [
         sorted(equal, key=lambda each: -_RANK.index(each[1]))
-        for _, equal in groupby(kinds[1:], key=lambda each: each[0].price[:3])
+        for _, equal in groupby(sorted(kinds[1:], key=_same), key=_same)
     ]
     groups.append(kinds[:1])
     groups.sort(key=lambda equal: (_RANK.index(equal[0][1]) // 2, -equal[0][0].translations))
@@ -288,6 +290,11 @@ def _plot(sweep: Sweep) -> Iterator[str]:
         "better in one. Point at a dot, or use the Tab and arrow keys."
         '<br><output id="read"></output></figcaption></figure>'
     )
+
+
+def _same(each: tuple[BulkVerdict, str, str]) -> tuple[int, ...]:
+    """What settings have in common that are one dot."""
+    return (*each[0].price[:3], each[0].large)
 
 
 def _axes(sweep: Sweep, field: _Field) -> Iterator[str]:
@@ -305,8 +312,8 @@ def _axes(sweep: Sweep, field: _Field) -> Iterator[str]:
     if most is not None and (y := field.y(most * sum(sweep.now.before.values()))) > _TOP:
         yield f'<path class="over" d="M{_LEFT} {_TOP}H{_RIGHT}V{y}H{_LEFT}z"/>'
         yield f'<path class="limit" d="M{_LEFT} {y}H{_RIGHT}"/>'
-        name = f"asked: at most {100 * most:g} % more"
-        yield f'<text class="name now" x="{_LEFT + 24}" y="{y - 8}">{name}</text>'
+        name = f"more than was asked for: {100 * most:g} %"
+        yield f'<text class="name now" x="{_LEFT + 30}" y="{_TOP + 32}">{name}</text>'
     if sweep.wish.large is not None:
         x = field.x(sweep.wish.large)
         yield f'<path class="over" d="M{_LEFT} {_TOP}H{x}V{_BOTTOM}H{_LEFT}z"/>'
