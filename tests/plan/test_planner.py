@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from mthp.image.scenario import load
+from mthp.image.snapshot import Pte
 from mthp.mm.page_alloc import NodeState
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict
@@ -49,9 +51,23 @@ def engine(arrays: WorldArrays, settings: Settings, profile: Profile) -> tuple[F
         after.update(vma.after)
     added = {(vma.pid, vma.start): vma.memory_added for vma in outcome.vmas if vma.memory_added}
     zero = sum(vma.zero for vma in outcome.vmas) // settings.geometry.page_size
+    zero -= huge_zero_pages(arrays) * (settings.geometry.ptrs_per_pte - 1)
     sizes = windows, +before, +after, added
     paid = outcome.memory_added, outcome.copied_bytes, outcome.tlb_after - zero
     return (*sizes, *paid), request.windows
+
+
+def huge_zero_pages(arrays: WorldArrays) -> int:
+    """How many PMDs of anonymous mappings map the huge zero page: one translation each."""
+    found = 0
+    for process in arrays.processes:
+        tables = process.tables
+        zero = (tables.pte & (Pte.HUGE | Pte.ZERO) == Pte.HUGE | Pte.ZERO).all(axis=1)
+        for vma in process.vmas:
+            if vma.file is None or vma.anon_vma:
+                within = (tables.table_address >= vma.start) & (tables.table_address < vma.end)
+                found += int(np.count_nonzero(zero & within))
+    return found
 
 
 def compare(

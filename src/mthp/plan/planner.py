@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.snapshot import Kpf, Pte
+from mthp.image.snapshot import Pte
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import (
     collapse_possible_orders,
@@ -50,7 +50,7 @@ from mthp.predict.passes import Windows
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
-from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays
+from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays, painted, spans
 from mthp.worlds.build import build_arrays
 
 SPARE_FRAMES = 2048
@@ -136,11 +136,9 @@ class Planner:
             self.plain.append(_Plain(*columns, small, shape, vma, least))
             counts = (found.shared, found.swapped, found.in_use)
             self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
-        self.before = sum(map(self._mapped, self.processes), Sizes())
-        self.pmds = sum(
-            np.count_nonzero((process.tables.pte & Pte.HUGE != 0).all(axis=1))
-            for process in self.processes
-        )
+        self.before, self.pmds = Sizes(), 0
+        for process in self.processes:
+            self._measure(process)
         empty = [self._part(process, np.zeros(0, np.intp)) for process in self.processes]
         self.mappings = build_arrays(
             replace(arrays, processes=empty, outside={}), settings, profile
@@ -206,7 +204,7 @@ class Planner:
         for mask in np.unique(orders[orders != 0]).tolist():
             most = {
                 order: collapse_max_ptes_none(kernel, cc, None, order)
-                for order in range(self.geometry.min_order, pmd + 1)
+                for order in self.geometry.anon_orders
                 if mask >> order & 1
             }
             whole = most.pop(pmd, 0) or 0
@@ -266,7 +264,7 @@ class Planner:
                 self._part(process, np.flatnonzero(which))
                 for process, which in zip(self.processes, rows, strict=True)
             ]
-            arrays = replace(arrays, processes=parts, cursor=None)
+            arrays = replace(arrays, processes=parts)
         world = build_arrays(arrays, settings, self.profile)
         outcome = run_world(world, Request("", "", "", changes=False))
         answer, shift = _Sum(), self.geometry.page_shift
@@ -307,13 +305,17 @@ class Planner:
             return "a cgroup might come to its limit"
         return ""
 
-    def _mapped(self, process: ImageProcess) -> Sizes:
-        """Bytes of anonymous pages by the orders of their folios."""
+    def _measure(self, process: ImageProcess) -> None:
+        """Add what a process maps of anonymous memory, by the orders of its folios, and by PMDs."""
         tables = process.tables
+        ranges = [(vma.start, vma.end) for vma in process.vmas if vma.file is None or vma.anon_vma]
+        ends = spans(tables.table_address, self.geometry, ranges)
+        ours = painted(tables.pte.size, *ends, np.ones(len(ranges), np.int32))
         here = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-        here &= (tables.kpageflags >> np.uint64(Kpf.ANON) & np.uint64(1)) != 0
+        here &= ours.reshape(here.shape) != 0
         pages = np.bincount(tables.folio_order[here]).tolist()
-        return Sizes({order: nr << self.geometry.page_shift for order, nr in enumerate(pages)})
+        self.before.update({order: nr << self.geometry.page_shift for order, nr in enumerate(pages)})
+        self.pmds += int(np.count_nonzero((here & (tables.pte & Pte.HUGE != 0)).all(axis=1)))
 
     def _answer(
         self, settings: Settings, answer: _Sum, count: int, others: int, why: str
@@ -326,7 +328,7 @@ class Planner:
             windows={order: nr for order, nr in sorted(answer.windows.items()) if nr},
             before=+self.before,
             after=+after,
-            pmds=int(self.pmds) + answer.windows[self.geometry.pmd_order],
+            pmds=self.pmds + answer.windows[self.geometry.pmd_order],
             memory_added=sum(answer.added.values()) << shift,
             copied_bytes=answer.copied << shift,
             added_by_vma={where: nr << shift for where, nr in answer.added.items() if nr},
