@@ -135,12 +135,14 @@ def _special_tables(process: ImageProcess, geometry: Geometry) -> Bools:
 
 
 def _is_odd(vma: ImageVma) -> bool:
+    return _is_known(vma) or bool(vma.vm_flags & _ODD_VMA)
+
+
+def _is_known(vma: ImageVma) -> bool:
     known = vma.known
-    if known is not None and any(
+    return known is not None and any(
         (known.pins, known.extra_refs, known.locked, known.off_lru, known.poisoned)
-    ):
-        return True
-    return bool(vma.vm_flags & _ODD_VMA)
+    )
 
 
 def _plain(tables: TableArrays, geometry: Geometry) -> tuple[Pages, Bools]:
@@ -215,10 +217,11 @@ def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> tu
     return in_place.all(axis=1), beyond
 
 
-def entangled(processes: Sequence[ImageProcess]) -> list[Bools]:
-    """Of each process, the tables that hang together with others: by swap entries, or a large folio that is
-    mapped more than once or in several windows. An image's processes come together. (A small page's
-    mapcount says all there is to say of those who share it.)
+def entangled(processes: Sequence[ImageProcess], geometry: Geometry) -> list[Bools]:
+    """Of each process, the tables that hang together with others: by swap entries, by a large folio that is
+    mapped more than once or in several windows, or by a small page of which one of several mappings says
+    that it is pinned or the like. An image's processes come together. (Else a small page's mapcount says
+    all there is to say of those who share it.)
     """
     found = []
     heads, places = [], []
@@ -234,6 +237,28 @@ def entangled(processes: Sequence[ImageProcess]) -> list[Bools]:
     again, times = np.unique(windows[0], return_counts=True)
     for number, row in windows[1:3, np.isin(windows[0], again[times > 1])].T.tolist():
         found[number][row] = True
+    told = np.concatenate(
+        [np.zeros(0, np.uint64), *(_told_of(process, geometry) for process in processes)]
+    )
+    for process, tied in zip(processes, found, strict=True):
+        if len(told):
+            tied |= np.any(np.isin(process.tables.pfn, told) & _mapped(process.tables), axis=1)
+    return found
+
+
+def _told_of(process: ImageProcess, geometry: Geometry) -> NDArray[np.uint64]:
+    """The frames of shared pages of which more is known where the process maps them."""
+    tables = process.tables
+    pieces = [(vma.start, vma.end) for vma in process.vmas if _is_known(vma)]
+    at = [
+        np.arange(each.start, each.stop)
+        for each in (
+            span(tables.table_address, geometry, *piece) for piece in (*pieces, *process.pins)
+        )
+    ]
+    which = np.concatenate([*at, np.zeros(0, np.intp)])
+    shared = (_mapped(tables) & (tables.kpagecount > 1)).reshape(-1)[which]
+    found: NDArray[np.uint64] = tables.pfn.reshape(-1)[which[shared]]
     return found
 
 

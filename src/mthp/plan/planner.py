@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -53,19 +54,20 @@ from mthp.words.settings import Settings
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays, painted, spans
 from mthp.worlds.build import build_arrays
 
-SPARE_FRAMES = 2048
-"""So many frames more than an answer needs must be free; else the engine has to say what fails."""
+SPARE_TABLES = 4
+"""So many tables' frames more than an answer needs must be free; else the engine has to say what fails."""
 _NO_MEMORY = frozenset({ScanResult.ALLOC_HUGE_PAGE_FAIL, ScanResult.CGROUP_CHARGE_FAIL})
 
 
 @dataclass
 class _Sum:
-    """What is known so far of an answer; in pages, and by windows: mm -> (address, order)."""
+    """What is known so far of an answer, in pages. need: those that have to be free for it at most."""
 
     windows: Counter[int] = field(default_factory=Counter)
     change: Counter[int] = field(default_factory=Counter)
     added: Counter[tuple[int, int]] = field(default_factory=Counter)
     copied: int = 0
+    need: int = 0
     failed: bool = False
 
     def add(self, other: _Sum) -> None:
@@ -74,6 +76,7 @@ class _Sum:
         self.change.update(other.change)
         self.added.update(other.added)
         self.copied += other.copied
+        self.need += other.need
 
 
 class _Plain(NamedTuple):
@@ -101,15 +104,15 @@ class _Odd(NamedTuple):
     swapped: Counts
     in_use: Counts
 
-    def scanned(self, orders: NDArray[np.int64], settings: Settings) -> NDArray[np.intp]:
-        """The rows whose scan may come to its end. orders: of each mapping. Kernel: collapse_scan_pmd()."""
+    def scanned(self, orders: NDArray[np.int64], settings: Settings) -> tuple[Bools, Bools]:
+        """Which scans may come to their end, and which only if fewer pages are shared than now. orders: of
+        each mapping. Kernel: collapse_scan_pmd()."""
         half = settings.geometry.ptrs_per_pte // 2
         which: Bools = np.not_equal(orders[self.vma], 0)
-        which &= self.shared <= settings.max_ptes_shared
         which &= self.swapped <= settings.max_ptes_swap
         which &= (self.swapped == 0) | (self.in_use >= half)
-        rows: NDArray[np.intp] = self.row[which]
-        return rows
+        few: Bools = self.shared <= settings.max_ptes_shared
+        return which & few, which & ~few
 
 
 class Planner:
@@ -120,7 +123,7 @@ class Planner:
         self.arrays = replace(arrays, processes=self.processes)
         self.profile = profile
         self.geometry = settings.geometry
-        self.tied = entangled(self.processes)
+        self.tied = entangled(self.processes, self.geometry)
         self.plain: list[_Plain] = []
         self.odd: list[_Odd] = []
         for process, tied in zip(self.processes, self.tied, strict=True):
@@ -136,7 +139,7 @@ class Planner:
             self.plain.append(_Plain(*columns, small, shape, vma, least))
             counts = (found.shared, found.swapped, found.in_use)
             self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
-        self.before, self.pmds = Sizes(), 0
+        self.before, self.pmds, self.nodes = Sizes(), 0, {0}
         for process in self.processes:
             self._measure(process)
         empty = [self._part(process, np.zeros(0, np.intp)) for process in self.processes]
@@ -148,13 +151,15 @@ class Planner:
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
         answer, count = _Sum(), 0
-        odd = [np.zeros(len(tied), np.bool_) for tied in self.tied]
+        odd, passed = ([np.zeros(len(tied), np.bool_) for tied in self.tied] for _ in range(2))
         for number, orders in enumerate(self._orders(settings)):
-            odd[number][self.odd[number].scanned(orders, settings)] = True
+            rows = self.odd[number].row
+            odd[number][rows], passed[number][rows] = self.odd[number].scanned(orders, settings)
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
             count += int(np.count_nonzero(orders[self.plain[number].vma]))
-        others = int(sum(map(np.count_nonzero, odd)))
+        self._unshare(odd, passed, settings.max_ptes_shared)
+        others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
         if others and not why:
             run = self._run(settings, odd)
@@ -238,12 +243,47 @@ class Planner:
         answer.change.update({order: nr << order for order, nr in enumerate(windows) if nr})
         answer.copied += int(found.copied.sum())
         added = (found.windows << np.arange(found.windows.shape[1])).sum(axis=1) - found.freed
+        answer.need += int(added[added > 0].sum())
         process = self.processes[number]
         by_vma = np.bincount(vma, added, len(process.vmas)).astype(np.int64)
         for k in np.flatnonzero(by_vma).tolist():
             answer.added[process.pid, process.vmas[k].start] += int(by_vma[k])
 
     # --- the engine ---------------------------------------------------------------------------
+
+    @cached_property
+    def sharing(self) -> tuple[NDArray[np.intp], NDArray[np.intp], Counts]:
+        """Of each entry that maps a small page which others map too: its table's number, counted through all
+        processes, and its page's; and of each such page how often it is mapped."""
+        tables, frames, counts = [], [], []
+        first = 0
+        for process in self.processes:
+            each = process.tables
+            here = (each.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+            row, column = np.nonzero(here & (each.folio_order == 0) & (each.kpagecount > 1))
+            tables.append(first + row)
+            frames.append(each.pfn[row, column])
+            counts.append(each.kpagecount[row, column])
+            first += len(each.pte)
+        _, place, page = np.unique(np.concatenate(frames), return_index=True, return_inverse=True)
+        return np.concatenate(tables), page, np.concatenate(counts)[place].astype(np.int64)
+
+    def _unshare(self, odd: list[Bools], passed: list[Bools], limit: int) -> None:
+        """Add tables that are passed by for their shared pages, as far as collapses of others may leave
+        them with few enough. Changes odd."""
+        if not (any(map(np.any, odd)) and any(map(np.any, passed))):
+            return
+        table, page, mapped = self.sharing
+        scanned, rest = np.concatenate(odd), np.concatenate(passed)
+        more = scanned
+        while np.any(more):
+            scanned = scanned | more
+            left = mapped - np.bincount(page[scanned[table]], minlength=len(mapped))
+            still = np.bincount(table[left[page] > 1], minlength=len(rest))
+            more = rest & ~scanned & (still <= limit)
+        ends = np.cumsum([len(each) for each in odd])[:-1]
+        for each, of_process in zip(odd, np.split(scanned, ends), strict=True):
+            each |= of_process
 
     def _run(self, settings: Settings, rows: list[Bools] | None) -> _Sum:
         """Run the engine over some tables, or all. What it made of them is kept."""
@@ -278,6 +318,7 @@ class Planner:
             if vma.memory_added:
                 answer.added[vma.pid, vma.start] = vma.memory_added >> shift
         answer.copied = outcome.copied_bytes >> shift
+        answer.need = outcome.collapsed_bytes + outcome.swapped_in_bytes >> shift
         return answer
 
     def _part(self, process: ImageProcess, rows: NDArray[np.intp]) -> ImageProcess:
@@ -288,16 +329,15 @@ class Planner:
 
     def _short_of_memory(self, answer: _Sum, settings: Settings) -> str:
         """Why allocations might fail, so that one collapse decides about the next; empty where none does."""
-        need = sum(nr for nr in answer.added.values() if nr > 0) + SPARE_FRAMES
-        if all(node.free_blocks is not None for node in self.arrays.nodes):
-            free = max(
-                sum(nr << order for order, nr in (node.free_blocks or {}).items()) - node.reserve
-                for node in self.arrays.nodes
-            )
-            if free < need:
+        need = answer.need + SPARE_TABLES * self.geometry.ptrs_per_pte
+        nodes = [node for nid, node in enumerate(self.arrays.nodes) if nid in self.nodes]
+        finite = [node for node in nodes if node.free_blocks is not None]
+        for node in finite:
+            blocks = node.free_blocks or {}
+            if sum(nr << order for order, nr in blocks.items()) - node.reserve < need:
                 return "memory might run out"
-            if not settings.defrag:
-                return "without defrag a block has to be free"
+        if finite and not settings.defrag:
+            return "without defrag a block has to be free"
         if len(self.arrays.nodes) > 1 and self.arrays.node_reclaim:
             return "zone_reclaim_mode refuses tables by the nodes of their pages"
         limits: list[ImageMemcg] = [*self.arrays.memcgs]
@@ -306,7 +346,7 @@ class Planner:
         return ""
 
     def _measure(self, process: ImageProcess) -> None:
-        """Add what a process maps of anonymous memory, by the orders of its folios, and by PMDs."""
+        """Add what a process maps of anonymous memory, by the orders of its folios, by PMDs, and where."""
         tables = process.tables
         ranges = [(vma.start, vma.end) for vma in process.vmas if vma.file is None or vma.anon_vma]
         ends = spans(tables.table_address, self.geometry, ranges)
@@ -314,7 +354,11 @@ class Planner:
         here = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
         here &= ours.reshape(here.shape) != 0
         pages = np.bincount(tables.folio_order[here]).tolist()
-        self.before.update({order: nr << self.geometry.page_shift for order, nr in enumerate(pages)})
+        self.before.update(
+            {order: nr << self.geometry.page_shift for order, nr in enumerate(pages)}
+        )
+        if tables.node is not None:
+            self.nodes.update(np.unique(tables.node[here]).tolist())
         self.pmds += int(np.count_nonzero((here & (tables.pte & Pte.HUGE != 0)).all(axis=1)))
 
     def _answer(
