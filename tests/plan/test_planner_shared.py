@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plans where tables decide about each other: by shared pages, by memory that runs out, by order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mthp.image.snapshot import Kpf, Pte
+from mthp.mm.page_alloc import NodeState
+from mthp.mm.pgtable_types import DIRTY, YOUNG
+from mthp.mm.vm_flags import VM_DEFAULT
+from mthp.plan.planner import Planner
+from mthp.plan.records import BulkVerdict
+from mthp.words.profiles import DEFAULT
+from mthp.words.settings import Enabled, Settings
+from mthp.words.units import Geometry
+from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays
+from tests.plan.images import BASE, GEOMETRY, PAGE, PTRS, SIZE
+from tests.plan.test_planner import compare, engine, said
+
+ANON = sum(1 << kpf for kpf in (Kpf.ANON, Kpf.LRU, Kpf.SWAPBACKED, Kpf.UPTODATE))
+ENDLESS = (NodeState(None),)
+
+
+def process(number: int, tables: int, geometry: Geometry = GEOMETRY) -> ImageProcess:
+    """A process of one mapping and so many empty tables, registered."""
+    shape = tables, geometry.ptrs_per_pte
+    columns = (np.uint16, np.uint8, np.uint64, np.uint64, np.uint32, np.uint8)
+    addresses = BASE + np.arange(tables, dtype=np.uint64) * np.uint64(geometry.pmd_size)
+    arrays = TableArrays(addresses, *(np.zeros(shape, each) for each in columns))
+    vma = ImageVma(BASE, BASE + tables * geometry.pmd_size, VM_DEFAULT, anon_vma=True, place=number)
+    return ImageProcess(100 + number, "made", 0, None, (vma,), arrays, age=number, place=number)
+
+
+def fill(
+    owner: ImageProcess, row: int, part: slice, first: int, mapcount: int = 1, used: int = YOUNG
+) -> None:
+    """Map frames in a row, from first on."""
+    tables = owner.tables
+    tables.pte[row, part] = Pte.PRESENT
+    tables.pfn[row, part] = first + np.arange(part.stop - part.start)
+    tables.kpageflags[row, part] = ANON
+    tables.kpagecount[row, part] = mapcount
+    tables.bits[row, part] = DIRTY | used
+
+
+def always(*orders: int, **numbers: int) -> Settings:
+    """Settings with these sizes always, and no other."""
+    sizes = {
+        order: Enabled.ALWAYS if order in orders else Enabled.NEVER
+        for order in GEOMETRY.anon_orders
+    }
+    return Settings(sizes=sizes, **numbers)  # type: ignore[arg-type]
+
+
+def plan_of(processes: list[ImageProcess], settings: Settings) -> BulkVerdict:
+    """The plan for an image with memory without end, which is held against the engine."""
+    (plan,) = compare(WorldArrays(ENDLESS, processes), [settings], DEFAULT)
+    return plan
+
+
+def test_a_page_that_another_process_has_pinned_refuses_this_ones_table() -> None:
+    mine, other = process(0, 1), replace(process(1, 1), place=None, pins=((BASE, BASE + PAGE),))
+    fill(mine, 0, slice(0, PTRS), 4096)
+    mine.tables.kpagecount[0, 0] = 2
+    fill(other, 0, slice(0, 1), 4096, mapcount=2)
+    assert not plan_of([mine, other], always(9)).windows
+    assert plan_of([mine, replace(other, pins=())], always(9)).windows == {9: 1}
+
+
+def test_a_table_is_passed_by_for_shared_pages_until_others_have_copied_theirs() -> None:
+    many, few = process(0, 1), process(1, 1)
+    fill(many, 0, slice(0, PTRS), 4096)
+    many.tables.kpagecount[0, :300] = 2
+    fill(few, 0, slice(0, 200), 4096, mapcount=2)
+    settings = always(9, max_ptes_shared=256, max_ptes_none=511)
+    assert plan_of([many, few], settings).windows == {9: 2}
+    assert plan_of([many, few], settings.replace(max_ptes_shared=199)).windows == {}
+
+
+def test_memory_that_a_later_table_frees_is_not_there_for_an_earlier_one() -> None:
+    owner = process(0, 40)
+    for row in range(20):
+        fill(owner, row, slice(0, 1), 4096 + row)
+    for row in range(20, 40):
+        fill(owner, row, slice(0, 1), (row + 1) << 13)
+        owner.tables.folio_order[row, 0] = 9
+    nodes = (NodeState({9: 14}),)
+    settings = always(9, max_ptes_none=511, scan_sleep_millisecs=1)
+    (plan,) = compare(WorldArrays(nodes, [owner]), [settings], DEFAULT)
+    assert plan.all_engine == "memory might run out"
+
+
+def test_a_folio_comes_from_the_node_of_its_pages() -> None:
+    owner = process(0, 20)
+    for row in range(20):
+        fill(owner, row, slice(0, PTRS), 4096 + row * PTRS)
+    full = WorldArrays((NodeState({0: 10}), NodeState({9: 100})), [owner])
+    (plan,) = compare(full, [always(9)], DEFAULT)
+    assert plan.all_engine == "memory might run out"
+    assert plan.windows == {}
+
+
+def test_memory_is_added_to_whom_the_cursor_comes_to_first() -> None:
+    owners = [process(number, 1) for number in range(2)]
+    for owner in owners:
+        fill(owner, 0, slice(0, 500), 4096, mapcount=2)
+    settings = always(9, max_ptes_shared=511)
+    for cursor, pid in ((None, 100), ((1, BASE), 101)):
+        arrays = WorldArrays(ENDLESS, owners, cursor=cursor)
+        (plan,) = compare(arrays, [settings], DEFAULT)
+        assert plan.engine_tables
+        assert not plan.all_engine
+        assert plan.added_by_vma == {(pid, BASE): SIZE}
+
+
+def test_what_is_mapped_is_what_the_mappings_have() -> None:
+    owner = process(0, 4)
+    owner.tables.pte[0] = Pte.PRESENT | Pte.HUGE | Pte.ZERO
+    fill(owner, 1, slice(0, 8), 4096)
+    owner.tables.kpageflags[1, 0] &= ~np.uint64(1 << Kpf.ANON)
+    fill(owner, 2, slice(0, PTRS), 8192)
+    owner.tables.pte[2] |= np.uint16(Pte.HUGE)
+    owner.tables.folio_order[2] = 9
+    fill(owner, 3, slice(0, 8), 6144)
+    anonymous, of_file = (
+        owner.vmas[0]._replace(end=BASE + 2 * SIZE),
+        owner.vmas[0]._replace(start=BASE + 2 * SIZE, file="a", anon_vma=False, place=1),
+    )
+    plan = plan_of([replace(owner, vmas=(anonymous, of_file))], always(9))
+    assert (plan.before, plan.translations) == ({0: 8 * PAGE}, 8)
+    written = of_file._replace(anon_vma=True)
+    plan = plan_of([replace(owner, vmas=(anonymous, written))], always(9))
+    assert (plan.before, plan.translations) == ({0: 16 * PAGE, 9: SIZE}, 17)
+
+
+def test_tables_of_two_pages_have_a_limit_as_well() -> None:
+    geometry = Geometry(12, 1)
+    owner = process(0, 3, geometry)
+    for row in range(3):
+        fill(owner, row, slice(0, 1), 4096 + 2 * row)
+    settings = Settings(geometry=geometry, enabled=Enabled.ALWAYS, max_ptes_none=1)
+    assert plan_of([owner], settings).windows == {1: 3}
+
+
+def test_what_another_table_left_in_an_lru_batch_is_not_seen() -> None:
+    """What the engine of all tables makes of a window at the place of a larger one that was refused in its
+    middle depends on how full the batch was; a plan takes it as the tables that it runs leave it.
+    """
+    owner = process(0, 2)
+    fill(owner, 0, slice(0, 16), 4096, used=0)
+    fill(owner, 0, slice(100, 101), 5000)
+    fill(owner, 1, slice(0, PTRS), 8192)
+    owner.tables.kpagecount[1, 31] = 2
+    arrays, settings = WorldArrays(ENDLESS, [owner]), always(4, 8, max_ptes_none=0)
+    plan = Planner(arrays, DEFAULT, settings).plan(settings)
+    facts, _ = engine(arrays, settings, DEFAULT)
+    assert said(plan) != facts
+    assert (plan.windows, facts[0]) == ({4: 15, 8: 1}, {4: 14, 8: 1})
