@@ -108,12 +108,12 @@ def test_memory_is_added_to_whom_the_cursor_comes_to_first() -> None:
     for owner in owners:
         fill(owner, 0, slice(0, 500), 4096, mapcount=2)
     settings = always(9, max_ptes_shared=511)
-    for cursor, pid in ((None, 100), ((1, BASE), 101)):
+    for cursor, first, second in ((None, 100, 101), ((1, BASE), 101, 100)):
         arrays = WorldArrays(ENDLESS, owners, cursor=cursor)
         (plan,) = compare(arrays, [settings], DEFAULT)
         assert plan.engine_tables
         assert not plan.all_engine
-        assert plan.added_by_vma == {(pid, BASE): SIZE}
+        assert plan.added_by_vma == {(first, BASE): SIZE, (second, BASE): 12 * PAGE}
 
 
 def test_what_is_mapped_is_what_the_mappings_have() -> None:

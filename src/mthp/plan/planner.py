@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What khugepaged makes of one image under any settings: plain tables by counting, the others by the engine.
 
-The answer is the engine's: the same windows, copies and memory at the same fixed point. One thing is not seen: what
-tables that the engine is not given leave in an LRU batch, which may decide about smaller windows at the place of one
-that was refused in its middle.
+The answer is the engine's: the same windows, copies and memory at the same fixed point. One thing is not
+seen: what tables that the engine is not given leave in an LRU batch, which may decide about smaller windows
+at the place of one that was refused in its middle.
 """
 
 from __future__ import annotations
