@@ -26,6 +26,7 @@ from mthp.khugepaged.eligibility import (
 )
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
+from mthp.mm.mm_types import Vma
 from mthp.plan.bulk import (
     Below,
     Collapsed,
@@ -190,18 +191,35 @@ class Planner:
 
     # --- plain tables -------------------------------------------------------------------------
 
+    @cached_property
+    def groups(self) -> list[list[tuple[Vma, NDArray[np.intp]]]]:
+        """Of each process, mappings of which the same sizes are allowed, since they have the same flags, and
+        a whole table each: one of them, and the places of all."""
+        of_start = {(vma.vm_mm.number, vma.vm_start): vma for vma in self.mappings.vmas}
+        found = []
+        for process, plain, odd in zip(self.processes, self.plain, self.odd, strict=True):
+            places_of: dict[tuple[int, bool], list[int]] = {}
+            for k in np.union1d(plain.vma, odd.vma).tolist():
+                vma = process.vmas[k]
+                places_of.setdefault((vma.vm_flags, vma.anon_vma), []).append(k)
+            found.append(
+                [
+                    (of_start[process.pid, process.vmas[places[0]].start], np.array(places))
+                    for places in places_of.values()
+                ]
+            )
+        return found
+
     def _orders(self, settings: Settings) -> Iterator[NDArray[np.int64]]:
         """Of each process, the orders that each of its mappings may be collapsed to now: bitmaps."""
         kernel = self.mappings.kernel
         kernel.settings = settings
-        of_start = {(vma.vm_mm.number, vma.vm_start): vma for vma in self.mappings.vmas}
-        for process, plain, odd in zip(self.processes, self.plain, self.odd, strict=True):
+        for process, groups in zip(self.processes, self.groups, strict=True):
             orders = np.zeros(len(process.vmas), np.int64)
             if process.place is not None and hugepage_enabled(kernel):
-                for k in np.union1d(plain.vma, odd.vma).tolist():
-                    vma = of_start[process.pid, process.vmas[k].start]
+                for vma, places in groups:
                     if not collapse_test_exit_or_disable(vma.vm_mm):
-                        orders[k] = collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED)
+                        orders[places] = collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED)
             yield orders
 
     def _limits(self, orders: NDArray[np.int64]) -> Iterator[Limits]:

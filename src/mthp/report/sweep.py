@@ -119,8 +119,8 @@ def headline(sweep: Sweep) -> str:
     tried = plural(len(sweep.plans), "setting")
     if not sweep.gains:
         return (
-            f"Predicted: none of {tried} gives fewer TLB entries or more in large folios than what is set, "
-            f"with {wish_text(sweep.wish)}: leave it."
+            f"Predicted: with {wish_text(sweep.wish)}, none of {tried} gives fewer TLB entries than what is "
+            "set, or as few and more in large folios: leave it."
         )
     plan = sweep.chosen
     what = (
@@ -177,10 +177,11 @@ def grounds_text(sweep: Sweep) -> str:
     """How the answer was made, and what is not in it."""
     tables = max(plan.counted_tables + plan.engine_tables for plan in sweep.plans)
     by_engine = max(plan.engine_tables for plan in sweep.plans)
+    reasons = "; ".join(sorted({plan.all_engine for plan in sweep.plans} - {""}))
     return (
         f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that come to windows, "
-        f"{by_engine:,} went to the engine; of the others occupancy decides. Page faults, which also "
-        "make large folios under these sizes, are not in it. How far what a capture cannot see moves it, and "
+        f"{by_engine:,} went to the engine{reasons and f' ({reasons})'}; of the others occupancy decides. "
+        "Page faults, which also make large folios under these sizes, are not in it. How far what a capture cannot see moves it, and "
         "how long it takes: mthp collapse with these settings."
     )
 
