@@ -181,8 +181,8 @@ def grounds_text(sweep: Sweep) -> str:
     return (
         f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that come to windows, "
         f"{by_engine:,} went to the engine{reasons and f' ({reasons})'}; of the others occupancy decides. "
-        "Page faults, which also make large folios under these sizes, are not in it. How far what a capture cannot see moves it, and "
-        "how long it takes: mthp collapse with these settings."
+        "Page faults, which also make large folios under these sizes, are not in it. How far what a capture "
+        "cannot see moves it, and how long it takes: mthp collapse with these settings."
     )
 
 
