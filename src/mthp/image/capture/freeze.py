@@ -25,6 +25,7 @@ from mthp.words.streams import say
 
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 STOP_SECONDS = 5.0
+MOST_REFUSALS = 20
 
 
 @contextlib.contextmanager
@@ -82,11 +83,14 @@ def _stop(pids: Sequence[int]) -> None:
     ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
     known: set[int] = set()
     running: set[int] = set()
+    refused: dict[int, int] = {}
     deadline = time.monotonic() + STOP_SECONDS
     while True:
         running = {tid for tid in running if not _is_halted(tid)}
         # Listed after that: one that runs may start others until it has stopped.
-        new = {tid: pid for pid in pids for tid in _threads(pid) if tid not in known}
+        listed = {tid: pid for pid in pids for tid in _threads(pid)}
+        known &= listed.keys()  # the number of one that ended may come back
+        new = {tid: pid for tid, pid in listed.items() if tid not in known}
         if not running and not new:
             return
         if time.monotonic() > deadline:
@@ -95,10 +99,14 @@ def _stop(pids: Sequence[int]) -> None:
             if ptrace(PTRACE_SEIZE, tid, None, None) == 0:
                 ptrace(PTRACE_INTERRUPT, tid, None, None)
             elif ctypes.get_errno() != errno.ESRCH and not _has_ended(pid, tid):
-                why = "not permitted, or a debugger holds it"
-                raise CaptureError(f"process {pid} cannot be stopped: {why}", USAGE)
-        known |= new.keys()
-        running |= new.keys()
+                # One that is about to end is refused too: whoever is refused is asked again.
+                refused[tid] = refused.get(tid, 0) + 1
+                if refused[tid] == MOST_REFUSALS:
+                    why = "not permitted, or a debugger holds it"
+                    raise CaptureError(f"process {pid} cannot be stopped: {why}", USAGE)
+                continue
+            known.add(tid)
+            running.add(tid)
         time.sleep(0.0005)
 
 
