@@ -93,6 +93,18 @@ def test_memory_that_a_later_table_frees_is_not_there_for_an_earlier_one() -> No
     assert plan.all_engine == "memory might run out"
 
 
+def test_a_large_folio_is_freed_when_a_window_takes_its_pages_and_not_before() -> None:
+    owner = process(0, 1)
+    fill(owner, 0, slice(0, 64), 1 << 13)
+    owner.tables.folio_order[0, :64] = 6
+    fill(owner, 0, slice(16, 32), 4096)
+    owner.tables.folio_order[0, 16:32] = 0
+    fill(owner, 0, slice(40, 42), 3 << 13)
+    owner.tables.folio_order[0, 40:42] = 2
+    assert plan_of([owner], always(4)).memory_added == 0
+    assert plan_of([owner], always(9, max_ptes_none=511)).memory_added == (512 - 64 - 16 - 4) * PAGE
+
+
 def test_a_folio_comes_from_the_node_of_its_pages() -> None:
     owner = process(0, 20)
     for row in range(20):

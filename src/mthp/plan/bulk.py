@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.plan.occupancy import BEYOND, FOLIO, IN_USE, Bools, Counts, Pages
+from mthp.plan.occupancy import FOLIO, IN_USE, Bools, Counts, Pages
 from mthp.words.units import Geometry
 
 
@@ -88,8 +88,13 @@ def collapsed(
         after[covered] = 1 + order | IN_USE
         within |= covered
     copied = ((pages & FOLIO > 0) & within).sum(axis=1)
-    beyond = ((pages & BEYOND > 0) & within).sum(axis=1)
-    return Collapsed(windows, copied, copied + beyond), after
+    freed = np.zeros(number, np.int64)
+    taken = np.where(within, pages & FOLIO, 0)
+    for each in np.unique(taken[taken > 0]).tolist():
+        # A folio of which a window takes a page lies in it as a whole.
+        folios = (taken == each).reshape(number, -1, 1 << each - 1).any(axis=2)
+        freed += folios.sum(axis=1) << each - 1
+    return Collapsed(windows, copied, freed), after
 
 
 class Shape(NamedTuple):

@@ -24,10 +24,9 @@ Bools = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 Pages = NDArray[np.uint8]
 """(n, PTRS) a byte for each PTE of n tables. FOLIO: none of these bits where it maps no page, else 1 + the
-order of its folio. IN_USE: the page is young or referenced. BEYOND: a large folio that the table maps has a
-page here which is not mapped."""
+order of its folio. IN_USE: the page is young or referenced."""
 
-FOLIO, IN_USE, BEYOND = np.uint8(63), np.uint8(64), np.uint8(128)
+FOLIO, IN_USE = np.uint8(63), np.uint8(64)
 _TABLES_AT_ONCE = 1024
 _ODD_VMA = VM_DROPPABLE | VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_RWP | VM_UFFD_WP
 _NEEDED = np.uint64(1 << Kpf.ANON | 1 << Kpf.LRU | 1 << Kpf.SWAPBACKED)
@@ -160,9 +159,7 @@ def _plain(tables: TableArrays, geometry: Geometry) -> tuple[Pages, Bools]:
     pages = pages.astype(np.uint8)
     large = np.flatnonzero((pages & FOLIO > 1).any(axis=1))
     if len(large):
-        in_place, beyond = _large_in_place(tables.rows(large), pages[large], geometry)
-        plain[large] &= in_place
-        pages[large] |= beyond
+        plain[large] &= _large_in_place(tables.rows(large), pages[large], geometry)
     return pages, plain
 
 
@@ -196,14 +193,12 @@ def _counts(tables: TableArrays, pages: Pages) -> NDArray[np.int64]:
     return np.stack([each.sum(axis=1) for each in (shared, swapped, pages & IN_USE > 0)])
 
 
-def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> tuple[Bools, Pages]:
-    """Whether each table maps all of its large folios where they lie aligned, and has them alone; and
-    BEYOND where they have pages that are not mapped."""
+def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> Bools:
+    """Whether each table maps all of its large folios where they lie aligned, and has them alone."""
     order = np.where(pages & FOLIO > 0, tables.folio_order, 0)
     column = np.arange(geometry.ptrs_per_pte, dtype=np.uint64)
     size = np.uint64(1) << order.astype(np.uint64)
     in_place = ((column ^ tables.pfn) & (size - np.uint64(1)) == 0) | (pages & FOLIO == 0)
-    beyond = np.zeros(pages.shape, np.uint8)
     heads = tables.pfn & ~(size - np.uint64(1))
     for each in np.unique(order[order > 0]).tolist():
         # Windows of this order, and the folio of this order that is mapped in each, if any is.
@@ -212,9 +207,8 @@ def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> tu
         head = np.where(mine, heads.reshape(shape), 0).max(axis=2, keepdims=True)
         alike = (~mine | (heads.reshape(shape) == head)).all(axis=2)
         in_place &= np.repeat(alike, 1 << each, axis=1)
-        unmapped = mine.any(axis=2, keepdims=True) & ~mine
-        beyond |= np.where(unmapped, BEYOND, np.uint8(0)).reshape(pages.shape)
-    return in_place.all(axis=1), beyond
+    found: Bools = np.all(in_place, axis=1)
+    return found
 
 
 def entangled(processes: Sequence[ImageProcess], geometry: Geometry) -> list[Bools]:

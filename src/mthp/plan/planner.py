@@ -39,7 +39,6 @@ from mthp.plan.bulk import (
     shape_of,
 )
 from mthp.plan.occupancy import (
-    BEYOND,
     FOLIO,
     Bools,
     Counts,
@@ -132,7 +131,7 @@ class Planner:
         for process, tied in zip(self.processes, self.tied, strict=True):
             found = occupancy_of(process, tied, profile, self.geometry)
             mine, odd = found.kind == TableKind.PLAIN, found.kind == TableKind.ODD
-            small: Bools = np.all(found.pages & (FOLIO | BEYOND) <= 1, axis=1)
+            small: Bools = np.all(found.pages & FOLIO <= 1, axis=1)
             columns = found.row[mine], found.vma[mine], found.pages, found.least_order
             shape, (vma, least) = alike(
                 shape_of(found.pages[small], self.geometry),
