@@ -55,6 +55,11 @@ def entries() -> list[SmapsEntry]:
     return list(parse_maps(SMAPS))
 
 
+def test_a_mapping_has_no_thousand_rows() -> None:
+    with pytest.raises(ValueError, match="no VMA"):
+        list(parse_maps(SMAPS.splitlines(keepends=True)[0] + b"Row: 1 kB\n" * 1000))
+
+
 def described(**more: object) -> dict[str, Any]:
     """A process of the file that has these mappings."""
     vmas = [

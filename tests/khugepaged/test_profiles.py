@@ -48,8 +48,11 @@ def test_the_points_are_those_of_the_profile() -> None:
 
 @pytest.mark.parametrize(
     ("release", "profile"),
-    [("7.3.4-cloud-amd64", V7_3), ("7.2.0", V7_3), ("7.1.9", PMD_ONLY), ("6.1.0-18", PMD_ONLY)],
-)
+    [
+        ("7.3.4-cloud-amd64", V7_3), ("7.2.0", V7_3), ("7.1.9", PMD_ONLY), ("6.1.0-18", PMD_ONLY),
+        (f"{'9' * 5000}.1", V7_3),
+    ],
+)  # fmt: skip
 def test_a_release_says_its_profile(release: str, profile: Profile) -> None:
     assert profile_for_release(release) is profile
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mthp.lab.kernels.modules import modinfo
 from mthp.lab.vm.elf import Needs, interpreters, is_elf, needs
 from tests.lab.synthetic import elf
 
@@ -37,6 +38,14 @@ def test_every_truncation_is_noticed_or_harmless() -> None:
     for size in range(6, len(whole) - 1):
         with pytest.raises(ValueError):
             needs(whole[:size])
+
+
+def test_an_offset_beyond_all_files_is_damage() -> None:
+    whole = bytearray(elf(("liba.so.1",), interpreter="/lib64/ld.so"))
+    whole[0x20:0x30] = b"\xff" * 16
+    for read in (needs, modinfo):
+        with pytest.raises(ValueError, match=r"truncated|damaged"):
+            read(bytes(whole))
 
 
 def test_scripts() -> None:

@@ -188,5 +188,5 @@ def _resident(process: ProcessTables | None) -> int | None:
     if process is None:
         return None
     status = process.meta.get("status") or {}
-    match = re.match(r"(\d+) kB", str(status.get("VmRSS", "")))
+    match = re.match(r"(\d{1,15}) kB", str(status.get("VmRSS", "")))
     return int(match[1]) << 10 if match else None

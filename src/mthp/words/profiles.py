@@ -191,7 +191,7 @@ DEFAULT = V7_3
 
 def profile_for_release(release: str) -> Profile:
     """The profile of a kernel release such as 6.12.9-amd64; the default where it says nothing."""
-    match = re.match(r"(\d+)\.(\d+)", release)
+    match = re.match(r"(\d{1,9})\.(\d{1,9})", release)
     if match is None:
         return DEFAULT
     return V7_3 if (int(match[1]), int(match[2])) >= (7, 2) else PMD_ONLY

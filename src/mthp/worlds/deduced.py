@@ -59,7 +59,7 @@ def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:
         return _MMF[process.deep.disable_thp]
     if process.thp_disabled:
         return MMF_DISABLE_THP_COMPLETELY
-    release = re.match(r"(\d+)\.(\d+)", snapshot.kernel)
+    release = re.match(r"(\d{1,9})\.(\d{1,9})", snapshot.kernel)
     if release is not None and (int(release[1]), int(release[2])) < _EXCEPT_ADVISED_SINCE:
         return 0
     settings = _settings(snapshot)

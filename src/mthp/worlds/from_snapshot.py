@@ -557,7 +557,7 @@ def free_blocks(buddyinfo: object) -> dict[int, Counter[int]]:
     The lowest zone is kept for devices. Kernel: mm/page_alloc.c, lowmem_reserve.
     """
     nodes: dict[int, Counter[int]] = {}
-    for match in re.finditer(r"Node\s+(\d+), zone\s+(\S+)((?:\s+\d+)+)", str(buddyinfo)):
+    for match in re.finditer(r"Node\s+(\d{1,9}), zone\s+(\S+)((?:\s+\d{1,18}\b)+)", str(buddyinfo)):
         counts = enumerate(map(int, match[3].split()))
         nodes.setdefault(int(match[1]), Counter()).update({} if match[2] == "DMA" else dict(counts))
     return nodes or {0: Counter()}

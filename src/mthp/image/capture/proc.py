@@ -294,7 +294,7 @@ def why_skipped(perms: str, inode: int, path: str, codes: str) -> str | None:
 
 
 _HEAD = rb"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *([^\n]*)\n"
-_ROWS = re.compile(rb"[^\n]*\n((?:[A-Z][^\n]*\n)*)")
+_ROWS = re.compile(rb"[^\n]*\n((?:[A-Z][^\n]*\n){0,99})")
 
 
 def parse_maps(content: bytes) -> Iterator[SmapsEntry]:

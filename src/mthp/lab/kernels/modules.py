@@ -66,7 +66,7 @@ def _section(data: bytes, name: bytes) -> bytes:
         for at, _, _, _, offset, length in heads:
             if data.startswith(name + b"\0", names + at):
                 return data[offset : offset + length]
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise ValueError("a damaged ELF file") from None
     raise ValueError(f"no section {name.decode()}")
 

@@ -158,9 +158,9 @@ class Output:
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_PLAN = re.compile(r"1\.\.(\d+)(?:\s+#\s*SKIP\b\s*(.*))?")
+_PLAN = re.compile(r"1\.\.(\d{1,9})(?:\s+#\s*SKIP\b\s*(.*))?")
 _HEADING = re.compile(r"# Run test: (\S+) \((\w+):(\w+)\)")
-_RESULT = re.compile(r"(not )?ok (\d+)\b(?: -)?(.*)")
+_RESULT = re.compile(r"(not )?ok (\d{1,9})\b(?: -)?(.*)")
 _SKIPPED = re.compile(r"#\s*SKIP\b")
 _TROUBLE = re.compile(r"Bail out! ?(.*)|.*\b(?:Fail\b.*|Timeout)")
 
