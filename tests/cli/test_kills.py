@@ -178,7 +178,7 @@ def test_lab_ended_at_many_moments(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     last = Ended(folder, [*words[:3], "4", *words[4:]], 0, 300)
     assert last.code == 0, last.said
-    files = {"campaign.json", "log.jsonl", "records.jsonl"}
+    files = {"campaign.json", "captures", "log.jsonl", "records.jsonl"}
     assert set(os.listdir(folder / "campaign")) == files and os.listdir(tmp_path / "tmp") == []
 
 
