@@ -70,7 +70,7 @@ def test_several_processes_are_one_search(
         used = max(used, len(search.parts))
         return True
 
-    search = ParallelExplorer(by(kind, program), processes, may_continue=look, turn=0.02)
+    search = ParallelExplorer(by(kind, program), processes, may_continue=look, turn=0.001)
     assert search.search() is Stop.END
     assert (search.whole.counts, search.whole.findings) == (expected.counts, expected.findings)
     assert used > 1 or expected.counts.executions < 400
