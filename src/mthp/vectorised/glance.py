@@ -93,9 +93,10 @@ def _look_at(
         if pmd & _MAPPED != _MAPPED:
             if most_holes is None or not pmd_is_table(pmd):
                 break
-            tables[at] = words = kernel.tables[pmd_pgtable(pmd)].ptes.view()
+            words = kernel.tables[pmd_pgtable(pmd)].ptes.view()
             if nr - np.count_nonzero(words >> PFN_SHIFT) <= most_holes:
                 break
+            tables[at] = words
     refused: Iterator[Glance | None] = iter(())
     if tables and most_holes is not None:
         refused = iter(_with_many_holes(mm, tables, most_holes))
