@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -71,14 +72,9 @@ def random_image(rnd: Random) -> WorldArrays:
 def _process(rnd: Random, number: int, frames: _Frames, shared: list[int]) -> ImageProcess:
     count = rnd.randint(1, 4)
     shape = (count, PTRS)
-    tables = TableArrays(
-        table_address=np.uint64(BASE) + np.arange(count, dtype=np.uint64) * np.uint64(SIZE),
-        pte=np.zeros(shape, np.uint16),
-        bits=np.zeros(shape, np.uint8),
-        pfn=np.zeros(shape, np.uint64),
-        kpageflags=np.zeros(shape, np.uint64),
-        kpagecount=np.zeros(shape, np.uint32),
-        folio_order=np.zeros(shape, np.uint8),
+    addresses = np.uint64(BASE) + np.arange(count, dtype=np.uint64) * np.uint64(SIZE)
+    tables = replace(
+        TableArrays.blank(addresses, GEOMETRY),
         references=np.zeros(shape, np.int64) if rnd.random() < 0.3 else None,
         young=np.zeros(shape, np.bool_) if rnd.random() < 0.2 else None,
     )

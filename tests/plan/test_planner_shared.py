@@ -26,10 +26,8 @@ ENDLESS = (NodeState(None),)
 
 def process(number: int, tables: int, geometry: Geometry = GEOMETRY) -> ImageProcess:
     """A process of one mapping and so many empty tables, registered."""
-    shape = tables, geometry.ptrs_per_pte
-    columns = (np.uint16, np.uint8, np.uint64, np.uint64, np.uint32, np.uint8)
     addresses = BASE + np.arange(tables, dtype=np.uint64) * np.uint64(geometry.pmd_size)
-    arrays = TableArrays(addresses, *(np.zeros(shape, each) for each in columns))
+    arrays = TableArrays.blank(addresses, geometry)
     vma = ImageVma(BASE, BASE + tables * geometry.pmd_size, VM_DEFAULT, anon_vma=True, place=number)
     return ImageProcess(100 + number, "made", 0, None, (vma,), arrays, age=number, place=number)
 

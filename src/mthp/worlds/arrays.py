@@ -49,6 +49,13 @@ class TableArrays:
     node: NDArray[np.uint8] | None = None
     young: NDArray[np.bool_] | None = None
 
+    @classmethod
+    def blank(cls, table_address: NDArray[np.uint64], geometry: Geometry) -> TableArrays:
+        """Tables that map nothing, to be filled in."""
+        shape = len(table_address), geometry.ptrs_per_pte
+        types = np.uint16, np.uint8, np.uint64, np.uint64, np.uint32, np.uint8
+        return cls(table_address, *(np.zeros(shape, each) for each in types))
+
     def rows(self, which: slice | NDArray[np.intp]) -> TableArrays:
         """Some of the tables."""
         arrays = {name: getattr(self, name) for name in TableArrays.__dataclass_fields__}

@@ -65,16 +65,7 @@ class _Expansion:
         scenario, geometry = self.scenario, self.geometry
         of_mm = [(place, vma) for place, vma in enumerate(scenario.vmas) if vma.mm == mm]
         bases = sorted({base for _, vma in of_mm for base in _tables(vma, geometry)})
-        shape = (len(bases), geometry.ptrs_per_pte)
-        tables = TableArrays(
-            table_address=np.array(bases, np.uint64),
-            pte=np.zeros(shape, np.uint16),
-            bits=np.zeros(shape, np.uint8),
-            pfn=np.zeros(shape, np.uint64),
-            kpageflags=np.zeros(shape, np.uint64),
-            kpagecount=np.zeros(shape, np.uint32),
-            folio_order=np.zeros(shape, np.uint8),
-        )
+        tables = TableArrays.blank(np.array(bases, np.uint64), geometry)
         for _, vma in of_mm:
             self.expand(vma, tables)
         modes = scenario.prctl
