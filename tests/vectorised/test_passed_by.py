@@ -17,6 +17,7 @@ from mthp.khugepaged.madvise import madvise_collapse, pass_by_tables
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY
 from mthp.mm.vm_flags import VM_DEFAULT, VM_NOHUGEPAGE
 from mthp.predict.passes import RunEnd, Tally, run_full_scans
+from mthp.vectorised.glance import _with_many_holes, glances
 from mthp.vectorised.passed_by import collapse_scan_tables_at_once, wake_up_at_once
 from mthp.vectorised.twins import TWINS
 from mthp.words.events import Event, PassedBy, singly
@@ -224,6 +225,15 @@ def test_tables_that_are_refused_for_their_holes_are_in_rows(profile: Profile) -
     said = [event.status for row in rows for event in row.there]
     assert said == [ScanResult.EXCEED_NONE_PTE] * 5
     assert [log.scan.status for log in tally.last_pass.values() if log.scan][:5] == said
+
+
+@pytest.mark.parametrize(("kind", "closely"), [("full", False), ("one", True)])
+def test_a_table_is_looked_at_closely_where_it_has_too_many_holes(kind: str, closely: bool) -> None:
+    world = cook(Recipe(((Mapping(((3, kind),)),),)))
+    with functions_run() as seen:
+        run(world, 1)
+    assert code(glances) in seen
+    assert (code(_with_many_holes) in seen) is closely
 
 
 def put_in_a_batch(world: World) -> None:
