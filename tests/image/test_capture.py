@@ -25,7 +25,7 @@ from mthp.image.capture.command import capture_into, main
 from mthp.image.capture.frames import Frames
 from mthp.image.capture.host import THP
 from mthp.image.capture.pagemap import Scanner
-from mthp.image.capture.proc import SmapsEntry
+from mthp.image.capture.proc import SmapsEntry, state
 from mthp.image.capture.run import CaptureOptions
 from mthp.image.capture.tables import TableReader
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
@@ -349,7 +349,7 @@ def kernel_threads() -> list[int]:
     """Those that are not zombies."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     status = {pid: proc.text(f"/proc/{pid}/status") or "VmSize" for pid in pids}
-    return [pid for pid in pids if "VmSize" not in status[pid] and state(pid) != "Z"]
+    return [pid for pid in pids if "VmSize" not in status[pid] and state(pid) not in "ZX?"]
 
 
 def test_of_several_those_that_cannot_be_had_are_counted(tmp_path: Path) -> None:
@@ -400,10 +400,6 @@ def test_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 break
             except OSError:
                 time.sleep(0.02)
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 CHANGING = """
