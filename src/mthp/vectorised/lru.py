@@ -26,13 +26,18 @@ def folio_batch_move_lru_at_once(mem: MemMap, cpu: Cpu) -> None:
     dead: list[int] = []
     others: list[int] = []
     for folio in cpu.lru_add.value:
-        if refcount[folio] > 1 and not flags[folio] & (PG_LRU | PG_MLOCKED):
-            flags[folio] = flags[folio] & ~PG_UNEVICTABLE | PG_LRU
-            refcount[folio] -= 1
+        flag = flags[folio]
+        if refcount[folio] > 1:
+            if not flag & (PG_LRU | PG_MLOCKED):
+                flags[folio] = flag & ~PG_UNEVICTABLE | PG_LRU
+                refcount[folio] -= 1
+                continue
+        elif not (
+            order[folio] or mapcount[folio] or flag & PG_LOCKED or page_flags[folio] & PAGE_HWPOISON
+        ):
+            dead.append(folio)
             continue
-        busy = order[folio] or mapcount[folio] or flags[folio] & PG_LOCKED
-        plain = refcount[folio] == 1 and not busy and not page_flags[folio] & PAGE_HWPOISON
-        (dead if plain else others).append(folio)
+        others.append(folio)
     cpu.lru_add.value = tuple(others)
     if dead:
         free_small_folios(mem, np.array(dead))
@@ -63,7 +68,7 @@ def folio_add_lru_dead(mem: MemMap, cpu: Cpu, folios: NDArray[Any]) -> None:
 
 def free_small_folios(mem: MemMap, folios: NDArray[Any]) -> None:
     """Do free_folio() for small folios in turn, neither locked nor mapped nor poisoned."""
-    memcgs = mem.memcg.view()[folios]
+    memcgs = mem.memcg.view().take(folios)
     if np.count_nonzero(memcgs):
         for number, pages in enumerate(np.bincount(memcgs).tolist()):
             if number and pages:

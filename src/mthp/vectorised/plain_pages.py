@@ -83,13 +83,13 @@ def plain_pages(mm: Mm, pte: PteMap, nr: int, most_holes: int | None) -> PlainPa
     if _count(flags & (WANTED | UNWANTED) != WANTED):
         return None
     mapcounts = mem.mapcount.view().take(folios)
+    refcounts = mem.refcount.view().take(folios)
     orders = mem.order.view().take(folios)
     small = not _count(orders)
-    shared = mapcounts > 1
     if not small:
         large = orders != 0
-        shared &= ~large
-        mapcounts = np.where(large, mem.large_mapcount.view().take(folios), mapcounts)
-    if _count(shared) or _count(mem.refcount.view().take(folios) != mapcounts):
+        refcounts -= np.where(large, mem.large_mapcount.view().take(folios) - 1, 0)
+        mapcounts[large] = 1
+    if _count((mapcounts != 1) | (refcounts != 1)):
         return None
     return PlainPages(words, folios, flags, mapped, none_or_zero, small)
