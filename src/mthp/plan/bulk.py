@@ -8,15 +8,65 @@ tried at the same place (of the latter in vain); or for a folio as large as itse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.plan.occupancy import FOLIO, IN_USE, Bools, Counts, Pages
+from mthp.plan.packed import (
+    Bools,
+    Counts,
+    Tally,
+    Words,
+    count,
+    ladder,
+    pages_of,
+    parted,
+    steps_of,
+    tally,
+)
 from mthp.words.units import Geometry
+
+
+class Pages(NamedTuple):
+    """The pages of n tables. in_use: those that are young or referenced. of_order: order of folio -> the
+    pages that map one of it, where any do; small pages always."""
+
+    in_use: Words
+    of_order: dict[int, Words]
+
+    @property
+    def mapped(self) -> Words:
+        """All of them."""
+        return self.at_least(0)
+
+    def at_least(self, order: int) -> Words:
+        """Those of folios of an order or more."""
+        some = [words for each, words in self.of_order.items() if each >= order]
+        return np.bitwise_or.reduce(some) if len(some) != 1 else some[0]
+
+    def rows(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> Pages:
+        """Some of the tables."""
+        orders = {order: words[:, which] for order, words in self.of_order.items()}
+        return Pages(self.in_use[:, which], orders)
+
+    @classmethod
+    def of_all(cls, parts: Iterable[Pages]) -> Pages:
+        """The tables of several, in their order. There must be one at least."""
+        parts = [*parts]
+        return cls(
+            np.hstack([part.in_use for part in parts]),
+            {
+                order: np.hstack(
+                    [part.of_order.get(order, np.zeros_like(part.in_use)) for part in parts]
+                )
+                for order in sorted({order for part in parts for order in part.of_order})
+            },
+        )
 
 
 class Below(Enum):
@@ -36,128 +86,187 @@ class Limits:
     pmd: int
     below: Below
 
-    def holes(self, order: int, pmd_order: int) -> int:
-        """The most holes that a window of an enabled order may have; -1: it is never tried."""
-        if order == pmd_order:
-            return self.pmd
-        return {Below.NEVER: -1, Below.FULL: 0, Below.ANY: (1 << order) - 1}[self.below]
-
 
 class Collapsed(NamedTuple):
-    """What becomes of some tables. windows: (n, orders) of each order. copied: pages of each table. freed:
-    frames of each table that are not needed any more, those of pages that no PTE maps among them.
+    """What becomes of some runs of tables. windows: (orders,) how many. taken: (orders,) pages that a PTE
+    mapped, by the order of their folio. need: frames that tables need more than they free. added: by run, those
+    of the new folios less those that are not needed any more.
     """
 
     windows: Counts
-    copied: Counts
-    freed: Counts
+    taken: Counts
+    need: int
+    added: Counts
 
 
-def choose(pages: Pages, limits: Limits, geometry: Geometry) -> dict[int, Bools]:
-    """The windows that collapse: order -> (n, windows of that order in a table)."""
-    number = len(pages)
-    folio, in_use = pages & FOLIO, pages & IN_USE > 0
-    chosen: dict[int, Bools] = {}
-    asked, last = np.ones((number, 1), np.bool_), geometry.pmd_order
-    for order in range(geometry.pmd_order, -1, -1):
-        if not limits.orders >> order & 1:
-            continue
-        asked, last = np.repeat(asked, 1 << last - order, axis=1), order
-        shape = number, geometry.ptrs_per_pte >> order, 1 << order
-        within, used = folio.reshape(shape), in_use.reshape(shape)
-        holes = (within == 0).sum(axis=2)
-        tried = asked & (holes <= limits.holes(order, geometry.pmd_order))
-        passed = np.zeros_like(tried)
-        if order != geometry.pmd_order:
-            passed = tried & (within.max(axis=2, initial=0) > order)
-        chosen[order] = tried & ~passed & used.any(axis=2)
-        asked = asked & ~tried
-    return chosen
-
-
-def collapsed(
-    pages: Pages, chosen: dict[int, Bools], geometry: Geometry
-) -> tuple[Collapsed, Pages]:
-    """What becomes of tables whose windows are chosen, and their pages afterwards."""
-    number = len(pages)
-    windows = np.zeros((number, geometry.pmd_order + 1), np.int64)
-    after, within = pages.copy(), np.zeros(pages.shape, np.bool_)
-    for order, of_order in chosen.items():
-        windows[:, order] = of_order.sum(axis=1)
-        covered = np.repeat(of_order, 1 << order, axis=1)
-        after[covered] = 1 + order | IN_USE
-        within |= covered
-    copied = ((pages & FOLIO > 0) & within).sum(axis=1)
-    freed = np.zeros(number, np.int64)
-    taken = np.where(within, pages & FOLIO, 0)
-    for each in np.unique(taken[taken > 0]).tolist():
-        # A folio of which a window takes a page lies in it as a whole.
-        folios = (taken == each).reshape(number, -1, 1 << each - 1).any(axis=2)
-        freed += folios.sum(axis=1) << each - 1
-    return Collapsed(windows, copied, freed), after
-
-
-class Shape(NamedTuple):
-    """What decides about tables of small pages alone, from which any limits are answered by counting.
-
-    present: (n,) pages of a table. Of so many tables that are alike in this, added up: tables: how many.
-    full, some: (n, orders) aligned windows of each order that have all of their pages, and that have any.
+class Asked(NamedTuple):
+    """A question: which windows of an order collapse. above: the next order that is tried; None if there is
+    none. Of those further up there is no more to know: where a window of theirs has what it needs, so has
+    each within it. below: what it takes to be tried.
     """
 
+    order: int
+    above: int | None
+    below: Below
+
+
+class Part(NamedTuple):
+    """What is collapsed to one order, by run. added: as in Collapsed. sums: (2 + orders, runs) windows, need,
+    and taken of each order."""
+
+    added: Counts
+    sums: Counts
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Plain tables, in runs of some that follow each other. starts: where each run begins. present: how many
+    pages each table of a run has.
+    """
+
+    pages: Pages
+    starts: NDArray[np.intp]
     present: Counts
-    tables: Counts
-    full: Counts
-    some: Counts
+    geometry: Geometry
+    parts: dict[Asked, Part] = field(default_factory=dict, init=False)
 
-    def of(self, which: Bools) -> Shape:
-        """Choose some of the rows."""
-        return Shape(*(column[which] for column in self))
+    def asked(self, limits: Limits) -> Iterator[tuple[Asked, Bools]]:
+        """What settings ask of tables, and of which runs."""
+        pmd, most = self.geometry.pmd_order, self.geometry.ptrs_per_pte - 1
+        lower = [order for order in range(pmd) if limits.orders >> order & 1]
+        tried = [] if limits.below is Below.NEVER else lower
+        below, rest = limits.below, np.ones(len(self.starts), np.bool_)
+        if limits.orders >> pmd & 1:
+            as_below = {0: Below.FULL, most: Below.ANY}.get(limits.pmd)
+            if as_below and (as_below is below or not tried):
+                tried, below = [*tried, pmd], as_below
+            else:
+                whole = self.geometry.ptrs_per_pte - self.present <= limits.pmd
+                yield Asked(pmd, None, Below.ANY), whole
+                rest = ~whole
+        for order, above in zip(tried, [*tried[1:], None], strict=False):
+            yield Asked(order, above, below), rest
+
+    def windows(self, limits: Limits) -> dict[int, Words]:
+        """The windows that collapse, of each order."""
+        tables = np.diff(self.starts, append=self.pages.in_use.shape[1])
+        return {
+            asked.order: np.where(np.repeat(runs, tables), self.chosen(asked), np.uint64(0))
+            for asked, runs in self.asked(limits)
+        }
+
+    def part(self, asked: Asked) -> Part:
+        """The answer. The tables are looked at once for each question."""
+        if asked not in self.parts:
+            self.parts[asked] = self._part(asked)
+        return self.parts[asked]
+
+    def _part(self, asked: Asked) -> Part:
+        order = asked.order
+        chosen = self.chosen(asked)
+        within = pages_of(chosen, order, self.geometry)
+        sums = np.zeros((3 + self.geometry.pmd_order, within.shape[1]), np.int64)
+        sums[0] = count(chosen)
+        added = sums[0] << order
+        for each, words in self.pages.of_order.items():
+            taken = words & within
+            sums[2 + each] = count(taken)
+            # A folio of which a window takes a page lies in it as a whole, with pages that no PTE maps.
+            added -= count(self._any(taken, each)) << each
+        sums[1] = np.maximum(added, 0)
+        return Part(*(np.add.reduceat(columns, self.starts, axis=-1) for columns in (added, sums)))
+
+    def chosen(self, asked: Asked) -> Words:
+        """The windows that part() is about."""
+        order, above, below = asked
+        met = self.full if below is Below.FULL else self.some
+        found = met[order] & self.in_use[order]
+        if above is not None:
+            within = met[above]
+            for step in reversed(steps_of(self.geometry.pmd_order)[order:above]):
+                within = parted(within, step)
+            found &= ~within
+        if order < self.geometry.pmd_order and order in self.large:
+            found &= ~self.large[order]
+        return found
+
+    def _any(self, pages: Words, order: int) -> Words:
+        return ladder(pages, order, np.bitwise_or, self.geometry)[order]
+
+    @cached_property
+    def full(self) -> list[Words]:
+        """The windows of each order that have all of their pages."""
+        return ladder(self.pages.mapped, self.geometry.pmd_order, np.bitwise_and, self.geometry)
+
+    @cached_property
+    def some(self) -> list[Words]:
+        """Those that have any."""
+        return ladder(self.pages.mapped, self.geometry.pmd_order, np.bitwise_or, self.geometry)
+
+    @cached_property
+    def in_use(self) -> list[Words]:
+        """Those that have one in use."""
+        return ladder(self.pages.in_use, self.geometry.pmd_order, np.bitwise_or, self.geometry)
+
+    @cached_property
+    def large(self) -> dict[int, Words]:
+        """Those that have one of a folio as large as themselves, of each order of which there may be any."""
+        orders = range(1, max(self.pages.of_order) + 1)
+        return {order: self._any(self.pages.at_least(order), order) for order in orders}
 
 
-def shape_of(pages: Pages, geometry: Geometry) -> Shape:
-    """Count the windows of tables of small pages, a row a table."""
-    orders = geometry.pmd_order + 1
-    full, some = (np.zeros((len(pages), orders), np.int64) for _ in range(2))
-    every = any_ = pages & FOLIO > 0
-    for order in range(orders):
-        if order:
-            every, any_ = every[:, ::2] & every[:, 1::2], any_[:, ::2] | any_[:, 1::2]
-        full[:, order], some[:, order] = every.sum(axis=1), any_.sum(axis=1)
-    return Shape(some[:, 0], np.ones(len(pages), np.int64), full, some)
+@dataclass(frozen=True, eq=False)
+class Shape(Tables):
+    """Tables of small pages, with one in use in every window that has any: how many windows are full, or
+    empty, says all, and the pages are looked at once for each."""
+
+    tally: Tally = tally
+
+    @cached_property
+    def tables(self) -> Counts:
+        """How many each run has."""
+        return np.diff(self.starts, append=self.pages.in_use.shape[1])
+
+    @cached_property
+    def full_windows(self) -> Counts:
+        """(runs, orders) those that have all of their pages."""
+        return self.tally(self.pages.mapped, self.starts, self.geometry)
+
+    @cached_property
+    def some_windows(self) -> Counts:
+        """(runs, orders) those that have any."""
+        orders = self.geometry.pmd_order - np.arange(self.geometry.pmd_order + 1)
+        empty = self.tally(~self.pages.mapped, self.starts, self.geometry)
+        return (self.tables[:, np.newaxis] << orders) - empty
+
+    def _part(self, asked: Asked) -> Part:
+        order, above, below = asked
+        if below is Below.FULL:
+            windows = self.full_windows[:, order]
+            if above is not None:
+                windows = windows - (self.full_windows[:, above] << above - order)
+            copied = windows << order
+        else:
+            copied = self.present * self.tables if above is None else np.zeros_like(self.present)
+            if above is not None:
+                windows = copied
+            elif order == self.geometry.pmd_order:
+                windows = self.tables * (self.present > 0)
+            else:
+                windows = self.some_windows[:, order]
+        added = (windows << order) - copied
+        return Part(added, np.stack([windows, added, copied]))
 
 
-def alike(shape: Shape, *keys: NDArray[Any]) -> tuple[Shape, list[NDArray[np.int64]]]:
-    """The rows that have the same keys, and tables as full, added up; and the keys of what is left."""
-    names = np.stack([*keys, shape.present]).astype(np.int64)
-    distinct, which = np.unique(names, axis=1, return_inverse=True)
-    sums = []
-    for column in shape[1:]:
-        summed = np.zeros((distinct.shape[1], *column.shape[1:]), np.int64)
-        np.add.at(summed, which.reshape(-1), column)
-        sums.append(summed)
-    return Shape(distinct[-1], *sums), [*distinct[:-1]]
-
-
-def counted(shape: Shape, limits: Limits, geometry: Geometry) -> Collapsed:
-    """As collapsed() of choose(), for tables of small pages with one in use wherever there are any, without
-    looking at the pages again."""
-    pmd = geometry.pmd_order
-    windows = np.zeros((len(shape.present), pmd + 1), np.int64)
-    present = shape.present * shape.tables
-    lower = [order for order in range(pmd - 1, -1, -1) if limits.orders >> order & 1]
-    copied = np.zeros(len(windows), np.int64)
-    if limits.below is Below.FULL:
-        for order in lower:
-            # Of what is full at this order, less what a full window of a higher one has already.
-            pages = shape.full[:, order] << order
-            windows[:, order] = pages - copied >> order
-            copied = pages
-    elif limits.below is Below.ANY and lower:
-        windows[:, lower[0]] = shape.some[:, lower[0]]
-        copied = present
-    if limits.orders >> pmd & 1:
-        whole = (shape.present > 0) & (geometry.ptrs_per_pte - shape.present <= limits.pmd)
-        windows[whole] = 0
-        windows[whole, pmd] = shape.tables[whole]
-        copied = np.where(whole, present, copied)
-    return Collapsed(windows, copied, copied)
+def collapsed(tables: Tables, which: Bools, limits: Limits) -> Collapsed:
+    """What becomes of runs of tables. which: of the runs; a row each."""
+    windows, taken = np.zeros((2, tables.geometry.pmd_order + 1), np.int64)
+    need, added = 0, np.zeros(len(which), np.int64)
+    for asked, runs in tables.asked(limits):
+        part, mine = tables.part(asked), which & runs
+        sums = part.sums.compress(mine, axis=1).sum(axis=1)
+        windows[asked.order] += sums[0]
+        taken[: len(sums) - 2] += sums[2:]
+        need += int(sums[1])
+        added += part.added * mine
+    return Collapsed(windows, taken, need, added[which])

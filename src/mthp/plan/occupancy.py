@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 from mthp.image.snapshot import Kpf, Pte
 from mthp.mm.pgtable_types import DIRTY, YOUNG
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
+from mthp.plan.bulk import Pages
+from mthp.plan.packed import Bools, Counts, ladder, pack
 from mthp.words.profiles import Lazyfree, Profile
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, span
 
-Bools = NDArray[np.bool_]
-Counts = NDArray[np.int64]
-Pages = NDArray[np.uint8]
-"""(n, PTRS) a byte for each PTE of n tables. FOLIO: none of these bits where it maps no page, else 1 + the
-order of its folio. IN_USE: the page is young or referenced."""
+_Entries = NDArray[np.uint8]
+"""(n, PTRS) a byte for each PTE of n tables. _FOLIO: none of these bits where it maps no page, else 1 + the
+order of its folio. _IN_USE: the page is young or referenced."""
 
-FOLIO, IN_USE = np.uint8(63), np.uint8(64)
+_FOLIO, _IN_USE = np.uint8(63), np.uint8(64)
 _TABLES_AT_ONCE = 1024
 _ODD_VMA = VM_DROPPABLE | VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_RWP | VM_UFFD_WP
 _NEEDED = np.uint64(1 << Kpf.ANON | 1 << Kpf.LRU | 1 << Kpf.SWAPBACKED)
@@ -56,14 +57,22 @@ class TableKind(IntEnum):
     HUGE = 3
 
 
+class Plain(NamedTuple):
+    """Plain tables of one process. row, vma: as Occupancy's."""
+
+    row: NDArray[np.intp]
+    vma: NDArray[np.intp]
+    pages: Pages
+
+
 @dataclass(frozen=True, eq=False)
 class Occupancy:
     """The tables of one process that may be scanned, by address.
 
     row: of the process's tables. vma: the place of the mapping among the process's. kind: a TableKind.
     shared, swapped, in_use: entries that map a small page which others map too; that are swapped out, or
-    such; of pages in use. Of plain tables alone, in their order: pages. least_order: from it on, every
-    aligned window with a page has one in use.
+    such; of pages in use. simple: the plain tables of small pages alone of which every aligned window that a
+    folio may be made of has one in use, if it has any. others: the other plain ones.
     """
 
     row: NDArray[np.intp]
@@ -72,8 +81,8 @@ class Occupancy:
     shared: Counts
     swapped: Counts
     in_use: Counts
-    pages: Pages
-    least_order: NDArray[np.uint8]
+    simple: Plain
+    others: Plain
 
 
 def occupancy_of(
@@ -84,26 +93,54 @@ def occupancy_of(
     kinds = np.zeros(len(rows), np.uint8)
     counts = np.zeros((3, len(rows)), np.int64)
     special = _special_tables(process, geometry)[rows]
-    pages = [np.zeros((0, geometry.ptrs_per_pte), np.uint8)]
-    least = [np.zeros(0, np.uint8)]
+    none = _packed(np.zeros((0, geometry.ptrs_per_pte), np.uint8))
+    simple, others = ([Plain(rows[:0], vmas[:0], none)] for _ in range(2))
     for first in range(0, len(rows), _TABLES_AT_ONCE):
         some = slice(first, first + _TABLES_AT_ONCE)
         tables = process.tables.rows(rows[some])
         found, plain = _plain(tables, geometry)
         plain &= ~(special | tied[rows])[some]
         if process.lost or tables.mm_ids is not None:
-            plain &= (found & FOLIO <= 1).all(axis=1)
+            plain &= (found & _FOLIO <= 1).all(axis=1)
         kinds[some][plain] = TableKind.PLAIN
         kinds[some][_refused(tables, found, profile) & ~special[some]] = TableKind.REFUSED
         kinds[some][(tables.pte & Pte.HUGE != 0).all(axis=1)] = TableKind.HUGE
         counts[:, some] = _counts(tables, found)
-        plain = kinds[some] == TableKind.PLAIN
-        pages.append(found[plain])
-        least.append(_least_order(found[plain], geometry))
+        at = np.flatnonzero(kinds[some] == TableKind.PLAIN)
+        pages = _packed(found[at])
+        alone = _is_simple(pages, geometry)
+        small = Pages(pages.in_use, {0: pages.of_order[0]})
+        for parts, of, which in ((simple, small, alone), (others, pages, ~alone)):
+            parts.append(Plain(rows[some][at[which]], vmas[some][at[which]], of.rows(which)))
     shared, swapped, in_use = counts
-    return Occupancy(
-        rows, vmas, kinds, shared, swapped, in_use, np.concatenate(pages), np.concatenate(least)
+    sorted_out = _all_of(simple), _all_of(others)
+    return Occupancy(rows, vmas, kinds, shared, swapped, in_use, *sorted_out)
+
+
+def _all_of(parts: Sequence[Plain]) -> Plain:
+    row, vma = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
+    return Plain(row, vma, Pages.of_all([each.pages for each in parts]))
+
+
+def _is_simple(pages: Pages, geometry: Geometry) -> Bools:
+    """Whether tables belong to Occupancy's simple ones."""
+    order = min(geometry.anon_orders)
+    some, used = (
+        ladder(each, order, np.bitwise_or, geometry)[order] for each in (pages.mapped, pages.in_use)
     )
+    found: Bools = np.all(some & ~used == 0, axis=0)
+    found &= np.all(pages.mapped == pages.of_order[0], axis=0)
+    return found
+
+
+def _packed(entries: _Entries) -> Pages:
+    folio = entries & _FOLIO
+    of_order = {
+        order: pack(folio == 1 + order)
+        for order, nr in enumerate(np.bincount(folio.reshape(-1), minlength=2)[1:].tolist())
+        if nr or order == 0
+    }
+    return Pages(pack(entries & _IN_USE > 0), of_order)
 
 
 def _spanned(
@@ -144,7 +181,7 @@ def _is_known(vma: ImageVma) -> bool:
     )
 
 
-def _plain(tables: TableArrays, geometry: Geometry) -> tuple[Pages, Bools]:
+def _plain(tables: TableArrays, geometry: Geometry) -> tuple[_Entries, Bools]:
     """The pages of each table, and whether its entries are those of a plain one."""
     mapped = _mapped(tables)
     alone = (tables.kpageflags & _LOOKED_AT == _NEEDED) & (tables.kpagecount <= 1)
@@ -155,9 +192,9 @@ def _plain(tables: TableArrays, geometry: Geometry) -> tuple[Pages, Bools]:
     in_use |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
     if tables.young is not None:
         in_use |= tables.young
-    pages = np.where(mapped, 1 + tables.folio_order | np.where(in_use, IN_USE, 0), 0)
+    pages = np.where(mapped, 1 + tables.folio_order | np.where(in_use, _IN_USE, 0), 0)
     pages = pages.astype(np.uint8)
-    large = np.flatnonzero((pages & FOLIO > 1).any(axis=1))
+    large = np.flatnonzero((pages & _FOLIO > 1).any(axis=1))
     if len(large):
         plain[large] &= _large_in_place(tables.rows(large), pages[large], geometry)
     return pages, plain
@@ -169,7 +206,7 @@ def _mapped(tables: TableArrays) -> Bools:
     return here
 
 
-def _refused(tables: TableArrays, pages: Pages, profile: Profile) -> Bools:
+def _refused(tables: TableArrays, pages: _Entries, profile: Profile) -> Bools:
     """Whether each table's scan ends before any window whatever is set, in a mapping that is not special.
 
     Kernel: mm/khugepaged.c, collapse_scan_pmd().
@@ -182,23 +219,23 @@ def _refused(tables: TableArrays, pages: Pages, profile: Profile) -> Bools:
         bad |= tables.references > 0
     bad &= _mapped(tables)
     bad |= tables.pte & (Pte.SWAPPED | Pte.UFFD_WP) == Pte.SWAPPED | Pte.UFFD_WP
-    found: Bools = np.any(bad, axis=1) | ~np.any(pages & IN_USE, axis=1)
+    found: Bools = np.any(bad, axis=1) | ~np.any(pages & _IN_USE, axis=1)
     return found
 
 
-def _counts(tables: TableArrays, pages: Pages) -> NDArray[np.int64]:
+def _counts(tables: TableArrays, pages: _Entries) -> NDArray[np.int64]:
     """shared, swapped and in_use of each table."""
-    shared = (pages & FOLIO == 1) & (tables.kpagecount > 1)
+    shared = (pages & _FOLIO == 1) & (tables.kpagecount > 1)
     swapped = tables.pte & Pte.SWAPPED != 0
-    return np.stack([each.sum(axis=1) for each in (shared, swapped, pages & IN_USE > 0)])
+    return np.stack([each.sum(axis=1) for each in (shared, swapped, pages & _IN_USE > 0)])
 
 
-def _large_in_place(tables: TableArrays, pages: Pages, geometry: Geometry) -> Bools:
+def _large_in_place(tables: TableArrays, pages: _Entries, geometry: Geometry) -> Bools:
     """Whether each table maps all of its large folios where they lie aligned, and has them alone."""
-    order = np.where(pages & FOLIO > 0, tables.folio_order, 0)
+    order = np.where(pages & _FOLIO > 0, tables.folio_order, 0)
     column = np.arange(geometry.ptrs_per_pte, dtype=np.uint64)
     size = np.uint64(1) << order.astype(np.uint64)
-    in_place = ((column ^ tables.pfn) & (size - np.uint64(1)) == 0) | (pages & FOLIO == 0)
+    in_place = ((column ^ tables.pfn) & (size - np.uint64(1)) == 0) | (pages & _FOLIO == 0)
     heads = tables.pfn & ~(size - np.uint64(1))
     for each in np.unique(order[order > 0]).tolist():
         # Windows of this order, and the folio of this order that is mapped in each, if any is.
@@ -254,14 +291,3 @@ def _told_of(process: ImageProcess, geometry: Geometry) -> NDArray[np.uint64]:
     shared = (_mapped(tables) & (tables.kpagecount > 1)).reshape(-1)[which]
     found: NDArray[np.uint64] = tables.pfn.reshape(-1)[which[shared]]
     return found
-
-
-def _least_order(pages: Pages, geometry: Geometry) -> NDArray[np.uint8]:
-    """From which order on every aligned window with a page in it has one in use."""
-    least = np.zeros(len(pages), np.uint8)
-    some, used = pages & FOLIO > 0, pages & IN_USE > 0
-    for order in range(1, geometry.pmd_order + 1):
-        least[(some & ~used).any(axis=1)] = order
-        some = some[:, ::2] | some[:, 1::2]
-        used = used[:, ::2] | used[:, 1::2]
-    return least

@@ -9,9 +9,10 @@ at the place of one that was refused in its middle.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -27,26 +28,9 @@ from mthp.khugepaged.eligibility import (
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Vma
-from mthp.plan.bulk import (
-    Below,
-    Collapsed,
-    Limits,
-    Shape,
-    alike,
-    choose,
-    collapsed,
-    counted,
-    shape_of,
-)
-from mthp.plan.occupancy import (
-    FOLIO,
-    Bools,
-    Counts,
-    Pages,
-    TableKind,
-    entangled,
-    occupancy_of,
-)
+from mthp.plan.bulk import Below, Limits, Pages, Shape, Tables, collapsed
+from mthp.plan.occupancy import Plain, TableKind, entangled, occupancy_of
+from mthp.plan.packed import Bools, Counts, Tally, count, pages_of, tally, unpack
 from mthp.plan.records import BulkVerdict, Sizes
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
@@ -82,19 +66,23 @@ class _Sum:
 
 
 class _Plain(NamedTuple):
-    """Plain tables of one process. vma: the place of each one's mapping. pages, least_order: as Occupancy's.
-    small: which map small pages alone. shape: of these, added up for each mapping (shape_vma) and least
-    order (shape_least).
-    """
+    """Plain tables of one process, sorted into runs. row, vma: as Plain's. run_vma: of each run."""
 
     row: NDArray[np.intp]
     vma: NDArray[np.intp]
-    pages: Pages
-    least_order: NDArray[np.uint8]
-    small: Bools
-    shape: Shape
-    shape_vma: NDArray[np.int64]
-    shape_least: NDArray[np.int64]
+    tables: Tables
+    run_vma: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, found: Plain, make: Callable[[Pages, NDArray[np.intp], Counts], Tables]) -> _Plain:
+        """In runs of the same mapping, and of as many pages."""
+        present = count(found.pages.mapped)
+        place = np.lexsort((present, found.vma))
+        row, vma, present = found.row[place], found.vma[place], present[place]
+        begins = np.append(True, (np.diff(vma) != 0) | (np.diff(present) != 0))[: len(place)]
+        starts = np.flatnonzero(begins)
+        tables = make(found.pages.rows(place), starts, present[starts])
+        return cls(row, vma, tables, vma[starts])
 
 
 class _Odd(NamedTuple):
@@ -118,27 +106,26 @@ class _Odd(NamedTuple):
 
 
 class Planner:
-    """Answers for one image, under any settings. arrays: as arrays_of() gives them."""
+    """Answers for one image, under any settings. arrays: as arrays_of() gives them. tally: what counts
+    windows, which packed.compiled() does faster and not otherwise."""
 
-    def __init__(self, arrays: WorldArrays, profile: Profile, settings: Settings) -> None:
+    def __init__(
+        self, arrays: WorldArrays, profile: Profile, settings: Settings, tally: Tally = tally
+    ) -> None:
         self.processes: list[ImageProcess] = [*arrays.processes]
         self.arrays = replace(arrays, processes=self.processes)
         self.profile = profile
         self.geometry = settings.geometry
         self.tied = entangled(self.processes, self.geometry)
-        self.plain: list[_Plain] = []
+        self.plain: list[list[_Plain]] = []
         self.odd: list[_Odd] = []
         for process, tied in zip(self.processes, self.tied, strict=True):
             found = occupancy_of(process, tied, profile, self.geometry)
-            mine, odd = found.kind == TableKind.PLAIN, found.kind == TableKind.ODD
-            small: Bools = np.all(found.pages & FOLIO <= 1, axis=1)
-            columns = found.row[mine], found.vma[mine], found.pages, found.least_order
-            shape, (vma, least) = alike(
-                shape_of(found.pages[small], self.geometry),
-                columns[1][small],
-                found.least_order[small],
-            )
-            self.plain.append(_Plain(*columns, small, shape, vma, least))
+            odd = found.kind == TableKind.ODD
+            simple = partial(Shape, geometry=self.geometry, tally=tally)
+            others = partial(Tables, geometry=self.geometry)
+            parts = [_Plain.of(found.simple, simple), _Plain.of(found.others, others)]
+            self.plain.append(parts)
             counts = (found.shared, found.swapped, found.in_use)
             self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
         self.before, self.pmds, self.nodes = Sizes(), 0, {0}
@@ -159,7 +146,7 @@ class Planner:
             odd[number][rows], passed[number][rows] = self.odd[number].scanned(orders, settings)
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
-            count += int(np.count_nonzero(orders[self.plain[number].vma]))
+            count += sum(int(np.count_nonzero(orders[each.vma])) for each in self.plain[number])
         self._unshare(odd, passed, settings.max_ptes_shared)
         others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
@@ -177,13 +164,14 @@ class Planner:
         found: Windows = {}
         page = self.geometry.page_shift
         for number, orders in enumerate(self._orders(settings)):
-            process, plain = self.processes[number], self.plain[number]
-            for limits in self._limits(orders):
+            process = self.processes[number]
+            for limits, plain in product(self._limits(orders), self.plain[number]):
                 mine = orders[plain.vma] == limits.orders
-                tables = process.tables.table_address[plain.row[mine]]
-                for order, which in choose(plain.pages[mine], limits, self.geometry).items():
-                    row, place = np.nonzero(which)
-                    addresses = tables[row].astype(np.int64) + (place << order + page)
+                tables = process.tables.table_address[plain.row[mine]].astype(np.int64)
+                for order, which in plain.tables.windows(limits).items():
+                    pages = unpack(pages_of(which[:, mine], order, self.geometry), self.geometry)
+                    row, place = np.nonzero(pages[:, :: 1 << order])
+                    addresses = tables[row] + (place << order + page)
                     windows = found.setdefault(process.pid, [])
                     windows.extend((at, order) for at in addresses.tolist())
         return {pid: sorted(windows) for pid, windows in found.items()}
@@ -198,7 +186,7 @@ class Planner:
         found = []
         for process, plain, odd in zip(self.processes, self.plain, self.odd, strict=True):
             places_of: dict[tuple[int, bool], list[int]] = {}
-            for k in np.union1d(plain.vma, odd.vma).tolist():
+            for k in np.unique(np.concatenate([odd.vma, *(each.vma for each in plain)])).tolist():
                 vma = process.vmas[k]
                 places_of.setdefault((vma.vm_flags, vma.anon_vma), []).append(k)
             found.append(
@@ -238,35 +226,21 @@ class Planner:
 
     def _count(self, number: int, orders: NDArray[np.int64], limits: Limits, answer: _Sum) -> None:
         """Add what becomes of the plain tables of a process's mappings with these limits."""
-        plain = self.plain[number]
-        lowest = (limits.orders & -limits.orders).bit_length() - 1
-        easy = (orders[plain.shape_vma] == limits.orders) & (plain.shape_least <= lowest)
-        found = counted(plain.shape.of(easy), limits, self.geometry)
-        answer.change[0] -= int(found.copied.sum())
-        self._add(number, plain.shape_vma[easy], found, answer)
-        rest = (orders[plain.vma] == limits.orders) & ~(plain.small & (plain.least_order <= lowest))
-        before = plain.pages[rest]
-        if len(before):
-            chosen = choose(before, limits, self.geometry)
-            found, after = collapsed(before, chosen, self.geometry)
-            for pages, sign in ((after, 1), (before, -1)):
-                folios = np.bincount((pages & FOLIO).reshape(-1)).tolist()[1:]
-                answer.change.update({order: sign * nr for order, nr in enumerate(folios)})
-            windows = found.windows.sum(axis=0).tolist()
-            answer.change.subtract({order: nr << order for order, nr in enumerate(windows)})
-            self._add(number, plain.vma[rest], found, answer)
-
-    def _add(self, number: int, vma: NDArray[np.intp], found: Collapsed, answer: _Sum) -> None:
-        windows = found.windows.sum(axis=0).tolist()
-        answer.windows.update({order: nr for order, nr in enumerate(windows) if nr})
-        answer.change.update({order: nr << order for order, nr in enumerate(windows) if nr})
-        answer.copied += int(found.copied.sum())
-        added = (found.windows << np.arange(found.windows.shape[1])).sum(axis=1) - found.freed
-        answer.need += int(added[added > 0].sum())
         process = self.processes[number]
-        by_vma = np.bincount(vma, added, len(process.vmas)).astype(np.int64)
-        for k in np.flatnonzero(by_vma).tolist():
-            answer.added[process.pid, process.vmas[k].start] += int(by_vma[k])
+        for plain in self.plain[number]:
+            which = orders[plain.run_vma] == limits.orders
+            if not np.any(which):
+                continue
+            found = collapsed(plain.tables, which, limits)
+            answer.windows.update(dict(enumerate(found.windows.tolist())))
+            change = (found.windows << np.arange(len(found.windows))) - found.taken
+            answer.change.update(dict(enumerate(change.tolist())))
+            answer.copied += int(found.taken.sum())
+            answer.need += found.need
+            added = np.bincount(plain.run_vma[which], found.added, len(process.vmas))
+            by_vma = added.astype(np.int64)
+            for k in np.flatnonzero(by_vma).tolist():
+                answer.added[process.pid, process.vmas[k].start] += int(by_vma[k])
 
     # --- the engine ---------------------------------------------------------------------------
 
