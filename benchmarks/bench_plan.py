@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plans against the engine on one image, and what a sweep of a thousand settings costs.
+"""Plans against the engine on one image; and what plans and a sweep cost, in copies of a bitmap.
 
 Run as: PYTHONPATH=src python benchmarks/bench_plan.py [GIB]. The peer in the same run: the engine under the
 same settings, from the same arrays.
@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 
 from benchmarks.images import GIB, write_image  # noqa: E402
+from benchmarks.plan import main as in_copies  # noqa: E402
 from mthp.image.snapshot import load  # noqa: E402
 from mthp.plan.planner import Planner  # noqa: E402
 from mthp.plan.sweep import with_sizes  # noqa: E402
@@ -29,7 +30,7 @@ SIZES = {"all": range(2, 10), "2048kB": (9,), "64kB": (4,), "64kB and 2048kB": (
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     gib = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     profile = PROFILES["7.3"]
     with tempfile.TemporaryDirectory() as folder:
@@ -57,17 +58,9 @@ def main() -> None:
         print(f"| {name}, {none} | {times[0]:.3f} s | {times[1] * 1000:.1f} ms | {engine:.2f} s | "
               f"{engine / times[0]:.0f} |", flush=True)  # fmt: skip
     print(f"\n{plan.counted_tables} tables counted, {plan.engine_tables} by the engine")
-    for odd in planner.odd:
-        odd.swapped[:] = 1 << 20  # none of them is scanned: what the counting alone costs
-    masks = (frozenset(k for k in range(2, 10) if mask >> k & 1) for mask in range(4, 1 << 10, 4))
-    grid = [
-        with_sizes(base, mask).replace(max_ptes_none=none)
-        for mask, none in islice(product(masks, (0, 64, 128, 511)), 1000)
-    ]
-    began = time.perf_counter()
-    for settings in grid:
-        planner.plan(settings)
-    print(f"{len(grid)} settings, counted alone: {time.perf_counter() - began:.2f} s")
+    print("\nIn copies of a bitmap (python -m benchmarks.plan):\n")
+    sys.argv[1:] = []
+    in_copies()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from mthp.plan.packed import (
 from mthp.words.units import Geometry
 
 
-class Pages(NamedTuple):
+class PackedPages(NamedTuple):
     """The pages of n tables. in_use: those that are young or referenced. of_order: order of folio -> the
     pages that map one of it, where any do; small pages always."""
 
@@ -49,13 +49,13 @@ class Pages(NamedTuple):
         some = [words for each, words in self.of_order.items() if each >= order]
         return np.bitwise_or.reduce(some) if len(some) != 1 else some[0]
 
-    def rows(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> Pages:
+    def rows(self, which: NDArray[np.intp]) -> PackedPages:
         """Some of the tables."""
-        orders = {order: words[:, which] for order, words in self.of_order.items()}
-        return Pages(self.in_use[:, which], orders)
+        orders = {order: words.take(which, axis=1) for order, words in self.of_order.items()}
+        return PackedPages(self.in_use.take(which, axis=1), orders)
 
     @classmethod
-    def of_all(cls, parts: Iterable[Pages]) -> Pages:
+    def of_all(cls, parts: Iterable[PackedPages]) -> PackedPages:
         """The tables of several, in their order. There must be one at least."""
         parts = [*parts]
         return cls(
@@ -69,12 +69,12 @@ class Pages(NamedTuple):
         )
 
 
-class Below(Enum):
+class Below(IntEnum):
     """What a window below the PMD order needs to be tried: it never is, or all of its pages, or any."""
 
-    NEVER = "never"
-    FULL = "full"
-    ANY = "any"
+    NEVER = 0
+    FULL = 1
+    ANY = 2
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,6 @@ class Limits:
     orders: int
     pmd: int
     below: Below
-
-
-class Collapsed(NamedTuple):
-    """What becomes of some runs of tables. windows: (orders,) how many. taken: (orders,) pages that a PTE
-    mapped, by the order of their folio. need: frames that tables need more than they free. added: by run, those
-    of the new folios less those that are not needed any more.
-    """
-
-    windows: Counts
-    taken: Counts
-    need: int
-    added: Counts
 
 
 class Asked(NamedTuple):
@@ -110,25 +98,58 @@ class Asked(NamedTuple):
     below: Below
 
 
-class Part(NamedTuple):
-    """What is collapsed to one order, by run. added: as in Collapsed. sums: (2 + orders, runs) windows, need,
-    and taken of each order."""
+class Answer(NamedTuple):
+    """What is collapsed to one order, by run. added: frames of the new folios less those that are not needed
+    any more. sums: (2 + orders, runs) windows; frames that tables need more than they free; and pages that a
+    PTE mapped, by the order of their folio.
+    """
 
     added: Counts
     sums: Counts
 
 
+class Collapsed(NamedTuple):
+    """What some runs are collapsed to of one order. windows: how many. need: frames that tables need more
+    than they free. copied: pages. change: of the pages that are mapped, by the order of their folio. added:
+    as Answer's, None if there is nothing.
+    """
+
+    order: int
+    windows: int
+    need: int
+    copied: int
+    change: dict[int, int]
+    added: Counts | None
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """Plain tables, in runs of some that follow each other. starts: where each run begins. present: how many
-    pages each table of a run has.
+    pages each table of a run has, which matters to limits of the PMD order that are neither 0 nor all.
     """
 
-    pages: Pages
+    pages: PackedPages
     starts: NDArray[np.intp]
     present: Counts
     geometry: Geometry
-    parts: dict[Asked, Part] = field(default_factory=dict, init=False)
+    answers: dict[Asked, Answer] = field(default_factory=dict, init=False)
+    known: dict[tuple[Asked, bytes], Collapsed] = field(default_factory=dict, init=False)
+
+    def collapsed(self, which: Bools, limits: Limits) -> Iterator[Collapsed]:
+        """What becomes of some of the runs, order by order."""
+        for asked, runs in self.asked(limits):
+            mine = which & runs
+            key = asked, mine.tobytes()
+            if key not in self.known:
+                answer = self.answer(asked)
+                added = answer.added * mine
+                windows, need, *taken = (answer.sums @ mine).tolist()
+                change = {order: -pages for order, pages in enumerate(taken) if pages}
+                change[asked.order] = change.get(asked.order, 0) + (windows << asked.order)
+                more = added if np.any(added) else None
+                found = Collapsed(asked.order, windows, need, sum(taken), change, more)
+                self.known[key] = found
+            yield self.known[key]
 
     def asked(self, limits: Limits) -> Iterator[tuple[Asked, Bools]]:
         """What settings ask of tables, and of which runs."""
@@ -149,19 +170,23 @@ class Tables:
 
     def windows(self, limits: Limits) -> dict[int, Words]:
         """The windows that collapse, of each order."""
-        tables = np.diff(self.starts, append=self.pages.in_use.shape[1])
         return {
-            asked.order: np.where(np.repeat(runs, tables), self.chosen(asked), np.uint64(0))
+            asked.order: np.where(np.repeat(runs, self.tables), self.chosen(asked), np.uint64(0))
             for asked, runs in self.asked(limits)
         }
 
-    def part(self, asked: Asked) -> Part:
-        """The answer. The tables are looked at once for each question."""
-        if asked not in self.parts:
-            self.parts[asked] = self._part(asked)
-        return self.parts[asked]
+    @cached_property
+    def tables(self) -> Counts:
+        """How many each run has."""
+        return np.diff(self.starts, append=self.pages.in_use.shape[1])
 
-    def _part(self, asked: Asked) -> Part:
+    def answer(self, asked: Asked) -> Answer:
+        """The answer. The tables are looked at once for each question."""
+        if asked not in self.answers:
+            self.answers[asked] = self._answer_to(asked)
+        return self.answers[asked]
+
+    def _answer_to(self, asked: Asked) -> Answer:
         order = asked.order
         chosen = self.chosen(asked)
         within = pages_of(chosen, order, self.geometry)
@@ -174,10 +199,12 @@ class Tables:
             # A folio of which a window takes a page lies in it as a whole, with pages that no PTE maps.
             added -= count(self._any(taken, each)) << each
         sums[1] = np.maximum(added, 0)
-        return Part(*(np.add.reduceat(columns, self.starts, axis=-1) for columns in (added, sums)))
+        return Answer(
+            *(np.add.reduceat(columns, self.starts, axis=-1) for columns in (added, sums))
+        )
 
     def chosen(self, asked: Asked) -> Words:
-        """The windows that part() is about."""
+        """The windows that answer() is about."""
         order, above, below = asked
         met = self.full if below is Below.FULL else self.some
         found = met[order] & self.in_use[order]
@@ -223,11 +250,6 @@ class Shape(Tables):
     tally: Tally = tally
 
     @cached_property
-    def tables(self) -> Counts:
-        """How many each run has."""
-        return np.diff(self.starts, append=self.pages.in_use.shape[1])
-
-    @cached_property
     def full_windows(self) -> Counts:
         """(runs, orders) those that have all of their pages."""
         return self.tally(self.pages.mapped, self.starts, self.geometry)
@@ -239,7 +261,7 @@ class Shape(Tables):
         empty = self.tally(~self.pages.mapped, self.starts, self.geometry)
         return (self.tables[:, np.newaxis] << orders) - empty
 
-    def _part(self, asked: Asked) -> Part:
+    def _answer_to(self, asked: Asked) -> Answer:
         order, above, below = asked
         if below is Below.FULL:
             windows = self.full_windows[:, order]
@@ -255,18 +277,4 @@ class Shape(Tables):
             else:
                 windows = self.some_windows[:, order]
         added = (windows << order) - copied
-        return Part(added, np.stack([windows, added, copied]))
-
-
-def collapsed(tables: Tables, which: Bools, limits: Limits) -> Collapsed:
-    """What becomes of runs of tables. which: of the runs; a row each."""
-    windows, taken = np.zeros((2, tables.geometry.pmd_order + 1), np.int64)
-    need, added = 0, np.zeros(len(which), np.int64)
-    for asked, runs in tables.asked(limits):
-        part, mine = tables.part(asked), which & runs
-        sums = part.sums.compress(mine, axis=1).sum(axis=1)
-        windows[asked.order] += sums[0]
-        taken[: len(sums) - 2] += sums[2:]
-        need += int(sums[1])
-        added += part.added * mine
-    return Collapsed(windows, taken, need, added[which])
+        return Answer(added, np.stack([windows, added, copied]))

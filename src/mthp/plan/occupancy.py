@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mthp.image.snapshot import Kpf, Pte
 from mthp.mm.pgtable_types import DIRTY, YOUNG
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
-from mthp.plan.bulk import Pages
+from mthp.plan.bulk import PackedPages
 from mthp.plan.packed import Bools, Counts, ladder, pack
 from mthp.words.profiles import Lazyfree, Profile
 from mthp.words.units import Geometry
@@ -62,7 +62,7 @@ class Plain(NamedTuple):
 
     row: NDArray[np.intp]
     vma: NDArray[np.intp]
-    pages: Pages
+    pages: PackedPages
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +109,9 @@ def occupancy_of(
         at = np.flatnonzero(kinds[some] == TableKind.PLAIN)
         pages = _packed(found[at])
         alone = _is_simple(pages, geometry)
-        small = Pages(pages.in_use, {0: pages.of_order[0]})
-        for parts, of, which in ((simple, small, alone), (others, pages, ~alone)):
+        small = PackedPages(pages.in_use, {0: pages.of_order[0]})
+        for parts, of, mine in ((simple, small, alone), (others, pages, ~alone)):
+            which = np.flatnonzero(mine)
             parts.append(Plain(rows[some][at[which]], vmas[some][at[which]], of.rows(which)))
     shared, swapped, in_use = counts
     sorted_out = _all_of(simple), _all_of(others)
@@ -119,10 +120,10 @@ def occupancy_of(
 
 def _all_of(parts: Sequence[Plain]) -> Plain:
     row, vma = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
-    return Plain(row, vma, Pages.of_all([each.pages for each in parts]))
+    return Plain(row, vma, PackedPages.of_all([each.pages for each in parts]))
 
 
-def _is_simple(pages: Pages, geometry: Geometry) -> Bools:
+def _is_simple(pages: PackedPages, geometry: Geometry) -> Bools:
     """Whether tables belong to Occupancy's simple ones."""
     order = min(geometry.anon_orders)
     some, used = (
@@ -133,14 +134,14 @@ def _is_simple(pages: Pages, geometry: Geometry) -> Bools:
     return found
 
 
-def _packed(entries: _Entries) -> Pages:
+def _packed(entries: _Entries) -> PackedPages:
     folio = entries & _FOLIO
     of_order = {
         order: pack(folio == 1 + order)
         for order, nr in enumerate(np.bincount(folio.reshape(-1), minlength=2)[1:].tolist())
         if nr or order == 0
     }
-    return Pages(pack(entries & _IN_USE > 0), of_order)
+    return PackedPages(pack(entries & _IN_USE > 0), of_order)
 
 
 def _spanned(

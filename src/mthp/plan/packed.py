@@ -30,7 +30,7 @@ _TABLES_AT_ONCE = 8192
 _BY_LOOPS_AT_ONCE = 1024
 
 
-class Step(NamedTuple):
+class Rung(NamedTuple):
     """From the windows of an order to those of the next. Of two that are joined the second stands `shift`
     bits higher, or, where that is 0, in the next row. first: the places of the first. rows: before it.
     """
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 @cache
-def steps_of(pmd_order: int) -> tuple[Step, ...]:
+def steps_of(pmd_order: int) -> tuple[Rung, ...]:
     """The steps from pages to the PMD order."""
     bits = min(pmd_order, 6)
     of_rows = pmd_order - bits
@@ -52,7 +52,7 @@ def steps_of(pmd_order: int) -> tuple[Step, ...]:
         place = order if order < 6 else of_rows - 1 - (order - 6)
         shift = 1 << place if place < 6 else 0
         first = sum(1 << bit for bit in range(1 << bits) if not bit & shift)
-        steps.append(Step(np.uint64(shift), np.uint64(first), rows))
+        steps.append(Rung(np.uint64(shift), np.uint64(first), rows))
         rows = max(rows >> 1, 1)
     return tuple(steps)
 
@@ -71,7 +71,7 @@ def unpack(words: Words, geometry: Geometry) -> Bools:
     return bits.view(np.bool_)
 
 
-def joined(windows: Words, step: Step, how: np.ufunc) -> Words:
+def joined(windows: Words, step: Rung, how: np.ufunc) -> Words:
     """Of the windows of an order those of the next. how: bitwise_and for those of which both halves are
     there, bitwise_or for either."""
     if not step.shift:
@@ -90,7 +90,7 @@ def joined(windows: Words, step: Step, how: np.ufunc) -> Words:
     return found
 
 
-def parted(windows: Words, step: Step) -> Words:
+def parted(windows: Words, step: Rung) -> Words:
     """The halves of the windows that a step led to."""
     if not step.shift:
         return np.repeat(windows, 2, axis=0)

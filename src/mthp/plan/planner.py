@@ -28,7 +28,7 @@ from mthp.khugepaged.eligibility import (
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Vma
-from mthp.plan.bulk import Below, Limits, Pages, Shape, Tables, collapsed
+from mthp.plan.bulk import Below, Limits, PackedPages, Shape, Tables
 from mthp.plan.occupancy import Plain, TableKind, entangled, occupancy_of
 from mthp.plan.packed import Bools, Counts, Tally, count, pages_of, tally, unpack
 from mthp.plan.records import BulkVerdict, Sizes
@@ -47,13 +47,15 @@ _NO_MEMORY = frozenset({ScanResult.ALLOC_HUGE_PAGE_FAIL, ScanResult.CGROUP_CHARG
 
 @dataclass
 class _Sum:
-    """What is known so far of an answer, in pages. need: those that have to be free for it at most."""
+    """What is known so far of an answer, in pages. need: those that have to be free for it at most. counted:
+    tables of which occupancy decides."""
 
     windows: Counter[int] = field(default_factory=Counter)
     change: Counter[int] = field(default_factory=Counter)
     added: Counter[tuple[int, int]] = field(default_factory=Counter)
     copied: int = 0
     need: int = 0
+    counted: int = 0
     failed: bool = False
 
     def add(self, other: _Sum) -> None:
@@ -74,7 +76,9 @@ class _Plain(NamedTuple):
     run_vma: NDArray[np.intp]
 
     @classmethod
-    def of(cls, found: Plain, make: Callable[[Pages, NDArray[np.intp], Counts], Tables]) -> _Plain:
+    def of(
+        cls, found: Plain, make: Callable[[PackedPages, NDArray[np.intp], Counts], Tables]
+    ) -> _Plain:
         """In runs of the same mapping, and of as many pages."""
         present = count(found.pages.mapped)
         place = np.lexsort((present, found.vma))
@@ -131,6 +135,7 @@ class Planner:
         self.before, self.pmds, self.nodes = Sizes(), 0, {0}
         for process in self.processes:
             self._measure(process)
+        self.before = +self.before
         empty = [self._part(process, np.zeros(0, np.intp)) for process in self.processes]
         self.mappings = build_arrays(
             replace(arrays, processes=empty, outside={}), settings, profile
@@ -139,14 +144,15 @@ class Planner:
 
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
-        answer, count = _Sum(), 0
+        answer = _Sum()
         odd, passed = ([np.zeros(len(tied), np.bool_) for tied in self.tied] for _ in range(2))
         for number, orders in enumerate(self._orders(settings)):
-            rows = self.odd[number].row
-            odd[number][rows], passed[number][rows] = self.odd[number].scanned(orders, settings)
+            mine = self.odd[number]
+            if len(mine.row):
+                scanned = mine.scanned(orders, settings)
+                odd[number][mine.row], passed[number][mine.row] = scanned
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
-            count += sum(int(np.count_nonzero(orders[each.vma])) for each in self.plain[number])
         self._unshare(odd, passed, settings.max_ptes_shared)
         others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
@@ -156,8 +162,8 @@ class Planner:
             answer.add(run)
             why = why or self._short_of_memory(answer, settings)
         if why:
-            answer, count = self._run(settings, None), 0
-        return self._answer(settings, answer, count, others, why)
+            answer = self._run(settings, None)
+        return self._answer(settings, answer, others, why)
 
     def windows(self, settings: Settings) -> Windows:
         """The windows of plain tables that collapse, one by one: pid -> (address, order), by address."""
@@ -229,18 +235,19 @@ class Planner:
         process = self.processes[number]
         for plain in self.plain[number]:
             which = orders[plain.run_vma] == limits.orders
-            if not np.any(which):
-                continue
-            found = collapsed(plain.tables, which, limits)
-            answer.windows.update(dict(enumerate(found.windows.tolist())))
-            change = (found.windows << np.arange(len(found.windows))) - found.taken
-            answer.change.update(dict(enumerate(change.tolist())))
-            answer.copied += int(found.taken.sum())
-            answer.need += found.need
-            added = np.bincount(plain.run_vma[which], found.added, len(process.vmas))
-            by_vma = added.astype(np.int64)
-            for k in np.flatnonzero(by_vma).tolist():
-                answer.added[process.pid, process.vmas[k].start] += int(by_vma[k])
+            answer.counted += int(plain.tables.tables @ which)
+            for order, windows, need, copied, change, added in plain.tables.collapsed(
+                which, limits
+            ):
+                answer.windows[order] += windows
+                answer.need += need
+                answer.copied += copied
+                for each, pages in change.items():
+                    answer.change[each] += pages
+                if added is not None:
+                    of_vma = np.bincount(plain.run_vma, added, len(process.vmas))
+                    for k in np.flatnonzero(of_vma).tolist():
+                        answer.added[process.pid, process.vmas[k].start] += int(of_vma[k])
 
     # --- the engine ---------------------------------------------------------------------------
 
@@ -354,22 +361,21 @@ class Planner:
             self.nodes.update(np.unique(tables.node[here]).tolist())
         self.pmds += int(np.count_nonzero((here & (tables.pte & Pte.HUGE != 0)).all(axis=1)))
 
-    def _answer(
-        self, settings: Settings, answer: _Sum, count: int, others: int, why: str
-    ) -> BulkVerdict:
+    def _answer(self, settings: Settings, answer: _Sum, others: int, why: str) -> BulkVerdict:
         shift = self.geometry.page_shift
-        after = Sizes(self.before)
-        after.update({order: nr << shift for order, nr in answer.change.items()})
+        change = {order: nr << shift for order, nr in answer.change.items() if nr}
+        orders = sorted(self.before.keys() | change.keys())
+        after = {order: self.before[order] + change.get(order, 0) for order in orders}
         return BulkVerdict(
             settings=settings,
             windows={order: nr for order, nr in sorted(answer.windows.items()) if nr},
-            before=+self.before,
-            after=+after,
+            before=self.before,
+            after=Sizes({order: size for order, size in after.items() if size}),
             pmds=self.pmds + answer.windows[self.geometry.pmd_order],
             memory_added=sum(answer.added.values()) << shift,
             copied_bytes=answer.copied << shift,
             added_by_vma={where: nr << shift for where, nr in answer.added.items() if nr},
-            counted_tables=count,
+            counted_tables=answer.counted,
             engine_tables=sum(map(len, self.tied)) if why else others,
             all_engine=why,
         )
