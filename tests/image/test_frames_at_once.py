@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NumPy's look at frames comes to what that of a host without NumPy does, on files made here."""
+"""Both looks at frames, with NumPy and without, find what files made here say of each frame."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mthp.image.capture.frames import KPF_HEAD, KPF_TAIL, Frames
-from mthp.image.capture.pagemap import EXCLUSIVE, PRESENT
+from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
+from mthp.image.capture.pagemap import EXCLUSIVE, PRESENT, SWAPPED
 from mthp.image.frames_at_once import NEAR, FramesAtOnce
 from mthp.words.units import Geometry
 
@@ -25,6 +25,14 @@ runs = st.lists(
     min_size=1,
     max_size=40,
 )
+
+HERE = (PRESENT, PRESENT | EXCLUSIVE)
+mapped = st.lists(
+    st.tuples(st.integers(1, 400), st.integers(1, 20), st.sampled_from([-1, 0, 1, 1, 7])),
+    min_size=1,
+    max_size=12,
+)
+"""Where a row of frames begins, how many there are, and how far each is from that before."""
 
 
 def frames_file(of: list[tuple[str, int, int]]) -> array[int]:
@@ -41,12 +49,42 @@ def frames_file(of: list[tuple[str, int, int]]) -> array[int]:
     return words
 
 
+def said_of(words: array[int], counts: array[int], pfn: int, low: int) -> tuple[int, int, int]:
+    """Flags, mapcount and order of one PTE, by the definition."""
+    if not low & PRESENT:
+        return 0, 0, 0
+    flags, nr = words[pfn] if pfn < len(words) else 0, TINY.ptrs_per_pte
+    if not flags & (KPF_HEAD | KPF_TAIL):
+        several = counts[pfn] if pfn < len(counts) else 0
+        return flags, 1 if low & EXCLUSIVE else several, 0
+    first, stop = pfn, pfn + 1
+    while words[first] & KPF_TAIL and first % nr and words[first - 1] & (KPF_HEAD | KPF_TAIL):
+        first -= 1
+    while stop % nr and words[stop] & KPF_TAIL:
+        stop += 1
+    size = stop - first
+    if not words[first] & KPF_HEAD or size == 1 or size & (size - 1) or first % size:
+        return flags, counts[pfn], BROKEN
+    lent = words[first] & ~KPF_HEAD
+    if pfn > first and lent & ~words[first + 1]:
+        flags |= lent
+    return flags, counts[pfn], size.bit_length() - 1
+
+
+both = pytest.mark.parametrize("kind", [Frames, FramesAtOnce])
+
+
+@both
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(runs, st.data())
-def test_both_find_the_same(
-    tmp_path: Path, of: list[tuple[str, int, int]], data: st.DataObject
+@given(runs, mapped, st.data())
+def test_each_pte_has_what_the_files_say(
+    kind: type[Frames],
+    tmp_path: Path,
+    of: list[tuple[str, int, int]],
+    rows: list[tuple[int, int, int]],
+    data: st.DataObject,
 ) -> None:
     words = frames_file(of)
     words.extend([0] * (TINY.ptrs_per_pte - len(words) % TINY.ptrs_per_pte))
@@ -55,27 +93,30 @@ def test_both_find_the_same(
     for name, row in (("flags", words), ("counts", counts)):
         (tmp_path / name).write_bytes(row.tobytes())
         files.append(os.open(tmp_path / name, os.O_RDONLY))
-    some = st.just(0) | st.integers(TINY.ptrs_per_pte, len(words) - 1)
-    pfns = array("Q", data.draw(st.lists(some, min_size=1, max_size=64)))
-    low = bytes(
-        data.draw(st.sampled_from([PRESENT, PRESENT | EXCLUSIVE])) if pfn else 0 for pfn in pfns
-    )
+    pfns = array("Q")
+    for start, nr, step in rows:
+        first = start % (len(words) + 2)
+        pfns.extend(max(1, first + k * step) for k in range(nr))
+    some = data.draw(st.sampled_from([HERE, HERE[1:], (0, *HERE), (0, 0, 0, SWAPPED, PRESENT)]))
+    drawn = data.draw(st.binary(min_size=len(pfns), max_size=len(pfns)))
+    low = bytes(some[value % len(some)] for value in drawn)
     try:
-        found = [
-            kind(files[0], files[1], TINY).look_up(pfns, low) for kind in (Frames, FramesAtOnce)
-        ]
-        assert found[0] == found[1]
+        flags, mapcounts, orders = kind(files[0], files[1], TINY).look_up(pfns, low)
     finally:
         for file in files:
             os.close(file)
+    found = zip(array("Q", flags), array("I", mapcounts), orders, strict=True)
+    assert list(found) == [said_of(words, counts, *pte) for pte in zip(pfns, low, strict=True)]
 
 
+@both
 @pytest.mark.parametrize("gap", [1, NEAR, NEAR + 1, 10 * NEAR])
-def test_frames_near_and_far(tmp_path: Path, gap: int) -> None:
+def test_frames_near_and_far(kind: type[Frames], tmp_path: Path, gap: int) -> None:
     (tmp_path / "flags").write_bytes(array("Q", range(4096)).tobytes())
     file = os.open(tmp_path / "flags", os.O_RDONLY)
     pfns = array("Q", [0, 100, 100 + gap, 100 + 2 * gap, 100, 0])
-    flags, counts, orders = FramesAtOnce(file, None, TINY).look_up(pfns, bytes(6))
+    low = bytes(PRESENT * (pfn > 0) for pfn in pfns)
+    flags, counts, orders = kind(file, None, TINY).look_up(pfns, low)
     os.close(file)
     assert array("Q", flags).tolist() == list(pfns)
     assert (set(counts), set(orders)) == ({0}, {0})

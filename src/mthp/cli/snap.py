@@ -11,7 +11,7 @@ from mthp.image.capture.frames import Frames
 from mthp.image.capture.pages import Pages
 from mthp.image.capture.proc import text
 
-MUCH = 1 << 29
+MUCH = 4 << 30
 """Resident bytes from which on NumPy's looks save more time than loading it takes."""
 
 

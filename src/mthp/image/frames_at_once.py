@@ -14,26 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
-from mthp.image.capture.pagemap import EXCLUSIVE
+from mthp.image.capture.pagemap import EXCLUSIVE, PRESENT
 
-NEAR = 64
-"""Frames that are no further apart are read by one call, with what is between them."""
+NEAR = 16
+"""Frames that are no further apart are read by one call, with what is between them: another call costs
+as much."""
 
 
 class FramesAtOnce(Frames):
     """As Frames; frames near one another are read together, and compound pages by whole blocks."""
 
+    batch_bytes = 1 << 21
+
     def look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
         """As Frames.look_up()."""
         asked = np.frombuffer(pfns, np.uint64)
-        (there,) = asked.nonzero()  # of most tables that are there little is populated
+        # Of most tables that are there little is populated.
+        (there,) = (np.frombuffer(low, np.uint8) & PRESENT).nonzero()
         distinct, inverse = np.unique(asked[there], return_inverse=True)
         frames = distinct.astype(np.int64)
         flags = _words(self.flags, frames)
         orders = np.zeros(len(frames), np.uint8)
-        counted = np.zeros(len(frames), np.bool_)
-        counted[inverse[np.frombuffer(low, np.uint8)[there] & EXCLUSIVE == 0]] = True
         compound = flags & np.uint64(KPF_HEAD | KPF_TAIL) != 0
+        once = (np.frombuffer(low, np.uint8)[there] & EXCLUSIVE != 0) & ~compound[inverse]
         if compound.any():
             blocks = np.unique(frames[compound] // self.block)
             whole = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)
@@ -41,22 +44,24 @@ class FramesAtOnce(Frames):
             sizes = _orders(words, self.block)
             theirs = np.isin(frames // self.block, blocks)
             at = np.searchsorted(whole, frames[theirs])
-            flags[theirs], orders[theirs], counted[theirs] = words[at], sizes[at], True
-        counts = np.full(len(frames), self.counts is not None, np.uint32)
-        counts[counted] = _words(self.counts, frames[counted])
+            flags[theirs], orders[theirs] = words[at], sizes[at]
+        counts = np.full(len(there), self.counts is not None, np.uint32)
+        if self.counts is not None and not once.all():
+            several, at = np.unique(inverse[~once], return_inverse=True)
+            counts[~once] = _words(self.counts, frames[several])[at]
 
         def spread(words: NDArray[Any]) -> bytes:
             whole = np.zeros(len(asked), words.dtype)
-            whole[there] = words[inverse]
+            whole[there] = words
             return whole.tobytes()
 
-        return spread(flags), spread(counts), spread(orders)
+        return spread(flags[inverse]), spread(counts), spread(orders[inverse])
 
 
-def _words(file: int | None, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
+def _words(file: int, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
     """What one of the two files has of ascending frames."""
-    if file is None or not len(frames):
-        return np.zeros(len(frames), np.uint64)
+    if not len(frames):
+        return np.zeros(0, np.uint64)
     starts = np.flatnonzero(np.diff(frames, prepend=-NEAR - 1) > NEAR)
     firsts, counts = frames[starts], np.diff(starts, append=len(frames))
     sizes = frames[starts + counts - 1] + 1 - firsts

@@ -18,6 +18,8 @@ from typing import Iterator
 # Bits of the `pte` member.
 PRESENT, SWAPPED, FILE, ZERO, HUGE, SOFT_DIRTY, UFFD_WP, EXCLUSIVE = (1 << k for k in range(8))
 GUARD = 1 << 8
+PFN = (1 << 55) - 1
+"""The bits of a word of pagemap that are not flags: a frame, or a place in swap."""
 
 
 class Batch:

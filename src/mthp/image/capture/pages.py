@@ -10,9 +10,8 @@ import operator
 import re
 import struct
 from array import array
-from typing import Callable, Dict, NamedTuple
+from typing import Callable, Dict, Iterator, NamedTuple, Tuple
 
-from mthp.image.capture.frames import runs_of
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import LiveKernel
 
@@ -230,3 +229,19 @@ def _one_more(numbers: bytes) -> bytes:
     even = (whole & every_other) + ones & every_other
     odd = (whole >> 32 & every_other) + ones & every_other
     return (even | odd << 32).to_bytes(8 * nr + 4, "little")[: len(numbers)]
+
+
+SOME = 256
+Range = Tuple[int, int]
+
+
+def runs_of(frames: list[int]) -> Iterator[Range]:
+    """The ranges, first and beyond the last, of ascending frames without a gap; one call reads each."""
+    far: list[int] = []
+    for at in range(1, len(frames), SOME):
+        end = min(at + SOME, len(frames))
+        if frames[end - 1] - frames[at - 1] != end - at:
+            gaps = map(operator.sub, frames[at:end], frames[at - 1 : end - 1])
+            far += [k for k, gap in enumerate(gaps, at) if gap > 1]
+    for i, j in zip([0, *far], [*far, len(frames)]) if frames else ():
+        yield frames[i], frames[j - 1] + 1

@@ -24,6 +24,7 @@ from mthp.image.capture.pagemap import (
     HUGE,
     LOW_7_BITS,
     NOT_SWAPPED,
+    PFN,
     PRESENT,
     ZERO,
     Batch,
@@ -48,7 +49,7 @@ from mthp.image.capture.proc import (
     text,
 )
 from mthp.image.capture.resident import mapping_kind, rollup, shmem_devices
-from mthp.image.capture.tables import TableReader
+from mthp.image.capture.tables import BATCH_BYTES, TableReader
 
 TOOL = "mthp-snap 1"
 MOST_READINGS = 8
@@ -141,7 +142,7 @@ class CaptureRun:
         word = os.pread(self._own, 8, anchor.buffer_info()[0] // self.geometry.page_size * 8)
         if len(word) < 8:
             raise CaptureError("/proc/self/pagemap is masked: nothing can be read from it", LACKING)
-        pfn = array("Q", word)[0] & ((1 << 55) - 1) if exclusive else 0
+        pfn = array("Q", word)[0] & PFN if exclusive else 0
         flags = open_frames("/proc/kpageflags", pfn)
         if flags is not None:
             self.frames = self.options.frames(
@@ -202,7 +203,8 @@ class CaptureRun:
             scanner = Scanner(pagemap)
             scanner.works()
         exclusive = self.privilege["exclusive"]
-        return TableReader(pid, pagemap, self.geometry, scanner, exclusive)
+        size = BATCH_BYTES if self.frames is None else self.frames.batch_bytes
+        return TableReader(pid, pagemap, self.geometry, scanner, exclusive, size)
 
     def parts(self, batch: Batch, scanner: Scanner | None) -> dict[str, bytes]:
         """Turn a batch into the bytes of each member; clears the flags in batch.words on the
@@ -214,14 +216,11 @@ class CaptureRun:
             if not words[byte_of_word(6) :: 8].isascii():
                 words[byte_of_word(6) :: 8] = words[byte_of_word(6) :: 8].translate(LOW_7_BITS)
             pfns = array("Q", bytes(words))
-            here = pfns
-            if batch.low.translate(None, NOT_SWAPPED):
-                here = array("Q", (p * (f & PRESENT) for p, f in zip(pfns, batch.low)))
             if self.frames is not None:
-                self._add_physical(parts, here, batch, scanner)
+                self._add_physical(parts, pfns, batch, scanner)
             if self.frame_shift:
-                here = array("Q", (p + self.frame_shift if p else 0 for p in here))
-                pfns = here
+                here = present_alone(pfns, batch.low)
+                pfns = array("Q", (p + self.frame_shift if p else 0 for p in here))
             parts["pfn"] = pfns.tobytes()
         flags = bytearray(2 * len(batch.low))
         first, second = (0, 1) if sys.byteorder == "little" else (1, 0)
@@ -245,7 +244,7 @@ class CaptureRun:
             orders = orders.replace(bytes((BROKEN,)), b"\0")
         parts["kpageflags"], parts["folio_order"] = flags, orders
         if self.deep is not None:
-            self.deep.add(parts, batch, pfns, orders)
+            self.deep.add(parts, batch, present_alone(pfns, batch.low), orders)
         if self.frames.counts is not None:
             parts["kpagecount"] = counts
 
@@ -279,6 +278,13 @@ class CaptureRun:
             ),
             "processes": processes,
         }
+
+
+def present_alone(pfns: array[int], low: bytearray) -> array[int]:
+    """The frames of PTEs (`low`) that are present; 0 of others, which may have a place in swap."""
+    if not low.translate(None, NOT_SWAPPED):
+        return pfns
+    return array("Q", (pfn * (flags & PRESENT) for pfn, flags in zip(pfns, low)))
 
 
 BLIND_BYTES = 16 << 30

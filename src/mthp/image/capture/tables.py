@@ -8,6 +8,7 @@ import errno
 import operator
 import os
 import re
+import sys
 from typing import Iterable, Iterator, NamedTuple
 
 from mthp.image.capture.pagemap import (
@@ -16,6 +17,7 @@ from mthp.image.capture.pagemap import (
     IS_HUGE,
     IS_PFNZERO,
     NO_EXCLUSIVE,
+    PFN,
     POPULATED,
     PRESENT,
     PROBE,
@@ -31,7 +33,8 @@ from mthp.image.capture.proc import SmapsEntry, reading
 from mthp.words.units import Geometry
 
 BATCH_BYTES = 1 << 19
-"""Pagemap bytes held by one batch of tables: the unit of reading, decoding and writing."""
+"""Pagemap bytes held by one batch of tables, where no other size is given: the unit of reading, decoding
+and writing."""
 AHEAD_BYTES = 512 << 20
 """At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
 FILE_PAGES = re.compile(b"[%s]+" % b"".join(re.escape(bytes((k,))) for k in range(256) if k & FILE))
@@ -51,7 +54,13 @@ class TableReader:
     """Yields the populated tables of address ranges of one process, in order, a batch at a time."""
 
     def __init__(
-        self, pid: int, pagemap: int, geometry: Geometry, scanner: Scanner | None, exclusive: bool
+        self,
+        pid: int,
+        pagemap: int,
+        geometry: Geometry,
+        scanner: Scanner | None,
+        exclusive: bool,
+        batch_bytes: int = BATCH_BYTES,
     ) -> None:
         self.pid = pid
         self.scanner = scanner
@@ -60,7 +69,7 @@ class TableReader:
         self._exclusive = exclusive
         self._gaps: list[tuple[int, int]] = []
         self._files: list[tuple[int, int]] = []
-        self._batch = max(1, BATCH_BYTES // (8 * geometry.ptrs_per_pte))
+        self._batch = max(1, batch_bytes // (8 * geometry.ptrs_per_pte))
         self._ahead = max(1, AHEAD_BYTES // geometry.pmd_size)
         self._words = bytearray()
         self._soft_dirty = keeps_soft_dirty()
@@ -96,10 +105,7 @@ class TableReader:
             for job in self._batched(self._jobs(windows)):
                 batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)
                 self._blank_gaps(job.runs, batch)
-                words = batch.words
                 if self._drop_empty(batch):
-                    if words is not None:
-                        batch.runs, batch.before = job.runs, bytes(words)
                     yield batch
             if windows:  # of a dead process PAGEMAP_SCAN may say that nothing is populated
                 self._read([(windows[0][0], 1)])
@@ -184,19 +190,23 @@ class TableReader:
             return {}
         with reading(self.pid):
             words = self._read(batch.runs)
-        again = Batch([], decode_words(words, soft_dirty=False)[0], None)
-        again.words = words
-        self._blank_files(batch.runs, again)
-        self._blank_gaps(batch.runs, again)
-        if again.words == batch.before:
+        if words == batch.before:
             return {}
-        old, new = (memoryview(words).cast("Q") for words in (batch.before, again.words))
+        old, new = (self._ours(batch.runs, read) for read in (bytearray(batch.before), words))
         found = {}
         for k, address in enumerate(self._addresses(batch.runs)):
             rows = slice(k * self._geometry.ptrs_per_pte, (k + 1) * self._geometry.ptrs_per_pte)
             if old[rows] != new[rows]:
                 found[address] = sum(map(operator.ne, old[rows], new[rows]))
         return found
+
+    def _ours(self, runs: list[tuple[int, int]], words: bytearray) -> memoryview:
+        """What was read, without what is not of the process's own."""
+        batch = Batch([], decode_words(words, soft_dirty=False)[0], None)
+        batch.words = words
+        self._blank_files(runs, batch)
+        self._blank_gaps(runs, batch)
+        return memoryview(words).cast("Q")
 
     def _read(self, runs: list[tuple[int, int]]) -> bytearray:
         row = 8 * self._geometry.ptrs_per_pte
@@ -219,7 +229,7 @@ class TableReader:
         words = self._read(job.runs)
         low, high, zero_pages = decode_words(words, self._soft_dirty)
         batch = Batch(self._addresses(job.runs), low, high)
-        batch.words = words
+        batch.runs, batch.before, batch.words = job.runs, bytes(words), words
         self._blank_files(job.runs, batch)
         self._mark(job, batch, zero_pages)
         if not self._exclusive:
@@ -271,9 +281,10 @@ class TableReader:
                     low[i : i + ptrs] = bytes((PRESENT | ZERO | HUGE,)) * ptrs
             return
         for at, start, end in self._places(job.runs):
-            stop = at + (end - start) // page
-            if not zero_pages and all(low.find(0, i, i + ptrs) >= 0 for i in range(at, stop, ptrs)):
-                continue
+            if not zero_pages:
+                tables = range(at, at + (end - start) // page, ptrs)
+                if not any(self._may_be_huge(batch, i) for i in tables):
+                    continue
             for first, last, categories in self.scanner.find_all(start, end, IS_PFNZERO | IS_HUGE):
                 flags = flags_of_categories(categories) & (ZERO | HUGE)
                 if first % self._geometry.pmd_size:  # collapsed while it was asked about
@@ -283,6 +294,18 @@ class TableReader:
                 )
                 i, j = at + (first - start) // page, at + (last - start) // page
                 low[i:j] = low[i:j].translate(add)
+
+    def _may_be_huge(self, batch: Batch, i: int) -> bool:
+        """Whether a huge PMD may stand for the table that begins at index i: its frames, where they are
+        told, are one block."""
+        assert batch.words is not None
+        last = i + self._geometry.ptrs_per_pte - 1
+        if batch.low.find(0, i, last + 1) >= 0:
+            return False
+        first, end = (
+            int.from_bytes(batch.words[8 * k : 8 * k + 8], sys.byteorder) & PFN for k in (i, last)
+        )
+        return first == 0 or (end - first == last - i and not first % (last + 1 - i))
 
     def _drop_empty(self, batch: Batch) -> bool:
         """Keep only tables with something in them; whether there are any."""
