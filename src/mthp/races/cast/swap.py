@@ -9,7 +9,15 @@ from mthp.mm.mmu import store
 from mthp.mm.page_flags import PG_DIRTY, PG_LOCKED, PG_SWAPCACHE, PG_WRITEBACK
 from mthp.mm.pagewalk import folio_walk
 from mthp.mm.swapfile import unuse_mm
-from mthp.mm.vmscan import folio_end_writeback, free_swapped, shrink_active_list, shrink_folio
+from mthp.mm.vmscan import (
+    add_to_swap,
+    folio_end_writeback,
+    free_swapped,
+    reclaim_folio,
+    shrink_active_list,
+    shrink_folio,
+    swap_out,
+)
 from mthp.races.cast.accesses import store_and_load
 from mthp.races.cast.rival import BESIDE, HOLE, PAGES, WINDOW, Rival, StagePart
 from mthp.races.stage import SWAP_SLOT, Stage
@@ -93,12 +101,17 @@ def _reuse_slot(stage: Stage) -> None:
         page = folio_walk(vma, stage.address(1)) if vma is not None else None
     if page is None:
         return
-    mem = stage.kernel.mem
-    mem.folio_put(mem.page_folio(page))
-    lru_add_drain(mem, stage.kernel.this_cpu)
+    kernel, mem, entry = stage.kernel, stage.kernel.mem, SWAP_SLOT + 1
     folio = mem.page_folio(page)
-    if not mem.folio_test_large(folio):
-        shrink_folio(stage.kernel, folio, SWAP_SLOT + 1)
+    mem.folio_put(folio)
+    lru_add_drain(mem, kernel.this_cpu)
+
+    def unused() -> bool:
+        """Take one slot, so a small folio alone; its lock keeps it from being split meanwhile."""
+        small = not mem.folio_test_large(folio)
+        return small and add_to_swap(kernel, folio, entry) and swap_out(kernel, folio, entry)
+
+    reclaim_folio(kernel, folio, unused)
 
 
 # fmt: off
