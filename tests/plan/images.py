@@ -25,6 +25,26 @@ BASE = 0x7F0000000000
 _ANON = sum(1 << kpf for kpf in (Kpf.ANON, Kpf.LRU, Kpf.SWAPBACKED, Kpf.UPTODATE))
 
 
+def made_process(number: int, tables: int, geometry: Geometry = GEOMETRY) -> ImageProcess:
+    """A process of one mapping and so many empty tables, registered."""
+    addresses = BASE + np.arange(tables, dtype=np.uint64) * np.uint64(geometry.pmd_size)
+    arrays = TableArrays.blank(addresses, geometry)
+    vma = ImageVma(BASE, BASE + tables * geometry.pmd_size, VM_DEFAULT, anon_vma=True, place=number)
+    return ImageProcess(100 + number, "made", 0, None, (vma,), arrays, age=number, place=number)
+
+
+def fill(
+    owner: ImageProcess, row: int, part: slice, first: int, mapcount: int = 1, used: int = YOUNG
+) -> None:
+    """Map frames in a row, from first on."""
+    tables = owner.tables
+    tables.pte[row, part] = Pte.PRESENT
+    tables.pfn[row, part] = first + np.arange(part.stop - part.start)
+    tables.kpageflags[row, part] = _ANON
+    tables.kpagecount[row, part] = mapcount
+    tables.bits[row, part] = DIRTY | used
+
+
 class _Frames:
     """Hands out frames."""
 

@@ -21,10 +21,17 @@ from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
 from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.results import ScanResult
-from mthp.words.settings import Settings
+from mthp.words.settings import Enabled, Settings
 from mthp.worlds.arrays import WorldArrays
 from mthp.worlds.build import arrays_of, build_arrays
-from tests.plan.images import random_image, random_profile, random_settings
+from tests.plan.images import (
+    PTRS,
+    fill,
+    made_process,
+    random_image,
+    random_profile,
+    random_settings,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 Facts = tuple[object, ...]
@@ -36,8 +43,10 @@ def said(plan: BulkVerdict) -> Facts:
     return *sizes, plan.memory_added, plan.copied_bytes, plan.translations
 
 
-def engine(arrays: WorldArrays, settings: Settings, profile: Profile) -> tuple[Facts, Windows]:
-    """What the engine makes of all tables."""
+def engine(
+    arrays: WorldArrays, settings: Settings, profile: Profile
+) -> tuple[Facts, Windows, int | None]:
+    """What the engine makes of all tables, and after how many milliseconds nothing more collapses."""
     request = Request("", "", "", changes=False)
     outcome = run_world(build_arrays(arrays, settings, profile), request)
     windows = {
@@ -54,7 +63,7 @@ def engine(arrays: WorldArrays, settings: Settings, profile: Profile) -> tuple[F
     zero -= huge_zero_pages(arrays) * (settings.geometry.ptrs_per_pte - 1)
     sizes = windows, +before, +after, added
     paid = outcome.memory_added, outcome.copied_bytes, outcome.tlb_after - zero
-    return (*sizes, *paid), request.windows
+    return (*sizes, *paid), request.windows, outcome.clock.last_collapse_ms
 
 
 def huge_zero_pages(arrays: WorldArrays) -> int:
@@ -78,8 +87,10 @@ def compare(
     planner = Planner(arrays, profile, settings[0])
     for each in settings:
         plan = planner.plan(each)
-        facts, windows = engine(arrays, each, profile)
+        facts, windows, last = engine(arrays, each, profile)
         assert said(plan) == facts, (each, plan.counted_tables, plan.engine_tables)
+        assert (plan.last_collapse_ms is None) == (last is None)
+        assert (plan.last_collapse_ms or 0) >= (last or 0), (each, plan)
         if not plan.engine_tables:
             known = {pid: sorted(found) for pid, found in windows.items() if found}
             assert {pid: found for pid, found in planner.windows(each).items() if found} == known
@@ -135,3 +146,19 @@ def test_without_defrag_the_engine_says_where_a_block_is_free() -> None:
     settings = Settings(max_ptes_none=511, defrag=False)
     (plan,) = compare(replace(image, nodes=nodes), [settings], DEFAULT)
     assert plan.all_engine == "without defrag a block has to be free"
+
+
+@pytest.mark.parametrize("pages_to_scan", [1, 100, 511, 512, 513, 4096, 5000, 1 << 20])
+@pytest.mark.parametrize("profile", ["7.3", "pmd-only"])
+def test_the_last_collapse_is_within_the_time_and_not_long_before(
+    pages_to_scan: int, profile: str
+) -> None:
+    owner = made_process(0, 100)
+    for row in range(100):
+        fill(owner, row, slice(0, PTRS), 4096 + row * PTRS)
+    settings = Settings(enabled=Enabled.ALWAYS, pages_to_scan=pages_to_scan)
+    arrays = WorldArrays((NodeState(None),), [owner])
+    (plan,) = compare(arrays, [settings], PROFILES[profile])
+    _, _, last = engine(arrays, settings, PROFILES[profile])
+    assert plan.last_collapse_ms is not None and last is not None
+    assert last <= plan.last_collapse_ms <= max(1.4 * last, last + 10_000)

@@ -9,39 +9,16 @@ import numpy as np
 
 from mthp.image.snapshot import Kpf, Pte
 from mthp.mm.page_alloc import NodeState
-from mthp.mm.pgtable_types import DIRTY, YOUNG
-from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict
 from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Geometry
-from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays
-from tests.plan.images import BASE, GEOMETRY, PAGE, PTRS, SIZE
+from mthp.worlds.arrays import ImageProcess, WorldArrays
+from tests.plan.images import BASE, GEOMETRY, PAGE, PTRS, SIZE, fill, made_process
 from tests.plan.test_planner import compare, engine, said
 
-ANON = sum(1 << kpf for kpf in (Kpf.ANON, Kpf.LRU, Kpf.SWAPBACKED, Kpf.UPTODATE))
 ENDLESS = (NodeState(None),)
-
-
-def process(number: int, tables: int, geometry: Geometry = GEOMETRY) -> ImageProcess:
-    """A process of one mapping and so many empty tables, registered."""
-    addresses = BASE + np.arange(tables, dtype=np.uint64) * np.uint64(geometry.pmd_size)
-    arrays = TableArrays.blank(addresses, geometry)
-    vma = ImageVma(BASE, BASE + tables * geometry.pmd_size, VM_DEFAULT, anon_vma=True, place=number)
-    return ImageProcess(100 + number, "made", 0, None, (vma,), arrays, age=number, place=number)
-
-
-def fill(
-    owner: ImageProcess, row: int, part: slice, first: int, mapcount: int = 1, used: int = YOUNG
-) -> None:
-    """Map frames in a row, from first on."""
-    tables = owner.tables
-    tables.pte[row, part] = Pte.PRESENT
-    tables.pfn[row, part] = first + np.arange(part.stop - part.start)
-    tables.kpageflags[row, part] = ANON
-    tables.kpagecount[row, part] = mapcount
-    tables.bits[row, part] = DIRTY | used
 
 
 def always(*orders: int, **numbers: int) -> Settings:
@@ -60,7 +37,10 @@ def plan_of(processes: list[ImageProcess], settings: Settings) -> BulkVerdict:
 
 
 def test_a_page_that_another_process_has_pinned_refuses_this_ones_table() -> None:
-    mine, other = process(0, 1), replace(process(1, 1), place=None, pins=((BASE, BASE + PAGE),))
+    mine, other = (
+        made_process(0, 1),
+        replace(made_process(1, 1), place=None, pins=((BASE, BASE + PAGE),)),
+    )
     fill(mine, 0, slice(0, PTRS), 4096)
     mine.tables.kpagecount[0, 0] = 2
     fill(other, 0, slice(0, 1), 4096, mapcount=2)
@@ -69,7 +49,7 @@ def test_a_page_that_another_process_has_pinned_refuses_this_ones_table() -> Non
 
 
 def test_a_table_is_passed_by_for_shared_pages_until_others_have_copied_theirs() -> None:
-    many, few = process(0, 1), process(1, 1)
+    many, few = made_process(0, 1), made_process(1, 1)
     fill(many, 0, slice(0, PTRS), 4096)
     many.tables.kpagecount[0, :300] = 2
     fill(few, 0, slice(0, 200), 4096, mapcount=2)
@@ -79,7 +59,7 @@ def test_a_table_is_passed_by_for_shared_pages_until_others_have_copied_theirs()
 
 
 def test_memory_that_a_later_table_frees_is_not_there_for_an_earlier_one() -> None:
-    owner = process(0, 40)
+    owner = made_process(0, 40)
     for row in range(20):
         fill(owner, row, slice(0, 1), 4096 + row)
     for row in range(20, 40):
@@ -92,7 +72,7 @@ def test_memory_that_a_later_table_frees_is_not_there_for_an_earlier_one() -> No
 
 
 def test_a_large_folio_is_freed_when_a_window_takes_its_pages_and_not_before() -> None:
-    owner = process(0, 1)
+    owner = made_process(0, 1)
     fill(owner, 0, slice(0, 64), 1 << 13)
     owner.tables.folio_order[0, :64] = 6
     fill(owner, 0, slice(16, 32), 4096)
@@ -104,7 +84,7 @@ def test_a_large_folio_is_freed_when_a_window_takes_its_pages_and_not_before() -
 
 
 def test_a_folio_comes_from_the_node_of_its_pages() -> None:
-    owner = process(0, 20)
+    owner = made_process(0, 20)
     for row in range(20):
         fill(owner, row, slice(0, PTRS), 4096 + row * PTRS)
     full = WorldArrays((NodeState({0: 10}), NodeState({9: 100})), [owner])
@@ -114,7 +94,7 @@ def test_a_folio_comes_from_the_node_of_its_pages() -> None:
 
 
 def test_memory_is_added_to_whom_the_cursor_comes_to_first() -> None:
-    owners = [process(number, 1) for number in range(2)]
+    owners = [made_process(number, 1) for number in range(2)]
     for owner in owners:
         fill(owner, 0, slice(0, 500), 4096, mapcount=2)
     settings = always(9, max_ptes_shared=511)
@@ -127,7 +107,7 @@ def test_memory_is_added_to_whom_the_cursor_comes_to_first() -> None:
 
 
 def test_what_is_mapped_is_what_the_mappings_have() -> None:
-    owner = process(0, 4)
+    owner = made_process(0, 4)
     owner.tables.pte[0] = Pte.PRESENT | Pte.HUGE | Pte.ZERO
     fill(owner, 1, slice(0, 8), 4096)
     owner.tables.kpageflags[1, 0] &= ~np.uint64(1 << Kpf.ANON)
@@ -148,7 +128,7 @@ def test_what_is_mapped_is_what_the_mappings_have() -> None:
 
 def test_tables_of_two_pages_have_a_limit_as_well() -> None:
     geometry = Geometry(12, 1)
-    owner = process(0, 3, geometry)
+    owner = made_process(0, 3, geometry)
     for row in range(3):
         fill(owner, row, slice(0, 1), 4096 + 2 * row)
     settings = Settings(geometry=geometry, enabled=Enabled.ALWAYS, max_ptes_none=1)
@@ -159,13 +139,13 @@ def test_what_another_table_left_in_an_lru_batch_is_not_seen() -> None:
     """What the engine of all tables makes of a window at the place of a larger one that was refused in its
     middle depends on how full the batch was; a plan takes it as the tables that it runs leave it.
     """
-    owner = process(0, 2)
+    owner = made_process(0, 2)
     fill(owner, 0, slice(0, 16), 4096, used=0)
     fill(owner, 0, slice(100, 101), 5000)
     fill(owner, 1, slice(0, PTRS), 8192)
     owner.tables.kpagecount[1, 31] = 2
     arrays, settings = WorldArrays(ENDLESS, [owner]), always(4, 8, max_ptes_none=0)
     plan = Planner(arrays, DEFAULT, settings).plan(settings)
-    facts, _ = engine(arrays, settings, DEFAULT)
+    facts, _, _ = engine(arrays, settings, DEFAULT)
     assert said(plan) != facts
     assert (plan.windows, facts[0]) == ({4: 15, 8: 1}, {4: 14, 8: 1})

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.snapshot import Pte
+from mthp.image.snapshot import Pte, Snapshot
 from mthp.khugepaged.control import Caller, CollapseControl
 from mthp.khugepaged.eligibility import (
     collapse_possible_orders,
@@ -34,9 +34,12 @@ from mthp.plan.packed import Bools, Counts, Tally, count, pages_of, tally, unpac
 from mthp.plan.records import BulkVerdict, Sizes
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
+from mthp.predict.timeline import elapsed_ms, others_of, scanned_pages
+from mthp.vectorised.glance import passing_costs
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
+from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays, painted, spans
 from mthp.worlds.build import build_arrays
 
@@ -56,6 +59,8 @@ class _Sum:
     copied: int = 0
     need: int = 0
     counted: int = 0
+    full_scans: int = 1
+    alloc_sleep_ms: int = 0
     failed: bool = False
 
     def add(self, other: _Sum) -> None:
@@ -65,6 +70,7 @@ class _Sum:
         self.added.update(other.added)
         self.copied += other.copied
         self.need += other.need
+        self.full_scans = max(self.full_scans, other.full_scans)
 
 
 class _Plain(NamedTuple):
@@ -109,13 +115,43 @@ class _Odd(NamedTuple):
         return which & few, which & ~few
 
 
+class _Walk(NamedTuple):
+    """What khugepaged walks over in one process, by mapping: tables that it spans whole, and those of them
+    that have entries to be looked at."""
+
+    spanned: Counts
+    filled: Counts
+
+    @classmethod
+    def of(cls, process: ImageProcess, geometry: Geometry) -> _Walk:
+        """That of a process."""
+        ends = np.array(
+            [
+                (geometry.pmd_align_up(vma.start), geometry.pmd_addr(vma.end))
+                for vma in process.vmas
+            ],
+            np.int64,
+        ).reshape(-1, 2)
+        huge = (process.tables.pte & Pte.HUGE != 0).all(axis=1)
+        address = process.tables.table_address[~huge].astype(np.int64)
+        spanned = np.maximum(np.diff(ends, axis=1)[:, 0] >> geometry.pmd_shift, 0)
+        return cls(spanned, np.maximum(np.diff(np.searchsorted(address, ends), axis=1)[:, 0], 0))
+
+
 class Planner:
-    """Answers for one image, under any settings. arrays: as arrays_of() gives them. tally: what counts
-    windows, which packed.compiled() does faster and not otherwise."""
+    """Answers for one image, under any settings. arrays: as arrays_of() gives them. snapshot: where the image
+    is one, which knows of other processes. tally: what counts windows, which packed.compiled() does faster
+    and not otherwise."""
 
     def __init__(
-        self, arrays: WorldArrays, profile: Profile, settings: Settings, tally: Tally = tally
+        self,
+        arrays: WorldArrays,
+        profile: Profile,
+        settings: Settings,
+        snapshot: Snapshot | None = None,
+        tally: Tally = tally,
     ) -> None:
+        self.snapshot = snapshot
         self.processes: list[ImageProcess] = [*arrays.processes]
         self.arrays = replace(arrays, processes=self.processes)
         self.profile = profile
@@ -140,11 +176,12 @@ class Planner:
         self.mappings = build_arrays(
             replace(arrays, processes=empty, outside={}), settings, profile
         )
+        self.walks = [_Walk.of(process, self.geometry) for process in self.processes]
         self.runs: dict[tuple[object, ...], _Sum] = {}
 
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
-        answer = _Sum()
+        answer, wakeups = _Sum(), 0
         odd, passed = ([np.zeros(len(tied), np.bool_) for tied in self.tied] for _ in range(2))
         for number, orders in enumerate(self._orders(settings)):
             mine = self.odd[number]
@@ -153,6 +190,7 @@ class Planner:
                 odd[number][mine.row], passed[number][mine.row] = scanned
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
+            wakeups += self._wakeups(number, orders != 0, settings)
         self._unshare(odd, passed, settings.max_ptes_shared)
         others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
@@ -163,7 +201,7 @@ class Planner:
             why = why or self._short_of_memory(answer, settings)
         if why:
             answer = self._run(settings, None)
-        return self._answer(settings, answer, others, why)
+        return self._answer(settings, answer, wakeups, others, why)
 
     def windows(self, settings: Settings) -> Windows:
         """The windows of plain tables that collapse, one by one: pid -> (address, order), by address."""
@@ -190,11 +228,12 @@ class Planner:
         a whole table each: one of them, and the places of all."""
         of_start = {(vma.vm_mm.number, vma.vm_start): vma for vma in self.mappings.vmas}
         found = []
-        for process, plain, odd in zip(self.processes, self.plain, self.odd, strict=True):
+        for process, walk in zip(self.processes, self.walks, strict=True):
             places_of: dict[tuple[int, bool], list[int]] = {}
-            for k in np.unique(np.concatenate([odd.vma, *(each.vma for each in plain)])).tolist():
+            for k in np.flatnonzero(walk.spanned).tolist():
                 vma = process.vmas[k]
-                places_of.setdefault((vma.vm_flags, vma.anon_vma), []).append(k)
+                if vma.file is None:
+                    places_of.setdefault((vma.vm_flags, vma.anon_vma), []).append(k)
             found.append(
                 [
                     (of_start[process.pid, process.vmas[places[0]].start], np.array(places))
@@ -289,7 +328,7 @@ class Planner:
         """Run the engine over some tables, or all. What it made of them is kept."""
         key = (
             None if rows is None else tuple(each.tobytes() for each in rows),
-            settings.replace(pages_to_scan=1, scan_sleep_millisecs=0, alloc_sleep_millisecs=0),
+            settings.replace(pages_to_scan=1, scan_sleep_millisecs=0),
         )
         if key not in self.runs:
             self.runs[key] = self._run_anew(settings, rows)
@@ -318,6 +357,9 @@ class Planner:
             if vma.memory_added:
                 answer.added[vma.pid, vma.start] = vma.memory_added >> shift
         answer.copied = outcome.copied_bytes >> shift
+        # The last one of a run to the fixed point finds nothing.
+        answer.full_scans = max(outcome.clock.full_scans - 1, 1)
+        answer.alloc_sleep_ms = outcome.clock.alloc_sleep_ms
         answer.need = outcome.collapsed_bytes + outcome.swapped_in_bytes >> shift
         return answer
 
@@ -361,7 +403,35 @@ class Planner:
             self.nodes.update(np.unique(tables.node[here]).tolist())
         self.pmds += int(np.count_nonzero((here & (tables.pte & Pte.HUGE != 0)).all(axis=1)))
 
-    def _answer(self, settings: Settings, answer: _Sum, others: int, why: str) -> BulkVerdict:
+    def _wakeups(self, number: int, eligible: Bools, settings: Settings) -> int:
+        """At most how many wakeups a full scan of a process takes. eligible: of its mappings.
+
+        Each goes on until it has spent pages_to_scan, and at least over one table with entries. A visit costs
+        one, as a mapping does that is not eligible; there is one a wakeup, and one more for each table that
+        something is tried in.
+        """
+        if self.processes[number].place is None:
+            return 0
+        spanned, filled = (int(column[eligible].sum()) for column in self.walks[number])
+        cheap = (spanned - filled) * passing_costs(self.mappings.kernel)
+        cheap += int(np.count_nonzero(~eligible)) + 1
+        most = max(settings.pages_to_scan - 1, 1)
+        filled_each = max(most, self.geometry.ptrs_per_pte + 1)
+        return -(-cheap // most) + -(-filled * (self.geometry.ptrs_per_pte + 1) // filled_each)
+
+    def _last_collapse_ms(self, settings: Settings, answer: _Sum, wakeups: int) -> int | None:
+        collapsed = sum(nr << order for order, nr in answer.windows.items())
+        if not collapsed:
+            return None
+        known = None if self.snapshot is None else others_of(self.snapshot, settings)
+        others = answer.full_scans * scanned_pages(known, self.geometry)
+        size = collapsed << self.geometry.page_shift
+        scans = answer.full_scans * wakeups
+        return elapsed_ms(settings, scans, others, size) + answer.alloc_sleep_ms
+
+    def _answer(
+        self, settings: Settings, answer: _Sum, wakeups: int, others: int, why: str
+    ) -> BulkVerdict:
         shift = self.geometry.page_shift
         change = {order: nr << shift for order, nr in answer.change.items() if nr}
         orders = sorted(self.before.keys() | change.keys())
@@ -375,6 +445,7 @@ class Planner:
             memory_added=sum(answer.added.values()) << shift,
             copied_bytes=answer.copied << shift,
             added_by_vma={where: nr << shift for where, nr in answer.added.items() if nr},
+            last_collapse_ms=self._last_collapse_ms(settings, answer, wakeups),
             counted_tables=answer.counted,
             engine_tables=sum(map(len, self.tied)) if why else others,
             all_engine=why,

@@ -19,8 +19,9 @@ class BulkVerdict:
 
     windows: order -> how many collapse. before, after: order -> bytes mapped. pmds: PMDs that map memory
     afterwards. memory_added, copied_bytes: as in Outcome. added_by_vma: (pid, start) -> bytes, where any.
-    counted_tables: tables of which occupancy decides. engine_tables: the engine's. all_engine: why it
-    had all of them, or empty.
+    last_collapse_ms: within which the last of them is, by Clock's rules; None if nothing collapses.
+    counted_tables: tables of which occupancy decides. engine_tables: the engine's. all_engine: why it had all
+    of them, or empty.
     """
 
     settings: Settings
@@ -31,6 +32,7 @@ class BulkVerdict:
     memory_added: int
     copied_bytes: int
     added_by_vma: Mapping[tuple[int, int], int]
+    last_collapse_ms: int | None
     counted_tables: int
     engine_tables: int
     all_engine: str = ""

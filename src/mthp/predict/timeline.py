@@ -9,6 +9,7 @@ from mthp.mm.folio import lru_add_drain_all
 from mthp.predict.passes import Tally
 from mthp.predict.records import COPY_BYTES_A_SECOND, Others, TimePoint
 from mthp.words.settings import Enabled, Settings
+from mthp.words.units import Geometry
 
 MOST_POINTS = 512
 """A longer timeline is thinned out: every second point goes, but for the last."""
@@ -27,6 +28,12 @@ def others_of(snapshot: Snapshot, settings: Settings) -> Others | None:
     return Others(int(known["processes"]), int(known["anonymous"]), scanned)
 
 
+def scanned_pages(others: Others | None, geometry: Geometry) -> int:
+    """How many pages of other processes khugepaged scans in a full scan."""
+    size = others.anonymous_bytes if others is not None and others.scanned else 0
+    return size >> geometry.page_shift
+
+
 class Timeline:
     """The points of one run; told of the end of each wakeup by run_full_scans().
 
@@ -42,8 +49,7 @@ class Timeline:
         self.points: list[TimePoint] = []
         self.last_collapse_ms: int | None = None
         self._out = self.kernel.mem.allocator.frames_out()
-        size = others.anonymous_bytes if others is not None and others.scanned else 0
-        self._others = size >> self.kernel.geometry.page_shift
+        self._others = scanned_pages(others, self.kernel.geometry)
         self._attempts = -1
 
     def on_sleep(self, wakeups: int) -> None:
@@ -64,15 +70,13 @@ class Timeline:
             del self.points[-2::-2]
 
     def _point(self, wakeups: int) -> TimePoint:
-        settings, tally = self.kernel.settings, self.tally
+        tally = self.tally
         full_scans = tally.full_scans + (self.daemon.mm_slot is not None)
-        for_others = -(-full_scans * self._others // settings.pages_to_scan)
+        elapsed = elapsed_ms(
+            self.kernel.settings, wakeups, full_scans * self._others, tally.collapsed_bytes
+        )
         return TimePoint(
-            (wakeups + for_others) * settings.scan_sleep_millisecs
-            + tally.sleeps["alloc_sleep"]
-            + work_ms(tally.collapsed_bytes),
-            self.memory_added,
-            tally.collapsed_bytes,
+            elapsed + tally.sleeps["alloc_sleep"], self.memory_added, tally.collapsed_bytes
         )
 
     @property
@@ -80,6 +84,13 @@ class Timeline:
         """By how many bytes the frames in use have grown."""
         grown = self.kernel.mem.allocator.frames_out() - self._out
         return grown << self.kernel.geometry.page_shift
+
+
+def elapsed_ms(settings: Settings, wakeups: int, others: int, collapsed: int) -> int:
+    """The milliseconds that so many wakeups take, but for sleeps after failed allocations. others: pages of
+    other processes that khugepaged scans too. collapsed: bytes."""
+    for_others = -(-others // settings.pages_to_scan)
+    return (wakeups + for_others) * settings.scan_sleep_millisecs + work_ms(collapsed)
 
 
 def work_ms(size: int) -> int:
