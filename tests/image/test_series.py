@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(not os.path.isdir(THP), reason="no THP in this k
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("60", 60), ("60s", 60), ("5m", 300), ("1h", 3600), ("2d", 172800)]
+    ("text", "seconds"),
+    [("60", 60), ("60s", 60), ("5m", 300), ("10min", 600), ("1h", 3600), ("2d", 172800)],
 )
 def test_times(text: str, seconds: int) -> None:
     assert duration(text) == seconds

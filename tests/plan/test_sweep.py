@@ -9,8 +9,8 @@ import pytest
 
 from mthp.image.snapshot import load
 from mthp.plan.planner import Planner
-from mthp.plan.records import BulkVerdict, Wish
-from mthp.plan.sweep import choose_plan, front_of, grid
+from mthp.plan.records import BulkVerdict, Wanted, Wish
+from mthp.plan.sweep import choose_plan, front_of, grid, soon_enough
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled, Settings
 from mthp.worlds.build import arrays_of
@@ -71,3 +71,38 @@ def test_a_wish_that_none_holds_to_is_missed_by_the_nearest(plans: list[BulkVerd
     chosen, nearest = choose_plan(plans, wish)
     assert chosen is None
     assert 0 < wish.missed_by(nearest) == min(map(wish.missed_by, plans))
+
+
+def test_pages_to_scan_is_raised_as_far_as_a_wish_takes() -> None:
+    planner = Planner(arrays_of(load(REDIS)), PROFILES["7.3"], Settings())
+    settings = Settings(enabled=Enabled.ALWAYS, max_ptes_none=511)
+    slow = planner.plan(settings)
+    assert slow.last_collapse_ms is not None
+    sleep = settings.scan_sleep_millisecs
+    assert slow.last_collapse_ms > 3 * sleep
+    assert soon_enough(planner, settings, Wish()) == slow
+    fast = soon_enough(planner, settings, Wish(within=2 * sleep + 1000))
+    assert fast.last_collapse_ms is not None
+    assert fast.last_collapse_ms <= 2 * sleep + 1000
+    halved = fast.settings.replace(pages_to_scan=fast.settings.pages_to_scan // 2)
+    assert (planner.plan(halved).last_collapse_ms or 0) > 2 * sleep + 1000
+    assert fast.windows == slow.windows
+    never = soon_enough(planner, settings, Wish(within=sleep // 2))
+    assert never.last_collapse_ms is not None
+    assert sleep < never.last_collapse_ms < 2 * sleep
+
+
+def test_each_thing_that_is_missed_is_told_with_how_far_off(plans: list[BulkVerdict]) -> None:
+    plan = max(plans, key=lambda each: each.memory_added)
+    assert plan.last_collapse_ms is not None
+    found = plan.memory_added / sum(plan.before.values())
+    wish = Wish(added=found / 2, large=1.0, reach=1.0, within=plan.last_collapse_ms // 2)
+    missed = {miss.wanted: miss for miss in wish.misses(plan)}
+    assert [*missed] == [*Wanted]
+    assert missed[Wanted.ADDED].found == found
+    assert missed[Wanted.ADDED].by == pytest.approx(found / 2)
+    assert missed[Wanted.REACH].by == pytest.approx(1 - plan.reach)
+    assert missed[Wanted.WITHIN].by == pytest.approx(1, rel=0.01)
+    kept = Wish(found, plan.large / plan.mapped, plan.reach, plan.last_collapse_ms)
+    assert not kept.misses(plan)
+    assert not Wish().misses(plan)

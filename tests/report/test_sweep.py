@@ -7,7 +7,15 @@ from random import Random
 
 import pytest
 
-from mthp.report.sweep import boot_parameter, sizes_text, writes
+from mthp.plan.records import Miss, Wanted
+from mthp.report.sweep import (
+    boot_parameter,
+    miss_text,
+    sizes_text,
+    tmpfiles_lines,
+    tuned_lines,
+    writes,
+)
 from mthp.words.settings import Enabled, Settings, parse_thp_anon
 from mthp.words.units import Geometry
 from tests.plan.images import random_settings
@@ -41,3 +49,16 @@ def test_sizes_are_named_in_runs() -> None:
     assert sizes_text(settings) == "64kB-128kB+2048kB"
     assert sizes_text(Settings(sizes=none)) == "none"
     assert boot_parameter(Settings(sizes=none)) == "thp_anon=16K:never"
+
+
+def test_changes_are_written_for_systemd_and_tuned_too() -> None:
+    changes = [("/sys/a/b", "1"), ("/sys/a/c", "always")]
+    assert tmpfiles_lines(changes) == ["w /sys/a/b - - - - 1", "w /sys/a/c - - - - always"]
+    lines = tuned_lines(changes)
+    assert lines[lines.index("[sysfs]") + 1 :] == ["/sys/a/b=1", "/sys/a/c=always"]
+
+
+def test_what_is_missed_is_said_with_how_far_off() -> None:
+    assert miss_text(Miss(Wanted.REACH, 0.8, 0.75, 0.05)) == "75 % mapped by PMDs, 5 % too little"
+    late = Miss(Wanted.WITHIN, 600_000, 900_000, 0.5)
+    assert miss_text(late) == "the last collapse within 15 min, 5 min too late"

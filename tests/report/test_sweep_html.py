@@ -19,7 +19,7 @@ from mthp.cli import build_parser, main
 from mthp.cli.sweep import sweep_of
 from mthp.plan.records import Sweep
 from mthp.report.phrases import percent
-from mthp.report.sweep import boot_parameter, plan_name, writes
+from mthp.report.sweep import boot_parameter, plan_name, tuned_lines, writes
 from mthp.report.sweep_html import html_text
 from mthp.words.units import human_bytes
 
@@ -95,7 +95,7 @@ def test_the_table_has_every_plan_with_its_figures(wish: str) -> None:
             marks.append(attributes["class"])
         elif tag == "td" and "data-v" in attributes:
             rows[-1].append(float(attributes["data-v"]))
-    figures = [(row[1], round(row[2], 9), *row[3:6]) for row in rows]
+    figures = [(row[1], round(row[2], 9), *row[3:7]) for row in rows]
     assert Counter(figures) == Counter(
         (
             plan.settings.max_ptes_none,
@@ -103,10 +103,11 @@ def test_the_table_has_every_plan_with_its_figures(wish: str) -> None:
             plan.translations,
             plan.memory_added,
             plan.copied_bytes,
+            plan.last_collapse_ms or 0,
         )
         for plan in (made.now, *made.plans)
     )
-    assert [each for *_, each, _, _, _ in rows] == sorted(each[3] for each in rows)
+    assert [each for *_, each, _, _, _, _ in rows] == sorted(each[3] for each in rows)
     taken = wish != "leave"
     assert marks.count("take") == taken
     assert marks.count("on") == sum(made.front) - (
@@ -143,6 +144,7 @@ def test_it_says_what_to_take_and_how_to_write_it() -> None:
     assert page.texts("pre") == [
         "\n".join(f"echo {value} > {path}" for path, value in lines),
         "\n".join(f"w {path} - - - - {value}" for path, value in lines),
+        "\n".join(tuned_lines(lines)),
         boot_parameter(made.chosen.settings),
     ]
     text = " ".join(page.texts("main"))

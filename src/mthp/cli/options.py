@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mthp.image.capture.options import add_arguments, add_processes
+from mthp.image.capture.series import duration
 from mthp.words.files import FileError, shown
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import NUMBERS
@@ -241,7 +242,7 @@ def add_sweep(verbs: Verbs) -> None:
         "sweep",
         help="try every setting that people consider, and say which to take",
         description="Plan what khugepaged makes of a target under a grid of settings: which sizes are "
-        "always, and max_ptes_none. Nothing on this machine is changed.",
+        "always, and max_ptes_none, and for --within pages_to_scan. Nothing on this machine is changed.",
     )
     parser.set_defaults(run="mthp.cli.sweep:run_sweep")
     add_target(parser)
@@ -260,6 +261,18 @@ def add_sweep(verbs: Verbs) -> None:
         type=percentage,
         metavar="PERCENT",
         help="in folios of more than one page at least, as a share of it",
+    )
+    group.add_argument(
+        "--min-reach",
+        type=percentage,
+        metavar="PERCENT",
+        help="mapped by PMDs at least, as a share of it",
+    )
+    group.add_argument(
+        "--within",
+        type=duration,
+        metavar="TIME",
+        help="the last collapse at most so late, e.g. 10min; pages_to_scan is raised as far as it takes",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")

@@ -18,7 +18,7 @@ from mthp.cli.target import (
 from mthp.image.snapshot import Snapshot
 from mthp.plan.planner import Planner
 from mthp.plan.records import Sweep, Wish
-from mthp.plan.sweep import choose_plan, front_of, grid
+from mthp.plan.sweep import choose_plan, front_of, grid, soon_enough
 from mthp.predict.outcome import usual
 from mthp.words.files import check_target, replace_text
 from mthp.worlds.build import arrays_of
@@ -53,19 +53,21 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
     profile, reason = settle_profile(args.profile, image)
     began = time.monotonic()
     arrays = arrays_of(image.data, settle_assumed(args))
-    planner = Planner(arrays, profile, base)
+    snapshot = image.data if isinstance(image.data, Snapshot) else None
+    planner = Planner(arrays, profile, base, snapshot)
     now = planner.plan(base)
+    within = None if args.within is None else 1000 * args.within
+    wish = Wish(_share(args.max_added), _share(args.min_large), _share(args.min_reach), within)
     progress = ProgressLine(quiet=args.quiet)
     tried = [*grid(base, profile)]
     plans = []
     for k, settings in enumerate(tried):
         progress.say(f"trying setting {k + 1} of {len(tried)}")
-        plans.append(planner.plan(settings))
+        plans.append(soon_enough(planner, settings, wish))
     progress.say("")
     plans.sort(key=lambda plan: plan.price)
-    wish = Wish(_share(args.max_added), _share(args.min_large))
     chosen, nearest = choose_plan(plans, wish)
-    unseen = image.data.unseen if isinstance(image.data, Snapshot) else ()
+    unseen = () if snapshot is None else snapshot.unseen
     added = now.added_by_vma.keys() | nearest.added_by_vma.keys()
     return Sweep(
         target=image.name,

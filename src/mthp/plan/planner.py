@@ -181,7 +181,7 @@ class Planner:
 
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
-        answer, wakeups = _Sum(), 0
+        answer, walked = _Sum(), np.zeros(2, np.int64)
         odd, passed = ([np.zeros(len(tied), np.bool_) for tied in self.tied] for _ in range(2))
         for number, orders in enumerate(self._orders(settings)):
             mine = self.odd[number]
@@ -190,7 +190,8 @@ class Planner:
                 odd[number][mine.row], passed[number][mine.row] = scanned
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
-            wakeups += self._wakeups(number, orders != 0, settings)
+            walked = np.add(walked, self._walked(number, orders != 0))
+        wakeups = self._wakeups(walked, settings)
         self._unshare(odd, passed, settings.max_ptes_shared)
         others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
@@ -403,21 +404,26 @@ class Planner:
             self.nodes.update(np.unique(tables.node[here]).tolist())
         self.pmds += int(np.count_nonzero((here & (tables.pte & Pte.HUGE != 0)).all(axis=1)))
 
-    def _wakeups(self, number: int, eligible: Bools, settings: Settings) -> int:
-        """At most how many wakeups a full scan of a process takes. eligible: of its mappings.
-
-        Each goes on until it has spent pages_to_scan, and at least over one table with entries. A visit costs
-        one, as a mapping does that is not eligible; there is one a wakeup, and one more for each table that
-        something is tried in.
-        """
+    def _walked(self, number: int, eligible: Bools) -> tuple[int, int]:
+        """What a full scan of a process comes to: tables with entries, and what all else costs of
+        pages_to_scan. eligible: of its mappings."""
         if self.processes[number].place is None:
-            return 0
+            return 0, 0
         spanned, filled = (int(column[eligible].sum()) for column in self.walks[number])
-        cheap = (spanned - filled) * passing_costs(self.mappings.kernel)
-        cheap += int(np.count_nonzero(~eligible)) + 1
+        passed = (spanned - filled) * passing_costs(self.mappings.kernel)
+        return filled, passed + int(np.count_nonzero(~eligible)) + 1
+
+    def _wakeups(self, walked: Counts, settings: Settings) -> int:
+        """At most how many wakeups a full scan takes. walked: as _walked() has it, in all.
+
+        Each goes on until it has spent pages_to_scan, but over one table with entries at least. Its first
+        visit costs one, and so does another for each table that something is tried in.
+        """
+        filled, cheap = map(int, walked)
         most = max(settings.pages_to_scan - 1, 1)
-        filled_each = max(most, self.geometry.ptrs_per_pte + 1)
-        return -(-cheap // most) + -(-filled * (self.geometry.ptrs_per_pte + 1) // filled_each)
+        table = self.geometry.ptrs_per_pte + 1
+        each = max(most, table)
+        return -(-(cheap * each + filled * table * most) // (most * each))
 
     def _last_collapse_ms(self, settings: Settings, answer: _Sum, wakeups: int) -> int | None:
         collapsed = sum(nr << order for order, nr in answer.windows.items())

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from mthp.words.settings import Settings
 
@@ -48,6 +49,12 @@ class BulkVerdict:
         return self.mapped - self.after[0]
 
     @property
+    def reach(self) -> float:
+        """The share of it that PMDs map: a TLB entry of the largest size each."""
+        huge = self.pmds * self.settings.geometry.pmd_size
+        return min(huge / self.mapped, 1.0) if self.mapped else 0.0
+
+    @property
     def price(self) -> tuple[int, int, int, int]:
         """What is to be small: TLB entries, bytes in small folios, memory added; and bytes copied, once."""
         return self.translations, self.after[0], self.memory_added, self.copied_bytes
@@ -59,21 +66,53 @@ class BulkVerdict:
         return (self.mapped >> geometry.page_shift) - self.pmds * (geometry.ptrs_per_pte - 1)
 
 
+class Wanted(StrEnum):
+    """What may be wanted of settings: memory added at most, in large folios at least, behind PMDs at least,
+    each as a share of what is mapped; the last collapse within so many milliseconds."""
+
+    ADDED = "added"
+    LARGE = "large"
+    REACH = "reach"
+    WITHIN = "within"
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A plan does not give what is wanted. by: how far off it is, for time as a share of what was asked."""
+
+    wanted: Wanted
+    asked: float
+    found: float
+    by: float
+
+
 @dataclass(frozen=True)
 class Wish:
-    """What settings have to hold to. added: memory added at most, a share of what is mapped. large: in large
-    folios at least, a share of it. None: anything will do.
-    """
+    """What settings have to hold to, as Wanted says. None: anything will do."""
 
     added: float | None = None
     large: float | None = None
+    reach: float | None = None
+    within: int | None = None
+
+    def misses(self, plan: BulkVerdict) -> tuple[Miss, ...]:
+        """What a plan does not give of it."""
+        mapped, last = max(plan.mapped, 1), plan.last_collapse_ms or 0
+        found = (
+            (Wanted.ADDED, self.added, plan.memory_added / max(sum(plan.before.values()), 1), 1),
+            (Wanted.LARGE, self.large, plan.large / mapped, -1),
+            (Wanted.REACH, self.reach, plan.reach, -1),
+            (Wanted.WITHIN, self.within, last, 1 / max(self.within or 1, 1)),
+        )
+        return tuple(
+            Miss(wanted, asked, value, (value - asked) * weight)
+            for wanted, asked, value, weight in found
+            if asked is not None and (value - asked) * weight > 0
+        )
 
     def missed_by(self, plan: BulkVerdict) -> float:
-        """How far a plan is from holding to it, as a share of what is mapped; 0 where it does."""
-        mapped = max(sum(plan.before.values()), 1)
-        more = 0.0 if self.added is None else plan.memory_added / mapped - self.added
-        less = 0.0 if self.large is None else self.large - plan.large / max(plan.mapped, 1)
-        return max(more, less, 0.0)
+        """How far a plan is from holding to it; 0 where it does."""
+        return max((miss.by for miss in self.misses(plan)), default=0.0)
 
 
 @dataclass(frozen=True)

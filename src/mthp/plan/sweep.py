@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Wish
 from mthp.words.profiles import Orders, Profile
 from mthp.words.settings import Enabled, Settings
@@ -38,6 +39,24 @@ def with_sizes(base: Settings, orders: frozenset[int]) -> Settings:
         for order in base.geometry.anon_orders
     }
     return base.replace(sizes=sizes)
+
+
+def soon_enough(planner: Planner, settings: Settings, wish: Wish) -> BulkVerdict:
+    """The plan for settings, with as many pages_to_scan as the wish for time takes: what is set, or two,
+    four … times as many, and no more than help. What collapses does not depend on it.
+    """
+    plan = planner.plan(settings)
+    while wish.within is not None and (plan.last_collapse_ms or 0) > wish.within:
+        pages = plan.settings.pages_to_scan
+        faster = (
+            planner.plan(plan.settings.replace(pages_to_scan=2 * pages))
+            if pages < 1 << 30
+            else plan
+        )
+        if faster.last_collapse_ms == plan.last_collapse_ms:
+            break
+        plan = faster
+    return plan
 
 
 def front_of(plans: Sequence[BulkVerdict]) -> tuple[bool, ...]:

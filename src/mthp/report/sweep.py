@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
-from mthp.plan.records import BulkVerdict, Sweep, Wish
+from mthp.plan.records import BulkVerdict, Miss, Sweep, Wanted, Wish
 from mthp.report.page import SafeConsole
-from mthp.report.phrases import percent, plural
+from mthp.report.phrases import duration, percent, plural
 from mthp.words.settings import TRANSPARENT_HUGEPAGE, Enabled, Settings
 from mthp.words.settings_text import runs_of_orders
 from mthp.words.units import Geometry, human_bytes
@@ -59,6 +60,17 @@ def writes(base: Settings, settings: Settings) -> list[tuple[str, str]]:
     ]
 
 
+def tmpfiles_lines(changes: list[tuple[str, str]]) -> list[str]:
+    """What systemd-tmpfiles writes at each boot."""
+    return [f"w {path} - - - - {value}" for path, value in changes]
+
+
+def tuned_lines(changes: list[tuple[str, str]]) -> list[str]:
+    """A profile of tuned that writes it."""
+    head = ["[main]", "summary=sizes of transparent huge pages", "", "[sysfs]"]
+    return head + [f"{path}={value}" for path, value in changes]
+
+
 def _values(settings: Settings) -> dict[str, str]:
     """File -> what is written to set it."""
     return {
@@ -74,7 +86,29 @@ def wish_text(wish: Wish) -> str:
         parts.append(f"at most {100 * wish.added:g} % more memory")
     if wish.large is not None:
         parts.append(f"at least {100 * wish.large:g} % in large folios")
+    if wish.reach is not None:
+        parts.append(f"at least {100 * wish.reach:g} % mapped by PMDs")
+    if wish.within is not None:
+        parts.append(f"the last collapse within {duration(wish.within)}")
     return " and ".join(parts) or "no limit"
+
+
+def miss_text(miss: Miss) -> str:
+    """What is missed of a wish, and by how much."""
+    if miss.wanted is Wanted.WITHIN:
+        late = duration(round(miss.found - miss.asked))
+        return f"the last collapse within {duration(round(miss.found))}, {late} too late"
+    what, off = {
+        Wanted.ADDED: ("more memory", "too much"),
+        Wanted.LARGE: ("in large folios", "too little"),
+        Wanted.REACH: ("mapped by PMDs", "too little"),
+    }[miss.wanted]
+    return f"{100 * miss.found:.3g} % {what}, {100 * miss.by:.2g} % {off}"
+
+
+def within_text(plan: BulkVerdict) -> str:
+    """Within which time the last collapse is."""
+    return "–" if plan.last_collapse_ms is None else duration(plan.last_collapse_ms)
 
 
 def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> None:
@@ -98,10 +132,11 @@ def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> No
     rows += [(_mark(sweep, plan, front), *_cells(sweep, plan)) for plan, front in shown]
     titles = [("", "keep"), ("sizes (always)", "left"), ("max_ptes_none", "right"),
               ("large", "right"), ("TLB entries", "right"), ("added", "right"),
-              ("copied", "right")]  # fmt: skip
+              ("copied", "right"), ("within", "right")]  # fmt: skip
     page.table(titles, rows, indent=0)
     page.line("First row: the settings as captured, which may be madvise or inherit. large: share "
-              "of anonymous memory in folios of more than one page; * is recommended.", "dim")  # fmt: skip
+              "of anonymous memory in folios of more than one page; within: until the last collapse; * is "
+              "recommended.", "dim")  # fmt: skip
     if len(shown) < len(sweep.plans):
         page.line(f"… {plural(len(sweep.plans) - len(shown), 'setting')} more, which another betters "
                   "in TLB entries, large folios and memory, or equals: --verbose", "dim")  # fmt: skip
@@ -111,10 +146,10 @@ def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> No
 def headline(sweep: Sweep) -> str:
     """What to take, and what that gives and costs, in a sentence."""
     if sweep.chosen is None:
-        missed = 100 * sweep.wish.missed_by(sweep.nearest)
+        missed = " and ".join(map(miss_text, sweep.wish.misses(sweep.nearest)))
         return (
             f"Predicted: no setting gives {wish_text(sweep.wish)}; nearest is "
-            f"{plan_name(sweep.nearest)}, which misses it by {missed:.2g} % of the memory."
+            f"{plan_name(sweep.nearest)}: {missed}."
         )
     tried = plural(len(sweep.plans), "setting")
     if not sweep.gains:
@@ -145,6 +180,15 @@ def _how(page: SafeConsole, sweep: Sweep) -> None:
     for line in lines:
         page.console.print(page.text(f"  {line}"), soft_wrap=True)
     page.line(f"at boot: {boot_parameter(sweep.chosen.settings)}", indent=2)
+    if page.verbose:
+        changes = writes(sweep.base, sweep.chosen.settings)
+        for title, lines in (
+            ("For ever, in /etc/tmpfiles.d/huge-pages.conf (systemd)", tmpfiles_lines(changes)),
+            ("Or as a profile of tuned, in /etc/tuned/huge-pages/tuned.conf", tuned_lines(changes)),
+        ):
+            page.heading(title)
+            for line in lines:
+                page.console.print(page.text(f"  {line}"), soft_wrap=True)
 
 
 def _mark(sweep: Sweep, plan: BulkVerdict, front: bool) -> str:
@@ -161,6 +205,7 @@ def _cells(sweep: Sweep, plan: BulkVerdict) -> tuple[str, ...]:
         f"{plan.translations:,}",
         human_bytes(plan.memory_added),
         human_bytes(plan.copied_bytes),
+        within_text(plan),
     )
 
 
@@ -181,8 +226,11 @@ def grounds_text(sweep: Sweep) -> str:
     return (
         f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that come to windows, "
         f"{by_engine:,} went to the engine{reasons and f' ({reasons})'}; of the others occupancy decides. "
-        "Page faults, which also make large folios under these sizes, are not in it. How far what a capture "
-        "cannot see moves it, and how long it takes: mthp collapse with these settings."
+        "Page faults, which also make large folios under these sizes, are not in it. The time is an upper "
+        "bound, made of khugepaged's sleeps and of copying and clearing. Not varied: pages_to_scan but for "
+        "--within, and scan_sleep_millisecs, which decide when and not what; defrag, which matters where "
+        "memory is short or in pieces; max_ptes_swap and max_ptes_shared. How far what a capture cannot see "
+        "moves it: mthp collapse with these settings."
     )
 
 
@@ -195,8 +243,13 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
         "source": sweep.source,
         "profile": sweep.profile,
         "profile_reason": sweep.profile_reason,
-        "wish": {"added": sweep.wish.added, "large": sweep.wish.large},
+        "wish": asdict(sweep.wish),
+        "missed": [asdict(miss) for miss in sweep.wish.misses(sweep.nearest)],
         "now": _plan(sweep.now),
+        "writes": [
+            {"path": path, "value": value}
+            for path, value in writes(sweep.base, sweep.nearest.settings)
+        ],
         "plans": [
             {**_plan(plan), "front": front, "chosen": plan is sweep.chosen}
             for plan, front in zip(sweep.plans, sweep.front, strict=True)
@@ -216,6 +269,8 @@ def _plan(plan: BulkVerdict) -> dict[str, Any]:
         "mapped_before": {names(order): size for order, size in sorted(plan.before.items())},
         "mapped_after": {names(order): size for order, size in sorted(plan.after.items())},
         "translations": plan.translations,
+        "reach": plan.reach,
+        "last_collapse_ms": plan.last_collapse_ms,
         "memory_added": plan.memory_added,
         "memory_added_by_mapping": [
             {"pid": pid, "start": start, "bytes": size}

@@ -23,7 +23,10 @@ from mthp.report.sweep import (
     headline,
     plan_name,
     sizes_text,
+    tmpfiles_lines,
+    tuned_lines,
     wish_text,
+    within_text,
     writes,
 )
 from mthp.words.files import one_line
@@ -181,6 +184,7 @@ def _answer(sweep: Sweep) -> Iterator[str]:
         ("TLB entries", *(f"{each.translations:,}" for each in (plan, now))),
         ("Memory added", *(human_bytes(each.memory_added) for each in (plan, now))),
         ("Copied, once", *(human_bytes(each.copied_bytes) for each in (plan, now))),
+        ("Done within", *(within_text(each) for each in (plan, now))),
     ):
         yield f"<li>{name}<b>{value}</b>as set now: {before}</li>"
     setting = f"{plan_name(now)} (enabled={sweep.base.enabled}, {boot_parameter(sweep.base)})"
@@ -205,14 +209,16 @@ def _how(sweep: Sweep) -> Iterator[str]:
     if not sweep.gains:
         return
     lines = writes(sweep.base, _plan(sweep).settings)
-    until, tmpfiles = (
-        escape("\n".join(form.format(*line) for line in lines))
-        for form in ("echo {1} > {0}", "w {0} - - - - {1}")
+    echoes = [f"echo {value} > {path}" for path, value in lines]
+    until, tmpfiles, tuned = (
+        escape("\n".join(each)) for each in (echoes, tmpfiles_lines(lines), tuned_lines(lines))
     )
     yield (
         "<h2>How to set it</h2><p>As root, until the next boot; it holds for all programs of the machine:</p>"
         f"<pre>{until}</pre><p>To keep it, in a file such as <code>/etc/tmpfiles.d/huge-pages.conf</code> "
-        f"(systemd):</p><pre>{tmpfiles}</pre><p>Or the sizes alone as a boot parameter, which makes every "
+        f"(systemd):</p><pre>{tmpfiles}</pre><p>Or as a profile of tuned, in "
+        f"<code>/etc/tuned/huge-pages/tuned.conf</code>:</p><pre>{tuned}</pre><p>Or the sizes alone as a "
+        "boot parameter, which makes every "
         f"size that it does not name never:</p><pre>{boot_parameter(_plan(sweep).settings)}</pre>"
     )
 
@@ -361,7 +367,7 @@ def _mappings(sweep: Sweep) -> Iterator[str]:
 
 def _settings(sweep: Sweep) -> Iterator[str]:
     """Every setting, fewest TLB entries first."""
-    heads = ("sizes", "max_ptes_none", "large", "TLB entries", "added", "copied", "")
+    heads = ("sizes", "max_ptes_none", "large", "TLB entries", "added", "copied", "within", "")
     yield '<h2>All settings</h2><div class="scroll" tabindex="0" role="region" aria-label="All settings">'
     yield '<table class="sorts"><thead><tr>'
     for head in heads:
@@ -378,6 +384,7 @@ def _settings(sweep: Sweep) -> Iterator[str]:
             (plan.translations, f"{plan.translations:,}"),
             (plan.memory_added, human_bytes(plan.memory_added)),
             (plan.copied_bytes, human_bytes(plan.copied_bytes)),
+            (plan.last_collapse_ms or 0, within_text(plan)),
             (_RANK.index(kind), mark),
         )
         row = "".join(f'<td data-v="{value}">{text}</td>' for value, text in cells)

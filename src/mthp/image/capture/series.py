@@ -11,13 +11,13 @@ from typing import Callable
 
 from mthp.image.capture.proc import LeftOut, started
 
-SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 LONGEST_SLEEP = 3600.0
 
 
 def duration(value: str) -> int:
     """Read a time such as 60, 60s, 5m, 1h or 2d as seconds, for argparse."""
-    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", value)
+    match = re.fullmatch(r"([0-9]{1,9})(|s|m|min|h|d)", value)
     seconds = int(match[1]) * SECONDS[match[2]] if match else 0
     if not seconds:
         message = f"{value[:40]!r} is not a time such as 60, 60s, 5m, 1h or 2d"
