@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worlds": ENGINE | {"image"},
     "predict": ENGINE | {"image", "worlds"},
     "plan": ENGINE | {"image", "worlds", "predict"},
+    "calibrate": {"words"},
     "check": ENGINE | {"laws", "races", "explore", "lab.kernels.herd", "lab.errors"},
     "lab": {"words", "image"},
     "compare": ENGINE | {"laws", "image", "worlds", "predict", "lab"},

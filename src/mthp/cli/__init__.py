@@ -14,6 +14,7 @@ from mthp import __version__
 from mthp.cli.lab import add_lab
 from mthp.cli.options import (
     UsageError,
+    add_calibrate,
     add_check,
     add_collapse,
     add_diff,
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_collapse(verbs)
     add_sweep(verbs)
     add_doctor(verbs)
+    add_calibrate(verbs)
     add_snap(verbs)
     add_diff(verbs)
     add_check(verbs)
