@@ -66,7 +66,7 @@ def process(pattern: str, size: int) -> Iterator[tuple[int, int]]:
         memory.madvise(mmap.MADV_NOHUGEPAGE)
         for page in touched(pattern, min(size, 8 * GIB) // PAGE):
             memory[page * PAGE] = 1
-        vmas = read_vmas(os.getpid(), "smaps")
+        vmas = read_vmas(os.getpid())
         mine = max(vmas, key=lambda vma: vma.sizes.get("anonymous", 0))
         os.write(writing, str(mine.start).encode())
         signal.pause()

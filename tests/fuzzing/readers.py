@@ -219,7 +219,7 @@ VmFlags: rd wr mr mw me ac hg
 
 def _smaps(text: str, folder: Path) -> None:
     (folder / "smaps").write_bytes(text.encode("utf-8", "replace"))
-    read_vmas(cast(int, f"self/root{folder}"), "smaps")
+    read_vmas(cast(int, f"self/root{folder}"))
 
 
 _DEB822 = """Types: deb

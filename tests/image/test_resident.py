@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mthp.image.capture.proc import SmapsEntry, parse_maps
+from mthp.image.capture.proc import SmapsEntry, parse_smaps
 from mthp.image.capture.resident import kind_of, mapping_kind, resident_of, rollup, shmem_devices
 from mthp.words.resident import MappingKind
 
@@ -52,12 +52,12 @@ KINDS = [
 
 
 def entries() -> list[SmapsEntry]:
-    return list(parse_maps(SMAPS))
+    return parse_smaps(SMAPS)
 
 
 def test_a_mapping_has_no_thousand_rows() -> None:
     with pytest.raises(ValueError, match="no VMA"):
-        list(parse_maps(SMAPS.splitlines(keepends=True)[0] + b"Row: 1 kB\n" * 1000))
+        parse_smaps(SMAPS.splitlines(keepends=True)[0] + b"Row: 1 kB\n" * 1000)
 
 
 def described(**more: object) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def test_this_process() -> None:
         shared[:] = b"x" * len(shared)
         devices = shmem_devices(os.getpid())
         with open("/proc/self/smaps", "rb") as lines:
-            mine = [vma for vma in parse_maps(lines.read()) if vma.path == "/dev/zero (deleted)"]
+            mine = [vma for vma in parse_smaps(lines.read()) if vma.path == "/dev/zero (deleted)"]
     assert mine and all(mapping_kind(vma, devices) is MappingKind.SHMEM for vma in mine)
     sums = rollup(os.getpid())
     assert 0 < sums["pss"] <= sums["rss"] and sums["anonymous"] > 0

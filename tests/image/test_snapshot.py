@@ -221,7 +221,7 @@ def _of_first_vma(key: str, value: object) -> Callable[[Members, dict[str, Any]]
     [
         ("kind", "tape", "tape"),
         ("kind", 7, "7"),
-        ("captured", 1, "captured 1"),
+        ("captured", 1, "captured: 1"),
         ("rss", -(1 << 40), "rss: -1099511627776 is not a whole number"),
         ("rss", "much", "rss: 'much' is not a whole number"),
         ("anonymous", [], "anonymous: [] is not a whole number"),

@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag, StrEnum
-from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, repeat
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple, cast
 
@@ -33,8 +32,8 @@ from mthp.image.snapshot_checks import (
     check_meta,
     check_privilege,
     check_process,
-    check_vma,
-    check_vmas,
+    check_vma_fields,
+    check_vma_ranges,
     folios_of,
     take_ranges,
 )
@@ -297,14 +296,16 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
         raise SnapshotError(f"{where}: {error.strerror or error}") from None
 
 
-def read_snapshot(file: IO[bytes], where: str) -> Snapshot:
-    """The snapshot in an open file, called `where` in what a SnapshotError says.
+def read_snapshot(file: IO[bytes], where: str, meta: dict[str, Any] | None = None) -> Snapshot:
+    """The snapshot in an open file, called `where` in what a SnapshotError says. meta: its document, where
+    there is none in the file.
 
     The document comes first, and each member only when it is as long as the document lets it be.
     """
     try:
         members = Members(file, MEMBERS)
-        meta = _read_meta(members)
+        _check_members(members)
+        meta = _read_meta(members) if meta is None else meta
         geometry = _geometry(meta)
         snapshot = _described(meta, members, geometry)
         _check_lengths(members, snapshot)
@@ -313,13 +314,16 @@ def read_snapshot(file: IO[bytes], where: str) -> Snapshot:
         raise SnapshotError(f"{where}: {error}") from None
 
 
-def _read_meta(members: Members) -> dict[str, Any]:
+def _check_members(members: Members) -> None:
     for name in REQUIRED:
         if name not in members.found:
             raise FileError(f"not a snapshot (no member {name})")
     for name, member in members.found.items():
         if member.dtype.itemsize != MEMBERS[name][0]:
             raise FileError(f"member {name} is {member.dtype}, not u{MEMBERS[name][0]}")
+
+
+def _read_meta(members: Members) -> dict[str, Any]:
     if members.found["meta"].size > META_BYTES:
         raise FileError(f"member meta: more than {human_bytes(META_BYTES)}")
     meta = parse_object(members.array("meta").tobytes())
@@ -377,18 +381,15 @@ def _described(meta: dict[str, Any], members: Members, geometry: Geometry) -> Sn
 def _process(fields: Fields, geometry: Geometry, limit: int, deep: bool) -> ProcessTables:
     check_process(fields)
     entry = fields.document
-    vmas = []
-    for index, vma in enumerate(fields.take("vmas", list)):
-        check_vma(vma, f"{fields.where}vmas[{index}]", deep)
-        vmas.append(_vma(vma))
-    pid = entry["pid"]
-    check_vmas(f"process {pid}", vmas, geometry, limit)
+    pid, vmas = entry["pid"], fields.take("vmas", list)
+    columns = check_vma_fields(vmas, f"{fields.where}vmas", deep)
+    check_vma_ranges(f"process {pid}", columns, geometry, limit)
     nothing = np.zeros((0, geometry.ptrs_per_pte), np.uint16)
     return ProcessTables(
         pid=pid,
         name=entry.get("comm") or f"pid {pid}",
         meta=MappingProxyType(entry),
-        vmas=tuple(vmas),
+        vmas=tuple(_vmas(vmas, columns)),
         resident=resident_of(entry),
         pins=tuple((start, end) for start, end in entry.get("pins", ())),
         piped=tuple(entry.get("piped", ())),
@@ -408,31 +409,19 @@ def _deep(fields: Fields) -> DeepProcess:
     return DeepProcess(mm_id, registered, disable_thp, pinned, empty)
 
 
-@lru_cache
-def _codes(flags: str) -> frozenset[str]:
-    """The codes of VmFlags; few mappings have others than the one before."""
-    return frozenset(flags.split())
-
-
-def _vma(entry: dict[str, Any]) -> SnapshotVma:
-    return SnapshotVma(
-        start=entry["start"],
-        end=entry["end"],
-        perms=entry["perms"],
-        flags=_codes(entry["flags"]),
-        name=entry["path"],
-        anonymous=entry["skipped"] is None,
-        skipped=entry["skipped"],
-        captured=entry.get("captured", entry["skipped"] is None),
-        kind=kind_of(entry),
-        anonymous_bytes=entry.get("anonymous", 0),
-        referenced=entry.get("referenced", 0),
-        swap_bytes=entry.get("swap", 0),
-        anon_vma=entry.get("anon_vma"),
-        lazyfree=entry.get("lazyfree", 0),
-        thp_eligible=bool(entry["thp_eligible"]) if "thp_eligible" in entry else None,
-        nodes=tuple(_nodes(entry.get("numa", ()))),
-    )
+def _vmas(entries: list[dict[str, Any]], of: Mapping[str, list[Any]]) -> Iterator[SnapshotVma]:
+    """The VMAs of a process. of: their fields."""
+    codes = {each: frozenset(each.split()) for each in {*of["flags"]}}
+    anonymous = [each is None for each in of["skipped"]]
+    captured = map(dict.get, entries, repeat("captured"), anonymous)
+    eligible = [entry.get("thp_eligible") for entry in entries]
+    return map(
+        SnapshotVma, of["start"], of["end"], of["perms"], [codes[each] for each in of["flags"]],
+        of["path"], anonymous, of["skipped"], captured, map(kind_of, entries), of["anonymous"],
+        of["referenced"], of["swap"], of["anon_vma"], of["lazyfree"],
+        (None if each is None else bool(each) for each in eligible),
+        (tuple(_nodes(words)) if words else () for words in of["numa"]),
+    )  # fmt: skip
 
 
 def _nodes(words: Iterable[str]) -> Iterator[tuple[int, int]]:

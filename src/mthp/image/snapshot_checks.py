@@ -8,8 +8,7 @@ that ran while it was read is let through, where the capture does not say that n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -174,36 +173,53 @@ NUMBERS = (
     "lazyfree", "locked", "thp_eligible", "hugetlb",
 )  # fmt: skip
 """The numbers of a VMA; start and end are always there."""
-_TEXTS = ("perms", "path", "flags", "dev", "skipped")
-_KINDS = [kind.value for kind in MappingKind]
+_KINDS = frozenset(kind.value for kind in MappingKind)
 _NEEDED = {"start", "end", "perms", "path", "flags", "skipped"}
+_TEXT = frozenset({str})
+_VMA_FIELDS: dict[str, tuple[object, frozenset[type], str]] = {
+    **dict.fromkeys(NUMBERS, (0, frozenset({int}), "a whole number from 0 up")),
+    **dict.fromkeys(("perms", "path", "flags", "dev"), ("", _TEXT, "a text")),
+    "skipped": (None, _TEXT | {type(None)}, "a text"),
+    "kind": (MappingKind.FILE.value, _TEXT, "a kind"),
+    "captured": (True, frozenset({bool}), "true or false"),
+    "numa": ([], frozenset({list}), "a list of texts"),
+}
+"""What a VMA has where it has no such field, of which types the field is, and what that is."""
 
 
-def check_vma(vma: object, where: str, deep: bool) -> None:
-    """Check the types and ranges of one VMA. deep: of a deep capture, which knows anon_vmas."""
-    if not isinstance(vma, dict):
-        raise FileError(f"{where}: {short(vma)} is not an object")
-    if not vma.keys() >= _NEEDED:
-        raise FileError(f"{where}: no {min(_NEEDED - vma.keys())}")
-    for key in NUMBERS:
-        number = vma.get(key, 0)
-        if type(number) is not int or not 0 <= number < 2**64:
-            raise FileError(f"{where}.{key}: {short(number)} is not a whole number from 0 up")
-    for key in _TEXTS:
-        text = vma.get(key, "")
-        if not isinstance(text, str) and not (key == "skipped" and text is None):
-            raise FileError(f"{where}.{key}: {short(text)} is not a text")
-    if vma.get("kind", "file") not in _KINDS or type(vma.get("captured", True)) is not bool:
-        raise FileError(
-            f"{where}: kind {short(vma.get('kind'))}, captured {short(vma.get('captured'))}"
-        )
-    numa = vma.get("numa", [])
-    if not isinstance(numa, list) or not all(isinstance(each, str) for each in numa):
-        raise FileError(f"{where}.numa: {short(numa)} is no list of texts")
-    if type(vma.get("anon_vma")) is not (bool if deep else type(None)):
-        raise FileError(f"{where}.anon_vma: {short(vma.get('anon_vma'))}")
-    if not re.fullmatch("[-r][-w][-x][ps]", vma["perms"]):
-        raise FileError(f"{where}.perms: {short(vma['perms'])} are no permissions")
+def check_vma_fields(vmas: list[Any], where: str, deep: bool) -> dict[str, list[Any]]:
+    """Check the types and ranges of the VMAs of a process, and return each field of all of them.
+
+    They are looked at field by field, as there may be many, all of them alike. where: what they are in the
+    document. deep: of a deep capture, which knows anon_vmas.
+    """
+    for index, vma in enumerate(vmas):
+        if not isinstance(vma, dict):
+            raise FileError(f"{where}[{index}]: {short(vma)} is not an object")
+        if not vma.keys() >= _NEEDED:
+            raise FileError(f"{where}[{index}]: no {min(_NEEDED - vma.keys())}")
+    columns: dict[str, list[Any]] = {}
+
+    def check(key: str, what: str, fine: Callable[[Any], bool]) -> None:
+        for index, value in enumerate(columns[key]):
+            if not fine(value):
+                raise FileError(f"{where}[{index}].{key}: {short(value)} is not {what}")
+
+    anon_vma = None, frozenset({bool if deep else type(None)}), "what such a capture says"
+    for key, (default, types, what) in {**_VMA_FIELDS, "anon_vma": anon_vma}.items():
+        columns[key] = [vma.get(key, default) for vma in vmas]
+        kinds = [*map(type, columns[key])]
+        if not types.issuperset(kinds):
+            k = next(k for k, kind in enumerate(kinds) if kind not in types)
+            raise FileError(f"{where}[{k}].{key}: {short(columns[key][k])} is not {what}")
+        if key in NUMBERS and vmas and not 0 <= min(columns[key]) <= max(columns[key]) < 2**64:
+            check(key, what, lambda value: 0 <= value < 2**64)
+    if any(columns["numa"]):
+        check("numa", "a list of texts", lambda words: all(isinstance(each, str) for each in words))
+    check("kind", "a kind", _KINDS.__contains__)
+    rights = {each for each in {*columns["perms"]} if re.fullmatch("[-r][-w][-x][ps]", each)}
+    check("perms", "what permissions look like", rights.__contains__)
+    return columns
 
 
 def address_limit(meta: Mapping[str, Any]) -> int:
@@ -212,16 +228,19 @@ def address_limit(meta: Mapping[str, Any]) -> int:
     return 1 << 47 if is_short else ADDRESS_LIMIT
 
 
-def check_vmas(where: str, vmas: Sequence[Any], geometry: Geometry, limit: int) -> None:
-    """Check that the VMAs of a process stand in a row, where a process has addresses."""
-    for before, after in pairwise(vmas):
-        if after.start < before.end:
-            raise FileError(f"{where}: VMAs overlap or are unsorted at {after.start:#x}")
-    for vma in vmas:
-        if vma.start >= vma.end or (vma.start | vma.end) % geometry.page_size:
-            raise FileError(f"{where}: impossible VMA {vma.start:#x}-{vma.end:#x}")
-        if vma.end > limit and vma.name != "[vsyscall]":
-            raise FileError(f"{where}: no process has the addresses {vma.start:#x}-{vma.end:#x}")
+def check_vma_ranges(
+    where: str, vmas: Mapping[str, list[Any]], geometry: Geometry, limit: int
+) -> None:
+    """Check that the VMAs of a process stand in a row, where a process has addresses. vmas: their fields."""
+    starts, ends = vmas["start"], vmas["end"]
+    for start, end in zip(starts[1:], ends[:-1], strict=True):
+        if start < end:
+            raise FileError(f"{where}: VMAs overlap or are unsorted at {start:#x}")
+    for start, end, path in zip(starts, ends, vmas["path"], strict=True):
+        if start >= end or (start | end) % geometry.page_size:
+            raise FileError(f"{where}: impossible VMA {start:#x}-{end:#x}")
+        if end > limit and path != "[vsyscall]":
+            raise FileError(f"{where}: no process has the addresses {start:#x}-{end:#x}")
 
 
 # The tables

@@ -243,16 +243,18 @@ def capture(*pids: int, hidden: int = 0) -> Image:
     Of several, those that end meanwhile are left out; the image's data.unseen says so, and of `hidden`
     others. Raises CaptureError: no such process, or no right to look at it.
     """
-    from mthp.image.capture.command import capture_into
+    from mthp.image.capture.columns import write_file
+    from mthp.image.capture.command import captured
     from mthp.image.capture.proc import own_pid
     from mthp.image.capture.run import CaptureOptions
     from mthp.image.frames_at_once import FramesAtOnce
 
     numbers = sorted(set(pids)) or [own_pid()]
     asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
-    with spooled() as file:
-        capture_into(file, numbers, CaptureOptions(hidden=hidden, frames=FramesAtOnce), level=0)
-        snapshot = read_snapshot(file, asked)
+    options = CaptureOptions(hidden=hidden, frames=FramesAtOnce)
+    with spooled() as file, captured(numbers, options) as (meta, columns):
+        write_file(file, {}, columns, level=0)
+        snapshot = read_snapshot(file, asked, meta)
     first, *more = snapshot.processes
     name = _names(snapshot) if more else f"pid {first.pid} ({first.name})"
     return Image(snapshot, name, f"captured live, kernel {snapshot.kernel}")

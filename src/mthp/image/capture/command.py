@@ -70,19 +70,14 @@ def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, A
         session.not_seen(said)
 
 
-def capture_into(
-    file: IO[bytes],
-    pids: list[int],
-    options: CaptureOptions,
-    folder: str | None = None,
-    level: int = 1,
-) -> list[str]:
-    """Capture the processes into a file; returns a line on what was done and not seen, and lines on
-    where their resident memory is.
+@contextlib.contextmanager
+def captured(
+    pids: list[int], options: CaptureOptions, folder: str | None = None
+) -> Iterator[tuple[dict[str, Any], Columns]]:
+    """Capture the processes: the document of the file, and its columns, which then are gone.
 
-    folder: as for CaptureRun. level: as for write_file(). CaptureError: a process cannot be read.
+    folder: as for CaptureRun. CaptureError: a process cannot be read.
     """
-    began = time.monotonic()
     if len(pids) > 65535:
         raise CaptureError("more than 65535 processes", USAGE)
     with contextlib.closing(CaptureRun(options, folder)) as session:
@@ -91,10 +86,23 @@ def capture_into(
         meta = session.meta(processes)
         if options.redact:
             redact(meta, session.columns)
-        write_file(file, meta, session.columns, level)
-        deep = [deep_line(meta, session.columns)] if options.deep else []
-        size, tables = file.tell(), len(session.columns.address)
-    torn = meta["tearing"]
+        yield meta, session.columns
+
+
+def capture_into(
+    file: IO[bytes], pids: list[int], options: CaptureOptions, folder: str | None = None
+) -> list[str]:
+    """Capture the processes into a file; returns a line on what was done and not seen, and lines on
+    where their resident memory is.
+
+    folder: as for CaptureRun. CaptureError: a process cannot be read.
+    """
+    began = time.monotonic()
+    with captured(pids, options, folder) as (meta, columns):
+        write_file(file, meta, columns, level=1)
+        deep = [deep_line(meta, columns)] if options.deep else []
+        size, tables = file.tell(), len(columns.address)
+    torn, processes = meta["tearing"], meta["processes"]
     memory = [
         (f"{each['comm'] or 'process'} ({each['pid']})", resident_of(each)) for each in processes
     ]
@@ -103,7 +111,7 @@ def capture_into(
         f"{len(processes)} process(es), {tables} tables, {size >> 10} KiB in "
         f"{time.monotonic() - began:.2f} s; {torn['tables_changed']} tables changed while they were "
         f"read, {torn['tables_torn']} each time; "
-        f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in session.unseen)}"
+        f"not seen: {'; '.join(sentence.replace(NEVER, '') for sentence in meta['unseen'])}"
     )
     return [done, *deep, *resident_lines(whole, memory)]
 

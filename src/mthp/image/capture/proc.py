@@ -11,7 +11,9 @@ import errno
 import os
 import re
 from functools import lru_cache
-from typing import Iterator, NamedTuple
+from itertools import repeat
+from operator import add
+from typing import Any, Iterator, NamedTuple
 
 from mthp.words.streams import TOO_MANY_FILES
 
@@ -236,8 +238,10 @@ def read_status(pid: int) -> dict[str, str]:
 
 
 class SmapsEntry(NamedTuple):
-    """One entry of smaps; sizes in bytes. skipped: why it is not anonymous, None if it is."""
+    """One entry of smaps; sizes in bytes. skipped: why it is not anonymous, None if it is. identity: the
+    beginning of its line in maps, up to the inode."""
 
+    identity: bytes
     start: int
     end: int
     perms: str
@@ -256,10 +260,6 @@ class SmapsEntry(NamedTuple):
             return True
         written = self.sizes.get("anonymous") or self.sizes.get("swap")
         return bool(written) and self.perms.endswith("p") and self.skipped != "hugetlb"
-
-    @property
-    def identity(self) -> tuple[int, int, str, int, str, int]:
-        return (self.start, self.end, self.perms, self.offset, self.dev, self.inode)
 
 
 SIZES = {
@@ -293,25 +293,31 @@ def why_skipped(perms: str, inode: int, path: str, codes: str) -> str | None:
     return "shared mapping" if perms.endswith("s") else None
 
 
-_HEAD = rb"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *([^\n]*)\n"
+_IDENTITY = rb"(([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+))"
+_HEAD = _IDENTITY + rb" *([^\n]*)\n"
 _ROWS = re.compile(rb"[^\n]*\n((?:[A-Z][^\n]*\n){0,99})")
 
 
-def parse_maps(content: bytes) -> Iterator[SmapsEntry]:
-    """The VMAs in maps or smaps; those of maps have no sizes and flags. ValueError: it is neither.
+def parse_smaps(content: bytes) -> list[SmapsEntry]:
+    """The VMAs in smaps. ValueError: it is something else.
 
     Each has the rows that the one before has, so one expression finds all of a VMA's fields.
     """
-    at, form, names = 0, re.compile(rb"(?!)"), list[tuple[str, int]]()
+    at, form, names, alike = 0, re.compile(rb"(?!)"), list[tuple[str, int]](), list[Any]()
+    vmas: list[SmapsEntry] = []
     while at < len(content):
         found = form.match(content, at)
         if found is None:
+            vmas += _vmas(names, alike)
+            alike.clear()
             form, names = _form(content, at)
             found = form.match(content, at)
             if found is None:
                 raise ValueError("no VMA")
         at = found.end()
-        yield _vma(names, *found.groups())
+        alike.append(found.groups())
+    vmas += _vmas(names, alike)
+    return vmas
 
 
 def _form(content: bytes, at: int) -> tuple[re.Pattern[bytes], list[tuple[str, int]]]:
@@ -332,24 +338,37 @@ def _form(content: bytes, at: int) -> tuple[re.Pattern[bytes], list[tuple[str, i
     return re.compile(form + flags), names
 
 
-def _vma(names: list[tuple[str, int]], *fields: bytes) -> SmapsEntry:
-    start, end, perms, offset, dev, inode, path, *values, flags = fields
-    sizes: dict[str, int] = {}
-    for (name, unit), value in zip(names, values, strict=True):
-        sizes[name] = sizes.get(name, 0) + (int(value) << unit)
-    codes, number = flags.decode().strip(), int(inode)
-    where, rights = path.decode("utf-8", "replace"), perms.decode()
-    skipped = why_skipped(rights, number, where, codes)
-    return SmapsEntry(
-        int(start, 16), int(end, 16), rights, int(offset, 16), dev.decode(), number, where,
-        codes, sizes, skipped,
+def _vmas(names: list[tuple[str, int]], alike: list[tuple[bytes, ...]]) -> Iterator[SmapsEntry]:
+    """The VMAs with these fields, made field by field: of most of them there are few values."""
+    if not alike:
+        return iter(())
+    identity, start, end, perms, offset, dev, inode, path, *values, flags = zip(*alike)
+    texts = {each: each.decode("utf-8", "replace") for each in {*perms, *dev, *path, *flags}}
+    sizes: dict[str, list[int]] = {}
+    for (name, unit), column in zip(names, values):
+        numbers = [int(value) << unit for value in column]
+        sizes[name] = [*map(add, sizes[name], numbers)] if name in sizes else numbers
+    keys, rows = tuple(sizes), zip(*sizes.values()) if sizes else repeat(())
+    rights, devices, where = ([texts[each] for each in column] for column in (perms, dev, path))
+    codes = [texts[each].strip() for each in flags]
+    inodes = [*map(int, inode)]
+    starts, ends, offsets = ([int(each, 16) for each in column] for column in (start, end, offset))
+    return map(
+        SmapsEntry, identity, starts, ends, rights, offsets, devices, inodes, where, codes,
+        (dict(zip(keys, row)) for row in rows), map(why_skipped, rights, inodes, where, codes),
     )  # fmt: skip
 
 
-def read_vmas(pid: int, file: str) -> list[SmapsEntry]:
-    """The VMAs of /proc/PID/maps or smaps; CaptureError where they cannot be read."""
-    with reading(pid), open(f"/proc/{pid}/{file}", "rb") as content:
+def read_vmas(pid: int) -> list[SmapsEntry]:
+    """The VMAs of /proc/PID/smaps; CaptureError where they cannot be read."""
+    with reading(pid), open(f"/proc/{pid}/smaps", "rb") as content:
         try:
-            return list(parse_maps(content.read()))
+            return parse_smaps(content.read())
         except ValueError:
-            raise CaptureError(f"/proc/{pid}/{file} is not as Linux writes it", LACKING) from None
+            raise CaptureError(f"/proc/{pid}/smaps is not as Linux writes it", LACKING) from None
+
+
+def identities(pid: int) -> set[bytes]:
+    """What tells the VMAs of a process from others, as SmapsEntry has it."""
+    with reading(pid), open(f"/proc/{pid}/maps", "rb") as content:
+        return {found[0] for found in re.findall(rb"(?m)^" + _IDENTITY, content.read())}

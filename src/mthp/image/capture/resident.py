@@ -17,6 +17,7 @@ from mthp.words.resident import MappingKind, Resident, by_size
 _SHARED_MEMORY = ("/memfd:", "/SYSV", "/dev/zero", "/dev/shm/")
 """Names that only shared memory has."""
 _DELETED = " (deleted)"
+_KINDS = {kind.value: kind for kind in MappingKind}
 
 
 def shmem_devices(pid: int) -> set[str]:
@@ -55,7 +56,7 @@ def rollup(pid: int) -> dict[str, int]:
 def kind_of(vma: Mapping[str, Any]) -> MappingKind:
     """The kind of a mapping of the file; in files that do not have kinds, as far as its name tells."""
     if "kind" in vma:
-        return MappingKind(vma["kind"])
+        return _KINDS[vma["kind"]]
     skipped, path = vma["skipped"], vma["path"]
     if skipped is None:
         return MappingKind.ANONYMOUS
@@ -85,21 +86,27 @@ def resident_of(process: Mapping[str, Any]) -> Resident:
         before = numbers[name]
         numbers[name] = None if before is None or amount is None else before + amount
 
+    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for vma in process["vmas"]:
-        kind, path = kind_of(vma), vma["path"]
+        what = vma.get("kind"), vma["skipped"], vma["path"], vma.get("captured")
+        alike.setdefault(what, []).append(vma)
+    for vmas in alike.values():
+        kind, path = kind_of(vmas[0]), vmas[0]["path"]
         if path.startswith(_SHARED_MEMORY) and path.endswith(_DELETED):
             path = path[: -len(_DELETED)]  # it never had another name
-        resident, anonymous = vma.get("rss", 0), vma.get("anonymous", 0)
-        other = max(resident - anonymous, 0)
-        add("rss", resident)
-        add("swap", vma.get("swap", 0))
+        held = [(vma.get("rss", 0), vma.get("anonymous", 0)) for vma in vmas]
+        anonymous = sum(written for _, written in held)
+        other: int | None = sum(rss - written for rss, written in held if rss > written)
+        add("rss", sum(rss for rss, _ in held))
+        add("swap", sum(vma.get("swap", 0) for vma in vmas))
         own = "anonymous" if kind is MappingKind.ANONYMOUS else "anonymous_in_files"
         add(own, anonymous)
-        if not vma.get("captured", kind is MappingKind.ANONYMOUS):
+        if not vmas[0].get("captured", kind is MappingKind.ANONYMOUS):
             add("unmodelled", anonymous)
             sizes[MappingKind.ANONYMOUS, path] += anonymous
         if kind is MappingKind.HUGETLB:
-            other = vma.get("hugetlb")
+            of_each: list[Any] = [vma.get("hugetlb") for vma in vmas]
+            other = None if None in of_each else sum(of_each)
             add("hugetlb", other)
         elif kind is MappingKind.SHARED:
             for name in ("shmem", "file"):
@@ -109,7 +116,7 @@ def resident_of(process: Mapping[str, Any]) -> Resident:
         add("unmodelled", other)
         sizes[kind, path] += other or 0
         if kind is MappingKind.DEVICE:
-            size = vma["end"] - vma["start"]
+            size = sum(vma["end"] - vma["start"] for vma in vmas)
             add("device", size)
             add("unmodelled", size)
             sizes[kind, path] += size

@@ -42,6 +42,7 @@ from mthp.image.capture.proc import (
     forked,
     has_capability,
     hides_processes,
+    identities,
     open_pagemap,
     read_vmas,
     shows_nothing,
@@ -310,7 +311,7 @@ class ProcessReader:
         """Read the whole process: mappings, tables, and what changed meanwhile."""
         session = self.session
         self.shmem = shmem_devices(self.pid)
-        self.vmas = read_vmas(self.pid, "smaps")
+        self.vmas = read_vmas(self.pid)
         self.rollup = rollup(self.pid)
         if not self.vmas:
             raise shows_nothing(self.pid, "smaps")
@@ -430,8 +431,8 @@ class ProcessReader:
         return row, True
 
     def _look_at_vmas_again(self) -> None:
-        now = {vma.identity for vma in read_vmas(self.pid, "maps")}
-        self.tearing["vmas_changed"] = len(now ^ {vma.identity for vma in self.vmas})
+        before = {vma.identity for vma in self.vmas}
+        self.tearing["vmas_changed"] = len(before ^ identities(self.pid))
 
 
 def numa_policies(pid: int) -> dict[str, list[str]]:

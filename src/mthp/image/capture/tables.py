@@ -79,7 +79,7 @@ class TableReader:
         """Whole-table ranges that cover the given VMAs; remembers what lies between them."""
         windows: list[tuple[int, int]] = []
         covered = 0
-        if any("uw" in vma.flags.split() for vma in vmas):
+        if any("uw" in flags.split() for flags in {vma.flags for vma in vmas}):
             self._by_regions = False  # only pagemap tells which pages userfaultfd write-protected
         self._files = [(vma.start, vma.end) for vma in vmas if vma.skipped is not None]
         for vma in vmas:
