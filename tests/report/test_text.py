@@ -347,7 +347,8 @@ def test_wasted_attempts() -> None:
     "use", [{}, {0: 1}, {0: 1, 9: 10**9}, {0: 5, 2: 5, 3: 5, 4: 5, 5: 5, 9: 5}, {0: MIB, 9: MIB}]
 )
 def test_bars_are_full_and_hide_nothing(width: int, use: dict[int, int]) -> None:
-    outcome = replace(OUTCOME, vmas=(vma(0, 1, "", use, {}),))
+    before = {order: OrderUse(1, size) for order, size in use.items()}
+    outcome = replace(OUTCOME, orders_before=before, vmas=(vma(0, 1, "", use, {}),))
     bar = share_bar(SafeConsole(console()), use, bar_glyphs(outcome), width).plain
     assert len(bar) == width
     assert bool(bar.strip()) == bool(use)

@@ -466,8 +466,9 @@ class Outcome:
     @property
     def nothing_enabled(self) -> bool:
         """Whether no mapping is scanned, and there are some that would be if a size were enabled."""
-        gates = {refusal.status for refusal in self.refusals}
-        return self.highest_order is None and VmaGate.NOT_ENABLED in gates
+        if self.highest_order is not None:
+            return False
+        return any(refusal.status is VmaGate.NOT_ENABLED for refusal in self.refusals)
 
     @property
     def short_of_memory(self) -> bool:

@@ -162,44 +162,45 @@ class RefusalGroup:
 def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[RefusalGroup]:
     """Puts refusals that read the same together; most pages first."""
 
-    refusals = list(refusals)
-    # Most take the change of another: a text for each object is enough.
-    proposals = {id(refusal.change): refusal.change for refusal in refusals}
-    texts = {each: change_text(_of_any_value(made), geometry) for each, made in proposals.items()}
-
-    def kind(refusal: Refusal) -> tuple[str, str, int, str]:
-        order = -1 if refusal.order is None else refusal.order
-        text = texts[id(refusal.change)]
-        return refusal.stage.value, status_text(refusal.status), order, text
-
-    refusals.sort(key=kind)
-    with_change: dict[str, list[Refusal]] = {}
+    # Many are alike, and most take the change of another: texts are made for each object once.
+    same: dict[tuple[object, ...], list[Refusal]] = {}
+    by_kind: dict[tuple[str, str, int, str], list[Refusal]] = {}
     for refusal in refusals:
-        with_change.setdefault(texts[id(refusal.change)], []).append(refusal)
+        objects = refusal.stage, id(refusal.status), refusal.order, id(refusal.change)
+        if objects not in same:
+            order = -1 if refusal.order is None else refusal.order
+            text = change_text(_of_any_value(refusal.change), geometry)
+            kind = refusal.stage.value, status_text(refusal.status), order, text
+            same[objects] = by_kind.setdefault(kind, [])
+        same[objects].append(refusal)
+    kinds = sorted(by_kind.items())
+    with_change: dict[str, list[Refusal]] = {}
+    for (*_, text), alike in kinds:
+        with_change.setdefault(text, []).extend(alike)
     sure = list(Verified)
     groups = []
-    for (*_, text), members in groupby(refusals, key=kind):
-        alike = list(members)
+    for (*_, text), alike in kinds:
         example = max(alike, key=lambda r: (r.pages, r.span, -r.pid, -r.address))
         everywhere = _is_of_settings(example)
         priced = with_change[text] if everywhere else alike
         curve = tuple(_curve(priced, geometry))
+        changes = {id(refusal.change): refusal.change for refusal in alike}
         groups.append(
             RefusalGroup(
                 example=example,
-                change=change_text(max(alike, key=_raised).change, geometry),
+                change=change_text(max(changes.values(), key=_raised), geometry),
                 ranges=len(alike),
                 pages=sum(r.pages for r in alike),
                 mapped=sum(r.mapped for r in alike),
                 distinct=sum(r.distinct for r in alike),
                 span=sum(r.span for r in alike),
-                verified=max((r.verified for r in alike), key=sure.index),
+                verified=max({r.verified for r in alike}, key=sure.index),
                 everywhere=everywhere,
                 price=_price(priced, geometry),
                 curve=curve,
             )
         )
-    groups.sort(key=lambda group: (-group.distinct, -group.pages, -group.span, kind(group.example)))
+    groups.sort(key=lambda group: (-group.distinct, -group.pages, -group.span))
     return groups
 
 
@@ -210,9 +211,9 @@ def _is_of_settings(refusal: Refusal) -> bool:
     return all(change.kind.scope is Scope.SETTINGS for change in refusal.change.changes)
 
 
-def _raised(refusal: Refusal) -> list[int]:
-    """The value that its change raises a knob to, if it is one knob."""
-    changes = () if refusal.change is None else refusal.change.changes
+def _raised(proposal: Proposal | None) -> list[int]:
+    """The value that it raises a knob to, if it is one knob."""
+    changes = () if proposal is None else proposal.changes
     values = [change.value for change in changes if change.kind is ChangeKind.RAISE_KNOB]
     return values if len(values) == 1 else []
 
@@ -239,16 +240,17 @@ class _Prices:
         self.pages = self._tried = 0
         self._tables: dict[tuple[object, ...], Price] = {}
 
-    def add(self, refusal: Refusal) -> None:
-        """Count one more."""
-        self.pages += refusal.pages
-        if refusal.change is None or refusal.verified is not Verified.RUN:
-            return
-        changes = refusal.change.changes
-        wide = all(change.kind.scope is not Scope.WINDOW for change in changes)
-        place = self.geometry.pmd_addr(refusal.address) if wide else refusal.address
-        self._tables[refusal.pid, place, changes] = refusal.change.price
-        self._tried += refusal.pages
+    def add(self, refusals: Iterable[Refusal]) -> None:
+        """Count some more."""
+        for refusal in refusals:
+            self.pages += refusal.pages
+            if refusal.change is None or refusal.verified is not Verified.RUN:
+                continue
+            changes = refusal.change.changes
+            wide = all(change.kind.scope is not Scope.WINDOW for change in changes)
+            place = self.geometry.pmd_addr(refusal.address) if wide else refusal.address
+            self._tables[refusal.pid, place, changes] = refusal.change.price
+            self._tried += refusal.pages
 
     @property
     def price(self) -> Price | None:
@@ -259,20 +261,19 @@ class _Prices:
 
 def _price(refusals: Iterable[Refusal], geometry: Geometry) -> Price | None:
     prices = _Prices(geometry)
-    for refusal in refusals:
-        prices.add(refusal)
+    prices.add(refusals)
     return prices.price
 
 
 def _curve(refusals: Sequence[Refusal], geometry: Geometry) -> Iterator[CurvePoint]:
     """What each value of the knob gives that they raise: all that needs as much, or less."""
-    raised = {id(refusal.change): max(_raised(refusal), default=None) for refusal in refusals}
+    changes = {id(refusal.change): refusal.change for refusal in refusals}
+    raised = {each: max(_raised(made), default=None) for each, made in changes.items()}
     values = ((raised[id(refusal.change)], refusal) for refusal in refusals)
     prices = _Prices(geometry)
     with_value = sorted(((v, r) for v, r in values if v is not None), key=itemgetter(0))
     for value, alike in groupby(with_value, key=itemgetter(0)):
-        for _, refusal in alike:
-            prices.add(refusal)
+        prices.add(refusal for _, refusal in alike)
         yield CurvePoint(value, prices.pages * geometry.page_size, prices.price or Price())
 
 

@@ -42,7 +42,7 @@ from mthp.report.refusals import (
 )
 from mthp.report.resident import render_resident
 from mthp.report.timeline import render_timeline
-from mthp.report.verdict import passes_made, render_verdict
+from mthp.report.verdict import passes_made, render_verdict, verdict_rows
 from mthp.report.vma_map import render_map
 from mthp.words.units import human_bytes
 
@@ -60,7 +60,8 @@ def render_outcome(
     assumed. timeline: memory against time too.
     """
     page = SafeConsole(console, verbose=verbose)
-    render_verdict(page, outcome)
+    verdict = [*verdict_rows(outcome)]
+    render_verdict(page, verdict)
     _header(page, outcome)
     _folios(page, outcome)
     render_processes(page, outcome)
@@ -76,7 +77,7 @@ def render_outcome(
     page.bullets("Warnings", outcome.warnings, "yellow")
     render_caveats(page, outcome)
     page.console.print()
-    render_verdict(page, outcome)
+    render_verdict(page, verdict)
 
 
 def _header(page: SafeConsole, outcome: Outcome) -> None:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from mthp.predict.records import OrderUse, Outcome
+from mthp.predict.records import OrderUse, Outcome, Status
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, more_memory, percent, plural, torn_text
 from mthp.report.refusals import status_text
@@ -40,12 +40,9 @@ NAME_SHOWN = 28
 """Letters of a mapping's name, from its end."""
 
 
-def render_verdict(page: SafeConsole, outcome: Outcome) -> None:
+def render_verdict(page: SafeConsole, verdict: Iterable[tuple[str, str, str]]) -> None:
     """Print the answer: a line each for now, what is beside it, then, and the rest; with what could be."""
-    rows = [
-        (page.text(label, "dim"), page.text(words, style))
-        for label, words, style in verdict_rows(outcome)
-    ]
+    rows = [(page.text(label, "dim"), page.text(words, style)) for label, words, style in verdict]
     page.table([("", "keep"), ("", "left")], rows, grid=True, indent=0)
 
 
@@ -166,10 +163,11 @@ def _rest(outcome: Outcome) -> str:
 
 def _most(outcome: Outcome) -> tuple[int, str]:
     """Where most of what stays small is, and how much that is."""
-    held: Counter[str] = Counter()
+    held: Counter[Status] = Counter()
     for refusal in outcome.refusals:
-        held[status_text(refusal.status)] += refusal.distinct * outcome.page_size
-    ((status, most),) = held.most_common(1) or [("", 0)]
+        held[refusal.status] += refusal.distinct * outcome.page_size
+    ((what, most),) = held.most_common(1) or [(None, 0)]
+    status = "" if what is None else status_text(what)
     pmd = human_bytes(outcome.settings.geometry.pmd_size)
     return most, _WHERE.get(status, f"refused as {status}").format(pmd=pmd)
 

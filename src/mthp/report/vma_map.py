@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 from itertools import groupby
 
 from rich.text import Text
@@ -30,16 +31,18 @@ def render_map(page: SafeConsole, outcome: Outcome) -> None:
 
     Those that are turned away stand together under what turns them away.
     """
-    vmas = [vma for vma in outcome.vmas if page.verbose or _size(vma)]
-    if not vmas:
+    sizes = [*map(_size, outcome.vmas)]
+    total = sum(sizes)
+    if not (sizes if page.verbose else total):
         return
-    shown = sorted(vmas, key=lambda vma: (-_size(vma), vma.pid, vma.start))
+    shown = [*outcome.vmas]
     if not page.verbose:
-        worth_a_row = sum(_size(vma) for vma in vmas) // SMALL
-        few, more = shown[:VMAS_ANYWAY], shown[VMAS_ANYWAY:VMAS_SHOWN]
-        shown = few + [vma for vma in more if _size(vma) >= worth_a_row]
-    places = {(vma.pid, vma.start) for vma in shown}
-    hidden = [vma for vma in outcome.vmas if (vma.pid, vma.start) not in places]
+        held = ((size, vma) for size, vma in zip(sizes, shown, strict=True) if size)
+        first = nsmallest(VMAS_SHOWN, held, key=lambda each: (-each[0], each[1].pid, each[1].start))
+        shown = [
+            vma for k, (size, vma) in enumerate(first) if k < VMAS_ANYWAY or size >= total // SMALL
+        ]
+    hidden = len(sizes) - len(shown)
     gates = Counter({"": sum(map(_size, shown)) + 1})
     for vma in shown:
         gates[vma.gate] += _size(vma)
@@ -49,8 +52,8 @@ def render_map(page: SafeConsole, outcome: Outcome) -> None:
     glyphs = bar_glyphs(outcome)
     page.line(_legend(outcome, glyphs), "dim", 2)
     if hidden:
-        rest = human_bytes(sum(_size(vma) for vma in hidden))
-        page.line(f"… {plural(len(hidden), 'mapping')} hidden, {rest}: --verbose", "dim", 2)
+        rest = human_bytes(total - sum(map(_size, shown)))
+        page.line(f"… {plural(hidden, 'mapping')} hidden, {rest}: --verbose", "dim", 2)
 
 
 def _rows(page: SafeConsole, outcome: Outcome, shown: Sequence[VmaUse]) -> None:
@@ -88,7 +91,7 @@ def _rows(page: SafeConsole, outcome: Outcome, shown: Sequence[VmaUse]) -> None:
 
 def bar_glyphs(outcome: Outcome) -> dict[int, str]:
     """The character that stands for each order. More than three sizes between share some."""
-    orders = {order for vma in outcome.vmas for order in (*vma.before, *vma.after)}
+    orders = {*outcome.orders_before, *outcome.orders_after}
     between = sorted(orders - {0, outcome.pmd_order})
     glyphs = {
         order: _RAMP[place * len(_RAMP) // max(len(between), len(_RAMP))]
@@ -140,7 +143,6 @@ def _notes(vma: VmaUse) -> str:
 
 def _legend(outcome: Outcome, glyphs: Mapping[int, str]) -> str:
     names: dict[str, list[str]] = {}
-    used = {order for vma in outcome.vmas for order in (*vma.before, *vma.after)}
-    for order in sorted(used):
+    for order in sorted({*outcome.orders_before, *outcome.orders_after}):
         names.setdefault(glyphs[order], []).append(outcome.settings.geometry.size_name(order))
     return "  ".join(f"{glyph} {'/'.join(sizes)}" for glyph, sizes in names.items())
