@@ -49,7 +49,7 @@ def test_parts_of_all_mappings_are_those_of_each(seed: int) -> None:
         word
         for _, part in each
         if pmd_is_table(part.pmd)
-        for word in tables[pmd_pgtable(part.pmd)].ptes.raw[part.index : part.index + part.count]
+        for word in tables[pmd_pgtable(part.pmd)].ptes.raw[part.first : part.first + part.nr]
     ]
 
 

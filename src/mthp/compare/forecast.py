@@ -169,10 +169,10 @@ def orders_of_world(world: BuiltWorld) -> Orders:
 
 def _add_vma(kernel: Kernel, vma: Vma, nr: int, found: Orders) -> None:
     for part in populated_parts(vma):
-        base = part.address - (part.index << kernel.geometry.page_shift)
+        base = part.address - (part.first << kernel.geometry.page_shift)
         key = (vma.vm_mm.number, base)
         row = found.setdefault(key, np.full(nr, Mapped.NONE, np.int8))
-        place = slice(part.index, part.index + part.count)
+        place = slice(part.first, part.first + part.nr)
         if not pmd_is_table(part.pmd):
             row[place] = Mapped.PMD if part.pmd >> PFN_SHIFT else Mapped.ZERO
             continue

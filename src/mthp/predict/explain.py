@@ -56,6 +56,27 @@ def vma_gate(kernel: Kernel, vma: Vma) -> VmaGate | None:
     return answer if isinstance(answer, VmaGate) else None
 
 
+def vma_gates(kernel: Kernel, vmas: Sequence[Vma]) -> dict[Vma, VmaGate | None]:
+    """The vma_gate() of each mapping, asked once for all that are alike: it depends on their flags, on what
+    they map, and on the orders of which they hold an aligned range.
+    """
+    starts = np.array([vma.vm_start for vma in vmas], np.uint64)
+    ends = np.array([vma.vm_end for vma in vmas], np.uint64)
+    fits = np.zeros(len(vmas), np.int64)
+    for order in range(kernel.geometry.pmd_order + 1):
+        size = np.uint64(kernel.geometry.order_bytes(order))
+        last = ends & ~(size - np.uint64(1))
+        fits |= np.where((last > starts) & (last - starts >= size), 1 << order, 0)
+    known: dict[tuple[object, ...], VmaGate | None] = {}
+    gates: dict[Vma, VmaGate | None] = {}
+    for vma, orders in zip(vmas, fits.tolist(), strict=True):
+        alike = vma.vm_mm, vma.vm_flags, vma.file, vma.anon_vma is None, orders
+        if alike not in known:
+            known[alike] = vma_gate(kernel, vma)
+        gates[vma] = known[alike]
+    return gates
+
+
 def table_gates(vma: Vma, log: TableLog) -> Gate | list[Gate]:
     """The last gate that all of one scanned table of a mapping met, or that of every PTE."""
     kernel = vma.vm_mm.kernel
@@ -119,9 +140,12 @@ def explain(
     enabled order, belongs to exactly one. gates: why a whole mapping is passed by, as vma_gate() says.
     """
     vmas = list(gates)
-    by_flags = {vma.vm_flags: highest_order(kernel, vma) for vma in vmas}
+    some_with = {vma.vm_flags: vma for vma in vmas}
+    by_flags = {flags: highest_order(kernel, vma) for flags, vma in some_with.items()}
     highest = np.array([by_flags[vma.vm_flags] for vma in vmas], np.int8)
     met = np.zeros(kernel.mem.nr_frames, np.bool_)
+    turned = {gate: Gate(RefusedAt.VMA, gate) for gate in {*gates.values()} if gate is not None}
+    whole = [None if gate is None else turned[gate] for gate in gates.values()]
     for entries in entries_of(kernel, vmas):
         mapped = entries.pfns != 0
         wanted = (entries.words != 0) & ~(mapped & (entries.orders >= highest[entries.owners]))
@@ -135,11 +159,11 @@ def explain(
         ):
             if not run.pages:
                 continue
-            gate = _gates(vmas[k], gates[vmas[k]], part, logs)
+            gate = whole[k] or _gates(vmas[k], part, logs)
             if isinstance(gate, Gate):
                 yield vmas[k], _refusal(vmas[k], part, gate, run)
                 continue
-            own = slice(start, start + part.count)
+            own = slice(start, start + part.nr)
             for refusal in _runs(vmas[k], part, gate, wanted[own], memory[own]):
                 yield vmas[k], refusal
 
@@ -190,12 +214,10 @@ def _first_met(
 
 
 def _gates(
-    vma: Vma, refused: VmaGate | None, part: TablePart, logs: dict[tuple[int, int], TableLog]
+    vma: Vma, part: TablePart, logs: dict[tuple[int, int], TableLog]
 ) -> Gate | Sequence[Gate]:
     """The last gate that all PTEs of a part met, or that of every one."""
     geometry = vma.vm_mm.geometry
-    if refused is not None:
-        return Gate(RefusedAt.VMA, refused)
     pmd_base = geometry.pmd_addr(part.address)
     if not geometry.pmd_align_up(vma.vm_start) <= pmd_base < geometry.pmd_addr(vma.vm_end):
         return Gate(RefusedAt.EDGE, WindowGate.EDGE)
@@ -205,7 +227,7 @@ def _gates(
     if log is None:
         return Gate(RefusedAt.NOT_SCANNED, WindowGate.NOT_SCANNED)
     gates = table_gates(vma, log)
-    return gates if isinstance(gates, Gate) else gates[part.index : part.index + part.count]
+    return gates if isinstance(gates, Gate) else gates[part.first : part.first + part.nr]
 
 
 def _runs(
@@ -229,13 +251,14 @@ def _runs(
 
 
 def _refusal(vma: Vma, part: TablePart, gate: Gate, run: _Run) -> Refusal:
+    mm, (first, last, pages, mapped, distinct) = vma.vm_mm, run
     return Refusal(
-        pid=vma.vm_mm.number,
-        address=part.address + run.first * vma.vm_mm.geometry.page_size,
-        span=run.last - run.first + 1,
-        pages=run.pages,
-        mapped=run.mapped,
-        distinct=run.distinct,
+        pid=mm.number,
+        address=part.address + first * mm.geometry.page_size,
+        span=last - first + 1,
+        pages=pages,
+        mapped=mapped,
+        distinct=distinct,
         order=gate.order,
         stage=gate.stage,
         status=gate.status,

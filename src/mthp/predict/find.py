@@ -186,4 +186,4 @@ def with_changes(
                 answers[k] = change, Verified.GROUP if change else Verified.NONE
     for k, (_, refusal) in enumerate(refusals):
         change, verified = answers.get(k, (None, Verified.NONE))
-        yield refusal._replace(change=change, verified=verified)
+        yield refusal if change is None else refusal.changed_by(change, verified)

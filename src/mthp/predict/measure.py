@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
@@ -46,44 +46,89 @@ CONTPTES = 16
 """PTEs behind one contiguous translation. Kernel: arch/arm64/include/asm/pgtable-hwdef.h."""
 
 
-@dataclass(slots=True)
-class Usage:
-    """What a mapping uses: mapped bytes by folio order, its large folios, zero pages, swap, TLB."""
-
-    bytes: dict[int, int] = field(default_factory=dict)
-    large: set[int] = field(default_factory=set)
-    zero: int = 0
-    swapped: int = 0
-    translations: int = 0
-
-
 @dataclass(frozen=True)
 class Measured:
-    """What some mappings use, each by itself; and in all, where a page or folio that several of them
-    map counts once.
+    """What some mappings use, as arrays of a value each: mapped bytes by folio order, of the zero page, and
+    of what is swapped out; and the large folios, each beside the number of a mapping that maps it. In all:
+    folios, where a page or folio that several map counts once, and the translations that reach all of it.
     """
 
-    usages: tuple[Usage, ...]
+    bytes: Mapping[int, NDArray[np.int64]]
+    zero: NDArray[np.int64]
+    swapped: NDArray[np.int64]
+    large: tuple[NDArray[np.int64], NDArray[np.int64]]
     orders: dict[int, OrderUse]
     partly_mapped: PartlyMapped
+    translations: int
 
-    @property
-    def translations(self) -> int:
-        """How many translations are needed to reach all of it."""
-        return sum(usage.translations for usage in self.usages)
+    def by_mapping(self) -> list[dict[int, int]]:
+        """The mapped bytes of each mapping by folio order, the lowest first."""
+        each: list[dict[int, int]] = [{} for _ in self.zero]
+        for order, sizes in sorted(self.bytes.items()):
+            there = np.flatnonzero(sizes)
+            for k, size in zip(there.tolist(), sizes[there].tolist(), strict=True):
+                each[k][order] = size
+        return each
 
 
 def measure(kernel: Kernel, vmas: Sequence[Vma], tlb: TlbModel) -> Measured:
     """What these mappings hold now. Not a step."""
     mapped = np.zeros(kernel.mem.nr_frames, np.bool_)
-    usages = tuple(Usage() for _ in vmas)
+    page_size, nr = kernel.geometry.page_size, len(vmas)
+    zero, swapped = np.zeros(nr, np.int64), np.zeros(nr, np.int64)
+    pages: dict[int, NDArray[np.int64]] = {}
+    large = [np.zeros(0, np.int64)]
+    reached = 0
     for entries in entries_of(kernel, vmas):
-        for k, part in entries.huge.each():
-            _measure_huge(kernel, part, usages[k], mapped)
-        if len(entries.words):
-            _measure_tables(kernel, entries, usages, mapped, tlb)
-    large: set[int] = set().union(*(usage.large for usage in usages))
-    return Measured(usages, _orders(kernel, mapped), partly_mapped(kernel, large))
+        owners, frames = entries.owners, entries.pfns != 0
+        mapped[entries.pfns[frames]] = True
+        is_zero = (entries.words & PRESENT != 0) & ~frames
+        zero += np.bincount(owners[is_zero], minlength=nr)
+        swapped += np.bincount(owners[_swapped(entries.words)], minlength=nr)
+        for order in np.flatnonzero(np.bincount(entries.orders[frames])).tolist():
+            of_order = owners[frames & (entries.orders == order)]
+            pages[order] = pages.get(order, 0) + np.bincount(of_order, minlength=nr)
+        is_large = frames & (entries.orders > 0)
+        large.append(np.unique(owners[is_large] * len(mapped) + entries.heads[is_large]))
+        huge = entries.huge.some(entries.huge.pmds & PRESENT != 0)
+        folios = huge.pmds >> PFN_SHIFT
+        is_folio = folios != 0
+        np.add.at(zero, huge.owners[~is_folio], huge.counts[~is_folio])
+        if is_folio.any():
+            some = huge.some(is_folio)
+            of_pmds = pages.setdefault(kernel.geometry.pmd_order, np.zeros(nr, np.int64))
+            np.add.at(of_pmds, some.owners, some.counts)
+            large.append(some.owners * len(mapped) + folios[is_folio])
+            for k, first in enumerate((folios[is_folio] + some.indices).tolist()):
+                mapped[first : first + some.counts[k]] = True
+        reached += translations_of(entries, tlb)
+    numbers, heads = np.divmod(np.unique(np.concatenate(large)), len(mapped))
+    return Measured(
+        bytes={order: count * page_size for order, count in pages.items()},
+        zero=zero * page_size,
+        swapped=swapped * page_size,
+        large=(numbers, heads),
+        orders=_orders(kernel, mapped),
+        partly_mapped=partly_mapped(kernel, np.unique(heads).tolist()),
+        translations=reached,
+    )
+
+
+def _swapped(words: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which entries are of pages in swap."""
+    swap: NDArray[np.bool_] = (words != 0) & (
+        words & (PRESENT | KIND_MASK) == Leaf.SWAP << KIND_SHIFT
+    )
+    return swap
+
+
+def translations_of(entries: TableEntries, tlb: TlbModel) -> int:
+    """How many translations reach all of some entries."""
+    reached = int(np.count_nonzero(entries.words & PRESENT))
+    reached += int(np.count_nonzero(entries.huge.pmds & PRESENT))
+    if tlb is TlbModel.CONTPTE:
+        reached -= _whole_blocks(entries) * (CONTPTES - 1)
+    return reached
 
 
 def _orders(kernel: Kernel, mapped: NDArray[np.bool_]) -> dict[int, OrderUse]:
@@ -119,16 +164,15 @@ def partly_mapped(kernel: Kernel, large: Iterable[int]) -> PartlyMapped:
     return PartlyMapped(folios, held, reclaimable)
 
 
-@dataclass(frozen=True, slots=True)
-class TablePart:
-    """The part of one table's range that belongs to a mapping; count PTEs from index on.
+class TablePart(NamedTuple):
+    """The part of one table's range that belongs to a mapping; nr PTEs from the first on.
 
     pmd: the value of its slot.
     """
 
     address: int
-    index: int
-    count: int
+    first: int
+    nr: int
     pmd: int
 
 
@@ -276,44 +320,9 @@ def _entries(kernel: Kernel, parts: Parts) -> TableEntries:
     )
 
 
-def _measure_tables(
-    kernel: Kernel,
-    entries: TableEntries,
-    usages: Sequence[Usage],
-    mapped: NDArray[np.bool_],
-    tlb: TlbModel,
-) -> None:
-    """Add what the entries map to the usage of their mappings; mark their frames in `mapped`."""
-    page_size, shift = kernel.geometry.page_size, kernel.geometry.pmd_order + 1
-    words, owners, pfns = entries.words, entries.owners, entries.pfns
-    frames = pfns != 0
-    mapped[pfns[frames]] = True
-    for k, pages in _counted(owners[(words & PRESENT != 0) & ~frames]):
-        usages[k].zero += pages * page_size
-        usages[k].translations += pages
-    out = (words != 0) & (words & PRESENT == 0)
-    for k, pages in _counted(owners[out & (words & KIND_MASK == Leaf.SWAP << KIND_SHIFT)]):
-        usages[k].swapped += pages * page_size
-    for key, pages in _counted(owners[frames] * shift + entries.orders[frames]):
-        usage, order = usages[key // shift], key % shift
-        usage.bytes[order] = usage.bytes.get(order, 0) + pages * page_size
-        usage.translations += pages
-    large = frames & (entries.orders > 0)
-    for k, head in set(zip(owners[large].tolist(), entries.heads[large].tolist(), strict=True)):
-        usages[k].large.add(head)
-    if tlb is TlbModel.CONTPTE:
-        for k, blocks in _counted(_whole_blocks(entries, frames)):
-            usages[k].translations -= blocks * (CONTPTES - 1)
-
-
-def _counted(numbers: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Each number and how often it is there."""
-    distinct, times = np.unique(numbers, return_counts=True)
-    return zip(distinct.tolist(), times.tolist(), strict=True)
-
-
-def _whole_blocks(entries: TableEntries, frames: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The mapping's number of each block of PTEs that one contiguous translation may stand for."""
+def _whole_blocks(entries: TableEntries) -> int:
+    """How many blocks of PTEs there are of which one contiguous translation may stand for each."""
+    frames = entries.pfns != 0
     sizes = np.diff(entries.starts, append=len(entries.words))
     before = entries.parts.indices - entries.starts
     index = (np.arange(len(entries.words)) + np.repeat(before, sizes))[frames]
@@ -325,8 +334,7 @@ def _whole_blocks(entries: TableEntries, frames: NDArray[np.bool_]) -> NDArray[n
     follows = (np.diff(inverse) == 0) & (np.diff(heads) == 0) & (np.diff(pfns) == 1)
     steps = np.bincount(inverse[1:][follows], minlength=len(blocks))
     whole = (pages == CONTPTES) & (steps == CONTPTES - 1) & (pfns[first] % CONTPTES == 0)
-    owners: NDArray[np.intp] = entries.owners[frames][first[whole]]
-    return owners
+    return int(np.count_nonzero(whole))
 
 
 def held_in_tables(kernel: Kernel, vmas: Iterable[Vma], tables: frozenset[tuple[int, int]]) -> int:
@@ -337,26 +345,11 @@ def held_in_tables(kernel: Kernel, vmas: Iterable[Vma], tables: frozenset[tuple[
             if (vma.vm_mm.number, kernel.geometry.pmd_addr(part.address)) not in tables:
                 continue
             if not pmd_is_table(part.pmd):
-                held += part.count
+                held += part.nr
                 continue
             ptes = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()
-            held += int(np.count_nonzero(ptes[part.index : part.index + part.count]))
+            held += int(np.count_nonzero(ptes[part.first : part.first + part.nr]))
     return held * kernel.geometry.page_size
-
-
-def _measure_huge(kernel: Kernel, part: TablePart, usage: Usage, mapped: NDArray[np.bool_]) -> None:
-    pfn = part.pmd >> PFN_SHIFT
-    if part.pmd & PRESENT == 0:
-        return
-    usage.translations += 1
-    size = part.count * kernel.geometry.page_size
-    if pfn == 0:
-        usage.zero += size
-        return
-    order = kernel.geometry.pmd_order
-    usage.bytes[order] = usage.bytes.get(order, 0) + size
-    usage.large.add(pfn)
-    mapped[pfn + part.index : pfn + part.index + part.count] = True
 
 
 def frames_in_use(kernel: Kernel) -> int:
@@ -381,10 +374,10 @@ def folios_of(kernel: Kernel, vma: Vma) -> Iterator[tuple[int, int, int]]:
     for part in populated_parts(vma):
         if not pmd_is_table(part.pmd):
             if part.pmd & PRESENT and part.pmd >> PFN_SHIFT:
-                yield part.address, kernel.geometry.pmd_order, part.count
+                yield part.address, kernel.geometry.pmd_order, part.nr
             continue
         table = kernel.tables[pmd_pgtable(part.pmd)].ptes.view()
-        ptes = table[part.index : part.index + part.count]
+        ptes = table[part.first : part.first + part.nr]
         at = np.flatnonzero((ptes & PRESENT != 0) & (ptes >> PFN_SHIFT != 0))
         heads = kernel.mem.head.view()[ptes[at] >> PFN_SHIFT]
         begins = np.flatnonzero(np.diff(heads, prepend=-1))

@@ -13,9 +13,9 @@ from mthp.image.capture.columns import NEVER
 from mthp.image.snapshot import Snapshot
 from mthp.mm.huge_mm import VmaGate
 from mthp.mm.mm_types import Mm, Vma
-from mthp.predict.explain import explain, highest_order, vma_gate
+from mthp.predict.explain import explain, highest_order, vma_gates
 from mthp.predict.find import with_changes
-from mthp.predict.measure import TlbModel, Usage, held_in_tables, measure
+from mthp.predict.measure import Measured, TlbModel, held_in_tables, measure
 from mthp.predict.passes import RunEnd, TableLog, Tally, Windows, run_full_scans
 from mthp.predict.records import (
     Clock,
@@ -80,16 +80,13 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     )
     timeline.on_sleep(run.wakeups)
     after = measure(kernel, vmas, request.tlb)
-    gates = {vma: vma_gate(kernel, vma) for vma in vmas}
+    gates = vma_gates(kernel, vmas)
     found = _refusals(world, gates, tally.last_pass | tally.tables)
     refusals: tuple[Refusal, ...] = tuple(refusal for _, refusal in found)
     if request.changes and run.complete:
         refusals = tuple(with_changes(found, request.on_try, request.tlb))
     added = _added_by_vma(vmas, tally)
-    uses = tuple(
-        _vma_use(vma, gates[vma], old, new, added[vma])
-        for vma, old, new in zip(vmas, before.usages, after.usages, strict=True)
-    )
+    uses = tuple(_vma_uses(vmas, gates, before, after, added))
     scanned = {vma.vm_flags: vma for vma, gate in gates.items() if gate is None}
     orders = [highest_order(kernel, vma) for vma in scanned.values()]
     return Outcome(
@@ -168,6 +165,8 @@ def _refusals(
 def _added_by_vma(vmas: list[Vma], tally: Tally) -> Counter[Vma]:
     """The bytes that collapses added to each mapping; a table that collapses is in one alone."""
     added: Counter[Vma] = Counter()
+    if not tally.added:
+        return added
     places = sorted((vma.vm_mm.number, vma.vm_start, k) for k, vma in enumerate(vmas))
     for table, frames in tally.added.items():
         _, _, k = places[bisect_right(places, (*table, len(vmas))) - 1]
@@ -200,18 +199,26 @@ def _process_use(mm: Mm, resident: Resident, own: list[VmaUse]) -> ProcessUse:
     )
 
 
-def _vma_use(vma: Vma, gate: VmaGate | None, before: Usage, after: Usage, added: int) -> VmaUse:
-    return VmaUse(
-        pid=vma.vm_mm.number,
-        start=vma.vm_start,
-        end=vma.vm_end,
-        name=vma.name,
-        gate=gate.value if gate is not None else "",
-        before=dict(sorted(before.bytes.items())),
-        after=dict(sorted(after.bytes.items())),
-        swapped=after.swapped,
-        zero=after.zero,
-        memory_added=added,
+def _vma_uses(
+    vmas: list[Vma],
+    gates: Mapping[Vma, VmaGate | None],
+    before: Measured,
+    after: Measured,
+    added: Counter[Vma],
+) -> Iterator[VmaUse]:
+    words = {gate: "" if gate is None else gate.value for gate in {*gates.values()}}
+    return map(
+        VmaUse,
+        (vma.vm_mm.number for vma in vmas),
+        (vma.vm_start for vma in vmas),
+        (vma.vm_end for vma in vmas),
+        (vma.name for vma in vmas),
+        (words[gates[vma]] for vma in vmas),
+        before.by_mapping(),
+        after.by_mapping(),
+        after.swapped.tolist(),
+        after.zero.tolist(),
+        (added[vma] for vma in vmas),
     )
 
 

@@ -253,10 +253,14 @@ class Refusal(NamedTuple):
     status: Status
     allowed_empty: int | None = None
     ended_earlier: bool = False
-    change: Proposal | None = None
-    verified: Verified = Verified.NONE
     mapped: int = 0
     distinct: int = 0
+    change: Proposal | None = None
+    verified: Verified = Verified.NONE
+
+    def changed_by(self, change: Proposal, verified: Verified) -> Refusal:
+        """The same with a change; as _replace(), in a third of the time, as there may be many."""
+        return Refusal(*self[:-2], change, verified)
 
     def covers(self, address: int, page_size: int) -> bool:
         """Whether the address lies among its PTEs, or in a hole between them."""

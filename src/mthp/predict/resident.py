@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 
+import numpy as np
+
 from mthp.image.snapshot import ProcessTables, Snapshot
 from mthp.mm.mm_types import Mm, Vma, vma_is_anonymous
 from mthp.predict.measure import Measured, partly_mapped
@@ -38,14 +40,15 @@ def resident_memory(
     """In all, and of each process: the kernel's numbers, with the anonymous memory that the world has
     as measured. vmas: those that were measured.
     """
+    mapped = sum(measured.bytes.values(), np.zeros(len(vmas), np.int64)).tolist()
     sums = {mm: Counter[str]() for mm in mms}
     large: dict[Mm, set[int]] = {mm: set() for mm in mms}
-    for vma, usage in zip(vmas, measured.usages, strict=True):
+    for vma, size, swapped in zip(vmas, mapped, measured.swapped.tolist(), strict=True):
         mine = sums[vma.vm_mm]
-        where = "anonymous" if vma_is_anonymous(vma) else "anonymous_in_files"
-        mine[where] += sum(usage.bytes.values())
-        mine["swap"] += usage.swapped
-        large[vma.vm_mm] |= usage.large
+        mine["anonymous" if vma_is_anonymous(vma) else "anonymous_in_files"] += size
+        mine["swap"] += swapped
+    for k, folio in zip(*(each.tolist() for each in measured.large), strict=True):
+        large[vmas[k].vm_mm].add(folio)
     sees_folios = snapshot is None or snapshot.privilege.kpageflags
     parts: dict[Mm, Resident] = {}
     captured: Sequence[ProcessTables] = snapshot.processes if snapshot is not None else ()

@@ -31,7 +31,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import new_anon_folio
 from mthp.mm.swap_table import SwapDevice
-from mthp.predict.measure import TlbModel, measure
+from mthp.predict.measure import TlbModel, entries_of, translations_of
 from mthp.predict.passes import Tally, run_full_scans
 from mthp.vectorised.twins import TWINS
 from mthp.words.units import Folio
@@ -200,7 +200,7 @@ class Trial:
 
     def translations(self, tlb: TlbModel) -> int:
         """How many translations the mapping needs now."""
-        return measure(self.kernel, [self.vma], tlb).translations
+        return sum(translations_of(each, tlb) for each in entries_of(self.kernel, [self.vma]))
 
     def run(self) -> Tally:
         """Scan until nothing changes."""

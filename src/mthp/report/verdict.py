@@ -166,7 +166,7 @@ def _most(outcome: Outcome) -> tuple[int, str]:
     held: Counter[Status] = Counter()
     for refusal in outcome.refusals:
         held[refusal.status] += refusal.distinct * outcome.page_size
-    ((what, most),) = held.most_common(1) or [(None, 0)]
+    what, most = next(iter(held.most_common(1)), (None, 0))
     status = "" if what is None else status_text(what)
     pmd = human_bytes(outcome.settings.geometry.pmd_size)
     return most, _WHERE.get(status, f"refused as {status}").format(pmd=pmd)
