@@ -45,7 +45,7 @@ def test_memory_that_failed_is_not_handed_out_again(world: World, watched: bool)
     world.mem.page_flags.set_bits(folio + 5, PAGE_HWPOISON)
     world.mem.folio_put(folio)
     node = world.mem.allocator.nodes[0]
-    assert (node.pcp[2], node.pcp[1], node.pcp[0]) == ([folio], [folio + 6], [folio + 4])
+    assert [[*node.pcp[order]] for order in (2, 1, 0)] == [[folio], [folio + 6], [folio + 4]]
     assert node.free_frames() == 7
     assert world.mem.page_flags.raw[folio : folio + 8].tolist() == [0] * 5 + [PAGE_HWPOISON, 0, 0]
     assert folio + 5 not in {alloc(world) for _ in range(20)}

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from mthp.image.capture.command import main
+from mthp.image.capture.command import captured, main
 from mthp.image.capture.host import THP
 from mthp.image.capture.pins import held_memory, ranges_shown
+from mthp.image.capture.run import CaptureOptions
 from mthp.image.fields import Fields
 from mthp.image.snapshot import Snapshot
 from mthp.image.snapshot_checks import check_process
@@ -40,6 +42,10 @@ def test_buffers_registered_with_io_uring(tmp_path: Path) -> None:
         if not kid.facts["ok"]:
             pytest.skip("no io_uring here")
         image = capture(kid.pid)
+        with captured([kid.pid], CaptureOptions()) as (meta, _):
+            assert json.loads(json.dumps(meta)) == meta, (
+                "a live capture's does not go through a file"
+            )
         assert main(["--pid", str(kid.pid), "-o", str(hidden), "--quiet", "--redact"]) == 0
     assert kid.facts["refused"] == 2, "so did the kernel"
     assert isinstance(image.data, Snapshot)
@@ -103,7 +109,7 @@ def test_a_fork_has_none_of_its_parents_pins() -> None:
 def test_buffers_that_meet_or_overlap_are_one_range() -> None:
     one = "UserFiles:\t0\nUserBufs:\t2\n    0: 0x5000/4096\n    1: 0x1800/4096\nPollList:\n"
     two = "UserBufs:\t2\n    0: 0x3000/1\n    1: 0x9001/8192\n"
-    assert ranges_shown((one, two)) == [(0x1000, 0x4000), (0x5000, 0x6000), (0x9000, 0xC000)]
+    assert ranges_shown((one, two)) == [[0x1000, 0x4000], [0x5000, 0x6000], [0x9000, 0xC000]]
 
 
 @pytest.mark.parametrize(

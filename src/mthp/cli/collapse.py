@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import re
 import sys
 import time
@@ -134,12 +135,18 @@ def run_collapse(args: argparse.Namespace) -> int:
     request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:
         return _why(args, world, request, progress, keep or [])
+
+    def another(settings: Settings, assumed: Assumed | None = None) -> tuple[BuiltWorld, Request]:
+        gc.collect()
+        return predict(image, settings, profile, args, assumed)
+
     brief = args.events or args.csv or args.csv_processes
     request.changes &= not brief
     with progress.interruptible():
         outcome = run_world(world, request)
         if not brief:
-            del world, progress.daemon  # two at once would be twice the memory
+            del world, progress.daemon
+            gc.collect()  # a world lies in cycles, and two at once would be twice the memory
             if isinstance(image.data, Snapshot) and args.no_range:
                 outcome = with_unknowns(outcome, image.data, settle_assumed(args).young)
             elif isinstance(image.data, Snapshot):
@@ -148,15 +155,13 @@ def run_collapse(args: argparse.Namespace) -> int:
                     request.windows,
                     image.data,
                     settle_assumed(args),
-                    lambda assumed: predict(image, settings, profile, args, assumed),
+                    lambda assumed: another(settings, assumed),
                     progress.on_other,
                 )
         if request.changes:
             from mthp.predict.alternatives import with_alternatives
 
-            outcome = with_alternatives(
-                outcome, lambda other: predict(image, other, profile, args), progress.on_other
-            )
+            outcome = with_alternatives(outcome, another, progress.on_other)
     _print(args, outcome, keep or [])
     return 0 if outcome.complete and not progress.interrupted else 1
 

@@ -33,13 +33,14 @@ from mthp.words.results import KernelBug, Rule
 from mthp.words.units import Folio, Order, Pfn
 
 _ROWS: Final = {
-    "head": "q", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
+    "head": "i", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
     "large_mapcount": "i", "entire_mapcount": "i", "nr_pages_mapped": "i", "page_flags": "B",
     "nid": "b", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
 }  # fmt: skip
 _ROOM: Final = 32
+_MOST_ROOM: Final = 1 << 14
 _ROOM_SHIFT: Final = 4
-"""How many frames rows grow ahead: 32 and a sixteenth of what is there."""
+"""How many frames rows grow ahead: 32 and a sixteenth of what is there, within bounds."""
 _OF_FOLIO: Final = (
     "flags", "large_mapcount", "entire_mapcount", "nr_pages_mapped", "memcg", "anon_vma", "index",
 )  # fmt: skip
@@ -134,7 +135,8 @@ class MemMap:
     def _grow(self, end: int) -> None:
         if end > len(self.head.raw):
             # Some frames ahead: growing is dear, and folios are mostly small.
-            self.make_room(end + (end >> _ROOM_SHIFT) + _ROOM - self.nr_frames)
+            ahead = min(end >> _ROOM_SHIFT, _MOST_ROOM) + _ROOM
+            self.make_room(end + ahead - self.nr_frames)
         self.nr_frames = end
 
     # Allocating and freeing
@@ -154,7 +156,7 @@ class MemMap:
     def prep_folio(self, pfn: int, order: Order) -> Folio:
         """Make frames that no task knows a folio with one reference. Not a step."""
         nr = 1 << order
-        self.head.raw[pfn : pfn + nr] = array("q", [pfn]) * nr
+        self.head.raw[pfn : pfn + nr] = array("i", [pfn]) * nr
         self.order.raw[pfn] = order
         self.refcount.raw[pfn] = 1
         return self.head.raw[pfn]

@@ -10,6 +10,7 @@ because everything in the way is taken to be movable.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add, lshift
@@ -69,7 +70,7 @@ class Node:
         self.made = 0
         self.blocks: list[dict[int, None]] = [{} for _ in range(max_order + 1)]
         pcp_orders = {*range(PAGE_ALLOC_COSTLY_ORDER + 1), pmd_order}
-        self.pcp: dict[Order, list[int]] = {order: [] for order in pcp_orders}
+        self.pcp: dict[Order, array[int]] = {order: array("i") for order in pcp_orders}
         self.unborn = [(state.free_blocks or {}).get(order, 0) for order in range(max_order + 1)]
 
     def free_frames(self) -> int:

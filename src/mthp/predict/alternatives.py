@@ -42,6 +42,7 @@ def with_alternatives(
                 if (vma.vm_mm.number, vma.vm_start) == (advised.pid, advised.start):
                     vma.vm_flags = vma.vm_flags & ~VM_NOHUGEPAGE | VM_HUGEPAGE
         result = run_world(world, request)
+        del world
         if not result.complete:
             break
         found[name] = result

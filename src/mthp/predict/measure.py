@@ -134,11 +134,14 @@ def translations_of(entries: TableEntries, tlb: TlbModel) -> int:
 def _orders(kernel: Kernel, mapped: NDArray[np.bool_]) -> dict[int, OrderUse]:
     """The folios of each order of which some frame is mapped."""
     mem, page_size = kernel.mem, kernel.geometry.page_size
-    heads = mem.head.view()[np.flatnonzero(mapped)]
-    pages = np.bincount(mem.order.view()[heads])
     first = np.zeros(mem.nr_frames, np.bool_)
-    first[heads] = True
-    folios = np.bincount(mem.order.view()[np.flatnonzero(first)], minlength=len(pages))
+    pages = np.zeros(mem.pmd_order + 1, np.int64)
+    for at in range(0, mem.nr_frames, _PTES_AT_ONCE):
+        some = slice(at, at + _PTES_AT_ONCE)
+        heads = mem.head.view()[: mem.nr_frames][some][mapped[some]]
+        pages += np.bincount(mem.order.view()[heads], minlength=len(pages))
+        first[heads] = True
+    folios = np.bincount(mem.order.view()[: mem.nr_frames][first], minlength=len(pages))
     return {
         order: OrderUse(count, size * page_size)
         for order, (count, size) in enumerate(zip(folios.tolist(), pages.tolist(), strict=True))

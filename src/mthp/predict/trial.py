@@ -109,7 +109,7 @@ class Trial:
         words = source.tables[pmd_pgtable(value)].ptes.view()[part].copy()
         pfns = words >> PFN_SHIFT
         mapped = (words & PRESENT != 0) & (pfns != 0)
-        heads = source.mem.head.view()[pfns[mapped]]
+        heads = source.mem.head.view()[pfns[mapped]].astype(np.int64)
         distinct, firsts, places = np.unique(heads, return_index=True, return_inverse=True)
         met = firsts.argsort()
         ours = np.empty_like(distinct)

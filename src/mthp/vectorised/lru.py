@@ -77,7 +77,7 @@ def free_small_folios(mem: MemMap, folios: NDArray[Any]) -> None:
         getattr(mem, row).view()[folios] = 0
     allocator = mem.allocator
     if len(allocator.nodes) == 1:
-        allocator.nodes[0].pcp[0].extend(folios.tolist())
+        allocator.nodes[0].pcp[0].frombytes(folios.astype(np.int32).tobytes())
     else:
         for pfn in folios.tolist():
             allocator.free(pfn, 0)

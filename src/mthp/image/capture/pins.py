@@ -27,10 +27,10 @@ SYS_PIDFD_GETFD = 438
 
 
 class Held(NamedTuple):
-    """pins: (start, end) of the pages of registered buffers, ascending, with a gap between any two.
+    """pins: [start, end] of the pages of registered buffers, ascending, with a gap between any two.
     piped: the bytes that wait in each pipe that the process can write to, where there are a page or more."""
 
-    pins: list[tuple[int, int]]
+    pins: list[list[int]]
     piped: list[int]
 
 
@@ -104,16 +104,16 @@ def _waiting(pid: int, number: int) -> int:
     return count[0]
 
 
-def ranges_shown(rings: Iterable[str]) -> list[tuple[int, int]]:
+def ranges_shown(rings: Iterable[str]) -> list[list[int]]:
     """The same of what fdinfo shows of some rings."""
     buffers = [
         (int(start, 16), int(size)) for ring in rings for start, size in _BUFFER.findall(ring)
     ]
-    joined: list[tuple[int, int]] = []
+    joined: list[list[int]] = []
     for at, size in sorted(buffers):
         start, end = at & -mmap.PAGESIZE, (at + size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
         if joined and start <= joined[-1][1]:
             start, end = joined[-1][0], max(end, joined.pop()[1])
         if start < end:
-            joined.append((start, end))
+            joined.append([start, end])
     return joined
