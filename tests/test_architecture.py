@@ -204,9 +204,16 @@ def capture_stands_alone(root: Path) -> Iterator[str]:
         if not is_shipped(module.name):
             continue
         try:
-            ast.parse(module.text, feature_version=(3, 8))
+            tree = ast.parse(module.text, feature_version=(3, 8))
         except SyntaxError as error:
             yield f"{module.name}:{error.lineno}: not Python 3.8"
+            continue
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            of_builtin = isinstance(call.func, ast.Subscript) and isinstance(
+                call.func.value, ast.Name
+            )
+            if of_builtin or any(keyword.arg == "strict" for keyword in call.keywords):
+                yield f"{module.name}:{call.lineno}: not Python 3.8"
         for line, name in imports(module):
             top, _, below = name.partition(".")
             if top not in sys.stdlib_module_names and not (top == "mthp" and is_shipped(below)):
@@ -506,6 +513,18 @@ BAD: list[tuple[Rule, str, str, str]] = [
         "image/capture/a.py",
         "with (open('a') as a, open('b') as b):\n    pass",
         "image.capture.a:4: not Python 3.8",
+    ),
+    (
+        capture_stands_alone,
+        "image/capture/a.py",
+        "a = list[int]()",
+        "image.capture.a:3: not Python 3.8",
+    ),
+    (
+        capture_stands_alone,
+        "image/capture/a.py",
+        "a = zip((1,), (2,), strict=True)",
+        "image.capture.a:3: not Python 3.8",
     ),
     *(
         (files_are_written_in_one_place, "lab/a.py", text, "lab.a:3: writes a file")

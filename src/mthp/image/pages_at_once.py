@@ -56,7 +56,7 @@ class PagesAtOnce(Pages):
         frames = np.where(no_access, ~entries, entries) & np.uint64(self.frame)
         frames[~(present | no_access)] = 0
         frames >>= np.uint64(PAGE_SHIFT)
-        bits[(frames != 0) & (entries & np.uint64(SAVED_DIRTY) != 0)] |= DIRTY
+        bits[(present | no_access) & (entries & np.uint64(SAVED_DIRTY) != 0)] |= DIRTY
         found = array("Q")
         found.frombytes(frames.tobytes())
         return bits.tobytes(), found

@@ -13,11 +13,10 @@ from typing import Any, Callable, Iterator
 
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import LiveKernel, ProcessMm
-from mthp.image.capture.pagemap import ZERO, Batch
+from mthp.image.capture.pagemap import ZERO_PAGES, Batch, without
 from mthp.image.capture.pages import EXCLUSIVE, FRAME, GLOBAL, HUGE_PAGE, PRESENT_BIT, Pages
 from mthp.words.units import Geometry
 
-_NO_ZERO = bytes(value for value in range(256) if not value & ZERO)
 _ANY = bytes(255 if value else 0 for value in range(256))
 
 
@@ -68,12 +67,12 @@ class DeepReader:
         bits, frames = self.pages.decode(b"".join(map(self._table, batch.addresses)))
         wrong = set()
         for i in range(0, len(low), nr) if frames != pfns else ():
+            if frames[i : i + nr] == pfns[i : i + nr]:
+                continue
             both = zip(low[i : i + nr], frames[i : i + nr], pfns[i : i + nr])
             if any(here and ours != theirs for here, ours, theirs in both):
                 wrong.add(i // nr)
-        if low.translate(None, _NO_ZERO):
-            pfns = array("Q", (0 if value & ZERO else pfn for pfn, value in zip(pfns, low)))
-        found = self.pages.look_up(pfns, orders)
+        found = self.pages.look_up(without(ZERO_PAGES, pfns, low), orders)
         if 1 in found.broken:
             wrong |= {i // nr for i in range(0, len(low), nr) if 1 in found.broken[i : i + nr]}
         there = int.from_bytes(low.translate(_ANY), "little")
@@ -133,16 +132,16 @@ class DeepReader:
         geometry, core = self.geometry, self.kernel.core
         nr, shift = geometry.ptrs_per_pte, geometry.page_shift
         try:
-            level, table = self.kernel.levels - 1, core.read(self.mm.pgd, 8 * nr)
+            level, read, table = self.kernel.levels - 1, core.read, self.mm.pgd
             while True:
                 place = address >> shift + level * geometry.pmd_order & nr - 1
-                entry = int.from_bytes(table[8 * place : 8 * place + 8], "little")
+                entry = int.from_bytes(read(table + 8 * place, 8), "little")
                 entry &= ~self.kernel.encrypted
                 if entry & (PRESENT_BIT | HUGE_PAGE) != PRESENT_BIT:
                     break
-                table, level = core.physical(entry & FRAME, 8 * nr), level - 1
+                read, table, level = core.physical, entry & FRAME, level - 1
                 if not level:
-                    return table
+                    return read(table, 8 * nr)
         except CoreError:
             return bytes(8 * nr)
         if level > 1:

@@ -33,6 +33,7 @@ _ALL_IF_PRESENT = bytes(255 * (value & PRESENT) for value in range(256))
 _ALL_IF_SHARED = bytes(0 if value & EXCLUSIVE else 255 for value in range(256))
 _ALL_IF_ANY = bytes(255 if value else 0 for value in range(256))
 _OTHER_IF_ANY = bytes(2 if value else 1 for value in range(256))
+_ALL_IF_OTHER = bytes(255 * (value == 2) for value in range(256))
 _ONE_IF_NEXT = bytes(value == 1 for value in range(256))
 _ANY = bytes(value != 0 for value in range(256))
 
@@ -82,7 +83,7 @@ class Frames:
         return flags, counts, orders
 
     def _look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
-        runs = runs_of(pfns, low)
+        runs = runs_of(pfns, low.translate(_ALL_IF_PRESENT))
         flags = _values(self.flags, pfns, runs, bytes(8 * len(pfns)))
         kinds = _kinds(flags)
         orders = self._orders(flags, kinds, pfns, runs) if kinds else bytes(len(pfns))
@@ -94,8 +95,8 @@ class Frames:
             return bytes(4 * len(pfns))
         counts = bytearray(8 * len(pfns))
         counts[byte_of_word(0) :: 8] = low.translate(_IS_PRESENT)
-        unknown = _number(low.translate(_ALL_IF_SHARED)) | _number(kinds.translate(_ALL_IF_ANY))
-        asked = _number(runs) & unknown
+        unknown = number(low.translate(_ALL_IF_SHARED)) | number(kinds.translate(_ALL_IF_ANY))
+        asked = number(runs) & unknown
         if asked:
             counts = _values(self.counts, pfns, asked.to_bytes(len(pfns), "little"), counts)
         return memoryview(counts).cast("I")[byte_of_word(0) // 4 :: 2].tobytes()
@@ -131,8 +132,8 @@ class Frames:
         nr, orders, words = self.block, bytearray(len(pfns)), memoryview(flags)
         known, whole, sizes = -1, bytearray(8 * nr), b""
         runs = runs.replace(bytes((PREVIOUS,)), bytes((OTHER,)))
-        compound = _number(runs) & _number(kinds.translate(_ALL_IF_ANY))
-        for match in _RUN.finditer(compound.to_bytes(len(pfns), "little")):
+        compound = number(runs) & number(kinds.translate(_ALL_IF_ANY))
+        for match in RUN.finditer(compound.to_bytes(len(pfns), "little")):
             i, end = match.span()
             while i < end and kinds[i]:
                 block, at = divmod(pfns[i], nr)
@@ -172,11 +173,11 @@ def _orders_of(flags: memoryview, kinds: bytes, first: int) -> bytes:
 
 NEXT, OTHER, PREVIOUS = 1, 2, 3
 """What runs_of() says of a frame: it is one more than that of the PTE before, neither, or one less."""
-_RUN = re.compile(b"[\1\2\3](?:\1+|\3*)|\0+")
+RUN = re.compile(b"[\1\2\3](?:\1+|\3*)|\0+")
 
 
-def runs_of(pfns: array[int], low: bytes) -> bytes:
-    """NEXT, OTHER or PREVIOUS of each PTE that is present, 0 of others: one call reads a run of frames.
+def runs_of(pfns: array[int], there: bytes) -> bytes:
+    """NEXT, OTHER or PREVIOUS of each PTE: one call reads a run of frames; 0 where there has 0, not 255.
 
     All are compared together, in parts of large numbers: a third of the time of one after another.
     """
@@ -186,10 +187,15 @@ def runs_of(pfns: array[int], low: bytes) -> bytes:
     steps = here + top - before
     runs = _is_other(steps - ones ^ top, nr)
     if SOME * runs.count(OTHER) > nr:
-        back = _number(_is_other(steps + ones ^ top, nr).translate(_ONE_IF_NEXT))
-        runs = (_number(runs) | back).to_bytes(nr, "little")
-    there = _number(runs) & _number(low.translate(_ALL_IF_PRESENT))
-    return there.to_bytes(nr, "little")
+        back = number(_is_other(steps + ones ^ top, nr).translate(_ONE_IF_NEXT))
+        runs = (number(runs) | back).to_bytes(nr, "little")
+    return (number(runs) & number(there)).to_bytes(nr, "little")
+
+
+def not_zero(pfns: array[int]) -> bytes:
+    """255 for each pfn that is not 0, 0 for others."""
+    words = int.from_bytes(pfns.tobytes(), sys.byteorder)
+    return _is_other(words, len(pfns)).translate(_ALL_IF_OTHER)
 
 
 @functools.lru_cache(maxsize=2)
@@ -227,7 +233,7 @@ def _values(file: int, pfns: array[int], runs: bytes, others: bytes | bytearray)
     """What a file has of each frame, read a run at a time; that of others where runs has 0."""
     parts: list[bytes | bytearray | array[int]] = []
     at = 0
-    for run in _RUN.findall(runs):
+    for run in RUN.findall(runs):
         size, kind = 8 * len(run), run[-1]
         if not kind:
             parts.append(others[at : at + size])
@@ -241,7 +247,8 @@ def _values(file: int, pfns: array[int], runs: bytes, others: bytes | bytearray)
     return bytearray().join(parts)
 
 
-def _number(data: bytes) -> int:
+def number(data: bytes) -> int:
+    """A number of which each byte is one of these."""
     return int.from_bytes(data, "little")
 
 

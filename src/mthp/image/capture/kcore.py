@@ -61,6 +61,7 @@ class Core:
                 if where != _NOWHERE:
                     physical.append(_Segment(where, where + length, offset))
         self._virtual, self._physical = sorted(virtual), sorted(physical)
+        self._last = _Segment(0, 0, 0)
 
     def _at(self, offset: int, size: int) -> bytes:
         """Bytes of the file. CoreError where it ends before."""
@@ -93,22 +94,26 @@ class Core:
 
     def read(self, address: int, size: int) -> bytes:
         """What is at an address of the kernel's. CoreError: it is in no segment."""
-        return self._found(self._virtual, address, size)
+        start, end, offset = self._last  # most of what is read lies near what was read before
+        if not start <= address <= end - size:
+            start, end, offset = self._last = self._segment(self._virtual, address, size)
+        return self._at(offset + address - start, size)
 
     def physical(self, address: int, size: int) -> bytes:
         """What is at a physical address."""
-        return self._found(self._physical, address, size)
+        segment = self._segment(self._physical, address, size)
+        return self._at(segment.offset + address - segment.start, size)
 
     def word(self, address: int) -> int:
         """The 64-bit word at an address of the kernel's."""
         return int.from_bytes(self.read(address, 8), "little")
 
-    def _found(self, segments: list[_Segment], address: int, size: int) -> bytes:
+    def _segment(self, segments: list[_Segment], address: int, size: int) -> _Segment:
         k = bisect.bisect_right(segments, (address, _NOWHERE, _NOWHERE)) - 1
         while k >= 0:
             segment = segments[k]
             if segment.start <= address and address + size <= segment.end:
-                return self._at(segment.offset + address - segment.start, size)
+                return segment
             if k and segments[k - 1].end <= address:
                 break
             k -= 1

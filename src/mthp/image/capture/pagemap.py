@@ -61,7 +61,11 @@ SOFT_OF_BYTE = bytes(SOFT_DIRTY if value & 0x80 else 0 for value in range(256))
 SOFT_IF_ANY = bytes(SOFT_DIRTY if value else 0 for value in range(256))
 NO_EXCLUSIVE = bytes(value & ~EXCLUSIVE for value in range(256))
 EVEN = bytes(range(0, 256, 2))
-NOT_SWAPPED = bytes(value for value in range(256) if not value & SWAPPED)
+SWAP_ENTRIES, ZERO_PAGES = (
+    re.compile(b"[%s]+" % b"".join(re.escape(bytes((k,))) for k in range(256) if k & flag))
+    for flag in (SWAPPED, ZERO)
+)
+"""Runs of PTEs with one of these flags, in the low bytes of a batch."""
 LOW_7_BITS = bytes(value & 0x7F for value in range(256))
 # Top bytes that need a second look (a search for one byte is the cheapest test there is). Zero
 # pages are present, neither exclusive nor a file's, and so are shared pages; then guards.
@@ -87,6 +91,16 @@ def decode_words(words: bytearray, soft_dirty: bool) -> tuple[bytearray, bytearr
         low = _or_bytes(low, below.translate(SOFT_OF_BYTE), low.translate(SOFT_IF_ANY))
     high = top.translate(HIGH_OF_TOP) if any(value in top for value in GUARDS) else None
     return low, high, any(value in top for value in MAYBE_ZERO)
+
+
+def without(kind: re.Pattern[bytes], pfns: array[int], low: bytearray) -> array[int]:
+    """The frames of PTEs, 0 for those whose low bytes are of a kind."""
+    words = None
+    for match in kind.finditer(low):
+        words = words or bytearray(pfns)
+        i, j = match.span()
+        words[8 * i : 8 * j] = bytes(8 * (j - i))
+    return array("Q", bytes(words)) if words else pfns
 
 
 def as_zero(value: int, flags: int) -> int:

@@ -6,12 +6,13 @@ Kernel: arch/x86/include/asm/pgtable_types.h and pgtable_64.h, include/linux/mm_
 
 from __future__ import annotations
 
-import operator
+import functools
 import re
 import struct
 from array import array
-from typing import Callable, Dict, Iterator, NamedTuple, Tuple
+from typing import Dict, NamedTuple
 
+from mthp.image.capture.frames import NEXT, PREVIOUS, RUN, not_zero, number, runs_of
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import LiveKernel
 
@@ -22,8 +23,7 @@ PRESENT_BIT, _RW, _A, _D, HUGE_PAGE, GLOBAL = 1, 2, 32, 64, 128, 256
 _SOFT_UFFD, _SOFT_DIRTY = 1 << 10, 1 << 11
 _SWP_SOFT_DIRTY, _SWP_UFFD, _SWP_EXCLUSIVE = _RW, 4, 8
 SAVED_DIRTY = 1 << 58
-_SAVED_DIRTY_OF_TOP = bytes(value & SAVED_DIRTY >> 56 for value in range(256))
-_IS_ODD = bytes(255 if value & 1 else 0 for value in range(256))
+_ALL_IF_ODD = bytes(255 if value & 1 else 0 for value in range(256))
 PAGE_SHIFT = 12
 FRAME = (1 << 52) - (1 << PAGE_SHIFT)
 
@@ -46,23 +46,37 @@ class BitsOfEntry(Dict[int, int]):
         return bits
 
 
+_BITS_OF_BYTE = {
+    k: bytes(BitsOfEntry()[value << 8 * k & 0xFFFF | PRESENT_BIT] for value in range(256))
+    for k in (0, 1)
+}
+_BITS_OF_BYTE[7] = bytes(DIRTY * (value << 56 & SAVED_DIRTY != 0) for value in range(256))
+"""The bits of pte_bits that single bytes of a present entry make."""
+_ABSENT = re.compile(b"\0+")
+
+
+@functools.lru_cache(maxsize=2)
+def _repeated(word: int, nr: int) -> int:
+    """So many times a word, side by side."""
+    return number(word.to_bytes(8, "little") * nr)
+
+
 ON_DEFERRED_LIST, PARTIALLY_MAPPED, MAYBE_PINNED = 1, 2, 4
 STATES = {"PG_workingset": 1 << 8, "PG_young": 1 << 9}
 """Bits of the `folio_state` member, beside those of batches. PG_young is there where the kernel can track
 idle pages."""
 PIN = 1 << 10
 """References of a small folio that one pin holds. Kernel: GUP_PIN_COUNTING_BIAS."""
-RECORD = 32
-"""Bytes for what is found of a frame: refcount, mapcount, mm ids, their mapcounts, state, node, and in
-the last four whether it is exclusive and whether it contradicts the order that was asked about."""
 UNLOCKED = (1 << 64) - 1 & ~(1 << 31)
 """Of a word of mm ids, but for the bit that locks it. Kernel: FOLIO_MM_IDS_LOCK_BITNUM."""
 LIST_POISON = 0xDEAD000000000100
 _HAS_BIT = [bytes(value >> bit & 1 for value in range(256)) for bit in range(8)]
-_ONE_RECORD = struct.Struct(f"{RECORD}s")
-_ONLY: Callable[[tuple[bytes]], bytes] = operator.itemgetter(0)
-_NOTHING = bytes(28) + b"\0\1\0\0"
-"""The record of a frame that has no struct page."""
+_ALL_IF_SMALL = bytes(255 * (value == 0) for value in range(256))
+_PINNED = [bytes(MAYBE_PINNED * (value << 8 * k >= PIN) for value in range(256)) for k in (1, 2, 3)]
+"""Of each byte of a refcount but the lowest: whether it alone makes a pin."""
+_ONE = re.compile(b"[^\0]")
+_LARGE = re.compile(b"[^\0]+")
+_FOLLOWING = re.compile(bytes((NEXT,)) + b"*")
 
 
 class Found(NamedTuple):
@@ -90,82 +104,104 @@ class Pages:
 
     def decode(self, words: bytes) -> tuple[bytes, array[int]]:
         """Of each word the bits of pte_bits, and the frame that it maps, 0 for none."""
-        bits = bytearray(map(self._bits.__getitem__, memoryview(words).cast("H")[0::4]))
-        present = words[0::8].translate(_IS_ODD)
-        mask = bytearray(len(words))
-        for k in range(1, 7):
-            mask[k::8] = present
-        whole = int.from_bytes(words, "little") & int.from_bytes(mask, "little")
-        whole &= int.from_bytes(self.frame.to_bytes(8, "little") * len(bits), "little")
-        frames = array("Q", (whole >> PAGE_SHIFT).to_bytes(len(words), "little"))
-        no_access = int.from_bytes(words[1::8].translate(_IS_ODD), "little")
-        no_access &= ~int.from_bytes(present, "little")
-        for match in re.finditer(b"[^\0]", no_access.to_bytes(len(bits), "little")):
-            k = match.start()
-            entry = int.from_bytes(words[8 * k : 8 * k + 8], "little")
-            frames[k] = (~entry & self.frame) >> PAGE_SHIFT
-        for match in re.finditer(b"[^\0]", words[7::8].translate(_SAVED_DIRTY_OF_TOP)):
-            if frames[match.start()]:
-                bits[match.start()] |= DIRTY
+        nr, made = len(words) // 8, 0
+        present = words[0::8].translate(_ALL_IF_ODD)
+        for k, table in _BITS_OF_BYTE.items():
+            made |= number(words[k::8].translate(table))
+        bits = bytearray((made & number(present)).to_bytes(nr, "little"))
+        whole = (number(words) & _repeated(self.frame, nr)) >> PAGE_SHIFT
+        frames = array("Q", whole.to_bytes(8 * nr, "little"))
+        for match in _ABSENT.finditer(present):
+            i, j = match.span()
+            if words.count(0, 8 * i, 8 * j) == 8 * (j - i):
+                continue
+            for k, entry in enumerate(memoryview(words)[8 * i : 8 * j].cast("Q"), i):
+                bits[k], frames[k] = self._bits[entry & 0xFFFF], 0
+                if entry & GLOBAL:
+                    bits[k] |= DIRTY * (entry & SAVED_DIRTY != 0)
+                    frames[k] = (~entry & self.frame) >> PAGE_SHIFT
         return bytes(bits), frames
 
     def look_up(self, pfns: array[int], orders: bytes) -> Found:
         """What there is of each frame, 0 where the pfn is 0. orders: of the folios that they are of."""
-        large = {pfn: order for pfn, order in zip(pfns, orders) if order} if any(orders) else {}
-        records = {0: bytes(RECORD)}
-        self._add_small(records, sorted(set(pfns) - {0} - large.keys()))
-        for head, order in {pfn & -1 << order: order for pfn, order in large.items()}.items():
-            self._add_large(records, head, order)
-        found = memoryview(b"".join(map(records.__getitem__, pfns)))
-        words, longs, halves = found.cast("I"), found.cast("Q"), found.cast("H")
-        return Found(
-            {
-                "refcount": words[0::8].tobytes(),
-                "folio_mapcount": words[1::8].tobytes(),
-                "mm_ids": longs[1::4].tobytes(),
-                "mm_id_mapcounts": longs[2::4].tobytes(),
-                "folio_state": halves[12::16].tobytes(),
-                "node": found[26::RECORD].tobytes(),
-            },
-            found[28::RECORD].tobytes(),
-            found[29::RECORD].tobytes(),
-        )
+        runs = runs_of(pfns, not_zero(pfns))
+        raw, unread = self._pages_of(pfns, runs)
+        columns = self._small(pfns, orders, raw, unread)
+        for match in _LARGE.finditer(orders):
+            i, end = match.span()
+            while i < end:
+                head = pfns[i] & -1 << orders[i]
+                follows = _FOLLOWING.match(
+                    runs, i + 1, min(end, i + head + (1 << orders[i]) - pfns[i])
+                )
+                j = follows.end() if follows else i + 1
+                if runs[i] and not unread[i]:
+                    for column, value in zip(columns.values(), self._folio(head, orders[i])):
+                        column[i * len(value) : j * len(value)] = value * (j - i)
+                i = j
+        members = {name: bytes(column) for name, column in columns.items()}
+        return Found(members, self._flag("PG_anon_exclusive", raw), members.pop("broken"))
 
-    def _add_small(self, records: dict[int, bytes], frames: list[int]) -> None:
-        """Add a record for each of ascending frames, which are folios of order 0."""
-        at, size = self.kernel.at, self.kernel.page_bytes
-        parts: list[bytes] = []
-        unread: list[int] = []
-        for first, stop in runs_of(frames):
-            try:
-                parts.append(self._raw_pages(first, stop - first))
-            except CoreError:  # no memory is there: what named it changed meanwhile
-                parts.append(bytes((stop - first) * size))
-                unread += range(first, stop)
-        raw = b"".join(parts)
+    def _small(
+        self, pfns: array[int], orders: bytes, raw: bytes, unread: bytearray
+    ) -> dict[str, bytearray]:
+        """The columns of folios of order 0. raw: the struct pages of all frames."""
+        at, step, nr = self.kernel.at, self.kernel.page_bytes // 4, len(pfns)
         words = memoryview(raw).cast("I")
-        references = words[at["page._refcount"] // 4 :: size // 4].tobytes()
-        mappings = _one_more(words[at["page._mapcount"] // 4 :: size // 4].tobytes())
-        packed = bytearray(RECORD * len(frames))
-        for k in range(4):
-            packed[k::RECORD], packed[4 + k :: RECORD] = references[k::4], mappings[k::4]
-        if references != mappings:
-            both = array("I", references), array("I", mappings)
-            packed[24::RECORD] = bytes(MAYBE_PINNED * (often >= PIN) for often in both[0])
-            packed[29::RECORD] = bytes(map(operator.lt, *both))
+        references = words[at["page._refcount"] // 4 :: step].tobytes()
+        mapped = _one_more(words[at["page._mapcount"] // 4 :: step].tobytes())
+        state, node, broken = bytearray(2 * nr), bytearray(nr), bytearray(unread)
+        pinned = 0
+        for k, table in enumerate(_PINNED, 1):
+            pinned |= number(references[k::4].translate(table))
+        state[0::2] = pinned.to_bytes(nr, "little")
+        differs = number(references) ^ number(mapped)
+        if differs:
+            for bits in (16, 8):
+                differs |= differs >> bits
+            lowest = differs.to_bytes(4 * nr, "little")[0::4]
+            small = number(lowest) & number(orders.translate(_ALL_IF_SMALL))
+            both = memoryview(references).cast("I"), memoryview(mapped).cast("I")
+            for match in _ONE.finditer(small.to_bytes(nr, "little")):
+                k = match.start()
+                broken[k] |= both[0][k] < both[1][k]
         states = 0
         for name, bit in self.states.items():
-            states |= int.from_bytes(self._flag(name, raw), "little") * (bit >> 8)
-        packed[25::RECORD] = states.to_bytes(len(frames), "little")
+            states |= number(self._flag(name, raw)) * (bit >> 8)
+        state[1::2] = states.to_bytes(nr, "little")
+        if self.batches and not self.batches.keys().isdisjoint(pfns):
+            for k, pfn in enumerate(pfns):
+                state[2 * k] |= 0 if unread[k] else self.batches.get(pfn, 0)
         if len(self.kernel.nodes) > 1:
-            packed[26::RECORD] = bytes(map(self._node, frames))
-        packed[28::RECORD] = self._flag("PG_anon_exclusive", raw)
-        records.update(zip(frames, map(_ONLY, _ONE_RECORD.iter_unpack(packed))))
-        records.update(dict.fromkeys(unread, _NOTHING))
-        for pfn in self.batches.keys() & records.keys() - {*unread}:
-            record = bytearray(records[pfn])
-            record[24] |= self.batches[pfn]
-            records[pfn] = bytes(record)
+            known = zip(pfns, unread)
+            node[:] = bytes(self._node(pfn) if pfn and not bad else 0 for pfn, bad in known)
+        return {
+            "refcount": bytearray(references), "folio_mapcount": bytearray(mapped),
+            "mm_ids": bytearray(8 * nr), "mm_id_mapcounts": bytearray(8 * nr),
+            "folio_state": state, "node": node, "broken": broken,
+        }  # fmt: skip
+
+    def _pages_of(self, pfns: array[int], runs: bytes) -> tuple[bytes, bytearray]:
+        """The struct page of each frame, or one that nobody maps; and 1 where there is none to read."""
+        size, where = self.kernel.page_bytes, self.kernel.at["page._mapcount"]
+        nobodys = bytes(where) + b"\xff" * 4 + bytes(size - where - 4)
+        base, read = self.kernel.vmemmap, self.kernel.core.read
+        parts: list[bytes] = []
+        unread, at = bytearray(len(pfns)), 0
+        for run in RUN.findall(runs):
+            nr, kind = len(run), run[-1]
+            back = kind == PREVIOUS
+            try:
+                first = pfns[at + nr - 1 if back else at]
+                part = read(base + first * size, nr * size) if kind else nobodys * nr
+            except CoreError:  # no memory is there: what named it changed meanwhile
+                part = nobodys * nr
+                unread[at : at + nr] = b"\1" * nr
+            if back:
+                part = b"".join(part[k : k + size] for k in range((nr - 1) * size, -1, -size))
+            parts.append(part)
+            at += nr
+        return b"".join(parts), unread
 
     def _raw_pages(self, first: int, count: int) -> bytes:
         size = self.kernel.page_bytes
@@ -177,14 +213,13 @@ class Pages:
         plane = raw[self.kernel.at["page.flags"] + place :: self.kernel.page_bytes]
         return plane.translate(_HAS_BIT[bit])
 
-    def _add_large(self, records: dict[int, bytes], head: int, order: int) -> None:
-        """Add a record for each frame of a large folio."""
-        kernel, at, frames = self.kernel, self.kernel.at, range(head, head + (1 << order))
+    def _folio(self, head: int, order: int) -> tuple[bytes, ...]:
+        """What each page of a large folio has in each column."""
+        kernel, at = self.kernel, self.kernel.at
         try:
-            raw = self._raw_pages(head, len(frames))
+            raw = self._raw_pages(head, min(1 << order, 3))
         except CoreError:
-            records.update(dict.fromkeys(frames, _NOTHING))
-            return
+            return *(bytes(width) for width in (4, 4, 8, 8, 2, 1)), b"\1"
 
         def field(name: str, width: int) -> int:
             return int.from_bytes(raw[at[name] : at[name] + width], "little")
@@ -207,11 +242,8 @@ class Pages:
         )
         is_head = flags >> kernel.flags["PG_head"] & 1
         broken = not is_head or second & 0xFF != order or references < mapped
-        known = struct.pack(
-            "<IIQQI", references, mapped, ids, counts, state | self._node(head) << 16
-        )
-        both = [known + bytes((exclusive, broken, 0, 0)) for exclusive in range(2)]
-        records.update(zip(frames, map(both.__getitem__, self._flag("PG_anon_exclusive", raw))))
+        values = references, mapped, ids, counts, state, self._node(head), broken
+        return tuple(struct.pack("<" + code, value) for code, value in zip("IIQQHBB", values))
 
     def _node(self, pfn: int) -> int:
         """The node of a frame."""
@@ -229,19 +261,3 @@ def _one_more(numbers: bytes) -> bytes:
     even = (whole & every_other) + ones & every_other
     odd = (whole >> 32 & every_other) + ones & every_other
     return (even | odd << 32).to_bytes(8 * nr + 4, "little")[: len(numbers)]
-
-
-SOME = 256
-Range = Tuple[int, int]
-
-
-def runs_of(frames: list[int]) -> Iterator[Range]:
-    """The ranges, first and beyond the last, of ascending frames without a gap; one call reads each."""
-    far: list[int] = []
-    for at in range(1, len(frames), SOME):
-        end = min(at + SOME, len(frames))
-        if frames[end - 1] - frames[at - 1] != end - at:
-            gaps = map(operator.sub, frames[at:end], frames[at - 1 : end - 1])
-            far += [k for k, gap in enumerate(gaps, at) if gap > 1]
-    for i, j in zip([0, *far], [*far, len(frames)]) if frames else ():
-        yield frames[i], frames[j - 1] + 1

@@ -303,7 +303,9 @@ def parse_smaps(content: bytes) -> list[SmapsEntry]:
 
     Each has the rows that the one before has, so one expression finds all of a VMA's fields.
     """
-    at, form, names, alike = 0, re.compile(rb"(?!)"), list[tuple[str, int]](), list[Any]()
+    at, form = 0, re.compile(rb"(?!)")
+    names: list[tuple[str, int]] = []
+    alike: list[Any] = []
     vmas: list[SmapsEntry] = []
     while at < len(content):
         found = form.match(content, at)
@@ -323,7 +325,8 @@ def parse_smaps(content: bytes) -> list[SmapsEntry]:
 def _form(content: bytes, at: int) -> tuple[re.Pattern[bytes], list[tuple[str, int]]]:
     """What a VMA like the one there looks like, and the names and units of its sizes."""
     rows = _ROWS.match(content, at)
-    form, names, flags = _HEAD, list[tuple[str, int]](), rb"()"
+    names: list[tuple[str, int]] = []
+    form, flags = _HEAD, rb"()"
     for row in rows[1].splitlines() if rows is not None else ():
         label = row.partition(b":")[0]
         form += re.escape(label) + b":"

@@ -23,14 +23,15 @@ from mthp.image.capture.pagemap import (
     EVEN,
     HUGE,
     LOW_7_BITS,
-    NOT_SWAPPED,
     PFN,
     PRESENT,
+    SWAP_ENTRIES,
     ZERO,
     Batch,
     Scanner,
     as_zero,
     byte_of_word,
+    without,
 )
 from mthp.image.capture.pages import Pages
 from mthp.image.capture.pins import held_memory
@@ -220,7 +221,7 @@ class CaptureRun:
             if self.frames is not None:
                 self._add_physical(parts, pfns, batch, scanner)
             if self.frame_shift:
-                here = present_alone(pfns, batch.low)
+                here = without(SWAP_ENTRIES, pfns, batch.low)
                 pfns = array("Q", (p + self.frame_shift if p else 0 for p in here))
             parts["pfn"] = pfns.tobytes()
         flags = bytearray(2 * len(batch.low))
@@ -245,7 +246,7 @@ class CaptureRun:
             orders = orders.replace(bytes((BROKEN,)), b"\0")
         parts["kpageflags"], parts["folio_order"] = flags, orders
         if self.deep is not None:
-            self.deep.add(parts, batch, present_alone(pfns, batch.low), orders)
+            self.deep.add(parts, batch, without(SWAP_ENTRIES, pfns, batch.low), orders)
         if self.frames.counts is not None:
             parts["kpagecount"] = counts
 
@@ -279,13 +280,6 @@ class CaptureRun:
             ),
             "processes": processes,
         }
-
-
-def present_alone(pfns: array[int], low: bytearray) -> array[int]:
-    """The frames of PTEs (`low`) that are present; 0 of others, which may have a place in swap."""
-    if not low.translate(None, NOT_SWAPPED):
-        return pfns
-    return array("Q", (pfn * (flags & PRESENT) for pfn, flags in zip(pfns, low)))
 
 
 BLIND_BYTES = 16 << 30
