@@ -130,17 +130,19 @@ def small_pages(size: int, where: int) -> None:
 
 
 def snapshot_table(rounds: int) -> None:
-    """Print what a snapshot of small pages costs: 12 GiB, or half of all memory."""
-    size = min(MOST_SMALL, os.sysconf("SC_PHYS_PAGES") * PAGE // 2) >> 21 << 21
+    """Print what a snapshot of small pages costs: 12 GiB, or half of what memory is free."""
+    size = min(MOST_SMALL, os.sysconf("SC_AVPHYS_PAGES") * PAGE // 2) >> 21 << 21
     reading, writing = os.pipe()
+    peer = snap = (float("inf"), 0.0)
     with (
         process(lambda: small_pages(size, writing)) as pid,
         tempfile.TemporaryDirectory() as folder,
     ):
         once = (sys.executable, "-c", READ_ONCE, str(pid), os.read(reading, 32).decode())
         file = os.path.join(folder, "small.npz")
-        peer = min(cost(*once, str(size // PAGE)) for _ in range(rounds))
-        snap = min(mthp("snap", "--pid", str(pid), "-o", file, "--quiet") for _ in range(rounds))
+        for _ in range(rounds):
+            peer = min(peer, cost(*once, str(size // PAGE)))
+            snap = min(snap, mthp("snap", "--pid", str(pid), "-o", file, "--quiet"))
         huge = mthp("collapse", file, *FLAGS)
     rows = {"NumPy, once": peer, "mthp snap": snap, "mthp collapse FILE": huge}
     print(f"| {size / 2**30:.1f} GiB of small pages | CPU | x NumPy | peak RSS |")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast `mthp snap` reads page tables, beside a plain read() of pagemap and tools/mm/thpmaps.
 
-Run as: PYTHONPATH=src python benchmarks/bench_snap.py [--thpmaps PATH] [--gib 8] [--as-root].
+Run as: PYTHONPATH=src python -m benchmarks.bench_snap [--thpmaps PATH] [--gib 8] [--as-root].
 As root the measured part runs as nobody (a process without root sees and pays less), once more as
 root with --as-root. All rates of a row come from one run, readers taking turns; the best counts.
 """
@@ -12,6 +12,7 @@ import argparse
 import json
 import mmap
 import os
+import random
 import resource
 import shutil
 import signal
@@ -40,6 +41,12 @@ PATTERNS = {
     "blocks": "runs of 1 to 40 pages, nine times as much hole after each",
     "every 10th": "one page in ten, everywhere: no whole table is empty",
 }
+WHOLE = {
+    "all written": "in order",
+    "all, scattered": "in any order: no two frames lie side by side",
+}
+"""Further patterns for those who read as root, of at most MOST_WHOLE bytes."""
+MOST_WHOLE = 3 * GIB
 
 
 def touched(pattern: str, pages: int) -> Iterator[int]:
@@ -47,6 +54,11 @@ def touched(pattern: str, pages: int) -> Iterator[int]:
         yield from range(pages // 10)
     elif pattern == "every 10th":
         yield from range(0, pages, 10)
+    elif pattern in WHOLE:
+        places = list(range(pages))
+        if pattern == "all, scattered":
+            random.Random(1).shuffle(places)
+        yield from places
     else:
         at, length = 0, 1
         while at < pages:
@@ -154,23 +166,24 @@ def sparse() -> float:
         os.waitpid(pid, 0)
 
 
-def time_thpmaps(tool: str, size: int) -> dict[str, float]:
-    """Seconds of thpmaps (root only) and of a whole capture by root, each a fresh interpreter."""
-    here: dict[str, float] = {}
-    for pattern in PATTERNS:
-        with process(pattern, size) as (pid, _), tempfile.TemporaryDirectory() as folder:
-            out = ["-o", folder + "/x.npz", "--quiet"]
-            commands = {
-                "thpmaps": [sys.executable, tool, "--pid", str(pid), "--rollup", "--inc-empty"],
-                "snap": [*SNAP, "--pid", str(pid), *out],
-            }
+def time_thpmaps(tool: str, pattern: str, size: int) -> dict[str, float]:
+    """CPU seconds of thpmaps (root only) and of whole captures by root, each a fresh interpreter: the
+    best of ROUNDS, in turns."""
+    from benchmarks.bench_size import cost  # not in the worker's copy of this file
+
+    best_of: dict[str, float] = {}
+    with process(pattern, size) as (pid, _), tempfile.TemporaryDirectory() as folder:
+        which = ["--pid", str(pid)]
+        out = [*which, "-o", folder + "/x.npz", "--quiet"]
+        commands = {
+            "thpmaps": [sys.executable, tool, *which, "--rollup", "--inc-empty"],
+            "standard library alone": [*SNAP, *out],
+            "mthp snap": [sys.executable, "-m", "mthp", "snap", *out],
+        }
+        for _ in range(ROUNDS):
             for name, command in commands.items():
-                began = time.perf_counter()
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise SystemExit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-                here[f"{name}: {pattern}"] = time.perf_counter() - began
-    return here
+                best_of[name] = min(best_of.get(name, float("inf")), cost(*command)[0])
+    return best_of
 
 
 def peak_rss(size: int, *options: str) -> int:
@@ -240,11 +253,14 @@ def main(argv: list[str] | None = None) -> int:
     if root and arguments.as_root:
         report(arguments, as_nobody=False)
     if root and arguments.thpmaps:
-        print("\nas root, whole commands from a fresh interpreter, seconds (thpmaps / snap)")
-        times = time_thpmaps(arguments.thpmaps, arguments.gib * GIB)
-        for pattern in PATTERNS:
-            theirs, ours = times[f"thpmaps: {pattern}"], times[f"snap: {pattern}"]
-            print(f"  {pattern:14}{theirs:8.2f} {ours:8.2f}   ratio {theirs / ours:.2f}")
+        print("\nas root, whole commands from a fresh interpreter, CPU seconds\n")
+        print("| memory | thpmaps | standard library alone | mthp snap |\n|---|--:|--:|--:|")
+        size = arguments.gib * GIB
+        for pattern in (*PATTERNS, *WHOLE):
+            here = min(size, MOST_WHOLE) if pattern in WHOLE else size
+            theirs, *ours = time_thpmaps(arguments.thpmaps, pattern, here).values()
+            cells = " | ".join(f"{seconds:.2f} s: {seconds / theirs:.2f}" for seconds in ours)
+            print(f"| {here >> 30} GiB, {pattern} | {theirs:.2f} s | {cells} |", flush=True)
     return 0
 
 
