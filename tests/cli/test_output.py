@@ -51,6 +51,19 @@ def run(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
         ("events.txt", ["collapse", SMALL_SCENARIO, "--events", "ftrace"]),
         ("oom.txt", ["collapse", "docs/findings/oom-order-2.jsonl"]),
         ("madvise.txt", ["collapse", "src/mthp/data/redis.npz", "--madvise-collapse"]),
+        (
+            "plan.txt",
+            [
+                "plan",
+                "src/mthp/data/redis.npz",
+                "--profile",
+                "7.3",
+                "--thp-anon",
+                "64K,2M:always",
+                "--max-ptes-none",
+                "0",
+            ],
+        ),
         ("sweep.txt", ["sweep", "src/mthp/data/redis.npz", "--profile", "7.3"]),
         (
             "doctor.txt",

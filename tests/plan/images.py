@@ -45,6 +45,15 @@ def fill(
     tables.bits[row, part] = DIRTY | used
 
 
+def always(*orders: int, **numbers: int) -> Settings:
+    """Settings with these sizes always, and no other."""
+    sizes = {
+        order: Enabled.ALWAYS if order in orders else Enabled.NEVER
+        for order in GEOMETRY.anon_orders
+    }
+    return Settings(sizes=sizes, **numbers)  # type: ignore[arg-type]
+
+
 class _Frames:
     """Hands out frames."""
 

@@ -15,19 +15,10 @@ from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageProcess, WorldArrays
-from tests.plan.images import BASE, GEOMETRY, PAGE, PTRS, SIZE, fill, made_process
+from tests.plan.images import BASE, PAGE, PTRS, SIZE, always, fill, made_process
 from tests.plan.test_planner import compare, engine, said
 
 ENDLESS = (NodeState(None),)
-
-
-def always(*orders: int, **numbers: int) -> Settings:
-    """Settings with these sizes always, and no other."""
-    sizes = {
-        order: Enabled.ALWAYS if order in orders else Enabled.NEVER
-        for order in GEOMETRY.anon_orders
-    }
-    return Settings(sizes=sizes, **numbers)  # type: ignore[arg-type]
 
 
 def plan_of(processes: list[ImageProcess], settings: Settings) -> BulkVerdict:

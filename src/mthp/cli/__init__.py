@@ -19,6 +19,7 @@ from mthp.cli.options import (
     add_collapse,
     add_diff,
     add_doctor,
+    add_plan,
     add_replay,
     add_snap,
     add_sweep,
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     add_collapse(verbs)
+    add_plan(verbs)
     add_sweep(verbs)
     add_doctor(verbs)
     add_calibrate(verbs)

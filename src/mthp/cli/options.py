@@ -236,6 +236,23 @@ def percentage(text: str) -> float:
     return float(match[1])
 
 
+def add_plan(verbs: Verbs) -> None:
+    """Add `mthp plan` and its options to the parser."""
+    parser = verbs.add_parser(
+        "plan",
+        help="what other settings would make of a target, and what they cost",
+        description="Plan what khugepaged makes of a target under the settings given, beside those that are "
+        "set: folios, memory added, TLB entries, work and time. Nothing on this machine is changed.",
+    )
+    parser.set_defaults(run="mthp.cli.plan:run_plan")
+    add_target(parser)
+    add_settings(parser)
+    parser.add_argument("--profile", choices=PROFILES, help="which kernel's collapse")
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument("--verbose", action="store_true", help="every mapping, every assumption")
+
+
 def add_sweep(verbs: Verbs) -> None:
     """Add `mthp sweep` and its options to the parser."""
     parser = verbs.add_parser(

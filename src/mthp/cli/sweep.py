@@ -7,21 +7,11 @@ import argparse
 import time
 
 from mthp.cli.options import print_json
+from mthp.cli.planning import planning_of
 from mthp.cli.progress import ProgressLine
-from mthp.cli.target import (
-    captured_settings,
-    load_target,
-    settle_assumed,
-    settle_profile,
-    settle_settings,
-)
-from mthp.image.snapshot import Snapshot
-from mthp.plan.planner import Planner
 from mthp.plan.records import Sweep, Wish
 from mthp.plan.sweep import choose_plan, front_of, grid, soon_enough
-from mthp.predict.outcome import usual
 from mthp.words.files import check_target, replace_text
-from mthp.worlds.build import arrays_of
 
 
 def run_sweep(args: argparse.Namespace) -> int:
@@ -48,18 +38,13 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
     """Plan the target of the command line under every setting of the grid."""
-    image = load_target(args)
-    base = settle_settings(args, captured_settings(image))
-    profile, reason = settle_profile(args.profile, image)
-    began = time.monotonic()
-    arrays = arrays_of(image.data, settle_assumed(args))
-    snapshot = image.data if isinstance(image.data, Snapshot) else None
-    planner = Planner(arrays, profile, base, snapshot)
+    planning, began = planning_of(args)
+    planner, base = planning.planner, planning.given
     now = planner.plan(base)
     within = None if args.within is None else 1000 * args.within
     wish = Wish(_share(args.max_added), _share(args.min_large), _share(args.min_reach), within)
     progress = ProgressLine(quiet=args.quiet)
-    tried = [*grid(base, profile)]
+    tried = [*grid(base, planning.profile)]
     plans = []
     for k, settings in enumerate(tried):
         progress.say(f"trying setting {k + 1} of {len(tried)}")
@@ -67,13 +52,8 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
     progress.say("")
     plans.sort(key=lambda plan: plan.price)
     chosen, nearest = choose_plan(plans, wish)
-    unseen = () if snapshot is None else snapshot.unseen
-    added = now.added_by_vma.keys() | nearest.added_by_vma.keys()
     return Sweep(
-        target=image.name,
-        source=image.source,
-        profile=profile.name,
-        profile_reason=reason,
+        **planning.told,
         base=base,
         now=now,
         wish=wish,
@@ -81,15 +61,7 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         front=front_of(plans),
         chosen=chosen,
         nearest=nearest,
-        names={
-            (process.pid, vma.start): (process.name, vma.name)
-            for process in planner.processes
-            for vma in process.vmas
-            if (process.pid, vma.start) in added
-        },
-        assumptions=arrays.assumptions,
-        unseen=unseen,
-        usual=usual(unseen),
+        names=planning.names((now, nearest)),
         seconds=time.monotonic() - began,
     )
 

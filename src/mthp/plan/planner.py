@@ -179,6 +179,11 @@ class Planner:
         self.walks = [_Walk.of(process, self.geometry) for process in self.processes]
         self.runs: dict[tuple[object, ...], _Sum] = {}
 
+    @property
+    def cpus(self) -> int:
+        """Those of the machine."""
+        return len(self.mappings.kernel.cpus)
+
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
         answer, walked = _Sum(), np.zeros(2, np.int64)

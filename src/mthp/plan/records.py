@@ -6,12 +6,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from mthp.words.settings import Settings
 
 Sizes = Counter[int]
 """Bytes by order of folio: what page tables map of anonymous folios, as often as they do."""
+
+
+class TlbKind(Enum):
+    """Processors by what one TLB entry may reach beside a page and a PMD: orders of aligned runs of pages of
+    one folio. AMD's since Zen coalesce PTEs, and arm64 has a bit for contiguous ones.
+    """
+
+    X86 = ()
+    AMD = (2, 3)
+    ARM64 = (4,)
+
+
+TLB_ENTRIES = 1536
+"""What a second-level TLB is taken to hold: that of Intel's server cores from Skylake on, of all sizes."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +63,44 @@ class BulkVerdict:
         return self.mapped - self.after[0]
 
     @property
+    def collapsed_bytes(self) -> int:
+        """In the new folios; what is not copied of them is cleared."""
+        geometry = self.settings.geometry
+        return sum(geometry.order_bytes(order) * nr for order, nr in self.windows.items())
+
+    @property
+    def flushes(self) -> int:
+        """Of a whole PMD's range each: one for each collapse, and those that are refused late have more."""
+        return sum(self.windows.values())
+
+    @property
     def reach(self) -> float:
         """The share of it that PMDs map: a TLB entry of the largest size each."""
         huge = self.pmds * self.settings.geometry.pmd_size
         return min(huge / self.mapped, 1.0) if self.mapped else 0.0
+
+    def entries(self, kind: TlbKind) -> dict[int, int]:
+        """TLB entries that reach all of it, by the order of what each reaches, largest first.
+
+        A model: folios are taken to be mapped where they lie aligned, and in whole runs. Runs are of pages of
+        4 KiB.
+        """
+        geometry = self.settings.geometry
+        found = Counter({geometry.pmd_order: self.pmds})
+        runs = kind.value if geometry.page_size == 4096 else ()
+        for order, size in self.after.items():
+            by_ptes = size - (self.pmds * geometry.pmd_size if order == geometry.pmd_order else 0)
+            run = max((each for each in runs if each <= order), default=0)
+            found[run] += -(-by_ptes // geometry.order_bytes(run))
+        return dict(sorted((+found).items(), reverse=True))
+
+    def reached(self, kind: TlbKind, number: int = TLB_ENTRIES) -> int:
+        """Bytes that so many TLB entries reach at most."""
+        size = 0
+        for order, nr in self.entries(kind).items():
+            size += min(nr, number) * self.settings.geometry.order_bytes(order)
+            number -= min(nr, number)
+        return min(size, self.mapped)
 
     @property
     def price(self) -> tuple[int, int, int, int]:
@@ -150,6 +198,26 @@ class Sweep:
         if self.chosen is None:
             return False
         return self.wish.missed_by(self.now) > 0 or self.chosen.price[:2] < self.now.price[:2]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One image under the settings that are set (now) and under those given. cpus: of the machine. The rest
+    as Sweep's.
+    """
+
+    target: str
+    source: str
+    profile: str
+    profile_reason: str
+    now: BulkVerdict
+    given: BulkVerdict
+    cpus: int
+    names: Mapping[tuple[int, int], tuple[str, str]]
+    assumptions: tuple[str, ...]
+    unseen: tuple[str, ...]
+    usual: frozenset[str]
+    seconds: float
 
 
 @dataclass(frozen=True)

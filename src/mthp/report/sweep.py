@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mthp.plan.records import BulkVerdict, Miss, Sweep, Wanted, Wish
+from mthp.plan.records import BulkVerdict, Miss, Sweep, TlbKind, Wanted, Wish
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, percent, plural
 from mthp.words.settings import TRANSPARENT_HUGEPAGE, Enabled, Settings
@@ -245,13 +245,13 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
         "profile_reason": sweep.profile_reason,
         "wish": asdict(sweep.wish),
         "missed": [asdict(miss) for miss in sweep.wish.misses(sweep.nearest)],
-        "now": _plan(sweep.now),
+        "now": plan_values(sweep.now),
         "writes": [
             {"path": path, "value": value}
             for path, value in writes(sweep.base, sweep.nearest.settings)
         ],
         "plans": [
-            {**_plan(plan), "front": front, "chosen": plan is sweep.chosen}
+            {**plan_values(plan), "front": front, "chosen": plan is sweep.chosen}
             for plan, front in zip(sweep.plans, sweep.front, strict=True)
         ],
         "assumptions": list(sweep.assumptions),
@@ -260,7 +260,8 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _plan(plan: BulkVerdict) -> dict[str, Any]:
+def plan_values(plan: BulkVerdict) -> dict[str, Any]:
+    """A plan as JSON values."""
     names = plan.settings.geometry.size_name
     return {
         "settings": plan.settings.to_json(),
@@ -277,6 +278,11 @@ def _plan(plan: BulkVerdict) -> dict[str, Any]:
             for (pid, start), size in sorted(plan.added_by_vma.items())
         ],
         "copied_bytes": plan.copied_bytes,
+        "cleared_bytes": plan.collapsed_bytes - plan.copied_bytes,
+        "tlb_entries": {
+            kind.name.lower(): {names(order): nr for order, nr in plan.entries(kind).items()}
+            for kind in TlbKind
+        },
         "tables": {"counted": plan.counted_tables, "engine": plan.engine_tables},
         "all_by_engine": plan.all_engine,
     }

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From the command line to a planner: what `mthp plan` and `mthp sweep` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from mthp.cli.target import (
+    captured_settings,
+    load_target,
+    settle_assumed,
+    settle_profile,
+    settle_settings,
+)
+from mthp.image.snapshot import Snapshot
+from mthp.plan.planner import Planner
+from mthp.plan.records import BulkVerdict
+from mthp.predict.outcome import usual
+from mthp.words.profiles import Profile
+from mthp.words.settings import Settings
+from mthp.worlds.build import arrays_of
+
+
+class Planning(NamedTuple):
+    """A target ready to be planned. captured: its settings; given: those with the command line's over them.
+    told: the fields of a record that say what it rests on."""
+
+    planner: Planner
+    profile: Profile
+    captured: Settings
+    given: Settings
+    told: Mapping[str, Any]
+
+    def names(self, plans: Collection[BulkVerdict]) -> dict[tuple[int, int], tuple[str, str]]:
+        """(pid, start) -> process and mapping, of those that plans add memory to."""
+        added = {where for plan in plans for where in plan.added_by_vma}
+        return {
+            (process.pid, vma.start): (process.name, vma.name)
+            for process in self.planner.processes
+            for vma in process.vmas
+            if (process.pid, vma.start) in added
+        }
+
+
+def planning_of(args: argparse.Namespace) -> tuple[Planning, float]:
+    """Make what the command line's target is planned with; and when that began, by time.monotonic()."""
+    image = load_target(args)
+    captured = captured_settings(image)
+    given = settle_settings(args, captured)
+    profile, reason = settle_profile(args.profile, image)
+    began = time.monotonic()
+    arrays = arrays_of(image.data, settle_assumed(args))
+    snapshot = image.data if isinstance(image.data, Snapshot) else None
+    unseen = () if snapshot is None else snapshot.unseen
+    told = {
+        "target": image.name,
+        "source": image.source,
+        "profile": profile.name,
+        "profile_reason": reason,
+        "assumptions": arrays.assumptions,
+        "unseen": unseen,
+        "usual": usual(unseen),
+    }
+    planner = Planner(arrays, profile, given, snapshot)
+    return Planning(planner, profile, captured, given, told), began

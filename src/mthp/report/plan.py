@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An image under settings given beside those that are set: memory, TLB, work and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Comparison, TlbKind
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import duration, more_memory, order_name, percent, plural
+from mthp.report.sweep import plan_values, sizes_text, within_text, writes
+from mthp.words.units import human_bytes
+
+SCHEMA_VERSION = 1
+MAPPINGS_SHOWN = 10
+_KINDS = {
+    TlbKind.X86: "x86, one a page or PMD",
+    TlbKind.AMD: "AMD, 16 and 32 KiB of a folio too",
+    TlbKind.ARM64: "arm64, 64 KiB of a folio too",
+}
+
+
+def render_plan(comparison: Comparison, console: Console, *, verbose: bool = False) -> None:
+    """Print both plans side by side. verbose: every mapping that memory is added to, every assumption."""
+    page = SafeConsole(console, verbose=verbose)
+    where = comparison.target
+    if comparison.source and comparison.source != comparison.target:
+        where += f" ({comparison.source})"
+    page.line(f"{where}: profile {comparison.profile} ({comparison.profile_reason})", "bold")
+    page.line(_headline(comparison), "bold")
+    changes = writes(comparison.now.settings, comparison.given.settings)
+    if changes:
+        page.heading("To set it (this writes nothing)")
+        for path, value in changes:
+            page.console.print(page.text(f"  echo {value} > {path}"), soft_wrap=True)
+    plans = comparison.now, comparison.given
+    columns = [("", "left"), ("as set", "right"), ("as given", "right")]
+    page.heading("Anonymous memory by folio size, when all has collapsed")
+    page.table(columns, _sizes(comparison), indent=0)
+    page.heading("What it comes to")
+    figures = (_figures(plan, comparison.cpus) for plan in plans)
+    rows = [(name, now, given) for (name, now), (_, given) in zip(*figures, strict=True)]
+    page.table(columns, rows, indent=0)
+    _added(page, comparison)
+    page.console.print()
+    page.line(_grounds(comparison), "dim")
+    usual = frozenset[str]() if verbose else comparison.usual
+    page.bullets("Assumed", [each for each in comparison.assumptions if each not in usual])
+    page.bullets("Not seen", [each for each in comparison.unseen if each not in usual])
+
+
+def _headline(comparison: Comparison) -> str:
+    now, given = comparison.now, comparison.given
+    if now.settings == given.settings:
+        return f"Predicted, with the settings as they are: {_in_short(given)}."
+    return f"Predicted: {_in_short(given)}; as set now, {_in_short(now)}."
+
+
+def _in_short(plan: BulkVerdict) -> str:
+    limit = plan.settings.max_ptes_none
+    text = (
+        f"{sizes_text(plan.settings)} with max_ptes_none {limit} gives {percent(plan.large, plan.mapped)} "
+        f"of {human_bytes(plan.mapped)} in large folios and {more_memory(plan.memory_added)}"
+    )
+    if plan.last_collapse_ms is None:
+        return f"{text}, as nothing collapses"
+    return f"{text} within {duration(plan.last_collapse_ms)}"
+
+
+def _sizes(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    """Bytes by size, and how many collapses there are to it."""
+    geometry, plans = comparison.now.settings.geometry, (comparison.now, comparison.given)
+    orders = {order for plan in plans for order in (*plan.after, *plan.windows)}
+    for order in sorted(orders):
+        cells = []
+        for plan in plans:
+            new = plan.windows.get(order, 0)
+            cells.append(human_bytes(plan.after[order]) + (f", {new:,} new" if new else ""))
+        yield (order_name(geometry, order), *cells)
+
+
+def _figures(plan: BulkVerdict, cpus: int) -> Iterator[tuple[str, str]]:
+    """What a plan comes to: names and figures."""
+    yield "in large folios", percent(plan.large, plan.mapped)
+    yield "memory added", human_bytes(plan.memory_added)
+    yield "mapped by PMDs", percent(round(plan.reach * plan.mapped), plan.mapped)
+    for kind, name in _KINDS.items():
+        yield f"TLB entries: {name}", f"{sum(plan.entries(kind).values()):,}"
+        yield f"  {TLB_ENTRIES:,} of them reach", percent(plan.reached(kind), plan.mapped)
+    yield "copied", human_bytes(plan.copied_bytes)
+    yield "cleared", human_bytes(plan.collapsed_bytes - plan.copied_bytes)
+    yield "flushes of a PMD's range", f"{plan.flushes:,}"
+    yield "IPIs", f"{plan.flushes * (cpus - 1):,}"
+    yield "last collapse within", within_text(plan)
+
+
+def _added(page: SafeConsole, comparison: Comparison) -> None:
+    """Where the memory is added."""
+    added = sorted(comparison.given.added_by_vma.items(), key=lambda item: (-item[1], item[0]))
+    if not added:
+        return
+    page.heading("Memory added, as given, by mapping")
+    shown = added if page.verbose else added[:MAPPINGS_SHOWN]
+    rows = []
+    for (pid, start), size in shown:
+        process, mapping = comparison.names[pid, start]
+        rows.append((f"{process} ({pid})", f"{start:x}", mapping or "anonymous", human_bytes(size)))
+    page.table([("process", "left"), ("at", "keep"), ("mapping", "left"), ("added", "right")], rows)
+    if rest := added[len(shown) :]:
+        more = human_bytes(sum(size for _, size in rest))
+        page.line(f"… {plural(len(rest), 'mapping')} more, {more}: --verbose", "dim")
+
+
+def _grounds(comparison: Comparison) -> str:
+    plan = comparison.given
+    why = f" ({plan.all_engine})" if plan.all_engine else ""
+    tables = plural(plan.counted_tables + plan.engine_tables, "table")
+    return (
+        f"At the fixed point, as given; of {tables} that come to windows, {plan.engine_tables:,} went to the "
+        f"engine{why}; of the others occupancy decides. The time is an upper bound. Not in it: what page "
+        "faults make of the same sizes, and attempts that are refused late, which flush too (mthp collapse "
+        "with these settings has them, and memory against time with --timeline). TLB entries are a model, of "
+        "folios that are mapped where they lie aligned."
+    )
+
+
+def plan_document(comparison: Comparison) -> dict[str, Any]:
+    """Both plans as JSON values: bytes as numbers."""
+    changes = writes(comparison.now.settings, comparison.given.settings)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "predicted": True,
+        "target": comparison.target,
+        "source": comparison.source,
+        "profile": comparison.profile,
+        "profile_reason": comparison.profile_reason,
+        "now": _values(comparison.now, comparison.cpus),
+        "given": _values(comparison.given, comparison.cpus),
+        "writes": [{"path": path, "value": value} for path, value in changes],
+        "assumptions": list(comparison.assumptions),
+        "unseen": list(comparison.unseen),
+        "seconds": comparison.seconds,
+    }
+
+
+def _values(plan: BulkVerdict, cpus: int) -> dict[str, Any]:
+    return {**plan_values(plan), "flushes": plan.flushes, "ipis": plan.flushes * (cpus - 1)}

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `mthp plan` says is what the planner says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mthp.cli import main
+from mthp.image.snapshot import load
+from mthp.plan.planner import Planner
+from mthp.plan.records import TlbKind
+from mthp.report.sweep import plan_values
+from mthp.words.profiles import PROFILES
+from mthp.words.settings import Enabled, Settings
+from mthp.words.units import human_bytes
+from mthp.worlds.build import arrays_of
+
+REDIS = str(Path(__file__).parents[2] / "src/mthp/data/redis.npz")
+GIVEN = ("--enabled", "64kB=always,2048kB=always", "--max-ptes-none", "63")
+
+
+def run(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert main(["plan", REDIS, "--profile", "7.3", *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_document_has_both_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(capsys, *GIVEN, "--json"))
+    image = load(REDIS)
+    settings = Settings.from_sysfs(image.sysfs, image.geometry)
+    given = settings.replace(
+        sizes={**settings.sizes, 4: Enabled.ALWAYS, 9: Enabled.ALWAYS},
+        max_ptes_none=63,
+    )
+    planner = Planner(arrays_of(image), PROFILES["7.3"], settings, image)
+    for name, each in (("now", settings), ("given", given)):
+        plan = planner.plan(each)
+        values = {
+            **plan_values(plan),
+            "flushes": plan.flushes,
+            "ipis": plan.flushes * (planner.cpus - 1),
+        }
+        assert found[name] == json.loads(json.dumps(values))
+    assert plan.flushes == sum(plan.windows.values()) > 0
+    assert planner.cpus > 1
+    assert [each["value"] for each in found["writes"]] == ["always", "always", "63"]
+
+
+def test_the_page_has_the_figures_of_both(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, *GIVEN)
+    values = json.loads(run(capsys, *GIVEN, "--json"))
+    for name in ("memory added", "copied", "cleared"):
+        key = name.replace(" ", "_") + ("_bytes" if "added" not in name else "")
+        (row,) = (line for line in text.splitlines() if line.startswith(name + " "))
+        assert row.endswith(human_bytes(values["given"][key]))
+        assert human_bytes(values["now"][key]) in row
+    for kind in TlbKind:
+        entries = sum(values["given"]["tlb_entries"][kind.name.lower()].values())
+        assert f" {entries:,}\n" in text
+    assert "echo 63 > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none" in text
+
+
+def test_without_settings_it_is_about_those_that_are_set(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = run(capsys)
+    assert "with the settings as they are" in text
+    assert "echo" not in text
+
+
+def test_a_setting_that_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", REDIS, "--max-ptes-none", "512"]) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert len(captured.err.splitlines()) == 1
