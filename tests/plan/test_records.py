@@ -10,9 +10,10 @@ import pytest
 
 from mthp.image.snapshot import load
 from mthp.plan.planner import Planner
-from mthp.plan.records import TLB_ENTRIES, BulkVerdict, TlbKind
+from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Spent, TlbKind
 from mthp.predict.measure import TlbModel
 from mthp.predict.outcome import Request, run_world
+from mthp.words.costs import PUBLISHED, Cost, CostTable
 from mthp.words.profiles import PROFILES
 from mthp.worlds.arrays import WorldArrays
 from mthp.worlds.build import arrays_of, build_arrays
@@ -69,3 +70,34 @@ def test_the_largest_entries_reach_first(redis: WorldArrays) -> None:
     assert plan.reached(TlbKind.X86, pmds + 3) == (pmds << 21) + 3 * 4096
     assert plan.reached(TlbKind.X86, 1 << 40) == plan.mapped
     assert plan.reached(TlbKind.ARM64) > plan.reached(TlbKind.X86, TLB_ENTRIES)
+
+
+def test_time_is_the_costs_so_many_times(redis: WorldArrays) -> None:
+    plan = plan_of(redis, (4, 9), 511)
+    names = ("allocate", "stop", "copy_page", "clear_page", "scan_pte")
+    ns = dict(zip(names, (1e9, 1e6, 1e3, 10.0, 1.0), strict=True))
+    costs = CostTable({name: Cost(value, "made up") for name, value in ns.items()})
+    pages = plan.collapsed_bytes >> 12
+    copied = plan.copied_bytes >> 12
+    assert 0 < copied < pages
+    spent = Spent.of(plan, costs)
+    assert spent.collapsing == (
+        plan.windows[9] * ns["allocate"]
+        + sum(plan.windows.values()) * ns["stop"]
+        + copied * ns["copy_page"]
+        + (pages - copied) * ns["clear_page"]
+    )
+    assert spent.scanning == plan.scanned_ptes >= 512 * plan.counted_tables
+    assert spent.longest == ns["stop"] + 512 * ns["copy_page"]
+    small = Spent.of(plan_of(redis, (4,), 0), costs)
+    assert small.longest == ns["stop"] + 16 * ns["copy_page"]
+    nothing = Spent.of(plan_of(redis, (), 0), costs)
+    assert nothing == (0, 0, 0)
+
+
+def test_what_no_cost_is_known_of_is_not_said(redis: WorldArrays) -> None:
+    plan = plan_of(redis, (4, 9), 0)
+    spent = Spent.of(plan, PUBLISHED)
+    assert spent.scanning is None
+    assert spent.collapsing is not None
+    assert Spent.of(plan, CostTable({})) == (None, None, None)

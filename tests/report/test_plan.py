@@ -13,6 +13,7 @@ from mthp.image.snapshot import load
 from mthp.plan.planner import Planner
 from mthp.plan.records import TlbKind
 from mthp.report.sweep import plan_values
+from mthp.words.costs import Cost, CostTable, costs_document
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import human_bytes
@@ -38,12 +39,10 @@ def test_the_document_has_both_plans(capsys: pytest.CaptureFixture[str]) -> None
     planner = Planner(arrays_of(image), PROFILES["7.3"], settings, image)
     for name, each in (("now", settings), ("given", given)):
         plan = planner.plan(each)
-        values = {
-            **plan_values(plan),
-            "flushes": plan.flushes,
-            "ipis": plan.flushes * (planner.cpus - 1),
-        }
-        assert found[name] == json.loads(json.dumps(values))
+        values = json.loads(json.dumps(plan_values(plan)))
+        assert {key: found[name][key] for key in values} == values
+        assert found[name]["flushes"] == plan.flushes
+        assert found[name]["ipis"] == plan.flushes * (planner.cpus - 1)
     assert plan.flushes == sum(plan.windows.values()) > 0
     assert planner.cpus > 1
     assert [each["value"] for each in found["writes"]] == ["always", "always", "63"]
@@ -76,3 +75,21 @@ def test_a_setting_that_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert not captured.out
     assert len(captured.err.splitlines()) == 1
+
+
+def test_time_is_reckoned_by_the_costs_given(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "costs.json"
+    document = costs_document(
+        CostTable({"scan_pte": Cost(10.0, "made up"), "stop": Cost(0, "too")})
+    )
+    path.write_text(json.dumps(document))
+    found = json.loads(run(capsys, *GIVEN, "--costs", str(path), "--json"))
+    assert found["costs"]["scan_pte"] == {**document["costs"]["scan_pte"]}
+    assert found["costs"]["copy_page"]["source"].startswith("published")
+    assert found["given"]["spent_ns"]["scanning"] > 0
+    assert "scan_pte: made up" in " ".join(run(capsys, *GIVEN, "--costs", str(path)).split())
+    path.write_text("{}")
+    assert main(["plan", REDIS, "--costs", str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -248,6 +248,11 @@ def add_plan(verbs: Verbs) -> None:
     add_target(parser)
     add_settings(parser)
     parser.add_argument("--profile", choices=PROFILES, help="which kernel's collapse")
+    parser.add_argument(
+        "--costs",
+        metavar="FILE",
+        help="what time is reckoned by, as mthp calibrate --json has it (default: published figures)",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument("--verbose", action="store_true", help="every mapping, every assumption")

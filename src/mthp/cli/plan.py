@@ -9,6 +9,7 @@ import time
 from mthp.cli.options import print_json
 from mthp.cli.planning import planning_of
 from mthp.plan.records import Comparison
+from mthp.words.costs import PUBLISHED, read_costs
 
 
 def run_plan(args: argparse.Namespace) -> int:
@@ -21,6 +22,7 @@ def run_plan(args: argparse.Namespace) -> int:
         now=now,
         given=given,
         cpus=planner.cpus,
+        costs=PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED),
         names=planning.names((now, given)),
         seconds=time.monotonic() - began,
     )

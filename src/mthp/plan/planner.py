@@ -196,7 +196,6 @@ class Planner:
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
             walked = np.add(walked, self._walked(number, orders != 0))
-        wakeups = self._wakeups(walked, settings)
         self._unshare(odd, passed, settings.max_ptes_shared)
         others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
@@ -207,7 +206,7 @@ class Planner:
             why = why or self._short_of_memory(answer, settings)
         if why:
             answer = self._run(settings, None)
-        return self._answer(settings, answer, wakeups, others, why)
+        return self._answer(settings, answer, walked, others, why)
 
     def windows(self, settings: Settings) -> Windows:
         """The windows of plain tables that collapse, one by one: pid -> (address, order), by address."""
@@ -430,18 +429,18 @@ class Planner:
         each = max(most, table)
         return -(-(cheap * each + filled * table * most) // (most * each))
 
-    def _last_collapse_ms(self, settings: Settings, answer: _Sum, wakeups: int) -> int | None:
+    def _last_collapse_ms(self, settings: Settings, answer: _Sum, walked: Counts) -> int | None:
         collapsed = sum(nr << order for order, nr in answer.windows.items())
         if not collapsed:
             return None
         known = None if self.snapshot is None else others_of(self.snapshot, settings)
         others = answer.full_scans * scanned_pages(known, self.geometry)
         size = collapsed << self.geometry.page_shift
-        scans = answer.full_scans * wakeups
-        return elapsed_ms(settings, scans, others, size) + answer.alloc_sleep_ms
+        wakeups = answer.full_scans * self._wakeups(walked, settings)
+        return elapsed_ms(settings, wakeups, others, size) + answer.alloc_sleep_ms
 
     def _answer(
-        self, settings: Settings, answer: _Sum, wakeups: int, others: int, why: str
+        self, settings: Settings, answer: _Sum, walked: Counts, others: int, why: str
     ) -> BulkVerdict:
         shift = self.geometry.page_shift
         change = {order: nr << shift for order, nr in answer.change.items() if nr}
@@ -456,7 +455,8 @@ class Planner:
             memory_added=sum(answer.added.values()) << shift,
             copied_bytes=answer.copied << shift,
             added_by_vma={where: nr << shift for where, nr in answer.added.items() if nr},
-            last_collapse_ms=self._last_collapse_ms(settings, answer, wakeups),
+            last_collapse_ms=self._last_collapse_ms(settings, answer, walked),
+            scanned_ptes=int(walked[0]) * self.geometry.ptrs_per_pte * answer.full_scans,
             counted_tables=answer.counted,
             engine_tables=sum(map(len, self.tied)) if why else others,
             all_engine=why,

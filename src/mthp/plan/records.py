@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import NamedTuple
 
+from mthp.words.costs import CostTable
 from mthp.words.settings import Settings
 
 Sizes = Counter[int]
@@ -35,6 +37,7 @@ class BulkVerdict:
     windows: order -> how many collapse. before, after: order -> bytes mapped. pmds: PMDs that map memory
     afterwards. memory_added, copied_bytes: as in Outcome. added_by_vma: (pid, start) -> bytes, where any.
     last_collapse_ms: within which the last of them is, by Clock's rules; None if nothing collapses.
+    scanned_ptes: entries that are looked at until then, at most.
     counted_tables: tables of which occupancy decides. engine_tables: the engine's. all_engine: why it had all
     of them, or empty.
     """
@@ -48,6 +51,7 @@ class BulkVerdict:
     copied_bytes: int
     added_by_vma: Mapping[tuple[int, int], int]
     last_collapse_ms: int | None
+    scanned_ptes: int
     counted_tables: int
     engine_tables: int
     all_engine: str = ""
@@ -200,10 +204,43 @@ class Sweep:
         return self.wish.missed_by(self.now) > 0 or self.chosen.price[:2] < self.now.price[:2]
 
 
+class Spent(NamedTuple):
+    """Nanoseconds that a plan costs. collapsing, scanning: khugepaged's CPU, until the last collapse.
+    longest: for which one collapse stops the process at most. None: a cost is not known.
+    """
+
+    collapsing: float | None
+    scanning: float | None
+    longest: float | None
+
+    @classmethod
+    def of(cls, plan: BulkVerdict, costs: CostTable) -> Spent:
+        """By a table, which has the costs of a collapse to PMD size; for those to smaller sizes its part for
+        each page and its part for none are taken as well, and the flush is as large."""
+        geometry = plan.settings.geometry
+        copied = plan.copied_bytes >> geometry.page_shift
+        cleared = (plan.collapsed_bytes >> geometry.page_shift) - copied
+        whole, order = plan.windows.get(geometry.pmd_order, 0), max(plan.windows, default=0)
+        pages = {"copy_page": copied, "clear_page": cleared}
+        most = {"copy_page": 1 << order} if plan.windows else {}
+        return cls(
+            _sum_ns(costs, allocate=whole, stop=plan.flushes, **pages),
+            _sum_ns(costs, scan_pte=plan.scanned_ptes),
+            _sum_ns(costs, stop=min(plan.flushes, 1), **most),
+        )
+
+
+def _sum_ns(costs: CostTable, **times: float) -> float | None:
+    try:
+        return costs.sum_ns(**times)
+    except KeyError:
+        return None
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """One image under the settings that are set (now) and under those given. cpus: of the machine. The rest
-    as Sweep's.
+    """One image under the settings that are set (now) and under those given. cpus: of the machine. costs:
+    what time is reckoned by. The rest as Sweep's.
     """
 
     target: str
@@ -213,6 +250,7 @@ class Comparison:
     now: BulkVerdict
     given: BulkVerdict
     cpus: int
+    costs: CostTable
     names: Mapping[tuple[int, int], tuple[str, str]]
     assumptions: tuple[str, ...]
     unseen: tuple[str, ...]

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Comparison, TlbKind
+from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Comparison, Spent, TlbKind
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, more_memory, order_name, percent, plural
 from mthp.report.sweep import plan_values, sizes_text, within_text, writes
+from mthp.words.costs import CostTable, costs_document
 from mthp.words.units import human_bytes
 
 SCHEMA_VERSION = 1
@@ -41,7 +42,7 @@ def render_plan(comparison: Comparison, console: Console, *, verbose: bool = Fal
     page.heading("Anonymous memory by folio size, when all has collapsed")
     page.table(columns, _sizes(comparison), indent=0)
     page.heading("What it comes to")
-    figures = (_figures(plan, comparison.cpus) for plan in plans)
+    figures = (_figures(plan, comparison.cpus, comparison.costs) for plan in plans)
     rows = [(name, now, given) for (name, now), (_, given) in zip(*figures, strict=True)]
     page.table(columns, rows, indent=0)
     _added(page, comparison)
@@ -82,7 +83,7 @@ def _sizes(comparison: Comparison) -> Iterator[tuple[str, ...]]:
         yield (order_name(geometry, order), *cells)
 
 
-def _figures(plan: BulkVerdict, cpus: int) -> Iterator[tuple[str, str]]:
+def _figures(plan: BulkVerdict, cpus: int, costs: CostTable) -> Iterator[tuple[str, str]]:
     """What a plan comes to: names and figures."""
     yield "in large folios", percent(plan.large, plan.mapped)
     yield "memory added", human_bytes(plan.memory_added)
@@ -95,6 +96,19 @@ def _figures(plan: BulkVerdict, cpus: int) -> Iterator[tuple[str, str]]:
     yield "flushes of a PMD's range", f"{plan.flushes:,}"
     yield "IPIs", f"{plan.flushes * (cpus - 1):,}"
     yield "last collapse within", within_text(plan)
+    spent = Spent.of(plan, costs)
+    yield "khugepaged's CPU time: collapses", _time_text(spent.collapsing)
+    yield "  scanning, until then, at most", _time_text(spent.scanning)
+    yield "one collapse stops the process at most", _time_text(spent.longest)
+
+
+def _time_text(nanoseconds: float | None) -> str:
+    """Of little time and of much; a dash where it is not known."""
+    if nanoseconds is None:
+        return "–"
+    if nanoseconds < 1e6:
+        return f"{nanoseconds / 1e3:.0f} µs"
+    return duration(round(nanoseconds / 1e6))
 
 
 def _added(page: SafeConsole, comparison: Comparison) -> None:
@@ -123,8 +137,17 @@ def _grounds(comparison: Comparison) -> str:
         f"engine{why}; of the others occupancy decides. The time is an upper bound. Not in it: what page "
         "faults make of the same sizes, and attempts that are refused late, which flush too (mthp collapse "
         "with these settings has them, and memory against time with --timeline). TLB entries are a model, of "
-        "folios that are mapped where they lie aligned."
+        f"folios that are mapped where they lie aligned. CPU time is reckoned by {_sources(comparison)}."
     )
+
+
+def _sources(comparison: Comparison) -> str:
+    """Where the costs are from that were needed."""
+    sources: dict[str, list[str]] = {}
+    for name in ("stop", "copy_page", "clear_page", "allocate", "scan_pte"):
+        known = comparison.costs.get(name)
+        sources.setdefault("nothing known" if known is None else known.source, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {source}" for source, names in sources.items())
 
 
 def plan_document(comparison: Comparison) -> dict[str, Any]:
@@ -137,8 +160,9 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
         "source": comparison.source,
         "profile": comparison.profile,
         "profile_reason": comparison.profile_reason,
-        "now": _values(comparison.now, comparison.cpus),
-        "given": _values(comparison.given, comparison.cpus),
+        "now": _values(comparison, comparison.now),
+        "given": _values(comparison, comparison.given),
+        "costs": costs_document(comparison.costs)["costs"],
         "writes": [{"path": path, "value": value} for path, value in changes],
         "assumptions": list(comparison.assumptions),
         "unseen": list(comparison.unseen),
@@ -146,5 +170,11 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _values(plan: BulkVerdict, cpus: int) -> dict[str, Any]:
-    return {**plan_values(plan), "flushes": plan.flushes, "ipis": plan.flushes * (cpus - 1)}
+def _values(comparison: Comparison, plan: BulkVerdict) -> dict[str, Any]:
+    spent = Spent.of(plan, comparison.costs)._asdict()
+    return {
+        **plan_values(plan),
+        "flushes": plan.flushes,
+        "ipis": plan.flushes * (comparison.cpus - 1),
+        "spent_ns": {name: None if ns is None else round(ns) for name, ns in spent.items()},
+    }
