@@ -80,8 +80,8 @@ def spans(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The entries of many ranges (start, end), as span() has each: where they begin, and where they end."""
     last = 2**64 - geometry.page_size
-    ends = [each for start, end in ranges for each in (start, min(end, last))]
-    addresses = np.array(ends, np.uint64)
+    within = [(start, end if end < last else last) for start, end in ranges]
+    addresses = np.array(within, np.uint64).reshape(-1)
     bases = addresses & ~np.uint64(geometry.pmd_size - 1)
     rows = np.searchsorted(table_address, bases)
     known = np.append(table_address, np.uint64(1))[rows] == bases
@@ -90,13 +90,23 @@ def spans(
     return places[::2], places[1::2]
 
 
+_MOST_OF_SMALL = 64
+"""Entries of a range that it does not pay to look at by itself."""
+
+
 def painted(
     size: int, starts: NDArray[np.int64], ends: NDArray[np.int64], values: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """So many entries, each with the value of the one range that it is in, or 0."""
     entries = np.zeros(size, np.int32)
-    for start, end, value in zip(starts.tolist(), ends.tolist(), values.tolist(), strict=True):
+    large = ends - starts > _MOST_OF_SMALL
+    for start, end, value in zip(starts[large], ends[large], values[large], strict=True):
         entries[start:end] = value
+    first, sizes = starts[~large], (ends - starts)[~large]
+    before = sizes.cumsum() - sizes
+    entries[np.repeat(first - before, sizes) + np.arange(sizes.sum())] = np.repeat(
+        values[~large], sizes
+    )
     return entries
 
 

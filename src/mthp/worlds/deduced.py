@@ -21,6 +21,10 @@ _MMF = {
 }
 
 
+_ADVISED = frozenset({"hg", "nh", "ht"})
+"""Codes of mappings of which the settings alone do not say whether they are eligible."""
+
+
 def _settings(snapshot: Snapshot) -> Settings | None:
     """The settings of a snapshot; None where no kernel has such."""
     try:
@@ -67,7 +71,7 @@ def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:
     answers = {
         vma.thp_eligible
         for vma in process.vmas
-        if vma.anonymous and not {"hg", "nh", "ht"} & vma.flags
+        if vma.anonymous and _ADVISED.isdisjoint(vma.flags)
         if _fits(vma.start, vma.end, orders, snapshot.geometry.page_shift)
     }
     if not answers - {None}:
