@@ -15,7 +15,7 @@ from mthp.mm.mm_types import (
     MMF_DISABLE_THP_EXCEPT_ADVISED,
     userfaultfd_armed,
 )
-from mthp.mm.pgtable_types import PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, Pte, leaf_kind
+from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, PTE_NONE, UFFD_WP, YOUNG, Leaf, Pte, leaf_kind
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.predict.explain import explain, vma_gate
 from mthp.predict.records import Change, ChangeKind, Refusal, RefusedAt, WindowGate
@@ -148,7 +148,7 @@ def _more_holes(ask: _Ask) -> Changes:
     trial = ask.trial
     nr, pmd_order = trial.kernel.geometry.ptrs_per_pte, trial.kernel.geometry.pmd_order
     if trial.kernel.settings.size_enabled(pmd_order) is not Enabled.NEVER:
-        missing = sum(not trial.frame(i) and not _is_out(trial, i) for i in range(nr))
+        missing = sum(_is_missing(trial, i) for i in range(nr))
         if missing < ask.most:
             yield from _raise(ask, "max_ptes_none", missing)
     yield from _raise(ask, "max_ptes_none", ask.most)
@@ -157,7 +157,7 @@ def _more_holes(ask: _Ask) -> Changes:
 def _exceed_none(ask: _Ask) -> Changes:
     if userfaultfd_armed(ask.trial.vma):
         yield Change(ChangeKind.UNREGISTER_USERFAULTFD)
-    missing = ask.where(lambda trial, i: not trial.frame(i) and not _is_out(trial, i))
+    missing = ask.where(_is_missing)
     yield from _raise(ask, "max_ptes_none", len(missing) if ask.at_pmd else ask.most)
     yield from _of_pages(ChangeKind.FILL, missing, ask.limit("max_ptes_none"))
 
@@ -280,6 +280,12 @@ _BY_RESULT: dict[ScanResult, Callable[[_Ask], Changes]] = {
     ScanResult.CGROUP_CHARGE_FAIL: _over_limit,
 }
 """What may help against each result."""
+
+
+def _is_missing(trial: Trial, i: int) -> bool:
+    """Whether it maps nothing, or the zero page."""
+    word = trial.ptes[i]
+    return word == 0 or (word & PRESENT != 0 and word >> PFN_SHIFT == 0)
 
 
 def _is_out(trial: Trial, i: int) -> bool:

@@ -182,11 +182,14 @@ class Trial:
             bits = self.ptes[i] & PTE_FLAGS_MASK
         self.ptes[i] = mk_pte(new_anon_folio(mem, flags=flags), bits)
 
-    def orders(self) -> NDArray[np.int8]:
-        """The order of the folio behind each PTE, -1 where there is none."""
+    def _is_huge(self) -> bool:
         pmd = pmd_ptr(self.mm, self.pmd_addr)
         value = pmd.page.pmds.raw[pmd.slot] if pmd is not None else 0
-        if value and not pmd_is_table(value):
+        return value != 0 and not pmd_is_table(value)
+
+    def orders(self) -> NDArray[np.int8]:
+        """The order of the folio behind each PTE, -1 where there is none."""
+        if self._is_huge():
             nr, order = self.kernel.geometry.ptrs_per_pte, self.kernel.geometry.pmd_order
             return np.full(nr, order, np.int8)
         mem, words = self.kernel.mem, np.array(self.ptes, np.int64)
@@ -200,7 +203,11 @@ class Trial:
 
     def translations(self, tlb: TlbModel) -> int:
         """How many translations the mapping needs now."""
-        return sum(translations_of(each, tlb) for each in entries_of(self.kernel, [self.vma]))
+        if tlb is not TlbModel.PLAIN:
+            return sum(translations_of(each, tlb) for each in entries_of(self.kernel, [self.vma]))
+        if self._is_huge():
+            return 1
+        return int(np.count_nonzero(np.array(self.ptes, np.int64) & PRESENT))
 
     def run(self) -> Tally:
         """Scan until nothing changes."""
