@@ -137,7 +137,7 @@ def run_collapse(args: argparse.Namespace) -> int:
         return _why(args, world, request, progress, keep or [])
 
     def another(settings: Settings, assumed: Assumed | None = None) -> tuple[BuiltWorld, Request]:
-        gc.collect()
+        gc.collect()  # the last world lies in cycles, and two at once would be twice the memory
         return predict(image, settings, profile, args, assumed)
 
     brief = args.events or args.csv or args.csv_processes
@@ -146,7 +146,6 @@ def run_collapse(args: argparse.Namespace) -> int:
         outcome = run_world(world, request)
         if not brief:
             del world, progress.daemon
-            gc.collect()  # a world lies in cycles, and two at once would be twice the memory
             if isinstance(image.data, Snapshot) and args.no_range:
                 outcome = with_unknowns(outcome, image.data, settle_assumed(args).young)
             elif isinstance(image.data, Snapshot):

@@ -415,13 +415,14 @@ def _vmas(entries: list[dict[str, Any]], of: Mapping[str, list[Any]]) -> Iterato
     anonymous = [each is None for each in of["skipped"]]
     captured = map(dict.get, entries, repeat("captured"), anonymous)
     eligible = [entry.get("thp_eligible") for entry in entries]
-    return map(
-        SnapshotVma, of["start"], of["end"], of["perms"], [codes[each] for each in of["flags"]],
+    columns = zip(
+        of["start"], of["end"], of["perms"], [codes[each] for each in of["flags"]],
         of["path"], anonymous, of["skipped"], captured, map(kind_of, entries), of["anonymous"],
         of["referenced"], of["swap"], of["anon_vma"], of["lazyfree"],
         (None if each is None else bool(each) for each in eligible),
-        (tuple(_nodes(words)) if words else () for words in of["numa"]),
+        (tuple(_nodes(words)) if words else () for words in of["numa"]), strict=True,
     )  # fmt: skip
+    return map(SnapshotVma._make, columns)
 
 
 def _nodes(words: Iterable[str]) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -225,16 +226,20 @@ class Parts(NamedTuple):
 
 def parts_of(vmas: Iterable[Vma]) -> Parts:
     """What populated_parts() gives of each of some mappings, all at once. Not a step."""
-    numbered = groupby(enumerate(vmas), lambda each: each[1].vm_mm)
-    found = [_parts_of(mm, list(own)) for mm, own in numbered]
-    return Parts(*map(np.concatenate, zip(_NO_PARTS, *found, strict=True)))
+    found, nr = [_NO_PARTS], 0
+    for mm, alike in groupby(vmas, attrgetter("vm_mm")):
+        own = list(alike)
+        found.append(_parts_of(mm, own, nr))
+        nr += len(own)
+    return Parts(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _parts_of(mm: Mm, vmas: list[tuple[int, Vma]]) -> Parts:
+def _parts_of(mm: Mm, vmas: list[Vma], nr_before: int) -> Parts:
     geometry = mm.geometry
     size, page_shift = np.uint64(geometry.pmd_size), np.uint64(geometry.page_shift)
     shift, nr = np.uint64(geometry.pmd_shift), geometry.ptrs_per_pte
-    starts, ends = np.array([(vma.vm_start, vma.vm_end) for _, vma in vmas], np.uint64).T
+    starts = np.array([vma.vm_start for vma in vmas], np.uint64)
+    ends = np.array([vma.vm_end for vma in vmas], np.uint64)
     slots, pmds = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     first_page, last_page = (
         int(at) // nr >> geometry.pmd_shift for at in (starts.min(), ends.max())
@@ -254,7 +259,7 @@ def _parts_of(mm: Mm, vmas: list[tuple[int, Vma]]) -> Parts:
     bases, first = bases[slot], np.maximum(bases[slot], starts[own])
     pages_each = (np.minimum(bases + size, ends[own]) - first) >> page_shift
     return Parts(
-        np.array([k for k, _ in vmas], np.intp)[own],
+        own + nr_before,
         first,
         ((first - bases) >> page_shift).astype(np.int64),
         pages_each.astype(np.int64),

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mthp.image.capture.columns import NEVER
 from mthp.image.snapshot import Snapshot
@@ -121,7 +123,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         refusals=refusals,
         torn=TornUse(len(world.torn), held, tally.torn_collapsed),
         vmas=uses,
-        by_process=tuple(_by_process(each_resident, uses)),
+        by_process=tuple(_by_process(each_resident, vmas, before, after, added)),
         assumptions=world.assumptions,
         unseen=request.unseen,
         usual=usual(request.unseen),
@@ -162,41 +164,50 @@ def _refusals(
     ]
 
 
-def _added_by_vma(vmas: list[Vma], tally: Tally) -> Counter[Vma]:
+def _added_by_vma(vmas: list[Vma], tally: Tally) -> NDArray[np.int64]:
     """The bytes that collapses added to each mapping; a table that collapses is in one alone."""
-    added: Counter[Vma] = Counter()
+    added = np.zeros(len(vmas), np.int64)
     if not tally.added:
         return added
     places = sorted((vma.vm_mm.number, vma.vm_start, k) for k, vma in enumerate(vmas))
     for table, frames in tally.added.items():
         _, _, k = places[bisect_right(places, (*table, len(vmas))) - 1]
-        added[vmas[k]] += frames << tally.kernel.geometry.page_shift
+        added[k] += frames << tally.kernel.geometry.page_shift
     return added
 
 
-def _by_process(residents: Mapping[Mm, Resident], vmas: tuple[VmaUse, ...]) -> Iterator[ProcessUse]:
-    of_pid: dict[int, list[VmaUse]] = {}
-    for vma in vmas:
-        of_pid.setdefault(vma.pid, []).append(vma)
-    for mm, resident in residents.items():
-        yield _process_use(mm, resident, of_pid.get(mm.number, []))
+def _by_process(
+    residents: Mapping[Mm, Resident],
+    vmas: list[Vma],
+    before: Measured,
+    after: Measured,
+    added: NDArray[np.int64],
+) -> Iterator[ProcessUse]:
+    number = {mm: k for k, mm in enumerate(residents)}
+    owners = np.array([number[vma.vm_mm] for vma in vmas], np.intp)
 
+    def sums(values: NDArray[np.int64]) -> list[int]:
+        each = np.zeros(len(number), np.int64)
+        np.add.at(each, owners, values)
+        found: list[int] = each.tolist()
+        return found
 
-def _process_use(mm: Mm, resident: Resident, own: list[VmaUse]) -> ProcessUse:
-    before, after = Counter[int](), Counter[int]()
-    for vma in own:
-        for sums, size_of in ((before, vma.before), (after, vma.after)):
-            for order, size in size_of.items():
-                sums[order] += size
-    return ProcessUse(
-        pid=mm.number,
-        name=mm.comm,
-        resident=resident,
-        before=dict(sorted(before.items())),
-        after=dict(sorted(after.items())),
-        swapped=sum(vma.swapped for vma in own),
-        memory_added=sum(vma.memory_added for vma in own),
-    )
+    uses = [
+        {order: sums(sizes) for order, sizes in sorted(each.bytes.items())}
+        for each in (before, after)
+    ]
+    swapped, memory_added = sums(after.swapped), sums(added)
+    for k, (mm, resident) in enumerate(residents.items()):
+        was, now = ({order: each[k] for order, each in use.items() if each[k]} for use in uses)
+        yield ProcessUse(
+            pid=mm.number,
+            name=mm.comm,
+            resident=resident,
+            before=was,
+            after=now,
+            swapped=swapped[k],
+            memory_added=memory_added[k],
+        )
 
 
 def _vma_uses(
@@ -204,11 +215,10 @@ def _vma_uses(
     gates: Mapping[Vma, VmaGate | None],
     before: Measured,
     after: Measured,
-    added: Counter[Vma],
+    added: NDArray[np.int64],
 ) -> Iterator[VmaUse]:
     words = {gate: "" if gate is None else gate.value for gate in {*gates.values()}}
-    return map(
-        VmaUse,
+    columns = zip(
         (vma.vm_mm.number for vma in vmas),
         (vma.vm_start for vma in vmas),
         (vma.vm_end for vma in vmas),
@@ -218,8 +228,10 @@ def _vma_uses(
         after.by_mapping(),
         after.swapped.tolist(),
         after.zero.tolist(),
-        (added[vma] for vma in vmas),
+        added.tolist(),
+        strict=True,
     )
+    return map(VmaUse._make, columns)
 
 
 def _counters(world: BuiltWorld) -> dict[str, dict[str, int]]:

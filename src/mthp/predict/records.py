@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from enum import Enum, StrEnum
+from functools import cached_property
 from operator import add
 from typing import NamedTuple
 
@@ -467,7 +468,7 @@ class Outcome:
         least = self.pmd_order if self.highest_order is None else self.highest_order
         return sum(use.bytes for order, use in self.orders_after.items() if order >= least)
 
-    @property
+    @cached_property
     def nothing_enabled(self) -> bool:
         """Whether no mapping is scanned, and there are some that would be if a size were enabled."""
         if self.highest_order is not None:

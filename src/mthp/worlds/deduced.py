@@ -68,18 +68,13 @@ def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:
         return 0
     settings = _settings(snapshot)
     orders = 0 if settings is None else sysfs_orders(settings, 0)
+    least = (orders & -orders) << snapshot.geometry.page_shift
     answers = {
         vma.thp_eligible
         for vma in process.vmas
+        if 0 < least <= (vma.end & -least) - vma.start  # it holds an aligned range of that size
         if vma.anonymous and _ADVISED.isdisjoint(vma.flags)
-        if _fits(vma.start, vma.end, orders, snapshot.geometry.page_shift)
     }
     if not answers - {None}:
         return None
     return 0 if True in answers else MMF_DISABLE_THP_EXCEPT_ADVISED
-
-
-def _fits(start: int, end: int, orders: int, page_shift: int) -> bool:
-    """Whether the smallest of the orders has an aligned range at the end of [start, end)."""
-    size = (orders & -orders) << page_shift if orders else 0
-    return 0 < size <= (end & -size) - start

@@ -356,10 +356,11 @@ def _vmas(names: list[tuple[str, int]], alike: list[tuple[bytes, ...]]) -> Itera
     codes = [texts[each].strip() for each in flags]
     inodes = [*map(int, inode)]
     starts, ends, offsets = ([int(each, 16) for each in column] for column in (start, end, offset))
-    return map(
-        SmapsEntry, identity, starts, ends, rights, offsets, devices, inodes, where, codes,
+    columns = zip(
+        identity, starts, ends, rights, offsets, devices, inodes, where, codes,
         (dict(zip(keys, row)) for row in rows), map(why_skipped, rights, inodes, where, codes),
     )  # fmt: skip
+    return map(SmapsEntry._make, columns)
 
 
 def read_vmas(pid: int) -> list[SmapsEntry]:
