@@ -9,6 +9,8 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mthp.cli.options import DIFFER, UsageError, given_numbers, print_json, show
 from mthp.cli.progress import ProgressLine
@@ -33,6 +35,9 @@ from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import BuiltWorld
 from mthp.worlds.unseen import Assumed
+
+MOST_LEFT_ALONE = 1 << 19
+"""Frames of a world that is over which take too little to look for it at once."""
 
 
 class ScanProgress(ProgressLine):
@@ -107,6 +112,23 @@ def predict(
     return world, request
 
 
+@contextmanager
+def kept() -> Iterator[None]:
+    """What is made meanwhile stays: it is not looked for cycles in, of which it has many that are in use."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def forget_worlds() -> None:
+    """Give back what worlds took that are over: they lie in cycles."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def run_collapse(args: argparse.Namespace) -> int:
     """Run `mthp collapse` and return its exit code."""
     if args.conformance:
@@ -122,7 +144,8 @@ def run_collapse(args: argparse.Namespace) -> int:
             "--timeline is a part of the report, and --json has it: there is none here"
         )
     asked = madvise_range(args)
-    image = load_target(args)
+    with kept():
+        image = load_target(args)
     settings = settle_settings(args, captured_settings(image))
     profile = settle_profile(args.profile, image)
     if args.steps is not None:
@@ -130,14 +153,15 @@ def run_collapse(args: argparse.Namespace) -> int:
     if asked is not None:
         return _madvise(args, asked, image, settings, profile)
     keep: list[Event | PassedBy] | None = [] if args.events or args.why is not None else None
-    world, request = predict(image, settings, profile, args)
+    with kept():
+        world, request = predict(image, settings, profile, args)
     progress = ScanProgress(world, quiet=args.quiet)
     request.keep, request.on_table, request.on_try = keep, progress.on_table, progress.on_try
     if args.why is not None:
         return _why(args, world, request, progress, keep or [])
 
     def another(settings: Settings, assumed: Assumed | None = None) -> tuple[BuiltWorld, Request]:
-        gc.collect()  # the last world lies in cycles, and two at once would be twice the memory
+        forget_worlds()
         return predict(image, settings, profile, args, assumed)
 
     brief = args.events or args.csv or args.csv_processes
@@ -145,7 +169,10 @@ def run_collapse(args: argparse.Namespace) -> int:
     with progress.interruptible():
         outcome = run_world(world, request)
         if not brief:
+            is_large = world.kernel.mem.nr_frames > MOST_LEFT_ALONE
             del world, progress.daemon
+            if is_large:
+                forget_worlds()
             if isinstance(image.data, Snapshot) and args.no_range:
                 outcome = with_unknowns(outcome, image.data, settle_assumed(args).young)
             elif isinstance(image.data, Snapshot):
