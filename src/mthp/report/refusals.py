@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 from mthp.predict.records import (
     Change,
@@ -180,7 +180,12 @@ def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[Refu
     sure = list(Verified)
     groups = []
     for (*_, text), alike in kinds:
-        example = max(alike, key=lambda r: (r.pages, r.span, -r.pid, -r.address))
+        pages, mapped, distinct, spans = (
+            [*map(attrgetter(name), alike)] for name in ("pages", "mapped", "distinct", "span")
+        )
+        most = max(pages)
+        largest = (r for r, size in zip(alike, pages, strict=True) if size == most)
+        example = max(largest, key=lambda r: (r.span, -r.pid, -r.address))
         everywhere = _is_of_settings(example)
         priced = with_change[text] if everywhere else alike
         curve = tuple(_curve(priced, geometry))
@@ -190,10 +195,10 @@ def group_refusals(refusals: Iterable[Refusal], geometry: Geometry) -> list[Refu
                 example=example,
                 change=change_text(max(changes.values(), key=_raised), geometry),
                 ranges=len(alike),
-                pages=sum(r.pages for r in alike),
-                mapped=sum(r.mapped for r in alike),
-                distinct=sum(r.distinct for r in alike),
-                span=sum(r.span for r in alike),
+                pages=sum(pages),
+                mapped=sum(mapped),
+                distinct=sum(distinct),
+                span=sum(spans),
                 verified=max({r.verified for r in alike}, key=sure.index),
                 everywhere=everywhere,
                 price=_price(priced, geometry),
@@ -240,11 +245,11 @@ class _Prices:
         self.pages = self._tried = 0
         self._tables: dict[tuple[object, ...], Price] = {}
 
-    def add(self, refusals: Iterable[Refusal]) -> None:
+    def add(self, refusals: Sequence[Refusal]) -> None:
         """Count some more."""
+        self.pages += sum(map(attrgetter("pages"), refusals))
         for refusal in refusals:
-            self.pages += refusal.pages
-            if refusal.change is None or refusal.verified is not Verified.RUN:
+            if refusal.verified is not Verified.RUN or refusal.change is None:
                 continue
             changes = refusal.change.changes
             wide = all(change.kind.scope is not Scope.WINDOW for change in changes)
@@ -259,7 +264,7 @@ class _Prices:
         return whole.scaled(self.pages, self._tried) if self._tried else None
 
 
-def _price(refusals: Iterable[Refusal], geometry: Geometry) -> Price | None:
+def _price(refusals: Sequence[Refusal], geometry: Geometry) -> Price | None:
     prices = _Prices(geometry)
     prices.add(refusals)
     return prices.price
@@ -273,7 +278,7 @@ def _curve(refusals: Sequence[Refusal], geometry: Geometry) -> Iterator[CurvePoi
     prices = _Prices(geometry)
     with_value = sorted(((v, r) for v, r in values if v is not None), key=itemgetter(0))
     for value, alike in groupby(with_value, key=itemgetter(0)):
-        prices.add(refusal for _, refusal in alike)
+        prices.add([refusal for _, refusal in alike])
         yield CurvePoint(value, prices.pages * geometry.page_size, prices.price or Price())
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -80,14 +81,14 @@ def spans(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The entries of many ranges (start, end), as span() has each: where they begin, and where they end."""
     last = 2**64 - geometry.page_size
-    within = [(start, end if end < last else last) for start, end in ranges]
-    addresses = np.array(within, np.uint64).reshape(-1)
+    starts, ends = zip(*[(0, 0), *ranges], strict=True)
+    addresses = np.array([*starts[1:], *map(min, ends[1:], repeat(last))], np.uint64)
     bases = addresses & ~np.uint64(geometry.pmd_size - 1)
     rows = np.searchsorted(table_address, bases)
     known = np.append(table_address, np.uint64(1))[rows] == bases
     index = addresses >> np.uint64(geometry.page_shift) & np.uint64(geometry.ptrs_per_pte - 1)
     places = rows * geometry.ptrs_per_pte + known * index.astype(np.int64)
-    return places[::2], places[1::2]
+    return places[: len(places) // 2], places[len(places) // 2 :]
 
 
 _MOST_OF_SMALL = 64
