@@ -130,7 +130,17 @@ def test_commands_are_commands(page: Path) -> None:
 
 def test_the_readme_has_commands() -> None:
     verbs = {shlex.split(command)[1] for command in commands(ROOT / "README.md")}
-    assert verbs == {"calibrate", "collapse", "plan", "sweep", "doctor", "snap", "diff", "check", "lab"}
+    assert verbs == {
+        "calibrate",
+        "collapse",
+        "plan",
+        "sweep",
+        "doctor",
+        "snap",
+        "diff",
+        "check",
+        "lab",
+    }
 
 
 def test_files_in_the_readmes_commands_exist() -> None:

@@ -140,3 +140,19 @@ def test_what_another_table_left_in_an_lru_batch_is_not_seen() -> None:
     facts, _, _ = engine(arrays, settings, DEFAULT)
     assert said(plan) != facts
     assert (plan.windows, facts[0]) == ({4: 15, 8: 1}, {4: 14, 8: 1})
+
+
+def test_limits_between_which_no_table_has_its_holes_are_run_once() -> None:
+    owner, other = made_process(0, 2), replace(made_process(1, 1), place=None)
+    for row, pages in ((0, 500), (1, 300)):
+        fill(owner, row, slice(0, pages), 4096 + row * PTRS, mapcount=1)
+        owner.tables.kpagecount[row, 0] = 2
+    fill(other, 0, slice(0, 1), 4096, mapcount=2)
+    arrays = WorldArrays(ENDLESS, [owner, other])
+    settings = [always(9, max_ptes_none=none) for none in (11, 12, 100, 211, 212, 400, 511)]
+    planner = Planner(arrays, DEFAULT, settings[0])
+    found = [planner.plan(each).windows for each in settings]
+    assert found == [{}, {9: 1}, {9: 1}, {9: 1}, {9: 2}, {9: 2}, {9: 2}]
+    assert len(planner.runs) == 3
+    for each in settings:
+        assert said(planner.plan(each)) == engine(arrays, each, DEFAULT)[0]

@@ -70,9 +70,10 @@ class Occupancy:
     """The tables of one process that may be scanned, by address.
 
     row: of the process's tables. vma: the place of the mapping among the process's. kind: a TableKind.
-    shared, swapped, in_use: entries that map a small page which others map too; that are swapped out, or
-    such; of pages in use. simple: the plain tables of small pages alone of which every aligned window that a
-    folio may be made of has one in use, if it has any. others: the other plain ones.
+    shared, swapped, in_use, holes: entries that map a small page which others map too; that are swapped out,
+    or such; of pages in use; that are none or of the zero page. simple: the plain tables of small pages alone
+    of which every aligned window that a folio may be made of has one in use, if it has any. others: the other
+    plain ones.
     """
 
     row: NDArray[np.intp]
@@ -81,6 +82,7 @@ class Occupancy:
     shared: Counts
     swapped: Counts
     in_use: Counts
+    holes: Counts
     simple: Plain
     others: Plain
 
@@ -91,18 +93,18 @@ def occupancy_of(
     """Sort the tables of a process. tied: those that entangled() found."""
     rows, vmas = _spanned(process, geometry)
     kinds = np.zeros(len(rows), np.uint8)
-    counts = np.zeros((3, len(rows)), np.int64)
+    counts = np.zeros((4, len(rows)), np.int64)
     special = _special_tables(process, geometry)[rows]
     none = _packed(np.zeros((0, geometry.ptrs_per_pte), np.uint8))
     simple, others = ([Plain(rows[:0], vmas[:0], none)] for _ in range(2))
     for first in range(0, len(rows), _TABLES_AT_ONCE):
         some = slice(first, first + _TABLES_AT_ONCE)
         tables = process.tables.rows(rows[some])
-        found, plain = _plain(tables, geometry)
-        plain &= ~(special | tied[rows])[some]
+        found, is_plain = _plain(tables, geometry)
+        is_plain &= ~(special | tied[rows])[some]
         if process.lost or tables.mm_ids is not None:
-            plain &= (found & _FOLIO <= 1).all(axis=1)
-        kinds[some][plain] = TableKind.PLAIN
+            is_plain &= (found & _FOLIO <= 1).all(axis=1)
+        kinds[some][is_plain] = TableKind.PLAIN
         kinds[some][_refused(tables, found, profile) & ~special[some]] = TableKind.REFUSED
         kinds[some][(tables.pte & Pte.HUGE != 0).all(axis=1)] = TableKind.HUGE
         counts[:, some] = _counts(tables, found)
@@ -113,9 +115,9 @@ def occupancy_of(
         for parts, of, mine in ((simple, small, alone), (others, pages, ~alone)):
             which = np.flatnonzero(mine)
             parts.append(Plain(rows[some][at[which]], vmas[some][at[which]], of.rows(which)))
-    shared, swapped, in_use = counts
-    sorted_out = _all_of(simple), _all_of(others)
-    return Occupancy(rows, vmas, kinds, shared, swapped, in_use, *sorted_out)
+    shared, swapped, in_use, holes = counts
+    plain = _all_of(simple), _all_of(others)
+    return Occupancy(rows, vmas, kinds, shared, swapped, in_use, holes, *plain)
 
 
 def _all_of(parts: Sequence[Plain]) -> Plain:
@@ -225,10 +227,11 @@ def _refused(tables: TableArrays, pages: _Entries, profile: Profile) -> Bools:
 
 
 def _counts(tables: TableArrays, pages: _Entries) -> NDArray[np.int64]:
-    """shared, swapped and in_use of each table."""
+    """shared, swapped, in_use and holes of each table."""
     shared = (pages & _FOLIO == 1) & (tables.kpagecount > 1)
     swapped = tables.pte & Pte.SWAPPED != 0
-    return np.stack([each.sum(axis=1) for each in (shared, swapped, pages & _IN_USE > 0)])
+    holes = ~swapped & ~_mapped(tables)
+    return np.stack([each.sum(axis=1) for each in (shared, swapped, pages & _IN_USE > 0, holes)])
 
 
 def _large_in_place(tables: TableArrays, pages: _Entries, geometry: Geometry) -> Bools:

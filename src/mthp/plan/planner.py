@@ -103,12 +103,14 @@ class _Odd(NamedTuple):
     shared: Counts
     swapped: Counts
     in_use: Counts
+    holes: Counts
 
     def scanned(self, orders: NDArray[np.int64], settings: Settings) -> tuple[Bools, Bools]:
         """Which scans may come to their end, and which only if fewer pages are shared than now. orders: of
         each mapping. Kernel: collapse_scan_pmd()."""
-        half = settings.geometry.ptrs_per_pte // 2
+        half, whole = settings.geometry.ptrs_per_pte // 2, 1 << settings.geometry.pmd_order
         which: Bools = np.not_equal(orders[self.vma], 0)
+        which &= (orders[self.vma] != whole) | (self.holes <= settings.max_ptes_none)
         which &= self.swapped <= settings.max_ptes_swap
         which &= (self.swapped == 0) | (self.in_use >= half)
         few: Bools = self.shared <= settings.max_ptes_shared
@@ -166,7 +168,7 @@ class Planner:
             others = partial(Tables, geometry=self.geometry)
             parts = [_Plain.of(found.simple, simple), _Plain.of(found.others, others)]
             self.plain.append(parts)
-            counts = (found.shared, found.swapped, found.in_use)
+            counts = (found.shared, found.swapped, found.in_use, found.holes)
             self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
         self.before, self.pmds, self.nodes = Sizes(), 0, {0}
         for process in self.processes:
@@ -331,10 +333,13 @@ class Planner:
 
     def _run(self, settings: Settings, rows: list[Bools] | None) -> _Sum:
         """Run the engine over some tables, or all. What it made of them is kept."""
-        key = (
-            None if rows is None else tuple(each.tobytes() for each in rows),
-            settings.replace(pages_to_scan=1, scan_sleep_millisecs=0),
-        )
+        alike = settings.replace(pages_to_scan=1, scan_sleep_millisecs=0)
+        none, most = settings.max_ptes_none, self.geometry.ptrs_per_pte - 1
+        if rows is not None and 0 < none < most:
+            # Between its ends the limit is that of whole tables, whose holes are as many all the time.
+            holes = [1, *(nr for odd in self.odd for nr in odd.holes.tolist() if nr <= none)]
+            alike = alike.replace(max_ptes_none=max(holes))
+        key = None if rows is None else tuple(each.tobytes() for each in rows), alike
         if key not in self.runs:
             self.runs[key] = self._run_anew(settings, rows)
         return self.runs[key]
