@@ -148,6 +148,19 @@ def test_without_defrag_the_engine_says_where_a_block_is_free() -> None:
     assert plan.all_engine == "without defrag a block has to be free"
 
 
+def test_without_defrag_tables_are_counted_where_large_blocks_are_enough() -> None:
+    rnd, counted = Random(5), 0
+    for _ in range(8):
+        image = replace(random_image(rnd), nodes=(NodeState({0: 7, 4: 3, 9: 30}, reserve=100),))
+        settings = [
+            Settings(enabled=Enabled.ALWAYS, max_ptes_none=none, defrag=False) for none in (0, 511)
+        ]
+        for plan in compare(image, settings, DEFAULT):
+            assert plan.all_engine != "without defrag a block has to be free"
+            counted += plan.counted_tables
+    assert counted > 10
+
+
 @pytest.mark.parametrize("pages_to_scan", [1, 100, 511, 512, 513, 4096, 5000, 1 << 20])
 @pytest.mark.parametrize("profile", ["7.3", "pmd-only"])
 def test_the_last_collapse_is_within_the_time_and_not_long_before(

@@ -51,7 +51,9 @@ _NO_MEMORY = frozenset({ScanResult.ALLOC_HUGE_PAGE_FAIL, ScanResult.CGROUP_CHARG
 @dataclass
 class _Sum:
     """What is known so far of an answer, in pages. need: those that have to be free for it at most. counted:
-    tables of which occupancy decides."""
+    tables of which occupancy decides. highest: order that is tried. full_scans: after which nothing
+    collapses. alloc_sleep_ms: slept after failed allocations.
+    """
 
     windows: Counter[int] = field(default_factory=Counter)
     change: Counter[int] = field(default_factory=Counter)
@@ -59,6 +61,7 @@ class _Sum:
     copied: int = 0
     need: int = 0
     counted: int = 0
+    highest: int = 0
     full_scans: int = 1
     alloc_sleep_ms: int = 0
     failed: bool = False
@@ -197,6 +200,8 @@ class Planner:
                 odd[number][mine.row], passed[number][mine.row] = scanned
             for limits in self._limits(orders):
                 self._count(number, orders, limits, answer)
+            highest = int(orders.max(initial=0)).bit_length() - 1
+            answer.highest = max(answer.highest, highest)
             walked = np.add(walked, self._walked(number, orders != 0))
         self._unshare(odd, passed, settings.max_ptes_shared)
         others = sum(map(int, map(np.count_nonzero, odd)))
@@ -381,15 +386,19 @@ class Planner:
 
     def _short_of_memory(self, answer: _Sum, settings: Settings) -> str:
         """Why allocations might fail, so that one collapse decides about the next; empty where none does."""
-        need = answer.need + SPARE_TABLES * self.geometry.ptrs_per_pte
+        spare = SPARE_TABLES * self.geometry.ptrs_per_pte
+        need = answer.need + spare
+        taken = sum(nr << order for order, nr in answer.windows.items()) + spare
         nodes = [node for nid, node in enumerate(self.arrays.nodes) if nid in self.nodes]
         finite = [node for node in nodes if node.free_blocks is not None]
         for node in finite:
-            blocks = node.free_blocks or {}
-            if sum(nr << order for order, nr in blocks.items()) - node.reserve < need:
+            free = {order: nr << order for order, nr in (node.free_blocks or {}).items()}
+            if sum(free.values()) - node.reserve < need:
                 return "memory might run out"
-        if finite and not settings.defrag:
-            return "without defrag a block has to be free"
+            # Smaller blocks, and what is freed, are of no use; of those split less than one is lost.
+            large = sum(nr for order, nr in free.items() if order >= answer.highest)
+            if not settings.defrag and large - node.reserve < taken:
+                return "without defrag a block has to be free"
         if len(self.arrays.nodes) > 1 and self.arrays.node_reclaim:
             return "zone_reclaim_mode refuses tables by the nodes of their pages"
         limits: list[ImageMemcg] = [*self.arrays.memcgs]
