@@ -15,6 +15,7 @@ import pytest
 from mthp.image.scenario import load
 from mthp.image.snapshot import Pte
 from mthp.mm.page_alloc import NodeState
+from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict
 from mthp.predict.outcome import Request, run_world
@@ -22,7 +23,7 @@ from mthp.predict.passes import Windows
 from mthp.words.profiles import DEFAULT, PROFILES, Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Enabled, Settings
-from mthp.worlds.arrays import WorldArrays
+from mthp.worlds.arrays import ImageVma, WorldArrays
 from mthp.worlds.build import arrays_of, build_arrays
 from tests.plan.images import (
     PTRS,
@@ -175,3 +176,12 @@ def test_the_last_collapse_is_within_the_time_and_not_long_before(
     _, _, last = engine(arrays, settings, PROFILES[profile])
     assert plan.last_collapse_ms is not None and last is not None
     assert last <= plan.last_collapse_ms <= max(1.4 * last, last + 10_000)
+
+
+def test_a_mapping_may_end_where_addresses_do() -> None:
+    owner = made_process(0, 2)
+    fill(owner, 0, slice(0, PTRS), 4096)
+    last = ImageVma(2**64 - (10 << 20), 2**64 - 4096, VM_DEFAULT, False, "[vsyscall]", "x", place=1)
+    arrays = WorldArrays((NodeState(None),), [replace(owner, vmas=(*owner.vmas, last))])
+    settings = Settings(enabled=Enabled.ALWAYS)
+    assert Planner(arrays, DEFAULT, settings).plan(settings).windows == {9: 1}

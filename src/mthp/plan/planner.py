@@ -130,17 +130,16 @@ class _Walk(NamedTuple):
     @classmethod
     def of(cls, process: ImageProcess, geometry: Geometry) -> _Walk:
         """That of a process."""
-        ends = np.array(
-            [
-                (geometry.pmd_align_up(vma.start), geometry.pmd_addr(vma.end))
-                for vma in process.vmas
-            ],
-            np.int64,
-        ).reshape(-1, 2)
-        huge = (process.tables.pte & Pte.HUGE != 0).all(axis=1)
-        address = process.tables.table_address[~huge].astype(np.int64)
-        spanned = np.maximum(np.diff(ends, axis=1)[:, 0] >> geometry.pmd_shift, 0)
-        return cls(spanned, np.maximum(np.diff(np.searchsorted(address, ends), axis=1)[:, 0], 0))
+        spans = [
+            (geometry.pmd_align_up(vma.start), geometry.pmd_addr(vma.end)) for vma in process.vmas
+        ]
+        tables = process.tables
+        address = tables.table_address[~(tables.pte & Pte.HUGE != 0).all(axis=1)]
+        # [vsyscall] is at the end of all addresses.
+        ends = np.array([min(end, 2**64 - 1) for span in spans for end in span], np.uint64)
+        places = np.searchsorted(address, ends)
+        spanned = [max(end - start, 0) >> geometry.pmd_shift for start, end in spans]
+        return cls(np.array(spanned, np.int64), np.maximum(places[1::2] - places[::2], 0))
 
 
 class Planner:
