@@ -202,8 +202,10 @@ class Planner:
             highest = int(orders.max(initial=0)).bit_length() - 1
             answer.highest = max(answer.highest, highest)
             walked = np.add(walked, self._walked(number, orders != 0))
-        self._unshare(odd, passed, settings.max_ptes_shared)
-        others = sum(map(int, map(np.count_nonzero, odd)))
+        others = 0
+        if any(len(each.row) for each in self.odd):
+            self._unshare(odd, passed, settings.max_ptes_shared)
+            others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
         if others and not why:
             run = self._run(settings, odd)
@@ -269,7 +271,7 @@ class Planner:
         """What the windows have to hold to, of mappings with the same orders."""
         kernel, pmd = self.mappings.kernel, self.geometry.pmd_order
         cc = CollapseControl(Caller.KHUGEPAGED)
-        for mask in np.unique(orders[orders != 0]).tolist():
+        for mask in sorted({*orders.tolist()} - {0}):
             most = {
                 order: collapse_max_ptes_none(kernel, cc, None, order)
                 for order in self.geometry.anon_orders
