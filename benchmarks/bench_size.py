@@ -9,6 +9,7 @@ or 50 of them, and spread over a large one or 50,000; the commands take turns.
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import resource
@@ -18,6 +19,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import numpy as np
 
 PAGE = mmap.PAGESIZE
 MAP_NORESERVE = 0x4000
@@ -129,6 +132,17 @@ def small_pages(size: int, where: int) -> None:
     KEPT.append(memory)
 
 
+def without_advice(file: str) -> None:
+    """Take MADV_NOHUGEPAGE from the mappings of a snapshot."""
+    with np.load(file) as members:
+        arrays = dict(members)
+    meta = json.loads(arrays["meta"].tobytes())
+    for vma in meta["processes"][0]["vmas"]:
+        vma["flags"] = " ".join(code for code in vma["flags"].split() if code != "nh")
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(file, **arrays)
+
+
 def snapshot_table(rounds: int) -> None:
     """Print what a snapshot of small pages costs: 12 GiB, or half of what memory is free."""
     size = min(MOST_SMALL, os.sysconf("SC_AVPHYS_PAGES") * PAGE // 2) >> 21 << 21
@@ -143,8 +157,15 @@ def snapshot_table(rounds: int) -> None:
         for _ in range(rounds):
             peer = min(peer, cost(*once, str(size // PAGE)))
             snap = min(snap, mthp("snap", "--pid", str(pid), "-o", file, "--quiet"))
-        huge = mthp("collapse", file, *FLAGS)
-    rows = {"NumPy, once": peer, "mthp snap": snap, "mthp collapse FILE": huge}
+        nothing = mthp("collapse", file, *FLAGS)
+        without_advice(file)
+        all_of_it = mthp("collapse", file, *FLAGS, "--free-memory", "16G")
+    rows = {
+        "NumPy, once": peer,
+        "mthp snap": snap,
+        "mthp collapse FILE, nothing collapses": nothing,
+        "mthp collapse FILE, all tables collapse": all_of_it,
+    }
     print(f"| {size / 2**30:.1f} GiB of small pages | CPU | x NumPy | peak RSS |")
     print("|---|--:|--:|--:|")
     for name, (seconds, mib) in rows.items():

@@ -135,14 +135,16 @@ def translations_of(entries: TableEntries, tlb: TlbModel) -> int:
 def _orders(kernel: Kernel, mapped: NDArray[np.bool_]) -> dict[int, OrderUse]:
     """The folios of each order of which some frame is mapped."""
     mem, page_size = kernel.mem, kernel.geometry.page_size
-    first = np.zeros(mem.nr_frames, np.bool_)
-    pages = np.zeros(mem.pmd_order + 1, np.int64)
+    pages, folios = (np.zeros(mem.order.view().max() + 1, np.int64) for _ in range(2))
+    last = 0
     for at in range(0, mem.nr_frames, _PTES_AT_ONCE):
         some = slice(at, at + _PTES_AT_ONCE)
         heads = mem.head.view()[: mem.nr_frames][some][mapped[some]]
-        pages += np.bincount(mem.order.view()[heads], minlength=len(pages))
-        first[heads] = True
-    folios = np.bincount(mem.order.view()[: mem.nr_frames][first], minlength=len(pages))
+        orders = mem.order.view()[heads]
+        pages += np.bincount(orders, minlength=len(pages))
+        is_first = np.diff(heads, prepend=last) != 0  # a folio's frames stand in a row
+        folios += np.bincount(orders[is_first], minlength=len(pages))
+        last = heads[-1] if len(heads) else last
     return {
         order: OrderUse(count, size * page_size)
         for order, (count, size) in enumerate(zip(folios.tolist(), pages.tolist(), strict=True))
