@@ -15,7 +15,7 @@ from mthp.worlds.unseen import Assumed, Young
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc: malloc.h."""
-LARGE_ARRAY, FREE_AT_ONCE = 1 << 20, 1 << 22
+LARGE_ARRAY, FREE_AT_ONCE = 1 << 20, 1 << 23
 
 
 def give_back_large_arrays() -> None:
