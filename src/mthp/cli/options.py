@@ -303,6 +303,27 @@ def add_sweep(verbs: Verbs) -> None:
     )
     group.add_argument("--verbose", action="store_true", help="every setting, every assumption")
     group.add_argument("--quiet", action="store_true", help="no progress")
+    _add_fleet(parser)
+
+
+def _add_fleet(parser: argparse.ArgumentParser) -> None:
+    """Many snapshots in the place of a target."""
+    group = parser.add_argument_group("many machines (pip install 'mthp[fleet]')")
+    group.add_argument(
+        "--fleet",
+        metavar="DIR|GLOB",
+        help="every snapshot (.npz) below DIR, or of that pattern, in the place of a target",
+    )
+    group.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="where the answers go, as Parquet; what is there already is not done again",
+    )
+    add_number(group, "jobs", "processes (default: one a core)", 1, 1024)
+    group.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, in the place of local processes"
+    )
 
 
 def add_doctor(verbs: Verbs) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from mthp.cli.options import print_json
+from mthp.cli.options import UsageError, print_json
 from mthp.cli.planning import planning_of
 from mthp.cli.progress import ProgressLine
 from mthp.plan.records import Sweep, Wish
@@ -16,6 +16,12 @@ from mthp.words.files import check_target, replace_text
 
 def run_sweep(args: argparse.Namespace) -> int:
     """Run `mthp sweep` and return its exit code: 1 where no setting holds to the wish."""
+    if args.fleet is not None:
+        from mthp.cli.fleet import run_fleet
+
+        return run_fleet(args, wish_of(args))
+    if args.output is not None or args.jobs is not None or args.scheduler is not None:
+        raise UsageError("-o, --jobs and --scheduler go with --fleet")
     if args.html is not None:
         check_target(args.html)
     sweep = sweep_of(args)
@@ -41,8 +47,7 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
     planning, began = planning_of(args)
     planner, base = planning.planner, planning.given
     now = planner.plan(base)
-    within = None if args.within is None else 1000 * args.within
-    wish = Wish(_share(args.max_added), _share(args.min_large), _share(args.min_reach), within)
+    wish = wish_of(args)
     progress = ProgressLine(quiet=args.quiet)
     tried = [*grid(base, planning.profile)]
     plans = []
@@ -64,6 +69,12 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         names=planning.names((now, nearest)),
         seconds=time.monotonic() - began,
     )
+
+
+def wish_of(args: argparse.Namespace) -> Wish:
+    """What the command line asks of settings."""
+    within = None if args.within is None else 1000 * args.within
+    return Wish(_share(args.max_added), _share(args.min_large), _share(args.min_reach), within)
 
 
 def _share(percent: float | None) -> float | None:

@@ -149,11 +149,16 @@ class Wish:
 
     def misses(self, plan: BulkVerdict) -> tuple[Miss, ...]:
         """What a plan does not give of it."""
-        mapped, last = max(plan.mapped, 1), plan.last_collapse_ms or 0
+        added = plan.memory_added / max(sum(plan.before.values()), 1)
+        large = plan.large / max(plan.mapped, 1)
+        return self.missed(added, large, plan.reach, plan.last_collapse_ms or 0)
+
+    def missed(self, added: float, large: float, reach: float, last: float) -> tuple[Miss, ...]:
+        """What such figures do not give of it. last: the last collapse, in milliseconds."""
         found = (
-            (Wanted.ADDED, self.added, plan.memory_added / max(sum(plan.before.values()), 1), 1),
-            (Wanted.LARGE, self.large, plan.large / mapped, -1),
-            (Wanted.REACH, self.reach, plan.reach, -1),
+            (Wanted.ADDED, self.added, added, 1),
+            (Wanted.LARGE, self.large, large, -1),
+            (Wanted.REACH, self.reach, reach, -1),
             (Wanted.WITHIN, self.within, last, 1 / max(self.within or 1, 1)),
         )
         return tuple(
