@@ -12,12 +12,15 @@ import glob
 import os
 import signal
 import uuid
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from logging import CRITICAL
+from multiprocessing import resource_tracker
+from queue import Empty, SimpleQueue
 
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import Client, Future, KilledWorker, LocalCluster
 
 from mthp.fleet.records import FleetError, Swept, Unusable
 from mthp.fleet.work import FleetJob, sweep_snapshot
@@ -55,11 +58,13 @@ def cluster(scheduler: str | None, jobs: int | None) -> Iterator[Client]:
         except (OSError, ValueError) as error:
             raise FleetError(f"scheduler {scheduler}: {error}", 5) from None
         return
-    # Threads and processes inherit that they do not hear Ctrl-C: it is for us alone.
+    # Threads and processes inherit that they do not hear Ctrl-C: it is for us alone. The tracker, which is
+    # started with the first of them, would have it heard again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         local = LocalCluster(
-            jobs or os.cpu_count(), threads_per_worker=1, dashboard_address=None,
+            jobs or os.cpu_count(), threads_per_worker=1, dashboard_address="127.0.0.1:0",
             silence_logs=CRITICAL,
         )  # fmt: skip
     finally:
@@ -72,30 +77,45 @@ def sweep_all(
     client: Client, paths: Iterable[str], folder: str, job: FleetJob
 ) -> Iterator[Swept | Unusable]:
     """Do all of them; in no order, each as it is done. FleetError: the cluster is gone."""
+    command = uuid.uuid4().hex
     ahead = AHEAD * max(1, sum(client.nthreads().values()))
-    suspects = yield from _round(client, paths, folder, job, ahead)
-    deadly = yield from _round(client, suspects, folder, job, 1)
+    do = partial(sweep_snapshot, folder=folder, job=job, command=command)
+    suspects = yield from _round(client, do, paths, f"{command}-", ahead)
+    deadly = yield from _round(client, do, suspects, f"{command}-alone-", 1)
     for path in deadly:
         yield Unusable(path, "each worker that had it was killed (out of memory?)")
 
 
 def _round(
-    client: Client, paths: Iterable[str], folder: str, job: FleetJob, ahead: int
+    client: Client,
+    do: Callable[[str], Swept | Unusable],
+    paths: Iterable[str],
+    name: str,
+    ahead: int,
 ) -> Generator[Swept | Unusable, None, list[str]]:
-    """Do them, so many at a time. Returns those whose workers died."""
-    name, rest, suspects = uuid.uuid4().hex, iter(paths), list[str]()
-    path_of: dict[str, str] = {}
-    running = as_completed()
+    """Do them, so many at a time; name: of this round, none but ours. Returns those whose workers died."""
+    rest, suspects, numbers = iter(paths), list[str](), count()
+    path_of, workers = dict[str, str](), len(client.nthreads())
+    done: SimpleQueue[Future] = SimpleQueue()
 
     def start(path: str) -> None:
-        key = f"{os.path.basename(path)}-{name}-{len(path_of)}"
+        key = f"{os.path.basename(path)}-{name}{next(numbers)}"
         path_of[key] = path
-        running.add(client.submit(sweep_snapshot, path, folder, job, key=key))
+        client.submit(do, path, key=key).add_done_callback(done.put)
 
     for path in islice(rest, ahead):
         start(path)
-    for future in running:
-        path = path_of[future.key]
+    while path_of:
+        try:
+            future = done.get(timeout=PATIENCE)
+        except Empty:
+            if client.cluster is not None:
+                # Dask does not replace a worker that dies while it is being started.
+                client.cluster.scale(workers)
+            elif not client.nthreads():
+                raise FleetError(f"no worker has been left for {PATIENCE} s", 1) from None
+            continue
+        path = path_of.pop(future.key)
         if future.status == "cancelled":
             raise FleetError("the scheduler is gone", 1)
         error = future.exception()

@@ -75,12 +75,13 @@ class FleetJob:
         return reconfigured(base, self.enabled, self.thp_anon, self.defrag, self.limits or {})
 
 
-def sweep_snapshot(path: str, folder: str, job: FleetJob) -> Swept | Unusable:
-    """Do one snapshot, unless it is done. OSError: nothing can be written to the folder."""
+def sweep_snapshot(path: str, folder: str, job: FleetJob, command: str) -> Swept | Unusable:
+    """Do one snapshot, unless it is done. command: what tells this run of the command from all others.
+    OSError: nothing can be written to the folder."""
     try:
         with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            done = _done(folder, digest, job)
+            done = _done(folder, digest, job, command)
             if done is not None:
                 return done._replace(path=path)
             file.seek(0)
@@ -116,7 +117,8 @@ def sweep_snapshot(path: str, folder: str, job: FleetJob) -> Swept | Unusable:
     _write(folder, "captured", part, CAPTURED, common, [*_captured(snapshot)])
     more = {**common, "run": job.run, "profile": profile}
     _write(folder, "answers", part, ANSWERS, more, answers)
-    replace_text(_line(folder, digest), json.dumps({"run": job.run, **swept._asdict()}) + "\n")
+    line = {"run": job.run, "command": command, **swept._asdict()}
+    replace_text(_line(folder, digest), json.dumps(line) + "\n")
     return swept
 
 
@@ -127,13 +129,15 @@ def _line(folder: str, digest: str) -> str:
     return os.path.join(folder, "done", f"{digest}.json")
 
 
-def _done(folder: str, digest: str, job: FleetJob) -> Swept | None:
-    """What a run of the same job says of this content, if both files are there."""
+def _done(folder: str, digest: str, job: FleetJob, command: str) -> Swept | None:
+    """What a run of the same job says of this content, if both files are there. It may be this run's own: what
+    a worker has told nobody yet dies with it."""
     try:
         line = read_json(_line(folder, digest))
         if line.pop("run") != job.run:
             return None
-        swept = Swept(**line)._replace(anew=False)
+        line["anew"] = line.pop("command") == command
+        swept = Swept(**line)
         parts = [os.path.join(folder, name, swept.part) for name in ("captured", "answers")]
     except (FileError, TypeError, AttributeError, KeyError):
         return None
@@ -192,7 +196,7 @@ def _captured(snapshot: Snapshot) -> Iterator[Row]:
                 "start": vma.start,
                 "end": vma.end,
                 "mapping": shown(vma.name),
-                "kind": str(vma.kind),
+                "kind": vma.kind.value,
                 "of_order": orders[k],
                 "lazyfree": vma.lazyfree,
                 **{name: None if all_ is None else all_[k] for name, all_ in columns.items()},

@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
-from mthp.fleet.records import FleetGroup, FleetMachine, FleetSetting, FleetSweep, Spread
+from mthp.fleet.records import FleetGroup, FleetMachine, FleetSetting, FleetSweep
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import percent, plural
 from mthp.report.sweep import boot_parameter, miss_text, sizes_text, wish_text
 from mthp.words.units import format_size
 
 SCHEMA_VERSION = 1
-SHOWN = 12
+SHOWN = 8
 """Settings in the table without --verbose."""
 
 
@@ -70,13 +70,15 @@ def _render_group(page: SafeConsole, sweep: FleetSweep, group: FleetGroup) -> No
         settings = [each for each in settings if each.front][:SHOWN]
         if group.chosen is not None and group.chosen not in settings:
             settings.append(group.chosen)
-    titles = [("", "keep"), ("sizes (always)", "left"), ("none", "right"), ("holds", "right"),
-              ("front", "right"), ("added", "right"), ("large", "right"), ("TLB entries", "right")]  # fmt: skip
-    rows = [_cells(group, each) for each in (group.now, *settings)]
+    titles = [("", "keep"), ("sizes (always)", "keep"), ("none", "right"), ("holds", "right"),
+              ("front", "right"), ("", "keep"), ("p10", "right"), ("p50", "right"), ("p90", "right"),
+              ("worst", "right")]  # fmt: skip
+    rows = [row for each in (group.now, *settings) for row in _rows(group, each)]
     page.table(titles, rows, indent=0)
     page.line(
         "First row: as captured on each. none: max_ptes_none; holds: machines on which the wish does; front: on "
-        "which no other setting betters it; then p10, p50, p90 and worst. * holds on the most machines.",
+        "which no other setting betters it. added: memory, as a share of the anonymous memory; large: what is in "
+        "folios of more than one page, as a share of it; TLB: entries that it needs. * holds on the most machines.",
         "dim",
     )
 
@@ -105,22 +107,18 @@ def machine_text(machine: FleetMachine) -> str:
     return f"{machine.name}: {missed or f'{100 * machine.added:.3g} % more memory'}"
 
 
-def _cells(group: FleetGroup, setting: FleetSetting) -> tuple[str, ...]:
-    known, share = setting.settings, lambda value: percent(value, 1)
-    return (
-        "*" if setting is group.chosen else "",
-        "as captured" if known is None else sizes_text(known),
-        "" if known is None else str(known.max_ptes_none),
-        f"{setting.holds:,}",
-        "" if known is None else f"{setting.front:,}",
-        _spread_text(setting.added, share),
-        _spread_text(setting.large, share),
-        _spread_text(setting.translations, lambda value: f"{value:,.0f}"),
-    )
-
-
-def _spread_text(spread: Spread, text: Callable[[float], str]) -> str:
-    return " ".join(map(text, spread))
+def _rows(group: FleetGroup, setting: FleetSetting) -> Iterator[tuple[str, ...]]:
+    """A row for each figure; what it is of stands in the first."""
+    known = setting.settings
+    what: tuple[str, ...] = ("", "as captured", "", f"{setting.holds:,}", "")
+    if known is not None:
+        mark = "*" if setting is group.chosen else ""
+        numbers = (f"{known.max_ptes_none}", f"{setting.holds:,}", f"{setting.front:,}")
+        what = (mark, sizes_text(known), *numbers)
+    for title, spread in (("added", setting.added), ("large", setting.large)):
+        yield (*what, title, *(percent(each, 1) for each in spread))
+        what = ("",) * len(what)
+    yield (*what, "TLB", *(f"{each:,.0f}" for each in setting.translations))
 
 
 def fleet_document(sweep: FleetSweep) -> dict[str, Any]:
