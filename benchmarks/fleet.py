@@ -78,7 +78,7 @@ def make_fleet(folder: Path, n: int, seed: int) -> list[Path]:
         members = varied(original, host, f"2026-11-{day:02}T03:00:00Z", kernel, rng)
         paths.append(folder / f"{host}-{day:02}.npz")
         with replacing(paths[-1]) as file:
-            np.savez_compressed(file, **members)
+            np.savez_compressed(file, allow_pickle=False, **members)
     return paths
 
 

@@ -24,10 +24,12 @@ class Answers:
         (folder / "answers").mkdir()
         self.folder, self.gathered = folder, Gathered(str(folder))
 
-    def add(self, host: str | None, added: tuple[int, ...], large: tuple[int, ...], **more: str) -> None:
+    def add(
+        self, host: str | None, added: tuple[int, ...], large: tuple[int, ...], **more: str
+    ) -> None:
         """A snapshot with 1,000 bytes mapped before: what each setting adds, and what is large then."""
         digest = more.pop("digest", f"{len(list(self.folder.rglob('*.parquet')))}")
-        base = {name: None for name in ANSWERS.names}
+        base = dict.fromkeys(ANSWERS.names)
         rows = [
             {
                 **base, "current": k == 0, "enabled": enabled, "max_ptes_none": none, "front": k == 3,
@@ -39,9 +41,9 @@ class Answers:
         parquet.write_table(
             pa.Table.from_pylist(rows, ANSWERS), self.folder / "answers" / f"{digest}.parquet"
         )
-        place = {"kernel": "7.3.4", "profile": "7.3", **more}
-        swept = Swept(f"/{digest}.npz", digest, host, page_size=4096, pmd_size=2 << 20,
-                      part=f"{digest}.parquet", **place)  # fmt: skip
+        kernel, profile = more.get("kernel", "7.3.4"), more.get("profile", "7.3")
+        part = f"{digest}.parquet"
+        swept = Swept(f"/{digest}.npz", digest, host, kernel, profile, 4096, 2 << 20, part)
         self.gathered.add(swept)
 
     def only(self, wish: Wish) -> FleetGroup:
@@ -74,7 +76,11 @@ def test_the_choice_holds_on_the_most_machines_and_names_the_worst(answers: Answ
     group = answers.only(Wish(added=0.05, large=0.15))
     assert [each.holds for each in group.settings] == [0, 2, 1]
     assert group.chosen is group.settings[1] and group.now.holds == 0
-    assert [(each.name, each.added) for each in group.worst] == [("a", 0.0), ("c", 0.04), ("b", 0.0)]
+    assert [(each.name, each.added) for each in group.worst] == [
+        ("a", 0.0),
+        ("c", 0.04),
+        ("b", 0.0),
+    ]
     assert [miss.wanted for miss in group.worst[0].misses] == [Wanted.LARGE]
 
 

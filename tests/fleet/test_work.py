@@ -27,7 +27,9 @@ from tests.image.made import BASE, PAGE, PMD, Made
 DOCS = Path(__file__).parents[2] / "docs/fleet.md"
 
 
-def swept(folder: Path, it: Made | Path, job: FleetJob | None = None, command: str = "a") -> Swept | Unusable:
+def swept(
+    folder: Path, it: Made | Path, job: FleetJob | None = None, command: str = "a"
+) -> Swept | Unusable:
     path = it if isinstance(it, Path) else folder / "a.npz"
     if isinstance(it, Made):
         path.write_bytes(it.packed())
@@ -37,7 +39,9 @@ def swept(folder: Path, it: Made | Path, job: FleetJob | None = None, command: s
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     """All of a dataset, with what its folders are called."""
-    parts = dataset.partitioning(pa.schema([("host", pa.string()), ("day", pa.date32())]), flavor="hive")
+    parts = dataset.partitioning(
+        pa.schema([("host", pa.string()), ("day", pa.date32())]), flavor="hive"
+    )
     found: list[dict[str, Any]] = (
         dataset.dataset(folder / "out" / name, format="parquet", partitioning=parts)
         .to_table()
@@ -67,7 +71,9 @@ def test_a_capture_without_root_does_not_tell_all(tmp_path: Path) -> None:
         del it.arrays[name]
     it.meta["privilege"].update(root=False, pfn=False, kpageflags=False, exclusive=False)
     swept(tmp_path, it)
-    assert [(row["of_order"], row["shared"]) for row in rows(tmp_path, "captured")] == [(None, None)] * 2
+    assert [(row["of_order"], row["shared"]) for row in rows(tmp_path, "captured")] == [
+        (None, None)
+    ] * 2
 
 
 def test_the_answers_are_the_planners(tmp_path: Path) -> None:

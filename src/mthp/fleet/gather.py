@@ -87,9 +87,7 @@ def _answer_of(key: tuple[str, int, int], group: _Group, wish: Wish) -> FleetGro
     geometry = Geometry(shift, pmd_size.bit_length() - 1 - shift)
     given = [None, *(_settings(geometry, *each) for each in group.settings)]
     missed = [[_misses(wish, each) for each in figures[:, k].T] for k in range(len(given))]
-    now, *settings = (
-        _setting(each, missed[k], figures[:, k]) for k, each in enumerate(given)
-    )
+    now, *settings = (_setting(each, missed[k], figures[:, k]) for k, each in enumerate(given))
     places = range(1, len(given))
     k = min(places, key=lambda k: (-settings[k - 1].holds, figures[TRANSLATIONS, k].sum(), k))
     machines = [
@@ -136,5 +134,5 @@ def _setting(
 
 def _spread(figures: Figures, which: int) -> Spread:
     values = figures[which]
-    parts = np.quantile(values, [0.1, 0.5, 0.9], method="inverted_cdf")
-    return Spread(*parts.tolist(), float(WORST[which].reduce(values)))
+    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], method="inverted_cdf").tolist()
+    return Spread(low, middle, high, float(WORST[which].reduce(values)))

@@ -58,7 +58,7 @@ class Spread(NamedTuple):
 class FleetSetting:
     """One setting over machines. settings: the sizes and max_ptes_none, all else each machine's own; None
     for what is set on each now. holds: on how many the wish does. front: on how many no other setting
-    betters it. added, large, reach: shares, as BulkVerdict has them. last_collapse_ms: 0 where nothing collapses.
+    betters it. added, large, reach: shares, as BulkVerdict has them. last_collapse_ms: 0 where there is none.
     """
 
     settings: Settings | None

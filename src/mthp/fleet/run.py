@@ -32,7 +32,7 @@ PATIENCE = 30
 
 
 def snapshots_of(fleet: str) -> list[str]:
-    """The .npz files below a folder, or those that a pattern names (** for folders within folders), sorted."""
+    """The .npz files below a folder, or those that a pattern names (** for folders in folders), sorted."""
     if os.path.isdir(fleet):
         found = [
             os.path.join(folder, name)

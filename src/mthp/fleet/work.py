@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -28,9 +28,8 @@ from mthp.fleet.records import Swept, Unusable
 from mthp.fleet.schema import ANSWERS, CAPTURED, NOWHERE, VERSION
 from mthp.image.snapshot import ProcessTables, Pte, Snapshot, read_snapshot
 from mthp.plan.planner import Planner
-from mthp.plan.records import BulkVerdict
+from mthp.plan.records import BulkVerdict, Wish
 from mthp.plan.sweep import front_of, grid, soon_enough
-from mthp.plan.records import Wish
 from mthp.predict.image import reconfigured
 from mthp.words.files import FileError, replace_text, replacing, shown
 from mthp.words.profiles import PROFILES, profile_for_release
@@ -48,8 +47,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class FleetJob:
-    """What is done with each snapshot. enabled, thp_anon, defrag, limits: in the place of what was captured, as
-    reconfigured() takes them. profile: None for that of each kernel. within: milliseconds, for which
+    """What is done with each snapshot. enabled, thp_anon, defrag, limits: in the place of what was captured,
+    as reconfigured() takes them. profile: None for that of each kernel. within: milliseconds, for which
     pages_to_scan is raised. young, registered, free_memory: as the options of these names.
     """
 
@@ -80,7 +79,7 @@ def sweep_snapshot(path: str, folder: str, job: FleetJob, command: str) -> Swept
     OSError: nothing can be written to the folder."""
     try:
         with open_regular(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _digest(file)
             done = _done(folder, digest, job, command)
             if done is not None:
                 return done._replace(path=path)
@@ -122,6 +121,13 @@ def sweep_snapshot(path: str, folder: str, job: FleetJob, command: str) -> Swept
     return swept
 
 
+def _digest(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return digest.hexdigest()
+
+
 # --- what is done -----------------------------------------------------------------------------
 
 
@@ -130,8 +136,8 @@ def _line(folder: str, digest: str) -> str:
 
 
 def _done(folder: str, digest: str, job: FleetJob, command: str) -> Swept | None:
-    """What a run of the same job says of this content, if both files are there. It may be this run's own: what
-    a worker has told nobody yet dies with it."""
+    """What a run of the same job says of this content, if both files are there. It may be this run's own:
+    what a worker has told nobody yet dies with it."""
     try:
         line = read_json(_line(folder, digest))
         if line.pop("run") != job.run:
@@ -225,7 +231,8 @@ def _bytes(
     snapshot: Snapshot, of_vma: NDArray[np.int32], which: NDArray[np.bool_], count: int
 ) -> list[int]:
     pages = np.bincount(of_vma[which], minlength=count + 1)[1:]
-    return (pages << snapshot.geometry.page_shift).tolist()
+    sizes: list[int] = (pages << snapshot.geometry.page_shift).tolist()
+    return sizes
 
 
 def _orders(

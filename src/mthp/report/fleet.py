@@ -28,10 +28,10 @@ def render_fleet(sweep: FleetSweep, console: Console, *, verbose: bool = False) 
         _render_group(page, sweep, group)
     page.console.print()
     page.line(
-        "Each figure is a machine's own: what 10, 50 and 90 % of the machines are at or below, and the worst. "
-        "Of a machine with several snapshots (the same host's name) its worst figure counts; a redacted snapshot "
-        "counts as a machine. Every answer is in Parquet, snapshot by snapshot: docs/fleet.md. What each rests "
-        "on: mthp sweep FILE.",
+        "Each figure is a machine's own: what 10, 50 and 90 % of the machines are at or below, and the "
+        "worst. Of a machine with several snapshots (the same host's name) its worst figure counts; a "
+        "redacted snapshot counts as a machine. Every answer is in Parquet, snapshot by snapshot: "
+        "docs/fleet.md. What each rests on: mthp sweep FILE.",
         "dim",
     )
 
@@ -76,9 +76,10 @@ def _render_group(page: SafeConsole, sweep: FleetSweep, group: FleetGroup) -> No
     rows = [row for each in (group.now, *settings) for row in _rows(group, each)]
     page.table(titles, rows, indent=0)
     page.line(
-        "First row: as captured on each. none: max_ptes_none; holds: machines on which the wish does; front: on "
-        "which no other setting betters it. added: memory, as a share of the anonymous memory; large: what is in "
-        "folios of more than one page, as a share of it; TLB: entries that it needs. * holds on the most machines.",
+        "First row: as captured on each. none: max_ptes_none; holds: machines on which the wish does; "
+        "front: on which no other setting betters it. added: memory, as a share of the anonymous memory; "
+        "large: what is in folios of more than one page, as a share of it; TLB: entries that it needs. "
+        "* holds on the most machines.",
         "dim",
     )
 
