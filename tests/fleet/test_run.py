@@ -29,8 +29,8 @@ RECORDED = Path(__file__).parents[1] / "data/captured-7.3.4.zip"
 
 
 class Deadly(WorkerPlugin):  # type: ignore[misc]
-    """A snapshot of this name kills its worker a third of a second after it begins: as often as it comes, or, where
-    there is a file to note it in, once. (It is to be one that takes longer.)"""
+    """A snapshot of this name kills its worker a third of a second after it begins: as often as it comes, or,
+    where there is a file to note it in, once. (It is to be one that takes longer.)"""
 
     def __init__(self, name: str, once: Path | None = None) -> None:
         self.snapshot, self.once = name, once
