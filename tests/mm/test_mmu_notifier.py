@@ -7,6 +7,7 @@ import pytest
 
 from mthp.mm.mm_types import Mm
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range, mmu_notifier_test_young
+from mthp.words.results import Refused, ScanResult
 from tests.small_worlds import TINY, World
 
 
@@ -46,6 +47,15 @@ def test_an_error_has_no_end() -> None:
     with pytest.raises(ZeroDivisionError), mmu_notifier_invalidate_range(mm, 0x1000, 0x3000):
         raise ZeroDivisionError
     assert told == [("a", "start", 0x1000, 0x3000)]
+
+
+def test_what_is_refused_has_an_end() -> None:
+    mm = World(geometry=TINY).mm
+    told: list[tuple[str, str, int, int]] = []
+    mm.notifiers.append(Guest("a", told))
+    with pytest.raises(Refused), mmu_notifier_invalidate_range(mm, 0x1000, 0x3000):
+        raise Refused(ScanResult.PAGE_COUNT)
+    assert told[1:] == [("a", "end", 0x1000, 0x3000)]
 
 
 def test_one_that_used_the_page_is_enough() -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from mthp.mm.mm_types import Mm
+from mthp.words.results import Refused
 from mthp.words.units import Address
 
 
 class InvalidateRange:
-    """The time between the start and the end of an invalidation; a KernelBug has no end."""
+    """The time between the start and the end of an invalidation, which what is refused in it has, too; a
+    KernelBug has no end."""
 
     __slots__ = ("end", "mm", "start")
 
@@ -22,7 +24,7 @@ class InvalidateRange:
             subscriber.invalidate_range_start(self.mm, self.start, self.end)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        if kind is None or issubclass(kind, Refused):
             for subscriber in self.mm.notifiers:
                 subscriber.invalidate_range_end(self.mm, self.start, self.end)
 
