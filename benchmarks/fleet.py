@@ -69,6 +69,7 @@ def varied(members: Members, host: str, time: str, kernel: str, rng: random.Rand
 
 def make_fleet(folder: Path, n: int, seed: int) -> list[Path]:
     """Write so many snapshots of half as many machines, of some days each."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng, base, paths = random.Random(seed), originals(), []
     for number in range(n):
         machine = number % max(n // 2, 1)
@@ -89,7 +90,6 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(make_fleet(args.folder, args.n, args.seed))} snapshots in {args.folder}")
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from pyarrow import dataset
@@ -168,6 +169,23 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     changed.meta["cpus"] = 3
     done = swept(tmp_path, changed, other)
     assert isinstance(done, Swept) and done.digest != first.digest
+
+
+def test_the_queries_of_the_documents_run_and_give_what_they_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(swept(tmp_path, REDIS, FleetJob(profile="7.3")), Swept)
+    (tmp_path / "out").rename("answers")
+    shown = re.findall(
+        r"```sql\n(.*?)```\n\n```\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(shown) == 3
+    for query, output in shown:
+        columns = [each.strip() for each in output.splitlines()[1].strip("│").split("│")]
+        found = duckdb.sql(query)
+        assert found.columns == columns
+        assert found.fetchall()
 
 
 def test_the_documents_name_each_column_with_its_type() -> None:

@@ -9,7 +9,7 @@ import os
 from mthp.cli.options import UsageError, given_numbers, print_json
 from mthp.cli.progress import ProgressLine
 from mthp.cli.target import targets
-from mthp.fleet.records import FleetError, FleetSweep, Unusable
+from mthp.fleet.records import FleetError, FleetSweep, Swept, Unusable
 from mthp.plan.records import Wish
 from mthp.words.files import FileError
 from mthp.words.settings import SettingsError, parse_enabled_flag
@@ -90,11 +90,14 @@ def _fleet_of(args: argparse.Namespace, wish: Wish) -> FleetSweep:
     progress.say("starting workers")
     with cluster(args.scheduler, args.jobs) as client:
         for number, done in enumerate(sweep_all(client, paths, folder, job), 1):
-            if isinstance(done, Unusable):
-                unusable.append(done)
-            else:
-                gathered.add(done)
-                anew += done.anew
+            try:
+                if isinstance(done, Swept):
+                    gathered.add(done)
+                    anew += done.anew
+                else:
+                    unusable.append(done)
+            except FileError as error:
+                unusable.append(Unusable(done.path, str(error)))
             progress.say(f"{number:,} of {len(paths):,} snapshots")
     progress.say("")
     return FleetSweep(

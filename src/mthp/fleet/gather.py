@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
 from mthp.fleet.records import FleetGroup, FleetMachine, FleetSetting, Spread, Swept
 from mthp.plan.records import Miss, Wish
 from mthp.plan.sweep import with_sizes
+from mthp.words.files import FileError
 from mthp.words.settings import Settings, parse_enabled_flag
 from mthp.words.units import Geometry
 
@@ -48,14 +49,17 @@ class Gathered:
         self.groups: dict[tuple[str, int, int], _Group] = {}
 
     def add(self, swept: Swept) -> None:
-        """Add a snapshot, unless one of the same content is known."""
+        """Add a snapshot, unless one of the same content is known. FileError: its answers cannot be read."""
         if swept.digest in self.digests:
             self.twice += 1
             return
         self.digests.add(swept.digest)
         part = os.path.join(self.folder, "answers", swept.part)
-        table = parquet.ParquetFile(part).read(COLUMNS).to_pydict()
-        number = {name: np.array(table[name][:], np.float64) for name in COLUMNS[1:]}
+        try:
+            table = parquet.ParquetFile(part).read(COLUMNS).to_pydict()
+        except (OSError, ArrowException) as error:
+            raise FileError(f"{part}: {error}; remove it to have it done again") from None
+        number = {name: np.array(table[name], np.float64) for name in COLUMNS[1:]}
         before, mapped = (np.maximum(number[name], 1) for name in ("mapped_before", "mapped"))
         figures = np.nan_to_num(
             [
