@@ -30,9 +30,9 @@ RECORDED = Path(__file__).parents[1] / "data/captured-7.3.4.zip"
 
 
 class Deadly(WorkerPlugin):  # type: ignore[misc]
-    """A snapshot of this name kills its worker: where there is a file to note it in, once and at once; else as
-    often as it comes, a third of a second after it begins (it is to be one that takes longer), for Dask does
-    not replace a worker that dies before it is quite there."""
+    """A snapshot of this name kills its worker: where there is a file to note it in, once and at once; else
+    as often as it comes, a third of a second after it begins (it is to be one that takes longer), for Dask
+    does not replace a worker that dies before it is quite there."""
 
     def __init__(self, name: str, once: Path | None = None) -> None:
         self.snapshot, self.once = name, once
