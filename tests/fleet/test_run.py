@@ -57,7 +57,7 @@ def scheduler() -> Iterator[str]:
     with (
         dask.config.set(few),
         LocalCluster(
-            2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
         ) as local,
     ):
         yield local.scheduler_address
@@ -189,6 +189,8 @@ def test_ctrl_c_leaves_what_was_done(tmp_path: Path) -> None:
     ) as run:
         while not [*out.glob("done/*.json")] and run.poll() is None:
             time.sleep(0.005)
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in of_session(run.pid)]
+        assert sum(b"spawn_main" in each for each in commands) == 1
         os.killpg(run.pid, signal.SIGINT)  # as a terminal sends it: to the workers too
         shown, said = run.communicate(timeout=60)
     assert (run.returncode, shown, said) == (1, "", "mthp sweep: interrupted\n")

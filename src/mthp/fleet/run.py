@@ -64,7 +64,7 @@ def cluster(scheduler: str | None, jobs: int | None) -> Iterator[Client]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         local = LocalCluster(
-            jobs or os.cpu_count(), threads_per_worker=1, dashboard_address="127.0.0.1:0",
+            n_workers=jobs or os.cpu_count(), threads_per_worker=1, dashboard_address="127.0.0.1:0",
             silence_logs=CRITICAL,
         )  # fmt: skip
     finally:
