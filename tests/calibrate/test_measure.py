@@ -68,7 +68,7 @@ def test_everything_is_measured_or_said_to_be_missing(region: Region) -> None:
     assert len(steps) == 7
     assert [point.empty for point in found.calls] == [*EMPTY]
     unknown = MEANING.keys() - found.table.keys() - found.missing.keys()
-    left_out = {"allocate"} if "stops" in found.missing else set()
+    left_out = {"allocate"} if "stops" in found.missing else set[str]()
     left_out |= {"zap_pmd"} if "fault_pmd" in found.missing else set()
     assert unknown == left_out
     assert all(cost.ns >= 0 and "measured here" in cost.source for cost in found.costs.values())

@@ -11,6 +11,7 @@ import os
 import resource
 import statistics
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ EMPTY: Final = (511, 384, 256, 128, 0)
 """Empty PTEs of the tables that are collapsed: four as in the published measurement, and a full table."""
 _PAGEMAP_SCAN: Final = 0xC0606610
 _SIZES: Final = {"4k": 1 << 12, "64k": 1 << 16, "2m": 1 << 21}
+_BEFORE: Final = 4
+"""Tables that are collapsed before the one that is written to."""
 _BIG: Final = 64 << 20
 """Bytes to copy and to clear: more than caches hold."""
 
@@ -73,6 +76,7 @@ class Calibration:
         self.rounds = rounds
         self.pages = geometry.ptrs_per_pte
         self.region = Region(geometry.pmd_size, geometry.pmd_size)
+        self.row = Region((1 + _BEFORE) * geometry.pmd_size, geometry.pmd_size)
         self.found = Measurements()
 
     def run(self, report: Callable[[str], None]) -> Measurements:
@@ -240,14 +244,13 @@ class Calibration:
         """See how long a thread that writes to the table stands still meanwhile. On a host that lets it stand
         still without a collapse, too, the calls have to do.
         """
+        if not self.found.calls:
+            return
         idle = statistics.median(self.stop(None) for _ in range(self.rounds))
         for empty in EMPTY:
             ns = statistics.median(self.stop(empty) for _ in range(self.rounds))
             self.found.stops.append(StopPoint(empty, ns))
-        beyond = any(
-            stop.ns > call.ns for stop, call in zip(self.found.stops, self.found.calls, strict=True)
-        )
-        if beyond or idle > min(point.ns for point in self.found.stops) / 4:
+        if idle > min(point.ns for point in self.found.stops) / 4:
             self.found.stops.clear()
             self.found.missing["stops"] = (
                 "a thread stands still for other reasons: the host is busy"
@@ -277,33 +280,49 @@ class Calibration:
                 call.ns - stop.ns - (self.pages - call.empty) * costs["scan_pte"].ns
                 for call, stop in zip(calls, self.found.stops, strict=True)
             )
-            source = "measured here: MADV_COLLAPSE less its stop and its scan"
-            costs["allocate"] = Cost(max(0.0, rest), source)
+            if rest > 0:
+                source = "measured here: MADV_COLLAPSE less its stop and its scan"
+                costs["allocate"] = Cost(rest, source)
+            else:
+                why = "the call is shorter than the stop, in which a thread is woken, too"
+                self.found.missing["allocate"] = why
 
     def stop(self, empty: int | None) -> float:
-        """The longest time between two writes while a table with so many empty PTEs is collapsed; None: while
-        one is that is huge already.
+        """The longest time between two writes to a table while it is collapsed, with so many empty PTEs;
+        None: while it is huge already.
+
+        Full tables stand before it, so that the writes have begun by then; this thread does not let go of
+        Python's lock until the collapse must be over.
         """
-        region, page = self.region, self.region.bytes.data
+        region, last = self.row, self.row.size - self.geometry.pmd_size
+        full = np.arange(last // PAGE)
         if empty is None:
-            self.call(0)
+            region.renew()
+            region.advise(MADV_COLLAPSE, last, self.geometry.pmd_size)
         else:
-            region.renew(self.kept(empty))
-        done = threading.Event()
+            region.renew(np.concatenate([full, last // PAGE + self.kept(empty)]))
+        enough = int(3 * _BEFORE * self.found.calls[-1].ns)
+        begun = threading.Event()
 
         def collapse() -> None:
+            begun.set()
             _collapse(region)
-            done.set()
 
         thread = threading.Thread(target=collapse)
-        clock, longest = time.perf_counter_ns, 0
-        thread.start()
-        last = clock()
-        while not done.is_set():
-            page[0] = 1
-            now = clock()
-            longest = max(longest, now - last)
-            last = now
+        interval = sys.getswitchinterval()
+        page, clock, longest = region.bytes.data[last:], time.perf_counter_ns, 0
+        sys.setswitchinterval(60)
+        try:
+            thread.start()
+            begun.wait()
+            began = before = clock()
+            while before - began < enough:
+                page[0] = 1
+                now = clock()
+                longest = max(longest, now - before)
+                before = now
+        finally:
+            sys.setswitchinterval(interval)
         thread.join()
         return longest
 
