@@ -64,6 +64,17 @@ def pmd_slots(mm: Mm, address: Address, end: Address) -> Iterator[tuple[int, NDA
         yield first, mm.pmd_pages[numbers[k]].pmds.view()[first - base : stop - base]
 
 
+def passes(mm: Mm, address: Address, most_holes: int | None) -> bool:
+    """Whether there is a table at the address, and the scan does not end at its holes."""
+    nr = mm.geometry.ptrs_per_pte
+    number, slot = divmod(address >> mm.geometry.pmd_shift, nr)
+    page = mm.pmd_pages.get(number)
+    if page is None or most_holes is None or not pmd_is_table(page.pmds.raw[slot]):
+        return False
+    words = mm.kernel.tables[pmd_pgtable(page.pmds.raw[slot])].ptes.view()
+    return nr - int(np.count_nonzero(words >> PFN_SHIFT)) <= most_holes
+
+
 def glances(
     mm: Mm, address: Address, end: Address, most_holes: int | None
 ) -> Iterator[tuple[Address, Glance | None]]:

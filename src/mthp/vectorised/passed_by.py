@@ -22,7 +22,7 @@ from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Mm, Vma, vma_is_anonymous
 from mthp.mm.pgtable_types import PMD_NONE
-from mthp.vectorised.glance import Glance, glances, passing_costs, pmd_slots
+from mthp.vectorised.glance import Glance, glances, passes, passing_costs, pmd_slots
 from mthp.words.events import KhugepagedScan, PassedBy, QuietWakeup, ScanPmd, Slept
 from mthp.words.profiles import MissingTable
 from mthp.words.results import ScanResult
@@ -136,6 +136,8 @@ def _row(
     size, start = mm.geometry.pmd_size, daemon.address
     there: list[Glance] = []
     progress = 0
+    if passes(mm, start, holes):
+        return TableRow(0, there, 0)
 
     def pass_missing(address: Address) -> bool:
         """Go on to an address; whether it is reached."""
