@@ -31,19 +31,21 @@ RECORDED = Path(__file__).parents[1] / "data/captured-7.3.4.zip"
 
 class Deadly(WorkerPlugin):  # type: ignore[misc]
     """A snapshot of this name kills its worker: where there is a file to note it in, once and at once; else
-    as often as it comes, a third of a second after it begins (it is to be one that takes longer), for Dask
-    does not replace a worker that dies before it is quite there."""
+    as often as it comes, a third of a second later, while it waits for the worker's thread: Dask does not
+    replace a worker that dies before it is quite there."""
 
     def __init__(self, name: str, once: Path | None = None) -> None:
         self.snapshot, self.once = name, once
 
     def setup(self, worker: Any) -> None:
-        """Nothing is to be set up."""
+        """Know the worker."""
+        self.worker = worker
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
         """Set the clock where it begins."""
         if finish == "executing" and str(key).startswith(self.snapshot):
             if self.once is None:
+                self.worker.executors["default"].submit(time.sleep, 9)
                 Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
             elif not self.once.exists():
                 self.once.touch()
@@ -110,7 +112,7 @@ def test_what_kills_each_worker_is_named_and_the_rest_goes_on(
 ) -> None:
     fleet = write_fleet(tmp_path / "fleet", 4)
     deadly = fleet / "host-2" / "deadly.npz"
-    with zipfile.ZipFile(RECORDED) as archive:  # it takes the engine seconds
+    with zipfile.ZipFile(RECORDED) as archive:
         deadly.write_bytes(archive.read("captures/13-2.snap.npz"))
     with Client(scheduler) as client:
         client.register_plugin(Deadly("deadly.npz"), name="deadly")
