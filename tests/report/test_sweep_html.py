@@ -152,7 +152,7 @@ def test_it_says_what_to_take_and_how_to_write_it() -> None:
         assert f"{made.base.geometry.size_name(order)}: {human_bytes(size)}" in text
     for (pid, start), size in made.chosen.added_by_vma.items():
         assert f"({pid}) anonymous at {start:#x}{human_bytes(size)}" in text
-    for each in (*made.assumptions, *made.unseen):
+    for each in (*made.basis.assumptions, *made.basis.unseen):
         assert each in page.texts("li")
     assert "prediction" in text
     assert "Page faults, which also make large folios" in text
@@ -180,15 +180,15 @@ def test_what_is_set_is_not_recommended_where_it_adds_more_than_asked_for() -> N
 
 def test_what_strangers_wrote_stays_text() -> None:
     plain, made = Page(html_text(sweep())), sweep()
-    hostile = replace(
-        made,
+    basis = replace(
+        made.basis,
         target=HOSTILE,
         source=HOSTILE,
         profile_reason=HOSTILE,
-        names=dict.fromkeys(made.names, (HOSTILE, HOSTILE)),
-        assumptions=(HOSTILE,) * len(made.assumptions),
-        unseen=(HOSTILE,) * len(made.unseen),
+        assumptions=(HOSTILE,) * len(made.basis.assumptions),
+        unseen=(HOSTILE,) * len(made.basis.unseen),
     )
+    hostile = replace(made, basis=basis, names=dict.fromkeys(made.names, (HOSTILE, HOSTILE)))
     text = html_text(hostile)
     page = Page(text)
     assert [tag for tag, *_ in page.found] == [tag for tag, *_ in plain.found]
@@ -224,4 +224,6 @@ def test_it_is_written_beside_the_answer_and_to_regular_files_alone(
         assert f"{place}: not a regular file" in capsys.readouterr().err
     assert main([*command, str(file)]) == 0
     assert json.loads(capsys.readouterr().out)["predicted"] is True
-    assert file.read_text(encoding="utf-8") == html_text(replace(sweep(), target=REDIS))
+    assert file.read_text(encoding="utf-8") == html_text(
+        replace(sweep(), basis=replace(sweep().basis, target=REDIS))
+    )

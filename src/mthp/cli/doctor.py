@@ -18,7 +18,7 @@ from mthp.image.capture.proc import LACKING, CaptureError, text
 from mthp.image.snapshot import Snapshot
 from mthp.plan.doctor import examine
 from mthp.plan.examined import Examined, examined_host, examined_image
-from mthp.plan.records import Checkup
+from mthp.plan.records import Basis, Checkup
 from mthp.words.profiles import PROFILES, profile_for_release
 from mthp.words.settings import Settings, SettingsError
 
@@ -75,6 +75,5 @@ def _cmdline(args: argparse.Namespace, *, live: bool) -> str | None:
 
 def _checkup(target: str, source: str, reason: str, case: Examined) -> Checkup:
     findings, looked_at, left_out = examine(case)
-    return Checkup(
-        target, source, case.profile.name, reason, case.settings, findings, looked_at, left_out
-    )
+    basis = Basis(target, source, case.profile.name, reason)
+    return Checkup(basis, case.settings, findings, looked_at, left_out)

@@ -18,7 +18,7 @@ def run_plan(args: argparse.Namespace) -> int:
     planner = planning.planner
     now, given = planner.plan(planning.captured), planner.plan(planning.given)
     comparison = Comparison(
-        **planning.told,
+        basis=planning.basis,
         now=now,
         given=given,
         cpus=planner.cpus,

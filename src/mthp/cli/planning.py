@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple
 
 from mthp.cli.target import (
     captured_settings,
@@ -17,7 +17,7 @@ from mthp.cli.target import (
 )
 from mthp.image.snapshot import Snapshot
 from mthp.plan.planner import Planner
-from mthp.plan.records import BulkVerdict
+from mthp.plan.records import Basis, BulkVerdict
 from mthp.predict.outcome import usual
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
@@ -25,14 +25,13 @@ from mthp.worlds.build import arrays_of
 
 
 class Planning(NamedTuple):
-    """A target ready to be planned. captured: its settings; given: those with the command line's over them.
-    told: the fields of a record that say what it rests on."""
+    """A target ready to be planned. captured: its settings; given: the command line's over them."""
 
     planner: Planner
     profile: Profile
     captured: Settings
     given: Settings
-    told: Mapping[str, Any]
+    basis: Basis
 
     def names(self, plans: Collection[BulkVerdict]) -> dict[tuple[int, int], tuple[str, str]]:
         """(pid, start) -> process and mapping, of those that plans add memory to."""
@@ -55,14 +54,8 @@ def planning_of(args: argparse.Namespace) -> tuple[Planning, float]:
     arrays = arrays_of(image.data, settle_assumed(args))
     snapshot = image.data if isinstance(image.data, Snapshot) else None
     unseen = () if snapshot is None else snapshot.unseen
-    told = {
-        "target": image.name,
-        "source": image.source,
-        "profile": profile.name,
-        "profile_reason": reason,
-        "assumptions": arrays.assumptions,
-        "unseen": unseen,
-        "usual": usual(unseen),
-    }
+    basis = Basis(
+        image.name, image.source, profile.name, reason, arrays.assumptions, unseen, usual(unseen)
+    )
     planner = Planner(arrays, profile, given, snapshot)
-    return Planning(planner, profile, captured, given, told), began
+    return Planning(planner, profile, captured, given, basis), began

@@ -58,7 +58,7 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
     plans.sort(key=lambda plan: plan.price)
     chosen, nearest = choose_plan(plans, wish)
     return Sweep(
-        **planning.told,
+        basis=planning.basis,
         base=base,
         now=now,
         wish=wish,

@@ -173,19 +173,29 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Plans for one image under a grid of settings, by their price.
-
-    base: the captured settings, now: the plan for them. front: for each plan, whether no other is as good in
-    each of TLB entries, small folios and memory added, and better in one. chosen: the first that holds to the
-    wish, None where none does; nearest: the one that misses it by least. names: (pid, start) -> process and
-    mapping, where now or nearest adds memory.
-    """
+class Basis:
+    """What an answer is about and rests on. usual: those of assumptions and unseen that every capture has."""
 
     target: str
     source: str
     profile: str
     profile_reason: str
+    assumptions: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    usual: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Plans for one image under a grid of settings, by their price.
+
+    base: the captured settings with those asked for over them, now: the plan for them. front: for each plan,
+    whether no other is as good in each of TLB entries, small folios and memory added, and better in one.
+    chosen: the first that holds to the wish, None where none does; nearest: the one that misses it by least.
+    names: (pid, start) -> process and mapping, where now or nearest adds memory.
+    """
+
+    basis: Basis
     base: Settings
     now: BulkVerdict
     wish: Wish
@@ -194,9 +204,6 @@ class Sweep:
     chosen: BulkVerdict | None
     nearest: BulkVerdict
     names: Mapping[tuple[int, int], tuple[str, str]]
-    assumptions: tuple[str, ...]
-    unseen: tuple[str, ...]
-    usual: frozenset[str]
     seconds: float
 
     @property
@@ -248,18 +255,12 @@ class Comparison:
     what time is reckoned by. The rest as Sweep's.
     """
 
-    target: str
-    source: str
-    profile: str
-    profile_reason: str
+    basis: Basis
     now: BulkVerdict
     given: BulkVerdict
     cpus: int
     costs: CostTable
     names: Mapping[tuple[int, int], tuple[str, str]]
-    assumptions: tuple[str, ...]
-    unseen: tuple[str, ...]
-    usual: frozenset[str]
     seconds: float
 
 
@@ -288,10 +289,7 @@ class Checkup:
     looked_at: what was looked for. left_out: what was not, with the reason.
     """
 
-    target: str
-    source: str
-    profile: str
-    profile_reason: str
+    basis: Basis
     settings: Settings
     findings: tuple[SettingFinding, ...]
     looked_at: tuple[str, ...]

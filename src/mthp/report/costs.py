@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mthp.report.page import SafeConsole
+from mthp.report.phrases import short_time
 from mthp.words.costs import (
     MEANING,
     PUBLISHED,
@@ -51,10 +52,6 @@ def calibration_document(
     }
 
 
-def _time(ns: float) -> str:
-    return f"{ns / 1e3:,.1f} µs" if ns >= 1e3 else f"{ns:,.1f} ns"
-
-
 def render_calibration(
     costs: CostTable,
     points: Mapping[str, Sequence[StopPoint]],
@@ -70,7 +67,7 @@ def render_calibration(
     table.add_column("here", justify="right", no_wrap=True)
     table.add_column("what it is")
     for name, cost in costs.items():
-        table.add_row(name, _time(cost.ns), MEANING[name])
+        table.add_row(name, short_time(cost.ns), MEANING[name])
     page.console.print(table)
     page.console.print()
     _render_stops(page, costs, points)
@@ -78,9 +75,9 @@ def render_calibration(
     if flush is not None:
         wait, refill = flush
         page.line(
-            f"A collapse to 64kB flushes the whole PMD: {_time(wait)} for {cpus} CPUs to confirm, and up to "
-            f"{_time(refill)} to fill again the {ptrs - WINDOW} entries outside the window if all are used; "
-            "the same where it is refused after that."
+            f"A collapse to 64kB flushes the whole PMD: {short_time(wait)} for {cpus} CPUs to confirm, "
+            f"and up to {short_time(refill)} to fill again the {ptrs - WINDOW} entries outside the window "
+            "if all are used; the same where it is refused after that."
         )
     for name, why in missing.items():
         page.line(f"Not measured: {name} ({why}).", "dim")
@@ -101,15 +98,15 @@ def _render_stops(
         table.add_column(name, justify="right", no_wrap=True)
     fitted = stops or calls
     for empty, call in calls.items():
-        row = [str(empty), _time(call), _time(stops[empty]) if stops else "-"]
+        row = [str(empty), short_time(call), short_time(stops[empty]) if stops else "-"]
         for measured, by in ((fitted.get(empty), costs), (published.get(empty), PUBLISHED)):
             if by is PUBLISHED:
-                row.append("-" if measured is None else _time(measured))
+                row.append("-" if measured is None else short_time(measured))
             if measured is None or "stop" not in by:
                 row += ["-", "-"]
                 continue
             model = stop_ns(by, empty)
-            row += [_time(model), f"{100 * (model / measured - 1):+.0f}%"]
+            row += [short_time(model), f"{100 * (model / measured - 1):+.0f}%"]
         table.add_row(*row)
     page.line(
         "One collapse of PMD size (call: MADV_COLLAPSE; stop: of a thread that writes there):"

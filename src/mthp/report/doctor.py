@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from mthp.plan.records import Checkup, SettingFinding
+from mthp.report.basis import basis_values, render_basis
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import plural
 from mthp.words.settings import TRANSPARENT_HUGEPAGE
@@ -28,10 +29,7 @@ def command(finding: SettingFinding) -> str | None:
 def render_checkup(checkup: Checkup, console: Console) -> None:
     """Print what was found, and what was looked for."""
     page = SafeConsole(console)
-    where = checkup.target
-    if checkup.source and checkup.source != checkup.target:
-        where += f" ({checkup.source})"
-    page.line(f"{where}: profile {checkup.profile} ({checkup.profile_reason})", "bold")
+    render_basis(page, checkup.basis)
     page.line(checkup.settings.describe())
     number = len(checkup.findings)
     if number:
@@ -86,10 +84,7 @@ def checkup_document(checkup: Checkup) -> dict[str, Any]:
     """What was found as JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "target": checkup.target,
-        "source": checkup.source,
-        "profile": checkup.profile,
-        "profile_reason": checkup.profile_reason,
+        **basis_values(checkup.basis),
         "settings": checkup.settings.to_json(),
         "findings": [
             {

@@ -81,6 +81,15 @@ def duration(milliseconds: int) -> str:
     return f"{seconds // size} {name}" + (f" {rest} {low}" if rest else "")
 
 
+def short_time(nanoseconds: float) -> str:
+    """A time of any length for reading: 0 s, 8.3 ns, 140.0 µs, 250 ms, 10 s."""
+    if 0 < nanoseconds < 1e3:
+        return f"{nanoseconds:.1f} ns"
+    if 1e3 <= nanoseconds < 1e7:
+        return f"{nanoseconds / 1e3:,.1f} µs"
+    return duration(round(nanoseconds / 1e6))
+
+
 def plural(number: int, thing: str, several: str = "") -> str:
     """A number and what it counts, in the right form: 1 range, 2 ranges."""
     return f"{number:,} {thing if number == 1 else several or thing + 's'}"

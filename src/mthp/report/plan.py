@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Comparison, Spent, TlbKind
+from mthp.report.basis import basis_values, render_assumptions, render_basis
 from mthp.report.page import SafeConsole
-from mthp.report.phrases import duration, more_memory, order_name, percent, plural
+from mthp.report.phrases import duration, more_memory, order_name, percent, plural, short_time
 from mthp.report.sweep import plan_values, sizes_text, within_text, writes
 from mthp.words.costs import CostTable, costs_document
 from mthp.words.units import human_bytes
@@ -27,10 +28,7 @@ _KINDS = {
 def render_plan(comparison: Comparison, console: Console, *, verbose: bool = False) -> None:
     """Print both plans side by side. verbose: every mapping that memory is added to, every assumption."""
     page = SafeConsole(console, verbose=verbose)
-    where = comparison.target
-    if comparison.source and comparison.source != comparison.target:
-        where += f" ({comparison.source})"
-    page.line(f"{where}: profile {comparison.profile} ({comparison.profile_reason})", "bold")
+    render_basis(page, comparison.basis)
     page.line(_headline(comparison), "bold")
     changes = writes(comparison.now.settings, comparison.given.settings)
     if changes:
@@ -48,9 +46,7 @@ def render_plan(comparison: Comparison, console: Console, *, verbose: bool = Fal
     _added(page, comparison)
     page.console.print()
     page.line(_grounds(comparison), "dim")
-    usual = frozenset[str]() if verbose else comparison.usual
-    page.bullets("Assumed", [each for each in comparison.assumptions if each not in usual])
-    page.bullets("Not seen", [each for each in comparison.unseen if each not in usual])
+    render_assumptions(page, comparison.basis)
 
 
 def _headline(comparison: Comparison) -> str:
@@ -103,12 +99,8 @@ def _figures(plan: BulkVerdict, cpus: int, costs: CostTable) -> Iterator[tuple[s
 
 
 def _time_text(nanoseconds: float | None) -> str:
-    """Of little time and of much; a dash where it is not known."""
-    if nanoseconds is None:
-        return "–"
-    if nanoseconds < 1e6:
-        return f"{nanoseconds / 1e3:.0f} µs"
-    return duration(round(nanoseconds / 1e6))
+    """A dash where it is not known."""
+    return "–" if nanoseconds is None else short_time(nanoseconds)
 
 
 def _added(page: SafeConsole, comparison: Comparison) -> None:
@@ -156,16 +148,13 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "predicted": True,
-        "target": comparison.target,
-        "source": comparison.source,
-        "profile": comparison.profile,
-        "profile_reason": comparison.profile_reason,
+        **basis_values(comparison.basis),
         "now": _values(comparison, comparison.now),
         "given": _values(comparison, comparison.given),
         "costs": costs_document(comparison.costs)["costs"],
         "writes": [{"path": path, "value": value} for path, value in changes],
-        "assumptions": list(comparison.assumptions),
-        "unseen": list(comparison.unseen),
+        "assumptions": list(comparison.basis.assumptions),
+        "unseen": list(comparison.basis.unseen),
         "seconds": comparison.seconds,
     }
 

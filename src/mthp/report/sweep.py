@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mthp.plan.records import BulkVerdict, Miss, Sweep, TlbKind, Wanted, Wish
+from mthp.report.basis import basis_values, render_assumptions, render_basis
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, percent, plural
 from mthp.words.settings import TRANSPARENT_HUGEPAGE, Enabled, Settings
@@ -114,10 +115,7 @@ def within_text(plan: BulkVerdict) -> str:
 def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> None:
     """Print which settings to take, and the table. verbose: every setting that was tried."""
     page = SafeConsole(console, verbose=verbose)
-    where = sweep.target
-    if sweep.source and sweep.source != sweep.target:
-        where += f" ({sweep.source})"
-    page.line(f"{where}: profile {sweep.profile} ({sweep.profile_reason})", "bold")
+    render_basis(page, sweep.basis)
     page.line(headline(sweep), "bold")
     _how(page, sweep)
     shown = [
@@ -213,9 +211,7 @@ def _grounds(page: SafeConsole, sweep: Sweep) -> None:
     """What the answer rests on."""
     page.console.print()
     page.line(grounds_text(sweep), "dim")
-    usual = frozenset[str]() if page.verbose else sweep.usual
-    page.bullets("Assumed", [each for each in sweep.assumptions if each not in usual])
-    page.bullets("Not seen", [each for each in sweep.unseen if each not in usual])
+    render_assumptions(page, sweep.basis)
 
 
 def grounds_text(sweep: Sweep) -> str:
@@ -229,8 +225,8 @@ def grounds_text(sweep: Sweep) -> str:
         "Page faults, which also make large folios under these sizes, are not in it. The time is an upper "
         "bound, made of khugepaged's sleeps and of copying and clearing. Not varied: pages_to_scan but for "
         "--within, and scan_sleep_millisecs, which decide when and not what; defrag, which matters where "
-        "memory is short or in pieces; max_ptes_swap and max_ptes_shared. How far what a capture cannot see "
-        "moves it: mthp collapse with these settings."
+        "memory is short or in pieces; max_ptes_swap and max_ptes_shared; the profile (--profile). How far "
+        "what a capture cannot see moves it: mthp collapse with these settings."
     )
 
 
@@ -239,10 +235,7 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "predicted": True,
-        "target": sweep.target,
-        "source": sweep.source,
-        "profile": sweep.profile,
-        "profile_reason": sweep.profile_reason,
+        **basis_values(sweep.basis),
         "wish": asdict(sweep.wish),
         "missed": [asdict(miss) for miss in sweep.wish.misses(sweep.nearest)],
         "now": plan_values(sweep.now),
@@ -254,8 +247,8 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
             {**plan_values(plan), "front": front, "chosen": plan is sweep.chosen}
             for plan, front in zip(sweep.plans, sweep.front, strict=True)
         ],
-        "assumptions": list(sweep.assumptions),
-        "unseen": list(sweep.unseen),
+        "assumptions": list(sweep.basis.assumptions),
+        "unseen": list(sweep.basis.unseen),
         "seconds": sweep.seconds,
     }
 

@@ -16,6 +16,7 @@ from math import sqrt
 
 from mthp import __version__
 from mthp.plan.records import BulkVerdict, Sweep
+from mthp.report.basis import name_of
 from mthp.report.phrases import percent, plural
 from mthp.report.sweep import (
     boot_parameter,
@@ -117,7 +118,7 @@ def html_text(sweep: Sweep) -> str:
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_title(sweep)}: {_text(sweep.target)}</title>",
+            f"<title>{_title(sweep)}: {_text(sweep.basis.target)}</title>",
             f"<style>{_CSS}</style>\n</head>\n<body>\n<main>",
             *(line for part in parts for line in part(sweep)),
             f"{_WORDS}\n</main>\n<script>{_JS}</script>\n</body>\n</html>\n",
@@ -168,8 +169,7 @@ def _figures(plan: BulkVerdict) -> str:
 def _answer(sweep: Sweep) -> Iterator[str]:
     """What is recommended, in plain words, and why."""
     plan, now, tried = _plan(sweep), sweep.now, plural(len(sweep.plans), "setting")
-    source = f" ({sweep.source})" if sweep.source not in ("", sweep.target) else ""
-    yield f'<p class="dim">Huge pages for {_text(sweep.target + source)}</p><h1>{_title(sweep)}</h1>'
+    yield f'<p class="dim">Huge pages for {_text(name_of(sweep.basis))}</p><h1>{_title(sweep)}</h1>'
     lead = escape(headline(sweep))
     if sweep.gains:
         lead = (
@@ -396,10 +396,10 @@ def _grounds(sweep: Sweep) -> Iterator[str]:
     """What all this rests on, and its"""
     yield (
         f"<h2>What this rests on</h2><p>A prediction, made by mthp {__version__} from the kernel's own path "
-        f"(profile {_text(sweep.profile)}: {_text(sweep.profile_reason)}), not a measurement. "
+        f"(profile {_text(sweep.basis.profile)}: {_text(sweep.basis.profile_reason)}), not a measurement. "
         f"{escape(grounds_text(sweep))}</p>"
     )
-    for name, texts in (("Assumed", sweep.assumptions), ("Not seen", sweep.unseen)):
+    for name, texts in (("Assumed", sweep.basis.assumptions), ("Not seen", sweep.basis.unseen)):
         if texts:
             items = "".join(f"<li>{_text(text)}</li>" for text in texts)
             yield f"<details><summary>{name} ({len(texts)})</summary><ul>{items}</ul></details>"

@@ -69,10 +69,15 @@ def passes(mm: Mm, address: Address, most_holes: int | None) -> bool:
     nr = mm.geometry.ptrs_per_pte
     number, slot = divmod(address >> mm.geometry.pmd_shift, nr)
     page = mm.pmd_pages.get(number)
-    if page is None or most_holes is None or not pmd_is_table(page.pmds.raw[slot]):
+    if page is None or not pmd_is_table(page.pmds.raw[slot]):
         return False
-    words = mm.kernel.tables[pmd_pgtable(page.pmds.raw[slot])].ptes.view()
-    return nr - int(np.count_nonzero(words >> PFN_SHIFT)) <= most_holes
+    return most_holes is not None and _holes(mm, page.pmds.raw[slot])[1] <= most_holes
+
+
+def _holes(mm: Mm, pmd: int) -> tuple[NDArray[np.int64], int]:
+    """A table's entries, and how many of them name no frame but the zero page's."""
+    words = mm.kernel.tables[pmd_pgtable(pmd)].ptes.view()
+    return words, mm.geometry.ptrs_per_pte - int(np.count_nonzero(words >> PFN_SHIFT))
 
 
 def glances(
@@ -97,15 +102,14 @@ def glances(
 def _look_at(
     mm: Mm, there: list[tuple[Address, int]], most_holes: int | None
 ) -> Iterator[tuple[Address, Glance | None]]:
-    kernel, nr = mm.kernel, mm.geometry.ptrs_per_pte
-    cost = passing_costs(kernel)
+    cost = passing_costs(mm.kernel)
     tables: dict[Address, NDArray[np.int64]] = {}
     for at, pmd in there:
         if pmd & _MAPPED != _MAPPED:
             if most_holes is None or not pmd_is_table(pmd):
                 break
-            words = kernel.tables[pmd_pgtable(pmd)].ptes.view()
-            if nr - np.count_nonzero(words >> PFN_SHIFT) <= most_holes:
+            words, holes = _holes(mm, pmd)
+            if holes <= most_holes:
                 break
             tables[at] = words
     refused: Iterator[Glance | None] = iter(())
