@@ -51,6 +51,17 @@ def test_what_madv_free_gave_up_is_clean_as_smaps_says() -> None:
     assert sum(word & DIRTY == 0 for word in words) == 64
 
 
+def test_what_was_written_again_before_a_fork_is_dirty_though_it_is_shared() -> None:
+    image = lazyfree(0)
+    process = image.processes[0]
+    assert process.kpagecount is not None
+    process.pte[:] &= ~np.uint16(Pte.EXCLUSIVE)
+    process.kpagecount[:] = 2
+    world = build_world(image, DEFAULT, assumed=LIKELY)
+    words = [word for table in world.kernel.tables.values() for word in table.ptes.raw]
+    assert sum(word & DIRTY != 0 for word in words) == sum(GIVEN_UP)
+
+
 def test_some_written_again_leave_tables_with_a_clean_page_many_or_few() -> None:
     assert sum(clean_of(lazyfree(32))) == 32
     assert clean_of(lazyfree(3), Leaning.LEAST) == [0, 1, 1, 1]

@@ -50,6 +50,7 @@ from mthp.worlds.unseen import (
     Pages,
     Young,
     clean_lazyfree,
+    given_up_pages,
     held_pages,
     hidden_pins,
     young_pages,
@@ -482,7 +483,7 @@ def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArr
     clean = clean_lazyfree(snapshot, process, assumed.leaning)
     bits = (present & used) * np.uint8(YOUNG)
     bits |= (present & written & ~zero) * np.uint8(WRITE)
-    bits |= (present & written & ~zero & ~clean) * np.uint8(DIRTY)
+    bits |= (((present & written & ~zero) | given_up_pages(process)) & ~clean) * np.uint8(DIRTY)
     return bits
 
 

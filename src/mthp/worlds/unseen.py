@@ -212,15 +212,21 @@ def counted_young(snapshot: Snapshot, process: ProcessTables) -> Iterator[Counte
         yield Counted(mappings.vmas[k], own, np.flatnonzero(flat[own]), int(counts[k]))
 
 
+def given_up_pages(process: ProcessTables) -> Pages:
+    """The pages that MADV_FREE gave up, whether written since or not."""
+    anon, backed, dirty = map(process.page_flag, (Kpf.ANON, Kpf.SWAPBACKED, Kpf.DIRTY))
+    here = mapped_pages(process)
+    if anon is None or backed is None or dirty is None:
+        return np.zeros_like(here)
+    return here & anon & ~backed & ~dirty
+
+
 def counted_lazyfree(snapshot: Snapshot, process: ProcessTables) -> Iterator[Counted]:
     """The pages that MADV_FREE gave up, and how many of them smaps counts as not written since.
 
     Kernel: fs/proc/task_mmu.c, smaps_account().
     """
-    anon, backed, dirty = map(process.page_flag, (Kpf.ANON, Kpf.SWAPBACKED, Kpf.DIRTY))
-    if anon is None or backed is None or dirty is None:
-        return
-    given_up = mapped_pages(process) & anon & ~backed & ~dirty
+    given_up = given_up_pages(process)
     if not given_up.any():
         return
     for vma, start, end, _ in zip(*_Mappings.with_pages(snapshot, process, given_up), strict=True):
