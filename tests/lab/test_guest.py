@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mthp.image.zipped import capture_sources
+from mthp.image.zipped import sources_of
 from mthp.lab import guest
 
 GUEST = Path(next(iter(guest.__path__)))
@@ -27,7 +27,7 @@ def jobs(tmp_path: Path) -> Iterator[Path]:
     scripts.mkdir()
     for name in ("helper.py", "register.py"):
         (scripts / name).write_bytes((GUEST / name).read_bytes())
-    for name, text in capture_sources().items():
+    for name, text in sources_of().items():
         (scripts / name).parent.mkdir(parents=True, exist_ok=True)
         (scripts / name).write_bytes(text)
     folder = tmp_path / "jobs"

@@ -20,6 +20,7 @@ from mthp.cli.options import (
     add_diff,
     add_doctor,
     add_plan,
+    add_record,
     add_replay,
     add_snap,
     add_sweep,
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_doctor(verbs)
     add_calibrate(verbs)
     add_snap(verbs)
+    add_record(verbs)
     add_diff(verbs)
     add_check(verbs)
     add_replay(verbs)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mthp.image.capture.options import add_arguments, add_processes
 from mthp.image.capture.series import duration
+from mthp.image.record.options import add_arguments as add_record_arguments
 from mthp.words.files import FileError, shown
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import NUMBERS
@@ -470,7 +471,7 @@ class WriteZipapp(argparse.Action):
         from mthp.image.zipped import write_zipapp
 
         try:
-            write_zipapp(file)
+            write_zipapp(file, self.const)
         except FileError as error:
             parser.error(str(error))
         except OSError as error:
@@ -491,8 +492,28 @@ def add_snap(verbs: Verbs) -> None:
     parser.add_argument(
         "--zipapp",
         action=WriteZipapp,
+        const="image/capture",
         metavar="FILE",
         help="write the program that does this on other hosts (mthp-snap.pyz), and nothing else",
+    )
+
+
+def add_record(verbs: Verbs) -> None:
+    """Add `mthp record` and its options to the parser."""
+    parser = verbs.add_parser(
+        "record",
+        help="run a program without huge pages, and record its life in memory",
+        description="Run a command with huge pages off for it and its children alone, and record its page "
+        "faults and memory system calls into a file. Needs root and tracefs; changes no setting.",
+    )
+    parser.set_defaults(run="mthp.image.record.command:run")
+    add_record_arguments(parser)
+    parser.add_argument(
+        "--zipapp",
+        action=WriteZipapp,
+        const="image/record",
+        metavar="FILE",
+        help="write the program that does this on other hosts (mthp-record.pyz), and nothing else",
     )
 
 

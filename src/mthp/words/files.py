@@ -160,6 +160,12 @@ def copy_new(source: PathName, target: PathName) -> None:
         shutil.copyfileobj(old, new)
 
 
+def set_to(path: PathName, value: str) -> None:
+    """Write a word into a control file of the kernel, which must be there. OSError: it refuses."""
+    with os.fdopen(_open_safely(os.fspath(path), os.O_WRONLY), "w") as file:
+        file.write(value)
+
+
 def spooled(folder: str | None = None) -> IO[bytes]:
     """A file without a name: in memory while it is small, then on disk, in the folder or the usual
     one for temporary files."""

@@ -14,8 +14,9 @@ import struct
 import sys
 import zipfile
 from array import array
+from itertools import chain
 from random import SystemRandom
-from typing import IO, Any, Iterable, Iterator
+from typing import IO, Any, Iterable, Iterator, Tuple
 
 from mthp.words.files import spooled
 from mthp.words.units import Geometry
@@ -96,26 +97,37 @@ def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode("latin1")
 
 
-def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns, level: int) -> None:
-    """Write the whole .npz: meta first, then every column. level: of zlib; 0 does not compress."""
-    document = json.dumps(meta, ensure_ascii=True, separators=(",", ":")).encode()
-    rows, ptrs = len(columns.address), columns.geometry.ptrs_per_pte
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, True, level) as archive:
+ArrayMember = Tuple[str, str, Tuple[int, ...], Iterable[bytes]]
+"""An array of the file: its name, the type of its values, its shape, and its bytes."""
 
-        def member(name: str, kind: str, shape: tuple[int, ...], chunks: Iterable[bytes]) -> None:
+
+def write_arrays(
+    target: IO[bytes], meta: dict[str, Any], arrays: Iterable[ArrayMember], level: int
+) -> None:
+    """Write the whole .npz: meta first, then every array. level: of zlib; 0 does not compress."""
+    document = json.dumps(meta, ensure_ascii=True, separators=(",", ":")).encode()
+    first: ArrayMember = ("meta", "|u1", (len(document),), [document])
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, True, level) as archive:
+        for name, kind, shape, chunks in chain([first], arrays):
             # A ZipInfo of our own would not be compressed as the archive says.
             with archive.open(name + ".npy", "w", force_zip64=math.prod(shape) > 1 << 27) as file:
                 file.write(npy_header(kind, shape))
                 for chunk in chunks:
                     file.write(chunk)
 
-        member("meta", "|u1", (len(document),), [document])
-        member("table_address", "u8", (rows,), [columns.address.tobytes()])
-        member("table_process", "u2", (rows,), [columns.process.tobytes()])
-        member("table_torn", "|u1", (rows,), [bytes(columns.torn)])
-        for name in columns.files:
-            kind = TYPE[WIDTH[name]]
-            member(name, kind, (rows, ptrs), columns.chunks(name))
+
+def write_file(target: IO[bytes], meta: dict[str, Any], columns: Columns, level: int) -> None:
+    """Write a capture's .npz: its document, and every column."""
+    rows, ptrs = len(columns.address), columns.geometry.ptrs_per_pte
+    arrays: list[ArrayMember] = [
+        ("table_address", "u8", (rows,), [columns.address.tobytes()]),
+        ("table_process", "u2", (rows,), [columns.process.tobytes()]),
+        ("table_torn", "|u1", (rows,), [bytes(columns.torn)]),
+    ]
+    arrays += [
+        (name, TYPE[WIDTH[name]], (rows, ptrs), columns.chunks(name)) for name in columns.files
+    ]
+    write_arrays(target, meta, arrays, level)
 
 
 ADDRESS_LIMIT = 1 << 56

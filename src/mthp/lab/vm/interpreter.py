@@ -10,7 +10,7 @@ import sysconfig
 from importlib import resources
 from pathlib import Path
 
-from mthp.image.zipped import capture_sources
+from mthp.image.zipped import sources_of
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.vm.files import HOST, GuestFiles
 
@@ -39,7 +39,7 @@ def add_interpreter(files: GuestFiles) -> str:
     _add_compiled(files, str(library))
     guest = resources.files("mthp.lab") / "guest"
     scripts = {name: (guest / name).read_bytes() for name in _SCRIPTS}
-    for name, text in {**scripts, **capture_sources()}.items():
+    for name, text in {**scripts, **sources_of()}.items():
         place = f"{LAB}/{name}"
         files.add_bytes(place, text)
         files.add_bytes(importlib.util.cache_from_source(place), _HEADER + _compile(place, text))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The file of a recording: docs/recording-format.md describes it."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from typing import IO, Any, Iterable, NamedTuple
+
+from mthp.image.capture.columns import ArrayMember, write_arrays
+from mthp.image.record.decode import Decoder, Rows
+from mthp.image.record.formats import CALLS
+
+SCHEMA = "mthp-recording/1"
+ARGS = 6
+"""Of a system call."""
+COLUMNS = {
+    "event_later": 4, "event_task": 4, "event_kind": 1, "event_flags": 1, "event_value": 8,
+    "event_site": 4, "site_ip": 8, "call_kind": 1, "call_args": 8, "call_result": 8, "task_pid": 4,
+    "task_process": 4, "task_flags": 8, "sample_time": 8, "sample_process": 4, "sample_anon": 8,
+    "sample_swap": 8,
+}  # fmt: skip
+"""The members of the file -> bytes of a value."""
+TYPE = {1: "|u1", 4: "u4", 8: "u8"}
+
+
+class Sample(NamedTuple):
+    """What /proc said of a process at a time: pages of anonymous memory that it had, and of swap."""
+
+    time: int
+    pid: int
+    anon: int
+    swap: int
+
+
+def sampled(decoder: Decoder, samples: Iterable[Sample]) -> dict[str, array[int]]:
+    """The columns of the samples that fall to a process that was recorded then."""
+    names = ("sample_time", "sample_process", "sample_anon", "sample_swap")
+    columns = {name: array("I" if COLUMNS[name] == 4 else "Q") for name in names}
+    for each in samples:
+        spans = decoder.spans.get(each.pid, [])
+        at = bisect_right(spans, (each.time, 1 << 62)) - 1
+        if at >= 0 and decoder.began <= each.time:
+            row = (each.time - decoder.began, spans[at][1], each.anon, each.swap)
+            for name, value in zip(names, row):
+                columns[name].append(value)
+    return columns
+
+
+def _arrays(rows: Rows, samples: dict[str, array[int]]) -> Iterable[ArrayMember]:
+    found: dict[str, array[int] | bytearray] = {
+        "event_later": rows.later, "event_task": rows.task, "event_kind": rows.kind,
+        "event_flags": rows.flags, "event_value": rows.value, "event_site": rows.site,
+        "site_ip": array("Q", rows.sites), "call_kind": rows.call_kind,
+        "call_args": rows.call_args, "call_result": rows.call_result, "task_pid": rows.task_pid,
+        "task_process": rows.task_process, "task_flags": rows.task_flags, **samples,
+    }  # fmt: skip
+    for name, width in COLUMNS.items():
+        column = found[name]
+        shape = (len(column) // ARGS, ARGS) if name == "call_args" else (len(column),)
+        yield name, TYPE[width], shape, [memoryview(column).tobytes()]
+
+
+def write_recording(
+    target: IO[bytes], meta: dict[str, Any], decoder: Decoder, samples: Iterable[Sample]
+) -> None:
+    """Write the file. meta: what is known of the host and of how it was recorded."""
+    document = {
+        "schema": SCHEMA,
+        **meta,
+        "calls": list(CALLS),
+        "processes": decoder.rows.processes,
+        "unseen_tasks": decoder.unseen,
+    }
+    write_arrays(target, document, _arrays(decoder.rows, sampled(decoder, samples)), level=1)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The options of a recording, for the command on hosts and for `mthp record`."""
+
+from __future__ import annotations
+
+import argparse
+
+from mthp.words.units import parse_whole
+
+SMALLEST_BUFFER, LARGEST_BUFFER = 64, 4 << 20
+"""KiB of each CPU's buffer."""
+
+
+def buffer_of(value: str) -> int:
+    """Read --buffer, for argparse."""
+    try:
+        kib = parse_whole(value, SMALLEST_BUFFER)
+    except ValueError:
+        kib = 0
+    if not SMALLEST_BUFFER <= kib <= LARGEST_BUFFER:
+        message = (
+            f"{value[:40]!r} is not a number of KiB from {SMALLEST_BUFFER} to {LARGEST_BUFFER}"
+        )
+        raise argparse.ArgumentTypeError(message)
+    return kib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options, for the command on hosts and for `mthp record`."""
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="mode 0600")
+    parser.add_argument(
+        "--buffer",
+        type=buffer_of,
+        metavar="KIB",
+        help="of each CPU's trace buffer (default: 16384, or less where memory is short)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="errors only")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, and its words"
+    )
