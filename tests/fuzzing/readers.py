@@ -33,6 +33,7 @@ from mthp.compare.paths import PathVerdict
 from mthp.compare.records import Conformance
 from mthp.explore.part import NotThisSearch
 from mthp.image.capture.proc import CaptureError, read_vmas
+from mthp.image.recording import read_recording
 from mthp.image.scenario import Scenario, load, parse_scenario
 from mthp.image.snapshot import Snapshot, read_snapshot
 from mthp.lab.errors import LabError
@@ -63,6 +64,7 @@ from tests.fuzzing.mutate import (
     mutated_text,
 )
 from tests.image.made import made
+from tests.image.made_recording import made_recording
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -381,11 +383,17 @@ READERS: dict[str, Reader] = {
         lambda source: mutated_npz(made(), source), _snapshot, (FileError, SettingsError), 90
     ),
     "scenario": Reader(_draw_scenario, _scenario, (FileError,), 100),
+    "recording": Reader(
+        lambda source: mutated_npz(made_recording(), source),
+        lambda data, _: read_recording(io.BytesIO(data), "a.npz"),
+        (FileError,),
+        40,
+    ),
     "lines": Reader(_draw_lines, _lines, (FileError,), 135),
     "json": Reader(
         lambda source: json_text(mutated_document(source), source), _json, (FileError,), 80
     ),
-    "settings": Reader(_draw_settings, _settings, (SettingsError,), 310),
+    "settings": Reader(_draw_settings, _settings, (SettingsError,), 270),
     "smaps": Reader(lambda source: mutated_text(_SMAPS * 2, source), _smaps, (CaptureError,), 80),
     "texts": Reader(
         lambda source: mutated_text(source.choice((_DEB822, _TAP)), source), _texts, (), 60

@@ -47,17 +47,18 @@ class Members:
     """The members of these names, measured and none of them read. FileError: the file is no such
     archive, or is damaged; OSError: it cannot be read."""
 
-    def __init__(self, file: IO[bytes], names: Iterable[str]) -> None:
+    def __init__(self, file: IO[bytes], names: Iterable[str], what: str = "snapshot") -> None:
+        self._what = what
         try:
             self._archive = zipfile.ZipFile(file)
         except OSError:
             raise
         except Exception as error:  # of a damaged directory zipfile raises nearly anything
-            raise FileError(f"not a snapshot, or truncated ({error})") from None
+            raise FileError(f"not a {what}, or truncated ({error})") from None
         entries = self._archive.infolist()
         self._entries = {entry.filename.removesuffix(".npy"): entry for entry in entries}
         if len(self._entries) != len(entries):
-            raise FileError("not a snapshot (a member is there twice)")
+            raise FileError(f"not a {what} (a member is there twice)")
         self.found = {name: self._measured(name) for name in names if name in self._entries}
 
     def _measured(self, name: str) -> Member:
@@ -86,7 +87,7 @@ class Members:
     def _opened(self, name: str) -> Iterator[IO[bytes]]:
         entry = self._entries[name]
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise FileError(f"member {name} is packed in a way that no snapshot is")
+            raise FileError(f"member {name} is packed in a way that no {self._what} is")
         try:
             with self._archive.open(entry) as stream:
                 yield stream

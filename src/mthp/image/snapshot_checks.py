@@ -224,7 +224,7 @@ def check_vma_fields(vmas: list[Any], where: str, deep: bool) -> dict[str, list[
 
 def address_limit(meta: Mapping[str, Any]) -> int:
     """The first address that no process of such a machine has."""
-    is_short = meta.get("machine") == "x86_64" and not meta.get("la57") and not meta["redacted"]
+    is_short = meta.get("machine") == "x86_64" and not meta.get("la57") and not meta.get("redacted")
     return 1 << 47 if is_short else ADDRESS_LIMIT
 
 

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from typing import IO, Any, Iterable, NamedTuple
 
 from mthp.image.capture.columns import ArrayMember, write_arrays
-from mthp.image.record.decode import Decoder, Rows
+from mthp.image.record.decode import Decoder, EventRows
 from mthp.image.record.formats import CALLS
 
 SCHEMA = "mthp-recording/1"
@@ -47,7 +47,7 @@ def sampled(decoder: Decoder, samples: Iterable[Sample]) -> dict[str, array[int]
     return columns
 
 
-def _arrays(rows: Rows, samples: dict[str, array[int]]) -> Iterable[ArrayMember]:
+def _arrays(rows: EventRows, samples: dict[str, array[int]]) -> Iterable[ArrayMember]:
     found: dict[str, array[int] | bytearray] = {
         "event_later": rows.later, "event_task": rows.task, "event_kind": rows.kind,
         "event_flags": rows.flags, "event_value": rows.value, "event_site": rows.site,

@@ -15,7 +15,7 @@ from mthp.image.capture.host import host_facts, host_geometry
 from mthp.image.capture.proc import FAILED, OK, USAGE, CaptureError, state
 from mthp.image.record.child import Child, Signals, runnable
 from mthp.image.record.columns import Sample, write_recording
-from mthp.image.record.decode import Decoder, Rows
+from mthp.image.record.decode import Decoder, EventRows
 from mthp.image.record.formats import Event, events_of
 from mthp.image.record.options import add_arguments
 from mthp.image.record.ring import RingPages
@@ -112,7 +112,7 @@ def record(args: argparse.Namespace) -> list[str]:
     return [f"{args.output}: {summary(decoder.rows, size, traced)}", *remarks(child, traced)]
 
 
-def summary(rows: Rows, size: int, traced: Traced) -> str:
+def summary(rows: EventRows, size: int, traced: Traced) -> str:
     """Say what is in the file."""
     return (
         f"{len(rows.processes)} process(es), {len(rows.task_pid)} task(s), {len(rows.kind)} events in "

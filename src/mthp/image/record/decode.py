@@ -35,7 +35,7 @@ _KERNEL_ADDRESS = 1 << 63
 Handler = Callable[[int, int, bytes, int, int], None]
 
 
-class Rows:
+class EventRows:
     """The columns of the events, and what they lead to: tasks, processes, system calls, call sites."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Decoder:
     """
 
     def __init__(self, events: dict[str, Event], page_shift: int, command: int | None) -> None:
-        self.rows = Rows()
+        self.rows = EventRows()
         self.began = 0
         self.ended = 0
         self.unseen = 0
@@ -179,7 +179,7 @@ class Decoder:
 
         def fault(now: int, pid: int, page: bytes, at: int, number: int) -> None:
             address, ip, code = unpack(page, at)
-            if address < _KERNEL_ADDRESS:
+            if address < _KERNEL_ADDRESS and self.began:
                 site = sites.setdefault(ip, len(sites))
                 self._row(now, pid, FAULT, code & PAGE_FLAGS, address >> shift, site)
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Recordings that no kernel can have given: what a file is refused for.
+
+Each check raises FileError with the place in the file and one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.image.record.decode import (
+    CALL,
+    CLONE_VM,
+    END,
+    FAULT,
+    IDLE,
+    PAGE_FLAGS,
+    PROGRAM,
+    RETURN,
+    TASK,
+)
+from mthp.image.snapshot_checks import MOST_PID
+from mthp.words.files import FileError
+from mthp.words.units import Geometry
+
+Arrays = Mapping[str, NDArray[Any]]
+LONGEST = 2**62
+"""Nanoseconds, of a recording."""
+
+
+def check_events(
+    arrays: Arrays, lengths: Mapping[str, int], geometry: Geometry, limit: int, processes: int
+) -> NDArray[np.int64]:
+    """Check the events, each for itself; returns their times, in nanoseconds from the beginning."""
+    kind, value = arrays["event_kind"], arrays["event_value"]
+    _within("event_kind", kind, FAULT, IDLE)
+    _within("event_flags", arrays["event_flags"], 0, PAGE_FLAGS)
+    _within("event_task", arrays["event_task"], 0, lengths["task"] - 1)
+    most = {
+        FAULT: (limit >> geometry.page_shift, "an address that no process has"),
+        CALL: (lengths["call"], "no system call of the file"),
+        RETURN: (lengths["call"], "no system call of the file"),
+        TASK: (lengths["task"], "no task of the file"),
+        PROGRAM: (processes, "no process of the file"),
+        END: (1, "nothing that an end has"),
+        IDLE: (LONGEST, "a time without end"),
+    }
+    for each, (limit_of, what) in most.items():
+        wrong = np.flatnonzero((kind == each) & (value >= np.uint64(limit_of)))
+        if len(wrong):
+            raise FileError(f"event {wrong[0]}: {value[wrong[0]]:#x} is {what}")
+    faults = kind == FAULT
+    if np.any(faults & (arrays["event_site"] >= lengths["site"])):
+        raise FileError("member event_site: a fault at no call site of the file")
+    if np.any(~faults & ((arrays["event_flags"] != 0) | (arrays["event_site"] != 0))):
+        raise FileError("member event_flags: flags, or a site, of what is no fault")
+    later = np.where(kind == IDLE, value, arrays["event_later"].astype(np.uint64))
+    if float(later.astype(np.float64).sum()) >= LONGEST:
+        raise FileError("member event_later: times that run back, or without end")
+    return np.cumsum(later.astype(np.int64))
+
+
+def check_tasks(arrays: Arrays, how: Sequence[str]) -> None:
+    """Check that each task begins once, in a process that is there, and does nothing after its end; and that
+    each process begins once."""
+    kind, task, value = arrays["event_kind"], arrays["event_task"], arrays["event_value"]
+    tasks = len(arrays["task_pid"])
+    _within("task_pid", arrays["task_pid"], 1, MOST_PID)
+    _within("task_process", arrays["task_process"], 0, len(how) - 1)
+    rows = np.arange(len(kind))
+    began = np.zeros(tasks, np.int64)
+    children = value[kind == TASK].astype(np.int64)
+    _once("event_value", children, "a task that begins twice")
+    began[children] = rows[kind == TASK]
+    ended = np.full(tasks, len(kind))
+    ends = task[kind == END]
+    _once("event_task", ends, "a task that ends twice")
+    ended[ends] = rows[kind == END]
+    others = kind != END
+    if np.any(rows < began[task]) or np.any(rows[others] > ended[task[others]]):
+        raise FileError(
+            "member event_task: a task does something before its begin or after its end"
+        )
+    programs = value[kind == PROGRAM].astype(np.int64)
+    _once("event_value", programs, "a process that begins twice")
+    begun = {*programs.tolist(), *arrays["task_process"].tolist()}
+    for index, each in enumerate(how):
+        if index not in begun:
+            raise FileError(f"processes[{index}]: {each}, and no task is ever in it")
+    flags = arrays["task_flags"][children]
+    forked = np.array([each == "fork" for each in how])
+    if np.any(~forked[arrays["task_process"][children]] & (flags & np.uint64(CLONE_VM) == 0)):
+        raise FileError(
+            "member task_process: a task with memory of its own is in no forked process"
+        )
+
+
+def check_calls(arrays: Arrays, names: int) -> None:
+    """Check that each call begins once, in order, and returns at most once, later, to the task that it
+    is of."""
+    _within("call_kind", arrays["call_kind"], 0, names - 1)
+    kind, task, value = arrays["event_kind"], arrays["event_task"], arrays["event_value"]
+    begun = value[kind == CALL].astype(np.int64)
+    count = len(arrays["call_kind"])
+    if len(begun) != count or np.any(begun != np.arange(count)):
+        raise FileError("member call_kind: calls that do not begin, or not in this order")
+    returned = value[kind == RETURN].astype(np.int64)
+    _once("event_value", returned, "a call that returns twice")
+    rows = np.flatnonzero(kind == CALL)[returned]
+    if np.any(rows > np.flatnonzero(kind == RETURN)) or np.any(task[rows] != task[kind == RETURN]):
+        raise FileError("member event_value: a call returns before it begins, or to another task")
+
+
+def check_samples(arrays: Arrays, processes: int) -> None:
+    """Check that samples are of processes, in the order of time."""
+    _within("sample_process", arrays["sample_process"], 0, processes - 1)
+    time = arrays["sample_time"]
+    if np.any(time[1:] < time[:-1]) or np.any(time >= LONGEST):
+        raise FileError("member sample_time: times that run back, or without end")
+    for name in ("sample_anon", "sample_swap"):
+        _within(name, arrays[name], 0, 2**52)
+
+
+def _within(name: str, values: NDArray[Any], low: int, high: int) -> None:
+    wrong = np.flatnonzero((values < low) | (values > max(high, 0))) if high >= 0 else values[:1]
+    if len(wrong):
+        raise FileError(f"member {name}: a value outside {low}..{high}, in row {wrong[0]}")
+
+
+def _once(name: str, values: NDArray[Any], what: str) -> None:
+    if len(np.unique(values)) != len(values):
+        raise FileError(f"member {name}: {what}")

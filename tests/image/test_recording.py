@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Recordings: what the records of a ring buffer become, and files that are refused."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mthp.image.capture.proc import CaptureError
+from mthp.image.record.formats import EXIT, USER_FAULT, parse_event
+from mthp.image.recording import (
+    EventKind,
+    FaultFlag,
+    HowBegun,
+    Recording,
+    RecordingError,
+    read_recording,
+)
+from tests.image.made import Made
+from tests.image.made_recording import CHILD, HEAP, PID, Ring, made_recording
+
+
+def read(made: Made) -> Recording:
+    return read_recording(io.BytesIO(made.packed()), "a.npz")
+
+
+def test_a_life_is_read_as_it_was() -> None:
+    recording = read(made_recording())
+    kinds = [EventKind(kind).name for kind in recording.kind if kind != EventKind.IDLE]
+    assert kinds == [
+        *("PROGRAM", "FAULT", "CALL", "RETURN", "FAULT", "FAULT", "FAULT", "FAULT", "TASK"),
+        *("FAULT", "END", "TASK", "CALL", "RETURN", "END", "CALL", "RETURN", "END"),
+    ]
+    assert recording.task_pid.tolist() == [PID, CHILD, CHILD + 1]
+    assert recording.task_process.tolist() == [0, 1, 0]
+    assert [each.how for each in recording.processes] == [HowBegun.EXEC, HowBegun.FORK]
+    assert recording.processes[0].program == "/made"
+    assert recording.processes[0].vmas is not None and len(recording.processes[0].vmas) == 1
+    faults = recording.kind == EventKind.FAULT
+    assert recording.value[faults].tolist()[:2] == [HEAP >> 12, (HEAP >> 12) + 256]
+    assert set(recording.flags[faults].tolist()) == {2, 6, 7}
+    assert recording.flags[faults][-1] & FaultFlag.PRESENT
+    assert recording.sites[recording.site[faults]].tolist() == [0x10, *[0x20] * 4, 0x30]
+    names = [recording.calls[kind] for kind in recording.call_kind]
+    assert names == ["mmap", "madvise", "munmap"]
+    assert recording.call_args[1].tolist() == [HEAP + (1 << 20), 8192, 4, 0, 0, 0]
+    assert recording.call_result[0] == HEAP + (1 << 20)
+    assert recording.sample_anon.tolist() == [2, 0]
+
+
+def test_times_longer_than_a_column_are_kept() -> None:
+    recording = read(made_recording())
+    assert np.diff(recording.time).max() == 5 << 32
+    assert recording.time[0] == 0 and np.all(np.diff(recording.time) >= 0)
+
+
+def test_records_of_all_shapes_have_their_times() -> None:
+    ring = Ring()
+    ring.record(USER_FAULT, PID, 1, 2, 6)
+    ring.discarded()
+    ring.record(USER_FAULT, PID, 1, 2, 6, later=1 << 30)
+    ring.stamped()
+    ring.record(EXIT, PID, 0, PID, later=3, text=bytes(200))
+    ring.page()
+    times = [now for now, *_ in ring.read().records()]
+    assert times == [1_010, 1_010 + (1 << 30), 1_013 + (1 << 30)]
+
+
+def test_what_the_kernel_lost_is_counted() -> None:
+    ring = Ring()
+    ring.record(USER_FAULT, PID, 1, 2, 6)
+    ring.page(missed=7)
+    pages = ring.read()
+    assert len(list(pages.records())) == 1
+    assert pages.missed == 7
+
+
+@pytest.mark.parametrize("at", [8, 16])
+def test_a_damaged_page_is_refused(at: int) -> None:
+    ring = Ring()
+    ring.record(USER_FAULT, PID, 1, 2, 6, text=bytes(100))
+    ring.page()
+    page = bytearray(ring.pages[0])
+    page[at : at + 8] = (0xFFFFF if at == 8 else 0xFFFF_FFFF_0000_0000).to_bytes(8, "little")
+    ring.pages[0] = bytes(page)
+    with pytest.raises(CaptureError, match="page"):
+        list(ring.read().records())
+
+
+def test_a_format_without_fields_is_refused() -> None:
+    with pytest.raises(CaptureError, match="nothing that is understood"):
+        parse_event("a/b", "name: b\n")
+
+
+def _set(name: str, row: int, value: int) -> Callable[[Made], None]:
+    def change(made: Made) -> None:
+        made.arrays[name][row] = value
+
+    return change
+
+
+def _meta(key: str, value: Any) -> Callable[[Made], None]:
+    def change(made: Made) -> None:
+        made.meta[key] = value
+
+    return change
+
+
+def _twice(made: Made) -> None:
+    made.arrays["event_value"][made.arrays["event_kind"] == EventKind.TASK] = 1
+
+
+def _unlike(made: Made) -> None:
+    made.arrays["event_flags"] = made.arrays["event_flags"][:-1]
+
+
+def _later_call(made: Made) -> None:
+    kind = made.arrays["event_kind"]
+    rows = np.flatnonzero((kind == EventKind.CALL) | (kind == EventKind.RETURN))[:2]
+    kind[rows] = kind[rows][::-1]
+
+
+def _run_back(made: Made) -> None:
+    row = np.flatnonzero(made.arrays["event_kind"] == EventKind.IDLE)[0]
+    made.arrays["event_value"][row] = 2**64 - 5
+
+
+def _process(key: str, value: Any) -> Callable[[Made], None]:
+    def change(made: Made) -> None:
+        made.meta["processes"][1][key] = value
+
+    return change
+
+
+REFUSED: dict[str, tuple[Callable[[Made], None], str]] = {
+    "lost": (_meta("lost", 3), "3 events were lost while it was recorded"),
+    "another architecture": (_meta("machine", "aarch64"), "recorded on 'aarch64'"),
+    "another schema": (_meta("schema", "mthp-snapshot/1"), "schema"),
+    "no kernel": (_meta("kernel", None), "kernel"),
+    "page size": (_meta("page_size", 4095), "powers of two"),
+    "a call named twice": (_meta("calls", ["mmap", "mmap"]), "twice"),
+    "an address": (_set("event_value", 1, 1 << 35), "an address that no process has"),
+    "a kind": (_set("event_kind", 1, 9), "member event_kind: a value outside 1..7, in row 1"),
+    "a flag": (_set("event_flags", 1, 32), "event_flags"),
+    "a flag of a call": (_set("event_flags", 2, 2), "of what is no fault"),
+    "a task": (_set("event_task", 1, 3), "event_task"),
+    "a site": (_set("event_site", 1, 3), "call site"),
+    "before its begin": (_set("event_task", 1, 1), "before its begin or after its end"),
+    "a task twice": (_twice, "a task that begins twice"),
+    "a call not there": (_set("event_value", 2, 3), "no system call of the file"),
+    "a return before": (_later_call, "returns before it begins"),
+    "times that run back": (_run_back, "time"),
+    "a sample of nobody": (_set("sample_process", 0, 2), "sample_process"),
+    "samples that run back": (_set("sample_time", 0, 1 << 50), "run back"),
+    "a column cut": (_unlike, "member event_flags has shape"),
+    "no parent": (_process("parent", None), "missing of what was forked"),
+    "its own parent": (_process("parent", 1), "outside 0..0"),
+    "an unknown way": (_process("how", "spawn"), "is not one of"),
+    "a process nobody is in": (_set("task_process", 1, 0), "no task is ever in it"),
+    "a mapping": (
+        lambda made: made.meta["processes"][0]["vmas"][0].update(end=HEAP),
+        "is no mapping, or not in order",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused(name: str) -> None:
+    made = made_recording()
+    change, why = REFUSED[name]
+    change(made)
+    with pytest.raises(RecordingError) as error:
+        read(made)
+    assert why in str(error.value) and str(error.value).startswith("a.npz: ")
+
+
+def test_a_cut_file_is_refused() -> None:
+    data = made_recording().packed()
+    for end in (0, 10, len(data) // 2, len(data) - 1):
+        with pytest.raises(RecordingError, match=r"a\.npz: not a recording, or truncated"):
+            read_recording(io.BytesIO(data[:end]), "a.npz")
