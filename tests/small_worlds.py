@@ -332,6 +332,8 @@ class World:
             elif piece.count < 1 << piece.order:
                 flags |= pg.PG_PARTIALLY_MAPPED
         mem.flags.raw[head] = flags | mem.flags.raw[head] & pg.PG_MAPPED_SHARED
+        if flags & pg.PG_PARTIALLY_MAPPED:
+            mem.deferred_split.add(head, mem.sublist_of(head))
         mem.refcount.raw[head] = mapped + piece.refs
         return head
 

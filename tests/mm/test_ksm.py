@@ -184,7 +184,9 @@ def test_it_is_said_whether_a_page_was_merged() -> None:
     world.mem.content.raw[folio + 1] = 0
     world.mem.folio_get(folio)
     address = world.address(vma, 3)
-    assert try_to_merge_with_ksm_page(world.mm, address, Pfn(folio + 1), Folio(ZERO_PFN))
+    # The large folio is split first, and that puts the zero page there.
+    assert not try_to_merge_with_ksm_page(world.mm, address, Pfn(folio + 1), Folio(ZERO_PFN))
+    assert pte_pfn(world.table(vma).ptes.raw[3]) == ZERO_PFN
     assert not try_to_merge_with_ksm_page(world.mm, 0x1000, Pfn(folio + 1), Folio(ZERO_PFN))
 
 

@@ -20,7 +20,7 @@ from mthp.laws.table import Moment, broken_at
 from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.fork import dup_mmap, exit_mm
 from mthp.mm.gup import gup_fast
-from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid
+from mthp.mm.huge_memory_split import split_folio, split_huge_pages_pid
 from mthp.mm.ksm import ksm_do_scan
 from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
 from mthp.mm.memory import handle_huge_fault
@@ -201,7 +201,12 @@ def ages(program: Program, folio: Folio) -> None:
 
 
 def splits(program: Program, folio: Folio) -> None:
-    deferred_split_scan(program.world.kernel, folio)
+    kernel, mem = program.world.kernel, program.world.mem
+    if mem.folio_try_get(folio):
+        if mem.folio_test_large(folio) and mem.folio_trylock(folio):
+            split_folio(kernel, folio, folio)
+            mem.folio_unlock(folio)
+        mem.folio_put(folio)
 
 
 def gets(program: Program, mm: Mm, page: int) -> None:

@@ -276,6 +276,8 @@ def set_pmd_migration_entry(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
     mem = kernel.mem
     old = pmdp_invalidate(mm, haddr, pmd)
     folio = pmd_folio(old)
+    if old & DIRTY:
+        mem.folio_mark_dirty(folio)
     exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE) & PAGE_ANON_EXCLUSIVE
     flags = old & KEPT | (SWP_EXCLUSIVE if exclusive else 0)
     pmd.page.pmds.write(pmd.slot, leaf_pte(Leaf.MIGRATION, folio, flags))
@@ -307,3 +309,5 @@ def map_anon_folio_pmd_nopf(
     folio_add_new_anon_rmap(kernel.mem, folio, vma, haddr, exclusive=True, pmd_mapped=True)
     folio_add_lru_vma(kernel.mem, kernel.this_cpu, folio, vma)
     pmd.page.pmds.write(pmd.slot, huge_pmd(folio, flags))
+    if kernel.settings.shrink_underused:
+        kernel.mem.deferred_split_folio(folio, partially_mapped=False)

@@ -17,11 +17,13 @@ from typing import Final
 from mthp.machine.memory import Words
 from mthp.machine.step import Access
 from mthp.machine.task import Machine
+from mthp.mm.list_lru import ListLru, Sublist
 from mthp.mm.page_alloc import Allocator, NodeState
 from mthp.mm.page_counter import MemCgroup
 from mthp.mm.page_flags import (
     PAGE_HWPOISON,
     PG_ANON,
+    PG_DIRTY,
     PG_LOCKED,
     PG_MAPPED_SHARED,
     PG_PARTIALLY_MAPPED,
@@ -103,6 +105,7 @@ class MemMap:
         self.mm_mapcounts: dict[Folio, dict[int, int]] = {}
         """Large folios that more than one mm has mapped: folio -> mm number -> mappings, of the two that
         it knows. Kernel: struct folio, _mm_id and _mm_id_mapcount."""
+        self.deferred_split = ListLru(machine, "deferred_split")
         for name, typecode in _ROWS.items():
             setattr(self, name, Words(machine, name, typecode, 1))
         self._of_folio: list[Words[int]] = [getattr(self, name) for name in _OF_FOLIO]
@@ -291,6 +294,14 @@ class MemMap:
         """
         self.machine.step(Access.WAIT, Unlocked(self.flags), folio, PG_LOCKED)
 
+    def folio_mark_dirty(self, folio: Folio) -> None:
+        """Set its dirty flag, if it is not set. Caller holds the folio lock, as all do who clear it.
+
+        Kernel: mm/page-writeback.c, folio_mark_dirty(), noop_dirty_folio().
+        """
+        if not self.flags.raw[folio] & PG_DIRTY:
+            self.set(folio, PG_DIRTY)
+
     def folio_test_lazyfree(self, folio: Folio) -> bool:
         """Whether MADV_FREE gave the folio up. Kernel: folio_test_lazyfree()."""
         return self.flags.test_bits(folio, PG_ANON | PG_SWAPBACKED) == PG_ANON
@@ -338,21 +349,31 @@ class MemMap:
 
     # Deferred split
 
-    def deferred_split_folio(self, folio: Folio) -> None:
-        """Queue a partially mapped folio. Kernel: mm/huge_memory.c, deferred_split_folio().
+    def sublist_of(self, folio: Folio) -> Sublist:
+        """The list that a folio is queued in."""
+        return Sublist(self.nid.raw[folio], self.memcg.raw[folio])
 
-        Divergence: the queue of fully mapped folios (for the underused shrinker) is not kept.
+    def deferred_split_folio(self, folio: Folio, *, partially_mapped: bool) -> None:
+        """Queue a folio for the shrinker: one that is partially mapped, to be split, or a whole one, to
+        be split if it proves to be underused. Of these the caller asks first whether shrink_underused
+        is set.
+
+        Kernel: mm/huge_memory.c, deferred_split_folio().
         """
         order = self.order.raw[folio]
         if order <= 1 or self.flags.raw[folio] & PG_SWAPCACHE:
             return
-        if not self.set(folio, PG_PARTIALLY_MAPPED):
+        if partially_mapped and not self.set(folio, PG_PARTIALLY_MAPPED):
             if order >= self.pmd_order:
                 self.vmstat.count_vm_event("thp_deferred_split_page")
             self.vmstat.count_mthp_stat(order, "split_deferred")
             self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped")
+        self.deferred_split.add(folio, self.sublist_of(folio))
 
     def folio_unqueue_deferred_split(self, folio: Folio) -> None:
         """Take it off that queue. Kernel: mm/internal.h, folio_unqueue_deferred_split()."""
+        order = self.order.raw[folio]
+        if order > 1 and self.deferred_split.has(folio, self.sublist_of(folio)):
+            self.deferred_split.delete(folio, self.sublist_of(folio))
         if self.clear(folio, PG_PARTIALLY_MAPPED):
-            self.vmstat.count_mthp_stat(self.order.raw[folio], "nr_anon_partially_mapped", -1)
+            self.vmstat.count_mthp_stat(order, "nr_anon_partially_mapped", -1)

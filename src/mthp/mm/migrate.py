@@ -11,20 +11,32 @@ from mthp.mm.folio import (
     mlock_drain_local,
 )
 from mthp.mm.huge_memory import KEPT, remove_migration_pmd, set_pmd_migration_entry
-from mthp.mm.mm_types import Kernel, Mm, Vma
+from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
     PAGE_ANON_EXCLUSIVE,
     PAGE_HWPOISON,
     PG_ANON,
     PG_MLOCKED,
+    PG_PARTIALLY_MAPPED,
     PG_SWAPBACKED,
     PG_UPTODATE,
 )
 from mthp.mm.page_vma_mapped import HugeMapping, Lookup, page_vma_mapped_walk
 from mthp.mm.pagewalk import folio_walk
-from mthp.mm.pgtable import ptep_clear_flush, unlocked_after
-from mthp.mm.pgtable_types import SWP_EXCLUSIVE, Leaf, leaf_pte, mk_pte
+from mthp.mm.pgtable import PteMap, ptep_clear_flush, unlocked_after
+from mthp.mm.pgtable_types import (
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    YOUNG,
+    Leaf,
+    Pte,
+    leaf_pte,
+    mk_pte,
+    pte_dirty,
+    zero_pte,
+)
 from mthp.mm.rmap import (
     folio_add_anon_rmap_ptes,
     folio_lock_anon_vma_read,
@@ -61,6 +73,8 @@ def try_to_migrate_one(
             return
         with unlocked_after(kernel, found) as pte:
             pteval = ptep_clear_flush(mm, pte, address)
+            if pte_dirty(pteval):
+                mem.folio_mark_dirty(folio)
             exclusive = mem.page_flags.clear_bits(page, PAGE_ANON_EXCLUSIVE)
             flags = pteval & KEPT | (SWP_EXCLUSIVE if exclusive else 0)
             pte.ptes.write(pte.base, leaf_pte(Leaf.MIGRATION, page, flags))
@@ -78,9 +92,18 @@ def remove_migration_ptes(kernel: Kernel, src: Folio, dst: Folio) -> None:
 
 
 def remove_migration_pte(
-    kernel: Kernel, src: Folio, dst: Folio, vma: Vma, address: Address
+    kernel: Kernel,
+    src: Folio,
+    dst: Folio,
+    vma: Vma,
+    address: Address,
+    *,
+    unused_to_zeropage: bool = False,
 ) -> None:
-    """Map dst where an entry of src stands. Kernel: mm/migrate.c, remove_migration_pte()."""
+    """Map dst where an entry of src stands; or the zero page, if asked to, where it holds zeroes.
+
+    Kernel: mm/migrate.c, remove_migration_pte(), TTU_USE_SHARED_ZEROPAGE.
+    """
     mem = kernel.mem
     page = page_at(kernel, src, vma, address)
     found = page_vma_mapped_walk(vma.vm_mm, address, -page, Lookup.SYNC)
@@ -93,6 +116,8 @@ def remove_migration_pte(
     new = Pfn(dst + page - src)
     with unlocked_after(kernel, found) as pte:
         old = pte.get(0)
+        if unused_to_zeropage and try_to_map_unused_to_zeropage(kernel, pte, old, new, vma):
+            return
         mem.folio_get(dst)
         exclusive = old & SWP_EXCLUSIVE != 0
         folio_add_anon_rmap_ptes(
@@ -102,6 +127,27 @@ def remove_migration_pte(
         if vma.vm_flags & VM_LOCKED:
             mlock_drain_local(mem, kernel.this_cpu)
         kernel.update_mmu_cache_range(vma, address, 1)
+
+
+def try_to_map_unused_to_zeropage(
+    kernel: Kernel, pte: PteMap, old: Pte, page: Pfn, vma: Vma
+) -> bool:
+    """Map the zero page where the entry of a locked page of zeroes stands; returns whether it is
+    mapped. Mlocked pages stay, and so do those that failed.
+
+    That an mm forbids the zero page, as those of s390 guests may, is asked on no other architecture.
+    Kernel: mm/migrate.c, try_to_map_unused_to_zeropage().
+    """
+    mem = kernel.mem
+    if mem.page_flags.test_bits(page, PAGE_HWPOISON):
+        return False
+    if vma.vm_flags & VM_LOCKED or mem.test(mem.page_folio(page), PG_MLOCKED):
+        return False
+    if mem.content.read(page):
+        return False
+    pte.ptes.write(pte.base, zero_pte(YOUNG | old & (SOFT_DIRTY | UFFD_WP)))
+    vma.vm_mm.counters[MM_ANONPAGES] -= 1
+    return True
 
 
 def move_page(mm: Mm, address: Address) -> None:
@@ -178,7 +224,13 @@ def _move(kernel: Kernel, src: Folio, was_mlocked: bool) -> bool:
     mem.index.raw[dst] = mem.index.raw[src]
     if src in mem.mm_mapcounts:
         mem.mm_mapcounts[dst] = {}
+    queued = order > 1 and mem.deferred_split.has(src, mem.sublist_of(src))
+    partially_mapped = mem.flags.raw[src] & PG_PARTIALLY_MAPPED != 0
+    if queued:
+        mem.folio_unqueue_deferred_split(src)
     mem.memcg.raw[dst], mem.memcg.raw[src] = mem.memcg.raw[src], 0
+    if queued:
+        mem.deferred_split_folio(dst, partially_mapped=partially_mapped)
     folio_add_lru(mem, kernel.this_cpu, dst)
     if was_mlocked:
         lru_add_drain(mem, kernel.this_cpu)

@@ -117,7 +117,7 @@ def folio_remove_rmap_ptes(
         if last:
             mapped = mem.nr_pages_mapped.raw[folio] = mem.nr_pages_mapped.raw[folio] - last
             if 0 < mapped < ENTIRELY_MAPPED:
-                mem.deferred_split_folio(folio)
+                mem.deferred_split_folio(folio, partially_mapped=True)
     munlock_vma_folio(mem, cpu, folio, vma)
 
 
@@ -127,7 +127,7 @@ def folio_remove_rmap_pmd(mem: MemMap, cpu: Cpu, folio: Folio, vma: Vma) -> None
     if mem.entire_mapcount.add(folio, -1) == 0:
         mapped = mem.nr_pages_mapped.raw[folio] = mem.nr_pages_mapped.raw[folio] - ENTIRELY_MAPPED
         if 0 < mapped < mem.folio_nr_pages(folio):
-            mem.deferred_split_folio(folio)
+            mem.deferred_split_folio(folio, partially_mapped=True)
     munlock_vma_folio(mem, cpu, folio, vma)
 
 

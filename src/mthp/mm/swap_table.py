@@ -12,7 +12,7 @@ from typing import Final
 
 from mthp.machine.step import Access
 from mthp.machine.task import Machine
-from mthp.words.units import Folio
+from mthp.words.units import Folio, Pfn
 
 _TYPE_SHIFT: Final = 41
 _UNPLACED: Final = 1 << 40
@@ -164,6 +164,15 @@ class SwapDevice:
         """Not a step. Kernel: mm/swap_state.c, __swap_cache_do_add_folio()."""
         self.cache.update(dict.fromkeys(range(entry, entry + nr), folio))
         self.entry_of[folio] = entry
+
+    def replace_folio(self, folio: Folio, nr: int) -> None:
+        """Let each page of a folio that is split stand for its own slot; all are frozen. Not a step.
+
+        Kernel: mm/swap_state.c, __swap_cache_replace_folio().
+        """
+        for i, entry in enumerate(range(self.entry_of[folio], self.entry_of[folio] + nr)):
+            self.cache[entry] = page = Folio(Pfn(folio + i))
+            self.entry_of[page] = entry
 
     def del_folio(self, folio: Folio, nr: int) -> None:
         """Caller holds the folio's lock. Kernel: mm/swap_state.c, __swap_cache_do_del_folio()."""

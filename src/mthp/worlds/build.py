@@ -528,6 +528,7 @@ class _Builder:
             if not outside and not entire and 0 < mapped < nr and not swapcache:
                 # Every mapping is in this world, so some of its pages have none: they were unmapped.
                 mem.flags.raw[folio] |= pg.PG_PARTIALLY_MAPPED
+                mem.deferred_split.add(folio, mem.sublist_of(folio))
 
     def finish_references(self) -> None:
         """Add what folios are referenced beyond their mappings and the swap cache."""

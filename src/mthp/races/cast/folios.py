@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid
+from mthp.mm.huge_memory_split import split_huge_pages_pid, split_isolated
 from mthp.mm.ksm import ksm_do_scan
 from mthp.mm.memory_failure import memory_failure
 from mthp.mm.migrate import migrate_folio, move_page
@@ -14,6 +14,7 @@ from mthp.mm.page_flags import (
     PG_ANON,
     PG_KSM,
     PG_LRU,
+    PG_PARTIALLY_MAPPED,
     PG_SWAPBACKED,
     PG_UPTODATE,
 )
@@ -45,6 +46,21 @@ def _poison_large(stage: Stage) -> None:
     """One large folio, whose second page cannot be read."""
     stage.map_large()
     _poison(stage, 1)
+
+
+def _partially_mapped(stage: Stage) -> None:
+    """One large folio, which stands as if a third page of it had been unmapped."""
+    stage.map_large()
+    stage.kernel.mem.flags.raw[stage.pages[0]] |= PG_PARTIALLY_MAPPED
+
+
+def _split_queued(stage: Stage) -> None:
+    """The shrinker splits the first folio, if it is still there to be taken off its queue.
+
+    Folios of two pages are on no queue; what happens to one that is does not ask for its size.
+    """
+    if stage.kernel.mem.folio_try_get(stage.pages[0]):
+        split_isolated(stage.kernel, stage.pages[0])
 
 
 def _merged_page(stage: Stage) -> None:
@@ -84,7 +100,7 @@ FOLIOS = (
     Rival("split", "a folio that was collapsed is split again",
         lambda stage: split_huge_pages_pid(stage.mm, stage.window)),
     Rival("split-large", "the shrinker splits the large folio of the window",
-        lambda stage: deferred_split_scan(stage.kernel, stage.pages[0]), Stage.map_large, WINDOW),
+        _split_queued, _partially_mapped, WINDOW),
     Rival("ksm", "ksmd merges a page of the window with another process's",
         lambda stage: ksm_do_scan(stage.mm, stage.window, stage.elsewhere), _merged_page, ELSEWHERE,
         VM_MERGEABLE),
