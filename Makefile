@@ -10,7 +10,7 @@ N ?= 100
 SEED ?= 1
 JOBS ?= $(shell nproc)
 
-.PHONY: venv run test mutants lab slow lint types check docs bench man wheel clean
+.PHONY: venv run test mutants lab slow lint types check docs bench man picture wheel clean
 
 venv: $(STAMP)
 
@@ -49,6 +49,11 @@ check: lint types test
 
 docs: venv
 	$(BIN)/python docs/generate.py
+
+# The picture in README.md; the tests hold the file against what this writes.
+picture: venv
+	$(BIN)/python -m mthp plan src/mthp/data/redis.npz --profile 7.3 --enabled all=always,always \
+	  --max-ptes-none 0 --quiet --svg docs/drawings/redis.svg
 
 bench: venv
 	$(BIN)/python benchmarks/run.py

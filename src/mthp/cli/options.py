@@ -256,7 +256,14 @@ def add_plan(verbs: Verbs) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument(
+        "--html", metavar="FILE", help="write a page there that shows it to others, with a map"
+    )
+    group.add_argument(
+        "--svg", metavar="FILE", help="write the memory before and after as a picture"
+    )
     group.add_argument("--verbose", action="store_true", help="every mapping, every assumption")
+    group.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def add_sweep(verbs: Verbs) -> None:

@@ -7,13 +7,16 @@ import argparse
 import time
 
 from mthp.cli.options import print_json
-from mthp.cli.planning import planning_of
-from mthp.plan.records import Comparison
+from mthp.cli.planning import drawn, planning_of
+from mthp.plan.records import Comparison, Picture
 from mthp.words.costs import PUBLISHED, read_costs
+from mthp.words.files import check_target, replace_text
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """Run `mthp plan` and return its exit code."""
+    for file in filter(None, (args.html, args.svg)):
+        check_target(file)
     planning, began = planning_of(args)
     planner = planning.planner
     now, given = planner.plan(planning.captured), planner.plan(planning.given)
@@ -26,6 +29,11 @@ def run_plan(args: argparse.Namespace) -> int:
         names=planning.names((now, given)),
         seconds=time.monotonic() - began,
     )
+    if args.html is not None or args.svg is not None:
+        picture = drawn(args, planning, planning.given)
+        if not picture.outcome.complete:
+            return 1
+        _write(args, comparison, picture)
     if args.json:
         from mthp.report.plan import plan_document
 
@@ -37,3 +45,15 @@ def run_plan(args: argparse.Namespace) -> int:
 
         render_plan(comparison, Console(), verbose=args.verbose)
     return 0
+
+
+def _write(args: argparse.Namespace, comparison: Comparison, picture: Picture) -> None:
+    """Write the files that were asked for."""
+    if args.html is not None:
+        from mthp.report.plan_html import plan_html_text
+
+        replace_text(args.html, plan_html_text(comparison, picture))
+    if args.svg is not None:
+        from mthp.report.web.picture_svg import picture_svg
+
+        replace_text(args.svg, picture_svg(comparison, picture))

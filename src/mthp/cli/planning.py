@@ -8,6 +8,8 @@ import time
 from collections.abc import Collection
 from typing import NamedTuple
 
+from mthp.cli.collapse import ScanProgress, kept
+from mthp.cli.options import UsageError
 from mthp.cli.target import (
     captured_settings,
     load_target,
@@ -16,8 +18,10 @@ from mthp.cli.target import (
     settle_settings,
 )
 from mthp.image.snapshot import Snapshot
+from mthp.plan.picture import picture_of
 from mthp.plan.planner import Planner
-from mthp.plan.records import Basis, BulkVerdict
+from mthp.plan.records import Basis, BulkVerdict, Picture
+from mthp.predict.image import Image
 from mthp.predict.outcome import usual
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
@@ -27,6 +31,7 @@ from mthp.worlds.build import arrays_of
 class Planning(NamedTuple):
     """A target ready to be planned. captured: its settings; given: the command line's over them."""
 
+    image: Image
     planner: Planner
     profile: Profile
     captured: Settings
@@ -58,4 +63,20 @@ def planning_of(args: argparse.Namespace) -> tuple[Planning, float]:
         image.name, image.source, profile.name, reason, arrays.assumptions, unseen, usual(unseen)
     )
     planner = Planner(arrays, profile, given, snapshot)
-    return Planning(planner, profile, captured, given, basis), began
+    return Planning(image, planner, profile, captured, given, basis), began
+
+
+def drawn(args: argparse.Namespace, planning: Planning, settings: Settings) -> Picture:
+    """Run the engine under some settings, with a line of progress. Its outcome is incomplete after Ctrl-C."""
+    image, basis = planning.image, planning.basis
+    try:
+        with kept():
+            world, request = image.prepared(
+                settings, planning.profile, basis.profile_reason, settle_assumed(args)
+            )
+    except ValueError as error:
+        raise UsageError(f"{image.name}: {error}") from None
+    progress = ScanProgress(world, quiet=args.quiet)
+    request.on_table, request.on_try = progress.on_table, progress.on_try
+    with progress.interruptible():
+        return picture_of(world, request)

@@ -7,7 +7,7 @@ import argparse
 import time
 
 from mthp.cli.options import UsageError, print_json
-from mthp.cli.planning import planning_of
+from mthp.cli.planning import Planning, drawn, planning_of
 from mthp.cli.progress import ProgressLine
 from mthp.plan.records import Sweep, Wish
 from mthp.plan.sweep import choose_plan, front_of, grid, soon_enough
@@ -24,11 +24,15 @@ def run_sweep(args: argparse.Namespace) -> int:
         raise UsageError("-o, --jobs and --scheduler go with --fleet")
     if args.html is not None:
         check_target(args.html)
-    sweep = sweep_of(args)
+    planning, began = planning_of(args)
+    sweep = sweep_of(args, planning, began)
     if args.html is not None:
-        from mthp.report.sweep_html import html_text
+        from mthp.report.sweep_html import html_text, shown_settings
 
-        replace_text(args.html, html_text(sweep))
+        picture = drawn(args, planning, shown_settings(sweep))
+        if not picture.outcome.complete:
+            return 1
+        replace_text(args.html, html_text(sweep, picture))
     if args.json:
         from mthp.report.sweep import sweep_document
 
@@ -42,9 +46,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     return 0 if sweep.chosen is not None else 1
 
 
-def sweep_of(args: argparse.Namespace) -> Sweep:
+def sweep_of(args: argparse.Namespace, planning: Planning, began: float) -> Sweep:
     """Plan the target of the command line under every setting of the grid."""
-    planning, began = planning_of(args)
     planner, base = planning.planner, planning.given
     now = planner.plan(base)
     wish = wish_of(args)
@@ -66,7 +69,6 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         front=front_of(plans),
         chosen=chosen,
         nearest=nearest,
-        names=planning.names((now, nearest)),
         seconds=time.monotonic() - began,
     )
 

@@ -6,9 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.predict.records import Outcome, Refusal
 from mthp.words.costs import CostTable
 from mthp.words.settings import Settings
 
@@ -192,7 +196,6 @@ class Sweep:
     base: the captured settings with those asked for over them, now: the plan for them. front: for each plan,
     whether no other is as good in each of TLB entries, small folios and memory added, and better in one.
     chosen: the first that holds to the wish, None where none does; nearest: the one that misses it by least.
-    names: (pid, start) -> process and mapping, where now or nearest adds memory.
     """
 
     basis: Basis
@@ -203,7 +206,6 @@ class Sweep:
     front: tuple[bool, ...]
     chosen: BulkVerdict | None
     nearest: BulkVerdict
-    names: Mapping[tuple[int, int], tuple[str, str]]
     seconds: float
 
     @property
@@ -252,7 +254,7 @@ def _sum_ns(costs: CostTable, **times: float) -> float | None:
 @dataclass(frozen=True)
 class Comparison:
     """One image under the settings that are set (now) and under those given. cpus: of the machine. costs:
-    what time is reckoned by. The rest as Sweep's.
+    what time is reckoned by. names: (pid, start) -> process and mapping, where either adds memory.
     """
 
     basis: Basis
@@ -262,6 +264,55 @@ class Comparison:
     costs: CostTable
     names: Mapping[tuple[int, int], tuple[str, str]]
     seconds: float
+
+
+class MappedTo(IntEnum):
+    """What a page is mapped to. FOLIO: a folio of order 0; the higher ones follow it."""
+
+    NOTHING = 0
+    FOLIO = 1
+    ZERO = 61
+    SWAP = 62
+    OTHER = 63
+
+
+NO_REASON = -1
+
+
+class PagesAlike(NamedTuple):
+    """What pages have in common. before, after: MappedTo, of a folio FOLIO and its order. reason: the place
+    of a refusal like theirs in MemoryMap.reasons, or NO_REASON.
+    """
+
+    before: int
+    after: int
+    reason: int
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryMap:
+    """The address space before and after, in runs of pages that are alike; pages of which there is nothing
+    to say are in none.
+
+    mapping: of each run, the place of its mapping among the outcome's vmas. first: its first page, from the
+    mapping's start on. pages: how many. kind: its place in kinds. reasons: an example of each kind of
+    refusal.
+    """
+
+    mapping: NDArray[np.int64]
+    first: NDArray[np.int64]
+    pages: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    kinds: tuple[PagesAlike, ...]
+    reasons: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the engine made of an image, and where."""
+
+    outcome: Outcome
+    map: MemoryMap
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,14 @@ def render_plan(comparison: Comparison, console: Console, *, verbose: bool = Fal
         page.heading("To set it (this writes nothing)")
         for path, value in changes:
             page.console.print(page.text(f"  echo {value} > {path}"), soft_wrap=True)
-    plans = comparison.now, comparison.given
     columns = [("", "left"), ("as set", "right"), ("as given", "right")]
     page.heading("Anonymous memory by folio size, when all has collapsed")
-    page.table(columns, _sizes(comparison), indent=0)
+    page.table(columns, size_rows(comparison), indent=0)
     page.heading("What it comes to")
-    figures = (_figures(plan, comparison.cpus, comparison.costs) for plan in plans)
-    rows = [(name, now, given) for (name, now), (_, given) in zip(*figures, strict=True)]
-    page.table(columns, rows, indent=0)
+    page.table(columns, figure_rows(comparison), indent=0)
     _added(page, comparison)
     page.console.print()
-    page.line(_grounds(comparison), "dim")
+    page.line(grounds_text(comparison), "dim")
     render_assumptions(page, comparison.basis)
 
 
@@ -67,7 +64,7 @@ def _in_short(plan: BulkVerdict) -> str:
     return f"{text} within {duration(plan.last_collapse_ms)}"
 
 
-def _sizes(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+def size_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     """Bytes by size, and how many collapses there are to it."""
     geometry, plans = comparison.now.settings.geometry, (comparison.now, comparison.given)
     orders = {order for plan in plans for order in (*plan.after, *plan.windows)}
@@ -77,6 +74,14 @@ def _sizes(comparison: Comparison) -> Iterator[tuple[str, ...]]:
             new = plan.windows.get(order, 0)
             cells.append(human_bytes(plan.after[order]) + (f", {new:,} new" if new else ""))
         yield (order_name(geometry, order), *cells)
+
+
+def figure_rows(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+    """What both plans come to: names and figures."""
+    plans = comparison.now, comparison.given
+    figures = (_figures(plan, comparison.cpus, comparison.costs) for plan in plans)
+    for (name, now), (_, given) in zip(*figures, strict=True):
+        yield name, now, given
 
 
 def _figures(plan: BulkVerdict, cpus: int, costs: CostTable) -> Iterator[tuple[str, str]]:
@@ -120,7 +125,8 @@ def _added(page: SafeConsole, comparison: Comparison) -> None:
         page.line(f"… {plural(len(rest), 'mapping')} more, {more}: --verbose", "dim")
 
 
-def _grounds(comparison: Comparison) -> str:
+def grounds_text(comparison: Comparison) -> str:
+    """How the answer was made, and what is not in it."""
     plan = comparison.given
     why = f" ({plan.all_engine})" if plan.all_engine else ""
     tables = plural(plan.counted_tables + plan.engine_tables, "table")

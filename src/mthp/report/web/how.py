@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How settings are written, and what an answer rests on, on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+
+from mthp import __version__
+from mthp.plan.records import Basis
+from mthp.report.sweep import boot_parameter, tmpfiles_lines, tuned_lines, writes
+from mthp.report.web.page import text_of
+from mthp.words.settings import Settings
+
+
+def how_lines(base: Settings, settings: Settings) -> Iterator[str]:
+    """How to come from one setting to another, until the next boot and for ever; nothing where they are the
+    same."""
+    lines = writes(base, settings)
+    if not lines:
+        return
+    echoes = [f"echo {value} > {path}" for path, value in lines]
+    until, tmpfiles, tuned = (
+        escape("\n".join(each)) for each in (echoes, tmpfiles_lines(lines), tuned_lines(lines))
+    )
+    yield (
+        "<h2>How to set it</h2><p>As root, until the next boot; it holds for all programs of the machine:</p>"
+        f"<pre>{until}</pre><details><summary>To keep it: systemd, tuned, or a boot parameter</summary>"
+        "<p>In a file such as <code>/etc/tmpfiles.d/huge-pages.conf</code> "
+        f"(systemd):</p><pre>{tmpfiles}</pre><p>Or as a profile of tuned, in "
+        f"<code>/etc/tuned/huge-pages/tuned.conf</code>:</p><pre>{tuned}</pre><p>Or the sizes alone as a "
+        "boot parameter, which makes every "
+        f"size that it does not name never:</p><pre>{boot_parameter(settings)}</pre></details>"
+    )
+
+
+def rests_on(basis: Basis, grounds: str) -> Iterator[str]:
+    """What all this rests on: how it was made, what is assumed, and what was not seen."""
+    yield (
+        f"<h2>What this rests on</h2><p>A prediction, made by mthp {__version__} from the kernel's own path "
+        f"(profile {text_of(basis.profile)}: {text_of(basis.profile_reason)}), not a measurement. "
+        f"{escape(grounds)}</p>"
+    )
+    for name, texts in (("Assumed", basis.assumptions), ("Not seen", basis.unseen)):
+        if texts:
+            items = "".join(f"<li>{text_of(text)}</li>" for text in texts)
+            yield f"<details><summary>{name} ({len(texts)})</summary><ul>{items}</ul></details>"
