@@ -99,6 +99,17 @@ def test_of_settings_that_hold_on_as_many_the_one_with_fewest_entries(answers: A
     assert [miss.wanted for miss in group.worst[0].misses] == [Wanted.LARGE]
 
 
+def test_to_enable_no_size_is_no_answer(answers: Answers) -> None:
+    answers.add("a", (0, 0, 9, 20), (0, 0, 100, 900))
+    answers.add("b", (0, 0, 20, 60), (0, 0, 200, 900))
+    group = answers.only(Wish(added=0.01))
+    assert [each.holds for each in group.settings] == [2, 1, 0]
+    assert group.chosen is group.settings[1]
+    group = answers.only(Wish(added=0.001))
+    assert group.settings[0].holds == 2 and group.chosen is None
+    assert [(each.name, each.added) for each in group.worst] == [("b", 0.06), ("a", 0.02)]
+
+
 def test_of_a_machine_its_worst_snapshot_counts(answers: Answers) -> None:
     answers.add("a", (0, 0, 10, 20), (0, 0, 100, 900))
     answers.add("a", (0, 0, 60, 10), (0, 0, 50, 950))

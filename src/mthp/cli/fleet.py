@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import closing
 
 from mthp.cli.options import UsageError, given_numbers, print_json
 from mthp.cli.progress import ProgressLine
@@ -63,7 +64,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _fleet_of(args: argparse.Namespace, wish: Wish) -> FleetSweep:
     from mthp.fleet.gather import Gathered
-    from mthp.fleet.run import cluster, snapshots_of, sweep_all
+    from mthp.fleet.run import snapshots_of, sweep_fleet
     from mthp.fleet.work import FleetJob
 
     paths = snapshots_of(args.fleet)
@@ -87,9 +88,11 @@ def _fleet_of(args: argparse.Namespace, wish: Wish) -> FleetSweep:
     )
     gathered, unusable, anew = Gathered(folder), list[Unusable](), 0
     progress = ProgressLine(quiet=args.quiet)
-    progress.say("starting workers")
-    with cluster(args.scheduler, args.jobs) as client:
-        for number, done in enumerate(sweep_all(client, paths, folder, job), 1):
+    every = sweep_fleet(
+        paths, folder, job, args.scheduler, args.jobs, lambda: progress.say("starting workers")
+    )
+    with closing(every) as found:
+        for number, done in enumerate(found, 1):
             try:
                 if isinstance(done, Swept):
                     gathered.add(done)

@@ -16,7 +16,7 @@ from mthp.fleet.records import FleetGroup, FleetMachine, FleetSetting, Spread, S
 from mthp.plan.records import Miss, Wish
 from mthp.plan.sweep import with_sizes
 from mthp.words.files import FileError
-from mthp.words.settings import Settings, parse_enabled_flag
+from mthp.words.settings import Enabled, Settings, parse_enabled_flag
 from mthp.words.units import Geometry
 
 COLUMNS = ("enabled", "max_ptes_none", "mapped_before", "mapped", "large", "memory_added", "reach",
@@ -92,8 +92,12 @@ def _answer_of(key: tuple[str, int, int], group: _Group, wish: Wish) -> FleetGro
     given = [None, *(_settings(geometry, *each) for each in group.settings)]
     missed = [[_misses(wish, each) for each in figures[:, k].T] for k in range(len(given))]
     now, *settings = (_setting(each, missed[k], figures[:, k]) for k, each in enumerate(given))
-    places = range(1, len(given))
-    k = min(places, key=lambda k: (-settings[k - 1].holds, figures[TRANSLATIONS, k].sum(), k))
+    # To have no size at all adds nothing anywhere: it is no answer, where there is another.
+    places = [k for k, each in enumerate(given) if each is not None and each.orders_always]
+    k = min(
+        places or range(1, len(given)),
+        key=lambda k: (-settings[k - 1].holds, figures[TRANSLATIONS, k].sum(), k),
+    )
     machines = [
         FleetMachine(name, misses, added)
         for name, misses, added in zip(names, missed[k], figures[ADDED, k].tolist(), strict=True)
@@ -112,6 +116,10 @@ def _misses(wish: Wish, of: Figures) -> tuple[Miss, ...]:
 
 def _worst(misses: Sequence[Miss]) -> float:
     return max((miss.by for miss in misses), default=0.0)
+
+
+def _enables(settings: Settings) -> bool:
+    return any(mode is not Enabled.NEVER for mode in settings.sizes.values())
 
 
 def _settings(geometry: Geometry, enabled: str, max_ptes_none: int) -> Settings:

@@ -82,9 +82,10 @@ class FleetMachine(NamedTuple):
 @dataclass(frozen=True)
 class FleetGroup:
     """Machines that can be compared. kernels: release -> snapshots of it. machines: how many; of a machine
-    with several snapshots its worst figure counts. settings: in the order of the grid. chosen: the one that
-    holds on the most machines, of those the one with the fewest TLB entries in all; None where none holds on
-    any. worst: the machines that miss the wish under it by most, else those to which it adds most.
+    with several snapshots its worst figure counts. settings: in the order of the grid. chosen: of those that
+    enable a size the one that holds on the most machines, of these the one with the fewest TLB entries in
+    all; None where none holds on any. worst: the machines that miss the wish under it by most, else those to
+    which it adds most.
     """
 
     profile: str

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from logging import CRITICAL
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from distributed import Client, Future, KilledWorker, LocalCluster
 
 from mthp.fleet.records import FleetError, Swept, Unusable
-from mthp.fleet.work import FleetJob, sweep_snapshot
+from mthp.fleet.work import FleetJob, done_before, sweep_snapshot
 
 AHEAD = 2
 """Snapshots under way for each thread of a worker."""
@@ -71,6 +71,29 @@ def cluster(scheduler: str | None, jobs: int | None) -> Iterator[Client]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with local, Client(local) as client:
         yield client
+
+
+def sweep_fleet(
+    paths: Iterable[str],
+    folder: str,
+    job: FleetJob,
+    scheduler: str | None,
+    jobs: int | None,
+    starting: Callable[[], None],
+) -> Generator[Swept | Unusable, None, None]:
+    """Do all of them, on workers from the first that is not done yet on; where all are, there are none.
+    starting: called before they are started. FleetError: there is no cluster, or it is gone."""
+    rest = iter(paths)
+    for path in rest:
+        done = done_before(path, folder, job)
+        if done is None:
+            break
+        yield done
+    else:
+        return
+    starting()
+    with cluster(scheduler, jobs) as client:
+        yield from sweep_all(client, chain([path], rest), folder, job)
 
 
 def sweep_all(

@@ -121,6 +121,16 @@ def sweep_snapshot(path: str, folder: str, job: FleetJob, command: str) -> Swept
     return swept
 
 
+def done_before(path: str, folder: str, job: FleetJob) -> Swept | None:
+    """What an earlier run of the same job says of a snapshot; None where there is none, or no file."""
+    try:
+        with open_regular(path) as file:
+            done = _done(folder, _digest(file), job, "")
+    except (FileError, OSError):
+        return None
+    return None if done is None else done._replace(path=path)
+
+
 def _digest(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while part := file.read(1 << 20):

@@ -79,7 +79,7 @@ def _render_group(page: SafeConsole, sweep: FleetSweep, group: FleetGroup) -> No
         "First row: as captured on each. none: max_ptes_none; holds: machines on which the wish does; "
         "front: on which no other setting betters it. added: memory, as a share of the anonymous memory; "
         "large: what is in folios of more than one page, as a share of it; TLB: entries that it needs. "
-        "* holds on the most machines.",
+        "* enables a size and holds on the most machines.",
         "dim",
     )
 
@@ -88,9 +88,10 @@ def group_text(group: FleetGroup, sweep: FleetSweep) -> str:
     """What to take, on how many machines it holds to the wish, and what is set now beside it."""
     wish, all_ = wish_text(sweep.wish), plural(group.machines, "machine")
     if group.chosen is None:
-        return f"Predicted: no setting gives {wish} on any of {all_}."
+        return f"Predicted: no setting that enables a size gives {wish} on any of {all_}."
     return (
-        f"Predicted: {setting_name(group.chosen)} holds on the most machines, with {wish}: on "
+        f"Predicted: of the settings that enable a size {setting_name(group.chosen)} holds on the most "
+        f"machines, with {wish}: on "
         f"{group.chosen.holds:,} of {group.machines:,}; what is set now on {group.now.holds:,}."
     )
 
