@@ -208,6 +208,7 @@ class World:
             debug=True,
             twins=TWINS,
         )
+        self.kernel.fault_orders = 0
         self.geometry = geometry
         self.mem = self.kernel.mem
         self.khugepaged = Khugepaged(self.kernel)

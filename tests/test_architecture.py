@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibrate": {"words"},
     "check": ENGINE | {"laws", "races", "explore", "lab.kernels.herd", "lab.errors"},
     "lab": {"words", "image"},
-    "compare": ENGINE | {"laws", "image", "worlds", "predict", "lab"},
+    "life": ENGINE | {"image", "worlds"},
+    "compare": ENGINE | {"laws", "image", "worlds", "predict", "life", "lab"},
     "report": {
         "words",
         "predict.records",

@@ -129,7 +129,7 @@ def _unmap(world: World, vma: Vma) -> None:
 
 
 def _shrink(world: World, vma: Vma) -> None:
-    world.mm.shrink_vma(vma, vma.vm_end - world.geometry.page_size)
+    world.mm.vma_set_range(vma, vma.vm_start, vma.vm_end - world.geometry.page_size)
 
 
 def _advise_against(world: World, vma: Vma) -> None:

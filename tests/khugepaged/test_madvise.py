@@ -213,7 +213,7 @@ def test_a_vma_that_shrinks_on_the_way_asks_for_less() -> None:
     vma = world.vma(small(NR), small(NR), small(NR))
 
     def shrink() -> None:
-        world.mm.shrink_vma(vma, vma.vm_end - world.geometry.pmd_size)
+        world.mm.vma_set_range(vma, vma.vm_start, vma.vm_end - world.geometry.pmd_size)
 
     world.before_lock(world.mm.mmap_lock, 4, shrink)  # 1 madvise, 2 and 3 the first collapse
     assert world.madvise(vma) == 0

@@ -113,7 +113,7 @@ def unmap(world: World, vma: Vma) -> None:
 
 
 def shrink(world: World, vma: Vma) -> None:
-    world.mm.shrink_vma(vma, vma.vm_end - world.geometry.page_size)
+    world.mm.vma_set_range(vma, vma.vm_start, vma.vm_end - world.geometry.page_size)
 
 
 def advise_against(world: World, vma: Vma) -> None:

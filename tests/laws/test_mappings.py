@@ -40,7 +40,7 @@ def broken(stage: Stage) -> list[tuple[int, str]]:
 
 
 def end_before_second_page(stage: Stage) -> None:
-    stage.mm.shrink_vma(stage.vma, stage.address(2))
+    stage.mm.vma_set_range(stage.vma, stage.vma.vm_start, stage.address(2))
 
 
 def forbid_stores(stage: Stage) -> None:

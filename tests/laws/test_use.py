@@ -193,7 +193,7 @@ def test_a_pmd_is_filled_without_its_lock(scene: Scene) -> None:
 def test_a_table_is_taken_whose_vmas_are_not_all_locked(scene: Scene) -> None:
     end = scene.stage.end
     with scene.collapser().mm.mmap_write_lock():
-        scene.mm.shrink_vma(scene.stage.vma, end - 0x1000)
+        scene.mm.vma_set_range(scene.stage.vma, scene.stage.vma.vm_start, end - 0x1000)
         second = scene.mm.mmap(end - 0x1000, end)
         vma_start_write(scene.stage.vma)
         with pmd_lock(scene.pmd):

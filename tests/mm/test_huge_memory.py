@@ -172,7 +172,7 @@ def test_a_huge_fault_puts_a_page_of_zeroes_unless_another_was_faster(raced: boo
     before = world.census()
     if raced:
         world.before_lock(at.page.ptl, 1, lambda: world.fill(vma, 0, small(1)))
-    do_huge_pmd_anonymous_page(vma, vma.vm_start + 0x5000, at)
+    do_huge_pmd_anonymous_page(vma, vma.vm_start + 0x5000, at, write=True)
     world.kernel.machine.on_step = None
     assert pmd_trans_huge(world.pmd(vma)) is not raced
     assert world.mm.counters["MM_ANONPAGES"] == (1 if raced else 16)

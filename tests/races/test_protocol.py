@@ -16,7 +16,7 @@ from mthp.khugepaged import collapse
 from mthp.khugepaged.isolate import Isolation
 from mthp.laws import declares
 from mthp.machine.hold import Rank
-from mthp.mm import memory, mmap_lock
+from mthp.mm import memory_swap, mmap_lock
 from mthp.races.cast import all as cast
 from mthp.races.edits import source_of
 from mthp.races.protocol import Protocol, in_force, protocol
@@ -58,23 +58,26 @@ def test_a_public_function_takes_the_place_of_the_one_of_its_name(tmp_path: Path
 
 
 def test_a_private_helper_captures_nothing(tmp_path: Path) -> None:
-    before = memory._drop
+    before = memory_swap._drop
     with protocol(written(tmp_path, "def _drop(*a):\n    return None\n" + NO_VMA_LOCK)) as own:
-        assert memory._drop is before
+        assert memory_swap._drop is before
         assert own.replaces == ("mm/mmap_lock.py vma_start_write",)
 
 
 def test_replaces_lists_private_functions_and_methods(tmp_path: Path) -> None:
-    drop, method = memory._drop, Isolation.take_page
+    drop, method = memory_swap._drop, Isolation.take_page
     text = (
-        'REPLACES = {"mm.memory": ["_drop"], "khugepaged.isolate": ["Isolation.take_page"]}\n'
+        'REPLACES = {"mm.memory_swap": ["_drop"], "khugepaged.isolate": ["Isolation.take_page"]}\n'
         "def _drop(kernel, folio, outcome):\n    return outcome\n"
         "class Isolation:\n    def take_page(self, address, pteval):\n        pass\n"
     )
     with protocol(written(tmp_path, text)) as own:
-        assert memory._drop is not drop and Isolation.take_page is not method
-        assert own.replaces == ("mm/memory.py _drop", "khugepaged/isolate.py Isolation.take_page")
-    assert memory._drop is drop and Isolation.take_page is method
+        assert memory_swap._drop is not drop and Isolation.take_page is not method
+        assert own.replaces == (
+            "mm/memory_swap.py _drop",
+            "khugepaged/isolate.py Isolation.take_page",
+        )
+    assert memory_swap._drop is drop and Isolation.take_page is method
 
 
 @pytest.mark.parametrize("name", ["collapse.py", "khugepaged.collapse.py", "mine.py"])
@@ -194,7 +197,7 @@ AT_FAULT = [
         "own.py",
         "line 1: vma_start_write() takes the place of that in",
     ),
-    ("def new_anon_folio(*a): pass", "own.py", "is in mm.memory and mm.rmap: say in REPLACES"),
+    ("def new_anon_folio(*a): pass", "own.py", "is in mm.memory_wp and mm.rmap: say in REPLACES"),
     ("REPLACES = 3", "own.py", "REPLACES is not a dict of lists of names"),
     (
         "REPLACES = {'mm.memori': ['_drop']}",
@@ -203,9 +206,9 @@ AT_FAULT = [
     ),
     ("REPLACES = {'mm.memory': ['_drop']}", "own.py", "_drop is not defined in the file"),
     (
-        "REPLACES = {'mm.memory': ['_dropp']}\ndef _dropp(): pass",
+        "REPLACES = {'mm.memory_swap': ['_dropp']}\ndef _dropp(): pass",
         "own.py",
-        "mm.memory has no _dropp; is _drop meant?",
+        "mm.memory_swap has no _dropp; is _drop meant?",
     ),
     ("RIVALS = 3", "own.py", "RIVALS is not a sequence of Rival"),
     ("WORLDS = [3]", "own.py", "WORLDS is not a sequence of names"),

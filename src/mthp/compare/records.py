@@ -204,3 +204,51 @@ class CaptureChange:
 def fate_of(was: int, now: int) -> Fate:
     """What became of something that is there so often."""
     return Fate.BOTH if was and now else Fate.ENDED if was else Fate.NEW
+
+
+class DifferenceKind(StrEnum):
+    """What differs after an operation of a program."""
+
+    ANSWER = "answer"
+    PAGES = "pages"
+    COUNTERS = "counters"
+
+
+@dataclass(frozen=True)
+class OperationDifference:
+    """What the kernel showed after one operation of a program, and the engine did not.
+
+    id: the program. step: which operation, from 0. operation: its text. expected: of the kernel; got: of the
+    engine. page: the first page that differs; None for other kinds.
+    """
+
+    id: str
+    step: int
+    operation: str
+    kind: DifferenceKind
+    expected: Any
+    got: Any
+    page: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "id": self.id,
+            "step": self.step,
+            "operation": self.operation,
+            "where": self.kind.value if self.page is None else f"{self.kind.value}[{self.page}]",
+            "expected": self.expected,
+            "got": self.got,
+        }
+
+
+@dataclass
+class ProgramScore:
+    """The score over many programs. programs: those run. operations: those after which all agreed, until
+    the first difference of each program. agreed: programs without a difference.
+    """
+
+    programs: int = 0
+    operations: int = 0
+    agreed: int = 0
+    differences: list[OperationDifference] = field(default_factory=list)

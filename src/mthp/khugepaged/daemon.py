@@ -108,6 +108,11 @@ class Khugepaged:
         with self.mm_lock.lock():
             self.mm_slots.append(mm)
 
+    def khugepaged_fork(self, mm: Mm, oldmm: Mm) -> None:
+        """Register a child whose parent is registered. Kernel: khugepaged_fork()."""
+        if oldmm.mm_flags_test(MMF_VM_HUGEPAGE):
+            self.khugepaged_enter(mm)
+
     def khugepaged_enter_vma(self, vma: Vma) -> None:
         """Register the mm if the VMA can be collapsed. Kernel: khugepaged_enter_vma()."""
         mm = vma.vm_mm

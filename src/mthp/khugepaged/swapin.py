@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from mthp.machine.hold import Hold
 from mthp.mm.folio import lru_add_drain
-from mthp.mm.memory import VmFault, do_swap_page
+from mthp.mm.memory_swap import VmFault, do_swap_page
 from mthp.mm.mm_types import MM_SWAPENTS, Mm, PmdPtr, Vma
 from mthp.mm.pgtable import PteMap, pmdp_get_lockless, pte_offset_map
 from mthp.mm.pgtable_types import pte_none, pte_present

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Huge PMDs, as a collapse leaves them: split, write faults, fork, moves. Kernel: mm/huge_memory.c."""
+"""Huge PMDs: faults, stores to read-only ones, splits, fork, moves. Kernel: mm/huge_memory.c."""
 
 from __future__ import annotations
 
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_mm import thp_vma_suitable_order
+from mthp.mm.mem_map import MemMap
 from mthp.mm.memcontrol import mem_cgroup_charge
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, PmdPtr, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_SWAPCACHE, PG_UPTODATE
+from mthp.mm.page_counter import Gfp
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE
 from mthp.mm.pgtable import (
     PteMap,
     flush_tlb_mm_range,
+    mm_find_pmd,
     pgtable_trans_huge_deposit,
     pgtable_trans_huge_withdraw,
     pmd_lock,
@@ -29,9 +32,11 @@ from mthp.mm.pgtable_types import (
     UFFD_WP,
     WRITE,
     YOUNG,
+    ZERO_PFN,
     Leaf,
     Pmd,
     huge_pmd,
+    is_huge_zero_pmd,
     leaf_pte,
     mk_pte,
     pmd_folio,
@@ -40,15 +45,19 @@ from mthp.mm.pgtable_types import (
     pmd_trans_huge,
     pte_pfn,
     pte_write,
+    zero_pte,
 )
 from mthp.mm.rmap import (
+    anon_vma_prepare,
     folio_add_anon_rmap_pmd,
     folio_add_anon_rmap_ptes,
     folio_add_new_anon_rmap,
     folio_remove_rmap_pmd,
     remember_mm,
 )
-from mthp.mm.vm_flags import VM_UFFD_MISSING, VM_WRITE
+from mthp.mm.vm_flags import VM_HUGEPAGE, VM_UFFD_MISSING, VM_WRITE
+from mthp.words.profiles import DeferredMemcg
+from mthp.words.settings import FaultDefrag
 from mthp.words.units import Address, Folio
 
 KEPT = WRITE | YOUNG | DIRTY | SOFT_DIRTY | UFFD_WP
@@ -77,6 +86,29 @@ def pmdp_huge_clear_flush(mm: Mm, haddr: Address, pmd: PmdPtr) -> Pmd:
 # Splitting
 
 
+def vma_adjust_trans_huge(
+    vma: Vma, start: Address, end: Address, following: Vma | None = None
+) -> None:
+    """Split the huge PMDs across which a VMA is about to begin or end. following: begins at end then.
+
+    Kernel: mm/huge_memory.c, vma_adjust_trans_huge().
+    """
+    _split_huge_pmd_if_needed(vma, start)
+    _split_huge_pmd_if_needed(vma, end)
+    if following is not None:
+        _split_huge_pmd_if_needed(following, end)
+
+
+def _split_huge_pmd_if_needed(vma: Vma, address: Address) -> None:
+    """Split the huge PMD across address, if a VMA may have one. Kernel: split_huge_pmd_if_needed()."""
+    mm = vma.vm_mm
+    haddr = mm.geometry.pmd_addr(address)
+    if haddr != address and thp_vma_suitable_order(vma, haddr, mm.geometry.pmd_order):
+        pmd = mm_find_pmd(mm, address)
+        if pmd is not None:
+            split_huge_pmd(vma, pmd, address)
+
+
 def split_huge_pmd(vma: Vma, pmd: PmdPtr, address: Address) -> None:
     """Map the same pages by PTEs, of the table that was deposited. Kernel: __split_huge_pmd()."""
     mm = vma.vm_mm
@@ -94,11 +126,18 @@ def split_huge_pmd_locked(vma: Vma, haddr: Address, pmd: PmdPtr) -> None:
     mm = vma.vm_mm
     kernel = mm.kernel
     pmdval = pmdp_get_lockless(pmd)
-    if pmd_trans_huge(pmdval):
+    if is_huge_zero_pmd(pmdval):
+        kernel.vmstat.count_vm_event("thp_split_pmd")
+        table = _map_zeroes_by_ptes(vma, haddr, pmd)
+    elif pmd_trans_huge(pmdval):
+        kernel.vmstat.count_vm_event("thp_split_pmd")
         old = pmdp_invalidate(mm, haddr, pmd)
+        if old & DIRTY:
+            kernel.mem.set(pmd_folio(old), PG_DIRTY)
         table = _map_by_ptes(vma, pmd, old)
         folio_remove_rmap_pmd(kernel.mem, kernel.this_cpu, pmd_folio(old), vma)
     elif pmd_is_migration_entry(pmdval):
+        kernel.vmstat.count_vm_event("thp_split_pmd")
         table = _migrate_by_ptes(kernel, pmd, pmdval)
     else:
         return
@@ -119,6 +158,19 @@ def _map_by_ptes(vma: Vma, pmd: PmdPtr, old: Pmd) -> int:
     number = pgtable_trans_huge_withdraw(pmd)
     with PteMap(kernel, kernel.tables[number], 0) as pte:
         set_ptes(pte, 0, mk_pte(folio, old & KEPT), nr)
+    return number
+
+
+def _map_zeroes_by_ptes(vma: Vma, haddr: Address, pmd: PmdPtr) -> int:
+    """Fill the deposited table with the zero page in the place of the huge one, and return its number.
+
+    Kernel: mm/huge_memory.c, __split_huge_zero_page_pmd().
+    """
+    mm = vma.vm_mm
+    old = pmdp_huge_clear_flush(mm, haddr, pmd)
+    number = pgtable_trans_huge_withdraw(pmd)
+    ptes = mm.kernel.tables[number].ptes
+    ptes.fill(0, mm.geometry.ptrs_per_pte, zero_pte(YOUNG | old & UFFD_WP))
     return number
 
 
@@ -149,35 +201,110 @@ def do_huge_pmd_fault(
     return True
 
 
-def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr) -> None:
-    """Put a huge page where a fault found no table. Caller holds the VMA or mmap_lock.
+def reclaims_directly(vma: Vma) -> bool:
+    """Whether a fault that wants a large folio reclaims and compacts for it, rather than fails at once.
 
-    Kernel: mm/huge_memory.c, __do_huge_pmd_anonymous_page().
+    Kernel: mm/huge_memory.c, vma_thp_gfp_mask().
+    """
+    match vma.vm_mm.kernel.settings.fault_defrag:
+        case FaultDefrag.ALWAYS:
+            return True
+        case FaultDefrag.DEFER | FaultDefrag.NEVER:
+            return False
+    return vma.vm_flags & VM_HUGEPAGE != 0
+
+
+def folio_memcg_alloc_deferred(mm: Mm) -> bool:
+    """Whether a cgroup's list for deferred splits fails to be made. Kernel: mm/huge_memory.c."""
+    asked = mm.kernel.profile.deferred_memcg is DeferredMemcg.CHECKED
+    return asked and mm.memcg is not None and mm.memcg.defer
+
+
+def zero_folio(mem: MemMap, folio: Folio) -> None:
+    """Fill a new folio with zeroes, before a task can reach it. Kernel: folio_zero_user(),
+    __folio_mark_uptodate().
+    """
+    mem.content.fill(folio, mem.folio_nr_pages(folio), 0)
+    mem.machine.smp_wmb()
+    mem.flags.store_bits(folio, PG_UPTODATE)
+
+
+def vma_alloc_anon_folio_pmd(vma: Vma) -> Folio | None:
+    """Make a PMD-sized folio of zeroes, or count why there is none. Kernel: mm/huge_memory.c."""
+    mm = vma.vm_mm
+    mem, vmstat = mm.kernel.mem, mm.kernel.vmstat
+    order, compact = mm.geometry.pmd_order, reclaims_directly(vma)
+    folio = mem.folio_alloc(order, compact=compact)
+    if folio is not None:
+        if not mem_cgroup_charge(folio, mm, Gfp.TRANSHUGE if compact else Gfp.TRANSHUGE_LIGHT):
+            vmstat.count_vm_event("thp_fault_fallback_charge")
+            vmstat.count_mthp_stat(order, "anon_fault_fallback_charge")
+        elif not folio_memcg_alloc_deferred(mm):
+            zero_folio(mem, folio)
+            return folio
+        mem.folio_put(folio)
+    vmstat.count_vm_event("thp_fault_fallback")
+    vmstat.count_mthp_stat(order, "anon_fault_fallback")
+    return None
+
+
+def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -> bool:
+    """Put a huge page where a fault found no table, or the huge zero page for a load. Caller holds the VMA
+    or mmap_lock. False: single pages have to do.
+
+    Kernel: mm/huge_memory.c, do_huge_pmd_anonymous_page(), __do_huge_pmd_anonymous_page().
     """
     mm = vma.vm_mm
     kernel = mm.kernel
-    mem = kernel.mem
-    order, haddr = mm.geometry.pmd_order, mm.geometry.pmd_addr(address)
-    if not thp_vma_suitable_order(vma, address, order) or vma.vm_flags & VM_UFFD_MISSING:
-        return
-    folio = mem.folio_alloc(order)
-    assert folio is not None
-    if not mem_cgroup_charge(folio, mm):
-        mem.folio_put(folio)
-        return
-    for page in range(folio, folio + (1 << order)):
-        mem.content.write(page, 0)
-    kernel.machine.smp_wmb()
-    mem.flags.store_bits(folio, PG_UPTODATE)
+    haddr = mm.geometry.pmd_addr(address)
+    if not thp_vma_suitable_order(vma, address, mm.geometry.pmd_order):
+        return False
+    if vma.vm_flags & VM_UFFD_MISSING:
+        return True  # handle_userfault(): the monitor fills it, and the access waits for that
+    anon_vma_prepare(vma)
+    kernel.khugepaged_enter_vma(vma)
+    folio = None
+    if write or not kernel.settings.use_zero_page:
+        folio = vma_alloc_anon_folio_pmd(vma)
+        if folio is None:
+            return False
     table = kernel.new_table()
     with pmd_lock(pmd):
         if pmd_none(pmdp_get_lockless(pmd)):
             pgtable_trans_huge_deposit(pmd, table.number)
-            map_anon_folio_pmd_nopf(kernel, folio, pmd, vma, haddr)
-            mm.counters[MM_ANONPAGES] += 1 << order
-            return
+            if folio is None:  # set_huge_zero_folio()
+                pmd.page.pmds.write(pmd.slot, huge_pmd(ZERO_PFN, YOUNG))
+            else:
+                map_anon_folio_pmd_pf(kernel, folio, pmd, vma, haddr)
+            return True
     del kernel.tables[table.number]
-    mem.folio_put(folio)
+    if folio is not None:
+        kernel.mem.folio_put(folio)
+    return True
+
+
+def do_huge_zero_wp_pmd(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) -> bool:
+    """Put a huge page in the place of the huge zero page; False: there is none to be had.
+
+    Kernel: mm/huge_memory.c, do_huge_zero_wp_pmd().
+    """
+    mm = vma.vm_mm
+    kernel, haddr = mm.kernel, mm.geometry.pmd_addr(address)
+    folio = vma_alloc_anon_folio_pmd(vma)
+    if folio is None:
+        return False
+    mapped = False
+    with (
+        mmu_notifier_invalidate_range(mm, haddr, haddr + mm.geometry.pmd_size),
+        pmd_lock(pmd),
+    ):
+        if pmdp_get_lockless(pmd) == orig_pmd:
+            pmdp_huge_clear_flush(mm, haddr, pmd)
+            map_anon_folio_pmd_pf(kernel, folio, pmd, vma, haddr)
+            mapped = True
+    if not mapped:
+        kernel.mem.folio_put(folio)
+    return True
 
 
 def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) -> bool:
@@ -187,6 +314,11 @@ def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) 
     """
     mem = vma.vm_mm.kernel.mem
     folio = pmd_folio(orig_pmd)
+    if is_huge_zero_pmd(orig_pmd):
+        done = do_huge_zero_wp_pmd(vma, address, pmd, orig_pmd)
+        if not done:
+            split_huge_pmd(vma, pmd, address)
+        return done
     ptl = pmd_lock(pmd)
     if pmdp_get_lockless(pmd) != orig_pmd:
         ptl.release()
@@ -198,6 +330,8 @@ def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) 
     if mem.folio_trylock(folio):
         # 1 + folio_test_swapcache(): a huge page of these worlds is never swapped
         if mem.folio_ref_count(folio) == 1 and not mem.test(folio, PG_SWAPCACHE):
+            assert vma.anon_vma is not None
+            mem.anon_vma.raw[folio] = vma.anon_vma.number  # folio_move_anon_rmap()
             mem.page_flags.set_bits(folio, PAGE_ANON_EXCLUSIVE)
             mem.folio_unlock(folio)
             _reuse(vma, pmd, orig_pmd)
@@ -295,6 +429,20 @@ def remove_migration_pmd(vma: Vma, pmd: PmdPtr, entry: Pmd, folio: Folio) -> Non
     exclusive = entry & SWP_EXCLUSIVE != 0
     folio_add_anon_rmap_pmd(kernel.mem, kernel.this_cpu, folio, vma, exclusive=exclusive)
     pmd.page.pmds.write(pmd.slot, huge_pmd(folio, entry & KEPT))
+
+
+def map_anon_folio_pmd_pf(
+    kernel: Kernel, folio: Folio, pmd: PmdPtr, vma: Vma, haddr: Address
+) -> None:
+    """Map a PMD-sized folio for a fault, and count it. Caller holds the pmd lock.
+
+    Kernel: mm/huge_memory.c, map_anon_folio_pmd_pf().
+    """
+    map_anon_folio_pmd_nopf(kernel, folio, pmd, vma, haddr)
+    order = kernel.geometry.pmd_order
+    vma.vm_mm.counters[MM_ANONPAGES] += 1 << order
+    kernel.vmstat.count_vm_event("thp_fault_alloc")
+    kernel.vmstat.count_mthp_stat(order, "anon_fault_alloc")
 
 
 def map_anon_folio_pmd_nopf(

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""MADV_DONTNEED and MADV_FREE. Kernel: mm/madvise.c."""
+"""madvise(): MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE and others. Kernel: mm/madvise.c."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+from typing import Final
+
 from mthp.mm.memory_zap import zap_page_range_single
 from mthp.mm.mm_types import Kernel, Mm, Vma
-from mthp.mm.mmap_lock import lock_vma_under_rcu, with_vma_read_locked
+from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write, with_vma_read_locked
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
     PG_ACTIVE,
@@ -27,8 +31,82 @@ from mthp.mm.pgtable import (
 )
 from mthp.mm.pgtable_types import DIRTY, YOUNG, pmd_trans_huge, pte_none, pte_pfn, pte_present
 from mthp.mm.reports import Discarding, Zapped, Zapping
-from mthp.mm.vm_flags import VM_LOCKED
+from mthp.mm.vm_flags import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE
+from mthp.mm.vma_modify import vma_modify_flags
 from mthp.words.units import Address, Folio
+
+MADV_DONTNEED: Final = 4
+MADV_FREE: Final = 8
+MADV_HUGEPAGE: Final = 14
+MADV_NOHUGEPAGE: Final = 15
+MADV_COLD: Final = 20
+MADV_PAGEOUT: Final = 21
+MADV_COLLAPSE: Final = 25
+"""Kernel: include/uapi/asm-generic/mman-common.h. The last is khugepaged's to do."""
+
+
+def do_madvise(mm: Mm, start: Address, end: Address, behavior: int) -> int:
+    """Give advice on a range: 0, or a negative errno. A gap does not end it, but the answer is -ENOMEM.
+
+    Kernel: mm/madvise.c, do_madvise(), madvise_do_behavior().
+    """
+    if behavior in _FLAGS:
+        with mm.mmap_write_lock():
+            return madvise_walk_vmas(mm, start, end, _update(behavior))
+    act = _BEHAVIORS.get(behavior)
+    if act is None:
+        return -errno.EINVAL
+    with mm.mmap_read_lock():
+        return madvise_walk_vmas(mm, start, end, act)
+
+
+Behavior = Callable[[Vma, Address, Address], object]
+"""What is done to a range of one VMA."""
+
+
+def madvise_walk_vmas(mm: Mm, start: Address, end: Address, act: Behavior) -> int:
+    """Do something to each VMA's part of a range. Caller holds mmap_lock.
+
+    Kernel: mm/madvise.c, madvise_walk_vmas().
+    """
+    unmapped_error = 0
+    while start < end:
+        vma = mm.find_vma(start)
+        if vma is None:
+            return -errno.ENOMEM
+        if start < vma.vm_start:
+            unmapped_error = -errno.ENOMEM
+            start = vma.vm_start
+            continue
+        stop = min(vma.vm_end, end)
+        act(vma, start, stop)
+        start = stop
+    return unmapped_error
+
+
+def _update(behavior: int) -> Behavior:
+    """Set flags of VMAs, which are split and merged for it. Kernel: madvise_update_vma(),
+    hugepage_madvise().
+    """
+    unset, wanted = _FLAGS[behavior]
+
+    def update(vma: Vma, start: Address, end: Address) -> None:
+        vm_flags = vma.vm_flags & ~unset | wanted
+        if vm_flags != vma.vm_flags:
+            vma = vma_modify_flags(vma, start, end, vm_flags)
+            vma_start_write(vma)
+            vma.vm_flags = vm_flags
+            if vm_flags & VM_HUGEPAGE:
+                vma.vm_mm.kernel.khugepaged_enter_vma(vma)
+
+    return update
+
+
+_FLAGS: Final = {
+    MADV_HUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+    MADV_NOHUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+}
+"""Advice -> flags that it clears, and sets."""
 
 
 def madvise_free(mm: Mm, start: Address, end: Address) -> None:
@@ -125,3 +203,21 @@ def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> bool:
     vma.vm_mm.kernel.report(Zapping(vma.vm_mm, start, end))
     zap_page_range_single(vma, start, min(end, vma.vm_end))
     return True
+
+
+def _nothing_yet(_vma: Vma, _start: Address, _end: Address) -> None:
+    pass
+
+
+def _free_each(vma: Vma, start: Address, end: Address) -> None:
+    for part in vma.vm_mm.geometry.pmd_ranges(start, end):
+        madvise_free_single_vma(vma, *part)
+
+
+_BEHAVIORS: Final[dict[int, Behavior]] = {
+    MADV_DONTNEED: madvise_dontneed_single_vma,
+    MADV_FREE: _free_each,
+    MADV_COLD: _nothing_yet,
+    MADV_PAGEOUT: _nothing_yet,
+}
+"""Advice that leaves VMAs as they are."""

@@ -6,58 +6,53 @@ Kernel: mm/memory.c, arch/x86/mm/fault.c (do_user_addr_fault), mm/mmap_lock.c (l
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import NamedTuple
-
-from mthp.machine.hold import Hold
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_memory import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_fault,
+    folio_memcg_alloc_deferred,
     pmd_migration_entry_wait,
+    reclaims_directly,
+    zero_folio,
 )
-from mthp.mm.ksm import ksm_might_need_to_copy
+from mthp.mm.huge_mm import (
+    PAGEFAULT,
+    highest_order,
+    next_orders,
+    thp_vma_allowable_orders,
+    thp_vma_suitable_orders,
+)
 from mthp.mm.memcontrol import mem_cgroup_charge
+from mthp.mm.memory_swap import do_swap_page
+from mthp.mm.memory_wp import do_wp_page, new_anon_folio
 from mthp.mm.mm_types import (
     MM_ANONPAGES,
-    MM_SWAPENTS,
     Kernel,
     Mm,
     PmdPtr,
     Vma,
+    userfaultfd_armed,
     vma_is_anonymous,
 )
 from mthp.mm.mmap_lock import lock_vma_under_rcu
-from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.page_flags import (
-    PAGE_ANON_EXCLUSIVE,
-    PAGE_HWPOISON,
-    PG_ANON,
-    PG_DIRTY,
-    PG_KSM,
-    PG_MLOCKED,
-    PG_SWAPBACKED,
-    PG_SWAPCACHE,
-    PG_UPTODATE,
-)
+from mthp.mm.page_counter import Gfp
+from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import (
     PteMap,
-    flush_tlb_page,
     pmd_lock,
     pmd_ptr,
     pmdp_get_lockless,
     pte_offset_map,
     pte_offset_map_lock,
+    pte_range_none,
     set_ptes,
     unlocked_after,
 )
 from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
-    PFN_SHIFT,
     PTE_NONE,
     SOFT_DIRTY,
-    SWP_EXCLUSIVE,
     UFFD_WP,
     WRITE,
     YOUNG,
@@ -76,23 +71,9 @@ from mthp.mm.pgtable_types import (
     table_pmd,
     zero_pte,
 )
-from mthp.mm.rmap import (
-    folio_add_anon_rmap_ptes,
-    folio_add_new_anon_rmap,
-    folio_remove_rmap_ptes,
-)
-from mthp.mm.swap_state import (
-    folio_matches_swap_entry,
-    swap_cache_del_folio,
-    swap_cache_get_folio,
-    swap_ptes_run_on,
-    swapin_sync,
-)
-from mthp.mm.swap_table import SwapError
-from mthp.mm.swapfile import folio_free_swap
-from mthp.mm.vm_flags import VM_LOCKED, VM_SOFTDIRTY, VM_UFFD_MISSING, VM_UFFD_WP, VM_WRITE
-from mthp.words.profiles import SwapIn
-from mthp.words.units import Address, Folio, Pfn
+from mthp.mm.rmap import anon_vma_prepare, folio_add_new_anon_rmap
+from mthp.mm.vm_flags import VM_SOFTDIRTY, VM_UFFD_MISSING, VM_WRITE
+from mthp.words.units import Address, Folio, Order
 
 
 def handle_user_fault(mm: Mm, address: Address, *, write: bool) -> None:
@@ -117,7 +98,7 @@ def handle_huge_fault(mm: Mm, address: Address) -> None:
     pmd = pmd_ptr(mm, address, create=True)
     assert pmd is not None
     if pmd_none(pmdp_get_lockless(pmd)):
-        do_huge_pmd_anonymous_page(vma, address, pmd)
+        do_huge_pmd_anonymous_page(vma, address, pmd, write=True)
     else:
         handle_mm_fault(vma, address, write=True)
     vma.vm_lock.leave()
@@ -150,11 +131,19 @@ def _swapped(vma: Vma, address: Address, pmd: PmdPtr) -> Pte | None:
 
 
 def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
-    """Handle a fault in a locked VMA; False: mmap_lock is needed. Kernel: handle_pte_fault()."""
+    """Handle a fault in a locked VMA; False: mmap_lock is needed.
+
+    Kernel: mm/memory.c, __handle_mm_fault(), handle_pte_fault().
+    """
     mm = vma.vm_mm
     pmd = pmd_ptr(mm, address, create=True)
     assert pmd is not None
     pmdval = pmdp_get_lockless(pmd)
+    huge = mm.kernel.fault_orders & 1 << mm.geometry.pmd_order
+    if huge and pmd_none(pmdval) and thp_vma_allowable_orders(vma, vma.vm_flags, PAGEFAULT, huge):
+        if vma_is_anonymous(vma) and do_huge_pmd_anonymous_page(vma, address, pmd, write=write):
+            return True
+        pmdval = pmdp_get_lockless(pmd)
     if pmd_is_migration_entry(pmdval):
         pmd_migration_entry_wait(mm.kernel, pmd)
         return True
@@ -230,7 +219,7 @@ def pte_alloc(mm: Mm, pmd: PmdPtr) -> None:
 
 
 def do_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -> None:
-    """Map a zeroed page where there was nothing. Kernel: mm/memory.c, do_anonymous_page()."""
+    """Map zeroed pages where there was nothing. Kernel: mm/memory.c, do_anonymous_page()."""
     mm = vma.vm_mm
     kernel = mm.kernel
     if vma.vm_flags & VM_UFFD_MISSING:
@@ -243,7 +232,72 @@ def do_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write: bool) -
                 if pte_none(pte.get(0)):
                     pte.ptes.write(pte.base, zero_pte())
         return
-    map_new_page(vma, address, pmd, 0)
+    anon_vma_prepare(vma)
+    order, folio = alloc_anon_folio(vma, address, pmd)
+    if folio is None:
+        return
+    start = address & -kernel.geometry.order_bytes(order)
+    found = pte_offset_map_lock(mm, pmd, start)
+    if found is None:
+        kernel.mem.folio_put(folio)
+        return
+    with unlocked_after(kernel, found) as pte:
+        if pte_range_none(pte, 0, 1 << order):
+            mm.counters[MM_ANONPAGES] += 1 << order
+            map_anon_folio_pte_nopf(kernel, folio, pte, vma, start, uffd_wp=False)
+            kernel.vmstat.count_mthp_stat(order, "anon_fault_alloc")
+            return
+    kernel.mem.folio_put(folio)
+
+
+def alloc_anon_folio(vma: Vma, address: Address, pmd: PmdPtr) -> tuple[Order, Folio | None]:
+    """Make the largest folio, of zeroes, that may stand around address and can be had; its order. None: no
+    memory, or no table any more.
+
+    Kernel: mm/memory.c, alloc_anon_folio().
+    """
+    mm = vma.vm_mm
+    kernel = mm.kernel
+    mem, vmstat = kernel.mem, kernel.vmstat
+    orders = kernel.fault_orders & (1 << kernel.geometry.pmd_order) - 1
+    if orders and not userfaultfd_armed(vma):
+        orders = thp_vma_allowable_orders(vma, vma.vm_flags, PAGEFAULT, orders)
+        orders = thp_vma_suitable_orders(vma, address, orders)
+        if orders:
+            orders = _empty_orders(kernel, address, pmd, orders)
+        compact = reclaims_directly(vma)
+        while orders > 0:
+            order = highest_order(orders)
+            folio = mem.folio_alloc(order, compact=compact)
+            if folio is not None:
+                if mem_cgroup_charge(folio, mm, Gfp.TRANSHUGE if compact else Gfp.TRANSHUGE_LIGHT):
+                    if not folio_memcg_alloc_deferred(mm):
+                        zero_folio(mem, folio)
+                        return order, folio
+                    mem.folio_put(folio)
+                    break
+                vmstat.count_mthp_stat(order, "anon_fault_fallback_charge")
+                mem.folio_put(folio)
+            vmstat.count_mthp_stat(order, "anon_fault_fallback")
+            orders = next_orders(orders)
+    return 0, None if orders < 0 else new_anon_folio(mm, 0)
+
+
+def _empty_orders(kernel: Kernel, address: Address, pmd: PmdPtr, orders: int) -> int:
+    """The orders of which the aligned range around address is empty: smaller than the largest that is, they
+    are empty too. -1: there is no table any more, and the access is tried again.
+    """
+    pte = pte_offset_map(kernel, pmdp_get_lockless(pmd), kernel.geometry.pmd_addr(address))
+    if pte is None:
+        return -1
+    with pte:
+        index = kernel.geometry.pte_index(address)
+        while orders:
+            nr = 1 << highest_order(orders)
+            if pte_range_none(pte, index & -nr, nr):
+                break
+            orders = next_orders(orders)
+    return orders
 
 
 def do_cow_fault(vma: Vma, address: Address, pmd: PmdPtr) -> None:
@@ -252,15 +306,10 @@ def do_cow_fault(vma: Vma, address: Address, pmd: PmdPtr) -> None:
     Divergence: the page cache is not modelled, so that a load makes a copy too.
     Kernel: mm/memory.c, do_cow_fault().
     """
-    pte_alloc(vma.vm_mm, pmd)
-    map_new_page(vma, address, pmd, vma.vm_mm.kernel.files.get(vma.file, 0))
-
-
-def map_new_page(vma: Vma, address: Address, pmd: PmdPtr, content: int) -> None:
-    """Map a new page, if there still is nothing."""
     mm = vma.vm_mm
     kernel = mm.kernel
-    folio = new_anon_folio(mm, content)
+    pte_alloc(mm, pmd)
+    folio = new_anon_folio(mm, kernel.files.get(vma.file, 0))
     if folio is None:
         return
     found = pte_offset_map_lock(mm, pmd, address)
@@ -273,80 +322,6 @@ def map_new_page(vma: Vma, address: Address, pmd: PmdPtr, content: int) -> None:
             map_anon_folio_pte_nopf(kernel, folio, pte, vma, address, uffd_wp=False)
             return
     kernel.mem.folio_put(folio)
-
-
-def new_anon_folio(mm: Mm, content: int) -> Folio | None:
-    """Make a small folio, written before a task can reach it; None: its cgroup is full.
-
-    Kernel: mm/memory.c, alloc_anon_folio().
-    """
-    kernel = mm.kernel
-    mem = kernel.mem
-    folio = mem.folio_alloc(0)
-    assert folio is not None
-    if not mem_cgroup_charge(folio, mm):
-        mem.folio_put(folio)
-        return None
-    mem.content.write(folio, content)
-    kernel.machine.smp_wmb()
-    mem.flags.store_bits(folio, PG_UPTODATE | PG_SWAPBACKED)
-    return folio
-
-
-def do_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
-    """Let a store to a page through: reuse the page or copy it. Kernel: do_wp_page()."""
-    if not vma.vm_flags & VM_WRITE:
-        return  # SIGSEGV
-    if vma.vm_flags & VM_UFFD_WP and orig_pte & UFFD_WP:
-        return  # handle_userfault(): the monitor decides, and the access waits for it
-    kernel = vma.vm_mm.kernel
-    mem = kernel.mem
-    page = pte_pfn(orig_pte)
-    if page and mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE:
-        found = pte_offset_map_lock(vma.vm_mm, pmd, address)
-        if found is not None:
-            with unlocked_after(kernel, found) as pte:
-                pte.ptes.replace(pte.base, orig_pte, orig_pte | WRITE | DIRTY | YOUNG | SOFT_DIRTY)
-        return
-    wp_page_copy(vma, address, pmd, orig_pte)
-
-
-def wp_page_copy(vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte) -> None:
-    """Copy a page that a store may not change. Kernel: mm/memory.c, wp_page_copy()."""
-    mm = vma.vm_mm
-    kernel = mm.kernel
-    mem = kernel.mem
-    old = pte_pfn(orig_pte)
-    if old and not mem.folio_try_get(mem.page_folio(old)):
-        return
-    folio = new_anon_folio(mm, mem.content.read(old) if old else 0)
-    if folio is None:
-        if old:
-            mem.folio_put(mem.page_folio(old))
-        return
-    size = kernel.geometry.page_size
-    copied = False
-    with mmu_notifier_invalidate_range(mm, address, address + size):
-        found = pte_offset_map_lock(mm, pmd, address)
-        if found is not None:
-            with unlocked_after(kernel, found) as pte:
-                if pte.get(0) == orig_pte:
-                    pte.ptes.write(pte.base, PTE_NONE)
-                    flush_tlb_page(mm, address)
-                    folio_add_new_anon_rmap(mem, folio, vma, address, exclusive=True)
-                    folio_add_lru_vma(mem, kernel.this_cpu, folio, vma)
-                    flags = WRITE | DIRTY | YOUNG | SOFT_DIRTY
-                    pte.ptes.write(pte.base, mk_pte(folio, flags))
-                    if not old:
-                        mm.counters[MM_ANONPAGES] += 1
-                    else:
-                        head = mem.page_folio(old)
-                        folio_remove_rmap_ptes(mem, kernel.this_cpu, head, old, 1, vma)
-                    copied = True
-    if not copied:
-        mem.folio_put(folio)
-    if old:
-        mem.folio_put(mem.page_folio(old), 2 if copied else 1)
 
 
 def map_anon_folio_pte_nopf(
@@ -368,186 +343,3 @@ def map_anon_folio_pte_nopf(
     folio_add_lru_vma(mem, kernel.this_cpu, folio, vma)
     set_ptes(pte, 0, mk_pte(folio, flags), nr)
     kernel.update_mmu_cache_range(vma, address, nr)
-
-
-class VmFault(Enum):
-    """How a fault ended. Kernel: vm_fault_t, as far as swap-in tells them apart."""
-
-    DONE = "done"
-    RETRY = "retry"
-    ERROR = "error"
-
-
-class _Span(NamedTuple):
-    """What one fault maps: nr PTEs from `first` of a mapped table on, at address."""
-
-    first: int
-    nr: int
-    address: Address
-    page: Pfn
-
-
-def do_swap_page(
-    mm: Mm, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte, mmap_lock: Hold
-) -> VmFault:
-    """Bring a non-present PTE back, and those around it that are of the same large folio. RETRY:
-    mmap_lock was released here; else it is still held.
-
-    Kernel: mm/memory.c, do_swap_page().
-    Divergence: no readahead, and a device that is not synchronous has read a page at once.
-    """
-    kernel = mm.kernel
-    mem = kernel.mem
-    kind = leaf_kind(orig_pte)
-    if kind is Leaf.MIGRATION:
-        # migration_entry_wait(): over by itself once migration ends; the entry is read again later.
-        return VmFault.DONE
-    if kind is not Leaf.SWAP:
-        return VmFault.ERROR
-    entry = pte_pfn(orig_pte)
-    swapcache = swap_cache_get_folio(kernel, entry)
-    if swapcache is None:
-        read = swapin_sync(mm, vma, address, pmd, orig_pte)
-        if read is SwapError.EXISTS:
-            return VmFault.DONE  # what is there is being freed; the entry is read again later
-        if isinstance(read, SwapError):
-            return _not_read(mm, pmd, address, orig_pte)
-        swapcache = read
-        kernel.vmstat.count_vm_event("pgmajfault")
-    if not mem.folio_trylock(swapcache):
-        # folio_lock_or_retry(): FAULT_FLAG_ALLOW_RETRY lets go of mmap_lock before it waits.
-        mmap_lock.release()
-        mem.folio_wait_locked(swapcache)
-        mem.folio_put(swapcache)
-        return VmFault.RETRY
-    if not folio_matches_swap_entry(kernel, swapcache, entry):
-        return _drop(kernel, swapcache, VmFault.DONE)
-    page = Pfn(swapcache + entry - kernel.swap.entry_of[swapcache])
-    if mem.page_flags.raw[page] & PAGE_HWPOISON:
-        return _drop(kernel, swapcache, VmFault.ERROR)
-    folio = ksm_might_need_to_copy(kernel, swapcache, vma, address)
-    if folio is None:
-        return _drop(kernel, swapcache, VmFault.ERROR)
-    if folio != swapcache:
-        page = folio
-    outcome = _map(kernel, vma, address, pmd, orig_pte, (folio, page, swapcache))
-    if folio != swapcache:
-        mem.folio_unlock(swapcache)
-        mem.folio_put(swapcache)
-    return outcome
-
-
-def _not_read(mm: Mm, pmd: PmdPtr, address: Address, orig_pte: Pte) -> VmFault:
-    """How a fault without memory ends: no error where another task has dealt with the entry."""
-    mapped = pte_offset_map_lock(mm, pmd, address)
-    if mapped is None:
-        return VmFault.DONE
-    pte, ptl = mapped
-    with pte, ptl:
-        return VmFault.ERROR if pte.get(0) == orig_pte else VmFault.DONE
-
-
-def _map(
-    kernel: Kernel,
-    vma: Vma,
-    address: Address,
-    pmd: PmdPtr,
-    orig_pte: Pte,
-    found: tuple[Folio, Pfn, Folio],
-) -> VmFault:
-    """Map a locked folio where orig_pte still stands; consumes the lock and a reference of it.
-
-    found: the folio, its page for the address, and the folio in the swap cache.
-    """
-    mem = kernel.mem
-    folio, page, swapcache = found
-    mapped = pte_offset_map_lock(vma.vm_mm, pmd, address)
-    if mapped is None:
-        return _drop(kernel, folio, VmFault.DONE)
-    pte, ptl = mapped
-    with pte, ptl:
-        if pte.get(0) != orig_pte:
-            return _drop(kernel, folio, VmFault.DONE)
-        if not mem.test(folio, PG_UPTODATE):
-            return _drop(kernel, folio, VmFault.ERROR)
-        span = _span(kernel, vma, pte, orig_pte, _Span(0, 1, address, page))
-        nr = mem.folio_nr_pages(folio)
-        if nr > span.nr and not mem.test(folio, PG_ANON):
-            # Read for this table, which has changed since.
-            if not mem.test(folio, PG_DIRTY):
-                swap_cache_del_folio(kernel, folio)
-            return _drop(kernel, folio, VmFault.DONE)
-        read = not mem.test(folio, PG_ANON)
-        _set(kernel, vma, pte, orig_pte, span, swapcache)
-        at_once = kernel.swap.synchronous
-        if kernel.profile.swapin is SwapIn.BYPASS:
-            at_once = at_once and read
-            if read and nr > 1:  # it never was in the swap cache, whoever else names its slots
-                swap_cache_del_folio(kernel, folio)
-        if at_once or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
-            folio_free_swap(kernel, folio)
-        mem.folio_unlock(folio)
-        kernel.update_mmu_cache_range(vma, span.address, span.nr)
-    return VmFault.DONE
-
-
-def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, one: _Span) -> _Span:
-    """The whole of a large folio, if the table has its entries all side by side; else one page."""
-    mem, geometry = kernel.mem, kernel.geometry
-    folio = mem.head.raw[one.page]
-    if not mem.folio_test_large(folio) or not mem.test(folio, PG_SWAPCACHE):
-        return one
-    nr, index = mem.folio_nr_pages(folio), one.page - folio
-    start = one.address - (index << geometry.page_shift)
-    end = start + (nr << geometry.page_shift)
-    table = geometry.pmd_addr(one.address)
-    if start < max(table, vma.vm_start) or end > min(table + geometry.pmd_size, vma.vm_end):
-        return one
-    if not swap_ptes_run_on(pte, -index, nr, orig_pte - (index << PFN_SHIFT)):
-        return one
-    return _Span(-index, nr, start, folio)
-
-
-def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, span: _Span, swapcache: int) -> None:
-    """Set counts, rmap and PTEs of what is mapped. Caller holds the PTE lock and the folio lock."""
-    mem, counters = kernel.mem, vma.vm_mm.counters
-    folio = mem.head.raw[span.page]
-    copied = folio != swapcache
-    exclusive = copied or (orig_pte & SWP_EXCLUSIVE != 0 and not mem.test(folio, PG_KSM))
-    counters[MM_ANONPAGES] += span.nr
-    counters[MM_SWAPENTS] -= span.nr
-    if span.nr > 1:
-        mem.folio_ref_add(folio, span.nr - 1)
-    if copied or not mem.test(folio, PG_ANON):
-        folio_add_new_anon_rmap(mem, folio, vma, span.address, exclusive=exclusive)
-        if copied:
-            folio_add_lru_vma(mem, kernel.this_cpu, folio, vma)
-    else:
-        folio_add_anon_rmap_ptes(
-            mem,
-            kernel.this_cpu,
-            folio,
-            range(span.page, span.page + span.nr),
-            vma,
-            exclusive=exclusive,
-        )
-    kernel.swap.put_users(pte_pfn(orig_pte) + span.first, span.nr)
-    set_ptes(pte, span.first, mk_pte(span.page, _bits(vma, orig_pte, exclusive=exclusive)), span.nr)
-
-
-def _bits(vma: Vma, orig_pte: Pte, *, exclusive: bool) -> int:
-    """The bits of the PTE that takes the place of a swap entry."""
-    bits = YOUNG | orig_pte & (SOFT_DIRTY | UFFD_WP)
-    protected = vma.vm_flags & VM_UFFD_WP and bits & UFFD_WP
-    untracked = vma.vm_flags & VM_SOFTDIRTY or bits & SOFT_DIRTY
-    if exclusive and vma.vm_flags & VM_WRITE and not protected and untracked:
-        bits |= WRITE
-    return bits
-
-
-def _drop(kernel: Kernel, folio: Folio, outcome: VmFault) -> VmFault:
-    """End without a mapping: a slot that no PTE names is given up."""
-    folio_free_swap(kernel, folio)
-    kernel.mem.folio_unlock(folio)
-    kernel.mem.folio_put(folio)
-    return outcome

@@ -51,12 +51,12 @@ class Vma:
 
     file: a name for a file mapping, None for anonymous memory. anon_vma: None until the first write.
     vm_lock is written under mmap_lock (write) by vma_start_write() and ends with it. freed: it was
-    unlinked, and mmap_lock was let go since.
+    unlinked, and mmap_lock was let go since. is_forked: fork() made it of one that had an anon_vma.
     """
 
     __slots__ = (
-        "anon_vma", "detached", "file", "freed", "name", "vm_end", "vm_flags", "vm_lock", "vm_mm",
-        "vm_pgoff", "vm_start",
+        "anon_vma", "detached", "file", "freed", "is_forked", "name", "vm_end", "vm_flags", "vm_lock",
+        "vm_mm", "vm_pgoff", "vm_start",
     )  # fmt: skip
 
     def __init__(
@@ -77,7 +77,7 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.file = file
         self.name = name
-        self.freed = self.detached = False
+        self.freed = self.detached = self.is_forked = False
         self.vm_lock = WriteMark(mm.machine, f"vma{vm_start:x}.vm_lock", self)
 
     def __repr__(self) -> str:
@@ -229,10 +229,24 @@ class Mm:
         if vma.anon_vma is not None:
             vma.anon_vma.vmas.remove(vma)
 
-    def shrink_vma(self, vma: Vma, end: Address) -> None:
-        """A mapping ends sooner. Kernel: mm/vma.c, vma_set_range()."""
+    def vma_set_range(self, vma: Vma, start: Address, end: Address) -> None:
+        """A mapping begins or ends elsewhere; its pages keep their indices. Kernel: mm/vma.c,
+        vma_set_range().
+        """
         self.mm_mt.write(self.mm_mt.value + 1)
-        self._ends[self.vmas.index(vma)] = vma.vm_end = end
+        at = self.vmas.index(vma)
+        vma.vm_pgoff += (start - vma.vm_start) >> self.geometry.page_shift
+        self._starts[at] = vma.vm_start = start
+        self._ends[at] = vma.vm_end = end
+
+    def vma_before(self, vma: Vma) -> Vma | None:
+        """The mapping before one. Kernel: include/linux/mm.h, vma_prev()."""
+        at = self.vmas.index(vma)
+        return self.vmas[at - 1] if at else None
+
+    def vma_after(self, vma: Vma) -> Vma | None:
+        """The mapping after one. Kernel: include/linux/mm.h, vma_next()."""
+        return next(iter(self.vmas[self.vmas.index(vma) + 1 :]), None)
 
     def link_anon_vma(self, vma: Vma, anon_vma: AnonVma | None = None) -> AnonVma:
         """Link the VMA to an anon_vma. Kernel: mm/rmap.c, __anon_vma_prepare()."""
@@ -354,7 +368,9 @@ class Kernel:
     is called with the facts of mm.reports, which laws need and no word of memory holds. twins: what
     may be done at once where no scheduler watches steps (vectorised/ has them). files: file -> what
     each of its pages holds, on file systems with large folios. order_policy: chooses windows in the
-    kernel's place. lane_of_ptes: how PTEs are stored to where CPUs have store buffers.
+    kernel's place. lane_of_ptes: how PTEs are stored to where CPUs have store buffers. fault_orders:
+    orders that a page fault may try (bitmap), besides single pages, if settings and VMA allow them.
+    khugepaged_enter_vma: the daemon is told of a VMA that may be collapsed.
     """
 
     COMMUTES: ClassVar[Mapping[str, str]] = {
@@ -398,6 +414,8 @@ class Kernel:
         self.update_mmu_cache: Callable[[Vma, int, int], None] | None = None
         self.order_policy: OrderPolicy | None = None
         self.lane_of_ptes: Lane | None = None
+        self.fault_orders = ~0
+        self.khugepaged_enter_vma: Callable[[Vma], None] = lambda _: None
 
     @property
     def this_cpu(self) -> Cpu:

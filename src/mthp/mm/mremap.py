@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import AbstractContextManager, nullcontext
 
 from mthp.machine.hold import Hold
 from mthp.mm.huge_memory import pmdp_huge_clear_flush, split_huge_pmd
 from mthp.mm.memory import pte_alloc
-from mthp.mm.mm_types import Mm, PmdPtr, Vma
+from mthp.mm.mm_types import Mm, PmdPtr, Vma, linear_page_index
+from mthp.mm.mmap import do_vmi_munmap
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
@@ -40,6 +42,7 @@ from mthp.mm.reports import Moving
 from mthp.mm.rmap import anon_vma_lock_write
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 from mthp.mm.vma import unmap_region
+from mthp.mm.vma_modify import VmaMerge, vma_merge_new_range
 from mthp.words.units import Address
 
 
@@ -59,6 +62,67 @@ def mremap(mm: Mm, start: Address, to: int) -> None:
         move_page_tables(vma, start, to, length)
         unmap_source_vma(vma)
         assert new in mm.vmas
+
+
+def do_mremap(mm: Mm, start: Address, end: Address, to: Address) -> int:
+    """Move the memory of a range elsewhere, where nothing is left of what was there: 0, or -EFAULT where
+    nothing is mapped at its start, and -EINVAL where the two overlap.
+
+    Kernel: mm/mremap.c, do_mremap() with MREMAP_MAYMOVE and MREMAP_FIXED, remap_move(), mremap_to().
+    """
+    if start < to + end - start and to < end:
+        return -errno.EINVAL
+    shift = to - start
+    with mm.mmap_write_lock():
+        if mm.vma_lookup(start) is None:
+            return -errno.EFAULT
+        at = start
+        while at < end:
+            vma = mm.find_vma(at)
+            if vma is None or vma.vm_start >= end:
+                break
+            first, last = max(vma.vm_start, at), min(vma.vm_end, end)
+            move_vma(mm, first, last, first + shift)
+            at = last
+    return 0
+
+
+def move_vma(mm: Mm, start: Address, end: Address, to: Address) -> None:
+    """Move a part of a VMA to a place that is emptied for it. Caller holds mmap_lock for writing.
+
+    Kernel: mm/mremap.c, mremap_to(), move_vma(), copy_vma_and_data(), unmap_source_vma().
+    """
+    do_vmi_munmap(mm, to, to + end - start)
+    vma = mm.vma_lookup(start)
+    assert vma is not None
+    vma_start_write(vma)
+    copy_vma_range(vma, start, end, to)
+    move_page_tables(vma, start, to, end - start)
+    do_vmi_munmap(mm, start, end)
+
+
+def copy_vma_range(vma: Vma, start: Address, end: Address, to: Address) -> Vma:
+    """Make a mapping of a part's pages elsewhere: a neighbour there grows, or it is a VMA of its own.
+
+    Kernel: mm/vma.c, copy_vma(), vma_merge_copied_range().
+    """
+    mm = vma.vm_mm
+    pgoff = linear_page_index(vma, start)
+    if vma.anon_vma is None:
+        pgoff = to >> mm.geometry.page_shift
+    stop = to + end - start
+    merge = VmaMerge(
+        mm, to, stop, vma.vm_flags, pgoff, vma.anon_vma,
+        mm.vma_lookup(to - 1), mm.find_vma(to), copied_from=vma,
+    )  # fmt: skip
+    new = vma_merge_new_range(merge)
+    if new is None:
+        new = mm.mmap(to, stop, vma.vm_flags, file=vma.file)
+        new.vm_pgoff, new.is_forked = pgoff, vma.is_forked
+        if vma.anon_vma is not None:
+            with anon_vma_lock_write(vma.anon_vma):
+                mm.link_anon_vma(new, vma.anon_vma)
+    return new
 
 
 def copy_vma(vma: Vma, to: int, vm_flags: int) -> Vma:

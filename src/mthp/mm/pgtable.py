@@ -203,6 +203,14 @@ def set_ptes(pte: PteMap, i: int, first: Pte, nr: int) -> None:
     pte.ptes.write_each(pte.base + i, range(first, first + nr * step, step))
 
 
+def pte_range_none(pte: PteMap, i: int, nr: int) -> bool:
+    """Whether nr PTEs from i on are none. Kernel: mm/memory.c, pte_range_none()."""
+    if pte.kernel.machine.on_step is None:
+        first = pte.base + i
+        return not any(pte.ptes.raw[first : first + nr])
+    return all(pte.get(at) == PTE_NONE for at in range(i, i + nr))
+
+
 def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
     """Make nr PTEs none. Kernel: include/linux/pgtable.h, clear_ptes()."""
     pte.ptes.fill(pte.base + i, nr, PTE_NONE)

@@ -162,6 +162,11 @@ def pmd_trans_huge(pmd: int) -> bool:
     return pmd & (PRESENT | HUGE) == PRESENT | HUGE
 
 
+def is_huge_zero_pmd(pmd: int) -> bool:
+    """Whether a slot maps the huge zero page. Kernel: include/linux/huge_mm.h, is_huge_zero_pmd()."""
+    return pmd_trans_huge(pmd) and pmd >> PFN_SHIFT == ZERO_PFN
+
+
 def pmd_is_migration_entry(pmd: int) -> bool:
     """Whether a slot's huge page is on its way elsewhere."""
     return pmd & PRESENT == 0 and (pmd & KIND_MASK) >> KIND_SHIFT == Leaf.MIGRATION

@@ -28,13 +28,46 @@ from mthp.mm.page_flags import (
 from mthp.mm.page_vma_mapped import map_pte
 from mthp.mm.pgtable import flush_tlb_page, ptep_clear_flush, unlocked_after
 from mthp.mm.pgtable_types import SOFT_DIRTY, SWP_EXCLUSIVE, UFFD_WP, YOUNG, Leaf, leaf_pte
-from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_STACK_INCOMPLETE
+from mthp.mm.vm_flags import (
+    VM_DROPPABLE,
+    VM_EXEC,
+    VM_LOCKED,
+    VM_READ,
+    VM_SOFTDIRTY,
+    VM_STACK_INCOMPLETE,
+    VM_WRITE,
+)
 from mthp.words.units import Address, Folio, Order, Pfn
 
 UNKNOWN_MM: Final = -1
 """An mm that is not part of this world, but maps a folio of it."""
 MM_IDS: Final = 2
 """So many mms a large folio knows. Kernel: include/linux/mm_types.h, struct folio, _mm_id."""
+
+
+def anon_vma_prepare(vma: Vma) -> None:
+    """Give a VMA an anon_vma, if it has none: that of a neighbour with which it may be merged once, else a
+    new one. Kernel: mm/rmap.c, __anon_vma_prepare(); mm/vma.c, find_mergeable_anon_vma().
+    """
+    if vma.anon_vma is None:
+        found: AnonVma | None = None
+        after, before = vma.vm_mm.vma_after(vma), vma.vm_mm.vma_before(vma)
+        if after is not None:
+            found = _reusable_anon_vma(after, vma, after)
+        if found is None and before is not None:
+            found = _reusable_anon_vma(before, before, vma)
+        vma.vm_mm.link_anon_vma(vma, found)
+
+
+def _reusable_anon_vma(old: Vma, a: Vma, b: Vma) -> AnonVma | None:
+    """The anon_vma of old, which is a or b, if the two are adjacent and alike but for rights.
+
+    Kernel: mm/vma.c, reusable_anon_vma(), anon_vma_compatible().
+    """
+    adjacent = a.vm_end == b.vm_start and linear_page_index(a, a.vm_end) == b.vm_pgoff
+    rights = VM_READ | VM_WRITE | VM_EXEC | VM_SOFTDIRTY
+    alike = not (a.vm_flags ^ b.vm_flags) & ~rights and a.file == b.file
+    return old.anon_vma if adjacent and alike and not old.is_forked else None
 
 
 def folio_add_new_anon_rmap(

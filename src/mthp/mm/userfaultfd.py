@@ -10,7 +10,8 @@ from mthp.machine.hold import Hold
 from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_memory import split_huge_pmd
 from mthp.mm.huge_memory_split import split_folio
-from mthp.mm.memory import map_anon_folio_pte_nopf, new_anon_folio, pte_alloc
+from mthp.mm.memory import map_anon_folio_pte_nopf, pte_alloc
+from mthp.mm.memory_wp import new_anon_folio
 from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma, linear_page_index, userfaultfd_armed
 from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write, with_vma_read_locked
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range

@@ -70,7 +70,7 @@ def munmap_tail(
         with anon_vma_lock_write(vma.anon_vma):  # vma_prepare(), vma_complete()
             if pmd is not None:
                 split_huge_pmd(vma, pmd, start)
-            mm.shrink_vma(vma, start)
+            mm.vma_set_range(vma, vma.vm_start, start)
         kernel.report(Zapping(mm, start, end))
         unmap_region(vma, start, end)
         if then is not None:

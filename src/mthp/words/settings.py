@@ -15,11 +15,13 @@ from types import MappingProxyType
 from typing import Any
 
 from mthp.words.settings_text import (
+    DEFRAG_MODES,
     GLOBAL_MODES,
     SIZE_MODES,
     U32_MAX,
     Enabled,
     EnabledFlag,
+    FaultDefrag,
     SettingsError,
     anon_order,
     anon_sizes,
@@ -39,6 +41,7 @@ from mthp.words.units import Geometry
 __all__ = [
     "Enabled",
     "EnabledFlag",
+    "FaultDefrag",
     "Settings",
     "SettingsError",
     "parse_enabled_flag",
@@ -55,7 +58,11 @@ class _KernelDefault(int):
 
 
 _DEFAULT = _KernelDefault(-1)
-_FLAGS = {"defrag": "khugepaged/defrag", "shrink_underused": "shrink_underused"}
+_FLAGS = {
+    "defrag": "khugepaged/defrag",
+    "shrink_underused": "shrink_underused",
+    "use_zero_page": "use_zero_page",
+}
 NUMBERS = {
     "max_ptes_none": "empty or zero-page PTEs a collapse may fill",
     "max_ptes_swap": "swapped-out PTEs a collapse may bring in",
@@ -76,7 +83,8 @@ class Settings:
     enabled: the global switch (always, madvise or never). sizes: order -> per-size switch; given
     in part, the others stand at their default (inherit at PMD order, never below); afterwards it
     holds every anonymous order. max_ptes_*: 0 to PTRS_PER_PTE - 1. *_millisecs: milliseconds, 0
-    to 2**32 - 1. pages_to_scan: 1 to 2**32 - 1. Limits left out follow the geometry.
+    to 2**32 - 1. pages_to_scan: 1 to 2**32 - 1. Limits left out follow the geometry. defrag is
+    khugepaged's, fault_defrag (the file `defrag`) that of page faults.
     Kernel: mm/khugepaged.c, max_ptes_none_store() and its neighbours.
     """
 
@@ -91,6 +99,8 @@ class Settings:
     max_ptes_swap: int = _DEFAULT
     max_ptes_shared: int = _DEFAULT
     shrink_underused: bool = True
+    use_zero_page: bool = True
+    fault_defrag: FaultDefrag = FaultDefrag.MADVISE
 
     def __post_init__(self) -> None:
         for name, (default, low, high) in self._limits().items():
@@ -106,6 +116,8 @@ class Settings:
             object.__setattr__(self, name, bool(value))
         mode = parse_mode("enabled", str(self.enabled), GLOBAL_MODES)
         object.__setattr__(self, "enabled", mode)
+        fault_defrag = parse_mode("fault_defrag", str(self.fault_defrag), DEFRAG_MODES)
+        object.__setattr__(self, "fault_defrag", fault_defrag)
         object.__setattr__(self, "sizes", MappingProxyType(self._all_sizes()))
 
     def _limits(self) -> dict[str, tuple[int, int, int]]:
@@ -134,7 +146,7 @@ class Settings:
         return switches
 
     def __hash__(self) -> int:
-        values = (getattr(self, name) for name in (*NUMBERS, *_FLAGS))
+        values = (getattr(self, name) for name in (*NUMBERS, *_FLAGS, "fault_defrag"))
         return hash((self.geometry, self.enabled, tuple(self.sizes.items()), *values))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -201,6 +213,8 @@ class Settings:
         knobs: dict[str, Any] = {}
         if "enabled" in files:
             knobs["enabled"] = parse_selection("enabled", files["enabled"], GLOBAL_MODES)
+        if "defrag" in files:
+            knobs["fault_defrag"] = parse_selection("defrag", files["defrag"], DEFRAG_MODES)
         for name, path in _FLAGS.items():
             if path in files:
                 knobs[name] = parse_flag(path, files[path])
@@ -214,6 +228,7 @@ class Settings:
         """The dump that from_sysfs() reads back: path -> text as the kernel shows it."""
         files = {
             "enabled": format_selection(self.enabled, GLOBAL_MODES),
+            "defrag": format_selection(self.fault_defrag, DEFRAG_MODES),
             "hpage_pmd_size": f"{self.geometry.pmd_size}\n",
         }
         for order, mode in self.sizes.items():
@@ -234,6 +249,7 @@ class Settings:
         for order, mode in self.sizes.items():
             enabled[self.geometry.size_name(order)] = mode.value
         document: dict[str, Any] = {"geometry": geometry, "enabled": enabled}
+        document["fault_defrag"] = self.fault_defrag.value
         document.update((name, getattr(self, name)) for name in (*_FLAGS, *NUMBERS))
         return document
 
@@ -248,7 +264,7 @@ class Settings:
         enabled = knobs.pop("enabled", {})
         if not isinstance(enabled, Mapping):
             raise SettingsError(f"enabled: {enabled!r} is not a table of sizes and modes")
-        unknown = knobs.keys() - {*_FLAGS, *NUMBERS}
+        unknown = knobs.keys() - {*_FLAGS, *NUMBERS, "fault_defrag"}
         if unknown:
             raise SettingsError(f"no such setting: {', '.join(sorted(unknown))}")
         sizes = {

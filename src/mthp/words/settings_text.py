@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+from typing import TypeVar
 
 from mthp.words.units import Geometry, format_size, parse_size, parse_whole
 
@@ -29,6 +30,16 @@ class Enabled(StrEnum):
     NEVER = "never"
 
 
+class FaultDefrag(StrEnum):
+    """A value of transparent_hugepage/defrag: when a fault reclaims and compacts for a large folio."""
+
+    ALWAYS = "always"
+    DEFER = "defer"
+    DEFER_MADVISE = "defer+madvise"
+    MADVISE = "madvise"
+    NEVER = "never"
+
+
 class SettingsError(ValueError):
     """A setting the kernel would refuse, or a dump that cannot be read."""
 
@@ -40,14 +51,21 @@ SIZE_MODES = (Enabled.ALWAYS, Enabled.INHERIT, Enabled.MADVISE, Enabled.NEVER)
 """Modes of a per-size switch, in the order sysfs prints. Kernel: anon_enabled_mode_strings."""
 
 
-def parse_mode(knob: str, text: str, modes: Sequence[Enabled]) -> Enabled:
+DEFRAG_MODES = tuple(FaultDefrag)
+"""Modes of defrag, in the order sysfs prints. Kernel: mm/huge_memory.c, defrag_show()."""
+
+Mode = TypeVar("Mode", bound=StrEnum)
+
+
+def parse_mode(knob: str, text: str, modes: Sequence[Mode]) -> Mode:
     """Read one mode by its name; SettingsError naming the knob where it is not one of modes."""
-    if text in modes:
-        return Enabled(text)
+    for mode in modes:
+        if mode == text:
+            return mode
     raise SettingsError(f"{knob}: {text!r} is not one of {', '.join(modes)}")
 
 
-def parse_selection(knob: str, text: str, modes: Sequence[Enabled]) -> Enabled:
+def parse_selection(knob: str, text: str, modes: Sequence[Mode]) -> Mode:
     """Read the mode a sysfs file shows in brackets, or a single bare word, as one writes it.
 
     Kernel: mm/huge_memory.c, enabled_show() and anon_enabled_show(). Raises SettingsError.
@@ -64,7 +82,7 @@ def parse_selection(knob: str, text: str, modes: Sequence[Enabled]) -> Enabled:
     return parse_mode(knob, chosen[0], modes)
 
 
-def format_selection(mode: Enabled, modes: Sequence[Enabled]) -> str:
+def format_selection(mode: Mode, modes: Sequence[Mode]) -> str:
     """A mode as its sysfs file shows it, with the newline: 'always [madvise] never'."""
     return " ".join(f"[{each}]" if each is mode else each.value for each in modes) + "\n"
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mmap() and munmap() of anonymous memory, of any range. Kernel: mm/mmap.c, mm/vma.c."""
+
+from __future__ import annotations
+
+from mthp.mm.mm_types import Mm, Vma
+from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.reports import Zapped, Zapping
+from mthp.mm.vm_flags import VM_SOFTDIRTY
+from mthp.mm.vma import unmap_region
+from mthp.mm.vma_modify import VmaMerge, split_vma, vma_merge_new_range
+from mthp.words.units import Address
+
+
+def do_mmap(mm: Mm, start: Address, end: Address, vm_flags: int) -> int:
+    """Map private anonymous memory at [start, end), where nothing is left of what was there; 0.
+
+    Kernel: mm/mmap.c, do_mmap(); mm/vma.c, __mmap_region(). mmap(MAP_FIXED).
+    """
+    with mm.mmap_write_lock():
+        do_vmi_munmap(mm, start, end)
+        mmap_region(mm, start, end, vm_flags | VM_SOFTDIRTY)
+    return 0
+
+
+def mmap_region(mm: Mm, start: Address, end: Address, vm_flags: int) -> Vma:
+    """Map a range that is free: a neighbour grows over it, or it is a VMA of its own. Kernel: mm/vma.c,
+    __mmap_region().
+    """
+    after = mm.find_vma(start)
+    prev = mm.vma_lookup(start - 1)
+    pgoff = start >> mm.geometry.page_shift
+    merge = VmaMerge(mm, start, end, vm_flags, pgoff, prev=prev, next=after)
+    vma = vma_merge_new_range(merge)
+    if vma is None:
+        vma = mm.mmap(start, end, vm_flags)
+        vma_start_write(vma)
+    return vma
+
+
+def do_munmap(mm: Mm, start: Address, end: Address) -> int:
+    """Unmap a range, of which anything may be mapped; 0. Kernel: mm/vma.c, __vm_munmap()."""
+    with mm.mmap_write_lock():
+        do_vmi_munmap(mm, start, end)
+    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
+    return 0
+
+
+def do_vmi_munmap(mm: Mm, start: Address, end: Address) -> None:
+    """Unmap a range: VMAs across its edges are split first. Caller holds mmap_lock for writing.
+
+    Divergence: VMA after VMA, where the kernel takes all out of the tree before it empties any.
+    Kernel: mm/vma.c, do_vmi_munmap(), vms_gather_munmap_vmas().
+    """
+    first = mm.vma_lookup(start)
+    if first is not None and first.vm_start < start:
+        split_vma(first, start, new_below=True)
+    gone: list[Vma] = []
+    for vma in mm.for_each_vma(start):
+        if vma.vm_start >= end:
+            break
+        if vma.vm_end > end:
+            split_vma(vma, end, new_below=False)
+        vma_start_write(vma)
+        gone.append(vma)
+    for vma in gone:
+        mm.kernel.report(Zapping(mm, vma.vm_start, vma.vm_end))
+        unmap_region(vma, vma.vm_start, vma.vm_end)
