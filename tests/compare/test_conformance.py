@@ -29,7 +29,7 @@ from mthp.words.profiles import V7_3, profile_for_release
 from mthp.worlds.build import build_world
 
 DATA = Path(__file__).parent.parent / "data"
-FILES = sorted(path.name for path in DATA.glob("*7.3.4*.jsonl.xz"))
+FILES = sorted(path.name for path in DATA.glob("l[ai][bn]*7.3.4*.jsonl.xz"))
 
 
 @cache

@@ -37,6 +37,7 @@ from mthp.mm.mm_types import Kernel, Mm
 from mthp.mm.mmap import do_mmap, do_munmap
 from mthp.mm.mprotect import do_mprotect
 from mthp.mm.mremap import do_mremap
+from mthp.mm.shrinker import drop_slab
 from mthp.mm.vm_flags import VM_READ, VM_WRITE
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import DEFAULT, Profile
@@ -147,6 +148,8 @@ class Life:
 
     @perform.register
     def _(self, operation: DropCaches) -> int:
+        if operation.what & _SHRINKERS:
+            drop_slab(self.kernel)
         return 0
 
     @perform.register
