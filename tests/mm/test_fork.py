@@ -6,14 +6,23 @@ from __future__ import annotations
 import pytest
 
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm, register_if_complete
+from mthp.mm.madvise import madvise_dontneed
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Mm, TableState
 from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import (
     PMD_NONE,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    WRITE,
+    YOUNG,
+    Leaf,
+    leaf_kind,
+    leaf_pte,
+    pte_pfn,
     pte_write,
 )
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
-from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_LOCKED
+from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_LOCKED, VM_UFFD_WP
 from mthp.mm.vma import munmap
 from mthp.races.world import RaceWorld
 from tests.small_worlds import (
@@ -23,6 +32,7 @@ from tests.small_worlds import (
     hole,
     huge,
     large,
+    leaf,
     small,
     swap,
     zero,
@@ -164,3 +174,66 @@ def test_a_large_folio_is_known_to_be_shared(piece: Piece) -> None:
     assert world.mem.folio_maybe_mapped_shared(folio)
     munmap(child, vma.vm_start, vma.vm_end)
     assert not world.mem.folio_maybe_mapped_shared(folio)
+
+
+def test_a_child_has_what_is_swapped_out_or_on_its_way_and_marks_of_its_own() -> None:
+    """A slot is named twice from then on, and neither process has the page to itself any more."""
+    world = World(geometry=TINY)
+    flags = VM_DEFAULT | VM_UFFD_WP
+    vma = world.vma(swap(2, uffd=True), leaf(Leaf.GUARD), leaf(Leaf.UFFD_WP_MARKER), small(1),
+                    flags=flags)  # fmt: skip
+    page = world.folio(vma, 4)
+    moving = leaf_pte(Leaf.MIGRATION, page, WRITE | YOUNG | SWP_EXCLUSIVE)
+    world.table(vma).ptes.raw[4] = moving
+    slots = [pte_pfn(world.table(vma).ptes.raw[i]) for i in range(2)]
+    child = forked(world)
+    (copy,) = child.vmas
+    theirs = world.table(copy).ptes.raw
+    assert copy.vm_flags == VM_DEFAULT
+    assert [world.kernel.swap.users[slot] for slot in slots] == [2, 2]
+    assert child.counters["MM_SWAPENTS"] == 2 and child.counters["MM_ANONPAGES"] == 1
+    assert not any(pte & SWP_EXCLUSIVE for pte in world.table(vma).ptes.raw[:5])
+    assert [leaf_kind(pte) for pte in theirs[:5]] == [
+        Leaf.SWAP, Leaf.SWAP, Leaf.GUARD, Leaf.NONE, Leaf.MIGRATION,
+    ]  # fmt: skip
+    assert not any(pte & UFFD_WP for pte in theirs[:5]) and theirs[4] == moving & ~(
+        WRITE | SWP_EXCLUSIVE
+    )
+
+
+def test_a_child_that_lets_go_leaves_the_parent_its_whole_folios() -> None:
+    """What the child gives back was never partly unmapped, for the parent still maps it."""
+    world = World(geometry=TINY)
+    vma = world.vma(large(3), large(2), hole(4), huge(4))
+    child = forked(world)
+    for page in (0, 9, 20):
+        start = world.address(vma, page)
+        madvise_dontneed(child, start, start + (2 << TINY.page_shift))
+    assert world.kernel.vmstat.mthp == {}
+    assert set(world.kernel.vmstat.events) <= {"thp_split_pmd"}
+    exit_mm(child, world.khugepaged.khugepaged_exit)
+    for page, nr in ((0, 8), (8, 4), (16, 1)):
+        folio = world.folio(vma, page)
+        assert world.mem.large_mapcount.raw[folio] == world.mem.refcount.raw[folio] == nr
+        assert not world.mem.folio_maybe_mapped_shared(folio)
+    assert world.kernel.vmstat.mthp == {} and world.mem.deferred_split.lists == {}
+
+
+def test_the_parent_unmaps_what_the_child_does_not_map_any_more() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(large(3), hole(8))
+    child = forked(world)
+    for mm, first in ((child, 0), (world.mm, 4)):
+        start = world.address(vma, first)
+        madvise_dontneed(mm, start, start + (4 << TINY.page_shift))
+    assert world.kernel.vmstat.mthp == {}, "each page is still mapped by one of the two"
+    madvise_dontneed(world.mm, vma.vm_start, world.address(vma, 1))
+    assert world.kernel.vmstat.mthp == {
+        (3, "split_deferred"): 1,
+        (3, "nr_anon_partially_mapped"): 1,
+    }
+    exit_mm(child, world.khugepaged.khugepaged_exit)
+    assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 1
+    exit_mm(world.mm, world.khugepaged.khugepaged_exit)
+    assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 0
+    assert world.kernel.vmstat.mthp[3, "nr_anon"] == -1

@@ -20,6 +20,7 @@ from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_LOCKED, PG_SWAPCACHE, PG_
 from mthp.mm.pgtable import pmd_lock, pmd_ptr
 from mthp.mm.pgtable_types import (
     DIRTY,
+    PMD_NONE,
     SOFT_DIRTY,
     UFFD_WP,
     WRITE,
@@ -194,7 +195,7 @@ def test_a_fork_shares_it_and_says_so() -> None:
     target = pmd_ptr(child, vma.vm_start, create=True)
     assert target is not None
     before = world.census()
-    assert copy_huge_pmd(copy, vma, target, slot(world, vma))
+    assert copy_huge_pmd(copy, vma, target, slot(world, vma), vma.vm_start)
     assert world.pmd(vma) == old & ~WRITE
     assert world.pmd(copy) == old & ~(WRITE | YOUNG)
     assert world.mem.entire_mapcount.raw[folio] == 2
@@ -203,8 +204,8 @@ def test_a_fork_shares_it_and_says_so() -> None:
     assert child.counters["MM_ANONPAGES"] == 16
     assert world.check(before.outside) == []
     tables = len(world.kernel.tables)
-    world.set_pmd(vma, leaf_pte(Leaf.MIGRATION, folio))
-    assert not copy_huge_pmd(copy, vma, target, slot(world, vma))
+    world.set_pmd(vma, PMD_NONE)
+    assert not copy_huge_pmd(copy, vma, target, slot(world, vma), vma.vm_start)
     assert len(world.kernel.tables) == tables
     assert world.kernel.machine.current.held == []
 

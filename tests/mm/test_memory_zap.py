@@ -6,24 +6,32 @@ from __future__ import annotations
 import pytest
 
 from mthp.machine.step import Access
+from mthp.mm.folio import lru_add_drain
 from mthp.mm.madvise import madvise_dontneed
-from mthp.mm.memory_zap import zap_vma_range
+from mthp.mm.memory_zap import DONTNEED, zap_vma_range
 from mthp.mm.mm_types import TableState
 from mthp.mm.mmu import load
 from mthp.mm.pgtable import pmd_lock, pmd_ptr
 from mthp.mm.pgtable_types import (
+    DIRTY,
+    SOFT_DIRTY,
+    UFFD_WP,
+    WRITE,
     YOUNG,
     Leaf,
+    leaf_kind,
     mk_pte,
     pmd_none,
     pmd_trans_huge,
     pte_none,
 )
+from mthp.mm.vma import munmap
 from mthp.races.stage import START
 from mthp.races.world import RaceWorld
 from tests.small_worlds import (
     TINY,
     World,
+    hole,
     huge,
     large,
     leaf,
@@ -85,7 +93,7 @@ def test_a_zap_that_finds_no_table_any_more_looks_again() -> None:
         assert pmd_trans_huge(world.pmd(vma))
 
     world.before_lock(table.ptl, 1, collapsed)
-    folios = zap_vma_range(vma, vma.vm_start, vma.vm_end)
+    folios = zap_vma_range(vma, vma.vm_start, vma.vm_end, DONTNEED)
     assert len(folios) == 1 and pmd_none(world.pmd(vma))
 
 
@@ -113,3 +121,53 @@ def test_an_emptied_table_is_reclaimed_once_its_slot_is_not_locked_any_more(fill
     stage.tasks[1][1]()
     assert is_zapped
     assert stage.table.state is (TableState.LIVE if filled else TableState.DEFERRED)
+
+
+@pytest.mark.parametrize(("first", "count", "deferred"), [
+    (0, 8, 0), (0, 16, 0), (1, 7, 1), (0, 4, 1), (8, 8, 0),
+])  # fmt: skip
+def test_a_folio_that_goes_as_one_batch_never_is_partly_mapped(
+    first: int, count: int, deferred: int
+) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(large(3), large(3))
+    start = world.address(vma, first)
+    madvise_dontneed(world.mm, start, start + (count << TINY.page_shift))
+    assert world.kernel.vmstat.mthp[3, "split_deferred"] == deferred
+    assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == deferred
+    assert world.mm.counters["MM_ANONPAGES"] == 16 - count
+
+
+def test_a_batch_ends_where_userfaultfd_has_marked_a_page() -> None:
+    """What CPUs set, and the right to store, make no difference."""
+    world = World(geometry=TINY)
+    vma = world.vma(large(3), large(3))
+    ptes = world.table(vma).ptes.raw
+    ptes[2] &= ~(YOUNG | DIRTY | WRITE | SOFT_DIRTY)
+    ptes[10] |= UFFD_WP
+    madvise_dontneed(world.mm, vma.vm_start, vma.vm_end)
+    assert world.kernel.vmstat.mthp[3, "split_deferred"] == 1
+    assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 0
+
+
+@pytest.mark.parametrize("unmapped", [False, True])
+def test_guard_markers_go_with_their_mapping_alone(unmapped: bool) -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(leaf(Leaf.GUARD), small(3), hole(12))
+    table = world.table(vma)
+    if unmapped:
+        munmap(world.mm, vma.vm_start, vma.vm_end)
+    else:
+        madvise_dontneed(world.mm, vma.vm_start, vma.vm_end)
+        assert leaf_kind(table.ptes.raw[0]) is Leaf.GUARD and table.ptes.raw[1] == 0
+    assert (table.state is TableState.LIVE) is not unmapped
+
+
+def test_a_page_that_is_being_kept_for_its_swap_slot_goes_with_the_slot() -> None:
+    world = World(geometry=TINY)
+    vma = world.vma(swap(2))
+    cached = world.cache_swapped(vma, 0)
+    lru_add_drain(world.mem, world.kernel.this_cpu)
+    madvise_dontneed(world.mm, vma.vm_start, vma.vm_end)
+    assert world.mem.refcount.raw[cached] == 0
+    assert world.kernel.swap.cache == world.kernel.swap.users == {}

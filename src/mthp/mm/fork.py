@@ -5,26 +5,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mthp.mm.huge_memory import copy_huge_pmd
+from mthp.mm.huge_memory import copied_entry, copy_huge_pmd
 from mthp.mm.memory import pte_alloc
-from mthp.mm.memory_zap import zap_vma_range
-from mthp.mm.mm_types import MM_ANONPAGES, Mm, PmdPtr, Vma
+from mthp.mm.memory_zap import UNMAP, Freed, free_pages_and_swap_cache, zap_vma_range
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import (
+    PteMap,
     flush_tlb_mm_range,
+    folio_pte_batch,
     mm_find_pmd,
     pmd_ptr,
     pmdp_get_lockless,
     pte_offset_map_lock,
+    set_ptes,
 )
-from mthp.mm.pgtable_types import WRITE, pmd_is_table, pmd_trans_huge, pte_pfn, pte_present
+from mthp.mm.pgtable_types import (
+    DIRTY,
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    WRITE,
+    YOUNG,
+    Leaf,
+    Pte,
+    leaf_kind,
+    pmd_is_migration_entry,
+    pmd_is_table,
+    pmd_trans_huge,
+    pte_none,
+    pte_pfn,
+    pte_present,
+)
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
 from mthp.mm.rmap import anon_vma_lock_write, folio_add_anon_rmap_ptes, remember_mm
-from mthp.mm.vm_flags import VM_LOCKED
+from mthp.mm.vm_flags import VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.mm.vma import free_pgtables, unlink
-from mthp.words.units import Address, Folio
+from mthp.words.units import Address
 
 Enter = Callable[[Mm], None]
 """The type of khugepaged_fork(), which the daemon gives."""
@@ -38,7 +56,7 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
     with parent.mmap_write_lock(), child.mmap_write_lock():
         for vma in tuple(parent.vmas):
             vma_start_write(vma)
-            vm_flags = vma.vm_flags & ~VM_LOCKED
+            vm_flags = vma.vm_flags & ~(VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_RWP)
             copy = child.mmap(vma.vm_start, vma.vm_end, vm_flags, file=vma.file)
             copy.vm_pgoff = vma.vm_pgoff
             if vma.anon_vma is not None:
@@ -63,8 +81,9 @@ def copy_page_range(copy: Vma, vma: Vma) -> None:
                 continue
             target = pmd_ptr(copy.vm_mm, start, create=True)
             assert target is not None
-            huge = pmd_trans_huge(pmdp_get_lockless(source))
-            if huge and copy_huge_pmd(copy, vma, target, source):
+            pmdval = pmdp_get_lockless(source)
+            huge = pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval)
+            if huge and copy_huge_pmd(copy, vma, target, source, start):
                 continue
             if pmd_is_table(pmdp_get_lockless(source)):
                 copy_pte_range(copy, vma, (target, source), start, end)
@@ -76,10 +95,8 @@ def copy_pte_range(
     """Share every page of [start, end), which lies in one table, read-only on both sides. slots: of the
     copy and of what is copied.
 
-    Divergence: swapped pages and migration entries are left out. Kernel: mm/memory.c,
-    copy_pte_range(), copy_present_ptes().
+    Divergence: a small page that is pinned is shared too. Kernel: mm/memory.c, copy_pte_range().
     """
-    mem = vma.vm_mm.kernel.mem
     child = copy.vm_mm
     target, source = slots
     pte_alloc(child, target)
@@ -90,25 +107,66 @@ def copy_pte_range(
     mine = pte_offset_map_lock(vma.vm_mm, source, start)
     if mine is not None:
         src, src_ptl = mine
-        for i in range((end - start) >> vma.vm_mm.geometry.page_shift):
+        i, end_i = 0, (end - start) >> vma.vm_mm.geometry.page_shift
+        while i < end_i:
             pteval = src.get(i)
-            if not pte_present(pteval) or not pte_pfn(pteval):
+            if pte_present(pteval):
+                i += copy_present_ptes(copy, vma, (dst, src), i, pteval, end_i - i)
                 continue
-            page = pte_pfn(pteval)
-            folio = mem.page_folio(page)
-            mem.folio_get(folio)
-            mem.page_flags.clear_bits(page, PAGE_ANON_EXCLUSIVE)
-            remember_mm(mem, folio, vma.vm_mm)
-            folio_add_anon_rmap_ptes(
-                mem, child.kernel.this_cpu, folio, range(page, page + 1), copy, exclusive=False
-            )
-            src.ptes.write(src.base + i, pteval & ~WRITE)
-            dst.ptes.write(dst.base + i, pteval & ~WRITE)
-            child.counters[MM_ANONPAGES] += 1
+            if not pte_none(pteval):
+                copy_nonpresent_pte(copy, (dst, src), i, pteval)
+            i += 1
         src_ptl.release()
         src.unmap()
     dst_ptl.release()
     dst.unmap()
+
+
+def copy_present_ptes(
+    copy: Vma, vma: Vma, tables: tuple[PteMap, PteMap], i: int, pteval: Pte, max_nr: int
+) -> int:
+    """Share the page of PTE `i`, and those after it of its large folio, at most max_nr; returns how many.
+    tables: of the copy and of what is copied. Kernel: mm/memory.c, copy_present_ptes().
+    """
+    dst, src = tables
+    kernel = src.kernel
+    mem, page, nr = kernel.mem, pte_pfn(pteval), 1
+    if page:
+        folio = mem.page_folio(page)
+        if mem.folio_test_large(folio):
+            nr = folio_pte_batch(src, i, pteval, max_nr, respect=DIRTY | SOFT_DIRTY)
+        mem.folio_ref_add(folio, nr)
+        pages = range(page, page + nr)
+        for each in pages:
+            mem.page_flags.clear_bits(each, PAGE_ANON_EXCLUSIVE)
+        remember_mm(mem, folio, vma.vm_mm)
+        folio_add_anon_rmap_ptes(mem, kernel.this_cpu, folio, pages, copy, exclusive=False)
+        copy.vm_mm.counters[MM_ANONPAGES] += nr
+    places = range(src.base + i, src.base + i + nr)
+    if any(src.ptes.raw[at] & WRITE for at in places):  # they are locked
+        for at in places:
+            src.ptes.clear_bits(at, WRITE)
+    set_ptes(dst, i, copied_entry(pteval, copy), nr)
+    return nr
+
+
+def copy_nonpresent_pte(copy: Vma, tables: tuple[PteMap, PteMap], i: int, pteval: Pte) -> None:
+    """Let a swapped page be shared, or one that is on its way elsewhere; markers are copied but for those
+    of userfaultfd. Kernel: mm/memory.c, copy_nonpresent_pte().
+    """
+    dst, src = tables
+    counters = copy.vm_mm.counters
+    match leaf_kind(pteval):
+        case Leaf.SWAP:
+            src.kernel.swap.add_user(pte_pfn(pteval))
+            counters[MM_SWAPENTS] += 1
+        case Leaf.MIGRATION:
+            counters[MM_ANONPAGES] += 1
+        case Leaf.UFFD_WP_MARKER:
+            return
+    if pteval & (WRITE | SWP_EXCLUSIVE):
+        src.ptes.write(src.base + i, pteval & ~(WRITE | SWP_EXCLUSIVE))
+    dst.ptes.write(dst.base + i, copied_entry(pteval, copy, YOUNG))
 
 
 def dup_mmap_failing(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
@@ -148,13 +206,13 @@ def exit_mmap(mm: Mm) -> None:
     """Unmap everything, then give back tables and VMAs. Kernel: mm/mmap.c, exit_mmap()."""
     kernel = mm.kernel
     vmas = tuple(mm.vmas)
-    freed: list[Folio] = []
+    freed: Freed = []
     for notifier in mm.notifiers:  # mmu_notifier_release()
         notifier.invalidate_range_start(mm, vmas[0].vm_start, vmas[-1].vm_end)
     with mm.mmap_read_lock():
         for vma in vmas:
             kernel.report(Zapping(mm, vma.vm_start, vma.vm_end))
-            freed += zap_vma_range(vma, vma.vm_start, vma.vm_end)
+            freed += zap_vma_range(vma, vma.vm_start, vma.vm_end, UNMAP)
     with mm.mmap_write_lock():
         for vma in vmas:
             unlink(vma)
@@ -162,5 +220,4 @@ def exit_mmap(mm: Mm) -> None:
             flush_tlb_mm_range(mm, vma.vm_start, vma.vm_end)
             kernel.report(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
         kernel.report(Gone(mm))
-    for folio in freed:
-        kernel.mem.folio_put(folio)
+    free_pages_and_swap_cache(kernel, freed)

@@ -44,8 +44,13 @@ def try_grab_folio_fast(kernel: Kernel, page: Pfn, refs: int = GET) -> Folio | N
 
 
 def folio_maybe_dma_pinned(kernel: Kernel, folio: Folio) -> bool:
-    """Whether the folio may be pinned. Kernel: include/linux/mm.h, folio_maybe_dma_pinned()."""
-    return kernel.mem.folio_ref_count(folio) >= PIN
+    """Whether the folio may be pinned; what page tables refer to of a large one is no pin.
+
+    Kernel: include/linux/mm.h, folio_maybe_dma_pinned().
+    """
+    mem = kernel.mem
+    mapped = mem.folio_mapcount(folio) if mem.folio_test_large(folio) else 0
+    return mem.folio_ref_count(folio) - mapped >= PIN
 
 
 def gup_fast_pte_range(

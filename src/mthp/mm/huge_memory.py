@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.folio import folio_add_lru_vma
+from mthp.mm.gup import folio_maybe_dma_pinned
 from mthp.mm.huge_mm import thp_vma_suitable_order
 from mthp.mm.mem_map import MemMap
 from mthp.mm.memcontrol import mem_cgroup_charge
@@ -35,6 +36,7 @@ from mthp.mm.pgtable_types import (
     ZERO_PFN,
     Leaf,
     Pmd,
+    Pte,
     huge_pmd,
     is_huge_zero_pmd,
     leaf_pte,
@@ -55,7 +57,7 @@ from mthp.mm.rmap import (
     folio_remove_rmap_pmd,
     remember_mm,
 )
-from mthp.mm.vm_flags import VM_HUGEPAGE, VM_UFFD_MISSING, VM_WRITE
+from mthp.mm.vm_flags import VM_HUGEPAGE, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP, VM_WRITE
 from mthp.words.profiles import DeferredMemcg
 from mthp.words.settings import FaultDefrag
 from mthp.words.units import Address, Folio
@@ -359,10 +361,11 @@ def pmd_migration_entry_wait(kernel: Kernel, pmd: PmdPtr) -> None:
 # Fork
 
 
-def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
-    """Share a huge page, read-only on both sides; False: it is none any more, look again.
+def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr, haddr: Address) -> bool:
+    """Share a huge page, or its migration entry, read-only on both sides; False: it is none any more, or
+    one that is pinned and was split: look again.
 
-    Kernel: mm/huge_memory.c, copy_huge_pmd().
+    Kernel: mm/huge_memory.c, copy_huge_pmd(), copy_huge_non_present_pmd().
     """
     kernel = vma.vm_mm.kernel
     mem = kernel.mem
@@ -370,22 +373,52 @@ def copy_huge_pmd(copy: Vma, vma: Vma, target: PmdPtr, source: PmdPtr) -> bool:
     dst_ptl = pmd_lock(target)
     src_ptl = pmd_lock(source)
     pmdval = pmdp_get_lockless(source)
-    if not pmd_trans_huge(pmdval):
-        del kernel.tables[table.number]
-        src_ptl.release()
-        dst_ptl.release()
-        return False
-    folio = pmd_folio(pmdval)
-    mem.folio_get(folio)
-    mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
-    remember_mm(mem, folio, vma.vm_mm)
-    folio_add_anon_rmap_pmd(mem, kernel.this_cpu, folio, copy, exclusive=False)
-    copy.vm_mm.counters[MM_ANONPAGES] += kernel.geometry.ptrs_per_pte
-    pgtable_trans_huge_deposit(target, table.number)
-    source.page.pmds.clear_bits(source.slot, WRITE)
-    target.page.pmds.write(target.slot, pmdval & ~(WRITE | YOUNG))
+    folio, present = pmd_folio(pmdval), pmd_trans_huge(pmdval)
+    is_zero = is_huge_zero_pmd(pmdval)
+    is_anon = pmd_is_migration_entry(pmdval)
+    if present and not is_zero:
+        mem.folio_get(folio)
+        is_anon = folio_try_dup_anon_rmap_pmd(kernel, folio, copy, vma)
+        if not is_anon:
+            mem.folio_put(folio)
+    if is_anon or is_zero:
+        copy.vm_mm.counters[MM_ANONPAGES] += kernel.geometry.ptrs_per_pte if is_anon else 0
+        pgtable_trans_huge_deposit(target, table.number)
+        source.page.pmds.clear_bits(source.slot, WRITE | SWP_EXCLUSIVE)
+        kept = YOUNG if not present else 0
+        target.page.pmds.write(target.slot, copied_entry(pmdval, copy, kept))
     src_ptl.release()
     dst_ptl.release()
+    if is_anon or is_zero:
+        return True
+    del kernel.tables[table.number]
+    if present:
+        split_huge_pmd(vma, source, haddr)
+    return False
+
+
+def copied_entry(entry: Pte, copy: Vma, kept: int = 0) -> Pte:
+    """What a forked mapping gets for an entry: nothing that lets it store, and no mark of its use but
+    those to be kept.
+
+    Kernel: mm/memory.c, __copy_present_ptes(), copy_nonpresent_pte().
+    """
+    protected = copy.vm_flags & (VM_UFFD_WP | VM_UFFD_RWP)
+    dropped = WRITE | SWP_EXCLUSIVE | (YOUNG & ~kept) | (0 if protected else UFFD_WP)
+    return Pte(entry & ~dropped)
+
+
+def folio_try_dup_anon_rmap_pmd(kernel: Kernel, folio: Folio, copy: Vma, vma: Vma) -> bool:
+    """Count one more mapping of a huge page, which is nobody's alone any more; False where it is this
+    process's alone and may be pinned. Kernel: include/linux/rmap.h, folio_try_dup_anon_rmap_pmd().
+    """
+    mem = kernel.mem
+    if mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE:
+        if folio_maybe_dma_pinned(kernel, folio):
+            return False
+        mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
+    remember_mm(mem, folio, vma.vm_mm)
+    folio_add_anon_rmap_pmd(mem, kernel.this_cpu, folio, copy, exclusive=False)
     return True
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from mthp.mm.huge_memory import set_pmd_migration_entry, split_huge_pmd_locked
 from mthp.mm.list_lru import Sublist
 from mthp.mm.migrate import remove_migration_pte, try_to_migrate_one
 from mthp.mm.mm_types import Kernel, Mm
@@ -20,7 +19,7 @@ from mthp.mm.page_flags import (
     PG_SWAPCACHE,
     PG_WRITEBACK,
 )
-from mthp.mm.page_vma_mapped import HugeMapping, Lookup, page_vma_mapped_walk
+from mthp.mm.page_vma_mapped import Lookup
 from mthp.mm.pagewalk import folio_walk
 from mthp.mm.rmap import anon_vma_lock_write, mapped_places, page_at
 from mthp.mm.swapfile import free_swap_cache
@@ -144,24 +143,12 @@ def _folio_split(kernel: Kernel, folio: Folio, lock_at: Pfn, isolated: deque[Fol
 
 
 def unmap_folio(kernel: Kernel, folio: Folio) -> None:
-    """Put migration entries in the place of every mapping; a huge PMD becomes a table of them under its
-    lock. Caller holds anon_vma for writing.
+    """Put migration entries in the place of every mapping. Caller holds anon_vma for writing.
 
-    Kernel: mm/huge_memory.c, unmap_folio(), __split_huge_pmd_locked() with freeze;
-    TTU_SPLIT_HUGE_PMD.
+    Kernel: mm/huge_memory.c, unmap_folio().
     """
     for vma, address in mapped_places(kernel, folio):
-        page = page_at(kernel, folio, vma, address)
-        found = page_vma_mapped_walk(vma.vm_mm, address, page, Lookup.SYNC)
-        if isinstance(found, HugeMapping):
-            haddr = kernel.geometry.pmd_addr(address)
-            with found.ptl:
-                set_pmd_migration_entry(vma, haddr, found.pmd)
-                split_huge_pmd_locked(vma, haddr, found.pmd)
-        elif found is not None:
-            found[1].release()
-            found[0].unmap()
-            try_to_migrate_one(kernel, folio, vma, address, Lookup.SYNC)
+        try_to_migrate_one(kernel, folio, vma, address, Lookup.SYNC, split_huge_pmd=True)
 
 
 def _split_unmapped(kernel: Kernel, folio: Folio, nr: int, isolated: deque[Folio] | None) -> None:

@@ -10,7 +10,12 @@ from mthp.mm.folio import (
     lru_add_drain,
     mlock_drain_local,
 )
-from mthp.mm.huge_memory import KEPT, remove_migration_pmd, set_pmd_migration_entry
+from mthp.mm.huge_memory import (
+    KEPT,
+    remove_migration_pmd,
+    set_pmd_migration_entry,
+    split_huge_pmd_locked,
+)
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
@@ -56,20 +61,34 @@ def try_to_migrate(kernel: Kernel, folio: Folio) -> None:
 
 
 def try_to_migrate_one(
-    kernel: Kernel, folio: Folio, vma: Vma, address: Address, lookup: Lookup = Lookup.LOCKLESS
+    kernel: Kernel,
+    folio: Folio,
+    vma: Vma,
+    address: Address,
+    lookup: Lookup = Lookup.LOCKLESS,
+    *,
+    split_huge_pmd: bool = False,
 ) -> None:
-    """Make one PTE, or the PMD, a migration entry. Kernel: mm/rmap.c, try_to_migrate_one()."""
+    """Make one PTE, or the PMD, a migration entry; or of a PMD a table of them, under its lock.
+
+    Kernel: mm/rmap.c, try_to_migrate_one(); TTU_SPLIT_HUGE_PMD, mm/huge_memory.c,
+    __split_huge_pmd_locked() with freeze.
+    """
     mem = kernel.mem
     mm = vma.vm_mm
     page = page_at(kernel, folio, vma, address)
-    size = kernel.geometry.page_size
-    with mmu_notifier_invalidate_range(mm, address, address + size):
+    left = folio + mem.folio_nr_pages(folio) - page
+    end = min(vma.vm_end, address + (left << kernel.geometry.page_shift))
+    with mmu_notifier_invalidate_range(mm, address, end):
         found = page_vma_mapped_walk(mm, address, page, lookup)
         if found is None:
             return
         if isinstance(found, HugeMapping):
+            haddr = mm.geometry.pmd_addr(address)
             with found.ptl:
-                set_pmd_migration_entry(vma, mm.geometry.pmd_addr(address), found.pmd)
+                set_pmd_migration_entry(vma, haddr, found.pmd)
+                if split_huge_pmd:
+                    split_huge_pmd_locked(vma, haddr, found.pmd)
             return
         with unlocked_after(kernel, found) as pte:
             pteval = ptep_clear_flush(mm, pte, address)

@@ -17,13 +17,18 @@ from mthp.machine.cpu import flush_tlb_range
 from mthp.machine.hold import Hold
 from mthp.mm.mm_types import Kernel, Mm, PageTable, PmdPage, PmdPtr, TableState, Vma
 from mthp.mm.pgtable_types import (
+    DIRTY,
     PFN_SHIFT,
     PMD_NONE,
     PTE_NONE,
+    SOFT_DIRTY,
+    WRITE,
+    YOUNG,
     Pmd,
     Pte,
     pmd_is_table,
     pmd_pgtable,
+    pte_pfn,
     table_pmd,
 )
 from mthp.words.results import KernelBug, Rule
@@ -214,6 +219,27 @@ def pte_range_none(pte: PteMap, i: int, nr: int) -> bool:
 def clear_ptes(pte: PteMap, i: int, nr: int) -> None:
     """Make nr PTEs none. Kernel: include/linux/pgtable.h, clear_ptes()."""
     pte.ptes.fill(pte.base + i, nr, PTE_NONE)
+
+
+def clear_full_ptes(pte: PteMap, i: int, nr: int) -> None:
+    """Make nr PTEs none, each at once with what CPUs set in it. Kernel: include/linux/pgtable.h."""
+    for at in range(pte.base + i, pte.base + i + nr):
+        pte.ptes.swap(at, PTE_NONE)
+
+
+def folio_pte_batch(pte: PteMap, i: int, pteval: Pte, max_nr: int, respect: int = 0) -> int:
+    """How many PTEs from `i` on, which holds pteval, map one page of the same large folio after the
+    other. They may differ in bits that CPUs set and in the right to write, but for those to respect.
+
+    Kernel: mm/internal.h, folio_pte_batch_flags(); mm/util.c, folio_pte_batch().
+    """
+    mem, first = pte.kernel.mem, pte_pfn(pteval)
+    folio = mem.page_folio(first)
+    kept = ~((WRITE | YOUNG | DIRTY | SOFT_DIRTY) & ~respect)
+    for k in range(1, min(max_nr, folio + mem.folio_nr_pages(folio) - first)):
+        if pte.get(i + k) & kept != (pteval & kept) + (k << PFN_SHIFT):
+            return k
+    return min(max_nr, folio + mem.folio_nr_pages(folio) - first)
 
 
 # Flushing

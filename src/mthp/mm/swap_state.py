@@ -135,6 +135,17 @@ def swap_ptes_run_on(pte: PteMap, first: int, nr: int, value: int) -> bool:
     return all(pte.get(first + i) == value + (i << PFN_SHIFT) for i in range(nr))
 
 
+def swap_pte_batch(pte: PteMap, i: int, max_nr: int, pteval: Pte) -> int:
+    """How many PTEs from `i` on, which holds pteval, name one slot after the other, alike in all bits.
+
+    Kernel: mm/internal.h, swap_pte_batch().
+    """
+    nr = 1
+    while nr < max_nr and pte.get(i + nr) == pteval + (nr << PFN_SHIFT):
+        nr += 1
+    return nr
+
+
 def _swap_cache_alloc_folio(mm: Mm, vma: Vma, entry: int, orders: int) -> Folio | SwapError:
     """A new locked folio in the swap cache, of the highest of `orders` (a bitmap with bit 0) that
     can be had.

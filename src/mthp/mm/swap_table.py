@@ -87,13 +87,20 @@ class SwapDevice:
         self._step(Access.RMW, entry, 1)
         self.users[entry] = self.users.get(entry, 0) + 1
 
-    def put_users(self, entry: int, nr: int) -> None:
-        """One PTE less names each of nr entries. Kernel: mm/swapfile.c, folio_put_swap()."""
+    def put_users(self, entry: int, nr: int) -> bool:
+        """One PTE less names each of nr entries; returns whether the swap cache alone has one of them now.
+
+        Kernel: mm/swapfile.c, folio_put_swap(), swap_put_entries_cluster().
+        """
         self._step(Access.RMW, entry, nr)
+        is_cached = False
         for each in range(entry, entry + nr):
             left = self.users.pop(each, 1) - 1
             if left:
                 self.users[each] = left
+            else:
+                is_cached |= each in self.cache
+        return is_cached
 
     def count(self, entry: int) -> int:
         """How many PTEs name the entry. Kernel: mm/swapfile.c, __swap_count(), before Linux 7.2."""

@@ -111,6 +111,32 @@ def folio_free_swap(kernel: Kernel, folio: Folio) -> None:
     mem.flags.set_bits(folio, PG_DIRTY)
 
 
+def swap_put_entries_direct(kernel: Kernel, entry: int, nr: int) -> None:
+    """One PTE less names each of nr slots; what is left of them in the swap cache alone is given up.
+
+    Kernel: mm/swapfile.c, swap_put_entries_direct(), swap_put_entries_cluster().
+    """
+    if kernel.swap.put_users(entry, nr):
+        for each in range(entry, entry + nr):
+            try_to_reclaim_swap(kernel, each)
+
+
+def try_to_reclaim_swap(kernel: Kernel, entry: int) -> None:
+    """Take what stands for a slot out of the swap cache, if nobody maps it or names its slots.
+
+    Kernel: mm/swapfile.c, __try_to_reclaim_swap() with TTRS_UNMAPPED.
+    """
+    mem = kernel.mem
+    folio = swap_cache_get_folio(kernel, entry)
+    if folio is None:
+        return
+    if mem.folio_trylock(folio):
+        if folio_matches_swap_entry(kernel, folio, entry) and not mem.folio_mapcount(folio):
+            folio_free_swap(kernel, folio)
+        mem.folio_unlock(folio)
+    mem.folio_put(folio)
+
+
 def free_swap_cache(kernel: Kernel, folio: Folio) -> None:
     """Give up the swap slot of a folio that is not mapped any more. Kernel: mm/swap_state.c."""
     mem = kernel.mem

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mthp.mm.huge_memory import split_huge_pmd
-from mthp.mm.memory_zap import zap_vma_range
+from mthp.mm.memory_zap import UNMAP, free_pages_and_swap_cache, zap_vma_range
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
@@ -96,13 +96,12 @@ def unmap_region(vma: Vma, start: Address, end: Address) -> None:
     """
     mm = vma.vm_mm
     with mmu_notifier_invalidate_range(mm, start, end):
-        freed = zap_vma_range(vma, start, end)
+        freed = zap_vma_range(vma, start, end, UNMAP)
         if vma in mm.vmas and vma.vm_end > start:
             unlink(vma)
         free_pgtables(mm, start, end)
         flush_tlb_mm_range(mm, start, end)
-        for folio in freed:
-            mm.kernel.mem.folio_put(folio)
+        free_pages_and_swap_cache(mm.kernel, freed)
 
 
 def unlink(vma: Vma) -> None:
