@@ -117,6 +117,7 @@ def test_splitting_a_whole_folio_by_its_ptes_counts_it_as_deferred_on_the_way() 
         "4.nr_anon": -1,
         "4.split": 1,
         "v.thp_split_page": 1,
+        "v.thp_split_pmd": 1,
     }
     assert world.mem.test(world.folio(vma, 20), PG_DIRTY)
     held_and_released(world)
