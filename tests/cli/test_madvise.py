@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mthp.cli import main
@@ -107,3 +108,52 @@ def test_several_processes_have_no_range(capfd: pytest.CaptureFixture[str]) -> N
     document = calls(capfd, SCENARIO, "--madvise-collapse")
     assert {call["pid"] for call in document["ranges"]} and document["complete"]
     assert "START-END" in refused(capfd, "collapse", SCENARIO, "--madvise-collapse", "x-y")
+
+
+def share(capfd: pytest.CaptureFixture[str], reached: str, *argv: str) -> dict[str, Any]:
+    """The answer about a share, whose parts come to the whole."""
+    code = main(["collapse", *argv, "--json", "--quiet"])
+    found: dict[str, Any] = json.loads(capfd.readouterr().out)["huge_share"]
+    assert (found["reached"], code) == (reached, int(reached == "no"))
+    parts = found["huge"] + found["not_tried"] + found["at_edges"] + sum(found["refused"].values())
+    assert parts == found["total"]
+    return found
+
+
+def test_whether_a_share_comes_to_be_huge_and_if_not_why(capfd: pytest.CaptureFixture[str]) -> None:
+    asked = [str(REDIS), "--profile", "7.3", "--madvise-collapse"]
+    all_of_it = share(capfd, "no", *asked, "--reach", "95%")
+    assert all_of_it["huge_before"] == 0 < all_of_it["huge"] < 0.95 * all_of_it["total"]
+    assert all_of_it["at_edges"] > 0
+    old = [*asked[:2], "pmd-only", asked[3]]
+    assert (
+        share(capfd, "no", *old, "--reach", "95")["not_tried"] > 30 << 20 > all_of_it["not_tried"]
+    )
+    heap = f"{HEAP + 0x600000:x}+2000000"
+    some = share(capfd, "yes", *asked, heap, "--reach", "95%")
+    assert some["huge"] == some["total"] == some["needed_blocks"] << 21
+    assert some["free_blocks"] >= some["needed_blocks"]
+
+
+def test_what_is_free_in_pieces_has_to_be_compacted(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Three blocks of 2 MiB and one of 4 MiB are free, and much in single pages."""
+    arrays = dict(np.load(REDIS))
+    meta = json.loads(arrays["meta"].tobytes())
+    meta["buddyinfo"] = "Node 0, zone   Normal  90000 0 0 0 0 0 0 0 0 3 1\n"
+    meta["meminfo"]["MemFree"] = (90000 + 5 * 512) * 4096
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    pieces = tmp_path / "pieces.npz"
+    np.savez(pieces, **arrays)
+    asked = [str(pieces), "--profile", "7.3", "--madvise-collapse", f"{HEAP + 0x600000:x}+2000000"]
+    found = share(capfd, "if_compacted", *asked, "--reach", "95")
+    assert (found["free_blocks"], found["needed_blocks"]) == (5, 12)
+    assert found["least_huge"] == 5 << 21
+    assert share(capfd, "yes", *asked, "--reach", "40")["least_huge"] == 5 << 21
+    assert main(["collapse", *asked, "--reach", "95"]) == 0
+    assert "? If compaction makes the blocks" in " ".join(capfd.readouterr().out.split())
+
+
+def test_a_share_is_asked_of_madvise_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--madvise-collapse" in refused(capsys, "collapse", str(REDIS), "--reach", "95")

@@ -266,6 +266,8 @@ def madvise_range(args: argparse.Namespace) -> tuple[int, int] | None:
     """
     given: str | None = args.madvise_collapse
     if given is None:
+        if args.reach is not None:
+            raise UsageError("--reach goes with --madvise-collapse")
         return None
     khugepaged = (args.events, args.why, args.steps, args.passes, args.timeline or None)
     if any(value is not None for value in khugepaged):
@@ -299,7 +301,7 @@ def _madvise(
     from rich.console import Console
 
     from mthp.predict.madvise import anonymous_ranges, run_madvise
-    from mthp.report.madvise import madvise_document, render_madvise
+    from mthp.report.madvise import ReachAnswer, madvise_document, reach_answer, render_madvise
     from mthp.report.table_csv import call_rows, write_csv
 
     world, request = predict(image, settings, profile, args)
@@ -310,14 +312,17 @@ def _madvise(
         if len(world.kernel.mms) != 1:
             raise UsageError("--madvise-collapse: a range is one process's, and here are several")
         ranges = [(world.kernel.mms[0], *asked)]
+    reach = None if args.reach is None else args.reach / 100
     with progress.interruptible():
         outcome = run_madvise(world, request, ranges)
     if args.json:
-        print_json(madvise_document(outcome))
+        print_json(madvise_document(outcome, reach))
     elif args.csv:
         write_csv(call_rows(outcome), sys.stdout)
     else:
-        render_madvise(outcome, Console(), verbose=args.verbose)
+        render_madvise(outcome, Console(), verbose=args.verbose, reach=reach)
+    if reach is not None and reach_answer(outcome.share, reach) is ReachAnswer.NO:
+        return 1
     return 0 if outcome.complete and not progress.interrupted else 1
 
 

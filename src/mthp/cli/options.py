@@ -171,6 +171,14 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def percentage(text: str) -> float:
+    """Read a share such as 2 or 2.5%, for argparse."""
+    match = re.fullmatch(r"([0-9]{1,3}(\.[0-9]{1,6})?) ?%?", text)
+    if match is None or float(match[1]) > 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a share of 0 to 100 %")
+    return float(match[1])
+
+
 def add_collapse(verbs: Verbs) -> None:
     """Add `mthp collapse` and its options to the parser."""
     parser = verbs.add_parser(
@@ -196,6 +204,12 @@ def add_collapse(verbs: Verbs) -> None:
         metavar="RANGE",
         help="not khugepaged: what madvise(MADV_COLLAPSE) would do, and return, on START-END or "
         "START+LENGTH (hexadecimal), or without a range on each anonymous mapping",
+    )
+    group.add_argument(
+        "--reach",
+        type=percentage,
+        metavar="PERCENT",
+        help="with --madvise-collapse: will so much of the memory be in huge pages afterwards?",
     )
     group.add_argument(
         "--no-changes", action="store_true", help="do not look for the least change of refusals"
@@ -227,14 +241,6 @@ def add_collapse(verbs: Verbs) -> None:
     )
     group.add_argument("--verbose", action="store_true", help="show everything")
     group.add_argument("--quiet", action="store_true", help="no progress")
-
-
-def percentage(text: str) -> float:
-    """Read a share such as 2 or 2.5%, for argparse."""
-    match = re.fullmatch(r"([0-9]{1,3}(\.[0-9]{1,6})?) ?%?", text)
-    if match is None or float(match[1]) > 100:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a share of 0 to 100 %")
-    return float(match[1])
 
 
 def add_plan(verbs: Verbs) -> None:

@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import takewhile, zip_longest
 
+import numpy as np
+
 from mthp.khugepaged.eligibility import requested_orders
 from mthp.khugepaged.madvise import THP, do_madvise_collapse, is_range
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, vma_thp_disabled
-from mthp.mm.mm_types import Mm, Vma
+from mthp.mm.mm_types import Kernel, Mm, Vma, vma_is_anonymous
+from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.mm.vm_flags import VM_NO_KHUGEPAGED
-from mthp.predict.measure import frames_in_use, held_in_tables, measure
+from mthp.predict.measure import frames_in_use, held_in_tables, measure, populated_parts
 from mthp.predict.outcome import Request, usual
 from mthp.predict.passes import Interrupted, Tally
-from mthp.predict.records import Advised, AdvisedOutcome, TornUse
+from mthp.predict.records import Advised, AdvisedOutcome, HugeShare, TornUse
 from mthp.predict.resident import modelled
 from mthp.words.events import Event, PassedBy, ScanPmd
 from mthp.words.results import ScanResult
@@ -49,14 +52,28 @@ def run_madvise(
     tally.on_table = on_table
     kernel.trace = tally
     before = measure(kernel, vmas, request.tlb)
+    asked = [*ranges]
+    total, huge = _mapped(asked)
+    blocks = _free_blocks(kernel)
     first = frames_in_use(kernel)
     done: list[Advised] = []
+    refused: dict[ScanResult, list[tuple[Mm, int, int]]] = {}
     complete = True
     try:
-        for mm, start, end in ranges:
-            done.append(_advise(tally, mm, start, end))
+        for mm, start, end in asked:
+            done.append(_advise(tally, mm, start, end, refused))
     except Interrupted:
         complete = False
+    share = HugeShare(
+        total,
+        huge,
+        *_mapped(asked),
+        in_windows=_mapped([*_whole_windows(asked)])[0],
+        refused={status: _mapped(windows)[0] for status, windows in refused.items()},
+        blocks=blocks,
+        needed=sum(call.collapsed for call in done),
+        pmd_size=kernel.geometry.pmd_size,
+    )
     return AdvisedOutcome(
         target=request.target,
         source=request.source,
@@ -69,6 +86,7 @@ def run_madvise(
         memory_added=(frames_in_use(kernel) - first) << kernel.geometry.page_shift,
         copied_bytes=tally.copied_bytes,
         swapped_in_bytes=tally.swapped_in << kernel.geometry.page_shift,
+        share=share,
         complete=complete,
         torn=TornUse(len(world.torn), held, tally.torn_collapsed),
         assumptions=world.assumptions,
@@ -79,13 +97,62 @@ def run_madvise(
     )
 
 
+def _met(mm: Mm, start: int, end: int) -> Iterator[Vma]:
+    return takewhile(lambda vma: vma.vm_start < end, mm.for_each_vma(start))
+
+
+def _whole_windows(ranges: Iterable[tuple[Mm, int, int]]) -> Iterator[tuple[Mm, int, int]]:
+    """Of each mapping in ranges the aligned PMD ranges that lie within both."""
+    for mm, start, end in ranges:
+        for vma in _met(mm, start, end):
+            first = mm.geometry.pmd_align_up(max(start, vma.vm_start))
+            last = mm.geometry.pmd_addr(min(end, vma.vm_end))
+            if first < last:
+                yield mm, first, last
+
+
+def _mapped(ranges: Iterable[tuple[Mm, int, int]]) -> tuple[int, int]:
+    """How many bytes of ranges map anonymous memory, and how many of these PMDs do. Not a step."""
+    mapped = huge = 0
+    for mm, start, end in ranges:
+        size = mm.geometry.page_size
+        for vma in _met(mm, start, end):
+            for part in populated_parts(vma) if vma_is_anonymous(vma) else ():
+                first = max(start - part.address, 0) // size
+                nr = min(part.nr, (end - part.address) // size) - first
+                if nr <= 0:
+                    continue
+                if pmd_is_table(part.pmd):
+                    ptes = mm.kernel.tables[pmd_pgtable(part.pmd)].ptes.view()
+                    words = ptes[part.first + first : part.first + first + nr]
+                    there = (words & PRESENT != 0) & (words >> PFN_SHIFT != 0)
+                    mapped += int(np.count_nonzero(there)) * size
+                elif part.pmd & PRESENT and part.pmd >> PFN_SHIFT:
+                    mapped += nr * size
+                    huge += nr * size
+    return mapped, huge
+
+
+def _free_blocks(kernel: Kernel) -> int | None:
+    """Free blocks of PMD size, larger ones split; None where as many are there as are asked for."""
+    pmd, nodes = kernel.geometry.pmd_order, kernel.mem.allocator.nodes
+    if any(node.endless for node in nodes):
+        return None
+    return sum(
+        len(node.blocks[order]) + node.unborn[order] << order - pmd
+        for node in nodes
+        for order in range(pmd, node.max_order + 1)
+    )
+
+
 class Verdicts:
     """The results of the windows of one call; torn: of tables (mm, address) that are, how many are refused.
-    first_refused: the address of the first that is not huge afterwards.
+    first_refused: the address of the first that is not huge afterwards. refused: result -> where.
     """
 
     def __init__(self, tables: frozenset[tuple[int, int]]) -> None:
         self.windows: Counter[ScanResult] = Counter()
+        self.refused: dict[ScanResult, list[int]] = {}
         self.tables = tables
         self.torn = 0
         self.first_refused: int | None = None
@@ -104,6 +171,8 @@ class Verdicts:
         """Count the result of one window."""
         if isinstance(event, ScanPmd):
             refused = event.status not in THP
+            if refused:
+                self.refused.setdefault(event.status, []).append(event.address)
             if refused and (event.mm, event.address) in self.tables:
                 self.torn += 1
             else:
@@ -112,13 +181,23 @@ class Verdicts:
                 self.first_refused = event.address
 
 
-def _advise(tally: Tally, mm: Mm, start: int, end: int) -> Advised:
+def _advise(
+    tally: Tally,
+    mm: Mm,
+    start: int,
+    end: int,
+    refused: dict[ScanResult, list[tuple[Mm, int, int]]],
+) -> Advised:
+    """One call. refused: result -> windows that are refused for it, which are added."""
     kernel = mm.kernel
-    met = [*takewhile(lambda vma: vma.vm_start < end, mm.for_each_vma(start))]
+    met = [*_met(mm, start, end)]
     verdicts = Verdicts(tally.torn)
     tally.on_event, kernel.trace_row = verdicts.add, verdicts.add_row
     in_use = frames_in_use(kernel)
     error: int | None = -do_madvise_collapse(mm, start, end - start)
+    for status, addresses in verdicts.refused.items():
+        size = kernel.geometry.pmd_size
+        refused.setdefault(status, []).extend((mm, at, at + size) for at in addresses)
     gate = None
     for vma in met if is_range(mm, start, end) else ():
         if verdicts.first_refused is not None and verdicts.first_refused < vma.vm_start:

@@ -520,6 +520,39 @@ class Advised:
 
 
 @dataclass(frozen=True)
+class HugeShare:
+    """How much of the anonymous memory in the ranges of some calls PMDs map, in bytes. total, before: when
+    they began; mapped, huge: afterwards. in_windows: what lies in whole aligned windows. refused: result ->
+    what windows hold that are refused for it.
+
+    blocks: free blocks of PMD size when they began, those that larger ones split into with them; None where
+    that is not said, or no end is seen of them. needed: windows that took one.
+    """
+
+    total: int
+    before: int
+    mapped: int
+    huge: int
+    in_windows: int
+    refused: Mapping[ScanResult, int]
+    blocks: int | None
+    needed: int
+    pmd_size: int
+
+    @property
+    def not_tried(self) -> int:
+        """In windows that no call came to."""
+        return self.in_windows - self.huge - sum(self.refused.values())
+
+    @property
+    def least(self) -> int:
+        """What PMDs map if no more blocks are free than there were: neither reclaim nor compaction makes any.
+        What the others would have filled is counted as mapped nevertheless."""
+        lacking = 0 if self.blocks is None else max(self.needed - self.blocks, 0)
+        return self.huge - lacking * self.pmd_size
+
+
+@dataclass(frozen=True)
 class AdvisedOutcome:
     """What MADV_COLLAPSE made of a target, call by call. complete: false after an interrupt. usual: as in
     Outcome.
@@ -536,6 +569,7 @@ class AdvisedOutcome:
     memory_added: int
     copied_bytes: int
     swapped_in_bytes: int
+    share: HugeShare
     complete: bool
     torn: TornUse = TornUse()
     assumptions: tuple[str, ...] = ()

@@ -7,14 +7,15 @@ import errno
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from mthp.predict.records import Advised, AdvisedOutcome, OrderUse
+from mthp.predict.records import Advised, AdvisedOutcome, HugeShare, OrderUse
 from mthp.report.page import SafeConsole, render_caveats
-from mthp.report.phrases import plural, torn_text
+from mthp.report.phrases import percent, plural, torn_text
 from mthp.report.refusals import RESULT_REASONS
 from mthp.words.results import ScanResult
 from mthp.words.units import Geometry, human_bytes
@@ -49,8 +50,11 @@ def reasons(call: Advised, geometry: Geometry) -> Iterator[str]:
         yield f"{call.not_tried:,} not tried"
 
 
-def render_madvise(outcome: AdvisedOutcome, console: Console, *, verbose: bool) -> None:
-    """Print what the calls would do; those with most windows, or all if verbose."""
+def render_madvise(
+    outcome: AdvisedOutcome, console: Console, *, verbose: bool, reach: float | None = None
+) -> None:
+    """Print what the calls would do; those with most windows, or all if verbose. reach: the share that PMDs
+    are to map."""
     page = SafeConsole(console, verbose=verbose)
     where = outcome.target
     if outcome.source and outcome.source != outcome.target:
@@ -66,9 +70,60 @@ def render_madvise(outcome: AdvisedOutcome, console: Console, *, verbose: bool) 
         page.line(torn_text(outcome.torn), "bold yellow")
     if not outcome.complete:
         page.line("INCOMPLETE: interrupted; the calls that follow were not made.", "bold yellow")
+    if reach is not None:
+        _reach(page, outcome, reach)
     _calls(page, outcome)
     page.bullets("Warnings", outcome.warnings, "yellow")
     render_caveats(page, outcome)
+
+
+class ReachAnswer(StrEnum):
+    """Whether a share comes to be mapped by PMDs."""
+
+    YES = "yes"
+    IF_COMPACTED = "if compaction makes the blocks"
+    NO = "no"
+
+
+def reach_answer(share: HugeShare, reach: float) -> ReachAnswer:
+    """Whether PMDs map that share afterwards; it needs what is not certain where too few blocks are free."""
+    if share.huge < reach * share.mapped or not share.mapped:
+        return ReachAnswer.NO
+    return ReachAnswer.YES if share.least >= reach * share.mapped else ReachAnswer.IF_COMPACTED
+
+
+def _reach(page: SafeConsole, outcome: AdvisedOutcome, reach: float) -> None:
+    """Print whether the share is reached, by how much not, and why."""
+    share, found = outcome.share, reach_answer(outcome.share, reach)
+    name = outcome.geometry.size_name(outcome.geometry.pmd_order)
+    page.heading(f"Will {100 * reach:g} % be in huge pages of {name}? {found.value.capitalize()}")
+    lines = [
+        f"{percent(share.huge, share.mapped)} of {human_bytes(share.mapped)} of anonymous memory in these "
+        f"ranges; before, {percent(share.before, share.total)} of {human_bytes(share.total)}"
+    ]
+    short = reach * share.mapped - share.huge
+    if short > 0:
+        lines.append(f"{human_bytes(round(short))} short of it")
+    if share.blocks is not None and share.needed > share.blocks:
+        lines.append(
+            f"{share.needed:,} blocks of {name} are needed, and {share.blocks:,} are free: the others "
+            "compaction and reclaim have to make, as is assumed here; if they make none, it is "
+            f"{percent(share.least, share.mapped)}"
+        )
+    for status, size in sorted(share.refused.items(), key=lambda each: -each[1]):
+        if size:
+            lines.append(f"{human_bytes(size)} refused: {RESULT_REASONS[status]} ({status.string})")
+    if share.not_tried:
+        lines.append(
+            f"{human_bytes(share.not_tried)} not tried: in mappings that are refused as a whole, or behind "
+            "what ended a call"
+        )
+    if rest := share.mapped - share.in_windows:
+        lines.append(
+            f"{human_bytes(rest)} at the edges of mappings, in no whole aligned {name} range"
+        )
+    for line in lines:
+        page.line(line, indent=2)
 
 
 def _headline(outcome: AdvisedOutcome) -> str:
@@ -114,9 +169,9 @@ def _calls(page: SafeConsole, outcome: AdvisedOutcome) -> None:
     )
 
 
-def madvise_document(outcome: AdvisedOutcome) -> dict[str, Any]:
+def madvise_document(outcome: AdvisedOutcome, reach: float | None = None) -> dict[str, Any]:
     """The outcome as JSON values: bytes and addresses as numbers, orders as keys."""
-    geometry = outcome.geometry
+    geometry, share = outcome.geometry, outcome.share
     return {
         "schema_version": 1,
         "predicted": True,
@@ -134,6 +189,20 @@ def madvise_document(outcome: AdvisedOutcome) -> dict[str, Any]:
         "memory_added": outcome.memory_added,
         "copied_bytes": outcome.copied_bytes,
         "swapped_in_bytes": outcome.swapped_in_bytes,
+        "huge_share": {
+            "total_before": share.total,
+            "huge_before": share.before,
+            "total": share.mapped,
+            "huge": share.huge,
+            "not_tried": share.not_tried,
+            "at_edges": share.mapped - share.in_windows,
+            "least_huge": share.least,
+            "refused": {status.string: size for status, size in share.refused.items()},
+            "free_blocks": share.blocks,
+            "needed_blocks": share.needed,
+            "reach": reach,
+            "reached": None if reach is None else reach_answer(share, reach).name.lower(),
+        },
         "assumptions": list(outcome.assumptions),
         "unseen": list(outcome.unseen),
         "warnings": list(outcome.warnings),
