@@ -25,6 +25,7 @@ from mthp.cli import main
 from tests.cli.test_bad_input import ENV, MTHP
 from tests.cli.test_kills import of_session
 from tests.fleet.made import REDIS, on_host, write_fleet
+from tests.report.test_plan_json import complaints
 
 RECORDED = Path(__file__).parents[1] / "data/captured-7.3.4.zip"
 
@@ -73,6 +74,8 @@ class Run:
         self.code = main(["sweep", "--fleet", *map(str, words)])
         out, self.said = capsys.readouterr()
         self.document = json.loads(out) if out else {}
+        if out:
+            assert complaints("fleet", self.document) == []
 
 
 def content(folder: Path) -> list[dict[str, Any]]:

@@ -178,6 +178,20 @@ def test_the_last_collapse_is_within_the_time_and_not_long_before(
     assert last <= plan.last_collapse_ms <= max(1.4 * last, last + 10_000)
 
 
+def test_partly_mapped_folios_are_those_of_the_world() -> None:
+    rnd, folios = Random(11), 0
+    for _ in range(60):
+        arrays = random_image(rnd)
+        arrays = replace(arrays, processes=[*arrays.processes])
+        settings, profile = random_settings(rnd), random_profile(rnd)
+        found = Planner(arrays, profile, settings).partly_mapped
+        world = build_arrays(arrays, settings, profile)
+        outcome = run_world(world, Request("", "", "", passes=1, changes=False))
+        assert found == outcome.partly_before
+        folios += found.folios
+    assert folios > 20
+
+
 def test_a_mapping_may_end_where_addresses_do() -> None:
     owner = made_process(0, 2)
     fill(owner, 0, slice(0, PTRS), 4096)

@@ -89,10 +89,14 @@ def test_time_is_the_costs_so_many_times(redis: WorldArrays) -> None:
     )
     assert spent.scanning == plan.scanned_ptes >= 512 * plan.counted_tables
     assert spent.longest == ns["stop"] + 512 * ns["copy_page"]
+    assert spent.mean is not None and spent.collapsing is not None
+    stopped = spent.mean * plan.flushes + plan.windows[9] * ns["allocate"]
+    assert stopped == pytest.approx(spent.collapsing)
+    assert ns["stop"] < spent.mean <= spent.longest
     small = Spent.of(plan_of(redis, (4,), 0), costs)
     assert small.longest == ns["stop"] + 16 * ns["copy_page"]
     nothing = Spent.of(plan_of(redis, (), 0), costs)
-    assert nothing == (0, 0, 0)
+    assert nothing == (0, 0, None, 0)
 
 
 def test_what_no_cost_is_known_of_is_not_said(redis: WorldArrays) -> None:
@@ -100,4 +104,4 @@ def test_what_no_cost_is_known_of_is_not_said(redis: WorldArrays) -> None:
     spent = Spent.of(plan, PUBLISHED)
     assert spent.scanning is None
     assert spent.collapsing is not None
-    assert Spent.of(plan, CostTable({})) == (None, None, None)
+    assert Spent.of(plan, CostTable({})) == (None, None, None, None)

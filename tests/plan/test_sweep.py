@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mthp.cli.options import VARIED
 from mthp.image.snapshot import load
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Wanted, Wish
-from mthp.plan.sweep import choose_plan, front_of, grid, soon_enough
+from mthp.plan.sweep import Varied, choose_plan, front_of, grid, soon_enough
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled, Settings
 from mthp.worlds.build import arrays_of
@@ -34,6 +35,21 @@ def test_the_grid_has_no_setting_twice_and_starts_from_what_is_set() -> None:
         assert len(tried) == len(set(tried)) == number
         assert {each.pages_to_scan for each in tried} == {77}
         assert {each.size_enabled(4) for each in tried} <= {Enabled.ALWAYS, Enabled.NEVER}
+
+
+def test_what_is_varied_comes_after_what_is_set_and_not_twice() -> None:
+    base, profile = Settings(pages_to_scan=100, defrag=False), PROFILES["7.3"]
+    plain = [*grid(base, profile)]
+    for vary, times in (({Varied.DEFRAG}, 2), ({Varied.RATE}, 4), ({*Varied}, 8)):
+        tried = [*grid(base, profile, vary)]
+        assert len(tried) == len(set(tried)) == times * len(plain)
+        assert tried[: len(plain)] == plain
+    assert {(each.pages_to_scan, each.scan_sleep_millisecs) for each in tried} == {
+        (pages, sleep) for pages in (100, 1600) for sleep in (1000, 10_000)
+    }
+    fast = Settings(scan_sleep_millisecs=1000)
+    assert len([*grid(fast, profile, {Varied.RATE})]) == 2 * len([*grid(fast, profile)])
+    assert tuple(Varied) == VARIED
 
 
 def test_the_front_is_what_no_other_betters(plans: list[BulkVerdict]) -> None:

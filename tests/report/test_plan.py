@@ -93,3 +93,14 @@ def test_time_is_reckoned_by_the_costs_given(
     path.write_text("{}")
     assert main(["plan", REDIS, "--costs", str(path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_memory_against_time_is_the_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(capsys, *GIVEN, "--json", "--timeline", "--quiet"))
+    assert main(["collapse", REDIS, "--profile", "7.3", *GIVEN, "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert found["timelines"] == {"now": [], "given": document["timeline"]}
+    assert found["partly_mapped"] == document["partly_mapped"]["before"]
+    text = run(capsys, *GIVEN, "--timeline", "--quiet")
+    assert "Memory against time, as given" in text and "as set (since" not in text
+    assert json.loads(run(capsys, *GIVEN, "--json"))["timelines"] is None

@@ -243,6 +243,18 @@ def add_collapse(verbs: Verbs) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress")
 
 
+VARIED = ("defrag", "rate", "profile")
+
+
+def axes(text: str) -> tuple[str, ...]:
+    """Read what a sweep varies, for argparse."""
+    found = tuple(text.split(","))
+    for each in found:
+        if each not in VARIED:
+            raise argparse.ArgumentTypeError(f"{each[:40]!r} is none of {', '.join(VARIED)}")
+    return found
+
+
 def add_plan(verbs: Verbs) -> None:
     """Add `mthp plan` and its options to the parser."""
     parser = verbs.add_parser(
@@ -262,6 +274,11 @@ def add_plan(verbs: Verbs) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument(
+        "--timeline",
+        action="store_true",
+        help="memory against time too, as set and as given, for which the engine runs",
+    )
     group.add_argument(
         "--html", metavar="FILE", help="write a page there that shows it to others, with a map"
     )
@@ -309,6 +326,14 @@ def add_sweep(verbs: Verbs) -> None:
         type=duration,
         metavar="TIME",
         help="the last collapse at most so late, e.g. 10min; pages_to_scan is raised as far as it takes",
+    )
+    group.add_argument(
+        "--vary",
+        type=axes,
+        metavar="WHAT",
+        default=(),
+        help="try these too: defrag, rate (pages_to_scan and scan_sleep), profile (other kernels); "
+        "several with commas",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")

@@ -20,20 +20,28 @@ def run_plan(args: argparse.Namespace) -> int:
     planning, began = planning_of(args)
     planner = planning.planner
     now, given = planner.plan(planning.captured), planner.plan(planning.given)
+    pictures: list[Picture] = []
+    if args.timeline or args.html is not None or args.svg is not None:
+        changes = args.html is not None
+        pictures = [drawn(args, planning, planning.given, changes=changes)]
+    if args.timeline:
+        pictures.append(drawn(args, planning, planning.captured, changes=False))
+    if not all(picture.outcome.complete for picture in pictures):
+        return 1
+    lines = [picture.outcome.timeline for picture in pictures]
     comparison = Comparison(
         basis=planning.basis,
         now=now,
         given=given,
         cpus=planner.cpus,
+        partly=planner.partly_mapped,
+        timelines=(lines[1], lines[0]) if args.timeline else None,
         costs=PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED),
         names=planning.names((now, given)),
         seconds=time.monotonic() - began,
     )
-    if args.html is not None or args.svg is not None:
-        picture = drawn(args, planning, planning.given)
-        if not picture.outcome.complete:
-            return 1
-        _write(args, comparison, picture)
+    if pictures:
+        _write(args, comparison, pictures[0])
     if args.json:
         from mthp.report.plan import plan_document
 

@@ -66,8 +66,11 @@ def planning_of(args: argparse.Namespace) -> tuple[Planning, float]:
     return Planning(image, planner, profile, captured, given, basis), began
 
 
-def drawn(args: argparse.Namespace, planning: Planning, settings: Settings) -> Picture:
-    """Run the engine under some settings, with a line of progress. Its outcome is incomplete after Ctrl-C."""
+def drawn(
+    args: argparse.Namespace, planning: Planning, settings: Settings, *, changes: bool = True
+) -> Picture:
+    """Run the engine under some settings, with a line of progress. Its outcome is incomplete after Ctrl-C.
+    changes: look for the least change of each refusal."""
     image, basis = planning.image, planning.basis
     try:
         with kept():
@@ -77,6 +80,7 @@ def drawn(args: argparse.Namespace, planning: Planning, settings: Settings) -> P
     except ValueError as error:
         raise UsageError(f"{image.name}: {error}") from None
     progress = ScanProgress(world, quiet=args.quiet)
+    request.changes = changes
     request.on_table, request.on_try = progress.on_table, progress.on_try
     with progress.interruptible():
         return picture_of(world, request)

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 from mthp.cli.options import UsageError, print_json
 from mthp.cli.planning import Planning, drawn, planning_of
 from mthp.cli.progress import ProgressLine
-from mthp.plan.records import Sweep, Wish
-from mthp.plan.sweep import choose_plan, front_of, grid, soon_enough
+from mthp.plan.planner import Planner
+from mthp.plan.records import BulkVerdict, Sweep, Wish
+from mthp.plan.sweep import Varied, choose_plan, front_of, grid, soon_enough
 from mthp.words.files import check_target, replace_text
+from mthp.words.profiles import PROFILES
+from mthp.words.settings import Settings
 
 
 def run_sweep(args: argparse.Namespace) -> int:
@@ -50,15 +54,16 @@ def sweep_of(args: argparse.Namespace, planning: Planning, began: float) -> Swee
     """Plan the target of the command line under every setting of the grid."""
     planner, base = planning.planner, planning.given
     now = planner.plan(base)
-    wish = wish_of(args)
+    wish, vary = wish_of(args), frozenset(args.vary)
     progress = ProgressLine(quiet=args.quiet)
-    tried = [*grid(base, planning.profile)]
-    plans = []
-    for k, settings in enumerate(tried):
-        progress.say(f"trying setting {k + 1} of {len(tried)}")
-        plans.append(soon_enough(planner, settings, wish))
+    plans = _plans(planner, [*grid(base, planning.profile, vary)], wish, progress)
+    elsewhere = {}
+    for profile in PROFILES.values() if Varied.PROFILE in vary else ():
+        if profile is not planning.profile:
+            other = Planner(planner.arrays, profile, base, planner.snapshot)
+            found = _plans(other, [*grid(base, profile, vary)], wish, progress)
+            _, elsewhere[profile.name] = choose_plan(found, wish)
     progress.say("")
-    plans.sort(key=lambda plan: plan.price)
     chosen, nearest = choose_plan(plans, wish)
     return Sweep(
         basis=planning.basis,
@@ -69,8 +74,20 @@ def sweep_of(args: argparse.Namespace, planning: Planning, began: float) -> Swee
         front=front_of(plans),
         chosen=chosen,
         nearest=nearest,
+        elsewhere=elsewhere,
         seconds=time.monotonic() - began,
     )
+
+
+def _plans(
+    planner: Planner, tried: Sequence[Settings], wish: Wish, progress: ProgressLine
+) -> list[BulkVerdict]:
+    """The plans for some settings, by their price."""
+    plans = []
+    for k, settings in enumerate(tried):
+        progress.say(f"trying setting {k + 1} of {len(tried)}")
+        plans.append(soon_enough(planner, settings, wish))
+    return sorted(plans, key=lambda plan: plan.price)
 
 
 def wish_of(args: argparse.Namespace) -> Wish:

@@ -19,9 +19,10 @@ from mthp.mm.pgtable_types import DIRTY, YOUNG
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.plan.bulk import PackedPages
 from mthp.plan.packed import Bools, Counts, ladder, pack
+from mthp.predict.records import PartlyMapped
 from mthp.words.profiles import Lazyfree, Profile
 from mthp.words.units import Geometry
-from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, span
+from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, painted, span, spans
 
 _Entries = NDArray[np.uint8]
 """(n, PTRS) a byte for each PTE of n tables. _FOLIO: none of these bits where it maps no page, else 1 + the
@@ -295,3 +296,52 @@ def _told_of(process: ImageProcess, geometry: Geometry) -> NDArray[np.uint64]:
     shared = (_mapped(tables) & (tables.kpagecount > 1)).reshape(-1)[which]
     found: NDArray[np.uint64] = tables.pfn.reshape(-1)[which[shared]]
     return found
+
+
+def anonymous_pages(process: ImageProcess, geometry: Geometry) -> Bools:
+    """Which entries of a process map memory, in mappings that may have anonymous pages."""
+    tables = process.tables
+    ranges = [(vma.start, vma.end) for vma in process.vmas if vma.file is None or vma.anon_vma]
+    ends = spans(tables.table_address, geometry, ranges)
+    ours = painted(tables.pte.size, *ends, np.ones(len(ranges), np.int32))
+    found: Bools = _mapped(tables) & (ours.reshape(tables.pte.shape) != 0)
+    return found
+
+
+def partly_mapped_of(processes: Sequence[ImageProcess], geometry: Geometry) -> PartlyMapped:
+    """As measure.partly_mapped() has it of the world that is built of them: what the large folios hold of
+    which not every page is mapped."""
+    columns = [np.zeros((4, 0), np.int64)]
+    for process in processes:
+        tables = process.tables
+        row, place = np.nonzero(anonymous_pages(process, geometry) & (tables.folio_order > 0))
+        columns.append(
+            np.stack(
+                [
+                    tables.pfn[row, place].astype(np.int64),
+                    tables.folio_order[row, place],
+                    tables.kpagecount[row, place],
+                    tables.pte[row, place] & Pte.HUGE != 0,
+                ]
+            ).astype(np.int64)
+        )
+        swapcache = tables.kpageflags[row, place] & np.uint64(1 << Kpf.SWAPCACHE) != 0
+        columns[-1][3] |= swapcache * 2
+    frame, order, count, how = np.hstack(columns)
+    pages, first, times = np.unique(frame, return_index=True, return_counts=True)
+    heads, begins = np.unique(pages >> order[first] << order[first], return_index=True)
+    if not len(heads):
+        return PartlyMapped()
+    by_pmd, cached = (
+        np.isin(heads, np.unique((frame >> order << order)[how & bit != 0])) for bit in (1, 2)
+    )
+    mapped = np.diff(begins, append=len(pages))
+    missing = (np.int64(1) << order[first][begins]) - mapped
+    outside = np.add.reduceat(np.maximum(count[first] - times, 0), begins)
+    partly = (missing > 0) & ~by_pmd
+    held = missing << geometry.page_shift
+    return PartlyMapped(
+        int(np.count_nonzero(partly)),
+        int(held[partly].sum()),
+        int(held[partly & (outside == 0) & ~cached].sum()),
+    )

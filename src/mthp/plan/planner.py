@@ -29,18 +29,26 @@ from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Vma
 from mthp.plan.bulk import Below, Limits, PackedPages, Shape, Tables
-from mthp.plan.occupancy import Plain, TableKind, entangled, occupancy_of
+from mthp.plan.occupancy import (
+    Plain,
+    TableKind,
+    anonymous_pages,
+    entangled,
+    occupancy_of,
+    partly_mapped_of,
+)
 from mthp.plan.packed import Bools, Counts, Tally, count, pages_of, tally, unpack
 from mthp.plan.records import BulkVerdict, Sizes
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
+from mthp.predict.records import PartlyMapped
 from mthp.predict.timeline import elapsed_ms, others_of, scanned_pages
 from mthp.vectorised.glance import passing_costs
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
-from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays, painted, spans
+from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays
 from mthp.worlds.build import build_arrays
 
 SPARE_TABLES = 4
@@ -182,6 +190,11 @@ class Planner:
         )
         self.walks = [_Walk.of(process, self.geometry) for process in self.processes]
         self.runs: dict[tuple[object, ...], _Sum] = {}
+
+    @cached_property
+    def partly_mapped(self) -> PartlyMapped:
+        """Large folios of which some page is mapped and another is not, as captured."""
+        return partly_mapped_of(self.processes, self.geometry)
 
     @property
     def cpus(self) -> int:
@@ -339,6 +352,9 @@ class Planner:
 
     def _run(self, settings: Settings, rows: list[Bools] | None) -> _Sum:
         """Run the engine over some tables, or all. What it made of them is kept."""
+        if rows is not None:
+            # Where the answer stands, memory is enough without defrag too: _short_of_memory() sees to it.
+            settings = settings.replace(defrag=True)
         alike = settings.replace(pages_to_scan=1, scan_sleep_millisecs=0)
         none, most = settings.max_ptes_none, self.geometry.ptrs_per_pte - 1
         if rows is not None and 0 < none < most:
@@ -409,12 +425,7 @@ class Planner:
 
     def _measure(self, process: ImageProcess) -> None:
         """Add what a process maps of anonymous memory, by the orders of its folios, by PMDs, and where."""
-        tables = process.tables
-        ranges = [(vma.start, vma.end) for vma in process.vmas if vma.file is None or vma.anon_vma]
-        ends = spans(tables.table_address, self.geometry, ranges)
-        ours = painted(tables.pte.size, *ends, np.ones(len(ranges), np.int32))
-        here = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-        here &= ours.reshape(here.shape) != 0
+        tables, here = process.tables, anonymous_pages(process, self.geometry)
         pages = np.bincount(tables.folio_order[here]).tolist()
         self.before.update(
             {order: nr << self.geometry.page_shift for order, nr in enumerate(pages)}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.predict.records import Outcome, Refusal
+from mthp.predict.records import Outcome, PartlyMapped, Refusal, TimePoint
 from mthp.words.costs import CostTable
 from mthp.words.settings import Settings
 
@@ -196,6 +196,7 @@ class Sweep:
     base: the captured settings with those asked for over them, now: the plan for them. front: for each plan,
     whether no other is as good in each of TLB entries, small folios and memory added, and better in one.
     chosen: the first that holds to the wish, None where none does; nearest: the one that misses it by least.
+    elsewhere: profiles of other kernels, where asked for, and what is nearest there.
     """
 
     basis: Basis
@@ -206,6 +207,7 @@ class Sweep:
     front: tuple[bool, ...]
     chosen: BulkVerdict | None
     nearest: BulkVerdict
+    elsewhere: Mapping[str, BulkVerdict]
     seconds: float
 
     @property
@@ -219,12 +221,14 @@ class Sweep:
 
 
 class Spent(NamedTuple):
-    """Nanoseconds that a plan costs. collapsing, scanning: khugepaged's CPU, until the last collapse.
-    longest: for which one collapse stops the process at most. None: a cost is not known.
+    """Nanoseconds that a plan costs. collapsing, scanning: khugepaged's CPU, until the last collapse. mean,
+    longest: for which one collapse stops the process, since it holds mmap_lock for writing; at most. None: a
+    cost is not known, or there is no collapse.
     """
 
     collapsing: float | None
     scanning: float | None
+    mean: float | None
     longest: float | None
 
     @classmethod
@@ -237,9 +241,11 @@ class Spent(NamedTuple):
         whole, order = plan.windows.get(geometry.pmd_order, 0), max(plan.windows, default=0)
         pages = {"copy_page": copied, "clear_page": cleared}
         most = {"copy_page": 1 << order} if plan.windows else {}
+        stopped = _sum_ns(costs, stop=plan.flushes, **pages)
         return cls(
             _sum_ns(costs, allocate=whole, stop=plan.flushes, **pages),
             _sum_ns(costs, scan_pte=plan.scanned_ptes),
+            stopped / plan.flushes if stopped is not None and plan.flushes else None,
             _sum_ns(costs, stop=min(plan.flushes, 1), **most),
         )
 
@@ -253,14 +259,18 @@ def _sum_ns(costs: CostTable, **times: float) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One image under the settings that are set (now) and under those given. cpus: of the machine. costs:
-    what time is reckoned by. names: (pid, start) -> process and mapping, where either adds memory.
+    """One image under the settings that are set (now) and under those given. cpus: of the machine. partly:
+    the captured folios that are mapped in part. timelines: memory against time, as set and as given; None
+    where the engine was not run for it. costs: what time is reckoned by. names: (pid, start) -> process and
+    mapping, where either adds memory. The rest as Sweep's.
     """
 
     basis: Basis
     now: BulkVerdict
     given: BulkVerdict
     cpus: int
+    partly: PartlyMapped
+    timelines: tuple[tuple[TimePoint, ...], tuple[TimePoint, ...]] | None
     costs: CostTable
     names: Mapping[tuple[int, int], tuple[str, str]]
     seconds: float

@@ -3,17 +3,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from enum import StrEnum
 
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Wish
 from mthp.words.profiles import Orders, Profile
 from mthp.words.settings import Enabled, Settings
+from mthp.words.settings_text import U32_MAX
 
 
-def grid(base: Settings, profile: Profile) -> Iterator[Settings]:
-    """The settings that are tried: the sizes that people enable together, each with the values of
-    max_ptes_none that differ, all else as it stands.
+class Varied(StrEnum):
+    """What else may be varied beside sizes and max_ptes_none."""
+
+    DEFRAG = "defrag"
+    RATE = "rate"
+    PROFILE = "profile"
+
+
+MORE_PAGES, SHORT_SLEEP = 16, 1000
+"""What is tried for the rate: so many times the pages_to_scan that are set, and so many milliseconds."""
+
+
+def grid(
+    base: Settings, profile: Profile, vary: Collection[Varied] = frozenset()
+) -> Iterator[Settings]:
+    """The settings that are tried: sizes and max_ptes_none, as they stand first, then with what is varied."""
+    for settings in dict.fromkeys(_variants(base, vary)):
+        yield from _sizes_and_holes(settings, profile)
+
+
+def _variants(base: Settings, vary: Collection[Varied]) -> Iterator[Settings]:
+    """The settings, and others that differ in what is varied."""
+    yield base
+    pages = min(base.pages_to_scan * MORE_PAGES, U32_MAX)
+    rates = [
+        (each, sleep)
+        for each in (base.pages_to_scan, pages)
+        for sleep in (base.scan_sleep_millisecs, SHORT_SLEEP)
+    ]
+    for defrag in (base.defrag, not base.defrag) if Varied.DEFRAG in vary else (base.defrag,):
+        for each, sleep in rates if Varied.RATE in vary else rates[:1]:
+            yield base.replace(defrag=defrag, pages_to_scan=each, scan_sleep_millisecs=sleep)
+
+
+def _sizes_and_holes(base: Settings, profile: Profile) -> Iterator[Settings]:
+    """The sizes that people enable together, each with the values of max_ptes_none that differ, all else as
+    it stands.
 
     Sizes: one alone, one with the PMD's, all up from one; always, as whatever is advised today is
     eligible then too. Below the PMD order max_ptes_none means 0 or PTRS_PER_PTE - 1.

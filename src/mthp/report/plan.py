@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
 from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Comparison, Spent, TlbKind
+from mthp.predict.records import PartlyMapped
 from mthp.report.basis import basis_values, render_assumptions, render_basis
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, more_memory, order_name, percent, plural, short_time
 from mthp.report.sweep import plan_values, sizes_text, within_text, writes
+from mthp.report.timeline import render_timeline
 from mthp.words.costs import CostTable, costs_document
 from mthp.words.units import human_bytes
 
@@ -40,7 +43,12 @@ def render_plan(comparison: Comparison, console: Console, *, verbose: bool = Fal
     page.table(columns, size_rows(comparison), indent=0)
     page.heading("What it comes to")
     page.table(columns, figure_rows(comparison), indent=0)
+    page.line(come_back_text(comparison.partly), indent=0)
     _added(page, comparison)
+    if comparison.timelines is not None:
+        for name, points in zip(("as set", "as given"), comparison.timelines, strict=True):
+            if points or name == "as given":
+                render_timeline(page, points, name)
     page.console.print()
     page.line(grounds_text(comparison), "dim")
     render_assumptions(page, comparison.basis)
@@ -100,7 +108,21 @@ def _figures(plan: BulkVerdict, cpus: int, costs: CostTable) -> Iterator[tuple[s
     spent = Spent.of(plan, costs)
     yield "khugepaged's CPU time: collapses", _time_text(spent.collapsing)
     yield "  scanning, until then, at most", _time_text(spent.scanning)
-    yield "one collapse stops the process at most", _time_text(spent.longest)
+    yield "one collapse stops the process: on average", _time_text(spent.mean)
+    yield "  at most (mmap_lock held for writing)", _time_text(spent.longest)
+
+
+def come_back_text(partly: PartlyMapped) -> str:
+    """What memory could come back, as captured."""
+    if not partly.folios:
+        text = "No large folio is mapped in part, as captured"
+    else:
+        text = (
+            f"{plural(partly.folios, 'large folio')} {'is' if partly.folios == 1 else 'are'} mapped in part, "
+            f"as captured: {human_bytes(partly.held)} that nothing here maps; reclaim gets "
+            f"{human_bytes(partly.reclaimable)} of it back by splitting"
+        )
+    return f"{text}. How many pages are zero-filled, which could come back too, no capture tells."
 
 
 def _time_text(nanoseconds: float | None) -> str:
@@ -134,8 +156,9 @@ def grounds_text(comparison: Comparison) -> str:
         f"At the fixed point, as given; of {tables} that come to windows, {plan.engine_tables:,} went to the "
         f"engine{why}; of the others occupancy decides. The time is an upper bound. Not in it: what page "
         "faults make of the same sizes, and attempts that are refused late, which flush too (mthp collapse "
-        "with these settings has them, and memory against time with --timeline). TLB entries are a model, of "
-        f"folios that are mapped where they lie aligned. CPU time is reckoned by {_sources(comparison)}."
+        "with these settings has them); memory against time: --timeline, by the engine. TLB entries are a "
+        "model, of folios that are mapped where they lie aligned. CPU time is reckoned by "
+        f"{_sources(comparison)}."
     )
 
 
@@ -157,6 +180,13 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
         **basis_values(comparison.basis),
         "now": _values(comparison, comparison.now),
         "given": _values(comparison, comparison.given),
+        "partly_mapped": asdict(comparison.partly),
+        "timelines": None
+        if comparison.timelines is None
+        else {
+            name: [point._asdict() for point in points]
+            for name, points in zip(("now", "given"), comparison.timelines, strict=True)
+        },
         "costs": costs_document(comparison.costs)["costs"],
         "writes": [{"path": path, "value": value} for path, value in changes],
         "assumptions": list(comparison.basis.assumptions),

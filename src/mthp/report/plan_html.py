@@ -9,7 +9,7 @@ from html import escape
 from mthp.plan.records import BulkVerdict, Comparison, Picture
 from mthp.report.basis import name_of
 from mthp.report.phrases import percent
-from mthp.report.plan import figure_rows, grounds_text, size_rows
+from mthp.report.plan import come_back_text, figure_rows, grounds_text, size_rows
 from mthp.report.sweep import plan_name, within_text
 from mthp.report.web.how import how_lines, rests_on
 from mthp.report.web.memory_map import map_data, map_lines, mapping_lines
@@ -100,3 +100,4 @@ def _figures(comparison: Comparison) -> Iterator[str]:
         table.append(f"<tr><td>{escape(name)}</td>{text}</tr>")
     table.append("</tbody></table>")
     yield from scrolls("All figures", table)
+    yield f"<p>{escape(come_back_text(comparison.partly))}</p>"

@@ -135,10 +135,21 @@ def render_sweep(sweep: Sweep, console: Console, *, verbose: bool = False) -> No
     page.line("First row: the settings as captured, which may be madvise or inherit. large: share "
               "of anonymous memory in folios of more than one page; within: until the last collapse; * is "
               "recommended.", "dim")  # fmt: skip
+    for name, plan in sweep.elsewhere.items():
+        page.line(_elsewhere(sweep, name, plan))
     if len(shown) < len(sweep.plans):
         page.line(f"… {plural(len(sweep.plans) - len(shown), 'setting')} more, which another betters "
                   "in TLB entries, large folios and memory, or equals: --verbose", "dim")  # fmt: skip
     _grounds(page, sweep)
+
+
+def _elsewhere(sweep: Sweep, name: str, plan: BulkVerdict) -> str:
+    """What there would be to take on another kernel."""
+    what = f"{plan_name(plan)}: {percent(plan.large, plan.mapped)} in large folios, "
+    what += f"{plan.translations:,} TLB entries, {human_bytes(plan.memory_added)} more memory"
+    misses = sweep.wish.misses(plan)
+    missed = f" ({' and '.join(map(miss_text, misses))})" if misses else ""
+    return f"With the kernel of profile {name}: {what}{missed}."
 
 
 def headline(sweep: Sweep) -> str:
@@ -165,8 +176,18 @@ def headline(sweep: Sweep) -> str:
 
 
 def plan_name(plan: BulkVerdict) -> str:
-    """The sizes and the limit that make a plan's settings."""
-    return f"{sizes_text(plan.settings)}, max_ptes_none={plan.settings.max_ptes_none}"
+    """The sizes and the limit that make a plan's settings; and what else is not the kernel's default."""
+    settings = plan.settings
+    return f"{sizes_text(settings)}, max_ptes_none={settings.max_ptes_none}{more_text(settings)}"
+
+
+def more_text(settings: Settings) -> str:
+    """Of what a sweep may vary beside sizes and max_ptes_none, all that is not the kernel's default."""
+    usual, text = Settings(geometry=settings.geometry), ""
+    for name in ("pages_to_scan", "scan_sleep_millisecs"):
+        if getattr(settings, name) != getattr(usual, name):
+            text += f", {name}={getattr(settings, name)}"
+    return text if settings.defrag else f"{text}, defrag=0"
 
 
 def _how(page: SafeConsole, sweep: Sweep) -> None:
@@ -197,7 +218,7 @@ def _mark(sweep: Sweep, plan: BulkVerdict, front: bool) -> str:
 
 def _cells(sweep: Sweep, plan: BulkVerdict) -> tuple[str, ...]:
     return (
-        sizes_text(plan.settings),
+        sizes_text(plan.settings) + more_text(plan.settings),
         str(plan.settings.max_ptes_none),
         percent(plan.large, plan.mapped),
         f"{plan.translations:,}",
@@ -223,10 +244,11 @@ def grounds_text(sweep: Sweep) -> str:
         f"At the fixed point, after the last collapse; of {plural(tables, 'table')} that come to windows, "
         f"{by_engine:,} went to the engine{reasons and f' ({reasons})'}; of the others occupancy decides. "
         "Page faults, which also make large folios under these sizes, are not in it. The time is an upper "
-        "bound, made of khugepaged's sleeps and of copying and clearing. Not varied: pages_to_scan but for "
-        "--within, and scan_sleep_millisecs, which decide when and not what; defrag, which matters where "
-        "memory is short or in pieces; max_ptes_swap and max_ptes_shared; the profile (--profile). How far "
-        "what a capture cannot see moves it: mthp collapse with these settings."
+        "bound, made of khugepaged's sleeps and of copying and clearing. pages_to_scan and "
+        "scan_sleep_millisecs decide when and not what (--within raises the first as far as it takes), "
+        "defrag matters where memory is short or in pieces, and other kernels choose otherwise: --vary tries "
+        "each. Not varied: max_ptes_swap and max_ptes_shared. How far what a capture cannot see moves it: "
+        "mthp collapse with these settings."
     )
 
 
@@ -243,6 +265,7 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
             {"path": path, "value": value}
             for path, value in writes(sweep.base, sweep.nearest.settings)
         ],
+        "elsewhere": {name: plan_values(plan) for name, plan in sweep.elsewhere.items()},
         "plans": [
             {**plan_values(plan), "front": front, "chosen": plan is sweep.chosen}
             for plan, front in zip(sweep.plans, sweep.front, strict=True)

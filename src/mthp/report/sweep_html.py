@@ -16,6 +16,7 @@ from mthp.report.sweep import (
     boot_parameter,
     grounds_text,
     headline,
+    more_text,
     plan_name,
     sizes_text,
     wish_text,
@@ -293,6 +294,15 @@ def _bars(sweep: Sweep) -> Iterator[str]:
         )
 
 
+def _is_usual(sweep: Sweep, plan: BulkVerdict) -> bool:
+    """Whether it differs from what is set in sizes and max_ptes_none alone; what --within raised apart."""
+    base, settings = sweep.base, plan.settings
+    return (settings.defrag, settings.scan_sleep_millisecs) == (
+        base.defrag,
+        base.scan_sleep_millisecs,
+    )
+
+
 def _settings(sweep: Sweep) -> Iterator[str]:
     """Every setting, fewest TLB entries first."""
     heads = ("sizes", "max_ptes_none", "large", "TLB entries", "added", "copied", "within", "")
@@ -302,11 +312,12 @@ def _settings(sweep: Sweep) -> Iterator[str]:
         order = "ascending" if head == "TLB entries" else "none"
         table.append(f'<th scope="col" aria-sort="{order}">{head or "mark"}</th>')
     table.append("</tr></thead><tbody>")
-    for plan, kind, mark in sorted(_kinds(sweep), key=lambda each: each[0].translations):
+    kinds = [each for each in _kinds(sweep) if each[1] != "other" or _is_usual(sweep, each[0])]
+    for plan, kind, mark in sorted(kinds, key=lambda each: each[0].translations):
         settings = plan.settings
         sizes = [order for order, mode in settings.sizes.items() if mode is not Enabled.NEVER]
         cells = (
-            (sum(1 << order for order in sizes), sizes_text(settings)),
+            (sum(1 << order for order in sizes), sizes_text(settings) + more_text(settings)),
             (settings.max_ptes_none, settings.max_ptes_none),
             (plan.large / max(plan.mapped, 1), percent(plan.large, plan.mapped)),
             (plan.translations, f"{plan.translations:,}"),
