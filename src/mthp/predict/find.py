@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.mm.mm_types import Vma
+from mthp.predict.alike import PLACELESS, anywhere, is_of_place
 from mthp.predict.changes import apply_change, candidates
 from mthp.predict.explain import explain, vma_gate
 from mthp.predict.measure import TlbModel
@@ -43,7 +44,7 @@ class TrialResult:
 
 class Finder:
     """Looks for least changes, and keeps what whole-table changes came to for the next refusal, and
-    what was found for the next table that is alike.
+    what was found for the next table that is alike, or alike but for the mapping's place in it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Finder:
         self.tlb = tlb
         self._kept: dict[tuple[Vma, int, tuple[Change, ...]], TrialResult] = {}
         self._found: dict[tuple[object, ...], Proposal | None] = {}
+        self._minds_place = False
 
     def find(self, vma: Vma, refusal: Refusal) -> Proposal | None:
         """The least change found that puts every page of the refusal into a larger folio.
@@ -63,11 +65,17 @@ class Finder:
         """
         geometry = vma.vm_mm.geometry
         pmd_addr = geometry.pmd_addr(refusal.address)
+        wherever = anywhere(vma, pmd_addr, refusal)
+        if wherever is not None and wherever in self._found:
+            return self._found[wherever]
         within = refusal._replace(address=refusal.address - pmd_addr, distinct=0)
         trial = Trial(vma, pmd_addr)
         alike = vma.vm_mm, within, trial.likeness()
         if alike not in self._found:
+            self._minds_place = False
             self._found[alike] = self._least(trial, vma, pmd_addr, refusal)
+            if wherever is not None and not self._minds_place:
+                self._found[wherever] = self._found[alike]
         return self._found[alike]
 
     def _least(
@@ -80,11 +88,13 @@ class Finder:
         for _ in range(MOST_STEPS):
             following = []
             for made, met in tried:
+                self._minds_place |= met.status not in PLACELESS
                 trial = _prepared(vma, pmd_addr, made) if made else unchanged
                 for change in candidates(trial, met):
                     changes = _joined(made, change)
                     if changes == made:
                         continue
+                    self._minds_place |= is_of_place(change, vma.vm_mm.geometry.pmd_order)
                     result = self.tried(vma, pmd_addr, changes)
                     held = int(np.count_nonzero(result.held[span]))
                     more = result.held & (result.after > result.before)
