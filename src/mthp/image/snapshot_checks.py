@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,7 @@ def check_vma_fields(vmas: list[Any], where: str, deep: bool) -> dict[str, list[
             raise FileError(f"{where}[{index}]: {short(vma)} is not an object")
         if not vma.keys() >= _NEEDED:
             raise FileError(f"{where}[{index}]: no {min(_NEEDED - vma.keys())}")
+    there = _fields_of_all(vmas)
     columns: dict[str, list[Any]] = {}
 
     def check(key: str, what: str, fine: Callable[[Any], bool]) -> None:
@@ -207,7 +209,7 @@ def check_vma_fields(vmas: list[Any], where: str, deep: bool) -> dict[str, list[
 
     anon_vma = None, frozenset({bool if deep else type(None)}), "what such a capture says"
     for key, (default, types, what) in {**_VMA_FIELDS, "anon_vma": anon_vma}.items():
-        columns[key] = [vma.get(key, default) for vma in vmas]
+        columns[key] = there.get(key) or [vma.get(key, default) for vma in vmas]
         kinds = [*map(type, columns[key])]
         if not types.issuperset(kinds):
             k = next(k for k, kind in enumerate(kinds) if kind not in types)
@@ -220,6 +222,16 @@ def check_vma_fields(vmas: list[Any], where: str, deep: bool) -> dict[str, list[
     rights = {each for each in {*columns["perms"]} if re.fullmatch("[-r][-w][-x][ps]", each)}
     check("perms", "what permissions look like", rights.__contains__)
     return columns
+
+
+def _fields_of_all(vmas: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The fields of all VMAs at once, if they have those of the first; none if one lacks any."""
+    keys = [key for key in _VMA_FIELDS if vmas and key in vmas[0]]
+    try:
+        columns = zip(*map(itemgetter(*keys), vmas), strict=True) if keys else ()
+    except KeyError:
+        return {}
+    return dict(zip(keys, map(list, columns), strict=True))
 
 
 def address_limit(meta: Mapping[str, Any]) -> int:

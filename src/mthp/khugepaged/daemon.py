@@ -39,6 +39,20 @@ def collapse_single_pmd(
     return collapse_scan_pmd(vma.vm_mm, vma, address, mmap_lock, cc)
 
 
+def vma_to_scan(daemon: Khugepaged, mm: Mm, address: Address) -> Vma | None:
+    """The first VMA from address on that may be collapsed, each before it costing one of pages_to_scan;
+    None where there is none, or the mm is to be left alone. Kernel: collapse_scan_mm_slot().
+    """
+    for vma in mm.for_each_vma(address):
+        if collapse_test_exit_or_disable(mm):
+            daemon.cc.progress += 1
+            return None
+        if collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED):
+            return vma
+        daemon.cc.progress += 1
+    return None
+
+
 def collapse_scan_tables(
     daemon: Khugepaged,
     vma: Vma,
@@ -212,26 +226,22 @@ class Khugepaged:
     def _scan_vmas(self, mm: Mm, mmap_lock: Hold, progress_max: int) -> tuple[ScanResult, bool]:
         """Walk the VMAs from the cursor on. Returns the last result, and whether the mm is done."""
         cc = self.cc
-        scan_tables = mm.machine.path(collapse_scan_tables)
+        to_scan, scan_tables = mm.machine.path(vma_to_scan), mm.machine.path(collapse_scan_tables)
         result = ScanResult.FAIL
         if collapse_test_exit_or_disable(mm):
             return result, True
-        for vma in mm.for_each_vma(self.address):
-            if collapse_test_exit_or_disable(mm):
-                cc.progress += 1
-                return result, True
-            if not collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED):
-                cc.progress += 1
-                continue
+        vma = to_scan(self, mm, self.address)
+        while vma is not None:
             hstart = mm.geometry.pmd_align_up(vma.vm_start)
             hend = mm.geometry.pmd_addr(vma.vm_end)
             if self.address > hend:
                 cc.progress += 1
-                continue
-            self.address = max(self.address, hstart)
-            result, done = scan_tables(self, vma, hend, mmap_lock, progress_max, result)
-            if done is not None:
-                return result, done
+            else:
+                self.address = max(self.address, hstart)
+                result, done = scan_tables(self, vma, hend, mmap_lock, progress_max, result)
+                if done is not None:
+                    return result, done
+            vma = to_scan(self, mm, vma.vm_end)
         return result, True
 
     def _advance(self, mm: Mm) -> None:

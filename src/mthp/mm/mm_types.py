@@ -257,10 +257,13 @@ class Mm:
 
     def find_vma(self, address: Address) -> Vma | None:
         """The first VMA that ends above address. Kernel: mm/mmap.c, find_vma()."""
-        at = bisect_right(self._starts, address)
-        if at and self._ends[at - 1] > address:
-            return self.vmas[at - 1]
+        at = self._at(address)
         return self.vmas[at] if at < len(self.vmas) else None
+
+    def _at(self, address: Address) -> int:
+        """Where among the VMAs the first one stands that ends above address."""
+        at = bisect_right(self._starts, address)
+        return at - 1 if at and self._ends[at - 1] > address else at
 
     def vma_lookup(self, address: Address) -> Vma | None:
         """The VMA that holds address. Kernel: include/linux/mm.h, vma_lookup()."""
@@ -269,10 +272,12 @@ class Mm:
 
     def for_each_vma(self, address: Address) -> Iterator[Vma]:
         """VMAs from the one that holds address on. Kernel: for_each_vma()."""
-        vma = self.find_vma(address)
-        while vma is not None:
+        at = self._at(address)
+        while at < len(self.vmas):
+            vma = self.vmas[at]
             yield vma
-            vma = self.find_vma(vma.vm_end)
+            unchanged = at < len(self.vmas) and self.vmas[at] is vma
+            at = at + 1 if unchanged else self._at(vma.vm_end)
 
     # Locks
 

@@ -253,15 +253,6 @@ def _runs(
 def _refusal(vma: Vma, part: TablePart, gate: Gate, run: _Run) -> Refusal:
     mm, (first, last, pages, mapped, distinct) = vma.vm_mm, run
     return Refusal(
-        pid=mm.number,
-        address=part.address + first * mm.geometry.page_size,
-        span=last - first + 1,
-        pages=pages,
-        mapped=mapped,
-        distinct=distinct,
-        order=gate.order,
-        stage=gate.stage,
-        status=gate.status,
-        allowed_empty=gate.allowed_empty,
-        ended_earlier=gate.ended_earlier,
-    )
+        mm.number, part.address + first * mm.geometry.page_size, last - first + 1, pages,
+        gate.order, gate.stage, gate.status, gate.allowed_empty, gate.ended_earlier, mapped, distinct,
+    )  # fmt: skip

@@ -34,6 +34,29 @@ _MOST_THERE = 4096
 """Tables that are there, in one row."""
 
 
+def vma_to_scan_at_once(daemon: Khugepaged, mm: Mm, address: Address) -> Vma | None:
+    """Of a VMA that is shorter than every size that is enabled nothing more is asked."""
+    kernel, passed = mm.kernel, 0
+    settings = kernel.settings
+    enabled = settings.orders_always | settings.orders_madvise | settings.orders_inherit
+    least = (
+        kernel.geometry.order_bytes((enabled & -enabled).bit_length() - 1) if enabled else _NO_END
+    )
+    leave = collapse_test_exit_or_disable(mm)
+    for vma in mm.for_each_vma(address):
+        if leave:
+            passed += 1
+            break
+        if vma.vm_end - vma.vm_start >= least and collapse_possible_orders(
+            vma, vma.vm_flags, Tva.KHUGEPAGED
+        ):
+            daemon.cc.progress += passed
+            return vma
+        passed += 1
+    daemon.cc.progress += passed
+    return None
+
+
 class TableRow(NamedTuple):
     """Tables in a row of which nothing comes, from the cursor on, and what they cost of pages_to_scan."""
 

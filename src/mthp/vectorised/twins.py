@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mthp.khugepaged.copy import __collapse_huge_page_copy, folio_pte_batch
-from mthp.khugepaged.daemon import collapse_scan_tables, wake_up
+from mthp.khugepaged.daemon import collapse_scan_tables, vma_to_scan, wake_up
 from mthp.khugepaged.isolate import isolate_ptes, release_pte_pages
 from mthp.khugepaged.madvise import pass_by_tables
 from mthp.khugepaged.scan import scan_ptes
@@ -24,6 +24,7 @@ from mthp.vectorised.lru import folio_batch_move_lru_at_once
 from mthp.vectorised.passed_by import (
     collapse_scan_tables_at_once,
     pass_by_tables_at_once,
+    vma_to_scan_at_once,
     wake_up_at_once,
 )
 
@@ -39,6 +40,7 @@ TWINS: Final[Twins] = dict(
     (
         _twins(wake_up, wake_up_at_once),
         _twins(pass_by_tables, pass_by_tables_at_once),
+        _twins(vma_to_scan, vma_to_scan_at_once),
         _twins(collapse_scan_tables, collapse_scan_tables_at_once),
         _twins(scan_ptes, scan_ptes_at_once),
         _twins(isolate_ptes, isolate_ptes_at_once),

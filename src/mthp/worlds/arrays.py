@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -81,8 +81,8 @@ def spans(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The entries of many ranges (start, end), as span() has each: where they begin, and where they end."""
     last = 2**64 - geometry.page_size
-    starts, ends = zip(*[(0, 0), *ranges], strict=True)
-    addresses = np.array([*starts[1:], *map(min, ends[1:], repeat(last))], np.uint64)
+    starts_and_ends = np.fromiter(map(min, chain.from_iterable(ranges), repeat(last)), np.uint64)
+    addresses = starts_and_ends.reshape(-1, 2).T.reshape(-1)
     bases = addresses & ~np.uint64(geometry.pmd_size - 1)
     rows = np.searchsorted(table_address, bases)
     known = np.append(table_address, np.uint64(1))[rows] == bases

@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from itertools import repeat
 from operator import add
-from typing import Any, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 from mthp.words.streams import TOO_MANY_FILES
 
@@ -301,44 +301,51 @@ _ROWS = re.compile(rb"[^\n]*\n((?:[A-Z][^\n]*\n){0,99})")
 def parse_smaps(content: bytes) -> list[SmapsEntry]:
     """The VMAs in smaps. ValueError: it is something else.
 
-    Each has the rows that the one before has, so one expression finds all of a VMA's fields.
+    Each has the rows that the one before has, so that one expression finds all fields of many.
     """
     at, form = 0, re.compile(rb"(?!)")
     names: list[tuple[str, int]] = []
-    alike: list[Any] = []
     vmas: list[SmapsEntry] = []
     while at < len(content):
-        found = form.match(content, at)
-        if found is None:
-            vmas += _vmas(names, alike)
-            alike.clear()
-            form, names = _form(content, at)
-            found = form.match(content, at)
-            if found is None:
-                raise ValueError("no VMA")
-        at = found.end()
-        alike.append(found.groups())
-    vmas += _vmas(names, alike)
+        alike = [*iter(form.scanner(content, at).match, None)]  # type: ignore[attr-defined]
+        if alike:
+            at = alike[-1].end()
+            vmas += _vmas(names, [*map(re.Match.groups, alike)])
+            continue
+        form, names = _form(content, at)
+        if form.match(content, at) is None:
+            raise ValueError("no VMA")
     return vmas
 
 
 def _form(content: bytes, at: int) -> tuple[re.Pattern[bytes], list[tuple[str, int]]]:
-    """What a VMA like the one there looks like, and the names and units of its sizes."""
+    """What a VMA like the one there looks like, and the names and units of its sizes.
+
+    Rows that nothing is read of are passed by as so many bytes, as the kernel pads its numbers: where one
+    is longer than here, what follows is not found, and this is asked again.
+    """
     rows = _ROWS.match(content, at)
     names: list[tuple[str, int]] = []
-    form, flags = _HEAD, rb"()"
-    for row in rows[1].splitlines() if rows is not None else ():
+    form, flags, passed = _HEAD, rb"()", 0
+    for row in rows[1].splitlines(keepends=True) if rows is not None else ():
         label = row.partition(b":")[0]
-        form += re.escape(label) + b":"
+        if label not in SIZES and label != b"VmFlags":
+            passed += len(row)
+            continue
+        form += _bytes_of_rows(passed) + re.escape(label) + b":"
+        passed = 0
         if label in SIZES:
-            unit = b" kB" if row.endswith(b" kB") else b""
+            unit = b" kB" if row.endswith(b" kB\n") else b""
             names.append((SIZES[label], 10 if unit else 0))
             form += rb" +(\d{1,18})" + unit + rb"\n"
-        elif label == b"VmFlags":
-            form, flags = form + rb" ?([^\n]*)\n", b""
         else:
-            form += rb"[^\n]*\n"
-    return re.compile(form + flags), names
+            form, flags = form + rb" ?([^\n]*)\n", b""
+    return re.compile(form + _bytes_of_rows(passed) + flags), names
+
+
+def _bytes_of_rows(size: int) -> bytes:
+    """What matches so many bytes of whole rows."""
+    return b"(?s:.{%d})\n" % (size - 1) if size else b""
 
 
 def _vmas(names: list[tuple[str, int]], alike: list[tuple[bytes, ...]]) -> Iterator[SmapsEntry]:
@@ -349,13 +356,15 @@ def _vmas(names: list[tuple[str, int]], alike: list[tuple[bytes, ...]]) -> Itera
     texts = {each: each.decode("utf-8", "replace") for each in {*perms, *dev, *path, *flags}}
     sizes: dict[str, list[int]] = {}
     for (name, unit), column in zip(names, values):
-        numbers = [int(value) << unit for value in column]
+        known = {value: int(value) << unit for value in {*column}}
+        numbers = [*map(known.__getitem__, column)]
         sizes[name] = [*map(add, sizes[name], numbers)] if name in sizes else numbers
     keys, rows = tuple(sizes), zip(*sizes.values()) if sizes else repeat(())
-    rights, devices, where = ([texts[each] for each in column] for column in (perms, dev, path))
-    codes = [texts[each].strip() for each in flags]
+    rights, devices, where = ([*map(texts.get, column)] for column in (perms, dev, path))
+    words = {each: texts[each].strip() for each in {*flags}}
+    codes = [*map(words.get, flags)]
     inodes = [*map(int, inode)]
-    starts, ends, offsets = ([int(each, 16) for each in column] for column in (start, end, offset))
+    starts, ends, offsets = ([*map(int, each, repeat(16))] for each in (start, end, offset))
     columns = zip(
         identity, starts, ends, rights, offsets, devices, inodes, where, codes,
         (dict(zip(keys, row)) for row in rows), map(why_skipped, rights, inodes, where, codes),

@@ -456,7 +456,7 @@ def describe_process(reader: ProcessReader, status: dict[str, str], command: str
             **vma.sizes, "skipped": vma.skipped, "captured": vma.captured,
             "kind": mapping_kind(vma, reader.shmem).value,
         }  # fmt: skip
-        if f"{vma.start:x}" in policies:
+        if policies and f"{vma.start:x}" in policies:
             entry["numa"] = policies[f"{vma.start:x}"]
         if deep is not None:
             entry["anon_vma"] = anon_vmas.get((vma.start, vma.end), False)
