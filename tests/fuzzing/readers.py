@@ -49,8 +49,10 @@ from mthp.races.variant import VariantError
 from mthp.races.world import RaceWorld
 from mthp.report.captures import render_captures
 from mthp.report.conformance import render_conformance
+from mthp.report.costs import render_calibration
 from mthp.report.json_doc import outcome_document
 from mthp.report.text import render_outcome
+from mthp.words.costs import PUBLISHED, StopPoint, costs_document, read_costs, stop_ns
 from mthp.words.files import FileError
 from mthp.words.profiles import DEFAULT
 from mthp.words.reading import parse_json, parse_object
@@ -373,6 +375,26 @@ def _draw_protocol(source: Random) -> str:
     return "\n".join(lines)
 
 
+def _draw_costs(source: Random) -> str:
+    document = costs_document(PUBLISHED)
+    row = document["costs"][source.choice(sorted(document["costs"]))]
+    mutate_json(source.choice((document, document["costs"], row, row)), source)
+    return json_text(document, source)
+
+
+def _costs(text: str, folder: Path) -> None:
+    file = folder / "costs.json"
+    file.write_bytes(text.encode("utf-8", "replace"))
+    costs = read_costs(file)
+    json.dumps(costs_document(costs))
+    page = io.StringIO()
+    nothing: dict[str, list[StopPoint]] = {"stops": [], "calls": []}
+    render_calibration(costs, nothing, {}, 2, 512, Console(file=page, width=80))
+    check_page(page.getvalue())
+    if "stop" in costs and "copy_page" in costs and "clear_page" in costs:
+        assert stop_ns(costs, 511) < float("inf")
+
+
 def _json(text: str, folder: Path) -> None:
     parse_json(text)
     parse_json(text.encode("utf-8", "surrogatepass"))
@@ -393,12 +415,13 @@ READERS: dict[str, Reader] = {
     "json": Reader(
         lambda source: json_text(mutated_document(source), source), _json, (FileError,), 80
     ),
-    "settings": Reader(_draw_settings, _settings, (SettingsError,), 270),
+    "settings": Reader(_draw_settings, _settings, (SettingsError,), 250),
     "smaps": Reader(lambda source: mutated_text(_SMAPS * 2, source), _smaps, (CaptureError,), 80),
     "texts": Reader(
         lambda source: mutated_text(source.choice((_DEB822, _TAP)), source), _texts, (), 60
     ),
     "draft": Reader(_draw_draft, lambda it, _: str(Draft.from_json(it)), (ProgramError,), 60),
+    "costs": Reader(_draw_costs, _costs, (FileError,), 20),
     "elf": Reader(lambda source: mutated_bytes(_elf(), source), _elves, (), 20),
     "campaign": Reader(_draw_campaign, _campaign, (LabError, FileError), 8),
     "resume": Reader(_draw_resume, _resume, (FileError, NotThisSearch), 12),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import runpy
@@ -16,6 +18,7 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,6 +257,58 @@ def test_a_sparse_tebibyte(tmp_path: Path, reader: str) -> None:
     assert np.count_nonzero(mine) == 64
     assert np.count_nonzero(process.pte[mine]) == 128
     assert took < (2 if reader == "scan" else 30)
+
+
+LAST = """
+top = (1 << 47) - 2 * PAGE  # the last page but one that a process may have
+assert libc.mmap(ctypes.c_void_p(top), 2 * PAGE - PAGE, 3, 0x100022, -1, 0) == top
+write(top, 0)
+ready(top=top)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="where addresses end is x86-64's")
+@pytest.mark.parametrize("options", [[], ["--no-exclusive"]])
+@pytest.mark.parametrize("reader", READERS)
+def test_the_last_addresses_that_there_are(tmp_path: Path, reader: str, options: list[str]) -> None:
+    """The last table ends beyond them: PAGEMAP_SCAN says EFAULT of that, and pagemap nothing. So it is with
+    the stack of each process that gdb starts, or setarch -R."""
+    if reader not in readers():
+        pytest.skip("no PAGEMAP_SCAN")
+    with child(LAST) as kid:
+        (process,) = snap(tmp_path, kid.pid, "--reader", reader, *options).processes
+    assert process.table_address[-1] == (1 << 47) - TABLE
+    assert np.flatnonzero(process.pte[-1]).tolist() == [510]
+
+
+@pytest.mark.parametrize(
+    ("call", "what"), [("preadv", "pagemap"), ("ioctl", "pagemap"), ("pread", "kpageflags")]
+)
+def test_what_the_system_refuses_names_its_file(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    what: str,
+) -> None:
+    """Reads by a descriptor have no name in their errors, and one file is not another's to blame."""
+    if what == "kpageflags" and os.geteuid():
+        pytest.skip("needs root")
+    module = fcntl if call == "ioctl" else os
+    as_ever = getattr(module, call)
+
+    def refused(file: int, *more: Any) -> Any:
+        path = os.readlink(f"/proc/self/fd/{file}")
+        if path.endswith(what) and "self" not in path and f"/{os.getpid()}/" not in path:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        return as_ever(file, *more)
+
+    with child("a = reserve(TABLE)\nwrite(a, 0, 512)\nready()") as kid:
+        monkeypatch.setattr(module, call, refused)
+        code = main(["--pid", str(kid.pid), "-o", str(tmp_path / "a.npz")])
+    file = f"/proc/{kid.pid}/pagemap" if what == "pagemap" else "/proc/kpageflags"
+    assert (code, capsys.readouterr().err) == (1, f"mthp-snap: {file}: Bad address\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_needs_numpy_alone_and_is_private(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def document(**changes: Any) -> dict[str, Any]:
         (document(schema_version=2), "schema_version is 2, not 1"),
         (document(costs={"stop": {"ns": "x", "source": ""}}), "not a table of costs"),
         (document(costs={"stop": 3}), "not a table of costs"),
+        (document(costs={"stop": {"ns": 10**400, "source": ""}}), "not a table of costs"),
         (document(costs={"speed": {"ns": 1, "source": ""}}), "costs.speed: no such cost"),
         (document(costs={"stop": {"ns": -1, "source": ""}}), "costs.stop.ns: -1 is not between"),
         (document(costs={"stop": {"ns": 1e300, "source": ""}}), "costs.stop.ns: 1e+300 is not"),

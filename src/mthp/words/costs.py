@@ -138,7 +138,7 @@ def read_costs(path: PathName) -> CostTable:
                 f"{path}: schema_version is {json.dumps(version)}, not {SCHEMA_VERSION}"
             )
         costs = {name: Cost(float(row["ns"]), str(row["source"])) for name, row in rows.items()}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, FileError):
             raise
         raise FileError(f"{path}: not a table of costs (mthp calibrate --json)") from None

@@ -92,7 +92,7 @@ def replacing(path: PathName, mode: int = 0o666) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise FileError(f"{target}: {error.strerror}") from None
     try:
-        with _naming(target), file:
+        with naming(target), file:
             yield file
             _finish(file, part, target)
     except BaseException:
@@ -118,7 +118,7 @@ def recording(path: PathName) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise FileError(f"{part}: {error.strerror}") from None
     try:
-        with _naming(target), file:
+        with naming(target), file:
             yield file
             _finish(file, part, target)
     except BaseException:
@@ -245,8 +245,9 @@ def _remove_abandoned(folder: str, parts: re.Pattern[str]) -> None:
 
 
 @contextlib.contextmanager
-def _naming(target: str) -> Iterator[None]:
-    """Have an error of the system that names no file, such as a full disk, name this one."""
+def naming(target: str) -> Iterator[None]:
+    """Have an error of the system that names no file, such as a full disk, name this one: what reads or
+    writes by a descriptor stands in it."""
     try:
         yield
     except OSError as error:

@@ -15,6 +15,7 @@ from array import array
 
 from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, PRESENT, ZERO, byte_of_word
 from mthp.image.capture.proc import open_or_none
+from mthp.words.files import naming
 from mthp.words.units import Geometry
 
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
@@ -42,7 +43,11 @@ def open_frames(path: str, known: int) -> int | None:
     """A descriptor of /proc/kpageflags or kpagecount; None where it says nothing even of a frame that is
     known to be mapped (0: none is known): it is masked, as in containers."""
     file = open_or_none(path) if known else None
-    if file is not None and not any(os.pread(file, 8, 8 * known)):
+    if file is None:
+        return None
+    with naming(path):
+        word = os.pread(file, 8, 8 * known)
+    if not any(word):
         os.close(file)
         return None
     return file

@@ -126,13 +126,18 @@ PROBE = 16
 
 
 class Scanner:
-    """The PAGEMAP_SCAN ioctl on one open pagemap (Linux 6.7 and later)."""
+    """The PAGEMAP_SCAN ioctl on one open pagemap (Linux 6.7 and later).
+
+    top: the address at which the process's last mapping ends. Of a range that goes on beyond all addresses
+    a process may have the kernel says EFAULT: fs/proc/task_mmu.c, pagemap_scan_get_args().
+    """
 
     def __init__(self, pagemap: int) -> None:
         self._pagemap = pagemap
         self._page = os.sysconf("SC_PAGE_SIZE")
         self._vector = array("Q", bytes(24 * PROBE))
         self._guard = IS_GUARD
+        self.top = 1 << 64
 
     def works(self) -> bool:
         """Ask once for nothing, and learn whether the kernel reports guard regions (6.15)."""
@@ -155,6 +160,9 @@ class Scanner:
 
         walk_end is not used: it can be stale when the vector got full exactly at a flush.
         """
+        end = min(end, self.top)
+        if start > end:
+            return [], False
         returned = POPULATED | IS_PFNZERO | IS_HUGE | IS_SOFT_DIRTY | self._guard
         vector = self._vector
         where = vector.buffer_info()[0]

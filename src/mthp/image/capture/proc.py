@@ -15,6 +15,7 @@ from itertools import repeat
 from operator import add
 from typing import Iterator, NamedTuple
 
+from mthp.words.files import naming
 from mthp.words.streams import TOO_MANY_FILES
 
 OK, FAILED, USAGE, LACKING = 0, 1, 2, 5
@@ -82,16 +83,18 @@ def open_or_none(path: str) -> int | None:
 
 
 @contextlib.contextmanager
-def reading(pid: int) -> Iterator[None]:
-    """Stand around what reads a process's files: CaptureError where it went away or is not ours."""
+def reading(pid: int, file: str = "pagemap") -> Iterator[None]:
+    """Stand around what reads a process's file: CaptureError where it went away or is not ours; any other
+    error names the file."""
     try:
-        yield
+        with naming(f"/proc/{pid}/{file}"):
+            yield
     except PermissionError:
         raise LeftOut(f"process {pid} {_not_ours(pid)}", "not ours to read") from None
     except OSError as error:
         if error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENOTTY):
             raise
-        raise shows_nothing(pid, "pagemap") from None
+        raise shows_nothing(pid, file) from None
 
 
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
@@ -374,7 +377,7 @@ def _vmas(names: list[tuple[str, int]], alike: list[tuple[bytes, ...]]) -> Itera
 
 def read_vmas(pid: int) -> list[SmapsEntry]:
     """The VMAs of /proc/PID/smaps; CaptureError where they cannot be read."""
-    with reading(pid), open(f"/proc/{pid}/smaps", "rb") as content:
+    with reading(pid, "smaps"), open(f"/proc/{pid}/smaps", "rb") as content:
         try:
             return parse_smaps(content.read())
         except ValueError:
@@ -383,5 +386,5 @@ def read_vmas(pid: int) -> list[SmapsEntry]:
 
 def identities(pid: int) -> set[bytes]:
     """What tells the VMAs of a process from others, as SmapsEntry has it."""
-    with reading(pid), open(f"/proc/{pid}/maps", "rb") as content:
+    with reading(pid, "maps"), open(f"/proc/{pid}/maps", "rb") as content:
         return {found[0] for found in re.findall(rb"(?m)^" + _IDENTITY, content.read())}

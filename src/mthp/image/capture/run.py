@@ -52,6 +52,7 @@ from mthp.image.capture.proc import (
 )
 from mthp.image.capture.resident import mapping_kind, rollup, shmem_devices
 from mthp.image.capture.tables import BATCH_BYTES, TableReader
+from mthp.words.files import naming
 
 TOOL = "mthp-snap 1"
 MOST_READINGS = 8
@@ -118,7 +119,8 @@ class CaptureRun:
         if options.deep:
             if self.frames is None:
                 raise CaptureError(f"--deep: {self._why_no_frames()}", LACKING)
-            kernel = LiveKernel()
+            with naming("/proc/kcore"):
+                kernel = LiveKernel()
             pages = options.pages(kernel, self.geometry.ptrs_per_pte)
             self.deep = DeepReader(kernel, pages, self.geometry)
             members += DEEP_WIDTH
@@ -141,7 +143,8 @@ class CaptureRun:
             raise CaptureError("this kernel has no PAGEMAP_SCAN (Linux 6.7)", LACKING)
         exclusive = self.options.exclusive or not scan
         anchor = array("Q", [1] * 16)
-        word = os.pread(self._own, 8, anchor.buffer_info()[0] // self.geometry.page_size * 8)
+        with naming("/proc/self/pagemap"):
+            word = os.pread(self._own, 8, anchor.buffer_info()[0] // self.geometry.page_size * 8)
         if len(word) < 8:
             raise CaptureError("/proc/self/pagemap is masked: nothing can be read from it", LACKING)
         pfn = array("Q", word)[0] & PFN if exclusive else 0
@@ -236,7 +239,8 @@ class CaptureRun:
         self, parts: dict[str, bytes], pfns: array[int], batch: Batch, scanner: Scanner | None
     ) -> None:
         assert self.frames is not None
-        flags, counts, orders = found = self.frames.look_up(pfns, bytes(batch.low))
+        with naming("/proc/kpageflags or kpagecount"):
+            flags, counts, orders = found = self.frames.look_up(pfns, bytes(batch.low))
         if scanner is None and flags[byte_of_word(3) :: 8].translate(None, EVEN):
             for k, flag in enumerate(memoryview(flags).cast("Q")):
                 if flag & KPF_ZERO_PAGE:
@@ -246,7 +250,8 @@ class CaptureRun:
             orders = orders.replace(bytes((BROKEN,)), b"\0")
         parts["kpageflags"], parts["folio_order"] = flags, orders
         if self.deep is not None:
-            self.deep.add(parts, batch, without(SWAP_ENTRIES, pfns, batch.low), orders)
+            with naming("/proc/kcore"):
+                self.deep.add(parts, batch, without(SWAP_ENTRIES, pfns, batch.low), orders)
         if self.frames.counts is not None:
             parts["kpagecount"] = counts
 
@@ -310,7 +315,8 @@ class ProcessReader:
         if not self.vmas:
             raise shows_nothing(self.pid, "smaps")
         if session.deep is not None:
-            session.deep.enter(self.pid)
+            with naming("/proc/kcore"):
+                session.deep.enter(self.pid)
         captured = [vma for vma in self.vmas if vma.captured]
         if not session.privilege["pagemap_scan"]:
             captured = self._leave_out_blind(captured)

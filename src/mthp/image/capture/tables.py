@@ -74,6 +74,7 @@ class TableReader:
         self._words = bytearray()
         self._soft_dirty = keeps_soft_dirty()
         self._by_regions = not exclusive
+        self._top = 1 << 64
 
     def windows(self, vmas: list[SmapsEntry]) -> list[tuple[int, int]]:
         """Whole-table ranges that cover the given VMAs; remembers what lies between them."""
@@ -96,6 +97,9 @@ class TableReader:
             covered = vma.end
         if windows:
             self._gaps.append((covered, windows[-1][1]))
+            self._top = covered
+            if self.scanner is not None:
+                self.scanner.top = covered
         self._gaps = [gap for gap in self._gaps if gap[0] < gap[1]]
         return windows
 
@@ -220,8 +224,11 @@ class TableReader:
             offset = address // self._geometry.page_size * 8
             while at < stop:
                 got = os.preadv(self._pagemap, [view[at:stop]], offset)
-                if not got:
+                if not got and offset < self._top // self._geometry.page_size * 8:
                     raise OSError(errno.ESRCH, "pagemap ended")
+                if not got:  # no process has addresses there: pagemap ends before the table does
+                    view[at:stop] = bytes(stop - at)
+                    break
                 at, offset = at + got, offset + got
         return self._words
 

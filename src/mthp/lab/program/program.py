@@ -7,6 +7,7 @@ the process's base address. Operations that name no process are done by the host
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -300,7 +301,7 @@ class Draft:
                 settings=Settings.from_json(document["settings"]),
                 action=Action(document["action"]),
                 target=None if target is None else Target(*target),
-                passes=int(document["passes"]),
+                passes=operator.index(document["passes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, SettingsError) as error:
             if isinstance(error, ProgramError):
