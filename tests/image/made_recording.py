@@ -181,7 +181,10 @@ META = {
 def _packed() -> bytes:
     file = io.BytesIO()
     decoder = lived()
-    samples = [Sample(decoder.began + 100, PID, 2, 0), Sample(decoder.ended, PID, 0, 0)]
+    samples = [
+        Sample(decoder.began + 100, decoder.began + 105, PID, 2, 0),
+        Sample(decoder.ended, decoder.ended + 3, PID, 0, 0),
+    ]
     write_recording(file, META, decoder, samples)
     return file.getvalue()
 

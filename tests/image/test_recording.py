@@ -156,6 +156,7 @@ REFUSED: dict[str, tuple[Callable[[Made], None], str]] = {
     "times that run back": (_run_back, "time"),
     "a sample of nobody": (_set("sample_process", 0, 2), "sample_process"),
     "samples that run back": (_set("sample_time", 0, 1 << 50), "run back"),
+    "a sample that ends before it begins": (_set("sample_until", 0, 1), "sample_until"),
     "a column cut": (_unlike, "member event_flags has shape"),
     "no parent": (_process("parent", None), "missing of what was forked"),
     "its own parent": (_process("parent", 1), "outside 0..0"),

@@ -84,7 +84,7 @@ class RecordedVma(NamedTuple):
 class RecordedProcess:
     """An address space, from its exec or fork on. parent: the one that it came of, by its index. began: the
     row of its first event. program: the file that it runs, if that was seen. vmas: those that it began
-    with, where they were read."""
+    with, where they were read; arguments: where on the stack exec put what it was given."""
 
     pid: int
     how: HowBegun
@@ -92,6 +92,7 @@ class RecordedProcess:
     began: int
     program: str | None
     vmas: tuple[RecordedVma, ...] | None
+    arguments: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +102,8 @@ class Recording:
     its nanoseconds. site: of a fault the row of sites, which are instructions' addresses.
 
     calls: the names of the system calls, in the order of their numbers; call_kind, call_args (n, 6),
-    call_result. task_pid, task_process (where the task begins), task_flags (of clone). sample_time,
-    sample_process, sample_anon, sample_swap: what /proc said, in pages.
+    call_result. task_pid, task_process (where the task begins), task_flags (of clone). sample_process,
+    sample_anon, sample_swap: what /proc said, in pages, between sample_time and sample_until.
     """
 
     meta: Mapping[str, Any]
@@ -125,6 +126,7 @@ class Recording:
     task_process: NDArray[np.uint32]
     task_flags: NDArray[np.uint64]
     sample_time: NDArray[np.uint64]
+    sample_until: NDArray[np.uint64]
     sample_process: NDArray[np.uint32]
     sample_anon: NDArray[np.uint64]
     sample_swap: NDArray[np.uint64]
@@ -256,7 +258,10 @@ def _processes(
         program = None if each.is_null("program") else each.take("program", str)
         vmas = None if each.is_null("vmas") else _vmas(each, geometry, limit)
         pid = each.number("pid", 1, MOST_PID)
-        found.append(RecordedProcess(pid, how, parent, began, program, vmas))
+        arguments = None
+        if not each.is_null("arguments"):
+            arguments = each.number("arguments", 0, limit - 1)
+        found.append(RecordedProcess(pid, how, parent, began, program, vmas, arguments))
     if not found:
         raise FileError("processes: empty")
     return tuple(found)

@@ -121,6 +121,8 @@ def check_samples(arrays: Arrays, processes: int) -> None:
     time = arrays["sample_time"]
     if np.any(time[1:] < time[:-1]) or np.any(time >= LONGEST):
         raise FileError("member sample_time: times that run back, or without end")
+    if np.any(arrays["sample_until"] < time) or np.any(arrays["sample_until"] >= LONGEST):
+        raise FileError("member sample_until: before the sample began, or without end")
     for name in ("sample_anon", "sample_swap"):
         _within(name, arrays[name], 0, 2**52)
 

@@ -196,6 +196,12 @@ def started(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 else None
 
 
+def argument_start(pid: int) -> int | None:
+    """Where a process's arguments begin on its stack, below its environment; None where that is hidden."""
+    fields = _stat(pid)
+    return (int(fields[45]) or None) if len(fields) > 45 else None
+
+
 PF_FORKNOEXEC = 0x40
 """Kernel: include/linux/sched.h."""
 

@@ -16,7 +16,7 @@ import stat
 from types import TracebackType
 from typing import Any
 
-from mthp.image.capture.proc import FAILED, USAGE, CaptureError, text
+from mthp.image.capture.proc import FAILED, USAGE, CaptureError, argument_start, text
 
 PR_SET_THP_DISABLE = 41
 PTRACE_TRACEME, PTRACE_DETACH = 0, 17
@@ -43,12 +43,15 @@ def runnable(command: list[str]) -> str:
 class Child:
     """The command: forked, waiting to begin, then stopped once before its first instruction.
 
-    status: as waitpid() has it; None while it runs.
+    status: as waitpid() has it; None while it runs. maps: its first mappings. arguments: where on the stack
+    exec put its arguments and environment, which no fault shows.
     """
 
     def __init__(self, path: str, command: list[str]) -> None:
         self.path = path
         self.status: int | None = None
+        self.maps: str | None = None
+        self.arguments: int | None = None
         go, self._go = os.pipe()
         self._failed, failed = os.pipe()
         libc = ctypes.CDLL(None, use_errno=True)
@@ -59,8 +62,8 @@ class Child:
         os.close(go)
         os.close(failed)
 
-    def begin(self) -> str | None:
-        """Have it run its program; returns its first mappings. CaptureError: it cannot be started."""
+    def begin(self) -> None:
+        """Have it run its program. CaptureError: it cannot be started."""
         os.write(self._go, b"x")
         os.close(self._go)
         why = os.read(self._failed, 64).split()
@@ -74,10 +77,10 @@ class Child:
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
             self.status = status
-            return None
-        maps = text(f"/proc/{self.pid}/maps")
+            return
+        self.maps = text(f"/proc/{self.pid}/maps")
+        self.arguments = argument_start(self.pid)
         ctypes.CDLL(None).ptrace(PTRACE_DETACH, self.pid, None, None)
-        return maps
 
     def ended(self) -> bool:
         """Whether it has; status then says how."""

@@ -17,17 +17,18 @@ ARGS = 6
 COLUMNS = {
     "event_later": 4, "event_task": 4, "event_kind": 1, "event_flags": 1, "event_value": 8,
     "event_site": 4, "site_ip": 8, "call_kind": 1, "call_args": 8, "call_result": 8, "task_pid": 4,
-    "task_process": 4, "task_flags": 8, "sample_time": 8, "sample_process": 4, "sample_anon": 8,
-    "sample_swap": 8,
+    "task_process": 4, "task_flags": 8, "sample_time": 8, "sample_until": 8, "sample_process": 4,
+    "sample_anon": 8, "sample_swap": 8,
 }  # fmt: skip
 """The members of the file -> bytes of a value."""
 TYPE = {1: "|u1", 4: "u4", 8: "u8"}
 
 
 class Sample(NamedTuple):
-    """What /proc said of a process at a time: pages of anonymous memory that it had, and of swap."""
+    """What /proc said of a process between two times: pages of anonymous memory that it had, and of swap."""
 
     time: int
+    until: int
     pid: int
     anon: int
     swap: int
@@ -35,13 +36,14 @@ class Sample(NamedTuple):
 
 def sampled(decoder: Decoder, samples: Iterable[Sample]) -> dict[str, array[int]]:
     """The columns of the samples that fall to a process that was recorded then."""
-    names = ("sample_time", "sample_process", "sample_anon", "sample_swap")
+    names = ("sample_time", "sample_until", "sample_process", "sample_anon", "sample_swap")
     columns = {name: array("I" if COLUMNS[name] == 4 else "Q") for name in names}
     for each in samples:
         spans = decoder.spans.get(each.pid, [])
         at = bisect_right(spans, (each.time, 1 << 62)) - 1
         if at >= 0 and decoder.began <= each.time:
-            row = (each.time - decoder.began, spans[at][1], each.anon, each.swap)
+            began = decoder.began
+            row = (each.time - began, each.until - began, spans[at][1], each.anon, each.swap)
             for name, value in zip(names, row):
                 columns[name].append(value)
     return columns

@@ -29,10 +29,9 @@ SAMPLE_SECONDS = 0.1
 
 
 class Traced(NamedTuple):
-    """What a run left behind: its first mappings, what /proc said of it, how long it took, how many of its
-    tasks went on, and what did not fit."""
+    """What a run left behind: what /proc said of it, how long it took, how many of its tasks went on, and
+    what did not fit."""
 
-    maps: str | None
     samples: list[Sample]
     seconds: float
     left: int
@@ -47,7 +46,7 @@ def trace(tracer: Tracer, child: Child, folder: str) -> Traced:
         waiting.register(signals.woken)
         tracer.switch(True)
         began = time.monotonic()
-        maps = child.begin()
+        child.begin()
         while not child.ended() and not signals.enough:
             ready = [held for held, _ in waiting.poll(SAMPLE_SECONDS * 1000)]
             signals.heed()
@@ -57,7 +56,7 @@ def trace(tracer: Tracer, child: Child, folder: str) -> Traced:
         tracer.switch(False)
         left = sum(state(task) not in "ZX?" for task in tracer.followed())
         tracer.drain()
-        return Traced(maps, samples, took, left, tracer.lost())
+        return Traced(samples, took, left, tracer.lost())
 
 
 def decoded(tracer: Tracer, events: dict[str, Event], shift: int, pid: int) -> tuple[Decoder, int]:
@@ -85,7 +84,9 @@ def record(args: argparse.Namespace) -> list[str]:
     decoder, missed = decoded(tracer, events, geometry.page_shift, child.pid)
     lost = max(traced.lost.events, missed)
     if decoder.rows.processes:
-        decoder.rows.processes[0]["vmas"] = mappings(traced.maps)
+        decoder.rows.processes[0].update(
+            vmas=mappings(child.maps), arguments=child.arguments if child.maps else None
+        )
     meta: dict[str, Any] = {
         **host_facts(),
         "tool": "mthp",

@@ -65,6 +65,7 @@ class EventRows:
                 "began": began,
                 "program": None,
                 "vmas": None,
+                "arguments": None,
             }
         )
         return len(self.processes) - 1

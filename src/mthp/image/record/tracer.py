@@ -115,11 +115,12 @@ def samples_of(tasks: list[int]) -> Iterator[Sample]:
     page = os.sysconf("SC_PAGE_SIZE") >> 10
     for task in tasks:
         if task not in seen:
+            before = time.monotonic_ns()
             found = dict(_STATUS.findall(text(f"/proc/{task}/status") or ""))
             pid = int(found.get("Tgid", task))
             if pid not in seen and "RssAnon" in found:
                 anon, swap = int(found["RssAnon"]) // page, int(found.get("VmSwap", 0)) // page
-                yield Sample(time.monotonic_ns(), pid, anon, swap)
+                yield Sample(before, time.monotonic_ns(), pid, anon, swap)
             seen.update((task, pid))
 
 

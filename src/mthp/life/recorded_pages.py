@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pages and folios of many address spaces as arrays: what a replay of millions of events is made of.
+
+A table is a row: of each page the folio that it maps, or that it maps nothing, the zero page, or a guard;
+whether a store to it faults; and whether the program ever wrote to it. The clear twin is mm/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+NONE, ZERO, GUARD = 0, -1, -2
+"""What a page maps besides folios, which are numbers from 1 up."""
+BY_PTES, BY_PMD, HUGE_ZERO = 0, 1, 2
+"""How a table maps: by itself, or, in its place, a huge page or the huge zero page."""
+
+
+@dataclass
+class Work:
+    """What was done: faults that were taken, by the order of the folio that they brought (a fault that
+    brought none counts as order 0 of `faults`), pages cleared and copied."""
+
+    faults: int = 0
+    saved: int = 0
+    brought: dict[int, int] = field(default_factory=dict)
+    cleared: int = 0
+    copied: int = 0
+
+
+class PageStore:
+    """The rows of all tables, and all folios. rss: pages mapped, of all spaces. frames: pages that folios
+    take. huge: order -> folios that are there."""
+
+    def __init__(self, pmd_order: int) -> None:
+        self.ptrs = 1 << pmd_order
+        self.pmd_order = pmd_order
+        self.folio: NDArray[np.int32] = np.zeros((64, self.ptrs), np.int32)
+        self.guarded: NDArray[np.bool_] = np.zeros((64, self.ptrs), np.bool_)
+        """Whether a store faults, since the page may be shared after fork."""
+        self.written: NDArray[np.bool_] = np.zeros((64, self.ptrs), np.bool_)
+        self.how: NDArray[np.uint8] = np.zeros(64, np.uint8)
+        self._free: list[int] = list(range(63, -1, -1))
+        self.order: NDArray[np.int8] = np.zeros(1024, np.int8)
+        self.mapped: NDArray[np.int32] = np.zeros(1024, np.int32)
+        """Of each folio, how many pages of tables map it, in all spaces."""
+        self._next = 1
+        self.rss = 0
+        self.frames = 0
+        self.huge: dict[int, int] = dict.fromkeys(range(pmd_order + 1), 0)
+        self.work = Work()
+
+    # Rows and folios
+
+    def new_row(self) -> int:
+        """A table with nothing in it."""
+        if not self._free:
+            count = len(self.how)
+            self._free = list(range(2 * count - 1, count - 1, -1))
+            self.folio = np.concatenate([self.folio, np.zeros_like(self.folio)])
+            self.guarded = np.concatenate([self.guarded, np.zeros_like(self.guarded)])
+            self.written = np.concatenate([self.written, np.zeros_like(self.written)])
+            self.how = np.concatenate([self.how, np.zeros_like(self.how)])
+        return self._free.pop()
+
+    def drop_row(self, row: int) -> None:
+        """Give a table back, of which nothing is mapped any more."""
+        self.folio[row] = NONE
+        self.guarded[row] = False
+        self.written[row] = False
+        self.how[row] = BY_PTES
+        self._free.append(row)
+
+    def new_folios(self, count: int, order: int) -> int:
+        """So many folios of an order, not yet mapped; the first one's number."""
+        first = self._next
+        self._next += count
+        while self._next > len(self.order):
+            self.order = np.concatenate([self.order, np.zeros_like(self.order)])
+            self.mapped = np.concatenate([self.mapped, np.zeros_like(self.mapped)])
+        self.order[first : self._next] = order
+        self.frames += count << order
+        self.huge[order] += count
+        return first
+
+    def _unmap(self, folios: NDArray[np.int32]) -> None:
+        """Pages of tables map these folios no more; those that nothing maps are freed."""
+        if not len(folios):
+            return
+        each, counts = np.unique(folios, return_counts=True)
+        self.rss -= len(folios)
+        self.mapped[each] -= counts.astype(np.int32)
+        gone = each[self.mapped[each] == 0]
+        orders, number = np.unique(self.order[gone], return_counts=True)
+        for order, folios_gone in zip(orders.tolist(), number.tolist(), strict=True):
+            self.huge[order] -= folios_gone
+            self.frames -= folios_gone << order
+
+    # What faults do
+
+    def bring(self, row: int, at: int, order: int) -> None:
+        """Map a new folio at the aligned range around a page, of which nothing is mapped. Kernel:
+        mm/memory.c, do_anonymous_page(); mm/huge_memory.c, __do_huge_pmd_anonymous_page()."""
+        size = 1 << order
+        start = at & -size
+        folio = self.new_folios(1, order)
+        self.folio[row, start : start + size] = folio
+        self.guarded[row, start : start + size] = False
+        self.mapped[folio] = size
+        self.rss += size
+        self.work.cleared += size
+        self.work.brought[order] = self.work.brought.get(order, 0) + 1
+        if order == self.pmd_order:
+            self.how[row] = BY_PMD
+
+    def bring_small(self, rows: NDArray[np.int64], at: NDArray[np.int64]) -> None:
+        """Map a new page at each of these places, of which none is there twice and nothing, or the zero
+        page, is mapped."""
+        count = len(rows)
+        first = self.new_folios(count, 0)
+        self.folio[rows, at] = np.arange(first, first + count, dtype=np.int32)
+        self.guarded[rows, at] = False
+        self.mapped[first : first + count] = 1
+        self.rss += count
+        self.work.cleared += count
+        self.work.brought[0] = self.work.brought.get(0, 0) + count
+
+    def copy_or_reuse(self, row: int, at: int) -> None:
+        """A store to a page that may be shared. Kernel: mm/memory.c, do_wp_page(),
+        wp_can_reuse_anon_folio(); mm/huge_memory.c, do_huge_pmd_wp_page()."""
+        folio = int(self.folio[row, at])
+        order, mapped = int(self.order[folio]), int(self.mapped[folio])
+        ours = int(np.count_nonzero(self.folio[row] == folio)) if order else 1
+        if self.how[row] == BY_PMD:
+            if mapped == ours:
+                self.guarded[row] = False
+                return
+            self.split_pmd(row)
+        elif mapped == ours and (order == 0 or mapped > 1):
+            self.guarded[row, at] = False
+            return
+        new = self.new_folios(1, 0)
+        self._unmap(self.folio[row, at : at + 1].copy())
+        self.folio[row, at] = new
+        self.mapped[new] = 1
+        self.rss += 1
+        self.guarded[row, at] = False
+        self.work.copied += 1
+        self.work.brought[0] = self.work.brought.get(0, 0) + 1
+
+    def split_pmd(self, row: int) -> None:
+        """Have a huge page be mapped by PTEs. Kernel: mm/huge_memory.c, __split_huge_pmd_locked()."""
+        if self.how[row] == HUGE_ZERO:
+            self.folio[row] = ZERO
+        self.how[row] = BY_PTES
+
+    # What system calls do
+
+    def zap(self, row: int, start: int, end: int, keep_guards: bool) -> bool:
+        """Unmap a range of a table; whether nothing is left in it. Kernel: mm/memory.c, zap_pte_range()."""
+        whole = end - start == self.ptrs
+        if self.how[row] != BY_PTES and not whole:
+            self.split_pmd(row)
+        part = self.folio[row, start:end]
+        self._unmap(part[part > 0])
+        part[(part != GUARD) if keep_guards else slice(None)] = NONE
+        self.guarded[row, start:end] = False
+        self.written[row, start:end] = False
+        if whole:
+            self.how[row] = BY_PTES
+        return whole and not np.any(part)
+
+    def copy_row(self, row: int, start: int, end: int, target: int) -> None:
+        """Have a range of another table map what this one does, for fork. Kernel: mm/memory.c,
+        copy_present_ptes(); mm/huge_memory.c, copy_huge_pmd()."""
+        part = self.folio[row, start:end]
+        there = part > 0
+        self.folio[target, start:end] = part
+        self.written[target, start:end] = self.written[row, start:end]
+        self.guarded[row, start:end] |= there
+        self.guarded[target, start:end] = there
+        folios, counts = np.unique(part[there], return_counts=True)
+        self.mapped[folios] += counts.astype(np.int32)
+        self.rss += int(np.count_nonzero(there))
+
+    def move(self, row: int, at: int, target: int, to: int, count: int) -> None:
+        """Move a range of a table into another one. Kernel: mm/mremap.c, move_ptes()."""
+        for state in (self.folio, self.guarded, self.written):
+            state[target, to : to + count] = state[row, at : at + count]
+            state[row, at : at + count] = 0
+
+    def split_folio(self, folio: int, row: int, start: int, end: int) -> None:
+        """Make small folios of a large one that lies in a range of a table, as far as it is mapped; pages
+        that the program never wrote to are zero, and the zero page takes their place. Kernel:
+        mm/huge_memory.c, __folio_split(); mm/migrate.c, try_to_map_unused_to_zeropage()."""
+        self.split_pmd(row) if self.how[row] == BY_PMD else None
+        places = start + np.flatnonzero(self.folio[row, start:end] == folio)
+        written = self.written[row, places]
+        self._unmap(self.folio[row, places])
+        kept = places[written]
+        first = self.new_folios(len(kept), 0)
+        self.folio[row, kept] = np.arange(first, first + len(kept), dtype=np.int32)
+        self.mapped[first : first + len(kept)] = 1
+        self.rss += len(kept)
+        self.folio[row, places[~written]] = ZERO
+
+    def collapse(self, row: int) -> None:
+        """Have one huge page map all of a table. Kernel: mm/khugepaged.c, collapse_huge_page()."""
+        old = self.folio[row]
+        there = int(np.count_nonzero(old > 0))
+        self._unmap(old[old > 0])
+        folio = self.new_folios(1, self.pmd_order)
+        self.folio[row] = folio
+        self.guarded[row] = False
+        self.mapped[folio] = self.ptrs
+        self.rss += self.ptrs
+        self.how[row] = BY_PMD
+        self.work.copied += there
+        self.work.cleared += self.ptrs - there

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A recorded life lived again under other settings.
+
+Faults between two other events are taken together, for until the next one memory only grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.image.recording import EventKind, FaultFlag, HowBegun, RecordedProcess, Recording
+from mthp.life.recorded_calls import AT_BEGIN, Calls
+from mthp.life.recorded_pages import GUARD, PageStore
+from mthp.life.recorded_space import Backing, Space, Span, Traits
+from mthp.words.settings import Settings
+
+MOST_TOGETHER = 4096
+"""Faults that are taken together: what a curve cannot show between."""
+FEW = 24
+"""So few are quicker one by one."""
+UNSEEN = Span(0, 1 << 62, Traits(Backing.FILE, 7, "[unseen]"))
+"""What stands for the mappings of a process of which nobody saw them."""
+
+
+@dataclass
+class Point:
+    """A moment of the curve."""
+
+    time: int
+    rss: int
+    frames: int
+    huge: int
+
+
+Watch = Callable[[int], None]
+
+
+class Replay:
+    """One replay of a recording under settings.
+
+    points: the curve. peak, peak_event, peak_orders: its highest point, the event after it, and order ->
+    folios then. nowhere: faults that found no mapping, or one that does not allow the access.
+    """
+
+    def __init__(self, recording: Recording, settings: Settings) -> None:
+        self._recording = recording
+        self._settings = settings
+        self.pages = PageStore(recording.geometry.pmd_order)
+        limit = 1 << (56 - recording.geometry.page_shift)
+        self.calls = Calls(recording.geometry.page_shift, limit)
+        self.spaces: dict[int, Space] = {}
+        self.site_faults = np.zeros(len(recording.sites), np.int64)
+        self.site_pages = np.zeros(len(recording.sites), np.int64)
+        self._process = recording.task_process.astype(np.int64)
+        self.points: list[Point] = []
+        self.peak = Point(0, -1, 0, 0)
+        self.peak_event = 0
+        self.peak_orders: dict[int, int] = {}
+        self.nowhere = 0
+        first = {each: task for task, each in enumerate(self._process.tolist())}
+        for index, process in enumerate(recording.processes):
+            if process.how in (HowBegun.THERE, HowBegun.UNSEEN):
+                self._begin(index, process)
+        begun = set(recording.value[recording.kind == EventKind.TASK].tolist())
+        for task in range(len(self._process)):
+            index = int(self._process[task])
+            if task not in begun and index in first:
+                self._begin(index, recording.processes[index])
+                self.spaces[index].tasks += 1
+
+    def _begin(self, index: int, process: RecordedProcess) -> None:
+        if index in self.spaces:
+            return
+        space = Space(self.pages, self._settings, process.vmas is not None)
+        shift = self._recording.geometry.page_shift
+        for vma in process.vmas or ():
+            backing = Backing.FILE if vma.inode else Backing.ANON
+            private = vma.perms[3] == "p" and not vma.path.startswith("[v")
+            traits = Traits(
+                backing if private else Backing.OTHER,
+                _prot(vma.perms),
+                vma.path or "[anon]",
+                accounted=vma.perms[1] == "w",
+                grows=vma.path == "[stack]",
+            )
+            space.map(vma.start >> shift, vma.end >> shift, traits)
+        self.spaces[index] = space
+        given = (process.arguments or 0) >> shift
+        stack = space.find(given)
+        if stack is not None and given:
+            space.give(stack, given)
+
+    def run(
+        self, until: int | None = None, stops: Iterable[int] = (), watch: Watch | None = None
+    ) -> None:
+        """Live up to an event. watch: is called before each of the events in stops, with its number."""
+        kinds = self._recording.kind
+        count = len(kinds) if until is None else until
+        marks = iter(sorted({each for each in stops if each <= count}))
+        mark = next(marks, count + 1)
+        begin = 0
+        for edge in [*np.flatnonzero(kinds[:count] != EventKind.FAULT).tolist(), count]:
+            while True:
+                if mark == begin and watch is not None:
+                    watch(mark)
+                    mark = next(marks, count + 1)
+                if begin == edge:
+                    break
+                end = min(edge, begin + MOST_TOGETHER, mark)
+                self._faults(begin, end)
+                self._note(end - 1)
+                begin = end
+            if edge < count:
+                self._other(edge)
+                begin = edge + 1
+
+    def _note(self, event: int) -> None:
+        pages = self.pages
+        if (
+            self.points
+            and pages.rss == self.points[-1].rss
+            and pages.frames == self.points[-1].frames
+        ):
+            return
+        point = Point(
+            int(self._recording.time[event]),
+            pages.rss,
+            pages.frames,
+            pages.frames - pages.huge[0],
+        )
+        self.points.append(point)
+        if pages.rss > self.peak.rss:
+            self.peak, self.peak_event = point, event + 1
+            self.peak_orders = dict(pages.huge)
+
+    # Events that are no faults
+
+    def _other(self, event: int) -> None:
+        recording = self._recording
+        kind, value = int(recording.kind[event]), int(recording.value[event])
+        task = int(recording.task[event])
+        index = int(self._process[task])
+        space = self.spaces.get(index)
+        if kind == EventKind.TASK:
+            child = int(self._process[value])
+            if child not in self.spaces and space is not None:
+                self.spaces[child] = space.fork(self._settings)
+            if child in self.spaces:
+                self.spaces[child].tasks += 1
+        elif kind == EventKind.PROGRAM:
+            self._begin(value, recording.processes[value])
+            if value != index:
+                self.spaces[value].tasks += 1
+                self._process[task] = value
+                self._leave(index)
+        elif kind == EventKind.END:
+            self._leave(index)
+        elif space is not None and kind in (EventKind.CALL, EventKind.RETURN):
+            name = recording.calls[recording.call_kind[value]]
+            if (name in AT_BEGIN) == (kind == EventKind.CALL):
+                args = recording.call_args[value].tolist()
+                self.calls.perform(space, name, args, int(recording.call_result[value]))
+        self._note(event)
+
+    def _leave(self, index: int) -> None:
+        """A task leaves an address space, which ends with its last one."""
+        space = self.spaces.get(index)
+        if space is not None:
+            space.tasks -= 1
+            if space.tasks <= 0:
+                space.end()
+                del self.spaces[index]
+
+    # Faults
+
+    def _faults(self, begin: int, end: int) -> None:
+        recording = self._recording
+        index = self._process[recording.task[begin:end]]
+        if end - begin > 1 and (index != index[0]).any():
+            changes = np.flatnonzero(np.diff(index)) + 1
+            edges = [0, *changes.tolist(), end - begin]
+        else:
+            edges = [0, end - begin]
+        for one, other in pairwise(edges):
+            space = self.spaces.get(int(index[one]))
+            if space is not None:
+                self._of_space(space, begin + one, begin + other)
+
+    def _of_space(self, space: Space, begin: int, end: int) -> None:
+        recording = self._recording
+        pages = recording.value[begin:end].astype(np.int64)
+        write = recording.flags[begin:end] & FaultFlag.WRITE != 0
+        sites = recording.site[begin:end]
+        if end - begin > FEW:
+            left = self._together(space, pages, write, sites)
+            pages, write, sites = pages[left], write[left], sites[left]
+        before = self.pages.rss
+        for page, is_write, site in zip(
+            pages.tolist(), write.tolist(), sites.tolist(), strict=True
+        ):
+            span = space.find(page)
+            if span is None:
+                span = None if space.vmas_known else UNSEEN
+            if span is None or span.traits.backing is Backing.OTHER:
+                self.nowhere += span is None
+                continue
+            if is_write and not span.traits.prot & 2:
+                self.nowhere += 1
+                continue
+            if space.touch(span, page, is_write):
+                self.pages.work.faults += 1
+                self.site_faults[site] += 1
+                self.site_pages[site] += self.pages.rss - before
+                before = self.pages.rss
+            else:
+                self.pages.work.saved += 1
+        space.peak = max(space.peak, space.anon)
+
+    def _together(
+        self,
+        space: Space,
+        at: NDArray[np.int64],
+        write: NDArray[np.bool_],
+        sites: NDArray[np.uint32],
+    ) -> NDArray[np.int64]:
+        """Take the faults that bring small pages, and pass over those at pages that are there; returns the
+        others. The clear twin is Space.touch()."""
+        pages, bits = self.pages, self.pages.pmd_order
+        tables, which = np.unique(at >> bits, return_inverse=True)
+        rows = np.array([space.tables.get(table, -1) for table in tables.tolist()], np.int64)[which]
+        low = at & (pages.ptrs - 1)
+        known = rows >= 0
+        state = np.where(known, pages.folio[rows, low], 0)
+        there = (state > 0) & ~(write & pages.guarded[rows, low])
+        there |= (state == GUARD) | ((state < 0) & ~write)
+        there &= known
+        stored = there & write & (state > 0)
+        pages.written[rows[stored], low[stored]] = True
+        pages.work.saved += int(np.count_nonzero(there))
+        left = ~there
+        small = self._small(space, at, left & write & (state <= 0))
+        if small.any():
+            self._bring(space, at, sites, np.flatnonzero(small))
+            left &= ~small
+        return np.flatnonzero(left)
+
+    def _small(
+        self, space: Space, at: NDArray[np.int64], asked: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Which of the stores are to mappings that have none but small pages."""
+        answer = np.zeros(len(at), np.bool_)
+        places = np.flatnonzero(asked)
+        starts = np.array(space.starts, np.int64)
+        index = np.searchsorted(starts, at[places], side="right") - 1
+        for each in np.unique(index).tolist():
+            if each < 0:
+                continue
+            span = space.spans[each]
+            small = span.traits.backing is not Backing.OTHER and not space.orders(span)
+            chosen = places[(index == each) & (at[places] < span.end)]
+            if small and span.traits.prot & 2 and len(chosen):
+                answer[chosen] = True
+                space.prepare(span)
+        return answer
+
+    def _bring(
+        self,
+        space: Space,
+        at: NDArray[np.int64],
+        sites: NDArray[np.uint32],
+        places: NDArray[np.int64],
+    ) -> None:
+        pages, bits = self.pages, self.pages.pmd_order
+        _, first = np.unique(at[places], return_index=True)
+        pages.work.saved += len(places) - len(first)
+        places = places[np.sort(first)]
+        tables, which = np.unique(at[places] >> bits, return_inverse=True)
+        rows = np.array([space.row(table) for table in tables.tolist()], np.int64)
+        low = at[places] & (pages.ptrs - 1)
+        for row in rows[pages.how[rows] != 0].tolist():
+            pages.split_pmd(row)
+        rows = rows[which]
+        pages.bring_small(rows, low)
+        pages.written[rows, low] = True
+        space.anon += len(places)
+        pages.work.faults += len(places)
+        np.add.at(self.site_faults, sites[places], 1)
+        np.add.at(self.site_pages, sites[places], 1)
+
+
+def _prot(perms: str) -> int:
+    return sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in perms)
