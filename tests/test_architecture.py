@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "predict.records",
         "plan.records",
         "fleet.records",
+        "life.recorded_records",
         "check.records",
         "explore.outcome",
         "compare.records",

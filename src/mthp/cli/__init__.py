@@ -19,6 +19,7 @@ from mthp.cli.options import (
     add_collapse,
     add_diff,
     add_doctor,
+    add_life,
     add_plan,
     add_record,
     add_replay,
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_calibrate(verbs)
     add_snap(verbs)
     add_record(verbs)
+    add_life(verbs)
     add_diff(verbs)
     add_check(verbs)
     add_replay(verbs)

@@ -555,6 +555,22 @@ def add_record(verbs: Verbs) -> None:
     )
 
 
+def add_life(verbs: Verbs) -> None:
+    """Add `mthp life` and its options to the parser."""
+    parser = verbs.add_parser(
+        "life",
+        help="a recorded program's memory under other settings",
+        description="Replay a recording (mthp record) under the settings given: memory against time, its "
+        "peak and what made it, and faults, beside the life without huge pages. Nothing is run.",
+    )
+    parser.set_defaults(run="mthp.cli.life:run_life")
+    parser.add_argument("file", metavar="FILE", help="a recording")
+    add_settings(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument("--verbose", action="store_true", help="every mapping and call site")
+
+
 def add_diff(verbs: Verbs) -> None:
     """Add `mthp diff` and its options to the parser."""
     parser = verbs.add_parser(

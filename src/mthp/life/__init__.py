@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The life of anonymous memory: programs of system calls and touches, run on the engine."""
+"""The life of anonymous memory: programs run on the engine, recordings replayed under any settings."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mthp.life.recorded_pages import BY_PTES, GUARD, HUGE_ZERO, NONE
-from mthp.life.recorded_space import PROT_WRITE, Advice, Backing, Space, Traits
+from mthp.life.recorded_space import PROT_WRITE, HugeAdvice, Backing, RecordedSpace, SpanTraits
 
 MAP_SHARED, MAP_TYPE, MAP_ANONYMOUS, MAP_GROWSDOWN = 0x01, 0x0F, 0x20, 0x100
 MAP_PRIVATE, MAP_LOCKED, MAP_NORESERVE, MAP_POPULATE = 0x02, 0x2000, 0x4000, 0x8000
@@ -42,14 +42,14 @@ class Calls:
         self._limit = limit
         self.passed_over: dict[str, int] = {}
         """Calls of which it is not known what they did."""
-        self._by_name: dict[str, Callable[[Space, list[int], int], None]] = {
+        self._by_name: dict[str, Callable[[RecordedSpace, list[int], int], None]] = {
             "mmap": self._mmap, "munmap": self._munmap, "mremap": self._mremap,
             "madvise": self._madvise, "mprotect": self._mprotect, "pkey_mprotect": self._mprotect,
             "brk": self._brk, "mlock": self._mlock, "mlock2": self._mlock, "munlock": self._munlock,
             "mlockall": self._mlockall, "munlockall": self._munlockall,
         }  # fmt: skip
 
-    def perform(self, space: Space, name: str, args: list[int], result: int) -> None:
+    def perform(self, space: RecordedSpace, name: str, args: list[int], result: int) -> None:
         """Do what a call did."""
         error = failed(result)
         call = self._by_name.get(name)
@@ -66,7 +66,7 @@ class Calls:
         end = (address + length + (1 << self._shift) - 1) >> self._shift
         return (start, end) if start < end <= self._limit else None
 
-    def _mmap(self, space: Space, args: list[int], result: int) -> None:
+    def _mmap(self, space: RecordedSpace, args: list[int], result: int) -> None:
         _, length, prot, flags, _, _ = args
         found = self._range(result, length)
         if found is None:
@@ -76,11 +76,11 @@ class Calls:
         if flags & MAP_TYPE != MAP_PRIVATE or flags & MAP_HUGETLB:
             backing = Backing.OTHER
         reserved = bool(flags & MAP_NORESERVE)
-        traits = Traits(
+        traits = SpanTraits(
             backing,
             prot & PROT,
             {Backing.ANON: "[anon]", Backing.FILE: "[file]", Backing.OTHER: "[shared]"}[backing],
-            Advice.NOHUGEPAGE if flags & MAP_STACK else Advice.NONE,
+            HugeAdvice.NOHUGEPAGE if flags & MAP_STACK else HugeAdvice.NONE,
             reserved=reserved,
             accounted=bool(prot & PROT_WRITE) and not reserved,
             grows=bool(flags & MAP_GROWSDOWN),
@@ -90,12 +90,12 @@ class Calls:
         if flags & MAP_LOCKED or (flags & MAP_POPULATE and not flags & MAP_NONBLOCK):
             space.populate(start, end)
 
-    def _munmap(self, space: Space, args: list[int], _: int) -> None:
+    def _munmap(self, space: RecordedSpace, args: list[int], _: int) -> None:
         found = self._range(args[0], args[1])
         if found is not None:
             space.unmap(*found)
 
-    def _mremap(self, space: Space, args: list[int], result: int) -> None:
+    def _mremap(self, space: RecordedSpace, args: list[int], result: int) -> None:
         old, new = self._range(args[0], args[1]), self._range(result, args[2])
         span = space.find(args[0] >> self._shift)
         if old is None or new is None or span is None:
@@ -116,44 +116,44 @@ class Calls:
         if not args[3] & MREMAP_DONTUNMAP:
             space.unmap(old[0], old[0] + kept)
 
-    def _mprotect(self, space: Space, args: list[int], _: int) -> None:
+    def _mprotect(self, space: RecordedSpace, args: list[int], _: int) -> None:
         found = self._range(args[0], args[1])
         if found is not None:
             space.protect(*found, args[2] & PROT)
 
-    def _brk(self, space: Space, _: list[int], result: int) -> None:
+    def _brk(self, space: RecordedSpace, _: list[int], result: int) -> None:
         old, new = (-(-each >> self._shift) for each in (space.brk, result))
         if space.brk and self._limit >= new > old:
-            traits = Traits(Backing.ANON, 3, "[heap]", accounted=True)
+            traits = SpanTraits(Backing.ANON, 3, "[heap]", accounted=True)
             space.map(old, new, traits)
         elif space.brk and new < old:
             space.unmap(new, old)
         space.brk = result
 
-    def _mlock(self, space: Space, args: list[int], _: int) -> None:
+    def _mlock(self, space: RecordedSpace, args: list[int], _: int) -> None:
         found = self._range(args[0], args[1])
         if found is not None:
             space.change(*found, locked=True)
             space.populate(*found)
 
-    def _munlock(self, space: Space, args: list[int], _: int) -> None:
+    def _munlock(self, space: RecordedSpace, args: list[int], _: int) -> None:
         found = self._range(args[0], args[1])
         if found is not None:
             space.change(*found, locked=False)
 
-    def _mlockall(self, space: Space, args: list[int], _: int) -> None:
+    def _mlockall(self, space: RecordedSpace, args: list[int], _: int) -> None:
         if args[0] & MCL_CURRENT:
             for span in list(space.spans):
                 span.traits = replace(span.traits, locked=True)
                 space.populate(span.start, span.end)
 
-    def _munlockall(self, space: Space, _: list[int], __: int) -> None:
+    def _munlockall(self, space: RecordedSpace, _: list[int], __: int) -> None:
         for span in space.spans:
             span.traits = replace(span.traits, locked=False)
 
     # madvise
 
-    def _madvise(self, space: Space, args: list[int], _: int) -> None:
+    def _madvise(self, space: RecordedSpace, args: list[int], _: int) -> None:
         found = self._range(args[0], args[1])
         if found is None:
             return
@@ -177,7 +177,7 @@ class Calls:
         elif advice == MADV_PAGEOUT:
             self.passed_over["MADV_PAGEOUT"] = self.passed_over.get("MADV_PAGEOUT", 0) + 1
 
-    def _free(self, space: Space, start: int, end: int) -> None:
+    def _free(self, space: RecordedSpace, start: int, end: int) -> None:
         """Split the folios that the range cuts; the pages stay until memory is short. Kernel:
         mm/madvise.c, madvise_free_pte_range(); mm/huge_memory.c, madvise_free_huge_pmd()."""
         pages = space.pages
@@ -193,7 +193,7 @@ class Calls:
                         pages.split_folio(inside, row, 0, pages.ptrs)
         space.anon += pages.rss - before
 
-    def _guard(self, space: Space, start: int, end: int) -> None:
+    def _guard(self, space: RecordedSpace, start: int, end: int) -> None:
         space.zap(start, end, free=False)
         bits = space.pages.pmd_order
         for table in range(start >> bits, ((end - 1) >> bits) + 1):
@@ -203,7 +203,7 @@ class Calls:
                 space.pages.split_pmd(row)
             space.pages.folio[row, max(start - base, 0) : end - base] = GUARD
 
-    def _collapse(self, space: Space, start: int, end: int) -> None:
+    def _collapse(self, space: RecordedSpace, start: int, end: int) -> None:
         """Collapse each whole table of the range. Kernel: mm/khugepaged.c, madvise_collapse()."""
         pages, bits = space.pages, space.pages.pmd_order
         before = pages.rss
@@ -223,8 +223,8 @@ MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_WIPEONFORK, MADV_KEEPONFORK = 14, 15, 18, 1
 MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 21, 22, 23
 MADV_DONTNEED_LOCKED, MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 24, 25, 102, 103
 TRAIT_OF_ADVICE: dict[int, dict[str, Any]] = {
-    MADV_HUGEPAGE: {"advice": Advice.HUGEPAGE},
-    MADV_NOHUGEPAGE: {"advice": Advice.NOHUGEPAGE},
+    MADV_HUGEPAGE: {"advice": HugeAdvice.HUGEPAGE},
+    MADV_NOHUGEPAGE: {"advice": HugeAdvice.NOHUGEPAGE},
     MADV_DONTFORK: {"forked": False},
     MADV_DOFORK: {"forked": True},
     MADV_WIPEONFORK: {"wiped": True},

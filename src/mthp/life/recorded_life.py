@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 
-from mthp.image.recording import Recording
-from mthp.life.recorded_records import Curve, Held, Life, MappingAtPeak, SiteTotal
-from mthp.life.recorded_replay import Replay
+from mthp.image.recording import HowBegun, Recording
+from mthp.life.recorded_records import (
+    CallSite,
+    HeldAgainst,
+    LifeOutcome,
+    Lived,
+    MemoryCurve,
+    PeakMapping,
+)
+from mthp.life.recorded_replay import RecordedReplay
 from mthp.words.settings import Enabled, Settings
 
 MOST_SITES = 10
@@ -20,9 +30,9 @@ def without_huge_pages(settings: Settings) -> Settings:
     )
 
 
-def held(recording: Recording, settings: Settings) -> Held:
-    """Replay the life without huge pages, as it was recorded, and compare it with what /proc said."""
-    replay = Replay(recording, without_huge_pages(settings))
+def held_against(recording: Recording, settings: Settings) -> HeldAgainst:
+    """RecordedReplay the life without huge pages, as it was recorded, and compare it with what /proc said."""
+    replay = RecordedReplay(recording, without_huge_pages(settings))
     began, ended = (
         np.searchsorted(recording.time, times.astype(np.int64), side="right").tolist()
         for times in (recording.sample_time, recording.sample_until)
@@ -49,7 +59,7 @@ def held(recording: Recording, settings: Settings) -> Held:
             low, high = min(seen), max(seen)
             differences.append((anon - high if anon > high else min(anon - low, 0), anon))
     worst, at = max(differences, key=lambda each: abs(each[0]), default=(0, 0))
-    return Held(len(differences), worst, at)
+    return HeldAgainst(len(differences), worst, at)
 
 
 def _around(one: int, other: int) -> tuple[int, int, int]:
@@ -63,28 +73,19 @@ def _name(recording: Recording, index: int) -> str:
     return f"{program.rpartition('/')[2]} ({process.pid})"
 
 
-def live(recording: Recording, settings: Settings, basis: Held) -> Life:
-    """The life under these settings."""
-    replay = Replay(recording, settings)
+def live(recording: Recording, settings: Settings) -> LifeOutcome:
+    """The life under these settings; a second replay ends at the peak, to see what made it."""
+    replay = RecordedReplay(recording, settings)
     replay.run()
-    until = Replay(recording, settings)
+    until = RecordedReplay(recording, settings)
     until.run(replay.peak_event)
-    work, points = replay.pages.work, replay.points
+    work = replay.pages.work
     order = np.argsort(-replay.site_pages, kind="stable")[:MOST_SITES].tolist()
-    return Life(
-        settings=settings.describe(),
-        events=len(recording.kind),
-        curve=Curve(
-            *(
-                np.array([getattr(point, name) for point in points], np.int64)
-                for name in ("time", "rss", "frames", "huge")
-            )
-        ),
-        peak=max(replay.peak.rss, 0),
-        peak_time=replay.peak.time,
-        peak_frames=replay.peak.frames,
-        final=replay.pages.rss,
-        peak_huge={each: count for each, count in replay.peak_orders.items() if each and count},
+    return LifeOutcome(
+        settings=settings,
+        curve=MemoryCurve(*np.array(replay.points, np.int64).reshape(-1, 4).T),
+        peak=replay.peak,
+        end=replay.end or replay.moment(-1),
         faults=work.faults,
         saved=work.saved,
         cleared=work.cleared,
@@ -92,7 +93,7 @@ def live(recording: Recording, settings: Settings, basis: Held) -> Life:
         brought=dict(sorted(work.brought.items())),
         mappings=tuple(_mappings(recording, until)),
         sites=tuple(
-            SiteTotal(
+            CallSite(
                 int(recording.sites[each]),
                 int(replay.site_faults[each]),
                 int(replay.site_pages[each]),
@@ -100,13 +101,52 @@ def live(recording: Recording, settings: Settings, basis: Held) -> Life:
             for each in order
             if replay.site_pages[each]
         ),
-        held=basis,
-        passed_over=replay.calls.passed_over,
         nowhere=replay.nowhere,
+        passed_over=replay.calls.passed_over,
     )
 
 
-def _mappings(recording: Recording, replay: Replay) -> list[MappingAtPeak]:
+def lived(recording: Recording, name: str, settings: Settings) -> Lived:
+    """The life as it was recorded, and under these settings."""
+    began = time.monotonic()
+    recorded = live(recording, without_huge_pages(settings))
+    same = settings == recorded.settings
+    given = recorded if same else live(recording, settings)
+    return Lived(
+        name=name,
+        command=" ".join(recording.command),
+        kernel=recording.kernel,
+        geometry=recording.geometry,
+        events=len(recording.kind),
+        processes=len(recording.processes),
+        tasks=len(recording.task_pid),
+        seconds=recording.seconds,
+        recorded=recorded,
+        given=given,
+        held=held_against(recording, settings),
+        unseen=tuple(_unseen(recording, given)),
+        took=time.monotonic() - began,
+    )
+
+
+def _unseen(recording: Recording, given: LifeOutcome) -> Iterator[str]:
+    """What the answer does not know."""
+    yield "khugepaged is not run: this is what faults alone make of it"
+    yield "memory is never short: nothing is reclaimed, swapped or refused"
+    begun = [each for each in recording.processes if each.how is not HowBegun.FORK]
+    blind = sum(each.vmas is None for each in begun)
+    if blind:
+        yield (
+            f"the first mappings of {blind} of {len(begun)} programs: pages of their data and stacks count "
+            "as small ones"
+        )
+    if given.passed_over:
+        calls = ", ".join(f"{name} ({count})" for name, count in sorted(given.passed_over.items()))
+        yield f"what some calls did: {calls}"
+    yield "pages that the kernel itself brings in for direct I/O and the like, where no fault shows it"
+
+
+def _mappings(recording: Recording, replay: RecordedReplay) -> list[PeakMapping]:
     """What each process's mappings have, those of one name together; most first."""
     found = []
     pages = replay.pages
@@ -123,5 +163,5 @@ def _mappings(recording: Recording, replay: Replay) -> list[MappingAtPeak]:
                 sums[3] += int(np.count_nonzero(pages.order[folios[there]]))
         for name, sums in by_name.items():
             if sums[1]:
-                found.append(MappingAtPeak(_name(recording, index), name, *sums))
+                found.append(PeakMapping(_name(recording, index), name, *sums))
     return sorted(found, key=lambda each: -each.rss)

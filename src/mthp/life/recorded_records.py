@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a replayed recording comes to: curves, a peak and what made it, faults, and what it rests on."""
+"""What a replayed recording comes to: curves, a peak and what made it, faults, and what it rests on.
+
+Amounts are in pages, times in nanoseconds from the beginning.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.words.settings import Settings
+from mthp.words.units import Geometry
+
 
 @dataclass(frozen=True, eq=False)
-class Curve:
-    """Memory against time. time: nanoseconds from the beginning. rss: pages mapped, summed over processes.
-    frames: pages that folios take. huge: in large folios, of frames."""
+class MemoryCurve:
+    """Memory against time. rss: mapped, summed over processes. frames: what folios take. huge: of it, in
+    large folios."""
 
     time: NDArray[np.int64]
     rss: NDArray[np.int64]
@@ -21,9 +27,20 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class MappingAtPeak:
-    """What a process's mappings of one name had when memory was at its peak; pages. written: those that the
-    program had ever written to."""
+class MemoryMoment:
+    """Memory at one time, as in MemoryCurve. folios: order -> large folios."""
+
+    time: int
+    rss: int
+    frames: int
+    huge: int
+    folios: dict[int, int]
+
+
+@dataclass(frozen=True)
+class PeakMapping:
+    """What a process's mappings of one name had when memory was at its peak. written: what the program had
+    ever written to."""
 
     process: str
     name: str
@@ -34,7 +51,7 @@ class MappingAtPeak:
 
 
 @dataclass(frozen=True)
-class SiteTotal:
+class CallSite:
     """An instruction whose faults brought memory. ip: its address."""
 
     ip: int
@@ -42,38 +59,54 @@ class SiteTotal:
     pages: int
 
 
-@dataclass(frozen=True)
-class Held:
-    """How the replay without huge pages compares with what /proc said while it was recorded. worst: pages
-    that /proc said more, in the sample that differs most; at: what it said then."""
-
-    samples: int
-    worst: int
-    at: int
-
-
 @dataclass(frozen=True, eq=False)
-class Life:
-    """One life under one set of settings. Pages throughout; time in nanoseconds.
+class LifeOutcome:
+    """One life under one set of settings. end: when the command ended, or the recording.
 
-    brought: order -> folios that faults brought. left: pages at the end, of what still runs.
+    faults: taken; saved: recorded ones that are not. cleared: pages; copied: those that copy-on-write
+    copied. brought: order -> folios that faults brought. nowhere: recorded faults where no mapping allows
+    the access. passed_over: calls of which it is not known what they did -> how many.
     """
 
-    settings: str
-    events: int
-    curve: Curve
-    peak: int
-    peak_time: int
-    peak_frames: int
-    final: int
-    peak_huge: dict[int, int]
+    settings: Settings
+    curve: MemoryCurve
+    peak: MemoryMoment
+    end: MemoryMoment
     faults: int
     saved: int
     cleared: int
     copied: int
     brought: dict[int, int]
-    mappings: tuple[MappingAtPeak, ...]
-    sites: tuple[SiteTotal, ...]
-    held: Held
-    passed_over: dict[str, int] = field(default_factory=dict)
-    nowhere: int = 0
+    mappings: tuple[PeakMapping, ...]
+    sites: tuple[CallSite, ...]
+    nowhere: int
+    passed_over: dict[str, int]
+
+
+@dataclass(frozen=True)
+class HeldAgainst:
+    """How the replay without huge pages compares with what /proc said while it was recorded. worst: how much
+    more /proc said in the sample that differs most; said: what it said there."""
+
+    samples: int
+    worst: int
+    said: int
+
+
+@dataclass(frozen=True, eq=False)
+class Lived:
+    """A recording and its lives: as it was recorded, without huge pages, and under the settings asked for."""
+
+    name: str
+    command: str
+    kernel: str
+    geometry: Geometry
+    events: int
+    processes: int
+    tasks: int
+    seconds: float
+    recorded: LifeOutcome
+    given: LifeOutcome
+    held: HeldAgainst
+    unseen: tuple[str, ...]
+    took: float

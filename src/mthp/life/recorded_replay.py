@@ -7,7 +7,6 @@ Faults between two other events are taken together, for until the next one memor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -16,35 +15,27 @@ from numpy.typing import NDArray
 from mthp.image.recording import EventKind, FaultFlag, HowBegun, RecordedProcess, Recording
 from mthp.life.recorded_calls import AT_BEGIN, Calls
 from mthp.life.recorded_pages import GUARD, PageStore
-from mthp.life.recorded_space import Backing, Space, Span, Traits
+from mthp.life.recorded_records import MemoryMoment
+from mthp.life.recorded_space import Backing, RecordedSpace, Span, SpanTraits
 from mthp.words.settings import Settings
 
 MOST_TOGETHER = 4096
 """Faults that are taken together: what a curve cannot show between."""
 FEW = 24
 """So few are quicker one by one."""
-UNSEEN = Span(0, 1 << 62, Traits(Backing.FILE, 7, "[unseen]"))
+UNSEEN = Span(0, 1 << 62, SpanTraits(Backing.FILE, 7, "[unseen]"))
 """What stands for the mappings of a process of which nobody saw them."""
-
-
-@dataclass
-class Point:
-    """A moment of the curve."""
-
-    time: int
-    rss: int
-    frames: int
-    huge: int
 
 
 Watch = Callable[[int], None]
 
 
-class Replay:
+class RecordedReplay:
     """One replay of a recording under settings.
 
-    points: the curve. peak, peak_event, peak_orders: its highest point, the event after it, and order ->
-    folios then. nowhere: faults that found no mapping, or one that does not allow the access.
+    points: time, rss, frames and huge of the curve. peak, peak_event: its highest moment, and the event
+    after it. end: before the command's first task ended; None before. nowhere: faults that found no mapping,
+    or one that does not allow the access.
     """
 
     def __init__(self, recording: Recording, settings: Settings) -> None:
@@ -53,14 +44,14 @@ class Replay:
         self.pages = PageStore(recording.geometry.pmd_order)
         limit = 1 << (56 - recording.geometry.page_shift)
         self.calls = Calls(recording.geometry.page_shift, limit)
-        self.spaces: dict[int, Space] = {}
+        self.spaces: dict[int, RecordedSpace] = {}
         self.site_faults = np.zeros(len(recording.sites), np.int64)
         self.site_pages = np.zeros(len(recording.sites), np.int64)
         self._process = recording.task_process.astype(np.int64)
-        self.points: list[Point] = []
-        self.peak = Point(0, -1, 0, 0)
+        self.points: list[tuple[int, int, int, int]] = []
+        self.peak = MemoryMoment(0, 0, 0, 0, {})
         self.peak_event = 0
-        self.peak_orders: dict[int, int] = {}
+        self.end: MemoryMoment | None = None
         self.nowhere = 0
         first = {each: task for task, each in enumerate(self._process.tolist())}
         for index, process in enumerate(recording.processes):
@@ -76,12 +67,12 @@ class Replay:
     def _begin(self, index: int, process: RecordedProcess) -> None:
         if index in self.spaces:
             return
-        space = Space(self.pages, self._settings, process.vmas is not None)
+        space = RecordedSpace(self.pages, self._settings, process.vmas is not None)
         shift = self._recording.geometry.page_shift
         for vma in process.vmas or ():
             backing = Backing.FILE if vma.inode else Backing.ANON
             private = vma.perms[3] == "p" and not vma.path.startswith("[v")
-            traits = Traits(
+            traits = SpanTraits(
                 backing if private else Backing.OTHER,
                 _prot(vma.perms),
                 vma.path or "[anon]",
@@ -119,24 +110,22 @@ class Replay:
                 self._other(edge)
                 begin = edge + 1
 
-    def _note(self, event: int) -> None:
+    def moment(self, event: int) -> MemoryMoment:
+        """Memory as it is, at the time of an event."""
         pages = self.pages
-        if (
-            self.points
-            and pages.rss == self.points[-1].rss
-            and pages.frames == self.points[-1].frames
-        ):
+        folios = {order: count for order, count in pages.huge.items() if order and count}
+        time = int(self._recording.time[event])
+        return MemoryMoment(time, pages.rss, pages.frames, pages.frames - pages.huge[0], folios)
+
+    def _note(self, event: int) -> None:
+        """Add the memory of now to the curve, where it is another."""
+        pages = self.pages
+        if self.points and (pages.rss, pages.frames) == self.points[-1][1:3]:
             return
-        point = Point(
-            int(self._recording.time[event]),
-            pages.rss,
-            pages.frames,
-            pages.frames - pages.huge[0],
-        )
-        self.points.append(point)
+        time = int(self._recording.time[event])
+        self.points.append((time, pages.rss, pages.frames, pages.frames - pages.huge[0]))
         if pages.rss > self.peak.rss:
-            self.peak, self.peak_event = point, event + 1
-            self.peak_orders = dict(pages.huge)
+            self.peak, self.peak_event = self.moment(event), event + 1
 
     # Events that are no faults
 
@@ -159,6 +148,8 @@ class Replay:
                 self._process[task] = value
                 self._leave(index)
         elif kind == EventKind.END:
+            if task == 0:
+                self.end = self.moment(event)
             self._leave(index)
         elif space is not None and kind in (EventKind.CALL, EventKind.RETURN):
             name = recording.calls[recording.call_kind[value]]
@@ -191,7 +182,7 @@ class Replay:
             if space is not None:
                 self._of_space(space, begin + one, begin + other)
 
-    def _of_space(self, space: Space, begin: int, end: int) -> None:
+    def _of_space(self, space: RecordedSpace, begin: int, end: int) -> None:
         recording = self._recording
         pages = recording.value[begin:end].astype(np.int64)
         write = recording.flags[begin:end] & FaultFlag.WRITE != 0
@@ -223,13 +214,13 @@ class Replay:
 
     def _together(
         self,
-        space: Space,
+        space: RecordedSpace,
         at: NDArray[np.int64],
         write: NDArray[np.bool_],
         sites: NDArray[np.uint32],
     ) -> NDArray[np.int64]:
         """Take the faults that bring small pages, and pass over those at pages that are there; returns the
-        others. The clear twin is Space.touch()."""
+        others. The clear twin is RecordedSpace.touch()."""
         pages, bits = self.pages, self.pages.pmd_order
         tables, which = np.unique(at >> bits, return_inverse=True)
         rows = np.array([space.tables.get(table, -1) for table in tables.tolist()], np.int64)[which]
@@ -250,7 +241,7 @@ class Replay:
         return np.flatnonzero(left)
 
     def _small(
-        self, space: Space, at: NDArray[np.int64], asked: NDArray[np.bool_]
+        self, space: RecordedSpace, at: NDArray[np.int64], asked: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
         """Which of the stores are to mappings that have none but small pages."""
         answer = np.zeros(len(at), np.bool_)
@@ -270,7 +261,7 @@ class Replay:
 
     def _bring(
         self,
-        space: Space,
+        space: RecordedSpace,
         at: NDArray[np.int64],
         sites: NDArray[np.uint32],
         places: NDArray[np.int64],

@@ -26,7 +26,7 @@ class Backing(IntEnum):
     OTHER = 2
 
 
-class Advice(IntEnum):
+class HugeAdvice(IntEnum):
     """MADV_HUGEPAGE, MADV_NOHUGEPAGE, or neither."""
 
     NONE = 0
@@ -35,13 +35,13 @@ class Advice(IntEnum):
 
 
 @dataclass(frozen=True)
-class Traits:
+class SpanTraits:
     """What two mappings must have alike to become one. Kernel: mm/vma.c, is_mergeable_vma()."""
 
     backing: Backing
     prot: int
     name: str = ""
-    advice: Advice = Advice.NONE
+    advice: HugeAdvice = HugeAdvice.NONE
     reserved: bool = False
     accounted: bool = False
     grows: bool = False
@@ -57,7 +57,7 @@ class Span:
 
     start: int
     end: int
-    traits: Traits
+    traits: SpanTraits
     shift: int = 0
     anon: int = 0
 
@@ -68,7 +68,7 @@ MERGED = frozenset({Backing.ANON})
 """What becomes one mapping with its neighbours: of others nothing depends on it."""
 
 
-class Space:
+class RecordedSpace:
     """One address space. vmas_known: whether the mappings that it began with are."""
 
     def __init__(self, pages: PageStore, settings: Settings, vmas_known: bool) -> None:
@@ -82,7 +82,7 @@ class Space:
         self.peak = 0
         self.vmas_known = vmas_known
         self._settings = settings
-        self._orders: dict[Traits, int] = {}
+        self._orders: dict[SpanTraits, int] = {}
         self._bits = pages.pmd_order
 
     # Mappings
@@ -112,19 +112,19 @@ class Space:
             found = self._orders[traits] = self._allowed(traits)
         return found
 
-    def _allowed(self, traits: Traits) -> int:
+    def _allowed(self, traits: SpanTraits) -> int:
         settings = self._settings
-        if traits.backing is not Backing.ANON or traits.advice is Advice.NOHUGEPAGE:
+        if traits.backing is not Backing.ANON or traits.advice is HugeAdvice.NOHUGEPAGE:
             return 0
         mask = settings.orders_always
-        advised = traits.advice is Advice.HUGEPAGE
+        advised = traits.advice is HugeAdvice.HUGEPAGE
         if advised:
             mask |= settings.orders_madvise
         if settings.enabled is Enabled.ALWAYS or (advised and settings.enabled is Enabled.MADVISE):
             mask |= settings.orders_inherit
         return mask & settings.geometry.anon_orders_mask
 
-    def map(self, start: int, end: int, traits: Traits, shift: int = 0, anon: int = 0) -> None:
+    def map(self, start: int, end: int, traits: SpanTraits, shift: int = 0, anon: int = 0) -> None:
         """Map a range anew. Kernel: mm/vma.c, mmap_region()."""
         self.unmap(start, end)
         self._insert(Span(start, end, traits, shift, anon))
@@ -358,9 +358,9 @@ class Space:
 
     # Fork and move
 
-    def fork(self, settings: Settings) -> Space:
+    def fork(self, settings: Settings) -> RecordedSpace:
         """The copy that a child gets. Kernel: kernel/fork.c, dup_mmap(); mm/memory.c, copy_page_range()."""
-        child = Space(self.pages, settings, self.vmas_known)
+        child = RecordedSpace(self.pages, settings, self.vmas_known)
         child.brk = self.brk
         before = self.pages.rss
         for span in self.spans:

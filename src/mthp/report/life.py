@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A recorded life under other settings, beside the one without huge pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from mthp.life.recorded_records import LifeOutcome, Lived, MemoryMoment
+from mthp.report.page import SafeConsole
+from mthp.report.phrases import order_name, percent, plural, short_time
+from mthp.words.units import human_bytes
+
+SCHEMA_VERSION = 1
+MAPPINGS_SHOWN = 8
+SITES_SHOWN = 4
+
+
+def render_life(lived: Lived, console: Console, *, verbose: bool = False) -> None:
+    """Print both lives side by side. verbose: every mapping, every call site, what is not seen."""
+    page = SafeConsole(console, verbose=verbose)
+    page.line(f"{lived.name}: {lived.command}", "bold")
+    page.line(
+        f"Recorded on {lived.kernel} without huge pages: {lived.seconds:.1f} s, "
+        f"{plural(lived.processes, 'process', 'processes')}, {plural(lived.tasks, 'task')}, "
+        f"{plural(lived.events, 'event')}."
+    )
+    page.line(lived.given.settings.describe())
+    page.line(_headline(lived), "bold")
+    page.heading("Anonymous memory, and what the kernel does for it")
+    columns = [("", "left"), ("without huge pages", "right"), ("as given", "right")]
+    page.table(columns, _figures(lived), indent=0)
+    _peak(page, lived)
+    page.console.print()
+    page.line(_held(lived), "dim")
+    page.bullets("Not seen", lived.unseen)
+
+
+def _bytes(lived: Lived, pages: int) -> str:
+    return human_bytes(pages << lived.geometry.page_shift)
+
+
+def _headline(lived: Lived) -> str:
+    before, after = lived.recorded, lived.given
+    more = after.peak.frames - before.peak.frames
+    sign = "+" if more >= 0 else ""
+    change = f"{sign}{_bytes(lived, more)}, {sign}{100 * more / max(before.peak.frames, 1):.1f} %"
+    return (
+        f"Predicted: {_bytes(lived, after.peak.frames)} at the peak ({change}), "
+        f"{_bytes(lived, after.end.frames)} at the end, and {percent(after.saved, before.faults)} of the "
+        f"faults saved."
+    )
+
+
+def _figures(lived: Lived) -> Iterator[tuple[str, str, str]]:
+    both = (lived.recorded, lived.given)
+
+    def row(name: str, *cells: str) -> tuple[str, str, str]:
+        return (name, cells[0], cells[1])
+
+    for title, moments in (
+        ("peak", [each.peak for each in both]),
+        ("at the end", [each.end for each in both]),
+    ):
+        yield row(f"{title}: mapped (RssAnon)", *(_bytes(lived, each.rss) for each in moments))
+        yield row("  frames that folios take", *(_bytes(lived, each.frames) for each in moments))
+        yield row("  in large folios", *(percent(each.huge, each.frames) for each in moments))
+        for order in sorted({order for each in moments for order in each.folios}):
+            name = order_name(lived.geometry, order)
+            yield row(f"    {name}", *(f"{each.folios.get(order, 0):,}" for each in moments))
+    yield row("peak after", *(short_time(each.peak.time) for each in both))
+    yield row("faults at anonymous memory", *(f"{each.faults:,}" for each in both))
+    yield row("cleared", *(_bytes(lived, each.cleared) for each in both))
+    yield row("copied by copy-on-write", *(_bytes(lived, each.copied) for each in both))
+
+
+def _peak(page: SafeConsole, lived: Lived) -> None:
+    mappings = lived.given.mappings
+    shown = mappings if page.verbose else mappings[:MAPPINGS_SHOWN]
+    page.heading(f"What made the peak, {short_time(lived.given.peak.time)} after the beginning")
+    page.table(
+        [
+            *(("process", "left"), ("mappings", "left"), ("", "right"), ("mapped", "right")),
+            *(("never written", "right"), ("in large folios", "right")),
+        ],
+        [
+            (
+                each.process,
+                each.name,
+                f"{each.mappings:,}",
+                _bytes(lived, each.rss),
+                _bytes(lived, each.rss - each.written),
+                percent(each.huge, each.rss),
+            )
+            for each in shown
+        ],
+    )
+    if len(mappings) > len(shown):
+        page.line(f"and {len(mappings) - len(shown)} more (--verbose)", "dim", indent=2)
+    sites = lived.given.sites if page.verbose else lived.given.sites[:SITES_SHOWN]
+    if sites:
+        page.heading("Where the program was when it got memory")
+        page.table(
+            [("instruction", "left"), ("faults", "right"), ("memory", "right")],
+            [(f"{each.ip:#x}", f"{each.faults:,}", _bytes(lived, each.pages)) for each in sites],
+        )
+
+
+def _held(lived: Lived) -> str:
+    held = lived.held
+    if not held.samples:
+        return "The program was too short to be held against what /proc said."
+    samples = plural(held.samples, "time", "times")
+    if not held.worst:
+        return (
+            f"Without huge pages the replay has, each of the {samples} that /proc was read, exactly the "
+            "pages that it said."
+        )
+    return (
+        f"Without huge pages the replay was held against /proc {samples}: the largest difference is "
+        f"{held.worst:+,} pages of {held.said:,}."
+    )
+
+
+def life_document(lived: Lived) -> dict[str, Any]:
+    """Both lives as JSON values: sizes in bytes, times in nanoseconds."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "predicted": True,
+        "target": lived.name,
+        "command": lived.command,
+        "kernel": lived.kernel,
+        "page_size": lived.geometry.page_size,
+        "pmd_order": lived.geometry.pmd_order,
+        "events": lived.events,
+        "processes": lived.processes,
+        "tasks": lived.tasks,
+        "recorded_seconds": lived.seconds,
+        "without_huge_pages": _outcome_values(lived, lived.recorded),
+        "given": _outcome_values(lived, lived.given),
+        "held_against_proc": {
+            "samples": lived.held.samples,
+            "worst_pages": lived.held.worst,
+            "said_pages": lived.held.said,
+        },
+        "unseen": list(lived.unseen),
+        "seconds": lived.took,
+    }
+
+
+def _outcome_values(lived: Lived, outcome: LifeOutcome) -> dict[str, Any]:
+    shift = lived.geometry.page_shift
+
+    def moment(of: MemoryMoment) -> dict[str, Any]:
+        return {
+            "time": of.time,
+            "rss": of.rss << shift,
+            "frames": of.frames << shift,
+            "large": of.huge << shift,
+            "folios": {str(order): count for order, count in sorted(of.folios.items())},
+        }
+
+    curve = outcome.curve
+    return {
+        "settings": outcome.settings.to_json(),
+        "peak": moment(outcome.peak),
+        "end": moment(outcome.end),
+        "faults": outcome.faults,
+        "saved": outcome.saved,
+        "cleared_bytes": outcome.cleared << shift,
+        "copied_bytes": outcome.copied << shift,
+        "brought": {str(order): count for order, count in outcome.brought.items()},
+        "nowhere": outcome.nowhere,
+        "passed_over": outcome.passed_over,
+        "mappings": [
+            {
+                "process": each.process,
+                "name": each.name,
+                "mappings": each.mappings,
+                "rss": each.rss << shift,
+                "written": each.written << shift,
+                "large": each.huge << shift,
+            }
+            for each in outcome.mappings
+        ],
+        "sites": [
+            {"ip": each.ip, "faults": each.faults, "bytes": each.pages << shift}
+            for each in outcome.sites
+        ],
+        "curve": {
+            "time": curve.time.tolist(),
+            "rss": (curve.rss << shift).tolist(),
+            "frames": (curve.frames << shift).tolist(),
+            "large": (curve.huge << shift).tolist(),
+        },
+    }
