@@ -50,11 +50,13 @@ _FIELDS = {
 }
 
 
+_ARGS = {"mmap": 6, "munmap": 2, "madvise": 3, "brk": 1, "mprotect": 3, "mremap": 5, "mlock": 2}
+
+
 def events() -> dict[str, Event]:
     """The events of a kernel, with their numbers in this order from 1 up."""
     fields = dict(_FIELDS)
-    for call in ("mmap", "munmap", "madvise", "brk"):
-        args = {"mmap": 6, "munmap": 2, "madvise": 3, "brk": 1}[call]
+    for call, args in _ARGS.items():
         enter = tuple((f"arg{i}", 16 + 8 * i, 8) for i in range(args))
         fields[f"syscalls/sys_enter_{call}"] = (("__syscall_nr", 8, 4), *enter)
         fields[f"syscalls/sys_exit_{call}"] = (("__syscall_nr", 8, 4), ("ret", 16, 8))
@@ -91,6 +93,9 @@ class Ring:
         body += text
         body += bytes(-len(body) % 4)
         self.now += later
+        if len(self._data) + len(body) + 16 > LAYOUT.size - LAYOUT.data - 8:
+            self.page()
+            self._last = self._start
         self._later(self.now - self._last)
         self._last = self.now
         if len(body) > 112:
@@ -177,16 +182,21 @@ META = {
 }  # fmt: skip
 
 
+def packed(decoder: Decoder, samples: list[Sample]) -> bytes:
+    """The file of what was decoded."""
+    file = io.BytesIO()
+    write_recording(file, META, decoder, samples)
+    return file.getvalue()
+
+
 @cache
 def _packed() -> bytes:
-    file = io.BytesIO()
     decoder = lived()
     samples = [
         Sample(decoder.began + 100, decoder.began + 105, PID, 2, 0),
         Sample(decoder.ended, decoder.ended + 3, PID, 0, 0),
     ]
-    write_recording(file, META, decoder, samples)
-    return file.getvalue()
+    return packed(decoder, samples)
 
 
 def made_recording() -> Made:

@@ -50,9 +50,10 @@ def _can_trace() -> bool:
     return done.returncode == 0 and inside.returncode == 0
 
 
+CAN_TRACE = _can_trace()
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(not _can_trace(), reason="needs root, and tracefs with page fault events"),
+    pytest.mark.skipif(not CAN_TRACE, reason="needs root, and tracefs with page fault events"),
 ]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 MTHP = (sys.executable, "-m", "mthp")

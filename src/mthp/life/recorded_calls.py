@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 
 from mthp.life.recorded_pages import BY_PTES, GUARD, HUGE_ZERO, NONE
-from mthp.life.recorded_space import PROT_WRITE, HugeAdvice, Backing, RecordedSpace, SpanTraits
+from mthp.life.recorded_space import (
+    PROT,
+    PROT_WRITE,
+    Backing,
+    HugeAdvice,
+    RecordedSpace,
+    SpanTraits,
+)
 
 MAP_SHARED, MAP_TYPE, MAP_ANONYMOUS, MAP_GROWSDOWN = 0x01, 0x0F, 0x20, 0x100
 MAP_PRIVATE, MAP_LOCKED, MAP_NORESERVE, MAP_POPULATE = 0x02, 0x2000, 0x4000, 0x8000
 MAP_NONBLOCK, MAP_STACK, MAP_HUGETLB = 0x10000, 0x20000, 0x40000
 MREMAP_DONTUNMAP = 4
-PROT = 7
 ENOMEM = 12
 MOST_ERRNO = 4095
 MCL_CURRENT = 1

@@ -87,7 +87,6 @@ def live(recording: Recording, settings: Settings) -> LifeOutcome:
         peak=replay.peak,
         end=replay.end or replay.moment(-1),
         faults=work.faults,
-        saved=work.saved,
         cleared=work.cleared,
         copied=work.copied,
         brought=dict(sorted(work.brought.items())),

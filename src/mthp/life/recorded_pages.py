@@ -24,7 +24,6 @@ class Work:
     brought none counts as order 0 of `faults`), pages cleared and copied."""
 
     faults: int = 0
-    saved: int = 0
     brought: dict[int, int] = field(default_factory=dict)
     cleared: int = 0
     copied: int = 0

@@ -63,9 +63,9 @@ class CallSite:
 class LifeOutcome:
     """One life under one set of settings. end: when the command ended, or the recording.
 
-    faults: taken; saved: recorded ones that are not. cleared: pages; copied: those that copy-on-write
-    copied. brought: order -> folios that faults brought. nowhere: recorded faults where no mapping allows
-    the access. passed_over: calls of which it is not known what they did -> how many.
+    faults: at anonymous memory. cleared: pages; copied: those that copy-on-write copied. brought: order ->
+    folios that faults brought. nowhere: recorded faults where no mapping allows the access. passed_over:
+    calls of which it is not known what they did -> how many.
     """
 
     settings: Settings
@@ -73,7 +73,6 @@ class LifeOutcome:
     peak: MemoryMoment
     end: MemoryMoment
     faults: int
-    saved: int
     cleared: int
     copied: int
     brought: dict[int, int]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from mthp.image.recording import EventKind, FaultFlag, HowBegun, RecordedProcess, Recording
 from mthp.life.recorded_calls import AT_BEGIN, Calls
-from mthp.life.recorded_pages import GUARD, PageStore
+from mthp.life.recorded_pages import BY_PTES, GUARD, NONE, ZERO, PageStore
 from mthp.life.recorded_records import MemoryMoment
-from mthp.life.recorded_space import Backing, RecordedSpace, Span, SpanTraits
+from mthp.life.recorded_space import PROT, PROT_WRITE, Backing, RecordedSpace, Span, SpanTraits
 from mthp.words.settings import Settings
 
 MOST_TOGETHER = 4096
@@ -200,7 +200,7 @@ class RecordedReplay:
             if span is None or span.traits.backing is Backing.OTHER:
                 self.nowhere += span is None
                 continue
-            if is_write and not span.traits.prot & 2:
+            if not span.traits.prot & (PROT_WRITE if is_write else PROT):
                 self.nowhere += 1
                 continue
             if space.touch(span, page, is_write):
@@ -208,8 +208,6 @@ class RecordedReplay:
                 self.site_faults[site] += 1
                 self.site_pages[site] += self.pages.rss - before
                 before = self.pages.rss
-            else:
-                self.pages.work.saved += 1
         space.peak = max(space.peak, space.anon)
 
     def _together(
@@ -226,24 +224,27 @@ class RecordedReplay:
         rows = np.array([space.tables.get(table, -1) for table in tables.tolist()], np.int64)[which]
         low = at & (pages.ptrs - 1)
         known = rows >= 0
-        state = np.where(known, pages.folio[rows, low], 0)
+        state = np.where(known, pages.folio[rows, low], NONE)
         there = (state > 0) & ~(write & pages.guarded[rows, low])
-        there |= (state == GUARD) | ((state < 0) & ~write)
+        there |= (state == GUARD) | ((state == ZERO) & ~write)
         there &= known
         stored = there & write & (state > 0)
         pages.written[rows[stored], low[stored]] = True
-        pages.work.saved += int(np.count_nonzero(there))
         left = ~there
-        small = self._small(space, at, left & write & (state <= 0))
+        small = self._small(space, at, write, left & (state <= 0))
         if small.any():
-            self._bring(space, at, sites, np.flatnonzero(small))
-            left &= ~small
-        return np.flatnonzero(left)
+            chosen = np.flatnonzero(small)
+            self._bring(space, at[chosen], write[chosen], sites[chosen])
+        return np.flatnonzero(left & ~small)
 
     def _small(
-        self, space: RecordedSpace, at: NDArray[np.int64], asked: NDArray[np.bool_]
+        self,
+        space: RecordedSpace,
+        at: NDArray[np.int64],
+        write: NDArray[np.bool_],
+        asked: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
-        """Which of the stores are to mappings that have none but small pages."""
+        """Which of the faults are at mappings that have none but small pages, and allow them."""
         answer = np.zeros(len(at), np.bool_)
         places = np.flatnonzero(asked)
         starts = np.array(space.starts, np.int64)
@@ -252,36 +253,45 @@ class RecordedReplay:
             if each < 0:
                 continue
             span = space.spans[each]
-            small = span.traits.backing is not Backing.OTHER and not space.orders(span)
+            if span.traits.backing is Backing.OTHER or space.orders(span):
+                continue
             chosen = places[(index == each) & (at[places] < span.end)]
-            if small and span.traits.prot & 2 and len(chosen):
-                answer[chosen] = True
+            stores = write[chosen]
+            if stores.any() and span.traits.prot & PROT_WRITE:
                 space.prepare(span)
+            may_load = bool(span.traits.prot) and span.traits.backing is Backing.ANON
+            answer[chosen] = np.where(stores, bool(span.traits.prot & PROT_WRITE), may_load)
         return answer
 
     def _bring(
         self,
         space: RecordedSpace,
         at: NDArray[np.int64],
+        write: NDArray[np.bool_],
         sites: NDArray[np.uint32],
-        places: NDArray[np.int64],
     ) -> None:
+        """Bring small pages, or the zero page where a load comes first, to pages where nothing is, or the
+        zero page."""
         pages, bits = self.pages, self.pages.pmd_order
-        _, first = np.unique(at[places], return_index=True)
-        pages.work.saved += len(places) - len(first)
-        places = places[np.sort(first)]
-        tables, which = np.unique(at[places] >> bits, return_inverse=True)
+        tables, which = np.unique(at >> bits, return_inverse=True)
         rows = np.array([space.row(table) for table in tables.tolist()], np.int64)
-        low = at[places] & (pages.ptrs - 1)
-        for row in rows[pages.how[rows] != 0].tolist():
+        for row in rows[pages.how[rows] != BY_PTES].tolist():
             pages.split_pmd(row)
-        rows = rows[which]
-        pages.bring_small(rows, low)
-        pages.written[rows, low] = True
-        space.anon += len(places)
-        pages.work.faults += len(places)
-        np.add.at(self.site_faults, sites[places], 1)
-        np.add.at(self.site_pages, sites[places], 1)
+        rows, low = rows[which], at & (pages.ptrs - 1)
+        _, first = np.unique(at, return_index=True)
+        loads = first[~write[first]]
+        loads = loads[pages.folio[rows[loads], low[loads]] == NONE]
+        pages.folio[rows[loads], low[loads]] = ZERO
+        stores = np.flatnonzero(write)
+        _, first = np.unique(at[stores], return_index=True)
+        stores = stores[np.sort(first)]
+        pages.bring_small(rows[stores], low[stores])
+        pages.written[rows[stores], low[stores]] = True
+        space.anon += len(stores)
+        pages.work.faults += len(stores) + len(loads)
+        np.add.at(self.site_faults, sites[stores], 1)
+        np.add.at(self.site_faults, sites[loads], 1)
+        np.add.at(self.site_pages, sites[stores], 1)
 
 
 def _prot(perms: str) -> int:

@@ -62,7 +62,7 @@ class Span:
     anon: int = 0
 
 
-PROT_WRITE = 2
+PROT, PROT_WRITE = 7, 2
 _ANON = count(1)
 MERGED = frozenset({Backing.ANON})
 """What becomes one mapping with its neighbours: of others nothing depends on it."""

@@ -47,10 +47,10 @@ def _headline(lived: Lived) -> str:
     more = after.peak.frames - before.peak.frames
     sign = "+" if more >= 0 else ""
     change = f"{sign}{_bytes(lived, more)}, {sign}{100 * more / max(before.peak.frames, 1):.1f} %"
+    saved = percent(before.faults - after.faults, before.faults)
     return (
         f"Predicted: {_bytes(lived, after.peak.frames)} at the peak ({change}), "
-        f"{_bytes(lived, after.end.frames)} at the end, and {percent(after.saved, before.faults)} of the "
-        f"faults saved."
+        f"{_bytes(lived, after.end.frames)} at the end, and {saved} of the faults saved."
     )
 
 
@@ -168,7 +168,6 @@ def _outcome_values(lived: Lived, outcome: LifeOutcome) -> dict[str, Any]:
         "peak": moment(outcome.peak),
         "end": moment(outcome.end),
         "faults": outcome.faults,
-        "saved": outcome.saved,
         "cleared_bytes": outcome.cleared << shift,
         "copied_bytes": outcome.copied << shift,
         "brought": {str(order): count for order, count in outcome.brought.items()},

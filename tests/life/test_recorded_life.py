@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `mthp life` says of a recording: of programs that were never run, and of a real one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mthp.cli import main
+from mthp.image.recording import load_recording
+from mthp.life.recorded_life import lived
+from mthp.words.settings import Settings, parse_enabled_flag
+from tests.image import test_record as real
+from tests.image.made_recording import made_recording
+from tests.life.recordings import OFF, TABLE, RecordedProgram
+
+
+def test_the_peak_is_found_and_what_made_it() -> None:
+    program = RecordedProgram()
+    program.mmap(0, 2 * TABLE)
+    program.write(0, 100)
+    program.munmap(0, TABLE)
+    program.write(TABLE, 10)
+    program.end()
+    answer = lived(program.recording(), "made", OFF.with_enabled(parse_enabled_flag("64kB=always")))
+    assert (answer.recorded.peak.rss, answer.given.peak.rss) == (100, 112)
+    assert (answer.recorded.end.rss, answer.given.end.rss) == (10, 16)
+    assert answer.given.peak.folios == {4: 7}
+    (mapping,) = answer.given.mappings
+    assert (mapping.rss, mapping.written, mapping.huge) == (112, 100, 112)
+    (site,) = answer.given.sites
+    assert (site.ip, site.faults, site.pages) == (0x40, 8, 128)
+    assert answer.given.faults == 8 and answer.recorded.faults == 110
+
+
+def test_as_recorded_and_without_huge_pages_are_the_same_life() -> None:
+    program = RecordedProgram()
+    program.mmap(0, 64)
+    program.write(0, 64)
+    answer = lived(program.recording(), "made", Settings(enabled="never"))  # type: ignore[arg-type]
+    assert answer.given.peak == answer.recorded.peak
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.npz"
+    path.write_bytes(made_recording().packed())
+    return path
+
+
+def test_the_command_prints_a_page_or_a_document(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["life", str(file), "--enabled", "16kB=always"]) == 0
+    page = capsys.readouterr().out
+    assert "Predicted: 20 KiB at the peak" in page and "khugepaged is not run" in page
+    assert main(["life", str(file), "--enabled", "16kB=always", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["given"]["peak"]["folios"] == {"2": 1}
+    assert document["without_huge_pages"]["peak"]["rss"] == document["given"]["peak"]["rss"]
+
+
+@pytest.mark.parametrize("words", [["life", "nosuch.npz"], ["life", "{file}", "--enabled", "x=y"]])
+def test_what_is_no_recording_is_refused(
+    words: list[str], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([each.format(file=file) for each in words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not real.CAN_TRACE, reason="needs root, and tracefs with page fault events")
+def test_a_real_program_is_replayed_to_the_page(tmp_path: Path) -> None:
+    recording, said = real.recorded(
+        tmp_path / "a.npz",
+        """
+import random, threading
+chosen = random.Random(1)
+at = reserve(16 * TABLE)
+for _ in range(4000):
+    write(at, chosen.randrange(16 * 512))
+advise(at, 2 * TABLE, MADV_DONTNEED)
+libc.munmap(ctypes.c_void_p(at + 5 * TABLE), ctypes.c_size_t(TABLE + 3 * PAGE))
+kept = [bytes(chosen.randrange(1, 200_000)) for _ in range(200)]
+del kept[::3]
+thread = threading.Thread(target=write, args=(at, 0, 50))
+thread.start(); thread.join()
+if not os.fork():
+    write(at, 0, 30)
+    os._exit(0)
+os.wait()
+write(at, 10, 30)
+[anon] = [line for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")]
+print(int(anon.split()[1]) // 4, flush=True)
+os._exit(0)
+""",
+    )
+    answer = lived(recording, "a", Settings(enabled="never"))  # type: ignore[arg-type]
+    assert answer.held.worst == 0
+    assert abs(answer.recorded.end.rss - int(said)) <= 16  # it goes on for a moment after it looked
+    assert load_recording(tmp_path / "a.npz").meta["signal"] is None
