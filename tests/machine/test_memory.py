@@ -109,7 +109,7 @@ def test_a_step_names_the_word_it_is_at() -> None:
         act()
     assert seen == [(words, 2)] * 11
     for each in (
-        lambda: words.write_each(1, (1, 2)),
+        lambda: words.write_run(1, range(1, 3)),
         lambda: words.fill(1, 2, 3),
         lambda: words.add_each(1, 2, 1),
     ):
@@ -119,6 +119,19 @@ def test_a_step_names_the_word_it_is_at() -> None:
     seen.clear()
     cell.write((cell.read(),))
     assert seen == [(cell, 0), (cell, 0)]
+
+
+@pytest.mark.parametrize("step", [1, 1 << 12, -3])
+def test_a_run_is_the_same_words_whether_steps_are_watched_or_not(step: int) -> None:
+    rows = []
+    for hook in (None, lambda access, word, index, bits: None):
+        machine = Machine()
+        words: Words[int] = Words(machine, "words", "Q", 6)
+        words.fill(0, 6, 7)
+        machine.on_step = hook
+        words.write_run(1, range(100, 100 + 4 * step, step))
+        rows.append(words.raw.tolist())
+    assert rows[0] == rows[1] == [7, *(100 + i * step for i in range(4)), 7]
 
 
 def test_cells_hold_anything_immutable() -> None:

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mthp.machine.step import Access
 from mthp.machine.task import Machine
 from mthp.mm.swap_table import (
     SwapDevice,
@@ -48,6 +52,29 @@ def test_a_slot_keeps_its_contents_and_counts_who_names_it() -> None:
     assert swap.users == {4: 1, 8: 1}
     swap.put_users(4, 1)
     assert swap.users == {8: 1}
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (lambda swap: swap.add_user(4), (Access.RMW, 1)),
+        (lambda swap: swap.put_users(4, 3), (Access.RMW, 3)),
+        (lambda swap: swap.count(4), (Access.READ, 1)),
+        (lambda swap: swap.folio_at(4), (Access.READ, 1)),
+        (lambda swap: swap.add_check(4, 4), (Access.READ, 4)),
+    ],
+)
+def test_a_step_is_at_the_slots_it_is_about(
+    act: Callable[[SwapDevice], object], expected: tuple[Access, int]
+) -> None:
+    swap = SwapDevice(Machine())
+    for entry in (4, 5, 6, 7):
+        swap.hold(entry)
+    seen: list[tuple[Access, int]] = []
+    swap.machine.on_step = lambda access, word, index, bits: seen.append((access, bits))
+    act(swap)
+    access, nr = expected
+    assert seen == [(access, ((1 << nr) - 1) << 4)]
 
 
 def test_several_slots_are_let_go_of_at_once() -> None:

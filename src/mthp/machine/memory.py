@@ -14,7 +14,7 @@ include/asm-generic/bitops/instrumented-atomic.h (test_and_set_bit, test_and_cle
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
@@ -109,10 +109,11 @@ class Words(Generic[Word]):
             hook(WRITE, self, index, ALL_BITS)
         self.raw[index] = value
 
-    def write_each(self, index: int, values: Sequence[int]) -> None:
-        """Write words that stand in a row, one after the other."""
+    def write_run(self, index: int, values: range) -> None:
+        """Write evenly spaced words that stand in a row, one after the other."""
         if self.machine.on_step is None:
-            self.raw[index : index + len(values)] = array(self.raw.typecode, values)
+            run = np.arange(values.start, values.stop, values.step)
+            self.view()[index : index + len(values)] = run
             return
         for at, value in enumerate(values, index):
             self.write(at, value)

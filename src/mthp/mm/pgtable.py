@@ -205,7 +205,7 @@ def pgtable_trans_huge_withdraw(pmd: PmdPtr) -> int:
 def set_ptes(pte: PteMap, i: int, first: Pte, nr: int) -> None:
     """Write nr PTEs of consecutive frames, the first being `first`. Kernel: set_ptes()."""
     step = 1 << PFN_SHIFT
-    pte.ptes.write_each(pte.base + i, range(first, first + nr * step, step))
+    pte.ptes.write_run(pte.base + i, range(first, first + nr * step, step))
 
 
 def pte_range_none(pte: PteMap, i: int, nr: int) -> bool:

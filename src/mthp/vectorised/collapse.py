@@ -86,7 +86,10 @@ def _isolate_plain_pages(isolation: Isolation, pte: PteMap) -> bool:
     isolation.folio = int(pages.folios[-1])
     # Each is on the LRU, unlocked, and has no references but its mappings'.
     mem.flags.view()[taken] = flags ^ (PG_LRU | PG_LOCKED | PG_ISOLATED)
-    mem.refcount.view()[taken] += 1
+    if pages.small:
+        mem.refcount.view()[taken] = 2
+    else:
+        mem.refcount.view()[taken] += 1
     return True
 
 
@@ -137,7 +140,7 @@ def copy_at_once(
         return
     content = mem.content.view()
     content[folio : folio + nr] = content.take(pfns)
-    sources = pfns[pfns != 0]
+    sources = pfns if np.count_nonzero(pfns) == nr else pfns[pfns != 0]
     refcount = mem.refcount.view()
     if (
         compound_pagelist

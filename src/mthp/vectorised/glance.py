@@ -141,7 +141,7 @@ def _with_many_holes(
     scanned = np.where(enough, (met <= most_holes).sum(axis=1) + 1, 0)
     pages = ~holes & (np.arange(words.shape[1]) < scanned[:, None])
     rows = pages.nonzero()[0]
-    folios = mem.head.view()[pfns[pages]]
+    folios = mem.head.view()[pfns[pages]].astype(np.intp)  # the type that indexes fastest
     flags = mem.flags.view()[folios]
     plain = (words[pages] & KIND == PRESENT) & (flags & (WANTED | UNWANTED) == WANTED)
     plain &= (mem.order.view()[folios] == 0) & (mem.mapcount.view()[folios] == 1)

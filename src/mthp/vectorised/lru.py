@@ -13,9 +13,9 @@ from mthp.mm.folio import FOLIO_BATCH_SIZE, folio_batch_move_lru
 from mthp.mm.mem_map import MemMap
 from mthp.mm.page_flags import PAGE_HWPOISON, PG_LOCKED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
 
-_OF_SMALL: Final = ("flags", "refcount", "page_flags", "memcg", "anon_vma", "index")
+_OF_SMALL: Final = ("flags", "refcount", "page_flags", "anon_vma", "index")
 """Rows that a free folio has zeroes in, and that can hold something else for a small folio without
-mappings."""
+mappings; the memory cgroup is one more, which few have."""
 
 
 def folio_batch_move_lru_at_once(mem: MemMap, cpu: Cpu) -> None:
@@ -73,6 +73,7 @@ def free_small_folios(mem: MemMap, folios: NDArray[Any]) -> None:
         for number, pages in enumerate(np.bincount(memcgs).tolist()):
             if number and pages:
                 mem.memcgs[number - 1].uncharge(pages)
+        mem.memcg.view()[folios] = 0
     for row in _OF_SMALL:
         getattr(mem, row).view()[folios] = 0
     allocator = mem.allocator
