@@ -3,31 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
 from typing import Any, Final
 
 from mthp.compare.records import DifferenceKind, OperationDifference, ProgramScore
 from mthp.image.runs import FolioToken, PageKind, joined_folios
 from mthp.image.scenario_values import changed
 from mthp.life.layout import layout
-from mthp.life.program import FIRST_LAYOUT, SECOND_LAYOUT, LifeProgram, ProgramStep
-from mthp.life.run import Life
-from mthp.words.profiles import Profile
-
-VMSTAT: Final = frozenset(
-    {
-        "thp_split_pmd",
-        "thp_split_page",
-        "thp_split_page_failed",
-        "thp_collapse_alloc",
-        "thp_collapse_alloc_failed",
-        "thp_scan_exceed_none_pte",
-        "thp_scan_exceed_swap_pte",
-        "thp_scan_exceed_share_pte",
-    }
+from mthp.life.program import (
+    FIRST_LAYOUT,
+    SECOND_LAYOUT,
+    LifeProgram,
+    ProgramStep,
+    SeenMapping,
 )
-"""The counters of /proc/vmstat that records of programs have."""
+from mthp.life.run import Life
+from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
+from mthp.words.profiles import Profile
+from mthp.worlds.render import render_state
+
 UNSETTLED: Final = frozenset("LAR")
 """Flags of the LRU: right after an operation they depend on what per-CPU batches still hold."""
 SUBJECT: Final = "s"
@@ -55,9 +51,9 @@ def first_difference(
     life = Life.of_program(program, profile)
     life.mm(SUBJECT)
     for number, step in enumerate(program.steps):
-        before = counters(life)
+        before = counters(life, program)
         errno = life.perform(step.operation)
-        moved = changed(counters(life), before)
+        moved = changed(counters(life, program), before)
         found = next(_differences(program.id, number, step, life, errno, moved), None)
         if found is not None:
             return found
@@ -66,11 +62,11 @@ def first_difference(
     return None
 
 
-def counters(life: Life) -> dict[str, int]:
-    """The counters that records of programs have, under their names."""
-    vmstat = life.kernel.vmstat
+def counters(life: Life, program: LifeProgram) -> dict[str, int]:
+    """The counters that the record of a program has, under its names."""
+    vmstat, counted = life.kernel.vmstat, program.counted
     named = {f"{order}.{name}": value for (order, name), value in vmstat.mthp.items()}
-    named |= {f"v.{name}": value for name, value in vmstat.events.items() if name in VMSTAT}
+    named |= {f"v.{name}": value for name, value in vmstat.events.items() if name in counted}
     return _Counts(named)
 
 
@@ -91,14 +87,63 @@ def _differences(
     ) -> OperationDifference:
         return OperationDifference(name, number, step.text, kind, want, got, page)
 
-    if bool(step.failure) != bool(errno):
-        yield difference(DifferenceKind.ANSWER, step.failure or "done", errno)
-    yield from (
-        difference(DifferenceKind.PAGES, str(want), str(got), page)
-        for page, want, got in _pages(step, life)
-    )
+    if step.failure != -errno:
+        yield difference(DifferenceKind.ANSWER, -step.failure, errno)
+    for page, want, got in _pages(step, life):
+        yield difference(DifferenceKind.PAGES, str(want), str(got), page)
+    for process, seen in (step.processes or {}).items():
+        yield from starmap(difference, _mappings(process, seen, life))
     if dict(step.delta) != moved:
         yield difference(DifferenceKind.COUNTERS, dict(step.delta), dict(moved))
+
+
+def _mappings(
+    process: str, seen: Sequence[SeenMapping], life: Life
+) -> Iterator[tuple[DifferenceKind, str, str, int | None]]:
+    """What differs in a process's mappings and their pages: kind, recorded, got, page."""
+    mm, base = life.mm(process), life.address(0)
+    shift = mm.geometry.page_shift
+    want = [_mapping(each.start, each.state.pages, each) for each in seen]
+    got = [
+        f"{(vma.vm_start - base) >> shift}+{(vma.vm_end - vma.vm_start) >> shift}"
+        + _flags(vma.vm_flags, vma.anon_vma is not None)
+        for vma in mm.vmas
+    ]
+    if want != got:
+        yield DifferenceKind.MAPPINGS, f"{process}: {want}", f"{process}: {got}", None
+        return
+    states = render_state(life.kernel, mm.vmas)
+    names: dict[int | None, int] = {}
+    ours: dict[int | None, int] = {}
+    for mapping, state in zip(seen, states, strict=True):
+        pairs = zip(expanded(mapping.state.folios), expanded(state.folios), strict=True)
+        for page, (token, mine) in enumerate(pairs, mapping.start):
+            if _compared(_renamed(token, names)) != _compared(_renamed(mine, ours)):
+                yield DifferenceKind.PAGES, f"{process}: {token}", f"{process}: {mine}", page
+        if mapping.state.ptes is not None and mapping.state.ptes != state.ptes:
+            recorded, entries = mapping.state.pte_pages(), state.pte_pages()
+            for page, (entry, my) in enumerate(zip(recorded, entries, strict=True), mapping.start):
+                if entry != my:
+                    yield DifferenceKind.PTES, f"{process}: {entry}", f"{process}: {my}", page
+
+
+def _renamed(token: FolioToken, names: dict[int | None, int]) -> FolioToken:
+    """The token with its folio's number among those met; small folios have none."""
+    if token.folio is None or not token.order:
+        return token if token.folio is None else replace(token, folio=None, index=0)
+    return replace(token, folio=names.setdefault(token.folio, len(names)))
+
+
+def _mapping(start: int, pages: int, seen: SeenMapping) -> str:
+    """A recorded mapping in short."""
+    advice = {"hugepage": VM_HUGEPAGE, "nohugepage": VM_NOHUGEPAGE}.get(seen.advice, 0)
+    return f"{start}+{pages}" + _flags(advice | VM_WRITE * seen.writable, seen.anon_vma)
+
+
+def _flags(vm_flags: int, anon_vma: bool) -> str:
+    """Rights, advice, and whether there is an anon_vma, as letters."""
+    shown = (("w", VM_WRITE), ("h", VM_HUGEPAGE), ("n", VM_NOHUGEPAGE))
+    return "." + "".join(letter for letter, flag in shown if vm_flags & flag) + "a" * anon_vma
 
 
 def _pages(step: ProgramStep, life: Life) -> Iterator[tuple[int, FolioToken, FolioToken]]:
@@ -110,9 +155,7 @@ def _pages(step: ProgramStep, life: Life) -> Iterator[tuple[int, FolioToken, Fol
         (tokens,) = layout(life.mm(SUBJECT), range(first, first + len(wanted)))
         names: dict[int | None, int] = {}
         for page, (want, got) in enumerate(zip(wanted, tokens, strict=True), first):
-            if want.folio is not None:
-                want = replace(want, folio=names.setdefault(want.folio, len(names)))
-            if _compared(want) != _compared(got):
+            if _compared(_renamed(want, names)) != _compared(got):
                 yield page, want, got
 
 

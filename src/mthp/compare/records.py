@@ -210,7 +210,9 @@ class DifferenceKind(StrEnum):
     """What differs after an operation of a program."""
 
     ANSWER = "answer"
+    MAPPINGS = "mappings"
     PAGES = "pages"
+    PTES = "ptes"
     COUNTERS = "counters"
 
 

@@ -6,14 +6,22 @@ docs/program-format.md describes the file of recorded programs (JSON lines).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mthp.image.fields import Fields, ScenarioError, short
-from mthp.image.runs import FolioToken, RunsError, parse_folio_token, parse_runs
+from mthp.image.runs import (
+    FolioToken,
+    PagesState,
+    RunsError,
+    parse_folio_token,
+    parse_pte_token,
+    parse_runs,
+)
 from mthp.words.files import FileError
 from mthp.words.reading import numbered_lines, parse_object
 from mthp.words.units import Geometry, parse_whole
@@ -99,7 +107,7 @@ class Touches:
 
 @dataclass(frozen=True)
 class Fork:
-    """fork(2): the child sleeps, and is known by its name from here on."""
+    """fork(2): the child is known by its name from here on, and sleeps or has operations of its own."""
 
     process: str
     child: str
@@ -107,7 +115,7 @@ class Fork:
 
 @dataclass(frozen=True)
 class Kill:
-    """A child that sleeps is killed."""
+    """A process ends: a child that sleeps, or this process itself."""
 
     process: str
     child: str
@@ -155,33 +163,63 @@ Operation = (
     | Knob
     | SetSizes
 )
+USUALLY_COUNTED: Final = [
+    "thp_collapse_alloc",
+    "thp_collapse_alloc_failed",
+    "thp_scan_exceed_none_pte",
+    "thp_scan_exceed_share_pte",
+    "thp_scan_exceed_swap_pte",
+    "thp_split_page",
+    "thp_split_page_failed",
+    "thp_split_pmd",
+]
+"""The counters of /proc/vmstat in a record that does not name them."""
 Layout = tuple[tuple[tuple[int, FolioToken], ...], ...]
 """Runs of pages: of the first pages, and of those from SECOND_LAYOUT on."""
+
+
+@dataclass(frozen=True)
+class SeenMapping:
+    """A mapping as a kernel showed it. start: its first page."""
+
+    start: int
+    advice: str
+    writable: bool
+    anon_vma: bool
+    state: PagesState
 
 
 @dataclass(frozen=True)
 class ProgramStep:
     """An operation, and what a real kernel showed after it.
 
-    failure: empty, or what the operation answered. delta: counters that moved, by ORDER.name as in
-    hugepages-*kB/stats and v.name as in /proc/vmstat.
+    failure: 0, or the errno with which the operation failed. delta: counters that moved, by ORDER.name as
+    in hugepages-*kB/stats and v.name as in /proc/vmstat. layout: of process s. processes: the mappings of
+    every process; None where a record has a layout instead.
     """
 
     text: str
     operation: Operation
-    failure: str = ""
+    failure: int = 0
     layout: Layout = ()
     delta: Mapping[str, int] = field(default_factory=dict)
+    processes: Mapping[str, tuple[SeenMapping, ...]] | None = None
 
 
 @dataclass(frozen=True)
 class LifeProgram:
-    """Sizes that are at madvise (all others at never), further settings, and steps."""
+    """Sizes that are at madvise (all others at never), further settings, and steps.
+
+    kernel: the release that recorded it; empty where that is not said. counted: the counters of /proc/vmstat
+    that were recorded.
+    """
 
     id: str
     orders: tuple[int, ...]
     max_ptes_none: int
     pre: tuple[Operation, ...]
+    kernel: str
+    counted: frozenset[str]
     steps: tuple[ProgramStep, ...]
 
 
@@ -199,14 +237,17 @@ def load(path: str | Path) -> Iterator[LifeProgram]:
             if name in seen:
                 raise ScenarioError("id: used twice in this file")
             seen.add(name)
-            yield _program(name, fields)
+            program = parse_program(fields.document)
         except FileError as error:
             where = f"{path}:{number}: {short(name) + ': ' if name else ''}"
             raise ScenarioError(f"{where}{error}") from None
+        yield program
 
 
-def _program(name: str, fields: Fields) -> LifeProgram:
-    """The program of an object of which the id was taken."""
+def parse_program(document: Mapping[str, Any]) -> LifeProgram:
+    """A program from its JSON object; ScenarioError says where in it, and what."""
+    fields = Fields(document)
+    name = fields.take("id", str)
     geometry = Geometry()
     orders = fields.take("orders", list)
     if any(type(order) is not int or order not in geometry.anon_orders for order in orders):
@@ -221,6 +262,8 @@ def _program(name: str, fields: Fields) -> LifeProgram:
         tuple(orders),
         fields.number("max_ptes_none", 0, geometry.ptrs_per_pte - 1),
         tuple(pre),
+        fields.take("kernel", str, ""),
+        frozenset(map(str, fields.take("counted", list, USUALLY_COUNTED))),
         tuple(_step(each) for each in fields.objects("steps", "a list of steps")),
     )
 
@@ -232,7 +275,7 @@ def _step(fields: Fields) -> ProgramStep:
         operation = parse_operation(text)
     except ScenarioError as error:
         raise ScenarioError(f"{fields.where}op: {error}") from None
-    failure = "" if fields.take("ok", bool, True) else fields.take("msg", str, "") or "failed"
+    failure = 0 if fields.take("ok", bool, True) else _errno(fields)
     layout = []
     for each in fields.take("layout", list, []):
         if not isinstance(each, str):
@@ -242,7 +285,46 @@ def _step(fields: Fields) -> ProgramStep:
         except RunsError as error:
             raise ScenarioError(f"{fields.where}layout: {error}") from None
     delta = fields.table("delta", int) if fields.has("delta") else {}
-    return ProgramStep(str(text), operation, failure, tuple(layout), delta)
+    return ProgramStep(str(text), operation, failure, tuple(layout), delta, _processes(fields))
+
+
+def _errno(fields: Fields) -> int:
+    """The errno that the message of a failed operation begins with."""
+    found = re.match(r"errno ([0-9]{1,4})\b", fields.take("msg", str))
+    if found is None:
+        raise ScenarioError(f"{fields.where}msg: it does not begin with errno and a number")
+    return int(found[1])
+
+
+def _processes(fields: Fields) -> dict[str, tuple[SeenMapping, ...]] | None:
+    """The mappings of each process, where the record has them."""
+    if not fields.has("processes"):
+        return None
+    found = {}
+    for name in fields.table("processes", list):
+        inner = Fields(fields.document["processes"], f"{fields.where}processes.")
+        found[name] = tuple(map(_mapping, inner.objects(name, "a list of mappings")))
+    return found
+
+
+def _mapping(fields: Fields) -> SeenMapping:
+    start = fields.number("start", 0, MOST_PAGES)
+    pages = fields.number("pages", 1, MOST_PAGES)
+    try:
+        folios = parse_runs(fields.take("folios", str), parse_folio_token)
+        text = None if fields.is_null("ptes") else fields.take("ptes", str)
+        ptes = None if text is None else parse_runs(text, parse_pte_token)
+    except RunsError as error:
+        raise ScenarioError(f"{fields.where}folios, ptes: {error}") from None
+    if sum(count for count, _ in folios) != pages:
+        raise ScenarioError(f"{fields.where}folios: not {pages} pages")
+    return SeenMapping(
+        start,
+        fields.take("advice", str, ""),
+        fields.take("writable", bool, True),
+        fields.take("anon_vma", bool),
+        PagesState(pages, folios, ptes),
+    )
 
 
 def _range(words: list[str]) -> tuple[int, int]:
@@ -281,6 +363,8 @@ _OF_PROCESS: Final[dict[str, tuple[tuple[int, ...], Callable[[str, list[str]], O
     "fill": ((3,), _touch(Touching.ZERO)),
     "fork": ((1,), lambda who, words: Fork(who, words[0])),
     "forkkill": ((1,), lambda who, words: Kill(who, words[0])),
+    "forkto": ((1,), lambda who, words: Fork(who, words[0])),
+    "exit": ((0,), lambda who, _: Kill(who, who)),
 }
 """Word -> how many words follow it, and how they are read."""
 

@@ -27,7 +27,7 @@
 #define MAX_SUBJECTS 16
 #define MAX_FILE (8 << 20)
 #define READ_SIZE (1 << 16)
-#define MAX_KEPT 128
+#define MAX_KEPT 256
 
 struct subject {
 	char name[32];

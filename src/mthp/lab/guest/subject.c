@@ -52,14 +52,21 @@ static volatile uint64_t *page(uint64_t index)
 	return (volatile uint64_t *)(base + index * PAGE);
 }
 
-static long touch(const char *op, uint64_t first, uint64_t pages)
+static long touch(const char *op, uint64_t first, uint64_t pages, uint64_t step)
 {
-	for (uint64_t i = first; i < first + pages; i++) {
+	for (uint64_t i = first; i < first + pages; i += step ? step : 1) {
 		if (!strcmp(op, "rd"))
 			(void)*page(i);
 		else
 			*page(i) = !strcmp(op, "same") ? 0x5a5a5a5a : (uint64_t)page(i) | 1;
 	}
+	return 0;
+}
+
+static long fill(uint64_t first, uint64_t pages, uint64_t value)
+{
+	for (uint64_t i = first; i < first + pages; i++)
+		memset((void *)page(i), value, PAGE);
 	return 0;
 }
 
@@ -148,13 +155,21 @@ static long fork_sleepers(uint64_t count)
 	return 0;
 }
 
+static long end_sleeper(uint64_t index)
+{
+	if (index >= (uint64_t)child_count || !children[index])
+		return -ESRCH;
+	kill(children[index], SIGKILL);
+	syscall(SYS_wait4, children[index], NULL, 0, NULL);
+	children[index] = 0;
+	return 0;
+}
+
 static void end_sleepers(void)
 {
 	while (child_count) {
-		pid_t pid = children[--child_count];
-
-		kill(pid, SIGKILL);
-		syscall(SYS_wait4, pid, NULL, 0, NULL);
+		end_sleeper(child_count - 1);
+		child_count--;
 	}
 }
 
@@ -272,7 +287,9 @@ static long run(const struct words *w)
 	if (!strcmp(op, "base"))
 		return base = first, 0;
 	if (!strcmp(op, "wr") || !strcmp(op, "rd") || !strcmp(op, "same"))
-		return touch(op, first, pages);
+		return touch(op, first, pages, third);
+	if (!strcmp(op, "fill"))
+		return fill(first, pages, third);
 	if (!strcmp(op, "adv"))
 		return or_errno(madvise(start, pages * PAGE, third));
 	if (!strcmp(op, "mmap"))
@@ -305,6 +322,8 @@ static long run(const struct words *w)
 		return pin_vmsplice(first, pages);
 	if (!strcmp(op, "fork"))
 		return fork_sleepers(first);
+	if (!strcmp(op, "forkkill"))
+		return end_sleeper(first);
 	if (!strcmp(op, "endfork"))
 		return end_sleepers(), 0;
 	if (!strcmp(op, "forkto"))

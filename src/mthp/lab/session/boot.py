@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
-from mthp.lab.session.session import SWAP_BYTES, GuestSession, Swap
+from mthp.lab.session.session import OF_PASSES, SWAP_BYTES, Counted, GuestSession, Swap
 from mthp.lab.vm.channel import CommandFailed
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
@@ -40,12 +40,15 @@ class Guest:
 
 @contextlib.contextmanager
 def booted(
-    kernel: CachedKernel, guest: Guest = Guest(), extra: Sequence[Path] = ()
+    kernel: CachedKernel,
+    guest: Guest = Guest(),
+    extra: Sequence[Path] = (),
+    counted: Counted = OF_PASSES,
 ) -> Iterator[Booted]:
     """Boot a kernel of the cache and prepare the session; the guest ends with the block.
 
-    extra: more archives for the guest's root. LabError (5): the guest does not boot, or lacks what the
-    lab needs.
+    extra: more archives for the guest's root. counted: counters that the session reads. LabError (5): the
+    guest does not boot, or lacks what the lab needs.
     """
     initramfs = (build_initramfs(kernel), *extra)
     machine = MachineConfig(
@@ -58,7 +61,7 @@ def booted(
         ARGUMENTS,
     )
     with boot(machine) as running:
-        session = GuestSession(running.channel)
+        session = GuestSession(running.channel, counted)
         try:
             modules = guest_modules(kernel, [guest.swap.module])
             session.prepare([path for path, _ in modules], guest.swap)

@@ -121,6 +121,18 @@ class Counters:
         }
 
 
+@dataclass(frozen=True)
+class Counted:
+    """The names of the counters that are read: of hugepages-<size>kB/stats, and of /proc/vmstat."""
+
+    stats: tuple[str, ...] = MTHP_STATS
+    vmstat: tuple[str, ...] = VMSTAT_COUNTERS
+
+
+OF_PASSES = Counted()
+"""Those whose changes a pass records."""
+
+
 class GuestSession:
     """khugepaged under control in a booted guest.
 
@@ -128,8 +140,9 @@ class GuestSession:
     that the registration of another one never wakes the thread. Kernel: mm/khugepaged.c.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, counted: Counted = OF_PASSES) -> None:
         self._channel = channel
+        self._counted = counted
         self._bases: dict[str, int] = {}
         self._cut_short = False
         self._trusted = -1
@@ -140,7 +153,7 @@ class GuestSession:
         self._stat_paths = [
             (order, name, path)
             for order in self._orders
-            for name in MTHP_STATS
+            for name in counted.stats
             if self._exists(path := f"{size_folder(order)}/stats/{name}")
         ]
 
@@ -223,6 +236,10 @@ class GuestSession:
         self._channel.ask_all(commands)
         self._wait_asleep(self._pid_of("khugepaged"))
         self._trusted = trusted_flags(self._channel.ask(f"pages parked {BASE} 1"))
+
+    def ask(self, command: str) -> bytes:
+        """Have the agent do one thing; its answer. CommandFailed: it, or the kernel, refuses."""
+        return self._channel.ask(command)
 
     def write(self, path: str, value: str) -> None:
         """Write one file in the guest. CommandFailed: the kernel refuses."""
@@ -402,7 +419,7 @@ class GuestSession:
         for name, text in zip(_KHUGEPAGED, texts[len(self._stat_paths) :], strict=True):
             counters.khugepaged[name] = int(text)
         lines = dict(line.split() for line in vmstat.splitlines())
-        counters.vmstat = {name: int(lines[name]) for name in VMSTAT_COUNTERS}
+        counters.vmstat = {name: int(lines.get(name, 0)) for name in self._counted.vmstat}
         return counters
 
     # --- collapse -------------------------------------------------------------------------

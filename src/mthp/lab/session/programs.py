@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs programs in a guest, one operation after the other, and records what the kernel shows after each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mthp.image.runs import PagesState
+from mthp.lab.geometry import GEOMETRY, ORDERS
+from mthp.lab.program.program import BASE, PROCESSES, SYSFS
+from mthp.lab.session.memory_pressure import switch_file
+from mthp.lab.session.observe import ObservedVma, VmFlag
+from mthp.lab.session.session import KHUGEPAGED, Counted, Counters, GuestSession
+from mthp.lab.vm.channel import CommandFailed
+from mthp.words.settings import Enabled
+
+COUNTED: Final = Counted(
+    (
+        "anon_fault_alloc", "anon_fault_fallback", "anon_fault_fallback_charge", "swpin",
+        "swpin_fallback", "swpin_fallback_charge", "swpout", "swpout_fallback", "split",
+        "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped", "collapse_alloc",
+        "collapse_alloc_failed", "collapse_exceed_none_pte", "collapse_exceed_swap_pte",
+        "collapse_exceed_shared_pte",
+    ),
+    (
+        "thp_fault_alloc", "thp_fault_fallback", "thp_fault_fallback_charge", "thp_collapse_alloc",
+        "thp_collapse_alloc_failed", "thp_scan_exceed_none_pte", "thp_scan_exceed_swap_pte",
+        "thp_scan_exceed_share_pte", "thp_split_page", "thp_split_page_failed",
+        "thp_deferred_split_page", "thp_underused_split_page", "thp_split_pmd",
+    ),
+)  # fmt: skip
+"""The counters that a program's steps record."""
+SUBJECT: Final = "s"
+USUAL: Final = {
+    f"{SYSFS}/enabled": "madvise",
+    f"{SYSFS}/defrag": "madvise",
+    f"{SYSFS}/shrink_underused": "1",
+    f"{SYSFS}/use_zero_page": "1",
+    f"{KHUGEPAGED}/max_ptes_swap": str(GEOMETRY.ptrs_per_pte // 8),
+    f"{KHUGEPAGED}/max_ptes_shared": str(GEOMETRY.ptrs_per_pte // 2),
+    f"{KHUGEPAGED}/defrag": "1",
+}
+"""What a program finds in files that it has not written."""
+_DIED: Final = 3
+"""The errno with which the agent says that a process has ended: ESRCH."""
+
+
+class NotRun(Exception):
+    """A program that could not be run to its end. The text says why."""
+
+
+def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) -> dict[str, Any]:
+    """The record of a program: its document, with what this guest's kernel showed after each step.
+
+    kernel: its release. NotRun: a process ended that was to go on.
+    """
+    session.reset(PROCESSES)
+    for path, value in USUAL.items():
+        session.write(path, value)
+    _set_sizes(session, sum(1 << order for order in program["orders"]), program["max_ptes_none"])
+    for line in program["pre"]:
+        session.ask(line)
+    session.ask(f"new {SUBJECT}")
+    session.ask(f"{SUBJECT} base {BASE}")
+    processes, sleepers = [SUBJECT], dict[str, tuple[str, int]]()
+    steps = []
+    for each in program["steps"]:
+        before = session.counters()
+        answer = _perform(session, each["op"], processes, sleepers)
+        delta = _named(session.counters(), before)
+        steps.append(
+            {"op": each["op"], **answer, "delta": delta, "processes": _seen(session, processes)}
+        )
+    return {**program, "kernel": kernel, "counted": list(COUNTED.vmstat), "steps": steps}
+
+
+def _set_sizes(session: GuestSession, orders: int, max_ptes_none: int) -> None:
+    """Switch the sizes of a bitmap to madvise, all others to never."""
+    for order in ORDERS:
+        mode = Enabled.MADVISE if orders >> order & 1 else Enabled.NEVER
+        session.write(switch_file(order), mode)
+    session.write(f"{KHUGEPAGED}/max_ptes_none", str(max_ptes_none))
+
+
+def _perform(
+    session: GuestSession, op: Any, processes: list[str], sleepers: dict[str, tuple[str, int]]
+) -> dict[str, Any]:
+    """Do one operation: how it was answered. sleepers: child -> its parent, and its number there."""
+    try:
+        if isinstance(op, list):
+            _set_sizes(session, *op[1:])
+            return {"ok": True, "msg": ""}
+        match op.split():
+            case ["scan"]:
+                session.full_scan()
+            case ["w", path, value]:
+                session.write(path, value)
+            case [name, "fork", child]:
+                session.ask(f"{name} fork 1")
+                number = sum(parent == name for parent, _ in sleepers.values())
+                sleepers[child] = name, number
+            case [name, "forkkill", child]:
+                session.ask(f"{name} forkkill {sleepers[child][1]}")
+            case [name, "forkto", child]:
+                session.ask(f"{name} forkto {child}")
+                processes.append(child)
+            case [name, "exit"]:
+                session.ask(f"end {name}")
+                processes.remove(name)
+            case _:
+                session.ask(op)
+    except CommandFailed as error:
+        if error.errno == _DIED:
+            raise NotRun(str(error)) from None
+        return {"ok": False, "msg": f"errno {error.errno} ({os.strerror(error.errno)})"}
+    return {"ok": True, "msg": ""}
+
+
+def _named(now: Counters, before: Counters) -> dict[str, int]:
+    """The counters that moved, under the names of programs' records."""
+    moved = now.since(before)
+    stats = {f"{order}.{name}": n for order, of in moved["stats"].items() for name, n in of.items()}
+    return stats | {f"v.{name}": n for name, n in moved["vmstat"].items()}
+
+
+def _seen(session: GuestSession, processes: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The mappings of every process with their pages."""
+    observed = {name: session.vmas(name) for name in processes}
+    states = iter(session.states(observed))
+    return {name: [_mapping(vma, next(states)) for vma in vmas] for name, vmas in observed.items()}
+
+
+def _mapping(vma: ObservedVma, state: PagesState) -> dict[str, Any]:
+    advice = ""
+    if vma.has(VmFlag.HUGEPAGE | VmFlag.NOHUGEPAGE):
+        advice = "hugepage" if vma.has(VmFlag.HUGEPAGE) else "nohugepage"
+    return {
+        "start": (vma.start - BASE) >> GEOMETRY.page_shift,
+        "pages": vma.pages,
+        "advice": advice,
+        "writable": vma.has(VmFlag.WRITE),
+        "anon_vma": bool(vma.anon_vma),
+        "folios": state.folios_text(),
+        "ptes": state.ptes_text(),
+    }
