@@ -18,6 +18,7 @@ from mthp.words.streams import say
 
 if TYPE_CHECKING:
     from mthp.compare.campaign import Campaign, ShrunkDraft
+    from mthp.compare.program_campaign import ProgramCampaign
     from mthp.lab.session.captures import CapturePath
 
 
@@ -35,6 +36,12 @@ def add_fuzz(subverbs: Verbs) -> None:
     )
     add_number(parser, "seed", "what is drawn (default 1)", 0, MOST, 1)
     add_number(parser, "n", "how many states (default 250)", 0, MOST, 250)
+    parser.add_argument(
+        "--programs",
+        action="store_true",
+        help="not states but programs: system calls, touches, scans and settings, with everything "
+        "compared after each operation",
+    )
     parser.add_argument("--kernel", metavar="R", help="a release of the cache (default: newest)")
     parser.add_argument("--family", default="", metavar="F", help="only states of this family")
     parser.add_argument(
@@ -80,6 +87,8 @@ def run_fuzz(args: argparse.Namespace) -> int:
     from mthp.report.ktap import ktap_lines
     from mthp.words.reading import parse_json, read_text
 
+    if args.programs:
+        return _run_programs(args)
     if args.family and args.family not in FAMILIES:
         raise UsageError(f"--family {args.family}: not one of {', '.join(FAMILIES)}")
     captures = _captures(args.paths)
@@ -110,6 +119,66 @@ def run_fuzz(args: argparse.Namespace) -> int:
         if smallest:
             show(f"made small, with both event lists: {campaign.folder / 'disagreements'}")
     return DIFFER if campaign.mismatches else 0
+
+
+def _run_programs(args: argparse.Namespace) -> int:
+    """Run `mthp lab fuzz --programs` and return its exit code."""
+    from mthp.compare.program_campaign import (
+        ProgramSpec,
+        keep_record,
+        open_program_campaign,
+        run_program_campaign,
+        shrink_programs,
+    )
+    from mthp.lab.kernels.kernels import find
+    from mthp.report.fuzz import programs_text
+
+    if args.family or args.cpus != 1 or args.nodes != 1 or args.swap != "zram" or args.ktap:
+        raise UsageError("--programs: not with --family, --cpus, --nodes, --swap or --ktap")
+    kernel = find(args.kernel)
+    spec = ProgramSpec(args.seed, args.n, kernel.release)
+    folder = Path(args.output or f"lab-programs-{kernel.release}-{args.seed}")
+    campaign = open_program_campaign(spec, folder)
+    guests = max(args.guests or os.cpu_count() or 1, 1)
+    try:
+        run_program_campaign(campaign, kernel, guests, _program_progress(sys.stderr.isatty()))
+    except KeyboardInterrupt:
+        say("")
+        raise UsageError(
+            f"stopped after {campaign.done} of {args.n}; the same command goes on", 1
+        ) from None
+    smallest = shrink_programs(campaign, kernel, guests, args.shrink, budget=80)
+    for each in smallest:
+        if each.difference is not None:
+            keep_record(folder, each)
+    document = campaign.to_json() | {"smallest": [each.difference for each in smallest]}
+    if args.json:
+        print_json(document)
+    else:
+        show(*programs_text(document, [each.document for each in smallest]).splitlines())
+        if smallest:
+            show(f"records, made small: {folder / 'differences'}")
+    return DIFFER if campaign.differences else 0
+
+
+def _program_progress(terminal: bool) -> Callable[[ProgramCampaign, float], None]:
+    """Prints a line of progress on stderr: rewritten on a terminal, elsewhere every 500 programs."""
+    begun = itertools.count(1)
+
+    def show(campaign: ProgramCampaign, seconds: float) -> None:
+        number = next(begun)
+        rate = number / seconds * 60 if seconds else 0.0
+        last = campaign.done == campaign.spec.number
+        line = (
+            f"{campaign.done}/{campaign.spec.number} programs, {campaign.agreed} agree after every "
+            f"operation, {len(campaign.not_run)} not run to their end, {rate:.0f} a minute"
+        )
+        if terminal:
+            say(line, begin="\r", end="\n" if last else "")
+        elif campaign.done % 500 == 0 or last:
+            say(line)
+
+    return show
 
 
 def _captures(text: str) -> tuple[CapturePath, ...]:

@@ -24,6 +24,32 @@ def fuzz_text(document: Mapping[str, Any], coverage: str) -> str:
     return "\n".join(_lines(document, coverage)) + "\n"
 
 
+def programs_text(document: Mapping[str, Any], smallest: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a campaign of programs. smallest: programs that differ, made small."""
+    programs, agreed = document["programs"], document["agreed"]
+    share = f"{agreed / programs:.2%}" if programs else "nothing to compare"
+    lines = [
+        f"kernel {document['kernel']}, seed {document['seed']}: {document['number']} programs drawn, "
+        f"{programs} run; {agreed} agree after every operation ({share})",
+        f"{document['operations_agreed']} of {document['operations']} operations",
+        "",
+        f"{'operation':<16}{'done':>8}   {'counter':<32}{'moved by':>8}",
+    ]
+    done, moved = document["coverage"]["operations"], document["coverage"]["counters"]
+    for one, other in zip_longest(done.items(), moved.items(), fillvalue=("", "")):
+        lines.append(f"{one[0]:<16}{one[1]:>8}   {other[0]:<32}{other[1]:>8}".rstrip())
+    for title, items in (
+        ("differences", [_difference(each) for each in document["differences"]]),
+        ("not run", [f"{each['id']}: {each['reason']}" for each in document["not_run"]]),
+    ):
+        if items:
+            lines += ["", f"{title}: {len(items)}", *(f"  {each}" for each in items[:_SHOWN])]
+    for program in smallest:
+        lines += ["", f"{program['id']}, made small: sizes {program['orders']}"]
+        lines += [f"  {step['op']}" for step in program["steps"]]
+    return "\n".join(lines) + "\n"
+
+
 def fuzz_tests(entries: Iterable[Mapping[str, Any]]) -> list[KtapTest]:
     """The lines of a campaign's log as tests: each state one, by family."""
     families: dict[str, list[KtapTest]] = {}
@@ -114,6 +140,13 @@ def _more(items: Sequence[object]) -> list[str]:
 def _mismatch(each: Mapping[str, Any]) -> str:
     return (
         f"{each['id']} pass {each['pass']} {each['where']}: "
+        f"kernel {_short(each['expected'])}, engine {_short(each['got'])}"
+    )
+
+
+def _difference(each: Mapping[str, Any]) -> str:
+    return (
+        f"{each['id']} after {each['operation']!r} (step {each['step']}), {each['where']}: "
         f"kernel {_short(each['expected'])}, engine {_short(each['got'])}"
     )
 

@@ -101,7 +101,7 @@ class FolioNames:
         that this kernel shows correctly."""
         self.trusted = trusted
         self._names: dict[int, int] = {}
-        words = np.concatenate([_columns(pages) for pages in snapshot])
+        words = _columns(b"".join(snapshot))
         shown = words[(words[:, 0] & PM_PRESENT != 0) & (words[:, 1] & KPF_ZERO_PAGE == 0)]
         frames, times = np.unique(shown[:, 0] & _PFN, return_counts=True)
         self._frames = frames[times > 1]

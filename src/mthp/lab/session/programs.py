@@ -64,15 +64,15 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
         session.ask(line)
     session.ask(f"new {SUBJECT}")
     session.ask(f"{SUBJECT} base {BASE}")
-    processes, sleepers = [SUBJECT], dict[str, tuple[str, int]]()
+    processes, sleepers = {SUBJECT: session.pid(SUBJECT)}, dict[str, tuple[str, int]]()
     steps = []
+    before = session.counters()
     for each in program["steps"]:
-        before = session.counters()
         answer = _perform(session, each["op"], processes, sleepers)
-        delta = _named(session.counters(), before)
-        steps.append(
-            {"op": each["op"], **answer, "delta": delta, "processes": _seen(session, processes)}
-        )
+        now = session.counters()
+        seen = _seen(session, processes)
+        steps.append({"op": each["op"], **answer, "delta": _named(now, before), "processes": seen})
+        before = now
     return {**program, "kernel": kernel, "counted": list(COUNTED.vmstat), "steps": steps}
 
 
@@ -85,9 +85,10 @@ def _set_sizes(session: GuestSession, orders: int, max_ptes_none: int) -> None:
 
 
 def _perform(
-    session: GuestSession, op: Any, processes: list[str], sleepers: dict[str, tuple[str, int]]
+    session: GuestSession, op: Any, processes: dict[str, int], sleepers: dict[str, tuple[str, int]]
 ) -> dict[str, Any]:
-    """Do one operation: how it was answered. sleepers: child -> its parent, and its number there."""
+    """Do one operation: how it was answered. processes: name -> pid. sleepers: child -> its parent, and its
+    number there."""
     try:
         if isinstance(op, list):
             _set_sizes(session, *op[1:])
@@ -105,10 +106,10 @@ def _perform(
                 session.ask(f"{name} forkkill {sleepers[child][1]}")
             case [name, "forkto", child]:
                 session.ask(f"{name} forkto {child}")
-                processes.append(child)
+                processes[child] = session.pid(child)
             case [name, "exit"]:
                 session.ask(f"end {name}")
-                processes.remove(name)
+                del processes[name]
             case _:
                 session.ask(op)
     except CommandFailed as error:
@@ -125,9 +126,9 @@ def _named(now: Counters, before: Counters) -> dict[str, int]:
     return stats | {f"v.{name}": n for name, n in moved["vmstat"].items()}
 
 
-def _seen(session: GuestSession, processes: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _seen(session: GuestSession, processes: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
     """The mappings of every process with their pages."""
-    observed = {name: session.vmas(name) for name in processes}
+    observed = {name: session.vmas(name, pid) for name, pid in processes.items()}
     states = iter(session.states(observed))
     return {name: [_mapping(vma, next(states)) for vma in vmas] for name, vmas in observed.items()}
 

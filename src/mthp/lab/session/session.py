@@ -307,7 +307,7 @@ class GuestSession:
         if op.verb is Verb.ADVISE_OTHER:
             whose = str(op.args[0])
             start = self._bases.get(whose, BASE) + op.start * PAGE_SIZE
-            pid = self._pid(whose)
+            pid = self.pid(whose)
             return [f"{op.who} padv {pid} {start} {op.pages * PAGE_SIZE} {op.args[3]}"]
         if op.verb is Verb.BASE:
             self._bases[op.who] = op.start
@@ -315,12 +315,13 @@ class GuestSession:
             self._bases[str(op.args[0])] = self._bases.get(op.who, BASE)
         return [str(op)]
 
-    def _pid(self, process: str) -> int:
+    def pid(self, process: str) -> int:
+        """The number of a process of the agent."""
         return int(self._channel.ask(f"pid {process}"))
 
     def _host_op(self, op: Operation) -> None:
         if op.verb is Verb.CLEAR_REFS:
-            self.write(f"/proc/{self._pid(op.who)}/clear_refs", str(op.args[0]))
+            self.write(f"/proc/{self.pid(op.who)}/clear_refs", str(op.args[0]))
         elif op.verb is Verb.KSM:
             self._run_ksm(int(op.args[0]))
         elif op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER):
@@ -384,9 +385,9 @@ class GuestSession:
 
     # --- observation ----------------------------------------------------------------------
 
-    def vmas(self, process: str) -> list[ObservedVma]:
-        """The mappings under test of a process, as the kernel has them, by address."""
-        maps = f"r /proc/{self._pid(process)}/maps"
+    def vmas(self, process: str, pid: int | None = None) -> list[ObservedVma]:
+        """The mappings under test of a process, as the kernel has them, by address. pid: if it is known."""
+        maps = f"r /proc/{self.pid(process) if pid is None else pid}/maps"
         answers = self._channel.ask_all([f"w {TRACING}/trace", maps, f"r {TRACING}/trace"])
         return vmas_of(answers[2].decode(), BASE, BASE + REACH)
 
