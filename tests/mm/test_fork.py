@@ -72,7 +72,9 @@ def test_a_child_has_the_same_mappings_and_contents_and_a_store_is_its_own() -> 
     copies = {copy.vm_start: copy for copy in child.vmas}
     copy = copies[vma.vm_start]
     assert (copy.vm_end, copy.vm_flags, copy.vm_pgoff) == (vma.vm_end, vma.vm_flags, vma.vm_pgoff)
-    assert copy.anon_vma is vma.anon_vma and copies[bare.vm_start].anon_vma is None
+    assert vma.anon_vma is not None and copy.anon_vma is not None
+    assert copy.anon_vma.parent is vma.anon_vma and copy in vma.anon_vma.vmas
+    assert copies[bare.vm_start].anon_vma is None
     for (_, address), content in before.contents.items():
         assert now.contents.get((world.mm.number, address), 0) == content
         assert now.contents.get((child.number, address), 0) == content

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.mm.fork import dup_mmap, exit_mm
 from mthp.mm.mm_types import Vma
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
@@ -20,6 +21,7 @@ from mthp.mm.rmap import (
     folio_remove_rmap_ptes,
     folio_sub_return_large_mapcount,
     rmap_walk,
+    vma_is_fork_child,
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.words.units import Folio, Pfn
@@ -146,3 +148,20 @@ def test_a_huge_page_that_a_locked_mapping_loses_is_mlocked_no_more(world: World
     assert world.mem.test(folio, PG_MLOCKED)
     folio_remove_rmap_pmd(world.mem, world.kernel.this_cpu, folio, vma)
     assert not world.mem.test(folio, PG_MLOCKED)
+
+
+def test_a_copys_own_pages_belong_to_an_anon_vma_of_its_own_or_to_one_that_is_left() -> None:
+    """Kernel: mm/rmap.c, anon_vma_fork(), maybe_reuse_anon_vma()."""
+    world = World(geometry=TINY)
+    vma = world.vma(small(1))
+    first, second = (world.kernel.new_mm(number) for number in (2000, 2001))
+    dup_mmap(first, world.mm, lambda _: None)
+    (child,) = first.vmas
+    assert child.anon_vma is not vma.anon_vma and vma_is_fork_child(child)
+    assert vma.anon_vma is not None and vma.anon_vma.num_children == 2
+    exit_mm(world.mm, world.khugepaged.khugepaged_exit)
+    assert not vma.anon_vma.num_active_vmas and vma.anon_vma.vmas == [child]
+    dup_mmap(second, first, lambda _: None)
+    (grandchild,) = second.vmas
+    assert grandchild.anon_vma not in (vma.anon_vma, child.anon_vma)
+    assert grandchild.anon_vma is not None and grandchild.anon_vma.rwsem is vma.anon_vma.rwsem

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 Document = Mapping[str, Any]
 
 
-class Verdict(Protocol):
+class MayDiffer(Protocol):
     """What came of a program."""
 
     @property
@@ -17,7 +17,7 @@ class Verdict(Protocol):
         """The first operation after which something differs, and how."""
 
 
-V = TypeVar("V", bound=Verdict)
+V = TypeVar("V", bound=MayDiffer)
 
 
 def shrink_program(document: Document, run: Callable[[Document], V], budget: int) -> V:
@@ -42,7 +42,7 @@ def shrink_program(document: Document, run: Callable[[Document], V], budget: int
     return verdict
 
 
-def _until(document: Document, verdict: Verdict) -> Document:
+def _until(document: Document, verdict: MayDiffer) -> Document:
     """The program without what came after the difference."""
     assert verdict.difference is not None
     return {**document, "steps": list(document["steps"][: verdict.difference["step"] + 1])}

@@ -268,10 +268,11 @@ def law_1_anon_vmas(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """A collapser locks no anon_vma that has lost its last VMA."""
     if step.access is not Access.ACQUIRE or step.task.name not in ghost.collapsers:
         return
-    for each in ghost.kernel.anon_vmas:
-        if each.rwsem is step.word and not each.vmas:
-            text = f"{step.task.name} locks anon_vma {each.number}, which has no VMA left"
-            yield Broken(1, Thing(Kind.ANON_VMA, each.number), text)
+    family = [each for each in ghost.kernel.anon_vmas if each.rwsem is step.word]
+    if family and not any(each.vmas for each in family):
+        number = family[0].number
+        text = f"{step.task.name} locks anon_vma {number}, which has no VMA left"
+        yield Broken(1, Thing(Kind.ANON_VMA, number), text)
 
 
 def law_13_mms(ghost: Ghost, step: Step) -> Iterator[Broken]:

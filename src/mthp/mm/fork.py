@@ -39,7 +39,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
 )
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
-from mthp.mm.rmap import anon_vma_lock_write, folio_add_anon_rmap_ptes, remember_mm
+from mthp.mm.rmap import anon_vma_fork, folio_add_anon_rmap_ptes, remember_mm
 from mthp.mm.vm_flags import VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.mm.vma import free_pgtables, unlink
 from mthp.words.units import Address
@@ -60,8 +60,7 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
             copy = child.mmap(vma.vm_start, vma.vm_end, vm_flags, file=vma.file)
             copy.vm_pgoff = vma.vm_pgoff
             if vma.anon_vma is not None:
-                with anon_vma_lock_write(vma.anon_vma):  # anon_vma_fork()
-                    child.link_anon_vma(copy, vma.anon_vma)
+                anon_vma_fork(copy, vma)
                 copy_page_range(copy, vma)
         khugepaged_fork(child)
         for vma in parent.vmas:

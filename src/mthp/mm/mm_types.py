@@ -36,14 +36,26 @@ from mthp.words.units import Address
 
 
 class AnonVma:
-    """The VMAs that may map an anonymous folio. Kernel: struct anon_vma (the root's rwsem)."""
+    """The VMAs that may map an anonymous folio: those whose own pages belong to it, and copies that fork()
+    made of them. rwsem is the root's, which has all of a family.
 
-    __slots__ = ("number", "rwsem", "vmas")
+    num_children: how many anon_vmas were made for copies, and one more of a root. num_active_vmas: how many
+    VMAs have it as the one that their new pages belong to. Kernel: struct anon_vma.
+    """
 
-    def __init__(self, machine: Machine, number: int) -> None:
+    __slots__ = ("num_active_vmas", "num_children", "number", "parent", "rwsem", "vmas")
+
+    def __init__(self, machine: Machine, number: int, parent: AnonVma | None = None) -> None:
         self.number = number
-        self.rwsem = RwSem(machine, f"anon_vma{number}", Rank.ANON_VMA)
+        self.parent = parent
+        name = f"anon_vma{number}"
+        self.rwsem: RwSem
+        self.rwsem = RwSem(machine, name, Rank.ANON_VMA) if parent is None else parent.rwsem
         self.vmas: list[Vma] = []
+        self.num_children = 1 if parent is None else 0
+        self.num_active_vmas = 0
+        if parent is not None:
+            parent.num_children += 1
 
 
 class Vma:
@@ -51,12 +63,12 @@ class Vma:
 
     file: a name for a file mapping, None for anonymous memory. anon_vma: None until the first write.
     vm_lock is written under mmap_lock (write) by vma_start_write() and ends with it. freed: it was
-    unlinked, and mmap_lock was let go since. is_forked: fork() made it of one that had an anon_vma.
+    unlinked, and mmap_lock was let go since. anon_vma_chain: the anon_vmas whose folios it may map.
     """
 
     __slots__ = (
-        "anon_vma", "detached", "file", "freed", "is_forked", "name", "vm_end", "vm_flags", "vm_lock",
-        "vm_mm", "vm_pgoff", "vm_start",
+        "anon_vma", "anon_vma_chain", "detached", "file", "freed", "name", "vm_end", "vm_flags",
+        "vm_lock", "vm_mm", "vm_pgoff", "vm_start",
     )  # fmt: skip
 
     def __init__(
@@ -77,7 +89,8 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.file = file
         self.name = name
-        self.freed = self.detached = self.is_forked = False
+        self.anon_vma_chain: list[AnonVma] = []
+        self.freed = self.detached = False
         self.vm_lock = WriteMark(mm.machine, f"vma{vm_start:x}.vm_lock", self)
 
     def __repr__(self) -> str:
@@ -203,21 +216,34 @@ class Mm:
 
         No lock: worlds are built with it. Kernel: mm/vma.c, __mmap_region().
         """
+        vma = self.new_vma(start, end, vm_flags, file=file, name=name)
+        self.insert_vma(vma)
+        if anon_vma is not None:
+            self.link_anon_vma(vma, anon_vma)
+        return vma
+
+    def new_vma(
+        self, start: Address, end: Address, vm_flags: int, *, file: str | None, name: str = ""
+    ) -> Vma:
+        """Make a mapping that no lookup finds yet; ValueError where it is not page aligned. Kernel:
+        vm_area_alloc().
+        """
         mask = self.geometry.page_size - 1
         if start & mask or end & mask or start >= end:
             raise ValueError(f"not a page-aligned range: {start:#x}-{end:#x}")
+        kind = GuardedVma if self.machine.debug else Vma
+        return kind(self, start, end, vm_flags, file=file, name=name)
+
+    def insert_vma(self, vma: Vma) -> None:
+        """Let lookups find a mapping; ValueError where another one is. Kernel: vma_iter_store_new()."""
+        start, end = vma.vm_start, vma.vm_end
         at = bisect_right(self._starts, start)
         if (at and self._ends[at - 1] > start) or (at < len(self.vmas) and self._starts[at] < end):
             raise ValueError(f"{start:#x}-{end:#x} overlaps another mapping")
         self.mm_mt.write(self.mm_mt.value + 1)
-        kind = GuardedVma if self.machine.debug else Vma
-        vma = kind(self, start, end, vm_flags, file=file, name=name)
         self._starts.insert(at, start)
         self._ends.insert(at, end)
         self.vmas.insert(at, vma)
-        if anon_vma is not None:
-            self.link_anon_vma(vma, anon_vma)
-        return vma
 
     def unlink_vma(self, vma: Vma) -> None:
         """Remove a mapping from the tree, page tables left alone. Kernel: mm/vma.c, vma_iter_clear()."""
@@ -226,8 +252,17 @@ class Mm:
         del self.vmas[at], self._starts[at], self._ends[at]
         self.unlinked_vmas.append(vma)
         vma.detached = True
+        self._unlink_anon_vmas(vma)
+
+    def _unlink_anon_vmas(self, vma: Vma) -> None:
+        """Let no rmap walk find a VMA any more. Kernel: mm/rmap.c, unlink_anon_vmas()."""
+        for each in vma.anon_vma_chain:
+            each.vmas.remove(vma)
+            if not each.vmas and each.parent is not None:
+                each.parent.num_children -= 1
+        vma.anon_vma_chain.clear()
         if vma.anon_vma is not None:
-            vma.anon_vma.vmas.remove(vma)
+            vma.anon_vma.num_active_vmas -= 1
 
     def vma_set_range(self, vma: Vma, start: Address, end: Address) -> None:
         """A mapping begins or ends elsewhere; its pages keep their indices. Kernel: mm/vma.c,
@@ -253,6 +288,8 @@ class Mm:
         if vma.anon_vma is None:
             vma.anon_vma = anon_vma or self.kernel.new_anon_vma()
             vma.anon_vma.vmas.append(vma)
+            vma.anon_vma.num_active_vmas += 1
+            vma.anon_vma_chain.insert(0, vma.anon_vma)
         return vma.anon_vma
 
     def find_vma(self, address: Address) -> Vma | None:
@@ -446,9 +483,11 @@ class Kernel:
         self.tables[table.number] = table
         return table
 
-    def new_anon_vma(self) -> AnonVma:
-        """Make an anon_vma. Kernel: mm/rmap.c, anon_vma_alloc()."""
-        anon_vma = AnonVma(self.machine, len(self.anon_vmas))
+    def new_anon_vma(self, parent: AnonVma | None = None) -> AnonVma:
+        """Make an anon_vma, for a copy of a VMA that has one or for a VMA that has none. Kernel: mm/rmap.c,
+        anon_vma_alloc().
+        """
+        anon_vma = AnonVma(self.machine, len(self.anon_vmas), parent)
         self.anon_vmas.append(anon_vma)
         return anon_vma
 

@@ -39,7 +39,7 @@ from mthp.mm.pgtable_types import (
     pte_present,
 )
 from mthp.mm.reports import Moving
-from mthp.mm.rmap import anon_vma_lock_write
+from mthp.mm.rmap import anon_vma_clone, anon_vma_lock_write
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
 from mthp.mm.vma import unmap_region
 from mthp.mm.vma_modify import VmaMerge, vma_merge_new_range
@@ -118,10 +118,8 @@ def copy_vma_range(vma: Vma, start: Address, end: Address, to: Address) -> Vma:
     new = vma_merge_new_range(merge)
     if new is None:
         new = mm.mmap(to, stop, vma.vm_flags, file=vma.file)
-        new.vm_pgoff, new.is_forked = pgoff, vma.is_forked
-        if vma.anon_vma is not None:
-            with anon_vma_lock_write(vma.anon_vma):
-                mm.link_anon_vma(new, vma.anon_vma)
+        new.vm_pgoff = pgoff
+        anon_vma_clone(new, vma)
     return new
 
 
@@ -133,9 +131,7 @@ def copy_vma(vma: Vma, to: int, vm_flags: int) -> Vma:
     mm = vma.vm_mm
     new = mm.mmap(to, to + vma.vm_end - vma.vm_start, vm_flags, file=vma.file)
     new.vm_pgoff = vma.vm_pgoff
-    if vma.anon_vma is not None:
-        with anon_vma_lock_write(vma.anon_vma):
-            mm.link_anon_vma(new, vma.anon_vma)
+    anon_vma_clone(new, vma)
     return new
 
 

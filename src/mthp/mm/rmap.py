@@ -59,6 +59,44 @@ def anon_vma_prepare(vma: Vma) -> None:
         vma.vm_mm.link_anon_vma(vma, found)
 
 
+def anon_vma_clone(target: Vma, source: Vma, *, fork: bool = False) -> None:
+    """Let rmap walks find a VMA by every anon_vma of another. fork: it is of another process, and its new
+    pages belong to an anon_vma of its own, or to one that no VMA has so any more.
+
+    Kernel: mm/rmap.c, anon_vma_clone(), maybe_reuse_anon_vma().
+    """
+    if source.anon_vma is None:
+        return
+    with anon_vma_lock_write(source.anon_vma):
+        for anon_vma in source.anon_vma_chain:
+            target.anon_vma_chain.insert(0, anon_vma)
+            anon_vma.vmas.append(target)
+            unused = not anon_vma.num_active_vmas and anon_vma.num_children <= 1
+            if fork and target.anon_vma is None and unused:
+                target.anon_vma = anon_vma
+        if not fork:
+            target.anon_vma = source.anon_vma
+        if target.anon_vma is not None:
+            target.anon_vma.num_active_vmas += 1
+
+
+def anon_vma_fork(copy: Vma, vma: Vma) -> None:
+    """Let rmap walks of a VMA's folios find its copy too, and give the copy an anon_vma for pages of its own.
+
+    Kernel: mm/rmap.c, anon_vma_fork().
+    """
+    anon_vma_clone(copy, vma, fork=True)
+    if vma.anon_vma is not None and copy.anon_vma is None:
+        with anon_vma_lock_write(vma.anon_vma):
+            own = vma.vm_mm.kernel.new_anon_vma(vma.anon_vma)
+            copy.vm_mm.link_anon_vma(copy, own)
+
+
+def vma_is_fork_child(vma: Vma) -> bool:
+    """Whether fork() made it of one that had an anon_vma. Kernel: mm/vma.c, vma_is_fork_child()."""
+    return len(vma.anon_vma_chain) > 1
+
+
 def _reusable_anon_vma(old: Vma, a: Vma, b: Vma) -> AnonVma | None:
     """The anon_vma of old, which is a or b, if the two are adjacent and alike but for rights.
 
@@ -67,7 +105,7 @@ def _reusable_anon_vma(old: Vma, a: Vma, b: Vma) -> AnonVma | None:
     adjacent = a.vm_end == b.vm_start and linear_page_index(a, a.vm_end) == b.vm_pgoff
     rights = VM_READ | VM_WRITE | VM_EXEC | VM_SOFTDIRTY
     alike = not (a.vm_flags ^ b.vm_flags) & ~rights and a.file == b.file
-    return old.anon_vma if adjacent and alike and not old.is_forked else None
+    return old.anon_vma if adjacent and alike and not vma_is_fork_child(old) else None
 
 
 def folio_add_new_anon_rmap(

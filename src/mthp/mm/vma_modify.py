@@ -13,7 +13,7 @@ from mthp.machine.hold import Hold
 from mthp.mm.huge_memory import vma_adjust_trans_huge
 from mthp.mm.mm_types import AnonVma, Mm, Vma, linear_page_index
 from mthp.mm.mmap_lock import vma_start_write
-from mthp.mm.rmap import anon_vma_lock_write
+from mthp.mm.rmap import anon_vma_clone, anon_vma_lock_write, vma_is_fork_child
 from mthp.mm.vm_flags import VM_SOFTDIRTY, VM_SPECIAL
 from mthp.words.units import Address
 
@@ -47,29 +47,25 @@ def vma_prepared(vma: Vma) -> AbstractContextManager[Hold | None]:
 def split_vma(vma: Vma, address: Address, *, new_below: bool) -> Vma:
     """Make two VMAs of one; returns the new one. Kernel: mm/vma.c, __split_vma()."""
     mm = vma.vm_mm
+    start, end = vma.vm_start, vma.vm_end
+    below, above = (start, address), (address, end)
+    mine, its = (above, below) if new_below else (below, above)
+    new = mm.new_vma(*its, vma.vm_flags, file=vma.file, name=vma.name)
+    new.vm_pgoff = linear_page_index(vma, new.vm_start)
+    anon_vma_clone(new, vma)
     vma_start_write(vma)
-    start, end, first = vma.vm_start, vma.vm_end, linear_page_index(vma, vma.vm_start)
+    vma_start_write(new)
     with vma_prepared(vma):
         vma_adjust_trans_huge(vma, start, address)
-        if new_below:
-            mm.vma_set_range(vma, address, end)
-            new = mm.mmap(start, address, vma.vm_flags, file=vma.file, name=vma.name)
-            new.vm_pgoff = first
-        else:
-            pgoff = linear_page_index(vma, address)
-            mm.vma_set_range(vma, start, address)
-            new = mm.mmap(address, end, vma.vm_flags, file=vma.file, name=vma.name)
-            new.vm_pgoff = pgoff
-        _dup_anon_vma(new, vma)
-    vma_start_write(new)
+        mm.vma_set_range(vma, *mine)
+        mm.insert_vma(new)
     return new
 
 
 def _dup_anon_vma(target: Vma, source: Vma | None) -> None:
     """Let rmap walks find a VMA by another one's anon_vma too. Kernel: mm/vma.c, dup_anon_vma()."""
     if source is not None and source.anon_vma is not None and target.anon_vma is None:
-        target.vm_mm.link_anon_vma(target, source.anon_vma)
-        target.is_forked = source.is_forked
+        anon_vma_clone(target, source)
 
 
 def _is_mergeable(merge: VmaMerge, side: Vma) -> bool:
@@ -78,9 +74,9 @@ def _is_mergeable(merge: VmaMerge, side: Vma) -> bool:
     if (side.vm_flags ^ merge.vm_flags) & ~VM_STICKY or side.file is not None:
         return False
     if side.anon_vma is None and merge.anon_vma is not None:
-        return source is None or not source.is_forked
+        return source is None or not vma_is_fork_child(source)
     if side.anon_vma is not None and merge.anon_vma is None:
-        return not side.is_forked
+        return not vma_is_fork_child(side)
     return side.anon_vma is merge.anon_vma
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
-from mthp.lab.session.session import OF_PASSES, SWAP_BYTES, Counted, GuestSession, Swap
+from mthp.lab.session.session import OF_PASSES, SWAP_BYTES, CountedNames, GuestSession, Swap
 from mthp.lab.vm.channel import CommandFailed
 from mthp.lab.vm.initramfs import build_initramfs, guest_modules
 from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
@@ -43,7 +43,7 @@ def booted(
     kernel: CachedKernel,
     guest: Guest = Guest(),
     extra: Sequence[Path] = (),
-    counted: Counted = OF_PASSES,
+    counted: CountedNames = OF_PASSES,
 ) -> Iterator[Booted]:
     """Boot a kernel of the cache and prepare the session; the guest ends with the block.
 

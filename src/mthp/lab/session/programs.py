@@ -12,11 +12,11 @@ from mthp.lab.geometry import GEOMETRY, ORDERS
 from mthp.lab.program.program import BASE, PROCESSES, SYSFS
 from mthp.lab.session.memory_pressure import switch_file
 from mthp.lab.session.observe import ObservedVma, VmFlag
-from mthp.lab.session.session import KHUGEPAGED, Counted, Counters, GuestSession
+from mthp.lab.session.session import KHUGEPAGED, CountedNames, Counters, GuestSession
 from mthp.lab.vm.channel import CommandFailed
 from mthp.words.settings import Enabled
 
-COUNTED: Final = Counted(
+COUNTED: Final = CountedNames(
     (
         "anon_fault_alloc", "anon_fault_fallback", "anon_fault_fallback_charge", "swpin",
         "swpin_fallback", "swpin_fallback_charge", "swpout", "swpout_fallback", "split",

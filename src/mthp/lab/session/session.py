@@ -122,14 +122,14 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedNames:
     """The names of the counters that are read: of hugepages-<size>kB/stats, and of /proc/vmstat."""
 
     stats: tuple[str, ...] = MTHP_STATS
     vmstat: tuple[str, ...] = VMSTAT_COUNTERS
 
 
-OF_PASSES = Counted()
+OF_PASSES = CountedNames()
 """Those whose changes a pass records."""
 
 
@@ -140,7 +140,7 @@ class GuestSession:
     that the registration of another one never wakes the thread. Kernel: mm/khugepaged.c.
     """
 
-    def __init__(self, channel: Channel, counted: Counted = OF_PASSES) -> None:
+    def __init__(self, channel: Channel, counted: CountedNames = OF_PASSES) -> None:
         self._channel = channel
         self._counted = counted
         self._bases: dict[str, int] = {}
