@@ -80,11 +80,18 @@ class Below(IntEnum):
 @dataclass(frozen=True)
 class Limits:
     """What windows are tried. orders: enabled ones, a bitmap. pmd: holes that one of the PMD order may
-    have."""
+    have. shared: pages that others map too which a table may have."""
 
     orders: int
     pmd: int
     below: Below
+    shared: int = 0
+
+    def lower(self, pmd_order: int) -> list[int]:
+        """The orders below the PMD's of which windows are tried."""
+        if self.below is Below.NEVER:
+            return []
+        return [order for order in range(pmd_order) if self.orders >> order & 1]
 
 
 class Asked(NamedTuple):
@@ -154,8 +161,7 @@ class Tables:
     def asked(self, limits: Limits) -> Iterator[tuple[Asked, Bools]]:
         """What settings ask of tables, and of which runs."""
         pmd, most = self.geometry.pmd_order, self.geometry.ptrs_per_pte - 1
-        lower = [order for order in range(pmd) if limits.orders >> order & 1]
-        tried = [] if limits.below is Below.NEVER else lower
+        tried = limits.lower(pmd)
         below, rest = limits.below, np.ones(len(self.starts), np.bool_)
         if limits.orders >> pmd & 1:
             as_below = {0: Below.FULL, most: Below.ANY}.get(limits.pmd)
@@ -167,6 +173,10 @@ class Tables:
                 rest = ~whole
         for order, above in zip(tried, [*tried[1:], None], strict=False):
             yield Asked(order, above, below), rest
+
+    def undecided(self, limits: Limits) -> Bools:
+        """Of which runs occupancy does not say all under these limits."""
+        return np.zeros(len(self.starts), np.bool_)
 
     def windows(self, limits: Limits) -> dict[int, Words]:
         """The windows that collapse, of each order."""
@@ -198,10 +208,15 @@ class Tables:
             sums[2 + each] = count(taken)
             # A folio of which a window takes a page lies in it as a whole, with pages that no PTE maps.
             added -= count(self._any(taken, each)) << each
+        added += self.left_behind(within)
         sums[1] = np.maximum(added, 0)
         return Answer(
             *(np.add.reduceat(columns, self.starts, axis=-1) for columns in (added, sums))
         )
+
+    def left_behind(self, within: Words) -> Counts | int:
+        """How many small pages of those that are copied stay, since others map them too."""
+        return 0
 
     def chosen(self, asked: Asked) -> Words:
         """The windows that answer() is about."""
@@ -278,3 +293,54 @@ class Shape(Tables):
                 windows = self.some_windows[:, order]
         added = (windows << order) - copied
         return Answer(added, np.stack([windows, added, copied]))
+
+
+@dataclass(frozen=True, eq=False)
+class SharedTables(Tables):
+    """Tables with small pages that others map too, who are not in the image. shared: these pages; nr_shared:
+    how many each table of a run has.
+
+    One window of the PMD order has them all, and what the scan let pass is let pass there too. A smaller one
+    with any of them is refused in its middle, and what came before it waits in an LRU batch, so that nothing
+    is said of windows that are smaller still.
+    """
+
+    shared: Words = field(kw_only=True)
+    nr_shared: Counts = field(kw_only=True)
+
+    def asked(self, limits: Limits) -> Iterator[tuple[Asked, Bools]]:
+        """What settings ask, of those that the scan lets pass."""
+        pmd = self.geometry.pmd_order
+        scanned, whole = self._scanned(limits), self._whole(limits)
+        yield Asked(pmd, None, Below.ANY), scanned & whole
+        lower = limits.lower(pmd)
+        if len(lower) == 1:
+            yield Asked(lower[0], None, limits.below), scanned & ~whole
+
+    def undecided(self, limits: Limits) -> Bools:
+        """Those with smaller windows of several orders."""
+        several = len(limits.lower(self.geometry.pmd_order)) > 1
+        return self._scanned(limits) & ~self._whole(limits) & several
+
+    def chosen(self, asked: Asked) -> Words:
+        """The windows that answer() is about; below the PMD order without any such page."""
+        found = super().chosen(asked)
+        if asked.order < self.geometry.pmd_order:
+            found &= ~self._any(self.shared, asked.order)
+        return found
+
+    def left_behind(self, within: Words) -> Counts | int:
+        """Those pages, where they are copied."""
+        return count(self.shared & within)
+
+    def _scanned(self, limits: Limits) -> Bools:
+        few: Bools = self.nr_shared <= limits.shared
+        if limits.orders == 1 << self.geometry.pmd_order:
+            few &= self._whole(limits)
+        return few
+
+    def _whole(self, limits: Limits) -> Bools:
+        """Where the window of the PMD order is tried."""
+        enabled = limits.orders >> self.geometry.pmd_order & 1
+        found: Bools = (self.geometry.ptrs_per_pte - self.present <= limits.pmd) & bool(enabled)
+        return found

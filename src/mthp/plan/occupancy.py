@@ -18,7 +18,7 @@ from mthp.image.snapshot import Kpf, Pte
 from mthp.mm.pgtable_types import DIRTY, YOUNG
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.plan.bulk import PackedPages
-from mthp.plan.packed import Bools, Counts, ladder, pack
+from mthp.plan.packed import Bools, Counts, Words, ladder, pack
 from mthp.predict.records import PartlyMapped
 from mthp.words.profiles import Lazyfree, Profile
 from mthp.words.units import Geometry
@@ -26,9 +26,9 @@ from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, painted, spa
 
 _Entries = NDArray[np.uint8]
 """(n, PTRS) a byte for each PTE of n tables. _FOLIO: none of these bits where it maps no page, else 1 + the
-order of its folio. _IN_USE: the page is young or referenced."""
+order of its folio. _IN_USE: the page is young or referenced. _SHARED: it is small, and others map it too."""
 
-_FOLIO, _IN_USE = np.uint8(63), np.uint8(64)
+_FOLIO, _IN_USE, _SHARED = np.uint8(63), np.uint8(64), np.uint8(128)
 _TABLES_AT_ONCE = 1024
 _ODD_VMA = VM_DROPPABLE | VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_RWP | VM_UFFD_WP
 _NEEDED = np.uint64(1 << Kpf.ANON | 1 << Kpf.LRU | 1 << Kpf.SWAPBACKED)
@@ -49,21 +49,24 @@ class TableKind(IntEnum):
     HUGE: a PMD maps it; nothing is to be done. REFUSED: its scan ends before any window whatever is set,
     since no page in it is in use, or for what one of its entries is. PLAIN: every entry is none, or of the
     zero page, or maps a page that it alone maps and nothing else refers to, so that occupancy decides,
-    and the orders of folios. ODD: all others; the engine decides.
+    and the orders of folios. SHARED: the same, but that tables which are not in the image map some of the
+    small pages too. ODD: all others; the engine decides.
     """
 
     ODD = 0
     PLAIN = 1
     REFUSED = 2
     HUGE = 3
+    SHARED = 4
 
 
 class Plain(NamedTuple):
-    """Plain tables of one process. row, vma: as Occupancy's."""
+    """Plain tables of one process. row, vma: as Occupancy's. shared: pages that others map too."""
 
     row: NDArray[np.intp]
     vma: NDArray[np.intp]
     pages: PackedPages
+    shared: Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ class Occupancy:
     shared, swapped, in_use, holes: entries that map a small page which others map too; that are swapped out,
     or such; of pages in use; that are none or of the zero page. simple: the plain tables of small pages alone
     of which every aligned window that a folio may be made of has one in use, if it has any. others: the other
-    plain ones.
+    plain ones. with_shared: those that are SHARED.
     """
 
     row: NDArray[np.intp]
@@ -86,26 +89,34 @@ class Occupancy:
     holes: Counts
     simple: Plain
     others: Plain
+    with_shared: Plain
 
 
 def occupancy_of(
-    process: ImageProcess, tied: Bools, profile: Profile, geometry: Geometry
+    process: ImageProcess,
+    tied: Bools,
+    profile: Profile,
+    geometry: Geometry,
+    again: NDArray[np.uint64],
 ) -> Occupancy:
-    """Sort the tables of a process. tied: those that entangled() found."""
+    """Sort the tables of a process. tied: those that entangled() found. again: frames that mapped_again()
+    found."""
     rows, vmas = _spanned(process, geometry)
     kinds = np.zeros(len(rows), np.uint8)
     counts = np.zeros((4, len(rows)), np.int64)
     special = _special_tables(process, geometry)[rows]
     none = _packed(np.zeros((0, geometry.ptrs_per_pte), np.uint8))
-    simple, others = ([Plain(rows[:0], vmas[:0], none)] for _ in range(2))
+    empty = Plain(rows[:0], vmas[:0], none, none.in_use)
+    simple, others, with_shared = ([empty] for _ in range(3))
     for first in range(0, len(rows), _TABLES_AT_ONCE):
         some = slice(first, first + _TABLES_AT_ONCE)
         tables = process.tables.rows(rows[some])
-        found, is_plain = _plain(tables, geometry)
+        found, is_plain = _plain(tables, geometry, again)
         is_plain &= ~(special | tied[rows])[some]
         if process.lost or tables.mm_ids is not None:
             is_plain &= (found & _FOLIO <= 1).all(axis=1)
-        kinds[some][is_plain] = TableKind.PLAIN
+        shares = (found & _SHARED != 0).any(axis=1)
+        kinds[some][is_plain] = np.where(shares, TableKind.SHARED, TableKind.PLAIN)[is_plain]
         kinds[some][_refused(tables, found, profile) & ~special[some]] = TableKind.REFUSED
         kinds[some][(tables.pte & Pte.HUGE != 0).all(axis=1)] = TableKind.HUGE
         counts[:, some] = _counts(tables, found)
@@ -113,17 +124,26 @@ def occupancy_of(
         pages = _packed(found[at])
         alone = _is_simple(pages, geometry)
         small = PackedPages(pages.in_use, {0: pages.of_order[0]})
+        no_page = np.zeros_like(pages.in_use)
         for parts, of, mine in ((simple, small, alone), (others, pages, ~alone)):
             which = np.flatnonzero(mine)
-            parts.append(Plain(rows[some][at[which]], vmas[some][at[which]], of.rows(which)))
+            parts.append(
+                Plain(
+                    rows[some][at[which]], vmas[some][at[which]], of.rows(which), no_page[:, which]
+                )
+            )
+        at = np.flatnonzero(kinds[some] == TableKind.SHARED)
+        shared_pages = pack(found[at] & _SHARED > 0)
+        with_shared.append(Plain(rows[some][at], vmas[some][at], _packed(found[at]), shared_pages))
     shared, swapped, in_use, holes = counts
-    plain = _all_of(simple), _all_of(others)
+    plain = _all_of(simple), _all_of(others), _all_of(with_shared)
     return Occupancy(rows, vmas, kinds, shared, swapped, in_use, holes, *plain)
 
 
 def _all_of(parts: Sequence[Plain]) -> Plain:
     row, vma = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
-    return Plain(row, vma, PackedPages.of_all([each.pages for each in parts]))
+    shared = np.hstack([each.shared for each in parts])
+    return Plain(row, vma, PackedPages.of_all([each.pages for each in parts]), shared)
 
 
 def _is_simple(pages: PackedPages, geometry: Geometry) -> Bools:
@@ -185,12 +205,19 @@ def _is_known(vma: ImageVma) -> bool:
     )
 
 
-def _plain(tables: TableArrays, geometry: Geometry) -> tuple[_Entries, Bools]:
-    """The pages of each table, and whether its entries are those of a plain one."""
+def _plain(
+    tables: TableArrays, geometry: Geometry, again: NDArray[np.uint64]
+) -> tuple[_Entries, Bools]:
+    """The pages of each table, and whether its entries are those of a plain one, or of one that is but for
+    pages that others map too."""
     mapped = _mapped(tables)
-    alone = (tables.kpageflags & _LOOKED_AT == _NEEDED) & (tables.kpagecount <= 1)
+    alone = tables.kpageflags & _LOOKED_AT == _NEEDED
     if tables.references is not None:
         alone &= tables.references == 0
+    shared = mapped & (tables.kpagecount > 1)
+    if shared.any():
+        alone &= ~shared | (tables.folio_order == 0)
+        alone[shared] &= ~np.isin(tables.pfn[shared], again)
     plain: Bools = np.all(~mapped | alone, axis=1) & np.all(tables.pte & _ODD_ENTRY == 0, axis=1)
     in_use = tables.bits & YOUNG != 0
     in_use |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
@@ -198,6 +225,7 @@ def _plain(tables: TableArrays, geometry: Geometry) -> tuple[_Entries, Bools]:
         in_use |= tables.young
     pages = np.where(mapped, 1 + tables.folio_order | np.where(in_use, _IN_USE, 0), 0)
     pages = pages.astype(np.uint8)
+    pages[shared & (tables.folio_order == 0)] |= _SHARED
     large = np.flatnonzero((pages & _FOLIO > 1).any(axis=1))
     if len(large):
         plain[large] &= _large_in_place(tables.rows(large), pages[large], geometry)
@@ -279,6 +307,18 @@ def entangled(processes: Sequence[ImageProcess], geometry: Geometry) -> list[Boo
     for process, tied in zip(processes, found, strict=True):
         if len(told):
             tied |= np.any(np.isin(process.tables.pfn, told) & _mapped(process.tables), axis=1)
+    return found
+
+
+def mapped_again(processes: Sequence[ImageProcess]) -> NDArray[np.uint64]:
+    """The frames of small pages that several entries of the image map."""
+    frames = [np.zeros(0, np.uint64)]
+    for process in processes:
+        tables = process.tables
+        shared = _mapped(tables) & (tables.kpagecount > 1) & (tables.folio_order == 0)
+        frames.append(tables.pfn[shared])
+    known, times = np.unique(np.concatenate(frames), return_counts=True)
+    found: NDArray[np.uint64] = known[times > 1]
     return found
 
 

@@ -28,12 +28,13 @@ from mthp.khugepaged.eligibility import (
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Vma
-from mthp.plan.bulk import Below, Limits, PackedPages, Shape, Tables
+from mthp.plan.bulk import Below, Limits, PackedPages, Shape, SharedTables, Tables
 from mthp.plan.occupancy import (
     Plain,
     TableKind,
     anonymous_pages,
     entangled,
+    mapped_again,
     occupancy_of,
     partly_mapped_of,
 )
@@ -94,15 +95,30 @@ class _Plain(NamedTuple):
 
     @classmethod
     def of(
-        cls, found: Plain, make: Callable[[PackedPages, NDArray[np.intp], Counts], Tables]
+        cls,
+        found: Plain,
+        geometry: Geometry,
+        make: Callable[[PackedPages, NDArray[np.intp], Counts], Tables] | None = None,
     ) -> _Plain:
-        """In runs of the same mapping, and of as many pages."""
-        present = count(found.pages.mapped)
-        place = np.lexsort((present, found.vma))
-        row, vma, present = found.row[place], found.vma[place], present[place]
-        begins = np.append(True, (np.diff(vma) != 0) | (np.diff(present) != 0))[: len(place)]
-        starts = np.flatnonzero(begins)
-        tables = make(found.pages.rows(place), starts, present[starts])
+        """In runs of the same mapping, and of as many pages, of which as many are shared. make: None for
+        tables with shared pages."""
+        present, shared = count(found.pages.mapped), count(found.shared)
+        place = np.lexsort((shared, present, found.vma))
+        row, vma = found.row[place], found.vma[place]
+        present, shared = present[place], shared[place]
+        differ = [np.diff(column) != 0 for column in (vma, present, shared)]
+        starts = np.flatnonzero(np.append(True, np.any(differ, axis=0))[: len(place)])
+        pages = found.pages.rows(place)
+        if make is not None:
+            return cls(row, vma, make(pages, starts, present[starts]), vma[starts])
+        tables = SharedTables(
+            pages,
+            starts,
+            present[starts],
+            geometry,
+            shared=found.shared.take(place, axis=1),
+            nr_shared=shared[starts],
+        )
         return cls(row, vma, tables, vma[starts])
 
 
@@ -168,16 +184,21 @@ class Planner:
         self.arrays = replace(arrays, processes=self.processes)
         self.profile = profile
         self.geometry = settings.geometry
-        self.tied = entangled(self.processes, self.geometry)
+        self.tied, again = entangled(self.processes, self.geometry), mapped_again(self.processes)
         self.plain: list[list[_Plain]] = []
         self.odd: list[_Odd] = []
         for process, tied in zip(self.processes, self.tied, strict=True):
-            found = occupancy_of(process, tied, profile, self.geometry)
+            found = occupancy_of(process, tied, profile, self.geometry, again)
             odd = found.kind == TableKind.ODD
             simple = partial(Shape, geometry=self.geometry, tally=tally)
             others = partial(Tables, geometry=self.geometry)
-            parts = [_Plain.of(found.simple, simple), _Plain.of(found.others, others)]
-            self.plain.append(parts)
+            self.plain.append(
+                [
+                    _Plain.of(found.simple, self.geometry, simple),
+                    _Plain.of(found.others, self.geometry, others),
+                    _Plain.of(found.with_shared, self.geometry),
+                ]
+            )
             counts = (found.shared, found.swapped, found.in_use, found.holes)
             self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
         self.before, self.pmds, self.nodes = Sizes(), 0, {0}
@@ -211,12 +232,12 @@ class Planner:
                 scanned = mine.scanned(orders, settings)
                 odd[number][mine.row], passed[number][mine.row] = scanned
             for limits in self._limits(orders):
-                self._count(number, orders, limits, answer)
+                odd[number][self._count(number, orders, limits, answer)] = True
             highest = int(orders.max(initial=0)).bit_length() - 1
             answer.highest = max(answer.highest, highest)
             walked = np.add(walked, self._walked(number, orders != 0))
         others = 0
-        if any(len(each.row) for each in self.odd):
+        if any(map(np.any, odd)):
             self._unshare(odd, passed, settings.max_ptes_shared)
             others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
@@ -293,13 +314,20 @@ class Planner:
             whole = most.pop(pmd, 0) or 0
             none = {*most.values()}
             below = Below.NEVER if None in none else Below.FULL if 0 in none else Below.ANY
-            yield Limits(mask, whole, below)
+            yield Limits(mask, whole, below, kernel.settings.max_ptes_shared)
 
-    def _count(self, number: int, orders: NDArray[np.int64], limits: Limits, answer: _Sum) -> None:
-        """Add what becomes of the plain tables of a process's mappings with these limits."""
-        process = self.processes[number]
+    def _count(
+        self, number: int, orders: NDArray[np.int64], limits: Limits, answer: _Sum
+    ) -> NDArray[np.intp]:
+        """Add what becomes of the plain tables of a process's mappings with these limits. Gives the rows of
+        those of which it is not known."""
+        process, rows = self.processes[number], [np.zeros(0, np.intp)]
         for plain in self.plain[number]:
             which = orders[plain.run_vma] == limits.orders
+            undecided = which & plain.tables.undecided(limits)
+            if undecided.any():
+                rows.append(plain.row[np.repeat(undecided, plain.tables.tables)])
+                which &= ~undecided
             answer.counted += int(plain.tables.tables @ which)
             for order, windows, need, copied, change, added in plain.tables.collapsed(
                 which, limits
@@ -313,6 +341,7 @@ class Planner:
                     of_vma = np.bincount(plain.run_vma, added, len(process.vmas))
                     for k in np.flatnonzero(of_vma).tolist():
                         answer.added[process.pid, process.vmas[k].start] += int(of_vma[k])
+        return np.concatenate(rows)
 
     # --- the engine ---------------------------------------------------------------------------
 
