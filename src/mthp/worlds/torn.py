@@ -22,6 +22,8 @@ ASSUMED_FLAGS = 1 << Kpf.LRU | 1 << Kpf.ANON | 1 << Kpf.SWAPBACKED | 1 << Kpf.UP
 _ORDER_BITS = 6
 _MOST_ORDER = (1 << _ORDER_BITS) - 1
 
+_MOST_FRAMES_A_PAGE = 64
+
 Pages = NDArray[np.bool_]
 _NONE = np.zeros(0, np.uint64)
 
@@ -86,6 +88,8 @@ def _clashes(snapshot: Snapshot, wrong: list[Pages]) -> Iterator[tuple[int, Page
         for index, process in enumerate(snapshot.processes)
         if process.pfn is not None and process.folio_order is not None
     ]
+    if _are_base_pages_mapped_once(seen):
+        return
     keys = np.sort(np.concatenate([_keys(process, here) for _, process, here in seen] or [_NONE]))
     first = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
     folios = keys[first]
@@ -109,6 +113,24 @@ def _clashes(snapshot: Snapshot, wrong: list[Pages]) -> Iterator[tuple[int, Page
         clash, other = np.zeros_like(here), np.zeros_like(here)
         clash[here], other[here] = inside[at], around[at]
         yield index, clash, other
+
+
+def _are_base_pages_mapped_once(seen: list[tuple[int, ProcessTables, Pages]]) -> bool:
+    """Whether all pages are base pages of different frames, found without sorting; False where frames lie so
+    far apart that marking them takes too much."""
+    frames = [_NONE]
+    for _, process, here in seen:
+        assert process.pfn is not None and process.folio_order is not None
+        if process.folio_order.any(where=here):
+            return False
+        frames.append(process.pfn[here])
+    every = np.concatenate(frames)
+    end = int(every.max(initial=0)) + 1
+    if end > _MOST_FRAMES_A_PAGE * len(every):
+        return False
+    there = np.zeros(end, np.bool_)
+    there[every] = True
+    return int(np.count_nonzero(there)) == len(every)
 
 
 def _repaired(process: ProcessTables, wrong: Pages, torn: Pages, fresh: int) -> ProcessTables:
