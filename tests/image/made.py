@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.capture.columns import DEEP_WIDTH, WIDTH
+from mthp.image.capture.columns import DEEP_WIDTH, WIDTH, ZERO_FILLED
 from mthp.image.capture.pagemap import EXCLUSIVE, FILE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
 
 PTRS, PAGE, PMD = 16, 4096, 64 << 10
@@ -66,7 +66,7 @@ def made() -> Made:
     arrays: dict[str, NDArray[Any]] = {
         name: np.zeros((4, PTRS), f"u{width}")
         for name, width in WIDTH.items()
-        if name not in DEEP_WIDTH
+        if name not in DEEP_WIDTH and name != ZERO_FILLED
     }
     arrays["table_address"] = np.array([BASE, BASE + PMD, BASE + 2 * PMD, BASE], np.uint64)
     arrays["table_process"] = np.array([0, 0, 0, 1], np.uint16)

@@ -701,6 +701,13 @@ def test_other_processes_are_counted(tmp_path: Path) -> None:
         assert others["processes"] >= 0 <= others["anonymous"]
 
 
+def test_processes_without_huge_pages_are_not_scanned() -> None:
+    disable = "libc.prctl(41, 1, 0, 0, 0)\n"
+    with child(disable + MIXED) as kid:
+        others = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {kid.pid}
+        assert host.other_processes(others, PAGE)["processes"] == 0
+
+
 def test_a_python_too_old_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

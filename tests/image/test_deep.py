@@ -335,6 +335,15 @@ def test_a_table_of_small_pages(made: MadeKernel, live: LiveKernel) -> None:
     assert list(parts["pte_bits"][:3]) == [71, 0, 71], "what is in no VMA is not told"
 
 
+def test_pages_that_hold_nothing_but_zeros(made: MadeKernel, live: LiveKernel) -> None:
+    zeros, more, filled, last = (made.page() for _ in range(4))
+    made.put(filled + 8, 1)
+    made.put(last + PAGE - 8, 1 << 63)
+    frames = [0, *(page // PAGE for page in (zeros, more, filled, last, zeros)), 1 << 40]
+    reader = DeepReader(live, Pages(live, PTRS), GEOMETRY)
+    assert reader.zero_filled(array("Q", frames)) == bytes([0, 1, 1, 0, 0, 1, 0])
+
+
 @pytest.mark.parametrize(
     ("entry", "bits"),
     [
@@ -415,6 +424,11 @@ def test_what_is_said_of_it() -> None:
     assert said == (
         "deep: 38 of 39 pages are young; khugepaged's list has 2 mm(s), 1 of these 2 process(es) among them"
     )
+
+
+def test_zeros_go_with_deep(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--pid", str(os.getpid()), "--zeros", "-o", str(tmp_path / "x.npz")]) == 2
+    assert capsys.readouterr().err == "mthp-snap: --zeros goes with --deep\n"
 
 
 @pytest.mark.skipif(os.path.exists(kernel.KCORE), reason="this host has it")

@@ -107,6 +107,24 @@ def test_a_folio_with_pg_young_was_used() -> None:
     assert huge == [False, True]
 
 
+def test_which_pages_hold_zeros_and_which_folios_wait_to_be_split() -> None:
+    image, process = deep_heap(2)
+    order = process.folio_order.copy()
+    order[1], process.pfn[1] = 9, np.arange(1 << 12, (1 << 12) + 512)
+    process.folio_state[1] = FolioState.ON_DEFERRED_LIST
+    zeros = np.zeros(process.pte.shape, np.uint8)
+    zeros[0, 3] = zeros[1, 7] = 1
+    process = dataclasses.replace(process, folio_order=order, zero_filled=zeros)
+    mem = build_world(dataclasses.replace(image, processes=(process,)), DEFAULT).kernel.mem
+    (queued,) = (folio for folios in mem.deferred_split.lists.values() for folio in folios)
+    used = [frame for frame in range(1, mem.nr_frames) if mem.head.raw[frame]]
+    assert mem.folio_order(queued) == 9 and len(used) == 1024
+    assert [frame for frame in used if mem.content.raw[frame] == 0] == [4, queued + 7]
+    image, _ = deep_heap()
+    mem = build_world(image, DEFAULT).kernel.mem
+    assert all(mem.content.raw[1:513]) and not any(mem.deferred_split.lists.values())
+
+
 def test_references_beyond_mappings_stay_and_those_of_batches_go() -> None:
     image, process = deep_heap()
     process.refcount[0, :4] = (2, 2, 3, 1025)

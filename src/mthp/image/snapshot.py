@@ -192,7 +192,8 @@ class ProcessTables:
     kpageflags (bits of Kpf), kpagecount (mapcount; None where it alone was masked), folio_order (0
     where nothing or a base page). deep and what follows are None but in deep captures: pte_bits (of
     PteBit), of each page's folio the refcount, the folio_mapcount, the folio_state (of FolioState), mm_ids
-    and mm_id_mapcounts (as the kernel keeps two of each in a word), and its node.
+    and mm_id_mapcounts (as the kernel keeps two of each in a word), and its node. zero_filled: 1 where the
+    page holds nothing but zeros; None where nobody looked.
     """
 
     pid: int
@@ -217,6 +218,7 @@ class ProcessTables:
     mm_ids: npt.NDArray[np.uint64] | None = None
     mm_id_mapcounts: npt.NDArray[np.uint64] | None = None
     node: npt.NDArray[np.uint8] | None = None
+    zero_filled: npt.NDArray[np.uint8] | None = None
 
     @property
     def thp_disabled(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.capture.columns import ADDRESS_LIMIT, DEEP_WIDTH
+from mthp.image.capture.columns import ADDRESS_LIMIT, DEEP_WIDTH, ZERO_FILLED
 from mthp.image.capture.pagemap import EXCLUSIVE, FILE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
 from mthp.image.capture.pages import DIRTY, PROT_NONE, WRITABLE, YOUNG
 from mthp.image.fields import Fields, short
@@ -108,6 +108,8 @@ def check_privilege(privilege: Mapping[str, bool], members: Iterable[str]) -> No
             )
     if "kpagecount" in members and not privilege["kpageflags"]:
         raise FileError("privilege.kpageflags is False, and the file has member kpagecount")
+    if ZERO_FILLED in members and not privilege["deep"]:
+        raise FileError(f"privilege.deep is False, and the file has member {ZERO_FILLED}")
     if privilege["kpageflags"] and not privilege["pfn"]:
         raise FileError("privilege: kpageflags were read, and no pfn that leads to them")
     if privilege["deep"] and not privilege["kpageflags"]:
@@ -378,6 +380,10 @@ class Entries:
             of_none = ~mapped & (some[name] != 0)
             self._refuse(first, of_none, f"is of no folio, which has a {name}")
         self._refuse(first, state >= 1 << 9, "is of a folio in a state that means nothing")
+        if ZERO_FILLED in some:
+            filled = some[ZERO_FILLED]
+            wrong = (filled > 1) | ~mapped & (filled != 0)
+            self._refuse(first, wrong, f"has a {ZERO_FILLED} that means nothing")
         large = some["folio_order"] != 0
         for name in ("mm_ids", "mm_id_mapcounts"):
             self._refuse(

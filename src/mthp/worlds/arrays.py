@@ -34,7 +34,9 @@ class TableArrays:
 
     Of each page's folio, where the image has it: references: those beyond mappings and swap cache.
     mm_ids, mm_id_mapcounts: as the kernel keeps two of each in a word, ids being those of ImageProcess.
-    node: NUMA node. young: whether it has PG_young.
+    node: NUMA node. young: whether it has PG_young. queued: whether it is on the deferred-split queue.
+
+    zero_filled: whether the page holds nothing but zeros; where the image does not tell, none does.
     """
 
     table_address: NDArray[np.uint64]
@@ -49,6 +51,8 @@ class TableArrays:
     mm_id_mapcounts: NDArray[np.uint64] | None = None
     node: NDArray[np.uint8] | None = None
     young: NDArray[np.bool_] | None = None
+    queued: NDArray[np.bool_] | None = None
+    zero_filled: NDArray[np.bool_] | None = None
 
     @classmethod
     def blank(cls, table_address: NDArray[np.uint64], geometry: Geometry) -> TableArrays:

@@ -61,6 +61,7 @@ from mthp.worlds.arrays import (
     span,
     spans,
 )
+from mthp.worlds.contents import note_contents
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import image_of_snapshot
 from mthp.worlds.mm_ids import known_by_age, known_by_id
@@ -362,8 +363,6 @@ class _Builder:
             self.shared_slots[address] = entry
         return leaf_pte(Leaf.SWAP, entry, marks)
 
-    # Frames
-
     def frames(
         self,
         mm: Mm,
@@ -397,6 +396,7 @@ class _Builder:
         found[small] = self.small_frames(mm, pages.of(small))
         found[~small] = self.large_frames(mm, pages.of(~small), huge[rows[~small]])
         frames[here] = found
+        note_contents(self.mem, tables, here, found)
         if tables.references is not None:
             self.references.append((found, tables.references[here]))
         in_cache = np.flatnonzero(flags & pg.PG_SWAPCACHE)

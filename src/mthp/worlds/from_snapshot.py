@@ -351,7 +351,17 @@ def _tables(
         mm_id_mapcounts=process.mm_id_mapcounts,
         node=_nodes(snapshot, process),
         young=_folios_young(process, assumed),
+        queued=_queued(process),
+        zero_filled=None if process.zero_filled is None else process.zero_filled != 0,
     )
+
+
+def _queued(process: ProcessTables) -> Pages | None:
+    """Which pages' folios are on the deferred-split queue, as a deep capture tells."""
+    if process.folio_state is None:
+        return None
+    queued: Pages = (process.folio_state & np.uint16(FolioState.ON_DEFERRED_LIST)) != 0
+    return queued
 
 
 def _folios_young(process: ProcessTables, assumed: Assumed) -> Pages | None:

@@ -29,7 +29,11 @@ DEEP_WIDTH = {
     "mm_id_mapcounts": 8, "node": 1,
 }  # fmt: skip
 """The members of a deep capture -> bytes of a value."""
-WIDTH = {"pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1, **DEEP_WIDTH}
+ZERO_FILLED = "zero_filled"
+"""The member of a deep capture with --zeros."""
+WIDTH = {
+    "pte": 2, "pfn": 8, "kpageflags": 8, "kpagecount": 4, "folio_order": 1, **DEEP_WIDTH, ZERO_FILLED: 1,
+}  # fmt: skip
 TYPE = {1: "|u1", 2: "u2", 4: "u4", 8: "u8"}
 
 

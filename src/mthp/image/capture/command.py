@@ -158,6 +158,7 @@ def capture(args: argparse.Namespace, pids: list[int], output: str) -> list[str]
         hidden=hidden_of(args),
         frames=args.frames,
         deep=args.deep,
+        zeros=args.zeros,
         pages=args.pages,
     )
     with replacing(output, 0o600) as file:
@@ -171,6 +172,8 @@ def capture_as_asked(args: argparse.Namespace, say: Callable[[str], None]) -> li
         raise CaptureError("--for needs --every", USAGE)
     if args.deep and args.no_exclusive:
         raise CaptureError("--deep needs what --no-exclusive skips", USAGE)
+    if args.zeros and not args.deep:
+        raise CaptureError("--zeros goes with --deep", USAGE)
     if args.all and args.freeze:
         raise CaptureError("--freeze with --all would stop what this runs in", USAGE)
     pids = pids_asked_for(args)

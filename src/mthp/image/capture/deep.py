@@ -17,6 +17,7 @@ from mthp.image.capture.pagemap import ZERO_PAGES, Batch, without
 from mthp.image.capture.pages import EXCLUSIVE, FRAME, GLOBAL, HUGE_PAGE, PRESENT_BIT, Pages
 from mthp.words.units import Geometry
 
+FRAMES_AT_ONCE = 256
 _ANY = bytes(255 if value else 0 for value in range(256))
 
 
@@ -82,6 +83,25 @@ class DeepReader:
         parts["pte_bits"] = (every & there).to_bytes(len(low), "little")
         parts.update(found.members)
         batch.misfits = sorted({*batch.misfits, *wrong})
+
+    def zero_filled(self, pfns: array[int]) -> bytes:
+        """1 for each frame that holds nothing but zeros, and 0 for the others and where the pfn is 0. Nothing
+        else is kept of what they hold."""
+        found, size = bytearray(len(pfns)), self.geometry.page_size
+        zeros, i = bytes(size), 0
+        while i < len(pfns):
+            j = i + 1
+            while j < min(len(pfns), i + FRAMES_AT_ONCE) and pfns[j] == pfns[i] + j - i:
+                j += 1
+            if pfns[i]:
+                try:
+                    data = self.kernel.core.physical(pfns[i] * size, (j - i) * size)
+                except CoreError:
+                    data = b""
+                for k in range(i, j):
+                    found[k] = data.startswith(zeros, (k - i) * size)
+            i = j
+        return bytes(found)
 
     def note_empty(self, windows: list[tuple[int, int]], known: set[int]) -> None:
         """Note the tables in windows, ascending, that are there, but not among the known: with nothing."""

@@ -64,17 +64,23 @@ def host_facts() -> dict[str, Any]:
 def other_processes(captured: set[int], pmd_size: int) -> dict[str, int]:
     """How many other processes have anonymous memory for a huge page, and how much they have.
 
-    khugepaged may scan them too. What /proc hides is not counted.
+    khugepaged may scan them too: those with huge pages disabled by prctl(2) are left out, and what /proc
+    hides is not counted. Kernel: fs/proc/array.c, task_thp_status().
     """
     processes = anonymous = 0
     page = os.sysconf("SC_PAGE_SIZE")
     for name in filter(str.isdigit, os.listdir("/proc")):
         _, resident, shared, *_ = map(int, (text(f"/proc/{name}/statm") or "0 0 0").split())
         size = (resident - shared) * page
-        if size >= pmd_size and int(name) not in captured:
+        if size >= pmd_size and int(name) not in captured and _may_have_thp(name):
             processes += 1
             anonymous += size
     return {"processes": processes, "anonymous": anonymous}
+
+
+def _may_have_thp(pid: str) -> bool:
+    """Whether a process has not disabled huge pages for itself."""
+    return "\nTHP_enabled:\t0" not in (text(f"/proc/{pid}/status") or "")
 
 
 def host_geometry() -> Geometry:

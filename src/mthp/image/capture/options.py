@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read the page tables and folios themselves too, from /proc/kcore (root, x86-64)",
     )
+    parser.add_argument(
+        "--zeros",
+        action="store_true",
+        help="with --deep: look into the pages too, and note of each whether it holds nothing but zeros",
+    )
     parser.add_argument("--redact", action="store_true", help="drop names, shift addresses")
     parser.add_argument("--freeze", action="store_true", help="stop them while reading; asks first")
     parser.add_argument("--yes", action="store_true", help="do not ask before --freeze")

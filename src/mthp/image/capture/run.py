@@ -14,7 +14,7 @@ from collections import Counter
 from random import SystemRandom
 from typing import Any, NamedTuple
 
-from mthp.image.capture.columns import DEEP_WIDTH, NEVER, SCHEMA, WIDTH, Columns
+from mthp.image.capture.columns import DEEP_WIDTH, NEVER, SCHEMA, WIDTH, ZERO_FILLED, Columns
 from mthp.image.capture.deep import DeepReader
 from mthp.image.capture.frames import BROKEN, KPF_THP, KPF_ZERO_PAGE, Frames, open_frames
 from mthp.image.capture.host import THP, host_facts, host_geometry, memcg_of, other_processes
@@ -27,6 +27,7 @@ from mthp.image.capture.pagemap import (
     PRESENT,
     SWAP_ENTRIES,
     ZERO,
+    ZERO_PAGES,
     Batch,
     Scanner,
     as_zero,
@@ -78,7 +79,8 @@ class CaptureOptions(NamedTuple):
     redact: names are left out and addresses moved. exclusive: the bit of pages that one process
     alone maps is read. reader: scan, pagemap or auto. freeze: the processes are stopped meanwhile.
     hidden: so many more were meant, which have no number in our PID namespace. frames: what looks them up.
-    deep: the kernel's own memory is read, too; pages: what looks struct pages up.
+    deep: the kernel's own memory is read, too; pages: what looks struct pages up. zeros: it is looked which
+    pages hold nothing but zeros.
     """
 
     redact: bool = False
@@ -88,6 +90,7 @@ class CaptureOptions(NamedTuple):
     hidden: int = 0
     frames: type[Frames] = Frames
     deep: bool = False
+    zeros: bool = False
     pages: type[Pages] = Pages
 
 
@@ -124,6 +127,8 @@ class CaptureRun:
             pages = options.pages(kernel, self.geometry.ptrs_per_pte)
             self.deep = DeepReader(kernel, pages, self.geometry)
             members += DEEP_WIDTH
+            if options.zeros:
+                members.append(ZERO_FILLED)
         self.columns = Columns(self.geometry, folder, members)
         self._say_what_is_unseen()
 
@@ -250,8 +255,12 @@ class CaptureRun:
             orders = orders.replace(bytes((BROKEN,)), b"\0")
         parts["kpageflags"], parts["folio_order"] = flags, orders
         if self.deep is not None:
+            present = without(SWAP_ENTRIES, pfns, batch.low)
             with naming("/proc/kcore"):
-                self.deep.add(parts, batch, without(SWAP_ENTRIES, pfns, batch.low), orders)
+                self.deep.add(parts, batch, present, orders)
+                if self.options.zeros:
+                    zeros = without(ZERO_PAGES, present, batch.low)
+                    parts[ZERO_FILLED] = self.deep.zero_filled(zeros)
         if self.frames.counts is not None:
             parts["kpagecount"] = counts
 
