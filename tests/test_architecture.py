@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": ENGINE | {"laws", "races", "explore", "lab.kernels.herd", "lab.errors"},
     "lab": {"words", "image"},
     "life": ENGINE | {"image", "worlds"},
-    "compare": ENGINE | {"laws", "image", "worlds", "predict", "life", "lab"},
+    "compare": ENGINE | {"laws", "image", "worlds", "predict", "plan", "life", "lab"},
     "report": {
         "words",
         "predict.records",

@@ -38,6 +38,15 @@ LOAD = "blocks = [bytearray(100000) for n in range(200)]\nwhile True: pass\n"
         (("--max-ptes-none", "0,600", "--recipe", "redis"), "max_ptes_none"),
         (("--max-ptes-none", "", "--recipe", "redis"), "max-ptes-none"),
         (("--enabled", "65kB=always", "--recipe", "redis"), "65K"),
+        (("--recipe", "redis", "--under", "--enabled 65kB=always"), "65K"),
+        (("--recipe", "redis", "--under", "--memory 4"), "--under: unrecognized arguments"),
+        (("--recipe", "redis", "--under", " "), "--under: nothing in it"),
+        (("--recipe", "redis", "--under", "--defrag 0", "--defrag", "1"), "none beside it"),
+        (("--recipe", "redis", "--under", "--max-ptes-none 600"), "max_ptes_none"),
+        (("--recipe", "redis", "--then", "true"), "--then"),
+        (("--then", "'", "--", "sleep", "1"), "--then"),
+        (("--recipe", "redis", "--svg", "a.svg"), "--svg goes with"),
+        (("--recipe", "redis-bloat", "--svg", "/gone/a.svg"), "no folder /gone"),
     ],
 )
 def test_bad_input(capfd: pytest.CaptureFixture[str], argv: tuple[str, ...], word: str) -> None:
@@ -64,6 +73,7 @@ def test_a_program_that_is_not_there(
     reason = f"no program {tmp_path}/gone"
     failed: dict[str, object] = {
         "program": "gone",
+        "settings": None,
         "max_ptes_none": None,
         "reason": reason,
         "output": [],
@@ -125,3 +135,49 @@ def test_a_program_that_ends_is_told_for_each_guest(
     assert err.splitlines()[1:3] == [
         "mthp lab predict:   | one", f"mthp lab predict:   | kept in {tmp_path}",
     ]  # fmt: skip
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.skipif(bool(_lacking()), reason=_lacking() or "all there")
+def test_a_plan_of_a_real_program(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    program = str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
+    pace = "--pages-to-scan 2048 --scan-sleep-millisecs 2000"
+    code = main(
+        ["lab", "predict", "--plan", "--json", "--quiet", "--release", "7.3", "--memory", "1024",
+         "--under", f"--enabled 64kB=always --max-ptes-none 511 {pace}", "--settle", "8",
+         "--keep", str(tmp_path), "--", program, "-S", "-c", LOAD]
+    )  # fmt: skip
+    out, err = capfd.readouterr()
+    assert code == 0, out + err
+    (found,) = json.loads(out)["predictions"]
+    measured = found["measured"]
+    assert measured["folios_exact"] and abs(measured["memory_error"]) <= 0.01
+    assert measured["guest"]["collapses"]["64kB"] > 100
+    assert measured["guest"]["last_collapse_ms"] > 2000
+    assert [path.name for path in tmp_path.iterdir()] == [f"{Path(program).name}-under-1"]
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.skipif(bool(_lacking()), reason=_lacking() or "all there")
+def test_phases_of_a_real_program_and_shrinkers(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its memory is zeros, which shrinkers give back; in its second phase the rest of it is as it was."""
+    program = str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
+    code = main(
+        ["lab", "predict", "--shrink", "--json", "--quiet", "--release", "7.3", "--memory", "1024",
+         "--under", "--enabled 2048kB=always --max-ptes-none 64", "--settle", "8", "--then", "sh -c :",
+         "--svg", str(tmp_path / "a.svg"), "--", program, "-S", "-c", LOAD]
+    )  # fmt: skip
+    out, err = capfd.readouterr()
+    assert code == 0, out + err
+    found = json.loads(out)["predictions"]
+    first, second = (each["memory"] for each in found if each["memory"] is not None)
+    assert (len(found), first["phase"], second["phase"]) == (4, "first", "sh -c :")
+    assert first["shrunk"][1] < first["collapsed"][1] / 2
+    assert all(
+        each[0] == each[1] for each in (*first.values(), *second.values()) if isinstance(each, list)
+    )
+    assert (tmp_path / "a.svg").read_text().count("<circle") == 6

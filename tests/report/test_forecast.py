@@ -65,6 +65,7 @@ def test_the_document() -> None:
     assert document["failed"] == [
         {
             "program": "redis",
+            "settings": Settings().to_json(),
             "max_ptes_none": 511,
             "reason": "it ended with exit status 1",
             "output": ["no such key"],
@@ -76,7 +77,7 @@ def test_the_document() -> None:
 
 def test_what_failed_is_said_with_its_last_lines() -> None:
     assert no_forecast_lines(GONE) == [
-        "redis, max_ptes_none 511: it ended with exit status 1; it printed last:",
+        "redis, 2048kB, max_ptes_none 511: it ended with exit status 1; it printed last:",
         "  | no such key",
     ]
     assert no_forecast_lines(dataclasses.replace(GONE, settings=None, output=())) == [
@@ -92,10 +93,10 @@ def test_as_ktap() -> None:
         "  1..3",
         "  # 19999 of 20000 PTEs right, 9999 of 10000 changed",
         "  # 16 PTEs: 0 became 0, predicted 4 (at 7f0000000000): young bits",
-        "  ok 1 max_ptes_none_511",
+        "  ok 1 2048kB_max_ptes_none_511",
         "  # 19999 of 20000 PTEs right, 9949 of 10000 changed",
-        "  not ok 2 max_ptes_none_511",
+        "  not ok 2 2048kB_max_ptes_none_511",
         "  # no such key",
-        "  not ok 3 max_ptes_none_511 # ERROR it ended with exit status 1",
+        "  not ok 3 2048kB_max_ptes_none_511 # ERROR it ended with exit status 1",
         "not ok 1 redis",
     ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.compare.records import Forecast, Misprediction
+from mthp.compare.records import Forecast, Misprediction, PhaseMemory, PlanBeside
 from mthp.image.snapshot import ProcessTables, Pte, Snapshot
 from mthp.mm.mm_types import Kernel, Vma
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
+from mthp.mm.shrinker import drop_slab
 from mthp.predict.measure import populated_parts
 from mthp.predict.passes import RunEnd, Tally, run_full_scans
 from mthp.words.profiles import profile_for_release
@@ -41,17 +43,61 @@ def name_of(code: int) -> str:
     return str(code) if 0 <= code < Mapped.PMD else Mapped(code).name.lower()
 
 
+class Prediction(NamedTuple):
+    """What is predicted of a capture. orders: when khugepaged has come to rest, and when shrinkers have been
+    called. grown: by how many bytes the frames in use have grown then. split: how many large folios shrinkers
+    split, and how many of them for their pages of zeros."""
+
+    run: RunEnd
+    assumptions: tuple[str, ...]
+    orders: tuple[Orders, Orders]
+    grown: tuple[int, int]
+    split: tuple[int, int]
+
+
+def predict(image: Snapshot, young: Young, *, shrink: bool = False) -> Prediction:
+    """Run khugepaged to its fixed point, with the settings captured, and then shrinkers, if asked to.
+
+    ValueError: the settings or the state are impossible.
+    """
+    settings = Settings.from_sysfs(image.sysfs, image.geometry)
+    world = build_world(image, profile_for_release(image.kernel), settings, Assumed(young))
+    kernel, allocator = world.kernel, world.kernel.mem.allocator
+    out, shift = allocator.frames_out(), kernel.geometry.page_shift
+    run = run_full_scans(kernel, world.khugepaged, Tally(kernel), None)
+    collapsed = allocator.frames_out()
+    orders = [orders_of_world(world)]
+    if shrink:
+        drop_slab(kernel)
+        orders.append(orders_of_world(world))
+    grown = (collapsed - out) << shift, (allocator.frames_out() - out) << shift
+    counts = kernel.mem.vmstat
+    whole = sum(nr for (_, name), nr in counts.mthp.items() if name == "split")
+    split = whole, counts.events["thp_underused_split_page"]
+    return Prediction(run, world.assumptions, (orders[0], orders[-1]), grown, split)
+
+
 def compare(
-    target: str, before: Snapshot, after: Snapshot, real_full_scans: int, young: Young
+    target: str,
+    before: Snapshot,
+    after: Snapshot,
+    real_full_scans: int,
+    young: Young,
+    *,
+    measured: PlanBeside | None = None,
+    shrunk: bool = False,
+    found: Prediction | None = None,
+    memory: PhaseMemory | None = None,
 ) -> Forecast:
     """Predict the fixed point from `before` with the settings in it, and compare it with `after`.
 
+    shrunk: `after` was made when shrinkers had been called. found: what is predicted, if that is known.
     ValueError: a snapshot shows no folios, or its settings or its state are impossible.
     """
     settings = Settings.from_sysfs(before.sysfs, before.geometry)
-    predicted, run, assumptions = _predict(before, settings, young)
+    found = predict(before, young, shrink=shrunk) if found is None else found
     start, real = orders_of_snapshot(before), orders_of_snapshot(after)
-    tables = _Tables(start, predicted, real, before.geometry.ptrs_per_pte)
+    tables = _Tables(start, found.orders[shrunk], real, before.geometry.ptrs_per_pte)
     return Forecast(
         target=target,
         kernel=before.kernel,
@@ -61,19 +107,13 @@ def compare(
         changed=int(tables.changed.sum()),
         right=int((tables.mapped & ~tables.wrong).sum()),
         right_changed=int((tables.changed & ~tables.wrong).sum()),
-        full_scans=run.full_scans,
+        full_scans=found.run.full_scans,
         real_full_scans=real_full_scans,
-        misses=_misses(tables, before, settings, young) if tables.wrong.any() else (),
-        assumptions=assumptions,
+        misses=_misses(tables, before, young, shrunk) if tables.wrong.any() else (),
+        assumptions=found.assumptions,
+        measured=measured,
+        memory=memory,
     )
-
-
-def _predict(
-    image: Snapshot, settings: Settings, young: Young
-) -> tuple[Orders, RunEnd, tuple[str, ...]]:
-    world = build_world(image, profile_for_release(image.kernel), settings, Assumed(young))
-    run = run_full_scans(world.kernel, world.khugepaged, Tally(world.kernel), None)
-    return orders_of_world(world), run, world.assumptions
 
 
 class _Tables:
@@ -99,14 +139,14 @@ class _Tables:
 
 
 def _misses(
-    tables: _Tables, before: Snapshot, settings: Settings, young: Young
+    tables: _Tables, before: Snapshot, young: Young, shrunk: bool
 ) -> tuple[Misprediction, ...]:
     """The PTEs predicted wrong, by kind and cause: the young bits, if assumed otherwise it is
     right."""
     by_youth = np.zeros_like(tables.wrong)
     for other in Young:
         if other is not young:
-            orders, *_ = _predict(before, settings, other)
+            orders = predict(before, other, shrink=shrunk).orders[shrunk]
             by_youth |= tables.wrong & (tables.stack(orders) == tables.real)
     counts: Counter[tuple[int, int, int, bool]] = Counter()
     first: dict[tuple[int, int, int, bool], int] = {}

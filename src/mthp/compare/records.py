@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from mthp.plan.records import BulkVerdict
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
 
@@ -86,12 +87,68 @@ class Misprediction:
 
 
 @dataclass(frozen=True)
+class PlanBeside:
+    """What a guest's khugepaged did at its own pace, beside the plan made of the capture before.
+
+    windows, after, pmds, memory_added, last_collapse_ms: as BulkVerdict's. memory_added is what the cgroup
+    is charged for. engine_ms: when the engine has the last collapse, wakeup by wakeup; the plan has a bound.
+    """
+
+    plan: BulkVerdict
+    windows: Mapping[int, int]
+    after: Mapping[int, int]
+    pmds: int
+    memory_added: int
+    last_collapse_ms: int | None
+    engine_ms: int | None
+
+    @property
+    def folios_exact(self) -> bool:
+        """Whether each size has as many collapses and bytes as planned, and as much is mapped by PMDs."""
+        plan = self.plan
+        after = {order: size for order, size in plan.after.items() if size}
+        return (plan.windows, after, plan.pmds) == (self.windows, self.after, self.pmds)
+
+    @property
+    def memory_error(self) -> float:
+        """Of the planned memory added, as a share of what was added."""
+        off = self.plan.memory_added - self.memory_added
+        return off / abs(self.memory_added) if self.memory_added else float(bool(off))
+
+    def time_error(self, ours: int | None) -> float:
+        """Of a predicted time of the last collapse, as a share of when it was."""
+        real = self.last_collapse_ms
+        if ours is None or real is None:
+            return float(ours != real)
+        return (ours - real) / max(real, 1)
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """The memory behind the anonymous pages of a program in one of its phases: bytes of whole folios.
+
+    loaded: as captured. collapsed, shrunk: (model, guest) when khugepaged has come to rest, and when
+    shrinkers have been called, if they were. split, underused: how many large folios these split as
+    predicted, and how many of them for their pages of zeros.
+    """
+
+    phase: str
+    loaded: int
+    collapsed: tuple[int, int]
+    shrunk: tuple[int, int] | None = None
+    split: int = 0
+    underused: int = 0
+
+
+@dataclass(frozen=True)
 class Forecast:
     """A prediction held against what a real kernel made of the same memory, PTE by PTE.
 
     ptes: anonymous ones that map something, before or after. changed: those whose order
     the real run changed. right, right_changed: how many of each were predicted right. *_full_scans:
-    how many it took to the fixed point; the last of them changed nothing.
+    how many it took to the fixed point; the last of them changed nothing. measured: the guest beside a plan,
+    if khugepaged went at its own pace. memory: in a phase, or where shrinkers were called, what there is of
+    it; of the forecasts of a phase the last has it.
     """
 
     target: str
@@ -106,6 +163,8 @@ class Forecast:
     real_full_scans: int
     misses: tuple[Misprediction, ...] = ()
     assumptions: tuple[str, ...] = ()
+    measured: PlanBeside | None = None
+    memory: PhaseMemory | None = None
 
     @property
     def share(self) -> float:

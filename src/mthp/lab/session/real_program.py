@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.session.boot import Guest, booted
+from mthp.lab.session.pace import PacedRun
 from mthp.lab.session.recipes import Recipe
 from mthp.lab.session.workload import PYTHON, Workload
 from mthp.lab.vm.channel import CommandFailed, GuestGone
@@ -41,16 +43,29 @@ class Provision:
     paths: Mapping[str, str]
 
 
+class How(NamedTuple):
+    """What the guest does beside full scans. at_pace: khugepaged sleeps between wakeups as the settings say,
+    and is not driven from one full scan to the next. shrink: then shrinkers are called (drop_caches), and the
+    captures before are deep, and tell which pages hold nothing but zeros."""
+
+    at_pace: bool = False
+    shrink: bool = False
+
+
 @dataclass(frozen=True)
 class SnapshotPair:
     """Two snapshots of the stopped program, and the full scans that khugepaged made between them.
 
-    The last of these changed nothing.
+    The last of these changed nothing. paced: what it did at its own pace, if it was let. phase: the recipe's,
+    if it has several. shrunk: after shrinkers were called, if they were.
     """
 
     before: Path
     after: Path
     full_scans: int
+    paced: PacedRun | None = None
+    phase: str = ""
+    shrunk: Path | None = None
 
 
 @contextlib.contextmanager
@@ -100,24 +115,35 @@ def _root_of(recipe: Recipe, progress: Progress) -> Root:
 _PACKAGE_OF_SH = "dash"
 
 
-def capture_around_khugepaged(
+def captures_around_khugepaged(
     provision: Provision,
     kernel: CachedKernel,
     settings: Settings,
     memory: int,
     folder: Path,
     progress: Progress,
-) -> SnapshotPair:
-    """Run the recipe in a guest of `memory` MiB, stop the program, and let khugepaged work.
+    how: How,
+) -> Iterator[SnapshotPair]:
+    """Run the recipe in a guest of `memory` MiB, stop the program, and let khugepaged work; again in each
+    of its phases.
 
     folder: where the snapshots are written. LabError: the guest or the program fails.
     """
+    recipe = provision.recipe
     with booted(kernel, Guest(memory), (provision.archive,)) as guest:
         try:
             workload = Workload(guest.machine.channel, guest.session, provision.paths)
             workload.prepare()
-            _perform(workload, provision.recipe, progress)
-            return _between_snapshots(workload, settings, folder, progress)
+            _perform(workload, recipe, progress)
+            stage = _Stage(workload, settings, folder, progress, how)
+            yield stage.between_snapshots(recipe.first)
+            for phase in recipe.phases:
+                workload.resume()
+                for job in phase.load:
+                    progress(f"{recipe.name}: {phase.name}: {Path(job.argv[0]).name}")
+                    workload.run(job)
+                _wait(workload, phase.seconds)
+                yield stage.between_snapshots(phase.name)
         except GuestGone as error:
             why = f"the guest does not answer: {error}; {guest.machine.why_it_ended()}"
             raise LabError(HOST_LACKS, why) from None
@@ -143,22 +169,54 @@ def _perform(workload: Workload, recipe: Recipe, progress: Progress) -> None:
     if recipe.until is not None:
         workload.wait_for(recipe.until, LOAD_SECONDS)
     progress(f"{recipe.name}: running")
-    end = time.monotonic() + recipe.seconds
+    _wait(workload, recipe.seconds)
+
+
+def _wait(workload: Workload, seconds: float) -> None:
+    """Let the program run for so long."""
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         workload.check()
         time.sleep(min(left, LOOK_SECONDS))
 
 
-def _between_snapshots(
-    workload: Workload, settings: Settings, folder: Path, progress: Progress
-) -> SnapshotPair:
-    pids = workload.stop()
-    progress(f"stopped: {len(pids)} processes")
-    workload.register(pids)
-    workload.apply(settings)
-    before, after = folder / "before.npz", folder / "after.npz"
-    workload.snap(before)
-    progress("khugepaged")
-    scans = workload.scan_to_fixed_point()
-    workload.snap(after)
-    return SnapshotPair(before, after, scans)
+class _Stage:
+    """A program in a guest, stopped again and again. number: how often it was."""
+
+    def __init__(
+        self, workload: Workload, settings: Settings, folder: Path, progress: Progress, how: How
+    ) -> None:
+        self.workload = workload
+        self.settings = settings
+        self.folder = folder
+        self.progress = progress
+        self.how = how
+        self.number = 0
+
+    def between_snapshots(self, phase: str) -> SnapshotPair:
+        """Stop the program, capture it, let khugepaged work, and capture it again."""
+        workload, settings, how = self.workload, self.settings, self.how
+        self.number += 1
+        pids = workload.stop()
+        self.progress(f"stopped: {len(pids)} processes")
+        if self.number == 1:
+            workload.register(pids)
+            if how.at_pace:
+                workload.set_alloc_sleep(settings)
+            workload.apply(settings)
+        before, after, shrunk = map(self._path, ("before", "after", "shrunk"))
+        workload.snap(before, *(("--deep", "--zeros") if how.shrink else ()))
+        self.progress("khugepaged")
+        paced = workload.at_pace(settings) if how.at_pace else None
+        scans = workload.scan_to_fixed_point() if paced is None else paced.full_scans
+        workload.snap(after)
+        if not how.shrink:
+            return SnapshotPair(before, after, scans, paced, phase)
+        self.progress("shrinkers")
+        workload.shrink()
+        workload.snap(shrunk)
+        return SnapshotPair(before, after, scans, paced, phase, shrunk)
+
+    def _path(self, name: str) -> Path:
+        """Where a capture of this time goes."""
+        return self.folder / (f"{name}.npz" if self.number == 1 else f"{name}-{self.number}.npz")

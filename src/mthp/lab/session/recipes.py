@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real programs under real load, as the lab starts them in a guest: Redis, PostgreSQL, CPython."""
+"""Real programs under real load, as the lab starts them in a guest: Redis, memcached, PostgreSQL, CPython."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from mthp.lab.session.workload import PYTHON, ROOT, Command, User
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What is done to a program that goes on after it was captured, until it is captured again. load: one
+    after the other. seconds: from then until the program is stopped."""
+
+    name: str
+    load: tuple[Command, ...]
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How to start a program and load it until it is stopped. argv[0] of a command: a program's name.
 
@@ -17,7 +27,8 @@ class Recipe:
     those call. trees: folders that they read -> patterns of names in it to leave out. files: path ->
     text. setup: commands to run before the program. ready: repeated until it succeeds. load: run then,
     one after the other. beside: load that continues in the background. until: then repeated until it
-    succeeds. seconds: from then until the program is stopped. ready_seconds: for the ready command.
+    succeeds. seconds: from then until the program is stopped. ready_seconds: for the ready command. phases:
+    what comes after that; first: what is called what comes before.
     """
 
     name: str
@@ -33,10 +44,13 @@ class Recipe:
     until: Command | None = None
     seconds: float = 1.0
     ready_seconds: float = 120.0
+    first: str = ""
+    phases: tuple[Phase, ...] = ()
 
     def commands(self) -> list[Command]:
         """All commands, those that are not given left out."""
-        jobs = (*self.setup, self.ready, self.start, *self.load, self.beside, self.until)
+        later = [job for phase in self.phases for job in phase.load]
+        jobs = (*self.setup, self.ready, self.start, *self.load, self.beside, self.until, *later)
         return [job for job in jobs if job is not None]
 
     def programs(self) -> tuple[str, ...]:
@@ -103,6 +117,86 @@ _REDIS = Recipe(
     ),
 )
 
+# --- Redis, bloated -------------------------------------------------------------------------
+
+_KEYS, _VALUES = 24_000, 40
+_INSERT = f"""\
+local value = string.rep('v', 4096)
+for n = 0, {_KEYS - 1} do redis.call('SET', 'small:' .. n, value) end
+"""
+_DELETE = f"""\
+math.randomseed(1)
+for n = 0, {_KEYS - 1} do
+  if math.random(100) <= 80 then redis.call('DEL', 'small:' .. n) end
+end
+"""
+_INSERT_LARGE = f"""\
+local value = string.rep('w', 2 * 1024 * 1024)
+for n = 0, {_VALUES - 1} do redis.call('SET', 'large:' .. n, value) end
+"""
+_DECAYED = 25.0
+"""Seconds after which jemalloc has given freed pages back: ten for each of its two steps, and more."""
+
+
+def _evaluate(script: str) -> Command:
+    return _job(f"redis-cli -e -s {_SOCKET} eval", script, "0")
+
+
+_REDIS_BLOAT = Recipe(
+    name="redis-bloat",
+    packages=("redis-server", "redis-tools"),
+    start=_job(
+        f"redis-server --port 0 --unixsocket {_SOCKET} --disable-thp no --appendonly no --save", ""
+    ),
+    ready=_job(f"redis-cli -s {_SOCKET} ping"),
+    load=(_evaluate(_INSERT),),
+    first="4 kB values",
+    phases=(
+        Phase("80 % deleted", (_evaluate(_DELETE),), _DECAYED),
+        Phase("2 MB values", (_evaluate(_INSERT_LARGE),), _DECAYED),
+    ),
+)
+"""HawkEye's case of bloat (Panwar, Bansal, Gopinath, ASPLOS 2019, figure 1), some 400 times smaller."""
+
+# --- memcached ------------------------------------------------------------------------------
+
+_MEMCACHED_SOCKET = "/tmp/memcached.sock"
+_MEMCACHED_ASK = f"""\
+import random, socket
+peer = socket.socket(socket.AF_UNIX)
+peer.connect({_MEMCACHED_SOCKET!r})
+talk = peer.makefile("rwb")
+def synchronise():
+    talk.write(b"version\\r\\n")
+    talk.flush()
+    assert talk.readline().startswith(b"VERSION")
+synchronise()
+"""
+_MEMCACHED_LOAD = f"""\
+{_MEMCACHED_ASK}
+random.seed(1)
+def store(n, size):
+    talk.write(b"set key:%d 0 0 %d noreply\\r\\n%s\\r\\n" % (n, size, b"v" * size))
+for n in range(16000):
+    store(n, random.choice((60, 300, 900, 2500, 9000)))
+    if n % 1000 == 0:
+        synchronise()
+for n in range(16000):
+    if n // 200 % 3 == 0:
+        talk.write(b"delete key:%d noreply\\r\\n" % n)
+for n in range(16000, 20000):
+    store(n, random.randrange(100, 1800))
+synchronise()
+"""
+
+_MEMCACHED = Recipe(
+    name="memcached",
+    packages=("memcached",),
+    start=_job(f"memcached -u root -m 96 -t 2 -s {_MEMCACHED_SOCKET}"),
+    ready=_job(f"{PYTHON} -S -c", _MEMCACHED_ASK),
+    load=(_job(f"{PYTHON} -S -c", _MEMCACHED_LOAD),),
+)
+
 # --- PostgreSQL -----------------------------------------------------------------------------
 
 _UID = 999
@@ -166,4 +260,4 @@ _POSTGRES = Recipe(
     until=_job(f"{_HOME}/bin/psql -h /tmp -d postgres -c", _ALL_ASLEEP, user=_USER),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (_REDIS, _POSTGRES, _PYTHON)}
+RECIPES = {recipe.name: recipe for recipe in (_REDIS, _REDIS_BLOAT, _MEMCACHED, _POSTGRES, _PYTHON)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.geometry import PMD_ORDER
 from mthp.lab.program.program import SYSFS
 from mthp.lab.session.memory_pressure import switch_file
+from mthp.lab.session.pace import PacedRun, run_at_pace, set_alloc_sleep
 from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.files import HOST, PROGRAM_FOLDERS
@@ -197,7 +199,7 @@ class Workload:
         self._freeze(1)
         self.check()
         pids = self.pids()
-        self._channel.ask_all([f"kill {pid} 19" for pid in pids])
+        self._channel.ask_all([f"kill {pid} {int(signal.SIGSTOP)}" for pid in pids])
         self._freeze(0)
         end = time.monotonic() + STOP_MS / 1000
         while running := [pid for pid in pids if not self._is_stopped(pid)]:
@@ -205,6 +207,10 @@ class Workload:
                 raise ProgramFailed(f"process {running[0]} does not stop", ())
             time.sleep(0.02)
         return pids
+
+    def resume(self) -> None:
+        """Let the processes go on that were stopped."""
+        self._channel.ask_all([f"kill {pid} {int(signal.SIGCONT)}" for pid in self.pids()])
 
     def _freeze(self, frozen: int) -> None:
         self._channel.ask(f"w {CGROUP}/cgroup.freeze {frozen}")
@@ -253,6 +259,19 @@ class Workload:
                 return scans
             before = now
         raise LabError(BAD_INPUT, f"khugepaged does not come to rest in {MOST_SCANS} full scans")
+
+    def set_alloc_sleep(self, settings: Settings) -> None:
+        """Set khugepaged's sleep after a failed allocation, before any size is enabled."""
+        set_alloc_sleep(self._channel, self._session, settings)
+
+    def at_pace(self, settings: Settings) -> PacedRun:
+        """Let khugepaged sleep and scan as the settings say, until it has come to rest."""
+        return run_at_pace(self._channel, self._session, settings, CGROUP)
+
+    def shrink(self) -> None:
+        """Have the kernel call its shrinkers until they free nothing more. Kernel: fs/drop_caches.c."""
+        with self._channel.patient(SCAN_MS / 1000):
+            self._session.write("/proc/sys/vm/drop_caches", "2")
 
     def _collapsed(self) -> int:
         return int(self._channel.ask(f"r {KHUGEPAGED}/pages_collapsed"))
