@@ -45,8 +45,8 @@ class RecordedProgram:
     def madvise(self, page: int, count: int, advice: int, task: int = 0, result: int = 0) -> None:
         self.call(task, "madvise", BASE + page * PAGE, count * PAGE, advice, result=result)
 
-    def mprotect(self, page: int, count: int, prot: int, task: int = 0) -> None:
-        self.call(task, "mprotect", BASE + page * PAGE, count * PAGE, prot)
+    def mprotect(self, page: int, count: int, prot: int, task: int = 0, result: int = 0) -> None:
+        self.call(task, "mprotect", BASE + page * PAGE, count * PAGE, prot, result=result)
 
     def mremap(self, page: int, old: int, new: int, to: int, task: int = 0) -> None:
         at, target = BASE + page * PAGE, BASE + to * PAGE

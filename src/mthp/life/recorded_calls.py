@@ -30,6 +30,8 @@ MREMAP_DONTUNMAP = 4
 ENOMEM = 12
 MOST_ERRNO = 4095
 MCL_CURRENT = 1
+GOES_ON = frozenset({"madvise", "mprotect", "pkey_mprotect"})
+"""Calls that answer ENOMEM at a hole, and have done what they do to what is mapped: mprotect() before it."""
 AT_BEGIN = frozenset({"munmap", "madvise"})
 
 
@@ -59,7 +61,7 @@ class Calls:
         """Do what a call did."""
         error = failed(result)
         call = self._by_name.get(name)
-        if error and not (name == "madvise" and error == ENOMEM):
+        if error and not (name in GOES_ON and error == ENOMEM):
             return
         if call is not None:
             call(space, args, result)
@@ -102,30 +104,37 @@ class Calls:
             space.unmap(*found)
 
     def _mremap(self, space: RecordedSpace, args: list[int], result: int) -> None:
+        """Kernel: mm/mremap.c, mremap_to(), remap_move(), which moves several mappings at once."""
         old, new = self._range(args[0], args[1]), self._range(result, args[2])
-        span = space.find(args[0] >> self._shift)
-        if old is None or new is None or span is None:
+        if old is None or new is None:
             return
-        traits, shift, anon = span.traits, span.shift, span.anon
-        kept = min(old[1] - old[0], new[1] - new[0])
+        grown = new[1] - new[0] - (old[1] - old[0])
+        if grown < 0:
+            space.unmap(old[1] + grown, old[1])
+            old = old[0], old[1] + grown
         if new[0] == old[0]:
-            if new[1] < old[1]:
-                space.unmap(new[1], old[1])
-            elif new[1] > old[1]:
-                space.map(old[1], new[1], traits, shift)
+            last = space.find(old[1] - 1)
+            if grown > 0 and last is not None:
+                space.map(old[1], new[1], last.traits, last.shift)
             return
-        space.unmap(old[0] + kept, old[1]) if old[0] + kept < old[1] else None
-        space.map(*new, traits, shift + old[0] - new[0] if anon else 0, anon)
-        before = space.pages.rss
-        space.move(old[0], kept, new[0])
-        assert space.pages.rss == before
-        if not args[3] & MREMAP_DONTUNMAP:
-            space.unmap(old[0], old[0] + kept)
+        spans = [replace(span) for span in space.cut(*old)]
+        away = new[0] - old[0]
+        for span in spans:
+            end = new[1] if grown > 0 else span.end + away
+            shift = span.shift - away if span.anon else 0
+            space.map(span.start + away, end, span.traits, shift, span.anon)
+            space.move(span.start, span.end - span.start, span.start + away)
+            if not args[3] & MREMAP_DONTUNMAP:
+                space.unmap(span.start, span.end)
 
     def _mprotect(self, space: RecordedSpace, args: list[int], _: int) -> None:
         found = self._range(args[0], args[1])
         if found is not None:
-            space.protect(*found, args[2] & PROT)
+            start, end = found[0], found[0]
+            while end < found[1] and (index := space.at(end)) >= 0:  # up to the first hole
+                end = min(space.spans[index].end, found[1])
+            if start < end:
+                space.protect(start, end, args[2] & PROT)
 
     def _brk(self, space: RecordedSpace, _: list[int], result: int) -> None:
         old, new = (-(-each >> self._shift) for each in (space.brk, result))
@@ -167,7 +176,8 @@ class Calls:
         if advice in TRAIT_OF_ADVICE:
             space.change(*found, **TRAIT_OF_ADVICE[advice])
         elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
-            space.zap(*found)
+            for span in space.mapped(*found):
+                space.zap(*span)
         elif advice == MADV_FREE:
             self._free(space, *found)
         elif advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):

@@ -136,8 +136,13 @@ class RecordedSpace:
         self.starts.insert(index, span.start)
 
     def _split(self, page: int) -> None:
+        """Cut a mapping at a page; a huge page there is mapped by PTEs from now on. Kernel: mm/vma.c,
+        __split_vma(); mm/huge_memory.c, vma_adjust_trans_huge()."""
         index = self.at(page)
         if index >= 0 and self.spans[index].start < page:
+            row = self.tables.get(page >> self._bits)
+            if row is not None and page & (self.pages.ptrs - 1):
+                self.pages.split_pmd(row)
             span = self.spans[index]
             self._insert(replace(span, start=page))
             span.end = page
@@ -149,6 +154,20 @@ class RecordedSpace:
         first = bisect_right(self.starts, start - 1)
         last = bisect_right(self.starts, end - 1)
         return self.spans[first:last]
+
+    def mapped(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of a range that are mapped, each in one mapping."""
+        found = []
+        while start < end:
+            index = bisect_right(self.starts, start) - 1
+            if index < 0 or self.spans[index].end <= start:
+                index += 1
+            if index == len(self.spans) or self.spans[index].start >= end:
+                break
+            span = self.spans[index]
+            found.append((max(start, span.start), min(end, span.end)))
+            start = span.end
+        return found
 
     def _merge(self, start: int, end: int) -> None:
         """Join the mappings in and around a range that are alike. Kernel: mm/vma.c, vma_merge_*()."""
@@ -291,6 +310,7 @@ class RecordedSpace:
         """The first load from a page. Kernel: do_anonymous_page(), do_huge_pmd_anonymous_page()."""
         pages, table = self.pages, page >> self._bits
         if row < 0 and self._huge_suits(span, table):
+            self.prepare(span)
             row = self.row(table)
             pages.how[row] = HUGE_ZERO
             pages.folio[row] = ZERO
