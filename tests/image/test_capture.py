@@ -18,11 +18,12 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from mthp.image import frames_at_once
 from mthp.image.capture import host, proc, run
 from mthp.image.capture.command import capture_into, main
 from mthp.image.capture.frames import Frames
@@ -30,7 +31,8 @@ from mthp.image.capture.host import THP
 from mthp.image.capture.pagemap import Scanner
 from mthp.image.capture.proc import SmapsEntry, state
 from mthp.image.capture.run import CaptureOptions
-from mthp.image.capture.tables import TableReader
+from mthp.image.capture.tables import BATCHES_AHEAD, TableReader
+from mthp.image.frames_at_once import FramesAtOnce, KnownFlags
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.image.zipped import write_zipapp
 
@@ -242,6 +244,55 @@ ready(a=a)
         np.testing.assert_array_equal(first.table_address, other.table_address)
         mask = np.uint16(Pte.PRESENT | Pte.SWAPPED)
         np.testing.assert_array_equal(first.pte & mask, other.pte & mask)
+
+
+class FewTablesABatch(FramesAtOnce):
+    """Two tables a batch, which are read ahead as those of a large process are."""
+
+    batch_bytes = 1 << 13
+    read: ClassVar[set[int]] = set()
+
+    def lie_apart(self, words: bytearray) -> bool:
+        assert not super().lie_apart(words)  # so few are looked up by themselves
+        return True
+
+    def ahead(self, words: list[bytearray]) -> KnownFlags | None:
+        self.read.add(len(words))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frames_at_once, "_FEW", 1)
+            return super().ahead(words)
+
+
+@root
+@needs_root
+def test_batches_whose_frames_lie_apart_are_read_together(tmp_path: Path) -> None:
+    """And come to what each comes to by itself."""
+    script = """
+import random
+a = reserve(60 * TABLE)
+advise(a, 60 * TABLE, MADV_NOHUGEPAGE)
+some = random.Random(3).sample(range(60 * 512), 9000)
+for k in some: write(a, k)
+advise(a, 60 * TABLE, MADV_HUGEPAGE)
+advise(a, 6 * TABLE, MADV_COLLAPSE)
+if not os.fork():
+    sys.stdin.read()
+    os._exit(0)
+for k in some[:2000]: write(a, k)
+ready(a=a)
+"""
+    found = []
+    with child(script) as kid:
+        for frames in (Frames, FewTablesABatch):
+            with open(tmp_path / "a.npz", "w+b") as file:
+                capture_into(file, [kid.pid], CaptureOptions(frames=frames))
+            found.append(load(tmp_path / "a.npz").processes[0])
+    assert FewTablesABatch.read >= {BATCHES_AHEAD}
+    for name in ("table_address", "pte", "pfn", "folio_order", "kpagecount"):
+        first, second = (getattr(process, name) for process in found)
+        np.testing.assert_array_equal(first, second)
+    first, second = (process.page_flag(Kpf.ANON) for process in found)
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -487,14 +538,16 @@ def test_a_table_that_changes_is_read_again(
             pagemap.seek((kid.facts["a"] + k * PAGE) // PAGE * 8)
             return int.from_bytes(pagemap.read(8), sys.byteorder)
 
-        def look_up_late(self: Frames, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
+        def look_up_late(
+            self: Frames, pfns: array[int], low: bytes, known: Any = None
+        ) -> tuple[bytes, bytes, bytes]:
             nonlocal gone
             if gone < times and entry(511) & ((1 << 55) - 1) in pfns:
                 os.kill(kid.pid, signal.SIGUSR1)
                 while entry(gone):
                     time.sleep(0.0001)
                 gone += 1
-            return look_up(self, pfns, low)
+            return look_up(self, pfns, low, known)
 
         monkeypatch.setattr(Frames, "look_up", look_up_late)
         snapshot = snap(tmp_path, kid.pid)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mthp.image import frames_at_once
 from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
 from mthp.image.capture.pagemap import EXCLUSIVE, PRESENT, SWAPPED
-from mthp.image.frames_at_once import NEAR, FramesAtOnce
+from mthp.image.frames_at_once import NEAR, FramesAtOnce, KnownFlags
 from mthp.words.units import Geometry
 
 TINY = Geometry(12, 4)
@@ -71,7 +72,23 @@ def said_of(words: array[int], counts: array[int], pfn: int, low: int) -> tuple[
     return flags, counts[pfn], size.bit_length() - 1
 
 
-both = pytest.mark.parametrize("kind", [Frames, FramesAtOnce])
+class Ahead(FramesAtOnce):
+    """The same, where the frames were looked up before, with those of another batch."""
+
+    def look_up(
+        self, pfns: array[int], low: bytes, known: KnownFlags | None = None
+    ) -> tuple[bytes, bytes, bytes]:
+        words = array(
+            "Q", [pfn | (bits & PRESENT) << 63 for pfn, bits in zip(pfns, low, strict=True)]
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frames_at_once, "_FEW", 1)
+            known = self.ahead([bytearray(words), bytearray(array("Q", [3 | 1 << 63, 7]))])
+        assert known is not None
+        return super().look_up(pfns, low, known)
+
+
+both = pytest.mark.parametrize("kind", [Frames, FramesAtOnce, Ahead])
 
 
 @both

@@ -142,3 +142,11 @@ def test_this_process() -> None:
     sums = rollup(os.getpid())
     assert 0 < sums["pss"] <= sums["rss"] and sums["anonymous"] > 0
     assert rollup(0) == {}
+
+
+def test_the_sums_of_smaps_stand_for_smaps_rollup_where_rounding_loses_little() -> None:
+    """Each mapping's Pss is rounded down to KiB: ten may lose 10 KiB, and of 200 MiB that is little."""
+    (entry,) = parse_smaps(b"1000-2000 rw-p 0 00:00 0 \nRss: 30000 kB\nPss: 20480 kB\n")
+    assert rollup(0, [entry] * 10) == {"rss": 300_000 << 10, "pss": 204_800 << 10}
+    (less,) = parse_smaps(b"1000-2000 rw-p 0 00:00 0 \nRss: 30000 kB\nPss: 9999 kB\n")
+    assert rollup(0, [less] * 10) == {}

@@ -14,11 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
-from mthp.image.capture.pagemap import EXCLUSIVE, PRESENT
+from mthp.image.capture.pagemap import EXCLUSIVE, PFN, PRESENT
 
 NEAR = 16
 """Frames that are no further apart are read by one call, with what is between them: another call costs
 as much."""
+_FEW = 4096
+"""Frames that are not worth looking for a way to find together."""
+_ROW = 64
+"""Where so many frames and fewer lie in a row, the next may well be another batch's."""
+_SPREAD, _MOST_BLOCKS = 64, 1 << 23
+"""More blocks of frames for each frame than this, or in all, are too many to note where each lies."""
 
 
 class FramesAtOnce(Frames):
@@ -26,17 +32,40 @@ class FramesAtOnce(Frames):
 
     batch_bytes = 1 << 21
 
-    def look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
+    def lie_apart(self, words: bytearray) -> bool:
+        """As Frames.lie_apart()."""
+        frames = _frames_of(words)
+        rows = int(np.count_nonzero(np.abs(np.diff(frames)) > NEAR))
+        return len(frames) >= _FEW and rows * _ROW > len(frames)
+
+    def ahead(self, words: list[bytearray]) -> KnownFlags | None:
+        """As Frames.ahead(). None: there are few, or they are spread over too much memory."""
+        frames = [found for each in words if len(found := _frames_of(each))]
+        number = sum(map(len, frames))
+        if number < _FEW:
+            return None
+        first = min(int(each.min()) for each in frames) // NEAR
+        blocks = max(int(each.max()) for each in frames) // NEAR + 1 - first
+        if blocks > min(_SPREAD * number, _MOST_BLOCKS):
+            return None
+        return KnownFlags(self.flags, frames, first, blocks)
+
+    def look_up(
+        self, pfns: array[int], low: bytes, known: KnownFlags | None = None
+    ) -> tuple[bytes, bytes, bytes]:
         """As Frames.look_up()."""
         asked = np.frombuffer(pfns, np.uint64)
         # Of most tables that are there little is populated.
         (there,) = (np.frombuffer(low, np.uint8) & PRESENT).nonzero()
-        distinct, inverse = np.unique(asked[there], return_inverse=True)
-        frames = distinct.astype(np.int64)
-        flags = _words(self.flags, frames)
+        frames = asked[there].astype(np.int64)
+        if known is None:
+            distinct, inverse = np.unique(frames, return_inverse=True)
+            flags = _words(self.flags, distinct)[inverse]
+        else:
+            flags = known.of(frames)
         orders = np.zeros(len(frames), np.uint8)
         compound = flags & np.uint64(KPF_HEAD | KPF_TAIL) != 0
-        once = (np.frombuffer(low, np.uint8)[there] & EXCLUSIVE != 0) & ~compound[inverse]
+        once = (np.frombuffer(low, np.uint8)[there] & EXCLUSIVE != 0) & ~compound
         if compound.any():
             blocks = np.unique(frames[compound] // self.block)
             whole = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)
@@ -47,15 +76,45 @@ class FramesAtOnce(Frames):
             flags[theirs], orders[theirs] = words[at], sizes[at]
         counts = np.full(len(there), self.counts is not None, np.uint32)
         if self.counts is not None and not once.all():
-            several, at = np.unique(inverse[~once], return_inverse=True)
-            counts[~once] = _words(self.counts, frames[several])[at]
+            several, at = np.unique(frames[~once], return_inverse=True)
+            counts[~once] = _words(self.counts, several)[at]
 
         def spread(words: NDArray[Any]) -> bytes:
             whole = np.zeros(len(asked), words.dtype)
             whole[there] = words
             return whole.tobytes()
 
-        return spread(flags[inverse]), spread(counts), spread(orders[inverse])
+        return spread(flags), spread(counts), spread(orders)
+
+
+class KnownFlags:
+    """The flags of many frames, read by blocks of NEAR of them that begin at the block `first`; no frame has
+    to be looked for, and none to be sorted.
+    """
+
+    def __init__(self, file: int, frames: list[NDArray[np.int64]], first: int, blocks: int) -> None:
+        self.first = first
+        there = np.zeros(blocks, np.bool_)
+        for each in frames:
+            there[each // NEAR - first] = True
+        self.places = np.cumsum(there, dtype=np.int32)
+        self.places -= 1
+        borders = np.diff(there.view(np.int8), prepend=np.int8(0), append=np.int8(0)).nonzero()[0]
+        firsts, ends = borders[::2] + first, borders[1::2] + first
+        self.flags = _read_runs(file, firsts * NEAR, (ends - firsts) * NEAR)
+
+    def of(self, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """The flags of some of the frames."""
+        places = self.places[frames // NEAR - self.first].astype(np.int64)
+        found: NDArray[np.uint64] = self.flags[places * NEAR + frames % NEAR]
+        return found
+
+
+def _frames_of(words: bytearray) -> NDArray[np.int64]:
+    """The frames that words of pagemap name, in their order."""
+    entries = np.frombuffer(words, np.int64)
+    frames: NDArray[np.int64] = entries[entries < 0] & PFN  # bit 63: present
+    return frames
 
 
 def _words(file: int, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -66,6 +125,16 @@ def _words(file: int, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
     firsts, counts = frames[starts], np.diff(starts, append=len(frames))
     sizes = frames[starts + counts - 1] + 1 - firsts
     at = np.cumsum(sizes) - sizes
+    words = _read_runs(file, firsts, sizes)
+    found: NDArray[np.uint64] = words[frames + np.repeat(at - firsts, counts)]
+    return found
+
+
+def _read_runs(
+    file: int, firsts: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """What one of the two files has of runs of frames, one behind the other; 0 beyond its end."""
+    at = np.cumsum(sizes) - sizes
     words = np.zeros(int(sizes.sum()), np.uint64)
     view = words.data.cast("B")
     pread = os.preadv
@@ -75,8 +144,7 @@ def _words(file: int, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
             got := pread(file, [view[start + done : start + size]], first + done)
         ):
             done += got
-    found: NDArray[np.uint64] = words[frames + np.repeat(at - firsts, counts)]
-    return found
+    return words
 
 
 def _orders(words: NDArray[np.uint64], block: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from array import array
+from typing import Any
 
 from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, PRESENT, ZERO, byte_of_word
 from mthp.image.capture.proc import open_or_none
@@ -73,11 +74,22 @@ class Frames:
             if file is not None:
                 os.close(file)
 
-    def look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
+    def lie_apart(self, words: bytearray) -> bool:
+        """Whether the frames that words of pagemap name are to be found together with those of others."""
+        return False
+
+    def ahead(self, words: list[bytearray]) -> Any:
+        """What can be found together of the frames that some batches' words of pagemap name, for their
+        look_up(); None where it finds that by itself."""
+
+    def look_up(
+        self, pfns: array[int], low: bytes, known: Any = None
+    ) -> tuple[bytes, bytes, bytes]:
         """Flags, mapcount and folio order of each PTE, as u64, u32 and u8; 0 where it is not present.
 
-        low: what pagemap says of each; a small page that is mapped exclusively is mapped once. The order
-        is BROKEN where heads and tails make no whole folio: it came or went meanwhile.
+        known: what ahead() gave. low: what pagemap says of each; a small page that is mapped exclusively
+        is mapped once. The order is BROKEN where heads and tails make no whole folio: it came or went
+        meanwhile.
         """
         present = low.translate(_IS_PRESENT)
         if 2 * present.count(1) > len(low):

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from array import array
-from typing import Iterator
+from typing import Any, Iterator
 
 # Bits of the `pte` member.
 PRESENT, SWAPPED, FILE, ZERO, HUGE, SOFT_DIRTY, UFFD_WP, EXCLUSIVE = (1 << k for k in range(8))
@@ -27,10 +27,10 @@ class Batch:
 
     words: the same tables as pagemap has them; None where only PAGEMAP_SCAN was asked. runs, before:
     what was read of pagemap, and what it said then. misfits: tables that what was found of their
-    frames contradicts, by index.
+    frames contradicts, by index. known: what Frames.ahead() found of their frames.
     """
 
-    __slots__ = ("addresses", "before", "high", "low", "misfits", "runs", "words")
+    __slots__ = ("addresses", "before", "high", "known", "low", "misfits", "runs", "words")
 
     def __init__(self, addresses: list[int], low: bytearray, high: bytearray | None) -> None:
         self.addresses = addresses
@@ -40,6 +40,7 @@ class Batch:
         self.runs: list[tuple[int, int]] = []
         self.before = b""
         self.misfits: list[int] = []
+        self.known: Any = None
 
 
 def byte_of_word(k: int) -> int:

@@ -273,6 +273,7 @@ class SmapsEntry(NamedTuple):
 
 SIZES = {
     b"Rss": "rss",
+    b"Pss": "pss",
     b"Anonymous": "anonymous",
     b"Referenced": "referenced",
     b"Swap": "swap",

@@ -52,7 +52,7 @@ from mthp.image.capture.proc import (
     text,
 )
 from mthp.image.capture.resident import mapping_kind, rollup, shmem_devices
-from mthp.image.capture.tables import BATCH_BYTES, TableReader
+from mthp.image.capture.tables import TableReader
 from mthp.words.files import naming
 
 TOOL = "mthp-snap 1"
@@ -213,8 +213,7 @@ class CaptureRun:
             scanner = Scanner(pagemap)
             scanner.works()
         exclusive = self.privilege["exclusive"]
-        size = BATCH_BYTES if self.frames is None else self.frames.batch_bytes
-        return TableReader(pid, pagemap, self.geometry, scanner, exclusive, size)
+        return TableReader(pid, pagemap, self.geometry, scanner, exclusive, self.frames)
 
     def parts(self, batch: Batch, scanner: Scanner | None) -> dict[str, bytes]:
         """Turn a batch into the bytes of each member; clears the flags in batch.words on the
@@ -245,7 +244,8 @@ class CaptureRun:
     ) -> None:
         assert self.frames is not None
         with naming("/proc/kpageflags or kpagecount"):
-            flags, counts, orders = found = self.frames.look_up(pfns, bytes(batch.low))
+            found = self.frames.look_up(pfns, bytes(batch.low), batch.known)
+        flags, counts, orders = found
         if scanner is None and flags[byte_of_word(3) :: 8].translate(None, EVEN):
             for k, flag in enumerate(memoryview(flags).cast("Q")):
                 if flag & KPF_ZERO_PAGE:
@@ -320,7 +320,7 @@ class ProcessReader:
         session = self.session
         self.shmem = shmem_devices(self.pid)
         self.vmas = read_vmas(self.pid)
-        self.rollup = rollup(self.pid)
+        self.rollup = rollup(self.pid, self.vmas)
         if not self.vmas:
             raise shows_nothing(self.pid, "smaps")
         if session.deep is not None:

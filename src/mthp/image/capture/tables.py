@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import bisect
 import errno
+import itertools
 import operator
 import os
 import re
 import sys
 from typing import Iterable, Iterator, NamedTuple
 
+from mthp.image.capture.frames import Frames
 from mthp.image.capture.pagemap import (
     FILE,
     HUGE,
@@ -30,11 +32,14 @@ from mthp.image.capture.pagemap import (
     keeps_soft_dirty,
 )
 from mthp.image.capture.proc import SmapsEntry, reading
+from mthp.words.files import naming
 from mthp.words.units import Geometry
 
 BATCH_BYTES = 1 << 19
 """Pagemap bytes held by one batch of tables, where no other size is given: the unit of reading, decoding
 and writing."""
+BATCHES_AHEAD = 16
+"""So many batches are read together where frames lie apart, as each batch's are among those of all."""
 AHEAD_BYTES = 512 << 20
 """At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
 FILE_PAGES = re.compile(b"[%s]+" % b"".join(re.escape(bytes((k,))) for k in range(256) if k & FILE))
@@ -60,7 +65,7 @@ class TableReader:
         geometry: Geometry,
         scanner: Scanner | None,
         exclusive: bool,
-        batch_bytes: int = BATCH_BYTES,
+        frames: Frames | None = None,
     ) -> None:
         self.pid = pid
         self.scanner = scanner
@@ -69,7 +74,9 @@ class TableReader:
         self._exclusive = exclusive
         self._gaps: list[tuple[int, int]] = []
         self._files: list[tuple[int, int]] = []
-        self._batch = max(1, batch_bytes // (8 * geometry.ptrs_per_pte))
+        self._frames = frames
+        size = BATCH_BYTES if frames is None else frames.batch_bytes
+        self._batch = max(1, size // (8 * geometry.ptrs_per_pte))
         self._ahead = max(1, AHEAD_BYTES // geometry.pmd_size)
         self._words = bytearray()
         self._soft_dirty = keeps_soft_dirty()
@@ -106,13 +113,37 @@ class TableReader:
     def batches(self, windows: list[tuple[int, int]]) -> Iterator[Batch]:
         """Yield every table in windows with something in it; the last batch's words are reused."""
         with reading(self.pid):
-            for job in self._batched(self._jobs(windows)):
-                batch = self._from_pagemap(job) if job.regions is None else self._from_regions(job)
-                self._blank_gaps(job.runs, batch)
+            for batch in self._batches(self._batched(self._jobs(windows))):
                 if self._drop_empty(batch):
                     yield batch
             if windows:  # of a dead process PAGEMAP_SCAN may say that nothing is populated
                 self._read([(windows[0][0], 1)])
+
+    def _batches(self, jobs: Iterator[ReadJob]) -> Iterator[Batch]:
+        """What each job reads; where frames are looked up and lie apart, of some before any is looked at."""
+        for job in jobs:
+            if job.regions is not None or self._frames is None:
+                yield self._from_job(job, None)
+                continue
+            read = [(job, self._read(job.runs))]
+            if self._frames.lie_apart(read[0][1]):
+                some = (job, *itertools.islice(jobs, BATCHES_AHEAD - 1))
+                read = [(each, bytearray(self._read(each.runs))) for each in some]
+            with naming("/proc/kpageflags"):
+                known = self._frames.ahead([words for _, words in read])
+            while read:
+                batch = self._from_job(*read.pop(0))
+                batch.known = known
+                yield batch
+
+    def _from_job(self, job: ReadJob, words: bytearray | None) -> Batch:
+        """The batch of a job. words: what it reads of pagemap, if that was read."""
+        if job.regions is not None:
+            batch = self._from_regions(job)
+        else:
+            batch = self._from_pagemap(job, self._read(job.runs) if words is None else words)
+        self._blank_gaps(job.runs, batch)
+        return batch
 
     def _jobs(self, windows: list[tuple[int, int]]) -> Iterator[ReadJob]:
         pmd = self._geometry.pmd_size
@@ -232,8 +263,7 @@ class TableReader:
                 at, offset = at + got, offset + got
         return self._words
 
-    def _from_pagemap(self, job: ReadJob) -> Batch:
-        words = self._read(job.runs)
+    def _from_pagemap(self, job: ReadJob, words: bytearray) -> Batch:
         low, high, zero_pages = decode_words(words, self._soft_dirty)
         batch = Batch(self._addresses(job.runs), low, high)
         batch.runs, batch.before, batch.words = job.runs, bytes(words), words
