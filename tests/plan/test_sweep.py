@@ -9,9 +9,19 @@ import pytest
 
 from mthp.cli.options import VARIED
 from mthp.image.snapshot import load
+from mthp.plan.doctor import examine
+from mthp.plan.examined import examined_image
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Wanted, Wish
-from mthp.plan.sweep import Varied, choose_plan, front_of, grid, soon_enough
+from mthp.plan.sweep import (
+    Varied,
+    choose_plan,
+    front_of,
+    grid,
+    notes_of,
+    soon_enough,
+    with_sizes,
+)
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Enabled, Settings
 from mthp.worlds.build import arrays_of
@@ -122,3 +132,21 @@ def test_each_thing_that_is_missed_is_told_with_how_far_off(plans: list[BulkVerd
     kept = Wish(found, plan.large / plan.mapped, plan.reach, plan.last_collapse_ms)
     assert not kept.misses(plan)
     assert not Wish().misses(plan)
+
+
+def test_notes_are_what_the_doctor_finds_in_these_settings_and_not_in_those_that_are_set() -> None:
+    image, profile = load(REDIS), PROFILES["7.3"]
+    base = Settings(enabled=Enabled.MADVISE)
+    planner = Planner(arrays_of(image), profile, base, image)
+    for settings in (
+        with_sizes(base, frozenset({2, 9})).replace(max_ptes_none=63),
+        with_sizes(base, frozenset({4})),
+        base,
+    ):
+        notes = notes_of(planner, settings, base)
+        found, _, _ = examine(examined_image(settings, profile, image, None))
+        known, _, _ = examine(examined_image(base, profile, image, None))
+        rules = {each.rule for each in found} - {each.rule for each in known}
+        assert {each.rule for each in notes} == rules - {"a-round-takes-days"}
+        assert bool(notes) == (settings is not base)
+        assert all(each in found for each in notes)

@@ -12,7 +12,7 @@ from mthp.cli.planning import Planning, drawn, planning_of
 from mthp.cli.progress import ProgressLine
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Sweep, Wish
-from mthp.plan.sweep import Varied, choose_plan, front_of, grid, soon_enough
+from mthp.plan.sweep import Varied, choose_plan, front_of, grid, notes_of, soon_enough
 from mthp.words.files import check_target, replace_text
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Settings
@@ -75,6 +75,7 @@ def sweep_of(args: argparse.Namespace, planning: Planning, began: float) -> Swee
         chosen=chosen,
         nearest=nearest,
         elsewhere=elsewhere,
+        notes=notes_of(planner, nearest.settings, base),
         seconds=time.monotonic() - began,
     )
 

@@ -190,13 +190,32 @@ class Basis:
 
 
 @dataclass(frozen=True)
+class SettingFinding:
+    """Settings that do not mean what they seem to.
+
+    read: files and what they say. means, matters: what that is, and what follows. kernel: the functions
+    that make it so. write: files, and what to write to each of them; None where nothing needs to be.
+    purpose: what that is for.
+    """
+
+    rule: str
+    read: tuple[tuple[str, str], ...]
+    means: str
+    matters: str
+    kernel: str
+    write: tuple[tuple[str, ...], str] | None
+    purpose: str
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Plans for one image under a grid of settings, by their price.
 
     base: the captured settings with those asked for over them, now: the plan for them. front: for each plan,
     whether no other is as good in each of TLB entries, small folios and memory added, and better in one.
     chosen: the first that holds to the wish, None where none does; nearest: the one that misses it by least.
-    elsewhere: profiles of other kernels, where asked for, and what is nearest there.
+    elsewhere: profiles of other kernels, where asked for, and what is nearest there. notes: what of the
+    nearest settings does not mean what it may seem to.
     """
 
     basis: Basis
@@ -208,6 +227,7 @@ class Sweep:
     chosen: BulkVerdict | None
     nearest: BulkVerdict
     elsewhere: Mapping[str, BulkVerdict]
+    notes: tuple[SettingFinding, ...]
     seconds: float
 
     @property
@@ -323,24 +343,6 @@ class Picture:
 
     outcome: Outcome
     map: MemoryMap
-
-
-@dataclass(frozen=True)
-class SettingFinding:
-    """Settings that do not mean what they seem to.
-
-    read: files and what they say. means, matters: what that is, and what follows. kernel: the functions
-    that make it so. write: files, and what to write to each of them; None where nothing needs to be.
-    purpose: what that is for.
-    """
-
-    rule: str
-    read: tuple[tuple[str, str], ...]
-    means: str
-    matters: str
-    kernel: str
-    write: tuple[tuple[str, ...], str] | None
-    purpose: str
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 
+from mthp.plan.doctor import examine
+from mthp.plan.examined import Examined, examined_host
 from mthp.plan.planner import Planner
-from mthp.plan.records import BulkVerdict, Wish
+from mthp.plan.records import BulkVerdict, SettingFinding, Wish
 from mthp.words.profiles import Orders, Profile
 from mthp.words.settings import Enabled, Settings
 from mthp.words.settings_text import U32_MAX
@@ -66,6 +69,24 @@ def _sizes_and_holes(base: Settings, profile: Profile) -> Iterator[Settings]:
         values = {*shares, base.max_ptes_none} if pmd in mask else {0, most}
         for value in sorted(values):
             yield with_sizes(base, mask).replace(max_ptes_none=value)
+
+
+def notes_of(planner: Planner, settings: Settings, base: Settings) -> tuple[SettingFinding, ...]:
+    """What of settings does not mean what it may seem to (see doctor), and does of those that are set; as
+    far as a planner knows of it."""
+    profile, snapshot = planner.profile, planner.snapshot
+    found = []
+    for each in (base, settings):
+        case = (
+            Examined(each, profile)
+            if snapshot is None
+            else examined_host(each, profile, snapshot.meta, None)
+        )
+        planner.mappings.kernel.settings = each
+        vmas, memcgs = tuple(planner.mappings.vmas), planner.arrays.memcgs
+        found.append(examine(replace(case, vmas=vmas, memcgs=memcgs))[0])
+    before = {finding.rule for finding in found[0]}
+    return tuple(finding for finding in found[1] if finding.rule not in before)
 
 
 def with_sizes(base: Settings, orders: frozenset[int]) -> Settings:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from mthp.plan.records import Checkup, SettingFinding
 from mthp.report.basis import basis_values, render_basis
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import plural
-from mthp.words.settings import TRANSPARENT_HUGEPAGE
+from mthp.report.sweep import short_names
 
 SCHEMA_VERSION = 1
 
@@ -50,22 +49,8 @@ def render_checkup(checkup: Checkup, console: Console) -> None:
         page.line(f"Not looked for: {about} ({why}).", "dim")
 
 
-def _read(finding: SettingFinding) -> Iterator[str]:
-    """What was read, by short names; sizes that say the same in one, in braces."""
-    sizes: dict[str, list[str]] = {}
-    for path, value in finding.read:
-        name = path.removeprefix(f"{TRANSPARENT_HUGEPAGE}/")
-        if name.startswith("hugepages-"):
-            sizes.setdefault(value, []).append(name.removeprefix("hugepages-").partition("/")[0])
-        else:
-            yield f"{name}: {value}"
-    for value, names in sizes.items():
-        size = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
-        yield f"hugepages-{size}/enabled: {value}"
-
-
 def _render(page: SafeConsole, place: int, finding: SettingFinding) -> None:
-    page.heading(f"{place}. {', '.join(_read(finding))}")
+    page.heading(f"{place}. {', '.join(short_names(finding))}")
     line = command(finding)
     rows = [
         ("means", f"{finding.means}."),

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mthp.plan.records import BulkVerdict, Miss, Sweep, TlbKind, Wanted, Wish
+from mthp.plan.records import BulkVerdict, Miss, SettingFinding, Sweep, TlbKind, Wanted, Wish
 from mthp.report.basis import basis_values, render_assumptions, render_basis
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, percent, plural
@@ -199,6 +199,8 @@ def _how(page: SafeConsole, sweep: Sweep) -> None:
     for line in lines:
         page.console.print(page.text(f"  {line}"), soft_wrap=True)
     page.line(f"at boot: {boot_parameter(sweep.chosen.settings)}", indent=2)
+    if sweep.notes:
+        page.bullets("What these settings mean beside (mthp doctor)", note_texts(sweep))
     if page.verbose:
         changes = writes(sweep.base, sweep.chosen.settings)
         for title, lines in (
@@ -208,6 +210,28 @@ def _how(page: SafeConsole, sweep: Sweep) -> None:
             page.heading(title)
             for line in lines:
                 page.console.print(page.text(f"  {line}"), soft_wrap=True)
+
+
+def note_texts(sweep: Sweep) -> list[str]:
+    """What of the recommended settings does not mean what it may seem to, a sentence each."""
+    return [
+        f"{', '.join(short_names(note))}: {note.means}; {note.matters} ({note.kernel})"
+        for note in sweep.notes
+    ]
+
+
+def short_names(finding: SettingFinding) -> Iterator[str]:
+    """What was read, by short names; sizes that say the same in one, in braces."""
+    sizes: dict[str, list[str]] = {}
+    for path, value in finding.read:
+        name = path.removeprefix(f"{TRANSPARENT_HUGEPAGE}/")
+        if name.startswith("hugepages-"):
+            sizes.setdefault(value, []).append(name.removeprefix("hugepages-").partition("/")[0])
+        else:
+            yield f"{name}: {value}"
+    for value, names in sizes.items():
+        size = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+        yield f"hugepages-{size}/enabled: {value}"
 
 
 def _mark(sweep: Sweep, plan: BulkVerdict, front: bool) -> str:
@@ -264,6 +288,10 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
         "writes": [
             {"path": path, "value": value}
             for path, value in writes(sweep.base, sweep.nearest.settings)
+        ],
+        "notes": [
+            {"rule": note.rule, "means": note.means, "matters": note.matters, "kernel": note.kernel}
+            for note in sweep.notes
         ],
         "elsewhere": {name: plan_values(plan) for name, plan in sweep.elsewhere.items()},
         "plans": [

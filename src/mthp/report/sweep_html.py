@@ -17,6 +17,7 @@ from mthp.report.sweep import (
     grounds_text,
     headline,
     more_text,
+    note_texts,
     plan_name,
     sizes_text,
     wish_text,
@@ -43,6 +44,7 @@ def html_text(sweep: Sweep, picture: Picture) -> str:
     lines = (
         *_answer(sweep),
         *how_lines(sweep.base, _plan(sweep).settings if sweep.gains else sweep.base),
+        *_notes(sweep),
         *map_lines(picture, then, data["every"]),
         *_plots(sweep),
         *time_lines(picture.outcome.timeline),
@@ -131,6 +133,13 @@ def _answer(sweep: Sweep) -> Iterator[str]:
         other = min(fewer, key=lambda each: (-each.translations, each.price))
         why += f" The next with fewer, {plan_name(other)}, does not: {_figures(other)}."
     yield f"<p>{escape(why)}</p>"
+
+
+def _notes(sweep: Sweep) -> Iterator[str]:
+    """What the recommended settings mean beside."""
+    if sweep.gains and sweep.notes:
+        items = "".join(f"<li>{escape(text)}</li>" for text in note_texts(sweep))
+        yield f"<h2>What else these settings mean</h2><ul>{items}</ul>"
 
 
 # --- the plots --------------------------------------------------------------------------------
