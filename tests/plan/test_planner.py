@@ -192,6 +192,23 @@ def test_partly_mapped_folios_are_those_of_the_world() -> None:
     assert folios > 20
 
 
+def test_pages_of_zeros_are_counted_once_and_not_where_nobody_looked() -> None:
+    owner, other = made_process(0, 2), made_process(1, 1)
+    fill(owner, 0, slice(0, 512), 1 << 13)
+    owner.tables.folio_order[0] = 9
+    fill(owner, 1, slice(0, 8), 4096, mapcount=2)
+    fill(other, 0, slice(0, 8), 4096, mapcount=2)
+    arrays = WorldArrays((NodeState(None),), [owner, other])
+    assert Planner(arrays, DEFAULT, Settings()).zero_filled is None
+    looked = []
+    for process in (owner, other):
+        zeros = np.zeros(process.tables.pte.shape, np.bool_)
+        zeros[:, :5] = True
+        looked.append(replace(process, tables=replace(process.tables, zero_filled=zeros)))
+    planner = Planner(replace(arrays, processes=looked), DEFAULT, Settings())
+    assert planner.zero_filled == (10 * 4096, 5 * 4096)
+
+
 def test_a_mapping_may_end_where_addresses_do() -> None:
     owner = made_process(0, 2)
     fill(owner, 0, slice(0, PTRS), 4096)

@@ -35,6 +35,7 @@ def run_plan(args: argparse.Namespace) -> int:
         given=given,
         cpus=planner.cpus,
         partly=planner.partly_mapped,
+        zero_filled=planner.zero_filled,
         timelines=(lines[1], lines[0]) if args.timeline else None,
         costs=PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED),
         names=planning.names((now, given)),

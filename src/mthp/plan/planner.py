@@ -217,6 +217,24 @@ class Planner:
         """Large folios of which some page is mapped and another is not, as captured."""
         return partly_mapped_of(self.processes, self.geometry)
 
+    @cached_property
+    def zero_filled(self) -> tuple[int, int] | None:
+        """Bytes of pages that hold nothing but zeros, as captured, and those of them in large folios; None
+        where the image does not tell of every process."""
+        small, large = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+        for process in self.processes:
+            tables = process.tables
+            if tables.zero_filled is None:
+                return None
+            here = anonymous_pages(process, self.geometry) & tables.zero_filled
+            small.append(tables.pfn[here & (tables.folio_order == 0)])
+            large.append(tables.pfn[here & (tables.folio_order > 0)])
+        of_small, of_large = (
+            len(np.unique(np.concatenate(each))) << self.geometry.page_shift
+            for each in (small, large)
+        )
+        return of_small + of_large, of_large
+
     @property
     def cpus(self) -> int:
         """Those of the machine."""

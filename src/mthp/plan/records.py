@@ -280,9 +280,10 @@ def _sum_ns(costs: CostTable, **times: float) -> float | None:
 @dataclass(frozen=True)
 class Comparison:
     """One image under the settings that are set (now) and under those given. cpus: of the machine. partly:
-    the captured folios that are mapped in part. timelines: memory against time, as set and as given; None
-    where the engine was not run for it. costs: what time is reckoned by. names: (pid, start) -> process and
-    mapping, where either adds memory. The rest as Sweep's.
+    the captured folios that are mapped in part. zero_filled: bytes of pages that hold nothing but zeros, and
+    those of them in large folios; None where that was not looked at. timelines: memory against time, as set
+    and as given; None where the engine was not run for it. costs: what time is reckoned by. names: (pid,
+    start) -> process and mapping, where either adds memory. The rest as Sweep's.
     """
 
     basis: Basis
@@ -290,6 +291,7 @@ class Comparison:
     given: BulkVerdict
     cpus: int
     partly: PartlyMapped
+    zero_filled: tuple[int, int] | None
     timelines: tuple[tuple[TimePoint, ...], tuple[TimePoint, ...]] | None
     costs: CostTable
     names: Mapping[tuple[int, int], tuple[str, str]]

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Comparison, Spent, TlbKind
-from mthp.predict.records import PartlyMapped
 from mthp.report.basis import basis_values, render_assumptions, render_basis
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, more_memory, order_name, percent, plural, short_time
@@ -43,7 +42,7 @@ def render_plan(comparison: Comparison, console: Console, *, verbose: bool = Fal
     page.table(columns, size_rows(comparison), indent=0)
     page.heading("What it comes to")
     page.table(columns, figure_rows(comparison), indent=0)
-    page.line(come_back_text(comparison.partly), indent=0)
+    page.line(come_back_text(comparison), indent=0)
     _added(page, comparison)
     if comparison.timelines is not None:
         for name, points in zip(("as set", "as given"), comparison.timelines, strict=True):
@@ -112,8 +111,9 @@ def _figures(plan: BulkVerdict, cpus: int, costs: CostTable) -> Iterator[tuple[s
     yield "  at most (mmap_lock held for writing)", _time_text(spent.longest)
 
 
-def come_back_text(partly: PartlyMapped) -> str:
+def come_back_text(comparison: Comparison) -> str:
     """What memory could come back, as captured."""
+    partly = comparison.partly
     if not partly.folios:
         text = "No large folio is mapped in part, as captured"
     else:
@@ -122,7 +122,12 @@ def come_back_text(partly: PartlyMapped) -> str:
             f"as captured: {human_bytes(partly.held)} that nothing here maps; reclaim gets "
             f"{human_bytes(partly.reclaimable)} of it back by splitting"
         )
-    return f"{text}. How many pages are zero-filled, which could come back too, no capture tells."
+    if comparison.zero_filled is None:
+        return (
+            f"{text}. How many pages are zero-filled is not known: mthp snap --deep --zeros looks."
+        )
+    size, large = map(human_bytes, comparison.zero_filled)
+    return f"{text}. {size} hold nothing but zeros, {large} of them in large folios."
 
 
 def _time_text(nanoseconds: float | None) -> str:
@@ -181,6 +186,9 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
         "now": _values(comparison, comparison.now),
         "given": _values(comparison, comparison.given),
         "partly_mapped": asdict(comparison.partly),
+        "zero_filled": None
+        if comparison.zero_filled is None
+        else dict(zip(("bytes", "in_large_folios"), comparison.zero_filled, strict=True)),
         "timelines": None
         if comparison.timelines is None
         else {

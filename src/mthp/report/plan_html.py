@@ -100,4 +100,4 @@ def _figures(comparison: Comparison) -> Iterator[str]:
         table.append(f"<tr><td>{escape(name)}</td>{text}</tr>")
     table.append("</tbody></table>")
     yield from scrolls("All figures", table)
-    yield f"<p>{escape(come_back_text(comparison.partly))}</p>"
+    yield f"<p>{escape(come_back_text(comparison))}</p>"
