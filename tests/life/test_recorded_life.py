@@ -10,7 +10,9 @@ import pytest
 
 from mthp.cli import main
 from mthp.image.recording import load_recording
-from mthp.life.recorded_life import lived
+from mthp.life.recorded_life import lived, sweep_life
+from mthp.report.life import fault_time
+from mthp.words.costs import Cost, CostTable
 from mthp.words.settings import Settings, parse_enabled_flag
 from tests.image import test_record as real
 from tests.image.made_recording import made_recording
@@ -60,6 +62,31 @@ def test_the_command_prints_a_page_or_a_document(
     document = json.loads(capsys.readouterr().out)
     assert document["given"]["peak"]["folios"] == {"2": 1}
     assert document["without_huge_pages"]["peak"]["rss"] == document["given"]["peak"]["rss"]
+
+
+def test_a_sweep_has_a_row_for_each_size(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["life", str(file), "--sweep", "--json", "--enabled", "64kB=always"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    names = [row["sizes"] for row in rows]
+    assert names[0] == "none" and names[-3:] == ["all below", "all", "as given"]
+    assert len(names) == 12 and rows[0]["peak"]["folios"] == {}
+    assert rows[names.index("64kB")]["peak"] == rows[-1]["peak"]
+    assert main(["life", str(file), "--sweep"]) == 0
+    assert "Predicted, by the sizes that are always" in capsys.readouterr().out
+
+
+def test_the_time_of_faults_is_by_the_table_of_costs() -> None:
+    program = RecordedProgram()
+    program.mmap(0, 2 * TABLE)
+    program.write(0, 20)
+    sweep = sweep_life(program.recording(), "made", OFF)
+    costs = CostTable({name: Cost(ns, "") for name, ns in
+                       (("fault_page", 100.0), ("fault_pmd", 9000.0), ("clear_page", 10.0))})  # fmt: skip
+    times = {title: fault_time(each, 9, costs) for title, each in sweep.rows}
+    assert times["none"] == 20 * 100
+    assert times["64kB"] == 2 * 100 + 30 * 10
+    assert times["2048kB"] == 9000
+    assert fault_time(sweep.rows[0][1], 9, CostTable({})) is None
 
 
 @pytest.mark.parametrize("words", [["life", "nosuch.npz"], ["life", "{file}", "--enabled", "x=y"]])

@@ -7,8 +7,9 @@ import argparse
 
 from mthp.cli.options import UsageError, print_json
 from mthp.cli.target import settle_settings
-from mthp.image.recording import load_recording
-from mthp.life.recorded_life import lived
+from mthp.image.recording import Recording, load_recording
+from mthp.life.recorded_life import lived, sweep_life
+from mthp.words.costs import PUBLISHED, read_costs
 from mthp.words.settings import Settings, SettingsError
 
 
@@ -19,7 +20,10 @@ def run_life(args: argparse.Namespace) -> int:
         recorded = Settings.from_sysfs(recording.meta["sysfs"], recording.geometry)
     except SettingsError as error:
         raise UsageError(f"{args.file}: recorded settings: {error}") from None
-    answer = lived(recording, args.file, settle_settings(args, recorded))
+    settings = settle_settings(args, recorded)
+    if args.sweep:
+        return _sweep(args, recording, settings)
+    answer = lived(recording, args.file, settings)
     if args.json:
         from mthp.report.life import life_document
 
@@ -30,4 +34,21 @@ def run_life(args: argparse.Namespace) -> int:
         from mthp.report.life import render_life
 
         render_life(answer, Console(), verbose=args.verbose)
+    return 0
+
+
+def _sweep(args: argparse.Namespace, recording: Recording, settings: Settings) -> int:
+    """Show one table of settings."""
+    costs = PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED)
+    sweep = sweep_life(recording, args.file, settings)
+    if args.json:
+        from mthp.report.life import life_sweep_document
+
+        print_json(life_sweep_document(sweep, costs))
+    else:
+        from rich.console import Console
+
+        from mthp.report.life import render_life_sweep
+
+        render_life_sweep(sweep, costs, Console())
     return 0

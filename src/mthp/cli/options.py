@@ -566,6 +566,16 @@ def add_life(verbs: Verbs) -> None:
     parser.set_defaults(run="mthp.cli.life:run_life")
     parser.add_argument("file", metavar="FILE", help="a recording")
     add_settings(parser)
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="one table: without huge pages, each size alone, all below PMD size, all, and as given",
+    )
+    parser.add_argument(
+        "--costs",
+        metavar="FILE",
+        help="of --sweep: what time is reckoned by, as mthp calibrate --json has it",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument("--verbose", action="store_true", help="every mapping and call site")

@@ -13,6 +13,7 @@ from mthp.life.recorded_records import (
     CallSite,
     HeldAgainst,
     LifeOutcome,
+    LifeSweep,
     Lived,
     MemoryCurve,
     PeakMapping,
@@ -124,6 +125,35 @@ def lived(recording: Recording, name: str, settings: Settings) -> Lived:
         given=given,
         held=held_against(recording, settings),
         unseen=tuple(_unseen(recording, given)),
+        took=time.monotonic() - began,
+    )
+
+
+def sweep_life(recording: Recording, name: str, settings: Settings) -> LifeSweep:
+    """The life without huge pages, with each size alone, with those below PMD size, with all, and under these
+    settings."""
+    began = time.monotonic()
+    off, geometry = without_huge_pages(settings), recording.geometry
+    sizes = sorted(geometry.anon_orders)
+    small = [order for order in sizes if order < geometry.pmd_order]
+    grid = {"none": off}
+    for title, orders in (
+        *((geometry.size_name(order), [order]) for order in sizes),
+        ("all below", small),
+        ("all", sizes),
+    ):
+        grid[title] = off.replace(sizes={**off.sizes, **dict.fromkeys(orders, Enabled.ALWAYS)})
+    grid["as given"] = settings
+    rows = tuple((title, live(recording, each)) for title, each in grid.items())
+    return LifeSweep(
+        name=name,
+        command=" ".join(recording.command),
+        kernel=recording.kernel,
+        geometry=geometry,
+        seconds=recording.seconds,
+        rows=rows,
+        held=held_against(recording, settings),
+        unseen=tuple(_unseen(recording, rows[-1][1])),
         took=time.monotonic() - began,
     )
 

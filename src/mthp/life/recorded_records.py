@@ -82,6 +82,21 @@ class LifeOutcome:
     passed_over: dict[str, int]
 
 
+@dataclass(frozen=True, eq=False)
+class LifeSweep:
+    """A recording under a grid of settings, each with its name; the first is the one without huge pages."""
+
+    name: str
+    command: str
+    kernel: str
+    geometry: Geometry
+    seconds: float
+    rows: tuple[tuple[str, LifeOutcome], ...]
+    held: HeldAgainst
+    unseen: tuple[str, ...]
+    took: float
+
+
 @dataclass(frozen=True)
 class HeldAgainst:
     """How the replay without huge pages compares with what /proc said while it was recorded. worst: how much

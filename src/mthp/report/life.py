@@ -8,9 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
-from mthp.life.recorded_records import LifeOutcome, Lived, MemoryMoment
+from mthp.life.recorded_records import (
+    HeldAgainst,
+    LifeOutcome,
+    LifeSweep,
+    Lived,
+    MemoryMoment,
+)
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import order_name, percent, plural, short_time
+from mthp.words.costs import CostTable
 from mthp.words.units import human_bytes
 
 SCHEMA_VERSION = 1
@@ -34,7 +41,7 @@ def render_life(lived: Lived, console: Console, *, verbose: bool = False) -> Non
     page.table(columns, _figures(lived), indent=0)
     _peak(page, lived)
     page.console.print()
-    page.line(_held(lived), "dim")
+    page.line(_held(lived.held), "dim")
     page.bullets("Not seen", lived.unseen)
 
 
@@ -108,8 +115,7 @@ def _peak(page: SafeConsole, lived: Lived) -> None:
         )
 
 
-def _held(lived: Lived) -> str:
-    held = lived.held
+def _held(held: HeldAgainst) -> str:
     if not held.samples:
         return "The program was too short to be held against what /proc said."
     samples = plural(held.samples, "time", "times")
@@ -122,6 +128,78 @@ def _held(lived: Lived) -> str:
         f"Without huge pages the replay was held against /proc {samples}: the largest difference is "
         f"{held.worst:+,} pages of {held.said:,}."
     )
+
+
+def fault_time(outcome: LifeOutcome, pmd_order: int, costs: CostTable) -> float | None:
+    """Nanoseconds that its faults take, by the table; None where a cost is not known."""
+    huge = outcome.brought.get(pmd_order, 0)
+    pages = sum(
+        (count << order) - count for order, count in outcome.brought.items() if order < pmd_order
+    )
+    try:
+        return costs.sum_ns(fault_page=outcome.faults - huge, fault_pmd=huge, clear_page=pages)
+    except KeyError:
+        return None
+
+
+def render_life_sweep(sweep: LifeSweep, costs: CostTable, console: Console) -> None:
+    """Print a row for each setting."""
+    page = SafeConsole(console)
+    page.line(f"{sweep.name}: {sweep.command}", "bold")
+    page.line(f"Recorded on {sweep.kernel} without huge pages: {sweep.seconds:.1f} s.")
+    shift, base = sweep.geometry.page_shift, sweep.rows[0][1]
+    rows = []
+    for title, each in sweep.rows:
+        more = 100 * (each.peak.frames / max(base.peak.frames, 1) - 1)
+        spent = fault_time(each, sweep.geometry.pmd_order, costs)
+        rows.append(
+            (
+                title,
+                human_bytes(each.peak.frames << shift),
+                f"{more:+.1f} %",
+                percent(each.peak.huge, each.peak.frames),
+                human_bytes(each.end.frames << shift),
+                f"{each.faults:,}",
+                human_bytes(each.cleared << shift),
+                human_bytes(each.copied << shift),
+                "–" if spent is None else short_time(spent),
+            )
+        )
+    page.heading("Predicted, by the sizes that are always")
+    page.table(
+        [
+            *(("sizes", "left"), ("peak", "right"), ("", "right"), ("large", "right")),
+            *(("at the end", "right"), ("faults", "right"), ("cleared", "right")),
+            *(("copied", "right"), ("fault time", "right")),
+        ],
+        rows,
+        indent=0,
+    )
+    page.console.print()
+    page.line(_held(sweep.held), "dim")
+    page.bullets("Not seen", sweep.unseen)
+
+
+def life_sweep_document(sweep: LifeSweep, costs: CostTable) -> dict[str, Any]:
+    """Every setting's life as JSON values, as in life_document()."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "predicted": True,
+        "target": sweep.name,
+        "command": sweep.command,
+        "kernel": sweep.kernel,
+        "recorded_seconds": sweep.seconds,
+        "rows": [
+            {
+                "sizes": title,
+                "fault_ns": fault_time(each, sweep.geometry.pmd_order, costs),
+                **_outcome_values(sweep.geometry.page_shift, each),
+            }
+            for title, each in sweep.rows
+        ],
+        "unseen": list(sweep.unseen),
+        "seconds": sweep.took,
+    }
 
 
 def life_document(lived: Lived) -> dict[str, Any]:
@@ -138,8 +216,8 @@ def life_document(lived: Lived) -> dict[str, Any]:
         "processes": lived.processes,
         "tasks": lived.tasks,
         "recorded_seconds": lived.seconds,
-        "without_huge_pages": _outcome_values(lived, lived.recorded),
-        "given": _outcome_values(lived, lived.given),
+        "without_huge_pages": _outcome_values(lived.geometry.page_shift, lived.recorded),
+        "given": _outcome_values(lived.geometry.page_shift, lived.given),
         "held_against_proc": {
             "samples": lived.held.samples,
             "worst_pages": lived.held.worst,
@@ -150,9 +228,7 @@ def life_document(lived: Lived) -> dict[str, Any]:
     }
 
 
-def _outcome_values(lived: Lived, outcome: LifeOutcome) -> dict[str, Any]:
-    shift = lived.geometry.page_shift
-
+def _outcome_values(shift: int, outcome: LifeOutcome) -> dict[str, Any]:
     def moment(of: MemoryMoment) -> dict[str, Any]:
         return {
             "time": of.time,
