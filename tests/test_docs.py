@@ -137,6 +137,8 @@ def test_the_readme_has_commands() -> None:
         "sweep",
         "doctor",
         "snap",
+        "record",
+        "life",
         "diff",
         "check",
         "lab",
@@ -167,6 +169,7 @@ TESTED = [
     *(ROOT / "docs").glob("races*.md"),
     ROOT / "docs" / "questions-people-ask.md",
     ROOT / "docs" / "protocols.md",
+    ROOT / "docs" / "life.md",
     *(ROOT / "docs" / "questions").glob("*.md"),
 ]
 
@@ -176,8 +179,9 @@ def runs_here(command: str, lines: list[str]) -> bool:
     long = any(float(each) >= 1 for each in re.findall(r"(\d+\.\d) s$", "\n".join(lines), re.M))
     told = command.startswith(("mthp check --world", "mthp check --mutant", "mthp replay"))
     told |= command.startswith(("mthp check --protocol docs/", "mthp collapse docs/examples/"))
+    told |= command.startswith("mthp life docs/examples/")
     here = told or command.startswith("mthp diff") or "src/mthp/data" in command
-    ours = re.sub(r"(src/mthp/data|docs/examples(/questions)?)/", "", command)
+    ours = re.sub(r"(src/mthp/data|docs/examples(/questions|/life)?)/", "", command)
     return here and not long and not set("|/").intersection(ours)
 
 

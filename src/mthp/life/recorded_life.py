@@ -22,6 +22,7 @@ from mthp.life.recorded_replay import RecordedReplay
 from mthp.words.settings import Enabled, Settings
 
 MOST_SITES = 10
+MOST_OF_A_COMMAND = 100
 
 
 def without_huge_pages(settings: Settings) -> Settings:
@@ -61,6 +62,12 @@ def held_against(recording: Recording, settings: Settings) -> HeldAgainst:
             differences.append((anon - high if anon > high else min(anon - low, 0), anon))
     worst, at = max(differences, key=lambda each: abs(each[0]), default=(0, 0))
     return HeldAgainst(len(differences), worst, at)
+
+
+def _in_short(command: tuple[str, ...]) -> str:
+    """A command in a line."""
+    text = " ".join(" ".join(command).split())
+    return text if len(text) <= MOST_OF_A_COMMAND else f"{text[: MOST_OF_A_COMMAND - 1]}…"
 
 
 def _around(one: int, other: int) -> tuple[int, int, int]:
@@ -114,7 +121,7 @@ def lived(recording: Recording, name: str, settings: Settings) -> Lived:
     given = recorded if same else live(recording, settings)
     return Lived(
         name=name,
-        command=" ".join(recording.command),
+        command=_in_short(recording.command),
         kernel=recording.kernel,
         geometry=recording.geometry,
         events=len(recording.kind),
@@ -147,7 +154,7 @@ def sweep_life(recording: Recording, name: str, settings: Settings) -> LifeSweep
     rows = tuple((title, live(recording, each)) for title, each in grid.items())
     return LifeSweep(
         name=name,
-        command=" ".join(recording.command),
+        command=_in_short(recording.command),
         kernel=recording.kernel,
         geometry=geometry,
         seconds=recording.seconds,
