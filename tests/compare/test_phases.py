@@ -20,9 +20,13 @@ from mthp.compare.forecast import compare, predict
 from mthp.compare.phases import folio_bytes, memory_of
 from mthp.compare.records import Forecast, PhaseMemory
 from mthp.image.snapshot import Snapshot
+from mthp.plan.planner import Planner
+from mthp.plan.records import Underused
 from mthp.report.forecast import render_forecasts
 from mthp.report.phases import phases_svg, with_memory
+from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings
+from mthp.worlds.build import arrays_of
 from mthp.worlds.unseen import Young
 from tests.compare.recorded import document, snapshot
 from tests.compare.test_forecast import as_snapshot, before  # noqa: F401
@@ -121,6 +125,25 @@ def test_memory_is_what_it_was_predicted_to_be() -> None:
     for each in phases:
         assert each.collapsed[0] == each.collapsed[1]
         assert each.shrunk is not None and each.shrunk[0] == each.shrunk[1]
+
+
+def test_a_plan_knows_what_shrinkers_give_back() -> None:
+    """Where khugepaged finds nothing to do: what is mapped in part, and pages of zeros."""
+    for number in (1, 2):
+        for phase in ("-2", "-3"):
+            image = snapshot(RECORDED, f"redis-bloat-under-{number}/before{phase}.npz")
+            found = predict(image, Young.CAPTURED, shrink=True)
+            settings = Settings.from_sysfs(image.sysfs, image.geometry)
+            profile = profile_for_release(image.kernel)
+            planner = Planner(arrays_of(image), profile, settings)
+            underused = planner.underused(settings)
+            assert underused is not None and found.grown[0] == 0
+            assert planner.partly_mapped.reclaimable + underused.zeros == -found.grown[1]
+            assert (
+                planner.partly_mapped.folios + underused.folios,
+                underused.folios,
+            ) == found.split
+            assert planner.underused(settings.replace(max_ptes_none=511)) == Underused(0, 0)
 
 
 def test_it_is_what_was_said_then() -> None:

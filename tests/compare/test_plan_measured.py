@@ -52,7 +52,7 @@ def recorded() -> tuple[tuple[str, PlanBeside], ...]:
 def test_three_servers_under_four_settings_each() -> None:
     programs = [title.partition(",")[0] for title, _ in recorded()]
     assert {name: programs.count(name) for name in programs} == {
-        "memcached": 4, "redis": 4,
+        "memcached": 4, "redis": 4, "postgres": 4,
     }  # fmt: skip
 
 

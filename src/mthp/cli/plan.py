@@ -29,6 +29,7 @@ def run_plan(args: argparse.Namespace) -> int:
     if not all(picture.outcome.complete for picture in pictures):
         return 1
     lines = [picture.outcome.timeline for picture in pictures]
+    underused = planner.underused(planning.captured), planner.underused(planning.given)
     comparison = Comparison(
         basis=planning.basis,
         now=now,
@@ -36,6 +37,7 @@ def run_plan(args: argparse.Namespace) -> int:
         cpus=planner.cpus,
         partly=planner.partly_mapped,
         zero_filled=planner.zero_filled,
+        underused=(underused[0], underused[1]) if underused[0] and underused[1] else None,
         timelines=(lines[1], lines[0]) if args.timeline else None,
         costs=PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED),
         names=planning.names((now, given)),

@@ -385,3 +385,27 @@ def partly_mapped_of(processes: Sequence[ImageProcess], geometry: Geometry) -> P
         int(held[partly].sum()),
         int(held[partly & (outside == 0) & ~cached].sum()),
     )
+
+
+def zeros_of(processes: Sequence[ImageProcess], geometry: Geometry) -> Counts | None:
+    """How many pages hold nothing but zeros, of each huge folio that waits on the deferred-split queue with
+    all of its pages mapped; None where the image does not tell.
+
+    Kernel: mm/huge_memory.c, deferred_split_scan().
+    """
+    columns = [np.zeros((2, 0), np.int64)]
+    for process in processes:
+        tables = process.tables
+        if tables.zero_filled is None or tables.queued is None:
+            return None
+        here = anonymous_pages(process, geometry) & tables.queued
+        here &= tables.folio_order == geometry.pmd_order
+        columns.append(np.stack([tables.pfn[here].astype(np.int64), tables.zero_filled[here]]))
+    frame, filled = np.hstack(columns)
+    pages, first = np.unique(frame, return_index=True)
+    heads, begins = np.unique(pages >> geometry.pmd_order, return_index=True)
+    if not len(heads):
+        return np.zeros(0, np.int64)
+    mapped = np.diff(begins, append=len(pages))
+    found: Counts = np.add.reduceat(filled[first], begins)[mapped == geometry.ptrs_per_pte]
+    return found

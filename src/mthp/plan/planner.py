@@ -37,9 +37,10 @@ from mthp.plan.occupancy import (
     mapped_again,
     occupancy_of,
     partly_mapped_of,
+    zeros_of,
 )
 from mthp.plan.packed import Bools, Counts, Tally, count, pages_of, tally, unpack
-from mthp.plan.records import BulkVerdict, Sizes
+from mthp.plan.records import BulkVerdict, Sizes, Underused
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
 from mthp.predict.records import PartlyMapped
@@ -234,6 +235,22 @@ class Planner:
             for each in (small, large)
         )
         return of_small + of_large, of_large
+
+    @cached_property
+    def _zeros(self) -> Counts | None:
+        return zeros_of(self.processes, self.geometry)
+
+    def underused(self, settings: Settings) -> Underused | None:
+        """Huge folios that reclaim takes for underused, as captured; None where that does not tell.
+
+        Kernel: mm/huge_memory.c, thp_underused().
+        """
+        if self._zeros is None:
+            return None
+        limit = settings.max_ptes_none
+        off = limit == self.geometry.ptrs_per_pte - 1
+        found = self._zeros[self._zeros > (np.inf if off else limit)]
+        return Underused(len(found), int(found.sum()) << self.geometry.page_shift)
 
     @property
     def cpus(self) -> int:

@@ -277,13 +277,22 @@ def _sum_ns(costs: CostTable, **times: float) -> float | None:
         return None
 
 
+class Underused(NamedTuple):
+    """Huge folios of which more pages hold nothing but zeros than max_ptes_none allows. zeros: bytes of those
+    pages."""
+
+    folios: int
+    zeros: int
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One image under the settings that are set (now) and under those given. cpus: of the machine. partly:
     the captured folios that are mapped in part. zero_filled: bytes of pages that hold nothing but zeros, and
-    those of them in large folios; None where that was not looked at. timelines: memory against time, as set
-    and as given; None where the engine was not run for it. costs: what time is reckoned by. names: (pid,
-    start) -> process and mapping, where either adds memory. The rest as Sweep's.
+    those of them in large folios; None where that was not looked at. underused: as set and as given; None
+    where it was not looked at. timelines: memory against time, as set and as given; None where the engine was
+    not run for it. costs: what time is reckoned by. names: (pid, start) -> process and mapping, where either
+    adds memory. The rest as Sweep's.
     """
 
     basis: Basis
@@ -292,6 +301,7 @@ class Comparison:
     cpus: int
     partly: PartlyMapped
     zero_filled: tuple[int, int] | None
+    underused: tuple[Underused, Underused] | None
     timelines: tuple[tuple[TimePoint, ...], tuple[TimePoint, ...]] | None
     costs: CostTable
     names: Mapping[tuple[int, int], tuple[str, str]]

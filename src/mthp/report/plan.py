@@ -127,7 +127,13 @@ def come_back_text(comparison: Comparison) -> str:
             f"{text}. How many pages are zero-filled is not known: mthp snap --deep --zeros looks."
         )
     size, large = map(human_bytes, comparison.zero_filled)
-    return f"{text}. {size} hold nothing but zeros, {large} of them in large folios."
+    text += f". {size} hold nothing but zeros, {large} of them in large folios"
+    if comparison.underused is None:
+        return f"{text}."
+    now, given = (
+        f"{each.folios:,}, with {human_bytes(each.zeros)} of zeros" for each in comparison.underused
+    )
+    return f"{text}. Reclaim splits huge folios that are underused: as set {now}; as given {given}."
 
 
 def _time_text(nanoseconds: float | None) -> str:
@@ -189,6 +195,12 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
         "zero_filled": None
         if comparison.zero_filled is None
         else dict(zip(("bytes", "in_large_folios"), comparison.zero_filled, strict=True)),
+        "underused": None
+        if comparison.underused is None
+        else {
+            name: each._asdict()
+            for name, each in zip(("now", "given"), comparison.underused, strict=True)
+        },
         "timelines": None
         if comparison.timelines is None
         else {
