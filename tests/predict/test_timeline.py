@@ -53,6 +53,12 @@ def test_others_are_scanned_in_turn(scanned: bool, seconds: int) -> None:
     assert last is not None and last // 1000 == seconds
 
 
+def test_others_are_not_waited_for_again_where_a_full_scan_ends_within_a_wakeup() -> None:
+    """The second wakeup ends the first full scan, and begins the next with what is left of it."""
+    last = dense(12, Others(3, 64 << 20, scanned=True)).clock.last_collapse_ms
+    assert last is not None and last // 1000 == 20 + 40
+
+
 def test_others_of_a_capture() -> None:
     """They count where memory may become huge unasked."""
     image = example()

@@ -61,7 +61,8 @@ class Tally:
     scanned table that is there; may raise Interrupted. keep: every event, if a list was given; tables
     that are passed by stand in it as rows. added: mm and table -> by how many frames its collapses made
     the memory in use grow. torn: tables (mm, address) of which what was collapsed is summed too.
-    windows: mm -> (address, order) of each that collapsed.
+    windows: mm -> (address, order) of each that collapsed. changed_in: the number of the full scan that
+    changed something last.
     """
 
     kernel: Kernel
@@ -83,6 +84,7 @@ class Tally:
     tables: dict[tuple[int, int], TableLog] = field(default_factory=dict)
     last_pass: dict[tuple[int, int], TableLog] = field(default_factory=dict)
     changed: bool = False
+    changed_in: int = 1
     full_scans: int = 0
     limit: int = MAX_FULL_SCANS
     _pending: TableLog = field(default_factory=TableLog)
@@ -110,7 +112,8 @@ class Tally:
                 self.filled_bytes += event.filled * page
             case Swapin():
                 self.swapped_in += event.pages
-                self.changed |= event.swapped_in > 0
+                if event.swapped_in > 0:
+                    self.changed, self.changed_in = True, self.full_scans + 1
             case OrderWalk():
                 self._pending.walk = event
             case ScanPmd():
@@ -166,7 +169,7 @@ class Tally:
             self.collapsed_bytes += size
             if (event.mm, self.kernel.geometry.pmd_addr(event.address)) in self.torn:
                 self.torn_collapsed += size
-            self.changed = True
+            self.changed, self.changed_in = True, self.full_scans + 1
 
 
 @dataclass(frozen=True)

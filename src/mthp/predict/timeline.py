@@ -43,7 +43,6 @@ class Timeline:
     """
 
     def __init__(self, daemon: Khugepaged, tally: Tally, others: Others | None) -> None:
-        self.daemon = daemon
         self.kernel = daemon.kernel
         self.tally = tally
         self.points: list[TimePoint] = []
@@ -71,10 +70,9 @@ class Timeline:
 
     def _point(self, wakeups: int) -> TimePoint:
         tally = self.tally
-        full_scans = tally.full_scans + (self.daemon.mm_slot is not None)
-        elapsed = elapsed_ms(
-            self.kernel.settings, wakeups, full_scans * self._others, tally.collapsed_bytes
-        )
+        # A wakeup in which a full scan ends may begin the next, in which others come first again.
+        others = tally.changed_in * self._others
+        elapsed = elapsed_ms(self.kernel.settings, wakeups, others, tally.collapsed_bytes)
         return TimePoint(
             elapsed + tally.sleeps["alloc_sleep"], self.memory_added, tally.collapsed_bytes
         )
