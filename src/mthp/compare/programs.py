@@ -24,8 +24,9 @@ from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from mthp.words.profiles import Profile
 from mthp.worlds.render import render_state
 
-UNSETTLED: Final = frozenset("LAR")
-"""Flags of the LRU: right after an operation they depend on what per-CPU batches still hold."""
+UNSETTLED: Final = frozenset("L")
+"""Whether a folio is on the LRU depends right after an operation on what other processes put into the per-CPU
+batches."""
 SUBJECT: Final = "s"
 """The process whose memory is recorded."""
 

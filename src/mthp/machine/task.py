@@ -22,9 +22,12 @@ class Task:
     cpu: the number of the CPU it runs on. buffer: that CPU's store buffer, if stores are late.
     background: it works for others and need not end. entered: the WriteMarks it is inside of as a
     reader. maps: the numbers of the page tables it has mapped. drains: the late store that it lets out.
+    in_lru_fault: it handles a page fault, whose new folios count as used.
     """
 
-    __slots__ = ("background", "buffer", "cpu", "drains", "entered", "held", "maps", "name")
+    __slots__ = (
+        "background", "buffer", "cpu", "drains", "entered", "held", "in_lru_fault", "maps", "name",
+    )  # fmt: skip
 
     def __init__(self, name: str, cpu: int = 0) -> None:
         self.name = name
@@ -33,7 +36,7 @@ class Task:
         self.entered: list[object] = []
         self.maps: list[int] = []
         self.buffer: StoreBuffer | None = None
-        self.background = False
+        self.background = self.in_lru_fault = False
         self.drains: Slot | None = None
 
     def __repr__(self) -> str:

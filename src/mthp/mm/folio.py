@@ -16,7 +16,14 @@ from typing import Final
 from mthp.machine.cpu import Cpu
 from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Vma
-from mthp.mm.page_flags import PG_ACTIVE, PG_ISOLATED, PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
+from mthp.mm.page_flags import (
+    PG_ACTIVE,
+    PG_ISOLATED,
+    PG_LRU,
+    PG_MLOCKED,
+    PG_REFERENCED,
+    PG_UNEVICTABLE,
+)
 from mthp.mm.vm_flags import VM_LOCKED, VM_SPECIAL
 from mthp.words.results import KernelBug, Rule
 from mthp.words.units import Folio
@@ -48,10 +55,13 @@ def folio_putback_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
 
 
 def folio_add_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
-    """Queue a folio for the LRU in this CPU's batch; a full batch or a large folio empties it.
+    """Queue a folio for the LRU in this CPU's batch; a full batch or a large folio empties it. In a fault it
+    counts as used once.
 
-    Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move().
+    Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move(), lru_gen_inc_refs().
     """
+    if mem.machine.current.in_lru_fault and not mem.flags.raw[folio] & PG_UNEVICTABLE:
+        mem.flags.store_bits(folio, PG_REFERENCED)
     mem.folio_get(folio)
     before = cpu.lru_add.update(lambda batch: (*batch, folio))
     if len(before) + 1 >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):

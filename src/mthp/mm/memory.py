@@ -6,6 +6,10 @@ Kernel: mm/memory.c, arch/x86/mm/fault.c (do_user_addr_fault), mm/mmap_lock.c (l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mthp.machine.task import Machine
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_memory import (
     do_huge_pmd_anonymous_page,
@@ -114,7 +118,8 @@ def fault_under_mmap_lock(mm: Mm, address: Address, *, write: bool) -> None:
         assert pmd is not None
         swapped = _swapped(vma, address, pmd)
         if swapped is not None:
-            do_swap_page(mm, vma, address, pmd, swapped, mmap_lock)
+            with lru_gen_fault(mm.machine):
+                do_swap_page(mm, vma, address, pmd, swapped, mmap_lock)
         else:
             handle_mm_fault(vma, address, write=write)
 
@@ -130,11 +135,27 @@ def _swapped(vma: Vma, address: Address, pmd: PmdPtr) -> Pte | None:
     return value if is_swap else None
 
 
-def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
-    """Handle a fault in a locked VMA; False: mmap_lock is needed.
-
-    Kernel: mm/memory.c, __handle_mm_fault(), handle_pte_fault().
+@contextmanager
+def lru_gen_fault(machine: Machine) -> Iterator[None]:
+    """Let folios that come to the LRU meanwhile count as used. Kernel: mm/memory.c, lru_gen_enter_fault(),
+    lru_gen_exit_fault().
     """
+    task = machine.current
+    task.in_lru_fault = True
+    try:
+        yield
+    finally:
+        task.in_lru_fault = False
+
+
+def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
+    """Handle a fault in a locked VMA; False: mmap_lock is needed. Kernel: mm/memory.c, handle_mm_fault()."""
+    with lru_gen_fault(vma.vm_mm.machine):
+        return _handle_mm_fault(vma, address, write=write)
+
+
+def _handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
+    """Kernel: mm/memory.c, __handle_mm_fault(), handle_pte_fault()."""
     mm = vma.vm_mm
     pmd = pmd_ptr(mm, address, create=True)
     assert pmd is not None
