@@ -133,7 +133,7 @@ def test_a_verdict_by_what_is_no_step_is_seen_in_each_way(monkeypatch: pytest.Mo
     assert "law 2 is broken, and the search does not find it" in check.defects
     assert not any("nothing orders" in each for each in check.defects)
     monkeypatch.setattr(Ghost, "COMMUTES", {})
-    check = looked_at([changed(POISONED, JUDGED_AT_ONCE)], 10, 0)
+    check = looked_at([changed(POISONED, JUDGED_AT_ONCE)], 20, 0)
     assert any("Ghost.copies" in each for each in check.defects)
 
 

@@ -24,9 +24,9 @@ from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from mthp.words.profiles import Profile
 from mthp.worlds.render import render_state
 
-UNSETTLED: Final = frozenset("L")
-"""Whether a folio is on the LRU depends right after an operation on what other processes put into the per-CPU
-batches."""
+UNSETTLED: Final = frozenset("LA")
+"""Whether a folio is on the LRU, or is active until it comes there, depends right after an operation on what
+other processes put into the per-CPU batches."""
 SUBJECT: Final = "s"
 """The process whose memory is recorded."""
 

@@ -61,7 +61,7 @@ def folio_add_lru(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
     Kernel: mm/folio.c, folio_add_lru(), __folio_batch_add_and_move(), lru_gen_inc_refs().
     """
     if mem.machine.current.in_lru_fault and not mem.flags.raw[folio] & PG_UNEVICTABLE:
-        mem.flags.store_bits(folio, PG_REFERENCED)
+        mem.flags.raw[folio] |= PG_REFERENCED  # nothing maps it yet, so that nobody asks
     mem.folio_get(folio)
     before = cpu.lru_add.update(lambda batch: (*batch, folio))
     if len(before) + 1 >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mthp.machine.task import Machine
 from mthp.mm.folio import folio_add_lru_vma
 from mthp.mm.huge_memory import (
     do_huge_pmd_anonymous_page,
@@ -77,6 +76,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.rmap import anon_vma_prepare, folio_add_new_anon_rmap
 from mthp.mm.vm_flags import VM_SOFTDIRTY, VM_UFFD_MISSING, VM_WRITE
+from mthp.words.profiles import FaultUse
 from mthp.words.units import Address, Folio, Order
 
 
@@ -118,7 +118,7 @@ def fault_under_mmap_lock(mm: Mm, address: Address, *, write: bool) -> None:
         assert pmd is not None
         swapped = _swapped(vma, address, pmd)
         if swapped is not None:
-            with lru_gen_fault(mm.machine):
+            with lru_gen_fault(mm.kernel):
                 do_swap_page(mm, vma, address, pmd, swapped, mmap_lock)
         else:
             handle_mm_fault(vma, address, write=write)
@@ -136,12 +136,12 @@ def _swapped(vma: Vma, address: Address, pmd: PmdPtr) -> Pte | None:
 
 
 @contextmanager
-def lru_gen_fault(machine: Machine) -> Iterator[None]:
+def lru_gen_fault(kernel: Kernel) -> Iterator[None]:
     """Let folios that come to the LRU meanwhile count as used. Kernel: mm/memory.c, lru_gen_enter_fault(),
     lru_gen_exit_fault().
     """
-    task = machine.current
-    task.in_lru_fault = True
+    task = kernel.machine.current
+    task.in_lru_fault = kernel.profile.fault_use is FaultUse.REFERENCED
     try:
         yield
     finally:
@@ -150,7 +150,7 @@ def lru_gen_fault(machine: Machine) -> Iterator[None]:
 
 def handle_mm_fault(vma: Vma, address: Address, *, write: bool) -> bool:
     """Handle a fault in a locked VMA; False: mmap_lock is needed. Kernel: mm/memory.c, handle_mm_fault()."""
-    with lru_gen_fault(vma.vm_mm.machine):
+    with lru_gen_fault(vma.vm_mm.kernel):
         return _handle_mm_fault(vma, address, write=write)
 
 

@@ -92,6 +92,13 @@ class SwapIn(Enum):
     BYPASS = "past the swap cache if one PTE names the slot; else single pages, which stay in it"
 
 
+class FaultUse(Enum):
+    """What a folio that a fault brings to the LRU shows of its use."""
+
+    REFERENCED = "PG_referenced is set: khugepaged counts its pages as referenced"
+    GENERATION = "nothing once it is on the LRU: its generation alone tells"
+
+
 @dataclass(frozen=True)
 class Profile:
     """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -109,6 +116,7 @@ class Profile:
     empty_range: EmptyRange
     missing_table: MissingTable
     swapin: SwapIn
+    fault_use: FaultUse
     debug_vm: bool = False
 
 
@@ -126,6 +134,7 @@ V16 = Profile(
     empty_range=EmptyRange.ZERO,
     missing_table=MissingTable.GO_ON,
     swapin=SwapIn.CACHED,
+    fault_use=FaultUse.REFERENCED,
 )
 V7_3 = Profile(
     name="7.3",
@@ -141,6 +150,7 @@ V7_3 = Profile(
     empty_range=EmptyRange.ZERO,
     missing_table=MissingTable.GO_ON,
     swapin=SwapIn.CACHED,
+    fault_use=FaultUse.REFERENCED,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -156,6 +166,7 @@ PMD_ONLY = Profile(
     empty_range=EmptyRange.UNDERFLOW,
     missing_table=MissingTable.END,
     swapin=SwapIn.BYPASS,
+    fault_use=FaultUse.GENERATION,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -182,6 +193,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "ended the call, until they became one; seen on 6.18.",
         "swapin": "the swap cache was passed by to save its cost, until the swap table made it cheap; seen "
         "on 6.18.",
+        "fault_use": "multi-generational LRU: aging was reworked to count uses of anonymous memory too; seen "
+        "on 6.18 and 7.3.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )
