@@ -86,6 +86,23 @@ def test_shrinkers_undo_what_holds_zeros(before: Snapshot) -> None:  # noqa: F81
     assert len(set(predict(kept, Young.CAPTURED, shrink=True).grown)) == 1
 
 
+def test_what_settings_have_in_common_is_said_once() -> None:
+    def one(none: int, **more: int) -> Forecast:
+        settings = Settings(max_ptes_none=none, **more)  # type: ignore[arg-type]
+        memory = PhaseMemory("x", 4096, (8192, 8192))
+        return Forecast("p, x", "7.3.4", settings, 1, 1, 1, 1, 1, 1, 1, memory=memory)
+
+    def names(*forecasts: Forecast) -> dict[str, list[str]]:
+        return {program: [*settings] for program, settings in with_memory(forecasts).items()}
+
+    assert names(one(64)) == {"p, 2048kB, max_ptes_none 64": [""]}
+    assert names(one(64), one(0)) == {"p, 2048kB": ["max_ptes_none 64", "max_ptes_none 0"]}
+    assert names(one(0), one(0, max_ptes_swap=1)) == {
+        "p, 2048kB, max_ptes_none 0": ["", "max_ptes_swap 1"]
+    }
+    assert "<circle" in phases_svg([one(64), one(0)])
+
+
 # --- recorded in guests -----------------------------------------------------------------------
 
 

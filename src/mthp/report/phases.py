@@ -52,15 +52,15 @@ def with_memory(forecasts: Sequence[Forecast]) -> dict[str, dict[str, list[Phase
 
 
 def _common(texts: Sequence[str]) -> list[str]:
-    """The parts that all of several settings have."""
+    """The parts that all of the settings have."""
     parts = [text.split(", ") for text in texts]
-    return [part for part in parts[0] if len(parts) > 1 and all(part in each for each in parts)]
+    return [part for part in parts[0] if all(part in each for each in parts)]
 
 
 def render_phases(page: SafeConsole, forecasts: Sequence[Forecast]) -> None:
     """Print a table of each program."""
     numbers = ("loaded", "collapsed", "guest", "shrunk", "guest", "split", "underused")
-    columns = [("phase", "left"), ("", "left"), *((name, "right") for name in numbers)]
+    columns = [("phase", "left"), ("", "keep"), *((name, "right") for name in numbers)]
     for program, of_settings in with_memory(forecasts).items():
         page.heading(f"Memory of {program}, phase by phase")
         rows: list[tuple[str, ...]] = []
