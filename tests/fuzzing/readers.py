@@ -66,7 +66,7 @@ from tests.fuzzing.mutate import (
     mutated_text,
 )
 from tests.image.made import made
-from tests.image.made_recording import made_recording
+from tests.image.made_recording import made_recording, made_there
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -406,7 +406,7 @@ READERS: dict[str, Reader] = {
     ),
     "scenario": Reader(_draw_scenario, _scenario, (FileError,), 100),
     "recording": Reader(
-        lambda source: mutated_npz(made_recording(), source),
+        lambda source: mutated_npz(source.choice((made_recording, made_there))(), source),
         lambda data, _: read_recording(io.BytesIO(data), "a.npz"),
         (FileError,),
         40,

@@ -199,6 +199,17 @@ def _packed() -> bytes:
     return packed(decoder, samples)
 
 
+def made_there() -> Made:
+    """The same of a process that was there already, with a large folio, small pages and the zero page."""
+    made = made_recording()
+    made.meta["processes"][0].update(how="there", program="/made")
+    first = HEAP >> 12
+    made.arrays["start_page"] = np.array([*range(first, first + 6)], np.uint64)
+    made.arrays["start_order"] = np.array([2, 2, 2, 0, 0, 128], np.uint8)
+    made.arrays["start_folio"] = np.array([77, 77, 77, 0, 0, 0], np.uint64)
+    return made
+
+
 def made_recording() -> Made:
     """Its document and arrays, to be changed and packed."""
     arrays = {}

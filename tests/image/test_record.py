@@ -137,7 +137,7 @@ time.sleep(0.5)
 """,
     )
     assert 4096 < recording.sample_anon.max() < 4096 + 4096
-    assert recording.sample_anon.max() <= len(pages_written(recording))
+    assert recording.sample_anon.max() <= len(pages_written(recording)) + 3  # exec's arguments
 
 
 def test_children_threads_and_programs(tmp_path: Path) -> None:
@@ -307,6 +307,56 @@ def test_the_file_for_other_hosts_does_the_same(tmp_path: Path) -> None:
     assert load_recording(tmp_path / "a.npz").command == ("true",)
 
 
+GROWS = """
+at = reserve(4 * TABLE)
+advise(at, TABLE, MADV_HUGEPAGE)
+advise(at + TABLE, 3 * TABLE, MADV_NOHUGEPAGE)
+write(at, 0)
+write(at, 600, 100)
+print(at // PAGE, flush=True)
+sys.stdin.readline()
+write(at, 650, 100)
+write(at, 1024, 50)
+advise(at + 1024 * PAGE, 20 * PAGE, MADV_DONTNEED)
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_process_that_runs_already_is_recorded_from_then_on(tmp_path: Path) -> None:
+    python = [sys.executable, "-c", PRELUDE + GROWS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(python, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        first = int(process.stdout.readline())
+        words = shell(*MTHP, "record", "--pid", str(process.pid), "-o", tmp_path / "a.npz")
+        with subprocess.Popen(words, stderr=pipe, text=True, env=ENV) as recorder:
+            while not instances():
+                time.sleep(0.01)
+            time.sleep(1)  # so that it has captured, as far as this test looks at what was there
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
+            time.sleep(0.3)
+            recorder.send_signal(signal.SIGINT)
+            _, error = recorder.communicate(timeout=20)
+        process.communicate("\n")
+    assert recorder.returncode == 0, error
+    assert instances() == []
+    recording = load_recording(tmp_path / "a.npz")
+    assert recording.was_there and not recording.huge_pages_off
+    pages = recording.start_page.tolist()
+    assert {*range(first + 600, first + 700)} <= {*pages}
+    large = dict(zip(pages, recording.start_order.tolist(), strict=True)).get(first + 5)
+    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert large == (None if "[never]" in huge else 9)
+    if large:
+        assert "512 of the" in error and "cannot be known" in error
+    here = {*range(first + 512, first + 2048)}
+    new = {*range(first + 700, first + 750), *range(first + 1024, first + 1074)}
+    assert pages_written(recording) & here == new
+
+
 NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
 BAD: dict[str, tuple[list[str], str, str, int]] = {
     "no command": ([], MOUNT, "no command", 2),
@@ -314,6 +364,9 @@ BAD: dict[str, tuple[list[str], str, str, int]] = {
     "a file that is no program": (["/etc/passwd"], MOUNT, "/etc/passwd: is not executable", 2),
     "no interpreter": (["./broken"], MOUNT, "broken: No such file or directory", 2),
     "no tracefs": (["true"], f"umount {TRACING}", "tracefs is not mounted here (mount -t", 5),
+    "a command and a process": (["--pid", "1", "true"], MOUNT, "give one of them", 2),
+    "a process that is not there": (["--pid", "4194303"], MOUNT, "no process 4194303", 2),
+    "a span of a command": (["--for", "1", "true"], MOUNT, "--for is for --pid", 2),
     "set-uid": (["./setuid"], MOUNT, "setuid: is set-uid", 2),
 }
 
@@ -325,7 +378,8 @@ def test_what_cannot_be_recorded_is_said_in_one_line(name: str, tmp_path: Path) 
     (tmp_path / "broken").chmod(0o755)
     shutil.copy("/bin/true", tmp_path / "setuid")
     (tmp_path / "setuid").chmod(0o4755)
-    words = shell(*MTHP, "record", "-o", "a.npz", "--", *command, mounts=mounts)
+    dashes = () if command[:1] == ["--pid"] or command[:1] == ["--for"] else ("--",)
+    words = shell(*MTHP, "record", "-o", "a.npz", *dashes, *command, mounts=mounts)
     done = subprocess.run(words, check=False, capture_output=True, text=True, env=ENV, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1 and why in done.stderr

@@ -21,7 +21,7 @@ from mthp.image.recording import (
     read_recording,
 )
 from tests.image.made import Made
-from tests.image.made_recording import CHILD, HEAP, PID, Ring, made_recording
+from tests.image.made_recording import CHILD, HEAP, PID, Ring, made_recording, made_there
 
 
 def read(made: Made) -> Recording:
@@ -177,6 +177,41 @@ def test_what_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(RecordingError) as error:
         read(made)
     assert why in str(error.value) and str(error.value).startswith("a.npz: ")
+
+
+def test_what_a_process_had_is_read() -> None:
+    recording = read(made_there())
+    assert recording.was_there and recording.start_order.tolist() == [2, 2, 2, 0, 0, 128]
+    assert not read(made_recording()).was_there
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "value", "why"),
+    [
+        ("start_page", 0, 1 << 40, "not ascending pages"),
+        ("start_page", 5, 1 << 36, "not ascending pages of a process"),
+        ("start_order", 0, 10, "no order up to 9"),
+        ("start_order", 0, 3, "a folio of two orders"),
+        ("start_order", slice(0, 5), 1, "a folio of two orders, or of more pages than it has"),
+    ],
+)
+def test_what_a_process_cannot_have_had_is_refused(
+    name: str, row: Any, value: int, why: str
+) -> None:
+    made = made_there()
+    made.arrays[name][row] = value
+    with pytest.raises(RecordingError, match=why):
+        read(made)
+
+
+def test_who_was_not_there_had_nothing() -> None:
+    made = made_there()
+    made.meta["processes"][0]["how"] = "exec"
+    with pytest.raises(RecordingError, match="was not there already"):
+        read(made)
+    del made.arrays["start_folio"]
+    with pytest.raises(RecordingError, match="no member start_folio"):
+        read(made)
 
 
 def test_a_cut_file_is_refused() -> None:

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from mthp.cli import main
-from mthp.image.recording import load_recording
+from mthp.image.recording import load_recording, read_recording
 from mthp.life.recorded_life import lived, sweep_life
 from mthp.report.life import fault_time
 from mthp.words.costs import Cost, CostTable
 from mthp.words.settings import Settings, parse_enabled_flag
 from tests.image import test_record as real
-from tests.image.made_recording import made_recording
+from tests.image.made_recording import made_recording, made_there
 from tests.life.recordings import OFF, TABLE, RecordedProgram
 
 
@@ -35,6 +36,14 @@ def test_the_peak_is_found_and_what_made_it() -> None:
     (site,) = answer.given.sites
     assert (site.ip, site.faults, site.pages) == (0x40, 8, 128)
     assert answer.given.faults == 8 and answer.recorded.faults == 110
+
+
+def test_what_a_process_had_stays_as_it_was() -> None:
+    recording = read_recording(io.BytesIO(made_there().packed()), "a")
+    answer = lived(recording, "a", OFF.with_enabled(parse_enabled_flag("16kB=always")))
+    had, *_ = [each for each in answer.recorded.mappings if each.name == "[heap]"]
+    assert (had.rss, had.huge) == (5, 3)
+    assert any("3 of the 6 pages" in each for each in answer.unseen)
 
 
 def test_as_recorded_and_without_huge_pages_are_the_same_life() -> None:

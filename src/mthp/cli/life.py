@@ -23,7 +23,7 @@ def run_life(args: argparse.Namespace) -> int:
     settings = settle_settings(args, recorded)
     if args.sweep:
         return _sweep(args, recording, settings)
-    answer = lived(recording, args.file, settings)
+    answer = lived(recording, args.file, settings, recorded)
     if args.json:
         from mthp.report.life import life_document
 

@@ -19,8 +19,14 @@ from numpy.typing import NDArray
 from mthp.image.fields import Fields, short
 from mthp.image.members import Members
 from mthp.image.record import decode
-from mthp.image.record.columns import ARGS, COLUMNS, SCHEMA
-from mthp.image.recording_checks import check_calls, check_events, check_samples, check_tasks
+from mthp.image.record.columns import ARGS, COLUMNS, SCHEMA, START
+from mthp.image.recording_checks import (
+    check_calls,
+    check_events,
+    check_samples,
+    check_start,
+    check_tasks,
+)
 from mthp.image.snapshot_checks import MOST_PID, address_limit
 from mthp.words.files import FileError
 from mthp.words.reading import check_memory, open_regular, parse_object
@@ -70,7 +76,7 @@ class HowBegun(StrEnum):
 
 
 class RecordedVma(NamedTuple):
-    """A mapping as /proc/PID/maps has it; bytes."""
+    """A mapping as /proc/PID/maps has it; bytes. flags: VmFlags of smaps, where that was read."""
 
     start: int
     end: int
@@ -78,6 +84,7 @@ class RecordedVma(NamedTuple):
     offset: int
     inode: int
     path: str
+    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class Recording:
 
     calls: the names of the system calls, in the order of their numbers; call_kind, call_args (n, 6),
     call_result. task_pid, task_process (where the task begins), task_flags (of clone). sample_process,
-    sample_anon, sample_swap: what /proc said, in pages, between sample_time and sample_until.
+    sample_anon, sample_swap: what /proc said, in pages, between sample_time and sample_until. start_page,
+    start_order (128: the zero page), start_folio: what the first process had, where it was there already.
     """
 
     meta: Mapping[str, Any]
@@ -130,6 +138,19 @@ class Recording:
     sample_process: NDArray[np.uint32]
     sample_anon: NDArray[np.uint64]
     sample_swap: NDArray[np.uint64]
+    start_page: NDArray[np.uint64]
+    start_order: NDArray[np.uint8]
+    start_folio: NDArray[np.uint64]
+
+    @property
+    def was_there(self) -> bool:
+        """Whether the first process was there already."""
+        return self.processes[0].how is HowBegun.THERE
+
+    @property
+    def huge_pages_off(self) -> bool:
+        """Whether huge pages were off for it while it was recorded."""
+        return bool(self.meta.get("huge_pages_off"))
 
     @property
     def seconds(self) -> float:
@@ -150,7 +171,7 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
 def read_recording(file: IO[bytes], where: str) -> Recording:
     """The recording in an open file, called `where` in what a RecordingError says."""
     try:
-        members = Members(file, ("meta", *COLUMNS), "recording")
+        members = Members(file, ("meta", *COLUMNS, *START), "recording")
         lengths = _lengths(members)
         fields = Fields(_read_meta(members))
         geometry, limit = _host(fields)
@@ -161,6 +182,10 @@ def read_recording(file: IO[bytes], where: str) -> Recording:
         check_tasks(arrays, [process.how for process in processes])
         check_calls(arrays, len(calls))
         check_samples(arrays, len(processes))
+        there = any(name in members.found for name in START)
+        for name, width in START.items():
+            arrays[name] = members.array(name) if there else np.zeros(0, f"u{width}")
+        check_start(arrays, geometry, limit, there and processes[0].how is HowBegun.THERE)
     except FileError as error:
         raise RecordingError(f"{where}: {error}") from None
     columns = {
@@ -180,7 +205,8 @@ def _lengths(members: Members) -> dict[str, int]:
     if "meta" not in members.found:
         raise FileError("not a recording (no member meta)")
     lengths: dict[str, int] = {}
-    for name, width in COLUMNS.items():
+    there = START if any(name in members.found for name in START) else {}
+    for name, width in {**COLUMNS, **there}.items():
         if name not in members.found:
             raise FileError(f"not a recording (no member {name})")
         member = members.found[name]
@@ -276,6 +302,7 @@ def _vmas(process: Fields, geometry: Geometry, limit: int) -> tuple[RecordedVma,
             each.number(name, 0, 2**64 - 1) for name in ("start", "end", "offset", "inode")
         )
         perms, path = each.take("perms", str), each.take("path", str)
+        flags = frozenset(each.take("flags", str, "").split())
         if path == "[vsyscall]":
             continue
         if not before <= start < end <= limit or (start | end) & (geometry.page_size - 1):
@@ -284,6 +311,6 @@ def _vmas(process: Fields, geometry: Geometry, limit: int) -> tuple[RecordedVma,
             )
         if len(perms) != 4 or len(path) > 4096:
             raise FileError(f"{each.where}perms: {short(perms)} is not as in /proc/PID/maps")
-        found.append(RecordedVma(start, end, perms, offset, inode, path))
+        found.append(RecordedVma(start, end, perms, offset, inode, path, flags))
         before = end
     return tuple(found)

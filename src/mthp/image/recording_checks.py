@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.image.record.attached import ZERO_PAGE
 from mthp.image.record.decode import (
     CALL,
     CLONE_VM,
@@ -125,6 +126,24 @@ def check_samples(arrays: Arrays, processes: int) -> None:
         raise FileError("member sample_until: before the sample began, or without end")
     for name in ("sample_anon", "sample_swap"):
         _within(name, arrays[name], 0, 2**52)
+
+
+def check_start(arrays: Arrays, geometry: Geometry, limit: int, allowed: bool) -> None:
+    """Check the pages that a process had: ascending, each where a process has addresses, and those of a large
+    folio no more than it has."""
+    page, order, folio = (arrays[name] for name in ("start_page", "start_order", "start_folio"))
+    if len(page) and not allowed:
+        raise FileError("member start_page: the first process was not there already")
+    if np.any(page[1:] <= page[:-1]) or np.any(page >= np.uint64(limit >> geometry.page_shift)):
+        raise FileError("member start_page: not ascending pages of a process")
+    if np.any((order > geometry.pmd_order) & (order != ZERO_PAGE)):
+        raise FileError(f"member start_order: no order up to {geometry.pmd_order}")
+    large = (order > 0) & (order != ZERO_PAGE)
+    folios, which, counts = np.unique(folio[large], return_inverse=True, return_counts=True)
+    orders = np.zeros(len(folios), np.uint8)
+    orders[which] = order[large]
+    if np.any(orders[which] != order[large]) or np.any(counts > 1 << orders.astype(np.int64)):
+        raise FileError("member start_folio: a folio of two orders, or of more pages than it has")
 
 
 def _within(name: str, values: NDArray[Any], low: int, high: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mthp.image.record.attached import ZERO_PAGE
 from mthp.image.recording import HowBegun, Recording
 from mthp.life.recorded_records import (
     CallSite,
@@ -34,7 +35,8 @@ def without_huge_pages(settings: Settings) -> Settings:
 
 def held_against(recording: Recording, settings: Settings) -> HeldAgainst:
     """RecordedReplay the life without huge pages, as it was recorded, and compare it with what /proc said."""
-    replay = RecordedReplay(recording, without_huge_pages(settings))
+    off = recording.huge_pages_off or not recording.was_there
+    replay = RecordedReplay(recording, without_huge_pages(settings) if off else settings)
     began, ended = (
         np.searchsorted(recording.time, times.astype(np.int64), side="right").tolist()
         for times in (recording.sample_time, recording.sample_until)
@@ -113,8 +115,12 @@ def live(recording: Recording, settings: Settings) -> LifeOutcome:
     )
 
 
-def lived(recording: Recording, name: str, settings: Settings) -> Lived:
-    """The life as it was recorded, and under these settings."""
+def lived(
+    recording: Recording, name: str, settings: Settings, recorded_settings: Settings | None = None
+) -> Lived:
+    """The life without huge pages, and under these settings. recorded_settings: those that were set while it
+    was recorded."""
+    recorded_settings = recorded_settings or settings
     began = time.monotonic()
     recorded = live(recording, without_huge_pages(settings))
     same = settings == recorded.settings
@@ -128,9 +134,10 @@ def lived(recording: Recording, name: str, settings: Settings) -> Lived:
         processes=len(recording.processes),
         tasks=len(recording.task_pid),
         seconds=recording.seconds,
+        off=recording.huge_pages_off,
         recorded=recorded,
         given=given,
-        held=held_against(recording, settings),
+        held=held_against(recording, recorded_settings),
         unseen=tuple(_unseen(recording, given)),
         took=time.monotonic() - began,
     )
@@ -169,6 +176,12 @@ def _unseen(recording: Recording, given: LifeOutcome) -> Iterator[str]:
     """What the answer does not know."""
     yield "khugepaged is not run: this is what faults alone make of it"
     yield "memory is never short: nothing is reclaimed, swapped or refused"
+    if recording.was_there and not recording.huge_pages_off:
+        large = np.count_nonzero((recording.start_order > 0) & (recording.start_order != ZERO_PAGE))
+        yield (
+            f"which pages it touched of large folios: huge pages were on for it, and {large:,} of the "
+            f"{len(recording.start_page):,} pages that it had at the start were in such, and stay so here"
+        )
     begun = [each for each in recording.processes if each.how is not HowBegun.FORK]
     blind = sum(each.vmas is None for each in begun)
     if blind:

@@ -97,6 +97,29 @@ class PageStore:
             self.huge[order] -= folios_gone
             self.frames -= folios_gone << order
 
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        at: NDArray[np.int64],
+        orders: NDArray[np.uint8],
+        folios: NDArray[np.uint64],
+    ) -> None:
+        """Have pages be there that nobody saw coming. folios: which of them are of one large folio."""
+        small = np.flatnonzero(orders == 0)
+        first = self.new_folios(len(small), 0)
+        self.folio[rows[small], at[small]] = np.arange(first, first + len(small), dtype=np.int32)
+        self.mapped[first : first + len(small)] = 1
+        for order in np.unique(orders[orders > 0]).tolist():
+            chosen = np.flatnonzero(orders == order)
+            names, which, counts = np.unique(
+                folios[chosen], return_inverse=True, return_counts=True
+            )
+            first = self.new_folios(len(names), order)
+            self.folio[rows[chosen], at[chosen]] = (first + which).astype(np.int32)
+            self.mapped[first : first + len(names)] = counts
+        self.written[rows, at] = True
+        self.rss += len(rows)
+
     # What faults do
 
     def bring(self, row: int, at: int, order: int) -> None:

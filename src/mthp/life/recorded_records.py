@@ -109,7 +109,8 @@ class HeldAgainst:
 
 @dataclass(frozen=True, eq=False)
 class Lived:
-    """A recording and its lives: as it was recorded, without huge pages, and under the settings asked for."""
+    """A recording and its lives: without huge pages, and under the settings asked for. off: while it was
+    recorded huge pages were off."""
 
     name: str
     command: str
@@ -119,6 +120,7 @@ class Lived:
     processes: int
     tasks: int
     seconds: float
+    off: bool
     recorded: LifeOutcome
     given: LifeOutcome
     held: HeldAgainst

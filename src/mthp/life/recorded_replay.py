@@ -16,7 +16,15 @@ from mthp.image.recording import EventKind, FaultFlag, HowBegun, RecordedProcess
 from mthp.life.recorded_calls import AT_BEGIN, Calls
 from mthp.life.recorded_pages import BY_PTES, GUARD, NONE, ZERO, PageStore
 from mthp.life.recorded_records import MemoryMoment
-from mthp.life.recorded_space import PROT, PROT_WRITE, Backing, RecordedSpace, Span, SpanTraits
+from mthp.life.recorded_space import (
+    PROT,
+    PROT_WRITE,
+    Backing,
+    HugeAdvice,
+    RecordedSpace,
+    Span,
+    SpanTraits,
+)
 from mthp.words.settings import Settings
 
 MOST_TOGETHER = 4096
@@ -76,15 +84,27 @@ class RecordedReplay:
                 backing if private else Backing.OTHER,
                 _prot(vma.perms),
                 vma.path or "[anon]",
-                accounted=vma.perms[1] == "w",
-                grows=vma.path == "[stack]",
+                _advice(vma.flags),
+                reserved="nr" in vma.flags,
+                accounted="ac" in vma.flags if vma.flags else vma.perms[1] == "w",
+                grows=vma.path == "[stack]" or "gd" in vma.flags,
+                locked="lo" in vma.flags,
+                forked="dc" not in vma.flags,
+                wiped="wf" in vma.flags,
             )
             space.map(vma.start >> shift, vma.end >> shift, traits)
+            if vma.path == "[heap]":
+                space.brk = vma.end
         self.spaces[index] = space
         given = (process.arguments or 0) >> shift
         stack = space.find(given)
         if stack is not None and given:
             space.give(stack, given)
+        if process.how is HowBegun.THERE and not index:
+            recording = self._recording
+            space.have(
+                recording.start_page.astype(np.int64), recording.start_order, recording.start_folio
+            )
 
     def run(
         self, until: int | None = None, stops: Iterable[int] = (), watch: Watch | None = None
@@ -292,6 +312,12 @@ class RecordedReplay:
         np.add.at(self.site_faults, sites[stores], 1)
         np.add.at(self.site_faults, sites[loads], 1)
         np.add.at(self.site_pages, sites[stores], 1)
+
+
+def _advice(flags: frozenset[str]) -> HugeAdvice:
+    if "hg" in flags:
+        return HugeAdvice.HUGEPAGE
+    return HugeAdvice.NOHUGEPAGE if "nh" in flags else HugeAdvice.NONE
 
 
 def _prot(perms: str) -> int:

@@ -13,7 +13,11 @@ from enum import IntEnum
 from itertools import count
 from typing import Any
 
-from mthp.life.recorded_pages import BY_PTES, GUARD, HUGE_ZERO, NONE, ZERO, PageStore
+import numpy as np
+from numpy.typing import NDArray
+
+from mthp.image.record.attached import ZERO_PAGE
+from mthp.life.recorded_pages import BY_PMD, BY_PTES, GUARD, HUGE_ZERO, NONE, ZERO, PageStore
 from mthp.words.settings import Enabled, Settings
 
 
@@ -365,6 +369,23 @@ class RecordedSpace:
                 for each in range(page, min(end, span.end)):
                     self.touch(span, each, bool(span.traits.prot & PROT_WRITE))
             page = span.end
+
+    def have(
+        self, pages: NDArray[np.int64], orders: NDArray[np.uint8], folios: NDArray[np.uint64]
+    ) -> None:
+        """Have these pages from the start. A table that one huge page fills is mapped by it."""
+        tables, which = np.unique(pages >> self._bits, return_inverse=True)
+        rows = np.array([self.row(table) for table in tables.tolist()], np.int64)
+        zero = orders == ZERO_PAGE
+        low = pages & (self.pages.ptrs - 1)
+        self.pages.folio[rows[which[zero]], low[zero]] = ZERO
+        self.pages.put(rows[which[~zero]], low[~zero], orders[~zero], folios[~zero])
+        first = self.pages.folio[rows, 0]
+        whole = (self.pages.folio[rows] == first[:, None]).all(axis=1) & (first > 0)
+        self.pages.how[rows[whole]] = BY_PMD
+        self.anon += int(np.count_nonzero(~zero))
+        for span in self.spans:
+            self.prepare(span)
 
     def give(self, stack: Span, page: int) -> None:
         """Have what exec was given be on the stack: small pages, for it is not yet in its place then.

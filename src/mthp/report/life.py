@@ -30,7 +30,8 @@ def render_life(lived: Lived, console: Console, *, verbose: bool = False) -> Non
     page = SafeConsole(console, verbose=verbose)
     page.line(f"{lived.name}: {lived.command}", "bold")
     page.line(
-        f"Recorded on {lived.kernel} without huge pages: {lived.seconds:.1f} s, "
+        f"Recorded on {lived.kernel} {'without huge pages' if lived.off else 'as it ran'}: "
+        f"{lived.seconds:.1f} s, "
         f"{plural(lived.processes, 'process', 'processes')}, {plural(lived.tasks, 'task')}, "
         f"{plural(lived.events, 'event')}."
     )
@@ -41,7 +42,7 @@ def render_life(lived: Lived, console: Console, *, verbose: bool = False) -> Non
     page.table(columns, _figures(lived), indent=0)
     _peak(page, lived)
     page.console.print()
-    page.line(_held(lived.held), "dim")
+    page.line(_held(lived.held, off=lived.off), "dim")
     page.bullets("Not seen", lived.unseen)
 
 
@@ -115,17 +116,18 @@ def _peak(page: SafeConsole, lived: Lived) -> None:
         )
 
 
-def _held(held: HeldAgainst) -> str:
+def _held(held: HeldAgainst, *, off: bool = True) -> str:
+    how = "Without huge pages" if off else "Under the settings of then"
     if not held.samples:
         return "The program was too short to be held against what /proc said."
     samples = plural(held.samples, "time", "times")
     if not held.worst:
         return (
-            f"Without huge pages the replay has, each of the {samples} that /proc was read, exactly the "
+            f"{how} the replay has, each of the {samples} that /proc was read, exactly the "
             "pages that it said."
         )
     return (
-        f"Without huge pages the replay was held against /proc {samples}: the largest difference is "
+        f"{how} the replay was held against /proc {samples}: the largest difference is "
         f"{held.worst:+,} pages of {held.said:,}."
     )
 
@@ -216,6 +218,7 @@ def life_document(lived: Lived) -> dict[str, Any]:
         "processes": lived.processes,
         "tasks": lived.tasks,
         "recorded_seconds": lived.seconds,
+        "recorded_without_huge_pages": lived.off,
         "without_huge_pages": _outcome_values(lived.geometry.page_shift, lived.recorded),
         "given": _outcome_values(lived.geometry.page_shift, lived.given),
         "held_against_proc": {

@@ -14,7 +14,7 @@ import shutil
 import signal
 import stat
 from types import TracebackType
-from typing import Any
+from typing import Any, Callable
 
 from mthp.image.capture.proc import FAILED, USAGE, CaptureError, argument_start, text
 
@@ -40,17 +40,32 @@ def runnable(command: list[str]) -> str:
     return path
 
 
+def mappings(maps: str | None) -> list[dict[str, Any]] | None:
+    """The mappings that /proc/PID/maps lists."""
+    if not maps:
+        return None
+    found = []
+    for line in maps.splitlines():
+        addresses, perms, offset, _, inode, *path = line.split(None, 5)
+        start, _, end = addresses.partition("-")
+        found.append(
+            {"start": int(start, 16), "end": int(end, 16), "perms": perms, "offset": int(offset, 16),
+             "inode": int(inode), "path": path[0] if path else ""}
+        )  # fmt: skip
+    return found
+
+
 class Child:
     """The command: forked, waiting to begin, then stopped once before its first instruction.
 
-    status: as waitpid() has it; None while it runs. maps: its first mappings. arguments: where on the stack
+    status: as waitpid() has it; None while it runs. vmas: its first mappings. arguments: where on the stack
     exec put its arguments and environment, which no fault shows.
     """
 
     def __init__(self, path: str, command: list[str]) -> None:
         self.path = path
         self.status: int | None = None
-        self.maps: str | None = None
+        self.vmas: list[dict[str, Any]] | None = None
         self.arguments: int | None = None
         go, self._go = os.pipe()
         self._failed, failed = os.pipe()
@@ -78,8 +93,8 @@ class Child:
         if not os.WIFSTOPPED(status):
             self.status = status
             return
-        self.maps = text(f"/proc/{self.pid}/maps")
-        self.arguments = argument_start(self.pid)
+        self.vmas = mappings(text(f"/proc/{self.pid}/maps"))
+        self.arguments = argument_start(self.pid) if self.vmas else None
         ctypes.CDLL(None).ptrace(PTRACE_DETACH, self.pid, None, None)
 
     def ended(self) -> bool:
@@ -89,6 +104,16 @@ class Child:
             if pid:
                 self.status = status
         return self.status is not None
+
+    def tasks(self) -> list[int]:
+        """What is there of it in the beginning."""
+        return [self.pid]
+
+    def tell(self, number: int) -> None:
+        """Pass a signal on to it; Ctrl-C of a terminal it hears by itself."""
+        if self.status is None and not (number == signal.SIGINT and _has_terminal()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     @property
     def exit_status(self) -> int | None:
@@ -122,13 +147,13 @@ def _become(libc: Any, path: str, command: list[str], go: int, failed: int) -> N
 
 
 class Signals:
-    """While it is entered, what would end us goes on to the command, once; another time it is enough.
+    """While it is entered, what would end us is told, once; another time it is enough.
 
-    Ctrl-C of a terminal the command hears by itself. woken: readable when there is something to heed.
+    tell: is given the signal's number. woken: readable when there is something to heed.
     """
 
-    def __init__(self, child: Child) -> None:
-        self._child = child
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._tell_of = tell
         self._told = 0
         self._before: dict[int, Any] = {}
         self._old = -1
@@ -169,9 +194,7 @@ class Signals:
 
     def _tell(self, number: int, _: object) -> None:
         self._told += 1
-        if self._child.status is None and not (number == signal.SIGINT and _has_terminal()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._child.pid, number)
+        self._tell_of(number)
 
 
 def _has_terminal() -> bool:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from typing import IO, Any, Iterable, NamedTuple
 
 from mthp.image.capture.columns import ArrayMember, write_arrays
+from mthp.image.record.attached import Attached
 from mthp.image.record.decode import Decoder, EventRows
 from mthp.image.record.formats import CALLS
 
@@ -21,6 +22,8 @@ COLUMNS = {
     "sample_anon": 8, "sample_swap": 8,
 }  # fmt: skip
 """The members of the file -> bytes of a value."""
+START = {"start_page": 8, "start_order": 1, "start_folio": 8}
+"""Those of what a process had that was there already."""
 TYPE = {1: "|u1", 4: "u4", 8: "u8"}
 
 
@@ -49,7 +52,9 @@ def sampled(decoder: Decoder, samples: Iterable[Sample]) -> dict[str, array[int]
     return columns
 
 
-def _arrays(rows: EventRows, samples: dict[str, array[int]]) -> Iterable[ArrayMember]:
+def _arrays(
+    rows: EventRows, samples: dict[str, array[int]], start: Attached | None
+) -> Iterable[ArrayMember]:
     found: dict[str, array[int] | bytearray] = {
         "event_later": rows.later, "event_task": rows.task, "event_kind": rows.kind,
         "event_flags": rows.flags, "event_value": rows.value, "event_site": rows.site,
@@ -57,16 +62,25 @@ def _arrays(rows: EventRows, samples: dict[str, array[int]]) -> Iterable[ArrayMe
         "call_args": rows.call_args, "call_result": rows.call_result, "task_pid": rows.task_pid,
         "task_process": rows.task_process, "task_flags": rows.task_flags, **samples,
     }  # fmt: skip
-    for name, width in COLUMNS.items():
+    widths = dict(COLUMNS)
+    if start is not None:
+        widths.update(START)
+        found.update(start_page=start.page, start_order=start.order, start_folio=start.folio)
+    for name, width in widths.items():
         column = found[name]
         shape = (len(column) // ARGS, ARGS) if name == "call_args" else (len(column),)
         yield name, TYPE[width], shape, [memoryview(column).tobytes()]
 
 
 def write_recording(
-    target: IO[bytes], meta: dict[str, Any], decoder: Decoder, samples: Iterable[Sample]
+    target: IO[bytes],
+    meta: dict[str, Any],
+    decoder: Decoder,
+    samples: Iterable[Sample],
+    start: Attached | None = None,
 ) -> None:
-    """Write the file. meta: what is known of the host and of how it was recorded."""
+    """Write the file. meta: what is known of the host and of how it was recorded. start: a process that was
+    there, with what it had."""
     document = {
         "schema": SCHEMA,
         **meta,
@@ -74,4 +88,4 @@ def write_recording(
         "processes": decoder.rows.processes,
         "unseen_tasks": decoder.unseen,
     }
-    write_arrays(target, document, _arrays(decoder.rows, sampled(decoder, samples)), level=1)
+    write_arrays(target, document, _arrays(decoder.rows, sampled(decoder, samples), start), level=1)

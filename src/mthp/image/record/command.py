@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mthp.image.capture.host import host_facts, host_geometry
 from mthp.image.capture.proc import FAILED, OK, USAGE, CaptureError, state
+from mthp.image.record.attached import ZERO_PAGE, Attached
 from mthp.image.record.child import Child, Signals, runnable
 from mthp.image.record.columns import Sample, write_recording
 from mthp.image.record.decode import Decoder, EventRows
@@ -20,7 +21,7 @@ from mthp.image.record.formats import Event, events_of
 from mthp.image.record.options import add_arguments
 from mthp.image.record.ring import RingPages
 from mthp.image.record.tracefs import instance, tracefs
-from mthp.image.record.tracer import Lost, Tracer, default_buffer, mappings, samples_of
+from mthp.image.record.tracer import Lost, Tracer, default_buffer, samples_of
 from mthp.words.files import FileError, check_target, replacing
 from mthp.words.streams import ended_in_order, failure, occupy, say
 from mthp.words.units import human_bytes
@@ -38,16 +39,16 @@ class Traced(NamedTuple):
     lost: Lost
 
 
-def trace(tracer: Tracer, child: Child, folder: str) -> Traced:
-    """Run the command to its end, and keep what it does. CaptureError: it cannot be started."""
+def trace(tracer: Tracer, subject: Child | Attached, folder: str) -> Traced:
+    """Keep what it does to its end. CaptureError: it cannot be started, or read."""
     samples: list[Sample] = []
-    tracer.follow([child.pid])
-    with tracer.opened(folder) as waiting, Signals(child) as signals:
+    tracer.follow(subject.tasks())
+    with tracer.opened(folder) as waiting, Signals(subject.tell) as signals:
         waiting.register(signals.woken)
         tracer.switch(True)
         began = time.monotonic()
-        child.begin()
-        while not child.ended() and not signals.enough:
+        subject.begin()
+        while not subject.ended() and not signals.enough:
             ready = [held for held, _ in waiting.poll(SAMPLE_SECONDS * 1000)]
             signals.heed()
             tracer.drain(ready)
@@ -59,9 +60,16 @@ def trace(tracer: Tracer, child: Child, folder: str) -> Traced:
         return Traced(samples, took, left, tracer.lost())
 
 
-def decoded(tracer: Tracer, events: dict[str, Event], shift: int, pid: int) -> tuple[Decoder, int]:
+def decoded(
+    tracer: Tracer, events: dict[str, Event], shift: int, subject: Child | Attached
+) -> tuple[Decoder, int]:
     """The rows of what was drained, and how many events the pages themselves say were lost."""
-    decoder = Decoder(events, shift, pid)
+    decoder = Decoder(events, shift, subject.pid)
+    if isinstance(subject, Attached):
+        process = decoder.rows.process(subject.pid, "there", None)
+        decoder.begin(subject.began)
+        for task in subject.known:
+            decoder.start_task(task, process)
     pages = [RingPages(spool, tracer.layout) for spool in tracer.spools.values()]
     decoder.decode([each.records() for each in pages])
     return decoder, sum(each.missed for each in pages)
@@ -72,37 +80,39 @@ def record(args: argparse.Namespace) -> list[str]:
     lost."""
     geometry = host_geometry()
     root = tracefs()
-    path = runnable(args.command)
+    path = None if args.pid is not None else runnable(args.command)
     check_target(args.output)
     events = events_of(root)
     kib = args.buffer or default_buffer()
     with instance(root) as own:
         tracer = Tracer(own, root, events, kib)
-        child = Child(path, args.command)
+        subject = Child(path, args.command) if path else Attached(args.pid, args.span)
+        command = subject.command() if isinstance(subject, Attached) else args.command
         folder = os.path.dirname(os.path.abspath(args.output))
-        traced = trace(tracer, child, folder)
-    decoder, missed = decoded(tracer, events, geometry.page_shift, child.pid)
+        traced = trace(tracer, subject, folder)
+    decoder, missed = decoded(tracer, events, geometry.page_shift, subject)
     lost = max(traced.lost.events, missed)
     if decoder.rows.processes:
-        decoder.rows.processes[0].update(
-            vmas=mappings(child.maps), arguments=child.arguments if child.maps else None
-        )
+        first = decoder.rows.processes[0]
+        first.update(vmas=subject.vmas, arguments=subject.arguments)
+        first["program"] = first["program"] or command[0]
     meta: dict[str, Any] = {
         **host_facts(),
         "tool": "mthp",
         "page_size": geometry.page_size,
         "pmd_size": geometry.pmd_size,
-        "command": args.command,
-        "exit_status": child.exit_status,
-        "signal": child.signal,
+        "command": command,
+        "exit_status": subject.exit_status if isinstance(subject, Child) else None,
+        "signal": subject.signal if isinstance(subject, Child) else None,
         "seconds": traced.seconds,
         "lost": lost,
         "left": traced.left,
         "buffer_kib": kib,
-        "huge_pages_off": True,
+        "huge_pages_off": isinstance(subject, Child) or subject.huge_pages_off,
     }
+    start = subject if isinstance(subject, Attached) else None
     with replacing(args.output, 0o600) as file:
-        write_recording(file, meta, decoder, traced.samples)
+        write_recording(file, meta, decoder, traced.samples, start)
         size = file.tell()
     if lost:
         raise CaptureError(
@@ -110,7 +120,7 @@ def record(args: argparse.Namespace) -> list[str]:
             f"--buffer {traced.lost.enough} would have sufficed",
             FAILED,
         )
-    return [f"{args.output}: {summary(decoder.rows, size, traced)}", *remarks(child, traced)]
+    return [f"{args.output}: {summary(decoder.rows, size, traced)}", *remarks(subject, traced)]
 
 
 def summary(rows: EventRows, size: int, traced: Traced) -> str:
@@ -121,9 +131,18 @@ def summary(rows: EventRows, size: int, traced: Traced) -> str:
     )
 
 
-def remarks(child: Child, traced: Traced) -> list[str]:
+def remarks(child: Child | Attached, traced: Traced) -> list[str]:
     """Say what one may not expect."""
     said = []
+    if isinstance(child, Attached):
+        large = sum(1 for order in child.order if 0 < order < ZERO_PAGE)
+        if not child.huge_pages_off:
+            size = "" if child.has_frames else " of PMD size (others are hidden here)"
+            said.append(
+                f"huge pages were on for it: {large} of the {len(child.page)} pages that it had were in "
+                f"large folios{size}, and which pages of such it touches cannot be known"
+            )
+        return said
     if child.status is None:
         said.append("the command goes on, without huge pages, and is not recorded any more")
     elif traced.left:
@@ -142,8 +161,12 @@ def run(args: argparse.Namespace, prog: str = "mthp record") -> int:
     if args.command[:1] == ["--"]:
         del args.command[0]
     try:
-        if not args.command:
+        if not args.command and args.pid is None:
             raise CaptureError(f"no command ({prog} -o FILE -- COMMAND)", USAGE)
+        if args.command and args.pid is not None:
+            raise CaptureError("a command and --pid: give one of them", USAGE)
+        if args.span is not None and args.pid is None:
+            raise CaptureError("--for is for --pid: a command is recorded to its end", USAGE)
         with ended_in_order():
             lines = record(args)
         for line in () if args.quiet else lines:

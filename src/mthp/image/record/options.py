@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from mthp.image.capture.options import pid_of
+from mthp.image.capture.series import duration
 from mthp.words.units import parse_whole
 
 SMALLEST_BUFFER, LARGEST_BUFFER = 64, 4 << 20
@@ -33,6 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=buffer_of,
         metavar="KIB",
         help="of each CPU's trace buffer (default: 16384, or less where memory is short)",
+    )
+    parser.add_argument(
+        "--pid",
+        type=pid_of,
+        metavar="N",
+        help="not a command, but a process that runs already: from a capture of what it has on",
+    )
+    parser.add_argument(
+        "--for", type=duration, dest="span", metavar="TIME", help="of --pid: so long (60, 5m, 1h)"
     )
     parser.add_argument("--quiet", action="store_true", help="errors only")
     parser.add_argument(

@@ -11,7 +11,7 @@ import os
 import re
 import select
 import time
-from typing import IO, Any, Iterable, Iterator, NamedTuple
+from typing import IO, Iterable, Iterator, NamedTuple
 
 from mthp.image.capture.proc import text
 from mthp.image.record.columns import Sample
@@ -122,21 +122,6 @@ def samples_of(tasks: list[int]) -> Iterator[Sample]:
                 anon, swap = int(found["RssAnon"]) // page, int(found.get("VmSwap", 0)) // page
                 yield Sample(before, time.monotonic_ns(), pid, anon, swap)
             seen.update((task, pid))
-
-
-def mappings(maps: str | None) -> list[dict[str, Any]] | None:
-    """The mappings that /proc/PID/maps lists."""
-    if not maps:
-        return None
-    found = []
-    for line in maps.splitlines():
-        addresses, perms, offset, _, inode, *path = line.split(None, 5)
-        start, _, end = addresses.partition("-")
-        found.append(
-            {"start": int(start, 16), "end": int(end, 16), "perms": perms, "offset": int(offset, 16),
-             "inode": int(inode), "path": path[0] if path else ""}
-        )  # fmt: skip
-    return found
 
 
 def default_buffer() -> int:
