@@ -11,7 +11,7 @@ import os
 import time
 
 BASE, EACH, TABLE, PAGE = 0x1000_0000_0000, 4 << 20, 2 << 20, 4096
-WRITTEN, COLD, FREED, SPLICED, HUGE, HALF, FOLIOS, READ, UNTOUCHED, EMPTIED = range(10)
+WRITTEN, COLD, FREED, SPLICED, HUGE, HALF, FOLIOS, READ, UNTOUCHED, EMPTIED, ZEROS = range(11)
 SIZES = "/sys/kernel/mm/transparent_hugepage/hugepages-%dkB/enabled"
 DONTNEED, FREE, COLD_ADVICE = 4, 8, 20
 READY = "/tmp/ready"
@@ -50,6 +50,11 @@ def main() -> None:
         time.sleep(10_000)
     for which in (WRITTEN, COLD, FREED, SPLICED):
         write(table(which))
+    at = table(ZEROS)
+    write(at)
+    for page in range(at, at + TABLE, 2 * PAGE):
+        ctypes.memset(page, 0, 1)
+    ctypes.memset(at + PAGE - 1, 1, 1)
     libc.madvise(BASE + COLD * EACH, TABLE, COLD_ADVICE)
     libc.madvise(BASE + FREED * EACH, TABLE, FREE)
     _, pipe = os.pipe()

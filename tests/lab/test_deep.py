@@ -57,7 +57,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
         look = f"import os; os.stat({states.READY!r})"
         workload.wait_for(Command((PYTHON, "-c", look)), SECONDS)
         workload.stop()
-        workload.snap(path, "--deep")
+        workload.snap(path, "--deep", "--zeros")
     yield load(path)
 
 
@@ -94,6 +94,15 @@ def test_entries(snapshot: Snapshot) -> None:
         assert only(first, "pte_bits", which) == bits, which
     assert (column(first, "pte", states.READ) & int(Pte.ZERO) != 0).all()
     assert only(first, "refcount", states.READ) == 0
+
+
+def test_pages_of_zeros(snapshot: Snapshot) -> None:
+    process = snapshot.processes[0]
+    expected = np.arange(512) % 2 == 0
+    expected[0] = False
+    assert (column(process, "zero_filled", states.ZEROS) == expected).all()
+    for which in (states.WRITTEN, states.READ, states.HUGE):
+        assert only(process, "zero_filled", which) == 0
 
 
 def test_references_and_batches(snapshot: Snapshot) -> None:
