@@ -9,37 +9,18 @@ import pytest
 
 from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
 from mthp.mm.mm_types import Mm, TableState
-from mthp.mm.mmu import load, store
-from mthp.mm.page_flags import (
-    PG_ACTIVE,
-    PG_DIRTY,
-    PG_LOCKED,
-    PG_LRU,
-    PG_REFERENCED,
-    PG_SWAPBACKED,
-    PG_SWAPCACHE,
-    PG_UNEVICTABLE,
-)
+from mthp.mm.mmu import store
 from mthp.mm.pgtable_types import (
-    DIRTY,
-    YOUNG,
     pte_none,
     pte_pfn,
 )
-from mthp.mm.reports import Discarding, Zapped, Zapping
+from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.races.world import RaceWorld
 from tests.small_worlds import (
     TINY,
-    Piece,
     World,
-    hole,
-    huge,
-    large,
-    no_table,
     small,
-    swap,
-    zero,
 )
 from tests.stages import entry, played
 
@@ -56,66 +37,6 @@ def test_a_zap_under_the_vma_lock_empties(rival: str) -> None:
     stage = played(rival)
     assert pte_none(entry(stage, 0))
     assert stage.vma.vm_lock.value == 0
-
-
-GIVEN_UP = ("clean", "dirty", "active")
-KEPT = (
-    "shared and dirty",
-    "in the swap cache",
-    "locked and dirty",
-    "large",
-    "zero",
-    "swapped",
-    "hole",
-)
-
-
-@pytest.mark.parametrize("what", [*GIVEN_UP, *KEPT, "off the LRU", "unevictable"])
-@pytest.mark.parametrize("vma_lock_free", [True, False])
-def test_what_madv_free_gives_up(what: str, vma_lock_free: bool) -> None:
-    pieces = {"large": large(1), "zero": zero(1), "swapped": swap(1), "hole": hole(1)}
-    flags = {
-        "clean": 0, "dirty": PG_DIRTY, "active": PG_ACTIVE | PG_REFERENCED,
-        "shared and dirty": PG_DIRTY, "in the swap cache": PG_SWAPCACHE,
-        "locked and dirty": PG_DIRTY | PG_LOCKED, "unevictable": PG_UNEVICTABLE,
-    }  # fmt: skip
-    piece = pieces.get(what) or small(
-        1, elsewhere=what.startswith("shared"), flags_without=PG_DIRTY, flags=flags.get(what, 0)
-    )
-    world = World(geometry=TINY, cpus=2)
-    vma = world.vma(piece, small(1))
-    if what == "off the LRU":
-        world.off_lru(vma, 0)
-    load(world.mm, world.address(vma, 1))
-    vma.vm_lock.value = 0 if vma_lock_free else -1
-    facts: list[object] = []
-    world.kernel.report = facts.append
-    old = list(world.table(vma).ptes.raw)
-    madvise_free(world.mm, vma.vm_start, vma.vm_start + 0x1000)
-    assert facts == [Discarding(world.mm, vma.vm_start, vma.vm_start + 0x1000)]
-    new = list(world.table(vma).ptes.raw)
-    assert new[1:] == old[1:]
-    assert new[0] == (old[0] if what in KEPT else old[0] & ~(YOUNG | DIRTY))
-    if what in GIVEN_UP:
-        folio = world.folio(vma, 0)
-        gone = PG_DIRTY | PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED | PG_LOCKED
-        assert world.mem.flags.raw[folio] & (gone | PG_LRU) == PG_LRU
-        assert world.mem.folio_test_lazyfree(folio)
-    elif world.table(vma).ptes.raw[0] >> 16 and what != "swapped":
-        assert not world.mem.folio_test_lazyfree(world.folio(vma, 0))
-    assert world.kernel.machine.current.held == []
-    assert vma.vm_lock.value == (0 if vma_lock_free else -1)
-
-
-@pytest.mark.parametrize("piece", [huge(4), no_table(16)], ids=lambda each: each.kind.name)
-def test_madv_free_leaves_what_has_no_table(piece: Piece) -> None:
-    world = World(geometry=TINY)
-    vma = world.vma(piece)
-    before = world.census()
-    madvise_free(world.mm, vma.vm_start, vma.vm_start + 0x2000)
-    madvise_free(world.mm, 0x1000, 0x2000)
-    assert world.census().entries == before.entries
-    assert world.check(before.outside) == []
 
 
 def test_a_store_through_an_old_translation_would_be_lost() -> None:

@@ -45,7 +45,7 @@ from mthp.mm.swapfile import unuse_mm
 from mthp.mm.task_mmu import clear_refs_write
 from mthp.mm.userfaultfd import move_pages
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_MERGEABLE, VM_SOFTDIRTY, VM_UFFD_WP
-from mthp.mm.vmscan import discard_folio, shrink_active_list, shrink_folio
+from mthp.mm.vmscan import shrink_active_list, shrink_folio
 from mthp.words.profiles import V7_3
 from mthp.words.units import Folio
 from tests.small_worlds import TINY, Piece, World, hole, huge, large, small, swap, zero
@@ -187,7 +187,7 @@ def swaps_out(program: Program, folio: Folio) -> None:
 
 def drops(program: Program, folio: Folio) -> None:
     if not program.world.mem.order.raw[folio]:
-        discard_folio(program.world.kernel, folio)
+        shrink_folio(program.world.kernel, folio)
 
 
 def migrates(program: Program, folio: Folio) -> None:

@@ -28,10 +28,8 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.mm.vmscan import (
-    add_to_swap,
-    discard_folio,
+    folio_alloc_swap,
     folio_end_writeback,
-    free_swapped,
     shrink_active_list,
     shrink_folio,
 )
@@ -128,15 +126,15 @@ def test_what_cannot_be_swapped_out_stays(why: str) -> None:
 def test_a_slot_is_taken_once() -> None:
     world, vma, folio = swapped_world(small(2))
     other = world.folio(vma, 1)
-    assert add_to_swap(world.kernel, folio, 7)
+    assert folio_alloc_swap(world.kernel, folio, 7)
     assert world.mem.refcount.raw[folio] == 2 and world.mem.test(folio, PG_SWAPCACHE)
-    assert not add_to_swap(world.kernel, other, 7)
+    assert not folio_alloc_swap(world.kernel, other, 7)
     assert world.mem.refcount.raw[other] == 1 and not world.mem.test(other, PG_SWAPCACHE)
 
 
 def test_a_write_that_ends_has_written_what_stands_there_then() -> None:
     world, vma, folio = swapped_world(small(1))
-    add_to_swap(world.kernel, folio, 7)
+    folio_alloc_swap(world.kernel, folio, 7)
     world.mem.flags.raw[folio] |= PG_WRITEBACK
     assert store(world.mm, vma.vm_start, 77)
     folio_end_writeback(world.kernel, folio, 7)
@@ -151,9 +149,10 @@ def test_what_is_written_and_unmapped_is_freed(mapped: bool) -> None:
     cached = world.cache_swapped(vma, 1)
     entry = world.kernel.swap.entry_of[cached]
     world.mem.content.raw[cached] = 55
+    world.mem.flags.raw[cached] |= PG_DIRTY
     if mapped:
         cached = folio
-    free_swapped(world.kernel, cached, entry)
+    shrink_folio(world.kernel, cached)
     assert (world.mem.refcount.raw[cached] == 0) is not mapped
     if not mapped:
         assert world.kernel.swap.contents[entry] == 55
@@ -170,7 +169,7 @@ def test_what_was_given_up_is_dropped_unless_it_is_used(why: str) -> None:
     elif why == "pinned":
         world.pin(vma, 0)
     before = world.census()
-    discard_folio(world.kernel, folio)
+    shrink_folio(world.kernel, folio)
     now = world.census()
     if why == "clean":
         assert pte_none(world.table(vma).ptes.raw[0])
@@ -204,7 +203,7 @@ def test_aging_looks_at_every_place_and_puts_the_page_back() -> None:
 def test_a_freed_folio_is_left_alone() -> None:
     world, vma, folio = swapped_world(small(1))
     world.zap(vma, 0, 1)
-    for act in (shrink_active_list, discard_folio):
+    for act in (shrink_active_list, shrink_folio):
         act(world.kernel, folio)
     assert world.mem.refcount.raw[folio] == 0
     assert world.kernel.this_cpu.lru_add.value == ()
@@ -231,7 +230,7 @@ def test_nor_is_a_page_dropped_there_that_was_given_up_before(missed: bool) -> N
     folio = world.folio(vma, 0)
     if missed:
         world.mem.flags.raw[folio] &= ~(PG_MLOCKED | PG_UNEVICTABLE)
-    discard_folio(world.kernel, folio)
+    shrink_folio(world.kernel, folio)
     assert world.folio(vma, 0) == folio and world.mem.test(folio, PG_MLOCKED)
 
 

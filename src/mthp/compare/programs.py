@@ -20,10 +20,13 @@ from mthp.life.program import (
     SeenMapping,
 )
 from mthp.life.run import Life
+from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from mthp.words.profiles import Profile
 from mthp.worlds.render import render_state
 
+NOT_WITH_LAYOUTS: Final = frozenset({"swpin", "swpout", "swpout_fallback"})
+"""Counters of a size that records with layouts do not have."""
 UNSETTLED: Final = frozenset("LA")
 """Whether a folio is on the LRU, or is active until it comes there, depends right after an operation on what
 other processes put into the per-CPU batches."""
@@ -54,6 +57,8 @@ def first_difference(
     for number, step in enumerate(program.steps):
         before = counters(life, program)
         errno = life.perform(step.operation)
+        if program.has_layouts:
+            lru_add_drain_all(life.kernel.mem, life.kernel.cpus)
         moved = changed(counters(life, program), before)
         found = next(_differences(program.id, number, step, life, errno, moved), None)
         if found is not None:
@@ -66,7 +71,12 @@ def first_difference(
 def counters(life: Life, program: LifeProgram) -> dict[str, int]:
     """The counters that the record of a program has, under its names."""
     vmstat, counted = life.kernel.vmstat, program.counted
-    named = {f"{order}.{name}": value for (order, name), value in vmstat.mthp.items()}
+    left_out = NOT_WITH_LAYOUTS if program.has_layouts else frozenset()
+    named = {
+        f"{order}.{name}": value
+        for (order, name), value in vmstat.mthp.items()
+        if name not in left_out
+    }
     named |= {f"v.{name}": value for name, value in vmstat.events.items() if name in counted}
     return _Counts(named)
 

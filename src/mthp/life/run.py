@@ -38,6 +38,7 @@ from mthp.mm.mmap import do_mmap, do_munmap
 from mthp.mm.mprotect import do_mprotect
 from mthp.mm.mremap import do_mremap
 from mthp.mm.shrinker import drop_slab
+from mthp.mm.swap_clusters import SwapClusters
 from mthp.mm.vm_flags import VM_READ, VM_WRITE
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import DEFAULT, Profile
@@ -47,6 +48,8 @@ ENDLESS_PAGES_TO_SCAN: Final = 2**32 - 1
 """With so many pages_to_scan one wakeup is one full scan."""
 PATTERN: Final = 1
 """What a store leaves in a page that is not all zeroes."""
+SWAP_SLOTS: Final = 1 << 18
+"""Slots of the swap area: more than a program needs."""
 _SHRINKERS: Final = 2
 """The bit of vm.drop_caches that asks the shrinkers. Kernel: fs/drop_caches.c."""
 
@@ -57,6 +60,7 @@ class Life:
     def __init__(self, settings: Settings | None = None, profile: Profile = DEFAULT) -> None:
         settings = (settings or Settings()).replace(pages_to_scan=ENDLESS_PAGES_TO_SCAN)
         self.kernel = Kernel(settings, profile, twins=TWINS)
+        self.kernel.swap.clusters = SwapClusters(SWAP_SLOTS, self.kernel.geometry.pmd_order)
         self.khugepaged = Khugepaged(self.kernel)
         self.kernel.khugepaged_enter_vma = self.khugepaged.khugepaged_enter_vma
         self.mms: dict[str, Mm] = {}

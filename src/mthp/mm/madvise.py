@@ -7,33 +7,14 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
+from mthp.mm.madvise_pages import madvise_cold, madvise_free_single_vma, madvise_pageout
 from mthp.mm.memory_zap import zap_page_range_single
-from mthp.mm.mm_types import Kernel, Mm, Vma
+from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write, with_vma_read_locked
-from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
-from mthp.mm.page_flags import (
-    PG_ACTIVE,
-    PG_ANON,
-    PG_DIRTY,
-    PG_LRU,
-    PG_REFERENCED,
-    PG_SWAPBACKED,
-    PG_SWAPCACHE,
-    PG_UNEVICTABLE,
-)
-from mthp.mm.pgtable import (
-    PteMap,
-    flush_tlb_mm_range,
-    mm_find_pmd,
-    pmdp_get_lockless,
-    pte_offset_map_lock,
-    unlocked_after,
-)
-from mthp.mm.pgtable_types import DIRTY, YOUNG, pmd_trans_huge, pte_none, pte_pfn, pte_present
-from mthp.mm.reports import Discarding, Zapped, Zapping
+from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE
 from mthp.mm.vma_modify import vma_modify_flags
-from mthp.words.units import Address, Folio
+from mthp.words.units import Address
 
 MADV_DONTNEED: Final = 4
 MADV_FREE: Final = 8
@@ -53,15 +34,22 @@ def do_madvise(mm: Mm, start: Address, end: Address, behavior: int) -> int:
     if behavior in _FLAGS:
         with mm.mmap_write_lock():
             return madvise_walk_vmas(mm, start, end, _update(behavior))
-    act = _BEHAVIORS.get(behavior)
-    if act is None:
+    advise = _BEHAVIORS.get(behavior)
+    if advise is None:
         return -errno.EINVAL
+
+    def act(vma: Vma, start: Address, end: Address) -> int:
+        if vma.vm_flags & VM_LOCKED:
+            return -errno.EINVAL
+        advise(vma, start, end)
+        return 0
+
     with mm.mmap_read_lock():
         return madvise_walk_vmas(mm, start, end, act)
 
 
-Behavior = Callable[[Vma, Address, Address], object]
-"""What is done to a range of one VMA."""
+Behavior = Callable[[Vma, Address, Address], int]
+"""What is done to a range of one VMA: 0, or the negative errno that ends it all."""
 
 
 def madvise_walk_vmas(mm: Mm, start: Address, end: Address, act: Behavior) -> int:
@@ -79,7 +67,9 @@ def madvise_walk_vmas(mm: Mm, start: Address, end: Address, act: Behavior) -> in
             start = vma.vm_start
             continue
         stop = min(vma.vm_end, end)
-        act(vma, start, stop)
+        error = act(vma, start, stop)
+        if error:
+            return error
         start = stop
     return unmapped_error
 
@@ -90,7 +80,7 @@ def _update(behavior: int) -> Behavior:
     """
     unset, wanted = _FLAGS[behavior]
 
-    def update(vma: Vma, start: Address, end: Address) -> None:
+    def update(vma: Vma, start: Address, end: Address) -> int:
         vm_flags = vma.vm_flags & ~unset | wanted
         if vm_flags != vma.vm_flags:
             vma = vma_modify_flags(vma, start, end, vm_flags)
@@ -98,6 +88,7 @@ def _update(behavior: int) -> Behavior:
             vma.vm_flags = vm_flags
             if vm_flags & VM_HUGEPAGE:
                 vma.vm_mm.kernel.khugepaged_enter_vma(vma)
+        return 0
 
     return update
 
@@ -115,52 +106,6 @@ def madvise_free(mm: Mm, start: Address, end: Address) -> None:
     Kernel: mm/madvise.c, madvise_dontneed_free(), try_vma_read_lock().
     """
     with_vma_read_locked(mm, start, lambda vma: madvise_free_single_vma(vma, start, end))
-
-
-def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
-    """Do MADV_FREE in one VMA. Kernel: madvise_free_single_vma(), madvise_free_pte_range()."""
-    mm = vma.vm_mm
-    kernel = mm.kernel
-    if vma.vm_flags & VM_LOCKED:
-        return
-    kernel.report(Discarding(mm, start, end))
-    with mmu_notifier_invalidate_range(mm, start, end):
-        pmd = mm_find_pmd(mm, start)
-        huge = pmd is None or pmd_trans_huge(pmdp_get_lockless(pmd))  # madvise_free_huge_pmd()
-        found = None if pmd is None or huge else pte_offset_map_lock(mm, pmd, start)
-        if found is not None:
-            with unlocked_after(kernel, found) as pte:
-                for i in range((end - start) >> mm.geometry.page_shift):
-                    _free_pte(kernel, pte, i)
-        flush_tlb_mm_range(mm, start, end)
-
-
-def _free_pte(kernel: Kernel, pte: PteMap, i: int) -> None:
-    """Let one small page be dropped. Divergence: large and swapped ones are left alone."""
-    mem = kernel.mem
-    pteval = pte.get(i)
-    folio = Folio(pte_pfn(pteval))
-    if pte_none(pteval) or not pte_present(pteval) or not folio or mem.folio_test_large(folio):
-        return
-    if mem.flags.test_bits(folio, PG_SWAPCACHE | PG_DIRTY):
-        if not mem.folio_trylock(folio):
-            return
-        usable = mem.folio_mapcount(folio) == 1 and not mem.test(folio, PG_SWAPCACHE)
-        if usable:
-            mem.clear(folio, PG_DIRTY)
-        mem.folio_unlock(folio)
-        if not usable:
-            return
-    pte.ptes.clear_bits(pte.base + i, YOUNG | DIRTY)
-    folio_mark_lazyfree(kernel, folio)
-
-
-def folio_mark_lazyfree(kernel: Kernel, folio: Folio) -> None:
-    """Mark it freeable. Divergence: at once, not when a batch is full. Kernel: mm/folio.c."""
-    mem = kernel.mem
-    wanted = PG_ANON | PG_SWAPBACKED | PG_LRU
-    if mem.flags.test_bits(folio, wanted | PG_SWAPCACHE | PG_UNEVICTABLE) == wanted:
-        mem.flags.clear_bits(folio, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
 
 
 def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
@@ -205,19 +150,10 @@ def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> bool:
     return True
 
 
-def _nothing_yet(_vma: Vma, _start: Address, _end: Address) -> None:
-    pass
-
-
-def _free_each(vma: Vma, start: Address, end: Address) -> None:
-    for part in vma.vm_mm.geometry.pmd_ranges(start, end):
-        madvise_free_single_vma(vma, *part)
-
-
-_BEHAVIORS: Final[dict[int, Behavior]] = {
+_BEHAVIORS: Final[dict[int, Callable[[Vma, Address, Address], object]]] = {
     MADV_DONTNEED: madvise_dontneed_single_vma,
-    MADV_FREE: _free_each,
-    MADV_COLD: _nothing_yet,
-    MADV_PAGEOUT: _nothing_yet,
+    MADV_FREE: madvise_free_single_vma,
+    MADV_COLD: madvise_cold,
+    MADV_PAGEOUT: madvise_pageout,
 }
 """Advice that leaves VMAs as they are."""

@@ -14,8 +14,8 @@ from mthp.machine.cpu import Cpu
 from mthp.machine.hold import Hold
 from mthp.mm.folio import mlock_vma_folio, munlock_vma_folio
 from mthp.mm.mem_map import MemMap
-from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, AnonVma, Kernel, Mm, Vma, linear_page_index
-from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range, mmu_notifier_test_young
+from mthp.mm.mm_types import AnonVma, Kernel, Mm, Vma, linear_page_index
+from mthp.mm.mmu_notifier import mmu_notifier_test_young
 from mthp.mm.page_flags import (
     ENTIRELY_MAPPED,
     ON_LRU,
@@ -26,8 +26,8 @@ from mthp.mm.page_flags import (
     PG_SWAPBACKED,
 )
 from mthp.mm.page_vma_mapped import map_pte
-from mthp.mm.pgtable import flush_tlb_page, ptep_clear_flush, unlocked_after
-from mthp.mm.pgtable_types import SOFT_DIRTY, SWP_EXCLUSIVE, UFFD_WP, YOUNG, Leaf, leaf_pte
+from mthp.mm.pgtable import flush_tlb_page, unlocked_after
+from mthp.mm.pgtable_types import YOUNG
 from mthp.mm.vm_flags import (
     VM_DROPPABLE,
     VM_EXEC,
@@ -378,33 +378,3 @@ def is_kept_by_mlock(kernel: Kernel, folio: Folio, vma: Vma) -> bool:
     if vma.vm_flags & VM_LOCKED:
         mlock_vma_folio(kernel.mem, kernel.this_cpu, folio, vma)
     return vma.vm_flags & VM_LOCKED != 0
-
-
-def try_to_unmap(kernel: Kernel, folio: Folio, entry: int) -> None:
-    """Put a swap entry wherever the folio is mapped. Kernel: mm/rmap.c, try_to_unmap()."""
-    with folio_lock_anon_vma_read(kernel, folio):
-        for vma, address in mapped_places(kernel, folio):
-            try_to_unmap_one(kernel, folio, entry, vma, address)
-
-
-def try_to_unmap_one(kernel: Kernel, folio: Folio, entry: int, vma: Vma, address: Address) -> None:
-    """Put a swap entry at one place. Kernel: mm/rmap.c, try_to_unmap_one()."""
-    mem = kernel.mem
-    mm = vma.vm_mm
-    size = kernel.geometry.page_size
-    with mmu_notifier_invalidate_range(mm, address, address + size):
-        found = map_pte(mm, address, folio)
-        if found is None:
-            return
-        with unlocked_after(kernel, found) as pte:
-            if is_kept_by_mlock(kernel, folio, vma):
-                return
-            pteval = ptep_clear_flush(mm, pte, address)
-            exclusive = mem.page_flags.clear_bits(folio, PAGE_ANON_EXCLUSIVE)
-            flags = pteval & (SOFT_DIRTY | UFFD_WP) | (SWP_EXCLUSIVE if exclusive else 0)
-            kernel.swap.add_user(entry)
-            pte.ptes.write(pte.base, leaf_pte(Leaf.SWAP, entry, flags))
-            mm.counters[MM_ANONPAGES] -= 1
-            mm.counters[MM_SWAPENTS] += 1
-            folio_remove_rmap_ptes(mem, kernel.this_cpu, folio, folio, 1, vma)
-            mem.folio_put(folio)

@@ -73,7 +73,8 @@ def swapin_sync(
     if swap.failing.isdisjoint(slots):
         kernel.machine.smp_wmb()  # folio_mark_uptodate(), as where other folios get their contents
         mem.set(folio, PG_UPTODATE)
-        mem.vmstat.count_mthp_stat(mem.folio_order(folio), "swpin")
+        if first not in swap.zeroes:
+            mem.vmstat.count_mthp_stat(mem.folio_order(folio), "swpin")
     mem.folio_unlock(folio)
     return folio
 

@@ -12,14 +12,13 @@ from typing import Final
 
 from mthp.machine.step import Access
 from mthp.machine.task import Machine
-from mthp.words.units import Folio, Pfn
+from mthp.mm.swap_clusters import SWAPFILE_CLUSTER, SwapClusters
+from mthp.words.units import Folio, Order, Pfn
 
 _TYPE_SHIFT: Final = 41
 _UNPLACED: Final = 1 << 40
 _APART: Final = 2
 """Slots of unknown offset stand this far apart: no two of them are neighbours."""
-_CLUSTER: Final = 512
-"""Slots of a cluster, whose table is one word here. Kernel: mm/swap_table.h, SWAPFILE_CLUSTER."""
 
 
 def swp_entry(swap_type: int, offset: int) -> int:
@@ -59,7 +58,8 @@ class SwapDevice:
     reads one word. synchronous: SWP_SYNCHRONOUS_IO (zram): no readahead, and the swap cache copy is
     given up at once. contents, cache: entry -> content, entry -> folio in the swap cache. entry_of:
     folio in the swap cache -> its first entry; the folio's lock guards it. users: entry -> PTEs that
-    name it, by far most often one. failing: entries that cannot be read.
+    name it, by far most often one. failing: entries that cannot be read. zeroes: entries of folios that
+    held nothing but zeroes, which were not written. clusters: gives slots out, where the area is known.
     """
 
     machine: Machine
@@ -69,11 +69,13 @@ class SwapDevice:
     entry_of: dict[Folio, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     failing: set[int] = field(default_factory=set)
+    zeroes: set[int] = field(default_factory=set)
+    clusters: SwapClusters | None = None
     name: str = "swap"
 
     def _step(self, access: Access, entry: int, nr: int) -> None:
-        slots = ((1 << nr) - 1) << entry % _CLUSTER
-        self.machine.step(access, self, entry // _CLUSTER, slots)
+        slots = ((1 << nr) - 1) << entry % SWAPFILE_CLUSTER
+        self.machine.step(access, self, entry // SWAPFILE_CLUSTER, slots)
 
     # Who names a slot
 
@@ -100,7 +102,13 @@ class SwapDevice:
                 self.users[each] = left
             else:
                 is_cached |= each in self.cache
+                self._give_back(each)
         return is_cached
+
+    def _give_back(self, entry: int) -> None:
+        """Let a slot be given out again, if nobody names it and the cache does not have it."""
+        if self.clusters is not None and entry not in self.users and entry not in self.cache:
+            self.clusters.put(entry)
 
     def count(self, entry: int) -> int:
         """How many PTEs name the entry. Kernel: mm/swapfile.c, __swap_count(), before Linux 7.2."""
@@ -146,7 +154,7 @@ class SwapDevice:
         """Whether nr slots around the entry are all named by someone, and none is in the cache.
 
         Kernel: mm/swap_state.c, __swap_cache_add_check().
-        Divergence: slots are taken to be of one cgroup, and all or none of them to hold zeroes.
+        Divergence: slots are taken to be of one cgroup.
         """
         if entry in self.cache:
             return SwapError.EXISTS
@@ -154,7 +162,8 @@ class SwapDevice:
             return SwapError.GONE
         slots = range(entry & -nr, (entry & -nr) + nr)
         alike = all(each in self.users and each not in self.cache for each in slots)
-        return None if alike else SwapError.BUSY
+        are_zeroes = {each in self.zeroes for each in slots}
+        return None if alike and len(are_zeroes) == 1 else SwapError.BUSY
 
     def alloc_slot(self, folio: Folio, entry: int) -> bool:
         """Whether the slot was free; it is the locked folio's then.
@@ -166,6 +175,17 @@ class SwapDevice:
             return False
         self.add_to_cache(entry, folio, 1)
         return True
+
+    def alloc_slots(self, folio: Folio, order: Order) -> bool:
+        """Whether there were slots for the locked folio, which are its own then.
+
+        Kernel: mm/swapfile.c, folio_alloc_swap().
+        """
+        self.machine.step(Access.RMW, self)
+        entry = self.clusters.alloc(order) if self.clusters is not None else None
+        if entry is not None:
+            self.add_to_cache(entry, folio, 1 << order)
+        return entry is not None
 
     def add_to_cache(self, entry: int, folio: Folio, nr: int) -> None:
         """Not a step. Kernel: mm/swap_state.c, __swap_cache_do_add_folio()."""
@@ -188,3 +208,4 @@ class SwapDevice:
         del self.entry_of[folio]
         for each in range(entry, entry + nr):
             del self.cache[each]
+            self._give_back(each)

@@ -96,19 +96,20 @@ def unuse_pte(vma: Vma, pmd: PmdPtr, address: Address, entry: Pte, folio: Folio)
         kernel.swap.put_users(pte_pfn(entry), 1)
 
 
-def folio_free_swap(kernel: Kernel, folio: Folio) -> None:
-    """Give up the swap slots of a folio that is in memory; it is dirty from then on. Slots that
-    other PTEs still name stay, and so do those that are being written.
+def folio_free_swap(kernel: Kernel, folio: Folio) -> bool:
+    """Give up the swap slots of a folio that is in memory, which is dirty from then on; returns whether it
+    has none any more. Slots that other PTEs still name stay, and so do those that are being written.
 
     Caller holds the folio lock. Kernel: mm/swapfile.c, folio_free_swap(), folio_swapcache_freeable().
     """
     mem = kernel.mem
     if mem.flags.test_bits(folio, PG_SWAPCACHE | PG_WRITEBACK) != PG_SWAPCACHE:
-        return
+        return False
     if kernel.swap.folio_maybe_swapped(folio, mem.folio_nr_pages(folio)):
-        return
+        return False
     swap_cache_del_folio(kernel, folio)
     mem.flags.set_bits(folio, PG_DIRTY)
+    return True
 
 
 def swap_put_entries_direct(kernel: Kernel, entry: int, nr: int) -> None:

@@ -15,7 +15,7 @@ from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.task_mmu import clear_refs_write
 from mthp.mm.vm_flags import VM_DEFAULT, VM_EXEC, VM_STACK_INCOMPLETE
 from mthp.mm.vma import munmap_and_mmap, munmap_tail
-from mthp.mm.vmscan import discard_folio
+from mthp.mm.vmscan import shrink_folio
 from mthp.races.cast.rival import (
     ELSEWHERE,
     FIRST,
@@ -77,7 +77,7 @@ def _zap_second(stage: Stage) -> None:
 
 def _free_lazily(stage: Stage) -> None:
     madvise_free(stage.mm, stage.window, stage.address(1))
-    discard_folio(stage.kernel, stage.pages[0])
+    shrink_folio(stage.kernel, stage.pages[0])
 
 
 def _hint_and_store(stage: Stage) -> None:

@@ -9,15 +9,7 @@ from mthp.mm.mmu import store
 from mthp.mm.page_flags import PG_DIRTY, PG_LOCKED, PG_SWAPCACHE, PG_WRITEBACK
 from mthp.mm.pagewalk import folio_walk
 from mthp.mm.swapfile import unuse_mm
-from mthp.mm.vmscan import (
-    add_to_swap,
-    folio_end_writeback,
-    free_swapped,
-    reclaim_folio,
-    shrink_active_list,
-    shrink_folio,
-    swap_out,
-)
+from mthp.mm.vmscan import folio_end_writeback, shrink_active_list, shrink_folio
 from mthp.races.cast.accesses import store_and_load
 from mthp.races.cast.rival import BESIDE, HOLE, PAGES, WINDOW, Rival, StagePart
 from mthp.races.stage import SWAP_SLOT, Stage
@@ -101,17 +93,12 @@ def _reuse_slot(stage: Stage) -> None:
         page = folio_walk(vma, stage.address(1)) if vma is not None else None
     if page is None:
         return
-    kernel, mem, entry = stage.kernel, stage.kernel.mem, SWAP_SLOT + 1
+    kernel, mem = stage.kernel, stage.kernel.mem
     folio = mem.page_folio(page)
     mem.folio_put(folio)
     lru_add_drain(mem, kernel.this_cpu)
-
-    def unused() -> bool:
-        """Take one slot, so a small folio alone; its lock keeps it from being split meanwhile."""
-        small = not mem.folio_test_large(folio)
-        return small and add_to_swap(kernel, folio, entry) and swap_out(kernel, folio, entry)
-
-    reclaim_folio(kernel, folio, unused)
+    if not mem.folio_test_large(folio):  # it takes one slot
+        shrink_folio(kernel, folio, SWAP_SLOT + 1)
 
 
 # fmt: off
@@ -146,7 +133,7 @@ SWAP = (
         lambda stage: folio_end_writeback(stage.kernel, stage.pages[1], SWAP_SLOT + 1),
         _back_and_being_written, IN_WRITEBACK, reach=PAGES),
     Rival("swap-cache-free", "reclaim frees a swapped page of the window from the swap cache",
-        lambda stage: free_swapped(stage.kernel, stage.pages[1], SWAP_SLOT + 1), _written, IN_WRITEBACK,
+        lambda stage: shrink_folio(stage.kernel, stage.pages[1]), _written, IN_WRITEBACK,
         reach=PAGES, never_below_pmd=IS_OUT),
     Rival("slot-reuse", "a swapped page comes back, changes, and takes its slot again", _reuse_slot,
         swapped_hole, HOLE),
