@@ -8,6 +8,7 @@ from collections import deque
 
 import pytest
 
+from mthp.mm.folio import lru_add_drain
 from mthp.mm.huge_memory_split import split_folio
 from mthp.mm.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, do_madvise, madvise_free
 from mthp.mm.mm_types import Vma
@@ -36,7 +37,14 @@ from mthp.mm.reports import Discarding
 from mthp.mm.swap_clusters import SwapClusters
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED
 from mthp.mm.vmscan import shrink_folio
+from mthp.words.units import Geometry
 from tests.small_worlds import TINY, World, hole, huge, large, no_table, small, swap, zero
+
+
+def rest(world: World) -> None:
+    """What waits in batches comes to rest."""
+    lru_add_drain(world.mem, world.kernel.this_cpu)
+
 
 GIVEN_UP = ("clean", "dirty", "active", "large", "in the swap cache")
 KEPT = (
@@ -77,6 +85,7 @@ def test_what_madv_free_gives_up(what: str, vma_lock_free: bool) -> None:
     old = list(world.table(vma).ptes.raw)
     madvise_free(world.mm, vma.vm_start, vma.vm_start + 0x1000)
     assert facts == [Discarding(world.mm, vma.vm_start, vma.vm_start + 0x1000)]
+    rest(world)
     new = list(world.table(vma).ptes.raw)
     assert new[1:] == old[1:]
     kept = 0 if what == "swapped" else old[0] & ~(YOUNG | DIRTY)
@@ -90,6 +99,21 @@ def test_what_madv_free_gives_up(what: str, vma_lock_free: bool) -> None:
         assert not world.mem.folio_test_lazyfree(world.folio(vma, 0))
     assert world.kernel.machine.current.held == []
     assert vma.vm_lock.value == (0 if vma_lock_free else -1)
+
+
+def test_small_folios_wait_in_a_batch_until_they_may_be_dropped() -> None:
+    """With a reference of its own; the flags of one are as before until then."""
+    world = World(geometry=Geometry(12, 6))
+    vma = world.vma(small(32), large(2), hole(28))
+    madvise_free(world.mm, vma.vm_start, world.address(vma, 32))
+    marked = [world.mem.folio_test_lazyfree(world.folio(vma, page)) for page in range(32)]
+    assert marked == [True] * 31 + [False]
+    assert world.mem.refcount.raw[world.folio(vma, 31)] == 2
+    madvise_free(world.mm, world.address(vma, 32), world.address(vma, 36))
+    assert world.mem.folio_test_lazyfree(world.folio(vma, 31)), "MADV_FREE drains before it begins"
+    assert world.mem.folio_test_lazyfree(world.folio(vma, 32))
+    assert world.kernel.vmstat.events["pglazyfree"] == 36
+    assert world.mem.refcount.raw[world.folio(vma, 31)] == 1
 
 
 def test_madv_free_leaves_what_has_no_table() -> None:
@@ -133,6 +157,7 @@ def test_advice_on_a_part_of_a_large_folio_splits_it(advice: int) -> None:
     out = [is_swapped(world, vma, page) for page in range(12)]
     assert out == [advice == MADV_PAGEOUT and 2 <= page < 6 for page in range(12)]
     if advice == MADV_FREE:
+        rest(world)
         lazy = [world.mem.folio_test_lazyfree(world.folio(vma, page)) for page in range(12)]
         assert lazy == [2 <= page < 6 for page in range(12)]
     else:
@@ -201,6 +226,7 @@ def test_advice_is_refused_where_memory_is_locked_and_told_of_gaps() -> None:
         assert advise(world, vma, 0, 16, advice) == -errno.EINVAL
     other = world.vma(small(1), at=0x50000000, pages=16)
     assert advise(world, other, 0, 32, MADV_FREE) == -errno.ENOMEM
+    rest(world)
     assert world.mem.folio_test_lazyfree(world.folio(other, 0))
 
 

@@ -84,6 +84,7 @@ class Census:
             self._walk(mm)
         for cpu in kernel.cpus:
             self.batched.update(cpu.lru_add.value)
+            self.batched.update(cpu.lru_lazyfree.value)
             self.batched.update(folio for folio, _ in cpu.mlock.value)
         mem = kernel.mem
         self.folios = [

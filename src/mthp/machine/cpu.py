@@ -70,18 +70,21 @@ class Busy(Cell):
 class Cpu:
     """One CPU: what it caches, what it has queued, and what an IPI to it waits for.
 
-    tlb and the two folio batches are Cells that hold tuples. irqs_off: a lockless walker (GUP-fast)
+    tlb and the three folio batches are Cells that hold tuples. irqs_off: a lockless walker (GUP-fast)
     is inside; the sync IPI waits for it. instruction: a load or store of user space is under way; a
     flush waits for it. tlb and walk_cache change within an instruction, or by a flush between two.
     walk_cache: (mm, PMD index, table number) links.
     """
 
-    __slots__ = ("instruction", "irqs_off", "lru_add", "mlock", "number", "tlb", "walk_cache")
+    __slots__ = (
+        "instruction", "irqs_off", "lru_add", "lru_lazyfree", "mlock", "number", "tlb", "walk_cache",
+    )  # fmt: skip
 
     def __init__(self, machine: Machine, number: int) -> None:
         self.number = number
         self.tlb = Cell(machine, f"cpu{number}.tlb", ())
         self.lru_add = Cell(machine, f"cpu{number}.lru_add", ())
+        self.lru_lazyfree = Cell(machine, f"cpu{number}.lru_lazyfree", ())
         self.mlock = Cell(machine, f"cpu{number}.mlock_fbatch", ())
         self.irqs_off = Busy(machine, f"cpu{number}.irqs_off", False)
         self.instruction = Busy(machine, f"cpu{number}.instruction", False)

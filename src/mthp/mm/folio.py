@@ -18,10 +18,13 @@ from mthp.mm.mem_map import MemMap
 from mthp.mm.mm_types import Vma
 from mthp.mm.page_flags import (
     PG_ACTIVE,
+    PG_ANON,
     PG_ISOLATED,
     PG_LRU,
     PG_MLOCKED,
     PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
     PG_UNEVICTABLE,
 )
 from mthp.mm.vm_flags import VM_LOCKED, VM_SPECIAL
@@ -105,6 +108,33 @@ def folio_batch_move_lru(mem: MemMap, cpu: Cpu) -> None:
         mem.folio_put(folio)
 
 
+def folio_mark_lazyfree(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
+    """Queue a folio in this CPU's batch of those that may be dropped unless they are stored to; a full
+    batch or a large folio empties it. Kernel: mm/folio.c, folio_mark_lazyfree().
+    """
+    wanted = PG_ANON | PG_SWAPBACKED | PG_LRU
+    if mem.flags.test_bits(folio, wanted | PG_SWAPCACHE | PG_UNEVICTABLE) != wanted:
+        return
+    mem.folio_get(folio)
+    before = cpu.lru_lazyfree.update(lambda batch: (*batch, folio))
+    if len(before) + 1 >= FOLIO_BATCH_SIZE or mem.folio_test_large(folio):
+        lru_lazyfree(mem, cpu)
+
+
+def lru_lazyfree(mem: MemMap, cpu: Cpu) -> None:
+    """Let what this CPU's batch has be dropped, if it still may be. Kernel: mm/folio.c, lru_lazyfree()."""
+    batch = cpu.lru_lazyfree.update(lambda _: ())
+    for folio in batch:
+        if mem.clear(folio, PG_LRU):
+            kinds = PG_ANON | PG_SWAPBACKED
+            if mem.flags.test_bits(folio, kinds | PG_SWAPCACHE | PG_UNEVICTABLE) == kinds:
+                mem.flags.clear_bits(folio, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
+                mem.vmstat.count_vm_event("pglazyfree", mem.folio_nr_pages(folio))
+            mem.set(folio, PG_LRU)
+    for folio in batch:
+        mem.folio_put(folio)
+
+
 def _mlock_batch_add(mem: MemMap, cpu: Cpu, folio: Folio, what: Mlock) -> None:
     """Kernel: mm/mlock.c, mlock_folio(), mlock_new_folio(), munlock_folio()."""
     mem.folio_get(folio)
@@ -170,6 +200,8 @@ def lru_add_drain(mem: MemMap, cpu: Cpu) -> None:
     """Empty this CPU's batches. Kernel: mm/folio.c, lru_add_drain()."""
     if cpu.lru_add.read():
         mem.machine.path(folio_batch_move_lru)(mem, cpu)
+    if cpu.lru_lazyfree.value:  # its own CPU's alone
+        lru_lazyfree(mem, cpu)
     mlock_drain_local(mem, cpu)
 
 

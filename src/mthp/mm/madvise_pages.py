@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from mthp.mm.folio import folio_isolate_lru, folio_putback_lru, lru_add_drain
+from mthp.mm.folio import (
+    folio_isolate_lru,
+    folio_mark_lazyfree,
+    folio_putback_lru,
+    lru_add_drain,
+)
 from mthp.mm.huge_memory import pmdp_invalidate
 from mthp.mm.huge_memory_split import split_folio
 from mthp.mm.mm_types import MM_SWAPENTS, Kernel, PmdPtr, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import (
     PG_ACTIVE,
-    PG_ANON,
     PG_DIRTY,
     PG_LRU,
     PG_REFERENCED,
-    PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_UNEVICTABLE,
     PG_YOUNG,
@@ -152,7 +155,7 @@ def madvise_free_huge_pmd(vma: Vma, pmd: PmdPtr, start: Address, end: Address) -
     if pmdval & (YOUNG | DIRTY):
         pmdval = pmdp_invalidate(mm, start, pmd)
         pmd.page.pmds.write(pmd.slot, pmdval & ~(YOUNG | DIRTY | NO_ACCESS))
-    folio_mark_lazyfree(kernel, folio)
+    folio_mark_lazyfree(mem, kernel.this_cpu, folio)
     ptl.release()
     return True
 
@@ -185,7 +188,7 @@ def _free_ptes(vma: Vma) -> Visit:
                 return nr
         for at in range(pte.base + i, pte.base + i + nr):
             pte.ptes.clear_bits(at, YOUNG | DIRTY)
-        folio_mark_lazyfree(kernel, folio)
+        folio_mark_lazyfree(mem, kernel.this_cpu, folio)
         return nr
 
     return visit
@@ -203,14 +206,6 @@ def _free_nonpresent(vma: Vma, pte: PteMap, i: int, pteval: Pte, max_nr: int) ->
         case Leaf.HWPOISON:
             clear_full_ptes(pte, i, 1)
     return 1
-
-
-def folio_mark_lazyfree(kernel: Kernel, folio: Folio) -> None:
-    """Mark it freeable. Divergence: at once, not when a batch is full. Kernel: mm/folio.c."""
-    mem = kernel.mem
-    wanted = PG_ANON | PG_SWAPBACKED | PG_LRU
-    if mem.flags.test_bits(folio, wanted | PG_SWAPCACHE | PG_UNEVICTABLE) == wanted:
-        mem.flags.clear_bits(folio, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
 
 
 # MADV_COLD and MADV_PAGEOUT

@@ -188,16 +188,18 @@ def pageout(kernel: Kernel, folio: Folio) -> bool:
     nr, first = mem.folio_nr_pages(folio), swap.entry_of[folio]
     contents = [mem.content.read(page) for page in range(folio, folio + nr)]
     slots = range(first, first + nr)
-    swap.contents.update(zip(slots, contents, strict=True))
+    for slot, content in zip(slots, contents, strict=True):
+        swap.contents[slot] = content
+        if any(contents):
+            swap.zeroes.discard(slot)
+        else:
+            swap.zeroes.add(slot)
     if any(contents):
-        swap.zeroes.difference_update(slots)
         order = mem.folio_order(folio)
         if order >= mem.pmd_order:
             kernel.vmstat.count_vm_event("thp_swpout")
         kernel.vmstat.count_mthp_stat(order, "swpout")
         kernel.vmstat.count_vm_event("pswpout", nr)
-    else:
-        swap.zeroes.update(slots)
     return True
 
 

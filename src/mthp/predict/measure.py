@@ -367,7 +367,11 @@ def frames_in_use(kernel: Kernel) -> int:
     held = Counter(
         folio
         for cpu in kernel.cpus
-        for folio in (*cpu.lru_add.value, *(folio for folio, _ in cpu.mlock.value))
+        for folio in (
+            *cpu.lru_add.value,
+            *cpu.lru_lazyfree.value,
+            *(folio for folio, _ in cpu.mlock.value),
+        )
     )
     refcount = kernel.mem.refcount.raw
     waiting = sum(

@@ -77,6 +77,7 @@ def _zap_second(stage: Stage) -> None:
 
 def _free_lazily(stage: Stage) -> None:
     madvise_free(stage.mm, stage.window, stage.address(1))
+    lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
     shrink_folio(stage.kernel, stage.pages[0])
 
 
