@@ -92,7 +92,7 @@ def test_what_madv_free_gives_up(what: str, vma_lock_free: bool) -> None:
     assert new[0] == (old[0] if what in KEPT else kept)
     if what in GIVEN_UP:
         folio = world.folio(vma, 0)
-        gone = PG_DIRTY | PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED | PG_LOCKED
+        gone = PG_DIRTY | PG_ACTIVE | PG_SWAPBACKED | PG_LOCKED
         assert world.mem.flags.raw[folio] & (gone | PG_LRU) == PG_LRU
         assert world.mem.folio_test_lazyfree(folio)
     elif world.table(vma).ptes.raw[0] >> 16:

@@ -122,13 +122,15 @@ def folio_mark_lazyfree(mem: MemMap, cpu: Cpu, folio: Folio) -> None:
 
 
 def lru_lazyfree(mem: MemMap, cpu: Cpu) -> None:
-    """Let what this CPU's batch has be dropped, if it still may be. Kernel: mm/folio.c, lru_lazyfree()."""
+    """Let what this CPU's batch has be dropped, if it still may be. Whether it was used is forgotten only
+    where lru_gen is off. Kernel: mm/folio.c, lru_lazyfree(), lru_gen_clear_refs().
+    """
     batch = cpu.lru_lazyfree.update(lambda _: ())
     for folio in batch:
         if mem.clear(folio, PG_LRU):
             kinds = PG_ANON | PG_SWAPBACKED
             if mem.flags.test_bits(folio, kinds | PG_SWAPCACHE | PG_UNEVICTABLE) == kinds:
-                mem.flags.clear_bits(folio, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
+                mem.flags.clear_bits(folio, PG_ACTIVE | PG_SWAPBACKED)
                 mem.vmstat.count_vm_event("pglazyfree", mem.folio_nr_pages(folio))
             mem.set(folio, PG_LRU)
     for folio in batch:
