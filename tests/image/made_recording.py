@@ -203,6 +203,7 @@ def made_there() -> Made:
     """The same of a process that was there already, with a large folio, small pages and the zero page."""
     made = made_recording()
     made.meta["processes"][0].update(how="there", program="/made")
+    made.meta["processes"][0]["vmas"][0]["end"] = HEAP + 6 * 4096
     first = HEAP >> 12
     made.arrays["start_page"] = np.array([*range(first, first + 6)], np.uint64)
     made.arrays["start_order"] = np.array([2, 2, 2, 0, 0, 128], np.uint8)

@@ -189,7 +189,7 @@ def test_what_a_process_had_is_read() -> None:
     ("name", "row", "value", "why"),
     [
         ("start_page", 0, 1 << 40, "not ascending pages"),
-        ("start_page", 5, 1 << 36, "not ascending pages of a process"),
+        ("start_page", 5, 1 << 35, "a page in none of the process's mappings"),
         ("start_order", 0, 10, "no order up to 9"),
         ("start_order", 0, 3, "a folio of two orders"),
         ("start_order", slice(0, 5), 1, "a folio of two orders, or of more pages than it has"),

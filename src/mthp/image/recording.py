@@ -185,7 +185,9 @@ def read_recording(file: IO[bytes], where: str) -> Recording:
         there = any(name in members.found for name in START)
         for name, width in START.items():
             arrays[name] = members.array(name) if there else np.zeros(0, f"u{width}")
-        check_start(arrays, geometry, limit, there and processes[0].how is HowBegun.THERE)
+        was_there = there and processes[0].how is HowBegun.THERE
+        spans = [(vma.start, vma.end) for vma in processes[0].vmas or ()] if was_there else []
+        check_start(arrays, geometry, np.array(spans, np.uint64).reshape(-1, 2))
     except FileError as error:
         raise RecordingError(f"{where}: {error}") from None
     columns = {

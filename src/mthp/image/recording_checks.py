@@ -128,14 +128,19 @@ def check_samples(arrays: Arrays, processes: int) -> None:
         _within(name, arrays[name], 0, 2**52)
 
 
-def check_start(arrays: Arrays, geometry: Geometry, limit: int, allowed: bool) -> None:
-    """Check the pages that a process had: ascending, each where a process has addresses, and those of a large
-    folio no more than it has."""
+def check_start(arrays: Arrays, geometry: Geometry, spans: NDArray[np.uint64]) -> None:
+    """Check the pages that a process had: ascending, each in one of its mappings, and those of a large folio
+    no more than it has. spans: starts and ends of the mappings, in bytes."""
     page, order, folio = (arrays[name] for name in ("start_page", "start_order", "start_folio"))
-    if len(page) and not allowed:
+    if len(page) and not len(spans):
         raise FileError("member start_page: the first process was not there already")
-    if np.any(page[1:] <= page[:-1]) or np.any(page >= np.uint64(limit >> geometry.page_shift)):
+    if np.any(page[1:] <= page[:-1]):
         raise FileError("member start_page: not ascending pages of a process")
+    if len(page):
+        start, end = (spans >> np.uint64(geometry.page_shift)).T
+        index = np.searchsorted(start, page, side="right").astype(np.int64) - 1
+        if np.any(index < 0) or np.any(page >= end[index]):
+            raise FileError("member start_page: a page in none of the process's mappings")
     if np.any((order > geometry.pmd_order) & (order != ZERO_PAGE)):
         raise FileError(f"member start_order: no order up to {geometry.pmd_order}")
     large = (order > 0) & (order != ZERO_PAGE)
