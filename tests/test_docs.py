@@ -218,6 +218,22 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / link.partition("#")[0]).exists(), link
 
 
+def test_the_ratchet_is_as_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    shown = page.partition("$ python docs/examples/ratchet.py\n")[2].partition("```")[0]
+    runpy.run_path(str(ROOT / "docs" / "examples" / "ratchet.py"))["main"]([])
+    assert capsys.readouterr().out == shown and "32 of order 4" in shown
+
+
+@pytest.mark.lab
+def test_a_real_kernel_does_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    run = runpy.run_path(str(ROOT / "docs" / "examples" / "ratchet.py"))["main"]
+    run([])
+    wanted = capsys.readouterr().out
+    run(["--kernel", "7.3"])
+    assert capsys.readouterr().out == wanted
+
+
 def test_every_divergence_is_listed() -> None:
     said = set()
     for path in sorted(SOURCE.rglob("*.py")):
