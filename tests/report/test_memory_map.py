@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from base64 import b64decode
@@ -17,7 +18,7 @@ import mthp
 from mthp.plan.picture import picture_of
 from mthp.plan.records import MappedTo, MemoryMap, PagesAlike, Picture
 from mthp.report.web import memory_map
-from mthp.report.web.memory_map import map_data, map_lines, mapping_lines
+from mthp.report.web.memory_map import held_bytes, map_data, map_lines, mapping_lines
 from mthp.report.web.tiles import COLUMNS, SIDE, STEP, axis_of, shares, tile_paths, unit_of
 from mthp.words.profiles import PROFILES
 
@@ -110,3 +111,23 @@ def test_a_terabyte_of_little_has_its_place() -> None:
     assert [place for place, *_ in runs_of(data)] == ends.tolist()
     assert data["total"] == size >> 12
     assert len(list(mapping_lines(picture))) > 3
+
+
+def test_eight_gibibytes_without_any_order_stay_below_a_megabyte() -> None:
+    """Each page another kind than the one before it, as no process has it."""
+    nr, outcome = 2 << 20, redis().outcome
+    vma = outcome.vmas[0]._replace(start=1 << 40, end=(1 << 40) + (nr << 12))
+    kinds = tuple(PagesAlike(1 + k % 4, 1 + k // 4, k % 5 - 1) for k in range(16))
+    kind = np.random.default_rng(1).integers(0, len(kinds), nr)
+    each = np.arange(nr)
+    found = MemoryMap(
+        np.zeros_like(each), each, np.ones_like(each), kind, kinds, redis().map.reasons
+    )
+    picture = Picture(replace(outcome, vmas=(vma,)), found)
+    data = map_data(picture)
+    assert data["every"] > 1
+    lines = [*map_lines(picture, "then", data["every"]), *mapping_lines(picture)]
+    assert len(json.dumps(data)) + sum(map(len, lines)) < 800_000
+    # What is drawn at first, and the legend, are of all pages, not of some.
+    counts = shares(axis_of(picture), found, after=False)
+    assert counts.sum() == nr == sum(size for _, size, _ in held_bytes(picture)) >> 12
