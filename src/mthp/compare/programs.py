@@ -25,8 +25,6 @@ from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from mthp.words.profiles import Profile
 from mthp.worlds.render import render_state
 
-NOT_WITH_LAYOUTS: Final = frozenset({"swpin", "swpout", "swpout_fallback"})
-"""Counters of a size that records with layouts do not have."""
 UNSETTLED: Final = frozenset("LA")
 """Whether a folio is on the LRU, or is active until it comes there, depends right after an operation on what
 other processes put into the per-CPU batches."""
@@ -71,12 +69,8 @@ def first_difference(
 def counters(life: Life, program: LifeProgram) -> dict[str, int]:
     """The counters that the record of a program has, under its names."""
     vmstat, counted = life.kernel.vmstat, program.counted
-    left_out = NOT_WITH_LAYOUTS if program.has_layouts else frozenset()
-    named = {
-        f"{order}.{name}": value
-        for (order, name), value in vmstat.mthp.items()
-        if name not in left_out
-    }
+    stats = vmstat.mthp.items()
+    named = {f"{order}.{name}": value for (order, name), value in stats if name in counted}
     named |= {f"v.{name}": value for name, value in vmstat.events.items() if name in counted}
     return _Counts(named)
 

@@ -164,6 +164,21 @@ Operation = (
     | SetSizes
 )
 USUALLY_COUNTED: Final = [
+    "anon_fault_alloc",
+    "anon_fault_fallback",
+    "anon_fault_fallback_charge",
+    "collapse_alloc",
+    "collapse_alloc_failed",
+    "collapse_exceed_none_pte",
+    "collapse_exceed_shared_pte",
+    "collapse_exceed_swap_pte",
+    "nr_anon",
+    "nr_anon_partially_mapped",
+    "split",
+    "split_deferred",
+    "split_failed",
+    "swpin_fallback",
+    "swpin_fallback_charge",
     "thp_collapse_alloc",
     "thp_collapse_alloc_failed",
     "thp_scan_exceed_none_pte",
@@ -173,7 +188,7 @@ USUALLY_COUNTED: Final = [
     "thp_split_page_failed",
     "thp_split_pmd",
 ]
-"""The counters of /proc/vmstat in a record that does not name them."""
+"""The counters in a record that does not name them, of hugepages-*kB/stats and of /proc/vmstat."""
 Layout = tuple[tuple[tuple[int, FolioToken], ...], ...]
 """Runs of pages: of the first pages, and of those from SECOND_LAYOUT on."""
 
@@ -210,7 +225,7 @@ class ProgramStep:
 class LifeProgram:
     """Sizes that are at madvise (all others at never), further settings, and steps.
 
-    kernel: the release that recorded it; empty where that is not said. counted: the counters of /proc/vmstat
+    kernel: the release that recorded it; empty where that is not said. counted: the names of the counters
     that were recorded.
     """
 

@@ -73,7 +73,9 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
         seen = _seen(session, processes)
         steps.append({"op": each["op"], **answer, "delta": _named(now, before), "processes": seen})
         before = now
-    return {**program, "kernel": kernel, "counted": list(COUNTED.vmstat), "steps": steps}
+    stats = {name for of in before.stats.values() for name in of}
+    counted = [*sorted(stats), *COUNTED.vmstat]
+    return {**program, "kernel": kernel, "counted": counted, "steps": steps}
 
 
 def _set_sizes(session: GuestSession, orders: int, max_ptes_none: int) -> None:
