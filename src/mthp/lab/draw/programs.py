@@ -11,7 +11,7 @@ from itertools import groupby
 from random import Random
 from typing import Any, Final
 
-from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS
+from mthp.lab.geometry import GEOMETRY, ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS
 from mthp.lab.program.program import SYSFS, Madv
 
 FIRST_PAGES: Final = 1100
@@ -208,8 +208,11 @@ def _orders(rng: Random) -> int:
 
 def _knob(rng: Random) -> str:
     """A line that writes a file of transparent_hugepage."""
+    size = GEOMETRY.size_name(rng.choice(ORDERS))
     path, values = rng.choice(
         (
+            ("enabled", ("always", "madvise", "never")),
+            (f"hugepages-{size}/enabled", ("always", "inherit", "madvise", "never")),
             ("defrag", _DEFRAG),
             ("shrink_underused", (0, 1)),
             ("use_zero_page", (0, 1)),
@@ -246,6 +249,8 @@ def draw_program(seed: int, index: int) -> dict[str, Any]:
     ]
     pre.append(f"w {SYSFS}/defrag {rng.choice(_DEFRAG)}")
     limit = rng.choice(_LIMITS)
+    while rng.random() < 0.3:
+        pre.append(_knob(rng))
     _mmap(drawing, "s")
     length = rng.choice((5, 8, 8, 12, 20))
     while len(drawing.ops) < length:
