@@ -119,7 +119,7 @@ def fault_under_mmap_lock(mm: Mm, address: Address, *, write: bool) -> None:
         swapped = _swapped(vma, address, pmd)
         if swapped is not None:
             with lru_gen_fault(mm.kernel):
-                do_swap_page(mm, vma, address, pmd, swapped, mmap_lock)
+                do_swap_page(mm, vma, address, pmd, swapped, mmap_lock, write=write)
         else:
             handle_mm_fault(vma, address, write=write)
 

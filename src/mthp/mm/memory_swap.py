@@ -24,6 +24,7 @@ from mthp.mm.page_flags import (
 )
 from mthp.mm.pgtable import PteMap, pte_offset_map_lock, set_ptes
 from mthp.mm.pgtable_types import (
+    DIRTY,
     PFN_SHIFT,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
@@ -60,19 +61,27 @@ class VmFault(Enum):
 
 
 class _Span(NamedTuple):
-    """What one fault maps: nr PTEs from `first` of a mapped table on, at address."""
+    """What one fault maps: nr PTEs from `first` of a mapped table on, at address. write: for a store."""
 
     first: int
     nr: int
     address: Address
     page: Pfn
+    write: bool
 
 
 def do_swap_page(
-    mm: Mm, vma: Vma, address: Address, pmd: PmdPtr, orig_pte: Pte, mmap_lock: Hold
+    mm: Mm,
+    vma: Vma,
+    address: Address,
+    pmd: PmdPtr,
+    orig_pte: Pte,
+    mmap_lock: Hold,
+    *,
+    write: bool = False,
 ) -> VmFault:
     """Bring a non-present PTE back, and those around it that are of the same large folio. RETRY:
-    mmap_lock was released here; else it is still held.
+    mmap_lock was released here; else it is still held. write: for a store, which makes them all dirty.
 
     Kernel: mm/memory.c, do_swap_page().
     Divergence: no readahead, and a device that is not synchronous has read a page at once.
@@ -111,7 +120,7 @@ def do_swap_page(
         return _drop(kernel, swapcache, VmFault.ERROR)
     if folio != swapcache:
         page = folio
-    outcome = _map(kernel, vma, address, pmd, orig_pte, (folio, page, swapcache))
+    outcome = _map(kernel, vma, address, pmd, orig_pte, (folio, page, swapcache, write))
     if folio != swapcache:
         mem.folio_unlock(swapcache)
         mem.folio_put(swapcache)
@@ -134,14 +143,14 @@ def _map(
     address: Address,
     pmd: PmdPtr,
     orig_pte: Pte,
-    found: tuple[Folio, Pfn, Folio],
+    found: tuple[Folio, Pfn, Folio, bool],
 ) -> VmFault:
     """Map a locked folio where orig_pte still stands; consumes the lock and a reference of it.
 
-    found: the folio, its page for the address, and the folio in the swap cache.
+    found: the folio, its page for the address, the folio in the swap cache, and whether a store asks.
     """
     mem = kernel.mem
-    folio, page, swapcache = found
+    folio, page, swapcache, write = found
     mapped = pte_offset_map_lock(vma.vm_mm, pmd, address)
     if mapped is None:
         return _drop(kernel, folio, VmFault.DONE)
@@ -151,7 +160,7 @@ def _map(
             return _drop(kernel, folio, VmFault.DONE)
         if not mem.test(folio, PG_UPTODATE):
             return _drop(kernel, folio, VmFault.ERROR)
-        span = _span(kernel, vma, pte, orig_pte, _Span(0, 1, address, page))
+        span = _span(kernel, vma, pte, orig_pte, _Span(0, 1, address, page, write))
         nr = mem.folio_nr_pages(folio)
         if nr > span.nr and not mem.test(folio, PG_ANON):
             # Read for this table, which has changed since.
@@ -186,7 +195,7 @@ def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, one: _Span) -> _
         return one
     if not swap_ptes_run_on(pte, -index, nr, orig_pte - (index << PFN_SHIFT)):
         return one
-    return _Span(-index, nr, start, folio)
+    return _Span(-index, nr, start, folio, one.write)
 
 
 def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, span: _Span, swapcache: int) -> None:
@@ -213,7 +222,10 @@ def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, span: _Span, swap
             exclusive=exclusive,
         )
     kernel.swap.put_users(pte_pfn(orig_pte) + span.first, span.nr)
-    set_ptes(pte, span.first, mk_pte(span.page, _bits(vma, orig_pte, exclusive=exclusive)), span.nr)
+    bits = _bits(vma, orig_pte, exclusive=exclusive)
+    if span.write and bits & WRITE:
+        bits |= DIRTY | SOFT_DIRTY
+    set_ptes(pte, span.first, mk_pte(span.page, bits), span.nr)
 
 
 def _bits(vma: Vma, orig_pte: Pte, *, exclusive: bool) -> int:
