@@ -2,8 +2,9 @@
 """What `mthp collapse` of a live process costs by what is populated: CPU seconds and peak RSS, as ratios;
 and what `mthp snap` of 12 GiB of small pages costs, against reading the same of the kernel once with NumPy.
 
-Run as: PYTHONPATH=src python benchmarks/bench_size.py. Each pair holds the same pages, in one dense mapping
-or 50 of them, and spread over a large one or 50,000; the commands take turns.
+Run as: PYTHONPATH=src python benchmarks/bench_size.py; with "pages" behind it, the second part alone. Each
+pair holds the same pages, in one dense mapping or 50 of them, and spread over a large one or 50,000; the
+commands take turns.
 """
 
 from __future__ import annotations
@@ -122,12 +123,15 @@ def cost(*command: str) -> tuple[float, float]:
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def small_pages(size: int, where: int) -> None:
-    """So many bytes of small pages; their address is written to a descriptor."""
+def small_pages(size: int, where: int, *, scattered: bool) -> None:
+    """So many bytes of small pages, written in order or in any; their address is written to a descriptor."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
-    for at in range(0, size, PAGE):
-        memory[at] = 1
+    pages = np.frombuffer(memory, np.uint8)[::PAGE]
+    if scattered:
+        pages[np.random.default_rng(1).permutation(len(pages))] = 1
+    else:
+        pages[:] = 1
     os.write(where, str(ctypes.addressof(ctypes.c_char.from_buffer(memory))).encode())
     KEPT.append(memory)
 
@@ -143,13 +147,13 @@ def without_advice(file: str) -> None:
     np.savez(file, **arrays)
 
 
-def snapshot_table(rounds: int) -> None:
+def snapshot_table(rounds: int, *, scattered: bool) -> None:
     """Print what a snapshot of small pages costs: 12 GiB, or half of what memory is free."""
     size = min(MOST_SMALL, os.sysconf("SC_AVPHYS_PAGES") * PAGE // 2) >> 21 << 21
     reading, writing = os.pipe()
     peer = snap = (float("inf"), 0.0)
     with (
-        process(lambda: small_pages(size, writing)) as pid,
+        process(lambda: small_pages(size, writing, scattered=scattered)) as pid,
         tempfile.TemporaryDirectory() as folder,
     ):
         once = (sys.executable, "-c", READ_ONCE, str(pid), os.read(reading, 32).decode())
@@ -157,16 +161,14 @@ def snapshot_table(rounds: int) -> None:
         for _ in range(rounds):
             peer = min(peer, cost(*once, str(size // PAGE)))
             snap = min(snap, mthp("snap", "--pid", str(pid), "-o", file, "--quiet"))
-        nothing = mthp("collapse", file, *FLAGS)
-        without_advice(file)
-        all_of_it = mthp("collapse", file, *FLAGS, "--free-memory", "16G")
-    rows = {
-        "NumPy, once": peer,
-        "mthp snap": snap,
-        "mthp collapse FILE, nothing collapses": nothing,
-        "mthp collapse FILE, all tables collapse": all_of_it,
-    }
-    print(f"| {size / 2**30:.1f} GiB of small pages | CPU | x NumPy | peak RSS |")
+        rows = {"NumPy, once": peer, "mthp snap": snap}
+        if not scattered:
+            rows["mthp collapse FILE, nothing collapses"] = mthp("collapse", file, *FLAGS)
+            without_advice(file)
+            tables = mthp("collapse", file, *FLAGS, "--free-memory", "16G")
+            rows["mthp collapse FILE, all tables collapse"] = tables
+    how = ", in any order" if scattered else ""
+    print(f"| {size / 2**30:.1f} GiB of small pages{how} | CPU | x NumPy | peak RSS |")
     print("|---|--:|--:|--:|")
     for name, (seconds, mib) in rows.items():
         print(f"| {name} | {seconds:.2f} s | {seconds / peer[0]:.2f} | {mib:.0f} MiB |")
@@ -188,8 +190,13 @@ def main(rounds: int = 2) -> None:
         peer = peer if name.startswith("the same") else seconds
         print(f"| {name} | {seconds:.2f} s | {seconds / peer:.1f} | {mib:.0f} MiB |")
     print()
-    snapshot_table(rounds)
+    for scattered in (False, True):
+        snapshot_table(rounds, scattered=scattered)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["pages"]:
+        for each in (False, True):
+            snapshot_table(3, scattered=each)
+    else:
+        main()

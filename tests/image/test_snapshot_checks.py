@@ -99,6 +99,10 @@ KINDS: dict[str, tuple[Change, str]] = {
         both(meta("processes.0.vmas.1.start", 1 << 48), meta("processes.0.vmas.1.end", (1 << 48) + 4096)),
         "no process has the addresses",
     ),
+    "more referenced than there are addresses": (
+        meta("processes.0.vmas.0.referenced", 1 << 63),
+        "processes[0].vmas[0].referenced: 9223372036854775808 is not a whole number from 0 up, below",
+    ),
     "a node's distances": (meta("nodes.distance", {"0": "10"}), "nodes.distance.0: '10'"),
     "a mode in letters": (meta("nodes.zone_reclaim_mode", "0"), "nodes.zone_reclaim_mode: '0'"),
     "privilege without its members": (meta("privilege.root", 3), "privilege.root: 3"),

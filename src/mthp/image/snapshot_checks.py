@@ -176,6 +176,8 @@ NUMBERS = (
     "lazyfree", "locked", "thp_eligible", "hugetlb",
 )  # fmt: skip
 """The numbers of a VMA; start and end are always there."""
+_PLACES = frozenset({"start", "end", "offset", "inode"})
+"""Those of them that are no size of what a process has."""
 _KINDS = frozenset(kind.value for kind in MappingKind)
 _NEEDED = {"start", "end", "perms", "path", "flags", "skipped"}
 _TEXT = frozenset({str})
@@ -216,8 +218,9 @@ def check_vma_fields(vmas: list[Any], where: str, deep: bool) -> dict[str, list[
         if not types.issuperset(kinds):
             k = next(k for k, kind in enumerate(kinds) if kind not in types)
             raise FileError(f"{where}[{k}].{key}: {short(columns[key][k])} is not {what}")
-        if key in NUMBERS and vmas and not 0 <= min(columns[key]) <= max(columns[key]) < 2**64:
-            check(key, what, lambda value: 0 <= value < 2**64)
+        end = 2**64 if key in _PLACES else ADDRESS_LIMIT + 1
+        if key in NUMBERS and vmas and not 0 <= min(columns[key]) <= max(columns[key]) < end:
+            check(key, f"{what}, below {end:#x}", range(end).__contains__)
     if any(columns["numa"]):
         check("numa", "a list of texts", lambda words: all(isinstance(each, str) for each in words))
     check("kind", "a kind", _KINDS.__contains__)
