@@ -636,6 +636,32 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(out) == 2
 
 
+def test_a_process_whose_first_thread_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel calls it a zombie and shows nothing of it; its memory is the other threads'."""
+    script = """
+import threading
+a = reserve(TABLE)
+write(a, 0, 100)
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()
+print(json.dumps({"a": a}), flush=True)
+libc.pthread_exit(None)
+"""
+    with child(script) as kid:
+        while state(kid.pid) != "Z":
+            time.sleep(0.001)
+        assert main(["--pid", str(kid.pid), "-o", str(tmp_path / "a.npz")]) == 2
+        said = capsys.readouterr().err
+        assert re.fullmatch(
+            rf"mthp-snap: process {kid.pid} goes on without its first thread: its memory is shown as that "
+            rf"of (\d+) \(--pid \1\)\n",
+            said,
+        )
+        (process,) = snap(tmp_path, int(re.findall(r"\d+", said)[-1])).processes
+    assert np.count_nonzero(table(process, kid.facts["a"])) == 100
+
+
 def test_threads_and_kernel_threads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["-o", str(tmp_path / "x.npz")]
     over = threading.Event()

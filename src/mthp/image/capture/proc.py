@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 from functools import lru_cache
@@ -187,6 +188,19 @@ def state(pid: int) -> str:
     return match[1] if match else "?"
 
 
+def is_over(pid: int) -> bool:
+    """Whether a process, or at least its first thread, has ended."""
+    return state(pid) in "ZX"
+
+
+def _living_thread(pid: int) -> int | None:
+    """A thread that has the memory of a process whose first thread has ended; None where all have."""
+    for status in sorted(glob.glob(f"/proc/{pid}/task/[0-9]*/status")):
+        if re.search(r"^VmSize:", text(status) or "", re.M):
+            return int(status.split("/")[4])
+    return None
+
+
 def started(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None where there is no such process.
 
@@ -236,10 +250,14 @@ def read_status(pid: int) -> dict[str, str]:
     fields = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     if "State" not in fields:
         raise not_there(pid)
-    if fields.get("Tgid", str(pid)) != str(pid):
+    if fields.get("Tgid", str(pid)) != str(pid) and not is_over(int(fields["Tgid"])):
         raise CaptureError(f"{pid} is a thread: capture its process {fields['Tgid']}", USAGE)
     if fields["State"][0] in "ZX":
-        raise LeftOut(f"process {pid} has ended (zombie): it has no address space", "zombies")
+        other = _living_thread(pid)
+        if other is None:
+            raise LeftOut(f"process {pid} has ended (zombie): it has no address space", "zombies")
+        message = f"process {pid} goes on without its first thread: its memory is shown as that of {other}"
+        raise LeftOut(f"{message} (--pid {other})", "without their first thread")
     if fields.get("Kthread") == "1" or "VmSize" not in fields:
         message = f"process {pid} is a kernel thread: it has no address space"
         raise LeftOut(message, "kernel threads")
