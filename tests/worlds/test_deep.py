@@ -210,3 +210,13 @@ def test_khugepaged_goes_on_where_it_stood() -> None:
     absent = build_world(deep_heap(registered=None)[0], DEFAULT)
     assert absent.khugepaged.mm_slots == []
     assert absent.kernel.mms[0].mm_flags_test(MMF_DISABLE_THP_EXCEPT_ADVISED)
+
+
+def test_a_host_of_many_nodes() -> None:
+    """A capture has their numbers up to 255, and so have worlds."""
+    image, process = deep_heap()
+    process.node[...] = 200
+    world = build_world(image, DEFAULT)
+    _, folios = pages_of(world)
+    assert {world.kernel.mem.folio_nid(folio) for folio in folios if folio} == {200}
+    world.khugepaged.khugepaged_do_scan()

@@ -37,7 +37,7 @@ from mthp.words.units import Folio, Order, Pfn
 _ROWS: Final = {
     "head": "i", "order": "b", "flags": "I", "refcount": "i", "mapcount": "i",
     "large_mapcount": "i", "entire_mapcount": "i", "nr_pages_mapped": "i", "page_flags": "B",
-    "nid": "b", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
+    "nid": "B", "memcg": "H", "anon_vma": "i", "index": "q", "content": "i",
 }  # fmt: skip
 _ROOM: Final = 32
 _MOST_ROOM: Final = 1 << 14
@@ -119,7 +119,7 @@ class MemMap:
         first = -(-self.nr_frames >> order) << order
         self._grow(first + (nr << order))
         if nid:
-            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * (nr << order)
+            self.nid.raw[first : self.nr_frames] = array("B", [nid]) * (nr << order)
         return first
 
     def append_frames(self, nid: int, count: int) -> int:
@@ -127,7 +127,7 @@ class MemMap:
         first = self.nr_frames
         self._grow(first + count)
         if nid:
-            self.nid.raw[first : self.nr_frames] = array("b", [nid]) * count
+            self.nid.raw[first : self.nr_frames] = array("B", [nid]) * count
         return first
 
     def make_room(self, count: int) -> None:
