@@ -146,6 +146,80 @@ def test_every_kind_of_memory(tmp_path: Path) -> None:
     assert not any(kind is MappingKind.ANONYMOUS for kind, _ in named)
 
 
+REMAP = """
+libc.mremap.restype = ctypes.c_void_p
+libc.mremap.argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * 2 + [ctypes.c_int, ctypes.c_void_p]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+a = reserve(8 * TABLE)
+"""
+PROGRAMS = {
+    "a private mapping of a memfd, written here and there": """
+f = os.memfd_create("x\\n\\x1b[31m")
+os.ftruncate(f, 16 * TABLE)
+os.pwrite(f, b"a" * (4 * TABLE), 0)
+a = reserve(16 * TABLE, flags=0x2, fd=f)
+read(a, 0, 1500); write(a, 0, 700); write(a, 3000, 100)
+b = reserve(16 * TABLE, flags=0x1, fd=f)
+write(b, 4000, 50)
+""",
+    "parts of huge pages that were moved": REMAP + """
+advise(a, 8 * TABLE, MADV_HUGEPAGE); write(a, 0, 8 * 512); advise(a, 8 * TABLE, MADV_COLLAPSE)
+b = reserve(8 * TABLE)
+for k in range(4):
+    to = b + k * TABLE + 37 * PAGE
+    assert libc.mremap(a + k * TABLE + 100 * PAGE, 200 * PAGE, 200 * PAGE, 3, to) == to
+""",
+    "memory that moved and left its mapping": REMAP + """
+write(a, 0, 2048)
+libc.mremap(a, 8 * TABLE, 8 * TABLE, 5, 0)
+write(a, 0, 300)
+""",
+    "guards in huge pages": REMAP + """
+advise(a, 6 * TABLE, MADV_HUGEPAGE); write(a, 0, 6 * 512); advise(a, 6 * TABLE, MADV_COLLAPSE)
+for k in range(0, 3000, 64): advise(a + k * PAGE, PAGE, MADV_GUARD_INSTALL)
+""",
+    "memory that may not be touched any more": REMAP + """
+write(a, 0, 3000)
+libc.mprotect(a, 3 * TABLE, 0); libc.mprotect(a + 5 * TABLE, PAGE, 1)
+""",
+    "/dev/zero, private and shared": """
+f = os.open("/dev/zero", 2)
+write(libc.mmap(None, 4 * TABLE, 3, 2, f, 0), 0, 1500)
+write(libc.mmap(None, 4 * TABLE, 3, 1, f, 0), 0, 777)
+""",
+    "System V shared memory": """
+i = libc.shmget(0, 8 * TABLE, 0o1600)
+libc.shmat.restype = ctypes.c_void_p
+a = libc.shmat(i, None, 0)
+libc.shmctl(i, 0, None)
+write(a, 0, 1000)
+""",
+    "a stack that grew": """
+a = libc.mmap(None, 64 * PAGE, 3, 0x122, -1, 0)
+write(a, 0, 64)
+ctypes.memset(a - PAGE + 8, 1, 1)
+""",
+    "64 TiB of which 40 pieces may be used": REMAP + """
+a = libc.mmap(None, 64 << 40, 0, 0x4022, -1, 0)
+for k in range(40):
+    assert libc.mprotect(a + (k << 40), 64 * PAGE, 3) == 0
+    write(a + (k << 40), 0, 64)
+""",
+    "zero pages, small and huge": """
+a = reserve(64 * TABLE)
+advise(a, 32 * TABLE, MADV_NOHUGEPAGE); read(a, 0, 30 * 512)
+advise(a + 32 * TABLE, 32 * TABLE, MADV_HUGEPAGE); read(a + 32 * TABLE, 0, 10 * 512)
+write(a, 0, 77)
+""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_memory_of_a_program(program: str) -> None:
+    with child(PROGRAMS[program] + "ready()") as kid:
+        hold_against_the_kernel(kid.pid)
+
+
 def test_several_processes_and_what_they_share() -> None:
     script = """
 b = reserve(4 * TABLE)
