@@ -99,6 +99,42 @@ def serve(folder: Path, recorded: Path | None) -> Run:
     return run
 
 
+WORST = {
+    "nothing but first touches, of 1 GiB": (
+        "char *p = mmap(0, 1ul << 30, 3, 0x22, -1, 0); madvise(p, 1ul << 30, 15);"
+        "for (long i = 0; i < 1l << 30; i += 4096) p[i] = 1;"
+    ),
+    "nothing but system calls, 3 million": "for (int i = 0; i < 3000000; i++) getppid();",
+}
+"""Programs of which nothing is done but what is slower while it is recorded."""
+
+
+def worst(folder: Path) -> None:
+    """Print what recording costs programs that do nothing else."""
+    print("\n| CPU time of a program that does | alone | recorded | ratio, median | of each pair |")
+    print("|---|--:|--:|--:|---|")
+    for title, body in WORST.items():
+        source, program, said = folder / "worst.c", folder / "worst", folder / "said"
+        source.write_text(
+            "#include <stdio.h>\n#include <sys/mman.h>\n#include <sys/resource.h>\n#include <unistd.h>\n"
+            f"int main(int n, char **a) {{ {body} struct rusage r; getrusage(RUSAGE_SELF, &r);"
+            'FILE *f = fopen(a[1], "w"); fprintf(f, "%f", r.ru_utime.tv_sec + r.ru_stime.tv_sec +'
+            "(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1e6); fclose(f); }\n"
+        )
+        subprocess.run(["gcc", "-O1", "-o", program, source], check=True)
+        pairs = []
+        for _ in range(ROUNDS):
+            times = []
+            for words in ([], [*RECORD, str(folder / "worst.npz"), "--"]):
+                subprocess.run([*words, str(program), str(said)], check=True)
+                times.append(float(said.read_text()))
+            pairs.append((times[0], times[1]))
+        ratios = sorted(recorded / alone for alone, recorded in pairs)
+        one, other = (median(pair[k] for pair in pairs) for k in (0, 1))
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"| {title} | {one:.2f} s | {other:.2f} s | {median(ratios):.2f} | {each} |")
+
+
 def replays(path: Path) -> None:
     """Print how fast the recording is replayed."""
     recording = load_recording(path)
@@ -141,6 +177,7 @@ def main() -> None:
         print(
             f"\nthe recorder's own CPU time until then: {median(run.recorder for run in recorded):.2f} s"
         )
+        worst(Path(name))
         replays(file)
 
 
