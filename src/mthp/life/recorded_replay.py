@@ -31,6 +31,8 @@ MOST_TOGETHER = 4096
 """Faults that are taken together: what a curve cannot show between."""
 FEW = 24
 """So few are quicker one by one."""
+WORTH = 4
+"""Faults for each table that are there, for it to be worth while to look which are left after the first."""
 UNSEEN = Span(0, 1 << 62, SpanTraits(Backing.FILE, 7, "[unseen]"))
 """What stands for the mappings of a process of which nobody saw them."""
 
@@ -207,12 +209,32 @@ class RecordedReplay:
         pages = recording.value[begin:end].astype(np.int64)
         write = recording.flags[begin:end] & FaultFlag.WRITE != 0
         sites = recording.site[begin:end]
+        left = np.arange(end - begin)
         if end - begin > FEW:
             left = self._together(space, pages, write, sites)
-            pages, write, sites = pages[left], write[left], sites[left]
+        while len(left) > FEW:
+            # What a fault brings lies in its table: the first fault of each, then what is left after those.
+            _, first = np.unique(pages[left] >> self.pages.pmd_order, return_index=True)
+            if len(left) < WORTH * len(first):
+                break
+            self._singly(space, pages, write, sites, left[np.sort(first)])
+            left = np.delete(left, first)
+            left = left[~self._there(space, pages[left], write[left])[0]]
+        self._singly(space, pages, write, sites, left)
+        space.peak = max(space.peak, space.anon)
+
+    def _singly(
+        self,
+        space: RecordedSpace,
+        at: NDArray[np.int64],
+        write: NDArray[np.bool_],
+        sites: NDArray[np.uint32],
+        chosen: NDArray[np.int64],
+    ) -> None:
+        """Take chosen faults one by one."""
         before = self.pages.rss
         for page, is_write, site in zip(
-            pages.tolist(), write.tolist(), sites.tolist(), strict=True
+            at[chosen].tolist(), write[chosen].tolist(), sites[chosen].tolist(), strict=True
         ):
             span = space.find(page)
             if span is None:
@@ -228,7 +250,24 @@ class RecordedReplay:
                 self.site_faults[site] += 1
                 self.site_pages[site] += self.pages.rss - before
                 before = self.pages.rss
-        space.peak = max(space.peak, space.anon)
+
+    def _there(
+        self, space: RecordedSpace, at: NDArray[np.int64], write: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+        """Which of the accesses find what they need, and what is at their pages. The clear twin is the
+        beginning of RecordedSpace.touch()."""
+        pages, bits = self.pages, self.pages.pmd_order
+        tables, which = np.unique(at >> bits, return_inverse=True)
+        rows = np.array([space.tables.get(table, -1) for table in tables.tolist()], np.int64)[which]
+        low = at & (pages.ptrs - 1)
+        known = rows >= 0
+        state = np.where(known, pages.folio[rows, low], np.int32(NONE))
+        there = (state > 0) & ~(write & pages.guarded[rows, low])
+        there |= (state == GUARD) | ((state == ZERO) & ~write)
+        there &= known
+        stored = there & write & (state > 0)
+        pages.written[rows[stored], low[stored]] = True
+        return there, state
 
     def _together(
         self,
@@ -239,17 +278,7 @@ class RecordedReplay:
     ) -> NDArray[np.int64]:
         """Take the faults that bring small pages, and pass over those at pages that are there; returns the
         others. The clear twin is RecordedSpace.touch()."""
-        pages, bits = self.pages, self.pages.pmd_order
-        tables, which = np.unique(at >> bits, return_inverse=True)
-        rows = np.array([space.tables.get(table, -1) for table in tables.tolist()], np.int64)[which]
-        low = at & (pages.ptrs - 1)
-        known = rows >= 0
-        state = np.where(known, pages.folio[rows, low], NONE)
-        there = (state > 0) & ~(write & pages.guarded[rows, low])
-        there |= (state == GUARD) | ((state == ZERO) & ~write)
-        there &= known
-        stored = there & write & (state > 0)
-        pages.written[rows[stored], low[stored]] = True
+        there, state = self._there(space, at, write)
         left = ~there
         small = self._small(space, at, write, left & (state <= 0))
         if small.any():
