@@ -57,6 +57,7 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
     kernel: its release. NotRun: a process ended that was to go on.
     """
     session.reset(PROCESSES)
+    session.renew_swap()
     for path, value in USUAL.items():
         session.write(path, value)
     _set_sizes(session, sum(1 << order for order in program["orders"]), program["max_ptes_none"])

@@ -200,6 +200,11 @@ class GuestSession:
         ask(f"put {device} 0 {PAGE_SIZE}", bytes(header))
         ask(f"swapon {device}")
 
+    def renew_swap(self) -> None:
+        """Have slots handed out from the first on again. Nothing may be swapped."""
+        for command in ("swapoff", "swapon"):
+            self._channel.ask(f"{command} {self.swap.device}")
+
     def _set_probes(self) -> None:
         scans_by_order = b"order" in self._channel.ask(
             f"r {TRACING}/events/huge_memory/mm_collapse_huge_page/format"
