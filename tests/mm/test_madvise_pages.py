@@ -310,6 +310,8 @@ def test_a_large_folio_that_was_given_up_is_dropped_unless_a_page_was_stored_to(
     assert advise(world, vma, 0, 8, MADV_PAGEOUT) == 0
     assert world.table(vma).ptes.raw[:4].tolist() == [0] * 4
     assert world.mem.test(world.folio(vma, 4), PG_SWAPBACKED)
+    marks = [world.table(vma).ptes.raw[page] & (YOUNG | DIRTY) for page in range(4, 8)]
+    assert marks == [YOUNG | DIRTY] * 4, "the batch comes back as one"
     assert world.kernel.vmstat.mthp[2, "split_deferred"] == 0
 
 

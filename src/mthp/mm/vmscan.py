@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import reduce
+from operator import or_
 
 from mthp.machine.hold import Hold
 from mthp.mm.folio import folio_isolate_lru, folio_putback_lru
@@ -28,15 +30,19 @@ from mthp.mm.pgtable import (
     flush_tlb_mm_range,
     folio_pte_batch,
     ptep_clear_flush,
+    set_ptes,
     unlocked_after,
 )
 from mthp.mm.pgtable_types import (
+    DIRTY,
     PTE_NONE,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
     UFFD_WP,
     WRITE,
+    YOUNG,
     Leaf,
+    Pte,
     leaf_pte,
     pte_dirty,
 )
@@ -317,8 +323,8 @@ def _discard(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> bool:
             if mem.test(folio, PG_DIRTY) or used:
                 if mem.test(folio, PG_DIRTY):
                     mem.set(folio, PG_SWAPBACKED)
-                for at, pteval in enumerate(old, pte.base):
-                    pte.ptes.write(at, pteval)
+                # get_and_clear_ptes(): what one of them was used for counts for all.
+                set_ptes(pte, 0, Pte(old[0] | reduce(or_, old) & (YOUNG | DIRTY)), nr)
                 return False
             for each in range(page, page + nr):
                 mem.page_flags.clear_bits(each, PAGE_ANON_EXCLUSIVE)
