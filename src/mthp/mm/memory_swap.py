@@ -172,8 +172,8 @@ def _map(
         at_once = kernel.swap.synchronous
         if kernel.profile.swapin is SwapIn.BYPASS:
             at_once = at_once and read
-            if read and nr > 1:  # it never was in the swap cache, whoever else names its slots
-                swap_cache_del_folio(kernel, folio)
+            if read and (nr > 1 or not kernel.swap.folio_maybe_swapped(folio, 1)):
+                swap_cache_del_folio(kernel, folio)  # it never was in the swap cache
         if at_once or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
             folio_free_swap(kernel, folio)
         mem.folio_unlock(folio)
