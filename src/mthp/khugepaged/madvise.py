@@ -121,11 +121,13 @@ def madvise_collapse_locked(vma: Vma, start: Address, end: Address, mmap_lock: H
         return -errno.EINVAL
     hstart = mm.geometry.pmd_align_up(start)
     hend = mm.geometry.pmd_addr(end)
-    if hstart >= hend:
-        underflow = mm.kernel.profile.empty_range is EmptyRange.UNDERFLOW and hstart > hend
-        return -errno.EINVAL if underflow else 0
     kernel = mm.kernel
+    is_known_before = kernel.profile.empty_range is EmptyRange.ZERO
+    if hstart >= hend and is_known_before:
+        return 0
     lru_add_drain_all(kernel.mem, kernel.cpus)
+    if hstart >= hend:
+        return -errno.EINVAL if hstart > hend else 0
     return _collapse_ranges(mm, vma, hstart, hend, mmap_lock)
 
 
