@@ -103,7 +103,7 @@ def test_what_is_shared_is_what_each_search_finds(
 
 @pytest.mark.slow
 @given(*CASES)
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_what_is_shared_is_what_each_search_finds_in_many_worlds(
     of: list[Mapping], knobs: dict[str, object], charge: int | None, tlb: TlbModel
 ) -> None:
