@@ -4,10 +4,13 @@ no byte code, the processes that tests start would compile all modules, each tim
 Where the tests run in the background of a shell, it has the keyboard's signals ignored, for them and for
 what they start: they are heard all the same."""
 
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         folder = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="mthp-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture
+def alone_in_tracefs() -> Iterator[None]:
+    """Until the end of the test no other test, of any worker or run, has instances in tracefs: the kernel
+    shows them to all who mount it."""
+    lock = Path(tempfile.gettempdir()) / f"mthp-tests-tracefs-{os.getuid()}.lock"
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -53,6 +53,7 @@ def _can_trace() -> bool:
 CAN_TRACE = _can_trace()
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.usefixtures("alone_in_tracefs"),
     pytest.mark.skipif(not CAN_TRACE, reason="needs root, and tracefs with page fault events"),
 ]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -363,7 +364,12 @@ BAD: dict[str, tuple[list[str], str, str, int]] = {
     "an unknown command": (["nosuchthing"], MOUNT, "nosuchthing: no such command", 2),
     "a file that is no program": (["/etc/passwd"], MOUNT, "/etc/passwd: is not executable", 2),
     "no interpreter": (["./broken"], MOUNT, "broken: No such file or directory", 2),
-    "no tracefs": (["true"], f"umount {TRACING}", "tracefs is not mounted here (mount -t", 5),
+    "no tracefs": (
+        ["true"],
+        f"umount {TRACING} 2>/dev/null; true",
+        "tracefs is not mounted here (mount -t",
+        5,
+    ),
     "a command and a process": (["--pid", "1", "true"], MOUNT, "give one of them", 2),
     "a process that is not there": (["--pid", "4194303"], MOUNT, "no process 4194303", 2),
     "a span of a command": (["--for", "1", "true"], MOUNT, "--for is for --pid", 2),

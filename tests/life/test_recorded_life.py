@@ -107,6 +107,7 @@ def test_what_is_no_recording_is_refused(
 
 
 @pytest.mark.root
+@pytest.mark.usefixtures("alone_in_tracefs")
 @pytest.mark.skipif(not real.CAN_TRACE, reason="needs root, and tracefs with page fault events")
 def test_a_real_program_is_replayed_to_the_page(tmp_path: Path) -> None:
     recording, said = real.recorded(
