@@ -273,7 +273,7 @@ def test_the_checker_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_not_as_claimed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with applied([JUDGED_AT_ONCE]):
         code = main(["check", "--self-check", "--world", "pmd", "--rivals", "store-poisoned",
-                     "--seconds", "10"])  # fmt: skip
+                     "--seconds", "5"])  # fmt: skip
     out = capsys.readouterr().out
     assert code == 1
     assert "as-is:7.3:pmd:store-poisoned: law 2 is broken, and the search does not find it" in out

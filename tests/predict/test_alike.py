@@ -94,7 +94,7 @@ CASES = mappings(), KNOBS, st.sampled_from([None] * 4 + [2, 40]), st.sampled_fro
 
 
 @given(*CASES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_what_is_shared_is_what_each_search_finds(
     of: list[Mapping], knobs: dict[str, object], charge: int | None, tlb: TlbModel
 ) -> None:
