@@ -72,12 +72,12 @@ def add_fuzz(subverbs: Verbs) -> None:
 def run_fuzz(args: argparse.Namespace) -> int:
     """Run `mthp lab fuzz` and return its exit code."""
     from mthp.compare.campaign import (
-        LOG_BYTES,
         CampaignSpec,
         open_campaign,
         run_campaign,
         shrink_all,
     )
+    from mthp.compare.campaign_folder import LOG_BYTES
     from mthp.lab.draw import FAMILIES
     from mthp.lab.kernels.kernels import find
     from mthp.lab.session.boot import Guest

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mthp.compare.campaign_folder import open_folder, whole_lines
 from mthp.compare.coverage import OutcomeCounts
 from mthp.compare.fuzz import DraftRunner, DraftVerdict, compare_with_engine
 from mthp.compare.paths import PathTotal
 from mthp.lab.draw import draw
-from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.program.program import Draft
 from mthp.lab.program.shrink import shrink
@@ -25,10 +25,8 @@ from mthp.lab.session.boot import Guest
 from mthp.lab.session.captures import CapturePath, CaptureTools, capture_tools
 from mthp.words.files import append_to, replace_text, replacing
 from mthp.words.processes import workers
-from mthp.words.reading import parse_json, read_json, read_text
 
 SCHEMA_VERSION = 1
-LOG_BYTES = 8 << 30
 """A campaign may be long."""
 AHEAD = 8
 """How many drafts are submitted per guest before the first result is awaited."""
@@ -152,29 +150,15 @@ def open_campaign(spec: CampaignSpec, folder: Path) -> Campaign:
     LabError (2): the folder holds another one, is damaged, or cannot be used.
     """
     campaign = Campaign(spec, folder)
-    meta = folder / "campaign.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not meta.exists():
-            replace_text(meta, json.dumps(spec.to_json(), indent=1) + "\n")
-            return campaign
-        known = read_json(meta)
-        if known != spec.to_json():
-            raise LabError(BAD_INPUT, f"{folder} holds another campaign: {json.dumps(known)}")
-        _resume(campaign)
-    except OSError as error:
-        what = f"{error.filename or folder}: {error.strerror}"
-        raise LabError(BAD_INPUT, what) from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise LabError(BAD_INPUT, f"{folder}: a campaign's files are damaged: {error}") from None
+    open_folder(folder, spec.to_json(), lambda: _resume(campaign))
     return campaign
 
 
 def _resume(campaign: Campaign) -> None:
     """Count what was done. An unfinished last line is dropped, with all that the other file has
     beyond it."""
-    entries = _whole_lines(campaign.log)
-    records = _whole_lines(campaign.records)
+    entries = whole_lines(campaign.log)
+    records = whole_lines(campaign.records)
     built = sum(not entry["not_built"] for entry in entries)
     while built > len(records):
         built -= not entries.pop()["not_built"]
@@ -185,13 +169,6 @@ def _resume(campaign: Campaign) -> None:
         campaign.cover(record)
     replace_text(campaign.log, "".join(json.dumps(entry) + "\n" for entry in entries))
     replace_text(campaign.records, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    *lines, _ = read_text(path, LOG_BYTES).split("\n")
-    return [parse_json(line) for line in lines]
 
 
 # --- the guests -----------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from mthp.compare.campaign_folder import open_folder, whole_lines
 from mthp.compare.program_shrink import shrink_program
 from mthp.compare.programs import first_difference
 from mthp.compare.records import ProgramScore
 from mthp.lab.draw.programs import draw_program
-from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.session.boot import Booted, Guest, booted
 from mthp.lab.session.programs import COUNTED, NotRun, run_program
@@ -27,10 +27,8 @@ from mthp.life.program import parse_program
 from mthp.words.files import append_to, replace_text
 from mthp.words.processes import workers
 from mthp.words.profiles import profile_for_release
-from mthp.words.reading import parse_json, read_json, read_text
 
 SCHEMA_VERSION: Final = 1
-LOG_BYTES: Final = 8 << 30
 AHEAD: Final = 8
 """How many programs are submitted per guest before the first result is awaited."""
 MEMORY: Final = 512
@@ -155,27 +153,16 @@ def open_program_campaign(spec: ProgramSpec, folder: Path) -> ProgramCampaign:
     LabError (2): the folder holds another one, is damaged, or cannot be used.
     """
     campaign = ProgramCampaign(spec, folder)
-    meta = folder / "campaign.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not meta.exists():
-            replace_text(meta, json.dumps(spec.to_json(), indent=1) + "\n")
-            return campaign
-        known = read_json(meta)
-        if known != spec.to_json():
-            raise LabError(BAD_INPUT, f"{folder} holds another campaign: {json.dumps(known)}")
-        *lines, _ = (
-            read_text(campaign.log, LOG_BYTES).split("\n") if campaign.log.exists() else [""]
-        )
-        for line in lines:
-            campaign.add(parse_json(line))
-        replace_text(campaign.log, "".join(f"{line}\n" for line in lines))
-    except OSError as error:
-        what = f"{error.filename or folder}: {error.strerror}"
-        raise LabError(BAD_INPUT, what) from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise LabError(BAD_INPUT, f"{folder}: a campaign's files are damaged: {error}") from None
+    open_folder(folder, spec.to_json(), lambda: _resume(campaign))
     return campaign
+
+
+def _resume(campaign: ProgramCampaign) -> None:
+    """Count what was done. An unfinished last line is dropped."""
+    entries = whole_lines(campaign.log)
+    for entry in entries:
+        campaign.add(entry)
+    replace_text(campaign.log, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 # --- the guests -----------------------------------------------------------------------------
