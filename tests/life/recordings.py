@@ -29,6 +29,10 @@ class RecordedProgram:
         self._ring.record(PREPARE_EXEC, PID, 0, PID)
         self._next = PID + 1
 
+    def wait(self, nanoseconds: int) -> None:
+        """Let so much time pass before what comes next."""
+        self._ring.now += nanoseconds
+
     def call(self, task: int, name: str, *args: int, result: int = 0) -> None:
         """A system call, addresses in bytes."""
         self._ring.call(name, PID + task, *args, result=result)
@@ -77,13 +81,17 @@ class RecordedProgram:
     def end(self, task: int = 0) -> None:
         self._ring.record(EXIT, PID + task, 0, PID + task)
 
-    def recording(self) -> Recording:
+    def packed(self) -> bytes:
+        """The file."""
         self._ring.page()
         decoder = Decoder(self._ring.events, 12, PID)
         decoder.decode([self._ring.read().records()])
         # Nothing of the program's own but what it maps: faults elsewhere are nowhere.
         decoder.rows.processes[0]["vmas"] = []
-        return read_recording(io.BytesIO(packed(decoder, [])), "made")
+        return packed(decoder, [])
+
+    def recording(self) -> Recording:
+        return read_recording(io.BytesIO(self.packed()), "made")
 
     def lived(self, enabled: str = "") -> RecordedReplay:
         """The replay of all of it, with these sizes on."""

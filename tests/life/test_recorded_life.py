@@ -18,6 +18,7 @@ from mthp.words.settings import Settings, parse_enabled_flag
 from tests.image import test_record as real
 from tests.image.made_recording import made_recording, made_there
 from tests.life.recordings import OFF, TABLE, RecordedProgram
+from tests.life.test_recorded_khugepaged import touched
 
 
 def test_the_peak_is_found_and_what_made_it() -> None:
@@ -66,11 +67,30 @@ def test_the_command_prints_a_page_or_a_document(
 ) -> None:
     assert main(["life", str(file), "--enabled", "16kB=always"]) == 0
     page = capsys.readouterr().out
-    assert "Predicted: 20 KiB at the peak" in page and "khugepaged is not run" in page
+    assert "Predicted: 20 KiB at the peak" in page and "Nothing: no process comes onto" in page
+    assert main(["life", str(file), "--no-khugepaged"]) == 0
+    assert "khugepaged is not run" in capsys.readouterr().out
     assert main(["life", str(file), "--enabled", "16kB=always", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["given"]["peak"]["folios"] == {"2": 1}
     assert document["without_huge_pages"]["peak"]["rss"] == document["given"]["peak"]["rss"]
+
+
+def test_what_khugepaged_does_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(touched(100).packed())
+    words = ["life", str(path), "--enabled", "64kB=madvise", "--profile", "7.3"]
+    assert main(words) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "It wakes up 7 times and scans 3,605 pages (7 full scans)." in page
+    assert "7 of 64kB (order 4). For these it copies 400 KiB and adds 48 KiB of zeroes" in page
+    assert "42 folios more are allocated for nothing" in page
+    assert main([*words, "--json"]) == 0
+    work = json.loads(capsys.readouterr().out)["given"]["khugepaged"]
+    assert work["collapsed"] == {"4": 7} and work["added_bytes"] == 12 << 12
+    assert work["curve"]["added"] == [12 << 12]
+    assert main([*words[:-1], "pmd-only"]) == 0
+    assert "no process comes onto its list" in capsys.readouterr().out
 
 
 def test_a_sweep_has_a_row_for_each_size(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,6 @@ class Both:
             sizes={
                 order: Enabled.ALWAYS if order in sizes else Enabled.NEVER for order in range(2, 10)
             },
-            use_zero_page=source.random() < 0.5,
         )
         self.life = Life(self.settings)
         self.life.mm("0")
@@ -109,25 +108,26 @@ class Both:
         replay = RecordedReplay(self.recorded.recording(), self.settings)
         replay.run()
         consistent(replay)
-        own = {
-            int(process.pid) - 100: index for index, process in enumerate(replay_processes(replay))
-        }
-        for task in self.tasks:
-            mm, space = self.life.mms[str(task)], replay.spaces[own[task]]
-            for pages in (range(PAGES), range(4096, 4096 + PAGES)):
-                (tokens,) = layout(mm, pages)
-                engine = [
-                    (str(token.kind), token.order if token.kind is PageKind.FOLIO else 0)
-                    for token in tokens
-                ]
-                ours = [page_of(replay, space, page) for page in pages]
-                wrong = [
-                    page
-                    for page, one, other in zip(pages, engine, ours, strict=True)
-                    if one != other
-                ]
-                at = wrong[0] - pages.start if wrong else 0
-                assert not wrong, (task, wrong[:3], engine[at], ours[at], self.done[-12:])
+        compare_pages(self, replay)
+
+
+def compare_pages(both: Both, replay: RecordedReplay) -> None:
+    """Compare every page of every process."""
+    own = {int(process.pid) - 100: index for index, process in enumerate(replay_processes(replay))}
+    for task in both.tasks:
+        mm, space = both.life.mms[str(task)], replay.spaces[own[task]]
+        for pages in (range(PAGES), range(4096, 4096 + PAGES)):
+            (tokens,) = layout(mm, pages)
+            engine = [
+                (str(token.kind), token.order if token.kind is PageKind.FOLIO else 0)
+                for token in tokens
+            ]
+            ours = [page_of(replay, space, page) for page in pages]
+            wrong = [
+                page for page, one, other in zip(pages, engine, ours, strict=True) if one != other
+            ]
+            at = wrong[0] - pages.start if wrong else 0
+            assert not wrong, (task, wrong[:3], engine[at], ours[at], both.done[-12:])
 
 
 def replay_processes(replay: RecordedReplay) -> list[RecordedProcess]:

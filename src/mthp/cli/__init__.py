@@ -19,13 +19,13 @@ from mthp.cli.options import (
     add_collapse,
     add_diff,
     add_doctor,
-    add_life,
     add_plan,
     add_record,
     add_replay,
     add_snap,
     add_sweep,
 )
+from mthp.cli.options_life import add_life
 from mthp.image.capture.proc import CaptureError
 from mthp.lab.errors import LabError
 from mthp.words.files import FileError, one_line

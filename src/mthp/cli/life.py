@@ -9,7 +9,9 @@ from mthp.cli.options import UsageError, print_json
 from mthp.cli.target import settle_settings
 from mthp.image.recording import Recording, load_recording
 from mthp.life.recorded_life import lived, sweep_life
+from mthp.life.recorded_replay import Daemon
 from mthp.words.costs import PUBLISHED, read_costs
+from mthp.words.profiles import PROFILES, profile_for_release
 from mthp.words.settings import Settings, SettingsError
 
 
@@ -21,9 +23,11 @@ def run_life(args: argparse.Namespace) -> int:
     except SettingsError as error:
         raise UsageError(f"{args.file}: recorded settings: {error}") from None
     settings = settle_settings(args, recorded)
+    profile = PROFILES[args.profile] if args.profile else profile_for_release(recording.kernel)
+    daemon = None if args.no_khugepaged else Daemon(profile, args.assume_young == "all")
     if args.sweep:
-        return _sweep(args, recording, settings)
-    answer = lived(recording, args.file, settings, recorded)
+        return _sweep(args, recording, settings, daemon)
+    answer = lived(recording, args.file, settings, recorded, daemon)
     if args.json:
         from mthp.report.life import life_document
 
@@ -37,10 +41,12 @@ def run_life(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sweep(args: argparse.Namespace, recording: Recording, settings: Settings) -> int:
+def _sweep(
+    args: argparse.Namespace, recording: Recording, settings: Settings, daemon: Daemon | None
+) -> int:
     """Show one table of settings."""
     costs = PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED)
-    sweep = sweep_life(recording, args.file, settings)
+    sweep = sweep_life(recording, args.file, settings, daemon)
     if args.json:
         from mthp.report.life import life_sweep_document
 

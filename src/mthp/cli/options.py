@@ -335,7 +335,6 @@ def add_sweep(verbs: Verbs) -> None:
         help="try these too: defrag, rate (pages_to_scan and scan_sleep), profile (other kernels); "
         "several with commas",
     )
-    add_number(group, "jobs", "processes, where it takes long (default: one a core)", 1, 1024)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument(
@@ -360,6 +359,7 @@ def _add_fleet(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the answers go, as Parquet; what is there already is not done again",
     )
+    add_number(group, "jobs", "processes (default: one a core)", 1, 1024)
     group.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster, in the place of local processes"
     )
@@ -553,32 +553,6 @@ def add_record(verbs: Verbs) -> None:
         metavar="FILE",
         help="write the program that does this on other hosts (mthp-record.pyz), and nothing else",
     )
-
-
-def add_life(verbs: Verbs) -> None:
-    """Add `mthp life` and its options to the parser."""
-    parser = verbs.add_parser(
-        "life",
-        help="a recorded program's memory under other settings",
-        description="Replay a recording (mthp record) under the settings given: memory against time, its "
-        "peak and what made it, and faults, beside the life without huge pages. Nothing is run.",
-    )
-    parser.set_defaults(run="mthp.cli.life:run_life")
-    parser.add_argument("file", metavar="FILE", help="a recording")
-    add_settings(parser)
-    parser.add_argument(
-        "--sweep",
-        action="store_true",
-        help="one table: without huge pages, each size alone, all below PMD size, all, and as given",
-    )
-    parser.add_argument(
-        "--costs",
-        metavar="FILE",
-        help="of --sweep: what time is reckoned by, as mthp calibrate --json has it",
-    )
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON document")
-    group.add_argument("--verbose", action="store_true", help="every mapping and call site")
 
 
 def add_diff(verbs: Verbs) -> None:

@@ -122,7 +122,7 @@ class Calls:
         for span in spans:
             end = new[1] if grown > 0 else span.end + away
             shift = span.shift - away if span.anon else 0
-            space.map(span.start + away, end, span.traits, shift, span.anon)
+            space.map(span.start + away, end, span.traits, shift, span)
             space.move(span.start, span.end - span.start, span.start + away)
             if not args[3] & MREMAP_DONTUNMAP:
                 space.unmap(span.start, span.end)
@@ -230,7 +230,9 @@ class Calls:
                 continue
             fits = span.traits.backing is Backing.ANON and pages.how[row] == BY_PTES
             if fits and (pages.folio[row] > 0).any() and not (pages.folio[row] == GUARD).any():
-                pages.collapse(row)
+                there = pages.collapse(row, 0, bits)
+                pages.work.copied += there
+                pages.work.cleared += pages.ptrs - there
         space.anon += pages.rss - before
 
 

@@ -19,7 +19,7 @@ from mthp.life.recorded_records import (
     MemoryCurve,
     PeakMapping,
 )
-from mthp.life.recorded_replay import RecordedReplay
+from mthp.life.recorded_replay import Daemon, RecordedReplay
 from mthp.words.settings import Enabled, Settings
 
 MOST_SITES = 10
@@ -83,19 +83,19 @@ def _name(recording: Recording, index: int) -> str:
     return f"{program.rpartition('/')[2]} ({process.pid})"
 
 
-def live(recording: Recording, settings: Settings) -> LifeOutcome:
+def live(recording: Recording, settings: Settings, daemon: Daemon | None = None) -> LifeOutcome:
     """The life under these settings; a second replay ends at the peak, to see what made it."""
-    replay = RecordedReplay(recording, settings)
+    replay = RecordedReplay(recording, settings, daemon)
     replay.run()
-    until = RecordedReplay(recording, settings)
-    until.run(replay.peak_event)
+    until = RecordedReplay(recording, settings, daemon)
+    until.run(replay.peak_at)
     work = replay.pages.work
     order = np.argsort(-replay.site_pages, kind="stable")[:MOST_SITES].tolist()
     return LifeOutcome(
         settings=settings,
         curve=MemoryCurve(*np.array(replay.points, np.int64).reshape(-1, 4).T),
         peak=replay.peak,
-        end=replay.end or replay.moment(-1),
+        end=replay.end or replay.moment(int(recording.time[-1])),
         faults=work.faults,
         cleared=work.cleared,
         copied=work.copied,
@@ -112,19 +112,24 @@ def live(recording: Recording, settings: Settings) -> LifeOutcome:
         ),
         nowhere=replay.nowhere,
         passed_over=replay.calls.passed_over,
+        khugepaged=replay.khugepaged.work() if replay.khugepaged is not None else None,
     )
 
 
 def lived(
-    recording: Recording, name: str, settings: Settings, recorded_settings: Settings | None = None
+    recording: Recording,
+    name: str,
+    settings: Settings,
+    recorded_settings: Settings | None = None,
+    daemon: Daemon | None = None,
 ) -> Lived:
     """The life without huge pages, and under these settings. recorded_settings: those that were set while it
-    was recorded."""
+    was recorded. daemon: khugepaged runs too."""
     recorded_settings = recorded_settings or settings
     began = time.monotonic()
     recorded = live(recording, without_huge_pages(settings))
     same = settings == recorded.settings
-    given = recorded if same else live(recording, settings)
+    given = recorded if same and daemon is None else live(recording, settings, daemon)
     return Lived(
         name=name,
         command=_in_short(recording.command),
@@ -143,9 +148,11 @@ def lived(
     )
 
 
-def sweep_life(recording: Recording, name: str, settings: Settings) -> LifeSweep:
+def sweep_life(
+    recording: Recording, name: str, settings: Settings, daemon: Daemon | None = None
+) -> LifeSweep:
     """The life without huge pages, with each size alone, with those below PMD size, with all, and under these
-    settings."""
+    settings. daemon: khugepaged runs too."""
     began = time.monotonic()
     off, geometry = without_huge_pages(settings), recording.geometry
     sizes = sorted(geometry.anon_orders)
@@ -158,7 +165,7 @@ def sweep_life(recording: Recording, name: str, settings: Settings) -> LifeSweep
     ):
         grid[title] = off.replace(sizes={**off.sizes, **dict.fromkeys(orders, Enabled.ALWAYS)})
     grid["as given"] = settings
-    rows = tuple((title, live(recording, each)) for title, each in grid.items())
+    rows = tuple((title, live(recording, each, daemon)) for title, each in grid.items())
     return LifeSweep(
         name=name,
         command=_in_short(recording.command),
@@ -174,7 +181,18 @@ def sweep_life(recording: Recording, name: str, settings: Settings) -> LifeSweep
 
 def _unseen(recording: Recording, given: LifeOutcome) -> Iterator[str]:
     """What the answer does not know."""
-    yield "khugepaged is not run: this is what faults alone make of it"
+    if given.khugepaged is None:
+        yield "khugepaged is not run: this is what faults alone make of it"
+    else:
+        yield (
+            "what else khugepaged scans: here it has these processes alone, wakes up when the first of them "
+            "comes onto its list, and its work takes no time"
+        )
+        if given.khugepaged.lacking:
+            yield (
+                f"what forked children only read: {given.khugepaged.lacking:,} windows were refused since no "
+                "fault shows that they were used (--assume-young all)"
+            )
     yield "memory is never short: nothing is reclaimed, swapped or refused"
     if recording.was_there and not recording.huge_pages_off:
         large = np.count_nonzero((recording.start_order > 0) & (recording.start_order != ZERO_PAGE))

@@ -16,6 +16,9 @@ NONE, ZERO, GUARD = 0, -1, -2
 """What a page maps besides folios, which are numbers from 1 up."""
 BY_PTES, BY_PMD, HUGE_ZERO = 0, 1, 2
 """How a table maps: by itself, or, in its place, a huge page or the huge zero page."""
+GUARDED, OLD = np.uint8(1), np.uint8(2)
+"""Of a page: a store faults, since it may be shared after fork; and it is a child's that has not used it
+yet, so that its entry is not young. OLD pages are GUARDED too."""
 
 
 @dataclass
@@ -37,14 +40,19 @@ class PageStore:
         self.ptrs = 1 << pmd_order
         self.pmd_order = pmd_order
         self.folio: NDArray[np.int32] = np.zeros((64, self.ptrs), np.int32)
-        self.guarded: NDArray[np.bool_] = np.zeros((64, self.ptrs), np.bool_)
-        """Whether a store faults, since the page may be shared after fork."""
+        self.guarded: NDArray[np.uint8] = np.zeros((64, self.ptrs), np.uint8)
+        """0, or GUARDED, or GUARDED and OLD."""
         self.written: NDArray[np.bool_] = np.zeros((64, self.ptrs), np.bool_)
         self.how: NDArray[np.uint8] = np.zeros(64, np.uint8)
         self._free: list[int] = list(range(63, -1, -1))
         self.order: NDArray[np.int8] = np.zeros(1024, np.int8)
         self.mapped: NDArray[np.int32] = np.zeros(1024, np.int32)
         """Of each folio, how many pages of tables map it, in all spaces."""
+        self.faulted: NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        """Of each folio, whether a fault brought it, and not a collapse."""
+        self.scattered: set[int] = set()
+        """Large folios of which mremap() may have left pages in several tables of a space."""
+        self.forked = False
         self._next = 1
         self.rss = 0
         self.frames = 0
@@ -67,19 +75,21 @@ class PageStore:
     def drop_row(self, row: int) -> None:
         """Give a table back, of which nothing is mapped any more."""
         self.folio[row] = NONE
-        self.guarded[row] = False
+        self.guarded[row] = 0
         self.written[row] = False
         self.how[row] = BY_PTES
         self._free.append(row)
 
-    def new_folios(self, count: int, order: int) -> int:
+    def new_folios(self, count: int, order: int, *, faulted: bool = True) -> int:
         """So many folios of an order, not yet mapped; the first one's number."""
         first = self._next
         self._next += count
         while self._next > len(self.order):
             self.order = np.concatenate([self.order, np.zeros_like(self.order)])
             self.mapped = np.concatenate([self.mapped, np.zeros_like(self.mapped)])
+            self.faulted = np.concatenate([self.faulted, np.zeros_like(self.faulted)])
         self.order[first : self._next] = order
+        self.faulted[first : self._next] = faulted
         self.frames += count << order
         self.huge[order] += count
         return first
@@ -129,7 +139,7 @@ class PageStore:
         start = at & -size
         folio = self.new_folios(1, order)
         self.folio[row, start : start + size] = folio
-        self.guarded[row, start : start + size] = False
+        self.guarded[row, start : start + size] = 0
         self.mapped[folio] = size
         self.rss += size
         self.work.cleared += size
@@ -143,7 +153,7 @@ class PageStore:
         count = len(rows)
         first = self.new_folios(count, 0)
         self.folio[rows, at] = np.arange(first, first + count, dtype=np.int32)
-        self.guarded[rows, at] = False
+        self.guarded[rows, at] = 0
         self.mapped[first : first + count] = 1
         self.rss += count
         self.work.cleared += count
@@ -157,18 +167,18 @@ class PageStore:
         ours = int(np.count_nonzero(self.folio[row] == folio)) if order else 1
         if self.how[row] == BY_PMD:
             if mapped == ours:
-                self.guarded[row] = False
+                self.guarded[row] = 0
                 return
             self.split_pmd(row)
         elif mapped == ours and (order == 0 or mapped > 1):
-            self.guarded[row, at] = False
+            self.guarded[row, at] = 0
             return
         new = self.new_folios(1, 0)
         self._unmap(self.folio[row, at : at + 1].copy())
         self.folio[row, at] = new
         self.mapped[new] = 1
         self.rss += 1
-        self.guarded[row, at] = False
+        self.guarded[row, at] = 0
         self.work.copied += 1
         self.work.brought[0] = self.work.brought.get(0, 0) + 1
 
@@ -188,7 +198,7 @@ class PageStore:
         part = self.folio[row, start:end]
         self._unmap(part[part > 0])
         part[(part != GUARD) if keep_guards else slice(None)] = NONE
-        self.guarded[row, start:end] = False
+        self.guarded[row, start:end] = 0
         self.written[row, start:end] = False
         if whole:
             self.how[row] = BY_PTES
@@ -202,13 +212,16 @@ class PageStore:
         self.folio[target, start:end] = part
         self.written[target, start:end] = self.written[row, start:end]
         self.guarded[row, start:end] |= there
-        self.guarded[target, start:end] = there
+        self.guarded[target, start:end] = there * (GUARDED | OLD)
+        self.forked = True
         folios, counts = np.unique(part[there], return_counts=True)
         self.mapped[folios] += counts.astype(np.int32)
         self.rss += int(np.count_nonzero(there))
 
     def move(self, row: int, at: int, target: int, to: int, count: int) -> None:
         """Move a range of a table into another one. Kernel: mm/mremap.c, move_ptes()."""
+        part = self.folio[row, at : at + count]
+        self.scattered.update(part[(part > 0) & (self.order[part] > 0)].tolist())
         for state in (self.folio, self.guarded, self.written):
             state[target, to : to + count] = state[row, at : at + count]
             state[row, at : at + count] = 0
@@ -222,22 +235,28 @@ class PageStore:
         written = self.written[row, places]
         self._unmap(self.folio[row, places])
         kept = places[written]
-        first = self.new_folios(len(kept), 0)
+        first = self.new_folios(len(kept), 0, faulted=bool(self.faulted[folio]))
         self.folio[row, kept] = np.arange(first, first + len(kept), dtype=np.int32)
         self.mapped[first : first + len(kept)] = 1
         self.rss += len(kept)
         self.folio[row, places[~written]] = ZERO
 
-    def collapse(self, row: int) -> None:
-        """Have one huge page map all of a table. Kernel: mm/khugepaged.c, collapse_huge_page()."""
-        old = self.folio[row]
-        there = int(np.count_nonzero(old > 0))
-        self._unmap(old[old > 0])
-        folio = self.new_folios(1, self.pmd_order)
-        self.folio[row] = folio
-        self.guarded[row] = False
-        self.mapped[folio] = self.ptrs
-        self.rss += self.ptrs
-        self.how[row] = BY_PMD
-        self.work.copied += there
-        self.work.cleared += self.ptrs - there
+    def collapse(self, row: int, start: int, order: int) -> int:
+        """Have one new folio map an aligned range of a table; how many of its pages were there. Kernel:
+        mm/khugepaged.c, collapse_huge_page()."""
+        size = 1 << order
+        part = self.folio[row, start : start + size]
+        old = part[part > 0]
+        self._unmap(old)
+        folio = self.new_folios(1, order, faulted=False)
+        part[:] = folio
+        self.guarded[row, start : start + size] = 0
+        self.mapped[folio] = size
+        self.rss += size
+        if order == self.pmd_order:
+            self.how[row] = BY_PMD
+        return len(old)
+
+    def use(self, row: int, at: NDArray[np.int64] | int) -> None:
+        """Pages of a table were used: their entries are young. A huge page has one entry."""
+        self.guarded[row, slice(None) if self.how[row] == BY_PMD else at] &= GUARDED

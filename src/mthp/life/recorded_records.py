@@ -59,13 +59,41 @@ class CallSite:
     pages: int
 
 
+@dataclass(frozen=True)
+class KhugepagedPoint:
+    """What khugepaged had done after a wakeup. collapsed: pages of the folios it made; added: frames."""
+
+    time: int
+    collapsed: int
+    added: int
+
+
+@dataclass(frozen=True)
+class KhugepagedWork:
+    """What khugepaged did in a life. scanned: what it spent of pages_to_scan. collapsed: order -> folios it
+    made. copied, filled: pages of these; frames_added: that memory in use grew by. attempts: folios it
+    allocated. lacking: windows it refused since no fault shows that any of their pages was used. points:
+    after each wakeup that collapsed something."""
+
+    wakeups: int
+    full_scans: int
+    scanned: int
+    collapsed: dict[int, int]
+    copied: int
+    filled: int
+    frames_added: int
+    attempts: int
+    lacking: int
+    points: tuple[KhugepagedPoint, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class LifeOutcome:
     """One life under one set of settings. end: when the command ended, or the recording.
 
     faults: at anonymous memory. cleared: pages; copied: those that copy-on-write copied. brought: order ->
     folios that faults brought. nowhere: recorded faults where no mapping allows the access. passed_over:
-    calls of which it is not known what they did -> how many.
+    calls of which it is not known what they did -> how many. khugepaged: None where it was not run.
     """
 
     settings: Settings
@@ -80,6 +108,7 @@ class LifeOutcome:
     sites: tuple[CallSite, ...]
     nowhere: int
     passed_over: dict[str, int]
+    khugepaged: KhugepagedWork | None
 
 
 @dataclass(frozen=True, eq=False)

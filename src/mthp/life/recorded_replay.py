@@ -6,7 +6,9 @@ Faults between two other events are taken together, for until the next one memor
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from mthp.image.recording import EventKind, FaultFlag, HowBegun, RecordedProcess, Recording
 from mthp.life.recorded_calls import AT_BEGIN, Calls
+from mthp.life.recorded_khugepaged import RecordedKhugepaged
 from mthp.life.recorded_pages import BY_PTES, GUARD, NONE, ZERO, PageStore
 from mthp.life.recorded_records import MemoryMoment
 from mthp.life.recorded_space import (
@@ -25,6 +28,7 @@ from mthp.life.recorded_space import (
     Span,
     SpanTraits,
 )
+from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 
 MOST_TOGETHER = 4096
@@ -40,18 +44,34 @@ UNSEEN = Span(0, 1 << 62, SpanTraits(Backing.FILE, 7, "[unseen]"))
 Watch = Callable[[int], None]
 
 
+@dataclass(frozen=True)
+class Daemon:
+    """khugepaged is to be run: that of a profile. all_young: every page counts as used, not only those of
+    which a fault shows it."""
+
+    profile: Profile
+    all_young: bool = False
+
+    def made(self, pages: PageStore, settings: Settings) -> RecordedKhugepaged:
+        """The daemon of one replay."""
+        return RecordedKhugepaged(pages, settings, self.profile, all_young=self.all_young)
+
+
 class RecordedReplay:
     """One replay of a recording under settings.
 
-    points: time, rss, frames and huge of the curve. peak, peak_event: its highest moment, and the event
-    after it. end: before the command's first task ended; None before. nowhere: faults that found no mapping,
-    or one that does not allow the access.
+    points: time, rss, frames and huge of the curve. peak, peak_at: its highest moment, and the event after it
+    and how often khugepaged had woken up. end: before the command's first task ended; None before. nowhere:
+    faults that found no mapping, or one that does not allow the access. khugepaged: None where it is not run.
     """
 
-    def __init__(self, recording: Recording, settings: Settings) -> None:
+    def __init__(
+        self, recording: Recording, settings: Settings, daemon: Daemon | None = None
+    ) -> None:
         self._recording = recording
         self._settings = settings
         self.pages = PageStore(recording.geometry.pmd_order)
+        self.khugepaged = daemon.made(self.pages, settings) if daemon is not None else None
         limit = 1 << (56 - recording.geometry.page_shift)
         self.calls = Calls(recording.geometry.page_shift, limit)
         self.spaces: dict[int, RecordedSpace] = {}
@@ -60,7 +80,7 @@ class RecordedReplay:
         self._process = recording.task_process.astype(np.int64)
         self.points: list[tuple[int, int, int, int]] = []
         self.peak = MemoryMoment(0, 0, 0, 0, {})
-        self.peak_event = 0
+        self.peak_at = 0, 0
         self.end: MemoryMoment | None = None
         self.nowhere = 0
         first = {each: task for task, each in enumerate(self._process.tolist())}
@@ -77,7 +97,8 @@ class RecordedReplay:
     def _begin(self, index: int, process: RecordedProcess) -> None:
         if index in self.spaces:
             return
-        space = RecordedSpace(self.pages, self._settings, process.vmas is not None)
+        known = process.vmas is not None
+        space = RecordedSpace(self.pages, self._settings, known, self.khugepaged)
         shift = self._recording.geometry.page_shift
         for vma in process.vmas or ():
             backing = Backing.FILE if vma.inode else Backing.ANON
@@ -107,47 +128,73 @@ class RecordedReplay:
             space.have(
                 recording.start_page.astype(np.int64), recording.start_order, recording.start_folio
             )
+            for span in space.spans:
+                space.enter(span)
 
     def run(
-        self, until: int | None = None, stops: Iterable[int] = (), watch: Watch | None = None
+        self,
+        until: tuple[int, int] | None = None,
+        stops: Iterable[int] = (),
+        watch: Watch | None = None,
     ) -> None:
-        """Live up to an event. watch: is called before each of the events in stops, with its number."""
+        """Live up to an event, and so many of khugepaged's wakeups. watch: is called before each of the
+        events in stops, with its number."""
         kinds = self._recording.kind
-        count = len(kinds) if until is None else until
+        count, wakeups = until or (len(kinds), sys.maxsize)
         marks = iter(sorted({each for each in stops if each <= count}))
         mark = next(marks, count + 1)
         begin = 0
         for edge in [*np.flatnonzero(kinds[:count] != EventKind.FAULT).tolist(), count]:
             while True:
+                wakes = self._wake_up(begin, wakeups)
                 if mark == begin and watch is not None:
                     watch(mark)
                     mark = next(marks, count + 1)
                 if begin == edge:
                     break
-                end = min(edge, begin + MOST_TOGETHER, mark)
+                end = min(edge, begin + MOST_TOGETHER, mark, wakes)
                 self._faults(begin, end)
-                self._note(end - 1)
+                self._note(int(self._recording.time[end - 1]), end)
                 begin = end
             if edge < count:
                 self._other(edge)
                 begin = edge + 1
 
-    def moment(self, event: int) -> MemoryMoment:
-        """Memory as it is, at the time of an event."""
+    def _wake_up(self, event: int, most: int) -> int:
+        """Let khugepaged make the wakeups that come before an event; before which one the next comes."""
+        daemon, times = self.khugepaged, self._recording.time
+        if daemon is None:
+            return len(times) + 1
+        if daemon.woken and event:
+            daemon.due = int(times[event - 1])
+        while daemon.due is not None and daemon.wakeups < most:
+            at = int(np.searchsorted(times, daemon.due, side="right"))
+            if at > event or at == len(times):
+                return at
+            now, collapsed = daemon.due, daemon.table.collapsed.total()
+            daemon.wake_up(now)
+            if daemon.table.collapsed.total() != collapsed:
+                for space in self.spaces.values():
+                    space.peak = max(space.peak, space.anon)
+                self._note(now, event)
+        return len(times) + 1
+
+    def moment(self, time: int) -> MemoryMoment:
+        """Memory as it is, at a time."""
         pages = self.pages
         folios = {order: count for order, count in pages.huge.items() if order and count}
-        time = int(self._recording.time[event])
         return MemoryMoment(time, pages.rss, pages.frames, pages.frames - pages.huge[0], folios)
 
-    def _note(self, event: int) -> None:
-        """Add the memory of now to the curve, where it is another."""
+    def _note(self, time: int, event: int) -> None:
+        """Add the memory of now to the curve, where it is another. event: the next one."""
         pages = self.pages
-        if self.points and (pages.rss, pages.frames) == self.points[-1][1:3]:
+        now = pages.rss, pages.frames, pages.frames - pages.huge[0]
+        if self.points and now == self.points[-1][1:]:
             return
-        time = int(self._recording.time[event])
-        self.points.append((time, pages.rss, pages.frames, pages.frames - pages.huge[0]))
+        self.points.append((time, *now))
         if pages.rss > self.peak.rss:
-            self.peak, self.peak_event = self.moment(event), event + 1
+            wakeups = self.khugepaged.wakeups if self.khugepaged is not None else 0
+            self.peak, self.peak_at = self.moment(time), (event, wakeups)
 
     # Events that are no faults
 
@@ -171,14 +218,14 @@ class RecordedReplay:
                 self._leave(index)
         elif kind == EventKind.END:
             if task == 0:
-                self.end = self.moment(event)
+                self.end = self.moment(int(recording.time[event]))
             self._leave(index)
         elif space is not None and kind in (EventKind.CALL, EventKind.RETURN):
             name = recording.calls[recording.call_kind[value]]
             if (name in AT_BEGIN) == (kind == EventKind.CALL):
                 args = recording.call_args[value].tolist()
                 self.calls.perform(space, name, args, int(recording.call_result[value]))
-        self._note(event)
+        self._note(int(recording.time[event]), event + 1)
 
     def _leave(self, index: int) -> None:
         """A task leaves an address space, which ends with its last one."""
@@ -262,11 +309,14 @@ class RecordedReplay:
         low = at & (pages.ptrs - 1)
         known = rows >= 0
         state = np.where(known, pages.folio[rows, low], np.int32(NONE))
-        there = (state > 0) & ~(write & pages.guarded[rows, low])
+        there = (state > 0) & ~(write & (pages.guarded[rows, low] > 0))
         there |= (state == GUARD) | ((state == ZERO) & ~write)
         there &= known
         stored = there & write & (state > 0)
         pages.written[rows[stored], low[stored]] = True
+        if pages.forked:
+            for row in np.unique(rows[there & (state > 0)]).tolist():
+                pages.use(row, low[there & (rows == row)])
         return there, state
 
     def _together(

@@ -7,11 +7,11 @@ Addresses are in pages. Kernel: mm/vma.c, mm/mmap.c, mm/memory.c.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +57,34 @@ class SpanTraits:
 @dataclass(slots=True)
 class Span:
     """A mapping. shift: how far its pages' offsets lie from their addresses. anon: which anon_vma it has;
-    0 if none."""
+    0 if none. inherited: fork made it of one that had one. Kernel: vma_is_fork_child()."""
 
     start: int
     end: int
     traits: SpanTraits
     shift: int = 0
     anon: int = 0
+    inherited: bool = False
+
+
+def _joins(one: Span, other: Span) -> bool:
+    """Whether the anon_vmas of two mappings let them be one. Kernel: mm/vma.c, is_mergeable_anon_vma()."""
+    if one.anon and other.anon:
+        return one.anon == other.anon
+    return not (one.inherited or other.inherited)
+
+
+class Registers(Protocol):
+    """What is told of mappings that may be collapsed, and of spaces that end: khugepaged."""
+
+    def enter_vma(self, space: RecordedSpace, span: Span) -> None:
+        """Kernel: khugepaged_enter_vma()."""
+
+    def enter(self, space: RecordedSpace) -> None:
+        """Kernel: __khugepaged_enter()."""
+
+    def exit(self, space: RecordedSpace) -> None:
+        """Kernel: __khugepaged_exit()."""
 
 
 PROT, PROT_WRITE = 7, 2
@@ -73,9 +94,16 @@ MERGED = frozenset({Backing.ANON})
 
 
 class RecordedSpace:
-    """One address space. vmas_known: whether the mappings that it began with are."""
+    """One address space. vmas_known: whether the mappings that it began with are. registered: on khugepaged's
+    list. ended: nobody uses it any more."""
 
-    def __init__(self, pages: PageStore, settings: Settings, vmas_known: bool) -> None:
+    def __init__(
+        self,
+        pages: PageStore,
+        settings: Settings,
+        vmas_known: bool,
+        khugepaged: Registers | None = None,
+    ) -> None:
         self.pages = pages
         self.tables: dict[int, int] = {}
         self.spans: list[Span] = []
@@ -85,6 +113,8 @@ class RecordedSpace:
         self.anon = 0
         self.peak = 0
         self.vmas_known = vmas_known
+        self.registered = self.ended = False
+        self.khugepaged = khugepaged
         self._settings = settings
         self._orders: dict[SpanTraits, int] = {}
         self._bits = pages.pmd_order
@@ -95,6 +125,16 @@ class RecordedSpace:
         """The index of the mapping that holds a page; -1 where there is none."""
         index = bisect_right(self.starts, page) - 1
         return index if index >= 0 and page < self.spans[index].end else -1
+
+    def after(self, page: int) -> int:
+        """The index of the mapping that holds a page, or of the next one. Kernel: find_vma()."""
+        index = bisect_right(self.starts, page) - 1
+        return index if index >= 0 and page < self.spans[index].end else index + 1
+
+    def enter(self, span: Span) -> None:
+        """Tell khugepaged of a mapping that it may be able to collapse."""
+        if self.khugepaged is not None:
+            self.khugepaged.enter_vma(self, span)
 
     def find(self, page: int) -> Span | None:
         """The mapping that holds a page, which a stack may come to do by growing. Kernel: mm/mmap.c,
@@ -128,10 +168,14 @@ class RecordedSpace:
             mask |= settings.orders_inherit
         return mask & settings.geometry.anon_orders_mask
 
-    def map(self, start: int, end: int, traits: SpanTraits, shift: int = 0, anon: int = 0) -> None:
-        """Map a range anew. Kernel: mm/vma.c, mmap_region()."""
+    def map(
+        self, start: int, end: int, traits: SpanTraits, shift: int = 0, moved: Span | None = None
+    ) -> None:
+        """Map a range anew. moved: the mapping whose pages come there. Kernel: mm/vma.c, mmap_region(),
+        copy_vma()."""
         self.unmap(start, end)
-        self._insert(Span(start, end, traits, shift, anon))
+        of = (moved.anon, moved.inherited) if moved is not None else (0, False)
+        self._insert(Span(start, end, traits, shift, *of))
         self._merge(start, end)
 
     def _insert(self, span: Span) -> None:
@@ -175,6 +219,7 @@ class RecordedSpace:
 
     def _merge(self, start: int, end: int) -> None:
         """Join the mappings in and around a range that are alike. Kernel: mm/vma.c, vma_merge_*()."""
+        merged = None
         index = max(bisect_right(self.starts, start - 1) - 1, 0)
         while index + 1 < len(self.spans) and self.spans[index].end <= end:
             one, other = self.spans[index], self.spans[index + 1]
@@ -183,26 +228,44 @@ class RecordedSpace:
                 and one.traits == other.traits
                 and one.shift == other.shift
                 and one.traits.backing in MERGED
-                and (one.anon == other.anon or not one.anon or not other.anon)
+                and _joins(one, other)
             ):
                 one.end, one.anon = other.end, one.anon or other.anon
+                one.inherited |= other.inherited
                 del self.spans[index + 1], self.starts[index + 1]
+                merged = one
             else:
                 index += 1
 
+        if merged is not None:
+            self.enter(merged)
+
     def change(self, start: int, end: int, **traits: Any) -> None:
-        """Change traits of a range. Kernel: mm/vma.c, vma_modify_flags()."""
-        for span in self.cut(start, end):
-            span.traits = replace(span.traits, **traits)
-        self._merge(start, end)
+        """Change traits of a range. Kernel: mm/madvise.c, madvise_update_vma()."""
+        self._alter(start, end, lambda old: replace(old, **traits))
 
     def protect(self, start: int, end: int, prot: int) -> None:
         """Change what may be done with a range. Kernel: mm/mprotect.c, mprotect_fixup()."""
-        for span in self.cut(start, end):
-            old = span.traits
+
+        def wanted(old: SpanTraits) -> SpanTraits:
             newly = prot & PROT_WRITE and not old.prot & PROT_WRITE and not old.reserved
-            span.traits = replace(old, prot=prot, accounted=old.accounted or bool(newly))
-        self._merge(start, end)
+            return replace(old, prot=prot, accounted=old.accounted or bool(newly))
+
+        self._alter(start, end, wanted)
+
+    def _alter(self, start: int, end: int, wanted: Callable[[SpanTraits], SpanTraits]) -> None:
+        """Change mappings, each as far as it lies in a range and is not so yet. Kernel: mm/vma.c,
+        vma_modify_flags()."""
+        for low, high in self.mapped(start, end):
+            old = self.spans[self.at(low)].traits
+            new = wanted(old)
+            if new == old:
+                continue
+            (span,) = self.cut(low, high)
+            span.traits = new
+            self._merge(low, high)
+            if new.advice is HugeAdvice.HUGEPAGE and old.advice is not new.advice:
+                self.enter(self.spans[self.at(low)])
 
     def unmap(self, start: int, end: int) -> None:
         """Unmap a range, and free the tables that no mapping needs any more. Kernel: mm/vma.c,
@@ -251,6 +314,9 @@ class RecordedSpace:
         for row in self.tables.values():
             self.pages.zap(row, 0, self.pages.ptrs, keep_guards=False)
             self.pages.drop_row(row)
+        self.ended = True
+        if self.khugepaged is not None:
+            self.khugepaged.exit(self)
         self.tables.clear()
         self.spans.clear()
         self.starts.clear()
@@ -271,7 +337,10 @@ class RecordedSpace:
             return
         index = self.at(span.start)
         for near in (index + 1, index - 1):
-            if 0 <= near < len(self.spans) and (other := self.spans[near]).anon:
+            if not 0 <= near < len(self.spans):
+                continue
+            other = self.spans[near]
+            if other.anon and not other.inherited:
                 touching = span.end == other.start or other.end == span.start
                 alike = replace(
                     other.traits, prot=span.traits.prot, accounted=span.traits.accounted
@@ -291,6 +360,7 @@ class RecordedSpace:
         if state > 0 and not (write and pages.guarded[row, at]):
             if write:
                 pages.written[row, at] = True
+            pages.use(row, at)
             return False
         if state == GUARD or (state == ZERO and not write):
             return False
@@ -315,12 +385,10 @@ class RecordedSpace:
         pages, table = self.pages, page >> self._bits
         if row < 0 and self._huge_suits(span, table):
             self.prepare(span)
+            self.enter(span)
             row = self.row(table)
-            if self._settings.use_zero_page:
-                pages.how[row] = HUGE_ZERO
-                pages.folio[row] = ZERO
-            else:
-                pages.bring(row, 0, pages.pmd_order)
+            pages.how[row] = HUGE_ZERO
+            pages.folio[row] = ZERO
         else:
             pages.folio[self.row(table), page & (pages.ptrs - 1)] = ZERO
 
@@ -334,6 +402,7 @@ class RecordedSpace:
         zero page; do_huge_pmd_anonymous_page(), do_huge_zero_wp_pmd()."""
         pages, table, at = self.pages, page >> self._bits, page & (self.pages.ptrs - 1)
         if row < 0 and self._huge_suits(span, table):
+            self.enter(span)
             pages.bring(self.row(table), at, pages.pmd_order)
             return
         if row >= 0 and pages.how[row] == HUGE_ZERO:
@@ -404,15 +473,17 @@ class RecordedSpace:
 
     def fork(self, settings: Settings) -> RecordedSpace:
         """The copy that a child gets. Kernel: kernel/fork.c, dup_mmap(); mm/memory.c, copy_page_range()."""
-        child = RecordedSpace(self.pages, settings, self.vmas_known)
+        child = RecordedSpace(self.pages, settings, self.vmas_known, self.khugepaged)
         child.brk = self.brk
+        if self.registered and self.khugepaged is not None:
+            self.khugepaged.enter(child)
         before = self.pages.rss
         for span in self.spans:
             if not span.traits.forked:
                 continue
             anon = 0 if span.traits.wiped else span.anon
             # The child's has an anon_vma of its own, which keeps it from others' ranges.
-            child._insert(replace(span, anon=next(_ANON) if anon else 0))
+            child._insert(replace(span, anon=next(_ANON) if anon else 0, inherited=bool(anon)))
             if not anon:
                 continue
             for table, row, low, high in self.parts(span.start, span.end):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mthp.life.recorded_records import (
     HeldAgainst,
+    KhugepagedWork,
     LifeOutcome,
     LifeSweep,
     Lived,
@@ -40,6 +41,7 @@ def render_life(lived: Lived, console: Console, *, verbose: bool = False) -> Non
     page.heading("Anonymous memory, and what the kernel does for it")
     columns = [("", "left"), ("without huge pages", "right"), ("as given", "right")]
     page.table(columns, _figures(lived), indent=0)
+    _khugepaged(page, lived)
     _peak(page, lived)
     page.console.print()
     page.line(_held(lived.held, off=lived.off), "dim")
@@ -82,6 +84,49 @@ def _figures(lived: Lived) -> Iterator[tuple[str, str, str]]:
     yield row("faults at anonymous memory", *(f"{each.faults:,}" for each in both))
     yield row("cleared", *(_bytes(lived, each.cleared) for each in both))
     yield row("copied by copy-on-write", *(_bytes(lived, each.copied) for each in both))
+
+
+def _khugepaged(page: SafeConsole, lived: Lived) -> None:
+    """What khugepaged did, and when."""
+    work = lived.given.khugepaged
+    if work is None:
+        return
+    page.heading("What khugepaged does meanwhile")
+    if not work.wakeups:
+        page.line(
+            "Nothing: no process comes onto its list, which takes a mapping that a size is enabled for, and "
+            "that is advised, grows, or gets a huge page by a fault.",
+            indent=2,
+        )
+        return
+    page.line(
+        f"It wakes up {plural(work.wakeups, 'time')} and scans {plural(work.scanned, 'page')} "
+        f"({plural(work.full_scans, 'full scan')}).",
+        indent=2,
+    )
+    if not work.points:
+        page.line("Nothing is collapsed.", indent=2)
+        return
+    sizes = ", ".join(
+        f"{count:,} of {order_name(lived.geometry, order)}"
+        for order, count in work.collapsed.items()
+    )
+    first, last = work.points[0].time, work.points[-1].time
+    when = f"{short_time(first)} after the beginning"
+    if last != first:
+        when = f"from {short_time(first)} to {short_time(last)} after the beginning"
+    page.line(f"It makes folios, {when}: {sizes}.", indent=2)
+    page.line(
+        f"For these it copies {_bytes(lived, work.copied)} and adds {_bytes(lived, work.filled)} of zeroes; "
+        f"memory in use grows by {_bytes(lived, work.frames_added)} by that.",
+        indent=2,
+    )
+    made = sum(work.collapsed.values())
+    if work.attempts > made:
+        page.line(
+            f"{plural(work.attempts - made, 'folio')} more are allocated for nothing: what is there stays.",
+            indent=2,
+        )
 
 
 def _peak(page: SafeConsole, lived: Lived) -> None:
@@ -252,6 +297,7 @@ def _outcome_values(shift: int, outcome: LifeOutcome) -> dict[str, Any]:
         "brought": {str(order): count for order, count in outcome.brought.items()},
         "nowhere": outcome.nowhere,
         "passed_over": outcome.passed_over,
+        "khugepaged": _work_values(shift, outcome.khugepaged),
         "mappings": [
             {
                 "process": each.process,
@@ -272,5 +318,27 @@ def _outcome_values(shift: int, outcome: LifeOutcome) -> dict[str, Any]:
             "rss": (curve.rss << shift).tolist(),
             "frames": (curve.frames << shift).tolist(),
             "large": (curve.huge << shift).tolist(),
+        },
+    }
+
+
+def _work_values(shift: int, work: KhugepagedWork | None) -> dict[str, Any] | None:
+    """What khugepaged did; None where it was not run."""
+    if work is None:
+        return None
+    return {
+        "wakeups": work.wakeups,
+        "full_scans": work.full_scans,
+        "scanned_pages": work.scanned,
+        "collapsed": {str(order): count for order, count in work.collapsed.items()},
+        "copied_bytes": work.copied << shift,
+        "filled_bytes": work.filled << shift,
+        "added_bytes": work.frames_added << shift,
+        "folios_allocated": work.attempts,
+        "refused_unused": work.lacking,
+        "curve": {
+            "time": [point.time for point in work.points],
+            "collapsed": [point.collapsed << shift for point in work.points],
+            "added": [point.added << shift for point in work.points],
         },
     }

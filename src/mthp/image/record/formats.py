@@ -104,13 +104,9 @@ def page_layout(root: str) -> PageLayout:
     """Read events/header_page. CaptureError: this kernel's buffers are not understood."""
     if sys.byteorder != "little":
         raise CaptureError("big-endian machines are not recorded on", LACKING)
-    return layout_of(text(f"{root}/events/header_page") or "")
-
-
-def layout_of(header: str) -> PageLayout:
-    """What the text of events/header_page says. CaptureError: it is not understood."""
     fields = {
-        name: Field(int(offset), int(size)) for _, name, offset, size in _FIELD.findall(header)
+        name: Field(int(offset), int(size))
+        for _, name, offset, size in _FIELD.findall(text(f"{root}/events/header_page") or "")
     }
     try:
         data = fields["data"]

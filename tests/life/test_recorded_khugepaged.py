@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""khugepaged over a replay, and the engine's over the engine's memory, come to the same pages and counts."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+
+import numpy as np
+import pytest
+
+from mthp.image.recording import EventKind
+from mthp.life import program as ops
+from mthp.life.recorded_records import KhugepagedWork
+from mthp.life.recorded_replay import Daemon, RecordedReplay
+from mthp.life.run import Life
+from mthp.mm.mm_types import Kernel
+from mthp.words.profiles import PMD_ONLY, V7_3, V16, Profile
+from mthp.words.settings import Enabled, parse_enabled_flag
+from tests.life.recordings import OFF, TABLE, RecordedProgram, consistent, folios
+from tests.life.test_recorded_twin import DONTNEED, HUGEPAGE, Both, compare_pages
+
+SIZES: list[tuple[int, ...]] = [(9,), (4,), (4, 9), (2, 4, 9), (3,), tuple(range(2, 10))]
+SECOND = 1_000_000_000
+
+
+class Scanned(Both):
+    """One program with time between its operations, whose processes khugepaged scans."""
+
+    def __init__(self, source: Random, profile: Profile) -> None:
+        super().__init__((), source)
+        sizes = source.choice(SIZES)
+        modes = (Enabled.ALWAYS, Enabled.MADVISE) if source.random() < 0.5 else (Enabled.MADVISE,)
+        self.profile = profile
+        self.settings = self.settings.replace(
+            sizes={
+                order: source.choice(modes) if order in sizes else Enabled.NEVER
+                for order in range(2, 10)
+            },
+            max_ptes_none=source.choice((0, 511, 511, 256, 30)),
+            max_ptes_shared=source.choice((0, 30, 256)),
+            pages_to_scan=source.choice((300, 600, 2000, 4096, 100_000)),
+            scan_sleep_millisecs=source.choice((900, 3000)),
+        )
+        self.life = Life(self.settings, profile)
+        self.life.mm("0")
+        self.operations: list[ops.Operation] = []
+        perform = self.life.perform
+
+        def noted(operation: ops.Operation) -> int:
+            """What is done is written down, except what fails and is not advice or protection."""
+            answer = perform(operation)
+            if answer == 0 or isinstance(operation, ops.Madvise | ops.Mprotect):
+                self.operations.append(operation)
+            return answer
+
+        self.life.perform = noted
+
+    def begin(self) -> None:
+        """Map and touch much, so that there is something to collapse."""
+        assert self._perform(ops.Mmap("0", 0, 2048))
+        self.recorded.mmap(0, 2048)
+        for _ in range(2):
+            self.touch()
+        self.life.perform(ops.Madvise("0", 0, 2048, HUGEPAGE))
+        self.recorded.madvise(0, 2048, HUGEPAGE)
+        self.touch()
+
+    def touch(self) -> None:
+        """Touch pages of a range, most of them or a few."""
+        task, (start, count) = self.source.choice(self.tasks), self.range()
+        write, step = self.source.random() < 0.8, self.source.choice((1, 1, 2, 5, 19))
+        kind = ops.Touching.WRITE if write else ops.Touching.READ
+        for page in range(start, start + count, step):
+            if self._perform(ops.Touches(str(task), kind, page, 1)):
+                self.recorded.write(page, 1, task) if write else self.recorded.read(page, 1, task)
+
+    def step(self) -> None:
+        """Draw one operation and do it twice."""
+        if self.source.random() < 0.5:
+            self.touch()
+        else:
+            super().step()
+
+    def again(self, wakeups: list[int], events: int) -> Life:
+        """The program on another engine, with wakeups before these of so many events."""
+        life = Life(self.settings, self.profile)
+        life.kernel.settings = self.settings
+        life.mm("0")
+        waiting = sorted(wakeups)
+        event = events - sum(map(events_of, self.operations))
+        for operation in self.operations:
+            late = isinstance(operation, ops.Mmap | ops.Mprotect | ops.Mremap)
+            while waiting and waiting[0] <= event + late:
+                waiting.pop(0)
+                life.khugepaged.khugepaged_do_scan()
+            life.perform(operation)
+            event += events_of(operation)
+        for _ in waiting:
+            life.khugepaged.khugepaged_do_scan()
+        return life
+
+    def check(self) -> None:
+        """Compare every page, every counter and the cursor."""
+        recording = self.recorded.recording()
+        replay = RecordedReplay(recording, self.settings, Daemon(self.profile))
+        daemon, wakeups = replay.khugepaged, []
+        assert daemon is not None
+        wake_up, times = daemon.wake_up, recording.time[recording.kind != EventKind.IDLE]
+
+        def noted(now: int) -> None:
+            wakeups.append(int(np.searchsorted(times, now, side="right")))
+            wake_up(now)
+
+        daemon.wake_up = noted  # type: ignore[method-assign]
+        replay.run()
+        consistent(replay)
+        self.life = self.again(wakeups, len(times))
+        compare_pages(self, replay)
+        engine = self.life.khugepaged
+        assert daemon.full_scans == engine.full_scans
+        assert daemon.pages_collapsed == engine.pages_collapsed
+        assert daemon.progress == engine.cc.progress
+        assert (daemon.slot is None) == (engine.mm_slot is None)
+        assert len(daemon.slots) == len(engine.mm_slots)
+        assert counts(daemon.kernel) == counts(self.life.kernel)
+
+
+def counts(kernel: Kernel) -> dict[object, int]:
+    """What its collapses counted."""
+    stat = kernel.vmstat
+    every = [*stat.mthp.items(), *stat.events.items()]
+    return {key: n for key, n in every if n and re.search("collapse|thp_scan", str(key))}
+
+
+def events_of(operation: ops.Operation) -> int:
+    """As how many events it is recorded: calls begin and return."""
+    return 1 if isinstance(operation, ops.Touches | ops.Fork | ops.Kill) else 2
+
+
+def same_life(seed: int) -> None:
+    """Draw a program, with time between its operations, and live it both ways."""
+    source = Random(seed)
+    both = Scanned(source, (V7_3, PMD_ONLY, V7_3, V16)[seed % 4])
+    both.begin()
+    for _ in range(12):
+        both.recorded.wait(source.choice((0, SECOND // 10, 4 * SECOND, 20 * SECOND)))
+        both.step()
+    both.recorded.wait(30 * SECOND)
+    both.life.perform(ops.Madvise("0", 0, 1, DONTNEED))
+    both.recorded.madvise(0, 1, DONTNEED)
+    both.check()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_same_wakeups_come_to_the_same_pages_and_counts(seed: int) -> None:
+    same_life(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8, 400))
+def test_many_more_programs_come_to_the_same(seed: int) -> None:
+    same_life(seed)
+
+
+def touched(pages: int, step: int = 1) -> RecordedProgram:
+    """A program that touches two tables, has them advised, and goes on for a minute."""
+    program = RecordedProgram()
+    program.mmap(0, 2 * TABLE)
+    program.write(0, pages, step=step)
+    program.madvise(0, 2 * TABLE, HUGEPAGE)
+    program.wait(60 * SECOND)
+    program.madvise(0, 1, HUGEPAGE)
+    return program
+
+
+def lived(program: RecordedProgram, enabled: str, **changes: int) -> RecordedReplay:
+    """Its life with khugepaged of 7.3."""
+    settings = OFF.with_enabled(parse_enabled_flag(enabled)).replace(**changes)
+    replay = RecordedReplay(program.recording(), settings, Daemon(V7_3))
+    replay.run()
+    consistent(replay)
+    return replay
+
+
+def worked(replay: RecordedReplay) -> KhugepagedWork:
+    """What khugepaged did in it."""
+    assert replay.khugepaged is not None
+    return replay.khugepaged.work()
+
+
+def test_it_wakes_up_when_a_process_is_registered_and_after_each_sleep() -> None:
+    replay = lived(touched(100), "64kB=madvise")
+    daemon = replay.khugepaged
+    assert daemon is not None and daemon.wakeups == 7
+    assert folios(replay) == {4: 7} and daemon.full_scans == 7
+    (point,) = daemon.points
+    assert (point.collapsed, point.added) == (112, 12)
+    assert point.time == replay.points[-1][0] < SECOND  # at once, not after a sleep
+
+
+def test_the_pace_is_that_of_the_settings() -> None:
+    slow = {"pages_to_scan": 1, "scan_sleep_millisecs": 40_000}
+    replay = lived(touched(TABLE + 16), "64kB=madvise", **slow)
+    assert folios(replay) == {4: 33}  # one table at once, the other after forty seconds
+    assert [point.time // SECOND for point in worked(replay).points] == [0, 40]
+
+
+def test_what_faults_bring_is_not_collapsed_again_but_allocated_for() -> None:
+    program = touched(64)
+    replay = lived(program, "64kB=always")
+    work = worked(replay)
+    assert folios(replay) == {4: 4} and work.collapsed == {}
+    assert work.attempts == 4 * work.full_scans == 4 * 7
+
+
+def test_nothing_is_registered_that_no_size_is_enabled_for() -> None:
+    replay = lived(touched(100), "64kB=never")
+    assert replay.khugepaged is not None and replay.khugepaged.wakeups == 0
+
+
+def test_what_a_child_only_reads_counts_as_unused_unless_all_is_taken_to_be_young() -> None:
+    program = RecordedProgram()
+    program.mmap(0, TABLE)
+    program.write(0, TABLE - 12)
+    child = program.fork()
+    program.madvise(0, TABLE, HUGEPAGE, task=child)
+    program.wait(60 * SECOND)
+    program.end(child)
+    settings = OFF.with_enabled(parse_enabled_flag("64kB=madvise,2MB=madvise"))
+    settings = settings.replace(max_ptes_shared=TABLE - 1)
+    recording = program.recording()
+    for all_young, lacking in ((False, True), (True, False)):
+        replay = RecordedReplay(recording, settings, Daemon(PMD_ONLY, all_young=all_young))
+        replay.run()
+        consistent(replay)
+        assert bool(worked(replay).lacking) is lacking
