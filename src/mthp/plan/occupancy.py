@@ -288,18 +288,19 @@ def entangled(processes: Sequence[ImageProcess], geometry: Geometry) -> list[Boo
     all there is to say of those who share it.)
     """
     found = []
-    heads, places = [], []
+    heads, places = [np.zeros(0, np.uint64)], [np.zeros((3, 0), np.int64)]
     for number, process in enumerate(processes):
         tables = process.tables
         large = (tables.kpagecount > 1) & (tables.folio_order > 0)
         found.append(np.any(np.logical_or(tables.pte & Pte.SWAPPED != 0, large), axis=1))
-        row, column = np.nonzero((tables.folio_order > 0) & (tables.pte & Pte.PRESENT != 0))
-        order = tables.folio_order[row, column]
-        heads.append((tables.pfn[row, column] >> order << order).astype(np.int64))
-        places.append(np.stack([np.full(len(row), number), row, column >> order]))
-    windows = np.unique(np.vstack([np.concatenate(heads), np.hstack(places)]), axis=1)
-    again, times = np.unique(windows[0], return_counts=True)
-    for number, row in windows[1:3, np.isin(windows[0], again[times > 1])].T.tolist():
+        head, row, window = _large_folios(tables)
+        heads.append(head)
+        places.append(np.stack([np.full(len(row), number), row, window]))
+    head, place = np.concatenate(heads), np.hstack(places)
+    by_head = np.argsort(head, kind="stable")
+    apart = np.any(np.diff(place[:, by_head], axis=1) != 0, axis=0)
+    again = head[by_head][1:][apart & (np.diff(head[by_head]) == 0)]
+    for number, row in place[:2, np.isin(head, again)].T.tolist():
         found[number][row] = True
     told = np.concatenate(
         [np.zeros(0, np.uint64), *(_told_of(process, geometry) for process in processes)]
@@ -308,6 +309,24 @@ def entangled(processes: Sequence[ImageProcess], geometry: Geometry) -> list[Boo
         if len(told):
             tied |= np.any(np.isin(process.tables.pfn, told) & _mapped(process.tables), axis=1)
     return found
+
+
+def _large_folios(
+    tables: TableArrays,
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """Where large folios are mapped, a run of entries that follow each other once: the frame of the folio's
+    head, the row, and the window of the folio's size."""
+    whole = (tables.pte & Pte.HUGE != 0).all(axis=1)
+    some = np.flatnonzero(np.any(tables.folio_order > 0, axis=1) & ~whole)
+    here = (tables.folio_order[some] > 0) & (tables.pte[some] & Pte.PRESENT != 0)
+    which, column = np.nonzero(here)
+    row = np.concatenate([np.flatnonzero(whole & (tables.folio_order[:, 0] > 0)), some[which]])
+    column = np.concatenate([np.zeros(len(row) - len(column), np.intp), column])
+    order = tables.folio_order[row, column]
+    head, window = tables.pfn[row, column] >> order << order, column >> order
+    begins = [np.diff(each, prepend=each[:1] + 1) != 0 for each in (head, row, window)]
+    first = np.any(begins, axis=0)
+    return head[first], row[first], window[first]
 
 
 def mapped_again(processes: Sequence[ImageProcess]) -> NDArray[np.uint64]:
@@ -351,10 +370,14 @@ def anonymous_pages(process: ImageProcess, geometry: Geometry) -> Bools:
 def partly_mapped_of(processes: Sequence[ImageProcess], geometry: Geometry) -> PartlyMapped:
     """As measure.partly_mapped() has it of the world that is built of them: what the large folios hold of
     which not every page is mapped."""
-    columns = [np.zeros((4, 0), np.int64)]
+    columns, whole = [np.zeros((4, 0), np.int64)], [np.zeros(0, np.uint64)]
     for process in processes:
         tables = process.tables
-        row, place = np.nonzero(anonymous_pages(process, geometry) & (tables.folio_order > 0))
+        large = anonymous_pages(process, geometry) & (tables.folio_order > 0)
+        huge = (tables.pte & Pte.HUGE != 0).all(axis=1)
+        whole.append(tables.pfn[huge & large[:, 0], 0])
+        large[huge] = False
+        row, place = np.nonzero(large)
         columns.append(
             np.stack(
                 [
@@ -378,7 +401,7 @@ def partly_mapped_of(processes: Sequence[ImageProcess], geometry: Geometry) -> P
     mapped = np.diff(begins, append=len(pages))
     missing = (np.int64(1) << order[first][begins]) - mapped
     outside = np.add.reduceat(np.maximum(count[first] - times, 0), begins)
-    partly = (missing > 0) & ~by_pmd
+    partly = (missing > 0) & ~by_pmd & ~np.isin(heads, np.concatenate(whole))
     held = missing << geometry.page_shift
     return PartlyMapped(
         int(np.count_nonzero(partly)),
