@@ -2,17 +2,21 @@
 """What plans cost, in copies of the bitmap of all pages: one plan of 1 TiB, and a sweep over 64 GiB.
 
 Run as: python -m benchmarks.plan [--json]. The copy is numpy.copyto() between two arrays that are there, in
-turns with what it is compared with; times are CPU seconds, the shortest of all rounds.
+turns with what it is compared with; times are CPU seconds, the shortest of all rounds. Two workers against
+one are wall-clock time, which says something on an idle machine of two CPUs or more alone; their CPU seconds
+say what dividing the work costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
@@ -28,7 +32,9 @@ from mthp.mm.vm_flags import VM_DEFAULT  # noqa: E402
 from mthp.plan.bulk import Below, Limits, PackedPages, Shape  # noqa: E402
 from mthp.plan.packed import Bools, Tally, Words, compiled, pack, tally  # noqa: E402
 from mthp.plan.planner import Planner  # noqa: E402
-from mthp.plan.sweep import with_sizes  # noqa: E402
+from mthp.plan.records import BulkVerdict, Wish  # noqa: E402
+from mthp.plan.sweep import Sweeper, with_sizes  # noqa: E402
+from mthp.plan.sweep import grid as usual_grid  # noqa: E402
 from mthp.words.profiles import PROFILES  # noqa: E402
 from mthp.words.settings import Settings  # noqa: E402
 from mthp.words.units import Geometry  # noqa: E402
@@ -39,6 +45,8 @@ TABLES = (1 << 40) // GEOMETRY.pmd_size
 SWEEP_TABLES = (64 << 30) // GEOMETRY.pmd_size
 SETTINGS = 1000
 ROUNDS = 15
+PINNED = 128
+"""Tables of the image that the engine has to decide about, where workers are measured."""
 START = 0x7F0000000000
 _ANON = sum(1 << kpf for kpf in (Kpf.ANON, Kpf.LRU, Kpf.SWAPBACKED, Kpf.UPTODATE))
 
@@ -132,7 +140,7 @@ def measured() -> dict[str, float | None]:
         plan(pages, each)
         found[f"bitmaps_{name}"] = 1 + tracemalloc.get_traced_memory()[1] / pages.nbytes
         tracemalloc.stop()
-    return found | swept()
+    return found | swept() | divided()
 
 
 def swept() -> dict[str, float | None]:
@@ -151,6 +159,30 @@ def swept() -> dict[str, float | None]:
     return {
         "sweep_settings": len(settings), "sweep_tables": SWEEP_TABLES,
         "sweep_seconds": min(times), "ratio_sweep": min(times) / min(copies),
+    }  # fmt: skip
+
+
+def divided() -> dict[str, float | None]:
+    """Those of the usual grid over the same image, of which memory in some tables is pinned, on one process
+    and on two, in turns."""
+    base, arrays = Settings(), image()
+    (process,) = arrays.processes
+    starts = process.tables.table_address[1 : 2 * PINNED : 2].tolist()
+    pins = tuple((start, start + GEOMETRY.page_size) for start in starts)
+    arrays = replace(arrays, processes=[replace(process, pins=pins)])
+    tried = [*usual_grid(base, PROFILES["7.3"])]
+    walls, spent = dict[int, list[float]](), dict[int, list[float]]()
+    answers = list[list[BulkVerdict]]()
+    for _, jobs in product(range(3), (1, 2)):
+        planner = Planner(arrays, PROFILES["7.3"], base)
+        began, before = time.monotonic(), os.times()[:4]
+        answers.append(Sweeper(planner, Wish(), jobs=jobs, alone=0).plans(tried))
+        walls.setdefault(jobs, []).append(time.monotonic() - began)
+        spent.setdefault(jobs, []).append(sum(os.times()[:4]) - sum(before))
+    assert all(each == answers[0] for each in answers)
+    return {
+        "one_worker_seconds": min(walls[1]), "ratio_two_workers": min(walls[1]) / min(walls[2]),
+        "cpu_two_workers": min(spent[2]) / min(spent[1]),
     }  # fmt: skip
 
 

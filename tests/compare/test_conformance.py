@@ -56,8 +56,24 @@ def test_an_older_kernels_passes_agree() -> None:
     assert {scenario.registered for scenario in older} >= {(), (False,)}
     score = run_conformance(older, profile_for_release(older[0].kernel))
     assert [mismatch.to_json() for mismatch in score.mismatches[:3]] == []
-    assert score.agreed == score.passes == 9
+    assert score.agreed == score.passes == 12
     assert run_conformance(older, V7_3).agreed < score.agreed
+
+
+KNOWN = {"lab-mm-ids-7.3.4.jsonl.xz": (6, 4), "lab-6.18.15.jsonl.xz": (3, 3)}
+"""File -> passes of states whose large folios say which processes they know, and those which that decides."""
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_which_processes_a_large_folio_knows_decides(name: str) -> None:
+    """The two that it knew have ended: it counts as shared although one process alone maps it. Without the
+    field that would not be so."""
+    known = [each for each in scenarios(name) if each.mm_ids]
+    profile = profile_for_release(known[0].kernel)
+    score = run_conformance(known, profile)
+    assert [mismatch.to_json() for mismatch in score.mismatches[:3]] == []
+    unknown = run_conformance([dataclasses.replace(each, mm_ids={}) for each in known], profile)
+    assert (score.passes, score.passes - unknown.agreed) == KNOWN[name]
 
 
 def alone(states: Iterable[PagesState]) -> int:
@@ -114,7 +130,7 @@ def test_frames_in_use_change_in_every_recording_as_the_kernel_counted() -> None
 
 
 def test_all_records_are_here() -> None:
-    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160
+    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6
 
 
 LOSES_SOFT_DIRTY = {"hand:softdirty-ro-16k"}

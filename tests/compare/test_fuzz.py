@@ -138,6 +138,16 @@ def test_a_state_that_cannot_be_is_a_disagreement_without_events() -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.parametrize("kernel", ["7.3", "7.2", "6.18"])
+def test_which_processes_large_folios_know_is_read(kernel: str) -> None:
+    """A third process was forked from two that share folios, and the two ended: it counts as shared."""
+    with DraftRunner(kernel_or_skip(kernel)) as runner:
+        verdict = runner(draw(2, 1224))
+    assert verdict.record is not None and not verdict.disagrees
+    assert list(verdict.record["mm_ids"].values()) == [[]] * 32
+
+
+@pytest.mark.lab
 def test_a_guest_that_dies_in_the_middle_of_a_draft_is_booted_anew() -> None:
     """The draft is tried again in the new one; and no process is left."""
     with DraftRunner(kernel_or_skip()) as runner:

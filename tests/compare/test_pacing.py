@@ -19,7 +19,8 @@ from mthp.image.snapshot import read_snapshot
 from mthp.lab.program.program import SYSFS, parse
 from mthp.lab.session.boot import Guest, booted
 from mthp.lab.session.captures import CapturePath, Capturer, capture_tools
-from mthp.lab.session.session import ASLEEP, KHUGEPAGED, SETTLED_MS, TRACING, GuestSession
+from mthp.lab.session.observe import TRACING
+from mthp.lab.session.session import ASLEEP, KHUGEPAGED, SETTLED_MS, GuestSession
 from mthp.words.events import Event, KhugepagedScan, ScanPmd
 from mthp.words.profiles import profile_for_release
 from mthp.worlds.build import build_world

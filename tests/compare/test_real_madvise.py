@@ -25,7 +25,7 @@ from mthp.predict.madvise import run_madvise
 from mthp.predict.outcome import Request
 from mthp.words.profiles import profile_for_release
 from mthp.worlds.build import BuiltWorld, build_world
-from tests.image.children import PRELUDE
+from tests.image.children import PRELUDE, asleep
 
 RELEASE = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 """This kernel; no profile stands for what older ones did."""
@@ -134,7 +134,9 @@ def process() -> Iterator[tuple[subprocess.Popen[str], dict[str, list[int]]]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
         assert p.stdin is not None and p.stdout is not None
         try:
-            yield p, json.loads(p.stdout.readline())
+            ranges = json.loads(p.stdout.readline())
+            asleep(p.pid)
+            yield p, ranges
         finally:
             p.stdin.close()
             p.kill()

@@ -227,7 +227,7 @@ def test_ctrl_c_leaves_what_was_done(tmp_path: Path) -> None:
             2,
             "--html is of one target, not of --fleet",
         ),
-        (["a.npz", "--jobs", "2"], 2, "-o, --jobs and --scheduler go with --fleet"),
+        (["a.npz", "-o", "out"], 2, "-o and --scheduler go with --fleet"),
         (["--fleet", str(REDIS), "-o", str(REDIS)], 2, f"{REDIS}: Not a directory"),
         (
             ["--fleet", str(REDIS), "-o", "out", "--enabled", "64kB=often"],

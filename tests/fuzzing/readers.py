@@ -139,6 +139,7 @@ def _small_scenario() -> dict[str, Any]:
             "geometry": {"page_shift": 12, "pmd_order": 4}},
         "prctl": [None, "except_advised"], "memcg": {"limit_pages": 9000, "usage_pages": 100},
         "free_blocks": {"0": 50, "4": 3}, "largest_block": 9, "target": 0,
+        "mm_ids": {"0": [[0, 4], [None, 2]]},
         "vmas": [
             {"start": 1 << 30, "pages": 16, "advice": "hugepage", "initial": state, "pins": [[0, 1]],
              "locked": [[1, 1]], "off_lru": [[2, 1]], "poisoned": [[3, 1]], "extra_refs": [[0, 2, 3]]},

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 PAGE = 4096
 TABLE = 2 << 20
@@ -49,6 +51,20 @@ def ready(**facts):
 """
 
 
+def asleep(pid: int) -> None:
+    """Waits until the first thread of the process, and of all it forked, sleeps in ready().
+
+    After it none of them touches a page, unless the script started threads that do.
+    """
+    task = Path(f"/proc/{pid}/task/{pid}")
+    until = time.monotonic() + 60
+    while (task / "stat").read_text().rsplit(")", 1)[1].split()[0] in "RD":
+        assert time.monotonic() < until, "the child does not come to rest"
+        time.sleep(0.001)
+    for forked in (task / "children").read_text().split():
+        asleep(int(forked))
+
+
 class Child:
     def __init__(self, pid: int, facts: dict[str, int]) -> None:
         self.pid = pid
@@ -69,6 +85,7 @@ def child(script: str, *prefix: str) -> Iterator[Child]:
         line = process.stdout.readline()
         try:
             assert line, f"the child failed: {process.wait()}"
+            asleep(process.pid)
             yield Child(process.pid, json.loads(line))
         finally:
             process.stdin.close()

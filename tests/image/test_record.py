@@ -93,6 +93,7 @@ def pages_written(recording: Recording) -> set[int]:
 
 
 def test_every_page_and_call_is_there_and_huge_pages_are_off(tmp_path: Path) -> None:
+    earliest = time.monotonic_ns()
     recording, said = recorded(
         tmp_path / "a.npz",
         """
@@ -109,6 +110,7 @@ print(at // PAGE, open("/proc/self/smaps").read().count("AnonHugePages:         
       open("/proc/self/smaps").read().count("AnonHugePages:"))
 """,
     )
+    assert earliest < recording.meta["began"] < time.monotonic_ns() - int(recording.time[-1])
     first, small, mappings = map(int, said.split())
     assert small == mappings
     here = {*range(first, first + 1024)}

@@ -275,6 +275,42 @@ def test_prctl_in_settings_and_free_blocks_as_a_list() -> None:
     assert scenario.free_blocks == {0: 7, 1: 0, 2: 3}
 
 
+def sharing(**known: list[list[int | None]]) -> dict[str, Any]:
+    """Two processes with a folio by PTEs, one with a huge PMD; what they are known by."""
+    pages = "4:F2.LaBT..m2.f0.i0 508:-"
+    doc = second_vma(document(pages, "4:PA 508:-"), pages, "4:PA 508:-")
+    second_vma(doc, "512:F9.LaBT..m2.f1.i0", "512:HPA")["vmas"][2]["start"] += 2 << 21
+    doc["vmas"][1]["mm"] = 7
+    return {**doc, "mm_ids": {name.removeprefix("f"): of for name, of in known.items()}}
+
+
+def test_which_processes_large_folios_know() -> None:
+    scenario = parse_scenario(sharing(f0=[[7, 4], [None, 12]], f1=[[0, 1]]))
+    assert scenario.mm_ids == {0: ((7, 4), (None, 12)), 1: ((0, 1),)}
+    assert parse_scenario(sharing(f0=[])).mm_ids == {0: ()}
+    assert parse_scenario(sharing()).mm_ids == {} and not scenario.extra
+
+
+@pytest.mark.parametrize(
+    ("folio", "known", "message"),
+    [
+        ("f0", [[7, 5]], "mm_ids.0: 5 mappings of process 7, not 1 to 4"),
+        ("f0", [[7, 0]], "mm_ids.0: 0 mappings of process 7, not 1 to 4"),
+        ("f0", [[3, 1]], "mm_ids.0: 1 mappings of process 3, not 1 to 0"),
+        ("f0", [[7, 1], [7, 1]], "mm_ids.0: process 7 twice"),
+        ("f0", [[None, 1 << 31]], "mappings of another process, not 1 to 2147483647"),
+        ("f1", [[0, 512]], "mm_ids.1: 512 mappings of process 0, not 1 to 1"),
+        ("f2", [], "mm_ids.2: no large folio of the state"),
+    ],
+)
+def test_processes_that_a_folio_cannot_know(
+    folio: str, known: list[list[int | None]], message: str
+) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(sharing(**{folio: known}))
+    assert message in str(caught.value)
+
+
 # --- what cannot be -------------------------------------------------------------------------
 
 Change = Callable[[dict[str, Any]], object]
@@ -332,6 +368,15 @@ def pass_set(**fields: object) -> Change:
         (top_set(largest_block=-1), "largest_block: -1 is outside"),
         (top_set(registered=[1]), "registered: not a list of true and false"),
         (top_set(synchronous=0), "synchronous:"),
+        (top_set(mm_ids=[]), "mm_ids: [] is not an object"),
+        (top_set(mm_ids={"x": []}), "mm_ids.x: not a folio with at most two processes"),
+        (top_set(mm_ids={"0": 3}), "mm_ids.0: 3 is not a list"),
+        (top_set(mm_ids={"0": [[0, 1]] * 3}), "mm_ids.0: not a folio with at most two"),
+        (top_set(mm_ids={"0": [[0]]}), "mm_ids.0: [0] is not [process, mappings]"),
+        (top_set(mm_ids={"0": [["a", 1]]}), "mm_ids.0: ['a', 1] is not [process, mappings]"),
+        (top_set(mm_ids={"0": [[0, True]]}), "mm_ids.0: [0, True] is not [process, mappings]"),
+        (top_set(mm_ids={"9" * 13: []}), "mm_ids.9999999999999: not a folio"),
+        (top_set(mm_ids={"0": []}), "mm_ids.0: no large folio of the state"),
         (top_set(free_blocks=3), "free_blocks: not a table"),
         (top_set(free_blocks={"x": 3}), "free_blocks: not a table"),
         (top_set(free_blocks={"999": 3}), "free_blocks: no such order"),

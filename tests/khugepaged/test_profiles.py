@@ -42,7 +42,7 @@ def test_the_points_are_those_of_the_profile() -> None:
     fields = {field.name for field in dataclasses.fields(Profile)}
     assert fields - {"name", "kernels", "debug_vm"} == set(REASONS)
     assert {point for point, *_ in differences(V16, V7_3)} == {
-        "install", "guard", "intermediate_none", "unmap_order", "deferred_memcg",
+        "install", "guard", "intermediate_none", "unmap_order", "deferred_memcg", "pmd_modify",
     }  # fmt: skip
 
 

@@ -18,11 +18,13 @@ from mthp.lab.session.observe import (
     pages_state,
     registered_pgds,
     trusted_flags,
+    values_traced,
     vmas_of,
 )
 from mthp.words.units import Geometry
 
 START = 0x7E0000200000
+PGD, MM = 0xFFFF8AF382EC9000, 0xFFFF8AF38226C000
 HEAD = """# tracer: nop
 #
 # entries-in-buffer/entries-written: 5/5   #P:1
@@ -50,10 +52,10 @@ BEFORE_MTHP = (
 MAPS = (
     HEAD
     + """\
-            init-1       [000] .....     5.548142: vma: (show_map_vma+0x0/0x140) start=6701056 end=6840320 flags=135266419 anon_vma=0xffff8af38275e180 pgd=0xffff8af382ec9000
-            init-1       [000] .....     5.548185: vma: (show_map_vma+0x0/0x140) start=138538467201024 end=138538467205120 flags=2147483763 anon_vma=0x0 pgd=0xffff8af382ec9000
-            init-1       [000] .....     5.548185: vma: (show_map_vma+0x0/0x140) start=138538467196928 end=138538467201024 flags=671088755 anon_vma=0xffff8af38275e2a0 pgd=0xffff8af382ec9000
-            init-1       [000] .....     5.548190: vma: (show_map_vma+0x0/0x140) start=138538467196928 end=138538467201024 flags=671088755 anon_vma=0xffff8af38275e2a0 pgd=0xffff8af382ec9000
+            init-1       [000] .....     5.548142: vma: (show_map_vma+0x0/0x140) start=6701056 end=6840320 flags=135266419 anon_vma=0xffff8af38275e180 pgd=0xffff8af382ec9000 mm=0xffff8af38226c000
+            init-1       [000] .....     5.548185: vma: (show_map_vma+0x0/0x140) start=138538467201024 end=138538467205120 flags=2147483763 anon_vma=0x0 pgd=0xffff8af382ec9000 mm=0xffff8af38226c000
+            init-1       [000] .....     5.548185: vma: (show_map_vma+0x0/0x140) start=138538467196928 end=138538467201024 flags=671088755 anon_vma=0xffff8af38275e2a0 pgd=0xffff8af382ec9000 mm=0xffff8af38226c000
+            init-1       [000] .....     5.548190: vma: (show_map_vma+0x0/0x140) start=138538467196928 end=138538467201024 flags=671088755 anon_vma=0xffff8af38275e2a0 pgd=0xffff8af382ec9000 mm=0xffff8af38226c000
 """  # noqa: E501
 )
 ENTER = (
@@ -161,8 +163,8 @@ def test_mappings_in_order_each_once_and_only_those_asked_for() -> None:
     low = START
     found = vmas_of(MAPS, low, low + (1 << 37))
     assert found == [
-        ObservedVma(low, low + 4096, 671088755, 0xFFFF8AF38275E2A0, 0xFFFF8AF382EC9000),
-        ObservedVma(low + 4096, low + 8192, 2147483763, 0, 0xFFFF8AF382EC9000),
+        ObservedVma(low, low + 4096, 671088755, 0xFFFF8AF38275E2A0, PGD, MM),
+        ObservedVma(low + 4096, low + 8192, 2147483763, 0, PGD, MM),
     ]
     assert vmas_of(MAPS, low + 4096, low + 8192) == found[1:]
     assert vmas_of(MAPS, low, low + 4096) == found[:1]
@@ -180,8 +182,14 @@ def test_what_a_mappings_flags_say() -> None:
 
 
 def test_who_registered_with_khugepaged() -> None:
-    assert registered_pgds(ENTER) == [0xFFFF8AF382EC9000, 0xFFFF8AF382111000]
+    assert registered_pgds(ENTER) == [PGD, 0xFFFF8AF382111000]
     assert registered_pgds(HEAD) == registered_pgds(SCAN) == registered_pgds(MAPS) == []
+
+
+def test_values_of_a_field_in_order_of_time() -> None:
+    assert values_traced(ENTER, "enter", "pgd") == registered_pgds(ENTER)
+    assert values_traced(MAPS, "vma", "start")[0] == 6701056
+    assert values_traced(MAPS, "enter", "pgd") == []
 
 
 # --- pages ----------------------------------------------------------------------------------
@@ -214,6 +222,15 @@ def test_a_large_folio_has_a_name_and_its_pages_their_places() -> None:
     assert folios(large(35, 32, 2), NONE, large(16, 16, 4)) == (
         "1:F2.RLaBT.x.m1.f0.i3 1:- 1:F4.RLaBT.x.m1.f1.i0"
     )
+
+
+def test_the_names_of_large_folios() -> None:
+    pages = [large(32 + i, 32, 2) for i in range(4)] + [small(9, 2), small(9, 2), large(16, 16, 4)]
+    data = raw(*pages)
+    names = FolioNames([data])
+    assert names.large == {}
+    pages_state(START, data, None, names)
+    assert names.large == {32: 0, 16: 2}
 
 
 def test_a_small_page_has_a_name_where_it_is_seen_twice() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.life.recorded_replay import RecordedReplay
+from mthp.words.settings import Enabled, Settings, parse_enabled_flag
 from tests.life.recordings import MAP_ANON, MAP_POPULATE, MAP_STACK, TABLE, RecordedProgram, folios
 
 HUGEPAGE, NOHUGEPAGE, DONTNEED, FREE, COLLAPSE, GUARD = 14, 15, 4, 8, 25, 102
@@ -89,6 +90,18 @@ def test_the_huge_zero_page_is_replaced_as_a_whole() -> None:
     replay = program.lived("2MB=always")
     assert of(replay) == ({9: 1}, TABLE)
     assert replay.pages.work.faults == 2
+
+
+def test_without_the_zero_page_a_load_brings_a_huge_page() -> None:
+    program = RecordedProgram()
+    program.mmap(0, 2 * TABLE)
+    program.read(5)
+    settings = Settings(enabled=Enabled.NEVER, use_zero_page=False)
+    replay = RecordedReplay(
+        program.recording(), settings.with_enabled(parse_enabled_flag("2MB=always"))
+    )
+    replay.run()
+    assert of(replay) == ({9: 1}, TABLE)
 
 
 def test_a_table_that_is_there_is_not_mapped_by_a_huge_page() -> None:

@@ -40,6 +40,7 @@ class Both:
             sizes={
                 order: Enabled.ALWAYS if order in sizes else Enabled.NEVER for order in range(2, 10)
             },
+            use_zero_page=source.random() < 0.5,
         )
         self.life = Life(self.settings)
         self.life.mm("0")

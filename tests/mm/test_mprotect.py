@@ -8,10 +8,12 @@ import pytest
 from mthp.mm.mmu import load, store
 from mthp.mm.mprotect import Right, change_protection, mprotect, task_numa_work
 from mthp.mm.pgtable_types import (
+    DIRTY,
     NO_ACCESS,
     SOFT_DIRTY,
     UFFD_WP,
     WRITE,
+    YOUNG,
     Leaf,
     leaf_pte,
     pmd_trans_huge,
@@ -22,6 +24,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.vm_flags import VM_WRITE
 from mthp.races.stage import START, Size
 from mthp.races.world import RaceWorld
+from mthp.words.profiles import PMD_ONLY, V7_3, Profile
 from tests.small_worlds import TINY, World, hole, huge, large, leaf, small, swap, zero
 from tests.stages import entry, played
 
@@ -150,3 +153,38 @@ def test_hints_are_not_given_where_mmap_lock_is_contended() -> None:
     task_numa_work(world.mm, vma.vm_start, vma.vm_end)
     assert world.table(vma).ptes.raw[3] & NO_ACCESS
     assert world.mm.mmap_lock.word.value == 0
+
+
+def test_pages_of_one_folio_are_young_and_dirty_together_afterwards() -> None:
+    """Those that may be stored to are not taken together with those that may not, nor are small ones."""
+    world = World(geometry=TINY)
+    vma = world.vma(large(3), small(2))
+    ptes = world.table(vma).ptes.raw
+    for page in range(10):
+        ptes[page] &= ~(YOUNG | DIRTY | SOFT_DIRTY)
+    ptes[2] |= YOUNG
+    ptes[3] |= DIRTY | SOFT_DIRTY
+    ptes[9] |= YOUNG | DIRTY
+    for page in (4, 5, 6, 7):
+        ptes[page] &= ~WRITE
+    ptes[6] |= YOUNG
+    assert change_protection(vma, world.address(vma, 1), vma.vm_end, Right.STORES)
+    shown = [(bool(pte & YOUNG), bool(pte & DIRTY), bool(pte & WRITE)) for pte in ptes[:10]]
+    assert shown[0] == (False, False, True)
+    assert shown[1:3] == [(True, False, False)] * 2
+    assert shown[3] == (False, True, False)
+    assert shown[4:8] == [(True, False, False)] * 4
+    assert shown[8:] == [(False, False, False), (True, True, False)]
+
+
+@pytest.mark.parametrize(("profile", "kept"), [(V7_3, True), (PMD_ONLY, False)])
+def test_a_huge_page_that_was_stored_to(profile: Profile, kept: bool) -> None:
+    """Older kernels forget it when they take the right to store, but not when they give it back."""
+    world = World(geometry=TINY, profile=profile)
+    vma = world.vma(huge(4))
+    assert store(world.mm, vma.vm_start, 1)
+    assert change_protection(vma, vma.vm_start, vma.vm_end, Right.STORES)
+    assert bool(world.pmd(vma) & DIRTY) is kept
+    world.set_pmd(vma, world.pmd(vma) | DIRTY)
+    assert change_protection(vma, vma.vm_start, vma.vm_end, Right.GIVEN)
+    assert world.pmd(vma) & (DIRTY | WRITE) == DIRTY | WRITE

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mthp.cli.options import VARIED
 from mthp.image.snapshot import load
+from mthp.mm.page_alloc import NodeState
 from mthp.plan.doctor import examine
 from mthp.plan.examined import examined_image
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Wanted, Wish
 from mthp.plan.sweep import (
+    Sweeper,
     Varied,
     choose_plan,
     front_of,
@@ -22,9 +25,11 @@ from mthp.plan.sweep import (
     soon_enough,
     with_sizes,
 )
-from mthp.words.profiles import PROFILES
+from mthp.words.profiles import DEFAULT, PROFILES
 from mthp.words.settings import Enabled, Settings
+from mthp.worlds.arrays import WorldArrays
 from mthp.worlds.build import arrays_of
+from tests.plan.images import BASE, PAGE, PTRS, always, fill, made_process
 
 REDIS = Path(__file__).parents[2] / "src/mthp/data/redis.npz"
 
@@ -116,6 +121,23 @@ def test_pages_to_scan_is_raised_as_far_as_a_wish_takes() -> None:
     never = soon_enough(planner, settings, Wish(within=sleep // 2))
     assert never.last_collapse_ms is not None
     assert sleep < never.last_collapse_ms < 2 * sleep
+
+
+def test_what_several_processes_find_is_what_one_finds_in_the_same_order() -> None:
+    owner = replace(made_process(0, 2), pins=((BASE, BASE + PAGE),))
+    for row, pages in enumerate((512, 300)):
+        fill(owner, row, slice(0, pages), 4096 + row * PTRS)
+    arrays, wish = WorldArrays((NodeState(None),), [owner]), Wish(within=1)
+    tried = [always(4, 9), always(4), always(9), always(2), always(4, max_ptes_none=0)]
+    tried += [each.replace(pages_to_scan=777) for each in tried]
+    planner, told = Planner(arrays, DEFAULT, tried[0]), list[int]()
+    found = Sweeper(planner, wish, jobs=3, alone=0, tell=told.append).plans(tried)
+    assert any(plan.engine_tables and plan.windows for plan in found)
+    assert not planner.runs  # it was not this process that ran the engine
+    assert told == sorted(told) and told[-1] == len(tried)
+    assert [plan.settings.sizes for plan in found] == [settings.sizes for settings in tried]
+    assert Sweeper(planner, wish).plans(tried) == found
+    assert planner.runs
 
 
 def test_each_thing_that_is_missed_is_told_with_how_far_off(plans: list[BulkVerdict]) -> None:

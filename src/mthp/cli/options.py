@@ -335,6 +335,7 @@ def add_sweep(verbs: Verbs) -> None:
         help="try these too: defrag, rate (pages_to_scan and scan_sleep), profile (other kernels); "
         "several with commas",
     )
+    add_number(group, "jobs", "processes, where it takes long (default: one a core)", 1, 1024)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
     group.add_argument(
@@ -359,7 +360,6 @@ def _add_fleet(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the answers go, as Parquet; what is there already is not done again",
     )
-    add_number(group, "jobs", "processes (default: one a core)", 1, 1024)
     group.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster, in the place of local processes"
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from mthp.cli.planning import Planning, drawn, planning_of
 from mthp.cli.progress import ProgressLine
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Sweep, Wish
-from mthp.plan.sweep import Varied, choose_plan, front_of, grid, notes_of, soon_enough
+from mthp.plan.sweep import Sweeper, Varied, choose_plan, front_of, grid, notes_of
 from mthp.words.files import check_target, replace_text
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Settings
@@ -24,8 +25,8 @@ def run_sweep(args: argparse.Namespace) -> int:
         from mthp.cli.fleet import run_fleet
 
         return run_fleet(args, wish_of(args))
-    if args.output is not None or args.jobs is not None or args.scheduler is not None:
-        raise UsageError("-o, --jobs and --scheduler go with --fleet")
+    if args.output is not None or args.scheduler is not None:
+        raise UsageError("-o and --scheduler go with --fleet")
     if args.html is not None:
         check_target(args.html)
     planning, began = planning_of(args)
@@ -55,13 +56,13 @@ def sweep_of(args: argparse.Namespace, planning: Planning, began: float) -> Swee
     planner, base = planning.planner, planning.given
     now = planner.plan(base)
     wish, vary = wish_of(args), frozenset(args.vary)
-    progress = ProgressLine(quiet=args.quiet)
-    plans = _plans(planner, [*grid(base, planning.profile, vary)], wish, progress)
+    progress, jobs = ProgressLine(quiet=args.quiet), args.jobs or os.cpu_count() or 1
+    plans = _plans(planner, [*grid(base, planning.profile, vary)], wish, progress, jobs)
     elsewhere = {}
     for profile in PROFILES.values() if Varied.PROFILE in vary else ():
         if profile is not planning.profile:
             other = Planner(planner.arrays, profile, base, planner.snapshot)
-            found = _plans(other, [*grid(base, profile, vary)], wish, progress)
+            found = _plans(other, [*grid(base, profile, vary)], wish, progress, jobs)
             _, elsewhere[profile.name] = choose_plan(found, wish)
     progress.say("")
     chosen, nearest = choose_plan(plans, wish)
@@ -81,13 +82,14 @@ def sweep_of(args: argparse.Namespace, planning: Planning, began: float) -> Swee
 
 
 def _plans(
-    planner: Planner, tried: Sequence[Settings], wish: Wish, progress: ProgressLine
+    planner: Planner, tried: Sequence[Settings], wish: Wish, progress: ProgressLine, jobs: int
 ) -> list[BulkVerdict]:
     """The plans for some settings, by their price."""
-    plans = []
-    for k, settings in enumerate(tried):
-        progress.say(f"trying setting {k + 1} of {len(tried)}")
-        plans.append(soon_enough(planner, settings, wish))
+
+    def tell(done: int) -> None:
+        progress.say(f"{done} of {len(tried)} settings tried")
+
+    plans = Sweeper(planner, wish, jobs=jobs, tell=tell).plans(tried)
     return sorted(plans, key=lambda plan: plan.price)
 
 

@@ -25,9 +25,6 @@ from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from mthp.words.profiles import Profile
 from mthp.worlds.render import render_state
 
-UNSETTLED: Final = frozenset("LA")
-"""Whether a folio is on the LRU, or is active until it comes there, depends right after an operation on what
-other processes put into the per-CPU batches."""
 SUBJECT: Final = "s"
 """The process whose memory is recorded."""
 
@@ -55,8 +52,7 @@ def first_difference(
     for number, step in enumerate(program.steps):
         before = counters(life, program)
         errno = life.perform(step.operation)
-        if program.has_layouts:
-            lru_add_drain_all(life.kernel.mem, life.kernel.cpus)
+        lru_add_drain_all(life.kernel.mem, life.kernel.cpus)  # as the kernel's were
         moved = changed(counters(life, program), before)
         found = next(_differences(program.id, number, step, life, errno, moved), None)
         if found is not None:
@@ -173,7 +169,7 @@ def _compared(token: FolioToken) -> tuple[object, ...]:
     """What of a token is compared."""
     if token.kind is not PageKind.FOLIO:
         return token.kind, token.swap_type
-    flags = "".join(sorted(set(token.flags) - UNSETTLED))
+    flags = "".join(sorted(token.flags))
     pagemap = "".join(sorted(token.pagemap))
     return token.kind, token.order, flags, pagemap, token.mapcount, token.folio, token.index
 

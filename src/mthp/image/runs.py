@@ -141,9 +141,11 @@ _PLAIN_TEXT = {token.kind: text for text, token in _PLAIN.items()}
 _SWAP = re.compile(
     r"W([0-9]{1,4})(?:\.(w?f?c?)(?<=[wfc]))?(?:\.o([0-9]{1,12}))?(?:\.n([1-9][0-9]{0,5}))?"
 )
+MOST_DIGITS = 12
+"""Of a folio's identity."""
 _FOLIO = re.compile(
     rf"F([0-9]{{1,2}})\.([{FOLIO_FLAGS}]*)\.([{PAGEMAP_LETTERS}]*)\.m([0-9]{{1,9}})"
-    r"(?:\.f([0-9]{1,12})\.i([0-9]{1,9}))?"
+    rf"(?:\.f([0-9]{{1,{MOST_DIGITS}}})\.i([0-9]{{1,9}}))?"
 )
 _PTE = re.compile(r"(H?)(P[WADU]*)")
 

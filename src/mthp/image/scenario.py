@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mthp.image.fields import Fields, ScenarioError
+from mthp.image.fields import Fields, ScenarioError, short
 from mthp.image.runs import (
+    MOST_DIGITS,
     PagesState,
     PteState,
     RunsError,
@@ -23,8 +24,8 @@ from mthp.image.runs import (
     parse_pte_token,
     parse_runs,
 )
-from mthp.image.scenario_checks import check_snapshot, check_vmas
-from mthp.image.scenario_values import Action, Advice, Memcg, Prctl, ScenarioVma
+from mthp.image.scenario_checks import check_mm_ids, check_snapshot, check_vmas
+from mthp.image.scenario_values import Action, Advice, KnownMm, Memcg, Prctl, ScenarioVma
 from mthp.words.files import FileError
 from mthp.words.reading import numbered_lines, parse_object
 from mthp.words.settings import Enabled, Settings, SettingsError
@@ -59,7 +60,9 @@ class Scenario:
     free_blocks: free blocks by order at the start, None for plenty. largest_block: no block above
     this order ever becomes free. synchronous: the swap device is (zram), so nothing is read ahead.
     registered: for each process, whether it is on khugepaged's list; empty where all are. kernel: the
-    recording kernel's release, empty where nothing was recorded (then passes is empty too).
+    recording kernel's release, empty where nothing was recorded (then passes is empty too). mm_ids: of large
+    folios that count as shared, by identity in the initial state, which processes they know; of the others
+    it follows from who maps them.
     """
 
     id: str
@@ -75,6 +78,7 @@ class Scenario:
     largest_block: int = 63
     synchronous: bool = True
     registered: tuple[bool, ...] = ()
+    mm_ids: Mapping[int, tuple[KnownMm, ...]] = field(default_factory=dict)
     built_by: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -155,6 +159,8 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         settings.geometry,
         [(f"vmas[{i}].initial", vma, vma.initial) for i, vma in enumerate(vmas)],
     )
+    mm_ids = _mm_ids(fields)
+    check_mm_ids(settings.geometry, vmas, mm_ids)
     passes = []
     for each in fields.objects("passes", what="a list of passes", default=()):
         recorded = _pass(each, vmas)
@@ -180,6 +186,7 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         largest_block=fields.number("largest_block", 0, 63, default=63),
         synchronous=fields.take("synchronous", bool, True),
         registered=_registered(fields),
+        mm_ids=mm_ids,
         built_by=tuple(fields.take("built_by", list, [])),
         extra=fields.rest() | ({"settings": unknown} if unknown else {}),
     )
@@ -325,6 +332,22 @@ def _registered(fields: Fields) -> tuple[bool, ...]:
     if not all(isinstance(each, bool) for each in found):
         raise ScenarioError("registered: not a list of true and false")
     return found
+
+
+def _mm_ids(fields: Fields) -> Mapping[int, tuple[KnownMm, ...]]:
+    """Read `mm_ids`: folio -> up to two [process or null, mappings]."""
+    table = Fields(fields.take("mm_ids", dict, {}), "mm_ids.")
+    found = {}
+    for name in table.document:
+        pairs = table.take(name, list)
+        if not name.isdecimal() or len(name) > MOST_DIGITS or len(pairs) > 2:
+            raise ScenarioError(f"mm_ids.{name[:40]}: not a folio with at most two processes")
+        for each in pairs:
+            whole = isinstance(each, list) and len(each) == 2
+            if not whole or type(each[1]) is not int or type(each[0]) not in (int, type(None)):
+                raise ScenarioError(f"mm_ids.{name}: {short(each)} is not [process, mappings]")
+        found[int(name)] = tuple(KnownMm(*each) for each in pairs)
+    return MappingProxyType(found)
 
 
 def _free_blocks(fields: Fields) -> Mapping[int, int] | None:

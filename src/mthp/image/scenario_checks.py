@@ -6,8 +6,8 @@ Each check raises ScenarioError with the place in the document and one sentence.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from mthp.image.runs import FolioToken, PageKind, PagesState, PteState, PteToken
 from mthp.words.units import Geometry
 
 if TYPE_CHECKING:
-    from mthp.image.scenario_values import ScenarioVma
+    from mthp.image.scenario_values import KnownMm, ScenarioVma
 
 _ENTRY_OF = {
     PageKind.NONE: {PteState.NONE, PteState.NO_TABLE},
@@ -31,6 +31,10 @@ _ENTRY_OF = {
 
 MOST_PAGES = 1 << 20
 """Of a scenario, in its mappings and in its folios: far more than a guest of the lab has."""
+
+
+MOST_MAPPINGS = (1 << 31) - 1
+"""Of a folio: an int counts them."""
 
 
 @dataclass(slots=True)
@@ -93,6 +97,37 @@ def check_snapshot(
         )
     for folio, claimed in claims.items():
         _check_claims(folio, claimed)
+
+
+def check_mm_ids(
+    geometry: Geometry, vmas: Sequence[ScenarioVma], known: Mapping[int, Sequence[KnownMm]]
+) -> None:
+    """Check that folios are large, and know processes that map them, and not more often than they do."""
+    if not known:
+        return
+    mapped: Counter[tuple[int | None, int]] = (
+        Counter()
+    )  # in pages, so that a PMD counts as a table's
+    for vma in vmas:
+        for stretch in _stretches(vma.initial):
+            token, huge = stretch.token, stretch.entry.state is PteState.HUGE
+            if token.folio is not None and token.order:
+                weight = 1 if huge else geometry.ptrs_per_pte
+                mapped[vma.mm, token.folio] += stretch.count * weight
+    large = {folio for _, folio in mapped}
+    for folio, of in known.items():
+        if folio not in large:
+            raise ScenarioError(f"mm_ids.{folio}: no large folio of the state")
+        own = [each.mm for each in of if each.mm is not None]
+        if len(set(own)) < len(own):
+            raise ScenarioError(f"mm_ids.{folio}: process {own[0]} twice")
+        for mm, mappings in of:
+            most = MOST_MAPPINGS if mm is None else mapped[mm, folio] // geometry.ptrs_per_pte
+            if not 1 <= mappings <= most:
+                who = "another process" if mm is None else f"process {mm}"
+                raise ScenarioError(
+                    f"mm_ids.{folio}: {mappings} mappings of {who}, not 1 to {most}"
+                )
 
 
 def _stretches(state: PagesState) -> Iterator[_Stretch]:

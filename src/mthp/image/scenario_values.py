@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mthp.image.runs import PagesState
 from mthp.words.units import Geometry
@@ -76,6 +76,14 @@ class Memcg:
 
     limit_pages: int
     usage_pages: int
+
+
+class KnownMm(NamedTuple):
+    """One of the two processes that a large folio knows. mm: its number, None where it is none of the
+    scenario's. mappings: how often the folio counts itself mapped by it, once by a PMD."""
+
+    mm: int | None
+    mappings: int
 
 
 @dataclass(frozen=True)

@@ -237,11 +237,6 @@ class LifeProgram:
     counted: frozenset[str]
     steps: tuple[ProgramStep, ...]
 
-    @property
-    def has_layouts(self) -> bool:
-        """Whether it has layouts of one process, for which per-CPU batches were emptied; not mappings."""
-        return any(step.processes is None for step in self.steps)
-
 
 def load(path: str | Path) -> Iterator[LifeProgram]:
     """Yield the programs of a .jsonl file, plain or .xz or .gz, one at a time.

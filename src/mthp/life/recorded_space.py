@@ -387,8 +387,11 @@ class RecordedSpace:
             self.prepare(span)
             self.enter(span)
             row = self.row(table)
-            pages.how[row] = HUGE_ZERO
-            pages.folio[row] = ZERO
+            if self._settings.use_zero_page:
+                pages.how[row] = HUGE_ZERO
+                pages.folio[row] = ZERO
+            else:
+                pages.bring(row, 0, pages.pmd_order)
         else:
             pages.folio[self.row(table), page & (pages.ptrs - 1)] = ZERO
 

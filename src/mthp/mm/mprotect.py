@@ -16,7 +16,9 @@ from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import (
+    PteMap,
     flush_tlb_mm_range,
+    folio_pte_batch,
     mm_find_pmd,
     pmd_lock,
     pmdp_get_lockless,
@@ -24,11 +26,16 @@ from mthp.mm.pgtable import (
     unlocked_after,
 )
 from mthp.mm.pgtable_types import (
+    DIRTY,
     NO_ACCESS,
+    PFN_SHIFT,
+    PTE_NONE,
     SOFT_DIRTY,
     UFFD_WP,
     WRITE,
+    YOUNG,
     Leaf,
+    Pmd,
     Pte,
     leaf_kind,
     pmd_is_migration_entry,
@@ -40,6 +47,7 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.reports import StoresForbidden
 from mthp.mm.vm_flags import VM_EXEC, VM_READ, VM_SOFTDIRTY, VM_UFFD_WP, VM_WRITE
 from mthp.mm.vma_modify import VM_STICKY, vma_modify_flags
+from mthp.words.profiles import PmdModify
 from mthp.words.units import Address
 
 _RIGHTS: Final = VM_READ | VM_WRITE | VM_EXEC
@@ -105,23 +113,39 @@ def change_pte_range(vma: Vma, pmd: PmdPtr, start: Address, end: Address, right:
     found = pte_offset_map_lock(mm, pmd, start)
     if found is None:
         return False
-    changed = False
+    changed, i, end_i = False, 0, (end - start) >> mm.geometry.page_shift
     with unlocked_after(mm.kernel, found) as pte:
-        for i in range((end - start) >> mm.geometry.page_shift):
-            pteval = pte.get(i)
+        while i < end_i:
+            pteval, nr = pte.get(i), 1
             if not pte_present(pteval):
                 new = change_softleaf_pte(pteval, right)
                 if new != pteval:
                     pte.ptes.write(pte.base + i, new)
                     changed = True
-                continue
-            if _is_spared(pteval, right):
-                continue
-            # ptep_modify_prot_start(), ptep_modify_prot_commit(): the hardware may set bits between
-            old = pte.ptes.swap(pte.base + i, 0)
-            pte.ptes.write(pte.base + i, right.changed(vma, old))
-            changed = True
+            elif not _is_spared(pteval, right):
+                page, mem = pte_pfn(pteval), mm.kernel.mem
+                if page and mem.folio_test_large(mem.page_folio(page)):
+                    nr = folio_pte_batch(pte, i, pteval, end_i - i, WRITE | SOFT_DIRTY)
+                change_present_ptes(vma, pte, i, nr, right)
+                changed = True
+            i += nr
     return changed
+
+
+def change_present_ptes(vma: Vma, pte: PteMap, i: int, nr: int, right: Right) -> None:
+    """Take the right from entries that map pages of one folio in a row. If one of them was used, or stored
+    to, all were, as far as they say from now on.
+
+    Kernel: mm/mprotect.c, change_present_ptes(); include/linux/pgtable.h, modify_prot_start_ptes(): the
+    hardware may set bits before, not between.
+    """
+    places = range(pte.base + i, pte.base + i + nr)
+    old = pte.ptes.swap(places[0], PTE_NONE)
+    for at in places[1:]:
+        another = pte.ptes.swap(at, PTE_NONE)
+        old = Pte(old | another & YOUNG | (DIRTY | SOFT_DIRTY if another & DIRTY else 0))
+    for k, at in enumerate(places):
+        pte.ptes.write(at, right.changed(vma, old + (k << PFN_SHIFT)))
 
 
 def change_softleaf_pte(entry: int, right: Right) -> int:
@@ -154,8 +178,17 @@ def change_huge_pmd(vma: Vma, pmd: PmdPtr, start: Address, right: Right) -> bool
             return False
         if right is not Right.NUMA:
             old = pmdp_invalidate(vma.vm_mm, start, pmd)
-            pmd.page.pmds.write(pmd.slot, right.changed(vma, old))
+            pmd.page.pmds.write(pmd.slot, right.changed(vma, pmd_modify(vma, old)))
     return True
+
+
+def pmd_modify(vma: Vma, pmdval: Pmd) -> Pmd:
+    """A huge PMD as a change of its protection leaves it, but for the rights. What is read-only keeps that
+    it was stored to in a bit of software's, which no kernel loses. Kernel: arch/x86/include/asm/pgtable.h,
+    pmd_modify(), pmd_clear_saveddirty().
+    """
+    kept = vma.vm_mm.kernel.profile.pmd_modify is PmdModify.KEPT or not pmdval & WRITE
+    return pmdval if kept else Pmd(Pte(pmdval & ~DIRTY))
 
 
 def mprotect(mm: Mm, start: Address, end: Address) -> None:

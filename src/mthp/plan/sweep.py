@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
+from typing import ClassVar
 
 from mthp.plan.doctor import examine
 from mthp.plan.examined import Examined, examined_host
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, SettingFinding, Wish
+from mthp.words.processes import workers
 from mthp.words.profiles import Orders, Profile
 from mthp.words.settings import Enabled, Settings
 from mthp.words.settings_text import U32_MAX
@@ -114,6 +118,57 @@ def soon_enough(planner: Planner, settings: Settings, wish: Wish) -> BulkVerdict
             break
         plan = faster
     return plan
+
+
+@dataclass(frozen=True)
+class Sweeper:
+    """Plans for several settings that hold to a wish for time, as soon_enough() has them, on one process or
+    more: what is found is the same. jobs: so many at most, which are forked where this one has been at it for
+    `alone` seconds and is not done; a fork costs more than all plans that are counted. tell: is told how many
+    are done.
+    """
+
+    planner: Planner
+    wish: Wish
+    _: KW_ONLY
+    jobs: int = 1
+    alone: float = 1.0
+    tell: Callable[[int], None] = lambda _: None
+
+    in_worker: ClassVar[Callable[[Sequence[Settings]], list[BulkVerdict]]]
+
+    def plans(self, tried: Sequence[Settings]) -> list[BulkVerdict]:
+        """The plan for each of them. WorkerKilled: one of the processes was."""
+        found: dict[Settings, BulkVerdict] = {}
+        began, left = time.monotonic(), [*tried]
+        while left and (self.jobs == 1 or time.monotonic() - began < self.alone):
+            settings = left.pop(0)
+            found[settings] = soon_enough(self.planner, settings, self.wish)
+            self.tell(len(found))
+        if left:
+            with workers(min(self.jobs, len(left)), self._begin) as pool:
+                parts = [pool.submit(_in_worker, part) for part in _alike(left)]
+                for future in as_completed(parts):
+                    found.update(future.result())
+                    self.tell(len(found))
+        return [found[settings] for settings in tried]
+
+    def _begin(self) -> None:
+        """In each worker, which has all of this by the fork."""
+        Sweeper.in_worker = replace(self, jobs=1, tell=lambda _: None).plans
+
+
+def _in_worker(part: Sequence[Settings]) -> list[tuple[Settings, BulkVerdict]]:
+    return [*zip(part, Sweeper.in_worker(part), strict=True)]
+
+
+def _alike(tried: Sequence[Settings]) -> list[list[Settings]]:
+    """Settings by what the engine is asked for them, which it is asked once: those with the same sizes; the
+    most of them first, so that no worker is left alone with many."""
+    parts: dict[tuple[object, ...], list[Settings]] = {}
+    for settings in tried:
+        parts.setdefault((settings.enabled, *settings.sizes.items()), []).append(settings)
+    return sorted(parts.values(), key=len, reverse=True)
 
 
 def front_of(plans: Sequence[BulkVerdict]) -> tuple[bool, ...]:

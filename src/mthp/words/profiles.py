@@ -99,6 +99,13 @@ class FaultUse(Enum):
     GENERATION = "nothing once it is on the LRU: its generation alone tells"
 
 
+class PmdModify(Enum):
+    """What becomes of the dirty bit of a writable huge PMD whose protection changes."""
+
+    CLEANED = "it is lost: x86's pmd_modify() masks it out"
+    KEPT = "it stays, as at a PTE"
+
+
 @dataclass(frozen=True)
 class Profile:
     """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -117,6 +124,7 @@ class Profile:
     missing_table: MissingTable
     swapin: SwapIn
     fault_use: FaultUse
+    pmd_modify: PmdModify
     debug_vm: bool = False
 
 
@@ -135,6 +143,7 @@ V16 = Profile(
     missing_table=MissingTable.GO_ON,
     swapin=SwapIn.CACHED,
     fault_use=FaultUse.REFERENCED,
+    pmd_modify=PmdModify.CLEANED,
 )
 V7_3 = Profile(
     name="7.3",
@@ -151,6 +160,7 @@ V7_3 = Profile(
     missing_table=MissingTable.GO_ON,
     swapin=SwapIn.CACHED,
     fault_use=FaultUse.REFERENCED,
+    pmd_modify=PmdModify.KEPT,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -167,6 +177,7 @@ PMD_ONLY = Profile(
     missing_table=MissingTable.END,
     swapin=SwapIn.BYPASS,
     fault_use=FaultUse.GENERATION,
+    pmd_modify=PmdModify.CLEANED,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -195,6 +206,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "on 6.18.",
         "fault_use": "multi-generational LRU: aging was reworked to count uses of anonymous memory too; seen "
         "on 6.18 and 7.3.",
+        "pmd_modify": "a mask meant for shadow stacks (6.4) lost the bit, and with it what was stored after "
+        "MADV_FREE, until it was noticed in September 2026; seen on 6.18, and mended on 7.2.12 and 7.3.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import Advice, Prctl, ScenarioVma
+from mthp.image.scenario_values import Advice, KnownMm, Prctl, ScenarioVma
 from mthp.image.snapshot import KPF_OF_LETTER, Pte
 from mthp.mm import vm_flags as vm
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
@@ -18,6 +19,7 @@ from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.mm.swap_table import swp_entry
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays
+from mthp.worlds.mm_ids import words_of
 
 PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY}
 
@@ -59,6 +61,16 @@ class _Expansion:
         self.next_frame = 1
         self.heads: dict[int, int] = {}
         self.outside: dict[int, int] = {}
+        mms = dict.fromkeys(vma.mm for vma in scenario.vmas)
+        self.ids = {mm: number for number, mm in enumerate(mms, 1)}
+        self.known = {folio: words_of(self.mms(of)) for folio, of in scenario.mm_ids.items()}
+
+    def mms(self, known: Iterable[KnownMm]) -> Iterator[tuple[int, int]]:
+        """(id, mappings) of processes that a folio knows. Two that are not in the scenario have ids too."""
+        other = len(self.ids)
+        for mm, mappings in known:
+            other += 1
+            yield other if mm is None else self.ids[mm], mappings
 
     def process(self, mm: int) -> ImageProcess:
         """Expand everything of one mm."""
@@ -66,6 +78,10 @@ class _Expansion:
         of_mm = [(place, vma) for place, vma in enumerate(scenario.vmas) if vma.mm == mm]
         bases = sorted({base for _, vma in of_mm for base in _tables(vma, geometry)})
         tables = TableArrays.blank(np.array(bases, np.uint64), geometry)
+        if self.known:
+            shape = tables.pte.shape
+            ids, counts = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
+            tables = replace(tables, mm_ids=ids, mm_id_mapcounts=counts)
         for _, vma in of_mm:
             self.expand(vma, tables)
         modes = scenario.prctl
@@ -77,6 +93,7 @@ class _Expansion:
             vmas=tuple(_vma(vma, place, geometry) for place, vma in of_mm),
             tables=tables,
             age=mm,
+            mm_id=self.ids[mm],
             place=None if scenario.registered[mm:] and not scenario.registered[mm] else mm,
         )
 
@@ -92,7 +109,7 @@ class _Expansion:
         counts = [count for count, _ in vma.initial.folios]
         rows = [self.folio_run(count, token) for count, token in vma.initial.folios]
         columns = np.array(rows, np.uint64).reshape(len(rows), _FOLIO_COLUMNS)
-        pte, pfn, step, flags, mapcount, order = np.repeat(columns, counts, axis=0)[here].T
+        pte, pfn, step, flags, mapcount, order, *known = np.repeat(columns, counts, axis=0)[here].T
         offset = np.arange(vma.pages) - np.repeat(np.cumsum(counts) - counts, counts)
         counts = [count for count, _ in vma.initial.entries]
         entries = np.array([_entry_run(entry) for _, entry in vma.initial.entries], np.uint16)
@@ -103,9 +120,12 @@ class _Expansion:
         tables.kpageflags[where] = flags
         tables.kpagecount[where] = mapcount
         tables.folio_order[where] = order
+        if tables.mm_ids is not None and tables.mm_id_mapcounts is not None:
+            tables.mm_ids[where], tables.mm_id_mapcounts[where] = known
 
-    def folio_run(self, count: int, token: FolioToken) -> tuple[int, int, int, int, int, int]:
-        """pte, pfn and its rise from page to page, kpageflags, kpagecount and order of a run."""
+    def folio_run(self, count: int, token: FolioToken) -> tuple[int, ...]:
+        """pte, pfn and its rise from page to page, kpageflags, kpagecount, order, and the words of mm ids of
+        a run."""
         pte = int(_PTE_OF_KIND[token.kind])
         letters = token.pagemap or token.swap_letters
         pte |= Pte.UFFD_WP if "w" in letters else 0
@@ -114,8 +134,9 @@ class _Expansion:
         pte |= Pte.SOFT_DIRTY if "s" in letters else 0
         pte |= Pte.EXCLUSIVE if "x" in letters else 0
         if token.kind is not PageKind.FOLIO:
-            return pte, 0, 0, 0, 0, 0
+            return pte, 0, 0, 0, 0, 0, 0, 0
         flags = sum(1 << KPF_OF_LETTER[each] for each in token.flags)
+        known = 0, 0
         if token.folio is None:
             first, self.next_frame = self.next_frame, self.next_frame + count
         else:
@@ -123,11 +144,10 @@ class _Expansion:
                 head = -(-self.next_frame >> token.order) << token.order
                 self.heads[token.folio], self.next_frame = head, head + (1 << token.order)
             first = self.heads[token.folio] + token.index
-        return pte, first, 1, flags, token.mapcount, token.order
+            known = self.known.get(token.folio, known)
+        return pte, first, 1, flags, token.mapcount, token.order, *known
 
-    def swap_run(
-        self, count: int, token: FolioToken, pte: int
-    ) -> tuple[int, int, int, int, int, int]:
+    def swap_run(self, count: int, token: FolioToken, pte: int) -> tuple[int, ...]:
         """The same for swap entries; type and offset stand where pagemap has them."""
         swap_type = token.swap_type or 0
         if token.special_swap is None:
@@ -135,14 +155,14 @@ class _Expansion:
             pte |= 0 if "c" in token.swap_letters else Pte.SOFT_DIRTY
         offset = token.swap_offset
         if offset is None:
-            return pte, swap_type, 0, 0, 0, 0
+            return pte, swap_type, 0, 0, 0, 0, 0, 0
         if token.swap_outside:
             first = swp_entry(swap_type, offset)
             self.outside |= dict.fromkeys(range(first, first + count), token.swap_outside)
-        return pte, swap_type | offset << 5, 1 << 5, 0, 0, 0
+        return pte, swap_type | offset << 5, 1 << 5, 0, 0, 0, 0, 0
 
 
-_FOLIO_COLUMNS = 6
+_FOLIO_COLUMNS = 8
 
 
 def _entry_run(entry: PteToken) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Kernel: include/linux/mm_types.h, struct folio, _mm_ids and _mm_id_mapcount.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mthp.mm.rmap import MM_IDS, UNKNOWN_MM
@@ -25,6 +25,16 @@ class Known(NamedTuple):
 
     mappings: dict[int, int]
     shared: bool
+
+
+def words_of(known: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The kernel's words, ids and mapcounts, of a folio that counts as shared. known: (id, mappings) of two
+    mms at most."""
+    ids, counts = _MM_IDS_SHARED, (1 << 64) - 1
+    for shift, (each, mappings) in zip((0, 32), known, strict=False):
+        ids |= each << shift
+        counts -= (_LOW_HALF - (mappings - 1)) << shift
+    return ids, counts
 
 
 def known_by_id(numbers: Mapping[int | None, int], ids: int, mapcounts: int) -> Known:

@@ -49,6 +49,18 @@ def test_the_dirty_bit_counts_where_the_entry_is_writable(entry: str, same: bool
     ]
 
 
+def test_which_processes_large_folios_know_counts_where_the_scenario_says_it() -> None:
+    mapped = FOLIOS.replace("xs.m1", "s.m3")
+    mine = scenario(vma(mapped, PTES), mm_ids={"0": [[0, 4]], "1": []})
+    renamed = mapped.replace("f0", "f7")
+    assert differences(mine, scenario(vma(renamed, PTES), mm_ids={"7": [[0, 4]], "1": []})) == []
+    assert differences(mine, scenario(vma(renamed, PTES), mm_ids={"7": [[None, 4]]})) == [
+        "mm_ids.0: [[None, 4]], not [[0, 4]]",
+        "mm_ids.1: not shared, not []",
+    ]
+    assert differences(scenario(vma(mapped, PTES)), mine) == [], "older records do not say it"
+
+
 def test_tables_count_where_the_scenario_has_them() -> None:
     without, with_none = vma("512:-", None, anon_vma=False), vma("512:-", "512:-", anon_vma=False)
     no_table = vma("512:-", "512:nopte", anon_vma=False)

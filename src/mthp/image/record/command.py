@@ -104,6 +104,7 @@ def record(args: argparse.Namespace) -> list[str]:
         "command": command,
         "exit_status": subject.exit_status if isinstance(subject, Child) else None,
         "signal": subject.signal if isinstance(subject, Child) else None,
+        "began": decoder.began,
         "seconds": traced.seconds,
         "lost": lost,
         "left": traced.left,

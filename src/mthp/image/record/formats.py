@@ -104,9 +104,13 @@ def page_layout(root: str) -> PageLayout:
     """Read events/header_page. CaptureError: this kernel's buffers are not understood."""
     if sys.byteorder != "little":
         raise CaptureError("big-endian machines are not recorded on", LACKING)
+    return layout_of(text(f"{root}/events/header_page") or "")
+
+
+def layout_of(header: str) -> PageLayout:
+    """What the text of events/header_page says. CaptureError: it is not understood."""
     fields = {
-        name: Field(int(offset), int(size))
-        for _, name, offset, size in _FIELD.findall(text(f"{root}/events/header_page") or "")
+        name: Field(int(offset), int(size)) for _, name, offset, size in _FIELD.findall(header)
     }
     try:
         data = fields["data"]

@@ -30,7 +30,7 @@ from mthp.image.runs import (
     parse_pte_token,
 )
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import ScenarioVma
+from mthp.image.scenario_values import KnownMm, ScenarioVma
 from mthp.lab.compile.wanted import displacement, held_pages, pages_text
 
 _TRAITS = (
@@ -75,7 +75,31 @@ def differences(wanted: Scenario, built: Scenario) -> list[str]:
         states = [wanted.vmas[i].initial for i in order]
         for i, text in state_differences(states, [vma.initial for vma in built.vmas]):
             found.append(f"vmas[{order[i]}] {text}")
+    if not found and wanted.mm_ids:  # older records do not say it
+        found += _sharing_differences(wanted, [wanted.vmas[i] for i in order], built)
     return found
+
+
+def _sharing_differences(
+    wanted: Scenario, vmas: Iterable[ScenarioVma], built: Scenario
+) -> Iterator[str]:
+    """One line for each large folio that knows other processes. vmas: of wanted, in the order of built's."""
+    for name, its in zip(_folios(vmas), _folios(built.vmas), strict=True):
+        want, have = wanted.mm_ids.get(name), built.mm_ids.get(its)
+        if want != have:
+            yield f"mm_ids.{name}: {_known_text(have)}, not {_known_text(want)}"
+
+
+def _folios(vmas: Iterable[ScenarioVma]) -> list[int]:
+    """The names of large folios, in the order in which they are met."""
+    tokens = (token for vma in vmas for _, token in vma.initial.folios)
+    return list(dict.fromkeys(t.folio for t in tokens if t.folio is not None and t.order))
+
+
+def _known_text(known: Iterable[KnownMm] | None) -> str:
+    if known is None:
+        return "not shared"
+    return str([list(each) for each in known])
 
 
 def state_differences(

@@ -25,7 +25,8 @@
 #include "agent.h"
 
 #define MAX_SUBJECTS 16
-#define MAX_FILE (8 << 20)
+#define MAX_FILE (32 << 20)
+#define MAX_IN_MEMORY (1 << 20)
 #define READ_SIZE (1 << 16)
 #define MAX_KEPT 256
 
@@ -241,6 +242,9 @@ static void send_file(const char *path)
 		fail(size, path);
 	else
 		succeed(file_buffer, size);
+	/* As little of it as may be lies among the guest's memory. */
+	if (size > MAX_IN_MEMORY)
+		madvise(file_buffer + MAX_IN_MEMORY, MAX_FILE - MAX_IN_MEMORY, MADV_DONTNEED);
 }
 
 /* keep PATH…: files that `look` shows, all at once, as they are then. They stay open. */
@@ -655,6 +659,8 @@ static void run(char *line)
 	}
 	if (!strcmp(op, "walk") && needs(&w, 4))
 		return send_data(walk_pages(number(&w, 1), number(&w, 2), number(&w, 3), &data), &data, op);
+	if (!strcmp(op, "words"))
+		return send_data(kernel_words(&w, &data), &data, op);
 	if (!strcmp(op, "insmod") && needs(&w, 2))
 		return load_module(&w);
 	if (!strcmp(op, "mkdir") && needs(&w, 2))

@@ -33,8 +33,10 @@ void subject_loop(int sock) __attribute__((noreturn));
 int send_fd(int sock, int fd, pid_t pid);
 int receive_fd(int sock, pid_t *pid);
 
-/* pages.c: what the kernel says of a process's pages. Both give malloc-free static buffers. */
+/* pages.c: what the kernel says of a process's pages, and words of its own memory. All give malloc-free
+ * static buffers. */
 ssize_t read_pages(pid_t pid, uint64_t address, uint64_t pages, void **data);
 ssize_t walk_pages(uint64_t pgd, uint64_t address, uint64_t pages, void **data);
+ssize_t kernel_words(const struct words *addresses, void **data);
 
 #endif

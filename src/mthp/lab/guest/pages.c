@@ -174,8 +174,8 @@ static int open_kcore(void)
 	return 0;
 }
 
-/* One page of physical memory; a kernel address (its top bit is set) is looked up as such. */
-static int read_frame(uint64_t address, uint64_t table[ENTRIES])
+/* Memory at a physical address; a kernel address (its top bit is set) is looked up as such. */
+static int read_core(uint64_t address, void *to, size_t size)
 {
 	int virtual = address >> 63;
 
@@ -183,9 +183,9 @@ static int read_frame(uint64_t address, uint64_t table[ENTRIES])
 		const Elf64_Phdr *s = &segments[i];
 		uint64_t from = virtual ? s->p_vaddr : s->p_paddr;
 
-		if (s->p_type != PT_LOAD || s->p_paddr == ~0ULL || address < from || address - from >= s->p_memsz)
+		if (s->p_type != PT_LOAD || from == ~0ULL || address < from || address - from >= s->p_memsz)
 			continue;
-		return pread(kcore_fd, table, PAGE, s->p_offset + (address - from)) == PAGE ? 0 : -EIO;
+		return pread(kcore_fd, to, size, s->p_offset + (address - from)) == (ssize_t)size ? 0 : -EIO;
 	}
 	return -EFAULT;
 }
@@ -196,7 +196,7 @@ static int find_pmd(uint64_t pgd, uint64_t address, uint64_t *pmd)
 	uint64_t table[ENTRIES], at = pgd;
 
 	for (int shift = 39; shift >= PMD_SHIFT; shift -= 9) {
-		int error = read_frame(at, table);
+		int error = read_core(at, table, sizeof(table));
 
 		if (error)
 			return error;
@@ -224,7 +224,7 @@ ssize_t walk_pages(uint64_t pgd, uint64_t address, uint64_t pages, void **data)
 		if (first)
 			error = find_pmd(pgd, address, &pmd);
 		if (!error && first && IS_PRESENT(pmd) && !IS_HUGE(pmd))
-			error = read_frame(FRAME(pmd), table);
+			error = read_core(FRAME(pmd), table, sizeof(table));
 		if (!IS_PRESENT(pmd))
 			entries[i] = (struct entry){ pmd, pmd ? LEVEL_PMD : LEVEL_NONE };
 		else if (IS_HUGE(pmd))
@@ -234,4 +234,15 @@ ssize_t walk_pages(uint64_t pgd, uint64_t address, uint64_t pages, void **data)
 	}
 	*data = entries;
 	return error ? error : (ssize_t)(pages * sizeof(entries[0]));
+}
+
+ssize_t kernel_words(const struct words *addresses, void **data)
+{
+	static uint64_t found[MAX_WORDS];
+	int count = addresses->count - 1, error = open_kcore();
+
+	for (int i = 0; i < count && !error; i++)
+		error = read_core(number(addresses, i + 1), &found[i], sizeof(found[i]));
+	*data = found;
+	return error ? error : (ssize_t)(count * sizeof(found[0]));
 }

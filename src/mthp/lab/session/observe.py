@@ -57,6 +57,10 @@ _HUGE, _NOT_PRESENT, _NO_TABLE = (np.uint64(1 << bit) for bit in (61, 62, 63))
 _ALL = (1 << 64) - 1
 
 
+TRACING = "/sys/kernel/tracing"
+"""The guest's tracefs."""
+
+
 class VmFlag(IntFlag):
     """The vm_flags that records use. Kernel: include/linux/mm.h."""
 
@@ -74,13 +78,14 @@ class VmFlag(IntFlag):
 
 @dataclass(frozen=True)
 class ObservedVma:
-    """A mapping as the kernel has it. start, end: bytes. flags: vm_flags. pgd: kernel address."""
+    """A mapping as the kernel has it. start, end: bytes. flags: vm_flags. pgd, mm: kernel addresses."""
 
     start: int
     end: int
     flags: int
     anon_vma: int
     pgd: int
+    mm: int
 
     @property
     def pages(self) -> int:
@@ -116,7 +121,12 @@ class FolioNames:
         head, order = folio >> 8, folio & 0xFF
         if not order and pfn not in self._repeated:
             return ""
-        return f".f{self._names.setdefault(head, len(self._names))}.i{pfn - head}"
+        return f".f{self._names.setdefault(folio, len(self._names))}.i{pfn - head}"
+
+    @property
+    def large(self) -> dict[int, int]:
+        """The names given to large folios so far, by first frame."""
+        return {folio >> 8: name for folio, name in self._names.items() if folio & 0xFF}
 
 
 def _columns(pages: bytes) -> Any:
@@ -266,22 +276,28 @@ def events_of(trace: str) -> list[dict[str, Any]]:
     return events
 
 
+_VMA_FIELDS = tuple(ObservedVma.__dataclass_fields__)
+
+
 def vmas_of(trace: str, low: int, high: int) -> list[ObservedVma]:
     """The mappings the `vma` probe saw between two addresses, in order, each once."""
     found: dict[int, ObservedVma] = {}
     for name, fields in _lines(trace):
         if name == "vma":
-            start, end, flags, anon_vma, pgd = (
-                int(fields[key], 0) for key in ("start", "end", "flags", "anon_vma", "pgd")
-            )
-            if low <= start < high:
-                found[start] = ObservedVma(start, end, flags, anon_vma, pgd)
+            vma = ObservedVma(**{key: int(fields[key], 0) for key in _VMA_FIELDS})
+            if low <= vma.start < high:
+                found[vma.start] = vma
     return [found[start] for start in sorted(found)]
 
 
 def registered_pgds(trace: str) -> list[int]:
     """The page tables (pgd) of the processes that registered with khugepaged, in order of time."""
-    return [int(fields["pgd"], 0) for name, fields in _lines(trace) if name == "enter"]
+    return values_traced(trace, "enter", "pgd")
+
+
+def values_traced(trace: str, event: str, field: str) -> list[int]:
+    """The values of a field of the events of a name, in order of time."""
+    return [int(fields[field], 0) for name, fields in _lines(trace) if name == event]
 
 
 def trusted_flags(fresh: bytes) -> int:

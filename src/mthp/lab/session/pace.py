@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from mthp.lab.errors import BAD_INPUT, HOST_LACKS, LabError
 from mthp.lab.geometry import PMD_ORDER
 from mthp.lab.session.memory_pressure import PATIENCE_MS
+from mthp.lab.session.observe import TRACING
 from mthp.lab.session.session import (
     ASLEEP,
     ENDLESS,
     KHUGEPAGED,
     SETTLED_MS,
-    TRACING,
     GuestSession,
 )
 from mthp.lab.vm.channel import Channel

@@ -67,9 +67,11 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
     session.ask(f"{SUBJECT} base {BASE}")
     processes, sleepers = {SUBJECT: session.pid(SUBJECT)}, dict[str, tuple[str, int]]()
     steps = []
+    session.drain()
     before = session.counters()
     for each in program["steps"]:
         answer = _perform(session, each["op"], processes, sleepers)
+        session.drain()
         now = session.counters()
         seen = _seen(session, processes)
         steps.append({"op": each["op"], **answer, "delta": _named(now, before), "processes": seen})

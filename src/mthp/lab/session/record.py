@@ -47,11 +47,14 @@ def record(
     session.drain()
     observed = _observe(session, declared)
     on_list = _registered(observed, declared, registered)
-    states = session.states(observed, declared.sleepers)
+    states, names = session.named_states(observed, declared.sleepers)
     document = _head(session, draft, declared, kernel)
     if not all(on_list):
         document["registered"] = on_list
     document["vmas"] = list(map(_vma, declared.vmas, chain(*observed.values()), states))
+    known = session.known_mms(observed, names)
+    if known:
+        document["mm_ids"] = {str(name): list(map(list, of)) for name, of in known.items()}
     group = _group(declared)
     if group:
         document["memcg"] = session.memcg_pages(group)

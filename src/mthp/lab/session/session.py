@@ -11,11 +11,19 @@ from enum import StrEnum
 from typing import Any
 
 from mthp.image.runs import PagesState
-from mthp.image.scenario_values import MTHP_STATS, RECORDED_EVENTS, VMSTAT_COUNTERS, changed
+from mthp.image.scenario_values import (
+    MTHP_STATS,
+    RECORDED_EVENTS,
+    VMSTAT_COUNTERS,
+    KnownMm,
+    changed,
+)
 from mthp.lab.geometry import ORDERS, PAGE_SIZE, PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import BASE, REACH, SYSFS, Madv, Operation, Verb, size_folder
 from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
+from mthp.lab.session.mm_ids import MmIds
 from mthp.lab.session.observe import (
+    TRACING,
     FolioNames,
     ObservedVma,
     events_of,
@@ -26,7 +34,6 @@ from mthp.lab.session.observe import (
 )
 from mthp.lab.vm.channel import Channel, CommandFailed
 
-TRACING = "/sys/kernel/tracing"
 KHUGEPAGED = f"{SYSFS}/khugepaged"
 
 ENDLESS = 4294967295
@@ -146,6 +153,7 @@ class GuestSession:
         self._bases: dict[str, int] = {}
         self._cut_short = False
         self._trusted = -1
+        self._mm_ids: MmIds | None = None
         self.swap = Swap.ZRAM
         # None where there is only the global switch.
         self._orders = [order for order in ORDERS if self._exists(switch_file(order))]
@@ -212,7 +220,7 @@ class GuestSession:
         probes = (
             "p:mthp/attempt collapse_huge_page address=%si" + " order=%r9" * scans_by_order,
             "p:mthp/vma show_map_vma start=vma->vm_start end=vma->vm_end "
-            "flags=vma->vm_flags anon_vma=vma->anon_vma pgd=vma->vm_mm->pgd",
+            "flags=vma->vm_flags anon_vma=vma->anon_vma pgd=vma->vm_mm->pgd mm=vma->vm_mm",
             "p:mthp/enter __khugepaged_enter pgd=mm->pgd",
         )
         for probe in probes:
@@ -403,6 +411,12 @@ class GuestSession:
 
         sleepers: how many children outside the snapshot share what fork() shared.
         """
+        return self.named_states(processes, sleepers)[0]
+
+    def named_states(
+        self, processes: Mapping[str, list[ObservedVma]], sleepers: int = 0
+    ) -> tuple[list[PagesState], FolioNames]:
+        """The same, and the names that the folios have in it."""
         commands, starts = [], []
         for process, vmas in processes.items():
             for vma in vmas:
@@ -411,10 +425,22 @@ class GuestSession:
                 starts.append(vma.start)
         answers = self._channel.ask_all(commands)
         names = FolioNames(answers[::2], self._trusted)
-        return [
+        states = [
             pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
             for i, start in enumerate(starts)
         ]
+        return states, names
+
+    def known_mms(
+        self, processes: Mapping[str, list[ObservedVma]], names: FolioNames
+    ) -> dict[int, tuple[KnownMm, ...]]:
+        """Of each large folio that counts as shared, by its name, which processes it knows; numbers are
+        their places."""
+        if not names.large:
+            return {}
+        if self._mm_ids is None:
+            self._mm_ids = MmIds(self._channel)
+        return self._mm_ids.known(names.large, [vmas[0].mm for vmas in processes.values()])
 
     def counters(self) -> Counters:
         """All counters that a scenario records."""

@@ -18,8 +18,9 @@ from mthp.lab.errors import BAD_INPUT, LabError
 from mthp.lab.geometry import PMD_ORDER
 from mthp.lab.program.program import SYSFS
 from mthp.lab.session.memory_pressure import switch_file
+from mthp.lab.session.observe import TRACING
 from mthp.lab.session.pace import PacedRun, run_at_pace, set_alloc_sleep
-from mthp.lab.session.session import ASLEEP, KHUGEPAGED, TRACING, GuestSession
+from mthp.lab.session.session import ASLEEP, KHUGEPAGED, GuestSession
 from mthp.lab.vm.channel import Channel, CommandFailed
 from mthp.lab.vm.files import HOST, PROGRAM_FOLDERS
 from mthp.lab.vm.interpreter import HELPER, LAB

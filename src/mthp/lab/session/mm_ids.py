@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which mms a large folio knows, read from the memory of the guest's kernel.
+
+Kernel: include/linux/mm_types.h, struct folio, _mm_ids and _mm_id_mapcount.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+
+from mthp.image.capture.btf import Btf, BtfError
+from mthp.image.capture.kernel import BTF
+from mthp.image.scenario_values import KnownMm
+from mthp.lab.errors import HOST_LACKS, LabError
+from mthp.lab.session.observe import TRACING, values_traced
+from mthp.lab.vm.channel import Channel, CommandFailed
+
+_SHARED = 1 << 63
+_ID, _COUNT = (1 << 31) - 1, (1 << 32) - 1
+_WORDS_AT_ONCE = 60
+_PROBE = "base"
+
+
+class MmIds:
+    """Where one kernel keeps them. Linux 6.15 and later do."""
+
+    def __init__(self, channel: Channel) -> None:
+        """Look it up. LabError (5): it is another kernel."""
+        self._channel = channel
+        try:
+            btf = Btf(channel.ask(f"r {BTF}"))
+            self._page = btf.size("page")
+            self._ids = btf.offset("folio", "_mm_ids")
+            self._counts = btf.offset("folio", "_mm_id_mapcount")
+            self._of_mm = btf.offset("mm_struct", "mm_id")
+            self._vmemmap = self._base()
+        except (BtfError, CommandFailed) as error:
+            raise LabError(HOST_LACKS, f"the guest's kernel has no mm ids: {error}") from None
+
+    def _base(self) -> int:
+        """Where struct pages are. Kernel: arch/x86/mm/kaslr.c, vmemmap_base."""
+        probe = f"p:mthp/{_PROBE} show_map_vma at=@vmemmap_base:x64"
+        switch = f"w {TRACING}/events/mthp/{_PROBE}/enable"
+        self._channel.ask_all([f"a {TRACING}/kprobe_events {probe}", f"{switch} 1"])
+        read = [f"w {TRACING}/trace", "r /proc/self/maps", f"r {TRACING}/trace"]
+        trace = self._channel.ask_all(read)[-1].decode()
+        self._channel.ask_all([f"{switch} 0", f"a {TRACING}/kprobe_events -:mthp/{_PROBE}"])
+        return values_traced(trace, _PROBE, "at")[0]
+
+    def known(
+        self, folios: Mapping[int, int], mms: Sequence[int]
+    ) -> dict[int, tuple[KnownMm, ...]]:
+        """Of each large folio that counts as shared, by its name, the processes that it knows.
+
+        folios: first frame -> name. mms: addresses of the processes' mm_structs.
+        """
+        own = self._words([mm + self._of_mm for mm in mms])
+        numbers = {word & _COUNT: number for number, word in enumerate(own)}
+        starts = [self._vmemmap + frame * self._page for frame in folios]
+        words = self._words([at + of for at in starts for of in (self._ids, self._counts)])
+        found = {}
+        for name, ids, counts in zip(folios.values(), words[::2], words[1::2], strict=True):
+            if ids & _SHARED:
+                halves = ((ids >> by & _ID, counts >> by & _COUNT) for by in (0, 32))
+                found[name] = tuple(KnownMm(numbers.get(each), n + 1) for each, n in halves if each)
+        return found
+
+    def _words(self, addresses: Sequence[int]) -> list[int]:
+        """The 64-bit words at these addresses of the kernel's."""
+        parts = range(0, len(addresses), _WORDS_AT_ONCE)
+        lines = (addresses[first : first + _WORDS_AT_ONCE] for first in parts)
+        answers = self._channel.ask_all([" ".join(map(str, ("words", *line))) for line in lines])
+        return [word for answer in answers for (word,) in struct.iter_unpack("<Q", answer)]
