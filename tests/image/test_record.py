@@ -143,6 +143,38 @@ time.sleep(0.5)
     assert recording.sample_anon.max() <= len(pages_written(recording)) + 3  # exec's arguments
 
 
+def test_programs_that_others_start_have_their_first_mappings(tmp_path: Path) -> None:
+    recording, _ = recorded(
+        tmp_path / "a.npz",
+        """
+os.execv("/bin/sh", ["sh", "-c", "x=1; sleep 0.8; y=$x"])
+""",
+    )
+    last = next(each for each in recording.processes if each.program == "/bin/sh")
+    assert last.parent == 0 and last.vmas is not None and last.arguments is not None
+    paths = {vma.path for vma in last.vmas if not vma.path.startswith("[v")}
+    loader = next(path for path in paths if "/ld-" in path)
+    assert paths == {os.path.realpath("/bin/sh"), loader, "[stack]", ""}
+    stack = next(vma for vma in last.vmas if vma.path == "[stack]")
+    assert stack.start <= last.arguments < stack.end
+    # Nothing else is touched but what the program itself mapped.
+    began = [(vma.start >> 12, vma.end >> 12) for vma in last.vmas if vma.path != "[stack]"]
+    began.append((stack.end - (8 << 20) >> 12, stack.end >> 12))
+    names = [recording.calls[kind] for kind in recording.call_kind]
+    calls = zip(names, recording.call_args.tolist(), recording.call_result.tolist(), strict=True)
+    mapped = [
+        (result >> 12, result + args[1] + 4095 >> 12)
+        for name, args, result in calls
+        if name == "mmap"
+    ]
+    heap = recording.call_result[[name == "brk" for name in names]]
+    began += [*mapped, (int(heap.min()) >> 12, int(heap.max()) >> 12)]
+    ours = recording.task == 0
+    ours[: last.began] = False
+    for page in recording.value[ours & (recording.kind == EventKind.FAULT)].tolist():
+        assert any(start <= page < end for start, end in began), hex(page << 12)
+
+
 def test_children_threads_and_programs(tmp_path: Path) -> None:
     recording, _ = recorded(
         tmp_path / "a.npz",

@@ -97,7 +97,8 @@ class RecordedReplay:
     def _begin(self, index: int, process: RecordedProcess) -> None:
         if index in self.spaces:
             return
-        known = process.vmas is not None
+        # Of a program that others started the mappings were read a little later, if it was still there.
+        known = process.vmas is not None and process.parent is None
         space = RecordedSpace(self.pages, self._settings, known, self.khugepaged)
         shift = self._recording.geometry.page_shift
         for vma in process.vmas or ():

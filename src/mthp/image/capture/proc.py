@@ -216,6 +216,12 @@ def argument_start(pid: int) -> int | None:
     return (int(fields[45]) or None) if len(fields) > 45 else None
 
 
+def brk_start(pid: int) -> int | None:
+    """Where a process's heap begins; None where that is hidden."""
+    fields = _stat(pid)
+    return (int(fields[44]) or None) if len(fields) > 44 else None
+
+
 PF_FORKNOEXEC = 0x40
 """Kernel: include/linux/sched.h."""
 

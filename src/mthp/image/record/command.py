@@ -19,6 +19,7 @@ from mthp.image.record.columns import Sample, write_recording
 from mthp.image.record.decode import Decoder, EventRows
 from mthp.image.record.formats import Event, events_of
 from mthp.image.record.options import add_arguments
+from mthp.image.record.programs import Programs
 from mthp.image.record.ring import RingPages
 from mthp.image.record.tracefs import instance, tracefs
 from mthp.image.record.tracer import Lost, Tracer, default_buffer, samples_of
@@ -30,10 +31,11 @@ SAMPLE_SECONDS = 0.1
 
 
 class Traced(NamedTuple):
-    """What a run left behind: what /proc said of it, how long it took, how many of its tasks went on, and
-    what did not fit."""
+    """What a run left behind: what /proc said of it, the programs that it was seen to run, how long it took,
+    how many of its tasks went on, and what did not fit."""
 
     samples: list[Sample]
+    programs: Programs
     seconds: float
     left: int
     lost: Lost
@@ -42,6 +44,7 @@ class Traced(NamedTuple):
 def trace(tracer: Tracer, subject: Child | Attached, folder: str) -> Traced:
     """Keep what it does to its end. CaptureError: it cannot be started, or read."""
     samples: list[Sample] = []
+    programs = Programs()
     tracer.follow(subject.tasks())
     with tracer.opened(folder) as waiting, Signals(subject.tell) as signals:
         waiting.register(signals.woken)
@@ -52,12 +55,14 @@ def trace(tracer: Tracer, subject: Child | Attached, folder: str) -> Traced:
             ready = [held for held, _ in waiting.poll(SAMPLE_SECONDS * 1000)]
             signals.heed()
             tracer.drain(ready)
-            samples += samples_of(tracer.followed())
+            now = [*samples_of(tracer.followed())]
+            samples += now
+            programs.look(each.pid for each in now)
         took = time.monotonic() - began
         tracer.switch(False)
         left = sum(state(task) not in "ZX?" for task in tracer.followed())
         tracer.drain()
-        return Traced(samples, took, left, tracer.lost())
+        return Traced(samples, programs, took, left, tracer.lost())
 
 
 def decoded(
@@ -96,6 +101,7 @@ def record(args: argparse.Namespace) -> list[str]:
         first = decoder.rows.processes[0]
         first.update(vmas=subject.vmas, arguments=subject.arguments)
         first["program"] = first["program"] or command[0]
+    traced.programs.tell(decoder)
     meta: dict[str, Any] = {
         **host_facts(),
         "tool": "mthp",
