@@ -18,15 +18,20 @@ from mthp.life.program import (
     LifeProgram,
     ProgramStep,
     SeenMapping,
+    SeenMemory,
 )
 from mthp.life.run import Life
 from mthp.mm.folio import lru_add_drain_all
+from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Mm
+from mthp.mm.pgtable_types import pmd_is_table
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from mthp.words.profiles import Profile
 from mthp.worlds.render import render_state
 
 SUBJECT: Final = "s"
 """The process whose memory is recorded."""
+_UPPER: Final = 2
+"""Page tables above those of PTEs where a program's memory has any: all of it lies in 1 GiB."""
 
 
 def run_programs(programs: Iterable[LifeProgram], profile: Profile) -> ProgramScore:
@@ -96,6 +101,21 @@ def _differences(
         yield from starmap(difference, _mappings(process, seen, life))
     if dict(step.delta) != moved:
         yield difference(DifferenceKind.COUNTERS, dict(step.delta), dict(moved))
+    for process, has in step.memory.items():
+        mine = memory_of(life.mm(process))
+        if has != mine:
+            yield difference(DifferenceKind.MEMORY, f"{process}: {has}", f"{process}: {mine}")
+
+
+def memory_of(mm: Mm) -> SeenMemory:
+    """What a process has, as the kernel would count it."""
+    counts = mm.counters
+    tables = 0
+    for page in mm.pmd_pages.values():
+        tables += sum(map(pmd_is_table, page.pmds.raw)) + sum(map(len, page.deposited.values()))
+    return SeenMemory(
+        counts[MM_ANONPAGES], counts[MM_SWAPENTS], tables + _UPPER * len(mm.pmd_pages)
+    )
 
 
 def _mappings(

@@ -273,6 +273,7 @@ class DifferenceKind(StrEnum):
     PAGES = "pages"
     PTES = "ptes"
     COUNTERS = "counters"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True)

@@ -205,12 +205,23 @@ class SeenMapping:
 
 
 @dataclass(frozen=True)
+class SeenMemory:
+    """What a kernel counts of a process, in pages. anon: mapped anonymous memory; swap: swapped out; tables:
+    of page tables, on all levels."""
+
+    anon: int
+    swap: int
+    tables: int
+
+
+@dataclass(frozen=True)
 class ProgramStep:
     """An operation, and what a real kernel showed after it.
 
     failure: 0, or the errno with which the operation failed. delta: counters that moved, by ORDER.name as
     in hugepages-*kB/stats and v.name as in /proc/vmstat. layout: of process s. processes: the mappings of
-    every process; None where a record has a layout instead.
+    every process; None where a record has a layout instead. memory: of every process; empty where the record
+    does not have it.
     """
 
     text: str
@@ -219,6 +230,7 @@ class ProgramStep:
     layout: Layout = ()
     delta: Mapping[str, int] = field(default_factory=dict)
     processes: Mapping[str, tuple[SeenMapping, ...]] | None = None
+    memory: Mapping[str, SeenMemory] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -300,7 +312,19 @@ def _step(fields: Fields) -> ProgramStep:
         except RunsError as error:
             raise ScenarioError(f"{fields.where}layout: {error}") from None
     delta = fields.table("delta", int) if fields.has("delta") else {}
-    return ProgramStep(str(text), operation, failure, tuple(layout), delta, _processes(fields))
+    seen, memory = _processes(fields), _memory(fields)
+    return ProgramStep(str(text), operation, failure, tuple(layout), delta, seen, memory)
+
+
+def _memory(fields: Fields) -> dict[str, SeenMemory]:
+    """What the kernel counted of each process, where the record has it."""
+    if not fields.has("memory"):
+        return {}
+    found = {}
+    for name, counts in fields.table("memory", dict).items():
+        inner = Fields(counts, f"{fields.where}memory.{name}.")
+        found[name] = SeenMemory(*(inner.take(key, int) for key in ("anon", "swap", "tables")))
+    return found
 
 
 def _errno(fields: Fields) -> int:

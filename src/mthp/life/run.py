@@ -50,6 +50,8 @@ PATTERN: Final = 1
 """What a store leaves in a page that is not all zeroes."""
 SWAP_SLOTS: Final = 1 << 18
 """Slots of the swap area: more than a program needs."""
+_DROPS: Final = 8
+"""So often drop_caches is written: all is split that can be."""
 _SHRINKERS: Final = 2
 """The bit of vm.drop_caches that asks the shrinkers. Kernel: fs/drop_caches.c."""
 
@@ -153,7 +155,8 @@ class Life:
     @perform.register
     def _(self, operation: DropCaches) -> int:
         if operation.what & _SHRINKERS:
-            drop_slab(self.kernel)
+            for _ in range(_DROPS):
+                drop_slab(self.kernel)
         return 0
 
     @perform.register

@@ -10,7 +10,7 @@ from collections import deque
 
 from mthp.mm.list_lru import Sublist
 from mthp.mm.migrate import remove_migration_pte, try_to_migrate_one
-from mthp.mm.mm_types import Kernel, Mm
+from mthp.mm.mm_types import Kernel, Mm, Vma
 from mthp.mm.page_flags import (
     PAGE_HWPOISON,
     PG_LRU,
@@ -147,8 +147,16 @@ def unmap_folio(kernel: Kernel, folio: Folio) -> None:
 
     Kernel: mm/huge_memory.c, unmap_folio().
     """
-    for vma, address in mapped_places(kernel, folio):
-        try_to_migrate_one(kernel, folio, vma, address, Lookup.SYNC, split_huge_pmd=True)
+    for vma, address in sorted(mapped_places(kernel, folio), key=_start_pgoff):
+        if not try_to_migrate_one(kernel, folio, vma, address, Lookup.SYNC, split_huge_pmd=True):
+            break
+
+
+def _start_pgoff(place: tuple[Vma, Address]) -> int:
+    """Where in its anon_vma's tree a mapping stands; those of the same place follow one another as they were
+    made. Kernel: mm/interval_tree.c, avc_start_pgoff().
+    """
+    return place[0].vm_pgoff
 
 
 def _split_unmapped(kernel: Kernel, folio: Folio, nr: int, isolated: deque[Folio] | None) -> None:

@@ -50,6 +50,7 @@ from mthp.mm.rmap import (
     page_at,
 )
 from mthp.mm.vm_flags import VM_LOCKED
+from mthp.words.profiles import SharedSplit
 from mthp.words.units import Address, Folio, Pfn
 
 
@@ -68,8 +69,9 @@ def try_to_migrate_one(
     lookup: Lookup = Lookup.LOCKLESS,
     *,
     split_huge_pmd: bool = False,
-) -> None:
-    """Make one PTE, or the PMD, a migration entry; or of a PMD a table of them, under its lock.
+) -> bool:
+    """Make one PTE, or the PMD, a migration entry; or of a PMD a table of them, under its lock. Returns
+    whether the other mappings are to be dealt with, too: for a PMD that was split, the profile says.
 
     Kernel: mm/rmap.c, try_to_migrate_one(); TTU_SPLIT_HUGE_PMD, mm/huge_memory.c,
     __split_huge_pmd_locked() with freeze.
@@ -82,14 +84,14 @@ def try_to_migrate_one(
     with mmu_notifier_invalidate_range(mm, address, end):
         found = page_vma_mapped_walk(mm, address, page, lookup)
         if found is None:
-            return
+            return True
         if isinstance(found, HugeMapping):
             haddr = mm.geometry.pmd_addr(address)
             with found.ptl:
                 set_pmd_migration_entry(vma, haddr, found.pmd)
                 if split_huge_pmd:
                     split_huge_pmd_locked(vma, haddr, found.pmd)
-            return
+            return not split_huge_pmd or kernel.profile.shared_split is SharedSplit.EVERY_PMD
         with unlocked_after(kernel, found) as pte:
             pteval = ptep_clear_flush(mm, pte, address)
             if pte_dirty(pteval):
@@ -101,6 +103,7 @@ def try_to_migrate_one(
             if vma.vm_flags & VM_LOCKED:
                 mlock_drain_local(mem, kernel.this_cpu)
             mem.folio_put(folio)
+    return True
 
 
 def remove_migration_ptes(kernel: Kernel, src: Folio, dst: Folio) -> None:

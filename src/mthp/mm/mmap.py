@@ -7,7 +7,7 @@ from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.vm_flags import VM_SOFTDIRTY
-from mthp.mm.vma import unmap_region
+from mthp.mm.vma import free_pmd_pages, unmap_region
 from mthp.mm.vma_modify import VmaMerge, split_vma, vma_merge_new_range
 from mthp.words.units import Address
 
@@ -66,3 +66,4 @@ def do_vmi_munmap(mm: Mm, start: Address, end: Address) -> None:
     for vma in gone:
         mm.kernel.report(Zapping(mm, vma.vm_start, vma.vm_end))
         unmap_region(vma, vma.vm_start, vma.vm_end)
+    free_pmd_pages(mm, start, end)

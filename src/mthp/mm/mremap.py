@@ -173,13 +173,17 @@ def move_page_tables(vma: Vma, start: Address, to: int, length: int) -> None:
 
 
 def move_extent(vma: Vma, old: int, new: int, extent: int) -> None:
-    """Move what lies within one old and one new table."""
+    """Move what lies within one old and one new table, if there is anything.
+
+    Kernel: mm/mremap.c, get_old_pmd(), alloc_new_pmd(), in the loop of move_page_tables().
+    """
     mm = vma.vm_mm
     old_pmd = mm_find_pmd(mm, old)
+    if old_pmd is None or pmd_none(pmdval := pmdp_get_lockless(old_pmd)):
+        return
     new_pmd = pmd_ptr(mm, new, create=True)
     assert new_pmd is not None
-    while old_pmd is not None:
-        pmdval = pmdp_get_lockless(old_pmd)
+    while True:
         whole = extent == mm.geometry.pmd_size
         if pmd_trans_huge(pmdval) or pmd_is_migration_entry(pmdval):
             if whole and move_huge_pmd(vma, old, old_pmd, new_pmd):
@@ -192,6 +196,7 @@ def move_extent(vma: Vma, old: int, new: int, extent: int) -> None:
         pte_alloc(mm, new_pmd)
         if move_ptes(vma, (old_pmd, old), (new_pmd, new), extent):
             return
+        pmdval = pmdp_get_lockless(old_pmd)
 
 
 def rmap_locks(vma: Vma) -> AbstractContextManager[Hold | None]:

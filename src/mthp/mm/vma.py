@@ -117,10 +117,11 @@ def free_pgtables(mm: Mm, start: Address, end: Address) -> None:
     """Free the tables of [start, end) that no VMA has a part of. Kernel: mm/memory.c, free_pgtables(),
     free_pte_range().
     """
-    for address, _ in mm.geometry.pmd_ranges(start, end):
-        table = mm.geometry.pmd_addr(address)
-        pmd, other = mm_find_pmd(mm, table), mm.find_vma(table)
-        if pmd is None or (other is not None and other.vm_start < table + mm.geometry.pmd_size):
+    geometry = mm.geometry
+    for address, _ in geometry.pmd_ranges(start, end):
+        table = geometry.pmd_addr(address)
+        pmd = mm_find_pmd(mm, table)
+        if pmd is None or _is_mapped(mm, table, geometry.pmd_size):
             continue
         pmdval = pmdp_get_lockless(pmd)
         if not pmd_is_table(pmdval):
@@ -128,3 +129,22 @@ def free_pgtables(mm: Mm, start: Address, end: Address) -> None:
         with pmd_lock(pmd):
             pmd.page.pmds.write(pmd.slot, PMD_NONE)
         pte_free_tlb(mm.kernel.tables[pmd_pgtable(pmdval)])
+
+
+def free_pmd_pages(mm: Mm, start: Address, end: Address) -> None:
+    """Free the pages of PMD slots of [start, end) that no VMA has a part of.
+
+    Divergence: not with the tables below them, for tasks that race may still hold a slot of theirs.
+    Kernel: mm/memory.c, free_pmd_range().
+    """
+    span = mm.geometry.pmd_size * mm.geometry.ptrs_per_pte
+    for number in range(start // span, (end - 1) // span + 1):
+        if number in mm.pmd_pages and not _is_mapped(mm, number * span, span):
+            del mm.pmd_pages[number]
+            mm.pmd_numbers.remove(number)
+
+
+def _is_mapped(mm: Mm, start: Address, size: int) -> bool:
+    """Whether a VMA has a part of so many bytes from start on."""
+    vma = mm.find_vma(start)
+    return vma is not None and vma.vm_start < start + size

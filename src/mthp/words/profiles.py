@@ -106,6 +106,15 @@ class PmdModify(Enum):
     KEPT = "it stays, as at a PTE"
 
 
+class SharedSplit(Enum):
+    """How a huge page that several processes map is split."""
+
+    ONE_PMD = (
+        "the walk ends with the first PMD that it splits: the page is split only if that was all"
+    )
+    EVERY_PMD = "every PMD is split, and then the page"
+
+
 @dataclass(frozen=True)
 class Profile:
     """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -125,6 +134,7 @@ class Profile:
     swapin: SwapIn
     fault_use: FaultUse
     pmd_modify: PmdModify
+    shared_split: SharedSplit
     debug_vm: bool = False
 
 
@@ -144,6 +154,7 @@ V16 = Profile(
     swapin=SwapIn.CACHED,
     fault_use=FaultUse.REFERENCED,
     pmd_modify=PmdModify.CLEANED,
+    shared_split=SharedSplit.EVERY_PMD,
 )
 V7_3 = Profile(
     name="7.3",
@@ -161,6 +172,7 @@ V7_3 = Profile(
     swapin=SwapIn.CACHED,
     fault_use=FaultUse.REFERENCED,
     pmd_modify=PmdModify.KEPT,
+    shared_split=SharedSplit.EVERY_PMD,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -178,6 +190,7 @@ PMD_ONLY = Profile(
     swapin=SwapIn.BYPASS,
     fault_use=FaultUse.GENERATION,
     pmd_modify=PmdModify.CLEANED,
+    shared_split=SharedSplit.ONE_PMD,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -208,6 +221,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "on 6.18 and 7.3.",
         "pmd_modify": "a mask meant for shadow stacks (6.4) lost the bit, and with it what was stored after "
         "MADV_FREE, until it was noticed in September 2026; seen on 6.18, and mended on 7.2.12 and 7.3.",
+        "shared_split": "try_to_migrate() stopped after a PMD since 6.16, until 'fix early failure "
+        "try_to_migrate() when split huge pmd for shared THP' (7.0, 6.18.20); seen on 6.18.15.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )

@@ -27,7 +27,7 @@ from mthp.image.runs import (
 )
 from mthp.image.scenario_values import RECORDED_EVENTS
 from mthp.image.snapshot import KPF_OF_LETTER
-from mthp.lab.geometry import GEOMETRY
+from mthp.lab.geometry import GEOMETRY, PAGE_SIZE
 
 PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
 PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
@@ -242,6 +242,16 @@ def _pte(value: int, level: int) -> PteToken:
         return parse_pte_token("s")
     letters = "P" + _letters(value & ~_FRAME_BITS, _PTE_LETTERS)
     return parse_pte_token("H" + letters if level == _LEVEL_PMD else letters)
+
+
+_KB = re.compile(r"^(RssAnon|VmSwap|VmPTE):\s+(\d+) kB$", re.MULTILINE)
+_MEMORY = {"RssAnon": "anon", "VmSwap": "swap", "VmPTE": "tables"}
+
+
+def memory_of(status: str) -> dict[str, int]:
+    """What /proc/PID/status says that a process has, in pages: anonymous memory that it maps (anon), that is
+    swapped out (swap), and page tables (tables)."""
+    return {_MEMORY[name]: int(kb) * 1024 // PAGE_SIZE for name, kb in _KB.findall(status)}
 
 
 # --- the trace ------------------------------------------------------------------------------

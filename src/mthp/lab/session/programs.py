@@ -43,6 +43,9 @@ USUAL: Final = {
     f"{KHUGEPAGED}/defrag": "1",
 }
 """What a program finds in files that it has not written."""
+WRITES: Final = {"/proc/sys/vm/drop_caches": 8}
+"""How often a file is written. One write tries to split a folio again, or does not, by how much other caches
+gave; so many leave nothing to try."""
 _DIED: Final = 3
 """The errno with which the agent says that a process has ended: ESRCH."""
 
@@ -67,14 +70,16 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
     session.ask(f"{SUBJECT} base {BASE}")
     processes, sleepers = {SUBJECT: session.pid(SUBJECT)}, dict[str, tuple[str, int]]()
     steps = []
-    session.drain()
-    before = session.counters()
+    before, (own,) = session.settled(processes.values())
     for each in program["steps"]:
         answer = _perform(session, each["op"], processes, sleepers)
-        session.drain()
-        now = session.counters()
-        seen = _seen(session, processes)
-        steps.append({"op": each["op"], **answer, "delta": _named(now, before), "processes": seen})
+        now, memory = session.settled(processes.values())
+        shown = {
+            "delta": _named(now, before),
+            "memory": dict(zip(processes, (_beyond(own, has) for has in memory), strict=True)),
+            "processes": _seen(session, processes),
+        }
+        steps.append({"op": each["op"], **answer, **shown})
         before = now
     stats = {name for of in before.stats.values() for name in of}
     counted = [*sorted(stats), *COUNTED.vmstat]
@@ -102,7 +107,8 @@ def _perform(
             case ["scan"]:
                 session.full_scan()
             case ["w", path, value]:
-                session.write(path, value)
+                for _ in range(WRITES.get(path, 1)):
+                    session.write(path, value)
             case [name, "fork", child]:
                 session.ask(f"{name} fork 1")
                 number = sum(parent == name for parent, _ in sleepers.values())
@@ -129,6 +135,11 @@ def _named(now: Counters, before: Counters) -> dict[str, int]:
     moved = now.since(before)
     stats = {f"{order}.{name}": n for order, of in moved["stats"].items() for name, n in of.items()}
     return stats | {f"v.{name}": n for name, n in moved["vmstat"].items()}
+
+
+def _beyond(own: Mapping[str, int], has: Mapping[str, int]) -> dict[str, int]:
+    """What a process has of the program's. own: what the agent's part of every process has."""
+    return {name: pages - own[name] for name, pages in has.items()}
 
 
 def _seen(session: GuestSession, processes: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:

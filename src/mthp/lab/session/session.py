@@ -27,6 +27,7 @@ from mthp.lab.session.observe import (
     FolioNames,
     ObservedVma,
     events_of,
+    memory_of,
     pages_state,
     registered_pgds,
     trusted_flags,
@@ -442,9 +443,18 @@ class GuestSession:
             self._mm_ids = MmIds(self._channel)
         return self._mm_ids.known(names.large, [vmas[0].mm for vmas in processes.values()])
 
+    def settled(self, pids: Iterable[int]) -> tuple[Counters, list[dict[str, int]]]:
+        """The counters and what processes have (memory_of()), once the LRU batches of every CPU are empty."""
+        commands = [DRAIN, "look", *(f"r /proc/{pid}/status" for pid in pids)]
+        _, looked, *statuses = self._channel.ask_all(commands)
+        return self._counters(looked), [memory_of(each.decode()) for each in statuses]
+
     def counters(self) -> Counters:
         """All counters that a scenario records."""
-        *texts, vmstat, _ = self._channel.ask("look").decode().split("\0")
+        return self._counters(self._channel.ask("look"))
+
+    def _counters(self, looked: bytes) -> Counters:
+        *texts, vmstat, _ = looked.decode().split("\0")
         counters = Counters()
         for (order, name, _), text in zip(self._stat_paths, texts, strict=False):
             counters.stats.setdefault(str(order), {})[name] = int(text)
