@@ -57,7 +57,7 @@ def test_a_world_goes_on_where_it_was_stopped(seed: int, tmp_path: Path) -> None
     stops = 0
     while True:
         rows = Rows(tmp_path / "file", "one world")
-        stop = after(source.randint(1, 60))
+        stop = after(source.randint(10, 100))
         found = list(Jobs([PAIR], processes=1, rows=rows, is_over=stop).run())
         if found:
             break

@@ -271,12 +271,15 @@ def test_the_checker_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_not_as_claimed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    look = ["check", "--self-check", "--world", "pmd", "--rivals", "store-poisoned", "--seed"]
+    missed = "as-is:7.3:pmd:store-poisoned: law 2 is broken, and the search does not find it"
+
+    def said(seed: int) -> bool:
+        code = main([*look, str(seed)])
+        return missed in capsys.readouterr().out and code == 1
+
     with applied([JUDGED_AT_ONCE]):
-        code = main(["check", "--self-check", "--world", "pmd", "--rivals", "store-poisoned",
-                     "--seconds", "5"])  # fmt: skip
-    out = capsys.readouterr().out
-    assert code == 1
-    assert "as-is:7.3:pmd:store-poisoned: law 2 is broken, and the search does not find it" in out
+        assert any(said(seed) for seed in range(160, 660))
 
 
 def test_the_self_check_looks_at_a_protocol_too(
