@@ -15,6 +15,7 @@ from mthp.cli import main
 from tests.report.browser import Browser, browser, missing
 
 REDIS = str(Path(__file__).parents[2] / "src/mthp/data/redis.npz")
+TREE = str(Path(__file__).parents[2] / "docs/examples/life/tree.npz")
 FLAGS = [REDIS, "--profile", "7.3", "--quiet", "--html"]
 pytestmark = [
     pytest.mark.slow,
@@ -42,6 +43,47 @@ def plan_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["plan", *FLAGS, str(file), "--enabled", "64kB=always", "--max-ptes-none", "0"]) == 0
     )
     return file
+
+
+@pytest.fixture(scope="module")
+def life_pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Of a life, and of its sweep."""
+    folder = tmp_path_factory.mktemp("page")
+    flags = [TREE, "--enabled", "all=always", "--profile", "7.3", "--scan-sleep-millisecs", "100"]
+    files = folder / "life.html", folder / "sweep.html"
+    assert main(["life", *flags, "--html", str(files[0])]) == 0
+    assert main(["life", *flags, "--sweep", "--html", str(files[1])]) == 0
+    return files
+
+
+def test_a_life_is_read_by_keys_in_the_dark_on_paper_and_on_a_small_screen(
+    chromium: Browser, life_pages: tuple[Path, Path]
+) -> None:
+    life, sweep = life_pages
+    chromium.open(life, prefers_color_scheme="dark")
+    chromium.run("document.querySelector('figure.plot .dot[tabindex=\"0\"]').focus()")
+    first = chromium.text("figure.plot output")
+    chromium.press("ArrowLeft")
+    last = chromium.text("figure.plot output")
+    assert "in use" in first and "2.09 s after the beginning" in last
+    stroke = "return getComputedStyle(document.querySelector('.curve.given')).stroke"
+    assert chromium.run(stroke) == "rgb(74, 194, 107)"
+    shown = "return [...document.querySelectorAll('svg')].map(e=>e.getBoundingClientRect().height)"
+    assert len(chromium.run(shown)) == 2 and min(chromium.run(shown)) > 200
+    chromium.open(life, medium="print", prefers_color_scheme="dark")
+    assert chromium.run(stroke) == "rgb(26, 127, 55)"
+    for page in life_pages:
+        chromium.open(page, 400)
+        assert chromium.run("return document.documentElement.scrollWidth") <= 400
+        for node in chromium.devtools("Accessibility.getFullAXTree")["nodes"]:
+            if node.get("role", {}).get("value") in {"button", "image"} and not node["ignored"]:
+                assert node.get("name", {}).get("value"), node
+    chromium.open(sweep)
+    assert len(chromium.run(shown)) == 12
+    column = "return [...document.querySelectorAll('tbody tr')].map(r=>+r.cells[1].dataset.v)"
+    chromium.click("table.sorts th:nth-child(2) button")
+    assert chromium.run(column) == sorted(chromium.run(column))
+    assert chromium.errors() == []
 
 
 def unit(page: Browser) -> str:

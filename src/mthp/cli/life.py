@@ -11,12 +11,15 @@ from mthp.image.recording import Recording, load_recording
 from mthp.life.recorded_life import lived, sweep_life
 from mthp.life.recorded_replay import Daemon
 from mthp.words.costs import PUBLISHED, read_costs
+from mthp.words.files import check_target, replace_text
 from mthp.words.profiles import PROFILES, profile_for_release
 from mthp.words.settings import Settings, SettingsError
 
 
 def run_life(args: argparse.Namespace) -> int:
     """Run `mthp life` and return its exit code."""
+    if args.html is not None:
+        check_target(args.html)
     recording = load_recording(args.file)
     try:
         recorded = Settings.from_sysfs(recording.meta["sysfs"], recording.geometry)
@@ -28,6 +31,10 @@ def run_life(args: argparse.Namespace) -> int:
     if args.sweep:
         return _sweep(args, recording, settings, daemon)
     answer = lived(recording, args.file, settings, recorded, daemon)
+    if args.html is not None:
+        from mthp.report.life_html import life_html_text
+
+        replace_text(args.html, life_html_text(answer, recorded))
     if args.json:
         from mthp.report.life import life_document
 
@@ -47,6 +54,10 @@ def _sweep(
     """Show one table of settings."""
     costs = PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED)
     sweep = sweep_life(recording, args.file, settings, daemon)
+    if args.html is not None:
+        from mthp.report.life_html import sweep_html_text
+
+        replace_text(args.html, sweep_html_text(sweep, costs))
     if args.json:
         from mthp.report.life import life_sweep_document
 

@@ -47,4 +47,7 @@ def add_life(verbs: Verbs) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")
+    group.add_argument(
+        "--html", metavar="FILE", help="write a page there that shows it to others, with the curves"
+    )
     group.add_argument("--verbose", action="store_true", help="every mapping and call site")

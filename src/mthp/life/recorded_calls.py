@@ -203,10 +203,10 @@ class Calls:
                 if not 0 <= edge[1] < pages.ptrs:
                     continue
                 inside, outside = pages.folio[row, list(edge)].tolist()
-                if inside > 0 and inside == outside:
-                    ours = np.count_nonzero(pages.folio[row] == inside)
-                    if pages.mapped[inside] == ours:
-                        pages.split_folio(inside, row, 0, pages.ptrs)
+                if inside <= 0 or inside != outside:
+                    continue
+                if pages.mapped[inside] == np.count_nonzero(pages.folio[row] == inside):
+                    pages.split_folio(inside, row, 0, pages.ptrs)
         space.anon += pages.rss - before
 
     def _guard(self, space: RecordedSpace, start: int, end: int) -> None:

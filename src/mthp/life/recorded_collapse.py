@@ -166,9 +166,7 @@ class TableCollapse:
         others = pages.mapped[each] > ours
         for k in np.flatnonzero(others).tolist():
             if int(each[k]) in pages.scattered:
-                rows = list(space.tables.values())
-                own = np.count_nonzero(pages.folio[rows] == each[k])
-                others[k] = pages.mapped[each[k]] > own
+                others[k] = pages.mapped[each[k]] > space.maps(int(each[k]), row)
         found[there] = others[which]
         return found
 

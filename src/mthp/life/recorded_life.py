@@ -89,11 +89,17 @@ def live(recording: Recording, settings: Settings, daemon: Daemon | None = None)
     replay.run()
     until = RecordedReplay(recording, settings, daemon)
     until.run(replay.peak_at)
-    work = replay.pages.work
+    work, points = replay.pages.work, np.array(replay.points, np.int64).reshape(-1, 4).T
     order = np.argsort(-replay.site_pages, kind="stable")[:MOST_SITES].tolist()
     return LifeOutcome(
         settings=settings,
-        curve=MemoryCurve(*np.array(replay.points, np.int64).reshape(-1, 4).T),
+        curve=MemoryCurve(
+            points[0],
+            points[1],
+            points[2],
+            points[3],
+            np.array(replay.folios, np.int32).reshape(points.shape[1], -1),
+        ),
         peak=replay.peak,
         end=replay.end or replay.moment(int(recording.time[-1])),
         faults=work.faults,

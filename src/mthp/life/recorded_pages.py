@@ -159,12 +159,11 @@ class PageStore:
         self.work.cleared += count
         self.work.brought[0] = self.work.brought.get(0, 0) + count
 
-    def copy_or_reuse(self, row: int, at: int) -> None:
-        """A store to a page that may be shared. Kernel: mm/memory.c, do_wp_page(),
-        wp_can_reuse_anon_folio(); mm/huge_memory.c, do_huge_pmd_wp_page()."""
+    def copy_or_reuse(self, row: int, at: int, ours: int) -> None:
+        """A store to a page that may be shared. ours: how many pages of the folio its space maps. Kernel:
+        mm/memory.c, do_wp_page(), wp_can_reuse_anon_folio(); mm/huge_memory.c, do_huge_pmd_wp_page()."""
         folio = int(self.folio[row, at])
         order, mapped = int(self.order[folio]), int(self.mapped[folio])
-        ours = int(np.count_nonzero(self.folio[row] == folio)) if order else 1
         if self.how[row] == BY_PMD:
             if mapped == ours:
                 self.guarded[row] = 0

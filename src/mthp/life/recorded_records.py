@@ -17,13 +17,14 @@ from mthp.words.units import Geometry
 
 @dataclass(frozen=True, eq=False)
 class MemoryCurve:
-    """Memory against time. rss: mapped, summed over processes. frames: what folios take. huge: of it, in
-    large folios."""
+    """Memory against time, at the times when it changed. rss: mapped, summed over processes. frames: what
+    folios take. huge: of it, in large folios. folios: (times, orders) how many there are."""
 
     time: NDArray[np.int64]
     rss: NDArray[np.int64]
     frames: NDArray[np.int64]
     huge: NDArray[np.int64]
+    folios: NDArray[np.int32]
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,10 @@ class Daemon:
 class RecordedReplay:
     """One replay of a recording under settings.
 
-    points: time, rss, frames and huge of the curve. peak, peak_at: its highest moment, and the event after it
-    and how often khugepaged had woken up. end: before the command's first task ended; None before. nowhere:
-    faults that found no mapping, or one that does not allow the access. khugepaged: None where it is not run.
+    points: time, rss, frames and huge of the curve; folios: of each, how many there are of each order. peak,
+    peak_at: its highest moment, and the event after it and how often khugepaged had woken up. end: before the
+    command's first task ended; None before. nowhere: faults that found no mapping, or one that does not allow
+    the access. khugepaged: None where it is not run.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class RecordedReplay:
         self.site_pages = np.zeros(len(recording.sites), np.int64)
         self._process = recording.task_process.astype(np.int64)
         self.points: list[tuple[int, int, int, int]] = []
+        self.folios: list[tuple[int, ...]] = []
         self.peak = MemoryMoment(0, 0, 0, 0, {})
         self.peak_at = 0, 0
         self.end: MemoryMoment | None = None
@@ -189,10 +191,14 @@ class RecordedReplay:
     def _note(self, time: int, event: int) -> None:
         """Add the memory of now to the curve, where it is another. event: the next one."""
         pages = self.pages
-        now = pages.rss, pages.frames, pages.frames - pages.huge[0]
-        if self.points and now == self.points[-1][1:]:
-            return
-        self.points.append((time, *now))
+        now, folios = (pages.rss, pages.frames), tuple(pages.huge.values())
+        if self.points:
+            if now == self.points[-1][1:3] and folios == self.folios[-1]:
+                return
+            if folios == self.folios[-1]:
+                folios = self.folios[-1]  # a million points share what few differ in
+        self.points.append((time, *now, pages.frames - pages.huge[0]))
+        self.folios.append(folios)
         if pages.rss > self.peak.rss:
             wakeups = self.khugepaged.wakeups if self.khugepaged is not None else 0
             self.peak, self.peak_at = self.moment(time), (event, wakeups)

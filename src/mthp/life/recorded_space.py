@@ -131,6 +131,14 @@ class RecordedSpace:
         index = bisect_right(self.starts, page) - 1
         return index if index >= 0 and page < self.spans[index].end else index + 1
 
+    def maps(self, folio: int, row: int) -> int:
+        """How many pages of a folio it maps, one of them in the table of this row."""
+        pages = self.pages
+        if not pages.order[folio]:
+            return 1
+        rows = [*self.tables.values()] if folio in pages.scattered else row
+        return int(np.count_nonzero(pages.folio[rows] == folio))
+
     def enter(self, span: Span) -> None:
         """Tell khugepaged of a mapping that it may be able to collapse."""
         if self.khugepaged is not None:
@@ -366,7 +374,7 @@ class RecordedSpace:
             return False
         before = pages.rss
         if state > 0:
-            pages.copy_or_reuse(row, at)
+            pages.copy_or_reuse(row, at, self.maps(state, row))
         elif span.traits.backing is Backing.FILE:
             if not write:
                 return False

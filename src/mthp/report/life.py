@@ -44,7 +44,7 @@ def render_life(lived: Lived, console: Console, *, verbose: bool = False) -> Non
     _khugepaged(page, lived)
     _peak(page, lived)
     page.console.print()
-    page.line(_held(lived.held, off=lived.off), "dim")
+    page.line(held_text(lived.held, off=lived.off), "dim")
     page.bullets("Not seen", lived.unseen)
 
 
@@ -88,24 +88,30 @@ def _figures(lived: Lived) -> Iterator[tuple[str, str, str]]:
 
 def _khugepaged(page: SafeConsole, lived: Lived) -> None:
     """What khugepaged did, and when."""
+    texts = list(khugepaged_texts(lived))
+    if texts:
+        page.heading("What khugepaged does meanwhile")
+    for text in texts:
+        page.line(text, indent=2)
+
+
+def khugepaged_texts(lived: Lived) -> Iterator[str]:
+    """What khugepaged did, and when, in sentences; none where it was not run."""
     work = lived.given.khugepaged
     if work is None:
         return
-    page.heading("What khugepaged does meanwhile")
     if not work.wakeups:
-        page.line(
+        yield (
             "Nothing: no process comes onto its list, which takes a mapping that a size is enabled for, and "
-            "that is advised, grows, or gets a huge page by a fault.",
-            indent=2,
+            "that is advised, grows, or gets a huge page by a fault."
         )
         return
-    page.line(
+    yield (
         f"It wakes up {plural(work.wakeups, 'time')} and scans {plural(work.scanned, 'page')} "
-        f"({plural(work.full_scans, 'full scan')}).",
-        indent=2,
+        f"({plural(work.full_scans, 'full scan')})."
     )
     if not work.points:
-        page.line("Nothing is collapsed.", indent=2)
+        yield "Nothing is collapsed."
         return
     sizes = ", ".join(
         f"{count:,} of {order_name(lived.geometry, order)}"
@@ -115,18 +121,15 @@ def _khugepaged(page: SafeConsole, lived: Lived) -> None:
     when = f"{short_time(first)} after the beginning"
     if last != first:
         when = f"from {short_time(first)} to {short_time(last)} after the beginning"
-    page.line(f"It makes folios, {when}: {sizes}.", indent=2)
-    page.line(
+    yield f"It makes folios, {when}: {sizes}."
+    yield (
         f"For these it copies {_bytes(lived, work.copied)} and adds {_bytes(lived, work.filled)} of zeroes; "
-        f"memory in use grows by {_bytes(lived, work.frames_added)} by that.",
-        indent=2,
+        f"memory in use grows by {_bytes(lived, work.frames_added)} by that."
     )
     made = sum(work.collapsed.values())
     if work.attempts > made:
-        page.line(
-            f"{plural(work.attempts - made, 'folio')} more are allocated for nothing: what is there stays.",
-            indent=2,
-        )
+        more = plural(work.attempts - made, "folio")
+        yield f"{more} more are allocated for nothing: what is there stays."
 
 
 def _peak(page: SafeConsole, lived: Lived) -> None:
@@ -161,7 +164,8 @@ def _peak(page: SafeConsole, lived: Lived) -> None:
         )
 
 
-def _held(held: HeldAgainst, *, off: bool = True) -> str:
+def held_text(held: HeldAgainst, *, off: bool = True) -> str:
+    """How the replay compares with what /proc said."""
     how = "Without huge pages" if off else "Under the settings of then"
     if not held.samples:
         return "The program was too short to be held against what /proc said."
@@ -223,7 +227,7 @@ def render_life_sweep(sweep: LifeSweep, costs: CostTable, console: Console) -> N
         indent=0,
     )
     page.console.print()
-    page.line(_held(sweep.held), "dim")
+    page.line(held_text(sweep.held), "dim")
     page.bullets("Not seen", sweep.unseen)
 
 
