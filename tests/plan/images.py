@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -52,6 +53,15 @@ def always(*orders: int, **numbers: int) -> Settings:
         for order in GEOMETRY.anon_orders
     }
     return Settings(sizes=sizes, **numbers)  # type: ignore[arg-type]
+
+
+def swap_out(owner: ImageProcess, row: int, at: int, slot: int, *, exclusive: bool = True) -> None:
+    """Have an entry name a swap slot, in the place of what is there."""
+    tables = owner.tables
+    tables.pte[row, at] = Pte.SWAPPED | (Pte.EXCLUSIVE if exclusive else 0)
+    tables.pfn[row, at] = slot << 5
+    for column in (tables.bits, tables.kpageflags, tables.kpagecount, tables.folio_order):
+        column[row, at] = 0
 
 
 class _Frames:
@@ -192,3 +202,70 @@ def _spoil(rnd: Random, tables: TableArrays, row: int, at: int, shared: list[int
         tables.pfn[row, at] = swp_entry(0, int(tables.pfn[row, at])) << 5
         for column in (tables.bits, tables.kpageflags, tables.kpagecount, tables.folio_order):
             column[row, at] = 0
+
+
+def forked_image(rnd: Random) -> WorldArrays:
+    """Up to four processes that share small pages as after fork(), at the same addresses, with some tables of
+    which a part is swapped out, and now and then one that the engine has to decide about."""
+    count, number = rnd.randint(1, 3), rnd.choice((1, 2, 2, 3, 4))
+    owners = [made_process(each, count) for each in range(number)]
+    mapped: Counter[int] = Counter()
+    outside = rnd.choice((0.0, 0.0, 0.2, 1.0))
+    for row in range(count):
+        share = rnd.choice((0.0, 0.01, 0.3, 0.9, 1.0))
+        forked = [rnd.random() < share for _ in range(PTRS)]
+        holes = rnd.choice((0.0, 0.0, 0.01, 0.3))
+        for each, owner in enumerate(owners):
+            _fork_table(rnd, owner, row, (each * 8 + row + 1) * 4096, forked, holes)
+            own = owner.tables
+            if rnd.random() < 0.2:
+                _swap_out(rnd, owner, row, rnd.choice((1, 20, 64, 65, 200)))
+            mapped.update(own.pfn[row][own.pte[row] & Pte.PRESENT != 0].tolist())
+    more = {frame for frame in mapped if rnd.random() < outside}
+    for owner in owners:
+        tables = owner.tables
+        for row, column in np.argwhere(tables.pte & Pte.PRESENT != 0).tolist():
+            frame = int(tables.pfn[row, column])
+            tables.kpagecount[row, column] = mapped[frame] + (frame in more)
+    owners = [
+        replace(
+            owner,
+            place=None if rnd.random() < 0.15 else owner.place,
+            pins=((BASE, BASE + PAGE),) if rnd.random() < 0.08 else (),
+            vmas=(owner.vmas[0]._replace(vm_flags=_flags(rnd)),),
+        )
+        for owner in owners
+    ]
+    cursor = None if rnd.random() < 0.6 else (rnd.randrange(number), BASE + rnd.randrange(3) * SIZE)
+    return WorldArrays((NodeState(None),), owners, synchronous=rnd.random() < 0.5, cursor=cursor)
+
+
+def _fork_table(
+    rnd: Random, owner: ImageProcess, row: int, first: int, forked: list[bool], holes: float
+) -> None:
+    """Map pages of a row: those that are forked in frames that are the same for all."""
+    used = rnd.choice((1.0, 1.0, 0.6, 0.01))
+    tables = owner.tables
+    for at in range(PTRS):
+        if rnd.random() < holes:
+            continue
+        frame = (1 << 20) + row * PTRS + at if forked[at] else first + at
+        young = YOUNG if rnd.random() < used else 0
+        fill(owner, row, slice(at, at + 1), frame, used=young)
+    if rnd.random() < 0.2:
+        order = rnd.choice((2, 4, 8))
+        at = rnd.randrange(PTRS >> order) << order
+        if not any(forked[at : at + (1 << order)]):
+            fill(owner, row, slice(at, at + (1 << order)), (first << 4) + at)
+            tables.folio_order[row, at : at + (1 << order)] = order
+
+
+def _swap_out(rnd: Random, owner: ImageProcess, row: int, nr: int) -> None:
+    """Swap out so many of a row's pages that nobody else has; once in a while one with a twin, or of uffd."""
+    tables = owner.tables
+    first = 1 + owner.pid * 8 * PTRS + row * PTRS
+    for at in rnd.sample(range(PTRS), nr):
+        if tables.pfn[row, at] >= 1 << 20 or tables.folio_order[row, at]:
+            continue
+        slot = first + at if rnd.random() < 0.995 else 7
+        swap_out(owner, row, at, slot, exclusive=slot != 7)

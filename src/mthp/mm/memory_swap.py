@@ -172,7 +172,8 @@ def _map(
         at_once = kernel.swap.synchronous
         if kernel.profile.swapin is SwapIn.BYPASS:
             at_once = at_once and read
-            if read and (nr > 1 or not kernel.swap.folio_maybe_swapped(folio, 1)):
+            new = read and folio == swapcache  # and no copy of it
+            if new and (nr > 1 or not kernel.swap.folio_maybe_swapped(folio, 1)):
                 swap_cache_del_folio(kernel, folio)  # it never was in the swap cache
         if at_once or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
             folio_free_swap(kernel, folio)

@@ -80,12 +80,13 @@ class Below(IntEnum):
 @dataclass(frozen=True)
 class Limits:
     """What windows are tried. orders: enabled ones, a bitmap. pmd: holes that one of the PMD order may
-    have. shared: pages that others map too which a table may have."""
+    have. shared, swap: pages that others map too, and swapped entries, which a table may have."""
 
     orders: int
     pmd: int
     below: Below
     shared: int = 0
+    swap: int = 0
 
     def lower(self, pmd_order: int) -> list[int]:
         """The orders below the PMD's of which windows are tried."""
@@ -107,8 +108,8 @@ class Asked(NamedTuple):
 
 class Answer(NamedTuple):
     """What is collapsed to one order, by run. added: frames of the new folios less those that are not needed
-    any more. sums: (2 + orders, runs) windows; frames that tables need more than they free; and pages that a
-    PTE mapped, by the order of their folio.
+    any more. sums: (3 + orders, runs) windows; frames that tables need more than they free; pages that are
+    read from swap; and pages that a PTE mapped, by the order of their folio.
     """
 
     added: Counts
@@ -150,11 +151,11 @@ class Tables:
             if key not in self.known:
                 answer = self.answer(asked)
                 added = answer.added * mine
-                windows, need, *taken = (answer.sums @ mine).tolist()
+                windows, need, read, *taken = (answer.sums @ mine).tolist()
                 change = {order: -pages for order, pages in enumerate(taken) if pages}
                 change[asked.order] = change.get(asked.order, 0) + (windows << asked.order)
                 more = added if np.any(added) else None
-                found = Collapsed(asked.order, windows, need, sum(taken), change, more)
+                found = Collapsed(asked.order, windows, need, read + sum(taken), change, more)
                 self.known[key] = found
             yield self.known[key]
 
@@ -200,12 +201,12 @@ class Tables:
         order = asked.order
         chosen = self.chosen(asked)
         within = pages_of(chosen, order, self.geometry)
-        sums = np.zeros((3 + self.geometry.pmd_order, within.shape[1]), np.int64)
-        sums[0] = count(chosen)
+        sums = np.zeros((4 + self.geometry.pmd_order, within.shape[1]), np.int64)
+        sums[0], sums[2] = count(chosen), self.read_from_swap(within)
         added = sums[0] << order
         for each, words in self.pages.of_order.items():
             taken = words & within
-            sums[2 + each] = count(taken)
+            sums[3 + each] = count(taken)
             # A folio of which a window takes a page lies in it as a whole, with pages that no PTE maps.
             added -= count(self._any(taken, each)) << each
         added += self.left_behind(within)
@@ -216,6 +217,10 @@ class Tables:
 
     def left_behind(self, within: Words) -> Counts | int:
         """How many small pages of those that are copied stay, since others map them too."""
+        return 0
+
+    def read_from_swap(self, within: Words) -> Counts | int:
+        """How many entries of those are swapped out."""
         return 0
 
     def chosen(self, asked: Asked) -> Words:
@@ -292,7 +297,7 @@ class Shape(Tables):
             else:
                 windows = self.some_windows[:, order]
         added = (windows << order) - copied
-        return Answer(added, np.stack([windows, added, copied]))
+        return Answer(added, np.stack([windows, added, np.zeros_like(added), copied]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,3 +349,50 @@ class SharedTables(Tables):
         enabled = limits.orders >> self.geometry.pmd_order & 1
         found: Bools = (self.geometry.ptrs_per_pte - self.present <= limits.pmd) & bool(enabled)
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class TogetherTables(SharedTables):
+    """Tables that share small pages with each other, a run each. Which are scanned before the end depends on
+    what becomes of the others: only those are to be asked about."""
+
+    def _scanned(self, limits: Limits) -> Bools:
+        few = np.ones(len(self.starts), np.bool_)
+        return few if limits.orders != 1 << self.geometry.pmd_order else few & self._whole(limits)
+
+
+@dataclass(frozen=True, eq=False)
+class SwappedTables(Tables):
+    """Tables with entries in swap slots that nothing else names. nr_swapped: how many each table of a run
+    has; enough: whether half of its pages are in use, without which none is read.
+
+    A window of the PMD order has them read; a smaller one with any of them is refused before anything is
+    done, so that still smaller ones are tried at the same place.
+    """
+
+    swapped: Words = field(kw_only=True)
+    nr_swapped: Counts = field(kw_only=True)
+    enough: Bools = field(kw_only=True)
+
+    def asked(self, limits: Limits) -> Iterator[tuple[Asked, Bools]]:
+        """What settings ask, of those that the scan lets pass."""
+        pmd = self.geometry.pmd_order
+        scanned = (self.nr_swapped <= limits.swap) & self.enough
+        holes = self.geometry.ptrs_per_pte - self.present - self.nr_swapped
+        whole = (holes <= limits.pmd) & bool(limits.orders >> pmd & 1)
+        yield Asked(pmd, None, Below.ANY), scanned & whole
+        tried = limits.lower(pmd)
+        for order, above in zip(tried, [*tried[1:], None], strict=False):
+            yield Asked(order, above, limits.below), scanned & ~whole
+
+    @cached_property
+    def some(self) -> list[Words]:
+        """The windows of each order that have any page and, below the PMD order, nothing in swap."""
+        pmd = self.geometry.pmd_order
+        found = ladder(self.pages.mapped, pmd, np.bitwise_or, self.geometry)
+        gone = ladder(self.swapped, pmd, np.bitwise_or, self.geometry)
+        return [*(here & ~out for here, out in zip(found[:pmd], gone, strict=False)), found[pmd]]
+
+    def read_from_swap(self, within: Words) -> Counts | int:
+        """Those entries, where they are in a window."""
+        return count(self.swapped & within)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.image.runs import SPECIAL_SWAP_TYPE
 from mthp.image.snapshot import Kpf, Pte
 from mthp.mm.pgtable_types import DIRTY, YOUNG
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
@@ -41,6 +42,8 @@ _LOOKED_AT = _NEEDED | np.uint64(
 _WANTED = np.uint64(1 << Kpf.ANON | 1 << Kpf.LRU)
 _OF_A_SCAN = _WANTED | np.uint64(1 << Kpf.LOCKED)
 _ODD_ENTRY = ~np.uint16(Pte.PRESENT | Pte.ZERO | Pte.SOFT_DIRTY | Pte.EXCLUSIVE)
+_SWAP_TYPES = np.uint64(31)
+"""The bits of the type of a swap entry. Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry()."""
 
 
 class TableKind(IntEnum):
@@ -50,7 +53,9 @@ class TableKind(IntEnum):
     since no page in it is in use, or for what one of its entries is. PLAIN: every entry is none, or of the
     zero page, or maps a page that it alone maps and nothing else refers to, so that occupancy decides,
     and the orders of folios. SHARED: the same, but that tables which are not in the image map some of the
-    small pages too. ODD: all others; the engine decides.
+    small pages too. TOGETHER: the same as SHARED, but that other tables of the image are among them. SWAPPED:
+    as PLAIN, but that some entries are in swap slots that nothing else names. ODD: all others; the engine
+    decides.
     """
 
     ODD = 0
@@ -58,15 +63,27 @@ class TableKind(IntEnum):
     REFUSED = 2
     HUGE = 3
     SHARED = 4
+    TOGETHER = 5
+    SWAPPED = 6
+
+
+_COUNTED = (TableKind.PLAIN, TableKind.SHARED, TableKind.TOGETHER, TableKind.SWAPPED)
 
 
 class Plain(NamedTuple):
-    """Plain tables of one process. row, vma: as Occupancy's. shared: pages that others map too."""
+    """Plain tables of one process. row, vma: as Occupancy's. shared: pages that others map too. swapped:
+    entries that are swapped out."""
 
     row: NDArray[np.intp]
     vma: NDArray[np.intp]
     pages: PackedPages
     shared: Words
+    swapped: Words
+
+    def rows(self, which: NDArray[np.intp]) -> Plain:
+        """Some of the tables."""
+        words = (each.take(which, axis=1) for each in (self.shared, self.swapped))
+        return Plain(self.row[which], self.vma[which], self.pages.rows(which), *words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +94,7 @@ class Occupancy:
     shared, swapped, in_use, holes: entries that map a small page which others map too; that are swapped out,
     or such; of pages in use; that are none or of the zero page. simple: the plain tables of small pages alone
     of which every aligned window that a folio may be made of has one in use, if it has any. others: the other
-    plain ones. with_shared: those that are SHARED.
+    plain ones. with_shared, together, with_swap: those that are SHARED, TOGETHER and SWAPPED.
     """
 
     row: NDArray[np.intp]
@@ -90,6 +107,8 @@ class Occupancy:
     simple: Plain
     others: Plain
     with_shared: Plain
+    together: Plain
+    with_swap: Plain
 
 
 def occupancy_of(
@@ -99,51 +118,72 @@ def occupancy_of(
     geometry: Geometry,
     again: NDArray[np.uint64],
 ) -> Occupancy:
-    """Sort the tables of a process. tied: those that entangled() found. again: frames that mapped_again()
-    found."""
+    """Sort the tables of a process. tied: those that entangled() found, with all whose swap entries are not
+    like those of a SWAPPED one. again: frames that mapped_again() found."""
     rows, vmas = _spanned(process, geometry)
     kinds = np.zeros(len(rows), np.uint8)
     counts = np.zeros((4, len(rows)), np.int64)
     special = _special_tables(process, geometry)[rows]
     none = _packed(np.zeros((0, geometry.ptrs_per_pte), np.uint8))
-    empty = Plain(rows[:0], vmas[:0], none, none.in_use)
-    simple, others, with_shared = ([empty] for _ in range(3))
+    empty = Plain(rows[:0], vmas[:0], none, none.in_use, none.in_use)
+    parts: list[list[Plain]] = [[empty] for _ in range(5)]
     for first in range(0, len(rows), _TABLES_AT_ONCE):
         some = slice(first, first + _TABLES_AT_ONCE)
         tables = process.tables.rows(rows[some])
-        found, is_plain = _plain(tables, geometry, again)
+        found, is_plain = _plain(tables, geometry)
         is_plain &= ~(special | tied[rows])[some]
         if process.lost or tables.mm_ids is not None:
             is_plain &= (found & _FOLIO <= 1).all(axis=1)
-        shares = (found & _SHARED != 0).any(axis=1)
-        kinds[some][is_plain] = np.where(shares, TableKind.SHARED, TableKind.PLAIN)[is_plain]
+        swapped: Bools = np.not_equal(tables.pte & Pte.SWAPPED, 0)
+        kinds[some] = _kinds(found, is_plain, swapped, tables, again, geometry)
         kinds[some][_refused(tables, found, profile) & ~special[some]] = TableKind.REFUSED
         kinds[some][(tables.pte & Pte.HUGE != 0).all(axis=1)] = TableKind.HUGE
         counts[:, some] = _counts(tables, found)
-        at = np.flatnonzero(kinds[some] == TableKind.PLAIN)
-        pages = _packed(found[at])
-        alone = _is_simple(pages, geometry)
-        small = PackedPages(pages.in_use, {0: pages.of_order[0]})
-        no_page = np.zeros_like(pages.in_use)
-        for parts, of, mine in ((simple, small, alone), (others, pages, ~alone)):
-            which = np.flatnonzero(mine)
-            parts.append(
-                Plain(
-                    rows[some][at[which]], vmas[some][at[which]], of.rows(which), no_page[:, which]
-                )
-            )
-        at = np.flatnonzero(kinds[some] == TableKind.SHARED)
-        shared_pages = pack(found[at] & _SHARED > 0)
-        with_shared.append(Plain(rows[some][at], vmas[some][at], _packed(found[at]), shared_pages))
-    shared, swapped, in_use, holes = counts
-    plain = _all_of(simple), _all_of(others), _all_of(with_shared)
-    return Occupancy(rows, vmas, kinds, shared, swapped, in_use, holes, *plain)
+        of_kind = [np.flatnonzero(kinds[some] == kind) for kind in _COUNTED]
+        alone = _is_simple(_packed(found[of_kind[0]]), geometry)
+        of_kind[:1] = of_kind[0][alone], of_kind[0][~alone]
+        for into, which in zip(parts, of_kind, strict=True):
+            words = [_packed_if_any(each[which]) for each in (found & _SHARED != 0, swapped)]
+            into.append(Plain(rows[some][which], vmas[some][which], _packed(found[which]), *words))
+    return Occupancy(rows, vmas, kinds, *counts, *map(_all_of, parts))
+
+
+def _kinds(
+    found: _Entries,
+    is_plain: Bools,
+    swapped: Bools,
+    tables: TableArrays,
+    again: NDArray[np.uint64],
+    geometry: Geometry,
+) -> NDArray[np.uint8]:
+    """Of some tables whether they are of a kind that is counted, or ODD. again: as occupancy_of() has it."""
+    kinds = np.zeros(len(found), np.uint8)
+    kinds[is_plain] = TableKind.PLAIN
+    swaps: Bools = np.any(swapped, axis=1)
+    shares = np.flatnonzero(np.any(found & _SHARED != 0, axis=1) & is_plain)
+    swap = np.flatnonzero(swaps & is_plain)
+    # What is read before a window of the PMD order is refused for a folio as large stays there.
+    is_huge = np.any((found[swap] & _FOLIO) > geometry.pmd_order, axis=1)
+    kinds[swap] = np.where(is_huge, TableKind.ODD, TableKind.SWAPPED)
+    if len(shares):
+        row, column = np.nonzero(found[shares] & _SHARED)
+        frames = tables.pfn[shares[row], column]
+        here = np.isin(frames, again)
+        kinds[shares] = TableKind.SHARED
+        kinds[shares[row[here]]] = TableKind.TOGETHER
+        by_frame = np.lexsort((frames, row))
+        twice = (np.diff(row[by_frame]) == 0) & (np.diff(frames[by_frame]) == 0)
+        kinds[shares[row[by_frame][1:][twice]]] = TableKind.ODD
+        kinds[shares[swaps[shares]]] = TableKind.ODD
+    return kinds
 
 
 def _all_of(parts: Sequence[Plain]) -> Plain:
-    row, vma = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
-    shared = np.hstack([each.shared for each in parts])
-    return Plain(row, vma, PackedPages.of_all([each.pages for each in parts]), shared)
+    row, vma, pages, shared, swapped = zip(*parts, strict=True)
+    joined = PackedPages.of_all(pages)
+    return Plain(
+        np.concatenate(row), np.concatenate(vma), joined, *map(np.hstack, (shared, swapped))
+    )
 
 
 def _is_simple(pages: PackedPages, geometry: Geometry) -> Bools:
@@ -155,6 +195,12 @@ def _is_simple(pages: PackedPages, geometry: Geometry) -> Bools:
     found: Bools = np.all(some & ~used == 0, axis=0)
     found &= np.all(pages.mapped == pages.of_order[0], axis=0)
     return found
+
+
+def _packed_if_any(bools: Bools) -> Words:
+    return (
+        pack(bools) if bools.any() else np.zeros((-(-bools.shape[1] // 64), len(bools)), np.uint64)
+    )
 
 
 def _packed(entries: _Entries) -> PackedPages:
@@ -205,11 +251,9 @@ def _is_known(vma: ImageVma) -> bool:
     )
 
 
-def _plain(
-    tables: TableArrays, geometry: Geometry, again: NDArray[np.uint64]
-) -> tuple[_Entries, Bools]:
+def _plain(tables: TableArrays, geometry: Geometry) -> tuple[_Entries, Bools]:
     """The pages of each table, and whether its entries are those of a plain one, or of one that is but for
-    pages that others map too."""
+    pages that others map too and for swap entries."""
     mapped = _mapped(tables)
     alone = tables.kpageflags & _LOOKED_AT == _NEEDED
     if tables.references is not None:
@@ -217,8 +261,8 @@ def _plain(
     shared = mapped & (tables.kpagecount > 1)
     if shared.any():
         alone &= ~shared | (tables.folio_order == 0)
-        alone[shared] &= ~np.isin(tables.pfn[shared], again)
-    plain: Bools = np.all(~mapped | alone, axis=1) & np.all(tables.pte & _ODD_ENTRY == 0, axis=1)
+    plain: Bools = np.all(~mapped | alone, axis=1)
+    plain &= np.all((tables.pte & _ODD_ENTRY == 0) | (tables.pte & Pte.SWAPPED != 0), axis=1)
     in_use = tables.bits & YOUNG != 0
     in_use |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
     if tables.young is not None:
@@ -281,18 +325,26 @@ def _large_in_place(tables: TableArrays, pages: _Entries, geometry: Geometry) ->
     return found
 
 
-def entangled(processes: Sequence[ImageProcess], geometry: Geometry) -> list[Bools]:
-    """Of each process, the tables that hang together with others: by swap entries, by a large folio that is
-    mapped more than once or in several windows, or by a small page of which one of several mappings says
-    that it is pinned or the like. An image's processes come together. (Else a small page's mapcount says
-    all there is to say of those who share it.)
+def entangled(
+    processes: Sequence[ImageProcess], geometry: Geometry, *, outside: bool = False
+) -> list[Bools]:
+    """Of each process, the tables that hang together with others: by swap entries that are not in slots of
+    their own, by a large folio that is mapped more than once or in several windows, or by a small page of
+    which one of several mappings says that it is pinned or the like. An image's processes come together.
+    (Else a small page's mapcount says all there is to say of those who share it.) outside: others may name
+    any slot.
     """
     found = []
+    named = _named_again(processes)
     heads, places = [np.zeros(0, np.uint64)], [np.zeros((3, 0), np.int64)]
     for number, process in enumerate(processes):
         tables = process.tables
         large = (tables.kpagecount > 1) & (tables.folio_order > 0)
-        found.append(np.any(np.logical_or(tables.pte & Pte.SWAPPED != 0, large), axis=1))
+        swapped = tables.pte & Pte.SWAPPED != 0
+        row, column = np.nonzero(swapped)
+        if not outside:
+            swapped[row, column] = ~_in_slots_of_their_own(tables, row, column, named)
+        found.append(np.any(np.logical_or(swapped, large), axis=1))
         head, row, window = _large_folios(tables)
         heads.append(head)
         places.append(np.stack([np.full(len(row), number), row, window]))
@@ -308,6 +360,26 @@ def entangled(processes: Sequence[ImageProcess], geometry: Geometry) -> list[Boo
     for process, tied in zip(processes, found, strict=True):
         if len(told):
             tied |= np.any(np.isin(process.tables.pfn, told) & _mapped(process.tables), axis=1)
+    return found
+
+
+def _named_again(processes: Sequence[ImageProcess]) -> NDArray[np.uint64]:
+    """The swap entries, as captured, that several entries of the image name."""
+    named = [each.tables.pfn[each.tables.pte & Pte.SWAPPED != 0] for each in processes]
+    known, times = np.unique(np.concatenate([np.zeros(0, np.uint64), *named]), return_counts=True)
+    found: NDArray[np.uint64] = known[times > 1]
+    return found
+
+
+def _in_slots_of_their_own(
+    tables: TableArrays, row: NDArray[np.intp], column: NDArray[np.intp], named: NDArray[np.uint64]
+) -> Bools:
+    """Of some swap entries, whether nothing else is in their slot, in a device, as far as is known. An entry
+    without an offset is in one of its own (see worlds/build.py). named: as _named_again() has it."""
+    pte, slots = tables.pte[row, column], tables.pfn[row, column]
+    found: Bools = pte & ~np.uint16(Pte.SOFT_DIRTY) == Pte.SWAPPED | Pte.EXCLUSIVE
+    found &= slots & _SWAP_TYPES < SPECIAL_SWAP_TYPE
+    found &= (slots <= _SWAP_TYPES) | ~np.isin(slots, named)
     return found
 
 

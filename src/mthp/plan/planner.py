@@ -9,11 +9,10 @@ at the place of one that was refused in its middle.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +27,11 @@ from mthp.khugepaged.eligibility import (
 from mthp.khugepaged.limits import collapse_max_ptes_none
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Vma
-from mthp.plan.bulk import Below, Limits, PackedPages, Shape, SharedTables, Tables
+from mthp.plan.bulk import (
+    Below,
+    Limits,
+)
 from mthp.plan.occupancy import (
-    Plain,
     TableKind,
     anonymous_pages,
     entangled,
@@ -39,8 +40,10 @@ from mthp.plan.occupancy import (
     partly_mapped_of,
     zeros_of,
 )
-from mthp.plan.packed import Bools, Counts, Tally, count, pages_of, tally, unpack
+from mthp.plan.packed import Bools, Counts, Tally, pages_of, tally, unpack
 from mthp.plan.records import BulkVerdict, Sizes, Underused
+from mthp.plan.runs import OddTables, Runs, Walk, runs_of, together_of
+from mthp.plan.together import Joint, Sharing, Together
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
 from mthp.predict.records import PartlyMapped
@@ -49,7 +52,6 @@ from mthp.vectorised.glance import passing_costs
 from mthp.words.profiles import Profile
 from mthp.words.results import ScanResult
 from mthp.words.settings import Settings
-from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageMemcg, ImageProcess, WorldArrays
 from mthp.worlds.build import build_arrays
 
@@ -86,87 +88,6 @@ class _Sum:
         self.full_scans = max(self.full_scans, other.full_scans)
 
 
-class _Plain(NamedTuple):
-    """Plain tables of one process, sorted into runs. row, vma: as Plain's. run_vma: of each run."""
-
-    row: NDArray[np.intp]
-    vma: NDArray[np.intp]
-    tables: Tables
-    run_vma: NDArray[np.intp]
-
-    @classmethod
-    def of(
-        cls,
-        found: Plain,
-        geometry: Geometry,
-        make: Callable[[PackedPages, NDArray[np.intp], Counts], Tables] | None = None,
-    ) -> _Plain:
-        """In runs of the same mapping, and of as many pages, of which as many are shared. make: None for
-        tables with shared pages."""
-        present, shared = count(found.pages.mapped), count(found.shared)
-        place = np.lexsort((shared, present, found.vma))
-        row, vma = found.row[place], found.vma[place]
-        present, shared = present[place], shared[place]
-        differ = [np.diff(column) != 0 for column in (vma, present, shared)]
-        starts = np.flatnonzero(np.append(True, np.any(differ, axis=0))[: len(place)])
-        pages = found.pages.rows(place)
-        if make is not None:
-            return cls(row, vma, make(pages, starts, present[starts]), vma[starts])
-        tables = SharedTables(
-            pages,
-            starts,
-            present[starts],
-            geometry,
-            shared=found.shared.take(place, axis=1),
-            nr_shared=shared[starts],
-        )
-        return cls(row, vma, tables, vma[starts])
-
-
-class _Odd(NamedTuple):
-    """Odd tables of one process; the columns as Occupancy's."""
-
-    row: NDArray[np.intp]
-    vma: NDArray[np.intp]
-    shared: Counts
-    swapped: Counts
-    in_use: Counts
-    holes: Counts
-
-    def scanned(self, orders: NDArray[np.int64], settings: Settings) -> tuple[Bools, Bools]:
-        """Which scans may come to their end, and which only if fewer pages are shared than now. orders: of
-        each mapping. Kernel: collapse_scan_pmd()."""
-        half, whole = settings.geometry.ptrs_per_pte // 2, 1 << settings.geometry.pmd_order
-        which: Bools = np.not_equal(orders[self.vma], 0)
-        which &= (orders[self.vma] != whole) | (self.holes <= settings.max_ptes_none)
-        which &= self.swapped <= settings.max_ptes_swap
-        which &= (self.swapped == 0) | (self.in_use >= half)
-        few: Bools = self.shared <= settings.max_ptes_shared
-        return which & few, which & ~few
-
-
-class _Walk(NamedTuple):
-    """What khugepaged walks over in one process, by mapping: tables that it spans whole, and those of them
-    that have entries to be looked at."""
-
-    spanned: Counts
-    filled: Counts
-
-    @classmethod
-    def of(cls, process: ImageProcess, geometry: Geometry) -> _Walk:
-        """That of a process."""
-        spans = [
-            (geometry.pmd_align_up(vma.start), geometry.pmd_addr(vma.end)) for vma in process.vmas
-        ]
-        tables = process.tables
-        address = tables.table_address[~(tables.pte & Pte.HUGE != 0).all(axis=1)]
-        # [vsyscall] is at the end of all addresses.
-        ends = np.array([min(end, 2**64 - 1) for span in spans for end in span], np.uint64)
-        places = np.searchsorted(address, ends)
-        spanned = [max(end - start, 0) >> geometry.pmd_shift for start, end in spans]
-        return cls(np.array(spanned, np.int64), np.maximum(places[1::2] - places[::2], 0))
-
-
 class Planner:
     """Answers for one image, under any settings. arrays: as arrays_of() gives them. snapshot: where the image
     is one, which knows of other processes. tally: what counts windows, which packed.compiled() does faster
@@ -185,23 +106,21 @@ class Planner:
         self.arrays = replace(arrays, processes=self.processes)
         self.profile = profile
         self.geometry = settings.geometry
-        self.tied, again = entangled(self.processes, self.geometry), mapped_again(self.processes)
-        self.plain: list[list[_Plain]] = []
-        self.odd: list[_Odd] = []
+        outside = bool(arrays.outside)
+        self.tied = entangled(self.processes, self.geometry, outside=outside)
+        again = mapped_again(self.processes)
+        self.plain: list[list[Runs]] = []
+        self.together: list[Runs] = []
+        self.odd: list[OddTables] = []
         for process, tied in zip(self.processes, self.tied, strict=True):
             found = occupancy_of(process, tied, profile, self.geometry, again)
-            odd = found.kind == TableKind.ODD
-            simple = partial(Shape, geometry=self.geometry, tally=tally)
-            others = partial(Tables, geometry=self.geometry)
-            self.plain.append(
-                [
-                    _Plain.of(found.simple, self.geometry, simple),
-                    _Plain.of(found.others, self.geometry, others),
-                    _Plain.of(found.with_shared, self.geometry),
-                ]
-            )
+            odd = np.isin(found.kind, (TableKind.ODD, TableKind.TOGETHER))
+            self.plain.append(runs_of(found, self.geometry, tally))
+            self.together.append(together_of(found.together, self.geometry))
             counts = (found.shared, found.swapped, found.in_use, found.holes)
-            self.odd.append(_Odd(found.row[odd], found.vma[odd], *(each[odd] for each in counts)))
+            self.odd.append(
+                OddTables(found.row[odd], found.vma[odd], *(each[odd] for each in counts))
+            )
         self.before, self.pmds, self.nodes = Sizes(), 0, {0}
         for process in self.processes:
             self._measure(process)
@@ -210,8 +129,11 @@ class Planner:
         self.mappings = build_arrays(
             replace(arrays, processes=empty, outside={}), settings, profile
         )
-        self.walks = [_Walk.of(process, self.geometry) for process in self.processes]
+        self.walks = [Walk.of(process, self.geometry) for process in self.processes]
+        runs = (len(plain.run_vma) for of_process in self.plain for plain in of_process)
+        self.of_all = np.ones(max(runs, default=0), np.bool_)
         self.runs: dict[tuple[object, ...], _Sum] = {}
+        self.joints: dict[tuple[bytes, int], Together] = {}
 
     @cached_property
     def partly_mapped(self) -> PartlyMapped:
@@ -260,17 +182,15 @@ class Planner:
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
         answer, walked = _Sum(), np.zeros(2, np.int64)
-        odd, passed = ([np.zeros(len(tied), np.bool_) for tied in self.tied] for _ in range(2))
-        for number, orders in enumerate(self._orders(settings)):
-            mine = self.odd[number]
-            if len(mine.row):
-                scanned = mine.scanned(orders, settings)
-                odd[number][mine.row], passed[number][mine.row] = scanned
-            for limits in self._limits(orders):
-                odd[number][self._count(number, orders, limits, answer)] = True
-            highest = int(orders.max(initial=0)).bit_length() - 1
+        orders = [*self._orders(settings)]
+        odd, passed = self._scanned(orders, settings)
+        joint = self._joint(orders, settings, odd, passed)
+        for number, mine in enumerate(orders):
+            for limits in self._limits(mine):
+                odd[number][self._count(number, mine, limits, answer, joint)] = True
+            highest = int(mine.max(initial=0)).bit_length() - 1
             answer.highest = max(answer.highest, highest)
-            walked = np.add(walked, self._walked(number, orders != 0))
+            walked = np.add(walked, self._walked(number, mine != 0))
         others = 0
         if any(map(np.any, odd)):
             self._unshare(odd, passed, settings.max_ptes_shared)
@@ -285,14 +205,31 @@ class Planner:
             answer = self._run(settings, None)
         return self._answer(settings, answer, walked, others, why)
 
+    def _scanned(
+        self, orders: list[NDArray[np.int64]], settings: Settings
+    ) -> tuple[list[Bools], list[Bools]]:
+        """Of each process the odd tables whose scan may come to its end, and those that are passed by as long
+        as so many of their pages are shared."""
+        odd, passed = ([np.zeros(len(tied), np.bool_) for tied in self.tied] for _ in range(2))
+        for number, mine in enumerate(self.odd):
+            if len(mine.row):
+                scanned = mine.scanned(orders[number], settings)
+                odd[number][mine.row], passed[number][mine.row] = scanned
+        return odd, passed
+
     def windows(self, settings: Settings) -> Windows:
-        """The windows of plain tables that collapse, one by one: pid -> (address, order), by address."""
+        """The windows of counted tables that collapse, one by one: pid -> (address, order), by address."""
         found: Windows = {}
         page = self.geometry.page_shift
-        for number, orders in enumerate(self._orders(settings)):
+        orders = [*self._orders(settings)]
+        joint = self._joint(orders, settings, *self._scanned(orders, settings))
+        for number, own in enumerate(orders):
             process = self.processes[number]
-            for limits, plain in product(self._limits(orders), self.plain[number]):
-                mine = orders[plain.vma] == limits.orders
+            for limits, (plain, counted) in product(
+                self._limits(own), [*self._counted(number, joint)]
+            ):
+                mine = own[plain.vma] == limits.orders
+                mine &= np.repeat(counted, plain.tables.tables)
                 tables = process.tables.table_address[plain.row[mine]].astype(np.int64)
                 for order, which in plain.tables.windows(limits).items():
                     pages = unpack(pages_of(which[:, mine], order, self.geometry), self.geometry)
@@ -349,16 +286,29 @@ class Planner:
             whole = most.pop(pmd, 0) or 0
             none = {*most.values()}
             below = Below.NEVER if None in none else Below.FULL if 0 in none else Below.ANY
-            yield Limits(mask, whole, below, kernel.settings.max_ptes_shared)
+            settings = kernel.settings
+            yield Limits(mask, whole, below, settings.max_ptes_shared, settings.max_ptes_swap)
+
+    def _counted(self, number: int, joint: Joint) -> Iterator[tuple[Runs, Bools]]:
+        """The plain tables of a process, and of each run whether it is counted."""
+        for plain in self.plain[number]:
+            yield plain, self.of_all[: len(plain.run_vma)]
+        if joint.counted:
+            yield self.together[number], joint.counted[number]
 
     def _count(
-        self, number: int, orders: NDArray[np.int64], limits: Limits, answer: _Sum
+        self,
+        number: int,
+        orders: NDArray[np.int64],
+        limits: Limits,
+        answer: _Sum,
+        joint: Joint,
     ) -> NDArray[np.intp]:
         """Add what becomes of the plain tables of a process's mappings with these limits. Gives the rows of
         those of which it is not known."""
-        process, rows = self.processes[number], [np.zeros(0, np.intp)]
-        for plain in self.plain[number]:
-            which = orders[plain.run_vma] == limits.orders
+        rows = [np.zeros(0, np.intp)]
+        for plain, counted in self._counted(number, joint):
+            which = (orders[plain.run_vma] == limits.orders) & counted
             undecided = which & plain.tables.undecided(limits)
             if undecided.any():
                 rows.append(plain.row[np.repeat(undecided, plain.tables.tables)])
@@ -373,43 +323,101 @@ class Planner:
                 for each, pages in change.items():
                     answer.change[each] += pages
                 if added is not None:
-                    of_vma = np.bincount(plain.run_vma, added, len(process.vmas))
-                    for k in np.flatnonzero(of_vma).tolist():
-                        answer.added[process.pid, process.vmas[k].start] += int(of_vma[k])
+                    self._add_frames(number, plain, added, answer)
+        if joint.counted:
+            plain = self.together[number]
+            mine = orders[plain.run_vma] == limits.orders
+            self._add_frames(number, plain, -joint.freed[number] * mine, answer)
+            answer.full_scans = max(answer.full_scans, joint.full_scans)
         return np.concatenate(rows)
 
-    # --- the engine ---------------------------------------------------------------------------
+    def _add_frames(self, number: int, plain: Runs, added: Counts, answer: _Sum) -> None:
+        """Add frames that runs take to what their mappings do."""
+        process = self.processes[number]
+        of_vma = np.bincount(plain.run_vma, added, len(process.vmas))
+        for k in np.flatnonzero(of_vma).tolist():
+            answer.added[process.pid, process.vmas[k].start] += int(of_vma[k])
+
+    # --- tables that share pages with each other ----------------------------------------------
 
     @cached_property
-    def sharing(self) -> tuple[NDArray[np.intp], NDArray[np.intp], Counts]:
-        """Of each entry that maps a small page which others map too: its table's number, counted through all
-        processes, and its page's; and of each such page how often it is mapped."""
-        tables, frames, counts = [], [], []
-        first = 0
-        for process in self.processes:
-            each = process.tables
-            here = (each.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-            row, column = np.nonzero(here & (each.folio_order == 0) & (each.kpagecount > 1))
-            tables.append(first + row)
-            frames.append(each.pfn[row, column])
-            counts.append(each.kpagecount[row, column])
-            first += len(each.pte)
-        _, place, page = np.unique(np.concatenate(frames), return_index=True, return_inverse=True)
-        return np.concatenate(tables), page, np.concatenate(counts)[place].astype(np.int64)
+    def sharing(self) -> Sharing:
+        """Which tables share small pages."""
+        return Sharing.of(self.processes)
+
+    @cached_property
+    def _numbers(self) -> list[NDArray[np.intp]]:
+        """Of each process, its tables that share pages with others of the image, counted through all."""
+        first = np.cumsum([0, *(len(each.tables.pte) for each in self.processes)]).tolist()
+        return [start + each.row for start, each in zip(first, self.together, strict=False)]
+
+    @cached_property
+    def _in_turn(self) -> NDArray[np.intp]:
+        """These, in the order in which khugepaged comes to them."""
+        at, from_here = self.arrays.cursor or (0, 0)
+        keys = [np.zeros((3, 0), np.uint64)]
+        for process, each in zip(self.processes, self.together, strict=True):
+            address = process.tables.table_address[each.row]
+            place = process.place or 0
+            before = (place < at) | ((place == at) & (address < np.uint64(from_here)))
+            keys.append(np.stack([address, np.full_like(address, place), before]))
+        order = np.lexsort(np.hstack(keys))
+        return np.concatenate(self._numbers)[order]
+
+    def _joint(
+        self,
+        orders: list[NDArray[np.int64]],
+        settings: Settings,
+        odd: list[Bools],
+        passed: list[Bools],
+    ) -> Joint:
+        """What becomes of tables that share pages with others of the image. Those of which counting does not
+        tell all stay in odd and passed, the others are taken out."""
+        if not any(len(each.row) for each in self.together):
+            return Joint()
+        whole, lower, several = (np.zeros(self.sharing.tables, np.bool_) for _ in range(3))
+        for number, mine in enumerate(orders):
+            plain, numbers = self.together[number], self._numbers[number]
+            for limits in self._limits(mine):
+                here = mine[plain.run_vma] == limits.orders
+                all_of = here & (self.geometry.ptrs_per_pte - plain.tables.present <= limits.pmd)
+                all_of &= bool(limits.orders >> self.geometry.pmd_order & 1)
+                sizes = len(limits.lower(self.geometry.pmd_order))
+                whole[numbers] |= all_of
+                lower[numbers] |= here & ~all_of & (sizes == 1)
+                several[numbers] |= here & ~all_of & (sizes > 1)
+        few, many = np.concatenate(odd), np.concatenate(passed)
+        ours = np.zeros(len(few), np.bool_)
+        ours[np.concatenate(self._numbers)] = True
+        engines = self.sharing.reached((few | many) & (~ours | several), whole, lower)
+        alone = ours & ~engines
+        ends = np.cumsum([len(each) for each in odd])[:-1]
+        for each, known in zip([*odd, *passed], np.split(alone, ends) * 2, strict=True):
+            each &= ~known
+        turns = self._in_turn[(whole & alone)[self._in_turn]]
+        key = turns.tobytes(), settings.max_ptes_shared
+        if key not in self.joints:
+            self.joints[key] = self.sharing.one_by_one(turns, settings.max_ptes_shared)
+        found = self.joints[key]
+        counted = found.collapsed | (lower & alone & few)
+        return Joint(
+            [counted[numbers] for numbers in self._numbers],
+            [found.freed[numbers] for numbers in self._numbers],
+            found.full_scans,
+        )
+
+    # --- the engine ---------------------------------------------------------------------------
 
     def _unshare(self, odd: list[Bools], passed: list[Bools], limit: int) -> None:
         """Add tables that are passed by for their shared pages, as far as collapses of others may leave
         them with few enough. Changes odd."""
         if not (any(map(np.any, odd)) and any(map(np.any, passed))):
             return
-        table, page, mapped = self.sharing
         scanned, rest = np.concatenate(odd), np.concatenate(passed)
         more = scanned
         while np.any(more):
             scanned = scanned | more
-            left = mapped - np.bincount(page[scanned[table]], minlength=len(mapped))
-            still = np.bincount(table[left[page] > 1], minlength=len(rest))
-            more = rest & ~scanned & (still <= limit)
+            more = rest & ~scanned & (self.sharing.shared_after(scanned) <= limit)
         ends = np.cumsum([len(each) for each in odd])[:-1]
         for each, of_process in zip(odd, np.split(scanned, ends), strict=True):
             each |= of_process
