@@ -11,7 +11,7 @@ import pytest
 
 from mthp.cli import main
 from mthp.image.recording import load_recording, read_recording
-from mthp.life.recorded_life import lived, sweep_life
+from mthp.life.recorded_life import live, lived, sweep_life
 from mthp.report.life import fault_time
 from mthp.words.costs import Cost, CostTable
 from mthp.words.settings import Settings, parse_enabled_flag
@@ -67,7 +67,7 @@ def test_the_command_prints_a_page_or_a_document(
 ) -> None:
     assert main(["life", str(file), "--enabled", "16kB=always"]) == 0
     page = capsys.readouterr().out
-    assert "Predicted: 20 KiB at the peak" in page and "Nothing: no process comes onto" in page
+    assert "Predicted: 24 KiB at the peak" in page and "Nothing: no process comes onto" in page
     assert main(["life", str(file), "--no-khugepaged"]) == 0
     assert "khugepaged is not run" in capsys.readouterr().out
     assert main(["life", str(file), "--enabled", "16kB=always", "--json"]) == 0
@@ -158,3 +158,17 @@ os._exit(0)
     assert answer.held.worst == 0
     assert abs(answer.recorded.end.rss - int(said)) <= 16  # it goes on for a moment after it looked
     assert load_recording(tmp_path / "a.npz").meta["signal"] is None
+
+
+def test_the_peak_is_of_what_folios_take() -> None:
+    program = RecordedProgram()
+    program.mmap(0, 200)
+    program.write(0, 64)
+    child = program.fork()  # 128 pages are mapped, of 64 folios
+    program.end(child)
+    program.write(64, 40)
+    program.munmap(0, 200)
+    program.end()
+    answer = live(program.recording(), OFF)
+    assert (answer.peak.frames, answer.peak.rss) == (104, 104)
+    assert sum(mapping.rss for mapping in answer.mappings) == 104

@@ -61,7 +61,7 @@ class RecordedReplay:
     """One replay of a recording under settings.
 
     points: time, rss, frames and huge of the curve; folios: of each, how many there are of each order. peak,
-    peak_at: its highest moment, and the event after it and how often khugepaged had woken up. end: before the
+    peak_at: when folios take most; the event after it and how often khugepaged had woken up. end: before the
     command's first task ended; None before. nowhere: faults that found no mapping, or one that does not allow
     the access. khugepaged: None where it is not run.
     """
@@ -199,7 +199,7 @@ class RecordedReplay:
                 folios = self.folios[-1]  # a million points share what few differ in
         self.points.append((time, *now, pages.frames - pages.huge[0]))
         self.folios.append(folios)
-        if pages.rss > self.peak.rss:
+        if (pages.frames, pages.rss) > (self.peak.frames, self.peak.rss):
             wakeups = self.khugepaged.wakeups if self.khugepaged is not None else 0
             self.peak, self.peak_at = self.moment(time), (event, wakeups)
 
