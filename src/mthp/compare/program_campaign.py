@@ -29,6 +29,8 @@ from mthp.words.processes import workers
 from mthp.words.profiles import profile_for_release
 
 SCHEMA_VERSION: Final = 1
+DRAWN: Final = "programs, with heaps"
+"""What a seed draws: another text wherever that changes, so that no campaign goes on with other programs."""
 AHEAD: Final = 8
 """How many programs are submitted per guest before the first result is awaited."""
 MEMORY: Final = 512
@@ -85,7 +87,7 @@ class ProgramSpec:
         """What must be the same for a campaign to be resumed. The number of programs may grow."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "drawn": "programs",
+            "drawn": DRAWN,
             "seed": self.seed,
             "kernel": self.kernel,
         }

@@ -32,6 +32,8 @@ MOST_PAGES: Final = 1 << 20
 """No operation reaches a page beyond this one."""
 TRANSPARENT_HUGEPAGE: Final = "/sys/kernel/mm/transparent_hugepage/"
 DROP_CACHES: Final = "/proc/sys/vm/drop_caches"
+HEAP: Final = 3072
+"""The page at which a process's heap begins."""
 FIRST_LAYOUT: Final = range(1100)
 """The pages of a process that the first half of a layout shows."""
 SECOND_LAYOUT: Final = 2048
@@ -61,6 +63,14 @@ class Munmap:
 
     process: str
     start: int
+    pages: int
+
+
+@dataclass(frozen=True)
+class Brk:
+    """brk(2): the heap, which begins at page HEAP, has so many pages."""
+
+    process: str
     pages: int
 
 
@@ -152,6 +162,7 @@ class SetSizes:
 Operation = (
     Mmap
     | Munmap
+    | Brk
     | Madvise
     | Mprotect
     | Mremap
@@ -388,6 +399,7 @@ def _touch(access: Touching) -> Callable[[str, list[str]], Touches]:
 _OF_PROCESS: Final[dict[str, tuple[tuple[int, ...], Callable[[str, list[str]], Operation]]]] = {
     "mmap": ((2,), lambda who, words: Mmap(who, *_range(words))),
     "munmap": ((2,), lambda who, words: Munmap(who, *_range(words))),
+    "brk": ((1,), lambda who, words: Brk(who, parse_whole(words[0], 0, MOST_PAGES - HEAP))),
     "adv": ((3,), lambda who, words: Madvise(who, *_range(words), parse_whole(words[2], 0, 255))),
     "mprotect": (
         (3,),

@@ -14,6 +14,8 @@ from mthp.khugepaged.daemon import Khugepaged
 from mthp.khugepaged.madvise import do_madvise_collapse
 from mthp.life.program import (
     BASE,
+    HEAP,
+    Brk,
     DropCaches,
     Fork,
     FullScan,
@@ -34,15 +36,16 @@ from mthp.life.touch import touch
 from mthp.mm.fork import dup_mmap, exit_mm
 from mthp.mm.madvise import MADV_COLLAPSE, do_madvise
 from mthp.mm.mm_types import Kernel, Mm
-from mthp.mm.mmap import do_mmap, do_munmap
+from mthp.mm.mmap import do_brk, do_mmap, do_munmap
 from mthp.mm.mprotect import do_mprotect
 from mthp.mm.mremap import do_mremap
 from mthp.mm.shrinker import drop_slab
 from mthp.mm.swap_clusters import SwapClusters
-from mthp.mm.vm_flags import VM_READ, VM_WRITE
+from mthp.mm.vm_flags import VM_NORESERVE, VM_READ, VM_WRITE
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import DEFAULT, Profile
 from mthp.words.settings import Enabled, Settings
+from mthp.words.units import Address
 
 ENDLESS_PAGES_TO_SCAN: Final = 2**32 - 1
 """With so many pages_to_scan one wakeup is one full scan."""
@@ -78,7 +81,9 @@ class Life:
     def mm(self, process: str) -> Mm:
         """The address space of a process, which begins to exist where it is first named."""
         if process not in self.mms:
-            self.mms[process] = self.kernel.new_mm(len(self.kernel.mms) + 1, process)
+            mm = self.kernel.new_mm(len(self.kernel.mms) + 1, process)
+            mm.start_brk = mm.brk = Address(self.address(HEAP))
+            self.mms[process] = mm
         return self.mms[process]
 
     def address(self, page: int) -> int:
@@ -97,11 +102,15 @@ class Life:
     @perform.register
     def _(self, operation: Mmap) -> int:
         span = self.span(operation.start, operation.pages)
-        return do_mmap(self.mm(operation.process), *span, VM_READ | VM_WRITE)
+        return do_mmap(self.mm(operation.process), *span, VM_READ | VM_WRITE | VM_NORESERVE)
 
     @perform.register
     def _(self, operation: Munmap) -> int:
         return do_munmap(self.mm(operation.process), *self.span(operation.start, operation.pages))
+
+    @perform.register
+    def _(self, operation: Brk) -> int:
+        return do_brk(self.mm(operation.process), self.address(HEAP + operation.pages))
 
     @perform.register
     def _(self, operation: Madvise) -> int:

@@ -54,6 +54,7 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
     Kernel: mm/mmap.c, dup_mmap().
     """
     with parent.mmap_write_lock(), child.mmap_write_lock():
+        child.start_brk, child.brk = parent.start_brk, parent.brk
         for vma in tuple(parent.vmas):
             vma_start_write(vma)
             vm_flags = vma.vm_flags & ~(VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_RWP)

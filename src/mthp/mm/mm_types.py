@@ -152,13 +152,14 @@ class Mm:
 
     number: the process id it stands for. mm_users: 0 once every user is gone. flags: MMF_* bits.
     pmd_pages: PUD index -> page of PMD slots; pmd_numbers: the indices, ascending. vmas are guarded
-    by mmap_lock; mm_mt stands for the tree that lookups without it read, and counts its changes.
+    by mmap_lock; mm_mt stands for the tree that lookups without it read, and counts its changes. start_brk,
+    brk: where the heap begins and ends.
     """
 
     __slots__ = (
-        "_ends", "_starts", "comm", "counters", "flags", "geometry", "kernel", "machine", "memcg",
+        "_ends", "_starts", "brk", "comm", "counters", "flags", "geometry", "kernel", "machine", "memcg",
         "mm_mt", "mm_users", "mmap_lock", "notifiers", "number", "pmd_numbers", "pmd_pages",
-        "unlinked_vmas", "vmas", "write_locked_vmas",
+        "start_brk", "unlinked_vmas", "vmas", "write_locked_vmas",
     )  # fmt: skip
 
     def __init__(
@@ -183,6 +184,8 @@ class Mm:
         self.pmd_numbers: list[int] = []
         self.counters: Counter[str] = Counter()
         self.notifiers: list[Subscriber] = []
+        self.start_brk: Address = Address(0)
+        self.brk: Address = Address(0)
 
     def __repr__(self) -> str:
         return f"Mm({self.number})"

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
+
 from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.reports import Zapped, Zapping
-from mthp.mm.vm_flags import VM_SOFTDIRTY
+from mthp.mm.vm_flags import VM_ACCOUNT, VM_READ, VM_SOFTDIRTY, VM_WRITE
 from mthp.mm.vma import free_pmd_pages, unmap_region
 from mthp.mm.vma_modify import VmaMerge, split_vma, vma_merge_new_range
 from mthp.words.units import Address
@@ -31,6 +33,41 @@ def mmap_region(mm: Mm, start: Address, end: Address, vm_flags: int) -> Vma:
     prev = mm.vma_lookup(start - 1)
     pgoff = start >> mm.geometry.page_shift
     merge = VmaMerge(mm, start, end, vm_flags, pgoff, prev=prev, next=after)
+    vma = vma_merge_new_range(merge)
+    if vma is None:
+        vma = mm.mmap(start, end, vm_flags)
+        vma_start_write(vma)
+    return vma
+
+
+def do_brk(mm: Mm, brk: Address) -> int:
+    """Have the heap end at brk, a whole number of pages: 0, or -ENOMEM where it would begin before its start,
+    where something else is in the way (a page more than it needs), or where nothing is left to take away.
+
+    Kernel: mm/mmap.c, brk(2).
+    """
+    with mm.mmap_write_lock():
+        if brk < mm.start_brk:
+            return -errno.ENOMEM
+        low, high = sorted((brk, mm.brk))
+        other = mm.find_vma(low)
+        if brk < mm.brk:
+            if other is None or other.vm_start >= high:
+                return -errno.ENOMEM
+            do_vmi_munmap(mm, low, high)
+        elif brk > mm.brk:
+            if other is not None and other.vm_start < high + mm.geometry.page_size:
+                return -errno.ENOMEM
+            do_brk_flags(mm, low, high)
+        mm.brk = brk
+    return 0
+
+
+def do_brk_flags(mm: Mm, start: Address, end: Address) -> Vma:
+    """Map a range that is free at the heap's end: what ends there grows. Kernel: mm/vma.c, do_brk_flags()."""
+    vm_flags = VM_READ | VM_WRITE | VM_ACCOUNT | VM_SOFTDIRTY
+    prev = mm.vma_lookup(start - 1) if start > mm.start_brk else None
+    merge = VmaMerge(mm, start, end, vm_flags, start >> mm.geometry.page_shift, prev=prev)
     vma = vma_merge_new_range(merge)
     if vma is None:
         vma = mm.mmap(start, end, vm_flags)

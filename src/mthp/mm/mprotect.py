@@ -45,7 +45,17 @@ from mthp.mm.pgtable_types import (
     pte_protnone,
 )
 from mthp.mm.reports import StoresForbidden
-from mthp.mm.vm_flags import VM_EXEC, VM_READ, VM_SOFTDIRTY, VM_UFFD_WP, VM_WRITE
+from mthp.mm.vm_flags import (
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_HUGETLB,
+    VM_NORESERVE,
+    VM_READ,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_UFFD_WP,
+    VM_WRITE,
+)
 from mthp.mm.vma_modify import VM_STICKY, vma_modify_flags
 from mthp.words.profiles import PmdModify
 from mthp.words.units import Address
@@ -223,6 +233,7 @@ def mprotect_fixup(vma: Vma, start: Address, end: Address, vm_flags: int) -> Non
     """Give a range within one VMA other rights. Kernel: mm/mprotect.c, mprotect_fixup()."""
     if vm_flags == vma.vm_flags:
         return
+    vm_flags = _accounted(vma, vm_flags)
     vma = vma_modify_flags(vma, start, end, vm_flags)
     vma_start_write(vma)
     vma.vm_flags = vm_flags | vma.vm_flags & VM_STICKY
@@ -233,6 +244,17 @@ def mprotect_fixup(vma: Vma, start: Address, end: Address, vm_flags: int) -> Non
         vma.vm_mm.kernel.report(StoresForbidden(vma.vm_mm, vma))
     for part in vma.vm_mm.geometry.pmd_ranges(start, end):
         change_protection(vma, *part, right)
+
+
+def _accounted(vma: Vma, vm_flags: int) -> int:
+    """The flags that a VMA gets, with VM_ACCOUNT as it is from now on: what may be written to is counted, and
+    counted no more if it may not and never was. Kernel: mm/mprotect.c, mprotect_fixup().
+    """
+    if vm_flags & VM_WRITE:
+        counted = not vma.vm_flags & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE)
+        return vm_flags | VM_ACCOUNT if counted else vm_flags
+    forgotten = vma.file is None and vma.anon_vma is None
+    return vm_flags & ~VM_ACCOUNT if forgotten else vm_flags
 
 
 def task_numa_work(mm: Mm, start: Address, end: Address) -> None:

@@ -57,6 +57,14 @@ VM_UFFD_RWP: Final = 1 << 18
 VM_SOFTDIRTY: Final = 1 << 15
 
 
+VM_ACCOUNT: Final = 1 << 19
+"""What could be written to it counts as promised memory."""
+
+
+VM_NORESERVE: Final = 1 << 20
+"""Never counted so: MAP_NORESERVE."""
+
+
 VM_STACK_INCOMPLETE: Final = 1 << 16
 
 

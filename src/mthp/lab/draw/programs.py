@@ -12,14 +12,16 @@ from random import Random
 from typing import Any, Final
 
 from mthp.lab.geometry import GEOMETRY, ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS
-from mthp.lab.program.program import SYSFS, Madv
+from mthp.lab.program.program import HEAP, SYSFS, Madv
 
 FIRST_PAGES: Final = 1100
 """Programs map memory from page 0 to here,"""
 ELSEWHERE: Final = 2048
 """move some of it to pages from here on,"""
 MOST_PAGES: Final = 2700
-"""and to none beyond this one."""
+"""and to none beyond this one, but for the heap:"""
+END: Final = HEAP + 1100
+"""it ends here at most."""
 _LENGTHS: Final = (1, 1, 2, 4, 7, 16, 16, 33, 64, 64, 200, 256, 512, 512, 1024)
 _WHOLE: Final = (700, 1000, 1024, 1025, 1100, 512, 513)
 _LIMITS: Final = (0, 0, 0, 64, 256, 409, 511, 511, 511)
@@ -38,11 +40,13 @@ READ, WRITE = 1, 2
 
 
 class _Drawing:
-    """A program that is being drawn. rights: process -> the rights to each of its pages."""
+    """A program that is being drawn. rights: process -> the rights to each of its pages; brk: -> the page at
+    which its heap ends."""
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
-        self.rights: dict[str, list[int]] = {"s": [0] * MOST_PAGES}
+        self.rights: dict[str, list[int]] = {"s": [0] * END}
+        self.brk = {"s": HEAP}
         self.sleepers: list[tuple[str, str]] = []
         self.ops: list[Any] = []
 
@@ -54,7 +58,7 @@ class _Drawing:
         """Runs of pages to which a process has rights."""
         rights = self.rights[who]
         found = []
-        for has, pages in groupby(range(MOST_PAGES), lambda page: rights[page] & wanted == wanted):
+        for has, pages in groupby(range(END), lambda page: rights[page] & wanted == wanted):
             if has:
                 *_, last = first, *_ = list(pages)
                 found.append(range(first, last + 1))
@@ -80,7 +84,7 @@ class _Drawing:
         pages = self.within(who, 0 if self.rng.random() < 0.1 else READ)
         if pages is None or self.rng.random() < 0.9:
             return pages
-        return range(pages.start, min(pages.stop + self.rng.choice((1, 16, 200)), MOST_PAGES))
+        return range(pages.start, min(pages.stop + self.rng.choice((1, 16, 200)), END))
 
 
 def _mmap(drawing: _Drawing, who: str) -> None:
@@ -93,6 +97,22 @@ def _mmap(drawing: _Drawing, who: str) -> None:
         rights[start : start + pages] = [READ | WRITE] * pages
         if rng.random() < 0.75:
             drawing.do(who, "adv", start, pages, int(Madv.HUGEPAGE))
+
+
+def _brk(drawing: _Drawing, who: str) -> None:
+    """The heap grows or shrinks; or does neither, where what was moved is in its way, or nothing is left."""
+    rng, rights, old = drawing.rng, drawing.rights[who], drawing.brk[who]
+    new = HEAP + rng.choice((0, 30, 100, 512, 600, 1000, 1024, rng.randrange(END - HEAP)))
+    drawing.do(who, "brk", new - HEAP)
+    if new > old and not any(rights[old : new + 1]):
+        rights[old:new] = [READ | WRITE] * (new - old)
+    elif new < old and any(rights[new:old]):
+        rights[new:old] = [0] * (old - new)
+    else:
+        return
+    drawing.brk[who] = new
+    if new > old and rng.random() < 0.6:
+        drawing.do(who, "adv", old, new - old, int(Madv.HUGEPAGE))
 
 
 def _touch(drawing: _Drawing, who: str) -> None:
@@ -139,7 +159,9 @@ def _mremap(drawing: _Drawing, who: str) -> None:
     to = ELSEWHERE + rng.choice((0, 7, 52, 512, pages.start % PMD_PAGES))
     if rng.random() < 0.2:
         to = rng.randrange(FIRST_PAGES)
-    length = min(len(pages), MOST_PAGES - to)
+    elif rng.random() < 0.1:
+        to = HEAP + rng.choice((0, 16, 512, drawing.brk[who] - HEAP))
+    length = min(len(pages), (MOST_PAGES if to < MOST_PAGES else END) - to)
     if length > 0 and (to >= pages.start + length or pages.start >= to + length):
         drawing.do(who, "mremap", pages.start, length, to)
         rights = drawing.rights[who]
@@ -157,6 +179,7 @@ def _fork(drawing: _Drawing, who: str) -> None:
         name = next(name for name in "stu" if name not in rights)
         drawing.do(who, "forkto", name)
         rights[name] = list(rights[who])
+        drawing.brk[name] = drawing.brk[who]
 
 
 def _end(drawing: _Drawing, who: str) -> None:
@@ -230,6 +253,7 @@ _STEPS: Final[dict[Callable[[_Drawing, str], None], int]] = {
     _mprotect: 4,
     _mremap: 4,
     _mmap: 3,
+    _brk: 4,
     _fork: 5,
     _end: 2,
     _scan: 10,

@@ -31,7 +31,7 @@
 #endif
 #define MAX_CHILDREN 64
 
-static uint64_t base;
+static uint64_t base, heap;
 static int uffd = -1;
 static pid_t children[MAX_CHILDREN];
 static int child_count;
@@ -86,6 +86,23 @@ static long move(uint64_t first, uint64_t pages, uint64_t to)
 			  (void *)page(to));
 
 	return at == MAP_FAILED ? failed() : 0;
+}
+
+/* The heap of a program begins at a page; libc's own, which is not used, ends there. */
+static long place_heap(uint64_t first)
+{
+	unsigned long at = (unsigned long)page(first);
+
+	if (prctl(PR_SET_MM, PR_SET_MM_BRK, at, 0, 0) || prctl(PR_SET_MM, PR_SET_MM_START_BRK, at, 0, 0))
+		return failed();
+	return heap = first, 0;
+}
+
+static long set_brk(uint64_t pages)
+{
+	uint64_t wanted = (uint64_t)page(heap + pages);
+
+	return (uint64_t)syscall(SYS_brk, wanted) == wanted ? 0 : -ENOMEM;
 }
 
 static long register_uffd(uint64_t first, uint64_t pages, uint64_t mode)
@@ -296,6 +313,10 @@ static long run(const struct words *w)
 		return map(first, pages, MAP_PRIVATE);
 	if (!strcmp(op, "mmap_droppable"))
 		return map(first, pages, MAP_DROPPABLE);
+	if (!strcmp(op, "heap"))
+		return place_heap(first);
+	if (!strcmp(op, "brk"))
+		return set_brk(first);
 	if (!strcmp(op, "munmap"))
 		return or_errno(munmap(start, pages * PAGE));
 	if (!strcmp(op, "mprotect"))

@@ -24,6 +24,9 @@ BASE = 138538465099776
 REACH = 1 << 37
 """Bytes above BASE that count as memory under test."""
 
+HEAP = 3072
+"""The page at which the heap of a drawn program begins."""
+
 PROCESSES = ("s", "t", "u")
 """The names a subject process can have."""
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mthp.image.runs import PagesState
 from mthp.lab.geometry import GEOMETRY, ORDERS
-from mthp.lab.program.program import BASE, PROCESSES, SYSFS
+from mthp.lab.program.program import BASE, HEAP, PROCESSES, SYSFS
 from mthp.lab.session.memory_pressure import switch_file
 from mthp.lab.session.observe import ObservedVma, VmFlag
 from mthp.lab.session.session import KHUGEPAGED, CountedNames, Counters, GuestSession
@@ -68,6 +68,7 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
         session.ask(line)
     session.ask(f"new {SUBJECT}")
     session.ask(f"{SUBJECT} base {BASE}")
+    session.ask(f"{SUBJECT} heap {HEAP}")
     processes, sleepers = {SUBJECT: session.pid(SUBJECT)}, dict[str, tuple[str, int]]()
     steps = []
     before, (own,) = session.settled(processes.values())
