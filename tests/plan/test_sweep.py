@@ -23,6 +23,7 @@ from mthp.plan.sweep import (
     grid,
     notes_of,
     soon_enough,
+    sooner_than,
     with_sizes,
 )
 from mthp.words.profiles import DEFAULT, PROFILES
@@ -172,3 +173,15 @@ def test_notes_are_what_the_doctor_finds_in_these_settings_and_not_in_those_that
         assert {each.rule for each in notes} == rules - {"a-round-takes-days"}
         assert bool(notes) == (settings is not base)
         assert all(each in found for each in notes)
+
+
+def test_the_same_is_had_sooner_at_other_rates() -> None:
+    planner = Planner(arrays_of(load(REDIS)), PROFILES["7.3"], Settings())
+    plan = planner.plan(with_sizes(Settings(), frozenset({9})))
+    found = sooner_than(planner, plan)
+    times = [each.last_collapse_ms or 0 for each in (plan, *found)]
+    assert len(found) == 3 and times == sorted(set(times), reverse=True)
+    assert {each.collapsed_bytes for each in found} == {plan.collapsed_bytes}
+    assert not sooner_than(planner, found[-1])
+    never = planner.plan(with_sizes(Settings(), frozenset()))
+    assert not sooner_than(planner, never)

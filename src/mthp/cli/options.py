@@ -248,10 +248,10 @@ VARIED = ("defrag", "rate", "profile")
 
 def axes(text: str) -> tuple[str, ...]:
     """Read what a sweep varies, for argparse."""
-    found = tuple(text.split(","))
+    found = VARIED if text == "all" else tuple(text.split(","))
     for each in found:
         if each not in VARIED:
-            raise argparse.ArgumentTypeError(f"{each[:40]!r} is none of {', '.join(VARIED)}")
+            raise argparse.ArgumentTypeError(f"{each[:40]!r} is none of {', '.join(VARIED)}, all")
     return found
 
 
@@ -333,7 +333,7 @@ def add_sweep(verbs: Verbs) -> None:
         metavar="WHAT",
         default=(),
         help="try these too: defrag, rate (pages_to_scan and scan_sleep), profile (other kernels); "
-        "several with commas",
+        "several with commas, or all",
     )
     add_number(group, "jobs", "processes, where it takes long (default: one a core)", 1, 1024)
     group = parser.add_argument_group("output")

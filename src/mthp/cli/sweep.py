@@ -13,7 +13,7 @@ from mthp.cli.planning import Planning, drawn, planning_of
 from mthp.cli.progress import ProgressLine
 from mthp.plan.planner import Planner
 from mthp.plan.records import BulkVerdict, Sweep, Wish
-from mthp.plan.sweep import Sweeper, Varied, choose_plan, front_of, grid, notes_of
+from mthp.plan.sweep import Sweeper, Varied, choose_plan, front_of, grid, notes_of, sooner_than
 from mthp.words.files import check_target, replace_text
 from mthp.words.profiles import PROFILES
 from mthp.words.settings import Settings
@@ -77,6 +77,7 @@ def sweep_of(args: argparse.Namespace, planning: Planning, began: float) -> Swee
         nearest=nearest,
         elsewhere=elsewhere,
         notes=notes_of(planner, nearest.settings, base),
+        sooner=() if chosen is None else sooner_than(planner, chosen),
         seconds=time.monotonic() - began,
     )
 

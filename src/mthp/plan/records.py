@@ -215,7 +215,8 @@ class Sweep:
     whether no other is as good in each of TLB entries, small folios and memory added, and better in one.
     chosen: the first that holds to the wish, None where none does; nearest: the one that misses it by least.
     elsewhere: profiles of other kernels, where asked for, and what is nearest there. notes: what of the
-    nearest settings does not mean what it may seem to.
+    nearest settings does not mean what it may seem to. sooner: the chosen settings at rates at which the last
+    collapse is sooner, the soonest last.
     """
 
     basis: Basis
@@ -228,6 +229,7 @@ class Sweep:
     nearest: BulkVerdict
     elsewhere: Mapping[str, BulkVerdict]
     notes: tuple[SettingFinding, ...]
+    sooner: tuple[BulkVerdict, ...]
     seconds: float
 
     @property

@@ -171,6 +171,18 @@ def _alike(tried: Sequence[Settings]) -> list[list[Settings]]:
     return sorted(parts.values(), key=len, reverse=True)
 
 
+def sooner_than(planner: Planner, plan: BulkVerdict) -> tuple[BulkVerdict, ...]:
+    """A plan's settings at the rates that a sweep may vary, where the last collapse is sooner then, as often
+    as it is; the soonest last. What collapses is the same."""
+    found, last = [], plan.last_collapse_ms or 0
+    others = [planner.plan(each) for each in _variants(plan.settings, {Varied.RATE})]
+    for other in sorted(others, key=lambda each: -(each.last_collapse_ms or 0)):
+        if (other.last_collapse_ms or 0) < last:
+            last = other.last_collapse_ms or 0
+            found.append(other)
+    return tuple(found)
+
+
 def front_of(plans: Sequence[BulkVerdict]) -> tuple[bool, ...]:
     """Of each plan, whether it is on the Pareto front of all that is not paid but once. Of equals the first
     alone is. plans: by price.

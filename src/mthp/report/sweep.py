@@ -199,6 +199,8 @@ def _how(page: SafeConsole, sweep: Sweep) -> None:
     for line in lines:
         page.console.print(page.text(f"  {line}"), soft_wrap=True)
     page.line(f"at boot: {boot_parameter(sweep.chosen.settings)}", indent=2)
+    for plan in sweep.sooner:
+        page.line(sooner_text(sweep.chosen, plan), indent=2)
     if sweep.notes:
         page.bullets("What these settings mean beside (mthp doctor)", note_texts(sweep))
     if page.verbose:
@@ -210,6 +212,19 @@ def _how(page: SafeConsole, sweep: Sweep) -> None:
             page.heading(title)
             for line in lines:
                 page.console.print(page.text(f"  {line}"), soft_wrap=True)
+
+
+def sooner_text(plan: BulkVerdict, sooner: BulkVerdict) -> str:
+    """At which rate the last collapse of a plan is sooner, and how much."""
+    rates = ("pages_to_scan", "scan_sleep_millisecs")
+    before, after = ([getattr(each.settings, name) for name in rates] for each in (plan, sooner))
+    changed = [
+        f"{name}={value}"
+        for name, old, value in zip(rates, before, after, strict=True)
+        if old != value
+    ]
+    what = f"within {within_text(sooner)}, not {within_text(plan)}"
+    return f"sooner: {' and '.join(changed)} ({what})"
 
 
 def note_texts(sweep: Sweep) -> list[str]:
@@ -292,6 +307,14 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
         "notes": [
             {"rule": note.rule, "means": note.means, "matters": note.matters, "kernel": note.kernel}
             for note in sweep.notes
+        ],
+        "sooner": [
+            {
+                "pages_to_scan": plan.settings.pages_to_scan,
+                "scan_sleep_millisecs": plan.settings.scan_sleep_millisecs,
+                "last_collapse_ms": plan.last_collapse_ms,
+            }
+            for plan in sweep.sooner
         ],
         "elsewhere": {name: plan_values(plan) for name, plan in sweep.elsewhere.items()},
         "plans": [

@@ -20,6 +20,7 @@ from mthp.report.sweep import (
     note_texts,
     plan_name,
     sizes_text,
+    sooner_text,
     wish_text,
     within_text,
 )
@@ -133,6 +134,9 @@ def _answer(sweep: Sweep) -> Iterator[str]:
         other = min(fewer, key=lambda each: (-each.translations, each.price))
         why += f" The next with fewer, {plan_name(other)}, does not: {_figures(other)}."
     yield f"<p>{escape(why)}</p>"
+    if sweep.sooner:
+        texts = "; ".join(sooner_text(plan, each).removeprefix("sooner: ") for each in sweep.sooner)
+        yield f"<p>The same, sooner, for as much work in less time: {escape(texts)}.</p>"
 
 
 def _notes(sweep: Sweep) -> Iterator[str]:
