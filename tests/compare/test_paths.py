@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Predictions from captures, against what the kernel made of the same memory; and some tampered with.
 
-captured-7.3.4.zip holds records.jsonl and captures/ of a campaign's folder, on 7.3.4+deb13-cloud-amd64.
+captured-7.3.4.zip holds records.jsonl and captures/ of a campaign's folder, on 7.3.4+deb13-cloud-amd64;
+unregistered-7.3.4.zip the first 12 states of `mthp lab fuzz --seed 41 --family unregistered`.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ import pytest
 from mthp.compare.fuzz import DraftRunner, compare_with_engine
 from mthp.compare.paths import PathTotal, PathVerdict
 from mthp.lab.draw import draw
-from mthp.lab.program.program import Draft
+from mthp.lab.program.program import SHMEM_ENABLED, Draft
 from mthp.lab.session.captures import Captured, CapturePath, capture_tools
 from tests.lab.guests import kernel_or_skip
 
-ZIP = Path(__file__).parent.parent / "data" / "captured-7.3.4.zip"
+DATA = Path(__file__).parent.parent / "data"
+CAPTURED, UNREGISTERED = "captured-7.3.4.zip", "unregistered-7.3.4.zip"
 PATHS = tuple(CapturePath)
 
 
 @cache
-def archive() -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
+def archive(name: str = CAPTURED) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
     """The records by id, and the captures by name."""
-    with zipfile.ZipFile(ZIP) as file:
+    with zipfile.ZipFile(DATA / name) as file:
         lines = file.read("records.jsonl").decode().splitlines()
         names = [name for name in file.namelist() if name.endswith(".npz")]
         captures = {name: file.read(name) for name in names}
@@ -44,8 +46,8 @@ def of_family(family: str) -> dict[str, Any]:
     return copy.deepcopy(next(found))
 
 
-def captured(record: dict[str, Any], *paths: CapturePath) -> Captured:
-    captures = archive()[1]
+def captured(record: dict[str, Any], *paths: CapturePath, name: str = CAPTURED) -> Captured:
+    captures = archive(name)[1]
     files = {path: captures[f"captures/{record['id']}.{path}.npz"] for path in paths}
     return Captured(tuple(record["pids"]), files)
 
@@ -55,17 +57,22 @@ def verdicts(record: dict[str, Any], what: Captured) -> dict[str, PathVerdict]:
     return dict(compare_with_engine(draft, record, what).paths)
 
 
-def of(record: dict[str, Any], path: CapturePath) -> PathVerdict:
-    return verdicts(record, captured(record, path))[path.value]
+def of(record: dict[str, Any], path: CapturePath, name: str = CAPTURED) -> PathVerdict:
+    return verdicts(record, captured(record, path, name=name))[path.value]
+
+
+@cache
+def recorded(name: str, path: CapturePath) -> dict[str, PathVerdict]:
+    """The verdict on each record of an archive, by id."""
+    return {key: of(record, path, name) for key, record in archive(name)[0].items()}
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_pte_is_predicted(path: CapturePath) -> None:
     """But for those that the table names: what only a deep capture tells."""
     total = PathTotal()
-    for record in archive()[0].values():
-        verdict = of(record, path)
-        total.add(record["family"], verdict.to_json())
+    for key, record in archive()[0].items():
+        total.add(record["family"], recorded(CAPTURED, path)[key].to_json())
     wrong = {name: (each.over, each.under) for name, each in total.families.items()}
     assert {name: each for name, each in wrong.items() if any(each)} == UNSEEN[path]
     assert not total.no_prediction
@@ -81,6 +88,35 @@ UNSEEN: dict[CapturePath, dict[str, tuple[int, int]]] = {
 }
 """Family -> PTEs predicted over and under, in one pass of each: of two full tables one has pages in a pipe;
 khugepaged has not the process."""
+
+
+def test_no_family_is_worse_than_that_nothing_changes() -> None:
+    total = PathTotal()
+    for name in (CAPTURED, UNREGISTERED):
+        for key, record in archive(name)[0].items():
+            total.add(record["family"], recorded(name, CapturePath.SNAP)[key].to_json())
+    assert {"pinned", "unregistered", "lazyfree"} < total.families.keys()
+    for family, count in total.families.items():
+        if family != "unregistered":
+            assert count.agreed >= count.nothing_changes, family
+    count = total.families["unregistered"]
+    assert (count.passes, count.agreed, count.nothing_changes, count.within_range) == (
+        16,
+        12,
+        13,
+        16,
+    )
+
+
+def test_a_process_that_was_there_before_any_size_was_enabled_is_not_scanned() -> None:
+    """And nothing tells of one that was there before some were, while others kept khugepaged's thread."""
+    records = archive(UNREGISTERED)[0]
+    later = {key for key, each in records.items() if f"w {SHMEM_ENABLED} never" in each["built_by"]}
+    for key, verdict in recorded(UNREGISTERED, CapturePath.SNAP).items():
+        count = verdict.count
+        assert count.within_range == count.passes
+        assert count.agreed == count.passes * (key in later), key
+    assert (len(later), len(records)) == (9, 12)
 
 
 def test_what_lies_beyond_both_ends_is_not_in_the_range() -> None:

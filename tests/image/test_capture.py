@@ -780,6 +780,22 @@ def test_other_processes_are_counted(tmp_path: Path) -> None:
         assert others["processes"] >= 0 <= others["anonymous"]
 
 
+def test_when_khugepaged_began_is_noted(tmp_path: Path) -> None:
+    """Its thread is a kernel's, of which there is one while any size is enabled."""
+    named = "libc.prctl(15, b'khugepaged', 0, 0, 0)\n"
+    with child(named + MIXED) as kid:
+        assert proc.text(f"/proc/{kid.pid}/comm") == "khugepaged"
+        threads = [
+            int(pid)
+            for pid in filter(str.isdigit, os.listdir("/proc"))
+            if proc.text(f"/proc/{pid}/comm") == "khugepaged" and proc.parent_of(int(pid)) == 2
+        ]
+        began = proc.started(threads[0]) if threads else None
+        meta = snap(tmp_path, kid.pid).meta
+        assert meta["khugepaged"] == {"started": began}
+        assert meta["processes"][0]["started"] != began
+
+
 def test_processes_without_huge_pages_are_not_scanned() -> None:
     disable = "libc.prctl(41, 1, 0, 0, 0)\n"
     with child(disable + MIXED) as kid:

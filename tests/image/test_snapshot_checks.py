@@ -103,6 +103,8 @@ KINDS: dict[str, tuple[Change, str]] = {
         meta("processes.0.vmas.0.referenced", 1 << 63),
         "processes[0].vmas[0].referenced: 9223372036854775808 is not a whole number from 0 up, below",
     ),
+    "a thread's start in letters": (meta("khugepaged", {"started": "3"}), "khugepaged.started: '3'"),
+    "a thread that started before boot": (meta("khugepaged", {"started": -1}), "khugepaged.started: -1"),
     "a node's distances": (meta("nodes.distance", {"0": "10"}), "nodes.distance.0: '10'"),
     "a mode in letters": (meta("nodes.zone_reclaim_mode", "0"), "nodes.zone_reclaim_mode: '0'"),
     "privilege without its members": (meta("privilege.root", 3), "privilege.root: 3"),

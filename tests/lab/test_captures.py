@@ -12,8 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mthp.compare.fuzz import DraftRunner
 from mthp.image.capture.columns import DEEP_WIDTH
-from mthp.lab.session.captures import without_deep
+from mthp.lab.draw.program_builder import DECOY
+from mthp.lab.program.program import ALL_OFF, BASE, Draft, parse, registration
+from mthp.lab.session.captures import CapturePath, capture_tools, without_deep
+from mthp.words.settings import Enabled
+from tests.lab.guests import kernel_or_skip
 
 ZIP = Path(__file__).parent.parent / "data" / "captured-7.3.4.zip"
 PASSING = ("time", "buddyinfo", "meminfo", "others")
@@ -43,3 +48,33 @@ def test_it_is_what_a_plain_capture_reads(name: str) -> None:
     assert arrays.keys() == columns.keys() and not arrays.keys() & DEEP_WIDTH.keys()
     for member, column in columns.items():
         assert (arrays[member].dtype, arrays[member].tobytes()) == (column.dtype, column.tobytes())
+
+
+PROGRAM = ("new", f"s base {BASE}", "s mmap 512 1024", "s wr 512 700", "s adv 600 4 20")
+WITH_64K = ALL_OFF.replace(sizes={**ALL_OFF.sizes, 4: Enabled.ALWAYS})
+
+
+@pytest.mark.lab
+def test_nothing_in_a_plain_capture_tells_whether_khugepaged_has_a_process() -> None:
+    """Of two that differ in nothing else: one was registered by a mapping that is gone. In one of them the
+    kernel collapses, in the other it does not."""
+    seen = []
+    with (
+        capture_tools([CapturePath.SNAP]) as tools,
+        DraftRunner(kernel_or_skip(), tools) as runner,
+    ):
+        for registers in ((), registration("s", DECOY)):
+            made = (*parse(PROGRAM), *registers)
+            verdict = runner.record(Draft("x", "x", made, settings=WITH_64K))
+            assert verdict.record is not None and verdict.captured is not None
+            meta, arrays = told(verdict.captured.files[CapturePath.SNAP])
+            assert meta["khugepaged"]["started"] < meta["processes"][0]["started"]
+            own = arrays["table_address"] >= BASE
+            vmas = [each for each in meta["processes"][0]["vmas"] if each["start"] >= BASE]
+            columns = {
+                name: arrays[name][own].tolist()
+                for name in ("table_address", "pte", "folio_order", "kpagecount", "kpageflags")
+            }
+            seen.append((vmas[0], columns))
+            assert bool(verdict.record["passes"][0]["events"]) == bool(registers)
+    assert seen[0] == seen[1]

@@ -13,7 +13,7 @@ import pytest
 from mthp.image.scenario_values import Action
 from mthp.lab.draw import FAMILIES, draw
 from mthp.lab.program.declared import declare, problem
-from mthp.lab.program.program import REMOTE, Draft, Madv, Verb, parse
+from mthp.lab.program.program import REMOTE, SHMEM_ENABLED, Draft, Madv, Verb, parse
 from mthp.lab.program.walk import walk
 
 NUMBER = 500
@@ -42,13 +42,27 @@ def test_a_draft_depends_on_seed_and_index_alone() -> None:
 def test_a_seed_draws_what_it_always_drew() -> None:
     """Recorded campaigns name their states by seed and index."""
     text = "".join(json.dumps(drawn.to_json(), sort_keys=True) for drawn in drafts()[:100])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "900bd6c70533c138"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "36e8e0642c62bd5a"
 
 
 def test_drafts_round_trip_through_text() -> None:
     for drawn in drafts()[:100]:
         assert parse(map(str, drawn.program())) == drawn.program()
         assert Draft.from_json(drawn.to_json()) == drawn
+
+
+def test_unregistered_processes_were_mostly_there_before_any_size_was_enabled() -> None:
+    later = 0
+    for index in range(40):
+        lines = [str(each) for each in draw(1, index, "unregistered").ops]
+        off, on = f"w {SHMEM_ENABLED} never", f"w {SHMEM_ENABLED} advise"
+        assert (off in lines) == (on in lines)
+        if off in lines:
+            later += 1
+            assert lines.index(off) < lines.index("new") < lines.index(on)
+            between = lines[lines.index("new") : lines.index(on)]
+            assert not any(line.startswith("w ") for line in between), "no size, so no large folio"
+    assert 20 < later < 40
 
 
 def test_every_family_is_drawn() -> None:

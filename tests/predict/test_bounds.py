@@ -115,7 +115,7 @@ def test_nothing_is_open_where_all_or_none_is_counted_or_the_user_says() -> None
 def test_what_is_open_is_said_where_neither_end_is_run() -> None:
     for referenced, unknown in ((7, (Unknown.YOUNG,)), (2 * 512, None)):
         image = heap_of(2, referenced=referenced)
-        bounds = with_unknowns(outcome_of(image, FULL), image, Young.CAPTURED).bounds
+        bounds = with_unknowns(outcome_of(image, FULL), image, LIKELY).bounds
         assert bounds == (None if unknown is None else (unknown, None))
 
 
@@ -164,8 +164,22 @@ def test_large_folios_of_a_fork_may_still_count_as_shared() -> None:
         order[:] = 4
         return image
 
-    assert list(unknowns(large(forked=False), Young.CAPTURED)) == []
+    assert list(unknowns(large(forked=False), LIKELY)) == []
     assert bounds_of(large(forked=True), settings) == ((Unknown.SHARED,), (0, 2 * MIB))
+
+
+def test_both_answers_where_sizes_were_enabled_later() -> None:
+    image = heap_of(2, referenced=2 * 512, started=300)
+    image = dataclasses.replace(image, meta={**image.meta, "khugepaged": {"started": 500}})
+    outcome = outcome_of(image, FULL)
+    assert (outcome.collapsed_bytes, [*outcome.taken_off]) == (0, [image.processes[0].pid])
+    assert outcome.bounds == ((Unknown.REGISTERED,), (0, 4 * MIB))
+    for registered in (True, False):
+        settled = outcome_of(image, FULL, Assumed(registered=registered))
+        assert settled.collapsed_bytes == 4 * MIB * registered
+        assert settled.bounds is None and not settled.taken_off
+    spread = dataclasses.replace(image, processes=heap_of(2, referenced=1, started=300).processes)
+    assert bounds_of(spread) == ((Unknown.REGISTERED, Unknown.YOUNG), (0, 2 * MIB))
 
 
 def test_an_unregistered_process_is_refused_by_name() -> None:

@@ -57,6 +57,18 @@ def test_documents_keep_the_schema(outcome: Outcome) -> None:
     assert complaints(document) == []
 
 
+def test_what_processes_are_taken_for() -> None:
+    document = outcome_document(
+        replace(OPEN, registered={**OPEN.registered, 4: None}, taken_off=frozenset({4}))
+    )
+    assert [(each["registered"], each["taken"]) for each in document["registered"]] == [
+        (None, True),
+        (True, True),
+        (False, False),
+        (None, False),
+    ]
+
+
 def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value in a document, but not of the free text in extra and counters."""
     if path[:1] in {("extra",), ("counters",)}:

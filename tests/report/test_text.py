@@ -103,6 +103,10 @@ def test_what_a_capture_leaves_open_stands_behind_the_answer() -> None:
     ]
     several = page_of(replace(OUTCOME, registered={812: None, 4: None}), 300)
     assert "does not scan 2 of the processes at all: whether they are on its list" in several
+    off = replace(OUTCOME, registered={812: None, 4: None}, taken_off=frozenset({4}))
+    assert "does not scan process 812 at all" in page_of(off, 300)
+    off = replace(off, taken_off=frozenset({4, 812}))
+    assert page_of(off) == page_of(OUTCOME), "the range says it"
     settled = replace(OUTCOME, bounds=bounds._replace(ends=(0, 0)), registered={812: True})
     assert page_of(settled) == page_of(OUTCOME)
     unasked = page_of(replace(OUTCOME, bounds=bounds._replace(ends=None)), 300)

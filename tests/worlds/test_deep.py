@@ -28,7 +28,7 @@ from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Folio
 from mthp.worlds.build import BuiltWorld, build_world
 from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
-from mthp.worlds.unseen import Young
+from mthp.worlds.unseen import LIKELY
 from tests.worlds.captured import HEAP, heap_of
 
 NOBODY = 2**32 - 1
@@ -90,7 +90,7 @@ def test_bits_are_those_of_the_entries() -> None:
         YOUNG,
         WRITE | SOFT_DIRTY,
     ]
-    assert list(unknowns(image, Young.CAPTURED)) == []
+    assert list(unknowns(image, LIKELY)) == []
     assert not USUAL_ASSUMPTIONS & set(build_world(image, DEFAULT).assumptions)
 
 

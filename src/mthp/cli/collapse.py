@@ -174,7 +174,7 @@ def run_collapse(args: argparse.Namespace) -> int:
             if is_large:
                 forget_worlds()
             if isinstance(image.data, Snapshot) and args.no_range:
-                outcome = with_unknowns(outcome, image.data, settle_assumed(args).young)
+                outcome = with_unknowns(outcome, image.data, settle_assumed(args))
             elif isinstance(image.data, Snapshot):
                 outcome = with_bounds(
                     outcome,

@@ -161,7 +161,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "--registered",
         choices=("yes", "no"),
         help="whether khugepaged has the processes on its list (default: as the capture says; where it "
-        "does not, yes)",
+        "does not, yes, but for those that were there before a size was enabled)",
     )
     group.add_argument(
         "--free-memory",

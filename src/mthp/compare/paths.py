@@ -226,7 +226,7 @@ def _right(recorded: RecordedPass, predicted: PassResult) -> bool:
 def _leaves_open(snapshot: Snapshot) -> bool:
     """Whether `mthp collapse` says of a capture that it does not tell all that decides."""
     registered = (is_registered(snapshot, each, LIKELY) for each in snapshot.processes)
-    return None in registered or any(unknowns(snapshot, LIKELY.young))
+    return None in registered or any(unknowns(snapshot, LIKELY))
 
 
 def without_prediction(scenario: Scenario, why: str) -> PathVerdict:

@@ -269,6 +269,12 @@ class Snapshot:
         return cast(Mapping[str, str], self.meta["sysfs"])
 
     @property
+    def khugepaged_began(self) -> int | None:
+        """When khugepaged's thread started, in ticks since boot; None where that is not known."""
+        thread: Mapping[str, int | None] = self.meta.get("khugepaged") or {}
+        return thread.get("started")
+
+    @property
     def tearing(self) -> Mapping[str, Any]:
         return cast(Mapping[str, Any], self.meta["tearing"])
 

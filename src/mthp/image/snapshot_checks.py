@@ -63,6 +63,11 @@ def check_meta(meta: Fields) -> None:
     for key in ("processes", "anonymous"):
         if key not in (meta.document.get("others") or {key: 0}):
             raise FileError(f"others.{key}: missing")
+    thread = Fields(
+        {} if meta.is_null("khugepaged") else meta.take("khugepaged", dict), "khugepaged."
+    )
+    if not thread.is_null("started"):
+        thread.number("started", 0, 2**63 - 1)
     check_buddyinfo(meta.document.get("buddyinfo") or "")
     nodes = Fields({} if meta.is_null("nodes") else meta.take("nodes", dict), "nodes.")
     if not nodes.is_null("distance"):

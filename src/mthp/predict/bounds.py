@@ -17,6 +17,7 @@ from mthp.predict.records import Bounds, Outcome, Unknown
 from mthp.words.results import ScanResult
 from mthp.worlds.arrays import span
 from mthp.worlds.build import BuiltWorld
+from mthp.worlds.deduced import enabled_later
 from mthp.worlds.unseen import (
     Assumed,
     Counted,
@@ -36,10 +37,13 @@ Choose = Callable[[ProcessTables, Counted], NDArray[np.intp]]
 """Of the pages of one mapping those that are young, as indices among them."""
 
 
-def unknowns(snapshot: Snapshot, young: Young) -> Iterator[Unknown]:
-    """What a snapshot leaves open of its pages, so that more or less may collapse."""
+def unknowns(snapshot: Snapshot, assumed: Assumed) -> Iterator[Unknown]:
+    """What a snapshot leaves open, so that more or less may collapse. That a process which is taken to be on
+    khugepaged's list may not be there is not among it."""
     processes = () if snapshot.privilege.deep else snapshot.processes
-    if young is Young.CAPTURED and any(
+    if assumed.registered is None and any(enabled_later(snapshot, each) for each in processes):
+        yield Unknown.REGISTERED
+    if assumed.young is Young.CAPTURED and any(
         any(counted_young(snapshot, process)) for process in processes
     ):
         yield Unknown.YOUNG
@@ -57,9 +61,9 @@ def _has_large(process: ProcessTables) -> bool:
     return process.folio_order is not None and bool(process.folio_order.any())
 
 
-def with_unknowns(outcome: Outcome, snapshot: Snapshot, young: Young) -> Outcome:
+def with_unknowns(outcome: Outcome, snapshot: Snapshot, assumed: Assumed) -> Outcome:
     """The outcome with what its capture leaves open, of which neither end was run."""
-    unknown = tuple(unknowns(snapshot, young))
+    unknown = tuple(unknowns(snapshot, assumed))
     if not unknown or outcome.highest_order is None or not outcome.complete:
         return outcome
     return replace(outcome, bounds=Bounds(unknown, None))
@@ -79,7 +83,7 @@ def with_bounds(
     of the snapshot, and the request to run on it. An Interrupted that on_table raises leaves the
     outcome without bounds.
     """
-    bounds = with_unknowns(outcome, snapshot, assumed.young).bounds
+    bounds = with_unknowns(outcome, snapshot, assumed).bounds
     if bounds is None:
         return outcome
     unknown = bounds.unknown
@@ -97,7 +101,11 @@ def with_bounds(
             for each in snapshot.processes
             if Unknown.PINNED in unknown
         }
-        world, request = prepare(replace(assumed, leaning=leaning, marks=marks, held=held))
+        all_on = Unknown.REGISTERED in unknown and leaning is Leaning.MOST
+        registered = True if all_on else assumed.registered
+        world, request = prepare(
+            replace(assumed, registered=registered, leaning=leaning, marks=marks, held=held)
+        )
         request.changes, request.on_table = False, on_table
         return run_world(world, request), request.windows
 

@@ -25,7 +25,7 @@ from mthp.words.files import spooled
 from mthp.words.profiles import DEFAULT, PROFILES, Profile, profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag, parse_thp_anon
 from mthp.worlds.build import BuiltWorld, build_world
-from mthp.worlds.deduced import is_registered
+from mthp.worlds.deduced import is_registered, is_taken_on
 from mthp.worlds.unseen import LIKELY, Assumed, Young
 
 SCENARIO_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
@@ -104,6 +104,12 @@ class Image:
                 process.pid: is_registered(self.data, process, assumed)
                 for process in self.data.processes
             }
+            request.taken_off = frozenset(
+                process.pid
+                for process in self.data.processes
+                if request.registered[process.pid] is None
+                and not is_taken_on(self.data, process, assumed)
+            )
         return world, request
 
     def run(

@@ -44,7 +44,7 @@ class Request:
 
     changes: look for the least change of each refusal. keep: every event is appended to it, tables
     that are passed by in rows. snapshot: where the world is one's, what the kernel counted of the
-    target. registered: as Outcome's. windows: each that collapses is put there,
+    target. registered, taken_off: as Outcome's. windows: each that collapses is put there,
     as Tally has them.
     """
 
@@ -62,6 +62,7 @@ class Request:
     others: Others | None = None
     snapshot: Snapshot | None = None
     registered: Mapping[int, bool | None] = field(default_factory=dict)
+    taken_off: frozenset[int] = frozenset()
     windows: Windows = field(default_factory=dict)
 
 
@@ -131,6 +132,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         timeline=tuple(timeline.points),
         others=request.others,
         registered=request.registered,
+        taken_off=request.taken_off,
         free_memory=None if request.snapshot is None else bytes_free(request.snapshot),
         seconds=time.monotonic() - began,
     )

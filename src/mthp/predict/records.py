@@ -390,6 +390,7 @@ class Unknown(Enum):
     YOUNG = "which pages were used lately"
     LAZYFREE = "which pages that MADV_FREE gave up were written again"
     PINNED = "which pages are pinned"
+    REGISTERED = "which processes khugepaged has on its list"
     SHARED = "which large folios that a fork left to one process still count as shared"
 
 
@@ -413,7 +414,8 @@ class Outcome:
     usual: those of assumptions and unseen that every capture has. timeline: a point for each wakeup in
     which anything changed. others: None where they were not counted. alternatives: what other settings
     would give, by their names, where nothing is enabled. bounds: None where the target leaves nothing open
-    that decides. registered: pid -> whether khugepaged has it on its list, None: not known, and taken to be.
+    that decides. registered: pid -> whether khugepaged has it on its list, None: not known; taken_off: those
+    that are not known and taken not to be.
     free_memory: bytes that were free when it was captured; None where that is not said.
     """
 
@@ -455,6 +457,7 @@ class Outcome:
     alternatives: Mapping[str, Outcome] = field(default_factory=dict)
     bounds: Bounds | None = None
     registered: Mapping[int, bool | None] = field(default_factory=dict)
+    taken_off: frozenset[int] = frozenset()
     free_memory: int | None = None
     partly_before: PartlyMapped = PartlyMapped()
     partly_after: PartlyMapped = PartlyMapped()

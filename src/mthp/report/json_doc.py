@@ -72,7 +72,12 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "free_memory": outcome.free_memory,
         "short_of_memory": outcome.short_of_memory,
         "registered": [
-            {"pid": pid, "registered": known} for pid, known in outcome.registered.items()
+            {
+                "pid": pid,
+                "registered": known,
+                "taken": pid not in outcome.taken_off if known is None else known,
+            }
+            for pid, known in outcome.registered.items()
         ],
         "attempts": [
             {"order": order, "status": status.string, "count": outcome.attempts[order, status]}

@@ -102,7 +102,11 @@ def _open(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
             "reclaim or swap out to make room is not predicted",
             "yellow",
         )
-    of = [pid for pid, known in outcome.registered.items() if known is None]
+    of = [
+        pid
+        for pid, known in outcome.registered.items()
+        if known is None and pid not in outcome.taken_off
+    ]
     if of and outcome.collapsed_bytes:
         one = len(of) == 1
         whose = f"process {of[0]}" if one else f"{len(of)} of the processes"

@@ -13,6 +13,7 @@ from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_
 from mthp.words.settings import Settings, SettingsError
 from mthp.worlds.unseen import Assumed
 
+_INIT = 1
 _EXCEPT_ADVISED_SINCE = (6, 18)
 _MMF = {
     DisableThp.NO: 0,
@@ -45,11 +46,36 @@ def is_registered(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) 
         return assumed.registered
     if process.deep is not None:
         return process.deep.registered is not None
-    pmd_order = snapshot.geometry.pmd_order
-    huge = bool(((process.pte & np.uint16(Pte.HUGE)) != 0).any())
+    return True if _has_folios(process, snapshot.geometry.pmd_order) else None
+
+
+def _has_folios(process: ProcessTables, order: int) -> bool:
+    """Whether anonymous memory of it is in folios of an order or more, as far as that can be seen."""
+    found = bool(((process.pte & np.uint16(Pte.HUGE)) != 0).any())
     if process.folio_order is not None:
-        huge |= bool((process.folio_order >= pmd_order).any())
-    return True if huge else None
+        anonymous = process.pte & np.uint16(Pte.FILE) == 0
+        found |= bool((anonymous & (process.folio_order >= order)).any())
+    return found
+
+
+def enabled_later(snapshot: Snapshot, process: ProcessTables) -> bool:
+    """Whether no size was enabled when the process started, nor until khugepaged's thread began, and none of
+    its memory is in large folios, as what it touched later would be.
+
+    Enabling registers nobody: such a process is taken not to be on khugepaged's list. The first process
+    starts while the kernel itself does, and runs its program afterwards.
+    Kernel: mm/khugepaged.c, start_stop_khugepaged().
+    """
+    began = snapshot.khugepaged_began
+    if began is None or not 0 < process.started < began or process.pid == _INIT:
+        return False
+    return not _has_folios(process, 1)
+
+
+def is_taken_on(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> bool:
+    """Whether the process is taken to be on khugepaged's list: as known, else unless enabled_later()."""
+    known = is_registered(snapshot, process, assumed)
+    return not enabled_later(snapshot, process) if known is None else known
 
 
 def mm_flags(snapshot: Snapshot, process: ProcessTables) -> int | None:

@@ -42,7 +42,7 @@ from mthp.worlds.arrays import (
     span,
     spans,
 )
-from mthp.worlds.deduced import is_registered, mm_flags
+from mthp.worlds.deduced import is_registered, is_taken_on, mm_flags
 from mthp.worlds.torn import ASSUMED_FLAGS, settled
 from mthp.worlds.unseen import (
     Assumed,
@@ -143,6 +143,7 @@ def _assumptions(
         return
     if len(snapshot.processes) > 1:
         yield "khugepaged comes to the processes in the order in which they started"
+    yield from _taken_off(snapshot, assumed)
     yield NO_PINS
     for process in snapshot.processes:
         hidden, piped = hidden_pins(process), sum(process.piped)
@@ -165,6 +166,23 @@ def _assumptions(
         yield "every page is a folio of order 0, swap-backed and on the LRU"
     if any(process.kpagecount is None for process in snapshot.processes):
         yield "a page that is not mapped exclusively is shared by two processes"
+
+
+def _taken_off(snapshot: Snapshot, assumed: Assumed) -> Iterator[str]:
+    """Say which processes are taken not to be on khugepaged's list, and why."""
+    of = [
+        process.pid
+        for process in snapshot.processes
+        if is_registered(snapshot, process, assumed) is None
+        if not is_taken_on(snapshot, process, assumed)
+    ]
+    if of:
+        one = len(of) == 1
+        yield (
+            f"{f'process {of[0]} is' if one else f'{len(of)} of the processes are'} taken not to be on "
+            f"khugepaged's list: {'it was' if one else 'they were'} there before any size was enabled, which "
+            "registers nobody, and no large folio has come since (--registered yes)"
+        )
 
 
 def _settings_hidden(snapshot: Snapshot) -> Iterator[str]:
@@ -256,7 +274,7 @@ def _empty_tables(snapshot: Snapshot, process: ProcessTables) -> tuple[int, ...]
 
 def _place(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> int | None:
     """The place on khugepaged's list; None where the process is taken not to be there."""
-    if is_registered(snapshot, process, assumed) is False:
+    if not is_taken_on(snapshot, process, assumed):
         return None
     if process.deep is not None and process.deep.registered is not None:
         return process.deep.registered

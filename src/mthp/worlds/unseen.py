@@ -43,10 +43,10 @@ class Leaning(StrEnum):
 class Assumed:
     """What is taken of that which a capture leaves open.
 
-    registered: whether khugepaged has the processes on its list; None: as deduced, and where that is not
-    known, it has. marks: pid -> (n, PTRS)
-    the pages that are young, in the place of `young`. held: the same of pages that others hold, in the
-    place of what is likely. places: pid -> the place on that list, in the place of the order of start.
+    registered: whether khugepaged has the processes on its list; None: as deduced (is_taken_on()).
+    marks: pid -> (n, PTRS) the pages that are young, in the place of `young`. held: the same of pages that
+    others hold, in the place of what is likely. places: pid -> the place on that list, in the place of the
+    order of start.
     """
 
     young: Young = Young.CAPTURED

@@ -13,6 +13,7 @@ from mthp.image.capture.proc import (
     CaptureError,
     LeftOut,
     hides_processes,
+    khugepaged_began,
     number,
     own_pid,
     text,
@@ -56,6 +57,7 @@ def host_facts() -> dict[str, Any]:
             "distance": {name: [int(value) for value in row] for name, row in rows.items()},
             "zone_reclaim_mode": number("/proc/sys/vm/zone_reclaim_mode"),
         },
+        "khugepaged": {"started": khugepaged_began()},
         "cpus": os.cpu_count(),
         "la57": re.search(r"\bla57\b", (text("/proc/cpuinfo") or "")[:8192]) is not None,
     }

@@ -232,6 +232,24 @@ def forked(pid: int) -> bool | None:
     return bool(int(fields[6]) & PF_FORKNOEXEC) if len(fields) > 6 else None
 
 
+PF_KTHREAD = 0x200000
+"""Kernel: include/linux/sched.h."""
+
+
+def khugepaged_began() -> int | None:
+    """When khugepaged's thread started, in clock ticks since boot; None where there is none to be seen.
+
+    It begins when the first size is enabled, and ends with the last. Kernel: mm/khugepaged.c,
+    start_stop_khugepaged().
+    """
+    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
+        if text(f"/proc/{pid}/comm") == "khugepaged":
+            fields = _stat(pid)
+            if len(fields) > 19 and int(fields[6]) & PF_KTHREAD:
+                return int(fields[19])
+    return None
+
+
 def parent_of(pid: int) -> int:
     """The number of a process's parent; 0 where there is none, or no such process."""
     fields = _stat(pid)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from mthp.lab.draw.fill import (
     LOOKS,
+    SMALL_LOOKS,
     Appearance,
     cool_all,
     cool_some,
@@ -44,7 +45,7 @@ from mthp.lab.draw.special import (
 )
 from mthp.lab.draw.swapin import swapin
 from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS, round_up_to_table
-from mthp.lab.program.program import SYSFS, Madv, Operation, Verb, switches
+from mthp.lab.program.program import SHMEM_ENABLED, SYSFS, Madv, Operation, Verb, switches
 from mthp.lab.program.space import PageMark
 from mthp.words.settings import Enabled
 
@@ -480,14 +481,22 @@ def on_at_start(builder: ProgramBuilder) -> None:
 
 def unregistered(builder: ProgramBuilder) -> None:
     """A process that khugepaged does not know, advised or not: what enables sizes came after its faults and
-    its advice. Another one may be known."""
+    its advice. Mostly all was off before, as on a host with `never`, so that khugepaged's thread begins
+    then; else the sizes alone were. Another process may be known."""
     rng = builder.rng
+    all_off = rng.random() < 0.75
+    if all_off:
+        for path, mode in ((SHMEM_ENABLED, "never"), (f"{SYSFS}/enabled", "never")):
+            builder.do(Verb.WRITE_FILE, path, mode)
     start_mapped(builder)
-    fill(builder, "s")
+    fill(builder, "s", looks=SMALL_LOOKS if all_off else None)
     disturb_some(builder, "s", 0.3)
     if rng.random() < 0.6:
         for vma in builder.vmas("s"):
             builder.advise("s", vma.start, vma.pages, Madv.HUGEPAGE)
+    if all_off:
+        for path, mode in ((SHMEM_ENABLED, "advise"), (f"{SYSFS}/enabled", "madvise")):
+            builder.do(Verb.WRITE_FILE, path, mode)
     if rng.random() < 0.4:
         builder.start("t")
         map_one(builder, "t", tables=1)

@@ -41,6 +41,8 @@ class Appearance(Enum):
 
 LOOKS = {look: look.often for look in Appearance}
 """Appearance -> how often it is drawn."""
+SMALL_LOOKS = {look: often for look, often in LOOKS.items() if FOLIOS not in look.kinds}
+"""Those without large folios."""
 
 
 @dataclass(frozen=True)

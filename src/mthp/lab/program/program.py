@@ -321,6 +321,11 @@ def size_folder(order: int) -> str:
     return f"{SYSFS}/hugepages-{GEOMETRY.size_name(order)}"
 
 
+SHMEM_ENABLED = f"{size_folder(PMD_ORDER)}/shmem_enabled"
+"""A file that is `advise` unless a program writes it: that keeps khugepaged's thread alive while every size
+of anonymous memory is off."""
+
+
 def switch(order: int, mode: Enabled) -> Operation:
     """The operation that sets one size's switch."""
     return Operation(Verb.WRITE_FILE, (f"{size_folder(order)}/enabled", mode.value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,7 +20,16 @@ from mthp.image.scenario_values import (
     changed,
 )
 from mthp.lab.geometry import ORDERS, PAGE_SIZE, PMD_ORDER, PMD_PAGES
-from mthp.lab.program.program import BASE, REACH, SYSFS, Madv, Operation, Verb, size_folder
+from mthp.lab.program.program import (
+    BASE,
+    REACH,
+    SHMEM_ENABLED,
+    SYSFS,
+    Madv,
+    Operation,
+    Verb,
+    size_folder,
+)
 from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
 from mthp.lab.session.mm_ids import MmIds
 from mthp.lab.session.observe import (
@@ -45,6 +55,8 @@ SCAN_MS = 200
 """Milliseconds for a full scan, after which the thread may have gone to sleep without finishing one."""
 SETTLED_MS = 100
 """After so many milliseconds asleep, khugepaged is in khugepaged_wait_work(), not in alloc_sleep."""
+TICK_SECONDS = 0.02
+"""Not less than a clock tick of the guest's, in which start times are told."""
 OFF = ("shrink_underused", "use_zero_page")
 """Files that are 0 unless a program writes them."""
 GROUPS = ("g", "h")
@@ -104,6 +116,11 @@ _DEVICES = {Swap.ZRAM: "/dev/zram0", Swap.BRD: "/dev/ram0", Swap.DISK: "/dev/vda
 def _is_collapse(op: Operation) -> bool:
     """Whether an operation is MADV_COLLAPSE, which is allowed to fail within a program."""
     return op.verb in (Verb.ADVISE, Verb.ADVISE_OTHER) and op.numbers[2] == Madv.COLLAPSE
+
+
+def _may_begin(op: Operation) -> bool:
+    """Whether khugepaged's thread may begin with it, which makes a full scan at once."""
+    return op.verb is Verb.WRITE_FILE and op.args == (SHMEM_ENABLED, "advise")
 
 
 @dataclass
@@ -184,8 +201,7 @@ class GuestSession:
             self._write_optional(path, value)
         self._swap_on(swap)
         self._set_probes()
-        # Before Linux 7.2 this keeps the thread alive while every size is off.
-        self._write_optional(f"{size_folder(PMD_ORDER)}/shmem_enabled", "advise")
+        self._write_optional(SHMEM_ENABLED, "advise")
         self.write(f"{SYSFS}/enabled", "madvise")
         self._channel.ask_all([f"w {switch_file(order)} never" for order in self._orders])
         self._keep()
@@ -274,6 +290,7 @@ class GuestSession:
             self._channel.ask_all(commands)
         for name in OFF:
             self._write_optional(f"{SYSFS}/{name}", "0")
+        self._write_optional(SHMEM_ENABLED, "advise")
         self.memory_pressure.end()
         if self._cut_short:
             self._rewind()
@@ -293,7 +310,7 @@ class GuestSession:
         waiting: list[str] = []
         registered: list[int] = []
         for op in program:
-            if op.verb in _NEED_ANSWERS or _is_collapse(op):
+            if op.verb in _NEED_ANSWERS or _is_collapse(op) or _may_begin(op):
                 self._channel.ask_all(waiting)
                 waiting = []
                 registered += self._registered()
@@ -334,7 +351,15 @@ class GuestSession:
         return int(self._channel.ask(f"pid {process}"))
 
     def _host_op(self, op: Operation) -> None:
-        if op.verb is Verb.CLEAR_REFS:
+        if op.verb is Verb.WRITE_FILE:
+            time.sleep(TICK_SECONDS)  # so that it can be told from a process that was there before
+            self._channel.ask(str(op))
+            with contextlib.suppress(
+                CommandFailed
+            ):  # the thread that has ended may still be listed
+                self._wait_asleep(self._pid_of("khugepaged"))
+            self._wait_asleep(self._pid_of("khugepaged"))
+        elif op.verb is Verb.CLEAR_REFS:
             self.write(f"/proc/{self.pid(op.who)}/clear_refs", str(op.args[0]))
         elif op.verb is Verb.KSM:
             self._run_ksm(int(op.args[0]))
