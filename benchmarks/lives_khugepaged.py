@@ -21,7 +21,7 @@ from mthp.lab.session.real_program import provide
 from mthp.lab.session.recipes import Recipe
 from mthp.lab.session.workload import JOBS, Command, Workload
 from mthp.life.recorded_life import without_huge_pages
-from mthp.life.recorded_replay import Daemon, RecordedReplay
+from mthp.life.recorded_replay import Meanwhile, RecordedReplay
 from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag
 
@@ -154,7 +154,7 @@ def predicted(
     recording: Recording, settings: Settings, release: str, times: list[int]
 ) -> list[int]:
     """RssAnon in pages at these times of CLOCK_MONOTONIC."""
-    replay = RecordedReplay(recording, settings, Daemon(profile_for_release(release)))
+    replay = RecordedReplay(recording, settings, Meanwhile(profile_for_release(release)))
     began = recording.meta["began"]
     stops = [int((recording.time <= at - began).sum()) for at in times]
     found = {}

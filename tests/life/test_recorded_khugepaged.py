@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from random import Random
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from mthp.image.recording import EventKind
 from mthp.life import program as ops
 from mthp.life.recorded_records import KhugepagedWork
-from mthp.life.recorded_replay import Daemon, RecordedReplay
+from mthp.life.recorded_replay import Meanwhile, RecordedReplay
 from mthp.life.run import Life
 from mthp.mm.mm_types import Kernel
 from mthp.words.profiles import PMD_ONLY, V7_3, V16, Profile
@@ -27,7 +28,7 @@ SECOND = 1_000_000_000
 class Scanned(Both):
     """One program with time between its operations, whose processes khugepaged scans."""
 
-    def __init__(self, source: Random, profile: Profile) -> None:
+    def __init__(self, source: Random, profile: Profile, *, shrinks: bool = False) -> None:
         super().__init__((), source)
         sizes = source.choice(SIZES)
         modes = (Enabled.ALWAYS, Enabled.MADVISE) if source.random() < 0.5 else (Enabled.MADVISE,)
@@ -42,6 +43,7 @@ class Scanned(Both):
             pages_to_scan=source.choice((300, 600, 2000, 4096, 100_000)),
             scan_sleep_millisecs=source.choice((900, 3000)),
         )
+        self.shrinks = shrinks
         self.life = Life(self.settings, profile)
         self.life.mm("0")
         self.operations: list[ops.Operation] = []
@@ -82,40 +84,46 @@ class Scanned(Both):
         else:
             super().step()
 
-    def again(self, wakeups: list[int], events: int) -> Life:
-        """The program on another engine, with wakeups before these of so many events."""
+    def again(self, beside: list[tuple[int, ops.Operation]], events: int) -> Life:
+        """The program on another engine, with what happens beside it before these of so many events."""
         life = Life(self.settings, self.profile)
         life.kernel.settings = self.settings
         life.mm("0")
-        waiting = sorted(wakeups)
         event = events - sum(map(events_of, self.operations))
         for operation in self.operations:
             late = isinstance(operation, ops.Mmap | ops.Mprotect | ops.Mremap)
-            while waiting and waiting[0] <= event + late:
-                waiting.pop(0)
-                life.khugepaged.khugepaged_do_scan()
+            while beside and beside[0][0] <= event + late:
+                life.perform(beside.pop(0)[1])
             life.perform(operation)
             event += events_of(operation)
-        for _ in waiting:
-            life.khugepaged.khugepaged_do_scan()
+        for _, operation in beside:
+            life.perform(operation)
         return life
 
     def check(self) -> None:
         """Compare every page, every counter and the cursor."""
         recording = self.recorded.recording()
-        replay = RecordedReplay(recording, self.settings, Daemon(self.profile))
-        daemon, wakeups = replay.khugepaged, []
+        moments = [int(self.source.random() * int(recording.time[-1])) for _ in range(2)]
+        meanwhile = Meanwhile(self.profile, pressure=tuple(moments) if self.shrinks else ())
+        replay = RecordedReplay(recording, self.settings, meanwhile)
+        daemon, shrink = replay.khugepaged, replay._shrink
+        beside: list[tuple[int, ops.Operation]] = []
         assert daemon is not None
         wake_up, times = daemon.wake_up, recording.time[recording.kind != EventKind.IDLE]
 
         def noted(now: int) -> None:
-            wakeups.append(int(np.searchsorted(times, now, side="right")))
+            beside.append((int(np.searchsorted(times, now, side="right")), ops.FullScan()))
             wake_up(now)
 
+        def shrunk(now: int) -> None:
+            beside.append((int(np.searchsorted(times, now, side="right")), ops.DropCaches(2)))
+            shrink(now)
+
         daemon.wake_up = noted  # type: ignore[method-assign]
+        replay._shrink = shrunk  # type: ignore[method-assign]
         replay.run()
         consistent(replay)
-        self.life = self.again(wakeups, len(times))
+        self.life = self.again(beside, len(times))
         compare_pages(self, replay)
         engine = self.life.khugepaged
         assert daemon.full_scans == engine.full_scans
@@ -124,6 +132,13 @@ class Scanned(Both):
         assert (daemon.slot is None) == (engine.mm_slot is None)
         assert len(daemon.slots) == len(engine.mm_slots)
         assert counts(daemon.kernel) == counts(self.life.kernel)
+        mthp, events = self.life.kernel.vmstat.mthp, self.life.kernel.vmstat.events
+        theirs = {order: n for (order, name), n in mthp.items() if name == "split" and n}
+        ours: Counter[int] = Counter()
+        for each in replay.shrunk:
+            ours.update(each.split)
+        assert dict(ours) == theirs
+        assert sum(each.underused for each in replay.shrunk) == events["thp_underused_split_page"]
 
 
 def counts(kernel: Kernel) -> dict[object, int]:
@@ -138,10 +153,11 @@ def events_of(operation: ops.Operation) -> int:
     return 1 if isinstance(operation, ops.Touches | ops.Fork | ops.Kill) else 2
 
 
-def same_life(seed: int) -> None:
-    """Draw a program, with time between its operations, and live it both ways."""
+def same_life(seed: int, *, shrinks: bool = False) -> None:
+    """Draw a program, with time between its operations, and live it both ways. shrinks: shrinkers are asked
+    twice for all they can give."""
     source = Random(seed)
-    both = Scanned(source, (V7_3, PMD_ONLY, V7_3, V16)[seed % 4])
+    both = Scanned(source, (V7_3, PMD_ONLY, V7_3, V16)[seed % 4], shrinks=shrinks)
     both.begin()
     for _ in range(12):
         both.recorded.wait(source.choice((0, SECOND // 10, 4 * SECOND, 20 * SECOND)))
@@ -157,10 +173,16 @@ def test_the_same_wakeups_come_to_the_same_pages_and_counts(seed: int) -> None:
     same_life(seed)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_what_shrinkers_split_is_what_the_engine_splits(seed: int) -> None:
+    same_life(seed, shrinks=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8, 400))
-def test_many_more_programs_come_to_the_same(seed: int) -> None:
-    same_life(seed)
+@pytest.mark.parametrize("shrinks", [False, True])
+@pytest.mark.parametrize("seed", range(8, 300))
+def test_many_more_programs_come_to_the_same(seed: int, shrinks: bool) -> None:
+    same_life(seed, shrinks=shrinks)
 
 
 def touched(pages: int, step: int = 1) -> RecordedProgram:
@@ -177,7 +199,7 @@ def touched(pages: int, step: int = 1) -> RecordedProgram:
 def lived(program: RecordedProgram, enabled: str, **changes: int) -> RecordedReplay:
     """Its life with khugepaged of 7.3."""
     settings = OFF.with_enabled(parse_enabled_flag(enabled)).replace(**changes)
-    replay = RecordedReplay(program.recording(), settings, Daemon(V7_3))
+    replay = RecordedReplay(program.recording(), settings, Meanwhile(V7_3))
     replay.run()
     consistent(replay)
     return replay
@@ -214,6 +236,24 @@ def test_what_faults_bring_is_not_collapsed_again_but_allocated_for() -> None:
     assert work.attempts == 4 * work.full_scans == 4 * 7
 
 
+def test_of_a_huge_page_that_processes_share_older_kernels_split_one_pmd_alone() -> None:
+    program = RecordedProgram()
+    program.mmap(0, TABLE)
+    program.write(0, 1)
+    child = program.fork()
+    program.wait(2 * SECOND)
+    program.end(child)
+    program.wait(SECOND)
+    program.munmap(4 * TABLE, 1)
+    settings = OFF.with_enabled(parse_enabled_flag("2MB=always")).replace(max_ptes_none=0)
+    for profile, split in ((V7_3, {9: 1}), (PMD_ONLY, {})):
+        meanwhile = Meanwhile(profile, pressure=(SECOND, 2 * SECOND), scans=False)
+        replay = RecordedReplay(program.recording(), settings, meanwhile)
+        replay.run()
+        consistent(replay)
+        assert [each.split for each in replay.shrunk] == [split, {}]
+
+
 def test_nothing_is_registered_that_no_size_is_enabled_for() -> None:
     replay = lived(touched(100), "64kB=never")
     assert replay.khugepaged is not None and replay.khugepaged.wakeups == 0
@@ -231,7 +271,7 @@ def test_what_a_child_only_reads_counts_as_unused_unless_all_is_taken_to_be_youn
     settings = settings.replace(max_ptes_shared=TABLE - 1)
     recording = program.recording()
     for all_young, lacking in ((False, True), (True, False)):
-        replay = RecordedReplay(recording, settings, Daemon(PMD_ONLY, all_young=all_young))
+        replay = RecordedReplay(recording, settings, Meanwhile(PMD_ONLY, all_young=all_young))
         replay.run()
         consistent(replay)
         assert bool(worked(replay).lacking) is lacking

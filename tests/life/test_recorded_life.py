@@ -18,7 +18,7 @@ from mthp.words.settings import Settings, parse_enabled_flag
 from tests.image import test_record as real
 from tests.image.made_recording import made_recording, made_there
 from tests.life.recordings import OFF, TABLE, RecordedProgram
-from tests.life.test_recorded_khugepaged import touched
+from tests.life.test_recorded_khugepaged import SECOND, touched
 
 
 def test_the_peak_is_found_and_what_made_it() -> None:
@@ -91,6 +91,62 @@ def test_what_khugepaged_does_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert work["curve"]["added"] == [12 << 12]
     assert main([*words[:-1], "pmd-only"]) == 0
     assert "no process comes onto its list" in capsys.readouterr().out
+
+
+def scarce(tmp_path: Path) -> Path:
+    """A program that uses a page of one table, all of another, and half of what it had of a third."""
+    program = RecordedProgram()
+    program.mmap(0, 3 * TABLE)
+    program.write(0, 1)
+    program.write(TABLE, 2 * TABLE)
+    program.wait(2 * SECOND)
+    program.munmap(5 * TABLE // 2, TABLE // 2)
+    program.wait(2 * SECOND)
+    program.munmap(0, 1)
+    path = tmp_path / "scarce.npz"
+    path.write_bytes(program.packed())
+    return path
+
+
+@pytest.mark.parametrize(("limit", "underused", "freed"), [(510, 1, 511 + 256), (511, 0, 256)])
+def test_shrinkers_give_back_what_is_partly_mapped_or_underused(
+    limit: int,
+    underused: int,
+    freed: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [
+        "life",
+        str(scarce(tmp_path)),
+        "--enabled",
+        "2MB=always",
+        "--max-ptes-none",
+        str(limit),
+    ]
+    times = ["--pressure", "1000ms", "--pressure", "3s"]
+    assert main([*words, "--no-khugepaged", *times, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["given"]["pressure"]
+    assert first["split"] == ({"9": underused} if underused else {})
+    assert second["split"] == {"9": 1} and first["underused"] == underused
+    assert first["unmapped_bytes"] == 511 * underused << 12
+    assert first["freed_bytes"] + second["freed_bytes"] == freed << 12
+    assert main([*words, *times]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert (
+        "1 MiB, 3 s after the beginning, of folios that are split: 1 of 2048kB (order 9)." in page
+    )
+    said = "1 of them was underused, and the zero page stands for 2.0 MiB now."
+    assert (said in page) is bool(underused)
+    assert ("Nothing, 1 s after the beginning: no folio is partly mapped" in page) is not underused
+
+
+@pytest.mark.parametrize("time", ["4.5s", "1h", "-1", "1e3", ""])
+def test_a_time_of_pressure_that_is_none_is_refused(
+    time: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["life", str(scarce(tmp_path)), f"--pressure={time}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_sweep_has_a_row_for_each_size(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

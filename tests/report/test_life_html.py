@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mthp.cli import main
 from mthp.image.recording import load_recording
 from mthp.life.recorded_life import lived
-from mthp.life.recorded_replay import Daemon
+from mthp.life.recorded_replay import Meanwhile
 from mthp.report.life_html import life_html_text
 from mthp.report.web.life_curves import COLUMNS, CurveField, step_path, thinned
 from mthp.words.profiles import V7_3
@@ -74,7 +74,7 @@ def test_a_sweep_has_a_small_curve_and_a_row_for_each_setting(file: Path, tmp_pa
 
 def test_strangers_texts_are_escaped(file: Path) -> None:
     settings = OFF.with_enabled(parse_enabled_flag("64kB=madvise"))
-    made = lived(load_recording(file), "a", settings, Settings(), Daemon(V7_3))
+    made = lived(load_recording(file), "a", settings, Settings(), Meanwhile(V7_3))
     plain = Page(life_html_text(made, Settings()))
     mappings = tuple(replace(each, process=HOSTILE, name=HOSTILE) for each in made.given.mappings)
     given = replace(made.given, mappings=mappings)

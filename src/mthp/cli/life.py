@@ -9,7 +9,7 @@ from mthp.cli.options import UsageError, print_json
 from mthp.cli.target import settle_settings
 from mthp.image.recording import Recording, load_recording
 from mthp.life.recorded_life import lived, sweep_life
-from mthp.life.recorded_replay import Daemon
+from mthp.life.recorded_replay import Meanwhile
 from mthp.words.costs import PUBLISHED, read_costs
 from mthp.words.files import check_target, replace_text
 from mthp.words.profiles import PROFILES, profile_for_release
@@ -27,10 +27,14 @@ def run_life(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file}: recorded settings: {error}") from None
     settings = settle_settings(args, recorded)
     profile = PROFILES[args.profile] if args.profile else profile_for_release(recording.kernel)
-    daemon = None if args.no_khugepaged else Daemon(profile, args.assume_young == "all")
+    meanwhile = Meanwhile(
+        profile, args.assume_young == "all", tuple(args.pressure), not args.no_khugepaged
+    )
+    if any(each >= recording.seconds * 1e9 for each in args.pressure):
+        raise UsageError(f"{args.file}: --pressure: it was recorded for {recording.seconds:.1f} s")
     if args.sweep:
-        return _sweep(args, recording, settings, daemon)
-    answer = lived(recording, args.file, settings, recorded, daemon)
+        return _sweep(args, recording, settings, meanwhile)
+    answer = lived(recording, args.file, settings, recorded, meanwhile)
     if args.html is not None:
         from mthp.report.life_html import life_html_text
 
@@ -49,11 +53,11 @@ def run_life(args: argparse.Namespace) -> int:
 
 
 def _sweep(
-    args: argparse.Namespace, recording: Recording, settings: Settings, daemon: Daemon | None
+    args: argparse.Namespace, recording: Recording, settings: Settings, meanwhile: Meanwhile
 ) -> int:
     """Show one table of settings."""
     costs = PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED)
-    sweep = sweep_life(recording, args.file, settings, daemon)
+    sweep = sweep_life(recording, args.file, settings, meanwhile)
     if args.html is not None:
         from mthp.report.life_html import sweep_html_text
 

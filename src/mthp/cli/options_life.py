@@ -3,8 +3,21 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+
 from mthp.cli.options import Verbs, add_settings
 from mthp.words.profiles import PROFILES
+
+UNITS = {"": 1_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "min": 60_000_000_000}
+
+
+def moment(text: str) -> int:
+    """Read a time such as 300ms, 1.5s or 2min as nanoseconds, for argparse."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(|s|ms|min)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a time such as 300ms, 1.5s or 2min")
+    return round(float(match[1]) * UNITS[match[2]])
 
 
 def add_life(verbs: Verbs) -> None:
@@ -44,6 +57,15 @@ def add_life(verbs: Verbs) -> None:
         default="faults",
         help="which pages count as used lately: those of which a fault shows it, or all (what a forked "
         "child only reads shows in no fault)",
+    )
+    parser.add_argument(
+        "--pressure",
+        action="append",
+        type=moment,
+        default=[],
+        metavar="TIME",
+        help="so long after the beginning (300ms, 1.5s, 2min) shrinkers are asked for all they can give: "
+        "what is partly mapped is split, and huge pages that are underused; may be repeated",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document")

@@ -19,7 +19,7 @@ from mthp.life.recorded_records import (
     MemoryCurve,
     PeakMapping,
 )
-from mthp.life.recorded_replay import Daemon, RecordedReplay
+from mthp.life.recorded_replay import NOTHING, Meanwhile, RecordedReplay
 from mthp.words.settings import Enabled, Settings
 
 MOST_SITES = 10
@@ -83,11 +83,11 @@ def _name(recording: Recording, index: int) -> str:
     return f"{program.rpartition('/')[2]} ({process.pid})"
 
 
-def live(recording: Recording, settings: Settings, daemon: Daemon | None = None) -> LifeOutcome:
+def live(recording: Recording, settings: Settings, meanwhile: Meanwhile = NOTHING) -> LifeOutcome:
     """The life under these settings; a second replay ends at the peak, to see what made it."""
-    replay = RecordedReplay(recording, settings, daemon)
+    replay = RecordedReplay(recording, settings, meanwhile)
     replay.run()
-    until = RecordedReplay(recording, settings, daemon)
+    until = RecordedReplay(recording, settings, meanwhile)
     until.run(replay.peak_at)
     work, points = replay.pages.work, np.array(replay.points, np.int64).reshape(-1, 4).T
     order = np.argsort(-replay.site_pages, kind="stable")[:MOST_SITES].tolist()
@@ -119,6 +119,7 @@ def live(recording: Recording, settings: Settings, daemon: Daemon | None = None)
         nowhere=replay.nowhere,
         passed_over=replay.calls.passed_over,
         khugepaged=replay.khugepaged.work() if replay.khugepaged is not None else None,
+        shrunk=tuple(replay.shrunk),
     )
 
 
@@ -127,15 +128,15 @@ def lived(
     name: str,
     settings: Settings,
     recorded_settings: Settings | None = None,
-    daemon: Daemon | None = None,
+    meanwhile: Meanwhile = NOTHING,
 ) -> Lived:
     """The life without huge pages, and under these settings. recorded_settings: those that were set while it
-    was recorded. daemon: khugepaged runs too."""
+    was recorded. meanwhile: what happens beside it."""
     recorded_settings = recorded_settings or settings
     began = time.monotonic()
     recorded = live(recording, without_huge_pages(settings))
     same = settings == recorded.settings
-    given = recorded if same and daemon is None else live(recording, settings, daemon)
+    given = recorded if same and meanwhile is NOTHING else live(recording, settings, meanwhile)
     return Lived(
         name=name,
         command=_in_short(recording.command),
@@ -155,10 +156,10 @@ def lived(
 
 
 def sweep_life(
-    recording: Recording, name: str, settings: Settings, daemon: Daemon | None = None
+    recording: Recording, name: str, settings: Settings, meanwhile: Meanwhile = NOTHING
 ) -> LifeSweep:
     """The life without huge pages, with each size alone, with those below PMD size, with all, and under these
-    settings. daemon: khugepaged runs too."""
+    settings. meanwhile: what happens beside it."""
     began = time.monotonic()
     off, geometry = without_huge_pages(settings), recording.geometry
     sizes = sorted(geometry.anon_orders)
@@ -171,7 +172,7 @@ def sweep_life(
     ):
         grid[title] = off.replace(sizes={**off.sizes, **dict.fromkeys(orders, Enabled.ALWAYS)})
     grid["as given"] = settings
-    rows = tuple((title, live(recording, each, daemon)) for title, each in grid.items())
+    rows = tuple((title, live(recording, each, meanwhile)) for title, each in grid.items())
     return LifeSweep(
         name=name,
         command=_in_short(recording.command),
@@ -199,6 +200,11 @@ def _unseen(recording: Recording, given: LifeOutcome) -> Iterator[str]:
                 f"what forked children only read: {given.khugepaged.lacking:,} windows were refused since no "
                 "fault shows that they were used (--assume-young all)"
             )
+    if given.shrunk:
+        yield (
+            "pages that were written with zeroes, or to zero again: of underused huge pages only those never "
+            "written to count as zero"
+        )
     yield "memory is never short: nothing is reclaimed, swapped or refused"
     if recording.was_there and not recording.huge_pages_off:
         large = np.count_nonzero((recording.start_order > 0) & (recording.start_order != ZERO_PAGE))

@@ -52,6 +52,8 @@ class PageStore:
         """Of each folio, whether a fault brought it, and not a collapse."""
         self.scattered: set[int] = set()
         """Large folios of which mremap() may have left pages in several tables of a space."""
+        self.moved: dict[tuple[int, int], tuple[int, int]] = {}
+        """Table and page in it -> folio, and which of its pages that is, where mremap() brought it there."""
         self.forked = False
         self._next = 1
         self.rss = 0
@@ -94,7 +96,7 @@ class PageStore:
         self.huge[order] += count
         return first
 
-    def _unmap(self, folios: NDArray[np.int32]) -> None:
+    def unmap(self, folios: NDArray[np.int32]) -> None:
         """Pages of tables map these folios no more; those that nothing maps are freed."""
         if not len(folios):
             return
@@ -173,7 +175,7 @@ class PageStore:
             self.guarded[row, at] = 0
             return
         new = self.new_folios(1, 0)
-        self._unmap(self.folio[row, at : at + 1].copy())
+        self.unmap(self.folio[row, at : at + 1].copy())
         self.folio[row, at] = new
         self.mapped[new] = 1
         self.rss += 1
@@ -195,7 +197,7 @@ class PageStore:
         if self.how[row] != BY_PTES and not whole:
             self.split_pmd(row)
         part = self.folio[row, start:end]
-        self._unmap(part[part > 0])
+        self.unmap(part[part > 0])
         part[(part != GUARD) if keep_guards else slice(None)] = NONE
         self.guarded[row, start:end] = 0
         self.written[row, start:end] = False
@@ -213,14 +215,29 @@ class PageStore:
         self.guarded[row, start:end] |= there
         self.guarded[target, start:end] = there * (GUARDED | OLD)
         self.forked = True
+        if self.scattered:
+            ours = [at for at in range(start, end) if self.folio[row, at] in self.scattered]
+            within = {at: (int(self.folio[row, at]), self.within(row, at)) for at in ours}
+            self.moved.update({(target, at): found for at, found in within.items()})
         folios, counts = np.unique(part[there], return_counts=True)
         self.mapped[folios] += counts.astype(np.int32)
         self.rss += int(np.count_nonzero(there))
 
+    def within(self, row: int, at: int) -> int:
+        """Which page of its folio a page of a table is."""
+        folio = int(self.folio[row, at])
+        moved = self.moved.get((row, at))
+        if moved is not None and moved[0] == folio:
+            return moved[1]
+        return at & ((1 << int(self.order[folio])) - 1)
+
     def move(self, row: int, at: int, target: int, to: int, count: int) -> None:
         """Move a range of a table into another one. Kernel: mm/mremap.c, move_ptes()."""
         part = self.folio[row, at : at + count]
-        self.scattered.update(part[(part > 0) & (self.order[part] > 0)].tolist())
+        large = np.flatnonzero((part > 0) & (self.order[part] > 0)).tolist()
+        within = {to + i: (int(part[i]), self.within(row, at + i)) for i in large}
+        self.scattered.update(folio for folio, _ in within.values())
+        self.moved.update({(target, place): found for place, found in within.items()})
         for state in (self.folio, self.guarded, self.written):
             state[target, to : to + count] = state[row, at : at + count]
             state[row, at : at + count] = 0
@@ -232,7 +249,7 @@ class PageStore:
         self.split_pmd(row) if self.how[row] == BY_PMD else None
         places = start + np.flatnonzero(self.folio[row, start:end] == folio)
         written = self.written[row, places]
-        self._unmap(self.folio[row, places])
+        self.unmap(self.folio[row, places])
         kept = places[written]
         first = self.new_folios(len(kept), 0, faulted=bool(self.faulted[folio]))
         self.folio[row, kept] = np.arange(first, first + len(kept), dtype=np.int32)
@@ -246,7 +263,7 @@ class PageStore:
         size = 1 << order
         part = self.folio[row, start : start + size]
         old = part[part > 0]
-        self._unmap(old)
+        self.unmap(old)
         folio = self.new_folios(1, order, faulted=False)
         part[:] = folio
         self.guarded[row, start : start + size] = 0

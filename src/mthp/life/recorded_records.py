@@ -88,6 +88,19 @@ class KhugepagedWork:
     points: tuple[KhugepagedPoint, ...]
 
 
+@dataclass(frozen=True)
+class Shrunk:
+    """What shrinkers gave when they were asked. split: order -> large folios that were split, of which
+    `underused` were whole; the others were partly mapped. unmapped: pages that the zero page stands for now;
+    freed: frames."""
+
+    time: int
+    split: dict[int, int]
+    underused: int
+    unmapped: int
+    freed: int
+
+
 @dataclass(frozen=True, eq=False)
 class LifeOutcome:
     """One life under one set of settings. end: when the command ended, or the recording.
@@ -95,6 +108,7 @@ class LifeOutcome:
     faults: at anonymous memory. cleared: pages; copied: those that copy-on-write copied. brought: order ->
     folios that faults brought. nowhere: recorded faults where no mapping allows the access. passed_over:
     calls of which it is not known what they did -> how many. khugepaged: None where it was not run.
+    shrunk: each time that shrinkers were asked.
     """
 
     settings: Settings
@@ -110,6 +124,7 @@ class LifeOutcome:
     nowhere: int
     passed_over: dict[str, int]
     khugepaged: KhugepagedWork | None
+    shrunk: tuple[Shrunk, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ Faults between two other events are taken together, for until the next one memor
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,8 @@ from mthp.image.recording import EventKind, FaultFlag, HowBegun, RecordedProcess
 from mthp.life.recorded_calls import AT_BEGIN, Calls
 from mthp.life.recorded_khugepaged import RecordedKhugepaged
 from mthp.life.recorded_pages import BY_PTES, GUARD, NONE, ZERO, PageStore
-from mthp.life.recorded_records import MemoryMoment
+from mthp.life.recorded_records import MemoryMoment, Shrunk
+from mthp.life.recorded_shrink import shrink
 from mthp.life.recorded_space import (
     PROT,
     PROT_WRITE,
@@ -28,7 +30,7 @@ from mthp.life.recorded_space import (
     Span,
     SpanTraits,
 )
-from mthp.words.profiles import Profile
+from mthp.words.profiles import DEFAULT, Profile
 from mthp.words.settings import Settings
 
 MOST_TOGETHER = 4096
@@ -45,34 +47,47 @@ Watch = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Daemon:
-    """khugepaged is to be run: that of a profile. all_young: every page counts as used, not only those of
-    which a fault shows it."""
+class Meanwhile:
+    """What happens beside the program. profile: of the kernel. all_young: every page counts as used, not only
+    those of which a fault shows it. pressure: when shrinkers are asked for all that they can give, in
+    nanoseconds. scans: whether khugepaged runs."""
 
     profile: Profile
     all_young: bool = False
+    pressure: tuple[int, ...] = ()
+    scans: bool = True
 
-    def made(self, pages: PageStore, settings: Settings) -> RecordedKhugepaged:
+    def khugepaged(self, pages: PageStore, settings: Settings) -> RecordedKhugepaged | None:
         """The daemon of one replay."""
+        if not self.scans:
+            return None
         return RecordedKhugepaged(pages, settings, self.profile, all_young=self.all_young)
+
+
+NOTHING = Meanwhile(DEFAULT, scans=False)
 
 
 class RecordedReplay:
     """One replay of a recording under settings.
 
     points: time, rss, frames and huge of the curve; folios: of each, how many there are of each order. peak,
-    peak_at: when folios take most; the event after it and how often khugepaged had woken up. end: before the
-    command's first task ended; None before. nowhere: faults that found no mapping, or one that does not allow
-    the access. khugepaged: None where it is not run.
+    peak_at: when folios take most; the event after it and how much had happened beside the program. end:
+    before the command's first task ended; None before. nowhere: faults that found no mapping, or one that
+    does not allow the access. khugepaged: None where it is not run. shrunk: each time that shrinkers were
+    asked.
     """
 
     def __init__(
-        self, recording: Recording, settings: Settings, daemon: Daemon | None = None
+        self, recording: Recording, settings: Settings, meanwhile: Meanwhile = NOTHING
     ) -> None:
         self._recording = recording
         self._settings = settings
         self.pages = PageStore(recording.geometry.pmd_order)
-        self.khugepaged = daemon.made(self.pages, settings) if daemon is not None else None
+        self.khugepaged = meanwhile.khugepaged(self.pages, settings)
+        self.shrunk: list[Shrunk] = []
+        self._profile = meanwhile.profile
+        self._pressure = deque(sorted(meanwhile.pressure))
+        self._in_use: set[int] = set()
         limit = 1 << (56 - recording.geometry.page_shift)
         self.calls = Calls(recording.geometry.page_shift, limit)
         self.spaces: dict[int, RecordedSpace] = {}
@@ -140,22 +155,22 @@ class RecordedReplay:
         stops: Iterable[int] = (),
         watch: Watch | None = None,
     ) -> None:
-        """Live up to an event, and so many of khugepaged's wakeups. watch: is called before each of the
-        events in stops, with its number."""
+        """Live up to an event, and until so much has happened beside the program. watch: is called before
+        each of the events in stops, with its number."""
         kinds = self._recording.kind
-        count, wakeups = until or (len(kinds), sys.maxsize)
+        count, most = until or (len(kinds), sys.maxsize)
         marks = iter(sorted({each for each in stops if each <= count}))
         mark = next(marks, count + 1)
         begin = 0
         for edge in [*np.flatnonzero(kinds[:count] != EventKind.FAULT).tolist(), count]:
             while True:
-                wakes = self._wake_up(begin, wakeups)
+                happens = self._meanwhile(begin, most)
                 if mark == begin and watch is not None:
                     watch(mark)
                     mark = next(marks, count + 1)
                 if begin == edge:
                     break
-                end = min(edge, begin + MOST_TOGETHER, mark, wakes)
+                end = min(edge, begin + MOST_TOGETHER, mark, happens)
                 self._faults(begin, end)
                 self._note(int(self._recording.time[end - 1]), end)
                 begin = end
@@ -163,24 +178,37 @@ class RecordedReplay:
                 self._other(edge)
                 begin = edge + 1
 
-    def _wake_up(self, event: int, most: int) -> int:
-        """Let khugepaged make the wakeups that come before an event; before which one the next comes."""
+    @property
+    def beside(self) -> int:
+        """How much has happened beside the program: khugepaged's wakeups, and calls of shrinkers."""
+        return len(self.shrunk) + (self.khugepaged.wakeups if self.khugepaged is not None else 0)
+
+    def _meanwhile(self, event: int, most: int) -> int:
+        """Let happen what comes before an event; before which one the next comes."""
         daemon, times = self.khugepaged, self._recording.time
-        if daemon is None:
-            return len(times) + 1
-        if daemon.woken and event:
+        if daemon is not None and daemon.woken and event:
             daemon.due = int(times[event - 1])
-        while daemon.due is not None and daemon.wakeups < most:
-            at = int(np.searchsorted(times, daemon.due, side="right"))
+        while self.beside < most:
+            asked = self._pressure[0] if self._pressure else sys.maxsize
+            due = daemon.due if daemon is not None and daemon.due is not None else sys.maxsize
+            now = min(asked, due)
+            at = int(np.searchsorted(times, now, side="right"))
             if at > event or at == len(times):
                 return at
-            now, collapsed = daemon.due, daemon.table.collapsed.total()
-            daemon.wake_up(now)
-            if daemon.table.collapsed.total() != collapsed:
-                for space in self.spaces.values():
-                    space.peak = max(space.peak, space.anon)
-                self._note(now, event)
+            if daemon is not None and due <= asked:
+                daemon.wake_up(now)
+            else:
+                self._shrink(self._pressure.popleft())
+            for space in self.spaces.values():
+                space.peak = max(space.peak, space.anon)
+            self._note(now, event)
         return len(times) + 1
+
+    def _shrink(self, now: int) -> None:
+        """Ask shrinkers for all that they can give."""
+        spaces, settings = self.spaces.values(), self._settings
+        given = shrink(self.pages, spaces, settings, self._profile, self._in_use, now)
+        self.shrunk.append(given)
 
     def moment(self, time: int) -> MemoryMoment:
         """Memory as it is, at a time."""
@@ -200,8 +228,7 @@ class RecordedReplay:
         self.points.append((time, *now, pages.frames - pages.huge[0]))
         self.folios.append(folios)
         if (pages.frames, pages.rss) > (self.peak.frames, self.peak.rss):
-            wakeups = self.khugepaged.wakeups if self.khugepaged is not None else 0
-            self.peak, self.peak_at = self.moment(time), (event, wakeups)
+            self.peak, self.peak_at = self.moment(time), (event, self.beside)
 
     # Events that are no faults
 

@@ -42,6 +42,7 @@ def render_life(lived: Lived, console: Console, *, verbose: bool = False) -> Non
     columns = [("", "left"), ("without huge pages", "right"), ("as given", "right")]
     page.table(columns, _figures(lived), indent=0)
     _khugepaged(page, lived)
+    _shrunk(page, lived)
     _peak(page, lived)
     page.console.print()
     page.line(held_text(lived.held, off=lived.off), "dim")
@@ -93,6 +94,32 @@ def _khugepaged(page: SafeConsole, lived: Lived) -> None:
         page.heading("What khugepaged does meanwhile")
     for text in texts:
         page.line(text, indent=2)
+
+
+def _shrunk(page: SafeConsole, lived: Lived) -> None:
+    """What came back under pressure."""
+    if lived.given.shrunk:
+        page.heading("What comes back when memory is asked for")
+    for text in shrunk_texts(lived):
+        page.line(text, indent=2)
+
+
+def shrunk_texts(lived: Lived) -> Iterator[str]:
+    """What shrinkers split and gave, each time they were asked."""
+    for each in lived.given.shrunk:
+        when = f"{short_time(each.time)} after the beginning"
+        if not each.split:
+            yield f"Nothing, {when}: no folio is partly mapped, and no huge page underused."
+            continue
+        sizes = ", ".join(
+            f"{count:,} of {order_name(lived.geometry, order)}"
+            for order, count in each.split.items()
+        )
+        text = f"{_bytes(lived, each.freed)}, {when}, of folios that are split: {sizes}."
+        if each.underused:
+            text += f" {plural(each.underused, 'of them was', 'of them were')} underused"
+            text += f", and the zero page stands for {_bytes(lived, each.unmapped)} now."
+        yield text
 
 
 def khugepaged_texts(lived: Lived) -> Iterator[str]:
@@ -302,6 +329,16 @@ def _outcome_values(shift: int, outcome: LifeOutcome) -> dict[str, Any]:
         "nowhere": outcome.nowhere,
         "passed_over": outcome.passed_over,
         "khugepaged": _work_values(shift, outcome.khugepaged),
+        "pressure": [
+            {
+                "time": each.time,
+                "split": {str(order): count for order, count in each.split.items()},
+                "underused": each.underused,
+                "unmapped_bytes": each.unmapped << shift,
+                "freed_bytes": each.freed << shift,
+            }
+            for each in outcome.shrunk
+        ],
         "mappings": [
             {
                 "process": each.process,

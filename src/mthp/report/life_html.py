@@ -8,7 +8,7 @@ from html import escape
 
 from mthp import __version__
 from mthp.life.recorded_records import LifeOutcome, LifeSweep, Lived
-from mthp.report.life import fault_time, held_text, khugepaged_texts
+from mthp.report.life import fault_time, held_text, khugepaged_texts, shrunk_texts
 from mthp.report.phrases import order_name, percent, short_time
 from mthp.report.web.how import how_lines
 from mthp.report.web.life_curves import curve_lines, multiple_lines, size_lines
@@ -26,7 +26,7 @@ def life_html_text(lived: Lived, recorded: Settings) -> str:
         *how_lines(recorded, lived.given.settings),
         *curve_lines(lived.recorded, lived.given, last, geometry),
         *size_lines(lived.given, last, geometry),
-        *_khugepaged(lived),
+        *_beside(lived),
         *_figures(lived),
         *_peak(lived),
         *_rests_on(held_text(lived.held, off=lived.off), lived.unseen),
@@ -89,10 +89,14 @@ def _verdict(lived: Lived) -> Iterator[str]:
     yield "</ul>"
 
 
-def _khugepaged(lived: Lived) -> Iterator[str]:
-    texts = list(khugepaged_texts(lived))
-    if texts:
-        yield f"<h2>What khugepaged does meanwhile</h2><p>{escape(' '.join(texts))}</p>"
+def _beside(lived: Lived) -> Iterator[str]:
+    """What happens beside the program."""
+    for title, texts in (
+        ("What khugepaged does meanwhile", [*khugepaged_texts(lived)]),
+        ("What comes back when memory is asked for", [*shrunk_texts(lived)]),
+    ):
+        if texts:
+            yield f"<h2>{title}</h2><p>{escape(' '.join(texts))}</p>"
 
 
 def _figures(lived: Lived) -> Iterator[str]:
